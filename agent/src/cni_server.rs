@@ -1,0 +1,296 @@
+//! The plugin's way in: a Unix socket that only root may use, one request to a connection.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use podwire_cni::protocol::{self, Failure, Reply, Request, codes};
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::daemon::Event;
+use crate::error::Error;
+
+/// The plugin sends its request at once: a peer that does not is no plugin.
+const READ_DEADLINE: Duration = Duration::from_secs(5);
+/// Longer than the plugin waits: whoever is still there gets an answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// Connections that are served at the same moment; others wait in the socket's queue.
+const CONNECTIONS: usize = 128;
+
+/// The listening socket. Its file is removed when it is dropped.
+#[derive(Debug)]
+pub struct CniServer {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl CniServer {
+    /// Makes the socket: mode 0600 from its first moment under its name. One that a dead agent left is replaced.
+    ///
+    /// # Errors
+    /// [`Error::SocketInUse`] when somebody listens there; [`Error::File`].
+    pub fn bind(path: &Path) -> Result<Self, Error> {
+        if BlockingStream::connect(path).is_ok() {
+            return Err(Error::SocketInUse { path: path.into() });
+        }
+        if let Some(folder) = path.parent() {
+            let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
+            made.map_err(Error::file("create", folder))?;
+        }
+        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        let _ = fs::remove_file(&temporary);
+        let listener = UnixListener::bind(&temporary).map_err(Error::file("listen on", &temporary))?;
+        fs::set_permissions(&temporary, Permissions::from_mode(0o600))
+            .and_then(|()| fs::rename(&temporary, path))
+            .map_err(Error::file("listen on", path))?;
+        Ok(Self { listener, path: path.into() })
+    }
+
+    /// Serves until nobody receives the events any more.
+    pub async fn serve(self, events: mpsc::Sender<Event>) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = events.closed() => return,
+            };
+            let events = events.clone();
+            match accepted {
+                Ok((stream, _)) => {
+                    tokio::spawn(async move {
+                        if let Err(error) = converse(stream, &events).await {
+                            debug!("connection of a plugin: {error}");
+                        }
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: others have to be closed first.
+                    warn!("accept a plugin's connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for CniServer {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>) -> io::Result<()> {
+    let peer = stream.peer_cred()?.uid();
+    let reply = match authorize(peer) {
+        Err(failure) => Reply::Failed(failure),
+        Ok(()) => match timeout(READ_DEADLINE, read_request(&mut stream)).await {
+            Ok(Ok(request)) => ask(request, events).await,
+            Ok(Err(failure)) => Reply::Failed(failure),
+            Err(_) => Reply::Failed(refused(format!(
+                "no complete request came within {} s",
+                READ_DEADLINE.as_secs()
+            ))),
+        },
+    };
+    let write = async {
+        stream.write_all(&protocol::encode(&reply)?).await?;
+        stream.shutdown().await
+    };
+    timeout(READ_DEADLINE, write).await?
+}
+
+/// Only root: the socket gives out addresses and attaches programs.
+fn authorize(uid: u32) -> Result<(), Failure> {
+    if uid == 0 {
+        return Ok(());
+    }
+    Err(refused(format!("user {uid} may not speak to the agent: only root may")))
+}
+
+async fn read_request(stream: &mut UnixStream) -> Result<Request, Failure> {
+    let cut = |error: io::Error| refused(format!("read the request: {error}"));
+    let mut header = [0; 4];
+    stream.read_exact(&mut header).await.map_err(cut)?;
+    let length = protocol::frame_length(header).map_err(|error| refused(error.to_string()))?;
+    let mut json = vec![0; length];
+    stream.read_exact(&mut json).await.map_err(cut)?;
+    decode(&json)
+}
+
+fn decode(json: &[u8]) -> Result<Request, Failure> {
+    /// What every version of the protocol has.
+    #[derive(Deserialize)]
+    struct AnyVersion {
+        version: u32,
+    }
+    let bad = |error: serde_json::Error| refused(format!("the request does not decode: {error}"));
+    let AnyVersion { version } = serde_json::from_slice(json).map_err(bad)?;
+    if version != protocol::VERSION {
+        let ours = protocol::VERSION;
+        return Err(refused(format!(
+            "the plugin speaks version {version} of the protocol, this agent version {ours}: install both from one release"
+        )));
+    }
+    serde_json::from_slice(json).map_err(bad)
+}
+
+async fn ask(request: Request, events: &mpsc::Sender<Event>) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    let asked = events.send(Event::Call { call: request.call, reply }).await;
+    if asked.is_err() {
+        return Reply::Failed(stopping());
+    }
+    match timeout(ANSWER_DEADLINE, answer).await {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(_)) => Reply::Failed(stopping()),
+        Err(_) => Reply::Failed(Failure {
+            code: codes::TRY_AGAIN_LATER,
+            message: format!("the agent did not get to the request within {} s", ANSWER_DEADLINE.as_secs()),
+        }),
+    }
+}
+
+fn stopping() -> Failure {
+    Failure { code: codes::TRY_AGAIN_LATER, message: "the agent is stopping".into() }
+}
+
+fn refused(message: String) -> Failure {
+    Failure { code: codes::DECODING_FAILURE, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podwire_cni::protocol::{Attachment, Call, MAX_FRAME, VERSION};
+    use std::io::{Read, Write};
+
+    fn request() -> Request {
+        let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
+        Request { version: VERSION, call: Call::Del(attachment) }
+    }
+
+    /// Sends raw bytes to a server whose daemon answers `Deleted`, and gives the answer.
+    fn answer_to(bytes: Vec<u8>) -> Reply {
+        with_server(move |path| {
+            let mut stream = BlockingStream::connect(path).unwrap();
+            stream.write_all(&bytes).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            protocol::read_frame(&mut stream).unwrap()
+        })
+    }
+
+    fn with_server<T: Send + 'static>(client: impl FnOnce(&Path) -> T + Send + 'static) -> T {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let server = CniServer::bind(&path).unwrap();
+            let (sender, mut events) = mpsc::channel(8);
+            tokio::spawn(server.serve(sender));
+            tokio::spawn(async move {
+                while let Some(event) = events.recv().await {
+                    if let Event::Call { reply, .. } = event {
+                        reply.send(Reply::Deleted).unwrap();
+                    }
+                }
+            });
+            tokio::task::spawn_blocking(move || client(&path)).await.unwrap()
+        })
+    }
+
+    fn framed(json: &[u8]) -> Vec<u8> {
+        [&u32::try_from(json.len()).unwrap().to_be_bytes()[..], json].concat()
+    }
+
+    fn check_refused(bytes: Vec<u8>, says: &str) {
+        match answer_to(bytes) {
+            Reply::Failed(failure) => {
+                assert_eq!(failure.code, codes::DECODING_FAILURE);
+                assert!(failure.message.contains(says), "{failure}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_reaches_the_daemon_and_its_reply_the_plugin() {
+        assert_eq!(answer_to(protocol::encode(&request()).unwrap()), Reply::Deleted);
+    }
+
+    #[test]
+    fn an_unknown_version_is_refused_even_if_the_rest_is_unknown_too() {
+        check_refused(framed(br#"{"version":9,"verb":"add"}"#), "version 9");
+    }
+
+    #[test]
+    fn what_does_not_decode_is_named() {
+        check_refused(framed(b"hello"), "does not decode");
+        check_refused(framed(br#"{"version":1,"call":{"steal":{}}}"#), "steal");
+        check_refused(framed(br#"{"version":1,"call":{"del":{"container_id":"c"}}}"#), "interface");
+    }
+
+    #[test]
+    fn a_frame_over_the_limit_is_refused_before_it_is_read() {
+        let length = u32::try_from(MAX_FRAME + 1).unwrap();
+        check_refused(length.to_be_bytes().to_vec(), "1048577");
+    }
+
+    #[test]
+    fn a_frame_that_ends_early_is_refused() {
+        check_refused(vec![0, 0, 0, 9, b'{'], "read the request");
+    }
+
+    #[test]
+    fn only_root_may_ask() {
+        assert_eq!(authorize(0), Ok(()));
+        assert!(authorize(1000).unwrap_err().message.contains("user 1000"));
+    }
+
+    #[test]
+    fn the_socket_is_roots_alone_and_goes_with_the_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/agent.sock");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let server = CniServer::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(matches!(CniServer::bind(&path), Err(Error::SocketInUse { .. })));
+        drop(server);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_dead_agents_socket_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        CniServer::bind(&path).unwrap();
+    }
+
+    #[test]
+    fn one_connection_carries_one_request() {
+        with_server(|path| {
+            let mut stream = BlockingStream::connect(path).unwrap();
+            stream.write_all(&protocol::encode(&request()).unwrap()).unwrap();
+            let reply: Reply = protocol::read_frame(&mut stream).unwrap();
+            assert_eq!(reply, Reply::Deleted);
+            assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+        });
+    }
+}

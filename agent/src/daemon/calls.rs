@@ -1,0 +1,322 @@
+//! What the plugin asks for: ADD, DEL, CHECK. Each replies only when disk, maps and programs agree.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use podwire_cni::protocol::{Add, Added, Attachment, Call, Failure, Reply, codes, host_interface};
+use podwire_common::abi::ENDPOINT_STACK_ONLY;
+use tracing::{error, info, warn};
+
+use super::{Daemon, Readiness};
+use crate::desired::{Route, endpoint_entry};
+use crate::diff::Op;
+use crate::error::Error;
+use crate::ipam::{IpamError, Pool};
+use crate::model::{Endpoint, format_mac, parse_mac};
+
+/// The least MTU of IPv4 (RFC 791).
+const LEAST_MTU: u32 = 68;
+
+impl Daemon {
+    pub(super) async fn answer(&mut self, call: Call) -> Reply {
+        let result = match &call {
+            Call::Add(add) => self.add(add).await.map(Reply::Added),
+            Call::Del(attachment) => self.del(attachment).await.map(|()| Reply::Deleted),
+            Call::Check(attachment) => self.check(attachment).await.map(Reply::Checked),
+        };
+        result.unwrap_or_else(|failure| {
+            warn!(code = failure.code, "refused: {failure}");
+            Reply::Failed(failure)
+        })
+    }
+
+    async fn add(&mut self, add: &Add) -> Result<Added, Failure> {
+        let mut endpoint = self.plan(add)?;
+        endpoint.ifindex = self.checked_device(&endpoint).await?;
+        let known = self.model.endpoints.get(&endpoint.attachment).map(|known| known.address);
+        endpoint.address = match known {
+            Some(address) => address,
+            None => self.allocate(&add.addresses)?,
+        };
+        self.model.endpoints.insert(endpoint.attachment.clone(), endpoint.clone());
+        if let Err(error) = self.connect(&endpoint).await {
+            self.undo(&endpoint).await;
+            return Err(failure(&error));
+        }
+        info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
+        Ok(added(&endpoint))
+    }
+
+    /// The endpoint that is asked for, its address and device still open.
+    fn plan(&self, add: &Add) -> Result<Endpoint, Failure> {
+        if let Readiness::Waiting(why) = &*self.readiness.borrow() {
+            return Err(refuse(codes::TRY_AGAIN_LATER, format!("the agent is not ready: {why}")));
+        }
+        let expected = host_interface(&add.attachment);
+        if add.host_interface != expected {
+            let message = format!(
+                "the host side is to be named {expected}, not {}: install plugin and agent of one release",
+                add.host_interface
+            );
+            return Err(refuse(codes::DECODING_FAILURE, message));
+        }
+        let mac = |text: &String| {
+            parse_mac(text).filter(|mac| !mac.is_group()).ok_or_else(|| {
+                refuse(codes::DECODING_FAILURE, format!("`{text}` is not a unicast link address"))
+            })
+        };
+        let known = self.model.endpoints.get(&add.attachment);
+        if let Some(known) = known
+            && let Some(other) = add.addresses.iter().find(|asked| asked.addr() != IpAddr::V4(known.address))
+        {
+            let message = format!(
+                "address {other} is asked for, but the attachment has {} already: DEL it first",
+                known.address
+            );
+            return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
+        }
+        let own = self.model.own.as_ref();
+        let gateway = known.map(|known| known.gateway).or(own.map(|own| own.overlay_address()));
+        let (Some(gateway), Some(fitting)) = (gateway, self.model.pod_mtu()) else {
+            return Err(refuse(
+                codes::TRY_AGAIN_LATER,
+                "the agent is not ready: this node is not known yet".into(),
+            ));
+        };
+        Ok(Endpoint {
+            attachment: add.attachment.clone(),
+            netns: add.netns.clone(),
+            host_interface: expected,
+            ifindex: 0,
+            id: known.map_or_else(|| self.free_id(), |known| known.id),
+            pod_mac: mac(&add.pod_mac)?,
+            host_mac: mac(&add.host_mac)?,
+            address: Ipv4Addr::UNSPECIFIED,
+            gateway,
+            mtu: wanted_mtu(add.mtu, fitting)?,
+            pod: add.pod.clone(),
+        })
+    }
+
+    /// The smallest number that no endpoint has.
+    fn free_id(&self) -> u32 {
+        let mut used: Vec<_> = self.model.endpoints.values().map(|endpoint| endpoint.id).collect();
+        used.sort_unstable();
+        (1..).zip(used).find(|(free, used)| free != used).map_or_else(
+            || u32::try_from(self.model.endpoints.len()).unwrap_or(u32::MAX).saturating_add(1),
+            |(free, _)| free,
+        )
+    }
+
+    /// The device's ifindex, once it is what the plugin says it made.
+    async fn checked_device(&self, endpoint: &Endpoint) -> Result<u32, Failure> {
+        let name = endpoint.host_interface.clone();
+        let device = self.links.device(&name).await.map_err(|error| failure(&error))?;
+        let Some(device) = device else {
+            return Err(failure(&Error::NoDevice { name }));
+        };
+        if device.mac != Some(endpoint.host_mac) {
+            let has = device.mac.map_or_else(|| "none".into(), format_mac);
+            let problem = format!(
+                "its link address is {has}, not {} as it was made with: keep other tools (udev, networkd) off devices named pw*",
+                format_mac(endpoint.host_mac)
+            );
+            return Err(failure(&Error::Device { name, problem }));
+        }
+        Ok(device.index)
+    }
+
+    fn allocate(&mut self, asked: &[IpNet]) -> Result<Ipv4Addr, Failure> {
+        let Some(pool) = &mut self.pool else {
+            return Err(refuse(
+                codes::TRY_AGAIN_LATER,
+                "the agent is not ready: this node's podCIDR is not known".into(),
+            ));
+        };
+        let address = match asked {
+            [] => pool.allocate(),
+            [IpNet::V4(asked)] => pool.take(asked.addr()).map(|()| asked.addr()),
+            [other] => {
+                let message = format!("address {other} is asked for: this node has IPv4 addresses only");
+                return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
+            }
+            several => {
+                let message = format!("{} addresses are asked for: a pod gets one per family", several.len());
+                return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
+            }
+        };
+        address.map_err(|error| {
+            let code = match error {
+                IpamError::Exhausted { .. } => codes::ADDRESSES_EXHAUSTED,
+                _ => codes::ADDRESS_UNAVAILABLE,
+            };
+            refuse(code, error.to_string())
+        })
+    }
+
+    /// Disk, programs, link, map, route: in this order, so that at each step what it needs is there.
+    async fn connect(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
+        if let Some(last) = self.pool.as_ref().and_then(Pool::last) {
+            self.store.save_last_address(last)?;
+        }
+        self.store.save(endpoint)?;
+        self.dataplane.attach_pod(&endpoint.host_interface)?;
+        let device = self.links.device(&endpoint.host_interface).await?;
+        let device = device.ok_or_else(|| Error::NoDevice { name: endpoint.host_interface.clone() })?;
+        self.links.set_mtu_and_up(&device, endpoint.mtu).await?;
+        self.apply(Op::SetEndpoint(endpoint.address.into(), endpoint_entry(endpoint))).await?;
+        let route = self.route_to(endpoint);
+        self.apply(Op::SetRoute(endpoint.address.into(), route)).await
+    }
+
+    /// After an ADD that failed half way. The device stays: the plugin made it and removes it.
+    async fn undo(&mut self, endpoint: &Endpoint) {
+        let route = self.route_to(endpoint);
+        let undone = [
+            self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await,
+            self.apply(Op::RemoveEndpoint(endpoint.address.into())).await,
+            self.links.set_down(endpoint.ifindex, &endpoint.host_interface).await,
+            self.dataplane.maps.forget_pod(endpoint.address),
+            self.store.remove(endpoint),
+        ];
+        self.dataplane.detach_pod(&endpoint.host_interface);
+        for error in undone.into_iter().filter_map(Result::err) {
+            error!(pod = %endpoint, "undo a failed ADD: {error}");
+        }
+        self.forget(endpoint);
+    }
+
+    async fn del(&mut self, attachment: &Attachment) -> Result<(), Failure> {
+        let Some(endpoint) = self.model.endpoints.get(attachment).cloned() else {
+            return Ok(());
+        };
+        self.release(&endpoint).await.map_err(|error| failure(&error))?;
+        info!(pod = %endpoint, container = attachment.container_id, "deleted");
+        Ok(())
+    }
+
+    /// Takes everything of an endpoint back, what points at something before what it points at; the address last, when
+    /// nothing refers to it any more.
+    pub(super) async fn release(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
+        let route = self.route_to(endpoint);
+        self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await?;
+        self.apply(Op::RemoveEndpoint(endpoint.address.into())).await?;
+        // By its name and its number: a device that somebody else made meanwhile is not the pod's.
+        if endpoint.ifindex != 0
+            && self
+                .links
+                .device(&endpoint.host_interface)
+                .await?
+                .is_some_and(|device| device.index == endpoint.ifindex)
+        {
+            self.links.remove_device(endpoint.ifindex, &endpoint.host_interface).await?;
+        }
+        self.dataplane.maps.forget_pod(endpoint.address)?;
+        self.store.remove(endpoint)?;
+        self.forget(endpoint);
+        Ok(())
+    }
+
+    fn forget(&mut self, endpoint: &Endpoint) {
+        self.model.endpoints.remove(&endpoint.attachment);
+        if let Some(pool) = &mut self.pool {
+            pool.release(endpoint.address);
+        }
+    }
+
+    async fn check(&mut self, attachment: &Attachment) -> Result<Added, Failure> {
+        let Some(endpoint) = self.model.endpoints.get(attachment).cloned() else {
+            let message = format!("the agent has no attachment of container {}", attachment.container_id);
+            return Err(refuse(codes::UNKNOWN_CONTAINER, message));
+        };
+        let name = &endpoint.host_interface;
+        let wrong = |problem: &str| refuse(codes::CHECK_FAILED, format!("{endpoint}: {problem}"));
+        let device = self.links.device(name).await.map_err(|error| failure(&error))?;
+        match device {
+            Some(device) if device.index != endpoint.ifindex || device.mac != Some(endpoint.host_mac) => {
+                return Err(wrong("the host side is not the device that the plugin made"));
+            }
+            Some(device) if !device.up => return Err(wrong("the host side is down")),
+            Some(_) => {}
+            None => return Err(wrong("the host side is gone")),
+        }
+        let entry = self.dataplane.maps.endpoint(endpoint.address).map_err(|error| failure(&error))?;
+        let entry = entry.map(|mut entry| {
+            entry.flags &= !ENDPOINT_STACK_ONLY;
+            entry
+        });
+        if entry != Some(endpoint_entry(&endpoint)) {
+            return Err(wrong("its entry in the map ENDPOINTS is missing or wrong"));
+        }
+        let filters = self.links.filters(endpoint.ifindex).await.map_err(|error| failure(&error))?;
+        if !filters.both() {
+            return Err(wrong("its programs were detached from the host side"));
+        }
+        let host = self.links.host().await.map_err(|error| failure(&error))?;
+        if host.own_routes.get(&endpoint.address.into()) != Some(&self.route_to(&endpoint)) {
+            return Err(wrong("the host's route to it is missing or wrong"));
+        }
+        Ok(added(&endpoint))
+    }
+
+    fn route_to(&self, endpoint: &Endpoint) -> Route {
+        let source = self.model.own.as_ref().map(|own| own.address);
+        Route::Link { device: endpoint.ifindex, gateway: None, source }
+    }
+}
+
+fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {
+    match configured {
+        None => Ok(fitting),
+        Some(mtu) if mtu > fitting => {
+            let message = format!(
+                "mtu: {mtu} is more than the {fitting} bytes that fit this node's uplinks: lower it or leave it out"
+            );
+            Err(refuse(codes::INVALID_CONFIGURATION, message))
+        }
+        Some(mtu) if mtu < LEAST_MTU => Err(refuse(
+            codes::INVALID_CONFIGURATION,
+            format!("mtu: {mtu} is less than the {LEAST_MTU} bytes of IPv4"),
+        )),
+        Some(mtu) => Ok(mtu),
+    }
+}
+
+fn added(endpoint: &Endpoint) -> Added {
+    Added {
+        addresses: vec![IpNet::from(IpAddr::V4(endpoint.address))],
+        gateways: vec![endpoint.gateway.into()],
+        mtu: endpoint.mtu,
+        pod_mac: format_mac(endpoint.pod_mac),
+        host_mac: format_mac(endpoint.host_mac),
+        host_interface: endpoint.host_interface.clone(),
+    }
+}
+
+fn refuse(code: u32, message: String) -> Failure {
+    Failure { code, message }
+}
+
+fn failure(error: &Error) -> Failure {
+    let code = match error {
+        Error::File { .. } => codes::IO_FAILURE,
+        Error::Netlink { .. } | Error::NoDevice { .. } | Error::Device { .. } => codes::NETLINK_FAILURE,
+        _ => codes::AGENT_FAILURE,
+    };
+    refuse(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configured_mtu_has_to_fit() {
+        assert_eq!(wanted_mtu(None, 1450), Ok(1450));
+        assert_eq!(wanted_mtu(Some(1400), 1450), Ok(1400));
+        let failure = wanted_mtu(Some(1500), 1450).unwrap_err();
+        assert_eq!(failure.code, codes::INVALID_CONFIGURATION);
+        assert!(failure.message.contains("1500") && failure.message.contains("1450"), "{failure}");
+        assert_eq!(wanted_mtu(Some(67), 1450).unwrap_err().code, codes::INVALID_CONFIGURATION);
+    }
+}

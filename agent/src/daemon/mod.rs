@@ -1,0 +1,228 @@
+//! The one owner of state. Everything else sends it events.
+
+mod calls;
+mod reconcile;
+mod start;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use podwire_cni::protocol::{Call, Reply};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::config::Config;
+use crate::conntrack::Conntrack;
+use crate::dataplane::Dataplane;
+use crate::dataplane::attach::UplinkAttachment;
+use crate::dataplane::maps::Counters;
+use crate::host::Host;
+use crate::housekeeping;
+use crate::ipam::Pool;
+use crate::links::Links;
+use crate::model::Model;
+use crate::nodes::{Cluster, NodeProblem, NodeRecord, new_problems};
+use crate::store::Store;
+
+/// What the sources have to say.
+#[derive(Debug)]
+pub enum Event {
+    /// The plugin asks for something.
+    Call {
+        /// What.
+        call: Call,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply>,
+    },
+    /// A complete node list.
+    Nodes {
+        /// Its entries.
+        records: Vec<NodeRecord>,
+        /// Those of them that do not decode.
+        problems: Vec<NodeProblem>,
+    },
+    /// The node list cannot be used as a whole; why.
+    NodeListUnusable(String),
+    /// Time for housekeeping.
+    Tick,
+    /// Somebody wants to see figures.
+    Figures(oneshot::Sender<Figures>),
+    /// Time to end, with the data path left in place.
+    Stop,
+}
+
+/// Whether ADD is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Yes.
+    Ready,
+    /// No, and why.
+    Waiting(String),
+}
+
+/// Figures for operators.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// What the programs counted.
+    pub counters: Counters,
+    /// Pods of this node.
+    pub endpoints: usize,
+    /// Nodes that can be used, this one included.
+    pub nodes: usize,
+    /// Addresses that can be handed out at all.
+    pub addresses: u32,
+}
+
+/// The one owner of state.
+pub struct Daemon {
+    config: Config,
+    uplink_attachment: UplinkAttachment,
+    store: Store,
+    links: Links,
+    dataplane: Dataplane,
+    model: Model,
+    /// `None` until this node's podCIDR is known; then it stays, whatever becomes of the node list.
+    pool: Option<Pool>,
+    host: Host,
+    /// `None`: the kernel has no connection tracking to ask.
+    conntrack: Option<Conntrack>,
+    /// Uplinks that have this process's programs, by ifindex.
+    attached: BTreeMap<u32, String>,
+    problems: BTreeSet<NodeProblem>,
+    /// Why the last node list has no usable entry for this node, if it has none.
+    own_missing: Option<String>,
+    /// Whether a complete node list was seen: nothing is deleted before.
+    complete: bool,
+    /// When the ways to the other nodes were last asked for.
+    paths_asked: Option<Instant>,
+    /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
+    reported: BTreeSet<String>,
+    readiness: watch::Sender<Readiness>,
+}
+
+impl Daemon {
+    /// Whether ADD is served, now and after every change.
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.subscribe()
+    }
+
+    /// Serves events until [`Event::Stop`], or until nobody can send any more.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Call { call, reply } => {
+                    // The plugin may have given up waiting: what was done stays and is undone by its DEL.
+                    let _ = reply.send(self.answer(call).await);
+                }
+                Event::Nodes { records, problems } => self.take_nodes(&records, problems).await,
+                Event::NodeListUnusable(reason) if self.complete => {
+                    error!("{reason}; the last good state stays")
+                }
+                Event::NodeListUnusable(reason) => {
+                    error!("{reason}");
+                    self.set_readiness(Readiness::Waiting(reason));
+                }
+                Event::Tick => self.tick().await,
+                Event::Figures(reply) => {
+                    let _ = reply.send(self.figures());
+                }
+                Event::Stop => break,
+            }
+        }
+        info!("stopped; pods keep their network");
+    }
+
+    async fn take_nodes(&mut self, records: &[NodeRecord], malformed: Vec<NodeProblem>) {
+        let own_name = self.config.node_name.clone();
+        let (cluster, problems) = Cluster::from_records(records, &own_name);
+        let problems: Vec<_> = malformed.into_iter().chain(problems).collect();
+        for problem in new_problems(&problems, &self.problems) {
+            warn!("{problem}");
+        }
+        let own_problem =
+            problems.iter().find(|problem| problem.concerns(&own_name)).map(ToString::to_string);
+        self.problems = problems.into_iter().collect();
+        self.own_missing = cluster.own.is_none().then(|| {
+            let list = self.config.nodes.display();
+            own_problem
+                .unwrap_or_else(|| format!("node {own_name} has no usable entry in the node list {list}"))
+        });
+        self.model.remote = cluster.remote;
+        match (cluster.own, &self.model.own) {
+            (Some(own), _) => self.model.own = Some(own),
+            // The pods that are there keep their network by the entry before, whoever else claims it now.
+            (None, Some(before)) => self.model.remote.retain(|_, node| !node.contradicts(before)),
+            (None, None) => {
+                self.set_readiness(Readiness::Waiting(self.own_missing.clone().unwrap_or_default()));
+                return;
+            }
+        }
+        self.complete = true;
+        self.paths_asked = None;
+        self.adopt_pod_network();
+        self.reconcile().await;
+    }
+
+    /// Hands out addresses from the podCIDR of now; those of an earlier one stay with their pods.
+    fn adopt_pod_network(&mut self) {
+        let Some(own) = &self.model.own else {
+            return;
+        };
+        let network = own.pod_network;
+        if self.pool.as_ref().is_some_and(|pool| pool.network() == network) {
+            return;
+        }
+        let taken = self.model.endpoints.values().map(|endpoint| endpoint.address);
+        let last = match &self.pool {
+            Some(pool) => pool.last(),
+            None => self.store.last_address(),
+        };
+        self.pool = Some(Pool::new(network, taken, last));
+        info!(%network, "addresses are handed out from this node's podCIDR");
+        let outside: Vec<_> = self.model.outside_pod_network().map(ToString::to_string).collect();
+        if !outside.is_empty() {
+            warn!(
+                pods = outside.join(", "),
+                "these pods have addresses outside the node's podCIDR {network}: they keep them, but other nodes refuse what they send; restart them"
+            );
+        }
+    }
+
+    async fn tick(&mut self) {
+        match self.dataplane.maps.expire(housekeeping::now(), self.conntrack.as_ref()) {
+            Ok(expired) if expired != Default::default() => debug!(?expired, "housekeeping"),
+            Ok(_) => {}
+            Err(error) => error!("housekeeping: {error}"),
+        }
+        if self.complete {
+            self.reconcile().await;
+        }
+    }
+
+    fn figures(&self) -> Figures {
+        let counters = self.dataplane.maps.counters().unwrap_or_else(|error| {
+            error!("read the counters: {error}");
+            Counters::default()
+        });
+        Figures {
+            counters,
+            endpoints: self.model.endpoints.len(),
+            nodes: self.model.remote.len() + usize::from(self.model.own.is_some()),
+            addresses: self.pool.as_ref().map_or(0, Pool::size),
+        }
+    }
+
+    fn set_readiness(&self, readiness: Readiness) {
+        let changed = self.readiness.send_if_modified(|now| {
+            let changed = *now != readiness;
+            now.clone_from(&readiness);
+            changed
+        });
+        if changed {
+            match readiness {
+                Readiness::Ready => info!("ready"),
+                Readiness::Waiting(why) => warn!(why, "not ready"),
+            }
+        }
+    }
+}

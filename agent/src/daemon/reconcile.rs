@@ -1,0 +1,223 @@
+//! Making the kernel hold what the model wants: after each node list, and every few seconds against what others did.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use podwire_common::names::VXLAN_DEVICE;
+use tracing::{debug, error, info, warn};
+
+use super::{Daemon, Readiness};
+use crate::desired::desired;
+use crate::diff::{Deletions, Op, diff};
+use crate::error::Error;
+use crate::host::{Device, Host};
+use crate::model::{Endpoint, Path};
+
+/// A change of policy routing shows in none of the lists that are compared: the ways are asked for again after this.
+const PATHS_VALID: Duration = Duration::from_secs(60);
+
+impl Daemon {
+    /// One round; what fails is logged and tried again with the next.
+    pub(super) async fn reconcile(&mut self) {
+        if let Err(error) = self.try_reconcile().await {
+            error!("reconcile: {error}");
+            if self.model.uplinks.is_empty() {
+                self.set_readiness(Readiness::Waiting(error.to_string()));
+            }
+        }
+    }
+
+    async fn try_reconcile(&mut self) -> Result<(), Error> {
+        let mut host = self.links.host().await?;
+        self.sweep(&host).await;
+        let tunnel = host.device(VXLAN_DEVICE).map(|device| device.index);
+        if self.model.vxlan.is_some() && self.model.vxlan != tunnel {
+            self.rebuild_tunnel().await?;
+            host = self.links.host().await?;
+        }
+        if !self.look_at_uplinks(&host).await {
+            return Ok(());
+        }
+        // Before the routes: the kernel refuses them through a device that is down.
+        if self.set_up_tunnel(&host).await? {
+            host = self.links.host().await?;
+        }
+        self.apply_contents(&host).await?;
+        self.attach_uplinks()?;
+        self.host = host;
+        self.set_readiness(self.own_missing.clone().map_or(Readiness::Ready, Readiness::Waiting));
+        Ok(())
+    }
+
+    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so.
+    async fn sweep(&mut self, host: &Host) {
+        let gone: Vec<Endpoint> = self
+            .model
+            .endpoints
+            .values()
+            .filter(|endpoint| !host.devices.contains_key(&endpoint.ifindex))
+            .cloned()
+            .collect();
+        for endpoint in gone {
+            info!(pod = %endpoint, "released: its device is gone");
+            if let Err(error) = self.release(&endpoint).await {
+                error!(pod = %endpoint, "release: {error}");
+            }
+        }
+    }
+
+    /// Finds the uplinks and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
+    async fn look_at_uplinks(&mut self, host: &Host) -> bool {
+        let Some(own) = self.model.own.clone() else {
+            return false;
+        };
+        let uplinks = match host.uplinks(&self.config.uplinks, own.address) {
+            Ok(uplinks) => uplinks,
+            Err(why) => {
+                self.set_readiness(Readiness::Waiting(why.to_string()));
+                return false;
+            }
+        };
+        if uplinks != self.model.uplinks {
+            for uplink in &uplinks {
+                let addresses: Vec<_> = uplink.addresses.iter().map(ToString::to_string).collect();
+                info!(device = uplink.name, mtu = uplink.mtu, addresses = addresses.join(", "), "uplink");
+            }
+            self.model.uplinks = uplinks;
+        }
+        let stale = self.paths_asked.is_none_or(|asked| asked.elapsed() > PATHS_VALID);
+        if stale || host.routes_differ(&self.host) {
+            let mtu_before = self.model.pod_mtu();
+            self.model.paths = self.ask_paths(host).await;
+            self.paths_asked = Some(Instant::now());
+            if let Some(mtu) = self.model.pod_mtu()
+                && mtu_before != Some(mtu)
+            {
+                info!(mtu, "MTU of new pods");
+                if let Some(fitting) = self.model.fitting_mtu()
+                    && mtu > fitting
+                {
+                    warn!(
+                        "--mtu {mtu} is more than the {fitting} bytes that fit this node's uplinks: pods will be told so packet by packet"
+                    );
+                }
+            }
+        }
+        true
+    }
+
+    async fn ask_paths(&mut self, host: &Host) -> BTreeMap<Ipv4Addr, Path> {
+        let mut paths = BTreeMap::new();
+        let mut reports = BTreeSet::new();
+        for node in self.model.remote.values() {
+            match self.links.path(node.address, host).await {
+                Some(path) => {
+                    if !self.model.uplinks.iter().any(|uplink| uplink.index == path.device) {
+                        let device = host.devices.get(&path.device).map_or("?", |device| &device.name);
+                        reports.insert(format!(
+                            "the route to node {} ({}) leaves by {device}, which is no uplink: name it with --uplink",
+                            node.name, node.address
+                        ));
+                    }
+                    paths.insert(node.address, path);
+                }
+                None => {
+                    reports.insert(format!(
+                        "there is no route to node {} (InternalIP {}): its pods are out of reach",
+                        node.name, node.address
+                    ));
+                }
+            }
+        }
+        for report in reports.difference(&self.reported) {
+            warn!("{report}");
+        }
+        self.reported = reports;
+        paths
+    }
+
+    /// Maps and routes. An operation that fails does not keep the others from being done.
+    async fn apply_contents(&mut self, host: &Host) -> Result<(), Error> {
+        let want = desired(&self.model);
+        let mut have = self.dataplane.maps.contents()?;
+        have.routes.clone_from(&host.own_routes);
+        let deletions = if self.complete { Deletions::Allowed } else { Deletions::Withheld };
+        let mut first_error = None;
+        for op in diff(&want, &have, deletions) {
+            debug!(?op, "change");
+            if let Err(error) = self.apply(op).await {
+                error!("{error}");
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    pub(super) async fn apply(&mut self, op: Op) -> Result<(), Error> {
+        match op {
+            Op::SetRoute(destination, route) => self.links.set_route(destination, route).await,
+            Op::RemoveRoute(destination, route) => self.links.remove_route(destination, route).await,
+            on_map => self.dataplane.maps.apply(&on_map),
+        }
+    }
+
+    /// MTU and addresses of the VXLAN device. It carries the overlay address so that what the host masquerades into
+    /// the tunnel gets a source that comes back; an address that pods of an earlier podCIDR have as their gateway stays
+    /// as long as they do.
+    /// Says whether anything changed.
+    async fn set_up_tunnel(&mut self, host: &Host) -> Result<bool, Error> {
+        let (Some(device), Some(mtu)) = (host.device(VXLAN_DEVICE), self.model.fitting_mtu()) else {
+            return Ok(false);
+        };
+        if self.model.vxlan.is_none() {
+            return Ok(false);
+        }
+        let gateways = self.model.endpoints.values().map(|endpoint| endpoint.gateway);
+        let own = self.model.own.as_ref().map(|own| own.overlay_address());
+        let wanted: BTreeSet<_> = own.into_iter().chain(gateways).collect();
+        let mut changed = self.set_addresses(host, device, &wanted).await?;
+        if device.mtu != mtu || !device.up {
+            self.links.set_mtu_and_up(device, mtu).await?;
+            info!(device = VXLAN_DEVICE, mtu, "tunnel device set up");
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    async fn set_addresses(
+        &self,
+        host: &Host,
+        device: &Device,
+        wanted: &BTreeSet<Ipv4Addr>,
+    ) -> Result<bool, Error> {
+        let there: Vec<_> = host.addresses.iter().filter(|entry| entry.device == device.index).collect();
+        let mut changed = false;
+        for address in wanted {
+            if !there.iter().any(|entry| entry.address == *address && entry.global) {
+                self.links.add_address(device.index, *address).await?;
+                changed = true;
+            }
+        }
+        for entry in there {
+            if !wanted.contains(&entry.address) {
+                self.links.remove_address(entry).await?;
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    fn attach_uplinks(&mut self) -> Result<(), Error> {
+        for uplink in &self.model.uplinks {
+            if self.attached.get(&uplink.index) == Some(&uplink.name) {
+                continue;
+            }
+            self.dataplane.attach_uplink(&uplink.name, self.uplink_attachment, self.config.uplink_xdp)?;
+            info!(device = uplink.name, how = ?self.uplink_attachment, xdp = ?self.config.uplink_xdp, "programs attached to the uplink");
+            self.attached.insert(uplink.index, uplink.name.clone());
+        }
+        self.attached.retain(|index, _| self.model.uplinks.iter().any(|uplink| uplink.index == *index));
+        self.dataplane.detach_other_uplinks(&self.model.uplinks)
+    }
+}

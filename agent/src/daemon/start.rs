@@ -1,0 +1,148 @@
+//! From nothing, or from what an earlier agent left, to an agent that can take events.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use podwire_common::names::VXLAN_DEVICE;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{Daemon, Readiness};
+use crate::config::Config;
+use crate::conntrack::Conntrack;
+use crate::dataplane::probe::Capabilities;
+use crate::dataplane::{Dataplane, load};
+use crate::error::Error;
+use crate::host::Host;
+use crate::links::Links;
+use crate::model::{Endpoint, Mode, Model};
+use crate::store::Store;
+use crate::sysctl;
+
+impl Daemon {
+    /// Loads the programs, puts them in place of an earlier agent's, and takes over its endpoints. Nothing is deleted
+    /// but what belonged to pods whose device is gone.
+    ///
+    /// # Errors
+    /// Whatever keeps the data path from being there.
+    pub async fn start(config: Config, capabilities: &Capabilities, store: Store) -> Result<Self, Error> {
+        let links = Links::new()?;
+        sysctl::enable_forwarding()?;
+        let mut model = Model::new(config.mode, config.mtu);
+        model.vxlan = tunnel_device(&config, &links).await?;
+        let dataplane = load::load(&config.for_programs(model.vxlan), Some(&config.bpf_dir))?;
+        let why = format!("the node list {} has not been read yet", config.nodes.display());
+        let mut daemon = Self {
+            uplink_attachment: capabilities.uplink_attachment(),
+            store,
+            host: links.host().await?,
+            conntrack: open_conntrack(),
+            links,
+            dataplane,
+            model,
+            pool: None,
+            attached: BTreeMap::new(),
+            problems: BTreeSet::new(),
+            own_missing: None,
+            complete: false,
+            paths_asked: None,
+            reported: BTreeSet::new(),
+            readiness: watch::Sender::new(Readiness::Waiting(why)),
+            config,
+        };
+        if daemon.model.vxlan.is_some() {
+            daemon.dataplane.attach_overlay(VXLAN_DEVICE)?;
+        }
+        daemon.restore_endpoints().await?;
+        Ok(daemon)
+    }
+
+    /// Makes the tunnel's device and everything that refers to it anew, when somebody removed it.
+    pub(super) async fn rebuild_tunnel(&mut self) -> Result<(), Error> {
+        warn!("device {VXLAN_DEVICE} was removed or replaced: it is made anew");
+        self.model.vxlan = tunnel_device(&self.config, &self.links).await?;
+        // The programs know the device by its number, which is written into them at load.
+        let config = self.config.for_programs(self.model.vxlan);
+        self.dataplane = load::load(&config, Some(&self.config.bpf_dir))?;
+        self.dataplane.attach_overlay(VXLAN_DEVICE)?;
+        for endpoint in self.model.endpoints.values() {
+            self.dataplane.attach_pod(&endpoint.host_interface)?;
+        }
+        self.attached.clear();
+        self.host = self.links.host().await?;
+        Ok(())
+    }
+
+    async fn restore_endpoints(&mut self) -> Result<(), Error> {
+        let (endpoints, corrupt) = self.store.load()?;
+        for file in corrupt {
+            warn!(path = %file.path.display(), reason = file.reason, "an endpoint's file does not decode: it is set aside");
+        }
+        let mut restored = 0;
+        for mut endpoint in endpoints {
+            match device_of(&endpoint, &self.host) {
+                Some(ifindex) => {
+                    endpoint.ifindex = ifindex;
+                    restore(&mut self.dataplane, &endpoint)?;
+                    self.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
+                    restored += 1;
+                }
+                None => {
+                    info!(pod = %endpoint, "released: its device is gone");
+                    self.release(&endpoint).await?;
+                }
+            }
+        }
+        info!(restored, "endpoints restored");
+        Ok(())
+    }
+}
+
+/// The VXLAN device's ifindex; in direct mode none, and one that an earlier mode left is removed.
+async fn tunnel_device(config: &Config, links: &Links) -> Result<Option<u32>, Error> {
+    if config.mode == Mode::Direct {
+        if let Some(device) = links.device(VXLAN_DEVICE).await? {
+            info!("device {VXLAN_DEVICE} is removed: direct routing has no tunnel");
+            links.remove_device(device.index, VXLAN_DEVICE).await?;
+        }
+        return Ok(None);
+    }
+    let (device, replaced) = links.ensure_vxlan(config.vxlan_port).await?;
+    if replaced {
+        warn!("device {VXLAN_DEVICE} was not as configured: it is made anew");
+    }
+    sysctl::loosen_reverse_path_filter(VXLAN_DEVICE)?;
+    sysctl::disable_ipv6(VXLAN_DEVICE)?;
+    Ok(Some(device.index))
+}
+
+fn open_conntrack() -> Option<Conntrack> {
+    Conntrack::open()
+        .map_err(|error| {
+            warn!(
+                "flows through the host stack leave after fixed times: no connection tracking to ask: {error}"
+            )
+        })
+        .ok()
+}
+
+/// The host side's ifindex, if it is still the device that the pod was given.
+fn device_of(endpoint: &Endpoint, host: &Host) -> Option<u32> {
+    host.device(&endpoint.host_interface)
+        .filter(|device| device.mac == Some(endpoint.host_mac))
+        .map(|device| device.index)
+}
+
+fn restore(dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<(), Error> {
+    use crate::desired::endpoint_entry;
+    use crate::diff::{Deletions, diff};
+    let mut want = crate::desired::Contents::default();
+    want.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
+    let mut have = crate::desired::Contents::default();
+    if let Some(entry) = dataplane.maps.endpoint(endpoint.address)? {
+        have.endpoints.insert(endpoint.address.into(), entry);
+    }
+    for op in diff(&want, &have, Deletions::Withheld) {
+        dataplane.maps.apply(&op)?;
+    }
+    dataplane.attach_pod(&endpoint.host_interface)
+}

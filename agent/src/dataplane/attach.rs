@@ -1,0 +1,293 @@
+//! Attaching programs so that they outlive the agent and are replaced without a gap.
+//!
+//! Two ways. Pods' devices and the VXLAN device: classic filters (clsact) at a fixed priority and handle, held by the
+//! device; a TCX attachment would wait for an RCU grace period under the routing lock, 8 to 20 ms for each pod.
+//! Uplinks: TCX where the kernel has it (6.6), held by a pinned link, because there other tools attach programs too
+//! and must not displace these; on older kernels clsact as well.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
+use podwire_common::names::programs;
+use tracing::info;
+
+use super::{Dataplane, pins};
+use crate::error::Error;
+use crate::model::Uplink;
+
+/// Priority and handle of every filter that the agent makes: documented, so that other tools can keep clear.
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// Where a filter sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Ingress,
+    Egress,
+}
+
+/// How uplinks get their programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UplinkAttachment {
+    /// TCX links, pinned.
+    Tcx,
+    /// clsact filters.
+    Clsact,
+}
+
+/// `--uplink-xdp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum UplinkXdp {
+    /// No XDP program.
+    Off,
+    /// Run by the network stack: works on every device.
+    Generic,
+    /// Run by the driver. On a veth it costs the peer's segmentation offload.
+    Native,
+}
+
+const POD: [(&str, Direction); 2] =
+    [(programs::FROM_POD, Direction::Ingress), (programs::TO_POD, Direction::Egress)];
+const OVERLAY: [(&str, Direction); 2] =
+    [(programs::FROM_OVERLAY, Direction::Ingress), (programs::TO_OVERLAY, Direction::Egress)];
+const UPLINK: [(&str, Direction); 2] =
+    [(programs::FROM_UPLINK, Direction::Ingress), (programs::TO_UPLINK, Direction::Egress)];
+
+impl Dataplane {
+    /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth pair, in place of those that are there.
+    ///
+    /// # Errors
+    /// [`Error::Attach`].
+    pub fn attach_pod(&mut self, interface: &str) -> Result<(), Error> {
+        POD.iter().try_for_each(|(program, direction)| self.attach_filter(program, interface, *direction))
+    }
+
+    /// Takes `from_pod` and `to_pod` off a device. Nothing happens when they or the device are not there.
+    pub fn detach_pod(&mut self, interface: &str) {
+        for (_, direction) in POD {
+            if let Ok(link) = existing_filter(interface, direction) {
+                drop(link);
+            }
+        }
+    }
+
+    /// Attaches `from_overlay` and `to_overlay` to the VXLAN device, in place of those that are there.
+    ///
+    /// # Errors
+    /// [`Error::Attach`].
+    pub fn attach_overlay(&mut self, interface: &str) -> Result<(), Error> {
+        OVERLAY.iter().try_for_each(|(program, direction)| self.attach_filter(program, interface, *direction))
+    }
+
+    /// Attaches `from_uplink` and `to_uplink`, and `uplink_xdp` where that is asked for, in place of those that are
+    /// there.
+    ///
+    /// # Errors
+    /// [`Error::Attach`].
+    pub fn attach_uplink(
+        &mut self,
+        interface: &str,
+        how: UplinkAttachment,
+        xdp: UplinkXdp,
+    ) -> Result<(), Error> {
+        for (program, direction) in UPLINK {
+            match how {
+                UplinkAttachment::Tcx => self.attach_tcx(program, interface, direction)?,
+                UplinkAttachment::Clsact => self.attach_filter(program, interface, direction)?,
+            }
+        }
+        match xdp {
+            UplinkXdp::Off => self.detach_xdp(interface),
+            UplinkXdp::Generic => self.attach_xdp(interface, XdpMode::Skb),
+            UplinkXdp::Native => self.attach_xdp(interface, XdpMode::Driver),
+        }
+    }
+
+    /// Removes the pinned links of devices that are no uplinks (any more).
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn detach_other_uplinks(&self, uplinks: &[Uplink]) -> Result<(), Error> {
+        let Some(folder) = &self.bpf_dir else {
+            return Ok(());
+        };
+        let names = [programs::FROM_UPLINK, programs::TO_UPLINK, programs::UPLINK_XDP];
+        let wanted: Vec<_> = uplinks
+            .iter()
+            .flat_map(|uplink| names.map(|program| pins::link(folder, program, &uplink.name)))
+            .collect();
+        let links = pins::links(folder);
+        for entry in fs::read_dir(&links).map_err(Error::file("list", &links))? {
+            let path = entry.map_err(Error::file("list", &links))?.path();
+            if !wanted.contains(&path) {
+                fs::remove_file(&path).map_err(Error::file("remove the link", &path))?;
+                info!(link = %path.display(), "program detached: its device is no uplink");
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_filter(
+        &mut self,
+        name: &'static str,
+        interface: &str,
+        direction: Direction,
+    ) -> Result<(), Error> {
+        let attaching = Attaching { program: name, interface };
+        match qdisc_add_clsact(interface) {
+            Err(TcError::NetlinkError(netlink)) if is_there_already(netlink.raw_os_error()) => {}
+            other => other.map_err(|source| attaching.failed(source))?,
+        }
+        let program = self.classifier(name)?;
+        let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+        let created =
+            program.attach_with_options(interface, direction.into(), TcAttachOptions::Netlink(options));
+        let id = match created {
+            // A request for the handle that is there, without NLM_F_EXCL, swaps the program of the filter in one step.
+            Err(ProgramError::TcError(TcError::NetlinkError(netlink)))
+                if is_there_already(netlink.raw_os_error()) =>
+            {
+                let link =
+                    existing_filter(interface, direction).map_err(|source| attaching.failed(source))?;
+                program.attach_to_link(link).map_err(|source| attaching.failed(source))?
+            }
+            other => other.map_err(|source| attaching.failed(source))?,
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the device holds the filter; dropping this would remove it"
+        )]
+        std::mem::forget(program.take_link(id).map_err(|source| attaching.failed(source))?);
+        Ok(())
+    }
+
+    fn attach_tcx(&mut self, name: &'static str, interface: &str, direction: Direction) -> Result<(), Error> {
+        let attaching = Attaching { program: name, interface };
+        let pin = self.bpf_dir.as_ref().map(|folder| pins::link(folder, name, interface));
+        let program = self.classifier(name)?;
+        if let Some(pin) = &pin
+            && let Some(link) = pinned(pin).map_err(|source| attaching.failed(source))?
+        {
+            let link = SchedClassifierLink::try_from(link).map_err(|source| attaching.failed(source))?;
+            match program.attach_to_link(link) {
+                Ok(id) => return program.take_link(id).map(drop).map_err(|source| attaching.failed(source)),
+                // The device is gone, perhaps replaced by one of the same name: the link is an empty shell.
+                Err(_) => fs::remove_file(pin).map_err(Error::file("remove the link", pin))?,
+            }
+        }
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = program
+            .attach_with_options(interface, direction.into(), options)
+            .map_err(|source| attaching.failed(source))?;
+        let link = FdLink::try_from(program.take_link(id).map_err(|source| attaching.failed(source))?)
+            .map_err(|source| attaching.failed(source))?;
+        keep(link, pin.as_deref()).map_err(|source| attaching.failed(source))
+    }
+
+    fn attach_xdp(&mut self, interface: &str, mode: XdpMode) -> Result<(), Error> {
+        let name = programs::UPLINK_XDP;
+        let attaching = Attaching { program: name, interface };
+        let pin = self.bpf_dir.as_ref().map(|folder| pins::link(folder, name, interface));
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| missing(name))?
+            .try_into()
+            .map_err(|source: ProgramError| attaching.failed(source))?;
+        if let Some(pin) = &pin
+            && let Some(link) = pinned(pin).map_err(|source| attaching.failed(source))?
+        {
+            match program.attach_to_link(XdpLink::try_from(link).map_err(|source| attaching.failed(source))?)
+            {
+                Ok(id) => return program.take_link(id).map(drop).map_err(|source| attaching.failed(source)),
+                Err(_) => fs::remove_file(pin).map_err(Error::file("remove the link", pin))?,
+            }
+        }
+        let id = program.attach(interface, mode).map_err(|source| attaching.failed(source))?;
+        let link = FdLink::try_from(program.take_link(id).map_err(|source| attaching.failed(source))?)
+            .map_err(|source| attaching.failed(source))?;
+        keep(link, pin.as_deref()).map_err(|source| attaching.failed(source))
+    }
+
+    fn detach_xdp(&self, interface: &str) -> Result<(), Error> {
+        let Some(folder) = &self.bpf_dir else {
+            return Ok(());
+        };
+        let pin = pins::link(folder, programs::UPLINK_XDP, interface);
+        match fs::remove_file(&pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::file("remove the link", pin)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, Error> {
+        let program = self.ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+        program
+            .try_into()
+            .map_err(|source: ProgramError| Error::Load { object: name.into(), source: Box::new(source) })
+    }
+}
+
+impl From<Direction> for TcAttachType {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Ingress => Self::Ingress,
+            Direction::Egress => Self::Egress,
+        }
+    }
+}
+
+/// The agent's filter on a device, by its priority and handle. Detaches it when dropped.
+fn existing_filter(interface: &str, direction: Direction) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, direction.into(), PRIORITY, HANDLE, None)
+}
+
+fn pinned(pin: &Path) -> Result<Option<FdLink>, LinkError> {
+    match PinnedLink::from_pin(pin) {
+        Ok(link) => Ok(Some(link.into())),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// With a pin the link lives until that is removed, without one until the process ends.
+fn keep(link: FdLink, pin: Option<&Path>) -> Result<(), aya::pin::PinError> {
+    match pin {
+        Some(pin) => link.pin(pin).map(drop),
+        None => {
+            #[expect(clippy::disallowed_methods, reason = "the kernel closes the link with the process")]
+            std::mem::forget(link);
+            Ok(())
+        }
+    }
+}
+
+fn is_there_already(errno: Option<i32>) -> bool {
+    errno == Some(rustix::io::Errno::EXIST.raw_os_error())
+}
+
+fn missing(name: &str) -> Error {
+    let source = io::Error::new(io::ErrorKind::NotFound, "the embedded object has no such program");
+    Error::Load { object: name.into(), source: Box::new(source) }
+}
+
+/// What is being attached where: the context of whatever aya says meanwhile.
+struct Attaching<'a> {
+    program: &'static str,
+    interface: &'a str,
+}
+
+impl Attaching<'_> {
+    fn failed(&self, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error::Attach { program: self.program, interface: self.interface.into(), source: Box::new(source) }
+    }
+}

@@ -1,0 +1,66 @@
+//! Loading the embedded object.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use podwire_common::abi::Config;
+use podwire_common::names;
+
+use super::maps::Maps;
+use super::{Dataplane, pins};
+use crate::error::Error;
+
+/// How often one program is given to the verifier.
+const ATTEMPTS: usize = 10;
+/// The object, as `cargo xtask build` made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podwire-ebpf"));
+
+/// Loads every program. With a folder, maps are pinned there by name, and those that are pinned already are used again
+/// with all that is in them; without one, maps are new and end with the returned value.
+///
+/// # Errors
+/// [`Error::Load`] with the verifier's answer; those of [`pins::prepare`].
+pub fn load(config: &Config, bpf_dir: Option<&Path>) -> Result<Dataplane, Error> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global(names::CONFIG, config, true);
+    if let Some(folder) = bpf_dir {
+        pins::prepare(folder)?;
+        for name in names::maps::ALL {
+            loader.map_pin_path(name, pins::map(folder, name));
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|source| load_error("the BPF object", source))?;
+    let maps = Maps::take(&mut ebpf)?;
+    load_programs(&mut ebpf)?;
+    Ok(Dataplane { ebpf, maps, bpf_dir: bpf_dir.map(Path::to_path_buf) })
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
+    for (name, program) in ebpf.programs_mut() {
+        let loaded = match program {
+            Program::SchedClassifier(program) => load_patiently(|| program.load()),
+            Program::Xdp(program) => load_patiently(|| program.load()),
+            _ => continue,
+        };
+        loaded.map_err(|source| load_error(name, source))?;
+    }
+    Ok(())
+}
+
+/// The kernel gives verification up with EAGAIN when a signal or other work waits for the thread
+/// (`kernel/bpf/verifier.c`): then it is asked again.
+fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == ErrorKind::WouldBlock => {}
+            outcome => return outcome,
+        }
+    }
+    load()
+}
+
+fn load_error(object: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Load { object: object.into(), source: Box::new(source) }
+}

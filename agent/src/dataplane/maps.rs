@@ -1,0 +1,191 @@
+//! Typed access to the maps.
+
+use std::net::Ipv4Addr;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use podwire_common::abi::{self, Count, Flow, FragmentKey, FragmentPorts, StackFlow, Translation};
+use podwire_common::addr::Addr;
+use podwire_common::names::maps as names;
+use podwire_common::reason::{Drop, Path};
+
+use crate::desired::{Contents, Prefix};
+use crate::diff::Op;
+use crate::error::Error;
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Every map of the object.
+pub struct Maps {
+    /// `ENDPOINTS`.
+    pub endpoints: HashMap<MapData, Addr, abi::Endpoint>,
+    /// `NODES`.
+    pub nodes: LpmTrie<MapData, Addr, abi::Node>,
+    /// `TUNNEL_PEERS`.
+    pub tunnel_peers: HashMap<MapData, Addr, u32>,
+    /// `UPLINKS`.
+    pub uplinks: HashMap<MapData, u32, abi::Uplink>,
+    /// `STACK_FLOWS`.
+    pub stack_flows: HashMap<MapData, Flow, StackFlow>,
+    /// How many entries that one can hold.
+    pub stack_flows_capacity: usize,
+    /// `TRANSLATIONS`.
+    pub translations: HashMap<MapData, Flow, Translation>,
+    /// `FRAGMENTS`.
+    pub fragments: HashMap<MapData, FragmentKey, FragmentPorts>,
+    /// `DROPS`.
+    pub drops: PerCpuArray<MapData, Count>,
+    /// `TRAFFIC`.
+    pub traffic: PerCpuArray<MapData, Count>,
+}
+
+/// What the programs counted, over all CPUs.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// By reason.
+    pub drops: Vec<(Drop, Count)>,
+    /// By path.
+    pub traffic: Vec<(Path, Count)>,
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object. They have to live as long as its programs are to be loaded.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let stack_flows_capacity = capacity(ebpf, names::STACK_FLOWS)?;
+        Ok(Self {
+            stack_flows_capacity,
+            endpoints: take(ebpf, names::ENDPOINTS)?,
+            nodes: take(ebpf, names::NODES)?,
+            tunnel_peers: take(ebpf, names::TUNNEL_PEERS)?,
+            uplinks: take(ebpf, names::UPLINKS)?,
+            stack_flows: take(ebpf, names::STACK_FLOWS)?,
+            translations: take(ebpf, names::TRANSLATIONS)?,
+            fragments: take(ebpf, names::FRAGMENTS)?,
+            drops: take(ebpf, names::DROPS)?,
+            traffic: take(ebpf, names::TRAFFIC)?,
+        })
+    }
+
+    /// What the maps that the agent fills hold now. Routes are not maps: that part is empty.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn contents(&self) -> Result<Contents> {
+        let mut contents = Contents::default();
+        for entry in self.uplinks.iter() {
+            let (key, value) = entry.map_err(map_error("read", names::UPLINKS))?;
+            contents.uplinks.insert(key, value);
+        }
+        for entry in self.tunnel_peers.iter() {
+            let (key, value) = entry.map_err(map_error("read", names::TUNNEL_PEERS))?;
+            contents.tunnel_peers.insert(key, value);
+        }
+        for entry in self.nodes.iter() {
+            let (key, value) = entry.map_err(map_error("read", names::NODES))?;
+            contents.nodes.insert(Prefix { address: key.data(), bits: key.prefix_len() }, value);
+        }
+        for entry in self.endpoints.iter() {
+            let (key, value) = entry.map_err(map_error("read", names::ENDPOINTS))?;
+            contents.endpoints.insert(key, value);
+        }
+        Ok(contents)
+    }
+
+    /// Applies an operation that concerns a map. Those that concern a route are left to the caller.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn apply(&mut self, op: &Op) -> Result<()> {
+        match *op {
+            Op::SetUplink(key, value) => write(self.uplinks.insert(key, value, 0), names::UPLINKS),
+            Op::SetTunnelPeer(key, value) => {
+                write(self.tunnel_peers.insert(key, value, 0), names::TUNNEL_PEERS)
+            }
+            Op::SetNode(prefix, value) => write(self.nodes.insert(&key(prefix), value, 0), names::NODES),
+            Op::SetEndpoint(key, value) => write(self.endpoints.insert(key, value, 0), names::ENDPOINTS),
+            Op::RemoveEndpoint(key) => remove(self.endpoints.remove(&key), names::ENDPOINTS),
+            Op::RemoveNode(prefix) => remove(self.nodes.remove(&key(prefix)), names::NODES),
+            Op::RemoveTunnelPeer(key) => remove(self.tunnel_peers.remove(&key), names::TUNNEL_PEERS),
+            Op::RemoveUplink(key) => remove(self.uplinks.remove(&key), names::UPLINKS),
+            Op::SetRoute(..) | Op::RemoveRoute(..) => Ok(()),
+        }
+    }
+
+    /// The entry of an endpoint.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn endpoint(&self, address: Ipv4Addr) -> Result<Option<abi::Endpoint>> {
+        match self.endpoints.get(&address.into(), 0) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(map_error("read", names::ENDPOINTS)(source)),
+        }
+    }
+
+    /// What the programs counted.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn counters(&self) -> Result<Counters> {
+        let drops =
+            Drop::ALL.iter().map(|reason| Ok((*reason, sum(&self.drops, *reason as u32, names::DROPS)?)));
+        let traffic =
+            Path::ALL.iter().map(|path| Ok((*path, sum(&self.traffic, *path as u32, names::TRAFFIC)?)));
+        Ok(Counters { drops: drops.collect::<Result<_>>()?, traffic: traffic.collect::<Result<_>>()? })
+    }
+}
+
+fn key(prefix: Prefix) -> Key<Addr> {
+    Key::new(prefix.bits, prefix.address)
+}
+
+fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| Error::Load {
+        object: name.into(),
+        source: "the embedded object has no such map".into(),
+    })?;
+    T::try_from(map).map_err(map_error("open", name))
+}
+
+fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<usize> {
+    match ebpf.map(name) {
+        Some(Map::HashMap(data)) => {
+            let info = data.info().map_err(map_error("look up", name))?;
+            Ok(info.max_entries() as usize)
+        }
+        _ => Err(Error::Load {
+            object: name.into(),
+            source: "the embedded object has no such hash map".into(),
+        }),
+    }
+}
+
+fn sum(array: &PerCpuArray<MapData, Count>, index: u32, name: &'static str) -> Result<Count> {
+    let values = array.get(&index, 0).map_err(map_error("read", name))?;
+    Ok(values.iter().fold(Count::default(), |sum, value| Count {
+        packets: sum.packets.wrapping_add(value.packets),
+        bytes: sum.bytes.wrapping_add(value.bytes),
+    }))
+}
+
+pub(super) fn map_error(operation: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
+    move |source| Error::Map { operation, map, source }
+}
+
+fn write(result: Result<(), MapError>, map: &'static str) -> Result<()> {
+    result.map_err(map_error("write", map))
+}
+
+/// Removes an entry that a program may have removed meanwhile.
+pub(super) fn remove(result: Result<(), MapError>, map: &'static str) -> Result<()> {
+    match result {
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(map_error("remove from", map)),
+    }
+}

@@ -1,0 +1,24 @@
+//! The BPF object in the kernel: loading, attaching, and the typed contents of its maps. Nothing else uses aya.
+
+pub mod attach;
+pub mod flows;
+pub mod load;
+pub mod maps;
+pub mod pins;
+pub mod probe;
+
+use std::path::PathBuf;
+
+use aya::Ebpf;
+
+use maps::Maps;
+
+/// The loaded object.
+pub struct Dataplane {
+    /// Its programs.
+    pub ebpf: Ebpf,
+    /// Its maps.
+    pub maps: Maps,
+    /// Where maps and links are pinned; `None`: nowhere, and everything ends with this value.
+    bpf_dir: Option<PathBuf>,
+}

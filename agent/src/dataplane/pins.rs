@@ -1,0 +1,89 @@
+//! The folder of pins on the BPF file system: maps by their names, links under `links/`, and the layout's version.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use podwire_common::abi::SCHEMA_VERSION;
+use podwire_common::names;
+use rustix::mount::{MountFlags, mount};
+use tracing::info;
+
+use crate::error::Error;
+
+/// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
+const BPF_FILE_SYSTEM: u64 = 0xcafe_4a11;
+/// Where a BPF file system is expected.
+const MOUNT_POINT: &str = "/sys/fs/bpf";
+/// A symbolic link to the version: the one thing beside folders and pins that a BPF file system can hold.
+const SCHEMA: &str = "schema-version";
+
+/// Makes the folder ready for pins of this release's layout.
+///
+/// # Errors
+/// [`Error::NotBpfFileSystem`], [`Error::Schema`] or [`Error::File`].
+pub fn prepare(folder: &Path) -> Result<(), Error> {
+    ensure_bpf_file_system(folder)?;
+    let links = links(folder);
+    fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
+    check_schema(folder)
+}
+
+/// Where a map is pinned.
+pub fn map(folder: &Path, name: &str) -> PathBuf {
+    folder.join(name)
+}
+
+/// The folder of pinned links.
+pub fn links(folder: &Path) -> PathBuf {
+    folder.join("links")
+}
+
+/// Where the link of a program and an uplink is pinned.
+pub fn link(folder: &Path, program: &str, interface: &str) -> PathBuf {
+    // A device name may hold a dot, which names on a BPF file system may not.
+    links(folder).join(format!("{program}-{}", interface.replace('.', "%2e")))
+}
+
+fn ensure_bpf_file_system(folder: &Path) -> Result<(), Error> {
+    if is_bpf_file_system(folder)? {
+        return Ok(());
+    }
+    let mount_point = Path::new(MOUNT_POINT);
+    if !folder.starts_with(mount_point) || is_bpf_file_system(mount_point)? {
+        return Err(Error::NotBpfFileSystem { path: folder.into() });
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("bpf", mount_point, "bpf", flags, None)
+        .map_err(io::Error::from)
+        .map_err(Error::file("mount a BPF file system at", mount_point))?;
+    info!(path = MOUNT_POINT, "BPF file system mounted");
+    Ok(())
+}
+
+fn is_bpf_file_system(path: &Path) -> Result<bool, Error> {
+    let there = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let status = rustix::fs::statfs(there)
+        .map_err(io::Error::from)
+        .map_err(Error::file("look up the file system of", there))?;
+    // The field's type is the architecture's own; the magic number fits 32 bits.
+    Ok(status.f_type as u64 & 0xffff_ffff == BPF_FILE_SYSTEM)
+}
+
+fn check_schema(folder: &Path) -> Result<(), Error> {
+    let path = folder.join(SCHEMA);
+    let mismatch = |found: String| Error::Schema { path: folder.into(), found, expected: SCHEMA_VERSION };
+    match fs::read_link(&path) {
+        Ok(found) if found == Path::new(&SCHEMA_VERSION.to_string()) => Ok(()),
+        Ok(found) => Err(mismatch(found.display().to_string())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if names::maps::ALL.iter().any(|name| map(folder, name).exists()) {
+                return Err(mismatch("unknown".into()));
+            }
+            // Before the first pin: pins without a version are never left behind.
+            symlink(SCHEMA_VERSION.to_string(), &path).map_err(Error::file("write", path))
+        }
+        Err(error) => Err(Error::file("read", path)(error)),
+    }
+}

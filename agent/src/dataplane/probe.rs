@@ -1,0 +1,70 @@
+//! What the kernel can do: found out once at start, and printed.
+
+use std::fs;
+use std::path::Path;
+
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
+use aya::util::KernelVersion;
+use tracing::{info, warn};
+
+use super::attach::UplinkAttachment;
+
+/// The kernel's capabilities.
+#[derive(Clone, Debug)]
+pub struct Capabilities {
+    /// As `uname -r` prints it.
+    pub kernel: String,
+    /// Type information, without which `bpftool` shows no field names.
+    pub btf: bool,
+    /// TCX attachment (6.6).
+    pub tcx: bool,
+    /// `bpf_redirect_peer` (5.10).
+    pub redirect_peer: bool,
+    /// `bpf_redirect_neigh` (5.10).
+    pub redirect_neigh: bool,
+    /// A cgroup2 hierarchy at `--cgroup-dir`.
+    pub cgroup2: bool,
+    /// Connection tracking, in this network namespace.
+    pub conntrack: bool,
+}
+
+impl Capabilities {
+    /// Asks the kernel.
+    pub fn probe(cgroup_dir: &Path) -> Self {
+        let classifier = |helper| is_helper_supported(ProgramType::SchedClassifier, helper).unwrap_or(false);
+        Self {
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            tcx: KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)),
+            redirect_peer: classifier(BpfHelper::BPF_FUNC_redirect_peer),
+            redirect_neigh: classifier(BpfHelper::BPF_FUNC_redirect_neigh),
+            cgroup2: cgroup_dir.join("cgroup.controllers").exists(),
+            conntrack: Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists(),
+        }
+    }
+
+    /// One line in the log, and one more for what is missing that the data path needs.
+    pub fn print(&self) {
+        info!(
+            kernel = self.kernel,
+            btf = self.btf,
+            tcx = self.tcx,
+            redirect_peer = self.redirect_peer,
+            redirect_neigh = self.redirect_neigh,
+            cgroup2 = self.cgroup2,
+            conntrack = self.conntrack,
+            "kernel capabilities"
+        );
+        if !(self.redirect_peer && self.redirect_neigh) {
+            warn!(
+                "the kernel refuses bpf_redirect_peer or bpf_redirect_neigh: Podwire needs Linux 5.10 or later, run as root"
+            );
+        }
+    }
+
+    /// How uplinks get their programs.
+    pub fn uplink_attachment(&self) -> UplinkAttachment {
+        if self.tcx { UplinkAttachment::Tcx } else { UplinkAttachment::Clsact }
+    }
+}

@@ -1,0 +1,281 @@
+//! What the maps and the routing table should hold: a pure function of the model.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use podwire_common::abi;
+use podwire_common::addr::Addr;
+
+use crate::model::{Endpoint, Mode, Model, Node, Path};
+
+/// Contents of the maps that the agent fills, and of its part of the routing table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// `UPLINKS`.
+    pub uplinks: BTreeMap<u32, abi::Uplink>,
+    /// `TUNNEL_PEERS`.
+    pub tunnel_peers: BTreeMap<Addr, u32>,
+    /// `NODES`.
+    pub nodes: BTreeMap<Prefix, abi::Node>,
+    /// `ENDPOINTS`.
+    pub endpoints: BTreeMap<Addr, abi::Endpoint>,
+    /// Routes of the main table that bear the agent's protocol number.
+    pub routes: BTreeMap<Ipv4Net, Route>,
+}
+
+/// The key of `NODES`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    /// With every bit after the prefix zero.
+    pub address: Addr,
+    /// In bits of [`Addr`]: 96 more than an IPv4 prefix length.
+    pub bits: u32,
+}
+
+impl From<Ipv4Net> for Prefix {
+    fn from(network: Ipv4Net) -> Self {
+        Self {
+            address: network.network().into(),
+            bits: Addr::V4_PREFIX_BITS + u32::from(network.prefix_len()),
+        }
+    }
+}
+
+impl From<Ipv4Addr> for Prefix {
+    fn from(address: Ipv4Addr) -> Self {
+        Ipv4Net::from(address).into()
+    }
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To a link.
+    Link {
+        /// ifindex.
+        device: u32,
+        /// The next hop; `None`: the destination is on the link (scope link).
+        gateway: Option<Ipv4Addr>,
+        /// The source that the node's own packets take.
+        source: Option<Ipv4Addr>,
+    },
+    /// Nowhere: the sender is told so.
+    Unreachable,
+}
+
+/// What the maps and the routing table should hold. Without this node's own entry in the node list only what the
+/// endpoints alone decide.
+pub fn desired(model: &Model) -> Contents {
+    let mut contents = Contents::default();
+    for endpoint in model.endpoints.values() {
+        contents.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
+    }
+    let Some(own) = &model.own else {
+        return contents;
+    };
+    add_uplinks(&mut contents, model, own);
+    add_own(&mut contents, model, own);
+    for node in model.remote.values() {
+        add_remote(&mut contents, model, own, node);
+    }
+    for endpoint in model.endpoints.values() {
+        let route = Route::Link { device: endpoint.ifindex, gateway: None, source: Some(own.address) };
+        contents.routes.insert(endpoint.address.into(), route);
+    }
+    contents
+}
+
+/// An endpoint's entry in `ENDPOINTS`.
+pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
+    abi::Endpoint {
+        ifindex: endpoint.ifindex,
+        id: endpoint.id,
+        flags: 0,
+        pod_mac: endpoint.pod_mac,
+        host_mac: endpoint.host_mac,
+        gateway: endpoint.gateway.into(),
+    }
+}
+
+fn add_uplinks(contents: &mut Contents, model: &Model, own: &Node) {
+    for uplink in &model.uplinks {
+        let ipv4 = uplink.addresses.first().map_or(Addr::UNSPECIFIED, |address| (*address).into());
+        let entry = abi::Uplink { ipv4, tunnel_address: own.address.into(), mtu: uplink.mtu, reserved: 0 };
+        contents.uplinks.insert(uplink.index, entry);
+    }
+}
+
+fn add_own(contents: &mut Contents, model: &Model, own: &Node) {
+    let entry = |flags| abi::Node {
+        tunnel_endpoint: own.address.into(),
+        source: own.address.into(),
+        uplink: 0,
+        mtu: model.pod_mtu().unwrap_or_default(),
+        node_id: own.id(),
+        flags: flags | abi::NODE_LOCAL,
+    };
+    contents.nodes.insert(own.pod_network.into(), entry(abi::NODE_POD_NETWORK));
+    let uplink_addresses = model.uplinks.iter().flat_map(|uplink| &uplink.addresses).copied();
+    for address in uplink_addresses.chain([own.address, own.overlay_address()]) {
+        contents.nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
+    }
+    // A dead pod's address must not follow the default route into the world.
+    contents.routes.insert(own.pod_network, Route::Unreachable);
+}
+
+fn add_remote(contents: &mut Contents, model: &Model, own: &Node, node: &Node) {
+    contents.tunnel_peers.insert(node.address.into(), node.id());
+    // A node that cannot be reached now keeps its entries, by the first uplink: what it sends is still its own, and
+    // what is for it must not be taken for the world's.
+    let fallback = model.uplinks.first().map(|uplink| Path {
+        device: uplink.index,
+        mtu: uplink.mtu,
+        gateway: Some(Ipv4Addr::UNSPECIFIED),
+    });
+    let Some(path) = model.paths.get(&node.address).copied().or(fallback) else {
+        return;
+    };
+    let on_link = if path.gateway.is_none() { abi::NODE_ON_LINK } else { 0 };
+    let entry = |flags| abi::Node {
+        tunnel_endpoint: node.address.into(),
+        source: own.address.into(),
+        uplink: path.device,
+        mtu: model.mode.payload(path.mtu),
+        node_id: node.id(),
+        flags: flags | on_link,
+    };
+    contents.nodes.insert(node.pod_network.into(), entry(abi::NODE_POD_NETWORK));
+    contents.nodes.insert(node.address.into(), entry(abi::NODE_ADDRESS));
+
+    let source = Some(own.address);
+    let route = match (model.mode, model.vxlan) {
+        (Mode::Vxlan, Some(device)) => Some(Route::Link { device, gateway: None, source }),
+        // Behind a router the host's own routes must know the way: only they can name that router's routes to pods.
+        (Mode::Direct, _) if path.gateway.is_none() => {
+            Some(Route::Link { device: path.device, gateway: Some(node.address), source })
+        }
+        _ => None,
+    };
+    if let Some(route) = route {
+        contents.routes.insert(node.pod_network, route);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Uplink;
+    use podwire_cni::protocol::Attachment;
+    use podwire_common::addr::Mac;
+
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
+    }
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    fn node(name: &str, pod_network: &str, address: &str) -> Node {
+        Node { name: name.into(), pod_network: net(pod_network), address: ip(address) }
+    }
+
+    fn model(mode: Mode) -> Model {
+        let mut model = Model::new(mode, None);
+        model.vxlan = (mode == Mode::Vxlan).then_some(9);
+        model.own = Some(node("node1", "10.244.1.0/24", "10.200.0.1"));
+        model.remote.insert("node2".into(), node("node2", "10.244.2.0/24", "10.200.0.2"));
+        model.remote.insert("node3".into(), node("node3", "10.244.3.0/24", "10.201.0.3"));
+        let addresses = vec![ip("10.200.0.1"), ip("192.0.2.1")];
+        model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses });
+        model.paths.insert(ip("10.200.0.2"), Path { device: 2, mtu: 1500, gateway: None });
+        let gateway = Some(ip("10.200.0.254"));
+        model.paths.insert(ip("10.201.0.3"), Path { device: 2, mtu: 1500, gateway });
+        let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
+        let endpoint = Endpoint {
+            attachment: attachment.clone(),
+            netns: "/run/netns/c".into(),
+            host_interface: "pw1".into(),
+            ifindex: 20,
+            id: 1,
+            pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
+            host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
+            address: ip("10.244.1.2"),
+            gateway: ip("10.244.1.1"),
+            mtu: 1450,
+            pod: None,
+        };
+        model.endpoints.insert(attachment, endpoint);
+        model
+    }
+
+    fn flags(contents: &Contents, prefix: impl Into<Prefix>) -> u32 {
+        contents.nodes[&prefix.into()].flags
+    }
+
+    #[test]
+    fn remote_nodes_are_reached_through_the_tunnel() {
+        let contents = desired(&model(Mode::Vxlan));
+        let entry = contents.nodes[&net("10.244.2.0/24").into()];
+        assert_eq!(entry.tunnel_endpoint, ip("10.200.0.2").into());
+        assert_eq!(entry.source, ip("10.200.0.1").into());
+        assert_eq!((entry.uplink, entry.mtu), (2, 1450));
+        assert_eq!(entry.flags, abi::NODE_POD_NETWORK | abi::NODE_ON_LINK);
+        assert_eq!(flags(&contents, ip("10.200.0.2")), abi::NODE_ADDRESS | abi::NODE_ON_LINK);
+        assert_eq!(flags(&contents, net("10.244.3.0/24")), abi::NODE_POD_NETWORK);
+        let route = Route::Link { device: 9, gateway: None, source: Some(ip("10.200.0.1")) };
+        assert_eq!(contents.routes[&net("10.244.2.0/24")], route);
+        assert_eq!(contents.routes[&net("10.244.3.0/24")], route);
+        assert_eq!(contents.tunnel_peers.len(), 2);
+    }
+
+    #[test]
+    fn without_a_tunnel_only_nodes_on_the_link_get_a_route() {
+        let contents = desired(&model(Mode::Direct));
+        let gateway = Some(ip("10.200.0.2"));
+        let route = Route::Link { device: 2, gateway, source: Some(ip("10.200.0.1")) };
+        assert_eq!(contents.routes[&net("10.244.2.0/24")], route);
+        assert!(!contents.routes.contains_key(&net("10.244.3.0/24")));
+        assert_eq!(contents.nodes[&net("10.244.3.0/24").into()].mtu, 1500);
+    }
+
+    #[test]
+    fn this_nodes_own_addresses_are_local() {
+        let contents = desired(&model(Mode::Vxlan));
+        for address in ["10.200.0.1", "192.0.2.1", "10.244.1.1"] {
+            assert_eq!(flags(&contents, ip(address)), abi::NODE_ADDRESS | abi::NODE_LOCAL, "{address}");
+        }
+        let network = net("10.244.1.0/24");
+        assert_eq!(flags(&contents, network), abi::NODE_POD_NETWORK | abi::NODE_LOCAL);
+        assert_eq!(contents.routes[&network], Route::Unreachable);
+        assert_eq!(contents.uplinks[&2].ipv4, ip("10.200.0.1").into());
+        assert_eq!(contents.uplinks[&2].tunnel_address, ip("10.200.0.1").into());
+    }
+
+    #[test]
+    fn a_pod_has_an_entry_and_a_route_with_the_nodes_address_as_source() {
+        let contents = desired(&model(Mode::Vxlan));
+        assert_eq!(contents.endpoints[&ip("10.244.1.2").into()].ifindex, 20);
+        let route = Route::Link { device: 20, gateway: None, source: Some(ip("10.200.0.1")) };
+        assert_eq!(contents.routes[&ip("10.244.1.2").into()], route);
+    }
+
+    #[test]
+    fn a_node_that_cannot_be_reached_is_still_known() {
+        let mut model = model(Mode::Vxlan);
+        model.paths.remove(&ip("10.200.0.2"));
+        let contents = desired(&model);
+        assert_eq!(flags(&contents, net("10.244.2.0/24")), abi::NODE_POD_NETWORK);
+        assert!(contents.tunnel_peers.contains_key(&ip("10.200.0.2").into()));
+    }
+
+    #[test]
+    fn before_this_node_is_known_only_the_endpoints_are_wanted() {
+        let mut model = model(Mode::Vxlan);
+        model.own = None;
+        let contents = desired(&model);
+        assert_eq!(contents.endpoints.len(), 1);
+        assert!(contents.nodes.is_empty() && contents.routes.is_empty() && contents.uplinks.is_empty());
+    }
+}

@@ -1,0 +1,209 @@
+//! What to do so that the kernel holds what is wanted. Pure.
+
+use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
+use podwire_common::abi;
+use podwire_common::addr::Addr;
+
+use crate::desired::{Contents, Prefix, Route};
+
+/// One change of a map or of the routing table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Write an entry of `UPLINKS`.
+    SetUplink(u32, abi::Uplink),
+    /// Write an entry of `TUNNEL_PEERS`.
+    SetTunnelPeer(Addr, u32),
+    /// Write an entry of `NODES`.
+    SetNode(Prefix, abi::Node),
+    /// Write an entry of `ENDPOINTS`.
+    SetEndpoint(Addr, abi::Endpoint),
+    /// Add or replace a route.
+    SetRoute(Ipv4Net, Route),
+    /// Remove a route.
+    RemoveRoute(Ipv4Net, Route),
+    /// Remove an entry of `ENDPOINTS`.
+    RemoveEndpoint(Addr),
+    /// Remove an entry of `NODES`.
+    RemoveNode(Prefix),
+    /// Remove an entry of `TUNNEL_PEERS`.
+    RemoveTunnelPeer(Addr),
+    /// Remove an entry of `UPLINKS`.
+    RemoveUplink(u32),
+}
+
+/// Whether what is there and not wanted may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletions {
+    /// Yes.
+    Allowed,
+    /// No: not everything is known yet (before the first node list after a start).
+    Withheld,
+}
+
+/// The operations, in order: what is pointed at is written before what points at it (uplinks, peers, nodes, endpoints,
+/// routes) and removed after it. Nothing that stays is absent at any moment.
+pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
+    let mut ops = Vec::new();
+    ops.extend(missing(&want.uplinks, &have.uplinks).map(|(key, value)| Op::SetUplink(key, value)));
+    ops.extend(
+        missing(&want.tunnel_peers, &have.tunnel_peers).map(|(key, value)| Op::SetTunnelPeer(key, value)),
+    );
+    ops.extend(missing(&want.nodes, &have.nodes).map(|(key, value)| Op::SetNode(key, value)));
+    for (address, wanted) in &want.endpoints {
+        let there = have.endpoints.get(address);
+        let wanted = keep_program_flags(*wanted, there);
+        if there != Some(&wanted) {
+            ops.push(Op::SetEndpoint(*address, wanted));
+        }
+    }
+    ops.extend(missing(&want.routes, &have.routes).map(|(key, value)| Op::SetRoute(key, value)));
+    if deletions == Deletions::Withheld {
+        return ops;
+    }
+    ops.extend(surplus(&want.routes, &have.routes).map(|(key, value)| Op::RemoveRoute(key, value)));
+    ops.extend(surplus(&want.endpoints, &have.endpoints).map(|(key, _)| Op::RemoveEndpoint(key)));
+    ops.extend(surplus(&want.nodes, &have.nodes).map(|(key, _)| Op::RemoveNode(key)));
+    ops.extend(surplus(&want.tunnel_peers, &have.tunnel_peers).map(|(key, _)| Op::RemoveTunnelPeer(key)));
+    ops.extend(surplus(&want.uplinks, &have.uplinks).map(|(key, _)| Op::RemoveUplink(key)));
+    ops
+}
+
+/// The flag that the programs set stays as it is, while the entry is of the same endpoint.
+fn keep_program_flags(wanted: abi::Endpoint, there: Option<&abi::Endpoint>) -> abi::Endpoint {
+    let kept = there
+        .filter(|there| (there.id, there.ifindex) == (wanted.id, wanted.ifindex))
+        .map_or(0, |there| there.flags & abi::ENDPOINT_STACK_ONLY);
+    abi::Endpoint { flags: wanted.flags | kept, ..wanted }
+}
+
+fn missing<K: Ord + Copy, V: PartialEq + Copy>(
+    want: &BTreeMap<K, V>,
+    have: &BTreeMap<K, V>,
+) -> impl Iterator<Item = (K, V)> {
+    want.iter().filter(|(key, value)| have.get(key) != Some(value)).map(|(key, value)| (*key, *value))
+}
+
+fn surplus<K: Ord + Copy, V: Copy>(
+    want: &BTreeMap<K, V>,
+    have: &BTreeMap<K, V>,
+) -> impl Iterator<Item = (K, V)> {
+    have.iter().filter(|(key, _)| !want.contains_key(key)).map(|(key, value)| (*key, *value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podwire_common::addr::Mac;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    fn apply(contents: &mut Contents, op: &Op) {
+        match *op {
+            Op::SetUplink(key, value) => drop(contents.uplinks.insert(key, value)),
+            Op::SetTunnelPeer(key, value) => drop(contents.tunnel_peers.insert(key, value)),
+            Op::SetNode(key, value) => drop(contents.nodes.insert(key, value)),
+            Op::SetEndpoint(key, value) => drop(contents.endpoints.insert(key, value)),
+            Op::SetRoute(key, value) => drop(contents.routes.insert(key, value)),
+            Op::RemoveRoute(key, _) => assert!(contents.routes.remove(&key).is_some()),
+            Op::RemoveEndpoint(key) => assert!(contents.endpoints.remove(&key).is_some()),
+            Op::RemoveNode(key) => assert!(contents.nodes.remove(&key).is_some()),
+            Op::RemoveTunnelPeer(key) => assert!(contents.tunnel_peers.remove(&key).is_some()),
+            Op::RemoveUplink(key) => assert!(contents.uplinks.remove(&key).is_some()),
+        }
+    }
+
+    fn address(last: u8) -> Addr {
+        Addr::from_v4([10, 0, 0, last])
+    }
+
+    fn endpoint(id: u32, flags: u32) -> abi::Endpoint {
+        let mac = Mac { bytes: [2; 6] };
+        abi::Endpoint { ifindex: id, id, flags, pod_mac: mac, host_mac: mac, gateway: address(1) }
+    }
+
+    // Few keys, so that the two sides meet often.
+    prop_compose! {
+        fn contents()(
+            uplinks in prop::collection::btree_map(0u32..4, 0u32..3, 0..4),
+            tunnel_peers in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
+            nodes in prop::collection::btree_map((0u8..6, 120u32..=128), 0u32..3, 0..6),
+            endpoints in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
+            routes in prop::collection::btree_map(0u8..6, prop::option::of(0u32..3), 0..6),
+        ) -> Contents {
+            let uplink = |mtu| abi::Uplink { ipv4: address(1), tunnel_address: address(1), mtu, reserved: 0 };
+            let node = |flags| abi::Node {
+                tunnel_endpoint: address(1), source: address(2), uplink: 1, mtu: 1450, node_id: 1, flags,
+            };
+            let route = |device: Option<u32>| device.map_or(
+                Route::Unreachable,
+                |device| Route::Link { device, gateway: None, source: None },
+            );
+            let prefix = |(last, bits)| Prefix { address: address(last), bits };
+            Contents {
+                uplinks: uplinks.into_iter().map(|(key, mtu)| (key, uplink(mtu))).collect(),
+                tunnel_peers: tunnel_peers.into_iter().map(|(key, id)| (address(key), id)).collect(),
+                nodes: nodes.into_iter().map(|(key, flags)| (prefix(key), node(flags))).collect(),
+                endpoints: endpoints.into_iter().map(|(key, id)| (address(key), endpoint(id, 0))).collect(),
+                routes: routes
+                    .into_iter()
+                    .map(|(key, device)| (Ipv4Addr::new(10, 0, 0, key).into(), route(device)))
+                    .collect(),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn applied_to_what_is_there_it_gives_what_is_wanted(want in contents(), have in contents()) {
+            let mut reached = have.clone();
+            for op in diff(&want, &have, Deletions::Allowed) {
+                apply(&mut reached, &op);
+            }
+            prop_assert_eq!(&reached, &want);
+            prop_assert_eq!(diff(&want, &reached, Deletions::Allowed), []);
+        }
+
+        #[test]
+        fn nothing_is_removed_while_deletions_are_withheld(want in contents(), have in contents()) {
+            let mut reached = have.clone();
+            for op in diff(&want, &have, Deletions::Withheld) {
+                apply(&mut reached, &op);
+            }
+            prop_assert!(have.nodes.keys().all(|key| reached.nodes.contains_key(key)));
+            prop_assert!(have.routes.keys().all(|key| reached.routes.contains_key(key)));
+            prop_assert!(have.endpoints.keys().all(|key| reached.endpoints.contains_key(key)));
+            prop_assert!(want.nodes.iter().all(|(key, value)| reached.nodes.get(key) == Some(value)));
+        }
+
+        #[test]
+        fn referents_are_written_before_and_removed_after_what_points_at_them(want in contents(), have in contents()) {
+            let order = |op: &Op| match op {
+                Op::SetUplink(..) => 0,
+                Op::SetTunnelPeer(..) => 1,
+                Op::SetNode(..) => 2,
+                Op::SetEndpoint(..) => 3,
+                Op::SetRoute(..) => 4,
+                Op::RemoveRoute(..) => 5,
+                Op::RemoveEndpoint(..) => 6,
+                Op::RemoveNode(..) => 7,
+                Op::RemoveTunnelPeer(..) => 8,
+                Op::RemoveUplink(..) => 9,
+            };
+            prop_assert!(diff(&want, &have, Deletions::Allowed).is_sorted_by_key(order));
+        }
+    }
+
+    #[test]
+    fn the_flag_that_programs_set_survives_a_reconciliation_but_not_another_endpoint() {
+        let one = |endpoint| Contents {
+            endpoints: BTreeMap::from([(address(2), endpoint)]),
+            ..Contents::default()
+        };
+        let marked = one(endpoint(7, abi::ENDPOINT_STACK_ONLY));
+        assert_eq!(diff(&one(endpoint(7, 0)), &marked, Deletions::Allowed), []);
+        let ops = diff(&one(endpoint(8, 0)), &marked, Deletions::Allowed);
+        assert_eq!(ops, [Op::SetEndpoint(address(2), endpoint(8, 0))]);
+    }
+}

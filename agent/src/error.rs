@@ -1,0 +1,109 @@
+//! What can go wrong at the edges. Each names the operation, the object and, where there is one, the way out.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// An error of the kernel's or the disk's.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file or folder.
+    #[error("{operation} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A second agent on one state folder.
+    #[error("the state folder {} belongs to a running agent (process {pid}): stop that one, or give this one another --state-dir", path.display())]
+    StateLocked {
+        /// The folder.
+        path: PathBuf,
+        /// What the lock file says.
+        pid: String,
+    },
+    /// A second agent on one socket.
+    #[error("another agent serves {}: stop that one, or give this one another --socket", path.display())]
+    SocketInUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// A request to the kernel's routing socket.
+    #[error("{operation}: {source}")]
+    Netlink {
+        /// What was tried, on what.
+        operation: String,
+        /// The kernel's answer.
+        source: rtnetlink::Error,
+    },
+    /// A device that has to be there is not.
+    #[error("device {name} does not exist")]
+    NoDevice {
+        /// Its name.
+        name: String,
+    },
+    /// Something about the device is not as it has to be.
+    #[error("device {name}: {problem}")]
+    Device {
+        /// Its name.
+        name: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The object or one of its programs is refused.
+    #[error("load {object}: {source}")]
+    Load {
+        /// The program, or the object as a whole.
+        object: String,
+        /// The kernel's or the loader's answer, the verifier's log included.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A program cannot be attached.
+    #[error("attach {program} to {interface}: {source}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The device.
+        interface: String,
+        /// The kernel's answer.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An entry of a map.
+    #[error("{operation} {map}: {source}")]
+    Map {
+        /// What was tried.
+        operation: &'static str,
+        /// The map.
+        map: &'static str,
+        /// The kernel's answer.
+        source: aya::maps::MapError,
+    },
+    /// The pinned maps are another release's.
+    #[error("the maps under {} have layout version {found}, this agent knows {expected}: start the release that made them, or drain the node and remove the folder", path.display())]
+    Schema {
+        /// The folder of pins.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What this agent knows.
+        expected: u32,
+    },
+    /// Not a BPF file system.
+    #[error("{} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf`, or name a folder that is with --bpf-dir", path.display())]
+    NotBpfFileSystem {
+        /// The folder of pins.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    /// For `map_err` on file operations.
+    pub fn file(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { operation, path, source }
+    }
+}

@@ -1,0 +1,140 @@
+//! /healthz, /readyz and /metrics.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use podwire_common::abi::Count;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::daemon::{Event, Figures, Readiness};
+use crate::error::Error;
+
+/// Listens.
+///
+/// # Errors
+/// [`Error::File`].
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(Error::file(
+        "serve health and metrics (--metrics-address; is another agent running?) on",
+        address.to_string(),
+    ))
+}
+
+/// Serves until the process ends.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(
+    listener: TcpListener,
+    events: mpsc::Sender<Event>,
+    readiness: watch::Receiver<Readiness>,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(Sources { events, readiness });
+    axum::serve(listener, router).await
+}
+
+#[derive(Clone)]
+struct Sources {
+    events: mpsc::Sender<Event>,
+    readiness: watch::Receiver<Readiness>,
+}
+
+async fn ready(State(sources): State<Sources>) -> Response {
+    match &*sources.readiness.borrow() {
+        Readiness::Ready => "ready\n".into_response(),
+        Readiness::Waiting(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+async fn metrics(State(sources): State<Sources>) -> Response {
+    let (reply, figures) = oneshot::channel();
+    let asked = sources.events.send(Event::Figures(reply)).await;
+    let (Ok(()), Ok(figures)) = (asked, figures.await) else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n").into_response();
+    };
+    let is_ready = *sources.readiness.borrow() == Readiness::Ready;
+    match text(&figures, is_ready) {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+type Labels = [(&'static str, &'static str); 1];
+
+fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("podwire");
+    let drops = figures.counters.drops.iter().map(|(reason, count)| ([("reason", reason.name())], *count));
+    counters(&mut registry, "dropped", "dropped by the programs, by reason", drops);
+    let traffic = figures.counters.traffic.iter().map(|(path, count)| ([("path", path.name())], *count));
+    counters(&mut registry, "forwarded", "handled by the programs, by path", traffic);
+    gauge(&mut registry, "endpoints", "Pods of this node", figures.endpoints);
+    gauge(&mut registry, "nodes", "Nodes that can be used, this one included", figures.nodes);
+    gauge(
+        &mut registry,
+        "addresses",
+        "Addresses of this node's podCIDR that can be handed out",
+        figures.addresses as usize,
+    );
+    gauge(&mut registry, "ready", "1 when ADD is served", usize::from(is_ready));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn counters(registry: &mut Registry, name: &str, help: &str, counts: impl Iterator<Item = (Labels, Count)>) {
+    let (packets, bytes) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
+    for (labels, count) in counts {
+        packets.get_or_create(&labels).inc_by(count.packets);
+        bytes.get_or_create(&labels).inc_by(count.bytes);
+    }
+    registry.register(format!("{name}_packets"), format!("Packets {help}"), packets);
+    registry.register(format!("{name}_bytes"), format!("Bytes {help}"), bytes);
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: usize) {
+    let gauge: Gauge = Gauge::default();
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    registry.register(name, help, gauge);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::maps::Counters;
+    use podwire_common::reason::{Drop, Path};
+
+    #[test]
+    fn counters_bear_the_names_of_reasons_and_paths() {
+        let counters = Counters {
+            drops: vec![(Drop::Multicast, Count { packets: 3, bytes: 300 })],
+            traffic: vec![(Path::Local, Count { packets: 5, bytes: 500 })],
+        };
+        let text = text(&Figures { counters, endpoints: 4, nodes: 2, addresses: 253 }, true).unwrap();
+        for line in [
+            r#"podwire_dropped_packets_total{reason="multicast"} 3"#,
+            r#"podwire_dropped_bytes_total{reason="multicast"} 300"#,
+            r#"podwire_forwarded_packets_total{path="local"} 5"#,
+            "podwire_endpoints 4",
+            "podwire_ready 1",
+        ] {
+            assert!(text.lines().any(|said| said == line), "`{line}` is missing from:\n{text}");
+        }
+    }
+}

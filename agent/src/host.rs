@@ -1,0 +1,244 @@
+//! This machine's devices, addresses and routes, as the kernel lists them, and which of them are uplinks. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use podwire_common::addr::Mac;
+use podwire_common::names::{VETH_PREFIX, VXLAN_DEVICE};
+use thiserror::Error;
+
+use crate::desired::Route;
+use crate::model::Uplink;
+
+/// One look at the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// By ifindex.
+    pub devices: BTreeMap<u32, Device>,
+    /// IPv4 addresses, in the kernel's order: a device's primary one before its secondary ones.
+    pub addresses: Vec<DeviceAddress>,
+    /// IPv4 unicast routes of the main table that are not the agent's.
+    pub foreign_routes: Vec<ForeignRoute>,
+    /// Routes of the main table that bear the agent's protocol number.
+    pub own_routes: BTreeMap<Ipv4Net, Route>,
+}
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// ifindex.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Bytes of IP packet.
+    pub mtu: u32,
+    /// Link address, where it has one of six bytes.
+    pub mac: Option<Mac>,
+    /// IFF_UP.
+    pub up: bool,
+    /// IFF_LOOPBACK.
+    pub loopback: bool,
+}
+
+/// An address of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceAddress {
+    /// ifindex.
+    pub device: u32,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Its prefix length.
+    pub prefix_length: u8,
+    /// Scope global: may appear on the wire as a source.
+    pub global: bool,
+}
+
+/// A route that somebody else made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForeignRoute {
+    /// Where to.
+    pub destination: Ipv4Net,
+    /// ifindex; `None` for routes with several next hops.
+    pub device: Option<u32>,
+    /// Next hop.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// Why there is no uplink.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum NoUplink {
+    /// `--uplink` names what is not there.
+    #[error("uplink {0} does not exist: correct --uplink")]
+    Unknown(String),
+    /// Nothing leads out.
+    #[error(
+        "no device has this node's InternalIP {0} and there is no default route: configure one, or name the device with --uplink"
+    )]
+    NoneFound(Ipv4Addr),
+}
+
+impl Host {
+    /// The links that lead out: those named, or else the one that has the node's InternalIP and those of default
+    /// routes. The one with the InternalIP comes first.
+    ///
+    /// # Errors
+    /// [`NoUplink`].
+    pub fn uplinks(&self, named: &[String], internal: Ipv4Addr) -> Result<Vec<Uplink>, NoUplink> {
+        let holder = self
+            .addresses
+            .iter()
+            .find(|entry| entry.address == internal)
+            .map(|entry| entry.device)
+            .filter(|index| self.leads_out(*index));
+        let mut chosen: Vec<u32> = if named.is_empty() {
+            let default = self.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 0);
+            let devices = default.filter_map(|route| route.device).filter(|index| self.leads_out(*index));
+            holder.into_iter().chain(devices).collect()
+        } else {
+            let index = |name: &String| self.device(name).map(|device| device.index);
+            named
+                .iter()
+                .map(|name| index(name).ok_or_else(|| NoUplink::Unknown(name.clone())))
+                .collect::<Result<_, _>>()?
+        };
+        chosen.sort_by_key(|index| Some(*index) != holder);
+        let mut seen = BTreeSet::new();
+        let uplinks: Vec<_> = chosen
+            .into_iter()
+            .filter(|index| seen.insert(*index))
+            .filter_map(|index| self.devices.get(&index))
+            .map(|device| self.uplink(device, internal))
+            .collect();
+        if uplinks.is_empty() { Err(NoUplink::NoneFound(internal)) } else { Ok(uplinks) }
+    }
+
+    /// The device of a name.
+    pub fn device(&self, name: &str) -> Option<&Device> {
+        self.devices.values().find(|device| device.name == name)
+    }
+
+    /// Whether a route lookup may now answer otherwise than it did in `before`. Pods come and go without that.
+    pub fn routes_differ(&self, before: &Self) -> bool {
+        fn underlay(host: &Host) -> impl Iterator<Item = &Device> {
+            host.devices.values().filter(|device| !is_own_device(&device.name))
+        }
+        self.foreign_routes != before.foreign_routes
+            || self.addresses != before.addresses
+            || !underlay(self).eq(underlay(before))
+    }
+
+    fn leads_out(&self, index: u32) -> bool {
+        self.devices.get(&index).is_some_and(|device| !device.loopback && !is_own_device(&device.name))
+    }
+
+    fn uplink(&self, device: &Device, internal: Ipv4Addr) -> Uplink {
+        let mut addresses: Vec<_> = self
+            .addresses
+            .iter()
+            .filter(|entry| entry.device == device.index && entry.global)
+            .map(|entry| entry.address)
+            .collect();
+        addresses.sort_by_key(|address| *address != internal);
+        Uplink { index: device.index, name: device.name.clone(), mtu: device.mtu, addresses }
+    }
+}
+
+/// Whether the agent or the plugin made the device.
+fn is_own_device(name: &str) -> bool {
+    let digits = name.strip_prefix(VETH_PREFIX);
+    name == VXLAN_DEVICE
+        || digits
+            .is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
+    }
+
+    /// lo, eth0 with the InternalIP, eth1 with the default route, a pod's device.
+    fn host() -> Host {
+        let device = |index, name: &str, loopback| Device {
+            index,
+            name: name.into(),
+            mtu: 1500,
+            mac: None,
+            up: true,
+            loopback,
+        };
+        let devices = [
+            device(1, "lo", true),
+            device(2, "eth0", false),
+            device(3, "eth1", false),
+            device(4, "pw0123456789ab", false),
+        ];
+        let address = |device, address: &str, global| DeviceAddress {
+            device,
+            address: ip(address),
+            prefix_length: 24,
+            global,
+        };
+        Host {
+            devices: devices.into_iter().map(|device| (device.index, device)).collect(),
+            addresses: vec![
+                address(1, "127.0.0.1", false),
+                address(2, "192.0.2.7", true),
+                address(2, "10.200.0.1", true),
+                address(3, "198.51.100.1", true),
+            ],
+            foreign_routes: vec![ForeignRoute {
+                destination: Ipv4Net::default(),
+                device: Some(3),
+                gateway: Some(ip("198.51.100.254")),
+            }],
+            own_routes: BTreeMap::new(),
+        }
+    }
+
+    fn names(uplinks: Result<Vec<Uplink>, NoUplink>) -> Vec<String> {
+        uplinks.unwrap().into_iter().map(|uplink| uplink.name).collect()
+    }
+
+    #[test]
+    fn the_devices_of_the_internal_address_and_of_the_default_route_are_uplinks() {
+        let uplinks = host().uplinks(&[], ip("10.200.0.1"));
+        assert_eq!(names(uplinks.clone()), ["eth0", "eth1"]);
+        assert_eq!(uplinks.unwrap()[0].addresses, [ip("10.200.0.1"), ip("192.0.2.7")]);
+    }
+
+    #[test]
+    fn a_device_that_is_both_is_one_uplink() {
+        assert_eq!(names(host().uplinks(&[], ip("198.51.100.1"))), ["eth1"]);
+    }
+
+    #[test]
+    fn named_uplinks_are_used_alone_and_have_to_exist() {
+        let named = ["eth1".to_owned()];
+        assert_eq!(names(host().uplinks(&named, ip("10.200.0.1"))), ["eth1"]);
+        let named = ["eth1".to_owned(), "eth0".to_owned()];
+        assert_eq!(names(host().uplinks(&named, ip("10.200.0.1"))), ["eth0", "eth1"]);
+        let error = host().uplinks(&["eth9".to_owned()], ip("10.200.0.1"));
+        assert_eq!(error, Err(NoUplink::Unknown("eth9".into())));
+    }
+
+    #[test]
+    fn without_either_there_is_no_uplink() {
+        let mut host = host();
+        host.foreign_routes.clear();
+        assert_eq!(host.uplinks(&[], ip("203.0.113.1")), Err(NoUplink::NoneFound(ip("203.0.113.1"))));
+    }
+
+    #[test]
+    fn pods_that_come_and_go_change_no_route() {
+        let before = host();
+        let mut after = before.clone();
+        after.devices.remove(&4);
+        assert!(!after.routes_differ(&before));
+        after.devices.get_mut(&2).unwrap().mtu = 1400;
+        assert!(after.routes_differ(&before));
+    }
+}

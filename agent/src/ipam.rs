@@ -1,0 +1,221 @@
+//! Which addresses of the node's podCIDR are in use, and which is next. Pure.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use thiserror::Error;
+
+/// Why no address was given.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum IpamError {
+    /// Every address is in use.
+    #[error(
+        "all {size} addresses of podCIDR {network} are in use: delete pods or give the node a larger podCIDR"
+    )]
+    Exhausted {
+        /// The podCIDR.
+        network: Ipv4Net,
+        /// Addresses that can be handed out.
+        size: u32,
+    },
+    /// The address asked for belongs to a pod.
+    #[error("address {0} is in use by another pod: ask for a free one")]
+    Taken(Ipv4Addr),
+    /// The address asked for is not of this node.
+    #[error("address {address} is outside this node's podCIDR {network}")]
+    Foreign {
+        /// What was asked for.
+        address: Ipv4Addr,
+        /// The podCIDR.
+        network: Ipv4Net,
+    },
+    /// The address asked for has another use.
+    #[error(
+        "address {address} of podCIDR {network} is the network's, the gateway's or the broadcast address"
+    )]
+    Reserved {
+        /// What was asked for.
+        address: Ipv4Addr,
+        /// The podCIDR.
+        network: Ipv4Net,
+    },
+}
+
+/// The addresses of a podCIDR.
+///
+/// Handed out round robin: a freed address rests until all others have had their turn, so that what a dead pod's
+/// peers still send reaches nobody. The network's own, the first (the gateway's) and the broadcast address are never
+/// handed out.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    network: Ipv4Net,
+    taken: BTreeSet<Ipv4Addr>,
+    last: Option<Ipv4Addr>,
+}
+
+impl Pool {
+    /// `taken` may hold addresses outside of `network`: those of pods older than a change of the podCIDR. `last` is
+    /// the address that was handed out last, after which the search starts.
+    pub fn new(network: Ipv4Net, taken: impl IntoIterator<Item = Ipv4Addr>, last: Option<Ipv4Addr>) -> Self {
+        Self { network: network.trunc(), taken: taken.into_iter().collect(), last }
+    }
+
+    /// The podCIDR.
+    pub fn network(&self) -> Ipv4Net {
+        self.network
+    }
+
+    /// The address that was handed out last.
+    pub fn last(&self) -> Option<Ipv4Addr> {
+        self.last
+    }
+
+    /// Takes the next free address.
+    ///
+    /// # Errors
+    /// [`IpamError::Exhausted`].
+    pub fn allocate(&mut self) -> Result<Ipv4Addr, IpamError> {
+        let network = self.network;
+        let exhausted = IpamError::Exhausted { network, size: self.size() };
+        let Some((first, end)) = self.usable() else {
+            return Err(exhausted);
+        };
+        let last = self.last.map(u32::from).filter(|last| (first..=end).contains(last));
+        let start = last.map_or(first, |last| if last == end { first } else { last + 1 });
+        let address = (start..=end)
+            .chain(first..start)
+            .map(Ipv4Addr::from)
+            .find(|address| !self.taken.contains(address))
+            .ok_or(exhausted)?;
+        self.taken.insert(address);
+        self.last = Some(address);
+        Ok(address)
+    }
+
+    /// Takes the address asked for. The round goes on where it was.
+    ///
+    /// # Errors
+    /// [`IpamError::Foreign`], [`IpamError::Reserved`] or [`IpamError::Taken`].
+    pub fn take(&mut self, address: Ipv4Addr) -> Result<(), IpamError> {
+        let network = self.network;
+        if !network.contains(&address) {
+            return Err(IpamError::Foreign { address, network });
+        }
+        if !self.usable().is_some_and(|(first, end)| (first..=end).contains(&u32::from(address))) {
+            return Err(IpamError::Reserved { address, network });
+        }
+        if self.taken.insert(address) { Ok(()) } else { Err(IpamError::Taken(address)) }
+    }
+
+    /// Gives an address back. Nothing happens when it was not taken.
+    pub fn release(&mut self, address: Ipv4Addr) {
+        self.taken.remove(&address);
+    }
+
+    /// How many addresses can be handed out at all.
+    pub fn size(&self) -> u32 {
+        self.usable().map_or(0, |(first, end)| end - first + 1)
+    }
+
+    /// First and last address that can be handed out.
+    fn usable(&self) -> Option<(u32, u32)> {
+        let first = u32::from(self.network.network()).checked_add(2)?;
+        let end = u32::from(self.network.broadcast()).checked_sub(1)?;
+        (first <= end).then_some((first, end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pool(network: &str) -> Pool {
+        Pool::new(network.parse().unwrap(), [], None)
+    }
+
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn network_gateway_and_broadcast_are_never_handed_out() {
+        let mut pool = pool("10.244.1.0/29");
+        let all: Vec<_> = std::iter::from_fn(|| pool.allocate().ok()).collect();
+        assert_eq!(all, ["10.244.1.2", "10.244.1.3", "10.244.1.4", "10.244.1.5", "10.244.1.6"].map(ip));
+        assert_eq!(
+            pool.allocate(),
+            Err(IpamError::Exhausted { network: "10.244.1.0/29".parse().unwrap(), size: 5 })
+        );
+    }
+
+    #[test]
+    fn a_freed_address_rests_until_the_others_had_their_turn() {
+        let mut pool = pool("10.244.1.0/29");
+        assert_eq!(pool.allocate(), Ok(ip("10.244.1.2")));
+        pool.release(ip("10.244.1.2"));
+        let next: Vec<_> = (0..5).map(|_| pool.allocate().unwrap()).collect();
+        assert_eq!(next, ["10.244.1.3", "10.244.1.4", "10.244.1.5", "10.244.1.6", "10.244.1.2"].map(ip));
+    }
+
+    #[test]
+    fn the_round_goes_on_after_a_restart() {
+        let taken = [ip("10.244.1.4")];
+        let mut pool = Pool::new("10.244.1.0/29".parse().unwrap(), taken, Some(ip("10.244.1.3")));
+        assert_eq!(pool.allocate(), Ok(ip("10.244.1.5")));
+    }
+
+    #[test]
+    fn the_round_starts_anew_in_another_pod_cidr() {
+        let taken = [ip("10.244.1.7")];
+        let mut pool = Pool::new("10.244.9.0/24".parse().unwrap(), taken, Some(ip("10.244.1.7")));
+        assert_eq!(pool.allocate(), Ok(ip("10.244.9.2")));
+    }
+
+    #[test]
+    fn a_fixed_address_is_given_once_and_only_out_of_this_nodes_range() {
+        let mut pool = pool("10.244.1.0/24");
+        assert_eq!(pool.take(ip("10.244.1.77")), Ok(()));
+        assert_eq!(pool.take(ip("10.244.1.77")), Err(IpamError::Taken(ip("10.244.1.77"))));
+        assert!(matches!(pool.take(ip("10.244.2.77")), Err(IpamError::Foreign { .. })));
+        for reserved in ["10.244.1.0", "10.244.1.1", "10.244.1.255"] {
+            assert!(matches!(pool.take(ip(reserved)), Err(IpamError::Reserved { .. })), "{reserved}");
+        }
+    }
+
+    #[test]
+    fn a_pod_cidr_too_small_for_any_pod_is_exhausted_from_the_start() {
+        for network in ["10.244.1.0/31", "10.244.1.0/32", "255.255.255.255/32"] {
+            assert!(
+                matches!(pool(network).allocate(), Err(IpamError::Exhausted { size: 0, .. })),
+                "{network}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_is_given_twice_and_none_is_lost(
+            length in 26u8..=30,
+            steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 0..300),
+        ) {
+            let mut pool = Pool::new(Ipv4Net::new(ip("10.9.8.0"), length).unwrap(), [], None);
+            let mut held = Vec::new();
+            for (add, which) in steps {
+                if add {
+                    match pool.allocate() {
+                        Ok(address) => {
+                            prop_assert!(!held.contains(&address));
+                            prop_assert!(pool.network().contains(&address));
+                            held.push(address);
+                        }
+                        Err(_) => prop_assert_eq!(held.len() as u32, pool.size()),
+                    }
+                } else if !held.is_empty() {
+                    pool.release(held.swap_remove(which.index(held.len())));
+                }
+            }
+        }
+    }
+}

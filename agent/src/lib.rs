@@ -1,0 +1,23 @@
+//! Podwire's node agent.
+//!
+//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of state, `daemon`.
+//! What the kernel should hold is a pure function of the model (`desired`), and a pure `diff` says what to do. The
+//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `store` (disk) and `sysctl`.
+
+pub mod cni_server;
+pub mod config;
+pub mod conntrack;
+pub mod daemon;
+pub mod dataplane;
+pub mod desired;
+pub mod diff;
+pub mod error;
+pub mod health;
+pub mod host;
+pub mod housekeeping;
+pub mod ipam;
+pub mod links;
+pub mod model;
+pub mod nodes;
+pub mod store;
+pub mod sysctl;

@@ -1,0 +1,388 @@
+//! Devices, addresses and routes: all that the agent says to the kernel's routing socket.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::{StreamExt, TryStreamExt};
+use ipnet::Ipv4Net;
+use podwire_common::addr::Mac;
+use podwire_common::names::{ROUTE_PROTOCOL, VXLAN_DEVICE};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::tc::TcMessage;
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+
+use crate::desired::Route;
+use crate::error::Error;
+use crate::host::{Device, DeviceAddress, ForeignRoute, Host};
+use crate::model::Path;
+
+/// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
+const NOT_THERE: [i32; 3] = [-19, -2, -3];
+
+/// Which of the agent's filters are on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filters {
+    ingress: bool,
+    egress: bool,
+}
+
+impl Filters {
+    /// Whether none is missing.
+    pub fn both(self) -> bool {
+        self.ingress && self.egress
+    }
+}
+
+/// A connection to the kernel's routing socket, in the network namespace of the thread that made it.
+#[derive(Clone, Debug)]
+pub struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Connects. Has to be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the socket cannot be opened.
+    pub fn new() -> Result<Self, Error> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(Error::file("open", "the kernel's routing socket"))?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Devices, addresses and routes as they are now.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn host(&self) -> Result<Host, Error> {
+        let mut host = Host::default();
+        let mut links = self.handle.link().get().execute();
+        while let Some(message) = links.try_next().await.map_err(netlink("list devices"))? {
+            let device = device(&message);
+            host.devices.insert(device.index, device);
+        }
+        let mut addresses = self.handle.address().get().execute();
+        while let Some(message) = addresses.try_next().await.map_err(netlink("list addresses"))? {
+            host.addresses.extend(device_address(&message));
+        }
+        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut routes = self.handle.route().get(filter).execute();
+        while let Some(message) = routes.try_next().await.map_err(netlink("list routes"))? {
+            sort_route(&mut host, &message);
+        }
+        Ok(host)
+    }
+
+    /// The device of a name.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn device(&self, name: &str) -> Result<Option<Device>, Error> {
+        Ok(self.link(name).await?.as_ref().map(device))
+    }
+
+    /// How the kernel routes to an address: policy rules included. `None` when it does not.
+    pub async fn path(&self, address: Ipv4Addr, host: &Host) -> Option<Path> {
+        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+        let route = self.handle.route().get(query).execute().next().await?.ok()?;
+        if route.header.kind != RouteType::Unicast {
+            return None;
+        }
+        let index = output(&route)?;
+        let mtu = host.devices.get(&index)?.mtu;
+        Some(Path { device: index, mtu, gateway: gateway(&route) })
+    }
+
+    /// Adds or replaces one of the agent's routes.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn set_route(&self, destination: Ipv4Net, route: Route) -> Result<(), Error> {
+        let message = route_message(destination, route);
+        let operation = format!("set the route to {destination}");
+        self.handle.route().add(message).replace().execute().await.map_err(netlink(operation))
+    }
+
+    /// Removes one of the agent's routes. Nothing happens when it is not there: the kernel removes a route with its
+    /// device.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn remove_route(&self, destination: Ipv4Net, route: Route) -> Result<(), Error> {
+        let message = route_message(destination, route);
+        let result = self.handle.route().del(message).execute().await;
+        unless_absent(result, || format!("remove the route to {destination}"))
+    }
+
+    /// Gives a device an MTU and sets it up.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn set_mtu_and_up(&self, device: &Device, mtu: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(device.index).mtu(mtu).up().build();
+        let operation = format!("set {} up with MTU {mtu}", device.name);
+        self.handle.link().change(message).execute().await.map_err(netlink(operation))
+    }
+
+    /// Sets a device down. Nothing happens when it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn set_down(&self, index: u32, name: &str) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).down().build();
+        let result = self.handle.link().change(message).execute().await;
+        unless_absent(result, || format!("set {name} down"))
+    }
+
+    /// Removes a device. Nothing happens when it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn remove_device(&self, index: u32, name: &str) -> Result<(), Error> {
+        let result = self.handle.link().del(index).execute().await;
+        unless_absent(result, || format!("remove {name}"))
+    }
+
+    /// The VXLAN device, made if it is not there or is not as it has to be. It is not set up here: it has no programs
+    /// yet. Says whether one that was there had to be replaced.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`]; [`Error::Device`] when the port is taken.
+    pub async fn ensure_vxlan(&self, port: u16) -> Result<(Device, bool), Error> {
+        let mut replaced = false;
+        if let Some(message) = self.link(VXLAN_DEVICE).await? {
+            if is_our_vxlan(&message, port) {
+                return Ok((device(&message), false));
+            }
+            self.remove_device(message.header.index, VXLAN_DEVICE).await?;
+            replaced = true;
+        }
+        // No VNI and no peers: with collect-metadata (`external`) both come with each packet, from the programs.
+        let message = LinkMessageBuilder::<LinkVxlan>::new(VXLAN_DEVICE)
+            .port(port)
+            .collect_metadata(true)
+            .learning(false)
+            .arp(false)
+            .build();
+        self.handle.link().add(message).execute().await.map_err(|source| match code(&source) {
+            Some(-17 | -98) => Error::Device {
+                name: VXLAN_DEVICE.into(),
+                problem: format!(
+                    "UDP port {port} belongs to another VXLAN device or socket: remove that, or choose another --vxlan-port"
+                ),
+            },
+            _ => Error::Netlink { operation: format!("make {VXLAN_DEVICE}"), source },
+        })?;
+        let device = self.device(VXLAN_DEVICE).await?;
+        Ok((device.ok_or_else(|| Error::NoDevice { name: VXLAN_DEVICE.into() })?, replaced))
+    }
+
+    /// Gives a device an address (/32, scope global).
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn add_address(&self, device: u32, address: Ipv4Addr) -> Result<(), Error> {
+        let request = self.handle.address().add(device, address.into(), 32).replace();
+        request.execute().await.map_err(netlink(format!("give {VXLAN_DEVICE} the address {address}")))
+    }
+
+    /// Takes an address of a device back. Nothing happens when it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn remove_address(&self, entry: &DeviceAddress) -> Result<(), Error> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.index = entry.device;
+        message.header.prefix_len = entry.prefix_length;
+        message.attributes.push(AddressAttribute::Local(entry.address.into()));
+        let result = self.handle.address().del(message).execute().await;
+        unless_absent(result.or_else(ignore_no_address), || format!("remove the address {}", entry.address))
+    }
+
+    /// Which of the agent's filters are on a device.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn filters(&self, device: u32) -> Result<Filters, Error> {
+        let index = i32::try_from(device).unwrap_or_default();
+        let is_ours =
+            |message: &TcMessage| message.header.info >> 16 == 1 && u32::from(message.header.handle) == 1;
+        let mut filters = Filters::default();
+        let mut ingress = self.handle.traffic_filter(index).get().ingress().execute();
+        while let Some(message) = ingress.try_next().await.map_err(netlink("list filters"))? {
+            filters.ingress |= is_ours(&message);
+        }
+        let mut egress = self.handle.traffic_filter(index).get().egress().execute();
+        while let Some(message) = egress.try_next().await.map_err(netlink("list filters"))? {
+            filters.egress |= is_ours(&message);
+        }
+        Ok(filters)
+    }
+
+    async fn link(&self, name: &str) -> Result<Option<LinkMessage>, Error> {
+        let mut answer = self.handle.link().get().match_name(name).execute();
+        match answer.try_next().await {
+            Ok(message) => Ok(message),
+            Err(error) if code(&error).is_some_and(|code| NOT_THERE.contains(&code)) => Ok(None),
+            Err(error) => Err(netlink(format!("look up device {name}"))(error)),
+        }
+    }
+}
+
+fn netlink(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+    let operation = operation.into();
+    move |source| Error::Netlink { operation, source }
+}
+
+/// The negative errno of the kernel's answer.
+fn code(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| code.get()),
+        _ => None,
+    }
+}
+
+fn unless_absent(
+    result: Result<(), rtnetlink::Error>,
+    operation: impl FnOnce() -> String,
+) -> Result<(), Error> {
+    match result {
+        Err(error) if code(&error).is_some_and(|code| NOT_THERE.contains(&code)) => Ok(()),
+        other => other.map_err(netlink(operation())),
+    }
+}
+
+fn ignore_no_address(error: rtnetlink::Error) -> Result<(), rtnetlink::Error> {
+    const ADDRESS_NOT_AVAILABLE: i32 = -99;
+    if code(&error) == Some(ADDRESS_NOT_AVAILABLE) { Ok(()) } else { Err(error) }
+}
+
+fn device(message: &LinkMessage) -> Device {
+    let mut device = Device {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        mac: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => device.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::Address(bytes) => {
+                device.mac = bytes.as_slice().try_into().ok().map(|bytes| Mac { bytes });
+            }
+            _ => {}
+        }
+    }
+    device
+}
+
+fn is_our_vxlan(message: &LinkMessage, wanted_port: u16) -> bool {
+    let infos = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let Some(infos) = infos else {
+        return false;
+    };
+    let is_vxlan = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Vxlan)));
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+        _ => None,
+    });
+    is_vxlan
+        && data.is_some_and(|data| {
+            data.iter().any(|info| matches!(info, InfoVxlan::Port(port) if *port == wanted_port))
+                && data.iter().any(|info| matches!(info, InfoVxlan::CollectMetadata(true)))
+        })
+}
+
+fn device_address(message: &AddressMessage) -> Option<DeviceAddress> {
+    // Local is the device's own address; on point-to-point links Address is the peer's.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    });
+    local.map(|address| DeviceAddress {
+        device: message.header.index,
+        address,
+        prefix_length: message.header.prefix_len,
+        global: message.header.scope == AddressScope::Universe,
+    })
+}
+
+fn sort_route(host: &mut Host, message: &RouteMessage) {
+    if message.header.address_family != AddressFamily::Inet
+        || message.header.table != RouteHeader::RT_TABLE_MAIN
+    {
+        return;
+    }
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    });
+    let length = message.header.destination_prefix_length;
+    let Ok(destination) = Ipv4Net::new(address.unwrap_or(Ipv4Addr::UNSPECIFIED), length) else {
+        return;
+    };
+    let (device, gateway) = (output(message), gateway(message));
+    if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
+        let source = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(*address),
+            _ => None,
+        });
+        let route = match (message.header.kind, device) {
+            (RouteType::Unicast, Some(device)) => Route::Link { device, gateway, source },
+            _ => Route::Unreachable,
+        };
+        host.own_routes.insert(destination, route);
+    } else if message.header.kind == RouteType::Unicast {
+        host.foreign_routes.push(ForeignRoute { destination, device, gateway });
+    }
+}
+
+fn output(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn gateway(message: &RouteMessage) -> Option<Ipv4Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
+        // An IPv4 route over an IPv6 router: not on the link, whatever the router's address.
+        RouteAttribute::Via(_) => Some(Ipv4Addr::UNSPECIFIED),
+        _ => None,
+    })
+}
+
+fn route_message(destination: Ipv4Net, route: Route) -> RouteMessage {
+    let builder = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(destination.network(), destination.prefix_len())
+        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
+    match route {
+        Route::Unreachable => builder.kind(RouteType::Unreachable).build(),
+        Route::Link { device, gateway, source } => {
+            let mut builder = builder.output_interface(device);
+            builder = match gateway {
+                Some(gateway) => builder.gateway(gateway),
+                None => builder.scope(RouteScope::Link),
+            };
+            if let Some(source) = source {
+                builder = builder.pref_source(source);
+            }
+            builder.build()
+        }
+    }
+}

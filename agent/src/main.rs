@@ -1,0 +1,124 @@
+//! The command line: wires the agent's tasks together.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow, bail};
+use clap::{Parser, Subcommand};
+use podwire::cni_server::CniServer;
+use podwire::config::{Config, LogFormat};
+use podwire::daemon::{Daemon, Event};
+use podwire::dataplane::probe::Capabilities;
+use podwire::nodes::file;
+use podwire::store::Store;
+use podwire::{health, housekeeping};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+/// Events that may wait for the owner of state.
+const QUEUE: usize = 256;
+
+/// A Kubernetes node's pod network in eBPF.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve this node's pods, in the foreground.
+    Agent(Config),
+}
+
+fn main() -> ExitCode {
+    let Command::Agent(config) = Cli::parse().command;
+    if let Err(error) = start_log(&config) {
+        eprintln!("podwire: {error}");
+        return ExitCode::FAILURE;
+    }
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Each error says the whole of it: its sources would say the same again.
+            error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(config: &Config) -> Result<()> {
+    let filter = EnvFilter::try_new(&config.log_level)
+        .map_err(|error| anyhow!("--log-level {}: {error}", config.log_level))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match config.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+fn run(config: Config) -> Result<()> {
+    // One thread: there is one owner of state, and the rest waits.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<()> {
+    info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, mode = ?config.mode, "podwire agent");
+    if !rustix::process::geteuid().is_root() {
+        bail!("the agent loads BPF programs and makes devices and routes: run it as root");
+    }
+    let store = Store::open(&config.state_dir)?;
+    let capabilities = Capabilities::probe(&config.cgroup_dir);
+    capabilities.print();
+    let metrics = health::bind(config.metrics_address).await?;
+    let (socket, nodes) = (config.socket(), config.nodes.clone());
+    let daemon = Daemon::start(config, &capabilities, store).await?;
+
+    let server = CniServer::bind(&socket)?;
+    let (events, queue) = mpsc::channel(QUEUE);
+    tokio::spawn(health::serve(metrics, events.clone(), daemon.readiness()));
+    tokio::spawn(ticks(events.clone()));
+    tokio::spawn(stop_on(SignalKind::terminate(), events.clone()));
+    tokio::spawn(stop_on(SignalKind::interrupt(), events.clone()));
+    let mut watching = tokio::spawn(file::watch(nodes, events.clone()));
+    let serving = tokio::spawn(server.serve(events));
+    tokio::select! {
+        () = daemon.run(queue) => {}
+        // A node list that cannot be watched would leave this node alone in the cluster, silently.
+        failed = &mut watching => failed??,
+    }
+    // It ends when the queue is gone, and the socket's file with it.
+    serving.await?;
+    Ok(())
+}
+
+async fn stop_on(kind: SignalKind, events: mpsc::Sender<Event>) {
+    match signal(kind) {
+        Ok(mut signals) => {
+            signals.recv().await;
+            let _ = events.send(Event::Stop).await;
+        }
+        Err(error) => error!("listen for signals: {error}"),
+    }
+}
+
+async fn ticks(events: mpsc::Sender<Event>) {
+    let mut ticks = interval(housekeeping::INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        if events.send(Event::Tick).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What the agent knows: the node list, this machine's links and the pods. Plain data; no kernel, no disk.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use podwire_cni::protocol::{Attachment, PodName};
+use podwire_common::addr::Mac;
+use podwire_common::names::VXLAN_OVERHEAD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Everything that the desired state of the data path follows from.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// How pod packets travel between nodes.
+    pub mode: Mode,
+    /// `--mtu`: the pods' MTU in bytes, whatever the uplinks say.
+    pub mtu_override: Option<u32>,
+    /// ifindex of the VXLAN device; `None` in direct mode.
+    pub vxlan: Option<u32>,
+    /// This node as the node list has it; `None` until a list names it completely.
+    pub own: Option<Node>,
+    /// The other nodes, by name.
+    pub remote: BTreeMap<String, Node>,
+    /// The links that lead out of this node; the first bears the node's InternalIP unless none does.
+    pub uplinks: Vec<Uplink>,
+    /// The way to each remote node's InternalIP. A node without an entry is not reachable now.
+    pub paths: BTreeMap<Ipv4Addr, Path>,
+    /// The pods of this node.
+    pub endpoints: BTreeMap<Attachment, Endpoint>,
+}
+
+impl Model {
+    /// A model that knows nothing yet.
+    pub fn new(mode: Mode, mtu_override: Option<u32>) -> Self {
+        Self {
+            mode,
+            mtu_override,
+            vxlan: None,
+            own: None,
+            remote: BTreeMap::new(),
+            uplinks: Vec::new(),
+            paths: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+        }
+    }
+
+    /// The pods' MTU in bytes: what fits, unless it is overridden. `None` while no uplink is known.
+    pub fn pod_mtu(&self) -> Option<u32> {
+        self.fitting_mtu().map(|fitting| self.mtu_override.unwrap_or(fitting))
+    }
+
+    /// The largest IP packet, in bytes, that fits every link towards a node, tunnel headers included. `None` while no
+    /// uplink is known.
+    pub fn fitting_mtu(&self) -> Option<u32> {
+        let towards_nodes = self.paths.values().map(|path| path.mtu).min();
+        let own = self.uplinks.first().map(|uplink| uplink.mtu);
+        towards_nodes.into_iter().chain(own).min().map(|underlay| self.mode.payload(underlay))
+    }
+
+    /// Endpoints whose address is outside the node's podCIDR of now.
+    pub fn outside_pod_network(&self) -> impl Iterator<Item = &Endpoint> {
+        let network = self.own.as_ref().map(|node| node.pod_network);
+        self.endpoints
+            .values()
+            .filter(move |endpoint| network.is_some_and(|network| !network.contains(&endpoint.address)))
+    }
+}
+
+/// How pod packets travel between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Inside VXLAN.
+    Vxlan,
+    /// As they are: the network between the nodes routes pod addresses.
+    Direct,
+}
+
+impl Mode {
+    /// Bytes of IP packet that fit a link of `mtu` bytes.
+    pub fn payload(self, mtu: u32) -> u32 {
+        match self {
+            Self::Vxlan => mtu.saturating_sub(VXLAN_OVERHEAD),
+            Self::Direct => mtu,
+        }
+    }
+}
+
+/// A node whose entry in the node list is complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// Its IPv4 podCIDR.
+    pub pod_network: Ipv4Net,
+    /// Its IPv4 InternalIP.
+    pub address: Ipv4Addr,
+}
+
+impl Node {
+    /// A number for display: 32-bit FNV-1a of the name, so that every node computes the same.
+    pub fn id(&self) -> u32 {
+        self.name
+            .bytes()
+            .fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    }
+
+    /// Whether both cannot be true: the podCIDRs overlap, or the addresses are the same.
+    pub fn contradicts(&self, other: &Self) -> bool {
+        let (one, two) = (self.pod_network, other.pod_network);
+        self.address == other.address || one.contains(&two.network()) || two.contains(&one.network())
+    }
+
+    /// The first address of the podCIDR: the pods' gateway and the node's overlay address.
+    pub fn overlay_address(&self) -> Ipv4Addr {
+        overlay_address(self.pod_network)
+    }
+}
+
+/// The first address of a podCIDR after the network's own.
+pub fn overlay_address(pod_network: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(pod_network.network()).saturating_add(1))
+}
+
+/// A link that leads out of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// ifindex.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Bytes of IP packet.
+    pub mtu: u32,
+    /// Its global addresses, the one that translated packets get as their source first.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// How the kernel routes to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// ifindex of the link it leaves by.
+    pub device: u32,
+    /// That link's MTU in bytes.
+    pub mtu: u32,
+    /// The router; `None`: on the link itself.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// A pod's attachment, as persisted and as put into the maps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// Container and interface.
+    pub attachment: Attachment,
+    /// The pod's network namespace, for messages.
+    pub netns: String,
+    /// Name of the veth pair's host side.
+    pub host_interface: String,
+    /// ifindex of the host side. Not persisted: a reboot gives out new ones.
+    #[serde(skip)]
+    pub ifindex: u32,
+    /// Unique on the node while the endpoint lives.
+    pub id: u32,
+    /// The pod side's address.
+    #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
+    pub pod_mac: Mac,
+    /// The host side's address.
+    #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
+    pub host_mac: Mac,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// Its gateway: kept with the endpoint because the node's podCIDR may change while the pod lives.
+    pub gateway: Ipv4Addr,
+    /// Of the pod's link, bytes.
+    pub mtu: u32,
+    /// The pod's name, where the runtime gave it.
+    pub pod: Option<PodName>,
+}
+
+impl fmt::Display for Endpoint {
+    /// The pod's name where known, else the container, and the address.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pod {
+            Some(pod) => write!(f, "{}/{}", pod.namespace, pod.name)?,
+            None => write!(f, "container {}", self.attachment.container_id)?,
+        }
+        write!(f, " ({}, {})", self.address, self.host_interface)
+    }
+}
+
+/// Reads `aa:bb:cc:dd:ee:ff`. `None` for anything else.
+pub fn parse_mac(text: &str) -> Option<Mac> {
+    let mut parts = text.split(':');
+    let mut bytes = [0; 6];
+    for byte in &mut bytes {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(Mac { bytes })
+}
+
+/// Writes `aa:bb:cc:dd:ee:ff`.
+pub fn format_mac(mac: Mac) -> String {
+    format!("{mac:?}")
+}
+
+fn mac_to_text<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&format_mac(*mac))
+}
+
+fn mac_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_mac(&text).ok_or_else(|| de::Error::custom(format!("`{text}` is not a link address")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_address_survives_the_way_there_and_back() {
+        let mac = Mac { bytes: [0x02, 0x0a, 0, 0xff, 0x10, 0x01] };
+        assert_eq!(parse_mac(&format_mac(mac)), Some(mac));
+    }
+
+    #[test]
+    fn what_is_no_link_address_is_refused() {
+        for text in ["", "02:00:00:00:00", "02:00:00:00:00:00:00", "2:0:0:0:0:0", "zz:00:00:00:00:00"] {
+            assert_eq!(parse_mac(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_pod_mtu_follows_the_smallest_link_towards_a_node() {
+        let mut model = Model::new(Mode::Vxlan, None);
+        assert_eq!(model.pod_mtu(), None);
+        model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new() });
+        assert_eq!(model.pod_mtu(), Some(1450));
+        let path = Path { device: 3, mtu: 1400, gateway: None };
+        model.paths.insert(Ipv4Addr::new(10, 200, 0, 2), path);
+        assert_eq!(model.pod_mtu(), Some(1350));
+        model.mode = Mode::Direct;
+        assert_eq!(model.pod_mtu(), Some(1400));
+        model.mtu_override = Some(1280);
+        assert_eq!(model.pod_mtu(), Some(1280));
+    }
+}

@@ -1,0 +1,381 @@
+//! Node objects out of a file, as `kubectl get nodes -o json` (or `-o yaml`) prints them.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tracing::{debug, info};
+
+use super::{NodeProblem, NodeRecord};
+use crate::daemon::Event;
+
+/// Writers often make several events of one change.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Why a file as a whole cannot be used.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("read the node list {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is neither JSON nor YAML.
+    #[error("decode the node list {}: {reason} (expected: the output of `kubectl get nodes -o json` or `-o yaml`)", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+    /// Its folder is not there.
+    #[error("the folder {} of the node list does not exist: create it, with the list in it or for it to come", path.display())]
+    NoFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// It cannot be watched.
+    #[error("watch {} for changes of the node list: {source}", path.display())]
+    Watch {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: notify::Error,
+    },
+}
+
+/// Sends the file's content as an event now and after every change, or why it cannot be used.
+///
+/// # Errors
+/// [`FileError::NoFolder`]; [`FileError::Watch`] when the folder cannot be watched. Otherwise it returns when nobody receives any more.
+pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), FileError> {
+    let (changes_in, mut changes) = mpsc::channel(1);
+    let _watcher = watch_folders(&path, changes_in)?;
+    let mut last = None;
+    loop {
+        // Other files of the folder change too, and the log may be one of them: only what is new is said.
+        let now = read(&path).map_err(|error| error.to_string());
+        if last.as_ref() != Some(&now) {
+            let list = now.as_ref().map_err(String::clone);
+            let event = match list.and_then(|text| parse(&path, text).map_err(|error| error.to_string())) {
+                Ok((records, problems)) => {
+                    info!(path = %path.display(), nodes = records.len(), "node list read");
+                    Event::Nodes { records, problems }
+                }
+                Err(reason) => Event::NodeListUnusable(reason),
+            };
+            if events.send(event).await.is_err() {
+                return Ok(());
+            }
+            last = Some(now);
+        }
+        tokio::select! {
+            changed = changes.recv() => if changed.is_none() { return Ok(()) },
+            () = events.closed() => return Ok(()),
+        }
+        tokio::time::sleep(SETTLE).await;
+        let _ = changes.try_recv();
+    }
+}
+
+/// Watches the folder, not the file: editors and ConfigMaps replace files by renaming. A symbolic link's target has a
+/// folder of its own.
+fn watch_folders(path: &Path, changes: mpsc::Sender<()>) -> Result<RecommendedWatcher, FileError> {
+    let folder = parent(path);
+    if !folder.is_dir() {
+        return Err(FileError::NoFolder { path: folder });
+    }
+    let watch_error = |source| FileError::Watch { path: folder.clone(), source };
+    let on_event = move |event: notify::Result<notify::Event>| {
+        // Reading is an event as well: answering it by reading would never end.
+        let reading = |event: &notify::Event| match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
+            EventKind::Access(_) => true,
+            _ => false,
+        };
+        if !event.as_ref().is_ok_and(reading) {
+            // Full: a change is announced already.
+            let _ = changes.try_send(());
+        }
+    };
+    let mut watcher = notify::recommended_watcher(on_event).map_err(watch_error)?;
+    watcher.watch(&folder, RecursiveMode::NonRecursive).map_err(watch_error)?;
+    if let Ok(target) = path.canonicalize()
+        && parent(&target) != folder
+    {
+        watcher.watch(&parent(&target), RecursiveMode::NonRecursive).map_err(watch_error)?;
+    }
+    debug!(folder = %folder.display(), "watching for changes of the node list");
+    Ok(watcher)
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn read(path: &Path) -> Result<String, FileError> {
+    std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.into(), source })
+}
+
+/// Decodes a `List` of nodes or a single one. Entries that do not decode are named among the problems and left out.
+///
+/// # Errors
+/// [`FileError::Decode`] when the text as a whole is neither.
+pub fn parse(path: &Path, text: &str) -> Result<(Vec<NodeRecord>, Vec<NodeProblem>), FileError> {
+    let decode_error = |reason: String| FileError::Decode { path: path.into(), reason };
+    let mut document: Value = if text.trim_start().starts_with('{') {
+        serde_json::from_str(text).map_err(|error| decode_error(error.to_string()))?
+    } else {
+        // The file is the operator's own: the budget against hostile documents would refuse large clusters.
+        let options = serde_saphyr::options! { budget: None };
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| decode_error(error.to_string()))?
+    };
+    let kind = document.get("kind").and_then(Value::as_str).map(str::to_owned);
+    let items = match kind.as_deref() {
+        Some("List" | "NodeList") => match document.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) => items,
+            Some(Value::Null) | None => Vec::new(),
+            Some(_) => return Err(decode_error("`items` is not a list".into())),
+        },
+        Some("Node") => vec![document],
+        Some(kind) => return Err(decode_error(format!("`kind` is `{kind}`"))),
+        None => return Err(decode_error("there is no `kind`".into())),
+    };
+    let mut records = Vec::new();
+    let mut problems = Vec::new();
+    for (index, item) in items.into_iter().enumerate() {
+        let entry = match item.pointer("/metadata/name").and_then(Value::as_str) {
+            Some(name) => format!("node {name}"),
+            None => format!("entry {}", index + 1),
+        };
+        match record(item) {
+            Ok(record) => records.push(record),
+            Err(reason) => problems.push(NodeProblem::Malformed { entry, reason }),
+        }
+    }
+    Ok((records, problems))
+}
+
+/// The fields of a Node object that the agent reads; all others are left alone.
+#[derive(Deserialize)]
+struct NodeObject {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+struct Status {
+    addresses: Option<Vec<NodeAddress>>,
+}
+
+#[derive(Deserialize)]
+struct NodeAddress {
+    address: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+fn record(item: Value) -> Result<NodeRecord, String> {
+    if let Some(kind) = item.get("kind").and_then(Value::as_str)
+        && kind != "Node"
+    {
+        return Err(format!("it is a {kind}, not a Node"));
+    }
+    let object: NodeObject = serde_json::from_value(item).map_err(|error| error.to_string())?;
+    let networks = match object.spec.pod_cidrs {
+        Some(networks) if !networks.is_empty() => networks,
+        _ => object.spec.pod_cidr.into_iter().filter(|network| !network.is_empty()).collect(),
+    };
+    let pod_networks = networks
+        .iter()
+        .map(|text| text.parse::<IpNet>().map_err(|_| format!("spec.podCIDR: `{text}` is not a network")))
+        .collect::<Result<_, _>>()?;
+    let internal_addresses = object
+        .status
+        .addresses
+        .unwrap_or_default()
+        .iter()
+        .filter(|entry| entry.kind == "InternalIP")
+        .map(|entry| {
+            let text = &entry.address;
+            text.parse::<IpAddr>()
+                .map_err(|_| format!("status.addresses: InternalIP `{text}` is not an address"))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(NodeRecord { name: object.metadata.name, pod_networks, internal_addresses })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JSON: &str = include_str!("../../../testdata/kubernetes/nodes.json");
+    const YAML: &str = include_str!("../../../testdata/kubernetes/nodes.yaml");
+
+    fn parsed(text: &str) -> (Vec<NodeRecord>, Vec<NodeProblem>) {
+        parse(Path::new("nodes"), text).unwrap()
+    }
+
+    fn node(name: &str) -> Value {
+        serde_json::json!({
+            "kind": "Node",
+            "metadata": { "name": name },
+            "spec": { "podCIDR": "10.244.1.0/24" },
+            "status": { "addresses": [{ "type": "InternalIP", "address": "10.200.0.1" }] },
+        })
+    }
+
+    fn list(items: &[Value]) -> String {
+        serde_json::json!({ "kind": "List", "items": items }).to_string()
+    }
+
+    #[test]
+    fn what_kubectl_prints_is_read_in_both_formats() {
+        let (records, problems) = parsed(JSON);
+        assert_eq!(problems, []);
+        let names: Vec<_> = records.iter().map(|record| record.name.as_str()).collect();
+        assert_eq!(names, ["node1", "node2"]);
+        assert_eq!(records[1].pod_networks, ["10.244.2.0/24".parse().unwrap()]);
+        assert_eq!(records[1].internal_addresses, ["10.200.0.2".parse::<IpAddr>().unwrap()]);
+        assert_eq!(parsed(YAML).0, records);
+    }
+
+    #[test]
+    fn a_single_node_is_read() {
+        assert_eq!(parsed(&node("node1").to_string()).0.len(), 1);
+    }
+
+    #[test]
+    fn a_malformed_entry_is_named_and_the_others_are_read() {
+        let mut bad_network = node("bad-network");
+        bad_network["spec"]["podCIDR"] = "10.244.1.0".into();
+        let mut bad_address = node("bad-address");
+        bad_address["status"]["addresses"][0]["address"] = "nowhere".into();
+        let nameless = serde_json::json!({ "kind": "Node", "metadata": {} });
+        let (records, problems) = parsed(&list(&[bad_network, nameless, node("good"), bad_address]));
+        assert_eq!(records.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["good"]);
+        let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert!(
+            said[0].contains("node bad-network") && said[0].contains("`10.244.1.0` is not a network"),
+            "{said:?}"
+        );
+        assert!(said[1].contains("entry 2") && said[1].contains("name"), "{said:?}");
+        assert!(said[2].contains("node bad-address") && said[2].contains("`nowhere`"), "{said:?}");
+    }
+
+    #[test]
+    fn a_node_that_has_nothing_yet_is_an_entry_without_networks() {
+        let (records, problems) = parsed(&list(&[serde_json::json!({ "metadata": { "name": "new" } })]));
+        assert_eq!(problems, []);
+        assert!(records[0].pod_networks.is_empty() && records[0].internal_addresses.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_node_list_is_refused_as_a_whole() {
+        for text in ["", "{", "[]", "hello", "{}", r#"{"kind":"Pod"}"#, r#"{"kind":"List","items":3}"#] {
+            assert!(parse(Path::new("nodes.json"), text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_large_cluster_is_read_as_yaml() {
+        let entry = |index: usize| {
+            format!(
+                "- kind: Node\n  metadata:\n    name: node{index}\n  spec:\n    podCIDR: 10.{}.{}.0/24\n",
+                index / 256,
+                index % 256
+            )
+        };
+        let text: String =
+            ["kind: List\nitems:\n".to_owned()].into_iter().chain((0..5000).map(entry)).collect();
+        assert_eq!(parsed(&text).0.len(), 5000);
+    }
+
+    fn change(event: Option<Event>) -> Vec<String> {
+        match event {
+            Some(Event::Nodes { records, .. }) => records.into_iter().map(|record| record.name).collect(),
+            other => panic!("a node list was expected, not {other:?}"),
+        }
+    }
+
+    /// Runs the watcher on a file of a temporary folder beside `steps`.
+    fn with_watcher<F: Future<Output = ()>>(steps: impl FnOnce(PathBuf, mpsc::Receiver<Event>) -> F) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nodes.json");
+        std::fs::write(&path, list(&[node("first")])).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (sender, events) = mpsc::channel(8);
+            let watching = tokio::spawn(watch(path.clone(), sender));
+            steps(path, events).await;
+            watching.abort();
+        });
+    }
+
+    #[test]
+    fn a_changed_file_is_read_again_however_it_is_changed() {
+        with_watcher(async |path, mut events| {
+            assert_eq!(change(events.recv().await), ["first"]);
+            std::fs::write(&path, list(&[node("written")])).unwrap();
+            assert_eq!(change(events.recv().await), ["written"]);
+            let beside = path.with_extension("new");
+            std::fs::write(&beside, list(&[node("renamed")])).unwrap();
+            std::fs::rename(&beside, &path).unwrap();
+            assert_eq!(change(events.recv().await), ["renamed"]);
+        });
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_says_why_once() {
+        with_watcher(async |path, mut events| {
+            assert_eq!(change(events.recv().await), ["first"]);
+            std::fs::write(&path, "{ half a").unwrap();
+            unusable(events.recv().await, "decode");
+            std::fs::write(path.with_file_name("another file of the folder"), "").unwrap();
+            tokio::time::sleep(4 * SETTLE).await;
+            std::fs::remove_file(&path).unwrap();
+            unusable(events.recv().await, "No such file");
+            std::fs::write(&path, list(&[node("good again")])).unwrap();
+            assert_eq!(change(events.recv().await), ["good again"]);
+        });
+    }
+
+    #[track_caller]
+    fn unusable(event: Option<Event>, why: &str) {
+        match event {
+            Some(Event::NodeListUnusable(reason)) => assert!(reason.contains(why), "{reason}"),
+            other => panic!("{other:?} and not that the list is unusable: {why}"),
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The node list: where it comes from, and what of it can be used.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use thiserror::Error;
+
+use crate::model::Node;
+
+pub mod file;
+
+/// What the agent reads of a Node object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.podCIDRs`, or `spec.podCIDR` alone.
+    pub pod_networks: Vec<IpNet>,
+    /// `status.addresses` of type `InternalIP`.
+    pub internal_addresses: Vec<IpAddr>,
+}
+
+/// The nodes that can be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// This node.
+    pub own: Option<Node>,
+    /// The others, by name.
+    pub remote: BTreeMap<String, Node>,
+}
+
+/// Why a node, or a part of its entry, is left out.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
+pub enum NodeProblem {
+    /// An entry of the list does not decode.
+    #[error("{entry} of the node list is skipped: {reason}")]
+    Malformed {
+        /// Name or position.
+        entry: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No IPv4 podCIDR.
+    #[error(
+        "node {node} is skipped: spec.podCIDR has no IPv4 network (is the cluster's podCIDR allocation on?)"
+    )]
+    NoPodNetwork {
+        /// Its name.
+        node: String,
+    },
+    /// No IPv4 InternalIP.
+    #[error("node {node} is skipped: status.addresses has no IPv4 address of type InternalIP")]
+    NoInternalAddress {
+        /// Its name.
+        node: String,
+    },
+    /// Two nodes, one range.
+    #[error("node {node} is skipped: its podCIDR {network} overlaps {other_network} of node {other}")]
+    Overlap {
+        /// The later by name: skipped.
+        node: String,
+        /// Its podCIDR.
+        network: Ipv4Net,
+        /// The earlier by name: kept.
+        other: String,
+        /// That one's podCIDR.
+        other_network: Ipv4Net,
+    },
+    /// Two nodes, one address.
+    #[error("node {node} is skipped: its InternalIP {address} is node {other}'s as well")]
+    SameAddress {
+        /// The later by name: skipped.
+        node: String,
+        /// The address.
+        address: Ipv4Addr,
+        /// The earlier by name: kept.
+        other: String,
+    },
+    /// Two entries, one name.
+    #[error("node {node} is listed more than once: the first entry is used")]
+    SameName {
+        /// The name.
+        node: String,
+    },
+    /// This node is not there.
+    #[error("this node, {node}, is not in the node list: waiting for it (is --node-name right?)")]
+    OwnMissing {
+        /// `--node-name`.
+        node: String,
+    },
+    /// Dual stack.
+    #[error("IPv6 podCIDRs are ignored: pods get IPv4 addresses only")]
+    Ipv6Ignored,
+}
+
+impl Cluster {
+    /// Sorts out which entries of a node list can be used. Where two contradict each other, the earlier by name is
+    /// kept, so that every node of the cluster decides alike.
+    pub fn from_records(records: &[NodeRecord], own_name: &str) -> (Self, Vec<NodeProblem>) {
+        let mut problems = Vec::new();
+        let mut by_name: BTreeMap<&str, &NodeRecord> = BTreeMap::new();
+        for record in records {
+            if by_name.contains_key(record.name.as_str()) {
+                problems.push(NodeProblem::SameName { node: record.name.clone() });
+            } else {
+                by_name.insert(&record.name, record);
+            }
+        }
+        if records
+            .iter()
+            .any(|record| record.pod_networks.iter().any(|network| matches!(network, IpNet::V6(_))))
+        {
+            problems.push(NodeProblem::Ipv6Ignored);
+        }
+
+        let mut accepted = Accepted::default();
+        for record in by_name.into_values() {
+            if let Err(problem) = complete(record).and_then(|node| accepted.add(node)) {
+                problems.push(problem);
+            }
+        }
+        let mut remote = accepted.nodes;
+        let own = remote.remove(own_name);
+        if own.is_none() && !records.iter().any(|record| record.name == own_name) {
+            problems.push(NodeProblem::OwnMissing { node: own_name.into() });
+        }
+        (Self { own, remote }, problems)
+    }
+}
+
+impl NodeProblem {
+    /// Whether it is what keeps this node from serving.
+    pub fn concerns(&self, name: &str) -> bool {
+        match self {
+            Self::NoPodNetwork { node }
+            | Self::NoInternalAddress { node }
+            | Self::Overlap { node, .. }
+            | Self::SameAddress { node, .. }
+            | Self::OwnMissing { node } => node == name,
+            Self::Malformed { .. } | Self::SameName { .. } | Self::Ipv6Ignored => false,
+        }
+    }
+}
+
+/// The nodes so far, with what finds a contradiction without comparing every pair.
+#[derive(Default)]
+struct Accepted {
+    nodes: BTreeMap<String, Node>,
+    networks: BTreeMap<Ipv4Addr, (Ipv4Net, String)>,
+    addresses: BTreeMap<Ipv4Addr, String>,
+}
+
+impl Accepted {
+    fn add(&mut self, node: Node) -> Result<(), NodeProblem> {
+        if let Some(other) = self.addresses.get(&node.address) {
+            let (address, other) = (node.address, other.clone());
+            return Err(NodeProblem::SameAddress { node: node.name, address, other });
+        }
+        // The accepted networks do not overlap: of those that begin before this one ends only the last can reach in.
+        let before = self.networks.range(..=node.pod_network.broadcast()).next_back();
+        if let Some((_, (other_network, other))) = before
+            && other_network.broadcast() >= node.pod_network.network()
+        {
+            let (network, other_network, other) = (node.pod_network, *other_network, other.clone());
+            return Err(NodeProblem::Overlap { node: node.name, network, other, other_network });
+        }
+        self.networks.insert(node.pod_network.network(), (node.pod_network, node.name.clone()));
+        self.addresses.insert(node.address, node.name.clone());
+        self.nodes.insert(node.name.clone(), node);
+        Ok(())
+    }
+}
+
+fn complete(record: &NodeRecord) -> Result<Node, NodeProblem> {
+    let pod_network = record.pod_networks.iter().find_map(|network| match network {
+        IpNet::V4(network) => Some(network.trunc()),
+        IpNet::V6(_) => None,
+    });
+    let address = record.internal_addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    });
+    let name = record.name.clone();
+    match (pod_network, address) {
+        (None, _) => Err(NodeProblem::NoPodNetwork { node: name }),
+        (_, None) => Err(NodeProblem::NoInternalAddress { node: name }),
+        (Some(pod_network), Some(address)) => Ok(Node { name, pod_network, address }),
+    }
+}
+
+/// The problems of `now` that `before` did not have: each is said once.
+pub fn new_problems<'a>(
+    now: &'a [NodeProblem],
+    before: &'a BTreeSet<NodeProblem>,
+) -> impl Iterator<Item = &'a NodeProblem> {
+    now.iter().filter(|problem| !before.contains(problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(name: &str, pod_networks: &[&str], addresses: &[&str]) -> NodeRecord {
+        NodeRecord {
+            name: name.into(),
+            pod_networks: pod_networks.iter().map(|network| network.parse().unwrap()).collect(),
+            internal_addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        }
+    }
+
+    fn check(records: &[NodeRecord], own: Option<&str>, remote: &[&str], messages: &[&str]) {
+        let (cluster, problems) = Cluster::from_records(records, "node1");
+        assert_eq!(cluster.own.map(|node| node.name).as_deref(), own);
+        assert_eq!(cluster.remote.keys().map(String::as_str).collect::<Vec<_>>(), remote);
+        let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(said.len(), messages.len(), "{said:?}");
+        for (said, expected) in said.iter().zip(messages) {
+            assert!(said.contains(expected), "`{said}` should contain `{expected}`");
+        }
+    }
+
+    #[test]
+    fn complete_entries_are_used() {
+        let records = [
+            record("node2", &["10.244.2.0/24"], &["10.200.0.2"]),
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+        ];
+        check(&records, Some("node1"), &["node2"], &[]);
+    }
+
+    #[test]
+    fn an_incomplete_node_is_named_and_the_rest_goes_on() {
+        let records = [
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+            record("node2", &[], &["10.200.0.2"]),
+            record("node3", &["10.244.3.0/24"], &[]),
+            record("node4", &["10.244.4.0/24"], &["10.200.0.4"]),
+        ];
+        let messages = ["node node2 is skipped: spec.podCIDR", "node node3 is skipped: status.addresses"];
+        check(&records, Some("node1"), &["node4"], &messages);
+    }
+
+    #[test]
+    fn of_two_overlapping_pod_cidrs_the_later_named_nodes_is_skipped() {
+        let records = [
+            record("node3", &["10.244.0.0/16"], &["10.200.0.3"]),
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+            record("node2", &["10.244.1.128/25"], &["10.200.0.2"]),
+        ];
+        let messages = [
+            "node node2 is skipped: its podCIDR 10.244.1.128/25 overlaps 10.244.1.0/24 of node node1",
+            "node node3 is skipped: its podCIDR 10.244.0.0/16 overlaps 10.244.1.0/24 of node node1",
+        ];
+        check(&records, Some("node1"), &[], &messages);
+    }
+
+    #[test]
+    fn of_two_nodes_with_one_address_the_later_named_is_skipped() {
+        let records = [
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+            record("node2", &["10.244.2.0/24"], &["10.200.0.1"]),
+        ];
+        check(
+            &records,
+            Some("node1"),
+            &[],
+            &["node node2 is skipped: its InternalIP 10.200.0.1 is node node1's"],
+        );
+    }
+
+    #[test]
+    fn a_list_without_this_node_says_so() {
+        let records = [record("node2", &["10.244.2.0/24"], &["10.200.0.2"])];
+        check(&records, None, &["node2"], &["this node, node1, is not in the node list"]);
+    }
+
+    #[test]
+    fn of_a_dual_stack_node_the_ipv4_half_is_used() {
+        let both = ["fd00:244:1::/64", "10.244.1.0/24"];
+        let records = [record("node1", &both, &["fd00::1", "10.200.0.1"])];
+        check(&records, Some("node1"), &[], &["IPv6 podCIDRs are ignored"]);
+    }
+
+    #[test]
+    fn a_name_that_is_listed_twice_counts_once() {
+        let records = [
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+            record("node1", &["10.244.9.0/24"], &["10.200.0.9"]),
+        ];
+        check(&records, Some("node1"), &[], &["node node1 is listed more than once"]);
+    }
+
+    proptest! {
+        #[test]
+        fn accepted_pod_cidrs_never_overlap(entries in prop::collection::vec((0u8..4, 20u8..=28), 1..30)) {
+            let records: Vec<_> = entries
+                .iter()
+                .enumerate()
+                .map(|(index, (third, length))| {
+                    let network = format!("10.244.{third}.{}/{length}", index * 8 % 256);
+                    record(&format!("node{index}"), &[&network], &[&format!("10.200.0.{index}")])
+                })
+                .collect();
+            let (cluster, problems) = Cluster::from_records(&records, "node0");
+            let networks: Vec<_> = cluster.own.iter().chain(cluster.remote.values()).map(|node| node.pod_network).collect();
+            for (index, one) in networks.iter().enumerate() {
+                for other in &networks[..index] {
+                    prop_assert!(!one.contains(&other.network()) && !other.contains(&one.network()), "{} {}", one, other);
+                }
+            }
+            prop_assert_eq!(networks.len() + problems.len(), records.len());
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The state folder: the only truth about addresses, and all that the agent writes to disk.
+//!
+//! ```text
+//! agent.lock                          held while an agent runs; holds its process id
+//! last-address                        where the round of addresses stands
+//! endpoints/<host interface>.json     one per pod
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::model::Endpoint;
+
+/// Version of the files under `endpoints/`.
+const FORMAT: u32 = 1;
+
+/// The state folder, held by this process alone.
+#[derive(Debug)]
+pub struct Store {
+    endpoints: PathBuf,
+    last_address: PathBuf,
+    /// The lock ends with the process, however that ends.
+    _lock: File,
+}
+
+/// An endpoint's file that was set aside.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Corrupt {
+    /// Where it is now.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    format: u32,
+    endpoint: Endpoint,
+}
+
+impl Store {
+    /// Opens the folder, made if it is not there, and locks it.
+    ///
+    /// # Errors
+    /// [`Error::StateLocked`] with the process that holds it; [`Error::File`].
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let endpoints = folder.join("endpoints");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&endpoints)
+            .map_err(Error::file("create the state folder", &endpoints))?;
+        let lock = lock(folder)?;
+        Ok(Self { endpoints, last_address: folder.join("last-address"), _lock: lock })
+    }
+
+    /// Every endpoint on disk. Files that do not decode are renamed to `*.corrupt` and reported: the others are used.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the folder or a file cannot be read.
+    pub fn load(&self) -> Result<(Vec<Endpoint>, Vec<Corrupt>), Error> {
+        let mut endpoints = Vec::new();
+        let mut corrupt = Vec::new();
+        let entries = fs::read_dir(&self.endpoints).map_err(Error::file("list", &self.endpoints))?;
+        for entry in entries {
+            let path = entry.map_err(Error::file("list", &self.endpoints))?.path();
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("json") => match decode(&path)? {
+                    Ok(endpoint) => endpoints.push(endpoint),
+                    Err(reason) => corrupt.push(set_aside(&path, reason)?),
+                },
+                // A write that never got its name: its ADD was never answered.
+                Some("tmp") => fs::remove_file(&path).map_err(Error::file("remove", &path))?,
+                _ => {}
+            }
+        }
+        endpoints.sort_by(|one, other| one.host_interface.cmp(&other.host_interface));
+        Ok((endpoints, corrupt))
+    }
+
+    /// Writes an endpoint so that after a power cut either the whole of it is there or nothing.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn save(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        let path = self.path(endpoint);
+        let record = Record { format: FORMAT, endpoint: endpoint.clone() };
+        let json = serde_json::to_vec_pretty(&record)
+            .map_err(io::Error::from)
+            .map_err(Error::file("encode", &path))?;
+        replace(&path, &json, Durability::Synced)?;
+        sync_folder(&self.endpoints)
+    }
+
+    /// Removes an endpoint. Nothing happens when it is not there.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn remove(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        let path = self.path(endpoint);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_folder(&self.endpoints),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::file("remove", path)(error)),
+        }
+    }
+
+    /// The address that was handed out last. `None` when that is not known: the round starts anew.
+    pub fn last_address(&self) -> Option<Ipv4Addr> {
+        fs::read_to_string(&self.last_address).ok()?.trim().parse().ok()
+    }
+
+    /// Remembers the address that was handed out last, for the next agent. Not synced: it outlives the process, and
+    /// after a power cut no pod is left whose address would have to rest.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn save_last_address(&self, address: Ipv4Addr) -> Result<(), Error> {
+        replace(&self.last_address, format!("{address}\n").as_bytes(), Durability::PageCache)
+    }
+
+    fn path(&self, endpoint: &Endpoint) -> PathBuf {
+        self.endpoints.join(format!("{}.json", endpoint.host_interface))
+    }
+}
+
+fn lock(folder: &Path) -> Result<File, Error> {
+    let path = folder.join("agent.lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(Error::file("open", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().into() };
+            return Err(Error::StateLocked { path: folder.into(), pid });
+        }
+        Err(errno) => return Err(Error::file("lock", path)(errno.into())),
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(Error::file("write", &path))?;
+    Ok(file)
+}
+
+fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
+    let bytes = fs::read(path).map_err(Error::file("read", path))?;
+    let record: Record = match serde_json::from_slice(&bytes) {
+        Ok(record) => record,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    if record.format != FORMAT {
+        return Ok(Err(format!("format {} is not known, only {FORMAT}", record.format)));
+    }
+    let named = path.file_stem().and_then(|stem| stem.to_str());
+    if named != Some(&record.endpoint.host_interface) {
+        return Ok(Err(format!("it is about {}, not what its name says", record.endpoint.host_interface)));
+    }
+    Ok(Ok(record.endpoint))
+}
+
+fn set_aside(path: &Path, reason: String) -> Result<Corrupt, Error> {
+    let aside = path.with_extension("json.corrupt");
+    fs::rename(path, &aside).map_err(Error::file("set aside", path))?;
+    Ok(Corrupt { path: aside, reason })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    Synced,
+    PageCache,
+}
+
+fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), Error> {
+    let temporary = path.with_extension("tmp");
+    let write = || -> io::Result<()> {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        if durability == Durability::Synced {
+            file.sync_all()?;
+        }
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&temporary);
+        Error::file("write", path)(error)
+    })
+}
+
+fn sync_folder(folder: &Path) -> Result<(), Error> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podwire_cni::protocol::{Attachment, PodName, host_interface};
+    use podwire_common::addr::Mac;
+
+    fn endpoint(container: &str) -> Endpoint {
+        let attachment = Attachment { container_id: container.into(), interface: "eth0".into() };
+        Endpoint {
+            netns: "/run/netns/a".into(),
+            host_interface: host_interface(&attachment),
+            attachment,
+            ifindex: 0,
+            id: 3,
+            pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
+            host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
+            address: Ipv4Addr::new(10, 244, 1, 2),
+            gateway: Ipv4Addr::new(10, 244, 1, 1),
+            mtu: 1450,
+            pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
+        }
+    }
+
+    #[test]
+    fn endpoints_come_back_as_they_were_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.save(&endpoint("a")).unwrap();
+        store.save(&endpoint("b")).unwrap();
+        drop(store);
+        let store = Store::open(folder.path()).unwrap();
+        let (mut found, corrupt) = store.load().unwrap();
+        found.sort_by(|one, other| one.attachment.cmp(&other.attachment));
+        assert_eq!(found, [endpoint("a"), endpoint("b")]);
+        assert_eq!(corrupt, []);
+    }
+
+    #[test]
+    fn a_removed_endpoint_is_gone_and_removing_it_again_is_fine() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.save(&endpoint("a")).unwrap();
+        store.remove(&endpoint("a")).unwrap();
+        store.remove(&endpoint("a")).unwrap();
+        assert_eq!(store.load().unwrap().0, []);
+    }
+
+    #[test]
+    fn a_corrupt_file_is_set_aside_and_the_others_are_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.save(&endpoint("a")).unwrap();
+        let endpoints = folder.path().join("endpoints");
+        fs::write(endpoints.join("pw000000000001.json"), b"{\"format\":1,").unwrap();
+        fs::write(endpoints.join("pw000000000002.json"), b"").unwrap();
+        fs::write(endpoints.join("pw000000000003.tmp"), b"half").unwrap();
+        let foreign = fs::read(store.path(&endpoint("a"))).unwrap();
+        fs::write(endpoints.join("pw000000000004.json"), foreign).unwrap();
+        let (found, mut corrupt) = store.load().unwrap();
+        assert_eq!(found, [endpoint("a")]);
+        corrupt.sort_by(|one, other| one.path.cmp(&other.path));
+        let names: Vec<_> =
+            corrupt.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
+        let expected =
+            ["pw000000000001.json.corrupt", "pw000000000002.json.corrupt", "pw000000000004.json.corrupt"];
+        assert_eq!(names, expected);
+        assert!(corrupt.iter().all(|file| file.path.exists()));
+        assert!(!endpoints.join("pw000000000003.tmp").exists());
+        assert_eq!(store.load().unwrap().1, []);
+    }
+
+    #[test]
+    fn a_second_agent_is_refused_and_told_who_the_first_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Store::open(folder.path()).unwrap();
+        let error = Store::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(first);
+        Store::open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn the_round_of_addresses_outlives_the_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.last_address(), None);
+        store.save_last_address(Ipv4Addr::new(10, 244, 1, 9)).unwrap();
+        assert_eq!(store.last_address(), Some(Ipv4Addr::new(10, 244, 1, 9)));
+    }
+}

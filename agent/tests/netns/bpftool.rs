@@ -1,0 +1,101 @@
+//! What an operator sees of the pinned maps.
+
+use podwire_common::names::maps;
+use serde_json::{Value, json};
+use xtask::lab::{Lab, Node, traffic};
+
+use crate::service::iptables;
+
+#[test]
+fn every_pinned_map_dumps_with_field_names() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
+    fill(&lab, &pod, far.address());
+
+    for (map, key, value) in [
+        (maps::ENDPOINTS, &["bytes"][..], &["ifindex", "id", "flags", "pod_mac", "host_mac", "gateway"][..]),
+        (
+            maps::NODES,
+            &["prefix_len", "data"],
+            &["tunnel_endpoint", "source", "uplink", "mtu", "node_id", "flags"],
+        ),
+        (maps::TUNNEL_PEERS, &["bytes"], &[]),
+        (
+            maps::STACK_FLOWS,
+            &["source", "destination", "source_port", "destination_port", "protocol"],
+            &["last_seen"],
+        ),
+        (
+            maps::FRAGMENTS,
+            &["source", "destination", "identification", "protocol"],
+            &["source_port", "destination_port"],
+        ),
+        (
+            maps::TRANSLATIONS,
+            &["source", "destination", "source_port", "destination_port", "protocol"],
+            &["last_seen", "address", "port", "kind", "state"],
+        ),
+        (maps::UPLINKS, &[], &["ipv4", "tunnel_address", "mtu"]),
+    ] {
+        let entry = first(node, map);
+        assert_fields(map, &entry["key"], key);
+        assert_fields(map, &entry["value"], value);
+    }
+    for map in [maps::DROPS, maps::TRAFFIC] {
+        assert_fields(map, &first(node, map)["values"][0]["value"], &["packets", "bytes"]);
+    }
+}
+
+#[test]
+fn addresses_and_link_addresses_are_byte_arrays() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let pod = lab.node(0).add_pod("pod").unwrap();
+    let entry = first(lab.node(0), maps::ENDPOINTS);
+    let mut mapped = vec![0; 10];
+    mapped.extend([0xff, 0xff]);
+    mapped.extend(crate::v4(pod.address()).octets());
+    assert_eq!(numbers(&entry["key"]["bytes"]), mapped);
+    assert_eq!(numbers(&entry["value"]["pod_mac"]["bytes"]), pod.eth0_mac());
+    assert_eq!(numbers(&entry["value"]["host_mac"]["bytes"]), pod.host_mac());
+    let ifindex = lab.node(0).ifindex(pod.host_interface()).unwrap();
+    assert_eq!(entry["value"]["ifindex"], json!(ifindex));
+}
+
+#[test]
+fn every_map_is_pinned_under_its_name() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    for map in maps::ALL {
+        let dump = lab.node(0).map_dump(map).unwrap();
+        assert!(dump.is_array(), "{map}: {dump}");
+    }
+}
+
+/// Something in every map: fragments, a translation, a flow through the stack.
+fn fill(lab: &Lab, pod: &xtask::lab::Pod, far: std::net::IpAddr) {
+    traffic::udp_exchange(pod, lab.world(), lab.world_address(), 8080, 3000).unwrap();
+    iptables(lab.node(0), &format!("-t nat -A PREROUTING -d 10.96.0.20/32 -j DNAT --to-destination {far}"));
+    traffic::ping(pod, "10.96.0.20".parse().unwrap(), 56).unwrap();
+}
+
+fn first(node: &Node, map: &str) -> Value {
+    let dump = node.map_dump(map).unwrap();
+    assert!(dump[0]["formatted"].is_object(), "{map} has no formatted entry: {dump}");
+    dump[0]["formatted"].clone()
+}
+
+/// At least these: explicit padding is a field as well.
+fn assert_fields(map: &str, shown: &Value, fields: &[&str]) {
+    for field in fields {
+        assert!(shown.get(field).is_some(), "{map} shows no {field}: {shown}");
+    }
+}
+
+/// bpftool prints bytes as numbers or, in arrays of them, as hexadecimal text.
+fn numbers(shown: &Value) -> Vec<u8> {
+    let byte = |value: &Value| match value {
+        Value::String(text) => u8::from_str_radix(text.trim_start_matches("0x"), 16).unwrap(),
+        number => u8::try_from(number.as_u64().unwrap()).unwrap(),
+    };
+    shown.as_array().unwrap_or_else(|| panic!("no array: {shown}")).iter().map(byte).collect()
+}

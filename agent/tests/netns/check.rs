@@ -1,0 +1,239 @@
+//! One row of a table of paths: TCP, UDP and ICMP, whole and in fragments, seen from both ends and in the counters.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use podwire_common::reason::Path;
+use xtask::lab::traffic::{self, Exchange, Route};
+use xtask::lab::{Lab, Ns};
+
+const PORT: u16 = 8080;
+const STREAM: u64 = 1 << 20;
+const DATAGRAM: usize = 1000;
+/// The largest that IPv4 has: many fragments.
+const LARGEST_DATAGRAM: usize = 65_507;
+const ECHO: usize = 56;
+const ECHO_IN_FRAGMENTS: usize = 20_000;
+
+/// A counter of a node (from 0).
+pub type Counter = (usize, Path);
+
+/// Who talks to whom, and what both ends and the counters must say.
+#[derive(Clone, Copy)]
+pub struct Row<'a> {
+    pub name: &'a str,
+    pub client: &'a Ns,
+    pub server: &'a Ns,
+    /// Where the client sends to.
+    pub destination: IpAddr,
+    /// The client, as the server must see it.
+    pub seen_as: IpAddr,
+    /// These must grow with every protocol.
+    pub takes: &'a [Counter],
+    /// These must not grow.
+    pub avoids: &'a [Counter],
+}
+
+impl<'a> Row<'a> {
+    /// The client with its own address, to the server's own address.
+    pub fn new(name: &'a str, client: (&'a Ns, IpAddr), server: (&'a Ns, IpAddr)) -> Self {
+        Self {
+            name,
+            client: client.0,
+            server: server.0,
+            destination: server.1,
+            seen_as: client.1,
+            takes: &[],
+            avoids: &[],
+        }
+    }
+
+    /// The destination becomes the server's on its way.
+    pub fn by_way_of(self, destination: IpAddr) -> Self {
+        Self { destination, ..self }
+    }
+
+    /// The source is translated on its way.
+    pub fn seen_as(self, seen_as: IpAddr) -> Self {
+        Self { seen_as, ..self }
+    }
+
+    pub fn takes(self, takes: &'a [Counter]) -> Self {
+        Self { takes, ..self }
+    }
+
+    pub fn avoids(self, avoids: &'a [Counter]) -> Self {
+        Self { avoids, ..self }
+    }
+}
+
+/// Fails with every protocol of the row that does not do as it should, and with what was counted meanwhile.
+pub fn check(lab: &Lab, rows: &[Row<'_>]) {
+    let mut failures = String::new();
+    for row in rows {
+        let route = Route::translated(SocketAddr::new(row.destination, PORT), PORT);
+        let udp = |size| traffic::udp_exchange_on(row.client, row.server, route, size);
+        let mut protocol = |protocol: &str, exchange: &dyn Fn() -> Result<IpAddr>| {
+            if let Err(error) = watched(lab, row, exchange) {
+                writeln!(failures, "{}, {protocol}: {error:#}", row.name).unwrap();
+            }
+        };
+        protocol("TCP", &|| peer(traffic::tcp_exchange_on(row.client, row.server, route, STREAM)));
+        protocol("UDP", &|| peer(udp(DATAGRAM)));
+        protocol("UDP in fragments", &|| peer(udp(LARGEST_DATAGRAM)));
+        protocol("ICMP", &|| echo(row, ECHO));
+        protocol("ICMP in fragments", &|| echo(row, ECHO_IN_FRAGMENTS));
+    }
+    assert!(failures.is_empty(), "\n{failures}");
+}
+
+fn watched(lab: &Lab, row: &Row<'_>, exchange: &dyn Fn() -> Result<IpAddr>) -> Result<()> {
+    let before = Counted::quiet(lab);
+    let seen = exchange();
+    let grown = Counted::quiet(lab).since(&before);
+    let seen = seen.with_context(|| grown.to_string())?;
+    ensure!(seen == row.seen_as, "the server saw {seen} and not {}; {grown}", row.seen_as);
+    grown.expect(row.takes, row.avoids)
+}
+
+fn peer(exchange: Result<Exchange>) -> Result<IpAddr> {
+    Ok(exchange?.peer_seen_by_server.ip())
+}
+
+fn echo(row: &Row<'_>, size: usize) -> Result<IpAddr> {
+    let requests = EchoRequests::start(row.server)?;
+    let answered = traffic::ping(row.client, row.destination, size);
+    let seen = requests.first_source(answered.is_ok());
+    answered?;
+    seen
+}
+
+/// What all nodes have counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    traffic: Vec<BTreeMap<&'static str, u64>>,
+    drops: Vec<BTreeMap<&'static str, u64>>,
+}
+
+impl Counted {
+    /// Now.
+    pub fn now(lab: &Lab) -> Self {
+        let read = |node: &xtask::lab::Node| (node.traffic().unwrap(), node.drops().unwrap());
+        let (traffic, drops) = lab.nodes().iter().map(read).unzip();
+        Self { traffic, drops }
+    }
+
+    /// When nothing more comes: the last acknowledgements of what ran before are counted.
+    pub fn quiet(lab: &Lab) -> Self {
+        let (start, mut last) = (Instant::now(), Self::now(lab));
+        while start.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(5));
+            let next = Self::now(lab);
+            if next == last {
+                return last;
+            }
+            last = next;
+        }
+        panic!("something goes on and on; counted since the beginning:{last}")
+    }
+
+    /// What has grown.
+    pub fn since(&self, before: &Self) -> Self {
+        let difference = |after: &[BTreeMap<_, u64>], before: &[BTreeMap<_, u64>]| {
+            let grown = |(after, before): (&BTreeMap<&'static str, u64>, &BTreeMap<&'static str, u64>)| {
+                let by = |name| after[name] - before.get(name).copied().unwrap_or_default();
+                after.keys().map(|name| (*name, by(*name))).filter(|(_, by)| *by > 0).collect()
+            };
+            after.iter().zip(before).map(grown).collect()
+        };
+        Self {
+            traffic: difference(&self.traffic, &before.traffic),
+            drops: difference(&self.drops, &before.drops),
+        }
+    }
+
+    /// Packets of a path on a node (from 0).
+    pub fn packets(&self, (node, path): Counter) -> u64 {
+        self.traffic[node].get(path.name()).copied().unwrap_or_default()
+    }
+
+    /// Drops of a node (from 0), by reason.
+    pub fn drops(&self, node: usize) -> &BTreeMap<&'static str, u64> {
+        &self.drops[node]
+    }
+
+    /// Of a difference: fails unless it holds these paths, not those, and no drop.
+    pub fn expect(&self, takes: &[Counter], avoids: &[Counter]) -> Result<()> {
+        for counter in takes {
+            ensure!(
+                self.packets(*counter) > 0,
+                "{} of node{} did not grow; {self}",
+                counter.1.name(),
+                counter.0 + 1
+            );
+        }
+        for counter in avoids {
+            ensure!(
+                self.packets(*counter) == 0,
+                "{} of node{} grew; {self}",
+                counter.1.name(),
+                counter.0 + 1
+            );
+        }
+        ensure!(self.drops.iter().all(BTreeMap::is_empty), "packets were dropped; {self}");
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Counted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("counted:")?;
+        for (index, (traffic, drops)) in self.traffic.iter().zip(&self.drops).enumerate() {
+            write!(f, " node{} {traffic:?} drops {drops:?}", index + 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// The echo requests that a namespace receives: a ping's answer does not tell whom the other end saw.
+struct EchoRequests {
+    tcpdump: Child,
+}
+
+impl EchoRequests {
+    fn start(ns: &Ns) -> Result<Self> {
+        let mut command = Command::new("tcpdump");
+        command.args(["-i", "any", "-n", "-l", "-c", "1", "--immediate-mode", "icmp[icmptype] = icmp-echo"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut tcpdump = ns.enter(|| command.spawn())?.context("run tcpdump")?;
+        let mut lines = BufReader::new(tcpdump.stderr.take().context("tcpdump has no standard error")?);
+        let mut line = String::new();
+        while !line.starts_with("listening") {
+            line.clear();
+            ensure!(lines.read_line(&mut line)? > 0, "tcpdump did not start");
+        }
+        Ok(Self { tcpdump })
+    }
+
+    /// The first one's source. Waits for it only when there was one.
+    fn first_source(mut self, expected: bool) -> Result<IpAddr> {
+        ensure!(expected, "no echo request was answered");
+        let mut printed = String::new();
+        self.tcpdump.stdout.take().context("tcpdump has no output")?.read_to_string(&mut printed)?;
+        // `12:00:00.000000 eth0  In  IP 10.244.1.2 > 10.244.2.2: ICMP echo request, ...`
+        let source = printed.split(" IP ").nth(1).and_then(|rest| rest.split_whitespace().next());
+        source.with_context(|| format!("tcpdump printed {printed:?}"))?.parse().context("parse a source")
+    }
+}
+
+impl Drop for EchoRequests {
+    fn drop(&mut self) {
+        drop(self.tcpdump.kill());
+        drop(self.tcpdump.wait());
+    }
+}

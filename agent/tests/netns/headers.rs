@@ -1,0 +1,152 @@
+//! What is read out of captured frames, and what the tunnel's outer headers say.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use etherparse::{EtherType, Ethernet2Slice, Ipv4HeaderSlice, UdpSlice, ip_number};
+use podwire_common::names::{VNI, VXLAN_PORT};
+use xtask::lab::frames::Capture;
+use xtask::lab::{Lab, Mode, Pod, traffic};
+
+const MEBIBYTE: u64 = 1 << 20;
+/// Bytes of a full underlay frame: 1500 and the Ethernet header.
+const FULL_FRAME: usize = 1514;
+
+/// An IPv4 packet in a captured frame.
+#[derive(Clone, Debug)]
+pub struct Ip<'a> {
+    header: Ipv4HeaderSlice<'a>,
+    payload: &'a [u8],
+}
+
+impl<'a> Ip<'a> {
+    /// Nothing when the frame carries something else.
+    pub fn of_frame(frame: &'a [u8]) -> Option<Self> {
+        let ethernet = Ethernet2Slice::from_slice_without_fcs(frame).ok()?;
+        let packet = (ethernet.ether_type() == EtherType::IPV4).then(|| ethernet.payload_slice())?;
+        let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
+        // To the frame's end: a large segment may be longer than the header's total length can say.
+        Some(Self { payload: &packet[header.slice().len()..], header })
+    }
+
+    /// Whether one of its ends is a pod.
+    pub fn is_of_pod_network(&self) -> bool {
+        let pod = |address: Ipv4Addr| address.octets().starts_with(&[10, 244]);
+        pod(self.header.source_addr()) || pod(self.header.destination_addr())
+    }
+
+    pub fn is_fragment(&self) -> bool {
+        self.header.is_fragmenting_payload()
+    }
+
+    pub fn udp(&self) -> Option<UdpSlice<'a>> {
+        let is_udp = self.header.protocol() == ip_number::UDP && !self.is_fragment();
+        is_udp.then(|| UdpSlice::from_slice_lax(self.payload).ok())?
+    }
+
+    /// What is inside, when this is a tunnel packet.
+    pub fn tunnelled(&self) -> Option<Ip<'a>> {
+        let udp = self.udp().filter(|udp| udp.destination_port() == VXLAN_PORT)?;
+        Self::of_frame(udp.payload().get(8..)?)
+    }
+}
+
+#[test]
+fn outer_headers_are_those_of_a_router_and_tell_flows_apart() {
+    let (lab, client, server) = two_pods();
+    let frames = captured(&lab, || {
+        for port in 8000..8008 {
+            traffic::udp_exchange(&client, &server, server.address(), port, 100).unwrap();
+        }
+        traffic::tcp_exchange(&client, &server, server.address(), 8080, MEBIBYTE).unwrap();
+    });
+    let mut source_ports = BTreeSet::new();
+    for frame in &frames {
+        let Some(outer) = Ip::of_frame(frame) else { continue };
+        let Some(inner) = outer.tunnelled() else { continue };
+        let udp = outer.udp().unwrap();
+        source_ports.insert((inner.header.source_addr(), udp.source_port()));
+        assert_eq!(outer.header.ttl(), 64);
+        assert_eq!(udp.checksum(), 0);
+        assert_eq!(udp.payload()[..8], [8, 0, 0, 0, 0, 0, VNI as u8, 0]);
+        assert_eq!(outer.header.dont_fragment(), inner.header.dont_fragment());
+        // The pod sent 64, and its node forwarded the packet.
+        assert_eq!(inner.header.ttl(), 63);
+    }
+    let of_client = source_ports.iter().filter(|(source, _)| *source == crate::v4(client.address())).count();
+    assert!(of_client > 4, "9 flows of one pod had {of_client} outer source ports");
+}
+
+#[test]
+fn dscp_and_congestion_marks_are_copied_to_the_outside() {
+    let (lab, client, server) = two_pods();
+    // Expedited forwarding, and the four ECN codepoints; "congestion experienced" is copied as well (RFC 6040).
+    for class in [0xb8, 0x00, 0x01, 0x02, 0x03, 0xbb] {
+        let frames = captured(&lab, || {
+            let address = server.address().to_string();
+            client.exec(&["ping", "-n", "-c1", "-W5", "-Q", &class.to_string(), &address]).unwrap();
+        });
+        let mut seen = 0;
+        for outer in frames.iter().filter_map(|frame| Ip::of_frame(frame)) {
+            let Some(inner) = outer.tunnelled() else { continue };
+            let class_of = |ip: &Ip<'_>| ip.header.slice()[1];
+            if inner.header.source_addr() == crate::v4(client.address()) {
+                assert_eq!((class_of(&outer), class_of(&inner)), (class, class));
+                seen += 1;
+            }
+        }
+        assert!(seen > 0, "no request with class {class:#x} was captured");
+    }
+}
+
+#[test]
+fn a_full_size_transfer_needs_no_outer_fragments() {
+    let (lab, client, server) = two_pods();
+    // Large segments would hide what reaches the wire.
+    for node in lab.nodes() {
+        node.exec(&["ethtool", "-K", "eth0", "tso", "off", "gso", "off"]).unwrap();
+    }
+    for pod in [&client, &server] {
+        pod.exec(&["ethtool", "-K", "eth0", "tso", "off", "gso", "off"]).unwrap();
+    }
+    let frames = captured(&lab, || {
+        traffic::tcp_exchange(&client, &server, server.address(), 8080, 8 * MEBIBYTE).unwrap();
+        traffic::udp_exchange(&client, &server, server.address(), 8080, 65_507).unwrap();
+    });
+    let longest = frames.iter().map(Vec::len).max();
+    assert_eq!(
+        longest,
+        Some(FULL_FRAME),
+        "the tunnel does not fill the underlay's frames, or overfills them"
+    );
+    let fragments = frames.iter().filter_map(|frame| Ip::of_frame(frame)).filter(Ip::is_fragment).count();
+    assert_eq!(fragments, 0, "outer fragments were sent");
+}
+
+#[test]
+fn pods_have_the_uplinks_mtu_less_the_tunnels_headers() {
+    for (mode, underlay, pod) in
+        [(Mode::Vxlan, 1500, 1450), (Mode::Vxlan, 9000, 8950), (Mode::Direct, 1500, 1500)]
+    {
+        let lab = Lab::builder().nodes(1).mode(mode).underlay_mtu(underlay).build().unwrap();
+        let client = lab.node(0).add_pod("client").unwrap();
+        for (ns, link) in [(&*client, "eth0"), (&**lab.node(0), client.host_interface())] {
+            let shown = ns.exec(&["ip", "link", "show", link]).unwrap();
+            assert!(shown.contains(&format!("mtu {pod} ")), "{mode:?} on {underlay}: {shown}");
+        }
+    }
+}
+
+fn two_pods() -> (Lab, Pod, Pod) {
+    let lab = Lab::builder().build().unwrap();
+    let client = lab.node(0).add_pod("client").unwrap();
+    let server = lab.node(1).add_pod("server").unwrap();
+    (lab, client, server)
+}
+
+/// The frames that the first node and the underlay exchanged meanwhile.
+fn captured(lab: &Lab, action: impl FnOnce()) -> Vec<Vec<u8>> {
+    let capture = Capture::start(lab.underlay(), "node1").unwrap();
+    action();
+    capture.finish().unwrap()
+}

@@ -1,0 +1,111 @@
+//! The data path without its agent: killed, restarted, away.
+
+use podwire_common::names::maps;
+use serde_json::Value;
+use xtask::lab::{CniCall, Lab, Mode, Node, traffic};
+
+const MEBIBYTE: u64 = 1 << 20;
+/// What an agent writes: a restarted one must write the same.
+const CONFIGURED: [&str; 4] = [maps::ENDPOINTS, maps::NODES, maps::TUNNEL_PEERS, maps::UPLINKS];
+
+#[test]
+fn a_transfer_goes_on_while_the_agents_are_killed_and_come_back() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        let [client, near] = ["client", "near"].map(|name| lab.node(0).add_pod(name).unwrap());
+        let far = lab.node(1).add_pod("far").unwrap();
+        let before = lab.nodes().iter().map(configured).collect::<Vec<_>>();
+        let streams = [
+            traffic::tcp_stream(&client, &near, near.address(), 8080).unwrap(),
+            traffic::tcp_stream(&client, &far, far.address(), 8080).unwrap(),
+            traffic::tcp_stream(&client, lab.world(), lab.world_address(), 8080).unwrap(),
+            traffic::tcp_stream(lab.node(0), &far, far.address(), 8081).unwrap(),
+        ];
+        let go_on = || streams.iter().for_each(|stream| stream.wait_for(4 * MEBIBYTE).unwrap());
+        let rounds = if crate::soak() { 50 } else { 2 };
+        for _ in 0..rounds {
+            lab.nodes().iter().for_each(|node| node.kill_agent().unwrap());
+            go_on();
+            lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
+            go_on();
+        }
+        for stream in streams {
+            assert!(stream.finish().unwrap().bytes > 0);
+        }
+        let after = lab.nodes().iter().map(configured).collect::<Vec<_>>();
+        assert_eq!(before, after, "{mode:?}");
+        // It serves, and what it gives out is nobody's.
+        let late = lab.node(0).add_pod("late").unwrap();
+        assert!(![client.address(), near.address()].contains(&late.address()));
+        traffic::tcp_exchange(&late, &far, far.address(), 8080, MEBIBYTE).unwrap();
+        traffic::tcp_exchange(&late, &client, client.address(), 8080, MEBIBYTE).unwrap();
+    }
+}
+
+#[test]
+fn an_agent_that_is_stopped_leaves_the_data_path_in_place() {
+    let lab = Lab::builder().build().unwrap();
+    let (client, far) = (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("far").unwrap());
+    lab.nodes().iter().for_each(|node| node.stop_agent().unwrap());
+    traffic::tcp_exchange(&client, &far, far.address(), 8080, MEBIBYTE).unwrap();
+    traffic::tcp_exchange(&client, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
+    lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
+    traffic::tcp_exchange(&client, &far, far.address(), 8080, MEBIBYTE).unwrap();
+}
+
+#[test]
+fn without_an_agent_pods_can_be_deleted_but_not_added() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let [going, staying] = ["going", "staying"].map(|name| node.add_pod(name).unwrap());
+    let address = going.address();
+    node.kill_agent().unwrap();
+    going.delete().unwrap();
+    lab.add_namespace("node1-new").unwrap();
+    let refused = node.cni_call("ADD", "new", &serde_json::json!({})).run().unwrap();
+    // "Try again later" (CNI specification, error codes).
+    assert!(!refused.success && refused.answer["code"] == 11, "{refused:?}");
+    node.start_agent().unwrap();
+    // The address of the one that went is free again: a fixed one is given to the next that asks.
+    let wanted = serde_json::json!({ "ips": [format!("{address}/24")] });
+    let again = node.add_pod_with("again", &wanted).unwrap();
+    assert_eq!(again.address(), address);
+    traffic::tcp_exchange(&again, &staying, staying.address(), 8080, MEBIBYTE).unwrap();
+    let mut check = repeated(again.call(), "CHECK");
+    check.config["prevResult"] = again.result().clone();
+    let checked = check.run().unwrap();
+    assert!(checked.success, "CHECK of a sound pod failed: {checked:?}");
+}
+
+#[test]
+fn a_pod_keeps_its_address_when_the_agent_is_restarted_and_adds_it_again() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("pod").unwrap();
+    node.restart_agent().unwrap();
+    let endpoints = node.map_dump(maps::ENDPOINTS).unwrap();
+    assert_eq!(endpoints.as_array().unwrap().len(), 1);
+    let deleted = repeated(pod.call(), "DEL");
+    // A runtime repeats DEL until it succeeds, and once more.
+    assert!(deleted.run().unwrap().success);
+    assert!(deleted.run().unwrap().success);
+    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), serde_json::json!([]));
+}
+
+/// Another command for the pod of an ADD.
+fn repeated(added: &CniCall, command: &str) -> CniCall {
+    let mut call = added.clone();
+    call.command = command.to_owned();
+    call
+}
+
+fn configured(node: &Node) -> Vec<(&'static str, Vec<String>)> {
+    CONFIGURED.map(|map| (map, sorted(node.map_dump(map).unwrap()))).to_vec()
+}
+
+/// Entries in an order of their own: a hash map has none.
+fn sorted(dump: Value) -> Vec<String> {
+    let mut entries: Vec<String> = dump.as_array().unwrap().iter().map(Value::to_string).collect();
+    entries.sort();
+    entries
+}

@@ -1,0 +1,37 @@
+//! Two or more nodes in network namespaces, real packets: what a test run of a single program cannot show.
+//!
+//! Needs root, and the tools that `cargo xtask setup` installs.
+
+mod bpftool;
+mod check;
+mod forwarding_pod;
+mod headers;
+mod large;
+mod life;
+mod mtu;
+mod node_list;
+#[path = "../prog/packets.rs"]
+#[allow(dead_code, reason = "the packet tables use more of it")]
+mod packets;
+mod paths;
+mod plugin;
+mod refused;
+mod service;
+mod stack_flows;
+mod storm;
+mod strangers;
+mod world;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+/// Whether there is time for long things in large numbers.
+fn soak() -> bool {
+    std::env::var_os("PODWIRE_SOAK").is_some_and(|value| value == "1")
+}
+
+fn v4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{address} is not IPv4"),
+    }
+}

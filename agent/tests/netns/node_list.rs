@@ -1,0 +1,123 @@
+//! The Node list changes under running agents, for better and for worse.
+
+use std::time::{Duration, Instant};
+
+use podwire_common::names::maps;
+use serde_json::{Value, json};
+use xtask::lab::{Lab, Node, traffic};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const MEBIBYTE: u64 = 1 << 20;
+
+#[test]
+fn a_malformed_entry_is_named_and_the_rest_works() {
+    let lab = Lab::builder().build().unwrap();
+    let good = lab.node_list().unwrap();
+    for (name, change) in [
+        ("no-network", json!({ "spec": { "podCIDR": "10.244.300.0/24", "podCIDRs": ["10.244.300.0/24"] } })),
+        ("no-address", json!({ "status": { "addresses": [] } })),
+        (
+            "overlapping",
+            json!({ "spec": { "podCIDR": "10.244.1.128/25", "podCIDRs": ["10.244.1.128/25"] },
+                                "status": { "addresses": [{ "type": "InternalIP", "address": "10.200.0.9" }] } }),
+        ),
+        ("not-planned", json!({ "spec": { "podCIDR": null, "podCIDRs": null } })),
+    ] {
+        let mut list = good.clone();
+        let mut entry = good["items"][1].clone();
+        entry["metadata"]["name"] = json!(name);
+        for (key, value) in change.as_object().unwrap() {
+            entry[key] = value.clone();
+        }
+        list["items"].as_array_mut().unwrap().push(entry);
+        lab.write_node_list(&list.to_string()).unwrap();
+        for node in lab.nodes() {
+            eventually(&format!("{} names {name}", node.name()), || node.agent_log().contains(name), node);
+        }
+    }
+    // Served before and after.
+    let (client, server) = (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
+    traffic::tcp_exchange(&client, &server, server.address(), 8080, MEBIBYTE).unwrap();
+}
+
+#[test]
+fn a_list_that_does_not_decode_keeps_the_last_good_state() {
+    let lab = Lab::builder().build().unwrap();
+    let (client, server) = (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
+    let before = lab.node(0).map_dump(maps::NODES).unwrap();
+    let good = lab.node_list().unwrap().to_string();
+    for broken in [&good[..good.len() / 2], "", "{}", "kind: Secret"] {
+        let errors = || lab.node(0).agent_log().matches("the last good state stays").count();
+        let errors_before = errors();
+        lab.write_node_list(broken).unwrap();
+        eventually(&format!("{broken:.20?} is refused"), || errors() > errors_before, lab.node(0));
+        assert_eq!(lab.node(0).map_dump(maps::NODES).unwrap(), before);
+        traffic::tcp_exchange(&client, &server, server.address(), 8080, MEBIBYTE).unwrap();
+    }
+    lab.write_node_list(&good).unwrap();
+    lab.node(0).add_pod("late").unwrap();
+}
+
+#[test]
+fn a_node_that_joins_is_reached_and_one_that_leaves_is_forgotten() {
+    let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
+    let all = lab.node_list().unwrap();
+    let mut two = all.clone();
+    two["items"].as_array_mut().unwrap().pop();
+    lab.write_node_list(&two.to_string()).unwrap();
+    lab.node(0).start_agent().unwrap();
+    let client = lab.node(0).add_pod("client").unwrap();
+    let nodes = || lab.node(0).map_dump(maps::NODES).unwrap();
+    let before = nodes();
+
+    lab.write_node_list(&all.to_string()).unwrap();
+    // Its podCIDR and its address.
+    eventually("node3 is in NODES", || entries(&nodes()) == entries(&before) + 2, lab.node(0));
+    lab.node(2).start_agent().unwrap();
+    let server = lab.node(2).add_pod("server").unwrap();
+    let exchange = traffic::tcp_exchange(&client, &server, server.address(), 8080, MEBIBYTE).unwrap();
+    assert_eq!(exchange.peer_seen_by_server, exchange.client);
+    traffic::tcp_exchange(lab.node(0), &server, server.address(), 8080, MEBIBYTE).unwrap();
+
+    lab.write_node_list(&two.to_string()).unwrap();
+    eventually("node3 has left NODES", || nodes() == before, lab.node(0));
+    let routes = lab.node(0).exec(&["ip", "route"]).unwrap();
+    assert!(!routes.contains("10.244.3.0/24"), "{routes}");
+}
+
+#[test]
+fn pods_go_on_when_their_nodes_network_changes_and_it_is_said() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let old = node.add_pod("old").unwrap();
+    let mut list = lab.node_list().unwrap();
+    list["items"][0]["spec"] = json!({ "podCIDR": "10.244.9.0/24", "podCIDRs": ["10.244.9.0/24"] });
+    lab.write_node_list(&list.to_string()).unwrap();
+    eventually("the change is told", || warned(node, "10.244.9.0/24"), node);
+    assert!(node.agent_log().contains(&old.address().to_string()), "{}", node.agent_log());
+
+    traffic::tcp_exchange(&old, node, node.address(), 8080, MEBIBYTE).unwrap();
+    traffic::tcp_exchange(&old, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
+    let new = node.add_pod("new").unwrap();
+    assert!(new.address().to_string().starts_with("10.244.9."), "{}", new.address());
+    traffic::tcp_exchange(&old, &new, new.address(), 8080, MEBIBYTE).unwrap();
+    let far = lab.node(1).add_pod("far").unwrap();
+    traffic::tcp_exchange(&new, &far, far.address(), 8080, MEBIBYTE).unwrap();
+}
+
+fn warned(node: &Node, about: &str) -> bool {
+    node.agent_log().lines().any(|line| line.contains("WARN") && line.contains(about))
+}
+
+fn entries(dump: &Value) -> usize {
+    dump.as_array().unwrap().len()
+}
+
+/// Waits for what an agent does by itself.
+fn eventually(what: &str, holds: impl Fn() -> bool, node: &Node) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "never: {what}; the log ends\n{}", node.agent_log_tail(20));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,123 @@
+//! What no pod may send: dropped, and counted under its own reason.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use etherparse::EtherType;
+use podwire_common::reason::{Drop, Path};
+use xtask::lab::frames::{self, Capture};
+use xtask::lab::{Lab, Mode, Node, Ns, traffic};
+
+use crate::check::Counted;
+use crate::packets::{self, Packet, Vxlan, arp, inner, tagged, udp};
+use crate::v4;
+
+pub const OTHER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x66];
+
+/// Whose frame is refused, and why.
+pub type Row<'a> = (&'a str, Vec<u8>, Drop);
+
+#[test]
+fn a_pod_sends_only_what_is_its_own() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        let [pod, other] = ["pod", "other"].map(|name| lab.node(0).add_pod(name).unwrap());
+        let far = lab.node(1).add_pod("far").unwrap();
+        let (own, gateway) = (v4(pod.address()), v4(pod.gateway()));
+        let good = Packet::new(own, v4(far.address()), udp(4000, 5000)).macs(pod.host_mac(), pod.eth0_mac());
+        let to = |destination: Ipv4Addr| good.clone().with(|packet| packet.destination = destination);
+        let from = |source: Ipv4Addr| good.clone().with(|packet| packet.source = source).build();
+        let to_mac = |mac| good.clone().macs(mac, pod.eth0_mac());
+        let tunnel = |node: &Node| {
+            Vxlan::new(own, v4(node.address())).with(|outer| {
+                outer.source_mac = pod.eth0_mac();
+                outer.destination_mac = pod.host_mac();
+            })
+        };
+        let ask = |mac, sender, target| arp(1, mac, sender, [0; 6], target);
+        let ethernet = |ether_type| {
+            [packets::ethernet(pod.host_mac(), pod.eth0_mac(), ether_type), vec![0x60; 46]].concat()
+        };
+        let injected = inner(&Packet::new(v4(other.address()), v4(far.address()), udp(1, 2)));
+        let rows: Vec<Row<'_>> = vec![
+            ("another pod's address", from(v4(other.address())), Drop::SourceNotOwned),
+            ("a remote pod's address", from(v4(far.address())), Drop::SourceNotOwned),
+            ("the node's address", from(v4(lab.node(0).address())), Drop::SourceNotOwned),
+            ("nobody's address", from(Ipv4Addr::new(192, 0, 2, 1)), Drop::SourceNotOwned),
+            ("another's MAC", good.clone().macs(pod.host_mac(), OTHER_MAC).build(), Drop::SourceMacNotOwned),
+            ("VXLAN to another node", tunnel(lab.node(1)).around(&injected), Drop::VxlanFromPod),
+            ("VXLAN to its own node", tunnel(lab.node(0)).around(&injected), Drop::VxlanFromPod),
+            ("a VLAN tag", tagged(&good.build()), Drop::VlanTagged),
+            (
+                "a multicast address",
+                to(Ipv4Addr::new(224, 0, 0, 251)).macs([1, 0, 0x5e, 0, 0, 0xfb], pod.eth0_mac()).build(),
+                Drop::Multicast,
+            ),
+            ("a multicast link address", to_mac([1, 0, 0x5e, 0, 0, 1]).build(), Drop::Multicast),
+            ("the broadcast address", to(Ipv4Addr::BROADCAST).build(), Drop::Broadcast),
+            ("the broadcast link address", to_mac([0xff; 6]).build(), Drop::Broadcast),
+            ("IPv6", ethernet(EtherType::IPV6), Drop::FamilyNotEnabled),
+            ("neither IP nor ARP", ethernet(EtherType(0x88b5)), Drop::EthertypeUnknown),
+            ("ARP for another pod", ask(pod.eth0_mac(), own, v4(other.address())), Drop::ArpNotForGateway),
+            ("ARP for itself", ask(pod.eth0_mac(), own, own), Drop::ArpNotForGateway),
+            ("an ARP reply", arp(2, pod.eth0_mac(), own, pod.host_mac(), gateway), Drop::ArpNotForGateway),
+            (
+                "ARP in another's name",
+                ask(pod.eth0_mac(), v4(other.address()), gateway),
+                Drop::SourceNotOwned,
+            ),
+            ("ARP from another's MAC", ask(OTHER_MAC, own, gateway), Drop::SourceMacNotOwned),
+        ];
+        let sender = (&*pod, "eth0");
+        refused(&lab, 0, sender, &rows);
+        // The frame that all of them were made of passes, and so does a question for the gateway.
+        let before = Counted::quiet(&lab);
+        frames::send_all(&pod, "eth0", &[&good.build(), &ask(pod.eth0_mac(), own, gateway)]).unwrap();
+        let out = if mode == Mode::Vxlan { Path::TunnelOut } else { Path::DirectOut };
+        grown(&lab, &before).expect(&[(0, out), (0, Path::ArpAnswered)], &[]).unwrap();
+    }
+}
+
+#[test]
+fn a_dead_pods_address_goes_nowhere() {
+    let lab = Lab::builder().build().unwrap();
+    let [pod, dead] = ["pod", "dead"].map(|name| lab.node(0).add_pod(name).unwrap());
+    let address = dead.address();
+    dead.delete().unwrap();
+    let capture = Capture::start(lab.underlay(), "node1").unwrap();
+    let error = traffic::ping(&pod, address, 56).unwrap_err().to_string();
+    assert!(error.contains("Unreachable"), "{error}");
+    let leaked = capture.finish().unwrap();
+    let leaked = leaked
+        .iter()
+        .filter_map(|frame| crate::headers::Ip::of_frame(frame))
+        .find(crate::headers::Ip::is_of_pod_network);
+    assert!(leaked.is_none(), "{leaked:?}");
+}
+
+/// Sends each row's frame: the node counts one drop for that reason, and nothing else happens.
+pub fn refused(lab: &Lab, node: usize, (sender, link): (&Ns, &str), rows: &[Row<'_>]) {
+    let mut failures = Vec::new();
+    for (name, frame, reason) in rows {
+        let before = Counted::quiet(lab);
+        frames::send(sender, link, frame).unwrap();
+        let grown = grown(lab, &before);
+        let expected = BTreeMap::from([(reason.name(), 1)]);
+        if grown.drops(node) != &expected || Path::ALL.iter().any(|path| grown.packets((node, *path)) > 0) {
+            failures.push(format!("{name}: expected {expected:?}, {grown}"));
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+/// What is counted of what was just sent: waits for the first count, at most so long that none is an answer.
+pub fn grown(lab: &Lab, before: &Counted) -> Counted {
+    let start = Instant::now();
+    loop {
+        let now = Counted::quiet(lab);
+        if now != *before || start.elapsed() > Duration::from_secs(2) {
+            return now.since(before);
+        }
+    }
+}

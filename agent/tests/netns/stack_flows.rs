@@ -1,0 +1,99 @@
+//! Flows that go through the host stack, and how they end.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use podwire::conntrack::Conntrack;
+use podwire_common::abi::Flow;
+use podwire_common::addr::Be16;
+use podwire_common::flow::protocol;
+use xtask::lab::traffic::{self, Route};
+use xtask::lab::{Lab, Mode, Ns};
+
+use crate::service::iptables;
+
+const SERVICE: &str = "10.96.0.10:80";
+const PORT: u16 = 8080;
+const EXCHANGES: usize = 4;
+const PATIENCE: Duration = Duration::from_secs(2);
+
+#[test]
+fn connection_tracking_knows_a_translated_connection_by_the_tuple_of_its_reply() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
+    let to = format!("{}:{PORT}", server.address());
+    iptables(
+        node,
+        &format!("-t nat -A PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination {to}"),
+    );
+    let route = Route::translated(SERVICE.parse().unwrap(), PORT);
+    let exchange = traffic::tcp_exchange_on(&client, &server, route, 1000).unwrap();
+
+    let reply = Flow::new(
+        server.address().into(),
+        client.address().into(),
+        Be16::new(PORT),
+        Be16::new(exchange.client.port()),
+        protocol::TCP,
+    );
+    assert!(knows(node, reply), "the entry stays for a while after the connection's end");
+    let other = Flow { protocol: protocol::UDP, ..reply };
+    assert!(!knows(node, other), "another protocol");
+    let other = Flow { source_port: Be16::new(PORT + 1), ..reply };
+    assert!(!knows(node, other), "another port");
+    node.exec(&["conntrack", "-F"]).unwrap();
+    assert!(!knows(node, reply), "forgotten");
+}
+
+#[test]
+fn one_socket_reaches_a_backend_through_its_service_and_directly() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        let node = lab.node(0);
+        let client = node.add_pod("client").unwrap();
+        let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
+        for (service, backend) in [("10.96.0.11", &near), ("10.96.0.12", &far)] {
+            let to = format!("{}:{PORT}", backend.address());
+            iptables(
+                node,
+                &format!("-t nat -A PREROUTING -d {service} -p udp --dport 53 -j DNAT --to-destination {to}"),
+            );
+            let server = backend.spawn(|| {
+                let socket = UdpSocket::bind(("0.0.0.0", PORT))?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                for _ in 0..EXCHANGES {
+                    let mut buffer = [0; 100];
+                    let (length, peer) = socket.recv_from(&mut buffer)?;
+                    socket.send_to(&buffer[..length], peer)?;
+                }
+                Ok(())
+            });
+            let service = SocketAddr::new(service.parse().unwrap(), 53);
+            let direct = SocketAddr::new(backend.address(), PORT);
+            let answers = client.enter(move || exchange(&[service, direct, service, direct])).unwrap();
+            assert_eq!(answers, [service, direct, service, direct], "{mode:?}: who answered");
+            server.join().unwrap().unwrap();
+        }
+    }
+}
+
+/// Sends to each in turn from one socket; who answered.
+fn exchange(destinations: &[SocketAddr; EXCHANGES]) -> Vec<SocketAddr> {
+    let socket = UdpSocket::bind((IpAddr::from([0, 0, 0, 0]), 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answers = Vec::new();
+    for destination in destinations {
+        // The server may not listen yet, and then nobody answers: a datagram is sent again.
+        let answer = (0..5).find_map(|_| {
+            socket.send_to(b"who?", destination).unwrap();
+            socket.recv_from(&mut [0; 100]).ok()
+        });
+        answers.push(answer.expect("an answer").1);
+    }
+    answers
+}
+
+fn knows(node: &Ns, flow: Flow) -> bool {
+    node.enter(move || Conntrack::open().unwrap().knows(&flow).unwrap()).unwrap()
+}

@@ -1,0 +1,210 @@
+//! What no host beside the nodes may send to them: dropped, and counted under its own reason.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use podwire_common::reason::{Drop, Path};
+use xtask::lab::frames::{self, Capture};
+use xtask::lab::{Lab, Mode, Ns, Pod, traffic};
+
+use crate::check::Counted;
+use crate::packets::{Packet, Vxlan, arp, inner, udp};
+use crate::refused::{OTHER_MAC, Row, grown, refused};
+use crate::v4;
+
+const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 66);
+const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+
+#[test]
+fn nobody_but_a_node_sends_into_the_tunnel() {
+    let scene = Scene::new(Mode::Vxlan, &[]);
+    let (before, capture) = (Counted::quiet(&scene.lab), Capture::start(&scene.pod, "eth0").unwrap());
+    refused(&scene.lab, 0, (&scene.stranger, "eth0"), &scene.tunnel_rows());
+    assert!(capture.finish().unwrap().is_empty(), "the pod received something");
+    // The frame that the rows were made of, which claims to be the other node's, is let in.
+    let admitted = scene.outer().around(&scene.inner());
+    let capture = Capture::start(&scene.pod, "eth0").unwrap();
+    let now = Counted::quiet(&scene.lab);
+    assert_ne!(now, before);
+    frames::send(&scene.stranger, "eth0", &admitted).unwrap();
+    grown(&scene.lab, &now).expect(&[(0, Path::TunnelIn)], &[]).unwrap();
+    // The pod's answer is seen as well: nobody listens there.
+    let received = capture.finish().unwrap();
+    assert_eq!(received.iter().filter(|frame| frame[..6] == scene.pod.eth0_mac()).count(), 1);
+}
+
+#[test]
+fn xdp_drops_strangers_before_anything_else_sees_them() {
+    let scene = Scene::new(Mode::Vxlan, &["--uplink-xdp", "generic"]);
+    let outer_rows: Vec<Row<'_>> = scene
+        .tunnel_rows()
+        .into_iter()
+        .filter(|(_, _, reason)| matches!(reason, Drop::TunnelPeerUnknown | Drop::TunnelVniUnknown))
+        .filter(|(name, ..)| !name.contains("options"))
+        .collect();
+    assert!(outer_rows.len() >= 2);
+    // Generic XDP comes before packet sockets, TC after them.
+    let capture = Capture::start(scene.lab.node(0), "eth0").unwrap();
+    refused(&scene.lab, 0, (&scene.stranger, "eth0"), &outer_rows);
+    let seen = capture.finish().unwrap();
+    let stranger = scene.stranger.mac("eth0").unwrap();
+    assert!(!seen.iter().any(|frame| frame[6..12] == stranger), "a stranger's frame passed XDP");
+    // What only the inner packet tells is left to TC, and the tunnel works.
+    refused(&scene.lab, 0, (&scene.stranger, "eth0"), &[scene.inner_not_owned()]);
+    traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address(), 8080, 1 << 20).unwrap();
+}
+
+#[test]
+fn no_bare_pod_address_is_let_in_by_an_uplink() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode, &[]);
+        // The nodes have resolved each other, as nodes of a cluster have.
+        traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address(), 8080, 1000).unwrap();
+        let bare = |source| scene.to_node(Packet::new(source, v4(scene.pod.address()), udp(1, 2))).build();
+        let rows: Vec<Row<'_>> = vec![
+            (
+                "a remote pod's address from a stranger",
+                bare(v4(scene.far.address())),
+                Drop::PodSourceNotFromNode,
+            ),
+            (
+                "a local pod's address from a stranger",
+                bare(v4(scene.other.address())),
+                Drop::PodSourceNotFromNode,
+            ),
+        ];
+        refused(&scene.lab, 0, (&scene.stranger, "eth0"), &rows);
+    }
+}
+
+#[test]
+fn a_tunnel_packet_in_fragments_is_checked_as_well() {
+    let scene = Scene::new(Mode::Vxlan, &[]);
+    let send = |frame: &[u8]| {
+        let before = Counted::quiet(&scene.lab);
+        let parts = in_fragments(frame);
+        frames::send_all(&scene.stranger, "eth0", &[&parts[0], &parts[1]]).unwrap();
+        grown(&scene.lab, &before)
+    };
+    let cut = || scene.outer().with(|outer| (outer.dont_fragment, outer.identification) = (false, 7));
+    let unknown = send(&cut().with(|outer| outer.source = STRANGER).around(&scene.inner()));
+    assert_eq!(unknown.drops(0), &BTreeMap::from([(Drop::TunnelPeerUnknown.name(), 1)]));
+    let not_owned = send(&cut().around(&scene.inner_from(WORLD)));
+    assert_eq!(not_owned.drops(0), &BTreeMap::from([(Drop::InnerSourceNotOwned.name(), 1)]));
+    send(&cut().around(&scene.inner())).expect(&[(0, Path::TunnelInDevice)], &[]).unwrap();
+}
+
+/// A host beside the nodes that is none of them.
+struct Scene {
+    pod: Pod,
+    other: Pod,
+    far: Pod,
+    stranger: Ns,
+    node_mac: [u8; 6],
+    stranger_mac: [u8; 6],
+    lab: Lab,
+}
+
+impl Scene {
+    fn new(mode: Mode, arguments: &[&str]) -> Self {
+        let lab = Lab::builder().mode(mode).agent_arguments(arguments).build().unwrap();
+        let stranger = lab.add_host("stranger", IpAddr::V4(STRANGER)).unwrap();
+        Self {
+            pod: lab.node(0).add_pod("pod").unwrap(),
+            other: lab.node(0).add_pod("other").unwrap(),
+            far: lab.node(1).add_pod("far").unwrap(),
+            node_mac: lab.node(0).mac("eth0").unwrap(),
+            stranger_mac: stranger.mac("eth0").unwrap(),
+            stranger,
+            lab,
+        }
+    }
+
+    fn to_node(&self, packet: Packet) -> Packet {
+        packet.macs(self.node_mac, self.stranger_mac)
+    }
+
+    /// From the other node, as far as its address tells.
+    fn outer(&self) -> Vxlan {
+        Vxlan::new(v4(self.lab.node(1).address()), v4(self.lab.node(0).address())).with(|outer| {
+            outer.destination_mac = self.node_mac;
+            outer.source_mac = self.stranger_mac;
+        })
+    }
+
+    /// From the other node's pod to this node's.
+    fn inner(&self) -> Vec<u8> {
+        self.inner_from(v4(self.far.address()))
+    }
+
+    fn inner_from(&self, source: Ipv4Addr) -> Vec<u8> {
+        inner(&Packet::new(source, v4(self.pod.address()), udp(4000, 5000)))
+    }
+
+    fn inner_not_owned(&self) -> Row<'_> {
+        (
+            "an inner source that is this node's",
+            self.outer().around(&self.inner_from(v4(self.other.address()))),
+            Drop::InnerSourceNotOwned,
+        )
+    }
+
+    fn tunnel_rows(&self) -> Vec<Row<'_>> {
+        let outer = || self.outer();
+        let stranger = || outer().with(|outer| outer.source = STRANGER);
+        let options = |outer: &mut Vxlan| outer.options = vec![1; 4];
+        let arp = arp(1, OTHER_MAC, v4(self.far.address()), [0; 6], v4(self.pod.address()));
+        let split = in_fragments(&stranger().with(|outer| outer.dont_fragment = false).around(&self.inner()));
+        assert_eq!(split.len(), 2);
+        vec![
+            ("VXLAN from no node", stranger().around(&self.inner()), Drop::TunnelPeerUnknown),
+            (
+                "VXLAN from no node with IP options",
+                stranger().with(options).around(&self.inner()),
+                Drop::TunnelPeerUnknown,
+            ),
+            (
+                "another VNI",
+                outer().with(|outer| outer.vni = 2).around(&self.inner()),
+                Drop::TunnelVniUnknown,
+            ),
+            (
+                "other flags",
+                outer().with(|outer| outer.flags = 0).around(&self.inner()),
+                Drop::TunnelVniUnknown,
+            ),
+            self.inner_not_owned(),
+            (
+                "an inner source of the world",
+                outer().around(&self.inner_from(WORLD)),
+                Drop::InnerSourceNotOwned,
+            ),
+            (
+                "an inner source that is this node",
+                outer().around(&self.inner_from(v4(self.lab.node(0).address()))),
+                Drop::InnerSourceNotOwned,
+            ),
+            (
+                "an inner source not owned, behind IP options",
+                outer().with(options).around(&self.inner_from(WORLD)),
+                Drop::InnerSourceNotOwned,
+            ),
+            ("ARP inside", outer().around(&arp), Drop::InnerProtocolUnknown),
+        ]
+    }
+}
+
+/// An IPv4 frame in two fragments.
+fn in_fragments(frame: &[u8]) -> Vec<Vec<u8>> {
+    const FIRST: usize = 48;
+    let (link, ip, payload) = (&frame[..14], &frame[14..34], &frame[34..]);
+    let part = |offset: usize, more: bool, payload: &[u8]| {
+        let mut header = etherparse::Ipv4Header::from_slice(ip).unwrap().0;
+        header.set_payload_len(payload.len()).unwrap();
+        header.fragment_offset = etherparse::IpFragOffset::try_new((offset / 8) as u16).unwrap();
+        header.more_fragments = more;
+        header.header_checksum = header.calc_header_checksum();
+        [link, &header.to_bytes(), payload].concat()
+    };
+    vec![part(0, true, &payload[..FIRST]), part(FIRST, false, &payload[FIRST..])]
+}

@@ -1,0 +1,423 @@
+//! A node's programs and maps, loaded afresh and filled by the agent's own code, and one `check` for every table.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
+use podwire::dataplane::{Dataplane, load};
+use podwire::desired::desired;
+use podwire::diff::{Deletions, diff};
+use podwire::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
+use podwire_cni::protocol::Attachment;
+use podwire_common::abi;
+use podwire_common::addr::{Be16, Mac};
+use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT, programs::UPLINK_XDP};
+use podwire_common::reason::{Drop as Reason, Path};
+use xtask::lab::{Ns, frames};
+
+use crate::packets;
+
+pub const NODE1: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
+pub const NODE2: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
+pub const NODE3: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 3);
+pub const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 99);
+pub const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+pub const POD_A: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+pub const POD_B: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 3);
+pub const REMOTE_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 2);
+pub const POD_OF_NODE3: Ipv4Addr = Ipv4Addr::new(10, 244, 3, 2);
+
+pub const POD_A_MAC: [u8; 6] = [2, 0, 0, 0, 0xa, 1];
+pub const HOST_A_MAC: [u8; 6] = [2, 0, 0, 0, 0xa, 2];
+pub const POD_B_MAC: [u8; 6] = [2, 0, 0, 0, 0xb, 1];
+pub const HOST_B_MAC: [u8; 6] = [2, 0, 0, 0, 0xb, 2];
+pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 1];
+pub const NODE2_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 2];
+pub const STRANGER_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 99];
+
+/// First and last of the ports that SNAT chooses from in these tests.
+pub const SNAT_PORTS: (u16, u16) = (61000, 61999);
+
+const UNSPECIFIED: u32 = u32::MAX;
+const SHOT: u32 = 2;
+const REDIRECT: u32 = 7;
+
+/// One node: a namespace with an uplink, the host sides of two pods' veth pairs and a VXLAN device, and a fresh load.
+///
+/// The links' other ends lead nowhere. Test runs deliver nothing; the links give the programs their ifindex and the
+/// kernel's routing table something to answer from.
+pub struct Fixture {
+    pub loaded: Dataplane,
+    pub model: Model,
+    pub uplink: u32,
+    pub pod_a: u32,
+    pub pod_b: u32,
+    namespace: Namespace,
+    attached: bool,
+}
+
+/// What a hook should do with a frame.
+pub enum Expect {
+    /// Left alone, and not counted.
+    Pass,
+    /// To the host stack, counted under a path, with these bytes.
+    Stack(Path, Vec<u8>),
+    /// Redirected, counted under a path, with these bytes.
+    Redirect(Path, Vec<u8>),
+    /// Dropped for a reason, counted under it.
+    Drop(Reason),
+}
+
+/// What a program made of a frame.
+pub struct Ran {
+    pub code: u32,
+    pub frame: Vec<u8>,
+}
+
+impl Fixture {
+    pub fn new(mode: Mode) -> Self {
+        let namespace = Namespace::enter();
+        // The kernel's own neighbour discovery would show in counters.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        namespace.ip("link set lo up");
+        let uplink = namespace.add_link("up0", UPLINK_MAC);
+        let pod_a = namespace.add_link("pwa", HOST_A_MAC);
+        let pod_b = namespace.add_link("pwb", HOST_B_MAC);
+        namespace.ip("addr add 10.200.0.1/24 dev up0");
+        namespace.ip("neigh add 10.200.0.2 lladdr 02:00:00:00:0c:02 dev up0 nud permanent");
+        namespace.ip("route add 10.244.2.0/24 via 10.200.0.2 dev up0");
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let vxlan = (mode == Mode::Vxlan).then_some(77);
+        let config = abi::Config {
+            mode: match mode {
+                Mode::Vxlan => abi::MODE_VXLAN,
+                Mode::Direct => abi::MODE_DIRECT,
+            },
+            vni: VNI,
+            vxlan_ifindex: vxlan.unwrap_or(0),
+            vxlan_port: Be16::new(VXLAN_PORT),
+            snat_port_first: SNAT_PORTS.0,
+            snat_port_last: SNAT_PORTS.1,
+            reserved: 0,
+        };
+        let loaded = load::load(&config, None).unwrap();
+        let mut model = Model::new(mode, None);
+        model.vxlan = vxlan;
+        model.own = Some(node("node1", "10.244.1.0/24", NODE1));
+        model.remote.insert("node2".into(), node("node2", "10.244.2.0/24", NODE2));
+        model.remote.insert("node3".into(), node("node3", "10.244.3.0/24", NODE3));
+        for address in [NODE2, NODE3] {
+            model.paths.insert(address, Way { device: uplink, mtu: 1500, gateway: None });
+        }
+        let addresses = vec![NODE1];
+        model.uplinks.push(Uplink { index: uplink, name: "up0".into(), mtu: 1500, addresses });
+        for (id, address, ifindex, pod_mac, host_mac) in
+            [(1, POD_A, pod_a, POD_A_MAC, HOST_A_MAC), (2, POD_B, pod_b, POD_B_MAC, HOST_B_MAC)]
+        {
+            let attachment = Attachment { container_id: format!("pod{id}"), interface: "eth0".into() };
+            let endpoint = Endpoint {
+                attachment: attachment.clone(),
+                netns: String::new(),
+                host_interface: String::new(),
+                ifindex,
+                id,
+                pod_mac: Mac { bytes: pod_mac },
+                host_mac: Mac { bytes: host_mac },
+                address,
+                gateway: GATEWAY,
+                mtu: 1450,
+                pod: None,
+            };
+            model.endpoints.insert(attachment, endpoint);
+        }
+        let mut fixture = Self { loaded, model, uplink, pod_a, pod_b, namespace, attached: false };
+        fixture.fill();
+        fixture
+    }
+
+    /// As [`Self::new`], with the loopback link as the uplink.
+    pub fn for_xdp(mode: Mode) -> Self {
+        let mut fixture = Self::new(mode);
+        fixture.model.uplinks[0].index = 1;
+        fixture.fill();
+        fixture
+    }
+
+    /// Node 2 as seen from itself: pod A's place is taken by [`REMOTE_POD`], node 1 is the neighbour.
+    pub fn node2(mode: Mode) -> Self {
+        let mut fixture = Self::new(mode);
+        let model = &mut fixture.model;
+        let own = model.own.take().unwrap();
+        model.own = model.remote.remove("node2");
+        model.remote.insert(own.name.clone(), own);
+        let path = model.paths.remove(&NODE2).unwrap();
+        model.paths.insert(NODE1, path);
+        model.uplinks[0].addresses = vec![NODE2];
+        for (endpoint, address) in model.endpoints.values_mut().zip([REMOTE_POD, [10, 244, 2, 3].into()]) {
+            (endpoint.address, endpoint.gateway) = (address, [10, 244, 2, 1].into());
+        }
+        let link_address = Mac { bytes: UPLINK_MAC };
+        fixture.namespace.ip("addr del 10.200.0.1/24 dev up0");
+        fixture.namespace.ip("addr add 10.200.0.2/24 dev up0");
+        fixture.namespace.ip(&format!("neigh add 10.200.0.1 lladdr {link_address:?} dev up0 nud permanent"));
+        fixture.namespace.ip("route add 10.244.1.0/24 via 10.200.0.1 dev up0");
+        fixture.fill();
+        fixture
+    }
+
+    /// Writes what follows from the model into the maps, as the agent does.
+    pub fn fill(&mut self) {
+        let want = desired(&self.model);
+        let have = self.loaded.maps.contents().unwrap();
+        for op in diff(&want, &have, Deletions::Allowed) {
+            self.loaded.maps.apply(&op).unwrap();
+        }
+    }
+
+    /// Runs a program on a frame that is on a link, and checks code, bytes and every counter.
+    #[track_caller]
+    pub fn check(&mut self, what: &str, program: &str, link: u32, frame: &[u8], expect: Expect) {
+        self.check_segments(what, program, link, frame, 0, expect);
+    }
+
+    /// As [`Self::check`], for a large segment.
+    #[track_caller]
+    pub fn check_segments(
+        &mut self,
+        what: &str,
+        program: &str,
+        link: u32,
+        frame: &[u8],
+        segment: u32,
+        expect: Expect,
+    ) {
+        let before = self.counters();
+        let ran = self.run(program, link, frame, segment);
+        let counted: Vec<String> = self
+            .counters()
+            .into_iter()
+            .filter(|(name, count)| before.get(name) != Some(count))
+            .map(|(name, count)| {
+                assert_eq!(
+                    count,
+                    before.get(&name).copied().unwrap_or(0) + 1,
+                    "{what}: {name} counted more than once"
+                );
+                name
+            })
+            .collect();
+        let (code, bytes, count) = match expect {
+            Expect::Pass => (UNSPECIFIED, Some(frame.to_vec()), vec![]),
+            Expect::Stack(path, bytes) => (UNSPECIFIED, Some(bytes), vec![path.name().to_owned()]),
+            Expect::Redirect(path, bytes) => (REDIRECT, Some(bytes), vec![path.name().to_owned()]),
+            Expect::Drop(reason) => (SHOT, None, vec![reason.name().to_owned()]),
+        };
+        assert_eq!(counted, count, "{what}: counters");
+        assert_eq!(ran.code, code, "{what}: code");
+        if let Some(bytes) = bytes {
+            assert_eq!(hex(&ran.frame), hex(&bytes), "{what}: bytes");
+        }
+    }
+
+    /// Runs a program on a frame that is on a link.
+    pub fn run(&mut self, program: &str, link: u32, frame: &[u8], segment: u32) -> Ran {
+        // `struct __sk_buff` of `linux/bpf.h`: only these fields may be set for a test run.
+        const IFINDEX: usize = 40;
+        const GSO_SIZE: usize = 176;
+        let mut context = [0; 192];
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&link.to_ne_bytes());
+        context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&segment.to_ne_bytes());
+        let mut out = vec![0; frame.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let program: &mut SchedClassifier =
+            self.loaded.ebpf.program_mut(program).unwrap().try_into().unwrap();
+        let result = program.test_run(options).unwrap();
+        out.truncate(result.data_size_out as usize);
+        Ran { code: result.return_value, frame: out }
+    }
+
+    /// Sends a frame out of a link of the namespace, with the programs attached as the agent attaches them, and checks what
+    /// is counted: for what a test run cannot do (a cut IPv4 header, a tunnel key). `None`: it passes uncounted.
+    #[track_caller]
+    pub fn check_on_wire(&mut self, what: &str, link: &str, frame: &[u8], counted: Option<&str>) {
+        if !self.attached {
+            self.attach();
+        }
+        let namespace = Ns::open(&self.namespace.name).unwrap();
+        let before = self.counters();
+        // The kernel tells the sender of a packet that a program drops on its way out.
+        let sent = frames::send(&namespace, link, frame);
+        assert!(sent.is_ok() || counted.is_some(), "{what}: {sent:?}");
+        // A packet is through before the next one of the same socket is sent: a marker behind it tells that it was seen.
+        let mut marker = packets::ethernet([2; 6], POD_A_MAC, etherparse::EtherType(0x88b5));
+        marker.resize(60, 0);
+        frames::send(&namespace, "pwa-p", &marker).unwrap();
+        let is_seen = |counters: &BTreeMap<String, u64>| {
+            let name = Reason::EthertypeUnknown.name();
+            counters.get(name) != before.get(name)
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut after = self.counters();
+        while !is_seen(&after) || counted.is_some_and(|name| after.get(name) == before.get(name)) {
+            assert!(Instant::now() < deadline, "{what}: not counted as {counted:?}; counters {after:?}");
+            std::thread::sleep(Duration::from_millis(5));
+            after = self.counters();
+        }
+        for (name, count) in after {
+            let more = u64::from(counted == Some(&name)) + u64::from(name == Reason::EthertypeUnknown.name());
+            assert_eq!(count, before.get(&name).copied().unwrap_or(0) + more, "{what}: {name}");
+        }
+    }
+
+    /// As [`Self::check_on_wire`], for the fragments of one packet that arrive on the uplink.
+    #[track_caller]
+    pub fn check_fragments(&mut self, what: &str, fragments: &[Vec<u8>; 2], counted: &str) {
+        self.check_on_wire(what, "up0-p", &fragments[0], None);
+        self.check_on_wire(what, "up0-p", &fragments[1], Some(counted));
+    }
+
+    /// Attaches every program to its link and makes the VXLAN device.
+    fn attach(&mut self) {
+        self.namespace
+            .ip(&format!("link add {VXLAN_DEVICE} type vxlan external dstport {VXLAN_PORT} nolearning"));
+        self.namespace.ip(&format!("link set {VXLAN_DEVICE} up"));
+        self.loaded.attach_pod("pwa").unwrap();
+        self.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
+        self.loaded.attach_uplink("up0", UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
+        self.attached = true;
+    }
+
+    /// Runs the XDP program on a frame that is on the loopback link, whose ifindex is 1: of a veth pair the kernel would
+    /// ask for an attached program first.
+    pub fn run_xdp(&mut self, frame: &[u8]) -> u32 {
+        let mut out = vec![0; frame.len() + 256];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let program: &mut Xdp = self.loaded.ebpf.program_mut(UPLINK_XDP).unwrap().try_into().unwrap();
+        program.test_run(options).unwrap().return_value
+    }
+
+    /// Packets by reason or path, as operators read them.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let counters = self.loaded.maps.counters().unwrap();
+        let drops = counters.drops.into_iter().map(|(reason, count)| (reason.name(), count));
+        let paths = counters.traffic.into_iter().map(|(path, count)| (path.name(), count));
+        drops.chain(paths).map(|(name, count)| (name.to_owned(), count.packets)).collect()
+    }
+
+    /// The flows that must go through the host stack.
+    pub fn stack_flows(&self) -> Vec<abi::Flow> {
+        self.loaded.maps.stack_flows.keys().map(Result::unwrap).collect()
+    }
+
+    /// Records a flow that must go through the host stack.
+    pub fn add_stack_flow(&mut self, flow: abi::Flow) {
+        self.loaded.maps.stack_flows.insert(flow, abi::StackFlow { last_seen: 0 }, 0).unwrap();
+    }
+
+    /// Takes a reply's half, as if another flow had it.
+    pub fn add_translation(&mut self, reply: abi::Flow) {
+        self.loaded.maps.translations.insert(reply, other_half(), 0).unwrap();
+    }
+
+    /// Adds replies' halves until the table takes no more. `false`: it took all.
+    pub fn fill_translations(&mut self, replies: impl Iterator<Item = abi::Flow>) -> bool {
+        let half = other_half();
+        replies.into_iter().any(|reply| self.loaded.maps.translations.insert(reply, half, 0).is_err())
+    }
+
+    /// Makes room for one.
+    pub fn remove_one_translation(&mut self) {
+        let flow = self.loaded.maps.translations.keys().next().unwrap().unwrap();
+        self.loaded.maps.translations.remove(&flow).unwrap();
+    }
+
+    /// All translations.
+    pub fn translations(&self) -> BTreeMap<abi::Flow, abi::Translation> {
+        self.loaded.maps.translations.iter().map(Result::unwrap).collect()
+    }
+}
+
+/// Half of another pod's translation.
+fn other_half() -> abi::Translation {
+    abi::Translation {
+        last_seen: 0,
+        address: POD_B.into(),
+        port: Be16::new(1),
+        kind: abi::TRANSLATION_DESTINATION,
+        state: abi::STATE_NEW,
+        reserved: 0,
+    }
+}
+
+fn node(name: &str, pod_network: &str, address: Ipv4Addr) -> Node {
+    Node { name: name.into(), pod_network: pod_network.parse().unwrap(), address }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .chunks(16)
+        .map(|line| line.iter().map(|byte| format!("{byte:02x} ")).collect::<String>() + "\n")
+        .collect()
+}
+
+/// A network namespace that the calling thread is in from now on, gone when dropped.
+struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    fn enter() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("pwprog-{}-{number}", std::process::id());
+        run("ip", &["netns", "add", &name]);
+        let namespace = Self { name };
+        let file = std::fs::File::open(format!("/run/netns/{}", namespace.name)).unwrap();
+        rustix::thread::move_into_link_name_space(
+            file.as_fd(),
+            Some(rustix::thread::LinkNameSpaceType::Network),
+        )
+        .expect("enter the test's network namespace (are we root?)");
+        namespace
+    }
+
+    fn ip(&self, arguments: &str) {
+        let arguments: Vec<&str> = ["-n", &self.name].into_iter().chain(arguments.split(' ')).collect();
+        run("ip", &arguments);
+    }
+
+    /// Adds one end of a veth pair; returns its ifindex.
+    fn add_link(&self, name: &str, mac: [u8; 6]) -> u32 {
+        let mac = Mac { bytes: mac };
+        self.ip(&format!("link add {name} address {mac:?} type veth peer name {name}-p"));
+        self.ip(&format!("link set {name} up"));
+        self.ip(&format!("link set {name}-p up"));
+        let index = run("ip", &["-n", &self.name, "-o", "link", "show", name]);
+        index.split(':').next().unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {}: {error}", arguments.join(" "));
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -1,0 +1,127 @@
+//! `from_overlay`: what the VXLAN device has decapsulated. A test run has no tunnel key, so all but the first of these
+//! packets are real: they arrive on the uplink as outer IP fragments or with outer options, which `from_uplink` leaves to
+//! the kernel, pass the device, and meet the program there.
+
+use podwire::model::Mode;
+use podwire_common::abi::Flow;
+use podwire_common::addr::Be16;
+use podwire_common::flow::protocol;
+use podwire_common::names::programs::FROM_OVERLAY;
+use podwire_common::reason::{Drop as Reason, Path};
+
+use crate::fixture::*;
+use crate::packets::*;
+
+/// Outer headers from node 2 that `from_uplink` leaves to the VXLAN device: with an IP option.
+fn tunnel() -> Vxlan {
+    Vxlan::new(NODE2, NODE1).with(|outer| {
+        (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC);
+        outer.options = vec![1; 4];
+    })
+}
+
+fn to_a(source: std::net::Ipv4Addr, transport: Transport) -> Packet {
+    Packet::new(source, POD_A, transport)
+}
+
+#[test]
+fn what_no_tunnel_brought_is_dropped() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let link = node.uplink;
+    let packet = to_a(REMOTE_POD, tcp(1, 2)).build();
+    node.check("no key", FROM_OVERLAY, link, &packet, Expect::Drop(Reason::TunnelPeerUnknown));
+}
+
+#[test]
+fn a_pod_is_reached_past_the_stack_or_through_it() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let stack = to_a(REMOTE_POD, tcp(40001, 80));
+    let flow = Flow::new(REMOTE_POD.into(), POD_A.into(), Be16::new(40001), Be16::new(80), protocol::TCP);
+    node.add_stack_flow(flow);
+    let table = [
+        ("TCP", to_a(REMOTE_POD, tcp(40000, 80)), Path::TunnelInDevice),
+        ("the node itself", to_a(NODE2, udp(1, 2)), Path::TunnelInDevice),
+        (
+            "IP options",
+            to_a(REMOTE_POD, tcp(1, 2)).with(|packet| packet.options = vec![1; 4]),
+            Path::TunnelInDevice,
+        ),
+        (
+            "a first fragment",
+            to_a(REMOTE_POD, udp(1, 2)).with(|packet| {
+                (packet.dont_fragment, packet.fragment) = (false, (0, true));
+            }),
+            Path::TunnelInDevice,
+        ),
+        (
+            "a later fragment",
+            to_a(REMOTE_POD, Transport::None(protocol::UDP)).with(|packet| {
+                (packet.dont_fragment, packet.fragment) = (false, (2, false));
+            }),
+            Path::TunnelInDevice,
+        ),
+        ("a stack flow", stack, Path::TunnelToStack),
+        ("for this node", Packet::new(REMOTE_POD, NODE1, udp(40000, 9)), Path::TunnelToStack),
+        (
+            "the end of its time to live",
+            to_a(REMOTE_POD, tcp(1, 2)).with(|packet| packet.ttl = 1),
+            Path::TunnelToStack,
+        ),
+    ];
+    for (what, packet, path) in table {
+        node.check_on_wire(what, "up0-p", &tunnel().around(&inner(&packet)), Some(path.name()));
+    }
+}
+
+#[test]
+fn every_reason_to_drop() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let good = to_a(REMOTE_POD, tcp(40000, 80)).with(|packet| packet.payload.clear());
+    let frame = inner(&good);
+    let mut arp_inside = frame.clone();
+    arp_inside[12..14].copy_from_slice(&[8, 6]);
+    let mut wrong = frame.clone();
+    wrong[ETHERNET] = 0x44;
+    let table = [
+        ("another node's pod", inner(&to_a(POD_OF_NODE3, tcp(1, 2))), Reason::InnerSourceNotOwned),
+        ("a pod of this node", inner(&to_a(POD_B, tcp(1, 2))), Reason::InnerSourceNotOwned),
+        ("the world", inner(&to_a(WORLD, tcp(1, 2))), Reason::InnerSourceNotOwned),
+        ("ARP", arp_inside, Reason::InnerProtocolUnknown),
+        ("a VLAN tag", tagged(&frame), Reason::InnerProtocolUnknown),
+        ("a header of 16 bytes", wrong, Reason::BadIpHeader),
+        ("half a TCP header", frame[..ETHERNET + 30].to_vec(), Reason::Truncated),
+        (
+            "a later fragment without its first",
+            inner(&to_a(REMOTE_POD, Transport::None(protocol::UDP)).with(|packet| {
+                (packet.dont_fragment, packet.fragment, packet.identification) = (false, (2, false), 0x4321);
+            })),
+            Reason::FragmentWithoutFirst,
+        ),
+    ];
+    for (what, inner, reason) in table {
+        node.check_on_wire(what, "up0-p", &tunnel().around(&inner), Some(reason.name()));
+    }
+    // The device itself refuses a frame without a whole IPv4 header.
+    let half = tunnel().around(&frame[..ETHERNET + 10]);
+    node.check_on_wire("half an IPv4 header", "up0-p", &half, None);
+    let from_stranger = outer_fragments(STRANGER, 1, &frame);
+    node.check_fragments("no node's", &from_stranger, Reason::TunnelPeerUnknown.name());
+    let other_network = outer_fragments(NODE2, 2, &frame);
+    node.check_fragments("another network", &other_network, Reason::TunnelVniUnknown.name());
+}
+
+/// VXLAN in two outer fragments: only whole packets are looked into on the uplink.
+fn outer_fragments(source: std::net::Ipv4Addr, vni: u32, inner: &[u8]) -> [Vec<u8>; 2] {
+    let whole = Vxlan::new(source, NODE1).with(|outer| outer.vni = vni).around(inner);
+    let payload = whole[ETHERNET + 20..].to_vec();
+    let part = |fragment, bytes: &[u8]| {
+        Packet::new(source, NODE1, Transport::None(protocol::UDP))
+            .macs(UPLINK_MAC, NODE2_MAC)
+            .with(|packet| {
+                (packet.dont_fragment, packet.fragment) = (false, fragment);
+                packet.payload = bytes.to_vec();
+            })
+            .build()
+    };
+    [part((0, true), &payload[..24]), part((3, false), &payload[24..])]
+}

@@ -1,0 +1,13 @@
+//! Packet tables: every program on a fresh load whose maps the agent's own code filled, run by the kernel on one frame
+//! at a time. Checked are the verdict, the exact bytes, the counters and the maps.
+
+mod chain;
+mod fixture;
+mod from_overlay;
+mod from_pod;
+mod from_uplink;
+mod packets;
+mod to_overlay;
+mod to_pod;
+mod to_uplink;
+mod uplink_xdp;

@@ -1,0 +1,81 @@
+//! `uplink_xdp`: early drop of tunnel packets.
+
+use podwire::model::Mode;
+use podwire_common::names::programs::UPLINK_XDP;
+use podwire_common::reason::Drop as Reason;
+
+use crate::fixture::*;
+use crate::packets::*;
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+fn tunnel() -> Vxlan {
+    Vxlan::new(NODE2, NODE1).with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC))
+}
+
+#[track_caller]
+fn check(node: &mut Fixture, what: &str, frame: &[u8], drop: Option<Reason>) {
+    let before = node.counters();
+    let code = node.run_xdp(frame);
+    let after = node.counters();
+    assert_eq!(code, if drop.is_some() { XDP_DROP } else { XDP_PASS }, "{what} ({UPLINK_XDP})");
+    for (name, count) in after {
+        let more = u64::from(drop.is_some_and(|reason| reason.name() == name));
+        assert_eq!(count, before.get(&name).copied().unwrap_or(0) + more, "{what}: {name}");
+    }
+}
+
+#[test]
+fn the_tunnel_and_everything_else_passes() {
+    let mut node = Fixture::for_xdp(Mode::Vxlan);
+    let frame = inner(&Packet::new(REMOTE_POD, POD_A, tcp(1, 2)));
+    let good = tunnel().around(&frame);
+    let stranger = tunnel().with(|outer| outer.source = STRANGER);
+    let ssh = Packet::new(STRANGER, NODE1, tcp(1, 22)).build();
+    for (what, frame) in [
+        ("a node's", good.clone()),
+        (
+            "a stranger's that only passes through",
+            stranger.clone().with(|t| t.destination = WORLD).around(&frame),
+        ),
+        (
+            "with outer IP options: seen later",
+            stranger.clone().with(|t| t.options = vec![1; 4]).around(&frame),
+        ),
+        (
+            "an outer fragment: seen later",
+            stranger
+                .with(|t| {
+                    (t.dont_fragment, t.fragment) = (false, (2, false));
+                })
+                .around(&frame),
+        ),
+        ("TCP", ssh.clone()),
+        ("UDP to another port", Packet::new(STRANGER, NODE1, udp(1, 53)).build()),
+        ("a VLAN tag", tagged(&good)),
+        ("an Ethernet header alone", ssh[..ETHERNET].to_vec()),
+        ("half an IPv4 header", ssh[..ETHERNET + 10].to_vec()),
+        ("half a UDP header", good[..ETHERNET + 24].to_vec()),
+        ("half a VXLAN header", good[..OUTER - 4].to_vec()),
+    ] {
+        check(&mut node, what, &frame, None);
+    }
+}
+
+#[test]
+fn every_reason_to_drop() {
+    let mut node = Fixture::for_xdp(Mode::Vxlan);
+    let frame = inner(&Packet::new(REMOTE_POD, POD_A, tcp(1, 2)));
+    for (what, frame, reason) in [
+        ("no node's", tunnel().with(|t| t.source = STRANGER).around(&frame), Reason::TunnelPeerUnknown),
+        ("another network", tunnel().with(|t| t.vni = 7).around(&frame), Reason::TunnelVniUnknown),
+        (
+            "flags that are not VXLAN's",
+            tunnel().with(|t| t.flags = 0).around(&frame),
+            Reason::TunnelVniUnknown,
+        ),
+    ] {
+        check(&mut node, what, &frame, Some(reason));
+    }
+}

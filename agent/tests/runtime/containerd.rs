@@ -1,0 +1,314 @@
+//! containerd with runc on a node of the lab, as it would run on a machine of its own.
+//!
+//! It has namespaces of its own for processes and mounts, and its own `/run` and `/var/lib`: what it and its containers
+//! start and mount ends with it, however the test ends, and what runtimes keep at fixed places (`/run/containerd`,
+//! `/run/netns`, `/var/lib/cni`) is neither the machine's nor left there. Its network namespace is the node's: there
+//! the plugin makes the host side of a pod's link.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use xtask::lab::Node;
+
+use crate::cri::Cri;
+use crate::{eventually, image};
+
+/// containerd 1.x has every sandbox's loopback set up by this plugin, which must lie beside Podwire's.
+const LOOPBACK: &str = "/usr/lib/cni/loopback";
+/// Where Debian puts programs for root, which another distribution's root may not have in its path.
+const PROGRAMS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where kubelet's containers are kept apart from others.
+const NAMESPACE: &str = "k8s.io";
+/// First part of the name of a control group that belongs to a process; its id follows.
+const CGROUP: &str = "podwire-runtime-test-";
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Gives the runtime its own `/var/lib` and its own `/run`, in which it finds nothing but the node's folder, with the
+/// agent's socket. Other labs' namespaces go from its mounts: they would come and go in what is compared. The shell is
+/// the first process of its namespace and stays, to reap what loses its parent.
+const PRIVATE_FOLDERS: &str = r#"
+node_folder=$1 run=$2 config=$3
+umount --lazy /run/netns
+mkdir -p "$run/${node_folder#/run/}"
+mount --bind "$node_folder" "$run/${node_folder#/run/}"
+mount --rbind "$run" /run
+mount -t tmpfs tmpfs /var/lib
+containerd --config "$config"
+exit $?
+"#;
+
+/// A running containerd; with everything that it started, killed when dropped.
+pub struct Containerd {
+    unshare: Child,
+    folder: PathBuf,
+    cgroup: String,
+}
+
+/// A process in the runtime's namespace.
+pub struct Process {
+    /// Its name.
+    pub name: String,
+    id: Pid,
+    is_first: bool,
+}
+
+impl Containerd {
+    /// Starts it on a node, whose agent its network configuration names, and loads the image.
+    pub fn start(node: &Node) -> Result<Self> {
+        for file in [LOOPBACK, image::BUSYBOX] {
+            ensure!(Path::new(file).exists(), "there is no {file}: run `cargo xtask setup`");
+        }
+        for program in ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "unshare"] {
+            let found = PROGRAMS.split(':').any(|folder| Path::new(folder).join(program).exists());
+            ensure!(found, "there is no {program} in {PROGRAMS}: run `cargo xtask setup`");
+        }
+        remove_cgroups(is_orphan)?;
+        // The lab removes it, also on Ctrl-C.
+        let node_folder = node.state_dir().parent().context("the state folder has no parent")?;
+        let folder = node_folder.join("runtime");
+        let config = configure(&folder, node)?;
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["sh", "-ec", PRIVATE_FOLDERS, "sh"])
+            .args([node_folder, &folder.join("run"), &config])
+            .env("PATH", PROGRAMS)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(folder.join("log"))?)
+            // A Ctrl-C is for the test, which ends the runtime with all that it runs.
+            .process_group(0);
+        let unshare = node.enter(|| command.spawn())?.context("start unshare (Debian package util-linux)")?;
+        let cgroup = format!("{CGROUP}{}", std::process::id());
+        let runtime = Self { unshare, folder, cgroup };
+        runtime.load(&image::write(&runtime.folder)?)?;
+        Ok(runtime)
+    }
+
+    /// A connection to it, made when it is ready for pods and knows the image.
+    pub fn connect(&self) -> Result<Cri> {
+        let cri = Cri::connect(&self.socket())?;
+        eventually("the runtime and its network are ready", START_DEADLINE, || {
+            ensure!(cri.is_ready()? && cri.has_image(image::NAME)?);
+            Ok(())
+        })?;
+        Ok(cri)
+    }
+
+    /// The control group for its pods, from the root of each hierarchy.
+    pub fn cgroup(&self) -> String {
+        format!("/{}", self.cgroup)
+    }
+
+    /// The folder that the web server of [`image`] serves, on this machine.
+    pub fn web_folder(&self) -> PathBuf {
+        self.folder.join("root").join(image::WEB_FOLDER.trim_start_matches('/'))
+    }
+
+    /// A file of the runtime's, seen from outside.
+    pub fn file(&self, path: &str) -> Result<PathBuf> {
+        Ok(PathBuf::from(format!("/proc/{}/root{path}", self.first()?)))
+    }
+
+    /// What it mounted, where.
+    pub fn mounts(&self) -> Result<Vec<String>> {
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.first()?))?;
+        Ok(mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect())
+    }
+
+    /// All processes that it started and that have not ended, containers' included, and its own.
+    pub fn processes(&self) -> Result<Vec<Process>> {
+        let namespace = fs::read_link(format!("/proc/{}/ns/pid_for_children", self.unshare.id()))
+            .context("the runtime has ended")?;
+        // Its first process is killed in the end: it must never be this machine's.
+        let own = fs::read_link("/proc/self/ns/pid")?;
+        ensure!(namespace != own, "the runtime has not been started yet");
+        Ok(subfolders(Path::new("/proc"))?.iter().filter_map(|folder| process(folder, &namespace)).collect())
+    }
+
+    /// Folders of control groups below the pods' own, in every hierarchy.
+    pub fn cgroup_folders(&self) -> Result<Vec<PathBuf>> {
+        let mut folders = Vec::new();
+        for parent in self.cgroup_parents()? {
+            folders.extend(subfolders(&parent)?);
+        }
+        Ok(folders)
+    }
+
+    fn first(&self) -> Result<Pid> {
+        let first = self.processes()?.into_iter().find(|process| process.is_first);
+        Ok(first.context("the runtime has ended")?.id)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("run/containerd/containerd.sock")
+    }
+
+    fn load(&self, image: &Path) -> Result<()> {
+        eventually("containerd serves", START_DEADLINE, || {
+            self.ctr(&["version"]).with_context(|| self.log_tail())
+        })?;
+        self.ctr(&["image", "import", &image.to_string_lossy()])
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Result<()> {
+        let mut ctr = Command::new("ctr");
+        ctr.env("PATH", PROGRAMS);
+        ctr.args(["--timeout", "60s", "--namespace", NAMESPACE, "--address"])
+            .arg(self.socket())
+            .args(arguments);
+        let output = ctr.output().context("run ctr (Debian package containerd)")?;
+        ensure!(output.status.success(), "{ctr:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        format!("containerd's log ends\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
+    }
+
+    /// Kills the first process of the namespace, and with it all others. When all are gone its parent ends.
+    fn end(&mut self) -> Result<()> {
+        match self.first() {
+            Ok(first) => kill_process(first, Signal::KILL)?,
+            Err(_) => self.unshare.kill()?,
+        }
+        self.unshare.wait()?;
+        remove_cgroups(|name| name == self.cgroup)
+    }
+
+    fn cgroup_parents(&self) -> Result<Vec<PathBuf>> {
+        let folders = hierarchies()?.into_iter().map(|hierarchy| hierarchy.join(&self.cgroup));
+        Ok(folders.filter(|folder| folder.exists()).collect())
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // Shown when the test fails.
+        eprintln!("--- {}", self.log_tail());
+        if let Err(error) = self.end() {
+            eprintln!("end the runtime: {error:#}");
+        }
+    }
+}
+
+/// Network configuration and plugins as Kubernetes' installers lay them out, and containerd's own configuration.
+fn configure(folder: &Path, node: &Node) -> Result<PathBuf> {
+    let (plugins, networks) = (folder.join("bin"), folder.join("net.d"));
+    for new in [&plugins, &networks, &folder.join("run")] {
+        fs::create_dir_all(new)?;
+    }
+    symlink(LOOPBACK, plugins.join("loopback"))?;
+    symlink(plugin()?, plugins.join("podwire-cni"))?;
+    let network = json!({
+        "cniVersion": "1.0.0",
+        "name": "podwire",
+        "plugins": [{
+            "type": "podwire-cni",
+            "capabilities": { "bandwidth": true, "dns": true, "ips": true, "mac": true, "portMappings": true },
+            "socket": node.socket(),
+        }],
+    });
+    fs::write(networks.join("10-podwire.conflist"), network.to_string())?;
+    let config = folder.join("containerd.toml");
+    fs::write(
+        &config,
+        format!(
+            r#"
+version = 2
+[plugins."io.containerd.internal.v1.opt"]
+path = "/var/lib/containerd/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+# A container's root, as a continuous integration's often is, may lack CAP_SYS_RESOURCE.
+restrict_oom_score_adj = true
+sandbox_image = "{}"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{}"
+conf_dir = "{}"
+"#,
+            image::NAME,
+            plugins.display(),
+            networks.display()
+        ),
+    )?;
+    Ok(config)
+}
+
+/// The plugin, where the lab looks for it.
+fn plugin() -> Result<PathBuf> {
+    let folder = match std::env::var_os("PODWIRE_BIN_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => {
+            let agent = Path::new(env!("CARGO_BIN_EXE_podwire"));
+            agent.parent().context("the agent's binary has no folder")?.to_owned()
+        }
+    };
+    let plugin = folder.join("podwire-cni");
+    ensure!(plugin.exists(), "there is no {}: `cargo xtask build` builds it", plugin.display());
+    Ok(plugin)
+}
+
+/// The process of a folder in `/proc` when it is one of that namespace, and has not ended meanwhile.
+fn process(folder: &Path, namespace: &Path) -> Option<Process> {
+    if fs::read_link(folder.join("ns/pid")).ok()? != namespace {
+        return None;
+    }
+    let status = fs::read_to_string(folder.join("status")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let inner_id = field("NSpid:")?.rsplit('\t').next()?;
+    Some(Process {
+        name: field("Name:")?.to_owned(),
+        id: Pid::from_raw(field("Pid:")?.parse().ok()?)?,
+        is_first: inner_id == "1",
+    })
+}
+
+/// `/sys/fs/cgroup` is the one hierarchy of version 2, or a folder with one for each controller of version 1.
+fn hierarchies() -> Result<Vec<PathBuf>> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let mut hierarchies = subfolders(&root)?;
+    hierarchies.push(root);
+    Ok(hierarchies)
+}
+
+/// Removes control groups of that name, and those in them, from every hierarchy.
+fn remove_cgroups(is_meant: impl Fn(&str) -> bool) -> Result<()> {
+    for hierarchy in hierarchies()? {
+        for parent in subfolders(&hierarchy)? {
+            if !parent.file_name().and_then(|name| name.to_str()).is_some_and(&is_meant) {
+                continue;
+            }
+            for folder in subfolders(&parent)?.into_iter().chain([parent]) {
+                fs::remove_dir(&folder).with_context(|| format!("remove {}", folder.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the process that a control group belongs to is gone: it was killed before it could remove it.
+fn is_orphan(cgroup: &str) -> bool {
+    let owner = cgroup.strip_prefix(CGROUP);
+    owner.is_some_and(|process| !Path::new("/proc").join(process).exists())
+}
+
+fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let entry = entry?;
+        // What ends while it is looked at is no folder any more.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            folders.push(entry.path());
+        }
+    }
+    Ok(folders)
+}

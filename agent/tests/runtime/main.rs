@@ -1,0 +1,180 @@
+//! A runtime nobody here wrote calls the plugin: Debian's containerd with runc, driven through its Container Runtime
+//! Interface as kubelet drives it.
+//!
+//! Not `ctr run --cni`, which passes neither capabilities nor `CNI_ARGS`, and not podman, which has its own way to
+//! call plugins: with the Container Runtime Interface, the calls are those that a cluster's nodes make
+//! (`testdata/cni-calls`), the spelling of hostPorts and bandwidth included.
+//!
+//! Needs root, and what `cargo xtask setup` installs.
+
+mod containerd;
+mod cri;
+mod footprint;
+mod image;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use ipnet::IpNet;
+use xtask::lab::Lab;
+
+use crate::containerd::Containerd;
+use crate::cri::{
+    ContainerConfig, ContainerMetadata, Cri, DnsConfig, ImageSpec, LinuxPodSandboxConfig, PodSandboxConfig,
+    PodSandboxMetadata, PortMapping,
+};
+use crate::image::BUSYBOX;
+
+const WEB_PORT: u16 = 8080;
+/// Not the unspecified IPv6 address, with which addresses are shown v4-mapped.
+const WEB_LISTEN: &str = "0.0.0.0:8080";
+/// A container has been started before its program serves.
+const SERVE_DEADLINE: Duration = Duration::from_secs(10);
+/// The last of a container's processes ends a moment after its removal is answered.
+const GONE_DEADLINE: Duration = Duration::from_secs(10);
+
+#[test]
+fn two_containers_of_containerd_reach_each_other_and_the_world_and_leave_nothing() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let node = lab.node(0);
+    let runtime = Containerd::start(node)?;
+    let cri = runtime.connect()?;
+    serve_in_the_world(&lab, &runtime)?;
+    let before = (footprint::of_network(node)?, footprint::of_runtime(&runtime)?);
+
+    let first = Pod::start(&cri, with_ports_and_bandwidth(sandbox("first", &runtime)))?;
+    let second = Pod::start(&cri, sandbox("second", &runtime))?;
+    let during = (footprint::of_network(node)?, footprint::of_runtime(&runtime)?);
+
+    for pod in [&first, &second] {
+        let network: IpNet = node.pod_cidr().parse()?;
+        assert!(network.contains(&pod.address), "{} is not of {network}", pod.address);
+        let shown = pod.exec(&[BUSYBOX, "ip", "address", "show", "dev", "eth0"])?;
+        assert!(shown.contains(&format!("inet {}/32 ", pod.address)), "{shown}");
+    }
+    assert_ne!(first.address, second.address);
+
+    // Each server sees who it really was.
+    assert_eq!(peer_seen(second.address, |command| first.exec(command))?, first.address);
+    assert_eq!(peer_seen(first.address, |command| second.exec(command))?, second.address);
+    // As kubelet's probes come.
+    assert_eq!(peer_seen(first.address, |command| node.exec(command))?, node.address());
+    let elsewhere = lab.node(1).add_pod("elsewhere")?;
+    assert_eq!(peer_seen(second.address, |command| elsewhere.exec(command))?, elsewhere.address());
+    // The world knows nodes only.
+    for pod in [&first, &second] {
+        assert_eq!(peer_seen(lab.world_address(), |command| pod.exec(command))?, node.address());
+    }
+
+    // Whatever is looked for when the pods are gone was there: one for each pod at least.
+    for (before, during) in [(&before.0, &during.0), (&before.1, &during.1)] {
+        for (kind, found) in during {
+            let new = found.len() - before[kind].len();
+            assert!(new >= 2, "{new} more of the kind \"{kind}\" while two pods run: {found:#?}");
+        }
+    }
+    first.remove()?;
+    second.remove()?;
+    // At once: the agent, which sweeps by itself, is not to get the time for it.
+    assert_eq!(footprint::differences(&before.0, &footprint::of_network(node)?), [""; 0]);
+    eventually("nothing of the runtime's is left", GONE_DEADLINE, || {
+        let differences = footprint::differences(&before.1, &footprint::of_runtime(&runtime)?);
+        ensure!(differences.is_empty(), "{differences:#?}");
+        Ok(())
+    })
+}
+
+/// A sandbox with one container in it, which serves the client's address.
+struct Pod<'a> {
+    cri: &'a Cri,
+    sandbox: String,
+    container: String,
+    address: IpAddr,
+}
+
+impl<'a> Pod<'a> {
+    fn start(cri: &'a Cri, config: PodSandboxConfig) -> Result<Self> {
+        let sandbox = cri.run_sandbox(&config)?;
+        let address = cri.sandbox_address(&sandbox)?;
+        let address = address.parse().with_context(|| format!("the sandbox's address is {address:?}"))?;
+        let serve = [BUSYBOX, "httpd", "-f", "-p", WEB_LISTEN, "-h", image::WEB_FOLDER];
+        let container = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: "server".into() }),
+            image: Some(ImageSpec { image: image::NAME.into() }),
+            command: serve.map(str::to_owned).to_vec(),
+            log_path: "server.log".into(),
+        };
+        let container = cri.start_container(&sandbox, &config, container)?;
+        Ok(Self { cri, sandbox, container, address })
+    }
+
+    fn exec(&self, command: &[&str]) -> Result<String> {
+        self.cri.exec(&self.container, command)
+    }
+
+    /// As kubelet does it: the sandbox is stopped first, and with it its network.
+    fn remove(self) -> Result<()> {
+        self.cri.remove_container(&self.container)?;
+        self.cri.stop_sandbox(&self.sandbox)?;
+        self.cri.remove_sandbox(&self.sandbox)
+    }
+}
+
+fn sandbox(name: &str, runtime: &Containerd) -> PodSandboxConfig {
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: name.into(),
+            uid: format!("{name}-of-the-runtime-test"),
+            namespace: "default".into(),
+        }),
+        log_directory: format!("/var/lib/pods/{name}"),
+        dns_config: Some(DnsConfig { servers: vec!["10.96.0.10".into()] }),
+        port_mappings: Vec::new(),
+        annotations: BTreeMap::new(),
+        linux: Some(LinuxPodSandboxConfig { cgroup_parent: runtime.cgroup() }),
+    }
+}
+
+/// The runtime hands these to the plugin in its own spelling.
+fn with_ports_and_bandwidth(config: PodSandboxConfig) -> PodSandboxConfig {
+    PodSandboxConfig {
+        port_mappings: vec![PortMapping { container_port: WEB_PORT.into(), host_port: 9088 }],
+        annotations: BTreeMap::from([("kubernetes.io/ingress-bandwidth".to_owned(), "50M".to_owned())]),
+        ..config
+    }
+}
+
+/// The web server of the containers, in the world; it goes into the background when it listens, and ends with the lab.
+fn serve_in_the_world(lab: &Lab, runtime: &Containerd) -> Result<()> {
+    let folder = runtime.web_folder();
+    lab.world().exec(&[BUSYBOX, "httpd", "-p", WEB_LISTEN, "-h", &folder.to_string_lossy()])?;
+    Ok(())
+}
+
+/// Asks the web server at an address for the client's: over TCP, both ways. Not with busybox' `wget`: Debian's static
+/// one crashes.
+fn peer_seen(server: IpAddr, execute: impl Fn(&[&str]) -> Result<String>) -> Result<IpAddr> {
+    let request = format!("printf 'GET {} HTTP/1.0\\r\\n\\r\\n'", image::PEER_PAGE);
+    let command = format!("{request} | {BUSYBOX} nc -w 5 {server} {WEB_PORT}");
+    eventually("the web server answers", SERVE_DEADLINE, || {
+        let answer = execute(&[BUSYBOX, "sh", "-c", &command])?;
+        let peer = answer.lines().last().unwrap_or_default();
+        peer.parse().with_context(|| format!("the web server at {server} answered {answer:?}"))
+    })
+}
+
+/// Tries until it succeeds; its last error when it does not in time.
+fn eventually<T>(what: &str, deadline: Duration, attempt: impl Fn() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() > deadline => {
+                return Err(error).with_context(|| format!("wait {} s until {what}", deadline.as_secs()));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}

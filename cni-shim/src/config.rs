@@ -1,0 +1,348 @@
+//! The network configuration that the runtime writes to standard input.
+
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use podwire_cni::protocol::{DEFAULT_SOCKET, codes};
+use serde_json::Value;
+
+use crate::environment::is_identifier;
+use crate::error::CniError;
+use crate::fields::{Fields, Keys};
+use crate::result::{Dns, PreviousResult};
+use crate::runtime_config::RuntimeConfig;
+use crate::version::SpecVersion;
+
+/// The keys that the specification or this plugin gives a meaning. Those of a network configuration *list* are here
+/// too: a runtime that writes them into the plugin's own object does no harm.
+const KNOWN: [&str; 14] = [
+    "cniVersion",
+    "name",
+    "type",
+    "socket",
+    "mtu",
+    "args",
+    "capabilities",
+    "dns",
+    "ipam",
+    "ipMasq",
+    "prevResult",
+    "routes",
+    "runtimeConfig",
+    "disableCheck",
+];
+/// What the kernel accepts on a link that carries IPv4 (`ETH_MIN_MTU` to `ETH_MAX_MTU`).
+const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65535;
+
+/// What a call is to do, beyond its environment.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) version: SpecVersion,
+    /// Where the agent listens.
+    pub(crate) socket: PathBuf,
+    /// MTU of the pod's link, bytes; none: the agent's choice.
+    pub(crate) mtu: Option<u32>,
+    /// Addresses asked for, each with its full prefix length.
+    pub(crate) addresses: Vec<IpNet>,
+    /// What the result says of name resolution.
+    pub(crate) dns: Dns,
+    /// The result of the ADD before this call; read for CHECK only.
+    pub(crate) previous: Option<Value>,
+}
+
+/// A configuration, and what the operator should hear about it.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    pub(crate) config: Config,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("the network configuration on standard input is not JSON: {0}")]
+    NotJson(serde_json::Error),
+    #[error("the network configuration on standard input is not a JSON object")]
+    NotAnObject,
+    #[error("cniVersion {found:?} is not supported; this plugin speaks {}", SpecVersion::list())]
+    Version { found: String },
+    #[error("cniVersion is missing, which means 0.1.0; this plugin speaks {}", SpecVersion::list())]
+    NoVersion,
+    #[error("{field} is missing")]
+    Missing { field: String },
+    #[error("{field} is {found}, not {expected}")]
+    WrongType { field: String, expected: &'static str, found: String },
+    #[error("{field} is {found:?}: {reason}")]
+    Invalid { field: String, found: String, reason: String },
+}
+
+impl From<ConfigError> for CniError {
+    fn from(error: ConfigError) -> Self {
+        let code = match error {
+            ConfigError::NotJson(_) | ConfigError::NotAnObject => codes::DECODING_FAILURE,
+            ConfigError::Version { .. } | ConfigError::NoVersion => codes::INCOMPATIBLE_VERSION,
+            ConfigError::Missing { .. } | ConfigError::WrongType { .. } | ConfigError::Invalid { .. } => {
+                codes::INVALID_CONFIGURATION
+            }
+        };
+        CniError::new(code, error.to_string())
+    }
+}
+
+impl Config {
+    /// Reads a configuration. `version` is set as soon as it is known, so that an error about a later key is told
+    /// in the version that the runtime speaks.
+    pub(crate) fn parse(json: &[u8], version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
+        let document: Value = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
+        let fields = Fields::root(document.as_object().ok_or(ConfigError::NotAnObject)?, Keys::Exact);
+        *version = spec_version(&fields)?;
+        check_names(&fields)?;
+
+        let runtime = match fields.object("runtimeConfig", Keys::AnyCase)? {
+            Some(fields) => RuntimeConfig::parse(&fields)?,
+            None => RuntimeConfig::default(),
+        };
+        let mut warnings = warnings(&fields)?;
+        warnings.extend(runtime.warnings);
+        fields.object("prevResult", Keys::Exact)?;
+        let config = Config {
+            version: *version,
+            socket: socket(&fields)?,
+            mtu: mtu(&fields)?,
+            addresses: runtime.addresses,
+            dns: dns(&fields)?.overridden_by(runtime.dns),
+            previous: fields.get("prevResult").cloned(),
+        };
+        Ok(Parsed { config, warnings })
+    }
+
+    /// The result that CHECK compares with.
+    pub(crate) fn previous_result(&self) -> Result<PreviousResult, ConfigError> {
+        let missing = || ConfigError::Missing { field: "prevResult".to_owned() };
+        let map = self.previous.as_ref().and_then(Value::as_object).ok_or_else(missing)?;
+        PreviousResult::parse(&Fields::at("prevResult", map, Keys::Exact))
+    }
+}
+
+fn spec_version(fields: &Fields<'_>) -> Result<SpecVersion, ConfigError> {
+    let text = fields.string("cniVersion")?.filter(|text| !text.is_empty()).ok_or(ConfigError::NoVersion)?;
+    SpecVersion::parse(text).ok_or_else(|| ConfigError::Version { found: text.to_owned() })
+}
+
+fn check_names(fields: &Fields<'_>) -> Result<(), ConfigError> {
+    let required = |key: &str| {
+        let missing = ConfigError::Missing { field: key.to_owned() };
+        fields.string(key)?.filter(|text| !text.is_empty()).ok_or(missing)
+    };
+    required("type")?;
+    let name = required("name")?;
+    if is_identifier(name) {
+        return Ok(());
+    }
+    let reason = "a network's name is a letter or digit, then letters, digits, '_', '.' and '-'".to_owned();
+    Err(ConfigError::Invalid { field: "name".to_owned(), found: name.to_owned(), reason })
+}
+
+fn socket(fields: &Fields<'_>) -> Result<PathBuf, ConfigError> {
+    let path = fields.string("socket")?.unwrap_or(DEFAULT_SOCKET);
+    if Path::new(path).is_absolute() {
+        return Ok(path.into());
+    }
+    let reason = "the agent's socket is named by an absolute path".to_owned();
+    Err(ConfigError::Invalid { field: "socket".to_owned(), found: path.to_owned(), reason })
+}
+
+/// Zero means "not set", as for the reference plugins.
+fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, ConfigError> {
+    match fields.unsigned("mtu")? {
+        None | Some(0) => Ok(None),
+        Some(mtu) if MTU_RANGE.contains(&mtu) => Ok(u32::try_from(mtu).ok()),
+        Some(mtu) => Err(ConfigError::Invalid {
+            field: "mtu".to_owned(),
+            found: mtu.to_string(),
+            reason: format!("a link's MTU is between {} and {} bytes", MTU_RANGE.start(), MTU_RANGE.end()),
+        }),
+    }
+}
+
+fn dns(fields: &Fields<'_>) -> Result<Dns, ConfigError> {
+    let Some(dns) = fields.object("dns", Keys::AnyCase)? else { return Ok(Dns::default()) };
+    let owned = |key| Ok(dns.strings(key)?.into_iter().map(str::to_owned).collect());
+    Ok(Dns {
+        nameservers: owned("nameservers")?,
+        domain: dns.string("domain")?.unwrap_or_default().to_owned(),
+        search: owned("search")?,
+        options: owned("options")?,
+    })
+}
+
+/// Keys that change nothing here, and whose author should know.
+fn warnings(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
+    let mut warnings = Vec::new();
+    // Keys with a dot are the specification's own later additions (`cni.dev/attachments`).
+    let unknown = fields.unknown(&KNOWN).into_iter().filter(|key| !key.starts_with("cni.dev/"));
+    warnings
+        .extend(unknown.map(|key| format!("unknown key {key:?} in the network configuration is ignored")));
+    if fields.object("ipam", Keys::Exact)?.is_some_and(|ipam| !ipam.unknown(&[]).is_empty()) {
+        warnings
+            .push("ipam is ignored: the node agent gives addresses out of the node's podCIDRs".to_owned());
+    }
+    if fields.boolean("ipMasq")?.is_some() {
+        warnings.push("ipMasq is ignored: the node agent translates what leaves the cluster".to_owned());
+    }
+    if !fields.objects("routes")?.is_empty() {
+        warnings.push("routes is ignored: a pod has its gateway as the only next hop".to_owned());
+    }
+    fields.object("args", Keys::Exact)?;
+    fields.object("capabilities", Keys::Exact)?;
+    fields.boolean("disableCheck")?;
+    Ok(warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(document: &Value) -> Result<Parsed, CniError> {
+        let mut version = SpecVersion::NEWEST;
+        Ok(Config::parse(document.to_string().as_bytes(), &mut version)?)
+    }
+
+    /// The smallest configuration, with keys added or replaced.
+    fn with(changes: &Value) -> Value {
+        let mut document = json!({"cniVersion": "1.0.0", "name": "podwire", "type": "podwire-cni"});
+        let map = document.as_object_mut().unwrap();
+        map.extend(changes.as_object().unwrap().clone());
+        document
+    }
+
+    #[test]
+    fn the_captured_calls_parse_and_say_what_is_not_enforced() {
+        let plain = [
+            include_bytes!("../../testdata/cni-calls/plain.add.json").as_slice(),
+            include_bytes!("../../testdata/cni-calls/plain.del.json"),
+        ];
+        let full = [
+            include_bytes!("../../testdata/cni-calls/hostports-and-bandwidth.add.json").as_slice(),
+            include_bytes!("../../testdata/cni-calls/hostports-and-bandwidth.del.json"),
+        ];
+        for (call, warnings) in plain.map(|call| (call, 0)).into_iter().chain(full.map(|call| (call, 2))) {
+            let parsed = Config::parse(call, &mut SpecVersion::V0_3_0).unwrap();
+            assert_eq!(parsed.config.socket, Path::new(DEFAULT_SOCKET));
+            assert_eq!(parsed.config.dns.nameservers, ["10.96.0.10"]);
+            assert_eq!(parsed.config.dns.options, ["ndots:5"]);
+            assert_eq!(parsed.warnings.len(), warnings, "{:?}", parsed.warnings);
+        }
+    }
+
+    #[test]
+    fn the_configuration_that_is_shipped_is_taken_without_a_word() {
+        let shipped = include_bytes!("../../manifests/10-podwire.conflist");
+        let list: Value = serde_json::from_slice(shipped).unwrap();
+        // A runtime hands a plugin of a list its own object with the list's name and version (CNI specification, section 3).
+        let mut plugin = list["plugins"][0].clone();
+        plugin["cniVersion"] = list["cniVersion"].clone();
+        plugin["name"] = list["name"].clone();
+        let parsed = Config::parse(plugin.to_string().as_bytes(), &mut SpecVersion::V0_3_0).unwrap();
+        assert!(parsed.warnings.is_empty(), "{:?}", parsed.warnings);
+    }
+
+    #[test]
+    fn what_is_not_json_or_no_object_does_not_decode() {
+        for (text, said) in
+            [("", "EOF"), ("{", "EOF"), ("\u{0}", "expected value"), ("[1]", "not a JSON object")]
+        {
+            let error = Config::parse(text.as_bytes(), &mut SpecVersion::V0_3_0).unwrap_err();
+            assert!(error.to_string().contains(said), "{text:?}: {error}");
+            assert_eq!(CniError::from(error).code, codes::DECODING_FAILURE);
+        }
+    }
+
+    #[test]
+    fn versions_that_we_do_not_speak_are_refused() {
+        for version in [json!("0.2.0"), json!("1.1.0"), json!("1.0"), json!(""), Value::Null] {
+            let error = parse(&with(&json!({"cniVersion": version}))).unwrap_err();
+            assert_eq!(error.code, codes::INCOMPATIBLE_VERSION, "{version}");
+            assert!(error.message.contains("0.3.0, 0.3.1, 0.4.0, 1.0.0"), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn the_version_is_known_before_a_later_key_is_found_wrong() {
+        let mut version = SpecVersion::NEWEST;
+        let document = with(&json!({"cniVersion": "0.3.1", "mtu": "big"}));
+        Config::parse(document.to_string().as_bytes(), &mut version).unwrap_err();
+        assert_eq!(version, SpecVersion::V0_3_1);
+    }
+
+    #[test]
+    fn a_wrong_type_or_value_is_an_error_that_names_the_field() {
+        for (changes, field) in [
+            (json!({"cniVersion": 1}), "cniVersion"),
+            (json!({"name": null}), "name"),
+            (json!({"name": 7}), "name"),
+            (json!({"name": "two words"}), "name"),
+            (json!({"type": ""}), "type"),
+            (json!({"socket": false}), "socket"),
+            (json!({"socket": "run/agent.sock"}), "socket"),
+            (json!({"mtu": "1450"}), "mtu"),
+            (json!({"mtu": 67}), "mtu"),
+            (json!({"mtu": 65536}), "mtu"),
+            (json!({"mtu": -1}), "mtu"),
+            (json!({"ipam": "host-local"}), "ipam"),
+            (json!({"ipMasq": "yes"}), "ipMasq"),
+            (json!({"dns": []}), "dns"),
+            (json!({"dns": {"nameservers": "1.1.1.1"}}), "dns.nameservers"),
+            (json!({"dns": {"domain": 7}}), "dns.domain"),
+            (json!({"routes": [1]}), "routes[0]"),
+            (json!({"args": 1}), "args"),
+            (json!({"capabilities": ["ips"]}), "capabilities"),
+            (json!({"disableCheck": 1}), "disableCheck"),
+            (json!({"prevResult": "none"}), "prevResult"),
+            (json!({"runtimeConfig": []}), "runtimeConfig"),
+            (json!({"runtimeConfig": {"ips": "10.0.0.1"}}), "runtimeConfig.ips"),
+        ] {
+            let error = parse(&with(&changes)).unwrap_err();
+            assert_eq!(error.code, codes::INVALID_CONFIGURATION, "{changes}");
+            assert!(error.message.starts_with(&format!("{field} is ")), "{changes}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_a_warning() {
+        let parsed = parse(&with(&json!({"bridge": "cni0", "cni.dev/attachments": []}))).unwrap();
+        assert_eq!(parsed.warnings, [r#"unknown key "bridge" in the network configuration is ignored"#]);
+    }
+
+    #[test]
+    fn socket_and_mtu_are_taken_and_zero_is_no_mtu() {
+        let config = parse(&with(&json!({"socket": "/run/a.sock", "mtu": 9000}))).unwrap().config;
+        assert_eq!((config.socket.as_path(), config.mtu), (Path::new("/run/a.sock"), Some(9000)));
+        assert_eq!(parse(&with(&json!({"mtu": 0}))).unwrap().config.mtu, None);
+    }
+
+    #[test]
+    fn a_pods_own_dns_replaces_the_networks_and_keeps_its_domain() {
+        let parsed = parse(&with(&json!({
+            "dns": {"nameservers": ["1.1.1.1"], "domain": "example.org", "search": ["example.org"]},
+            "runtimeConfig": {"dns": {"servers": ["10.96.0.10"], "options": ["ndots:5"]}},
+        })));
+        assert_eq!(
+            parsed.unwrap().config.dns,
+            Dns {
+                nameservers: vec!["10.96.0.10".into()],
+                domain: "example.org".into(),
+                search: vec!["example.org".into()],
+                options: vec!["ndots:5".into()],
+            }
+        );
+    }
+
+    #[test]
+    fn check_needs_the_previous_result() {
+        let config = parse(&with(&json!({}))).unwrap().config;
+        assert_eq!(config.previous_result().unwrap_err().to_string(), "prevResult is missing");
+    }
+}

@@ -1,0 +1,23 @@
+//! The error that a runtime is given.
+
+/// What the error object says (CNI specification, section "Error").
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct CniError {
+    /// The specification's code, or one of the plugin's own.
+    pub(crate) code: u32,
+    /// What failed, for which object, and what to do.
+    pub(crate) message: String,
+    /// More than one line needs, often empty.
+    pub(crate) details: String,
+}
+
+impl CniError {
+    pub(crate) fn new(code: u32, message: impl Into<String>) -> Self {
+        CniError { code, message: message.into(), details: String::new() }
+    }
+
+    pub(crate) fn with_details(self, details: impl Into<String>) -> Self {
+        CniError { details: details.into(), ..self }
+    }
+}

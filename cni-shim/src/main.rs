@@ -1,0 +1,99 @@
+//! `podwire-cni`: the CNI plugin that a container runtime executes for every pod.
+//!
+//! It makes the veth pair, asks the node agent over its Unix socket, configures the pod's side with what the agent
+//! answers, and prints the CNI result. It lives for one call and knows neither BPF nor Kubernetes.
+
+mod agent;
+mod config;
+mod environment;
+mod error;
+mod fields;
+mod mac;
+mod netlink;
+mod netns;
+mod pod;
+mod result;
+mod runtime_config;
+mod verbs;
+mod version;
+mod veth;
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::process::ExitCode;
+
+use podwire_cni::protocol::codes;
+
+use crate::config::Config;
+use crate::environment::Invocation;
+use crate::error::CniError;
+use crate::version::SpecVersion;
+
+/// A network configuration is a few kilobytes; more than this is a runtime that feeds us something else.
+const MAX_INPUT: u64 = 1 << 20;
+
+fn main() -> ExitCode {
+    // Until the configuration has named its version, errors are told in the newest one.
+    let mut version = SpecVersion::NEWEST;
+    match run(&mut version) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The runtime reads the error object on standard output; a failure to write it leaves the exit code.
+            let _ = print(&result::error(version, &error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(version: &mut SpecVersion) -> Result<(), CniError> {
+    let invocation = Invocation::parse(|name| std::env::var_os(name))?;
+    if let Invocation::Version = invocation {
+        // Somebody who asks by hand types no network configuration.
+        let input = if io::stdin().is_terminal() { Vec::new() } else { read_input()? };
+        return print(&verbs::version(&input));
+    }
+    let parsed = Config::parse(&read_input()?, version)?;
+    for warning in &parsed.warnings {
+        note(warning);
+    }
+    let config = parsed.config;
+    match invocation {
+        Invocation::Version => Ok(()),
+        Invocation::Add(target) => {
+            let result = verbs::add(&config, &target)?;
+            // A runtime that never saw the result knows of no pod: nothing may stay for it.
+            print(&result).inspect_err(|_| verbs::undo(&config, &target.attachment))
+        }
+        Invocation::Del(attachment) => verbs::del(&config, &attachment),
+        Invocation::Check(target) => verbs::check(&config, &target),
+    }
+}
+
+fn read_input() -> Result<Vec<u8>, CniError> {
+    let mut input = Vec::new();
+    io::stdin().lock().take(MAX_INPUT + 1).read_to_end(&mut input).map_err(|error| {
+        CniError::new(
+            codes::IO_FAILURE,
+            format!("read the network configuration from standard input: {error}"),
+        )
+    })?;
+    if input.len() as u64 > MAX_INPUT {
+        return Err(CniError::new(
+            codes::DECODING_FAILURE,
+            format!("the network configuration on standard input is larger than {MAX_INPUT} bytes"),
+        ));
+    }
+    Ok(input)
+}
+
+fn print(value: &serde_json::Value) -> Result<(), CniError> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "{value}").and_then(|()| output.flush()).map_err(|error| {
+        CniError::new(codes::IO_FAILURE, format!("write the result to standard output: {error}"))
+    })
+}
+
+/// Says something to the operator that changes nothing: runtimes log the plugin's standard error.
+fn note(message: &str) {
+    // With standard error closed there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "podwire-cni: {message}");
+}

@@ -1,0 +1,102 @@
+//! The pod's network namespace.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+
+use podwire_cni::protocol::codes;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::error::CniError;
+use crate::netlink::{Netlink, NetlinkError};
+
+/// The namespace that the process started in: the node's.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// An open network namespace that is not the node's own.
+pub(crate) struct Netns {
+    path: String,
+    file: File,
+    own: File,
+}
+
+/// Why a namespace cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetnsError {
+    #[error("CNI_NETNS {path}: open the network namespace: {source}")]
+    Open { path: String, source: io::Error },
+    #[error(
+        "CNI_NETNS {path} is the node's own network namespace: a pod on the host's network needs no plugin"
+    )]
+    Own { path: String },
+    #[error("CNI_NETNS {path}: enter the network namespace: {source}")]
+    Enter { path: String, source: io::Error },
+    #[error("return to the node's network namespace: {source}")]
+    Return { source: io::Error },
+    #[error("CNI_NETNS {path}: {source}")]
+    Netlink { path: String, source: NetlinkError },
+}
+
+impl From<NetnsError> for CniError {
+    fn from(error: NetnsError) -> Self {
+        let code = match error {
+            NetnsError::Open { .. } | NetnsError::Own { .. } | NetnsError::Enter { .. } => {
+                codes::INVALID_ENVIRONMENT
+            }
+            NetnsError::Return { .. } | NetnsError::Netlink { .. } => codes::NETLINK_FAILURE,
+        };
+        CniError::new(code, error.to_string())
+    }
+}
+
+impl Netns {
+    pub(crate) fn open(path: &str) -> Result<Self, NetnsError> {
+        let failed = |path: &str, source| NetnsError::Open { path: path.to_owned(), source };
+        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        let file = File::open(path).map_err(|error| failed(path, error))?;
+        let own = File::open(OWN).map_err(|error| failed(OWN, error))?;
+        let theirs = identity(&file).map_err(|error| failed(path, error))?;
+        if theirs == identity(&own).map_err(|error| failed(OWN, error))? {
+            return Err(NetnsError::Own { path: path.to_owned() });
+        }
+        Ok(Netns { path: path.to_owned(), file, own })
+    }
+
+    /// A netlink socket inside. The process is outside again afterwards; it has one thread, so nobody else was moved.
+    pub(crate) fn netlink(&self) -> Result<Netlink, NetnsError> {
+        let path = || self.path.clone();
+        enter(&self.file).map_err(|source| NetnsError::Enter { path: path(), source })?;
+        let netlink = Netlink::open();
+        enter(&self.own).map_err(|source| NetnsError::Return { source })?;
+        netlink.map_err(|source| NetnsError::Netlink { path: path(), source })
+    }
+}
+
+impl AsRawFd for Netns {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+fn enter(namespace: &File) -> io::Result<()> {
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_own_namespace_is_refused() {
+        let error = Netns::open(OWN).err().unwrap();
+        assert!(error.to_string().contains("the node's own"), "{error}");
+        assert_eq!(CniError::from(error).code, codes::INVALID_ENVIRONMENT);
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_is_named() {
+        let error = Netns::open("/var/run/netns/no-such-namespace").err().unwrap();
+        assert!(error.to_string().starts_with("CNI_NETNS /var/run/netns/no-such-namespace"), "{error}");
+    }
+}

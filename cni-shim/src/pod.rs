@@ -1,0 +1,357 @@
+//! The pod's side: what the agent gave it, set up inside its namespace, and compared with it later.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use podwire_cni::protocol::Added;
+
+use crate::mac::{Mac, NotAMac};
+use crate::netlink::{Netlink, NetlinkError};
+use crate::veth;
+
+/// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK_INDEX: u32 = 1;
+
+/// What a pod's link is to look like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodNetwork {
+    pub(crate) addresses: Vec<Address>,
+    pub(crate) mtu: u32,
+    pub(crate) pod_mac: Mac,
+    pub(crate) host_mac: Mac,
+    pub(crate) host_interface: String,
+}
+
+/// A pod's address and the only next hop that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) address: IpAddr,
+    pub(crate) gateway: IpAddr,
+}
+
+/// An answer of the agent that no link can be configured with.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unusable {
+    #[error("no address")]
+    NoAddress,
+    #[error("{0} has not the full prefix length of a pod's address")]
+    Prefix(IpNet),
+    #[error("{0} has no gateway of its family")]
+    NoGateway(IpAddr),
+    #[error("two addresses of one family, {0} the second")]
+    SecondOfFamily(IpAddr),
+    #[error(transparent)]
+    Mac(#[from] NotAMac),
+}
+
+impl TryFrom<Added> for PodNetwork {
+    type Error = Unusable;
+
+    fn try_from(added: Added) -> Result<Self, Unusable> {
+        let mut addresses: Vec<Address> = Vec::new();
+        for net in &added.addresses {
+            let address = net.addr();
+            if net.prefix_len() != net.max_prefix_len() {
+                return Err(Unusable::Prefix(*net));
+            }
+            if addresses.iter().any(|other| other.address.is_ipv4() == address.is_ipv4()) {
+                return Err(Unusable::SecondOfFamily(address));
+            }
+            let gateway = added.gateways.iter().find(|gateway| gateway.is_ipv4() == address.is_ipv4());
+            addresses.push(Address { address, gateway: *gateway.ok_or(Unusable::NoGateway(address))? });
+        }
+        if addresses.is_empty() {
+            return Err(Unusable::NoAddress);
+        }
+        Ok(PodNetwork {
+            addresses,
+            mtu: added.mtu,
+            pod_mac: added.pod_mac.parse()?,
+            host_mac: added.host_mac.parse()?,
+            host_interface: added.host_interface,
+        })
+    }
+}
+
+/// Sets up `interface` inside the pod.
+pub(crate) fn configure(
+    pod: &mut Netlink,
+    interface: &str,
+    network: &PodNetwork,
+) -> Result<(), NetlinkError> {
+    let link = veth::find(pod, interface)?.ok_or_else(|| {
+        let gone = std::io::Error::new(std::io::ErrorKind::NotFound, "it is gone");
+        NetlinkError::new(format!("look up {interface} in the pod"), gone)
+    })?;
+    set_up(pod, "set lo up in the pod", LOOPBACK_INDEX, None)?;
+    let operation = format!("set {interface} up in the pod with MTU {}", network.mtu);
+    set_up(pod, &operation, link.index, Some(network.mtu))?;
+    for address in &network.addresses {
+        add_address(pod, interface, link.index, address.address)?;
+        add_neighbour(pod, link.index, address.gateway, network.host_mac)?;
+        add_gateway_route(pod, link.index, address.gateway)?;
+        add_default_route(pod, link.index, address.gateway)?;
+    }
+    Ok(())
+}
+
+/// What is not as [`configure`] left it, each fault by itself. Other links, addresses and routes are other plugins'.
+pub(crate) fn faults(
+    pod: &mut Netlink,
+    interface: &str,
+    network: &PodNetwork,
+) -> Result<Vec<String>, NetlinkError> {
+    let Some(link) = veth::find(pod, interface)? else {
+        return Ok(vec![format!("{interface} is missing in the pod")]);
+    };
+    let mut faults = Vec::new();
+    let mut expect = |good: bool, fault: String| {
+        if !good {
+            faults.push(fault);
+        }
+    };
+    expect(link.up, format!("{interface} is down"));
+    let mac = link.mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string());
+    expect(
+        link.mac == Some(network.pod_mac),
+        format!("{interface} has the MAC address {mac}, not {}", network.pod_mac),
+    );
+    let mtu = link.mtu.unwrap_or_default();
+    expect(mtu == network.mtu, format!("{interface} has MTU {mtu}, not {}", network.mtu));
+
+    let addresses = addresses_of(pod, link.index)?;
+    let neighbours = permanent_neighbours_of(pod, link.index)?;
+    let routes = routes_of(pod, link.index)?;
+    for Address { address, gateway } in &network.addresses {
+        expect(
+            addresses.contains(address),
+            format!("address {} is missing on {interface}", IpNet::from(*address)),
+        );
+        expect(
+            neighbours.contains(&(*gateway, network.host_mac)),
+            format!("permanent neighbour {gateway} at {} is missing on {interface}", network.host_mac),
+        );
+        expect(
+            routes.contains(&(IpNet::from(*gateway), None)),
+            format!("route {} dev {interface} is missing", IpNet::from(*gateway)),
+        );
+        expect(
+            routes.contains(&(default_of(*gateway), Some(*gateway))),
+            format!("route default via {gateway} dev {interface} is missing"),
+        );
+    }
+    Ok(faults)
+}
+
+fn set_up(pod: &mut Netlink, operation: &str, index: u32, mtu: Option<u32>) -> Result<(), NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = mtu.map(LinkAttribute::Mtu).into_iter().collect();
+    pod.change(operation, RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn add_address(pod: &mut Netlink, interface: &str, index: u32, address: IpAddr) -> Result<(), NetlinkError> {
+    let net = IpNet::from(address);
+    let mut message = AddressMessage::default();
+    message.header.family = family_of(address);
+    message.header.prefix_len = net.prefix_len();
+    message.header.index = index;
+    if address.is_ipv6() {
+        // The agent has given it to nobody else: waiting for duplicate address detection would only delay the pod.
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    let operation = format!("add the address {net} to {interface} in the pod");
+    pod.change(&operation, RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Permanent, so that the pod never has to ask who its gateway is.
+fn add_neighbour(pod: &mut Netlink, index: u32, gateway: IpAddr, mac: Mac) -> Result<(), NetlinkError> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family_of(gateway);
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(match gateway {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }),
+        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+    ];
+    let operation = format!("add the permanent neighbour {gateway} at {mac} in the pod");
+    pod.change(&operation, RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+fn add_gateway_route(pod: &mut Netlink, index: u32, gateway: IpAddr) -> Result<(), NetlinkError> {
+    let net = IpNet::from(gateway);
+    let mut message = route(index, gateway, RouteScope::Link);
+    message.header.destination_prefix_length = net.prefix_len();
+    message.attributes.push(RouteAttribute::Destination(gateway.into()));
+    let operation = format!("add the route {net} in the pod");
+    pod.change(&operation, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+fn add_default_route(pod: &mut Netlink, index: u32, gateway: IpAddr) -> Result<(), NetlinkError> {
+    let mut message = route(index, gateway, RouteScope::Universe);
+    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+    let operation = format!("add the default route via {gateway} in the pod");
+    pod.change(&operation, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+fn route(index: u32, gateway: IpAddr, scope: RouteScope) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family_of(gateway);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = scope;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Oif(index)];
+    message
+}
+
+fn addresses_of(pod: &mut Netlink, index: u32) -> Result<Vec<IpAddr>, NetlinkError> {
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let mut found = Vec::new();
+    for answer in pod.dump("list the addresses in the pod", request)? {
+        let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
+        if message.header.index == index {
+            found.extend(message.attributes.iter().filter_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            }));
+        }
+    }
+    Ok(found)
+}
+
+fn permanent_neighbours_of(pod: &mut Netlink, index: u32) -> Result<Vec<(IpAddr, Mac)>, NetlinkError> {
+    let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    let mut found = Vec::new();
+    for answer in pod.dump("list the neighbours in the pod", request)? {
+        let RouteNetlinkMessage::NewNeighbour(message) = answer else { continue };
+        if message.header.ifindex != index || message.header.state != NeighbourState::Permanent {
+            continue;
+        }
+        let (mut address, mut mac) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some((*v4).into()),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some((*v6).into()),
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    mac = bytes.as_slice().try_into().ok().map(Mac)
+                }
+                _ => {}
+            }
+        }
+        found.extend(address.zip(mac));
+    }
+    Ok(found)
+}
+
+/// Destination and next hop of each route of the main table over that link.
+fn routes_of(pod: &mut Netlink, index: u32) -> Result<Vec<(IpNet, Option<IpAddr>)>, NetlinkError> {
+    let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+    let mut found = Vec::new();
+    for answer in pod.dump("list the routes in the pod", request)? {
+        let RouteNetlinkMessage::NewRoute(message) = answer else { continue };
+        let unspecified = match message.header.address_family {
+            AddressFamily::Inet => IpAddr::from([0; 4]),
+            AddressFamily::Inet6 => IpAddr::from([0; 16]),
+            _ => continue,
+        };
+        if message.header.table != RouteHeader::RT_TABLE_MAIN
+            || !message.attributes.contains(&RouteAttribute::Oif(index))
+        {
+            continue;
+        }
+        let (mut destination, mut gateway) = (unspecified, None);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => destination = ip_of(address).unwrap_or(unspecified),
+                RouteAttribute::Gateway(address) => gateway = ip_of(address),
+                _ => {}
+            }
+        }
+        let net = IpNet::new(destination, message.header.destination_prefix_length);
+        found.extend(net.ok().map(|net| (net, gateway)));
+    }
+    Ok(found)
+}
+
+fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Everything of that family.
+pub(crate) fn default_of(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
+        IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn added(addresses: &[&str], gateways: &[&str]) -> Added {
+        Added {
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            gateways: gateways.iter().map(|text| text.parse().unwrap()).collect(),
+            mtu: 1450,
+            pod_mac: "02:00:00:00:00:01".into(),
+            host_mac: "02:00:00:00:00:02".into(),
+            host_interface: "pw0123456789ab".into(),
+        }
+    }
+
+    #[test]
+    fn each_address_gets_the_gateway_of_its_family() {
+        let added = added(&["10.244.1.7/32", "fd00::7/128"], &["fd00::1", "10.244.1.1"]);
+        let network = PodNetwork::try_from(added).unwrap();
+        let pairs: Vec<_> = network.addresses.iter().map(|pair| (pair.address, pair.gateway)).collect();
+        assert_eq!(
+            pairs,
+            [("10.244.1.7", "10.244.1.1"), ("fd00::7", "fd00::1")]
+                .map(|(address, gateway)| (address.parse().unwrap(), gateway.parse().unwrap()))
+        );
+    }
+
+    #[test]
+    fn an_answer_that_no_link_can_be_configured_with_is_named() {
+        for (addresses, gateways, said) in [
+            (&[][..], &["10.244.1.1"][..], "no address"),
+            (&["10.244.1.7/24"], &["10.244.1.1"], "10.244.1.7/24 has not the full prefix length"),
+            (&["10.244.1.7/32"], &["fd00::1"], "10.244.1.7 has no gateway"),
+            (&["10.244.1.7/32", "10.244.1.8/32"], &["10.244.1.1"], "10.244.1.8 the second"),
+        ] {
+            let error = PodNetwork::try_from(added(addresses, gateways)).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+        }
+        let broken = Added { pod_mac: "eth0".into(), ..added(&["10.244.1.7/32"], &["10.244.1.1"]) };
+        assert!(matches!(PodNetwork::try_from(broken), Err(Unusable::Mac(_))));
+    }
+}

@@ -1,0 +1,152 @@
+//! `runtimeConfig`: what the runtime asks for this one pod (CNI conventions, "Dynamic Plugin specific fields").
+//!
+//! Keys are taken in either case, as Go's decoder does: containerd writes the field names of its own structures.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::config::ConfigError;
+use crate::fields::{Fields, Keys};
+use crate::result::Dns;
+
+const KNOWN: [&str; 5] = ["ips", "dns", "mac", "portMappings", "bandwidth"];
+
+/// The capabilities that this version applies, and warnings about the rest.
+#[derive(Debug, Default)]
+pub(crate) struct RuntimeConfig {
+    /// Addresses asked for, each with its full prefix length.
+    pub(crate) addresses: Vec<IpNet>,
+    /// The pod's name resolution; it has no domain.
+    pub(crate) dns: Dns,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl RuntimeConfig {
+    pub(crate) fn parse(fields: &Fields<'_>) -> Result<Self, ConfigError> {
+        let unknown = fields.unknown(&KNOWN).into_iter();
+        let mut warnings: Vec<_> = unknown
+            .map(|key| format!("unknown key {key:?} in the network configuration is ignored"))
+            .collect();
+        warnings.extend(not_enforced(fields)?);
+        Ok(RuntimeConfig { addresses: addresses(fields)?, dns: dns(fields)?, warnings })
+    }
+}
+
+/// A pod's address stands alone on its link, so a prefix length that the runtime writes says nothing and is dropped.
+fn addresses(fields: &Fields<'_>) -> Result<Vec<IpNet>, ConfigError> {
+    let parsed = fields.strings("ips")?.into_iter().map(|text| {
+        let prefixed = text.parse::<IpNet>().map(|net| net.addr());
+        prefixed.or_else(|_| text.parse::<IpAddr>()).map(IpNet::from).map_err(|_| ConfigError::Invalid {
+            field: fields.path_of("ips"),
+            found: text.to_owned(),
+            reason: "an address looks like 10.244.1.7 or 10.244.1.7/24".to_owned(),
+        })
+    });
+    parsed.collect()
+}
+
+fn dns(fields: &Fields<'_>) -> Result<Dns, ConfigError> {
+    let Some(dns) = fields.object("dns", Keys::AnyCase)? else { return Ok(Dns::default()) };
+    let owned = |key| Ok(dns.strings(key)?.into_iter().map(str::to_owned).collect());
+    Ok(Dns {
+        nameservers: owned("servers")?,
+        domain: String::new(),
+        search: owned("searches")?,
+        options: owned("options")?,
+    })
+}
+
+/// What is asked for and not done by this version: said, so that nobody takes it for granted.
+fn not_enforced(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
+    let mut warnings = Vec::new();
+    let mappings = fields.objects("portMappings")?;
+    let mut ports = Vec::new();
+    for mapping in &mappings {
+        ports.extend(mapping.unsigned("hostPort")?.filter(|port| *port != 0).map(|port| port.to_string()));
+    }
+    if !ports.is_empty() {
+        warnings.push(format!(
+            "portMappings (host ports {}) is not enforced yet by this version",
+            ports.join(", ")
+        ));
+    }
+    if let Some(bandwidth) = fields.object("bandwidth", Keys::AnyCase)? {
+        let rates = [bandwidth.unsigned("ingressRate")?, bandwidth.unsigned("egressRate")?];
+        if rates.into_iter().flatten().any(|rate| rate != 0) {
+            warnings.push(
+                "bandwidth is not enforced yet by this version: the pod's rate is unlimited".to_owned(),
+            );
+        }
+    }
+    if let Some(mac) = fields.string("mac")?.filter(|mac| !mac.is_empty()) {
+        warnings.push(format!(
+            "mac ({mac}) is not applied yet by this version: the pod gets an address of its own"
+        ));
+    }
+    Ok(warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parse(value: &Value) -> Result<RuntimeConfig, ConfigError> {
+        RuntimeConfig::parse(&Fields::root(value.as_object().unwrap(), Keys::AnyCase))
+    }
+
+    #[test]
+    fn addresses_come_with_or_without_a_prefix_and_stand_alone() {
+        let parsed = parse(&json!({"ips": ["10.244.1.7/24", "10.244.1.8", "fd00::7/64"]})).unwrap();
+        assert_eq!(
+            parsed.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.244.1.7/32", "10.244.1.8/32", "fd00::7/128"]
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_named() {
+        for text in ["10.244.1", "10.244.1.7/33", "", "localhost"] {
+            let error = parse(&json!({"ips": [text]})).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("ips is {text:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_enforced_is_said_in_either_case_of_the_keys() {
+        for value in [
+            json!({"portMappings": [{"hostPort": 9088}], "bandwidth": {"ingressRate": 1}, "mac": "02:00:00:00:00:01"}),
+            json!({"PortMappings": [{"HostPort": 9088}], "Bandwidth": {"EgressRate": 1}, "Mac": "02:00:00:00:00:01"}),
+        ] {
+            let warnings = parse(&value).unwrap().warnings;
+            assert_eq!(warnings.len(), 3, "{warnings:?}");
+            assert!(warnings[0].contains("9088"), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_asked_for_is_nothing_said() {
+        let value =
+            json!({"portMappings": [], "bandwidth": {"ingressRate": 0}, "ips": [], "mac": "", "dns": {}});
+        let parsed = parse(&value).unwrap();
+        assert_eq!(parsed.warnings, Vec::<String>::new());
+        assert_eq!(parsed.dns, Dns::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_a_warning_and_a_wrong_type_an_error() {
+        assert_eq!(parse(&json!({"aliases": ["web"]})).unwrap().warnings.len(), 1);
+        for (value, field) in [
+            (json!({"portMappings": {"hostPort": 1}}), "portMappings"),
+            (json!({"portMappings": [{"HostPort": "80"}]}), "portMappings[0].hostPort"),
+            (json!({"bandwidth": {"IngressRate": "1M"}}), "bandwidth.ingressRate"),
+            (json!({"dns": {"Servers": "10.96.0.10"}}), "dns.servers"),
+            (json!({"mac": 2}), "mac"),
+        ] {
+            let error = parse(&value).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("{field} is ")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! ADD: make the pair, ask the agent, configure the pod's side.
+
+use podwire_cni::protocol::{self, codes, host_interface};
+use serde_json::Value;
+
+use super::del::undo_with;
+use crate::agent::{Agent, REQUEST_DEADLINE};
+use crate::config::Config;
+use crate::environment::Target;
+use crate::error::CniError;
+use crate::netlink::Netlink;
+use crate::netns::Netns;
+use crate::pod::{self, PodNetwork};
+use crate::result;
+use crate::veth::{self, Pair};
+
+/// Attaches a pod. On an error nothing is left, neither here nor with the agent.
+pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
+    let netns = Netns::open(&target.netns)?;
+    let mut host = Netlink::open()?;
+    let mut inside = netns.netlink()?;
+    let host_interface = host_interface(&target.attachment);
+    // The name belongs to this attachment alone: whatever bears it is left from an ADD that was cut short.
+    veth::delete(&mut host, &host_interface)?;
+    require_free(&mut inside, target)?;
+
+    let pair = Pair::new(host_interface, target.attachment.interface.clone())?;
+    pair.create(&mut host, &netns)?;
+    match attach(config, target, &pair, &mut host, &mut inside) {
+        Ok(network) => Ok(result::success(config.version, target, &network, &config.dns)),
+        Err(failed) => {
+            let troubles = undo_with(config, &target.attachment, &mut host, failed.agent_may_hold_it);
+            Err(match troubles.is_empty() {
+                true => failed.error,
+                false => failed.error.with_details(format!("while undoing: {}", troubles.join("; "))),
+            })
+        }
+    }
+}
+
+/// A step of ADD that failed after the pair was made.
+struct Failed {
+    error: CniError,
+    agent_may_hold_it: bool,
+}
+
+impl Failed {
+    /// After the agent had answered: it holds the attachment.
+    fn after_the_agent(error: impl Into<CniError>) -> Self {
+        Failed { error: error.into(), agent_may_hold_it: true }
+    }
+}
+
+/// The name inside the pod must not be another link's (another network's, or what an image brought along).
+fn require_free(inside: &mut Netlink, target: &Target) -> Result<(), CniError> {
+    let interface = &target.attachment.interface;
+    match veth::find(inside, interface)? {
+        None => Ok(()),
+        Some(link) => Err(CniError::new(
+            codes::INVALID_ENVIRONMENT,
+            format!(
+                "CNI_IFNAME {interface} is already the name of another link in {} (ifindex {}{}{}): \
+                 choose another name, or remove that link",
+                target.netns,
+                link.index,
+                if link.kind.is_empty() { "" } else { ", " },
+                link.kind
+            ),
+        )),
+    }
+}
+
+fn attach(
+    config: &Config,
+    target: &Target,
+    pair: &Pair,
+    host: &mut Netlink,
+    inside: &mut Netlink,
+) -> Result<PodNetwork, Failed> {
+    let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
+    let request = protocol::Add {
+        attachment: target.attachment.clone(),
+        netns: target.netns.clone(),
+        host_interface: pair.host_interface.clone(),
+        pod_mac: pair.pod_mac.to_string(),
+        host_mac: pair.host_mac.to_string(),
+        addresses: config.addresses.clone(),
+        mtu: config.mtu,
+        pod: target.pod.clone(),
+    };
+    let added = agent.add(request).map_err(|error| {
+        let agent_may_hold_it = error.may_have_acted();
+        Failed { error: error.into(), agent_may_hold_it }
+    })?;
+    let network =
+        PodNetwork::try_from(added).map_err(|unusable| Failed::after_the_agent(agent.nonsense(unusable)))?;
+    if (network.host_mac, network.pod_mac) != (pair.host_mac, pair.pod_mac)
+        || network.host_interface != pair.host_interface
+    {
+        let reason =
+            format!("it answered for {}, which is not the link of this call", network.host_interface);
+        return Err(Failed::after_the_agent(agent.nonsense(reason)));
+    }
+    pod::configure(inside, &target.attachment.interface, &network).map_err(Failed::after_the_agent)?;
+    veth::wait_until_running(host, &pair.host_interface).map_err(Failed::after_the_agent)?;
+    Ok(network)
+}

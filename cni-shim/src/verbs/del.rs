@@ -1,0 +1,46 @@
+//! DEL: have the agent take everything back, and see to it that the link is gone in any case.
+
+use podwire_cni::protocol::{Attachment, host_interface};
+
+use crate::agent::{Agent, REQUEST_DEADLINE, UNDO_DEADLINE};
+use crate::config::Config;
+use crate::error::CniError;
+use crate::netlink::Netlink;
+use crate::note;
+use crate::veth;
+
+/// Detaches a pod. Agent trouble is no error: the link goes, and an agent that comes back releases what has none.
+pub(crate) fn del(config: &Config, attachment: &Attachment) -> Result<(), CniError> {
+    let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
+    if let Err(error) = agent.del(attachment) {
+        note(&format!("{error}; the link is removed here, the address is released when the agent is back"));
+    }
+    veth::delete(&mut Netlink::open()?, &host_interface(attachment))?;
+    Ok(())
+}
+
+/// Takes back an ADD that had succeeded, and tells of trouble on standard error.
+pub(crate) fn undo(config: &Config, attachment: &Attachment) {
+    match Netlink::open() {
+        Ok(mut host) => {
+            undo_with(config, attachment, &mut host, true).iter().for_each(|trouble| note(trouble))
+        }
+        Err(error) => note(&error.to_string()),
+    }
+}
+
+/// Takes back what an ADD had done; returns what could not be.
+pub(super) fn undo_with(
+    config: &Config,
+    attachment: &Attachment,
+    host: &mut Netlink,
+    agent_may_hold_it: bool,
+) -> Vec<String> {
+    let mut troubles = Vec::new();
+    if agent_may_hold_it {
+        let agent = Agent { socket: &config.socket, deadline: UNDO_DEADLINE };
+        troubles.extend(agent.del(attachment).err().map(|error| error.to_string()));
+    }
+    troubles.extend(veth::delete(host, &host_interface(attachment)).err().map(|error| error.to_string()));
+    troubles
+}

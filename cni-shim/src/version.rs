@@ -1,0 +1,38 @@
+//! The versions of the CNI specification that the plugin speaks.
+
+/// A version of the specification; later ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SpecVersion {
+    /// Rich results, chaining.
+    V0_3_0,
+    /// The same in better words.
+    V0_3_1,
+    /// CHECK, and the previous result on DEL.
+    V0_4_0,
+    /// No more `version` in an address of the result.
+    V1_0_0,
+}
+
+impl SpecVersion {
+    pub(crate) const ALL: [SpecVersion; 4] =
+        [SpecVersion::V0_3_0, SpecVersion::V0_3_1, SpecVersion::V0_4_0, SpecVersion::V1_0_0];
+    pub(crate) const NEWEST: SpecVersion = SpecVersion::V1_0_0;
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            SpecVersion::V0_3_0 => "0.3.0",
+            SpecVersion::V0_3_1 => "0.3.1",
+            SpecVersion::V0_4_0 => "0.4.0",
+            SpecVersion::V1_0_0 => "1.0.0",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|version| version.as_str() == text)
+    }
+
+    /// All of them, as messages list them.
+    pub(crate) fn list() -> String {
+        Self::ALL.map(SpecVersion::as_str).join(", ")
+    }
+}

@@ -1,0 +1,155 @@
+//! Links: the veth pair between node and pod, and what the kernel says of a link.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+};
+
+use crate::mac::Mac;
+use crate::netlink::{Netlink, NetlinkError};
+use crate::netns::Netns;
+
+/// The link watch runs once a second at least.
+const RUNNING_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A veth pair that is to be.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) host_interface: String,
+    pub(crate) pod_interface: String,
+    pub(crate) host_mac: Mac,
+    pub(crate) pod_mac: Mac,
+}
+
+/// What the kernel says of a link.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) up: bool,
+    /// It has a carrier and a queue (RFC 2863: `up`).
+    pub(crate) running: bool,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) mac: Option<Mac>,
+    /// `veth`, `bridge` and the like; empty for a physical device.
+    pub(crate) kind: String,
+}
+
+impl Pair {
+    /// Names as given, addresses at random.
+    pub(crate) fn new(host_interface: String, pod_interface: String) -> Result<Self, NetlinkError> {
+        let random =
+            || Mac::random().map_err(|error| NetlinkError::new("choose a random Ethernet address", error));
+        Ok(Pair { host_interface, pod_interface, host_mac: random()?, pod_mac: random()? })
+    }
+
+    /// Creates both ends in one request, the pod's straight in its namespace, so that it never shows on the node.
+    ///
+    /// The addresses are set here and not later: udev and networkd replace those that a new link came up with. The
+    /// host side is down until the agent has attached its programs, and NOARP: it has no address to resolve with.
+    pub(crate) fn create(&self, host: &mut Netlink, pod: &Netns) -> Result<(), NetlinkError> {
+        let mut peer = LinkMessage::default();
+        peer.attributes = vec![
+            LinkAttribute::IfName(self.pod_interface.clone()),
+            LinkAttribute::Address(self.pod_mac.0.to_vec()),
+            LinkAttribute::NetNsFd(pod.as_raw_fd()),
+        ];
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Noarp;
+        message.header.change_mask = LinkFlags::Noarp;
+        message.attributes = vec![
+            LinkAttribute::IfName(self.host_interface.clone()),
+            LinkAttribute::Address(self.host_mac.0.to_vec()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ];
+        let operation =
+            format!("create the veth pair {} with {} in the pod", self.host_interface, self.pod_interface);
+        host.change(&operation, RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+}
+
+/// The link of that name, if there is one.
+pub(crate) fn find(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes =
+        vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    let operation = format!("look up the link {name}");
+    match netlink.get(&operation, RouteNetlinkMessage::GetLink(message)) {
+        Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(Some(Link::from(&link))),
+        Ok(_) => Ok(None),
+        Err(error) if error.is_no_device() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until the host side carries what the node sends. Both ends are up, but the kernel gives a link its queue only when
+/// its link watch has run, a moment later; until then all that the host's stack sends to the pod is dropped. From Linux
+/// 6.8 on the question itself makes the link watch run, so that the first answer is the last.
+pub(crate) fn wait_until_running(host: &mut Netlink, name: &str) -> Result<(), NetlinkError> {
+    let deadline = Instant::now() + RUNNING_DEADLINE;
+    loop {
+        match find(host, name)? {
+            Some(link) if link.running => return Ok(()),
+            _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            link => {
+                let state = if link.is_some() { "it does not run" } else { "it is gone" };
+                let error =
+                    io::Error::new(io::ErrorKind::TimedOut, format!("{state}, with both ends set up"));
+                return Err(NetlinkError::new(format!("wait for the link {name}"), error));
+            }
+        }
+    }
+}
+
+/// Removes the host side of a pair, and the pod's with it. True when there was one.
+pub(crate) fn delete(host: &mut Netlink, name: &str) -> Result<bool, NetlinkError> {
+    let Some(link) = find(host, name)? else { return Ok(false) };
+    if link.kind != "veth" {
+        let error = io::Error::new(io::ErrorKind::AlreadyExists, "it is not a veth; remove it by hand");
+        return Err(NetlinkError::new(format!("remove the link {name}"), error));
+    }
+    let mut message = LinkMessage::default();
+    message.header.index = link.index;
+    match host.change(&format!("remove the link {name}"), RouteNetlinkMessage::DelLink(message), 0) {
+        Ok(()) => Ok(true),
+        // The pod's namespace went away in between, or the agent was faster.
+        Err(error) if error.is_no_device() => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+impl From<&LinkMessage> for Link {
+    fn from(message: &LinkMessage) -> Self {
+        let mut link = Link {
+            index: message.header.index,
+            up: message.header.flags.contains(LinkFlags::Up),
+            running: false,
+            mtu: None,
+            mac: None,
+            kind: String::new(),
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::OperState(state) => link.running = *state == State::Up,
+                LinkAttribute::Mtu(mtu) => link.mtu = Some(*mtu),
+                LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
+                LinkAttribute::LinkInfo(infos) => {
+                    for info in infos {
+                        if let LinkInfo::Kind(kind) = info {
+                            link.kind = kind.to_string();
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+}

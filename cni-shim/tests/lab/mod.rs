@@ -1,0 +1,325 @@
+//! A node and a pod, each a network namespace that goes when the test ends, and a stand-in for the node agent.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use podwire_cni::protocol::{self, Added, Call, Failure, Reply, Request};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const PLUGIN: &str = env!("CARGO_BIN_EXE_podwire-cni");
+
+/// Two namespaces and a folder for the agent's socket. Clones name the same ones; the first maker removes them.
+#[derive(Clone)]
+pub(crate) struct Lab {
+    spaces: Arc<Spaces>,
+}
+
+struct Spaces {
+    node: String,
+    pod: String,
+    /// The links that the kernel puts into a fresh namespace.
+    fresh: Vec<String>,
+    folder: TempDir,
+    /// What the stand-in for the agent has given out.
+    added: Mutex<Option<Added>>,
+}
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let tag = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut spaces = Spaces {
+            node: format!("pwshim-{tag}-node"),
+            pod: format!("pwshim-{tag}-pod"),
+            fresh: Vec::new(),
+            folder: tempfile::tempdir().unwrap(),
+            added: Mutex::new(None),
+        };
+        for name in [&spaces.node, &spaces.pod] {
+            ip(&["netns", "add", name]);
+        }
+        spaces.fresh = links_in(&spaces.pod);
+        Lab { spaces: Arc::new(spaces) }
+    }
+
+    /// `CNI_NETNS` of the pod.
+    pub(crate) fn netns(&self) -> String {
+        format!("/var/run/netns/{}", self.spaces.pod)
+    }
+
+    pub(crate) fn node_netns(&self) -> String {
+        format!("/var/run/netns/{}", self.spaces.node)
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.spaces.folder.path().join("agent.sock")
+    }
+
+    /// A call as a runtime makes it for this pod.
+    pub(crate) fn call(&self, command: &str) -> PluginCall {
+        let mut plugin = Command::new("ip");
+        plugin.args(["netns", "exec", &self.spaces.node, PLUGIN]).env_clear();
+        plugin.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        let config = json!({
+            "cniVersion": "1.0.0",
+            "name": "podwire",
+            "type": "podwire-cni",
+            "socket": self.socket(),
+        });
+        let call = PluginCall { plugin, config, input: None, reader: true };
+        call.env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", "4ba8eb2dbdf81d46")
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", &self.netns())
+            .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web")
+            .env("CNI_PATH", "/opt/cni/bin")
+    }
+
+    /// What a working agent answers, as far as the plugin can tell.
+    pub(crate) fn serve(&self, call: Call) -> Answer {
+        let mut held = self.spaces.added.lock().unwrap();
+        Answer::Reply(match call {
+            Call::Add(add) => {
+                self.ip_on_node(&format!("link set {} up", add.host_interface));
+                let added = Added {
+                    addresses: vec!["10.244.1.7/32".parse().unwrap()],
+                    gateways: vec!["10.244.1.1".parse().unwrap()],
+                    mtu: add.mtu.unwrap_or(1450),
+                    pod_mac: add.pod_mac,
+                    host_mac: add.host_mac,
+                    host_interface: add.host_interface,
+                };
+                Reply::Added(held.insert(added).clone())
+            }
+            Call::Check(_) => Reply::Checked(held.clone().unwrap()),
+            // The link is left to the plugin: it has to see to it in any case.
+            Call::Del(_) => {
+                *held = None;
+                Reply::Deleted
+            }
+        })
+    }
+
+    pub(crate) fn nothing_is_left(&self) {
+        for space in [&self.spaces.node, &self.spaces.pod] {
+            assert_eq!(links_in(space), self.spaces.fresh, "links in {space}");
+        }
+    }
+
+    pub(crate) fn in_pod(&self, arguments: &str) -> Value {
+        ip_json(&self.spaces.pod, arguments)
+    }
+
+    pub(crate) fn on_node(&self, arguments: &str) -> Value {
+        ip_json(&self.spaces.node, arguments)
+    }
+
+    pub(crate) fn ip_in_pod(&self, arguments: &str) {
+        ip_in(&self.spaces.pod, arguments);
+    }
+
+    pub(crate) fn ip_on_node(&self, arguments: &str) {
+        ip_in(&self.spaces.node, arguments);
+    }
+}
+
+impl Drop for Spaces {
+    fn drop(&mut self) {
+        for name in [&self.node, &self.pod] {
+            // One that was never made cannot be removed; the test has failed already then.
+            let _ = Command::new("ip").args(["netns", "del", name]).status();
+        }
+    }
+}
+
+/// A call of the plugin that is being put together.
+pub(crate) struct PluginCall {
+    plugin: Command,
+    config: Value,
+    input: Option<String>,
+    reader: bool,
+}
+
+impl PluginCall {
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.plugin.env(name, value);
+        self
+    }
+
+    /// Sets one key of the network configuration.
+    pub(crate) fn config(mut self, key: &str, value: Value) -> Self {
+        self.config[key] = value;
+        self
+    }
+
+    /// Replaces the network configuration.
+    pub(crate) fn input(self, input: &Value) -> Self {
+        self.raw_input(&input.to_string())
+    }
+
+    pub(crate) fn raw_input(mut self, input: &str) -> Self {
+        self.input = Some(input.to_owned());
+        self
+    }
+
+    /// Standard output is full from the start.
+    pub(crate) fn without_reader(mut self) -> Self {
+        self.reader = false;
+        self
+    }
+
+    pub(crate) fn run(mut self) -> Output {
+        let stdout = match self.reader {
+            true => Stdio::piped(),
+            false => std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into(),
+        };
+        let mut child =
+            self.plugin.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        let input = self.input.unwrap_or_else(|| self.config.to_string());
+        // A plugin that refuses its environment does not read its input.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        Output {
+            success: output.status.success(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// What a call came to.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) success: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Output {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    #[track_caller]
+    pub(crate) fn succeeded(&self) {
+        assert!(self.success, "{self:?}");
+    }
+
+    #[track_caller]
+    pub(crate) fn failed_with(&self, code: u32, said: &str) {
+        assert!(!self.success, "{self:?}");
+        let error = self.json();
+        assert_eq!(error["code"], code, "{error}");
+        assert!(error["msg"].as_str().unwrap().contains(said), "{said:?} is not in {error}");
+    }
+}
+
+/// What the stand-in for the agent does with a request.
+#[derive(Clone)]
+pub(crate) enum Answer {
+    Reply(Reply),
+    Bytes(Vec<u8>),
+    HangUp,
+    /// Never an answer, and the connection stays open.
+    Stall,
+}
+
+pub(crate) fn failed(code: u32, message: &str) -> Answer {
+    Answer::Reply(Reply::Failed(Failure { code, message: message.to_owned() }))
+}
+
+/// Speaks the protocol on the lab's socket until it is dropped.
+pub(crate) struct Agent {
+    socket: PathBuf,
+    requests: Arc<Mutex<Vec<Call>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    pub(crate) fn start(lab: &Lab, answer: impl Fn(&Lab, Call) -> Answer + Send + 'static) -> Self {
+        let (lab, socket) = (lab.clone(), lab.socket());
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (requests, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+        let (record, stopped) = (Arc::clone(&requests), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            let mut stalled = Vec::new();
+            while let Ok((stream, _)) = listener.accept() {
+                if stopped.load(Ordering::SeqCst) {
+                    break;
+                }
+                stalled.extend(serve(stream, &record, |call| answer(&lab, call)));
+            }
+        });
+        Agent { socket, requests, stop, thread: Some(thread) }
+    }
+
+    /// What has been asked so far.
+    pub(crate) fn requests(&self) -> Vec<Call> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes the thread out of `accept`.
+        let _ = UnixStream::connect(&self.socket);
+        let ended = self.thread.take().map(JoinHandle::join);
+        let _ = std::fs::remove_file(&self.socket);
+        if !thread::panicking() {
+            ended.unwrap().unwrap();
+        }
+    }
+}
+
+/// Serves one connection; returns it when it is to stay open.
+fn serve(
+    mut stream: UnixStream,
+    record: &Mutex<Vec<Call>>,
+    answer: impl FnOnce(Call) -> Answer,
+) -> Option<UnixStream> {
+    let request: Request = protocol::read_frame(&mut stream).unwrap();
+    assert_eq!(request.version, protocol::VERSION);
+    record.lock().unwrap().push(request.call.clone());
+    match answer(request.call) {
+        Answer::Reply(reply) => protocol::write_frame(&mut stream, &reply).unwrap(),
+        Answer::Bytes(bytes) => {
+            stream.write_all(&bytes).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            // Until the plugin hangs up: closing with its bytes unread would reset the connection.
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+        Answer::HangUp => {}
+        Answer::Stall => return Some(stream),
+    }
+    None
+}
+
+fn links_in(space: &str) -> Vec<String> {
+    let links = ip_json(space, "link show");
+    links.as_array().unwrap().iter().map(|link| link["ifname"].as_str().unwrap().to_owned()).collect()
+}
+
+fn ip_json(space: &str, arguments: &str) -> Value {
+    let output = ip_in(space, &format!("-j {arguments}"));
+    if output.trim().is_empty() { json!([]) } else { serde_json::from_str(&output).unwrap() }
+}
+
+fn ip_in(space: &str, arguments: &str) -> String {
+    let arguments: Vec<_> = ["-n", space].into_iter().chain(arguments.split_whitespace()).collect();
+    ip(&arguments)
+}
+
+fn ip(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {}: {stderr} (the tests need root)", arguments.join(" "));
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -1,0 +1,247 @@
+//! Keys and values of the pinned maps, and the constants that user space writes into the object at load.
+//!
+//! Every type is fixed-width with explicit padding: padding that the compiler chose would break key comparison,
+//! and an unknown byte would be an invalid `bool` or `enum`.
+
+use crate::addr::{Addr, Be16, Mac};
+
+/// The layout of every pinned map together. Stored beside the maps; an agent that finds another version migrates
+/// what it can carry over.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// `ENDPOINTS`: pod address → how to reach that pod on this node.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Endpoint {
+    /// The host side of the pod's veth pair.
+    pub ifindex: u32,
+    /// The agent's number for the endpoint; unique on the node while the endpoint lives.
+    pub id: u32,
+    /// `ENDPOINT_*` bits.
+    pub flags: u32,
+    /// The pod's own address on its link: the only source that it may send from.
+    pub pod_mac: Mac,
+    /// The host side's address: the pod's gateway's.
+    pub host_mac: Mac,
+    /// The address that the pod has as its gateway.
+    pub gateway: Addr,
+}
+
+/// Every flow of the endpoint goes through the host stack, because `STACK_FLOWS` was full when one of its flows
+/// had to be recorded. Set by the programs, cleared by the agent when there is room again.
+pub const ENDPOINT_STACK_ONLY: u32 = 1;
+
+/// `NODES`: podCIDR or node address → the node that owns it. The key is an LPM key over an [`Addr`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Node {
+    /// The node's InternalIP: the outer destination towards it and the only outer source from it.
+    pub tunnel_endpoint: Addr,
+    /// Our own address towards it: the outer source.
+    pub source: Addr,
+    /// Our link towards it (ifindex); 0 for this node's own entries.
+    pub uplink: u32,
+    /// The largest IP packet, in bytes, that a pod may send to it: the uplink's MTU less the tunnel's headers.
+    pub mtu: u32,
+    /// A number for display, derived from the node's name.
+    pub node_id: u32,
+    /// `NODE_*` bits.
+    pub flags: u32,
+}
+
+/// The entry is a podCIDR.
+pub const NODE_POD_NETWORK: u32 = 1;
+/// The entry is an address of the node itself.
+pub const NODE_ADDRESS: u32 = 2;
+/// The entry belongs to this node.
+pub const NODE_LOCAL: u32 = 4;
+/// The node is reached on the link itself, without a router.
+pub const NODE_ON_LINK: u32 = 8;
+
+/// `UPLINKS`: ifindex → what leaves by that link is given these addresses.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Uplink {
+    /// IPv4 source of translated packets; [`Addr::UNSPECIFIED`] when the link has none.
+    pub ipv4: Addr,
+    /// This node's InternalIP, where other nodes send VXLAN to; [`Addr::UNSPECIFIED`] while it is not known.
+    pub tunnel_address: Addr,
+    /// Bytes of IP packet.
+    pub mtu: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// A 5-tuple: the key of `STACK_FLOWS` and `TRANSLATIONS`.
+///
+/// ICMP echo has its identifier as the port of the side that asks: `source_port` in a request,
+/// `destination_port` in a reply; the other port is 0. So a reply is the exact reverse of its request. Protocols
+/// without ports have 0 in both.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Flow {
+    /// Where the packet comes from.
+    pub source: Addr,
+    /// Where it goes.
+    pub destination: Addr,
+    /// Network order.
+    pub source_port: Be16,
+    /// Network order.
+    pub destination_port: Be16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Explicit padding, zero: part of the key.
+    pub reserved: [u8; 3],
+}
+
+/// `STACK_FLOWS`: a flow, as its next packet would come, that must go through the host stack.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct StackFlow {
+    /// `CLOCK_MONOTONIC`, nanoseconds; refreshed about once a second.
+    pub last_seen: u64,
+}
+
+/// `FRAGMENTS`: which datagram a fragment belongs to (RFC 791 section 3.2).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct FragmentKey {
+    /// Where the datagram comes from.
+    pub source: Addr,
+    /// Where it goes.
+    pub destination: Addr,
+    /// IPv4 identification in the last two bytes, network order.
+    pub identification: [u8; 4],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Explicit padding, zero: part of the key.
+    pub reserved: [u8; 3],
+}
+
+/// The ports that only a datagram's first fragment bears.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct FragmentPorts {
+    /// As in [`Flow::source_port`].
+    pub source_port: Be16,
+    /// As in [`Flow::destination_port`].
+    pub destination_port: Be16,
+}
+
+/// `TRANSLATIONS`: a flow → what one of its ends is rewritten to. Each translation is two entries, the flow as
+/// the pod sends it and its reply as it arrives; neither is ever there without the other.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Translation {
+    /// `CLOCK_MONOTONIC`, nanoseconds; refreshed about once a second.
+    pub last_seen: u64,
+    /// The address written: the source of a [`TRANSLATION_SOURCE`], the destination of a
+    /// [`TRANSLATION_DESTINATION`].
+    pub address: Addr,
+    /// The port written beside it.
+    pub port: Be16,
+    /// `TRANSLATION_*`.
+    pub kind: u8,
+    /// `STATE_*` as this half's direction tells it.
+    pub state: u8,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// The flow as the pod sends it: its source is rewritten.
+pub const TRANSLATION_SOURCE: u8 = 1;
+/// The reply as it arrives: its destination is rewritten.
+pub const TRANSLATION_DESTINATION: u8 = 2;
+
+/// Seen from the pod only.
+pub const STATE_NEW: u8 = 0;
+/// Seen in both directions.
+pub const STATE_ESTABLISHED: u8 = 1;
+/// A TCP FIN was seen: with one in the other half too, the connection is over.
+pub const STATE_CLOSING: u8 = 2;
+/// A TCP RST was seen, or FINs in both directions: leaves early.
+pub const STATE_CLOSED: u8 = 3;
+
+/// `DROPS` and `TRAFFIC`: what was counted under one reason or path.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Count {
+    /// Packets; a large segment counts as one.
+    pub packets: u64,
+    /// Bytes of frame.
+    pub bytes: u64,
+}
+
+/// Read-only data of the object, written at load.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Config {
+    /// `MODE_*`.
+    pub mode: u32,
+    /// VXLAN network identifier, host order, 24 bits.
+    pub vni: u32,
+    /// The VXLAN device; 0 in direct mode.
+    pub vxlan_ifindex: u32,
+    /// UDP port of the tunnel.
+    pub vxlan_port: Be16,
+    /// First of the source ports that SNAT chooses from when the flow's own is taken; host order.
+    pub snat_port_first: u16,
+    /// Last of them; host order.
+    pub snat_port_last: u16,
+    /// Explicit padding.
+    pub reserved: u16,
+}
+
+/// Pod packets travel between nodes inside VXLAN.
+pub const MODE_VXLAN: u32 = 0;
+/// Pod packets travel between nodes as they are.
+pub const MODE_DIRECT: u32 = 1;
+
+const _: () = {
+    assert!(size_of::<Endpoint>() == 40);
+    assert!(size_of::<Node>() == 48);
+    assert!(size_of::<Uplink>() == 40);
+    assert!(size_of::<Flow>() == 40);
+    assert!(size_of::<StackFlow>() == 8);
+    assert!(size_of::<FragmentKey>() == 40);
+    assert!(size_of::<FragmentPorts>() == 4);
+    assert!(size_of::<Translation>() == 32);
+    assert!(size_of::<Count>() == 16);
+    assert!(size_of::<Config>() == 20);
+};
+
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya's marker for types that any bytes make a valid value of")]
+mod pod {
+    macro_rules! pod {
+        ($($type:ty),* $(,)?) => {
+            $(
+                // SAFETY: `repr(C)`, integers and byte arrays only, no padding (the sizes are asserted above).
+                unsafe impl aya::Pod for $type {}
+            )*
+        };
+    }
+    pod!(
+        super::Addr,
+        super::Config,
+        super::Count,
+        super::Endpoint,
+        super::Flow,
+        super::FragmentKey,
+        super::FragmentPorts,
+        super::Node,
+        super::StackFlow,
+        super::Translation,
+        super::Uplink,
+    );
+}

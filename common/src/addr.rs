@@ -1,0 +1,185 @@
+//! Addresses and numbers in network byte order, laid out as byte arrays so that `bpftool` prints them readably.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IP address of either family: 16 bytes in network order, IPv4 as v4-mapped (`::ffff:a.b.c.d`, RFC 4291
+/// section 2.5.5.2). The last four bytes of an IPv4 address are the dotted quad.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Addr {
+    /// Network order.
+    pub bytes: [u8; 16],
+}
+
+impl Addr {
+    /// The address that stands for "none": `::`.
+    pub const UNSPECIFIED: Self = Self { bytes: [0; 16] };
+    /// Bits of a v4-mapped address before its IPv4 part: added to an IPv4 prefix length in an LPM key.
+    pub const V4_PREFIX_BITS: u32 = 96;
+
+    /// The v4-mapped form of four bytes in network order.
+    #[inline(always)]
+    pub const fn from_v4(quad: [u8; 4]) -> Self {
+        let [a, b, c, d] = quad;
+        Self { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
+    }
+
+    /// The last four bytes: the IPv4 address of a v4-mapped one, in network order.
+    #[inline(always)]
+    pub const fn v4(&self) -> [u8; 4] {
+        [self.bytes[12], self.bytes[13], self.bytes[14], self.bytes[15]]
+    }
+
+    /// The last four bytes as the integer that BPF helpers take for a `__be32`: network order in memory.
+    #[inline(always)]
+    pub const fn v4_be32(&self) -> u32 {
+        u32::from_ne_bytes(self.v4())
+    }
+
+    /// Whether this is a v4-mapped address.
+    #[inline(always)]
+    pub fn is_v4(&self) -> bool {
+        let mut index = 0;
+        while index < 10 {
+            if self.bytes[index] != 0 {
+                return false;
+            }
+            index += 1;
+        }
+        self.bytes[10] == 0xff && self.bytes[11] == 0xff
+    }
+}
+
+impl From<Ipv4Addr> for Addr {
+    fn from(address: Ipv4Addr) -> Self {
+        Self::from_v4(address.octets())
+    }
+}
+
+impl From<Ipv6Addr> for Addr {
+    fn from(address: Ipv6Addr) -> Self {
+        Self { bytes: address.octets() }
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => v4.into(),
+            IpAddr::V6(v6) => v6.into(),
+        }
+    }
+}
+
+impl From<Addr> for IpAddr {
+    fn from(address: Addr) -> Self {
+        if address.is_v4() {
+            Self::V4(Ipv4Addr::from(address.v4()))
+        } else {
+            Self::V6(Ipv6Addr::from(address.bytes))
+        }
+    }
+}
+
+#[cfg(any(test, feature = "user"))]
+impl core::fmt::Debug for Addr {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(&IpAddr::from(*self), f)
+    }
+}
+
+/// An Ethernet address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Mac {
+    /// As on the wire.
+    pub bytes: [u8; 6],
+}
+
+impl Mac {
+    /// Whether the group bit is set: multicast and broadcast (IEEE 802 section 8.2).
+    #[inline(always)]
+    pub const fn is_group(&self) -> bool {
+        self.bytes[0] & 1 == 1
+    }
+
+    /// Whether this is `ff:ff:ff:ff:ff:ff`.
+    #[inline(always)]
+    pub fn is_broadcast(&self) -> bool {
+        let mut index = 0;
+        while index < 6 {
+            if self.bytes[index] != 0xff {
+                return false;
+            }
+            index += 1;
+        }
+        true
+    }
+}
+
+#[cfg(any(test, feature = "user"))]
+impl core::fmt::Debug for Mac {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let [a, b, c, d, e, g] = self.bytes;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// A 16-bit number in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Be16 {
+    /// Most significant byte first.
+    pub bytes: [u8; 2],
+}
+
+impl Be16 {
+    /// Zero.
+    pub const ZERO: Self = Self { bytes: [0; 2] };
+
+    /// From a number in host order.
+    #[inline(always)]
+    pub const fn new(host: u16) -> Self {
+        Self { bytes: host.to_be_bytes() }
+    }
+
+    /// The number in host order.
+    #[inline(always)]
+    pub const fn get(self) -> u16 {
+        u16::from_be_bytes(self.bytes)
+    }
+
+    /// The integer that BPF helpers take for a `__be16`: network order in memory.
+    #[inline(always)]
+    pub const fn be16(self) -> u16 {
+        u16::from_ne_bytes(self.bytes)
+    }
+}
+
+#[cfg(any(test, feature = "user"))]
+impl core::fmt::Debug for Be16 {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(&self.get(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_either_family_survives_the_way_there_and_back() {
+        for text in ["10.244.1.2", "0.0.0.0", "255.255.255.255", "fd00::1", "::", "::ffff:10.0.0.1"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(Addr::from(address)), address.to_canonical(), "{text}");
+        }
+    }
+
+    #[test]
+    fn group_addresses_are_told_from_unicast() {
+        assert!(Mac { bytes: [0xff; 6] }.is_broadcast());
+        assert!(Mac { bytes: [0x33, 0x33, 0, 0, 0, 1] }.is_group());
+        assert!(!Mac { bytes: [0x33, 0x33, 0, 0, 0, 1] }.is_broadcast());
+        assert!(!Mac { bytes: [2, 0, 0, 0, 0, 1] }.is_group());
+    }
+}

@@ -1,0 +1,93 @@
+//! 5-tuples and what follows from them.
+
+use crate::abi::Flow;
+use crate::addr::{Addr, Be16};
+
+/// IP protocol numbers (IANA).
+pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+}
+
+impl Flow {
+    /// A flow of whatever protocol.
+    #[inline(always)]
+    pub const fn new(
+        source: Addr,
+        destination: Addr,
+        source_port: Be16,
+        destination_port: Be16,
+        protocol: u8,
+    ) -> Self {
+        Self { source, destination, source_port, destination_port, protocol, reserved: [0; 3] }
+    }
+
+    /// The same flow as its replies see it.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self::new(self.destination, self.source, self.destination_port, self.source_port, self.protocol)
+    }
+
+    /// A source port for the tunnel's outer header, so that underlay routers and NICs spread flows (RFC 7348
+    /// section 5): from the dynamic range, the same for every packet of one direction.
+    #[inline(always)]
+    pub fn tunnel_source_port(&self) -> Be16 {
+        let ports = u32::from_ne_bytes([
+            self.source_port.bytes[0],
+            self.source_port.bytes[1],
+            self.destination_port.bytes[0],
+            self.destination_port.bytes[1],
+        ]);
+        let mut hash = self.source.v4_be32().rotate_left(7) ^ self.destination.v4_be32();
+        hash ^= ports.rotate_left(13) ^ u32::from(self.protocol);
+        // Finalizer of MurmurHash3: every input bit reaches the upper ones.
+        hash ^= hash >> 16;
+        hash = hash.wrapping_mul(0x85eb_ca6b);
+        hash ^= hash >> 13;
+        hash = hash.wrapping_mul(0xc2b2_ae35);
+        hash ^= hash >> 16;
+        Be16::new(0xc000 | (hash & 0x3fff) as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn flow(source: [u8; 4], destination: [u8; 4], ports: (u16, u16)) -> Flow {
+        Flow::new(
+            Addr::from_v4(source),
+            Addr::from_v4(destination),
+            Be16::new(ports.0),
+            Be16::new(ports.1),
+            protocol::TCP,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn reversing_twice_changes_nothing(a in any::<[u8; 4]>(), b in any::<[u8; 4]>(), ports in any::<(u16, u16)>()) {
+            let flow = flow(a, b, ports);
+            prop_assert_eq!(flow.reversed().reversed(), flow);
+        }
+
+        #[test]
+        fn the_tunnel_source_port_is_dynamic(a in any::<[u8; 4]>(), b in any::<[u8; 4]>(), ports in any::<(u16, u16)>()) {
+            prop_assert!(flow(a, b, ports).tunnel_source_port().get() >= 49152);
+        }
+    }
+
+    #[test]
+    fn tunnel_source_ports_spread_over_flows() {
+        let ports: BTreeSet<_> = (0..1000u16)
+            .map(|port| flow([10, 244, 1, 2], [10, 244, 2, 2], (32768 + port, 80)).tunnel_source_port())
+            .collect();
+        assert!(ports.len() > 950, "{} of 1000 flows have a port of their own", ports.len());
+    }
+}

@@ -1,0 +1,15 @@
+//! The ABI between Podwire's BPF programs and its user space, and the packet decisions that are pure
+//! arithmetic. Compiled for BPF and for the host; tested on the host.
+#![no_std]
+
+#[cfg(any(test, feature = "user"))]
+extern crate std;
+
+pub mod abi;
+pub mod addr;
+pub mod csum;
+pub mod ecn;
+pub mod flow;
+pub mod names;
+pub mod nat;
+pub mod reason;

@@ -1,0 +1,64 @@
+//! Names and default numbers that the object, the agent and the plugin agree on.
+
+/// Name of the VXLAN device that the agent makes.
+pub const VXLAN_DEVICE: &str = "podwire-vxlan";
+/// Host sides of pods' veth pairs are named with this and twelve hexadecimal digits.
+pub const VETH_PREFIX: &str = "pw";
+/// IANA's UDP port of VXLAN is 4789; Linux's and flannel's is this one.
+pub const VXLAN_PORT: u16 = 8472;
+/// Default VXLAN network identifier.
+pub const VNI: u32 = 1;
+/// Bytes that VXLAN over IPv4 adds to an IP packet: IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 section 5).
+pub const VXLAN_OVERHEAD: u32 = 50;
+/// Source of inner frames that the programs write: unicast, locally administered, borne by no VXLAN device.
+pub const INNER_SOURCE_MAC: [u8; 6] = [0x02, 0x70, 0x77, 0x00, 0x00, 0x01];
+/// Destination of inner frames that the programs write. The receiver sets the packet type, whatever it reads.
+pub const INNER_DESTINATION_MAC: [u8; 6] = [0x02, 0x70, 0x77, 0x00, 0x00, 0x02];
+/// `rtm_protocol` of the routes that the agent owns, so that it removes none of others'.
+pub const ROUTE_PROTOCOL: u8 = 112;
+
+/// Map names, as pinned.
+pub mod maps {
+    /// Pod address → [`crate::abi::Endpoint`].
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// podCIDR or node address → [`crate::abi::Node`].
+    pub const NODES: &str = "NODES";
+    /// Underlay address → node id.
+    pub const TUNNEL_PEERS: &str = "TUNNEL_PEERS";
+    /// [`crate::abi::Flow`] → [`crate::abi::StackFlow`].
+    pub const STACK_FLOWS: &str = "STACK_FLOWS";
+    /// [`crate::abi::FragmentKey`] → [`crate::abi::FragmentPorts`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// [`crate::abi::Flow`] → [`crate::abi::Translation`].
+    pub const TRANSLATIONS: &str = "TRANSLATIONS";
+    /// ifindex → [`crate::abi::Uplink`].
+    pub const UPLINKS: &str = "UPLINKS";
+    /// [`crate::reason::Drop`] → [`crate::abi::Count`].
+    pub const DROPS: &str = "DROPS";
+    /// [`crate::reason::Path`] → [`crate::abi::Count`].
+    pub const TRAFFIC: &str = "TRAFFIC";
+    /// All of them.
+    pub const ALL: [&str; 9] =
+        [ENDPOINTS, NODES, TUNNEL_PEERS, STACK_FLOWS, FRAGMENTS, TRANSLATIONS, UPLINKS, DROPS, TRAFFIC];
+}
+
+/// Program names: the attach point is part of the name.
+pub mod programs {
+    /// TC ingress of a pod's host side.
+    pub const FROM_POD: &str = "from_pod";
+    /// TC egress of a pod's host side.
+    pub const TO_POD: &str = "to_pod";
+    /// TC ingress of the VXLAN device.
+    pub const FROM_OVERLAY: &str = "from_overlay";
+    /// TC egress of the VXLAN device.
+    pub const TO_OVERLAY: &str = "to_overlay";
+    /// TC ingress of an uplink.
+    pub const FROM_UPLINK: &str = "from_uplink";
+    /// TC egress of an uplink.
+    pub const TO_UPLINK: &str = "to_uplink";
+    /// XDP of an uplink, off by default.
+    pub const UPLINK_XDP: &str = "uplink_xdp";
+}
+
+/// Name of the object's read-only [`crate::abi::Config`].
+pub const CONFIG: &str = "CONFIG";

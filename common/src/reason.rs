@@ -1,0 +1,139 @@
+//! Why a packet was dropped, and which way one went: the indices of `DROPS` and `TRAFFIC`.
+
+macro_rules! numbered {
+    ($(#[$attr:meta])* $name:ident { $($(#[$variant_attr:meta])* $variant:ident = $number:literal $text:literal),* $(,)? }) => {
+        $(#[$attr])*
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[cfg_attr(any(test, feature = "user"), derive(Debug))]
+        pub enum $name { $($(#[$variant_attr])* $variant = $number),* }
+
+        impl $name {
+            /// Every one, in order of number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The name that operators read in counters and metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// A reason for a drop. A number is never reused: operators compare counters across upgrades.
+    Drop {
+        /// A header ends before its length says.
+        Truncated = 1 "truncated",
+        /// IPv4 version, header length or total length that cannot be.
+        BadIpHeader = 2 "bad-ip-header",
+        /// A pod sent from a link address that is not its own.
+        SourceMacNotOwned = 3 "source-mac-not-owned",
+        /// A pod sent from an IP address that is not its own.
+        SourceNotOwned = 4 "source-not-owned",
+        /// A pod sent a VLAN tag, or one came by an uplink inside a priority tag.
+        VlanTagged = 5 "vlan-tagged",
+        /// A pod sent to a multicast address.
+        Multicast = 6 "multicast",
+        /// A pod sent to a broadcast address.
+        Broadcast = 7 "broadcast",
+        /// A pod sent IPv6 and has no IPv6 address.
+        FamilyNotEnabled = 8 "family-not-enabled",
+        /// A pod sent a frame that is neither IP nor ARP.
+        EthertypeUnknown = 9 "ethertype-unknown",
+        /// A pod sent ARP that is not a request for its own gateway.
+        ArpNotForGateway = 10 "arp-not-for-gateway",
+        /// A pod sent VXLAN to a node, or to the world under its node's address.
+        VxlanFromPod = 11 "vxlan-from-pod",
+        /// VXLAN from an address that is no node's.
+        TunnelPeerUnknown = 12 "tunnel-peer-unknown",
+        /// VXLAN with flags or a network identifier that are not ours.
+        TunnelVniUnknown = 13 "tunnel-vni-unknown",
+        /// VXLAN from a node that does not own the inner source.
+        InnerSourceNotOwned = 14 "inner-source-not-owned",
+        /// VXLAN that carries something else than IPv4.
+        InnerProtocolUnknown = 15 "inner-protocol-unknown",
+        /// A pod network's source on an uplink, from somewhere that is not its node; or this node's own address.
+        PodSourceNotFromNode = 16 "pod-source-not-from-node",
+        /// A fragment whose first has not been seen.
+        FragmentWithoutFirst = 17 "fragment-without-first",
+        /// On the VXLAN device, or a pod's on an uplink, for a destination that no other node owns.
+        NoNodeForDestination = 18 "no-node-for-destination",
+        /// A kernel helper refused to change the packet.
+        RewriteFailed = 19 "rewrite-failed",
+        /// No free source port towards that destination.
+        SnatPortsExhausted = 20 "snat-ports-exhausted",
+        /// The uplink that the route chose has no address to translate to.
+        SnatNoAddress = 21 "snat-no-address",
+        /// A protocol that cannot be translated.
+        SnatProtocolUnknown = 22 "snat-protocol-unknown",
+        /// The translation table is full.
+        TranslationsFull = 23 "translations-full",
+        /// Congestion was marked on the outside of a packet that is not capable of it (RFC 6040 section 4.2).
+        EcnNotCapable = 24 "ecn-not-capable",
+        /// A pod network's source that is no pod's here, on its way out by an uplink.
+        PodSourceUnknown = 25 "pod-source-unknown",
+    }
+}
+
+/// Entries of `DROPS`: one more than the largest reason, with room for more.
+pub const DROP_SLOTS: usize = 64;
+
+numbered! {
+    /// A way that packets go.
+    Path {
+        /// Pod to pod on this node, past the host stack.
+        Local = 0 "local",
+        /// Pod to another node, encapsulated by the program.
+        TunnelOut = 1 "tunnel-out",
+        /// From another node, decapsulated by the program.
+        TunnelIn = 2 "tunnel-in",
+        /// Pod to another node through the VXLAN device: what the program cannot encapsulate itself.
+        TunnelOutDevice = 3 "tunnel-out-device",
+        /// From another node, decapsulated by the VXLAN device and delivered past the host stack.
+        TunnelInDevice = 4 "tunnel-in-device",
+        /// Pod to another node, as it is.
+        DirectOut = 5 "direct-out",
+        /// From another node, as it is.
+        DirectIn = 6 "direct-in",
+        /// Pod to the host stack.
+        ToStack = 7 "to-stack",
+        /// Host stack to pod.
+        FromStack = 8 "from-stack",
+        /// Host stack to the VXLAN device.
+        StackToTunnel = 9 "stack-to-tunnel",
+        /// VXLAN device to the host stack.
+        TunnelToStack = 10 "tunnel-to-stack",
+        /// A pod's packet from the host stack to another node, encapsulated on the uplink.
+        StackEncapsulated = 11 "stack-encapsulated",
+        /// Source translated on an uplink.
+        SnatOut = 12 "snat-out",
+        /// A reply translated back on an uplink.
+        SnatIn = 13 "snat-in",
+        /// "Fragmentation needed" sent to a pod.
+        TooBigAnswered = 14 "too-big-answered",
+        /// A pod's ARP request for its gateway answered.
+        ArpAnswered = 15 "arp-answered",
+        /// A flow could not be recorded because `STACK_FLOWS` is full: its endpoint now uses the stack.
+        StackFlowsFull = 16 "stack-flows-full",
+    }
+}
+
+/// Entries of `TRAFFIC`.
+pub const PATH_SLOTS: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_fit_their_maps_and_names_are_unique() {
+        assert!(Drop::ALL.iter().all(|reason| (*reason as usize) < DROP_SLOTS));
+        assert!(Path::ALL.iter().all(|path| (*path as usize) < PATH_SLOTS));
+        let names: BTreeSet<_> = Drop::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), Drop::ALL.len());
+        let names: BTreeSet<_> = Path::ALL.iter().map(|path| path.name()).collect();
+        assert_eq!(names.len(), Path::ALL.len());
+    }
+}

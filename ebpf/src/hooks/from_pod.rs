@@ -1,0 +1,67 @@
+//! What a pod sends: TC ingress of the host side of its veth pair.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use podwire_common::{
+    abi::NODE_LOCAL,
+    reason::{Drop, Path},
+};
+
+use crate::{
+    maps,
+    packet::{Headers, Ipv4, Skb, ethertype},
+    stage::{arp, direct, flow, local, source, stack_flow, tunnel_out},
+    verdict::{Outcome, Verdict, finish},
+};
+
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    finish(&ctx, verdict(&ctx))
+}
+
+#[inline(always)]
+fn verdict(ctx: &TcContext) -> Outcome {
+    ctx.clear_ready_to_leave();
+    let mut packet = Ipv4::at(0);
+    packet.load(ctx)?;
+    match packet.headers.ethertype.get() {
+        _ if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
+        ethertype::VLAN | ethertype::SERVICE_VLAN => return Err(Drop::VlanTagged),
+        ethertype::ARP => return arp::answer(ctx, packet.headers.source_mac),
+        ethertype::IPV6 => return Err(Drop::FamilyNotEnabled),
+        ethertype::IPV4 => {}
+        _ => return Err(Drop::EthertypeUnknown),
+    }
+    refuse_group(&packet.headers)?;
+    let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
+    packet.parse(ctx)?;
+    flow::complete(&mut packet)?;
+
+    let destination = packet.headers.destination_address();
+    if let Some(other) = maps::endpoint(&destination) {
+        if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, &packet) {
+            return Ok(Verdict::Stack(Path::ToStack));
+        }
+        return local::deliver(ctx, &packet.headers, other, Path::Local);
+    }
+    if let Some(node) = maps::node(&destination) {
+        source::refuse_tunnel_from_pod(&packet, node)?;
+        if node.flags & NODE_LOCAL == 0 && !stack_flow::needs_stack(endpoint, &packet) {
+            return match maps::is_direct() {
+                true => direct::from_pod(ctx, &packet, endpoint, node),
+                false => tunnel_out::from_pod(ctx, &packet, endpoint, node),
+            };
+        }
+    }
+    Ok(Verdict::Stack(Path::ToStack))
+}
+
+#[inline(always)]
+fn refuse_group(headers: &Headers) -> Result<(), Drop> {
+    if headers.destination == [255; 4] || headers.destination_mac.is_broadcast() {
+        return Err(Drop::Broadcast);
+    }
+    if headers.destination[0] & 0xf0 == 0xe0 || headers.destination_mac.is_group() {
+        return Err(Drop::Multicast);
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! What arrives from the network: TC ingress of an uplink. What is not ours passes untouched.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use podwire_common::{abi::NODE_LOCAL, reason::Drop};
+
+use crate::{
+    maps,
+    packet::{Fragment, Ipv4, Skb, ethertype},
+    stage::{direct, snat, source, tunnel_in},
+    verdict::{Outcome, Verdict, finish},
+};
+
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    finish(&ctx, verdict(&ctx))
+}
+
+#[inline(always)]
+fn verdict(ctx: &TcContext) -> Outcome {
+    // Another node's program may have set it, where the underlay is made of veth pairs.
+    ctx.clear_ready_to_leave();
+    let mut packet = Ipv4::at(0);
+    // What bears a VLAN tag belongs to another link.
+    if ctx.has_foreign_vlan_tag() || !ctx.is_for_this_host() || packet.load(ctx).is_err() {
+        return Ok(Verdict::Pass);
+    }
+    match packet.headers.ethertype.get() {
+        ethertype::IPV4 => {}
+        // The kernel would take off a second tag too, behind this program's back.
+        ethertype::VLAN | ethertype::SERVICE_VLAN if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
+        _ => return Ok(Verdict::Pass),
+    }
+    let parsed = packet.parse(ctx);
+    if parsed.is_ok() && !maps::is_direct() && is_tunnel(ctx, &packet) {
+        return tunnel_in::on_uplink(ctx, &packet);
+    }
+    let sender = maps::node(&packet.headers.source_address());
+    if let Some(node) = sender {
+        source::of_bare_packet(ctx, &packet.headers, node)?;
+    }
+    if parsed.is_err() {
+        return Ok(Verdict::Pass);
+    }
+    if let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) {
+        return match sender {
+            // Nobody else has this node's own addresses.
+            Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::PodSourceNotFromNode),
+            Some(_) if maps::is_direct() => direct::to_pod(ctx, &mut packet, endpoint),
+            // From the world to a pod's own address: the host's routing decides.
+            _ => Ok(Verdict::Pass),
+        };
+    }
+    snat::back(ctx, &mut packet)
+}
+
+/// Whether it is VXLAN for this node. Outer fragments are not: the host reassembles them for the VXLAN device.
+#[inline(always)]
+fn is_tunnel(ctx: &TcContext, packet: &Ipv4) -> bool {
+    source::is_tunnel(packet)
+        && matches!(packet.headers.fragment_part(), Fragment::Whole)
+        && maps::uplink(ctx.ifindex())
+            .is_some_and(|uplink| uplink.tunnel_address == packet.headers.destination_address())
+}

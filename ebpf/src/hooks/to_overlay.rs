@@ -1,0 +1,44 @@
+//! What the host stack sends to other nodes' pods: TC egress of the VXLAN device.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use podwire_common::{
+    abi::NODE_LOCAL,
+    reason::{Drop, Path},
+};
+
+use crate::{
+    maps,
+    packet::{Ipv4, get_tunnel_key},
+    stage::{stack_flow, tunnel_out},
+    verdict::{Outcome, Verdict, finish},
+};
+
+#[classifier]
+pub fn to_overlay(ctx: TcContext) -> i32 {
+    finish(&ctx, verdict(&ctx))
+}
+
+#[inline(always)]
+fn verdict(ctx: &TcContext) -> Outcome {
+    if get_tunnel_key(ctx).is_some() {
+        // From another hook, which could not encapsulate itself: it set the key, and this is no stack flow.
+        return Ok(Verdict::Pass);
+    }
+    let mut packet = Ipv4::at(0);
+    packet.load(ctx)?;
+    if !packet.headers.is_ipv4() {
+        return Err(Drop::NoNodeForDestination);
+    }
+    let destination = packet.headers.destination_address();
+    let node = match maps::node(&destination) {
+        Some(node) if node.flags & NODE_LOCAL == 0 => node,
+        _ => return Err(Drop::NoNodeForDestination),
+    };
+    packet.parse(ctx)?;
+    let source = packet.headers.source_address();
+    if maps::endpoint(&source).is_some() {
+        stack_flow::record(&packet, &source, &destination);
+    }
+    tunnel_out::address_to_node(ctx, &packet, node)?;
+    Ok(Verdict::Stack(Path::StackToTunnel))
+}

@@ -1,0 +1,35 @@
+//! What the host stack sends to a pod: TC egress of the host side of its veth pair. Packets that other programs deliver
+//! with `bpf_redirect_peer` do not come here.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use podwire_common::reason::Path;
+
+use crate::{
+    maps,
+    packet::{Ipv4, Skb},
+    stage::{local, stack_flow},
+    verdict::{Outcome, Verdict, finish},
+};
+
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    finish(&ctx, verdict(&ctx))
+}
+
+#[inline(always)]
+fn verdict(ctx: &TcContext) -> Outcome {
+    let mut packet = Ipv4::at(0);
+    if packet.load(ctx).is_err() || !packet.headers.is_ipv4() {
+        return Ok(Verdict::Pass);
+    }
+    let destination = packet.headers.destination_address();
+    let endpoint = match maps::endpoint(&destination) {
+        Some(endpoint) if endpoint.ifindex == ctx.ifindex() => endpoint,
+        _ => return Ok(Verdict::Pass),
+    };
+    packet.parse(ctx)?;
+    stack_flow::record(&packet, &destination, &packet.headers.source_address());
+    // The link has no neighbour entries: the stack left its own address where the pod's belongs.
+    local::address_to_pod(ctx, endpoint)?;
+    Ok(Verdict::Stack(Path::FromStack))
+}

@@ -1,0 +1,17 @@
+//! Podwire's BPF programs: one hook per attach point, each the order of its stages.
+//!
+//! The kernel is given `GPL` as the licence: `bpf_redirect_neigh` and others are GPL-only helpers.
+#![no_std]
+#![no_main]
+
+mod hooks;
+mod maps;
+mod packet;
+mod stage;
+mod verdict;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier proves that no program gets here.
+    loop {}
+}

@@ -1,0 +1,393 @@
+//! Ethernet and IPv4 headers, and the 5-tuple of a packet (RFC 791, RFC 9293, RFC 768, RFC 792).
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{Flow, FragmentKey},
+    addr::{Addr, Be16, Mac},
+    flow::protocol,
+    reason::Drop,
+};
+
+use super::Skb;
+
+/// EtherTypes (IEEE 802).
+pub mod ethertype {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd;
+    /// Customer VLAN tag.
+    pub const VLAN: u16 = 0x8100;
+    /// Service VLAN tag.
+    pub const SERVICE_VLAN: u16 = 0x88a8;
+}
+
+const ETHERNET_LENGTH: u32 = 14;
+const MINIMUM_HEADER: u32 = 20;
+const DONT_FRAGMENT: u16 = 0x4000;
+const MORE_FRAGMENTS: u16 = 0x2000;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+/// `linux/skbuff.h`.
+const GSO_BY_FRAGS: u32 = 0xffff;
+
+/// An Ethernet header and the fixed part of an IPv4 header, as on the wire. For another EtherType only the first
+/// three fields mean anything.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Headers {
+    /// Link destination.
+    pub destination_mac: Mac,
+    /// Link source.
+    pub source_mac: Mac,
+    /// What follows.
+    pub ethertype: Be16,
+    /// Version and header length in words.
+    pub version_length: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Header and payload.
+    pub total_length: Be16,
+    /// Of the datagram.
+    pub identification: [u8; 2],
+    /// Flags and offset.
+    pub fragment: Be16,
+    /// Time to live.
+    pub ttl: u8,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Of the header.
+    pub checksum: Be16,
+    /// Network order.
+    pub source: [u8; 4],
+    /// Network order.
+    pub destination: [u8; 4],
+}
+
+const _: () = assert!(size_of::<Headers>() == 34);
+
+impl Headers {
+    const ZERO: Self = Self {
+        destination_mac: Mac { bytes: [0; 6] },
+        source_mac: Mac { bytes: [0; 6] },
+        ethertype: Be16::ZERO,
+        version_length: 0,
+        traffic_class: 0,
+        total_length: Be16::ZERO,
+        identification: [0; 2],
+        fragment: Be16::ZERO,
+        ttl: 0,
+        protocol: 0,
+        checksum: Be16::ZERO,
+        source: [0; 4],
+        destination: [0; 4],
+    };
+
+    /// Whether the frame says that it carries IPv4.
+    #[inline(always)]
+    pub fn is_ipv4(&self) -> bool {
+        self.ethertype.get() == ethertype::IPV4
+    }
+
+    /// The address that the packet comes from.
+    #[inline(always)]
+    pub fn source_address(&self) -> Addr {
+        Addr::from_v4(self.source)
+    }
+
+    /// The address that the packet goes to.
+    #[inline(always)]
+    pub fn destination_address(&self) -> Addr {
+        Addr::from_v4(self.destination)
+    }
+
+    /// Bytes of IPv4 header, options included.
+    #[inline(always)]
+    pub fn header_length(&self) -> u32 {
+        u32::from(self.version_length & 0xf) * 4
+    }
+
+    /// Where the transport header begins, in a frame that starts at `base`.
+    #[inline(always)]
+    pub fn transport_offset(&self, base: u32) -> u32 {
+        base + ETHERNET_LENGTH + self.header_length()
+    }
+
+    /// Whether the sender forbids fragments.
+    #[inline(always)]
+    pub fn dont_fragment(&self) -> bool {
+        self.fragment.get() & DONT_FRAGMENT != 0
+    }
+
+    /// Which part of its datagram the packet is.
+    #[inline(always)]
+    pub fn fragment_part(&self) -> Fragment {
+        let fragment = self.fragment.get();
+        if fragment & FRAGMENT_OFFSET != 0 {
+            Fragment::Later
+        } else if fragment & MORE_FRAGMENTS != 0 {
+            Fragment::First
+        } else {
+            Fragment::Whole
+        }
+    }
+
+    /// What names the datagram that a fragment belongs to.
+    #[inline(always)]
+    pub fn fragment_key(&self) -> FragmentKey {
+        FragmentKey {
+            source: self.source_address(),
+            destination: self.destination_address(),
+            identification: [0, 0, self.identification[0], self.identification[1]],
+            protocol: self.protocol,
+            reserved: [0; 3],
+        }
+    }
+}
+
+/// Part of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fragment {
+    /// Not fragmented.
+    Whole,
+    /// Bears the ports.
+    First,
+    /// Bears none.
+    Later,
+}
+
+/// A checked IPv4 packet.
+pub struct Ipv4 {
+    /// As on the wire.
+    pub headers: Headers,
+    /// Its 5-tuple; of an ICMP error, the 5-tuple that the error follows: its inner packet's, reversed. Ports of a later
+    /// fragment are not known here and 0.
+    pub flow: Flow,
+    /// Where the frame starts.
+    pub base: u32,
+    /// IP header and payload of the packet, or of the whole large segment.
+    pub length: u32,
+    /// IP and transport headers that every segment of a large segment repeats.
+    pub repeated_headers: u32,
+    /// 0 unless TCP.
+    pub tcp_flags: u8,
+    /// Whether it is an ICMP error.
+    pub is_error: bool,
+    /// Whether it is an ICMP echo request or reply.
+    pub is_echo: bool,
+}
+
+impl Ipv4 {
+    /// A packet of the frame that starts at `base`; nothing of it is known yet.
+    #[inline(always)]
+    pub fn at(base: u32) -> Self {
+        Self {
+            headers: Headers::ZERO,
+            flow: Flow::new(Addr::UNSPECIFIED, Addr::UNSPECIFIED, Be16::ZERO, Be16::ZERO, 0),
+            base,
+            length: 0,
+            repeated_headers: 0,
+            tcp_flags: 0,
+            is_error: false,
+            is_echo: false,
+        }
+    }
+
+    /// Loads the headers as they are; nothing is checked yet. The caller goes on with [`Self::parse`] when they say
+    /// IPv4.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`] when the frame is shorter than an IPv4 header over Ethernet.
+    #[inline(always)]
+    pub fn load(&mut self, ctx: &TcContext) -> Result<(), Drop> {
+        ctx.load_into(self.base, &mut self.headers)
+    }
+
+    /// Checks the headers and reads the 5-tuple.
+    ///
+    /// # Errors
+    /// [`Drop::BadIpHeader`] for a version, header length or total length that cannot be; [`Drop::Truncated`] when the
+    /// packet ends before a header does.
+    // In place and a function of its own, as all that need much stack: 512 bytes are all there is, and siblings share.
+    #[inline(never)]
+    pub fn parse(&mut self, ctx: &TcContext) -> Result<(), Drop> {
+        let header_length = self.headers.header_length();
+        if self.headers.version_length >> 4 != 4 || header_length < MINIMUM_HEADER {
+            return Err(Drop::BadIpHeader);
+        }
+        let available = ctx.bytes().wrapping_sub(self.base + ETHERNET_LENGTH);
+        // The length field of a large segment is rewritten when it is cut: what counts is what is there.
+        self.length =
+            if ctx.segment_payload() != 0 { available } else { u32::from(self.headers.total_length.get()) };
+        if self.length < header_length {
+            return Err(Drop::BadIpHeader);
+        }
+        if self.length > available {
+            return Err(Drop::Truncated);
+        }
+        self.flow.source = self.headers.source_address();
+        self.flow.destination = self.headers.destination_address();
+        self.flow.protocol = self.headers.protocol;
+        self.repeated_headers = header_length;
+        if matches!(self.headers.fragment_part(), Fragment::Later) {
+            return Ok(());
+        }
+        self.parse_transport(ctx, self.length - header_length)
+    }
+
+    /// The largest IP packet that leaves on the wire: a segment of a large segment, or the packet itself.
+    #[inline(always)]
+    pub fn wire_length(&self, ctx: &TcContext) -> u32 {
+        match ctx.segment_payload() {
+            0 => self.length,
+            // Segments of different sizes (SCTP): the kernel knows them, this program does not.
+            GSO_BY_FRAGS => self.repeated_headers,
+            payload => self.repeated_headers + payload,
+        }
+    }
+
+    #[inline(always)]
+    fn parse_transport(&mut self, ctx: &TcContext, available: u32) -> Result<(), Drop> {
+        let offset = self.headers.transport_offset(self.base);
+        match self.flow.protocol {
+            protocol::TCP => {
+                let tcp: Tcp = load_within(ctx, offset, available)?;
+                self.flow.source_port = tcp.source_port;
+                self.flow.destination_port = tcp.destination_port;
+                self.tcp_flags = tcp.flags;
+                self.repeated_headers += u32::from(tcp.data_offset >> 4) * 4;
+            }
+            protocol::UDP => {
+                let udp: Ports = load_within(ctx, offset, available)?;
+                self.flow.source_port = udp.source_port;
+                self.flow.destination_port = udp.destination_port;
+                self.repeated_headers += size_of::<Ports>() as u32;
+            }
+            protocol::ICMP => {
+                let icmp: Icmp = load_within(ctx, offset, available)?;
+                if icmp.is_error() {
+                    self.is_error = true;
+                    let quote = size_of::<Icmp>() as u32;
+                    return self.parse_quote(ctx, offset + quote, available - quote);
+                }
+                self.is_echo = icmp.is_echo();
+                (self.flow.source_port, self.flow.destination_port) = icmp.ports();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes the 5-tuple, reversed, of the packet that an ICMP error quotes: its IP header and at least 8 bytes more
+    /// (RFC 792).
+    #[inline(always)]
+    fn parse_quote(&mut self, ctx: &TcContext, offset: u32, available: u32) -> Result<(), Drop> {
+        let quoted: QuotedIpv4 = load_within(ctx, offset, available)?;
+        let header_length = u32::from(quoted.version_length & 0xf) * 4;
+        if quoted.version_length >> 4 != 4 || header_length < MINIMUM_HEADER {
+            return Err(Drop::BadIpHeader);
+        }
+        self.flow.source = Addr::from_v4(quoted.destination);
+        self.flow.destination = Addr::from_v4(quoted.source);
+        self.flow.protocol = quoted.protocol;
+        if quoted.fragment.get() & FRAGMENT_OFFSET != 0 {
+            return Ok(());
+        }
+        let offset = offset + header_length;
+        let available = available.saturating_sub(header_length);
+        match quoted.protocol {
+            protocol::TCP | protocol::UDP => {
+                let ports: Ports = load_within(ctx, offset, available)?;
+                self.flow.source_port = ports.destination_port;
+                self.flow.destination_port = ports.source_port;
+            }
+            protocol::ICMP => {
+                let icmp: Icmp = load_within(ctx, offset, available)?;
+                (self.flow.destination_port, self.flow.source_port) = icmp.ports();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn load_within<T>(ctx: &TcContext, offset: u32, available: u32) -> Result<T, Drop> {
+    if available < size_of::<T>() as u32 {
+        return Err(Drop::Truncated);
+    }
+    ctx.load_at(offset)
+}
+
+/// The first 8 bytes of UDP, and of TCP in an ICMP error.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ports {
+    source_port: Be16,
+    destination_port: Be16,
+    rest: [u8; 4],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Tcp {
+    source_port: Be16,
+    destination_port: Be16,
+    sequence: [u8; 4],
+    acknowledgement: [u8; 4],
+    data_offset: u8,
+    flags: u8,
+    window: [u8; 2],
+    checksum: [u8; 2],
+    urgent: [u8; 2],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Icmp {
+    kind: u8,
+    code: u8,
+    checksum: [u8; 2],
+    identifier: Be16,
+    sequence: [u8; 2],
+}
+
+impl Icmp {
+    /// Destination unreachable, source quench, redirect, time exceeded, parameter problem.
+    #[inline(always)]
+    fn is_error(&self) -> bool {
+        matches!(self.kind, 3 | 4 | 5 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn is_echo(&self) -> bool {
+        matches!(self.kind, 0 | 8)
+    }
+
+    /// Source and destination "ports" as [`Flow`] has them: the identifier on the side that asks.
+    #[inline(always)]
+    fn ports(&self) -> (Be16, Be16) {
+        match self.kind {
+            8 => (self.identifier, Be16::ZERO),
+            0 => (Be16::ZERO, self.identifier),
+            _ => (Be16::ZERO, Be16::ZERO),
+        }
+    }
+}
+
+/// The IPv4 header that an ICMP error quotes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct QuotedIpv4 {
+    version_length: u8,
+    traffic_class: u8,
+    total_length: [u8; 2],
+    identification: [u8; 2],
+    fragment: Be16,
+    ttl: u8,
+    protocol: u8,
+    checksum: [u8; 2],
+    source: [u8; 4],
+    destination: [u8; 4],
+}

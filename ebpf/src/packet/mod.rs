@@ -1,0 +1,24 @@
+//! Bytes only: checked loads, and the only stores, checksum fixes and redirects. No maps, no policy.
+#![expect(
+    unsafe_code,
+    reason = "kernel helpers and the fields of the context are reached through raw pointers"
+)]
+
+mod arp;
+mod checksum;
+mod icmp;
+mod ipv4;
+mod redirect;
+mod rewrite;
+mod skb;
+mod tunnel;
+mod xdp;
+
+pub use arp::Arp;
+pub use icmp::too_big;
+pub use ipv4::{Fragment, Headers, Ipv4, ethertype};
+pub use redirect::{Lookup, Way, redirect, redirect_peer};
+pub use rewrite::{End, decrement_ttl, set_macs, set_traffic_class, translate};
+pub use skb::Skb;
+pub use tunnel::{OUTER_LENGTH, Outer, decapsulate, encapsulate, get_tunnel_key, set_tunnel_key, vni_of};
+pub use xdp::load as load_xdp;

@@ -1,0 +1,121 @@
+//! Where a packet leaves.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    },
+    helpers::{self, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
+    programs::TcContext,
+};
+use podwire_common::addr::{Addr, Mac};
+
+use super::Skb;
+
+const AF_INET: u8 = 2;
+
+/// A question to the kernel's routing table, and its answer.
+pub struct Way {
+    /// The link to leave by; in the answer, the one that the route names.
+    pub ifindex: u32,
+    /// Of the IP packet, bytes: only this lookup, unlike a redirect, knows path MTU exceptions. 0: not asked.
+    pub length: u32,
+    /// IPv4.
+    pub source: Addr,
+    /// IPv4.
+    pub destination: Addr,
+    /// In the answer: the router, or the destination itself where there is none on the way; network order. 0: not known.
+    next_hop: u32,
+    /// In the answer: the next hop's link address as far as the kernel knows it, else zeros.
+    pub next_hop_mac: Mac,
+}
+
+/// What the kernel's routing table says of a [`Way`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// There is one.
+    Found,
+    /// The path takes no more than [`Way::length`] bytes of IP packet.
+    TooBig,
+    /// Anything else: no route, or forwarding is off.
+    Unknown,
+}
+
+impl Way {
+    /// A question.
+    #[inline(always)]
+    pub fn new(ifindex: u32, source: Addr, destination: Addr, length: u32) -> Self {
+        Self { ifindex, length, source, destination, next_hop: 0, next_hop_mac: Mac::default() }
+    }
+
+    /// Asks the kernel.
+    #[inline(never)]
+    pub fn look_up(&mut self, ctx: &TcContext) -> Lookup {
+        // SAFETY: all fields are integers or unions of them.
+        let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        query.family = AF_INET;
+        query.ifindex = self.ifindex;
+        query.__bindgen_anon_1.tot_len = self.length as u16;
+        query.__bindgen_anon_3.ipv4_src = self.source.v4_be32();
+        query.__bindgen_anon_4.ipv4_dst = self.destination.v4_be32();
+        // SAFETY: the context is valid, the size is that of the query.
+        let code = unsafe {
+            helpers::bpf_fib_lookup(
+                ctx.as_ptr(),
+                &raw mut query,
+                size_of::<bpf_fib_lookup>() as i32,
+                BPF_FIB_LOOKUP_OUTPUT,
+            )
+        };
+        match code as u32 {
+            // Without a link address there is a way all the same: the kernel asks for it.
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
+                self.ifindex = query.ifindex;
+                // SAFETY: the helper wrote the next hop into this member.
+                self.next_hop = unsafe { query.__bindgen_anon_4.ipv4_dst };
+                self.next_hop_mac = Mac { bytes: query.dmac };
+                Lookup::Found
+            }
+            BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+                // SAFETY: the helper wrote the result into this member.
+                self.length = unsafe { query.__bindgen_anon_1.mtu_result }.into();
+                Lookup::TooBig
+            }
+            _ => Lookup::Unknown,
+        }
+    }
+
+    /// Sends the packet this way. The kernel resolves the next hop and writes the link header: so its neighbour entry is
+    /// used, and asked for again when it is old.
+    #[inline(always)]
+    pub fn leave(&self, ctx: &TcContext) -> i32 {
+        ctx.set_ready_to_leave();
+        if self.next_hop == 0 {
+            // SAFETY: without parameters the pointer may be null and the length zero. The kernel looks for the route.
+            return unsafe { bpf_redirect_neigh(self.ifindex, core::ptr::null_mut(), 0, 0) as i32 };
+        }
+        let mut next_hop = bpf_redir_neigh {
+            nh_family: AF_INET.into(),
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: self.next_hop },
+        };
+        // SAFETY: pointer and size are those of the parameters.
+        unsafe {
+            bpf_redirect_neigh(self.ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+        }
+    }
+}
+
+/// Out of a link; the link header is complete.
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: a helper on integers.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Into the other end of a veth pair, as if it had just arrived there.
+#[inline(always)]
+pub fn redirect_peer(ifindex: u32) -> i32 {
+    // SAFETY: a helper on integers.
+    unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}

@@ -1,0 +1,191 @@
+//! VXLAN over IPv4: the outer headers, written and removed here or by the VXLAN device (RFC 7348).
+
+use aya_ebpf::{
+    bindings::{
+        BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+        BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
+    },
+    helpers::{bpf_get_prandom_u32, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
+    programs::TcContext,
+};
+use podwire_common::{
+    addr::{Addr, Be16, Mac},
+    flow::protocol,
+    names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
+    reason::Drop,
+};
+
+use super::{Headers, Skb, Way, checksum, ethertype};
+
+/// Bytes from the outer Ethernet header to the inner one's beginning, which is also what is added to a frame.
+pub const OUTER_LENGTH: u32 = VXLAN_OVERHEAD;
+const TTL: u8 = 64;
+const DONT_FRAGMENT: u16 = 0x4000;
+/// "The VNI is valid".
+const VXLAN_FLAGS: u8 = 0x08;
+const INNER_ETHERNET: u64 = 14;
+const ENCAPSULATE: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH
+    | BPF_F_ADJ_ROOM_FIXED_GSO) as u64
+    | ((INNER_ETHERNET & BPF_ADJ_ROOM_ENCAP_L2_MASK as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT);
+
+/// What distinguishes one outer header from another.
+pub struct Outer {
+    /// From the inner flow.
+    pub source_port: Be16,
+    /// The tunnel's.
+    pub destination_port: Be16,
+    /// Network identifier, host order.
+    pub vni: u32,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Copied from the inner packet, so that path MTU discovery sees the tunnel.
+    pub dont_fragment: bool,
+}
+
+/// Adds the outer headers and an inner Ethernet header in front of the IP packet.
+///
+/// # Errors
+/// [`Refused`] when the kernel does not let the frame grow, with the frame as it was: it is encapsulated already (a
+/// pod's own tunnel, or what a decapsulation left behind).
+#[inline(always)]
+pub fn encapsulate(ctx: &TcContext, way: &Way, outer: &Outer) -> Result<Result<(), Drop>, Refused> {
+    ctx.adjust_room(OUTER_LENGTH as i32, BPF_ADJ_ROOM_MAC, ENCAPSULATE).map_err(|_| Refused)?;
+    Ok(store_outer(ctx, way, outer))
+}
+
+/// The kernel refused to change the room for headers; nothing happened to the frame.
+pub struct Refused;
+
+#[inline(never)]
+fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer) -> Result<(), Drop> {
+    // Of a large segment the kernel writes both lengths again when it cuts it.
+    let length = ctx.bytes() as u16;
+    let ip_length = length.wrapping_sub(14);
+    let (fragment, identification) = match outer.dont_fragment {
+        true => (DONT_FRAGMENT, 0),
+        // SAFETY: a helper without arguments.
+        false => (0, unsafe { bpf_get_prandom_u32() } as u16),
+    };
+    let [_, a, b, c] = outer.vni.to_be_bytes();
+    let mut headers = OuterHeaders {
+        outer: Headers {
+            // The kernel writes the link addresses when it has resolved the next hop.
+            destination_mac: Mac::default(),
+            source_mac: Mac::default(),
+            ethertype: Be16::new(ethertype::IPV4),
+            version_length: 0x45,
+            traffic_class: outer.traffic_class,
+            total_length: Be16::new(ip_length),
+            identification: identification.to_ne_bytes(),
+            fragment: Be16::new(fragment),
+            ttl: TTL,
+            protocol: protocol::UDP,
+            checksum: Be16::ZERO,
+            source: way.source.v4(),
+            destination: way.destination.v4(),
+        },
+        source_port: outer.source_port,
+        destination_port: outer.destination_port,
+        udp_length: Be16::new(ip_length.wrapping_sub(20)),
+        // None: receivers keep their receive offload, and the inner checksum covers what matters (RFC 6935).
+        udp_checksum: Be16::ZERO,
+        vxlan: [VXLAN_FLAGS, 0, 0, 0, a, b, c, 0],
+        inner_destination_mac: Mac { bytes: INNER_DESTINATION_MAC },
+        inner_source_mac: Mac { bytes: INNER_SOURCE_MAC },
+        inner_ethertype: Be16::new(ethertype::IPV4),
+    };
+    headers.outer.checksum = checksum::of_ip(&headers.outer);
+    ctx.store_at(0, &headers)
+}
+
+/// Removes the outer headers. The Ethernet header in front stays, with the outer addresses.
+///
+/// # Errors
+/// [`Refused`] when the kernel does not let the frame shrink.
+#[inline(always)]
+pub fn decapsulate(ctx: &TcContext) -> Result<(), Refused> {
+    ctx.adjust_room(-(OUTER_LENGTH as i32), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into())
+        .map_err(|_| Refused)
+}
+
+/// The network identifier of the VXLAN header at an offset; `None` when its flags are not VXLAN's.
+///
+/// # Errors
+/// [`Drop::Truncated`].
+#[inline(always)]
+pub fn vni_of(ctx: &TcContext, offset: u32) -> Result<Option<u32>, Drop> {
+    let header: [u8; 8] = ctx.load_at(offset)?;
+    Ok((header[0] == VXLAN_FLAGS).then(|| u32::from_be_bytes([0, header[4], header[5], header[6]])))
+}
+
+/// What the VXLAN device knows of a packet's outer header.
+pub struct TunnelKey {
+    /// The sender.
+    pub remote: Addr,
+    /// Network identifier, host order.
+    pub vni: u32,
+}
+
+/// The tunnel key of a packet; `None` when it has none.
+#[inline(never)]
+pub fn get_tunnel_key(ctx: &TcContext) -> Option<TunnelKey> {
+    // SAFETY: all fields are integers or unions of them.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    // SAFETY: the context is valid, the size is that of the key, and the helper fills the IPv4 member.
+    unsafe {
+        if bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) != 0 {
+            return None;
+        }
+        let remote = Addr::from_v4(key.__bindgen_anon_1.remote_ipv4.to_be_bytes());
+        Some(TunnelKey { remote, vni: key.tunnel_id })
+    }
+}
+
+/// Tells the VXLAN device where to send a packet.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn set_tunnel_key(
+    ctx: &TcContext,
+    source: &Addr,
+    destination: &Addr,
+    vni: u32,
+    class: u8,
+) -> Result<(), Drop> {
+    // SAFETY: all fields are integers or unions of them.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    key.tunnel_id = vni;
+    key.tunnel_tos = class;
+    key.tunnel_ttl = TTL;
+    key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(destination.v4());
+    key.__bindgen_anon_3.local_ipv4 = u32::from_be_bytes(source.v4());
+    // SAFETY: as above.
+    let code = unsafe {
+        bpf_skb_set_tunnel_key(
+            ctx.skb.skb,
+            &raw mut key,
+            size_of::<bpf_tunnel_key>() as u32,
+            BPF_F_ZERO_CSUM_TX.into(),
+        )
+    };
+    if code == 0 { Ok(()) } else { Err(Drop::RewriteFailed) }
+}
+
+#[repr(C)]
+struct OuterHeaders {
+    outer: Headers,
+    source_port: Be16,
+    destination_port: Be16,
+    udp_length: Be16,
+    udp_checksum: Be16,
+    vxlan: [u8; 8],
+    inner_destination_mac: Mac,
+    inner_source_mac: Mac,
+    inner_ethertype: Be16,
+}
+
+const _: () = assert!(size_of::<OuterHeaders>() == 64);

@@ -1,0 +1,33 @@
+//! A pod asks for its gateway's link address. The gateway is a permanent neighbour in the pod, so this serves tools that
+//! ask all the same.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    addr::{Addr, Mac},
+    reason::{Drop, Path},
+};
+
+use super::source;
+use crate::{
+    packet::{Arp, Skb, redirect_peer},
+    verdict::{Outcome, Verdict},
+};
+
+/// Answers a request for the pod's gateway in the gateway's name.
+///
+/// # Errors
+/// [`Drop::ArpNotForGateway`] for anything else.
+#[inline(never)]
+pub fn answer(ctx: &TcContext, frame_source: Mac) -> Outcome {
+    let request = Arp::load(ctx)?;
+    let endpoint = source::of_pod(ctx, &Addr::from_v4(request.sender), frame_source)?;
+    if request.sender_mac != frame_source {
+        return Err(Drop::SourceMacNotOwned);
+    }
+    if !request.is_request() || request.target != endpoint.gateway.v4() {
+        return Err(Drop::ArpNotForGateway);
+    }
+    request.answer(ctx, endpoint.host_mac)?;
+    ctx.set_packet_host();
+    Ok(Verdict::Redirect(Path::ArpAnswered, redirect_peer(endpoint.ifindex)))
+}

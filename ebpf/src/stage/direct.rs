@@ -1,0 +1,53 @@
+//! To and from other nodes as the packets are, without a tunnel.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{Endpoint, Node},
+    reason::Path,
+};
+
+use super::{flow, local, stack_flow, too_big};
+use crate::{
+    packet::{Ipv4, Lookup, Way, decrement_ttl},
+    verdict::{Outcome, Verdict},
+};
+
+/// A pod's packet, past the host stack, by the host's own route.
+///
+/// # Errors
+/// [`podwire_common::reason::Drop::RewriteFailed`].
+#[inline(never)]
+pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node) -> Outcome {
+    if packet.headers.ttl <= 1 {
+        return Ok(Verdict::Stack(Path::ToStack));
+    }
+    let mut way = Way::new(
+        node.uplink,
+        packet.headers.source_address(),
+        packet.headers.destination_address(),
+        packet.wire_length(ctx),
+    );
+    match way.look_up(ctx) {
+        Lookup::Found => {}
+        Lookup::TooBig if too_big::can_answer(packet) => {
+            return too_big::answer(ctx, packet, endpoint, way.length);
+        }
+        // The stack cuts what may be cut, and answers where there is no route.
+        Lookup::TooBig | Lookup::Unknown => return Ok(Verdict::Stack(Path::ToStack)),
+    }
+    decrement_ttl(ctx, &packet.headers, 0)?;
+    Ok(Verdict::Redirect(Path::DirectOut, way.leave(ctx)))
+}
+
+/// A packet of another node's pod or of the node itself, for a pod of this node.
+///
+/// # Errors
+/// [`podwire_common::reason::Drop::FragmentWithoutFirst`], [`podwire_common::reason::Drop::RewriteFailed`].
+#[inline(always)]
+pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outcome {
+    flow::complete(packet)?;
+    if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, packet) {
+        return Ok(Verdict::Pass);
+    }
+    local::deliver(ctx, &packet.headers, endpoint, Path::DirectIn)
+}

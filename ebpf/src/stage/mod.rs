@@ -1,0 +1,12 @@
+//! Stages: look something up, let `common` decide, rewrite the packet.
+
+pub mod arp;
+pub mod direct;
+pub mod flow;
+pub mod local;
+pub mod snat;
+pub mod source;
+pub mod stack_flow;
+pub mod too_big;
+pub mod tunnel_in;
+pub mod tunnel_out;

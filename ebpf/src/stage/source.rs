@@ -1,0 +1,76 @@
+//! Is the sender who it says it is?
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{Endpoint, NODE_LOCAL, NODE_ON_LINK, NODE_POD_NETWORK, Node},
+    addr::{Addr, Mac},
+    flow::protocol,
+    reason::Drop,
+};
+
+use crate::{
+    maps,
+    packet::{Headers, Ipv4, Lookup, Skb, Way},
+};
+
+/// The endpoint that a frame from a pod's link comes from.
+///
+/// # Errors
+/// [`Drop::SourceNotOwned`] when the address is not the pod's, [`Drop::SourceMacNotOwned`] when the link address is not.
+#[inline(always)]
+pub fn of_pod(ctx: &TcContext, address: &Addr, mac: Mac) -> Result<&'static Endpoint, Drop> {
+    let endpoint = maps::endpoint(address).ok_or(Drop::SourceNotOwned)?;
+    if endpoint.ifindex != ctx.ifindex() {
+        return Err(Drop::SourceNotOwned);
+    }
+    if endpoint.pod_mac != mac {
+        return Err(Drop::SourceMacNotOwned);
+    }
+    Ok(endpoint)
+}
+
+/// Whether a packet looks like one of the tunnel's, wherever it goes.
+#[inline(always)]
+pub fn is_tunnel(packet: &Ipv4) -> bool {
+    packet.flow.protocol == protocol::UDP
+        && packet.flow.destination_port == maps::vxlan_port()
+        && !packet.is_error
+}
+
+/// Refuses tunnel packets that a pod made itself and sends to a node, this one included: the node would take them for
+/// another node's.
+///
+/// # Errors
+/// [`Drop::VxlanFromPod`].
+#[inline(always)]
+pub fn refuse_tunnel_from_pod(packet: &Ipv4, node: &Node) -> Result<(), Drop> {
+    if is_tunnel(packet) && node.flags & NODE_POD_NETWORK == 0 {
+        return Err(Drop::VxlanFromPod);
+    }
+    Ok(())
+}
+
+/// Refuses a pod network's source that arrives bare on an uplink, unless it comes from the node that owns it.
+///
+/// # Errors
+/// [`Drop::PodSourceNotFromNode`].
+#[inline(always)]
+pub fn of_bare_packet(ctx: &TcContext, headers: &Headers, node: &Node) -> Result<(), Drop> {
+    if node.flags & NODE_POD_NETWORK == 0 {
+        return Ok(());
+    }
+    if !maps::is_direct() || node.flags & NODE_LOCAL != 0 || node.uplink != ctx.ifindex() {
+        return Err(Drop::PodSourceNotFromNode);
+    }
+    if node.flags & NODE_ON_LINK == 0 {
+        return Ok(());
+    }
+    // The kernel's own neighbour entry tells whose frame this is; none is kept. Where the kernel has no entry yet the
+    // packet passes: refusing it would cut off a node that never had to ask for our address.
+    let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, 0);
+    let known = way.look_up(ctx) == Lookup::Found && way.next_hop_mac != Mac::default();
+    if known && way.next_hop_mac != headers.source_mac {
+        return Err(Drop::PodSourceNotFromNode);
+    }
+    Ok(())
+}

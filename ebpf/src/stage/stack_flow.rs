@@ -1,0 +1,57 @@
+//! Path symmetry: a flow that came to us out of the host stack returns through it (invariant 1).
+
+use podwire_common::{
+    abi::{ENDPOINT_STACK_ONLY, Endpoint, NODE_LOCAL},
+    addr::Addr,
+    flow::protocol,
+    nat::{TCP_ACK, TCP_SYN},
+    reason::Path,
+};
+
+use crate::{
+    maps,
+    packet::{Fragment, Ipv4},
+};
+
+/// Whether a packet between a pod and somebody else must go through the host stack: its own flow was recorded, or its
+/// reverse. The latter is a client that has reached a backend through a service and now reaches it directly from the same
+/// port: its answers take the stack, so it must as well, where connection tracking keeps the two apart.
+#[inline(never)]
+pub fn needs_stack(endpoint: &Endpoint, packet: &Ipv4) -> bool {
+    if endpoint.flags & ENDPOINT_STACK_ONLY != 0 || maps::is_stack_flow(&packet.flow) {
+        return true;
+    }
+    // Of TCP the first packet decides, and the rest is found by the lookup above.
+    let is_tcp = packet.flow.protocol == protocol::TCP;
+    if packet.is_error || (is_tcp && packet.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN) {
+        return false;
+    }
+    if !maps::is_stack_flow(&packet.flow.reversed()) {
+        return false;
+    }
+    if is_tcp && maps::record_stack_flow(&packet.flow).is_err() {
+        maps::count_path(Path::StackFlowsFull, 0);
+    }
+    true
+}
+
+/// Records, for a packet that came out of the host stack, that its replies must go back through it.
+///
+/// `local_pod` is the end on this node, `other` the far one. Nothing is recorded where replies could not go past the stack:
+/// towards this node itself or the world they go up anyway. ICMP errors mark nothing: they follow the flow they speak of.
+#[inline(never)]
+pub fn record(packet: &Ipv4, local_pod: &Addr, other: &Addr) {
+    if packet.is_error || matches!(packet.headers.fragment_part(), Fragment::Later) || !can_go_direct(other) {
+        return;
+    }
+    if maps::record_stack_flow(&packet.flow.reversed()).is_err() {
+        // Slower, never wrong.
+        maps::set_stack_only(local_pod);
+        maps::count_path(Path::StackFlowsFull, 0);
+    }
+}
+
+#[inline(always)]
+fn can_go_direct(other: &Addr) -> bool {
+    maps::endpoint(other).is_some() || maps::node(other).is_some_and(|node| node.flags & NODE_LOCAL == 0)
+}

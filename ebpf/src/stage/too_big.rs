@@ -1,0 +1,30 @@
+//! A packet that does not fit the path to another node.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{abi::Endpoint, reason::Path};
+
+use crate::{
+    packet::{Ipv4, Skb, redirect_peer, too_big},
+    verdict::{Outcome, Verdict},
+};
+
+/// Whether [`answer`] can speak of the packet: it forbids fragments and has no IP options, whose length would vary the
+/// quote. The others are left to the kernel.
+#[inline(always)]
+pub fn can_answer(packet: &Ipv4) -> bool {
+    packet.headers.dont_fragment() && packet.headers.version_length == 0x45
+}
+
+/// Tells the pod, in its gateway's name, how much the path takes.
+///
+/// The program does it itself because the stack would answer with the MTU of its route, which knows nothing of a
+/// path that shrank: forwarded packets do not see path MTU exceptions (`ip_forward_use_pmtu` is off by default).
+///
+/// # Errors
+/// [`podwire_common::reason::Drop::RewriteFailed`].
+#[inline(always)]
+pub fn answer(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, mtu: u32) -> Outcome {
+    too_big(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, mtu as u16)?;
+    ctx.set_packet_host();
+    Ok(Verdict::Redirect(Path::TooBigAnswered, redirect_peer(endpoint.ifindex)))
+}

@@ -1,0 +1,99 @@
+//! Towards another node inside VXLAN.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{Endpoint, Node},
+    addr::Mac,
+    ecn,
+    names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
+    reason::{Drop, Path},
+};
+
+use super::too_big;
+use crate::{
+    maps,
+    packet::{Ipv4, Lookup, Outer, Way, decrement_ttl, encapsulate, redirect, set_macs, set_tunnel_key},
+    verdict::{Outcome, Verdict},
+};
+
+/// A pod's packet, past the host stack.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node) -> Outcome {
+    if packet.headers.ttl <= 1 {
+        return Ok(Verdict::Stack(Path::ToStack));
+    }
+    let (way, lookup) = way_to(ctx, packet, node);
+    if lookup == Lookup::TooBig && too_big::can_answer(packet) {
+        return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
+    }
+    decrement_ttl(ctx, &packet.headers, 0)?;
+    send(ctx, packet, node, &way, lookup, Path::TunnelOut)
+}
+
+/// A pod's packet that the host stack sends out bare: it is put into the tunnel instead.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn from_stack(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Outcome {
+    let (way, lookup) = way_to(ctx, packet, node);
+    send(ctx, packet, node, &way, lookup, Path::StackEncapsulated)
+}
+
+/// Tells the VXLAN device which node a packet is for.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(always)]
+pub fn address_to_node(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Result<(), Drop> {
+    // Not the device's own address, which may be the receiver's too (cloned machines): that one drops it silently.
+    set_macs(ctx, Mac { bytes: INNER_DESTINATION_MAC }, Mac { bytes: INNER_SOURCE_MAC })?;
+    let class = ecn::encapsulate(packet.headers.traffic_class);
+    set_tunnel_key(ctx, &node.source, &node.tunnel_endpoint, maps::vni(), class)
+}
+
+/// The way to a node on the underlay. When the packet is too large, [`Way::length`] says how much the path takes, outer
+/// headers included.
+#[inline(always)]
+fn way_to(ctx: &TcContext, packet: &Ipv4, node: &Node) -> (Way, Lookup) {
+    let length = packet.wire_length(ctx);
+    let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, length + VXLAN_OVERHEAD);
+    if length > node.mtu {
+        way.length = node.mtu + VXLAN_OVERHEAD;
+        return (way, Lookup::TooBig);
+    }
+    let lookup = way.look_up(ctx);
+    (way, lookup)
+}
+
+#[inline(always)]
+fn send(ctx: &TcContext, packet: &Ipv4, node: &Node, way: &Way, lookup: Lookup, path: Path) -> Outcome {
+    if lookup == Lookup::TooBig {
+        // The VXLAN device sends it in outer fragments: what may be cut, and what came out of the stack, whose sender
+        // this hook has no way back to.
+        return through_device(ctx, packet, node);
+    }
+    let outer = Outer {
+        source_port: packet.flow.tunnel_source_port(),
+        destination_port: maps::vxlan_port(),
+        vni: maps::vni(),
+        traffic_class: ecn::encapsulate(packet.headers.traffic_class),
+        dont_fragment: packet.headers.dont_fragment(),
+    };
+    match encapsulate(ctx, way, &outer) {
+        Err(_) => through_device(ctx, packet, node),
+        Ok(stored) => {
+            stored?;
+            Ok(Verdict::Redirect(path, way.leave(ctx)))
+        }
+    }
+}
+
+#[inline(always)]
+fn through_device(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Outcome {
+    address_to_node(ctx, packet, node)?;
+    Ok(Verdict::Redirect(Path::TunnelOutDevice, redirect(maps::vxlan_ifindex())))
+}

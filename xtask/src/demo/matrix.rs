@@ -1,0 +1,132 @@
+//! Who reaches whom, how fast, and under which address.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+use tabled::builder::Builder;
+use tabled::settings::Style;
+use xtask::lab::{Lab, Ns, Pod, traffic};
+
+const PORT: u16 = 8080;
+/// Enough for large segments.
+const TCP_BYTES: u64 = 256 * 1024;
+const UDP_BYTES: usize = 1200;
+
+/// One end of a cell.
+struct Place<'a> {
+    name: String,
+    ns: &'a Ns,
+    address: IpAddr,
+    /// The address that the world must see it under.
+    seen_by_world: IpAddr,
+    is_world: bool,
+}
+
+/// What a cell showed.
+enum Cell {
+    Itself,
+    Reached { rtt: Duration, seen: IpAddr, expected: IpAddr, translated: bool },
+    Failed(String),
+}
+
+/// Prints the matrix. The number of cells that are wrong.
+pub(crate) fn show(lab: &Lab, pods: &[Pod]) -> Result<usize> {
+    let places = places(lab, pods);
+    let mut table = Builder::default();
+    table.push_record([String::new()].into_iter().chain(places.iter().map(|to| to.name.clone())));
+    let mut wrong = Vec::new();
+    for from in places.iter().filter(|place| !place.is_world) {
+        let cells: Vec<Cell> = places.iter().map(|to| probe(from, to)).collect();
+        table.push_record([from.name.clone()].into_iter().chain(cells.iter().map(Cell::text)));
+        for (cell, to) in cells.iter().zip(&places) {
+            wrong.extend(
+                cell.complaint().map(|complaint| format!("{} → {}: {complaint}", from.name, to.name)),
+            );
+        }
+    }
+    println!(
+        "\nFrom each row to each column: round-trip time of a ping; TCP, UDP and ICMP each; NAT if the server saw another address"
+    );
+    println!("{}", table.build().with(Style::rounded()));
+    for complaint in &wrong {
+        println!("WRONG {complaint}");
+    }
+    Ok(wrong.len())
+}
+
+fn places<'a>(lab: &'a Lab, pods: &'a [Pod]) -> Vec<Place<'a>> {
+    let per_node = pods.len() / lab.nodes().len();
+    let pods = pods.iter().enumerate().map(|(index, pod)| {
+        let node = lab.node(index / per_node);
+        let letter = pod.name().rsplit('-').next().unwrap_or_default();
+        Place {
+            name: format!("pod {letter} ({})", node.name()),
+            ns: pod,
+            address: pod.address(),
+            seen_by_world: node.address(),
+            is_world: false,
+        }
+    });
+    let nodes = lab.nodes().iter().map(|node| Place {
+        name: node.name().to_owned(),
+        ns: node,
+        address: node.address(),
+        seen_by_world: node.address(),
+        is_world: false,
+    });
+    let world = Place {
+        name: "world".to_owned(),
+        ns: lab.world(),
+        address: lab.world_address(),
+        seen_by_world: lab.world_address(),
+        is_world: true,
+    };
+    pods.chain(nodes).chain([world]).collect()
+}
+
+fn probe(from: &Place<'_>, to: &Place<'_>) -> Cell {
+    if from.address == to.address {
+        return Cell::Itself;
+    }
+    match exchange(from, to) {
+        Ok(cell) => cell,
+        Err(error) => Cell::Failed(format!("{error:#}")),
+    }
+}
+
+fn exchange(from: &Place<'_>, to: &Place<'_>) -> Result<Cell> {
+    // The first resolves neighbours on the way.
+    traffic::ping(from.ns, to.address, 56)?;
+    let rtt = traffic::ping(from.ns, to.address, 56)?.rtt;
+    let tcp = traffic::tcp_exchange(from.ns, to.ns, to.address, PORT, TCP_BYTES)?;
+    let udp = traffic::udp_exchange(from.ns, to.ns, to.address, PORT, UDP_BYTES)?;
+    let expected = if to.is_world { from.seen_by_world } else { from.address };
+    let seen = [tcp, udp].map(|exchange| exchange.peer_seen_by_server.ip());
+    let seen = seen.into_iter().find(|seen| *seen != expected).unwrap_or(expected);
+    Ok(Cell::Reached { rtt, seen, expected, translated: seen != from.address })
+}
+
+impl Cell {
+    fn text(&self) -> String {
+        match self {
+            Cell::Itself => "·".to_owned(),
+            Cell::Reached { rtt, translated, .. } => {
+                let nat = if *translated { " NAT" } else { "" };
+                let wrong = if self.complaint().is_some() { " WRONG" } else { "" };
+                format!("{:.3} ms{nat}{wrong}", rtt.as_secs_f64() * 1000.0)
+            }
+            Cell::Failed(_) => "not reached".to_owned(),
+        }
+    }
+
+    fn complaint(&self) -> Option<String> {
+        match self {
+            Cell::Reached { seen, expected, .. } if seen != expected => {
+                Some(format!("the server saw {seen} and should have seen {expected}"))
+            }
+            Cell::Failed(error) => Some(error.clone()),
+            _ => None,
+        }
+    }
+}

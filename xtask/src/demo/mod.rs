@@ -1,0 +1,124 @@
+//! `cargo xtask demo`: the main job on one machine, without a cluster.
+
+mod matrix;
+mod throughput;
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use xtask::lab::{self, Lab, Mode, Node, Pod};
+
+use crate::{build, run};
+
+/// The name of a demonstration that outlives its command.
+const KEPT: &str = "podwire-demo";
+
+/// How to demonstrate.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// How pod packets travel between nodes.
+    #[arg(long, value_enum, default_value_t = ModeOption::Vxlan)]
+    mode: ModeOption,
+    /// Leave nodes, pods and agents running, and say how to enter a pod.
+    #[arg(long)]
+    keep: bool,
+    /// Remove what an earlier `--keep` has left.
+    #[arg(long, conflicts_with = "keep")]
+    remove: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ModeOption {
+    Vxlan,
+    Direct,
+}
+
+/// Who talks to whom in the demonstration.
+struct Stage {
+    lab: Lab,
+    /// Two on each node, in order of nodes.
+    pods: Vec<Pod>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    ensure!(
+        run::is_root(),
+        "the demonstration makes network namespaces and loads BPF programs: run it as root"
+    );
+    if options.remove {
+        let word = if lab::remove(KEPT)? { "removed" } else { "nothing to remove" };
+        println!("{word}");
+        return Ok(());
+    }
+    build::for_lab()?;
+    let binaries = build::lab_binaries()?;
+    let mode = match options.mode {
+        ModeOption::Vxlan => Mode::Vxlan,
+        ModeOption::Direct => Mode::Direct,
+    };
+    let stage = run::step("two nodes, two agents, a world, four pods", || {
+        let mut builder = Lab::builder().mode(mode).binaries(&binaries);
+        if options.keep {
+            builder = builder.name(KEPT);
+        }
+        Stage::set(builder.build()?)
+    })?;
+    let wrong = stage.show()?;
+    if options.keep {
+        stage.say_how_to_enter();
+        stage.lab.keep();
+    } else {
+        run::step("remove everything", || {
+            drop(stage);
+            Ok(())
+        })?;
+    }
+    ensure!(wrong == 0, "{wrong} of the cells are not as Kubernetes wants them");
+    Ok(())
+}
+
+impl Stage {
+    fn set(lab: Lab) -> Result<Self> {
+        let mut pods = Vec::new();
+        for (node, names) in lab.nodes().iter().zip([["a", "b"], ["c", "d"]]) {
+            for name in names {
+                pods.push(node.add_pod(name)?);
+            }
+        }
+        Ok(Self { lab, pods })
+    }
+
+    /// Prints everything there is to see. The number of wrong cells.
+    fn show(&self) -> Result<usize> {
+        let wrong = matrix::show(&self.lab, &self.pods)?;
+        throughput::show(&self.lab, &self.pods)?;
+        self.show_endpoints(self.lab.node(0))?;
+        Ok(wrong)
+    }
+
+    fn show_endpoints(&self, node: &Node) -> Result<()> {
+        let pin = node.bpf_dir().join("ENDPOINTS");
+        println!(
+            "\nWhat {}'s programs know of its pods\n$ bpftool map dump pinned {}",
+            node.name(),
+            pin.display()
+        );
+        run::visibly(Command::new("bpftool").args(["map", "dump", "pinned"]).arg(pin))?;
+        println!("\nPackets by path on {}", node.name());
+        for (path, packets) in node.traffic()? {
+            println!("{packets:>12} {path}");
+        }
+        for (reason, packets) in node.drops()? {
+            println!("{packets:>12} dropped: {reason}");
+        }
+        Ok(())
+    }
+
+    fn say_how_to_enter(&self) {
+        println!("\nEverything is left running. A shell in a pod:");
+        for pod in &self.pods {
+            println!("    nsenter --net={}    # {}", pod.path().display(), pod.address());
+        }
+        println!("Remove it:\n    cargo xtask demo --remove");
+    }
+}

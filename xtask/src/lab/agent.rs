@@ -1,0 +1,143 @@
+//! An agent's process.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::lab::Ns;
+
+/// The folder of the binaries, when it is not the one that this executable was built into.
+const BIN_DIR: &str = "PODWIRE_BIN_DIR";
+/// An agent serves ADD within a second; a busy machine gets more.
+const READY_DEADLINE: Duration = Duration::from_secs(20);
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(5);
+
+/// The two binaries that a node needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Binaries {
+    pub(crate) agent: PathBuf,
+    pub(crate) plugin: PathBuf,
+}
+
+impl Binaries {
+    pub(crate) fn find(folder: Option<&Path>) -> Result<Self> {
+        let folder = match (folder, std::env::var_os(BIN_DIR)) {
+            (Some(folder), _) => folder.to_owned(),
+            (None, Some(folder)) => PathBuf::from(folder),
+            (None, None) => profile_folder()?,
+        };
+        Ok(Self { agent: folder.join("podwire"), plugin: folder.join("podwire-cni") })
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        for binary in [&self.agent, &self.plugin] {
+            ensure!(
+                binary.exists(),
+                "there is no {}: `cargo xtask build` builds it, {BIN_DIR} names another folder",
+                binary.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// An agent that was started; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    child: Child,
+    log: PathBuf,
+    /// Where this process's own part of the log begins.
+    log_start: u64,
+}
+
+impl Agent {
+    /// Starts the agent in a namespace; its output is appended to the log.
+    pub(crate) fn spawn(ns: &Ns, binary: &Path, arguments: &[String], log: &Path) -> Result<Self> {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("open the agent's log {}", log.display()))?;
+        let log_start = file.metadata()?.len();
+        let mut command = Command::new(binary);
+        command.args(arguments).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let child = ns.enter(|| command.spawn())?.with_context(|| format!("start {}", binary.display()))?;
+        Ok(Self { child, log: log.to_owned(), log_start })
+    }
+
+    /// Waits until it says "ready" and its socket answers.
+    pub(crate) fn wait_ready(&mut self, socket: &Path) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            if self.said_ready()? && UnixStream::connect(socket).is_ok() {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended ({status}) before it was ready");
+            }
+            ensure!(start.elapsed() < READY_DEADLINE, "not ready after {} s", READY_DEADLINE.as_secs());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL: nothing is tidied up.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM, and its exit.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        let start = Instant::now();
+        while start.elapsed() < STOP_DEADLINE {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "it ended with {status}");
+                return Ok(());
+            }
+            std::thread::sleep(POLL);
+        }
+        bail!("it did not end within {} s of SIGTERM", STOP_DEADLINE.as_secs())
+    }
+
+    /// Forgets the process, which lives on.
+    #[expect(clippy::disallowed_methods, reason = "the agent outlives this process")]
+    pub(crate) fn keep(self) {
+        std::mem::forget(self);
+    }
+
+    fn said_ready(&self) -> Result<bool> {
+        let mut file = File::open(&self.log)?;
+        file.seek(SeekFrom::Start(self.log_start))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        Ok(text.split(|character: char| !character.is_alphanumeric()).any(|word| word == "ready"))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// `target/<profile>`, above `deps` when the executable is a test.
+fn profile_folder() -> Result<PathBuf> {
+    let executable = std::env::current_exe().context("find the running executable")?;
+    let folder = executable.parent().context("the running executable is in no folder")?;
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    Ok(folder.to_owned())
+}

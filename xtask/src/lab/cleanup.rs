@@ -1,0 +1,186 @@
+//! Everything that a lab leaves outside its process, found by the lab's name.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::lab::ns::ip_batch;
+use crate::lab::process;
+
+/// First part of the name of a lab that belongs to a process; its id follows.
+pub(crate) const PREFIX: &str = "pwlab";
+const NAMESPACES: &str = "/run/netns";
+/// Exit status of a process that ended on Ctrl-C: 128 and the signal's number.
+const INTERRUPTED: i32 = 130;
+
+/// Labs of this process that are still there.
+static REGISTERED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// A lab's claim to its name. Removes everything of that name when dropped, and on Ctrl-C.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    name: String,
+}
+
+impl Registration {
+    /// Removes what killed processes have left, too.
+    pub(crate) fn new(name: String) -> Result<Self> {
+        prepare_process()?;
+        ensure!(
+            namespaces(&name)?.is_empty() && registered().insert(name.clone()),
+            "a lab named {name} is there already; `cargo xtask demo --remove` removes a kept demonstration"
+        );
+        Ok(Self { name })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Gives the claim up: what there is stays.
+    pub(crate) fn keep(&self) {
+        registered().remove(&self.name);
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if registered().remove(&self.name)
+            && let Err(error) = remove(&self.name)
+        {
+            eprintln!("remove the lab {}: {error:#}", self.name);
+        }
+    }
+}
+
+/// Removes a lab by name: its processes, namespaces (with every device in them), pins and folder. True when there was
+/// something to remove.
+///
+/// # Errors
+/// At the first thing that could not be removed, after trying all.
+pub fn remove(name: &str) -> Result<bool> {
+    let namespaces = namespaces(name)?;
+    let found = !namespaces.is_empty() || folder(name).exists() || bpf_folder(name).exists();
+    let mut outcomes: Vec<Result<()>> =
+        namespaces.iter().map(|namespace| remove_namespace(namespace)).collect();
+    outcomes.push(remove_folder(&bpf_folder(name)));
+    outcomes.push(remove_folder(&folder(name)));
+    outcomes.into_iter().collect::<Result<()>>()?;
+    Ok(found)
+}
+
+/// Removes a namespace, and kills what runs in it: it was started there.
+pub(crate) fn remove_namespace(namespace: &str) -> Result<()> {
+    kill_inside(namespace)?;
+    ip_batch(&format!("netns del {namespace}\n"))
+}
+
+/// State, sockets and logs. In memory, and no folder that others may write to.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    Path::new("/run").join(name)
+}
+
+/// Pins.
+pub(crate) fn bpf_folder(name: &str) -> PathBuf {
+    Path::new("/sys/fs/bpf").join(name)
+}
+
+/// Once for each process.
+fn prepare_process() -> Result<()> {
+    static ONCE: Once = Once::new();
+    let mut outcome = Ok(());
+    ONCE.call_once(|| {
+        outcome = ctrlc::set_handler(|| {
+            let names: Vec<String> = registered().iter().cloned().collect();
+            for name in names {
+                eprintln!("interrupted: removing the lab {name}");
+                if let Err(error) = remove(&name) {
+                    eprintln!("remove the lab {name}: {error:#}");
+                }
+            }
+            #[expect(clippy::disallowed_methods, reason = "every lab has just been removed")]
+            std::process::exit(INTERRUPTED);
+        })
+        .context("handle Ctrl-C");
+        if let Err(error) = remove_orphans() {
+            eprintln!("remove what an earlier lab left: {error:#}");
+        }
+    });
+    outcome
+}
+
+fn registered() -> MutexGuard<'static, BTreeSet<String>> {
+    REGISTERED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn namespaces(name: &str) -> Result<Vec<String>> {
+    let prefix = format!("{name}-");
+    Ok(all_namespaces()?.into_iter().filter(|namespace| namespace.starts_with(&prefix)).collect())
+}
+
+fn all_namespaces() -> Result<Vec<String>> {
+    match std::fs::read_dir(NAMESPACES) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
+        // Before the first `ip netns add` there is no such folder.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("list {NAMESPACES}")),
+    }
+}
+
+fn kill_inside(namespace: &str) -> Result<()> {
+    let output = process::output(
+        Command::new("ip").args(["netns", "pids", namespace]),
+        None,
+        Duration::from_secs(10),
+    )?;
+    for pid in String::from_utf8_lossy(&output.stdout).split_whitespace() {
+        let pid = Pid::from_raw(pid.parse().with_context(|| format!("{pid:?} is no process id"))?);
+        if let Some(pid) = pid.filter(|pid| *pid != rustix::process::getpid()) {
+            // It may have ended since.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+    Ok(())
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Labs whose process is gone: it was killed before it could remove them.
+fn remove_orphans() -> Result<()> {
+    let names: BTreeSet<String> = all_namespaces()?
+        .iter()
+        .filter_map(|namespace| namespace.split_once('-'))
+        .filter(|(name, _)| owner(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    names.iter().try_for_each(|name| remove(name).map(|_| ()))
+}
+
+/// The process id in a lab's name.
+fn owner(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.split_once('x')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lab_says_in_its_name_which_process_it_belongs_to() {
+        assert_eq!(owner("pwlab4711x0"), Some(4711));
+        assert_eq!(owner("podwire-demo"), None);
+        assert_eq!(owner("pwlabx0"), None);
+    }
+}

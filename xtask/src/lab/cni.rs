@@ -1,0 +1,106 @@
+//! Calls of the plugin, made as a container runtime makes them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use crate::lab::{Ns, process};
+
+/// kubelet gives a sandbox four minutes; the plugin's own deadline is far below this.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// One call. Every field may be changed before [`CniCall::run`].
+#[derive(Clone, Debug)]
+pub struct CniCall {
+    /// `CNI_COMMAND`.
+    pub command: String,
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_NETNS`.
+    pub netns: PathBuf,
+    /// `CNI_IFNAME`.
+    pub interface: String,
+    /// `CNI_ARGS`.
+    pub args: String,
+    /// The network configuration on standard input.
+    pub config: Value,
+    node: Ns,
+    plugin: PathBuf,
+}
+
+/// What the plugin answered.
+#[derive(Clone, Debug)]
+pub struct CniOutput {
+    /// Whether it ended with 0.
+    pub success: bool,
+    /// What it printed on standard output: the result, or the error object; null when nothing.
+    pub answer: Value,
+    /// What it printed on standard error.
+    pub stderr: String,
+}
+
+impl CniCall {
+    pub(crate) fn new(
+        node: &Ns,
+        plugin: &Path,
+        socket: &Path,
+        command: &str,
+        container_id: &str,
+        netns: &Path,
+        runtime_config: &Value,
+    ) -> Self {
+        Self {
+            command: command.to_owned(),
+            container_id: container_id.to_owned(),
+            netns: netns.to_owned(),
+            interface: "eth0".to_owned(),
+            args: format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={container_id}"),
+            config: json!({
+                "cniVersion": "1.0.0",
+                "name": "podwire",
+                "type": "podwire-cni",
+                "socket": socket,
+                "capabilities": { "ips": true, "portMappings": true },
+                "runtimeConfig": runtime_config,
+            }),
+            node: node.clone(),
+            plugin: plugin.to_owned(),
+        }
+    }
+
+    /// The same call with another `CNI_COMMAND`.
+    pub fn with_command(&self, command: &str) -> Self {
+        Self { command: command.to_owned(), ..self.clone() }
+    }
+
+    /// Runs it on the node.
+    ///
+    /// # Errors
+    /// When the plugin cannot be run, does not end in time, or prints something else than JSON.
+    pub fn run(&self) -> Result<CniOutput> {
+        let mut command = Command::new(&self.plugin);
+        command
+            .env_clear()
+            .env("CNI_COMMAND", &self.command)
+            .env("CNI_CONTAINERID", &self.container_id)
+            .env("CNI_NETNS", &self.netns)
+            .env("CNI_IFNAME", &self.interface)
+            .env("CNI_ARGS", &self.args)
+            .env("CNI_PATH", self.plugin.parent().unwrap_or(Path::new("/")));
+        let input = serde_json::to_vec(&self.config)?;
+        let output = self.node.enter(|| process::output(&mut command, Some(&input), DEADLINE))??;
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let answer = if output.stdout.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&output.stdout).with_context(|| {
+                let printed = String::from_utf8_lossy(&output.stdout);
+                format!("{} printed no JSON: {printed}{stderr}", self.command)
+            })?
+        };
+        Ok(CniOutput { success: output.status.success(), answer, stderr })
+    }
+}

@@ -1,0 +1,194 @@
+//! A network namespace.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::lab::process;
+
+/// The longest that a command in a namespace may run.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A named network namespace, as `ip netns` makes it. Clones are the same namespace.
+#[derive(Clone, Debug)]
+pub struct Ns {
+    name: String,
+    file: Arc<File>,
+}
+
+impl Ns {
+    /// Makes a namespace with loopback up and IPv6 off. Whoever makes it removes it; [`super::Lab`] does for its own.
+    ///
+    /// # Errors
+    /// When one of that name exists, or the kernel refuses.
+    pub fn create(name: &str) -> Result<Self> {
+        ip_batch(&format!("netns add {name}\n"))?;
+        let ns = Self::open(name)?;
+        ns.enter(|| {
+            // No such file where the kernel has no IPv6.
+            drop(std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"));
+            drop(std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"));
+        })?;
+        ns.ip("link set lo up")?;
+        Ok(ns)
+    }
+
+    /// An existing namespace.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn open(name: &str) -> Result<Self> {
+        let path = path_of(name);
+        let file = File::open(&path).with_context(|| format!("open the namespace {}", path.display()))?;
+        Ok(Self { name: name.to_owned(), file: Arc::new(file) })
+    }
+
+    /// Its name, as `ip netns` lists it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its file, as a runtime gives it in `CNI_NETNS`.
+    pub fn path(&self) -> PathBuf {
+        path_of(&self.name)
+    }
+
+    /// Does something inside, on a thread of its own. Processes started there stay inside.
+    ///
+    /// # Errors
+    /// When the thread cannot enter.
+    pub fn enter<T: Send>(&self, action: impl FnOnce() -> T + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.move_this_thread()?;
+                Ok(action())
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Starts something inside, on a thread of its own.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        action: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> JoinHandle<Result<T>> {
+        let ns = self.clone();
+        std::thread::spawn(move || {
+            ns.move_this_thread()?;
+            action()
+        })
+    }
+
+    /// Runs a command inside, for a minute at most, and gives its standard output.
+    ///
+    /// # Errors
+    /// When it cannot be run, takes too long or fails; with what it printed.
+    pub fn exec(&self, command: &[&str]) -> Result<String> {
+        let output = self.output(command)?;
+        if !output.status.success() {
+            bail!(
+                "`{}` in {} failed ({}): {}{}",
+                command.join(" "),
+                self.name,
+                output.status,
+                String::from_utf8_lossy(&output.stderr),
+                String::from_utf8_lossy(&output.stdout),
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a command inside, for a minute at most, whatever its exit status.
+    ///
+    /// # Errors
+    /// When it cannot be run or takes too long.
+    pub fn output(&self, command: &[&str]) -> Result<Output> {
+        let (program, arguments) = command.split_first().context("an empty command")?;
+        self.enter(|| process::output(Command::new(program).args(arguments), None, COMMAND_DEADLINE))?
+            .with_context(|| format!("run `{}` in {}", command.join(" "), self.name))
+    }
+
+    /// Runs lines of `ip`'s own language inside, all in one process.
+    ///
+    /// # Errors
+    /// At the first line that fails.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        self.enter(|| ip_batch(lines))?.with_context(|| format!("in the namespace {}", self.name))
+    }
+
+    /// Sets a sysctl, given as a path below `/proc/sys` (`net/ipv4/ip_forward`).
+    ///
+    /// # Errors
+    /// When there is none, or it refuses the value.
+    pub fn sysctl(&self, path: &str, value: &str) -> Result<()> {
+        self.enter(|| std::fs::write(format!("/proc/sys/{path}"), value))?
+            .with_context(|| format!("set {path} to {value} in {}", self.name))
+    }
+
+    /// The index of a link.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn ifindex(&self, link: &str) -> Result<u32> {
+        let find = || {
+            let socket =
+                rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+            rustix::net::netdevice::name_to_index(&socket, link)
+        };
+        self.enter(find)?.with_context(|| format!("find the link {link} in {}", self.name))
+    }
+
+    /// The Ethernet address of a link.
+    ///
+    /// # Errors
+    /// When there is no link of that name.
+    pub fn mac(&self, link: &str) -> Result<[u8; 6]> {
+        let shown = self.exec(&["ip", "-json", "link", "show", "dev", link])?;
+        let links: serde_json::Value = serde_json::from_str(&shown)?;
+        let text = links[0]["address"].as_str().context("a link without an address")?;
+        parse_mac(text)
+    }
+
+    /// Adds an address with its prefix length to a link.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add_address(&self, link: &str, address: IpAddr, prefix: u8) -> Result<()> {
+        self.ip(&format!("address add {address}/{prefix} dev {link}"))
+    }
+
+    fn move_this_thread(&self) -> Result<()> {
+        move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("enter the namespace {}", self.name))
+    }
+}
+
+/// Six bytes out of `aa:bb:cc:dd:ee:ff`.
+pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let bytes: Result<Vec<u8>, _> = text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
+    let bytes = bytes.with_context(|| format!("{text:?} is no Ethernet address"))?;
+    bytes.try_into().map_err(|_| anyhow::anyhow!("{text:?} is no Ethernet address"))
+}
+
+/// Runs `ip -batch` in the namespace of the calling thread.
+pub(crate) fn ip_batch(lines: &str) -> Result<()> {
+    let output =
+        process::output(Command::new("ip").args(["-batch", "-"]), Some(lines.as_bytes()), COMMAND_DEADLINE)
+            .context("run `ip -batch -` (Debian package iproute2)")?;
+    if !output.status.success() {
+        bail!("`ip -batch` failed: {} of\n{lines}", String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(())
+}
+
+fn path_of(name: &str) -> PathBuf {
+    PathBuf::from("/run/netns").join(name)
+}

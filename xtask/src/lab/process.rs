@@ -1,0 +1,40 @@
+//! Processes with a deadline: a hang is a failure with a message.
+
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Runs a command to its end. It is killed at the deadline.
+///
+/// # Errors
+/// When it cannot be started or does not end in time.
+pub(crate) fn output(command: &mut Command, input: Option<&[u8]>, deadline: Duration) -> Result<Output> {
+    let mut child = command
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {}", command.get_program().display()))?;
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        // A process that ends without reading says why in its output.
+        drop(stdin.write_all(input));
+    }
+    let pid = Pid::from_child(&child);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    match receiver.recv_timeout(deadline) {
+        Ok(output) => Ok(output?),
+        Err(_) => {
+            let _ = kill_process(pid, Signal::KILL);
+            bail!(
+                "{} did not end within {} s and was killed",
+                command.get_program().display(),
+                deadline.as_secs()
+            )
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Namespaces and links of a lab: nodes, underlay, world.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Result, ensure};
+
+use crate::lab::{Builder, Mode, Ns};
+
+/// The world's address.
+pub(crate) const WORLD: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
+const WORLD_GATEWAY: &str = "198.51.100.1";
+/// Every node's link to the underlay.
+pub(crate) const UPLINK: &str = "eth0";
+const BRIDGE: &str = "br0";
+
+/// The lab's fixed part.
+#[derive(Debug)]
+pub(crate) struct Topology {
+    pub(crate) nodes: Vec<NodePlace>,
+    pub(crate) underlay: Ns,
+    pub(crate) world: Ns,
+    router: bool,
+    mtu: u32,
+    mode: Mode,
+}
+
+/// Where a node is.
+#[derive(Clone, Debug)]
+pub(crate) struct NodePlace {
+    pub(crate) name: String,
+    pub(crate) ns: Ns,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) pod_cidr: String,
+    gateway: Ipv4Addr,
+    subnet: String,
+}
+
+impl Topology {
+    pub(crate) fn build(lab: &str, wanted: &Builder) -> Result<Self> {
+        let underlay = Ns::create(&format!("{lab}-underlay"))?;
+        let world = Ns::create(&format!("{lab}-world"))?;
+        let nodes: Result<Vec<NodePlace>> = (1..=wanted.nodes)
+            .map(|number| NodePlace::new(lab, u8::try_from(number)?, wanted.router))
+            .collect();
+        let topology = Self {
+            nodes: nodes?,
+            underlay,
+            world,
+            router: wanted.router,
+            mtu: wanted.underlay_mtu,
+            mode: wanted.mode,
+        };
+        topology.join()?;
+        Ok(topology)
+    }
+
+    /// Puts a namespace on the underlay's bridge: `eth0` there, a port of its name here.
+    pub(crate) fn join_bridge(&self, ns: &Ns, port: &str, address: IpAddr) -> Result<()> {
+        ensure!(!self.router, "a lab with a router has no bridge to put {port} on");
+        connect(&self.underlay, port, ns, UPLINK)?;
+        self.underlay.ip(&format!("link set dev {port} mtu {} master {BRIDGE}", self.mtu))?;
+        ns.ip(&format!(
+            "link set dev {UPLINK} mtu {}\naddress add {address}/24 dev {UPLINK}\nroute add default via 10.200.0.254\n",
+            self.mtu
+        ))
+    }
+
+    pub(crate) fn set_path_mtu(&self, node: usize, mtu: u32) -> Result<()> {
+        ensure!(self.router, "only a lab with a router has a path whose MTU can shrink");
+        let node = &self.nodes[node];
+        // The route's MTU and not the link's: a veth drops silently what is larger than its peer's MTU.
+        let mut lines = format!(
+            "route change {} dev {} src {} proto kernel scope link mtu lock {mtu}\n",
+            node.subnet, node.name, node.gateway
+        );
+        if self.mode == Mode::Direct {
+            lines += &format!("route change {} via {} mtu lock {mtu}\n", node.pod_cidr, node.address);
+        }
+        self.underlay.ip(&lines)
+    }
+
+    fn join(&self) -> Result<()> {
+        self.underlay.sysctl("net/ipv4/ip_forward", "1")?;
+        connect(&self.underlay, "world", &self.world, UPLINK)?;
+        self.underlay.ip(&format!("address add {WORLD_GATEWAY}/24 dev world\n"))?;
+        self.world
+            .ip(&format!("address add {WORLD}/24 dev {UPLINK}\nroute add default via {WORLD_GATEWAY}\n"))?;
+        if !self.router {
+            // A bridge of fixed address: one that takes over a port's may change it when the next port joins.
+            self.underlay.ip(&format!(
+                "link add name {BRIDGE} address 02:00:0a:c8:00:fe mtu {} type bridge\nlink set dev {BRIDGE} up\naddress add 10.200.0.254/24 dev {BRIDGE}\n",
+                self.mtu
+            ))?;
+        }
+        self.nodes.iter().try_for_each(|node| self.join_node(node))
+    }
+
+    fn join_node(&self, node: &NodePlace) -> Result<()> {
+        // As every Kubernetes node has it.
+        node.ns.sysctl("net/ipv4/ip_forward", "1")?;
+        if !self.router {
+            return self.join_bridge(&node.ns, &node.name, node.address.into());
+        }
+        let NodePlace { name, address, gateway, pod_cidr, .. } = node;
+        connect(&self.underlay, name, &node.ns, UPLINK)?;
+        let mut lines =
+            format!("link set dev {name} mtu {}\naddress add {gateway}/24 dev {name}\n", self.mtu);
+        if self.mode == Mode::Direct {
+            // What direct routing asks of a network whose nodes are not on one link.
+            lines += &format!("route add {pod_cidr} via {address}\n");
+        }
+        self.underlay.ip(&lines)?;
+        node.ns.ip(&format!(
+            "link set dev {UPLINK} mtu {}\naddress add {address}/24 dev {UPLINK}\nroute add default via {gateway}\n",
+            self.mtu
+        ))
+    }
+}
+
+impl NodePlace {
+    fn new(lab: &str, number: u8, router: bool) -> Result<Self> {
+        let name = format!("node{number}");
+        let (net, host) = if router { (number, 1) } else { (0, number) };
+        Ok(Self {
+            ns: Ns::create(&format!("{lab}-{name}"))?,
+            address: Ipv4Addr::new(10, 200, net, host),
+            gateway: Ipv4Addr::new(10, 200, net, 254),
+            subnet: format!("10.200.{net}.0/24"),
+            pod_cidr: format!("10.244.{number}.0/24"),
+            name,
+        })
+    }
+}
+
+/// Joins two namespaces with a veth pair, both ends up.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn connect(one: &Ns, one_link: &str, other: &Ns, other_link: &str) -> Result<()> {
+    one.ip(&format!(
+        "link add name {one_link} type veth peer name {other_link} netns {}\nlink set dev {one_link} up\n",
+        other.name()
+    ))?;
+    other.ip(&format!("link set dev {other_link} up\n"))
+}

@@ -1,0 +1,292 @@
+//! The layer rules: which folder may know what (ARCHITECTURE.md says why).
+//!
+//! A rule is about source lines, so that a violation has a file and a line. Comments are not looked at.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run;
+
+/// What some files must not name.
+struct Rule {
+    /// Files and folders, from the root of the repository.
+    within: &'static [&'static str],
+    /// Files and folders of those that the rule is not about.
+    except: &'static [&'static str],
+    /// Paths as code would write them in full, or `unsafe`.
+    forbidden: &'static [&'static str],
+    why: &'static str,
+}
+
+const RULES: &[Rule] = &[
+    Rule {
+        within: &["agent/src/ipam.rs", "agent/src/desired.rs", "agent/src/diff.rs", "agent/src/model.rs"],
+        except: &[],
+        forbidden: &["aya", "kube", "tokio", "std::fs", "rtnetlink", "rustix", "axum", "notify"],
+        why: "the pure modules decide and touch nothing",
+    },
+    Rule {
+        within: &["agent/src", "cni-shim/src"],
+        // Its variants carry what the edges got from their libraries.
+        except: &["agent/src/dataplane", "agent/src/error.rs"],
+        forbidden: &["aya"],
+        why: "only dataplane/ knows BPF",
+    },
+    Rule {
+        within: &["agent/src"],
+        except: &["agent/src/links.rs", "agent/src/links", "agent/src/error.rs"],
+        forbidden: &["rtnetlink"],
+        why: "only links knows netlink",
+    },
+    Rule {
+        within: &["ebpf/src/hooks"],
+        except: &[],
+        forbidden: &[
+            "crate::packet::rewrite",
+            "crate::packet::redirect",
+            "aya_ebpf::helpers",
+            "aya_ebpf::maps",
+        ],
+        why: "a hook is the order of its stages: it looks up which, and changes nothing itself",
+    },
+    Rule {
+        within: &["ebpf/src/packet"],
+        except: &[],
+        forbidden: &["crate::maps", "crate::stage", "crate::hooks", "crate::verdict", "aya_ebpf::maps"],
+        why: "packet/ knows bytes, and neither maps nor policy",
+    },
+    Rule {
+        within: &["ebpf/src/maps.rs"],
+        except: &[],
+        forbidden: &["crate::packet", "crate::stage", "crate::hooks", "crate::verdict"],
+        why: "maps know nothing of packets",
+    },
+    Rule {
+        within: &["ebpf/src/stage"],
+        except: &[],
+        forbidden: &["crate::hooks"],
+        why: "stages do not know who calls them",
+    },
+    Rule {
+        within: &["agent/src", "cni-shim/src", "common/src", "ebpf/src", "xtask/src"],
+        except: &["ebpf/src/maps.rs", "ebpf/src/packet", "common/src/abi.rs", "agent/src/netns.rs"],
+        forbidden: &["unsafe"],
+        why: "unsafe stays where it can be read in one go",
+    },
+    Rule {
+        within: &["common/src"],
+        except: &[],
+        forbidden: &["std::fs", "std::io", "aya_ebpf", "std::process"],
+        why: "common is arithmetic that both sides share",
+    },
+];
+
+/// Crates that the plugin must not be linked with: it starts in milliseconds and stays small.
+const NOT_IN_PLUGIN: [&str; 5] = ["aya", "kube", "tokio", "k8s-openapi", "hyper"];
+
+/// All rules. Every violation is printed.
+pub(crate) fn check() -> Result<()> {
+    let mut violations = Vec::new();
+    for rule in RULES {
+        for file in rule.files()? {
+            let text = fs::read_to_string(run::root().join(&file))
+                .with_context(|| format!("read {}", file.display()))?;
+            violations.extend(rule.violations(&file, &text));
+        }
+    }
+    let tree = run::captured(&mut run::cargo(&[
+        "tree",
+        "--package",
+        "podwire-cni",
+        "--edges",
+        "normal",
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
+    ]))?;
+    violations.extend(plugin_violations(&tree));
+    // An import of several things from one place is one violation.
+    violations.dedup();
+    for violation in &violations {
+        eprintln!("{violation}");
+    }
+    if !violations.is_empty() {
+        bail!("{} lines break the layer rules", violations.len());
+    }
+    Ok(())
+}
+
+impl Rule {
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for place in self.within {
+            collect(Path::new(place), &mut files)?;
+        }
+        files.retain(|file| !self.except.iter().any(|place| file.starts_with(place)));
+        Ok(files)
+    }
+
+    fn violations(&self, file: &Path, text: &str) -> Vec<String> {
+        let mentions = mentions(text);
+        let broken = mentions.iter().flat_map(|(line, path)| {
+            let forbidden = self.forbidden.iter().filter(move |forbidden| is_within(path, forbidden));
+            forbidden.map(move |forbidden| (line, forbidden))
+        });
+        broken.map(|(line, name)| format!("{}:{line}: `{name}`: {}", file.display(), self.why)).collect()
+    }
+}
+
+/// Rust files at or below a place; a place that does not exist has none.
+fn collect(place: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    let path = run::root().join(place);
+    if path.is_dir() {
+        let mut entries: Vec<_> = fs::read_dir(&path)?.collect::<Result<_, _>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            collect(&place.join(entry.file_name()), files)?;
+        }
+    } else if path.extension().is_some_and(|extension| extension == "rs") && path.exists() {
+        files.push(place.to_owned());
+    }
+    Ok(())
+}
+
+/// Every path that the code mentions, with its line: imports in full, the rest as written. Keywords are words, too.
+fn mentions(text: &str) -> Vec<(usize, String)> {
+    let mut mentions = Vec::new();
+    let mut import: Option<(usize, String)> = None;
+    for (index, line) in text.lines().enumerate() {
+        let code = without_strings(line.split("//").next().unwrap_or_default());
+        let opens = code
+            .trim_start()
+            .trim_start_matches("pub ")
+            .trim_start_matches("pub(crate) ")
+            .strip_prefix("use ");
+        match (&mut import, opens) {
+            (Some((_, tree)), _) => *tree += &code,
+            (None, Some(tree)) => import = Some((index + 1, tree.to_owned())),
+            (None, None) => {
+                let words =
+                    code.split(|character: char| !(character.is_alphanumeric() || "_:".contains(character)));
+                mentions
+                    .extend(words.filter(|word| !word.is_empty()).map(|word| (index + 1, word.to_owned())));
+            }
+        }
+        if let Some((line, tree)) = import.take_if(|(_, tree)| tree.contains(';')) {
+            mentions.extend(flatten(&tree).into_iter().map(|path| (line, path)));
+        }
+    }
+    mentions
+}
+
+/// The paths of a use tree: `a::{b, c::d};` is `a::b` and `a::c::d`.
+fn flatten(tree: &str) -> Vec<String> {
+    let (mut paths, mut prefixes, mut path) = (Vec::new(), Vec::new(), String::new());
+    for character in tree.chars().filter(|character| !character.is_whitespace()) {
+        match character {
+            '{' => prefixes.push(path.clone()),
+            ',' | '}' | ';' => {
+                let prefix = prefixes.last().cloned().unwrap_or_default();
+                if path.len() > prefix.len() {
+                    paths.push(path);
+                }
+                path = prefix;
+                if character == '}' {
+                    prefixes.pop();
+                    path = String::new();
+                }
+                if path.is_empty() {
+                    path = prefixes.last().cloned().unwrap_or_default();
+                }
+            }
+            _ => path.push(character),
+        }
+    }
+    paths
+}
+
+/// Whether a path is another or leads through it: `aya::maps` is within `aya`, `aya_ebpf` is not. A crate's name alone
+/// is only a word.
+fn is_within(path: &str, other: &str) -> bool {
+    match path.strip_prefix(other) {
+        Some("") => other.contains("::") || other == "unsafe",
+        Some(rest) => rest.starts_with("::"),
+        None => false,
+    }
+}
+
+/// Every other part between quotes is text; good enough for strings that end on their line.
+fn without_strings(code: &str) -> String {
+    code.replace("\\\"", "").split('"').step_by(2).collect()
+}
+
+fn plugin_violations(tree: &str) -> Vec<String> {
+    let crates = tree.lines().filter_map(|line| line.split_whitespace().next());
+    crates
+        .filter(|name| {
+            NOT_IN_PLUGIN.iter().any(|banned| name == banned || name.starts_with(&format!("{banned}-")))
+        })
+        .map(|name| format!("cni-shim/Cargo.toml: `{name}`: the plugin is executed for every pod"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: Rule =
+        Rule { within: &[], except: &[], forbidden: &["aya", "std::fs", "unsafe"], why: "for the test" };
+
+    fn violations(text: &str) -> usize {
+        RULE.violations(Path::new("a.rs"), text).len()
+    }
+
+    #[test]
+    fn a_path_is_found_wherever_code_names_it() {
+        for line in [
+            "use aya::maps::HashMap;",
+            "let x = aya::Ebpf::load(b)?;",
+            "use std::fs;",
+            "    pub(crate) use std::{io, fs::File};",
+            "use std::{\n    net::{IpAddr, Ipv4Addr},\n    fs,\n};",
+            "    unsafe { f() }",
+        ] {
+            assert_eq!(violations(line), 1, "{line}");
+        }
+    }
+
+    #[test]
+    fn other_words_comments_and_strings_are_no_violation() {
+        for line in [
+            "use aya_ebpf::maps;",
+            "use std::{net::fs, io};",
+            "// aya::maps",
+            "//! unsafe",
+            "unsafe_code",
+            "println!(\"unsafe aya::x\")",
+        ] {
+            assert_eq!(violations(line), 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_use_tree_is_all_its_paths() {
+        assert_eq!(flatten("a::{b, c::{d, self}, e as f};"), ["a::b", "a::c::d", "a::c::self", "a::easf"]);
+    }
+
+    #[test]
+    fn a_violation_has_file_line_and_reason() {
+        let found = RULE.violations(Path::new("a.rs"), "use std::net;\nuse std::fs;\n");
+        assert_eq!(found, ["a.rs:2: `std::fs`: for the test"]);
+    }
+
+    #[test]
+    fn a_banned_crate_of_the_plugin_is_named_once_for_each_of_its_parts() {
+        let tree =
+            "podwire-cni v0.1.0 (/x)\nserde v1.0.0\ntokio v1.54.0\ntokio-util v0.7.0\nayatollah v1.0.0\n";
+        assert_eq!(plugin_violations(tree).len(), 2);
+    }
+}

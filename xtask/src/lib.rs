@@ -1,0 +1,4 @@
+//! The lab: nodes, pods and a world in network namespaces, with real agents and the real plugin. The
+//! demonstration and the agent's namespace tests are written on it.
+
+pub mod lab;

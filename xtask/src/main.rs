@@ -1,0 +1,62 @@
+//! `cargo xtask …`: sets the machine up, builds, checks, tests and demonstrates.
+
+mod build;
+mod check;
+mod demo;
+mod layers;
+mod packages;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Everything that is done to this repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Finds or installs what the BPF object, the demonstration and the tests need.
+    Setup,
+    /// Builds the BPF object and the two static release binaries.
+    Build,
+    /// Two nodes, a world and four pods on this machine: who reaches whom, how fast, and under which address.
+    Demo(demo::Options),
+    /// Formatting, lints and the layer rules.
+    Check,
+    /// `check`, then every test. Needs root.
+    Test(test::Options),
+    /// The tests that have a longer version, in it. Needs root.
+    Soak(test::Options),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Not as `main`'s result: a backtrace would hide what the message says to do.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Setup => setup::everything().map(|_| ()),
+        Command::Build => build::release(),
+        Command::Demo(options) => demo::run(&options),
+        Command::Check => check::run(),
+        Command::Test(options) => test::run(&options),
+        Command::Soak(options) => test::soak(&options),
+    }
+}

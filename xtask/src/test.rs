@@ -1,0 +1,250 @@
+//! `cargo xtask test` and `soak`: every test there is, built once, one layer after the other.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{build, check, run};
+
+/// Says to tests that have a longer version that it is asked for; see [`xtask::lab::is_soak`].
+const SOAK: &str = "PODWIRE_SOAK";
+/// Layers that have a longer version.
+const SOAK_LAYERS: [&str; 3] = ["netns", "plugin", "runtime"];
+
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only this layer: `unit`, `doc`, or the name of an integration test (`prog`, `netns`, `plugin`, …).
+    #[arg(long, value_name = "LAYER")]
+    only: Option<String>,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// `check`, then every layer.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    ensure_root()?;
+    let start = Instant::now();
+    build::for_lab()?;
+    if options.only.is_none() && options.filter.is_none() {
+        check::run()?;
+    }
+    let layers = layers(options)?;
+    report(&layers, options, &[], start)
+}
+
+/// The layers that have a longer version, in it.
+pub(crate) fn soak(options: &Options) -> Result<()> {
+    ensure_root()?;
+    let start = Instant::now();
+    build::for_lab()?;
+    let mut layers = layers(options)?;
+    layers.retain(|layer| options.only.is_some() || SOAK_LAYERS.contains(&layer.name.as_str()));
+    report(&layers, options, &[(SOAK, "1")], start)
+}
+
+/// Tests that run together.
+struct Layer {
+    name: String,
+    programs: Vec<Program>,
+}
+
+/// A test executable.
+struct Program {
+    executable: PathBuf,
+    package: PathBuf,
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+/// No test is skipped for want of privilege: a test that did not run has shown nothing.
+fn ensure_root() -> Result<()> {
+    ensure!(run::is_root(), "the tests load BPF programs and make network namespaces: run them as root");
+    Ok(())
+}
+
+/// Builds every test at once, so that every package has the same features in all of them, and nothing is compiled
+/// twice. Integration tests have the binaries built with them.
+fn layers(options: &Options) -> Result<Vec<Layer>> {
+    let messages = run::step("cargo test --no-run", || {
+        let mut command = run::cargo(&["test", "--no-run", "--message-format", "json-render-diagnostics"]);
+        let output = command.stderr(Stdio::inherit()).output()?;
+        ensure!(output.status.success(), "the tests do not compile");
+        Ok(String::from_utf8(output.stdout)?)
+    })?;
+    let mut unit = Layer { name: "unit".to_owned(), programs: Vec::new() };
+    let mut layers = Vec::new();
+    for message in messages.lines() {
+        let message: Value = serde_json::from_str(message).context("decode what cargo says")?;
+        let Some(executable) = message["executable"].as_str().filter(|_| message["profile"]["test"] == true)
+        else {
+            continue;
+        };
+        let target = &message["target"];
+        let manifest = PathBuf::from(message["manifest_path"].as_str().unwrap_or_default());
+        let program = Program {
+            executable: executable.into(),
+            package: manifest.parent().context("a manifest without a folder")?.to_owned(),
+        };
+        if target["kind"][0] == "test" {
+            let name = target["name"].as_str().context("a test without a name")?.to_owned();
+            layers.push(Layer { name, programs: vec![program] });
+        } else {
+            unit.programs.push(program);
+        }
+    }
+    layers.sort_by(|one, other| one.name.cmp(&other.name));
+    layers.insert(0, unit);
+    layers.push(Layer { name: "doc".to_owned(), programs: Vec::new() });
+    if let Some(only) = &options.only {
+        let names: Vec<String> = layers.iter().map(|layer| layer.name.clone()).collect();
+        layers.retain(|layer| layer.name == *only);
+        ensure!(!layers.is_empty(), "there is no layer {only}; there are {}", names.join(", "));
+    }
+    Ok(layers)
+}
+
+/// Runs all, also after a failure, and ends with one line for each.
+fn report(layers: &[Layer], options: &Options, environment: &[(&str, &str)], start: Instant) -> Result<()> {
+    let mut lines = Vec::new();
+    let mut failed = Vec::new();
+    for layer in layers {
+        let layer_start = Instant::now();
+        let mut tally = Tally::default();
+        let outcome =
+            run::step(&format!("tests: {}", layer.name), || layer.run(options, environment, &mut tally));
+        let seconds = layer_start.elapsed().as_secs_f64();
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        lines.push(format!(
+            "{:<10} {:>5} passed {:>3} failed {seconds:>7.1} s  {word}",
+            layer.name, tally.passed, tally.failed
+        ));
+        if let Err(error) = outcome {
+            eprintln!("{}: {error:#}", layer.name);
+            failed.push(layer.name.as_str());
+        }
+    }
+    println!("\n{}\n{:.0} s in all", lines.join("\n"), start.elapsed().as_secs_f64());
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+impl Layer {
+    fn run(&self, options: &Options, environment: &[(&str, &str)], tally: &mut Tally) -> Result<()> {
+        if self.name == "doc" {
+            return run_tests(&mut run::cargo(&["test", "--quiet", "--doc"]), tally);
+        }
+        let mut failed = Vec::new();
+        for program in &self.programs {
+            let mut command = Command::new(&program.executable);
+            command
+                .args(&options.filter)
+                .current_dir(&program.package)
+                .env("CARGO_MANIFEST_DIR", &program.package)
+                .envs(environment.iter().copied());
+            if let Err(error) = run_tests(&mut command, tally) {
+                failed.push(format!("{}: {error:#}", name_of(&program.executable)));
+            }
+        }
+        ensure!(failed.is_empty(), "{}", failed.join("; "));
+        ensure!(options.filter.is_some() || tally.passed > 0, "not one test ran");
+        Ok(())
+    }
+}
+
+/// Shows what the test harness prints, and counts with it.
+fn run_tests(command: &mut Command, tally: &mut Tally) -> Result<()> {
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("start {}", run::shown(command)))?;
+    let watchdog = Watchdog::start(&child);
+    let output = child.stdout.take().context("the tests have no output")?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        std::io::stdout().write_all(&line)?;
+        println!();
+        tally.add(&String::from_utf8_lossy(&line));
+    }
+    let status = child.wait()?;
+    drop(watchdog);
+    ensure!(status.success(), "{status}");
+    ensure!(tally.ignored == 0, "a test was skipped: it shows nothing");
+    Ok(())
+}
+
+/// Kills tests that hang: CI must say which, and not run into its own limit.
+struct Watchdog {
+    ended: std::sync::mpsc::Sender<()>,
+}
+
+impl Watchdog {
+    const PATIENCE: Duration = Duration::from_secs(30 * 60);
+
+    fn start(child: &std::process::Child) -> Self {
+        let pid = rustix::process::Pid::from_child(child);
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            if end.recv_timeout(Self::PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                eprintln!(
+                    "the tests did not end within {} minutes and are killed",
+                    Self::PATIENCE.as_secs() / 60
+                );
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        });
+        Self { ended }
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        let _ = self.ended.send(());
+    }
+}
+
+impl Tally {
+    /// `test result: ok. 8 passed; 0 failed; 0 ignored; …`
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        for part in result.split([';', '.']) {
+            match part.split_whitespace().collect::<Vec<_>>()[..] {
+                [count, "passed"] => self.passed += count.parse().unwrap_or(0),
+                [count, "failed"] => self.failed += count.parse().unwrap_or(0),
+                [count, "ignored"] => self.ignored += count.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn name_of(executable: &Path) -> String {
+    executable.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_programs_add_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "test a ... ok",
+            "test result: ok. 8 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 7.10s",
+            "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 7.10s",
+        ] {
+            tally.add(line);
+        }
+        assert_eq!((tally.passed, tally.failed, tally.ignored), (10, 3, 1));
+    }
+}

@@ -1,0 +1,223 @@
+//! The toolchain of the BPF object: rustup's nightly, or Debian's rustc with its prebuilt core library.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{packages, run};
+
+/// The target of the object.
+pub(crate) const TARGET: &str = "bpfel-unknown-none";
+/// The oldest bpf-linker that is known to emit BTF that kernel and aya take.
+const LINKER_VERSION: Version = Version(0, 13, 0);
+/// The oldest of Debian's rustc that compiles the workspace's edition and the BPF crates' features.
+const DEBIAN_RUSTC_VERSION: Version = Version(1, 96, 0);
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+
+/// What compiles and links the object.
+#[derive(Debug)]
+pub(crate) struct Toolchain {
+    compiler: Compiler,
+    linker: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compiler {
+    /// rustup's nightly with `rust-src`: the core library is compiled with the object.
+    Nightly,
+    /// `rustc-web` and `libstd-rust-web-dev-bpf`: the core library is there.
+    Debian,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Version(u32, u32, u32);
+
+impl Toolchain {
+    /// Finds one, or installs Debian's: its parts come in versions that fit each other, while a nightly wants a linker
+    /// with an LLVM at least as new as its own.
+    ///
+    /// # Errors
+    /// When there is none and none can be installed; the message says what to do.
+    pub(crate) fn ensure() -> Result<Self> {
+        if let Some(linker) = find_linker()
+            && let Some(compiler) = find_compiler()
+        {
+            return Ok(Self { compiler, linker });
+        }
+        if !packages::can_install() {
+            bail!(instructions());
+        }
+        install_debian_compiler()?;
+        let linker = match find_linker() {
+            Some(linker) => linker,
+            None => install_linker()?,
+        };
+        Ok(Self { compiler: Compiler::Debian, linker })
+    }
+
+    /// A `cargo build` of the object, to which only package and folder are missing.
+    pub(crate) fn cargo_build(&self) -> Command {
+        let mut command = match self.compiler {
+            Compiler::Nightly => {
+                let mut command = Command::new("rustup");
+                command.args(["run", "nightly", "cargo", "build", "-Z", "build-std=core"]);
+                command.env_remove("RUSTC").env_remove("CARGO");
+                command
+            }
+            Compiler::Debian => {
+                let mut command = run::cargo(&["build"]);
+                // The BPF crates use unstable features; the compiler is a stable release.
+                command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+                command
+            }
+        };
+        let flags = format!("-C debuginfo=2 -C link-arg=--btf -C linker={}", self.linker.display());
+        command
+            .current_dir(run::root())
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("RUSTFLAGS", flags)
+            .args(["--release", "--target", TARGET]);
+        command
+    }
+}
+
+impl fmt::Display for Toolchain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let compiler = match self.compiler {
+            Compiler::Nightly => "rustup's nightly with rust-src",
+            Compiler::Debian => "Debian's rustc with its core library for BPF",
+        };
+        write!(f, "{compiler}, {}", self.linker.display())
+    }
+}
+
+fn find_compiler() -> Option<Compiler> {
+    // Debian's first: finding it costs nothing, and its version does not change from day to day.
+    if debian_is_complete() {
+        Some(Compiler::Debian)
+    } else if nightly_has_source() {
+        Some(Compiler::Nightly)
+    } else {
+        None
+    }
+}
+
+fn debian_is_complete() -> bool {
+    packages::BPF_TOOLCHAIN.iter().all(packages::Package::is_present)
+        && program_version(Command::new(DEBIAN_RUSTC)).is_some_and(|version| version >= DEBIAN_RUSTC_VERSION)
+}
+
+fn nightly_has_source() -> bool {
+    // `+nightly` would have rustup install one; this only asks.
+    let mut command = Command::new("rustup");
+    command.args(["run", "nightly", "rustc", "--print", "sysroot"]);
+    run::captured(&mut command)
+        .is_ok_and(|sysroot| PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir())
+}
+
+/// One that the user has, or the one that an earlier setup built.
+fn find_linker() -> Option<PathBuf> {
+    packages::find_program("bpf-linker")
+        .into_iter()
+        .chain([own_linker()])
+        .find(|linker| program_version(Command::new(linker)).is_some_and(|version| version >= LINKER_VERSION))
+}
+
+/// In `target`, so that nothing of the user's is replaced and `cargo clean` takes it away.
+fn own_linker() -> PathBuf {
+    own_tools().join("bin/bpf-linker")
+}
+
+fn own_tools() -> PathBuf {
+    run::root().join("target/tools")
+}
+
+fn install_debian_compiler() -> Result<()> {
+    if debian_is_complete() {
+        return Ok(());
+    }
+    // Also when they are there, but too old: apt upgrades what it is told to install.
+    let names = packages::BPF_TOOLCHAIN.each_ref().map(packages::Package::name);
+    run::step(&format!("apt-get install {}", names.join(" ")), || packages::install(&names))?;
+    ensure!(
+        debian_is_complete(),
+        "apt has no rustc-web of version {DEBIAN_RUSTC_VERSION} or later (Debian 12 has it in bookworm-security)\n\n{}",
+        instructions()
+    );
+    Ok(())
+}
+
+fn install_linker() -> Result<PathBuf> {
+    packages::ensure(&packages::LINKER_BUILD)?;
+    run::step(&format!("cargo install bpf-linker {LINKER_VERSION} (about a minute)"), || {
+        let version = LINKER_VERSION.to_string();
+        let mut command =
+            run::cargo(&["install", "--quiet", "--locked", "bpf-linker", "--version", &version]);
+        command
+            .args(["--no-default-features", "--features", "llvm-22", "--root"])
+            .arg(own_tools())
+            .env("LLVM_PREFIX", LLVM_PREFIX);
+        run::visibly(&mut command)
+    })?;
+    find_linker().context("bpf-linker was installed, but does not run")
+}
+
+fn instructions() -> String {
+    let names: Vec<&str> =
+        packages::BPF_TOOLCHAIN.iter().chain(&packages::LINKER_BUILD).map(packages::Package::name).collect();
+    format!(
+        "the toolchain of the BPF object is not there. Either, on Debian as root:\n\n    \
+         {}\n    \
+         LLVM_PREFIX={LLVM_PREFIX} cargo install bpf-linker --version {LINKER_VERSION} --locked --no-default-features --features llvm-22\n\n\
+         or, anywhere:\n\n    \
+         rustup toolchain install nightly --profile minimal --component rust-src\n    \
+         cargo binstall bpf-linker    (or a release of https://github.com/aya-rs/bpf-linker, {LINKER_VERSION} or later)\n",
+        packages::commands(&names)
+    )
+}
+
+/// The first version number that `--version` prints.
+fn program_version(mut command: Command) -> Option<Version> {
+    run::captured(command.arg("--version")).ok().and_then(|printed| Version::find(&printed))
+}
+
+impl Version {
+    fn find(text: &str) -> Option<Self> {
+        text.split_whitespace().find_map(|word| {
+            let mut parts = word.split(['.', '-', '+']).map(str::parse);
+            Some(Self(parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?))
+        })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_found_in_what_programs_print() {
+        for (printed, version) in [
+            ("rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)", Version(1, 96, 0)),
+            ("bpf-linker 0.13.0", Version(0, 13, 0)),
+            ("rustc 1.97.1-nightly (f00 2026-06-01)", Version(1, 97, 1)),
+        ] {
+            assert_eq!(Version::find(printed), Some(version), "{printed}");
+        }
+        assert_eq!(Version::find("no number"), None);
+    }
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert!(Version(1, 100, 0) > Version(1, 96, 2));
+        assert!(Version(0, 9, 15) < LINKER_VERSION);
+    }
+}
