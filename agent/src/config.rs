@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use podwire_common::abi;
@@ -10,10 +11,6 @@ use podwire_common::names;
 
 use crate::dataplane::attach::UplinkXdp;
 use crate::model::Mode;
-
-/// Source ports for translated flows whose own is taken: above Linux's range for sockets (32768 to 60999) and
-/// Kubernetes' for NodePorts (30000 to 32767), so that they are nobody's.
-const SNAT_PORTS: (u16, u16) = (61000, 65535);
 
 /// Options of `podwire agent`. Each can be given as an environment variable as well.
 #[derive(Args, Clone, Debug)]
@@ -33,6 +30,13 @@ pub struct Config {
     /// VXLAN network identifier (24 bits).
     #[arg(long, env = "PODWIRE_VNI", default_value_t = names::VNI, value_parser = clap::value_parser!(u32).range(..1 << 24))]
     pub vni: u32,
+    /// Source ports that pods' flows to the world are given when their own is taken. The default holds 20,000 flows to one
+    /// server with room to spare; it may overlap the range of the host's own sockets (ip_local_port_range), which are looked for.
+    #[arg(long, env = "PODWIRE_SNAT_PORTS", default_value = "32768-65535", value_name = "FIRST-LAST")]
+    pub snat_ports: Ports,
+    /// The cluster's NodePorts (kube-apiserver's --service-node-port-range): never given to a pod's flow.
+    #[arg(long, env = "PODWIRE_NODE_PORTS", default_value = "30000-32767", value_name = "FIRST-LAST")]
+    pub node_ports: Ports,
     /// A link that leads out of this node; may be repeated. Default: the one that has the node's InternalIP, and those
     /// of default routes.
     #[arg(long = "uplink", env = "PODWIRE_UPLINK", value_delimiter = ',', value_name = "DEVICE")]
@@ -74,6 +78,28 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
+/// A range of ports, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Host order.
+    pub first: u16,
+    /// Host order.
+    pub last: u16,
+}
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = |port: &str| port.trim().parse().ok().filter(|port| *port != 0);
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (parse(first), parse(last)) {
+            (Some(first), Some(last)) if first <= last => Ok(Self { first, last }),
+            _ => Err(format!("`{text}` is not a range of ports such as 32768-65535")),
+        }
+    }
+}
+
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -99,9 +125,27 @@ impl Config {
             vni: self.vni,
             vxlan_ifindex: vxlan.unwrap_or_default(),
             vxlan_port: Be16::new(self.vxlan_port),
-            snat_port_first: SNAT_PORTS.0,
-            snat_port_last: SNAT_PORTS.1,
+            snat_port_first: self.snat_ports.first,
+            snat_port_last: self.snat_ports.last,
+            node_port_first: self.node_ports.first,
+            node_port_last: self.node_ports.last,
             reserved: 0,
+            netns_cookie: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_ports_is_two_ports_in_order() {
+        assert_eq!("1024-2047".parse(), Ok(Ports { first: 1024, last: 2047 }));
+        assert_eq!("5000".parse(), Ok(Ports { first: 5000, last: 5000 }));
+        for text in ["", "-", "0-5", "2-1", "1-65536", "a-b", "1-2-3"] {
+            let refusal = text.parse::<Ports>().unwrap_err();
+            assert!(refusal.contains(text), "{refusal}");
         }
     }
 }

@@ -92,6 +92,15 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "Addresses of this node's podCIDR that can be handed out",
         figures.addresses as usize,
     );
+    let collected = &figures.collected;
+    gauge(&mut registry, "translations", "Entries of TRANSLATIONS at the last look", collected.translations);
+    gauge(&mut registry, "stack_flows", "Entries of STACK_FLOWS at the last look", collected.stack_flows);
+    gauge(
+        &mut registry,
+        "pressure",
+        "1 while TRANSLATIONS is nearly full and what is over leaves sooner",
+        usize::from(collected.pressure),
+    );
     gauge(&mut registry, "ready", "1 when ADD is served", usize::from(is_ready));
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -126,7 +135,9 @@ mod tests {
             drops: vec![(Drop::Multicast, Count { packets: 3, bytes: 300 })],
             traffic: vec![(Path::Local, Count { packets: 5, bytes: 500 })],
         };
-        let text = text(&Figures { counters, endpoints: 4, nodes: 2, addresses: 253 }, true).unwrap();
+        let text =
+            text(&Figures { counters, endpoints: 4, nodes: 2, addresses: 253, ..Figures::default() }, true)
+                .unwrap();
         for line in [
             r#"podwire_dropped_packets_total{reason="multicast"} 3"#,
             r#"podwire_dropped_bytes_total{reason="multicast"} 300"#,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podwire_common::abi::{ENDPOINT_STACK_ONLY, Flow, StackFlow, Translation};
 use podwire_common::flow::protocol;
-use podwire_common::nat::{idle_timeout, whole_state};
+use podwire_common::nat::{idle_timeout, idle_timeout_under_pressure};
 
 /// How often the maps are looked through and the kernel is compared with what is wanted.
 pub const INTERVAL: Duration = Duration::from_secs(10);
@@ -23,20 +23,15 @@ const SILENCE: Duration = Duration::from_mins(1);
 /// Questions to connection tracking in one round.
 pub const QUESTIONS: usize = 2000;
 
-/// Whether a translation has been silent for too long; [`whole`] of its halves.
-pub fn translation_expired(flow: &Flow, translation: &Translation, now: u64) -> bool {
-    let timeout = Duration::from_secs(idle_timeout(translation.state, flow.protocol));
-    silent_for(translation.last_seen, now) > timeout
+/// How long until the tables are looked through again: soon while one is nearly full.
+pub fn pause(pressure: bool) -> Duration {
+    if pressure { Duration::from_secs(1) } else { INTERVAL }
 }
 
-/// A translation as both its halves tell it: each sees one direction only. The later time and the further state.
-pub fn whole(half: &Translation, other: Option<&Translation>) -> Translation {
-    let other = other.unwrap_or(half);
-    Translation {
-        last_seen: half.last_seen.max(other.last_seen),
-        state: whole_state(half.state, other.state),
-        ..*half
-    }
+/// Whether a translation has been silent for too long. Each half tells the same.
+pub fn translation_expired(flow: &Flow, translation: &Translation, now: u64, pressure: bool) -> bool {
+    let timeout = if pressure { idle_timeout_under_pressure } else { idle_timeout };
+    silent_for(translation.last_seen, now) > Duration::from_secs(timeout(translation.state, flow.protocol))
 }
 
 /// Whether a flow that goes through the stack has been silent for long enough to ask whether it is still there.
@@ -54,20 +49,6 @@ pub fn can_be_asked_for(flow: &Flow) -> bool {
 pub fn stack_flow_expired(flow: &Flow, entry: StackFlow, now: u64) -> bool {
     let bound = if flow.protocol == protocol::TCP { STACK_FLOW_TCP } else { STACK_FLOW_OTHER };
     silent_for(entry.last_seen, now) > bound
-}
-
-/// The other half of a translation: the pod's flow and its reply as it arrives are each other's key.
-pub fn other_half(flow: &Flow, translation: &Translation) -> Flow {
-    use podwire_common::abi::TRANSLATION_SOURCE;
-    let mut translated = *flow;
-    if translation.kind == TRANSLATION_SOURCE {
-        translated.source = translation.address;
-        translated.source_port = translation.port;
-    } else {
-        translated.destination = translation.address;
-        translated.destination_port = translation.port;
-    }
-    translated.reversed()
 }
 
 /// Whether there is room again in a table of `capacity`.
@@ -95,9 +76,7 @@ pub fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_common::abi::{
-        STATE_CLOSING, STATE_ESTABLISHED, STATE_NEW, TRANSLATION_DESTINATION, TRANSLATION_SOURCE,
-    };
+    use podwire_common::abi::{STATE_FIN, STATE_REPLIED, STATE_REPLY_FIN, STATE_RESET, TRANSLATION_SNAT};
     use podwire_common::addr::{Addr, Be16};
 
     const SECOND: u64 = 1_000_000_000;
@@ -107,61 +86,43 @@ mod tests {
         Flow::new(pod, world, Be16::new(40000), Be16::new(443), number)
     }
 
-    fn translation(kind: u8, address: [u8; 4], port: u16, state: u8) -> Translation {
+    fn translation(state: u8) -> Translation {
+        let flow = flow(protocol::TCP);
         Translation {
             last_seen: 0,
-            address: Addr::from_v4(address),
-            port: Be16::new(port),
-            kind,
+            source: Addr::from_v4([192, 0, 2, 1]),
+            destination: flow.destination,
+            source_port: Be16::new(61000),
+            destination_port: flow.destination_port,
+            ifindex: 2,
+            kind: TRANSLATION_SNAT,
+            reply: 0,
             state,
+            hairpin: 0,
             reserved: 0,
         }
     }
 
     #[test]
-    fn each_half_of_a_translation_finds_the_other() {
-        let out = translation(TRANSLATION_SOURCE, [192, 0, 2, 1], 61000, STATE_ESTABLISHED);
-        let reply = other_half(&flow(protocol::TCP), &out);
-        assert_eq!(reply.destination, Addr::from_v4([192, 0, 2, 1]));
-        assert_eq!((reply.source_port.get(), reply.destination_port.get()), (443, 61000));
-        let back = translation(TRANSLATION_DESTINATION, [10, 244, 1, 2], 40000, STATE_ESTABLISHED);
-        assert_eq!(other_half(&reply, &back), flow(protocol::TCP));
-    }
-
-    #[test]
-    fn the_two_halves_of_an_echo_find_each_other() {
-        // The identifier is the port of the side that asks; the other port is 0.
-        let mut request = flow(protocol::ICMP);
-        request.destination_port = Be16::ZERO;
-        let out = translation(TRANSLATION_SOURCE, [192, 0, 2, 1], 7, STATE_ESTABLISHED);
-        let reply = other_half(&request, &out);
-        assert_eq!((reply.source_port.get(), reply.destination_port.get()), (0, 7));
-    }
-
-    #[test]
-    fn a_translation_ends_with_its_protocols_timeout() {
-        let established = translation(TRANSLATION_SOURCE, [192, 0, 2, 1], 1, STATE_ESTABLISHED);
-        let closing = translation(TRANSLATION_SOURCE, [192, 0, 2, 1], 1, STATE_CLOSING);
+    fn a_translation_ends_with_its_states_timeout() {
         let tcp = flow(protocol::TCP);
-        assert!(!translation_expired(&tcp, &established, 7440 * SECOND));
-        assert!(translation_expired(&tcp, &established, 7441 * SECOND));
-        assert!(!translation_expired(&tcp, &closing, 240 * SECOND));
-        let closed = whole(&closing, Some(&closing));
-        assert!(translation_expired(&tcp, &closed, 31 * SECOND));
-        let seen_later = Translation { last_seen: 40 * SECOND, ..closed };
-        assert!(!translation_expired(&tcp, &seen_later, 31 * SECOND));
+        let expired =
+            |state, seconds| translation_expired(&tcp, &translation(state), seconds * SECOND, false);
+        assert!(!expired(STATE_REPLIED, 7440));
+        assert!(expired(STATE_REPLIED, 7441));
+        assert!(!expired(STATE_REPLIED | STATE_FIN, 240));
+        assert!(expired(STATE_REPLIED | STATE_FIN | STATE_REPLY_FIN, 31));
+        let seen_later = Translation { last_seen: 40 * SECOND, ..translation(STATE_RESET) };
+        assert!(!translation_expired(&tcp, &seen_later, 31 * SECOND, false));
     }
 
     #[test]
-    fn a_translation_is_as_alive_as_its_livelier_half() {
-        let sent =
-            Translation { last_seen: 9, ..translation(TRANSLATION_SOURCE, [192, 0, 2, 1], 1, STATE_NEW) };
-        let received = translation(TRANSLATION_DESTINATION, [10, 244, 1, 2], 1, STATE_ESTABLISHED);
-        for (half, other) in [(&sent, &received), (&received, &sent)] {
-            let whole = whole(half, Some(other));
-            assert_eq!((whole.last_seen, whole.state), (9, STATE_ESTABLISHED));
-        }
-        assert_eq!(whole(&sent, None), sent);
+    fn under_pressure_what_is_over_leaves_at_once_and_what_lives_stays() {
+        let tcp = flow(protocol::TCP);
+        let expired = |state, seconds| translation_expired(&tcp, &translation(state), seconds * SECOND, true);
+        assert!(expired(STATE_RESET, 3));
+        assert!(expired(0, 21));
+        assert!(!expired(STATE_REPLIED, 7440));
     }
 
     #[test]

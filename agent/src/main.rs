@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use podwire::cni_server::CniServer;
 use podwire::config::{Config, LogFormat};
 use podwire::daemon::{Daemon, Event};
+use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
 use podwire::nodes::file;
 use podwire::store::Store;
@@ -85,6 +86,7 @@ async fn serve(config: Config) -> Result<()> {
 
     let server = CniServer::bind(&socket)?;
     let (events, queue) = mpsc::channel(QUEUE);
+    collect_in_background(daemon.collector()?, events.clone());
     tokio::spawn(health::serve(metrics, events.clone(), daemon.readiness()));
     tokio::spawn(ticks(events.clone()));
     tokio::spawn(stop_on(SignalKind::terminate(), events.clone()));
@@ -109,6 +111,26 @@ async fn stop_on(kind: SignalKind, events: mpsc::Sender<Event>) {
         }
         Err(error) => error!("listen for signals: {error}"),
     }
+}
+
+/// Ages the tables out for as long as somebody wants to know: a thread, since a walk of a full table takes a good part of a
+/// second.
+fn collect_in_background(mut collector: Collector, events: mpsc::Sender<Event>) {
+    std::thread::spawn(move || {
+        let mut pause = housekeeping::INTERVAL;
+        loop {
+            std::thread::sleep(pause);
+            match collector.collect(housekeeping::now()) {
+                Ok(collected) => {
+                    pause = housekeeping::pause(collected.pressure);
+                    if events.blocking_send(Event::Collected(collected)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => error!("age the tables out: {error}"),
+            }
+        }
+    });
 }
 
 async fn ticks(events: mpsc::Sender<Event>) {

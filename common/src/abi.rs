@@ -7,7 +7,7 @@ use crate::addr::{Addr, Be16, Mac};
 
 /// The layout of every pinned map together. Stored beside the maps; an agent that finds another version migrates
 /// what it can carry over.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// `ENDPOINTS`: pod address → how to reach that pod on this node.
 #[repr(C)]
@@ -31,6 +31,8 @@ pub struct Endpoint {
 /// Every flow of the endpoint goes through the host stack, because `STACK_FLOWS` was full when one of its flows
 /// had to be recorded. Set by the programs, cleared by the agent when there is room again.
 pub const ENDPOINT_STACK_ONLY: u32 = 1;
+/// The endpoint is the backend of a hostPort: what it sends may be a reply to be translated back.
+pub const ENDPOINT_HAS_HOST_PORTS: u32 = 2;
 
 /// `NODES`: podCIDR or node address → the node that owns it. The key is an LPM key over an [`Addr`].
 #[repr(C)]
@@ -133,42 +135,127 @@ pub struct FragmentPorts {
     pub source_port: Be16,
     /// As in [`Flow::destination_port`].
     pub destination_port: Be16,
+    /// 1: a later fragment came before the first, and neither port is known.
+    pub early: u32,
 }
 
-/// `TRANSLATIONS`: a flow → what one of its ends is rewritten to. Each translation is two entries, the flow as
-/// the pod sends it and its reply as it arrives; neither is ever there without the other.
+/// `INBOUND_FLOWS`: a pod's flow that somebody outside began by the pod's own address, as the pod answers: never translated.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct InboundFlow {
+    /// `CLOCK_MONOTONIC`, nanoseconds; refreshed about once a second.
+    pub last_seen: u64,
+}
+
+/// `TRANSLATIONS`: a flow → what it becomes.
+///
+/// A translation is two entries: the original flow → the translated one, and the translated flow's reverse → the
+/// original's. So a reply finds its own way back, and each half names the other ([`Self::other_half`]). They are made, refreshed
+/// and removed together, and tell the same state. The one exception is a [`TRANSLATION_RESERVATION`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "user"), derive(Debug))]
 pub struct Translation {
     /// `CLOCK_MONOTONIC`, nanoseconds; refreshed about once a second.
     pub last_seen: u64,
-    /// The address written: the source of a [`TRANSLATION_SOURCE`], the destination of a
-    /// [`TRANSLATION_DESTINATION`].
-    pub address: Addr,
-    /// The port written beside it.
-    pub port: Be16,
+    /// Where the packet comes from after translation.
+    pub source: Addr,
+    /// Where it goes after translation.
+    pub destination: Addr,
+    /// Network order.
+    pub source_port: Be16,
+    /// Network order.
+    pub destination_port: Be16,
+    /// The link by which the original flow leaves ([`TRANSLATION_SNAT`], [`TRANSLATION_HOST`]), or came
+    /// ([`TRANSLATION_HOST_PORT`]: replies leave by it).
+    pub ifindex: u32,
     /// `TRANSLATION_*`.
     pub kind: u8,
-    /// `STATE_*` as this half's direction tells it.
+    /// 0: the half of the original flow; 1: that of its replies.
+    pub reply: u8,
+    /// `STATE_*` bits.
     pub state: u8,
+    /// 1: a pod reaches itself by way of its node.
+    pub hairpin: u8,
     /// Explicit padding.
     pub reserved: u32,
 }
 
-/// The flow as the pod sends it: its source is rewritten.
-pub const TRANSLATION_SOURCE: u8 = 1;
-/// The reply as it arrives: its destination is rewritten.
-pub const TRANSLATION_DESTINATION: u8 = 2;
+/// A pod's flow to the world: its source becomes an address of the uplink.
+pub const TRANSLATION_SNAT: u8 = 1;
+/// A flow of this node itself whose 5-tuple a pod's translated flow had before it: its source port is replaced.
+pub const TRANSLATION_HOST: u8 = 2;
+/// A flow to a hostPort: its destination becomes the pod.
+pub const TRANSLATION_HOST_PORT: u8 = 3;
+/// A flow that leaves with an address of this node and has no socket here (the host's own rules have translated it), or is an
+/// echo. Nothing is translated; only the half of the replies is there, so that nobody else takes its 5-tuple.
+pub const TRANSLATION_RESERVATION: u8 = 4;
 
-/// Seen from the pod only.
-pub const STATE_NEW: u8 = 0;
-/// Seen in both directions.
-pub const STATE_ESTABLISHED: u8 = 1;
-/// A TCP FIN was seen: with one in the other half too, the connection is over.
-pub const STATE_CLOSING: u8 = 2;
-/// A TCP RST was seen, or FINs in both directions: leaves early.
-pub const STATE_CLOSED: u8 = 3;
+/// A reply was seen.
+pub const STATE_REPLIED: u8 = 1;
+/// A TCP FIN was seen in the original direction.
+pub const STATE_FIN: u8 = 2;
+/// A TCP FIN was seen in the direction of the replies.
+pub const STATE_REPLY_FIN: u8 = 4;
+/// A TCP RST was seen in either direction.
+pub const STATE_RESET: u8 = 8;
+
+/// `FRONTENDS`: where a service of this node is reached.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Frontend {
+    /// An address of this node, or [`Addr::UNSPECIFIED`] for each of them.
+    pub address: Addr,
+    /// Network order.
+    pub port: Be16,
+    /// IP protocol number: TCP or UDP.
+    pub protocol: u8,
+    /// Explicit padding, zero: part of the key.
+    pub reserved: u8,
+}
+
+/// Who answers at a [`Frontend`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Backend {
+    /// A pod of this node.
+    pub address: Addr,
+    /// Network order.
+    pub port: Be16,
+    /// Explicit padding.
+    pub reserved: [u8; 2],
+}
+
+/// `REDIRECTED_SOCKETS`: a socket of this node's own processes, and the pod that it was pointed at.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct RedirectedSocket {
+    /// The kernel's number of the socket; never reused while the system runs.
+    pub cookie: u64,
+    /// The pod.
+    pub address: Addr,
+    /// The pod's port, network order.
+    pub port: Be16,
+    /// Explicit padding, zero: part of the key.
+    pub reserved: [u8; 6],
+}
+
+/// Where a process believes that its socket sends.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct SocketAddress {
+    /// An address of this node, 127.0.0.0/8 included.
+    pub address: Addr,
+    /// Network order.
+    pub port: Be16,
+    /// Explicit padding.
+    pub reserved: [u8; 2],
+}
 
 /// `DROPS` and `TRAFFIC`: what was counted under one reason or path.
 #[repr(C)]
@@ -198,8 +285,14 @@ pub struct Config {
     pub snat_port_first: u16,
     /// Last of them; host order.
     pub snat_port_last: u16,
+    /// First port of Kubernetes' NodePort range, which is never taken for a translated flow; host order.
+    pub node_port_first: u16,
+    /// Last of them; host order.
+    pub node_port_last: u16,
     /// Explicit padding.
     pub reserved: u16,
+    /// The network namespace of this node: processes elsewhere are none of its own.
+    pub netns_cookie: u64,
 }
 
 /// Pod packets travel between nodes inside VXLAN.
@@ -214,10 +307,15 @@ const _: () = {
     assert!(size_of::<Flow>() == 40);
     assert!(size_of::<StackFlow>() == 8);
     assert!(size_of::<FragmentKey>() == 40);
-    assert!(size_of::<FragmentPorts>() == 4);
-    assert!(size_of::<Translation>() == 32);
+    assert!(size_of::<FragmentPorts>() == 8);
+    assert!(size_of::<InboundFlow>() == 8);
+    assert!(size_of::<Translation>() == 56);
+    assert!(size_of::<Frontend>() == 20);
+    assert!(size_of::<Backend>() == 20);
+    assert!(size_of::<RedirectedSocket>() == 32);
+    assert!(size_of::<SocketAddress>() == 20);
     assert!(size_of::<Count>() == 16);
-    assert!(size_of::<Config>() == 20);
+    assert!(size_of::<Config>() == 32);
 };
 
 #[cfg(feature = "user")]
@@ -233,13 +331,18 @@ mod pod {
     }
     pod!(
         super::Addr,
+        super::Backend,
         super::Config,
         super::Count,
         super::Endpoint,
         super::Flow,
         super::FragmentKey,
         super::FragmentPorts,
+        super::Frontend,
+        super::InboundFlow,
         super::Node,
+        super::RedirectedSocket,
+        super::SocketAddress,
         super::StackFlow,
         super::Translation,
         super::Uplink,

@@ -16,6 +16,13 @@ pub const fn replace(checksum: u16, old: u16, new: u16) -> u16 {
     !fold(sum)
 }
 
+/// A checksum after four of the bytes that it covers changed, which begin at an even offset. Big-endian words.
+#[inline(always)]
+pub const fn replace_quad(checksum: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
+    let half = replace(checksum, u16::from_be_bytes([old[0], old[1]]), u16::from_be_bytes([new[0], new[1]]));
+    replace(half, u16::from_be_bytes([old[2], old[3]]), u16::from_be_bytes([new[2], new[3]]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,6 +47,18 @@ mod tests {
             let updated = replace(before, u16::from_be_bytes(old), u16::from_be_bytes(new));
             // Both zeros mean the same.
             prop_assert_eq!(updated % 0xffff, of_bytes(&header) % 0xffff);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn four_bytes_replaced_at_once_equal_a_new_sum(mut header in any::<[u8; 20]>(), at in prop::sample::select(&[0usize, 2, 4, 6, 12, 14, 16][..]), new in any::<[u8; 4]>()) {
+            header[10] = 0;
+            header[11] = 0;
+            let before = of_bytes(&header);
+            let old = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+            header[at..at + 4].copy_from_slice(&new);
+            prop_assert_eq!(replace_quad(before, old, new) % 0xffff, of_bytes(&header) % 0xffff);
         }
     }
 

@@ -37,9 +37,30 @@ pub mod maps {
     pub const DROPS: &str = "DROPS";
     /// [`crate::reason::Path`] → [`crate::abi::Count`].
     pub const TRAFFIC: &str = "TRAFFIC";
+    /// [`crate::abi::Flow`] → [`crate::abi::InboundFlow`].
+    pub const INBOUND_FLOWS: &str = "INBOUND_FLOWS";
+    /// Networks whose destinations see pods' own addresses → 1.
+    pub const NON_MASQUERADE: &str = "NON_MASQUERADE";
+    /// [`crate::abi::Frontend`] → [`crate::abi::Backend`].
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// [`crate::abi::RedirectedSocket`] → [`crate::abi::SocketAddress`].
+    pub const REDIRECTED_SOCKETS: &str = "REDIRECTED_SOCKETS";
     /// All of them.
-    pub const ALL: [&str; 9] =
-        [ENDPOINTS, NODES, TUNNEL_PEERS, STACK_FLOWS, FRAGMENTS, TRANSLATIONS, UPLINKS, DROPS, TRAFFIC];
+    pub const ALL: [&str; 13] = [
+        ENDPOINTS,
+        NODES,
+        TUNNEL_PEERS,
+        STACK_FLOWS,
+        FRAGMENTS,
+        TRANSLATIONS,
+        INBOUND_FLOWS,
+        NON_MASQUERADE,
+        FRONTENDS,
+        REDIRECTED_SOCKETS,
+        UPLINKS,
+        DROPS,
+        TRAFFIC,
+    ];
 }
 
 /// Program names: the attach point is part of the name.

@@ -73,6 +73,13 @@ numbered! {
         EcnNotCapable = 24 "ecn-not-capable",
         /// A pod network's source that is no pod's here, on its way out by an uplink.
         PodSourceUnknown = 25 "pod-source-unknown",
+        /// The first fragment of a datagram of a translated flow, whose later fragment came before it and was left to the
+        /// host: it cannot be completed any more.
+        FragmentBeforeFirst = 26 "fragment-before-first",
+        /// The pod behind a hostPort is gone.
+        BackendGone = 27 "backend-gone",
+        /// No route by which a hostPort's reply could leave.
+        NoRouteBack = 28 "no-route-back",
     }
 }
 
@@ -116,6 +123,18 @@ numbered! {
         ArpAnswered = 15 "arp-answered",
         /// A flow could not be recorded because `STACK_FLOWS` is full: its endpoint now uses the stack.
         StackFlowsFull = 16 "stack-flows-full",
+        /// A flow of this node itself, moved off a source port that a pod's flow had before it.
+        HostSnatOut = 17 "host-snat-out",
+        /// A pod's packet to the world that keeps the pod's address: an excluded network, or a flow begun from there.
+        Untranslated = 18 "untranslated",
+        /// To a hostPort, translated to its pod.
+        HostPortIn = 19 "host-port-in",
+        /// A hostPort's reply, translated back and sent the way its request came.
+        HostPortOut = 20 "host-port-out",
+        /// A pod to itself by a hostPort, either direction.
+        Hairpin = 21 "hairpin",
+        /// A 5-tuple could not be reserved for a flow of the host's own because `TRANSLATIONS` is full.
+        ReservationsFull = 22 "reservations-full",
     }
 }
 

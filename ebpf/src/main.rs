@@ -8,6 +8,7 @@ mod hooks;
 mod maps;
 mod packet;
 mod stage;
+mod subprogram;
 mod verdict;
 
 #[panic_handler]

@@ -11,8 +11,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use podwire_common::abi::{
-    Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FragmentKey, FragmentPorts, MODE_DIRECT, MODE_VXLAN,
-    Node, StackFlow, Translation, Uplink,
+    Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FragmentKey, FragmentPorts, Frontend,
+    InboundFlow, MODE_DIRECT, MODE_VXLAN, Node, RedirectedSocket, SocketAddress, StackFlow, Translation,
+    Uplink,
 };
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
@@ -31,7 +32,16 @@ static STACK_FLOWS: HashMap<Flow, StackFlow, 131072, { BPF_F_NO_PREALLOC as usiz
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
 // No LRU: half of a pair that left alone would break the connection.
 #[btf_map]
-static TRANSLATIONS: HashMap<Flow, Translation, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static TRANSLATIONS: HashMap<Flow, Translation, 262144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+// LRU: whoever reaches pods by their own addresses can fill it, and the next packet of a flow brings its entry back.
+#[btf_map]
+static INBOUND_FLOWS: LruHashMap<Flow, InboundFlow, 16384> = LruHashMap::new();
+#[btf_map]
+static NON_MASQUERADE: LpmTrie<Addr, u32, 1024> = LpmTrie::new();
+#[btf_map]
+static FRONTENDS: HashMap<Frontend, Backend, 4096> = HashMap::new();
+#[btf_map]
+static REDIRECTED_SOCKETS: LruHashMap<RedirectedSocket, SocketAddress, 16384> = LruHashMap::new();
 #[btf_map]
 static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
 #[btf_map]
@@ -48,13 +58,18 @@ static CONFIG: Config = Config {
     vxlan_port: Be16::ZERO,
     snat_port_first: 0,
     snat_port_last: 0,
+    node_port_first: 0,
+    node_port_last: 0,
     reserved: 0,
+    netns_cookie: 0,
 };
 
 /// Entries are refreshed no more often than this, so that CPUs that share a flow do not fight over a cache line.
 const REFRESH_NS: u64 = 1_000_000_000;
 /// `-EEXIST`, as map helpers return it.
 pub const EEXIST: i32 = -17;
+/// `-EBUSY`: two CPUs at the same bucket, on kernels before 6.15.
+pub const EBUSY: i32 = -16;
 
 /// Whether pods' packets travel between nodes as they are, and not inside VXLAN.
 #[inline(always)]
@@ -91,6 +106,22 @@ pub fn snat_ports() -> (u16, u16) {
     unsafe {
         (read_volatile(&raw const CONFIG.snat_port_first), read_volatile(&raw const CONFIG.snat_port_last))
     }
+}
+
+/// First and last of Kubernetes' NodePorts; host order.
+#[inline(always)]
+pub fn node_ports() -> (u16, u16) {
+    // SAFETY: as above.
+    unsafe {
+        (read_volatile(&raw const CONFIG.node_port_first), read_volatile(&raw const CONFIG.node_port_last))
+    }
+}
+
+/// The network namespace of this node.
+#[inline(always)]
+pub fn netns_cookie() -> u64 {
+    // SAFETY: as above.
+    unsafe { read_volatile(&raw const CONFIG.netns_cookie) }
 }
 
 /// `CLOCK_MONOTONIC`, nanoseconds.
@@ -181,27 +212,102 @@ pub fn fragment_ports(key: &FragmentKey) -> Option<FragmentPorts> {
     unsafe { FRAGMENTS.get(key) }.copied()
 }
 
+/// Whether a flow was begun by somebody outside who reached the pod by its own address, no longer than `idle` nanoseconds
+/// ago; seen now.
+#[inline(always)]
+pub fn is_inbound_flow(flow: &Flow, idle: u64) -> bool {
+    let Some(entry) = INBOUND_FLOWS.get_ptr_mut(flow) else {
+        return false;
+    };
+    // SAFETY: as for endpoints.
+    unsafe {
+        if now().wrapping_sub((*entry).last_seen) > idle {
+            return false;
+        }
+        refresh(&raw mut (*entry).last_seen);
+    }
+    true
+}
+
+/// Records a pod's flow as one that somebody outside began. What does not fit is made room for.
+#[inline(always)]
+pub fn record_inbound_flow(flow: &Flow) {
+    if let Some(entry) = INBOUND_FLOWS.get_ptr_mut(flow) {
+        // SAFETY: as for endpoints.
+        unsafe { refresh(&raw mut (*entry).last_seen) };
+        return;
+    }
+    let _ = INBOUND_FLOWS.insert(flow, InboundFlow { last_seen: now() }, BPF_ANY.into());
+}
+
+/// Whether pods keep their own addresses towards a destination.
+#[inline(never)]
+pub fn is_not_masqueraded(address: &Addr) -> bool {
+    NON_MASQUERADE.get(&Key::new(128, *address)).is_some()
+}
+
+/// Who answers at an address and port of this node.
+#[inline(always)]
+pub fn backend(frontend: &Frontend) -> Option<Backend> {
+    // SAFETY: as for endpoints.
+    unsafe { FRONTENDS.get(frontend) }.copied()
+}
+
+/// Where a process believes that a socket sends which was pointed at a pod.
+#[inline(always)]
+pub fn redirected_socket(socket: &RedirectedSocket) -> Option<SocketAddress> {
+    // SAFETY: as for endpoints; an element that is reused meanwhile misleads one answer, as an eviction would.
+    unsafe { REDIRECTED_SOCKETS.get(socket) }.copied()
+}
+
+/// Remembers where a process believes that a socket sends.
+///
+/// # Errors
+/// The helper's: memory is short.
+#[inline(always)]
+pub fn remember_redirected_socket(socket: &RedirectedSocket, address: &SocketAddress) -> Result<(), i32> {
+    REDIRECTED_SOCKETS.insert(socket, address, BPF_ANY.into())
+}
+
 /// One half of a translation, as it is in the map.
 pub struct TranslationEntry(*mut Translation);
 
 impl TranslationEntry {
-    /// A copy.
+    /// The half itself. What its fields say does not change while it is there, but for state and time.
     #[inline(always)]
-    pub fn get(&self) -> Translation {
+    pub fn get(&self) -> &'static Translation {
         // SAFETY: as for endpoints.
-        unsafe { *self.0 }
+        unsafe { &*self.0 }
     }
 
-    /// Seen now, in this state.
+    /// Seen now, in this state: both halves.
     #[inline(always)]
-    pub fn touch(&self, state: u8) {
-        // SAFETY: as for endpoints; both fields are written whole.
-        unsafe {
-            if (*self.0).state != state {
-                (*self.0).state = state;
-            }
-            refresh(&raw mut (*self.0).last_seen);
+    pub fn touch(&self, protocol: u8, state: u8) {
+        let now = now();
+        // SAFETY: as for endpoints.
+        let (last_seen, known) = unsafe { ((*self.0).last_seen, (*self.0).state) };
+        if known == state && now.wrapping_sub(last_seen) <= REFRESH_NS {
+            return;
         }
+        self.set(now, state);
+        touch_other(self.get(), protocol, now, state);
+    }
+
+    #[inline(always)]
+    fn set(&self, now: u64, state: u8) {
+        // SAFETY: as for endpoints; each field is written whole.
+        unsafe {
+            (*self.0).last_seen = now;
+            (*self.0).state = state;
+        }
+    }
+}
+
+// A function of its own: the key would take its place on the stack of every caller.
+#[inline(never)]
+fn touch_other(half: &Translation, protocol: u8, now: u64, state: u8) {
+    if let Some(other) = translation(&half.other_half(protocol)) {
+        other.set(now, state);
     }
 }
 

@@ -9,15 +9,16 @@ use std::time::Instant;
 
 use podwire_cni::protocol::{Call, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::conntrack::Conntrack;
 use crate::dataplane::Dataplane;
 use crate::dataplane::attach::UplinkAttachment;
+use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
+use crate::error::Error;
 use crate::host::Host;
-use crate::housekeeping;
 use crate::ipam::Pool;
 use crate::links::Links;
 use crate::model::Model;
@@ -43,8 +44,10 @@ pub enum Event {
     },
     /// The node list cannot be used as a whole; why.
     NodeListUnusable(String),
-    /// Time for housekeeping.
+    /// Time to compare the kernel with what is wanted.
     Tick,
+    /// The tables were aged out.
+    Collected(Collected),
     /// Somebody wants to see figures.
     Figures(oneshot::Sender<Figures>),
     /// Time to end, with the data path left in place.
@@ -71,6 +74,8 @@ pub struct Figures {
     pub nodes: usize,
     /// Addresses that can be handed out at all.
     pub addresses: u32,
+    /// What the last round of ageing found in the tables.
+    pub collected: Collected,
 }
 
 /// The one owner of state.
@@ -84,8 +89,8 @@ pub struct Daemon {
     /// `None` until this node's podCIDR is known; then it stays, whatever becomes of the node list.
     pool: Option<Pool>,
     host: Host,
-    /// `None`: the kernel has no connection tracking to ask.
-    conntrack: Option<Conntrack>,
+    /// What the last round of ageing found.
+    collected: Collected,
     /// Uplinks that have this process's programs, by ifindex.
     attached: BTreeMap<u32, String>,
     problems: BTreeSet<NodeProblem>,
@@ -122,7 +127,9 @@ impl Daemon {
                     error!("{reason}");
                     self.set_readiness(Readiness::Waiting(reason));
                 }
-                Event::Tick => self.tick().await,
+                Event::Tick if self.complete => self.reconcile().await,
+                Event::Tick => {}
+                Event::Collected(collected) => self.take_collected(collected),
                 Event::Figures(reply) => {
                     let _ = reply.send(self.figures());
                 }
@@ -188,14 +195,29 @@ impl Daemon {
         }
     }
 
-    async fn tick(&mut self) {
-        match self.dataplane.maps.expire(housekeeping::now(), self.conntrack.as_ref()) {
-            Ok(expired) if expired != Default::default() => debug!(?expired, "housekeeping"),
-            Ok(_) => {}
-            Err(error) => error!("housekeeping: {error}"),
+    /// What ages the tables out beside this owner.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn collector(&self) -> Result<Collector, Error> {
+        let conntrack = Conntrack::open().map_err(|error| {
+            warn!(
+                "flows through the host stack leave after fixed times: no connection tracking to ask: {error}"
+            )
+        });
+        self.dataplane.maps.collector(conntrack.ok())
+    }
+
+    fn take_collected(&mut self, collected: Collected) {
+        if collected.pressure && !self.collected.pressure {
+            warn!(
+                entries = collected.translations,
+                "the table of translations is nearly full: what is over leaves sooner; raise --max-translations"
+            );
         }
-        if self.complete {
-            self.reconcile().await;
+        self.collected = collected;
+        if let Err(error) = self.dataplane.maps.clear_stack_only(collected.stack_flows) {
+            error!("housekeeping: {error}");
         }
     }
 
@@ -209,6 +231,7 @@ impl Daemon {
             endpoints: self.model.endpoints.len(),
             nodes: self.model.remote.len() + usize::from(self.model.own.is_some()),
             addresses: self.pool.as_ref().map_or(0, Pool::size),
+            collected: self.collected,
         }
     }
 

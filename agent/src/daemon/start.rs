@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{Daemon, Readiness};
 use crate::config::Config;
-use crate::conntrack::Conntrack;
+use crate::dataplane::flows::Collected;
 use crate::dataplane::probe::Capabilities;
 use crate::dataplane::{Dataplane, load};
 use crate::error::Error;
@@ -35,7 +35,7 @@ impl Daemon {
             uplink_attachment: capabilities.uplink_attachment(),
             store,
             host: links.host().await?,
-            conntrack: open_conntrack(),
+            collected: Collected::default(),
             links,
             dataplane,
             model,
@@ -113,16 +113,6 @@ async fn tunnel_device(config: &Config, links: &Links) -> Result<Option<u32>, Er
     sysctl::loosen_reverse_path_filter(VXLAN_DEVICE)?;
     sysctl::disable_ipv6(VXLAN_DEVICE)?;
     Ok(Some(device.index))
-}
-
-fn open_conntrack() -> Option<Conntrack> {
-    Conntrack::open()
-        .map_err(|error| {
-            warn!(
-                "flows through the host stack leave after fixed times: no connection tracking to ask: {error}"
-            )
-        })
-        .ok()
 }
 
 /// The host side's ifindex, if it is still the device that the pod was given.

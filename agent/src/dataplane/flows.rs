@@ -1,9 +1,11 @@
 //! Flows and translations: what the programs write and the agent ages out.
 
-use std::collections::HashMap as Table;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
 
-use podwire_common::abi::{self, ENDPOINT_STACK_ONLY, Flow};
+use aya::Pod;
+use aya::maps::{HashMap, IterableMap, Map, MapData};
+use podwire_common::abi::{self, ENDPOINT_STACK_ONLY, Flow, StackFlow, Translation};
 use podwire_common::addr::Addr;
 use podwire_common::names::maps as names;
 use tracing::{info, warn};
@@ -12,17 +14,6 @@ use super::maps::{Maps, map_error, remove};
 use crate::conntrack::Conntrack;
 use crate::error::Error;
 use crate::housekeeping;
-
-/// What one round of housekeeping removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Expired {
-    /// Translations, both halves counted as one.
-    pub translations: usize,
-    /// Flows that went through the stack.
-    pub stack_flows: usize,
-    /// Endpoints that need not send everything to the stack any more.
-    pub stack_only_cleared: usize,
-}
 
 impl Maps {
     /// Removes every flow and translation of a pod: what still arrives for its address is nobody's, and a new pod
@@ -33,78 +24,169 @@ impl Maps {
     pub fn forget_pod(&mut self, address: Ipv4Addr) -> Result<(), Error> {
         let address = Addr::from(address);
         let concerns = |flow: &Flow| flow.source == address || flow.destination == address;
-        let bound = self.walk_bound();
-        let flows: Vec<_> =
-            self.stack_flows.keys().take(bound).filter_map(Result::ok).filter(concerns).collect();
+        let flows: Vec<_> = self
+            .stack_flows
+            .keys()
+            .take(walk_bound(self.stack_flows_capacity))
+            .filter_map(Result::ok)
+            .filter(concerns)
+            .collect();
         for flow in &flows {
             remove(self.stack_flows.remove(flow), names::STACK_FLOWS)?;
         }
-        // The two halves of a translation: one has the pod's address in its key, the other in its value.
+        self.forget_translations(address)?;
+        let inbound: Vec<_> = self.inbound_flows.keys().filter_map(Result::ok).filter(concerns).collect();
+        for flow in &inbound {
+            remove(self.inbound_flows.remove(flow), names::INBOUND_FLOWS)?;
+        }
+        Ok(())
+    }
+
+    /// Removes every translation that an address takes part in, before it or after.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn forget_translations(&mut self, address: Addr) -> Result<usize, Error> {
         let translations: Vec<_> = self
             .translations
             .iter()
-            .take(bound)
+            .take(walk_bound(self.translations_capacity))
             .filter_map(Result::ok)
-            .filter(|(flow, translation)| concerns(flow) || translation.address == address)
+            .filter(|(flow, to)| {
+                [flow.source, flow.destination, to.source, to.destination].contains(&address)
+            })
             .map(|(flow, _)| flow)
             .collect();
         for flow in &translations {
             remove(self.translations.remove(flow), names::TRANSLATIONS)?;
         }
-        Ok(())
+        Ok(translations.len())
     }
 
-    /// Removes what has been silent for too long at `now` (`CLOCK_MONOTONIC`, nanoseconds), and turns endpoints back
-    /// that were sent to the stack for want of room. A stack flow leaves when connection tracking knows it no more, and
-    /// without that after the longest time that it could.
+    /// Turns endpoints back that were sent to the stack for want of room, when `used` entries of `STACK_FLOWS` leave enough.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn expire(&mut self, now: u64, conntrack: Option<&Conntrack>) -> Result<Expired, Error> {
-        let translations = self.expire_translations(now)?;
-        let stack_flows = self.expire_stack_flows(now, conntrack)?;
-        let stack_only_cleared = self.clear_stack_only()?;
-        Ok(Expired { translations, stack_flows, stack_only_cleared })
+    pub fn clear_stack_only(&mut self, used: usize) -> Result<(), Error> {
+        if !housekeeping::has_room(used, self.stack_flows_capacity) {
+            return Ok(());
+        }
+        let marked: Vec<_> = self
+            .endpoints
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, endpoint)| housekeeping::is_stack_only(endpoint.flags))
+            .collect();
+        for (address, mut endpoint) in marked {
+            endpoint.flags &= !ENDPOINT_STACK_ONLY;
+            self.endpoints.insert(address, endpoint, 0).map_err(map_error("write", names::ENDPOINTS))?;
+            info!(pod = ?address, "the table of stack flows has room again: the pod's flows may go direct");
+        }
+        Ok(())
     }
 
-    /// Both halves of a translation leave together, when the later of them has been silent for too long. A half whose
-    /// other is not there (its program was about to add it) is judged by itself.
-    fn expire_translations(&mut self, now: u64) -> Result<usize, Error> {
-        let all: Table<Flow, abi::Translation> =
-            self.translations.iter().take(self.walk_bound()).filter_map(Result::ok).collect();
-        let mut removed = 0;
-        for (flow, translation) in &all {
-            let other = housekeeping::other_half(flow, translation);
-            let whole = housekeeping::whole(translation, all.get(&other));
-            if !housekeeping::translation_expired(flow, &whole, now) {
+    /// What ages the tables out, with handles of its own: it runs beside the owner of state, which never waits for a walk.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn collector(&self, conntrack: Option<Conntrack>) -> Result<Collector, Error> {
+        Ok(Collector {
+            translations: another(&self.translations, names::TRANSLATIONS)?,
+            translations_capacity: self.translations_capacity,
+            stack_flows: another(&self.stack_flows, names::STACK_FLOWS)?,
+            stack_flows_capacity: self.stack_flows_capacity,
+            conntrack,
+            pressure: false,
+        })
+    }
+}
+
+/// What one round found and removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Entries of `TRANSLATIONS` that were there; two of a translation, one of a reservation.
+    pub translations: usize,
+    /// Entries that were removed.
+    pub translations_expired: usize,
+    /// Entries of `STACK_FLOWS` that were there.
+    pub stack_flows: usize,
+    /// Entries that were removed.
+    pub stack_flows_expired: usize,
+    /// Whether a table is nearly full, so that the next round comes soon and takes more.
+    pub pressure: bool,
+}
+
+/// Ages translations and stack flows out.
+#[derive(Debug)]
+pub struct Collector {
+    translations: HashMap<MapData, Flow, Translation>,
+    translations_capacity: usize,
+    stack_flows: HashMap<MapData, Flow, StackFlow>,
+    stack_flows_capacity: usize,
+    conntrack: Option<Conntrack>,
+    pressure: bool,
+}
+
+impl Collector {
+    /// Removes what has been silent for too long at `now` (`CLOCK_MONOTONIC`, nanoseconds). A stack flow leaves when
+    /// connection tracking knows it no more, and without that after the longest time that it could.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn collect(&mut self, now: u64) -> Result<Collected, Error> {
+        let mut collected = Collected::default();
+        self.collect_translations(now, &mut collected)?;
+        self.collect_stack_flows(now, &mut collected)?;
+        let left = collected.translations - collected.translations_expired;
+        self.pressure = !housekeeping::has_room(left, self.translations_capacity);
+        collected.pressure = self.pressure;
+        Ok(collected)
+    }
+
+    /// Both halves leave together: they tell the same time and state, and each names the other.
+    fn collect_translations(&mut self, now: u64, collected: &mut Collected) -> Result<(), Error> {
+        let mut expired = Vec::new();
+        for entry in self.translations.iter().take(walk_bound(self.translations_capacity)) {
+            let Ok((flow, half)) = entry else {
                 continue;
-            }
-            // The way out first: while only the way back is left, nothing new is translated by half a pair.
-            let (first, second) =
-                if translation.kind == abi::TRANSLATION_SOURCE { (*flow, other) } else { (other, *flow) };
-            remove(self.translations.remove(&first), names::TRANSLATIONS)?;
-            remove(self.translations.remove(&second), names::TRANSLATIONS)?;
-            if translation.kind == abi::TRANSLATION_SOURCE || !all.contains_key(&other) {
-                removed += 1;
+            };
+            collected.translations += 1;
+            if housekeeping::translation_expired(&flow, &half, now, self.pressure) {
+                expired.push((flow, half));
             }
         }
-        Ok(removed)
+        for (flow, half) in expired {
+            // A packet may have come meanwhile.
+            match self.translations.get(&flow, 0) {
+                Ok(there) if there.last_seen == half.last_seen => {}
+                _ => continue,
+            }
+            let other = half.other_half(flow.protocol);
+            // The way out first: while only the way back is left, nothing new is translated by half a pair.
+            let (first, second) = if half.reply == 0 { (flow, other) } else { (other, flow) };
+            remove(self.translations.remove(&first), names::TRANSLATIONS)?;
+            remove(self.translations.remove(&second), names::TRANSLATIONS)?;
+            collected.translations_expired += if half.kind == abi::TRANSLATION_RESERVATION { 1 } else { 2 };
+        }
+        Ok(())
     }
 
-    fn expire_stack_flows(&mut self, now: u64, conntrack: Option<&Conntrack>) -> Result<usize, Error> {
-        let mut silent: Vec<_> = self
-            .stack_flows
-            .iter()
-            .take(self.walk_bound())
-            .filter_map(Result::ok)
-            .filter(|(_, entry)| housekeeping::is_silent(*entry, now))
-            .collect();
+    fn collect_stack_flows(&mut self, now: u64, collected: &mut Collected) -> Result<(), Error> {
+        let mut silent = Vec::new();
+        for entry in self.stack_flows.iter().take(walk_bound(self.stack_flows_capacity)) {
+            let Ok((flow, entry)) = entry else {
+                continue;
+            };
+            collected.stack_flows += 1;
+            if housekeeping::is_silent(entry, now) {
+                silent.push((flow, entry));
+            }
+        }
         // Those that were silent longest first: a question costs some microseconds, so only so many are asked at a time.
         silent.sort_unstable_by_key(|(_, entry)| entry.last_seen);
-        let mut removed = 0;
         let mut questions = housekeeping::QUESTIONS;
         for (flow, entry) in &silent {
-            let gone = match conntrack {
+            let gone = match &self.conntrack {
                 Some(conntrack) if housekeeping::can_be_asked_for(flow) => {
                     if questions == 0 {
                         break;
@@ -114,7 +196,7 @@ impl Maps {
                         Ok(true) => {
                             // Asked again only after the others: an idle connection may live for days.
                             self.stack_flows
-                                .insert(flow, abi::StackFlow { last_seen: now }, 0)
+                                .insert(flow, StackFlow { last_seen: now }, 0)
                                 .map_err(map_error("write", names::STACK_FLOWS))?;
                             false
                         }
@@ -129,37 +211,30 @@ impl Maps {
             };
             if gone {
                 remove(self.stack_flows.remove(flow), names::STACK_FLOWS)?;
-                removed += 1;
+                collected.stack_flows_expired += 1;
             }
         }
-        Ok(removed)
+        Ok(())
     }
+}
 
-    fn clear_stack_only(&mut self) -> Result<usize, Error> {
-        let marked: Vec<_> = self
-            .endpoints
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, endpoint)| housekeeping::is_stack_only(endpoint.flags))
-            .collect();
-        if marked.is_empty() {
-            return Ok(0);
-        }
-        let used = self.stack_flows.keys().take(self.walk_bound()).count();
-        if !housekeeping::has_room(used, self.stack_flows_capacity) {
-            return Ok(0);
-        }
-        for (address, mut endpoint) in marked.iter().copied() {
-            endpoint.flags &= !ENDPOINT_STACK_ONLY;
-            self.endpoints.insert(address, endpoint, 0).map_err(map_error("write", names::ENDPOINTS))?;
-            info!(pod = ?address, "the table of stack flows has room again: the pod's flows may go direct");
-        }
-        Ok(marked.len())
-    }
+/// A walk starts over when the entry that it stands on is removed by a program: without a bound, a busy table
+/// could keep it for ever.
+fn walk_bound(capacity: usize) -> usize {
+    2 * capacity
+}
 
-    /// A walk starts over when the entry that it stands on is removed by a program: without a bound, a busy table
-    /// could keep it for ever.
-    fn walk_bound(&self) -> usize {
-        2 * self.stack_flows_capacity
-    }
+/// Another handle of the same map.
+fn another<K: Pod, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, Error> {
+    let file = map
+        .map()
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(Error::file("open another handle of map", name))?;
+    let data = MapData::from_fd(file).map_err(map_error("open", name))?;
+    HashMap::try_from(Map::HashMap(data)).map_err(map_error("open", name))
 }

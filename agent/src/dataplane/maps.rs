@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
-use podwire_common::abi::{self, Count, Flow, FragmentKey, FragmentPorts, StackFlow, Translation};
+use podwire_common::abi::{
+    self, Count, Flow, FragmentKey, FragmentPorts, InboundFlow, RedirectedSocket, SocketAddress, StackFlow,
+    Translation,
+};
 use podwire_common::addr::Addr;
 use podwire_common::names::maps as names;
 use podwire_common::reason::{Drop, Path};
@@ -32,6 +35,16 @@ pub struct Maps {
     pub stack_flows_capacity: usize,
     /// `TRANSLATIONS`.
     pub translations: HashMap<MapData, Flow, Translation>,
+    /// How many entries that one can hold.
+    pub translations_capacity: usize,
+    /// `INBOUND_FLOWS`.
+    pub inbound_flows: HashMap<MapData, Flow, InboundFlow>,
+    /// `NON_MASQUERADE`.
+    pub non_masquerade: LpmTrie<MapData, Addr, u32>,
+    /// `FRONTENDS`.
+    pub frontends: HashMap<MapData, abi::Frontend, abi::Backend>,
+    /// `REDIRECTED_SOCKETS`.
+    pub redirected_sockets: HashMap<MapData, RedirectedSocket, SocketAddress>,
     /// `FRAGMENTS`.
     pub fragments: HashMap<MapData, FragmentKey, FragmentPorts>,
     /// `DROPS`.
@@ -52,15 +65,19 @@ pub struct Counters {
 impl Maps {
     /// Takes the maps out of a loaded object. They have to live as long as its programs are to be loaded.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let stack_flows_capacity = capacity(ebpf, names::STACK_FLOWS)?;
         Ok(Self {
-            stack_flows_capacity,
+            stack_flows_capacity: capacity(ebpf, names::STACK_FLOWS)?,
+            translations_capacity: capacity(ebpf, names::TRANSLATIONS)?,
             endpoints: take(ebpf, names::ENDPOINTS)?,
             nodes: take(ebpf, names::NODES)?,
             tunnel_peers: take(ebpf, names::TUNNEL_PEERS)?,
             uplinks: take(ebpf, names::UPLINKS)?,
             stack_flows: take(ebpf, names::STACK_FLOWS)?,
             translations: take(ebpf, names::TRANSLATIONS)?,
+            inbound_flows: take(ebpf, names::INBOUND_FLOWS)?,
+            non_masquerade: take(ebpf, names::NON_MASQUERADE)?,
+            frontends: take(ebpf, names::FRONTENDS)?,
+            redirected_sockets: take(ebpf, names::REDIRECTED_SOCKETS)?,
             fragments: take(ebpf, names::FRAGMENTS)?,
             drops: take(ebpf, names::DROPS)?,
             traffic: take(ebpf, names::TRAFFIC)?,

@@ -44,6 +44,9 @@ pub const STRANGER_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 99];
 /// First and last of the ports that SNAT chooses from in these tests.
 pub const SNAT_PORTS: (u16, u16) = (61000, 61999);
 
+/// First and last of Kubernetes' NodePorts.
+pub const NODE_PORTS: (u16, u16) = (30000, 32767);
+
 const UNSPECIFIED: u32 = u32::MAX;
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
@@ -104,7 +107,10 @@ impl Fixture {
             vxlan_port: Be16::new(VXLAN_PORT),
             snat_port_first: SNAT_PORTS.0,
             snat_port_last: SNAT_PORTS.1,
+            node_port_first: NODE_PORTS.0,
+            node_port_last: NODE_PORTS.1,
             reserved: 0,
+            netns_cookie: 0,
         };
         let loaded = load::load(&config, None).unwrap();
         let mut model = Model::new(mode, None);
@@ -349,14 +355,19 @@ impl Fixture {
     }
 }
 
-/// Half of another pod's translation.
+/// The replies' half of another pod's translation.
 fn other_half() -> abi::Translation {
     abi::Translation {
         last_seen: 0,
-        address: POD_B.into(),
-        port: Be16::new(1),
-        kind: abi::TRANSLATION_DESTINATION,
-        state: abi::STATE_NEW,
+        source: WORLD.into(),
+        destination: POD_B.into(),
+        source_port: Be16::new(443),
+        destination_port: Be16::new(1),
+        ifindex: 1,
+        kind: abi::TRANSLATION_SNAT,
+        reply: 1,
+        state: abi::STATE_REPLIED,
+        hairpin: 0,
         reserved: 0,
     }
 }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use podwire::model::Mode;
-use podwire_common::abi::{Flow, STATE_CLOSING, TRANSLATION_DESTINATION, TRANSLATION_SOURCE};
+use podwire_common::abi::{Flow, STATE_FIN, TRANSLATION_SNAT};
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 use podwire_common::names::{VXLAN_PORT, programs::TO_UPLINK};
@@ -41,11 +41,13 @@ fn a_pod_speaks_to_the_world_with_the_uplinks_address() {
         let translations = node.translations();
         assert_eq!(translations.len(), 2, "{what}: both halves, once");
         for (flow, translation) in translations {
-            let (address, kind) = match flow.source == POD_A.into() {
-                true => (Addr::from(NODE1), TRANSLATION_SOURCE),
-                false => (Addr::from(POD_A), TRANSLATION_DESTINATION),
+            let (ends, reply) = match flow.source == POD_A.into() {
+                true => ((NODE1, WORLD), 0),
+                false => ((WORLD, POD_A), 1),
             };
-            assert_eq!((translation.address, translation.kind), (address, kind), "{what}");
+            let ends = (Addr::from(ends.0), Addr::from(ends.1));
+            assert_eq!((translation.source, translation.destination), ends, "{what}");
+            assert_eq!((translation.kind, translation.reply), (TRANSLATION_SNAT, reply), "{what}");
         }
         assert!(node.stack_flows().is_empty(), "{what}: the world's replies go up the stack anyway");
     }
@@ -96,7 +98,7 @@ fn a_closing_connection_is_marked() {
     node.check("SYN", TO_UPLINK, link, &open.build(), translated(&open));
     let close = out(POD_A, WORLD, Transport::Tcp { source: 40000, destination: 443, flags: 0x11 });
     node.check("FIN", TO_UPLINK, link, &close.build(), translated(&close));
-    assert!(node.translations().values().any(|translation| translation.state == STATE_CLOSING));
+    assert!(node.translations().values().all(|half| half.state == STATE_FIN), "both halves tell the same");
 }
 
 #[test]
@@ -219,7 +221,8 @@ fn when_every_port_that_may_be_tried_is_taken_the_flow_is_refused() {
 fn when_the_table_is_full_the_flow_is_refused() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
-    let fillers = (0..=u16::MAX).flat_map(|port| [(53, port), (443, port), (8443, port)]);
+    let fillers =
+        (0..=u16::MAX).flat_map(|port| [(53, port), (443, port), (853, port), (8443, port), (9443, port)]);
     let full = fillers.map(|(from, port)| {
         Flow::new(WORLD.into(), STRANGER.into(), Be16::new(from), Be16::new(port), protocol::UDP)
     });

@@ -2,14 +2,14 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::NODE_LOCAL,
+    abi::{ENDPOINT_HAS_HOST_PORTS, NODE_ADDRESS, NODE_LOCAL},
     reason::{Drop, Path},
 };
 
 use crate::{
     maps,
     packet::{Headers, Ipv4, Skb, ethertype},
-    stage::{arp, direct, flow, local, source, stack_flow, tunnel_out},
+    stage::{arp, direct, flow, frontend, local, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -36,6 +36,11 @@ fn verdict(ctx: &TcContext) -> Outcome {
     packet.parse(ctx)?;
     flow::complete(&mut packet)?;
 
+    if endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0
+        && let Some(to) = frontend::reply_of_pod(&packet)
+    {
+        return frontend::reply(ctx, &packet, endpoint, to);
+    }
     let destination = packet.headers.destination_address();
     if let Some(other) = maps::endpoint(&destination) {
         if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, &packet) {
@@ -45,6 +50,13 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     if let Some(node) = maps::node(&destination) {
         source::refuse_tunnel_from_pod(&packet, node)?;
+        let is_own = NODE_LOCAL | NODE_ADDRESS;
+        if node.flags & is_own == is_own {
+            return match frontend::from_pod(ctx, &packet)? {
+                Verdict::Pass => Ok(Verdict::Stack(Path::ToStack)),
+                delivered => Ok(delivered),
+            };
+        }
         if node.flags & NODE_LOCAL == 0 && !stack_flow::needs_stack(endpoint, &packet) {
             return match maps::is_direct() {
                 true => direct::from_pod(ctx, &packet, endpoint, node),

@@ -6,7 +6,7 @@ use podwire_common::{abi::NODE_LOCAL, reason::Drop};
 use crate::{
     maps,
     packet::{Fragment, Ipv4, Skb, ethertype},
-    stage::{direct, snat, source, tunnel_in},
+    stage::{direct, inbound, source, tunnel_in},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -46,11 +46,14 @@ fn verdict(ctx: &TcContext) -> Outcome {
             // Nobody else has this node's own addresses.
             Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::PodSourceNotFromNode),
             Some(_) if maps::is_direct() => direct::to_pod(ctx, &mut packet, endpoint),
-            // From the world to a pod's own address: the host's routing decides.
-            _ => Ok(Verdict::Pass),
+            // From the world to a pod's own address: the host's routing decides, and the pod answers in its own name.
+            _ => {
+                inbound::record(&packet);
+                Ok(Verdict::Pass)
+            }
         };
     }
-    snat::back(ctx, &mut packet)
+    inbound::from_network(ctx, &mut packet)
 }
 
 /// Whether it is VXLAN for this node. Outer fragments are not: the host reassembles them for the VXLAN device.

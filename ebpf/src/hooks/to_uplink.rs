@@ -30,7 +30,11 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     let source = packet.headers.source_address();
     if maps::endpoint(&source).is_none() {
-        return refuse_unknown_pod(&packet.headers);
+        refuse_unknown_pod(&packet.headers)?;
+        return match packet.parse(ctx) {
+            Ok(()) => snat::host_out(ctx, &mut packet),
+            Err(_) => Ok(Verdict::Pass),
+        };
     }
     packet.parse(ctx)?;
     let destination = packet.headers.destination_address();
@@ -47,10 +51,10 @@ fn verdict(ctx: &TcContext) -> Outcome {
 
 /// A pod network's source that is no pod's here: its pod is gone, or a rule of the host sends another node's pod on.
 #[inline(always)]
-fn refuse_unknown_pod(headers: &Headers) -> Outcome {
+fn refuse_unknown_pod(headers: &Headers) -> Result<(), Drop> {
     match maps::node(&headers.source_address()) {
-        Some(node) if node.flags & NODE_POD_NETWORK == 0 => Ok(Verdict::Pass),
+        Some(node) if node.flags & NODE_POD_NETWORK == 0 => Ok(()),
         Some(node) if node.flags & NODE_LOCAL != 0 || !maps::is_direct() => Err(Drop::PodSourceUnknown),
-        _ => Ok(Verdict::Pass),
+        _ => Ok(()),
     }
 }

@@ -158,6 +158,7 @@ pub enum Fragment {
 }
 
 /// A checked IPv4 packet.
+#[repr(C)]
 pub struct Ipv4 {
     /// As on the wire.
     pub headers: Headers,
@@ -176,6 +177,8 @@ pub struct Ipv4 {
     pub is_error: bool,
     /// Whether it is an ICMP echo request or reply.
     pub is_echo: bool,
+    /// Whether it is a first fragment, and a later one came before it.
+    pub is_overtaken: bool,
 }
 
 impl Ipv4 {
@@ -191,6 +194,7 @@ impl Ipv4 {
             tcp_flags: 0,
             is_error: false,
             is_echo: false,
+            is_overtaken: false,
         }
     }
 
@@ -284,7 +288,7 @@ impl Ipv4 {
     #[inline(always)]
     fn parse_quote(&mut self, ctx: &TcContext, offset: u32, available: u32) -> Result<(), Drop> {
         let quoted: QuotedIpv4 = load_within(ctx, offset, available)?;
-        let header_length = u32::from(quoted.version_length & 0xf) * 4;
+        let header_length = QuotedIpv4::length_of(quoted.version_length);
         if quoted.version_length >> 4 != 4 || header_length < MINIMUM_HEADER {
             return Err(Drop::BadIpHeader);
         }
@@ -379,7 +383,7 @@ impl Icmp {
 /// The IPv4 header that an ICMP error quotes.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct QuotedIpv4 {
+pub(super) struct QuotedIpv4 {
     version_length: u8,
     traffic_class: u8,
     total_length: [u8; 2],
@@ -390,4 +394,12 @@ struct QuotedIpv4 {
     checksum: [u8; 2],
     source: [u8; 4],
     destination: [u8; 4],
+}
+
+impl QuotedIpv4 {
+    /// Bytes of a header, options included, by its first byte.
+    #[inline(always)]
+    pub(super) fn length_of(version_length: u8) -> u32 {
+        u32::from(version_length & 0xf) * 4
+    }
 }

@@ -4,7 +4,8 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+        BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
+        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{self, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     programs::TcContext,
@@ -49,9 +50,20 @@ impl Way {
         Self { ifindex, length, source, destination, next_hop: 0, next_hop_mac: Mac::default() }
     }
 
-    /// Asks the kernel.
-    #[inline(never)]
+    /// Asks the kernel for the way out by this link.
+    #[inline(always)]
     pub fn look_up(&mut self, ctx: &TcContext) -> Lookup {
+        self.ask(ctx, BPF_FIB_LOOKUP_OUTPUT)
+    }
+
+    /// Asks the kernel for the way by whichever link its routes say, as for a packet that came in by this link.
+    #[inline(always)]
+    pub fn look_up_any(&mut self, ctx: &TcContext) -> Lookup {
+        self.ask(ctx, 0)
+    }
+
+    #[inline(never)]
+    fn ask(&mut self, ctx: &TcContext, flags: u32) -> Lookup {
         // SAFETY: all fields are integers or unions of them.
         let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
         query.family = AF_INET;
@@ -61,12 +73,7 @@ impl Way {
         query.__bindgen_anon_4.ipv4_dst = self.destination.v4_be32();
         // SAFETY: the context is valid, the size is that of the query.
         let code = unsafe {
-            helpers::bpf_fib_lookup(
-                ctx.as_ptr(),
-                &raw mut query,
-                size_of::<bpf_fib_lookup>() as i32,
-                BPF_FIB_LOOKUP_OUTPUT,
-            )
+            helpers::bpf_fib_lookup(ctx.as_ptr(), &raw mut query, size_of::<bpf_fib_lookup>() as i32, flags)
         };
         match code as u32 {
             // Without a link address there is a way all the same: the kernel asks for it.
@@ -104,6 +111,29 @@ impl Way {
             bpf_redirect_neigh(self.ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
         }
     }
+}
+
+/// The source that the kernel's routes choose for a destination by the link of the hook: that of the route, or the address of the
+/// link that fits the next hop. `None` where the kernel cannot say (before 6.7) or has no route.
+#[inline(never)]
+pub fn source_towards(ctx: &TcContext, destination: &Addr) -> Option<Addr> {
+    // SAFETY: all fields are integers or unions of them.
+    let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    query.family = AF_INET;
+    query.ifindex = ctx.ifindex();
+    query.__bindgen_anon_4.ipv4_dst = destination.v4_be32();
+    // SAFETY: the context is valid, the size is that of the query.
+    let code = unsafe {
+        helpers::bpf_fib_lookup(
+            ctx.as_ptr(),
+            &raw mut query,
+            size_of::<bpf_fib_lookup>() as i32,
+            BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC,
+        )
+    };
+    // SAFETY: the helper wrote the source into this member.
+    let source = unsafe { query.__bindgen_anon_3.ipv4_src };
+    (code as u32 == BPF_FIB_LKUP_RET_SUCCESS && source != 0).then(|| Addr::from_v4(source.to_ne_bytes()))
 }
 
 /// Out of a link; the link header is complete.

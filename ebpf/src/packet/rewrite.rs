@@ -5,13 +5,14 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use podwire_common::{
+    abi::Translation,
     addr::{Addr, Be16, Mac},
     csum,
     flow::protocol,
     reason::Drop,
 };
 
-use super::{Fragment, Headers, Ipv4, Skb};
+use super::{Fragment, Headers, Ipv4, Skb, quote};
 
 const IP: u32 = 14;
 const TRAFFIC_CLASS: u32 = IP;
@@ -19,15 +20,8 @@ const TTL: u32 = IP + 8;
 const CHECKSUM: u32 = IP + 10;
 const SOURCE: u32 = IP + 12;
 const DESTINATION: u32 = IP + 16;
-
-/// One end of a flow.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// Where packets come from.
-    Source,
-    /// Where they go.
-    Destination,
-}
+/// Of an ICMP echo, from the start of its header.
+const IDENTIFIER: u32 = 4;
 
 /// Sets both link addresses.
 ///
@@ -68,42 +62,67 @@ pub fn set_traffic_class(ctx: &TcContext, headers: &mut Headers, base: u32, clas
     ctx.store_at(base + CHECKSUM, &headers.checksum)
 }
 
-/// Replaces one end's address, and its port or ICMP identifier where the packet bears it.
+/// Rewrites a packet's flow: addresses, and ports or ICMP identifier where the packet bears them. Of an ICMP error it
+/// rewrites the quoted packet, and of its own addresses those that are the flow's.
 ///
 /// # Errors
-/// [`Drop::RewriteFailed`].
-#[inline(never)]
-pub fn translate(ctx: &TcContext, packet: &Ipv4, end: End, address: &Addr, port: Be16) -> Result<(), Drop> {
-    let transport = packet.headers.transport_offset(packet.base);
-    let (address_at, old_address, old_port) = match end {
-        End::Source => (SOURCE, packet.headers.source, packet.flow.source_port),
-        End::Destination => (DESTINATION, packet.headers.destination, packet.flow.destination_port),
-    };
-    let from = u64::from(u32::from_ne_bytes(old_address));
-    let to = u64::from(address.v4_be32());
-    if !matches!(packet.headers.fragment_part(), Fragment::Later) {
-        let (checksum_at, flags) = match packet.flow.protocol {
-            protocol::TCP => (transport + 16, 0),
-            // Zero means "none" and stays so (RFC 768).
-            protocol::UDP => (transport + 6, BPF_F_MARK_MANGLED_0),
-            _ => (transport + 2, 0),
-        };
-        // ICMP has no pseudo header.
-        if packet.flow.protocol != protocol::ICMP {
-            replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | 4)?;
-        }
-        if old_port != port {
-            replace_l4(ctx, checksum_at, old_port.be16().into(), port.be16().into(), flags | 2)?;
-            let port_at = match (packet.flow.protocol, end) {
-                (protocol::ICMP, _) => transport + 4,
-                (_, End::Source) => transport,
-                (_, End::Destination) => transport + 2,
-            };
-            ctx.store_at(port_at, &port)?;
-        }
+/// [`Drop::RewriteFailed`], [`Drop::Truncated`].
+#[inline(always)]
+pub fn translate(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Result<(), Drop> {
+    if packet.is_error {
+        return quote::translate(ctx, packet, to);
+    }
+    translate_end(ctx, packet, SOURCE, packet.headers.source, &to.source)?;
+    translate_end(ctx, packet, DESTINATION, packet.headers.destination, &to.destination)?;
+    translate_port(ctx, packet, 0, packet.flow.source_port, to.source_port)?;
+    translate_port(ctx, packet, 2, packet.flow.destination_port, to.destination_port)
+}
+
+/// `at`: where the address is in a frame that starts at 0.
+#[inline(always)]
+fn translate_end(ctx: &TcContext, packet: &Ipv4, at: u32, old: [u8; 4], address: &Addr) -> Result<(), Drop> {
+    if old == address.v4() {
+        return Ok(());
+    }
+    let (from, to) = (u64::from(u32::from_ne_bytes(old)), u64::from(address.v4_be32()));
+    // ICMP has no pseudo header.
+    if packet.flow.protocol != protocol::ICMP
+        && let Some((checksum_at, flags)) = transport_checksum(packet)
+    {
+        replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | 4)?;
     }
     ctx.l3_csum_replace((packet.base + CHECKSUM) as usize, from, to, 4).map_err(|_| Drop::RewriteFailed)?;
-    ctx.store_at(packet.base + address_at, &address.v4())
+    ctx.store_at(packet.base + at, &address.v4())
+}
+
+/// `place`: 0 for the source's port, 2 for the destination's. The identifier of an ICMP echo is the port of the side that
+/// asks, wherever that is.
+#[inline(always)]
+fn translate_port(ctx: &TcContext, packet: &Ipv4, place: u32, old: Be16, port: Be16) -> Result<(), Drop> {
+    if old == port {
+        return Ok(());
+    }
+    let Some((checksum_at, flags)) = transport_checksum(packet) else {
+        return Ok(());
+    };
+    replace_l4(ctx, checksum_at, old.be16().into(), port.be16().into(), flags | 2)?;
+    let place = if packet.flow.protocol == protocol::ICMP { IDENTIFIER } else { place };
+    ctx.store_at(packet.headers.transport_offset(packet.base) + place, &port)
+}
+
+/// Where the checksum is that covers ports, and how the kernel is to treat it. A later fragment has neither.
+#[inline(always)]
+fn transport_checksum(packet: &Ipv4) -> Option<(u32, u32)> {
+    if matches!(packet.headers.fragment_part(), Fragment::Later) {
+        return None;
+    }
+    let transport = packet.headers.transport_offset(packet.base);
+    Some(match packet.flow.protocol {
+        protocol::TCP => (transport + 16, 0),
+        // Zero means "none" and stays so (RFC 768).
+        protocol::UDP => (transport + 6, BPF_F_MARK_MANGLED_0),
+        _ => (transport + 2, 0),
+    })
 }
 
 #[inline(always)]

@@ -2,20 +2,21 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, Node},
-    reason::Path,
+    abi::{Endpoint, Node, Translation},
+    reason::{Drop, Path},
 };
 
 use super::{flow, local, stack_flow, too_big};
 use crate::{
-    packet::{Ipv4, Lookup, Way, decrement_ttl},
+    packet::{Ipv4, Lookup, Skb, Way, decrement_ttl},
+    subprogram,
     verdict::{Outcome, Verdict},
 };
 
 /// A pod's packet, past the host stack, by the host's own route.
 ///
 /// # Errors
-/// [`podwire_common::reason::Drop::RewriteFailed`].
+/// [`Drop::RewriteFailed`].
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node) -> Outcome {
     if packet.headers.ttl <= 1 {
@@ -42,7 +43,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
 /// A packet of another node's pod or of the node itself, for a pod of this node.
 ///
 /// # Errors
-/// [`podwire_common::reason::Drop::FragmentWithoutFirst`], [`podwire_common::reason::Drop::RewriteFailed`].
+/// [`Drop::FragmentWithoutFirst`], [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outcome {
     flow::complete(packet)?;
@@ -50,4 +51,32 @@ pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outcom
         return Ok(Verdict::Pass);
     }
     local::deliver(ctx, &packet.headers, endpoint, Path::DirectIn)
+}
+
+/// A hostPort's reply, out by the link that its request came by. Its time to live has been seen to be above 1.
+///
+/// # Errors
+/// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translation) -> Outcome {
+    let mut way = Way::new(to.ifindex, to.source, to.destination, packet.wire_length(ctx));
+    let mut found = way.look_up(ctx);
+    if found == Lookup::Unknown {
+        // No route leads back by that link.
+        way.ifindex = ctx.ifindex();
+        found = way.look_up_any(ctx);
+    }
+    match found {
+        Lookup::Found => {}
+        // Before it is translated: the pod knows its own packet only.
+        Lookup::TooBig if too_big::can_answer(packet) => {
+            return too_big::answer(ctx, packet, endpoint, way.length);
+        }
+        // What may be cut is cut by the router whose link is too small.
+        Lookup::TooBig => way.ifindex = to.ifindex,
+        Lookup::Unknown => return Err(Drop::NoRouteBack),
+    }
+    decrement_ttl(ctx, &packet.headers, 0)?;
+    subprogram::translate(ctx, packet, to)?;
+    Ok(Verdict::Redirect(Path::HostPortOut, way.leave(ctx)))
 }

@@ -1,6 +1,6 @@
 //! Fragments: only the first bears the ports that the others need.
 
-use podwire_common::{abi::FragmentPorts, reason::Drop};
+use podwire_common::{abi::FragmentPorts, addr::Be16, reason::Drop};
 
 use crate::{
     maps,
@@ -16,18 +16,30 @@ pub fn complete(packet: &mut Ipv4) -> Result<(), Drop> {
     match packet.headers.fragment_part() {
         Fragment::Whole => {}
         Fragment::First => {
+            let key = packet.headers.fragment_key();
+            packet.is_overtaken = maps::fragment_ports(&key).is_some_and(|ports| ports.early != 0);
             let ports = FragmentPorts {
                 source_port: packet.flow.source_port,
                 destination_port: packet.flow.destination_port,
+                early: 0,
             };
-            maps::remember_fragment(&packet.headers.fragment_key(), ports);
+            maps::remember_fragment(&key, ports);
         }
         Fragment::Later => {
-            let ports =
-                maps::fragment_ports(&packet.headers.fragment_key()).ok_or(Drop::FragmentWithoutFirst)?;
+            let ports = maps::fragment_ports(&packet.headers.fragment_key())
+                .filter(|ports| ports.early == 0)
+                .ok_or(Drop::FragmentWithoutFirst)?;
             packet.flow.source_port = ports.source_port;
             packet.flow.destination_port = ports.destination_port;
         }
     }
     Ok(())
+}
+
+/// Remembers that a fragment came before its datagram's first. It cannot be known whose it is: it is left to the host, which can
+/// wait for the first and needs it if the datagram is its own.
+#[inline(never)]
+pub fn note_early(packet: &Ipv4) {
+    let ports = FragmentPorts { source_port: Be16::ZERO, destination_port: Be16::ZERO, early: 1 };
+    maps::remember_fragment(&packet.headers.fragment_key(), ports);
 }

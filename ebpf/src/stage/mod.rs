@@ -3,10 +3,13 @@
 pub mod arp;
 pub mod direct;
 pub mod flow;
+pub mod frontend;
+pub mod inbound;
 pub mod local;
 pub mod snat;
 pub mod source;
 pub mod stack_flow;
 pub mod too_big;
+pub mod translation;
 pub mod tunnel_in;
 pub mod tunnel_out;

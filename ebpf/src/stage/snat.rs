@@ -1,141 +1,170 @@
-//! Pods' flows to the world bear the address of the uplink that the route chose.
+//! Pods' flows to the world bear the address of the uplink that the route chose; this node's own flows keep theirs.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Flow, STATE_NEW, TRANSLATION_DESTINATION, TRANSLATION_SOURCE, Translation},
-    addr::{Addr, Be16},
+    abi::{
+        NODE_LOCAL, STATE_REPLIED, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT, Translation,
+    },
+    addr::Addr,
     flow::protocol,
-    nat,
+    nat::{self, TCP_RST},
     reason::{Drop, Path},
 };
 
-use super::{flow, source};
+use super::{flow, source, translation};
 use crate::{
-    maps::{self, EEXIST},
-    packet::{End, Fragment, Ipv4, Skb, translate},
+    maps,
+    packet::{Ipv4, Skb, belongs_to_socket, source_towards},
+    subprogram,
     verdict::{Outcome, Verdict},
 };
 
 /// Translates the source of a pod's packet that leaves for the world.
 ///
 /// # Errors
-/// The reason why it cannot be translated: it never leaves with the pod's address.
-#[inline(always)]
+/// The reason why it cannot be translated: it never leaves with the pod's address unless it is meant to.
+#[inline(never)]
 pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
-    let uplink = maps::uplink(ctx.ifindex()).ok_or(Drop::SnatNoAddress)?;
-    if uplink.ipv4 == Addr::UNSPECIFIED {
-        return Err(Drop::SnatNoAddress);
+    flow::complete(packet)?;
+    if let Some(entry) = translation::of(packet) {
+        let half = entry.get();
+        // Otherwise the route has chosen another uplink: replies to the old one are lost anyway.
+        if half.kind == TRANSLATION_SNAT && half.ifindex == ctx.ifindex() {
+            translation::touch(&entry, packet);
+            subprogram::translate(ctx, packet, half)?;
+            return Ok(Verdict::Stack(Path::SnatOut));
+        }
+        if half.kind == TRANSLATION_SNAT {
+            translation::remove(&packet.flow, half);
+        }
     }
-    if packet.is_error || !has_ports(packet) {
+    let idle = nat::idle_timeout(STATE_REPLIED, packet.flow.protocol) * 1_000_000_000;
+    let destination = packet.headers.destination_address();
+    // Only what a pod began is translated: a client outside is answered by the address that it asked.
+    if maps::is_inbound_flow(&packet.flow, idle)
+        || is_link_local(&destination)
+        || maps::is_not_masqueraded(&destination)
+    {
+        return Ok(Verdict::Stack(Path::Untranslated));
+    }
+    if packet.is_error || !translation::has_ports(packet) {
         return Err(Drop::SnatProtocolUnknown);
     }
-    flow::complete(packet)?;
     // It would leave with a node's address, which other nodes believe, and may reach one by an address that is in no list.
     if !maps::is_direct() && source::is_tunnel(packet) {
         return Err(Drop::VxlanFromPod);
     }
-    let port = match maps::translation(&packet.flow) {
-        Some(entry) if entry.get().address == uplink.ipv4 => {
-            let translation = entry.get();
-            entry.touch(nat::next_state(translation.state, packet.flow.protocol, packet.tcp_flags, false));
-            translation.port
-        }
-        stale => {
-            if let Some(entry) = stale {
-                // The uplink's address changed, or the route chose another uplink: replies to the old one are lost anyway.
-                remove_pair(&packet.flow, &entry.get());
-            }
-            create(packet, &uplink.ipv4)?
-        }
-    };
-    translate(ctx, packet, End::Source, &uplink.ipv4, port)?;
+    let mut to = translation::begin(TRANSLATION_SNAT, ctx.ifindex(), packet);
+    to.source = address_towards(ctx, &destination)?;
+    subprogram::establish(ctx, &packet.flow, &mut to)?;
+    subprogram::translate(ctx, packet, &to)?;
     Ok(Verdict::Stack(Path::SnatOut))
 }
 
-/// Translates the destination of a reply back to the pod, if it is one.
+/// A packet of this node itself, or one that its rules have given its address: where a pod's flow has its 5-tuple, it gets another
+/// source port; and nobody takes its own from it.
+///
+/// # Errors
+/// As [`out`].
+#[inline(never)]
+pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    if source::is_tunnel(packet) || flow::complete(packet).is_err() {
+        return Ok(Verdict::Pass);
+    }
+    if let Some(entry) = translation::of(packet) {
+        let half = entry.get();
+        // The node's own errors about translated flows quote what the pod knows, which nobody outside does.
+        if half.kind == TRANSLATION_HOST || packet.is_error {
+            translation::touch(&entry, packet);
+            subprogram::translate(ctx, packet, half)?;
+            return Ok(Verdict::Stack(Path::HostSnatOut));
+        }
+        return Ok(Verdict::Pass);
+    }
+    if packet.is_error || !translation::has_ports(packet) {
+        return Ok(Verdict::Pass);
+    }
+    match maps::translation(&packet.flow.reversed()) {
+        None => {
+            reserve(ctx, packet);
+            Ok(Verdict::Pass)
+        }
+        Some(entry) => match entry.get().kind {
+            TRANSLATION_RESERVATION => {
+                let state = nat::next_state(entry.get().state, packet.flow.protocol, packet.tcp_flags, false);
+                entry.touch(packet.flow.protocol, state);
+                Ok(Verdict::Pass)
+            }
+            TRANSLATION_SNAT | TRANSLATION_HOST => {
+                let mut to = translation::begin(TRANSLATION_HOST, ctx.ifindex(), packet);
+                subprogram::establish(ctx, &packet.flow, &mut to)?;
+                subprogram::translate(ctx, packet, &to)?;
+                Ok(Verdict::Stack(Path::HostSnatOut))
+            }
+            _ => Ok(Verdict::Pass),
+        },
+    }
+}
+
+/// Keeps the 5-tuple of a flow from being taken whose owner no lookup of sockets would find.
+#[inline(never)]
+fn reserve(ctx: &TcContext, packet: &Ipv4) {
+    let flow = &packet.flow;
+    let is_begun_here = match flow.protocol {
+        // Only who asks has the identifier as its port.
+        protocol::ICMP => flow.source_port != podwire_common::addr::Be16::ZERO,
+        // The kernel's own resets begin nothing.
+        _ => packet.tcp_flags & TCP_RST == 0 && !belongs_to_socket(ctx, flow),
+    };
+    let (first, last) = maps::node_ports();
+    let port = flow.source_port.get();
+    if !is_begun_here || (port >= first && port <= last && flow.protocol != protocol::ICMP) {
+        return;
+    }
+    if !maps::node(&flow.source).is_some_and(|node| node.flags & NODE_LOCAL != 0) {
+        return;
+    }
+    let reply = flow.reversed();
+    let mut reservation = translation::begin(TRANSLATION_RESERVATION, ctx.ifindex(), packet);
+    reservation.source = reply.source;
+    reservation.destination = reply.destination;
+    reservation.source_port = reply.source_port;
+    reservation.destination_port = reply.destination_port;
+    reservation.reply = 1;
+    match maps::add_translation(&reply, &reservation) {
+        Ok(()) | Err(maps::EEXIST) => {}
+        Err(_) => maps::count_path(Path::ReservationsFull, 0),
+    }
+}
+
+/// The address that the node itself would send from by this uplink.
+#[inline(always)]
+fn address_towards(ctx: &TcContext, destination: &Addr) -> Result<Addr, Drop> {
+    if let Some(address) = source_towards(ctx, destination) {
+        return Ok(address);
+    }
+    match maps::uplink(ctx.ifindex()) {
+        Some(uplink) if uplink.ipv4 != Addr::UNSPECIFIED => Ok(uplink.ipv4),
+        _ => Err(Drop::SnatNoAddress),
+    }
+}
+
+/// 169.254.0.0/16 (RFC 3927) is not routed: whoever answers there is the link's own.
+#[inline(always)]
+fn is_link_local(address: &Addr) -> bool {
+    let quad = address.v4();
+    quad[0] == 169 && quad[1] == 254
+}
+
+/// What becomes of a packet from the network that follows a translation of this node's or its pods' own flows.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn back(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
-    // Errors about translated flows keep their quoted packet untranslated: left to the host.
-    if packet.is_error || !has_ports(packet) || flow::complete(packet).is_err() {
+pub fn back(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Outcome {
+    if to.kind == TRANSLATION_RESERVATION {
         return Ok(Verdict::Pass);
     }
-    let Some(entry) = maps::translation(&packet.flow) else {
-        return Ok(Verdict::Pass);
-    };
-    let translation = entry.get();
-    if translation.kind != TRANSLATION_DESTINATION {
-        return Ok(Verdict::Pass);
-    }
-    entry.touch(nat::next_state(translation.state, packet.flow.protocol, packet.tcp_flags, true));
-    translate(ctx, packet, End::Destination, &translation.address, translation.port)?;
+    subprogram::translate(ctx, packet, to)?;
     Ok(Verdict::Stack(Path::SnatIn))
-}
-
-/// TCP, UDP and ICMP echo. A later fragment is judged by its first one's translation.
-#[inline(always)]
-fn has_ports(packet: &Ipv4) -> bool {
-    match packet.flow.protocol {
-        protocol::TCP | protocol::UDP => true,
-        protocol::ICMP => packet.is_echo || matches!(packet.headers.fragment_part(), Fragment::Later),
-        _ => false,
-    }
-}
-
-/// Makes both halves of a new translation and returns its source port: the flow's own when that is free.
-#[inline(never)]
-fn create(packet: &Ipv4, address: &Addr) -> Result<Be16, Drop> {
-    let (first, last) = maps::snat_ports();
-    let flow = &packet.flow;
-    // Ports that cannot be guessed (RFC 6056).
-    let random = maps::random();
-    let own = flow.source_port.get();
-    let mut attempt = 0;
-    while attempt < nat::PORT_ATTEMPTS {
-        let port = Be16::new(nat::port_for_attempt(own, attempt, random, first, last));
-        attempt += 1;
-        // Replies to it would be taken for the tunnel's.
-        if port == maps::vxlan_port() {
-            continue;
-        }
-        let reply = reply_of(flow, *address, port);
-        let back = half(flow.source, flow.source_port, TRANSLATION_DESTINATION);
-        // The reply's half first: while it is there alone, nothing is translated yet.
-        match maps::add_translation(&reply, &back) {
-            Ok(()) => {}
-            Err(EEXIST) => continue,
-            Err(_) => return Err(Drop::TranslationsFull),
-        }
-        return match maps::add_translation(flow, &half(*address, port, TRANSLATION_SOURCE)) {
-            Ok(()) => Ok(port),
-            Err(error) => {
-                maps::remove_translation(&reply);
-                // Another CPU was first with the same flow: its translation is as good.
-                match maps::translation(flow) {
-                    Some(entry) if error == EEXIST => Ok(entry.get().port),
-                    _ => Err(Drop::TranslationsFull),
-                }
-            }
-        };
-    }
-    Err(Drop::SnatPortsExhausted)
-}
-
-#[inline(always)]
-fn remove_pair(flow: &Flow, translation: &Translation) {
-    maps::remove_translation(flow);
-    maps::remove_translation(&reply_of(flow, translation.address, translation.port));
-}
-
-/// A translated flow's reply as it arrives.
-#[inline(always)]
-fn reply_of(flow: &Flow, address: Addr, port: Be16) -> Flow {
-    Flow::new(flow.destination, address, flow.destination_port, port, flow.protocol)
-}
-
-#[inline(always)]
-fn half(address: Addr, port: Be16, kind: u8) -> Translation {
-    Translation { last_seen: maps::now(), address, port, kind, state: STATE_NEW, reserved: 0 }
 }

@@ -54,7 +54,7 @@ pub fn refuse_tunnel_from_pod(packet: &Ipv4, node: &Node) -> Result<(), Drop> {
 ///
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].
-#[inline(always)]
+#[inline(never)]
 pub fn of_bare_packet(ctx: &TcContext, headers: &Headers, node: &Node) -> Result<(), Drop> {
     if node.flags & NODE_POD_NETWORK == 0 {
         return Ok(());

@@ -8,7 +8,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{flow, local, stack_flow};
+use super::{flow, frontend, local, stack_flow};
 use crate::{
     maps,
     packet::{
@@ -21,7 +21,7 @@ use crate::{
 ///
 /// # Errors
 /// The reason why the tunnel does not take it.
-#[inline(always)]
+#[inline(never)]
 pub fn on_uplink(ctx: &TcContext, outer: &Ipv4) -> Outcome {
     let transport = outer.headers.transport_offset(0);
     check_outer(vni_of(ctx, transport + 8)?, &outer.flow.source)?;
@@ -58,7 +58,7 @@ pub fn on_uplink(ctx: &TcContext, outer: &Ipv4) -> Outcome {
 ///
 /// # Errors
 /// The reason why the tunnel does not take it.
-#[inline(always)]
+#[inline(never)]
 pub fn on_device(ctx: &TcContext) -> Outcome {
     let key = get_tunnel_key(ctx).ok_or(Drop::TunnelPeerUnknown)?;
     check_outer(Some(key.vni), &key.remote)?;
@@ -71,7 +71,12 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     // The inner link addresses are constants, which no device bears.
     ctx.set_packet_host();
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
-        return Ok(Verdict::Stack(Path::TunnelToStack));
+        // The node's own fragments may come in any order.
+        let known = flow::complete(&mut packet).is_ok();
+        return match known.then(|| frontend::from_pod(ctx, &packet)).unwrap_or(Ok(Verdict::Pass))? {
+            Verdict::Pass => Ok(Verdict::Stack(Path::TunnelToStack)),
+            delivered => Ok(delivered),
+        };
     };
     flow::complete(&mut packet)?;
     if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, &packet) {

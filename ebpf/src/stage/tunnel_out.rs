@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, Node},
+    abi::{Endpoint, Node, Translation},
     addr::Mac,
     ecn,
     names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
@@ -13,6 +13,7 @@ use super::too_big;
 use crate::{
     maps,
     packet::{Ipv4, Lookup, Outer, Way, decrement_ttl, encapsulate, redirect, set_macs, set_tunnel_key},
+    subprogram,
     verdict::{Outcome, Verdict},
 };
 
@@ -31,6 +32,22 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
     send(ctx, packet, node, &way, lookup, Path::TunnelOut)
+}
+
+/// A hostPort's reply to another node's pod. Its time to live has been seen to be above 1.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node, to: &Translation) -> Outcome {
+    let (way, lookup) = way_to(ctx, packet, node);
+    // Before it is translated: the pod knows its own packet only.
+    if lookup == Lookup::TooBig && too_big::can_answer(packet) {
+        return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
+    }
+    decrement_ttl(ctx, &packet.headers, 0)?;
+    subprogram::translate(ctx, packet, to)?;
+    send(ctx, packet, node, &way, lookup, Path::HostPortOut)
 }
 
 /// A pod's packet that the host stack sends out bare: it is put into the tunnel instead.

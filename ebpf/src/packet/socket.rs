@@ -1,0 +1,69 @@
+//! Sockets of this node that a packet belongs to, or would.
+
+use aya_ebpf::{
+    bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1},
+    helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    programs::TcContext,
+};
+use podwire_common::{
+    abi::{Flow, Translation},
+    flow::protocol,
+};
+
+/// The network namespace of the hook.
+const THIS_NAMESPACE: u64 = u64::MAX;
+
+/// Whether a socket here would receive the replies to a translated TCP or UDP flow: a connection, one that was just begun or has just ended
+/// included, or whatever listens on the port.
+#[inline(never)]
+pub fn has_socket(ctx: &TcContext, to: &Translation, protocol_number: u8) -> bool {
+    let mut tuple = bpf_sock_tuple {
+        __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
+            ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                saddr: to.destination.v4_be32(),
+                daddr: to.source.v4_be32(),
+                sport: to.destination_port.be16(),
+                dport: to.source_port.be16(),
+            },
+        },
+    };
+    let length = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
+    let skb = ctx.skb.skb.cast();
+    // SAFETY: the context is valid, and the length is that of the member that was filled. The verifier sees to it that what was
+    // found is released.
+    unsafe {
+        let socket = match protocol_number {
+            protocol::TCP => bpf_skc_lookup_tcp(skb, &raw mut tuple, length, THIS_NAMESPACE, 0),
+            protocol::UDP => bpf_sk_lookup_udp(skb, &raw mut tuple, length, THIS_NAMESPACE, 0),
+            _ => return false,
+        };
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    true
+}
+
+/// Whether the packet comes from a socket that [`has_socket`] finds for its replies. Not so what was forwarded, what the host's
+/// rules have translated, and what the kernel sends by itself.
+#[inline(always)]
+pub fn belongs_to_socket(ctx: &TcContext, flow: &Flow) -> bool {
+    // SAFETY: the context is valid; the verifier knows the pointer as a socket's, or null.
+    unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return false;
+        }
+        if (*socket).src_port != u32::from(flow.source_port.get()) {
+            return false;
+        }
+        let own = (*socket).src_ip4;
+        if own != 0 && own != flow.source.v4_be32() {
+            return false;
+        }
+        // An unconnected socket is found by its own port alone.
+        let to = (*socket).dst_port;
+        to == 0 || (to == flow.destination_port.be16() && (*socket).dst_ip4 == flow.destination.v4_be32())
+    }
+}

@@ -1,0 +1,128 @@
+//! hostPorts: addresses and ports of this node behind which a pod answers, past the host stack in both directions.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{Backend, Endpoint, Frontend, NODE_ADDRESS, NODE_LOCAL, TRANSLATION_HOST_PORT, Translation},
+    addr::Addr,
+    flow::protocol,
+    nat::{TCP_ACK, TCP_SYN},
+    reason::{Drop, Path},
+};
+
+use super::{direct, local, translation, tunnel_out};
+use crate::{
+    maps,
+    packet::{Ipv4, Skb},
+    subprogram,
+    verdict::{Outcome, Verdict},
+};
+
+/// The first packet of a flow to a hostPort is delivered to the pod behind it; anything else passes.
+///
+/// # Errors
+/// [`Drop::BackendGone`], [`Drop::RewriteFailed`], those of [`translation::establish`].
+#[inline(always)]
+pub fn request(ctx: &TcContext, packet: &Ipv4) -> Outcome {
+    let flow = &packet.flow;
+    // A connection begins with its first packet: what comes later and is not known is answered by the host, with a reset.
+    let begins = match flow.protocol {
+        protocol::TCP => packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+        protocol::UDP => true,
+        _ => false,
+    };
+    if !begins || packet.is_error {
+        return Ok(Verdict::Pass);
+    }
+    let Some(backend) = backend_of(packet) else {
+        return Ok(Verdict::Pass);
+    };
+    let mut to = translation::begin(TRANSLATION_HOST_PORT, ctx.ifindex(), packet);
+    to.destination = backend.address;
+    to.destination_port = backend.port;
+    if flow.source == backend.address {
+        // The pod would answer itself directly: it must see somebody else.
+        let endpoint = maps::endpoint(&backend.address).ok_or(Drop::BackendGone)?;
+        to.source = endpoint.gateway;
+        to.hairpin = 1;
+    }
+    subprogram::establish(ctx, flow, &mut to)?;
+    deliver(ctx, packet, &to, Path::HostPortIn)
+}
+
+/// A packet for this node's own addresses from a pod, here or out of the tunnel. It passes when it concerns no hostPort.
+///
+/// # Errors
+/// As [`request`].
+#[inline(never)]
+pub fn from_pod(ctx: &TcContext, packet: &Ipv4) -> Outcome {
+    if let Some(entry) = translation::of(packet) {
+        let half = entry.get();
+        if half.kind != TRANSLATION_HOST_PORT || half.reply != 0 {
+            return Ok(Verdict::Pass);
+        }
+        translation::touch(&entry, packet);
+        return deliver(ctx, packet, half, Path::HostPortIn);
+    }
+    request(ctx, packet)
+}
+
+/// The translation of a reply from behind a hostPort: `None` when it is none.
+#[inline(always)]
+pub fn reply_of_pod(packet: &Ipv4) -> Option<&'static Translation> {
+    let entry = translation::of(packet)?;
+    let half = entry.get();
+    if half.kind != TRANSLATION_HOST_PORT || half.reply == 0 {
+        return None;
+    }
+    translation::touch(&entry, packet);
+    Some(half)
+}
+
+#[inline(always)]
+fn backend_of(packet: &Ipv4) -> Option<Backend> {
+    let flow = &packet.flow;
+    let mut frontend = Frontend {
+        address: flow.destination,
+        port: flow.destination_port,
+        protocol: flow.protocol,
+        reserved: 0,
+    };
+    if let Some(backend) = maps::backend(&frontend) {
+        return Some(backend);
+    }
+    frontend.address = Addr::UNSPECIFIED;
+    let backend = maps::backend(&frontend)?;
+    let is_own = NODE_LOCAL | NODE_ADDRESS;
+    maps::node(&flow.destination).is_some_and(|node| node.flags & is_own == is_own).then_some(backend)
+}
+
+/// Delivers a request to the pod behind a hostPort, or a reply to a client that is a pod here. The time to live stays: for its
+/// client, the node's address is the pod's.
+///
+/// # Errors
+/// [`Drop::BackendGone`], [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn deliver(ctx: &TcContext, packet: &Ipv4, to: &Translation, path: Path) -> Outcome {
+    let endpoint = maps::endpoint(&to.destination).ok_or(Drop::BackendGone)?;
+    subprogram::translate(ctx, packet, to)?;
+    local::hand_over(ctx, endpoint, if to.hairpin == 0 { path } else { Path::Hairpin })
+}
+
+/// Sends a pod's reply back to whoever came by its hostPort, the way the request came, and never through the host's own rules.
+///
+/// # Errors
+/// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
+#[inline(always)]
+pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translation) -> Outcome {
+    if maps::endpoint(&to.destination).is_some() {
+        return deliver(ctx, packet, to, Path::HostPortOut);
+    }
+    if packet.headers.ttl <= 1 {
+        return Ok(Verdict::Stack(Path::ToStack));
+    }
+    if to.ifindex != maps::vxlan_ifindex() {
+        return direct::reply(ctx, packet, endpoint, to);
+    }
+    let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
+    tunnel_out::reply(ctx, packet, endpoint, node, to)
+}

@@ -1,0 +1,58 @@
+//! What arrives from the network for this node's own addresses: replies to translated flows, and requests to hostPorts.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, TRANSLATION_SNAT},
+    reason::{Drop, Path},
+};
+
+use super::{flow, frontend, snat, translation};
+use crate::{
+    maps,
+    packet::Ipv4,
+    verdict::{Outcome, Verdict},
+};
+
+/// Translates a packet that is not for a pod's own address.
+///
+/// # Errors
+/// The reason why what is a translated flow's goes no further.
+#[inline(never)]
+pub fn from_network(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    if !packet.is_error && !translation::has_ports(packet) {
+        return Ok(Verdict::Pass);
+    }
+    if flow::complete(packet).is_err() {
+        flow::note_early(packet);
+        return Ok(Verdict::Pass);
+    }
+    if let Some(entry) = translation::of(packet) {
+        let half = entry.get();
+        let is_ours = match half.kind {
+            TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RESERVATION => half.reply != 0,
+            TRANSLATION_HOST_PORT => half.reply == 0,
+            _ => false,
+        };
+        if !is_ours {
+            return Ok(Verdict::Pass);
+        }
+        if packet.is_overtaken && half.kind != TRANSLATION_RESERVATION {
+            return Err(Drop::FragmentBeforeFirst);
+        }
+        translation::touch(&entry, packet);
+        return if half.kind == TRANSLATION_HOST_PORT {
+            frontend::deliver(ctx, packet, half, Path::HostPortIn)
+        } else {
+            snat::back(ctx, packet, half)
+        };
+    }
+    frontend::request(ctx, packet)
+}
+
+/// Records that somebody outside reaches a pod by its own address.
+#[inline(never)]
+pub fn record(packet: &Ipv4) {
+    if !packet.is_error {
+        maps::record_inbound_flow(&packet.flow.reversed());
+    }
+}

@@ -1,0 +1,216 @@
+//! What every kind of address translation shares: finding one, making both of its halves, choosing a port.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{Flow, Frontend, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, Translation},
+    addr::{Addr, Be16},
+    flow::protocol,
+    nat,
+    reason::Drop,
+};
+
+use crate::{
+    maps::{self, EBUSY, EEXIST, TranslationEntry},
+    packet::{Fragment, Ipv4, has_socket},
+    subprogram,
+};
+
+/// TCP, UDP and ICMP echo. A later fragment is judged by its first one's translation.
+#[inline(always)]
+pub fn has_ports(packet: &Ipv4) -> bool {
+    match packet.flow.protocol {
+        protocol::TCP | protocol::UDP => true,
+        protocol::ICMP => packet.is_echo || matches!(packet.headers.fragment_part(), Fragment::Later),
+        _ => false,
+    }
+}
+
+/// The translation that a packet follows, seen now; an ICMP error is no sign of life.
+#[inline(always)]
+pub fn of(packet: &Ipv4) -> Option<TranslationEntry> {
+    maps::translation(&packet.flow)
+}
+
+/// Marks a translation as seen now.
+#[inline(always)]
+pub fn touch(entry: &TranslationEntry, packet: &Ipv4) {
+    if packet.is_error {
+        return;
+    }
+    let half = entry.get();
+    let state = nat::next_state(half.state, packet.flow.protocol, packet.tcp_flags, half.reply != 0);
+    entry.touch(packet.flow.protocol, state);
+}
+
+/// Begins a translation of a kind towards given ends, the packet's own source port being the first choice.
+#[inline(always)]
+pub fn begin(kind: u8, ifindex: u32, packet: &Ipv4) -> Translation {
+    Translation {
+        last_seen: maps::now(),
+        source: packet.flow.source,
+        destination: packet.flow.destination,
+        source_port: packet.flow.source_port,
+        destination_port: packet.flow.destination_port,
+        ifindex,
+        kind,
+        reply: 0,
+        state: 0,
+        hairpin: 0,
+        reserved: 0,
+    }
+}
+
+/// Makes both halves of a translation: the original flow becomes what `to` says, with a source port of its own where that one is
+/// somebody else's.
+///
+/// Replies must find one owner only. So their half is written first, which fails where there is another, and then it is looked for
+/// a socket: one that begins later finds the half when its first packet leaves. While that half is there alone nothing is
+/// translated yet.
+///
+/// # Errors
+/// [`Drop::SnatPortsExhausted`], [`Drop::TranslationsFull`].
+#[inline(always)]
+pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<(), Drop> {
+    let (first, last) = maps::snat_ports();
+    let random = maps::random();
+    let own = to.source_port.get();
+    let mut oldest = Closed { last_seen: u64::MAX, port: Be16::ZERO, reserved: [0; 3] };
+    let mut attempt = 0;
+    while attempt < nat::PORT_ATTEMPTS {
+        to.source_port = Be16::new(nat::port_for_attempt(own, attempt, random, first, last));
+        attempt += 1;
+        match subprogram::try_port(ctx, original, to, &mut oldest) {
+            Try::Done => return Ok(()),
+            Try::Taken => {}
+            Try::Failed => return Err(Drop::TranslationsFull),
+        }
+    }
+    if oldest.last_seen == u64::MAX {
+        return Err(Drop::SnatPortsExhausted);
+    }
+    // A connection that is over gives way, the oldest of those that were met: its server may still remember it.
+    to.source_port = oldest.port;
+    remove_closed(to, original.protocol);
+    match subprogram::try_port(ctx, original, to, &mut oldest) {
+        Try::Done => Ok(()),
+        _ => Err(Drop::SnatPortsExhausted),
+    }
+}
+
+/// What became of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Try {
+    /// Both halves are there.
+    Done,
+    /// The port is somebody else's.
+    Taken,
+    /// The table is full, or memory is short.
+    Failed,
+}
+
+/// A closed connection that could give way.
+#[repr(C)]
+pub struct Closed {
+    last_seen: u64,
+    port: Be16,
+    reserved: [u16; 3],
+}
+
+#[inline(never)]
+fn remove_closed(to: &Translation, protocol_number: u8) {
+    let reply = to.other_half(protocol_number);
+    if let Some(entry) = maps::translation(&reply) {
+        remove(&reply, entry.get());
+    }
+}
+
+/// Tries to make both halves with the source port that `to` has.
+#[inline(always)]
+pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
+    let is_node_address = to.kind != TRANSLATION_HOST_PORT;
+    if is_node_address && is_kept_free(&to.source, to.source_port, original.protocol) {
+        return Try::Taken;
+    }
+    match add_reply(original, to, oldest) {
+        Ok(()) => {}
+        Err(EEXIST | EBUSY) => return Try::Taken,
+        Err(_) => return Try::Failed,
+    }
+    // A pod's own port behind a hostPort is in the pod's namespace: no socket here can have it.
+    if is_node_address && has_socket(ctx, to, original.protocol) {
+        remove_reply(to, original.protocol);
+        return Try::Taken;
+    }
+    if maps::add_translation(original, to).is_err() {
+        remove_reply(to, original.protocol);
+        return Try::Failed;
+    }
+    Try::Done
+}
+
+// Functions of their own, one after the other: the keys and values share their place on the stack.
+#[inline(never)]
+fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Result<(), i32> {
+    let reply = to.other_half(original.protocol);
+    let back = Translation {
+        source: original.destination,
+        destination: original.source,
+        source_port: original.destination_port,
+        destination_port: original.source_port,
+        reply: 1,
+        ..*to
+    };
+    let added = maps::add_translation(&reply, &back);
+    if added == Err(EEXIST) {
+        note_closed(&reply, to.source_port, oldest);
+    }
+    added
+}
+
+#[inline(never)]
+fn remove_reply(to: &Translation, protocol_number: u8) {
+    maps::remove_translation(&to.other_half(protocol_number));
+}
+
+#[inline(always)]
+fn note_closed(reply: &Flow, port: Be16, oldest: &mut Closed) {
+    if let Some(entry) = maps::translation(reply) {
+        let half = entry.get();
+        if reply.protocol == protocol::TCP
+            && nat::is_closed(half.state)
+            && half.last_seen < oldest.last_seen
+            && half.kind != TRANSLATION_RESERVATION
+        {
+            oldest.port = port;
+            oldest.last_seen = half.last_seen;
+        }
+    }
+}
+
+/// Ports that are nobody's for a flow: the tunnel's, NodePorts, hostPorts. A connection to one of them would find the wrong
+/// flow's replies.
+#[inline(never)]
+fn is_kept_free(address: &Addr, port: Be16, protocol_number: u8) -> bool {
+    if protocol_number == protocol::ICMP {
+        return false;
+    }
+    let (first, last) = maps::node_ports();
+    let number = port.get();
+    if (number >= first && number <= last) || port == maps::vxlan_port() {
+        return true;
+    }
+    let mut frontend = Frontend { address: *address, port, protocol: protocol_number, reserved: 0 };
+    if maps::backend(&frontend).is_some() {
+        return true;
+    }
+    frontend.address = Addr::UNSPECIFIED;
+    maps::backend(&frontend).is_some()
+}
+
+/// Removes both halves of a translation.
+#[inline(never)]
+pub fn remove(flow: &Flow, half: &Translation) {
+    let other = half.other_half(flow.protocol);
+    maps::remove_translation(flow);
+    maps::remove_translation(&other);
+}
