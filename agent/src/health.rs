@@ -101,6 +101,15 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "1 while TRANSLATIONS is nearly full and what is over leaves sooner",
         usize::from(collected.pressure),
     );
+    let in_the_way = Family::<[(&'static str, String); 1], Gauge>::default();
+    for place in &figures.forward_policy_drops {
+        in_the_way.get_or_create(&[("where", place.clone())]).set(1);
+    }
+    registry.register(
+        "forward_policy_drop",
+        "Where the host's firewall may drop pods' packets to services and the world",
+        in_the_way,
+    );
     gauge(&mut registry, "ready", "1 when ADD is served", usize::from(is_ready));
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -135,14 +144,22 @@ mod tests {
             drops: vec![(Drop::Multicast, Count { packets: 3, bytes: 300 })],
             traffic: vec![(Path::Local, Count { packets: 5, bytes: 500 })],
         };
-        let text =
-            text(&Figures { counters, endpoints: 4, nodes: 2, addresses: 253, ..Figures::default() }, true)
-                .unwrap();
+        let forward_policy_drops = vec!["nftables ip filter FORWARD".to_owned()];
+        let figures = Figures {
+            counters,
+            endpoints: 4,
+            nodes: 2,
+            addresses: 253,
+            forward_policy_drops,
+            ..Figures::default()
+        };
+        let text = text(&figures, true).unwrap();
         for line in [
             r#"podwire_dropped_packets_total{reason="multicast"} 3"#,
             r#"podwire_dropped_bytes_total{reason="multicast"} 300"#,
             r#"podwire_forwarded_packets_total{path="local"} 5"#,
             "podwire_endpoints 4",
+            r#"podwire_forward_policy_drop{where="nftables ip filter FORWARD"} 1"#,
             "podwire_ready 1",
         ] {
             assert!(text.lines().any(|said| said == line), "`{line}` is missing from:\n{text}");

@@ -2,7 +2,8 @@
 //!
 //! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of state, `daemon`.
 //! What the kernel should hold is a pure function of the model (`desired`), and a pure `diff` says what to do. The
-//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `store` (disk) and `sysctl`.
+//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store` (disk)
+//! and `sysctl`.
 
 pub mod cni_server;
 pub mod config;
@@ -12,6 +13,8 @@ pub mod dataplane;
 pub mod desired;
 pub mod diff;
 pub mod error;
+pub mod firewall;
+pub mod forward_policy;
 pub mod health;
 pub mod host;
 pub mod housekeeping;
@@ -19,5 +22,6 @@ pub mod ipam;
 pub mod links;
 pub mod model;
 pub mod nodes;
+pub mod sockopt;
 pub mod store;
 pub mod sysctl;

@@ -22,7 +22,13 @@ struct Rule {
 
 const RULES: &[Rule] = &[
     Rule {
-        within: &["agent/src/ipam.rs", "agent/src/desired.rs", "agent/src/diff.rs", "agent/src/model.rs"],
+        within: &[
+            "agent/src/ipam.rs",
+            "agent/src/desired.rs",
+            "agent/src/diff.rs",
+            "agent/src/model.rs",
+            "agent/src/forward_policy.rs",
+        ],
         except: &[],
         forbidden: &["aya", "kube", "tokio", "std::fs", "rtnetlink", "rustix", "axum", "notify"],
         why: "the pure modules decide and touch nothing",
@@ -39,6 +45,12 @@ const RULES: &[Rule] = &[
         except: &["agent/src/links.rs", "agent/src/links", "agent/src/error.rs"],
         forbidden: &["rtnetlink"],
         why: "only links knows netlink",
+    },
+    Rule {
+        within: &["agent/src"],
+        except: &["agent/src/conntrack.rs", "agent/src/firewall"],
+        forbidden: &["netlink_sys", "netlink_packet_core", "netlink_packet_netfilter"],
+        why: "only conntrack and firewall/ ask netfilter",
     },
     Rule {
         within: &["ebpf/src/hooks"],
@@ -71,7 +83,13 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &["agent/src", "cni-shim/src", "common/src", "ebpf/src", "xtask/src"],
-        except: &["ebpf/src/maps.rs", "ebpf/src/packet", "common/src/abi.rs", "agent/src/netns.rs"],
+        except: &[
+            "ebpf/src/maps.rs",
+            "ebpf/src/packet",
+            "common/src/abi.rs",
+            "agent/src/netns.rs",
+            "agent/src/sockopt.rs",
+        ],
         forbidden: &["unsafe"],
         why: "unsafe stays where it can be read in one go",
     },

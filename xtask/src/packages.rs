@@ -38,11 +38,12 @@ pub(crate) const LINKER_BUILD: [Package; 2] = [
 ];
 
 /// What demonstration and tests call.
-pub(crate) const TOOLS: [Package; 11] = [
+pub(crate) const TOOLS: [Package; 12] = [
     package("iproute2", Proof::Program("ip"), "makes the lab's namespaces and links"),
     package("iputils-ping", Proof::Program("ping"), "measures round-trip times"),
     package("bpftool", Proof::Program("bpftool"), "dumps maps as an operator does"),
     package("iptables", Proof::Program("iptables"), "translates a ClusterIP as kube-proxy does"),
+    package("nftables", Proof::Program("nft"), "makes a firewall that is not iptables'"),
     package("conntrack", Proof::Program("conntrack"), "empties connection tracking"),
     package("ethtool", Proof::Program("ethtool"), "switches segmentation and checksum offloads"),
     package("tcpdump", Proof::Program("tcpdump"), "shows what is on a wire"),

@@ -1,6 +1,7 @@
 //! The one owner of state. Everything else sends it events.
 
 mod calls;
+mod firewall;
 mod reconcile;
 mod start;
 
@@ -76,6 +77,8 @@ pub struct Figures {
     pub addresses: u32,
     /// What the last round of ageing found in the tables.
     pub collected: Collected,
+    /// Where the host's firewall may drop pods' packets.
+    pub forward_policy_drops: Vec<String>,
 }
 
 /// The one owner of state.
@@ -102,6 +105,7 @@ pub struct Daemon {
     paths_asked: Option<Instant>,
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
+    firewall: firewall::Firewall,
     readiness: watch::Sender<Readiness>,
 }
 
@@ -127,8 +131,7 @@ impl Daemon {
                     error!("{reason}");
                     self.set_readiness(Readiness::Waiting(reason));
                 }
-                Event::Tick if self.complete => self.reconcile().await,
-                Event::Tick => {}
+                Event::Tick => self.tick().await,
                 Event::Collected(collected) => self.take_collected(collected),
                 Event::Figures(reply) => {
                     let _ = reply.send(self.figures());
@@ -195,6 +198,13 @@ impl Daemon {
         }
     }
 
+    async fn tick(&mut self) {
+        self.firewall.tick();
+        if self.complete {
+            self.reconcile().await;
+        }
+    }
+
     /// What ages the tables out beside this owner.
     ///
     /// # Errors
@@ -232,6 +242,7 @@ impl Daemon {
             nodes: self.model.remote.len() + usize::from(self.model.own.is_some()),
             addresses: self.pool.as_ref().map_or(0, Pool::size),
             collected: self.collected,
+            forward_policy_drops: self.firewall.labels(),
         }
     }
 

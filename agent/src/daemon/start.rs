@@ -6,6 +6,7 @@ use podwire_common::names::VXLAN_DEVICE;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::firewall::Firewall;
 use super::{Daemon, Readiness};
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
@@ -46,6 +47,7 @@ impl Daemon {
             complete: false,
             paths_asked: None,
             reported: BTreeSet::new(),
+            firewall: Firewall::new(&config),
             readiness: watch::Sender::new(Readiness::Waiting(why)),
             config,
         };
@@ -53,6 +55,7 @@ impl Daemon {
             daemon.dataplane.attach_overlay(VXLAN_DEVICE)?;
         }
         daemon.restore_endpoints().await?;
+        daemon.firewall.look();
         Ok(daemon)
     }
 

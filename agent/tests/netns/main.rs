@@ -4,6 +4,7 @@
 
 mod bpftool;
 mod check;
+mod forward_policy;
 mod forwarding_pod;
 mod headers;
 mod large;

@@ -1,0 +1,374 @@
+//! Base chains of nftables, over netlink (include/uapi/linux/netfilter/nf_tables.h): iptables-nft's and firewalld's,
+//! too.
+//!
+//! Answers are decoded here, attribute by attribute: of a rule only what makes it one that accepts pods matters.
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use podwire_common::names::VETH_PREFIX;
+
+use super::{Side, accept_both_ways};
+use crate::forward_policy::{Family, Place};
+
+/// The kernel fills at most 32 KiB at a time (`netlink_dump`).
+const ANSWER: usize = 32768;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLMSG_HEADER: usize = 16;
+/// `NLM_F_DUMP_INTR`: something changed while it was being listed.
+const DUMP_INTERRUPTED: u16 = 0x10;
+/// `struct nfgenmsg`: family 1, version 1, resource 2.
+const GENERIC_HEADER: usize = 4;
+/// `NFNL_SUBSYS_NFTABLES` << 8, with `NFT_MSG_NEWCHAIN`, `NFT_MSG_NEWRULE`.
+const NEW_CHAIN: u16 = 10 << 8 | 3;
+const NEW_RULE: u16 = 10 << 8 | 6;
+/// `NFPROTO_INET`, `NFPROTO_IPV4`.
+const INET: u8 = 1;
+const IPV4: u8 = 2;
+
+/// An attribute's type without its flags.
+const TYPE: u16 = 0x3fff;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
+const HOOK_NUMBER: u16 = 1;
+const RULE_EXPRESSIONS: u16 = 4;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const META_KEY: u16 = 2;
+const COMPARE_OPERATION: u16 = 2;
+const COMPARE_DATA: u16 = 3;
+const IMMEDIATE_DATA: u16 = 2;
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+
+/// `NF_INET_FORWARD`.
+const FORWARD: u32 = 2;
+/// `NF_DROP`, `NF_ACCEPT`, `NFT_GOTO`.
+const DROP: u32 = 0;
+const ACCEPT: u32 = 1;
+const GOTO: u32 = (-4_i32).cast_unsigned();
+/// `NFT_META_IIFNAME`, `NFT_META_OIFNAME`.
+const INPUT_NAME: u32 = 6;
+const OUTPUT_NAME: u32 = 7;
+/// `NFT_CMP_EQ`.
+const EQUAL: u32 = 0;
+
+const FIREWALLD: &str = "firewalld";
+/// The chain that accepts all that the zone `trusted` forwards; until 0.9 its name had one letter more.
+const FIREWALLD_TRUSTED: [&str; 2] = ["filter_FWD_trusted", "filter_FWDI_trusted"];
+
+/// The places of nftables that may drop pods' packets.
+pub(super) fn places() -> io::Result<Vec<Place>> {
+    let socket = open()?;
+    let mut chains = Vec::new();
+    let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
+    let listed = dump(&socket, NetfilterProtoFamily::Unspec, all, NEW_CHAIN, |payload| {
+        chains.extend(forward_chain(payload));
+    });
+    match listed {
+        // No subsystem of that number: a kernel without nftables.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(Vec::new()),
+        listed => listed?,
+    }
+    let mut places = Vec::new();
+    for chain in chains {
+        places.extend(chain.place(&socket)?);
+    }
+    Ok(places)
+}
+
+/// A base chain that forwarded packets pass.
+#[derive(Debug, PartialEq, Eq)]
+struct ForwardChain {
+    family: Family,
+    table: String,
+    name: String,
+    drops: bool,
+}
+
+impl ForwardChain {
+    /// The chain, if it is in pods' way.
+    fn place(self, socket: &Socket) -> io::Result<Option<Place>> {
+        if self.table == FIREWALLD {
+            // The chain leads to others of its table, where zones are told apart.
+            let trusted = self.rules(socket, false)?.into_iter().any(|(side, verdict)| {
+                let chain =
+                    matches!(&verdict, Verdict::Goto(chain) if FIREWALLD_TRUSTED.contains(&chain.as_str()));
+                side == Side::FromPods && chain
+            });
+            return Ok((!trusted).then_some(Place::Firewalld));
+        }
+        if !self.drops {
+            return Ok(None);
+        }
+        let rules = self.rules(socket, true)?.into_iter();
+        let accepted: Vec<_> = rules.filter(|rule| rule.1 == Verdict::Accept).map(|rule| rule.0).collect();
+        let Self { family, table, name: chain, .. } = self;
+        Ok((!accept_both_ways(&accepted)).then_some(Place::Nftables { family, table, chain }))
+    }
+
+    /// The rules about pods, of this chain or of its whole table.
+    fn rules(&self, socket: &Socket, of_chain: bool) -> io::Result<Vec<(Side, Verdict)>> {
+        let mut attributes = vec![RuleAttribute::Table(self.table.clone())];
+        if of_chain {
+            attributes.push(RuleAttribute::Chain(self.name.clone()));
+        }
+        let family = match self.family {
+            Family::Ip => NetfilterProtoFamily::IPv4,
+            Family::Inet => NetfilterProtoFamily::Inet,
+        };
+        let mut rules = Vec::new();
+        let message = NfTablesMessage::GetRule(RuleMessage { attributes });
+        dump(socket, family, message, NEW_RULE, |payload| rules.extend(rule_about_pods(payload)))?;
+        Ok(rules)
+    }
+}
+
+/// What a rule does with a packet.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Accept,
+    Goto(String),
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// Asks for a list and takes the payload of each answer of that type.
+fn dump(
+    socket: &Socket,
+    family: NetfilterProtoFamily,
+    question: NfTablesMessage,
+    answer: u16,
+    mut take: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), question);
+    let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
+    packet.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut interrupted = false;
+    loop {
+        let mut received = Vec::with_capacity(ANSWER);
+        socket.recv(&mut received, 0)?;
+        for (kind, flags, payload) in messages(&received) {
+            interrupted |= flags & DUMP_INTERRUPTED != 0;
+            match kind {
+                // Both begin with an error number, negative; a list's end with 0 for none.
+                NLMSG_ERROR | NLMSG_DONE => {
+                    let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                    return match code {
+                        0 if interrupted => Err(io::ErrorKind::Interrupted.into()),
+                        0 => Ok(()),
+                        code => Err(io::Error::from_raw_os_error(-code)),
+                    };
+                }
+                kind if kind == answer => take(payload),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Type, flags and payload of each netlink message; what is cut off is left out.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
+        let payload = bytes.get(NLMSG_HEADER..length)?;
+        let (kind, flags) = (u16_at(bytes, 4)?, u16_at(bytes, 6)?);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, flags, payload))
+    })
+}
+
+/// Type and value of each netlink attribute; what is cut off is left out.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(bytes, 0)?);
+        let (kind, value) = (u16_at(bytes, 2)? & TYPE, bytes.get(4..length)?);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(bytes).find_map(|(kind, value)| (kind == wanted).then_some(value))
+}
+
+/// A base chain on the forward hook of a family that has IPv4; nothing for another.
+fn forward_chain(payload: &[u8]) -> Option<ForwardChain> {
+    let family = match *payload.first()? {
+        INET => Family::Inet,
+        IPV4 => Family::Ip,
+        _ => return None,
+    };
+    let payload = payload.get(GENERIC_HEADER..)?;
+    if number(attribute(attribute(payload, CHAIN_HOOK)?, HOOK_NUMBER)?)? != FORWARD {
+        return None;
+    }
+    Some(ForwardChain {
+        family,
+        table: text(attribute(payload, CHAIN_TABLE)?)?,
+        name: text(attribute(payload, CHAIN_NAME)?)?,
+        drops: number(attribute(payload, CHAIN_POLICY)?)? == DROP,
+    })
+}
+
+/// A rule about all packets from pods, or all to them; nothing for one that looks at anything else.
+fn rule_about_pods(payload: &[u8]) -> Option<(Side, Verdict)> {
+    let expressions = attribute(payload.get(GENERIC_HEADER..)?, RULE_EXPRESSIONS)?;
+    let mut parts = Vec::new();
+    for (_, expression) in attributes(expressions) {
+        let name = text(attribute(expression, EXPRESSION_NAME)?)?;
+        // iptables-nft's rules have one.
+        if name != "counter" {
+            parts.push((name, attribute(expression, EXPRESSION_DATA)?));
+        }
+    }
+    let [(load, key), (compare, name), (set, verdict)] = &parts[..] else { return None };
+    if load != "meta" || compare != "cmp" || set != "immediate" {
+        return None;
+    }
+    let side = match number(attribute(key, META_KEY)?)? {
+        INPUT_NAME => Side::FromPods,
+        OUTPUT_NAME => Side::ToPods,
+        _ => return None,
+    };
+    let is_equal = number(attribute(name, COMPARE_OPERATION)?)? == EQUAL;
+    // Without the 0 that ends a whole name: a prefix.
+    let is_pods = attribute(attribute(name, COMPARE_DATA)?, DATA_VALUE)? == VETH_PREFIX.as_bytes();
+    let verdict = attribute(attribute(verdict, IMMEDIATE_DATA)?, DATA_VERDICT)?;
+    let verdict = match number(attribute(verdict, VERDICT_CODE)?)? {
+        ACCEPT => Verdict::Accept,
+        GOTO => Verdict::Goto(text(attribute(verdict, VERDICT_CHAIN)?)?),
+        _ => return None,
+    };
+    (is_equal && is_pods).then_some((side, verdict))
+}
+
+/// nftables' numbers are in network byte order, unlike netlink's own.
+fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().copied().map(u32::from_be_bytes)
+}
+
+fn text(value: &[u8]) -> Option<String> {
+    let value = value.strip_suffix(&[0]).unwrap_or(value);
+    String::from_utf8(value.to_vec()).ok()
+}
+
+fn u16_at(bytes: &[u8], position: usize) -> Option<u16> {
+    bytes.get(position..)?.first_chunk().copied().map(u16::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn nested(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
+        encoded(kind | 0x8000, &parts.concat())
+    }
+
+    fn chain(family: u8, hook: u32, policy: u32) -> Vec<u8> {
+        let mut bytes = vec![family, 0, 0, 0];
+        bytes.extend(encoded(CHAIN_TABLE, b"filter\0"));
+        bytes.extend(encoded(CHAIN_NAME, b"FORWARD\0"));
+        bytes.extend(nested(CHAIN_HOOK, &[encoded(HOOK_NUMBER, &hook.to_be_bytes())]));
+        bytes.extend(encoded(CHAIN_POLICY, &policy.to_be_bytes()));
+        bytes
+    }
+
+    fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
+        nested(1, &[encoded(EXPRESSION_NAME, name.as_bytes()), nested(EXPRESSION_DATA, data)])
+    }
+
+    /// `iifname "pw*" counter accept`, with each part to be varied.
+    fn rule(key: u32, operation: u32, name: &[u8], verdict: u32, more: &[Vec<u8>]) -> Vec<u8> {
+        let code = nested(DATA_VERDICT, &[encoded(VERDICT_CODE, &verdict.to_be_bytes())]);
+        let mut expressions = more.to_vec();
+        expressions.extend([
+            expression("meta", &[encoded(META_KEY, &key.to_be_bytes())]),
+            expression(
+                "cmp",
+                &[
+                    encoded(COMPARE_OPERATION, &operation.to_be_bytes()),
+                    nested(COMPARE_DATA, &[encoded(DATA_VALUE, name)]),
+                ],
+            ),
+            expression("counter", &[]),
+            expression("immediate", &[nested(IMMEDIATE_DATA, &[code])]),
+        ]);
+        [vec![INET, 0, 0, 0], nested(RULE_EXPRESSIONS, &expressions)].concat()
+    }
+
+    #[test]
+    fn a_forward_chain_is_told_from_the_others() {
+        let found = |family, drops| {
+            Some(ForwardChain { family, table: "filter".into(), name: "FORWARD".into(), drops })
+        };
+        assert_eq!(forward_chain(&chain(IPV4, FORWARD, DROP)), found(Family::Ip, true));
+        assert_eq!(forward_chain(&chain(INET, FORWARD, ACCEPT)), found(Family::Inet, false));
+        assert_eq!(forward_chain(&chain(10, FORWARD, DROP)), None, "IPv6");
+        assert_eq!(forward_chain(&chain(7, FORWARD, DROP)), None, "a bridge");
+        assert_eq!(forward_chain(&chain(IPV4, 1, DROP)), None, "the input hook");
+    }
+
+    #[test]
+    fn a_rule_about_all_pods_is_told_from_the_others() {
+        let accepted = |side| Some((side, Verdict::Accept));
+        let plain = rule(INPUT_NAME, EQUAL, b"pw", ACCEPT, &[]);
+        assert_eq!(rule_about_pods(&plain), accepted(Side::FromPods));
+        assert_eq!(rule_about_pods(&rule(OUTPUT_NAME, EQUAL, b"pw", ACCEPT, &[])), accepted(Side::ToPods));
+        let tcp_only = expression("meta", &[encoded(META_KEY, &16_u32.to_be_bytes())]);
+        for (other, what) in [
+            (rule(INPUT_NAME, EQUAL, b"pw\0", ACCEPT, &[]), "a link that is named so"),
+            (rule(INPUT_NAME, EQUAL, b"eth", ACCEPT, &[]), "other links"),
+            (rule(INPUT_NAME, 1, b"pw", ACCEPT, &[]), "all but pods"),
+            (rule(INPUT_NAME, EQUAL, b"pw", DROP, &[]), "dropped"),
+            (rule(16, EQUAL, b"pw", ACCEPT, &[]), "another key"),
+            (rule(INPUT_NAME, EQUAL, b"pw", ACCEPT, &[tcp_only]), "some packets"),
+        ] {
+            assert_eq!(rule_about_pods(&other), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_left_out() {
+        let (chain, rule) = (chain(IPV4, FORWARD, DROP), rule(INPUT_NAME, EQUAL, b"pw", ACCEPT, &[]));
+        for end in 0..chain.len() {
+            assert_eq!(forward_chain(&chain[..end]), None, "chain cut at {end}");
+        }
+        for end in 0..rule.len() {
+            assert_eq!(rule_about_pods(&rule[..end]), None, "rule cut at {end}");
+        }
+        let mut message = 20_u32.to_ne_bytes().to_vec();
+        message.resize(20, 0);
+        assert_eq!(messages(&message).count(), 1);
+        assert_eq!(messages(&message[..19]).count(), 0);
+        for endless in [[0; 16], [0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]] {
+            assert_eq!((messages(&endless).count(), attributes(&endless).count()), (0, 0));
+        }
+    }
+}

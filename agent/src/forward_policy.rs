@@ -1,0 +1,144 @@
+//! What a host's firewall may do to pods' packets that the host stack forwards, and what helps. Podwire writes no
+//! firewall rules: it says which ones are missing.
+
+use std::fmt;
+
+use podwire_common::names::VETH_PREFIX;
+
+/// A place of the host's firewall that drops forwarded packets unless a rule accepts them, and has none for pods that
+/// is easily seen.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// An nftables base chain with policy drop: iptables-nft's `FORWARD` is one.
+    Nftables {
+        /// Of the table.
+        family: Family,
+        /// The table's name.
+        table: String,
+        /// The chain's name.
+        chain: String,
+    },
+    /// The FORWARD chain of legacy iptables has policy DROP.
+    LegacyIptables,
+    /// firewalld's forward chain: its policy is accept, and its last rule refuses what no zone accepted.
+    Firewalld,
+}
+
+/// A family of nftables tables that sees forwarded IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    Ip,
+    /// IPv4 and IPv6.
+    Inet,
+}
+
+impl Place {
+    /// Which, in few words: a metric's label.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Nftables { family, table, chain } => format!("nftables {family} {table} {chain}"),
+            Self::LegacyIptables => "legacy iptables filter FORWARD".to_owned(),
+            Self::Firewalld => "firewalld".to_owned(),
+        }
+    }
+
+    /// What an operator is told: what may happen, why, and what helps.
+    pub fn warning(&self, vxlan_port: Option<u16>) -> String {
+        let why = match self {
+            Self::Nftables { family, table, chain } => {
+                format!("the policy of chain {chain} in nftables table {family} {table} is drop")
+            }
+            Self::LegacyIptables => "the policy of chain FORWARD in legacy iptables is DROP".to_owned(),
+            Self::Firewalld => "firewalld refuses what none of its zones accepts".to_owned(),
+        };
+        let remedies =
+            self.remedies(vxlan_port).iter().map(|command| format!("`{command}`")).collect::<Vec<_>>();
+        format!(
+            "the host's firewall may drop pods' packets to services and the world unless a rule accepts them \
+             (pod to pod does not pass there): {why}; what lets them pass: {}",
+            remedies.join(", ")
+        )
+    }
+
+    /// Commands that let pods' packets pass, both ways, on a node whose tunnel has that port.
+    pub fn remedies(&self, vxlan_port: Option<u16>) -> Vec<String> {
+        let nft = |family, table, chain, side| {
+            format!("nft insert rule {family} {table} {chain} {side} \"{VETH_PREFIX}*\" accept")
+        };
+        let iptables =
+            |variant, side| format!("iptables-{variant} -I FORWARD {side} {VETH_PREFIX}+ -j ACCEPT");
+        match self {
+            // What iptables made is changed with iptables. Which of the two variants `iptables` alone is differs from
+            // host to host, and the other one's rules would not help.
+            Self::Nftables { family: Family::Ip, table, chain }
+                if table == "filter" && chain == "FORWARD" =>
+            {
+                ["-i", "-o"].map(|side| iptables("nft", side)).to_vec()
+            }
+            Self::Nftables { family, table, chain } => {
+                ["iifname", "oifname"].map(|side| nft(family, table, chain, side)).to_vec()
+            }
+            Self::LegacyIptables => ["-i", "-o"].map(|side| iptables("legacy", side)).to_vec(),
+            // What belongs to a connection is accepted, so replies need nothing; but those of other nodes come in the
+            // tunnel, whose port firewalld closes as well.
+            Self::Firewalld => {
+                let trust = format!("firewall-cmd --permanent --zone=trusted --add-interface={VETH_PREFIX}+");
+                let open = vxlan_port.map(|port| format!("firewall-cmd --permanent --add-port={port}/udp"));
+                [trust].into_iter().chain(open).chain(["firewall-cmd --reload".to_owned()]).collect()
+            }
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ip => "ip",
+            Self::Inet => "inet",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nftables(family: Family, table: &str, chain: &str) -> Place {
+        Place::Nftables { family, table: table.into(), chain: chain.into() }
+    }
+
+    #[test]
+    fn each_place_is_cured_with_its_own_tool() {
+        for (place, first) in [
+            (nftables(Family::Ip, "filter", "FORWARD"), "iptables-nft -I FORWARD -i pw+ -j ACCEPT"),
+            (
+                nftables(Family::Inet, "filter", "FORWARD"),
+                "nft insert rule inet filter FORWARD iifname \"pw*\" accept",
+            ),
+            (
+                nftables(Family::Ip, "host", "forward"),
+                "nft insert rule ip host forward iifname \"pw*\" accept",
+            ),
+            (Place::LegacyIptables, "iptables-legacy -I FORWARD -i pw+ -j ACCEPT"),
+            (Place::Firewalld, "firewall-cmd --permanent --zone=trusted --add-interface=pw+"),
+        ] {
+            let (said, remedies) = (place.warning(Some(8472)), place.remedies(Some(8472)));
+            assert_eq!(remedies[0], first);
+            assert!(remedies.iter().all(|command| said.contains(&format!("`{command}`"))), "{said}");
+        }
+    }
+
+    #[test]
+    fn only_firewalld_closes_the_tunnels_port() {
+        let opens = |place: &Place, port| place.warning(port).contains("--add-port=4789/udp");
+        assert!(opens(&Place::Firewalld, Some(4789)));
+        assert!(!opens(&Place::Firewalld, None), "direct routing has no tunnel");
+        assert!(!opens(&Place::LegacyIptables, Some(4789)));
+    }
+
+    #[test]
+    fn a_label_names_the_chain() {
+        assert_eq!(nftables(Family::Inet, "host", "fwd").label(), "nftables inet host fwd");
+    }
+}

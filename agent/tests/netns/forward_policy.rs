@@ -1,0 +1,191 @@
+//! A host whose firewall drops what it forwards: the agent says so, and what it advises helps.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use xtask::lab::{Lab, Node, Ns, Pod, traffic};
+
+const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What every warning begins with.
+const WARNING: &str = "the host's firewall may drop pods' packets";
+const CURED: &str = "no longer in the way of pods' packets";
+/// What firewalld 1.3.3 makes of its default configuration, and of that with the advice followed, as
+/// `nft list ruleset` prints it.
+const FIREWALLD: &str = include_str!("../../../testdata/firewalld/default.nft");
+const FIREWALLD_PODS_TRUSTED: &str = include_str!("../../../testdata/firewalld/pods-trusted.nft");
+
+#[test]
+fn a_drop_policy_of_iptables_nft_is_told_with_the_rules_that_lift_it() {
+    let scene = Scene::new();
+    scene.run("iptables-nft -P FORWARD DROP");
+    let advice = scene.cut(&[SERVICE, scene.world()], "nftables ip filter FORWARD");
+    advice.iter().for_each(|command| scene.run(command));
+    scene.cured();
+}
+
+#[test]
+fn a_drop_policy_of_legacy_iptables_is_told_with_the_rules_that_lift_it() {
+    let scene = Scene::new();
+    scene.run("iptables-legacy -w -P FORWARD DROP");
+    let advice = scene.cut(&[SERVICE, scene.world()], "legacy iptables filter FORWARD");
+    advice.iter().for_each(|command| scene.run(command));
+    scene.cured();
+}
+
+#[test]
+fn a_drop_policy_of_any_nftables_chain_is_told_with_the_rules_that_lift_it() {
+    let scene = Scene::new();
+    scene.nft("table inet host { chain forwarded { type filter hook forward priority 10; policy drop; }; }");
+    let advice = scene.cut(&[SERVICE, scene.world()], "nftables inet host forwarded");
+    advice.iter().for_each(|command| scene.run(command));
+    scene.cured();
+}
+
+#[test]
+fn firewalld_is_told_with_the_commands_that_let_pods_pass() {
+    let scene = Scene::new();
+    scene.nft(FIREWALLD);
+    let advice = scene.cut(&[SERVICE, scene.world()], "firewalld");
+    let commands = [
+        "firewall-cmd --permanent --zone=trusted --add-interface=pw+",
+        "firewall-cmd --permanent --add-port=8472/udp",
+        "firewall-cmd --reload",
+    ];
+    assert_eq!(advice, commands);
+    // Here is no firewalld to take them: its rules afterwards.
+    scene.run("nft delete table inet firewalld");
+    scene.nft(FIREWALLD_PODS_TRUSTED);
+    scene.cured();
+}
+
+#[test]
+fn rules_for_one_way_do_not_silence_the_agent() {
+    let scene = Scene::new();
+    scene.run("iptables-nft -P FORWARD DROP");
+    scene.run("iptables-nft -I FORWARD -i pw+ -j ACCEPT");
+    scene.cut(&[SERVICE, scene.world()], "nftables ip filter FORWARD");
+}
+
+#[test]
+fn of_a_firewall_that_is_not_in_the_way_nothing_is_said() {
+    let scene = Scene::new();
+    scene.run("iptables-nft -P FORWARD ACCEPT");
+    scene.run("iptables-nft -A FORWARD -p tcp --dport 25 -j DROP");
+    scene.run("iptables-legacy -w -P FORWARD ACCEPT");
+    scene
+        .nft("table inet host { chain forwarded { type filter hook forward priority 10; policy accept; }; }");
+    scene.nft("table ip6 host { chain forwarded { type filter hook forward priority 10; policy drop; }; }");
+    scene.nft("table ip mine { chain in { type filter hook input priority 10; policy drop; accept; }; }");
+    assert_eq!(scene.warnings_of_new_agent(), [""; 0]);
+    assert!(!scene.metrics().contains("podwire_forward_policy_drop{"));
+    scene.reaches(&[SERVICE, scene.world()]);
+}
+
+/// A pod whose node's firewall is to be changed, and all that it talks to.
+struct Scene {
+    client: Pod,
+    near: Pod,
+    far: Pod,
+    lab: Lab,
+}
+
+impl Scene {
+    /// Everything is reached.
+    fn new() -> Self {
+        let lab = Lab::builder().build().unwrap();
+        let scene = Self {
+            client: lab.node(0).add_pod("client").unwrap(),
+            near: lab.node(0).add_pod("near").unwrap(),
+            far: lab.node(1).add_pod("far").unwrap(),
+            lab,
+        };
+        let backend = scene.lab.node(1).address();
+        let rule = format!("-t nat -A PREROUTING -d {SERVICE}/32 -j DNAT --to-destination {backend}");
+        crate::service::iptables(scene.node(), &rule);
+        assert!(!scene.node().agent_log().contains(WARNING));
+        scene.reaches(&[SERVICE, scene.world()]);
+        scene
+    }
+
+    fn node(&self) -> &Node {
+        self.lab.node(0)
+    }
+
+    fn world(&self) -> IpAddr {
+        self.lab.world_address()
+    }
+
+    /// As a person types it.
+    fn run(&self, command: &str) {
+        self.node().exec(&["sh", "-c", command]).unwrap();
+    }
+
+    fn nft(&self, rules: &str) {
+        self.node().exec(&["nft", rules]).unwrap();
+    }
+
+    /// These are not reached, pods are; a new agent says so, naming the place, and advises this.
+    fn cut(&self, unreachable: &[IpAddr], place: &str) -> Vec<String> {
+        for address in unreachable {
+            assert!(traffic::ping(&self.client, *address, 56).is_err(), "{address} is reached");
+        }
+        self.reaches(&[]);
+        let warnings = self.warnings_of_new_agent();
+        let [warning] = &warnings[..] else { panic!("not one warning: {warnings:?}") };
+        assert!(warning.contains(" WARN "), "{warning}");
+        let metric = format!("podwire_forward_policy_drop{{where=\"{place}\"}} 1");
+        assert!(self.metrics().lines().any(|line| line == metric), "{metric} is missing");
+        let (_, advice) = warning.split_once("; what lets them pass: ").unwrap();
+        advice.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    /// Everything is reached, the running agent says that the cause is gone, and a new one says nothing.
+    fn cured(&self) {
+        self.reaches(&[SERVICE, self.world()]);
+        let start = Instant::now();
+        while !self.node().agent_log().contains(CURED) {
+            // The agent looks every ten seconds.
+            assert!(start.elapsed() < 6 * PATIENCE, "{}", self.node().agent_log_tail(20));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(!self.metrics().contains("podwire_forward_policy_drop{"));
+        assert_eq!(self.warnings_of_new_agent(), [""; 0]);
+    }
+
+    /// Both pods, whatever the firewall does, and these.
+    fn reaches(&self, addresses: &[IpAddr]) {
+        for address in [self.near.address(), self.far.address()].iter().chain(addresses) {
+            traffic::ping(&self.client, *address, 56).unwrap();
+        }
+        for pod in [&self.near, &self.far] {
+            traffic::tcp_exchange(&self.client, pod, pod.address(), 8080, 1 << 20).unwrap();
+        }
+    }
+
+    fn warnings_of_new_agent(&self) -> Vec<String> {
+        let before = self.node().agent_log().len();
+        self.node().restart_agent().unwrap();
+        let log = self.node().agent_log();
+        log[before..].lines().filter(|line| line.contains(WARNING)).map(str::to_owned).collect()
+    }
+
+    fn metrics(&self) -> String {
+        get(self.node(), "/metrics")
+    }
+}
+
+/// What the agent's metrics server in a namespace answers.
+fn get(ns: &Ns, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], 9790)), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        std::io::Result::Ok(answer)
+    };
+    ns.enter(ask).unwrap().unwrap()
+}
