@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use ipnet::Ipv4Net;
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::names;
@@ -37,6 +38,26 @@ pub struct Config {
     /// The cluster's NodePorts (kube-apiserver's --service-node-port-range): never given to a pod's flow.
     #[arg(long, env = "PODWIRE_NODE_PORTS", default_value = "30000-32767", value_name = "FIRST-LAST")]
     pub node_ports: Ports,
+    /// Networks outside the cluster towards which pods keep their own addresses. Pod networks, nodes and link-local
+    /// addresses are such without being named.
+    #[arg(long, env = "PODWIRE_NON_MASQUERADE_CIDRS", value_delimiter = ',', value_name = "NETWORK")]
+    pub non_masquerade_cidrs: Vec<Ipv4Net>,
+    /// More of them, a network a line; read again when the file changes.
+    #[arg(long, env = "PODWIRE_NON_MASQUERADE_FILE", value_name = "FILE")]
+    pub non_masquerade_file: Option<PathBuf>,
+    /// Entries of the table of translations: two for each flow of a pod to the world or to a hostPort, one for each of the
+    /// host's own that its rules have translated.
+    #[arg(long, env = "PODWIRE_MAX_TRANSLATIONS", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=16_777_216), value_name = "ENTRIES")]
+    pub max_translations: u32,
+    /// Entries of the table of flows that must return through the host stack, those of services for example.
+    #[arg(long, env = "PODWIRE_MAX_STACK_FLOWS", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(16..=16_777_216), value_name = "ENTRIES")]
+    pub max_stack_flows: u32,
+    /// Datagrams in fragments that are remembered at once.
+    #[arg(long, env = "PODWIRE_MAX_FRAGMENTS", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(64..=1_048_576), value_name = "ENTRIES")]
+    pub max_fragments: u32,
+    /// Flows from outside to pods' own addresses that are remembered at once.
+    #[arg(long, env = "PODWIRE_MAX_INBOUND_FLOWS", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(64..=16_777_216), value_name = "ENTRIES")]
+    pub max_inbound_flows: u32,
     /// A link that leads out of this node; may be repeated. Default: the one that has the node's InternalIP, and those
     /// of default routes.
     #[arg(long = "uplink", env = "PODWIRE_UPLINK", value_delimiter = ',', value_name = "DEVICE")]
@@ -113,6 +134,17 @@ impl Config {
     /// The plugin's way in.
     pub fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| self.run_dir.join("agent.sock"))
+    }
+
+    /// Sizes of maps that are not as the object has them.
+    pub fn map_sizes(&self) -> Vec<(&'static str, u32)> {
+        use names::maps::{FRAGMENTS, INBOUND_FLOWS, STACK_FLOWS, TRANSLATIONS};
+        vec![
+            (TRANSLATIONS, self.max_translations),
+            (STACK_FLOWS, self.max_stack_flows),
+            (FRAGMENTS, self.max_fragments),
+            (INBOUND_FLOWS, self.max_inbound_flows),
+        ]
     }
 
     /// What the programs are told at load.

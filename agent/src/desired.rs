@@ -20,6 +20,8 @@ pub struct Contents {
     pub nodes: BTreeMap<Prefix, abi::Node>,
     /// `ENDPOINTS`.
     pub endpoints: BTreeMap<Addr, abi::Endpoint>,
+    /// `NON_MASQUERADE`.
+    pub non_masquerade: BTreeMap<Prefix, u32>,
     /// Routes of the main table that bear the agent's protocol number.
     pub routes: BTreeMap<Ipv4Net, Route>,
 }
@@ -71,6 +73,7 @@ pub fn desired(model: &Model) -> Contents {
     for endpoint in model.endpoints.values() {
         contents.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
     }
+    contents.non_masquerade.extend(model.non_masquerade.iter().map(|network| (Prefix::from(*network), 1)));
     let Some(own) = &model.own else {
         return contents;
     };

@@ -11,6 +11,8 @@ use crate::desired::{Contents, Prefix, Route};
 /// One change of a map or of the routing table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
+    /// Adds to `NON_MASQUERADE`.
+    SetNonMasquerade(Prefix, u32),
     /// Write an entry of `UPLINKS`.
     SetUplink(u32, abi::Uplink),
     /// Write an entry of `TUNNEL_PEERS`.
@@ -31,6 +33,8 @@ pub enum Op {
     RemoveTunnelPeer(Addr),
     /// Remove an entry of `UPLINKS`.
     RemoveUplink(u32),
+    /// Removes from `NON_MASQUERADE`.
+    RemoveNonMasquerade(Prefix),
 }
 
 /// Whether what is there and not wanted may go.
@@ -46,6 +50,8 @@ pub enum Deletions {
 /// routes) and removed after it. Nothing that stays is absent at any moment.
 pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
     let mut ops = Vec::new();
+    let excluded = missing(&want.non_masquerade, &have.non_masquerade);
+    ops.extend(excluded.map(|(key, value)| Op::SetNonMasquerade(key, value)));
     ops.extend(missing(&want.uplinks, &have.uplinks).map(|(key, value)| Op::SetUplink(key, value)));
     ops.extend(
         missing(&want.tunnel_peers, &have.tunnel_peers).map(|(key, value)| Op::SetTunnelPeer(key, value)),
@@ -67,6 +73,8 @@ pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
     ops.extend(surplus(&want.nodes, &have.nodes).map(|(key, _)| Op::RemoveNode(key)));
     ops.extend(surplus(&want.tunnel_peers, &have.tunnel_peers).map(|(key, _)| Op::RemoveTunnelPeer(key)));
     ops.extend(surplus(&want.uplinks, &have.uplinks).map(|(key, _)| Op::RemoveUplink(key)));
+    let included = surplus(&want.non_masquerade, &have.non_masquerade);
+    ops.extend(included.map(|(key, _)| Op::RemoveNonMasquerade(key)));
     ops
 }
 
@@ -101,6 +109,8 @@ mod tests {
 
     fn apply(contents: &mut Contents, op: &Op) {
         match *op {
+            Op::SetNonMasquerade(key, value) => drop(contents.non_masquerade.insert(key, value)),
+            Op::RemoveNonMasquerade(key) => assert!(contents.non_masquerade.remove(&key).is_some()),
             Op::SetUplink(key, value) => drop(contents.uplinks.insert(key, value)),
             Op::SetTunnelPeer(key, value) => drop(contents.tunnel_peers.insert(key, value)),
             Op::SetNode(key, value) => drop(contents.nodes.insert(key, value)),
@@ -131,6 +141,7 @@ mod tests {
             nodes in prop::collection::btree_map((0u8..6, 120u32..=128), 0u32..3, 0..6),
             endpoints in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
             routes in prop::collection::btree_map(0u8..6, prop::option::of(0u32..3), 0..6),
+            excluded in prop::collection::btree_map((0u8..6, 120u32..=128), Just(1u32), 0..4),
         ) -> Contents {
             let uplink = |mtu| abi::Uplink { ipv4: address(1), tunnel_address: address(1), mtu, reserved: 0 };
             let node = |flags| abi::Node {
@@ -143,6 +154,7 @@ mod tests {
             let prefix = |(last, bits)| Prefix { address: address(last), bits };
             Contents {
                 uplinks: uplinks.into_iter().map(|(key, mtu)| (key, uplink(mtu))).collect(),
+                non_masquerade: excluded.into_iter().map(|(key, one)| (prefix(key), one)).collect(),
                 tunnel_peers: tunnel_peers.into_iter().map(|(key, id)| (address(key), id)).collect(),
                 nodes: nodes.into_iter().map(|(key, flags)| (prefix(key), node(flags))).collect(),
                 endpoints: endpoints.into_iter().map(|(key, id)| (address(key), endpoint(id, 0))).collect(),
@@ -180,7 +192,7 @@ mod tests {
         #[test]
         fn referents_are_written_before_and_removed_after_what_points_at_them(want in contents(), have in contents()) {
             let order = |op: &Op| match op {
-                Op::SetUplink(..) => 0,
+                Op::SetUplink(..) | Op::SetNonMasquerade(..) => 0,
                 Op::SetTunnelPeer(..) => 1,
                 Op::SetNode(..) => 2,
                 Op::SetEndpoint(..) => 3,
@@ -189,7 +201,7 @@ mod tests {
                 Op::RemoveEndpoint(..) => 6,
                 Op::RemoveNode(..) => 7,
                 Op::RemoveTunnelPeer(..) => 8,
-                Op::RemoveUplink(..) => 9,
+                Op::RemoveUplink(..) | Op::RemoveNonMasquerade(..) => 9,
             };
             prop_assert!(diff(&want, &have, Deletions::Allowed).is_sorted_by_key(order));
         }

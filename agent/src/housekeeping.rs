@@ -111,9 +111,9 @@ mod tests {
         assert!(!expired(STATE_REPLIED, 7440));
         assert!(expired(STATE_REPLIED, 7441));
         assert!(!expired(STATE_REPLIED | STATE_FIN, 240));
-        assert!(expired(STATE_REPLIED | STATE_FIN | STATE_REPLY_FIN, 31));
-        let seen_later = Translation { last_seen: 40 * SECOND, ..translation(STATE_RESET) };
-        assert!(!translation_expired(&tcp, &seen_later, 31 * SECOND, false));
+        assert!(expired(STATE_REPLIED | STATE_FIN | STATE_REPLY_FIN, 66));
+        let seen_later = Translation { last_seen: 70 * SECOND, ..translation(STATE_RESET) };
+        assert!(!translation_expired(&tcp, &seen_later, 66 * SECOND, false));
     }
 
     #[test]

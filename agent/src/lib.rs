@@ -22,6 +22,8 @@ pub mod ipam;
 pub mod links;
 pub mod model;
 pub mod nodes;
+pub mod non_masquerade;
 pub mod sockopt;
 pub mod store;
 pub mod sysctl;
+pub mod watched_file;

@@ -11,10 +11,12 @@ use podwire::daemon::{Daemon, Event};
 use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
 use podwire::nodes::file;
+use podwire::non_masquerade;
 use podwire::store::Store;
 use podwire::{health, housekeeping};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
@@ -81,7 +83,8 @@ async fn serve(config: Config) -> Result<()> {
     let capabilities = Capabilities::probe(&config.cgroup_dir);
     capabilities.print();
     let metrics = health::bind(config.metrics_address).await?;
-    let (socket, nodes) = (config.socket(), config.nodes.clone());
+    let (socket, nodes, excluded) =
+        (config.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
     let daemon = Daemon::start(config, &capabilities, store).await?;
 
     let server = CniServer::bind(&socket)?;
@@ -91,12 +94,16 @@ async fn serve(config: Config) -> Result<()> {
     tokio::spawn(ticks(events.clone()));
     tokio::spawn(stop_on(SignalKind::terminate(), events.clone()));
     tokio::spawn(stop_on(SignalKind::interrupt(), events.clone()));
-    let mut watching = tokio::spawn(file::watch(nodes, events.clone()));
+    let mut watching = JoinSet::new();
+    watching.spawn(file::watch(nodes, events.clone()));
+    if let Some(excluded) = excluded {
+        watching.spawn(non_masquerade::watch(excluded, events.clone()));
+    }
     let serving = tokio::spawn(server.serve(events));
     tokio::select! {
         () = daemon.run(queue) => {}
         // A node list that cannot be watched would leave this node alone in the cluster, silently.
-        failed = &mut watching => failed??,
+        Some(failed) = watching.join_next() => failed??,
     }
     // It ends when the queue is gone, and the socket's file with it.
     serving.await?;

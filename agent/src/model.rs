@@ -1,6 +1,6 @@
 //! What the agent knows: the node list, this machine's links and the pods. Plain data; no kernel, no disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -29,6 +29,8 @@ pub struct Model {
     pub paths: BTreeMap<Ipv4Addr, Path>,
     /// The pods of this node.
     pub endpoints: BTreeMap<Attachment, Endpoint>,
+    /// Networks towards which pods keep their own addresses.
+    pub non_masquerade: BTreeSet<Ipv4Net>,
 }
 
 impl Model {
@@ -43,6 +45,7 @@ impl Model {
             uplinks: Vec::new(),
             paths: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            non_masquerade: BTreeSet::new(),
         }
     }
 

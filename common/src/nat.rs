@@ -51,12 +51,16 @@ pub const fn is_closed(state: u8) -> bool {
     state & STATE_RESET != 0 || state & BOTH == BOTH
 }
 
+/// Seconds that a closed TCP connection is remembered: a little longer than its server does (`TCP_TIMEWAIT_LEN` of Linux, a minute),
+/// so that its port is not given to another pod meanwhile.
+const CLOSED_TIMEOUT: u64 = 65;
+
 /// Seconds of silence after which a translation is removed (TCP: RFC 5382 REQ-5, which asks for four
 /// minutes in transitory states, but for what both sides have closed; UDP: RFC 4787 REQ-5; ICMP: RFC 5508 REQ-2).
 pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
     let replied = state & STATE_REPLIED != 0;
     match protocol_number {
-        protocol::TCP if is_closed(state) => 30,
+        protocol::TCP if is_closed(state) => CLOSED_TIMEOUT,
         protocol::TCP if replied && state & (STATE_FIN | STATE_REPLY_FIN) == 0 => 7440,
         protocol::TCP => 240,
         protocol::UDP if replied => 300,
@@ -151,7 +155,7 @@ mod tests {
         assert_eq!(timeout(half_closed), 240, "the other side may still send");
         let closed = tcp(half_closed, TCP_FIN, true);
         assert!(is_closed(closed));
-        assert_eq!(timeout(closed), 30);
+        assert_eq!(timeout(closed), 65);
         let again = tcp(tcp(closed, TCP_SYN, false), TCP_SYN | TCP_ACK, true);
         assert_eq!(timeout(again), 7440, "the 5-tuple is used again");
         assert!(is_closed(tcp(established, TCP_RST, true)));

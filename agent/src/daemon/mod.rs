@@ -8,6 +8,7 @@ mod start;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use ipnet::Ipv4Net;
 use podwire_cni::protocol::{Call, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -45,6 +46,8 @@ pub enum Event {
     },
     /// The node list cannot be used as a whole; why.
     NodeListUnusable(String),
+    /// The networks of `--non-masquerade-file`, or why they cannot be used.
+    NonMasquerade(Result<BTreeSet<Ipv4Net>, String>),
     /// Time to compare the kernel with what is wanted.
     Tick,
     /// The tables were aged out.
@@ -131,6 +134,8 @@ impl Daemon {
                     error!("{reason}");
                     self.set_readiness(Readiness::Waiting(reason));
                 }
+                Event::NonMasquerade(Ok(networks)) => self.take_non_masquerade(networks).await,
+                Event::NonMasquerade(Err(reason)) => error!("{reason}"),
                 Event::Tick => self.tick().await,
                 Event::Collected(collected) => self.take_collected(collected),
                 Event::Figures(reply) => {
@@ -195,6 +200,15 @@ impl Daemon {
                 pods = outside.join(", "),
                 "these pods have addresses outside the node's podCIDR {network}: they keep them, but other nodes refuse what they send; restart them"
             );
+        }
+    }
+
+    async fn take_non_masquerade(&mut self, networks: BTreeSet<Ipv4Net>) {
+        info!(networks = networks.len(), "the list of networks that are not masqueraded was read");
+        self.model.non_masquerade = networks;
+        self.model.non_masquerade.extend(self.config.non_masquerade_cidrs.iter().map(Ipv4Net::trunc));
+        if self.complete {
+            self.reconcile().await;
         }
     }
 

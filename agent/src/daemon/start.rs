@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::Ipv4Net;
 use podwire_common::names::VXLAN_DEVICE;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -30,7 +31,9 @@ impl Daemon {
         sysctl::enable_forwarding()?;
         let mut model = Model::new(config.mode, config.mtu);
         model.vxlan = tunnel_device(&config, &links).await?;
-        let dataplane = load::load(&config.for_programs(model.vxlan), Some(&config.bpf_dir))?;
+        model.non_masquerade = config.non_masquerade_cidrs.iter().map(Ipv4Net::trunc).collect();
+        let dataplane = load(&config, model.vxlan)?;
+        dataplane.maps.print_sizes(&config.map_sizes())?;
         let why = format!("the node list {} has not been read yet", config.nodes.display());
         let mut daemon = Self {
             uplink_attachment: capabilities.uplink_attachment(),
@@ -64,8 +67,7 @@ impl Daemon {
         warn!("device {VXLAN_DEVICE} was removed or replaced: it is made anew");
         self.model.vxlan = tunnel_device(&self.config, &self.links).await?;
         // The programs know the device by its number, which is written into them at load.
-        let config = self.config.for_programs(self.model.vxlan);
-        self.dataplane = load::load(&config, Some(&self.config.bpf_dir))?;
+        self.dataplane = load(&self.config, self.model.vxlan)?;
         self.dataplane.attach_overlay(VXLAN_DEVICE)?;
         for endpoint in self.model.endpoints.values() {
             self.dataplane.attach_pod(&endpoint.host_interface)?;
@@ -98,6 +100,10 @@ impl Daemon {
         info!(restored, "endpoints restored");
         Ok(())
     }
+}
+
+fn load(config: &Config, vxlan: Option<u32>) -> Result<Dataplane, Error> {
+    load::load(&config.for_programs(vxlan), &config.map_sizes(), Some(&config.bpf_dir))
 }
 
 /// The VXLAN device's ifindex; in direct mode none, and one that an earlier mode left is removed.

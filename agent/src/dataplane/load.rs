@@ -17,14 +17,21 @@ const ATTEMPTS: usize = 10;
 /// The object, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podwire-ebpf"));
 
-/// Loads every program. With a folder, maps are pinned there by name, and those that are pinned already are used again
+/// Loads every program, with maps of the given sizes. With a folder, maps are pinned there by name, and those that are pinned already are used again
 /// with all that is in them; without one, maps are new and end with the returned value.
 ///
 /// # Errors
 /// [`Error::Load`] with the verifier's answer; those of [`pins::prepare`].
-pub fn load(config: &Config, bpf_dir: Option<&Path>) -> Result<Dataplane, Error> {
+pub fn load(
+    config: &Config,
+    map_sizes: &[(&'static str, u32)],
+    bpf_dir: Option<&Path>,
+) -> Result<Dataplane, Error> {
     let mut loader = EbpfLoader::new();
     loader.override_global(names::CONFIG, config, true);
+    for (name, entries) in map_sizes {
+        loader.map_max_entries(name, *entries);
+    }
     if let Some(folder) = bpf_dir {
         pins::prepare(folder)?;
         for name in names::maps::ALL {

@@ -102,6 +102,10 @@ impl Maps {
             let (key, value) = entry.map_err(map_error("read", names::NODES))?;
             contents.nodes.insert(Prefix { address: key.data(), bits: key.prefix_len() }, value);
         }
+        for entry in self.non_masquerade.iter() {
+            let (key, value) = entry.map_err(map_error("read", names::NON_MASQUERADE))?;
+            contents.non_masquerade.insert(Prefix { address: key.data(), bits: key.prefix_len() }, value);
+        }
         for entry in self.endpoints.iter() {
             let (key, value) = entry.map_err(map_error("read", names::ENDPOINTS))?;
             contents.endpoints.insert(key, value);
@@ -115,6 +119,12 @@ impl Maps {
     /// [`Error::Map`].
     pub fn apply(&mut self, op: &Op) -> Result<()> {
         match *op {
+            Op::SetNonMasquerade(prefix, value) => {
+                write(self.non_masquerade.insert(&key(prefix), value, 0), names::NON_MASQUERADE)
+            }
+            Op::RemoveNonMasquerade(prefix) => {
+                remove(self.non_masquerade.remove(&key(prefix)), names::NON_MASQUERADE)
+            }
             Op::SetUplink(key, value) => write(self.uplinks.insert(key, value, 0), names::UPLINKS),
             Op::SetTunnelPeer(key, value) => {
                 write(self.tunnel_peers.insert(key, value, 0), names::TUNNEL_PEERS)

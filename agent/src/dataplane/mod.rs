@@ -6,6 +6,7 @@ pub mod load;
 pub mod maps;
 pub mod pins;
 pub mod probe;
+mod sizes;
 
 use std::path::PathBuf;
 

@@ -1,36 +1,22 @@
 //! Node objects out of a file, as `kubectl get nodes -o json` (or `-o yaml`) prints them.
 
-use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use ipnet::IpNet;
-use notify::event::{AccessKind, AccessMode, EventKind};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tracing::{debug, info};
+use tracing::info;
 
 use super::{NodeProblem, NodeRecord};
 use crate::daemon::Event;
-
-/// Writers often make several events of one change.
-const SETTLE: Duration = Duration::from_millis(50);
+use crate::watched_file::{self, WatchError};
 
 /// Why a file as a whole cannot be used.
 #[derive(Debug, Error)]
 pub enum FileError {
-    /// It cannot be read.
-    #[error("read the node list {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
     /// It is neither JSON nor YAML.
     #[error("decode the node list {}: {reason} (expected: the output of `kubectl get nodes -o json` or `-o yaml`)", path.display())]
     Decode {
@@ -39,96 +25,24 @@ pub enum FileError {
         /// Where and why.
         reason: String,
     },
-    /// Its folder is not there.
-    #[error("the folder {} of the node list does not exist: create it, with the list in it or for it to come", path.display())]
-    NoFolder {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// It cannot be watched.
-    #[error("watch {} for changes of the node list: {source}", path.display())]
-    Watch {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: notify::Error,
-    },
 }
 
 /// Sends the file's content as an event now and after every change, or why it cannot be used.
 ///
 /// # Errors
-/// [`FileError::NoFolder`]; [`FileError::Watch`] when the folder cannot be watched. Otherwise it returns when nobody receives any more.
-pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), FileError> {
-    let (changes_in, mut changes) = mpsc::channel(1);
-    let _watcher = watch_folders(&path, changes_in)?;
-    let mut last = None;
-    loop {
-        // Other files of the folder change too, and the log may be one of them: only what is new is said.
-        let now = read(&path).map_err(|error| error.to_string());
-        if last.as_ref() != Some(&now) {
-            let list = now.as_ref().map_err(String::clone);
-            let event = match list.and_then(|text| parse(&path, text).map_err(|error| error.to_string())) {
-                Ok((records, problems)) => {
-                    info!(path = %path.display(), nodes = records.len(), "node list read");
-                    Event::Nodes { records, problems }
-                }
-                Err(reason) => Event::NodeListUnusable(reason),
-            };
-            if events.send(event).await.is_err() {
-                return Ok(());
+/// Those of [`watched_file::watch`].
+pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
+    watched_file::watch("the node list", &path, &events, |text| match text {
+        Ok(text) => match parse(&path, text) {
+            Ok((records, problems)) => {
+                info!(path = %path.display(), nodes = records.len(), "node list read");
+                Event::Nodes { records, problems }
             }
-            last = Some(now);
-        }
-        tokio::select! {
-            changed = changes.recv() => if changed.is_none() { return Ok(()) },
-            () = events.closed() => return Ok(()),
-        }
-        tokio::time::sleep(SETTLE).await;
-        let _ = changes.try_recv();
-    }
-}
-
-/// Watches the folder, not the file: editors and ConfigMaps replace files by renaming. A symbolic link's target has a
-/// folder of its own.
-fn watch_folders(path: &Path, changes: mpsc::Sender<()>) -> Result<RecommendedWatcher, FileError> {
-    let folder = parent(path);
-    if !folder.is_dir() {
-        return Err(FileError::NoFolder { path: folder });
-    }
-    let watch_error = |source| FileError::Watch { path: folder.clone(), source };
-    let on_event = move |event: notify::Result<notify::Event>| {
-        // Reading is an event as well: answering it by reading would never end.
-        let reading = |event: &notify::Event| match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
-            EventKind::Access(_) => true,
-            _ => false,
-        };
-        if !event.as_ref().is_ok_and(reading) {
-            // Full: a change is announced already.
-            let _ = changes.try_send(());
-        }
-    };
-    let mut watcher = notify::recommended_watcher(on_event).map_err(watch_error)?;
-    watcher.watch(&folder, RecursiveMode::NonRecursive).map_err(watch_error)?;
-    if let Ok(target) = path.canonicalize()
-        && parent(&target) != folder
-    {
-        watcher.watch(&parent(&target), RecursiveMode::NonRecursive).map_err(watch_error)?;
-    }
-    debug!(folder = %folder.display(), "watching for changes of the node list");
-    Ok(watcher)
-}
-
-fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    }
-}
-
-fn read(path: &Path) -> Result<String, FileError> {
-    std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.into(), source })
+            Err(error) => Event::NodeListUnusable(error.to_string()),
+        },
+        Err(reason) => Event::NodeListUnusable(reason),
+    })
+    .await
 }
 
 /// Decodes a `List` of nodes or a single one. Entries that do not decode are named among the problems and left out.
@@ -363,7 +277,7 @@ mod tests {
             std::fs::write(&path, "{ half a").unwrap();
             unusable(events.recv().await, "decode");
             std::fs::write(path.with_file_name("another file of the folder"), "").unwrap();
-            tokio::time::sleep(4 * SETTLE).await;
+            tokio::time::sleep(4 * watched_file::SETTLE).await;
             std::fs::remove_file(&path).unwrap();
             unusable(events.recv().await, "No such file");
             std::fs::write(&path, list(&[node("good again")])).unwrap();

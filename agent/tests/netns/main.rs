@@ -18,6 +18,7 @@ mod paths;
 mod plugin;
 mod refused;
 mod service;
+mod snat;
 mod stack_flows;
 mod storm;
 mod strangers;

@@ -1,15 +1,13 @@
 //! Pods and the world outside the cluster.
 
-use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
-
 use podwire_common::names::maps;
 use podwire_common::reason::Path::{SnatIn, SnatOut};
 use xtask::lab::frames::Capture;
-use xtask::lab::{Lab, Mode, Ns};
+use xtask::lab::{Lab, Mode};
 
 use crate::check::{Counted, Row, check};
 use crate::headers::Ip;
+use crate::snat::udp;
 
 #[test]
 fn the_world_sees_a_pod_as_its_node_in_vxlan_mode() {
@@ -65,11 +63,4 @@ fn the_world_sees_a_pod_as_its_node(mode: Mode) {
     assert!(!packets.is_empty());
     let bare = packets.iter().find(|packet| packet.is_of_pod_network());
     assert!(bare.is_none(), "a pod's address reached the world: {bare:?}");
-}
-
-fn udp(ns: &Ns, address: &str) -> UdpSocket {
-    let address: SocketAddr = address.parse().unwrap();
-    let socket = ns.enter(|| UdpSocket::bind(address)).unwrap().unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    socket
 }

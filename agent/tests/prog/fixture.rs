@@ -112,7 +112,7 @@ impl Fixture {
             reserved: 0,
             netns_cookie: 0,
         };
-        let loaded = load::load(&config, None).unwrap();
+        let loaded = load::load(&config, &[], None).unwrap();
         let mut model = Model::new(mode, None);
         model.vxlan = vxlan;
         model.own = Some(node("node1", "10.244.1.0/24", NODE1));

@@ -81,6 +81,7 @@ pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Resu
         attempt += 1;
         match subprogram::try_port(ctx, original, to, &mut oldest) {
             Try::Done => return Ok(()),
+            Try::Taken if oldest.last_seen == SAME_POD => break,
             Try::Taken => {}
             Try::Failed => return Err(Drop::TranslationsFull),
         }
@@ -88,7 +89,8 @@ pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Resu
     if oldest.last_seen == u64::MAX {
         return Err(Drop::SnatPortsExhausted);
     }
-    // A connection that is over gives way, the oldest of those that were met: its server may still remember it.
+    // A connection that is over gives way: one of the same pod, or the oldest of those that were met. Its server may still
+    // remember it, and takes another pod's timestamps for old ones (RFC 7323 section 5).
     to.source_port = oldest.port;
     remove_closed(to, original.protocol);
     match subprogram::try_port(ctx, original, to, &mut oldest) {
@@ -108,9 +110,13 @@ pub enum Try {
     Failed,
 }
 
+/// [`Closed::last_seen`] of a connection that has the same pod.
+const SAME_POD: u64 = 0;
+
 /// A closed connection that could give way.
 #[repr(C)]
 pub struct Closed {
+    /// The older the better.
     last_seen: u64,
     port: Be16,
     reserved: [u16; 3],
@@ -162,7 +168,7 @@ fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Result<(
     };
     let added = maps::add_translation(&reply, &back);
     if added == Err(EEXIST) {
-        note_closed(&reply, to.source_port, oldest);
+        note_closed(&reply, original, to.source_port, oldest);
     }
     added
 }
@@ -173,17 +179,19 @@ fn remove_reply(to: &Translation, protocol_number: u8) {
 }
 
 #[inline(always)]
-fn note_closed(reply: &Flow, port: Be16, oldest: &mut Closed) {
-    if let Some(entry) = maps::translation(reply) {
-        let half = entry.get();
-        if reply.protocol == protocol::TCP
-            && nat::is_closed(half.state)
-            && half.last_seen < oldest.last_seen
-            && half.kind != TRANSLATION_RESERVATION
-        {
-            oldest.port = port;
-            oldest.last_seen = half.last_seen;
-        }
+fn note_closed(reply: &Flow, original: &Flow, port: Be16, oldest: &mut Closed) {
+    let Some(entry) = maps::translation(reply) else {
+        return;
+    };
+    let half = entry.get();
+    if reply.protocol != protocol::TCP || !nat::is_closed(half.state) || half.kind == TRANSLATION_RESERVATION
+    {
+        return;
+    }
+    let age = if half.destination == original.source { SAME_POD } else { half.last_seen };
+    if age < oldest.last_seen {
+        oldest.port = port;
+        oldest.last_seen = age;
     }
 }
 

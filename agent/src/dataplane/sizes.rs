@@ -1,0 +1,53 @@
+//! How large the maps are, and what memory that costs.
+
+use aya::maps::{IterableMap as _, MapData};
+use podwire_common::names::maps as names;
+use tracing::{info, warn};
+
+use super::maps::{Maps, map_error};
+use crate::error::Error;
+
+/// Of an element beside key and value: links, hash, reference (`struct htab_elem`, kernel/bpf/hashtab.c).
+const ELEMENT: u64 = 48;
+/// Of a bucket (`struct bucket`).
+const BUCKET: u64 = 16;
+
+impl Maps {
+    /// Prints the sizes that are options and the memory of each map when it is full. A pinned map keeps the size that it was
+    /// made with: where that is another one than asked for, it is said what to do.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn print_sizes(&self, asked: &[(&'static str, u32)]) -> Result<(), Error> {
+        let maps: [(&'static str, &MapData); 4] = [
+            (names::TRANSLATIONS, self.translations.map()),
+            (names::STACK_FLOWS, self.stack_flows.map()),
+            (names::FRAGMENTS, self.fragments.map()),
+            (names::INBOUND_FLOWS, self.inbound_flows.map()),
+        ];
+        for (name, data) in maps {
+            let map = data.info().map_err(map_error("look up", name))?;
+            let entries = map.max_entries();
+            let mebibytes = bytes_when_full(map.key_size(), map.value_size(), entries).div_ceil(1 << 20);
+            info!(map = name, entries, "up to {mebibytes} MiB of kernel memory");
+            if let Some((_, wanted)) =
+                asked.iter().find(|(asked, wanted)| *asked == name && *wanted != entries)
+            {
+                warn!(
+                    map = name,
+                    entries,
+                    "{wanted} entries are asked for: the map is pinned with the flows in it and keeps its size until the node restarts"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Memory of a hash map, every entry used. The kernel takes elements out of caches of a few sizes (kernel/bpf/memalloc.c).
+fn bytes_when_full(key: u32, value: u32, entries: u32) -> u64 {
+    const CACHES: [u64; 11] = [16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096];
+    let element = ELEMENT + u64::from(key).next_multiple_of(8) + u64::from(value).next_multiple_of(8);
+    let element = CACHES.into_iter().find(|cache| element <= *cache).unwrap_or(element);
+    u64::from(entries) * element + u64::from(entries).next_power_of_two() * BUCKET
+}

@@ -1,0 +1,70 @@
+//! Networks towards which pods keep their own addresses: the file of `--non-masquerade-file`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::daemon::Event;
+use crate::watched_file::{self, WatchError};
+
+/// A line that is no network.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("line {number} of {}: `{text}` is no IPv4 network such as 192.0.2.0/24; the last good list stays", path.display())]
+pub struct BadLine {
+    path: PathBuf,
+    number: usize,
+    text: String,
+}
+
+/// Sends the file's networks as an event now and after every change, or why they cannot be used.
+///
+/// # Errors
+/// Those of [`watched_file::watch`].
+pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
+    watched_file::watch("the list of networks that are not masqueraded", &path, &events, |text| {
+        Event::NonMasquerade(text.and_then(|text| parse(&path, text).map_err(|error| error.to_string())))
+    })
+    .await
+}
+
+/// A network a line; `#` begins a comment.
+///
+/// # Errors
+/// [`BadLine`].
+pub fn parse(path: &Path, text: &str) -> Result<BTreeSet<Ipv4Net>, BadLine> {
+    text.lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line.split('#').next().unwrap_or_default().trim()))
+        .filter(|(_, network)| !network.is_empty())
+        .map(|(number, network)| {
+            let bad = BadLine { path: path.into(), number, text: network.into() };
+            network.parse::<Ipv4Net>().map(|network| network.trunc()).map_err(|_| bad)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<BTreeSet<Ipv4Net>, BadLine> {
+        parse(Path::new("/etc/networks"), text)
+    }
+
+    #[test]
+    fn a_line_is_a_network_a_comment_or_nothing() {
+        let networks = parsed("# ours\n10.0.0.0/8\n\n  192.0.2.77/24 # theirs\n").unwrap();
+        let expected = ["10.0.0.0/8", "192.0.2.0/24"].map(|text| text.parse().unwrap());
+        assert_eq!(networks, expected.into());
+        assert_eq!(parsed(""), Ok(BTreeSet::new()));
+    }
+
+    #[test]
+    fn a_line_that_is_no_network_is_named() {
+        let refusal = parsed("10.0.0.0/8\n10.0.0.0/33\n").unwrap_err().to_string();
+        assert!(refusal.contains("line 2 of /etc/networks") && refusal.contains("10.0.0.0/33"), "{refusal}");
+    }
+}

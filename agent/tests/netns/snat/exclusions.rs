@@ -1,0 +1,84 @@
+//! Destinations that see the pod's own address.
+
+use std::net::SocketAddr;
+
+use xtask::lab::{Lab, Node, Pod};
+
+use super::{PATIENCE, ask, udp};
+
+#[test]
+fn networks_are_excluded_and_included_again_without_a_restart() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let lab = Lab::builder()
+        .nodes(1)
+        .agent_arguments(&["--non-masquerade-cidrs", "192.0.2.0/24", "--non-masquerade-file", path])
+        .build()
+        .unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("client").unwrap();
+    lab.underlay().ip(&format!("route replace {} via {}\n", node.pod_cidr(), node.address())).unwrap();
+    lab.world().ip("address add 192.0.2.10/24 dev eth0\n").unwrap();
+    lab.underlay().ip("route add 192.0.2.0/24 via 198.51.100.10\n").unwrap();
+
+    let pid = node.agent_pid();
+    assert_eq!(seen_as(&lab, &pod, "192.0.2.10"), pod.address(), "excluded by the option");
+    assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), node.address());
+
+    std::fs::write(path, "# partners\n198.51.100.0/28   # theirs\n\n").unwrap();
+    wait_for(node, "NON_MASQUERADE", 2);
+    assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), pod.address(), "excluded by the file");
+
+    // A line that does not decode keeps the last good state, and is named.
+    std::fs::write(path, "198.51.100.0/28\n198.51.100.x\n").unwrap();
+    wait_for_log(node, "198.51.100.x");
+    assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), pod.address(), "as before");
+
+    std::fs::write(path, "").unwrap();
+    wait_for(node, "NON_MASQUERADE", 1);
+    assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), node.address(), "included again");
+    assert_eq!(seen_as(&lab, &pod, "192.0.2.10"), pod.address(), "the option stays");
+    assert_eq!(node.agent_pid(), pid, "without a restart");
+}
+
+#[test]
+fn what_is_on_the_link_itself_sees_the_pods_address() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("client").unwrap();
+    lab.underlay()
+        .ip(&format!(
+            "address add 169.254.169.254/16 dev br0\nroute replace {} via {}\n",
+            node.pod_cidr(),
+            node.address()
+        ))
+        .unwrap();
+    node.ip("route add 169.254.0.0/16 dev eth0\n").unwrap();
+    let server = udp(lab.underlay(), "169.254.169.254:80");
+    let client = udp(&pod, "0.0.0.0:0");
+    let seen = ask(&client, &server, "169.254.169.254:80".parse().unwrap(), "metadata");
+    assert_eq!(seen.ip(), pod.address());
+}
+
+/// Who a server of the world sees when the pod asks it, from a port that was not used before.
+fn seen_as(lab: &Lab, pod: &Pod, address: &str) -> std::net::IpAddr {
+    let server = udp(lab.world(), &format!("{address}:53"));
+    let client = udp(pod, "0.0.0.0:0");
+    ask(&client, &server, SocketAddr::new(address.parse().unwrap(), 53), address).ip()
+}
+
+fn wait_for(node: &Node, map: &str, entries: usize) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while node.map_dump(map).unwrap().as_array().unwrap().len() != entries {
+        assert!(std::time::Instant::now() < deadline, "{map} never had {entries} entries");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+fn wait_for_log(node: &Node, text: &str) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !node.agent_log().contains(text) {
+        assert!(std::time::Instant::now() < deadline, "`{text}` was never said");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}

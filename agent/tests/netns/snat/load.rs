@@ -1,0 +1,145 @@
+//! Many flows to one server. Fewer in the ordinary run than in `soak`.
+
+use std::collections::BTreeSet;
+use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use podwire_common::reason::Drop as Reason;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use xtask::lab::{Lab, Pod, is_soak};
+
+use super::{PATIENCE, listen};
+
+const PODS: usize = 8;
+const PORT: u16 = 443;
+
+#[test]
+fn thousands_of_connections_to_one_server_are_open_at_once() {
+    let connections = if is_soak() { 20_000 } else { 2_000 };
+    let (lab, pods) = lab();
+    lab.world().sysctl("net/core/somaxconn", "32768").unwrap();
+    lab.world().sysctl("net/ipv4/tcp_max_syn_backlog", "32768").unwrap();
+    // The kernel establishes them; the server takes them one by one when all are there.
+    let server = listen(lab.world(), &format!("0.0.0.0:{PORT}"));
+    rustix::net::listen(&server, 32_768).unwrap();
+    let to = SocketAddr::new(lab.world_address(), PORT);
+    let clients = on_every_pod(&pods, |pod| {
+        let connections = pod.enter(|| {
+            (0..connections / PODS).map(|_| TcpStream::connect_timeout(&to, PATIENCE).unwrap()).collect()
+        });
+        Parked::new(connections.unwrap())
+    });
+    let mut peers = BTreeSet::new();
+    for _ in 0..connections {
+        let (mut accepted, peer) = server.accept().unwrap();
+        assert_eq!(peer.ip(), lab.node(0).address());
+        assert!(peers.insert(peer), "{peer} twice");
+        accepted.write_all(b"!").unwrap();
+    }
+    for mut client in clients.into_iter().flat_map(Parked::take) {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.read_exact(&mut [0]).unwrap();
+    }
+    assert_nothing_refused(&lab);
+}
+
+/// Connections that are open and use up none of the process's file numbers, of which there may be fewer than connections: they lie in
+/// a socket's queue.
+struct Parked {
+    queue: UnixStream,
+    messages: usize,
+    // While it is there the queue is not closed.
+    _sender: UnixStream,
+}
+
+/// File descriptors of one message (`SCM_MAX_FD` is 253).
+const BATCH: usize = 100;
+
+impl Parked {
+    fn new(connections: Vec<TcpStream>) -> Self {
+        let (sender, queue) = UnixStream::pair().unwrap();
+        for batch in connections.chunks(BATCH) {
+            let files: Vec<_> = batch.iter().map(AsFd::as_fd).collect();
+            let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+            sendmsg(&sender, &[IoSlice::new(b"+")], &mut control, SendFlags::empty()).unwrap();
+        }
+        Self { queue, messages: connections.len().div_ceil(BATCH), _sender: sender }
+    }
+
+    /// One batch after the other, each closed before the next.
+    fn take(self) -> impl Iterator<Item = TcpStream> {
+        (0..self.messages).flat_map(move |_| {
+            let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut byte = [0];
+            recvmsg(&self.queue, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+                .unwrap();
+            let mut streams = Vec::new();
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(files) = message {
+                    streams.extend(files.map(TcpStream::from));
+                }
+            }
+            streams
+        })
+    }
+}
+
+#[test]
+fn short_connections_in_a_row_never_run_out_of_ports() {
+    let connections = if is_soak() { 200_000 } else { 4_000 };
+    let (lab, pods) = lab();
+    lab.world().sysctl("net/core/somaxconn", "4096").unwrap();
+    let server = listen(lab.world(), &format!("0.0.0.0:{PORT}"));
+    let to = SocketAddr::new(lab.world_address(), PORT);
+    std::thread::scope(|scope| {
+        // The server closes first: it is the one that remembers the connection for a minute.
+        let serving = scope.spawn(|| {
+            for _ in 0..connections {
+                drop(server.accept().unwrap());
+            }
+        });
+        on_every_pod(&pods, |pod| {
+            pod.enter(|| {
+                for number in 0..connections / PODS {
+                    let mut client = TcpStream::connect_timeout(&to, PATIENCE)
+                        .unwrap_or_else(|error| panic!("{}: connection {number}: {error}", pod.name()));
+                    client.set_read_timeout(Some(PATIENCE)).unwrap();
+                    assert_eq!(client.read(&mut [0]).unwrap(), 0, "closed by the server");
+                }
+            })
+            .unwrap();
+        });
+        serving.join().unwrap();
+    });
+    assert_nothing_refused(&lab);
+}
+
+fn lab() -> (Lab, Vec<Pod>) {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let pods = (0..PODS).map(|number| lab.node(0).add_pod(&format!("pod{number}")).unwrap()).collect();
+    (lab, pods)
+}
+
+/// The same in each pod, all at once.
+fn on_every_pod<T: Send>(pods: &[Pod], action: impl Fn(&Pod) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(|| action(pod))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn assert_nothing_refused(lab: &Lab) {
+    let drops = lab.node(0).drops().unwrap();
+    for reason in [Reason::SnatPortsExhausted, Reason::TranslationsFull] {
+        assert!(!drops.contains_key(reason.name()), "{drops:?}");
+    }
+}

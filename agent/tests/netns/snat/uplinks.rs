@@ -1,0 +1,63 @@
+//! The source is the address that the node itself would have used: that of the uplink which the route chose.
+
+use std::net::{IpAddr, SocketAddr};
+
+use xtask::lab::{Lab, Mode, Ns, connect};
+
+use super::{ask, udp};
+
+#[test]
+fn each_uplink_gives_its_own_address_and_of_several_the_one_that_fits() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder()
+            .nodes(1)
+            .mode(mode)
+            .agent_arguments(&["--uplink", "eth0,eth1"])
+            .agents(false)
+            .build()
+            .unwrap();
+        let node = lab.node(0);
+        // A second network, with two addresses of the node's on it, and a bridge that leads nowhere.
+        let other = lab.add_namespace("other").unwrap();
+        connect(node, "eth1", &other, "eth0").unwrap();
+        node.ip("address add 192.168.7.1/24 dev eth1\naddress add 192.168.8.1/24 dev eth1\n").unwrap();
+        node.ip(
+            "link add docker0 type bridge\naddress add 172.17.0.1/16 dev docker0\nlink set dev docker0 up\n",
+        )
+        .unwrap();
+        other.ip("address add 192.168.7.2/24 dev eth0\naddress add 192.168.8.2/24 dev eth0\naddress add 203.0.113.9/32 dev eth0\n").unwrap();
+        node.ip("route add 203.0.113.9 via 192.168.8.2 src 192.168.7.1\n").unwrap();
+        node.start_agent().unwrap();
+        let pod = node.add_pod("client").unwrap();
+        let table: [(&Ns, &str, IpAddr); 4] = [
+            (lab.world(), "198.51.100.10", node.address()),
+            (&other, "192.168.7.2", "192.168.7.1".parse().unwrap()),
+            (&other, "192.168.8.2", "192.168.8.1".parse().unwrap()),
+            (&other, "203.0.113.9", "192.168.7.1".parse().unwrap()),
+        ];
+        for (ns, address, expected) in table {
+            let server = udp(ns, &format!("{address}:53"));
+            let client = udp(&pod, "0.0.0.0:0");
+            let seen = ask(&client, &server, SocketAddr::new(address.parse().unwrap(), 53), address);
+            assert_eq!(seen.ip(), expected, "{mode:?}: towards {address}");
+        }
+    }
+}
+
+#[test]
+fn a_flow_that_the_route_moves_to_another_uplink_gets_its_address_there() {
+    let lab =
+        Lab::builder().nodes(1).agent_arguments(&["--uplink", "eth0,eth1"]).agents(false).build().unwrap();
+    let node = lab.node(0);
+    connect(node, "eth1", lab.world(), "eth1").unwrap();
+    node.ip("address add 192.168.7.1/24 dev eth1\n").unwrap();
+    lab.world().ip("address add 192.168.7.2/24 dev eth1\n").unwrap();
+    node.start_agent().unwrap();
+    let pod = node.add_pod("client").unwrap();
+    let server = udp(lab.world(), "198.51.100.10:53");
+    let client = udp(&pod, "0.0.0.0:40000");
+    let to = SocketAddr::new(lab.world_address(), 53);
+    assert_eq!(ask(&client, &server, to, "by eth0").ip(), node.address());
+    node.ip("route add 198.51.100.10 via 192.168.7.2\n").unwrap();
+    assert_eq!(ask(&client, &server, to, "by eth1").ip(), IpAddr::from([192, 168, 7, 1]));
+}
