@@ -163,7 +163,7 @@ impl Services {
 }
 
 /// kube-proxy's rule, on every node: half a connection that conntrack sees is cut.
-fn drop_invalid(lab: &Lab) {
+pub fn drop_invalid(lab: &Lab) {
     for node in lab.nodes() {
         iptables(node, "-A FORWARD -m conntrack --ctstate INVALID -j DROP");
     }

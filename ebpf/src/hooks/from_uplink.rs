@@ -6,7 +6,7 @@ use podwire_common::{abi::NODE_LOCAL, reason::Drop};
 use crate::{
     maps,
     packet::{Fragment, Ipv4, Skb, ethertype},
-    stage::{direct, inbound, source, tunnel_in},
+    stage::{direct, inbound, source, stack_flow, tunnel_in},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -46,6 +46,11 @@ fn verdict(ctx: &TcContext) -> Outcome {
             // Nobody else has this node's own addresses.
             Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::PodSourceNotFromNode),
             Some(_) if maps::is_direct() => direct::to_pod(ctx, &mut packet, endpoint),
+            // What a router on the way says about a flow that went past the stack goes past it as well: connection
+            // tracking, which has not seen that flow, would call it invalid.
+            None if maps::is_direct() && stack_flow::is_error_about_direct(&packet) => {
+                direct::to_pod(ctx, &mut packet, endpoint)
+            }
             // From the world to a pod's own address: the host's routing decides, and the pod answers in its own name.
             _ => {
                 inbound::record(&packet);

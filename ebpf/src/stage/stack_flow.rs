@@ -51,6 +51,14 @@ pub fn record(packet: &Ipv4, local_pod: &Addr, other: &Addr) {
     }
 }
 
+/// Whether it is an ICMP error about what its receiver has sent to somebody whom packets reach past the stack.
+#[inline(never)]
+pub fn is_error_about_direct(packet: &Ipv4) -> bool {
+    packet.is_error
+        && packet.flow.destination == packet.headers.destination_address()
+        && can_go_direct(&packet.flow.source)
+}
+
 #[inline(always)]
 fn can_go_direct(other: &Addr) -> bool {
     maps::endpoint(other).is_some() || maps::node(other).is_some_and(|node| node.flags & NODE_LOCAL == 0)
