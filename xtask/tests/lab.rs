@@ -109,6 +109,17 @@ fn a_stranger_on_the_bridge_reaches_the_nodes() {
 }
 
 #[test]
+fn what_leaves_by_a_device_without_an_address_bears_docker0s_where_that_came_first() {
+    let lab = ground().docker(true).build().unwrap();
+    let (node, pod) = (lab.node(0), lab.add_namespace("pod").unwrap());
+    connect(node, "veth", &pod, "eth0").unwrap();
+    node.ip("route add 10.244.1.2 dev veth scope link").unwrap();
+    pod.ip("address add 10.244.1.2/32 dev eth0\nroute add default dev eth0 scope link").unwrap();
+    let exchange = traffic::tcp_exchange(node, &pod, "10.244.1.2".parse().unwrap(), 8080, 1000).unwrap();
+    assert_eq!(exchange.peer_seen_by_server.ip().to_string(), "172.17.0.1");
+}
+
+#[test]
 fn nothing_is_left_of_a_lab_whose_test_panics() {
     let mut name = String::new();
     let outcome = catch_unwind(AssertUnwindSafe(|| {

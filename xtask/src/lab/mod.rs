@@ -98,6 +98,7 @@ impl Lab {
             nodes: 2,
             underlay_mtu: 1500,
             router: false,
+            docker: false,
             agents: true,
             agent_arguments: Vec::new(),
             binaries: None,
@@ -215,6 +216,7 @@ pub struct Builder {
     nodes: usize,
     underlay_mtu: u32,
     router: bool,
+    docker: bool,
     agents: bool,
     agent_arguments: Vec<String>,
     binaries: Option<PathBuf>,
@@ -248,6 +250,14 @@ impl Builder {
     /// A router in place of the bridge: no two nodes are on one link, and [`Lab::set_path_mtu`] works.
     pub fn router(mut self, router: bool) -> Self {
         self.router = router;
+        self
+    }
+
+    /// Nodes that had Docker before they had a network: the bridge `docker0`, 172.17.0.1/16, comes before the uplink in
+    /// the kernel's list of devices. That is where masquerading looks for an address when the device that a packet
+    /// leaves by has none.
+    pub fn docker(mut self, docker: bool) -> Self {
+        self.docker = docker;
         self
     }
 

@@ -12,6 +12,8 @@ const WORLD_GATEWAY: &str = "198.51.100.1";
 /// Every node's link to the underlay.
 pub(crate) const UPLINK: &str = "eth0";
 const BRIDGE: &str = "br0";
+const DOCKER: &str = "docker0";
+const DOCKER_ADDRESS: &str = "172.17.0.1";
 
 /// The lab's fixed part.
 #[derive(Debug)]
@@ -20,6 +22,7 @@ pub(crate) struct Topology {
     pub(crate) underlay: Ns,
     pub(crate) world: Ns,
     router: bool,
+    docker: bool,
     mtu: u32,
     mode: Mode,
 }
@@ -47,6 +50,7 @@ impl Topology {
             underlay,
             world,
             router: wanted.router,
+            docker: wanted.docker,
             mtu: wanted.underlay_mtu,
             mode: wanted.mode,
         };
@@ -98,6 +102,11 @@ impl Topology {
     fn join_node(&self, node: &NodePlace) -> Result<()> {
         // As every Kubernetes node has it.
         node.ns.sysctl("net/ipv4/ip_forward", "1")?;
+        if self.docker {
+            node.ns.ip(&format!(
+                "link add name {DOCKER} type bridge\naddress add {DOCKER_ADDRESS}/16 dev {DOCKER}\nlink set dev {DOCKER} up\n"
+            ))?;
+        }
         if !self.router {
             return self.join_bridge(&node.ns, &node.name, node.address.into());
         }
