@@ -7,6 +7,7 @@ mod check;
 mod forward_policy;
 mod forwarding_pod;
 mod headers;
+mod kube_proxy;
 mod large;
 mod life;
 mod mtu;

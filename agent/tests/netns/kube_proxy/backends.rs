@@ -1,0 +1,185 @@
+//! Both ends of a service's flows: backends that say who they are and whom they see, and clients that want to know.
+
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use xtask::lab::Ns;
+
+/// The longest that a client waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a server looks whether it should end.
+const POLL: Duration = Duration::from_millis(50);
+/// More than any path's MTU, and less than a socket's buffer: both ends may write before either reads.
+const PIECE: usize = 32 * 1024;
+
+/// Servers that run until this is dropped.
+#[derive(Default)]
+pub struct Backends {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Backends {
+    /// Says `name peer` to every client, then sends back what it is sent.
+    pub fn tcp(&mut self, ns: &Ns, name: &str, port: u16) {
+        let listener = ns.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap().unwrap();
+        // Accepting ends after as long as receiving would (socket(7)).
+        set_socket_timeout(&listener, Timeout::Recv, Some(POLL)).unwrap();
+        let (name, stop) = (name.to_owned(), Arc::clone(&self.stop));
+        self.threads.push(std::thread::spawn(move || {
+            std::thread::scope(|connections| {
+                while !stop.load(Ordering::Relaxed) {
+                    if let Ok((stream, peer)) = listener.accept() {
+                        let (name, stop) = (&name, &stop);
+                        // A client that goes away is the client's matter.
+                        connections.spawn(move || drop(echo(stream, &format!("{name} {peer}\n"), stop)));
+                    }
+                }
+            });
+        }));
+    }
+
+    /// Sends every datagram back, with `name peer` in place of its beginning.
+    pub fn udp(&mut self, ns: &Ns, name: &str, port: u16) {
+        let socket = ns.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap().unwrap();
+        socket.set_read_timeout(Some(POLL)).unwrap();
+        let (name, stop) = (name.to_owned(), Arc::clone(&self.stop));
+        self.threads.push(std::thread::spawn(move || {
+            let mut datagram = vec![0; usize::from(u16::MAX)];
+            while !stop.load(Ordering::Relaxed) {
+                if let Ok((length, peer)) = socket.recv_from(&mut datagram) {
+                    let greeting = format!("{name} {peer}\n");
+                    datagram[..greeting.len()].copy_from_slice(greeting.as_bytes());
+                    drop(socket.send_to(&datagram[..length], peer));
+                }
+            }
+        }));
+    }
+}
+
+impl Drop for Backends {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+fn echo(mut stream: TcpStream, greeting: &str, stop: &AtomicBool) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(POLL))?;
+    stream.write_all(greeting.as_bytes())?;
+    let mut buffer = vec![0; PIECE];
+    while !stop.load(Ordering::Relaxed) {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => stream.write_all(&buffer[..length])?,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Who answered, and what both ends saw.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub backend: String,
+    /// The client, as the backend saw it.
+    pub seen: SocketAddr,
+    /// The client's own address.
+    pub client: SocketAddr,
+}
+
+impl Answer {
+    fn new(greeting: &str, client: SocketAddr) -> Result<Self> {
+        let (backend, seen) =
+            greeting.split_once(' ').with_context(|| format!("an answer of {greeting:?}"))?;
+        Ok(Self { backend: backend.to_owned(), seen: seen.parse()?, client })
+    }
+}
+
+/// An open connection.
+pub struct Connection {
+    reader: BufReader<TcpStream>,
+    /// Where it was made to.
+    pub server: SocketAddr,
+    pub answer: Answer,
+}
+
+impl Connection {
+    /// Connects, and reads who answers.
+    ///
+    /// # Errors
+    /// When it is refused (with [`std::io::Error`] as the cause) or takes more than ten seconds.
+    pub fn open(from: &Ns, destination: SocketAddr) -> Result<Self> {
+        let what = || format!("TCP from {} to {destination}", from.name());
+        let stream = from.enter(|| TcpStream::connect_timeout(&destination, PATIENCE))?.with_context(what)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let client = stream.local_addr()?;
+        let mut reader = BufReader::new(stream);
+        let mut greeting = String::new();
+        reader.read_line(&mut greeting).with_context(what)?;
+        let answer = Answer::new(greeting.trim_end(), client).with_context(what)?;
+        Ok(Self { reader, server: destination, answer })
+    }
+
+    /// Sends so many bytes and compares what comes back.
+    ///
+    /// # Errors
+    /// When a byte is missing or wrong, or takes more than ten seconds.
+    pub fn echo(&mut self, bytes: usize) -> Result<()> {
+        let payload = payload(PIECE);
+        let mut received = vec![0; PIECE];
+        for sent in (0..bytes).step_by(PIECE) {
+            let length = PIECE.min(bytes - sent);
+            let mut exchange = || {
+                self.reader.get_mut().write_all(&payload[..length])?;
+                self.reader.read_exact(&mut received[..length])
+            };
+            exchange().with_context(|| format!("after {sent} bytes of {:?}", self.answer))?;
+            ensure!(received[..length] == payload[..length], "other bytes came back from {:?}", self.answer);
+        }
+        Ok(())
+    }
+}
+
+/// Sends one datagram from a new socket, and takes an answer from where it was sent to only.
+///
+/// # Errors
+/// When none comes within ten seconds, or not with the same length and payload.
+pub fn ask_by_udp(from: &Ns, destination: SocketAddr, size: usize) -> Result<Answer> {
+    let what = || format!("UDP from {} to {destination} ({size} bytes)", from.name());
+    let socket = from.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(destination).with_context(what)?;
+    let payload = payload(size);
+    socket.send(&payload).with_context(what)?;
+    let mut answer = vec![0; usize::from(u16::MAX)];
+    let length = socket.recv(&mut answer).with_context(what)?;
+    ensure!(length == size, "{}: the answer has {length} bytes", what());
+    let end = answer.iter().position(|byte| *byte == b'\n').with_context(what)?;
+    ensure!(answer[end + 1..length] == payload[end + 1..], "{}: other bytes came back", what());
+    Answer::new(str::from_utf8(&answer[..end])?, socket.local_addr()?)
+}
+
+/// Succeeds when a connection is refused, and neither made nor left without an answer.
+///
+/// # Errors
+/// When it is not.
+pub fn expect_refusal(from: &Ns, destination: SocketAddr) -> Result<()> {
+    match from.enter(|| TcpStream::connect_timeout(&destination, PATIENCE))? {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+        outcome => bail!("TCP from {} to {destination}: {outcome:?}", from.name()),
+    }
+}
+
+/// Whose period is no power of two, as sizes of buffers and segments are.
+fn payload(size: usize) -> Vec<u8> {
+    (0..251).cycle().take(size).collect()
+}

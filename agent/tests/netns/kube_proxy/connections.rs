@@ -1,0 +1,187 @@
+//! Many flows, long ones, and which of them connection tracking knows.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use podwire_common::names::maps;
+use xtask::lab::{Ns, Pod};
+
+use super::backends::{Connection, ask_by_udp};
+use super::{Cluster, WEB, WEB_TCP, WEB_UDP};
+
+const IN_A_ROW: usize = 1000;
+/// Connections with each of three backends, whatever chance does.
+const ENOUGH: usize = 40;
+/// The direct flows that long connections see come and go, and how often they are used meanwhile.
+const DIRECT_FLOWS: usize = 20_000;
+const DIRECT_FLOWS_SOAK: usize = 2_000_000;
+const ROUNDS: usize = 4;
+/// Source ports of those flows; and how many wait for an answer at once, which a socket's buffer has room for.
+const SOURCE_PORTS: std::ops::Range<u16> = 30_000..55_000;
+const AT_ONCE: usize = 100;
+
+#[test]
+fn a_thousand_connections_in_a_row_to_a_service_succeed() {
+    Cluster::each(|cluster| {
+        let _backends = cluster.serve();
+        let client = cluster.pod("client-1");
+        for number in 0..if xtask::lab::is_soak() { 100 * IN_A_ROW } else { IN_A_ROW } {
+            let outcome = Connection::open(client, WEB_TCP).and_then(|mut connection| connection.echo(2000));
+            outcome.with_context(|| format!("connection {number}")).unwrap();
+        }
+    });
+}
+
+#[test]
+fn connection_tracking_holds_what_passes_a_service_and_nothing_that_goes_direct() {
+    Cluster::each(|cluster| {
+        let _backends = cluster.serve();
+        let client = cluster.pod("client-1");
+        let mut through_service: Vec<Connection> =
+            (0..ENOUGH).map(|_| Connection::open(client, WEB_TCP).unwrap()).collect();
+        let used = through_service.iter().map(|connection| connection.answer.client.port()).collect();
+        let mut direct: Vec<Connection> = WEB
+            .iter()
+            .map(|name| SocketAddr::new(cluster.pod(name).address(), 8080))
+            .map(|backend| open_from_another_port(client, backend, &used))
+            .collect();
+        for connection in through_service.iter_mut().chain(&mut direct) {
+            connection.echo(100_000).unwrap();
+        }
+        let datagram = ask_by_udp(client, WEB_UDP, 4000).unwrap();
+        // From a pod that has asked no service: it has no port that one knows.
+        let other = cluster.pod("dns");
+        let near_and_far = ["web-1", "web-2"].map(|name| SocketAddr::new(cluster.pod(name).address(), 8081));
+        let direct_datagrams =
+            near_and_far.map(|backend| (backend, ask_by_udp(other, backend, 4000).unwrap()));
+
+        let [here, there] = [0, 1].map(|node| Tracked::by(cluster.lab.node(node)));
+        for Connection { answer, .. } in &through_service {
+            let entry = here.find(answer.client, WEB_TCP).unwrap();
+            assert!(entry.contains("ESTABLISHED") && entry.contains("[ASSURED]"), "{entry}");
+            assert_eq!(
+                there.find(answer.client, WEB_TCP),
+                None,
+                "the backend's node takes it past its stack"
+            );
+        }
+        let entry = here.find(datagram.client, WEB_UDP).unwrap();
+        assert!(!entry.contains("[UNREPLIED]"), "{entry}");
+        let direct = direct.iter().map(|connection| (connection.server, connection.answer.clone()));
+        for (server, answer) in direct.chain(direct_datagrams) {
+            for tracked in [&here, &there] {
+                assert_eq!(tracked.find(answer.client, server), None, "a request that went direct");
+                assert_eq!(tracked.find(server, answer.client), None, "an answer that went direct");
+            }
+        }
+    });
+}
+
+#[test]
+fn idle_connections_through_a_service_outlive_many_direct_flows() {
+    Cluster::each(|cluster| {
+        let _backends = cluster.serve();
+        let client = cluster.pod("client-1");
+        let clients: [&Ns; 3] = [client, cluster.pod("client-2"), cluster.lab.node(0)];
+        let mut connections: Vec<Connection> = clients
+            .into_iter()
+            .flat_map(|client| (0..ENOUGH).map(move |_| Connection::open(client, WEB_TCP).unwrap()))
+            .collect();
+        let flows = if xtask::lab::is_soak() { DIRECT_FLOWS_SOAK } else { DIRECT_FLOWS };
+        for round in 0..ROUNDS {
+            // They are silent for as long as this takes.
+            let server = cluster.pod(if round % 2 == 0 { "client-2" } else { "dns" });
+            let first_port = 20_000 + round as u16 * 1000;
+            direct_flows(client, server, first_port, flows / ROUNDS).unwrap();
+            for connection in &mut connections {
+                connection.echo(10_000).unwrap();
+            }
+        }
+        for node in cluster.lab.nodes() {
+            let stack_flows = node.map_dump(maps::STACK_FLOWS).unwrap();
+            let stack_flows = stack_flows.as_array().unwrap().len();
+            let tracked = Tracked::by(node).entries.len();
+            assert!(stack_flows < DIRECT_FLOWS / 10, "{stack_flows} stack flows on {}", node.name());
+            assert!(tracked < DIRECT_FLOWS / 10, "{tracked} flows are tracked on {}", node.name());
+        }
+    });
+}
+
+/// What a node's connection tracking knows, as `conntrack -L` prints it.
+struct Tracked {
+    entries: Vec<String>,
+}
+
+impl Tracked {
+    fn by(node: &Ns) -> Self {
+        let printed = node.exec(&["conntrack", "-L"]).unwrap();
+        Self { entries: printed.lines().map(str::to_owned).collect() }
+    }
+
+    /// The entry whose first packet went from here to there. No two protocols here have a destination in common.
+    fn find(&self, from: SocketAddr, to: SocketAddr) -> Option<&str> {
+        let tuple = format!(" src={} dst={} sport={} dport={} ", from.ip(), to.ip(), from.port(), to.port());
+        // The reply's tuple comes second.
+        let is_first =
+            |entry: &&String| entry.find(" src=").is_some_and(|start| entry[start..].starts_with(&tuple));
+        self.entries.iter().find(is_first).map(String::as_str)
+    }
+}
+
+/// Connects from a port that is none of these: a pod that reaches a backend through its service and directly from the
+/// same port takes the stack both times.
+fn open_from_another_port(from: &Ns, to: SocketAddr, ports: &BTreeSet<u16>) -> Connection {
+    let open = || Connection::open(from, to).unwrap();
+    loop {
+        let connection = open();
+        if !ports.contains(&connection.answer.client.port()) {
+            return connection;
+        }
+    }
+}
+
+/// So many flows of a datagram and its answer, each from a port of its own.
+fn direct_flows(from: &Pod, to: &Pod, first_port: u16, count: usize) -> Result<()> {
+    let sources: Vec<u16> = SOURCE_PORTS.collect();
+    for (start, port) in (0..count).step_by(sources.len()).zip(first_port..) {
+        let sources = &sources[..sources.len().min(count - start)];
+        let server = bind(to, port)?;
+        let expected = sources.len();
+        let server = std::thread::spawn(move || -> Result<()> {
+            let mut datagram = [0; 100];
+            for _ in 0..expected {
+                let (length, peer) = server.recv_from(&mut datagram).context("a question")?;
+                server.send_to(&datagram[..length], peer)?;
+            }
+            Ok(())
+        });
+        for sources in sources.chunks(AT_ONCE) {
+            from.enter(|| ask_from_each(sources, SocketAddr::new(to.address(), port)))??;
+        }
+        server.join().expect("the server's thread")?;
+    }
+    Ok(())
+}
+
+fn ask_from_each(sources: &[u16], destination: SocketAddr) -> Result<()> {
+    let sockets: Vec<UdpSocket> = sources.iter().map(|source| bind_here(*source)).collect::<Result<_>>()?;
+    for socket in &sockets {
+        socket.send_to(b"who?", destination)?;
+    }
+    for socket in &sockets {
+        socket.recv(&mut [0; 100]).context("an answer")?;
+    }
+    Ok(())
+}
+
+fn bind(ns: &Ns, port: u16) -> Result<UdpSocket> {
+    ns.enter(|| bind_here(port))?
+}
+
+fn bind_here(port: u16) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    Ok(socket)
+}

@@ -1,0 +1,201 @@
+//! Beside kube-proxy, with the rules that it wrote for a running cluster in its two modes: the nodes, pods and services
+//! are that cluster's. Where it translates, both directions of a flow pass the host's stack.
+
+mod backends;
+mod cluster_ip;
+mod connections;
+mod icmp_errors;
+mod node_port;
+mod table;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde_json::json;
+use xtask::lab::{Builder, Lab, Mode, Node, Ns, Pod, connect};
+
+use backends::Backends;
+
+/// `nft list table ip kube-proxy` and `iptables-save` of the two nodes.
+const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/kube-proxy");
+
+/// Three backends: `WEB`. TCP and UDP.
+const WEB_TCP: SocketAddr = v4([10, 96, 66, 215], 80);
+const WEB_UDP: SocketAddr = v4([10, 96, 66, 215], 81);
+const WEB: &[&str] = &["web-1", "web-2", "web-3"];
+/// The same backends; each client stays with one.
+const WEB_STICKY: SocketAddr = v4([10, 96, 100, 133], 80);
+/// The same backends by an external IP.
+const WEB_EXTERNAL: SocketAddr = v4([198, 51, 100, 7], 80);
+/// One backend, on the second node.
+const SOLO: SocketAddr = v4([10, 96, 93, 248], 80);
+/// No backend.
+const NOBODY: SocketAddr = v4([10, 96, 59, 99], 80);
+/// The cluster's DNS, on the first node. TCP and UDP.
+const DNS: SocketAddr = v4([10, 96, 0, 10], 53);
+/// The API server: a process of the first node.
+const KUBERNETES: SocketAddr = v4([10, 96, 0, 1], 443);
+
+/// Node (from 0), name and last byte of the address.
+const PODS: [(usize, &str, u8); 7] = [
+    (0, "dns", 2),
+    (0, "web-1", 3),
+    (0, "client-1", 4),
+    (1, "web-2", 2),
+    (1, "web-3", 3),
+    (1, "solo", 4),
+    (1, "client-2", 5),
+];
+
+/// The first of a node's devices, before the uplink.
+const DOCKER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1));
+
+const fn v4(address: [u8; 4], port: u16) -> SocketAddr {
+    let [a, b, c, d] = address;
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), port)
+}
+
+/// How kube-proxy writes its rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proxy {
+    Nftables,
+    Iptables,
+}
+
+/// The cluster that kube-proxy wrote its rules for, running.
+///
+/// Its nodes have two devices with addresses besides the uplink: `docker0`, and a second uplink to the neighbour.
+struct Cluster {
+    pods: BTreeMap<&'static str, Pod>,
+    /// A host that shares a link with each node, `eth1` with 10.201.N.1: it reaches the node's own address over that.
+    neighbour: Ns,
+    /// Of every node, before the agent and the first pod came.
+    rules: Vec<Rules>,
+    proxy: Proxy,
+    mode: Mode,
+    lab: Lab,
+}
+
+impl Cluster {
+    /// In both modes of Podwire's with both of kube-proxy's; and afterwards every node has the rules that it had.
+    fn each(test: impl Fn(&Self)) {
+        Self::each_of(&Lab::builder(), test);
+    }
+
+    fn each_of(builder: &Builder, test: impl Fn(&Self)) {
+        for mode in [Mode::Vxlan, Mode::Direct] {
+            for proxy in [Proxy::Nftables, Proxy::Iptables] {
+                // Shown when the test fails.
+                println!("{mode:?}, kube-proxy with {proxy:?}");
+                let cluster = Self::new(builder.clone().mode(mode), mode, proxy);
+                test(&cluster);
+                let rules: Vec<Rules> = cluster.lab.nodes().iter().map(Rules::of).collect();
+                assert_eq!(rules, cluster.rules, "not only kube-proxy's rules");
+            }
+        }
+    }
+
+    fn new(builder: Builder, mode: Mode, proxy: Proxy) -> Self {
+        let lab = builder.agents(false).docker(true).build().unwrap();
+        let neighbour = lab.add_namespace("neighbour").unwrap();
+        for (node, number) in lab.nodes().iter().zip(1..) {
+            proxy.write_rules(node);
+            connect(&neighbour, node.name(), node, "eth1").unwrap();
+            node.ip(&format!(
+                "address add 10.201.{number}.1/24 dev eth1\nroute add default via 10.201.{number}.66 metric 200\n"
+            ))
+            .unwrap();
+            neighbour
+                .ip(&format!(
+                    "address add 10.201.{number}.66/24 dev node{number}\nroute add {} via 10.201.{number}.1\n",
+                    node.address()
+                ))
+                .unwrap();
+        }
+        let rules = lab.nodes().iter().map(Rules::of).collect();
+        lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
+        let pods = PODS.iter().map(|(node, name, byte)| (*name, add_pod(lab.node(*node), name, *byte)));
+        Self { pods: pods.collect(), neighbour, rules, proxy, mode, lab }
+    }
+
+    fn pod(&self, name: &str) -> &Pod {
+        &self.pods[name]
+    }
+
+    /// What the services lead to.
+    fn serve(&self) -> Backends {
+        let mut backends = Backends::default();
+        for name in WEB {
+            backends.tcp(self.pod(name), name, 8080);
+            backends.udp(self.pod(name), name, 8081);
+        }
+        backends.tcp(self.pod("solo"), "solo", 8080);
+        backends.tcp(self.pod("dns"), "dns", 53);
+        backends.udp(self.pod("dns"), "dns", 53);
+        backends.tcp(self.lab.node(0), "node1", 6443);
+        backends
+    }
+
+    /// The node (from 0) that a backend is on.
+    fn node_of(&self, backend: &str) -> usize {
+        let pod = PODS.iter().find(|(_, name, _)| *name == backend);
+        let node = || self.lab.nodes().iter().position(|node| node.name() == backend);
+        pod.map(|(node, ..)| *node).or_else(node).unwrap()
+    }
+
+    /// A node's (from 0) second uplink.
+    fn second_address(node: usize) -> IpAddr {
+        [10, 201, node as u8 + 1, 1].into()
+    }
+}
+
+fn add_pod(node: &Node, name: &str, byte: u8) -> Pod {
+    let IpAddr::V4(gateway) = node.gateway() else { panic!("not IPv4") };
+    let [a, b, c, _] = gateway.octets();
+    node.add_pod_with(name, &json!({ "ips": [format!("{a}.{b}.{c}.{byte}/24")] })).unwrap()
+}
+
+impl Proxy {
+    fn write_rules(self, node: &Node) {
+        match self {
+            Self::Nftables => node.exec(&["nft", "-f", &format!("{RULES}/nftables-{}.nft", node.name())]),
+            Self::Iptables => {
+                node.exec(&["iptables-restore", &format!("{RULES}/iptables-{}.rules", node.name())])
+            }
+        }
+        .unwrap();
+    }
+}
+
+/// All of a node's rules, without what they have counted and whom they have seen.
+#[derive(Debug, PartialEq, Eq)]
+struct Rules {
+    nft: Vec<String>,
+    iptables: Vec<String>,
+}
+
+impl Rules {
+    fn of(node: &Node) -> Self {
+        let nft = node.exec(&["nft", "--stateless", "list", "ruleset"]).unwrap();
+        let iptables = node.exec(&["iptables-save"]).unwrap();
+        let mut in_dynamic_set = false;
+        let is_rule = |line: &&str| {
+            in_dynamic_set = match line.trim() {
+                "flags dynamic,timeout" => true,
+                "}" => false,
+                _ => in_dynamic_set,
+            };
+            // The clients of a service with affinity.
+            !(in_dynamic_set && (line.contains("elements = {") || line.contains("expires")))
+        };
+        Self {
+            nft: nft.lines().filter(is_rule).map(str::to_owned).collect(),
+            iptables: iptables
+                .lines()
+                .filter(|line| !line.starts_with('#'))
+                // `:INPUT ACCEPT [12:3456]`
+                .map(|line| line.split(" [").next().unwrap_or_default().to_owned())
+                .collect(),
+        }
+    }
+}
