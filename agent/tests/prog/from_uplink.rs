@@ -258,6 +258,36 @@ fn without_a_tunnel_a_pod_is_reached_as_locally() {
 }
 
 #[test]
+fn what_a_router_says_about_a_direct_flow_goes_past_the_stack() {
+    let about = |sent: &Packet| {
+        let needed = Transport::Icmp { kind: 3, code: 4, word: [0, 0, 0x05, 0x00] };
+        let quote = sent.build()[ETHERNET..ETHERNET + 28].to_vec();
+        bare(STRANGER, POD_A, needed).with(|packet| packet.payload = quote)
+    };
+    let mut node = Fixture::new(Mode::Direct);
+    let link = node.uplink;
+    for destination in [REMOTE_POD, NODE2] {
+        let error = about(&Packet::new(POD_A, destination, tcp(40000, 80)));
+        let expect = Expect::Redirect(Path::DirectIn, error.forwarded(POD_A_MAC, HOST_A_MAC));
+        node.check(&destination.to_string(), FROM_UPLINK, link, &error.build(), expect);
+    }
+    let stack = to_a(REMOTE_POD, tcp(80, 40001));
+    node.add_stack_flow(flow(&stack, (80, 40001), protocol::TCP));
+    let table = [
+        ("about a stack flow", Packet::new(POD_A, REMOTE_POD, tcp(40001, 80))),
+        ("about a flow to the world", Packet::new(POD_A, WORLD, tcp(40000, 80))),
+        ("about somebody else's flow", Packet::new(POD_B, REMOTE_POD, tcp(40000, 80))),
+    ];
+    for (what, sent) in &table {
+        node.check(what, FROM_UPLINK, link, &about(sent).build(), Expect::Pass);
+    }
+    let mut node = Fixture::new(Mode::Vxlan);
+    let error = about(&Packet::new(POD_A, REMOTE_POD, tcp(40000, 80)));
+    let link = node.uplink;
+    node.check("beside the tunnel", FROM_UPLINK, link, &error.build(), Expect::Pass);
+}
+
+#[test]
 fn without_a_tunnel_a_pods_source_comes_from_its_node_only() {
     let mut node = Fixture::new(Mode::Direct);
     let (link, other_link) = (node.uplink, node.pod_b);

@@ -2,22 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use podwire_common::names::maps;
-use xtask::lab::{Ns, Pod};
+use xtask::lab::{Ns, Pod, is_soak};
 
 use super::backends::{Connection, ask_by_udp};
 use super::{Cluster, WEB, WEB_TCP, WEB_UDP};
 
 const IN_A_ROW: usize = 1000;
+const IN_A_ROW_SOAK: usize = 20_000;
 /// Connections with each of three backends, whatever chance does.
 const ENOUGH: usize = 40;
-/// The direct flows that long connections see come and go, and how often they are used meanwhile.
-const DIRECT_FLOWS: usize = 20_000;
-const DIRECT_FLOWS_SOAK: usize = 2_000_000;
-const ROUNDS: usize = 4;
+/// How many direct flows come and go while long connections are silent, how often these speak again, and how long they
+/// are silent at least.
+const IDLE: (usize, usize, Duration) = (20_000, 4, Duration::ZERO);
+/// Longer than the agent lets a flow be silent before it asks connection tracking about it.
+const IDLE_SOAK: (usize, usize, Duration) = (2_000_000, 1, Duration::from_secs(75));
 /// Source ports of those flows; and how many wait for an answer at once, which a socket's buffer has room for.
 const SOURCE_PORTS: std::ops::Range<u16> = 30_000..55_000;
 const AT_ONCE: usize = 100;
@@ -27,7 +29,7 @@ fn a_thousand_connections_in_a_row_to_a_service_succeed() {
     Cluster::each(|cluster| {
         let _backends = cluster.serve();
         let client = cluster.pod("client-1");
-        for number in 0..if xtask::lab::is_soak() { 100 * IN_A_ROW } else { IN_A_ROW } {
+        for number in 0..if is_soak() { IN_A_ROW_SOAK } else { IN_A_ROW } {
             let outcome = Connection::open(client, WEB_TCP).and_then(|mut connection| connection.echo(2000));
             outcome.with_context(|| format!("connection {number}")).unwrap();
         }
@@ -89,12 +91,17 @@ fn idle_connections_through_a_service_outlive_many_direct_flows() {
             .into_iter()
             .flat_map(|client| (0..ENOUGH).map(move |_| Connection::open(client, WEB_TCP).unwrap()))
             .collect();
-        let flows = if xtask::lab::is_soak() { DIRECT_FLOWS_SOAK } else { DIRECT_FLOWS };
-        for round in 0..ROUNDS {
-            // They are silent for as long as this takes.
-            let server = cluster.pod(if round % 2 == 0 { "client-2" } else { "dns" });
-            let first_port = 20_000 + round as u16 * 1000;
-            direct_flows(client, server, first_port, flows / ROUNDS).unwrap();
+        let (flows, pauses, silence) = if is_soak() { IDLE_SOAK } else { IDLE };
+        let servers = ["client-2", "dns"].map(|name| cluster.pod(name));
+        let mut places = servers.into_iter().cycle().zip(10_000..);
+        for _ in 0..pauses {
+            let (start, mut seen) = (Instant::now(), 0);
+            while seen < flows / pauses || start.elapsed() < silence {
+                let (server, port) = places.next().unwrap();
+                let count = (flows / pauses).min(SOURCE_PORTS.len());
+                direct_flows(client, server, port, count).unwrap();
+                seen += count;
+            }
             for connection in &mut connections {
                 connection.echo(10_000).unwrap();
             }
@@ -103,8 +110,8 @@ fn idle_connections_through_a_service_outlive_many_direct_flows() {
             let stack_flows = node.map_dump(maps::STACK_FLOWS).unwrap();
             let stack_flows = stack_flows.as_array().unwrap().len();
             let tracked = Tracked::by(node).entries.len();
-            assert!(stack_flows < DIRECT_FLOWS / 10, "{stack_flows} stack flows on {}", node.name());
-            assert!(tracked < DIRECT_FLOWS / 10, "{tracked} flows are tracked on {}", node.name());
+            assert!(stack_flows < flows / 10, "{stack_flows} stack flows on {}", node.name());
+            assert!(tracked < flows / 10, "{tracked} flows are tracked on {}", node.name());
         }
     });
 }
@@ -133,40 +140,34 @@ impl Tracked {
 /// Connects from a port that is none of these: a pod that reaches a backend through its service and directly from the
 /// same port takes the stack both times.
 fn open_from_another_port(from: &Ns, to: SocketAddr, ports: &BTreeSet<u16>) -> Connection {
-    let open = || Connection::open(from, to).unwrap();
     loop {
-        let connection = open();
+        let connection = Connection::open(from, to).unwrap();
         if !ports.contains(&connection.answer.client.port()) {
             return connection;
         }
     }
 }
 
-/// So many flows of a datagram and its answer, each from a port of its own.
-fn direct_flows(from: &Pod, to: &Pod, first_port: u16, count: usize) -> Result<()> {
-    let sources: Vec<u16> = SOURCE_PORTS.collect();
-    for (start, port) in (0..count).step_by(sources.len()).zip(first_port..) {
-        let sources = &sources[..sources.len().min(count - start)];
-        let server = bind(to, port)?;
-        let expected = sources.len();
-        let server = std::thread::spawn(move || -> Result<()> {
-            let mut datagram = [0; 100];
-            for _ in 0..expected {
-                let (length, peer) = server.recv_from(&mut datagram).context("a question")?;
-                server.send_to(&datagram[..length], peer)?;
-            }
-            Ok(())
-        });
-        for sources in sources.chunks(AT_ONCE) {
-            from.enter(|| ask_from_each(sources, SocketAddr::new(to.address(), port)))??;
+/// So many flows of a datagram and its answer to one port, each from a port of its own.
+fn direct_flows(from: &Pod, to: &Pod, port: u16, count: usize) -> Result<()> {
+    let server = to.enter(|| bind(port))??;
+    let server = std::thread::spawn(move || -> Result<()> {
+        let mut datagram = [0; 100];
+        for _ in 0..count {
+            let (length, peer) = server.recv_from(&mut datagram).context("a question")?;
+            server.send_to(&datagram[..length], peer)?;
         }
-        server.join().expect("the server's thread")?;
+        Ok(())
+    });
+    let sources: Vec<u16> = SOURCE_PORTS.take(count).collect();
+    for sources in sources.chunks(AT_ONCE) {
+        from.enter(|| ask_from_each(sources, SocketAddr::new(to.address(), port)))??;
     }
-    Ok(())
+    server.join().expect("the server's thread")
 }
 
 fn ask_from_each(sources: &[u16], destination: SocketAddr) -> Result<()> {
-    let sockets: Vec<UdpSocket> = sources.iter().map(|source| bind_here(*source)).collect::<Result<_>>()?;
+    let sockets: Vec<UdpSocket> = sources.iter().map(|source| bind(*source)).collect::<Result<_>>()?;
     for socket in &sockets {
         socket.send_to(b"who?", destination)?;
     }
@@ -176,11 +177,7 @@ fn ask_from_each(sources: &[u16], destination: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-fn bind(ns: &Ns, port: u16) -> Result<UdpSocket> {
-    ns.enter(|| bind_here(port))?
-}
-
-fn bind_here(port: u16) -> Result<UdpSocket> {
+fn bind(port: u16) -> Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     Ok(socket)
