@@ -12,6 +12,7 @@ use podwire_common::names;
 
 use crate::dataplane::attach::UplinkXdp;
 use crate::model::Mode;
+use crate::netns;
 
 /// Options of `podwire agent`. Each can be given as an environment variable as well.
 #[derive(Args, Clone, Debug)]
@@ -77,9 +78,9 @@ pub struct Config {
     /// Where maps and links are pinned: on a BPF file system.
     #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
     pub bpf_dir: PathBuf,
-    /// The root of the cgroup2 hierarchy.
-    #[arg(long, env = "PODWIRE_CGROUP_DIR", default_value = "/sys/fs/cgroup", value_name = "FOLDER")]
-    pub cgroup_dir: PathBuf,
+    /// The root of the cgroup2 hierarchy. Default: where it is mounted.
+    #[arg(long, env = "PODWIRE_CGROUP_DIR", value_name = "FOLDER")]
+    pub cgroup_dir: Option<PathBuf>,
     /// Where /healthz, /readyz and /metrics are served.
     #[arg(
         long,
@@ -162,7 +163,8 @@ impl Config {
             node_port_first: self.node_ports.first,
             node_port_last: self.node_ports.last,
             reserved: 0,
-            netns_cookie: 0,
+            // Without one no process is taken for the node's own: the capabilities tell why.
+            netns_cookie: netns::cookie().unwrap_or_default(),
         }
     }
 }

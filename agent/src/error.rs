@@ -67,7 +67,7 @@ pub enum Error {
     Attach {
         /// The program.
         program: &'static str,
-        /// The device.
+        /// The device or cgroup.
         interface: String,
         /// The kernel's answer.
         source: Box<dyn std::error::Error + Send + Sync>,

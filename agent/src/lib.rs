@@ -5,6 +5,7 @@
 //! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store` (disk)
 //! and `sysctl`.
 
+pub mod cgroup2;
 pub mod cni_server;
 pub mod config;
 pub mod conntrack;
@@ -21,6 +22,7 @@ pub mod housekeeping;
 pub mod ipam;
 pub mod links;
 pub mod model;
+pub mod netns;
 pub mod nodes;
 pub mod non_masquerade;
 pub mod sockopt;

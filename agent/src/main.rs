@@ -80,7 +80,7 @@ async fn serve(config: Config) -> Result<()> {
         bail!("the agent loads BPF programs and makes devices and routes: run it as root");
     }
     let store = Store::open(&config.state_dir)?;
-    let capabilities = Capabilities::probe(&config.cgroup_dir);
+    let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
     let metrics = health::bind(config.metrics_address).await?;
     let (socket, nodes, excluded) =

@@ -79,6 +79,9 @@ pub mod programs {
     pub const TO_UPLINK: &str = "to_uplink";
     /// XDP of an uplink, off by default.
     pub const UPLINK_XDP: &str = "uplink_xdp";
+    /// What is attached to the root of cgroup2, for this node's own processes.
+    pub const CGROUP: [&str; 7] =
+        ["connect4", "connect6", "sendmsg4", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 }
 
 /// Name of the object's read-only [`crate::abi::Config`].

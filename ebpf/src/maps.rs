@@ -269,6 +269,15 @@ pub fn remember_redirected_socket(socket: &RedirectedSocket, address: &SocketAdd
     REDIRECTED_SOCKETS.insert(socket, address, BPF_ANY.into())
 }
 
+/// Forgets what a process believed that a socket sends to, if anything is remembered.
+#[inline(always)]
+pub fn forget_redirected_socket(socket: &RedirectedSocket) {
+    // A lookup takes no lock, and nearly all find nothing.
+    if redirected_socket(socket).is_some() {
+        let _ = REDIRECTED_SOCKETS.remove(socket);
+    }
+}
+
 /// One half of a translation, as it is in the map.
 pub struct TranslationEntry(*mut Translation);
 

@@ -18,6 +18,9 @@ pub enum Verdict {
     Redirect(Path, i32),
 }
 
+/// What a program of sockets answers: the call goes on. None of ours refuses one.
+pub const ALLOW: i32 = 1;
+
 /// The outcome of a hook.
 pub type Outcome = Result<Verdict, Drop>;
 

@@ -87,7 +87,7 @@ const RULES: &[Rule] = &[
             "ebpf/src/maps.rs",
             "ebpf/src/packet",
             "common/src/abi.rs",
-            "agent/src/netns.rs",
+            "agent/src/dataplane/link_update.rs",
             "agent/src/sockopt.rs",
         ],
         forbidden: &["unsafe"],

@@ -6,6 +6,7 @@ mod reconcile;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
@@ -88,6 +89,8 @@ pub struct Figures {
 pub struct Daemon {
     config: Config,
     uplink_attachment: UplinkAttachment,
+    /// Where the programs of this node's own processes are attached, if anywhere.
+    cgroup: Option<PathBuf>,
     store: Store,
     links: Links,
     dataplane: Dataplane,

@@ -1,11 +1,12 @@
 //! From nothing, or from what an earlier agent left, to an agent that can take events.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 use podwire_common::names::VXLAN_DEVICE;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::firewall::Firewall;
 use super::{Daemon, Readiness};
@@ -19,6 +20,10 @@ use crate::links::Links;
 use crate::model::{Endpoint, Mode, Model};
 use crate::store::Store;
 use crate::sysctl;
+
+/// What a node lacks without the programs of its own processes.
+const NO_HOST_PROCESSES: &str =
+    "this node's own processes do not reach pods' hostPorts by the node's addresses, 127.0.0.1 included";
 
 impl Daemon {
     /// Loads the programs, puts them in place of an earlier agent's, and takes over its endpoints. Nothing is deleted
@@ -37,6 +42,7 @@ impl Daemon {
         let why = format!("the node list {} has not been read yet", config.nodes.display());
         let mut daemon = Self {
             uplink_attachment: capabilities.uplink_attachment(),
+            cgroup: cgroup_of(capabilities),
             store,
             host: links.host().await?,
             collected: Collected::default(),
@@ -57,6 +63,7 @@ impl Daemon {
         if daemon.model.vxlan.is_some() {
             daemon.dataplane.attach_overlay(VXLAN_DEVICE)?;
         }
+        daemon.attach_host_processes();
         daemon.restore_endpoints().await?;
         daemon.firewall.look();
         Ok(daemon)
@@ -72,9 +79,19 @@ impl Daemon {
         for endpoint in self.model.endpoints.values() {
             self.dataplane.attach_pod(&endpoint.host_interface)?;
         }
+        self.attach_host_processes();
         self.attached.clear();
         self.host = self.links.host().await?;
         Ok(())
+    }
+
+    /// Pods do without: what fails here is told and no more.
+    fn attach_host_processes(&mut self) {
+        if let Some(cgroup) = &self.cgroup
+            && let Err(error) = self.dataplane.attach_host_processes(cgroup)
+        {
+            error!("{NO_HOST_PROCESSES}: {error}");
+        }
     }
 
     async fn restore_endpoints(&mut self) -> Result<(), Error> {
@@ -104,6 +121,16 @@ impl Daemon {
 
 fn load(config: &Config, vxlan: Option<u32>) -> Result<Dataplane, Error> {
     load::load(&config.for_programs(vxlan), &config.map_sizes(), Some(&config.bpf_dir))
+}
+
+fn cgroup_of(capabilities: &Capabilities) -> Option<PathBuf> {
+    match capabilities.host_processes() {
+        Ok(cgroup) => Some(cgroup.to_owned()),
+        Err(why) => {
+            warn!("{NO_HOST_PROCESSES}: {why}");
+            None
+        }
+    }
 }
 
 /// The VXLAN device's ifindex; in direct mode none, and one that an earlier mode left is removed.

@@ -126,7 +126,7 @@ impl Dataplane {
         let links = pins::links(folder);
         for entry in fs::read_dir(&links).map_err(Error::file("list", &links))? {
             let path = entry.map_err(Error::file("list", &links))?.path();
-            if !wanted.contains(&path) {
+            if pins::is_link_of(&path, &names) && !wanted.contains(&path) {
                 fs::remove_file(&path).map_err(Error::file("remove the link", &path))?;
                 info!(link = %path.display(), "program detached: its device is no uplink");
             }
@@ -260,7 +260,7 @@ fn pinned(pin: &Path) -> Result<Option<FdLink>, LinkError> {
 }
 
 /// With a pin the link lives until that is removed, without one until the process ends.
-fn keep(link: FdLink, pin: Option<&Path>) -> Result<(), aya::pin::PinError> {
+pub(super) fn keep(link: FdLink, pin: Option<&Path>) -> Result<(), aya::pin::PinError> {
     match pin {
         Some(pin) => link.pin(pin).map(drop),
         None => {
@@ -275,19 +275,19 @@ fn is_there_already(errno: Option<i32>) -> bool {
     errno == Some(rustix::io::Errno::EXIST.raw_os_error())
 }
 
-fn missing(name: &str) -> Error {
+pub(super) fn missing(name: &str) -> Error {
     let source = io::Error::new(io::ErrorKind::NotFound, "the embedded object has no such program");
     Error::Load { object: name.into(), source: Box::new(source) }
 }
 
 /// What is being attached where: the context of whatever aya says meanwhile.
-struct Attaching<'a> {
-    program: &'static str,
-    interface: &'a str,
+pub(super) struct Attaching<'a> {
+    pub(super) program: &'static str,
+    pub(super) interface: &'a str,
 }
 
 impl Attaching<'_> {
-    fn failed(&self, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+    pub(super) fn failed(&self, source: impl std::error::Error + Send + Sync + 'static) -> Error {
         Error::Attach { program: self.program, interface: self.interface.into(), source: Box::new(source) }
     }
 }

@@ -49,6 +49,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
         let loaded = match program {
             Program::SchedClassifier(program) => load_patiently(|| program.load()),
             Program::Xdp(program) => load_patiently(|| program.load()),
+            Program::CgroupSockAddr(program) => load_patiently(|| program.load()),
             _ => continue,
         };
         loaded.map_err(|source| load_error(name, source))?;

@@ -1,7 +1,9 @@
 //! The BPF object in the kernel: loading, attaching, and the typed contents of its maps. Nothing else uses aya.
 
 pub mod attach;
+mod attach_cgroup;
 pub mod flows;
+mod link_update;
 pub mod load;
 pub mod maps;
 pub mod pins;

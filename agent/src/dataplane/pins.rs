@@ -40,10 +40,21 @@ pub fn links(folder: &Path) -> PathBuf {
     folder.join("links")
 }
 
-/// Where the link of a program and an uplink is pinned.
+/// Where the link of a program and an uplink, or a [`cgroup`], is pinned.
 pub fn link(folder: &Path, program: &str, interface: &str) -> PathBuf {
     // A device name may hold a dot, which names on a BPF file system may not.
     links(folder).join(format!("{program}-{}", interface.replace('.', "%2e")))
+}
+
+/// What stands for a cgroup, given by its number, where [`link`] takes a device.
+pub fn cgroup(id: u64) -> String {
+    format!("cgroup-{id}")
+}
+
+/// Whether a path is a pinned link of one of these programs.
+pub fn is_link_of(path: &Path, programs: &[&str]) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.split_once('-').is_some_and(|(program, _)| programs.contains(&program))
 }
 
 fn ensure_bpf_file_system(folder: &Path) -> Result<(), Error> {

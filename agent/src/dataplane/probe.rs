@@ -1,7 +1,7 @@
 //! What the kernel can do: found out once at start, and printed.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
@@ -9,6 +9,7 @@ use aya::util::KernelVersion;
 use tracing::{info, warn};
 
 use super::attach::UplinkAttachment;
+use crate::{cgroup2, netns};
 
 /// The kernel's capabilities.
 #[derive(Clone, Debug)]
@@ -23,15 +24,17 @@ pub struct Capabilities {
     pub redirect_peer: bool,
     /// `bpf_redirect_neigh` (5.10).
     pub redirect_neigh: bool,
-    /// A cgroup2 hierarchy at `--cgroup-dir`.
-    pub cgroup2: bool,
+    /// The root of the cgroup2 hierarchy; why there is none to attach programs to.
+    pub cgroup2: Result<PathBuf, String>,
+    /// The number of this network namespace (5.14), without which its processes cannot be told from others; why not.
+    pub netns_cookie: Result<(), String>,
     /// Connection tracking, in this network namespace.
     pub conntrack: bool,
 }
 
 impl Capabilities {
     /// Asks the kernel.
-    pub fn probe(cgroup_dir: &Path) -> Self {
+    pub fn probe(cgroup_dir: Option<&Path>) -> Self {
         let classifier = |helper| is_helper_supported(ProgramType::SchedClassifier, helper).unwrap_or(false);
         Self {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
@@ -39,7 +42,10 @@ impl Capabilities {
             tcx: KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)),
             redirect_peer: classifier(BpfHelper::BPF_FUNC_redirect_peer),
             redirect_neigh: classifier(BpfHelper::BPF_FUNC_redirect_neigh),
-            cgroup2: cgroup_dir.join("cgroup.controllers").exists(),
+            cgroup2: cgroup2::root(cgroup_dir),
+            netns_cookie: netns::cookie().map(drop).map_err(|error| {
+                format!("the kernel tells no number of the network namespace (Linux 5.14): {error}")
+            }),
             conntrack: Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists(),
         }
     }
@@ -52,7 +58,8 @@ impl Capabilities {
             tcx = self.tcx,
             redirect_peer = self.redirect_peer,
             redirect_neigh = self.redirect_neigh,
-            cgroup2 = self.cgroup2,
+            cgroup2 = %self.cgroup2.as_deref().map_or("none".into(), |folder| folder.to_string_lossy()),
+            netns_cookie = self.netns_cookie.is_ok(),
             conntrack = self.conntrack,
             "kernel capabilities"
         );
@@ -61,6 +68,12 @@ impl Capabilities {
                 "the kernel refuses bpf_redirect_peer or bpf_redirect_neigh: Podwire needs Linux 5.10 or later, run as root"
             );
         }
+    }
+
+    /// Where the programs of this node's own processes are attached; why they cannot be.
+    pub fn host_processes(&self) -> Result<&Path, &str> {
+        self.netns_cookie.as_ref().map_err(String::as_str)?;
+        self.cgroup2.as_deref().map_err(String::as_str)
     }
 
     /// How uplinks get their programs.

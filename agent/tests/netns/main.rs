@@ -8,6 +8,7 @@ mod forward_policy;
 mod forwarding_pod;
 mod headers;
 mod kube_proxy;
+mod host_processes;
 mod large;
 mod life;
 mod mtu;

@@ -1,8 +1,15 @@
 //! One file per attach point: the order of its stages, and nothing else.
 
+mod connect4;
+mod connect6;
 mod from_overlay;
 mod from_pod;
 mod from_uplink;
+mod getpeername4;
+mod getpeername6;
+mod recvmsg4;
+mod recvmsg6;
+mod sendmsg4;
 mod to_overlay;
 mod to_pod;
 mod to_uplink;

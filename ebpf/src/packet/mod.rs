@@ -13,6 +13,7 @@ mod redirect;
 mod rewrite;
 mod skb;
 mod socket;
+mod socket_call;
 mod tunnel;
 mod xdp;
 
@@ -23,5 +24,6 @@ pub use redirect::{Lookup, Way, redirect, redirect_peer, source_towards};
 pub use rewrite::{decrement_ttl, set_macs, set_traffic_class, translate};
 pub use skb::Skb;
 pub use socket::{belongs_to_socket, has_socket};
+pub use socket_call::{Ipv4Call, Ipv6Call, SocketCall, is_loopback};
 pub use tunnel::{OUTER_LENGTH, Outer, decapsulate, encapsulate, get_tunnel_key, set_tunnel_key, vni_of};
 pub use xdp::load as load_xdp;

@@ -4,6 +4,7 @@ pub mod arp;
 pub mod direct;
 pub mod flow;
 pub mod frontend;
+pub mod host_process;
 pub mod inbound;
 pub mod local;
 pub mod snat;

@@ -1,0 +1,36 @@
+//! The network namespace that the agent runs in, as BPF programs know it.
+
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsFd as _;
+
+use crate::sockopt;
+
+/// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h, Linux 5.14).
+const SO_NETNS_COOKIE: i32 = 71;
+
+/// The kernel's number of this thread's network namespace: never 0, and never another's while the system runs.
+///
+/// # Errors
+/// The kernel's: it has no such socket option (before Linux 5.14).
+pub fn cookie() -> io::Result<u64> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let mut cookie = [0; size_of::<u64>()];
+    let length = sockopt::get(socket.as_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
+    if length != cookie.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes in place of 8")));
+    }
+    Ok(u64::from_ne_bytes(cookie))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_has_one_number() {
+        let cookie = cookie().unwrap();
+        assert_ne!(cookie, 0);
+        assert_eq!(super::cookie().unwrap(), cookie);
+    }
+}

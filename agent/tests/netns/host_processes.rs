@@ -1,0 +1,371 @@
+//! This node's own processes and a pod's hostPort: by any address of the node, and only for them.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use aya::maps::{HashMap, Map, MapData};
+use podwire::cgroup2;
+use podwire_common::abi::{Backend, Frontend};
+use podwire_common::addr::{Addr, Be16};
+use podwire_common::flow::protocol;
+use podwire_common::names::{maps, programs};
+use rustix::net::{AddressFamily, SocketType};
+use serde_json::Value;
+use xtask::lab::traffic::{self, Route};
+use xtask::lab::{Lab, Node, Ns, Pod};
+
+const MEBIBYTE: u64 = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const ALIAS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// The pods' own port, and their hostPort.
+const PORT: u16 = 8080;
+const HOST_PORT: u16 = 18080;
+
+#[test]
+fn a_connection_to_any_own_address_reaches_the_pod_and_names_the_address() {
+    let (lab, pod) = lab_with_pod();
+    let node = lab.node(0);
+    for address in [LOOPBACK.into(), ALIAS.into(), node.address(), node.gateway()] {
+        let to = SocketAddr::new(address, HOST_PORT);
+        let exchange = traffic::tcp_exchange_on(node, &pod, Route::translated(to, PORT), MEBIBYTE).unwrap();
+        assert_eq!(exchange.peer_seen_by_client, to);
+        // The pod sees the node as it is, and may answer it like anybody.
+        assert_eq!(exchange.peer_seen_by_server.ip(), node.address(), "{to}");
+    }
+    // Linux takes 0.0.0.0 for 127.0.0.1.
+    let _listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    let client = connect(node, (Ipv4Addr::UNSPECIFIED, HOST_PORT)).unwrap();
+    assert_eq!(client.peer_addr().unwrap(), (LOOPBACK, HOST_PORT).into());
+    // Nobody is there, nothing is changed.
+    assert_eq!(connect(node, (LOOPBACK, HOST_PORT + 1)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let direct = connect(node, (pod.address(), PORT)).unwrap();
+    assert_eq!(direct.peer_addr().unwrap(), (pod.address(), PORT).into());
+}
+
+#[test]
+fn a_connected_udp_socket_hears_the_address_that_it_asked_for() {
+    let (lab, pod) = lab_with_pod();
+    let node = lab.node(0);
+    let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    for address in [LOOPBACK.into(), ALIAS.into(), node.address()] {
+        let to = SocketAddr::new(address, HOST_PORT);
+        let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
+        client.connect(to).unwrap();
+        assert_eq!(client.peer_addr().unwrap(), to);
+        client.send(b"question").unwrap();
+        assert_eq!(answered(&client, &server), to);
+        // With an address a datagram of a connected socket is looked at by itself.
+        client.send_to(b"question", to).unwrap();
+        assert_eq!(answered(&client, &server), to);
+    }
+}
+
+#[test]
+fn a_datagram_is_answered_by_the_address_that_it_was_sent_to() {
+    let (lab, pod) = lab_with_pod();
+    let node = lab.node(0);
+    let other = pod_with_host_ports(node, "other", &[HostPort { port: HOST_PORT + 1, ..HostPort::udp() }]);
+    let servers = [udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT)), udp(&other, (Ipv4Addr::UNSPECIFIED, PORT))];
+    let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
+    // One socket, by turns: each answer is of the one that was asked, a pod's own address included.
+    for _ in 0..2 {
+        for (to, server) in [
+            (SocketAddr::new(LOOPBACK.into(), HOST_PORT), 0),
+            (SocketAddr::new(node.address(), HOST_PORT + 1), 1),
+            (SocketAddr::new(pod.address(), PORT), 0),
+            (SocketAddr::new(node.address(), HOST_PORT), 0),
+            (SocketAddr::new(other.address(), PORT), 1),
+        ] {
+            client.send_to(b"question", to).unwrap();
+            assert_eq!(answered(&client, &servers[server]), to);
+        }
+    }
+    // Two at the same time.
+    let first = SocketAddr::new(LOOPBACK.into(), HOST_PORT);
+    let second = SocketAddr::new(LOOPBACK.into(), HOST_PORT + 1);
+    client.send_to(b"first", first).unwrap();
+    client.send_to(b"second", second).unwrap();
+    assert_eq!(answered(&client, &servers[1]), second);
+    assert_eq!(answered(&client, &servers[0]), first);
+}
+
+#[test]
+fn a_socket_of_both_families_is_served_as_well() {
+    let (lab, pod) = lab_with_pod();
+    let node = lab.node(0);
+    let mapped = |address: Ipv4Addr, port| SocketAddr::new(address.to_ipv6_mapped().into(), port);
+    let _listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    for address in [LOOPBACK, crate::v4(node.address())] {
+        let to = mapped(address, HOST_PORT);
+        assert_eq!(connect(node, to).unwrap().peer_addr().unwrap(), to);
+        let client = udp(node, (Ipv6Addr::UNSPECIFIED, 0));
+        client.send_to(b"question", to).unwrap();
+        assert_eq!(answered(&client, &server), to);
+        let direct = mapped(crate::v4(pod.address()), PORT);
+        client.send_to(b"question", direct).unwrap();
+        assert_eq!(answered(&client, &server), direct);
+        client.connect(to).unwrap();
+        assert_eq!(client.peer_addr().unwrap(), to);
+        client.send(b"question").unwrap();
+        assert_eq!(answered(&client, &server), to);
+    }
+}
+
+#[test]
+fn a_socket_bound_to_the_nodes_address_reaches_the_pod_by_127_0_0_1() {
+    let (lab, pod) = lab_with_pod();
+    let node = lab.node(0);
+    let listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    let client = connect_from(node, (node.address(), 0), (LOOPBACK, HOST_PORT)).unwrap();
+    assert_eq!(client.peer_addr().unwrap(), (LOOPBACK, HOST_PORT).into());
+    assert_eq!(listener.accept().unwrap().1.ip(), node.address());
+    let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    let client = udp(node, (node.address(), 0));
+    client.send_to(b"question", (LOOPBACK, HOST_PORT)).unwrap();
+    assert_eq!(answered(&client, &server), (LOOPBACK, HOST_PORT).into());
+    // A limit: what is bound to 127.0.0.0/8 stays on this host, and finds whoever is there.
+    let refused = connect_from(node, (LOOPBACK, 0), (LOOPBACK, HOST_PORT)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    let _own = listen(node, (LOOPBACK, HOST_PORT));
+    connect_from(node, (LOOPBACK, 0), (LOOPBACK, HOST_PORT)).unwrap();
+}
+
+#[test]
+fn a_host_ip_is_the_only_address_that_leads_to_its_pod() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let inner = HostPort { address: Some(LOOPBACK), ..HostPort::tcp() };
+    let outer = HostPort { address: Some(crate::v4(node.address())), port: HOST_PORT + 1, ..HostPort::tcp() };
+    let pod = pod_with_host_ports(node, "pod", &[inner, outer]);
+    let _listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    let refused = |address: IpAddr, port| {
+        assert_eq!(connect(node, (address, port)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    };
+    connect(node, (LOOPBACK, HOST_PORT)).unwrap();
+    refused(node.address(), HOST_PORT);
+    refused(ALIAS.into(), HOST_PORT);
+    connect(node, (node.address(), HOST_PORT + 1)).unwrap();
+    refused(LOOPBACK.into(), HOST_PORT + 1);
+    // The port of the other protocol is another.
+    let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
+    client.connect((LOOPBACK, HOST_PORT)).unwrap();
+    client.send(b"question").unwrap();
+    assert_eq!(client.recv(&mut [0; 64]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    server.set_nonblocking(true).unwrap();
+    assert_eq!(server.recv(&mut [0; 64]).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn processes_of_pods_and_of_other_nodes_keep_their_127_0_0_1() {
+    let lab = Lab::builder().build().unwrap();
+    let (node, other) = (lab.node(0), lab.node(1));
+    let pod = pod_with_host_ports(node, "pod", &[HostPort::tcp(), HostPort::udp()]);
+    let listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    let neighbour = node.add_pod("neighbour").unwrap();
+    for ns in [&*neighbour, &*pod, &**other] {
+        let outcome = connect(ns, (LOOPBACK, HOST_PORT));
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{}", ns.name());
+        let own = listen(ns, (LOOPBACK, HOST_PORT));
+        let client = connect(ns, (LOOPBACK, HOST_PORT)).unwrap();
+        assert_eq!(own.accept().unwrap().1, client.local_addr().unwrap());
+        let (server, client) = (udp(ns, (LOOPBACK, HOST_PORT)), udp(ns, (LOOPBACK, 0)));
+        client.send_to(b"question", (LOOPBACK, HOST_PORT)).unwrap();
+        assert_eq!(answered(&client, &server), (LOOPBACK, HOST_PORT).into());
+    }
+    // The same port of two nodes is two pods.
+    let far = pod_with_host_ports(other, "far", &[HostPort::tcp()]);
+    let far_listener = listen(&far, (Ipv4Addr::UNSPECIFIED, PORT));
+    let client = connect(other, (LOOPBACK, HOST_PORT)).unwrap();
+    assert_eq!(far_listener.accept().unwrap().1, client.local_addr().unwrap());
+    let client = connect(node, (LOOPBACK, HOST_PORT)).unwrap();
+    assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+}
+
+#[test]
+fn an_agent_that_comes_back_finds_one_program_of_each_kind_and_replaces_it() {
+    let (lab, pod) = lab_with_pod();
+    let node = lab.node(0);
+    let to = SocketAddr::new(LOOPBACK.into(), HOST_PORT);
+    let first = attached(node);
+    assert_eq!(kinds(&first), every_kind());
+    let stream = traffic::tcp_stream_on(node, &pod, Route::translated(to, PORT)).unwrap();
+    let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
+    let ask = || {
+        client.send_to(b"question", to).unwrap();
+        assert_eq!(answered(&client, &server), to);
+    };
+    ask();
+    node.kill_agent().unwrap();
+    assert_eq!(attached(node), first);
+    stream.wait_for(MEBIBYTE).unwrap();
+    ask();
+    // A datagram that was asked before the new agent is answered after it.
+    client.send_to(b"question", to).unwrap();
+    node.start_agent().unwrap();
+    assert_eq!(answered(&client, &server), to);
+    let second = attached(node);
+    assert_eq!(kinds(&second), every_kind());
+    assert!(second.iter().all(|program| !first.contains(program)), "{first:?} {second:?}");
+    stream.wait_for(MEBIBYTE).unwrap();
+    assert_eq!(stream.finish().unwrap().peer_seen_by_client, to);
+    ask();
+    traffic::tcp_exchange_on(node, &pod, Route::translated(to, PORT), MEBIBYTE).unwrap();
+}
+
+#[test]
+fn agents_of_one_machine_attach_side_by_side_and_leave_with_their_lab() {
+    let lab = Lab::builder().build().unwrap();
+    let [one, other] = [0, 1].map(|node| attached(lab.node(node)));
+    assert!(one.iter().all(|program| !other.contains(program)));
+    lab.node(0).restart_agent().unwrap();
+    assert_eq!(attached(lab.node(1)), other);
+    let all = [attached(lab.node(0)), other].concat();
+    assert_eq!(all.len(), 2 * programs::CGROUP.len());
+    drop(lab);
+    let left = on_the_root();
+    assert!(all.iter().all(|program| !left.contains(program)), "{all:?} {left:?}");
+}
+
+#[test]
+fn without_a_cgroup_hierarchy_the_agent_serves_and_says_what_is_missing() {
+    let lab = Lab::builder().nodes(1).agent_arguments(&["--cgroup-dir", "/proc"]).build().unwrap();
+    let node = lab.node(0);
+    assert_eq!(attached(node), []);
+    let pod = node.add_pod("pod").unwrap();
+    traffic::tcp_exchange(node, &pod, pod.address(), PORT, MEBIBYTE).unwrap();
+    let log = node.agent_log();
+    assert_eq!(log.matches("do not reach pods' hostPorts").count(), 1, "{log}");
+    assert!(log.contains("--cgroup-dir /proc is no cgroup2 hierarchy"), "{log}");
+}
+
+/// A port of the node behind which a pod answers at [`PORT`].
+#[derive(Clone, Copy, Debug)]
+struct HostPort {
+    /// `None`: every address of the node.
+    address: Option<Ipv4Addr>,
+    port: u16,
+    protocol: u8,
+}
+
+impl HostPort {
+    fn tcp() -> Self {
+        Self { address: None, port: HOST_PORT, protocol: protocol::TCP }
+    }
+
+    fn udp() -> Self {
+        Self { protocol: protocol::UDP, ..Self::tcp() }
+    }
+}
+
+fn lab_with_pod() -> (Lab, Pod) {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let pod = pod_with_host_ports(lab.node(0), "pod", &[HostPort::tcp(), HostPort::udp()]);
+    (lab, pod)
+}
+
+/// The one place that knows how a pod gets its hostPorts.
+fn pod_with_host_ports(node: &Node, name: &str, ports: &[HostPort]) -> Pod {
+    let pod = node.add_pod(name).unwrap();
+    let map = Map::HashMap(MapData::from_pin(node.bpf_dir().join(maps::FRONTENDS)).unwrap());
+    let mut frontends: HashMap<_, Frontend, Backend> = map.try_into().unwrap();
+    for HostPort { address, port, protocol } in ports {
+        let address = address.map_or(Addr::UNSPECIFIED, Addr::from);
+        let frontend = Frontend { address, port: Be16::new(*port), protocol: *protocol, reserved: 0 };
+        let backend = Backend { address: pod.address().into(), port: Be16::new(PORT), reserved: [0; 2] };
+        frontends.insert(frontend, backend, 0).unwrap();
+    }
+    pod
+}
+
+/// The programs of a node's agent at the root of cgroup2, by number and name: those that use its maps.
+fn attached(node: &Node) -> Vec<Attached> {
+    let pin = node.bpf_dir().join(maps::REDIRECTED_SOCKETS);
+    let map = bpftool(&["map", "show", "pinned", pin.to_str().unwrap()]).unwrap();
+    let mut programs = on_the_root();
+    programs.retain(|(id, _)| {
+        // Another lab's may have gone meanwhile.
+        let program = bpftool(&["prog", "show", "id", &id.to_string()]);
+        program.is_some_and(|program| program["map_ids"].as_array().unwrap().contains(&map["id"]))
+    });
+    programs
+}
+
+/// Number and name of a program.
+type Attached = (u64, String);
+
+fn on_the_root() -> Vec<Attached> {
+    let root = cgroup2::root(None).unwrap();
+    let shown = bpftool(&["cgroup", "show", root.to_str().unwrap()]).unwrap_or_default();
+    let programs = shown.as_array().map(Vec::as_slice).unwrap_or_default();
+    programs
+        .iter()
+        .map(|program| (program["id"].as_u64().unwrap(), program["name"].as_str().unwrap().to_owned()))
+        .collect()
+}
+
+fn kinds(attached: &[Attached]) -> Vec<&str> {
+    let mut kinds: Vec<_> = attached.iter().map(|(_, name)| name.as_str()).collect();
+    kinds.sort_unstable();
+    kinds
+}
+
+fn every_kind() -> Vec<&'static str> {
+    let mut kinds = programs::CGROUP.to_vec();
+    kinds.sort_unstable();
+    kinds
+}
+
+/// `None`: what is asked for is not there.
+fn bpftool(arguments: &[&str]) -> Option<Value> {
+    let output = Command::new("bpftool").arg("--json").args(arguments).output().unwrap();
+    // Of a cgroup without programs it prints nothing.
+    if !output.status.success() || output.stdout.trim_ascii().is_empty() {
+        return None;
+    }
+    Some(serde_json::from_slice(&output.stdout).unwrap())
+}
+
+fn listen(ns: &Ns, address: impl Into<SocketAddr>) -> TcpListener {
+    let address = address.into();
+    ns.enter(|| TcpListener::bind(address)).unwrap().unwrap()
+}
+
+fn connect(ns: &Ns, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+    let to = to.into();
+    ns.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap()
+}
+
+/// As `curl --interface` does it.
+fn connect_from(ns: &Ns, from: impl Into<SocketAddr>, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+    let (from, to) = (from.into(), to.into());
+    ns.enter(|| {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        rustix::net::bind(&socket, &from)?;
+        rustix::net::connect(&socket, &to)?;
+        Ok(socket.into())
+    })
+    .unwrap()
+}
+
+fn udp(ns: &Ns, address: impl Into<SocketAddr>) -> UdpSocket {
+    let address = address.into();
+    let socket = ns.enter(|| UdpSocket::bind(address)).unwrap().unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// The server answers a datagram, and the client says whose answer it was given.
+fn answered(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
+    let mut buffer = [0; 64];
+    let (length, peer) = server.recv_from(&mut buffer).unwrap();
+    server.send_to(&buffer[..length], peer).unwrap();
+    let (answer, sender) = client.recv_from(&mut buffer).unwrap();
+    assert_eq!(answer, length);
+    sender
+}

@@ -1,0 +1,11 @@
+//! A process connects a socket: cgroup, IPv4.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+
+use crate::{packet::Ipv4Call, stage::host_process, verdict::ALLOW};
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    host_process::connect(&Ipv4Call(ctx));
+    ALLOW
+}

@@ -1,0 +1,11 @@
+//! A process connects a socket that takes IPv4 as well: cgroup, IPv6.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+
+use crate::{packet::Ipv6Call, stage::host_process, verdict::ALLOW};
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    host_process::connect(&Ipv6Call(ctx));
+    ALLOW
+}

@@ -1,0 +1,11 @@
+//! A process asks whom its socket is connected with: cgroup, IPv4.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+
+use crate::{packet::Ipv4Call, stage::host_process, verdict::ALLOW};
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    host_process::show(&Ipv4Call(ctx));
+    ALLOW
+}

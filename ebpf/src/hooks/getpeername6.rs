@@ -1,0 +1,11 @@
+//! A process asks whom its socket is connected with, which takes IPv4 as well: cgroup, IPv6.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+
+use crate::{packet::Ipv6Call, stage::host_process, verdict::ALLOW};
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    host_process::show(&Ipv6Call(ctx));
+    ALLOW
+}

@@ -1,0 +1,11 @@
+//! A process is told where a datagram comes from, by a socket that takes IPv4 as well: cgroup, IPv6.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+
+use crate::{packet::Ipv6Call, stage::host_process, verdict::ALLOW};
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    host_process::show(&Ipv6Call(ctx));
+    ALLOW
+}

@@ -1,0 +1,11 @@
+//! A process sends a datagram to an address: cgroup, IPv4. An IPv6 socket's datagrams to IPv4 addresses come here, too.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+
+use crate::{packet::Ipv4Call, stage::host_process, verdict::ALLOW};
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    host_process::send(&Ipv4Call(ctx));
+    ALLOW
+}
