@@ -1,5 +1,6 @@
 //! This node's own processes and a pod's hostPort: by any address of the node, and only for them.
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
@@ -215,6 +216,23 @@ fn an_agent_that_comes_back_finds_one_program_of_each_kind_and_replaces_it() {
     stream.wait_for(MEBIBYTE).unwrap();
     assert_eq!(stream.finish().unwrap().peer_seen_by_client, to);
     ask();
+    traffic::tcp_exchange_on(node, &pod, Route::translated(to, PORT), MEBIBYTE).unwrap();
+}
+
+#[test]
+fn what_was_attached_to_another_cgroup_is_detached() {
+    let (lab, pod) = lab_with_pod();
+    let node = lab.node(0);
+    node.kill_agent().unwrap();
+    let links = node.bpf_dir().join("links");
+    for program in programs::CGROUP {
+        // The root's number is 1, and no cgroup has this one.
+        let pin = links.join(format!("{program}-cgroup-1"));
+        fs::rename(&pin, links.join(format!("{program}-cgroup-{}", u64::MAX))).unwrap();
+    }
+    node.start_agent().unwrap();
+    assert_eq!(kinds(&attached(node)), every_kind());
+    let to = SocketAddr::new(LOOPBACK.into(), HOST_PORT);
     traffic::tcp_exchange_on(node, &pod, Route::translated(to, PORT), MEBIBYTE).unwrap();
 }
 
