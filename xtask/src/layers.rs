@@ -86,6 +86,7 @@ const RULES: &[Rule] = &[
         except: &[
             "ebpf/src/maps.rs",
             "ebpf/src/packet",
+            "ebpf/src/subprogram.rs",
             "common/src/abi.rs",
             "agent/src/dataplane/link_update.rs",
             "agent/src/sockopt.rs",

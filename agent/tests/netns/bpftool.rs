@@ -34,7 +34,17 @@ fn every_pinned_map_dumps_with_field_names() {
         (
             maps::TRANSLATIONS,
             &["source", "destination", "source_port", "destination_port", "protocol"],
-            &["last_seen", "address", "port", "kind", "state"],
+            &[
+                "last_seen",
+                "source",
+                "destination",
+                "source_port",
+                "destination_port",
+                "kind",
+                "reply",
+                "state",
+                "hairpin",
+            ],
         ),
         (maps::UPLINKS, &[], &["ipv4", "tunnel_address", "mtu"]),
     ] {

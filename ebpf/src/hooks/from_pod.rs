@@ -52,10 +52,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         source::refuse_tunnel_from_pod(&packet, node)?;
         let is_own = NODE_LOCAL | NODE_ADDRESS;
         if node.flags & is_own == is_own {
-            return match frontend::from_pod(ctx, &packet)? {
-                Verdict::Pass => Ok(Verdict::Stack(Path::ToStack)),
-                delivered => Ok(delivered),
-            };
+            return frontend::from_pod(ctx, &packet, Path::ToStack);
         }
         if node.flags & NODE_LOCAL == 0 && !stack_flow::needs_stack(endpoint, &packet) {
             return match maps::is_direct() {

@@ -49,21 +49,28 @@ pub fn request(ctx: &TcContext, packet: &Ipv4) -> Outcome {
     deliver(ctx, packet, &to, Path::HostPortIn)
 }
 
-/// A packet for this node's own addresses from a pod, here or out of the tunnel. It passes when it concerns no hostPort.
+/// A packet for this node's own addresses from a pod, here or out of the tunnel. When it concerns no hostPort it goes up the stack,
+/// counted under a path.
 ///
 /// # Errors
-/// As [`request`].
+/// As [`request`]; [`Drop::FragmentBeforeFirst`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &Ipv4) -> Outcome {
-    if let Some(entry) = translation::of(packet) {
-        let half = entry.get();
-        if half.kind != TRANSLATION_HOST_PORT || half.reply != 0 {
-            return Ok(Verdict::Pass);
+pub fn from_pod(ctx: &TcContext, packet: &Ipv4, otherwise: Path) -> Outcome {
+    let outcome = match translation::of(packet) {
+        Some(entry) if entry.get().kind == TRANSLATION_HOST_PORT && entry.get().reply == 0 => {
+            if packet.is_overtaken {
+                return Err(Drop::FragmentBeforeFirst);
+            }
+            translation::touch(&entry, packet);
+            deliver(ctx, packet, entry.get(), Path::HostPortIn)
         }
-        translation::touch(&entry, packet);
-        return deliver(ctx, packet, half, Path::HostPortIn);
+        Some(_) => Ok(Verdict::Pass),
+        None => request(ctx, packet),
+    };
+    match outcome {
+        Ok(Verdict::Pass) => Ok(Verdict::Stack(otherwise)),
+        other => other,
     }
-    request(ctx, packet)
 }
 
 /// The translation of a reply from behind a hostPort: `None` when it is none.

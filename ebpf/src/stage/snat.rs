@@ -5,7 +5,7 @@ use podwire_common::{
     abi::{
         NODE_LOCAL, STATE_REPLIED, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT, Translation,
     },
-    addr::Addr,
+    addr::{Addr, Be16},
     flow::protocol,
     nat::{self, TCP_RST},
     reason::{Drop, Path},
@@ -110,15 +110,17 @@ pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
 #[inline(never)]
 fn reserve(ctx: &TcContext, packet: &Ipv4) {
     let flow = &packet.flow;
-    let is_begun_here = match flow.protocol {
+    let needed = match flow.protocol {
         // Only who asks has the identifier as its port.
-        protocol::ICMP => flow.source_port != podwire_common::addr::Be16::ZERO,
-        // The kernel's own resets begin nothing.
-        _ => packet.tcp_flags & TCP_RST == 0 && !belongs_to_socket(ctx, flow),
+        protocol::ICMP => flow.source_port != Be16::ZERO,
+        // The kernel's own resets begin nothing, and what nobody is given need not be kept.
+        _ => {
+            packet.tcp_flags & TCP_RST == 0
+                && !translation::is_node_port(flow.source_port)
+                && !belongs_to_socket(ctx, flow)
+        }
     };
-    let (first, last) = maps::node_ports();
-    let port = flow.source_port.get();
-    if !is_begun_here || (port >= first && port <= last && flow.protocol != protocol::ICMP) {
+    if !needed {
         return;
     }
     if !maps::node(&flow.source).is_some_and(|node| node.flags & NODE_LOCAL != 0) {

@@ -202,9 +202,7 @@ fn is_kept_free(address: &Addr, port: Be16, protocol_number: u8) -> bool {
     if protocol_number == protocol::ICMP {
         return false;
     }
-    let (first, last) = maps::node_ports();
-    let number = port.get();
-    if (number >= first && number <= last) || port == maps::vxlan_port() {
+    if is_node_port(port) || port == maps::vxlan_port() {
         return true;
     }
     let mut frontend = Frontend { address: *address, port, protocol: protocol_number, reserved: 0 };
@@ -213,6 +211,13 @@ fn is_kept_free(address: &Addr, port: Be16, protocol_number: u8) -> bool {
     }
     frontend.address = Addr::UNSPECIFIED;
     maps::backend(&frontend).is_some()
+}
+
+/// Whether a port is of Kubernetes' NodePort range.
+#[inline(always)]
+pub fn is_node_port(port: Be16) -> bool {
+    let (first, last) = maps::node_ports();
+    (first..=last).contains(&port.get())
 }
 
 /// Removes both halves of a translation.

@@ -71,12 +71,11 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     // The inner link addresses are constants, which no device bears.
     ctx.set_packet_host();
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
-        // The node's own fragments may come in any order.
-        let known = flow::complete(&mut packet).is_ok();
-        return match known.then(|| frontend::from_pod(ctx, &packet)).unwrap_or(Ok(Verdict::Pass))? {
-            Verdict::Pass => Ok(Verdict::Stack(Path::TunnelToStack)),
-            delivered => Ok(delivered),
-        };
+        if flow::complete(&mut packet).is_err() {
+            flow::note_early(&packet);
+            return Ok(Verdict::Stack(Path::TunnelToStack));
+        }
+        return frontend::from_pod(ctx, &packet, Path::TunnelToStack);
     };
     flow::complete(&mut packet)?;
     if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, &packet) {

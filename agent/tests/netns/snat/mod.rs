@@ -53,7 +53,7 @@ fn connect_from(ns: &Ns, port: u16, to: SocketAddr) -> TcpStream {
 /// Both ends of a connection speak, and hear what the other said.
 fn assert_alive(client: &TcpStream, server: &TcpStream, what: &str) {
     server.set_read_timeout(Some(PATIENCE)).unwrap();
-    for (mut from, mut to) in [(&*client, &*server), (&*server, &*client)] {
+    for (mut from, mut to) in [(client, server), (server, client)] {
         from.write_all(what.as_bytes()).unwrap();
         let mut heard = vec![0; what.len()];
         to.read_exact(&mut heard).unwrap_or_else(|error| panic!("{what}: {error}"));
