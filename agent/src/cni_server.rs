@@ -149,7 +149,7 @@ fn decode(json: &[u8]) -> Result<Request, Failure> {
 
 async fn ask(request: Request, events: &mpsc::Sender<Event>) -> Reply {
     let (reply, answer) = oneshot::channel();
-    let asked = events.send(Event::Call { call: request.call, reply }).await;
+    let asked = events.send(Event::Call { call: Box::new(request.call), reply }).await;
     if asked.is_err() {
         return Reply::Failed(stopping());
     }
@@ -238,8 +238,8 @@ mod tests {
     #[test]
     fn what_does_not_decode_is_named() {
         check_refused(framed(b"hello"), "does not decode");
-        check_refused(framed(br#"{"version":1,"call":{"steal":{}}}"#), "steal");
-        check_refused(framed(br#"{"version":1,"call":{"del":{"container_id":"c"}}}"#), "interface");
+        check_refused(framed(br#"{"version":2,"call":{"steal":{}}}"#), "steal");
+        check_refused(framed(br#"{"version":2,"call":{"del":{"container_id":"c"}}}"#), "interface");
     }
 
     #[test]

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use podwire_cni::protocol::Transport;
 use podwire_common::abi;
-use podwire_common::addr::Addr;
+use podwire_common::addr::{Addr, Be16};
+use podwire_common::flow::protocol;
 
 use crate::model::{Endpoint, Mode, Model, Node, Path};
 
@@ -22,6 +24,8 @@ pub struct Contents {
     pub endpoints: BTreeMap<Addr, abi::Endpoint>,
     /// `NON_MASQUERADE`.
     pub non_masquerade: BTreeMap<Prefix, u32>,
+    /// `FRONTENDS`.
+    pub frontends: BTreeMap<abi::Frontend, abi::Backend>,
     /// Routes of the main table that bear the agent's protocol number.
     pub routes: BTreeMap<Ipv4Net, Route>,
 }
@@ -72,6 +76,7 @@ pub fn desired(model: &Model) -> Contents {
     let mut contents = Contents::default();
     for endpoint in model.endpoints.values() {
         contents.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
+        contents.frontends.extend(frontends(endpoint));
     }
     contents.non_masquerade.extend(model.non_masquerade.iter().map(|network| (Prefix::from(*network), 1)));
     let Some(own) = &model.own else {
@@ -94,11 +99,28 @@ pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
     abi::Endpoint {
         ifindex: endpoint.ifindex,
         id: endpoint.id,
-        flags: 0,
+        flags: if endpoint.port_mappings.is_empty() { 0 } else { abi::ENDPOINT_HAS_HOST_PORTS },
         pod_mac: endpoint.pod_mac,
         host_mac: endpoint.host_mac,
         gateway: endpoint.gateway.into(),
     }
+}
+
+/// An endpoint's entries in `FRONTENDS`.
+pub fn frontends(endpoint: &Endpoint) -> impl Iterator<Item = (abi::Frontend, abi::Backend)> {
+    endpoint.port_mappings.iter().map(|mapping| {
+        let frontend = abi::Frontend {
+            address: mapping.host_address.map_or(Addr::UNSPECIFIED, Addr::from),
+            port: Be16::new(mapping.host_port.get()),
+            protocol: match mapping.protocol {
+                Transport::Tcp => protocol::TCP,
+                Transport::Udp => protocol::UDP,
+            },
+            reserved: 0,
+        };
+        let port = Be16::new(mapping.container_port.get());
+        (frontend, abi::Backend { address: endpoint.address.into(), port, reserved: [0; 2] })
+    })
 }
 
 fn add_uplinks(contents: &mut Contents, model: &Model, own: &Node) {
@@ -119,12 +141,19 @@ fn add_own(contents: &mut Contents, model: &Model, own: &Node) {
         flags: flags | abi::NODE_LOCAL,
     };
     contents.nodes.insert(own.pod_network.into(), entry(abi::NODE_POD_NETWORK));
-    let uplink_addresses = model.uplinks.iter().flat_map(|uplink| &uplink.addresses).copied();
-    for address in uplink_addresses.chain([own.address, own.overlay_address()]) {
+    let uplink_addresses = model.uplinks.iter().flat_map(|uplink| &uplink.addresses);
+    let others = model.other_addresses.iter().filter(|address| !is_of_cluster(model, own, **address));
+    for address in uplink_addresses.chain(others).copied().chain([own.address, own.overlay_address()]) {
         contents.nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
     }
     // A dead pod's address must not follow the default route into the world.
     contents.routes.insert(own.pod_network, Route::Unreachable);
+}
+
+/// Whether an address is another node's or a pod's, whoever else bears it: what a bridge of an earlier network left, for example.
+fn is_of_cluster(model: &Model, own: &Node, address: Ipv4Addr) -> bool {
+    let is_of = |node: &Node| node.address == address || node.pod_network.contains(&address);
+    own.pod_network.contains(&address) || model.remote.values().any(is_of)
 }
 
 fn add_remote(contents: &mut Contents, model: &Model, own: &Node, node: &Node) {
@@ -169,8 +198,9 @@ fn add_remote(contents: &mut Contents, model: &Model, own: &Node, node: &Node) {
 mod tests {
     use super::*;
     use crate::model::Uplink;
-    use podwire_cni::protocol::Attachment;
+    use podwire_cni::protocol::{Attachment, PortMapping};
     use podwire_common::addr::Mac;
+    use std::num::NonZeroU16;
 
     fn ip(text: &str) -> Ipv4Addr {
         text.parse().unwrap()
@@ -207,6 +237,7 @@ mod tests {
             address: ip("10.244.1.2"),
             gateway: ip("10.244.1.1"),
             mtu: 1450,
+            port_mappings: Vec::new(),
             pod: None,
         };
         model.endpoints.insert(attachment, endpoint);
@@ -254,6 +285,44 @@ mod tests {
         assert_eq!(contents.routes[&network], Route::Unreachable);
         assert_eq!(contents.uplinks[&2].ipv4, ip("10.200.0.1").into());
         assert_eq!(contents.uplinks[&2].tunnel_address, ip("10.200.0.1").into());
+    }
+
+    #[test]
+    fn addresses_of_other_links_are_this_nodes_unless_the_cluster_has_them() {
+        let mut model = model(Mode::Vxlan);
+        let strange = ["10.244.1.9", "10.244.2.1", "10.200.0.2"].map(ip);
+        model.other_addresses = strange.into_iter().chain([ip("172.17.0.1")]).collect();
+        let contents = desired(&model);
+        assert_eq!(flags(&contents, ip("172.17.0.1")), abi::NODE_ADDRESS | abi::NODE_LOCAL);
+        assert_eq!(flags(&contents, ip("10.200.0.2")) & abi::NODE_LOCAL, 0);
+        for address in ["10.244.1.9", "10.244.2.1"] {
+            assert!(!contents.nodes.contains_key(&ip(address).into()), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_host_port_is_a_frontend_and_marks_its_endpoint() {
+        let mut model = model(Mode::Vxlan);
+        let port = |number| NonZeroU16::new(number).unwrap();
+        let mapping = |host_address, protocol| PortMapping {
+            host_address,
+            host_port: port(9088),
+            container_port: port(8080),
+            protocol,
+        };
+        model.endpoints.values_mut().next().unwrap().port_mappings =
+            vec![mapping(None, Transport::Tcp), mapping(Some(ip("10.200.0.1")), Transport::Udp)];
+        let contents = desired(&model);
+        assert_eq!(contents.endpoints[&ip("10.244.1.2").into()].flags, abi::ENDPOINT_HAS_HOST_PORTS);
+        let frontend =
+            |address, protocol| abi::Frontend { address, port: Be16::new(9088), protocol, reserved: 0 };
+        let backend =
+            abi::Backend { address: ip("10.244.1.2").into(), port: Be16::new(8080), reserved: [0; 2] };
+        let expected = BTreeMap::from([
+            (frontend(Addr::UNSPECIFIED, protocol::TCP), backend),
+            (frontend(ip("10.200.0.1").into(), protocol::UDP), backend),
+        ]);
+        assert_eq!(contents.frontends, expected);
     }
 
     #[test]

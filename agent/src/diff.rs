@@ -21,10 +21,14 @@ pub enum Op {
     SetNode(Prefix, abi::Node),
     /// Write an entry of `ENDPOINTS`.
     SetEndpoint(Addr, abi::Endpoint),
+    /// Write an entry of `FRONTENDS`.
+    SetFrontend(abi::Frontend, abi::Backend),
     /// Add or replace a route.
     SetRoute(Ipv4Net, Route),
     /// Remove a route.
     RemoveRoute(Ipv4Net, Route),
+    /// Remove an entry of `FRONTENDS`.
+    RemoveFrontend(abi::Frontend),
     /// Remove an entry of `ENDPOINTS`.
     RemoveEndpoint(Addr),
     /// Remove an entry of `NODES`.
@@ -47,7 +51,7 @@ pub enum Deletions {
 }
 
 /// The operations, in order: what is pointed at is written before what points at it (uplinks, peers, nodes, endpoints,
-/// routes) and removed after it. Nothing that stays is absent at any moment.
+/// frontends, routes) and removed after it. Nothing that stays is absent at any moment.
 pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
     let mut ops = Vec::new();
     let excluded = missing(&want.non_masquerade, &have.non_masquerade);
@@ -64,11 +68,13 @@ pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
             ops.push(Op::SetEndpoint(*address, wanted));
         }
     }
+    ops.extend(missing(&want.frontends, &have.frontends).map(|(key, value)| Op::SetFrontend(key, value)));
     ops.extend(missing(&want.routes, &have.routes).map(|(key, value)| Op::SetRoute(key, value)));
     if deletions == Deletions::Withheld {
         return ops;
     }
     ops.extend(surplus(&want.routes, &have.routes).map(|(key, value)| Op::RemoveRoute(key, value)));
+    ops.extend(surplus(&want.frontends, &have.frontends).map(|(key, _)| Op::RemoveFrontend(key)));
     ops.extend(surplus(&want.endpoints, &have.endpoints).map(|(key, _)| Op::RemoveEndpoint(key)));
     ops.extend(surplus(&want.nodes, &have.nodes).map(|(key, _)| Op::RemoveNode(key)));
     ops.extend(surplus(&want.tunnel_peers, &have.tunnel_peers).map(|(key, _)| Op::RemoveTunnelPeer(key)));
@@ -103,7 +109,7 @@ fn surplus<K: Ord + Copy, V: Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_common::addr::Mac;
+    use podwire_common::addr::{Be16, Mac};
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
@@ -115,8 +121,10 @@ mod tests {
             Op::SetTunnelPeer(key, value) => drop(contents.tunnel_peers.insert(key, value)),
             Op::SetNode(key, value) => drop(contents.nodes.insert(key, value)),
             Op::SetEndpoint(key, value) => drop(contents.endpoints.insert(key, value)),
+            Op::SetFrontend(key, value) => drop(contents.frontends.insert(key, value)),
             Op::SetRoute(key, value) => drop(contents.routes.insert(key, value)),
             Op::RemoveRoute(key, _) => assert!(contents.routes.remove(&key).is_some()),
+            Op::RemoveFrontend(key) => assert!(contents.frontends.remove(&key).is_some()),
             Op::RemoveEndpoint(key) => assert!(contents.endpoints.remove(&key).is_some()),
             Op::RemoveNode(key) => assert!(contents.nodes.remove(&key).is_some()),
             Op::RemoveTunnelPeer(key) => assert!(contents.tunnel_peers.remove(&key).is_some()),
@@ -140,6 +148,7 @@ mod tests {
             tunnel_peers in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
             nodes in prop::collection::btree_map((0u8..6, 120u32..=128), 0u32..3, 0..6),
             endpoints in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
+            frontends in prop::collection::btree_map((0u8..3, 80u16..83), 0u8..3, 0..6),
             routes in prop::collection::btree_map(0u8..6, prop::option::of(0u32..3), 0..6),
             excluded in prop::collection::btree_map((0u8..6, 120u32..=128), Just(1u32), 0..4),
         ) -> Contents {
@@ -147,6 +156,10 @@ mod tests {
             let node = |flags| abi::Node {
                 tunnel_endpoint: address(1), source: address(2), uplink: 1, mtu: 1450, node_id: 1, flags,
             };
+            let frontend = |(last, port)| abi::Frontend {
+                address: address(last), port: Be16::new(port), protocol: 6, reserved: 0,
+            };
+            let backend = |last| abi::Backend { address: address(last), port: Be16::new(8080), reserved: [0; 2] };
             let route = |device: Option<u32>| device.map_or(
                 Route::Unreachable,
                 |device| Route::Link { device, gateway: None, source: None },
@@ -158,6 +171,7 @@ mod tests {
                 tunnel_peers: tunnel_peers.into_iter().map(|(key, id)| (address(key), id)).collect(),
                 nodes: nodes.into_iter().map(|(key, flags)| (prefix(key), node(flags))).collect(),
                 endpoints: endpoints.into_iter().map(|(key, id)| (address(key), endpoint(id, 0))).collect(),
+                frontends: frontends.into_iter().map(|(key, last)| (frontend(key), backend(last))).collect(),
                 routes: routes
                     .into_iter()
                     .map(|(key, device)| (Ipv4Addr::new(10, 0, 0, key).into(), route(device)))
@@ -186,6 +200,7 @@ mod tests {
             prop_assert!(have.nodes.keys().all(|key| reached.nodes.contains_key(key)));
             prop_assert!(have.routes.keys().all(|key| reached.routes.contains_key(key)));
             prop_assert!(have.endpoints.keys().all(|key| reached.endpoints.contains_key(key)));
+            prop_assert!(have.frontends.keys().all(|key| reached.frontends.contains_key(key)));
             prop_assert!(want.nodes.iter().all(|(key, value)| reached.nodes.get(key) == Some(value)));
         }
 
@@ -196,12 +211,14 @@ mod tests {
                 Op::SetTunnelPeer(..) => 1,
                 Op::SetNode(..) => 2,
                 Op::SetEndpoint(..) => 3,
-                Op::SetRoute(..) => 4,
-                Op::RemoveRoute(..) => 5,
-                Op::RemoveEndpoint(..) => 6,
-                Op::RemoveNode(..) => 7,
-                Op::RemoveTunnelPeer(..) => 8,
-                Op::RemoveUplink(..) | Op::RemoveNonMasquerade(..) => 9,
+                Op::SetFrontend(..) => 4,
+                Op::SetRoute(..) => 5,
+                Op::RemoveRoute(..) => 6,
+                Op::RemoveFrontend(..) => 7,
+                Op::RemoveEndpoint(..) => 8,
+                Op::RemoveNode(..) => 9,
+                Op::RemoveTunnelPeer(..) => 10,
+                Op::RemoveUplink(..) | Op::RemoveNonMasquerade(..) => 11,
             };
             prop_assert!(diff(&want, &have, Deletions::Allowed).is_sorted_by_key(order));
         }
@@ -215,6 +232,11 @@ mod tests {
         };
         let marked = one(endpoint(7, abi::ENDPOINT_STACK_ONLY));
         assert_eq!(diff(&one(endpoint(7, 0)), &marked, Deletions::Allowed), []);
+        let wanted = one(endpoint(7, abi::ENDPOINT_HAS_HOST_PORTS));
+        let both = endpoint(7, abi::ENDPOINT_HAS_HOST_PORTS | abi::ENDPOINT_STACK_ONLY);
+        assert_eq!(diff(&wanted, &marked, Deletions::Allowed), [Op::SetEndpoint(address(2), both)]);
+        let unwanted = Op::SetEndpoint(address(2), endpoint(7, abi::ENDPOINT_STACK_ONLY));
+        assert_eq!(diff(&marked, &one(both), Deletions::Allowed), [unwanted], "the agent's own flag goes");
         let ops = diff(&one(endpoint(8, 0)), &marked, Deletions::Allowed);
         assert_eq!(ops, [Op::SetEndpoint(address(2), endpoint(8, 0))]);
     }

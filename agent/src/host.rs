@@ -11,6 +11,9 @@ use thiserror::Error;
 use crate::desired::Route;
 use crate::model::Uplink;
 
+/// kube-proxy's, in its IPVS mode.
+const IPVS_DEVICE: &str = "kube-ipvs0";
+
 /// One look at the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
@@ -116,6 +119,20 @@ impl Host {
     /// The device of a name.
     pub fn device(&self, name: &str) -> Option<&Device> {
         self.devices.values().find(|device| device.name == name)
+    }
+
+    /// This node's global addresses, on whatever link. Not those of pods' links and of the tunnel's, which the agent sets, nor those of
+    /// `kube-ipvs0`: kube-proxy puts every service's address there, and a service's port is no hostPort.
+    pub fn own_addresses(&self) -> BTreeSet<Ipv4Addr> {
+        let is_nodes = |index| {
+            let device = self.devices.get(&index);
+            device.is_some_and(|device| !is_own_device(&device.name) && device.name != IPVS_DEVICE)
+        };
+        self.addresses
+            .iter()
+            .filter(|entry| entry.global && !entry.address.is_loopback() && is_nodes(entry.device))
+            .map(|entry| entry.address)
+            .collect()
     }
 
     /// Whether a route lookup may now answer otherwise than it did in `before`. Pods come and go without that.
@@ -230,6 +247,30 @@ mod tests {
         let mut host = host();
         host.foreign_routes.clear();
         assert_eq!(host.uplinks(&[], ip("203.0.113.1")), Err(NoUplink::NoneFound(ip("203.0.113.1"))));
+    }
+
+    #[test]
+    fn the_nodes_own_addresses_are_the_global_ones_that_are_no_pods_and_no_services() {
+        let mut host = host();
+        let mut add = |index, name: &str, address, global| {
+            let device = Device { index, name: name.into(), ..host.devices[&2].clone() };
+            host.devices.insert(index, device);
+            host.addresses.push(DeviceAddress {
+                device: index,
+                address: ip(address),
+                prefix_length: 32,
+                global,
+            });
+        };
+        add(4, "pw0123456789ab", "192.0.2.8", true);
+        add(5, VXLAN_DEVICE, "10.244.1.1", true);
+        add(6, "kube-ipvs0", "10.96.0.1", true);
+        add(7, "docker0", "172.17.0.1", true);
+        add(8, "link", "169.254.0.1", false);
+        add(1, "lo", "127.0.0.2", true);
+        add(1, "lo", "203.0.113.1", true);
+        let own = ["10.200.0.1", "172.17.0.1", "192.0.2.7", "198.51.100.1", "203.0.113.1"].map(ip);
+        assert_eq!(host.own_addresses(), own.into());
     }
 
     #[test]

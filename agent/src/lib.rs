@@ -18,6 +18,7 @@ pub mod firewall;
 pub mod forward_policy;
 pub mod health;
 pub mod host;
+pub mod host_ports;
 pub mod housekeeping;
 pub mod ipam;
 pub mod links;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use podwire_cni::protocol::{Attachment, PodName};
+use podwire_cni::protocol::{Attachment, PodName, PortMapping};
 use podwire_common::addr::Mac;
 use podwire_common::names::VXLAN_OVERHEAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -25,6 +25,8 @@ pub struct Model {
     pub remote: BTreeMap<String, Node>,
     /// The links that lead out of this node; the first bears the node's InternalIP unless none does.
     pub uplinks: Vec<Uplink>,
+    /// This node's addresses on its other links.
+    pub other_addresses: BTreeSet<Ipv4Addr>,
     /// The way to each remote node's InternalIP. A node without an entry is not reachable now.
     pub paths: BTreeMap<Ipv4Addr, Path>,
     /// The pods of this node.
@@ -43,6 +45,7 @@ impl Model {
             own: None,
             remote: BTreeMap::new(),
             uplinks: Vec::new(),
+            other_addresses: BTreeSet::new(),
             paths: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             non_masquerade: BTreeSet::new(),
@@ -177,6 +180,9 @@ pub struct Endpoint {
     pub gateway: Ipv4Addr,
     /// Of the pod's link, bytes.
     pub mtu: u32,
+    /// Its hostPorts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
     /// The pod's name, where the runtime gave it.
     pub pod: Option<PodName>,
 }

@@ -210,8 +210,9 @@ fn sync_folder(folder: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_cni::protocol::{Attachment, PodName, host_interface};
+    use podwire_cni::protocol::{Attachment, PodName, PortMapping, Transport, host_interface};
     use podwire_common::addr::Mac;
+    use std::num::NonZeroU16;
 
     fn endpoint(container: &str) -> Endpoint {
         let attachment = Attachment { container_id: container.into(), interface: "eth0".into() };
@@ -226,6 +227,7 @@ mod tests {
             address: Ipv4Addr::new(10, 244, 1, 2),
             gateway: Ipv4Addr::new(10, 244, 1, 1),
             mtu: 1450,
+            port_mappings: Vec::new(),
             pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
         }
     }
@@ -242,6 +244,26 @@ mod tests {
         found.sort_by(|one, other| one.attachment.cmp(&other.attachment));
         assert_eq!(found, [endpoint("a"), endpoint("b")]);
         assert_eq!(corrupt, []);
+    }
+
+    #[test]
+    fn host_ports_are_remembered_and_files_without_them_decode() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let port = |number| NonZeroU16::new(number).unwrap();
+        let mapping = PortMapping {
+            host_address: Some(Ipv4Addr::new(10, 200, 0, 1)),
+            host_port: port(9088),
+            container_port: port(8080),
+            protocol: Transport::Udp,
+        };
+        let with = Endpoint { port_mappings: vec![mapping], ..endpoint("a") };
+        store.save(&with).unwrap();
+        assert_eq!(store.load().unwrap().0, [with]);
+        // As releases before hostPorts wrote it.
+        store.save(&endpoint("a")).unwrap();
+        assert!(!fs::read_to_string(store.path(&endpoint("a"))).unwrap().contains("port_mappings"));
+        assert_eq!(store.load().unwrap().0, [endpoint("a")]);
     }
 
     #[test]

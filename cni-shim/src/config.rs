@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use podwire_cni::protocol::{DEFAULT_SOCKET, codes};
+use podwire_cni::protocol::{DEFAULT_SOCKET, PortMapping, codes};
 use serde_json::Value;
 
 use crate::environment::is_identifier;
@@ -44,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) mtu: Option<u32>,
     /// Addresses asked for, each with its full prefix length.
     pub(crate) addresses: Vec<IpNet>,
+    /// hostPorts.
+    pub(crate) port_mappings: Vec<PortMapping>,
     /// What the result says of name resolution.
     pub(crate) dns: Dns,
     /// The result of the ADD before this call; read for CHECK only.
@@ -93,13 +95,26 @@ impl Config {
     /// Reads a configuration. `version` is set as soon as it is known, so that an error about a later key is told
     /// in the version that the runtime speaks.
     pub(crate) fn parse(json: &[u8], version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
+        Self::parse_with(json, version, RuntimeConfig::parse)
+    }
+
+    /// The same for DEL, which needs nothing of `runtimeConfig`: what ADD has refused must not keep DEL from succeeding.
+    pub(crate) fn parse_for_del(json: &[u8], version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
+        Self::parse_with(json, version, |_| Ok(RuntimeConfig::default()))
+    }
+
+    fn parse_with(
+        json: &[u8],
+        version: &mut SpecVersion,
+        runtime: impl FnOnce(&Fields<'_>) -> Result<RuntimeConfig, ConfigError>,
+    ) -> Result<Parsed, ConfigError> {
         let document: Value = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
         let fields = Fields::root(document.as_object().ok_or(ConfigError::NotAnObject)?, Keys::Exact);
         *version = spec_version(&fields)?;
         check_names(&fields)?;
 
         let runtime = match fields.object("runtimeConfig", Keys::AnyCase)? {
-            Some(fields) => RuntimeConfig::parse(&fields)?,
+            Some(fields) => runtime(&fields)?,
             None => RuntimeConfig::default(),
         };
         let mut warnings = warnings(&fields)?;
@@ -110,6 +125,7 @@ impl Config {
             socket: socket(&fields)?,
             mtu: mtu(&fields)?,
             addresses: runtime.addresses,
+            port_mappings: runtime.port_mappings,
             dns: dns(&fields)?.overridden_by(runtime.dns),
             previous: fields.get("prevResult").cloned(),
         };
@@ -228,13 +244,29 @@ mod tests {
             include_bytes!("../../testdata/cni-calls/hostports-and-bandwidth.add.json").as_slice(),
             include_bytes!("../../testdata/cni-calls/hostports-and-bandwidth.del.json"),
         ];
-        for (call, warnings) in plain.map(|call| (call, 0)).into_iter().chain(full.map(|call| (call, 2))) {
+        for (call, warnings) in plain.map(|call| (call, 0)).into_iter().chain(full.map(|call| (call, 1))) {
             let parsed = Config::parse(call, &mut SpecVersion::V0_3_0).unwrap();
             assert_eq!(parsed.config.socket, Path::new(DEFAULT_SOCKET));
             assert_eq!(parsed.config.dns.nameservers, ["10.96.0.10"]);
             assert_eq!(parsed.config.dns.options, ["ndots:5"]);
             assert_eq!(parsed.warnings.len(), warnings, "{:?}", parsed.warnings);
+            let mappings = parsed.config.port_mappings.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let expected =
+                ["*:9088/tcp to port 8080", "*:9089/udp to port 8081", "127.0.0.1:9090/tcp to port 8080"];
+            assert_eq!(mappings, if warnings == 0 { &[][..] } else { &expected });
         }
+    }
+
+    #[test]
+    fn what_add_refuses_does_not_keep_del_from_succeeding() {
+        let refused = with(&json!({"runtimeConfig": {
+            "portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "sctp"}],
+            "ips": ["nowhere"],
+        }}));
+        assert_eq!(parse(&refused).unwrap_err().code, codes::INVALID_CONFIGURATION);
+        let mut version = SpecVersion::NEWEST;
+        let parsed = Config::parse_for_del(refused.to_string().as_bytes(), &mut version).unwrap();
+        assert_eq!(parsed.config.port_mappings, []);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod mac;
 mod netlink;
 mod netns;
 mod pod;
+mod port_mappings;
 mod result;
 mod runtime_config;
 mod verbs;
@@ -51,7 +52,11 @@ fn run(version: &mut SpecVersion) -> Result<(), CniError> {
         let input = if io::stdin().is_terminal() { Vec::new() } else { read_input()? };
         return print(&verbs::version(&input));
     }
-    let parsed = Config::parse(&read_input()?, version)?;
+    let input = read_input()?;
+    let parsed = match invocation {
+        Invocation::Del(_) => Config::parse_for_del(&input, version)?,
+        _ => Config::parse(&input, version)?,
+    };
     for warning in &parsed.warnings {
         note(warning);
     }

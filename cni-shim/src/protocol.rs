@@ -4,14 +4,16 @@
 //! then that many bytes of JSON, [`MAX_FRAME`] at most. Unknown fields are refused: a field that one side takes
 //! seriously and the other never saw is how half a configuration gets applied.
 
+use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The protocol's version: the first thing in a request.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The largest frame, in bytes of JSON.
 pub const MAX_FRAME: usize = 1 << 20;
 /// Where the agent listens unless told otherwise.
@@ -67,8 +69,54 @@ pub struct Add {
     pub addresses: Vec<IpNet>,
     /// The MTU that the network configuration sets, if any.
     pub mtu: Option<u32>,
+    /// hostPorts (`portMappings` capability).
+    pub port_mappings: Vec<PortMapping>,
     /// `K8S_POD_NAMESPACE` and `K8S_POD_NAME` out of `CNI_ARGS`, for messages.
     pub pod: Option<PodName>,
+}
+
+/// A port of the node behind which the pod answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortMapping {
+    /// The address of the node; `None`: each of its addresses.
+    pub host_address: Option<Ipv4Addr>,
+    /// The port there.
+    pub host_port: NonZeroU16,
+    /// The pod's port.
+    pub container_port: NonZeroU16,
+    /// Of both.
+    pub protocol: Transport,
+}
+
+impl fmt::Display for PortMapping {
+    /// As `*:9088/tcp to port 8080`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_address {
+            Some(address) => write!(f, "{address}")?,
+            None => f.write_str("*")?,
+        }
+        write!(f, ":{}/{} to port {}", self.host_port, self.protocol, self.container_port)
+    }
+}
+
+/// A protocol that has ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        })
+    }
 }
 
 /// A pod as Kubernetes names it.
@@ -152,6 +200,8 @@ pub mod codes {
     pub const CHECK_FAILED: u32 = 103;
     /// The agent could not persist, attach or fill a map.
     pub const AGENT_FAILURE: u32 = 104;
+    /// A hostPort asked for is another pod's, or the tunnel's.
+    pub const HOST_PORT_UNAVAILABLE: u32 = 105;
 }
 
 /// Name of the host side of an attachment's veth pair: `pw` and twelve hexadecimal digits of a 64-bit FNV-1a hash
@@ -241,7 +291,7 @@ mod tests {
 
     #[test]
     fn an_unknown_field_is_refused() {
-        let json = br#"{"version":1,"call":{"del":{"container_id":"a","interface":"b","force":true}}}"#;
+        let json = br#"{"version":2,"call":{"del":{"container_id":"a","interface":"b","force":true}}}"#;
         let frame = [&u32::try_from(json.len()).unwrap().to_be_bytes()[..], json].concat();
         let error = read_frame::<Request>(&mut frame.as_slice()).unwrap_err();
         assert!(error.to_string().contains("force"), "{error}");

@@ -5,9 +5,11 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use podwire_cni::protocol::PortMapping;
 
 use crate::config::ConfigError;
 use crate::fields::{Fields, Keys};
+use crate::port_mappings;
 use crate::result::Dns;
 
 const KNOWN: [&str; 5] = ["ips", "dns", "mac", "portMappings", "bandwidth"];
@@ -17,6 +19,8 @@ const KNOWN: [&str; 5] = ["ips", "dns", "mac", "portMappings", "bandwidth"];
 pub(crate) struct RuntimeConfig {
     /// Addresses asked for, each with its full prefix length.
     pub(crate) addresses: Vec<IpNet>,
+    /// hostPorts.
+    pub(crate) port_mappings: Vec<PortMapping>,
     /// The pod's name resolution; it has no domain.
     pub(crate) dns: Dns,
     pub(crate) warnings: Vec<String>,
@@ -29,7 +33,9 @@ impl RuntimeConfig {
             .map(|key| format!("unknown key {key:?} in the network configuration is ignored"))
             .collect();
         warnings.extend(not_enforced(fields)?);
-        Ok(RuntimeConfig { addresses: addresses(fields)?, dns: dns(fields)?, warnings })
+        let (port_mappings, left_out) = port_mappings::parse(fields)?;
+        warnings.extend(left_out);
+        Ok(RuntimeConfig { addresses: addresses(fields)?, port_mappings, dns: dns(fields)?, warnings })
     }
 }
 
@@ -60,17 +66,6 @@ fn dns(fields: &Fields<'_>) -> Result<Dns, ConfigError> {
 /// What is asked for and not done by this version: said, so that nobody takes it for granted.
 fn not_enforced(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
     let mut warnings = Vec::new();
-    let mappings = fields.objects("portMappings")?;
-    let mut ports = Vec::new();
-    for mapping in &mappings {
-        ports.extend(mapping.unsigned("hostPort")?.filter(|port| *port != 0).map(|port| port.to_string()));
-    }
-    if !ports.is_empty() {
-        warnings.push(format!(
-            "portMappings (host ports {}) is not enforced yet by this version",
-            ports.join(", ")
-        ));
-    }
     if let Some(bandwidth) = fields.object("bandwidth", Keys::AnyCase)? {
         let rates = [bandwidth.unsigned("ingressRate")?, bandwidth.unsigned("egressRate")?];
         if rates.into_iter().flatten().any(|rate| rate != 0) {
@@ -117,12 +112,12 @@ mod tests {
     #[test]
     fn what_is_not_enforced_is_said_in_either_case_of_the_keys() {
         for value in [
-            json!({"portMappings": [{"hostPort": 9088}], "bandwidth": {"ingressRate": 1}, "mac": "02:00:00:00:00:01"}),
-            json!({"PortMappings": [{"HostPort": 9088}], "Bandwidth": {"EgressRate": 1}, "Mac": "02:00:00:00:00:01"}),
+            json!({"bandwidth": {"ingressRate": 1}, "mac": "02:00:00:00:00:01"}),
+            json!({"Bandwidth": {"EgressRate": 1}, "Mac": "02:00:00:00:00:01"}),
         ] {
             let warnings = parse(&value).unwrap().warnings;
-            assert_eq!(warnings.len(), 3, "{warnings:?}");
-            assert!(warnings[0].contains("9088"), "{warnings:?}");
+            assert_eq!(warnings.len(), 2, "{warnings:?}");
+            assert!(warnings[0].contains("bandwidth"), "{warnings:?}");
         }
     }
 

@@ -28,6 +28,7 @@ const RULES: &[Rule] = &[
             "agent/src/diff.rs",
             "agent/src/model.rs",
             "agent/src/forward_policy.rs",
+            "agent/src/host_ports.rs",
         ],
         except: &[],
         forbidden: &["aya", "kube", "tokio", "std::fs", "rtnetlink", "rustix", "axum", "notify"],

@@ -8,18 +8,19 @@ use podwire_common::abi::ENDPOINT_STACK_ONLY;
 use tracing::{error, info, warn};
 
 use super::{Daemon, Readiness};
-use crate::desired::{Route, endpoint_entry};
+use crate::desired::{Route, endpoint_entry, frontends};
 use crate::diff::Op;
 use crate::error::Error;
+use crate::host_ports::{self, Unavailable};
 use crate::ipam::{IpamError, Pool};
-use crate::model::{Endpoint, format_mac, parse_mac};
+use crate::model::{Endpoint, Mode, format_mac, parse_mac};
 
 /// The least MTU of IPv4 (RFC 791).
 const LEAST_MTU: u32 = 68;
 
 impl Daemon {
-    pub(super) async fn answer(&mut self, call: Call) -> Reply {
-        let result = match &call {
+    pub(super) async fn answer(&mut self, call: &Call) -> Reply {
+        let result = match call {
             Call::Add(add) => self.add(add).await.map(Reply::Added),
             Call::Del(attachment) => self.del(attachment).await.map(|()| Reply::Deleted),
             Call::Check(attachment) => self.check(attachment).await.map(Reply::Checked),
@@ -44,6 +45,9 @@ impl Daemon {
             return Err(failure(&error));
         }
         info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
+        for address in host_ports::foreign_addresses(&endpoint.port_mappings, &self.host.own_addresses()) {
+            warn!(pod = %endpoint, "hostIP {address} is no address of this node: its hostPorts answer when it is");
+        }
         Ok(added(&endpoint))
     }
 
@@ -75,6 +79,7 @@ impl Daemon {
             );
             return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
         }
+        self.check_host_ports(add, known)?;
         let own = self.model.own.as_ref();
         let gateway = known.map(|known| known.gateway).or(own.map(|own| own.overlay_address()));
         let (Some(gateway), Some(fitting)) = (gateway, self.model.pod_mtu()) else {
@@ -94,7 +99,27 @@ impl Daemon {
             address: Ipv4Addr::UNSPECIFIED,
             gateway,
             mtu: wanted_mtu(add.mtu, fitting)?,
+            port_mappings: add.port_mappings.clone(),
             pod: add.pod.clone(),
+        })
+    }
+
+    fn check_host_ports(&self, add: &Add, known: Option<&Endpoint>) -> Result<(), Failure> {
+        // Flows that are under way know the ports of before: only DEL ends them.
+        if let Some(known) = known
+            && known.port_mappings != add.port_mappings
+        {
+            let message = "other portMappings are asked for than the attachment has: DEL it first".into();
+            return Err(refuse(codes::INVALID_CONFIGURATION, message));
+        }
+        let tunnel_port = (self.config.mode == Mode::Vxlan).then_some(self.config.vxlan_port);
+        let others = self.model.endpoints.values().filter(|other| other.attachment != add.attachment);
+        host_ports::check(&add.port_mappings, others, tunnel_port).map_err(|unavailable| {
+            let code = match unavailable {
+                Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,
+                _ => codes::HOST_PORT_UNAVAILABLE,
+            };
+            refuse(code, unavailable.to_string())
         })
     }
 
@@ -154,7 +179,7 @@ impl Daemon {
         })
     }
 
-    /// Disk, programs, link, map, route: in this order, so that at each step what it needs is there.
+    /// Disk, programs, link, maps, route: in this order, so that at each step what it needs is there.
     async fn connect(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
         if let Some(last) = self.pool.as_ref().and_then(Pool::last) {
             self.store.save_last_address(last)?;
@@ -165,6 +190,9 @@ impl Daemon {
         let device = device.ok_or_else(|| Error::NoDevice { name: endpoint.host_interface.clone() })?;
         self.links.set_mtu_and_up(&device, endpoint.mtu).await?;
         self.apply(Op::SetEndpoint(endpoint.address.into(), endpoint_entry(endpoint))).await?;
+        for (frontend, backend) in frontends(endpoint) {
+            self.apply(Op::SetFrontend(frontend, backend)).await?;
+        }
         let route = self.route_to(endpoint);
         self.apply(Op::SetRoute(endpoint.address.into(), route)).await
     }
@@ -173,6 +201,7 @@ impl Daemon {
     async fn undo(&mut self, endpoint: &Endpoint) {
         let route = self.route_to(endpoint);
         let undone = [
+            self.remove_frontends(endpoint).await,
             self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await,
             self.apply(Op::RemoveEndpoint(endpoint.address.into())).await,
             self.links.set_down(endpoint.ifindex, &endpoint.host_interface).await,
@@ -198,6 +227,7 @@ impl Daemon {
     /// Takes everything of an endpoint back, what points at something before what it points at; the address last, when
     /// nothing refers to it any more.
     pub(super) async fn release(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
+        self.remove_frontends(endpoint).await?;
         let route = self.route_to(endpoint);
         self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await?;
         self.apply(Op::RemoveEndpoint(endpoint.address.into())).await?;
@@ -214,6 +244,13 @@ impl Daemon {
         self.dataplane.maps.forget_pod(endpoint.address)?;
         self.store.remove(endpoint)?;
         self.forget(endpoint);
+        Ok(())
+    }
+
+    async fn remove_frontends(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
+        for (frontend, _) in frontends(endpoint) {
+            self.apply(Op::RemoveFrontend(frontend)).await?;
+        }
         Ok(())
     }
 
@@ -247,6 +284,12 @@ impl Daemon {
         });
         if entry != Some(endpoint_entry(&endpoint)) {
             return Err(wrong("its entry in the map ENDPOINTS is missing or wrong"));
+        }
+        for (frontend, backend) in frontends(&endpoint) {
+            let there = self.dataplane.maps.backend(&frontend).map_err(|error| failure(&error))?;
+            if there != Some(backend) {
+                return Err(wrong("an entry of its hostPorts in the map FRONTENDS is missing or wrong"));
+            }
         }
         let filters = self.links.filters(endpoint.ifindex).await.map_err(|error| failure(&error))?;
         if !filters.both() {

@@ -34,7 +34,7 @@ pub enum Event {
     /// The plugin asks for something.
     Call {
         /// What.
-        call: Call,
+        call: Box<Call>,
         /// Where the answer goes.
         reply: oneshot::Sender<Reply>,
     },
@@ -127,7 +127,7 @@ impl Daemon {
             match event {
                 Event::Call { call, reply } => {
                     // The plugin may have given up waiting: what was done stays and is undone by its DEL.
-                    let _ = reply.send(self.answer(call).await);
+                    let _ = reply.send(self.answer(&call).await);
                 }
                 Event::Nodes { records, problems } => self.take_nodes(&records, problems).await,
                 Event::NodeListUnusable(reason) if self.complete => {

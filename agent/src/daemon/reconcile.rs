@@ -36,6 +36,7 @@ impl Daemon {
             self.rebuild_tunnel().await?;
             host = self.links.host().await?;
         }
+        self.model.other_addresses = host.own_addresses();
         if !self.look_at_uplinks(&host).await {
             return Ok(());
         }

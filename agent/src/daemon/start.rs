@@ -159,13 +159,17 @@ fn device_of(endpoint: &Endpoint, host: &Host) -> Option<u32> {
 }
 
 fn restore(dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<(), Error> {
-    use crate::desired::endpoint_entry;
+    use crate::desired::{endpoint_entry, frontends};
     use crate::diff::{Deletions, diff};
     let mut want = crate::desired::Contents::default();
     want.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
+    want.frontends.extend(frontends(endpoint));
     let mut have = crate::desired::Contents::default();
     if let Some(entry) = dataplane.maps.endpoint(endpoint.address)? {
         have.endpoints.insert(endpoint.address.into(), entry);
+    }
+    for frontend in want.frontends.keys() {
+        have.frontends.extend(dataplane.maps.backend(frontend)?.map(|backend| (*frontend, backend)));
     }
     for op in diff(&want, &have, Deletions::Withheld) {
         dataplane.maps.apply(&op)?;

@@ -110,6 +110,10 @@ impl Maps {
             let (key, value) = entry.map_err(map_error("read", names::ENDPOINTS))?;
             contents.endpoints.insert(key, value);
         }
+        for entry in self.frontends.iter() {
+            let (key, value) = entry.map_err(map_error("read", names::FRONTENDS))?;
+            contents.frontends.insert(key, value);
+        }
         Ok(contents)
     }
 
@@ -131,6 +135,8 @@ impl Maps {
             }
             Op::SetNode(prefix, value) => write(self.nodes.insert(&key(prefix), value, 0), names::NODES),
             Op::SetEndpoint(key, value) => write(self.endpoints.insert(key, value, 0), names::ENDPOINTS),
+            Op::SetFrontend(key, value) => write(self.frontends.insert(key, value, 0), names::FRONTENDS),
+            Op::RemoveFrontend(key) => remove(self.frontends.remove(&key), names::FRONTENDS),
             Op::RemoveEndpoint(key) => remove(self.endpoints.remove(&key), names::ENDPOINTS),
             Op::RemoveNode(prefix) => remove(self.nodes.remove(&key(prefix)), names::NODES),
             Op::RemoveTunnelPeer(key) => remove(self.tunnel_peers.remove(&key), names::TUNNEL_PEERS),
@@ -148,6 +154,18 @@ impl Maps {
             Ok(entry) => Ok(Some(entry)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(source) => Err(map_error("read", names::ENDPOINTS)(source)),
+        }
+    }
+
+    /// Who answers at a frontend.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn backend(&self, frontend: &abi::Frontend) -> Result<Option<abi::Backend>> {
+        match self.frontends.get(frontend, 0) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(map_error("read", names::FRONTENDS)(source)),
         }
     }
 

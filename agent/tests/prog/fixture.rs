@@ -138,6 +138,7 @@ impl Fixture {
                 address,
                 gateway: GATEWAY,
                 mtu: 1450,
+                port_mappings: Vec::new(),
                 pod: None,
             };
             model.endpoints.insert(attachment, endpoint);

@@ -86,6 +86,7 @@ fn attach(
         host_mac: pair.host_mac.to_string(),
         addresses: config.addresses.clone(),
         mtu: config.mtu,
+        port_mappings: config.port_mappings.clone(),
         pod: target.pod.clone(),
     };
     let added = agent.add(request).map_err(|error| {

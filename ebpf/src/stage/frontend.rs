@@ -85,6 +85,7 @@ pub fn reply_of_pod(packet: &Ipv4) -> Option<&'static Translation> {
     Some(half)
 }
 
+/// Only for what is an address of this node as well: a hostIP may be anybody's, and 127.0.0.1 is for the node's own processes.
 #[inline(always)]
 fn backend_of(packet: &Ipv4) -> Option<Backend> {
     let flow = &packet.flow;
@@ -94,11 +95,12 @@ fn backend_of(packet: &Ipv4) -> Option<Backend> {
         protocol: flow.protocol,
         reserved: 0,
     };
-    if let Some(backend) = maps::backend(&frontend) {
-        return Some(backend);
+    let mut found = maps::backend(&frontend);
+    if found.is_none() {
+        frontend.address = Addr::UNSPECIFIED;
+        found = maps::backend(&frontend);
     }
-    frontend.address = Addr::UNSPECIFIED;
-    let backend = maps::backend(&frontend)?;
+    let backend = found?;
     let is_own = NODE_LOCAL | NODE_ADDRESS;
     maps::node(&flow.destination).is_some_and(|node| node.flags & is_own == is_own).then_some(backend)
 }

@@ -1,0 +1,163 @@
+//! Whether the hostPorts that a pod asks for are free. Pure.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use podwire_cni::protocol::{PortMapping, Transport};
+use thiserror::Error;
+
+use crate::model::Endpoint;
+
+/// Why a pod does not get its hostPorts.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unavailable {
+    /// Another pod has it.
+    #[error(
+        "hostPort {wanted}: pod {pod} has {taken} on this node already: choose another hostPort or hostIP, or delete that pod"
+    )]
+    Taken {
+        /// What was asked for.
+        wanted: PortMapping,
+        /// What is there.
+        taken: PortMapping,
+        /// Whose it is.
+        pod: String,
+    },
+    /// The tunnel's port.
+    #[error(
+        "hostPort {0}: UDP {port} is the port of the tunnel between the nodes (--vxlan-port): choose another hostPort", port = .0.host_port
+    )]
+    Tunnel(PortMapping),
+    /// The same port twice.
+    #[error("portMappings asks for {0} and for {1}, which cannot both be: leave one out")]
+    Contradiction(PortMapping, PortMapping),
+}
+
+/// Whether hostPorts can be given. `others` are the endpoints of other attachments, `tunnel_port` the UDP port of the tunnel if
+/// there is one.
+///
+/// # Errors
+/// The first that cannot.
+pub fn check<'a>(
+    wanted: &[PortMapping],
+    others: impl Iterator<Item = &'a Endpoint> + Clone,
+    tunnel_port: Option<u16>,
+) -> Result<(), Unavailable> {
+    for (index, mapping) in wanted.iter().enumerate() {
+        if mapping.protocol == Transport::Udp && tunnel_port == Some(mapping.host_port.get()) {
+            return Err(Unavailable::Tunnel(*mapping));
+        }
+        let contradicts =
+            |other: &&PortMapping| overlap(mapping, other) && mapping.container_port != other.container_port;
+        if let Some(other) = wanted[index + 1..].iter().find(contradicts) {
+            return Err(Unavailable::Contradiction(*mapping, *other));
+        }
+        for endpoint in others.clone() {
+            if let Some(taken) = endpoint.port_mappings.iter().find(|taken| overlap(mapping, taken)) {
+                let pod = endpoint.to_string();
+                return Err(Unavailable::Taken { wanted: *mapping, taken: *taken, pod });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The host addresses that are none of this node's `addresses`: what is mapped there is not reached before they are.
+pub fn foreign_addresses(wanted: &[PortMapping], addresses: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {
+    let named = wanted.iter().filter_map(|mapping| mapping.host_address);
+    named.filter(|address| !address.is_loopback() && !addresses.contains(address)).collect()
+}
+
+/// Whether one packet could be meant for both.
+fn overlap(one: &PortMapping, other: &PortMapping) -> bool {
+    let same_address = match (one.host_address, other.host_address) {
+        (Some(one), Some(other)) => one == other,
+        _ => true,
+    };
+    same_address && (one.host_port, one.protocol) == (other.host_port, other.protocol)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podwire_cni::protocol::{Attachment, PodName};
+    use podwire_common::addr::Mac;
+    use std::num::NonZeroU16;
+
+    const TUNNEL: Option<u16> = Some(8472);
+    const ONE: Option<Ipv4Addr> = Some(Ipv4Addr::new(10, 200, 0, 1));
+    const OTHER: Option<Ipv4Addr> = Some(Ipv4Addr::new(127, 0, 0, 1));
+
+    fn mapping(address: Option<Ipv4Addr>, protocol: Transport, host: u16, container: u16) -> PortMapping {
+        let port = |number| NonZeroU16::new(number).unwrap();
+        PortMapping {
+            host_address: address,
+            host_port: port(host),
+            container_port: port(container),
+            protocol,
+        }
+    }
+
+    fn endpoint(mapping: PortMapping) -> Endpoint {
+        Endpoint {
+            attachment: Attachment { container_id: "c".into(), interface: "eth0".into() },
+            netns: String::new(),
+            host_interface: "pw1".into(),
+            ifindex: 3,
+            id: 1,
+            pod_mac: Mac { bytes: [2; 6] },
+            host_mac: Mac { bytes: [2; 6] },
+            address: Ipv4Addr::new(10, 244, 1, 2),
+            gateway: Ipv4Addr::new(10, 244, 1, 1),
+            mtu: 1450,
+            port_mappings: vec![mapping],
+            pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
+        }
+    }
+
+    #[test]
+    fn two_pods_share_a_port_only_by_protocol_or_by_particular_addresses() {
+        use Transport::{Tcp, Udp};
+        for (one, other, is_free) in [
+            (mapping(None, Tcp, 80, 8080), mapping(None, Tcp, 80, 8080), false),
+            (mapping(ONE, Tcp, 80, 8080), mapping(ONE, Tcp, 80, 8081), false),
+            (mapping(None, Tcp, 80, 8080), mapping(ONE, Tcp, 80, 8080), false),
+            (mapping(ONE, Tcp, 80, 8080), mapping(None, Tcp, 80, 8080), false),
+            (mapping(ONE, Tcp, 80, 8080), mapping(OTHER, Tcp, 80, 8080), true),
+            (mapping(None, Tcp, 80, 8080), mapping(None, Udp, 80, 8080), true),
+            (mapping(None, Tcp, 80, 8080), mapping(None, Tcp, 81, 8080), true),
+        ] {
+            let found = check(&[one], [endpoint(other)].iter(), TUNNEL);
+            assert_eq!(found.is_ok(), is_free, "{one} beside {other}");
+            if let Err(refusal) = found {
+                assert!(refusal.to_string().contains("default/web"), "{refusal}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_tunnels_port_is_not_given_while_there_is_a_tunnel() {
+        let wanted = [mapping(None, Transport::Udp, 8472, 53)];
+        assert_eq!(check(&wanted, [].iter(), TUNNEL), Err(Unavailable::Tunnel(wanted[0])));
+        assert_eq!(check(&wanted, [].iter(), None), Ok(()));
+        assert_eq!(check(&[mapping(None, Transport::Tcp, 8472, 53)], [].iter(), TUNNEL), Ok(()));
+    }
+
+    #[test]
+    fn one_pods_own_mappings_may_overlap_but_not_contradict_each_other() {
+        let one = mapping(None, Transport::Tcp, 80, 8080);
+        assert_eq!(check(&[one, mapping(OTHER, Transport::Tcp, 80, 8080)], [].iter(), TUNNEL), Ok(()));
+        for other in [mapping(None, Transport::Tcp, 80, 8081), mapping(ONE, Transport::Tcp, 80, 8081)] {
+            let found = check(&[one, other], [].iter(), TUNNEL);
+            assert_eq!(found, Err(Unavailable::Contradiction(one, other)));
+        }
+    }
+
+    #[test]
+    fn host_addresses_that_the_node_lacks_are_told() {
+        let wanted = [ONE, OTHER, None, Some(Ipv4Addr::new(192, 0, 2, 9))]
+            .map(|address| mapping(address, Transport::Tcp, 80, 80));
+        let found = foreign_addresses(&wanted, &ONE.into_iter().collect());
+        assert_eq!(found, [Ipv4Addr::new(192, 0, 2, 9)].into());
+    }
+}
