@@ -6,6 +6,7 @@ mod fixture;
 mod from_overlay;
 mod from_pod;
 mod from_uplink;
+mod host_ports;
 mod packets;
 mod to_overlay;
 mod to_pod;
