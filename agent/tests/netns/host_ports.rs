@@ -1,10 +1,14 @@
 //! hostPorts: whoever reaches the node reaches the pod, past the host's own rules, and the pod sees who it is.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use podwire_common::names::maps;
 use podwire_common::reason::Path::{self, FromStack, Hairpin, HostPortIn, HostPortOut, SnatOut};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Exchange, Route};
 use xtask::lab::{Lab, Mode, Node, Ns, Pod};
@@ -21,9 +25,11 @@ const HERE: u16 = 9089;
 /// A second way to the same pod.
 const SECOND: u16 = 9090;
 const STREAM: u64 = 1 << 20;
+const ECHOED: usize = 4 << 20;
 const DATAGRAM: usize = 1000;
 /// Three fragments.
 const LARGE_DATAGRAM: usize = 4000;
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[test]
 fn everybody_reaches_a_host_port_in_vxlan_mode() {
@@ -42,18 +48,126 @@ fn everybody_reaches_a_host_port(mode: Mode) {
         for host_port in [ANYWHERE, HERE] {
             let route = Route::translated(SocketAddr::new(places.node().address(), host_port), PORT);
             let pod = &places.pod;
-            let udp = |size| traffic::udp_exchange_on(client.ns, pod, route, size);
+            let datagram = |size| traffic::udp_exchange_on(client.ns, pod, route, size);
             let mut protocol = |protocol: &str, exchange: &dyn Fn() -> Result<Exchange>| {
                 if let Err(error) = client.check(&places.lab, exchange) {
                     writeln!(failures, "{} to {host_port}, {protocol}: {error:#}", client.name).unwrap();
                 }
             };
             protocol("TCP", &|| traffic::tcp_exchange_on(client.ns, pod, route, STREAM));
-            protocol("UDP", &|| udp(DATAGRAM));
-            protocol("UDP in fragments", &|| udp(LARGE_DATAGRAM));
+            protocol("UDP", &|| datagram(DATAGRAM));
+            protocol("UDP in fragments", &|| datagram(LARGE_DATAGRAM));
         }
     }
     assert!(failures.is_empty(), "{mode:?}\n{failures}");
+    assert_eq!(places.forwarded(), 0, "the host's rules were asked");
+    // They are, where they should be: a pod's packet to the world.
+    let socket = places.near.enter(|| udp(0)).unwrap();
+    socket.send_to(b"dropped", (places.lab.world_address(), PORT)).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while places.forwarded() != 1 {
+        assert!(Instant::now() < deadline, "the rule that drops counts nothing");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn much_goes_both_ways_at_once() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let places = Places::new(mode);
+        for client in places.clients() {
+            let destination = SocketAddr::new(places.node().address(), ANYWHERE);
+            echo_stream(client.ns, &places.pod, destination)
+                .unwrap_or_else(|error| panic!("{mode:?}, {}: {error:#}", client.name));
+        }
+    }
+}
+
+#[test]
+fn two_host_ports_of_one_pod_are_told_apart_from_one_client_port() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let places = Places::new(mode);
+        let destinations = [ANYWHERE, SECOND].map(|port| SocketAddr::new(places.node().address(), port));
+        for (index, client) in places.clients().iter().enumerate() {
+            // Each client its own: a connection that is over keeps its port for a while.
+            let port = 45_000 + index as u16;
+            let what = format!("{mode:?}, {}", client.name);
+            let server = places.pod.enter(|| udp(PORT)).unwrap();
+            let socket = client.ns.enter(|| udp(port)).unwrap();
+            let peers = destinations.map(|destination| {
+                socket.send_to(&[0; 100], destination).unwrap();
+                server.recv_from(&mut [0; 100]).unwrap_or_else(|error| panic!("{what}: {error}")).1
+            });
+            assert_eq!(peers.map(|peer| peer.ip()), [client.seen_as; 2], "{what}");
+            assert_ne!(peers[0].port(), peers[1].port(), "{what}");
+            // Answered in the other order.
+            for (peer, destination) in peers.into_iter().zip(destinations).rev() {
+                server.send_to(&[0; 100], peer).unwrap();
+                let (_, from) = socket.recv_from(&mut [0; 100]).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert_eq!(from, destination, "{what}");
+            }
+
+            let listener = places.pod.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))).unwrap();
+            let listener = listener.unwrap();
+            let mut connections = destinations.map(|destination| {
+                let client = client.ns.enter(|| connect_from(port, destination)).unwrap();
+                let client = client.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+                (client, listener.accept().unwrap())
+            });
+            assert_ne!(connections[0].1.1.port(), connections[1].1.1.port(), "{what}");
+            for (number, (client, (server, _))) in connections.iter_mut().enumerate().rev() {
+                let sent = [number as u8; 100];
+                server.write_all(&sent).unwrap();
+                let mut received = [0xff; 100];
+                client.read_exact(&mut received).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(received, sent, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_reaches_itself_shows_in_the_map() {
+    let places = Places::new(Mode::Vxlan);
+    let hairpins = || {
+        let dump = places.node().map_dump(maps::TRANSLATIONS).unwrap();
+        let halves = dump.as_array().unwrap().iter().map(|entry| &entry["formatted"]["value"]);
+        halves.map(|half| (half["hairpin"].as_u64().unwrap(), half["reply"].as_u64().unwrap())).collect()
+    };
+    let route = Route::translated(SocketAddr::new(places.node().address(), ANYWHERE), PORT);
+    traffic::udp_exchange_on(places.lab.world(), &places.pod, route, DATAGRAM).unwrap();
+    let mut shown: Vec<(u64, u64)> = hairpins();
+    shown.sort_unstable();
+    assert_eq!(shown, [(0, 0), (0, 1)]);
+    traffic::udp_exchange_on(&places.pod, &places.pod, route, DATAGRAM).unwrap();
+    let mut shown: Vec<(u64, u64)> = hairpins();
+    shown.sort_unstable();
+    assert_eq!(shown, [(0, 0), (0, 1), (1, 0), (1, 1)]);
+}
+
+#[test]
+fn every_address_of_the_node_is_every_one_that_it_has() {
+    let bridge: IpAddr = Ipv4Addr::new(172, 17, 0, 1).into();
+    let later: IpAddr = Ipv4Addr::new(203, 0, 113, 5).into();
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let wanted = mappings(&[(ANYWHERE, PORT, "tcp", None), (HERE, PORT, "tcp", Some(later))]);
+    let pod = node.add_pod_with("pod", &wanted).unwrap();
+    let log = node.agent_log();
+    let warning = log.lines().find(|line| line.contains("WARN") && line.contains("hostIP 203.0.113.5"));
+    assert!(warning.is_some(), "the log names the address that the node lacks:\n{log}");
+    node.ip("link add docker0 type bridge\nlink set docker0 up\naddress add 172.17.0.1/16 dev docker0\naddress add 203.0.113.5/32 dev docker0\n").unwrap();
+    lab.underlay()
+        .ip(&format!("route add 172.17.0.1 via {0}\nroute add 203.0.113.5 via {0}\n", node.address()))
+        .unwrap();
+    // It looks at the addresses when it starts.
+    node.restart_agent().unwrap();
+    for (address, port) in [(bridge, ANYWHERE), (later, ANYWHERE), (later, HERE)] {
+        let route = Route::translated(SocketAddr::new(address, port), PORT);
+        let exchange = traffic::tcp_exchange_on(lab.world(), &pod, route, STREAM).unwrap();
+        assert_eq!(exchange.peer_seen_by_server.ip(), lab.world_address());
+        assert_eq!(exchange.peer_seen_by_client, route.destination);
+    }
 }
 
 /// A pod with hostPorts, on a node whose host forwards nothing, and who reaches it.
@@ -69,6 +183,8 @@ impl Places {
         let lab = Lab::builder().mode(mode).build().unwrap();
         for node in lab.nodes() {
             iptables(node, "-P FORWARD DROP");
+            // Behind whatever there is: it counts.
+            iptables(node, "-A FORWARD -j DROP");
         }
         let address = lab.node(0).address();
         let wanted = mappings(&[
@@ -76,6 +192,7 @@ impl Places {
             (ANYWHERE, PORT, "udp", None),
             (HERE, PORT, "tcp", Some(address)),
             (HERE, PORT, "udp", Some(address)),
+            (SECOND, PORT, "tcp", None),
             (SECOND, PORT, "udp", None),
         ]);
         Self {
@@ -88,6 +205,14 @@ impl Places {
 
     fn node(&self) -> &Node {
         self.lab.node(0)
+    }
+
+    /// Packets that the node's rules for forwarded ones have seen.
+    fn forwarded(&self) -> u64 {
+        let rules = self.node().exec(&["iptables", "-w", "-nvxL", "FORWARD"]).unwrap();
+        // Two lines of heading, then `pkts bytes target ...`.
+        let rule = rules.lines().nth(2).and_then(|line| line.split_whitespace().next());
+        rule.unwrap_or_else(|| panic!("no rule: {rules}")).parse().unwrap()
     }
 
     fn clients(&self) -> [Client<'_>; 5] {
@@ -132,8 +257,54 @@ impl<'a> Client<'a> {
     }
 }
 
+/// Sends much to a server that sends it back at once, and compares.
+fn echo_stream(from: &Ns, to: &Ns, destination: SocketAddr) -> Result<()> {
+    let listener = to.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))??;
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        std::io::copy(&mut stream.try_clone()?, &mut stream)
+    });
+    let mut stream = from.enter(|| TcpStream::connect_timeout(&destination, PATIENCE))??;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let sent: Vec<u8> = (0..ECHOED).map(|at| (at % 251) as u8).collect();
+    let mut received = Vec::new();
+    std::thread::scope(|scope| -> Result<()> {
+        let mut writer = stream.try_clone()?;
+        let sent = &sent;
+        let writing = scope.spawn(move || {
+            writer.write_all(sent)?;
+            writer.shutdown(Shutdown::Write)
+        });
+        stream.read_to_end(&mut received)?;
+        writing.join().unwrap().context("send")
+    })?;
+    server.join().unwrap().context("server")?;
+    ensure!(received == sent, "{} bytes came back of {}, or others", received.len(), sent.len());
+    Ok(())
+}
+
+/// Connects from a port that another connection to elsewhere may have as well.
+fn connect_from(port: u16, to: SocketAddr) -> Result<TcpStream> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
+    rustix::net::connect(&socket, &to)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// A socket on a port of every address.
+pub fn udp(port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
 /// A `runtimeConfig` with hostPorts: port of the node, port of the pod, protocol, hostIP.
-fn mappings(wanted: &[(u16, u16, &str, Option<IpAddr>)]) -> Value {
+pub fn mappings(wanted: &[(u16, u16, &str, Option<IpAddr>)]) -> Value {
     let entries = wanted.iter().map(|(host, container, protocol, address)| {
         let address = address.map(|address| address.to_string()).unwrap_or_default();
         // As containerd spells them.

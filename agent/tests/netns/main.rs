@@ -9,6 +9,7 @@ mod forwarding_pod;
 mod headers;
 mod host_processes;
 mod kube_proxy;
+mod host_port_life;
 mod host_ports;
 mod large;
 mod life;

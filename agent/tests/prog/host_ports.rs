@@ -265,6 +265,8 @@ fn what_is_for_no_host_port_is_the_hosts() {
         ("another hostIP", request(STRANGER, GATEWAY, udp(CLIENT_PORT, HOST_PORT_HERE))),
         ("loopback", request(STRANGER, Ipv4Addr::LOCALHOST, udp(CLIENT_PORT, HOST_PORT_LOOPBACK))),
         ("loopback's port", request(STRANGER, NODE1, udp(CLIENT_PORT, HOST_PORT_LOOPBACK))),
+        ("from the node's own address", request(NODE1, NODE1, udp(CLIENT_PORT, HOST_PORT))),
+        ("from the gateway's address", request(GATEWAY, NODE1, udp(CLIENT_PORT, HOST_PORT))),
     ];
     for (what, packet) in table {
         node.check(what, FROM_UPLINK, link, &packet.build(), Expect::Pass);

@@ -58,7 +58,11 @@ fn verdict(ctx: &TcContext) -> Outcome {
             }
         };
     }
-    inbound::from_network(ctx, &mut packet)
+    match sender {
+        // The kernel refuses its own addresses as a source; a hostPort must not let them in.
+        Some(node) if node.flags & NODE_LOCAL != 0 => Ok(Verdict::Pass),
+        _ => inbound::from_network(ctx, &mut packet),
+    }
 }
 
 /// Whether it is VXLAN for this node. Outer fragments are not: the host reassembles them for the VXLAN device.
