@@ -1,10 +1,10 @@
 //! hostPorts come and go with their pods: who gets one, who does not, and what is left.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 
 use podwire_common::names::maps;
-use serde_json::Value;
+use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Route};
 use xtask::lab::{CniOutput, Lab, Mode, Node, Ns};
 
@@ -61,6 +61,25 @@ fn pods_share_a_host_port_by_protocol_and_address() {
         traffic::tcp_exchange_on(client, &tcp, route, STREAM).unwrap();
         traffic::udp_exchange_on(client, &udp, route, 1000).unwrap();
     }
+}
+
+#[test]
+fn host_ports_show_in_the_map() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod_with("pod", &mappings(&[(HOST_PORT, PORT, "udp", Some(node.address()))])).unwrap();
+    let mapped = |address: IpAddr| {
+        let mut bytes = vec![0; 10];
+        bytes.extend([0xff, 0xff]);
+        bytes.extend(crate::v4(address).octets());
+        json!({ "bytes": bytes })
+    };
+    let port = |port: u16| json!({ "bytes": port.to_be_bytes() });
+    let entry = node.map_dump(maps::FRONTENDS).unwrap()[0]["formatted"].clone();
+    let (key, value) = (&entry["key"], &entry["value"]);
+    assert_eq!((&key["address"], &value["address"]), (&mapped(node.address()), &mapped(pod.address())));
+    assert_eq!((&key["port"], &value["port"]), (&port(HOST_PORT), &port(PORT)));
+    assert_eq!(key["protocol"], json!(17));
 }
 
 #[test]

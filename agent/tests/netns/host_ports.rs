@@ -84,6 +84,22 @@ fn much_goes_both_ways_at_once() {
 }
 
 #[test]
+fn a_path_to_the_client_that_takes_less_than_the_pods_link_is_found_out() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let places = Places::new(mode);
+        let lab = &places.lab;
+        // The route's MTU and not the link's: the client does not know, and says nothing of it in its SYN.
+        lab.underlay()
+            .ip("route change 198.51.100.0/24 dev world src 198.51.100.1 proto kernel scope link mtu lock 1300\n")
+            .unwrap();
+        let destination = SocketAddr::new(places.node().address(), ANYWHERE);
+        echo_stream(lab.world(), &places.pod, destination).unwrap();
+        let known = places.pod.exec(&["ip", "route", "get", &lab.world_address().to_string()]).unwrap();
+        assert!(known.contains("mtu 1300"), "{mode:?}: the pod was told: {known}");
+    }
+}
+
+#[test]
 fn two_host_ports_of_one_pod_are_told_apart_from_one_client_port() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let places = Places::new(mode);

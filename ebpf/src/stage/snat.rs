@@ -123,7 +123,7 @@ fn reserve(ctx: &TcContext, packet: &Ipv4) {
     if !needed {
         return;
     }
-    if !maps::node(&flow.source).is_some_and(|node| node.flags & NODE_LOCAL != 0) {
+    if maps::node(&flow.source).is_none_or(|node| node.flags & NODE_LOCAL == 0) {
         return;
     }
     let reply = flow.reversed();
