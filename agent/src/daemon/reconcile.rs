@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use podwire_common::abi;
+use podwire_common::addr::Addr;
 use podwire_common::names::VXLAN_DEVICE;
 use tracing::{debug, error, info, warn};
 
@@ -147,12 +149,26 @@ impl Daemon {
         let mut first_error = None;
         for op in diff(&want, &have, deletions) {
             debug!(?op, "change");
-            if let Err(error) = self.apply(op).await {
+            let mut done = self.apply(op).await;
+            if done.is_ok()
+                && let Op::RemoveNode(prefix) = op
+                && have.nodes[&prefix].flags & abi::NODE_LOCAL != 0
+            {
+                done = self.forget_address(prefix.address);
+            }
+            if let Err(error) = done {
                 error!("{error}");
                 first_error.get_or_insert(error);
             }
         }
         first_error.map_or(Ok(()), Err)
+    }
+
+    /// An address that this node had: what was translated to it would go on leaving with it, and be answered by nobody.
+    fn forget_address(&mut self, address: Addr) -> Result<(), Error> {
+        let entries = self.dataplane.maps.forget_translations(address)?;
+        info!(?address, entries, "translations removed: the address is no longer this node's");
+        Ok(())
     }
 
     pub(super) async fn apply(&mut self, op: Op) -> Result<(), Error> {

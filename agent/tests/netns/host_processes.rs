@@ -6,16 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::process::Command;
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData};
 use podwire::cgroup2;
-use podwire_common::abi::{Backend, Frontend};
-use podwire_common::addr::{Addr, Be16};
-use podwire_common::flow::protocol;
 use podwire_common::names::{maps, programs};
 use rustix::net::{AddressFamily, SocketType};
 use serde_json::Value;
 use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Node, Ns, Pod};
+
+use crate::host_ports;
 
 const MEBIBYTE: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -268,16 +266,16 @@ struct HostPort {
     /// `None`: every address of the node.
     address: Option<Ipv4Addr>,
     port: u16,
-    protocol: u8,
+    protocol: &'static str,
 }
 
 impl HostPort {
     fn tcp() -> Self {
-        Self { address: None, port: HOST_PORT, protocol: protocol::TCP }
+        Self { address: None, port: HOST_PORT, protocol: "tcp" }
     }
 
     fn udp() -> Self {
-        Self { protocol: protocol::UDP, ..Self::tcp() }
+        Self { protocol: "udp", ..Self::tcp() }
     }
 }
 
@@ -287,18 +285,12 @@ fn lab_with_pod() -> (Lab, Pod) {
     (lab, pod)
 }
 
-/// The one place that knows how a pod gets its hostPorts.
 fn pod_with_host_ports(node: &Node, name: &str, ports: &[HostPort]) -> Pod {
-    let pod = node.add_pod(name).unwrap();
-    let map = Map::HashMap(MapData::from_pin(node.bpf_dir().join(maps::FRONTENDS)).unwrap());
-    let mut frontends: HashMap<_, Frontend, Backend> = map.try_into().unwrap();
-    for HostPort { address, port, protocol } in ports {
-        let address = address.map_or(Addr::UNSPECIFIED, Addr::from);
-        let frontend = Frontend { address, port: Be16::new(*port), protocol: *protocol, reserved: 0 };
-        let backend = Backend { address: pod.address().into(), port: Be16::new(PORT), reserved: [0; 2] };
-        frontends.insert(frontend, backend, 0).unwrap();
-    }
-    pod
+    let mappings: Vec<_> = ports
+        .iter()
+        .map(|HostPort { address, port, protocol }| (*port, PORT, *protocol, address.map(IpAddr::from)))
+        .collect();
+    node.add_pod_with(name, &host_ports::mappings(&mappings)).unwrap()
 }
 
 /// The programs of a node's agent at the root of cgroup2, by number and name: those that use its maps.

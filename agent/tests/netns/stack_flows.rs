@@ -7,10 +7,12 @@ use podwire::conntrack::Conntrack;
 use podwire_common::abi::Flow;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
+use podwire_common::reason::Path;
 use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Mode, Ns};
 
-use crate::service::iptables;
+use crate::check::Counted;
+use crate::service::{drop_invalid, iptables};
 
 const SERVICE: &str = "10.96.0.10:80";
 const PORT: u16 = 8080;
@@ -74,6 +76,47 @@ fn one_socket_reaches_a_backend_through_its_service_and_directly() {
             assert_eq!(answers, [service, direct, service, direct], "{mode:?}: who answered");
             server.join().unwrap();
         }
+    }
+}
+
+#[test]
+fn when_the_table_is_full_pods_take_the_stack_and_nothing_is_lost() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().mode(mode).agent_arguments(&["--max-stack-flows", "16"]).build().unwrap();
+        drop_invalid(&lab);
+        let node = lab.node(0);
+        let (client, near) = (node.add_pod("client").unwrap(), node.add_pod("near").unwrap());
+        let far = lab.node(1).add_pod("far").unwrap();
+        for (service, backend) in [("10.96.0.11", &near), ("10.96.0.12", &far)] {
+            let to = format!("{}:{PORT}", backend.address());
+            let rule =
+                format!("-t nat -A PREROUTING -d {service} -p tcp --dport 80 -j DNAT --to-destination {to}");
+            iptables(node, &rule);
+        }
+        // A transfer that began past the stack goes on when its pod is sent through it.
+        let direct = traffic::tcp_stream(&client, &far, far.address(), 9000).unwrap();
+        direct.wait_for(1 << 20).unwrap();
+        let services = [("10.96.0.11:80", &near), ("10.96.0.12:80", &far)];
+        for number in 0..20 {
+            for (service, backend) in services {
+                let route = Route::translated(service.parse().unwrap(), PORT);
+                traffic::tcp_exchange_on(&client, backend, route, 1000)
+                    .unwrap_or_else(|error| panic!("{mode:?}: {service}, connection {number}: {error:#}"));
+            }
+        }
+        direct.wait_for(4 << 20).unwrap();
+        direct.finish().unwrap();
+        let before = Counted::now(&lab);
+        assert!(node.traffic().unwrap()[Path::StackFlowsFull.name()] > 0, "{mode:?}: it is counted");
+        for server in [&near, &far] {
+            let exchange = traffic::tcp_exchange(&client, server, server.address(), 9001, 1 << 20).unwrap();
+            assert_eq!(exchange.peer_seen_by_server, exchange.client, "{mode:?}");
+            traffic::udp_exchange(&client, server, server.address(), 9001, 1000).unwrap();
+        }
+        Counted::now(&lab)
+            .since(&before)
+            .expect(&[(0, Path::ToStack), (0, Path::FromStack)], &[(0, Path::Local)])
+            .unwrap_or_else(|error| panic!("{mode:?}: {error:#}"));
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use xtask::lab::traffic;
 use xtask::lab::{Lab, Mode};
 
-use super::{ask, udp};
+use super::{ask, udp, wait_until};
 
 const WORLD_NETWORK: &str = "198.51.100.0/24";
 
@@ -93,17 +93,5 @@ fn traceroute_from_a_pod_shows_the_hops() {
                 "{mode:?} {how:?}: {shown}"
             );
         }
-    }
-}
-
-/// Asks again until there is an answer, for as long as anybody waits.
-fn wait_until<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = std::time::Instant::now() + super::PATIENCE;
-    loop {
-        let answer = ask();
-        if answer.is_some() || std::time::Instant::now() > deadline {
-            return answer;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }

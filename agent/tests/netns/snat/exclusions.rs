@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use xtask::lab::{Lab, Node, Pod};
 
-use super::{PATIENCE, ask, udp};
+use super::{ask, udp, wait_until};
 
 #[test]
 fn networks_are_excluded_and_included_again_without_a_restart() {
@@ -68,17 +68,14 @@ fn seen_as(lab: &Lab, pod: &Pod, address: &str) -> std::net::IpAddr {
 }
 
 fn wait_for(node: &Node, map: &str, entries: usize) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while node.map_dump(map).unwrap().as_array().unwrap().len() != entries {
-        assert!(std::time::Instant::now() < deadline, "{map} never had {entries} entries");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let there =
+        wait_until(|| (node.map_dump(map).unwrap().as_array().unwrap().len() == entries).then_some(()));
+    assert!(there.is_some(), "{map} never had {entries} entries");
 }
 
 fn wait_for_log(node: &Node, text: &str) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !node.agent_log().contains(text) {
-        assert!(std::time::Instant::now() < deadline, "`{text}` was never said");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    assert!(
+        wait_until(|| node.agent_log().contains(text).then_some(())).is_some(),
+        "`{text}` was never said"
+    );
 }

@@ -10,7 +10,7 @@ mod uplinks;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
 use xtask::lab::Ns;
@@ -76,4 +76,16 @@ fn ask(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -> So
 /// What a server sees of a node that it knows by this address.
 fn of_node(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
+}
+
+/// Asks again until there is an answer, for as long as the agent may take to look (its tick is ten seconds).
+fn wait_until<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + PATIENCE + PATIENCE;
+    loop {
+        let answer = ask();
+        if answer.is_some() || Instant::now() > deadline {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

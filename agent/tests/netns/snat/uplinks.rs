@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use xtask::lab::{Lab, Mode, Ns, connect};
+use xtask::lab::{Lab, Mode, Node, Ns, connect};
 
-use super::{ask, udp};
+use super::{ask, udp, wait_until};
 
 #[test]
 fn each_uplink_gives_its_own_address_and_of_several_the_one_that_fits() {
@@ -60,4 +60,30 @@ fn a_flow_that_the_route_moves_to_another_uplink_gets_its_address_there() {
     assert_eq!(ask(&client, &server, to, "by eth0").ip(), node.address());
     node.ip("route add 198.51.100.10 via 192.168.7.2\n").unwrap();
     assert_eq!(ask(&client, &server, to, "by eth1").ip(), IpAddr::from([192, 168, 7, 1]));
+}
+
+#[test]
+fn a_flow_whose_address_the_node_has_lost_gets_the_one_that_it_has() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    // The address that the world sees is not the node's InternalIP, so that it can go.
+    node.ip("address add 10.200.0.77/24 dev eth0\nroute change default via 10.200.0.254 src 10.200.0.77\n")
+        .unwrap();
+    let pod = node.add_pod("client").unwrap();
+    let server = udp(lab.world(), "0.0.0.0:53");
+    let client = udp(&pod, "0.0.0.0:40000");
+    let to = SocketAddr::new(lab.world_address(), 53);
+    assert_eq!(ask(&client, &server, to, "before").ip(), IpAddr::from([10, 200, 0, 77]));
+    wait_until(|| knows(node, "10.200.0.77").then_some(())).unwrap();
+    node.ip("route change default via 10.200.0.254\naddress del 10.200.0.77/24 dev eth0\n").unwrap();
+    wait_until(|| (!knows(node, "10.200.0.77")).then_some(())).unwrap();
+    assert_eq!(ask(&client, &server, to, "after").ip(), node.address());
+}
+
+/// Whether the agent has an address among the node's own.
+fn knows(node: &Node, address: &str) -> bool {
+    let octets: Vec<_> =
+        address.parse::<std::net::Ipv4Addr>().unwrap().octets().map(|byte| byte.to_string()).into();
+    let dump = node.map_dump("NODES").unwrap().to_string();
+    dump.contains(&format!("255,255,{}", octets.join(",")))
 }
