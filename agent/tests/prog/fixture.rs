@@ -16,6 +16,7 @@ use podwire::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
 use podwire_cni::protocol::Attachment;
 use podwire_common::abi;
 use podwire_common::addr::{Be16, Mac};
+use podwire_common::flow::protocol;
 use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT, programs::UPLINK_XDP};
 use podwire_common::reason::{Drop as Reason, Path};
 use xtask::lab::{Ns, frames};
@@ -336,6 +337,35 @@ impl Fixture {
     /// Takes a reply's half, as if another flow had it.
     pub fn add_translation(&mut self, reply: abi::Flow) {
         self.loaded.maps.translations.insert(reply, other_half(), 0).unwrap();
+    }
+
+    /// A connection of a pod to the world that both sides have closed, long ago; its own port is the translated one.
+    pub fn add_closed(&mut self, pod: Ipv4Addr, port: u16, server: Ipv4Addr, server_port: u16) {
+        let (port, server_port) = (Be16::new(port), Be16::new(server_port));
+        let original = abi::Flow::new(pod.into(), server.into(), port, server_port, protocol::TCP);
+        let out = abi::Translation {
+            last_seen: 1,
+            source: NODE1.into(),
+            destination: server.into(),
+            source_port: port,
+            destination_port: server_port,
+            ifindex: self.uplink,
+            kind: abi::TRANSLATION_SNAT,
+            reply: 0,
+            state: abi::STATE_REPLIED | abi::STATE_FIN | abi::STATE_REPLY_FIN,
+            hairpin: 0,
+            reserved: 0,
+        };
+        let back = abi::Translation {
+            source: original.destination,
+            destination: original.source,
+            source_port: server_port,
+            destination_port: port,
+            reply: 1,
+            ..out
+        };
+        self.loaded.maps.translations.insert(original, out, 0).unwrap();
+        self.loaded.maps.translations.insert(out.other_half(protocol::TCP), back, 0).unwrap();
     }
 
     /// Adds replies' halves until the table takes no more. `false`: it took all.

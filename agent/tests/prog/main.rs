@@ -8,6 +8,7 @@ mod from_pod;
 mod from_uplink;
 mod host_ports;
 mod packets;
+mod snat;
 mod to_overlay;
 mod to_pod;
 mod to_uplink;

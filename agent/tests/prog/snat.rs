@@ -1,0 +1,278 @@
+//! Source translation: whose ports are whose, who is left alone, and what is said about translated flows.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use podwire::model::Mode;
+use podwire_common::abi::{
+    Flow, STATE_FIN, STATE_REPLIED, STATE_REPLY_FIN, TRANSLATION_HOST, TRANSLATION_RESERVATION,
+    TRANSLATION_SNAT, Translation,
+};
+use podwire_common::addr::Be16;
+use podwire_common::flow::protocol;
+use podwire_common::names::VXLAN_PORT;
+use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
+use podwire_common::reason::{Drop as Reason, Path};
+
+use crate::fixture::*;
+use crate::packets::*;
+
+const OWN: u16 = 40000;
+
+fn out(source: Ipv4Addr, transport: Transport) -> Packet {
+    Packet::new(source, WORLD, transport).macs(STRANGER_MAC, UPLINK_MAC)
+}
+
+fn back(source: Ipv4Addr, transport: Transport) -> Packet {
+    Packet::new(source, NODE1, transport).macs(UPLINK_MAC, STRANGER_MAC)
+}
+
+/// An ICMP error that quotes so many bytes of a packet.
+fn about(quoted: &Packet, bytes: usize) -> (Transport, Vec<u8>) {
+    let quote = behind_ethernet(&quoted.build());
+    (Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] }, quote[..quote.len().min(bytes)].to_vec())
+}
+
+/// The source port that a frame without IP options leaves with.
+fn source_port(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[ETHERNET + 20], frame[ETHERNET + 21]])
+}
+
+/// Requests and the answers to them: what, request, answer.
+fn exchanges() -> [(&'static str, Transport, Transport); 4] {
+    let unsummed = |source, destination| Transport::Udp { source, destination, checksum: false };
+    [
+        ("TCP", tcp(OWN, 443), Transport::Tcp { source: 443, destination: OWN, flags: 0x12 }),
+        ("UDP", udp(OWN, 53), udp(53, OWN)),
+        ("UDP without checksum", unsummed(OWN, 53), unsummed(53, OWN)),
+        ("echo", Transport::EchoRequest { identifier: 7 }, Transport::EchoReply { identifier: 7 }),
+    ]
+}
+
+#[test]
+fn an_error_from_the_world_reaches_the_pod_in_its_own_terms() {
+    for (what, request, _) in exchanges() {
+        // All of the packet, and no more of it than RFC 792 asks for.
+        for bytes in [usize::MAX, 28] {
+            let mut node = Fixture::new(Mode::Vxlan);
+            let link = node.uplink;
+            let sent = out(POD_A, request.clone());
+            node.run(TO_UPLINK, link, &sent.build(), 0);
+            let (transport, quote) = about(&out(NODE1, request.clone()), bytes);
+            let error = back(STRANGER, transport.clone()).with(|packet| packet.payload = quote);
+            let (_, quote) = about(&sent, bytes);
+            let expected = Packet { destination: POD_A, payload: quote, ..error.clone() };
+            let expect = Expect::Stack(Path::SnatIn, expected.build());
+            node.check(&format!("{what}, {bytes} bytes"), FROM_UPLINK, link, &error.build(), expect);
+        }
+    }
+}
+
+#[test]
+fn an_error_about_an_answer_reaches_the_world_in_its_terms_whoever_sends_it() {
+    for (what, request, answer) in exchanges() {
+        // The pod itself, and the node whose route to the pod is too small.
+        for (sender, seen_as, path) in [(POD_A, NODE1, Path::SnatOut), (NODE1, NODE1, Path::HostSnatOut)] {
+            let mut node = Fixture::new(Mode::Vxlan);
+            let link = node.uplink;
+            node.run(TO_UPLINK, link, &out(POD_A, request.clone()).build(), 0);
+            let (transport, quote) = about(&Packet::new(WORLD, POD_A, answer.clone()), usize::MAX);
+            let error = out(sender, transport).with(|packet| packet.payload = quote);
+            let (_, quote) = about(&Packet::new(WORLD, NODE1, answer.clone()), usize::MAX);
+            let expected = Packet { source: seen_as, payload: quote, ..error.clone() };
+            let expect = Expect::Stack(path, expected.build());
+            node.check(&format!("{what}, from {sender}"), TO_UPLINK, link, &error.build(), expect);
+        }
+    }
+}
+
+#[test]
+fn a_flow_of_the_hosts_own_that_comes_second_gives_its_port_way_and_gets_it_back() {
+    for (what, request, answer) in exchanges() {
+        let mut node = Fixture::new(Mode::Vxlan);
+        let link = node.uplink;
+        node.run(TO_UPLINK, link, &out(POD_A, request.clone()).build(), 0);
+        let host = out(NODE1, request.clone());
+        let ran = node.run(TO_UPLINK, link, &host.build(), 0);
+        let moved = node
+            .translations()
+            .into_iter()
+            .find(|(_, half)| half.kind == TRANSLATION_HOST && half.reply == 0);
+        let (flow, half) = moved.unwrap_or_else(|| panic!("{what}: the host's flow stays where it was"));
+        assert_eq!(flow.source, NODE1.into());
+        let port = half.source_port.get();
+        assert!((SNAT_PORTS.0..=SNAT_PORTS.1).contains(&port), "{what}: {port}");
+        let with_port = |transport: &Transport| match *transport {
+            Transport::Tcp { source: 443, destination: _, flags } => {
+                Transport::Tcp { source: 443, destination: port, flags }
+            }
+            Transport::Tcp { destination, flags, .. } => Transport::Tcp { source: port, destination, flags },
+            Transport::Udp { source: 53, checksum, .. } => {
+                Transport::Udp { source: 53, destination: port, checksum }
+            }
+            Transport::Udp { destination, checksum, .. } => {
+                Transport::Udp { source: port, destination, checksum }
+            }
+            Transport::EchoRequest { .. } => Transport::EchoRequest { identifier: port },
+            Transport::EchoReply { .. } => Transport::EchoReply { identifier: port },
+            _ => unreachable!("no exchange has it"),
+        };
+        let expected = Packet { transport: with_port(&request), ..host.clone() };
+        assert_eq!(ran.frame, expected.build(), "{what}");
+        let reply = back(WORLD, with_port(&answer));
+        let expected = Packet { transport: answer.clone(), ..reply.clone() };
+        node.check(what, FROM_UPLINK, link, &reply.build(), Expect::Stack(Path::SnatIn, expected.build()));
+        // The pod's replies stay the pod's.
+        let reply = back(WORLD, answer);
+        let expected = Packet { destination: POD_A, ..reply.clone() };
+        node.check(what, FROM_UPLINK, link, &reply.build(), Expect::Stack(Path::SnatIn, expected.build()));
+    }
+}
+
+#[test]
+fn what_the_hosts_rules_have_translated_is_reserved_and_stays_untouched() {
+    for (what, request, answer) in exchanges() {
+        let mut node = Fixture::new(Mode::Vxlan);
+        let link = node.uplink;
+        node.check(what, TO_UPLINK, link, &out(NODE1, request.clone()).build(), Expect::Pass);
+        let translations = node.translations();
+        assert_eq!(translations.len(), 1, "{what}");
+        assert!(translations.values().all(|half| half.kind == TRANSLATION_RESERVATION && half.reply == 1));
+        node.check(what, FROM_UPLINK, link, &back(WORLD, answer).build(), Expect::Pass);
+        node.check(what, TO_UPLINK, link, &out(NODE1, request.clone()).build(), Expect::Pass);
+        let states: BTreeSet<_> =
+            node.translations().into_values().map(|half| half.state & STATE_REPLIED).collect();
+        // A TCP SYN begins it anew.
+        assert_eq!(states, BTreeSet::from([if what == "TCP" { 0 } else { STATE_REPLIED }]), "{what}");
+        let ran = node.run(TO_UPLINK, link, &out(POD_A, request.clone()).build(), 0);
+        let same = out(NODE1, request).build();
+        assert_ne!(ran.frame, same, "{what}: the pod gets another port");
+    }
+    // Nobody is reserved anything that begins nothing or has an address that is not the node's.
+    let mut node = Fixture::new(Mode::Vxlan);
+    let link = node.uplink;
+    for (what, packet) in [
+        ("a reset", out(NODE1, Transport::Tcp { source: OWN, destination: 443, flags: 4 })),
+        ("an echo's answer", out(NODE1, Transport::EchoReply { identifier: 7 })),
+        ("a NodePort's answer", out(NODE1, tcp(NODE_PORTS.0, 443))),
+        ("the tunnel", out(NODE1, udp(OWN, VXLAN_PORT))),
+        ("a router's guest", out(STRANGER, tcp(OWN, 443))),
+        ("a protocol without ports", out(NODE1, Transport::None(50))),
+    ] {
+        node.check(what, TO_UPLINK, link, &packet.build(), Expect::Pass);
+        assert!(node.translations().is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn ports_that_are_kept_for_others_are_given_to_nobody() {
+    for own in [NODE_PORTS.0, NODE_PORTS.1, VXLAN_PORT] {
+        let mut node = Fixture::new(Mode::Vxlan);
+        let link = node.uplink;
+        for transport in [tcp(own, 443), udp(own, 53)] {
+            let ran = node.run(TO_UPLINK, link, &out(POD_A, transport).build(), 0);
+            assert!((SNAT_PORTS.0..=SNAT_PORTS.1).contains(&source_port(&ran.frame)), "{own}");
+        }
+        // An identifier is no port.
+        let echo = out(POD_A, Transport::EchoRequest { identifier: own });
+        let expected = Packet { source: NODE1, ..echo.clone() };
+        node.check("echo", TO_UPLINK, link, &echo.build(), Expect::Stack(Path::SnatOut, expected.build()));
+    }
+}
+
+#[test]
+fn a_flow_that_was_begun_outside_keeps_the_pods_address() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        for (what, answer, request) in exchanges() {
+            let mut node = Fixture::new(mode);
+            let link = node.uplink;
+            let request = Packet::new(WORLD, POD_A, request).macs(UPLINK_MAC, STRANGER_MAC);
+            node.check(what, FROM_UPLINK, link, &request.build(), Expect::Pass);
+            let answer = out(POD_A, answer);
+            let expect = Expect::Stack(Path::Untranslated, answer.build());
+            node.check(what, TO_UPLINK, link, &answer.build(), expect);
+            assert!(node.translations().is_empty(), "{what}");
+            // To another port of the same host the pod speaks by itself.
+            let own = out(POD_A, tcp(OWN, 8443));
+            let expected = Packet { source: NODE1, ..own.clone() };
+            node.check(what, TO_UPLINK, link, &own.build(), Expect::Stack(Path::SnatOut, expected.build()));
+        }
+        // A protocol without ports is answered as well.
+        let mut node = Fixture::new(mode);
+        let link = node.uplink;
+        let answer = out(POD_A, Transport::None(132)).build();
+        node.check("SCTP", TO_UPLINK, link, &answer, Expect::Drop(Reason::SnatProtocolUnknown));
+        let request = Packet::new(WORLD, POD_A, Transport::None(132)).macs(UPLINK_MAC, STRANGER_MAC);
+        node.check("SCTP", FROM_UPLINK, link, &request.build(), Expect::Pass);
+        node.check("SCTP", TO_UPLINK, link, &answer.clone(), Expect::Stack(Path::Untranslated, answer));
+    }
+}
+
+#[test]
+fn excluded_networks_and_the_links_own_see_the_pods_address() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    node.model.non_masquerade.insert("198.51.100.0/24".parse().unwrap());
+    node.fill();
+    let link = node.uplink;
+    for destination in [WORLD, [169, 254, 169, 254].into()] {
+        let packet = Packet::new(POD_A, destination, tcp(OWN, 80)).macs(STRANGER_MAC, UPLINK_MAC).build();
+        let expect = Expect::Stack(Path::Untranslated, packet.clone());
+        node.check(&destination.to_string(), TO_UPLINK, link, &packet, expect);
+    }
+    let elsewhere = Packet::new(POD_A, [198, 51, 101, 1].into(), tcp(OWN, 80)).macs(STRANGER_MAC, UPLINK_MAC);
+    let expected = Packet { source: NODE1, ..elsewhere.clone() };
+    let expect = Expect::Stack(Path::SnatOut, expected.build());
+    node.check("beside it", TO_UPLINK, link, &elsewhere.build(), expect);
+}
+
+#[test]
+fn both_halves_tell_the_same_state_whichever_direction_changes_it() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let link = node.uplink;
+    let flags = |source, destination, flags| Transport::Tcp { source, destination, flags };
+    let steps = [
+        (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x02)), 0),
+        (FROM_UPLINK, back(WORLD, flags(443, OWN, 0x12)), STATE_REPLIED),
+        (FROM_UPLINK, back(WORLD, flags(443, OWN, 0x11)), STATE_REPLIED | STATE_REPLY_FIN),
+        (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x11)), STATE_REPLIED | STATE_REPLY_FIN | STATE_FIN),
+        (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x02)), 0),
+    ];
+    for (program, packet, state) in steps {
+        node.run(program, link, &packet.build(), 0);
+        let halves = node.translations();
+        assert_eq!(halves.len(), 2);
+        assert!(halves.values().all(|half| half.state == state), "{state:#b}: {halves:?}");
+        let times: BTreeSet<_> = halves.values().map(|half| half.last_seen).collect();
+        assert_eq!(times.len(), 1, "and the same time");
+    }
+}
+
+#[test]
+fn when_all_ports_are_taken_a_connection_that_is_over_gives_its_own_up() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let link = node.uplink;
+    // Every other port belonged to a connection of this pod that is over, the rest to another pod's, the flow's own among them.
+    let own = 50_001;
+    for port in (SNAT_PORTS.0..=SNAT_PORTS.1).chain([own]) {
+        let pod = if port % 2 == 0 { POD_A } else { POD_B };
+        node.add_closed(pod, port, WORLD, 443);
+    }
+    let before = node.translations().len();
+    let ran = node.run(TO_UPLINK, link, &out(POD_A, tcp(own, 443)).build(), 0);
+    let port = source_port(&ran.frame);
+    assert_eq!(ran.frame, Packet { transport: tcp(port, 443), ..out(NODE1, tcp(own, 443)) }.build());
+    let translations = node.translations();
+    assert_eq!(translations.len(), before, "a pair for a pair");
+    let reply = Flow::new(WORLD.into(), NODE1.into(), Be16::new(443), Be16::new(port), protocol::TCP);
+    let half: &Translation = &translations[&reply];
+    assert_eq!((half.destination_port.get(), half.kind, half.state), (own, TRANSLATION_SNAT, 0));
+    assert_eq!(
+        port % 2,
+        0,
+        "one of the same pod: its server may still know it, and the pod's timestamps go on"
+    );
+    for (flow, half) in &translations {
+        let other = &translations[&half.other_half(flow.protocol)];
+        assert_eq!(&other.other_half(flow.protocol), flow, "no half is alone");
+    }
+}
