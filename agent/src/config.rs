@@ -1,5 +1,6 @@
 //! The agent's options, parsed once.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -109,6 +110,12 @@ pub struct Ports {
     pub last: u16,
 }
 
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
 impl FromStr for Ports {
     type Err = String;
 
@@ -135,6 +142,20 @@ impl Config {
     /// The plugin's way in.
     pub fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| self.run_dir.join("agent.sock"))
+    }
+
+    /// What each option by itself cannot tell.
+    ///
+    /// # Errors
+    /// Which options contradict each other, and what to do.
+    pub fn check(&self) -> Result<(), String> {
+        let (snat, kept) = (self.snat_ports, self.node_ports);
+        if kept.first <= snat.first && snat.last <= kept.last {
+            return Err(format!(
+                "--snat-ports {snat} leaves no port: all are NodePorts (--node-ports {kept}); give it a range beside them"
+            ));
+        }
+        Ok(())
     }
 
     /// Sizes of maps that are not as the object has them.
@@ -172,6 +193,23 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser as _;
+
+    #[test]
+    fn ports_that_are_all_kept_for_others_are_refused() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            config: Config,
+        }
+        let check = |ports: &str| {
+            let arguments = ["podwire", "--node-name", "n", "--nodes", "/n", "--snat-ports", ports];
+            Cli::parse_from(arguments).config.check()
+        };
+        assert_eq!(check("32000-33000"), Ok(()));
+        let refusal = check("30500-31000").unwrap_err();
+        assert!(refusal.contains("30500-31000") && refusal.contains("30000-32767"), "{refusal}");
+    }
 
     #[test]
     fn a_range_of_ports_is_two_ports_in_order() {

@@ -79,6 +79,7 @@ async fn serve(config: Config) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the agent loads BPF programs and makes devices and routes: run it as root");
     }
+    config.check().map_err(|contradiction| anyhow!(contradiction))?;
     let store = Store::open(&config.state_dir)?;
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();

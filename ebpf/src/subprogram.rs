@@ -20,6 +20,7 @@ const DONE: i32 = 0;
 const PORTS_EXHAUSTED: i32 = 1;
 const FAILED: i32 = 2;
 const TAKEN: i32 = 3;
+const THERE: i32 = 4;
 
 /// See [`translation::establish`].
 ///
@@ -55,6 +56,7 @@ pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut
     match podwire_try_port(ctx.skb.skb, original, to, oldest) {
         DONE => Try::Done,
         TAKEN => Try::Taken,
+        THERE => Try::There,
         _ => Try::Failed,
     }
 }
@@ -77,6 +79,7 @@ extern "C" fn podwire_try_port(
     match translation::try_port(&TcContext::new(skb), original, to, oldest) {
         Try::Done => DONE,
         Try::Taken => TAKEN,
+        Try::There => THERE,
         Try::Failed => FAILED,
     }
 }

@@ -81,6 +81,7 @@ pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Resu
         attempt += 1;
         match subprogram::try_port(ctx, original, to, &mut oldest) {
             Try::Done => return Ok(()),
+            Try::There => return adopt(original, to),
             Try::Taken if oldest.last_seen == SAME_POD => break,
             Try::Taken => {}
             Try::Failed => return Err(Drop::TranslationsFull),
@@ -95,8 +96,16 @@ pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Resu
     remove_closed(to, original.protocol);
     match subprogram::try_port(ctx, original, to, &mut oldest) {
         Try::Done => Ok(()),
+        Try::There => adopt(original, to),
         _ => Err(Drop::SnatPortsExhausted),
     }
+}
+
+/// Another CPU was first with the same flow: its translation is as good.
+#[inline(never)]
+fn adopt(original: &Flow, to: &mut Translation) -> Result<(), Drop> {
+    *to = *maps::translation(original).ok_or(Drop::TranslationsFull)?.get();
+    Ok(())
 }
 
 /// What became of an attempt.
@@ -104,6 +113,8 @@ pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Resu
 pub enum Try {
     /// Both halves are there.
     Done,
+    /// The flow has a translation by now.
+    There,
     /// The port is somebody else's.
     Taken,
     /// The table is full, or memory is short.
@@ -147,11 +158,15 @@ pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut
         remove_reply(to, original.protocol);
         return Try::Taken;
     }
-    if maps::add_translation(original, to).is_err() {
-        remove_reply(to, original.protocol);
-        return Try::Failed;
+    let Err(error) = maps::add_translation(original, to) else {
+        return Try::Done;
+    };
+    remove_reply(to, original.protocol);
+    match error {
+        EEXIST => Try::There,
+        EBUSY => Try::Taken,
+        _ => Try::Failed,
     }
-    Try::Done
 }
 
 // Functions of their own, one after the other: the keys and values share their place on the stack.
