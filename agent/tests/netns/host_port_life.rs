@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Route};
 use xtask::lab::{CniOutput, Lab, Mode, Node, Ns};
 
-use crate::host_ports::{mappings, udp};
+use crate::host_ports::mappings;
+use crate::sockets::udp;
 
 const PORT: u16 = 8080;
 const HOST_PORT: u16 = 9088;
@@ -152,13 +153,12 @@ fn a_flow_to_a_pod_that_is_replaced_goes_on_with_the_new_one() {
         let lab = Lab::builder().mode(mode).build().unwrap();
         let node = lab.node(0);
         let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
-        let clients =
-            [lab.world(), lab.node(1), &near, &far].map(|ns: &Ns| ns.enter(|| udp(45_000)).unwrap());
+        let clients = [lab.world(), lab.node(1), &near, &far].map(|ns: &Ns| udp(ns, "0.0.0.0:45000"));
         let wanted = mappings(&[(HOST_PORT, PORT, "udp", None)]);
         let to = SocketAddr::new(node.address(), HOST_PORT);
         for name in ["one", "other"] {
             let pod = node.add_pod_with(name, &wanted).unwrap();
-            let server = pod.enter(|| udp(PORT)).unwrap();
+            let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
             for client in &clients {
                 assert_eq!(answer_of(client, &server, to, name), name, "{mode:?}");
             }

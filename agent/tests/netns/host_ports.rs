@@ -2,19 +2,21 @@
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use podwire_common::names::maps;
 use podwire_common::reason::Path::{self, FromStack, Hairpin, HostPortIn, HostPortOut, SnatOut};
-use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Exchange, Route};
 use xtask::lab::{Lab, Mode, Node, Ns, Pod};
 
 use crate::check::Counted;
 use crate::service::iptables;
+use crate::sockets::{connect_from, listen, udp, wait_until};
+
+const UNSPECIFIED: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
 /// Where the pod listens.
 const PORT: u16 = 8080;
@@ -62,13 +64,10 @@ fn everybody_reaches_a_host_port(mode: Mode) {
     assert!(failures.is_empty(), "{mode:?}\n{failures}");
     assert_eq!(places.forwarded(), 0, "the host's rules were asked");
     // They are, where they should be: a pod's packet to the world.
-    let socket = places.near.enter(|| udp(0)).unwrap();
+    let socket = udp(&places.near, "0.0.0.0:0");
     socket.send_to(b"dropped", (places.lab.world_address(), PORT)).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while places.forwarded() != 1 {
-        assert!(Instant::now() < deadline, "the rule that drops counts nothing");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let counted = wait_until(|| (places.forwarded() == 1).then_some(()));
+    assert!(counted.is_some(), "the rule that drops counts nothing");
 }
 
 #[test]
@@ -108,8 +107,8 @@ fn two_host_ports_of_one_pod_are_told_apart_from_one_client_port() {
             // Each client its own: a connection that is over keeps its port for a while.
             let port = 45_000 + index as u16;
             let what = format!("{mode:?}, {}", client.name);
-            let server = places.pod.enter(|| udp(PORT)).unwrap();
-            let socket = client.ns.enter(|| udp(port)).unwrap();
+            let server = udp(&places.pod, (UNSPECIFIED, PORT));
+            let socket = udp(client.ns, (UNSPECIFIED, port));
             let peers = destinations.map(|destination| {
                 socket.send_to(&[0; 100], destination).unwrap();
                 server.recv_from(&mut [0; 100]).unwrap_or_else(|error| panic!("{what}: {error}")).1
@@ -123,11 +122,10 @@ fn two_host_ports_of_one_pod_are_told_apart_from_one_client_port() {
                 assert_eq!(from, destination, "{what}");
             }
 
-            let listener = places.pod.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))).unwrap();
-            let listener = listener.unwrap();
+            let listener = listen(&places.pod, (UNSPECIFIED, PORT));
             let mut connections = destinations.map(|destination| {
-                let client = client.ns.enter(|| connect_from(port, destination)).unwrap();
-                let client = client.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+                let client = connect_from(client.ns, (UNSPECIFIED, port), destination)
+                    .unwrap_or_else(|error| panic!("{what}: {error}"));
                 (client, listener.accept().unwrap())
             });
             assert_ne!(connections[0].1.1.port(), connections[1].1.1.port(), "{what}");
@@ -298,25 +296,6 @@ fn echo_stream(from: &Ns, to: &Ns, destination: SocketAddr) -> Result<()> {
     server.join().unwrap().context("server")?;
     ensure!(received == sent, "{} bytes came back of {}, or others", received.len(), sent.len());
     Ok(())
-}
-
-/// Connects from a port that another connection to elsewhere may have as well.
-fn connect_from(port: u16, to: SocketAddr) -> Result<TcpStream> {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
-    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
-    rustix::net::connect(&socket, &to)?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE))?;
-    Ok(stream)
-}
-
-/// A socket on a port of every address.
-pub fn udp(port: u16) -> UdpSocket {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
 }
 
 /// A `runtimeConfig` with hostPorts: port of the node, port of the pod, protocol, hostIP.

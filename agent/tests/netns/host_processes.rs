@@ -2,21 +2,19 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
-use std::time::Duration;
 
 use podwire::cgroup2;
 use podwire_common::names::{maps, programs};
-use rustix::net::{AddressFamily, SocketType};
 use serde_json::Value;
 use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Node, Ns, Pod};
 
 use crate::host_ports;
+use crate::sockets::{PATIENCE, connect_from, listen, udp};
 
 const MEBIBYTE: u64 = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(10);
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const ALIAS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// The pods' own port, and their hostPort.
@@ -341,33 +339,9 @@ fn bpftool(arguments: &[&str]) -> Option<Value> {
     Some(serde_json::from_slice(&output.stdout).unwrap())
 }
 
-fn listen(ns: &Ns, address: impl Into<SocketAddr>) -> TcpListener {
-    let address = address.into();
-    ns.enter(|| TcpListener::bind(address)).unwrap().unwrap()
-}
-
 fn connect(ns: &Ns, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
     let to = to.into();
     ns.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap()
-}
-
-/// As `curl --interface` does it.
-fn connect_from(ns: &Ns, from: impl Into<SocketAddr>, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
-    let (from, to) = (from.into(), to.into());
-    ns.enter(|| {
-        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
-        rustix::net::bind(&socket, &from)?;
-        rustix::net::connect(&socket, &to)?;
-        Ok(socket.into())
-    })
-    .unwrap()
-}
-
-fn udp(ns: &Ns, address: impl Into<SocketAddr>) -> UdpSocket {
-    let address = address.into();
-    let socket = ns.enter(|| UdpSocket::bind(address)).unwrap().unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
 }
 
 /// The server answers a datagram, and the client says whose answer it was given.

@@ -23,6 +23,7 @@ mod plugin;
 mod refused;
 mod service;
 mod snat;
+mod sockets;
 mod stack_flows;
 mod storm;
 mod strangers;

@@ -1,7 +1,6 @@
 //! Flows that go through the host stack, and how they end.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use podwire::conntrack::Conntrack;
 use podwire_common::abi::Flow;
@@ -13,11 +12,11 @@ use xtask::lab::{Lab, Mode, Ns};
 
 use crate::check::Counted;
 use crate::service::{drop_invalid, iptables};
+use crate::sockets::udp;
 
 const SERVICE: &str = "10.96.0.10:80";
 const PORT: u16 = 8080;
 const EXCHANGES: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(10);
 
 #[test]
 fn connection_tracking_knows_a_translated_connection_by_the_tuple_of_its_reply() {
@@ -62,7 +61,7 @@ fn one_socket_reaches_a_backend_through_its_service_and_directly() {
                 &format!("-t nat -A PREROUTING -d {service} -p udp --dport 53 -j DNAT --to-destination {to}"),
             );
             // Bound before anything is sent: the client sends each datagram once.
-            let socket = backend.enter(|| socket(PORT)).unwrap();
+            let socket = udp(backend, ("0.0.0.0", PORT));
             let server = std::thread::spawn(move || {
                 for _ in 0..EXCHANGES {
                     let mut buffer = [0; 100];
@@ -72,7 +71,7 @@ fn one_socket_reaches_a_backend_through_its_service_and_directly() {
             });
             let service = SocketAddr::new(service.parse().unwrap(), 53);
             let direct = SocketAddr::new(backend.address(), PORT);
-            let answers = client.enter(move || exchange(&[service, direct, service, direct])).unwrap();
+            let answers = exchange(&client, &[service, direct, service, direct]);
             assert_eq!(answers, [service, direct, service, direct], "{mode:?}: who answered");
             server.join().unwrap();
         }
@@ -121,19 +120,13 @@ fn when_the_table_is_full_pods_take_the_stack_and_nothing_is_lost() {
 }
 
 /// Sends to each in turn from one socket; who answered.
-fn exchange(destinations: &[SocketAddr; EXCHANGES]) -> Vec<SocketAddr> {
-    let socket = socket(0);
+fn exchange(client: &Ns, destinations: &[SocketAddr; EXCHANGES]) -> Vec<SocketAddr> {
+    let socket = udp(client, "0.0.0.0:0");
     let ask = |destination| {
         socket.send_to(b"who?", destination).unwrap();
         socket.recv_from(&mut [0; 100]).expect("an answer").1
     };
     destinations.iter().map(ask).collect()
-}
-
-fn socket(port: u16) -> UdpSocket {
-    let socket = UdpSocket::bind((IpAddr::from([0, 0, 0, 0]), port)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
 }
 
 fn knows(node: &Ns, flow: Flow) -> bool {

@@ -7,7 +7,7 @@ use xtask::lab::{Lab, Mode};
 
 use crate::check::{Counted, Row, check};
 use crate::headers::Ip;
-use crate::snat::udp;
+use crate::sockets::udp;
 
 #[test]
 fn the_world_sees_a_pod_as_its_node_in_vxlan_mode() {

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use xtask::lab::{Lab, Node, Pod};
 
-use super::{ask, udp, wait_until};
+use super::ask;
+use crate::sockets::{udp, wait_until};
 
 #[test]
 fn networks_are_excluded_and_included_again_without_a_restart() {
@@ -62,7 +63,7 @@ fn what_is_on_the_link_itself_sees_the_pods_address() {
 
 /// Who a server of the world sees when the pod asks it, from a port that was not used before.
 fn seen_as(lab: &Lab, pod: &Pod, address: &str) -> std::net::IpAddr {
-    let server = udp(lab.world(), &format!("{address}:53"));
+    let server = udp(lab.world(), format!("{address}:53"));
     let client = udp(pod, "0.0.0.0:0");
     ask(&client, &server, SocketAddr::new(address.parse().unwrap(), 53), address).ip()
 }

@@ -6,7 +6,8 @@ use etherparse::{EtherType, Ipv4Header, ip_number};
 use podwire_common::reason::Drop as Reason;
 use xtask::lab::{Lab, Mode, Node, frames};
 
-use super::{ask, udp};
+use super::ask;
+use crate::sockets::udp;
 
 #[test]
 fn a_datagram_in_fragments_crosses_both_ways() {

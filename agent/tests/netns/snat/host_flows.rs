@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use podwire_common::reason::Path;
 use xtask::lab::{Lab, Mode};
 
-use super::{ask, assert_alive, connect_from, listen, of_node, udp};
+use super::{ask, assert_alive, of_node};
 use crate::service::iptables;
+use crate::sockets::{connect_from, listen, udp};
 
 const PORT: u16 = 40000;
 
@@ -26,7 +27,7 @@ fn a_connection_of_the_host_and_one_of_a_pod_from_the_same_port_both_live() {
             let server = listen(lab.world(), "0.0.0.0:443");
             let to = SocketAddr::new(lab.world_address(), 443);
             let connections = order(first, &pod, node).map(|ns| {
-                let client = connect_from(ns, PORT, to);
+                let client = connect_from(ns, ("0.0.0.0", PORT), to).unwrap();
                 let (accepted, peer) = server.accept().unwrap();
                 assert_eq!(peer.ip(), node.address(), "{first:?}");
                 (client, accepted, peer)
@@ -51,7 +52,7 @@ fn datagrams_of_the_host_and_of_a_pod_from_the_same_port_find_their_senders() {
         let server = udp(lab.world(), "0.0.0.0:53");
         let to = SocketAddr::new(lab.world_address(), 53);
         let senders = order(first, &pod, node).map(|ns| {
-            let client = udp(ns, &format!("0.0.0.0:{PORT}"));
+            let client = udp(ns, format!("0.0.0.0:{PORT}"));
             let peer = ask(&client, &server, to, &format!("{first:?} first, {}", ns.name()));
             (client, peer)
         });
@@ -98,7 +99,7 @@ fn a_port_that_the_hosts_rules_gave_to_a_container_is_not_taken_from_it() {
     let server = udp(lab.world(), "0.0.0.0:53");
     let to = SocketAddr::new(lab.world_address(), 53);
     let theirs = udp(&container, "0.0.0.0:5555");
-    let ours = udp(&pod, &format!("0.0.0.0:{PORT}"));
+    let ours = udp(&pod, format!("0.0.0.0:{PORT}"));
     assert_eq!(ask(&theirs, &server, to, "container"), of_node(node.address(), PORT));
     assert_ne!(ask(&ours, &server, to, "pod").port(), PORT);
     assert_eq!(ask(&theirs, &server, to, "container again"), of_node(node.address(), PORT));
@@ -106,7 +107,7 @@ fn a_port_that_the_hosts_rules_gave_to_a_container_is_not_taken_from_it() {
     let server = listen(lab.world(), "0.0.0.0:443");
     let to = SocketAddr::new(lab.world_address(), 443);
     let connections = [(&container, 5555), (&*pod, PORT)].map(|(ns, port)| {
-        let client = connect_from(ns, port, to);
+        let client = connect_from(ns, ("0.0.0.0", port), to).unwrap();
         let (accepted, peer) = server.accept().unwrap();
         (client, accepted, peer)
     });
@@ -124,7 +125,7 @@ fn a_container_that_comes_second_to_a_pods_port_gives_way_and_lives() {
     let pod = node.add_pod("client").unwrap();
     let server = udp(lab.world(), "0.0.0.0:53");
     let to = SocketAddr::new(lab.world_address(), 53);
-    let ours = udp(&pod, &format!("0.0.0.0:{PORT}"));
+    let ours = udp(&pod, format!("0.0.0.0:{PORT}"));
     assert_eq!(ask(&ours, &server, to, "pod"), of_node(node.address(), PORT));
 
     let container = lab.add_namespace("container").unwrap();
@@ -148,7 +149,7 @@ fn no_flow_is_given_a_port_that_the_node_keeps_for_others() {
     // Somebody on the host listens: its port is not given away either.
     let _listening = udp(node, "0.0.0.0:32900");
     for own in (30000..30020).chain([8472, 32767, 32900]) {
-        let client = udp(&pod, &format!("0.0.0.0:{own}"));
+        let client = udp(&pod, format!("0.0.0.0:{own}"));
         let seen = ask(&client, &server, to, &own.to_string()).port();
         assert!((32768..=33000).contains(&seen) && seen != 32900, "own port {own}, seen as {seen}");
     }

@@ -6,7 +6,8 @@ use podwire_common::reason::Path;
 use xtask::lab::traffic;
 use xtask::lab::{Lab, Mode};
 
-use super::{ask, udp};
+use super::ask;
+use crate::sockets::udp;
 
 #[test]
 fn a_client_that_is_routed_to_a_pod_is_answered_by_it() {

@@ -14,7 +14,7 @@ use rustix::net::{
 };
 use xtask::lab::{Lab, Pod, is_soak};
 
-use super::{PATIENCE, listen};
+use crate::sockets::{PATIENCE, listen};
 
 const PODS: usize = 8;
 const PORT: u16 = 443;
@@ -26,7 +26,7 @@ fn thousands_of_connections_to_one_server_are_open_at_once() {
     lab.world().sysctl("net/core/somaxconn", "32768").unwrap();
     lab.world().sysctl("net/ipv4/tcp_max_syn_backlog", "32768").unwrap();
     // The kernel establishes them; the server takes them one by one when all are there.
-    let server = listen(lab.world(), &format!("0.0.0.0:{PORT}"));
+    let server = listen(lab.world(), format!("0.0.0.0:{PORT}"));
     rustix::net::listen(&server, 32_768).unwrap();
     let to = SocketAddr::new(lab.world_address(), PORT);
     let clients = on_every_pod(&pods, |pod| {
@@ -98,7 +98,7 @@ fn short_connections_in_a_row_never_run_out_of_ports() {
     let connections = if is_soak() { 200_000 } else { 4_000 };
     let (lab, pods) = lab();
     lab.world().sysctl("net/core/somaxconn", "4096").unwrap();
-    let server = listen(lab.world(), &format!("0.0.0.0:{PORT}"));
+    let server = listen(lab.world(), format!("0.0.0.0:{PORT}"));
     let to = SocketAddr::new(lab.world_address(), PORT);
     std::thread::scope(|scope| {
         // The server closes first: it is the one that remembers the connection for a minute.

@@ -9,46 +9,9 @@ mod load;
 mod uplinks;
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
-use xtask::lab::Ns;
-
-/// The longest that anybody waits for the other end.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A UDP socket bound in a namespace.
-pub fn udp(ns: &Ns, address: &str) -> UdpSocket {
-    let address: SocketAddr = address.parse().unwrap();
-    let socket = ns.enter(|| UdpSocket::bind(address)).unwrap().unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
-}
-
-/// A listening TCP socket of a namespace.
-fn listen(ns: &Ns, address: &str) -> TcpListener {
-    let address: SocketAddr = address.parse().unwrap();
-    ns.enter(|| TcpListener::bind(address)).unwrap().unwrap()
-}
-
-/// A TCP connection from a port of a namespace's own choice.
-fn connect_from(ns: &Ns, port: u16, to: SocketAddr) -> TcpStream {
-    let socket = ns
-        .enter(|| -> rustix::io::Result<_> {
-            let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
-            sockopt::set_socket_reuseaddr(&socket, true)?;
-            bind(&socket, &SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
-            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
-            connect(&socket, &to)?;
-            Ok(socket)
-        })
-        .unwrap()
-        .unwrap_or_else(|error| panic!("connect from port {port} to {to}: {error}"));
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
+use crate::sockets::PATIENCE;
 
 /// Both ends of a connection speak, and hear what the other said.
 fn assert_alive(client: &TcpStream, server: &TcpStream, what: &str) {
@@ -76,16 +39,4 @@ fn ask(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -> So
 /// What a server sees of a node that it knows by this address.
 fn of_node(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
-}
-
-/// Asks again until there is an answer, for as long as the agent may take to look (its tick is ten seconds).
-fn wait_until<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + PATIENCE + PATIENCE;
-    loop {
-        let answer = ask();
-        if answer.is_some() || Instant::now() > deadline {
-            return answer;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

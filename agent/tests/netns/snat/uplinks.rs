@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use xtask::lab::{Lab, Mode, Node, Ns, connect};
 
-use super::{ask, udp, wait_until};
+use super::ask;
+use crate::sockets::{udp, wait_until};
 
 #[test]
 fn each_uplink_gives_its_own_address_and_of_several_the_one_that_fits() {
@@ -36,7 +37,7 @@ fn each_uplink_gives_its_own_address_and_of_several_the_one_that_fits() {
             (&other, "203.0.113.9", "192.168.7.1".parse().unwrap()),
         ];
         for (ns, address, expected) in table {
-            let server = udp(ns, &format!("{address}:53"));
+            let server = udp(ns, format!("{address}:53"));
             let client = udp(&pod, "0.0.0.0:0");
             let seen = ask(&client, &server, SocketAddr::new(address.parse().unwrap(), 53), address);
             assert_eq!(seen.ip(), expected, "{mode:?}: towards {address}");

@@ -33,7 +33,10 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::R
 
 /// Binds a socket to an address that the exchange before had. A process that another thread is starting at that moment
 /// holds a copy of that exchange's socket until it executes its program: so what is in use is tried again for a while.
-pub(crate) fn bound<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+///
+/// # Errors
+/// Those of `bind`.
+pub fn bound<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match bind() {

@@ -1,0 +1,58 @@
+//! Sockets of a namespace, for tests that say more of them than an exchange does.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+use xtask::lab::Ns;
+use xtask::lab::traffic::bound;
+
+/// The longest that anybody waits for the other end.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A bound UDP socket.
+pub fn udp(ns: &Ns, address: impl ToSocketAddrs) -> UdpSocket {
+    let address = one(address);
+    let socket = ns.enter(|| bound(|| UdpSocket::bind(address))).unwrap().unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// A listening TCP socket.
+pub fn listen(ns: &Ns, address: impl ToSocketAddrs) -> TcpListener {
+    let address = one(address);
+    ns.enter(|| bound(|| TcpListener::bind(address))).unwrap().unwrap()
+}
+
+/// A TCP connection from an address and port of its own choice (0: the kernel's), which another one to elsewhere may have as well.
+pub fn connect_from(ns: &Ns, from: impl ToSocketAddrs, to: impl ToSocketAddrs) -> io::Result<TcpStream> {
+    let (from, to) = (one(from), one(to));
+    let socket = ns.enter(|| -> io::Result<_> {
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
+        bound(|| Ok(bind(&socket, &from)?))?;
+        connect(&socket, &to)?;
+        Ok(socket)
+    });
+    let stream = TcpStream::from(socket.unwrap()?);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Asks again until there is an answer, for as long as the agent may take to look (its tick is ten seconds).
+pub fn wait_until<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        let answer = ask();
+        if answer.is_some() || Instant::now() > deadline {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn one(address: impl ToSocketAddrs) -> SocketAddr {
+    address.to_socket_addrs().unwrap().next().unwrap()
+}
