@@ -158,6 +158,23 @@ fn a_host_ip_is_the_only_address_that_leads_to_its_pod() {
 }
 
 #[test]
+fn a_host_ip_that_is_somebody_elses_takes_nothing_from_the_nodes_processes() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let others = [crate::v4(lab.world_address()), crate::v4(lab.node(1).address())];
+    let ports = others.map(|address| HostPort { address: Some(address), port: PORT, ..HostPort::tcp() });
+    let pod = pod_with_host_ports(node, "greedy", &ports);
+    let _thief = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    for (ns, address) in [(lab.world(), others[0]), (&**lab.node(1), others[1])] {
+        let owner = listen(ns, (Ipv4Addr::UNSPECIFIED, PORT));
+        owner.set_nonblocking(true).unwrap();
+        let client = connect(node, (address, PORT)).unwrap();
+        let accepted = owner.accept().map(|(_, peer)| peer);
+        assert_eq!(accepted.unwrap(), client.local_addr().unwrap(), "{address}");
+    }
+}
+
+#[test]
 fn processes_of_pods_and_of_other_nodes_keep_their_127_0_0_1() {
     let lab = Lab::builder().build().unwrap();
     let (node, other) = (lab.node(0), lab.node(1));

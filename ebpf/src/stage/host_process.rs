@@ -89,14 +89,16 @@ fn redirected(call: &impl SocketCall, address: Addr, port: Be16) -> RedirectedSo
     RedirectedSocket { cookie: call.socket_cookie(), address, port, reserved: [0; 6] }
 }
 
+/// As for packets, only behind an address of this node: a hostIP may be anybody's.
 #[inline(always)]
 fn backend_of(asked: &SocketAddress, protocol: u8) -> Option<Backend> {
     let mut frontend = Frontend { address: asked.address, port: asked.port, protocol, reserved: 0 };
-    if let Some(backend) = maps::backend(&frontend) {
-        return Some(backend);
+    let mut found = maps::backend(&frontend);
+    if found.is_none() {
+        frontend.address = Addr::UNSPECIFIED;
+        found = maps::backend(&frontend);
     }
-    frontend.address = Addr::UNSPECIFIED;
-    let backend = maps::backend(&frontend)?;
+    let backend = found?;
     let is_own = NODE_LOCAL | NODE_ADDRESS;
     let own = is_loopback(&asked.address)
         || maps::node(&asked.address).is_some_and(|node| node.flags & is_own == is_own);
