@@ -234,7 +234,7 @@ impl Fixture {
     }
 
     /// Runs a program on a frame that is on a link.
-    pub fn run(&mut self, program: &str, link: u32, frame: &[u8], segment: u32) -> Ran {
+    pub fn run(&self, program: &str, link: u32, frame: &[u8], segment: u32) -> Ran {
         // `struct __sk_buff` of `linux/bpf.h`: only these fields may be set for a test run.
         const IFINDEX: usize = 40;
         const GSO_SIZE: usize = 176;
@@ -248,8 +248,7 @@ impl Fixture {
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         };
-        let program: &mut SchedClassifier =
-            self.loaded.ebpf.program_mut(program).unwrap().try_into().unwrap();
+        let program: &SchedClassifier = self.loaded.ebpf.program(program).unwrap().try_into().unwrap();
         let result = program.test_run(options).unwrap();
         out.truncate(result.data_size_out as usize);
         Ran { code: result.return_value, frame: out }

@@ -1,6 +1,7 @@
 //! `to_uplink`: what leaves for the network.
 
 use std::net::Ipv4Addr;
+use std::sync::Barrier;
 
 use podwire::model::Mode;
 use podwire_common::abi::{Flow, STATE_FIN, TRANSLATION_SNAT};
@@ -235,4 +236,31 @@ fn when_the_table_is_full_the_flow_is_refused() {
     node.remove_one_translation();
     node.check("half a pair", TO_UPLINK, link, &packet, Expect::Drop(Reason::TranslationsFull));
     assert_eq!(node.translations().len(), before - 1, "no half of a pair is left");
+}
+
+#[test]
+fn packets_of_one_new_flow_on_several_cpus_share_its_translation() {
+    const ROUNDS: u16 = 3000;
+    let node = Fixture::new(Mode::Vxlan);
+    let barrier = Barrier::new(2);
+    // A resolver's two questions leave by one socket, from wherever its threads run.
+    let send = || {
+        let mut ran = Vec::new();
+        for port in 1024..1024 + ROUNDS {
+            let frame = out(POD_A, WORLD, udp(port, 53)).build();
+            barrier.wait();
+            ran.push(node.run(TO_UPLINK, node.uplink, &frame, 0));
+        }
+        ran
+    };
+    let (one, other) = std::thread::scope(|scope| {
+        let threads = [scope.spawn(send), scope.spawn(send)];
+        let [one, other] = threads.map(|thread| thread.join().unwrap());
+        (one, other)
+    });
+    for (port, (one, other)) in (1024..).zip(one.iter().zip(&other)) {
+        let expected = out(NODE1, WORLD, udp(port, 53)).build();
+        assert!(one.frame == expected && other.frame == expected, "port {port}: {} {}", one.code, other.code);
+    }
+    assert_eq!(node.translations().len(), 2 * usize::from(ROUNDS), "one translation for each flow");
 }

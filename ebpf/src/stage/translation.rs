@@ -148,20 +148,26 @@ pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut
     if is_node_address && is_kept_free(&to.source, to.source_port, original.protocol) {
         return Try::Taken;
     }
-    match add_reply(original, to, oldest) {
-        Ok(()) => {}
-        Err(EEXIST | EBUSY) => return Try::Taken,
-        Err(_) => return Try::Failed,
+    let reply = add_reply(original, to, oldest);
+    match reply {
+        Reply::Added | Reply::OfTheSameFlow => {}
+        Reply::Taken => return Try::Taken,
+        Reply::Failed => return Try::Failed,
     }
     // A pod's own port behind a hostPort is in the pod's namespace: no socket here can have it.
     if is_node_address && has_socket(ctx, to, original.protocol) {
-        remove_reply(to, original.protocol);
+        if reply == Reply::Added {
+            remove_reply(to, original.protocol);
+        }
         return Try::Taken;
     }
+    // Also where the replies' half was there for this very flow: another CPU is about to add this one.
     let Err(error) = maps::add_translation(original, to) else {
         return Try::Done;
     };
-    remove_reply(to, original.protocol);
+    if reply == Reply::Added {
+        remove_reply(to, original.protocol);
+    }
     match error {
         EEXIST => Try::There,
         EBUSY => Try::Taken,
@@ -169,9 +175,19 @@ pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut
     }
 }
 
+/// What became of the replies' half.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reply {
+    Added,
+    /// It is there, for this very flow.
+    OfTheSameFlow,
+    Taken,
+    Failed,
+}
+
 // Functions of their own, one after the other: the keys and values share their place on the stack.
 #[inline(never)]
-fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Result<(), i32> {
+fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Reply {
     let reply = to.other_half(original.protocol);
     let back = Translation {
         source: original.destination,
@@ -181,11 +197,12 @@ fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Result<(
         reply: 1,
         ..*to
     };
-    let added = maps::add_translation(&reply, &back);
-    if added == Err(EEXIST) {
-        note_closed(&reply, original, to.source_port, oldest);
+    match maps::add_translation(&reply, &back) {
+        Ok(()) => Reply::Added,
+        Err(EEXIST) => meet(&reply, &back, oldest),
+        Err(EBUSY) => Reply::Taken,
+        Err(_) => Reply::Failed,
     }
-    added
 }
 
 #[inline(never)]
@@ -193,21 +210,31 @@ fn remove_reply(to: &Translation, protocol_number: u8) {
     maps::remove_translation(&to.other_half(protocol_number));
 }
 
+/// Whose the half is that is there in place of the wanted one.
 #[inline(always)]
-fn note_closed(reply: &Flow, original: &Flow, port: Be16, oldest: &mut Closed) {
+fn meet(reply: &Flow, wanted: &Translation, oldest: &mut Closed) -> Reply {
     let Some(entry) = maps::translation(reply) else {
-        return;
+        return Reply::Taken;
     };
     let half = entry.get();
+    let same_pod = half.destination == wanted.destination;
+    if same_pod
+        && half.destination_port == wanted.destination_port
+        && (half.source, half.source_port) == (wanted.source, wanted.source_port)
+        && half.kind == wanted.kind
+    {
+        return Reply::OfTheSameFlow;
+    }
     if reply.protocol != protocol::TCP || !nat::is_closed(half.state) || half.kind == TRANSLATION_RESERVATION
     {
-        return;
+        return Reply::Taken;
     }
-    let age = if half.destination == original.source { SAME_POD } else { half.last_seen };
+    let age = if same_pod { SAME_POD } else { half.last_seen };
     if age < oldest.last_seen {
-        oldest.port = port;
+        oldest.port = reply.destination_port;
         oldest.last_seen = age;
     }
+    Reply::Taken
 }
 
 /// Ports that are nobody's for a flow: the tunnel's, NodePorts, hostPorts. A connection to one of them would find the wrong
