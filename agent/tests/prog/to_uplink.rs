@@ -7,7 +7,7 @@ use podwire::model::Mode;
 use podwire_common::abi::{Flow, STATE_FIN, TRANSLATION_SNAT};
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
-use podwire_common::names::{VXLAN_PORT, programs::TO_UPLINK};
+use podwire_common::names::{VXLAN_PORT, programs::{FROM_UPLINK, TO_UPLINK}};
 use podwire_common::reason::{Drop as Reason, Path};
 
 use crate::fixture::*;
@@ -100,6 +100,20 @@ fn a_closing_connection_is_marked() {
     let close = out(POD_A, WORLD, Transport::Tcp { source: 40000, destination: 443, flags: 0x11 });
     node.check("FIN", TO_UPLINK, link, &close.build(), translated(&close));
     assert!(node.translations().values().all(|half| half.state == STATE_FIN), "both halves tell the same");
+}
+
+#[test]
+fn nobody_outside_keeps_a_connection_that_a_pod_begins_from_being_translated() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let link = node.uplink;
+    let flags = |flags| Transport::Tcp { source: 40000, destination: 443, flags };
+    let from_outside = Packet::new(WORLD, POD_A, tcp(443, 40000)).macs(UPLINK_MAC, STRANGER_MAC).build();
+    node.check("by the pod's own address", FROM_UPLINK, link, &from_outside, Expect::Pass);
+    let answer = out(POD_A, WORLD, flags(0x12));
+    let untranslated = Expect::Stack(Path::Untranslated, answer.build());
+    node.check("the pod's answer", TO_UPLINK, link, &answer.build(), untranslated);
+    let begun = out(POD_A, WORLD, flags(0x02));
+    node.check("the pod's own", TO_UPLINK, link, &begun.build(), translated(&begun));
 }
 
 #[test]

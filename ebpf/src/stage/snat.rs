@@ -7,7 +7,7 @@ use podwire_common::{
     },
     addr::{Addr, Be16},
     flow::protocol,
-    nat::{self, TCP_RST},
+    nat::{self, TCP_ACK, TCP_RST, TCP_SYN},
     reason::{Drop, Path},
 };
 
@@ -40,8 +40,10 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     }
     let idle = nat::idle_timeout(STATE_REPLIED, packet.flow.protocol) * 1_000_000_000;
     let destination = packet.headers.destination_address();
-    // Only what a pod began is translated: a client outside is answered by the address that it asked.
-    if maps::is_inbound_flow(&packet.flow, idle)
+    // Only what a pod began is translated: a client outside is answered by the address that it asked. What a packet says by itself
+    // needs no memory: anybody on the link can send something to a pod's own address.
+    let begins = packet.flow.protocol == protocol::TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    if (!begins && maps::is_inbound_flow(&packet.flow, idle))
         || is_link_local(&destination)
         || maps::is_not_masqueraded(&destination)
     {
