@@ -198,7 +198,7 @@ pub const STATE_REPLIED: u8 = 1;
 pub const STATE_FIN: u8 = 2;
 /// A TCP FIN was seen in the direction of the replies.
 pub const STATE_REPLY_FIN: u8 = 4;
-/// A TCP RST was seen in either direction.
+/// The last packet was a TCP RST, of either direction.
 pub const STATE_RESET: u8 = 8;
 
 /// `FRONTENDS`: where a service of this node is reached.

@@ -36,7 +36,8 @@ pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bo
             return if reply { STATE_REPLIED } else { 0 };
         }
         let fin = if reply { STATE_REPLY_FIN } else { STATE_FIN };
-        let seen = state | if reply { STATE_REPLIED } else { 0 };
+        // Whoever goes on has not believed a reset, or is answered with another one.
+        let seen = state & !STATE_RESET | if reply { STATE_REPLIED } else { 0 };
         let ended = if tcp_flags & TCP_FIN != 0 { fin } else { 0 };
         let reset = if tcp_flags & TCP_RST != 0 { STATE_RESET } else { 0 };
         return seen | ended | reset;
@@ -129,7 +130,7 @@ mod tests {
             prop_assert_eq!(state & STATE_REPLIED != 0, replied);
             prop_assert_eq!(state & STATE_FIN != 0, seen(TCP_FIN, false));
             prop_assert_eq!(state & STATE_REPLY_FIN != 0, seen(TCP_FIN, true));
-            prop_assert_eq!(state & STATE_RESET != 0, seen(TCP_RST, false) || seen(TCP_RST, true));
+            prop_assert_eq!(state & STATE_RESET != 0, rest.last().is_some_and(|(flags, _)| flags & TCP_RST != 0));
         }
 
         #[test]
@@ -159,6 +160,16 @@ mod tests {
         let again = tcp(tcp(closed, TCP_SYN, false), TCP_SYN | TCP_ACK, true);
         assert_eq!(timeout(again), 7440, "the 5-tuple is used again");
         assert!(is_closed(tcp(established, TCP_RST, true)));
+    }
+
+    #[test]
+    fn a_reset_after_which_both_go_on_is_none() {
+        let established = STATE_REPLIED;
+        // Anybody can send one; the receiver believes it only with the right sequence number (RFC 5961 section 3).
+        let reset = next_state(established, protocol::TCP, TCP_RST, true);
+        assert_eq!(idle_timeout(reset, protocol::TCP), 65);
+        let gone_on = next_state(reset, protocol::TCP, TCP_ACK, false);
+        assert_eq!(idle_timeout(gone_on, protocol::TCP), 7440);
     }
 
     #[test]
