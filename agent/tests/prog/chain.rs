@@ -15,7 +15,7 @@ fn a_request_and_its_reply_cross_two_nodes() {
             (udp(40000, 53), udp(53, 40000)),
             (Transport::EchoRequest { identifier: 7 }, Transport::EchoReply { identifier: 7 }),
         ] {
-            let mut first = Fixture::new(mode);
+            let first = Fixture::new(mode);
             let link = first.pod_a;
             let request = Packet::new(POD_A, REMOTE_POD, request).macs(HOST_A_MAC, POD_A_MAC);
             let wire = on_link(&first.run(FROM_POD, link, &request.build(), 0).frame, UPLINK_MAC);

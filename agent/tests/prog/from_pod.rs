@@ -110,7 +110,7 @@ fn a_pod_of_another_node_is_reached_through_the_tunnel() {
 
 #[test]
 fn a_packet_that_may_be_cut_may_be_cut_on_the_way_as_well() {
-    let mut node = Fixture::new(Mode::Vxlan);
+    let node = Fixture::new(Mode::Vxlan);
     let packet = from_a(REMOTE_POD, udp(1, 2)).with(|packet| packet.dont_fragment = false);
     let ran = node.run(FROM_POD, node.pod_a, &packet.build(), 0);
     // Its outer identification is a random number: taken from what came out.

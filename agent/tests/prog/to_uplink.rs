@@ -7,7 +7,10 @@ use podwire::model::Mode;
 use podwire_common::abi::{Flow, STATE_FIN, TRANSLATION_SNAT};
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
-use podwire_common::names::{VXLAN_PORT, programs::{FROM_UPLINK, TO_UPLINK}};
+use podwire_common::names::{
+    VXLAN_PORT,
+    programs::{FROM_UPLINK, TO_UPLINK},
+};
 use podwire_common::reason::{Drop as Reason, Path};
 
 use crate::fixture::*;
