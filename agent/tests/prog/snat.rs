@@ -183,7 +183,7 @@ fn ports_that_are_kept_for_others_are_given_to_nobody() {
 #[test]
 fn a_flow_that_was_begun_outside_keeps_the_pods_address() {
     for mode in [Mode::Vxlan, Mode::Direct] {
-        for (what, answer, request) in exchanges() {
+        for (what, request, answer) in exchanges() {
             let mut node = Fixture::new(mode);
             let link = node.uplink;
             let request = Packet::new(WORLD, POD_A, request).macs(UPLINK_MAC, STRANGER_MAC);
@@ -227,7 +227,7 @@ fn excluded_networks_and_the_links_own_see_the_pods_address() {
 
 #[test]
 fn both_halves_tell_the_same_state_whichever_direction_changes_it() {
-    let mut node = Fixture::new(Mode::Vxlan);
+    let node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
     let flags = |source, destination, flags| Transport::Tcp { source, destination, flags };
     let steps = [
