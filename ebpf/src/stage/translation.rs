@@ -165,6 +165,9 @@ pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut
     let Err(error) = maps::add_translation(original, to) else {
         return Try::Done;
     };
+    if error == EEXIST && leads_to(original, to) {
+        return Try::Done;
+    }
     if reply == Reply::Added {
         remove_reply(to, original.protocol);
     }
@@ -173,6 +176,15 @@ pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut
         EBUSY => Try::Taken,
         _ => Try::Failed,
     }
+}
+
+/// Whether the half that is there for a flow is the one that was wanted: another CPU has completed this pair.
+#[inline(always)]
+fn leads_to(original: &Flow, to: &Translation) -> bool {
+    maps::translation(original).is_some_and(|entry| {
+        let there = entry.get();
+        (there.source, there.source_port) == (to.source, to.source_port)
+    })
 }
 
 /// What became of the replies' half.
