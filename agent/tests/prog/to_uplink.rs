@@ -281,3 +281,21 @@ fn packets_of_one_new_flow_on_several_cpus_share_its_translation() {
     }
     assert_eq!(node.translations().len(), 2 * usize::from(ROUNDS), "one translation for each flow");
 }
+
+#[test]
+fn when_the_table_is_full_a_pods_flow_gives_way_to_the_nodes_own() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let link = node.uplink;
+    let pods = out(POD_A, WORLD, udp(40000, 53));
+    node.check("the pod's", TO_UPLINK, link, &pods.build(), translated(&pods));
+    let fillers =
+        (0..=u16::MAX).flat_map(|port| [(53, port), (443, port), (853, port), (8443, port), (9443, port)]);
+    let full = fillers.map(|(from, port)| {
+        Flow::new(WORLD.into(), STRANGER.into(), Be16::new(from), Be16::new(port), protocol::UDP)
+    });
+    assert!(node.fill_translations(full), "the table takes more than was tried");
+    let own = out(NODE1, WORLD, udp(40000, 53)).build();
+    node.check("the node's", TO_UPLINK, link, &own, Expect::Pass);
+    let reply = Packet::new(WORLD, NODE1, udp(53, 40000)).macs(UPLINK_MAC, STRANGER_MAC).build();
+    node.check("its reply", FROM_UPLINK, link, &reply, Expect::Pass);
+}

@@ -97,11 +97,20 @@ pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
                 entry.touch(packet.flow.protocol, state);
                 Ok(Verdict::Pass)
             }
-            TRANSLATION_SNAT | TRANSLATION_HOST => {
+            kind @ (TRANSLATION_SNAT | TRANSLATION_HOST) => {
                 let mut to = translation::begin(TRANSLATION_HOST, ctx.ifindex(), packet);
-                subprogram::establish(ctx, &packet.flow, &mut to)?;
-                subprogram::translate(ctx, packet, &to)?;
-                Ok(Verdict::Stack(Path::HostSnatOut))
+                match subprogram::establish(ctx, &packet.flow, &mut to) {
+                    Ok(()) => {
+                        subprogram::translate(ctx, packet, &to)?;
+                        Ok(Verdict::Stack(Path::HostSnatOut))
+                    }
+                    // There is room for one of the two only, and it is this node's.
+                    Err(_) if kind == TRANSLATION_SNAT => {
+                        translation::remove(&packet.flow.reversed(), entry.get());
+                        Ok(Verdict::Pass)
+                    }
+                    Err(reason) => Err(reason),
+                }
             }
             _ => Ok(Verdict::Pass),
         },
