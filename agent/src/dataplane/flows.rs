@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 
 use aya::Pod;
 use aya::maps::{HashMap, IterableMap, Map, MapData};
-use podwire_common::abi::{self, ENDPOINT_STACK_ONLY, Flow, StackFlow, Translation};
+use podwire_common::abi::{ENDPOINT_STACK_ONLY, Flow, StackFlow, Translation};
 use podwire_common::addr::Addr;
 use podwire_common::names::maps as names;
 use tracing::{info, warn};
@@ -162,11 +162,20 @@ impl Collector {
                 _ => continue,
             }
             let other = half.other_half(flow.protocol);
+            // A reservation has none. And where a half was left alone, its other half's place may be somebody else's by now.
+            let has_other = match self.translations.get(&other, 0) {
+                Ok(there) => there.other_half(flow.protocol) == flow,
+                Err(_) => false,
+            };
             // The way out first: while only the way back is left, nothing new is translated by half a pair.
-            let (first, second) = if half.reply == 0 { (flow, other) } else { (other, flow) };
-            remove(self.translations.remove(&first), names::TRANSLATIONS)?;
-            remove(self.translations.remove(&second), names::TRANSLATIONS)?;
-            collected.translations_expired += if half.kind == abi::TRANSLATION_RESERVATION { 1 } else { 2 };
+            if has_other && half.reply != 0 {
+                remove(self.translations.remove(&other), names::TRANSLATIONS)?;
+            }
+            remove(self.translations.remove(&flow), names::TRANSLATIONS)?;
+            if has_other && half.reply == 0 {
+                remove(self.translations.remove(&other), names::TRANSLATIONS)?;
+            }
+            collected.translations_expired += 1 + usize::from(has_other);
         }
         Ok(())
     }

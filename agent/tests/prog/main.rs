@@ -2,6 +2,7 @@
 //! at a time. Checked are the verdict, the exact bytes, the counters and the maps.
 
 mod chain;
+mod collector;
 mod fixture;
 mod from_overlay;
 mod from_pod;
