@@ -20,6 +20,7 @@ mod node_list;
 mod packets;
 mod paths;
 mod plugin;
+mod reference;
 mod refused;
 mod service;
 mod snat;

@@ -76,6 +76,11 @@ impl CniCall {
         Self { command: command.to_owned(), ..self.clone() }
     }
 
+    /// The same call of another plugin, with its own network configuration.
+    pub fn of_plugin(&self, plugin: &Path, config: Value) -> Self {
+        Self { plugin: plugin.to_owned(), config, ..self.clone() }
+    }
+
     /// Runs it on the node.
     ///
     /// # Errors
@@ -89,7 +94,9 @@ impl CniCall {
             .env("CNI_NETNS", &self.netns)
             .env("CNI_IFNAME", &self.interface)
             .env("CNI_ARGS", &self.args)
-            .env("CNI_PATH", self.plugin.parent().unwrap_or(Path::new("/")));
+            .env("CNI_PATH", self.plugin.parent().unwrap_or(Path::new("/")))
+            // A runtime has one, and plugins of others look for iptables there.
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let input = serde_json::to_vec(&self.config)?;
         let output = self.node.enter(|| process::output(&mut command, Some(&input), DEADLINE))??;
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,0 +1,267 @@
+//! Two nodes, their pods and a world, with one network or the other. Pods are made by a chain of plugins, as a runtime
+//! calls them: ours is a chain of one.
+
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use serde_json::{Value, json};
+use xtask::lab::{CniCall, CniOutput, Lab, Mode, Node, Ns};
+
+use crate::host_ports::mappings;
+
+/// Where everybody listens.
+pub const PORT: u16 = 8080;
+/// Leads to the pod on every address of its node.
+pub const ANYWHERE: u16 = 9088;
+/// Leads to it on the node's InternalIP.
+pub const HERE: u16 = 9089;
+/// Where Debian's containernetworking-plugins are.
+const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+const BRIDGE: &str = "cni0";
+
+/// What makes the pods and carries their packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The reference plugins.
+    BridgeAndPortmap,
+    /// Ours.
+    Podwire(Mode),
+}
+
+impl Network {
+    /// A column's heading.
+    pub fn name(self) -> &'static str {
+        match self {
+            Network::BridgeAndPortmap => "bridge + portmap",
+            Network::Podwire(Mode::Vxlan) => "podwire, VXLAN",
+            Network::Podwire(Mode::Direct) => "podwire, direct",
+        }
+    }
+
+    /// The longest that anybody waits. The reference is expected to fail cases; a SYN's first repetition (a second) has time.
+    fn patience(self) -> Duration {
+        match self {
+            Network::BridgeAndPortmap => Duration::from_millis(1500),
+            Network::Podwire(_) => Duration::from_secs(10),
+        }
+    }
+}
+
+/// What the cases run on.
+pub struct Cluster {
+    /// With the hostPorts.
+    pub pod: Pod,
+    /// On the same node.
+    pub near: Pod,
+    /// On the other node.
+    pub far: Pod,
+    /// The node with the hostPorts.
+    pub node: Place,
+    /// The other one.
+    pub other: Place,
+    /// Outside.
+    pub world: Place,
+    /// What it is made of.
+    pub lab: Lab,
+    network: Network,
+    next_port: AtomicU16,
+}
+
+/// Somebody with a server of each protocol, bound for as long as there is the cluster.
+pub struct Place {
+    /// Where.
+    pub ns: Ns,
+    /// Its own.
+    pub address: IpAddr,
+    /// At [`PORT`].
+    pub tcp: TcpListener,
+    /// At [`PORT`].
+    pub udp: UdpSocket,
+}
+
+/// A pod, and the calls that made it.
+pub struct Pod {
+    place: Place,
+    chain: Vec<CniCall>,
+}
+
+/// A hostPort that leads to [`PORT`]: port, protocol, hostIP.
+pub type HostPort = (u16, &'static str, Option<IpAddr>);
+
+impl Cluster {
+    /// With its pods.
+    pub fn new(network: Network) -> Result<Self> {
+        let builder = Lab::builder();
+        let lab = match network {
+            Network::BridgeAndPortmap => builder.agents(false).build()?,
+            Network::Podwire(mode) => builder.mode(mode).build()?,
+        };
+        if network == Network::BridgeAndPortmap {
+            for (node, other) in [(0, 1), (1, 0)].map(|(node, other)| (lab.node(node), lab.node(other))) {
+                // As flannel's host-gw mode has it, and what Kubernetes asks of a node with a bridge.
+                node.ip(&format!("route add {} via {}\n", other.pod_cidr(), other.address()))?;
+                node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
+            }
+        }
+        let address = lab.node(0).address();
+        let wanted = [
+            (ANYWHERE, "tcp", None),
+            (ANYWHERE, "udp", None),
+            (HERE, "tcp", Some(address)),
+            (HERE, "udp", Some(address)),
+        ];
+        let patience = network.patience();
+        let pod = |node: usize, name: &str, wanted: &[HostPort]| {
+            Pod::add(network, lab.node(node), name, wanted).with_context(|| format!("pod {name}"))
+        };
+        let place = |ns: &Ns, address| Place::new(ns.clone(), address, patience);
+        Ok(Self {
+            pod: pod(0, "pod", &wanted)?,
+            near: pod(0, "near", &[])?,
+            far: pod(1, "far", &[])?,
+            node: place(lab.node(0), address)?,
+            other: place(lab.node(1), lab.node(1).address())?,
+            world: place(lab.world(), lab.world_address())?,
+            network,
+            next_port: AtomicU16::new(21_000),
+            lab,
+        })
+    }
+
+    /// Another pod on the node with the hostPorts.
+    pub fn add_pod(&self, name: &str, wanted: &[HostPort]) -> Result<Pod> {
+        Pod::add(self.network, self.lab.node(0), name, wanted).with_context(|| format!("pod {name}"))
+    }
+
+    /// What a runtime is told about such a pod, which is deleted at once.
+    pub fn try_pod(&self, name: &str, wanted: &[HostPort]) -> Result<CniOutput> {
+        let mut chain = chain(self.network, self.lab.node(0), name, wanted);
+        Ns::create(&chain[0].container_id)?;
+        let answer = run(&mut chain)?;
+        delete(&chain)?;
+        Ok(answer)
+    }
+
+    /// The longest that anybody waits.
+    pub fn patience(&self) -> Duration {
+        self.network.patience()
+    }
+
+    /// A port that no case had before, and that is nobody's by chance.
+    pub fn unused_port(&self) -> u16 {
+        self.next_port.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Place {
+    fn new(ns: Ns, address: IpAddr, patience: Duration) -> Result<Self> {
+        let bind = || {
+            let any = (Ipv4Addr::UNSPECIFIED, PORT);
+            Ok::<_, std::io::Error>((TcpListener::bind(any)?, UdpSocket::bind(any)?))
+        };
+        let (tcp, udp) = ns.enter(bind)?.with_context(|| format!("listen in {}", ns.name()))?;
+        // It is the limit of accept, too (socket(7)).
+        set_socket_timeout(&tcp, Timeout::Recv, Some(patience))?;
+        udp.set_read_timeout(Some(patience))?;
+        Ok(Self { ns, address, tcp, udp })
+    }
+}
+
+impl Pod {
+    fn add(network: Network, node: &Node, name: &str, wanted: &[HostPort]) -> Result<Self> {
+        let mut chain = chain(network, node, name, wanted);
+        let ns = Ns::create(&chain[0].container_id)?;
+        let output = run(&mut chain)?;
+        ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
+        let address = output.answer["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
+        let address = address.with_context(|| format!("no address in {}", output.answer))?.parse()?;
+        Ok(Self { place: Place::new(ns, address, network.patience())?, chain })
+    }
+
+    /// As a runtime deletes it. Its namespace goes with the lab.
+    pub fn delete(self) -> Result<()> {
+        delete(&self.chain)
+    }
+}
+
+impl Deref for Pod {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+/// The calls that add a pod, in their order.
+fn chain(network: Network, node: &Node, name: &str, wanted: &[HostPort]) -> Vec<CniCall> {
+    let wanted: Vec<_> =
+        wanted.iter().map(|(port, protocol, address)| (*port, PORT, *protocol, *address)).collect();
+    let runtime_config = mappings(&wanted);
+    let ours = node.cni_call("ADD", name, &runtime_config);
+    if network != Network::BridgeAndPortmap {
+        return vec![ours];
+    }
+    // Kept in the lab's folder, and not in /var/lib/cni.
+    let addresses = node.state_dir().join("host-local");
+    let bridge = json!({
+        "type": "bridge",
+        "bridge": BRIDGE,
+        "isGateway": true,
+        "ipMasq": true,
+        "hairpinMode": true,
+        "ipam": {
+            "type": "host-local",
+            "dataDir": addresses,
+            "ranges": [[{ "subnet": node.pod_cidr() }]],
+            "routes": [{ "dst": "0.0.0.0/0" }],
+        },
+    });
+    let portmap = json!({
+        "type": "portmap",
+        "snat": true,
+        "capabilities": { "portMappings": true },
+        "runtimeConfig": runtime_config,
+    });
+    [bridge, portmap]
+        .map(|mut config| {
+            config["cniVersion"] = json!("1.0.0");
+            config["name"] = json!("reference");
+            let plugin = Path::new(REFERENCE_PLUGINS).join(config["type"].as_str().unwrap_or_default());
+            ours.of_plugin(&plugin, config)
+        })
+        .into()
+}
+
+/// ADD: each plugin hears what the one before it answered (CNI specification, "Section 3"). The last answer, or the first
+/// refusal.
+fn run(chain: &mut [CniCall]) -> Result<CniOutput> {
+    let mut previous = Value::Null;
+    let mut last = None;
+    for call in chain {
+        if !previous.is_null() {
+            call.config["prevResult"] = previous;
+        }
+        let output = call.run()?;
+        previous = output.answer.clone();
+        let failed = !output.success;
+        last = Some(output);
+        if failed {
+            break;
+        }
+    }
+    last.context("an empty chain")
+}
+
+/// DEL: backwards, and all are told.
+fn delete(chain: &[CniCall]) -> Result<()> {
+    for call in chain.iter().rev() {
+        let output = call.with_command("DEL").run()?;
+        ensure!(output.success, "DEL failed: {}\n{}", output.answer, output.stderr);
+    }
+    Ok(())
+}

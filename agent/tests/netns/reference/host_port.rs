@@ -1,0 +1,217 @@
+//! Clients of a hostPort.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::Context as _;
+
+use super::cases::Case;
+use super::cluster::{ANYWHERE, Cluster, HERE, Place};
+use super::talk::{self, Protocol};
+use super::{Fault, Outcome, demand};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// As the conformance tests of Kubernetes have it.
+const CONFORMANCE: u16 = 54323;
+/// For pods that come and go.
+const REPLACED: u16 = 9091;
+/// Three fragments.
+const LARGE_DATAGRAM: usize = 4000;
+/// More than all buffers on the way hold: most of it goes over the smaller path.
+const TRANSFER: usize = 16 << 20;
+
+/// Who asks, and by which address of the node.
+#[derive(Clone, Copy)]
+struct Client {
+    name: &'static str,
+    place: fn(&Cluster) -> &Place,
+    address: fn(&Cluster) -> IpAddr,
+}
+
+const WORLD: Client = Client { name: "the world", place: |cluster| &cluster.world, address: node };
+const OTHER: Client = Client { name: "another node", place: |cluster| &cluster.other, address: node };
+const NODE: Client =
+    Client { name: "the node, by its address", place: |cluster| &cluster.node, address: node };
+const NODE_BY_LOOPBACK: Client =
+    Client { name: "the node, by 127.0.0.1", place: |cluster| &cluster.node, address: |_| LOOPBACK };
+const NEAR: Client = Client { name: "a pod of the node", place: |cluster| &cluster.near, address: node };
+const FAR: Client = Client { name: "a pod of another node", place: |cluster| &cluster.far, address: node };
+const ITSELF: Client = Client { name: "the pod itself", place: |cluster| &cluster.pod, address: node };
+
+fn node(cluster: &Cluster) -> IpAddr {
+    cluster.node.address
+}
+
+impl Client {
+    /// Asks the pod. Whom it saw.
+    fn ask(self, cluster: &Cluster, protocol: Protocol, port: u16) -> Outcome<IpAddr> {
+        let to = SocketAddr::new((self.address)(cluster), port);
+        talk::ask(cluster, protocol, &(self.place)(cluster).ns, &cluster.pod, to)
+    }
+}
+
+pub fn reached() -> Vec<Case> {
+    each(
+        [WORLD, OTHER, NODE, NODE_BY_LOOPBACK, NEAR, FAR, ITSELF],
+        "hostPort from",
+        |client, protocol, cluster| client.ask(cluster, protocol, ANYWHERE).map(|_| ()),
+    )
+}
+
+pub fn real_clients() -> Vec<Case> {
+    each([WORLD, OTHER, NEAR, FAR], "the pod sees the address of", |client, protocol, cluster| {
+        let (seen, real) = (client.ask(cluster, protocol, ANYWHERE)?, (client.place)(cluster).address);
+        demand(seen == real, || format!("sees {seen} for {real}"))?;
+        Ok(())
+    })
+}
+
+pub fn host_ips() -> Vec<Case> {
+    let mut cases = each([WORLD, FAR], "hostPort with hostIP from", |client, protocol, cluster| {
+        client.ask(cluster, protocol, HERE).map(|_| ())
+    });
+    cases.push(Case::new("hostPort with hostIP is closed at 127.0.0.1, TCP", |cluster| {
+        demand(NODE_BY_LOOPBACK.ask(cluster, Protocol::Tcp, HERE).is_err(), || "it is open".to_owned())?;
+        Ok(())
+    }));
+    cases
+}
+
+pub fn shared() -> Vec<Case> {
+    vec![
+        Case::new("one hostPort, three pods, by hostIP and protocol (Kubernetes conformance)", conformance),
+        Case::new("a second pod that asks for a taken hostPort is refused", |cluster| {
+            let answer = cluster.try_pod("second", &[(ANYWHERE, "tcp", None)])?;
+            demand(!answer.success, || "it is granted".to_owned())?;
+            Ok(())
+        }),
+    ]
+}
+
+/// As a process of the node, as the conformance test's client is one.
+fn conformance(cluster: &Cluster) -> Outcome {
+    let address = cluster.node.address;
+    let add = |name, protocol, host_ip| cluster.add_pod(name, &[(CONFORMANCE, protocol, Some(host_ip))]);
+    let pods = [add("local", "tcp", LOOPBACK)?, add("tcp", "tcp", address)?, add("udp", "udp", address)?];
+    let outcome = (|| {
+        let [local, tcp, udp] = &pods;
+        // `curl --interface` with the node's address.
+        let (from, to) = (SocketAddr::new(address, 0), SocketAddr::new(LOOPBACK, CONFORMANCE));
+        let client = talk::connect(cluster, &cluster.node.ns, from, to)?;
+        talk::accept(cluster, &client, local)?;
+        let to = SocketAddr::new(address, CONFORMANCE);
+        talk::ask(cluster, Protocol::Tcp, &cluster.node.ns, tcp, to)?;
+        talk::ask(cluster, Protocol::Udp, &cluster.node.ns, udp, to)?;
+        Ok(())
+    })();
+    for pod in pods {
+        pod.delete()?;
+    }
+    outcome
+}
+
+pub fn policy() -> Vec<Case> {
+    each([WORLD, NEAR], "with the FORWARD policy DROP, hostPort from", |client, protocol, cluster| {
+        cluster.lab.node(0).exec(&["iptables", "-w", "-P", "FORWARD", "DROP"])?;
+        let outcome = client.ask(cluster, protocol, ANYWHERE);
+        cluster.lab.node(0).exec(&["iptables", "-w", "-P", "FORWARD", "ACCEPT"])?;
+        outcome.map(|_| ())
+    })
+}
+
+pub fn replaced() -> Vec<Case> {
+    vec![
+        Case::new("a UDP client of one port finds the next pod", |cluster| next_pod(cluster, false)),
+        Case::new("a UDP client that went on asking while there was none finds the next pod", |cluster| {
+            next_pod(cluster, true)
+        }),
+    ]
+}
+
+fn next_pod(cluster: &Cluster, goes_on: bool) -> Outcome {
+    let port = cluster.unused_port();
+    let to = SocketAddr::new(cluster.node.address, REPLACED);
+    let clients = [WORLD, OTHER, NEAR, FAR];
+    let sockets = clients.map(|client| talk::udp(cluster, &(client.place)(cluster).ns, port));
+    let sockets = sockets.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    for name in ["one", "another"] {
+        // The namespaces of dead pods are there as long as the lab.
+        let pod = cluster.add_pod(&format!("{name}-{port}"), &[(REPLACED, "udp", None)])?;
+        let mut answers = clients.iter().zip(&sockets).map(|(client, socket)| {
+            talk::ask_by(socket, &pod, to, 100)
+                .map_err(|fault| fault.of(&format!("{} ({name} pod)", client.name)))
+        });
+        let outcome = answers.try_for_each(|answer| answer.map(|_| ()));
+        pod.delete()?;
+        outcome?;
+        if goes_on {
+            for socket in &sockets {
+                socket.send_to(b"anybody?", to)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub fn large() -> Vec<Case> {
+    let ask = |client: Client| {
+        move |cluster: &Cluster| {
+            let place = (client.place)(cluster);
+            let socket = talk::udp(cluster, &place.ns, 0)?;
+            let to = SocketAddr::new(cluster.node.address, ANYWHERE);
+            talk::ask_by(&socket, &cluster.pod, to, LARGE_DATAGRAM).map(|_| ())
+        }
+    };
+    let case = |client: Client| {
+        Case::new(format!("fragments (UDP, 4000 bytes) to and from a hostPort, {}", client.name), ask(client))
+    };
+    [WORLD, OTHER, NEAR, FAR].map(case).into()
+}
+
+pub fn smaller_path() -> Vec<Case> {
+    vec![Case::new("the path to a hostPort's client shrinks to 1280, the transfer goes on", |cluster| {
+        let from = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let to = SocketAddr::new(cluster.node.address, ANYWHERE);
+        let mut client = talk::connect(cluster, &cluster.world.ns, from, to)?;
+        let (mut server, _) = talk::accept(cluster, &client, &cluster.pod)?;
+        std::thread::scope(|scope| {
+            // It fails, after the network's patience, when the client gives up.
+            scope.spawn(move || server.write_all(&vec![7; TRANSFER]));
+            let mut buffer = vec![0; TRANSFER];
+            let (first, rest) = buffer.split_at_mut(1 << 20);
+            client.read_exact(first).context("the beginning of the transfer")?;
+            // The route's MTU and not the link's, which the client would know of.
+            let route = "route change 198.51.100.0/24 dev world src 198.51.100.1 proto kernel scope link";
+            cluster.lab.underlay().ip(&format!("{route} mtu lock 1280\n"))?;
+            let outcome = client.read_exact(rest);
+            cluster.lab.underlay().ip(&format!("{route}\n"))?;
+            demand(outcome.is_ok(), || "the transfer stands still".to_owned())?;
+            let known = cluster.pod.ns.exec(&["ip", "route", "get", &cluster.world.address.to_string()])?;
+            demand(known.contains("mtu 1280"), || "the pod was not told".to_owned())?;
+            Ok(())
+        })
+    })]
+}
+
+/// A case for each client and protocol.
+fn each<const CLIENTS: usize>(
+    clients: [Client; CLIENTS],
+    what: &str,
+    run: fn(Client, Protocol, &Cluster) -> Outcome,
+) -> Vec<Case> {
+    let case = |client: Client, protocol: Protocol| {
+        let name = format!("{what} {}, {}", client.name, protocol.name());
+        Case::new(name, move |cluster: &Cluster| run(client, protocol, cluster))
+    };
+    clients.into_iter().flat_map(|client| Protocol::BOTH.map(|protocol| case(client, protocol))).collect()
+}
+
+impl Fault {
+    /// Says whose it is.
+    fn of(self, whose: &str) -> Self {
+        match self {
+            Fault::Wrong(reason) => Fault::Wrong(format!("{whose}: {reason}")),
+            broken => broken,
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The same clients beside the reference plugins: `bridge` with `host-local` and `portmap`, and plain routes between nodes.
+//!
+//! Prints who passes what. The reference's answers are reported, ours are demanded.
+
+mod cases;
+mod cluster;
+mod host_port;
+mod pods;
+mod talk;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use xtask::lab::Mode;
+
+use cases::{Case, cases};
+use cluster::{Cluster, Network};
+
+/// The reference, and ours.
+const NETWORKS: [Network; 3] =
+    [Network::BridgeAndPortmap, Network::Podwire(Mode::Vxlan), Network::Podwire(Mode::Direct)];
+
+/// What went wrong in a case.
+#[derive(Debug)]
+pub enum Fault {
+    /// The case could not be tried: the test is broken, and nobody's fault is shown.
+    SetUp(anyhow::Error),
+    /// The network did something else than it should.
+    Wrong(String),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Fault {
+    fn from(error: E) -> Self {
+        Self::SetUp(error.into())
+    }
+}
+
+/// Of a case.
+pub type Outcome<T = ()> = Result<T, Fault>;
+
+/// The network's fault unless this holds.
+fn demand(holds: bool, otherwise: impl FnOnce() -> String) -> Outcome {
+    if holds { Ok(()) } else { Err(Fault::Wrong(otherwise())) }
+}
+
+#[test]
+fn what_the_reference_plugins_pass_and_what_they_fail_passes_here() {
+    let cases = cases();
+    // Side by side: whoever fails waits.
+    let columns: [Vec<Result<(), String>>; 3] = std::thread::scope(|scope| {
+        let cases = &cases;
+        let running = NETWORKS.map(|network| scope.spawn(move || column(network, cases)));
+        running.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    // Past the test harness, which shows only what a failed test has printed.
+    std::io::stdout().write_all(table(&cases, &columns).as_bytes()).unwrap();
+    let [reference, ours @ ..] = &columns;
+    for (case, outcome) in ours.iter().flat_map(|column| cases.iter().zip(column)) {
+        assert_eq!(outcome, &Ok(()), "{}", case.name);
+    }
+    assert!(
+        passed(reference) * 3 >= cases.len(),
+        "the reference plugins fail nearly everything: are they set up?"
+    );
+}
+
+/// All cases on one network, one after the other.
+fn column(network: Network, cases: &[Case]) -> Vec<Result<(), String>> {
+    let cluster = Cluster::new(network).unwrap_or_else(|error| panic!("{}: {error:#}", network.name()));
+    let run = |case: &Case| match (case.run)(&cluster) {
+        Ok(()) => Ok(()),
+        Err(Fault::Wrong(reason)) => Err(reason),
+        Err(Fault::SetUp(error)) => panic!("{}: {} cannot be tried: {error:#}", network.name(), case.name),
+    };
+    cases.iter().map(run).collect()
+}
+
+fn passed(column: &[Result<(), String>]) -> usize {
+    column.iter().filter(|outcome| outcome.is_ok()).count()
+}
+
+/// As the documentation has it.
+fn table(cases: &[Case], columns: &[Vec<Result<(), String>>; 3]) -> String {
+    let mut rows = vec![["case"].into_iter().chain(NETWORKS.map(Network::name)).map(str::to_owned).collect()];
+    for (number, case) in cases.iter().enumerate() {
+        let shown = columns.iter().map(|column| match &column[number] {
+            Ok(()) => "pass".to_owned(),
+            Err(reason) => format!("FAIL: {reason}"),
+        });
+        rows.push([case.name.clone()].into_iter().chain(shown).collect());
+    }
+    let sums = columns.iter().map(|column| format!("{} of {}", passed(column), cases.len()));
+    rows.push(["passed".to_owned()].into_iter().chain(sums).collect::<Vec<_>>());
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..=NETWORKS.len()).map(width).collect();
+    let mut text = "\n".to_owned();
+    for (number, row) in rows.iter().enumerate() {
+        for (cell, width) in row.iter().zip(&widths) {
+            write!(text, "| {cell:<width$} ").unwrap();
+        }
+        text += "|\n";
+        if number == 0 {
+            for width in &widths {
+                write!(text, "|{}", "-".repeat(width + 2)).unwrap();
+            }
+            text += "|\n";
+        }
+    }
+    text
+}

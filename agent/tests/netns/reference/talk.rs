@@ -1,0 +1,177 @@
+//! Questions and answers that wait no longer than the network's patience, and say what went wrong in few words.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context as _, Result};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketType};
+use xtask::lab::Ns;
+
+use super::cluster::{Cluster, Place};
+use super::{Fault, Outcome, demand};
+
+/// What a case is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    pub const BOTH: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+        }
+    }
+}
+
+/// A client that has been answered, still there.
+pub enum Flow {
+    Tcp { client: TcpStream, server: TcpStream },
+    Udp { client: UdpSocket, to: SocketAddr },
+}
+
+/// A client of its own, any port: a question, an answer. Who the server saw.
+pub fn ask(
+    cluster: &Cluster,
+    protocol: Protocol,
+    from: &Ns,
+    server: &Place,
+    to: SocketAddr,
+) -> Outcome<IpAddr> {
+    Ok(start(cluster, protocol, from, 0, server, to)?.1.ip())
+}
+
+/// The same from a particular port; it goes on.
+pub fn start(
+    cluster: &Cluster,
+    protocol: Protocol,
+    from: &Ns,
+    port: u16,
+    server: &Place,
+    to: SocketAddr,
+) -> Outcome<(Flow, SocketAddr)> {
+    let source = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    match protocol {
+        Protocol::Tcp => {
+            let client = connect(cluster, from, source, to)?;
+            let (accepted, seen) = accept(cluster, &client, server)?;
+            let flow = Flow::Tcp { client, server: accepted };
+            flow.go_on(server)?;
+            Ok((flow, seen))
+        }
+        Protocol::Udp => {
+            let client = udp(cluster, from, port)?;
+            let seen = ask_by(&client, server, to, 100)?;
+            Ok((Flow::Udp { client, to }, seen))
+        }
+    }
+}
+
+impl Flow {
+    /// Another question, another answer.
+    pub fn go_on(&self, place: &Place) -> Outcome {
+        let (client, server) = match self {
+            Flow::Tcp { client, server } => (client, server),
+            Flow::Udp { client, to } => return ask_by(client, place, *to, 100).map(|_| ()),
+        };
+        for (what, mut from, mut to) in [("the question", client, server), ("the answer", server, client)] {
+            let sent = unique(100);
+            from.write_all(&sent).map_err(|error| wrong(what, &error))?;
+            let mut heard = vec![0; sent.len()];
+            to.read_exact(&mut heard).map_err(|error| wrong(what, &error))?;
+            demand(heard == sent, || format!("{what} was another"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Connects, from an address or a port that may be said.
+pub fn connect(cluster: &Cluster, from: &Ns, source: SocketAddr, to: SocketAddr) -> Outcome<TcpStream> {
+    let patience = Some(cluster.patience());
+    let bound = || -> io::Result<_> {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &source)?;
+        sockopt::set_socket_timeout(&socket, Timeout::Send, patience)?;
+        sockopt::set_socket_timeout(&socket, Timeout::Recv, patience)?;
+        Ok(socket)
+    };
+    let socket = from.enter(bound)?.with_context(|| format!("bind {source}"))?;
+    rustix::net::connect(&socket, &to).map_err(|error| wrong("the connection", &error.into()))?;
+    Ok(socket.into())
+}
+
+/// The server's end of a connection, and whom it sees. Others that came earlier and were given up are passed over.
+pub fn accept(cluster: &Cluster, mut client: &TcpStream, server: &Place) -> Outcome<(TcpStream, SocketAddr)> {
+    let sent = unique(100);
+    client.write_all(&sent).map_err(|error| wrong("the question", &error))?;
+    loop {
+        let (mut stream, peer) = server.tcp.accept().map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => Fault::Wrong("somebody else took the connection".to_owned()),
+            _ => wrong("accept", &error),
+        })?;
+        stream.set_read_timeout(Some(cluster.patience()))?;
+        stream.set_write_timeout(Some(cluster.patience()))?;
+        let mut heard = vec![0; sent.len()];
+        if stream.read_exact(&mut heard).is_ok() && heard == sent {
+            return Ok((stream, peer));
+        }
+    }
+}
+
+/// A client's socket. It is not connected: it shows who answers.
+pub fn udp(cluster: &Cluster, ns: &Ns, port: u16) -> Result<UdpSocket> {
+    let socket = ns
+        .enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?
+        .with_context(|| format!("bind UDP {port} in {}", ns.name()))?;
+    socket.set_read_timeout(Some(cluster.patience()))?;
+    Ok(socket)
+}
+
+/// A datagram of so many bytes, and one back. Who the server saw.
+pub fn ask_by(client: &UdpSocket, server: &Place, to: SocketAddr, size: usize) -> Outcome<SocketAddr> {
+    let (question, answer) = (unique(size), unique(size));
+    client.send_to(&question, to).map_err(|error| wrong("the question", &error))?;
+    let (_, peer) = hear(&server.udp, &question).map_err(|error| wrong("the question", &error))?;
+    server.udp.send_to(&answer, peer).map_err(|error| wrong("the answer", &error))?;
+    let (_, from) = hear(client, &answer).map_err(|error| wrong("the answer", &error))?;
+    demand(from == to, || format!("{from} answered for {to}"))?;
+    Ok(peer)
+}
+
+/// Waits for one datagram; others are late and of an earlier case.
+fn hear(socket: &UdpSocket, expected: &[u8]) -> io::Result<(usize, SocketAddr)> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        if &buffer[..length] == expected {
+            return Ok((length, from));
+        }
+    }
+}
+
+/// Bytes that no other question or answer has.
+fn unique(size: usize) -> Vec<u8> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    number.into_iter().cycle().take(size).collect()
+}
+
+/// Nothing came, or somebody said no: these are different.
+fn wrong(what: &str, error: &io::Error) -> Fault {
+    let how = match Errno::from_io_error(error) {
+        // What is late has one name for each call.
+        Some(Errno::AGAIN | Errno::TIMEDOUT | Errno::INPROGRESS) => "is lost".to_owned(),
+        Some(Errno::CONNREFUSED) => "is refused".to_owned(),
+        Some(Errno::CONNRESET) => "is reset".to_owned(),
+        _ => format!("fails: {error}"),
+    };
+    Fault::Wrong(format!("{what} {how}"))
+}
