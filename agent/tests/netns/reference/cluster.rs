@@ -1,7 +1,7 @@
 //! Two nodes, their pods and a world, with one network or the other. Pods are made by a chain of plugins, as a runtime
 //! calls them: ours is a chain of one.
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -23,12 +23,16 @@ pub const HERE: u16 = 9089;
 /// Where Debian's containernetworking-plugins are.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 const BRIDGE: &str = "cni0";
+/// What all nodes' podCIDRs are taken from.
+const CLUSTER: &str = "10.244.0.0/16";
 
 /// What makes the pods and carries their packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// The reference plugins.
+    /// The reference plugins, with the masquerading that `bridge` has (`ipMasq`).
     BridgeAndPortmap,
+    /// The same with flannel's rules in its place.
+    Flannel,
     /// Ours.
     Podwire(Mode),
 }
@@ -38,15 +42,20 @@ impl Network {
     pub fn name(self) -> &'static str {
         match self {
             Network::BridgeAndPortmap => "bridge + portmap",
+            Network::Flannel => "with flannel's rules",
             Network::Podwire(Mode::Vxlan) => "podwire, VXLAN",
             Network::Podwire(Mode::Direct) => "podwire, direct",
         }
     }
 
+    fn is_reference(self) -> bool {
+        !matches!(self, Network::Podwire(_))
+    }
+
     /// The longest that anybody waits. The reference is expected to fail cases; a SYN's first repetition (a second) has time.
     fn patience(self) -> Duration {
         match self {
-            Network::BridgeAndPortmap => Duration::from_millis(1500),
+            Network::BridgeAndPortmap | Network::Flannel => Duration::from_millis(1500),
             Network::Podwire(_) => Duration::from_secs(10),
         }
     }
@@ -98,14 +107,17 @@ impl Cluster {
     pub fn new(network: Network) -> Result<Self> {
         let builder = Lab::builder();
         let lab = match network {
-            Network::BridgeAndPortmap => builder.agents(false).build()?,
             Network::Podwire(mode) => builder.mode(mode).build()?,
+            Network::BridgeAndPortmap | Network::Flannel => builder.agents(false).build()?,
         };
-        if network == Network::BridgeAndPortmap {
-            for (node, other) in [(0, 1), (1, 0)].map(|(node, other)| (lab.node(node), lab.node(other))) {
+        for (node, other) in [(0, 1), (1, 0)].map(|(node, other)| (lab.node(node), lab.node(other))) {
+            if network.is_reference() {
                 // As flannel's host-gw mode has it, and what Kubernetes asks of a node with a bridge.
                 node.ip(&format!("route add {} via {}\n", other.pod_cidr(), other.address()))?;
                 node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
+            }
+            if network == Network::Flannel {
+                flannel_rules(node)?;
             }
         }
         let address = lab.node(0).address();
@@ -161,14 +173,20 @@ impl Cluster {
 impl Place {
     fn new(ns: Ns, address: IpAddr, patience: Duration) -> Result<Self> {
         let bind = || {
-            let any = (Ipv4Addr::UNSPECIFIED, PORT);
-            Ok::<_, std::io::Error>((TcpListener::bind(any)?, UdpSocket::bind(any)?))
+            // To all addresses, a UDP server would answer by the one that the kernel prefers.
+            let own = (address, PORT);
+            Ok::<_, std::io::Error>((TcpListener::bind(own)?, UdpSocket::bind(own)?))
         };
         let (tcp, udp) = ns.enter(bind)?.with_context(|| format!("listen in {}", ns.name()))?;
         // It is the limit of accept, too (socket(7)).
         set_socket_timeout(&tcp, Timeout::Recv, Some(patience))?;
         udp.set_read_timeout(Some(patience))?;
         Ok(Self { ns, address, tcp, udp })
+    }
+
+    /// Whether an address is one of its own: that it can be bound says so.
+    pub fn has(&self, address: IpAddr) -> Result<bool> {
+        Ok(self.ns.enter(|| UdpSocket::bind((address, 0)))?.is_ok())
     }
 }
 
@@ -197,13 +215,34 @@ impl Deref for Pod {
     }
 }
 
+/// What flanneld writes when it is told to masquerade (`--ip-masq`, as its manifest has it): from pods to the world, and
+/// to pods of other nodes; and that what pods send and receive may be forwarded.
+fn flannel_rules(node: &Node) -> Result<()> {
+    let own = node.pod_cidr();
+    for rule in [
+        "-t nat -N FLANNEL-POSTRTG".to_owned(),
+        "-t nat -A POSTROUTING -j FLANNEL-POSTRTG".to_owned(),
+        format!("-t nat -A FLANNEL-POSTRTG -s {own} -d {CLUSTER} -j RETURN"),
+        format!("-t nat -A FLANNEL-POSTRTG -s {CLUSTER} -d {own} -j RETURN"),
+        format!("-t nat -A FLANNEL-POSTRTG ! -s {CLUSTER} -d {own} -j RETURN"),
+        format!("-t nat -A FLANNEL-POSTRTG -s {CLUSTER} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully"),
+        format!("-t nat -A FLANNEL-POSTRTG ! -s {CLUSTER} -d {CLUSTER} -j MASQUERADE --random-fully"),
+        format!("-A FORWARD -s {CLUSTER} -j ACCEPT"),
+        format!("-A FORWARD -d {CLUSTER} -j ACCEPT"),
+    ] {
+        let command: Vec<&str> = ["iptables", "-w"].into_iter().chain(rule.split(' ')).collect();
+        node.exec(&command)?;
+    }
+    Ok(())
+}
+
 /// The calls that add a pod, in their order.
 fn chain(network: Network, node: &Node, name: &str, wanted: &[HostPort]) -> Vec<CniCall> {
     let wanted: Vec<_> =
         wanted.iter().map(|(port, protocol, address)| (*port, PORT, *protocol, *address)).collect();
     let runtime_config = mappings(&wanted);
     let ours = node.cni_call("ADD", name, &runtime_config);
-    if network != Network::BridgeAndPortmap {
+    if !network.is_reference() {
         return vec![ours];
     }
     // Kept in the lab's folder, and not in /var/lib/cni.
@@ -212,7 +251,7 @@ fn chain(network: Network, node: &Node, name: &str, wanted: &[HostPort]) -> Vec<
         "type": "bridge",
         "bridge": BRIDGE,
         "isGateway": true,
-        "ipMasq": true,
+        "ipMasq": network == Network::BridgeAndPortmap,
         "hairpinMode": true,
         "ipam": {
             "type": "host-local",
