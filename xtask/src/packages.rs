@@ -52,7 +52,7 @@ pub(crate) const TOOLS: [Package; 12] = [
     package(
         "containernetworking-plugins",
         Proof::File("/usr/lib/cni/loopback"),
-        "the loopback plugin, which containerd calls beside the network's",
+        "the reference plugins: containerd calls loopback, a test asks the others what it asks ours",
     ),
     package(
         "busybox-static",

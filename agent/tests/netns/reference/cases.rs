@@ -26,6 +26,7 @@ pub fn cases() -> Vec<Case> {
         host_port::shared(),
         host_port::policy(),
         host_port::replaced(),
+        host_port::closed(),
         host_port::large(),
         pods::without_translation(),
         pods::to_the_world(),

@@ -20,6 +20,8 @@ pub const PORT: u16 = 8080;
 pub const ANYWHERE: u16 = 9088;
 /// Leads to it on the node's InternalIP.
 pub const HERE: u16 = 9089;
+/// Leads to a port of the pod where nobody listens.
+pub const CLOSED: u16 = 9090;
 /// Where Debian's containernetworking-plugins are.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 const BRIDGE: &str = "cni0";
@@ -99,8 +101,8 @@ pub struct Pod {
     chain: Vec<CniCall>,
 }
 
-/// A hostPort that leads to [`PORT`]: port, protocol, hostIP.
-pub type HostPort = (u16, &'static str, Option<IpAddr>);
+/// Port of the node, port of the pod, protocol, hostIP.
+pub type HostPort = (u16, u16, &'static str, Option<IpAddr>);
 
 impl Cluster {
     /// With its pods.
@@ -122,10 +124,12 @@ impl Cluster {
         }
         let address = lab.node(0).address();
         let wanted = [
-            (ANYWHERE, "tcp", None),
-            (ANYWHERE, "udp", None),
-            (HERE, "tcp", Some(address)),
-            (HERE, "udp", Some(address)),
+            (ANYWHERE, PORT, "tcp", None),
+            (ANYWHERE, PORT, "udp", None),
+            (HERE, PORT, "tcp", Some(address)),
+            (HERE, PORT, "udp", Some(address)),
+            (CLOSED, PORT + 1, "tcp", None),
+            (CLOSED, PORT + 1, "udp", None),
         ];
         let patience = network.patience();
         let pod = |node: usize, name: &str, wanted: &[HostPort]| {
@@ -238,9 +242,7 @@ fn flannel_rules(node: &Node) -> Result<()> {
 
 /// The calls that add a pod, in their order.
 fn chain(network: Network, node: &Node, name: &str, wanted: &[HostPort]) -> Vec<CniCall> {
-    let wanted: Vec<_> =
-        wanted.iter().map(|(port, protocol, address)| (*port, PORT, *protocol, *address)).collect();
-    let runtime_config = mappings(&wanted);
+    let runtime_config = mappings(wanted);
     let ours = node.cni_call("ADD", name, &runtime_config);
     if !network.is_reference() {
         return vec![ours];

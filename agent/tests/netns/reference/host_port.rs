@@ -1,12 +1,10 @@
 //! Clients of a hostPort.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-
-use anyhow::Context as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use super::cases::Case;
-use super::cluster::{ANYWHERE, Cluster, HERE, Place};
+use super::cluster::{ANYWHERE, CLOSED, Cluster, HERE, PORT, Place};
 use super::talk::{self, Protocol};
 use super::{Fault, Outcome, demand};
 
@@ -85,7 +83,7 @@ pub fn shared() -> Vec<Case> {
     vec![
         Case::new("one hostPort, three pods, by hostIP and protocol (Kubernetes conformance)", conformance),
         Case::new("a second pod that asks for a taken hostPort is refused", |cluster| {
-            let answer = cluster.try_pod("second", &[(ANYWHERE, "tcp", None)])?;
+            let answer = cluster.try_pod("second", &[(ANYWHERE, PORT, "tcp", None)])?;
             demand(!answer.success, || "it is granted".to_owned())?;
             Ok(())
         }),
@@ -95,7 +93,8 @@ pub fn shared() -> Vec<Case> {
 /// As a process of the node, as the conformance test's client is one.
 fn conformance(cluster: &Cluster) -> Outcome {
     let address = cluster.node.address;
-    let add = |name, protocol, host_ip| cluster.add_pod(name, &[(CONFORMANCE, protocol, Some(host_ip))]);
+    let add =
+        |name, protocol, host_ip| cluster.add_pod(name, &[(CONFORMANCE, PORT, protocol, Some(host_ip))]);
     let pods = [add("local", "tcp", LOOPBACK)?, add("tcp", "tcp", address)?, add("udp", "udp", address)?];
     let outcome = (|| {
         let [local, tcp, udp] = &pods;
@@ -140,7 +139,7 @@ fn next_pod(cluster: &Cluster, goes_on: bool) -> Outcome {
     let sockets = sockets.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     for name in ["one", "another"] {
         // The namespaces of dead pods are there as long as the lab.
-        let pod = cluster.add_pod(&format!("{name}-{port}"), &[(REPLACED, "udp", None)])?;
+        let pod = cluster.add_pod(&format!("{name}-{port}"), &[(REPLACED, PORT, "udp", None)])?;
         let mut answers = clients.iter().zip(&sockets).map(|(client, socket)| {
             talk::ask_by(socket, &pod, to, 100)
                 .map_err(|fault| fault.of(&format!("{} ({name} pod)", client.name)))
@@ -155,6 +154,29 @@ fn next_pod(cluster: &Cluster, goes_on: bool) -> Outcome {
         }
     }
     Ok(())
+}
+
+pub fn closed() -> Vec<Case> {
+    each(
+        [WORLD, NODE, NEAR, FAR],
+        "a closed port behind a hostPort is told to",
+        |client, protocol, cluster| {
+            let (from, to) = ((client.place)(cluster), SocketAddr::new((client.address)(cluster), CLOSED));
+            // The node has somebody at that port: who hears of a closed one has been to the pod.
+            let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, CLOSED));
+            let _tcp = cluster.node.ns.enter(|| TcpListener::bind(any))??;
+            let _udp = cluster.node.ns.enter(|| UdpSocket::bind(any))??;
+            let told = match protocol {
+                Protocol::Tcp => talk::connect(cluster, &from.ns, talk::ANY, to).map(|_| ()),
+                Protocol::Udp => talk::ask_nobody(cluster, &from.ns, to),
+            };
+            match told {
+                Err(Fault::Wrong(reason)) if reason.ends_with(talk::REFUSED) => Ok(()),
+                Ok(()) => Err(Fault::Wrong("somebody answers".to_owned())),
+                fault => fault,
+            }
+        },
+    )
 }
 
 pub fn large() -> Vec<Case> {
@@ -174,16 +196,15 @@ pub fn large() -> Vec<Case> {
 
 pub fn smaller_path() -> Vec<Case> {
     vec![Case::new("the path to a hostPort's client shrinks to 1280, the transfer goes on", |cluster| {
-        let from = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let to = SocketAddr::new(cluster.node.address, ANYWHERE);
-        let mut client = talk::connect(cluster, &cluster.world.ns, from, to)?;
+        let mut client = talk::connect(cluster, &cluster.world.ns, talk::ANY, to)?;
         let (mut server, _) = talk::accept(cluster, &client, &cluster.pod)?;
         std::thread::scope(|scope| {
             // It fails, after the network's patience, when the client gives up.
             scope.spawn(move || server.write_all(&vec![7; TRANSFER]));
             let mut buffer = vec![0; TRANSFER];
             let (first, rest) = buffer.split_at_mut(1 << 20);
-            client.read_exact(first).context("the beginning of the transfer")?;
+            demand(client.read_exact(first).is_ok(), || "the transfer does not begin".to_owned())?;
             // The route's MTU and not the link's, which the client would know of.
             let route = "route change 198.51.100.0/24 dev world src 198.51.100.1 proto kernel scope link";
             cluster.lab.underlay().ip(&format!("{route} mtu lock 1280\n"))?;

@@ -13,6 +13,11 @@ use xtask::lab::Ns;
 use super::cluster::{Cluster, Place};
 use super::{Fault, Outcome, demand};
 
+/// Of a client that has no wish.
+pub const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+/// Somebody said no.
+pub const REFUSED: &str = "is refused";
+
 /// What a case is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -146,6 +151,14 @@ pub fn ask_by(client: &UdpSocket, server: &Place, to: SocketAddr, size: usize) -
     Ok(peer)
 }
 
+/// A datagram to where nobody listens, of a socket that is told so.
+pub fn ask_nobody(cluster: &Cluster, ns: &Ns, to: SocketAddr) -> Outcome {
+    let client = udp(cluster, ns, 0)?;
+    ns.enter(|| client.connect(to))??;
+    client.send(&unique(100)).map_err(|error| wrong("the question", &error))?;
+    client.recv(&mut [0; 100]).map(|_| ()).map_err(|error| wrong("the question", &error))
+}
+
 /// Waits for one datagram; others are late and of an earlier case.
 fn hear(socket: &UdpSocket, expected: &[u8]) -> io::Result<(usize, SocketAddr)> {
     let mut buffer = vec![0; 65536];
@@ -169,7 +182,7 @@ fn wrong(what: &str, error: &io::Error) -> Fault {
     let how = match Errno::from_io_error(error) {
         // What is late has one name for each call.
         Some(Errno::AGAIN | Errno::TIMEDOUT | Errno::INPROGRESS) => "is lost".to_owned(),
-        Some(Errno::CONNREFUSED) => "is refused".to_owned(),
+        Some(Errno::CONNREFUSED) => REFUSED.to_owned(),
         Some(Errno::CONNRESET) => "is reset".to_owned(),
         _ => format!("fails: {error}"),
     };
