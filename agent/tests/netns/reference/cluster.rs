@@ -1,7 +1,7 @@
 //! Two nodes, their pods and a world, with one network or the other. Pods are made by a chain of plugins, as a runtime
 //! calls them: ours is a chain of one.
 
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -20,7 +20,8 @@ pub const PORT: u16 = 8080;
 pub const ANYWHERE: u16 = 9088;
 /// Leads to it on the node's InternalIP.
 pub const HERE: u16 = 9089;
-/// Leads to a port of the pod where nobody listens.
+/// Leads to a port of the pod where nobody listens; the node has somebody at this one, so that who hears of a closed port
+/// has been to the pod.
 pub const CLOSED: u16 = 9090;
 /// Where Debian's containernetworking-plugins are.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
@@ -81,6 +82,7 @@ pub struct Cluster {
     pub lab: Lab,
     network: Network,
     next_port: AtomicU16,
+    _behind_closed: (TcpListener, UdpSocket),
 }
 
 /// Somebody with a server of each protocol, bound for as long as there is the cluster.
@@ -143,6 +145,7 @@ impl Cluster {
             node: place(lab.node(0), address)?,
             other: place(lab.node(1), lab.node(1).address())?,
             world: place(lab.world(), lab.world_address())?,
+            _behind_closed: bound(lab.node(0), (Ipv4Addr::UNSPECIFIED.into(), CLOSED))?,
             network,
             next_port: AtomicU16::new(21_000),
             lab,
@@ -176,12 +179,8 @@ impl Cluster {
 
 impl Place {
     fn new(ns: Ns, address: IpAddr, patience: Duration) -> Result<Self> {
-        let bind = || {
-            // To all addresses, a UDP server would answer by the one that the kernel prefers.
-            let own = (address, PORT);
-            Ok::<_, std::io::Error>((TcpListener::bind(own)?, UdpSocket::bind(own)?))
-        };
-        let (tcp, udp) = ns.enter(bind)?.with_context(|| format!("listen in {}", ns.name()))?;
+        // To all addresses, a UDP server would answer by the one that the kernel prefers.
+        let (tcp, udp) = bound(&ns, (address, PORT))?;
         // It is the limit of accept, too (socket(7)).
         set_socket_timeout(&tcp, Timeout::Recv, Some(patience))?;
         udp.set_read_timeout(Some(patience))?;
@@ -217,6 +216,12 @@ impl Deref for Pod {
     fn deref(&self) -> &Place {
         &self.place
     }
+}
+
+/// A server of each protocol.
+fn bound(ns: &Ns, to: (IpAddr, u16)) -> Result<(TcpListener, UdpSocket)> {
+    let bind = || Ok::<_, std::io::Error>((TcpListener::bind(to)?, UdpSocket::bind(to)?));
+    ns.enter(bind)?.with_context(|| format!("listen at {to:?} in {}", ns.name()))
 }
 
 /// What flanneld writes when it is told to masquerade (`--ip-masq`, as its manifest has it): from pods to the world, and

@@ -1,7 +1,7 @@
 //! Clients of a hostPort.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::cases::Case;
 use super::cluster::{ANYWHERE, CLOSED, Cluster, HERE, PORT, Place};
@@ -162,10 +162,6 @@ pub fn closed() -> Vec<Case> {
         "a closed port behind a hostPort is told to",
         |client, protocol, cluster| {
             let (from, to) = ((client.place)(cluster), SocketAddr::new((client.address)(cluster), CLOSED));
-            // The node has somebody at that port: who hears of a closed one has been to the pod.
-            let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, CLOSED));
-            let _tcp = cluster.node.ns.enter(|| TcpListener::bind(any))??;
-            let _udp = cluster.node.ns.enter(|| UdpSocket::bind(any))??;
             let told = match protocol {
                 Protocol::Tcp => talk::connect(cluster, &from.ns, talk::ANY, to).map(|_| ()),
                 Protocol::Udp => talk::ask_nobody(cluster, &from.ns, to),
