@@ -99,6 +99,30 @@ fn a_path_to_the_client_that_takes_less_than_the_pods_link_is_found_out() {
 }
 
 #[test]
+fn a_link_that_takes_less_than_the_pods_is_found_out_by_whoever_lets_datagrams_be_cut() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().nodes(1).mode(mode).agent_arguments(&["--uplink", "eth0,eth1"]);
+        let lab = lab.agents(false).build().unwrap();
+        let node = lab.node(0);
+        let other = lab.add_namespace("other").unwrap();
+        xtask::lab::connect(node, "eth1", &other, "eth0").unwrap();
+        node.ip("address add 192.168.7.1/24 dev eth1\nlink set dev eth1 mtu 1300\n").unwrap();
+        other.ip("address add 192.168.7.2/24 dev eth0\nlink set dev eth0 mtu 1300\n").unwrap();
+        node.start_agent().unwrap();
+        let pod = node.add_pod_with("server", &mappings(&[(ANYWHERE, PORT, "udp", None)])).unwrap();
+        let (server, client) = (pod.enter(|| udp(PORT)).unwrap(), other.enter(|| udp(0)).unwrap());
+        client.send_to(&[0; 100], ("192.168.7.1", ANYWHERE)).unwrap();
+        let (_, peer) = server.recv_from(&mut [0; 100]).unwrap();
+        // The first is lost: nobody cuts it where it is. The second is cut by the pod.
+        for _ in 0..2 {
+            server.send_to(&[0; LARGE_DATAGRAM], peer).unwrap();
+        }
+        let received = client.recv(&mut [0; LARGE_DATAGRAM]);
+        assert_eq!(received.unwrap_or_else(|error| panic!("{mode:?}: {error}")), LARGE_DATAGRAM);
+    }
+}
+
+#[test]
 fn two_host_ports_of_one_pod_are_told_apart_from_one_client_port() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let places = Places::new(mode);

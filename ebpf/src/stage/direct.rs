@@ -8,7 +8,8 @@ use podwire_common::{
 
 use super::{flow, local, stack_flow, too_big};
 use crate::{
-    packet::{Ipv4, Lookup, Skb, Way, decrement_ttl},
+    maps,
+    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl},
     subprogram,
     verdict::{Outcome, Verdict},
 };
@@ -72,6 +73,10 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
         Lookup::TooBig if too_big::can_answer(packet) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
+        // Nobody would cut it here, and what is larger than the link is lost without a word.
+        Lookup::TooBig if exceeds_link(ctx, packet, to.ifindex) => {
+            return too_big::answer(ctx, packet, endpoint, way.length);
+        }
         // What may be cut is cut by the router whose link is too small.
         Lookup::TooBig => way.ifindex = to.ifindex,
         Lookup::Unknown => return Err(Drop::NoRouteBack),
@@ -79,4 +84,12 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
     decrement_ttl(ctx, &packet.headers, 0)?;
     subprogram::translate(ctx, packet, to)?;
     Ok(Verdict::Redirect(Path::HostPortOut, way.leave(ctx)))
+}
+
+/// Whether a packet without IP options that bears ports is too large for an uplink itself, and not for a link further on.
+#[inline(always)]
+fn exceeds_link(ctx: &TcContext, packet: &Ipv4, ifindex: u32) -> bool {
+    packet.headers.version_length == 0x45
+        && !matches!(packet.headers.fragment_part(), Fragment::Later)
+        && maps::uplink(ifindex).is_some_and(|uplink| packet.wire_length(ctx) > uplink.mtu)
 }
