@@ -143,9 +143,11 @@ fn add_own(contents: &mut Contents, model: &Model, own: &Node) {
     contents.nodes.insert(own.pod_network.into(), entry(abi::NODE_POD_NETWORK));
     let uplink_addresses = model.uplinks.iter().flat_map(|uplink| &uplink.addresses);
     let others = model.other_addresses.iter().filter(|address| !is_of_cluster(model, own, **address));
-    for address in uplink_addresses.chain(others).copied().chain([own.address, own.overlay_address()]) {
+    for address in uplink_addresses.chain(others).copied().chain([own.address]) {
         contents.nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
     }
+    let overlay = entry(abi::NODE_ADDRESS | abi::NODE_OVERLAY);
+    contents.nodes.insert(own.overlay_address().into(), overlay);
     // A dead pod's address must not follow the default route into the world.
     contents.routes.insert(own.pod_network, Route::Unreachable);
 }
@@ -277,9 +279,11 @@ mod tests {
     #[test]
     fn this_nodes_own_addresses_are_local() {
         let contents = desired(&model(Mode::Vxlan));
-        for address in ["10.200.0.1", "192.0.2.1", "10.244.1.1"] {
+        for address in ["10.200.0.1", "192.0.2.1"] {
             assert_eq!(flags(&contents, ip(address)), abi::NODE_ADDRESS | abi::NODE_LOCAL, "{address}");
         }
+        let overlay = abi::NODE_ADDRESS | abi::NODE_LOCAL | abi::NODE_OVERLAY;
+        assert_eq!(flags(&contents, ip("10.244.1.1")), overlay);
         let network = net("10.244.1.0/24");
         assert_eq!(flags(&contents, network), abi::NODE_POD_NETWORK | abi::NODE_LOCAL);
         assert_eq!(contents.routes[&network], Route::Unreachable);

@@ -61,6 +61,8 @@ pub const NODE_ADDRESS: u32 = 2;
 pub const NODE_LOCAL: u32 = 4;
 /// The node is reached on the link itself, without a router.
 pub const NODE_ON_LINK: u32 = 8;
+/// The entry is the address that the node has among its own pods: their gateway's.
+pub const NODE_OVERLAY: u32 = 16;
 
 /// `UPLINKS`: ifindex → what leaves by that link is given these addresses.
 #[repr(C)]

@@ -110,7 +110,7 @@ fn a_link_that_takes_less_than_the_pods_is_found_out_by_whoever_lets_datagrams_b
         other.ip("address add 192.168.7.2/24 dev eth0\nlink set dev eth0 mtu 1300\n").unwrap();
         node.start_agent().unwrap();
         let pod = node.add_pod_with("server", &mappings(&[(ANYWHERE, PORT, "udp", None)])).unwrap();
-        let (server, client) = (pod.enter(|| udp(PORT)).unwrap(), other.enter(|| udp(0)).unwrap());
+        let (server, client) = (udp(&pod, (UNSPECIFIED, PORT)), udp(&other, (UNSPECIFIED, 0)));
         client.send_to(&[0; 100], ("192.168.7.1", ANYWHERE)).unwrap();
         let (_, peer) = server.recv_from(&mut [0; 100]).unwrap();
         // The first is lost: nobody cuts it where it is. The second is cut by the pod.

@@ -4,7 +4,7 @@ use podwire_common::reason::Path::{
     self, DirectIn, DirectOut, FromStack, Local, SnatIn, SnatOut, StackToTunnel, ToStack, TunnelIn,
     TunnelInDevice, TunnelOut, TunnelOutDevice, TunnelToStack,
 };
-use xtask::lab::{Builder, Lab, Mode, Node, Pod};
+use xtask::lab::{Builder, Lab, Mode, Node, Pod, traffic};
 
 use crate::check::{Counter, Row, check};
 
@@ -12,6 +12,19 @@ use crate::check::{Counter, Row, check};
 const TRANSLATED: [Counter; 4] = [(0, SnatOut), (0, SnatIn), (1, SnatOut), (1, SnatIn)];
 /// What packets between pods may not do: leave the fast path.
 const SLOW: [Path; 6] = [ToStack, FromStack, TunnelOutDevice, TunnelInDevice, SnatOut, SnatIn];
+
+#[test]
+fn in_a_tunnel_a_node_answers_by_its_address_among_its_pods_too() {
+    let lab = Lab::builder().build().unwrap();
+    let (node, other) = (lab.node(0), lab.node(1));
+    let pod = other.add_pod("pod").unwrap();
+    for client in [&**other, &*pod] {
+        traffic::ping(client, node.gateway(), 56).unwrap();
+        let exchange = traffic::tcp_exchange(client, node, node.gateway(), 8080, 1 << 20).unwrap();
+        assert_eq!(exchange.peer_seen_by_client.ip(), node.gateway(), "{}", client.name());
+        assert_eq!(exchange.peer_seen_by_server, exchange.client, "{}", client.name());
+    }
+}
 
 #[test]
 fn in_a_tunnel_every_path_between_pods_and_nodes_is_without_translation() {

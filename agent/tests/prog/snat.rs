@@ -153,6 +153,7 @@ fn what_the_hosts_rules_have_translated_is_reserved_and_stays_untouched() {
     let link = node.uplink;
     for (what, packet) in [
         ("a reset", out(NODE1, Transport::Tcp { source: OWN, destination: 443, flags: 4 })),
+        ("an answer", out(NODE1, Transport::Tcp { source: OWN, destination: 443, flags: 0x12 })),
         ("an echo's answer", out(NODE1, Transport::EchoReply { identifier: 7 })),
         ("a NodePort's answer", out(NODE1, tcp(NODE_PORTS.0, 443))),
         ("the tunnel", out(NODE1, udp(OWN, VXLAN_PORT))),

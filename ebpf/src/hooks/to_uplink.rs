@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{NODE_LOCAL, NODE_POD_NETWORK},
+    abi::{NODE_LOCAL, NODE_OVERLAY, NODE_POD_NETWORK},
     reason::Drop,
 };
 
@@ -30,11 +30,19 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     let source = packet.headers.source_address();
     if maps::endpoint(&source).is_none() {
-        refuse_unknown_pod(&packet.headers)?;
-        return match packet.parse(ctx) {
-            Ok(()) => snat::host_out(ctx, &mut packet),
-            Err(_) => Ok(Verdict::Pass),
-        };
+        let is_overlay_address = sender_is_overlay_address(&packet.headers)?;
+        if packet.parse(ctx).is_err() {
+            return Ok(Verdict::Pass);
+        }
+        // Asked by its address among the pods, this node answers with it: the other end knows it by the tunnel only.
+        if is_overlay_address
+            && !maps::is_direct()
+            && let Some(node) = maps::node(&packet.headers.destination_address())
+            && node.flags & NODE_LOCAL == 0
+        {
+            return tunnel_out::from_stack(ctx, &packet, node);
+        }
+        return snat::host_out(ctx, &mut packet);
     }
     packet.parse(ctx)?;
     let destination = packet.headers.destination_address();
@@ -49,12 +57,16 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
 }
 
-/// A pod network's source that is no pod's here: its pod is gone, or a rule of the host sends another node's pod on.
+/// Whether the sender, no pod of this node, is the node's own address among its pods.
+///
+/// # Errors
+/// [`Drop::PodSourceUnknown`] for a pod network's source that is no pod's here: its pod is gone, or a rule of the host sends another
+/// node's pod on.
 #[inline(always)]
-fn refuse_unknown_pod(headers: &Headers) -> Result<(), Drop> {
+fn sender_is_overlay_address(headers: &Headers) -> Result<bool, Drop> {
     match maps::node(&headers.source_address()) {
-        Some(node) if node.flags & NODE_POD_NETWORK == 0 => Ok(()),
+        Some(node) if node.flags & NODE_POD_NETWORK == 0 => Ok(node.flags & NODE_OVERLAY != 0),
         Some(node) if node.flags & NODE_LOCAL != 0 || !maps::is_direct() => Err(Drop::PodSourceUnknown),
-        _ => Ok(()),
+        _ => Ok(false),
     }
 }

@@ -7,7 +7,7 @@ use podwire_common::{
     },
     addr::{Addr, Be16},
     flow::protocol,
-    nat::{self, TCP_ACK, TCP_RST, TCP_SYN},
+    nat::{self, TCP_ACK, TCP_SYN},
     reason::{Drop, Path},
 };
 
@@ -42,8 +42,7 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     let destination = packet.headers.destination_address();
     // Only what a pod began is translated: a client outside is answered by the address that it asked. What a packet says by itself
     // needs no memory: anybody on the link can send something to a pod's own address.
-    let begins = packet.flow.protocol == protocol::TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-    if (!begins && maps::is_inbound_flow(&packet.flow, idle))
+    if (!is_first_of_connection(packet) && maps::is_inbound_flow(&packet.flow, idle))
         || is_link_local(&destination)
         || maps::is_not_masqueraded(&destination)
     {
@@ -124,9 +123,10 @@ fn reserve(ctx: &TcContext, packet: &Ipv4) {
     let needed = match flow.protocol {
         // Only who asks has the identifier as its port.
         protocol::ICMP => flow.source_port != Be16::ZERO,
-        // The kernel's own resets begin nothing, and what nobody is given need not be kept.
+        // A connection is known by its first packet: what answers one that came from outside begins nothing. And what nobody is given
+        // need not be kept.
         _ => {
-            packet.tcp_flags & TCP_RST == 0
+            (flow.protocol != protocol::TCP || is_first_of_connection(packet))
                 && !translation::is_node_port(flow.source_port)
                 && !belongs_to_socket(ctx, flow)
         }
@@ -148,6 +148,11 @@ fn reserve(ctx: &TcContext, packet: &Ipv4) {
         Ok(()) | Err(maps::EEXIST) => {}
         Err(_) => maps::count_path(Path::ReservationsFull, 0),
     }
+}
+
+#[inline(always)]
+fn is_first_of_connection(packet: &Ipv4) -> bool {
+    packet.flow.protocol == protocol::TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
 /// The address that the node itself would send from by this uplink.
