@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 use podwire_common::abi::{
     Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FragmentKey, FragmentPorts, Frontend,
-    InboundFlow, MODE_DIRECT, MODE_VXLAN, Node, RedirectedSocket, SocketAddress, StackFlow, Translation,
-    Uplink,
+    InboundFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SocketAddress,
+    StackFlow, Translation, Uplink,
 };
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
@@ -246,11 +246,25 @@ pub fn is_not_masqueraded(address: &Addr) -> bool {
     NON_MASQUERADE.get(&Key::new(128, *address)).is_some()
 }
 
-/// Who answers at an address and port of this node.
+/// Who answers at an address and port: by a hostIP that is this address, or one that stands for all. Whether the address is this
+/// node's is another question ([`is_own_address`]).
 #[inline(always)]
-pub fn backend(frontend: &Frontend) -> Option<Backend> {
+pub fn backend(address: &Addr, port: Be16, protocol: u8) -> Option<Backend> {
+    let mut frontend = Frontend { address: *address, port, protocol, reserved: 0 };
+    // SAFETY: as for endpoints.
+    if let Some(backend) = unsafe { FRONTENDS.get(frontend) } {
+        return Some(*backend);
+    }
+    frontend.address = Addr::UNSPECIFIED;
     // SAFETY: as for endpoints.
     unsafe { FRONTENDS.get(frontend) }.copied()
+}
+
+/// Whether an address is one of this node itself.
+#[inline(always)]
+pub fn is_own_address(address: &Addr) -> bool {
+    const OWN: u32 = NODE_LOCAL | NODE_ADDRESS;
+    node(address).is_some_and(|node| node.flags & OWN == OWN)
 }
 
 /// Where a process believes that a socket sends which was pointed at a pod.

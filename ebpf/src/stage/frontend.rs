@@ -2,8 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Backend, Endpoint, Frontend, NODE_ADDRESS, NODE_LOCAL, TRANSLATION_HOST_PORT, Translation},
-    addr::Addr,
+    abi::{Backend, Endpoint, TRANSLATION_HOST_PORT, Translation},
     flow::protocol,
     nat::{TCP_ACK, TCP_SYN},
     reason::{Drop, Path},
@@ -93,20 +92,8 @@ pub fn reply_of_pod(packet: &Ipv4) -> Option<&'static Translation> {
 #[inline(always)]
 fn backend_of(packet: &Ipv4) -> Option<Backend> {
     let flow = &packet.flow;
-    let mut frontend = Frontend {
-        address: flow.destination,
-        port: flow.destination_port,
-        protocol: flow.protocol,
-        reserved: 0,
-    };
-    let mut found = maps::backend(&frontend);
-    if found.is_none() {
-        frontend.address = Addr::UNSPECIFIED;
-        found = maps::backend(&frontend);
-    }
-    let backend = found?;
-    let is_own = NODE_LOCAL | NODE_ADDRESS;
-    maps::node(&flow.destination).is_some_and(|node| node.flags & is_own == is_own).then_some(backend)
+    let backend = maps::backend(&flow.destination, flow.destination_port, flow.protocol)?;
+    maps::is_own_address(&flow.destination).then_some(backend)
 }
 
 /// Delivers a request to the pod behind a hostPort, or a reply to a client that is a pod here. The time to live stays: for its

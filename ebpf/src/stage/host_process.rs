@@ -5,7 +5,7 @@
 //! 127.0.0.1 is its own. Nothing is ever refused here.
 
 use podwire_common::{
-    abi::{Backend, Frontend, NODE_ADDRESS, NODE_LOCAL, RedirectedSocket, SocketAddress},
+    abi::{Backend, RedirectedSocket, SocketAddress},
     addr::{Addr, Be16},
 };
 
@@ -92,15 +92,6 @@ fn redirected(call: &impl SocketCall, address: Addr, port: Be16) -> RedirectedSo
 /// As for packets, only behind an address of this node: a hostIP may be anybody's.
 #[inline(always)]
 fn backend_of(asked: &SocketAddress, protocol: u8) -> Option<Backend> {
-    let mut frontend = Frontend { address: asked.address, port: asked.port, protocol, reserved: 0 };
-    let mut found = maps::backend(&frontend);
-    if found.is_none() {
-        frontend.address = Addr::UNSPECIFIED;
-        found = maps::backend(&frontend);
-    }
-    let backend = found?;
-    let is_own = NODE_LOCAL | NODE_ADDRESS;
-    let own = is_loopback(&asked.address)
-        || maps::node(&asked.address).is_some_and(|node| node.flags & is_own == is_own);
-    own.then_some(backend)
+    let backend = maps::backend(&asked.address, asked.port, protocol)?;
+    (is_loopback(&asked.address) || maps::is_own_address(&asked.address)).then_some(backend)
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Flow, Frontend, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, Translation},
+    abi::{Flow, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, Translation},
     addr::{Addr, Be16},
     flow::protocol,
     nat,
@@ -259,12 +259,7 @@ fn is_kept_free(address: &Addr, port: Be16, protocol_number: u8) -> bool {
     if is_node_port(port) || port == maps::vxlan_port() {
         return true;
     }
-    let mut frontend = Frontend { address: *address, port, protocol: protocol_number, reserved: 0 };
-    if maps::backend(&frontend).is_some() {
-        return true;
-    }
-    frontend.address = Addr::UNSPECIFIED;
-    maps::backend(&frontend).is_some()
+    maps::backend(address, port, protocol_number).is_some()
 }
 
 /// Whether a port is of Kubernetes' NodePort range.
