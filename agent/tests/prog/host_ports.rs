@@ -9,7 +9,7 @@ use podwire_cni::protocol::{PortMapping, Transport as Protocol};
 use podwire_common::abi::{Flow, TRANSLATION_HOST_PORT, Translation};
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
-use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
+use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::{Drop as Reason, Path};
 
 use crate::fixture::*;
@@ -313,4 +313,21 @@ fn a_flow_to_a_pod_that_is_gone_is_dropped() {
     node.check("its flow is still there", FROM_UPLINK, link, &packet, Expect::Drop(Reason::BackendGone));
     node.loaded.maps.forget_pod(POD_A).unwrap();
     node.check("forgotten", FROM_UPLINK, link, &packet, Expect::Pass);
+}
+
+#[test]
+fn a_host_port_is_no_source_port_for_anybody_elses_flow() {
+    for (what, number, is_kept) in [
+        ("on every address", HOST_PORT, true),
+        ("on this address", HOST_PORT_HERE, true),
+        ("on another address", HOST_PORT_ELSEWHERE, false),
+    ] {
+        for transport in [tcp(number, 443), udp(number, 53)] {
+            let node = fixture(Mode::Vxlan);
+            let out = Packet::new(POD_B, WORLD, transport).macs(STRANGER_MAC, UPLINK_MAC);
+            let ran = node.run(TO_UPLINK, node.uplink, &out.build(), 0);
+            let port = u16::from_be_bytes([ran.frame[ETHERNET + 20], ran.frame[ETHERNET + 21]]);
+            assert_eq!(port != number, is_kept, "{what}: {port}");
+        }
+    }
 }
