@@ -1,5 +1,6 @@
 //! The agent's options, parsed once.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -156,6 +157,12 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// Networks that are not masqueraded, those of the file included.
+    pub fn non_masquerade(&self, from_file: BTreeSet<Ipv4Net>) -> BTreeSet<Ipv4Net> {
+        let named = self.non_masquerade_cidrs.iter().map(Ipv4Net::trunc);
+        named.chain(from_file).collect()
     }
 
     /// Sizes of maps that are not as the object has them.

@@ -208,8 +208,7 @@ impl Daemon {
 
     async fn take_non_masquerade(&mut self, networks: BTreeSet<Ipv4Net>) {
         info!(networks = networks.len(), "the list of networks that are not masqueraded was read");
-        self.model.non_masquerade = networks;
-        self.model.non_masquerade.extend(self.config.non_masquerade_cidrs.iter().map(Ipv4Net::trunc));
+        self.model.non_masquerade = self.config.non_masquerade(networks);
         if self.complete {
             self.reconcile().await;
         }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
 use podwire_common::names::VXLAN_DEVICE;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -36,7 +35,7 @@ impl Daemon {
         sysctl::enable_forwarding()?;
         let mut model = Model::new(config.mode, config.mtu);
         model.vxlan = tunnel_device(&config, &links).await?;
-        model.non_masquerade = config.non_masquerade_cidrs.iter().map(Ipv4Net::trunc).collect();
+        model.non_masquerade = config.non_masquerade(BTreeSet::new());
         let dataplane = load(&config, model.vxlan)?;
         dataplane.maps.print_sizes(&config.map_sizes())?;
         let why = format!("the node list {} has not been read yet", config.nodes.display());

@@ -115,20 +115,31 @@ impl Dataplane {
     /// # Errors
     /// [`Error::File`].
     pub fn detach_other_uplinks(&self, uplinks: &[Uplink]) -> Result<(), Error> {
+        let names = [programs::FROM_UPLINK, programs::TO_UPLINK, programs::UPLINK_XDP];
+        let places: Vec<_> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
+        self.detach_elsewhere(&names, &places, "its device is no uplink")
+    }
+
+    /// Removes the pinned links of programs that are attached to anything but `places`.
+    pub(super) fn detach_elsewhere(
+        &self,
+        programs: &[&str],
+        places: &[&str],
+        why: &str,
+    ) -> Result<(), Error> {
         let Some(folder) = &self.bpf_dir else {
             return Ok(());
         };
-        let names = [programs::FROM_UPLINK, programs::TO_UPLINK, programs::UPLINK_XDP];
-        let wanted: Vec<_> = uplinks
+        let wanted: Vec<_> = places
             .iter()
-            .flat_map(|uplink| names.map(|program| pins::link(folder, program, &uplink.name)))
+            .flat_map(|place| programs.iter().map(|program| pins::link(folder, program, place)))
             .collect();
         let links = pins::links(folder);
         for entry in fs::read_dir(&links).map_err(Error::file("list", &links))? {
             let path = entry.map_err(Error::file("list", &links))?.path();
-            if pins::is_link_of(&path, &names) && !wanted.contains(&path) {
+            if pins::is_link_of(&path, programs) && !wanted.contains(&path) {
                 fs::remove_file(&path).map_err(Error::file("remove the link", &path))?;
-                info!(link = %path.display(), "program detached: its device is no uplink");
+                info!(link = %path.display(), "program detached: {why}");
             }
         }
         Ok(())

@@ -11,7 +11,6 @@ use std::path::Path;
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
 use podwire_common::names::programs;
-use tracing::info;
 
 use super::attach::{Attaching, keep, missing};
 use super::{Dataplane, link_update, pins};
@@ -29,7 +28,8 @@ impl Dataplane {
         for program in programs::CGROUP {
             self.attach_to_cgroup(program, cgroup, &folder, &place)?;
         }
-        self.detach_other_cgroups(&place)
+        // What an agent with another `--cgroup-dir` has pinned.
+        self.detach_elsewhere(&programs::CGROUP, &[&place], "its cgroup is not the one of --cgroup-dir")
     }
 
     fn attach_to_cgroup(
@@ -63,22 +63,5 @@ impl Dataplane {
         let link = FdLink::try_from(program.take_link(id).map_err(|source| attaching.failed(source))?)
             .map_err(|source| attaching.failed(source))?;
         keep(link, pin.as_deref()).map_err(|source| attaching.failed(source))
-    }
-
-    /// Removes what an agent with another `--cgroup-dir` has pinned.
-    fn detach_other_cgroups(&self, place: &str) -> Result<(), Error> {
-        let Some(folder) = &self.bpf_dir else {
-            return Ok(());
-        };
-        let wanted = programs::CGROUP.map(|program| pins::link(folder, program, place));
-        let links = pins::links(folder);
-        for entry in fs::read_dir(&links).map_err(Error::file("list", &links))? {
-            let path = entry.map_err(Error::file("list", &links))?.path();
-            if pins::is_link_of(&path, &programs::CGROUP) && !wanted.contains(&path) {
-                fs::remove_file(&path).map_err(Error::file("remove the link", &path))?;
-                info!(link = %path.display(), "program detached: its cgroup is not the one of --cgroup-dir");
-            }
-        }
-        Ok(())
     }
 }

@@ -5,6 +5,7 @@ use podwire_common::{
     abi::{Flow, FragmentKey},
     addr::{Addr, Be16, Mac},
     flow::protocol,
+    nat::{TCP_ACK, TCP_SYN},
     reason::Drop,
 };
 
@@ -238,6 +239,12 @@ impl Ipv4 {
             return Ok(());
         }
         self.parse_transport(ctx, self.length - header_length)
+    }
+
+    /// Whether it is the first packet of a TCP connection.
+    #[inline(always)]
+    pub fn begins_connection(&self) -> bool {
+        self.flow.protocol == protocol::TCP && self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
     /// The largest IP packet that leaves on the wire: a segment of a large segment, or the packet itself.

@@ -4,7 +4,6 @@ use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{Backend, Endpoint, TRANSLATION_HOST_PORT, Translation},
     flow::protocol,
-    nat::{TCP_ACK, TCP_SYN},
     reason::{Drop, Path},
 };
 
@@ -25,7 +24,7 @@ pub fn request(ctx: &TcContext, packet: &Ipv4) -> Outcome {
     let flow = &packet.flow;
     // A connection begins with its first packet: what comes later and is not known is answered by the host, with a reset.
     let begins = match flow.protocol {
-        protocol::TCP => packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+        protocol::TCP => packet.begins_connection(),
         protocol::UDP => true,
         _ => false,
     };
@@ -35,7 +34,7 @@ pub fn request(ctx: &TcContext, packet: &Ipv4) -> Outcome {
     let Some(backend) = backend_of(packet) else {
         return Ok(Verdict::Pass);
     };
-    let mut to = translation::begin(TRANSLATION_HOST_PORT, ctx.ifindex(), packet);
+    let mut to = translation::begin(TRANSLATION_HOST_PORT, ctx.ifindex(), flow);
     to.destination = backend.address;
     to.destination_port = backend.port;
     if flow.source == backend.address {

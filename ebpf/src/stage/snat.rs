@@ -7,7 +7,7 @@ use podwire_common::{
     },
     addr::{Addr, Be16},
     flow::protocol,
-    nat::{self, TCP_ACK, TCP_SYN},
+    nat,
     reason::{Drop, Path},
 };
 
@@ -42,7 +42,7 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     let destination = packet.headers.destination_address();
     // Only what a pod began is translated: a client outside is answered by the address that it asked. What a packet says by itself
     // needs no memory: anybody on the link can send something to a pod's own address.
-    if (!is_first_of_connection(packet) && maps::is_inbound_flow(&packet.flow, idle))
+    if (!packet.begins_connection() && maps::is_inbound_flow(&packet.flow, idle))
         || is_link_local(&destination)
         || maps::is_not_masqueraded(&destination)
     {
@@ -55,7 +55,7 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     if !maps::is_direct() && source::is_tunnel(packet) {
         return Err(Drop::VxlanFromPod);
     }
-    let mut to = translation::begin(TRANSLATION_SNAT, ctx.ifindex(), packet);
+    let mut to = translation::begin(TRANSLATION_SNAT, ctx.ifindex(), &packet.flow);
     to.source = address_towards(ctx, &destination)?;
     subprogram::establish(ctx, &packet.flow, &mut to)?;
     subprogram::translate(ctx, packet, &to)?;
@@ -97,7 +97,7 @@ pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
                 Ok(Verdict::Pass)
             }
             kind @ (TRANSLATION_SNAT | TRANSLATION_HOST) => {
-                let mut to = translation::begin(TRANSLATION_HOST, ctx.ifindex(), packet);
+                let mut to = translation::begin(TRANSLATION_HOST, ctx.ifindex(), &packet.flow);
                 match subprogram::establish(ctx, &packet.flow, &mut to) {
                     Ok(()) => {
                         subprogram::translate(ctx, packet, &to)?;
@@ -126,7 +126,7 @@ fn reserve(ctx: &TcContext, packet: &Ipv4) {
         // A connection is known by its first packet: what answers one that came from outside begins nothing. And what nobody is given
         // need not be kept.
         _ => {
-            (flow.protocol != protocol::TCP || is_first_of_connection(packet))
+            (flow.protocol != protocol::TCP || packet.begins_connection())
                 && !translation::is_node_port(flow.source_port)
                 && !belongs_to_socket(ctx, flow)
         }
@@ -138,21 +138,12 @@ fn reserve(ctx: &TcContext, packet: &Ipv4) {
         return;
     }
     let reply = flow.reversed();
-    let mut reservation = translation::begin(TRANSLATION_RESERVATION, ctx.ifindex(), packet);
-    reservation.source = reply.source;
-    reservation.destination = reply.destination;
-    reservation.source_port = reply.source_port;
-    reservation.destination_port = reply.destination_port;
+    let mut reservation = translation::begin(TRANSLATION_RESERVATION, ctx.ifindex(), &reply);
     reservation.reply = 1;
     match maps::add_translation(&reply, &reservation) {
         Ok(()) | Err(maps::EEXIST) => {}
         Err(_) => maps::count_path(Path::ReservationsFull, 0),
     }
-}
-
-#[inline(always)]
-fn is_first_of_connection(packet: &Ipv4) -> bool {
-    packet.flow.protocol == protocol::TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
 /// The address that the node itself would send from by this uplink.

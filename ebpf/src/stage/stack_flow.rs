@@ -4,7 +4,6 @@ use podwire_common::{
     abi::{ENDPOINT_STACK_ONLY, Endpoint, NODE_LOCAL},
     addr::Addr,
     flow::protocol,
-    nat::{TCP_ACK, TCP_SYN},
     reason::Path,
 };
 
@@ -23,7 +22,7 @@ pub fn needs_stack(endpoint: &Endpoint, packet: &Ipv4) -> bool {
     }
     // Of TCP the first packet decides, and the rest is found by the lookup above.
     let is_tcp = packet.flow.protocol == protocol::TCP;
-    if packet.is_error || (is_tcp && packet.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN) {
+    if packet.is_error || (is_tcp && !packet.begins_connection()) {
         return false;
     }
     if !maps::is_stack_flow(&packet.flow.reversed()) {

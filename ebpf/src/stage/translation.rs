@@ -25,13 +25,13 @@ pub fn has_ports(packet: &Ipv4) -> bool {
     }
 }
 
-/// The translation that a packet follows, seen now; an ICMP error is no sign of life.
+/// The translation that a packet follows.
 #[inline(always)]
 pub fn of(packet: &Ipv4) -> Option<TranslationEntry> {
     maps::translation(&packet.flow)
 }
 
-/// Marks a translation as seen now.
+/// Marks a translation as seen now; an ICMP error is no sign of life.
 #[inline(always)]
 pub fn touch(entry: &TranslationEntry, packet: &Ipv4) {
     if packet.is_error {
@@ -42,15 +42,15 @@ pub fn touch(entry: &TranslationEntry, packet: &Ipv4) {
     entry.touch(packet.flow.protocol, state);
 }
 
-/// Begins a translation of a kind towards given ends, the packet's own source port being the first choice.
+/// A translation of a kind that changes nothing of a flow yet.
 #[inline(always)]
-pub fn begin(kind: u8, ifindex: u32, packet: &Ipv4) -> Translation {
+pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
     Translation {
         last_seen: maps::now(),
-        source: packet.flow.source,
-        destination: packet.flow.destination,
-        source_port: packet.flow.source_port,
-        destination_port: packet.flow.destination_port,
+        source: flow.source,
+        destination: flow.destination,
+        source_port: flow.source_port,
+        destination_port: flow.destination_port,
         ifindex,
         kind,
         reply: 0,
