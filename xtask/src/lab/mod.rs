@@ -15,12 +15,14 @@
 //! panic and on Ctrl-C too. What a killed process left is removed by the next lab.
 
 pub mod frames;
+pub mod reference;
 pub mod traffic;
 
 mod agent;
 mod cleanup;
 mod cni;
 mod counters;
+mod kube_proxy;
 mod node;
 mod node_list;
 mod ns;
@@ -38,6 +40,7 @@ use serde_json::Value;
 pub use cleanup::remove;
 pub use cni::{CniCall, CniOutput};
 pub use counters::Counts;
+pub use kube_proxy::KubeProxy;
 pub use node::Node;
 pub use ns::Ns;
 pub use pod::Pod;
@@ -76,7 +79,7 @@ pub fn is_soak() -> bool {
 /// | namespace | addresses |
 /// |---|---|
 /// | node N (from 1) | `eth0` 10.200.0.N/24; with a router 10.200.N.1/24. Pods 10.244.N.0/24. Default route to the underlay |
-/// | underlay | a bridge with 10.200.0.254/24; with a router 10.200.N.254/24 towards node N |
+/// | underlay | unless a cable joins the nodes: a bridge with 10.200.0.254/24; with a router 10.200.N.254/24 towards node N |
 /// | world | `eth0` 198.51.100.10/24 behind the underlay, which routes between all |
 ///
 /// IPv6 is off everywhere, so that no neighbour discovery of the kernel's shows in counters.
@@ -98,6 +101,7 @@ impl Lab {
             nodes: 2,
             underlay_mtu: 1500,
             router: false,
+            cable: false,
             docker: false,
             agents: true,
             agent_arguments: Vec::new(),
@@ -216,6 +220,7 @@ pub struct Builder {
     nodes: usize,
     underlay_mtu: u32,
     router: bool,
+    cable: bool,
     docker: bool,
     agents: bool,
     agent_arguments: Vec<String>,
@@ -250,6 +255,13 @@ impl Builder {
     /// A router in place of the bridge: no two nodes are on one link, and [`Lab::set_path_mtu`] works.
     pub fn router(mut self, router: bool) -> Self {
         self.router = router;
+        self
+    }
+
+    /// A cable in place of the bridge: the node's uplink is one end of a veth pair, the other node's the other end, or with one
+    /// node the world's. So nothing but the ends' own work is on the way, which is what a measurement wants.
+    pub fn cable(mut self, cable: bool) -> Self {
+        self.cable = cable;
         self
     }
 

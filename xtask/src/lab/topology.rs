@@ -1,13 +1,16 @@
 //! Namespaces and links of a lab: nodes, underlay, world.
 
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::lab::{Builder, Mode, Ns};
 
 /// The world's address.
 pub(crate) const WORLD: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
+/// The nodes' default gateway, where there is no router.
+const GATEWAY: &str = "10.200.0.254";
 const WORLD_GATEWAY: &str = "198.51.100.1";
 /// Every node's link to the underlay.
 pub(crate) const UPLINK: &str = "eth0";
@@ -22,6 +25,7 @@ pub(crate) struct Topology {
     pub(crate) underlay: Ns,
     pub(crate) world: Ns,
     router: bool,
+    cable: bool,
     docker: bool,
     mtu: u32,
     mode: Mode,
@@ -50,6 +54,7 @@ impl Topology {
             underlay,
             world,
             router: wanted.router,
+            cable: wanted.cable,
             docker: wanted.docker,
             mtu: wanted.underlay_mtu,
             mode: wanted.mode,
@@ -60,13 +65,10 @@ impl Topology {
 
     /// Puts a namespace on the underlay's bridge: `eth0` there, a port of its name here.
     pub(crate) fn join_bridge(&self, ns: &Ns, port: &str, address: IpAddr) -> Result<()> {
-        ensure!(!self.router, "a lab with a router has no bridge to put {port} on");
+        ensure!(!self.router && !self.cable, "this lab has no bridge to put {port} on");
         connect(&self.underlay, port, ns, UPLINK)?;
         self.underlay.ip(&format!("link set dev {port} mtu {} master {BRIDGE}", self.mtu))?;
-        ns.ip(&format!(
-            "link set dev {UPLINK} mtu {}\naddress add {address}/24 dev {UPLINK}\nroute add default via 10.200.0.254\n",
-            self.mtu
-        ))
+        ns.ip(&self.uplink_lines(address, GATEWAY))
     }
 
     pub(crate) fn set_path_mtu(&self, node: usize, mtu: u32) -> Result<()> {
@@ -84,6 +86,9 @@ impl Topology {
     }
 
     fn join(&self) -> Result<()> {
+        if self.cable {
+            return self.join_by_cable();
+        }
         self.underlay.sysctl("net/ipv4/ip_forward", "1")?;
         connect(&self.underlay, "world", &self.world, UPLINK)?;
         self.underlay.ip(&format!("address add {WORLD_GATEWAY}/24 dev world\n"))?;
@@ -92,21 +97,35 @@ impl Topology {
         if !self.router {
             // A bridge of fixed address: one that takes over a port's may change it when the next port joins.
             self.underlay.ip(&format!(
-                "link add name {BRIDGE} address 02:00:0a:c8:00:fe mtu {} type bridge\nlink set dev {BRIDGE} up\naddress add 10.200.0.254/24 dev {BRIDGE}\n",
+                "link add name {BRIDGE} address 02:00:0a:c8:00:fe mtu {} type bridge\nlink set dev {BRIDGE} up\naddress add {GATEWAY}/24 dev {BRIDGE}\n",
                 self.mtu
             ))?;
         }
         self.nodes.iter().try_for_each(|node| self.join_node(node))
     }
 
-    fn join_node(&self, node: &NodePlace) -> Result<()> {
-        // As every Kubernetes node has it.
-        node.ns.sysctl("net/ipv4/ip_forward", "1")?;
-        if self.docker {
-            node.ns.ip(&format!(
-                "link add name {DOCKER} type bridge\naddress add {DOCKER_ADDRESS}/16 dev {DOCKER}\nlink set dev {DOCKER} up\n"
-            ))?;
+    fn join_by_cable(&self) -> Result<()> {
+        match &self.nodes[..] {
+            [node] => {
+                connect(&node.ns, UPLINK, &self.world, UPLINK)?;
+                self.world.ip(&format!(
+                    "address add {GATEWAY}/24 dev {UPLINK}\naddress add {WORLD}/32 dev {UPLINK}\n"
+                ))?;
+            }
+            [one, other] => connect(&one.ns, UPLINK, &other.ns, UPLINK)?,
+            nodes => {
+                bail!("a cable has two ends: it joins two nodes, or one and the world, not {}", nodes.len())
+            }
         }
+        for node in &self.nodes {
+            self.prepare(node)?;
+            node.ns.ip(&self.uplink_lines(node.address, GATEWAY))?;
+        }
+        Ok(())
+    }
+
+    fn join_node(&self, node: &NodePlace) -> Result<()> {
+        self.prepare(node)?;
         if !self.router {
             return self.join_bridge(&node.ns, &node.name, node.address.into());
         }
@@ -119,10 +138,26 @@ impl Topology {
             lines += &format!("route add {pod_cidr} via {address}\n");
         }
         self.underlay.ip(&lines)?;
-        node.ns.ip(&format!(
+        node.ns.ip(&self.uplink_lines(*address, gateway))
+    }
+
+    /// What a node has before it has an uplink.
+    fn prepare(&self, node: &NodePlace) -> Result<()> {
+        // As every Kubernetes node has it.
+        node.ns.sysctl("net/ipv4/ip_forward", "1")?;
+        if self.docker {
+            node.ns.ip(&format!(
+                "link add name {DOCKER} type bridge\naddress add {DOCKER_ADDRESS}/16 dev {DOCKER}\nlink set dev {DOCKER} up\n"
+            ))?;
+        }
+        Ok(())
+    }
+
+    fn uplink_lines(&self, address: impl Display, gateway: impl Display) -> String {
+        format!(
             "link set dev {UPLINK} mtu {}\naddress add {address}/24 dev {UPLINK}\nroute add default via {gateway}\n",
             self.mtu
-        ))
+        )
     }
 }
 

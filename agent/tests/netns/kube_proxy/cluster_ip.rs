@@ -2,14 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use xtask::lab::Ns;
+use xtask::lab::{KubeProxy, Ns};
 
 use super::backends::{Connection, expect_refusal};
 use super::table::Protocol::{self, Tcp, Udp};
 use super::table::{Row, Seen, check};
-use super::{
-    Cluster, DNS, KUBERNETES, NOBODY, Proxy, SOLO, WEB, WEB_EXTERNAL, WEB_STICKY, WEB_TCP, WEB_UDP, v4,
-};
+use super::{Cluster, DNS, KUBERNETES, NOBODY, SOLO, WEB, WEB_EXTERNAL, WEB_STICKY, WEB_TCP, WEB_UDP, v4};
 
 /// So many connections would go to two of three backends if chance chose.
 const STICKY: usize = 20;
@@ -88,7 +86,7 @@ fn a_service_without_endpoints_refuses_at_once() {
         let clients: [&Ns; 3] = [cluster.pod("client-1"), cluster.pod("client-2"), cluster.lab.node(0)];
         for client in clients {
             expect_refusal(client, NOBODY).unwrap();
-            if cluster.proxy == Proxy::Nftables {
+            if cluster.proxy == KubeProxy::Nftables {
                 // A port that the service does not have.
                 expect_refusal(client, v4([10, 96, 66, 215], 8080)).unwrap();
             }

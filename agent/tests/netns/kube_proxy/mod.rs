@@ -12,12 +12,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::json;
-use xtask::lab::{Builder, Lab, Mode, Node, Ns, Pod, connect};
+use xtask::lab::{Builder, KubeProxy, Lab, Mode, Node, Ns, Pod, connect};
 
 use backends::Backends;
-
-/// `nft list table ip kube-proxy` and `iptables-save` of the two nodes.
-const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/kube-proxy");
 
 /// Three backends: `WEB`. TCP and UDP.
 const WEB_TCP: SocketAddr = v4([10, 96, 66, 215], 80);
@@ -55,13 +52,6 @@ const fn v4(address: [u8; 4], port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), port)
 }
 
-/// How kube-proxy writes its rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Proxy {
-    Nftables,
-    Iptables,
-}
-
 /// The cluster that kube-proxy wrote its rules for, running.
 ///
 /// Its nodes have two devices with addresses besides the uplink: `docker0`, and a second uplink to the neighbour.
@@ -71,7 +61,7 @@ struct Cluster {
     neighbour: Ns,
     /// Of every node, before the agent and the first pod came.
     rules: Vec<Rules>,
-    proxy: Proxy,
+    proxy: KubeProxy,
     mode: Mode,
     lab: Lab,
 }
@@ -84,7 +74,7 @@ impl Cluster {
 
     fn each_of(builder: &Builder, test: impl Fn(&Self)) {
         for mode in [Mode::Vxlan, Mode::Direct] {
-            for proxy in [Proxy::Nftables, Proxy::Iptables] {
+            for proxy in [KubeProxy::Nftables, KubeProxy::Iptables] {
                 // Shown when the test fails.
                 println!("{mode:?}, kube-proxy with {proxy:?}");
                 let cluster = Self::new(builder.clone().mode(mode), mode, proxy);
@@ -95,11 +85,11 @@ impl Cluster {
         }
     }
 
-    fn new(builder: Builder, mode: Mode, proxy: Proxy) -> Self {
+    fn new(builder: Builder, mode: Mode, proxy: KubeProxy) -> Self {
         let lab = builder.agents(false).docker(true).build().unwrap();
         let neighbour = lab.add_namespace("neighbour").unwrap();
         for (node, number) in lab.nodes().iter().zip(1..) {
-            proxy.write_rules(node);
+            proxy.write_rules(node).unwrap();
             connect(&neighbour, node.name(), node, "eth1").unwrap();
             node.ip(&format!(
                 "address add 10.201.{number}.1/24 dev eth1\nroute add default via 10.201.{number}.66 metric 200\n"
@@ -153,18 +143,6 @@ fn add_pod(node: &Node, name: &str, byte: u8) -> Pod {
     let IpAddr::V4(gateway) = node.gateway() else { panic!("not IPv4") };
     let [a, b, c, _] = gateway.octets();
     node.add_pod_with(name, &json!({ "ips": [format!("{a}.{b}.{c}.{byte}/24")] })).unwrap()
-}
-
-impl Proxy {
-    fn write_rules(self, node: &Node) {
-        match self {
-            Self::Nftables => node.exec(&["nft", "-f", &format!("{RULES}/nftables-{}.nft", node.name())]),
-            Self::Iptables => {
-                node.exec(&["iptables-restore", &format!("{RULES}/iptables-{}.rules", node.name())])
-            }
-        }
-        .unwrap();
-    }
 }
 
 /// All of a node's rules, without what they have counted and whom they have seen.

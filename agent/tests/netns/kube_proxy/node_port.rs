@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use xtask::lab::Ns;
+use xtask::lab::{KubeProxy, Ns};
 
 use super::table::Protocol::{Tcp, Udp};
 use super::table::{Row, Seen, check};
-use super::{Cluster, Proxy, WEB};
+use super::{Cluster, WEB};
 
 const WEB_TCP: u16 = 30080;
 const WEB_UDP: u16 = 30081;
@@ -28,7 +28,7 @@ fn the_world_reaches_backends_here_and_there_by_a_node_port() {
                 Row::masqueraded("neighbour", cluster.neighbour(node), Tcp, port(WEB_TCP), WEB, node),
                 Row::masqueraded("neighbour", cluster.neighbour(node), Udp, port(WEB_UDP), WEB, node),
             ]);
-            if cluster.proxy == Proxy::Iptables {
+            if cluster.proxy == KubeProxy::Iptables {
                 // In this mode every address of a node has the ports.
                 let second = SocketAddr::new(Cluster::second_address(node), WEB_TCP);
                 rows.push(Row::masqueraded(

@@ -3,13 +3,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::Deref;
-use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use serde_json::{Value, json};
+use xtask::lab::reference::{self, Join, Masquerade};
 use xtask::lab::{CniCall, CniOutput, Lab, Mode, Node, Ns};
 
 use crate::host_ports::mappings;
@@ -23,11 +22,8 @@ pub const HERE: u16 = 9089;
 /// Leads to a port of the pod where nobody listens; the node has somebody at this one, so that who hears of a closed port
 /// has been to the pod.
 pub const CLOSED: u16 = 9090;
-/// Where Debian's containernetworking-plugins are.
-const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
-const BRIDGE: &str = "cni0";
-/// What all nodes' podCIDRs are taken from.
-const CLUSTER: &str = "10.244.0.0/16";
+/// How the nodes' bridges are joined.
+const JOIN: Join = Join::Routes;
 
 /// What makes the pods and carries their packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +47,21 @@ impl Network {
         }
     }
 
-    fn is_reference(self) -> bool {
-        !matches!(self, Network::Podwire(_))
+    fn masquerade(self) -> Option<Masquerade> {
+        match self {
+            Network::BridgeAndPortmap => Some(Masquerade::Bridge),
+            Network::Flannel => Some(Masquerade::Iptables),
+            Network::Podwire(_) => None,
+        }
+    }
+
+    /// The calls that add a pod, in their order.
+    fn calls(self, node: &Node, name: &str, wanted: &[HostPort]) -> Vec<CniCall> {
+        let runtime_config = mappings(wanted);
+        match self.masquerade() {
+            None => vec![node.cni_call("ADD", name, &runtime_config)],
+            Some(masquerade) => reference::calls(node, name, JOIN, masquerade, &runtime_config),
+        }
     }
 
     /// The longest that anybody waits. The reference is expected to fail cases; a SYN's first repetition (a second) has time.
@@ -114,15 +123,8 @@ impl Cluster {
             Network::Podwire(mode) => builder.mode(mode).build()?,
             Network::BridgeAndPortmap | Network::Flannel => builder.agents(false).build()?,
         };
-        for (node, other) in [(0, 1), (1, 0)].map(|(node, other)| (lab.node(node), lab.node(other))) {
-            if network.is_reference() {
-                // As flannel's host-gw mode has it, and what Kubernetes asks of a node with a bridge.
-                node.ip(&format!("route add {} via {}\n", other.pod_cidr(), other.address()))?;
-                node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
-            }
-            if network == Network::Flannel {
-                flannel_rules(node)?;
-            }
+        if let Some(masquerade) = network.masquerade() {
+            reference::set_up(&lab, JOIN, masquerade)?;
         }
         let address = lab.node(0).address();
         let wanted = [
@@ -159,10 +161,10 @@ impl Cluster {
 
     /// What a runtime is told about such a pod, which is deleted at once.
     pub fn try_pod(&self, name: &str, wanted: &[HostPort]) -> Result<CniOutput> {
-        let mut chain = chain(self.network, self.lab.node(0), name, wanted);
+        let mut chain = self.network.calls(self.lab.node(0), name, wanted);
         Ns::create(&chain[0].container_id)?;
-        let answer = run(&mut chain)?;
-        delete(&chain)?;
+        let answer = reference::add(&mut chain)?;
+        reference::delete(&chain)?;
         Ok(answer)
     }
 
@@ -195,9 +197,9 @@ impl Place {
 
 impl Pod {
     fn add(network: Network, node: &Node, name: &str, wanted: &[HostPort]) -> Result<Self> {
-        let mut chain = chain(network, node, name, wanted);
+        let mut chain = network.calls(node, name, wanted);
         let ns = Ns::create(&chain[0].container_id)?;
-        let output = run(&mut chain)?;
+        let output = reference::add(&mut chain)?;
         ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
         let address = output.answer["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
         let address = address.with_context(|| format!("no address in {}", output.answer))?.parse()?;
@@ -206,7 +208,7 @@ impl Pod {
 
     /// As a runtime deletes it. Its namespace goes with the lab.
     pub fn delete(self) -> Result<()> {
-        delete(&self.chain)
+        reference::delete(&self.chain)
     }
 }
 
@@ -222,92 +224,4 @@ impl Deref for Pod {
 fn bound(ns: &Ns, to: (IpAddr, u16)) -> Result<(TcpListener, UdpSocket)> {
     let bind = || Ok::<_, std::io::Error>((TcpListener::bind(to)?, UdpSocket::bind(to)?));
     ns.enter(bind)?.with_context(|| format!("listen at {to:?} in {}", ns.name()))
-}
-
-/// What flanneld writes when it is told to masquerade (`--ip-masq`, as its manifest has it): from pods to the world, and
-/// to pods of other nodes; and that what pods send and receive may be forwarded.
-fn flannel_rules(node: &Node) -> Result<()> {
-    let own = node.pod_cidr();
-    for rule in [
-        "-t nat -N FLANNEL-POSTRTG".to_owned(),
-        "-t nat -A POSTROUTING -j FLANNEL-POSTRTG".to_owned(),
-        format!("-t nat -A FLANNEL-POSTRTG -s {own} -d {CLUSTER} -j RETURN"),
-        format!("-t nat -A FLANNEL-POSTRTG -s {CLUSTER} -d {own} -j RETURN"),
-        format!("-t nat -A FLANNEL-POSTRTG ! -s {CLUSTER} -d {own} -j RETURN"),
-        format!("-t nat -A FLANNEL-POSTRTG -s {CLUSTER} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully"),
-        format!("-t nat -A FLANNEL-POSTRTG ! -s {CLUSTER} -d {CLUSTER} -j MASQUERADE --random-fully"),
-        format!("-A FORWARD -s {CLUSTER} -j ACCEPT"),
-        format!("-A FORWARD -d {CLUSTER} -j ACCEPT"),
-    ] {
-        let command: Vec<&str> = ["iptables", "-w"].into_iter().chain(rule.split(' ')).collect();
-        node.exec(&command)?;
-    }
-    Ok(())
-}
-
-/// The calls that add a pod, in their order.
-fn chain(network: Network, node: &Node, name: &str, wanted: &[HostPort]) -> Vec<CniCall> {
-    let runtime_config = mappings(wanted);
-    let ours = node.cni_call("ADD", name, &runtime_config);
-    if !network.is_reference() {
-        return vec![ours];
-    }
-    // Kept in the lab's folder, and not in /var/lib/cni.
-    let addresses = node.state_dir().join("host-local");
-    let bridge = json!({
-        "type": "bridge",
-        "bridge": BRIDGE,
-        "isGateway": true,
-        "ipMasq": network == Network::BridgeAndPortmap,
-        "hairpinMode": true,
-        "ipam": {
-            "type": "host-local",
-            "dataDir": addresses,
-            "ranges": [[{ "subnet": node.pod_cidr() }]],
-            "routes": [{ "dst": "0.0.0.0/0" }],
-        },
-    });
-    let portmap = json!({
-        "type": "portmap",
-        "snat": true,
-        "capabilities": { "portMappings": true },
-        "runtimeConfig": runtime_config,
-    });
-    [bridge, portmap]
-        .map(|mut config| {
-            config["cniVersion"] = json!("1.0.0");
-            config["name"] = json!("reference");
-            let plugin = Path::new(REFERENCE_PLUGINS).join(config["type"].as_str().unwrap_or_default());
-            ours.of_plugin(&plugin, config)
-        })
-        .into()
-}
-
-/// ADD: each plugin hears what the one before it answered (CNI specification, "Section 3"). The last answer, or the first
-/// refusal.
-fn run(chain: &mut [CniCall]) -> Result<CniOutput> {
-    let mut previous = Value::Null;
-    let mut last = None;
-    for call in chain {
-        if !previous.is_null() {
-            call.config["prevResult"] = previous;
-        }
-        let output = call.run()?;
-        previous = output.answer.clone();
-        let failed = !output.success;
-        last = Some(output);
-        if failed {
-            break;
-        }
-    }
-    last.context("an empty chain")
-}
-
-/// DEL: backwards, and all are told.
-fn delete(chain: &[CniCall]) -> Result<()> {
-    for call in chain.iter().rev() {
-        let output = call.with_command("DEL").run()?;
-        ensure!(output.success, "DEL failed: {}\n{}", output.answer, output.stderr);
-    }
-    Ok(())
 }

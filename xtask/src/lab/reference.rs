@@ -1,0 +1,219 @@
+//! What Podwire takes the place of: the reference plugins `bridge`, `host-local` and `portmap`, and what flannel sets up
+//! around them.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::lab::{CniCall, CniOutput, Lab, Node};
+
+/// Where Debian's containernetworking-plugins are.
+const PLUGINS: &str = "/usr/lib/cni";
+const BRIDGE: &str = "cni0";
+/// What all nodes' podCIDRs are taken from.
+const CLUSTER: &str = "10.244.0.0/16";
+/// Flannel's device, with the VNI and the port that it has unless told otherwise.
+const VXLAN: &str = "flannel.1";
+/// What VXLAN over IPv4 adds to a packet, bytes.
+const VXLAN_OVERHEAD: u32 = 50;
+
+/// How the nodes' bridges are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// A route for each node: flannel's `host-gw`.
+    Routes,
+    /// One kernel VXLAN device; for each node a route, a neighbour entry and an FDB entry, all permanent: flannel's `vxlan`.
+    Vxlan,
+}
+
+/// Who masquerades what pods send to the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Masquerade {
+    /// The plugin `bridge`, by its `ipMasq`.
+    Bridge,
+    /// Flannel's rules, by `iptables`.
+    Iptables,
+    /// Flannel's rules, by nftables.
+    Nftables,
+}
+
+/// Joins the nodes of a lab without agents, and writes flannel's rules.
+///
+/// # Errors
+/// When the kernel or a tool refuses.
+pub fn set_up(lab: &Lab, join: Join, masquerade: Masquerade) -> Result<()> {
+    for node in lab.nodes() {
+        // What Kubernetes asks of a node with a bridge.
+        node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
+        match masquerade {
+            Masquerade::Bridge => {}
+            Masquerade::Iptables => iptables_rules(node)?,
+            Masquerade::Nftables => nftables_rules(node)?,
+        }
+        if join == Join::Vxlan {
+            node.ip(&format!(
+                "link add name {VXLAN} type vxlan id 1 dstport 8472 local {} dev {} nolearning\naddress add {}/32 dev {VXLAN}\nlink set dev {VXLAN} up\n",
+                node.address(),
+                node.uplink(),
+                network_address(node)
+            ))?;
+        }
+    }
+    for node in lab.nodes() {
+        for other in lab.nodes().iter().filter(|other| other.name() != node.name()) {
+            let (network, address) = (other.pod_cidr(), other.address());
+            match join {
+                Join::Routes => node.ip(&format!("route add {network} via {address}\n"))?,
+                Join::Vxlan => {
+                    let mac = other.mac(VXLAN)?.map(|byte| format!("{byte:02x}")).join(":");
+                    let gateway = network_address(other);
+                    node.ip(&format!(
+                        "neighbour add {gateway} lladdr {mac} dev {VXLAN} nud permanent\nroute add {network} via {gateway} dev {VXLAN} onlink\n"
+                    ))?;
+                    node.exec(&[
+                        "bridge",
+                        "fdb",
+                        "add",
+                        &mac,
+                        "dev",
+                        VXLAN,
+                        "dst",
+                        &address.to_string(),
+                        "self",
+                        "permanent",
+                    ])?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The calls that add a pod, in their order, with the MTU that the way of joining leaves of an uplink's 1500 bytes.
+pub fn calls(
+    node: &Node,
+    pod: &str,
+    join: Join,
+    masquerade: Masquerade,
+    runtime_config: &Value,
+) -> Vec<CniCall> {
+    let ours = node.cni_call("ADD", pod, runtime_config);
+    // Kept in the lab's folder, and not in /var/lib/cni.
+    let addresses = node.state_dir().join("host-local");
+    let bridge = json!({
+        "type": "bridge",
+        "bridge": BRIDGE,
+        "isGateway": true,
+        "ipMasq": masquerade == Masquerade::Bridge,
+        "hairpinMode": true,
+        "mtu": if join == Join::Vxlan { 1500 - VXLAN_OVERHEAD } else { 1500 },
+        "ipam": {
+            "type": "host-local",
+            "dataDir": addresses,
+            "ranges": [[{ "subnet": node.pod_cidr() }]],
+            "routes": [{ "dst": "0.0.0.0/0" }],
+        },
+    });
+    let portmap = json!({
+        "type": "portmap",
+        "snat": true,
+        "capabilities": { "portMappings": true },
+        "runtimeConfig": runtime_config,
+    });
+    [bridge, portmap]
+        .map(|mut config| {
+            config["cniVersion"] = json!("1.0.0");
+            config["name"] = json!("reference");
+            let plugin = Path::new(PLUGINS).join(config["type"].as_str().unwrap_or_default());
+            ours.of_plugin(&plugin, config)
+        })
+        .into()
+}
+
+/// ADD by a chain of plugins: each hears what the one before it answered (CNI specification, "Section 3"). The last answer, or
+/// the first refusal.
+///
+/// # Errors
+/// When a plugin cannot be run.
+pub fn add(calls: &mut [CniCall]) -> Result<CniOutput> {
+    let mut previous = Value::Null;
+    let mut last = None;
+    for call in calls {
+        if !previous.is_null() {
+            call.config["prevResult"] = previous;
+        }
+        let output = call.run()?;
+        previous = output.answer.clone();
+        let failed = !output.success;
+        last = Some(output);
+        if failed {
+            break;
+        }
+    }
+    last.context("an empty chain")
+}
+
+/// DEL by a chain of plugins: backwards, and all are told.
+///
+/// # Errors
+/// When one of them fails.
+pub fn delete(calls: &[CniCall]) -> Result<()> {
+    for call in calls.iter().rev() {
+        let output = call.with_command("DEL").run()?;
+        ensure!(output.success, "DEL failed: {}\n{}", output.answer, output.stderr);
+    }
+    Ok(())
+}
+
+/// The address of flannel's device: the podCIDR's first.
+fn network_address(node: &Node) -> &str {
+    node.pod_cidr().split('/').next().unwrap_or_default()
+}
+
+/// What flanneld writes when it is told to masquerade (`--ip-masq`, as its manifest has it): from pods to the world, and
+/// to pods of other nodes; and that what pods send and receive may be forwarded.
+fn iptables_rules(node: &Node) -> Result<()> {
+    let own = node.pod_cidr();
+    for rule in [
+        "-t nat -N FLANNEL-POSTRTG".to_owned(),
+        "-t nat -A POSTROUTING -j FLANNEL-POSTRTG".to_owned(),
+        format!("-t nat -A FLANNEL-POSTRTG -s {own} -d {CLUSTER} -j RETURN"),
+        format!("-t nat -A FLANNEL-POSTRTG -s {CLUSTER} -d {own} -j RETURN"),
+        format!("-t nat -A FLANNEL-POSTRTG ! -s {CLUSTER} -d {own} -j RETURN"),
+        format!("-t nat -A FLANNEL-POSTRTG -s {CLUSTER} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully"),
+        format!("-t nat -A FLANNEL-POSTRTG ! -s {CLUSTER} -d {CLUSTER} -j MASQUERADE --random-fully"),
+        format!("-A FORWARD -s {CLUSTER} -j ACCEPT"),
+        format!("-A FORWARD -d {CLUSTER} -j ACCEPT"),
+    ] {
+        let command: Vec<&str> = ["iptables", "-w"].into_iter().chain(rule.split(' ')).collect();
+        node.exec(&command)?;
+    }
+    Ok(())
+}
+
+/// The same in one nftables table.
+fn nftables_rules(node: &Node) -> Result<()> {
+    let own = node.pod_cidr();
+    node.exec(&[
+        "nft",
+        &format!(
+            "table ip flannel-ipv4 {{
+                chain postrtg {{
+                    type nat hook postrouting priority srcnat;
+                    ip saddr {own} ip daddr {CLUSTER} return
+                    ip saddr {CLUSTER} ip daddr {own} return
+                    ip saddr != {CLUSTER} ip daddr {own} return
+                    ip saddr {CLUSTER} ip daddr != 224.0.0.0/4 masquerade fully-random
+                    ip saddr != {CLUSTER} ip daddr {CLUSTER} masquerade fully-random
+                }}
+                chain forward {{
+                    type filter hook forward priority filter;
+                    ip saddr {CLUSTER} accept
+                    ip daddr {CLUSTER} accept
+                }}
+            }}"
+        ),
+    ])?;
+    Ok(())
+}
