@@ -80,6 +80,10 @@ pub struct Config {
     /// Where maps and links are pinned: on a BPF file system.
     #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
     pub bpf_dir: PathBuf,
+    /// Programs out of this file in place of the embedded ones, to measure two builds against each other. It is not looked at whether they
+    /// fit this agent.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub bpf_object: Option<PathBuf>,
     /// The root of the cgroup2 hierarchy. Default: where it is mounted.
     #[arg(long, env = "PODWIRE_CGROUP_DIR", value_name = "FOLDER")]
     pub cgroup_dir: Option<PathBuf>,

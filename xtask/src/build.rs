@@ -16,29 +16,45 @@ const PLUGIN_LIMIT: u64 = 3 << 20;
 /// Builds the object and the two binaries that are shipped: released, static, without a dependency on the system.
 pub(crate) fn release() -> Result<()> {
     let toolchain = Toolchain::ensure()?;
-    let object = object(&toolchain)?;
-    let target = host_target()?;
-    let mut command =
-        run::cargo(&["build", "--release", "-p", "podwire", "-p", "podwire-cni", "--target", &target]);
-    // With an explicit target the flag is not given to build scripts and macros, which cannot be static.
-    command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
-    run::step("cargo build --release (podwire, podwire-cni, static)", || run::visibly(&mut command))?;
-    let folder = run::target_dir().join(&target).join("release");
+    let folder = release_with(&toolchain)?;
     let plugin = folder.join("podwire-cni");
-    for file in [&object, &folder.join("podwire"), &plugin] {
+    for file in [&run::root().join(OBJECT), &folder.join("podwire"), &plugin] {
         println!("{:>10} {}", size_text(size(file)?), file.display());
     }
     ensure!(size(&plugin)? <= PLUGIN_LIMIT, "podwire-cni is larger than {}", size_text(PLUGIN_LIMIT));
     Ok(())
 }
 
+/// The same, and the folder of the two.
+pub(crate) fn release_with(toolchain: &Toolchain) -> Result<PathBuf> {
+    object(toolchain)?;
+    let target = host_target()?;
+    let mut command =
+        run::cargo(&["build", "--release", "-p", "podwire", "-p", "podwire-cni", "--target", &target]);
+    // With an explicit target the flag is not given to build scripts and macros, which cannot be static.
+    command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
+    run::step("cargo build --release (podwire, podwire-cni, static)", || run::visibly(&mut command))?;
+    Ok(run::target_dir().join(&target).join("release"))
+}
+
 /// Builds the object, if anything of it has changed.
 pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
+    compile_object(toolchain, "", Path::new(OBJECT))
+}
+
+/// The object with a feature, beside the usual one.
+pub(crate) fn object_with(toolchain: &Toolchain, feature: &str) -> Result<PathBuf> {
+    compile_object(toolchain, feature, &Path::new(OBJECT).with_extension(feature))
+}
+
+fn compile_object(toolchain: &Toolchain, features: &str, to: &Path) -> Result<PathBuf> {
     let folder = run::root().join("target/bpf-build");
-    let object = run::root().join(OBJECT);
-    run::step("cargo build the BPF object", || {
+    let object = run::root().join(to);
+    let what = if features.is_empty() { String::new() } else { format!(" ({features})") };
+    run::step(&format!("cargo build the BPF object{what}"), || {
         let mut command = toolchain.cargo_build();
-        run::visibly(command.args(["--package", "podwire-ebpf", "--target-dir"]).arg(&folder))
+        command.args(["--package", "podwire-ebpf", "--features", features, "--target-dir"]).arg(&folder);
+        run::visibly(&mut command)
     })?;
     let built = folder.join(TARGET).join("release/podwire-ebpf");
     replace_if_changed(&built, &object)?;

@@ -1,5 +1,6 @@
-//! `cargo xtask …`: sets the machine up, builds, checks, tests and demonstrates.
+//! `cargo xtask …`: sets the machine up, builds, checks, tests, demonstrates and measures.
 
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -31,6 +32,8 @@ enum Command {
     Build,
     /// Two nodes, a world and four pods on this machine: who reaches whom, how fast, and under which address.
     Demo(demo::Options),
+    /// Podwire beside the reference, its peers' way and the limit: latency, throughput, cost. Needs root.
+    Bench(bench::Options),
     /// Formatting, lints and the layer rules.
     Check,
     /// `check`, then every test. Needs root.
@@ -55,6 +58,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Setup => setup::everything().map(|_| ()),
         Command::Build => build::release(),
         Command::Demo(options) => demo::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Check => check::run(),
         Command::Test(options) => test::run(&options),
         Command::Soak(options) => test::soak(&options),

@@ -61,6 +61,10 @@ pub(crate) const TOOLS: [Package; 12] = [
     ),
 ];
 
+/// What measurements call besides.
+pub(crate) const MEASUREMENTS: [Package; 1] =
+    [package("iperf3", Proof::Program("iperf3"), "measures streams")];
+
 impl Package {
     /// Whether what it brings is there.
     pub(crate) fn is_present(&self) -> bool {

@@ -119,7 +119,12 @@ impl Daemon {
 }
 
 fn load(config: &Config, vxlan: Option<u32>) -> Result<Dataplane, Error> {
-    load::load(&config.for_programs(vxlan), &config.map_sizes(), Some(&config.bpf_dir))
+    let (constants, sizes, pins) =
+        (config.for_programs(vxlan), config.map_sizes(), Some(config.bpf_dir.as_path()));
+    match &config.bpf_object {
+        Some(file) => load::load_file(file, &constants, &sizes, pins),
+        None => load::load(&constants, &sizes, pins),
+    }
 }
 
 fn cgroup_of(capabilities: &Capabilities) -> Option<PathBuf> {

@@ -17,12 +17,35 @@ const ATTEMPTS: usize = 10;
 /// The object, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podwire-ebpf"));
 
-/// Loads every program, with maps of the given sizes. With a folder, maps are pinned there by name, and those that are pinned already are used again
-/// with all that is in them; without one, maps are new and end with the returned value.
+/// Loads every program of the embedded object, with maps of the given sizes. With a folder, maps are pinned there by name, and those that are
+/// pinned already are used again with all that is in them; without one, maps are new and end with the returned value.
 ///
 /// # Errors
 /// [`Error::Load`] with the verifier's answer; those of [`pins::prepare`].
 pub fn load(
+    config: &Config,
+    map_sizes: &[(&'static str, u32)],
+    bpf_dir: Option<&Path>,
+) -> Result<Dataplane, Error> {
+    load_object(OBJECT, config, map_sizes, bpf_dir)
+}
+
+/// The same with the object of a file: another build, to be measured against the embedded one.
+///
+/// # Errors
+/// As [`load`], and [`Error::Load`] when the file cannot be read.
+pub fn load_file(
+    file: &Path,
+    config: &Config,
+    map_sizes: &[(&'static str, u32)],
+    bpf_dir: Option<&Path>,
+) -> Result<Dataplane, Error> {
+    let object = std::fs::read(file).map_err(|source| load_error(&file.display().to_string(), source))?;
+    load_object(&object, config, map_sizes, bpf_dir)
+}
+
+fn load_object(
+    object: &[u8],
     config: &Config,
     map_sizes: &[(&'static str, u32)],
     bpf_dir: Option<&Path>,
@@ -38,7 +61,7 @@ pub fn load(
             loader.map_pin_path(name, pins::map(folder, name));
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|source| load_error("the BPF object", source))?;
+    let mut ebpf = loader.load(object).map_err(|source| load_error("the BPF object", source))?;
     let maps = Maps::take(&mut ebpf)?;
     load_programs(&mut ebpf)?;
     Ok(Dataplane { ebpf, maps, bpf_dir: bpf_dir.map(Path::to_path_buf) })

@@ -68,7 +68,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
 /// Whether it is VXLAN for this node. Outer fragments are not: the host reassembles them for the VXLAN device.
 #[inline(always)]
 fn is_tunnel(ctx: &TcContext, packet: &Ipv4) -> bool {
-    source::is_tunnel(packet)
+    !cfg!(feature = "through-device")
+        && source::is_tunnel(packet)
         && matches!(packet.headers.fragment_part(), Fragment::Whole)
         && maps::uplink(ctx.ifindex())
             .is_some_and(|uplink| uplink.tunnel_address == packet.headers.destination_address())

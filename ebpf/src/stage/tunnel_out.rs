@@ -82,13 +82,16 @@ fn way_to(ctx: &TcContext, packet: &Ipv4, node: &Node) -> (Way, Lookup) {
         way.length = node.mtu + VXLAN_OVERHEAD;
         return (way, Lookup::TooBig);
     }
+    if cfg!(feature = "through-device") {
+        return (way, Lookup::Found);
+    }
     let lookup = way.look_up(ctx);
     (way, lookup)
 }
 
 #[inline(always)]
 fn send(ctx: &TcContext, packet: &Ipv4, node: &Node, way: &Way, lookup: Lookup, path: Path) -> Outcome {
-    if lookup == Lookup::TooBig {
+    if cfg!(feature = "through-device") || lookup == Lookup::TooBig {
         // The VXLAN device sends it in outer fragments: what may be cut, and what came out of the stack, whose sender
         // this hook has no way back to.
         return through_device(ctx, packet, node);

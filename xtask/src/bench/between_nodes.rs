@@ -1,0 +1,59 @@
+//! Pod to pod on two nodes.
+
+use anyhow::Result;
+use xtask::lab::reference::{Join, Masquerade};
+
+use crate::bench::client::Transport;
+use crate::bench::comparison::Ratio;
+use crate::bench::record::{Report, Target};
+use crate::bench::site::{
+    DIRECT, FLANNEL, FLANNEL_NFTABLES, HOST_GW, LIMIT, OTHER, PEERS, Place, Programs, Site, VXLAN, Way, XDP,
+};
+use crate::bench::{Effort, contest};
+
+pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
+    let place = Place::CrossNode;
+    let object = Some(programs.through_device.as_path());
+    let mut sites = vec![
+        Site::limit(LIMIT, place)?,
+        Site::podwire(VXLAN, programs, Way::VXLAN, place)?,
+        Site::podwire(XDP, programs, Way { xdp: true, ..Way::VXLAN }, place)?,
+        Site::podwire(DIRECT, programs, Way::DIRECT, place)?,
+        Site::podwire(PEERS, programs, Way { object, ..Way::VXLAN }, place)?,
+        Site::reference(FLANNEL, Join::Vxlan, Masquerade::Iptables, place)?,
+        Site::reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables, place)?,
+        Site::reference(HOST_GW, Join::Routes, Masquerade::Iptables, place)?,
+    ];
+    if let Some(object) = &programs.other {
+        sites.push(Site::podwire(OTHER, programs, Way { object: Some(object), ..Way::VXLAN }, place)?);
+    }
+    let added = Ratio::AddedTo(LIMIT);
+    for (transport, name) in [(Transport::Tcp, "tcp-rr"), (Transport::Udp, "udp-rr")] {
+        let vxlan = format!("cross-node-vxlan-{name}");
+        let latencies = contest::round_trips(&format!("cross-node-{name}"), transport, &sites, effort)?;
+        latencies.report(&vxlan, VXLAN, FLANNEL, Some(Target::AtMost(0.27)), report)?;
+        let one_way = &latencies.one_way;
+        let below = Some(Target::AtMost(0.7));
+        one_way.record(&format!("{vxlan}-peers"), VXLAN, PEERS, added, below, report)?;
+        one_way.record(&format!("{vxlan}-nftables"), VXLAN, FLANNEL_NFTABLES, added, None, report)?;
+        one_way.record(&format!("{vxlan}-xdp"), XDP, FLANNEL, added, None, report)?;
+        // The target is about TCP.
+        let target = (transport == Transport::Tcp).then_some(Target::AtMost(0.3));
+        one_way.record(&format!("cross-node-direct-{name}"), DIRECT, HOST_GW, added, target, report)?;
+        if programs.other.is_some() {
+            one_way.record(&format!("{vxlan}-other"), VXLAN, OTHER, added, None, report)?;
+        }
+    }
+    let packets = contest::packets("cross-node-udp-pps", &sites, effort)?;
+    let (least, plain) = (Some(Target::AtLeast(1.4)), Ratio::Plain);
+    packets.record("cross-node-udp-pps", VXLAN, FLANNEL, plain, least, report)?;
+    packets.record("cross-node-udp-pps-peers", VXLAN, PEERS, plain, None, report)?;
+    packets.record("cross-node-direct-udp-pps", DIRECT, HOST_GW, plain, None, report)?;
+    report.charts.push(packets.chart());
+    let stream = contest::stream("cross-node-stream", &sites, effort)?;
+    stream.record("cross-node-vxlan-stream", VXLAN, FLANNEL, plain, Some(Target::AtLeast(1.15)), report)?;
+    stream.record("cross-node-vxlan-stream-peers", VXLAN, PEERS, plain, None, report)?;
+    stream.record("cross-node-direct-stream", DIRECT, HOST_GW, plain, None, report)?;
+    report.charts.push(stream.chart());
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! New connections, one after the other.
+
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::{CORE, PATIENCE, joined, pinned};
+use crate::bench::site::Site;
+
+/// A turn's connections go to a port that no turn had before: none meets what is left of an earlier one.
+const FIRST_PORT: u16 = 10_000;
+
+/// A client that connects and closes, and a server that accepts, both on one core.
+pub(crate) struct Connections<'a> {
+    site: &'a Site,
+    next_port: u16,
+}
+
+impl<'a> Connections<'a> {
+    pub(crate) fn new(site: &'a Site) -> Self {
+        Self { site, next_port: FIRST_PORT }
+    }
+
+    /// Connections per second: SYN to the last ACK, the client closing first.
+    pub(crate) fn measure(&mut self, turn: Duration) -> Result<f64> {
+        let peer = SocketAddr::new(self.site.address, self.next_port);
+        self.next_port += 1;
+        let stop = Arc::new(AtomicBool::new(false));
+        let server = serve(self.site, peer, Arc::clone(&stop))?;
+        let rate = joined(pinned(&self.site.client, CORE, move || {
+            let start = Instant::now();
+            let mut connections = 0u64;
+            while start.elapsed() < turn {
+                let stream =
+                    TcpStream::connect(peer).with_context(|| format!("after {connections} connections"))?;
+                drop(stream);
+                connections += 1;
+            }
+            Ok(connections as f64 / start.elapsed().as_secs_f64())
+        }));
+        stop.store(true, Ordering::Relaxed);
+        // The last one, which wakes the server up.
+        let woken = self.site.client.enter(|| TcpStream::connect_timeout(&peer, PATIENCE))?;
+        drop(woken);
+        joined(server).context("accept")?;
+        rate
+    }
+}
+
+fn serve(site: &Site, address: SocketAddr, stop: Arc<AtomicBool>) -> Result<JoinHandle<Result<()>>> {
+    let listener = site.server.enter(|| TcpListener::bind(address))?.context("listen")?;
+    Ok(pinned(&site.server, CORE, move || {
+        while !stop.load(Ordering::Relaxed) {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            // Until the client has closed.
+            stream.read_exact(&mut [0]).err();
+        }
+        Ok(())
+    }))
+}

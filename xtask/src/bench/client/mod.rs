@@ -1,0 +1,61 @@
+//! Traffic that is measured: both ends are threads of this process, each in its namespace and on its core.
+
+mod connections;
+mod packets;
+mod round_trips;
+mod stream;
+
+pub(crate) use connections::Connections;
+pub(crate) use packets::packets_per_second;
+pub(crate) use round_trips::{RoundTrips, Transport};
+pub(crate) use stream::Stream;
+
+use std::fs;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use xtask::lab::Ns;
+
+/// Where both ends are when the cost of a path is measured, and the receiver of a stream. Interrupts of these machines come to core 0.
+const CORE: usize = 1;
+/// Where the sender of a stream is.
+const OTHER_CORE: usize = 0;
+/// The longest that a socket waits for the other end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Does something in a namespace, on a thread that one core runs.
+fn pinned<T: Send + 'static>(
+    ns: &Ns,
+    core: usize,
+    action: impl FnOnce() -> Result<T> + Send + 'static,
+) -> JoinHandle<Result<T>> {
+    ns.spawn(move || {
+        let mut cores = CpuSet::new();
+        cores.set(core);
+        sched_setaffinity(None, &cores).with_context(|| format!("stay on core {core}"))?;
+        action()
+    })
+}
+
+/// What a thread has come to.
+fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    thread.join().map_err(|_| anyhow!("a thread of the measurement panicked"))?
+}
+
+/// What the kernel has accounted to a core as busy so far, interrupts included.
+fn busy_time(core: usize) -> Result<Duration> {
+    let name = format!("cpu{core} ");
+    let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(&name)).context("/proc/stat lacks a core")?;
+    let ticks: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    // user nice system idle iowait irq softirq (proc_stat(5)); USER_HZ is 100 on every architecture that matters here.
+    let busy: u64 = ticks
+        .iter()
+        .enumerate()
+        .filter(|(column, _)| matches!(column, 0..=2 | 5 | 6))
+        .map(|(_, ticks)| ticks)
+        .sum();
+    Ok(Duration::from_millis(busy * 10))
+}

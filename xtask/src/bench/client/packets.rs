@@ -1,0 +1,90 @@
+//! Small datagrams, as many as a core can send.
+
+use std::io::IoSlice;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt};
+
+use super::{CORE, OTHER_CORE, PATIENCE, joined, pinned};
+use crate::bench::site::Site;
+
+/// Payload with which a frame has 64 bytes: Ethernet 14, IPv4 20, UDP 8.
+const PAYLOAD: usize = 22;
+/// Datagrams in one system call: their own cost counts, not that of the calls.
+const BATCH: usize = 32;
+const PORT: u16 = 9100;
+/// Room for what has arrived and was not counted yet, bytes.
+const BUFFER: usize = 4 << 20;
+
+/// Datagrams per second that arrive while one core sends what it can, and the other one takes them.
+pub(crate) fn packets_per_second(site: &Site, turn: Duration) -> Result<f64> {
+    let peer = SocketAddr::new(site.address, PORT);
+    let receiver = site.server.enter(|| UdpSocket::bind(peer))?.context("bind the receiver")?;
+    setsockopt(&receiver, sockopt::RcvBufForce, &BUFFER)?;
+    receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let sender = site.client.enter(|| {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect(peer)?;
+        std::io::Result::Ok(socket)
+    })?;
+    let sender = sender.context("bind the sender")?;
+    sender.set_write_timeout(Some(PATIENCE))?;
+
+    let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let receiving = pinned(&site.server, CORE, {
+        let (stop, count) = (Arc::clone(&stop), Arc::clone(&count));
+        move || receive(&receiver, &stop, &count)
+    });
+    let sending = pinned(&site.client, OTHER_CORE, {
+        let stop = Arc::clone(&stop);
+        move || flood(&sender, &stop)
+    });
+    // The beginning does not count: caches are cold, and the receiver's core wakes up.
+    std::thread::sleep(turn / 10);
+    let (before, start) = (count.load(Ordering::Relaxed), Instant::now());
+    std::thread::sleep(turn);
+    let (after, elapsed) = (count.load(Ordering::Relaxed), start.elapsed());
+    stop.store(true, Ordering::Relaxed);
+    joined(sending).context("send")?;
+    joined(receiving).context("receive")?;
+    Ok((after - before) as f64 / elapsed.as_secs_f64())
+}
+
+fn flood(socket: &UdpSocket, stop: &AtomicBool) -> Result<()> {
+    let payload = [0; PAYLOAD];
+    let datagrams = [[IoSlice::new(&payload)]; BATCH];
+    let addresses: [Option<SockaddrStorage>; BATCH] = [None; BATCH];
+    let mut headers = MultiHeaders::preallocate(BATCH, None);
+    while !stop.load(Ordering::Relaxed) {
+        match sendmmsg(socket.as_raw_fd(), &mut headers, &datagrams, addresses, [], MsgFlags::empty()) {
+            // Nobody listens yet, or no more.
+            Ok(_) | Err(nix::Error::ECONNREFUSED | nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn receive(socket: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Result<()> {
+    let mut buffers = [[0; PAYLOAD]; BATCH];
+    let mut headers: MultiHeaders<SockaddrStorage> = MultiHeaders::preallocate(BATCH, None);
+    while !stop.load(Ordering::Relaxed) {
+        let mut datagrams: Vec<_> =
+            buffers.iter_mut().map(|buffer| [std::io::IoSliceMut::new(buffer)]).collect();
+        let received =
+            recvmmsg(socket.as_raw_fd(), &mut headers, datagrams.iter_mut(), MsgFlags::MSG_WAITFORONE, None);
+        match received {
+            Ok(messages) => {
+                count.fetch_add(messages.count() as u64, Ordering::Relaxed);
+            }
+            Err(nix::Error::EAGAIN | nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

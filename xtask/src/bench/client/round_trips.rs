@@ -1,0 +1,156 @@
+//! Request and response, one at a time.
+
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+
+use super::{CORE, PATIENCE, busy_time, joined, pinned};
+use crate::bench::site::Site;
+use crate::bench::statistics::median;
+
+/// Payload of a request and of a response, bytes.
+const MESSAGE: usize = 64;
+const PORT: u16 = 9000;
+/// A datagram that ends the server: shorter than a request.
+const END: &[u8] = b"end";
+
+/// TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// A client and a server that know each other, both on one core: what they wait for is the path's cost and nothing else.
+pub(crate) struct RoundTrips<'a> {
+    site: &'a Site,
+    transport: Transport,
+    client: Arc<OwnedFd>,
+    server: Option<JoinHandle<Result<()>>>,
+}
+
+/// What a turn has shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Latency {
+    /// Half of the round trip, microseconds: the median of all.
+    pub(crate) one_way: f64,
+    /// Busy time of the core per round trip, microseconds.
+    pub(crate) cpu: f64,
+}
+
+impl<'a> RoundTrips<'a> {
+    /// Connects the two.
+    pub(crate) fn start(site: &'a Site, transport: Transport) -> Result<Self> {
+        let peer = SocketAddr::new(site.address, PORT);
+        let (server, client) = match transport {
+            Transport::Tcp => {
+                let listener = site.server.enter(|| TcpListener::bind(peer))?.context("listen")?;
+                let server = pinned(&site.server, CORE, move || {
+                    let (stream, _) = listener.accept()?;
+                    stream.set_nodelay(true)?;
+                    answer(&stream.into())
+                });
+                let client = site.client.enter(|| TcpStream::connect_timeout(&peer, PATIENCE))?;
+                let client = client.context("connect")?;
+                client.set_nodelay(true)?;
+                (server, OwnedFd::from(client))
+            }
+            Transport::Udp => {
+                let socket = site.server.enter(|| UdpSocket::bind(peer))?.context("bind")?;
+                let server = pinned(&site.server, CORE, move || {
+                    // The first request tells who asks.
+                    let (_, client) = socket.peek_from(&mut [0; MESSAGE])?;
+                    socket.connect(client)?;
+                    answer(&socket.into())
+                });
+                let client = site.client.enter(|| {
+                    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+                    socket.connect(peer)?;
+                    std::io::Result::Ok(socket)
+                })?;
+                (server, OwnedFd::from(client.context("bind the client")?))
+            }
+        };
+        set_socket_timeout(&client, Timeout::Recv, Some(PATIENCE))?;
+        Ok(Self { site, transport, client: Arc::new(client), server: Some(server) })
+    }
+
+    /// Where they are.
+    pub(crate) fn site(&self) -> &'a Site {
+        self.site
+    }
+
+    /// Asks for as long as a turn takes.
+    pub(crate) fn measure(&self, turn: Duration) -> Result<Latency> {
+        let client = Arc::clone(&self.client);
+        joined(pinned(&self.site.client, CORE, move || {
+            let mut samples = Vec::with_capacity(1 << 17);
+            let busy = busy_time(CORE)?;
+            let start = Instant::now();
+            let mut before = start;
+            while before.duration_since(start) < turn {
+                ask(&client)?;
+                let now = Instant::now();
+                samples.push(now.duration_since(before).as_nanos() as f64 / 1000.0);
+                before = now;
+            }
+            let busy = busy_time(CORE)? - busy;
+            let cpu = busy.as_secs_f64() * 1e6 / samples.len() as f64;
+            Ok(Latency { one_way: median(&samples) / 2.0, cpu })
+        }))
+    }
+}
+
+impl Drop for RoundTrips<'_> {
+    fn drop(&mut self) {
+        let ended = match self.transport {
+            Transport::Tcp => shutdown(&*self.client, Shutdown::Both),
+            Transport::Udp => send(&*self.client, END, SendFlags::empty()).map(|_| ()),
+        };
+        // A server that nobody has asked yet still waits: it is left to the process's end.
+        if let (Ok(()), Some(server)) = (ended, self.server.take()) {
+            drop(joined(server));
+        }
+    }
+}
+
+fn ask(client: &OwnedFd) -> Result<()> {
+    let mut message = [0; MESSAGE];
+    send(client, &message, SendFlags::empty()).context("send a request")?;
+    let mut received = 0;
+    while received < MESSAGE {
+        let length = retried(|| recv(client, &mut message[received..], RecvFlags::empty()))
+            .context("wait for a response")?;
+        ensure!(length > 0, "the server has ended");
+        received += length;
+    }
+    Ok(())
+}
+
+fn answer(server: &OwnedFd) -> Result<()> {
+    let mut message = [0; MESSAGE];
+    loop {
+        let length = retried(|| recv(server, &mut message[..], RecvFlags::empty()))?;
+        if length == 0 || message[..length] == *END {
+            return Ok(());
+        }
+        send(server, &message[..length], SendFlags::empty())?;
+    }
+}
+
+/// Calls again what a signal has interrupted.
+fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<(T, usize)>) -> Result<usize> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            outcome => return Ok(outcome?.1),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! A TCP stream, by iperf3.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::{CORE, OTHER_CORE, PATIENCE};
+use crate::bench::site::Site;
+
+const PORT: &str = "5201";
+
+/// A server that waits for streams, and ends with this.
+pub(crate) struct Stream<'a> {
+    site: &'a Site,
+    server: Child,
+}
+
+impl<'a> Stream<'a> {
+    pub(crate) fn start(site: &'a Site) -> Result<Self> {
+        let mut command = Command::new("iperf3");
+        command.args(["--server", "--port", PORT]).stdin(Stdio::null()).stdout(Stdio::null());
+        let server = site.server.enter(|| command.spawn())?.context("start iperf3")?;
+        Ok(Self { site, server })
+    }
+
+    /// What arrives in a turn of whole seconds, Gbit/s of payload; the sender is on one core and the receiver on the other.
+    pub(crate) fn measure(&self, turn: Duration) -> Result<f64> {
+        let printed = ask(self.site, turn)?;
+        let rate = printed["end"]["sum_received"]["bits_per_second"].as_f64();
+        let rate = rate.with_context(|| format!("no rate in {printed}"))?;
+        ensure!(rate > 0.0, "nothing arrived");
+        Ok(rate / 1e9)
+    }
+}
+
+impl Drop for Stream<'_> {
+    fn drop(&mut self) {
+        drop(self.server.kill());
+        drop(self.server.wait());
+    }
+}
+
+/// Until the server listens.
+fn ask(site: &Site, turn: Duration) -> Result<Value> {
+    let (address, seconds) = (site.address.to_string(), turn.as_secs().max(1).to_string());
+    let affinity = format!("{OTHER_CORE},{CORE}");
+    let command = [
+        "iperf3",
+        "--client",
+        &address,
+        "--port",
+        PORT,
+        "--time",
+        &seconds,
+        "--affinity",
+        &affinity,
+        "--json",
+    ];
+    let start = Instant::now();
+    loop {
+        match site.client.exec(&command) {
+            Ok(printed) => return serde_json::from_str(&printed).context("decode what iperf3 says"),
+            Err(error) if start.elapsed() > PATIENCE => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Contestants that take turns.
+
+use anyhow::{Context as _, Result};
+
+use crate::bench::Effort;
+use crate::bench::chart::{Bar, Chart};
+use crate::bench::record::{Record, Report, Target};
+use crate::bench::statistics::{interquartile_range, median, quantile};
+
+/// Who is compared; one turn's measurement of so many quantities at once.
+pub(crate) struct Contestant<'a, const QUANTITIES: usize> {
+    name: String,
+    turn: Box<dyn FnMut() -> Result<[f64; QUANTITIES]> + 'a>,
+}
+
+impl<'a, const QUANTITIES: usize> Contestant<'a, QUANTITIES> {
+    pub(crate) fn new(name: &str, turn: impl FnMut() -> Result<[f64; QUANTITIES]> + 'a) -> Self {
+        Self { name: name.to_owned(), turn: Box::new(turn) }
+    }
+}
+
+/// What one quantity was for each contestant, round by round.
+pub(crate) struct Comparison {
+    figure: String,
+    unit: &'static str,
+    names: Vec<String>,
+    /// By contestant, then by round.
+    values: Vec<Vec<f64>>,
+}
+
+/// What a ratio is made of.
+#[derive(Clone, Copy)]
+pub(crate) enum Ratio<'a> {
+    /// What each adds to the limit's.
+    AddedTo(&'a str),
+    /// The values themselves.
+    Plain,
+}
+
+impl Comparison {
+    /// Lets all take their turns, after one round that does not count: caches, neighbours and tables of flows are warm then. The
+    /// order turns round in every other round. One comparison for each figure and its unit.
+    pub(crate) fn run_all<const QUANTITIES: usize>(
+        figures: [(&str, &'static str); QUANTITIES],
+        effort: Effort,
+        mut contestants: Vec<Contestant<'_, QUANTITIES>>,
+    ) -> Result<[Self; QUANTITIES]> {
+        let names: Vec<String> = contestants.iter().map(|contestant| contestant.name.clone()).collect();
+        let mut comparisons = figures.map(|(figure, unit)| Self {
+            figure: figure.to_owned(),
+            unit,
+            names: names.clone(),
+            values: vec![Vec::new(); names.len()],
+        });
+        for round in 0..=effort.rounds {
+            let mut order: Vec<usize> = (0..contestants.len()).collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for index in order {
+                let contestant = &mut contestants[index];
+                let values = (contestant.turn)()
+                    .with_context(|| format!("{}: measure {}", comparisons[0].figure, contestant.name))?;
+                if round > 0 {
+                    for (comparison, value) in comparisons.iter_mut().zip(values) {
+                        comparison.values[index].push(value);
+                    }
+                }
+            }
+        }
+        Ok(comparisons)
+    }
+
+    /// Adds the comparison of two contestants to the report.
+    pub(crate) fn record(
+        &self,
+        figure: &str,
+        ours: &str,
+        reference: &str,
+        ratio: Ratio<'_>,
+        target: Option<Target>,
+        report: &mut Report,
+    ) -> Result<()> {
+        let limit = match ratio {
+            Ratio::AddedTo(limit) => Some(self.of(limit)?),
+            Ratio::Plain => None,
+        };
+        let (ours_values, reference_values) = (self.of(ours)?, self.of(reference)?);
+        let ratios: Vec<f64> = (0..ours_values.len())
+            .map(|round| {
+                let base = limit.map_or(0.0, |limit| limit[round]);
+                (ours_values[round] - base) / (reference_values[round] - base)
+            })
+            .collect();
+        let median_ratio = median(&ratios);
+        report.records.push(Record {
+            figure: figure.to_owned(),
+            ours: median(ours_values),
+            reference: Some(median(reference_values)),
+            limit: limit.map(median),
+            ratio: median_ratio,
+            target,
+            met: target.map(|target| target.is_met(median_ratio)),
+            unit: self.unit,
+            rounds: ratios.len(),
+            spread: interquartile_range(&ratios),
+            ratio_of: match ratio {
+                Ratio::AddedTo(limit) => format!("({ours} − {limit}) ÷ ({reference} − {limit})"),
+                Ratio::Plain => format!("{ours} ÷ {reference}"),
+            },
+        });
+        Ok(())
+    }
+
+    /// Every contestant's median and quartiles.
+    pub(crate) fn chart(&self) -> Chart {
+        let bars = self.names.iter().zip(&self.values).map(|(name, values)| Bar {
+            name: name.clone(),
+            median: median(values),
+            quartiles: (quantile(values, 0.25), quantile(values, 0.75)),
+        });
+        Chart { figure: self.figure.clone(), unit: self.unit, bars: bars.collect() }
+    }
+
+    fn of(&self, name: &str) -> Result<&[f64]> {
+        let index = self.names.iter().position(|known| known == name);
+        let index = index.with_context(|| format!("{}: nobody is called {name}", self.figure))?;
+        Ok(&self.values[index])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const EFFORT: Effort = Effort { rounds: 7, turn: Duration::ZERO };
+
+    #[test]
+    fn the_ratio_is_taken_round_by_round() {
+        // The machine becomes slower: all of them do, and the added cost's ratio stays what it is.
+        let slower = |by: f64| {
+            let mut turn = 0.0;
+            move || {
+                turn += 1.0;
+                Ok([by * turn])
+            }
+        };
+        let contestants = vec![
+            Contestant::new("limit", slower(2.0)),
+            Contestant::new("ours", slower(3.0)),
+            Contestant::new("reference", slower(6.0)),
+        ];
+        let [comparison] = Comparison::run_all([("figure", "µs")], EFFORT, contestants).unwrap();
+        let mut report = Report::default();
+        let target = Some(Target::AtMost(0.3));
+        comparison
+            .record("figure", "ours", "reference", Ratio::AddedTo("limit"), target, &mut report)
+            .unwrap();
+        let record = &report.records[0];
+        assert_eq!((record.ratio, record.spread, record.rounds), (0.25, 0.0, 7));
+        // The first round does not count: the medians are those of turns 2 to 8.
+        assert_eq!((record.ours, record.limit), (15.0, Some(10.0)));
+        assert_eq!(record.met, Some(true));
+    }
+}

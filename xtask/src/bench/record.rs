@@ -1,0 +1,142 @@
+//! What was measured, as `results.json`, the table and the charts have it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use tabled::settings::Style;
+use tabled::{Table, Tabled};
+
+use crate::bench::chart::Chart;
+
+/// One comparison.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Record {
+    /// Its name, as the list of targets has it.
+    pub(crate) figure: String,
+    /// Median of Podwire's.
+    pub(crate) ours: f64,
+    /// Median of what it is compared with; none where only a target is.
+    pub(crate) reference: Option<f64>,
+    /// Median without any network of pods.
+    pub(crate) limit: Option<f64>,
+    /// What the target is about: the median of the rounds' ratios.
+    pub(crate) ratio: f64,
+    pub(crate) target: Option<Target>,
+    /// Whether the ratio is on the target's side; none without a target.
+    pub(crate) met: Option<bool>,
+    /// Of `ours`, `reference` and `limit`.
+    pub(crate) unit: &'static str,
+    pub(crate) rounds: usize,
+    /// Interquartile range of the rounds' ratios.
+    pub(crate) spread: f64,
+    /// What the ratio is made of.
+    pub(crate) ratio_of: String,
+}
+
+/// What a ratio should be.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Target {
+    pub(crate) fn is_met(self, ratio: f64) -> bool {
+        match self {
+            Self::AtMost(most) => ratio <= most,
+            Self::AtLeast(least) => ratio >= least,
+        }
+    }
+}
+
+/// Everything of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) records: Vec<Record>,
+    pub(crate) charts: Vec<Chart>,
+}
+
+impl Report {
+    /// For people.
+    pub(crate) fn table(&self) -> String {
+        Table::new(self.records.iter().map(Row::of)).with(Style::sharp()).to_string()
+    }
+
+    /// `results.json`, and a chart for each figure.
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        let mut text = serde_json::to_string_pretty(&self.records)?;
+        text.push('\n');
+        fs::write(folder.join("results.json"), text)?;
+        for chart in &self.charts {
+            chart.write(folder).with_context(|| format!("draw {}", chart.figure))?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Tabled)]
+struct Row {
+    figure: String,
+    ours: String,
+    reference: String,
+    limit: String,
+    unit: &'static str,
+    ratio: String,
+    spread: String,
+    target: String,
+    met: &'static str,
+}
+
+impl Row {
+    fn of(record: &Record) -> Self {
+        let optional = |value: Option<f64>| value.map(short).unwrap_or_default();
+        Self {
+            figure: record.figure.clone(),
+            ours: short(record.ours),
+            reference: optional(record.reference),
+            limit: optional(record.limit),
+            unit: record.unit,
+            ratio: format!("{:.3}", record.ratio),
+            spread: format!("{:.3}", record.spread),
+            target: match record.target {
+                Some(Target::AtMost(most)) => format!("≤ {most}"),
+                Some(Target::AtLeast(least)) => format!("≥ {least}"),
+                None => String::new(),
+            },
+            met: match record.met {
+                Some(true) => "yes",
+                Some(false) => "NO",
+                None => "",
+            },
+        }
+    }
+}
+
+/// Four significant figures.
+pub(crate) fn short(value: f64) -> String {
+    let decimals = (3 - value.abs().max(f64::MIN_POSITIVE).log10().floor() as i32).clamp(0, 6) as usize;
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_shown_with_four_figures() {
+        assert_eq!(short(3.070_4), "3.070");
+        assert_eq!(short(16_601.0), "16601");
+        assert_eq!(short(0.123_45), "0.1235");
+        assert_eq!(short(0.0), "0.000000");
+    }
+
+    #[test]
+    fn a_target_has_two_sides() {
+        assert!(Target::AtMost(0.3).is_met(0.3) && !Target::AtMost(0.3).is_met(0.31));
+        assert!(Target::AtLeast(1.4).is_met(1.4) && !Target::AtLeast(1.4).is_met(1.39));
+    }
+}

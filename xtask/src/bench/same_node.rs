@@ -1,0 +1,46 @@
+//! Pod to pod on one node.
+
+use anyhow::Result;
+use xtask::lab::reference::{Join, Masquerade};
+
+use crate::bench::client::Transport;
+use crate::bench::comparison::Ratio;
+use crate::bench::record::{Report, Target};
+use crate::bench::site::{
+    DIRECT, FLANNEL, FLANNEL_NFTABLES, LIMIT, OTHER, Place, Programs, Site, VXLAN, Way,
+};
+use crate::bench::{Effort, contest};
+
+pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
+    let place = Place::SameNode;
+    let mut sites = vec![
+        Site::limit(LIMIT, place)?,
+        Site::podwire(VXLAN, programs, Way::VXLAN, place)?,
+        Site::podwire(DIRECT, programs, Way::DIRECT, place)?,
+        Site::reference(FLANNEL, Join::Vxlan, Masquerade::Iptables, place)?,
+        Site::reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables, place)?,
+    ];
+    if let Some(object) = &programs.other {
+        sites.push(Site::podwire(OTHER, programs, Way { object: Some(object), ..Way::VXLAN }, place)?);
+    }
+    for (transport, figure) in [(Transport::Tcp, "same-node-tcp-rr"), (Transport::Udp, "same-node-udp-rr")] {
+        let latencies = contest::round_trips(figure, transport, &sites, effort)?;
+        let target = Some(Target::AtMost(0.18));
+        latencies.report(figure, VXLAN, FLANNEL, target, report)?;
+        let added = Ratio::AddedTo(LIMIT);
+        let one_way = &latencies.one_way;
+        one_way.record(&format!("{figure}-direct"), DIRECT, FLANNEL, added, target, report)?;
+        one_way.record(&format!("{figure}-nftables"), VXLAN, FLANNEL_NFTABLES, added, None, report)?;
+        if programs.other.is_some() {
+            one_way.record(&format!("{figure}-other"), VXLAN, OTHER, added, None, report)?;
+        }
+    }
+    let packets = contest::packets("same-node-udp-pps", &sites, effort)?;
+    packets.record("same-node-udp-pps", VXLAN, FLANNEL, Ratio::Plain, Some(Target::AtLeast(1.4)), report)?;
+    packets.record("same-node-udp-pps-nftables", VXLAN, FLANNEL_NFTABLES, Ratio::Plain, None, report)?;
+    report.charts.push(packets.chart());
+    let stream = contest::stream("same-node-stream", &sites, effort)?;
+    stream.record("same-node-stream", VXLAN, FLANNEL, Ratio::Plain, None, report)?;
+    report.charts.push(stream.chart());
+    Ok(())
+}

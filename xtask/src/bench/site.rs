@@ -1,0 +1,149 @@
+//! Places to measure at: a client and a server, and what lies between them.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use xtask::lab::reference::{self, Join, Masquerade};
+use xtask::lab::{Builder, KubeProxy, Lab, Mode, Node, Ns, connect};
+
+/// What is measured: the shipped binaries, and other builds of the BPF object.
+pub(crate) struct Programs {
+    /// The folder of the two static release binaries.
+    pub(crate) binaries: PathBuf,
+    /// The object that leaves VXLAN to a device, as the peers do.
+    pub(crate) through_device: PathBuf,
+    /// One more, if somebody wants to know.
+    pub(crate) other: Option<PathBuf>,
+}
+
+/// A client, a server, and the network between them, which ends with this.
+pub(crate) struct Site {
+    pub(crate) client: Ns,
+    pub(crate) server: Ns,
+    /// The server's, for the client.
+    pub(crate) address: IpAddr,
+    /// As tables and charts call it.
+    pub(crate) name: String,
+    _lab: Lab,
+}
+
+/// Where the two are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Pods of one node.
+    SameNode,
+    /// Pods of two nodes.
+    CrossNode,
+    /// A pod and the world, joined to the node by its uplink.
+    World,
+}
+
+/// Names that figures are told by.
+pub(crate) const LIMIT: &str = "limit: one veth pair";
+pub(crate) const VXLAN: &str = "podwire, VXLAN";
+pub(crate) const DIRECT: &str = "podwire, direct";
+pub(crate) const XDP: &str = "podwire, VXLAN, XDP";
+pub(crate) const OTHER: &str = "podwire, other object";
+pub(crate) const PEERS: &str = "peers' way: VXLAN device";
+pub(crate) const FLANNEL: &str = "bridge, iptables";
+pub(crate) const FLANNEL_NFTABLES: &str = "bridge, nftables";
+pub(crate) const HOST_GW: &str = "bridge, routes, iptables";
+
+/// Podwire's ways.
+#[derive(Clone, Copy)]
+pub(crate) struct Way<'a> {
+    pub(crate) mode: Mode,
+    pub(crate) xdp: bool,
+    /// Another build of the object.
+    pub(crate) object: Option<&'a Path>,
+}
+
+impl Way<'_> {
+    pub(crate) const VXLAN: Self = Self { mode: Mode::Vxlan, xdp: false, object: None };
+    pub(crate) const DIRECT: Self = Self { mode: Mode::Direct, xdp: false, object: None };
+}
+
+impl Site {
+    /// Nothing but one veth pair: between two namespaces, or between two nodes without rules.
+    pub(crate) fn limit(name: &str, place: Place) -> Result<Self> {
+        let lab = Lab::builder().agents(false).cable(true).build()?;
+        if place != Place::SameNode {
+            let (client, server) = (lab.node(0), lab.node(1));
+            return Ok(Self {
+                client: (**client).clone(),
+                server: (**server).clone(),
+                address: server.address(),
+                name: name.to_owned(),
+                _lab: lab,
+            });
+        }
+        let (client, server) = (lab.add_namespace("client")?, lab.add_namespace("server")?);
+        connect(&client, "eth0", &server, "eth0")?;
+        let (near, far): (IpAddr, IpAddr) = ([10, 244, 1, 2].into(), [10, 244, 1, 3].into());
+        client.add_address("eth0", near, 24)?;
+        server.add_address("eth0", far, 24)?;
+        Ok(Self { client, server, address: far, name: name.to_owned(), _lab: lab })
+    }
+
+    /// Podwire, released, in its default configuration, on nodes that have kube-proxy's rules.
+    pub(crate) fn podwire(name: &str, programs: &Programs, way: Way<'_>, place: Place) -> Result<Self> {
+        let mut builder = builder(place).mode(way.mode).binaries(&programs.binaries);
+        if way.xdp {
+            builder = builder.agent_arguments(&["--uplink-xdp", "generic"]);
+        }
+        if let Some(object) = way.object {
+            builder = builder.agent_arguments(&["--bpf-object", &object.to_string_lossy()]);
+        }
+        let lab = builder.agents(false).build()?;
+        for node in lab.nodes() {
+            KubeProxy::Iptables.write_rules(node)?;
+        }
+        lab.nodes().iter().try_for_each(Node::start_agent)?;
+        Self::between(name, lab, place, |node, pod| {
+            let pod = node.add_pod(pod)?;
+            Ok(((*pod).clone(), pod.address()))
+        })
+    }
+
+    /// The reference, on nodes that have kube-proxy's rules.
+    pub(crate) fn reference(name: &str, join: Join, masquerade: Masquerade, place: Place) -> Result<Self> {
+        let lab = builder(place).agents(false).build()?;
+        let kube_proxy = match masquerade {
+            Masquerade::Nftables => KubeProxy::Nftables,
+            Masquerade::Bridge | Masquerade::Iptables => KubeProxy::Iptables,
+        };
+        for node in lab.nodes() {
+            kube_proxy.write_rules(node)?;
+        }
+        reference::set_up(&lab, join, masquerade)?;
+        Self::between(name, lab, place, |node, pod| {
+            let mut calls = reference::calls(node, pod, join, masquerade, &serde_json::json!({}));
+            let ns = Ns::create(&calls[0].container_id)?;
+            let output = reference::add(&mut calls)?;
+            ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
+            let address = output.answer["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
+            let address = address.with_context(|| format!("no address in {}", output.answer))?;
+            Ok((ns, address.parse()?))
+        })
+    }
+
+    fn between(
+        name: &str,
+        lab: Lab,
+        place: Place,
+        add_pod: impl Fn(&Node, &str) -> Result<(Ns, IpAddr)>,
+    ) -> Result<Self> {
+        let (client, _) = add_pod(lab.node(0), "client")?;
+        let (server, address) = match place {
+            Place::SameNode => add_pod(lab.node(0), "server")?,
+            Place::CrossNode => add_pod(lab.node(1), "server")?,
+            Place::World => (lab.world().clone(), lab.world_address()),
+        };
+        Ok(Self { client, server, address, name: name.to_owned(), _lab: lab })
+    }
+}
+
+fn builder(place: Place) -> Builder {
+    Lab::builder().cable(true).nodes(if place == Place::CrossNode { 2 } else { 1 })
+}

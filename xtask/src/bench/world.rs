@@ -1,0 +1,63 @@
+//! Pod to the world, whose address for the pod is the node's.
+
+use anyhow::Result;
+use xtask::lab::reference::{Join, Masquerade};
+
+use crate::bench::client::{Connections, Transport};
+use crate::bench::comparison::{Comparison, Contestant, Ratio};
+use crate::bench::record::{Report, Target};
+use crate::bench::site::{
+    DIRECT, FLANNEL, FLANNEL_NFTABLES, LIMIT, OTHER, Place, Programs, Site, VXLAN, Way,
+};
+use crate::bench::{Effort, contest};
+
+pub(crate) fn round_trips(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
+    let sites = sites(programs)?;
+    for (transport, name) in [(Transport::Tcp, "tcp-rr"), (Transport::Udp, "udp-rr")] {
+        let figure = format!("world-snat-{name}");
+        let latencies = contest::round_trips(&figure, transport, &sites, effort)?;
+        // The target is about TCP.
+        let target = (transport == Transport::Tcp).then_some(Target::AtMost(0.5));
+        latencies.report(&figure, VXLAN, FLANNEL, target, report)?;
+        let (added, one_way) = (Ratio::AddedTo(LIMIT), &latencies.one_way);
+        one_way.record(&format!("{figure}-direct"), DIRECT, FLANNEL, added, None, report)?;
+        one_way.record(&format!("{figure}-nftables"), VXLAN, FLANNEL_NFTABLES, added, None, report)?;
+        if programs.other.is_some() {
+            one_way.record(&format!("{figure}-other"), VXLAN, OTHER, added, None, report)?;
+        }
+    }
+    let stream = contest::stream("world-snat-stream", &sites, effort)?;
+    stream.record("world-snat-stream", VXLAN, FLANNEL, Ratio::Plain, None, report)?;
+    report.charts.push(stream.chart());
+    Ok(())
+}
+
+pub(crate) fn connections(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
+    let sites = sites(programs)?;
+    let contestants = sites.iter().map(|site| {
+        let mut connections = Connections::new(site);
+        Contestant::new(&site.name, move || Ok([connections.measure(effort.turn)?]))
+    });
+    let figure = "world-snat-connect";
+    let [connections] = Comparison::run_all([(figure, "connections/s")], effort, contestants.collect())?;
+    let plain = Ratio::Plain;
+    connections.record(figure, VXLAN, FLANNEL, plain, Some(Target::AtLeast(1.25)), report)?;
+    connections.record(&format!("{figure}-nftables"), VXLAN, FLANNEL_NFTABLES, plain, None, report)?;
+    report.charts.push(connections.chart());
+    Ok(())
+}
+
+fn sites(programs: &Programs) -> Result<Vec<Site>> {
+    let place = Place::World;
+    let mut sites = vec![
+        Site::limit(LIMIT, place)?,
+        Site::podwire(VXLAN, programs, Way::VXLAN, place)?,
+        Site::podwire(DIRECT, programs, Way::DIRECT, place)?,
+        Site::reference(FLANNEL, Join::Vxlan, Masquerade::Iptables, place)?,
+        Site::reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables, place)?,
+    ];
+    if let Some(object) = &programs.other {
+        sites.push(Site::podwire(OTHER, programs, Way { object: Some(object), ..Way::VXLAN }, place)?);
+    }
+    Ok(sites)
+}
