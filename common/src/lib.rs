@@ -10,6 +10,7 @@ pub mod addr;
 pub mod csum;
 pub mod ecn;
 pub mod flow;
+pub mod helper;
 pub mod names;
 pub mod nat;
 pub mod reason;

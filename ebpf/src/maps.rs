@@ -7,8 +7,6 @@ use core::ptr::read_volatile;
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
-    macros::btf_map,
 };
 use podwire_common::abi::{
     Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FragmentKey, FragmentPorts, Frontend,
@@ -18,36 +16,27 @@ use podwire_common::abi::{
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
 
+use crate::helpers::{self, bpf_get_prandom_u32, bpf_ktime_get_ns};
+
 // Sizes are the largest that the loader may set; it may ask for smaller or larger ones.
-#[btf_map]
-static ENDPOINTS: HashMap<Addr, Endpoint, 1024> = HashMap::new();
-#[btf_map]
-static NODES: LpmTrie<Addr, Node, 16384> = LpmTrie::new();
-#[btf_map]
-static TUNNEL_PEERS: HashMap<Addr, u32, 8192> = HashMap::new();
-// No LRU: an entry that left early would send a flow's replies past conntrack (invariant 1).
-#[btf_map]
-static STACK_FLOWS: HashMap<Flow, StackFlow, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-#[btf_map]
-static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
-// No LRU: half of a pair that left alone would break the connection.
-#[btf_map]
-static TRANSLATIONS: HashMap<Flow, Translation, 262144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-// LRU: whoever reaches pods by their own addresses can fill it, and the next packet of a flow brings its entry back.
-#[btf_map]
-static INBOUND_FLOWS: LruHashMap<Flow, InboundFlow, 16384> = LruHashMap::new();
-#[btf_map]
-static NON_MASQUERADE: LpmTrie<Addr, u32, 1024> = LpmTrie::new();
-#[btf_map]
-static FRONTENDS: HashMap<Frontend, Backend, 4096> = HashMap::new();
-#[btf_map]
-static REDIRECTED_SOCKETS: LruHashMap<RedirectedSocket, SocketAddress, 16384> = LruHashMap::new();
-#[btf_map]
-static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
-#[btf_map]
-static DROPS: PerCpuArray<Count, DROP_SLOTS> = PerCpuArray::new();
-#[btf_map]
-static TRAFFIC: PerCpuArray<Count, PATH_SLOTS> = PerCpuArray::new();
+helpers::maps! {
+    static ENDPOINTS: HashMap<Addr, Endpoint, 1024> = HashMap::new();
+    static NODES: LpmTrie<Addr, Node, 16384> = LpmTrie::new();
+    static TUNNEL_PEERS: HashMap<Addr, u32, 8192> = HashMap::new();
+    // No LRU: an entry that left early would send a flow's replies past conntrack (invariant 1).
+    static STACK_FLOWS: HashMap<Flow, StackFlow, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+    static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
+    // No LRU: half of a pair that left alone would break the connection.
+    static TRANSLATIONS: HashMap<Flow, Translation, 262144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+    // LRU: whoever reaches pods by their own addresses can fill it, and the next packet of a flow brings its entry back.
+    static INBOUND_FLOWS: LruHashMap<Flow, InboundFlow, 16384> = LruHashMap::new();
+    static NON_MASQUERADE: LpmTrie<Addr, u32, 1024> = LpmTrie::new();
+    static FRONTENDS: HashMap<Frontend, Backend, 4096> = HashMap::new();
+    static REDIRECTED_SOCKETS: LruHashMap<RedirectedSocket, SocketAddress, 16384> = LruHashMap::new();
+    static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
+    static DROPS: PerCpuArray<Count, DROP_SLOTS> = PerCpuArray::new();
+    static TRAFFIC: PerCpuArray<Count, PATH_SLOTS> = PerCpuArray::new();
+}
 
 // SAFETY: the loader writes it by this name before the program runs; nothing else bears the name.
 #[unsafe(no_mangle)]

@@ -10,6 +10,8 @@ use crate::{run, setup};
 
 /// Where the agent's build script takes the object from.
 const OBJECT: &str = "target/bpf/podwire-ebpf";
+/// The feature with which the programs count the helpers that they call.
+pub(crate) const COUNT_HELPERS: &str = "count-helpers";
 /// A kubelet executes the plugin for every pod: it stays small.
 const PLUGIN_LIMIT: u64 = 3 << 20;
 

@@ -15,9 +15,13 @@ pub(crate) fn run() -> Result<()> {
         run::visibly(&mut run::cargo(&["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"]))
     })?;
     // For the host: not every BPF toolchain has a clippy. The object aborts on panic, as it does in the kernel.
-    run::step("cargo clippy (BPF object)", || {
-        let mut command =
-            run::cargo(&["clippy", "--quiet", "--package", "podwire-ebpf", "--", "--deny", "warnings"]);
-        run::visibly(command.env("CARGO_PROFILE_DEV_PANIC", "abort"))
-    })
+    for features in ["", build::COUNT_HELPERS] {
+        run::step(&format!("cargo clippy (BPF object, features: {features:?})"), || {
+            let arguments = ["clippy", "--quiet", "--package", "podwire-ebpf", "--features", features];
+            let mut command = run::cargo(&arguments);
+            command.args(["--", "--deny", "warnings"]).env("CARGO_PROFILE_DEV_PANIC", "abort");
+            run::visibly(&mut command)
+        })?;
+    }
+    Ok(())
 }

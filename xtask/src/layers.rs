@@ -56,18 +56,36 @@ const RULES: &[Rule] = &[
     Rule {
         within: &["ebpf/src/hooks"],
         except: &[],
+        forbidden: &["crate::packet::rewrite", "crate::packet::redirect"],
+        why: "a hook is the order of its stages: it looks up which, and changes nothing itself",
+    },
+    Rule {
+        within: &["ebpf/src"],
+        except: &["ebpf/src/helpers"],
         forbidden: &[
-            "crate::packet::rewrite",
-            "crate::packet::redirect",
             "aya_ebpf::helpers",
+            "aya_ebpf::macros::btf_map",
+            "aya_ebpf::macros::map",
             "aya_ebpf::maps",
         ],
-        why: "a hook is the order of its stages: it looks up which, and changes nothing itself",
+        why: "helpers are called and maps declared through helpers/, where the counting build counts them",
+    },
+    Rule {
+        within: &["ebpf/src/hooks", "ebpf/src/stage", "ebpf/src/verdict.rs"],
+        except: &[],
+        forbidden: &["crate::helpers"],
+        why: "the kernel is asked by packet/ and maps",
+    },
+    Rule {
+        within: &["ebpf/src/helpers"],
+        except: &[],
+        forbidden: &["crate::maps", "crate::packet", "crate::stage", "crate::hooks", "crate::verdict"],
+        why: "helpers/ is the kernel as the programs see it",
     },
     Rule {
         within: &["ebpf/src/packet"],
         except: &[],
-        forbidden: &["crate::maps", "crate::stage", "crate::hooks", "crate::verdict", "aya_ebpf::maps"],
+        forbidden: &["crate::maps", "crate::stage", "crate::hooks", "crate::verdict", "aya_ebpf::btf_maps"],
         why: "packet/ knows bytes, and neither maps nor policy",
     },
     Rule {
@@ -85,6 +103,7 @@ const RULES: &[Rule] = &[
     Rule {
         within: &["agent/src", "cni-shim/src", "common/src", "ebpf/src", "xtask/src"],
         except: &[
+            "ebpf/src/helpers",
             "ebpf/src/maps.rs",
             "ebpf/src/packet",
             "ebpf/src/subprogram.rs",

@@ -1,9 +1,9 @@
 //! Checksums of headers that are written anew (RFC 1071).
 
-use aya_ebpf::helpers::bpf_csum_diff;
 use podwire_common::{addr::Be16, csum};
 
 use super::Headers;
+use crate::helpers::bpf_csum_diff;
 
 /// The checksum of an IPv4 header without options whose checksum field is zero.
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! The ICMP error that a router sends when a packet does not fit (RFC 1191).
 
-use aya_ebpf::{helpers::bpf_skb_change_tail, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use podwire_common::{
     addr::{Addr, Be16, Mac},
     flow::protocol,
@@ -8,6 +8,7 @@ use podwire_common::{
 };
 
 use super::{Headers, Skb, checksum};
+use crate::helpers::bpf_skb_change_tail;
 
 const ETHERNET: usize = 14;
 const IP: usize = 20;

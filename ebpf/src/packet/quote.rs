@@ -4,6 +4,7 @@ use aya_ebpf::programs::TcContext;
 use podwire_common::{abi::Translation, addr::Be16, csum, flow::protocol, reason::Drop};
 
 use super::{Ipv4, Skb, ipv4::QuotedIpv4};
+use crate::helpers;
 
 const IP: u32 = 14;
 const CHECKSUM: u32 = 10;
@@ -100,7 +101,8 @@ fn store_quad(ctx: &TcContext, icmp: u32, at: u32, old: [u8; 4], new: [u8; 4]) -
 
 #[inline(always)]
 fn cover(ctx: &TcContext, icmp: u32, old: u64, new: u64, size: u64) -> Result<(), Drop> {
-    ctx.l4_csum_replace((icmp + ICMP_CHECKSUM) as usize, old, new, size).map_err(|_| Drop::RewriteFailed)
+    helpers::l4_csum_replace(ctx, (icmp + ICMP_CHECKSUM) as usize, old, new, size)
+        .map_err(|_| Drop::RewriteFailed)
 }
 
 /// An address of the error's own header. ICMP has no pseudo header.
@@ -110,6 +112,7 @@ fn replace_own(ctx: &TcContext, header: u32, at: u32, old: [u8; 4], new: [u8; 4]
         return Ok(());
     }
     let (from, to) = (u32::from_ne_bytes(old).into(), u32::from_ne_bytes(new).into());
-    ctx.l3_csum_replace((header + CHECKSUM) as usize, from, to, 4).map_err(|_| Drop::RewriteFailed)?;
+    helpers::l3_csum_replace(ctx, (header + CHECKSUM) as usize, from, to, 4)
+        .map_err(|_| Drop::RewriteFailed)?;
     ctx.store_at(header + at, &new)
 }

@@ -7,12 +7,12 @@ use aya_ebpf::{
         BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
         bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
-    helpers::{self, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     programs::TcContext,
 };
 use podwire_common::addr::{Addr, Mac};
 
 use super::Skb;
+use crate::helpers::{self, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 
 const AF_INET: u8 = 2;
 

@@ -13,6 +13,7 @@ use podwire_common::{
 };
 
 use super::{Fragment, Headers, Ipv4, Skb, quote};
+use crate::helpers;
 
 const IP: u32 = 14;
 const TRAFFIC_CLASS: u32 = IP;
@@ -91,7 +92,8 @@ fn translate_end(ctx: &TcContext, packet: &Ipv4, at: u32, old: [u8; 4], address:
     {
         replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | 4)?;
     }
-    ctx.l3_csum_replace((packet.base + CHECKSUM) as usize, from, to, 4).map_err(|_| Drop::RewriteFailed)?;
+    helpers::l3_csum_replace(ctx, (packet.base + CHECKSUM) as usize, from, to, 4)
+        .map_err(|_| Drop::RewriteFailed)?;
     ctx.store_at(packet.base + at, &address.v4())
 }
 
@@ -127,5 +129,5 @@ fn transport_checksum(packet: &Ipv4) -> Option<(u32, u32)> {
 
 #[inline(always)]
 fn replace_l4(ctx: &TcContext, offset: u32, from: u64, to: u64, flags: u32) -> Result<(), Drop> {
-    ctx.l4_csum_replace(offset as usize, from, to, flags.into()).map_err(|_| Drop::RewriteFailed)
+    helpers::l4_csum_replace(ctx, offset as usize, from, to, flags.into()).map_err(|_| Drop::RewriteFailed)
 }

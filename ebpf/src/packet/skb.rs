@@ -1,10 +1,9 @@
 //! The socket buffer that a TC program is given.
 
-use aya_ebpf::{
-    helpers::{bpf_skb_change_type, bpf_skb_load_bytes},
-    programs::TcContext,
-};
+use aya_ebpf::programs::TcContext;
 use podwire_common::reason::Drop;
+
+use crate::helpers::{self, bpf_skb_change_type, bpf_skb_load_bytes};
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
@@ -94,7 +93,7 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn load_at<T>(&self, offset: u32) -> Result<T, Drop> {
-        self.load(offset as usize).map_err(|_| Drop::Truncated)
+        helpers::load(self, offset as usize).map_err(|_| Drop::Truncated)
     }
 
     #[inline(always)]
@@ -108,7 +107,7 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn store_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop> {
-        self.store(offset as usize, value, 0).map_err(|_| Drop::RewriteFailed)
+        helpers::store(self, offset as usize, value, 0).map_err(|_| Drop::RewriteFailed)
     }
 
     #[inline(always)]

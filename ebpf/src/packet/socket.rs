@@ -2,13 +2,14 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1},
-    helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     programs::TcContext,
 };
 use podwire_common::{
     abi::{Flow, Translation},
     flow::protocol,
 };
+
+use crate::helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 
 /// The network namespace of the hook.
 const THIS_NAMESPACE: u64 = u64::MAX;

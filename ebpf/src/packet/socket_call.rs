@@ -1,14 +1,12 @@
 //! The call on a socket that a cgroup program is given: the address in it, and whose socket it is.
 
-use aya_ebpf::{
-    bindings::bpf_sock_addr,
-    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
-    programs::SockAddrContext,
-};
+use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use podwire_common::{
     addr::{Addr, Be16},
     flow::protocol,
 };
+
+use crate::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 
 /// `SOCK_STREAM` and `SOCK_DGRAM` of `linux/net.h`.
 const STREAM: u32 = 1;

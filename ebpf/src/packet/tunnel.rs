@@ -6,7 +6,6 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
         BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
     },
-    helpers::{bpf_get_prandom_u32, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
     programs::TcContext,
 };
 use podwire_common::{
@@ -17,6 +16,7 @@ use podwire_common::{
 };
 
 use super::{Headers, Skb, Way, checksum, ethertype};
+use crate::helpers::{self, bpf_get_prandom_u32, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 
 /// Bytes from the outer Ethernet header to the inner one's beginning, which is also what is added to a frame.
 pub const OUTER_LENGTH: u32 = VXLAN_OVERHEAD;
@@ -52,7 +52,7 @@ pub struct Outer {
 /// pod's own tunnel, or what a decapsulation left behind).
 #[inline(always)]
 pub fn encapsulate(ctx: &TcContext, way: &Way, outer: &Outer) -> Result<Result<(), Drop>, Refused> {
-    ctx.adjust_room(OUTER_LENGTH as i32, BPF_ADJ_ROOM_MAC, ENCAPSULATE).map_err(|_| Refused)?;
+    helpers::adjust_room(ctx, OUTER_LENGTH as i32, BPF_ADJ_ROOM_MAC, ENCAPSULATE).map_err(|_| Refused)?;
     Ok(store_outer(ctx, way, outer))
 }
 
@@ -107,7 +107,7 @@ fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer) -> Result<(), Drop> {
 /// [`Refused`] when the kernel does not let the frame shrink.
 #[inline(always)]
 pub fn decapsulate(ctx: &TcContext) -> Result<(), Refused> {
-    ctx.adjust_room(-(OUTER_LENGTH as i32), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into())
+    helpers::adjust_room(ctx, -(OUTER_LENGTH as i32), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into())
         .map_err(|_| Refused)
 }
 

@@ -1,0 +1,102 @@
+//! What the programs ask of the kernel: what a build of the object that counts helper calls tells them apart by.
+
+macro_rules! helpers {
+    ($($(#[$attribute:meta])* $variant:ident $name:literal),* $(,)?) => {
+        /// A helper of the kernel, or an operation on a kind of map.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[cfg_attr(any(test, feature = "user"), derive(Debug))]
+        pub enum Helper { $($(#[$attribute])* $variant),* }
+
+        impl Helper {
+            /// Every one, in order of number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The kernel's name of the helper, without `bpf_`; of a map operation, the kind of map and the operation.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+        }
+    };
+}
+
+helpers! {
+    /// Lookup in a hash.
+    HashLookup "hash lookup",
+    /// Lookup in a hash that evicts what was least recently used.
+    LruLookup "lru lookup",
+    /// Longest-prefix match.
+    LpmLookup "lpm lookup",
+    /// Lookup in a per-CPU array. No call: the kernel puts a bounds check and an addition in its place.
+    ArrayLookup "array lookup (inlined)",
+    /// An entry of a hash written.
+    HashUpdate "hash update",
+    /// An entry of an LRU hash written.
+    LruUpdate "lru update",
+    /// An entry of a hash removed.
+    HashDelete "hash delete",
+    /// An entry of an LRU hash removed.
+    LruDelete "lru delete",
+    /// `bpf_skb_load_bytes`.
+    SkbLoadBytes "skb_load_bytes",
+    /// `bpf_skb_store_bytes`.
+    SkbStoreBytes "skb_store_bytes",
+    /// `bpf_skb_adjust_room`.
+    SkbAdjustRoom "skb_adjust_room",
+    /// `bpf_skb_change_tail`.
+    SkbChangeTail "skb_change_tail",
+    /// `bpf_skb_change_type`.
+    SkbChangeType "skb_change_type",
+    /// `bpf_skb_get_tunnel_key`.
+    SkbGetTunnelKey "skb_get_tunnel_key",
+    /// `bpf_skb_set_tunnel_key`.
+    SkbSetTunnelKey "skb_set_tunnel_key",
+    /// `bpf_csum_diff`.
+    CsumDiff "csum_diff",
+    /// `bpf_l3_csum_replace`.
+    L3CsumReplace "l3_csum_replace",
+    /// `bpf_l4_csum_replace`.
+    L4CsumReplace "l4_csum_replace",
+    /// `bpf_fib_lookup`.
+    FibLookup "fib_lookup",
+    /// `bpf_redirect`.
+    Redirect "redirect",
+    /// `bpf_redirect_neigh`.
+    RedirectNeigh "redirect_neigh",
+    /// `bpf_redirect_peer`.
+    RedirectPeer "redirect_peer",
+    /// `bpf_skc_lookup_tcp`.
+    SkcLookupTcp "skc_lookup_tcp",
+    /// `bpf_sk_lookup_udp`.
+    SkLookupUdp "sk_lookup_udp",
+    /// `bpf_sk_release`.
+    SkRelease "sk_release",
+    /// `bpf_ktime_get_ns`.
+    KtimeGetNs "ktime_get_ns",
+    /// `bpf_get_prandom_u32`.
+    GetPrandomU32 "get_prandom_u32",
+    /// `bpf_get_socket_cookie`.
+    GetSocketCookie "get_socket_cookie",
+    /// `bpf_get_netns_cookie`.
+    GetNetnsCookie "get_netns_cookie",
+}
+
+/// Entries of the array of counts.
+pub const HELPER_SLOTS: usize = 32;
+
+/// The counts of a build with the feature `count-helpers`: [`HELPER_SLOTS`] 64-bit numbers, which are all that this section of the
+/// object holds.
+pub const HELPER_CALLS: &str = ".bss";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_fit_the_array_and_names_are_unique() {
+        assert!(Helper::ALL.iter().all(|helper| (*helper as usize) < HELPER_SLOTS));
+        let names: BTreeSet<_> = Helper::ALL.iter().map(|helper| helper.name()).collect();
+        assert_eq!(names.len(), Helper::ALL.len());
+    }
+}

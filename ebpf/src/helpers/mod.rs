@@ -1,0 +1,111 @@
+//! Every helper of the kernel that the programs call, under the kernel's names, and every map: one place, so that a build with the
+//! feature `count-helpers` counts all calls. Without it, these are the helpers and aya's maps themselves.
+#![expect(clippy::disallowed_methods, reason = "the one place that calls them")]
+
+#[cfg(feature = "count-helpers")]
+mod counted;
+#[cfg(feature = "count-helpers")]
+pub mod counted_map;
+
+use aya_ebpf::{cty::c_long, programs::TcContext};
+use podwire_common::helper::Helper;
+
+#[cfg(not(feature = "count-helpers"))]
+pub use aya_ebpf::helpers::{
+    bpf_csum_diff, bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
+    bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+    bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp,
+};
+#[cfg(feature = "count-helpers")]
+pub use counted::{
+    bpf_csum_diff, bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
+    bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+    bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp,
+};
+
+/// Counts a call, in the build that counts.
+#[inline(always)]
+fn count(helper: Helper) {
+    #[cfg(feature = "count-helpers")]
+    counted::add(helper);
+    #[cfg(not(feature = "count-helpers"))]
+    let _ = helper;
+}
+
+/// Declares maps: statics of aya's types.
+#[cfg(not(feature = "count-helpers"))]
+macro_rules! maps {
+    ($($(#[$attribute:meta])* static $name:ident: $type:ty = $new:expr;)*) => { $(
+        $(#[$attribute])*
+        #[aya_ebpf::macros::btf_map]
+        static $name: $type = $new;
+    )* };
+}
+
+/// Declares maps. The static that the loader knows is within the constant: nothing gets at a map but through its counted
+/// operations.
+#[cfg(feature = "count-helpers")]
+macro_rules! maps {
+    ($($(#[$attribute:meta])* static $name:ident: $type:ty = $new:expr;)*) => { $(
+        $(#[$attribute])*
+        const $name: $crate::helpers::counted_map::Counted<$type> = {
+            #[aya_ebpf::macros::btf_map]
+            static $name: $type = $new;
+            $crate::helpers::counted_map::Counted(&$name)
+        };
+    )* };
+}
+
+pub(crate) use maps;
+
+/// `bpf_skb_load_bytes` of a whole value. Offset from the start of the frame.
+///
+/// # Errors
+/// The helper's.
+#[inline(always)]
+pub fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, c_long> {
+    count(Helper::SkbLoadBytes);
+    ctx.load(offset)
+}
+
+/// `bpf_skb_store_bytes` of a whole value. Offset from the start of the frame.
+///
+/// # Errors
+/// The helper's.
+#[inline(always)]
+pub fn store<T>(ctx: &TcContext, offset: usize, value: &T, flags: u64) -> Result<(), c_long> {
+    count(Helper::SkbStoreBytes);
+    ctx.store(offset, value, flags)
+}
+
+/// `bpf_skb_adjust_room`.
+///
+/// # Errors
+/// The helper's.
+#[inline(always)]
+pub fn adjust_room(ctx: &TcContext, bytes: i32, mode: u32, flags: u64) -> Result<(), c_long> {
+    count(Helper::SkbAdjustRoom);
+    ctx.adjust_room(bytes, mode, flags)
+}
+
+/// `bpf_l3_csum_replace`.
+///
+/// # Errors
+/// The helper's.
+#[inline(always)]
+pub fn l3_csum_replace(ctx: &TcContext, offset: usize, from: u64, to: u64, size: u64) -> Result<(), c_long> {
+    count(Helper::L3CsumReplace);
+    ctx.l3_csum_replace(offset, from, to, size)
+}
+
+/// `bpf_l4_csum_replace`.
+///
+/// # Errors
+/// The helper's.
+#[inline(always)]
+pub fn l4_csum_replace(ctx: &TcContext, offset: usize, from: u64, to: u64, flags: u64) -> Result<(), c_long> {
+    count(Helper::L4CsumReplace);
+    ctx.l4_csum_replace(offset, from, to, flags)
+}
