@@ -81,6 +81,18 @@ helpers! {
     GetNetnsCookie "get_netns_cookie",
 }
 
+impl Helper {
+    /// Whether it looks for a key in a map, by a call.
+    pub const fn is_map_lookup(self) -> bool {
+        matches!(self, Self::HashLookup | Self::LruLookup | Self::LpmLookup)
+    }
+
+    /// Whether the kernel puts other instructions in the place of the call.
+    pub const fn is_inlined(self) -> bool {
+        matches!(self, Self::ArrayLookup)
+    }
+}
+
 /// Entries of the array of counts.
 pub const HELPER_SLOTS: usize = 32;
 

@@ -79,6 +79,8 @@ pub mod programs {
     pub const TO_UPLINK: &str = "to_uplink";
     /// XDP of an uplink, off by default.
     pub const UPLINK_XDP: &str = "uplink_xdp";
+    /// A TC program that does nothing, only in the build that counts helper calls.
+    pub const EMPTY: &str = "empty";
     /// What is attached to the root of cgroup2, for this node's own processes.
     pub const CGROUP: [&str; 7] =
         ["connect4", "connect6", "sendmsg4", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];

@@ -3,6 +3,7 @@
 //! The kernel is given `GPL` as the licence: `bpf_redirect_neigh` and others are GPL-only helpers.
 #![no_std]
 #![no_main]
+#![cfg_attr(all(feature = "count-helpers", target_arch = "bpf"), feature(asm_experimental_arch))]
 
 mod helpers;
 mod hooks;

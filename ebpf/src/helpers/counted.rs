@@ -12,15 +12,29 @@ use podwire_common::helper::{HELPER_SLOTS, Helper};
 
 /// The calls so far. A plain array and not a per-CPU map: an addition to it takes no stack, of which the programs have nothing
 /// left, and no branch that the verifier would have to follow both ways.
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    expect(dead_code, reason = "clippy reads it as the host would compile it")
+)]
 static mut HELPER_CALLS: [u64; HELPER_SLOTS] = [0; HELPER_SLOTS];
 
-/// Counts a call. Exact as long as one packet at a time is on its way: the compiler has no atomic addition for BPF.
+/// Counts a call that has just returned. At that place the registers of its arguments are free, and assembly keeps the compiler from
+/// carrying the array's address from one call to the next in registers that the programs need.
 #[inline(always)]
-pub fn add(helper: Helper) {
-    // SAFETY: every helper has its slot, and all that races with it is another count. Volatile: only user space reads it.
+pub fn add<const HELPER: usize>() {
+    const { assert!(HELPER < HELPER_SLOTS) };
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the slot is within the array, and nothing else of the program is touched.
     unsafe {
-        let calls = (&raw mut HELPER_CALLS).cast::<u64>().add(helper as usize);
-        calls.write_volatile(calls.read_volatile() + 1);
+        core::arch::asm!(
+            "r1 = {calls} ll",
+            "r2 = 1",
+            "lock *(u64 *)(r1 + {slot}) += r2",
+            calls = sym HELPER_CALLS,
+            slot = const HELPER * size_of::<u64>(),
+            out("r1") _,
+            out("r2") _,
+        );
     }
 }
 
@@ -32,9 +46,10 @@ macro_rules! helpers {
         /// Pointers are valid for what the helper does with them.
         #[inline(always)]
         pub unsafe fn $name($($argument: $type),*) -> $result {
-            add(Helper::$helper);
             // SAFETY: by the contract.
-            unsafe { aya_ebpf::helpers::$name($($argument),*) }
+            let result = unsafe { aya_ebpf::helpers::$name($($argument),*) };
+            add::<{ Helper::$helper as usize }>();
+            result
         }
     )* };
 }

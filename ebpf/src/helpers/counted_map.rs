@@ -22,23 +22,26 @@ macro_rules! counted_hash {
             /// The element may be removed, written and used again while the reference is there.
             #[inline(always)]
             pub unsafe fn get(self, key: impl Borrow<K>) -> Option<&'static V> {
-                add(Helper::$lookup);
                 // SAFETY: by the contract.
-                unsafe { self.0.get(key) }
+                let result = unsafe { self.0.get(key) };
+                add::<{ Helper::$lookup as usize }>();
+                result
             }
 
             /// Where the value of a key is.
             #[inline(always)]
             pub fn get_ptr(self, key: impl Borrow<K>) -> Option<*const V> {
-                add(Helper::$lookup);
-                self.0.get_ptr(key)
+                let result = self.0.get_ptr(key);
+                add::<{ Helper::$lookup as usize }>();
+                result
             }
 
             /// Where the value of a key is, to be written.
             #[inline(always)]
             pub fn get_ptr_mut(self, key: impl Borrow<K>) -> Option<*mut V> {
-                add(Helper::$lookup);
-                self.0.get_ptr_mut(key)
+                let result = self.0.get_ptr_mut(key);
+                add::<{ Helper::$lookup as usize }>();
+                result
             }
 
             /// Writes an entry.
@@ -47,8 +50,9 @@ macro_rules! counted_hash {
             /// The helper's.
             #[inline(always)]
             pub fn insert(self, key: impl Borrow<K>, value: impl Borrow<V>, flags: u64) -> Result<(), i32> {
-                add(Helper::$update);
-                self.0.insert(key, value, flags)
+                let result = self.0.insert(key, value, flags);
+                add::<{ Helper::$update as usize }>();
+                result
             }
 
             /// Removes an entry.
@@ -57,8 +61,9 @@ macro_rules! counted_hash {
             /// The helper's.
             #[inline(always)]
             pub fn remove(self, key: impl Borrow<K>) -> Result<(), i32> {
-                add(Helper::$delete);
-                self.0.remove(key)
+                let result = self.0.remove(key);
+                add::<{ Helper::$delete as usize }>();
+                result
             }
         }
     };
@@ -71,8 +76,9 @@ impl<K, V, const ENTRIES: usize, const FLAGS: usize> Counted<LpmTrie<K, V, ENTRI
     /// The value of the longest prefix that matches.
     #[inline(always)]
     pub fn get(self, key: &Key<K>) -> Option<&'static V> {
-        add(Helper::LpmLookup);
-        self.0.get(key)
+        let result = self.0.get(key);
+        add::<{ Helper::LpmLookup as usize }>();
+        result
     }
 }
 
@@ -80,7 +86,8 @@ impl<T, const ENTRIES: usize, const FLAGS: usize> Counted<PerCpuArray<T, ENTRIES
     /// Where this CPU's element is, to be written.
     #[inline(always)]
     pub fn get_ptr_mut(self, index: u32) -> Option<*mut T> {
-        add(Helper::ArrayLookup);
-        self.0.get_ptr_mut(index)
+        let result = self.0.get_ptr_mut(index);
+        add::<{ Helper::ArrayLookup as usize }>();
+        result
     }
 }

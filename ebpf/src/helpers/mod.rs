@@ -27,11 +27,9 @@ pub use counted::{
 
 /// Counts a call, in the build that counts.
 #[inline(always)]
-fn count(helper: Helper) {
+fn count<const HELPER: usize>() {
     #[cfg(feature = "count-helpers")]
-    counted::add(helper);
-    #[cfg(not(feature = "count-helpers"))]
-    let _ = helper;
+    counted::add::<HELPER>();
 }
 
 /// Declares maps: statics of aya's types.
@@ -66,8 +64,9 @@ pub(crate) use maps;
 /// The helper's.
 #[inline(always)]
 pub fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, c_long> {
-    count(Helper::SkbLoadBytes);
-    ctx.load(offset)
+    let result = ctx.load(offset);
+    count::<{ Helper::SkbLoadBytes as usize }>();
+    result
 }
 
 /// `bpf_skb_store_bytes` of a whole value. Offset from the start of the frame.
@@ -76,8 +75,9 @@ pub fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, c_long> {
 /// The helper's.
 #[inline(always)]
 pub fn store<T>(ctx: &TcContext, offset: usize, value: &T, flags: u64) -> Result<(), c_long> {
-    count(Helper::SkbStoreBytes);
-    ctx.store(offset, value, flags)
+    let result = ctx.store(offset, value, flags);
+    count::<{ Helper::SkbStoreBytes as usize }>();
+    result
 }
 
 /// `bpf_skb_adjust_room`.
@@ -86,8 +86,9 @@ pub fn store<T>(ctx: &TcContext, offset: usize, value: &T, flags: u64) -> Result
 /// The helper's.
 #[inline(always)]
 pub fn adjust_room(ctx: &TcContext, bytes: i32, mode: u32, flags: u64) -> Result<(), c_long> {
-    count(Helper::SkbAdjustRoom);
-    ctx.adjust_room(bytes, mode, flags)
+    let result = ctx.adjust_room(bytes, mode, flags);
+    count::<{ Helper::SkbAdjustRoom as usize }>();
+    result
 }
 
 /// `bpf_l3_csum_replace`.
@@ -96,8 +97,9 @@ pub fn adjust_room(ctx: &TcContext, bytes: i32, mode: u32, flags: u64) -> Result
 /// The helper's.
 #[inline(always)]
 pub fn l3_csum_replace(ctx: &TcContext, offset: usize, from: u64, to: u64, size: u64) -> Result<(), c_long> {
-    count(Helper::L3CsumReplace);
-    ctx.l3_csum_replace(offset, from, to, size)
+    let result = ctx.l3_csum_replace(offset, from, to, size);
+    count::<{ Helper::L3CsumReplace as usize }>();
+    result
 }
 
 /// `bpf_l4_csum_replace`.
@@ -106,6 +108,7 @@ pub fn l3_csum_replace(ctx: &TcContext, offset: usize, from: u64, to: u64, size:
 /// The helper's.
 #[inline(always)]
 pub fn l4_csum_replace(ctx: &TcContext, offset: usize, from: u64, to: u64, flags: u64) -> Result<(), c_long> {
-    count(Helper::L4CsumReplace);
-    ctx.l4_csum_replace(offset, from, to, flags)
+    let result = ctx.l4_csum_replace(offset, from, to, flags);
+    count::<{ Helper::L4CsumReplace as usize }>();
+    result
 }

@@ -2,6 +2,8 @@
 
 mod connect4;
 mod connect6;
+#[cfg(feature = "count-helpers")]
+mod empty;
 mod from_overlay;
 mod from_pod;
 mod from_uplink;
