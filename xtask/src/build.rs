@@ -10,6 +10,8 @@ use crate::{run, setup};
 
 /// Where the agent's build script takes the object from.
 const OBJECT: &str = "target/bpf/podwire-ebpf";
+/// What compiled and linked both, a line each.
+const TOOLCHAIN: &str = "target/bpf/toolchain";
 /// The feature with which the programs count the helpers that they call.
 pub(crate) const COUNT_HELPERS: &str = "count-helpers";
 /// A kubelet executes the plugin for every pod: it stays small.
@@ -39,27 +41,34 @@ pub(crate) fn release_with(toolchain: &Toolchain) -> Result<PathBuf> {
     Ok(run::target_dir().join(&target).join("release"))
 }
 
-/// Builds the object, if anything of it has changed.
+/// Builds the object, if anything of it has changed, and leaves beside it what compiled it.
 pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
-    compile_object(toolchain, "", Path::new(OBJECT))
+    let object = build_object(toolchain, "")?;
+    replace_if_changed(toolchain.versions()?.as_bytes(), &run::root().join(TOOLCHAIN))?;
+    Ok(object)
 }
 
-/// The object with a feature, beside the usual one.
+/// The object with a feature of its package, beside the usual one.
 pub(crate) fn object_with(toolchain: &Toolchain, feature: &str) -> Result<PathBuf> {
-    compile_object(toolchain, feature, &Path::new(OBJECT).with_extension(feature))
+    build_object(toolchain, feature)
 }
 
-fn compile_object(toolchain: &Toolchain, features: &str, to: &Path) -> Result<PathBuf> {
-    let folder = run::root().join("target/bpf-build");
-    let object = run::root().join(to);
-    let what = if features.is_empty() { String::new() } else { format!(" ({features})") };
+fn build_object(toolchain: &Toolchain, feature: &str) -> Result<PathBuf> {
+    let (suffix, what) = match feature {
+        "" => (String::new(), String::new()),
+        _ => (format!("-{feature}"), format!(" ({feature})")),
+    };
+    // Each build has a folder of its own: in one, they would put their results in the same place.
+    let folder = run::root().join(format!("target/bpf-build{suffix}"));
+    let object = run::root().join(format!("{OBJECT}{suffix}"));
     run::step(&format!("cargo build the BPF object{what}"), || {
         let mut command = toolchain.cargo_build();
-        command.args(["--package", "podwire-ebpf", "--features", features, "--target-dir"]).arg(&folder);
+        command.args(["--package", "podwire-ebpf", "--features", feature, "--target-dir"]).arg(&folder);
         run::visibly(&mut command)
     })?;
     let built = folder.join(TARGET).join("release/podwire-ebpf");
-    replace_if_changed(&built, &object)?;
+    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    replace_if_changed(&bytes, &object)?;
     Ok(object)
 }
 
@@ -73,14 +82,20 @@ pub(crate) fn lab_binaries() -> Result<PathBuf> {
     Ok(run::target_dir().join("debug"))
 }
 
-/// Everything that demonstration and tests stand on.
+/// Everything that the demonstration stands on.
 pub(crate) fn for_lab() -> Result<()> {
     object(&setup::everything()?).map(|_| ())
 }
 
+/// Everything that tests and benches stand on.
+pub(crate) fn for_tests() -> Result<()> {
+    let toolchain = setup::everything()?;
+    object_with(&toolchain, COUNT_HELPERS)?;
+    object(&toolchain).map(|_| ())
+}
+
 /// A file that is written anew has the agent compiled anew.
-fn replace_if_changed(from: &Path, to: &Path) -> Result<()> {
-    let bytes = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+fn replace_if_changed(bytes: &[u8], to: &Path) -> Result<()> {
     if fs::read(to).is_ok_and(|old| old == bytes) {
         return Ok(());
     }

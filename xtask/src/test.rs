@@ -29,7 +29,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_root()?;
     let start = Instant::now();
-    build::for_lab()?;
+    build::for_tests()?;
     if options.only.is_none() && options.filter.is_none() {
         check::run()?;
     }
@@ -41,7 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 pub(crate) fn soak(options: &Options) -> Result<()> {
     ensure_root()?;
     let start = Instant::now();
-    build::for_lab()?;
+    build::for_tests()?;
     let mut layers = layers(options)?;
     layers.retain(|layer| options.only.is_some() || SOAK_LAYERS.contains(&layer.name.as_str()));
     report(&layers, options, &[(SOAK, "1")], start)

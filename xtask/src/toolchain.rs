@@ -82,6 +82,24 @@ impl Toolchain {
             .args(["--release", "--target", TARGET]);
         command
     }
+
+    /// What compiler and linker say of themselves, a line each.
+    ///
+    /// # Errors
+    /// When one of them does not run.
+    pub(crate) fn versions(&self) -> Result<String> {
+        let mut compiler = match self.compiler {
+            Compiler::Nightly => {
+                let mut command = Command::new("rustup");
+                command.args(["run", "nightly", "rustc"]);
+                command
+            }
+            Compiler::Debian => Command::new(DEBIAN_RUSTC),
+        };
+        let compiler = run::captured(compiler.arg("--version"))?;
+        let linker = run::captured(Command::new(&self.linker).arg("--version"))?;
+        Ok(format!("{}\n{}\n", compiler.trim(), linker.trim()))
+    }
 }
 
 impl fmt::Display for Toolchain {

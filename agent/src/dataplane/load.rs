@@ -44,7 +44,11 @@ pub fn load_file(
     load_object(&object, config, map_sizes, bpf_dir)
 }
 
-fn load_object(
+/// As [`load`], of another build of the object: the one that counts helper calls, for tests.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_object(
     object: &[u8],
     config: &Config,
     map_sizes: &[(&'static str, u32)],
