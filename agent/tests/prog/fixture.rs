@@ -2,9 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd as _;
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
@@ -21,6 +18,7 @@ use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT, programs::UPLINK_XDP}
 use podwire_common::reason::{Drop as Reason, Path};
 use xtask::lab::{Ns, frames};
 
+use crate::namespace::Namespace;
 use crate::packets;
 
 pub const NODE1: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
@@ -62,7 +60,7 @@ pub struct Fixture {
     pub uplink: u32,
     pub pod_a: u32,
     pub pod_b: u32,
-    namespace: Namespace,
+    pub namespace: Namespace,
     attached: bool,
 }
 
@@ -86,6 +84,11 @@ pub struct Ran {
 
 impl Fixture {
     pub fn new(mode: Mode) -> Self {
+        Self::with_programs(mode, |config| load::load(config, &[], None).unwrap())
+    }
+
+    /// As [`Self::new`], with another build of the programs.
+    pub fn with_programs(mode: Mode, load: impl FnOnce(&abi::Config) -> Dataplane) -> Self {
         let namespace = Namespace::enter();
         // The kernel's own neighbour discovery would show in counters.
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
@@ -113,7 +116,7 @@ impl Fixture {
             reserved: 0,
             netns_cookie: 0,
         };
-        let loaded = load::load(&config, &[], None).unwrap();
+        let loaded = load(&config);
         let mut model = Model::new(mode, None);
         model.vxlan = vxlan;
         model.own = Some(node("node1", "10.244.1.0/24", NODE1));
@@ -152,9 +155,14 @@ impl Fixture {
     /// As [`Self::new`], with the loopback link as the uplink.
     pub fn for_xdp(mode: Mode) -> Self {
         let mut fixture = Self::new(mode);
-        fixture.model.uplinks[0].index = 1;
-        fixture.fill();
+        fixture.use_loopback_as_uplink();
         fixture
+    }
+
+    /// See [`Self::run_xdp`].
+    pub fn use_loopback_as_uplink(&mut self) {
+        self.model.uplinks[0].index = 1;
+        self.fill();
     }
 
     /// Node 2 as seen from itself: pod A's place is taken by [`REMOTE_POD`], node 1 is the neighbour.
@@ -411,54 +419,4 @@ fn hex(bytes: &[u8]) -> String {
         .chunks(16)
         .map(|line| line.iter().map(|byte| format!("{byte:02x} ")).collect::<String>() + "\n")
         .collect()
-}
-
-/// A network namespace that the calling thread is in from now on, gone when dropped.
-struct Namespace {
-    name: String,
-}
-
-impl Namespace {
-    fn enter() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("pwprog-{}-{number}", std::process::id());
-        run("ip", &["netns", "add", &name]);
-        let namespace = Self { name };
-        let file = std::fs::File::open(format!("/run/netns/{}", namespace.name)).unwrap();
-        rustix::thread::move_into_link_name_space(
-            file.as_fd(),
-            Some(rustix::thread::LinkNameSpaceType::Network),
-        )
-        .expect("enter the test's network namespace (are we root?)");
-        namespace
-    }
-
-    fn ip(&self, arguments: &str) {
-        let arguments: Vec<&str> = ["-n", &self.name].into_iter().chain(arguments.split(' ')).collect();
-        run("ip", &arguments);
-    }
-
-    /// Adds one end of a veth pair; returns its ifindex.
-    fn add_link(&self, name: &str, mac: [u8; 6]) -> u32 {
-        let mac = Mac { bytes: mac };
-        self.ip(&format!("link add {name} address {mac:?} type veth peer name {name}-p"));
-        self.ip(&format!("link set {name} up"));
-        self.ip(&format!("link set {name}-p up"));
-        let index = run("ip", &["-n", &self.name, "-o", "link", "show", name]);
-        index.split(':').next().unwrap().trim().parse().unwrap()
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {}: {error}", arguments.join(" "));
-    String::from_utf8(output.stdout).unwrap()
 }

@@ -3,11 +3,17 @@
 
 mod chain;
 mod collector;
+mod costs;
+#[expect(dead_code, reason = "the bench uses the rest")]
+mod counting;
 mod fixture;
 mod from_overlay;
 mod from_pod;
 mod from_uplink;
 mod host_ports;
+mod kind;
+mod kinds;
+mod namespace;
 mod packets;
 mod snat;
 mod to_overlay;

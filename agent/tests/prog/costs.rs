@@ -1,0 +1,171 @@
+//! What a packet costs, counted: helper calls of each kind of packet and instructions of each program, against the record in
+//! `costs.json`. Counts, not times: whoever adds to them says so in the record.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::{env, fs};
+
+use podwire::dataplane::load;
+use podwire::model::Mode;
+use podwire_common::abi;
+use serde::{Deserialize, Serialize};
+
+use crate::counting::{self, Calls, Counts};
+use crate::fixture::Fixture;
+use crate::kinds::by_setting;
+
+const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/prog/costs.json");
+/// What compiled and linked the object: a line each.
+const TOOLCHAIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/toolchain");
+/// Asks for a new record in place of a comparison.
+const RECORD_ANEW: &str = "PODWIRE_RECORD";
+
+#[derive(Serialize, Deserialize)]
+struct Costs {
+    /// What the instructions depend on.
+    built_by: BuiltBy,
+    /// By mode, of each program as the kernel has translated it, functions that it calls included.
+    instructions: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Of each program and kind of packet, by the helper's name.
+    helper_calls: BTreeMap<String, BTreeMap<String, Calls>>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq)]
+struct BuiltBy {
+    compiler: String,
+    linker: String,
+    /// The verifier puts instructions of its own in place of some: major and minor version.
+    kernel: String,
+}
+
+#[test]
+fn a_packet_costs_what_is_recorded() {
+    let now = Costs { built_by: BuiltBy::now(), instructions: instructions(), helper_calls: helper_calls() };
+    if env::var_os(RECORD_ANEW).is_some() {
+        fs::write(RECORD, serde_json::to_string_pretty(&now).unwrap() + "\n").unwrap();
+        say(&format!("{RECORD} is written anew"));
+        return;
+    }
+    let text = fs::read_to_string(RECORD).unwrap_or_else(|error| panic!("read {RECORD}: {error}"));
+    let recorded: Costs =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("decode {RECORD}: {error}"));
+    let mut differences = Vec::new();
+    for (program, [recorded, now]) in both(&recorded.helper_calls, &now.helper_calls) {
+        for (kind, [recorded, now]) in both(&recorded, &now) {
+            differences.extend(compare(&format!("{program}: {kind}"), &recorded, &now));
+        }
+    }
+    if recorded.built_by == now.built_by {
+        for (mode, [recorded, now]) in both(&recorded.instructions, &now.instructions) {
+            differences.extend(compare(&format!("instructions, {mode}"), &recorded, &now));
+        }
+    } else {
+        say(&format!(
+            "WARNING: the numbers of INSTRUCTIONS ARE NOT COMPARED, helper calls are.\n  recorded with {}\n  built with    {}",
+            recorded.built_by, now.built_by
+        ));
+    }
+    assert!(
+        differences.is_empty(),
+        "packets do not cost what is recorded. If that is meant: `{RECORD_ANEW}=1 cargo xtask test --only prog costs`\n{}",
+        table(&differences)
+    );
+}
+
+fn helper_calls() -> BTreeMap<String, BTreeMap<String, Calls>> {
+    let mut all: BTreeMap<String, BTreeMap<String, Calls>> = BTreeMap::new();
+    for (setting, kinds) in by_setting() {
+        let mut node = setting.node(counting::load);
+        for kind in kinds {
+            let calls = Counts::of(&kind, &mut node).by_name();
+            let other = all.entry(kind.program.into()).or_default().insert(kind.name.into(), calls);
+            assert!(other.is_none(), "two kinds are called {}: {}", kind.program, kind.name);
+        }
+    }
+    all
+}
+
+fn instructions() -> BTreeMap<String, BTreeMap<String, u64>> {
+    const BYTES: u32 = 8;
+    let of = |mode| {
+        // Of what the configuration rules out the verifier leaves nothing: none of it may be zero.
+        let node = Fixture::with_programs(mode, |config| {
+            load::load(&abi::Config { netns_cookie: 1, ..*config }, &[], None).unwrap()
+        });
+        let programs = node.loaded.ebpf.programs();
+        let sizes = programs.map(|(name, program)| {
+            let bytes = program.info().unwrap().size_translated().expect("root sees every program");
+            (name.to_owned(), u64::from(bytes / BYTES))
+        });
+        sizes.collect()
+    };
+    [("vxlan", Mode::Vxlan), ("direct", Mode::Direct)].map(|(name, mode)| (name.to_owned(), of(mode))).into()
+}
+
+impl BuiltBy {
+    fn now() -> Self {
+        let text = fs::read_to_string(TOOLCHAIN).unwrap_or_else(|error| {
+            panic!("read {TOOLCHAIN}: {error}: `cargo xtask build` leaves it beside the object")
+        });
+        let (compiler, linker) =
+            text.trim().split_once('\n').expect("a line for the compiler, one for the linker");
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let kernel = release.split('.').take(2).collect::<Vec<_>>().join(".");
+        Self { compiler: compiler.into(), linker: linker.into(), kernel }
+    }
+}
+
+impl std::fmt::Display for BuiltBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {}, for Linux {}", self.compiler, self.linker, self.kernel)
+    }
+}
+
+/// Keys of either map, with what both have: nothing is the default.
+fn both<T: Clone + Default>(one: &BTreeMap<String, T>, other: &BTreeMap<String, T>) -> Vec<(String, [T; 2])> {
+    let keys: BTreeSet<_> = one.keys().chain(other.keys()).collect();
+    let values = |key| [one, other].map(|map| map.get(key).cloned().unwrap_or_default());
+    keys.into_iter().map(|key| (key.clone(), values(key))).collect()
+}
+
+/// What, of which, recorded, now.
+type Difference = (String, String, u64, u64);
+
+fn compare(what: &str, recorded: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>) -> Vec<Difference> {
+    let all = both(recorded, now).into_iter();
+    all.filter(|(_, [recorded, now])| recorded != now)
+        .map(|(of, [recorded, now])| (what.to_owned(), of, recorded, now))
+        .collect()
+}
+
+fn table(differences: &[Difference]) -> String {
+    let width = |texts: &mut dyn Iterator<Item = &String>| texts.map(String::len).max().unwrap_or_default();
+    let what = width(&mut differences.iter().map(|line| &line.0));
+    let of = width(&mut differences.iter().map(|line| &line.1));
+    let mut text = format!("{:what$}  {:of$}  {:>8}  {:>8}\n", "", "", "recorded", "now");
+    for (packet, name, recorded, now) in differences {
+        writeln!(text, "{packet:what$}  {name:of$}  {recorded:>8}  {now:>8}").unwrap();
+    }
+    text
+}
+
+/// Past the test harness, which keeps what a test that passes has printed to itself.
+fn say(text: &str) {
+    std::io::stderr().write_all(format!("\n{text}\n\n").as_bytes()).unwrap();
+}
+
+#[test]
+fn every_difference_is_a_line() {
+    let counts = |counts: &[(&str, u64)]| {
+        counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect::<BTreeMap<_, _>>()
+    };
+    let recorded = counts(&[("gone", 1), ("more", 2), ("same", 3)]);
+    let now = counts(&[("more", 4), ("new", 5), ("same", 3)]);
+    let lines = table(&compare("packet", &recorded, &now));
+    let lines: Vec<Vec<_>> = lines.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        lines,
+        [["packet", "gone", "1", "0"], ["packet", "more", "2", "4"], ["packet", "new", "0", "5"]]
+    );
+}

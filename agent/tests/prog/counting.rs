@@ -1,0 +1,64 @@
+//! The build of the programs that counts the helpers that they call.
+
+use std::collections::BTreeMap;
+
+use aya::maps::{Array, MapData};
+use podwire::dataplane::{Dataplane, load};
+use podwire_common::abi;
+use podwire_common::helper::{HELPER_CALLS, HELPER_SLOTS, Helper};
+
+use crate::fixture::Fixture;
+use crate::kind::Kind;
+
+/// Where `cargo xtask test` puts it.
+const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire-ebpf-counting");
+
+/// Calls by the helper's name.
+pub type Calls = BTreeMap<String, u64>;
+
+/// Loads it as the agent loads its own.
+pub fn load(config: &abi::Config) -> Dataplane {
+    let object = std::fs::read(OBJECT)
+        .unwrap_or_else(|error| panic!("read {OBJECT}: {error}: `cargo xtask test` builds it"));
+    load::load_object(&object, config, &[], None).unwrap()
+}
+
+/// Calls by [`Helper`].
+pub struct Counts([u64; HELPER_SLOTS]);
+
+impl Counts {
+    /// All that the programs have counted.
+    fn read(loaded: &Dataplane) -> Self {
+        let map = loaded.ebpf.map(HELPER_CALLS).expect("the object counts helper calls");
+        Self(Array::<&MapData, _>::try_from(map).unwrap().get(&0, 0).unwrap())
+    }
+
+    /// Those of one packet, which goes the way that it is meant to go.
+    pub fn of(kind: &Kind, node: &mut Fixture) -> Self {
+        let (calls, ways) = kind.on(node).fresh(|ready| {
+            let (ways, before) = (ready.node.counters(), Self::read(&ready.node.loaded));
+            ready.send(1);
+            let (mut ways_after, after) = (ready.node.counters(), Self::read(&ready.node.loaded));
+            ways_after.retain(|name, packets| ways.get(name) != Some(packets));
+            (after.since(&before), ways_after.into_keys().collect::<Vec<_>>())
+        });
+        let meant: Vec<_> = kind.path.into_iter().map(|path| path.name().to_owned()).collect();
+        assert_eq!(ways, meant, "{}: {}: the way that it went", kind.program, kind.name);
+        calls
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self(std::array::from_fn(|slot| self.0[slot] - before.0[slot]))
+    }
+
+    /// How many of some helpers.
+    pub fn sum(&self, of: impl Fn(Helper) -> bool) -> u64 {
+        Helper::ALL.iter().filter(|helper| of(**helper)).map(|helper| self.0[*helper as usize]).sum()
+    }
+
+    /// By name, without those that were not called.
+    pub fn by_name(&self) -> Calls {
+        let all = Helper::ALL.iter().map(|helper| (helper.name().to_owned(), self.0[*helper as usize]));
+        all.filter(|(_, calls)| *calls > 0).collect()
+    }
+}

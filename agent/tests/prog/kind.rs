@@ -1,0 +1,296 @@
+//! One kind of packet on its way through one program: what is there before it, and how it is sent, as often as is asked for.
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use podwire::dataplane::Dataplane;
+use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
+use podwire::model::Mode;
+use podwire_common::abi::{self, Flow};
+use podwire_common::names::{VXLAN_DEVICE, VXLAN_PORT};
+use podwire_common::reason::Path;
+use xtask::lab::{Ns, frames};
+
+use crate::fixture::{Fixture, NODE1, WORLD};
+
+/// Entries are refreshed when they are older than a second: a packet that comes as late as that costs more than one of its kind does.
+const FRESH: Duration = Duration::from_millis(900);
+/// How long packets may be on their way through the kernel.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which link a packet is on.
+#[derive(Clone, Copy, Debug)]
+pub enum Link {
+    Uplink,
+    PodA,
+}
+
+/// What a node is like; kinds of packets that want the same share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    mode: Mode,
+    has_host_port: bool,
+    wire: Wire,
+}
+
+/// What is attached. Only the program that is looked at: all that is counted is its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wire {
+    Nothing,
+    Loopback,
+    Overlay,
+    Uplink,
+}
+
+/// How packets get to the program.
+#[derive(Clone, Debug)]
+enum Way {
+    /// A test run.
+    TestRun(Link, Vec<u8>),
+    /// A test run of the XDP program.
+    Xdp(Vec<u8>),
+    /// On the wire, through the VXLAN device: a test run has no tunnel key.
+    Device(Vec<u8>),
+    /// From a UDP socket of the node to the world: a test run's packet belongs to none.
+    Socket,
+}
+
+/// A kind of packet.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    /// The program that is looked at.
+    pub program: &'static str,
+    /// What distinguishes it from other kinds for this program.
+    pub name: &'static str,
+    /// The way that the program counts, if it counts one.
+    pub path: Option<Path>,
+    /// Where it is sent.
+    pub setting: Setting,
+    way: Way,
+    before: Vec<(&'static str, Link, Vec<u8>)>,
+    is_first: bool,
+}
+
+impl Kind {
+    /// A packet on a link.
+    pub fn new(
+        program: &'static str,
+        name: &'static str,
+        link: Link,
+        frame: Vec<u8>,
+        path: Option<Path>,
+    ) -> Self {
+        let way = Way::TestRun(link, frame);
+        Self {
+            program,
+            name,
+            path,
+            setting: Setting { mode: Mode::Vxlan, has_host_port: false, wire: Wire::Nothing },
+            way,
+            before: Vec::new(),
+            is_first: false,
+        }
+    }
+
+    /// Without a tunnel.
+    pub fn direct(mut self) -> Self {
+        self.setting.mode = Mode::Direct;
+        self
+    }
+
+    /// Packets that have come before it.
+    pub fn after(mut self, program: &'static str, link: Link, frame: Vec<u8>) -> Self {
+        self.before.push((program, link, frame));
+        self
+    }
+
+    /// With a hostPort of pod A: see [`crate::kinds`].
+    pub fn with_host_port(mut self) -> Self {
+        self.setting.has_host_port = true;
+        self
+    }
+
+    /// The first of its flow: what the program remembers of one is forgotten before the next.
+    pub fn first(mut self) -> Self {
+        self.is_first = true;
+        self
+    }
+
+    /// The frame arrives on the uplink and comes out of the VXLAN device.
+    pub fn through_device(mut self) -> Self {
+        let Way::TestRun(_, frame) = self.way else { panic!("{}: no frame", self.name) };
+        self.way = Way::Device(frame);
+        self.setting.wire = Wire::Overlay;
+        self
+    }
+
+    /// The frame meets the XDP program.
+    pub fn at_xdp(mut self) -> Self {
+        let Way::TestRun(_, frame) = self.way else { panic!("{}: no frame", self.name) };
+        self.way = Way::Xdp(frame);
+        self.setting.wire = Wire::Loopback;
+        self
+    }
+
+    /// A UDP socket of the node sends it.
+    pub fn by_socket(mut self) -> Self {
+        self.way = Way::Socket;
+        self.setting.wire = Wire::Uplink;
+        self
+    }
+
+    /// Makes a node of its setting one where such a packet is about to come.
+    pub fn on<'a>(&'a self, node: &'a mut Fixture) -> Ready<'a> {
+        let socket = matches!(self.way, Way::Socket).then(|| {
+            let socket = UdpSocket::bind((NODE1, 40000)).unwrap();
+            socket.connect((WORLD, 53)).unwrap();
+            socket
+        });
+        let mut ready = Ready { kind: self, node, socket, made: Vec::new() };
+        ready.made = ready.entries().into_iter().collect();
+        ready.forget();
+        ready.made = Vec::new();
+        ready.send_before();
+        if self.is_first {
+            let before = ready.entries();
+            ready.send(1);
+            ready.made = ready.entries().difference(&before).copied().collect();
+            ready.forget();
+        }
+        ready
+    }
+}
+
+impl Setting {
+    /// A node with these programs. The calling thread moves into its namespace.
+    pub fn node(self, load: impl FnOnce(&abi::Config) -> Dataplane) -> Fixture {
+        let mut node = Fixture::with_programs(self.mode, load);
+        if self.has_host_port {
+            crate::kinds::add_host_port(&mut node);
+        }
+        match self.wire {
+            Wire::Nothing => {}
+            Wire::Loopback => node.use_loopback_as_uplink(),
+            Wire::Overlay => {
+                let options = format!("type vxlan external dstport {VXLAN_PORT} nolearning");
+                node.namespace.ip(&format!("link add {VXLAN_DEVICE} {options}"));
+                node.namespace.ip(&format!("link set {VXLAN_DEVICE} up"));
+                node.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
+            }
+            Wire::Uplink => {
+                node.namespace.ip("route add default via 10.200.0.2 dev up0");
+                node.loaded.attach_uplink("up0", UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
+            }
+        }
+        node
+    }
+}
+
+/// A map with an entry for each flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Table {
+    StackFlows,
+    Translations,
+    InboundFlows,
+}
+
+/// A node where a packet of a kind is about to come.
+pub struct Ready<'a> {
+    /// The node.
+    pub node: &'a mut Fixture,
+    kind: &'a Kind,
+    socket: Option<UdpSocket>,
+    /// What a first packet leaves behind.
+    made: Vec<(Table, Flow)>,
+}
+
+impl Ready<'_> {
+    /// Sends it so many times in a row; of a first packet, forgets it after each.
+    pub fn send(&mut self, times: usize) {
+        match &self.kind.way {
+            Way::TestRun(link, frame) => {
+                let link = self.index_of(*link);
+                for _ in 0..times {
+                    self.node.run(self.kind.program, link, frame, 0);
+                    self.forget();
+                }
+            }
+            Way::Xdp(frame) => {
+                for _ in 0..times {
+                    self.node.run_xdp(frame);
+                }
+            }
+            Way::Device(frame) => {
+                let namespace = Ns::open(&self.node.namespace.name).unwrap();
+                let seen = self.seen() + times as u64;
+                frames::send_all(&namespace, "up0-p", &vec![frame.as_slice(); times]).unwrap();
+                // A CPU that has much to do takes what arrives later, on a thread of the kernel.
+                let deadline = Instant::now() + PATIENCE;
+                while self.seen() < seen {
+                    assert!(Instant::now() < deadline, "{}: packets were lost on their way", self.kind.name);
+                }
+            }
+            Way::Socket => {
+                for _ in 0..times {
+                    self.socket.as_ref().expect("made with the node").send(b"podwire!").unwrap();
+                }
+            }
+        }
+    }
+
+    /// Does something with a node where everything that this packet finds was there less than a second ago.
+    pub fn fresh<T>(&mut self, action: impl Fn(&mut Self) -> T) -> T {
+        for _ in 0..10 {
+            let start = Instant::now();
+            self.send_before();
+            let outcome = action(self);
+            if start.elapsed() < FRESH {
+                return outcome;
+            }
+        }
+        panic!(
+            "{}: {}: this machine stands still for a second again and again",
+            self.kind.program, self.kind.name
+        );
+    }
+
+    /// Packets that the program has counted.
+    fn seen(&self) -> u64 {
+        let path = self.kind.path.expect("a kind that passes the device is counted").name();
+        self.node.counters().get(path).copied().unwrap_or(0)
+    }
+
+    fn send_before(&self) {
+        for (program, link, frame) in &self.kind.before {
+            self.node.run(program, self.index_of(*link), frame, 0);
+        }
+    }
+
+    fn index_of(&self, link: Link) -> u32 {
+        match link {
+            Link::Uplink => self.node.uplink,
+            Link::PodA => self.node.pod_a,
+        }
+    }
+
+    fn entries(&self) -> BTreeSet<(Table, Flow)> {
+        let maps = &self.node.loaded.maps;
+        let stack_flows = maps.stack_flows.keys().map(|flow| (Table::StackFlows, flow.unwrap()));
+        let translations = maps.translations.keys().map(|flow| (Table::Translations, flow.unwrap()));
+        let inbound = maps.inbound_flows.keys().map(|flow| (Table::InboundFlows, flow.unwrap()));
+        stack_flows.chain(translations).chain(inbound).collect()
+    }
+
+    fn forget(&mut self) {
+        let maps = &mut self.node.loaded.maps;
+        for (table, flow) in &self.made {
+            match table {
+                Table::StackFlows => maps.stack_flows.remove(flow),
+                Table::Translations => maps.translations.remove(flow),
+                Table::InboundFlows => maps.inbound_flows.remove(flow),
+            }
+            .unwrap();
+        }
+    }
+}
