@@ -229,6 +229,7 @@ impl Ready<'_> {
                 let deadline = Instant::now() + PATIENCE;
                 while self.seen() < seen {
                     assert!(Instant::now() < deadline, "{}: packets were lost on their way", self.kind.name);
+                    std::thread::sleep(Duration::from_millis(1));
                 }
             }
             Way::Socket => {
