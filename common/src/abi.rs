@@ -342,6 +342,7 @@ mod pod {
         super::FragmentPorts,
         super::Frontend,
         super::InboundFlow,
+        crate::addr::LpmAddr,
         super::Node,
         super::RedirectedSocket,
         super::SocketAddress,

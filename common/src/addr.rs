@@ -4,7 +4,9 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IP address of either family: 16 bytes in network order, IPv4 as v4-mapped (`::ffff:a.b.c.d`, RFC 4291
 /// section 2.5.5.2). The last four bytes of an IPv4 address are the dotted quad.
-#[repr(C)]
+///
+/// Aligned, since the compiler copies and compares for BPF byte by byte what is not.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Addr {
     /// Network order.
@@ -88,8 +90,29 @@ impl core::fmt::Debug for Addr {
     }
 }
 
-/// An Ethernet address.
+/// An [`Addr`] in the key of an LPM trie, which is packed and takes nothing that is aligned.
 #[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct LpmAddr {
+    /// As [`Addr::bytes`].
+    pub bytes: [u8; 16],
+}
+
+impl From<Addr> for LpmAddr {
+    #[inline(always)]
+    fn from(address: Addr) -> Self {
+        Self { bytes: address.bytes }
+    }
+}
+
+impl From<LpmAddr> for Addr {
+    fn from(address: LpmAddr) -> Self {
+        Self { bytes: address.bytes }
+    }
+}
+
+/// An Ethernet address. Aligned as [`Addr`] is.
+#[repr(C, align(2))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Mac {
     /// As on the wire.
@@ -125,8 +148,8 @@ impl core::fmt::Debug for Mac {
     }
 }
 
-/// A 16-bit number in network byte order.
-#[repr(C)]
+/// A 16-bit number in network byte order. Aligned as [`Addr`] is.
+#[repr(C, align(2))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Be16 {
     /// Most significant byte first.

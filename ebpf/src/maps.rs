@@ -13,7 +13,7 @@ use podwire_common::abi::{
     InboundFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SocketAddress,
     StackFlow, Translation, Uplink,
 };
-use podwire_common::addr::{Addr, Be16};
+use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
 
 use crate::helpers::{self, bpf_get_prandom_u32, bpf_ktime_get_ns};
@@ -21,7 +21,7 @@ use crate::helpers::{self, bpf_get_prandom_u32, bpf_ktime_get_ns};
 // Sizes are the largest that the loader may set; it may ask for smaller or larger ones.
 helpers::maps! {
     static ENDPOINTS: HashMap<Addr, Endpoint, 1024> = HashMap::new();
-    static NODES: LpmTrie<Addr, Node, 16384> = LpmTrie::new();
+    static NODES: LpmTrie<LpmAddr, Node, 16384> = LpmTrie::new();
     static TUNNEL_PEERS: HashMap<Addr, u32, 8192> = HashMap::new();
     // No LRU: an entry that left early would send a flow's replies past conntrack (invariant 1).
     static STACK_FLOWS: HashMap<Flow, StackFlow, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -30,7 +30,7 @@ helpers::maps! {
     static TRANSLATIONS: HashMap<Flow, Translation, 262144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
     // LRU: whoever reaches pods by their own addresses can fill it, and the next packet of a flow brings its entry back.
     static INBOUND_FLOWS: LruHashMap<Flow, InboundFlow, 16384> = LruHashMap::new();
-    static NON_MASQUERADE: LpmTrie<Addr, u32, 1024> = LpmTrie::new();
+    static NON_MASQUERADE: LpmTrie<LpmAddr, u32, 1024> = LpmTrie::new();
     static FRONTENDS: HashMap<Frontend, Backend, 4096> = HashMap::new();
     static REDIRECTED_SOCKETS: LruHashMap<RedirectedSocket, SocketAddress, 16384> = LruHashMap::new();
     static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
@@ -148,7 +148,7 @@ pub fn set_stack_only(address: &Addr) {
 // A function of its own: the key would take its place on the stack of every caller.
 #[inline(never)]
 pub fn node(address: &Addr) -> Option<&'static Node> {
-    NODES.get(&Key::new(128, *address))
+    NODES.get(&Key::new(128, (*address).into()))
 }
 
 /// Whether an underlay address is a node's.
@@ -232,7 +232,7 @@ pub fn record_inbound_flow(flow: &Flow) {
 /// Whether pods keep their own addresses towards a destination.
 #[inline(never)]
 pub fn is_not_masqueraded(address: &Addr) -> bool {
-    NON_MASQUERADE.get(&Key::new(128, *address)).is_some()
+    NON_MASQUERADE.get(&Key::new(128, (*address).into())).is_some()
 }
 
 /// Who answers at an address and port: by a hostIP that is this address, or one that stands for all. Whether the address is this

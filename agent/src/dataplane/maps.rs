@@ -9,7 +9,7 @@ use podwire_common::abi::{
     self, Count, Flow, FragmentKey, FragmentPorts, InboundFlow, RedirectedSocket, SocketAddress, StackFlow,
     Translation,
 };
-use podwire_common::addr::Addr;
+use podwire_common::addr::{Addr, LpmAddr};
 use podwire_common::names::maps as names;
 use podwire_common::reason::{Drop, Path};
 
@@ -24,7 +24,7 @@ pub struct Maps {
     /// `ENDPOINTS`.
     pub endpoints: HashMap<MapData, Addr, abi::Endpoint>,
     /// `NODES`.
-    pub nodes: LpmTrie<MapData, Addr, abi::Node>,
+    pub nodes: LpmTrie<MapData, LpmAddr, abi::Node>,
     /// `TUNNEL_PEERS`.
     pub tunnel_peers: HashMap<MapData, Addr, u32>,
     /// `UPLINKS`.
@@ -40,7 +40,7 @@ pub struct Maps {
     /// `INBOUND_FLOWS`.
     pub inbound_flows: HashMap<MapData, Flow, InboundFlow>,
     /// `NON_MASQUERADE`.
-    pub non_masquerade: LpmTrie<MapData, Addr, u32>,
+    pub non_masquerade: LpmTrie<MapData, LpmAddr, u32>,
     /// `FRONTENDS`.
     pub frontends: HashMap<MapData, abi::Frontend, abi::Backend>,
     /// `REDIRECTED_SOCKETS`.
@@ -100,11 +100,11 @@ impl Maps {
         }
         for entry in self.nodes.iter() {
             let (key, value) = entry.map_err(map_error("read", names::NODES))?;
-            contents.nodes.insert(Prefix { address: key.data(), bits: key.prefix_len() }, value);
+            contents.nodes.insert(Prefix { address: key.data().into(), bits: key.prefix_len() }, value);
         }
         for entry in self.non_masquerade.iter() {
             let (key, value) = entry.map_err(map_error("read", names::NON_MASQUERADE))?;
-            contents.non_masquerade.insert(Prefix { address: key.data(), bits: key.prefix_len() }, value);
+            contents.non_masquerade.insert(Prefix { address: key.data().into(), bits: key.prefix_len() }, value);
         }
         for entry in self.endpoints.iter() {
             let (key, value) = entry.map_err(map_error("read", names::ENDPOINTS))?;
@@ -182,8 +182,8 @@ impl Maps {
     }
 }
 
-fn key(prefix: Prefix) -> Key<Addr> {
-    Key::new(prefix.bits, prefix.address)
+fn key(prefix: Prefix) -> Key<LpmAddr> {
+    Key::new(prefix.bits, prefix.address.into())
 }
 
 fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>

@@ -11,7 +11,7 @@ use crate::fixture::Fixture;
 use crate::kind::Kind;
 
 /// Where `cargo xtask test` puts it.
-const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire-ebpf-counting");
+const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire-ebpf-count-helpers");
 
 /// Calls by the helper's name.
 pub type Calls = BTreeMap<String, u64>;

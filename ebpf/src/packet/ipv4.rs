@@ -206,7 +206,7 @@ impl Ipv4 {
     /// [`Drop::Truncated`] when the frame is shorter than an IPv4 header over Ethernet.
     #[inline(always)]
     pub fn load(&mut self, ctx: &TcContext) -> Result<(), Drop> {
-        ctx.load_into(self.base, &mut self.headers)
+        if self.base == 0 { ctx.load_into(0, &mut self.headers) } else { ctx.load_into_far(self.base, &mut self.headers) }
     }
 
     /// Checks the headers and reads the 5-tuple.

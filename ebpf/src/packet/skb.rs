@@ -1,6 +1,9 @@
 //! The socket buffer that a TC program is given.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::programs::TcContext;
+use aya_ebpf::cty::c_void;
 use podwire_common::reason::Drop;
 
 use crate::helpers::{self, bpf_skb_change_type, bpf_skb_load_bytes};
@@ -40,6 +43,7 @@ pub trait Skb {
     /// # Errors
     /// [`Drop::Truncated`] when the frame ends before.
     fn load_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop>;
+    fn load_into_far<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop>;
     /// Stores a value at an offset from the start of the frame.
     ///
     /// # Errors
@@ -93,15 +97,27 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn load_at<T>(&self, offset: u32) -> Result<T, Drop> {
-        helpers::load(self, offset as usize).map_err(|_| Drop::Truncated)
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: only types made of bytes are loaded, and the whole value is written before it is used.
+        self.load_into(offset, unsafe { &mut *value.as_mut_ptr() })?;
+        Ok(unsafe { value.assume_init() })
     }
 
     #[inline(always)]
     fn load_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop> {
-        // SAFETY: the context is valid, the size is that of the value, and only types made of bytes are loaded.
-        let code = unsafe {
-            bpf_skb_load_bytes(self.skb.skb.cast(), offset, (&raw mut *value).cast(), size_of::<T>() as u32)
-        };
+        let start = self.data() + (offset & 0xff) as usize;
+        if size_of::<T>() % 2 == 0 && start + size_of::<T>() <= self.data_end() {
+            unsafe {
+                core::ptr::copy_nonoverlapping(start as *const u16, (&raw mut *value).cast::<u16>(), size_of::<T>() / 2);
+            }
+            return Ok(());
+        }
+        load_paged(self, offset, (&raw mut *value).cast(), size_of::<T>() as u32)
+    }
+
+    #[inline(always)]
+    fn load_into_far<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop> {
+        let code = unsafe { bpf_skb_load_bytes(self.skb.skb.cast(), offset, (&raw mut *value).cast(), size_of::<T>() as u32) };
         if code == 0 { Ok(()) } else { Err(Drop::Truncated) }
     }
 
@@ -133,4 +149,10 @@ impl Skb for TcContext {
         // SAFETY: the context is valid. The only error is an unknown type.
         unsafe { bpf_skb_change_type(self.skb.skb, PACKET_HOST) };
     }
+}
+
+#[inline(never)]
+fn load_paged(ctx: &TcContext, offset: u32, value: *mut c_void, size: u32) -> Result<(), Drop> {
+    let code = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, value, size & 0x3f) };
+    if code == 0 { Ok(()) } else { Err(Drop::Truncated) }
 }

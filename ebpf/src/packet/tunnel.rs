@@ -117,7 +117,8 @@ pub fn decapsulate(ctx: &TcContext) -> Result<(), Refused> {
 /// [`Drop::Truncated`].
 #[inline(always)]
 pub fn vni_of(ctx: &TcContext, offset: u32) -> Result<Option<u32>, Drop> {
-    let header: [u8; 8] = ctx.load_at(offset)?;
+    let mut header = [0u8; 8];
+    ctx.load_into_far(offset, &mut header)?;
     Ok((header[0] == VXLAN_FLAGS).then(|| u32::from_be_bytes([0, header[4], header[5], header[6]])))
 }
 

@@ -29,7 +29,9 @@ pub fn deliver(ctx: &TcContext, headers: &Headers, endpoint: &Endpoint, path: Pa
 pub fn hand_over(ctx: &TcContext, endpoint: &Endpoint, path: Path) -> Outcome {
     address_to_pod(ctx, endpoint)?;
     // By itself the kernel does this from 6.15 only.
-    ctx.set_packet_host();
+    if !ctx.is_for_this_host() {
+        ctx.set_packet_host();
+    }
     Ok(Verdict::Redirect(path, redirect_peer(endpoint.ifindex)))
 }
 
