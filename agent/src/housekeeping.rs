@@ -99,7 +99,8 @@ mod tests {
             reply: 0,
             state,
             hairpin: 0,
-            reserved: 0,
+            past_stack: 0,
+            reserved: [0; 3],
         }
     }
 

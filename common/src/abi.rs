@@ -180,8 +180,11 @@ pub struct Translation {
     pub state: u8,
     /// 1: a pod reaches itself by way of its node.
     pub hairpin: u8,
+    /// 1: the host's rules let the flow's first packet pass as it was; all others go past the host stack, both ways
+    /// ([`TRANSLATION_SNAT`]).
+    pub past_stack: u8,
     /// Explicit padding.
-    pub reserved: u32,
+    pub reserved: [u8; 3],
 }
 
 /// A pod's flow to the world: its source becomes an address of the uplink.
@@ -202,6 +205,66 @@ pub const STATE_FIN: u8 = 2;
 pub const STATE_REPLY_FIN: u8 = 4;
 /// The last packet was a TCP RST, of either direction.
 pub const STATE_RESET: u8 = 8;
+
+/// `FLOWS`: what was found out about a flow that goes past the host stack, so that its next packets need not ask again. All of it can be
+/// found out again, and is: an entry counts as long as [`Self::generation`] is that of `GENERATION`, and for
+/// [`KNOWN_FLOW_JIFFIES`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct KnownFlow {
+    /// [`Flow::check`] of the key. First: elements of an LRU are used again at once, and who has read an entry sees here whether it still
+    /// was the same one at the end.
+    pub check: u32,
+    /// Of everything that was asked.
+    pub generation: u32,
+    /// When it was asked: the kernel's jiffies, their lower half.
+    pub asked: u32,
+    /// The link by which its packets come.
+    pub from: u32,
+    /// The link by which they go on: an uplink, or the host side of a pod's veth pair.
+    pub to: u32,
+    /// `KNOWN_*`.
+    pub kind: u8,
+    /// Explicit padding.
+    pub reserved: u8,
+    /// The sender's link address. Not asked for of what comes from the world or out of the tunnel.
+    pub sender_mac: Mac,
+    /// Into a pod: its own address on its link.
+    pub pod_mac: Mac,
+    /// Into a pod: its gateway's.
+    pub host_mac: Mac,
+    /// Out by an uplink: the router, or the destination itself where there is none; network order, 0 when not known.
+    pub next_hop: u32,
+    /// Out by an uplink: the largest IP packet, bytes, without the tunnel's headers.
+    pub mtu: u32,
+    /// [`KNOWN_TUNNEL_OUT`], [`KNOWN_TUNNEL_IN`]: the outer source. [`KNOWN_WORLD_OUT`]: the source after translation.
+    pub source: Addr,
+    /// [`KNOWN_TUNNEL_OUT`]: the outer destination. [`KNOWN_WORLD_IN`]: the destination after translation.
+    pub destination: Addr,
+    /// [`KNOWN_WORLD_OUT`]: after translation, network order.
+    pub source_port: Be16,
+    /// [`KNOWN_WORLD_IN`]: after translation, network order.
+    pub destination_port: Be16,
+}
+
+/// How long an entry of `FLOWS` counts: a quarter of a second where the kernel ticks 1000 times a second, a second with 250. What
+/// the kernel knows (routes, path MTU) is asked again after that.
+pub const KNOWN_FLOW_JIFFIES: u32 = 256;
+/// From a pod to another one here.
+pub const KNOWN_LOCAL: u8 = 1;
+/// From a pod to another node, by direct routing.
+pub const KNOWN_DIRECT_OUT: u8 = 2;
+/// From a pod to another node, inside VXLAN.
+pub const KNOWN_TUNNEL_OUT: u8 = 3;
+/// From a pod to the world.
+pub const KNOWN_WORLD_OUT: u8 = 4;
+/// To a pod from another node, by direct routing.
+pub const KNOWN_DIRECT_IN: u8 = 5;
+/// To a pod from another node, inside VXLAN; the key is the inner flow.
+pub const KNOWN_TUNNEL_IN: u8 = 6;
+/// To a pod from the world; the key is the flow as it arrives.
+pub const KNOWN_WORLD_IN: u8 = 7;
 
 /// `FRONTENDS`: where a service of this node is reached.
 #[repr(C)]
@@ -312,6 +375,7 @@ const _: () = {
     assert!(size_of::<FragmentPorts>() == 8);
     assert!(size_of::<InboundFlow>() == 8);
     assert!(size_of::<Translation>() == 56);
+    assert!(size_of::<KnownFlow>() == 84);
     assert!(size_of::<Frontend>() == 20);
     assert!(size_of::<Backend>() == 20);
     assert!(size_of::<RedirectedSocket>() == 32);
@@ -342,6 +406,7 @@ mod pod {
         super::FragmentPorts,
         super::Frontend,
         super::InboundFlow,
+        super::KnownFlow,
         crate::addr::LpmAddr,
         super::Node,
         super::RedirectedSocket,

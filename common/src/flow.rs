@@ -32,6 +32,14 @@ impl Flow {
         Self::new(self.destination, self.source, self.destination_port, self.source_port, self.protocol)
     }
 
+    /// A number that two flows hardly share.
+    #[inline(always)]
+    pub fn check(&self) -> u32 {
+        let ports = u32::from(self.source_port.be16()) << 16 | u32::from(self.destination_port.be16());
+        // Never 0, which is what an element holds that was never used.
+        (self.source.v4_be32().rotate_left(9) ^ self.destination.v4_be32() ^ ports) | 1
+    }
+
     /// A source port for the tunnel's outer header, so that underlay routers and NICs spread flows (RFC 7348
     /// section 5): from the dynamic range, the same for every packet of one direction.
     #[inline(always)]

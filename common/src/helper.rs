@@ -27,7 +27,7 @@ helpers! {
     LruLookup "lru lookup",
     /// Longest-prefix match.
     LpmLookup "lpm lookup",
-    /// Lookup in a per-CPU array. No call: the kernel puts a bounds check and an addition in its place.
+    /// Lookup in an array, per CPU or not. No call: the kernel puts a bounds check and an addition in its place.
     ArrayLookup "array lookup (inlined)",
     /// An entry of a hash written.
     HashUpdate "hash update",
@@ -73,6 +73,8 @@ helpers! {
     SkRelease "sk_release",
     /// `bpf_ktime_get_ns`.
     KtimeGetNs "ktime_get_ns",
+    /// `bpf_jiffies64`. No call where the kernel puts a load in its place (x86-64).
+    Jiffies64 "jiffies64 (inlined)",
     /// `bpf_get_prandom_u32`.
     GetPrandomU32 "get_prandom_u32",
     /// `bpf_get_socket_cookie`.

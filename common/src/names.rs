@@ -45,8 +45,14 @@ pub mod maps {
     pub const FRONTENDS: &str = "FRONTENDS";
     /// [`crate::abi::RedirectedSocket`] → [`crate::abi::SocketAddress`].
     pub const REDIRECTED_SOCKETS: &str = "REDIRECTED_SOCKETS";
+    /// [`crate::abi::Flow`] → [`crate::abi::KnownFlow`].
+    pub const FLOWS: &str = "FLOWS";
+    /// 0 → a number that changes with everything that entries of `FLOWS` were made of.
+    pub const GENERATION: &str = "GENERATION";
+    /// 0 → the [`crate::abi::Flow`] whose first packet a CPU handed to the host stack last.
+    pub const BEGINNINGS: &str = "BEGINNINGS";
     /// All of them.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 16] = [
         ENDPOINTS,
         NODES,
         TUNNEL_PEERS,
@@ -57,6 +63,9 @@ pub mod maps {
         NON_MASQUERADE,
         FRONTENDS,
         REDIRECTED_SOCKETS,
+        FLOWS,
+        GENERATION,
+        BEGINNINGS,
         UPLINKS,
         DROPS,
         TRAFFIC,

@@ -6,17 +6,17 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use podwire_common::abi::{
     Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FragmentKey, FragmentPorts, Frontend,
-    InboundFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SocketAddress,
-    StackFlow, Translation, Uplink,
+    InboundFlow, KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node,
+    RedirectedSocket, SocketAddress, StackFlow, Translation, Uplink,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
-use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
+use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS};
 
-use crate::helpers::{self, bpf_get_prandom_u32, bpf_ktime_get_ns};
+use crate::helpers::{self, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 
 // Sizes are the largest that the loader may set; it may ask for smaller or larger ones.
 helpers::maps! {
@@ -33,6 +33,10 @@ helpers::maps! {
     static NON_MASQUERADE: LpmTrie<LpmAddr, u32, 1024> = LpmTrie::new();
     static FRONTENDS: HashMap<Frontend, Backend, 4096> = HashMap::new();
     static REDIRECTED_SOCKETS: LruHashMap<RedirectedSocket, SocketAddress, 16384> = LruHashMap::new();
+    // LRU: all of it can be found out again.
+    static FLOWS: LruHashMap<Flow, KnownFlow, 65536> = LruHashMap::new();
+    static GENERATION: Array<u32, 1> = Array::new();
+    static BEGINNINGS: PerCpuArray<Flow, 1> = PerCpuArray::new();
     static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
     static DROPS: PerCpuArray<Count, DROP_SLOTS> = PerCpuArray::new();
     static TRAFFIC: PerCpuArray<Count, PATH_SLOTS> = PerCpuArray::new();
@@ -141,6 +145,7 @@ pub fn set_stack_only(address: &Addr) {
     if let Some(endpoint) = ENDPOINTS.get_ptr_mut(address) {
         // SAFETY: as above; several CPUs write the same value.
         unsafe { (*endpoint).flags |= ENDPOINT_STACK_ONLY };
+        forget_all_flows();
     }
 }
 
@@ -184,7 +189,84 @@ pub fn record_stack_flow(flow: &Flow) -> Result<(), i32> {
     if is_stack_flow(flow) {
         return Ok(());
     }
-    STACK_FLOWS.insert(flow, StackFlow { last_seen: now() }, BPF_ANY.into())
+    STACK_FLOWS.insert(flow, StackFlow { last_seen: now() }, BPF_ANY.into())?;
+    // After it: who has not seen the one finds the other gone, and looks again after having added it.
+    forget_flow(flow);
+    forget_reverse(flow);
+    Ok(())
+}
+
+// A function of its own: the key would take its place on the stack of every caller.
+#[inline(never)]
+fn forget_reverse(flow: &Flow) {
+    forget_flow(&flow.reversed());
+}
+
+/// What is known of a flow, if that still counts in this generation.
+#[inline(always)]
+pub fn known_flow(flow: &Flow, generation: u32) -> Option<&'static KnownFlow> {
+    // SAFETY: as for endpoints; an element that is used again meanwhile is told by its check.
+    let known = unsafe { FLOWS.get(flow) }?;
+    let is_fresh = jiffies().wrapping_sub(known.asked) < KNOWN_FLOW_JIFFIES;
+    (is_fresh && known.generation == generation).then_some(known)
+}
+
+/// Whose an entry is at this moment: [`Flow::check`].
+#[inline(always)]
+pub fn check_of(known: &KnownFlow) -> u32 {
+    // SAFETY: a reference is valid. Volatile: it is read after everything else of the entry.
+    unsafe { read_volatile(&raw const known.check) }
+}
+
+/// Remembers what was found out about a flow. A loss costs time, nothing else.
+#[inline(always)]
+pub fn remember_flow(flow: &Flow, known: &KnownFlow) {
+    let _ = FLOWS.insert(flow, known, BPF_ANY.into());
+}
+
+/// Forgets what was found out about a flow.
+#[inline(always)]
+pub fn forget_flow(flow: &Flow) {
+    let _ = FLOWS.remove(flow);
+}
+
+/// A number that is another one as soon as anything has changed that flows were judged by. To be read before the judging.
+#[inline(always)]
+pub fn generation() -> u32 {
+    // SAFETY: an aligned word; the element is always there.
+    GENERATION.get_ptr_mut(0).map_or(0, |generation| unsafe { read_volatile(generation) })
+}
+
+/// Forgets what was found out about any flow.
+#[inline(always)]
+pub fn forget_all_flows() {
+    if let Some(generation) = GENERATION.get_ptr_mut(0) {
+        // SAFETY: as above. Whoever adds at the same time makes it another number as well.
+        unsafe { *generation = (*generation).wrapping_add(1) };
+    }
+}
+
+/// The kernel's coarse clock, its lower half.
+#[inline(always)]
+pub fn jiffies() -> u32 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// Notes that this CPU is about to hand a flow's first packet to the host stack.
+#[inline(always)]
+pub fn note_beginning(flow: &Flow) {
+    if let Some(noted) = BEGINNINGS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these hooks.
+        unsafe { *noted = *flow };
+    }
+}
+
+/// Whether this is the flow that this CPU noted last.
+#[inline(always)]
+pub fn is_noted_beginning(flow: &Flow) -> bool {
+    // SAFETY: as above.
+    BEGINNINGS.get_ptr_mut(0).is_some_and(|noted| unsafe { *noted } == *flow)
 }
 
 /// Remembers the ports of a datagram for its later fragments. A loss costs those fragments, nothing else.
@@ -305,6 +387,14 @@ impl TranslationEntry {
         touch_other(self.get(), protocol, now, state);
     }
 
+    /// Whether the flow goes past the host stack from now on: both halves, and what was found out about them.
+    #[inline(always)]
+    pub fn set_past_stack(&self, flow: &Flow, past_stack: bool) {
+        if (self.get().past_stack != 0) != past_stack {
+            set_both_past_stack(self.0, flow, past_stack.into());
+        }
+    }
+
     #[inline(always)]
     fn set(&self, now: u64, state: u8) {
         // SAFETY: as for endpoints; each field is written whole.
@@ -313,6 +403,20 @@ impl TranslationEntry {
             (*self.0).state = state;
         }
     }
+}
+
+#[inline(never)]
+fn set_both_past_stack(half: *mut Translation, flow: &Flow, past_stack: u8) {
+    // SAFETY: as for endpoints; a byte is written whole.
+    unsafe { (*half).past_stack = past_stack };
+    // SAFETY: as above.
+    let other_flow = unsafe { &*half }.other_half(flow.protocol);
+    if let Some(other) = translation(&other_flow) {
+        // SAFETY: as above.
+        unsafe { (*other.0).past_stack = past_stack };
+    }
+    forget_flow(flow);
+    forget_flow(&other_flow);
 }
 
 // A function of its own: the key would take its place on the stack of every caller.
@@ -335,13 +439,16 @@ pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
 /// [`EEXIST`] when there is one; otherwise the map is full or memory is short.
 #[inline(always)]
 pub fn add_translation(flow: &Flow, translation: &Translation) -> Result<(), i32> {
-    TRANSLATIONS.insert(flow, translation, BPF_NOEXIST.into())
+    TRANSLATIONS.insert(flow, translation, BPF_NOEXIST.into())?;
+    forget_flow(flow);
+    Ok(())
 }
 
 /// Removes one half of a translation.
 #[inline(always)]
 pub fn remove_translation(flow: &Flow) {
     let _ = TRANSLATIONS.remove(flow);
+    forget_flow(flow);
 }
 
 /// Counts a dropped packet.
@@ -350,10 +457,10 @@ pub fn count_drop(reason: Drop, bytes: u32) {
     add(DROPS.get_ptr_mut(reason as u32), bytes);
 }
 
-/// Counts a packet on its way.
+/// Counts a packet on its way: under a [`Path`](podwire_common::reason::Path).
 #[inline(always)]
-pub fn count_path(path: Path, bytes: u32) {
-    add(TRAFFIC.get_ptr_mut(path as u32), bytes);
+pub fn count_path(path: u32, bytes: u32) {
+    add(TRAFFIC.get_ptr_mut(path), bytes);
 }
 
 #[inline(always)]

@@ -8,15 +8,43 @@ use podwire_common::reason::{Drop, Path};
 
 use crate::{maps, packet::Skb};
 
-/// What becomes of a packet that is not dropped.
-pub enum Verdict {
-    /// None of our business: other programs and the host stack see it as it came.
-    Pass,
-    /// To the host stack, counted.
-    Stack(Path),
-    /// Where a redirect helper said; its code.
-    Redirect(Path, i32),
+/// What becomes of a packet that is not dropped: a TC code, and the path that it is counted under. One number, all of which is always
+/// set: with an enum's fields that a variant lacks, the compiler computes with whatever a register held, and the verifier refuses that.
+/// With a reason to drop beside it, it fits one register.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// A path's number, or [`UNCOUNTED`].
+    counter: u16,
+    /// TC code.
+    code: i16,
 }
+
+impl Verdict {
+    /// None of our business: other programs and the host stack see it as it came.
+    pub const PASS: Self = Self::new(UNCOUNTED, TC_ACT_UNSPEC);
+    /// A stage that may decide has not.
+    pub const UNDECIDED: Self = Self::new(UNCOUNTED - 1, TC_ACT_UNSPEC);
+
+    /// To the host stack, counted.
+    #[inline(always)]
+    pub const fn stack(path: Path) -> Self {
+        Self::new(path as u16, TC_ACT_UNSPEC)
+    }
+
+    /// Where a redirect helper said; its code.
+    #[inline(always)]
+    pub const fn redirect(path: Path, code: i32) -> Self {
+        Self::new(path as u16, code)
+    }
+
+    #[inline(always)]
+    const fn new(counter: u16, code: i32) -> Self {
+        Self { counter, code: code as i16 }
+    }
+}
+
+/// In place of a path's number.
+const UNCOUNTED: u16 = u16::MAX;
 
 /// What a program of sockets answers: the call goes on. None of ours refuses one.
 pub const ALLOW: i32 = 1;
@@ -28,14 +56,11 @@ pub type Outcome = Result<Verdict, Drop>;
 #[inline(always)]
 pub fn finish(ctx: &TcContext, outcome: Outcome) -> i32 {
     match outcome {
-        Ok(Verdict::Pass) => TC_ACT_UNSPEC,
-        Ok(Verdict::Stack(path)) => {
-            maps::count_path(path, ctx.bytes());
-            TC_ACT_UNSPEC
-        }
-        Ok(Verdict::Redirect(path, code)) => {
-            maps::count_path(path, ctx.bytes());
-            code
+        Ok(Verdict { counter, code }) => {
+            if counter != UNCOUNTED {
+                maps::count_path(counter.into(), ctx.bytes());
+            }
+            i32::from(code)
         }
         Err(reason) => {
             maps::count_drop(reason, ctx.bytes());

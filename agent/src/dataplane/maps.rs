@@ -4,10 +4,10 @@ use std::net::Ipv4Addr;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use podwire_common::abi::{
-    self, Count, Flow, FragmentKey, FragmentPorts, InboundFlow, RedirectedSocket, SocketAddress, StackFlow,
-    Translation,
+    self, Count, Flow, FragmentKey, FragmentPorts, InboundFlow, KnownFlow, RedirectedSocket, SocketAddress,
+    StackFlow, Translation,
 };
 use podwire_common::addr::{Addr, LpmAddr};
 use podwire_common::names::maps as names;
@@ -47,6 +47,10 @@ pub struct Maps {
     pub redirected_sockets: HashMap<MapData, RedirectedSocket, SocketAddress>,
     /// `FRAGMENTS`.
     pub fragments: HashMap<MapData, FragmentKey, FragmentPorts>,
+    /// `FLOWS`.
+    pub flows: HashMap<MapData, Flow, KnownFlow>,
+    /// `GENERATION`.
+    generation: Array<MapData, u32>,
     /// `DROPS`.
     pub drops: PerCpuArray<MapData, Count>,
     /// `TRAFFIC`.
@@ -79,6 +83,8 @@ impl Maps {
             frontends: take(ebpf, names::FRONTENDS)?,
             redirected_sockets: take(ebpf, names::REDIRECTED_SOCKETS)?,
             fragments: take(ebpf, names::FRAGMENTS)?,
+            flows: take(ebpf, names::FLOWS)?,
+            generation: take(ebpf, names::GENERATION)?,
             drops: take(ebpf, names::DROPS)?,
             traffic: take(ebpf, names::TRAFFIC)?,
         })
@@ -104,7 +110,9 @@ impl Maps {
         }
         for entry in self.non_masquerade.iter() {
             let (key, value) = entry.map_err(map_error("read", names::NON_MASQUERADE))?;
-            contents.non_masquerade.insert(Prefix { address: key.data().into(), bits: key.prefix_len() }, value);
+            contents
+                .non_masquerade
+                .insert(Prefix { address: key.data().into(), bits: key.prefix_len() }, value);
         }
         for entry in self.endpoints.iter() {
             let (key, value) = entry.map_err(map_error("read", names::ENDPOINTS))?;
@@ -117,11 +125,26 @@ impl Maps {
         Ok(contents)
     }
 
-    /// Applies an operation that concerns a map. Those that concern a route are left to the caller.
+    /// Applies an operation that concerns a map. Those that concern a route are left to the caller. What the programs have found out about
+    /// flows is forgotten after it.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn apply(&mut self, op: &Op) -> Result<()> {
+        self.write(op)?;
+        self.forget_flows()
+    }
+
+    /// Has the programs find out anew what they know of flows.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn forget_flows(&mut self) -> Result<()> {
+        let generation = self.generation.get(&0, 0).map_err(map_error("read", names::GENERATION))?;
+        write(self.generation.set(0, generation.wrapping_add(1), 0), names::GENERATION)
+    }
+
+    fn write(&mut self, op: &Op) -> Result<()> {
         match *op {
             Op::SetNonMasquerade(prefix, value) => {
                 write(self.non_masquerade.insert(&key(prefix), value, 0), names::NON_MASQUERADE)

@@ -361,7 +361,8 @@ impl Fixture {
             reply: 0,
             state: abi::STATE_REPLIED | abi::STATE_FIN | abi::STATE_REPLY_FIN,
             hairpin: 0,
-            reserved: 0,
+            past_stack: 0,
+            reserved: [0; 3],
         };
         let back = abi::Translation {
             source: original.destination,
@@ -406,7 +407,8 @@ fn other_half() -> abi::Translation {
         reply: 1,
         state: abi::STATE_REPLIED,
         hairpin: 0,
-        reserved: 0,
+        past_stack: 0,
+        reserved: [0; 3],
     }
 }
 

@@ -96,7 +96,8 @@ fn half(from: End, to: End, ifindex: u32, reply: u8, hairpin: u8) -> Translation
         reply,
         state: 0,
         hairpin,
-        reserved: 0,
+        past_stack: 0,
+        reserved: [0; 3],
     }
 }
 

@@ -56,6 +56,7 @@ macro_rules! helpers {
 
 helpers! {
     KtimeGetNs: fn bpf_ktime_get_ns() -> __u64;
+    Jiffies64: fn bpf_jiffies64() -> __u64;
     GetPrandomU32: fn bpf_get_prandom_u32() -> __u32;
     SkbLoadBytes: fn bpf_skb_load_bytes(skb: *const c_void, offset: __u32, to: *mut c_void, len: __u32) -> c_long;
     SkbChangeType: fn bpf_skb_change_type(skb: *mut __sk_buff, kind: __u32) -> c_long;

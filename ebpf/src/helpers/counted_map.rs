@@ -3,7 +3,7 @@
 
 use core::borrow::Borrow;
 
-use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key};
 use podwire_common::helper::Helper;
 
 use super::counted::add;
@@ -79,6 +79,16 @@ impl<K, V, const ENTRIES: usize, const FLAGS: usize> Counted<LpmTrie<K, V, ENTRI
         let result = self.0.get(key);
         add::<{ Helper::LpmLookup as usize }>();
         result
+    }
+}
+
+impl<T, const ENTRIES: usize, const FLAGS: usize> Counted<Array<T, ENTRIES, FLAGS>> {
+    /// Where an element is, to be written.
+    #[inline(always)]
+    pub fn get_ptr_mut(self, index: u32) -> Option<*mut T> {
+        let element = self.0.get_ptr_mut(index);
+        add::<{ Helper::ArrayLookup as usize }>();
+        element
     }
 }
 

@@ -13,15 +13,15 @@ use podwire_common::helper::Helper;
 #[cfg(not(feature = "count-helpers"))]
 pub use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
-    bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_udp, bpf_sk_release,
-    bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+    bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_udp,
+    bpf_sk_release, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
     bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp,
 };
 #[cfg(feature = "count-helpers")]
 pub use counted::{
     bpf_csum_diff, bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
-    bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_udp, bpf_sk_release,
-    bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+    bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_udp,
+    bpf_sk_release, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
     bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp,
 };
 
@@ -57,17 +57,6 @@ macro_rules! maps {
 }
 
 pub(crate) use maps;
-
-/// `bpf_skb_load_bytes` of a whole value. Offset from the start of the frame.
-///
-/// # Errors
-/// The helper's.
-#[inline(always)]
-pub fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, c_long> {
-    let result = ctx.load(offset);
-    count::<{ Helper::SkbLoadBytes as usize }>();
-    result
-}
 
 /// `bpf_skb_store_bytes` of a whole value. Offset from the start of the frame.
 ///

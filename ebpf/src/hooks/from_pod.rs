@@ -2,14 +2,15 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{ENDPOINT_HAS_HOST_PORTS, NODE_ADDRESS, NODE_LOCAL},
+    abi::{ENDPOINT_HAS_HOST_PORTS, KNOWN_LOCAL, NODE_ADDRESS, NODE_LOCAL},
+    addr::Addr,
     reason::{Drop, Path},
 };
 
 use crate::{
     maps,
     packet::{Headers, Ipv4, Skb, ethertype},
-    stage::{arp, direct, flow, frontend, local, source, stack_flow, tunnel_out},
+    stage::{arp, direct, flow, frontend, known, local, snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -32,8 +33,15 @@ fn verdict(ctx: &TcContext) -> Outcome {
         _ => return Err(Drop::EthertypeUnknown),
     }
     refuse_group(&packet.headers)?;
+    let parsed = packet.parse(ctx);
+    if parsed.is_ok() {
+        let verdict = known::from_pod(ctx, &mut packet)?;
+        if verdict != Verdict::UNDECIDED {
+            return Ok(verdict);
+        }
+    }
     let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
-    packet.parse(ctx)?;
+    parsed?;
     flow::complete(&mut packet)?;
 
     if endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0
@@ -44,9 +52,10 @@ fn verdict(ctx: &TcContext) -> Outcome {
     let destination = packet.headers.destination_address();
     if let Some(other) = maps::endpoint(&destination) {
         if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, &packet) {
-            return Ok(Verdict::Stack(Path::ToStack));
+            return Ok(Verdict::stack(Path::ToStack));
         }
-        return local::deliver(ctx, &packet.headers, other, Path::Local);
+        known::remember_in(ctx, &packet, other, KNOWN_LOCAL, &Addr::UNSPECIFIED);
+        return local::deliver(ctx, &mut packet.headers, other, Path::Local);
     }
     if let Some(node) = maps::node(&destination) {
         source::refuse_tunnel_from_pod(&packet, node)?;
@@ -60,8 +69,9 @@ fn verdict(ctx: &TcContext) -> Outcome {
                 false => tunnel_out::from_pod(ctx, &packet, endpoint, node),
             };
         }
+        return Ok(Verdict::stack(Path::ToStack));
     }
-    Ok(Verdict::Stack(Path::ToStack))
+    snat::from_pod(ctx, &packet, endpoint)
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@ use podwire_common::{abi::NODE_LOCAL, reason::Drop};
 use crate::{
     maps,
     packet::{Fragment, Ipv4, Skb, ethertype},
-    stage::{direct, inbound, source, stack_flow, tunnel_in},
+    stage::{direct, inbound, known, source, stack_flow, tunnel_in},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -22,24 +22,34 @@ fn verdict(ctx: &TcContext) -> Outcome {
     let mut packet = Ipv4::at(0);
     // What bears a VLAN tag belongs to another link.
     if ctx.has_foreign_vlan_tag() || !ctx.is_for_this_host() || packet.load(ctx).is_err() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     match packet.headers.ethertype.get() {
         ethertype::IPV4 => {}
         // The kernel would take off a second tag too, behind this program's back.
         ethertype::VLAN | ethertype::SERVICE_VLAN if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
-        _ => return Ok(Verdict::Pass),
+        _ => return Ok(Verdict::PASS),
     }
     let parsed = packet.parse(ctx);
     if parsed.is_ok() && !maps::is_direct() && is_tunnel(ctx, &packet) {
         return tunnel_in::on_uplink(ctx, &packet);
+    }
+    if parsed.is_ok() {
+        if packet.is_error {
+            // Perhaps about a path that has shrunk: the kernel is asked anew.
+            maps::forget_all_flows();
+        }
+        let verdict = known::from_uplink(ctx, &mut packet)?;
+        if verdict != Verdict::UNDECIDED {
+            return Ok(verdict);
+        }
     }
     let sender = maps::node(&packet.headers.source_address());
     if let Some(node) = sender {
         source::of_bare_packet(ctx, &packet.headers, node)?;
     }
     if parsed.is_err() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     if let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) {
         return match sender {
@@ -54,13 +64,13 @@ fn verdict(ctx: &TcContext) -> Outcome {
             // From the world to a pod's own address: the host's routing decides, and the pod answers in its own name.
             _ => {
                 inbound::record(&packet);
-                Ok(Verdict::Pass)
+                Ok(Verdict::PASS)
             }
         };
     }
     match sender {
         // The kernel refuses its own addresses as a source; a hostPort must not let them in.
-        Some(node) if node.flags & NODE_LOCAL != 0 => Ok(Verdict::Pass),
+        Some(node) if node.flags & NODE_LOCAL != 0 => Ok(Verdict::PASS),
         _ => inbound::from_network(ctx, &mut packet),
     }
 }

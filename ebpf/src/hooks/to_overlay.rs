@@ -22,7 +22,7 @@ pub fn to_overlay(ctx: TcContext) -> i32 {
 fn verdict(ctx: &TcContext) -> Outcome {
     if get_tunnel_key(ctx).is_some() {
         // From another hook, which could not encapsulate itself: it set the key, and this is no stack flow.
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let mut packet = Ipv4::at(0);
     packet.load(ctx)?;
@@ -40,5 +40,5 @@ fn verdict(ctx: &TcContext) -> Outcome {
         stack_flow::record(&packet, &source, &destination);
     }
     tunnel_out::address_to_node(ctx, &packet, node)?;
-    Ok(Verdict::Stack(Path::StackToTunnel))
+    Ok(Verdict::stack(Path::StackToTunnel))
 }

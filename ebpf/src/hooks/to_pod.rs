@@ -20,16 +20,16 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 fn verdict(ctx: &TcContext) -> Outcome {
     let mut packet = Ipv4::at(0);
     if packet.load(ctx).is_err() || !packet.headers.is_ipv4() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let destination = packet.headers.destination_address();
     let endpoint = match maps::endpoint(&destination) {
         Some(endpoint) if endpoint.ifindex == ctx.ifindex() => endpoint,
-        _ => return Ok(Verdict::Pass),
+        _ => return Ok(Verdict::PASS),
     };
     packet.parse(ctx)?;
     stack_flow::record(&packet, &destination, &packet.headers.source_address());
     // The link has no neighbour entries: the stack left its own address where the pod's belongs.
     local::address_to_pod(ctx, endpoint)?;
-    Ok(Verdict::Stack(Path::FromStack))
+    Ok(Verdict::stack(Path::FromStack))
 }

@@ -21,18 +21,18 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn verdict(ctx: &TcContext) -> Outcome {
     if ctx.is_ready_to_leave() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let mut packet = Ipv4::at(0);
     // What bears a VLAN tag belongs to another link.
     if ctx.has_foreign_vlan_tag() || packet.load(ctx).is_err() || !packet.headers.is_ipv4() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let source = packet.headers.source_address();
     if maps::endpoint(&source).is_none() {
         let is_overlay_address = sender_is_overlay_address(&packet.headers)?;
         if packet.parse(ctx).is_err() {
-            return Ok(Verdict::Pass);
+            return Ok(Verdict::PASS);
         }
         // Asked by its address among the pods, this node answers with it: the other end knows it by the tunnel only.
         if is_overlay_address
@@ -52,7 +52,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::NoNodeForDestination),
         Some(node) => {
             stack_flow::record(&packet, &source, &destination);
-            if maps::is_direct() { Ok(Verdict::Pass) } else { tunnel_out::from_stack(ctx, &packet, node) }
+            if maps::is_direct() { Ok(Verdict::PASS) } else { tunnel_out::from_stack(ctx, &packet, node) }
         }
     }
 }

@@ -8,7 +8,15 @@ use crate::helpers::bpf_csum_diff;
 /// The checksum of an IPv4 header without options whose checksum field is zero.
 #[inline(always)]
 pub fn of_ip(headers: &Headers) -> Be16 {
-    finish(add(0, &raw const headers.version_length, 20))
+    let words = (&raw const headers.version_length).cast::<u16>();
+    let mut sum = 0;
+    let mut index = 0;
+    while index < 10 {
+        // SAFETY: 20 bytes of the headers begin there, at an even offset of what is aligned to two. Cheaper than the helper's call.
+        sum += u32::from(unsafe { *words.add(index) });
+        index += 1;
+    }
+    finish(sum)
 }
 
 /// The checksum that ends a sum.

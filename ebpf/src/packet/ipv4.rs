@@ -4,6 +4,7 @@ use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{Flow, FragmentKey},
     addr::{Addr, Be16, Mac},
+    csum,
     flow::protocol,
     nat::{TCP_ACK, TCP_SYN},
     reason::Drop,
@@ -121,6 +122,58 @@ impl Headers {
         self.fragment.get() & DONT_FRAGMENT != 0
     }
 
+    /// The IP header, addresses aside.
+    #[inline(always)]
+    pub fn fixed_part(&self) -> FixedPart {
+        FixedPart {
+            version_length: self.version_length,
+            traffic_class: self.traffic_class,
+            total_length: self.total_length,
+            identification: self.identification,
+            fragment: self.fragment,
+            ttl: self.ttl,
+            protocol: self.protocol,
+            checksum: self.checksum,
+        }
+    }
+
+    /// Sets both link addresses.
+    #[inline(always)]
+    pub fn set_macs(&mut self, destination: Mac, source: Mac) {
+        self.destination_mac = destination;
+        self.source_mac = source;
+    }
+
+    /// Takes one from the time to live, as a router does (RFC 1812 section 5.3.1). The caller has seen that it is above 1.
+    #[inline(always)]
+    pub fn decrement_ttl(&mut self) {
+        let old = u16::from_ne_bytes([self.ttl, self.protocol]);
+        self.ttl -= 1;
+        let new = u16::from_ne_bytes([self.ttl, self.protocol]);
+        self.replace_in_checksum(old, new);
+    }
+
+    /// Sets DSCP and ECN.
+    #[inline(always)]
+    pub fn set_traffic_class(&mut self, class: u8) {
+        let old = u16::from_ne_bytes([self.version_length, self.traffic_class]);
+        self.traffic_class = class;
+        self.replace_in_checksum(old, u16::from_ne_bytes([self.version_length, class]));
+    }
+
+    /// Both words in network order.
+    #[inline(always)]
+    pub fn replace_in_checksum(&mut self, old: u16, new: u16) {
+        self.checksum = Be16 { bytes: csum::replace(self.checksum.be16(), old, new).to_ne_bytes() };
+    }
+
+    /// Both addresses in network order.
+    #[inline(always)]
+    pub fn replace_address_in_checksum(&mut self, old: [u8; 4], new: [u8; 4]) {
+        self.replace_in_checksum(u16::from_ne_bytes([old[0], old[1]]), u16::from_ne_bytes([new[0], new[1]]));
+        self.replace_in_checksum(u16::from_ne_bytes([old[2], old[3]]), u16::from_ne_bytes([new[2], new[3]]));
+    }
+
     /// Which part of its datagram the packet is.
     #[inline(always)]
     pub fn fragment_part(&self) -> Fragment {
@@ -145,6 +198,19 @@ impl Headers {
             reserved: [0; 3],
         }
     }
+}
+
+/// The fields of [`Headers`] from [`Headers::version_length`] to [`Headers::checksum`].
+#[repr(C)]
+pub struct FixedPart {
+    version_length: u8,
+    traffic_class: u8,
+    total_length: Be16,
+    identification: [u8; 2],
+    fragment: Be16,
+    ttl: u8,
+    protocol: u8,
+    checksum: Be16,
 }
 
 /// Part of a datagram.
@@ -180,6 +246,8 @@ pub struct Ipv4 {
     pub is_echo: bool,
     /// Whether it is a first fragment, and a later one came before it.
     pub is_overtaken: bool,
+    /// Since when it is judged: a number of the caller's.
+    pub generation: u32,
 }
 
 impl Ipv4 {
@@ -196,6 +264,7 @@ impl Ipv4 {
             is_error: false,
             is_echo: false,
             is_overtaken: false,
+            generation: 0,
         }
     }
 
@@ -206,7 +275,7 @@ impl Ipv4 {
     /// [`Drop::Truncated`] when the frame is shorter than an IPv4 header over Ethernet.
     #[inline(always)]
     pub fn load(&mut self, ctx: &TcContext) -> Result<(), Drop> {
-        if self.base == 0 { ctx.load_into(0, &mut self.headers) } else { ctx.load_into_far(self.base, &mut self.headers) }
+        ctx.load_into(self.base, &mut self.headers)
     }
 
     /// Checks the headers and reads the 5-tuple.

@@ -19,9 +19,9 @@ mod xdp;
 
 pub use arp::Arp;
 pub use icmp::too_big;
-pub use ipv4::{Fragment, Headers, Ipv4, ethertype};
+pub use ipv4::{FixedPart, Fragment, Headers, Ipv4, ethertype};
 pub use redirect::{Lookup, Way, redirect, redirect_peer, source_towards};
-pub use rewrite::{decrement_ttl, set_macs, set_traffic_class, translate};
+pub use rewrite::{decrement_ttl, readdress_destination, readdress_source, set_macs, translate};
 pub use skb::Skb;
 pub use socket::{belongs_to_socket, has_socket};
 pub use socket_call::{Ipv4Call, Ipv6Call, SocketCall, is_loopback};

@@ -20,7 +20,8 @@ const AF_INET: u8 = 2;
 pub struct Way {
     /// The link to leave by; in the answer, the one that the route names.
     pub ifindex: u32,
-    /// Of the IP packet, bytes: only this lookup, unlike a redirect, knows path MTU exceptions. 0: not asked.
+    /// Of the IP packet, bytes: only this lookup, unlike a redirect, knows path MTU exceptions. 0: not asked. In the answer: what the path
+    /// takes.
     pub length: u32,
     /// IPv4.
     pub source: Addr,
@@ -48,6 +49,18 @@ impl Way {
     #[inline(always)]
     pub fn new(ifindex: u32, source: Addr, destination: Addr, length: u32) -> Self {
         Self { ifindex, length, source, destination, next_hop: 0, next_hop_mac: Mac::default() }
+    }
+
+    /// A way that was found before. `next_hop`: network order, 0 when it is not known.
+    #[inline(always)]
+    pub fn known(ifindex: u32, next_hop: u32, source: Addr, destination: Addr) -> Self {
+        Self { ifindex, length: 0, source, destination, next_hop, next_hop_mac: Mac::default() }
+    }
+
+    /// The router, or the destination itself where there is none on the way; network order, 0 when it is not known.
+    #[inline(always)]
+    pub fn next_hop(&self) -> u32 {
+        self.next_hop
     }
 
     /// Asks the kernel for the way out by this link.
@@ -79,6 +92,8 @@ impl Way {
             // Without a link address there is a way all the same: the kernel asks for it.
             BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
                 self.ifindex = query.ifindex;
+                // SAFETY: as below; where a length was asked for, the path's MTU is there now.
+                self.length = unsafe { query.__bindgen_anon_1.mtu_result }.into();
                 // SAFETY: the helper wrote the next hop into this member.
                 self.next_hop = unsafe { query.__bindgen_anon_4.ipv4_dst };
                 self.next_hop_mac = Mac { bytes: query.dmac };

@@ -7,7 +7,6 @@ use aya_ebpf::{
 use podwire_common::{
     abi::Translation,
     addr::{Addr, Be16, Mac},
-    csum,
     flow::protocol,
     reason::Drop,
 };
@@ -16,7 +15,6 @@ use super::{Fragment, Headers, Ipv4, Skb, quote};
 use crate::helpers;
 
 const IP: u32 = 14;
-const TRAFFIC_CLASS: u32 = IP;
 const TTL: u32 = IP + 8;
 const CHECKSUM: u32 = IP + 10;
 const SOURCE: u32 = IP + 12;
@@ -33,34 +31,65 @@ pub fn set_macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Dr
     ctx.store_at(0, &[destination, source])
 }
 
-/// Takes one from the time to live, as a router does (RFC 1812 section 5.3.1). The caller has seen that it is above 1.
+/// Takes one from the time to live, as a router does. The caller has seen that it is above 1.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn decrement_ttl(ctx: &TcContext, headers: &Headers, base: u32) -> Result<(), Drop> {
-    let ttl = headers.ttl - 1;
-    let old = u16::from_be_bytes([headers.ttl, headers.protocol]);
-    let new = u16::from_be_bytes([ttl, headers.protocol]);
-    let checksum = csum::replace(headers.checksum.get(), old, new).to_be_bytes();
-    ctx.store_at(base + TTL, &[ttl, headers.protocol, checksum[0], checksum[1]])
+    let mut changed = *headers;
+    changed.decrement_ttl();
+    let checksum = changed.checksum.bytes;
+    ctx.write_at(base + TTL, &[changed.ttl, changed.protocol, checksum[0], checksum[1]])
 }
 
-/// Sets DSCP and ECN. To be called before [`decrement_ttl`], with the headers that it is given afterwards.
+/// Gives a plain TCP or UDP packet another source, and takes one from its time to live.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn set_traffic_class(ctx: &TcContext, headers: &mut Headers, base: u32, class: u8) -> Result<(), Drop> {
-    if class == headers.traffic_class {
+pub fn readdress_source(ctx: &TcContext, packet: &mut Ipv4, source: &Addr, port: Be16) -> Result<(), Drop> {
+    let old = packet.headers.source;
+    replace_in_transport(ctx, packet, old, source)?;
+    translate_port(ctx, packet, 0, packet.flow.source_port, port)?;
+    let headers = &mut packet.headers;
+    headers.decrement_ttl();
+    headers.source = source.v4();
+    headers.replace_address_in_checksum(old, source.v4());
+    let ([sum, sum2], [a, b, c, d]) = (headers.checksum.bytes, headers.source);
+    ctx.write_at(TTL, &[headers.ttl, headers.protocol, sum, sum2, a, b, c, d])
+}
+
+/// Gives a plain TCP or UDP packet another destination, takes one from its time to live, and writes the link addresses that its
+/// headers have.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(always)]
+pub fn readdress_destination(
+    ctx: &TcContext,
+    packet: &mut Ipv4,
+    destination: &Addr,
+    port: Be16,
+) -> Result<(), Drop> {
+    let old = packet.headers.destination;
+    replace_in_transport(ctx, packet, old, destination)?;
+    translate_port(ctx, packet, 2, packet.flow.destination_port, port)?;
+    let headers = &mut packet.headers;
+    headers.decrement_ttl();
+    headers.destination = destination.v4();
+    headers.replace_address_in_checksum(old, destination.v4());
+    ctx.write_at(0, headers)
+}
+
+/// The pseudo header's part of the transport checksum.
+#[inline(always)]
+fn replace_in_transport(ctx: &TcContext, packet: &Ipv4, old: [u8; 4], address: &Addr) -> Result<(), Drop> {
+    let Some((checksum_at, flags)) = transport_checksum(packet) else {
         return Ok(());
-    }
-    let old = u16::from_be_bytes([headers.version_length, headers.traffic_class]);
-    let new = u16::from_be_bytes([headers.version_length, class]);
-    headers.checksum = Be16::new(csum::replace(headers.checksum.get(), old, new));
-    headers.traffic_class = class;
-    ctx.store_at(base + TRAFFIC_CLASS, &[headers.version_length, class])?;
-    ctx.store_at(base + CHECKSUM, &headers.checksum)
+    };
+    let (from, to) = (u32::from_ne_bytes(old).into(), address.v4_be32().into());
+    replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | 4)
 }
 
 /// Rewrites a packet's flow: addresses, and ports or ICMP identifier where the packet bears them. Of an ICMP error it

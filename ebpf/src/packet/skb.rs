@@ -1,9 +1,8 @@
 //! The socket buffer that a TC program is given.
 
-use core::mem::MaybeUninit;
+use core::{mem::MaybeUninit, ptr::copy_nonoverlapping};
 
-use aya_ebpf::programs::TcContext;
-use aya_ebpf::cty::c_void;
+use aya_ebpf::{cty::c_void, programs::TcContext};
 use podwire_common::reason::Drop;
 
 use crate::helpers::{self, bpf_skb_change_type, bpf_skb_load_bytes};
@@ -15,10 +14,16 @@ const VLAN_ID: u32 = 0x0fff;
 /// Written into `tc_index`, which nothing else on a packet's way from hook to hook uses. Not the mark: that is seen by
 /// every rule of the host.
 const READY: u32 = 0x7077;
+/// The same place, another word.
+const BEGINS: u32 = 0x7078;
+
+/// Offsets that the verifier is shown to be small; all headers are within, whatever options they have.
+const NEAR: u32 = 0xff;
 
 /// Loads, stores and fields of a socket buffer.
 ///
-/// Everything goes through helpers: they read and write paged data as well as linear, and unclone before a write.
+/// Loads take linear data as it lies there, and leave what is in pages to a helper. Stores go through a helper, which unclones before it
+/// writes, but for [`Skb::write_at`].
 pub trait Skb {
     /// Length of the frame.
     fn bytes(&self) -> u32;
@@ -43,14 +48,25 @@ pub trait Skb {
     /// # Errors
     /// [`Drop::Truncated`] when the frame ends before.
     fn load_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop>;
-    fn load_into_far<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop>;
     /// Stores a value at an offset from the start of the frame.
     ///
     /// # Errors
     /// [`Drop::RewriteFailed`] when the kernel refuses.
     fn store_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop>;
+    /// As [`Self::store_at`], without a helper's call where the data is linear. A program that has such a write anywhere unclones every
+    /// packet that it is given, before it starts: it is for programs whose packets are all written to, or hardly ever cloned.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`] when the kernel refuses.
+    fn write_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop>;
     /// Says to [`Self::is_ready_to_leave`], further on this packet's way, that a program of ours has made it ready.
     fn set_ready_to_leave(&self);
+    /// Says to [`Self::is_beginning`], further on this packet's way, that the host stack was given a flow's first packet.
+    fn set_beginning(&self);
+    /// Whether [`Self::set_beginning`] was said, and no rule of the host has marked the packet since.
+    fn is_unmarked_beginning(&self) -> bool;
+    /// Whether [`Self::set_beginning`] was said.
+    fn is_beginning(&self) -> bool;
     /// Takes back what a sender may have put where [`Self::set_ready_to_leave`] writes: the field crosses namespaces.
     fn clear_ready_to_leave(&self);
     /// Whether a program of ours has made the packet ready for the link that it leaves by.
@@ -105,20 +121,13 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn load_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop> {
-        let start = self.data() + (offset & 0xff) as usize;
-        if size_of::<T>() % 2 == 0 && start + size_of::<T>() <= self.data_end() {
-            unsafe {
-                core::ptr::copy_nonoverlapping(start as *const u16, (&raw mut *value).cast::<u16>(), size_of::<T>() / 2);
-            }
+        let (start, value) = (self.data() + (offset & NEAR) as usize, &raw mut *value);
+        if offset <= NEAR && start + size_of::<T>() <= self.data_end() {
+            // SAFETY: both are as large as the value, and the verifier refuses what is beyond the frame.
+            unsafe { copy::<T>(start as *const u8, value.cast()) };
             return Ok(());
         }
-        load_paged(self, offset, (&raw mut *value).cast(), size_of::<T>() as u32)
-    }
-
-    #[inline(always)]
-    fn load_into_far<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop> {
-        let code = unsafe { bpf_skb_load_bytes(self.skb.skb.cast(), offset, (&raw mut *value).cast(), size_of::<T>() as u32) };
-        if code == 0 { Ok(()) } else { Err(Drop::Truncated) }
+        load_paged(self, offset, value.cast(), size_of::<T>() as u32)
     }
 
     #[inline(always)]
@@ -127,9 +136,38 @@ impl Skb for TcContext {
     }
 
     #[inline(always)]
+    fn write_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop> {
+        let start = self.data() + (offset & NEAR) as usize;
+        if offset <= NEAR && start + size_of::<T>() <= self.data_end() {
+            // SAFETY: as for loads.
+            unsafe { copy::<T>((&raw const *value).cast(), start as *mut u8) };
+            return Ok(());
+        }
+        self.store_at(offset, value)
+    }
+
+    #[inline(always)]
     fn set_ready_to_leave(&self) {
         // SAFETY: as above; the field may be written by a TC program.
         unsafe { (*self.skb.skb).tc_index = READY };
+    }
+
+    #[inline(always)]
+    fn set_beginning(&self) {
+        // SAFETY: as above.
+        unsafe { (*self.skb.skb).tc_index = BEGINS };
+    }
+
+    #[inline(always)]
+    fn is_beginning(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.skb.skb).tc_index == BEGINS }
+    }
+
+    #[inline(always)]
+    fn is_unmarked_beginning(&self) -> bool {
+        // SAFETY: as above.
+        self.is_beginning() && unsafe { (*self.skb.skb).mark } == 0
     }
 
     #[inline(always)]
@@ -151,8 +189,25 @@ impl Skb for TcContext {
     }
 }
 
+/// # Safety
+/// Both are as large as the type, and aligned as it is. No frame begins at an odd address, nor a header in it.
+#[inline(always)]
+unsafe fn copy<T>(from: *const u8, to: *mut u8) {
+    // SAFETY: by the contract.
+    unsafe {
+        if align_of::<T>() % 2 == 0 {
+            copy_nonoverlapping(from.cast::<u16>(), to.cast::<u16>(), size_of::<T>() / 2);
+        } else {
+            copy_nonoverlapping(from, to, size_of::<T>());
+        }
+    }
+}
+
+// A function of its own: it is hardly ever called.
 #[inline(never)]
 fn load_paged(ctx: &TcContext, offset: u32, value: *mut c_void, size: u32) -> Result<(), Drop> {
-    let code = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, value, size & 0x3f) };
+    // SAFETY: the context is valid, the size is that of the value, and only types made of bytes are loaded. No value has more bytes than the
+    // mask, which is for the verifier.
+    let code = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, value, size & NEAR) };
     if code == 0 { Ok(()) } else { Err(Drop::Truncated) }
 }

@@ -15,7 +15,7 @@ use podwire_common::{
     reason::Drop,
 };
 
-use super::{Headers, Skb, Way, checksum, ethertype};
+use super::{FixedPart, Headers, Skb, Way, checksum, ethertype};
 use crate::helpers::{self, bpf_get_prandom_u32, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 
 /// Bytes from the outer Ethernet header to the inner one's beginning, which is also what is added to a frame.
@@ -45,22 +45,28 @@ pub struct Outer {
     pub dont_fragment: bool,
 }
 
-/// Adds the outer headers and an inner Ethernet header in front of the IP packet.
+/// Adds the outer headers and an inner Ethernet header in front of the IP packet. With `inner`, the packet's own header becomes what that
+/// says, addresses aside.
 ///
 /// # Errors
 /// [`Refused`] when the kernel does not let the frame grow, with the frame as it was: it is encapsulated already (a
 /// pod's own tunnel, or what a decapsulation left behind).
 #[inline(always)]
-pub fn encapsulate(ctx: &TcContext, way: &Way, outer: &Outer) -> Result<Result<(), Drop>, Refused> {
+pub fn encapsulate(
+    ctx: &TcContext,
+    way: &Way,
+    outer: &Outer,
+    inner: Option<&Headers>,
+) -> Result<Result<(), Drop>, Refused> {
     helpers::adjust_room(ctx, OUTER_LENGTH as i32, BPF_ADJ_ROOM_MAC, ENCAPSULATE).map_err(|_| Refused)?;
-    Ok(store_outer(ctx, way, outer))
+    Ok(store_outer(ctx, way, outer, inner))
 }
 
 /// The kernel refused to change the room for headers; nothing happened to the frame.
 pub struct Refused;
 
 #[inline(never)]
-fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer) -> Result<(), Drop> {
+fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: Option<&Headers>) -> Result<(), Drop> {
     // Of a large segment the kernel writes both lengths again when it cuts it.
     let length = ctx.bytes() as u16;
     let ip_length = length.wrapping_sub(14);
@@ -98,7 +104,10 @@ fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer) -> Result<(), Drop> {
         inner_ethertype: Be16::new(ethertype::IPV4),
     };
     headers.outer.checksum = checksum::of_ip(&headers.outer);
-    ctx.store_at(0, &headers)
+    match inner {
+        None => ctx.store_at(0, &headers),
+        Some(inner) => ctx.store_at(0, &OuterAndInner { outer: headers, inner: inner.fixed_part() }),
+    }
 }
 
 /// Removes the outer headers. The Ethernet header in front stays, with the outer addresses.
@@ -117,8 +126,7 @@ pub fn decapsulate(ctx: &TcContext) -> Result<(), Refused> {
 /// [`Drop::Truncated`].
 #[inline(always)]
 pub fn vni_of(ctx: &TcContext, offset: u32) -> Result<Option<u32>, Drop> {
-    let mut header = [0u8; 8];
-    ctx.load_into_far(offset, &mut header)?;
+    let header: [u8; 8] = ctx.load_at(offset)?;
     Ok((header[0] == VXLAN_FLAGS).then(|| u32::from_be_bytes([0, header[4], header[5], header[6]])))
 }
 
@@ -189,4 +197,10 @@ struct OuterHeaders {
     inner_ethertype: Be16,
 }
 
-const _: () = assert!(size_of::<OuterHeaders>() == 64);
+#[repr(C)]
+struct OuterAndInner {
+    outer: OuterHeaders,
+    inner: FixedPart,
+}
+
+const _: () = assert!(size_of::<OuterHeaders>() == 64 && size_of::<OuterAndInner>() == 76);

@@ -29,5 +29,5 @@ pub fn answer(ctx: &TcContext, frame_source: Mac) -> Outcome {
     }
     request.answer(ctx, endpoint.host_mac)?;
     ctx.set_packet_host();
-    Ok(Verdict::Redirect(Path::ArpAnswered, redirect_peer(endpoint.ifindex)))
+    Ok(Verdict::redirect(Path::ArpAnswered, redirect_peer(endpoint.ifindex)))
 }

@@ -2,11 +2,12 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, Node, Translation},
+    abi::{Endpoint, KNOWN_DIRECT_IN, KNOWN_DIRECT_OUT, Node, Translation},
+    addr::Addr,
     reason::{Drop, Path},
 };
 
-use super::{flow, local, stack_flow, too_big};
+use super::{flow, known, local, stack_flow, too_big};
 use crate::{
     maps,
     packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl},
@@ -21,7 +22,7 @@ use crate::{
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node) -> Outcome {
     if packet.headers.ttl <= 1 {
-        return Ok(Verdict::Stack(Path::ToStack));
+        return Ok(Verdict::stack(Path::ToStack));
     }
     let mut way = Way::new(
         node.uplink,
@@ -35,10 +36,11 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
         // The stack cuts what may be cut, and answers where there is no route.
-        Lookup::TooBig | Lookup::Unknown => return Ok(Verdict::Stack(Path::ToStack)),
+        Lookup::TooBig | Lookup::Unknown => return Ok(Verdict::stack(Path::ToStack)),
     }
+    known::remember_out(ctx, packet, &way, KNOWN_DIRECT_OUT, way.length);
     decrement_ttl(ctx, &packet.headers, 0)?;
-    Ok(Verdict::Redirect(Path::DirectOut, way.leave(ctx)))
+    Ok(Verdict::redirect(Path::DirectOut, way.leave(ctx)))
 }
 
 /// A packet of another node's pod or of the node itself, for a pod of this node.
@@ -49,9 +51,10 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
 pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outcome {
     flow::complete(packet)?;
     if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, packet) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
-    local::deliver(ctx, &packet.headers, endpoint, Path::DirectIn)
+    known::remember_in(ctx, packet, endpoint, KNOWN_DIRECT_IN, &Addr::UNSPECIFIED);
+    local::deliver(ctx, &mut packet.headers, endpoint, Path::DirectIn)
 }
 
 /// A hostPort's reply, out by the link that its request came by. Its time to live has been seen to be above 1.
@@ -83,12 +86,12 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
     subprogram::translate(ctx, packet, to)?;
-    Ok(Verdict::Redirect(Path::HostPortOut, way.leave(ctx)))
+    Ok(Verdict::redirect(Path::HostPortOut, way.leave(ctx)))
 }
 
 /// Whether a packet without IP options that bears ports is too large for an uplink itself, and not for a link further on.
 #[inline(always)]
-fn exceeds_link(ctx: &TcContext, packet: &Ipv4, ifindex: u32) -> bool {
+pub fn exceeds_link(ctx: &TcContext, packet: &Ipv4, ifindex: u32) -> bool {
     packet.headers.version_length == 0x45
         && !matches!(packet.headers.fragment_part(), Fragment::Later)
         && maps::uplink(ifindex).is_some_and(|uplink| packet.wire_length(ctx) > uplink.mtu)

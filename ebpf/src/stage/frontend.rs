@@ -19,7 +19,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::RewriteFailed`], those of [`translation::establish`].
-#[inline(always)]
+#[inline(never)]
 pub fn request(ctx: &TcContext, packet: &Ipv4) -> Outcome {
     let flow = &packet.flow;
     // A connection begins with its first packet: what comes later and is not known is answered by the host, with a reset.
@@ -29,10 +29,10 @@ pub fn request(ctx: &TcContext, packet: &Ipv4) -> Outcome {
         _ => false,
     };
     if !begins || packet.is_error {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let Some(backend) = backend_of(packet) else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
     let mut to = translation::begin(TRANSLATION_HOST_PORT, ctx.ifindex(), flow);
     to.destination = backend.address;
@@ -62,11 +62,11 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, otherwise: Path) -> Outcome {
             translation::touch(&entry, packet);
             deliver(ctx, packet, entry.get(), Path::HostPortIn)
         }
-        Some(_) => Ok(Verdict::Pass),
+        Some(_) => Ok(Verdict::PASS),
         None => request(ctx, packet),
     };
     match outcome {
-        Ok(Verdict::Pass) => Ok(Verdict::Stack(otherwise)),
+        Ok(Verdict::PASS) => Ok(Verdict::stack(otherwise)),
         other => other,
     }
 }
@@ -117,11 +117,10 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
         return deliver(ctx, packet, to, Path::HostPortOut);
     }
     if packet.headers.ttl <= 1 {
-        return Ok(Verdict::Stack(Path::ToStack));
+        return Ok(Verdict::stack(Path::ToStack));
     }
     if to.ifindex != maps::vxlan_ifindex() {
         return direct::reply(ctx, packet, endpoint, to);
     }
-    let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
-    tunnel_out::reply(ctx, packet, endpoint, node, to)
+    tunnel_out::reply(ctx, packet, endpoint, to)
 }

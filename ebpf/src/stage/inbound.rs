@@ -20,11 +20,11 @@ use crate::{
 #[inline(never)]
 pub fn from_network(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     if !packet.is_error && !translation::has_ports(packet) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     if flow::complete(packet).is_err() {
         flow::note_early(packet);
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();
@@ -34,7 +34,7 @@ pub fn from_network(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
             _ => false,
         };
         if !is_ours {
-            return Ok(Verdict::Pass);
+            return Ok(Verdict::PASS);
         }
         if packet.is_overtaken && half.kind != TRANSLATION_RESERVATION {
             return Err(Drop::FragmentBeforeFirst);

@@ -3,11 +3,12 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::Endpoint,
+    addr::Mac,
     reason::{Drop, Path},
 };
 
 use crate::{
-    packet::{Headers, Skb, decrement_ttl, redirect_peer, set_macs},
+    packet::{Headers, Skb, redirect_peer, set_macs},
     verdict::{Outcome, Verdict},
 };
 
@@ -16,9 +17,20 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn deliver(ctx: &TcContext, headers: &Headers, endpoint: &Endpoint, path: Path) -> Outcome {
-    decrement_ttl(ctx, headers, 0)?;
-    hand_over(ctx, endpoint, path)
+pub fn deliver(ctx: &TcContext, headers: &mut Headers, endpoint: &Endpoint, path: Path) -> Outcome {
+    send(ctx, headers, (endpoint.pod_mac, endpoint.host_mac), endpoint.ifindex, path)
+}
+
+/// As [`deliver`], by a link and the pod's and the gateway's link addresses.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(always)]
+pub fn send(ctx: &TcContext, headers: &mut Headers, macs: (Mac, Mac), link: u32, path: Path) -> Outcome {
+    headers.decrement_ttl();
+    headers.set_macs(macs.0, macs.1);
+    ctx.write_at(0, headers)?;
+    Ok(Verdict::redirect(path, into(ctx, link)))
 }
 
 /// As [`deliver`], for a frame whose time to live has been taken care of.
@@ -28,11 +40,17 @@ pub fn deliver(ctx: &TcContext, headers: &Headers, endpoint: &Endpoint, path: Pa
 #[inline(always)]
 pub fn hand_over(ctx: &TcContext, endpoint: &Endpoint, path: Path) -> Outcome {
     address_to_pod(ctx, endpoint)?;
+    Ok(Verdict::redirect(path, into(ctx, endpoint.ifindex)))
+}
+
+/// Sends a finished frame through a link into the pod.
+#[inline(always)]
+pub fn into(ctx: &TcContext, link: u32) -> i32 {
     // By itself the kernel does this from 6.15 only.
     if !ctx.is_for_this_host() {
         ctx.set_packet_host();
     }
-    Ok(Verdict::Redirect(path, redirect_peer(endpoint.ifindex)))
+    redirect_peer(link)
 }
 
 /// Sets the link addresses of a frame that goes to a pod.

@@ -6,6 +6,7 @@ pub mod flow;
 pub mod frontend;
 pub mod host_process;
 pub mod inbound;
+pub mod known;
 pub mod local;
 pub mod snat;
 pub mod source;

@@ -3,7 +3,8 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        NODE_LOCAL, STATE_REPLIED, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT, Translation,
+        Endpoint, NODE_LOCAL, STATE_REPLIED, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT,
+        Translation,
     },
     addr::{Addr, Be16},
     flow::protocol,
@@ -11,13 +12,80 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{flow, source, translation};
+use super::{direct, flow, known, local, source, too_big, translation};
 use crate::{
-    maps,
-    packet::{Ipv4, Skb, belongs_to_socket, source_towards},
+    maps::{self, TranslationEntry},
+    packet::{Fragment, Ipv4, Lookup, Skb, Way, belongs_to_socket, decrement_ttl, source_towards},
     subprogram,
     verdict::{Outcome, Verdict},
 };
+
+/// A pod's packet for the world. The host's rules have seen the first one of its flow and let it pass as it was: then it goes past
+/// them, translated here; otherwise up the stack.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint) -> Outcome {
+    let begins = packet.begins_connection();
+    match translation::of(packet) {
+        Some(entry) if !begins && entry.get().past_stack != 0 && packet.headers.ttl > 1 => {
+            return past_stack(ctx, packet, endpoint, &entry);
+        }
+        Some(_) if !begins => {}
+        // Connection tracking has seen others of a TCP connection that is not known here: it has to see all.
+        _ if packet.flow.protocol == protocol::TCP && !begins => {}
+        _ => {
+            maps::note_beginning(&packet.flow);
+            ctx.set_beginning();
+        }
+    }
+    Ok(Verdict::stack(Path::ToStack))
+}
+
+#[inline(always)]
+fn past_stack(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, entry: &TranslationEntry) -> Outcome {
+    let to = entry.get();
+    let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
+    match way.look_up_any(ctx) {
+        Lookup::Found if way.ifindex == to.ifindex => known::remember_world_out(ctx, packet, &way, to),
+        // Before it is translated: the pod knows its own packet only.
+        Lookup::TooBig if too_big::can_answer(packet) || direct::exceeds_link(ctx, packet, to.ifindex) => {
+            return too_big::answer(ctx, packet, endpoint, way.length);
+        }
+        // What may be cut is cut by the router whose link is too small.
+        Lookup::TooBig => way.ifindex = to.ifindex,
+        // By another uplink its flow begins anew.
+        _ => return Ok(Verdict::stack(Path::ToStack)),
+    }
+    translation::touch(entry, packet);
+    decrement_ttl(ctx, &packet.headers, 0)?;
+    subprogram::translate(ctx, packet, to)?;
+    Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
+}
+
+/// The way that the kernel's routes have for a pod's packet.
+#[inline(always)]
+fn way_of_pod(packet: &Ipv4, endpoint: &Endpoint, length: u32) -> Way {
+    Way::new(endpoint.ifindex, packet.headers.source_address(), packet.headers.destination_address(), length)
+}
+
+/// Whether the host's rules have let the first packet of a pod's flow pass as it was, by the way that the programs would find for the
+/// others: no other destination, no mark, no other link. Where they have not, they have to see the whole flow.
+#[inline(never)]
+fn is_untouched(ctx: &TcContext, packet: &Ipv4) -> bool {
+    if !ctx.is_unmarked_beginning()
+        || !matches!(packet.headers.fragment_part(), Fragment::Whole)
+        || !maps::is_noted_beginning(&packet.flow)
+    {
+        return false;
+    }
+    let Some(endpoint) = maps::endpoint(&packet.headers.source_address()) else {
+        return false;
+    };
+    let mut way = way_of_pod(packet, endpoint, 0);
+    way.look_up_any(ctx) == Lookup::Found && way.ifindex == ctx.ifindex()
+}
 
 /// Translates the source of a pod's packet that leaves for the world.
 ///
@@ -30,9 +98,12 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         let half = entry.get();
         // Otherwise the route has chosen another uplink: replies to the old one are lost anyway.
         if half.kind == TRANSLATION_SNAT && half.ifindex == ctx.ifindex() {
+            if ctx.is_beginning() {
+                entry.set_past_stack(&packet.flow, is_untouched(ctx, packet));
+            }
             translation::touch(&entry, packet);
             subprogram::translate(ctx, packet, half)?;
-            return Ok(Verdict::Stack(Path::SnatOut));
+            return Ok(Verdict::stack(Path::SnatOut));
         }
         if half.kind == TRANSLATION_SNAT {
             translation::remove(&packet.flow, half);
@@ -46,7 +117,7 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         || is_link_local(&destination)
         || maps::is_not_masqueraded(&destination)
     {
-        return Ok(Verdict::Stack(Path::Untranslated));
+        return Ok(Verdict::stack(Path::Untranslated));
     }
     if packet.is_error || !translation::has_ports(packet) {
         return Err(Drop::SnatProtocolUnknown);
@@ -57,9 +128,10 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     }
     let mut to = translation::begin(TRANSLATION_SNAT, ctx.ifindex(), &packet.flow);
     to.source = address_towards(ctx, &destination)?;
+    to.past_stack = is_untouched(ctx, packet).into();
     subprogram::establish(ctx, &packet.flow, &mut to)?;
     subprogram::translate(ctx, packet, &to)?;
-    Ok(Verdict::Stack(Path::SnatOut))
+    Ok(Verdict::stack(Path::SnatOut))
 }
 
 /// A packet of this node itself, or one that its rules have given its address: where a pod's flow has its 5-tuple, it gets another
@@ -70,7 +142,7 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
 #[inline(never)]
 pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     if source::is_tunnel(packet) || flow::complete(packet).is_err() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();
@@ -78,40 +150,40 @@ pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         if half.kind == TRANSLATION_HOST || packet.is_error {
             translation::touch(&entry, packet);
             subprogram::translate(ctx, packet, half)?;
-            return Ok(Verdict::Stack(Path::HostSnatOut));
+            return Ok(Verdict::stack(Path::HostSnatOut));
         }
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     if packet.is_error || !translation::has_ports(packet) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     match maps::translation(&packet.flow.reversed()) {
         None => {
             reserve(ctx, packet);
-            Ok(Verdict::Pass)
+            Ok(Verdict::PASS)
         }
         Some(entry) => match entry.get().kind {
             TRANSLATION_RESERVATION => {
                 let state = nat::next_state(entry.get().state, packet.flow.protocol, packet.tcp_flags, false);
                 entry.touch(packet.flow.protocol, state);
-                Ok(Verdict::Pass)
+                Ok(Verdict::PASS)
             }
             kind @ (TRANSLATION_SNAT | TRANSLATION_HOST) => {
                 let mut to = translation::begin(TRANSLATION_HOST, ctx.ifindex(), &packet.flow);
                 match subprogram::establish(ctx, &packet.flow, &mut to) {
                     Ok(()) => {
                         subprogram::translate(ctx, packet, &to)?;
-                        Ok(Verdict::Stack(Path::HostSnatOut))
+                        Ok(Verdict::stack(Path::HostSnatOut))
                     }
                     // There is room for one of the two only, and it is this node's.
                     Err(_) if kind == TRANSLATION_SNAT => {
                         translation::remove(&packet.flow.reversed(), entry.get());
-                        Ok(Verdict::Pass)
+                        Ok(Verdict::PASS)
                     }
                     Err(reason) => Err(reason),
                 }
             }
-            _ => Ok(Verdict::Pass),
+            _ => Ok(Verdict::PASS),
         },
     }
 }
@@ -142,7 +214,7 @@ fn reserve(ctx: &TcContext, packet: &Ipv4) {
     reservation.reply = 1;
     match maps::add_translation(&reply, &reservation) {
         Ok(()) | Err(maps::EEXIST) => {}
-        Err(_) => maps::count_path(Path::ReservationsFull, 0),
+        Err(_) => maps::count_path(Path::ReservationsFull as u32, 0),
     }
 }
 
@@ -169,11 +241,20 @@ fn is_link_local(address: &Addr) -> bool {
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
-#[inline(always)]
+#[inline(never)]
 pub fn back(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Outcome {
     if to.kind == TRANSLATION_RESERVATION {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
+    }
+    if to.past_stack != 0
+        && packet.headers.ttl > 1
+        && let Some(endpoint) = maps::endpoint(&to.destination)
+    {
+        known::remember_world_in(ctx, packet, endpoint, to);
+        decrement_ttl(ctx, &packet.headers, 0)?;
+        subprogram::translate(ctx, packet, to)?;
+        return local::hand_over(ctx, endpoint, Path::SnatIn);
     }
     subprogram::translate(ctx, packet, to)?;
-    Ok(Verdict::Stack(Path::SnatIn))
+    Ok(Verdict::stack(Path::SnatIn))
 }

@@ -26,5 +26,5 @@ pub fn can_answer(packet: &Ipv4) -> bool {
 pub fn answer(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, mtu: u32) -> Outcome {
     too_big(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, mtu as u16)?;
     ctx.set_packet_host();
-    Ok(Verdict::Redirect(Path::TooBigAnswered, redirect_peer(endpoint.ifindex)))
+    Ok(Verdict::redirect(Path::TooBigAnswered, redirect_peer(endpoint.ifindex)))
 }

@@ -56,7 +56,8 @@ pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
         reply: 0,
         state: 0,
         hairpin: 0,
-        reserved: 0,
+        past_stack: 0,
+        reserved: [0; 3],
     }
 }
 

@@ -2,18 +2,17 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    addr::Addr,
+    abi::KNOWN_TUNNEL_IN,
+    addr::{Addr, Mac},
     ecn,
     flow::protocol,
     reason::{Drop, Path},
 };
 
-use super::{flow, frontend, local, stack_flow};
+use super::{flow, frontend, known, local, stack_flow};
 use crate::{
     maps,
-    packet::{
-        Ipv4, OUTER_LENGTH, Skb, decapsulate, decrement_ttl, get_tunnel_key, set_traffic_class, vni_of,
-    },
+    packet::{Ipv4, OUTER_LENGTH, Skb, decapsulate, get_tunnel_key, vni_of},
     verdict::{Outcome, Verdict},
 };
 
@@ -24,41 +23,62 @@ use crate::{
 #[inline(never)]
 pub fn on_uplink(ctx: &TcContext, outer: &Ipv4) -> Outcome {
     let transport = outer.headers.transport_offset(0);
-    check_outer(vni_of(ctx, transport + 8)?, &outer.flow.source)?;
+    let vni = vni_of(ctx, transport + 8)?;
+    let mut packet = Ipv4::at(OUTER_LENGTH);
+    if outer.headers.version_length == 0x45
+        && vni == Some(maps::vni())
+        && packet.load(ctx).is_ok()
+        && packet.headers.is_ipv4()
+        && packet.parse(ctx).is_ok()
+        && let Some((link, pod_mac, host_mac)) = known::from_tunnel(ctx, &mut packet, &outer.flow.source)
+        && !is_other_segments(ctx, &packet)
+    {
+        return unwrap(ctx, outer, &mut packet, (pod_mac, host_mac), link);
+    }
+    check_outer(vni, &outer.flow.source)?;
     if outer.headers.version_length != 0x45 {
         // The outer headers are not where the fast way expects them. The device's ingress checks the rest.
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
-    let mut packet = Ipv4::at(OUTER_LENGTH);
     check_inner(ctx, &mut packet, &outer.flow.source)?;
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
-    // UDP GSO that the program decapsulates never reaches its socket: the kernel's device does all but TCP right.
-    let is_other_segments = packet.headers.protocol != protocol::TCP && ctx.segment_payload() != 0;
-    if is_other_segments || packet.headers.ttl <= 1 {
-        return Ok(Verdict::Pass);
+    if is_other_segments(ctx, &packet) || packet.headers.ttl <= 1 {
+        return Ok(Verdict::PASS);
     }
     // A later fragment may have overtaken its first here, which came in outer fragments and takes the slower way
     // through the device: behind it in the device's queue it is in order again.
     if flow::complete(&mut packet).is_err() || stack_flow::needs_stack(endpoint, &packet) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
+    known::remember_in(ctx, &packet, endpoint, KNOWN_TUNNEL_IN, &outer.flow.source);
+    unwrap(ctx, outer, &mut packet, (endpoint.pod_mac, endpoint.host_mac), endpoint.ifindex)
+}
+
+/// UDP GSO that the program decapsulates never reaches its socket: the kernel's device does all but TCP right.
+#[inline(always)]
+fn is_other_segments(ctx: &TcContext, packet: &Ipv4) -> bool {
+    packet.headers.protocol != protocol::TCP && ctx.segment_payload() != 0
+}
+
+/// Decapsulates a packet and sends it into its pod; left to the VXLAN device where the kernel refuses.
+#[inline(always)]
+fn unwrap(ctx: &TcContext, outer: &Ipv4, packet: &mut Ipv4, macs: (Mac, Mac), link: u32) -> Outcome {
     let class = ecn::decapsulate(outer.headers.traffic_class, packet.headers.traffic_class)
         .ok_or(Drop::EcnNotCapable)?;
     if decapsulate(ctx).is_err() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
-    set_traffic_class(ctx, &mut packet.headers, 0, class)?;
-    decrement_ttl(ctx, &packet.headers, 0)?;
-    local::hand_over(ctx, endpoint, Path::TunnelIn)
+    packet.headers.set_traffic_class(class);
+    local::send(ctx, &mut packet.headers, macs, link, Path::TunnelIn)
 }
 
 /// A packet that the VXLAN device has decapsulated.
 ///
 /// # Errors
 /// The reason why the tunnel does not take it.
-#[inline(never)]
+#[inline(always)]
 pub fn on_device(ctx: &TcContext) -> Outcome {
     let key = get_tunnel_key(ctx).ok_or(Drop::TunnelPeerUnknown)?;
     check_outer(Some(key.vni), &key.remote)?;
@@ -73,15 +93,15 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
         if flow::complete(&mut packet).is_err() {
             flow::note_early(&packet);
-            return Ok(Verdict::Stack(Path::TunnelToStack));
+            return Ok(Verdict::stack(Path::TunnelToStack));
         }
         return frontend::from_pod(ctx, &packet, Path::TunnelToStack);
     };
     flow::complete(&mut packet)?;
     if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, &packet) {
-        return Ok(Verdict::Stack(Path::TunnelToStack));
+        return Ok(Verdict::stack(Path::TunnelToStack));
     }
-    local::deliver(ctx, &packet.headers, endpoint, Path::TunnelInDevice)
+    local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice)
 }
 
 /// Checks what the outer headers say, before anything of the inner packet is believed.

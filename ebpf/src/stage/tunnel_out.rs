@@ -2,14 +2,14 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, Node, Translation},
-    addr::Mac,
+    abi::{Endpoint, KNOWN_TUNNEL_OUT, Node, Translation},
+    addr::{Be16, Mac},
     ecn,
     names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
     reason::{Drop, Path},
 };
 
-use super::too_big;
+use super::{known, too_big};
 use crate::{
     maps,
     packet::{Ipv4, Lookup, Outer, Way, decrement_ttl, encapsulate, redirect, set_macs, set_tunnel_key},
@@ -24,22 +24,42 @@ use crate::{
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node) -> Outcome {
     if packet.headers.ttl <= 1 {
-        return Ok(Verdict::Stack(Path::ToStack));
+        return Ok(Verdict::stack(Path::ToStack));
     }
     let (way, lookup) = way_to(ctx, packet, node);
     if lookup == Lookup::TooBig && too_big::can_answer(packet) {
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
+    if lookup == Lookup::Found && !cfg!(feature = "through-device") {
+        known::remember_out(ctx, packet, &way, KNOWN_TUNNEL_OUT, (way.length - VXLAN_OVERHEAD).min(node.mtu));
+    }
     decrement_ttl(ctx, &packet.headers, 0)?;
     send(ctx, packet, node, &way, lookup, Path::TunnelOut)
+}
+
+/// A pod's packet whose way is known; [`Verdict::UNDECIDED`], and nothing has happened to it, when the kernel refuses.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(always)]
+pub fn send_known(ctx: &TcContext, packet: &mut Ipv4, way: &Way, source_port: Be16) -> Outcome {
+    let outer = outer_of(packet, source_port);
+    let mut inner = packet.headers;
+    inner.decrement_ttl();
+    let Ok(stored) = encapsulate(ctx, way, &outer, Some(&inner)) else {
+        return Ok(Verdict::UNDECIDED);
+    };
+    stored?;
+    Ok(Verdict::redirect(Path::TunnelOut, way.leave(ctx)))
 }
 
 /// A hostPort's reply to another node's pod. Its time to live has been seen to be above 1.
 ///
 /// # Errors
-/// [`Drop::RewriteFailed`].
+/// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node, to: &Translation) -> Outcome {
+pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translation) -> Outcome {
+    let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
     let (way, lookup) = way_to(ctx, packet, node);
     // Before it is translated: the pod knows its own packet only.
     if lookup == Lookup::TooBig && too_big::can_answer(packet) {
@@ -96,24 +116,29 @@ fn send(ctx: &TcContext, packet: &Ipv4, node: &Node, way: &Way, lookup: Lookup, 
         // this hook has no way back to.
         return through_device(ctx, packet, node);
     }
-    let outer = Outer {
-        source_port: packet.flow.tunnel_source_port(),
+    let outer = outer_of(packet, packet.flow.tunnel_source_port());
+    match encapsulate(ctx, way, &outer, None) {
+        Err(_) => through_device(ctx, packet, node),
+        Ok(stored) => {
+            stored?;
+            Ok(Verdict::redirect(path, way.leave(ctx)))
+        }
+    }
+}
+
+#[inline(always)]
+fn outer_of(packet: &Ipv4, source_port: Be16) -> Outer {
+    Outer {
+        source_port,
         destination_port: maps::vxlan_port(),
         vni: maps::vni(),
         traffic_class: ecn::encapsulate(packet.headers.traffic_class),
         dont_fragment: packet.headers.dont_fragment(),
-    };
-    match encapsulate(ctx, way, &outer) {
-        Err(_) => through_device(ctx, packet, node),
-        Ok(stored) => {
-            stored?;
-            Ok(Verdict::Redirect(path, way.leave(ctx)))
-        }
     }
 }
 
 #[inline(always)]
 fn through_device(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Outcome {
     address_to_node(ctx, packet, node)?;
-    Ok(Verdict::Redirect(Path::TunnelOutDevice, redirect(maps::vxlan_ifindex())))
+    Ok(Verdict::redirect(Path::TunnelOutDevice, redirect(maps::vxlan_ifindex())))
 }

@@ -1,0 +1,243 @@
+//! What is known of a flow that goes past the host stack: one lookup in place of all others, and of what they are asked of.
+//!
+//! An entry holds for a part of a second, and ends with the first change of anything that it was made of. What is no plain TCP or
+//! UDP packet in the midst of its flow goes the whole way through the stages.
+
+use core::sync::atomic::{Ordering, compiler_fence};
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{
+        Endpoint, KNOWN_DIRECT_IN, KNOWN_LOCAL, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN,
+        KNOWN_WORLD_OUT, KnownFlow, Translation,
+    },
+    addr::{Addr, Be16, Mac},
+    flow::protocol,
+    nat::{TCP_FIN, TCP_RST, TCP_SYN},
+    reason::Path,
+};
+
+use super::{local, tunnel_out};
+use crate::{
+    maps,
+    packet::{Fragment, Ipv4, Skb, Way, decrement_ttl, readdress_destination, readdress_source},
+    verdict::{Outcome, Verdict},
+};
+
+/// A pod's packet; [`Verdict::UNDECIDED`] when nothing is known of its flow.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
+#[inline(never)]
+pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    let Some(known) = of(ctx, packet) else {
+        return Ok(Verdict::UNDECIDED);
+    };
+    if known.sender_mac != packet.headers.source_mac {
+        return Ok(Verdict::UNDECIDED);
+    }
+    if known.kind == KNOWN_LOCAL {
+        return into_pod(ctx, packet, known, Path::Local);
+    }
+    let (kind, mtu) = (known.kind, known.mtu);
+    if kind > KNOWN_WORLD_OUT || packet.wire_length(ctx) > mtu {
+        return Ok(Verdict::UNDECIDED);
+    }
+    let way = Way::known(known.to, known.next_hop, known.source, known.destination);
+    let source_port = known.source_port;
+    if !is_still(known, packet) {
+        return Ok(Verdict::UNDECIDED);
+    }
+    match kind {
+        KNOWN_TUNNEL_OUT => tunnel_out::send_known(ctx, packet, &way, source_port),
+        KNOWN_WORLD_OUT => {
+            readdress_source(ctx, packet, &way.source, source_port)?;
+            Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
+        }
+        _ => {
+            decrement_ttl(ctx, &packet.headers, 0)?;
+            Ok(Verdict::redirect(Path::DirectOut, way.leave(ctx)))
+        }
+    }
+}
+
+/// A packet as it arrived on an uplink, of direct routing or from the world; otherwise as [`from_pod`].
+///
+/// # Errors
+/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
+#[inline(never)]
+pub fn from_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    let Some(known) = of(ctx, packet) else {
+        return Ok(Verdict::UNDECIDED);
+    };
+    if known.kind == KNOWN_DIRECT_IN {
+        if known.sender_mac != packet.headers.source_mac {
+            return Ok(Verdict::UNDECIDED);
+        }
+        return into_pod(ctx, packet, known, Path::DirectIn);
+    }
+    if known.kind != KNOWN_WORLD_IN {
+        return Ok(Verdict::UNDECIDED);
+    }
+    let (to, pod_mac, host_mac) = (known.to, known.pod_mac, known.host_mac);
+    let (destination, port) = (known.destination, known.destination_port);
+    if !is_still(known, packet) {
+        return Ok(Verdict::UNDECIDED);
+    }
+    packet.headers.set_macs(pod_mac, host_mac);
+    readdress_destination(ctx, packet, &destination, port)?;
+    Ok(Verdict::redirect(Path::SnatIn, local::into(ctx, to)))
+}
+
+/// The link and the addresses into the pod that an inner packet from another node is for.
+#[inline(always)]
+pub fn from_tunnel(ctx: &TcContext, packet: &mut Ipv4, sender: &Addr) -> Option<(u32, Mac, Mac)> {
+    let known = of(ctx, packet)?;
+    if known.kind != KNOWN_TUNNEL_IN || known.source != *sender {
+        return None;
+    }
+    let way = (known.to, known.pod_mac, known.host_mac);
+    is_still(known, packet).then_some(way)
+}
+
+#[inline(always)]
+fn into_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow, path: Path) -> Outcome {
+    let (to, pod_mac, host_mac) = (known.to, known.pod_mac, known.host_mac);
+    if !is_still(known, packet) {
+        return Ok(Verdict::UNDECIDED);
+    }
+    local::send(ctx, &mut packet.headers, (pod_mac, host_mac), to, path)
+}
+
+/// What is known of a packet's flow; otherwise the packet notes since when it is judged.
+#[inline(always)]
+fn of(ctx: &TcContext, packet: &mut Ipv4) -> Option<&'static KnownFlow> {
+    packet.generation = maps::generation();
+    if !is_plain(packet) || packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 || packet.headers.ttl <= 1 {
+        return None;
+    }
+    maps::known_flow(&packet.flow, packet.generation).filter(|known| known.from == ctx.ifindex())
+}
+
+/// Whether an entry is still that of the packet's flow, after it was read.
+#[inline(always)]
+fn is_still(known: &KnownFlow, packet: &Ipv4) -> bool {
+    compiler_fence(Ordering::SeqCst);
+    maps::check_of(known) == packet.flow.check()
+}
+
+#[inline(always)]
+fn is_plain(packet: &Ipv4) -> bool {
+    packet.headers.version_length == 0x45
+        && matches!(packet.headers.fragment_part(), Fragment::Whole)
+        && matches!(packet.headers.protocol, protocol::TCP | protocol::UDP)
+}
+
+/// Remembers that a flow leads from a pod, or from another node, into a pod. `sender`: the outer source, of a packet out of the tunnel.
+#[inline(always)]
+pub fn remember_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, sender: &Addr) {
+    if is_plain(packet) {
+        add_in(ctx, packet, to, kind, sender);
+        check_again(packet);
+    }
+}
+
+#[inline(never)]
+fn add_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, sender: &Addr) {
+    let mut known = entry(ctx, packet, kind);
+    known.source = *sender;
+    into_endpoint(&mut known, to);
+    maps::remember_flow(&packet.flow, &known);
+}
+
+/// Remembers by which way a pod's flow leaves. `mtu` is the largest IP packet of the pod's that was seen to fit it.
+#[inline(always)]
+pub fn remember_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u32) {
+    if is_plain(packet) {
+        add_out(ctx, packet, way, kind, mtu);
+        check_again(packet);
+    }
+}
+
+#[inline(never)]
+fn add_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u32) {
+    let mut known = entry(ctx, packet, kind);
+    known.to = way.ifindex;
+    known.next_hop = way.next_hop();
+    known.mtu = mtu;
+    if kind == KNOWN_TUNNEL_OUT {
+        known.source = way.source;
+        known.destination = way.destination;
+        known.source_port = packet.flow.tunnel_source_port();
+    }
+    maps::remember_flow(&packet.flow, &known);
+}
+
+/// Remembers by which way a pod's flow to the world leaves, and under which address.
+#[inline(never)]
+pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, to: &Translation) {
+    if !is_plain(packet) {
+        return;
+    }
+    let mut known = entry(ctx, packet, KNOWN_WORLD_OUT);
+    known.to = way.ifindex;
+    known.next_hop = way.next_hop();
+    known.mtu = way.length;
+    known.source = to.source;
+    known.source_port = to.source_port;
+    maps::remember_flow(&packet.flow, &known);
+}
+
+/// Remembers which pod replies from the world are for.
+#[inline(never)]
+pub fn remember_world_in(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translation) {
+    if !is_plain(packet) {
+        return;
+    }
+    let mut known = entry(ctx, packet, KNOWN_WORLD_IN);
+    into_endpoint(&mut known, endpoint);
+    known.destination = to.destination;
+    known.destination_port = to.destination_port;
+    maps::remember_flow(&packet.flow, &known);
+}
+
+#[inline(always)]
+fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
+    known.to = endpoint.ifindex;
+    known.pod_mac = endpoint.pod_mac;
+    known.host_mac = endpoint.host_mac;
+}
+
+#[inline(always)]
+fn entry(ctx: &TcContext, packet: &Ipv4, kind: u8) -> KnownFlow {
+    KnownFlow {
+        check: packet.flow.check(),
+        generation: packet.generation,
+        asked: maps::jiffies(),
+        from: ctx.ifindex(),
+        to: 0,
+        kind,
+        reserved: 0,
+        sender_mac: packet.headers.source_mac,
+        pod_mac: Mac::default(),
+        host_mac: Mac::default(),
+        next_hop: 0,
+        mtu: 0,
+        source: Addr::UNSPECIFIED,
+        destination: Addr::UNSPECIFIED,
+        source_port: Be16::ZERO,
+        destination_port: Be16::ZERO,
+    }
+}
+
+/// What would have led elsewhere may have come while the packet was judged: who has added that has removed the entry before it was there.
+#[inline(never)]
+fn check_again(packet: &Ipv4) {
+    let flow = &packet.flow;
+    if maps::is_stack_flow(flow)
+        || maps::translation(flow).is_some()
+        || (flow.protocol != protocol::TCP && maps::is_stack_flow(&flow.reversed()))
+    {
+        maps::forget_flow(flow);
+    }
+}
