@@ -71,6 +71,12 @@ impl Comparison {
         Ok(comparisons)
     }
 
+    /// Of what was measured already: each contestant's name and its values, round by round.
+    pub(crate) fn of_rounds(figure: &str, unit: &'static str, contestants: Vec<(&str, Vec<f64>)>) -> Self {
+        let (names, values) = contestants.into_iter().map(|(name, values)| (name.to_owned(), values)).unzip();
+        Self { figure: figure.to_owned(), unit, names, values }
+    }
+
     /// Adds the comparison of two contestants to the report.
     pub(crate) fn record(
         &self,

@@ -6,6 +6,7 @@
 mod between_nodes;
 mod chart;
 mod client;
+mod cni;
 mod comparison;
 mod contest;
 mod record;
@@ -58,6 +59,8 @@ enum Group {
     Snat,
     /// New connections of pods to the world.
     Connect,
+    /// ADD, from the plugin's start to its end.
+    Cni,
 }
 
 /// What every measurement has in common.
@@ -101,6 +104,7 @@ impl Group {
             Self::CrossNode => between_nodes::measure(programs, effort, report),
             Self::Snat => world::round_trips(programs, effort, report),
             Self::Connect => world::connections(programs, effort, report),
+            Self::Cni => cni::measure(programs, effort, report),
         }
     }
 }

@@ -9,6 +9,7 @@ use tabled::settings::Style;
 use tabled::{Table, Tabled};
 
 use crate::bench::chart::Chart;
+use crate::bench::statistics::{interquartile_range, median};
 
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +34,31 @@ pub(crate) struct Record {
     pub(crate) spread: f64,
     /// What the ratio is made of.
     pub(crate) ratio_of: String,
+}
+
+impl Record {
+    /// Of values that have nothing beside them, round by round: compared with the most that they should be, if that is
+    /// said.
+    pub(crate) fn alone(figure: &str, unit: &'static str, values: &[f64], most: Option<f64>) -> Self {
+        let ratios: Vec<f64> = values.iter().map(|value| value / most.unwrap_or(1.0)).collect();
+        let (ratio, target) = (median(&ratios), most.map(|_| Target::AtMost(1.0)));
+        Self {
+            figure: figure.to_owned(),
+            ours: median(values),
+            reference: None,
+            limit: None,
+            ratio,
+            target,
+            met: target.map(|target| target.is_met(ratio)),
+            unit,
+            rounds: values.len(),
+            spread: interquartile_range(&ratios),
+            ratio_of: match most {
+                Some(most) => format!("measured ÷ {most} {unit}"),
+                None => "measured".to_owned(),
+            },
+        }
+    }
 }
 
 /// What a ratio should be.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use xtask::lab::reference::{self, Join, Masquerade};
-use xtask::lab::{Builder, KubeProxy, Lab, Mode, Node, Ns, connect};
+use xtask::lab::{Builder, KubeProxy, Lab, Mode, Node, Ns, Pod, connect};
 
 /// What is measured: the shipped binaries, and other builds of the BPF object.
 pub(crate) struct Programs {
@@ -25,7 +25,7 @@ pub(crate) struct Site {
     pub(crate) address: IpAddr,
     /// As tables and charts call it.
     pub(crate) name: String,
-    _lab: Lab,
+    _lab: Option<Lab>,
 }
 
 /// Where the two are.
@@ -75,7 +75,7 @@ impl Site {
                 server: (**server).clone(),
                 address: server.address(),
                 name: name.to_owned(),
-                _lab: lab,
+                _lab: Some(lab),
             });
         }
         let (client, server) = (lab.add_namespace("client")?, lab.add_namespace("server")?);
@@ -83,24 +83,12 @@ impl Site {
         let (near, far): (IpAddr, IpAddr) = ([10, 244, 1, 2].into(), [10, 244, 1, 3].into());
         client.add_address("eth0", near, 24)?;
         server.add_address("eth0", far, 24)?;
-        Ok(Self { client, server, address: far, name: name.to_owned(), _lab: lab })
+        Ok(Self { client, server, address: far, name: name.to_owned(), _lab: Some(lab) })
     }
 
     /// Podwire, released, in its default configuration, on nodes that have kube-proxy's rules.
     pub(crate) fn podwire(name: &str, programs: &Programs, way: Way<'_>, place: Place) -> Result<Self> {
-        let mut builder = builder(place).mode(way.mode).binaries(&programs.binaries);
-        if way.xdp {
-            builder = builder.agent_arguments(&["--uplink-xdp", "generic"]);
-        }
-        if let Some(object) = way.object {
-            builder = builder.agent_arguments(&["--bpf-object", &object.to_string_lossy()]);
-        }
-        let lab = builder.agents(false).build()?;
-        for node in lab.nodes() {
-            KubeProxy::Iptables.write_rules(node)?;
-        }
-        lab.nodes().iter().try_for_each(Node::start_agent)?;
-        Self::between(name, lab, place, |node, pod| {
+        Self::between(name, podwire(programs, way, place)?, place, |node, pod| {
             let pod = node.add_pod(pod)?;
             Ok(((*pod).clone(), pod.address()))
         })
@@ -108,16 +96,7 @@ impl Site {
 
     /// The reference, on nodes that have kube-proxy's rules.
     pub(crate) fn reference(name: &str, join: Join, masquerade: Masquerade, place: Place) -> Result<Self> {
-        let lab = builder(place).agents(false).build()?;
-        let kube_proxy = match masquerade {
-            Masquerade::Nftables => KubeProxy::Nftables,
-            Masquerade::Bridge | Masquerade::Iptables => KubeProxy::Iptables,
-        };
-        for node in lab.nodes() {
-            kube_proxy.write_rules(node)?;
-        }
-        reference::set_up(&lab, join, masquerade)?;
-        Self::between(name, lab, place, |node, pod| {
+        Self::between(name, reference(join, masquerade, place)?, place, |node, pod| {
             let mut calls = reference::calls(node, pod, join, masquerade, &serde_json::json!({}));
             let ns = Ns::create(&calls[0].container_id)?;
             let output = reference::add(&mut calls)?;
@@ -126,6 +105,17 @@ impl Site {
             let address = address.with_context(|| format!("no address in {}", output.answer))?;
             Ok((ns, address.parse()?))
         })
+    }
+
+    /// Two pods of a lab that outlives this.
+    pub(crate) fn of_pods(name: &str, client: &Pod, server: &Pod) -> Self {
+        Self {
+            client: (**client).clone(),
+            server: (**server).clone(),
+            address: server.address(),
+            name: name.to_owned(),
+            _lab: None,
+        }
     }
 
     fn between(
@@ -140,8 +130,39 @@ impl Site {
             Place::CrossNode => add_pod(lab.node(1), "server")?,
             Place::World => (lab.world().clone(), lab.world_address()),
         };
-        Ok(Self { client, server, address, name: name.to_owned(), _lab: lab })
+        Ok(Self { client, server, address, name: name.to_owned(), _lab: Some(lab) })
     }
+}
+
+/// Nodes with agents and kube-proxy's rules, and no pods.
+pub(crate) fn podwire(programs: &Programs, way: Way<'_>, place: Place) -> Result<Lab> {
+    let mut builder = builder(place).mode(way.mode).binaries(&programs.binaries);
+    if way.xdp {
+        builder = builder.agent_arguments(&["--uplink-xdp", "generic"]);
+    }
+    if let Some(object) = way.object {
+        builder = builder.agent_arguments(&["--bpf-object", &object.to_string_lossy()]);
+    }
+    let lab = builder.agents(false).build()?;
+    for node in lab.nodes() {
+        KubeProxy::Iptables.write_rules(node)?;
+    }
+    lab.nodes().iter().try_for_each(Node::start_agent)?;
+    Ok(lab)
+}
+
+/// Nodes with flannel's and kube-proxy's rules, and no pods.
+pub(crate) fn reference(join: Join, masquerade: Masquerade, place: Place) -> Result<Lab> {
+    let lab = builder(place).agents(false).build()?;
+    let kube_proxy = match masquerade {
+        Masquerade::Nftables => KubeProxy::Nftables,
+        Masquerade::Bridge | Masquerade::Iptables => KubeProxy::Iptables,
+    };
+    for node in lab.nodes() {
+        kube_proxy.write_rules(node)?;
+    }
+    reference::set_up(&lab, join, masquerade)?;
+    Ok(lab)
 }
 
 fn builder(place: Place) -> Builder {

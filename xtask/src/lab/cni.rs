@@ -40,6 +40,8 @@ pub struct CniOutput {
     pub answer: Value,
     /// What it printed on standard error.
     pub stderr: String,
+    /// From before the plugin's start to after its end; of a chain the sum over its plugins.
+    pub took: Duration,
 }
 
 impl CniCall {
@@ -98,7 +100,7 @@ impl CniCall {
             // A runtime has one, and plugins of others look for iptables there.
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let input = serde_json::to_vec(&self.config)?;
-        let output = self.node.enter(|| process::output(&mut command, Some(&input), DEADLINE))??;
+        let (output, took) = self.node.enter(|| process::timed(&mut command, Some(&input), DEADLINE))??;
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let answer = if output.stdout.is_empty() {
             Value::Null
@@ -108,6 +110,6 @@ impl CniCall {
                 format!("{} printed no JSON: {printed}{stderr}", self.command)
             })?
         };
-        Ok(CniOutput { success: output.status.success(), answer, stderr })
+        Ok(CniOutput { success: output.status.success(), answer, stderr, took })
     }
 }

@@ -179,6 +179,14 @@ impl Lab {
         node_list::replace(&self.node_list, text)
     }
 
+    /// A Node list of the lab's nodes and of so many others, which are nowhere.
+    ///
+    /// # Errors
+    /// When the list that it is made of does not decode.
+    pub fn node_list_with(&self, others: u16) -> Result<String> {
+        node_list::render(&self.topology, others)
+    }
+
     /// The lab's name: the first part of every namespace's, and the name of its folder on the BPF filesystem.
     pub fn name(&self) -> &str {
         self.registration.name()
@@ -314,7 +322,7 @@ impl Builder {
             kept: false,
             registration,
         };
-        lab.write_node_list(&node_list::render(&lab.topology)?)?;
+        lab.write_node_list(&node_list::render(&lab.topology, 0)?)?;
         for index in 0..self.nodes {
             let node = Node::new(lab.name(), &lab.topology.nodes[index], &lab.node_list, &binaries, &self)?;
             lab.nodes.push(node);

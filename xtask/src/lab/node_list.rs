@@ -1,8 +1,11 @@
 //! The Node list that agents read: what a cluster printed, with the lab's names and addresses in place of its own.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use serde::Serialize as _;
+use serde_json::ser::{PrettyFormatter, Serializer};
 use serde_json::{Value, json};
 
 use crate::lab::topology::Topology;
@@ -10,21 +13,35 @@ use crate::lab::topology::Topology;
 /// `kubectl get nodes -o json` of a running cluster.
 const PRINTED: &str = include_str!("../../../testdata/kubernetes/nodes.json");
 
-pub(crate) fn render(topology: &Topology) -> Result<String> {
+/// The lab's nodes, and so many others that nobody has seen, each with all that a kubelet says of its node.
+pub(crate) fn render(topology: &Topology, others: u16) -> Result<String> {
     let mut list: Value = serde_json::from_str(PRINTED).context("decode testdata/kubernetes/nodes.json")?;
     let template = list["items"][0].clone();
-    let nodes = topology.nodes.iter().map(|place| {
-        let mut node = template.clone();
-        node["metadata"]["name"] = json!(place.name);
-        node["spec"] = json!({ "podCIDR": place.pod_cidr, "podCIDRs": [place.pod_cidr] });
-        node["status"]["addresses"] = json!([
-            { "address": place.address, "type": "InternalIP" },
-            { "address": place.name, "type": "Hostname" },
-        ]);
-        node
+    let there =
+        topology.nodes.iter().map(|place| entry(&template, &place.name, &place.pod_cidr, place.address));
+    let elsewhere = (0..others).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        let address = Ipv4Addr::new(10, 190, high, low);
+        entry(&template, &format!("elsewhere{number}"), &format!("10.{}.{low}.0/24", 32 + high), address)
     });
-    list["items"] = nodes.collect();
-    Ok(serde_json::to_string_pretty(&list)?)
+    list["items"] = there.chain(elsewhere).collect();
+    // As kubectl indents.
+    let mut text = Vec::new();
+    let indented = PrettyFormatter::with_indent(b"    ");
+    list.serialize(&mut Serializer::with_formatter(&mut text, indented))?;
+    Ok(String::from_utf8(text)?)
+}
+
+fn entry(template: &Value, name: &str, pod_cidr: &str, address: Ipv4Addr) -> Value {
+    let mut node = template.clone();
+    node["metadata"]["name"] = json!(name);
+    node["metadata"]["labels"]["kubernetes.io/hostname"] = json!(name);
+    node["spec"] = json!({ "podCIDR": pod_cidr, "podCIDRs": [pod_cidr] });
+    node["status"]["addresses"] = json!([
+        { "address": address, "type": "InternalIP" },
+        { "address": name, "type": "Hostname" },
+    ]);
+    node
 }
 
 /// Writes beside and renames: an agent never reads half a list.

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,6 +13,16 @@ use rustix::process::{Pid, Signal, kill_process};
 /// # Errors
 /// When it cannot be started or does not end in time.
 pub(crate) fn output(command: &mut Command, input: Option<&[u8]>, deadline: Duration) -> Result<Output> {
+    Ok(timed(command, input, deadline)?.0)
+}
+
+/// The same, and how long it took: from before its start to after its end.
+pub(crate) fn timed(
+    command: &mut Command,
+    input: Option<&[u8]>,
+    deadline: Duration,
+) -> Result<(Output, Duration)> {
+    let start = Instant::now();
     let mut child = command
         .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
@@ -25,9 +35,9 @@ pub(crate) fn output(command: &mut Command, input: Option<&[u8]>, deadline: Dura
     }
     let pid = Pid::from_child(&child);
     let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    std::thread::spawn(move || sender.send((child.wait_with_output(), start.elapsed())));
     match receiver.recv_timeout(deadline) {
-        Ok(output) => Ok(output?),
+        Ok((output, took)) => Ok((output?, took)),
         Err(_) => {
             let _ = kill_process(pid, Signal::KILL);
             bail!(

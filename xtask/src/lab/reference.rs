@@ -2,6 +2,7 @@
 //! around them.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -139,11 +140,14 @@ pub fn calls(
 pub fn add(calls: &mut [CniCall]) -> Result<CniOutput> {
     let mut previous = Value::Null;
     let mut last = None;
+    let mut took = Duration::ZERO;
     for call in calls {
         if !previous.is_null() {
             call.config["prevResult"] = previous;
         }
-        let output = call.run()?;
+        let mut output = call.run()?;
+        took += output.took;
+        output.took = took;
         previous = output.answer.clone();
         let failed = !output.success;
         last = Some(output);

@@ -1,0 +1,140 @@
+//! ADD as a runtime has it done: the whole process, from its start to its end; of the reference each plugin of the chain, without
+//! what the runtime does between them.
+//!
+//! Nothing is pinned, as a runtime pins nothing: Podwire's are two processes, the reference's have several threads.
+
+use std::sync::Barrier;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use xtask::lab::reference::{self, Join, Masquerade};
+use xtask::lab::{CniCall, CniOutput, Node, Ns};
+
+use crate::bench::Effort;
+use crate::bench::comparison::{Comparison, Ratio};
+use crate::bench::record::{Report, Target};
+use crate::bench::site::{self, FLANNEL, Place, Programs, VXLAN, Way};
+use crate::bench::statistics::quantile;
+
+/// Calls of a round: the 99th percentile of a round is its second longest.
+const CALLS: usize = 104;
+/// Calls at the same moment, as a kubelet makes them for a deployment.
+const AT_ONCE: usize = 8;
+
+pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
+    let place = Place::CrossNode;
+    let (join, masquerade) = (Join::Vxlan, Masquerade::Iptables);
+    let ours = site::podwire(programs, Way::VXLAN, place)?;
+    let theirs = site::reference(join, masquerade, place)?;
+    let mut ours = attachments(ours.node(0), |node, pod| Attachment::Podwire(call(node, pod)))?;
+    let mut theirs = attachments(theirs.node(0), |node, pod| {
+        Attachment::Chain(reference::calls(node, pod, join, masquerade, &serde_json::json!({})))
+    })?;
+    for (figure, at_once) in [("cni-add", 1), ("cni-add-8", AT_ONCE)] {
+        let mut rounds = [Rounds::default(), Rounds::default()];
+        // The first round does not count: binaries and tables are in caches after it.
+        for round in 0..=effort.rounds {
+            let mut times = [Vec::new(), Vec::new()];
+            for (ours, theirs) in ours.chunks_mut(at_once).zip(theirs.chunks_mut(at_once)) {
+                times[0].extend(add_together(ours).context(VXLAN)?);
+                times[1].extend(add_together(theirs).context(FLANNEL)?);
+            }
+            ours.iter().chain(&theirs).try_for_each(Attachment::delete)?;
+            if round > 0 {
+                rounds.iter_mut().zip(&times).for_each(|(rounds, times)| rounds.add(times));
+            }
+        }
+        let [ours, theirs] = rounds;
+        for (percentile, ours, theirs) in [("p50", ours.p50, theirs.p50), ("p99", ours.p99, theirs.p99)] {
+            let figure = format!("{figure}-{percentile}");
+            let comparison = Comparison::of_rounds(&figure, "ms", vec![(VXLAN, ours), (FLANNEL, theirs)]);
+            comparison.record(&figure, VXLAN, FLANNEL, Ratio::Plain, Some(Target::AtMost(0.3)), report)?;
+            report.charts.push(comparison.chart());
+        }
+    }
+    Ok(())
+}
+
+/// What a pod is attached with.
+enum Attachment {
+    Podwire(CniCall),
+    Chain(Vec<CniCall>),
+}
+
+/// Percentiles, round by round.
+#[derive(Default)]
+struct Rounds {
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+}
+
+impl Rounds {
+    fn add(&mut self, times: &[f64]) {
+        self.p50.push(quantile(times, 0.5));
+        self.p99.push(quantile(times, 0.99));
+    }
+}
+
+impl Attachment {
+    /// How long it took, milliseconds.
+    fn add(&mut self) -> Result<f64> {
+        let output = match self {
+            Self::Podwire(call) => call.run()?,
+            Self::Chain(calls) => reference::add(calls)?,
+        };
+        milliseconds(&output)
+    }
+
+    fn delete(&self) -> Result<()> {
+        match self {
+            Self::Podwire(call) => delete(call),
+            Self::Chain(calls) => reference::delete(calls),
+        }
+    }
+}
+
+/// ADD of a pod of that name, by Podwire.
+pub(crate) fn call(node: &Node, pod: &str) -> CniCall {
+    node.cni_call("ADD", pod, &serde_json::json!({}))
+}
+
+/// How long an ADD took, if it succeeded.
+pub(crate) fn milliseconds(output: &CniOutput) -> Result<f64> {
+    ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
+    Ok(output.took.as_secs_f64() * 1e3)
+}
+
+/// The DEL of an ADD.
+pub(crate) fn delete(add: &CniCall) -> Result<()> {
+    let output = add.with_command("DEL").run()?;
+    ensure!(output.success, "DEL failed: {}\n{}", output.answer, output.stderr);
+    Ok(())
+}
+
+/// Namespaces that are there before anything is measured.
+fn attachments(node: &Node, attachment: impl Fn(&Node, &str) -> Attachment) -> Result<Vec<Attachment>> {
+    let one = |number| {
+        let pod = format!("pod{number}");
+        Ns::create(&call(node, &pod).container_id)?;
+        Ok(attachment(node, &pod))
+    };
+    (0..CALLS).map(one).collect()
+}
+
+/// All at the same moment; how long each took.
+fn add_together(attachments: &mut [Attachment]) -> Result<Vec<f64>> {
+    let start = Barrier::new(attachments.len());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = attachments
+            .iter_mut()
+            .map(|attachment| {
+                scope.spawn(|| {
+                    start.wait();
+                    attachment.add()
+                })
+            })
+            .collect();
+        let outcomes =
+            threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a call panicked"))?);
+        outcomes.collect()
+    })
+}
