@@ -178,7 +178,10 @@ impl Daemon {
         self.complete = true;
         self.paths_asked = None;
         self.adopt_pod_network();
-        self.reconcile().await;
+        let nodes = self.model.remote.len() + 1;
+        if self.reconcile().await {
+            info!(nodes, "node list applied");
+        }
     }
 
     /// Hands out addresses from the podCIDR of now; those of an earlier one stay with their pods.
@@ -210,14 +213,14 @@ impl Daemon {
         info!(networks = networks.len(), "the list of networks that are not masqueraded was read");
         self.model.non_masquerade = self.config.non_masquerade(networks);
         if self.complete {
-            self.reconcile().await;
+            let _ = self.reconcile().await;
         }
     }
 
     async fn tick(&mut self) {
         self.firewall.tick();
         if self.complete {
-            self.reconcile().await;
+            let _ = self.reconcile().await;
         }
     }
 

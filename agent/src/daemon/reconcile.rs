@@ -20,14 +20,16 @@ use crate::model::{Endpoint, Path};
 const PATHS_VALID: Duration = Duration::from_secs(60);
 
 impl Daemon {
-    /// One round; what fails is logged and tried again with the next.
-    pub(super) async fn reconcile(&mut self) {
-        if let Err(error) = self.try_reconcile().await {
+    /// One round; what fails is logged and tried again with the next. Whether nothing did.
+    pub(super) async fn reconcile(&mut self) -> bool {
+        let outcome = self.try_reconcile().await;
+        if let Err(error) = &outcome {
             error!("reconcile: {error}");
             if self.model.uplinks.is_empty() {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }
         }
+        outcome.is_ok()
     }
 
     async fn try_reconcile(&mut self) -> Result<(), Error> {

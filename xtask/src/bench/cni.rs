@@ -86,7 +86,7 @@ impl Attachment {
 
     fn delete(&self) -> Result<()> {
         match self {
-            Self::Podwire(call) => delete(call),
+            Self::Podwire(call) => delete(call).map(drop),
             Self::Chain(calls) => reference::delete(calls),
         }
     }
@@ -103,11 +103,11 @@ pub(crate) fn milliseconds(output: &CniOutput) -> Result<f64> {
     Ok(output.took.as_secs_f64() * 1e3)
 }
 
-/// The DEL of an ADD.
-pub(crate) fn delete(add: &CniCall) -> Result<()> {
+/// The DEL of an ADD; how long it took, milliseconds.
+pub(crate) fn delete(add: &CniCall) -> Result<f64> {
     let output = add.with_command("DEL").run()?;
     ensure!(output.success, "DEL failed: {}\n{}", output.answer, output.stderr);
-    Ok(())
+    Ok(output.took.as_secs_f64() * 1e3)
 }
 
 /// Namespaces that are there before anything is measured.

@@ -3,14 +3,17 @@
 //! Contestants take turns within every round, both ends of a measurement are pinned, and the ratio is taken round by round:
 //! what disturbs the machine disturbs all of them.
 
+mod agent_cost;
 mod between_nodes;
 mod chart;
 mod client;
 mod cni;
 mod comparison;
 mod contest;
+mod crowd;
 mod record;
 mod same_node;
+mod scale;
 mod site;
 mod statistics;
 mod world;
@@ -61,6 +64,8 @@ enum Group {
     Connect,
     /// ADD, from the plugin's start to its end.
     Cni,
+    /// A node with 250 pods in a cluster of 5,000 nodes.
+    Scale,
 }
 
 /// What every measurement has in common.
@@ -105,6 +110,7 @@ impl Group {
             Self::Snat => world::round_trips(programs, effort, report),
             Self::Connect => world::connections(programs, effort, report),
             Self::Cni => cni::measure(programs, effort, report),
+            Self::Scale => scale::measure(programs, effort, report),
         }
     }
 }

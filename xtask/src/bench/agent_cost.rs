@@ -1,0 +1,125 @@
+//! What the agent itself needs in a large cluster: memory, time at rest, and time until a Node list is in the maps.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
+use podwire_common::names::maps;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use xtask::lab::{Lab, Node};
+
+use crate::bench::Effort;
+use crate::bench::crowd::{Crowd, NODES};
+use crate::bench::record::{Record, Report};
+use crate::bench::site::{self, Place, Programs, Way};
+
+/// Megabytes; at its highest.
+const MOST_MEMORY: f64 = 40.0;
+/// Percent of a core.
+const MOST_TIME: f64 = 0.1;
+/// Seconds.
+const MOST_DELAY: f64 = 1.0;
+/// So long an agent is left alone. What it does each minute shows twice.
+const REST: Duration = Duration::from_secs(60);
+/// What an agent says when a list's nodes are in its maps.
+const APPLIED: &str = "node list applied";
+const APPLY_DEADLINE: Duration = Duration::from_secs(60);
+/// The core that the agent has to itself.
+const CORE: usize = 1;
+
+/// From the Node list's renaming to complete maps, the agent on one core: 4,999 nodes are new to it.
+pub(crate) fn apply(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
+    let lab = on_one_core(|| site::podwire(programs, Way::VXLAN, Place::World))?;
+    let node = lab.node(0);
+    let (small, large) = (lab.node_list_with(0)?, lab.node_list_with(NODES - 1)?);
+    let mut delays = Vec::new();
+    for round in 0..=effort.rounds {
+        let delay = apply_list(&lab, node, &large)?;
+        let entries = node.map_dump(maps::NODES)?.as_array().map_or(0, Vec::len);
+        // A podCIDR and an address of each.
+        ensure!(entries >= 2 * usize::from(NODES), "{entries} entries in the map of nodes");
+        apply_list(&lab, node, &small)?;
+        if round > 0 {
+            delays.push(delay.as_secs_f64());
+        }
+    }
+    report.records.push(Record::alone("nodes-apply", "s", &delays, Some(MOST_DELAY)));
+    Ok(())
+}
+
+/// Memory at its highest and now, maps, and time of a core at rest.
+pub(crate) fn at_rest(crowd: &Crowd, report: &mut Report) -> Result<()> {
+    let node = crowd.node();
+    // One more change of the list, with all the pods there.
+    apply_list(&crowd.lab, node, &crowd.lab.node_list_with(NODES - 3)?)?;
+    apply_list(&crowd.lab, node, &crowd.lab.node_list_with(NODES - 2)?)?;
+    let pid = node.agent_pid().context("the agent has ended")?;
+    report.records.push(Record::alone("agent-rss", "MB", &[megabytes(pid, "VmHWM")?], Some(MOST_MEMORY)));
+    report.records.push(Record::alone("agent-rss-now", "MB", &[megabytes(pid, "VmRSS")?], None));
+    report.records.push(Record::alone("agent-maps", "MB", &[map_memory(node)?], None));
+    let share = time_at_rest(pid)?;
+    report.records.push(Record::alone("agent-cpu", "%", &[share], Some(MOST_TIME)));
+    crowd.refresh_flows()?;
+    crowd.check_flows()?;
+    Ok(())
+}
+
+/// Percent of a core.
+fn time_at_rest(pid: u32) -> Result<f64> {
+    let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?)).context("find the agent's clock")?;
+    let used = || Ok::<_, anyhow::Error>(Duration::from(clock.now()?));
+    let (before, start) = (used()?, Instant::now());
+    thread::sleep(REST);
+    Ok((used()? - before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
+}
+
+/// A line of `/proc/<pid>/status`.
+fn megabytes(pid: u32, line: &str) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let value = text.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')?.strip_suffix(" kB"));
+    let kibibytes: f64 = value.with_context(|| format!("no {line} in {text}"))?.trim().parse()?;
+    Ok(kibibytes * 1024.0 / 1e6)
+}
+
+/// What the kernel has accounted to the pinned maps.
+fn map_memory(node: &Node) -> Result<f64> {
+    let mut bytes = 0.0;
+    for map in maps::ALL {
+        let pin = node.bpf_dir().join(map);
+        let shown = node.exec(&["bpftool", "-j", "map", "show", "pinned", &pin.to_string_lossy()])?;
+        let shown: serde_json::Value = serde_json::from_str(&shown)?;
+        bytes += shown["bytes_memlock"].as_f64().with_context(|| format!("no bytes_memlock in {shown}"))?;
+    }
+    Ok(bytes / 1e6)
+}
+
+/// Replaces the list; how long until the agent says that it is in the maps.
+fn apply_list(lab: &Lab, node: &Node, list: &str) -> Result<Duration> {
+    let said = || node.agent_log().matches(APPLIED).count();
+    let before = said();
+    lab.write_node_list(list)?;
+    let start = Instant::now();
+    while start.elapsed() < APPLY_DEADLINE {
+        if said() > before {
+            return Ok(start.elapsed());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    bail!("{} did not say \"{APPLIED}\" within {} s", node.name(), APPLY_DEADLINE.as_secs())
+}
+
+/// Processes that are started meanwhile stay on one core.
+fn on_one_core<T: Send>(action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let mut cores = CpuSet::new();
+            cores.set(CORE);
+            sched_setaffinity(None, &cores).with_context(|| format!("stay on core {CORE}"))?;
+            action()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

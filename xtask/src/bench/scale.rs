@@ -1,0 +1,80 @@
+//! What a large cluster costs: ADD and forwarding beside a node that has nothing, and the agent by itself.
+
+use anyhow::Result;
+use xtask::lab::{CniCall, Node, Ns};
+
+use crate::bench::client::Transport;
+use crate::bench::cni::{call, delete, milliseconds};
+use crate::bench::comparison::{Comparison, Ratio};
+use crate::bench::crowd::Crowd;
+use crate::bench::record::{Report, Target};
+use crate::bench::site::{self, Place, Programs, Site, Way};
+use crate::bench::statistics::median;
+use crate::bench::{Effort, agent_cost, contest};
+
+const CROWDED: &str = "podwire, 250 pods, 5,000 nodes";
+const EMPTY: &str = "podwire, alone";
+/// Calls of a round, each followed by its DEL.
+const CALLS: usize = 20;
+
+pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
+    agent_cost::apply(programs, effort, report)?;
+    let crowd = Crowd::assemble(programs)?;
+    agent_cost::at_rest(&crowd, report)?;
+    let empty = site::podwire(programs, Way::VXLAN, Place::CrossNode)?;
+    adds(&crowd, empty.node(0), effort, report)?;
+    let (client, server, elsewhere) = (
+        empty.node(0).add_pod("client")?,
+        empty.node(0).add_pod("server")?,
+        empty.node(1).add_pod("elsewhere")?,
+    );
+    let (first, second) = (&crowd.pods[0], &crowd.pods[1]);
+    let same_node = [Site::of_pods(CROWDED, first, second), Site::of_pods(EMPTY, &client, &server)];
+    let cross_node =
+        [Site::of_pods(CROWDED, first, &crowd.elsewhere), Site::of_pods(EMPTY, &client, &elsewhere)];
+    for (figure, sites) in [("forward-scale-same-node", same_node), ("forward-scale-cross-node", cross_node)]
+    {
+        crowd.refresh_flows()?;
+        crowd.check_flows()?;
+        let latencies = contest::round_trips(figure, Transport::Udp, &sites, effort)?;
+        crowd.check_flows()?;
+        let target = Some(Target::AtMost(1.1));
+        latencies.one_way.record(figure, CROWDED, EMPTY, Ratio::Plain, target, report)?;
+        report.charts.push(latencies.one_way.chart());
+    }
+    Ok(())
+}
+
+/// One pod more, on the full node and on the empty one in turns.
+fn adds(crowd: &Crowd, empty: &Node, effort: Effort, report: &mut Report) -> Result<()> {
+    let prepared = |node: &Node| -> Result<CniCall> {
+        let call = call(node, "more");
+        Ns::create(&call.container_id)?;
+        Ok(call)
+    };
+    let (crowded, empty) = (prepared(crowd.node())?, prepared(empty)?);
+    let mut rounds = [Vec::new(), Vec::new()];
+    let mut deletions = Vec::new();
+    for round in 0..=effort.rounds {
+        crowd.refresh_flows()?;
+        let mut times = [Vec::new(), Vec::new(), Vec::new()];
+        for _ in 0..CALLS {
+            times[0].push(milliseconds(&crowded.run()?)?);
+            times[1].push(milliseconds(&empty.run()?)?);
+            times[2].push(delete(&crowded)?);
+            delete(&empty)?;
+        }
+        if round > 0 {
+            rounds.iter_mut().zip(&times).for_each(|(rounds, times)| rounds.push(median(times)));
+            deletions.push(median(&times[2]));
+        }
+    }
+    crowd.check_flows()?;
+    let [crowded, empty] = rounds;
+    let figure = "cni-add-scale";
+    let comparison = Comparison::of_rounds(figure, "ms", vec![(CROWDED, crowded), (EMPTY, empty)]);
+    comparison.record(figure, CROWDED, EMPTY, Ratio::Plain, Some(Target::AtMost(1.1)), report)?;
+    report.charts.push(comparison.chart());
+    report.records.push(crate::bench::record::Record::alone("cni-del-scale", "ms", &deletions, None));
+    Ok(())
+}
