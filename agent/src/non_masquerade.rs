@@ -1,6 +1,7 @@
 //! Networks towards which pods keep their own addresses: the file of `--non-masquerade-file`.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
@@ -24,8 +25,9 @@ pub struct BadLine {
 /// # Errors
 /// Those of [`watched_file::watch`].
 pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
-    watched_file::watch("the list of networks that are not masqueraded", &path, &events, |text| {
-        Event::NonMasquerade(text.and_then(|text| parse(&path, text).map_err(|error| error.to_string())))
+    watched_file::watch("the list of networks that are not masqueraded", &path, &events, |file| {
+        let text = file.and_then(|file| io::read_to_string(file).map_err(|error| error.to_string()));
+        Event::NonMasquerade(text.and_then(|text| parse(&path, &text).map_err(|error| error.to_string())))
     })
     .await
 }

@@ -1,7 +1,9 @@
 //! A file that is read again when it changes.
 
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -13,6 +15,10 @@ use crate::daemon::Event;
 
 /// Writers often make several events of one change.
 pub(crate) const SETTLE: Duration = Duration::from_millis(50);
+
+/// A change that is younger than this may share its time with one that is still to come: the kernel's clock of files ticks
+/// (CONFIG_HZ, 100 at least).
+const SURE: Duration = Duration::from_millis(20);
 
 /// Why a file cannot be watched.
 #[derive(Debug, Error)]
@@ -37,7 +43,7 @@ pub enum WatchError {
     },
 }
 
-/// Sends what `event_of` makes of the file's text, or of the reason why it cannot be read, now and after every change.
+/// Sends what `event_of` makes of the file, or of the reason why it cannot be read, now and after every change.
 ///
 /// # Errors
 /// [`WatchError`]. Otherwise it returns when nobody receives any more.
@@ -45,21 +51,26 @@ pub async fn watch(
     what: &'static str,
     path: &Path,
     events: &mpsc::Sender<Event>,
-    event_of: impl Fn(Result<&str, String>) -> Event,
+    event_of: impl Fn(Result<File, String>) -> Event,
 ) -> Result<(), WatchError> {
     let (changes_in, mut changes) = mpsc::channel(1);
     let _watcher = watch_folders(what, path, changes_in)?;
     let mut last = None;
     loop {
-        // Other files of the folder change too, and the log may be one of them: only what is new is said.
-        let now =
-            std::fs::read_to_string(path).map_err(|error| format!("read {what} {}: {error}", path.display()));
+        let opened = File::open(path).and_then(|file| Ok((Seen::of(&file.metadata()?), file)));
+        let (now, file) = match opened {
+            Ok((seen, file)) => (Ok(seen), Ok(file)),
+            Err(error) => {
+                let reason = format!("read {what} {}: {error}", path.display());
+                (Err(reason.clone()), Err(reason))
+            }
+        };
+        // Other files of the folder change too, and the log may be one of them.
         if last.as_ref() != Some(&now) {
-            let event = event_of(now.as_deref().map_err(String::clone));
-            if events.send(event).await.is_err() {
+            if events.send(event_of(file)).await.is_err() {
                 return Ok(());
             }
-            last = Some(now);
+            last = now.as_ref().map_or(true, |seen| seen.sure).then_some(now);
         }
         tokio::select! {
             changed = changes.recv() => if changed.is_none() { return Ok(()) },
@@ -67,6 +78,25 @@ pub async fn watch(
         }
         tokio::time::sleep(SETTLE).await;
         let _ = changes.try_recv();
+    }
+}
+
+/// What tells one state of a file from another without reading it. A large list is not kept for that.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    file: (u64, u64),
+    size: u64,
+    changed: (i64, i64),
+    /// Whether a later change is certain to show.
+    sure: bool,
+}
+
+impl Seen {
+    fn of(metadata: &Metadata) -> Self {
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        let since = Duration::new(changed.0.unsigned_abs(), changed.1 as u32);
+        let age = SystemTime::now().duration_since(UNIX_EPOCH + since).unwrap_or_default();
+        Self { file: (metadata.dev(), metadata.ino()), size: metadata.size(), changed, sure: age > SURE }
     }
 }
 

@@ -1,18 +1,18 @@
-//! Node objects out of a file, as `kubectl get nodes -o json` (or `-o yaml`) prints them.
+//! A file of Node objects: where it is, and what becomes of it.
 
-use std::net::IpAddr;
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tracing::info;
 
-use super::{NodeProblem, NodeRecord};
+use super::objects::{self, Entries};
 use crate::daemon::Event;
 use crate::watched_file::{self, WatchError};
+
+/// What is read at a time, bytes.
+const CHUNK: usize = 64 << 10;
 
 /// Why a file as a whole cannot be used.
 #[derive(Debug, Error)]
@@ -32,9 +32,9 @@ pub enum FileError {
 /// # Errors
 /// Those of [`watched_file::watch`].
 pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
-    watched_file::watch("the node list", &path, &events, |text| match text {
-        Ok(text) => match parse(&path, text) {
-            Ok((records, problems)) => {
+    watched_file::watch("the node list", &path, &events, |file| match file {
+        Ok(file) => match parse(&path, file) {
+            Ok(Entries { records, problems }) => {
                 info!(path = %path.display(), nodes = records.len(), "node list read");
                 Event::Nodes { records, problems }
             }
@@ -47,118 +47,35 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), Wat
 
 /// Decodes a `List` of nodes or a single one. Entries that do not decode are named among the problems and left out.
 ///
+/// JSON is decoded as it is read, an entry at a time: a list of 5,000 nodes has 30 MB. YAML is held as a whole.
+///
 /// # Errors
 /// [`FileError::Decode`] when the text as a whole is neither.
-pub fn parse(path: &Path, text: &str) -> Result<(Vec<NodeRecord>, Vec<NodeProblem>), FileError> {
-    let decode_error = |reason: String| FileError::Decode { path: path.into(), reason };
-    let mut document: Value = if text.trim_start().starts_with('{') {
-        serde_json::from_str(text).map_err(|error| decode_error(error.to_string()))?
-    } else {
-        // The file is the operator's own: the budget against hostile documents would refuse large clusters.
-        let options = serde_saphyr::options! { budget: None };
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| decode_error(error.to_string()))?
+fn parse(path: &Path, file: impl Read) -> Result<Entries, FileError> {
+    let decode = || {
+        let mut reader = BufReader::with_capacity(CHUNK, file);
+        let start = reader.fill_buf().map_err(|error| error.to_string())?;
+        let is_json = start.trim_ascii_start().starts_with(b"{");
+        if is_json { objects::from_json(reader) } else { objects::from_yaml(reader) }
     };
-    let kind = document.get("kind").and_then(Value::as_str).map(str::to_owned);
-    let items = match kind.as_deref() {
-        Some("List" | "NodeList") => match document.get_mut("items").map(Value::take) {
-            Some(Value::Array(items)) => items,
-            Some(Value::Null) | None => Vec::new(),
-            Some(_) => return Err(decode_error("`items` is not a list".into())),
-        },
-        Some("Node") => vec![document],
-        Some(kind) => return Err(decode_error(format!("`kind` is `{kind}`"))),
-        None => return Err(decode_error("there is no `kind`".into())),
-    };
-    let mut records = Vec::new();
-    let mut problems = Vec::new();
-    for (index, item) in items.into_iter().enumerate() {
-        let entry = match item.pointer("/metadata/name").and_then(Value::as_str) {
-            Some(name) => format!("node {name}"),
-            None => format!("entry {}", index + 1),
-        };
-        match record(item) {
-            Ok(record) => records.push(record),
-            Err(reason) => problems.push(NodeProblem::Malformed { entry, reason }),
-        }
-    }
-    Ok((records, problems))
-}
-
-/// The fields of a Node object that the agent reads; all others are left alone.
-#[derive(Deserialize)]
-struct NodeObject {
-    metadata: Metadata,
-    #[serde(default)]
-    spec: Spec,
-    #[serde(default)]
-    status: Status,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    name: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Spec {
-    #[serde(rename = "podCIDR")]
-    pod_cidr: Option<String>,
-    #[serde(rename = "podCIDRs")]
-    pod_cidrs: Option<Vec<String>>,
-}
-
-#[derive(Default, Deserialize)]
-struct Status {
-    addresses: Option<Vec<NodeAddress>>,
-}
-
-#[derive(Deserialize)]
-struct NodeAddress {
-    address: String,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-fn record(item: Value) -> Result<NodeRecord, String> {
-    if let Some(kind) = item.get("kind").and_then(Value::as_str)
-        && kind != "Node"
-    {
-        return Err(format!("it is a {kind}, not a Node"));
-    }
-    let object: NodeObject = serde_json::from_value(item).map_err(|error| error.to_string())?;
-    let networks = match object.spec.pod_cidrs {
-        Some(networks) if !networks.is_empty() => networks,
-        _ => object.spec.pod_cidr.into_iter().filter(|network| !network.is_empty()).collect(),
-    };
-    let pod_networks = networks
-        .iter()
-        .map(|text| text.parse::<IpNet>().map_err(|_| format!("spec.podCIDR: `{text}` is not a network")))
-        .collect::<Result<_, _>>()?;
-    let internal_addresses = object
-        .status
-        .addresses
-        .unwrap_or_default()
-        .iter()
-        .filter(|entry| entry.kind == "InternalIP")
-        .map(|entry| {
-            let text = &entry.address;
-            text.parse::<IpAddr>()
-                .map_err(|_| format!("status.addresses: InternalIP `{text}` is not an address"))
-        })
-        .collect::<Result<_, _>>()?;
-    Ok(NodeRecord { name: object.metadata.name, pod_networks, internal_addresses })
+    decode().map_err(|reason| FileError::Decode { path: path.into(), reason })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use serde_json::Value;
+
     use super::*;
+    use crate::nodes::{NodeProblem, NodeRecord};
 
     const JSON: &str = include_str!("../../../testdata/kubernetes/nodes.json");
     const YAML: &str = include_str!("../../../testdata/kubernetes/nodes.yaml");
 
     fn parsed(text: &str) -> (Vec<NodeRecord>, Vec<NodeProblem>) {
-        parse(Path::new("nodes"), text).unwrap()
+        let Entries { records, problems } = parse(Path::new("nodes"), text.as_bytes()).unwrap();
+        (records, problems)
     }
 
     fn node(name: &str) -> Value {
@@ -218,7 +135,7 @@ mod tests {
     #[test]
     fn what_is_no_node_list_is_refused_as_a_whole() {
         for text in ["", "{", "[]", "hello", "{}", r#"{"kind":"Pod"}"#, r#"{"kind":"List","items":3}"#] {
-            assert!(parse(Path::new("nodes.json"), text).is_err(), "{text:?}");
+            assert!(parse(Path::new("nodes.json"), text.as_bytes()).is_err(), "{text:?}");
         }
     }
 

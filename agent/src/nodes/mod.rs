@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::model::Node;
 
 pub mod file;
+mod objects;
 
 /// What the agent reads of a Node object.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,196 @@
+//! Node objects, as `kubectl get nodes -o json` (or `-o yaml`) prints them.
+
+use std::fmt;
+use std::io::Read;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::{NodeProblem, NodeRecord};
+
+/// The entries of a list, as far as they were read.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    pub(super) records: Vec<NodeRecord>,
+    pub(super) problems: Vec<NodeProblem>,
+}
+
+/// Reads JSON, and holds the text of one entry at a time.
+pub(super) fn from_json(reader: impl Read) -> Result<Entries, String> {
+    let mut deserializer = serde_json::Deserializer::from_reader(reader);
+    let document = Document::deserialize(&mut deserializer);
+    let document = document.and_then(|document| deserializer.end().map(|()| document));
+    let document = document.map_err(|error| error.to_string())?;
+    match document.kind.as_deref() {
+        Some("List" | "NodeList") => Ok(document.items),
+        Some("Node") => {
+            let part =
+                |part: &Option<Box<RawValue>>| part.as_ref().map_or("null", |raw| raw.get()).to_owned();
+            let [metadata, spec, status] = [&document.metadata, &document.spec, &document.status].map(part);
+            let mut entries = Entries::default();
+            entries.add_json(&format!(r#"{{"metadata":{metadata},"spec":{spec},"status":{status}}}"#));
+            Ok(entries)
+        }
+        kind => Err(other_kind(kind)),
+    }
+}
+
+/// Reads YAML, all of it at once.
+pub(super) fn from_yaml(reader: impl Read) -> Result<Entries, String> {
+    let text = std::io::read_to_string(reader).map_err(|error| error.to_string())?;
+    // The file is the operator's own: the budget against hostile documents would refuse large clusters.
+    let options = serde_saphyr::options! { budget: None };
+    let mut document: Value =
+        serde_saphyr::from_str_with_options(&text, options).map_err(|error| error.to_string())?;
+    let items = match document.get("kind").and_then(Value::as_str) {
+        Some("List" | "NodeList") => match document.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) => items,
+            Some(Value::Null) | None => Vec::new(),
+            Some(_) => return Err("`items` is not a list".into()),
+        },
+        Some("Node") => vec![document],
+        kind => return Err(other_kind(kind)),
+    };
+    let mut entries = Entries::default();
+    for item in items {
+        let name = name_of(&item);
+        entries.add(NodeObject::deserialize(item), || name);
+    }
+    Ok(entries)
+}
+
+fn other_kind(kind: Option<&str>) -> String {
+    kind.map_or_else(|| "there is no `kind`".into(), |kind| format!("`kind` is `{kind}`"))
+}
+
+fn name_of(item: &Value) -> Option<String> {
+    item.pointer("/metadata/name").and_then(Value::as_str).map(str::to_owned)
+}
+
+impl Entries {
+    fn add_json(&mut self, text: &str) {
+        // Most entries decode: only of one that does not more than that is asked.
+        self.add(serde_json::from_str(text), || name_of(&serde_json::from_str(text).ok()?));
+    }
+
+    fn add(&mut self, decoded: Result<NodeObject, serde_json::Error>, name: impl FnOnce() -> Option<String>) {
+        let decoded = decoded.map_err(|error| error.to_string());
+        match decoded.and_then(NodeRecord::try_from) {
+            Ok(record) => self.records.push(record),
+            Err(reason) => {
+                let number = self.records.len() + self.problems.len() + 1;
+                let entry = name().map_or_else(|| format!("entry {number}"), |name| format!("node {name}"));
+                self.problems.push(NodeProblem::Malformed { entry, reason });
+            }
+        }
+    }
+}
+
+/// A list, or one node. Which, is said behind the entries.
+#[derive(Deserialize)]
+struct Document {
+    kind: Option<String>,
+    #[serde(default)]
+    items: Entries,
+    metadata: Option<Box<RawValue>>,
+    spec: Option<Box<RawValue>>,
+    status: Option<Box<RawValue>>,
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneByOne;
+
+        impl<'de> Visitor<'de> for OneByOne {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of nodes in `items`")
+            }
+
+            fn visit_unit<E>(self) -> Result<Entries, E> {
+                Ok(Entries::default())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Entries, A::Error> {
+                let mut entries = Entries::default();
+                while let Some(item) = items.next_element::<Box<RawValue>>()? {
+                    entries.add_json(item.get());
+                }
+                Ok(entries)
+            }
+        }
+
+        deserializer.deserialize_any(OneByOne)
+    }
+}
+
+/// The fields of a Node object that the agent reads; all others are left alone.
+#[derive(Deserialize)]
+struct NodeObject {
+    kind: Option<String>,
+    metadata: Metadata,
+    spec: Option<Spec>,
+    status: Option<Status>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Spec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    addresses: Option<Vec<NodeAddress>>,
+}
+
+#[derive(Deserialize)]
+struct NodeAddress {
+    address: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+impl TryFrom<NodeObject> for NodeRecord {
+    type Error = String;
+
+    fn try_from(object: NodeObject) -> Result<Self, String> {
+        if let Some(kind) = object.kind
+            && kind != "Node"
+        {
+            return Err(format!("it is a {kind}, not a Node"));
+        }
+        let (one, several) = object.spec.map_or((None, None), |spec| (spec.pod_cidr, spec.pod_cidrs));
+        let networks = match several {
+            Some(networks) if !networks.is_empty() => networks,
+            _ => one.into_iter().filter(|network| !network.is_empty()).collect(),
+        };
+        let pod_networks = networks
+            .iter()
+            .map(|text| text.parse::<IpNet>().map_err(|_| format!("spec.podCIDR: `{text}` is not a network")))
+            .collect::<Result<_, _>>()?;
+        let addresses = object.status.and_then(|status| status.addresses).unwrap_or_default();
+        let internal_addresses = addresses
+            .iter()
+            .filter(|entry| entry.kind == "InternalIP")
+            .map(|entry| {
+                let text = &entry.address;
+                text.parse::<IpAddr>()
+                    .map_err(|_| format!("status.addresses: InternalIP `{text}` is not an address"))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { name: object.metadata.name, pod_networks, internal_addresses })
+    }
+}
