@@ -121,7 +121,7 @@ async fn stop_on(kind: SignalKind, events: mpsc::Sender<Event>) {
     }
 }
 
-/// Ages the tables out for as long as somebody wants to know: a thread, since a walk of a full table takes a good part of a
+/// Ages the tables out for as long as somebody wants to know: a thread, since a look through a full table takes a tenth of a
 /// second.
 fn collect_in_background(mut collector: Collector, events: mpsc::Sender<Event>) {
     std::thread::spawn(move || {

@@ -108,6 +108,7 @@ const RULES: &[Rule] = &[
             "ebpf/src/packet",
             "ebpf/src/subprogram.rs",
             "common/src/abi.rs",
+            "agent/src/dataplane/batch.rs",
             "agent/src/dataplane/link_update.rs",
             "agent/src/sockopt.rs",
         ],

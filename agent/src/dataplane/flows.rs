@@ -4,12 +4,13 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 
 use aya::Pod;
-use aya::maps::{HashMap, IterableMap, Map, MapData};
+use aya::maps::{HashMap, IterableMap as _, Map, MapData};
 use podwire_common::abi::{ENDPOINT_STACK_ONLY, Flow, StackFlow, Translation};
 use podwire_common::addr::Addr;
 use podwire_common::names::maps as names;
 use tracing::{info, warn};
 
+use super::batch;
 use super::maps::{Maps, map_error, remove};
 use crate::conntrack::Conntrack;
 use crate::error::Error;
@@ -17,26 +18,20 @@ use crate::housekeeping;
 
 impl Maps {
     /// Removes every flow and translation of a pod: what still arrives for its address is nobody's, and a new pod
-    /// with the address starts afresh. Walks both tables, so it takes as long as they are full.
+    /// with the address starts afresh. Walks the tables, so it takes as long as they are full.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn forget_pod(&mut self, address: Ipv4Addr) -> Result<(), Error> {
         let address = Addr::from(address);
         let concerns = |flow: &Flow| flow.source == address || flow.destination == address;
-        let flows: Vec<_> = self
-            .stack_flows
-            .keys()
-            .take(walk_bound(self.stack_flows_capacity))
-            .filter_map(Result::ok)
-            .filter(concerns)
-            .collect();
-        for flow in &flows {
+        let flows = matching(&self.stack_flows, names::STACK_FLOWS, |flow, _| concerns(flow))?;
+        for (flow, _) in &flows {
             remove(self.stack_flows.remove(flow), names::STACK_FLOWS)?;
         }
         self.forget_translations(address)?;
-        let inbound: Vec<_> = self.inbound_flows.keys().filter_map(Result::ok).filter(concerns).collect();
-        for flow in &inbound {
+        let inbound = matching(&self.inbound_flows, names::INBOUND_FLOWS, |flow, _| concerns(flow))?;
+        for (flow, _) in &inbound {
             remove(self.inbound_flows.remove(flow), names::INBOUND_FLOWS)?;
         }
         Ok(())
@@ -47,17 +42,10 @@ impl Maps {
     /// # Errors
     /// [`Error::Map`].
     pub fn forget_translations(&mut self, address: Addr) -> Result<usize, Error> {
-        let translations: Vec<_> = self
-            .translations
-            .iter()
-            .take(walk_bound(self.translations_capacity))
-            .filter_map(Result::ok)
-            .filter(|(flow, to)| {
-                [flow.source, flow.destination, to.source, to.destination].contains(&address)
-            })
-            .map(|(flow, _)| flow)
-            .collect();
-        for flow in &translations {
+        let translations = matching(&self.translations, names::TRANSLATIONS, |flow, to| {
+            [flow.source, flow.destination, to.source, to.destination].contains(&address)
+        })?;
+        for (flow, _) in &translations {
             remove(self.translations.remove(flow), names::TRANSLATIONS)?;
         }
         Ok(translations.len())
@@ -94,7 +82,6 @@ impl Maps {
             translations: another(&self.translations, names::TRANSLATIONS)?,
             translations_capacity: self.translations_capacity,
             stack_flows: another(&self.stack_flows, names::STACK_FLOWS)?,
-            stack_flows_capacity: self.stack_flows_capacity,
             conntrack,
             pressure: false,
         })
@@ -122,7 +109,6 @@ pub struct Collector {
     translations: HashMap<MapData, Flow, Translation>,
     translations_capacity: usize,
     stack_flows: HashMap<MapData, Flow, StackFlow>,
-    stack_flows_capacity: usize,
     conntrack: Option<Conntrack>,
     pressure: bool,
 }
@@ -145,16 +131,10 @@ impl Collector {
 
     /// Both halves leave together: they tell the same time and state, and each names the other.
     fn collect_translations(&mut self, now: u64, collected: &mut Collected) -> Result<(), Error> {
-        let mut expired = Vec::new();
-        for entry in self.translations.iter().take(walk_bound(self.translations_capacity)) {
-            let Ok((flow, half)) = entry else {
-                continue;
-            };
+        let expired = matching(&self.translations, names::TRANSLATIONS, |flow, half| {
             collected.translations += 1;
-            if housekeeping::translation_expired(&flow, &half, now, self.pressure) {
-                expired.push((flow, half));
-            }
-        }
+            housekeeping::translation_expired(flow, half, now, self.pressure)
+        })?;
         for (flow, half) in expired {
             // A packet may have come meanwhile.
             match self.translations.get(&flow, 0) {
@@ -181,16 +161,10 @@ impl Collector {
     }
 
     fn collect_stack_flows(&mut self, now: u64, collected: &mut Collected) -> Result<(), Error> {
-        let mut silent = Vec::new();
-        for entry in self.stack_flows.iter().take(walk_bound(self.stack_flows_capacity)) {
-            let Ok((flow, entry)) = entry else {
-                continue;
-            };
+        let mut silent = matching(&self.stack_flows, names::STACK_FLOWS, |_, entry| {
             collected.stack_flows += 1;
-            if housekeeping::is_silent(entry, now) {
-                silent.push((flow, entry));
-            }
-        }
+            housekeeping::is_silent(*entry, now)
+        })?;
         // Those that were silent longest first: a question costs some microseconds, so only so many are asked at a time.
         silent.sort_unstable_by_key(|(_, entry)| entry.last_seen);
         let mut questions = housekeeping::QUESTIONS;
@@ -227,10 +201,20 @@ impl Collector {
     }
 }
 
-/// A walk starts over when the entry that it stands on is removed by a program: without a bound, a busy table
-/// could keep it for ever.
-fn walk_bound(capacity: usize) -> usize {
-    2 * capacity
+/// The entries that match.
+fn matching<K: Pod, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+    mut matches: impl FnMut(&K, &V) -> bool,
+) -> Result<Vec<(K, V)>, Error> {
+    let mut found = Vec::new();
+    let walk = batch::for_each(map.map().fd().as_fd(), |key: &K, value: &V| {
+        if matches(key, value) {
+            found.push((*key, *value));
+        }
+    });
+    walk.map_err(|error| map_error("read", name)(error.into()))?;
+    Ok(found)
 }
 
 /// Another handle of the same map.

@@ -2,6 +2,7 @@
 
 pub mod attach;
 mod attach_cgroup;
+mod batch;
 pub mod flows;
 mod link_update;
 pub mod load;

@@ -34,3 +34,19 @@ fn half_a_pair_takes_nobody_elses_half_with_it() {
     assert_eq!(collected.translations_expired, 1);
     assert_eq!(node.translations(), pair);
 }
+
+#[test]
+fn a_round_sees_every_entry_of_a_large_table_once_and_removes_what_is_silent() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let flow =
+        |number: u16| Flow::new(WORLD.into(), NODE1.into(), Be16::new(443), Be16::new(number), protocol::TCP);
+    const ENTRIES: usize = 20_000;
+    let flows = (1..).map(flow).take(ENTRIES);
+    assert!(!node.fill_translations(flows), "the table is too small for this test");
+    let mut collector = node.loaded.maps.collector(None).unwrap();
+    let collected = collector.collect(SECOND).unwrap();
+    assert_eq!((collected.translations, collected.translations_expired), (ENTRIES, 0));
+    let collected = collector.collect(8000 * SECOND).unwrap();
+    assert_eq!(collected.translations_expired, ENTRIES);
+    assert_eq!(collector.collect(8000 * SECOND).unwrap().translations, 0);
+}
