@@ -1,5 +1,7 @@
 //! Devices, addresses and routes: all that the agent says to the kernel's routing socket.
 
+mod changes;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -16,6 +18,8 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::tc::TcMessage;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+
+pub use changes::Changes;
 
 use crate::desired::Route;
 use crate::error::Error;

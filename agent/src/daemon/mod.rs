@@ -23,7 +23,7 @@ use crate::dataplane::maps::Counters;
 use crate::error::Error;
 use crate::host::Host;
 use crate::ipam::Pool;
-use crate::links::Links;
+use crate::links::{Changes, Links};
 use crate::model::Model;
 use crate::nodes::{Cluster, NodeProblem, NodeRecord, new_problems};
 use crate::store::Store;
@@ -93,6 +93,9 @@ pub struct Daemon {
     cgroup: Option<PathBuf>,
     store: Store,
     links: Links,
+    changes: Changes,
+    /// When the kernel was last found, or made, as it is wanted; `None`: not yet, or no longer.
+    settled: Option<Instant>,
     dataplane: Dataplane,
     model: Model,
     /// `None` until this node's podCIDR is known; then it stays, whatever becomes of the node list.
@@ -109,6 +112,8 @@ pub struct Daemon {
     complete: bool,
     /// When the ways to the other nodes were last asked for.
     paths_asked: Option<Instant>,
+    /// Whether anything has changed since then.
+    paths_doubtful: bool,
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
@@ -219,7 +224,7 @@ impl Daemon {
 
     async fn tick(&mut self) {
         self.firewall.tick();
-        if self.complete {
+        if self.complete && self.may_differ() {
             let _ = self.reconcile().await;
         }
     }

@@ -16,20 +16,37 @@ use crate::error::Error;
 use crate::host::{Device, Host};
 use crate::model::{Endpoint, Path};
 
-/// A change of policy routing shows in none of the lists that are compared: the ways are asked for again after this.
+/// A change of policy routing shows in none of the lists that are compared: while anything changes, the ways are asked for
+/// again after this.
 const PATHS_VALID: Duration = Duration::from_secs(60);
+/// The kernel tells of devices, addresses and routes. What others did to the maps it does not: all is compared after this.
+const SETTLED: Duration = Duration::from_secs(120);
 
 impl Daemon {
+    /// Whether there is a reason to compare the kernel with what is wanted.
+    pub(super) fn may_differ(&mut self) -> bool {
+        let changed = self.changes.any();
+        self.paths_doubtful |= changed;
+        let settled = self.settled.is_some_and(|since| since.elapsed() < SETTLED);
+        changed || !settled || self.paths_doubtful && self.paths_are_old()
+    }
+
+    fn paths_are_old(&self) -> bool {
+        self.paths_asked.is_none_or(|asked| asked.elapsed() > PATHS_VALID)
+    }
+
     /// One round; what fails is logged and tried again with the next. Whether nothing did.
     pub(super) async fn reconcile(&mut self) -> bool {
         let outcome = self.try_reconcile().await;
+        let settled = outcome.is_ok() && *self.readiness.borrow() == Readiness::Ready;
+        self.settled = settled.then(Instant::now);
         if let Err(error) = &outcome {
             error!("reconcile: {error}");
             if self.model.uplinks.is_empty() {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }
         }
-        outcome.is_ok()
+        settled
     }
 
     async fn try_reconcile(&mut self) -> Result<(), Error> {
@@ -91,11 +108,11 @@ impl Daemon {
             }
             self.model.uplinks = uplinks;
         }
-        let stale = self.paths_asked.is_none_or(|asked| asked.elapsed() > PATHS_VALID);
-        if stale || host.routes_differ(&self.host) {
+        if self.paths_are_old() || host.routes_differ(&self.host) {
             let mtu_before = self.model.pod_mtu();
             self.model.paths = self.ask_paths(host).await;
             self.paths_asked = Some(Instant::now());
+            self.paths_doubtful = false;
             if let Some(mtu) = self.model.pod_mtu()
                 && mtu_before != Some(mtu)
             {

@@ -15,7 +15,7 @@ use crate::dataplane::probe::Capabilities;
 use crate::dataplane::{Dataplane, load};
 use crate::error::Error;
 use crate::host::Host;
-use crate::links::Links;
+use crate::links::{Changes, Links};
 use crate::model::{Endpoint, Mode, Model};
 use crate::store::Store;
 use crate::sysctl;
@@ -31,6 +31,8 @@ impl Daemon {
     /// # Errors
     /// Whatever keeps the data path from being there.
     pub async fn start(config: Config, capabilities: &Capabilities, store: Store) -> Result<Self, Error> {
+        // Before anything is listed: what changes meanwhile is told.
+        let changes = Changes::listen()?;
         let links = Links::new()?;
         sysctl::enable_forwarding()?;
         let mut model = Model::new(config.mode, config.mtu);
@@ -46,6 +48,8 @@ impl Daemon {
             host: links.host().await?,
             collected: Collected::default(),
             links,
+            changes,
+            settled: None,
             dataplane,
             model,
             pool: None,
@@ -54,6 +58,7 @@ impl Daemon {
             own_missing: None,
             complete: false,
             paths_asked: None,
+            paths_doubtful: true,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
             readiness: watch::Sender::new(Readiness::Waiting(why)),

@@ -3,6 +3,7 @@
 //! Needs root, and the tools that `cargo xtask setup` installs.
 
 mod bpftool;
+mod changes;
 mod check;
 mod forward_policy;
 mod forwarding_pod;

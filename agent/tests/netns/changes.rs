@@ -1,0 +1,41 @@
+//! The kernel's notices of what others change.
+
+use podwire::links::Changes;
+use xtask::lab::{Lab, Ns};
+
+#[test]
+fn a_change_of_whatever_is_listed_is_noticed_once() {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let ns = lab.add_namespace("changing").unwrap();
+    let mut changes = ns.enter(Changes::listen).unwrap().unwrap();
+    assert!(!changes.any(), "nothing has changed yet");
+    for change in [
+        "link set dev lo mtu 9000",
+        "address add 192.0.2.1/24 dev lo",
+        "route add 198.51.100.0/24 dev lo",
+        "route add 198.51.100.0/24 dev lo table 100",
+        "rule add from 192.0.2.1 table 100",
+        "route del 198.51.100.0/24",
+    ] {
+        ns.ip(change).unwrap();
+        assert!(changes.any(), "`ip {change}` was not noticed");
+        assert!(!changes.any(), "`ip {change}` was noticed twice");
+    }
+}
+
+#[test]
+fn more_changes_than_the_kernel_keeps_notices_of_are_a_change() {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let ns = lab.add_namespace("changing").unwrap();
+    let mut changes = ns.enter(Changes::listen).unwrap().unwrap();
+    add_routes(&ns, 5000);
+    assert!(changes.any());
+    // What was kept may be told after the loss.
+    assert!((0..3).any(|_| !changes.any()), "it does not end");
+}
+
+fn add_routes(ns: &Ns, count: u32) {
+    let routes =
+        (0..count).map(|number| format!("route add blackhole 10.{}.{}.0/24\n", number / 256, number % 256));
+    ns.ip(&routes.collect::<String>()).unwrap();
+}
