@@ -129,9 +129,9 @@ impl Links {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn set_mtu_and_up(&self, device: &Device, mtu: u32) -> Result<(), Error> {
-        let message = LinkUnspec::new_with_index(device.index).mtu(mtu).up().build();
-        let operation = format!("set {} up with MTU {mtu}", device.name);
+    pub async fn set_mtu_and_up(&self, index: u32, name: &str, mtu: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
+        let operation = format!("set {name} up with MTU {mtu}");
         self.handle.link().change(message).execute().await.map_err(netlink(operation))
     }
 

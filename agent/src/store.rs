@@ -91,13 +91,20 @@ impl Store {
     /// # Errors
     /// [`Error::File`].
     pub fn save(&self, endpoint: &Endpoint) -> Result<(), Error> {
-        let path = self.path(endpoint);
+        self.saving(endpoint)()
+    }
+
+    /// What [`Self::save`] does, to be done by another thread: it waits for the disk twice.
+    pub fn saving(&self, endpoint: &Endpoint) -> impl FnOnce() -> Result<(), Error> + Send + use<> {
+        let (folder, path) = (self.endpoints.clone(), self.path(endpoint));
         let record = Record { format: FORMAT, endpoint: endpoint.clone() };
-        let json = serde_json::to_vec_pretty(&record)
-            .map_err(io::Error::from)
-            .map_err(Error::file("encode", &path))?;
-        replace(&path, &json, Durability::Synced)?;
-        sync_folder(&self.endpoints)
+        move || {
+            let json = serde_json::to_vec_pretty(&record)
+                .map_err(io::Error::from)
+                .map_err(Error::file("encode", &path))?;
+            replace(&path, &json, Durability::Synced)?;
+            sync_folder(&folder)
+        }
     }
 
     /// Removes an endpoint. Nothing happens when it is not there.

@@ -82,7 +82,7 @@ impl Daemon {
         self.check_host_ports(add, known)?;
         let own = self.model.own.as_ref();
         let gateway = known.map(|known| known.gateway).or(own.map(|own| own.overlay_address()));
-        let (Some(gateway), Some(fitting)) = (gateway, self.model.pod_mtu()) else {
+        let (Some(gateway), Some(fitting)) = (gateway, self.pod_mtu) else {
             return Err(refuse(
                 codes::TRY_AGAIN_LATER,
                 "the agent is not ready: this node is not known yet".into(),
@@ -179,16 +179,23 @@ impl Daemon {
         })
     }
 
-    /// Disk, programs, link, maps, route: in this order, so that at each step what it needs is there.
+    /// Disk and kernel, both of them: a disk takes longer than all the rest, which is done meanwhile.
     async fn connect(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
         if let Some(last) = self.pool.as_ref().and_then(Pool::last) {
             self.store.save_last_address(last)?;
         }
-        self.store.save(endpoint)?;
+        let save = self.store.saving(endpoint);
+        let saving = tokio::task::spawn_blocking(save);
+        let linked = self.link(endpoint).await;
+        // Waited for in any case: what is undone must not be written afterwards.
+        let saved = saving.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        linked.and(saved)
+    }
+
+    /// Programs, link, maps, route: in this order, so that at each step what it needs is there.
+    async fn link(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
         self.dataplane.attach_pod(&endpoint.host_interface)?;
-        let device = self.links.device(&endpoint.host_interface).await?;
-        let device = device.ok_or_else(|| Error::NoDevice { name: endpoint.host_interface.clone() })?;
-        self.links.set_mtu_and_up(&device, endpoint.mtu).await?;
+        self.links.set_mtu_and_up(endpoint.ifindex, &endpoint.host_interface, endpoint.mtu).await?;
         self.apply(Op::SetEndpoint(endpoint.address.into(), endpoint_entry(endpoint))).await?;
         for (frontend, backend) in frontends(endpoint) {
             self.apply(Op::SetFrontend(frontend, backend)).await?;

@@ -110,6 +110,8 @@ pub struct Daemon {
     own_missing: Option<String>,
     /// Whether a complete node list was seen: nothing is deleted before.
     complete: bool,
+    /// Of new pods, bytes: what the ways to all the nodes leave, which are many.
+    pod_mtu: Option<u32>,
     /// When the ways to the other nodes were last asked for.
     paths_asked: Option<Instant>,
     /// Whether anything has changed since then.

@@ -108,25 +108,30 @@ impl Daemon {
             }
             self.model.uplinks = uplinks;
         }
-        if self.paths_are_old() || host.routes_differ(&self.host) {
-            let mtu_before = self.model.pod_mtu();
+        let doubtful = self.paths_asked.is_none() || self.paths_doubtful && self.paths_are_old();
+        if doubtful || host.routes_differ(&self.host) {
             self.model.paths = self.ask_paths(host).await;
             self.paths_asked = Some(Instant::now());
             self.paths_doubtful = false;
-            if let Some(mtu) = self.model.pod_mtu()
-                && mtu_before != Some(mtu)
-            {
-                info!(mtu, "MTU of new pods");
-                if let Some(fitting) = self.model.fitting_mtu()
-                    && mtu > fitting
-                {
-                    warn!(
-                        "--mtu {mtu} is more than the {fitting} bytes that fit this node's uplinks: pods will be told so packet by packet"
-                    );
-                }
-            }
+        }
+        let mtu = self.model.pod_mtu();
+        if mtu != self.pod_mtu {
+            self.pod_mtu = mtu;
+            self.tell_mtu();
         }
         true
+    }
+
+    fn tell_mtu(&self) {
+        let (Some(mtu), Some(fitting)) = (self.pod_mtu, self.model.fitting_mtu()) else {
+            return;
+        };
+        info!(mtu, "MTU of new pods");
+        if mtu > fitting {
+            warn!(
+                "--mtu {mtu} is more than the {fitting} bytes that fit this node's uplinks: pods will be told so packet by packet"
+            );
+        }
     }
 
     async fn ask_paths(&mut self, host: &Host) -> BTreeMap<Ipv4Addr, Path> {
@@ -214,7 +219,7 @@ impl Daemon {
         let wanted: BTreeSet<_> = own.into_iter().chain(gateways).collect();
         let mut changed = self.set_addresses(host, device, &wanted).await?;
         if device.mtu != mtu || !device.up {
-            self.links.set_mtu_and_up(device, mtu).await?;
+            self.links.set_mtu_and_up(device.index, &device.name, mtu).await?;
             info!(device = VXLAN_DEVICE, mtu, "tunnel device set up");
             changed = true;
         }

@@ -57,6 +57,7 @@ impl Daemon {
             problems: BTreeSet::new(),
             own_missing: None,
             complete: false,
+            pod_mtu: None,
             paths_asked: None,
             paths_doubtful: true,
             reported: BTreeSet::new(),
