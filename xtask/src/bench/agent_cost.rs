@@ -22,8 +22,12 @@ const MOST_MEMORY: f64 = 40.0;
 const MOST_TIME: f64 = 0.1;
 /// Seconds.
 const MOST_DELAY: f64 = 1.0;
-/// So long an agent is left alone. What it does each minute shows twice.
-const REST: Duration = Duration::from_secs(60);
+/// An agent looks at the consequences of a change for so long.
+const SETTLING: Duration = Duration::from_secs(75);
+/// So long an agent is left alone: what it does every two minutes shows at least once.
+const REST: Duration = Duration::from_secs(130);
+/// With flows in the tables, which end after two minutes: it looks through them every ten seconds.
+const REST_WITH_FLOWS: Duration = Duration::from_secs(30);
 /// What an agent says when a list's nodes are in its maps.
 const APPLIED: &str = "node list applied";
 const APPLY_DEADLINE: Duration = Duration::from_secs(60);
@@ -50,7 +54,7 @@ pub(crate) fn apply(programs: &Programs, effort: Effort, report: &mut Report) ->
     Ok(())
 }
 
-/// Memory at its highest and now, maps, and time of a core at rest.
+/// Memory at its highest and now, and time of a core at rest.
 pub(crate) fn at_rest(crowd: &Crowd, report: &mut Report) -> Result<()> {
     let node = crowd.node();
     // One more change of the list, with all the pods there.
@@ -59,20 +63,30 @@ pub(crate) fn at_rest(crowd: &Crowd, report: &mut Report) -> Result<()> {
     let pid = node.agent_pid().context("the agent has ended")?;
     report.records.push(Record::alone("agent-rss", "MB", &[megabytes(pid, "VmHWM")?], Some(MOST_MEMORY)));
     report.records.push(Record::alone("agent-rss-now", "MB", &[megabytes(pid, "VmRSS")?], None));
-    report.records.push(Record::alone("agent-maps", "MB", &[map_memory(node)?], None));
-    let share = time_at_rest(pid)?;
+    thread::sleep(SETTLING);
+    let share = share_of_a_core(pid, REST)?;
     report.records.push(Record::alone("agent-cpu", "%", &[share], Some(MOST_TIME)));
-    crowd.refresh_flows()?;
-    crowd.check_flows()?;
     Ok(())
 }
 
-/// Percent of a core.
-fn time_at_rest(pid: u32) -> Result<f64> {
+/// What flows cost the agent and the kernel's maps.
+pub(crate) fn with_flows(crowd: &Crowd, report: &mut Report) -> Result<()> {
+    crowd.refresh_flows()?;
+    crowd.check_flows()?;
+    let pid = crowd.node().agent_pid().context("the agent has ended")?;
+    let share = share_of_a_core(pid, REST_WITH_FLOWS)?;
+    crowd.check_flows()?;
+    report.records.push(Record::alone("agent-cpu-flows", "%", &[share], None));
+    report.records.push(Record::alone("agent-maps", "MB", &[map_memory(crowd.node())?], None));
+    Ok(())
+}
+
+/// Percent.
+fn share_of_a_core(pid: u32, rest: Duration) -> Result<f64> {
     let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?)).context("find the agent's clock")?;
     let used = || Ok::<_, anyhow::Error>(Duration::from(clock.now()?));
     let (before, start) = (used()?, Instant::now());
-    thread::sleep(REST);
+    thread::sleep(rest);
     Ok((used()? - before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
 }
 

@@ -10,7 +10,7 @@ use crate::bench::client::Transport;
 use crate::bench::cni::{call, delete, milliseconds};
 use crate::bench::comparison::{Comparison, Ratio};
 use crate::bench::crowd::Crowd;
-use crate::bench::record::{Record, Report, Target};
+use crate::bench::record::{Report, Target};
 use crate::bench::site::{self, Place, Programs, Site, Way};
 use crate::bench::statistics::median;
 use crate::bench::{Effort, agent_cost, contest};
@@ -27,6 +27,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     agent_cost::apply(programs, effort, report)?;
     let crowd = Crowd::assemble(programs)?;
     agent_cost::at_rest(&crowd, report)?;
+    agent_cost::with_flows(&crowd, report)?;
     let empty = site::podwire(programs, Way::VXLAN, Place::CrossNode)?;
     adds(&crowd, empty.node(0), effort, report)?;
     let (client, server, elsewhere) = (
@@ -59,11 +60,10 @@ fn adds(crowd: &Crowd, empty: &Node, effort: Effort, report: &mut Report) -> Res
         Ok(call)
     };
     let (crowded, empty) = (prepared(crowd.node())?, prepared(empty)?);
-    let mut rounds = [Vec::new(), Vec::new()];
-    let mut deletions = Vec::new();
+    let mut rounds = [const { Vec::new() }; 4];
     for round in 0..=effort.rounds {
         crowd.refresh_flows()?;
-        let mut times = [Vec::new(), Vec::new(), Vec::new()];
+        let mut times = [const { Vec::new() }; 4];
         for call in 0..CALLS {
             let mut order = [(0, &crowded), (1, &empty)];
             if call % 2 == 1 {
@@ -72,21 +72,24 @@ fn adds(crowd: &Crowd, empty: &Node, effort: Effort, report: &mut Report) -> Res
             for (which, node) in order {
                 times[which].push(milliseconds(&node.run()?)?);
             }
-            times[2].push(delete(&crowded)?);
-            delete(&empty)?;
+            for (which, node) in order {
+                times[2 + which].push(delete(node)?);
+            }
             thread::sleep(AFTER_DEL);
         }
         if round > 0 {
             rounds.iter_mut().zip(&times).for_each(|(rounds, times)| rounds.push(median(times)));
-            deletions.push(median(&times[2]));
         }
     }
     crowd.check_flows()?;
-    let [crowded, empty] = rounds;
-    let figure = "cni-add-scale";
-    let comparison = Comparison::of_rounds(figure, "ms", vec![(CROWDED, crowded), (EMPTY, empty)]);
-    comparison.record(figure, CROWDED, EMPTY, Ratio::Plain, Some(Target::AtMost(1.1)), report)?;
-    report.charts.push(comparison.chart());
-    report.records.push(Record::alone("cni-del-scale", "ms", &deletions, None));
+    let [crowded, empty, crowded_del, empty_del] = rounds;
+    let at_most = Some(Target::AtMost(1.1));
+    for (figure, crowded, empty, target) in
+        [("cni-add-scale", crowded, empty, at_most), ("cni-del-scale", crowded_del, empty_del, None)]
+    {
+        let comparison = Comparison::of_rounds(figure, "ms", vec![(CROWDED, crowded), (EMPTY, empty)]);
+        comparison.record(figure, CROWDED, EMPTY, Ratio::Plain, target, report)?;
+        report.charts.push(comparison.chart());
+    }
     Ok(())
 }
