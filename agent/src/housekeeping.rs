@@ -6,7 +6,7 @@ use podwire_common::abi::{ENDPOINT_STACK_ONLY, Flow, StackFlow, Translation};
 use podwire_common::flow::protocol;
 use podwire_common::nat::{idle_timeout, idle_timeout_under_pressure};
 
-/// How often the maps are looked through and the kernel is compared with what is wanted.
+/// How often the maps are looked through, and the kernel is compared with what is wanted if it has told of a change.
 pub const INTERVAL: Duration = Duration::from_secs(10);
 
 /// After this much silence conntrack has certainly forgotten a flow: its own bound for an established TCP connection

@@ -1,4 +1,5 @@
-//! Making the kernel hold what the model wants: after each node list, and every few seconds against what others did.
+//! Making the kernel hold what the model wants: after each node list, soon after the kernel has told of a change, and every two
+//! minutes against what others did to the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

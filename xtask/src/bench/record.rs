@@ -161,6 +161,14 @@ mod tests {
     }
 
     #[test]
+    fn what_has_nothing_beside_it_is_compared_with_its_target() {
+        let record = Record::alone("agent-rss", "MB", &[10.0, 30.0, 20.0], Some(40.0));
+        assert_eq!((record.ours, record.ratio, record.met), (20.0, 0.5, Some(true)));
+        assert_eq!(Record::alone("agent-rss", "MB", &[44.0], Some(40.0)).met, Some(false));
+        assert_eq!(Record::alone("agent-maps", "MB", &[44.0], None).met, None);
+    }
+
+    #[test]
     fn a_target_has_two_sides() {
         assert!(Target::AtMost(0.3).is_met(0.3) && !Target::AtMost(0.3).is_met(0.31));
         assert!(Target::AtLeast(1.4).is_met(1.4) && !Target::AtLeast(1.4).is_met(1.39));
