@@ -32,7 +32,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     let parsed = packet.parse(ctx);
     if parsed.is_ok() && !maps::is_direct() && is_tunnel(ctx, &packet) {
-        return tunnel_in::on_uplink(ctx, &packet);
+        return tunnel_in::on_uplink(ctx, &mut packet);
     }
     if parsed.is_ok() {
         if packet.is_error {

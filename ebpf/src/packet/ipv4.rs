@@ -122,18 +122,20 @@ impl Headers {
         self.fragment.get() & DONT_FRAGMENT != 0
     }
 
-    /// The IP header, addresses aside.
+    /// The IP header, addresses aside, with one taken from the time to live.
     #[inline(always)]
-    pub fn fixed_part(&self) -> FixedPart {
+    pub fn decremented(&self) -> FixedPart {
+        let old = u16::from_ne_bytes([self.ttl, self.protocol]);
+        let new = u16::from_ne_bytes([self.ttl - 1, self.protocol]);
         FixedPart {
             version_length: self.version_length,
             traffic_class: self.traffic_class,
             total_length: self.total_length,
             identification: self.identification,
             fragment: self.fragment,
-            ttl: self.ttl,
+            ttl: self.ttl - 1,
             protocol: self.protocol,
-            checksum: self.checksum,
+            checksum: Be16 { bytes: csum::replace(self.checksum.be16(), old, new).to_ne_bytes() },
         }
     }
 
@@ -275,7 +277,7 @@ impl Ipv4 {
     /// [`Drop::Truncated`] when the frame is shorter than an IPv4 header over Ethernet.
     #[inline(always)]
     pub fn load(&mut self, ctx: &TcContext) -> Result<(), Drop> {
-        ctx.load_into(self.base, &mut self.headers)
+        ctx.read_into(self.base, &mut self.headers)
     }
 
     /// Checks the headers and reads the 5-tuple.
@@ -332,14 +334,14 @@ impl Ipv4 {
         let offset = self.headers.transport_offset(self.base);
         match self.flow.protocol {
             protocol::TCP => {
-                let tcp: Tcp = load_within(ctx, offset, available)?;
+                let tcp: Tcp = read_within(ctx, offset, available)?;
                 self.flow.source_port = tcp.source_port;
                 self.flow.destination_port = tcp.destination_port;
                 self.tcp_flags = tcp.flags;
                 self.repeated_headers += u32::from(tcp.data_offset >> 4) * 4;
             }
             protocol::UDP => {
-                let udp: Ports = load_within(ctx, offset, available)?;
+                let udp: Ports = read_within(ctx, offset, available)?;
                 self.flow.source_port = udp.source_port;
                 self.flow.destination_port = udp.destination_port;
                 self.repeated_headers += size_of::<Ports>() as u32;
@@ -400,9 +402,19 @@ fn load_within<T>(ctx: &TcContext, offset: u32, available: u32) -> Result<T, Dro
     ctx.load_at(offset)
 }
 
+#[inline(always)]
+fn read_within<T: Default>(ctx: &TcContext, offset: u32, available: u32) -> Result<T, Drop> {
+    if available < size_of::<T>() as u32 {
+        return Err(Drop::Truncated);
+    }
+    let mut value = T::default();
+    ctx.read_into(offset, &mut value)?;
+    Ok(value)
+}
+
 /// The first 8 bytes of UDP, and of TCP in an ICMP error.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Ports {
     source_port: Be16,
     destination_port: Be16,
@@ -410,7 +422,7 @@ struct Ports {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Tcp {
     source_port: Be16,
     destination_port: Be16,

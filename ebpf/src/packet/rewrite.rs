@@ -40,7 +40,7 @@ pub fn decrement_ttl(ctx: &TcContext, headers: &Headers, base: u32) -> Result<()
     let mut changed = *headers;
     changed.decrement_ttl();
     let checksum = changed.checksum.bytes;
-    ctx.write_at(base + TTL, &[changed.ttl, changed.protocol, checksum[0], checksum[1]])
+    ctx.store_at(base + TTL, &[changed.ttl, changed.protocol, checksum[0], checksum[1]])
 }
 
 /// Gives a plain TCP or UDP packet another source, and takes one from its time to live.
@@ -57,7 +57,7 @@ pub fn readdress_source(ctx: &TcContext, packet: &mut Ipv4, source: &Addr, port:
     headers.source = source.v4();
     headers.replace_address_in_checksum(old, source.v4());
     let ([sum, sum2], [a, b, c, d]) = (headers.checksum.bytes, headers.source);
-    ctx.write_at(TTL, &[headers.ttl, headers.protocol, sum, sum2, a, b, c, d])
+    ctx.store_at(TTL, &[headers.ttl, headers.protocol, sum, sum2, a, b, c, d])
 }
 
 /// Gives a plain TCP or UDP packet another destination, takes one from its time to live, and writes the link addresses that its
@@ -79,7 +79,7 @@ pub fn readdress_destination(
     headers.decrement_ttl();
     headers.destination = destination.v4();
     headers.replace_address_in_checksum(old, destination.v4());
-    ctx.write_at(0, headers)
+    ctx.store_at(0, headers)
 }
 
 /// The pseudo header's part of the transport checksum.

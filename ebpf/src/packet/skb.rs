@@ -22,8 +22,9 @@ const NEAR: u32 = 0xff;
 
 /// Loads, stores and fields of a socket buffer.
 ///
-/// Loads take linear data as it lies there, and leave what is in pages to a helper. Stores go through a helper, which unclones before it
-/// writes, but for [`Skb::write_at`].
+/// Helpers read and write paged data as well as linear, and unclone before a write. [`Skb::read_into`] spares a call. Stores do not:
+/// a program with a direct write anywhere unclones every packet before it starts, which costs as much and is done again by the helpers that
+/// follow.
 pub trait Skb {
     /// Length of the frame.
     fn bytes(&self) -> u32;
@@ -48,17 +49,16 @@ pub trait Skb {
     /// # Errors
     /// [`Drop::Truncated`] when the frame ends before.
     fn load_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop>;
+    /// As [`Self::load_into`], without a helper's call where the data is linear: for what every packet is asked.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`] when the frame ends before.
+    fn read_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop>;
     /// Stores a value at an offset from the start of the frame.
     ///
     /// # Errors
     /// [`Drop::RewriteFailed`] when the kernel refuses.
     fn store_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop>;
-    /// As [`Self::store_at`], without a helper's call where the data is linear. A program that has such a write anywhere unclones every
-    /// packet that it is given, before it starts: it is for programs whose packets are all written to, or hardly ever cloned.
-    ///
-    /// # Errors
-    /// [`Drop::RewriteFailed`] when the kernel refuses.
-    fn write_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop>;
     /// Says to [`Self::is_ready_to_leave`], further on this packet's way, that a program of ours has made it ready.
     fn set_ready_to_leave(&self);
     /// Says to [`Self::is_beginning`], further on this packet's way, that the host stack was given a flow's first packet.
@@ -121,6 +121,15 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn load_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop> {
+        // SAFETY: the context is valid, the size is that of the value, and only types made of bytes are loaded.
+        let code = unsafe {
+            bpf_skb_load_bytes(self.skb.skb.cast(), offset, (&raw mut *value).cast(), size_of::<T>() as u32)
+        };
+        if code == 0 { Ok(()) } else { Err(Drop::Truncated) }
+    }
+
+    #[inline(always)]
+    fn read_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop> {
         let (start, value) = (self.data() + (offset & NEAR) as usize, &raw mut *value);
         if offset <= NEAR && start + size_of::<T>() <= self.data_end() {
             // SAFETY: both are as large as the value, and the verifier refuses what is beyond the frame.
@@ -133,17 +142,6 @@ impl Skb for TcContext {
     #[inline(always)]
     fn store_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop> {
         helpers::store(self, offset as usize, value, 0).map_err(|_| Drop::RewriteFailed)
-    }
-
-    #[inline(always)]
-    fn write_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop> {
-        let start = self.data() + (offset & NEAR) as usize;
-        if offset <= NEAR && start + size_of::<T>() <= self.data_end() {
-            // SAFETY: as for loads.
-            unsafe { copy::<T>((&raw const *value).cast(), start as *mut u8) };
-            return Ok(());
-        }
-        self.store_at(offset, value)
     }
 
     #[inline(always)]

@@ -56,7 +56,7 @@ pub fn encapsulate(
     ctx: &TcContext,
     way: &Way,
     outer: &Outer,
-    inner: Option<&Headers>,
+    inner: Option<FixedPart>,
 ) -> Result<Result<(), Drop>, Refused> {
     helpers::adjust_room(ctx, OUTER_LENGTH as i32, BPF_ADJ_ROOM_MAC, ENCAPSULATE).map_err(|_| Refused)?;
     Ok(store_outer(ctx, way, outer, inner))
@@ -66,7 +66,7 @@ pub fn encapsulate(
 pub struct Refused;
 
 #[inline(never)]
-fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: Option<&Headers>) -> Result<(), Drop> {
+fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: Option<FixedPart>) -> Result<(), Drop> {
     // Of a large segment the kernel writes both lengths again when it cuts it.
     let length = ctx.bytes() as u16;
     let ip_length = length.wrapping_sub(14);
@@ -106,7 +106,7 @@ fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: Option<&Headers
     headers.outer.checksum = checksum::of_ip(&headers.outer);
     match inner {
         None => ctx.store_at(0, &headers),
-        Some(inner) => ctx.store_at(0, &OuterAndInner { outer: headers, inner: inner.fixed_part() }),
+        Some(inner) => ctx.store_at(0, &OuterAndInner { outer: headers, inner }),
     }
 }
 

@@ -29,7 +29,7 @@ pub fn deliver(ctx: &TcContext, headers: &mut Headers, endpoint: &Endpoint, path
 pub fn send(ctx: &TcContext, headers: &mut Headers, macs: (Mac, Mac), link: u32, path: Path) -> Outcome {
     headers.decrement_ttl();
     headers.set_macs(macs.0, macs.1);
-    ctx.write_at(0, headers)?;
+    ctx.store_at(0, headers)?;
     Ok(Verdict::redirect(path, into(ctx, link)))
 }
 

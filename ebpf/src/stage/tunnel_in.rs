@@ -21,39 +21,41 @@ use crate::{
 /// # Errors
 /// The reason why the tunnel does not take it.
 #[inline(never)]
-pub fn on_uplink(ctx: &TcContext, outer: &Ipv4) -> Outcome {
-    let transport = outer.headers.transport_offset(0);
-    let vni = vni_of(ctx, transport + 8)?;
-    let mut packet = Ipv4::at(OUTER_LENGTH);
-    if outer.headers.version_length == 0x45
+pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    let vni = vni_of(ctx, packet.headers.transport_offset(0) + 8)?;
+    let (sender, outer_class) = (packet.headers.source_address(), packet.headers.traffic_class);
+    let is_usual = packet.headers.version_length == 0x45;
+    // In place of the outer packet: there is no room on the stack for both.
+    *packet = Ipv4::at(OUTER_LENGTH);
+    let loaded = if is_usual { load_inner(ctx, packet) } else { Ok(()) };
+    if is_usual
+        && loaded.is_ok()
         && vni == Some(maps::vni())
-        && packet.load(ctx).is_ok()
-        && packet.headers.is_ipv4()
-        && packet.parse(ctx).is_ok()
-        && let Some((link, pod_mac, host_mac)) = known::from_tunnel(ctx, &mut packet, &outer.flow.source)
-        && !is_other_segments(ctx, &packet)
+        && !is_other_segments(ctx, packet)
+        && let Some((link, pod_mac, host_mac)) = known::from_tunnel(ctx, packet, &sender)
     {
-        return unwrap(ctx, outer, &mut packet, (pod_mac, host_mac), link);
+        return unwrap(ctx, outer_class, packet, (pod_mac, host_mac), link);
     }
-    check_outer(vni, &outer.flow.source)?;
-    if outer.headers.version_length != 0x45 {
+    check_outer(vni, &sender)?;
+    if !is_usual {
         // The outer headers are not where the fast way expects them. The device's ingress checks the rest.
         return Ok(Verdict::PASS);
     }
-    check_inner(ctx, &mut packet, &outer.flow.source)?;
+    loaded?;
+    check_owner(packet, &sender)?;
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
         return Ok(Verdict::PASS);
     };
-    if is_other_segments(ctx, &packet) || packet.headers.ttl <= 1 {
+    if is_other_segments(ctx, packet) || packet.headers.ttl <= 1 {
         return Ok(Verdict::PASS);
     }
     // A later fragment may have overtaken its first here, which came in outer fragments and takes the slower way
     // through the device: behind it in the device's queue it is in order again.
-    if flow::complete(&mut packet).is_err() || stack_flow::needs_stack(endpoint, &packet) {
+    if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
-    known::remember_in(ctx, &packet, endpoint, KNOWN_TUNNEL_IN, &outer.flow.source);
-    unwrap(ctx, outer, &mut packet, (endpoint.pod_mac, endpoint.host_mac), endpoint.ifindex)
+    known::remember_in(ctx, packet, endpoint, KNOWN_TUNNEL_IN, &sender);
+    unwrap(ctx, outer_class, packet, (endpoint.pod_mac, endpoint.host_mac), endpoint.ifindex)
 }
 
 /// UDP GSO that the program decapsulates never reaches its socket: the kernel's device does all but TCP right.
@@ -64,9 +66,8 @@ fn is_other_segments(ctx: &TcContext, packet: &Ipv4) -> bool {
 
 /// Decapsulates a packet and sends it into its pod; left to the VXLAN device where the kernel refuses.
 #[inline(always)]
-fn unwrap(ctx: &TcContext, outer: &Ipv4, packet: &mut Ipv4, macs: (Mac, Mac), link: u32) -> Outcome {
-    let class = ecn::decapsulate(outer.headers.traffic_class, packet.headers.traffic_class)
-        .ok_or(Drop::EcnNotCapable)?;
+fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Ipv4, macs: (Mac, Mac), link: u32) -> Outcome {
+    let class = ecn::decapsulate(outer_class, packet.headers.traffic_class).ok_or(Drop::EcnNotCapable)?;
     if decapsulate(ctx).is_err() {
         return Ok(Verdict::PASS);
     }
@@ -87,7 +88,8 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
         return Err(Drop::InnerProtocolUnknown);
     }
     let mut packet = Ipv4::at(0);
-    check_inner(ctx, &mut packet, &key.remote)?;
+    load_inner(ctx, &mut packet)?;
+    check_owner(&packet, &key.remote)?;
     // The inner link addresses are constants, which no device bears.
     ctx.set_packet_host();
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
@@ -116,14 +118,19 @@ fn check_outer(vni: Option<u32>, sender: &Addr) -> Result<(), Drop> {
     Ok(())
 }
 
-/// Parses the inner packet, whose source must be the sending node's: in its podCIDRs, or one of its own addresses.
+/// Parses the inner packet.
 #[inline(always)]
-fn check_inner(ctx: &TcContext, packet: &mut Ipv4, sender: &Addr) -> Result<(), Drop> {
+fn load_inner(ctx: &TcContext, packet: &mut Ipv4) -> Result<(), Drop> {
     packet.load(ctx)?;
     if !packet.headers.is_ipv4() {
         return Err(Drop::InnerProtocolUnknown);
     }
-    packet.parse(ctx)?;
+    packet.parse(ctx)
+}
+
+/// The inner source must be the sending node's: in its podCIDRs, or one of its own addresses.
+#[inline(always)]
+fn check_owner(packet: &Ipv4, sender: &Addr) -> Result<(), Drop> {
     match maps::node(&packet.headers.source_address()) {
         Some(node) if node.tunnel_endpoint == *sender => Ok(()),
         _ => Err(Drop::InnerSourceNotOwned),

@@ -44,9 +44,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
 #[inline(always)]
 pub fn send_known(ctx: &TcContext, packet: &mut Ipv4, way: &Way, source_port: Be16) -> Outcome {
     let outer = outer_of(packet, source_port);
-    let mut inner = packet.headers;
-    inner.decrement_ttl();
-    let Ok(stored) = encapsulate(ctx, way, &outer, Some(&inner)) else {
+    let Ok(stored) = encapsulate(ctx, way, &outer, Some(packet.headers.decremented())) else {
         return Ok(Verdict::UNDECIDED);
     };
     stored?;
