@@ -20,11 +20,12 @@ impl Maps {
     /// # Errors
     /// [`Error::Map`].
     pub fn print_sizes(&self, asked: &[(&'static str, u32)]) -> Result<(), Error> {
-        let maps: [(&'static str, &MapData); 4] = [
+        let maps: [(&'static str, &MapData); 5] = [
             (names::TRANSLATIONS, self.translations.map()),
             (names::STACK_FLOWS, self.stack_flows.map()),
             (names::FRAGMENTS, self.fragments.map()),
             (names::INBOUND_FLOWS, self.inbound_flows.map()),
+            (names::FLOWS, self.flows.map()),
         ];
         for (name, data) in maps {
             let map = data.info().map_err(map_error("look up", name))?;
