@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{CORE, OTHER_CORE, PATIENCE};
@@ -60,10 +60,13 @@ fn ask(site: &Site, turn: Duration) -> Result<Value> {
     ];
     let start = Instant::now();
     loop {
-        match site.client.exec(&command) {
-            Ok(printed) => return serde_json::from_str(&printed).context("decode what iperf3 says"),
-            Err(error) if start.elapsed() > PATIENCE => return Err(error),
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        let printed: Value =
+            serde_json::from_str(&site.client.exec(&command)?).context("decode what iperf3 says")?;
+        // It ends with success all the same.
+        match printed["error"].as_str() {
+            None => return Ok(printed),
+            Some(error) if start.elapsed() > PATIENCE => bail!("iperf3: {error}"),
+            Some(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
 }
