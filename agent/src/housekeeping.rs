@@ -100,7 +100,8 @@ mod tests {
             state,
             hairpin: 0,
             past_stack: 0,
-            reserved: [0; 3],
+            is_long: 0,
+            reserved: [0; 2],
         }
     }
 

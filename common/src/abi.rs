@@ -183,8 +183,11 @@ pub struct Translation {
     /// 1: the host's rules let the flow's first packet pass as it was; all others go past the host stack, both ways
     /// ([`TRANSLATION_SNAT`]).
     pub past_stack: u8,
+    /// 1: a packet of this half's direction went past the host stack, so that the next one is worth an entry in `FLOWS`. Short connections
+    /// have none.
+    pub is_long: u8,
     /// Explicit padding.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
 
 /// A pod's flow to the world: its source becomes an address of the uplink.

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use podwire_common::abi::{
     Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FragmentKey, FragmentPorts, Frontend,
     InboundFlow, KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node,
-    RedirectedSocket, SocketAddress, StackFlow, Translation, Uplink,
+    RedirectedSocket, SocketAddress, StackFlow, TRANSLATION_SNAT, Translation, Uplink,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS};
@@ -387,6 +387,17 @@ impl TranslationEntry {
         touch_other(self.get(), protocol, now, state);
     }
 
+    /// Whether a packet of this half's direction has gone past the host stack before this one.
+    #[inline(always)]
+    pub fn mark_long(&self) -> bool {
+        let was_long = self.get().is_long != 0;
+        if !was_long {
+            // SAFETY: as for endpoints; a byte is written whole.
+            unsafe { (*self.0).is_long = 1 };
+        }
+        was_long
+    }
+
     /// Whether the flow goes past the host stack from now on: both halves, and what was found out about them.
     #[inline(always)]
     pub fn set_past_stack(&self, flow: &Flow, past_stack: bool) {
@@ -440,7 +451,10 @@ pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
 #[inline(always)]
 pub fn add_translation(flow: &Flow, translation: &Translation) -> Result<(), i32> {
     TRANSLATIONS.insert(flow, translation, BPF_NOEXIST.into())?;
-    forget_flow(flow);
+    // A pod's own flow to the world is known only by a translation that it has.
+    if translation.kind != TRANSLATION_SNAT || translation.reply != 0 {
+        forget_flow(flow);
+    }
     Ok(())
 }
 

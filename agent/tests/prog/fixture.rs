@@ -362,7 +362,8 @@ impl Fixture {
             state: abi::STATE_REPLIED | abi::STATE_FIN | abi::STATE_REPLY_FIN,
             hairpin: 0,
             past_stack: 0,
-            reserved: [0; 3],
+            is_long: 0,
+            reserved: [0; 2],
         };
         let back = abi::Translation {
             source: original.destination,
@@ -408,7 +409,8 @@ fn other_half() -> abi::Translation {
         state: abi::STATE_REPLIED,
         hairpin: 0,
         past_stack: 0,
-        reserved: [0; 3],
+        is_long: 0,
+        reserved: [0; 2],
     }
 }
 

@@ -97,7 +97,8 @@ fn half(from: End, to: End, ifindex: u32, reply: u8, hairpin: u8) -> Translation
         state: 0,
         hairpin,
         past_stack: 0,
-        reserved: [0; 3],
+        is_long: 0,
+        reserved: [0; 2],
     }
 }
 

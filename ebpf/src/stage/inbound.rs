@@ -43,7 +43,7 @@ pub fn from_network(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         return if half.kind == TRANSLATION_HOST_PORT {
             frontend::deliver(ctx, packet, half, Path::HostPortIn)
         } else {
-            snat::back(ctx, packet, half)
+            snat::back(ctx, packet, &entry)
         };
     }
     frontend::request(ctx, packet)

@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
         Endpoint, KNOWN_DIRECT_IN, KNOWN_LOCAL, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN,
-        KNOWN_WORLD_OUT, KnownFlow, Translation,
+        KNOWN_WORLD_OUT, KnownFlow,
     },
     addr::{Addr, Be16, Mac},
     flow::protocol,
@@ -19,7 +19,7 @@ use podwire_common::{
 
 use super::{local, tunnel_out};
 use crate::{
-    maps,
+    maps::{self, TranslationEntry},
     packet::{Fragment, Ipv4, Skb, Way, decrement_ttl, readdress_destination, readdress_source},
     verdict::{Outcome, Verdict},
 };
@@ -113,7 +113,7 @@ fn into_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow, path: Path) -
 #[inline(always)]
 fn of(ctx: &TcContext, packet: &mut Ipv4) -> Option<&'static KnownFlow> {
     packet.generation = maps::generation();
-    if !is_plain(packet) || packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 || packet.headers.ttl <= 1 {
+    if !is_plain(packet) || packet.headers.ttl <= 1 {
         return None;
     }
     maps::known_flow(&packet.flow, packet.generation).filter(|known| known.from == ctx.ifindex())
@@ -126,9 +126,11 @@ fn is_still(known: &KnownFlow, packet: &Ipv4) -> bool {
     maps::check_of(known) == packet.flow.check()
 }
 
+/// Whether a packet is TCP or UDP in the midst of its flow, without fragments and options.
 #[inline(always)]
 fn is_plain(packet: &Ipv4) -> bool {
     packet.headers.version_length == 0x45
+        && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0
         && matches!(packet.headers.fragment_part(), Fragment::Whole)
         && matches!(packet.headers.protocol, protocol::TCP | protocol::UDP)
 }
@@ -175,10 +177,11 @@ fn add_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u32) {
 
 /// Remembers by which way a pod's flow to the world leaves, and under which address.
 #[inline(never)]
-pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, to: &Translation) {
-    if !is_plain(packet) {
+pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &TranslationEntry) {
+    if !is_plain(packet) || !half.mark_long() {
         return;
     }
+    let to = half.get();
     let mut known = entry(ctx, packet, KNOWN_WORLD_OUT);
     known.to = way.ifindex;
     known.next_hop = way.next_hop();
@@ -190,10 +193,11 @@ pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, to: &Transl
 
 /// Remembers which pod replies from the world are for.
 #[inline(never)]
-pub fn remember_world_in(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translation) {
-    if !is_plain(packet) {
+pub fn remember_world_in(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, half: &TranslationEntry) {
+    if !is_plain(packet) || !half.mark_long() {
         return;
     }
+    let to = half.get();
     let mut known = entry(ctx, packet, KNOWN_WORLD_IN);
     into_endpoint(&mut known, endpoint);
     known.destination = to.destination;

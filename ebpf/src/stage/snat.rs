@@ -48,7 +48,7 @@ fn past_stack(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, entry: &Trans
     let to = entry.get();
     let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
     match way.look_up_any(ctx) {
-        Lookup::Found if way.ifindex == to.ifindex => known::remember_world_out(ctx, packet, &way, to),
+        Lookup::Found if way.ifindex == to.ifindex => known::remember_world_out(ctx, packet, &way, entry),
         // Before it is translated: the pod knows its own packet only.
         Lookup::TooBig if too_big::can_answer(packet) || direct::exceeds_link(ctx, packet, to.ifindex) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
@@ -242,7 +242,8 @@ fn is_link_local(address: &Addr) -> bool {
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn back(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Outcome {
+pub fn back(ctx: &TcContext, packet: &Ipv4, entry: &TranslationEntry) -> Outcome {
+    let to = entry.get();
     if to.kind == TRANSLATION_RESERVATION {
         return Ok(Verdict::PASS);
     }
@@ -250,7 +251,7 @@ pub fn back(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Outcome {
         && packet.headers.ttl > 1
         && let Some(endpoint) = maps::endpoint(&to.destination)
     {
-        known::remember_world_in(ctx, packet, endpoint, to);
+        known::remember_world_in(ctx, packet, endpoint, entry);
         decrement_ttl(ctx, &packet.headers, 0)?;
         subprogram::translate(ctx, packet, to)?;
         return local::hand_over(ctx, endpoint, Path::SnatIn);

@@ -57,7 +57,8 @@ pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
         state: 0,
         hairpin: 0,
         past_stack: 0,
-        reserved: [0; 3],
+        is_long: 0,
+        reserved: [0; 2],
     }
 }
 
