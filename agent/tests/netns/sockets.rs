@@ -19,10 +19,12 @@ pub fn udp(ns: &Ns, address: impl ToSocketAddrs) -> UdpSocket {
     socket
 }
 
-/// A listening TCP socket.
+/// A listening TCP socket, which waits no longer than others do.
 pub fn listen(ns: &Ns, address: impl ToSocketAddrs) -> TcpListener {
     let address = one(address);
-    ns.enter(|| bound(|| TcpListener::bind(address))).unwrap().unwrap()
+    let listener = ns.enter(|| bound(|| TcpListener::bind(address))).unwrap().unwrap();
+    sockopt::set_socket_timeout(&listener, sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
+    listener
 }
 
 /// A TCP connection from an address and port of its own choice (0: the kernel's), which another one to elsewhere may have as well.

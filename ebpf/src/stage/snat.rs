@@ -28,17 +28,19 @@ use crate::{
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint) -> Outcome {
     let begins = packet.begins_connection();
-    match translation::of(packet) {
-        Some(entry) if !begins && entry.get().past_stack != 0 && packet.headers.ttl > 1 => {
+    // What nobody has answered yet begins anew with each packet: who writes the host's rules later, as kube-proxy does while a node
+    // starts, has connection tracking forget such flows of UDP, so that they are seen by the new rules.
+    let answered = translation::of(packet).filter(|entry| !begins && entry.get().state & STATE_REPLIED != 0);
+    match answered {
+        Some(entry) if entry.get().past_stack != 0 && packet.headers.ttl > 1 => {
             return past_stack(ctx, packet, endpoint, &entry);
         }
-        Some(_) if !begins => {}
         // Connection tracking has seen others of a TCP connection that is not known here: it has to see all.
-        _ if packet.flow.protocol == protocol::TCP && !begins => {}
-        _ => {
+        None if (begins || packet.flow.protocol != protocol::TCP) && !packet.is_error => {
             maps::note_beginning(&packet.flow);
             ctx.set_beginning();
         }
+        _ => {}
     }
     Ok(Verdict::stack(Path::ToStack))
 }
@@ -71,7 +73,7 @@ fn way_of_pod(packet: &Ipv4, endpoint: &Endpoint, length: u32) -> Way {
 }
 
 /// Whether the host's rules have let the first packet of a pod's flow pass as it was, by the way that the programs would find for the
-/// others: no other destination, no mark, no other link. Where they have not, they have to see the whole flow.
+/// others: no other destination, no mark, no other link or router. Where they have not, they have to see the whole flow.
 #[inline(never)]
 fn is_untouched(ctx: &TcContext, packet: &Ipv4) -> bool {
     if !ctx.is_unmarked_beginning()
@@ -84,7 +86,9 @@ fn is_untouched(ctx: &TcContext, packet: &Ipv4) -> bool {
         return false;
     };
     let mut way = way_of_pod(packet, endpoint, 0);
-    way.look_up_any(ctx) == Lookup::Found && way.ifindex == ctx.ifindex()
+    way.look_up_any(ctx) == Lookup::Found
+        && way.ifindex == ctx.ifindex()
+        && way.next_hop_mac == packet.headers.destination_mac
 }
 
 /// Translates the source of a pod's packet that leaves for the world.

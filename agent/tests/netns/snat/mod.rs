@@ -4,8 +4,10 @@ mod errors;
 mod exclusions;
 mod fragments;
 mod host_flows;
+mod host_rules;
 mod inbound;
 mod load;
+mod past_stack;
 mod uplinks;
 
 use std::io::{Read as _, Write as _};

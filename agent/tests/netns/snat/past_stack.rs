@@ -1,0 +1,257 @@
+//! Pods' flows to the world: the host's rules see the first packet, and all others go past them, in both directions.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use rustix::net::sockopt::set_socket_linger;
+use xtask::lab::traffic;
+use xtask::lab::{Lab, Mode, Node, Pod};
+
+use super::{ask, assert_alive};
+use crate::service::{drop_invalid, iptables};
+use crate::sockets::{PATIENCE, connect_from, listen, udp, wait_until};
+
+const MEBIBYTE: usize = 1 << 20;
+/// So many connections come one after the other from so few ports.
+const CONNECTIONS: usize = 300;
+const PORTS: &str = "40000 40019";
+
+#[test]
+fn what_the_hosts_rules_let_begin_goes_on_past_them() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        let datagrams = udp(scene.lab.world(), "0.0.0.0:53");
+        let client = udp(&scene.pod, "0.0.0.0:40000");
+        let to = scene.to(53);
+        let connection = scene.connect();
+        ask(&client, &datagrams, to, "before");
+        reject_all(scene.node());
+        for round in 0..3 {
+            assert_alive(&connection.client, &connection.server, &format!("{mode:?}, round {round}"));
+            let peer = ask(&client, &datagrams, to, &format!("{mode:?}, round {round}"));
+            assert_eq!(peer.ip(), scene.node().address());
+        }
+        let refused = connect_from(&scene.pod, "0.0.0.0:0", scene.to(443)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "what begins now is seen by the rule");
+        let other = udp(&scene.pod, "0.0.0.0:0");
+        other.connect(to).unwrap();
+        other.send(b"now").unwrap();
+        assert_eq!(other.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{mode:?}");
+    }
+}
+
+#[test]
+fn connections_past_the_rules_end_as_they_should() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        drop_invalid(&scene.lab);
+        let world = scene.lab.world();
+        let connections = [(); 4].map(|()| scene.connect());
+        reject_all(scene.node());
+        let [by_pod, by_world, reset_by_pod, reset_by_world] = connections;
+        let ports = [&by_pod, &by_world].map(|one| one.client.local_addr().unwrap().port());
+        for (first, second) in [(by_pod.client, by_pod.server), (by_world.server, by_world.client)] {
+            end_by_halves(first, second);
+        }
+        // Who closes last waits for the acknowledgement of the other.
+        for (ns, side) in [(world, "world"), (&*scene.pod, "pod")] {
+            let waiting = || ns.exec(&["ss", "-Htan", "state", "last-ack"]).unwrap();
+            assert!(
+                wait_until(|| waiting().is_empty().then_some(())).is_some(),
+                "{mode:?}, {side}: {}",
+                waiting()
+            );
+        }
+        for (resets, told) in
+            [(reset_by_pod.client, reset_by_pod.server), (reset_by_world.server, reset_by_world.client)]
+        {
+            set_socket_linger(&resets, Some(Duration::ZERO)).unwrap();
+            drop(resets);
+            told.set_read_timeout(Some(PATIENCE)).unwrap();
+            let error = (&told).read(&mut [0; 10]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{mode:?}");
+        }
+        let tracked = scene.node().exec(&["conntrack", "-L", "-p", "tcp"]).unwrap();
+        for port in ports {
+            let entry = tracked.lines().find(|line| line.contains(&format!(" sport={port} dport=443 ")));
+            assert!(entry.is_some_and(|entry| entry.contains("SYN_SENT")), "{mode:?}, {port}: {tracked}");
+        }
+        assert!(!tracked.contains("ESTABLISHED"), "{mode:?}: {tracked}");
+    }
+}
+
+#[test]
+fn beside_kube_proxys_rule_a_transfer_that_loses_packets_and_closes_by_halves_is_not_cut() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        drop_invalid(&scene.lab);
+        for way in ["-i world", "-o world"] {
+            iptables(
+                scene.lab.underlay(),
+                &format!("-A FORWARD {way} -p tcp -m statistic --mode nth --every 40 --packet 3 -j DROP"),
+            );
+        }
+        let Connection { client, server } = scene.connect();
+        let (there, back) = (pattern(8 * MEBIBYTE), pattern(4 * MEBIBYTE));
+        for (from, to, data) in [(&client, &server, &there), (&server, &client, &back)] {
+            transfer(from, to, data);
+        }
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!((&server).read(&mut [0]).unwrap(), 0, "the client's end is heard");
+        transfer(&server, &client, &there);
+        drop(server);
+        assert_eq!((&client).read(&mut [0]).unwrap(), 0, "{mode:?}");
+    }
+}
+
+#[test]
+fn beside_kube_proxys_rule_connections_from_few_ports_follow_each_other() {
+    let scene = Scene::new(Mode::Vxlan);
+    drop_invalid(&scene.lab);
+    scene.pod.sysctl("net/ipv4/ip_local_port_range", PORTS).unwrap();
+    for number in 0..CONNECTIONS {
+        let Connection { client, server } = scene.connect();
+        assert_alive(&client, &server, &format!("connection {number}"));
+        // The server closes first: the client's port is free at once.
+        drop(server);
+        assert_eq!((&client).read(&mut [0]).unwrap(), 0, "connection {number}");
+    }
+    let tracked = scene.node().exec(&["conntrack", "-L", "-p", "tcp"]).unwrap();
+    assert!(!tracked.contains("ESTABLISHED") && tracked.contains("SYN_SENT"), "{tracked}");
+}
+
+#[test]
+fn an_error_about_a_flow_that_connection_tracking_has_forgotten_reaches_the_pod() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        drop_invalid(&scene.lab);
+        let server = udp(scene.lab.world(), "0.0.0.0:53");
+        let client = udp(&scene.pod, "0.0.0.0:40000");
+        for round in ["first", "second"] {
+            ask(&client, &server, scene.to(53), round);
+        }
+        scene.node().exec(&["conntrack", "-F"]).unwrap();
+        drop(server);
+        client.connect(scene.to(53)).unwrap();
+        // A process that another test is starting may hold the server's socket for a moment.
+        client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let refused = wait_until(|| {
+            let error = client.send(b"anybody?").and_then(|_| client.recv(&mut [0; 10])).err()?;
+            (error.kind() == ErrorKind::ConnectionRefused).then_some(())
+        });
+        assert!(refused.is_some(), "{mode:?}: nobody said that the port is closed");
+    }
+}
+
+#[test]
+fn pings_that_have_been_answered_go_past_the_rules() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        let world = scene.lab.world_address().to_string();
+        let ping =
+            |identifier| scene.pod.exec(&["ping", "-n", "-e", identifier, "-c", "2", "-W", "5", &world]);
+        ping("7777").unwrap();
+        reject_all(scene.node());
+        ping("7777").unwrap_or_else(|error| panic!("{mode:?}: {error}"));
+        assert!(ping("7778").is_err(), "{mode:?}: one that begins now");
+    }
+}
+
+#[test]
+fn a_path_that_shrinks_is_told_to_the_sender_of_datagrams() {
+    const SIZE: usize = 1400;
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        let server = udp(scene.lab.world(), "0.0.0.0:53");
+        let client = udp(&scene.pod, "0.0.0.0:40000");
+        let large = "l".repeat(SIZE);
+        for _ in 0..3 {
+            ask(&client, &server, scene.to(53), &large);
+        }
+        let shrunk = "src 198.51.100.1 proto kernel scope link mtu lock 1280";
+        scene.lab.underlay().ip(&format!("route change 198.51.100.0/24 dev world {shrunk}\n")).unwrap();
+        client.send_to(large.as_bytes(), scene.to(53)).unwrap();
+        let world = scene.lab.world_address().to_string();
+        let route = || scene.pod.exec(&["ip", "route", "get", &world]).unwrap();
+        let told = wait_until(|| route().contains("mtu 1280").then_some(()));
+        assert!(told.is_some(), "{mode:?}: {}", route());
+        ask(&client, &server, scene.to(53), &large);
+    }
+}
+
+/// A node with a pod, and a world. The way there is resolved: a first packet that waits for its next hop's link address is not
+/// seen to leave as it came.
+pub(super) struct Scene {
+    pub(super) pod: Pod,
+    listener: TcpListener,
+    pub(super) lab: Lab,
+}
+
+impl Scene {
+    pub(super) fn new(mode: Mode) -> Self {
+        let lab = Lab::builder().nodes(1).mode(mode).build().unwrap();
+        traffic::ping(lab.node(0), lab.world_address(), 56).unwrap();
+        let pod = lab.node(0).add_pod("client").unwrap();
+        Self { pod, listener: listen(lab.world(), "0.0.0.0:443"), lab }
+    }
+
+    pub(super) fn node(&self) -> &Node {
+        self.lab.node(0)
+    }
+
+    pub(super) fn to(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.lab.world_address(), port)
+    }
+
+    fn connect(&self) -> Connection {
+        self.connect_to(self.lab.world_address())
+    }
+
+    /// To the world's server by whatever address leads there.
+    pub(super) fn connect_to(&self, address: IpAddr) -> Connection {
+        let client = connect_from(&self.pod, "0.0.0.0:0", (address, 443)).unwrap();
+        let (server, peer) = self.listener.accept().unwrap();
+        assert_eq!(peer.ip(), self.node().address());
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        Connection { client, server }
+    }
+}
+
+/// Both ends of one.
+pub(super) struct Connection {
+    pub(super) client: TcpStream,
+    pub(super) server: TcpStream,
+}
+
+/// Whatever is forwarded is refused, at once.
+fn reject_all(node: &Node) {
+    iptables(node, "-I FORWARD -j REJECT");
+}
+
+/// One side is done, the other goes on for a while.
+fn end_by_halves(first: TcpStream, second: TcpStream) {
+    first.shutdown(Shutdown::Write).unwrap();
+    for end in [&first, &second] {
+        end.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    assert_eq!((&second).read(&mut [0; 10]).unwrap(), 0);
+    (&second).write_all(b"and another thing").unwrap();
+    drop(second);
+    let mut heard = String::new();
+    (&first).read_to_string(&mut heard).unwrap();
+    assert_eq!(heard, "and another thing");
+}
+
+fn transfer(mut from: &TcpStream, mut to: &TcpStream, data: &[u8]) {
+    std::thread::scope(|scope| {
+        scope.spawn(move || from.write_all(data).unwrap());
+        let mut heard = vec![0; data.len()];
+        to.read_exact(&mut heard).unwrap();
+        assert!(heard == data, "bytes changed on their way");
+    });
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at / 7) as u8).collect()
+}
