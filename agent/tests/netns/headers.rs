@@ -35,6 +35,11 @@ impl<'a> Ip<'a> {
         pod(self.header.source_addr()) || pod(self.header.destination_addr())
     }
 
+    /// Whether one of its ends has this address.
+    pub fn has_end(&self, address: Ipv4Addr) -> bool {
+        [self.header.source_addr(), self.header.destination_addr()].contains(&address)
+    }
+
     pub fn is_fragment(&self) -> bool {
         self.header.is_fragmenting_payload()
     }

@@ -11,6 +11,7 @@ mod headers;
 mod host_port_life;
 mod host_ports;
 mod host_processes;
+mod known_flows;
 mod kube_proxy;
 mod large;
 mod life;
