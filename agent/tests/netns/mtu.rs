@@ -1,10 +1,12 @@
 //! Paths that take less than the sender thinks: "fragmentation needed" comes back, and connections live.
 
 use podwire_common::reason::Path::TooBigAnswered;
+use rustix::io::Errno;
 use xtask::lab::{Lab, Mode, Ns, Pod, traffic};
 
 use crate::check::{Counted, Row, check};
 use crate::service::drop_invalid;
+use crate::sockets::{udp, wait_until};
 
 /// What the path shrinks to.
 const SHRUNK: u32 = 1280;
@@ -31,6 +33,31 @@ fn a_connection_lives_when_the_path_shrinks_in_direct_routing() {
     assert_eq!((down, up), (client.address(), server.address()));
     assert_eq!(path_mtu(&client, &server), SHRUNK);
     assert_eq!(path_mtu(&server, &client), SHRUNK);
+}
+
+#[test]
+fn the_sender_of_datagrams_is_told_when_the_path_shrinks_under_a_known_flow() {
+    for (mode, told) in [(Mode::Vxlan, SHRUNK - 50), (Mode::Direct, SHRUNK)] {
+        let (lab, client, server) = behind_a_router(mode);
+        let (receiver, sender) = (udp(&server, "0.0.0.0:8080"), udp(&client, "0.0.0.0:40000"));
+        sender.connect((server.address(), 8080)).unwrap();
+        let exchange = |size: usize| {
+            sender.send(&vec![7; size]).unwrap();
+            assert_eq!(receiver.recv(&mut [0; 2000]).unwrap(), size, "{mode:?}");
+        };
+        (0..3).for_each(|_| exchange(1400));
+        shrink(&lab);
+        let route = || client.exec(&["ip", "route", "get", &server.address().to_string()]).unwrap();
+        let heard =
+            wait_until(|| sender.send(&[8; 1400]).err()).unwrap_or_else(|| panic!("{mode:?}: {}", route()));
+        assert_eq!(Errno::from_io_error(&heard), Some(Errno::MSGSIZE), "{mode:?}");
+        assert!(route().contains(&format!("mtu {told}")), "{mode:?}: {}", route());
+        // What was sent before may have got through in fragments.
+        receiver.set_nonblocking(true).unwrap();
+        while receiver.recv(&mut [0; 2000]).is_ok() {}
+        receiver.set_nonblocking(false).unwrap();
+        exchange(1401);
+    }
 }
 
 #[test]

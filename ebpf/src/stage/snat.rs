@@ -2,10 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{
-        Endpoint, NODE_LOCAL, STATE_REPLIED, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT,
-        Translation,
-    },
+    abi::{Endpoint, NODE_LOCAL, STATE_REPLIED, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT},
     addr::{Addr, Be16},
     flow::protocol,
     nat,

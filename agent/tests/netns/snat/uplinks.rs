@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use xtask::lab::{Lab, Mode, Node, Ns, connect};
+use xtask::lab::{Lab, Mode, Node, Ns, connect, traffic};
 
 use super::ask;
 use crate::sockets::{udp, wait_until};
@@ -61,6 +61,34 @@ fn a_flow_that_the_route_moves_to_another_uplink_gets_its_address_there() {
     assert_eq!(ask(&client, &server, to, "by eth0").ip(), node.address());
     node.ip("route add 198.51.100.10 via 192.168.7.2\n").unwrap();
     assert_eq!(ask(&client, &server, to, "by eth1").ip(), IpAddr::from([192, 168, 7, 1]));
+}
+
+#[test]
+fn a_flow_in_the_midst_of_which_the_route_moves_to_another_uplink_and_back_follows_it() {
+    let lab =
+        Lab::builder().nodes(1).agent_arguments(&["--uplink", "eth0,eth1"]).agents(false).build().unwrap();
+    let node = lab.node(0);
+    connect(node, "eth1", lab.world(), "eth1").unwrap();
+    node.ip("address add 192.168.7.1/24 dev eth1\n").unwrap();
+    lab.world().ip("address add 192.168.7.2/24 dev eth1\n").unwrap();
+    node.start_agent().unwrap();
+    traffic::ping(node, lab.world_address(), 56).unwrap();
+    let pod = node.add_pod("client").unwrap();
+    let server = udp(lab.world(), "198.51.100.10:53");
+    let client = udp(&pod, "0.0.0.0:40000");
+    let to = SocketAddr::new(lab.world_address(), 53);
+    let other = IpAddr::from([192, 168, 7, 1]);
+    for (change, source) in [("", node.address()), ("add", other), ("del", node.address()), ("add", other)] {
+        if !change.is_empty() {
+            node.ip(&format!("route {change} 198.51.100.10 via 192.168.7.2\n")).unwrap();
+        }
+        // What is known of a flow counts for a second at most. Nothing is lost meanwhile: the old way is there.
+        let moved = wait_until(|| (ask(&client, &server, to, change).ip() == source).then_some(()));
+        assert!(moved.is_some(), "{change}: the flow never left with {source}");
+        for _ in 0..3 {
+            assert_eq!(ask(&client, &server, to, "and stays").ip(), source, "{change}");
+        }
+    }
 }
 
 #[test]
