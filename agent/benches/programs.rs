@@ -14,6 +14,8 @@ mod fixture;
 mod kind;
 #[path = "../tests/prog/kinds.rs"]
 mod kinds;
+#[path = "../tests/prog/known_kinds.rs"]
+mod known_kinds;
 #[path = "../tests/prog/namespace.rs"]
 mod namespace;
 #[path = "../tests/prog/packets.rs"]
@@ -54,7 +56,7 @@ struct Options {
 #[derive(Serialize)]
 struct Cost {
     program: &'static str,
-    kind: &'static str,
+    kind: String,
     /// Packets.
     runs: usize,
     /// Of one packet: the median of the blocks, the least and the most.
@@ -121,7 +123,7 @@ fn measure(kind: &Kind, node: &mut Fixture, options: &Options, counts: Option<Co
         |of: fn(podwire_common::helper::Helper) -> bool| counts.as_ref().map_or(0, |counts| counts.sum(of));
     Ok(Cost {
         program: kind.program,
-        kind: kind.name,
+        kind: kind.name.clone(),
         runs: runs * BLOCKS,
         ns: tenths(blocks[BLOCKS / 2]),
         ns_least: tenths(blocks[0]),

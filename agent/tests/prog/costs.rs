@@ -79,7 +79,7 @@ fn helper_calls() -> BTreeMap<String, BTreeMap<String, Calls>> {
         let mut node = setting.node(counting::load);
         for kind in kinds {
             let calls = Counts::of(&kind, &mut node).by_name();
-            let other = all.entry(kind.program.into()).or_default().insert(kind.name.into(), calls);
+            let other = all.entry(kind.program.into()).or_default().insert(kind.name.clone(), calls);
             assert!(other.is_none(), "two kinds are called {}: {}", kind.program, kind.name);
         }
     }

@@ -33,15 +33,20 @@ impl Counts {
         Self(Array::<&MapData, _>::try_from(map).unwrap().get(&0, 0).unwrap())
     }
 
-    /// Those of one packet, which goes the way that it is meant to go.
+    /// Those of one packet, which goes the way that it is meant to go. The next ones of its kind call for the same.
     pub fn of(kind: &Kind, node: &mut Fixture) -> Self {
-        let (calls, ways) = kind.on(node).fresh(|ready| {
+        const MORE: u64 = 3;
+        let (calls, more, ways) = kind.on(node).fresh(|ready| {
             let (ways, before) = (ready.node.counters(), Self::read(&ready.node.loaded));
             ready.send(1);
+            let one = Self::read(&ready.node.loaded);
+            ready.send(MORE as usize);
             let (mut ways_after, after) = (ready.node.counters(), Self::read(&ready.node.loaded));
             ways_after.retain(|name, packets| ways.get(name) != Some(packets));
-            (after.since(&before), ways_after.into_keys().collect::<Vec<_>>())
+            (one.since(&before), after.since(&one), ways_after.into_keys().collect::<Vec<_>>())
         });
+        let repeated = calls.0.map(|count| count * MORE);
+        assert_eq!(more.0, repeated, "{}: {}: calls of {MORE} more", kind.program, kind.name);
         let meant: Vec<_> = kind.path.into_iter().map(|path| path.name().to_owned()).collect();
         assert_eq!(ways, meant, "{}: {}: the way that it went", kind.program, kind.name);
         calls

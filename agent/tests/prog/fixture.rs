@@ -346,6 +346,15 @@ impl Fixture {
         self.loaded.maps.translations.insert(reply, other_half(), 0).unwrap();
     }
 
+    /// Has every translated flow go past the host stack. That a rule of the host let its first packet pass as it was is told from hook to
+    /// hook in a field that no test run can set.
+    pub fn set_past_stack(&mut self) {
+        for (flow, half) in self.translations() {
+            let half = abi::Translation { past_stack: 1, ..half };
+            self.loaded.maps.translations.insert(flow, half, 0).unwrap();
+        }
+    }
+
     /// A connection of a pod to the world that both sides have closed, long ago; its own port is the translated one.
     pub fn add_closed(&mut self, pod: Ipv4Addr, port: u16, server: Ipv4Addr, server_port: u16) {
         let (port, server_port) = (Be16::new(port), Be16::new(server_port));

@@ -14,8 +14,9 @@ use xtask::lab::{Ns, frames};
 
 use crate::fixture::{Fixture, NODE1, WORLD};
 
-/// Entries are refreshed when they are older than a second: a packet that comes as late as that costs more than one of its kind does.
-const FRESH: Duration = Duration::from_millis(900);
+/// What is known of a flow counts for [`KNOWN_FLOW_JIFFIES`](abi::KNOWN_FLOW_JIFFIES), a quarter of a second where the kernel ticks 1000
+/// times in one, and times are written anew after a second: a packet that comes as late as that costs more than one of its kind does.
+const FRESH: Duration = Duration::from_millis(200);
 /// How long packets may be on their way through the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -56,13 +57,24 @@ enum Way {
     Socket,
 }
 
+/// What `FLOWS` has of a packet's flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// Nothing.
+    Nothing,
+    /// What was found out in an older generation.
+    Once,
+    /// What counts.
+    Now,
+}
+
 /// A kind of packet.
 #[derive(Clone, Debug)]
 pub struct Kind {
     /// The program that is looked at.
     pub program: &'static str,
     /// What distinguishes it from other kinds for this program.
-    pub name: &'static str,
+    pub name: String,
     /// The way that the program counts, if it counts one.
     pub path: Option<Path>,
     /// Where it is sent.
@@ -70,13 +82,15 @@ pub struct Kind {
     way: Way,
     before: Vec<(&'static str, Link, Vec<u8>)>,
     is_first: bool,
+    known: Known,
+    is_past_stack: bool,
 }
 
 impl Kind {
     /// A packet on a link.
     pub fn new(
         program: &'static str,
-        name: &'static str,
+        name: impl Into<String>,
         link: Link,
         frame: Vec<u8>,
         path: Option<Path>,
@@ -84,12 +98,14 @@ impl Kind {
         let way = Way::TestRun(link, frame);
         Self {
             program,
-            name,
+            name: name.into(),
             path,
             setting: Setting { mode: Mode::Vxlan, has_host_port: false, wire: Wire::Nothing },
             way,
             before: Vec::new(),
             is_first: false,
+            known: Known::Nothing,
+            is_past_stack: false,
         }
     }
 
@@ -114,6 +130,24 @@ impl Kind {
     /// The first of its flow: what the program remembers of one is forgotten before the next.
     pub fn first(mut self) -> Self {
         self.is_first = true;
+        self
+    }
+
+    /// A later one, whose flow is judged anew: what was known of it has ended.
+    pub fn judged_anew(mut self) -> Self {
+        self.known = Known::Once;
+        self
+    }
+
+    /// A later one, whose flow is known. Of many in a row one is judged anew whenever what is known gets too old.
+    pub fn known(mut self) -> Self {
+        self.known = Known::Now;
+        self
+    }
+
+    /// The host's rules have let the first packets of what is translated pass as they were.
+    pub fn past_stack(mut self) -> Self {
+        self.is_past_stack = true;
         self
     }
 
@@ -151,7 +185,7 @@ impl Kind {
         ready.made = ready.entries().into_iter().collect();
         ready.forget();
         ready.made = Vec::new();
-        ready.send_before();
+        ready.prepare();
         if self.is_first {
             let before = ready.entries();
             ready.send(1);
@@ -166,6 +200,7 @@ impl Setting {
     /// A node with these programs. The calling thread moves into its namespace.
     pub fn node(self, load: impl FnOnce(&abi::Config) -> Dataplane) -> Fixture {
         let mut node = Fixture::with_programs(self.mode, load);
+        node.namespace.ip("route add default via 10.200.0.2 dev up0");
         if self.has_host_port {
             crate::kinds::add_host_port(&mut node);
         }
@@ -179,7 +214,6 @@ impl Setting {
                 node.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
             }
             Wire::Uplink => {
-                node.namespace.ip("route add default via 10.200.0.2 dev up0");
                 node.loaded.attach_uplink("up0", UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
             }
         }
@@ -193,6 +227,7 @@ enum Table {
     StackFlows,
     Translations,
     InboundFlows,
+    Flows,
 }
 
 /// A node where a packet of a kind is about to come.
@@ -206,7 +241,7 @@ pub struct Ready<'a> {
 }
 
 impl Ready<'_> {
-    /// Sends it so many times in a row; of a first packet, forgets it after each.
+    /// Sends it so many times in a row; after each, forgets what the next one of its kind must not find.
     pub fn send(&mut self, times: usize) {
         match &self.kind.way {
             Way::TestRun(link, frame) => {
@@ -244,14 +279,14 @@ impl Ready<'_> {
     pub fn fresh<T>(&mut self, action: impl Fn(&mut Self) -> T) -> T {
         for _ in 0..10 {
             let start = Instant::now();
-            self.send_before();
+            self.prepare();
             let outcome = action(self);
             if start.elapsed() < FRESH {
                 return outcome;
             }
         }
         panic!(
-            "{}: {}: this machine stands still for a second again and again",
+            "{}: {}: this machine stands still for {FRESH:?} again and again",
             self.kind.program, self.kind.name
         );
     }
@@ -262,9 +297,17 @@ impl Ready<'_> {
         self.node.counters().get(path).copied().unwrap_or(0)
     }
 
-    fn send_before(&self) {
+    fn prepare(&mut self) {
         for (program, link, frame) in &self.kind.before {
             self.node.run(program, self.index_of(*link), frame, 0);
+        }
+        if self.kind.is_past_stack {
+            self.node.set_past_stack();
+        }
+        if self.kind.known != Known::Nothing {
+            // What is known from before may end before the packet comes.
+            self.node.loaded.maps.forget_flows().unwrap();
+            self.send(1);
         }
     }
 
@@ -280,7 +323,8 @@ impl Ready<'_> {
         let stack_flows = maps.stack_flows.keys().map(|flow| (Table::StackFlows, flow.unwrap()));
         let translations = maps.translations.keys().map(|flow| (Table::Translations, flow.unwrap()));
         let inbound = maps.inbound_flows.keys().map(|flow| (Table::InboundFlows, flow.unwrap()));
-        stack_flows.chain(translations).chain(inbound).collect()
+        let known = maps.flows.keys().map(|flow| (Table::Flows, flow.unwrap()));
+        stack_flows.chain(translations).chain(inbound).chain(known).collect()
     }
 
     fn forget(&mut self) {
@@ -290,8 +334,12 @@ impl Ready<'_> {
                 Table::StackFlows => maps.stack_flows.remove(flow),
                 Table::Translations => maps.translations.remove(flow),
                 Table::InboundFlows => maps.inbound_flows.remove(flow),
+                Table::Flows => maps.flows.remove(flow),
             }
             .unwrap();
+        }
+        if self.kind.known == Known::Once {
+            maps.forget_flows().unwrap();
         }
     }
 }

@@ -15,11 +15,13 @@ use crate::fixture::{
     UPLINK_MAC, WORLD,
 };
 use crate::kind::{Kind, Link, Setting};
+use crate::known_kinds;
 use crate::packets::{Packet, Transport, Vxlan, arp, inner, udp};
 
-/// A client's port, and a server's.
-const CLIENT: u16 = 40000;
-const SERVER: u16 = 80;
+/// A client's port.
+pub const CLIENT: u16 = 40000;
+/// A server's port.
+pub const SERVER: u16 = 80;
 /// A service's address, which only the host's rules know.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// Pod A answers there on every address of the node, with [`SERVER`].
@@ -28,14 +30,12 @@ const HOST_PORT: u16 = 9088;
 /// All of them. A later packet is one of an established connection.
 fn kinds() -> Vec<Kind> {
     [
-        same_node(),
-        tunnel_out(),
-        direct_out(),
+        known_kinds::kinds(),
+        fragments_of_pod(),
         to_stack(),
         host_port_replies(),
         tunnel_in(),
-        direct_in(),
-        replies_from_world(),
+        from_world(),
         host_port_requests(),
         host_in(),
         to_world(),
@@ -72,35 +72,38 @@ pub fn add_host_port(node: &mut Fixture) {
     node.fill();
 }
 
-fn syn(source: u16, destination: u16) -> Transport {
+/// A client begins a connection.
+pub fn syn(source: u16, destination: u16) -> Transport {
     Transport::Tcp { source, destination, flags: 0x02 }
 }
 
-fn syn_ack(source: u16, destination: u16) -> Transport {
+/// A server takes it.
+pub fn syn_ack(source: u16, destination: u16) -> Transport {
     Transport::Tcp { source, destination, flags: 0x12 }
 }
 
-fn ack(source: u16, destination: u16) -> Transport {
+/// A packet of a connection that is there.
+pub fn ack(source: u16, destination: u16) -> Transport {
     Transport::Tcp { source, destination, flags: 0x10 }
 }
 
 /// Pod A sends it.
-fn from_a(destination: Ipv4Addr, transport: Transport) -> Packet {
+pub fn from_a(destination: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(POD_A, destination, transport).macs(HOST_A_MAC, POD_A_MAC)
 }
 
 /// It leaves by the uplink.
-fn out(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Packet {
+pub fn out(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(source, destination, transport).macs(NODE2_MAC, UPLINK_MAC)
 }
 
 /// It arrives on the uplink.
-fn arriving(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Packet {
+pub fn arriving(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(source, destination, transport).macs(UPLINK_MAC, NODE2_MAC)
 }
 
 /// Node 2's packet for pod A, in the tunnel.
-fn tunnelled(packet: &Packet) -> Vec<u8> {
+pub fn tunnelled(packet: &Packet) -> Vec<u8> {
     Vxlan::new(NODE2, NODE1)
         .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC))
         .around(&inner(packet))
@@ -115,11 +118,13 @@ fn fragments(first: Packet) -> [Packet; 2] {
     [first.with(|packet| cut(packet, (0, true))), last.with(|packet| cut(packet, (2, false)))]
 }
 
-fn from_pod(name: &'static str, packet: &Packet, path: Path) -> Kind {
+/// What `from_pod` is given.
+pub fn from_pod(name: impl Into<String>, packet: &Packet, path: Path) -> Kind {
     Kind::new(FROM_POD, name, Link::PodA, packet.build(), Some(path))
 }
 
-fn from_uplink(name: &'static str, frame: Vec<u8>, path: Option<Path>) -> Kind {
+/// What `from_uplink` is given.
+pub fn from_uplink(name: impl Into<String>, frame: Vec<u8>, path: Option<Path>) -> Kind {
     Kind::new(FROM_UPLINK, name, Link::Uplink, frame, path)
 }
 
@@ -127,32 +132,21 @@ fn to_uplink(name: &'static str, packet: &Packet, path: Option<Path>) -> Kind {
     Kind::new(TO_UPLINK, name, Link::Uplink, packet.build(), path)
 }
 
-fn same_node() -> Vec<Kind> {
+fn fragments_of_pod() -> Vec<Kind> {
     let [first, last] = fragments(from_a(POD_B, udp(CLIENT, SERVER)));
+    let [first_out, last_out] = fragments(from_a(REMOTE_POD, udp(CLIENT, SERVER)));
     vec![
-        from_pod("same node, TCP, first packet", &from_a(POD_B, syn(CLIENT, SERVER)), Path::Local),
-        from_pod("same node, TCP, later packet", &from_a(POD_B, ack(CLIENT, SERVER)), Path::Local),
-        from_pod("same node, UDP", &from_a(POD_B, udp(CLIENT, SERVER)), Path::Local),
         from_pod("same node, UDP, first fragment", &first, Path::Local),
         from_pod("same node, UDP, last fragment", &last, Path::Local).after(
             FROM_POD,
             Link::PodA,
             first.build(),
         ),
-    ]
-}
-
-fn tunnel_out() -> Vec<Kind> {
-    let [first, last] = fragments(from_a(REMOTE_POD, udp(CLIENT, SERVER)));
-    vec![
-        from_pod("VXLAN, TCP, first packet", &from_a(REMOTE_POD, syn(CLIENT, SERVER)), Path::TunnelOut),
-        from_pod("VXLAN, TCP, later packet", &from_a(REMOTE_POD, ack(CLIENT, SERVER)), Path::TunnelOut),
-        from_pod("VXLAN, UDP", &from_a(REMOTE_POD, udp(CLIENT, SERVER)), Path::TunnelOut),
-        from_pod("VXLAN, UDP, first fragment", &first, Path::TunnelOut),
-        from_pod("VXLAN, UDP, last fragment", &last, Path::TunnelOut).after(
+        from_pod("VXLAN, UDP, first fragment", &first_out, Path::TunnelOut),
+        from_pod("VXLAN, UDP, last fragment", &last_out, Path::TunnelOut).after(
             FROM_POD,
             Link::PodA,
-            first.build(),
+            first_out.build(),
         ),
         from_pod(
             "VXLAN, UDP, too large and not to be cut",
@@ -162,23 +156,11 @@ fn tunnel_out() -> Vec<Kind> {
     ]
 }
 
-fn direct_out() -> Vec<Kind> {
-    [
-        ("direct, TCP, first packet", syn(CLIENT, SERVER)),
-        ("direct, TCP, later packet", ack(CLIENT, SERVER)),
-        ("direct, UDP", udp(CLIENT, SERVER)),
-    ]
-    .map(|(name, transport)| from_pod(name, &from_a(REMOTE_POD, transport), Path::DirectOut).direct())
-    .to_vec()
-}
-
 fn to_stack() -> Vec<Kind> {
     // Out of the stack to pod A, which answers.
     let request = |transport| Packet::new(POD_B, POD_A, transport).macs(HOST_A_MAC, HOST_A_MAC).build();
     vec![
         from_pod("to a service, TCP", &from_a(SERVICE, ack(CLIENT, SERVER)), Path::ToStack),
-        from_pod("to the world, TCP", &from_a(WORLD, ack(CLIENT, SERVER)), Path::ToStack),
-        from_pod("to the world, UDP", &from_a(WORLD, udp(CLIENT, SERVER)), Path::ToStack),
         from_pod("to this node, TCP", &from_a(NODE1, ack(CLIENT, SERVER)), Path::ToStack),
         from_pod("stack flow, TCP", &from_a(POD_B, ack(SERVER, CLIENT)), Path::ToStack).after(
             TO_POD,
@@ -223,27 +205,18 @@ fn host_port_replies() -> Vec<Kind> {
             Link::PodA,
             from_a(STRANGER, udp(SERVER, CLIENT)).build(),
         ),
-        from_pod(
-            "no hostPort reply, of a pod with hostPorts",
-            &from_a(POD_B, ack(CLIENT, SERVER)),
-            Path::Local,
-        )
-        .with_host_port(),
     ]
 }
 
 fn tunnel_in() -> Vec<Kind> {
-    let kind = |name, packet: &Packet| from_uplink(name, tunnelled(packet), Some(Path::TunnelIn));
     let to_a = |transport| Packet::new(REMOTE_POD, POD_A, transport);
     let [first, last] = fragments(to_a(udp(CLIENT, SERVER)));
+    let fragment = |name, packet: &Packet| from_uplink(name, tunnelled(packet), Some(Path::TunnelIn));
     // A service's backend here was asked by a pod there through the stack: so answers to pod A come that way.
     let of_stack = Packet::new(POD_A, REMOTE_POD, syn(CLIENT, SERVER)).macs([2; 6], [2; 6]).build();
     vec![
-        kind("VXLAN, TCP, first packet", &to_a(syn(CLIENT, SERVER))),
-        kind("VXLAN, TCP, later packet", &to_a(ack(CLIENT, SERVER))),
-        kind("VXLAN, UDP", &to_a(udp(CLIENT, SERVER))),
-        kind("VXLAN, UDP, first fragment", &first),
-        kind("VXLAN, UDP, last fragment", &last).after(FROM_UPLINK, Link::Uplink, tunnelled(&first)),
+        fragment("VXLAN, UDP, first fragment", &first),
+        fragment("VXLAN, UDP, last fragment", &last).after(FROM_UPLINK, Link::Uplink, tunnelled(&first)),
         from_uplink("VXLAN, stack flow, TCP", tunnelled(&to_a(ack(SERVER, CLIENT))), None).after(
             TO_OVERLAY,
             Link::Uplink,
@@ -259,49 +232,23 @@ fn tunnel_in() -> Vec<Kind> {
     ]
 }
 
-fn direct_in() -> Vec<Kind> {
-    [
-        ("direct, TCP, first packet", syn(CLIENT, SERVER)),
-        ("direct, TCP, later packet", ack(CLIENT, SERVER)),
-        ("direct, UDP", udp(CLIENT, SERVER)),
-    ]
-    .map(|(name, transport)| {
-        from_uplink(name, arriving(REMOTE_POD, POD_A, transport).build(), Some(Path::DirectIn)).direct()
-    })
-    .to_vec()
-}
-
-fn replies_from_world() -> Vec<Kind> {
-    let request = |transport| out(POD_A, WORLD, transport).build();
-    let reply = |transport| arriving(WORLD, NODE1, transport);
-    let kind = |name, packet: Packet, asked| {
-        from_uplink(name, packet.build(), Some(Path::SnatIn)).after(TO_UPLINK, Link::Uplink, request(asked))
+fn from_world() -> Vec<Kind> {
+    let [first, last] = fragments(arriving(WORLD, NODE1, udp(SERVER, CLIENT)));
+    let fragment = |name, packet: &Packet| {
+        from_uplink(name, packet.build(), Some(Path::SnatIn))
+            .after(TO_UPLINK, Link::Uplink, out(POD_A, WORLD, udp(CLIENT, SERVER)).build())
+            .after(FROM_UPLINK, Link::Uplink, first.build())
     };
-    let [first, last] = fragments(reply(udp(SERVER, CLIENT)));
-    let again = |kind: Kind, packet: Packet| kind.after(FROM_UPLINK, Link::Uplink, packet.build());
+    let to_own = |name, transport| from_uplink(name, own_address(transport), None);
     vec![
-        again(
-            kind("from the world, TCP, later packet", reply(ack(SERVER, CLIENT)), syn(CLIENT, SERVER)),
-            reply(syn_ack(SERVER, CLIENT)),
-        ),
-        again(
-            kind("from the world, UDP, later packet", reply(udp(SERVER, CLIENT)), udp(CLIENT, SERVER)),
-            reply(udp(SERVER, CLIENT)),
-        ),
-        again(kind("from the world, UDP, first fragment", first.clone(), udp(CLIENT, SERVER)), first.clone()),
-        again(kind("from the world, UDP, last fragment", last, udp(CLIENT, SERVER)), first),
-        from_uplink(
-            "from the world to a pod's own address, TCP, first packet",
+        fragment("from the world, UDP, first fragment", &first),
+        fragment("from the world, UDP, last fragment", &last),
+        to_own("from the world to a pod's own address, TCP, first packet", syn(CLIENT, SERVER)).first(),
+        to_own("from the world to a pod's own address, TCP, later packet", ack(CLIENT, SERVER)).after(
+            FROM_UPLINK,
+            Link::Uplink,
             own_address(syn(CLIENT, SERVER)),
-            None,
-        )
-        .first(),
-        from_uplink(
-            "from the world to a pod's own address, TCP, later packet",
-            own_address(ack(CLIENT, SERVER)),
-            None,
-        )
-        .after(FROM_UPLINK, Link::Uplink, own_address(syn(CLIENT, SERVER))),
+        ),
     ]
 }
 

@@ -13,6 +13,7 @@ mod from_uplink;
 mod host_ports;
 mod kind;
 mod kinds;
+mod known_kinds;
 mod namespace;
 mod packets;
 mod snat;
