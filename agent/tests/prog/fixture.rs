@@ -355,6 +355,18 @@ impl Fixture {
         }
     }
 
+    /// Empties `FLOWS`.
+    pub fn forget_known(&mut self) {
+        let flows: Vec<_> = self.loaded.maps.flows.keys().map(Result::unwrap).collect();
+        flows.iter().for_each(|flow| self.loaded.maps.flows.remove(flow).unwrap());
+    }
+
+    /// Empties `STACK_FLOWS` and `TRANSLATIONS`.
+    pub fn forget_recorded(&mut self) {
+        self.stack_flows().iter().for_each(|flow| self.loaded.maps.stack_flows.remove(flow).unwrap());
+        self.translations().keys().for_each(|flow| self.loaded.maps.translations.remove(flow).unwrap());
+    }
+
     /// A connection of a pod to the world that both sides have closed, long ago; its own port is the translated one.
     pub fn add_closed(&mut self, pod: Ipv4Addr, port: u16, server: Ipv4Addr, server_port: u16) {
         let (port, server_port) = (Be16::new(port), Be16::new(server_port));
@@ -427,7 +439,7 @@ fn node(name: &str, pod_network: &str, address: Ipv4Addr) -> Node {
     Node { name: name.into(), pod_network: pod_network.parse().unwrap(), address }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes
         .chunks(16)
         .map(|line| line.iter().map(|byte| format!("{byte:02x} ")).collect::<String>() + "\n")

@@ -25,7 +25,7 @@ pub const SERVER: u16 = 80;
 /// A service's address, which only the host's rules know.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// Pod A answers there on every address of the node, with [`SERVER`].
-const HOST_PORT: u16 = 9088;
+pub const HOST_PORT: u16 = 9088;
 
 /// All of them. A later packet is one of an established connection.
 fn kinds() -> Vec<Kind> {

@@ -1,0 +1,266 @@
+//! `FLOWS`: a packet whose flow is known becomes what the stages would make of it, and follows what is known only as long as it counts.
+
+use podwire::model::Mode;
+use podwire_common::abi::{self, Flow, KNOWN_FLOW_JIFFIES, KnownFlow};
+use podwire_common::addr::{Addr, Be16, Mac};
+use podwire_common::flow::protocol;
+use podwire_common::names::INNER_SOURCE_MAC;
+use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
+
+use crate::fixture::*;
+use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, syn};
+use crate::packets::*;
+use crate::trial::{Sent, TRANSLATED, Trial, flow_of};
+
+#[test]
+fn a_packet_whose_flow_is_known_becomes_what_the_stages_would_make_of_it() {
+    Trial::each(|trial| {
+        let mut packets = vec![
+            ("plain", trial.varied(|_| ())),
+            ("DSCP and ECN", trial.varied(|packet| packet.traffic_class = 0xb9)),
+            ("congestion seen before", trial.varied(|packet| packet.traffic_class = 3)),
+            ("the least time to live", trial.varied(|packet| packet.ttl = 2)),
+            ("odd length", trial.varied(|packet| packet.payload = vec![0x55; 333])),
+            ("as large as fits", trial.varied(|packet| packet.payload = vec![0x55; 1450 - 40])),
+        ];
+        if trial.is_tcp() {
+            // Of a segment whose kind a test run cannot tell, the kernel refuses to grow the headers.
+            if trial.way.kind != abi::KNOWN_TUNNEL_OUT {
+                packets.push(("a large segment", trial.large_segment()));
+            }
+        } else {
+            let no_checksum = |packet: &mut Packet| {
+                if let Transport::Udp { checksum, .. } = &mut packet.transport {
+                    *checksum = false;
+                }
+            };
+            packets.push(("without checksum", trial.varied(no_checksum)));
+        }
+        for (packet, sent) in packets {
+            let judged = trial.judged(&sent);
+            assert_eq!(trial.known(&sent, |_| ()), judged, "{}: {packet}", trial.what());
+        }
+    });
+}
+
+#[test]
+fn what_is_remembered_of_a_flow() {
+    let mac = |bytes| Mac { bytes };
+    Trial::each(|trial| {
+        let plain = trial.sent(&trial.plain);
+        trial.judged(&plain);
+        let entry = trial.entry().expect("it is remembered");
+        let (uplink, pod_a, pod_b) = (trial.node.uplink, trial.node.pod_a, trial.node.pod_b);
+        let nothing = KnownFlow {
+            check: trial.flow.check(),
+            generation: entry.generation,
+            asked: entry.asked,
+            from: pod_a,
+            to: uplink,
+            kind: trial.way.kind,
+            reserved: 0,
+            sender_mac: mac(POD_A_MAC),
+            pod_mac: Mac::default(),
+            host_mac: Mac::default(),
+            next_hop: 0,
+            mtu: 0,
+            source: Addr::UNSPECIFIED,
+            destination: Addr::UNSPECIFIED,
+            source_port: Be16::ZERO,
+            destination_port: Be16::ZERO,
+        };
+        let out = KnownFlow { next_hop: u32::from_ne_bytes(NODE2.octets()), mtu: 1500, ..nothing };
+        let to_a = KnownFlow {
+            from: uplink,
+            to: pod_a,
+            sender_mac: mac(NODE2_MAC),
+            pod_mac: mac(POD_A_MAC),
+            host_mac: mac(HOST_A_MAC),
+            ..nothing
+        };
+        let expected = match trial.way.kind {
+            abi::KNOWN_LOCAL => {
+                KnownFlow { to: pod_b, pod_mac: mac(POD_B_MAC), host_mac: mac(HOST_B_MAC), ..nothing }
+            }
+            abi::KNOWN_TUNNEL_OUT => KnownFlow {
+                mtu: 1450,
+                source: NODE1.into(),
+                destination: NODE2.into(),
+                source_port: trial.flow.tunnel_source_port(),
+                ..out
+            },
+            abi::KNOWN_DIRECT_OUT => out,
+            abi::KNOWN_WORLD_OUT => {
+                KnownFlow { source: NODE1.into(), source_port: Be16::new(TRANSLATED), ..out }
+            }
+            abi::KNOWN_TUNNEL_IN => {
+                KnownFlow { sender_mac: mac(INNER_SOURCE_MAC), source: NODE2.into(), ..to_a }
+            }
+            abi::KNOWN_DIRECT_IN => to_a,
+            _ => KnownFlow { destination: POD_A.into(), destination_port: Be16::new(CLIENT), ..to_a },
+        };
+        assert_eq!(entry, expected, "{}", trial.what());
+    });
+}
+
+#[test]
+fn what_is_no_plain_packet_of_the_same_sender_does_not_follow_what_is_known() {
+    Trial::each(|trial| {
+        let kind = trial.way.kind;
+        let other_link = Sent { link: trial.node.pod_b, ..trial.varied(|_| ()) };
+        let mut others = vec![
+            ("another link", other_link),
+            ("TTL 1", trial.varied(|packet| packet.ttl = 1)),
+            ("IP options", trial.varied(|packet| packet.options = vec![1; 4])),
+            ("a first fragment", trial.varied(|packet| packet.fragment = (0, true))),
+        ];
+        if trial.is_tcp() {
+            for (what, bits) in
+                [("SYN", 0x02), ("SYN, ACK", 0x12), ("FIN", 0x11), ("RST", 0x04), ("RST, ACK", 0x14)]
+            {
+                let flagged = |packet: &mut Packet| {
+                    if let Transport::Tcp { flags, .. } = &mut packet.transport {
+                        *flags = bits;
+                    }
+                };
+                others.push((what, trial.varied(flagged)));
+            }
+        }
+        if trial.way.program == FROM_POD || kind == abi::KNOWN_DIRECT_IN {
+            let other_mac = |packet: &mut Packet| packet.source_mac = STRANGER_MAC;
+            others.push(("another link address", trial.varied(other_mac)));
+        }
+        if matches!(kind, abi::KNOWN_TUNNEL_OUT | abi::KNOWN_DIRECT_OUT | abi::KNOWN_WORLD_OUT) {
+            let mtu = if kind == abi::KNOWN_TUNNEL_OUT { 1450 } else { 1500 };
+            let headers = if trial.is_tcp() { 40 } else { 28 };
+            let large = |packet: &mut Packet| packet.payload = vec![0x55; mtu - headers + 1];
+            others.push(("larger than the path takes", trial.varied(large)));
+            let segments = trial.varied(|packet| packet.payload = vec![0x55; 3000]);
+            let segment = (mtu - headers + 1) as u32;
+            others.push(("segments larger than the path takes", Sent { segment, ..segments }));
+        }
+        if kind == abi::KNOWN_TUNNEL_OUT {
+            others.push(("what the kernel does not encapsulate", trial.large_segment()));
+        }
+        if kind == abi::KNOWN_TUNNEL_IN {
+            let inner = trial.plain.build();
+            let outer = Vxlan::new(NODE2, NODE1)
+                .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
+            let around = |change: &dyn Fn(&mut Vxlan)| Sent {
+                frame: outer.clone().with(|outer| change(outer)).around(&inner),
+                ..trial.varied(|_| ())
+            };
+            let outers = [
+                ("another node's tunnel", around(&|outer| outer.source = NODE3)),
+                ("a stranger's tunnel", around(&|outer| outer.source = STRANGER)),
+                ("another VNI", around(&|outer| outer.vni += 1)),
+                ("no VNI", around(&|outer| outer.flags = 0)),
+                ("outer IP options", around(&|outer| outer.options = vec![1; 4])),
+                ("an outer fragment", around(&|outer| outer.fragment = (0, true))),
+            ];
+            others.extend(outers);
+            if !trial.is_tcp() {
+                others.push(("UDP segments", trial.large_segment()));
+            }
+        }
+        for (what, sent) in others {
+            let judged = trial.judged(&sent);
+            trial.mislead();
+            assert_eq!(trial.see(&sent), judged, "{}: {what}", trial.what());
+        }
+    });
+}
+
+#[test]
+fn what_is_known_ends_with_what_it_was_made_of() {
+    type Event = fn(&mut Trial);
+    let events: [(&str, Event); 6] = [
+        ("the agent forgets all", |trial| trial.node.loaded.maps.forget_flows().unwrap()),
+        ("the agent writes to a map", |trial| {
+            let networks = &mut trial.node.model.non_masquerade;
+            let one = "192.0.2.0/24".parse().unwrap();
+            if !networks.remove(&one) {
+                networks.insert(one);
+            }
+            trial.node.fill();
+        }),
+        ("an ICMP error by an uplink", |trial| {
+            let quote = Packet::new(NODE1, REMOTE_POD, udp(1, 2)).build();
+            let error = arriving(STRANGER, NODE1, Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] })
+                .with(|packet| packet.payload = behind_ethernet(&quote));
+            trial.node.run(FROM_UPLINK, trial.node.uplink, &error.build(), 0);
+        }),
+        ("its time is over", |trial| {
+            trial.change(|known| known.asked = known.asked.wrapping_sub(KNOWN_FLOW_JIFFIES));
+        }),
+        ("another generation", |trial| trial.change(|known| known.generation ^= 1)),
+        ("an element that another flow has by now", |trial| trial.change(|known| known.check ^= 2)),
+    ];
+    Trial::each(|trial| {
+        let plain = trial.sent(&trial.plain);
+        for (what, event) in events {
+            let judged = trial.judged(&plain);
+            trial.mislead();
+            event(trial);
+            assert_eq!(trial.see(&plain), judged, "{}: {what}", trial.what());
+            let entry = trial.entry().expect("it is remembered anew");
+            assert_eq!(entry.reserved, 0, "{}: {what}", trial.what());
+        }
+    });
+}
+
+#[test]
+fn what_is_recorded_about_a_flow_ends_what_is_known_of_it() {
+    let of_stack = |source, destination, transport| {
+        Packet::new(source, destination, transport).macs([2; 6], [2; 6]).build()
+    };
+    let mut node = Fixture::new(Mode::Vxlan);
+    add_host_port(&mut node);
+    for (transport, protocol) in [(syn as fn(u16, u16) -> Transport, protocol::TCP), (udp, protocol::UDP)] {
+        let flow = |source, destination, ports| flow_of(source, destination, ports, protocol);
+        let there = (CLIENT, SERVER);
+        let request = |source, destination| {
+            let flow = flow(source, destination, there);
+            vec![flow, flow.reversed()]
+        };
+        let recorded = [
+            (TO_POD, of_stack(POD_B, POD_A, transport(CLIENT, SERVER)), request(POD_B, POD_A)),
+            (TO_OVERLAY, of_stack(POD_A, REMOTE_POD, transport(CLIENT, SERVER)), request(POD_A, REMOTE_POD)),
+            (TO_UPLINK, out(POD_A, NODE2, transport(CLIENT, SERVER)).build(), request(POD_A, NODE2)),
+            (
+                TO_UPLINK,
+                out(POD_A, WORLD, transport(CLIENT, SERVER)).build(),
+                vec![flow(POD_A, WORLD, there), flow(WORLD, NODE1, (SERVER, CLIENT))],
+            ),
+            (
+                TO_UPLINK,
+                out(NODE1, WORLD, transport(CLIENT, SERVER)).build(),
+                vec![flow(WORLD, NODE1, (SERVER, CLIENT))],
+            ),
+            (
+                FROM_UPLINK,
+                arriving(STRANGER, NODE1, transport(CLIENT, HOST_PORT)).build(),
+                vec![flow(STRANGER, NODE1, (CLIENT, HOST_PORT)), flow(POD_A, STRANGER, (SERVER, CLIENT))],
+            ),
+        ];
+        let other = flow(POD_A, POD_B, (1, 2));
+        for (program, frame, gone) in recorded {
+            node.forget_known();
+            node.forget_recorded();
+            // Whatever is known of it.
+            node.run(FROM_POD, node.pod_a, &from_a(POD_B, udp(3, 4)).build(), 0);
+            let some = flow_of(POD_A, POD_B, (3, 4), protocol::UDP);
+            let known = node.loaded.maps.flows.get(&some, 0).unwrap();
+            for flow in gone.iter().chain([&other]) {
+                node.loaded.maps.flows.insert(flow, known, 0).unwrap();
+            }
+            let link = if program == TO_POD { node.pod_a } else { node.uplink };
+            node.run(program, link, &frame, 0);
+            let flows: Vec<Flow> = node.loaded.maps.flows.keys().map(Result::unwrap).collect();
+            for flow in gone {
+                assert!(!flows.contains(&flow), "{program}: {flow:?} is known still");
+            }
+            assert!(flows.contains(&other), "{program}: another flow is forgotten");
+        }
+    }
+}

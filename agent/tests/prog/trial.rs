@@ -1,0 +1,250 @@
+//! Packets of one flow that goes past the host stack: what the stages make of one, and what follows from what is known of it.
+
+use std::net::Ipv4Addr;
+
+use podwire::model::{Mode, Uplink};
+use podwire_common::abi::{self, Flow, KnownFlow, Translation};
+use podwire_common::addr::{Be16, Mac};
+use podwire_common::flow::protocol;
+use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
+
+use crate::fixture::*;
+use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, tunnelled};
+use crate::packets::*;
+
+/// What pod A's own port, [`CLIENT`], becomes towards the world.
+pub const TRANSLATED: u16 = 61000;
+/// Whoever follows what is known, and that is false, is told by it.
+const FALSE_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 0xff];
+/// An entry that this test wrote: the programs write 0.
+const OURS: u8 = 1;
+/// What is known may end by itself between two packets.
+const ATTEMPTS: usize = 20;
+
+/// A way past the host stack.
+#[derive(Clone, Copy)]
+pub struct Way {
+    what: &'static str,
+    mode: Mode,
+    pub program: &'static str,
+    /// Of the entry.
+    pub kind: u8,
+    /// A packet on it. The port of the server is the translated flow's too.
+    packet: fn(Transport) -> Packet,
+    /// Ports of that packet.
+    ports: (u16, u16),
+}
+
+/// One for each kind of entry.
+fn ways() -> [Way; 7] {
+    let way = |what, mode, program, kind, packet: fn(Transport) -> Packet| Way {
+        what,
+        mode,
+        program,
+        kind,
+        packet,
+        ports: (CLIENT, SERVER),
+    };
+    let in_tunnel =
+        |transport| Packet::new(REMOTE_POD, POD_A, transport).macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
+    let vxlan = Mode::Vxlan;
+    [
+        way("same node", vxlan, FROM_POD, abi::KNOWN_LOCAL, |transport| from_a(POD_B, transport)),
+        way("tunnel out", vxlan, FROM_POD, abi::KNOWN_TUNNEL_OUT, |transport| from_a(REMOTE_POD, transport)),
+        way("direct out", Mode::Direct, FROM_POD, abi::KNOWN_DIRECT_OUT, |transport| {
+            from_a(REMOTE_POD, transport)
+        }),
+        way("to the world", vxlan, FROM_POD, abi::KNOWN_WORLD_OUT, |transport| from_a(WORLD, transport)),
+        way("tunnel in", vxlan, FROM_UPLINK, abi::KNOWN_TUNNEL_IN, in_tunnel),
+        way("direct in", Mode::Direct, FROM_UPLINK, abi::KNOWN_DIRECT_IN, |transport| {
+            arriving(REMOTE_POD, POD_A, transport)
+        }),
+        Way {
+            ports: (SERVER, TRANSLATED),
+            ..way("from the world", vxlan, FROM_UPLINK, abi::KNOWN_WORLD_IN, |transport| {
+                arriving(WORLD, NODE1, transport)
+            })
+        },
+    ]
+}
+
+/// What a program made of a packet, and what it counted.
+pub type Seen = (u32, Vec<String>, String);
+
+/// A packet, and how it comes.
+pub struct Sent {
+    pub link: u32,
+    pub frame: Vec<u8>,
+    /// Bytes of a segment, of a large one.
+    pub segment: u32,
+}
+
+/// A node on which packets of one flow go one way.
+pub struct Trial {
+    pub way: Way,
+    pub node: Fixture,
+    /// As the program finds it in its packets.
+    pub flow: Flow,
+    /// One that every program remembers and takes as known.
+    pub plain: Packet,
+}
+
+impl Trial {
+    /// Does something with each way, of TCP and of UDP.
+    pub fn each(action: impl Fn(&mut Self)) {
+        for mode in [Mode::Vxlan, Mode::Direct] {
+            let mut node = Fixture::new(mode);
+            node.namespace.ip("route add default via 10.200.0.2 dev up0");
+            let addresses = vec![NODE1];
+            node.model.uplinks.push(Uplink { index: node.pod_b, name: "pwb".into(), mtu: 1500, addresses });
+            node.fill();
+            for way in ways().into_iter().filter(|way| way.mode == mode) {
+                for transport in [ack, udp] {
+                    let mut trial = Self::new(node, way, transport(way.ports.0, way.ports.1));
+                    action(&mut trial);
+                    node = trial.node;
+                }
+            }
+        }
+    }
+
+    fn new(node: Fixture, way: Way, transport: Transport) -> Self {
+        let plain = (way.packet)(transport);
+        let flow = flow_of(plain.source, plain.destination, way.ports, protocol_of(&plain));
+        Self { way, node, flow, plain }
+    }
+
+    /// Otherwise UDP.
+    pub fn is_tcp(&self) -> bool {
+        self.flow.protocol == protocol::TCP
+    }
+
+    /// For messages.
+    pub fn what(&self) -> String {
+        format!("{}, {}", self.way.what, if self.is_tcp() { "TCP" } else { "UDP" })
+    }
+
+    /// The packet where it comes.
+    pub fn sent(&self, packet: &Packet) -> Sent {
+        let link = if self.way.program == FROM_POD { self.node.pod_a } else { self.node.uplink };
+        let is_tunnelled = self.way.kind == abi::KNOWN_TUNNEL_IN;
+        Sent { link, frame: if is_tunnelled { tunnelled(packet) } else { packet.build() }, segment: 0 }
+    }
+
+    /// The plain packet with something else about it.
+    pub fn varied(&self, change: impl FnOnce(&mut Packet)) -> Sent {
+        self.sent(&self.plain.clone().with(change))
+    }
+
+    /// A large segment.
+    pub fn large_segment(&self) -> Sent {
+        Sent { segment: 1000, ..self.varied(|packet| packet.payload = vec![0x55; 3000]) }
+    }
+
+    /// What the program makes of it now.
+    pub fn see(&self, sent: &Sent) -> Seen {
+        let before = self.node.counters();
+        let ran = self.node.run(self.way.program, sent.link, &sent.frame, sent.segment);
+        let mut counted = self.node.counters();
+        counted.retain(|name, count| before.get(name) != Some(count));
+        (ran.code, counted.into_keys().collect(), hex(&ran.frame))
+    }
+
+    /// What the stages make of it: nothing is known.
+    pub fn judged(&mut self, sent: &Sent) -> Seen {
+        self.node.forget_known();
+        if matches!(self.way.kind, abi::KNOWN_WORLD_OUT | abi::KNOWN_WORLD_IN) {
+            self.translate();
+        }
+        self.see(sent)
+    }
+
+    /// What follows from what is known, changed before: and it was known, nothing has been written anew.
+    pub fn known(&mut self, sent: &Sent, change: impl Fn(&mut KnownFlow)) -> Seen {
+        for _ in 0..ATTEMPTS {
+            let plain = self.sent(&self.plain);
+            self.judged(&plain);
+            self.change(|known| {
+                known.reserved = OURS;
+                change(known);
+            });
+            let seen = self.see(sent);
+            if self.entry().is_some_and(|known| known.reserved == OURS) {
+                return seen;
+            }
+        }
+        panic!("{}: what is known is not used", self.what());
+    }
+
+    /// After a packet has followed what is known, and that is false.
+    pub fn mislead(&mut self) {
+        let plain = self.sent(&self.plain);
+        let truth = self.judged(&plain);
+        assert_ne!(self.known(&plain, falsify), truth, "{}: what is false shows", self.what());
+    }
+
+    /// What is known of the flow, whether it counts or not.
+    pub fn entry(&self) -> Option<KnownFlow> {
+        self.node.loaded.maps.flows.get(&self.flow, 0).ok()
+    }
+
+    /// Changes what is known.
+    pub fn change(&mut self, change: impl Fn(&mut KnownFlow)) {
+        let mut known = self.entry().unwrap_or_else(|| panic!("{}: nothing is remembered", self.what()));
+        change(&mut known);
+        self.node.loaded.maps.flows.insert(self.flow, known, 0).unwrap();
+    }
+
+    /// Both halves of a flow of pod A to the world, that goes past the host stack.
+    fn translate(&mut self) {
+        let protocol = self.flow.protocol;
+        let original = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol);
+        let half = Translation {
+            last_seen: u64::MAX / 2,
+            source: NODE1.into(),
+            destination: WORLD.into(),
+            source_port: Be16::new(TRANSLATED),
+            destination_port: Be16::new(SERVER),
+            ifindex: self.node.uplink,
+            kind: abi::TRANSLATION_SNAT,
+            reply: 0,
+            state: abi::STATE_REPLIED,
+            hairpin: 0,
+            past_stack: 1,
+            reserved: [0; 3],
+        };
+        let back = Translation {
+            source: WORLD.into(),
+            destination: POD_A.into(),
+            source_port: Be16::new(SERVER),
+            destination_port: Be16::new(CLIENT),
+            reply: 1,
+            ..half
+        };
+        let translations = &mut self.node.loaded.maps.translations;
+        translations.insert(original, half, 0).unwrap();
+        translations.insert(half.other_half(protocol), back, 0).unwrap();
+    }
+}
+
+/// A flow between two addresses.
+pub fn flow_of(source: Ipv4Addr, destination: Ipv4Addr, ports: (u16, u16), protocol: u8) -> Flow {
+    Flow::new(source.into(), destination.into(), Be16::new(ports.0), Be16::new(ports.1), protocol)
+}
+
+fn protocol_of(packet: &Packet) -> u8 {
+    match packet.transport {
+        Transport::Tcp { .. } => protocol::TCP,
+        _ => protocol::UDP,
+    }
+}
+
+/// Has whoever follows it write something that nothing else would lead to.
+fn falsify(known: &mut KnownFlow) {
+    match known.kind {
+        abi::KNOWN_TUNNEL_OUT | abi::KNOWN_WORLD_OUT => known.source = STRANGER.into(),
+        abi::KNOWN_DIRECT_OUT => (known.kind, known.source) = (abi::KNOWN_WORLD_OUT, STRANGER.into()),
+        _ => known.pod_mac = Mac { bytes: FALSE_MAC },
+    }
+}
