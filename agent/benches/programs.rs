@@ -1,9 +1,11 @@
-//! What a packet costs each program, in nanoseconds by the kernel's own statistics. Prints one JSON list.
+//! What a packet costs each program, in nanoseconds by the kernel's own statistics. Prints one JSON list, which `cargo xtask bench programs`
+//! shows as a table.
 //!
 //! `cargo bench --profile dev -p podwire --bench programs [-- --runs 1000000 --cpu 1 --only from_pod]`, as root: what is measured runs in the
 //! kernel, however this program is compiled. Each packet is sent by a system call of its own, so that each begins from the same bytes and
-//! the same maps; what a first packet leaves behind is removed before the next. The statistics read the clock twice for each packet,
-//! which is part of every figure: the program `empty`, which does nothing, shows how much.
+//! the same maps; what a first packet leaves behind is removed before the next. Of packets whose flow is known, one in a part of a second is
+//! judged anew, as it is on a node. The statistics read the clock twice for each packet, which is part of every figure: the program `empty`,
+//! which does nothing, shows how much.
 
 #[path = "../tests/prog/counting.rs"]
 mod counting;

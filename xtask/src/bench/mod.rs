@@ -11,6 +11,7 @@ mod cni;
 mod comparison;
 mod contest;
 mod crowd;
+mod programs;
 mod record;
 mod same_node;
 mod scale;
@@ -19,10 +20,12 @@ mod statistics;
 mod world;
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 
 use crate::bench::record::Report;
 use crate::bench::site::Programs;
@@ -34,10 +37,10 @@ const FEWEST_ROUNDS: usize = 7;
 /// What to measure.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// What to measure; everything unless told otherwise.
+    /// What to measure; everything but `programs` unless told otherwise.
     #[arg(value_enum)]
     groups: Vec<Group>,
-    /// Also writes `results.json` and a chart for each figure there.
+    /// Also writes `results.json` and a chart for each figure there; of `programs`, `programs.json` and `programs.md`.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// How often every contestant has its turn.
@@ -46,6 +49,9 @@ pub(crate) struct Options {
     /// How long a turn takes, milliseconds; a stream's is five times as long.
     #[arg(long, default_value_t = 200)]
     turn: u64,
+    /// How many packets of each kind `programs` sends.
+    #[arg(long, default_value = "1000000")]
+    packets: NonZeroU32,
     /// Another build of the BPF object, as one more contestant.
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
@@ -66,7 +72,12 @@ enum Group {
     Cni,
     /// A node with 250 pods in a cluster of 5,000 nodes.
     Scale,
+    /// Each program alone with each kind of packet: nothing is compared, so only when asked for.
+    Programs,
 }
+
+/// Adds what it measures to the report.
+type Contest = fn(&Programs, Effort, &mut Report) -> Result<()>;
 
 /// What every measurement has in common.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +89,22 @@ struct Effort {
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(run::is_root(), "a measurement makes network namespaces: run it as root");
     ensure!(options.rounds >= FEWEST_ROUNDS, "--rounds {}: {FEWEST_ROUNDS} at least", options.rounds);
+    let wanted: BTreeSet<Group> = match &options.groups[..] {
+        [] => Group::value_variants().iter().copied().filter(|group| group.contest().is_some()).collect(),
+        groups => groups.iter().copied().collect(),
+    };
+    if wanted.contains(&Group::Programs) {
+        programs::measure(options.packets, options.out.as_deref())?;
+    }
+    let contests: Vec<_> = wanted.iter().filter_map(|group| Some((group, group.contest()?))).collect();
+    if !contests.is_empty() {
+        compare(options, &contests)?;
+    }
+    Ok(())
+}
+
+/// Podwire beside its contestants.
+fn compare(options: &Options, contests: &[(&Group, Contest)]) -> Result<()> {
     let toolchain = setup::everything()?;
     packages::ensure(&packages::MEASUREMENTS)?;
     let programs = Programs {
@@ -86,13 +113,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         other: options.object.clone(),
     };
     let effort = Effort { rounds: options.rounds, turn: Duration::from_millis(options.turn) };
-    let wanted: BTreeSet<Group> = match &options.groups[..] {
-        [] => <Group as clap::ValueEnum>::value_variants().iter().copied().collect(),
-        groups => groups.iter().copied().collect(),
-    };
     let mut report = Report::default();
-    for group in wanted {
-        run::step(&format!("measure {group:?}"), || group.measure(&programs, effort, &mut report))?;
+    for (group, contest) in contests {
+        run::step(&format!("measure {group:?}"), || contest(&programs, effort, &mut report))?;
     }
     println!("{}", report.table());
     if let Some(folder) = &options.out {
@@ -103,14 +126,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 impl Group {
-    fn measure(self, programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-        match self {
-            Self::SameNode => same_node::measure(programs, effort, report),
-            Self::CrossNode => between_nodes::measure(programs, effort, report),
-            Self::Snat => world::round_trips(programs, effort, report),
-            Self::Connect => world::connections(programs, effort, report),
-            Self::Cni => cni::measure(programs, effort, report),
-            Self::Scale => scale::measure(programs, effort, report),
-        }
+    /// None of what is measured alone.
+    fn contest(self) -> Option<Contest> {
+        Some(match self {
+            Self::SameNode => same_node::measure,
+            Self::CrossNode => between_nodes::measure,
+            Self::Snat => world::round_trips,
+            Self::Connect => world::connections,
+            Self::Cni => cni::measure,
+            Self::Scale => scale::measure,
+            Self::Programs => return None,
+        })
     }
 }
