@@ -114,8 +114,9 @@ impl Skb for TcContext {
     #[inline(always)]
     fn load_at<T>(&self, offset: u32) -> Result<T, Drop> {
         let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: only types made of bytes are loaded, and the whole value is written before it is used.
+        // SAFETY: only types made of bytes are loaded.
         self.load_into(offset, unsafe { &mut *value.as_mut_ptr() })?;
+        // SAFETY: the whole value has been written.
         Ok(unsafe { value.assume_init() })
     }
 
@@ -193,7 +194,7 @@ impl Skb for TcContext {
 unsafe fn copy<T>(from: *const u8, to: *mut u8) {
     // SAFETY: by the contract.
     unsafe {
-        if align_of::<T>() % 2 == 0 {
+        if align_of::<T>().is_multiple_of(2) {
             copy_nonoverlapping(from.cast::<u16>(), to.cast::<u16>(), size_of::<T>() / 2);
         } else {
             copy_nonoverlapping(from, to, size_of::<T>());
