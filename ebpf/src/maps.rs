@@ -11,7 +11,7 @@ use aya_ebpf::{
 use podwire_common::abi::{
     Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FragmentKey, FragmentPorts, Frontend,
     InboundFlow, KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node,
-    RedirectedSocket, SocketAddress, StackFlow, TRANSLATION_SNAT, Translation, Uplink,
+    RedirectedSocket, SocketAddress, StackFlow, Translation, Uplink,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS};
@@ -451,10 +451,7 @@ pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
 #[inline(always)]
 pub fn add_translation(flow: &Flow, translation: &Translation) -> Result<(), i32> {
     TRANSLATIONS.insert(flow, translation, BPF_NOEXIST.into())?;
-    // A pod's own flow to the world is known only by a translation that it has.
-    if translation.kind != TRANSLATION_SNAT || translation.reply != 0 {
-        forget_flow(flow);
-    }
+    forget_flow(flow);
     Ok(())
 }
 

@@ -350,7 +350,7 @@ impl Fixture {
     /// hook in a field that no test run can set.
     pub fn set_past_stack(&mut self) {
         for (flow, half) in self.translations() {
-            let half = abi::Translation { past_stack: 1, ..half };
+            let half = abi::Translation { past_stack: 1, is_long: 1, ..half };
             self.loaded.maps.translations.insert(flow, half, 0).unwrap();
         }
     }

@@ -212,7 +212,8 @@ impl Trial {
             state: abi::STATE_REPLIED,
             hairpin: 0,
             past_stack: 1,
-            reserved: [0; 3],
+            is_long: 1,
+            reserved: [0; 2],
         };
         let back = Translation {
             source: WORLD.into(),
