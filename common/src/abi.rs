@@ -239,7 +239,7 @@ pub struct KnownFlow {
     pub host_mac: Mac,
     /// Out by an uplink: the router, or the destination itself where there is none; network order, 0 when not known.
     pub next_hop: u32,
-    /// Out by an uplink: the largest IP packet, bytes, without the tunnel's headers.
+    /// Out by an uplink, and in from the world: the largest IP packet, bytes, without the tunnel's headers.
     pub mtu: u32,
     /// [`KNOWN_TUNNEL_OUT`], [`KNOWN_TUNNEL_IN`]: the outer source. [`KNOWN_WORLD_OUT`]: the source after translation.
     pub source: Addr,

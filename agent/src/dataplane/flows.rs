@@ -48,6 +48,7 @@ impl Maps {
         for (flow, _) in &translations {
             remove(self.translations.remove(flow), names::TRANSLATIONS)?;
         }
+        self.forget_flows()?;
         Ok(translations.len())
     }
 

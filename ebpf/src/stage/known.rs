@@ -76,7 +76,7 @@ pub fn from_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         }
         return into_pod(ctx, packet, known, Path::DirectIn);
     }
-    if known.kind != KNOWN_WORLD_IN {
+    if known.kind != KNOWN_WORLD_IN || packet.wire_length(ctx) > known.mtu {
         return Ok(Verdict::UNDECIDED);
     }
     let (to, pod_mac, host_mac) = (known.to, known.pod_mac, known.host_mac);
@@ -188,21 +188,38 @@ pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &Tran
     known.mtu = way.length;
     known.source = to.source;
     known.source_port = to.source_port;
-    maps::remember_flow(&packet.flow, &known);
+    remember_world(packet, &known);
+}
+
+/// Adds an entry, unless the translation has gone meanwhile or was taken back to the stack: who did that has removed the entry before it
+/// was there.
+#[inline(always)]
+fn remember_world(packet: &Ipv4, known: &KnownFlow) {
+    maps::remember_flow(&packet.flow, known);
+    if maps::translation(&packet.flow).is_none_or(|half| half.get().past_stack == 0) {
+        maps::forget_flow(&packet.flow);
+    }
 }
 
 /// Remembers which pod replies from the world are for.
 #[inline(never)]
-pub fn remember_world_in(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, half: &TranslationEntry) {
+pub fn remember_world_in(
+    ctx: &TcContext,
+    packet: &Ipv4,
+    endpoint: &Endpoint,
+    half: &TranslationEntry,
+    mtu: u32,
+) {
     if !is_plain(packet) || !half.mark_long() {
         return;
     }
     let to = half.get();
     let mut known = entry(ctx, packet, KNOWN_WORLD_IN);
+    known.mtu = mtu;
     into_endpoint(&mut known, endpoint);
     known.destination = to.destination;
     known.destination_port = to.destination_port;
-    maps::remember_flow(&packet.flow, &known);
+    remember_world(packet, &known);
 }
 
 #[inline(always)]

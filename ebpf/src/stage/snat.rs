@@ -49,8 +49,15 @@ fn past_stack(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, entry: &Trans
     match way.look_up_any(ctx) {
         Lookup::Found if way.ifindex == to.ifindex => known::remember_world_out(ctx, packet, &way, entry),
         // Before it is translated: the pod knows its own packet only.
-        Lookup::TooBig if too_big::can_answer(packet) || direct::exceeds_link(ctx, packet, to.ifindex) => {
+        Lookup::TooBig if too_big::can_answer(packet) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
+        }
+        // The stack cuts what may be cut and is larger than the link; but of TCP connection tracking would let nothing pass.
+        Lookup::TooBig if direct::exceeds_link(ctx, packet, to.ifindex) => {
+            return match packet.flow.protocol {
+                protocol::TCP => too_big::answer(ctx, packet, endpoint, way.length),
+                _ => Ok(Verdict::stack(Path::ToStack)),
+            };
         }
         // What may be cut is cut by the router whose link is too small.
         Lookup::TooBig => way.ifindex = to.ifindex,
@@ -251,8 +258,11 @@ pub fn back(ctx: &TcContext, packet: &Ipv4, entry: &TranslationEntry) -> Outcome
     if to.past_stack != 0
         && packet.headers.ttl > 1
         && let Some(endpoint) = maps::endpoint(&to.destination)
+        // The sender of what does not fit the pod's link is told by the stack.
+        && let Some(mtu) = maps::node(&to.destination).map(|node| node.mtu)
+        && packet.wire_length(ctx) <= mtu
     {
-        known::remember_world_in(ctx, packet, endpoint, entry);
+        known::remember_world_in(ctx, packet, endpoint, entry, mtu);
         decrement_ttl(ctx, &packet.headers, 0)?;
         subprogram::translate(ctx, packet, to)?;
         return local::hand_over(ctx, endpoint, Path::SnatIn);

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tabled::Table;
 use tabled::settings::Style;
 
+use crate::bench::record::markdown;
 use crate::{build, run};
 
 /// What the bench says of a kind of packet, as far as the table has it.
@@ -62,10 +63,6 @@ pub(crate) fn measure(packets: NonZeroU32, folder: Option<&Path>) -> Result<()> 
 fn table(json: &str) -> Result<Table> {
     let costs: Vec<Cost> = serde_json::from_str(json).context("decode what the bench says")?;
     Ok(Table::new(costs.into_iter().map(Row::from)))
-}
-
-fn markdown(mut table: Table) -> String {
-    format!("{}\n", table.with(Style::markdown()))
 }
 
 impl From<Cost> for Row {

@@ -88,15 +88,20 @@ pub(crate) struct Report {
 impl Report {
     /// For people.
     pub(crate) fn table(&self) -> String {
-        Table::new(self.records.iter().map(Row::of)).with(Style::sharp()).to_string()
+        self.rows().with(Style::sharp()).to_string()
     }
 
-    /// `results.json`, and a chart for each figure.
+    fn rows(&self) -> Table {
+        Table::new(self.records.iter().map(Row::of))
+    }
+
+    /// `results.json`, the table as `results.md`, and a chart for each figure.
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder)?;
         let mut text = serde_json::to_string_pretty(&self.records)?;
         text.push('\n');
         fs::write(folder.join("results.json"), text)?;
+        fs::write(folder.join("results.md"), markdown(self.rows()))?;
         for chart in &self.charts {
             chart.write(folder).with_context(|| format!("draw {}", chart.figure))?;
         }
@@ -140,6 +145,11 @@ impl Row {
             },
         }
     }
+}
+
+/// A table as Markdown has it.
+pub(crate) fn markdown(mut table: Table) -> String {
+    format!("{}\n", table.with(Style::markdown()))
 }
 
 /// Four significant figures.
