@@ -1,28 +1,15 @@
 //! Pod to pod on one node.
 
 use anyhow::Result;
-use xtask::lab::reference::{Join, Masquerade};
 
 use crate::bench::client::Transport;
 use crate::bench::comparison::Ratio;
 use crate::bench::record::{Report, Target};
-use crate::bench::site::{
-    DIRECT, FLANNEL, FLANNEL_NFTABLES, LIMIT, OTHER, Place, Programs, Site, VXLAN, Way,
-};
+use crate::bench::site::{DIRECT, FLANNEL, FLANNEL_NFTABLES, LIMIT, OTHER, Place, Programs, Site, VXLAN};
 use crate::bench::{Effort, contest};
 
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-    let place = Place::SameNode;
-    let mut sites = vec![
-        Site::limit(LIMIT, place)?,
-        Site::podwire(VXLAN, programs, Way::VXLAN, place)?,
-        Site::podwire(DIRECT, programs, Way::DIRECT, place)?,
-        Site::reference(FLANNEL, Join::Vxlan, Masquerade::Iptables, place)?,
-        Site::reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables, place)?,
-    ];
-    if let Some(object) = &programs.other {
-        sites.push(Site::podwire(OTHER, programs, Way { object: Some(object), ..Way::VXLAN }, place)?);
-    }
+    let sites = Site::usual(programs, Place::SameNode)?;
     for (transport, figure) in [(Transport::Tcp, "same-node-tcp-rr"), (Transport::Udp, "same-node-udp-rr")] {
         let latencies = contest::round_trips(figure, transport, &sites, effort)?;
         let target = Some(Target::AtMost(0.18));

@@ -65,6 +65,22 @@ impl Way<'_> {
 }
 
 impl Site {
+    /// Who is compared where there is one node: the limit, Podwire in both modes, the reference with both kinds of rules, and another object if
+    /// somebody wants to know.
+    pub(crate) fn usual(programs: &Programs, place: Place) -> Result<Vec<Self>> {
+        let mut sites = vec![
+            Self::limit(LIMIT, place)?,
+            Self::podwire(VXLAN, programs, Way::VXLAN, place)?,
+            Self::podwire(DIRECT, programs, Way::DIRECT, place)?,
+            Self::reference(FLANNEL, Join::Vxlan, Masquerade::Iptables, place)?,
+            Self::reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables, place)?,
+        ];
+        if let Some(object) = &programs.other {
+            sites.push(Self::podwire(OTHER, programs, Way { object: Some(object), ..Way::VXLAN }, place)?);
+        }
+        Ok(sites)
+    }
+
     /// Nothing but one veth pair: between two namespaces, or between two nodes without rules.
     pub(crate) fn limit(name: &str, place: Place) -> Result<Self> {
         let lab = Lab::builder().agents(false).cable(true).build()?;

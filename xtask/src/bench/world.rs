@@ -1,18 +1,15 @@
 //! Pod to the world, whose address for the pod is the node's.
 
 use anyhow::Result;
-use xtask::lab::reference::{Join, Masquerade};
 
 use crate::bench::client::{Connections, Transport};
 use crate::bench::comparison::{Comparison, Contestant, Ratio};
 use crate::bench::record::{Report, Target};
-use crate::bench::site::{
-    DIRECT, FLANNEL, FLANNEL_NFTABLES, LIMIT, OTHER, Place, Programs, Site, VXLAN, Way,
-};
+use crate::bench::site::{DIRECT, FLANNEL, FLANNEL_NFTABLES, LIMIT, OTHER, Place, Programs, Site, VXLAN};
 use crate::bench::{Effort, contest};
 
 pub(crate) fn round_trips(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-    let sites = sites(programs)?;
+    let sites = Site::usual(programs, Place::World)?;
     for (transport, name) in [(Transport::Tcp, "tcp-rr"), (Transport::Udp, "udp-rr")] {
         let figure = format!("world-snat-{name}");
         let latencies = contest::round_trips(&figure, transport, &sites, effort)?;
@@ -33,7 +30,7 @@ pub(crate) fn round_trips(programs: &Programs, effort: Effort, report: &mut Repo
 }
 
 pub(crate) fn connections(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-    let sites = sites(programs)?;
+    let sites = Site::usual(programs, Place::World)?;
     let contestants = sites.iter().map(|site| {
         let mut connections = Connections::new(site);
         Contestant::new(&site.name, move || Ok([connections.measure(effort.turn)?]))
@@ -45,19 +42,4 @@ pub(crate) fn connections(programs: &Programs, effort: Effort, report: &mut Repo
     connections.record(&format!("{figure}-nftables"), VXLAN, FLANNEL_NFTABLES, plain, None, report)?;
     report.charts.push(connections.chart());
     Ok(())
-}
-
-fn sites(programs: &Programs) -> Result<Vec<Site>> {
-    let place = Place::World;
-    let mut sites = vec![
-        Site::limit(LIMIT, place)?,
-        Site::podwire(VXLAN, programs, Way::VXLAN, place)?,
-        Site::podwire(DIRECT, programs, Way::DIRECT, place)?,
-        Site::reference(FLANNEL, Join::Vxlan, Masquerade::Iptables, place)?,
-        Site::reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables, place)?,
-    ];
-    if let Some(object) = &programs.other {
-        sites.push(Site::podwire(OTHER, programs, Way { object: Some(object), ..Way::VXLAN }, place)?);
-    }
-    Ok(sites)
 }
