@@ -47,10 +47,11 @@ impl Chart {
             .x_label_area_size(24)
             .y_label_area_size(210)
             // Room for the numbers beside the bars.
-            .build_cartesian_2d(0.0..largest * 1.15, (0..rows).into_segmented())?;
+            .build_cartesian_2d(0.0..largest * 1.15, (0..rows - 1).into_segmented())?;
         chart
             .configure_mesh()
             .disable_y_mesh()
+            .light_line_style(TRANSPARENT)
             .y_label_formatter(&|segment| match segment {
                 SegmentValue::CenterOf(row) => self.name_at(rows, *row),
                 _ => String::new(),
