@@ -43,17 +43,13 @@ pub(crate) fn release_with(toolchain: &Toolchain) -> Result<PathBuf> {
 
 /// Builds the object, if anything of it has changed, and leaves beside it what compiled it.
 pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
-    let object = build_object(toolchain, "")?;
+    let object = object_with(toolchain, "")?;
     replace_if_changed(toolchain.versions()?.as_bytes(), &run::root().join(TOOLCHAIN))?;
     Ok(object)
 }
 
-/// The object with a feature of its package, beside the usual one.
+/// The object with a feature of its package, beside the usual one, which has none.
 pub(crate) fn object_with(toolchain: &Toolchain, feature: &str) -> Result<PathBuf> {
-    build_object(toolchain, feature)
-}
-
-fn build_object(toolchain: &Toolchain, feature: &str) -> Result<PathBuf> {
     let (suffix, what) = match feature {
         "" => (String::new(), String::new()),
         _ => (format!("-{feature}"), format!(" ({feature})")),

@@ -4,9 +4,10 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use xtask::lab::{Lab, Mode, connect, traffic};
+use xtask::lab::{Mode, traffic};
 
 use super::past_stack::{Connection, Scene};
+use super::uplinks::two_uplinks;
 use super::{ask, assert_alive};
 use crate::service::{drop_invalid, iptables};
 use crate::sockets::{connect_from, listen, udp};
@@ -135,13 +136,8 @@ fn a_flow_follows_the_hosts_routing_policy_for_its_whole_life() {
 
 #[test]
 fn a_marked_flow_leaves_by_its_own_uplink_for_its_whole_life() {
-    let lab =
-        Lab::builder().nodes(1).agent_arguments(&["--uplink", "eth0,eth1"]).agents(false).build().unwrap();
+    let lab = two_uplinks();
     let node = lab.node(0);
-    connect(node, "eth1", lab.world(), "eth1").unwrap();
-    node.ip("address add 192.168.7.1/24 dev eth1\n").unwrap();
-    lab.world().ip("address add 192.168.7.2/24 dev eth1\n").unwrap();
-    node.start_agent().unwrap();
     let pod = node.add_pod("client").unwrap();
     traffic::ping(node, lab.world_address(), 56).unwrap();
     traffic::ping(node, "192.168.7.2".parse().unwrap(), 56).unwrap();

@@ -45,8 +45,8 @@ fn each_uplink_gives_its_own_address_and_of_several_the_one_that_fits() {
     }
 }
 
-#[test]
-fn a_flow_that_the_route_moves_to_another_uplink_gets_its_address_there() {
+/// A node with two uplinks to the world: 192.168.7.1 and .2 are the ends of the second.
+pub fn two_uplinks() -> Lab {
     let lab =
         Lab::builder().nodes(1).agent_arguments(&["--uplink", "eth0,eth1"]).agents(false).build().unwrap();
     let node = lab.node(0);
@@ -54,6 +54,13 @@ fn a_flow_that_the_route_moves_to_another_uplink_gets_its_address_there() {
     node.ip("address add 192.168.7.1/24 dev eth1\n").unwrap();
     lab.world().ip("address add 192.168.7.2/24 dev eth1\n").unwrap();
     node.start_agent().unwrap();
+    lab
+}
+
+#[test]
+fn a_flow_that_the_route_moves_to_another_uplink_gets_its_address_there() {
+    let lab = two_uplinks();
+    let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
     let server = udp(lab.world(), "198.51.100.10:53");
     let client = udp(&pod, "0.0.0.0:40000");
@@ -65,13 +72,8 @@ fn a_flow_that_the_route_moves_to_another_uplink_gets_its_address_there() {
 
 #[test]
 fn a_flow_in_the_midst_of_which_the_route_moves_to_another_uplink_and_back_follows_it() {
-    let lab =
-        Lab::builder().nodes(1).agent_arguments(&["--uplink", "eth0,eth1"]).agents(false).build().unwrap();
+    let lab = two_uplinks();
     let node = lab.node(0);
-    connect(node, "eth1", lab.world(), "eth1").unwrap();
-    node.ip("address add 192.168.7.1/24 dev eth1\n").unwrap();
-    lab.world().ip("address add 192.168.7.2/24 dev eth1\n").unwrap();
-    node.start_agent().unwrap();
     traffic::ping(node, lab.world_address(), 56).unwrap();
     let pod = node.add_pod("client").unwrap();
     let server = udp(lab.world(), "198.51.100.10:53");
