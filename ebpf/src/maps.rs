@@ -14,7 +14,7 @@ use podwire_common::abi::{
     RedirectedSocket, SocketAddress, StackFlow, Translation, Uplink,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
-use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS};
+use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
 
 use crate::helpers::{self, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 
@@ -468,9 +468,15 @@ pub fn count_drop(reason: Drop, bytes: u32) {
     add(DROPS.get_ptr_mut(reason as u32), bytes);
 }
 
-/// Counts a packet on its way: under a [`Path`](podwire_common::reason::Path).
+/// Counts a packet on its way.
 #[inline(always)]
-pub fn count_path(path: u32, bytes: u32) {
+pub fn count_path(path: Path, bytes: u32) {
+    count_traffic(path as u32, bytes);
+}
+
+/// As [`count_path`], by the path's number.
+#[inline(always)]
+pub fn count_traffic(path: u32, bytes: u32) {
     add(TRAFFIC.get_ptr_mut(path), bytes);
 }
 

@@ -58,7 +58,7 @@ pub fn finish(ctx: &TcContext, outcome: Outcome) -> i32 {
     match outcome {
         Ok(Verdict { counter, code }) => {
             if counter != UNCOUNTED {
-                maps::count_path(counter.into(), ctx.bytes());
+                maps::count_traffic(counter.into(), ctx.bytes());
             }
             i32::from(code)
         }

@@ -125,18 +125,26 @@ impl Headers {
     /// The IP header, addresses aside, with one taken from the time to live.
     #[inline(always)]
     pub fn decremented(&self) -> FixedPart {
-        let old = u16::from_ne_bytes([self.ttl, self.protocol]);
-        let new = u16::from_ne_bytes([self.ttl - 1, self.protocol]);
+        let (ttl, checksum) = self.after_hop();
         FixedPart {
             version_length: self.version_length,
             traffic_class: self.traffic_class,
             total_length: self.total_length,
             identification: self.identification,
             fragment: self.fragment,
-            ttl: self.ttl - 1,
+            ttl,
             protocol: self.protocol,
-            checksum: Be16 { bytes: csum::replace(self.checksum.be16(), old, new).to_ne_bytes() },
+            checksum,
         }
+    }
+
+    /// Time to live and checksum, with one taken from the former.
+    #[inline(always)]
+    fn after_hop(&self) -> (u8, Be16) {
+        let ttl = self.ttl - 1;
+        let old = u16::from_ne_bytes([self.ttl, self.protocol]);
+        let new = u16::from_ne_bytes([ttl, self.protocol]);
+        (ttl, self.replaced_checksum(old, new))
     }
 
     /// Sets both link addresses.
@@ -149,10 +157,7 @@ impl Headers {
     /// Takes one from the time to live, as a router does (RFC 1812 section 5.3.1). The caller has seen that it is above 1.
     #[inline(always)]
     pub fn decrement_ttl(&mut self) {
-        let old = u16::from_ne_bytes([self.ttl, self.protocol]);
-        self.ttl -= 1;
-        let new = u16::from_ne_bytes([self.ttl, self.protocol]);
-        self.replace_in_checksum(old, new);
+        (self.ttl, self.checksum) = self.after_hop();
     }
 
     /// Sets DSCP and ECN.
@@ -166,7 +171,12 @@ impl Headers {
     /// Both words in network order.
     #[inline(always)]
     pub fn replace_in_checksum(&mut self, old: u16, new: u16) {
-        self.checksum = Be16 { bytes: csum::replace(self.checksum.be16(), old, new).to_ne_bytes() };
+        self.checksum = self.replaced_checksum(old, new);
+    }
+
+    #[inline(always)]
+    fn replaced_checksum(&self, old: u16, new: u16) -> Be16 {
+        Be16 { bytes: csum::replace(self.checksum.be16(), old, new).to_ne_bytes() }
     }
 
     /// Both addresses in network order.

@@ -222,7 +222,7 @@ fn reserve(ctx: &TcContext, packet: &Ipv4) {
     reservation.reply = 1;
     match maps::add_translation(&reply, &reservation) {
         Ok(()) | Err(maps::EEXIST) => {}
-        Err(_) => maps::count_path(Path::ReservationsFull as u32, 0),
+        Err(_) => maps::count_path(Path::ReservationsFull, 0),
     }
 }
 

@@ -29,7 +29,7 @@ pub fn needs_stack(endpoint: &Endpoint, packet: &Ipv4) -> bool {
         return false;
     }
     if is_tcp && maps::record_stack_flow(&packet.flow).is_err() {
-        maps::count_path(Path::StackFlowsFull as u32, 0);
+        maps::count_path(Path::StackFlowsFull, 0);
     }
     true
 }
@@ -46,7 +46,7 @@ pub fn record(packet: &Ipv4, local_pod: &Addr, other: &Addr) {
     if maps::record_stack_flow(&packet.flow.reversed()).is_err() {
         // Slower, never wrong.
         maps::set_stack_only(local_pod);
-        maps::count_path(Path::StackFlowsFull as u32, 0);
+        maps::count_path(Path::StackFlowsFull, 0);
     }
 }
 
