@@ -74,7 +74,12 @@ impl Toolchain {
                 command
             }
         };
-        let flags = format!("-C debuginfo=2 -C link-arg=--btf -C linker={}", self.linker.display());
+        // The last one: LLVM's option for copies in order, which the linker sets otherwise, has every value that is filled with zeros filled
+        // by a call, byte by byte.
+        let flags = format!(
+            "-C debuginfo=2 -C linker={} -C link-arg=--btf -C link-arg=--disable-expand-memcpy-in-order",
+            self.linker.display()
+        );
         command
             .current_dir(run::root())
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
