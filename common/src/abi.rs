@@ -3,7 +3,7 @@
 //! Every type is fixed-width with explicit padding: padding that the compiler chose would break key comparison,
 //! and an unknown byte would be an invalid `bool` or `enum`.
 
-use crate::addr::{Addr, Be16, Mac};
+use crate::addr::{Addr, Be16, Mac, Quad};
 
 /// The layout of every pinned map together. Stored beside the maps; an agent that finds another version migrates
 /// what it can carry over.
@@ -26,6 +26,14 @@ pub struct Endpoint {
     pub host_mac: Mac,
     /// The address that the pod has as its gateway.
     pub gateway: Addr,
+}
+
+impl Endpoint {
+    /// The link addresses of what the endpoint is sent.
+    #[inline(always)]
+    pub const fn macs(&self) -> Macs {
+        Macs { destination: self.pod_mac, source: self.host_mac }
+    }
 }
 
 /// Every flow of the endpoint goes through the host stack, because `STACK_FLOWS` was full when one of its flows
@@ -209,6 +217,35 @@ pub const STATE_REPLY_FIN: u8 = 4;
 /// The last packet was a TCP RST, of either direction.
 pub const STATE_RESET: u8 = 8;
 
+/// A 5-tuple of IPv4 in 16 bytes: the key of `FLOWS`, which every packet of a pod's is looked for in. Two rounds of the kernel's hash, where
+/// a [`Flow`] takes four.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct FlowKey {
+    /// Where the packet comes from.
+    pub source: Quad,
+    /// Where it goes.
+    pub destination: Quad,
+    /// Network order.
+    pub source_port: Be16,
+    /// Network order.
+    pub destination_port: Be16,
+    /// IP protocol number.
+    pub protocol: u32,
+}
+
+/// The link addresses of a frame, in their order on the wire.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Macs {
+    /// Link destination.
+    pub destination: Mac,
+    /// Link source.
+    pub source: Mac,
+}
+
 /// `FLOWS`: what was found out about a flow that goes past the host stack, so that its next packets need not ask again. All of it can be
 /// found out again, and is: an entry counts as long as [`Self::generation`] is that of `GENERATION`, and for
 /// [`KNOWN_FLOW_JIFFIES`].
@@ -216,9 +253,9 @@ pub const STATE_RESET: u8 = 8;
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "user"), derive(Debug))]
 pub struct KnownFlow {
-    /// [`Flow::check`] of the key. First: elements of an LRU are used again at once, and who has read an entry sees here whether it still
-    /// was the same one at the end.
-    pub check: u32,
+    /// The key once more. Elements of an LRU are used again at once, and who has read an entry sees here whether it still was the same one
+    /// at the end.
+    pub key: FlowKey,
     /// Of everything that was asked.
     pub generation: u32,
     /// When it was asked: the kernel's jiffies, their lower half.
@@ -233,10 +270,8 @@ pub struct KnownFlow {
     pub reserved: u8,
     /// The sender's link address. Not asked for of what comes from the world or out of the tunnel.
     pub sender_mac: Mac,
-    /// Into a pod: its own address on its link.
-    pub pod_mac: Mac,
-    /// Into a pod: its gateway's.
-    pub host_mac: Mac,
+    /// Into a pod: its own address on its link, and its gateway's.
+    pub macs: Macs,
     /// Out by an uplink: the router, or the destination itself where there is none; network order, 0 when not known.
     pub next_hop: u32,
     /// Out by an uplink, and in from the world: the largest IP packet, bytes, without the tunnel's headers.
@@ -378,7 +413,9 @@ const _: () = {
     assert!(size_of::<FragmentPorts>() == 8);
     assert!(size_of::<InboundFlow>() == 8);
     assert!(size_of::<Translation>() == 56);
-    assert!(size_of::<KnownFlow>() == 84);
+    assert!(size_of::<KnownFlow>() == 96);
+    assert!(size_of::<FlowKey>() == 16);
+    assert!(size_of::<Macs>() == 12);
     assert!(size_of::<Frontend>() == 20);
     assert!(size_of::<Backend>() == 20);
     assert!(size_of::<RedirectedSocket>() == 32);
@@ -405,6 +442,7 @@ mod pod {
         super::Count,
         super::Endpoint,
         super::Flow,
+        super::FlowKey,
         super::FragmentKey,
         super::FragmentPorts,
         super::Frontend,

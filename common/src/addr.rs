@@ -90,6 +90,29 @@ impl core::fmt::Debug for Addr {
     }
 }
 
+/// An IPv4 address alone. Aligned as [`Addr`] is.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Quad {
+    /// Network order.
+    pub bytes: [u8; 4],
+}
+
+impl Quad {
+    /// From the integer that BPF helpers take for a `__be32`: network order in memory.
+    #[inline(always)]
+    pub const fn from_be32(address: u32) -> Self {
+        Self { bytes: address.to_ne_bytes() }
+    }
+}
+
+#[cfg(any(test, feature = "user"))]
+impl core::fmt::Debug for Quad {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(&Ipv4Addr::from(self.bytes), f)
+    }
+}
+
 /// An [`Addr`] in the key of an LPM trie, which is packed and takes nothing that is aligned.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! 5-tuples and what follows from them.
 
-use crate::abi::Flow;
-use crate::addr::{Addr, Be16};
+use crate::abi::{Flow, FlowKey};
+use crate::addr::{Addr, Be16, Quad};
 
 /// IP protocol numbers (IANA).
 pub mod protocol {
@@ -32,12 +32,16 @@ impl Flow {
         Self::new(self.destination, self.source, self.destination_port, self.source_port, self.protocol)
     }
 
-    /// A number that two flows hardly share.
+    /// The same flow, of IPv4, in fewer bytes.
     #[inline(always)]
-    pub fn check(&self) -> u32 {
-        let ports = u32::from(self.source_port.be16()) << 16 | u32::from(self.destination_port.be16());
-        // Never 0, which is what an element holds that was never used.
-        (self.source.v4_be32().rotate_left(9) ^ self.destination.v4_be32() ^ ports) | 1
+    pub const fn key(&self) -> FlowKey {
+        FlowKey {
+            source: Quad::from_be32(self.source.v4_be32()),
+            destination: Quad::from_be32(self.destination.v4_be32()),
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+            protocol: self.protocol as u32,
+        }
     }
 
     /// A source port for the tunnel's outer header, so that underlay routers and NICs spread flows (RFC 7348

@@ -2,16 +2,19 @@
 //! Nothing else touches a map.
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and with user space")]
 
-use core::ptr::read_volatile;
+use core::{
+    ptr::read_volatile,
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use podwire_common::abi::{
-    Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FragmentKey, FragmentPorts, Frontend,
-    InboundFlow, KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node,
-    RedirectedSocket, SocketAddress, StackFlow, Translation, Uplink,
+    Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, InboundFlow, KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL,
+    Node, RedirectedSocket, SocketAddress, StackFlow, Translation, Uplink,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
@@ -34,7 +37,7 @@ helpers::maps! {
     static FRONTENDS: HashMap<Frontend, Backend, 4096> = HashMap::new();
     static REDIRECTED_SOCKETS: LruHashMap<RedirectedSocket, SocketAddress, 16384> = LruHashMap::new();
     // LRU: all of it can be found out again.
-    static FLOWS: LruHashMap<Flow, KnownFlow, 65536> = LruHashMap::new();
+    static FLOWS: LruHashMap<FlowKey, KnownFlow, 65536> = LruHashMap::new();
     static GENERATION: Array<u32, 1> = Array::new();
     static BEGINNINGS: PerCpuArray<Flow, 1> = PerCpuArray::new();
     static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
@@ -199,35 +202,38 @@ pub fn record_stack_flow(flow: &Flow) -> Result<(), i32> {
 // A function of its own: the key would take its place on the stack of every caller.
 #[inline(never)]
 fn forget_reverse(flow: &Flow) {
-    forget_flow(&flow.reversed());
+    let _ = FLOWS.remove(flow.reversed().key());
 }
 
 /// What is known of a flow, if that still counts in this generation.
 #[inline(always)]
-pub fn known_flow(flow: &Flow, generation: u32) -> Option<&'static KnownFlow> {
-    // SAFETY: as for endpoints; an element that is used again meanwhile is told by its check.
-    let known = unsafe { FLOWS.get(flow) }?;
+pub fn known_flow(key: &FlowKey, generation: u32) -> Option<&'static KnownFlow> {
+    // SAFETY: as for endpoints; an element that is used again meanwhile is told by its key.
+    let known = unsafe { FLOWS.get(key) }?;
     let is_fresh = jiffies().wrapping_sub(known.asked) < KNOWN_FLOW_JIFFIES;
     (is_fresh && known.generation == generation).then_some(known)
 }
 
-/// Whose an entry is at this moment: [`Flow::check`].
+/// Whether an entry is this flow's at this moment: asked after everything that is taken from it has been read.
 #[inline(always)]
-pub fn check_of(known: &KnownFlow) -> u32 {
-    // SAFETY: a reference is valid. Volatile: it is read after everything else of the entry.
-    unsafe { read_volatile(&raw const known.check) }
+pub fn is_still(known: &KnownFlow, key: &FlowKey) -> bool {
+    compiler_fence(Ordering::SeqCst);
+    let (now, key) = ((&raw const known.key).cast::<u64>(), (&raw const *key).cast::<u64>());
+    // SAFETY: both are keys, two aligned words each. Volatile: others write the entry meanwhile.
+    unsafe { read_volatile(now) == *key && read_volatile(now.add(1)) == *key.add(1) }
 }
 
 /// Remembers what was found out about a flow. A loss costs time, nothing else.
 #[inline(always)]
-pub fn remember_flow(flow: &Flow, known: &KnownFlow) {
-    let _ = FLOWS.insert(flow, known, BPF_ANY.into());
+pub fn remember_flow(known: &KnownFlow) {
+    let _ = FLOWS.insert(known.key, known, BPF_ANY.into());
 }
 
 /// Forgets what was found out about a flow.
-#[inline(always)]
+// A function of its own: the key would take its place on the stack of every caller.
+#[inline(never)]
 pub fn forget_flow(flow: &Flow) {
-    let _ = FLOWS.remove(flow);
+    let _ = FLOWS.remove(flow.key());
 }
 
 /// A number that is another one as soon as anything has changed that flows were judged by. To be read before the judging.

@@ -6,8 +6,8 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use podwire_common::abi::{
-    self, Count, Flow, FragmentKey, FragmentPorts, InboundFlow, KnownFlow, RedirectedSocket, SocketAddress,
-    StackFlow, Translation,
+    self, Count, Flow, FlowKey, FragmentKey, FragmentPorts, InboundFlow, KnownFlow, RedirectedSocket,
+    SocketAddress, StackFlow, Translation,
 };
 use podwire_common::addr::{Addr, LpmAddr};
 use podwire_common::names::maps as names;
@@ -48,7 +48,7 @@ pub struct Maps {
     /// `FRAGMENTS`.
     pub fragments: HashMap<MapData, FragmentKey, FragmentPorts>,
     /// `FLOWS`.
-    pub flows: HashMap<MapData, Flow, KnownFlow>,
+    pub flows: HashMap<MapData, FlowKey, KnownFlow>,
     /// `GENERATION`.
     generation: Array<MapData, u32>,
     /// `DROPS`.

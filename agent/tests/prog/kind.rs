@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use podwire::dataplane::Dataplane;
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire::model::Mode;
-use podwire_common::abi::{self, Flow};
+use podwire_common::abi::{self, Flow, FlowKey};
 use podwire_common::names::{VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::Path;
 use xtask::lab::{Ns, frames};
@@ -221,13 +221,13 @@ impl Setting {
     }
 }
 
-/// A map with an entry for each flow.
+/// An entry of a map that has one for each flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Table {
-    StackFlows,
-    Translations,
-    InboundFlows,
-    Flows,
+enum Entry {
+    StackFlow(Flow),
+    Translation(Flow),
+    InboundFlow(Flow),
+    Known(FlowKey),
 }
 
 /// A node where a packet of a kind is about to come.
@@ -237,7 +237,7 @@ pub struct Ready<'a> {
     kind: &'a Kind,
     socket: Option<UdpSocket>,
     /// What a first packet leaves behind.
-    made: Vec<(Table, Flow)>,
+    made: Vec<Entry>,
 }
 
 impl Ready<'_> {
@@ -318,23 +318,23 @@ impl Ready<'_> {
         }
     }
 
-    fn entries(&self) -> BTreeSet<(Table, Flow)> {
+    fn entries(&self) -> BTreeSet<Entry> {
         let maps = &self.node.loaded.maps;
-        let stack_flows = maps.stack_flows.keys().map(|flow| (Table::StackFlows, flow.unwrap()));
-        let translations = maps.translations.keys().map(|flow| (Table::Translations, flow.unwrap()));
-        let inbound = maps.inbound_flows.keys().map(|flow| (Table::InboundFlows, flow.unwrap()));
-        let known = maps.flows.keys().map(|flow| (Table::Flows, flow.unwrap()));
+        let stack_flows = maps.stack_flows.keys().map(|flow| Entry::StackFlow(flow.unwrap()));
+        let translations = maps.translations.keys().map(|flow| Entry::Translation(flow.unwrap()));
+        let inbound = maps.inbound_flows.keys().map(|flow| Entry::InboundFlow(flow.unwrap()));
+        let known = maps.flows.keys().map(|key| Entry::Known(key.unwrap()));
         stack_flows.chain(translations).chain(inbound).chain(known).collect()
     }
 
     fn forget(&mut self) {
         let maps = &mut self.node.loaded.maps;
-        for (table, flow) in &self.made {
-            match table {
-                Table::StackFlows => maps.stack_flows.remove(flow),
-                Table::Translations => maps.translations.remove(flow),
-                Table::InboundFlows => maps.inbound_flows.remove(flow),
-                Table::Flows => maps.flows.remove(flow),
+        for entry in &self.made {
+            match entry {
+                Entry::StackFlow(flow) => maps.stack_flows.remove(flow),
+                Entry::Translation(flow) => maps.translations.remove(flow),
+                Entry::InboundFlow(flow) => maps.inbound_flows.remove(flow),
+                Entry::Known(key) => maps.flows.remove(key),
             }
             .unwrap();
         }

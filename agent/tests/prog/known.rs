@@ -1,7 +1,7 @@
 //! `FLOWS`: a packet whose flow is known becomes what the stages would make of it, and follows what is known only as long as it counts.
 
 use podwire::model::Mode;
-use podwire_common::abi::{self, Flow, KNOWN_FLOW_JIFFIES, KnownFlow};
+use podwire_common::abi::{self, FlowKey, KNOWN_FLOW_JIFFIES, KnownFlow, Macs};
 use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
 use podwire_common::names::INNER_SOURCE_MAC;
@@ -52,7 +52,7 @@ fn what_is_remembered_of_a_flow() {
         let entry = trial.entry().expect("it is remembered");
         let (uplink, pod_a, pod_b) = (trial.node.uplink, trial.node.pod_a, trial.node.pod_b);
         let nothing = KnownFlow {
-            check: trial.flow.check(),
+            key: trial.flow.key(),
             generation: entry.generation,
             asked: entry.asked,
             from: pod_a,
@@ -60,8 +60,7 @@ fn what_is_remembered_of_a_flow() {
             kind: trial.way.kind,
             reserved: 0,
             sender_mac: mac(POD_A_MAC),
-            pod_mac: Mac::default(),
-            host_mac: Mac::default(),
+            macs: Macs::default(),
             next_hop: 0,
             mtu: 0,
             source: Addr::UNSPECIFIED,
@@ -74,13 +73,13 @@ fn what_is_remembered_of_a_flow() {
             from: uplink,
             to: pod_a,
             sender_mac: mac(NODE2_MAC),
-            pod_mac: mac(POD_A_MAC),
-            host_mac: mac(HOST_A_MAC),
+            macs: Macs { destination: mac(POD_A_MAC), source: mac(HOST_A_MAC) },
             ..nothing
         };
         let expected = match trial.way.kind {
             abi::KNOWN_LOCAL => {
-                KnownFlow { to: pod_b, pod_mac: mac(POD_B_MAC), host_mac: mac(HOST_B_MAC), ..nothing }
+                let macs = Macs { destination: mac(POD_B_MAC), source: mac(HOST_B_MAC) };
+                KnownFlow { to: pod_b, macs, ..nothing }
             }
             abi::KNOWN_TUNNEL_OUT => KnownFlow {
                 mtu: 1450,
@@ -115,10 +114,13 @@ fn what_is_no_plain_packet_of_the_same_sender_does_not_follow_what_is_known() {
         let mut other_link = Sent { link: trial.node.pod_b, ..trial.varied(|_| ()) };
         // That one's own: a link passes on what is addressed to others.
         other_link.frame[..6].copy_from_slice(&HOST_B_MAC);
+        let (source, destination) = trial.way.ports;
+        let ports = [source.to_be_bytes(), destination.to_be_bytes()].concat();
         let mut others = vec![
             ("another link", other_link),
             ("TTL 1", trial.varied(|packet| packet.ttl = 1)),
             ("IP options", trial.varied(|packet| packet.options = vec![1; 4])),
+            ("IP options in the place of its ports", trial.varied(|packet| packet.options = ports)),
             ("a first fragment", trial.varied(|packet| packet.fragment = (0, true))),
         ];
         if trial.is_tcp() {
@@ -132,6 +134,16 @@ fn what_is_no_plain_packet_of_the_same_sender_does_not_follow_what_is_known() {
                 };
                 others.push((what, trial.varied(flagged)));
             }
+        }
+        if kind != abi::KNOWN_TUNNEL_IN {
+            let with = |at: usize, bytes: &[u8]| {
+                let mut sent = trial.varied(|_| ());
+                sent.frame[at..][..bytes.len()].copy_from_slice(bytes);
+                sent
+            };
+            others.push(("for a group of stations", with(0, &[1])));
+            others.push(("a length that ends within its headers", with(16, &27u16.to_be_bytes())));
+            others.push(("a length beyond the frame", with(16, &u16::MAX.to_be_bytes())));
         }
         if trial.way.program == FROM_POD || kind == abi::KNOWN_DIRECT_IN {
             let other_mac = |packet: &mut Packet| packet.source_mac = STRANGER_MAC;
@@ -200,7 +212,9 @@ fn what_is_known_ends_with_what_it_was_made_of() {
             trial.change(|known| known.asked = known.asked.wrapping_sub(KNOWN_FLOW_JIFFIES));
         }),
         ("another generation", |trial| trial.change(|known| known.generation ^= 1)),
-        ("an element that another flow has by now", |trial| trial.change(|known| known.check ^= 2)),
+        ("an element that another flow has by now", |trial| {
+            trial.change(|known| known.key.source_port.bytes[0] ^= 2)
+        }),
     ];
     Trial::each(|trial| {
         let plain = trial.sent(&trial.plain);
@@ -256,17 +270,17 @@ fn what_is_recorded_about_a_flow_ends_what_is_known_of_it() {
             // Whatever is known of it.
             node.run(FROM_POD, node.pod_a, &from_a(POD_B, udp(3, 4)).build(), 0);
             let some = flow_of(POD_A, POD_B, (3, 4), protocol::UDP);
-            let known = node.loaded.maps.flows.get(&some, 0).unwrap();
+            let known = node.loaded.maps.flows.get(&some.key(), 0).unwrap();
             for flow in gone.iter().chain([&other]) {
-                node.loaded.maps.flows.insert(flow, known, 0).unwrap();
+                node.loaded.maps.flows.insert(flow.key(), known, 0).unwrap();
             }
             let link = if program == TO_POD { node.pod_a } else { node.uplink };
             node.run(program, link, &frame, 0);
-            let flows: Vec<Flow> = node.loaded.maps.flows.keys().map(Result::unwrap).collect();
+            let flows: Vec<FlowKey> = node.loaded.maps.flows.keys().map(Result::unwrap).collect();
             for flow in gone {
-                assert!(!flows.contains(&flow), "{program}: {flow:?} is known still");
+                assert!(!flows.contains(&flow.key()), "{program}: {flow:?} is known still");
             }
-            assert!(flows.contains(&other), "{program}: another flow is forgotten");
+            assert!(flows.contains(&other.key()), "{program}: another flow is forgotten");
         }
     }
 }

@@ -33,7 +33,7 @@ pub struct Way {
     /// A packet on it. The port of the server is the translated flow's too.
     packet: fn(Transport) -> Packet,
     /// Ports of that packet.
-    ports: (u16, u16),
+    pub ports: (u16, u16),
 }
 
 /// One for each kind of entry.
@@ -186,14 +186,14 @@ impl Trial {
 
     /// What is known of the flow, whether it counts or not.
     pub fn entry(&self) -> Option<KnownFlow> {
-        self.node.loaded.maps.flows.get(&self.flow, 0).ok()
+        self.node.loaded.maps.flows.get(&self.flow.key(), 0).ok()
     }
 
     /// Changes what is known.
     pub fn change(&mut self, change: impl Fn(&mut KnownFlow)) {
         let mut known = self.entry().unwrap_or_else(|| panic!("{}: nothing is remembered", self.what()));
         change(&mut known);
-        self.node.loaded.maps.flows.insert(self.flow, known, 0).unwrap();
+        self.node.loaded.maps.flows.insert(self.flow.key(), known, 0).unwrap();
     }
 
     /// Both halves of a flow of pod A to the world, that goes past the host stack.
@@ -246,6 +246,6 @@ fn falsify(known: &mut KnownFlow) {
     match known.kind {
         abi::KNOWN_TUNNEL_OUT | abi::KNOWN_WORLD_OUT => known.source = STRANGER.into(),
         abi::KNOWN_DIRECT_OUT => (known.kind, known.source) = (abi::KNOWN_WORLD_OUT, STRANGER.into()),
-        _ => known.pod_mac = Mac { bytes: FALSE_MAC },
+        _ => known.macs.destination = Mac { bytes: FALSE_MAC },
     }
 }

@@ -22,7 +22,19 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn verdict(ctx: &TcContext) -> Outcome {
     ctx.clear_ready_to_leave();
+    let generation = maps::generation();
+    let known = match known::of_pod(ctx, generation) {
+        Some((plain, known)) if known.kind == KNOWN_LOCAL => {
+            let verdict = known::to_neighbour(ctx, plain, known)?;
+            if verdict != Verdict::UNDECIDED {
+                return Ok(verdict);
+            }
+            None
+        }
+        other => other.map(|(_, known)| known),
+    };
     let mut packet = Ipv4::at(0);
+    packet.generation = generation;
     packet.load(ctx)?;
     match packet.headers.ethertype.get() {
         _ if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
@@ -34,8 +46,10 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     refuse_group(&packet.headers)?;
     let parsed = packet.parse(ctx);
-    if parsed.is_ok() {
-        let verdict = known::from_pod(ctx, &mut packet)?;
+    if parsed.is_ok()
+        && let Some(known) = known
+    {
+        let verdict = known::from_pod(ctx, &mut packet, known)?;
         if verdict != Verdict::UNDECIDED {
             return Ok(verdict);
         }

@@ -2,6 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
+    abi::Macs,
     addr::{Be16, Mac},
     reason::Drop,
 };
@@ -65,7 +66,7 @@ impl Arp {
             target: self.sender,
             ..*self
         };
-        super::set_macs(ctx, self.sender_mac, mac)?;
+        super::set_macs(ctx, Macs { destination: self.sender_mac, source: mac })?;
         ctx.store_at(OFFSET, &answer)
     }
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Flow, FragmentKey},
+    abi::{Flow, FragmentKey, Macs},
     addr::{Addr, Be16, Mac},
     csum,
     flow::protocol,
@@ -122,10 +122,21 @@ impl Headers {
         self.fragment.get() & DONT_FRAGMENT != 0
     }
 
+    /// The IP header, addresses aside.
+    #[inline(always)]
+    pub fn fixed_part(&self) -> FixedPart {
+        self.fixed_part_with(self.ttl, self.checksum)
+    }
+
     /// The IP header, addresses aside, with one taken from the time to live.
     #[inline(always)]
     pub fn decremented(&self) -> FixedPart {
         let (ttl, checksum) = self.after_hop();
+        self.fixed_part_with(ttl, checksum)
+    }
+
+    #[inline(always)]
+    fn fixed_part_with(&self, ttl: u8, checksum: Be16) -> FixedPart {
         FixedPart {
             version_length: self.version_length,
             traffic_class: self.traffic_class,
@@ -149,9 +160,9 @@ impl Headers {
 
     /// Sets both link addresses.
     #[inline(always)]
-    pub fn set_macs(&mut self, destination: Mac, source: Mac) {
-        self.destination_mac = destination;
-        self.source_mac = source;
+    pub fn set_macs(&mut self, macs: Macs) {
+        self.destination_mac = macs.destination;
+        self.source_mac = macs.source;
     }
 
     /// Takes one from the time to live, as a router does (RFC 1812 section 5.3.1). The caller has seen that it is above 1.
@@ -214,6 +225,7 @@ impl Headers {
 
 /// The fields of [`Headers`] from [`Headers::version_length`] to [`Headers::checksum`].
 #[repr(C)]
+#[derive(Clone, Copy, Default)]
 pub struct FixedPart {
     version_length: u8,
     traffic_class: u8,

@@ -8,6 +8,7 @@ mod arp;
 mod checksum;
 mod icmp;
 mod ipv4;
+mod plain;
 mod quote;
 mod redirect;
 mod rewrite;
@@ -20,8 +21,11 @@ mod xdp;
 pub use arp::Arp;
 pub use icmp::too_big;
 pub use ipv4::{FixedPart, Fragment, Headers, Ipv4, ethertype};
+pub use plain::Plain;
 pub use redirect::{Lookup, Way, redirect, redirect_peer, source_towards};
-pub use rewrite::{decrement_ttl, readdress_destination, readdress_source, set_macs, translate};
+pub use rewrite::{
+    decrement_ttl, fixed_part, readdress_destination, readdress_source, set_fixed_part, set_macs, translate,
+};
 pub use skb::Skb;
 pub use socket::{belongs_to_socket, has_socket};
 pub use socket_call::{Ipv4Call, Ipv6Call, SocketCall, is_loopback};

@@ -5,13 +5,13 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use podwire_common::{
-    abi::Translation,
-    addr::{Addr, Be16, Mac},
+    abi::{Macs, Translation},
+    addr::{Addr, Be16},
     flow::protocol,
     reason::Drop,
 };
 
-use super::{Fragment, Headers, Ipv4, Skb, quote};
+use super::{FixedPart, Fragment, Headers, Ipv4, Skb, quote};
 use crate::helpers;
 
 const IP: u32 = 14;
@@ -27,8 +27,26 @@ const IDENTIFIER: u32 = 4;
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn set_macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Drop> {
-    ctx.store_at(0, &[destination, source])
+pub fn set_macs(ctx: &TcContext, macs: Macs) -> Result<(), Drop> {
+    ctx.store_at(0, &macs)
+}
+
+/// The IP header as it is now, addresses aside.
+///
+/// # Errors
+/// [`Drop::Truncated`].
+#[inline(always)]
+pub fn fixed_part(ctx: &TcContext) -> Result<FixedPart, Drop> {
+    ctx.load_at(IP)
+}
+
+/// Sets the IP header, addresses aside.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(always)]
+pub fn set_fixed_part(ctx: &TcContext, header: &FixedPart) -> Result<(), Drop> {
+    ctx.store_at(IP, header)
 }
 
 /// Takes one from the time to live, as a router does. The caller has seen that it is above 1.

@@ -45,8 +45,7 @@ pub struct Outer {
     pub dont_fragment: bool,
 }
 
-/// Adds the outer headers and an inner Ethernet header in front of the IP packet. With `inner`, the packet's own header becomes what that
-/// says, addresses aside.
+/// Adds the outer headers and an inner Ethernet header in front of the IP packet, whose own header becomes `inner`.
 ///
 /// # Errors
 /// [`Refused`] when the kernel does not let the frame grow, with the frame as it was: it is encapsulated already (a
@@ -56,7 +55,7 @@ pub fn encapsulate(
     ctx: &TcContext,
     way: &Way,
     outer: &Outer,
-    inner: Option<FixedPart>,
+    inner: &FixedPart,
 ) -> Result<Result<(), Drop>, Refused> {
     helpers::adjust_room(ctx, OUTER_LENGTH as i32, BPF_ADJ_ROOM_MAC, ENCAPSULATE).map_err(|_| Refused)?;
     Ok(store_outer(ctx, way, outer, inner))
@@ -66,7 +65,7 @@ pub fn encapsulate(
 pub struct Refused;
 
 #[inline(never)]
-fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: Option<FixedPart>) -> Result<(), Drop> {
+fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: &FixedPart) -> Result<(), Drop> {
     // Of a large segment the kernel writes both lengths again when it cuts it.
     let length = ctx.bytes() as u16;
     let ip_length = length.wrapping_sub(14);
@@ -102,12 +101,10 @@ fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: Option<FixedPar
         inner_destination_mac: Mac { bytes: INNER_DESTINATION_MAC },
         inner_source_mac: Mac { bytes: INNER_SOURCE_MAC },
         inner_ethertype: Be16::new(ethertype::IPV4),
+        inner: *inner,
     };
     headers.outer.checksum = checksum::of_ip(&headers.outer);
-    match inner {
-        None => ctx.store_at(0, &headers),
-        Some(inner) => ctx.store_at(0, &OuterAndInner { outer: headers, inner }),
-    }
+    ctx.store_at(0, &headers)
 }
 
 /// Removes the outer headers. The Ethernet header in front stays, with the outer addresses.
@@ -195,12 +192,7 @@ struct OuterHeaders {
     inner_destination_mac: Mac,
     inner_source_mac: Mac,
     inner_ethertype: Be16,
-}
-
-#[repr(C)]
-struct OuterAndInner {
-    outer: OuterHeaders,
     inner: FixedPart,
 }
 
-const _: () = assert!(size_of::<OuterHeaders>() == 64 && size_of::<OuterAndInner>() == 76);
+const _: () = assert!(size_of::<OuterHeaders>() == 76);

@@ -3,15 +3,13 @@
 //! An entry holds for a part of a second, and ends with the first change of anything that it was made of. What is no plain TCP or
 //! UDP packet in the midst of its flow goes the whole way through the stages.
 
-use core::sync::atomic::{Ordering, compiler_fence};
-
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        Endpoint, KNOWN_DIRECT_IN, KNOWN_LOCAL, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN,
-        KNOWN_WORLD_OUT, KnownFlow,
+        Endpoint, KNOWN_DIRECT_IN, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN, KNOWN_WORLD_OUT,
+        KnownFlow, Macs,
     },
-    addr::{Addr, Be16, Mac},
+    addr::{Addr, Be16},
     flow::protocol,
     nat::{TCP_FIN, TCP_RST, TCP_SYN},
     reason::Path,
@@ -20,25 +18,39 @@ use podwire_common::{
 use super::{local, tunnel_out};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Fragment, Ipv4, Skb, Way, decrement_ttl, readdress_destination, readdress_source},
+    packet::{Fragment, Ipv4, Plain, Skb, Way, decrement_ttl, readdress_destination, readdress_source},
     verdict::{Outcome, Verdict},
 };
 
-/// A pod's packet; [`Verdict::UNDECIDED`] when nothing is known of its flow.
+/// A pod's packet that is a plain one, and what is known of its flow. The sender has been found to be the one that the flow is known of.
+#[inline(always)]
+pub fn of_pod(ctx: &TcContext, generation: u32) -> Option<(Plain, &'static KnownFlow)> {
+    let plain = Plain::of(ctx)?;
+    let known = maps::known_flow(&plain.key(), generation)?;
+    (known.from == ctx.ifindex() && plain.is_from(known.sender_mac)).then_some((plain, known))
+}
+
+/// A pod's packet to another one here ([`KNOWN_LOCAL`](podwire_common::abi::KNOWN_LOCAL)); [`Verdict::UNDECIDED`] when the entry has become
+/// another flow's meanwhile.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
+#[inline(always)]
+pub fn to_neighbour(ctx: &TcContext, plain: Plain, known: &KnownFlow) -> Outcome {
+    let (to, macs) = (known.to, known.macs);
+    if !maps::is_still(known, &plain.key()) {
+        return Ok(Verdict::UNDECIDED);
+    }
+    plain.pass_on(ctx, macs)?;
+    Ok(Verdict::redirect(Path::Local, local::into(ctx, to)))
+}
+
+/// A pod's packet that leaves the node; [`Verdict::UNDECIDED`] when it does not fit what is known.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
-    let Some(known) = of(ctx, packet) else {
-        return Ok(Verdict::UNDECIDED);
-    };
-    if known.sender_mac != packet.headers.source_mac {
-        return Ok(Verdict::UNDECIDED);
-    }
-    if known.kind == KNOWN_LOCAL {
-        return into_pod(ctx, packet, known, Path::Local);
-    }
+pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
     let (kind, mtu) = (known.kind, known.mtu);
     if kind > KNOWN_WORLD_OUT || packet.wire_length(ctx) > mtu {
         return Ok(Verdict::UNDECIDED);
@@ -79,34 +91,34 @@ pub fn from_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     if known.kind != KNOWN_WORLD_IN || packet.wire_length(ctx) > known.mtu {
         return Ok(Verdict::UNDECIDED);
     }
-    let (to, pod_mac, host_mac) = (known.to, known.pod_mac, known.host_mac);
+    let (to, macs) = (known.to, known.macs);
     let (destination, port) = (known.destination, known.destination_port);
     if !is_still(known, packet) {
         return Ok(Verdict::UNDECIDED);
     }
-    packet.headers.set_macs(pod_mac, host_mac);
+    packet.headers.set_macs(macs);
     readdress_destination(ctx, packet, &destination, port)?;
     Ok(Verdict::redirect(Path::SnatIn, local::into(ctx, to)))
 }
 
 /// The link and the addresses into the pod that an inner packet from another node is for.
 #[inline(always)]
-pub fn from_tunnel(ctx: &TcContext, packet: &mut Ipv4, sender: &Addr) -> Option<(u32, Mac, Mac)> {
+pub fn from_tunnel(ctx: &TcContext, packet: &mut Ipv4, sender: &Addr) -> Option<(u32, Macs)> {
     let known = of(ctx, packet)?;
     if known.kind != KNOWN_TUNNEL_IN || known.source != *sender {
         return None;
     }
-    let way = (known.to, known.pod_mac, known.host_mac);
+    let way = (known.to, known.macs);
     is_still(known, packet).then_some(way)
 }
 
 #[inline(always)]
 fn into_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow, path: Path) -> Outcome {
-    let (to, pod_mac, host_mac) = (known.to, known.pod_mac, known.host_mac);
+    let (to, macs) = (known.to, known.macs);
     if !is_still(known, packet) {
         return Ok(Verdict::UNDECIDED);
     }
-    local::send(ctx, &mut packet.headers, (pod_mac, host_mac), to, path)
+    local::send(ctx, &mut packet.headers, macs, to, path)
 }
 
 /// What is known of a packet's flow; otherwise the packet notes since when it is judged.
@@ -116,14 +128,13 @@ fn of(ctx: &TcContext, packet: &mut Ipv4) -> Option<&'static KnownFlow> {
     if !is_plain(packet) || packet.headers.ttl <= 1 {
         return None;
     }
-    maps::known_flow(&packet.flow, packet.generation).filter(|known| known.from == ctx.ifindex())
+    maps::known_flow(&packet.flow.key(), packet.generation).filter(|known| known.from == ctx.ifindex())
 }
 
 /// Whether an entry is still that of the packet's flow, after it was read.
 #[inline(always)]
 fn is_still(known: &KnownFlow, packet: &Ipv4) -> bool {
-    compiler_fence(Ordering::SeqCst);
-    maps::check_of(known) == packet.flow.check()
+    maps::is_still(known, &packet.flow.key())
 }
 
 /// Whether a packet is TCP or UDP in the midst of its flow, without fragments and options.
@@ -149,7 +160,7 @@ fn add_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, sender: &Addr
     let mut known = entry(ctx, packet, kind);
     known.source = *sender;
     into_endpoint(&mut known, to);
-    maps::remember_flow(&packet.flow, &known);
+    maps::remember_flow(&known);
 }
 
 /// Remembers by which way a pod's flow leaves. `mtu` is the largest IP packet of the pod's that was seen to fit it.
@@ -172,7 +183,7 @@ fn add_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u32) {
         known.destination = way.destination;
         known.source_port = packet.flow.tunnel_source_port();
     }
-    maps::remember_flow(&packet.flow, &known);
+    maps::remember_flow(&known);
 }
 
 /// Remembers by which way a pod's flow to the world leaves, and under which address.
@@ -195,7 +206,7 @@ pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &Tran
 /// was there.
 #[inline(always)]
 fn remember_world(packet: &Ipv4, known: &KnownFlow) {
-    maps::remember_flow(&packet.flow, known);
+    maps::remember_flow(known);
     if maps::translation(&packet.flow).is_none_or(|half| half.get().past_stack == 0) {
         maps::forget_flow(&packet.flow);
     }
@@ -225,14 +236,13 @@ pub fn remember_world_in(
 #[inline(always)]
 fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
     known.to = endpoint.ifindex;
-    known.pod_mac = endpoint.pod_mac;
-    known.host_mac = endpoint.host_mac;
+    known.macs = endpoint.macs();
 }
 
 #[inline(always)]
 fn entry(ctx: &TcContext, packet: &Ipv4, kind: u8) -> KnownFlow {
     KnownFlow {
-        check: packet.flow.check(),
+        key: packet.flow.key(),
         generation: packet.generation,
         asked: maps::jiffies(),
         from: ctx.ifindex(),
@@ -240,8 +250,7 @@ fn entry(ctx: &TcContext, packet: &Ipv4, kind: u8) -> KnownFlow {
         kind,
         reserved: 0,
         sender_mac: packet.headers.source_mac,
-        pod_mac: Mac::default(),
-        host_mac: Mac::default(),
+        macs: Macs::default(),
         next_hop: 0,
         mtu: 0,
         source: Addr::UNSPECIFIED,

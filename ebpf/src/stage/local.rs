@@ -2,8 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::Endpoint,
-    addr::Mac,
+    abi::{Endpoint, Macs},
     reason::{Drop, Path},
 };
 
@@ -18,7 +17,7 @@ use crate::{
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn deliver(ctx: &TcContext, headers: &mut Headers, endpoint: &Endpoint, path: Path) -> Outcome {
-    send(ctx, headers, (endpoint.pod_mac, endpoint.host_mac), endpoint.ifindex, path)
+    send(ctx, headers, endpoint.macs(), endpoint.ifindex, path)
 }
 
 /// As [`deliver`], by a link and the pod's and the gateway's link addresses.
@@ -26,9 +25,9 @@ pub fn deliver(ctx: &TcContext, headers: &mut Headers, endpoint: &Endpoint, path
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn send(ctx: &TcContext, headers: &mut Headers, macs: (Mac, Mac), link: u32, path: Path) -> Outcome {
+pub fn send(ctx: &TcContext, headers: &mut Headers, macs: Macs, link: u32, path: Path) -> Outcome {
     headers.decrement_ttl();
-    headers.set_macs(macs.0, macs.1);
+    headers.set_macs(macs);
     ctx.store_at(0, headers)?;
     Ok(Verdict::redirect(path, into(ctx, link)))
 }
@@ -59,5 +58,5 @@ pub fn into(ctx: &TcContext, link: u32) -> i32 {
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn address_to_pod(ctx: &TcContext, endpoint: &Endpoint) -> Result<(), Drop> {
-    set_macs(ctx, endpoint.pod_mac, endpoint.host_mac)
+    set_macs(ctx, endpoint.macs())
 }

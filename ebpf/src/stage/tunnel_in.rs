@@ -2,8 +2,8 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::KNOWN_TUNNEL_IN,
-    addr::{Addr, Mac},
+    abi::{KNOWN_TUNNEL_IN, Macs},
+    addr::Addr,
     ecn,
     flow::protocol,
     reason::{Drop, Path},
@@ -32,9 +32,9 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         && loaded.is_ok()
         && vni == Some(maps::vni())
         && !is_other_segments(ctx, packet)
-        && let Some((link, pod_mac, host_mac)) = known::from_tunnel(ctx, packet, &sender)
+        && let Some((link, macs)) = known::from_tunnel(ctx, packet, &sender)
     {
-        return unwrap(ctx, outer_class, packet, (pod_mac, host_mac), link);
+        return unwrap(ctx, outer_class, packet, macs, link);
     }
     check_outer(vni, &sender)?;
     if !is_usual {
@@ -55,7 +55,7 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         return Ok(Verdict::PASS);
     }
     known::remember_in(ctx, packet, endpoint, KNOWN_TUNNEL_IN, &sender);
-    unwrap(ctx, outer_class, packet, (endpoint.pod_mac, endpoint.host_mac), endpoint.ifindex)
+    unwrap(ctx, outer_class, packet, endpoint.macs(), endpoint.ifindex)
 }
 
 /// UDP GSO that the program decapsulates never reaches its socket: the kernel's device does all but TCP right.
@@ -66,7 +66,7 @@ fn is_other_segments(ctx: &TcContext, packet: &Ipv4) -> bool {
 
 /// Decapsulates a packet and sends it into its pod; left to the VXLAN device where the kernel refuses.
 #[inline(always)]
-fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Ipv4, macs: (Mac, Mac), link: u32) -> Outcome {
+fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Ipv4, macs: Macs, link: u32) -> Outcome {
     let class = ecn::decapsulate(outer_class, packet.headers.traffic_class).ok_or(Drop::EcnNotCapable)?;
     if decapsulate(ctx).is_err() {
         return Ok(Verdict::PASS);

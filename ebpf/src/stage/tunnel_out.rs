@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, KNOWN_TUNNEL_OUT, Node, Translation},
+    abi::{Endpoint, KNOWN_TUNNEL_OUT, Macs, Node, Translation},
     addr::{Be16, Mac},
     ecn,
     names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
@@ -12,7 +12,10 @@ use podwire_common::{
 use super::{known, too_big};
 use crate::{
     maps,
-    packet::{Ipv4, Lookup, Outer, Way, decrement_ttl, encapsulate, redirect, set_macs, set_tunnel_key},
+    packet::{
+        FixedPart, Ipv4, Lookup, Outer, Way, decrement_ttl, encapsulate, fixed_part, redirect,
+        set_fixed_part, set_macs, set_tunnel_key,
+    },
     subprogram,
     verdict::{Outcome, Verdict},
 };
@@ -33,8 +36,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
     if lookup == Lookup::Found && !cfg!(feature = "through-device") {
         known::remember_out(ctx, packet, &way, KNOWN_TUNNEL_OUT, (way.length - VXLAN_OVERHEAD).min(node.mtu));
     }
-    decrement_ttl(ctx, &packet.headers, 0)?;
-    send(ctx, packet, node, &way, lookup, Path::TunnelOut)
+    send(ctx, packet, node, (&way, lookup), &packet.headers.decremented(), Path::TunnelOut)
 }
 
 /// A pod's packet whose way is known; [`Verdict::UNDECIDED`], and nothing has happened to it, when the kernel refuses.
@@ -44,7 +46,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
 #[inline(always)]
 pub fn send_known(ctx: &TcContext, packet: &mut Ipv4, way: &Way, source_port: Be16) -> Outcome {
     let outer = outer_of(packet, source_port);
-    let Ok(stored) = encapsulate(ctx, way, &outer, Some(packet.headers.decremented())) else {
+    let Ok(stored) = encapsulate(ctx, way, &outer, &packet.headers.decremented()) else {
         return Ok(Verdict::UNDECIDED);
     };
     stored?;
@@ -65,7 +67,8 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
     subprogram::translate(ctx, packet, to)?;
-    send(ctx, packet, node, &way, lookup, Path::HostPortOut)
+    let translated = fixed_part(ctx)?;
+    send(ctx, packet, node, (&way, lookup), &translated, Path::HostPortOut)
 }
 
 /// A pod's packet that the host stack sends out bare: it is put into the tunnel instead.
@@ -75,7 +78,7 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
 #[inline(never)]
 pub fn from_stack(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Outcome {
     let (way, lookup) = way_to(ctx, packet, node);
-    send(ctx, packet, node, &way, lookup, Path::StackEncapsulated)
+    send(ctx, packet, node, (&way, lookup), &packet.headers.fixed_part(), Path::StackEncapsulated)
 }
 
 /// Tells the VXLAN device which node a packet is for.
@@ -85,7 +88,9 @@ pub fn from_stack(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Outcome {
 #[inline(always)]
 pub fn address_to_node(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Result<(), Drop> {
     // Not the device's own address, which may be the receiver's too (cloned machines): that one drops it silently.
-    set_macs(ctx, Mac { bytes: INNER_DESTINATION_MAC }, Mac { bytes: INNER_SOURCE_MAC })?;
+    let macs =
+        Macs { destination: Mac { bytes: INNER_DESTINATION_MAC }, source: Mac { bytes: INNER_SOURCE_MAC } };
+    set_macs(ctx, macs)?;
     let class = ecn::encapsulate(packet.headers.traffic_class);
     set_tunnel_key(ctx, &node.source, &node.tunnel_endpoint, maps::vni(), class)
 }
@@ -108,15 +113,22 @@ fn way_to(ctx: &TcContext, packet: &Ipv4, node: &Node) -> (Way, Lookup) {
 }
 
 #[inline(always)]
-fn send(ctx: &TcContext, packet: &Ipv4, node: &Node, way: &Way, lookup: Lookup, path: Path) -> Outcome {
+fn send(
+    ctx: &TcContext,
+    packet: &Ipv4,
+    node: &Node,
+    (way, lookup): (&Way, Lookup),
+    header: &FixedPart,
+    path: Path,
+) -> Outcome {
     if cfg!(feature = "through-device") || lookup == Lookup::TooBig {
         // The VXLAN device sends it in outer fragments: what may be cut, and what came out of the stack, whose sender
         // this hook has no way back to.
-        return through_device(ctx, packet, node);
+        return through_device(ctx, packet, node, header);
     }
     let outer = outer_of(packet, packet.flow.tunnel_source_port());
-    match encapsulate(ctx, way, &outer, None) {
-        Err(_) => through_device(ctx, packet, node),
+    match encapsulate(ctx, way, &outer, header) {
+        Err(_) => through_device(ctx, packet, node, header),
         Ok(stored) => {
             stored?;
             Ok(Verdict::redirect(path, way.leave(ctx)))
@@ -136,7 +148,8 @@ fn outer_of(packet: &Ipv4, source_port: Be16) -> Outer {
 }
 
 #[inline(always)]
-fn through_device(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Outcome {
+fn through_device(ctx: &TcContext, packet: &Ipv4, node: &Node, header: &FixedPart) -> Outcome {
+    set_fixed_part(ctx, header)?;
     address_to_node(ctx, packet, node)?;
     Ok(Verdict::redirect(Path::TunnelOutDevice, redirect(maps::vxlan_ifindex())))
 }

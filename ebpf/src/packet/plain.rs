@@ -1,0 +1,152 @@
+//! The packets that most are: TCP or UDP in the midst of its flow, without fragments, IP options and tags, its headers in one piece. Read in
+//! place, by few instructions.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{FlowKey, Macs},
+    addr::{Be16, Mac, Quad},
+    csum,
+    flow::protocol,
+    nat::{TCP_FIN, TCP_RST, TCP_SYN},
+    reason::Drop,
+};
+
+use super::{Skb, ethertype};
+
+const ETHERNET_LENGTH: usize = 14;
+const UDP_END: usize = 42;
+const TCP_END: usize = 54;
+/// Flags and offset that a whole datagram does not have: more fragments, offset.
+const FRAGMENT: u16 = 0x3fff;
+
+/// A plain packet, in the frame.
+#[derive(Clone, Copy)]
+pub struct Plain {
+    frame: *const u8,
+}
+
+/// The front of a frame, up to within the source address: what a hop changes of it.
+#[repr(C, align(4))]
+struct Front {
+    macs: Macs,
+    ethertype: Be16,
+    version_length: u8,
+    traffic_class: u8,
+    length_identification: u32,
+    fragment: Be16,
+    ttl: u8,
+    protocol: u8,
+    checksum: Be16,
+    source: [u8; 2],
+}
+
+impl Plain {
+    /// The frame's packet if it is a plain one that may travel on. Anything else, faults included, is for [`Ipv4`](super::Ipv4).
+    #[inline(always)]
+    pub fn of(ctx: &TcContext) -> Option<Self> {
+        let (start, end) = (ctx.data(), ctx.data_end());
+        if start + UDP_END > end {
+            return None;
+        }
+        let plain = Self { frame: start as *const u8 };
+        let is_usual = plain.u16_at::<12>() == ethertype::IPV4.to_be()
+            && plain.u8_at::<14>() == 0x45
+            && plain.u16_at::<20>() & FRAGMENT.to_be() == 0
+            && plain.u8_at::<22>() > 1
+            && plain.u8_at::<0>() & 1 == 0
+            && !ctx.has_vlan_tag();
+        if !is_usual {
+            return None;
+        }
+        let headers = match plain.protocol() {
+            protocol::TCP if start + TCP_END <= end => {
+                if plain.u8_at::<47>() & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
+                    return None;
+                }
+                TCP_END
+            }
+            protocol::UDP => UDP_END,
+            _ => return None,
+        };
+        // The length field of a large segment is rewritten when it is cut.
+        if ctx.segment_payload() == 0 {
+            let length = usize::from(u16::from_be(plain.u16_at::<16>())) + ETHERNET_LENGTH;
+            if length < headers || length > ctx.bytes() as usize {
+                return None;
+            }
+        }
+        Some(plain)
+    }
+
+    /// Its flow.
+    #[inline(always)]
+    pub fn key(&self) -> FlowKey {
+        FlowKey {
+            source: Quad::from_be32(self.u32_at::<26>()),
+            destination: Quad::from_be32(self.u32_at::<30>()),
+            source_port: Be16 { bytes: self.u16_at::<34>().to_ne_bytes() },
+            destination_port: Be16 { bytes: self.u16_at::<36>().to_ne_bytes() },
+            protocol: self.protocol().into(),
+        }
+    }
+
+    /// Whether a link address is the frame's sender.
+    #[inline(always)]
+    pub fn is_from(&self, mac: Mac) -> bool {
+        let [a, b, c, d, e, f] = mac.bytes;
+        self.u16_at::<6>() == u16::from_ne_bytes([a, b])
+            && self.u16_at::<8>() == u16::from_ne_bytes([c, d])
+            && self.u16_at::<10>() == u16::from_ne_bytes([e, f])
+    }
+
+    /// Takes one from the time to live, as a router does, and gives the frame other link addresses.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    #[inline(always)]
+    pub fn pass_on(self, ctx: &TcContext, macs: Macs) -> Result<(), Drop> {
+        let (ttl, protocol) = (self.u8_at::<22>(), self.protocol());
+        let sum = csum::replace(
+            self.u16_at::<24>(),
+            u16::from_ne_bytes([ttl, protocol]),
+            u16::from_ne_bytes([ttl - 1, protocol]),
+        );
+        let front = Front {
+            macs,
+            ethertype: Be16::new(ethertype::IPV4),
+            version_length: 0x45,
+            traffic_class: self.u8_at::<15>(),
+            length_identification: self.u32_at::<16>(),
+            fragment: Be16 { bytes: self.u16_at::<20>().to_ne_bytes() },
+            ttl: ttl - 1,
+            protocol,
+            checksum: Be16 { bytes: sum.to_ne_bytes() },
+            source: self.u16_at::<26>().to_ne_bytes(),
+        };
+        ctx.store_at(0, &front)
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.u8_at::<23>()
+    }
+
+    #[inline(always)]
+    fn u8_at<const OFFSET: usize>(&self) -> u8 {
+        const { assert!(OFFSET < TCP_END) };
+        // SAFETY: within the headers that `of` has seen; the verifier refuses what is beyond the frame.
+        unsafe { *self.frame.add(OFFSET) }
+    }
+
+    #[inline(always)]
+    fn u16_at<const OFFSET: usize>(&self) -> u16 {
+        // SAFETY: as above. No frame begins at an odd address.
+        unsafe { *self.frame.add(OFFSET).cast() }
+    }
+
+    #[inline(always)]
+    fn u32_at<const OFFSET: usize>(&self) -> u32 {
+        // SAFETY: as above. Machines that can read words at aligned addresses only have IP headers there.
+        unsafe { *self.frame.add(OFFSET).cast() }
+    }
+}
