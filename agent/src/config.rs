@@ -38,6 +38,9 @@ pub struct Config {
     /// server with room to spare; it may overlap the range of the host's own sockets (ip_local_port_range), which are looked for.
     #[arg(long, env = "PODWIRE_SNAT_PORTS", default_value = "32768-65535", value_name = "FIRST-LAST")]
     pub snat_ports: Ports,
+    /// Which of pods' TCP connections to the world begin in sight of the host's rules (iptables, nftables). Those of UDP all do.
+    #[arg(long, env = "PODWIRE_HOST_RULES_SEE", default_value = "each-destination")]
+    pub host_rules_see: HostRulesSee,
     /// The cluster's NodePorts (kube-apiserver's --service-node-port-range): never given to a pod's flow.
     #[arg(long, env = "PODWIRE_NODE_PORTS", default_value = "30000-32767", value_name = "FIRST-LAST")]
     pub node_ports: Ports,
@@ -134,6 +137,16 @@ impl FromStr for Ports {
     }
 }
 
+/// `--host-rules-see`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HostRulesSee {
+    /// One every second or so (256 ticks of the kernel) from each pod to each address and port, until one is not let pass as it is; all
+    /// others of that time pass as it did.
+    EachDestination,
+    /// Every one: for rules that limit or count connections.
+    EachConnection,
+}
+
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -194,7 +207,10 @@ impl Config {
             snat_port_last: self.snat_ports.last,
             node_port_first: self.node_ports.first,
             node_port_last: self.node_ports.last,
-            reserved: 0,
+            ask: match self.host_rules_see {
+                HostRulesSee::EachDestination => abi::ASK_EACH_DESTINATION,
+                HostRulesSee::EachConnection => abi::ASK_EACH_CONNECTION,
+            },
             // Without one no process is taken for the node's own: the capabilities tell why.
             netns_cookie: netns::cookie().unwrap_or_default(),
         }

@@ -100,6 +100,7 @@ pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
         ifindex: endpoint.ifindex,
         id: endpoint.id,
         flags: if endpoint.port_mappings.is_empty() { 0 } else { abi::ENDPOINT_HAS_HOST_PORTS },
+        mtu: endpoint.mtu,
         pod_mac: endpoint.pod_mac,
         host_mac: endpoint.host_mac,
         gateway: endpoint.gateway.into(),

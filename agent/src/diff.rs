@@ -138,7 +138,7 @@ mod tests {
 
     fn endpoint(id: u32, flags: u32) -> abi::Endpoint {
         let mac = Mac { bytes: [2; 6] };
-        abi::Endpoint { ifindex: id, id, flags, pod_mac: mac, host_mac: mac, gateway: address(1) }
+        abi::Endpoint { ifindex: id, id, flags, mtu: 1450, pod_mac: mac, host_mac: mac, gateway: address(1) }
     }
 
     // Few keys, so that the two sides meet often.

@@ -95,13 +95,14 @@ mod tests {
             source_port: Be16::new(61000),
             destination_port: flow.destination_port,
             ifindex: 2,
+            asked: 0,
             kind: TRANSLATION_SNAT,
             reply: 0,
             state,
             hairpin: 0,
             past_stack: 0,
             is_long: 0,
-            reserved: [0; 2],
+            reserved: [0; 6],
         }
     }
 

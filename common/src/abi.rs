@@ -7,7 +7,7 @@ use crate::addr::{Addr, Be16, Mac, Quad};
 
 /// The layout of every pinned map together. Stored beside the maps; an agent that finds another version migrates
 /// what it can carry over.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// `ENDPOINTS`: pod address → how to reach that pod on this node.
 #[repr(C)]
@@ -20,6 +20,8 @@ pub struct Endpoint {
     pub id: u32,
     /// `ENDPOINT_*` bits.
     pub flags: u32,
+    /// The largest IP packet, bytes, that its link takes.
+    pub mtu: u32,
     /// The pod's own address on its link: the only source that it may send from.
     pub pod_mac: Mac,
     /// The host side's address: the pod's gateway's.
@@ -180,6 +182,9 @@ pub struct Translation {
     /// The link by which the original flow leaves ([`TRANSLATION_SNAT`], [`TRANSLATION_HOST`]), or came
     /// ([`TRANSLATION_HOST_PORT`]: replies leave by it).
     pub ifindex: u32,
+    /// When the host's rules were asked about it ([`Self::past_stack`]), or about another connection by whose answer this one goes; the
+    /// kernel's jiffies, their lower half.
+    pub asked: u32,
     /// `TRANSLATION_*`.
     pub kind: u8,
     /// 0: the half of the original flow; 1: that of its replies.
@@ -195,7 +200,7 @@ pub struct Translation {
     /// have none.
     pub is_long: u8,
     /// Explicit padding.
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 6],
 }
 
 /// A pod's flow to the world: its source becomes an address of the uplink.
@@ -303,6 +308,9 @@ pub const KNOWN_DIRECT_IN: u8 = 5;
 pub const KNOWN_TUNNEL_IN: u8 = 6;
 /// To a pod from the world; the key is the flow as it arrives.
 pub const KNOWN_WORLD_IN: u8 = 7;
+/// From a pod to a port of the world that the host's rules let it reach as it is: new connections need not ask them. The key is
+/// [`Flow::destination_key`].
+pub const KNOWN_DESTINATION: u8 = 8;
 
 /// `FRONTENDS`: where a service of this node is reached.
 #[repr(C)]
@@ -392,11 +400,17 @@ pub struct Config {
     pub node_port_first: u16,
     /// Last of them; host order.
     pub node_port_last: u16,
-    /// Explicit padding.
-    pub reserved: u16,
+    /// `ASK_*`.
+    pub ask: u16,
     /// The network namespace of this node: processes elsewhere are none of its own.
     pub netns_cookie: u64,
 }
+
+/// The host's rules see the first packet of one of a pod's connections to a port of the world, and none of the others that begin within
+/// [`KNOWN_FLOW_JIFFIES`].
+pub const ASK_EACH_DESTINATION: u16 = 0;
+/// The host's rules see the first packet of each.
+pub const ASK_EACH_CONNECTION: u16 = 1;
 
 /// Pod packets travel between nodes inside VXLAN.
 pub const MODE_VXLAN: u32 = 0;
@@ -404,7 +418,7 @@ pub const MODE_VXLAN: u32 = 0;
 pub const MODE_DIRECT: u32 = 1;
 
 const _: () = {
-    assert!(size_of::<Endpoint>() == 40);
+    assert!(size_of::<Endpoint>() == 44);
     assert!(size_of::<Node>() == 48);
     assert!(size_of::<Uplink>() == 40);
     assert!(size_of::<Flow>() == 40);
@@ -412,7 +426,7 @@ const _: () = {
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentPorts>() == 8);
     assert!(size_of::<InboundFlow>() == 8);
-    assert!(size_of::<Translation>() == 56);
+    assert!(size_of::<Translation>() == 64);
     assert!(size_of::<KnownFlow>() == 96);
     assert!(size_of::<FlowKey>() == 16);
     assert!(size_of::<Macs>() == 12);

@@ -13,6 +13,9 @@ pub mod protocol {
     pub const UDP: u8 = 17;
 }
 
+/// In [`FlowKey::protocol`], beyond any protocol's number.
+const ANY_SOURCE_PORT: u32 = 0x100;
+
 impl Flow {
     /// A flow of whatever protocol.
     #[inline(always)]
@@ -42,6 +45,13 @@ impl Flow {
             destination_port: self.destination_port,
             protocol: self.protocol as u32,
         }
+    }
+
+    /// The key of what is known of all of a pod's connections to one address and port: no flow's own.
+    #[inline(always)]
+    pub const fn destination_key(&self) -> FlowKey {
+        let key = self.key();
+        FlowKey { source_port: Be16::ZERO, protocol: key.protocol | ANY_SOURCE_PORT, ..key }
     }
 
     /// A source port for the tunnel's outer header, so that underlay routers and NICs spread flows (RFC 7348

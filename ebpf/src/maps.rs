@@ -12,9 +12,10 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use podwire_common::abi::{
-    Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, InboundFlow, KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL,
-    Node, RedirectedSocket, SocketAddress, StackFlow, Translation, Uplink,
+    ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow,
+    FlowKey, FragmentKey, FragmentPorts, Frontend, InboundFlow, KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT,
+    MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SocketAddress, StackFlow, Translation,
+    Uplink,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
@@ -56,7 +57,7 @@ static CONFIG: Config = Config {
     snat_port_last: 0,
     node_port_first: 0,
     node_port_last: 0,
-    reserved: 0,
+    ask: ASK_EACH_DESTINATION,
     netns_cookie: 0,
 };
 
@@ -111,6 +112,13 @@ pub fn node_ports() -> (u16, u16) {
     unsafe {
         (read_volatile(&raw const CONFIG.node_port_first), read_volatile(&raw const CONFIG.node_port_last))
     }
+}
+
+/// Whether the host's rules see the first packet of each of a pod's connections to the world.
+#[inline(always)]
+pub fn asks_each_connection() -> bool {
+    // SAFETY: as above.
+    unsafe { read_volatile(&raw const CONFIG.ask) == ASK_EACH_CONNECTION }
 }
 
 /// The network namespace of this node.
@@ -210,8 +218,13 @@ fn forget_reverse(flow: &Flow) {
 pub fn known_flow(key: &FlowKey, generation: u32) -> Option<&'static KnownFlow> {
     // SAFETY: as for endpoints; an element that is used again meanwhile is told by its key.
     let known = unsafe { FLOWS.get(key) }?;
-    let is_fresh = jiffies().wrapping_sub(known.asked) < KNOWN_FLOW_JIFFIES;
-    (is_fresh && known.generation == generation).then_some(known)
+    (is_fresh(known.asked) && known.generation == generation).then_some(known)
+}
+
+/// Whether what was found out at a time, in jiffies, still counts.
+#[inline(always)]
+pub fn is_fresh(asked: u32) -> bool {
+    jiffies().wrapping_sub(asked) < KNOWN_FLOW_JIFFIES
 }
 
 /// Whether an entry is this flow's at this moment: asked after everything that is taken from it has been read.
@@ -410,6 +423,13 @@ impl TranslationEntry {
         if (self.get().past_stack != 0) != past_stack {
             set_both_past_stack(self.0, flow, past_stack.into());
         }
+    }
+
+    /// The host's rules have been asked about this half's first packet.
+    #[inline(always)]
+    pub fn set_asked(&self) {
+        // SAFETY: as for endpoints; a word is written whole.
+        unsafe { (*self.0).asked = jiffies() };
     }
 
     #[inline(always)]

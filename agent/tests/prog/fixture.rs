@@ -12,12 +12,14 @@ use podwire::diff::{Deletions, diff};
 use podwire::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
 use podwire_cni::protocol::Attachment;
 use podwire_common::abi;
-use podwire_common::addr::{Be16, Mac};
+use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
-use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT, programs::UPLINK_XDP};
+use podwire_common::names::programs::{FROM_UPLINK, UPLINK_XDP};
+use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
 use xtask::lab::{Ns, frames};
 
+use crate::kinds::{ack, tunnelled};
 use crate::namespace::Namespace;
 use crate::packets;
 
@@ -76,6 +78,17 @@ pub enum Expect {
     Drop(Reason),
 }
 
+/// A flow between two addresses.
+pub fn flow_of(source: Ipv4Addr, destination: Ipv4Addr, ports: (u16, u16), protocol: u8) -> abi::Flow {
+    abi::Flow::new(source.into(), destination.into(), Be16::new(ports.0), Be16::new(ports.1), protocol)
+}
+
+/// What the programs go by.
+pub struct Now {
+    pub jiffies: u32,
+    pub generation: u32,
+}
+
 /// What a program made of a frame.
 pub struct Ran {
     pub code: u32,
@@ -85,6 +98,11 @@ pub struct Ran {
 impl Fixture {
     pub fn new(mode: Mode) -> Self {
         Self::with_programs(mode, |config| load::load(config, &[], None).unwrap())
+    }
+
+    /// As [`Self::new`], with something else in the programs' configuration.
+    pub fn with_config(mode: Mode, change: impl FnOnce(&abi::Config) -> abi::Config) -> Self {
+        Self::with_programs(mode, |config| load::load(&change(config), &[], None).unwrap())
     }
 
     /// As [`Self::new`], with another build of the programs.
@@ -113,7 +131,7 @@ impl Fixture {
             snat_port_last: SNAT_PORTS.1,
             node_port_first: NODE_PORTS.0,
             node_port_last: NODE_PORTS.1,
-            reserved: 0,
+            ask: abi::ASK_EACH_DESTINATION,
             netns_cookie: 0,
         };
         let loaded = load(&config);
@@ -355,6 +373,57 @@ impl Fixture {
         }
     }
 
+    /// As [`Self::set_past_stack`] for flows of which no later packet has come; the rules were asked at a time, in jiffies.
+    pub fn set_asked(&mut self, asked: u32) {
+        for (flow, half) in self.translations() {
+            let half = abi::Translation { past_stack: 1, asked, ..half };
+            self.loaded.maps.translations.insert(flow, half, 0).unwrap();
+        }
+    }
+
+    /// What the programs go by at this moment: an entry that one of them makes says it.
+    pub fn now(&mut self) -> Now {
+        let packet = packets::Packet::new(REMOTE_POD, POD_A, ack(1, 1));
+        let frame = match self.model.mode {
+            Mode::Vxlan => tunnelled(&packet),
+            Mode::Direct => packet.macs(UPLINK_MAC, NODE2_MAC).build(),
+        };
+        self.run(FROM_UPLINK, self.uplink, &frame, 0);
+        let key = flow_of(REMOTE_POD, POD_A, (1, 1), protocol::TCP).key();
+        let known = self.loaded.maps.flows.get(&key, 0).expect("a flow between pods is remembered");
+        self.loaded.maps.flows.remove(&key).unwrap();
+        Now { jiffies: known.asked, generation: known.generation }
+    }
+
+    /// What is known of where a flow of pod A's leads, when the host's rules were asked at a time.
+    pub fn destination(&self, flow: &abi::Flow, asked: u32) -> abi::KnownFlow {
+        abi::KnownFlow {
+            key: flow.destination_key(),
+            generation: 0,
+            asked,
+            from: self.pod_a,
+            to: self.uplink,
+            kind: abi::KNOWN_DESTINATION,
+            reserved: 0,
+            sender_mac: Mac { bytes: POD_A_MAC },
+            macs: abi::Macs::default(),
+            next_hop: u32::from_ne_bytes(NODE2.octets()),
+            mtu: 1500,
+            source: NODE1.into(),
+            destination: Addr::UNSPECIFIED,
+            source_port: Be16::ZERO,
+            destination_port: Be16::ZERO,
+        }
+    }
+
+    /// The host's rules have just let a connection of pod A's to where a flow leads pass as it was.
+    pub fn know_destination(&mut self, flow: &abi::Flow) -> abi::KnownFlow {
+        let now = self.now();
+        let known = abi::KnownFlow { generation: now.generation, ..self.destination(flow, now.jiffies) };
+        self.loaded.maps.flows.insert(known.key, known, 0).unwrap();
+        known
+    }
+
     /// Empties `FLOWS`.
     pub fn forget_known(&mut self) {
         let flows: Vec<_> = self.loaded.maps.flows.keys().map(Result::unwrap).collect();
@@ -372,6 +441,7 @@ impl Fixture {
         let (port, server_port) = (Be16::new(port), Be16::new(server_port));
         let original = abi::Flow::new(pod.into(), server.into(), port, server_port, protocol::TCP);
         let out = abi::Translation {
+            asked: 0,
             last_seen: 1,
             source: NODE1.into(),
             destination: server.into(),
@@ -384,7 +454,7 @@ impl Fixture {
             hairpin: 0,
             past_stack: 0,
             is_long: 0,
-            reserved: [0; 2],
+            reserved: [0; 6],
         };
         let back = abi::Translation {
             source: original.destination,
@@ -419,6 +489,7 @@ impl Fixture {
 /// The replies' half of another pod's translation.
 fn other_half() -> abi::Translation {
     abi::Translation {
+        asked: 0,
         last_seen: 0,
         source: WORLD.into(),
         destination: POD_B.into(),
@@ -431,7 +502,7 @@ fn other_half() -> abi::Translation {
         hairpin: 0,
         past_stack: 0,
         is_long: 0,
-        reserved: [0; 2],
+        reserved: [0; 6],
     }
 }
 

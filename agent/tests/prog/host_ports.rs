@@ -92,13 +92,14 @@ fn half(from: End, to: End, ifindex: u32, reply: u8, hairpin: u8) -> Translation
         source_port: from.1,
         destination_port: to.1,
         ifindex,
+        asked: 0,
         kind: TRANSLATION_HOST_PORT,
         reply,
         state: 0,
         hairpin,
         past_stack: 0,
         is_long: 0,
-        reserved: [0; 2],
+        reserved: [0; 6],
     }
 }
 

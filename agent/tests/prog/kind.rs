@@ -68,6 +68,9 @@ enum Known {
     Now,
 }
 
+/// Less than what is known of a destination counts.
+const A_MOMENT: Duration = Duration::from_millis(50);
+
 /// A kind of packet.
 #[derive(Clone, Debug)]
 pub struct Kind {
@@ -84,6 +87,8 @@ pub struct Kind {
     is_first: bool,
     known: Known,
     is_past_stack: bool,
+    /// Leads to where the host's rules have let another connection pass just now.
+    destination: Option<Flow>,
 }
 
 impl Kind {
@@ -106,6 +111,7 @@ impl Kind {
             is_first: false,
             known: Known::Nothing,
             is_past_stack: false,
+            destination: None,
         }
     }
 
@@ -151,6 +157,12 @@ impl Kind {
         self
     }
 
+    /// The host's rules have just let another connection to where the flow leads pass as it was.
+    pub fn destination_known(mut self, flow: Flow) -> Self {
+        self.destination = Some(flow);
+        self
+    }
+
     /// The frame arrives on the uplink and comes out of the VXLAN device.
     pub fn through_device(mut self) -> Self {
         let Way::TestRun(_, frame) = self.way else { panic!("{}: no frame", self.name) };
@@ -181,7 +193,7 @@ impl Kind {
             socket.connect((WORLD, 53)).unwrap();
             socket
         });
-        let mut ready = Ready { kind: self, node, socket, made: Vec::new() };
+        let mut ready = Ready { kind: self, node, socket, made: Vec::new(), destination_known: None };
         ready.made = ready.entries().into_iter().collect();
         ready.forget();
         ready.made = Vec::new();
@@ -238,6 +250,8 @@ pub struct Ready<'a> {
     socket: Option<UdpSocket>,
     /// What a first packet leaves behind.
     made: Vec<Entry>,
+    /// Since when it is known where its packets lead.
+    destination_known: Option<Instant>,
 }
 
 impl Ready<'_> {
@@ -247,6 +261,7 @@ impl Ready<'_> {
             Way::TestRun(link, frame) => {
                 let link = self.index_of(*link);
                 for _ in 0..times {
+                    self.know_destination();
                     self.node.run(self.kind.program, link, frame, 0);
                     self.forget();
                 }
@@ -304,10 +319,19 @@ impl Ready<'_> {
         if self.kind.is_past_stack {
             self.node.set_past_stack();
         }
+        self.know_destination();
         if self.kind.known != Known::Nothing {
             // What is known from before may end before the packet comes.
             self.node.loaded.maps.forget_flows().unwrap();
             self.send(1);
+        }
+    }
+
+    fn know_destination(&mut self) {
+        let Some(flow) = &self.kind.destination else { return };
+        if self.destination_known.is_none_or(|since| since.elapsed() > A_MOMENT) {
+            self.node.know_destination(flow);
+            self.destination_known = Some(Instant::now());
         }
     }
 

@@ -10,7 +10,7 @@ use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD,
 use crate::fixture::*;
 use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, syn};
 use crate::packets::*;
-use crate::trial::{Sent, TRANSLATED, Trial, flow_of};
+use crate::trial::{Sent, TRANSLATED, Trial};
 
 #[test]
 fn a_packet_whose_flow_is_known_becomes_what_the_stages_would_make_of_it() {

@@ -1,9 +1,10 @@
 //! The kinds of packets of flows that `FLOWS` can have: the first of a flow, a later one that is judged anew, and one whose flow is known.
 
+use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::Path;
 
-use crate::fixture::{NODE1, POD_A, POD_B, REMOTE_POD, WORLD};
+use crate::fixture::{NODE1, POD_A, POD_B, REMOTE_POD, WORLD, flow_of};
 use crate::kind::{Kind, Link};
 use crate::kinds::{
     CLIENT, SERVER, ack, arriving, from_a, from_pod, from_uplink, out, syn, syn_ack, tunnelled,
@@ -74,6 +75,11 @@ fn to_world() -> Vec<Kind> {
     let kind = |name: String, transport, path| from_pod(name, &from_a(WORLD, transport), path);
     let to_stack = |name: &str, transport| kind(format!("to the world, {name}"), transport, Path::ToStack);
     let past = |name, transport| kind(name, transport, Path::SnatOut).past_stack();
+    let flow = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol::TCP);
+    let known = |packet, transport| {
+        let name = format!("to the world, to a known destination, TCP, {packet} packet");
+        kind(name, transport, Path::SnatOut).destination_known(flow)
+    };
     [
         vec![
             to_stack("TCP, first packet", syn(CLIENT, SERVER)),
@@ -81,6 +87,10 @@ fn to_world() -> Vec<Kind> {
             to_stack("TCP, later packet of no translated flow", ack(CLIENT, SERVER)),
             answered_tcp(to_stack("through the stack, TCP, later packet", ack(CLIENT, SERVER))),
             answered_udp(to_stack("through the stack, UDP, later packet", udp(CLIENT, SERVER))),
+        ],
+        vec![
+            known("first", syn(CLIENT, SERVER)).first(),
+            answered_tcp(known("later", ack(CLIENT, SERVER))).past_stack(),
         ],
         later("to the world, past the stack, TCP", |name| answered_tcp(past(name, ack(CLIENT, SERVER)))),
         later("to the world, past the stack, UDP", |name| answered_udp(past(name, udp(CLIENT, SERVER)))),

@@ -14,6 +14,7 @@ mod host_ports;
 mod kind;
 mod kinds;
 mod known;
+mod known_destinations;
 mod known_kinds;
 mod namespace;
 mod packets;

@@ -1,7 +1,5 @@
 //! Packets of one flow that goes past the host stack: what the stages make of one, and what follows from what is known of it.
 
-use std::net::Ipv4Addr;
-
 use podwire::model::{Mode, Uplink};
 use podwire_common::abi::{self, Flow, KnownFlow, Translation};
 use podwire_common::addr::{Be16, Mac};
@@ -201,6 +199,7 @@ impl Trial {
         let protocol = self.flow.protocol;
         let original = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol);
         let half = Translation {
+            asked: 0,
             last_seen: u64::MAX / 2,
             source: NODE1.into(),
             destination: WORLD.into(),
@@ -213,7 +212,7 @@ impl Trial {
             hairpin: 0,
             past_stack: 1,
             is_long: 1,
-            reserved: [0; 2],
+            reserved: [0; 6],
         };
         let back = Translation {
             source: WORLD.into(),
@@ -227,11 +226,6 @@ impl Trial {
         translations.insert(original, half, 0).unwrap();
         translations.insert(half.other_half(protocol), back, 0).unwrap();
     }
-}
-
-/// A flow between two addresses.
-pub fn flow_of(source: Ipv4Addr, destination: Ipv4Addr, ports: (u16, u16), protocol: u8) -> Flow {
-    Flow::new(source.into(), destination.into(), Be16::new(ports.0), Be16::new(ports.1), protocol)
 }
 
 fn protocol_of(packet: &Packet) -> u8 {

@@ -4,6 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
     abi::{ENDPOINT_HAS_HOST_PORTS, KNOWN_LOCAL, NODE_ADDRESS, NODE_LOCAL},
     addr::Addr,
+    flow::protocol,
     reason::{Drop, Path},
 };
 
@@ -54,6 +55,12 @@ fn verdict(ctx: &TcContext) -> Outcome {
             return Ok(verdict);
         }
     }
+    if parsed.is_ok() && packet.flow.protocol == protocol::TCP {
+        let verdict = snat::to_known_destination(ctx, &mut packet)?;
+        if verdict != Verdict::UNDECIDED {
+            return Ok(verdict);
+        }
+    }
     let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
     parsed?;
     flow::complete(&mut packet)?;
@@ -85,7 +92,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         }
         return Ok(Verdict::stack(Path::ToStack));
     }
-    snat::from_pod(ctx, &packet, endpoint)
+    snat::from_pod(ctx, &mut packet, endpoint)
 }
 
 #[inline(always)]

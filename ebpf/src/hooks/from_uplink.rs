@@ -6,7 +6,7 @@ use podwire_common::{abi::NODE_LOCAL, reason::Drop};
 use crate::{
     maps,
     packet::{Fragment, Ipv4, Skb, ethertype},
-    stage::{direct, inbound, known, source, stack_flow, tunnel_in},
+    stage::{direct, inbound, known, source, stack_flow, translation, tunnel_in},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -44,6 +44,13 @@ fn verdict(ctx: &TcContext) -> Outcome {
             return Ok(verdict);
         }
     }
+    let translation = if parsed.is_ok() && packet.is_whole() { translation::of(&packet) } else { None };
+    if let Some(entry) = &translation
+        && entry.get().past_stack != 0
+    {
+        // It has been seen what the other end is, when the flow began.
+        return inbound::follow(ctx, &mut packet, entry);
+    }
     let sender = maps::node(&packet.headers.source_address());
     if let Some(node) = sender {
         source::of_bare_packet(ctx, &packet.headers, node)?;
@@ -71,7 +78,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     match sender {
         // The kernel refuses its own addresses as a source; a hostPort must not let them in.
         Some(node) if node.flags & NODE_LOCAL != 0 => Ok(Verdict::PASS),
-        _ => inbound::from_network(ctx, &mut packet),
+        _ => inbound::from_network(ctx, &mut packet, translation),
     }
 }
 

@@ -334,6 +334,14 @@ impl Ipv4 {
         self.parse_transport(ctx, self.length - header_length)
     }
 
+    /// Whether it is TCP or UDP, without fragments and IP options.
+    #[inline(always)]
+    pub fn is_whole(&self) -> bool {
+        self.headers.version_length == 0x45
+            && matches!(self.headers.fragment_part(), Fragment::Whole)
+            && matches!(self.headers.protocol, protocol::TCP | protocol::UDP)
+    }
+
     /// Whether it is the first packet of a TCP connection.
     #[inline(always)]
     pub fn begins_connection(&self) -> bool {

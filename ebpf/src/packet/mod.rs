@@ -22,7 +22,7 @@ pub use arp::Arp;
 pub use icmp::too_big;
 pub use ipv4::{FixedPart, Fragment, Headers, Ipv4, ethertype};
 pub use plain::Plain;
-pub use redirect::{Lookup, Way, redirect, redirect_peer, source_towards};
+pub use redirect::{Lookup, Way, leave, redirect, redirect_peer, source_towards};
 pub use rewrite::{
     decrement_ttl, fixed_part, readdress_destination, readdress_source, set_fixed_part, set_macs, translate,
 };

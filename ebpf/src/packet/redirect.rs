@@ -108,24 +108,28 @@ impl Way {
         }
     }
 
-    /// Sends the packet this way. The kernel resolves the next hop and writes the link header: so its neighbour entry is
-    /// used, and asked for again when it is old.
+    /// Sends the packet this way.
     #[inline(always)]
     pub fn leave(&self, ctx: &TcContext) -> i32 {
-        ctx.set_ready_to_leave();
-        if self.next_hop == 0 {
-            // SAFETY: without parameters the pointer may be null and the length zero. The kernel looks for the route.
-            return unsafe { bpf_redirect_neigh(self.ifindex, core::ptr::null_mut(), 0, 0) as i32 };
-        }
-        let mut next_hop = bpf_redir_neigh {
-            nh_family: AF_INET.into(),
-            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: self.next_hop },
-        };
-        // SAFETY: pointer and size are those of the parameters.
-        unsafe {
-            bpf_redirect_neigh(self.ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
-        }
+        leave(ctx, self.ifindex, self.next_hop)
     }
+}
+
+/// Out of an uplink. The kernel resolves the next hop (network order, 0 when it is not known) and writes the link header: so its neighbour
+/// entry is used, and asked for again when it is old.
+#[inline(always)]
+pub fn leave(ctx: &TcContext, uplink: u32, next_hop: u32) -> i32 {
+    ctx.set_ready_to_leave();
+    if next_hop == 0 {
+        // SAFETY: without parameters the pointer may be null and the length zero. The kernel looks for the route.
+        return unsafe { bpf_redirect_neigh(uplink, core::ptr::null_mut(), 0, 0) as i32 };
+    }
+    let mut next_hop = bpf_redir_neigh {
+        nh_family: AF_INET.into(),
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: next_hop },
+    };
+    // SAFETY: pointer and size are those of the parameters.
+    unsafe { bpf_redirect_neigh(uplink, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
 }
 
 /// The source that the kernel's routes choose for a destination by the link of the hook: that of the route, or the address of the

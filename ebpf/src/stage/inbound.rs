@@ -8,17 +8,17 @@ use podwire_common::{
 
 use super::{flow, frontend, snat, translation};
 use crate::{
-    maps,
+    maps::{self, TranslationEntry},
     packet::Ipv4,
     verdict::{Outcome, Verdict},
 };
 
-/// Translates a packet that is not for a pod's own address.
+/// Translates a packet that is not for a pod's own address. `translation`: the one that a whole packet follows.
 ///
 /// # Errors
 /// The reason why what is a translated flow's goes no further.
 #[inline(never)]
-pub fn from_network(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+pub fn from_network(ctx: &TcContext, packet: &mut Ipv4, translation: Option<TranslationEntry>) -> Outcome {
     if !packet.is_error && !translation::has_ports(packet) {
         return Ok(Verdict::PASS);
     }
@@ -26,27 +26,36 @@ pub fn from_network(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         flow::note_early(packet);
         return Ok(Verdict::PASS);
     }
-    if let Some(entry) = translation::of(packet) {
-        let half = entry.get();
-        let is_ours = match half.kind {
-            TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RESERVATION => half.reply != 0,
-            TRANSLATION_HOST_PORT => half.reply == 0,
-            _ => false,
-        };
-        if !is_ours {
-            return Ok(Verdict::PASS);
-        }
-        if packet.is_overtaken && half.kind != TRANSLATION_RESERVATION {
-            return Err(Drop::FragmentBeforeFirst);
-        }
-        translation::touch(&entry, packet);
-        return if half.kind == TRANSLATION_HOST_PORT {
-            frontend::deliver(ctx, packet, half, Path::HostPortIn)
-        } else {
-            snat::back(ctx, packet, &entry)
-        };
+    match if packet.is_whole() { translation } else { translation::of(packet) } {
+        Some(entry) => follow(ctx, packet, &entry),
+        None => frontend::request(ctx, packet),
     }
-    frontend::request(ctx, packet)
+}
+
+/// Translates a packet by the entry of its flow.
+///
+/// # Errors
+/// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn follow(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Outcome {
+    let half = entry.get();
+    let is_ours = match half.kind {
+        TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RESERVATION => half.reply != 0,
+        TRANSLATION_HOST_PORT => half.reply == 0,
+        _ => false,
+    };
+    if !is_ours {
+        return Ok(Verdict::PASS);
+    }
+    if packet.is_overtaken && half.kind != TRANSLATION_RESERVATION {
+        return Err(Drop::FragmentBeforeFirst);
+    }
+    translation::touch(entry, packet);
+    if half.kind == TRANSLATION_HOST_PORT {
+        frontend::deliver(ctx, packet, half, Path::HostPortIn)
+    } else {
+        snat::back(ctx, packet, entry)
+    }
 }
 
 /// Records that somebody outside reaches a pod by its own address.

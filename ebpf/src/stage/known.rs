@@ -6,8 +6,8 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        Endpoint, KNOWN_DIRECT_IN, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN, KNOWN_WORLD_OUT,
-        KnownFlow, Macs,
+        Endpoint, KNOWN_DESTINATION, KNOWN_DIRECT_IN, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN,
+        KNOWN_WORLD_OUT, KnownFlow, Macs, Translation,
     },
     addr::{Addr, Be16},
     flow::protocol,
@@ -18,7 +18,7 @@ use podwire_common::{
 use super::{local, tunnel_out};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Fragment, Ipv4, Plain, Skb, Way, decrement_ttl, readdress_destination, readdress_source},
+    packet::{Ipv4, Plain, Skb, Way, decrement_ttl, readdress_destination, readdress_source},
     verdict::{Outcome, Verdict},
 };
 
@@ -121,6 +121,39 @@ fn into_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow, path: Path) -
     local::send(ctx, &mut packet.headers, macs, to, path)
 }
 
+/// Where a pod's connection leads to which the host's rules let all others pass as they were, the last one asked not long ago.
+pub struct Destination {
+    /// The uplink.
+    pub uplink: u32,
+    /// Network order, 0 when not known.
+    pub next_hop: u32,
+    /// What the pod's address becomes.
+    pub source: Addr,
+    /// When the rules were asked: jiffies.
+    pub asked: u32,
+}
+
+/// What is known of all of a pod's connections to the address and port that a plain TCP packet goes to, or one that begins or ends a
+/// connection.
+#[inline(always)]
+pub fn destination_of(ctx: &TcContext, packet: &Ipv4) -> Option<Destination> {
+    let headers = &packet.headers;
+    if headers.protocol != protocol::TCP || !packet.is_whole() || headers.ttl <= 1 {
+        return None;
+    }
+    let key = packet.flow.destination_key();
+    let known = maps::known_flow(&key, packet.generation)?;
+    if known.from != ctx.ifindex()
+        || known.sender_mac != headers.source_mac
+        || packet.wire_length(ctx) > known.mtu
+    {
+        return None;
+    }
+    let found =
+        Destination { uplink: known.to, next_hop: known.next_hop, source: known.source, asked: known.asked };
+    maps::is_still(known, &key).then_some(found)
+}
+
 /// What is known of a packet's flow; otherwise the packet notes since when it is judged.
 #[inline(always)]
 fn of(ctx: &TcContext, packet: &mut Ipv4) -> Option<&'static KnownFlow> {
@@ -140,10 +173,7 @@ fn is_still(known: &KnownFlow, packet: &Ipv4) -> bool {
 /// Whether a packet is TCP or UDP in the midst of its flow, without fragments and options.
 #[inline(always)]
 fn is_plain(packet: &Ipv4) -> bool {
-    packet.headers.version_length == 0x45
-        && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0
-        && matches!(packet.headers.fragment_part(), Fragment::Whole)
-        && matches!(packet.headers.protocol, protocol::TCP | protocol::UDP)
+    packet.is_whole() && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0
 }
 
 /// Remembers that a flow leads from a pod, or from another node, into a pod. `sender`: the outer source, of a packet out of the tunnel.
@@ -186,13 +216,20 @@ fn add_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u32) {
     maps::remember_flow(&known);
 }
 
-/// Remembers by which way a pod's flow to the world leaves, and under which address.
-#[inline(never)]
+/// Remembers by which way a pod's flow to the world leaves, and under which address; of a flow's first plain packet, where it leads.
+#[inline(always)]
 pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &TranslationEntry) {
-    if !is_plain(packet) || !half.mark_long() {
+    if !is_plain(packet) {
         return;
     }
-    let to = half.get();
+    match half.mark_long() {
+        true => add_world_out(ctx, packet, way, half.get()),
+        false => add_destination(ctx, packet, way, half.get()),
+    }
+}
+
+#[inline(never)]
+fn add_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, to: &Translation) {
     let mut known = entry(ctx, packet, KNOWN_WORLD_OUT);
     known.to = way.ifindex;
     known.next_hop = way.next_hop();
@@ -200,6 +237,26 @@ pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &Tran
     known.source = to.source;
     known.source_port = to.source_port;
     remember_world(packet, &known);
+}
+
+#[inline(never)]
+fn add_destination(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &Translation) {
+    // What they said of this connection too long ago, they need not say of another.
+    if maps::asks_each_connection()
+        || packet.flow.protocol != protocol::TCP
+        || !maps::is_fresh(half.asked)
+        || maps::is_not_masqueraded(&packet.flow.destination)
+    {
+        return;
+    }
+    let mut known = entry(ctx, packet, KNOWN_DESTINATION);
+    known.key = packet.flow.destination_key();
+    known.asked = half.asked;
+    known.to = way.ifindex;
+    known.next_hop = way.next_hop();
+    known.mtu = way.length;
+    known.source = half.source;
+    maps::remember_flow(&known);
 }
 
 /// Adds an entry, unless the translation has gone meanwhile or was taken back to the stack: who did that has removed the entry before it
@@ -214,19 +271,13 @@ fn remember_world(packet: &Ipv4, known: &KnownFlow) {
 
 /// Remembers which pod replies from the world are for.
 #[inline(never)]
-pub fn remember_world_in(
-    ctx: &TcContext,
-    packet: &Ipv4,
-    endpoint: &Endpoint,
-    half: &TranslationEntry,
-    mtu: u32,
-) {
+pub fn remember_world_in(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, half: &TranslationEntry) {
     if !is_plain(packet) || !half.mark_long() {
         return;
     }
     let to = half.get();
     let mut known = entry(ctx, packet, KNOWN_WORLD_IN);
-    known.mtu = mtu;
+    known.mtu = endpoint.mtu;
     into_endpoint(&mut known, endpoint);
     known.destination = to.destination;
     known.destination_port = to.destination_port;

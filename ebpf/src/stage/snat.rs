@@ -12,7 +12,10 @@ use podwire_common::{
 use super::{direct, flow, known, local, source, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Fragment, Ipv4, Lookup, Skb, Way, belongs_to_socket, decrement_ttl, source_towards},
+    packet::{
+        Fragment, Ipv4, Lookup, Skb, Way, belongs_to_socket, decrement_ttl, leave, readdress_destination,
+        readdress_source, source_towards,
+    },
     subprogram,
     verdict::{Outcome, Verdict},
 };
@@ -23,7 +26,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint) -> Outcome {
+pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outcome {
     let begins = packet.begins_connection();
     // What nobody has answered yet begins anew with each packet: who writes the host's rules later, as kube-proxy does while a node
     // starts, has connection tracking forget such flows of UDP, so that they are seen by the new rules.
@@ -42,8 +45,43 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint) -> Outcome 
     Ok(Verdict::stack(Path::ToStack))
 }
 
+/// A packet of a pod's connection to where the host's rules have lately let another one's first packet pass as it was: this one goes past
+/// them from its own first packet on. [`Verdict::UNDECIDED`] for anything else.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`], [`Drop::SnatPortsExhausted`], [`Drop::TranslationsFull`].
+#[inline(never)]
+pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    let Some(destination) = known::destination_of(ctx, packet) else {
+        return Ok(Verdict::UNDECIDED);
+    };
+    let uplink = destination.uplink;
+    if let Some(entry) = translation::of(packet) {
+        let half = entry.get();
+        if half.kind != TRANSLATION_SNAT || half.past_stack == 0 || half.ifindex != uplink {
+            return Ok(Verdict::UNDECIDED);
+        }
+        translation::touch(&entry, packet);
+        readdress_source(ctx, packet, &half.source, half.source_port)?;
+    } else {
+        if !packet.begins_connection() {
+            return Ok(Verdict::UNDECIDED);
+        }
+        let mut to = translation::begin(TRANSLATION_SNAT, uplink, &packet.flow);
+        to.source = destination.source;
+        (to.past_stack, to.asked) = (1, destination.asked);
+        subprogram::establish(ctx, &packet.flow, &mut to)?;
+        // Another CPU was first with the same flow, and has asked them.
+        if to.past_stack == 0 || to.ifindex != uplink {
+            return Ok(Verdict::UNDECIDED);
+        }
+        readdress_source(ctx, packet, &to.source, to.source_port)?;
+    }
+    Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, destination.next_hop)))
+}
+
 #[inline(always)]
-fn past_stack(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, entry: &TranslationEntry) -> Outcome {
+fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &TranslationEntry) -> Outcome {
     let to = entry.get();
     let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
     match way.look_up_any(ctx) {
@@ -65,8 +103,12 @@ fn past_stack(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, entry: &Trans
         _ => return Ok(Verdict::stack(Path::ToStack)),
     }
     translation::touch(entry, packet);
-    decrement_ttl(ctx, &packet.headers, 0)?;
-    subprogram::translate(ctx, packet, to)?;
+    if packet.is_whole() {
+        readdress_source(ctx, packet, &to.source, to.source_port)?;
+    } else {
+        decrement_ttl(ctx, &packet.headers, 0)?;
+        subprogram::translate(ctx, packet, to)?;
+    }
     Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
 }
 
@@ -108,6 +150,7 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         if half.kind == TRANSLATION_SNAT && half.ifindex == ctx.ifindex() {
             if ctx.is_beginning() {
                 entry.set_past_stack(&packet.flow, is_untouched(ctx, packet));
+                entry.set_asked();
             }
             translation::touch(&entry, packet);
             subprogram::translate(ctx, packet, half)?;
@@ -137,6 +180,7 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     let mut to = translation::begin(TRANSLATION_SNAT, ctx.ifindex(), &packet.flow);
     to.source = address_towards(ctx, &destination)?;
     to.past_stack = is_untouched(ctx, packet).into();
+    to.asked = maps::jiffies();
     subprogram::establish(ctx, &packet.flow, &mut to)?;
     subprogram::translate(ctx, packet, &to)?;
     Ok(Verdict::stack(Path::SnatOut))
@@ -250,7 +294,7 @@ fn is_link_local(address: &Addr) -> bool {
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn back(ctx: &TcContext, packet: &Ipv4, entry: &TranslationEntry) -> Outcome {
+pub fn back(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Outcome {
     let to = entry.get();
     if to.kind == TRANSLATION_RESERVATION {
         return Ok(Verdict::PASS);
@@ -259,10 +303,14 @@ pub fn back(ctx: &TcContext, packet: &Ipv4, entry: &TranslationEntry) -> Outcome
         && packet.headers.ttl > 1
         && let Some(endpoint) = maps::endpoint(&to.destination)
         // The sender of what does not fit the pod's link is told by the stack.
-        && let Some(mtu) = maps::node(&to.destination).map(|node| node.mtu)
-        && packet.wire_length(ctx) <= mtu
+        && packet.wire_length(ctx) <= endpoint.mtu
     {
-        known::remember_world_in(ctx, packet, endpoint, entry, mtu);
+        known::remember_world_in(ctx, packet, endpoint, entry);
+        if packet.is_whole() {
+            packet.headers.set_macs(endpoint.macs());
+            readdress_destination(ctx, packet, &to.destination, to.destination_port)?;
+            return Ok(Verdict::redirect(Path::SnatIn, local::into(ctx, endpoint.ifindex)));
+        }
         decrement_ttl(ctx, &packet.headers, 0)?;
         subprogram::translate(ctx, packet, to)?;
         return local::hand_over(ctx, endpoint, Path::SnatIn);

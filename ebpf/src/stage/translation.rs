@@ -52,13 +52,14 @@ pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
         source_port: flow.source_port,
         destination_port: flow.destination_port,
         ifindex,
+        asked: 0,
         kind,
         reply: 0,
         state: 0,
         hairpin: 0,
         past_stack: 0,
         is_long: 0,
-        reserved: [0; 2],
+        reserved: [0; 6],
     }
 }
 

@@ -129,6 +129,12 @@ fn a_flow_follows_the_hosts_routing_policy_for_its_whole_life() {
         for round in 0..4 {
             assert_eq!(ask(&client, &server, to, &format!("{policy}, round {round}")), first);
             assert_alive(&connection, &accepted, &format!("{policy}, round {round}"));
+            let another = connect_from(&scene.pod, "0.0.0.0:0", "203.0.113.9:5443").unwrap();
+            assert_alive(
+                &another,
+                &listener.accept().unwrap().0,
+                &format!("{policy}, round {round}, another"),
+            );
             std::thread::sleep(A_WHILE / 3);
         }
     }

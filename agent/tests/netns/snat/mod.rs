@@ -6,6 +6,7 @@ mod fragments;
 mod host_flows;
 mod host_rules;
 mod inbound;
+mod known_destinations;
 mod load;
 mod past_stack;
 mod uplinks;

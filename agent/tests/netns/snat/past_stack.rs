@@ -32,8 +32,12 @@ fn what_the_hosts_rules_let_begin_goes_on_past_them() {
             let peer = ask(&client, &datagrams, to, &format!("{mode:?}, round {round}"));
             assert_eq!(peer.ip(), scene.node().address());
         }
-        let refused = connect_from(&scene.pod, "0.0.0.0:0", scene.to(443)).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "what begins now is seen by the rule");
+        let refused = wait_until(|| connect_from(&scene.pod, "0.0.0.0:0", scene.to(443)).err());
+        assert_eq!(
+            refused.map(|error| error.kind()),
+            Some(ErrorKind::ConnectionRefused),
+            "what begins is seen by the rule before long"
+        );
         let other = udp(&scene.pod, "0.0.0.0:0");
         other.connect(to).unwrap();
         other.send(b"now").unwrap();
@@ -50,7 +54,6 @@ fn connections_past_the_rules_end_as_they_should() {
         let connections = [(); 4].map(|()| scene.connect());
         reject_all(scene.node());
         let [by_pod, by_world, reset_by_pod, reset_by_world] = connections;
-        let ports = [&by_pod, &by_world].map(|one| one.client.local_addr().unwrap().port());
         for (first, second) in [(by_pod.client, by_pod.server), (by_world.server, by_world.client)] {
             end_by_halves(first, second);
         }
@@ -73,11 +76,12 @@ fn connections_past_the_rules_end_as_they_should() {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{mode:?}");
         }
         let tracked = scene.node().exec(&["conntrack", "-L", "-p", "tcp"]).unwrap();
-        for port in ports {
-            let entry = tracked.lines().find(|line| line.contains(&format!(" sport={port} dport=443 ")));
-            assert!(entry.is_some_and(|entry| entry.contains("SYN_SENT")), "{mode:?}, {port}: {tracked}");
-        }
-        assert!(!tracked.contains("ESTABLISHED"), "{mode:?}: {tracked}");
+        let entries: Vec<_> = tracked.lines().filter(|line| line.contains(" dport=443 ")).collect();
+        assert!(
+            !entries.is_empty(),
+            "{mode:?}: the rules have seen the first packet of the first one: {tracked}"
+        );
+        assert!(entries.iter().all(|entry| entry.contains("SYN_SENT")), "{mode:?}: {tracked}");
     }
 }
 
@@ -190,7 +194,10 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) fn new(mode: Mode) -> Self {
-        let lab = Lab::builder().nodes(1).mode(mode).build().unwrap();
+        Self::of(Lab::builder().nodes(1).mode(mode).build().unwrap())
+    }
+
+    pub(super) fn of(lab: Lab) -> Self {
         traffic::ping(lab.node(0), lab.world_address(), 56).unwrap();
         let pod = lab.node(0).add_pod("client").unwrap();
         Self { pod, listener: listen(lab.world(), "0.0.0.0:443"), lab }
@@ -204,7 +211,7 @@ impl Scene {
         SocketAddr::new(self.lab.world_address(), port)
     }
 
-    fn connect(&self) -> Connection {
+    pub(super) fn connect(&self) -> Connection {
         self.connect_to(self.lab.world_address())
     }
 

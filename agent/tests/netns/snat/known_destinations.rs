@@ -1,0 +1,116 @@
+//! Connections of pods to where the host's rules have lately let another one pass as it was: they begin past the rules.
+
+use std::io::{ErrorKind, Read as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+
+use xtask::lab::{Lab, Mode, Ns};
+
+use super::assert_alive;
+use super::past_stack::{Connection, Scene};
+use crate::service::{drop_invalid, iptables};
+use crate::sockets::{connect_from, listen, wait_until};
+
+/// So many connections come one after the other.
+const CONNECTIONS: usize = 30;
+/// The kernel says this to everyone; of ICMP errors it limits the number.
+const RESET: &str = "-p tcp -j REJECT --reject-with tcp-reset";
+
+#[test]
+fn the_rules_see_some_connections_or_each_as_is_asked_for() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        drop_invalid(&scene.lab);
+        let unseen = wait_until(|| {
+            let Connection { client, server } = scene.connect();
+            assert_alive(&client, &server, &format!("{mode:?}"));
+            let port = client.local_addr().unwrap().port();
+            drop(client);
+            assert_eq!((&server).read(&mut [0]).unwrap(), 0, "{mode:?}: the client's end is heard");
+            (!is_tracked(&scene, port)).then_some(())
+        });
+        assert!(unseen.is_some(), "{mode:?}: the rules see every connection");
+
+        let arguments = ["--host-rules-see", "each-connection"];
+        let scene =
+            Scene::of(Lab::builder().nodes(1).mode(mode).agent_arguments(&arguments).build().unwrap());
+        drop_invalid(&scene.lab);
+        for number in 0..CONNECTIONS {
+            let Connection { client, server } = scene.connect();
+            assert_alive(&client, &server, &format!("{mode:?}, {number}"));
+            let port = client.local_addr().unwrap().port();
+            assert!(is_tracked(&scene, port), "{mode:?}: the rules have not seen connection {number}");
+        }
+    }
+}
+
+#[test]
+fn a_new_rule_is_heard_before_long_and_from_then_on_always() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        for _ in 0..CONNECTIONS {
+            scene.connect();
+        }
+        iptables(scene.node(), &format!("-I FORWARD {RESET}"));
+        let connect = || connect_from(&scene.pod, "0.0.0.0:0", scene.to(443));
+        let refused = wait_until(|| connect().err()).expect("connections go past the new rule for ever");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{mode:?}");
+        for _ in 0..CONNECTIONS {
+            assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused, "{mode:?}");
+        }
+    }
+}
+
+#[test]
+fn what_one_pod_may_reach_tells_nothing_of_other_pods_ports_and_addresses() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        let other = scene.lab.node(0).add_pod("other").unwrap();
+        let world = scene.lab.world();
+        let elsewhere = "198.51.100.11";
+        world.ip(&format!("address add {elsewhere}/24 dev eth0\n")).unwrap();
+        let _listener = listen(world, "0.0.0.0:444");
+        for rule in [format!("-s {}", other.address()), "--dport 444".into(), format!("-d {elsewhere}")] {
+            iptables(scene.node(), &format!("-A FORWARD {RESET} {rule}"));
+        }
+        let to = |address: &str, port| SocketAddr::new(address.parse().unwrap(), port);
+        let refused: [(&Ns, SocketAddr); 3] =
+            [(&other, scene.to(443)), (&scene.pod, scene.to(444)), (&scene.pod, to(elsewhere, 443))];
+        for number in 0..CONNECTIONS {
+            let Connection { client, server } = scene.connect();
+            assert_alive(&client, &server, &format!("{mode:?}, {number}"));
+            for (ns, to) in refused {
+                let error = connect_from(ns, "0.0.0.0:0", to).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{mode:?}, {number}: {to}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_in_front_of_a_known_destination_stays_a_service() {
+    const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        drop_invalid(&scene.lab);
+        let rule = format!("-d {SERVICE} -p tcp -j DNAT --to-destination {}", scene.lab.world_address());
+        iptables(scene.node(), &format!("-t nat -A PREROUTING {rule}"));
+        let mut open: Vec<(TcpStream, TcpStream)> = Vec::new();
+        for number in 0..CONNECTIONS {
+            for address in [scene.lab.world_address(), IpAddr::V4(SERVICE)] {
+                let Connection { client, server } = scene.connect_to(address);
+                assert_eq!(client.peer_addr().unwrap().ip(), address);
+                assert_alive(&client, &server, &format!("{mode:?}, {number}: {address}"));
+                open.push((client, server));
+            }
+        }
+        for (number, (client, server)) in open.iter().enumerate() {
+            assert_alive(client, server, &format!("{mode:?}, in the end: {number}"));
+        }
+    }
+}
+
+/// Whether connection tracking has an entry for a connection from this port.
+fn is_tracked(scene: &Scene, port: u16) -> bool {
+    let tracked = scene.node().exec(&["conntrack", "-L", "-p", "tcp"]).unwrap();
+    tracked.contains(&format!(" sport={port} dport=443 "))
+}
