@@ -9,7 +9,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -21,11 +21,15 @@ use crate::model::Endpoint;
 /// Version of the files under `endpoints/`.
 const FORMAT: u32 = 1;
 
+/// The longest address and the end of its line.
+const LAST_ADDRESS_LENGTH: usize = "255.255.255.255\n".len();
+
 /// The state folder, held by this process alone.
 #[derive(Debug)]
 pub struct Store {
     endpoints: PathBuf,
-    last_address: PathBuf,
+    last_address: File,
+    last_address_path: PathBuf,
     /// The lock ends with the process, however that ends.
     _lock: File,
 }
@@ -59,7 +63,16 @@ impl Store {
             .create(&endpoints)
             .map_err(Error::file("create the state folder", &endpoints))?;
         let lock = lock(folder)?;
-        Ok(Self { endpoints, last_address: folder.join("last-address"), _lock: lock })
+        let path = folder.join("last-address");
+        let last_address = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(Error::file("open", &path))?;
+        Ok(Self { endpoints, last_address, last_address_path: path, _lock: lock })
     }
 
     /// Every endpoint on disk. Files that do not decode are renamed to `*.corrupt` and reported: the others are used.
@@ -102,7 +115,7 @@ impl Store {
             let json = serde_json::to_vec_pretty(&record)
                 .map_err(io::Error::from)
                 .map_err(Error::file("encode", &path))?;
-            replace(&path, &json, Durability::Synced)?;
+            replace(&path, &json)?;
             sync_folder(&folder)
         }
     }
@@ -122,16 +135,22 @@ impl Store {
 
     /// The address that was handed out last. `None` when that is not known: the round starts anew.
     pub fn last_address(&self) -> Option<Ipv4Addr> {
-        fs::read_to_string(&self.last_address).ok()?.trim().parse().ok()
+        let mut text = [0; LAST_ADDRESS_LENGTH];
+        let length = self.last_address.read_at(&mut text, 0).ok()?;
+        std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
     }
 
-    /// Remembers the address that was handed out last, for the next agent. Not synced: it outlives the process, and
-    /// after a power cut no pod is left whose address would have to rest.
+    /// Remembers the address that was handed out last, for the next agent. In place, as long as the one before, and not synced: it outlives
+    /// the process, and after a power cut no pod is left whose address would have to rest. A new file would cost an ADD more than all else on
+    /// disk that it waits for.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn save_last_address(&self, address: Ipv4Addr) -> Result<(), Error> {
-        replace(&self.last_address, format!("{address}\n").as_bytes(), Durability::PageCache)
+        let text = format!("{address:<0$}\n", LAST_ADDRESS_LENGTH - 1);
+        self.last_address
+            .write_all_at(text.as_bytes(), 0)
+            .map_err(Error::file("write", &self.last_address_path))
     }
 
     fn path(&self, endpoint: &Endpoint) -> PathBuf {
@@ -187,21 +206,13 @@ fn set_aside(path: &Path, reason: String) -> Result<Corrupt, Error> {
     Ok(Corrupt { path: aside, reason })
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Durability {
-    Synced,
-    PageCache,
-}
-
-fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), Error> {
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = path.with_extension("tmp");
     let write = || -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
-        if durability == Durability::Synced {
-            file.sync_all()?;
-        }
+        file.sync_all()?;
         fs::rename(&temporary, path)
     };
     write().map_err(|error| {

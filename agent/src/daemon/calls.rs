@@ -5,9 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use podwire_cni::protocol::{Add, Added, Attachment, Call, Failure, Reply, codes, host_interface};
 use podwire_common::abi::ENDPOINT_STACK_ONLY;
+use tokio::sync::oneshot;
+use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
-use super::{Daemon, Readiness};
+use super::{Daemon, Event, Readiness};
 use crate::desired::{Route, endpoint_entry, frontends};
 use crate::diff::Op;
 use crate::error::Error;
@@ -18,20 +20,43 @@ use crate::model::{Endpoint, Mode, format_mac, parse_mac};
 /// The least MTU of IPv4 (RFC 791).
 const LEAST_MTU: u32 = 68;
 
+/// An ADD whose endpoint is being written to disk.
+pub(super) struct Adding {
+    endpoint: Endpoint,
+    /// What became of all the rest.
+    linked: Result<(), Error>,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// What became of writing an endpoint to disk.
+pub(super) type Saved = (Attachment, Result<(), Error>);
+
 impl Daemon {
-    pub(super) async fn answer(&mut self, call: &Call) -> Reply {
+    /// Does what is asked for. An ADD is answered later, by [`Self::finish_saved`].
+    pub(super) async fn serve(&mut self, call: &Call, reply: oneshot::Sender<Reply>) {
         let result = match call {
-            Call::Add(add) => self.add(add).await.map(Reply::Added),
+            Call::Add(add) => match self.prepare(add).await {
+                Ok(endpoint) => return self.connect(endpoint, reply).await,
+                Err(failure) => Err(failure),
+            },
             Call::Del(attachment) => self.del(attachment).await.map(|()| Reply::Deleted),
             Call::Check(attachment) => self.check(attachment).await.map(Reply::Checked),
         };
-        result.unwrap_or_else(|failure| {
-            warn!(code = failure.code, "refused: {failure}");
-            Reply::Failed(failure)
-        })
+        answer(reply, result);
     }
 
-    async fn add(&mut self, add: &Add) -> Result<Added, Failure> {
+    /// Whether an event can be dealt with while endpoints are being written to disk: so can ADDs of others.
+    pub(super) fn can_overlap(&self, event: &Event) -> bool {
+        match event {
+            Event::Call { call, .. } => {
+                matches!(&**call, Call::Add(add) if !self.adding.contains_key(&add.attachment))
+            }
+            _ => false,
+        }
+    }
+
+    /// The endpoint that is asked for, with its address; the model has it.
+    async fn prepare(&mut self, add: &Add) -> Result<Endpoint, Failure> {
         let mut endpoint = self.plan(add)?;
         endpoint.ifindex = self.checked_device(&endpoint).await?;
         let known = self.model.endpoints.get(&endpoint.attachment).map(|known| known.address);
@@ -40,15 +65,7 @@ impl Daemon {
             None => self.allocate(&add.addresses)?,
         };
         self.model.endpoints.insert(endpoint.attachment.clone(), endpoint.clone());
-        if let Err(error) = self.connect(&endpoint).await {
-            self.undo(&endpoint).await;
-            return Err(failure(&error));
-        }
-        info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
-        for address in host_ports::foreign_addresses(&endpoint.port_mappings, &self.host.own_addresses()) {
-            warn!(pod = %endpoint, "hostIP {address} is no address of this node: its hostPorts answer when it is");
-        }
-        Ok(added(&endpoint))
+        Ok(endpoint)
     }
 
     /// The endpoint that is asked for, its address and device still open.
@@ -179,17 +196,49 @@ impl Daemon {
         })
     }
 
-    /// Disk and kernel, both of them: a disk takes longer than all the rest, which is done meanwhile.
-    async fn connect(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
-        if let Some(last) = self.pool.as_ref().and_then(Pool::last) {
-            self.store.save_last_address(last)?;
+    /// Disk and kernel, both of them: a disk takes longer than all the rest, which is done meanwhile, for this pod and for the next ones.
+    async fn connect(&mut self, endpoint: Endpoint, reply: oneshot::Sender<Reply>) {
+        let last = self.pool.as_ref().and_then(Pool::last);
+        if let Err(error) = last.map_or(Ok(()), |last| self.store.save_last_address(last)) {
+            return self.finish(endpoint, Err(error), reply).await;
         }
-        let save = self.store.saving(endpoint);
-        let saving = tokio::task::spawn_blocking(save);
-        let linked = self.link(endpoint).await;
-        // Waited for in any case: what is undone must not be written afterwards.
-        let saved = saving.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        linked.and(saved)
+        let (attachment, save) = (endpoint.attachment.clone(), self.store.saving(&endpoint));
+        self.saving.spawn_blocking(move || (attachment, save()));
+        let linked = self.link(&endpoint).await;
+        self.adding.insert(endpoint.attachment.clone(), Adding { endpoint, linked, reply });
+    }
+
+    /// Answers the ADDs that wait for the disk.
+    pub(super) async fn finish_all_saved(&mut self) {
+        while let Some(saved) = self.saving.join_next().await {
+            self.finish_saved(saved).await;
+        }
+    }
+
+    /// Answers an ADD whose endpoint was written to disk, or could not be.
+    pub(super) async fn finish_saved(&mut self, saved: Result<Saved, JoinError>) {
+        let (attachment, saved) = saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        // Only now, also where the rest has failed: what is undone must not be written afterwards.
+        if let Some(Adding { endpoint, linked, reply }) = self.adding.remove(&attachment) {
+            self.finish(endpoint, linked.and(saved), reply).await;
+        }
+    }
+
+    async fn finish(
+        &mut self,
+        endpoint: Endpoint,
+        connected: Result<(), Error>,
+        reply: oneshot::Sender<Reply>,
+    ) {
+        if let Err(error) = connected {
+            self.undo(&endpoint).await;
+            return answer(reply, Err(failure(&error)));
+        }
+        info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
+        for address in host_ports::foreign_addresses(&endpoint.port_mappings, &self.host.own_addresses()) {
+            warn!(pod = %endpoint, "hostIP {address} is no address of this node: its hostPorts answer when it is");
+        }
+        answer(reply, Ok(Reply::Added(added(&endpoint))));
     }
 
     /// Programs, link, maps, route: in this order, so that at each step what it needs is there.
@@ -313,6 +362,14 @@ impl Daemon {
         let source = self.model.own.as_ref().map(|own| own.address);
         Route::Link { device: endpoint.ifindex, gateway: None, source }
     }
+}
+
+/// The plugin may have given up waiting: what was done stays and is undone by its DEL.
+fn answer(reply: oneshot::Sender<Reply>, result: Result<Reply, Failure>) {
+    let _ = reply.send(result.unwrap_or_else(|failure| {
+        warn!(code = failure.code, "refused: {failure}");
+        Reply::Failed(failure)
+    }));
 }
 
 fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {

@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
-use podwire_cni::protocol::{Call, Reply};
+use podwire_cni::protocol::{Attachment, Call, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
@@ -119,6 +120,9 @@ pub struct Daemon {
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
+    /// ADDs that are done but for the disk.
+    adding: BTreeMap<Attachment, calls::Adding>,
+    saving: JoinSet<calls::Saved>,
     readiness: watch::Sender<Readiness>,
 }
 
@@ -130,12 +134,21 @@ impl Daemon {
 
     /// Serves events until [`Event::Stop`], or until nobody can send any more.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        while let Some(event) = events.recv().await {
-            match event {
-                Event::Call { call, reply } => {
-                    // The plugin may have given up waiting: what was done stays and is undone by its DEL.
-                    let _ = reply.send(self.answer(&call).await);
+        loop {
+            let event = tokio::select! {
+                biased;
+                Some(saved) = self.saving.join_next() => {
+                    self.finish_saved(saved).await;
+                    continue;
                 }
+                event = events.recv() => event,
+            };
+            let Some(event) = event else { break };
+            if !self.can_overlap(&event) {
+                self.finish_all_saved().await;
+            }
+            match event {
+                Event::Call { call, reply } => self.serve(&call, reply).await,
                 Event::Nodes { records, problems } => self.take_nodes(&records, problems).await,
                 Event::NodeListUnusable(reason) if self.complete => {
                     error!("{reason}; the last good state stays")
@@ -154,6 +167,7 @@ impl Daemon {
                 Event::Stop => break,
             }
         }
+        self.finish_all_saved().await;
         info!("stopped; pods keep their network");
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use podwire_common::names::VXLAN_DEVICE;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::firewall::Firewall;
@@ -62,6 +63,8 @@ impl Daemon {
             paths_doubtful: true,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
+            adding: BTreeMap::new(),
+            saving: JoinSet::new(),
             readiness: watch::Sender::new(Readiness::Waiting(why)),
             config,
         };

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use podwire_cni::protocol::{Attachment, host_interface};
 use podwire_common::names::{ROUTE_PROTOCOL, VETH_PREFIX, maps};
 use xtask::lab::{Lab, Node, Ns, Pod};
 
@@ -42,6 +43,41 @@ fn two_hundred_pods_come_and_go_eight_at_a_time_and_leave_nothing() {
         });
         assert_eq!(Left::by(node), before);
     }
+}
+
+/// An ADD waits for the disk while others go on.
+#[test]
+fn pods_whose_files_cannot_be_written_are_undone_while_others_come() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    node.add_pod("first").unwrap().delete().unwrap();
+    let before = Left::by(node);
+    let file = |pod: &str| {
+        let container_id = node.cni_call("ADD", pod, &serde_json::json!({})).container_id;
+        let name = host_interface(&Attachment { container_id, interface: "eth0".into() });
+        node.state_dir().join("endpoints").join(name)
+    };
+    let pods = Mutex::new(Vec::new());
+    at_once(4 * AT_ONCE, |number| {
+        if number % 2 == 1 {
+            let name = format!("refused{number}");
+            // Where the file is to be written before it gets its name.
+            let obstacle = file(&name).with_extension("tmp");
+            std::fs::create_dir(&obstacle).unwrap();
+            let refused = format!("{:#}", node.add_pod(&name).map(drop).unwrap_err());
+            let named = file(&name).with_extension("json");
+            assert!(refused.contains(&format!("write {}", named.display())), "{refused}");
+            std::fs::remove_dir(&obstacle).unwrap();
+        }
+        let pod = node.add_pod(&format!("pod{number}")).unwrap();
+        receive_at_once(node, &pod);
+        pods.lock().unwrap().push(pod);
+    });
+    let pods: Vec<Pod> = pods.into_inner().unwrap();
+    let addresses: BTreeSet<IpAddr> = pods.iter().map(Pod::address).collect();
+    assert_eq!(addresses.len(), 4 * AT_ONCE, "an address was given twice");
+    pods.into_iter().for_each(|pod| pod.delete().unwrap());
+    assert_eq!(Left::by(node), before);
 }
 
 /// ADD has answered: what the node sends from now on arrives, the first packet included.
