@@ -143,7 +143,7 @@ pub enum HostRulesSee {
     /// One every second or so (256 ticks of the kernel) from each pod to each address and port, until one is not let pass as it is; all
     /// others of that time pass as it did.
     EachDestination,
-    /// Every one: for rules that limit or count connections.
+    /// Every one: for rules that limit, count or log connections, or look at more of them than address and port.
     EachConnection,
 }
 

@@ -240,6 +240,16 @@ pub struct FlowKey {
     pub protocol: u32,
 }
 
+/// `BEGINNINGS`: a flow's first packet, as it is to leave if no rule of the host does anything to it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Beginning {
+    /// Its flow.
+    pub flow: Flow,
+    /// What else a rule may change: a sum of traffic class, time to live, length, and of TCP the whole header.
+    pub imprint: u32,
+}
+
 /// The link addresses of a frame, in their order on the wire.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -429,6 +439,7 @@ const _: () = {
     assert!(size_of::<Translation>() == 64);
     assert!(size_of::<KnownFlow>() == 96);
     assert!(size_of::<FlowKey>() == 16);
+    assert!(size_of::<Beginning>() == 44);
     assert!(size_of::<Macs>() == 12);
     assert!(size_of::<Frontend>() == 20);
     assert!(size_of::<Backend>() == 20);

@@ -12,10 +12,10 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use podwire_common::abi::{
-    ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Backend, Config, Count, ENDPOINT_STACK_ONLY, Endpoint, Flow,
-    FlowKey, FragmentKey, FragmentPorts, Frontend, InboundFlow, KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT,
-    MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SocketAddress, StackFlow, Translation,
-    Uplink,
+    ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Backend, Beginning, Config, Count, ENDPOINT_STACK_ONLY,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, InboundFlow, KNOWN_FLOW_JIFFIES,
+    KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SocketAddress,
+    StackFlow, Translation, Uplink,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
@@ -40,7 +40,7 @@ helpers::maps! {
     // LRU: all of it can be found out again.
     static FLOWS: LruHashMap<FlowKey, KnownFlow, 65536> = LruHashMap::new();
     static GENERATION: Array<u32, 1> = Array::new();
-    static BEGINNINGS: PerCpuArray<Flow, 1> = PerCpuArray::new();
+    static BEGINNINGS: PerCpuArray<Beginning, 1> = PerCpuArray::new();
     static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
     static DROPS: PerCpuArray<Count, DROP_SLOTS> = PerCpuArray::new();
     static TRAFFIC: PerCpuArray<Count, PATH_SLOTS> = PerCpuArray::new();
@@ -274,18 +274,20 @@ pub fn jiffies() -> u32 {
 
 /// Notes that this CPU is about to hand a flow's first packet to the host stack.
 #[inline(always)]
-pub fn note_beginning(flow: &Flow) {
+pub fn note_beginning(beginning: &Beginning) {
     if let Some(noted) = BEGINNINGS.get_ptr_mut(0) {
         // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these hooks.
-        unsafe { *noted = *flow };
+        unsafe { *noted = *beginning };
     }
 }
 
-/// Whether this is the flow that this CPU noted last.
+/// Whether this is the packet that this CPU noted last.
 #[inline(always)]
-pub fn is_noted_beginning(flow: &Flow) -> bool {
+pub fn is_noted_beginning(flow: &Flow, imprint: u32) -> bool {
     // SAFETY: as above.
-    BEGINNINGS.get_ptr_mut(0).is_some_and(|noted| unsafe { *noted } == *flow)
+    BEGINNINGS
+        .get_ptr_mut(0)
+        .is_some_and(|noted| unsafe { (*noted).imprint == imprint && (*noted).flow == *flow })
 }
 
 /// Remembers the ports of a datagram for its later fragments. A loss costs those fragments, nothing else.

@@ -1,4 +1,4 @@
-//! Functions that the verifier checks once, by themselves and for whatever arguments (global functions, Linux 5.6): inlined or
+//! Functions that the verifier checks once, by themselves and for whatever arguments (global functions, with pointers from Linux 5.12 on): inlined or
 //! as static functions they would be walked through again for each way into them, a million instructions in all.
 #![expect(
     unsafe_code,

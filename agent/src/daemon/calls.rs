@@ -35,10 +35,18 @@ impl Daemon {
     /// Does what is asked for. An ADD is answered later, by [`Self::finish_saved`].
     pub(super) async fn serve(&mut self, call: &Call, reply: oneshot::Sender<Reply>) {
         let result = match call {
-            Call::Add(add) => match self.prepare(add).await {
-                Ok(endpoint) => return self.connect(endpoint, reply).await,
-                Err(failure) => Err(failure),
-            },
+            Call::Add(add) => {
+                let mut prepared = self.prepare(add).await;
+                if prepared.is_err() && !self.adding.is_empty() {
+                    // Perhaps because of what one of them holds that is about to fail.
+                    self.finish_all_saved().await;
+                    prepared = self.prepare(add).await;
+                }
+                match prepared {
+                    Ok(endpoint) => return self.connect(endpoint, reply).await,
+                    Err(failure) => Err(failure),
+                }
+            }
             Call::Del(attachment) => self.del(attachment).await.map(|()| Reply::Deleted),
             Call::Check(attachment) => self.check(attachment).await.map(Reply::Checked),
         };

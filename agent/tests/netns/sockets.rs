@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
 use xtask::lab::Ns;
 use xtask::lab::traffic::bound;
@@ -29,11 +30,24 @@ pub fn listen(ns: &Ns, address: impl ToSocketAddrs) -> TcpListener {
 
 /// A TCP connection from an address and port of its own choice (0: the kernel's), which another one to elsewhere may have as well.
 pub fn connect_from(ns: &Ns, from: impl ToSocketAddrs, to: impl ToSocketAddrs) -> io::Result<TcpStream> {
+    connect_by(ns, None, from, to)
+}
+
+/// As [`connect_from`], by a socket that is bound to a device, or to none.
+pub fn connect_by(
+    ns: &Ns,
+    device: Option<&str>,
+    from: impl ToSocketAddrs,
+    to: impl ToSocketAddrs,
+) -> io::Result<TcpStream> {
     let (from, to) = (one(from), one(to));
     let socket = ns.enter(|| -> io::Result<_> {
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
+        if let Some(device) = device {
+            setsockopt(&socket, BindToDevice, &device.into())?;
+        }
         bound(|| Ok(bind(&socket, &from)?))?;
         connect(&socket, &to)?;
         Ok(socket)

@@ -5,7 +5,7 @@ use podwire_common::abi::{self, KNOWN_FLOW_JIFFIES, KnownFlow, STATE_FIN};
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_UPLINK};
-use podwire_common::reason::Path;
+use podwire_common::reason::{Drop as Reason, Path};
 
 use crate::fixture::*;
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, out, syn, syn_ack};
@@ -86,6 +86,19 @@ fn a_connection_to_a_known_destination_goes_past_the_stack_from_beginning_to_end
     }
 }
 
+/// Somebody on the uplink's link pretends to be the pod, in the midst of its flow.
+#[test]
+fn a_pods_own_side_of_a_flow_past_the_stack_is_refused_on_an_uplink() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let mut node = node(mode);
+        let now = node.now();
+        begin(&mut node, now.jiffies);
+        let forged = arriving(POD_A, WORLD, ack(CLIENT, SERVER)).build();
+        let expect = Expect::Drop(Reason::PodSourceNotFromNode);
+        node.check(&format!("{mode:?}"), FROM_UPLINK, node.uplink, &forged, expect);
+    }
+}
+
 #[test]
 fn a_connection_to_a_known_destination_gets_another_port_where_its_own_is_taken() {
     let mut node = node(Mode::Vxlan);
@@ -103,6 +116,7 @@ fn what_is_no_connection_of_the_same_pod_to_there_is_seen_by_the_rules() {
     let there = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol::TCP);
     let pod = node.pod_a;
     let plain = from_a(WORLD, syn(CLIENT, SERVER));
+    let flags = |flags| Transport::Tcp { source: CLIENT, destination: SERVER, flags };
     let with = |change: &dyn Fn(&mut Packet)| plain.clone().with(|packet| change(packet));
     let from_b = Packet::new(POD_B, WORLD, syn(CLIENT, SERVER)).macs(HOST_B_MAC, POD_B_MAC);
     let packets = [
@@ -118,6 +132,8 @@ fn what_is_no_connection_of_the_same_pod_to_there_is_seen_by_the_rules() {
         ("UDP", node.pod_a, from_a(WORLD, udp(CLIENT, SERVER))),
         ("a packet of a connection that is not known", node.pod_a, from_a(WORLD, ack(CLIENT, SERVER))),
         ("an answer", node.pod_a, from_a(WORLD, syn_ack(CLIENT, SERVER))),
+        ("SYN and FIN", node.pod_a, from_a(WORLD, flags(0x03))),
+        ("SYN and RST", node.pod_a, from_a(WORLD, flags(0x06))),
     ];
     for (what, link, packet) in packets {
         assert_is_judged(&mut node, what, link, &packet, |node| {

@@ -47,8 +47,9 @@ fn verdict(ctx: &TcContext) -> Outcome {
     let translation = if parsed.is_ok() && packet.is_whole() { translation::of(&packet) } else { None };
     if let Some(entry) = &translation
         && entry.get().past_stack != 0
+        && entry.get().reply != 0
     {
-        // It has been seen what the other end is, when the flow began.
+        // A reply: it has been seen what the other end is, when the flow began.
         return inbound::follow(ctx, &mut packet, entry);
     }
     let sender = maps::node(&packet.headers.source_address());

@@ -7,6 +7,7 @@
 mod arp;
 mod checksum;
 mod icmp;
+mod imprint;
 mod ipv4;
 mod plain;
 mod quote;
@@ -20,6 +21,7 @@ mod xdp;
 
 pub use arp::Arp;
 pub use icmp::too_big;
+pub use imprint::imprint;
 pub use ipv4::{FixedPart, Fragment, Headers, Ipv4, ethertype};
 pub use plain::Plain;
 pub use redirect::{Lookup, Way, leave, redirect, redirect_peer, source_towards};

@@ -47,7 +47,8 @@ pub fn has_socket(ctx: &TcContext, to: &Translation, protocol_number: u8) -> boo
 }
 
 /// Whether the packet comes from a socket that [`has_socket`] finds for its replies. Not so what was forwarded, what the host's
-/// rules have translated, and what the kernel sends by itself.
+/// rules have translated, what the kernel sends by itself, and what is bound to a device: a socket is looked for as by the hook's link, which may be
+/// another.
 #[inline(always)]
 pub fn belongs_to_socket(ctx: &TcContext, flow: &Flow) -> bool {
     // SAFETY: the context is valid; the verifier knows the pointer as a socket's, or null.
@@ -57,6 +58,9 @@ pub fn belongs_to_socket(ctx: &TcContext, flow: &Flow) -> bool {
             return false;
         }
         if (*socket).src_port != u32::from(flow.source_port.get()) {
+            return false;
+        }
+        if (*socket).bound_dev_if != 0 {
             return false;
         }
         let own = (*socket).src_ip4;

@@ -6,12 +6,12 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        Endpoint, KNOWN_DESTINATION, KNOWN_DIRECT_IN, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN,
-        KNOWN_WORLD_OUT, KnownFlow, Macs, Translation,
+        Endpoint, KNOWN_DESTINATION, KNOWN_DIRECT_IN, KNOWN_DIRECT_OUT, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT,
+        KNOWN_WORLD_IN, KNOWN_WORLD_OUT, KnownFlow, Macs, Translation,
     },
     addr::{Addr, Be16},
     flow::protocol,
-    nat::{TCP_FIN, TCP_RST, TCP_SYN},
+    nat::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     reason::Path,
 };
 
@@ -51,8 +51,8 @@ pub fn to_neighbour(ctx: &TcContext, plain: Plain, known: &KnownFlow) -> Outcome
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
-    let (kind, mtu) = (known.kind, known.mtu);
-    if kind > KNOWN_WORLD_OUT || packet.wire_length(ctx) > mtu {
+    let kind = known.kind;
+    if packet.wire_length(ctx) > known.mtu {
         return Ok(Verdict::UNDECIDED);
     }
     let way = Way::known(known.to, known.next_hop, known.source, known.destination);
@@ -66,10 +66,11 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcom
             readdress_source(ctx, packet, &way.source, source_port)?;
             Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
         }
-        _ => {
+        KNOWN_DIRECT_OUT => {
             decrement_ttl(ctx, &packet.headers, 0)?;
             Ok(Verdict::redirect(Path::DirectOut, way.leave(ctx)))
         }
+        _ => Ok(Verdict::UNDECIDED),
     }
 }
 
@@ -138,7 +139,8 @@ pub struct Destination {
 #[inline(always)]
 pub fn destination_of(ctx: &TcContext, packet: &Ipv4) -> Option<Destination> {
     let headers = &packet.headers;
-    if headers.protocol != protocol::TCP || !packet.is_whole() || headers.ttl <= 1 {
+    let is_odd = packet.tcp_flags & TCP_SYN != 0 && packet.tcp_flags & (TCP_ACK | TCP_FIN | TCP_RST) != 0;
+    if headers.protocol != protocol::TCP || !packet.is_whole() || headers.ttl <= 1 || is_odd {
         return None;
     }
     let key = packet.flow.destination_key();

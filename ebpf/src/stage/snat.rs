@@ -2,7 +2,10 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, NODE_LOCAL, STATE_REPLIED, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT},
+    abi::{
+        Beginning, Endpoint, NODE_LOCAL, STATE_REPLIED, TRANSLATION_HOST, TRANSLATION_RESERVATION,
+        TRANSLATION_SNAT,
+    },
     addr::{Addr, Be16},
     flow::protocol,
     nat,
@@ -13,8 +16,8 @@ use super::{direct, flow, known, local, source, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{
-        Fragment, Ipv4, Lookup, Skb, Way, belongs_to_socket, decrement_ttl, leave, readdress_destination,
-        readdress_source, source_towards,
+        Fragment, Ipv4, Lookup, Skb, Way, belongs_to_socket, decrement_ttl, imprint, leave,
+        readdress_destination, readdress_source, source_towards,
     },
     subprogram,
     verdict::{Outcome, Verdict},
@@ -37,7 +40,8 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outc
         }
         // Connection tracking has seen others of a TCP connection that is not known here: it has to see all.
         None if (begins || packet.flow.protocol != protocol::TCP) && !packet.is_error => {
-            maps::note_beginning(&packet.flow);
+            let imprint = imprint(ctx, packet, packet.headers.ttl.wrapping_sub(1));
+            maps::note_beginning(&Beginning { flow: packet.flow, imprint });
             ctx.set_beginning();
         }
         _ => {}
@@ -119,12 +123,12 @@ fn way_of_pod(packet: &Ipv4, endpoint: &Endpoint, length: u32) -> Way {
 }
 
 /// Whether the host's rules have let the first packet of a pod's flow pass as it was, by the way that the programs would find for the
-/// others: no other destination, no mark, no other link or router. Where they have not, they have to see the whole flow.
+/// others: no other destination, no mark, no other link or router, and nothing else about the packet. Where they have not, they have to see the whole flow.
 #[inline(never)]
 fn is_untouched(ctx: &TcContext, packet: &Ipv4) -> bool {
     if !ctx.is_unmarked_beginning()
         || !matches!(packet.headers.fragment_part(), Fragment::Whole)
-        || !maps::is_noted_beginning(&packet.flow)
+        || !maps::is_noted_beginning(&packet.flow, imprint(ctx, packet, packet.headers.ttl))
     {
         return false;
     }

@@ -160,6 +160,43 @@ fn a_marked_flow_leaves_by_its_own_uplink_for_its_whole_life() {
 }
 
 #[test]
+fn rules_that_change_a_first_packet_in_any_way_see_all() {
+    const CONNECTIONS: usize = 10;
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        let node = scene.node();
+        iptables(
+            node,
+            "-t mangle -A FORWARD -p tcp --dport 443 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000",
+        );
+        for (port, change) in [(53, "-j DSCP --set-dscp 10"), (54, "-j TTL --ttl-set 17")] {
+            iptables(node, &format!("-t mangle -A POSTROUTING -p udp --dport {port} {change}"));
+        }
+        for number in 0..CONNECTIONS {
+            let Connection { client, server } = scene.connect_to(scene.lab.world_address());
+            assert_alive(&client, &server, &format!("{mode:?}, {number}"));
+            let port = server.peer_addr().unwrap().port();
+            let filter = format!("( dport = :{port} )");
+            let shown = scene.lab.world().exec(&["ss", "-Htin", &filter]).unwrap();
+            let mss =
+                shown.split_whitespace().find_map(|word| word.strip_prefix("mss:")?.parse::<u32>().ok());
+            assert!(mss.is_some_and(|mss| mss <= 1000), "{mode:?}, {number}: {shown}");
+        }
+        for port in [53, 54] {
+            let server = udp(scene.lab.world(), ("0.0.0.0", port));
+            let client = udp(&scene.pod, "0.0.0.0:40000");
+            for number in 0..CONNECTIONS {
+                ask(&client, &server, scene.to(port), &format!("{mode:?}, {number}"));
+            }
+            let counted = node.exec(&["iptables", "-t", "mangle", "-nvxL", "POSTROUTING"]).unwrap();
+            let rule = counted.lines().find(|line| line.contains(&format!("dpt:{port}"))).unwrap();
+            let packets = rule.split_whitespace().next().unwrap();
+            assert_eq!(packets, CONNECTIONS.to_string(), "{mode:?}, to {port}: {counted}");
+        }
+    }
+}
+
+#[test]
 fn what_the_host_keeps_for_itself_or_refuses_is_kept_and_refused_for_good() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);

@@ -218,10 +218,15 @@ impl Scene {
     /// To the world's server by whatever address leads there.
     pub(super) fn connect_to(&self, address: IpAddr) -> Connection {
         let client = connect_from(&self.pod, "0.0.0.0:0", (address, 443)).unwrap();
+        Connection { client, server: self.accept() }
+    }
+
+    /// The world's end of a connection, whoever of the node has begun it.
+    pub(super) fn accept(&self) -> TcpStream {
         let (server, peer) = self.listener.accept().unwrap();
         assert_eq!(peer.ip(), self.node().address());
         server.set_read_timeout(Some(PATIENCE)).unwrap();
-        Connection { client, server }
+        server
     }
 }
 
