@@ -64,14 +64,7 @@ impl Store {
             .map_err(Error::file("create the state folder", &endpoints))?;
         let lock = lock(folder)?;
         let path = folder.join("last-address");
-        let last_address = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(Error::file("open", &path))?;
+        let last_address = open(&path)?;
         Ok(Self { endpoints, last_address, last_address_path: path, _lock: lock })
     }
 
@@ -158,16 +151,16 @@ impl Store {
     }
 }
 
+/// A file that is kept open, as it is or empty.
+fn open(path: &Path) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(Error::file("open", path))
+}
+
 fn lock(folder: &Path) -> Result<File, Error> {
     let path = folder.join("agent.lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(Error::file("open", &path))?;
+    let mut file = open(&path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
