@@ -17,7 +17,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     let mut sites = vec![
         Site::limit(LIMIT, place)?,
         Site::podwire(VXLAN, programs, Way::VXLAN, place)?,
-        Site::podwire(XDP, programs, Way { xdp: true, ..Way::VXLAN }, place)?,
+        Site::podwire(XDP, programs, Way { arguments: &["--uplink-xdp", "generic"], ..Way::VXLAN }, place)?,
         Site::podwire(DIRECT, programs, Way::DIRECT, place)?,
         Site::podwire(PEERS, programs, Way { object, ..Way::VXLAN }, place)?,
         Site::reference(FLANNEL, Join::Vxlan, Masquerade::Iptables, place)?,

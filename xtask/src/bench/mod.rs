@@ -20,8 +20,10 @@ mod statistics;
 mod world;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -118,11 +120,22 @@ fn compare(options: &Options, contests: &[(&Group, Contest)]) -> Result<()> {
         run::step(&format!("measure {group:?}"), || contest(&programs, effort, &mut report))?;
     }
     println!("{}", report.table());
+    println!("{}", what_it_cannot_show()?);
     if let Some(folder) = &options.out {
         report.write(folder).with_context(|| format!("write the results to {}", folder.display()))?;
         println!("results.json and charts are in {}", folder.display());
     }
     Ok(())
+}
+
+fn what_it_cannot_show() -> Result<String> {
+    let kernel = "/proc/sys/kernel/osrelease";
+    let release = fs::read_to_string(kernel).with_context(|| format!("read {kernel}"))?;
+    let cores = thread::available_parallelism().context("count the cores")?;
+    Ok(format!(
+        "On {cores} cores, Linux {}. What this cannot show: a physical NIC with its queues and interrupts, receive offload on a wire, and what more cores would do:\nnodes are network namespaces, joined by veth pairs.",
+        release.trim()
+    ))
 }
 
 impl Group {

@@ -9,9 +9,9 @@ use xtask::lab::{CniCall, Node, Ns};
 use crate::bench::client::Transport;
 use crate::bench::cni::{call, delete, milliseconds};
 use crate::bench::comparison::{Comparison, Ratio};
-use crate::bench::crowd::Crowd;
+use crate::bench::crowd::{Crowd, WAY};
 use crate::bench::record::{Report, Target};
-use crate::bench::site::{self, Place, Programs, Site, Way};
+use crate::bench::site::{self, Place, Programs, Site};
 use crate::bench::statistics::median;
 use crate::bench::{Effort, agent_cost, contest};
 
@@ -28,7 +28,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     let crowd = Crowd::assemble(programs)?;
     agent_cost::at_rest(&crowd, report)?;
     agent_cost::with_flows(&crowd, report)?;
-    let empty = site::podwire(programs, Way::VXLAN, Place::CrossNode)?;
+    let empty = site::podwire(programs, WAY, Place::CrossNode)?;
     adds(&crowd, empty.node(0), effort, report)?;
     let (client, server, elsewhere) = (
         empty.node(0).add_pod("client")?,

@@ -54,14 +54,15 @@ pub(crate) const HOST_GW: &str = "bridge, routes, iptables";
 #[derive(Clone, Copy)]
 pub(crate) struct Way<'a> {
     pub(crate) mode: Mode,
-    pub(crate) xdp: bool,
+    /// What else the agents are told.
+    pub(crate) arguments: &'static [&'static str],
     /// Another build of the object.
     pub(crate) object: Option<&'a Path>,
 }
 
 impl Way<'_> {
-    pub(crate) const VXLAN: Self = Self { mode: Mode::Vxlan, xdp: false, object: None };
-    pub(crate) const DIRECT: Self = Self { mode: Mode::Direct, xdp: false, object: None };
+    pub(crate) const VXLAN: Self = Self { mode: Mode::Vxlan, arguments: &[], object: None };
+    pub(crate) const DIRECT: Self = Self { mode: Mode::Direct, arguments: &[], object: None };
 }
 
 impl Site {
@@ -152,10 +153,8 @@ impl Site {
 
 /// Nodes with agents and kube-proxy's rules, and no pods.
 pub(crate) fn podwire(programs: &Programs, way: Way<'_>, place: Place) -> Result<Lab> {
-    let mut builder = builder(place).mode(way.mode).binaries(&programs.binaries);
-    if way.xdp {
-        builder = builder.agent_arguments(&["--uplink-xdp", "generic"]);
-    }
+    let mut builder =
+        builder(place).mode(way.mode).binaries(&programs.binaries).agent_arguments(way.arguments);
     if let Some(object) = way.object {
         builder = builder.agent_arguments(&["--bpf-object", &object.to_string_lossy()]);
     }
