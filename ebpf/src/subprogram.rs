@@ -1,5 +1,5 @@
-//! Functions that the verifier checks once, by themselves and for whatever arguments (global functions, with pointers from Linux 5.12 on): inlined or
-//! as static functions they would be walked through again for each way into them, a million instructions in all.
+//! Functions that the verifier checks once, by themselves and for whatever arguments (global functions, with pointers from Linux 5.12 on):
+//! inlined or as static functions they would be walked through again for each way into them, a million instructions in all.
 #![expect(
     unsafe_code,
     reason = "a global function is known by its symbol and takes pointers that may be null"

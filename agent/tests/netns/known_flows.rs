@@ -192,7 +192,7 @@ fn unusual_packets_of_a_known_flow_are_treated_as_such() {
             let heard = capture.finish().unwrap();
             assert!(heard.iter().any(told), "{mode:?}: nobody said that a packet's time was over, to {to}");
             known();
-            let tagged = packets::tagged(&packet.clone().build());
+            let tagged = packets::tagged(&packet.build());
             refused(&pair.lab, 0, (pod, "eth0"), &[("in a VLAN", tagged, Drop::VlanTagged)]);
             known();
             // No operations: 4 bytes in front of the ports.

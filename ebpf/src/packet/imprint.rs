@@ -3,8 +3,8 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::flow::protocol;
 
-use super::Ipv4;
-use crate::helpers::{bpf_csum_diff, bpf_skb_load_bytes};
+use super::{Ipv4, checksum};
+use crate::helpers::bpf_skb_load_bytes;
 
 /// Of a TCP header, options included (RFC 9293).
 const LEAST: u32 = 20;
@@ -26,13 +26,11 @@ pub fn imprint(ctx: &TcContext, packet: &Ipv4, ttl: u8) -> u32 {
         return sum;
     }
     let mut header = [0u32; WORDS];
-    // SAFETY: the context is valid, and the value is as large as the length may be. The checksum is that of whole words.
-    unsafe {
-        let at = headers.transport_offset(packet.base);
-        let start = header.as_mut_ptr();
-        if bpf_skb_load_bytes(ctx.skb.skb.cast(), at, start.cast(), length) != 0 {
-            return sum;
-        }
-        bpf_csum_diff(core::ptr::null_mut(), 0, start, MOST, sum) as u32
+    let at = headers.transport_offset(packet.base);
+    // SAFETY: the context is valid, and the value is as large as the length may be.
+    let code = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), at, header.as_mut_ptr().cast(), length) };
+    if code != 0 {
+        return sum;
     }
+    checksum::add(sum, header.as_ptr().cast(), size_of_val(&header))
 }

@@ -207,9 +207,7 @@ pub fn remember_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u3
 #[inline(never)]
 fn add_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u32) {
     let mut known = entry(ctx, packet, kind);
-    known.to = way.ifindex;
-    known.next_hop = way.next_hop();
-    known.mtu = mtu;
+    out_by(&mut known, way, mtu);
     if kind == KNOWN_TUNNEL_OUT {
         known.source = way.source;
         known.destination = way.destination;
@@ -233,9 +231,7 @@ pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &Tran
 #[inline(never)]
 fn add_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, to: &Translation) {
     let mut known = entry(ctx, packet, KNOWN_WORLD_OUT);
-    known.to = way.ifindex;
-    known.next_hop = way.next_hop();
-    known.mtu = way.length;
+    out_by(&mut known, way, way.length);
     known.source = to.source;
     known.source_port = to.source_port;
     remember_world(packet, &known);
@@ -254,9 +250,7 @@ fn add_destination(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &Translation
     let mut known = entry(ctx, packet, KNOWN_DESTINATION);
     known.key = packet.flow.destination_key();
     known.asked = half.asked;
-    known.to = way.ifindex;
-    known.next_hop = way.next_hop();
-    known.mtu = way.length;
+    out_by(&mut known, way, way.length);
     known.source = half.source;
     maps::remember_flow(&known);
 }
@@ -284,6 +278,13 @@ pub fn remember_world_in(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, ha
     known.destination = to.destination;
     known.destination_port = to.destination_port;
     remember_world(packet, &known);
+}
+
+#[inline(always)]
+fn out_by(known: &mut KnownFlow, way: &Way, mtu: u32) {
+    known.to = way.ifindex;
+    known.next_hop = way.next_hop();
+    known.mtu = mtu;
 }
 
 #[inline(always)]

@@ -123,7 +123,8 @@ fn way_of_pod(packet: &Ipv4, endpoint: &Endpoint, length: u32) -> Way {
 }
 
 /// Whether the host's rules have let the first packet of a pod's flow pass as it was, by the way that the programs would find for the
-/// others: no other destination, no mark, no other link or router, and nothing else about the packet. Where they have not, they have to see the whole flow.
+/// others: no other destination, no mark, no other link or router, and nothing else about the packet. Where they have not, they have to see
+/// the whole flow.
 #[inline(never)]
 fn is_untouched(ctx: &TcContext, packet: &Ipv4) -> bool {
     if !ctx.is_unmarked_beginning()
