@@ -138,10 +138,10 @@ fn decode(json: &[u8]) -> Result<Request, Failure> {
     }
     let bad = |error: serde_json::Error| refused(format!("the request does not decode: {error}"));
     let AnyVersion { version } = serde_json::from_slice(json).map_err(bad)?;
-    if version != protocol::VERSION {
-        let ours = protocol::VERSION;
+    if !protocol::VERSIONS.contains(&version) {
+        let (oldest, newest) = protocol::VERSIONS.into_inner();
         return Err(refused(format!(
-            "the plugin speaks version {version} of the protocol, this agent version {ours}: install both from one release"
+            "the plugin speaks version {version} of the protocol, this agent versions {oldest} to {newest}: install both from one release"
         )));
     }
     serde_json::from_slice(json).map_err(bad)
@@ -174,12 +174,12 @@ fn refused(message: String) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_cni::protocol::{Attachment, Call, MAX_FRAME, VERSION};
+    use podwire_cni::protocol::{Attachment, Call, MAX_FRAME};
     use std::io::{Read, Write};
 
     fn request() -> Request {
         let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
-        Request { version: VERSION, call: Call::Del(attachment) }
+        Request::new(Call::Del(attachment))
     }
 
     /// Sends raw bytes to a server whose daemon answers `Deleted`, and gives the answer.
@@ -233,6 +233,22 @@ mod tests {
     #[test]
     fn an_unknown_version_is_refused_even_if_the_rest_is_unknown_too() {
         check_refused(framed(br#"{"version":9,"verb":"add"}"#), "version 9");
+    }
+
+    #[test]
+    fn the_plugin_of_the_version_before_is_served() {
+        let add = br#"{"version":2,"call":{"add":{"attachment":{"container_id":"c","interface":"eth0"},"netns":"/run/netns/c",
+            "host_interface":"pw0123456789ab","pod_mac":"02:00:00:00:00:01","host_mac":"02:00:00:00:00:02","addresses":[],
+            "mtu":null,"port_mappings":[],"pod":null}}}"#;
+        match decode(add).unwrap().call {
+            Call::Add(add) => assert_eq!((add.network, add.bandwidth.is_unlimited()), (None, true)),
+            other => panic!("{other:?}"),
+        }
+        assert!(decode(br#"{"version":2,"call":{"check":{"container_id":"c","interface":"eth0"}}}"#).is_ok());
+        assert_eq!(
+            answer_to(framed(br#"{"version":2,"call":{"del":{"container_id":"c","interface":"eth0"}}}"#)),
+            Reply::Deleted
+        );
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn add_remote(contents: &mut Contents, model: &Model, own: &Node, node: &Node) {
 mod tests {
     use super::*;
     use crate::model::Uplink;
-    use podwire_cni::protocol::{Attachment, PortMapping};
+    use podwire_cni::protocol::{Attachment, Bandwidth, PortMapping};
     use podwire_common::addr::Mac;
     use std::num::NonZeroU16;
 
@@ -242,6 +242,8 @@ mod tests {
             mtu: 1450,
             port_mappings: Vec::new(),
             pod: None,
+            network: None,
+            bandwidth: Bandwidth::default(),
         };
         model.endpoints.insert(attachment, endpoint);
         model

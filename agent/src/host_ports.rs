@@ -80,7 +80,7 @@ fn overlap(one: &PortMapping, other: &PortMapping) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_cni::protocol::{Attachment, PodName};
+    use podwire_cni::protocol::{Attachment, Bandwidth, PodName};
     use podwire_common::addr::Mac;
     use std::num::NonZeroU16;
 
@@ -112,6 +112,8 @@ mod tests {
             mtu: 1450,
             port_mappings: vec![mapping],
             pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
+            network: None,
+            bandwidth: Bandwidth::default(),
         }
     }
 

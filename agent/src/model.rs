@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use podwire_cni::protocol::{Attachment, PodName, PortMapping};
+use podwire_cni::protocol::{Attachment, Bandwidth, PodName, PortMapping};
 use podwire_common::addr::Mac;
 use podwire_common::names::VXLAN_OVERHEAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -185,6 +185,12 @@ pub struct Endpoint {
     pub port_mappings: Vec<PortMapping>,
     /// The pod's name, where the runtime gave it.
     pub pod: Option<PodName>,
+    /// The network configuration that it was made by. `None`: the plugin did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// How fast it may receive and send.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
 }
 
 impl fmt::Display for Endpoint {

@@ -221,7 +221,7 @@ fn sync_folder(folder: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_cni::protocol::{Attachment, PodName, PortMapping, Transport, host_interface};
+    use podwire_cni::protocol::{Attachment, Bandwidth, PodName, PortMapping, Transport, host_interface};
     use podwire_common::addr::Mac;
     use std::num::NonZeroU16;
 
@@ -240,6 +240,8 @@ mod tests {
             mtu: 1450,
             port_mappings: Vec::new(),
             pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
+            network: None,
+            bandwidth: Bandwidth::default(),
         }
     }
 

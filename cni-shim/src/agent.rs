@@ -75,7 +75,7 @@ pub(crate) struct Agent<'a> {
 
 impl Agent<'_> {
     pub(crate) fn add(&self, add: protocol::Add) -> Result<Added, AgentError> {
-        match self.ask(Call::Add(add))? {
+        match self.ask(Call::Add(Box::new(add)))? {
             Reply::Added(added) => Ok(added),
             other => Err(self.unexpected(&other)),
         }
@@ -106,6 +106,8 @@ impl Agent<'_> {
             Reply::Added(_) => self.nonsense("it answered \"added\" to something else"),
             Reply::Deleted => self.nonsense("it answered \"deleted\" to something else"),
             Reply::Checked(_) => self.nonsense("it answered \"checked\" to something else"),
+            Reply::Serving => self.nonsense("it answered \"serving\" to something else"),
+            Reply::Collected(_) => self.nonsense("it answered \"collected\" to something else"),
         }
     }
 
@@ -113,7 +115,7 @@ impl Agent<'_> {
         let end = Instant::now() + self.deadline;
         let stream = self.connect()?;
         let mut stream = Timed { stream, end };
-        protocol::write_frame(&mut stream, &Request { version: protocol::VERSION, call })
+        protocol::write_frame(&mut stream, &Request::new(call))
             .and_then(|()| protocol::read_frame(&mut stream))
             .map_err(|error| self.broken(error))
     }
@@ -213,7 +215,7 @@ mod tests {
 
     fn answer(mut stream: UnixStream, reply: &Reply) {
         let request: Request = protocol::read_frame(&mut stream).unwrap();
-        assert_eq!(request.version, protocol::VERSION);
+        assert!(protocol::VERSIONS.contains(&request.version));
         assert_eq!(request.call, Call::Del(attachment()));
         protocol::write_frame(&mut stream, reply).unwrap();
     }

@@ -38,6 +38,8 @@ const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65535;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) version: SpecVersion,
+    /// `name`: the network that the attachment belongs to.
+    pub(crate) network: String,
     /// Where the agent listens.
     pub(crate) socket: PathBuf,
     /// MTU of the pod's link, bytes; none: the agent's choice.
@@ -111,7 +113,7 @@ impl Config {
         let document: Value = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
         let fields = Fields::root(document.as_object().ok_or(ConfigError::NotAnObject)?, Keys::Exact);
         *version = spec_version(&fields)?;
-        check_names(&fields)?;
+        let network = network(&fields)?.to_owned();
 
         let runtime = match fields.object("runtimeConfig", Keys::AnyCase)? {
             Some(fields) => runtime(&fields)?,
@@ -122,6 +124,7 @@ impl Config {
         fields.object("prevResult", Keys::Exact)?;
         let config = Config {
             version: *version,
+            network,
             socket: socket(&fields)?,
             mtu: mtu(&fields)?,
             addresses: runtime.addresses,
@@ -145,7 +148,7 @@ fn spec_version(fields: &Fields<'_>) -> Result<SpecVersion, ConfigError> {
     SpecVersion::parse(text).ok_or_else(|| ConfigError::Version { found: text.to_owned() })
 }
 
-fn check_names(fields: &Fields<'_>) -> Result<(), ConfigError> {
+fn network<'a>(fields: &Fields<'a>) -> Result<&'a str, ConfigError> {
     let required = |key: &str| {
         let missing = ConfigError::Missing { field: key.to_owned() };
         fields.string(key)?.filter(|text| !text.is_empty()).ok_or(missing)
@@ -153,7 +156,7 @@ fn check_names(fields: &Fields<'_>) -> Result<(), ConfigError> {
     required("type")?;
     let name = required("name")?;
     if is_identifier(name) {
-        return Ok(());
+        return Ok(name);
     }
     let reason = "a network's name is a letter or digit, then letters, digits, '_', '.' and '-'".to_owned();
     Err(ConfigError::Invalid { field: "name".to_owned(), found: name.to_owned(), reason })

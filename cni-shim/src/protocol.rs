@@ -7,13 +7,15 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU64};
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// The protocol's version: the first thing in a request.
-pub const VERSION: u32 = 2;
+/// The versions of the protocol that the agent serves: a node's plugin is replaced before its agent, or after it. 3 added to 2:
+/// [`Call::Status`], [`Call::Gc`], and in [`Add`] the network and the bandwidth.
+pub const VERSIONS: RangeInclusive<u32> = 2..=3;
 /// The largest frame, in bytes of JSON.
 pub const MAX_FRAME: usize = 1 << 20;
 /// Where the agent listens unless told otherwise.
@@ -23,10 +25,21 @@ pub const DEFAULT_SOCKET: &str = "/run/podwire/agent.sock";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
-    /// [`VERSION`] of the sender.
+    /// One of [`VERSIONS`]: the first thing that is looked at.
     pub version: u32,
     /// What is asked for.
     pub call: Call,
+}
+
+impl Request {
+    /// In the oldest version that has the call: what is asked for of an older agent as well should not be refused for its version.
+    pub fn new(call: Call) -> Self {
+        let version = match call {
+            Call::Del(_) | Call::Check(_) => 2,
+            Call::Add(_) | Call::Status | Call::Gc(_) => 3,
+        };
+        Self { version, call }
+    }
 }
 
 /// What the plugin asks for.
@@ -34,11 +47,25 @@ pub struct Request {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Call {
     /// Give the pod addresses and attach its link. Answered with [`Reply::Added`].
-    Add(Add),
+    Add(Box<Add>),
     /// Take everything back. Answered with [`Reply::Deleted`], also when there is nothing.
     Del(Attachment),
     /// Is the attachment as the agent made it? Answered with [`Reply::Checked`].
     Check(Attachment),
+    /// Can an ADD be served now? Answered with [`Reply::Serving`].
+    Status,
+    /// Take back what the runtime knows no more. Answered with [`Reply::Collected`].
+    Gc(Gc),
+}
+
+/// The attachments of a network that are still in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gc {
+    /// `name` of the network configuration: those of other networks are not touched.
+    pub network: String,
+    /// Every one that is to stay.
+    pub valid: Vec<Attachment>,
 }
 
 /// What names an attachment (CNI specification, section 2: container ID and interface name).
@@ -73,6 +100,42 @@ pub struct Add {
     pub port_mappings: Vec<PortMapping>,
     /// `K8S_POD_NAMESPACE` and `K8S_POD_NAME` out of `CNI_ARGS`, for messages.
     pub pod: Option<PodName>,
+    /// `name` of the network configuration. `None` from a plugin that spoke version 2.
+    #[serde(default)]
+    pub network: Option<String>,
+    /// `bandwidth` capability.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+/// How fast a pod may receive and send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bandwidth {
+    /// What the pod receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Limit>,
+    /// What it sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Limit>,
+}
+
+impl Bandwidth {
+    /// Whether neither direction has a limit.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A rate, and how much may pass at once after a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// Bits per second.
+    pub rate: NonZeroU64,
+    /// Bits; `None`: left to Podwire.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<NonZeroU64>,
 }
 
 /// A port of the node behind which the pod answers.
@@ -139,6 +202,10 @@ pub enum Reply {
     Deleted,
     /// It is as it was made.
     Checked(Added),
+    /// An ADD can be served.
+    Serving,
+    /// So many attachments were taken back.
+    Collected(u32),
     /// Refused, with nothing left behind.
     Failed(Failure),
 }
@@ -190,6 +257,10 @@ pub mod codes {
     pub const INVALID_CONFIGURATION: u32 = 7;
     /// A transient condition: the runtime should try again later.
     pub const TRY_AGAIN_LATER: u32 = 11;
+    /// STATUS: no ADD can be served.
+    pub const UNAVAILABLE: u32 = 50;
+    /// STATUS: no ADD can be served, and the pods that are there may be cut off.
+    pub const UNAVAILABLE_AND_LIMITED: u32 = 51;
     /// The kernel refused a device, an address or a route.
     pub const NETLINK_FAILURE: u32 = 100;
     /// No address of this node's podCIDRs is free.
@@ -275,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_frame_comes_back_as_it_went() {
-        let request = Request { version: VERSION, call: Call::Del(attachment()) };
+        let request = Request::new(Call::Del(attachment()));
         let mut buffer = Vec::new();
         write_frame(&mut buffer, &request).unwrap();
         assert_eq!(read_frame::<Request>(&mut buffer.as_slice()).unwrap(), request);

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use podwire_cni::protocol::{Add, Added, Attachment, Call, Failure, Reply, codes, host_interface};
+use podwire_cni::protocol::{Add, Added, Attachment, Call, Failure, Gc, Reply, codes, host_interface};
 use podwire_common::abi::ENDPOINT_STACK_ONLY;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
@@ -49,6 +49,8 @@ impl Daemon {
             }
             Call::Del(attachment) => self.del(attachment).await.map(|()| Reply::Deleted),
             Call::Check(attachment) => self.check(attachment).await.map(Reply::Checked),
+            Call::Status => self.status().map(|()| Reply::Serving),
+            Call::Gc(gc) => self.collect_garbage(gc).await.map(Reply::Collected),
         };
         answer(reply, result);
     }
@@ -126,6 +128,8 @@ impl Daemon {
             mtu: wanted_mtu(add.mtu, fitting)?,
             port_mappings: add.port_mappings.clone(),
             pod: add.pod.clone(),
+            network: add.network.clone(),
+            bandwidth: add.bandwidth,
         })
     }
 
@@ -323,6 +327,34 @@ impl Daemon {
         if let Some(pool) = &mut self.pool {
             pool.release(endpoint.address);
         }
+    }
+
+    fn status(&self) -> Result<(), Failure> {
+        match &*self.readiness.borrow() {
+            Readiness::Ready => Ok(()),
+            Readiness::Waiting(why) => {
+                Err(refuse(codes::UNAVAILABLE, format!("the agent is not ready: {why}")))
+            }
+        }
+    }
+
+    /// Takes back every attachment of the network that is not to stay. What fails does not keep the others from being taken.
+    async fn collect_garbage(&mut self, gc: &Gc) -> Result<u32, Failure> {
+        let is_garbage = |endpoint: &&Endpoint| {
+            endpoint.network.as_ref() == Some(&gc.network) && !gc.valid.contains(&endpoint.attachment)
+        };
+        let garbage: Vec<_> = self.model.endpoints.values().filter(is_garbage).cloned().collect();
+        let (mut collected, mut failed) = (0, None);
+        for endpoint in garbage {
+            match self.release(&endpoint).await {
+                Ok(()) => {
+                    info!(pod = %endpoint, container = endpoint.attachment.container_id, "released: the runtime knows it no more");
+                    collected += 1;
+                }
+                Err(error) => failed = Some(failure(&error)),
+            }
+        }
+        failed.map_or(Ok(collected), Err)
     }
 
     async fn check(&mut self, attachment: &Attachment) -> Result<Added, Failure> {

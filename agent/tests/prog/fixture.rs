@@ -10,7 +10,7 @@ use podwire::dataplane::{Dataplane, load};
 use podwire::desired::desired;
 use podwire::diff::{Deletions, diff};
 use podwire::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
-use podwire_cni::protocol::Attachment;
+use podwire_cni::protocol::{Attachment, Bandwidth};
 use podwire_common::abi;
 use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
@@ -162,6 +162,8 @@ impl Fixture {
                 mtu: 1450,
                 port_mappings: Vec::new(),
                 pod: None,
+                network: None,
+                bandwidth: Bandwidth::default(),
             };
             model.endpoints.insert(attachment, endpoint);
         }

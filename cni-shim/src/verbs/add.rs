@@ -88,6 +88,8 @@ fn attach(
         mtu: config.mtu,
         port_mappings: config.port_mappings.clone(),
         pod: target.pod.clone(),
+        network: Some(config.network.clone()),
+        bandwidth: protocol::Bandwidth::default(),
     };
     let added = agent.add(request).map_err(|error| {
         let agent_may_hold_it = error.may_have_acted();
