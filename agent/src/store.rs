@@ -12,6 +12,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use podwire_cni::fault::{self, Step};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +110,7 @@ impl Store {
                 .map_err(io::Error::from)
                 .map_err(Error::file("encode", &path))?;
             replace(&path, &json)?;
+            fault::after(Step::FileNamed).map_err(Error::file("write", &path))?;
             sync_folder(&folder)
         }
     }
@@ -206,6 +208,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
+        fault::after(Step::FileWritten)?;
         fs::rename(&temporary, path)
     };
     write().map_err(|error| {

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use podwire_cni::fault::{self, Step};
 use podwire_cni::protocol::{self, Added, Attachment, Call, Failure, Reply, Request, codes};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -113,9 +114,15 @@ impl Agent<'_> {
 
     fn ask(&self, call: Call) -> Result<Reply, AgentError> {
         let end = Instant::now() + self.deadline;
+        let asked = match call {
+            Call::Add(_) => Some(Step::AddAsked),
+            Call::Del(_) => Some(Step::DelAsked),
+            _ => None,
+        };
         let stream = self.connect()?;
         let mut stream = Timed { stream, end };
         protocol::write_frame(&mut stream, &Request::new(call))
+            .and_then(|()| asked.map_or(Ok(()), fault::after))
             .and_then(|()| protocol::read_frame(&mut stream))
             .map_err(|error| self.broken(error))
     }

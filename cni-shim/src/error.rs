@@ -1,5 +1,7 @@
 //! The error that a runtime is given.
 
+use podwire_cni::protocol::codes;
+
 /// What the error object says (CNI specification, section "Error").
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -15,6 +17,11 @@ pub(crate) struct CniError {
 impl CniError {
     pub(crate) fn new(code: u32, message: impl Into<String>) -> Self {
         CniError { code, message: message.into(), details: String::new() }
+    }
+
+    /// A file, a socket, a step that failed.
+    pub(crate) fn io(operation: &str, source: std::io::Error) -> Self {
+        CniError::new(codes::IO_FAILURE, format!("{operation}: {source}"))
     }
 
     pub(crate) fn with_details(self, details: impl Into<String>) -> Self {

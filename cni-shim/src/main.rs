@@ -22,6 +22,7 @@ mod veth;
 use std::io::{self, IsTerminal, Read, Write};
 use std::process::ExitCode;
 
+use podwire_cni::fault::Step;
 use podwire_cni::protocol::codes;
 
 use crate::config::Config;
@@ -66,7 +67,9 @@ fn run(version: &mut SpecVersion) -> Result<(), CniError> {
         Invocation::Add(target) => {
             let result = verbs::add(&config, &target)?;
             // A runtime that never saw the result knows of no pod: nothing may stay for it.
-            print(&result).inspect_err(|_| verbs::undo(&config, &target.attachment))
+            print(&result)
+                .and_then(|()| verbs::taken(Step::ResultPrinted))
+                .inspect_err(|_| verbs::undo(&config, &target.attachment))
         }
         Invocation::Del(attachment) => verbs::del(&config, &attachment),
         Invocation::Check(target) => verbs::check(&config, &target),
@@ -75,12 +78,11 @@ fn run(version: &mut SpecVersion) -> Result<(), CniError> {
 
 fn read_input() -> Result<Vec<u8>, CniError> {
     let mut input = Vec::new();
-    io::stdin().lock().take(MAX_INPUT + 1).read_to_end(&mut input).map_err(|error| {
-        CniError::new(
-            codes::IO_FAILURE,
-            format!("read the network configuration from standard input: {error}"),
-        )
-    })?;
+    io::stdin()
+        .lock()
+        .take(MAX_INPUT + 1)
+        .read_to_end(&mut input)
+        .map_err(|error| CniError::io("read the network configuration from standard input", error))?;
     if input.len() as u64 > MAX_INPUT {
         return Err(CniError::new(
             codes::DECODING_FAILURE,
@@ -92,9 +94,9 @@ fn read_input() -> Result<Vec<u8>, CniError> {
 
 fn print(value: &serde_json::Value) -> Result<(), CniError> {
     let mut output = io::stdout().lock();
-    writeln!(output, "{value}").and_then(|()| output.flush()).map_err(|error| {
-        CniError::new(codes::IO_FAILURE, format!("write the result to standard output: {error}"))
-    })
+    writeln!(output, "{value}")
+        .and_then(|()| output.flush())
+        .map_err(|error| CniError::io("write the result to standard output", error))
 }
 
 /// Says something to the operator that changes nothing: runtimes log the plugin's standard error.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
+use podwire_cni::fault::{self, Step};
 use podwire_cni::protocol::{Add, Added, Attachment, Call, Failure, Gc, Reply, codes, host_interface};
 use podwire_common::abi::ENDPOINT_STACK_ONLY;
 use tokio::sync::oneshot;
@@ -211,7 +212,8 @@ impl Daemon {
     /// Disk and kernel, both of them: a disk takes longer than all the rest, which is done meanwhile, for this pod and for the next ones.
     async fn connect(&mut self, endpoint: Endpoint, reply: oneshot::Sender<Reply>) {
         let last = self.pool.as_ref().and_then(Pool::last);
-        if let Err(error) = last.map_or(Ok(()), |last| self.store.save_last_address(last)) {
+        let taken = last.map_or(Ok(()), |last| self.store.save_last_address(last));
+        if let Err(error) = taken.and_then(|()| step(Step::AddressTaken)) {
             return self.finish(endpoint, Err(error), reply).await;
         }
         let (attachment, save) = (endpoint.attachment.clone(), self.store.saving(&endpoint));
@@ -242,7 +244,7 @@ impl Daemon {
         connected: Result<(), Error>,
         reply: oneshot::Sender<Reply>,
     ) {
-        if let Err(error) = connected {
+        if let Err(error) = connected.and_then(|()| step(Step::Agreed)) {
             self.undo(&endpoint).await;
             return answer(reply, Err(failure(&error)));
         }
@@ -256,13 +258,18 @@ impl Daemon {
     /// Programs, link, maps, route: in this order, so that at each step what it needs is there.
     async fn link(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
         self.dataplane.attach_pod(&endpoint.host_interface)?;
+        step(Step::ProgramsAttached)?;
         self.links.set_mtu_and_up(endpoint.ifindex, &endpoint.host_interface, endpoint.mtu).await?;
+        step(Step::LinkUp)?;
         self.apply(Op::SetEndpoint(endpoint.address.into(), endpoint_entry(endpoint))).await?;
+        step(Step::EndpointWritten)?;
         for (frontend, backend) in frontends(endpoint) {
             self.apply(Op::SetFrontend(frontend, backend)).await?;
         }
+        step(Step::FrontendsWritten)?;
         let route = self.route_to(endpoint);
-        self.apply(Op::SetRoute(endpoint.address.into(), route)).await
+        self.apply(Op::SetRoute(endpoint.address.into(), route)).await?;
+        step(Step::RouteSet)
     }
 
     /// After an ADD that failed half way. The device stays: the plugin made it and removes it.
@@ -296,9 +303,12 @@ impl Daemon {
     /// nothing refers to it any more.
     pub(super) async fn release(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
         self.remove_frontends(endpoint).await?;
+        step(Step::FrontendsRemoved)?;
         let route = self.route_to(endpoint);
         self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await?;
+        step(Step::RouteRemoved)?;
         self.apply(Op::RemoveEndpoint(endpoint.address.into())).await?;
+        step(Step::EndpointRemoved)?;
         // By its name and its number: a device that somebody else made meanwhile is not the pod's.
         if endpoint.ifindex != 0
             && self
@@ -309,10 +319,13 @@ impl Daemon {
         {
             self.links.remove_device(endpoint.ifindex, &endpoint.host_interface).await?;
         }
+        step(Step::PairRemoved)?;
         self.dataplane.maps.forget_pod(endpoint.address)?;
+        step(Step::FlowsForgotten)?;
         self.store.remove(endpoint)?;
+        step(Step::FileRemoved)?;
         self.forget(endpoint);
-        Ok(())
+        step(Step::Released)
     }
 
     async fn remove_frontends(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
@@ -438,6 +451,11 @@ fn added(endpoint: &Endpoint) -> Added {
         host_mac: format_mac(endpoint.host_mac),
         host_interface: endpoint.host_interface.clone(),
     }
+}
+
+/// A numbered step is over (ARCHITECTURE.md, "Life of a pod").
+fn step(step: Step) -> Result<(), Error> {
+    fault::after(step).map_err(Error::file("go on after", step.name()))
 }
 
 fn refuse(code: u32, message: String) -> Failure {

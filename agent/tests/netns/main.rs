@@ -5,6 +5,8 @@
 mod bpftool;
 mod changes;
 mod check;
+mod faults;
+mod footprint;
 mod forward_policy;
 mod forwarding_pod;
 mod headers;

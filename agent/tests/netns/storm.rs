@@ -1,14 +1,18 @@
 //! Many pods at once, as a node that is drained and filled again sees them.
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::io::Write as _;
 use std::net::{IpAddr, UdpSocket};
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use podwire_cni::protocol::{Attachment, host_interface};
-use podwire_common::names::{ROUTE_PROTOCOL, VETH_PREFIX, maps};
+use podwire_common::names::maps;
 use xtask::lab::{Lab, Node, Ns, Pod};
+
+use crate::footprint::Footprint;
 
 /// Of 253 that the node has.
 const PODS: usize = 200;
@@ -22,7 +26,7 @@ fn two_hundred_pods_come_and_go_eight_at_a_time_and_leave_nothing() {
     let node = lab.node(0);
     // The first one leaves what stays: where the next address is looked for.
     node.add_pod("first").unwrap().delete().unwrap();
-    let before = Left::by(node);
+    let before = Footprint::of(node, &[]);
     for round in 0..if crate::soak() { 10 } else { ROUNDS } {
         let pods = Mutex::new(Vec::new());
         at_once(PODS, |number| {
@@ -41,7 +45,7 @@ fn two_hundred_pods_come_and_go_eight_at_a_time_and_leave_nothing() {
             let pod = pods.lock().unwrap().pop().unwrap();
             pod.delete().unwrap();
         });
-        assert_eq!(Left::by(node), before);
+        assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
     }
 }
 
@@ -51,7 +55,7 @@ fn pods_whose_files_cannot_be_written_are_undone_while_others_come() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     node.add_pod("first").unwrap().delete().unwrap();
-    let before = Left::by(node);
+    let before = Footprint::of(node, &[]);
     let file = |pod: &str| {
         let container_id = node.cni_call("ADD", pod, &serde_json::json!({})).container_id;
         let name = host_interface(&Attachment { container_id, interface: "eth0".into() });
@@ -77,7 +81,145 @@ fn pods_whose_files_cannot_be_written_are_undone_while_others_come() {
     let addresses: BTreeSet<IpAddr> = pods.iter().map(Pod::address).collect();
     assert_eq!(addresses.len(), 4 * AT_ONCE, "an address was given twice");
     pods.into_iter().for_each(|pod| pod.delete().unwrap());
-    assert_eq!(Left::by(node), before);
+    assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
+}
+
+/// Calls of a storm, ADD and DEL together.
+const CALLS: usize = 500;
+
+/// Agents and plugins are killed at random while pods come and go. Afterwards those that were added are as they should be, no
+/// address was given twice, and when all are deleted nothing is left.
+#[test]
+fn five_hundred_calls_while_processes_are_killed_at_random_lose_and_leave_nothing() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let reference = node.add_pod("reference").unwrap();
+    let with_pod = Footprint::of(node, &[&reference]);
+    reference.delete().unwrap();
+    let before = Footprint::of(node, &[]);
+    let mut told = Told::default();
+    for round in 0..if crate::soak() { 20 } else { 5 } {
+        let (calls, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let pods = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            let killer = scope.spawn(|| {
+                let mut killed = 0;
+                while !over.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(random(800)));
+                    node.restart_agent().unwrap();
+                    killed += 1;
+                }
+                killed
+            });
+            let workers: Vec<_> = (0..AT_ONCE)
+                .map(|worker| {
+                    let (calls, pods) = (&calls, &pods);
+                    scope.spawn(move || storm(node, calls, pods, &format!("{round}x{worker}")))
+                })
+                .collect();
+            for worker in workers {
+                told += worker.join().unwrap();
+            }
+            over.store(true, Ordering::Relaxed);
+            told.agents_killed += killer.join().unwrap();
+        });
+        // What was deleted without an agent is released by the next one.
+        node.restart_agent().unwrap();
+        let pods: Vec<Pod> = pods.into_inner().unwrap();
+        let addresses: BTreeSet<IpAddr> = pods.iter().map(Pod::address).collect();
+        assert_eq!(addresses.len(), pods.len(), "an address was given twice");
+        let mut pods = pods.into_iter();
+        let last = pods.next().unwrap();
+        receive_at_once(node, &last);
+        for pod in pods {
+            receive_at_once(node, &pod);
+            pod.delete().unwrap();
+        }
+        last.delete().unwrap();
+        let next = node.add_pod(&format!("next{round}")).unwrap();
+        assert_eq!(Footprint::of(node, &[&next]).differences(&with_pod), [] as [String; 0]);
+        next.delete().unwrap();
+        assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
+    }
+    std::io::stdout().write_all(format!("\n{told:?}\n").as_bytes()).unwrap();
+    // Otherwise it shows nothing.
+    assert!(told.agents_killed > 0 && told.plugins_killed > 0 && told.try_again > 0, "{told:?}");
+}
+
+/// What the runtime was told in storms.
+#[derive(Debug, Default)]
+struct Told {
+    calls: usize,
+    try_again: usize,
+    plugins_killed: usize,
+    agents_killed: usize,
+}
+
+impl std::ops::AddAssign for Told {
+    fn add_assign(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.try_again += other.try_again;
+        self.plugins_killed += other.plugins_killed;
+        self.agents_killed += other.agents_killed;
+    }
+}
+
+/// One of the runtime's threads: adds pods and deletes every other one, and whatever could not be added; leaves some.
+fn storm(node: &Node, calls: &AtomicUsize, pods: &Mutex<Vec<Pod>>, name: &str) -> Told {
+    let mut told = Told::default();
+    for number in 0.. {
+        if calls.load(Ordering::Relaxed) >= CALLS {
+            break;
+        }
+        let name = format!("storm{name}x{number}");
+        let mut call = node.cni_call("ADD", &name, &serde_json::json!({}));
+        let ns = Ns::create(&call.container_id).unwrap();
+        if random(4) == 0 {
+            call.deadline = Duration::from_millis(random(20));
+        }
+        let added = call.run();
+        told.calls += 1;
+        match &added {
+            Ok(output) if output.success => {}
+            // CNI specification, "Error": 11 is "try again later".
+            Ok(output) => {
+                assert_eq!(output.answer["code"], 11, "{output:?}");
+                told.try_again += 1;
+                // As a runtime does: what is killed is to be in the midst of calls.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(_) => told.plugins_killed += 1,
+        }
+        let mut deadline = Some(Duration::from_millis(random(20))).filter(|_| random(4) == 0);
+        if added.is_ok_and(|output| output.success) && random(2) == 0 && number < 12 {
+            // The same once more: it has to be answered as before, by whatever agent there is then.
+            if let Ok(pod) = node.add_pod_again(&name, &serde_json::json!({})) {
+                pods.lock().unwrap().push(pod);
+                told.calls += 1;
+                calls.fetch_add(2, Ordering::Relaxed);
+                continue;
+            }
+        }
+        loop {
+            let mut del = node.cni_call("DEL", &name, &serde_json::json!({}));
+            del.deadline = deadline.take().unwrap_or(del.deadline);
+            let killed = del.run().map(|output| assert!(output.success, "{output:?}")).is_err();
+            told.calls += 1;
+            told.plugins_killed += usize::from(killed);
+            calls.fetch_add(1, Ordering::Relaxed);
+            if !killed {
+                break;
+            }
+        }
+        calls.fetch_add(1, Ordering::Relaxed);
+        ns.remove().unwrap();
+    }
+    told
+}
+
+/// Below a bound.
+fn random(bound: u64) -> u64 {
+    RandomState::new().build_hasher().finish() % bound
 }
 
 /// ADD has answered: what the node sends from now on arrives, the first packet included.
@@ -98,45 +240,4 @@ fn at_once(count: usize, action: impl Fn(usize) + Sync) {
             scope.spawn(move || (first..count).step_by(AT_ONCE).for_each(action));
         }
     });
-}
-
-/// All that pods could leave behind.
-#[derive(Debug, PartialEq, Eq)]
-struct Left {
-    links: Vec<String>,
-    routes: Vec<String>,
-    pins: BTreeSet<PathBuf>,
-    files: BTreeSet<PathBuf>,
-    endpoints: serde_json::Value,
-}
-
-impl Left {
-    fn by(node: &Node) -> Self {
-        let lines = |command: &[&str]| -> Vec<String> {
-            node.exec(command).unwrap().lines().map(|line| line.trim().to_owned()).collect()
-        };
-        let links = lines(&["ip", "-brief", "link"]);
-        assert!(!links.iter().any(|link| link.starts_with(VETH_PREFIX)), "{links:?}");
-        Self {
-            links,
-            routes: lines(&["ip", "route", "show", "table", "all", "proto", &ROUTE_PROTOCOL.to_string()]),
-            pins: below(node.bpf_dir()),
-            files: below(node.state_dir()),
-            endpoints: node.map_dump(maps::ENDPOINTS).unwrap(),
-        }
-    }
-}
-
-/// Every file, however deep.
-fn below(folder: &Path) -> BTreeSet<PathBuf> {
-    let mut found = BTreeSet::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(below(&path));
-        } else {
-            found.insert(path);
-        }
-    }
-    found
 }

@@ -1,9 +1,11 @@
 //! ADD: make the pair, ask the agent, configure the pod's side.
 
+use podwire_cni::fault::Step;
 use podwire_cni::protocol::{self, codes, host_interface};
 use serde_json::Value;
 
 use super::del::undo_with;
+use super::taken;
 use crate::agent::{Agent, REQUEST_DEADLINE};
 use crate::config::Config;
 use crate::environment::Target;
@@ -77,6 +79,7 @@ fn attach(
     host: &mut Netlink,
     inside: &mut Netlink,
 ) -> Result<PodNetwork, Failed> {
+    taken(Step::PairMade).map_err(Failed::after_the_agent)?;
     let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
     let request = protocol::Add {
         attachment: target.attachment.clone(),
@@ -104,7 +107,10 @@ fn attach(
             format!("it answered for {}, which is not the link of this call", network.host_interface);
         return Err(Failed::after_the_agent(agent.nonsense(reason)));
     }
+    taken(Step::AddAnswered).map_err(Failed::after_the_agent)?;
     pod::configure(inside, &target.attachment.interface, &network).map_err(Failed::after_the_agent)?;
+    taken(Step::PodConfigured).map_err(Failed::after_the_agent)?;
     veth::wait_until_running(host, &pair.host_interface).map_err(Failed::after_the_agent)?;
+    taken(Step::LinkRuns).map_err(Failed::after_the_agent)?;
     Ok(network)
 }

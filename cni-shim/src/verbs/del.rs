@@ -1,7 +1,9 @@
 //! DEL: have the agent take everything back, and see to it that the link is gone in any case.
 
+use podwire_cni::fault::Step;
 use podwire_cni::protocol::{Attachment, host_interface};
 
+use super::taken;
 use crate::agent::{Agent, REQUEST_DEADLINE, UNDO_DEADLINE};
 use crate::config::Config;
 use crate::error::CniError;
@@ -15,8 +17,9 @@ pub(crate) fn del(config: &Config, attachment: &Attachment) -> Result<(), CniErr
     if let Err(error) = agent.del(attachment) {
         note(&format!("{error}; the link is removed here, the address is released when the agent is back"));
     }
+    taken(Step::DelAnswered)?;
     veth::delete(&mut Netlink::open()?, &host_interface(attachment))?;
-    Ok(())
+    taken(Step::LinkLookedFor)
 }
 
 /// Takes back an ADD that had succeeded, and tells of trouble on standard error.

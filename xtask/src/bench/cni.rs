@@ -25,7 +25,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     let (join, masquerade) = (Join::Vxlan, Masquerade::Iptables);
     let ours = site::podwire(programs, Way::VXLAN, place)?;
     let theirs = site::reference(join, masquerade, place)?;
-    let mut ours = attachments(ours.node(0), |node, pod| Attachment::Podwire(call(node, pod)))?;
+    let mut ours = attachments(ours.node(0), |node, pod| Attachment::Podwire(Box::new(call(node, pod))))?;
     let mut theirs = attachments(theirs.node(0), |node, pod| {
         Attachment::Chain(reference::calls(node, pod, join, masquerade, &serde_json::json!({})))
     })?;
@@ -56,7 +56,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
 
 /// What a pod is attached with.
 enum Attachment {
-    Podwire(CniCall),
+    Podwire(Box<CniCall>),
     Chain(Vec<CniCall>),
 }
 

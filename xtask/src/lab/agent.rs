@@ -59,7 +59,13 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// Starts the agent in a namespace; its output is appended to the log.
-    pub(crate) fn spawn(ns: &Ns, binary: &Path, arguments: &[String], log: &Path) -> Result<Self> {
+    pub(crate) fn spawn(
+        ns: &Ns,
+        binary: &Path,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+        log: &Path,
+    ) -> Result<Self> {
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -67,7 +73,12 @@ impl Agent {
             .with_context(|| format!("open the agent's log {}", log.display()))?;
         let log_start = file.metadata()?.len();
         let mut command = Command::new(binary);
-        command.args(arguments).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
         let child = ns.enter(|| command.spawn())?.with_context(|| format!("start {}", binary.display()))?;
         Ok(Self { child, log: log.to_owned(), log_start })
     }
@@ -85,6 +96,16 @@ impl Agent {
             ensure!(start.elapsed() < READY_DEADLINE, "not ready after {} s", READY_DEADLINE.as_secs());
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Waits for its end, which somebody else has seen to.
+    pub(crate) fn wait_end(mut self) -> Result<()> {
+        let start = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            ensure!(start.elapsed() < STOP_DEADLINE, "it lives on after {} s", STOP_DEADLINE.as_secs());
+            std::thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -27,6 +27,10 @@ pub struct CniCall {
     pub args: String,
     /// The network configuration on standard input.
     pub config: Value,
+    /// More variables of the environment.
+    pub environment: Vec<(String, String)>,
+    /// After which it is killed.
+    pub deadline: Duration,
     node: Ns,
     plugin: PathBuf,
 }
@@ -68,6 +72,8 @@ impl CniCall {
                 "capabilities": { "ips": true, "portMappings": true },
                 "runtimeConfig": runtime_config,
             }),
+            environment: Vec::new(),
+            deadline: DEADLINE,
             node: node.clone(),
             plugin: plugin.to_owned(),
         }
@@ -98,9 +104,11 @@ impl CniCall {
             .env("CNI_ARGS", &self.args)
             .env("CNI_PATH", self.plugin.parent().unwrap_or(Path::new("/")))
             // A runtime has one, and plugins of others look for iptables there.
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         let input = serde_json::to_vec(&self.config)?;
-        let (output, took) = self.node.enter(|| process::timed(&mut command, Some(&input), DEADLINE))??;
+        let (output, took) =
+            self.node.enter(|| process::timed(&mut command, Some(&input), self.deadline))??;
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let answer = if output.stdout.is_empty() {
             Value::Null

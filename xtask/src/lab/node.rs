@@ -122,7 +122,16 @@ impl Node {
     /// # Errors
     /// When the plugin fails; with the error that it printed.
     pub fn add_pod_with(&self, name: &str, runtime_config: &Value) -> Result<Pod> {
-        let ns = Ns::create(&self.pod_namespace(name))?;
+        Ns::create(&self.pod_namespace(name))?;
+        self.add_pod_again(name, runtime_config)
+    }
+
+    /// The same in the namespace that an earlier attempt has left.
+    ///
+    /// # Errors
+    /// As [`Node::add_pod`].
+    pub fn add_pod_again(&self, name: &str, runtime_config: &Value) -> Result<Pod> {
+        let ns = Ns::open(&self.pod_namespace(name))?;
         Pod::add(ns, self.cni_call("ADD", name, runtime_config))
     }
 
@@ -140,6 +149,24 @@ impl Node {
     pub fn start_agent(&self) -> Result<()> {
         self.spawn_agent()?;
         self.wait_ready()
+    }
+
+    /// The same with variables in its environment.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub fn start_agent_with(&self, environment: &[(&str, &str)]) -> Result<()> {
+        self.spawn_agent_with(environment)?;
+        self.wait_ready()
+    }
+
+    /// Waits for the end of an agent that ends by itself.
+    ///
+    /// # Errors
+    /// When it does not within ten seconds.
+    pub fn wait_for_agent_end(&self) -> Result<()> {
+        let Some(agent) = self.agent().take() else { return Ok(()) };
+        agent.wait_end().with_context(|| format!("wait for the end of {}'s agent", self.name()))
     }
 
     /// SIGKILL. No agent is no error.
@@ -231,7 +258,12 @@ impl Node {
     }
 
     pub(crate) fn spawn_agent(&self) -> Result<()> {
-        let agent = Agent::spawn(self, &self.binaries.agent, &self.arguments, &self.log_path())?;
+        self.spawn_agent_with(&[])
+    }
+
+    fn spawn_agent_with(&self, environment: &[(&str, &str)]) -> Result<()> {
+        let (binary, log) = (&self.binaries.agent, self.log_path());
+        let agent = Agent::spawn(self, binary, &self.arguments, environment, &log)?;
         *self.agent() = Some(agent);
         Ok(())
     }

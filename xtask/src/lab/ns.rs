@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::lab::process;
+use crate::lab::{cleanup, process};
 
 /// The longest that a command in a namespace may run.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
@@ -49,6 +49,14 @@ impl Ns {
         let path = path_of(name);
         let file = File::open(&path).with_context(|| format!("open the namespace {}", path.display()))?;
         Ok(Self { name: name.to_owned(), file: Arc::new(file) })
+    }
+
+    /// Removes it, and kills what runs in it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(self) -> Result<()> {
+        cleanup::remove_namespace(&self.name)
     }
 
     /// Its name, as `ip netns` lists it.

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// How long a killed process may take to end.
+const REAPED: Duration = Duration::from_secs(10);
+
 /// Runs a command to its end. It is killed at the deadline.
 ///
 /// # Errors
@@ -40,6 +43,8 @@ pub(crate) fn timed(
         Ok((output, took)) => Ok((output?, took)),
         Err(_) => {
             let _ = kill_process(pid, Signal::KILL);
+            // Only when it has ended does nothing of it happen any more.
+            let _ = receiver.recv_timeout(REAPED);
             bail!(
                 "{} did not end within {} s and was killed",
                 command.get_program().display(),

@@ -1,0 +1,214 @@
+//! The fault matrix: the agent or the plugin stops at each numbered step of a pod's life, and nothing is lost and nothing left.
+//!
+//! After every fault the runtime does one of the two things that runtimes do: it repeats the call, or it deletes what it has and begins
+//! anew with another container. Then disk, maps, pins, routes, devices, programs and the pod's own side are as after a run without fault.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::thread;
+
+use podwire_cni::fault::{Fault, Process, Step, VARIABLE};
+use serde_json::{Value, json};
+use xtask::lab::{CniOutput, Lab, Node, Pod, traffic};
+
+use crate::footprint::Footprint;
+
+/// What the runtime does after a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retry {
+    /// The same call.
+    Same,
+    /// DEL, then ADD of another container.
+    Anew,
+}
+
+/// A line of the matrix.
+struct Row {
+    step: Step,
+    fault: Fault,
+    retry: Retry,
+    /// What the runtime was told.
+    answer: String,
+    /// Where the outcome is not that of a run without the fault.
+    differences: Vec<String>,
+}
+
+/// A node, and what is there with and without one pod.
+struct Scene {
+    lab: Lab,
+    with_pod: Footprint,
+    without: Footprint,
+}
+
+#[test]
+fn whatever_stops_at_any_step_the_retry_ends_as_if_nothing_had_happened() {
+    let kinds =
+        [Fault::Kill, Fault::Fail].map(|fault| [Retry::Same, Retry::Anew].map(|retry| (fault, retry)));
+    let workers: Vec<_> =
+        kinds.concat().into_iter().map(|(fault, retry)| thread::spawn(move || rows(fault, retry))).collect();
+    let mut rows: Vec<Row> = workers
+        .into_iter()
+        .flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        .collect();
+    let order: Vec<Step> = Step::ADD.into_iter().chain(Step::DEL).collect();
+    rows.sort_by_key(|row| order.iter().position(|step| *step == row.step));
+    // Past the test harness, which shows only what a failed test has printed.
+    std::io::stdout().write_all(table(&rows).as_bytes()).unwrap();
+    assert_eq!(rows.len(), 4 * order.len() - 2);
+    for row in rows {
+        assert!(
+            row.differences.is_empty(),
+            "{} {}: {:#?}",
+            row.step.name(),
+            row.fault.name(),
+            row.differences
+        );
+    }
+}
+
+fn rows(fault: Fault, retry: Retry) -> Vec<Row> {
+    let scene = Scene::new();
+    // What has been printed cannot fail any more.
+    let adds = Step::ADD.into_iter().filter(|step| (*step, fault) != (Step::ResultPrinted, Fault::Fail));
+    let adds = adds.map(|step| scene.interrupted_add(step, fault, retry));
+    let dels = Step::DEL.into_iter().map(|step| scene.interrupted_del(step, fault, retry));
+    adds.chain(dels).collect()
+}
+
+impl Scene {
+    fn new() -> Self {
+        let lab = Lab::builder().nodes(1).build().unwrap();
+        let node = lab.node(0);
+        let pod = node.add_pod_with("reference", &wanted()).unwrap();
+        let with_pod = Footprint::of(node, &[&pod]);
+        pod.delete().unwrap();
+        let without = Footprint::of(node, &[]);
+        Self { lab, with_pod, without }
+    }
+
+    fn node(&self) -> &Node {
+        self.lab.node(0)
+    }
+
+    fn interrupted_add(&self, step: Step, fault: Fault, retry: Retry) -> Row {
+        let name = name_of(step);
+        self.lab.add_namespace(&format!("node1-{name}")).unwrap();
+        let answer = self.interrupted("ADD", &name, step, fault);
+        let mut differences = Vec::new();
+        if fault == Fault::Fail {
+            // What was told to have failed has left nothing, before anybody asks again.
+            differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
+        }
+        let pod = match retry {
+            Retry::Same => self.node().add_pod_again(&name, &wanted()).unwrap(),
+            Retry::Anew => {
+                self.delete(&name);
+                self.node().add_pod_with(&format!("{name}-anew"), &wanted()).unwrap()
+            }
+        };
+        differences.extend(Footprint::of(self.node(), &[&pod]).differences(&self.with_pod));
+        self.use_it(&pod);
+        pod.delete().unwrap();
+        differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
+        Row { step, fault, retry, answer: shown(&answer), differences }
+    }
+
+    fn interrupted_del(&self, step: Step, fault: Fault, retry: Retry) -> Row {
+        let name = name_of(step);
+        let pod = self.node().add_pod_with(&name, &wanted()).unwrap();
+        self.use_it(&pod);
+        let answer = self.interrupted("DEL", &name, step, fault);
+        let mut differences = Vec::new();
+        if retry == Retry::Same {
+            self.delete(&name);
+            differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
+        }
+        // The one before may never have been told that it is deleted: a runtime that gives up does not ask again.
+        let next = self.node().add_pod_with(&format!("{name}-next"), &json!({})).unwrap();
+        self.use_it_without_ports(&next);
+        next.delete().unwrap();
+        self.delete(&name);
+        differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
+        Row { step, fault, retry, answer: shown(&answer), differences }
+    }
+
+    /// A call during which the process that takes the step stops after it, or finds that it failed. Then an agent serves: the same where
+    /// it could go on.
+    fn interrupted(&self, command: &str, name: &str, step: Step, fault: Fault) -> CniOutput {
+        let node = self.node();
+        let fault_at = format!("{}:{}", step.name(), fault.name());
+        let mut call = node.cni_call(command, name, &wanted());
+        if step.process() == Process::Plugin {
+            call.environment.push((VARIABLE.to_owned(), fault_at));
+            return call.run().unwrap();
+        }
+        node.kill_agent().unwrap();
+        node.start_agent_with(&[(VARIABLE, &fault_at)]).unwrap();
+        let output = call.run().unwrap();
+        if fault == Fault::Kill {
+            node.wait_for_agent_end().unwrap();
+            node.start_agent().unwrap();
+        }
+        output
+    }
+
+    fn delete(&self, name: &str) {
+        let deleted = self.node().cni_call("DEL", name, &wanted()).run().unwrap();
+        assert!(deleted.success, "{deleted:?}");
+    }
+
+    /// Packets of all kinds that leave something behind: through the host's stack and to the hostPort.
+    fn use_it(&self, pod: &Pod) {
+        self.use_it_without_ports(pod);
+        let route = traffic::Route::translated((self.node().address(), 9088).into(), 8080);
+        traffic::tcp_exchange_on(self.lab.world(), pod, route, 1000).unwrap();
+    }
+
+    fn use_it_without_ports(&self, pod: &Pod) {
+        traffic::udp_exchange(self.node(), pod, pod.address(), 8080, 100).unwrap();
+        traffic::udp_exchange(pod, self.lab.world(), self.lab.world_address(), 8080, 100).unwrap();
+    }
+}
+
+/// A hostPort, so that there is something of everything.
+fn wanted() -> Value {
+    json!({ "portMappings": [{ "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" }] })
+}
+
+fn name_of(step: Step) -> String {
+    step.name().replace('-', "")
+}
+
+fn shown(output: &CniOutput) -> String {
+    match (&output.answer, output.success) {
+        (_, true) => "success".to_owned(),
+        (Value::Object(answer), false) if answer.contains_key("code") => format!("code {}", answer["code"]),
+        _ => "killed".to_owned(),
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "\n| {:<7} | {:<6} | {:<30} | {:<5} | {:<11} | {:<14} | {:<13} |\n",
+        "step", "of", "stops when", "fault", "runtime told", "then", "in the end"
+    );
+    for row in rows {
+        let process = match row.step.process() {
+            Process::Plugin => "plugin",
+            Process::Agent => "agent",
+        };
+        let retry = match row.retry {
+            Retry::Same => "the same call",
+            Retry::Anew => "DEL, a new pod",
+        };
+        let end = if row.differences.is_empty() { "as without it" } else { "DIFFERS" };
+        let (step, what, fault) = (row.step.name(), row.step.what(), row.fault.name());
+        writeln!(
+            text,
+            "| {step:<7} | {process:<6} | {what:<30} | {fault:<5} | {:<12} | {retry:<14} | {end:<13} |",
+            row.answer
+        )
+        .unwrap();
+    }
+    text
+}

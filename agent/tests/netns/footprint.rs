@@ -1,0 +1,147 @@
+//! All that pods leave on a node: disk, maps, pins, routes, devices, programs, and the pods' own side.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use podwire_common::names::{ROUTE_PROTOCOL, VETH_PREFIX, maps};
+use serde_json::{Value, json};
+use xtask::lab::{Node, Ns, Pod};
+
+/// What changes with every packet, and is nobody's in particular.
+const NOT_COMPARED: [&str; 5] = [maps::DROPS, maps::TRAFFIC, maps::GENERATION, maps::FLOWS, maps::BEGINNINGS];
+/// Not read either: held while an agent runs, and where the next address is looked for.
+const NOT_READ: [&str; 2] = ["agent.lock", "last-address"];
+
+/// By kind and name, each as text in which what is given out by chance (addresses, link addresses, numbers of links) bears a name instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Footprint(BTreeMap<String, String>);
+
+impl Footprint {
+    /// Of a node and those of its pods whose values are to be named.
+    pub fn of(node: &Node, pods: &[&Pod]) -> Self {
+        let mut found = BTreeMap::new();
+        let mut add = |kind: &str, name: &str, what: String| {
+            found.insert(format!("{kind} {name}"), what);
+        };
+        for link in json_of(node, &["ip", "-json", "-details", "link"]) {
+            let name = text(&link["ifname"]);
+            if name.starts_with(VETH_PREFIX) {
+                for direction in ["ingress", "egress"] {
+                    let filters = json_of(node, &["tc", "-json", "filter", "show", "dev", name, direction]);
+                    let programs =
+                        filters.iter().filter(|filter| filter["options"].is_object()).map(|filter| {
+                            json!([
+                                filter["pref"],
+                                filter["options"]["handle"],
+                                filter["options"]["bpf_name"]
+                            ])
+                        });
+                    add(
+                        "programs",
+                        &format!("{name} {direction}"),
+                        json!(programs.collect::<Vec<_>>()).to_string(),
+                    );
+                }
+                add("qdiscs", name, node.exec(&["tc", "qdisc", "show", "dev", name]).unwrap());
+            }
+            let shown = json!([
+                link["flags"],
+                link["mtu"],
+                link["operstate"],
+                link["address"],
+                link["linkinfo"]["info_kind"]
+            ]);
+            add("link", name, shown.to_string());
+        }
+        let protocol = ROUTE_PROTOCOL.to_string();
+        let routes = node.exec(&["ip", "route", "show", "table", "all", "proto", &protocol]).unwrap();
+        for route in routes.lines() {
+            add("route", route.trim(), String::new());
+        }
+        for pin in below(node.bpf_dir()) {
+            add("pin", &pin.display().to_string(), String::new());
+        }
+        for file in below(node.state_dir()) {
+            let name = file.file_name().unwrap().to_string_lossy().into_owned();
+            let read = !NOT_READ.contains(&name.as_str());
+            let content = if read { std::fs::read_to_string(&file).unwrap() } else { String::new() };
+            add("file", &file.display().to_string(), content);
+        }
+        for map in maps::ALL.iter().filter(|map| !NOT_COMPARED.contains(map)) {
+            for entry in node.map_dump(map).unwrap().as_array().unwrap() {
+                add(map, &entry["formatted"]["key"].to_string(), entry["formatted"]["value"].to_string());
+            }
+        }
+        for pod in pods {
+            let link = &json_of(pod, &["ip", "-json", "-4", "address", "show", "dev", "eth0"])[0];
+            let addresses = link["addr_info"].as_array().unwrap().iter();
+            let addresses =
+                addresses.map(|entry| json!([entry["local"], entry["prefixlen"], entry["scope"]]));
+            add("pod", "addresses", json!([link["mtu"], addresses.collect::<Vec<_>>()]).to_string());
+            add("pod", "routes", pod.exec(&["ip", "route"]).unwrap());
+            add("pod", "neighbours", pod.exec(&["ip", "neighbour"]).unwrap());
+        }
+        let names: Vec<_> =
+            pods.iter().enumerate().flat_map(|(number, pod)| names_of(node, pod, number)).collect();
+        let named =
+            |text: &str| names.iter().fold(text.to_owned(), |text, (value, name)| text.replace(value, name));
+        Self(found.iter().map(|(key, value)| (named(key), named(value))).collect())
+    }
+
+    /// Where the two differ, a line each; nothing when they are equal.
+    pub fn differences(&self, wanted: &Self) -> Vec<String> {
+        let keys: BTreeSet<_> = self.0.keys().chain(wanted.0.keys()).collect();
+        let differs = keys.into_iter().filter(|key| self.0.get(*key) != wanted.0.get(*key));
+        differs
+            .map(|key| format!("{key}: {:?} and should be {:?}", self.0.get(key), wanted.0.get(key)))
+            .collect()
+    }
+}
+
+/// What one pod was given, and what it is called: longer values first, where one is in another.
+fn names_of(node: &Node, pod: &Pod, number: usize) -> Vec<(String, String)> {
+    let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
+    let list = |bytes: &[u8]| bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
+    let IpAddr::V4(address) = pod.address() else { panic!("{} is not IPv4", pod.address()) };
+    let ifindex = node.ifindex(pod.host_interface()).unwrap();
+    [
+        (pod.host_interface().to_owned(), "LINK"),
+        (pod.call().container_id.clone(), "CONTAINER"),
+        (mac(pod.eth0_mac()), "MAC"),
+        (mac(pod.host_mac()), "HOST-MAC"),
+        (list(&pod.eth0_mac()), "MAC"),
+        (list(&pod.host_mac()), "HOST-MAC"),
+        (format!("\"ifindex\":{ifindex},"), "IFINDEX"),
+        (format!("{}]", list(&address.octets())), "ADDRESS]"),
+        (format!("{address}/32"), "ADDRESS"),
+        (format!("{address} "), "ADDRESS "),
+        (format!("\"{address}\""), "\"ADDRESS\""),
+    ]
+    .map(|(value, name)| (value, format!("{name}-{number}")))
+    .to_vec()
+}
+
+fn json_of(ns: &Ns, command: &[&str]) -> Vec<Value> {
+    let text = ns.exec(command).unwrap();
+    // `tc` prints nothing at all where there is nothing.
+    if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text).unwrap() }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// Every file, however deep.
+fn below(folder: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(below(&path));
+        } else {
+            found.insert(path);
+        }
+    }
+    found
+}

@@ -1,0 +1,192 @@
+//! The numbered steps of a pod's life (ARCHITECTURE.md), and a process that stops after one of them: for tests. A release build has none of it.
+
+use std::io;
+
+/// Names the step and the fault: `add-7:kill`, `del-3:fail`. Read by debug builds.
+pub const VARIABLE: &str = "PODWIRE_FAULT";
+
+/// Which process takes a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// `podwire-cni`.
+    Plugin,
+    /// `podwire agent`.
+    Agent,
+}
+
+/// A step that has just been taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "`Step::what` says it")]
+pub enum Step {
+    PairMade,
+    AddAsked,
+    AddressTaken,
+    FileWritten,
+    FileNamed,
+    ProgramsAttached,
+    LinkUp,
+    EndpointWritten,
+    FrontendsWritten,
+    RouteSet,
+    Agreed,
+    AddAnswered,
+    PodConfigured,
+    LinkRuns,
+    ResultPrinted,
+    DelAsked,
+    FrontendsRemoved,
+    RouteRemoved,
+    EndpointRemoved,
+    PairRemoved,
+    FlowsForgotten,
+    FileRemoved,
+    Released,
+    DelAnswered,
+    LinkLookedFor,
+}
+
+/// What a process does after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It ends at once, as by SIGKILL or a power cut of its own.
+    Kill,
+    /// The step fails, once.
+    Fail,
+}
+
+impl Fault {
+    /// As [`VARIABLE`] has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::Kill => "kill",
+            Fault::Fail => "fail",
+        }
+    }
+}
+
+impl Step {
+    /// Those of ADD, in their order; the file is written while the kernel is told.
+    pub const ADD: [Step; 15] = [
+        Step::PairMade,
+        Step::AddAsked,
+        Step::AddressTaken,
+        Step::FileWritten,
+        Step::FileNamed,
+        Step::ProgramsAttached,
+        Step::LinkUp,
+        Step::EndpointWritten,
+        Step::FrontendsWritten,
+        Step::RouteSet,
+        Step::Agreed,
+        Step::AddAnswered,
+        Step::PodConfigured,
+        Step::LinkRuns,
+        Step::ResultPrinted,
+    ];
+    /// Those of DEL.
+    pub const DEL: [Step; 10] = [
+        Step::DelAsked,
+        Step::FrontendsRemoved,
+        Step::RouteRemoved,
+        Step::EndpointRemoved,
+        Step::PairRemoved,
+        Step::FlowsForgotten,
+        Step::FileRemoved,
+        Step::Released,
+        Step::DelAnswered,
+        Step::LinkLookedFor,
+    ];
+
+    /// `add-1`, `del-10`: the verb and the number within it.
+    pub fn name(self) -> String {
+        let position = |steps: &[Step]| steps.iter().position(|step| *step == self).map(|index| index + 1);
+        match (position(&Self::ADD), position(&Self::DEL)) {
+            (Some(number), _) => format!("add-{number}"),
+            (None, number) => format!("del-{}", number.unwrap_or_default()),
+        }
+    }
+
+    /// Who takes it.
+    pub fn process(self) -> Process {
+        use Step::*;
+        match self {
+            PairMade | AddAsked | AddAnswered | PodConfigured | LinkRuns | ResultPrinted | DelAsked
+            | DelAnswered | LinkLookedFor => Process::Plugin,
+            AddressTaken | FileWritten | FileNamed | ProgramsAttached | LinkUp | EndpointWritten
+            | FrontendsWritten | RouteSet | Agreed | FrontendsRemoved | RouteRemoved | EndpointRemoved
+            | PairRemoved | FlowsForgotten | FileRemoved | Released => Process::Agent,
+        }
+    }
+
+    /// What has been done.
+    pub fn what(self) -> &'static str {
+        match self {
+            Step::PairMade => "the veth pair is made",
+            Step::AddAsked | Step::DelAsked => "the agent is asked",
+            Step::AddressTaken => "an address is taken",
+            Step::FileWritten => "the endpoint's file is written",
+            Step::FileNamed => "the file has its name",
+            Step::ProgramsAttached => "the programs are attached",
+            Step::LinkUp => "the host side is up",
+            Step::EndpointWritten => "ENDPOINTS is written",
+            Step::FrontendsWritten => "FRONTENDS is written",
+            Step::RouteSet => "the host route is set",
+            Step::Agreed => "disk, maps and programs agree",
+            Step::AddAnswered | Step::DelAnswered => "the answer has come",
+            Step::PodConfigured => "the pod's side is set up",
+            Step::LinkRuns => "the link runs",
+            Step::ResultPrinted => "the result is printed",
+            Step::FrontendsRemoved => "FRONTENDS is cleared",
+            Step::RouteRemoved => "the host route is removed",
+            Step::EndpointRemoved => "ENDPOINTS is cleared",
+            Step::PairRemoved => "the veth pair is removed",
+            Step::FlowsForgotten => "flows are forgotten",
+            Step::FileRemoved => "the endpoint's file is removed",
+            Step::Released => "the address is released",
+            Step::LinkLookedFor => "no link is left",
+        }
+    }
+}
+
+/// To be called when a step has been taken. Nothing happens unless [`VARIABLE`] names it.
+///
+/// # Errors
+/// When the step is to fail.
+#[cfg(debug_assertions)]
+pub fn after(step: Step) -> io::Result<()> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static HAPPENED: AtomicBool = AtomicBool::new(false);
+    let Ok(asked) = std::env::var(VARIABLE) else { return Ok(()) };
+    let Some((name, fault)) = asked.split_once(':') else { return Ok(()) };
+    if name != step.name() || HAPPENED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    if fault == Fault::Kill.name() {
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
+    }
+    Err(io::Error::other(format!("{VARIABLE} is {asked}")))
+}
+
+/// Nothing.
+///
+/// # Errors
+/// None.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn after(_: Step) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_has_a_number_of_its_own() {
+        let mut names: Vec<_> = Step::ADD.iter().chain(&Step::DEL).map(|step| step.name()).collect();
+        assert_eq!((names[0].as_str(), names[24].as_str()), ("add-1", "del-10"));
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), Step::ADD.len() + Step::DEL.len());
+    }
+}
