@@ -92,6 +92,16 @@ pub enum Error {
         /// What this agent knows.
         expected: u32,
     },
+    /// A later release wrote the state.
+    #[error("{} has format {found}, this agent knows up to {expected}: start the release that wrote it; nothing was touched", path.display())]
+    StateFormat {
+        /// An endpoint's file.
+        path: PathBuf,
+        /// What is there.
+        found: u32,
+        /// The latest that this agent knows.
+        expected: u32,
+    },
     /// Not a BPF file system.
     #[error("{} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf`, or name a folder that is with --bpf-dir", path.display())]
     NotBpfFileSystem {

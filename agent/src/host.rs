@@ -163,10 +163,13 @@ impl Host {
 
 /// Whether the agent or the plugin made the device.
 fn is_own_device(name: &str) -> bool {
-    let digits = name.strip_prefix(VETH_PREFIX);
-    name == VXLAN_DEVICE
-        || digits
-            .is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    name == VXLAN_DEVICE || is_pods_device(name)
+}
+
+/// Whether the device is the host side of a pod's veth pair, by its name.
+pub fn is_pods_device(name: &str) -> bool {
+    name.strip_prefix(VETH_PREFIX)
+        .is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub mod model;
 pub mod netns;
 pub mod nodes;
 pub mod non_masquerade;
+pub mod recovery;
 pub mod sockopt;
 pub mod store;
 pub mod sysctl;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use podwire_cni::protocol::{Attachment, Bandwidth, PodName, PortMapping};
+use podwire_cni::protocol::{Attachment, Bandwidth, PodName, PortMapping, host_interface};
 use podwire_common::addr::Mac;
 use podwire_common::names::VXLAN_OVERHEAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -63,6 +63,15 @@ impl Model {
         let towards_nodes = self.paths.values().map(|path| path.mtu).min();
         let own = self.uplinks.first().map(|uplink| uplink.mtu);
         towards_nodes.into_iter().chain(own).min().map(|underlay| self.mode.payload(underlay))
+    }
+
+    /// The endpoint of an attachment. One whose file was lost is known by its device, whose name follows from the attachment.
+    pub fn endpoint_of(&self, attachment: &Attachment) -> Option<&Endpoint> {
+        let by_device = || {
+            let device = host_interface(attachment);
+            self.endpoints.values().find(|endpoint| endpoint.host_interface == device)
+        };
+        self.endpoints.get(attachment).or_else(by_device)
     }
 
     /// Endpoints whose address is outside the node's podCIDR of now.
@@ -198,6 +207,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.pod {
             Some(pod) => write!(f, "{}/{}", pod.namespace, pod.name)?,
+            None if self.attachment.interface.is_empty() => f.write_str("a pod without name")?,
             None => write!(f, "container {}", self.attachment.container_id)?,
         }
         write!(f, " ({}, {})", self.address, self.host_interface)

@@ -19,8 +19,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::model::Endpoint;
 
-/// Version of the files under `endpoints/`.
-const FORMAT: u32 = 1;
+/// Version of the files under `endpoints/` that are written. 2 added the network and the bandwidth.
+const FORMAT: u32 = 2;
+/// The oldest that is read.
+const OLDEST_FORMAT: u32 = 1;
 
 /// The longest address and the end of its line.
 const LAST_ADDRESS_LENGTH: usize = "255.255.255.255\n".len();
@@ -72,23 +74,28 @@ impl Store {
     /// Every endpoint on disk. Files that do not decode are renamed to `*.corrupt` and reported: the others are used.
     ///
     /// # Errors
-    /// [`Error::File`] when the folder or a file cannot be read.
+    /// [`Error::StateFormat`] when a later release wrote one of them: then nothing was touched. [`Error::File`] when the folder or a file
+    /// cannot be read.
     pub fn load(&self) -> Result<(Vec<Endpoint>, Vec<Corrupt>), Error> {
-        let mut endpoints = Vec::new();
-        let mut corrupt = Vec::new();
+        let (mut endpoints, mut undecodable, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
         let entries = fs::read_dir(&self.endpoints).map_err(Error::file("list", &self.endpoints))?;
         for entry in entries {
             let path = entry.map_err(Error::file("list", &self.endpoints))?.path();
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("json") => match decode(&path)? {
                     Ok(endpoint) => endpoints.push(endpoint),
-                    Err(reason) => corrupt.push(set_aside(&path, reason)?),
+                    Err(reason) => undecodable.push((path, reason)),
                 },
                 // A write that never got its name: its ADD was never answered.
-                Some("tmp") => fs::remove_file(&path).map_err(Error::file("remove", &path))?,
+                Some("tmp") => unnamed.push(path),
                 _ => {}
             }
         }
+        for path in unnamed {
+            fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+        }
+        let corrupt = undecodable.into_iter().map(|(path, reason)| set_aside(&path, reason));
+        let corrupt = corrupt.collect::<Result<_, _>>()?;
         endpoints.sort_by(|one, other| one.host_interface.cmp(&other.host_interface));
         Ok((endpoints, corrupt))
     }
@@ -181,13 +188,24 @@ fn lock(folder: &Path) -> Result<File, Error> {
 
 fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
     let bytes = fs::read(path).map_err(Error::file("read", path))?;
+    /// What every format has.
+    #[derive(Deserialize)]
+    struct AnyFormat {
+        format: u32,
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(AnyFormat { format }) if format > FORMAT => {
+            return Err(Error::StateFormat { path: path.into(), found: format, expected: FORMAT });
+        }
+        Ok(AnyFormat { format }) if format < OLDEST_FORMAT => {
+            return Ok(Err(format!("there is no format {format}")));
+        }
+        _ => {}
+    }
     let record: Record = match serde_json::from_slice(&bytes) {
         Ok(record) => record,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    if record.format != FORMAT {
-        return Ok(Err(format!("format {} is not known, only {FORMAT}", record.format)));
-    }
     let named = path.file_stem().and_then(|stem| stem.to_str());
     if named != Some(&record.endpoint.host_interface) {
         return Ok(Err(format!("it is about {}, not what its name says", record.endpoint.host_interface)));
@@ -314,6 +332,35 @@ mod tests {
         assert!(corrupt.iter().all(|file| file.path.exists()));
         assert!(!endpoints.join("pw000000000003.tmp").exists());
         assert_eq!(store.load().unwrap().1, []);
+    }
+
+    #[test]
+    fn a_later_releases_file_is_named_and_nothing_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.save(&endpoint("a")).unwrap();
+        let endpoints = folder.path().join("endpoints");
+        let later = fs::read_to_string(store.path(&endpoint("a"))).unwrap();
+        fs::write(store.path(&endpoint("b")), later.replace("\"format\": 2", "\"format\": 3")).unwrap();
+        fs::write(endpoints.join("pw000000000001.json"), b"{\"form").unwrap();
+        fs::write(endpoints.join("pw000000000003.tmp"), b"half").unwrap();
+        let error = store.load().unwrap_err().to_string();
+        assert!(error.contains(&endpoint("b").host_interface) && error.contains("format 3"), "{error}");
+        assert_eq!(fs::read_dir(&endpoints).unwrap().count(), 4);
+        assert!(
+            endpoints.join("pw000000000001.json").exists() && endpoints.join("pw000000000003.tmp").exists()
+        );
+    }
+
+    #[test]
+    fn the_format_before_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.save(&endpoint("a")).unwrap();
+        let path = store.path(&endpoint("a"));
+        let before = fs::read_to_string(&path).unwrap().replace("\"format\": 2", "\"format\": 1");
+        fs::write(&path, before).unwrap();
+        assert_eq!(store.load().unwrap().0, [endpoint("a")]);
     }
 
     #[test]

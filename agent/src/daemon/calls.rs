@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use podwire_cni::fault::{self, Step};
-use podwire_cni::protocol::{Add, Added, Attachment, Call, Failure, Gc, Reply, codes, host_interface};
+use podwire_cni::protocol::{
+    Add, Added, Attachment, Call, Failure, Gc, PortMapping, Reply, codes, host_interface,
+};
 use podwire_common::abi::ENDPOINT_STACK_ONLY;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
@@ -70,11 +72,14 @@ impl Daemon {
     async fn prepare(&mut self, add: &Add) -> Result<Endpoint, Failure> {
         let mut endpoint = self.plan(add)?;
         endpoint.ifindex = self.checked_device(&endpoint).await?;
-        let known = self.model.endpoints.get(&endpoint.attachment).map(|known| known.address);
-        endpoint.address = match known {
-            Some(address) => address,
-            None => self.allocate(&add.addresses)?,
-        };
+        match self.model.endpoint_of(&endpoint.attachment) {
+            Some(known) => {
+                endpoint.address = known.address;
+                let known = known.attachment.clone();
+                self.model.endpoints.remove(&known);
+            }
+            None => endpoint.address = self.allocate(&add.addresses)?,
+        }
         self.model.endpoints.insert(endpoint.attachment.clone(), endpoint.clone());
         Ok(endpoint)
     }
@@ -97,7 +102,7 @@ impl Daemon {
                 refuse(codes::DECODING_FAILURE, format!("`{text}` is not a unicast link address"))
             })
         };
-        let known = self.model.endpoints.get(&add.attachment);
+        let known = self.model.endpoint_of(&add.attachment);
         if let Some(known) = known
             && let Some(other) = add.addresses.iter().find(|asked| asked.addr() != IpAddr::V4(known.address))
         {
@@ -137,13 +142,13 @@ impl Daemon {
     fn check_host_ports(&self, add: &Add, known: Option<&Endpoint>) -> Result<(), Failure> {
         // Flows that are under way know the ports of before: only DEL ends them.
         if let Some(known) = known
-            && known.port_mappings != add.port_mappings
+            && sorted(&known.port_mappings) != sorted(&add.port_mappings)
         {
             let message = "other portMappings are asked for than the attachment has: DEL it first".into();
             return Err(refuse(codes::INVALID_CONFIGURATION, message));
         }
         let tunnel_port = (self.config.mode == Mode::Vxlan).then_some(self.config.vxlan_port);
-        let others = self.model.endpoints.values().filter(|other| other.attachment != add.attachment);
+        let others = self.model.endpoints.values().filter(|other| other.host_interface != add.host_interface);
         host_ports::check(&add.port_mappings, others, tunnel_port).map_err(|unavailable| {
             let code = match unavailable {
                 Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,
@@ -291,7 +296,7 @@ impl Daemon {
     }
 
     async fn del(&mut self, attachment: &Attachment) -> Result<(), Failure> {
-        let Some(endpoint) = self.model.endpoints.get(attachment).cloned() else {
+        let Some(endpoint) = self.model.endpoint_of(attachment).cloned() else {
             return Ok(());
         };
         self.release(&endpoint).await.map_err(|error| failure(&error))?;
@@ -371,7 +376,7 @@ impl Daemon {
     }
 
     async fn check(&mut self, attachment: &Attachment) -> Result<Added, Failure> {
-        let Some(endpoint) = self.model.endpoints.get(attachment).cloned() else {
+        let Some(endpoint) = self.model.endpoint_of(attachment).cloned() else {
             let message = format!("the agent has no attachment of container {}", attachment.container_id);
             return Err(refuse(codes::UNKNOWN_CONTAINER, message));
         };
@@ -423,6 +428,12 @@ fn answer(reply: oneshot::Sender<Reply>, result: Result<Reply, Failure>) {
         warn!(code = failure.code, "refused: {failure}");
         Reply::Failed(failure)
     }));
+}
+
+fn sorted(mappings: &[PortMapping]) -> Vec<PortMapping> {
+    let mut mappings = mappings.to_vec();
+    mappings.sort_unstable();
+    mappings
 }
 
 fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {

@@ -13,12 +13,13 @@ use super::{Daemon, Readiness};
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
 use crate::dataplane::probe::Capabilities;
-use crate::dataplane::{Dataplane, load};
+use crate::dataplane::{Dataplane, load, pins};
 use crate::error::Error;
 use crate::host::Host;
 use crate::links::{Changes, Links};
 use crate::model::{Endpoint, Mode, Model};
-use crate::store::Store;
+use crate::recovery::recovered;
+use crate::store::{Corrupt, Store};
 use crate::sysctl;
 
 /// What a node lacks without the programs of its own processes.
@@ -32,6 +33,9 @@ impl Daemon {
     /// # Errors
     /// Whatever keeps the data path from being there.
     pub async fn start(config: Config, capabilities: &Capabilities, store: Store) -> Result<Self, Error> {
+        // First what may refuse: another release's state or maps.
+        let (endpoints, corrupt) = store.load()?;
+        pins::check(&config.bpf_dir)?;
         // Before anything is listed: what changes meanwhile is told.
         let changes = Changes::listen()?;
         let links = Links::new()?;
@@ -72,7 +76,7 @@ impl Daemon {
             daemon.dataplane.attach_overlay(VXLAN_DEVICE)?;
         }
         daemon.attach_host_processes();
-        daemon.restore_endpoints().await?;
+        daemon.restore_endpoints(endpoints, &corrupt).await?;
         daemon.firewall.look();
         Ok(daemon)
     }
@@ -102,8 +106,11 @@ impl Daemon {
         }
     }
 
-    async fn restore_endpoints(&mut self) -> Result<(), Error> {
-        let (endpoints, corrupt) = self.store.load()?;
+    async fn restore_endpoints(
+        &mut self,
+        endpoints: Vec<Endpoint>,
+        corrupt: &[Corrupt],
+    ) -> Result<(), Error> {
         for file in corrupt {
             warn!(path = %file.path.display(), reason = file.reason, "an endpoint's file does not decode: it is set aside");
         }
@@ -123,6 +130,18 @@ impl Daemon {
             }
         }
         info!(restored, "endpoints restored");
+        self.recover_endpoints()
+    }
+
+    /// Takes over what the maps and devices tell of and no file does.
+    fn recover_endpoints(&mut self) -> Result<(), Error> {
+        let known = self.model.endpoints.values().map(|endpoint| endpoint.address).collect();
+        for endpoint in recovered(&self.dataplane.maps.contents()?, &self.host, &known) {
+            warn!(pod = %endpoint, "no file tells of this pod, but its link is there: it keeps its network and its address");
+            self.store.save(&endpoint)?;
+            restore(&mut self.dataplane, &endpoint)?;
+            self.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
+        }
         Ok(())
     }
 }

@@ -27,7 +27,18 @@ pub fn prepare(folder: &Path) -> Result<(), Error> {
     ensure_bpf_file_system(folder)?;
     let links = links(folder);
     fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
-    check_schema(folder)
+    match found_schema(folder)? {
+        Some(_) => Ok(()),
+        None => write_schema(folder),
+    }
+}
+
+/// Whether this release can use what is pinned in the folder, if anything is. Touches nothing.
+///
+/// # Errors
+/// [`Error::Schema`], [`Error::File`].
+pub fn check(folder: &Path) -> Result<(), Error> {
+    found_schema(folder).map(drop)
 }
 
 /// Where a map is pinned.
@@ -82,19 +93,25 @@ fn is_bpf_file_system(path: &Path) -> Result<bool, Error> {
     Ok(status.f_type as u64 & 0xffff_ffff == BPF_FILE_SYSTEM)
 }
 
-fn check_schema(folder: &Path) -> Result<(), Error> {
+/// The version of the pins that are there; `None`: there are none.
+fn found_schema(folder: &Path) -> Result<Option<u32>, Error> {
     let path = folder.join(SCHEMA);
     let mismatch = |found: String| Error::Schema { path: folder.into(), found, expected: SCHEMA_VERSION };
     match fs::read_link(&path) {
-        Ok(found) if found == Path::new(&SCHEMA_VERSION.to_string()) => Ok(()),
+        Ok(found) if found == Path::new(&SCHEMA_VERSION.to_string()) => Ok(Some(SCHEMA_VERSION)),
         Ok(found) => Err(mismatch(found.display().to_string())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if names::maps::ALL.iter().any(|name| map(folder, name).exists()) {
                 return Err(mismatch("unknown".into()));
             }
-            // Before the first pin: pins without a version are never left behind.
-            symlink(SCHEMA_VERSION.to_string(), &path).map_err(Error::file("write", path))
+            Ok(None)
         }
         Err(error) => Err(Error::file("read", path)(error)),
     }
+}
+
+/// Before the first pin: pins without a version are never left behind.
+fn write_schema(folder: &Path) -> Result<(), Error> {
+    let path = folder.join(SCHEMA);
+    symlink(SCHEMA_VERSION.to_string(), &path).map_err(Error::file("write", path))
 }

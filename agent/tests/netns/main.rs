@@ -5,6 +5,7 @@
 mod bpftool;
 mod changes;
 mod check;
+mod disk;
 mod faults;
 mod footprint;
 mod forward_policy;

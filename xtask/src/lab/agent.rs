@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -99,13 +99,15 @@ impl Agent {
     }
 
     /// Waits for its end, which somebody else has seen to.
-    pub(crate) fn wait_end(mut self) -> Result<()> {
+    pub(crate) fn wait_end(mut self) -> Result<ExitStatus> {
         let start = Instant::now();
-        while self.child.try_wait()?.is_none() {
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
             ensure!(start.elapsed() < STOP_DEADLINE, "it lives on after {} s", STOP_DEADLINE.as_secs());
             std::thread::sleep(POLL);
         }
-        Ok(())
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -68,6 +68,7 @@ pub fn remove(name: &str) -> Result<bool> {
     let found = !namespaces.is_empty() || folder(name).exists() || bpf_folder(name).exists();
     let mut outcomes: Vec<Result<()>> =
         namespaces.iter().map(|namespace| remove_namespace(namespace)).collect();
+    outcomes.push(unmount_below(&folder(name)));
     outcomes.push(remove_folder(&bpf_folder(name)));
     outcomes.push(remove_folder(&folder(name)));
     outcomes.into_iter().collect::<Result<()>>()?;
@@ -155,6 +156,18 @@ fn remove_folder(folder: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whatever a test has mounted there.
+fn unmount_below(folder: &Path) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+    // The last first: one may lie upon another.
+    for place in places.filter(|place| place.starts_with(folder)).collect::<Vec<_>>().into_iter().rev() {
+        rustix::mount::unmount(place, rustix::mount::UnmountFlags::DETACH)
+            .with_context(|| format!("unmount {}", place.display()))?;
+    }
+    Ok(())
 }
 
 /// Labs whose process is gone: it was killed before it could remove them.

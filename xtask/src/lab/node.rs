@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -160,13 +161,23 @@ impl Node {
         self.wait_ready()
     }
 
+    /// Runs another agent with the same arguments beside the first, until it ends.
+    ///
+    /// # Errors
+    /// When it cannot be run, or does not end in time.
+    pub fn run_second_agent(&self) -> Result<ExitStatus> {
+        let agent = Agent::spawn(self, &self.binaries.agent, &self.arguments, &[], &self.log_path())?;
+        agent.wait_end().with_context(|| format!("wait for the end of {}'s second agent", self.name()))
+    }
+
     /// Waits for the end of an agent that ends by itself.
     ///
     /// # Errors
     /// When it does not within ten seconds.
     pub fn wait_for_agent_end(&self) -> Result<()> {
         let Some(agent) = self.agent().take() else { return Ok(()) };
-        agent.wait_end().with_context(|| format!("wait for the end of {}'s agent", self.name()))
+        agent.wait_end().with_context(|| format!("wait for the end of {}'s agent", self.name()))?;
+        Ok(())
     }
 
     /// SIGKILL. No agent is no error.

@@ -1,0 +1,135 @@
+//! Endpoints whose file is lost: what the maps and the devices still tell of them. Pure.
+//!
+//! Their pods live on, and nobody else may be given their addresses. Whose they are is not known; but the name of a device is made of
+//! its attachment's, so DEL and ADD find them by that ([`Model::endpoint_of`](crate::model::Model::endpoint_of)).
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
+
+use podwire_cni::protocol::{Attachment, Bandwidth, PortMapping, Transport};
+use podwire_common::abi::{self, Backend, Frontend};
+use podwire_common::addr::Addr;
+use podwire_common::flow::protocol;
+
+use crate::desired::Contents;
+use crate::host::{Host, is_pods_device};
+use crate::model::Endpoint;
+
+/// The endpoints in the maps that are none of `known` and whose device is there as the maps have it.
+pub fn recovered(contents: &Contents, host: &Host, known: &BTreeSet<Ipv4Addr>) -> Vec<Endpoint> {
+    let lost = contents.endpoints.iter().filter_map(|(address, entry)| {
+        let address = v4(address)?;
+        let device = host.devices.get(&entry.ifindex)?;
+        let is_lost =
+            !known.contains(&address) && is_pods_device(&device.name) && device.mac == Some(entry.host_mac);
+        if is_lost { endpoint(address, entry, &device.name, contents) } else { None }
+    });
+    lost.collect()
+}
+
+fn endpoint(address: Ipv4Addr, entry: &abi::Endpoint, device: &str, contents: &Contents) -> Option<Endpoint> {
+    let of_pod = contents.frontends.iter().filter(|(_, backend)| backend.address == Addr::from(address));
+    Some(Endpoint {
+        // No container has an interface without a name.
+        attachment: Attachment { container_id: device.to_owned(), interface: String::new() },
+        netns: String::new(),
+        host_interface: device.to_owned(),
+        ifindex: entry.ifindex,
+        id: entry.id,
+        pod_mac: entry.pod_mac,
+        host_mac: entry.host_mac,
+        address,
+        gateway: v4(&entry.gateway)?,
+        mtu: entry.mtu,
+        port_mappings: of_pod.filter_map(|(frontend, backend)| port_mapping(frontend, backend)).collect(),
+        pod: None,
+        network: None,
+        bandwidth: Bandwidth::default(),
+    })
+}
+
+fn v4(address: &Addr) -> Option<Ipv4Addr> {
+    address.is_v4().then(|| address.v4().into())
+}
+
+fn port_mapping(frontend: &Frontend, backend: &Backend) -> Option<PortMapping> {
+    Some(PortMapping {
+        host_address: Some(frontend.address)
+            .filter(|address| *address != Addr::UNSPECIFIED)
+            .and_then(|address| v4(&address)),
+        host_port: NonZeroU16::new(frontend.port.get())?,
+        container_port: NonZeroU16::new(backend.port.get())?,
+        protocol: match frontend.protocol {
+            protocol::TCP => Transport::Tcp,
+            protocol::UDP => Transport::Udp,
+            _ => return None,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::{endpoint_entry, frontends};
+    use crate::host::Device;
+    use podwire_common::addr::Mac;
+
+    fn lost() -> Endpoint {
+        let port = |number| NonZeroU16::new(number).unwrap();
+        let mapping = |host_address, protocol| PortMapping {
+            host_address,
+            host_port: port(9088),
+            container_port: port(8080),
+            protocol,
+        };
+        let device = "pw0123456789ab";
+        Endpoint {
+            attachment: Attachment { container_id: device.into(), interface: String::new() },
+            netns: String::new(),
+            host_interface: device.into(),
+            ifindex: 7,
+            id: 3,
+            pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
+            host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
+            address: Ipv4Addr::new(10, 244, 1, 2),
+            gateway: Ipv4Addr::new(10, 244, 1, 1),
+            mtu: 1450,
+            port_mappings: vec![
+                mapping(None, Transport::Tcp),
+                mapping(Some(Ipv4Addr::new(10, 200, 0, 1)), Transport::Udp),
+            ],
+            pod: None,
+            network: None,
+            bandwidth: Bandwidth::default(),
+        }
+    }
+
+    fn check(device: &Device, known: &[Ipv4Addr]) -> Vec<Endpoint> {
+        let lost = lost();
+        let mut contents = Contents::default();
+        contents.endpoints.insert(lost.address.into(), endpoint_entry(&lost));
+        contents.frontends.extend(frontends(&lost));
+        let mut host = Host::default();
+        host.devices.insert(device.index, device.clone());
+        recovered(&contents, &host, &known.iter().copied().collect())
+    }
+
+    #[test]
+    fn what_maps_and_devices_tell_is_the_endpoint_but_for_its_names() {
+        let device = Device {
+            index: 7,
+            name: "pw0123456789ab".into(),
+            mtu: 1450,
+            mac: Some(lost().host_mac),
+            up: true,
+            loopback: false,
+        };
+        assert_eq!(check(&device, &[]), [lost()]);
+        assert_eq!(check(&device, &[lost().address]), [], "it is known");
+        assert_eq!(check(&Device { index: 8, ..device.clone() }, &[]), [], "its device is gone");
+        let other = Mac { bytes: [2; 6] };
+        assert_eq!(check(&Device { mac: Some(other), ..device.clone() }, &[]), [], "another device");
+        assert_eq!(check(&Device { name: "eth0".into(), ..device }, &[]), [], "not a pod's device");
+    }
+}

@@ -1,0 +1,198 @@
+//! A state folder that is full, read-only, spoilt, from a later release, or gone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use podwire_common::names::maps;
+use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use serde_json::{Value, json};
+use xtask::lab::{Lab, Node, Pod, traffic};
+
+use crate::footprint::Footprint;
+
+/// CNI specification, "Error": input or output failed.
+const IO_FAILURE: u32 = 5;
+const KIBIBYTE: u64 = 1024;
+
+#[test]
+fn a_full_disk_refuses_new_pods_and_deletes_old_ones() {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let node = lab.node(0);
+    mount("tmpfs", node.state_dir(), "tmpfs", MountFlags::empty(), Some(c"size=256k")).unwrap();
+    node.start_agent().unwrap();
+    let [going, staying] = ["going", "staying"].map(|name| node.add_pod(name).unwrap());
+    let before = Footprint::of(node, &[&going, &staying]);
+    let filler = node.state_dir().join("filler");
+    let error = fs::write(&filler, vec![0; 512 * KIBIBYTE as usize]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    refused(&lab, "new", "No space left on device");
+    let with_filler = Footprint::of(node, &[&going, &staying]).differences(&before);
+    assert!(
+        with_filler.iter().all(|line| line.starts_with(&format!("file {}", filler.display()))),
+        "{with_filler:?}"
+    );
+    traffic::tcp_exchange(&staying, &going, going.address(), 8080, KIBIBYTE).unwrap();
+    going.delete().unwrap();
+    fs::remove_file(filler).unwrap();
+    let new = node.add_pod("later").unwrap();
+    traffic::tcp_exchange(&staying, &new, new.address(), 8080, KIBIBYTE).unwrap();
+}
+
+#[test]
+fn a_folder_that_has_become_read_only_refuses_new_pods_and_an_agent() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let [going, staying] = ["going", "staying"].map(|name| node.add_pod(name).unwrap());
+    let address = going.address();
+    mount_bind(node.state_dir(), node.state_dir()).unwrap();
+    set_read_only(node.state_dir(), true);
+    refused(&lab, "new", "Read-only file system");
+    // The runtime is told that the pod is gone, and it is; only its address is not anybody else's yet.
+    going.delete().unwrap();
+    let wanted = json!({ "ips": [address] });
+    node.kill_agent().unwrap();
+    let error = format!("{:#}", node.start_agent().unwrap_err());
+    assert!(error.contains("Read-only file system") && error.contains("agent.lock"), "{error}");
+    traffic::udp_exchange(&staying, node, node.address(), 8080, 100).unwrap();
+    set_read_only(node.state_dir(), false);
+    node.start_agent().unwrap();
+    let again = node.add_pod_with("again", &wanted).unwrap();
+    assert_eq!(again.address(), address);
+    traffic::tcp_exchange(&staying, &again, address, 8080, KIBIBYTE).unwrap();
+}
+
+#[test]
+fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let before = Footprint::of(node, &[]);
+    let ports = json!({ "portMappings": [
+        { "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" },
+        { "hostPort": 9089, "containerPort": 8081, "protocol": "udp", "hostIP": node.address() },
+    ] });
+    type Spoil = fn(&Path);
+    let spoils: [(&str, Spoil); 4] = [
+        ("sound", |_| {}),
+        ("cut", |file| fs::write(file, &fs::read(file).unwrap()[..40]).unwrap()),
+        ("empty", |file| fs::write(file, "").unwrap()),
+        ("gone", |file| fs::remove_file(file).unwrap()),
+    ];
+    let pods = spoils.map(|(name, _)| {
+        let wanted = if name == "cut" { ports.clone() } else { json!({}) };
+        node.add_pod_with(name, &wanted).unwrap()
+    });
+    let endpoints = sorted(&node.map_dump(maps::ENDPOINTS).unwrap());
+    let frontends = sorted(&node.map_dump(maps::FRONTENDS).unwrap());
+    node.kill_agent().unwrap();
+    for ((_, spoil), pod) in spoils.iter().zip(&pods) {
+        spoil(&file_of(node, pod));
+    }
+    for _ in 0..2 {
+        node.restart_agent().unwrap();
+        assert_eq!(sorted(&node.map_dump(maps::ENDPOINTS).unwrap()), endpoints);
+        assert_eq!(sorted(&node.map_dump(maps::FRONTENDS).unwrap()), frontends);
+        let [sound, others @ ..] = &pods;
+        for pod in others {
+            traffic::tcp_exchange(sound, pod, pod.address(), 8080, KIBIBYTE).unwrap();
+            traffic::udp_exchange(node, pod, pod.address(), 8080, 100).unwrap();
+        }
+        let route = traffic::Route::translated((node.address(), 9088).into(), 8080);
+        traffic::tcp_exchange_on(lab.world(), &pods[1], route, KIBIBYTE).unwrap();
+    }
+    let log = node.agent_log();
+    let [_, cut, empty, gone] = &pods;
+    for pod in [cut, empty] {
+        let aside = file_of(node, pod).with_extension("json.corrupt");
+        assert!(log.contains(&aside.display().to_string()) && aside.exists(), "{log}");
+        fs::remove_file(aside).unwrap();
+    }
+    assert!(log.contains(&format!("({}, {})", gone.address(), gone.host_interface())), "{log}");
+    // All the others of the podCIDR are given out before one of theirs is: ask for it.
+    let taken = node.add_pod_with("taken", &json!({ "ips": [gone.address()] })).map(drop).unwrap_err();
+    assert!(format!("{taken:#}").contains("in use by another pod"), "{taken:#}");
+    xtask::lab::Ns::open(&node.cni_call("ADD", "taken", &json!({})).container_id).unwrap().remove().unwrap();
+    // A repeated ADD is answered with the same address, with its hostPorts too.
+    let again = node.add_pod_again("cut", &ports).unwrap();
+    assert_eq!(again.address(), cut.address());
+    pods.into_iter().for_each(|pod| pod.delete().unwrap());
+    assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
+}
+
+#[test]
+fn state_or_maps_of_a_later_release_are_refused_before_anything_is_touched() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
+    node.kill_agent().unwrap();
+    let file = file_of(node, &pod);
+    let ours = fs::read_to_string(&file).unwrap();
+    let version = node.bpf_dir().join("schema-version");
+    let schema = fs::read_link(&version).unwrap();
+    let later_state: &dyn Fn() =
+        &|| fs::write(&file, ours.replace("\"format\": 2", "\"format\": 99")).unwrap();
+    let later_maps: &dyn Fn() = &|| {
+        fs::remove_file(&version).unwrap();
+        std::os::unix::fs::symlink("99", &version).unwrap();
+    };
+    for (make_later, says) in [(later_state, "format 99"), (later_maps, "layout version 99")] {
+        make_later();
+        node.sysctl("net/ipv4/ip_forward", "0").unwrap();
+        node.ip("link set podwire-vxlan mtu 1400").unwrap();
+        let before = Footprint::of(node, &[&pod]);
+        let error = format!("{:#}", node.start_agent().unwrap_err());
+        assert!(error.contains(says), "{error}");
+        assert_eq!(Footprint::of(node, &[&pod]), before);
+        assert_eq!(node.exec(&["cat", "/proc/sys/net/ipv4/ip_forward"]).unwrap().trim(), "0");
+        node.sysctl("net/ipv4/ip_forward", "1").unwrap();
+        traffic::tcp_exchange(&pod, &far, far.address(), 8080, KIBIBYTE).unwrap();
+        fs::write(&file, &ours).unwrap();
+    }
+    fs::remove_file(&version).unwrap();
+    std::os::unix::fs::symlink(schema, &version).unwrap();
+    node.start_agent().unwrap();
+    traffic::tcp_exchange(&pod, &far, far.address(), 8080, KIBIBYTE).unwrap();
+}
+
+#[test]
+fn a_second_agent_on_one_state_folder_is_refused_with_the_firsts_number() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("pod").unwrap();
+    let before = Footprint::of(node, &[&pod]);
+    let pid = node.agent_pid().unwrap();
+    let second = node.run_second_agent().unwrap();
+    assert!(!second.success(), "it runs beside the first");
+    let log = node.agent_log();
+    assert!(log.contains(&format!("running agent (process {pid})")), "{log}");
+    assert_eq!(Footprint::of(node, &[&pod]), before);
+    traffic::udp_exchange(node, &pod, pod.address(), 8080, 100).unwrap();
+    node.add_pod("served").unwrap();
+}
+
+fn file_of(node: &Node, pod: &Pod) -> PathBuf {
+    node.state_dir().join("endpoints").join(format!("{}.json", pod.host_interface()))
+}
+
+/// An ADD that fails for what the disk says, and leaves no file.
+#[track_caller]
+fn refused(lab: &Lab, name: &str, says: &str) {
+    let node = lab.node(0);
+    lab.add_namespace(&format!("node1-{name}")).unwrap();
+    let output = node.cni_call("ADD", name, &json!({})).run().unwrap();
+    assert!(!output.success && output.answer["code"] == IO_FAILURE, "{output:?}");
+    let message = output.answer["msg"].as_str().unwrap();
+    let folder = node.state_dir().join("endpoints");
+    assert!(message.contains(says) && message.contains(&folder.display().to_string()), "{output:?}");
+}
+
+fn set_read_only(folder: &Path, read_only: bool) {
+    let flags = if read_only { MountFlags::BIND | MountFlags::RDONLY } else { MountFlags::BIND };
+    mount_remount(folder, flags, "").unwrap();
+}
+
+/// Entries in an order of their own: a hash map has none.
+fn sorted(dump: &Value) -> Vec<String> {
+    let mut entries: Vec<String> = dump.as_array().unwrap().iter().map(Value::to_string).collect();
+    entries.sort();
+    entries
+}
