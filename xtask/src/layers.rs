@@ -118,7 +118,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &["agent/src", "cni-shim/src"],
-        // A file's own time, compared with an earlier one of its own.
+        // A file's time is the wall clock's. If that jumps, the file is read once more.
         except: &["agent/src/watched_file.rs"],
         forbidden: &["std::time::SystemTime", "rustix::time::ClockId::Realtime"],
         why: "the wall clock jumps: time is measured by the monotonic one, as the programs do",

@@ -13,6 +13,7 @@ mod contest;
 mod crowd;
 mod programs;
 mod record;
+mod restart;
 mod same_node;
 mod scale;
 mod site;
@@ -74,6 +75,8 @@ enum Group {
     Cni,
     /// A node with 250 pods in a cluster of 5,000 nodes.
     Scale,
+    /// From the start of an agent, with 250 pods to take over, to the first ADD that is served.
+    Restart,
     /// Each program alone with each kind of packet: nothing is compared, so only when asked for.
     Programs,
 }
@@ -148,6 +151,7 @@ impl Group {
             Self::Connect => world::connections,
             Self::Cni => cni::measure,
             Self::Scale => scale::measure,
+            Self::Restart => restart::measure,
             Self::Programs => return None,
         })
     }

@@ -268,7 +268,11 @@ impl Node {
         counters::read(&self.bpf_dir.join(maps::TRAFFIC), paths)
     }
 
-    pub(crate) fn spawn_agent(&self) -> Result<()> {
+    /// Starts the agent and does not wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_agent(&self) -> Result<()> {
         self.spawn_agent_with(&[])
     }
 
