@@ -4,6 +4,7 @@
 //! The server's end listens on the unspecified address unless told otherwise, so that a destination may be translated
 //! on its way (a ClusterIP): see [`Route`].
 
+mod datagrams;
 mod pattern;
 mod ping;
 mod tcp;
@@ -13,6 +14,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+pub use datagrams::{Count, Datagrams};
 pub use ping::{PingReply, ping, ping_unfragmented};
 pub use tcp::{Stream, tcp_exchange, tcp_exchange_on, tcp_stream, tcp_stream_on};
 pub use udp::{udp_exchange, udp_exchange_on, udp_segments};
