@@ -68,6 +68,7 @@ impl Daemon {
         }
         self.apply_contents(&host).await?;
         self.attach_uplinks()?;
+        self.dataplane.finish_migration()?;
         self.host = host;
         self.set_readiness(self.own_missing.clone().map_or(Readiness::Ready, Readiness::Waiting));
         Ok(())

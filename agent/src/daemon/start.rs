@@ -72,11 +72,8 @@ impl Daemon {
             readiness: watch::Sender::new(Readiness::Waiting(why)),
             config,
         };
-        if daemon.model.vxlan.is_some() {
-            daemon.dataplane.attach_overlay(VXLAN_DEVICE)?;
-        }
-        daemon.attach_host_processes();
         daemon.restore_endpoints(endpoints, &corrupt).await?;
+        daemon.replace_programs()?;
         daemon.firewall.look();
         Ok(daemon)
     }
@@ -87,13 +84,22 @@ impl Daemon {
         self.model.vxlan = tunnel_device(&self.config, &self.links).await?;
         // The programs know the device by its number, which is written into them at load.
         self.dataplane = load(&self.config, self.model.vxlan)?;
-        self.dataplane.attach_overlay(VXLAN_DEVICE)?;
+        self.replace_programs()?;
+        self.attached.clear();
+        self.host = self.links.host().await?;
+        Ok(())
+    }
+
+    /// Those of everything that is known: what an earlier agent's did from here on is done by these.
+    fn replace_programs(&mut self) -> Result<(), Error> {
+        self.dataplane.take_over_uplinks()?;
+        if self.model.vxlan.is_some() {
+            self.dataplane.attach_overlay(VXLAN_DEVICE)?;
+        }
+        self.attach_host_processes();
         for endpoint in self.model.endpoints.values() {
             self.dataplane.attach_pod(&endpoint.host_interface)?;
         }
-        self.attach_host_processes();
-        self.attached.clear();
-        self.host = self.links.host().await?;
         Ok(())
     }
 
@@ -190,6 +196,7 @@ fn device_of(endpoint: &Endpoint, host: &Host) -> Option<u32> {
         .map(|device| device.index)
 }
 
+/// Its entries in the maps, which programs may use already.
 fn restore(dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<(), Error> {
     use crate::desired::{endpoint_entry, frontends};
     use crate::diff::{Deletions, diff};
@@ -206,5 +213,5 @@ fn restore(dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<(), Error> 
     for op in diff(&want, &have, Deletions::Withheld) {
         dataplane.maps.apply(&op)?;
     }
-    dataplane.attach_pod(&endpoint.host_interface)
+    Ok(())
 }

@@ -110,6 +110,30 @@ impl Dataplane {
         }
     }
 
+    /// Puts the programs of uplinks in place of an earlier agent's, wherever there is a pinned link of one: before it is known which links are
+    /// uplinks, so that all programs of a node are replaced together. A link whose device is gone is left to [`Self::attach_uplink`].
+    ///
+    /// # Errors
+    /// [`Error::Attach`], [`Error::File`].
+    pub fn take_over_uplinks(&mut self) -> Result<(), Error> {
+        let Some(folder) = self.bpf_dir.clone() else {
+            return Ok(());
+        };
+        for (program, interface) in pins::links_of(&folder, &UPLINK.map(|(program, _)| program))? {
+            let attaching = Attaching { program, interface: &interface };
+            let failed = |source| attaching.failed(source);
+            let Some(link) = pinned(&pins::link(&folder, program, &interface)).map_err(failed)? else {
+                continue;
+            };
+            let program = self.classifier(program)?;
+            let link = SchedClassifierLink::try_from(link).map_err(|source| attaching.failed(source))?;
+            if let Ok(id) = program.attach_to_link(link) {
+                program.take_link(id).map(drop).map_err(|source| attaching.failed(source))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the pinned links of devices that are no uplinks (any more).
     ///
     /// # Errors

@@ -7,6 +7,7 @@ pub mod flows;
 mod link_update;
 pub mod load;
 pub mod maps;
+mod migrate;
 pub mod pins;
 pub mod probe;
 mod sizes;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use aya::Ebpf;
 
 use maps::Maps;
+use migrate::Migration;
 
 /// The loaded object.
 pub struct Dataplane {
@@ -25,4 +27,6 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Where maps and links are pinned; `None`: nowhere, and everything ends with this value.
     bpf_dir: Option<PathBuf>,
+    /// Under way until every device has the new programs.
+    migration: Option<Migration>,
 }

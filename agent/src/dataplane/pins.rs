@@ -19,26 +19,95 @@ const MOUNT_POINT: &str = "/sys/fs/bpf";
 /// A symbolic link to the version: the one thing beside folders and pins that a BPF file system can hold.
 const SCHEMA: &str = "schema-version";
 
-/// Makes the folder ready for pins of this release's layout.
-///
-/// # Errors
-/// [`Error::NotBpfFileSystem`], [`Error::Schema`] or [`Error::File`].
-pub fn prepare(folder: &Path) -> Result<(), Error> {
-    ensure_bpf_file_system(folder)?;
-    let links = links(folder);
-    fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
-    match found_schema(folder)? {
-        Some(_) => Ok(()),
-        None => write_schema(folder),
+/// While the new maps of a migration get the old ones' names, in place of a version: no earlier release may use what is there then.
+const RENAMING: &str = "2-to-3";
+/// The layout that this release can take over.
+const OLDER: u32 = 2;
+
+/// Which layout the pins of a folder have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// None are there.
+    Nothing,
+    /// This release's.
+    Current,
+    /// One that this release can take over.
+    Older,
+    /// This release's, but some maps have not got their names yet.
+    Renaming,
+}
+
+impl Found {
+    /// Whether the maps have to be taken over.
+    pub fn is_older(self) -> bool {
+        self == Self::Older
     }
 }
 
-/// Whether this release can use what is pinned in the folder, if anything is. Touches nothing.
+/// Makes the folder ready for pins of this release's layout, and says what is there. An earlier layout is left as it is, beside a folder for the
+/// [`next`].
+///
+/// # Errors
+/// [`Error::NotBpfFileSystem`], [`Error::Schema`] or [`Error::File`].
+pub fn prepare(folder: &Path) -> Result<Found, Error> {
+    ensure_bpf_file_system(folder)?;
+    let found = check(folder)?;
+    let links = links(folder);
+    fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
+    match found {
+        Found::Nothing => write_schema(folder, &SCHEMA_VERSION.to_string())?,
+        Found::Older => {
+            let next = next(folder);
+            fs::create_dir_all(&next).map_err(Error::file("create", &next))?;
+        }
+        Found::Renaming => finish_migration(folder)?,
+        Found::Current => {}
+    }
+    Ok(found)
+}
+
+/// Gives the maps of a migration the old ones' names, which ends the old ones as soon as no program uses them. May be repeated.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn finish_migration(folder: &Path) -> Result<(), Error> {
+    write_schema(folder, RENAMING)?;
+    let next = next(folder);
+    for name in names::maps::ALL {
+        let from = map(&next, name);
+        if from.exists() {
+            fs::rename(&from, map(folder, name)).map_err(Error::file("rename", from))?;
+        }
+    }
+    fs::remove_dir(&next).map_err(Error::file("remove", next))?;
+    write_schema(folder, &SCHEMA_VERSION.to_string())
+}
+
+/// Where the maps of a migration are pinned until it ends.
+pub fn next(folder: &Path) -> PathBuf {
+    folder.join("next")
+}
+
+/// Which layout the pins have, if this release can use them. Touches nothing.
 ///
 /// # Errors
 /// [`Error::Schema`], [`Error::File`].
-pub fn check(folder: &Path) -> Result<(), Error> {
-    found_schema(folder).map(drop)
+pub fn check(folder: &Path) -> Result<Found, Error> {
+    let path = folder.join(SCHEMA);
+    let mismatch = |found: String| Error::Schema { path: folder.into(), found, expected: SCHEMA_VERSION };
+    match fs::read_link(&path) {
+        Ok(found) if found == Path::new(&SCHEMA_VERSION.to_string()) => Ok(Found::Current),
+        Ok(found) if found == Path::new(&OLDER.to_string()) => Ok(Found::Older),
+        Ok(found) if found == Path::new(RENAMING) => Ok(Found::Renaming),
+        Ok(found) => Err(mismatch(found.display().to_string())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if names::maps::ALL.iter().any(|name| map(folder, name).exists()) {
+                return Err(mismatch("unknown".into()));
+            }
+            Ok(Found::Nothing)
+        }
+        Err(error) => Err(Error::file("read", path)(error)),
+    }
 }
 
 /// Where a map is pinned.
@@ -55,6 +124,24 @@ pub fn links(folder: &Path) -> PathBuf {
 pub fn link(folder: &Path, program: &str, interface: &str) -> PathBuf {
     // A device name may hold a dot, which names on a BPF file system may not.
     links(folder).join(format!("{program}-{}", interface.replace('.', "%2e")))
+}
+
+/// The pinned links of these programs: which, and the device.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn links_of(folder: &Path, programs: &[&'static str]) -> Result<Vec<(&'static str, String)>, Error> {
+    let links = links(folder);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&links).map_err(Error::file("list", &links))? {
+        let name = entry.map_err(Error::file("list", &links))?.file_name();
+        let Some((program, interface)) = name.to_str().and_then(|name| name.split_once('-')) else {
+            continue;
+        };
+        let program = programs.iter().find(|known| **known == program);
+        found.extend(program.map(|program| (*program, interface.replace("%2e", "."))));
+    }
+    Ok(found)
 }
 
 /// What stands for a cgroup, given by its number, where [`link`] takes a device.
@@ -93,25 +180,16 @@ fn is_bpf_file_system(path: &Path) -> Result<bool, Error> {
     Ok(status.f_type as u64 & 0xffff_ffff == BPF_FILE_SYSTEM)
 }
 
-/// The version of the pins that are there; `None`: there are none.
-fn found_schema(folder: &Path) -> Result<Option<u32>, Error> {
-    let path = folder.join(SCHEMA);
-    let mismatch = |found: String| Error::Schema { path: folder.into(), found, expected: SCHEMA_VERSION };
-    match fs::read_link(&path) {
-        Ok(found) if found == Path::new(&SCHEMA_VERSION.to_string()) => Ok(Some(SCHEMA_VERSION)),
-        Ok(found) => Err(mismatch(found.display().to_string())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if names::maps::ALL.iter().any(|name| map(folder, name).exists()) {
-                return Err(mismatch("unknown".into()));
-            }
-            Ok(None)
+/// In one step, in place of what is there. Before the first pin: pins without a version are never left behind.
+fn write_schema(folder: &Path, version: &str) -> Result<(), Error> {
+    let (path, temporary) = (folder.join(SCHEMA), folder.join("schema-version-next"));
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::file("remove", temporary)(error));
         }
-        Err(error) => Err(Error::file("read", path)(error)),
+        _ => {}
     }
-}
-
-/// Before the first pin: pins without a version are never left behind.
-fn write_schema(folder: &Path) -> Result<(), Error> {
-    let path = folder.join(SCHEMA);
-    symlink(SCHEMA_VERSION.to_string(), &path).map_err(Error::file("write", path))
+    symlink(version, &temporary)
+        .and_then(|()| fs::rename(&temporary, &path))
+        .map_err(Error::file("write", path))
 }

@@ -16,7 +16,10 @@ mod kinds;
 mod known;
 mod known_destinations;
 mod known_kinds;
+mod migration;
 mod namespace;
+#[allow(dead_code, reason = "the tests with real packets use more of it")]
+mod old_object;
 mod packets;
 mod snat;
 mod to_overlay;

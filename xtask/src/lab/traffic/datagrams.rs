@@ -142,16 +142,13 @@ fn run(socket: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) -> Result<End
             }
         }
         socket.set_read_timeout(Some(INTERVAL))?;
-        match socket.recv(&mut buffer) {
-            Ok(SIZE) => {
-                let number = buffer.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
-                if number.is_some_and(|number| seen.insert(number)) {
-                    arrived.fetch_add(1, Ordering::Relaxed);
-                }
-                last = Instant::now();
+        // Otherwise nothing for a moment, a strange one, or an error that an earlier one has met.
+        if let Ok(SIZE) = socket.recv(&mut buffer) {
+            let number = buffer.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
+            if number.is_some_and(|number| seen.insert(number)) {
+                arrived.fetch_add(1, Ordering::Relaxed);
             }
-            // Nothing for a moment, a strange one, or the error that an earlier one has met.
-            _ => {}
+            last = Instant::now();
         }
     }
     Ok(End { sent, received: seen.len() as u64 })
