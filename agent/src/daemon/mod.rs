@@ -1,7 +1,9 @@
 //! The one owner of state. Everything else sends it events.
 
 mod calls;
+mod check;
 mod firewall;
+mod node_calls;
 mod reconcile;
 mod start;
 
