@@ -126,6 +126,8 @@ pub struct Daemon {
     adding: BTreeMap<Attachment, calls::Adding>,
     saving: JoinSet<calls::Saved>,
     readiness: watch::Sender<Readiness>,
+    /// Why the pods that are there may be cut off, from the last comparison of the kernel with what is wanted.
+    limited: Option<String>,
 }
 
 impl Daemon {

@@ -38,11 +38,13 @@ impl Daemon {
 
     /// One round; what fails is logged and tried again with the next. Whether nothing did.
     pub(super) async fn reconcile(&mut self) -> bool {
+        self.limited = None;
         let outcome = self.try_reconcile().await;
         let settled = outcome.is_ok() && *self.readiness.borrow() == Readiness::Ready;
         self.settled = settled.then(Instant::now);
         if let Err(error) = &outcome {
             error!("reconcile: {error}");
+            self.limited = Some(error.to_string());
             if self.model.uplinks.is_empty() {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }
@@ -98,6 +100,7 @@ impl Daemon {
         let uplinks = match host.uplinks(&self.config.uplinks, own.address) {
             Ok(uplinks) => uplinks,
             Err(why) => {
+                self.limited = Some(why.to_string());
                 self.set_readiness(Readiness::Waiting(why.to_string()));
                 return false;
             }

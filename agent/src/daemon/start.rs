@@ -66,6 +66,7 @@ impl Daemon {
             adding: BTreeMap::new(),
             saving: JoinSet::new(),
             readiness: watch::Sender::new(Readiness::Waiting(why)),
+            limited: None,
             config,
         };
         if daemon.model.vxlan.is_some() {
