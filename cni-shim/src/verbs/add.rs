@@ -5,17 +5,25 @@ use serde_json::Value;
 
 use super::del::undo_with;
 use crate::agent::{Agent, REQUEST_DEADLINE};
+use crate::chain::Earlier;
 use crate::config::Config;
 use crate::environment::Target;
 use crate::error::CniError;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::pod::{self, PodNetwork};
-use crate::result;
+use crate::result::{self, Made};
+use crate::routes::Route;
+use crate::version::SpecVersion;
 use crate::veth::{self, Pair};
 
 /// Attaches a pod. On an error nothing is left, neither here nor with the agent.
 pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
+    let earlier = match config.version >= SpecVersion::V0_3_0 {
+        true => Earlier::parse(config.previous.as_ref(), &target.attachment.interface)?,
+        // No chaining yet: a key without a meaning.
+        false => Earlier::default(),
+    };
     let netns = Netns::open(&target.netns)?;
     let mut host = Netlink::open()?;
     let mut inside = netns.netlink()?;
@@ -24,10 +32,14 @@ pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
     veth::delete(&mut host, &host_interface)?;
     require_free(&mut inside, target)?;
 
-    let pair = Pair::new(host_interface, target.attachment.interface.clone())?;
+    let pod_mac = config.mac.or(target.mac);
+    let pair = Pair::new(host_interface, target.attachment.interface.clone(), pod_mac)?;
     pair.create(&mut host, &netns)?;
     match attach(config, target, &pair, &mut host, &mut inside) {
-        Ok(network) => Ok(result::success(config.version, target, &network, &config.dns)),
+        Ok((network, routes)) => {
+            let made = Made { target, network: &network, routes: &routes, dns: &config.dns };
+            Ok(result::success(config.version, &made, earlier))
+        }
         Err(failed) => {
             let troubles = undo_with(config, &target.attachment, &mut host, failed.agent_may_hold_it);
             Err(match troubles.is_empty() {
@@ -76,7 +88,7 @@ fn attach(
     pair: &Pair,
     host: &mut Netlink,
     inside: &mut Netlink,
-) -> Result<PodNetwork, Failed> {
+) -> Result<(PodNetwork, Vec<Route>), Failed> {
     let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
     let request = protocol::Add {
         attachment: target.attachment.clone(),
@@ -84,7 +96,10 @@ fn attach(
         host_interface: pair.host_interface.clone(),
         pod_mac: pair.pod_mac.to_string(),
         host_mac: pair.host_mac.to_string(),
-        addresses: config.addresses.clone(),
+        addresses: match config.addresses[..] {
+            [] => target.address.into_iter().collect(),
+            _ => config.addresses.clone(),
+        },
         mtu: config.mtu,
         port_mappings: config.port_mappings.clone(),
         pod: target.pod.clone(),
@@ -104,7 +119,9 @@ fn attach(
             format!("it answered for {}, which is not the link of this call", network.host_interface);
         return Err(Failed::after_the_agent(agent.nonsense(reason)));
     }
-    pod::configure(inside, &target.attachment.interface, &network).map_err(Failed::after_the_agent)?;
+    let routes = network.routes(&config.routes).map_err(Failed::after_the_agent)?;
+    pod::configure(inside, &target.attachment.interface, &network, &routes)
+        .map_err(Failed::after_the_agent)?;
     veth::wait_until_running(host, &pair.host_interface).map_err(Failed::after_the_agent)?;
-    Ok(network)
+    Ok((network, routes))
 }
