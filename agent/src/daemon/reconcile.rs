@@ -41,7 +41,7 @@ impl Daemon {
         self.limited = None;
         let outcome = self.try_reconcile().await;
         let settled = outcome.is_ok() && *self.readiness.borrow() == Readiness::Ready;
-        self.settled = settled.then(Instant::now);
+        self.settled = (settled && self.missed.is_empty()).then(Instant::now);
         if let Err(error) = &outcome {
             error!("reconcile: {error}");
             self.limited = Some(error.to_string());
@@ -75,16 +75,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so.
+    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so. Not at the first look that
+    /// misses it: the plugin replaces the link of an attachment that is added again, which keeps its address.
     async fn sweep(&mut self, host: &Host) {
-        let gone: Vec<Endpoint> = self
-            .model
-            .endpoints
-            .values()
-            .filter(|endpoint| !host.devices.contains_key(&endpoint.ifindex))
-            .cloned()
-            .collect();
-        for endpoint in gone {
+        let is_gone = |endpoint: &&Endpoint| !host.devices.contains_key(&endpoint.ifindex);
+        let gone: Vec<Endpoint> = self.model.endpoints.values().filter(is_gone).cloned().collect();
+        let (missed_before, missed): (Vec<_>, Vec<_>) =
+            gone.into_iter().partition(|endpoint| self.missed.contains(&endpoint.attachment));
+        self.missed = missed.into_iter().map(|endpoint| endpoint.attachment).collect();
+        for endpoint in missed_before {
             info!(pod = %endpoint, "released: its device is gone");
             if let Err(error) = self.release(&endpoint).await {
                 error!(pod = %endpoint, "release: {error}");

@@ -63,6 +63,7 @@ impl Daemon {
             paths_doubtful: true,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
+            missed: BTreeSet::new(),
             adding: BTreeMap::new(),
             saving: JoinSet::new(),
             readiness: watch::Sender::new(Readiness::Waiting(why)),
