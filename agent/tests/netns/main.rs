@@ -5,6 +5,7 @@
 mod bpftool;
 mod changes;
 mod check;
+mod cni;
 mod forward_policy;
 mod forwarding_pod;
 mod headers;

@@ -102,7 +102,7 @@ fn at_once(count: usize, action: impl Fn(usize) + Sync) {
 
 /// All that pods could leave behind.
 #[derive(Debug, PartialEq, Eq)]
-struct Left {
+pub struct Left {
     links: Vec<String>,
     routes: Vec<String>,
     pins: BTreeSet<PathBuf>,
@@ -111,7 +111,7 @@ struct Left {
 }
 
 impl Left {
-    fn by(node: &Node) -> Self {
+    pub fn by(node: &Node) -> Self {
         let lines = |command: &[&str]| -> Vec<String> {
             node.exec(command).unwrap().lines().map(|line| line.trim().to_owned()).collect()
         };
