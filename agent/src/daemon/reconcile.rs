@@ -169,7 +169,11 @@ impl Daemon {
 
     /// Maps and routes. An operation that fails does not keep the others from being done.
     async fn apply_contents(&mut self, host: &Host) -> Result<(), Error> {
-        let want = desired(&self.model);
+        let mut want = desired(&self.model);
+        for endpoint in self.missed.iter().filter_map(|attachment| self.model.endpoints.get(attachment)) {
+            // The kernel has removed it with the device, and would refuse it.
+            want.routes.remove(&endpoint.address.into());
+        }
         let mut have = self.dataplane.maps.contents()?;
         have.routes.clone_from(&host.own_routes);
         let deletions = if self.complete { Deletions::Allowed } else { Deletions::Withheld };

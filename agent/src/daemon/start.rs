@@ -87,7 +87,9 @@ impl Daemon {
         self.dataplane = load(&self.config, self.model.vxlan)?;
         self.dataplane.attach_overlay(VXLAN_DEVICE)?;
         for endpoint in self.model.endpoints.values() {
-            self.dataplane.attach_pod(&endpoint.host_interface)?;
+            if !self.missed.contains(&endpoint.attachment) {
+                self.dataplane.attach_pod(&endpoint.host_interface)?;
+            }
         }
         self.attach_host_processes();
         self.attached.clear();

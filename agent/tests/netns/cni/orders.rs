@@ -1,6 +1,7 @@
 //! Every verb in every order that a runtime may use.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use podwire_common::names::{VETH_PREFIX, maps};
 use serde_json::{Value, json};
@@ -156,6 +157,41 @@ fn a_pods_life_is_the_same_in_every_version() {
         }
         assert_eq!(Left::by(node), before, "{version}");
     }
+}
+
+#[test]
+fn an_attachment_that_is_added_again_keeps_its_address_though_the_agent_looks_meanwhile() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = Container::new(node, "pod");
+    let mut others = 0;
+    // A whole Node list makes the agent look at the kernel.
+    let mut look = || {
+        others += 1;
+        lab.write_node_list(&lab.node_list_with(others).unwrap()).unwrap();
+        let applied = format!("node list applied nodes={}", others + 1);
+        let start = Instant::now();
+        while !node.agent_log().contains(&applied) {
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "the Node list of {others} others is not applied"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    // It looks every ten seconds as well: then it has looked twice, and the attachment is a new one.
+    let keeps = |look: &mut dyn FnMut()| {
+        let before = address(&pod.add());
+        // What the plugin begins with when it adds an attachment again.
+        node.ip(&format!("link del {}", host_side(&pod))).unwrap();
+        look();
+        address(&pod.add()) == before
+    };
+    assert!((0..3).any(|_| keeps(&mut look)), "each time it got another address");
+    node.ip(&format!("link del {}", host_side(&pod))).unwrap();
+    look();
+    look();
+    assert_eq!(endpoints_of(node), BTreeSet::new(), "its device stays away: it is released");
 }
 
 /// Numbers of [`STEPS`] in which any three that may follow each other do, once: a de Bruijn sequence, and the first two of it again at its end.
