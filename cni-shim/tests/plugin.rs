@@ -1,11 +1,12 @@
 //! The plugin's binary, run as a runtime runs it, between network namespaces made for each test.
 
+mod cases;
 mod lab;
 
 use std::os::unix::net::UnixListener;
 
 use lab::{Agent, Answer, Lab, failed};
-use podwire_cni::protocol::{Attachment, Call, Gc, Reply, codes};
+use podwire_cni::protocol::{Call, codes};
 use serde_json::{Value, json};
 
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -16,94 +17,6 @@ fn version_tells_what_is_spoken() {
     let output = lab.call("VERSION").input(&json!({"cniVersion": "0.4.0"})).run();
     output.succeeded();
     assert_eq!(output.json(), json!({"cniVersion": "0.4.0", "supportedVersions": VERSIONS}));
-}
-
-/// What a call gets wrong, in its environment or its configuration, and what it is told: code, and what the message names.
-enum Bad {
-    Variable(&'static str, String),
-    Key(&'static str, Value),
-    Input(&'static str),
-}
-
-#[test]
-fn bad_input_is_refused_with_its_code_and_named() {
-    let lab = Lab::new();
-    let agent = Agent::start(&lab, |lab, request| lab.serve(request));
-    lab.ip_in_pod("link add taken0 type veth peer name other");
-    let (env, config) = (codes::INVALID_ENVIRONMENT, codes::INVALID_CONFIGURATION);
-    let (variable, key) = (|name, value: &str| Bad::Variable(name, value.to_owned()), Bad::Key);
-    let runtime = |value| Bad::Key("runtimeConfig", value);
-    let route = |value| Bad::Key("routes", json!([value]));
-    let cases = [
-        // Content.
-        (Bad::Input(""), codes::DECODING_FAILURE, "standard input is not JSON"),
-        (Bad::Input(r#"{"cniVersion": "1.1.0", "name": "podw"#), codes::DECODING_FAILURE, "not JSON: EOF"),
-        (Bad::Input("[]"), codes::DECODING_FAILURE, "not a JSON object"),
-        // Versions.
-        (key("cniVersion", json!("1.2.0")), codes::INCOMPATIBLE_VERSION, "cniVersion \"1.2.0\""),
-        (key("cniVersion", json!(1)), config, "cniVersion is 1"),
-        // The environment.
-        (variable("CNI_COMMAND", ""), env, "CNI_COMMAND"),
-        (variable("CNI_COMMAND", "UPDATE"), env, "CNI_COMMAND is \"UPDATE\""),
-        (variable("CNI_CONTAINERID", ""), env, "ADD needs CNI_CONTAINERID"),
-        (variable("CNI_CONTAINERID", "../../etc/passwd"), env, "CNI_CONTAINERID \"../../etc/passwd\""),
-        (variable("CNI_IFNAME", ""), env, "ADD needs CNI_IFNAME"),
-        (variable("CNI_IFNAME", "sixteen-bytes-xx"), env, "CNI_IFNAME \"sixteen-bytes-xx\""),
-        (variable("CNI_IFNAME", "a/b"), env, "CNI_IFNAME \"a/b\""),
-        (variable("CNI_IFNAME", "taken0"), env, "CNI_IFNAME taken0 is already"),
-        (variable("CNI_NETNS", ""), env, "ADD needs CNI_NETNS"),
-        (Bad::Variable("CNI_NETNS", format!("{}-gone", lab.netns())), env, "CNI_NETNS /var/run/netns/pwshim"),
-        (variable("CNI_NETNS", "/etc/hostname"), env, "CNI_NETNS /etc/hostname"),
-        (Bad::Variable("CNI_NETNS", lab.node_netns()), env, "the node's own network namespace"),
-        (variable("CNI_ARGS", "no-pair"), env, "CNI_ARGS has \"no-pair\""),
-        (variable("CNI_ARGS", "IP=nowhere"), env, "CNI_ARGS has IP=\"nowhere\""),
-        (variable("CNI_ARGS", "MAC=01:00:5e:00:00:01"), env, "CNI_ARGS has MAC=\"01:00:5e:00:00:01\""),
-        // The configuration.
-        (key("name", json!(null)), config, "name is missing"),
-        (key("name", json!("a b")), config, "name is \"a b\""),
-        (key("type", json!("")), config, "type is missing"),
-        (key("mtu", json!("1450")), config, "mtu is \"1450\""),
-        (key("socket", json!("agent.sock")), config, "socket is \"agent.sock\""),
-        (key("dns", json!({"search": "here"})), config, "dns.search is"),
-        (key("prevResult", json!([])), config, "prevResult is []"),
-        (
-            key("prevResult", json!({"ips": [{"address": "10.88.0.2/16"}]})),
-            config,
-            "prevResult.ips[0].address",
-        ),
-        (route(json!({})), config, "routes[0].dst is missing"),
-        (route(json!({"dst": "10.0.0.0/8", "gw": "10.244.1.9"})), config, "routes[0].gw is \"10.244.1.9\""),
-        (route(json!({"dst": "fd00::/8"})), config, "routes[0].dst is \"fd00::/8\""),
-        (route(json!({"dst": "10.0.0.0/8", "mtu": 9000})), config, "routes[0].mtu is \"9000\""),
-        (runtime(json!({"ips": ["here"]})), config, "runtimeConfig.ips is \"here\""),
-        (runtime(json!({"mac": "ff:ff:ff:ff:ff:ff"})), config, "runtimeConfig.mac is \"ff:ff:ff:ff:ff:ff\""),
-        (
-            runtime(json!({"portMappings": [{"hostPort": 70000}]})),
-            config,
-            "runtimeConfig.portMappings[0].hostPort",
-        ),
-    ];
-    for (bad, code, named) in cases {
-        let call = lab.call("ADD");
-        let call = match bad {
-            Bad::Variable(name, value) => call.env(name, &value),
-            Bad::Key(key, value) => call.config(key, value),
-            Bad::Input(input) => call.raw_input(input),
-        };
-        call.run().failed_with(code, named);
-    }
-    let huge = " ".repeat(2 << 20);
-    lab.call("ADD").raw_input(&huge).run().failed_with(codes::DECODING_FAILURE, "larger than");
-    for verb in ["STATUS", "GC"] {
-        lab.call(verb).raw_input("{").run().failed_with(codes::DECODING_FAILURE, "not JSON");
-    }
-    lab.ip_in_pod("link del taken0");
-    lab.nothing_is_left();
-    // Only the gateway and the MTU of the pod tell what is wrong with some routes.
-    let asked = agent.requests();
-    let added = asked.iter().filter(|call| matches!(call, Call::Add(_))).count();
-    let taken_back = asked.iter().filter(|call| matches!(call, Call::Del(_))).count();
-    assert_eq!((added, taken_back), (3, 3), "{asked:?}");
 }
 
 #[test]
@@ -231,38 +144,6 @@ fn the_pods_side_gets_the_address_and_the_link_address_that_are_asked_for() {
         assert_eq!((asked.pod_mac.as_str(), &result["interfaces"][1]["mac"]), (mac, &json!(mac)));
         assert_eq!(lab.in_pod("link show dev eth0")[0]["address"], mac);
     }
-}
-
-#[test]
-fn routes_of_the_configuration_are_set_told_and_checked() {
-    let lab = Lab::new();
-    let _agent = Agent::start(&lab, |lab, request| lab.serve(request));
-    let full = json!({
-        "dst": "10.0.0.0/8", "gw": "10.244.1.1", "mtu": 1400, "advmss": 1300, "priority": 5, "table": 1000, "scope": 200
-    });
-    let routes = json!([full, {"dst": "192.0.2.7/24"}, {"dst": "0.0.0.0/0"}]);
-    let call =
-        |verb: &str| lab.call(verb).config("cniVersion", json!("1.1.0")).config("routes", routes.clone());
-    let result = call("ADD").run().json();
-    assert_eq!(
-        result["routes"],
-        json!([{"dst": "0.0.0.0/0", "gw": "10.244.1.1"}, full, {"dst": "192.0.2.0/24", "gw": "10.244.1.1"}])
-    );
-    let route = &lab.in_pod("route show table 1000")[0];
-    assert_eq!((&route["dst"], &route["gateway"]), (&json!("10.0.0.0/8"), &json!("10.244.1.1")));
-    assert_eq!((&route["metric"], &route["scope"]), (&json!(5), &json!("site")));
-    assert_eq!(route["metrics"][0], json!({"mtu": 1400, "advmss": 1300}), "{route}");
-    let check = || call("CHECK").config("prevResult", result.clone()).run();
-    check().succeeded();
-    lab.ip_in_pod(
-        "route change 10.0.0.0/8 via 10.244.1.1 table 1000 metric 5 scope site mtu 1200 advmss 1300",
-    );
-    lab.ip_in_pod("route del 192.0.2.0/24");
-    let wanted =
-        "route 10.0.0.0/8 via 10.244.1.1 table 1000 metric 5 scope 200 mtu 1400 advmss 1300 dev eth0 is";
-    check().failed_with(codes::CHECK_FAILED, wanted);
-    check().failed_with(codes::CHECK_FAILED, "route 192.0.2.0/24 via 10.244.1.1 dev eth0 is missing");
-    lab.call("DEL").config("routes", json!([{"dst": "nowhere"}])).run().succeeded();
 }
 
 #[test]
@@ -443,152 +324,6 @@ fn an_unknown_key_is_a_warning_on_standard_error() {
     let output = lab.call("ADD").config("bridge", json!("cni0")).run();
     output.succeeded();
     assert!(output.stderr.contains("unknown key \"bridge\""), "{}", output.stderr);
-}
-
-#[test]
-fn check_succeeds_after_add_and_names_each_thing_that_was_broken() {
-    let breakages = [
-        ("address flush dev eth0", "address 10.244.1.7/32 is missing"),
-        ("route del default", "route default via 10.244.1.1 dev eth0 is missing"),
-        ("route del 10.244.1.1/32 dev eth0", "route 10.244.1.1/32 dev eth0 is missing"),
-        ("neighbour del 10.244.1.1 dev eth0", "permanent neighbour 10.244.1.1 at"),
-        (
-            "neighbour change 10.244.1.1 lladdr 02:00:00:00:00:09 dev eth0",
-            "permanent neighbour 10.244.1.1 at",
-        ),
-        ("link set eth0 mtu 1280", "eth0 has MTU 1280, not 1450"),
-        ("link set eth0 address 02:00:00:00:00:09", "eth0 has the MAC address 02:00:00:00:00:09, not"),
-        ("link set eth0 down", "eth0 is down"),
-        ("link del eth0", "eth0 is missing in the pod"),
-    ];
-    for (command, fault) in breakages {
-        let lab = Lab::new();
-        let _agent = Agent::start(&lab, |lab, request| lab.serve(request));
-        let result = lab.call("ADD").run().json();
-        lab.call("CHECK").config("prevResult", result.clone()).run().succeeded();
-        lab.ip_in_pod(command);
-        lab.call("CHECK").config("prevResult", result).run().failed_with(codes::CHECK_FAILED, fault);
-    }
-}
-
-#[test]
-fn check_names_every_fault_at_once_the_agents_too() {
-    let lab = Lab::new();
-    let _agent = Agent::start(&lab, |lab, request| match request {
-        Call::Check(_) => {
-            failed(codes::CHECK_FAILED, "the host's route is missing; from_pod is not attached")
-        }
-        other => lab.serve(other),
-    });
-    let result = lab.call("ADD").run().json();
-    lab.ip_in_pod("link set eth0 mtu 1280");
-    lab.ip_in_pod("route del default");
-    lab.ip_in_pod("neighbour del 10.244.1.1 dev eth0");
-    let output = lab.call("CHECK").config("prevResult", result).run();
-    for fault in [
-        "the host's route is missing; from_pod is not attached; ",
-        "permanent neighbour 10.244.1.1 at",
-        "route default via 10.244.1.1 dev eth0 is missing",
-    ] {
-        output.failed_with(codes::CHECK_FAILED, fault);
-    }
-}
-
-#[test]
-fn a_later_plugin_may_have_lowered_the_mtu_and_taken_a_route_out() {
-    let lab = Lab::new();
-    let _agent = Agent::start(&lab, |lab, request| lab.serve(request));
-    let call = |verb: &str| lab.call(verb).config("cniVersion", json!("1.1.0"));
-    let mut result = call("ADD").run().json();
-    lab.ip_in_pod("link set eth0 mtu 1280");
-    lab.ip_in_pod("route del default");
-    call("CHECK")
-        .config("prevResult", result.clone())
-        .run()
-        .failed_with(codes::CHECK_FAILED, "has MTU 1280, not 1450");
-    result["interfaces"][1]["mtu"] = json!(1280);
-    result["routes"] = json!([]);
-    call("CHECK").config("prevResult", result).run().succeeded();
-}
-
-#[test]
-fn status_says_nothing_when_add_can_be_served_and_why_when_not() {
-    let lab = Lab::new();
-    let status = || lab.call("STATUS").config("cniVersion", json!("1.1.0"));
-    let answer = |answer: Answer| Agent::start(&lab, move |_, _| answer.clone());
-    {
-        let agent = answer(Answer::Reply(Reply::Serving));
-        let mut call = status();
-        for variable in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH"] {
-            call = call.env(variable, "");
-        }
-        let output = call.run();
-        output.succeeded();
-        assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("", ""));
-        assert_eq!(agent.requests(), [Call::Status]);
-    }
-    for (code, said) in
-        [(codes::UNAVAILABLE, "no address is free"), (codes::UNAVAILABLE_AND_LIMITED, "no uplink")]
-    {
-        let _agent = answer(failed(code, said));
-        status().run().failed_with(code, said);
-    }
-    for (answer_to, said) in [
-        (failed(codes::DECODING_FAILURE, "version 3 of the protocol"), "version 3 of the protocol"),
-        (Answer::HangUp, "closed the connection"),
-        (Answer::Stall, "did not answer within 10 s"),
-    ] {
-        let _agent = answer(answer_to);
-        status().run().failed_with(codes::UNAVAILABLE, said);
-    }
-    status().run().failed_with(codes::UNAVAILABLE, "nobody listens");
-}
-
-#[test]
-fn gc_hands_the_agent_what_is_to_stay_and_needs_a_list() {
-    let lab = Lab::new();
-    let gc = || lab.call("GC").config("cniVersion", json!("1.1.0"));
-    let key = "cni.dev/valid-attachments";
-    let valid = json!([{"containerID": "c1", "ifname": "eth0"}]);
-    gc().config(key, valid.clone()).run().failed_with(codes::TRY_AGAIN_LATER, "nobody listens");
-    let agent = Agent::start(&lab, |_, _| Answer::Reply(Reply::Collected(2)));
-    gc().run().failed_with(codes::INVALID_CONFIGURATION, "cni.dev/valid-attachments is missing");
-    assert_eq!(agent.requests(), []);
-    let output = gc().config(key, valid).run();
-    output.succeeded();
-    assert_eq!(output.stdout, "");
-    assert!(output.stderr.contains("2 attachments"), "{}", output.stderr);
-    let attachment = Attachment { container_id: "c1".into(), interface: "eth0".into() };
-    assert_eq!(agent.requests(), [Call::Gc(Gc { network: "podwire".into(), valid: vec![attachment] })]);
-}
-
-#[test]
-fn check_compares_the_previous_result_and_needs_one() {
-    let lab = Lab::new();
-    let _agent = Agent::start(&lab, |lab, request| lab.serve(request));
-    let mut result = lab.call("ADD").run().json();
-    lab.call("CHECK").run().failed_with(codes::INVALID_CONFIGURATION, "prevResult is missing");
-    result["ips"][0]["address"] = json!("10.244.1.8/32");
-    let fault = "prevResult has no address 10.244.1.7/32";
-    lab.call("CHECK").config("prevResult", result).run().failed_with(codes::CHECK_FAILED, fault);
-}
-
-#[test]
-fn a_verb_is_refused_in_a_version_that_did_not_have_it() {
-    let lab = Lab::new();
-    for (verb, since, before) in [
-        ("CHECK", "0.4.0", &VERSIONS[..4]),
-        ("STATUS", "1.1.0", &VERSIONS[..6]),
-        ("GC", "1.1.0", &VERSIONS[..6]),
-    ] {
-        for version in before {
-            let output = lab.call(verb).config("cniVersion", json!(version)).run();
-            output.failed_with(codes::INCOMPATIBLE_VERSION, &format!("{verb} needs cniVersion {since}"));
-            assert_eq!(output.json()["cniVersion"], *version);
-        }
-    }
-    let call = lab.call("CHECK").config("prevResult", json!({}));
-    call.run().failed_with(codes::TRY_AGAIN_LATER, "not running or not ready");
 }
 
 fn has_flag(link: &Value, flag: &str) -> bool {
