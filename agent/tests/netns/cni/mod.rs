@@ -1,5 +1,6 @@
 //! The CNI specification's verbs, asked of the real plugin and the real agent as runtimes ask.
 
+mod asked;
 mod captured;
 mod chain;
 mod faults;
