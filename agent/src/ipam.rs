@@ -93,6 +93,19 @@ impl Pool {
         Ok(address)
     }
 
+    /// Whether an address is left that [`Self::allocate`] could give.
+    ///
+    /// # Errors
+    /// [`IpamError::Exhausted`].
+    pub fn has_free(&self) -> Result<(), IpamError> {
+        let is_free = self.usable().is_some_and(|(first, end)| {
+            let taken = self.taken.range(Ipv4Addr::from(first)..=Ipv4Addr::from(end)).count();
+            taken < self.size() as usize
+        });
+        let exhausted = IpamError::Exhausted { network: self.network, size: self.size() };
+        if is_free { Ok(()) } else { Err(exhausted) }
+    }
+
     /// Takes the address asked for. The round goes on where it was.
     ///
     /// # Errors
@@ -204,13 +217,18 @@ mod tests {
             let mut held = Vec::new();
             for (add, which) in steps {
                 if add {
+                    let had_free = pool.has_free().is_ok();
                     match pool.allocate() {
                         Ok(address) => {
+                            prop_assert!(had_free);
                             prop_assert!(!held.contains(&address));
                             prop_assert!(pool.network().contains(&address));
                             held.push(address);
                         }
-                        Err(_) => prop_assert_eq!(held.len() as u32, pool.size()),
+                        Err(error) => {
+                            prop_assert_eq!(held.len() as u32, pool.size());
+                            prop_assert_eq!(pool.has_free(), Err(error));
+                        }
                     }
                 } else if !held.is_empty() {
                     pool.release(held.swap_remove(which.index(held.len())));

@@ -16,7 +16,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::tc::TcMessage;
+use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
 pub use changes::Changes;
@@ -29,18 +29,13 @@ use crate::model::Path;
 /// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
 const NOT_THERE: [i32; 3] = [-19, -2, -3];
 
-/// Which of the agent's filters are on a device.
+/// The programs that a device has where the agent puts its own, by the kernel's numbers (`TCA_BPF_ID`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
-    ingress: bool,
-    egress: bool,
-}
-
-impl Filters {
-    /// Whether none is missing.
-    pub fn both(self) -> bool {
-        self.ingress && self.egress
-    }
+    /// Of what comes in.
+    pub ingress: Option<u32>,
+    /// Of what goes out.
+    pub egress: Option<u32>,
 }
 
 /// A connection to the kernel's routing socket, in the network namespace of the thread that made it.
@@ -211,22 +206,20 @@ impl Links {
         unless_absent(result.or_else(ignore_no_address), || format!("remove the address {}", entry.address))
     }
 
-    /// Which of the agent's filters are on a device.
+    /// The programs at the agent's priority and handle on a device.
     ///
     /// # Errors
     /// [`Error::Netlink`].
     pub async fn filters(&self, device: u32) -> Result<Filters, Error> {
         let index = i32::try_from(device).unwrap_or_default();
-        let is_ours =
-            |message: &TcMessage| message.header.info >> 16 == 1 && u32::from(message.header.handle) == 1;
         let mut filters = Filters::default();
         let mut ingress = self.handle.traffic_filter(index).get().ingress().execute();
         while let Some(message) = ingress.try_next().await.map_err(netlink("list filters"))? {
-            filters.ingress |= is_ours(&message);
+            filters.ingress = filters.ingress.or(own_program(&message));
         }
         let mut egress = self.handle.traffic_filter(index).get().egress().execute();
         while let Some(message) = egress.try_next().await.map_err(netlink("list filters"))? {
-            filters.egress |= is_ours(&message);
+            filters.egress = filters.egress.or(own_program(&message));
         }
         Ok(filters)
     }
@@ -289,6 +282,21 @@ fn device(message: &LinkMessage) -> Device {
         }
     }
     device
+}
+
+/// The program of a filter, if that is where the agent puts its own (`dataplane/attach.rs`).
+fn own_program(message: &TcMessage) -> Option<u32> {
+    if message.header.info >> 16 != 1 || u32::from(message.header.handle) != 1 {
+        return None;
+    }
+    let options = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    options?.iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+        _ => None,
+    })
 }
 
 fn is_our_vxlan(message: &LinkMessage, wanted_port: u16) -> bool {

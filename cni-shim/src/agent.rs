@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use podwire_cni::fault::{self, Step};
-use podwire_cni::protocol::{self, Added, Attachment, Call, Failure, Reply, Request, codes};
+use podwire_cni::protocol::{self, Added, Attachment, Call, Failure, Gc, Reply, Request, codes};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
@@ -92,6 +92,21 @@ impl Agent<'_> {
     pub(crate) fn check(&self, attachment: &Attachment) -> Result<Added, AgentError> {
         match self.ask(Call::Check(attachment.clone()))? {
             Reply::Checked(added) => Ok(added),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    pub(crate) fn status(&self) -> Result<(), AgentError> {
+        match self.ask(Call::Status)? {
+            Reply::Serving => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// How many attachments it has taken back.
+    pub(crate) fn gc(&self, gc: Gc) -> Result<u32, AgentError> {
+        match self.ask(Call::Gc(gc))? {
+            Reply::Collected(count) => Ok(count),
             other => Err(self.unexpected(&other)),
         }
     }

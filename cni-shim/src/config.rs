@@ -3,20 +3,24 @@
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use podwire_cni::protocol::{DEFAULT_SOCKET, PortMapping, codes};
+use podwire_cni::protocol::{Attachment, DEFAULT_SOCKET, PortMapping, codes};
 use serde_json::Value;
 
+use crate::dns::Dns;
 use crate::environment::is_identifier;
 use crate::error::CniError;
 use crate::fields::{Fields, Keys};
-use crate::result::{Dns, PreviousResult};
+use crate::mac::Mac;
+use crate::previous::PreviousResult;
+use crate::routes::{self, Asked};
 use crate::runtime_config::RuntimeConfig;
 use crate::version::SpecVersion;
 
 /// The keys that the specification or this plugin gives a meaning. Those of a network configuration *list* are here
 /// too: a runtime that writes them into the plugin's own object does no harm.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 17] = [
     "cniVersion",
+    "cniVersions",
     "name",
     "type",
     "socket",
@@ -30,7 +34,11 @@ const KNOWN: [&str; 14] = [
     "routes",
     "runtimeConfig",
     "disableCheck",
+    "disableGC",
+    "loadOnlyInlinedPlugins",
 ];
+/// What GC is to keep. libcni 1.2.0 to 1.2.2 wrote it by the second name, as the specification 1.1.0 first had it.
+const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 /// What the kernel accepts on a link that carries IPv4 (`ETH_MIN_MTU` to `ETH_MAX_MTU`).
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65535;
 
@@ -48,10 +56,16 @@ pub(crate) struct Config {
     pub(crate) addresses: Vec<IpNet>,
     /// hostPorts.
     pub(crate) port_mappings: Vec<PortMapping>,
+    /// The pod side's link address (`mac` capability).
+    pub(crate) mac: Option<Mac>,
+    /// Routes that the pod gets beside its default one.
+    pub(crate) routes: Vec<Asked>,
     /// What the result says of name resolution.
     pub(crate) dns: Dns,
-    /// The result of the ADD before this call; read for CHECK only.
+    /// `prevResult`: of ADD the result of earlier plugins, of CHECK that of the ADD.
     pub(crate) previous: Option<Value>,
+    /// What GC is to keep, as it was written.
+    valid_attachments: Option<Value>,
 }
 
 /// A configuration, and what the operator should hear about it.
@@ -70,8 +84,6 @@ pub(crate) enum ConfigError {
     NotAnObject,
     #[error("cniVersion {found:?} is not supported; this plugin speaks {}", SpecVersion::list())]
     Version { found: String },
-    #[error("cniVersion is missing, which means 0.1.0; this plugin speaks {}", SpecVersion::list())]
-    NoVersion,
     #[error("{field} is missing")]
     Missing { field: String },
     #[error("{field} is {found}, not {expected}")]
@@ -84,7 +96,7 @@ impl From<ConfigError> for CniError {
     fn from(error: ConfigError) -> Self {
         let code = match error {
             ConfigError::NotJson(_) | ConfigError::NotAnObject => codes::DECODING_FAILURE,
-            ConfigError::Version { .. } | ConfigError::NoVersion => codes::INCOMPATIBLE_VERSION,
+            ConfigError::Version { .. } => codes::INCOMPATIBLE_VERSION,
             ConfigError::Missing { .. } | ConfigError::WrongType { .. } | ConfigError::Invalid { .. } => {
                 codes::INVALID_CONFIGURATION
             }
@@ -97,27 +109,28 @@ impl Config {
     /// Reads a configuration. `version` is set as soon as it is known, so that an error about a later key is told
     /// in the version that the runtime speaks.
     pub(crate) fn parse(json: &[u8], version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
-        Self::parse_with(json, version, RuntimeConfig::parse)
+        Self::parse_with(json, version, Verb::MakesThePod)
     }
 
-    /// The same for DEL, which needs nothing of `runtimeConfig`: what ADD has refused must not keep DEL from succeeding.
-    pub(crate) fn parse_for_del(json: &[u8], version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
-        Self::parse_with(json, version, |_| Ok(RuntimeConfig::default()))
+    /// The same for DEL, GC and STATUS, which need nothing that is for one pod (`runtimeConfig`, `routes`): what ADD has refused must not keep DEL
+    /// from succeeding.
+    pub(crate) fn parse_for_others(json: &[u8], version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
+        Self::parse_with(json, version, Verb::Other)
     }
 
-    fn parse_with(
-        json: &[u8],
-        version: &mut SpecVersion,
-        runtime: impl FnOnce(&Fields<'_>) -> Result<RuntimeConfig, ConfigError>,
-    ) -> Result<Parsed, ConfigError> {
+    fn parse_with(json: &[u8], version: &mut SpecVersion, verb: Verb) -> Result<Parsed, ConfigError> {
         let document: Value = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
         let fields = Fields::root(document.as_object().ok_or(ConfigError::NotAnObject)?, Keys::Exact);
         *version = spec_version(&fields)?;
         let network = network(&fields)?.to_owned();
 
-        let runtime = match fields.object("runtimeConfig", Keys::AnyCase)? {
-            Some(fields) => runtime(&fields)?,
-            None => RuntimeConfig::default(),
+        let runtime = match (fields.object("runtimeConfig", Keys::AnyCase)?, verb) {
+            (Some(fields), Verb::MakesThePod) => RuntimeConfig::parse(&fields)?,
+            _ => RuntimeConfig::default(),
+        };
+        let routes = match verb {
+            Verb::MakesThePod => routes::parse(&fields)?,
+            Verb::Other => Vec::new(),
         };
         let mut warnings = warnings(&fields)?;
         warnings.extend(runtime.warnings);
@@ -129,8 +142,11 @@ impl Config {
             mtu: mtu(&fields)?,
             addresses: runtime.addresses,
             port_mappings: runtime.port_mappings,
-            dns: dns(&fields)?.overridden_by(runtime.dns),
+            mac: runtime.mac,
+            routes,
+            dns: Dns::parse(&fields)?.overridden_by(runtime.dns),
             previous: fields.get("prevResult").cloned(),
+            valid_attachments: VALID_ATTACHMENTS.iter().find_map(|key| fields.get(key)).cloned(),
         };
         Ok(Parsed { config, warnings })
     }
@@ -141,10 +157,37 @@ impl Config {
         let map = self.previous.as_ref().and_then(Value::as_object).ok_or_else(missing)?;
         PreviousResult::parse(&Fields::at("prevResult", map, Keys::Exact))
     }
+
+    /// The attachments that GC is to keep. One that does not decode is an error: guessing could cost a pod its network.
+    pub(crate) fn valid_attachments(&self) -> Result<Vec<Attachment>, ConfigError> {
+        let [key, _] = VALID_ATTACHMENTS;
+        let missing = |field: String| ConfigError::Missing { field };
+        let value = self.valid_attachments.as_ref().ok_or_else(|| missing(key.to_owned()))?;
+        let map = serde_json::Map::from_iter([(key.to_owned(), value.clone())]);
+        let attachment = |fields: &Fields<'_>| {
+            let text = |key: &str| {
+                let text = fields.string(key)?.filter(|text| !text.is_empty());
+                text.map(str::to_owned).ok_or_else(|| missing(fields.path_of(key)))
+            };
+            Ok(Attachment { container_id: text("containerID")?, interface: text("ifname")? })
+        };
+        Fields::root(&map, Keys::Exact).objects(key)?.iter().map(attachment).collect()
+    }
 }
 
+/// How much of a configuration a verb reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    /// ADD, and CHECK, which compares with what ADD was asked for.
+    MakesThePod,
+    Other,
+}
+
+/// A configuration without one is of the first version, which had no such key.
 fn spec_version(fields: &Fields<'_>) -> Result<SpecVersion, ConfigError> {
-    let text = fields.string("cniVersion")?.filter(|text| !text.is_empty()).ok_or(ConfigError::NoVersion)?;
+    let Some(text) = fields.string("cniVersion")?.filter(|text| !text.is_empty()) else {
+        return Ok(SpecVersion::V0_1_0);
+    };
     SpecVersion::parse(text).ok_or_else(|| ConfigError::Version { found: text.to_owned() })
 }
 
@@ -184,21 +227,10 @@ fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, ConfigError> {
     }
 }
 
-fn dns(fields: &Fields<'_>) -> Result<Dns, ConfigError> {
-    let Some(dns) = fields.object("dns", Keys::AnyCase)? else { return Ok(Dns::default()) };
-    let owned = |key| Ok(dns.strings(key)?.into_iter().map(str::to_owned).collect());
-    Ok(Dns {
-        nameservers: owned("nameservers")?,
-        domain: dns.string("domain")?.unwrap_or_default().to_owned(),
-        search: owned("search")?,
-        options: owned("options")?,
-    })
-}
-
 /// Keys that change nothing here, and whose author should know.
 fn warnings(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
     let mut warnings = Vec::new();
-    // Keys with a dot are the specification's own later additions (`cni.dev/attachments`).
+    // Keys with a dot are the specification's own later additions (`cni.dev/valid-attachments`).
     let unknown = fields.unknown(&KNOWN).into_iter().filter(|key| !key.starts_with("cni.dev/"));
     warnings
         .extend(unknown.map(|key| format!("unknown key {key:?} in the network configuration is ignored")));
@@ -208,9 +240,6 @@ fn warnings(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
     }
     if fields.boolean("ipMasq")?.is_some() {
         warnings.push("ipMasq is ignored: the node agent translates what leaves the cluster".to_owned());
-    }
-    if !fields.objects("routes")?.is_empty() {
-        warnings.push("routes is ignored: a pod has its gateway as the only next hop".to_owned());
     }
     fields.object("args", Keys::Exact)?;
     fields.object("capabilities", Keys::Exact)?;
@@ -265,10 +294,11 @@ mod tests {
         let refused = with(&json!({"runtimeConfig": {
             "portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "sctp"}],
             "ips": ["nowhere"],
-        }}));
+            "mac": "nobody",
+        }, "routes": [{"dst": "nowhere"}]}));
         assert_eq!(parse(&refused).unwrap_err().code, codes::INVALID_CONFIGURATION);
         let mut version = SpecVersion::NEWEST;
-        let parsed = Config::parse_for_del(refused.to_string().as_bytes(), &mut version).unwrap();
+        let parsed = Config::parse_for_others(refused.to_string().as_bytes(), &mut version).unwrap();
         assert_eq!(parsed.config.port_mappings, []);
     }
 
@@ -297,10 +327,49 @@ mod tests {
 
     #[test]
     fn versions_that_we_do_not_speak_are_refused() {
-        for version in [json!("0.2.0"), json!("1.1.0"), json!("1.0"), json!(""), Value::Null] {
+        for version in [json!("0.1"), json!("1.2.0"), json!("1.0"), json!("v1.0.0")] {
             let error = parse(&with(&json!({"cniVersion": version}))).unwrap_err();
             assert_eq!(error.code, codes::INCOMPATIBLE_VERSION, "{version}");
-            assert!(error.message.contains("0.3.0, 0.3.1, 0.4.0, 1.0.0"), "{}", error.message);
+            assert!(error.message.contains("0.4.0, 1.0.0, 1.1.0"), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn without_a_version_it_is_the_first() {
+        for version in [json!(""), Value::Null] {
+            let config = parse(&with(&json!({"cniVersion": version}))).unwrap().config;
+            assert_eq!(config.version, SpecVersion::V0_1_0);
+        }
+    }
+
+    #[test]
+    fn what_gc_is_to_keep_is_read_by_either_name_and_whole_or_not_at_all() {
+        let valid = |changes: Value| parse(&with(&changes)).unwrap().config.valid_attachments();
+        let entry = json!({"containerID": "c1", "ifname": "eth0"});
+        let attachment = Attachment { container_id: "c1".into(), interface: "eth0".into() };
+        for key in VALID_ATTACHMENTS {
+            assert_eq!(valid(json!({ key: [entry] })).unwrap(), std::slice::from_ref(&attachment), "{key}");
+        }
+        assert_eq!(valid(json!({ VALID_ATTACHMENTS[0]: [], VALID_ATTACHMENTS[1]: [entry] })).unwrap(), []);
+        for (changes, said) in [
+            (json!({}), "cni.dev/valid-attachments is missing"),
+            (json!({"cni.dev/valid-attachments": {}}), "cni.dev/valid-attachments is {}"),
+            (
+                json!({"cni.dev/valid-attachments": [entry, {}]}),
+                "cni.dev/valid-attachments[1].containerID is missing",
+            ),
+            (
+                json!({"cni.dev/valid-attachments": [{"containerID": "c1"}]}),
+                "cni.dev/valid-attachments[0].ifname is missing",
+            ),
+            (
+                json!({"cni.dev/valid-attachments": [{"containerID": 1}]}),
+                "cni.dev/valid-attachments[0].containerID is 1",
+            ),
+        ] {
+            let error = valid(changes).unwrap_err();
+            assert!(error.to_string().starts_with(said), "{error}");
+            assert_eq!(CniError::from(error).code, codes::INVALID_CONFIGURATION);
         }
     }
 
@@ -332,6 +401,7 @@ mod tests {
             (json!({"dns": {"nameservers": "1.1.1.1"}}), "dns.nameservers"),
             (json!({"dns": {"domain": 7}}), "dns.domain"),
             (json!({"routes": [1]}), "routes[0]"),
+            (json!({"routes": [{"dst": 1}]}), "routes[0].dst"),
             (json!({"args": 1}), "args"),
             (json!({"capabilities": ["ips"]}), "capabilities"),
             (json!({"disableCheck": 1}), "disableCheck"),

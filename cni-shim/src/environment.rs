@@ -2,9 +2,12 @@
 
 use std::ffi::OsString;
 
+use ipnet::IpNet;
 use podwire_cni::protocol::{Attachment, PodName, codes};
 
 use crate::error::CniError;
+use crate::mac::Mac;
+use crate::runtime_config::single_address;
 
 /// The kernel's `IFNAMSIZ`, terminating zero included.
 const INTERFACE_NAME_SIZE: usize = 16;
@@ -17,6 +20,10 @@ pub(crate) enum Invocation {
     /// DEL needs no namespace: deleting the host side takes the pod's with it.
     Del(Attachment),
     Check(Target),
+    /// STATUS and GC are about no pod. The specification has runtimes set `CNI_PATH` for both, for plugins that execute others; this one does not
+    /// ask for what it has no use for.
+    Status,
+    Gc,
 }
 
 /// An attachment and the pod that it belongs to.
@@ -27,6 +34,10 @@ pub(crate) struct Target {
     pub(crate) netns: String,
     /// Out of `CNI_ARGS`, when the runtime is Kubernetes'.
     pub(crate) pod: Option<PodName>,
+    /// `IP` out of `CNI_ARGS`: counts where the configuration asks for none.
+    pub(crate) address: Option<IpNet>,
+    /// `MAC` out of `CNI_ARGS`, the same.
+    pub(crate) mac: Option<Mac>,
 }
 
 /// What is wrong with the environment.
@@ -34,7 +45,7 @@ pub(crate) struct Target {
 pub(crate) enum EnvironmentError {
     #[error("CNI_COMMAND is not set: podwire-cni is a CNI plugin, executed by a container runtime")]
     NoCommand,
-    #[error("CNI_COMMAND is {0:?}: this plugin knows ADD, DEL, CHECK and VERSION")]
+    #[error("CNI_COMMAND is {0:?}: this plugin knows ADD, DEL, CHECK, STATUS, GC and VERSION")]
     UnknownCommand(String),
     #[error("{command} needs {}, not set or empty", .variables.join(", "))]
     Missing { command: &'static str, variables: Vec<&'static str> },
@@ -48,6 +59,8 @@ pub(crate) enum EnvironmentError {
     InterfaceName { name: String, reason: &'static str },
     #[error("CNI_ARGS has {0:?}, which is not KEY=VALUE; pairs are separated by ';'")]
     Arguments(String),
+    #[error("CNI_ARGS has {key}={found:?}: {reason}")]
+    Argument { key: &'static str, found: String, reason: &'static str },
 }
 
 impl From<EnvironmentError> for CniError {
@@ -65,7 +78,7 @@ impl Invocation {
             Some("VERSION") => Ok(Invocation::Version),
             Some("ADD") => {
                 let mut target = variables.target("ADD")?;
-                target.pod = pod_name(&variables.get("CNI_ARGS")?.unwrap_or_default())?;
+                target.read_arguments(&variables.get("CNI_ARGS")?.unwrap_or_default())?;
                 Ok(Invocation::Add(target))
             }
             Some("CHECK") => Ok(Invocation::Check(variables.target("CHECK")?)),
@@ -74,6 +87,8 @@ impl Invocation {
                     variables.require("DEL", ["CNI_CONTAINERID", "CNI_IFNAME"])?;
                 Ok(Invocation::Del(attachment(container_id, interface)?))
             }
+            Some("STATUS") => Ok(Invocation::Status),
+            Some("GC") => Ok(Invocation::Gc),
             Some(other) => Err(EnvironmentError::UnknownCommand(other.to_owned())),
         }
     }
@@ -87,7 +102,8 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
     fn target(&self, command: &'static str) -> Result<Target, EnvironmentError> {
         let [container_id, netns, interface] =
             self.require(command, ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"])?;
-        Ok(Target { attachment: attachment(container_id, interface)?, netns, pod: None })
+        let attachment = attachment(container_id, interface)?;
+        Ok(Target { attachment, netns, pod: None, address: None, mac: None })
     }
 
     /// Every one of `names`, or an error that names all that are missing.
@@ -153,19 +169,30 @@ fn interface_name_fault(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The pod that `CNI_ARGS` names. Other keys belong to other plugins.
-fn pod_name(arguments: &str) -> Result<Option<PodName>, EnvironmentError> {
-    let (mut namespace, mut name) = (None, None);
-    for pair in arguments.split(';').filter(|pair| !pair.is_empty()) {
-        let (key, value) =
-            pair.split_once('=').ok_or_else(|| EnvironmentError::Arguments(pair.to_owned()))?;
-        match key {
-            "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
-            "K8S_POD_NAME" => name = Some(value.to_owned()),
-            _ => {}
+impl Target {
+    /// Keys other than these belong to other plugins.
+    fn read_arguments(&mut self, arguments: &str) -> Result<(), EnvironmentError> {
+        let (mut namespace, mut name) = (None, None);
+        for pair in arguments.split(';').filter(|pair| !pair.is_empty()) {
+            let (key, value) =
+                pair.split_once('=').ok_or_else(|| EnvironmentError::Arguments(pair.to_owned()))?;
+            let wrong = |key, reason| EnvironmentError::Argument { key, found: value.to_owned(), reason };
+            match key {
+                "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
+                "K8S_POD_NAME" => name = Some(value.to_owned()),
+                "IP" if !value.is_empty() => {
+                    let reason = "an address looks like 10.244.1.7";
+                    self.address = Some(single_address(value).ok_or_else(|| wrong("IP", reason))?);
+                }
+                "MAC" if !value.is_empty() => {
+                    self.mac = Some(Mac::unicast(value).ok_or_else(|| wrong("MAC", Mac::UNICAST))?);
+                }
+                _ => {}
+            }
         }
+        self.pod = namespace.zip(name).map(|(namespace, name)| PodName { namespace, name });
+        Ok(())
     }
-    Ok(namespace.zip(name).map(|(namespace, name)| PodName { namespace, name }))
 }
 
 #[cfg(test)]
@@ -225,8 +252,31 @@ mod tests {
     }
 
     #[test]
-    fn version_needs_nothing_else() {
+    fn what_is_about_no_pod_needs_nothing_else() {
         assert_eq!(parse("CNI_COMMAND=VERSION"), Ok(Invocation::Version));
+        assert_eq!(parse("CNI_COMMAND=STATUS"), Ok(Invocation::Status));
+        assert_eq!(parse("CNI_COMMAND=GC"), Ok(Invocation::Gc));
+    }
+
+    #[test]
+    fn an_address_and_a_link_address_may_come_as_arguments() {
+        let Ok(Invocation::Add(target)) = parse(&with("CNI_ARGS", "IP=10.244.1.7;MAC=02:00:00:00:00:01"))
+        else {
+            panic!("not an ADD")
+        };
+        assert_eq!(target.address, Some("10.244.1.7/32".parse().unwrap()));
+        assert_eq!(target.mac, Some(Mac([2, 0, 0, 0, 0, 1])));
+        assert!(parse(&with("CNI_ARGS", "IP=;MAC=")).is_ok());
+        for (arguments, said) in [
+            ("IP=here", "CNI_ARGS has IP=\"here\": an address looks like"),
+            (
+                "MAC=01:00:5e:00:00:01",
+                "CNI_ARGS has MAC=\"01:00:5e:00:00:01\": an interface's address is unicast",
+            ),
+        ] {
+            let error = parse(&with("CNI_ARGS", arguments)).unwrap_err().to_string();
+            assert!(error.starts_with(said), "{error}");
+        }
     }
 
     #[test]
@@ -260,7 +310,7 @@ mod tests {
 
     #[test]
     fn other_commands_are_refused_by_name() {
-        for command in ["STATUS", "add", "GC"] {
+        for command in ["UPDATE", "add", "gc"] {
             let error = parse(&with("CNI_COMMAND", command)).unwrap_err();
             assert_eq!(error, EnvironmentError::UnknownCommand(command.into()));
         }

@@ -16,6 +16,15 @@ pub(crate) struct Mac(pub(crate) [u8; 6]);
 pub(crate) struct NotAMac(String);
 
 impl Mac {
+    /// What [`Self::unicast`] asks for.
+    pub(crate) const UNICAST: &'static str = "an interface's address is unicast, such as 02:42:ac:11:00:02";
+
+    /// The address in a text, if it is one that an interface can have.
+    pub(crate) fn unicast(text: &str) -> Option<Self> {
+        let is_unicast = |mac: &Mac| mac.0[0] & 0x01 == 0 && mac.0 != [0; 6];
+        text.parse().ok().filter(is_unicast)
+    }
+
     /// A unicast, locally administered address out of the kernel's random bits.
     pub(crate) fn random() -> io::Result<Self> {
         let mut bytes = [0; 6];

@@ -4,7 +4,9 @@
 //! answers, and prints the CNI result. It lives for one call and knows neither BPF nor Kubernetes.
 
 mod agent;
+mod chain;
 mod config;
+mod dns;
 mod environment;
 mod error;
 mod fields;
@@ -13,7 +15,9 @@ mod netlink;
 mod netns;
 mod pod;
 mod port_mappings;
+mod previous;
 mod result;
+mod routes;
 mod runtime_config;
 mod verbs;
 mod version;
@@ -55,8 +59,8 @@ fn run(version: &mut SpecVersion) -> Result<(), CniError> {
     }
     let input = read_input()?;
     let parsed = match invocation {
-        Invocation::Del(_) => Config::parse_for_del(&input, version)?,
-        _ => Config::parse(&input, version)?,
+        Invocation::Add(_) | Invocation::Check(_) => Config::parse(&input, version)?,
+        _ => Config::parse_for_others(&input, version)?,
     };
     for warning in &parsed.warnings {
         note(warning);
@@ -73,6 +77,8 @@ fn run(version: &mut SpecVersion) -> Result<(), CniError> {
         }
         Invocation::Del(attachment) => verbs::del(&config, &attachment),
         Invocation::Check(target) => verbs::check(&config, &target),
+        Invocation::Status => verbs::status(&config),
+        Invocation::Gc => verbs::gc(&config),
     }
 }
 

@@ -9,14 +9,14 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use podwire_cni::protocol::Added;
 
+use crate::config::ConfigError;
 use crate::mac::{Mac, NotAMac};
 use crate::netlink::{Netlink, NetlinkError};
+use crate::previous::PreviousResult;
+use crate::routes::{self, Asked, Route};
 use crate::veth;
 
 /// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
@@ -83,11 +83,20 @@ impl TryFrom<Added> for PodNetwork {
     }
 }
 
+impl PodNetwork {
+    /// The pod's routes, those that the configuration asks for among them.
+    pub(crate) fn routes(&self, asked: &[Asked]) -> Result<Vec<Route>, ConfigError> {
+        let gateways: Vec<_> = self.addresses.iter().map(|pair| pair.gateway).collect();
+        routes::of_pod(&gateways, self.mtu, asked)
+    }
+}
+
 /// Sets up `interface` inside the pod.
 pub(crate) fn configure(
     pod: &mut Netlink,
     interface: &str,
     network: &PodNetwork,
+    routes: &[Route],
 ) -> Result<(), NetlinkError> {
     let link = veth::find(pod, interface)?.ok_or_else(|| {
         let gone = std::io::Error::new(std::io::ErrorKind::NotFound, "it is gone");
@@ -99,17 +108,18 @@ pub(crate) fn configure(
     for address in &network.addresses {
         add_address(pod, interface, link.index, address.address)?;
         add_neighbour(pod, link.index, address.gateway, network.host_mac)?;
-        add_gateway_route(pod, link.index, address.gateway)?;
-        add_default_route(pod, link.index, address.gateway)?;
     }
-    Ok(())
+    routes.iter().try_for_each(|route| routes::add(pod, link.index, route))
 }
 
-/// What is not as [`configure`] left it, each fault by itself. Other links, addresses and routes are other plugins'.
+/// What is not as [`configure`] left it, each fault by itself. Other links, addresses and routes are other plugins', and so is a
+/// route of ours that is no longer in the result: a later plugin may have moved it (CNI specification, section "CHECK").
 pub(crate) fn faults(
     pod: &mut Netlink,
     interface: &str,
     network: &PodNetwork,
+    wanted: &[Route],
+    previous: &PreviousResult,
 ) -> Result<Vec<String>, NetlinkError> {
     let Some(link) = veth::find(pod, interface)? else {
         return Ok(vec![format!("{interface} is missing in the pod")]);
@@ -131,7 +141,6 @@ pub(crate) fn faults(
 
     let addresses = addresses_of(pod, link.index)?;
     let neighbours = permanent_neighbours_of(pod, link.index)?;
-    let routes = routes_of(pod, link.index)?;
     for Address { address, gateway } in &network.addresses {
         expect(
             addresses.contains(address),
@@ -141,15 +150,9 @@ pub(crate) fn faults(
             neighbours.contains(&(*gateway, network.host_mac)),
             format!("permanent neighbour {gateway} at {} is missing on {interface}", network.host_mac),
         );
-        expect(
-            routes.contains(&(IpNet::from(*gateway), None)),
-            format!("route {} dev {interface} is missing", IpNet::from(*gateway)),
-        );
-        expect(
-            routes.contains(&(default_of(*gateway), Some(*gateway))),
-            format!("route default via {gateway} dev {interface} is missing"),
-        );
     }
+    let wanted = wanted.iter().filter(|route| previous.lists(route));
+    faults.extend(routes::faults(pod, interface, link.index, wanted)?);
     Ok(faults)
 }
 
@@ -194,33 +197,6 @@ fn add_neighbour(pod: &mut Netlink, index: u32, gateway: IpAddr, mac: Mac) -> Re
     pod.change(&operation, RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-fn add_gateway_route(pod: &mut Netlink, index: u32, gateway: IpAddr) -> Result<(), NetlinkError> {
-    let net = IpNet::from(gateway);
-    let mut message = route(index, gateway, RouteScope::Link);
-    message.header.destination_prefix_length = net.prefix_len();
-    message.attributes.push(RouteAttribute::Destination(gateway.into()));
-    let operation = format!("add the route {net} in the pod");
-    pod.change(&operation, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
-}
-
-fn add_default_route(pod: &mut Netlink, index: u32, gateway: IpAddr) -> Result<(), NetlinkError> {
-    let mut message = route(index, gateway, RouteScope::Universe);
-    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
-    let operation = format!("add the default route via {gateway} in the pod");
-    pod.change(&operation, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
-}
-
-fn route(index: u32, gateway: IpAddr, scope: RouteScope) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family_of(gateway);
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Static;
-    message.header.scope = scope;
-    message.header.kind = RouteType::Unicast;
-    message.attributes = vec![RouteAttribute::Oif(index)];
-    message
-}
-
 fn addresses_of(pod: &mut Netlink, index: u32) -> Result<Vec<IpAddr>, NetlinkError> {
     let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     let mut found = Vec::new();
@@ -260,56 +236,10 @@ fn permanent_neighbours_of(pod: &mut Netlink, index: u32) -> Result<Vec<(IpAddr,
     Ok(found)
 }
 
-/// Destination and next hop of each route of the main table over that link.
-fn routes_of(pod: &mut Netlink, index: u32) -> Result<Vec<(IpNet, Option<IpAddr>)>, NetlinkError> {
-    let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-    let mut found = Vec::new();
-    for answer in pod.dump("list the routes in the pod", request)? {
-        let RouteNetlinkMessage::NewRoute(message) = answer else { continue };
-        let unspecified = match message.header.address_family {
-            AddressFamily::Inet => IpAddr::from([0; 4]),
-            AddressFamily::Inet6 => IpAddr::from([0; 16]),
-            _ => continue,
-        };
-        if message.header.table != RouteHeader::RT_TABLE_MAIN
-            || !message.attributes.contains(&RouteAttribute::Oif(index))
-        {
-            continue;
-        }
-        let (mut destination, mut gateway) = (unspecified, None);
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Destination(address) => destination = ip_of(address).unwrap_or(unspecified),
-                RouteAttribute::Gateway(address) => gateway = ip_of(address),
-                _ => {}
-            }
-        }
-        let net = IpNet::new(destination, message.header.destination_prefix_length);
-        found.extend(net.ok().map(|net| (net, gateway)));
-    }
-    Ok(found)
-}
-
-fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(v4) => Some((*v4).into()),
-        RouteAddress::Inet6(v6) => Some((*v6).into()),
-        _ => None,
-    }
-}
-
 fn family_of(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
-    }
-}
-
-/// Everything of that family.
-pub(crate) fn default_of(address: IpAddr) -> IpNet {
-    match address {
-        IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
-        IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
     }
 }
 

@@ -8,9 +8,10 @@ use ipnet::IpNet;
 use podwire_cni::protocol::PortMapping;
 
 use crate::config::ConfigError;
+use crate::dns::Dns;
 use crate::fields::{Fields, Keys};
+use crate::mac::Mac;
 use crate::port_mappings;
-use crate::result::Dns;
 
 const KNOWN: [&str; 5] = ["ips", "dns", "mac", "portMappings", "bandwidth"];
 
@@ -21,6 +22,8 @@ pub(crate) struct RuntimeConfig {
     pub(crate) addresses: Vec<IpNet>,
     /// hostPorts.
     pub(crate) port_mappings: Vec<PortMapping>,
+    /// The pod side's link address.
+    pub(crate) mac: Option<Mac>,
     /// The pod's name resolution; it has no domain.
     pub(crate) dns: Dns,
     pub(crate) warnings: Vec<String>,
@@ -35,21 +38,35 @@ impl RuntimeConfig {
         warnings.extend(not_enforced(fields)?);
         let (port_mappings, left_out) = port_mappings::parse(fields)?;
         warnings.extend(left_out);
-        Ok(RuntimeConfig { addresses: addresses(fields)?, port_mappings, dns: dns(fields)?, warnings })
+        let (addresses, mac, dns) = (addresses(fields)?, mac(fields)?, dns(fields)?);
+        Ok(RuntimeConfig { addresses, port_mappings, mac, dns, warnings })
     }
 }
 
-/// A pod's address stands alone on its link, so a prefix length that the runtime writes says nothing and is dropped.
 fn addresses(fields: &Fields<'_>) -> Result<Vec<IpNet>, ConfigError> {
     let parsed = fields.strings("ips")?.into_iter().map(|text| {
-        let prefixed = text.parse::<IpNet>().map(|net| net.addr());
-        prefixed.or_else(|_| text.parse::<IpAddr>()).map(IpNet::from).map_err(|_| ConfigError::Invalid {
+        single_address(text).ok_or_else(|| ConfigError::Invalid {
             field: fields.path_of("ips"),
             found: text.to_owned(),
             reason: "an address looks like 10.244.1.7 or 10.244.1.7/24".to_owned(),
         })
     });
     parsed.collect()
+}
+
+/// A pod's address stands alone on its link, so a prefix length that is written says nothing and is dropped.
+pub(crate) fn single_address(text: &str) -> Option<IpNet> {
+    let prefixed = text.parse::<IpNet>().map(|net| net.addr());
+    prefixed.or_else(|_| text.parse::<IpAddr>()).map(IpNet::from).ok()
+}
+
+fn mac(fields: &Fields<'_>) -> Result<Option<Mac>, ConfigError> {
+    let Some(text) = fields.string("mac")?.filter(|text| !text.is_empty()) else { return Ok(None) };
+    Mac::unicast(text).map(Some).ok_or_else(|| ConfigError::Invalid {
+        field: fields.path_of("mac"),
+        found: text.to_owned(),
+        reason: Mac::UNICAST.to_owned(),
+    })
 }
 
 fn dns(fields: &Fields<'_>) -> Result<Dns, ConfigError> {
@@ -73,11 +90,6 @@ fn not_enforced(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
                 "bandwidth is not enforced yet by this version: the pod's rate is unlimited".to_owned(),
             );
         }
-    }
-    if let Some(mac) = fields.string("mac")?.filter(|mac| !mac.is_empty()) {
-        warnings.push(format!(
-            "mac ({mac}) is not applied yet by this version: the pod gets an address of its own"
-        ));
     }
     Ok(warnings)
 }
@@ -111,13 +123,23 @@ mod tests {
 
     #[test]
     fn what_is_not_enforced_is_said_in_either_case_of_the_keys() {
-        for value in [
-            json!({"bandwidth": {"ingressRate": 1}, "mac": "02:00:00:00:00:01"}),
-            json!({"Bandwidth": {"EgressRate": 1}, "Mac": "02:00:00:00:00:01"}),
-        ] {
+        for value in [json!({"bandwidth": {"ingressRate": 1}}), json!({"Bandwidth": {"EgressRate": 1}})] {
             let warnings = parse(&value).unwrap().warnings;
-            assert_eq!(warnings.len(), 2, "{warnings:?}");
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
             assert!(warnings[0].contains("bandwidth"), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn a_link_address_is_unicast() {
+        for value in [json!({"mac": "02:00:00:00:00:0a"}), json!({"Mac": "02:00:00:00:00:0A"})] {
+            assert_eq!(parse(&value).unwrap().mac, Some(Mac([2, 0, 0, 0, 0, 10])));
+        }
+        for text in
+            ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00", "02-00-00-00-00-01", "web"]
+        {
+            let error = parse(&json!({ "mac": text })).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("mac is {text:?}: ")), "{error}");
         }
     }
 

@@ -3,6 +3,10 @@
 /// A version of the specification; later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SpecVersion {
+    /// The first; what a configuration without `cniVersion` means. A result has one address of each family.
+    V0_1_0,
+    /// VERSION.
+    V0_2_0,
     /// Rich results, chaining.
     V0_3_0,
     /// The same in better words.
@@ -11,19 +15,31 @@ pub(crate) enum SpecVersion {
     V0_4_0,
     /// No more `version` in an address of the result.
     V1_0_0,
+    /// STATUS, GC; MTU of interfaces and attributes of routes in the result.
+    V1_1_0,
 }
 
 impl SpecVersion {
-    pub(crate) const ALL: [SpecVersion; 4] =
-        [SpecVersion::V0_3_0, SpecVersion::V0_3_1, SpecVersion::V0_4_0, SpecVersion::V1_0_0];
-    pub(crate) const NEWEST: SpecVersion = SpecVersion::V1_0_0;
+    pub(crate) const ALL: [SpecVersion; 7] = [
+        SpecVersion::V0_1_0,
+        SpecVersion::V0_2_0,
+        SpecVersion::V0_3_0,
+        SpecVersion::V0_3_1,
+        SpecVersion::V0_4_0,
+        SpecVersion::V1_0_0,
+        SpecVersion::V1_1_0,
+    ];
+    pub(crate) const NEWEST: SpecVersion = SpecVersion::V1_1_0;
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
+            SpecVersion::V0_1_0 => "0.1.0",
+            SpecVersion::V0_2_0 => "0.2.0",
             SpecVersion::V0_3_0 => "0.3.0",
             SpecVersion::V0_3_1 => "0.3.1",
             SpecVersion::V0_4_0 => "0.4.0",
             SpecVersion::V1_0_0 => "1.0.0",
+            SpecVersion::V1_1_0 => "1.1.0",
         }
     }
 

@@ -40,11 +40,16 @@ pub(crate) struct Link {
 }
 
 impl Pair {
-    /// Names as given, addresses at random.
-    pub(crate) fn new(host_interface: String, pod_interface: String) -> Result<Self, NetlinkError> {
+    /// Names as given, and the pod's address if one is; otherwise addresses at random.
+    pub(crate) fn new(
+        host_interface: String,
+        pod_interface: String,
+        pod_mac: Option<Mac>,
+    ) -> Result<Self, NetlinkError> {
         let random =
             || Mac::random().map_err(|error| NetlinkError::new("choose a random Ethernet address", error));
-        Ok(Pair { host_interface, pod_interface, host_mac: random()?, pod_mac: random()? })
+        let pod_mac = pod_mac.map_or_else(random, Ok)?;
+        Ok(Pair { host_interface, pod_interface, host_mac: random()?, pod_mac })
     }
 
     /// Creates both ends in one request, the pod's straight in its namespace, so that it never shows on the node.

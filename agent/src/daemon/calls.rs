@@ -1,13 +1,12 @@
-//! What the plugin asks for: ADD, DEL, CHECK. Each replies only when disk, maps and programs agree.
+//! What the plugin asks for, and how ADD and DEL are done. Each replies only when disk, maps and programs agree.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use podwire_cni::fault::{self, Step};
 use podwire_cni::protocol::{
-    Add, Added, Attachment, Call, Failure, Gc, PortMapping, Reply, codes, host_interface,
+    Add, Added, Attachment, Call, Failure, PortMapping, Reply, codes, host_interface,
 };
-use podwire_common::abi::ENDPOINT_STACK_ONLY;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tracing::{error, info, warn};
@@ -52,7 +51,11 @@ impl Daemon {
             }
             Call::Del(attachment) => self.del(attachment).await.map(|()| Reply::Deleted),
             Call::Check(attachment) => self.check(attachment).await.map(Reply::Checked),
-            Call::Status => self.status().map(|()| Reply::Serving),
+            Call::Status => {
+                // Without a line in the log: a runtime asks every few seconds, and what changes is logged when it does.
+                let _ = reply.send(self.status().map_or_else(Reply::Failed, |()| Reply::Serving));
+                return;
+            }
             Call::Gc(gc) => self.collect_garbage(gc).await.map(Reply::Collected),
         };
         answer(reply, result);
@@ -347,76 +350,7 @@ impl Daemon {
         }
     }
 
-    fn status(&self) -> Result<(), Failure> {
-        match &*self.readiness.borrow() {
-            Readiness::Ready => Ok(()),
-            Readiness::Waiting(why) => {
-                Err(refuse(codes::UNAVAILABLE, format!("the agent is not ready: {why}")))
-            }
-        }
-    }
-
-    /// Takes back every attachment of the network that is not to stay. What fails does not keep the others from being taken.
-    async fn collect_garbage(&mut self, gc: &Gc) -> Result<u32, Failure> {
-        let is_garbage = |endpoint: &&Endpoint| {
-            endpoint.network.as_ref() == Some(&gc.network) && !gc.valid.contains(&endpoint.attachment)
-        };
-        let garbage: Vec<_> = self.model.endpoints.values().filter(is_garbage).cloned().collect();
-        let (mut collected, mut failed) = (0, None);
-        for endpoint in garbage {
-            match self.release(&endpoint).await {
-                Ok(()) => {
-                    info!(pod = %endpoint, container = endpoint.attachment.container_id, "released: the runtime knows it no more");
-                    collected += 1;
-                }
-                Err(error) => failed = Some(failure(&error)),
-            }
-        }
-        failed.map_or(Ok(collected), Err)
-    }
-
-    async fn check(&mut self, attachment: &Attachment) -> Result<Added, Failure> {
-        let Some(endpoint) = self.model.endpoint_of(attachment).cloned() else {
-            let message = format!("the agent has no attachment of container {}", attachment.container_id);
-            return Err(refuse(codes::UNKNOWN_CONTAINER, message));
-        };
-        let name = &endpoint.host_interface;
-        let wrong = |problem: &str| refuse(codes::CHECK_FAILED, format!("{endpoint}: {problem}"));
-        let device = self.links.device(name).await.map_err(|error| failure(&error))?;
-        match device {
-            Some(device) if device.index != endpoint.ifindex || device.mac != Some(endpoint.host_mac) => {
-                return Err(wrong("the host side is not the device that the plugin made"));
-            }
-            Some(device) if !device.up => return Err(wrong("the host side is down")),
-            Some(_) => {}
-            None => return Err(wrong("the host side is gone")),
-        }
-        let entry = self.dataplane.maps.endpoint(endpoint.address).map_err(|error| failure(&error))?;
-        let entry = entry.map(|mut entry| {
-            entry.flags &= !ENDPOINT_STACK_ONLY;
-            entry
-        });
-        if entry != Some(endpoint_entry(&endpoint)) {
-            return Err(wrong("its entry in the map ENDPOINTS is missing or wrong"));
-        }
-        for (frontend, backend) in frontends(&endpoint) {
-            let there = self.dataplane.maps.backend(&frontend).map_err(|error| failure(&error))?;
-            if there != Some(backend) {
-                return Err(wrong("an entry of its hostPorts in the map FRONTENDS is missing or wrong"));
-            }
-        }
-        let filters = self.links.filters(endpoint.ifindex).await.map_err(|error| failure(&error))?;
-        if !filters.both() {
-            return Err(wrong("its programs were detached from the host side"));
-        }
-        let host = self.links.host().await.map_err(|error| failure(&error))?;
-        if host.own_routes.get(&endpoint.address.into()) != Some(&self.route_to(&endpoint)) {
-            return Err(wrong("the host's route to it is missing or wrong"));
-        }
-        Ok(added(&endpoint))
-    }
-
-    fn route_to(&self, endpoint: &Endpoint) -> Route {
+    pub(super) fn route_to(&self, endpoint: &Endpoint) -> Route {
         let source = self.model.own.as_ref().map(|own| own.address);
         Route::Link { device: endpoint.ifindex, gateway: None, source }
     }
@@ -453,7 +387,7 @@ fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {
     }
 }
 
-fn added(endpoint: &Endpoint) -> Added {
+pub(super) fn added(endpoint: &Endpoint) -> Added {
     Added {
         addresses: vec![IpNet::from(IpAddr::V4(endpoint.address))],
         gateways: vec![endpoint.gateway.into()],
@@ -469,11 +403,11 @@ fn step(step: Step) -> Result<(), Error> {
     fault::after(step).map_err(Error::file("go on after", step.name()))
 }
 
-fn refuse(code: u32, message: String) -> Failure {
+pub(super) fn refuse(code: u32, message: String) -> Failure {
     Failure { code, message }
 }
 
-fn failure(error: &Error) -> Failure {
+pub(super) fn failure(error: &Error) -> Failure {
     let code = match error {
         Error::File { .. } => codes::IO_FAILURE,
         Error::Netlink { .. } | Error::NoDevice { .. } | Error::Device { .. } => codes::NETLINK_FAILURE,

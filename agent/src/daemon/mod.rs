@@ -1,7 +1,9 @@
 //! The one owner of state. Everything else sends it events.
 
 mod calls;
+mod check;
 mod firewall;
+mod node_calls;
 mod reconcile;
 mod start;
 
@@ -120,10 +122,14 @@ pub struct Daemon {
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
+    /// Whose device the last look at the kernel did not find.
+    missed: BTreeSet<Attachment>,
     /// ADDs that are done but for the disk.
     adding: BTreeMap<Attachment, calls::Adding>,
     saving: JoinSet<calls::Saved>,
     readiness: watch::Sender<Readiness>,
+    /// Why the pods that are there may be cut off, from the last comparison of the kernel with what is wanted.
+    limited: Option<String>,
 }
 
 impl Daemon {

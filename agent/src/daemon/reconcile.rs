@@ -38,11 +38,13 @@ impl Daemon {
 
     /// One round; what fails is logged and tried again with the next. Whether nothing did.
     pub(super) async fn reconcile(&mut self) -> bool {
+        self.limited = None;
         let outcome = self.try_reconcile().await;
         let settled = outcome.is_ok() && *self.readiness.borrow() == Readiness::Ready;
-        self.settled = settled.then(Instant::now);
+        self.settled = (settled && self.missed.is_empty()).then(Instant::now);
         if let Err(error) = &outcome {
             error!("reconcile: {error}");
+            self.limited = Some(error.to_string());
             if self.model.uplinks.is_empty() {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }
@@ -74,16 +76,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so.
+    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so. Not at the first look that
+    /// misses it: the plugin replaces the link of an attachment that is added again, which keeps its address.
     async fn sweep(&mut self, host: &Host) {
-        let gone: Vec<Endpoint> = self
-            .model
-            .endpoints
-            .values()
-            .filter(|endpoint| !host.devices.contains_key(&endpoint.ifindex))
-            .cloned()
-            .collect();
-        for endpoint in gone {
+        let is_gone = |endpoint: &&Endpoint| !host.devices.contains_key(&endpoint.ifindex);
+        let gone: Vec<Endpoint> = self.model.endpoints.values().filter(is_gone).cloned().collect();
+        let (missed_before, missed): (Vec<_>, Vec<_>) =
+            gone.into_iter().partition(|endpoint| self.missed.contains(&endpoint.attachment));
+        self.missed = missed.into_iter().map(|endpoint| endpoint.attachment).collect();
+        for endpoint in missed_before {
             info!(pod = %endpoint, "released: its device is gone");
             if let Err(error) = self.release(&endpoint).await {
                 error!(pod = %endpoint, "release: {error}");
@@ -99,6 +100,7 @@ impl Daemon {
         let uplinks = match host.uplinks(&self.config.uplinks, own.address) {
             Ok(uplinks) => uplinks,
             Err(why) => {
+                self.limited = Some(why.to_string());
                 self.set_readiness(Readiness::Waiting(why.to_string()));
                 return false;
             }
@@ -168,7 +170,11 @@ impl Daemon {
 
     /// Maps and routes. An operation that fails does not keep the others from being done.
     async fn apply_contents(&mut self, host: &Host) -> Result<(), Error> {
-        let want = desired(&self.model);
+        let mut want = desired(&self.model);
+        for endpoint in self.missed.iter().filter_map(|attachment| self.model.endpoints.get(attachment)) {
+            // The kernel has removed it with the device, and would refuse it.
+            want.routes.remove(&endpoint.address.into());
+        }
         let mut have = self.dataplane.maps.contents()?;
         have.routes.clone_from(&host.own_routes);
         let deletions = if self.complete { Deletions::Allowed } else { Deletions::Withheld };

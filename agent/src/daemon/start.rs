@@ -67,9 +67,11 @@ impl Daemon {
             paths_doubtful: true,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
+            missed: BTreeSet::new(),
             adding: BTreeMap::new(),
             saving: JoinSet::new(),
             readiness: watch::Sender::new(Readiness::Waiting(why)),
+            limited: None,
             config,
         };
         daemon.restore_endpoints(endpoints, &corrupt).await?;
@@ -98,7 +100,9 @@ impl Daemon {
         }
         self.attach_host_processes();
         for endpoint in self.model.endpoints.values() {
-            self.dataplane.attach_pod(&endpoint.host_interface)?;
+            if !self.missed.contains(&endpoint.attachment) {
+                self.dataplane.attach_pod(&endpoint.host_interface)?;
+            }
         }
         Ok(())
     }

@@ -78,6 +78,17 @@ impl Dataplane {
         }
     }
 
+    /// The kernel's number of a program that this value has loaded.
+    ///
+    /// # Errors
+    /// [`Error::Load`].
+    pub fn program_id(&self, name: &'static str) -> Result<u32, Error> {
+        let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
+        let info = program.info();
+        info.map(|info| info.id())
+            .map_err(|source| Error::Load { object: name.into(), source: Box::new(source) })
+    }
+
     /// Attaches `from_overlay` and `to_overlay` to the VXLAN device, in place of those that are there.
     ///
     /// # Errors

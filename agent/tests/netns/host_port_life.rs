@@ -142,7 +142,7 @@ fn check_finds_a_host_port_that_is_not_there() {
     delete.extend(["0"; 16]);
     delete.extend([high.as_str(), &low, "6", "0"]);
     node.exec(&delete).unwrap();
-    failed(&check.run().unwrap(), CHECK_FAILED, "hostPorts");
+    failed(&check.run().unwrap(), CHECK_FAILED, "the hostPort *:9088/tcp to port 8080 is missing");
     node.restart_agent().unwrap();
     assert!(check.run().unwrap().success);
 }

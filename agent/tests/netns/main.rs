@@ -5,6 +5,7 @@
 mod bpftool;
 mod changes;
 mod check;
+mod cni;
 mod disk;
 mod faults;
 mod flows;

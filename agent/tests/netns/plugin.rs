@@ -55,7 +55,7 @@ fn check_names_what_is_not_as_it_was_made() {
     node.ip(&format!("route add {address}/32 dev {host} scope link src {uplink} proto 112")).unwrap();
     check(&pod, None);
     node.exec(&["tc", "filter", "del", "dev", host, "egress"]).unwrap();
-    check(&pod, Some("programs"));
+    check(&pod, Some("to_pod is not attached"));
     node.restart_agent().unwrap();
     check(&pod, None);
     pod.ip("route del default").unwrap();

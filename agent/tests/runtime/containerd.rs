@@ -211,6 +211,8 @@ fn configure(folder: &Path, node: &Node) -> Result<PathBuf> {
     symlink(plugin()?, plugins.join("podwire-cni"))?;
     let network = json!({
         "cniVersion": "1.0.0",
+        // As in manifests/: for runtimes that know the key, which this one does not.
+        "cniVersions": ["1.0.0", "1.1.0"],
         "name": "podwire",
         "plugins": [{
             "type": "podwire-cni",

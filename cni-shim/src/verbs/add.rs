@@ -7,17 +7,25 @@ use serde_json::Value;
 use super::del::undo_with;
 use super::taken;
 use crate::agent::{Agent, REQUEST_DEADLINE};
+use crate::chain::Earlier;
 use crate::config::Config;
 use crate::environment::Target;
 use crate::error::CniError;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::pod::{self, PodNetwork};
-use crate::result;
+use crate::result::{self, Made};
+use crate::routes::Route;
+use crate::version::SpecVersion;
 use crate::veth::{self, Pair};
 
 /// Attaches a pod. On an error nothing is left, neither here nor with the agent.
 pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
+    let earlier = match config.version >= SpecVersion::V0_3_0 {
+        true => Earlier::parse(config.previous.as_ref(), &target.attachment.interface)?,
+        // No chaining yet: a key without a meaning.
+        false => Earlier::default(),
+    };
     let netns = Netns::open(&target.netns)?;
     let mut host = Netlink::open()?;
     let mut inside = netns.netlink()?;
@@ -26,10 +34,14 @@ pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
     veth::delete(&mut host, &host_interface)?;
     require_free(&mut inside, target)?;
 
-    let pair = Pair::new(host_interface, target.attachment.interface.clone())?;
+    let pod_mac = config.mac.or(target.mac);
+    let pair = Pair::new(host_interface, target.attachment.interface.clone(), pod_mac)?;
     pair.create(&mut host, &netns)?;
     match attach(config, target, &pair, &mut host, &mut inside) {
-        Ok(network) => Ok(result::success(config.version, target, &network, &config.dns)),
+        Ok((network, routes)) => {
+            let made = Made { target, network: &network, routes: &routes, dns: &config.dns };
+            Ok(result::success(config.version, &made, earlier))
+        }
         Err(failed) => {
             let troubles = undo_with(config, &target.attachment, &mut host, failed.agent_may_hold_it);
             Err(match troubles.is_empty() {
@@ -78,7 +90,7 @@ fn attach(
     pair: &Pair,
     host: &mut Netlink,
     inside: &mut Netlink,
-) -> Result<PodNetwork, Failed> {
+) -> Result<(PodNetwork, Vec<Route>), Failed> {
     taken(Step::PairMade).map_err(Failed::after_the_agent)?;
     let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
     let request = protocol::Add {
@@ -87,7 +99,10 @@ fn attach(
         host_interface: pair.host_interface.clone(),
         pod_mac: pair.pod_mac.to_string(),
         host_mac: pair.host_mac.to_string(),
-        addresses: config.addresses.clone(),
+        addresses: match config.addresses[..] {
+            [] => target.address.into_iter().collect(),
+            _ => config.addresses.clone(),
+        },
         mtu: config.mtu,
         port_mappings: config.port_mappings.clone(),
         pod: target.pod.clone(),
@@ -108,9 +123,11 @@ fn attach(
         return Err(Failed::after_the_agent(agent.nonsense(reason)));
     }
     taken(Step::AddAnswered).map_err(Failed::after_the_agent)?;
-    pod::configure(inside, &target.attachment.interface, &network).map_err(Failed::after_the_agent)?;
+    let routes = network.routes(&config.routes).map_err(Failed::after_the_agent)?;
+    pod::configure(inside, &target.attachment.interface, &network, &routes)
+        .map_err(Failed::after_the_agent)?;
     taken(Step::PodConfigured).map_err(Failed::after_the_agent)?;
     veth::wait_until_running(host, &pair.host_interface).map_err(Failed::after_the_agent)?;
     taken(Step::LinkRuns).map_err(Failed::after_the_agent)?;
-    Ok(network)
+    Ok((network, routes))
 }

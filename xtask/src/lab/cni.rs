@@ -69,7 +69,7 @@ impl CniCall {
                 "name": "podwire",
                 "type": "podwire-cni",
                 "socket": socket,
-                "capabilities": { "ips": true, "portMappings": true },
+                "capabilities": { "ips": true, "mac": true, "portMappings": true },
                 "runtimeConfig": runtime_config,
             }),
             environment: Vec::new(),
@@ -87,6 +87,11 @@ impl CniCall {
     /// The same call of another plugin, with its own network configuration.
     pub fn of_plugin(&self, plugin: &Path, config: Value) -> Self {
         Self { plugin: plugin.to_owned(), config, ..self.clone() }
+    }
+
+    /// The plugin's binary.
+    pub fn plugin(&self) -> &Path {
+        &self.plugin
     }
 
     /// Runs it on the node.

@@ -1,0 +1,52 @@
+//! STATUS and GC: what a runtime asks of the node, and not for one pod.
+
+use podwire_cni::protocol::{Failure, Gc, codes};
+use tracing::info;
+
+use super::calls::{failure, refuse};
+use super::{Daemon, Readiness};
+use crate::ipam::Pool;
+use crate::model::Endpoint;
+
+impl Daemon {
+    /// Whether an ADD can be served, and a pod would have its network.
+    ///
+    /// 51 ("and the pods that are there may have limited connectivity") when the data path itself is in doubt: no uplink is left, or what
+    /// the maps and routes should hold could not be written at the last try. An ADD would still be tried in the latter case, but nobody can
+    /// vouch for its pod. 50 for all the rest, pods have their network meanwhile: a Node list that was not read yet or that lacks
+    /// this node, no free address. 50 also where there is no pod that could be cut off.
+    pub(super) fn status(&self) -> Result<(), Failure> {
+        if let Some(why) = &self.limited {
+            let code = match self.model.endpoints.is_empty() {
+                true => codes::UNAVAILABLE,
+                false => codes::UNAVAILABLE_AND_LIMITED,
+            };
+            return Err(refuse(code, format!("the node's network is not as it should be: {why}")));
+        }
+        if let Readiness::Waiting(why) = &*self.readiness.borrow() {
+            return Err(refuse(codes::UNAVAILABLE, format!("the agent is not ready: {why}")));
+        }
+        let free = self.pool.as_ref().map_or(Ok(()), Pool::has_free);
+        free.map_err(|error| refuse(codes::UNAVAILABLE, error.to_string()))
+    }
+
+    /// Takes back every attachment of the network that is not to stay. What fails does not keep the others from being taken. One whose
+    /// network is not known, added by a plugin of before protocol 3, is another network's for all that is known: it stays.
+    pub(super) async fn collect_garbage(&mut self, gc: &Gc) -> Result<u32, Failure> {
+        let is_garbage = |endpoint: &&Endpoint| {
+            endpoint.network.as_ref() == Some(&gc.network) && !gc.valid.contains(&endpoint.attachment)
+        };
+        let garbage: Vec<_> = self.model.endpoints.values().filter(is_garbage).cloned().collect();
+        let (mut collected, mut failed) = (0, None);
+        for endpoint in garbage {
+            match self.release(&endpoint).await {
+                Ok(()) => {
+                    info!(pod = %endpoint, container = endpoint.attachment.container_id, "released: the runtime knows it no more");
+                    collected += 1;
+                }
+                Err(error) => failed = Some(failure(&error)),
+            }
+        }
+        failed.map_or(Ok(collected), Err)
+    }
+}

@@ -1,0 +1,107 @@
+//! Lists of plugins, ours first and ours later, with the reference plugins that Debian has.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use xtask::lab::{CniCall, Lab, reference, traffic};
+
+use super::{Container, INVALID_CONFIGURATION, address, failed, succeeded};
+use crate::footprint::Footprint;
+
+const PLUGINS: &str = "/usr/lib/cni";
+/// The newest that Debian's plugins speak.
+const VERSION: &str = "1.0.0";
+
+#[test]
+fn plugins_after_ours_build_on_its_result() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let far = lab.node(1).add_pod("far").unwrap();
+    let container = Container::after_another(node, "pod");
+    let before = Footprint::of(node, &[]);
+    let portmap = json!({
+        "snat": true,
+        "capabilities": {"portMappings": true},
+        "runtimeConfig": {"portMappings": [{"hostPort": 9080, "containerPort": 8080, "protocol": "tcp"}]},
+    });
+    let tuning = json!({"sysctl": {"net.core.somaxconn": "500"}});
+    let mut calls =
+        [ours(&container), other(&container, "tuning", &tuning), other(&container, "portmap", &portmap)];
+    let result = succeeded(reference::add(&mut calls).unwrap());
+    assert_eq!(result["interfaces"].as_array().unwrap().len(), 2, "{result}");
+    assert_eq!(container.ns.exec(&["cat", "/proc/sys/net/core/somaxconn"]).unwrap().trim(), "500");
+    // Not portmap itself: Debian's looks for its IPv6 rules as well, of which a pod with IPv4 alone has none.
+    check(&calls[..2], &result);
+    let to = address(&result).parse().unwrap();
+    traffic::tcp_exchange(&far, &container.ns, to, 8080, 100_000).unwrap();
+    // Through the rules of portmap, which knows the pod by our result.
+    let route = traffic::Route::translated((node.address(), 9080).into(), 8080);
+    traffic::tcp_exchange_on(lab.world(), &container.ns, route, 100_000).unwrap();
+    reference::delete(&calls).unwrap();
+    assert_eq!(Footprint::of(node, &[]), before);
+}
+
+#[test]
+fn ours_may_come_later_where_nobody_has_made_the_pods_interface() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let far = lab.node(1).add_pod("far").unwrap();
+    let container = Container::after_another(node, "pod");
+    let before = Footprint::of(node, &[]);
+    let tuning = json!({"sysctl": {"net.core.somaxconn": "500"}});
+    let mut calls =
+        [other(&container, "loopback", &json!({})), ours(&container), other(&container, "tuning", &tuning)];
+    let result = succeeded(reference::add(&mut calls).unwrap());
+    let names: Vec<_> = result["interfaces"].as_array().unwrap().iter().map(|link| &link["name"]).collect();
+    assert_eq!((names[0], names[2]), (&json!("lo"), &json!("eth0")), "{result}");
+    let ours = result["ips"].as_array().unwrap().iter().find(|ip| ip["interface"] == 2).unwrap();
+    assert_eq!(ours["gateway"], json!(node.gateway()));
+    check(&calls, &result);
+    traffic::tcp_exchange(&far, &container.ns, address(&result).parse().unwrap(), 8080, 100_000).unwrap();
+    reference::delete(&calls).unwrap();
+    assert_eq!(Footprint::of(node, &[]), before);
+}
+
+#[test]
+fn after_another_main_plugin_ours_refuses_and_leaves_nothing() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let container = Container::after_another(node, "pod");
+    let before = Footprint::of(node, &[]);
+    let ptp = json!({
+        "ipam": {"type": "host-local", "dataDir": node.state_dir().with_file_name("host-local"), "ranges": [[{"subnet": "10.88.0.0/24"}]]},
+    });
+    let mut calls = [other(&container, "ptp", &ptp), ours(&container)];
+    let refused = reference::add(&mut calls).unwrap();
+    failed(&refused, INVALID_CONFIGURATION, "prevResult.interfaces[1].name is \"eth0\"");
+    failed(
+        &refused,
+        INVALID_CONFIGURATION,
+        "take that plugin out of the list, or put podwire-cni into a list of its own",
+    );
+    // A runtime takes back what it has begun.
+    reference::delete(&calls).unwrap();
+    assert_eq!(Footprint::of(node, &[]), before);
+}
+
+fn ours(container: &Container) -> CniCall {
+    let mut call = container.call.clone();
+    call.config["cniVersion"] = json!(VERSION);
+    call
+}
+
+fn other(container: &Container, plugin: &str, keys: &Value) -> CniCall {
+    let mut config = json!({"cniVersion": VERSION, "name": "podwire", "type": plugin});
+    config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    container.call.of_plugin(&Path::new(PLUGINS).join(plugin), config)
+}
+
+/// CHECK by all of them, each with the whole result.
+#[track_caller]
+fn check(calls: &[CniCall], result: &Value) {
+    for call in calls {
+        let mut call = call.with_command("CHECK");
+        call.config["prevResult"] = result.clone();
+        succeeded(call.run().unwrap());
+    }
+}

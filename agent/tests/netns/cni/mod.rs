@@ -1,0 +1,113 @@
+//! The CNI specification's verbs, asked of the real plugin and the real agent as runtimes ask.
+
+mod asked;
+mod captured;
+mod chain;
+mod faults;
+mod gc;
+mod orders;
+mod status;
+
+use podwire_cni::protocol::{Attachment, host_interface};
+use serde_json::{Value, json};
+use xtask::lab::{CniCall, CniOutput, Node, Ns};
+
+// CNI specification, "Error", and the plugin's own from 100 on.
+const INCOMPATIBLE_VERSION: u32 = 1;
+const UNKNOWN_CONTAINER: u32 = 3;
+const INVALID_CONFIGURATION: u32 = 7;
+const TRY_AGAIN_LATER: u32 = 11;
+const UNAVAILABLE: u32 = 50;
+const UNAVAILABLE_AND_LIMITED: u32 = 51;
+const CHECK_FAILED: u32 = 103;
+
+/// The versions that the plugin speaks, and the first one of each verb that is not of the first.
+const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+const NEWEST: &str = "1.1.0";
+
+/// A container whose namespace is there, attached or not.
+struct Container {
+    ns: Ns,
+    call: CniCall,
+}
+
+impl Container {
+    fn new(node: &Node, name: &str) -> Self {
+        let mut call = node.cni_call("ADD", name, &json!({}));
+        call.config["cniVersion"] = json!(NEWEST);
+        Self { ns: Ns::create(&call.container_id).unwrap(), call }
+    }
+
+    /// The same, on a node where another one has left what stays: where the next address is looked for.
+    fn after_another(node: &Node, name: &str) -> Self {
+        let earlier = Self::new(node, "earlier");
+        earlier.add();
+        succeeded(earlier.run("DEL", None));
+        Self::new(node, name)
+    }
+
+    /// A verb, with the result of its ADD where the specification has it.
+    fn run(&self, verb: &str, previous: Option<&Value>) -> CniOutput {
+        let mut call = self.call.with_command(verb);
+        if let Some(previous) = previous {
+            call.config["prevResult"] = previous.clone();
+        }
+        call.run().unwrap()
+    }
+
+    fn add(&self) -> Value {
+        succeeded(self.run("ADD", None))
+    }
+
+    /// As GC lists it.
+    fn attachment(&self) -> Value {
+        json!({ "containerID": self.call.container_id, "ifname": self.call.interface })
+    }
+}
+
+fn gc(node: &Node, network: &str, valid: &[&Container]) -> CniOutput {
+    let mut call = of_the_node(node, "GC");
+    call.config["name"] = json!(network);
+    call.config["cni.dev/valid-attachments"] = valid.iter().map(|container| container.attachment()).collect();
+    call.run().unwrap()
+}
+
+fn status(node: &Node) -> CniOutput {
+    of_the_node(node, "STATUS").run().unwrap()
+}
+
+/// A call that is for no pod. Its variables are left empty, which is as good as not set.
+fn of_the_node(node: &Node, verb: &str) -> CniCall {
+    let mut call = node.cni_call(verb, "", &json!({}));
+    call.config["cniVersion"] = json!(NEWEST);
+    (call.container_id, call.interface, call.args) = Default::default();
+    call.netns = std::path::PathBuf::new();
+    call
+}
+
+#[track_caller]
+fn succeeded(output: CniOutput) -> Value {
+    assert!(output.success, "{output:?}");
+    output.answer
+}
+
+#[track_caller]
+fn failed(output: &CniOutput, code: u32, says: &str) {
+    assert!(!output.success && output.answer["code"] == code, "{code}: {output:?}");
+    assert!(output.answer["msg"].as_str().unwrap().contains(says), "{says:?}: {output:?}");
+}
+
+/// The pod's address in a result of whatever version.
+fn address(result: &Value) -> String {
+    let old = &result["ip4"]["ip"];
+    let ips = result["ips"].as_array();
+    let new = ips.and_then(|ips| ips.iter().find(|ip| !ip["gateway"].is_null())).map(|ip| &ip["address"]);
+    let text = new.unwrap_or(old).as_str().unwrap_or_else(|| panic!("no address in {result}"));
+    text.trim_end_matches("/32").to_owned()
+}
+
+/// The name of its link on the node.
+fn host_side(container: &Container) -> String {
+    let call = &container.call;
+    host_interface(&Attachment { container_id: call.container_id.clone(), interface: call.interface.clone() })
+}

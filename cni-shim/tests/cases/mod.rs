@@ -1,0 +1,5 @@
+//! Tables of cases, and the verbs that make and delete nothing.
+
+mod bad_input;
+mod check;
+mod node;
