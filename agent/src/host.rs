@@ -42,6 +42,8 @@ pub struct Device {
     pub up: bool,
     /// IFF_LOOPBACK.
     pub loopback: bool,
+    /// One end of a veth pair.
+    pub veth: bool,
 }
 
 /// An address of a device.
@@ -145,6 +147,11 @@ impl Host {
             || !underlay(self).eq(underlay(before))
     }
 
+    /// Host sides of pods' veth pairs, by their name.
+    pub fn pod_devices(&self) -> impl Iterator<Item = &Device> {
+        self.devices.values().filter(|device| device.veth && is_pod_device(&device.name))
+    }
+
     fn leads_out(&self, index: u32) -> bool {
         self.devices.get(&index).is_some_and(|device| !device.loopback && !is_own_device(&device.name))
     }
@@ -163,10 +170,12 @@ impl Host {
 
 /// Whether the agent or the plugin made the device.
 fn is_own_device(name: &str) -> bool {
+    name == VXLAN_DEVICE || is_pod_device(name)
+}
+
+fn is_pod_device(name: &str) -> bool {
     let digits = name.strip_prefix(VETH_PREFIX);
-    name == VXLAN_DEVICE
-        || digits
-            .is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    digits.is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -186,6 +195,7 @@ mod tests {
             mac: None,
             up: true,
             loopback,
+            veth: name.starts_with(VETH_PREFIX),
         };
         let devices = [
             device(1, "lo", true),

@@ -28,5 +28,6 @@ pub mod nodes;
 pub mod non_masquerade;
 pub mod sockopt;
 pub mod store;
+pub mod strays;
 pub mod sysctl;
 pub mod watched_file;

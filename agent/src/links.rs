@@ -16,7 +16,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::tc::TcMessage;
+use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
 pub use changes::Changes;
@@ -29,17 +29,28 @@ use crate::model::Path;
 /// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
 const NOT_THERE: [i32; 3] = [-19, -2, -3];
 
-/// Which of the agent's filters are on a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is on a device where the agent's filters belong: by direction, at their priority and handle.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
-    ingress: bool,
-    egress: bool,
+    /// What the device receives.
+    pub ingress: Option<Filter>,
+    /// What it sends.
+    pub egress: Option<Filter>,
+}
+
+/// A classic filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// The kernel's number of its program; 0 for a filter without one.
+    pub program: u32,
+    /// As whoever made it called the program.
+    pub name: String,
 }
 
 impl Filters {
     /// Whether none is missing.
-    pub fn both(self) -> bool {
-        self.ingress && self.egress
+    pub fn both(&self) -> bool {
+        self.ingress.is_some() && self.egress.is_some()
     }
 }
 
@@ -211,22 +222,20 @@ impl Links {
         unless_absent(result.or_else(ignore_no_address), || format!("remove the address {}", entry.address))
     }
 
-    /// Which of the agent's filters are on a device.
+    /// What is on a device where the agent's filters belong.
     ///
     /// # Errors
     /// [`Error::Netlink`].
     pub async fn filters(&self, device: u32) -> Result<Filters, Error> {
         let index = i32::try_from(device).unwrap_or_default();
-        let is_ours =
-            |message: &TcMessage| message.header.info >> 16 == 1 && u32::from(message.header.handle) == 1;
         let mut filters = Filters::default();
         let mut ingress = self.handle.traffic_filter(index).get().ingress().execute();
         while let Some(message) = ingress.try_next().await.map_err(netlink("list filters"))? {
-            filters.ingress |= is_ours(&message);
+            filters.ingress = filters.ingress.or_else(|| filter(&message));
         }
         let mut egress = self.handle.traffic_filter(index).get().egress().execute();
         while let Some(message) = egress.try_next().await.map_err(netlink("list filters"))? {
-            filters.egress |= is_ours(&message);
+            filters.egress = filters.egress.or_else(|| filter(&message));
         }
         Ok(filters)
     }
@@ -277,6 +286,7 @@ fn device(message: &LinkMessage) -> Device {
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
+        veth: false,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -285,10 +295,33 @@ fn device(message: &LinkMessage) -> Device {
             LinkAttribute::Address(bytes) => {
                 device.mac = bytes.as_slice().try_into().ok().map(|bytes| Mac { bytes });
             }
+            LinkAttribute::LinkInfo(infos) => {
+                device.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
+            }
             _ => {}
         }
     }
     device
+}
+
+/// The filter of a message, if it has the agent's priority and handle.
+fn filter(message: &TcMessage) -> Option<Filter> {
+    if message.header.info >> 16 != 1 || u32::from(message.header.handle) != 1 {
+        return None;
+    }
+    let mut filter = Filter::default();
+    let options = message.attributes.iter().filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    for option in options.flatten() {
+        match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => filter.program = *id,
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => filter.name.clone_from(name),
+            _ => {}
+        }
+    }
+    Some(filter)
 }
 
 fn is_our_vxlan(message: &LinkMessage, wanted_port: u16) -> bool {

@@ -15,7 +15,7 @@ use crate::desired::desired;
 use crate::diff::{Deletions, Op, diff};
 use crate::error::Error;
 use crate::host::{Device, Host};
-use crate::model::{Endpoint, Path};
+use crate::model::Path;
 
 /// A change of policy routing shows in none of the lists that are compared: while anything changes, the ways are asked for
 /// again after this.
@@ -29,7 +29,8 @@ impl Daemon {
         let changed = self.changes.any();
         self.paths_doubtful |= changed;
         let settled = self.settled.is_some_and(|since| since.elapsed() < SETTLED);
-        changed || !settled || self.paths_doubtful && self.paths_are_old()
+        let strays = self.strays.due(Instant::now());
+        changed || !settled || strays || self.paths_doubtful && self.paths_are_old()
     }
 
     fn paths_are_old(&self) -> bool {
@@ -53,11 +54,14 @@ impl Daemon {
     async fn try_reconcile(&mut self) -> Result<(), Error> {
         let mut host = self.links.host().await?;
         self.sweep(&host).await;
+        // Before programs are loaded anew: they take the maps that are pinned.
+        self.look_after_pins();
         let tunnel = host.device(VXLAN_DEVICE).map(|device| device.index);
         if self.model.vxlan.is_some() && self.model.vxlan != tunnel {
             self.rebuild_tunnel().await?;
             host = self.links.host().await?;
         }
+        let filters = self.put_filters_back().await;
         self.model.other_addresses = host.own_addresses();
         if !self.look_at_uplinks(&host).await {
             return Ok(());
@@ -69,25 +73,9 @@ impl Daemon {
         self.apply_contents(&host).await?;
         self.attach_uplinks()?;
         self.host = host;
-        self.set_readiness(self.own_missing.clone().map_or(Readiness::Ready, Readiness::Waiting));
-        Ok(())
-    }
-
-    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so.
-    async fn sweep(&mut self, host: &Host) {
-        let gone: Vec<Endpoint> = self
-            .model
-            .endpoints
-            .values()
-            .filter(|endpoint| !host.devices.contains_key(&endpoint.ifindex))
-            .cloned()
-            .collect();
-        for endpoint in gone {
-            info!(pod = %endpoint, "released: its device is gone");
-            if let Err(error) = self.release(&endpoint).await {
-                error!(pod = %endpoint, "release: {error}");
-            }
-        }
+        let missing = self.unpinned.clone().or_else(|| self.own_missing.clone());
+        self.set_readiness(missing.map_or(Readiness::Ready, Readiness::Waiting));
+        filters
     }
 
     /// Finds the uplinks and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.

@@ -19,6 +19,7 @@ use crate::host::Host;
 use crate::links::{Changes, Links};
 use crate::model::{Endpoint, Mode, Model};
 use crate::store::Store;
+use crate::strays::Strays;
 use crate::sysctl;
 
 /// What a node lacks without the programs of its own processes.
@@ -61,6 +62,9 @@ impl Daemon {
             pod_mtu: None,
             paths_asked: None,
             paths_doubtful: true,
+            strays: Strays::default(),
+            reattached: 0,
+            unpinned: None,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
             adding: BTreeMap::new(),
@@ -94,7 +98,7 @@ impl Daemon {
     }
 
     /// Pods do without: what fails here is told and no more.
-    fn attach_host_processes(&mut self) {
+    pub(super) fn attach_host_processes(&mut self) {
         if let Some(cgroup) = &self.cgroup
             && let Err(error) = self.dataplane.attach_host_processes(cgroup)
         {

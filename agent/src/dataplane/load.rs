@@ -1,5 +1,6 @@
 //! Loading the embedded object.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -68,7 +69,9 @@ pub fn load_object(
     let mut ebpf = loader.load(object).map_err(|source| load_error("the BPF object", source))?;
     let maps = Maps::take(&mut ebpf)?;
     load_programs(&mut ebpf)?;
-    Ok(Dataplane { ebpf, maps, bpf_dir: bpf_dir.map(Path::to_path_buf) })
+    let pinned_maps = bpf_dir.map(pins::hold_maps).transpose()?.unwrap_or_default();
+    let bpf_dir = bpf_dir.map(Path::to_path_buf);
+    Ok(Dataplane { ebpf, maps, bpf_dir, pinned_maps, links: BTreeMap::new() })
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {

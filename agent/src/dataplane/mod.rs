@@ -4,18 +4,21 @@ pub mod attach;
 mod attach_cgroup;
 mod batch;
 pub mod flows;
-mod link_update;
+pub mod held;
 pub mod load;
 pub mod maps;
+mod pinned;
 pub mod pins;
 pub mod probe;
 mod sizes;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use aya::Ebpf;
 
 use maps::Maps;
+use pinned::Pinned;
 
 /// The loaded object.
 pub struct Dataplane {
@@ -25,4 +28,8 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Where maps and links are pinned; `None`: nowhere, and everything ends with this value.
     bpf_dir: Option<PathBuf>,
+    /// The pinned maps, held open.
+    pinned_maps: Vec<Pinned>,
+    /// The pinned links that this process has attached or taken over, held open, by their pins.
+    links: BTreeMap<PathBuf, Pinned>,
 }

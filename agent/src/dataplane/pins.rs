@@ -10,6 +10,7 @@ use podwire_common::names;
 use rustix::mount::{MountFlags, mount};
 use tracing::info;
 
+use super::pinned::Pinned;
 use crate::error::Error;
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
@@ -30,6 +31,37 @@ pub fn prepare(folder: &Path) -> Result<(), Error> {
     check_schema(folder)
 }
 
+/// Opens every pinned map, so that it can be pinned again.
+///
+/// # Errors
+/// [`Error::File`].
+pub(super) fn hold_maps(folder: &Path) -> Result<Vec<Pinned>, Error> {
+    let open = |name: &&str| {
+        let pin = map(folder, name);
+        Pinned::open(&pin).map_err(Error::file("open the map", pin)).transpose()
+    };
+    names::maps::ALL.iter().filter_map(open).collect()
+}
+
+/// Makes the folder anew under a running agent, which knows whose layout the maps have. Says whether anything was missing.
+///
+/// # Errors
+/// [`Error::NotBpfFileSystem`] or [`Error::File`].
+pub(super) fn restore(folder: &Path) -> Result<bool, Error> {
+    let (links, version) = (links(folder), folder.join(SCHEMA));
+    if links.exists() && version.is_symlink() {
+        return Ok(false);
+    }
+    ensure_bpf_file_system(folder)?;
+    fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
+    match symlink(SCHEMA_VERSION.to_string(), &version) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::file("write", version)(error))
+        }
+        _ => Ok(true),
+    }
+}
+
 /// Where a map is pinned.
 pub fn map(folder: &Path, name: &str) -> PathBuf {
     folder.join(name)
@@ -44,6 +76,16 @@ pub fn links(folder: &Path) -> PathBuf {
 pub fn link(folder: &Path, program: &str, interface: &str) -> PathBuf {
     // A device name may hold a dot, which names on a BPF file system may not.
     links(folder).join(format!("{program}-{}", interface.replace('.', "%2e")))
+}
+
+/// Every pinned link.
+///
+/// # Errors
+/// [`Error::File`].
+pub(super) fn list_links(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let links = links(folder);
+    let entries = fs::read_dir(&links).map_err(Error::file("list", &links))?;
+    entries.map(|entry| Ok(entry.map_err(Error::file("list", &links))?.path())).collect()
 }
 
 /// What stands for a cgroup, given by its number, where [`link`] takes a device.

@@ -30,6 +30,8 @@ mod sockets;
 mod stack_flows;
 mod storm;
 mod strangers;
+mod sweep;
+mod wiped;
 mod world;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -230,13 +230,21 @@ impl Node {
         counters::read(&self.bpf_dir.join(maps::TRAFFIC), paths)
     }
 
-    pub(crate) fn spawn_agent(&self) -> Result<()> {
+    /// Starts the agent and does not wait for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_agent(&self) -> Result<()> {
         let agent = Agent::spawn(self, &self.binaries.agent, &self.arguments, &self.log_path())?;
         *self.agent() = Some(agent);
         Ok(())
     }
 
-    pub(crate) fn wait_ready(&self) -> Result<()> {
+    /// Waits until the agent that was started serves.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub fn wait_ready(&self) -> Result<()> {
         let mut agent = self.agent();
         let outcome =
             agent.as_mut().context("no agent was started").and_then(|agent| agent.wait_ready(&self.socket()));
