@@ -165,8 +165,9 @@ fn bpftool(arguments: &[&str]) -> String {
 fn program(node: &Node, device: &str, direction: &str) -> String {
     let shown = node.exec(&["tc", "-j", "filter", "show", "dev", device, direction, "pref", "1"]).unwrap();
     let shown: Value = serde_json::from_str(&shown).unwrap();
-    let ids = shown.as_array().unwrap().iter().filter_map(|filter| filter["options"]["prog"]["id"].as_u64());
-    ids.last().unwrap_or_else(|| panic!("no program: {shown}")).to_string()
+    let mut ids =
+        shown.as_array().unwrap().iter().filter_map(|filter| filter["options"]["prog"]["id"].as_u64());
+    ids.next_back().unwrap_or_else(|| panic!("no program: {shown}")).to_string()
 }
 
 /// Names of pinned links.
