@@ -20,6 +20,8 @@ use crate::daemon::Event;
 use crate::error::Error;
 use crate::housekeeping::INTERVAL;
 
+/// The socket's name in the run folder.
+pub const SOCKET: &str = "agent.sock";
 /// The plugin sends its request at once: a peer that does not is no plugin.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// Longer than the plugin waits: whoever is still there gets an answer.

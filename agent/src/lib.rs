@@ -30,4 +30,5 @@ pub mod sockopt;
 pub mod store;
 pub mod strays;
 pub mod sysctl;
+pub mod uninstall;
 pub mod watched_file;

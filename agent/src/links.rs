@@ -23,7 +23,7 @@ pub use changes::Changes;
 
 use crate::desired::Route;
 use crate::error::Error;
-use crate::host::{Device, DeviceAddress, ForeignRoute, Host};
+use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host};
 use crate::model::Path;
 
 /// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
@@ -134,6 +134,29 @@ impl Links {
         let message = route_message(destination, route);
         let result = self.handle.route().del(message).execute().await;
         unless_absent(result, || format!("remove the route to {destination}"))
+    }
+
+    /// Removes every route with the agent's protocol number, in whatever table. Gives how many there were.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`], after all have been tried.
+    pub async fn remove_own_routes(&self) -> Result<usize, Error> {
+        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut routes = self.handle.route().get(filter).execute();
+        let (mut removed, mut failed, mut own) = (0, None, Vec::new());
+        while let Some(message) = routes.try_next().await.map_err(netlink("list routes"))? {
+            if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
+                own.push(message);
+            }
+        }
+        for message in own {
+            let operation = || format!("remove a route of protocol {ROUTE_PROTOCOL}");
+            match unless_absent(self.handle.route().del(message).execute().await, operation) {
+                Ok(()) => removed += 1,
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(removed), Err)
     }
 
     /// Gives a device an MTU and sets it up.
@@ -286,7 +309,7 @@ fn device(message: &LinkMessage) -> Device {
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
-        veth: false,
+        kind: DeviceKind::Other,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -296,12 +319,20 @@ fn device(message: &LinkMessage) -> Device {
                 device.mac = bytes.as_slice().try_into().ok().map(|bytes| Mac { bytes });
             }
             LinkAttribute::LinkInfo(infos) => {
-                device.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
+                device.kind = infos.iter().find_map(device_kind).unwrap_or_default();
             }
             _ => {}
         }
     }
     device
+}
+
+fn device_kind(info: &LinkInfo) -> Option<DeviceKind> {
+    match info {
+        LinkInfo::Kind(InfoKind::Veth) => Some(DeviceKind::Veth),
+        LinkInfo::Kind(InfoKind::Vxlan) => Some(DeviceKind::Vxlan),
+        _ => None,
+    }
 }
 
 /// The filter of a message, if it has the agent's priority and handle.

@@ -36,7 +36,7 @@ impl Daemon {
         // Before anything is listed: what changes meanwhile is told.
         let changes = Changes::listen()?;
         let links = Links::new()?;
-        sysctl::enable_forwarding()?;
+        sysctl::enable_forwarding(&config.state_dir)?;
         let mut model = Model::new(config.mode, config.mtu);
         model.vxlan = tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());

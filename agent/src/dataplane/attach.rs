@@ -69,11 +69,7 @@ impl Dataplane {
 
     /// Takes `from_pod` and `to_pod` off a device. Nothing happens when they or the device are not there.
     pub fn detach_pod(&mut self, interface: &str) {
-        for (_, direction) in POD {
-            if let Ok(link) = existing_filter(interface, direction) {
-                drop(link);
-            }
-        }
+        detach_filters(interface);
     }
 
     /// Attaches `from_overlay` and `to_overlay` to the VXLAN device, in place of those that are there.
@@ -193,6 +189,15 @@ impl Dataplane {
         program
             .try_into()
             .map_err(|source: ProgramError| Error::Load { object: name.into(), source: Box::new(source) })
+    }
+}
+
+/// Takes the agent's filters off a device, whoever's programs they have. Nothing happens where there are none.
+pub fn detach_filters(interface: &str) {
+    for direction in [Direction::Ingress, Direction::Egress] {
+        if let Ok(link) = existing_filter(interface, direction) {
+            drop(link);
+        }
     }
 }
 

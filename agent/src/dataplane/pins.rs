@@ -1,5 +1,6 @@
 //! The folder of pins on the BPF file system: maps by their names, links under `links/`, and the layout's version.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -62,6 +63,44 @@ pub(super) fn restore(folder: &Path) -> Result<bool, Error> {
     }
 }
 
+/// Names of the devices that pinned links of uplinks' programs are for.
+pub fn uplinks(folder: &Path) -> BTreeSet<String> {
+    let links = list_links(folder).unwrap_or_default();
+    let uplinks = links.iter().filter(|pin| is_link_of(pin, &[names::programs::FROM_UPLINK]));
+    let names = uplinks.filter_map(|pin| pin.file_name()?.to_str()?.split_once('-'));
+    names.map(|(_, name)| name.replace("%2e", ".")).collect()
+}
+
+/// Removes every pin of a folder: first the links, with which programs come off what they are attached to; the version last, by which
+/// the folder is known to be an agent's alone, whatever release's. Nothing happens when it is not there.
+///
+/// # Errors
+/// [`Error::File`] for each thing that could not be removed.
+pub fn remove_all(folder: &Path) -> Vec<Error> {
+    let (links, version) = (links(folder), folder.join(SCHEMA));
+    let is_agents = version.is_symlink();
+    let is_pin = |path: &PathBuf| {
+        let known = names::maps::ALL.iter().any(|name| map(folder, name) == *path);
+        *path != version && (known || is_agents && !path.is_dir())
+    };
+    let in_folder: Vec<_> = entries(folder).unwrap_or_default().into_iter().filter(is_pin).collect();
+    let mut failed = Vec::new();
+    let mut note = |outcome: io::Result<()>, path: &Path| match outcome {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            failed.push(Error::file("remove", path)(error));
+        }
+        _ => {}
+    };
+    for link in entries(&links).unwrap_or_default() {
+        note(fs::remove_file(&link), &link);
+    }
+    note(fs::remove_dir(&links), &links);
+    for pin in in_folder.iter().chain([&version]) {
+        note(fs::remove_file(pin), pin);
+    }
+    failed
+}
+
 /// Where a map is pinned.
 pub fn map(folder: &Path, name: &str) -> PathBuf {
     folder.join(name)
@@ -83,9 +122,12 @@ pub fn link(folder: &Path, program: &str, interface: &str) -> PathBuf {
 /// # Errors
 /// [`Error::File`].
 pub(super) fn list_links(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let links = links(folder);
-    let entries = fs::read_dir(&links).map_err(Error::file("list", &links))?;
-    entries.map(|entry| Ok(entry.map_err(Error::file("list", &links))?.path())).collect()
+    entries(&links(folder))
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(folder).map_err(Error::file("list", folder))?;
+    entries.map(|entry| Ok(entry.map_err(Error::file("list", folder))?.path())).collect()
 }
 
 /// What stands for a cgroup, given by its number, where [`link`] takes a device.

@@ -32,6 +32,7 @@ mod stack_flows;
 mod storm;
 mod strangers;
 mod sweep;
+mod uninstall;
 mod wiped;
 mod world;
 

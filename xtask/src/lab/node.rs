@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -169,6 +170,17 @@ impl Node {
     pub fn restart_agent(&self) -> Result<()> {
         self.kill_agent()?;
         self.start_agent()
+    }
+
+    /// Runs `podwire uninstall` with the agent's folders, whatever its exit status.
+    ///
+    /// # Errors
+    /// When it cannot be run or takes too long.
+    pub fn uninstall(&self) -> Result<Output> {
+        let [run, state, bpf] =
+            [&self.run_dir, &self.state_dir, &self.bpf_dir].map(|folder| folder.to_string_lossy());
+        let binary = self.binaries.agent.to_string_lossy();
+        self.output(&[&binary, "uninstall", "--run-dir", &run, "--state-dir", &state, "--bpf-dir", &bpf])
     }
 
     /// The agent's process id, while it runs.
