@@ -4,7 +4,7 @@
 //! agent.lock                          held while an agent runs; holds its process id
 //! last-address                        where the round of addresses stands
 //! endpoints/<host interface>.json     one per pod
-//! sysctls.json                        what the kernel's switches were before the agent changed them
+//! before.json                         what the agent found and has changed on the node
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::before;
 use crate::error::Error;
 use crate::model::Endpoint;
-use crate::sysctl;
 
 const LOCK: &str = "agent.lock";
 const LAST_ADDRESS: &str = "last-address";
@@ -195,7 +195,7 @@ pub fn erase(folder: &Path) -> Vec<Error> {
     let endpoints = folder.join(ENDPOINTS);
     let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(Error::file("remove", endpoints));
     // The lock last: while it is held no agent begins here.
-    let files = [LAST_ADDRESS, sysctl::RECORD, sysctl::RECORD_BEGUN, LOCK].map(|name| {
+    let files = [LAST_ADDRESS, before::FILE, before::FILE_BEGUN, LOCK].map(|name| {
         let path = folder.join(name);
         absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))
     });

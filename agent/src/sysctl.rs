@@ -7,34 +7,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::info;
 
+use crate::before::Before;
 use crate::error::Error;
-use crate::store;
 
-/// In the state folder.
-pub(crate) const RECORD: &str = "sysctls.json";
-/// Before it has its name.
-pub(crate) const RECORD_BEGUN: &str = "sysctls.tmp";
 const ROOT: &str = "/proc/sys";
 const FORWARDING: &str = "net/ipv4/ip_forward";
 /// Of each device, and of those to come (`default`): the kernel sets them all with the whole node's.
 const DEVICES: &str = "net/ipv4/conf";
 /// The kernel sets it to the opposite of the whole node's forwarding (`inet_forward_change`, net/ipv4/devinet.c).
 const REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
-/// A number of this boot: what an earlier one found is over.
-const BOOT: &str = "kernel/random/boot_id";
-
-/// What was found before the first change.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Record {
-    boot: String,
-    /// By path below `/proc/sys`: all that changing forwarding changes.
-    before: BTreeMap<String, String>,
-}
-
 /// What became of forwarding when it was to be as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarding {
@@ -55,12 +38,9 @@ pub fn enable_forwarding(state_dir: &Path) -> Result<(), Error> {
     if read(FORWARDING)? == "1" {
         return Ok(());
     }
-    let before = switched_with_forwarding()?;
-    let record = Record { boot: read(BOOT)?, before };
-    let path = state_dir.join(RECORD);
-    let json =
-        serde_json::to_vec_pretty(&record).map_err(|error| Error::file("encode", &path)(error.into()))?;
-    store::replace(&path, &json)?;
+    let mut before = Before::load(state_dir)?;
+    before.switches = switched_with_forwarding()?;
+    before.save(state_dir)?;
     set(FORWARDING, "1")
 }
 
@@ -69,17 +49,17 @@ pub fn enable_forwarding(state_dir: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::File`].
-pub fn restore_forwarding(state_dir: &Path) -> Result<Forwarding, Error> {
-    let Some(record) = recorded(state_dir)? else {
+pub fn restore_forwarding(before: &Before) -> Result<Forwarding, Error> {
+    if before.switches.is_empty() {
         return Ok(Forwarding::NotChanged);
-    };
+    }
     if read(FORWARDING)? != "1" {
         return Ok(Forwarding::ChangedSince);
     }
     let mut wanted = BTreeMap::new();
     for (name, now) in switched_with_forwarding()? {
         let left_at = if name == REDIRECTS { "0" } else { "1" };
-        let before = record.before.get(&name).filter(|_| now == left_at);
+        let before = before.switches.get(&name).filter(|_| now == left_at);
         // A device that has come since is as it would be if forwarding had never been on.
         let otherwise = if now == left_at { "0".into() } else { now };
         wanted.insert(name, before.cloned().unwrap_or(otherwise));
@@ -89,14 +69,6 @@ pub fn restore_forwarding(state_dir: &Path) -> Result<Forwarding, Error> {
         set(name, value)?;
     }
     Ok(Forwarding::AsBefore)
-}
-
-/// Whether the agent has switched forwarding on in this boot.
-///
-/// # Errors
-/// [`Error::File`].
-pub fn has_enabled_forwarding(state_dir: &Path) -> Result<bool, Error> {
-    recorded(state_dir).map(|record| record.is_some())
 }
 
 /// Loose reverse path filter: what arrives through the tunnel from a node's own address would be routed back by the
@@ -132,24 +104,6 @@ fn switched_with_forwarding() -> Result<BTreeMap<String, String>, Error> {
     }
     // A device may go in between.
     Ok(names.into_iter().filter_map(|name| read(&name).ok().map(|value| (name, value))).collect())
-}
-
-/// What was written in this boot. A record that does not decode is none.
-fn recorded(state_dir: &Path) -> Result<Option<Record>, Error> {
-    let path = state_dir.join(RECORD);
-    let json = match fs::read(&path) {
-        Ok(json) => json,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::file("read", path)(error)),
-    };
-    let boot = read(BOOT)?;
-    match serde_json::from_slice::<Record>(&json) {
-        Ok(record) => Ok(Some(record).filter(|record| record.boot == boot)),
-        Err(error) => {
-            warn!(path = %path.display(), "what forwarding was before is not known, and it stays as it is: {error}");
-            Ok(None)
-        }
-    }
 }
 
 fn read(name: &str) -> Result<String, Error> {

@@ -14,6 +14,7 @@ use podwire_common::names::{VXLAN_DEVICE, programs};
 use rustix::net::sockopt::socket_peercred;
 use tracing::{error, info, warn};
 
+use crate::before::Before;
 use crate::config::LogFormat;
 use crate::dataplane::{attach, pins};
 use crate::error::Error;
@@ -81,8 +82,11 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     }
     let uplinks: BTreeSet<String> =
         pins::uplinks(&options.bpf_dir).into_iter().chain(host.default_devices()).collect();
-    failures.note(restore_forwarding(&options.state_dir, &host.other_devices(&uplinks)));
-    remove_filters(&links, &host, &mut failures).await;
+    let before = failures.note(Before::load(&options.state_dir)).unwrap_or_default();
+    failures.note(restore_forwarding(&before, &host.other_devices(&uplinks)));
+    for device in host.devices.values() {
+        failures.note(remove_filters(&links, device, &before).await);
+    }
     for error in pins::remove_all(&options.bpf_dir).into_iter().chain(store::erase(&options.state_dir)) {
         failures.note(Err::<(), _>(error));
     }
@@ -139,34 +143,34 @@ async fn remove_device(links: &Links, device: &Device) -> Result<(), Error> {
     Ok(())
 }
 
-fn restore_forwarding(state_dir: &Path, others: &[String]) -> Result<(), Error> {
-    if !others.is_empty() && sysctl::has_enabled_forwarding(state_dir)? {
+fn restore_forwarding(before: &Before, others: &[String]) -> Result<(), Error> {
+    if !others.is_empty() && !before.switches.is_empty() {
         warn!(
             devices = others.join(", "),
             "forwarding (ip_forward) is left switched on, although the agent has done so: this node may forward for these devices, too"
         );
         return Ok(());
     }
-    match sysctl::restore_forwarding(state_dir)? {
+    match sysctl::restore_forwarding(before)? {
         Forwarding::NotChanged | Forwarding::AsBefore => {}
         Forwarding::ChangedSince => info!("forwarding is as somebody has set it since"),
     }
     Ok(())
 }
 
-/// What uplinks of kernels without TCX have.
-async fn remove_filters(links: &Links, host: &Host, failures: &mut Failures) {
+/// What uplinks have where the kernel has no TCX, and the queueing discipline if an agent has made it and nothing else is on it.
+async fn remove_filters(links: &Links, device: &Device, before: &Before) -> Result<(), Error> {
     const OURS: [&str; 2] = [programs::FROM_UPLINK, programs::TO_UPLINK];
-    for device in host.devices.values() {
-        let Some(filters) = failures.note(links.filters(device.index).await) else {
-            continue;
-        };
-        let found = [filters.ingress, filters.egress];
-        if found.iter().flatten().any(|filter| OURS.contains(&filter.name.as_str())) {
-            attach::detach_filters(&device.name);
-            info!(device = device.name, "programs detached");
-        }
+    let filters = links.filters(device.index).await?;
+    let found = [filters.ingress, filters.egress];
+    if found.iter().flatten().any(|filter| OURS.contains(&filter.name.as_str())) {
+        attach::detach_filters(&device.name);
+        info!(device = device.name, "programs detached");
     }
+    if before.without_clsact.contains(&device.name) && links.remove_empty_clsact(device.index).await? {
+        info!(device = device.name, "clsact removed");
+    }
+    Ok(())
 }
 
 fn remove(outcome: io::Result<()>, path: &Path) -> Result<(), Error> {

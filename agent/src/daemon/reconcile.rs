@@ -11,6 +11,8 @@ use podwire_common::names::VXLAN_DEVICE;
 use tracing::{debug, error, info, warn};
 
 use super::{Daemon, Readiness};
+use crate::before::Before;
+use crate::dataplane::attach::UplinkAttachment;
 use crate::desired::desired;
 use crate::diff::{Deletions, Op, diff};
 use crate::error::Error;
@@ -71,7 +73,7 @@ impl Daemon {
             host = self.links.host().await?;
         }
         self.apply_contents(&host).await?;
-        self.attach_uplinks()?;
+        self.attach_uplinks().await?;
         self.host = host;
         let missing = self.unpinned.clone().or_else(|| self.own_missing.clone());
         self.set_readiness(missing.map_or(Readiness::Ready, Readiness::Waiting));
@@ -238,10 +240,17 @@ impl Daemon {
         Ok(changed)
     }
 
-    fn attach_uplinks(&mut self) -> Result<(), Error> {
+    async fn attach_uplinks(&mut self) -> Result<(), Error> {
         for uplink in &self.model.uplinks {
             if self.attached.get(&uplink.index) == Some(&uplink.name) {
                 continue;
+            }
+            if self.uplink_attachment == UplinkAttachment::Clsact
+                && !self.links.has_clsact(uplink.index).await?
+            {
+                let mut before = Before::load(&self.config.state_dir)?;
+                before.without_clsact.insert(uplink.name.clone());
+                before.save(&self.config.state_dir)?;
             }
             self.dataplane.attach_uplink(&uplink.name, self.uplink_attachment, self.config.uplink_xdp)?;
             info!(device = uplink.name, how = ?self.uplink_attachment, xdp = ?self.config.uplink_xdp, "programs attached to the uplink");

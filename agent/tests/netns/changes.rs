@@ -17,8 +17,7 @@ fn a_change_of_whatever_is_listed_is_noticed_once() {
         "ip rule add from 192.0.2.1 table 100",
         "ip route del 198.51.100.0/24",
         "tc qdisc add dev lo clsact",
-        "tc filter add dev lo ingress pref 1 matchall action ok",
-        "tc filter del dev lo ingress pref 1",
+        "tc qdisc del dev lo clsact",
     ] {
         ns.exec(&change.split(' ').collect::<Vec<_>>()).unwrap();
         assert!(changes.any(), "`{change}` was not noticed");

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use podwire::before::Before;
+use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
+use podwire::dataplane::load;
+use podwire_common::abi::{ASK_EACH_DESTINATION, Config, MODE_DIRECT};
+use podwire_common::addr::Be16;
 use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Mode, Node, traffic};
@@ -80,7 +85,7 @@ fn whatever_an_earlier_one_or_somebody_else_has_removed_the_rest_goes() {
             std::fs::remove_dir_all(node.bpf_dir().join("links")).unwrap();
         }),
         ("what files hold", |node| {
-            for name in ["agent.lock", "last-address", "sysctls.json"] {
+            for name in ["agent.lock", "last-address", "before.json"] {
                 std::fs::write(node.state_dir().join(name), "\u{0}").unwrap();
             }
             for file in std::fs::read_dir(node.state_dir().join("endpoints")).unwrap() {
@@ -168,6 +173,55 @@ fn forwarding_that_others_rely_on_or_have_changed_stays() {
     assert!(value == "1" && said.contains("devices=\"docker0\""), "{said}");
     let (value, said) = life(true, "1", None);
     assert!(value == "1" && !said.contains("docker0"), "the agent has not switched it: {said}");
+}
+
+#[test]
+fn without_tcx_an_uplink_keeps_only_what_others_have_put_on_it() {
+    let program = ["bpf", "direct-action", "bytecode", "1,6 0 0 0"];
+    let others = [&["tc", "filter", "add", "dev", "eth0", "egress", "pref", "2"][..], &program].concat();
+    for (was_there, other) in [(false, false), (true, false), (false, true)] {
+        let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+        let node = lab.node(0);
+        if was_there {
+            node.exec(&["tc", "qdisc", "add", "dev", "eth0", "clsact"]).unwrap();
+        }
+        let bare = Snapshot::of(node);
+        let mut before = Before::load(node.state_dir()).unwrap();
+        if !was_there {
+            before.without_clsact.insert("eth0".into());
+        }
+        before.save(node.state_dir()).unwrap();
+        let attach = || {
+            let config = Config {
+                mode: MODE_DIRECT,
+                vni: 0,
+                vxlan_ifindex: 0,
+                vxlan_port: Be16::new(0),
+                snat_port_first: 32768,
+                snat_port_last: 65535,
+                node_port_first: 30000,
+                node_port_last: 32767,
+                ask: ASK_EACH_DESTINATION,
+                netns_cookie: 0,
+            };
+            let mut dataplane = load::load(&config, &[], None).unwrap();
+            dataplane.attach_uplink("eth0", UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
+        };
+        node.enter(attach).unwrap();
+        let shown = |direction| node.exec(&["tc", "filter", "show", "dev", "eth0", direction]).unwrap();
+        assert!(shown("ingress").contains("from_uplink") && shown("egress").contains("to_uplink"));
+        if other {
+            node.exec(&others).unwrap();
+        }
+        let done = node.uninstall().unwrap();
+        assert!(done.status.success(), "{}", text(&done));
+        if other {
+            assert_eq!(shown("ingress"), "");
+            assert!(shown("egress").contains("pref 2 bpf") && !shown("egress").contains("to_uplink"));
+        } else {
+            assert_eq!(Snapshot::of(node), bare, "{}", text(&done));
+        }
+    }
 }
 
 /// What the node has after pods have come, talked and been found by a hostPort. Gives how the node's pods are named.
