@@ -69,13 +69,16 @@ impl Failures {
 /// cannot be found out: then nothing was touched.
 pub async fn run(options: &Options) -> Result<usize, Error> {
     let socket = options.socket.clone().unwrap_or_else(|| options.run_dir.join(cni_server::SOCKET));
-    let lock = store::hold(&options.state_dir)?;
+    let mut failures = Failures::default();
+    let lock = match store::hold(&options.state_dir) {
+        Err(locked @ Error::StateLocked { .. }) => return Err(locked),
+        other => failures.note(other),
+    };
     refuse_beside_an_agent(&socket)?;
     let links = Links::new()?;
     let host = links.host().await?;
     let (pods, unreadable) = store::peek(&options.state_dir);
 
-    let mut failures = Failures::default();
     let cut = remove_devices(&links, &host, &mut failures).await;
     if let Some(routes @ 1..) = failures.note(links.remove_own_routes().await) {
         info!(routes, "routes removed");

@@ -60,8 +60,8 @@ impl Dataplane {
         Ok(repaired)
     }
 
-    /// Takes the pins of links away that somebody has detached or given another program, and gives them: what they were made for has
-    /// to be attached anew.
+    /// Lets go of the links that somebody has detached or given another program, and gives them: what they were made for has to be
+    /// attached anew, which takes their pins over or away.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -77,10 +77,7 @@ impl Dataplane {
                 lost.push((pin.clone(), Lost { program: program.into(), place: place.into(), found }));
             }
         }
-        for (pin, _) in &lost {
-            self.links.remove(pin);
-            remove(pin)?;
-        }
+        self.links.retain(|pin, _| !lost.iter().any(|(lost, _)| lost == pin));
         Ok(lost.into_iter().map(|(_, lost)| lost).collect())
     }
 

@@ -1,8 +1,10 @@
 //! An agent that stands still while many ask: each is told to try again, and nothing of it is done afterwards.
 
 use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::time::Duration;
 
-use podwire_cni::protocol::{self, Add, Attachment, Bandwidth, Call, Request, host_interface};
+use podwire_cni::protocol::{self, Add, Attachment, Bandwidth, Call, Reply, Request, host_interface};
 use podwire_common::names::{VETH_PREFIX, maps};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -50,16 +52,62 @@ fn many_calls_of_an_agent_that_stands_still_are_told_to_try_again_and_leave_noth
 fn an_add_whose_plugin_has_died_in_the_meantime_is_not_carried_out() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
-    let attachment = Attachment { container_id: "dead".into(), interface: "eth0".into() };
+    let add = made_by_hand(node, "dead");
+    signal(node, Signal::STOP);
+    for _ in 0..2 {
+        drop(asked(node, Call::Add(Box::new(add.clone()))));
+    }
+    signal(node, Signal::CONT);
+    let pod = node.add_pod("pod").unwrap();
+    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(), 1);
+    assert_eq!(pod.address().to_string(), "10.244.1.2", "an address was given to nobody");
+    // Somebody who waits is served.
+    let reply: Reply = protocol::read_frame(&mut asked(node, Call::Add(Box::new(add)))).unwrap();
+    assert!(matches!(&reply, Reply::Added(_)), "{reply:?}");
+}
+
+/// The same with an agent that waits for its disk, while calls wait for it.
+#[test]
+fn an_add_that_waits_behind_others_is_not_begun_when_its_plugin_has_given_up() {
+    const A_MOMENT: Duration = Duration::from_millis(300);
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let [stuck, waiting] = ["stuck", "waiting"].map(|container| made_by_hand(node, container));
+    // Whoever opens it to write waits for somebody who reads.
+    let file = node.state_dir().join("endpoints").join(&stuck.host_interface).with_extension("tmp");
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let unknown = Attachment { container_id: "unknown".into(), interface: "eth0".into() };
+    let mut first = asked(node, Call::Add(Box::new(stuck)));
+    let linked = || node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len() == 1;
+    assert!(wait_until(|| linked().then_some(())).is_some());
+    // A DEL waits until all ADDs are on disk, and what comes after it waits for the DEL.
+    let mut second = asked(node, Call::Del(unknown));
+    std::thread::sleep(A_MOMENT);
+    let third = asked(node, Call::Add(Box::new(waiting)));
+    std::thread::sleep(A_MOMENT);
+    drop(third);
+    std::thread::sleep(A_MOMENT);
+    let reader = std::fs::File::open(&file).unwrap();
+    let reply: Reply = protocol::read_frame(&mut first).unwrap();
+    assert!(matches!(&reply, Reply::Failed(_)), "what is no file cannot be synced: {reply:?}");
+    let reply: Reply = protocol::read_frame(&mut second).unwrap();
+    assert_eq!(reply, Reply::Deleted);
+    drop(reader);
+    // The first one's was given and taken back; the next one is still there.
+    assert_eq!(node.add_pod("pod").unwrap().address().to_string(), "10.244.1.3");
+}
+
+/// What a plugin asks for when it has made its link.
+fn made_by_hand(node: &Node, container_id: &str) -> Add {
+    let attachment = Attachment { container_id: container_id.into(), interface: "eth0".into() };
     let host_interface = host_interface(&attachment);
     let (host_mac, pod_mac) = ("02:00:00:00:00:0a", "02:00:00:00:00:0b");
-    node.ip(&format!(
-        "link add {host_interface} address {host_mac} type veth peer name peer address {pod_mac}"
-    ))
-    .unwrap();
-    let add = Add {
+    let pair =
+        format!("{host_interface} address {host_mac} type veth peer name {container_id} address {pod_mac}");
+    node.ip(&format!("link add {pair}")).unwrap();
+    Add {
         attachment,
-        netns: "/run/netns/dead".into(),
+        netns: "/run/netns/none".into(),
         host_interface,
         pod_mac: pod_mac.into(),
         host_mac: host_mac.into(),
@@ -69,21 +117,14 @@ fn an_add_whose_plugin_has_died_in_the_meantime_is_not_carried_out() {
         pod: None,
         network: None,
         bandwidth: Bandwidth::default(),
-    };
-    signal(node, Signal::STOP);
-    for _ in 0..2 {
-        let mut stream = UnixStream::connect(node.socket()).unwrap();
-        protocol::write_frame(&mut stream, &Request::new(Call::Add(Box::new(add.clone())))).unwrap();
     }
-    signal(node, Signal::CONT);
-    let pod = node.add_pod("pod").unwrap();
-    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(), 1);
-    assert_eq!(pod.address().to_string(), "10.244.1.2", "an address was given to nobody");
-    // Somebody who waits is served.
+}
+
+/// A connection whose request was sent.
+fn asked(node: &Node, call: Call) -> UnixStream {
     let mut stream = UnixStream::connect(node.socket()).unwrap();
-    protocol::write_frame(&mut stream, &Request::new(Call::Add(Box::new(add)))).unwrap();
-    let reply: protocol::Reply = protocol::read_frame(&mut stream).unwrap();
-    assert!(matches!(&reply, protocol::Reply::Added(_)), "{reply:?}");
+    protocol::write_frame(&mut stream, &Request::new(call)).unwrap();
+    stream
 }
 
 fn signal(node: &Node, signal: Signal) {
