@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,12 +13,15 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::timeout;
-use tracing::{debug, warn};
+use tokio::time::{interval, timeout};
+use tracing::{debug, error, warn};
 
 use crate::daemon::Event;
 use crate::error::Error;
+use crate::housekeeping::INTERVAL;
 
+/// The socket's name in the run folder.
+pub const SOCKET: &str = "agent.sock";
 /// The plugin sends its request at once: a peer that does not is no plugin.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// Longer than the plugin waits: whoever is still there gets an answer.
@@ -31,6 +34,8 @@ const CONNECTIONS: usize = 128;
 pub struct CniServer {
     listener: UnixListener,
     path: PathBuf,
+    /// Of its file: device and inode.
+    file: (u64, u64),
 }
 
 impl CniServer {
@@ -52,12 +57,35 @@ impl CniServer {
         fs::set_permissions(&temporary, Permissions::from_mode(0o600))
             .and_then(|()| fs::rename(&temporary, path))
             .map_err(Error::file("listen on", path))?;
-        Ok(Self { listener, path: path.into() })
+        let file = identity(path).map_err(Error::file("look up", path))?;
+        Ok(Self { listener, path: path.into(), file })
+    }
+
+    /// Whether the file that plugins connect to is this socket's.
+    fn has_its_file(&self) -> bool {
+        identity(&self.path).is_ok_and(|file| file == self.file)
+    }
+
+    /// Listens again when somebody has removed or replaced the socket's file: no plugin finds this one any more.
+    fn listen_again(&mut self) {
+        if self.has_its_file() {
+            return;
+        }
+        match Self::bind(&self.path) {
+            Ok(server) => {
+                warn!(socket = %self.path.display(), "the socket's file was removed or replaced: a new one is listened on");
+                *self = server;
+            }
+            Err(error) => {
+                error!("the socket's file was removed or replaced, and no plugin reaches this agent: {error}")
+            }
+        }
     }
 
     /// Serves until nobody receives the events any more.
-    pub async fn serve(self, events: mpsc::Sender<Event>) {
+    pub async fn serve(mut self, events: mpsc::Sender<Event>) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut looks = interval(INTERVAL);
         loop {
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
                 return;
@@ -65,6 +93,10 @@ impl CniServer {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = events.closed() => return,
+                _ = looks.tick() => {
+                    self.listen_again();
+                    continue;
+                }
             };
             let events = events.clone();
             match accepted {
@@ -88,8 +120,15 @@ impl CniServer {
 
 impl Drop for CniServer {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if self.has_its_file() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>) -> io::Result<()> {
@@ -97,7 +136,12 @@ async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>) -> io::R
     let reply = match authorize(peer) {
         Err(failure) => Reply::Failed(failure),
         Ok(()) => match timeout(READ_DEADLINE, read_request(&mut stream)).await {
-            Ok(Ok(request)) => ask(request, events).await,
+            Ok(Ok(request)) => tokio::select! {
+                // Asked first: what nobody waits for any more is not to be begun.
+                biased;
+                () = hung_up(&mut stream) => return Ok(()),
+                reply = ask(request, events) => reply,
+            },
             Ok(Err(failure)) => Reply::Failed(failure),
             Err(_) => Reply::Failed(refused(format!(
                 "no complete request came within {} s",
@@ -110,6 +154,11 @@ async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>) -> io::R
         stream.shutdown().await
     };
     timeout(READ_DEADLINE, write).await?
+}
+
+/// Ends when the plugin has closed its side, given up or dead: a request is all that it sends.
+async fn hung_up(stream: &mut UnixStream) {
+    let _ = stream.read(&mut [0; 1]).await;
 }
 
 /// Only root: the socket gives out addresses and attaches programs.
@@ -187,7 +236,6 @@ mod tests {
         with_server(move |path| {
             let mut stream = BlockingStream::connect(path).unwrap();
             stream.write_all(&bytes).unwrap();
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
             protocol::read_frame(&mut stream).unwrap()
         })
     }
@@ -266,7 +314,30 @@ mod tests {
 
     #[test]
     fn a_frame_that_ends_early_is_refused() {
-        check_refused(vec![0, 0, 0, 9, b'{'], "read the request");
+        let reply = with_server(|path| {
+            let mut stream = BlockingStream::connect(path).unwrap();
+            stream.write_all(&[0, 0, 0, 9, b'{']).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            protocol::read_frame(&mut stream).unwrap()
+        });
+        assert!(matches!(&reply, Reply::Failed(failure) if failure.message.contains("read the request")));
+    }
+
+    #[test]
+    fn nobody_is_answered_who_has_hung_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (sender, mut events) = mpsc::channel(8);
+            tokio::spawn(CniServer::bind(&path).unwrap().serve(sender));
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            stream.write_all(&protocol::encode(&request()).unwrap()).await.unwrap();
+            let Some(Event::Call { mut reply, .. }) = events.recv().await else { panic!("no call") };
+            assert!(!reply.is_closed());
+            drop(stream);
+            timeout(READ_DEADLINE, reply.closed()).await.unwrap();
+        });
     }
 
     #[test]
@@ -297,6 +368,32 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();
         CniServer::bind(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_whose_file_was_removed_or_replaced_is_listened_on_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/agent.sock");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let mut server = CniServer::bind(&path).unwrap();
+        server.listen_again();
+        let first = server.file;
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        server.listen_again();
+        BlockingStream::connect(&path).unwrap();
+        // Of somebody who has ended since.
+        fs::remove_file(&path).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        server.listen_again();
+        BlockingStream::connect(&path).unwrap();
+        assert!(server.has_its_file() && first.0 == server.file.0);
+        // Another's is left alone, also at the end.
+        fs::remove_file(&path).unwrap();
+        let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        server.listen_again();
+        drop(server);
+        assert!(path.exists());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::names;
 
+use crate::cni_server::SOCKET;
 use crate::dataplane::attach::UplinkXdp;
 use crate::model::Mode;
 use crate::netns;
@@ -159,7 +160,7 @@ pub enum LogFormat {
 impl Config {
     /// The plugin's way in.
     pub fn socket(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| self.run_dir.join("agent.sock"))
+        self.socket.clone().unwrap_or_else(|| self.run_dir.join(SOCKET))
     }
 
     /// What each option by itself cannot tell.

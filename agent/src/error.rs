@@ -26,6 +26,14 @@ pub enum Error {
         /// What the lock file says.
         pid: String,
     },
+    /// An agent that is in the way.
+    #[error("an agent (process {pid}) serves {}: stop it first, and whatever would start it again", path.display())]
+    AgentRuns {
+        /// The socket.
+        path: PathBuf,
+        /// Its process, as the kernel knows it.
+        pid: String,
+    },
     /// A second agent on one socket.
     #[error("another agent serves {}: stop that one, or give this one another --socket", path.display())]
     SocketInUse {

@@ -101,6 +101,13 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "1 while TRANSLATIONS is nearly full and what is over leaves sooner",
         usize::from(collected.pressure),
     );
+    let reattached: Counter = Counter::default();
+    reattached.inc_by(figures.reattached);
+    registry.register(
+        "programs_reattached",
+        "Programs that something else had removed or replaced, attached again",
+        reattached,
+    );
     let in_the_way = Family::<[(&'static str, String); 1], Gauge>::default();
     for place in &figures.forward_policy_drops {
         in_the_way.get_or_create(&[("where", place.clone())]).set(1);
@@ -150,6 +157,7 @@ mod tests {
             endpoints: 4,
             nodes: 2,
             addresses: 253,
+            reattached: 2,
             forward_policy_drops,
             ..Figures::default()
         };
@@ -159,6 +167,7 @@ mod tests {
             r#"podwire_dropped_bytes_total{reason="multicast"} 300"#,
             r#"podwire_forwarded_packets_total{path="local"} 5"#,
             "podwire_endpoints 4",
+            "podwire_programs_reattached_total 2",
             r#"podwire_forward_policy_drop{where="nftables ip filter FORWARD"} 1"#,
             "podwire_ready 1",
         ] {

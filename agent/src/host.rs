@@ -42,6 +42,20 @@ pub struct Device {
     pub up: bool,
     /// IFF_LOOPBACK.
     pub loopback: bool,
+    /// What it is, as far as that matters.
+    pub kind: DeviceKind,
+}
+
+/// Kinds of devices that the agent and the plugin make, and all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// One end of a veth pair.
+    Veth,
+    /// A VXLAN device.
+    Vxlan,
+    /// Any other.
+    #[default]
+    Other,
 }
 
 /// An address of a device.
@@ -135,6 +149,20 @@ impl Host {
             .collect()
     }
 
+    /// Devices that are up and neither loopback, nor the agent's or the plugin's, nor `uplinks`: what else may be forwarded for.
+    pub fn other_devices(&self, uplinks: &BTreeSet<String>) -> Vec<String> {
+        let others = self.devices.values().filter(|device| {
+            device.up && !device.loopback && !is_own_device(&device.name) && !uplinks.contains(&device.name)
+        });
+        others.map(|device| device.name.clone()).collect()
+    }
+
+    /// Names of the devices of default routes.
+    pub fn default_devices(&self) -> impl Iterator<Item = String> {
+        let default = self.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 0);
+        default.filter_map(|route| Some(self.devices.get(&route.device?)?.name.clone()))
+    }
+
     /// Whether a route lookup may now answer otherwise than it did in `before`. Pods come and go without that.
     pub fn routes_differ(&self, before: &Self) -> bool {
         fn underlay(host: &Host) -> impl Iterator<Item = &Device> {
@@ -143,6 +171,12 @@ impl Host {
         self.foreign_routes != before.foreign_routes
             || self.addresses != before.addresses
             || !underlay(self).eq(underlay(before))
+    }
+
+    /// Host sides of pods' veth pairs, by their name.
+    pub fn pod_devices(&self) -> impl Iterator<Item = &Device> {
+        let veths = self.devices.values().filter(|device| device.kind == DeviceKind::Veth);
+        veths.filter(|device| is_pods_device(&device.name))
     }
 
     fn leads_out(&self, index: u32) -> bool {
@@ -168,8 +202,8 @@ fn is_own_device(name: &str) -> bool {
 
 /// Whether the device is the host side of a pod's veth pair, by its name.
 pub fn is_pods_device(name: &str) -> bool {
-    name.strip_prefix(VETH_PREFIX)
-        .is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    let digits = name.strip_prefix(VETH_PREFIX);
+    digits.is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -189,6 +223,7 @@ mod tests {
             mac: None,
             up: true,
             loopback,
+            kind: DeviceKind::Other,
         };
         let devices = [
             device(1, "lo", true),

@@ -2,9 +2,10 @@
 //!
 //! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of state, `daemon`.
 //! What the kernel should hold is a pure function of the model (`desired`), and a pure `diff` says what to do. The
-//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store` (disk)
+//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store` and `before` (disk)
 //! and `sysctl`.
 
+pub mod before;
 pub mod cgroup2;
 pub mod cni_server;
 pub mod config;
@@ -29,5 +30,7 @@ pub mod non_masquerade;
 pub mod recovery;
 pub mod sockopt;
 pub mod store;
+pub mod strays;
 pub mod sysctl;
+pub mod uninstall;
 pub mod watched_file;

@@ -23,19 +23,35 @@ pub use changes::Changes;
 
 use crate::desired::Route;
 use crate::error::Error;
-use crate::host::{Device, DeviceAddress, ForeignRoute, Host};
+use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host};
 use crate::model::Path;
 
 /// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
 const NOT_THERE: [i32; 3] = [-19, -2, -3];
 
-/// The programs that a device has where the agent puts its own, by the kernel's numbers (`TCA_BPF_ID`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is on a device where the agent's filters belong: by direction, at their priority and handle.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
-    /// Of what comes in.
-    pub ingress: Option<u32>,
-    /// Of what goes out.
-    pub egress: Option<u32>,
+    /// What the device receives.
+    pub ingress: Option<Filter>,
+    /// What it sends.
+    pub egress: Option<Filter>,
+}
+
+/// A classic filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// The kernel's number of its program; 0 for a filter without one.
+    pub program: u32,
+    /// As whoever made it called the program.
+    pub name: String,
+}
+
+impl Filters {
+    /// Whether none is missing.
+    pub fn both(&self) -> bool {
+        self.ingress.is_some() && self.egress.is_some()
+    }
 }
 
 /// A connection to the kernel's routing socket, in the network namespace of the thread that made it.
@@ -118,6 +134,29 @@ impl Links {
         let message = route_message(destination, route);
         let result = self.handle.route().del(message).execute().await;
         unless_absent(result, || format!("remove the route to {destination}"))
+    }
+
+    /// Removes every route with the agent's protocol number, in whatever table. Gives how many there were.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`], after all have been tried.
+    pub async fn remove_own_routes(&self) -> Result<usize, Error> {
+        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut routes = self.handle.route().get(filter).execute();
+        let (mut removed, mut failed, mut own) = (0, None, Vec::new());
+        while let Some(message) = routes.try_next().await.map_err(netlink("list routes"))? {
+            if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
+                own.push(message);
+            }
+        }
+        for message in own {
+            let operation = || format!("remove a route of protocol {ROUTE_PROTOCOL}");
+            match unless_absent(self.handle.route().del(message).execute().await, operation) {
+                Ok(()) => removed += 1,
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(removed), Err)
     }
 
     /// Gives a device an MTU and sets it up.
@@ -206,7 +245,7 @@ impl Links {
         unless_absent(result.or_else(ignore_no_address), || format!("remove the address {}", entry.address))
     }
 
-    /// The programs at the agent's priority and handle on a device.
+    /// What is on a device where the agent's filters belong.
     ///
     /// # Errors
     /// [`Error::Netlink`].
@@ -215,13 +254,61 @@ impl Links {
         let mut filters = Filters::default();
         let mut ingress = self.handle.traffic_filter(index).get().ingress().execute();
         while let Some(message) = ingress.try_next().await.map_err(netlink("list filters"))? {
-            filters.ingress = filters.ingress.or(own_program(&message));
+            filters.ingress = filters.ingress.or_else(|| filter(&message));
         }
         let mut egress = self.handle.traffic_filter(index).get().egress().execute();
         while let Some(message) = egress.try_next().await.map_err(netlink("list filters"))? {
-            filters.egress = filters.egress.or(own_program(&message));
+            filters.egress = filters.egress.or_else(|| filter(&message));
         }
         Ok(filters)
+    }
+
+    /// Whether a device has a clsact queueing discipline, whoever made it.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn has_clsact(&self, device: u32) -> Result<bool, Error> {
+        Ok(self.clsact(device).await?.is_some())
+    }
+
+    /// Removes a device's clsact queueing discipline unless a filter is on it. `false`: there is none, or one that is used.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn remove_empty_clsact(&self, device: u32) -> Result<bool, Error> {
+        let Some(clsact) = self.clsact(device).await? else {
+            return Ok(false);
+        };
+        let index = i32::try_from(device).unwrap_or_default();
+        for get in [
+            self.handle.traffic_filter(index).get().ingress(),
+            self.handle.traffic_filter(index).get().egress(),
+        ] {
+            let mut filters = get.execute();
+            if filters.try_next().await.map_err(netlink("list filters"))?.is_some() {
+                return Ok(false);
+            }
+        }
+        let mut request = self.handle.qdisc().del(index);
+        request.message_mut().header = clsact.header;
+        request.execute().await.map_err(netlink("remove clsact"))?;
+        Ok(true)
+    }
+
+    async fn clsact(&self, device: u32) -> Result<Option<TcMessage>, Error> {
+        let index = i32::try_from(device).unwrap_or_default();
+        let is_clsact =
+            |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "clsact");
+        let mut disciplines = self.handle.qdisc().get().execute();
+        let mut found = None;
+        while let Some(message) =
+            disciplines.try_next().await.map_err(netlink("list queueing disciplines"))?
+        {
+            if message.header.index == index && message.attributes.iter().any(is_clsact) {
+                found = Some(message);
+            }
+        }
+        Ok(found)
     }
 
     async fn link(&self, name: &str) -> Result<Option<LinkMessage>, Error> {
@@ -270,6 +357,7 @@ fn device(message: &LinkMessage) -> Device {
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
+        kind: DeviceKind::Other,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -278,25 +366,41 @@ fn device(message: &LinkMessage) -> Device {
             LinkAttribute::Address(bytes) => {
                 device.mac = bytes.as_slice().try_into().ok().map(|bytes| Mac { bytes });
             }
+            LinkAttribute::LinkInfo(infos) => {
+                device.kind = infos.iter().find_map(device_kind).unwrap_or_default();
+            }
             _ => {}
         }
     }
     device
 }
 
-/// The program of a filter, if that is where the agent puts its own (`dataplane/attach.rs`).
-fn own_program(message: &TcMessage) -> Option<u32> {
+fn device_kind(info: &LinkInfo) -> Option<DeviceKind> {
+    match info {
+        LinkInfo::Kind(InfoKind::Veth) => Some(DeviceKind::Veth),
+        LinkInfo::Kind(InfoKind::Vxlan) => Some(DeviceKind::Vxlan),
+        _ => None,
+    }
+}
+
+/// The filter of a message, if it has the agent's priority and handle.
+fn filter(message: &TcMessage) -> Option<Filter> {
     if message.header.info >> 16 != 1 || u32::from(message.header.handle) != 1 {
         return None;
     }
-    let options = message.attributes.iter().find_map(|attribute| match attribute {
+    let mut filter = Filter::default();
+    let options = message.attributes.iter().filter_map(|attribute| match attribute {
         TcAttribute::Options(options) => Some(options),
         _ => None,
     });
-    options?.iter().find_map(|option| match option {
-        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
-        _ => None,
-    })
+    for option in options.flatten() {
+        match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => filter.program = *id,
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => filter.name.clone_from(name),
+            _ => {}
+        }
+    }
+    Some(filter)
 }
 
 fn is_our_vxlan(message: &LinkMessage, wanted_port: u16) -> bool {

@@ -13,6 +13,7 @@ use podwire::dataplane::probe::Capabilities;
 use podwire::nodes::file;
 use podwire::non_masquerade;
 use podwire::store::Store;
+use podwire::uninstall::{self, Options};
 use podwire::{health, housekeeping};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -35,16 +36,22 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve this node's pods, in the foreground.
-    Agent(Config),
+    Agent(Box<Config>),
+    /// Remove everything from this node that agents and the plugin have made, and cut its pods off. The agent has to be stopped before.
+    Uninstall(Options),
 }
 
 fn main() -> ExitCode {
-    let Command::Agent(config) = Cli::parse().command;
-    if let Err(error) = start_log(&config) {
+    let command = Cli::parse().command;
+    let (level, format) = match &command {
+        Command::Agent(config) => (&config.log_level, config.log_format),
+        Command::Uninstall(options) => (&options.log_level, options.log_format),
+    };
+    if let Err(error) = start_log(level, format) {
         eprintln!("podwire: {error}");
         return ExitCode::FAILURE;
     }
-    match run(config) {
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Each error says the whole of it: its sources would say the same again.
@@ -54,24 +61,36 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_log(config: &Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log_level)
-        .map_err(|error| anyhow!("--log-level {}: {error}", config.log_level))?;
+fn start_log(level: &str, format: LogFormat) -> Result<()> {
+    let filter = EnvFilter::try_new(level).map_err(|error| anyhow!("--log-level {level}: {error}"))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match config.log_format {
+    match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
     Ok(())
 }
 
-fn run(config: Config) -> Result<()> {
+fn run(command: Command) -> Result<()> {
     // One thread: there is one owner of state, and the rest waits.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(config))
+    match command {
+        Command::Agent(config) => runtime.block_on(serve(*config)),
+        Command::Uninstall(options) => runtime.block_on(uninstall(&options)),
+    }
+}
+
+async fn uninstall(options: &Options) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("devices, routes and programs are removed: run it as root");
+    }
+    match uninstall::run(options).await? {
+        0 => Ok(()),
+        failed => bail!("not all could be removed ({failed}, named above): see to that and run it again"),
+    }
 }
 
 async fn serve(config: Config) -> Result<()> {

@@ -72,7 +72,7 @@ fn port_mapping(frontend: &Frontend, backend: &Backend) -> Option<PortMapping> {
 mod tests {
     use super::*;
     use crate::desired::{endpoint_entry, frontends};
-    use crate::host::Device;
+    use crate::host::{Device, DeviceKind};
     use podwire_common::addr::Mac;
 
     fn lost() -> Endpoint {
@@ -124,6 +124,7 @@ mod tests {
             mac: Some(lost().host_mac),
             up: true,
             loopback: false,
+            kind: DeviceKind::Veth,
         };
         assert_eq!(check(&device, &[]), [lost()]);
         assert_eq!(check(&device, &[lost().address]), [], "it is known");

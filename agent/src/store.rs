@@ -4,6 +4,7 @@
 //! agent.lock                          held while an agent runs; holds its process id
 //! last-address                        where the round of addresses stands
 //! endpoints/<host interface>.json     one per pod
+//! before.json                         what the agent found and has changed on the node
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -16,8 +17,13 @@ use podwire_cni::fault::{self, Step};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::before;
 use crate::error::Error;
 use crate::model::Endpoint;
+
+const LOCK: &str = "agent.lock";
+const LAST_ADDRESS: &str = "last-address";
+const ENDPOINTS: &str = "endpoints";
 
 /// Version of the files under `endpoints/` that are written. 2 added the network and the bandwidth.
 const FORMAT: u32 = 2;
@@ -59,14 +65,14 @@ impl Store {
     /// # Errors
     /// [`Error::StateLocked`] with the process that holds it; [`Error::File`].
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        let endpoints = folder.join("endpoints");
+        let endpoints = folder.join(ENDPOINTS);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&endpoints)
             .map_err(Error::file("create the state folder", &endpoints))?;
         let lock = lock(folder)?;
-        let path = folder.join("last-address");
+        let path = folder.join(LAST_ADDRESS);
         let last_address = open(&path)?;
         Ok(Self { endpoints, last_address, last_address_path: path, _lock: lock })
     }
@@ -167,8 +173,53 @@ fn open(path: &Path) -> Result<File, Error> {
     options.open(path).map_err(Error::file("open", path))
 }
 
+/// Keeps agents from a state folder for as long as the file is open, and changes nothing else in it. `None`: there is no such
+/// folder, or no agent has ever used it.
+///
+/// # Errors
+/// [`Error::StateLocked`] with the process that holds it; [`Error::File`].
+pub fn hold(folder: &Path) -> Result<Option<File>, Error> {
+    if folder.join(LOCK).exists() { lock(folder).map(Some) } else { Ok(None) }
+}
+
+/// Every endpoint of a state folder that nobody uses any more, as far as the files can be read, and those that cannot.
+pub fn peek(folder: &Path) -> (Vec<Endpoint>, Vec<Corrupt>) {
+    let (mut endpoints, mut corrupt) = (Vec::new(), Vec::new());
+    let entries = fs::read_dir(folder.join(ENDPOINTS)).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()).filter(|path| path.extension() != Some("tmp".as_ref())) {
+        match decode(&path).unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(endpoint) => endpoints.push(endpoint),
+            Err(reason) => corrupt.push(Corrupt { path, reason }),
+        }
+    }
+    endpoints.sort_by(|one, other| one.host_interface.cmp(&other.host_interface));
+    (endpoints, corrupt)
+}
+
+/// Removes all that agents keep in a state folder. Nothing happens when it is not there.
+///
+/// # Errors
+/// [`Error::File`] for each thing that could not be removed.
+pub fn erase(folder: &Path) -> Vec<Error> {
+    let endpoints = folder.join(ENDPOINTS);
+    let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(Error::file("remove", endpoints));
+    // The lock last: while it is held no agent begins here.
+    let files = [LAST_ADDRESS, before::FILE, before::FILE_BEGUN, LOCK].map(|name| {
+        let path = folder.join(name);
+        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))
+    });
+    [removed].into_iter().chain(files).filter_map(Result::err).collect()
+}
+
+fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 fn lock(folder: &Path) -> Result<File, Error> {
-    let path = folder.join("agent.lock");
+    let path = folder.join(LOCK);
     let mut file = open(&path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
@@ -219,7 +270,7 @@ fn set_aside(path: &Path, reason: String) -> Result<Corrupt, Error> {
     Ok(Corrupt { path: aside, reason })
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = path.with_extension("tmp");
     let write = || -> io::Result<()> {
         let mut file =

@@ -1,18 +1,74 @@
-//! The kernel switches that pod traffic through the host stack depends on.
+//! The kernel switches that pod traffic through the host stack depends on, and what they were before.
+//!
+//! Those of the tunnel's device go with it. Forwarding is the whole node's: what was found is written into the state folder before
+//! it is changed, and `podwire uninstall` goes by that.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use tracing::info;
 
+use crate::before::Before;
 use crate::error::Error;
 
-/// Pods' packets to what the stack decides about (ClusterIPs, the world) are forwarded by it.
+const ROOT: &str = "/proc/sys";
+const FORWARDING: &str = "net/ipv4/ip_forward";
+/// Of each device, and of those to come (`default`): the kernel sets them all with the whole node's.
+const DEVICES: &str = "net/ipv4/conf";
+/// The kernel sets it to the opposite of the whole node's forwarding (`inet_forward_change`, net/ipv4/devinet.c).
+const REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
+/// What became of forwarding when it was to be as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// The agent has not changed it, not since the last boot.
+    NotChanged,
+    /// Somebody has switched it off since.
+    ChangedSince,
+    /// It was switched off, as it was.
+    AsBefore,
+}
+
+/// Pods' packets to what the stack decides about (ClusterIPs, the world) are forwarded by it. What was found goes into the state folder
+/// first.
 ///
 /// # Errors
 /// [`Error::File`].
-pub fn enable_forwarding() -> Result<(), Error> {
-    set("net/ipv4/ip_forward", "1")
+pub fn enable_forwarding(state_dir: &Path) -> Result<(), Error> {
+    if read(FORWARDING)? == "1" {
+        return Ok(());
+    }
+    let mut before = Before::load(state_dir)?;
+    before.switches = switched_with_forwarding()?;
+    before.save(state_dir)?;
+    set(FORWARDING, "1")
+}
+
+/// Switches forwarding off again if the agent has switched it on, in this boot, and it is still on; and gives back what the kernel
+/// changes with it, where that is still as it was left.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn restore_forwarding(before: &Before) -> Result<Forwarding, Error> {
+    if before.switches.is_empty() {
+        return Ok(Forwarding::NotChanged);
+    }
+    if read(FORWARDING)? != "1" {
+        return Ok(Forwarding::ChangedSince);
+    }
+    let mut wanted = BTreeMap::new();
+    for (name, now) in switched_with_forwarding()? {
+        let left_at = if name == REDIRECTS { "0" } else { "1" };
+        let before = before.switches.get(&name).filter(|_| now == left_at);
+        // A device that has come since is as it would be if forwarding had never been on.
+        let otherwise = if now == left_at { "0".into() } else { now };
+        wanted.insert(name, before.cloned().unwrap_or(otherwise));
+    }
+    set(FORWARDING, "0")?;
+    for (name, value) in wanted.iter().filter(|(name, _)| *name != FORWARDING) {
+        set(name, value)?;
+    }
+    Ok(Forwarding::AsBefore)
 }
 
 /// Loose reverse path filter: what arrives through the tunnel from a node's own address would be routed back by the
@@ -32,17 +88,38 @@ pub fn loosen_reverse_path_filter(device: &str) -> Result<(), Error> {
 pub fn disable_ipv6(device: &str) -> Result<(), Error> {
     let name = format!("net/ipv6/conf/{device}/disable_ipv6");
     // Absent on a kernel without IPv6, and on a device with an MTU below IPv6's 1280.
-    if Path::new("/proc/sys").join(&name).exists() { set(&name, "1") } else { Ok(()) }
+    if Path::new(ROOT).join(&name).exists() { set(&name, "1") } else { Ok(()) }
+}
+
+/// All that writing the whole node's forwarding changes, by path below `/proc/sys`, as it is now.
+fn switched_with_forwarding() -> Result<BTreeMap<String, String>, Error> {
+    let folder = Path::new(ROOT).join(DEVICES);
+    let mut names = vec![FORWARDING.to_owned(), REDIRECTS.to_owned()];
+    for entry in fs::read_dir(&folder).map_err(Error::file("list", &folder))? {
+        let device = entry.map_err(Error::file("list", &folder))?.file_name();
+        // `all` is the whole node's switch by another name.
+        if device != "all" {
+            names.push(format!("{DEVICES}/{}/forwarding", device.to_string_lossy()));
+        }
+    }
+    // A device may go in between.
+    Ok(names.into_iter().filter_map(|name| read(&name).ok().map(|value| (name, value))).collect())
+}
+
+fn read(name: &str) -> Result<String, Error> {
+    let path = Path::new(ROOT).join(name);
+    let value = fs::read_to_string(&path).map_err(Error::file("read", path))?;
+    Ok(value.trim().to_owned())
 }
 
 /// Writes only what is not so already, and says what it changed.
 fn set(name: &str, value: &str) -> Result<(), Error> {
-    let path = Path::new("/proc/sys").join(name);
-    let before = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-    if before.trim() == value {
+    let before = read(name)?;
+    if before == value {
         return Ok(());
     }
+    let path = Path::new(ROOT).join(name);
     fs::write(&path, value).map_err(Error::file("write", &path))?;
-    info!(sysctl = name, from = before.trim(), to = value, "kernel switch set");
+    info!(sysctl = name, from = before, to = value, "kernel switch set");
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Requests and replies over the agent's Unix socket.
 //!
 //! One connection carries one request and one reply. Each is a frame: its length as four bytes in network order,
-//! then that many bytes of JSON, [`MAX_FRAME`] at most. Unknown fields are refused: a field that one side takes
+//! then that many bytes of JSON, [`MAX_FRAME`] at most. Who closes its side before the reply has given up: a call that
+//! nobody waits for is not begun, and an ADD that was is undone. Unknown fields are refused: a field that one side takes
 //! seriously and the other never saw is how half a configuration gets applied.
 
 use std::fmt;

@@ -256,6 +256,10 @@ impl Daemon {
             self.undo(&endpoint).await;
             return answer(reply, Err(failure(&error)));
         }
+        if reply.is_closed() {
+            warn!(pod = %endpoint, "undone: its plugin has given up waiting, or is dead");
+            return self.undo(&endpoint).await;
+        }
         info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
         for address in host_ports::foreign_addresses(&endpoint.port_mappings, &self.host.own_addresses()) {
             warn!(pod = %endpoint, "hostIP {address} is no address of this node: its hostPorts answer when it is");
@@ -356,7 +360,7 @@ impl Daemon {
     }
 }
 
-/// The plugin may have given up waiting: what was done stays and is undone by its DEL.
+/// The plugin may have given up at this very moment: what was done stays and is undone by its DEL.
 fn answer(reply: oneshot::Sender<Reply>, result: Result<Reply, Failure>) {
     let _ = reply.send(result.unwrap_or_else(|failure| {
         warn!(code = failure.code, "refused: {failure}");

@@ -50,9 +50,10 @@ impl Daemon {
             match there {
                 None => faults.push(format!("{program} is not attached to the {direction} of {name}")),
                 // Another agent's, or one of before this agent: it may have other maps, and no one counts its drops.
-                Some(id) if id != self.dataplane.program_id(program)? => {
+                Some(there) if there.program != self.dataplane.program_id(program)? => {
                     faults.push(format!(
-                        "the {direction} of {name} has program {id}, not this agent's {program}"
+                        "the {direction} of {name} has program {}, not this agent's {program}",
+                        there.program
                     ));
                 }
                 Some(_) => {}

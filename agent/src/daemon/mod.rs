@@ -6,6 +6,7 @@ mod firewall;
 mod node_calls;
 mod reconcile;
 mod start;
+mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use ipnet::Ipv4Net;
 use podwire_cni::protocol::{Attachment, Call, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
 use crate::conntrack::Conntrack;
@@ -30,6 +31,7 @@ use crate::links::{Changes, Links};
 use crate::model::Model;
 use crate::nodes::{Cluster, NodeProblem, NodeRecord, new_problems};
 use crate::store::Store;
+use crate::strays::Strays;
 
 /// What the sources have to say.
 #[derive(Debug)]
@@ -84,6 +86,8 @@ pub struct Figures {
     pub addresses: u32,
     /// What the last round of ageing found in the tables.
     pub collected: Collected,
+    /// Programs that something else had removed or replaced, and that were attached again.
+    pub reattached: u64,
     /// Where the host's firewall may drop pods' packets.
     pub forward_policy_drops: Vec<String>,
 }
@@ -119,6 +123,12 @@ pub struct Daemon {
     paths_asked: Option<Instant>,
     /// Whether anything has changed since then.
     paths_doubtful: bool,
+    /// Devices that no endpoint owns.
+    strays: Strays,
+    /// Programs that were attached again.
+    reattached: u64,
+    /// Why pins are missing, if they are.
+    unpinned: Option<String>,
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
@@ -154,6 +164,8 @@ impl Daemon {
                 self.finish_all_saved().await;
             }
             match event {
+                // Its plugin has given up, or is dead: it has taken its link back, or the next ADD or the sweep will.
+                Event::Call { call, reply } if reply.is_closed() => debug!(?call, "nobody waits for it"),
                 Event::Call { call, reply } => self.serve(&call, reply).await,
                 Event::Nodes { records, problems } => self.take_nodes(&records, problems).await,
                 Event::NodeListUnusable(reason) if self.complete => {
@@ -246,8 +258,18 @@ impl Daemon {
 
     async fn tick(&mut self) {
         self.firewall.tick();
-        if self.complete && self.may_differ() {
+        self.look_after_links_and_pins();
+        if !self.may_differ() {
+            return;
+        }
+        if self.complete {
             let _ = self.reconcile().await;
+            return;
+        }
+        // Before the first node list only what is gone is released.
+        match self.links.host().await {
+            Ok(host) => self.sweep(&host).await,
+            Err(error) => error!("{error}"),
         }
     }
 
@@ -288,6 +310,7 @@ impl Daemon {
             nodes: self.model.remote.len() + usize::from(self.model.own.is_some()),
             addresses: self.pool.as_ref().map_or(0, Pool::size),
             collected: self.collected,
+            reattached: self.reattached,
             forward_policy_drops: self.firewall.labels(),
         }
     }

@@ -11,11 +11,13 @@ use podwire_common::names::VXLAN_DEVICE;
 use tracing::{debug, error, info, warn};
 
 use super::{Daemon, Readiness};
+use crate::before::Before;
+use crate::dataplane::attach::UplinkAttachment;
 use crate::desired::desired;
 use crate::diff::{Deletions, Op, diff};
 use crate::error::Error;
 use crate::host::{Device, Host};
-use crate::model::{Endpoint, Path};
+use crate::model::Path;
 
 /// A change of policy routing shows in none of the lists that are compared: while anything changes, the ways are asked for
 /// again after this.
@@ -29,7 +31,8 @@ impl Daemon {
         let changed = self.changes.any();
         self.paths_doubtful |= changed;
         let settled = self.settled.is_some_and(|since| since.elapsed() < SETTLED);
-        changed || !settled || self.paths_doubtful && self.paths_are_old()
+        let strays = self.strays.due(Instant::now());
+        changed || !settled || strays || self.paths_doubtful && self.paths_are_old()
     }
 
     fn paths_are_old(&self) -> bool {
@@ -55,11 +58,14 @@ impl Daemon {
     async fn try_reconcile(&mut self) -> Result<(), Error> {
         let mut host = self.links.host().await?;
         self.sweep(&host).await;
+        // Before programs are loaded anew: they take the maps that are pinned.
+        self.look_after_pins();
         let tunnel = host.device(VXLAN_DEVICE).map(|device| device.index);
         if self.model.vxlan.is_some() && self.model.vxlan != tunnel {
             self.rebuild_tunnel().await?;
             host = self.links.host().await?;
         }
+        let filters = self.put_filters_back().await;
         self.model.other_addresses = host.own_addresses();
         if !self.look_at_uplinks(&host).await {
             return Ok(());
@@ -69,27 +75,12 @@ impl Daemon {
             host = self.links.host().await?;
         }
         self.apply_contents(&host).await?;
-        self.attach_uplinks()?;
+        self.attach_uplinks().await?;
         self.dataplane.finish_migration()?;
         self.host = host;
-        self.set_readiness(self.own_missing.clone().map_or(Readiness::Ready, Readiness::Waiting));
-        Ok(())
-    }
-
-    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so. Not at the first look that
-    /// misses it: the plugin replaces the link of an attachment that is added again, which keeps its address.
-    async fn sweep(&mut self, host: &Host) {
-        let is_gone = |endpoint: &&Endpoint| !host.devices.contains_key(&endpoint.ifindex);
-        let gone: Vec<Endpoint> = self.model.endpoints.values().filter(is_gone).cloned().collect();
-        let (missed_before, missed): (Vec<_>, Vec<_>) =
-            gone.into_iter().partition(|endpoint| self.missed.contains(&endpoint.attachment));
-        self.missed = missed.into_iter().map(|endpoint| endpoint.attachment).collect();
-        for endpoint in missed_before {
-            info!(pod = %endpoint, "released: its device is gone");
-            if let Err(error) = self.release(&endpoint).await {
-                error!(pod = %endpoint, "release: {error}");
-            }
-        }
+        let missing = self.unpinned.clone().or_else(|| self.own_missing.clone());
+        self.set_readiness(missing.map_or(Readiness::Ready, Readiness::Waiting));
+        filters
     }
 
     /// Finds the uplinks and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
@@ -257,10 +248,17 @@ impl Daemon {
         Ok(changed)
     }
 
-    fn attach_uplinks(&mut self) -> Result<(), Error> {
+    async fn attach_uplinks(&mut self) -> Result<(), Error> {
         for uplink in &self.model.uplinks {
             if self.attached.get(&uplink.index) == Some(&uplink.name) {
                 continue;
+            }
+            if self.uplink_attachment == UplinkAttachment::Clsact
+                && !self.links.has_clsact(uplink.index).await?
+            {
+                let mut before = Before::load(&self.config.state_dir)?;
+                before.without_clsact.insert(uplink.name.clone());
+                before.save(&self.config.state_dir)?;
             }
             self.dataplane.attach_uplink(&uplink.name, self.uplink_attachment, self.config.uplink_xdp)?;
             info!(device = uplink.name, how = ?self.uplink_attachment, xdp = ?self.config.uplink_xdp, "programs attached to the uplink");

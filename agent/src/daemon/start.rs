@@ -20,6 +20,7 @@ use crate::links::{Changes, Links};
 use crate::model::{Endpoint, Mode, Model};
 use crate::recovery::recovered;
 use crate::store::{Corrupt, Store};
+use crate::strays::Strays;
 use crate::sysctl;
 
 /// What a node lacks without the programs of its own processes.
@@ -39,7 +40,7 @@ impl Daemon {
         // Before anything is listed: what changes meanwhile is told.
         let changes = Changes::listen()?;
         let links = Links::new()?;
-        sysctl::enable_forwarding()?;
+        sysctl::enable_forwarding(&config.state_dir)?;
         let mut model = Model::new(config.mode, config.mtu);
         model.vxlan = tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
@@ -65,6 +66,9 @@ impl Daemon {
             pod_mtu: None,
             paths_asked: None,
             paths_doubtful: true,
+            strays: Strays::default(),
+            reattached: 0,
+            unpinned: None,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
             missed: BTreeSet::new(),
@@ -108,7 +112,7 @@ impl Daemon {
     }
 
     /// Pods do without: what fails here is told and no more.
-    fn attach_host_processes(&mut self) {
+    pub(super) fn attach_host_processes(&mut self) {
         if let Some(cgroup) = &self.cgroup
             && let Err(error) = self.dataplane.attach_host_processes(cgroup)
         {

@@ -5,18 +5,16 @@
 //! Uplinks: TCX where the kernel has it (6.6), held by a pinned link, because there other tools attach programs too
 //! and must not displace these; on older kernels clsact as well.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::links::FdLink;
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
 };
-use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::xdp::XdpMode;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
 use podwire_common::names::programs;
-use tracing::info;
 
 use super::{Dataplane, pins};
 use crate::error::Error;
@@ -59,6 +57,8 @@ const OVERLAY: [(&str, Direction); 2] =
     [(programs::FROM_OVERLAY, Direction::Ingress), (programs::TO_OVERLAY, Direction::Egress)];
 const UPLINK: [(&str, Direction); 2] =
     [(programs::FROM_UPLINK, Direction::Ingress), (programs::TO_UPLINK, Direction::Egress)];
+/// All that an uplink may have by pinned links.
+const UPLINK_PROGRAMS: [&str; 3] = [programs::FROM_UPLINK, programs::TO_UPLINK, programs::UPLINK_XDP];
 
 impl Dataplane {
     /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth pair, in place of those that are there.
@@ -71,22 +71,7 @@ impl Dataplane {
 
     /// Takes `from_pod` and `to_pod` off a device. Nothing happens when they or the device are not there.
     pub fn detach_pod(&mut self, interface: &str) {
-        for (_, direction) in POD {
-            if let Ok(link) = existing_filter(interface, direction) {
-                drop(link);
-            }
-        }
-    }
-
-    /// The kernel's number of a program that this value has loaded.
-    ///
-    /// # Errors
-    /// [`Error::Load`].
-    pub fn program_id(&self, name: &'static str) -> Result<u32, Error> {
-        let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
-        let info = program.info();
-        info.map(|info| info.id())
-            .map_err(|source| Error::Load { object: name.into(), source: Box::new(source) })
+        detach_filters(interface);
     }
 
     /// Attaches `from_overlay` and `to_overlay` to the VXLAN device, in place of those that are there.
@@ -115,69 +100,35 @@ impl Dataplane {
             }
         }
         match xdp {
-            UplinkXdp::Off => self.detach_xdp(interface),
+            UplinkXdp::Off => self.detach(programs::UPLINK_XDP, interface),
             UplinkXdp::Generic => self.attach_xdp(interface, XdpMode::Skb),
             UplinkXdp::Native => self.attach_xdp(interface, XdpMode::Driver),
         }
     }
 
     /// Puts the programs of uplinks in place of an earlier agent's, wherever there is a pinned link of one: before it is known which links are
-    /// uplinks, so that all programs of a node are replaced together. A link whose device is gone is left to [`Self::attach_uplink`].
+    /// uplinks, so that all programs of a node are replaced together.
     ///
     /// # Errors
-    /// [`Error::Attach`], [`Error::File`].
+    /// [`Error::File`].
     pub fn take_over_uplinks(&mut self) -> Result<(), Error> {
         let Some(folder) = self.bpf_dir.clone() else {
             return Ok(());
         };
-        for (program, interface) in pins::links_of(&folder, &UPLINK.map(|(program, _)| program))? {
-            let attaching = Attaching { program, interface: &interface };
-            let failed = |source| attaching.failed(source);
-            let Some(link) = pinned(&pins::link(&folder, program, &interface)).map_err(failed)? else {
-                continue;
-            };
-            let program = self.classifier(program)?;
-            let link = SchedClassifierLink::try_from(link).map_err(|source| attaching.failed(source))?;
-            if let Ok(id) = program.attach_to_link(link) {
-                program.take_link(id).map(drop).map_err(|source| attaching.failed(source))?;
-            }
+        for (program, interface) in pins::links_of(&folder, &UPLINK_PROGRAMS)? {
+            self.take_over(program, Some(&pins::link(&folder, program, &interface)))?;
         }
         Ok(())
     }
 
-    /// Removes the pinned links of devices that are no uplinks (any more).
+    /// Removes the pinned links that belong to nothing: their device is no uplink (any more), or this release has no such program.
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn detach_other_uplinks(&self, uplinks: &[Uplink]) -> Result<(), Error> {
-        let names = [programs::FROM_UPLINK, programs::TO_UPLINK, programs::UPLINK_XDP];
+    pub fn detach_other_uplinks(&mut self, uplinks: &[Uplink]) -> Result<(), Error> {
         let places: Vec<_> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
-        self.detach_elsewhere(&names, &places, "its device is no uplink")
-    }
-
-    /// Removes the pinned links of programs that are attached to anything but `places`.
-    pub(super) fn detach_elsewhere(
-        &self,
-        programs: &[&str],
-        places: &[&str],
-        why: &str,
-    ) -> Result<(), Error> {
-        let Some(folder) = &self.bpf_dir else {
-            return Ok(());
-        };
-        let wanted: Vec<_> = places
-            .iter()
-            .flat_map(|place| programs.iter().map(|program| pins::link(folder, program, place)))
-            .collect();
-        let links = pins::links(folder);
-        for entry in fs::read_dir(&links).map_err(Error::file("list", &links))? {
-            let path = entry.map_err(Error::file("list", &links))?.path();
-            if pins::is_link_of(&path, programs) && !wanted.contains(&path) {
-                fs::remove_file(&path).map_err(Error::file("remove the link", &path))?;
-                info!(link = %path.display(), "program detached: {why}");
-            }
-        }
-        Ok(())
+        let concerned = |pin: &Path| !pins::is_link_of(pin, &programs::CGROUP);
+        self.detach_others(concerned, &UPLINK_PROGRAMS, &places, "no uplink has it")
     }
 
     fn attach_filter(
@@ -217,62 +168,36 @@ impl Dataplane {
     fn attach_tcx(&mut self, name: &'static str, interface: &str, direction: Direction) -> Result<(), Error> {
         let attaching = Attaching { program: name, interface };
         let pin = self.bpf_dir.as_ref().map(|folder| pins::link(folder, name, interface));
-        let program = self.classifier(name)?;
-        if let Some(pin) = &pin
-            && let Some(link) = pinned(pin).map_err(|source| attaching.failed(source))?
-        {
-            let link = SchedClassifierLink::try_from(link).map_err(|source| attaching.failed(source))?;
-            match program.attach_to_link(link) {
-                Ok(id) => return program.take_link(id).map(drop).map_err(|source| attaching.failed(source)),
-                // The device is gone, perhaps replaced by one of the same name: the link is an empty shell.
-                Err(_) => fs::remove_file(pin).map_err(Error::file("remove the link", pin))?,
-            }
+        if self.take_over(name, pin.as_deref())? {
+            return Ok(());
         }
+        let program = self.classifier(name)?;
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = program
             .attach_with_options(interface, direction.into(), options)
             .map_err(|source| attaching.failed(source))?;
         let link = FdLink::try_from(program.take_link(id).map_err(|source| attaching.failed(source))?)
             .map_err(|source| attaching.failed(source))?;
-        keep(link, pin.as_deref()).map_err(|source| attaching.failed(source))
+        self.keep(link, pin.as_deref(), &attaching)
     }
 
     fn attach_xdp(&mut self, interface: &str, mode: XdpMode) -> Result<(), Error> {
         let name = programs::UPLINK_XDP;
         let attaching = Attaching { program: name, interface };
         let pin = self.bpf_dir.as_ref().map(|folder| pins::link(folder, name, interface));
+        if self.take_over(name, pin.as_deref())? {
+            return Ok(());
+        }
         let program: &mut Xdp = self
             .ebpf
             .program_mut(name)
             .ok_or_else(|| missing(name))?
             .try_into()
             .map_err(|source: ProgramError| attaching.failed(source))?;
-        if let Some(pin) = &pin
-            && let Some(link) = pinned(pin).map_err(|source| attaching.failed(source))?
-        {
-            match program.attach_to_link(XdpLink::try_from(link).map_err(|source| attaching.failed(source))?)
-            {
-                Ok(id) => return program.take_link(id).map(drop).map_err(|source| attaching.failed(source)),
-                Err(_) => fs::remove_file(pin).map_err(Error::file("remove the link", pin))?,
-            }
-        }
         let id = program.attach(interface, mode).map_err(|source| attaching.failed(source))?;
         let link = FdLink::try_from(program.take_link(id).map_err(|source| attaching.failed(source))?)
             .map_err(|source| attaching.failed(source))?;
-        keep(link, pin.as_deref()).map_err(|source| attaching.failed(source))
-    }
-
-    fn detach_xdp(&self, interface: &str) -> Result<(), Error> {
-        let Some(folder) = &self.bpf_dir else {
-            return Ok(());
-        };
-        let pin = pins::link(folder, programs::UPLINK_XDP, interface);
-        match fs::remove_file(&pin) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::file("remove the link", pin)(error))
-            }
-            _ => Ok(()),
-        }
+        self.keep(link, pin.as_deref(), &attaching)
     }
 
     fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, Error> {
@@ -280,6 +205,15 @@ impl Dataplane {
         program
             .try_into()
             .map_err(|source: ProgramError| Error::Load { object: name.into(), source: Box::new(source) })
+    }
+}
+
+/// Takes the agent's filters off a device, whoever's programs they have. Nothing happens where there are none.
+pub fn detach_filters(interface: &str) {
+    for direction in [Direction::Ingress, Direction::Egress] {
+        if let Ok(link) = existing_filter(interface, direction) {
+            drop(link);
+        }
     }
 }
 
@@ -295,26 +229,6 @@ impl From<Direction> for TcAttachType {
 /// The agent's filter on a device, by its priority and handle. Detaches it when dropped.
 fn existing_filter(interface: &str, direction: Direction) -> io::Result<SchedClassifierLink> {
     SchedClassifierLink::attached(interface, direction.into(), PRIORITY, HANDLE, None)
-}
-
-fn pinned(pin: &Path) -> Result<Option<FdLink>, LinkError> {
-    match PinnedLink::from_pin(pin) {
-        Ok(link) => Ok(Some(link.into())),
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// With a pin the link lives until that is removed, without one until the process ends.
-pub(super) fn keep(link: FdLink, pin: Option<&Path>) -> Result<(), aya::pin::PinError> {
-    match pin {
-        Some(pin) => link.pin(pin).map(drop),
-        None => {
-            #[expect(clippy::disallowed_methods, reason = "the kernel closes the link with the process")]
-            std::mem::forget(link);
-            Ok(())
-        }
-    }
 }
 
 fn is_there_already(errno: Option<i32>) -> bool {

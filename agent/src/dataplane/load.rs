@@ -1,5 +1,6 @@
 //! Loading the embedded object.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -82,7 +83,9 @@ pub fn load_object(
         }
         None => None,
     };
-    Ok(Dataplane { ebpf, maps, bpf_dir: bpf_dir.map(Path::to_path_buf), migration })
+    let pinned_maps = bpf_dir.map(pins::hold_maps).transpose()?.unwrap_or_default();
+    let bpf_dir = bpf_dir.map(Path::to_path_buf);
+    Ok(Dataplane { ebpf, maps, bpf_dir, migration, pinned_maps, links: BTreeMap::new() })
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {

@@ -99,6 +99,7 @@ impl Dataplane {
             self.migration = Some(migration);
             return Err(error);
         }
+        self.pinned_maps = pins::hold_maps(folder)?;
         self.maps.forget_flows()?;
         info!(
             translations = migration.carried,

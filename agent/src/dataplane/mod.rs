@@ -4,20 +4,23 @@ pub mod attach;
 mod attach_cgroup;
 mod batch;
 pub mod flows;
-mod link_update;
+pub mod held;
 pub mod load;
 pub mod maps;
 mod migrate;
+mod pinned;
 pub mod pins;
 pub mod probe;
 mod sizes;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use aya::Ebpf;
 
 use maps::Maps;
 use migrate::Migration;
+use pinned::Pinned;
 
 /// The loaded object.
 pub struct Dataplane {
@@ -29,4 +32,8 @@ pub struct Dataplane {
     bpf_dir: Option<PathBuf>,
     /// Under way until every device has the new programs.
     migration: Option<Migration>,
+    /// The pinned maps, held open.
+    pinned_maps: Vec<Pinned>,
+    /// The pinned links that this process has attached or taken over, held open, by their pins.
+    links: BTreeMap<PathBuf, Pinned>,
 }

@@ -1,5 +1,6 @@
 //! The folder of pins on the BPF file system: maps by their names, links under `links/`, and the layout's version.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -10,6 +11,7 @@ use podwire_common::names;
 use rustix::mount::{MountFlags, mount};
 use tracing::info;
 
+use super::pinned::Pinned;
 use crate::error::Error;
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
@@ -79,7 +81,12 @@ pub fn finish_migration(folder: &Path) -> Result<(), Error> {
             fs::rename(&from, map(folder, name)).map_err(Error::file("rename", from))?;
         }
     }
-    fs::remove_dir(&next).map_err(Error::file("remove", next))?;
+    match fs::remove_dir(&next) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::file("remove", next)(error));
+        }
+        _ => {}
+    }
     write_schema(folder, &SCHEMA_VERSION.to_string())
 }
 
@@ -110,6 +117,77 @@ pub fn check(folder: &Path) -> Result<Found, Error> {
     }
 }
 
+/// Opens every pinned map, so that it can be pinned again.
+///
+/// # Errors
+/// [`Error::File`].
+pub(super) fn hold_maps(folder: &Path) -> Result<Vec<Pinned>, Error> {
+    let open = |name: &&str| {
+        let pin = map(folder, name);
+        Pinned::open(&pin).map_err(Error::file("open the map", pin)).transpose()
+    };
+    names::maps::ALL.iter().filter_map(open).collect()
+}
+
+/// Makes the folder anew under a running agent, which knows whose layout the maps have. Says whether anything was missing.
+///
+/// # Errors
+/// [`Error::NotBpfFileSystem`] or [`Error::File`].
+pub(super) fn restore(folder: &Path) -> Result<bool, Error> {
+    let (links, version) = (links(folder), folder.join(SCHEMA));
+    if links.exists() && version.is_symlink() {
+        return Ok(false);
+    }
+    ensure_bpf_file_system(folder)?;
+    fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
+    match symlink(SCHEMA_VERSION.to_string(), &version) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::file("write", version)(error))
+        }
+        _ => Ok(true),
+    }
+}
+
+/// Names of the devices that pinned links of uplinks' programs are for.
+pub fn uplinks(folder: &Path) -> BTreeSet<String> {
+    let links = links_of(folder, &[names::programs::FROM_UPLINK]).unwrap_or_default();
+    links.into_iter().map(|(_, device)| device).collect()
+}
+
+/// Removes every pin of a folder: first the links, with which programs come off what they are attached to; the version last, by which
+/// the folder is known to be an agent's alone, whatever release's. Nothing happens when it is not there.
+///
+/// # Errors
+/// [`Error::File`] for each thing that could not be removed.
+pub fn remove_all(folder: &Path) -> Vec<Error> {
+    let (links, next, version) = (links(folder), next(folder), folder.join(SCHEMA));
+    let is_agents = version.is_symlink();
+    let is_pin = |path: &PathBuf| {
+        let known = names::maps::ALL.iter().any(|name| map(folder, name) == *path);
+        *path != version && (known || is_agents && !path.is_dir())
+    };
+    let in_folder: Vec<_> = entries(folder).unwrap_or_default().into_iter().filter(is_pin).collect();
+    let mut failed = Vec::new();
+    let mut note = |outcome: io::Result<()>, path: &Path| match outcome {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            failed.push(Error::file("remove", path)(error));
+        }
+        _ => {}
+    };
+    for link in entries(&links).unwrap_or_default() {
+        note(fs::remove_file(&link), &link);
+    }
+    note(fs::remove_dir(&links), &links);
+    for map in entries(&next).unwrap_or_default() {
+        note(fs::remove_file(&map), &map);
+    }
+    note(fs::remove_dir(&next), &next);
+    for pin in in_folder.iter().chain([&version]) {
+        note(fs::remove_file(pin), pin);
+    }
+    failed
+}
+
 /// Where a map is pinned.
 pub fn map(folder: &Path, name: &str) -> PathBuf {
     folder.join(name)
@@ -130,18 +208,30 @@ pub fn link(folder: &Path, program: &str, interface: &str) -> PathBuf {
 ///
 /// # Errors
 /// [`Error::File`].
-pub fn links_of(folder: &Path, programs: &[&'static str]) -> Result<Vec<(&'static str, String)>, Error> {
-    let links = links(folder);
-    let mut found = Vec::new();
-    for entry in fs::read_dir(&links).map_err(Error::file("list", &links))? {
-        let name = entry.map_err(Error::file("list", &links))?.file_name();
-        let Some((program, interface)) = name.to_str().and_then(|name| name.split_once('-')) else {
-            continue;
-        };
-        let program = programs.iter().find(|known| **known == program);
-        found.extend(program.map(|program| (*program, interface.replace("%2e", "."))));
-    }
-    Ok(found)
+pub(super) fn links_of(
+    folder: &Path,
+    programs: &[&'static str],
+) -> Result<Vec<(&'static str, String)>, Error> {
+    let links = list_links(folder)?;
+    let of = |pin: &PathBuf| {
+        let (program, place) = pin.file_name()?.to_str()?.split_once('-')?;
+        let program = programs.iter().find(|known| **known == program)?;
+        Some((*program, place.replace("%2e", ".")))
+    };
+    Ok(links.iter().filter_map(of).collect())
+}
+
+/// Every pinned link.
+///
+/// # Errors
+/// [`Error::File`].
+pub(super) fn list_links(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    entries(&links(folder))
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(folder).map_err(Error::file("list", folder))?;
+    entries.map(|entry| Ok(entry.map_err(Error::file("list", folder))?.path())).collect()
 }
 
 /// What stands for a cgroup, given by its number, where [`link`] takes a device.

@@ -1,4 +1,4 @@
-//! Whether anything of what [`Links::host`](super::Links::host) lists has changed: the kernel tells, so that a node with
+//! Whether anything of what [`Links::host`](super::Links::host) and [`Links::filters`](super::Links::filters) list has changed: the kernel tells, so that a node with
 //! thousands of routes need not list them all to know that they are as they were.
 
 use rtnetlink::MulticastGroup;
@@ -7,9 +7,14 @@ use rtnetlink::sys::{Socket, SocketAddr};
 
 use crate::error::Error;
 
-/// Routing rules are not listed, but with other rules the kernel may route otherwise.
-const GROUPS: [MulticastGroup; 4] =
-    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Rule];
+/// Routing rules are not listed, but with other rules the kernel may route otherwise. `Tc`: filters and queueing disciplines.
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Tc,
+];
 
 /// The kernel's notices, in the network namespace of the thread that made this.
 #[derive(Debug)]

@@ -10,16 +10,18 @@ fn a_change_of_whatever_is_listed_is_noticed_once() {
     let mut changes = ns.enter(Changes::listen).unwrap().unwrap();
     assert!(!changes.any(), "nothing has changed yet");
     for change in [
-        "link set dev lo mtu 9000",
-        "address add 192.0.2.1/24 dev lo",
-        "route add 198.51.100.0/24 dev lo",
-        "route add 198.51.100.0/24 dev lo table 100",
-        "rule add from 192.0.2.1 table 100",
-        "route del 198.51.100.0/24",
+        "ip link set dev lo mtu 9000",
+        "ip address add 192.0.2.1/24 dev lo",
+        "ip route add 198.51.100.0/24 dev lo",
+        "ip route add 198.51.100.0/24 dev lo table 100",
+        "ip rule add from 192.0.2.1 table 100",
+        "ip route del 198.51.100.0/24",
+        "tc qdisc add dev lo clsact",
+        "tc qdisc del dev lo clsact",
     ] {
-        ns.ip(change).unwrap();
-        assert!(changes.any(), "`ip {change}` was not noticed");
-        assert!(!changes.any(), "`ip {change}` was noticed twice");
+        ns.exec(&change.split(' ').collect::<Vec<_>>()).unwrap();
+        assert!(changes.any(), "`{change}` was not noticed");
+        assert!(!changes.any(), "`{change}` was noticed twice");
     }
 }
 

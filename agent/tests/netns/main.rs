@@ -2,6 +2,7 @@
 //!
 //! Needs root, and the tools that `cargo xtask setup` installs.
 
+mod agent_away;
 mod bpftool;
 mod changes;
 mod check;
@@ -39,6 +40,9 @@ mod sockets;
 mod stack_flows;
 mod storm;
 mod strangers;
+mod sweep;
+mod uninstall;
+mod wiped;
 mod world;
 
 use std::net::{IpAddr, Ipv4Addr};

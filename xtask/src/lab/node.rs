@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -209,6 +209,17 @@ impl Node {
         self.start_agent()
     }
 
+    /// Runs `podwire uninstall` with the agent's folders, whatever its exit status.
+    ///
+    /// # Errors
+    /// When it cannot be run or takes too long.
+    pub fn uninstall(&self) -> Result<Output> {
+        let [run, state, bpf] =
+            [&self.run_dir, &self.state_dir, &self.bpf_dir].map(|folder| folder.to_string_lossy());
+        let binary = self.binaries.agent.to_string_lossy();
+        self.output(&[&binary, "uninstall", "--run-dir", &run, "--state-dir", &state, "--bpf-dir", &bpf])
+    }
+
     /// The agent's process id, while it runs.
     pub fn agent_pid(&self) -> Option<u32> {
         self.agent().as_ref().map(Agent::pid)
@@ -268,7 +279,7 @@ impl Node {
         counters::read(&self.bpf_dir.join(maps::TRAFFIC), paths)
     }
 
-    /// Starts the agent and does not wait.
+    /// Starts the agent and does not wait for it.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -283,7 +294,11 @@ impl Node {
         Ok(())
     }
 
-    pub(crate) fn wait_ready(&self) -> Result<()> {
+    /// Waits until the agent that was started serves.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub fn wait_ready(&self) -> Result<()> {
         let mut agent = self.agent();
         let outcome =
             agent.as_mut().context("no agent was started").and_then(|agent| agent.wait_ready(&self.socket()));

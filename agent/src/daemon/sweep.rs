@@ -1,0 +1,171 @@
+//! What others take away is put back, and what belongs to nobody goes: endpoints without a device, devices without an endpoint,
+//! programs that were displaced, pins that were removed.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use podwire_common::names::{VXLAN_DEVICE, programs};
+use tracing::{error, info, warn};
+
+use super::{Daemon, Readiness};
+use crate::dataplane::attach::UplinkAttachment;
+use crate::error::Error;
+use crate::host::Host;
+use crate::model::Endpoint;
+
+/// Devices whose programs are filters, which anybody can replace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Pod,
+    Overlay,
+    Uplink,
+}
+
+impl Kind {
+    /// Of ingress and egress.
+    fn programs(self) -> [&'static str; 2] {
+        match self {
+            Self::Pod => [programs::FROM_POD, programs::TO_POD],
+            Self::Overlay => [programs::FROM_OVERLAY, programs::TO_OVERLAY],
+            Self::Uplink => [programs::FROM_UPLINK, programs::TO_UPLINK],
+        }
+    }
+}
+
+impl Daemon {
+    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so. Not at the first look that
+    /// misses it: the plugin replaces the link of an attachment that is added again, which keeps its address. Once the node list is known,
+    /// devices that no endpoint owns are removed after a grace.
+    pub(super) async fn sweep(&mut self, host: &Host) {
+        let is_gone = |endpoint: &&Endpoint| !host.devices.contains_key(&endpoint.ifindex);
+        let gone: Vec<Endpoint> = self.model.endpoints.values().filter(is_gone).cloned().collect();
+        let (missed_before, missed): (Vec<_>, Vec<_>) =
+            gone.into_iter().partition(|endpoint| self.missed.contains(&endpoint.attachment));
+        self.missed = missed.into_iter().map(|endpoint| endpoint.attachment).collect();
+        for endpoint in missed_before {
+            info!(pod = %endpoint, "released: its device is gone");
+            if let Err(error) = self.release(&endpoint).await {
+                error!(pod = %endpoint, "release: {error}");
+            }
+        }
+        self.remove_strays(host).await;
+    }
+
+    async fn remove_strays(&mut self, host: &Host) {
+        let owned: BTreeSet<u32> = self.model.endpoints.values().map(|endpoint| endpoint.ifindex).collect();
+        let ownerless = host.pod_devices().map(|device| device.index).filter(|index| !owned.contains(index));
+        for index in self.strays.look(ownerless, Instant::now()) {
+            let Some(device) = host.devices.get(&index).filter(|_| self.complete) else {
+                continue;
+            };
+            match self.links.remove_device(index, &device.name).await {
+                Ok(()) => info!(device = device.name, "removed: for a minute no pod has owned it"),
+                Err(error) => error!("{error}"),
+            }
+        }
+    }
+
+    /// Puts the filters back that another tool has removed or replaced. What fails does not keep the others from it.
+    pub(super) async fn put_filters_back(&mut self) -> Result<(), Error> {
+        let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains(&pod.attachment));
+        let pods = pods.map(|pod| (Kind::Pod, pod.ifindex, pod.host_interface.clone()));
+        let overlay = self.model.vxlan.map(|index| (Kind::Overlay, index, VXLAN_DEVICE.to_owned()));
+        let uplinks = self.attached.iter().filter(|_| self.uplink_attachment == UplinkAttachment::Clsact);
+        let uplinks = uplinks.map(|(index, name)| (Kind::Uplink, *index, name.clone()));
+        let devices: Vec<_> = pods.chain(overlay).chain(uplinks).collect();
+        let mut first_error = None;
+        for (kind, index, name) in devices {
+            if let Err(error) = self.put_filters_of_back(kind, index, &name).await {
+                error!("{error}");
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    async fn put_filters_of_back(&mut self, kind: Kind, index: u32, name: &str) -> Result<(), Error> {
+        let filters = self.links.filters(index).await?;
+        let mut lost = Vec::new();
+        for (program, found) in kind.programs().into_iter().zip([filters.ingress, filters.egress]) {
+            let wanted = self.dataplane.program_id(program)?;
+            if found.as_ref().is_none_or(|found| found.program != wanted) {
+                let found = found.map_or("no filter".into(), |found| match found.program {
+                    0 => "a filter without a program".to_owned(),
+                    id => format!("program {id}, {}", found.name),
+                });
+                lost.push((program, found));
+            }
+        }
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let attached = match kind {
+            Kind::Pod => self.dataplane.attach_pod(name),
+            Kind::Overlay => self.dataplane.attach_overlay(name),
+            Kind::Uplink => {
+                self.dataplane.attach_uplink(name, self.uplink_attachment, self.config.uplink_xdp)
+            }
+        };
+        // Gone in between.
+        if attached.is_err() && self.links.device(name).await?.is_none_or(|device| device.index != index) {
+            return Ok(());
+        }
+        attached?;
+        for (program, found) in lost {
+            self.count_reattached(name, program, &found);
+        }
+        Ok(())
+    }
+
+    /// Looks after what no notice tells of: links that somebody has detached, and pins that somebody has removed. A few questions to
+    /// the kernel, whatever the number of pods.
+    pub(super) fn look_after_links_and_pins(&mut self) {
+        let lost = self.dataplane.take_lost_links().unwrap_or_else(|error| {
+            error!("{error}");
+            Vec::new()
+        });
+        for lost in &lost {
+            self.count_reattached(&lost.place, &lost.program, &lost.found);
+        }
+        if lost.iter().any(|lost| programs::CGROUP.contains(&lost.program.as_str())) {
+            self.attach_host_processes();
+        }
+        if lost.iter().any(|lost| !programs::CGROUP.contains(&lost.program.as_str())) {
+            // The next reconciliation attaches what is not there, and it is due.
+            self.attached.clear();
+            self.settled = None;
+        }
+        self.look_after_pins();
+    }
+
+    pub(super) fn look_after_pins(&mut self) {
+        let folder = self.config.bpf_dir.display();
+        let unpinned = match self.dataplane.repair_pins() {
+            Ok(missing) if missing.is_empty() => None,
+            Ok(missing) => {
+                warn!(
+                    missing = missing.join(", "),
+                    "somebody has removed pins from {folder}: pinned again, with all that was in the maps"
+                );
+                None
+            }
+            Err(error) => Some(format!(
+                "pins are missing from {folder} and cannot be made again, so that pods lose their network when this agent ends: {error}"
+            )),
+        };
+        if unpinned == self.unpinned {
+            return;
+        }
+        self.settled = None;
+        if let Some(why) = &unpinned {
+            error!("{why}");
+            self.set_readiness(Readiness::Waiting(why.clone()));
+        }
+        self.unpinned = unpinned;
+    }
+
+    fn count_reattached(&mut self, device: &str, program: &str, found: &str) {
+        self.reattached += 1;
+        warn!(device, program, found, "program attached again: something else has removed or replaced it");
+    }
+}

@@ -1,0 +1,174 @@
+//! What the agent holds open beside its pins, and what it does when others take pins away or detach programs.
+//!
+//! A pin can be removed by anybody who may write to the folder, and a link be detached by whoever has `bpftool`. While the agent
+//! holds the objects open, the first takes nothing away from the data path; the second is found out about and mended.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use aya::programs::links::FdLink;
+use tracing::info;
+
+use super::attach::{Attaching, missing};
+use super::pinned::Pinned;
+use super::{Dataplane, pins};
+use crate::error::Error;
+
+/// A link that does not do what it was made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The program.
+    pub program: String,
+    /// The device or the cgroup, as the link's pin has it.
+    pub place: String,
+    /// What was found in place of the program.
+    pub found: String,
+}
+
+impl Dataplane {
+    /// The kernel's number of a loaded program.
+    ///
+    /// # Errors
+    /// [`Error::Load`].
+    pub fn program_id(&self, name: &'static str) -> Result<u32, Error> {
+        let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
+        let info =
+            program.info().map_err(|source| Error::Load { object: name.into(), source: Box::new(source) })?;
+        Ok(info.id())
+    }
+
+    /// Pins again what is pinned no longer, and writes the version of the layout again. Gives what was missing, by name. Not while maps of
+    /// another layout are taken over.
+    ///
+    /// # Errors
+    /// [`Error::NotBpfFileSystem`], [`Error::File`]: nothing more can be done until the next attempt.
+    pub fn repair_pins(&self) -> Result<Vec<String>, Error> {
+        let Some(folder) = self.bpf_dir.as_ref().filter(|_| self.migration.is_none()) else {
+            return Ok(Vec::new());
+        };
+        let mut repaired = Vec::new();
+        if pins::restore(folder)? {
+            repaired.push("the folder".to_owned());
+        }
+        for object in self.pinned_maps.iter().chain(self.links.values()) {
+            if !object.path().exists() {
+                object.pin().map_err(Error::file("pin again", object.path()))?;
+                repaired.push(name_of(object.path()));
+            }
+        }
+        Ok(repaired)
+    }
+
+    /// Lets go of the links that somebody has detached or given another program, and gives them: what they were made for has to be
+    /// attached anew, which takes their pins over or away.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn take_lost_links(&mut self) -> Result<Vec<Lost>, Error> {
+        let mut lost = Vec::new();
+        for (pin, link) in &self.links {
+            let name = name_of(pin);
+            let (program, place) = name.split_once('-').unwrap_or((&name, ""));
+            let attached = link.attached_program().map_err(Error::file("look up the link", pin))?;
+            let loaded = self.ebpf.program(program).and_then(|program| program.info().ok());
+            if attached.is_none() || attached != loaded.map(|info| info.id()) {
+                let found = attached.map_or("no program".into(), |id| format!("program {id}"));
+                lost.push((pin.clone(), Lost { program: program.into(), place: place.into(), found }));
+            }
+        }
+        self.links.retain(|pin, _| !lost.iter().any(|(lost, _)| lost == pin));
+        Ok(lost.into_iter().map(|(_, lost)| lost).collect())
+    }
+
+    /// Puts a program in the place of the one that a pinned link holds. `false`: there is no such link, or what it was attached to
+    /// is gone; its pin is, too, then.
+    pub(super) fn take_over(&mut self, name: &'static str, pin: Option<&Path>) -> Result<bool, Error> {
+        let Some(pin) = pin else {
+            return Ok(false);
+        };
+        let there = Pinned::open(pin).map_err(Error::file("open the link", pin))?;
+        let Some(link) = there.or_else(|| self.links.remove(pin)) else {
+            return Ok(false);
+        };
+        let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
+        let program =
+            program.fd().map_err(|source| Error::Load { object: name.into(), source: Box::new(source) })?;
+        let taken = link.replace_program(program.as_fd()).is_ok();
+        if taken {
+            self.links.insert(pin.into(), link);
+        } else {
+            // The device or the cgroup is gone, perhaps replaced by one of the same name or number: the link is an empty shell.
+            self.links.remove(pin);
+            remove(pin)?;
+        }
+        Ok(taken)
+    }
+
+    /// With a pin a link lives until that is removed, without one until the process ends.
+    pub(super) fn keep(
+        &mut self,
+        link: FdLink,
+        pin: Option<&Path>,
+        attaching: &Attaching<'_>,
+    ) -> Result<(), Error> {
+        let Some(pin) = pin else {
+            #[expect(clippy::disallowed_methods, reason = "the kernel closes the link with the process")]
+            std::mem::forget(link);
+            return Ok(());
+        };
+        link.pin(pin).map_err(|source| attaching.failed(source))?;
+        let held = Pinned::open(pin).map_err(|source| attaching.failed(source))?;
+        self.links.extend(held.map(|held| (pin.to_path_buf(), held)));
+        Ok(())
+    }
+
+    /// Removes the pinned link of a program and a device or cgroup. Nothing happens when there is none.
+    pub(super) fn detach(&mut self, program: &str, place: &str) -> Result<(), Error> {
+        let Some(folder) = &self.bpf_dir else {
+            return Ok(());
+        };
+        let pin = pins::link(folder, program, place);
+        self.links.remove(&pin);
+        remove(&pin)
+    }
+
+    /// Removes the pinned links, as far as they are concerned, of anything but these programs and `places`.
+    pub(super) fn detach_others(
+        &mut self,
+        concerned: impl Fn(&Path) -> bool,
+        programs: &[&str],
+        places: &[&str],
+        why: &str,
+    ) -> Result<(), Error> {
+        let Some(folder) = &self.bpf_dir else {
+            return Ok(());
+        };
+        let wanted: Vec<_> = places
+            .iter()
+            .flat_map(|place| programs.iter().map(|program| pins::link(folder, program, place)))
+            .collect();
+        for pin in pins::list_links(folder)? {
+            if concerned(&pin) && !wanted.contains(&pin) {
+                self.links.remove(&pin);
+                remove(&pin)?;
+                info!(link = %pin.display(), "program detached: {why}");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name_of(pin: &Path) -> String {
+    pin.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn remove(pin: &Path) -> Result<(), Error> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove the link", pin)(error))
+        }
+        _ => Ok(()),
+    }
+}

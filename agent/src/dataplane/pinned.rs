@@ -1,0 +1,135 @@
+//! Objects that are pinned and that the agent holds open as well: what removes a pin takes nothing away, and the object can be
+//! pinned again. Links are replaced and looked at here, too: aya updates no links of cgroup programs, and tells of none whether
+//! it is still attached.
+
+#![expect(
+    unsafe_code,
+    reason = "a system call that takes a pointer and a length, and answers with a descriptor"
+)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+/// Of `enum bpf_cmd` (include/uapi/linux/bpf.h).
+const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_UPDATE: libc::c_int = 29;
+/// Of `enum bpf_link_type`: its info has the cgroup's number of 64 bits, where those of devices have an ifindex of 32.
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
+
+/// The part of `union bpf_attr` for `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
+#[repr(C)]
+struct Pin {
+    path: u64,
+    descriptor: u32,
+    flags: u32,
+}
+
+/// The part of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct Ask {
+    descriptor: RawFd,
+    length: u32,
+    info: u64,
+}
+
+/// The part of `union bpf_attr` for `BPF_LINK_UPDATE` (Linux 5.7).
+#[repr(C)]
+struct Update {
+    link: RawFd,
+    new_program: RawFd,
+    flags: u32,
+    old_program: RawFd,
+}
+
+/// The beginning of `struct bpf_link_info`, and of its union what says where the link is attached.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    reserved: u32,
+    place: [u32; 2],
+}
+
+/// A pinned map or link.
+#[derive(Debug)]
+pub struct Pinned {
+    path: PathBuf,
+    descriptor: OwnedFd,
+}
+
+impl Pinned {
+    /// Opens what is pinned. `None`: nothing is.
+    ///
+    /// # Errors
+    /// The kernel's: the pin is of another kind, or the folder is on no BPF file system.
+    pub fn open(path: &Path) -> io::Result<Option<Self>> {
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        match bpf(BPF_OBJ_GET, Pin { path: name.as_ptr() as u64, descriptor: 0, flags: 0 }) {
+            Ok(descriptor) => {
+                // SAFETY: the kernel has just made this descriptor for us.
+                let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+                Ok(Some(Self { path: path.into(), descriptor }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where it is pinned, or was.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Pins it again, where it was.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn pin(&self) -> io::Result<()> {
+        let name = CString::new(self.path.as_os_str().as_bytes())?;
+        let descriptor = u32::try_from(self.descriptor.as_raw_fd()).unwrap_or_default();
+        bpf(BPF_OBJ_PIN, Pin { path: name.as_ptr() as u64, descriptor, flags: 0 }).map(drop)
+    }
+
+    /// Of a link: puts a program in the place of the one that it holds, in one step.
+    ///
+    /// # Errors
+    /// The kernel's: what the link was attached to is gone, or somebody detached it (`ENOLINK`), or the program is of another type
+    /// (`EINVAL`).
+    pub fn replace_program(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let link = self.descriptor.as_raw_fd();
+        bpf(BPF_LINK_UPDATE, Update { link, new_program: program.as_raw_fd(), flags: 0, old_program: 0 })
+            .map(drop)
+    }
+
+    /// Of a link: the number of the program that it runs. `None`: it is attached to nothing (any more).
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn attached_program(&self) -> io::Result<Option<u32>> {
+        let mut info = LinkInfo::default();
+        let ask = Ask {
+            descriptor: self.descriptor.as_raw_fd(),
+            length: size_of::<LinkInfo>() as u32,
+            info: &raw mut info as u64,
+        };
+        bpf(BPF_OBJ_GET_INFO_BY_FD, ask)?;
+        let [low, high] = info.place;
+        let attached = low != 0 || info.kind == BPF_LINK_TYPE_CGROUP && high != 0;
+        Ok(attached.then_some(info.program))
+    }
+}
+
+fn bpf<T>(command: libc::c_int, mut attributes: T) -> io::Result<RawFd> {
+    // SAFETY: of these commands the kernel reads the attributes, as many bytes as they have, and the path in them, a C string
+    // that outlives the call; what it reads beyond is zero to it. For BPF_OBJ_GET_INFO_BY_FD it writes to the `LinkInfo` that the
+    // attributes name, no more than the length beside it, and that length.
+    let outcome = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attributes, size_of::<T>()) };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(outcome as RawFd) }
+}

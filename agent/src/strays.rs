@@ -1,0 +1,59 @@
+//! Devices that bear a pod's name and belong to no pod: an ADD that died between making the pair and asking the agent. Pure.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// So long a device may be without an owner: an ADD under way must not lose its link, and is over long before (the plugin gives
+/// an agent ten seconds).
+pub const GRACE: Duration = Duration::from_secs(60);
+
+/// Devices without an owner, by ifindex, and since when.
+#[derive(Clone, Debug, Default)]
+pub struct Strays {
+    since: BTreeMap<u32, Instant>,
+}
+
+impl Strays {
+    /// Takes note of the devices that have no owner now, and gives those that had none at any look for the whole grace.
+    pub fn look(&mut self, ownerless: impl IntoIterator<Item = u32>, now: Instant) -> Vec<u32> {
+        let before = std::mem::take(&mut self.since);
+        self.since =
+            ownerless.into_iter().map(|index| (index, before.get(&index).copied().unwrap_or(now))).collect();
+        self.since.iter().filter(|(_, since)| is_over(**since, now)).map(|(index, _)| *index).collect()
+    }
+
+    /// Whether the grace of one of them is over, and it is worth another look.
+    pub fn due(&self, now: Instant) -> bool {
+        self.since.values().any(|since| is_over(*since, now))
+    }
+}
+
+fn is_over(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= GRACE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_device_is_a_stray_when_it_had_no_owner_for_the_whole_grace() {
+        let (mut strays, start) = (Strays::default(), Instant::now());
+        assert_eq!(strays.look([7], start), [0; 0]);
+        assert!(!strays.due(start + GRACE - SECOND));
+        assert_eq!(strays.look([7, 8], start + GRACE - SECOND), [0; 0]);
+        assert!(strays.due(start + GRACE));
+        assert_eq!(strays.look([7, 8], start + GRACE), [7]);
+    }
+
+    #[test]
+    fn a_device_that_got_an_owner_or_went_begins_anew() {
+        let (mut strays, start) = (Strays::default(), Instant::now());
+        strays.look([7], start);
+        strays.look([0; 0], start + SECOND);
+        assert_eq!(strays.look([7], start + GRACE + SECOND), [0; 0]);
+        assert!(!strays.due(start + GRACE + SECOND));
+    }
+}

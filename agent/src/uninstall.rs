@@ -1,0 +1,203 @@
+//! `podwire uninstall`: everything that agents and the plugin have made on this node goes.
+//!
+//! It goes by what is there and not by what an agent remembers, so it works after half of an earlier one, and without the state folder
+//! or the pins. What cannot be removed is named, and does not keep the rest from going.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use podwire_common::names::{VXLAN_DEVICE, programs};
+use rustix::net::sockopt::socket_peercred;
+use tracing::{error, info, warn};
+
+use crate::before::Before;
+use crate::config::LogFormat;
+use crate::dataplane::{attach, pins};
+use crate::error::Error;
+use crate::host::{Device, DeviceKind, Host};
+use crate::links::Links;
+use crate::sysctl::{self, Forwarding};
+use crate::{cni_server, store};
+
+/// Where runtimes look for network configurations.
+const CONFIGURATIONS: &str = "/etc/cni/net.d";
+/// What a configuration of ours names.
+const PLUGIN: &str = "podwire-cni";
+
+/// Options of `podwire uninstall`: where the agent had its files.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// The agent's --state-dir.
+    #[arg(long, env = "PODWIRE_STATE_DIR", default_value = "/var/lib/podwire", value_name = "FOLDER")]
+    pub state_dir: PathBuf,
+    /// The agent's --run-dir.
+    #[arg(long, env = "PODWIRE_RUN_DIR", default_value = "/run/podwire", value_name = "FOLDER")]
+    pub run_dir: PathBuf,
+    /// The agent's --socket. Default: `agent.sock` in --run-dir.
+    #[arg(long, env = "PODWIRE_SOCKET", value_name = "FILE")]
+    pub socket: Option<PathBuf>,
+    /// The agent's --bpf-dir.
+    #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
+    pub bpf_dir: PathBuf,
+    /// What is logged: off, error, warn, info, debug, trace, or a filter such as `podwire::links=debug`.
+    #[arg(long, env = "PODWIRE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: String,
+    /// How it is logged.
+    #[arg(long, env = "PODWIRE_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How many things could not be removed.
+#[derive(Debug, Default)]
+struct Failures(usize);
+
+impl Failures {
+    /// Names the fault of an attempt, if it has one.
+    fn note<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
+        outcome.inspect_err(|error| error!("{error}")).inspect_err(|_| self.0 += 1).ok()
+    }
+}
+
+/// Removes everything. Gives the number of things that could not be removed, each of which was named.
+///
+/// # Errors
+/// [`Error::StateLocked`] or [`Error::AgentRuns`] while an agent runs, [`Error::File`] or [`Error::Netlink`] when that or what is there
+/// cannot be found out: then nothing was touched.
+pub async fn run(options: &Options) -> Result<usize, Error> {
+    let socket = options.socket.clone().unwrap_or_else(|| options.run_dir.join(cni_server::SOCKET));
+    let mut failures = Failures::default();
+    let lock = match store::hold(&options.state_dir) {
+        Err(locked @ Error::StateLocked { .. }) => return Err(locked),
+        other => failures.note(other),
+    };
+    refuse_beside_an_agent(&socket)?;
+    let links = Links::new()?;
+    let host = links.host().await?;
+    let (pods, unreadable) = store::peek(&options.state_dir);
+
+    let cut = remove_devices(&links, &host, &mut failures).await;
+    if let Some(routes @ 1..) = failures.note(links.remove_own_routes().await) {
+        info!(routes, "routes removed");
+    }
+    let uplinks: BTreeSet<String> =
+        pins::uplinks(&options.bpf_dir).into_iter().chain(host.default_devices()).collect();
+    let before = failures.note(Before::load(&options.state_dir)).unwrap_or_default();
+    failures.note(restore_forwarding(&before, &host.other_devices(&uplinks)));
+    for device in host.devices.values() {
+        failures.note(remove_filters(&links, device, &before).await);
+    }
+    for error in pins::remove_all(&options.bpf_dir).into_iter().chain(store::erase(&options.state_dir)) {
+        failures.note(Err::<(), _>(error));
+    }
+    drop(lock);
+    failures.note(remove(fs::remove_file(&socket), &socket));
+    for folder in [&options.bpf_dir, &options.run_dir, &options.state_dir] {
+        failures.note(remove(fs::remove_dir(folder), folder));
+    }
+    name_what_was_copied();
+
+    for file in &unreadable {
+        warn!(path = %file.path.display(), reason = file.reason, "whose file this was is not known");
+    }
+    for device in cut.iter().filter(|device| !pods.iter().any(|pod| pod.host_interface == **device)) {
+        warn!(device, "cut off: a pod that no file names");
+    }
+    for pod in &pods {
+        warn!(%pod, container = pod.attachment.container_id, "cut off");
+    }
+    info!(pods = pods.len(), "uninstalled");
+    Ok(failures.0)
+}
+
+fn refuse_beside_an_agent(socket: &Path) -> Result<(), Error> {
+    // Its lock tells as well, unless somebody has removed the state folder.
+    let Ok(stream) = UnixStream::connect(socket) else {
+        return Ok(());
+    };
+    let pid = socket_peercred(&stream).map_or("unknown".into(), |peer| peer.pid.as_raw_nonzero().to_string());
+    Err(Error::AgentRuns { path: socket.into(), pid })
+}
+
+/// The pods' links and the tunnel's, with the programs, addresses and routes that they have. Gives the names of the pods'.
+async fn remove_devices(links: &Links, host: &Host, failures: &mut Failures) -> BTreeSet<String> {
+    let mut cut = BTreeSet::new();
+    for device in host.pod_devices() {
+        if failures.note(remove_device(links, device).await).is_some() {
+            cut.insert(device.name.clone());
+        }
+    }
+    match host.device(VXLAN_DEVICE) {
+        Some(device) if device.kind == DeviceKind::Vxlan => {
+            failures.note(remove_device(links, device).await);
+        }
+        Some(_) => warn!("{VXLAN_DEVICE} is left: it is no VXLAN device, so no agent has made it"),
+        None => {}
+    }
+    cut
+}
+
+async fn remove_device(links: &Links, device: &Device) -> Result<(), Error> {
+    links.remove_device(device.index, &device.name).await?;
+    info!(device = device.name, "removed");
+    Ok(())
+}
+
+fn restore_forwarding(before: &Before, others: &[String]) -> Result<(), Error> {
+    if !others.is_empty() && !before.switches.is_empty() {
+        warn!(
+            devices = others.join(", "),
+            "forwarding (ip_forward) is left switched on, although the agent has done so: this node may forward for these devices, too"
+        );
+        return Ok(());
+    }
+    match sysctl::restore_forwarding(before)? {
+        Forwarding::NotChanged | Forwarding::AsBefore => {}
+        Forwarding::ChangedSince => info!("forwarding is as somebody has set it since"),
+    }
+    Ok(())
+}
+
+/// What uplinks have where the kernel has no TCX, and the queueing discipline if an agent has made it and nothing else is on it.
+async fn remove_filters(links: &Links, device: &Device, before: &Before) -> Result<(), Error> {
+    const OURS: [&str; 2] = [programs::FROM_UPLINK, programs::TO_UPLINK];
+    let filters = links.filters(device.index).await?;
+    let found = [filters.ingress, filters.egress];
+    if found.iter().flatten().any(|filter| OURS.contains(&filter.name.as_str())) {
+        attach::detach_filters(&device.name);
+        info!(device = device.name, "programs detached");
+    }
+    if before.without_clsact.contains(&device.name) && links.remove_empty_clsact(device.index).await? {
+        info!(device = device.name, "clsact removed");
+    }
+    Ok(())
+}
+
+fn remove(outcome: io::Result<()>, path: &Path) -> Result<(), Error> {
+    match outcome {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy) =>
+        {
+            info!(path = %path.display(), "the folder is left: {error}");
+            Ok(())
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Who has copied it knows where else it is.
+fn name_what_was_copied() {
+    let entries = fs::read_dir(CONFIGURATIONS).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        if fs::read_to_string(&path).is_ok_and(|text| text.contains(PLUGIN)) {
+            warn!(path = %path.display(), "left: the runtime calls the plugin for as long as it is there");
+        }
+    }
+    info!(
+        "left, as they were not made but copied: the two programs, podwire and {PLUGIN}, and the node list"
+    );
+}

@@ -1,0 +1,160 @@
+//! An agent that stands still while many ask: each is told to try again, and nothing of it is done afterwards.
+
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::time::Duration;
+
+use podwire_cni::protocol::{self, Add, Attachment, Bandwidth, Call, Reply, Request, host_interface};
+use podwire_common::names::{VETH_PREFIX, maps};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use xtask::lab::{Lab, Node, Ns, traffic};
+
+use crate::sockets::wait_until;
+
+/// More than the agent serves at once (128).
+const CALLS: usize = 150;
+
+#[test]
+fn many_calls_of_an_agent_that_stands_still_are_told_to_try_again_and_leave_nothing() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let [staying, going] = ["staying", "going"].map(|name| node.add_pod(name).unwrap());
+    let before = Left::by(node);
+    let names: Vec<String> = (0..CALLS).map(|number| format!("pod{number}")).collect();
+    let namespaces: Vec<_> = names
+        .iter()
+        .map(|name| Ns::create(&node.cni_call("ADD", name, &json!({})).container_id).unwrap())
+        .collect();
+    signal(node, Signal::STOP);
+    std::thread::scope(|scope| {
+        for name in &names {
+            scope.spawn(move || {
+                let refused = node.cni_call("ADD", name, &json!({})).run().unwrap();
+                // "Try again later" (CNI specification, error codes).
+                assert!(!refused.success && refused.answer["code"] == 11, "{name}: {refused:?}");
+            });
+        }
+        scope.spawn(|| going.delete().unwrap());
+    });
+    assert!(namespaces.iter().all(|ns| ns.exec(&["ip", "-br", "link"]).unwrap().lines().count() == 1));
+    signal(node, Signal::CONT);
+    // The one that was deleted goes as soon as the agent has looked.
+    let after = wait_until(|| Some(Left::by(node)).filter(|left| *left == before.without_one()));
+    assert!(after.is_some(), "{:?} and not {before:?} but one\n{}", Left::by(node), node.agent_log_tail(20));
+    for name in &names[..3] {
+        assert!(node.cni_call("ADD", name, &json!({})).run().unwrap().success);
+    }
+    traffic::tcp_exchange(node, &staying, staying.address(), 8080, 1 << 20).unwrap();
+}
+
+#[test]
+fn an_add_whose_plugin_has_died_in_the_meantime_is_not_carried_out() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let add = made_by_hand(node, "dead");
+    signal(node, Signal::STOP);
+    for _ in 0..2 {
+        drop(asked(node, Call::Add(Box::new(add.clone()))));
+    }
+    signal(node, Signal::CONT);
+    let pod = node.add_pod("pod").unwrap();
+    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(), 1);
+    assert_eq!(pod.address().to_string(), "10.244.1.2", "an address was given to nobody");
+    // Somebody who waits is served.
+    let reply: Reply = protocol::read_frame(&mut asked(node, Call::Add(Box::new(add)))).unwrap();
+    assert!(matches!(&reply, Reply::Added(_)), "{reply:?}");
+}
+
+/// The same with an agent that waits for its disk, while calls wait for it.
+#[test]
+fn an_add_that_waits_behind_others_is_not_begun_when_its_plugin_has_given_up() {
+    const A_MOMENT: Duration = Duration::from_millis(300);
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let [stuck, waiting] = ["stuck", "waiting"].map(|container| made_by_hand(node, container));
+    // Whoever opens it to write waits for somebody who reads.
+    let file = node.state_dir().join("endpoints").join(&stuck.host_interface).with_extension("tmp");
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let unknown = Attachment { container_id: "unknown".into(), interface: "eth0".into() };
+    let mut first = asked(node, Call::Add(Box::new(stuck)));
+    let linked = || node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len() == 1;
+    assert!(wait_until(|| linked().then_some(())).is_some());
+    // A DEL waits until all ADDs are on disk, and what comes after it waits for the DEL.
+    let mut second = asked(node, Call::Del(unknown));
+    std::thread::sleep(A_MOMENT);
+    let third = asked(node, Call::Add(Box::new(waiting)));
+    std::thread::sleep(A_MOMENT);
+    drop(third);
+    std::thread::sleep(A_MOMENT);
+    let reader = std::fs::File::open(&file).unwrap();
+    let reply: Reply = protocol::read_frame(&mut first).unwrap();
+    assert!(matches!(&reply, Reply::Failed(_)), "what is no file cannot be synced: {reply:?}");
+    let reply: Reply = protocol::read_frame(&mut second).unwrap();
+    assert_eq!(reply, Reply::Deleted);
+    drop(reader);
+    // The first one's was given and taken back; the next one is still there.
+    assert_eq!(node.add_pod("pod").unwrap().address().to_string(), "10.244.1.3");
+}
+
+/// What a plugin asks for when it has made its link.
+fn made_by_hand(node: &Node, container_id: &str) -> Add {
+    let attachment = Attachment { container_id: container_id.into(), interface: "eth0".into() };
+    let host_interface = host_interface(&attachment);
+    let (host_mac, pod_mac) = ("02:00:00:00:00:0a", "02:00:00:00:00:0b");
+    let pair =
+        format!("{host_interface} address {host_mac} type veth peer name {container_id} address {pod_mac}");
+    node.ip(&format!("link add {pair}")).unwrap();
+    Add {
+        attachment,
+        netns: "/run/netns/none".into(),
+        host_interface,
+        pod_mac: pod_mac.into(),
+        host_mac: host_mac.into(),
+        addresses: Vec::new(),
+        mtu: None,
+        port_mappings: Vec::new(),
+        pod: None,
+        network: None,
+        bandwidth: Bandwidth::default(),
+    }
+}
+
+/// A connection whose request was sent.
+fn asked(node: &Node, call: Call) -> UnixStream {
+    let mut stream = UnixStream::connect(node.socket()).unwrap();
+    protocol::write_frame(&mut stream, &Request::new(call)).unwrap();
+    stream
+}
+
+fn signal(node: &Node, signal: Signal) {
+    let pid = Pid::from_raw(node.agent_pid().unwrap().try_into().unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// What calls could leave behind, in numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Left {
+    links: usize,
+    files: usize,
+    endpoints: usize,
+    descriptors: usize,
+}
+
+impl Left {
+    fn by(node: &Node) -> Self {
+        let count = |folder: &std::path::Path| std::fs::read_dir(folder).unwrap().count();
+        let links = node.exec(&["ip", "-brief", "link"]).unwrap();
+        let descriptors = format!("/proc/{}/fd", node.agent_pid().unwrap());
+        Self {
+            links: links.lines().filter(|line| line.starts_with(VETH_PREFIX)).count(),
+            files: count(&node.state_dir().join("endpoints")),
+            endpoints: node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(),
+            descriptors: count(descriptors.as_ref()),
+        }
+    }
+
+    fn without_one(&self) -> Self {
+        Self { links: self.links - 1, files: self.files - 1, endpoints: self.endpoints - 1, ..self.clone() }
+    }
+}

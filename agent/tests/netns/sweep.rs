@@ -1,0 +1,214 @@
+//! What others take away is put back, and what belongs to nobody goes.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use podwire_common::names::maps;
+use podwire_common::reason::Path;
+use serde_json::{Value, json};
+use xtask::lab::traffic::Route;
+use xtask::lab::{Lab, Node, Pod, traffic};
+
+use crate::check::Counted;
+use crate::sockets::wait_until;
+
+const MEBIBYTE: u64 = 1 << 20;
+
+#[test]
+fn programs_that_another_tool_removes_or_replaces_are_attached_again() {
+    let lab = Lab::builder().agent_arguments(&["--uplink-xdp", "generic"]).build().unwrap();
+    let node = lab.node(0);
+    let filter = node.add_pod_with("filter", &host_port()).unwrap();
+    let [qdisc, replaced] = ["qdisc", "replaced"].map(|name| node.add_pod(name).unwrap());
+    let far = lab.node(1).add_pod("far").unwrap();
+    let pin = |name: &str| node.bpf_dir().join("links").join(name).display().to_string();
+    let stranger = node.bpf_dir().join("stranger").display().to_string();
+
+    node.exec(&["tc", "filter", "del", "dev", filter.host_interface(), "egress"]).unwrap();
+    node.exec(&["tc", "qdisc", "del", "dev", qdisc.host_interface(), "clsact"]).unwrap();
+    bpftool(&["prog", "pin", "id", &program(node, replaced.host_interface(), "egress"), &stranger]);
+    let place = ["dev", replaced.host_interface(), "ingress", "pref", "1", "handle", "1"];
+    let by = ["bpf", "da", "object-pinned", &stranger];
+    node.exec(&[&["tc", "filter", "replace"][..], &place, &by].concat()).unwrap();
+    node.exec(&["tc", "filter", "del", "dev", "podwire-vxlan", "ingress"]).unwrap();
+    bpftool(&["link", "detach", "pinned", &pin("from_uplink-eth0")]);
+    bpftool(&["link", "detach", "pinned", &pin("uplink_xdp-eth0")]);
+    let connect = links(node).into_iter().find(|name| name.starts_with("connect4-")).unwrap();
+    bpftool(&["link", "detach", "pinned", &pin(&connect)]);
+    std::fs::remove_file(&stranger).unwrap();
+
+    let expected = [
+        (filter.host_interface(), "to_pod", "no filter"),
+        (qdisc.host_interface(), "from_pod", "no filter"),
+        (qdisc.host_interface(), "to_pod", "no filter"),
+        (replaced.host_interface(), "from_pod", "stranger"),
+        ("podwire-vxlan", "from_overlay", "no filter"),
+        ("eth0", "from_uplink", "no program"),
+        ("eth0", "uplink_xdp", "no program"),
+        ("cgroup-", "connect4", "no program"),
+    ];
+    let said = |(device, program, found): &(&str, &str, &str)| {
+        let log = node.agent_log();
+        let mut lines = log.lines().filter(|line| line.contains("attached again"));
+        lines.any(|line| {
+            line.contains(device)
+                && line.contains(&format!("program=\"{program}\""))
+                && line.contains(&format!("found=\"{found}"))
+                || *found == "stranger" && line.contains(device) && line.contains("found=\"program ")
+        })
+    };
+    let told = wait_until(|| expected.iter().all(said).then_some(()));
+    assert!(told.is_some(), "not all was found: {}", node.agent_log_tail(30));
+    let before = Counted::quiet(&lab);
+    for pod in [&filter, &qdisc, &replaced] {
+        let mut check = pod.call().with_command("CHECK");
+        check.config["prevResult"] = pod.result().clone();
+        let checked = check.run().unwrap();
+        assert!(checked.success, "{checked:?}");
+        traffic::tcp_exchange(pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
+    }
+    let (ways, others) = ([(0, Path::TunnelOut), (0, Path::TunnelIn)], [(0, Path::TunnelInDevice)]);
+    Counted::quiet(&lab).since(&before).expect(&ways, &others).unwrap();
+    assert_eq!(
+        program(node, replaced.host_interface(), "ingress"),
+        program(node, filter.host_interface(), "ingress")
+    );
+    let shown = node.exec(&["ip", "link", "show", "dev", "eth0"]).unwrap();
+    assert!(shown.contains("xdpgeneric"), "{shown}");
+    let route = Route::translated("127.0.0.1:9088".parse().unwrap(), 8080);
+    traffic::tcp_exchange_on(node, &filter, route, MEBIBYTE).unwrap();
+    assert_eq!(metric(node, "podwire_programs_reattached_total"), expected.len().to_string());
+}
+
+#[test]
+fn what_belongs_to_no_pod_and_no_node_goes_and_a_pods_link_only_after_a_minute() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod_with("pod", &host_port()).unwrap();
+    let stray = "pw00000000000a";
+    let begun = Instant::now();
+    node.ip(&format!(
+        "link add {stray} type veth peer name peer\nlink add pw00000000000b type bridge\nlink set {stray} up\nroute add 10.244.1.99/32 dev {stray} proto 112"
+    ))
+    .unwrap();
+    let endpoints = entries(node, maps::ENDPOINTS);
+    let frontends = entries(node, maps::FRONTENDS);
+    copy_entry(node, maps::ENDPOINTS, |key| key[15] = 99);
+    copy_entry(node, maps::FRONTENDS, |key| key[17] ^= 1);
+    let pin = node.bpf_dir().join("links/to_nowhere-eth9");
+    let from = node.bpf_dir().join("links/to_uplink-eth0").display().to_string();
+    let shown: Value = serde_json::from_str(&bpftool(&["-j", "link", "show", "pinned", &from])).unwrap();
+    bpftool(&["link", "pin", "id", &shown["id"].to_string(), &pin.display().to_string()]);
+    assert_ne!(entries(node, maps::ENDPOINTS), endpoints);
+
+    let swept = wait_until(|| {
+        let routes = node.exec(&["ip", "route", "show", "table", "all", "proto", "112"]).unwrap();
+        let clean = entries(node, maps::ENDPOINTS) == endpoints
+            && entries(node, maps::FRONTENDS) == frontends
+            && !pin.exists()
+            && !routes.contains("10.244.1.99");
+        clean.then_some(())
+    });
+    assert!(swept.is_some(), "{}", node.agent_log_tail(20));
+    let is_there = |device: &str| node.exec(&["ip", "link", "show", "dev", device]).is_ok();
+    assert!(
+        begun.elapsed() > Duration::from_secs(60) || is_there(stray),
+        "an ADD under way has lost its link"
+    );
+    std::thread::sleep(Duration::from_secs(60).saturating_sub(begun.elapsed()));
+    assert!(wait_until(|| (!is_there(stray)).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+    let said = || node.agent_log().contains(&format!("no pod has owned it device=\"{stray}\"")).then_some(());
+    assert!(wait_until(said).is_some(), "{}", node.agent_log_tail(20));
+    assert!(is_there("pw00000000000b"), "it is no pod's: a bridge");
+    assert!(is_there(pod.host_interface()));
+    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+}
+
+#[test]
+fn before_the_first_node_list_only_pods_that_are_gone_are_released() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let [staying, gone, going] = ["staying", "gone", "going"].map(|name| node.add_pod(name).unwrap());
+    let list = lab.node_list().unwrap();
+    node.kill_agent().unwrap();
+    lab.write_node_list("no list").unwrap();
+    node.ip(&format!("link del {}", gone.host_interface())).unwrap();
+    node.ip("route add 10.244.1.99/32 dev lo proto 112").unwrap();
+    node.spawn_agent().unwrap();
+    let file = |pod: &Pod| node.state_dir().join("endpoints").join(format!("{}.json", pod.host_interface()));
+    assert!(wait_until(|| (!file(&gone).exists()).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+    node.ip(&format!("link del {}", going.host_interface())).unwrap();
+    assert!(wait_until(|| (!file(&going).exists()).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+    assert!(file(&staying).exists());
+    let routes = || node.exec(&["ip", "route", "show", "table", "all", "proto", "112"]).unwrap();
+    assert!(routes().contains("10.244.1.99") && routes().contains("10.244.2.0/24"), "{}", routes());
+    assert_eq!(node.map_dump(maps::TUNNEL_PEERS).unwrap().as_array().unwrap().len(), 1);
+    lab.write_node_list(&list.to_string()).unwrap();
+    node.wait_ready().unwrap();
+    assert!(wait_until(|| (!routes().contains("10.244.1.99")).then_some(())).is_some(), "{}", routes());
+    traffic::tcp_exchange(node, &staying, staying.address(), 8080, MEBIBYTE).unwrap();
+}
+
+fn host_port() -> Value {
+    json!({ "portMappings": [{ "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" }] })
+}
+
+fn bpftool(arguments: &[&str]) -> String {
+    let output = Command::new("bpftool").args(arguments).output().unwrap();
+    assert!(output.status.success(), "bpftool {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The number of the program of a device's filter at priority 1.
+fn program(node: &Node, device: &str, direction: &str) -> String {
+    let shown = node.exec(&["tc", "-j", "filter", "show", "dev", device, direction, "pref", "1"]).unwrap();
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    let mut ids =
+        shown.as_array().unwrap().iter().filter_map(|filter| filter["options"]["prog"]["id"].as_u64());
+    ids.next_back().unwrap_or_else(|| panic!("no program: {shown}")).to_string()
+}
+
+/// Names of pinned links.
+fn links(node: &Node) -> Vec<String> {
+    let entries = std::fs::read_dir(node.bpf_dir().join("links")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// In an order of their own: a hash map has none.
+fn entries(node: &Node, map: &str) -> Vec<String> {
+    let dump = node.map_dump(map).unwrap();
+    let mut entries: Vec<String> = dump.as_array().unwrap().iter().map(Value::to_string).collect();
+    entries.sort();
+    entries
+}
+
+/// Adds an entry like the first one, with another key.
+fn copy_entry(node: &Node, map: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    let dump = node.map_dump(map).unwrap();
+    let bytes = |value: &Value| -> Vec<u8> {
+        let byte =
+            |byte: &Value| u8::from_str_radix(byte.as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+        value.as_array().unwrap().iter().map(byte).collect()
+    };
+    let (mut key, value) = (bytes(&dump[0]["key"]), bytes(&dump[0]["value"]));
+    change(&mut key);
+    let pin = node.bpf_dir().join(map).display().to_string();
+    let text = |bytes: &[u8]| bytes.iter().map(u8::to_string).collect::<Vec<_>>();
+    let mut arguments = vec!["map".to_owned(), "update".into(), "pinned".into(), pin, "key".into()];
+    arguments.extend(text(&key));
+    arguments.push("value".into());
+    arguments.extend(text(&value));
+    bpftool(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// A value out of /metrics.
+fn metric(node: &Node, name: &str) -> String {
+    let mut stream = node.enter(|| TcpStream::connect("127.0.0.1:9790")).unwrap().unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in\n{text}")).to_owned()
+}

@@ -1,0 +1,169 @@
+//! What is taken away under a running agent: its socket, its pins, and all that a reboot takes.
+
+use std::path::Path;
+use std::process::Command;
+
+use podwire_common::names::maps;
+use serde_json::{Value, json};
+use xtask::lab::{Lab, Node, traffic};
+
+use crate::sockets::wait_until;
+
+const MEBIBYTE: u64 = 1 << 20;
+
+#[test]
+fn a_run_folder_that_is_removed_comes_back_with_the_socket() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    std::fs::remove_dir_all(node.socket().parent().unwrap()).unwrap();
+    lab.add_namespace("node1-early").unwrap();
+    let refused = node.cni_call("ADD", "early", &json!({})).run().unwrap();
+    assert!(!refused.success && refused.answer["code"] == 11, "{refused:?}");
+    assert!(wait_until(|| node.socket().exists().then_some(())).is_some());
+    let pod = node.add_pod("pod").unwrap();
+    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+}
+
+#[test]
+fn pins_that_are_removed_under_traffic_come_back_and_no_connection_ends() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let [client, near] = ["client", "near"].map(|name| node.add_pod(name).unwrap());
+    let far = lab.node(1).add_pod("far").unwrap();
+    let streams = [
+        traffic::tcp_stream(&client, &near, near.address(), 8080).unwrap(),
+        traffic::tcp_stream(&client, &far, far.address(), 8080).unwrap(),
+        traffic::tcp_stream(&client, lab.world(), lab.world_address(), 8080).unwrap(),
+        traffic::tcp_stream(node, &far, far.address(), 8081).unwrap(),
+    ];
+    let go_on = || streams.iter().for_each(|stream| stream.wait_for(4 * MEBIBYTE).unwrap());
+    go_on();
+    let before = pins(node);
+    std::fs::remove_file(node.bpf_dir().join(maps::TRANSLATIONS)).unwrap();
+    std::fs::remove_file(node.bpf_dir().join("links/to_uplink-eth0")).unwrap();
+    go_on();
+    come_back(node, &before);
+    std::fs::remove_dir_all(node.bpf_dir()).unwrap();
+    go_on();
+    come_back(node, &before);
+    // A new agent finds all that the first one had.
+    node.restart_agent().unwrap();
+    go_on();
+    assert_eq!(pins(node), before);
+    for stream in streams {
+        assert!(stream.finish().unwrap().bytes > 0);
+    }
+    let log = node.agent_log();
+    assert!(log.contains("missing=\"TRANSLATIONS, to_uplink-eth0\""), "{}", node.agent_log_tail(20));
+    assert!(log.contains("missing=\"the folder, ENDPOINTS, NODES, "), "{}", node.agent_log_tail(20));
+}
+
+#[test]
+fn a_bpf_file_system_that_is_unmounted_is_done_without_or_said() {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let node = lab.node(0);
+    std::fs::create_dir_all(node.bpf_dir()).unwrap();
+    mount(&["-t", "bpf", "bpf"], node.bpf_dir());
+    node.start_agent().unwrap();
+    let pod = node.add_pod("pod").unwrap();
+    let before = pins(node);
+    unmount(node.bpf_dir());
+    assert_eq!(pins(node), Vec::<String>::new());
+    // The folder that it was mounted at is on a BPF file system itself.
+    come_back(node, &before);
+    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    // Over it comes one that is none.
+    mount(&["-t", "tmpfs", "tmpfs"], node.bpf_dir());
+    let said = wait_until(|| node.agent_log().contains("not on a BPF file system").then_some(()));
+    assert!(said.is_some(), "{}", node.agent_log_tail(20));
+    lab.add_namespace("node1-late").unwrap();
+    let refused = node.cni_call("ADD", "late", &json!({})).run().unwrap();
+    assert!(!refused.success && refused.answer["code"] == 11, "{refused:?}");
+    assert!(refused.answer["msg"].as_str().unwrap().contains("not on a BPF file system"), "{refused:?}");
+    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    unmount(node.bpf_dir());
+    assert!(
+        wait_until(|| node.cni_call("ADD", "late", &json!({})).run().unwrap().success.then_some(()))
+            .is_some()
+    );
+}
+
+/// All that a node has in memory is gone, what it has on disk is there.
+#[test]
+fn after_a_reboot_no_address_is_lost_and_none_is_taken_twice() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let far = lab.node(1).add_pod("far").unwrap();
+    let names = ["one", "two", "three"];
+    let before = names.map(|name| node.add_pod_with(name, &json!({})).unwrap());
+    let addresses: Vec<_> = before.iter().map(|pod| crate::v4(pod.address())).collect();
+    node.kill_agent().unwrap();
+    for pod in &before {
+        node.ip(&format!("link del {}", pod.host_interface())).unwrap();
+    }
+    node.ip("link del podwire-vxlan\nroute flush table main proto 112").unwrap();
+    std::fs::remove_dir_all(node.bpf_dir()).unwrap();
+    std::fs::remove_dir_all(node.socket().parent().unwrap()).unwrap();
+    std::fs::create_dir_all(node.socket().parent().unwrap()).unwrap();
+    assert_eq!(files(node).len(), 3);
+
+    node.start_agent().unwrap();
+    assert_eq!(files(node), Vec::<String>::new(), "an address without a device was kept");
+    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), json!([]));
+    // The runtime makes each pod anew, in a sandbox of its own.
+    let after = ["four", "five", "six", "seven"].map(|name| node.add_pod(name).unwrap());
+    let anew: Vec<_> = after.iter().map(|pod| crate::v4(pod.address())).collect();
+    let next = |address: &std::net::Ipv4Addr, by: u32| std::net::Ipv4Addr::from(u32::from(*address) + by);
+    let expected: Vec<_> = (1..=4).map(|by| next(addresses.last().unwrap(), by)).collect();
+    assert_eq!(anew, expected, "the round goes on where it was");
+    // Those of before are free.
+    let again = node.add_pod_with("again", &json!({ "ips": [format!("{}/24", addresses[0])] })).unwrap();
+    for pod in after.iter().chain([&again]) {
+        traffic::tcp_exchange(pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
+        traffic::tcp_exchange(&far, pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    }
+}
+
+fn come_back(node: &Node, pins_before: &[String]) {
+    let back = wait_until(|| (pins(node) == pins_before).then_some(()));
+    assert!(back.is_some(), "{:?}\n{}", pins(node), node.agent_log_tail(20));
+}
+
+/// Names of all pins, and of the objects behind them, in order.
+fn pins(node: &Node) -> Vec<String> {
+    let mut names = below(node.bpf_dir());
+    for map in maps::ALL {
+        let pin = node.bpf_dir().join(map);
+        if pin.exists() {
+            let shown =
+                Command::new("bpftool").args(["-j", "map", "show", "pinned"]).arg(&pin).output().unwrap();
+            let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+            names.push(format!("{map} {}", shown["id"]));
+        }
+    }
+    // The kernel's own, in the root of a BPF file system.
+    names.retain(|name| !name.ends_with(".debug"));
+    names.sort();
+    names
+}
+
+fn below(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let entries: Vec<_> = entries.map(|entry| entry.unwrap()).collect();
+    let mut names: Vec<_> = entries.iter().map(|entry| entry.path().display().to_string()).collect();
+    let folders = entries.iter().filter(|entry| entry.file_type().unwrap().is_dir());
+    names.extend(folders.flat_map(|folder| below(&folder.path())));
+    names
+}
+
+fn files(node: &Node) -> Vec<String> {
+    below(&node.state_dir().join("endpoints"))
+}
+
+fn mount(arguments: &[&str], folder: &Path) {
+    assert!(Command::new("mount").args(arguments).arg(folder).status().unwrap().success());
+}
+
+fn unmount(folder: &Path) {
+    assert!(Command::new("umount").arg(folder).status().unwrap().success());
+}
