@@ -5,8 +5,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use podwire_cni::protocol::PortMapping;
+use podwire_cni::protocol::{Bandwidth, PortMapping};
 
+use crate::bandwidth;
 use crate::config::ConfigError;
 use crate::fields::{Fields, Keys};
 use crate::port_mappings;
@@ -21,6 +22,8 @@ pub(crate) struct RuntimeConfig {
     pub(crate) addresses: Vec<IpNet>,
     /// hostPorts.
     pub(crate) port_mappings: Vec<PortMapping>,
+    /// How fast the pod may receive and send.
+    pub(crate) bandwidth: Bandwidth,
     /// The pod's name resolution; it has no domain.
     pub(crate) dns: Dns,
     pub(crate) warnings: Vec<String>,
@@ -35,7 +38,13 @@ impl RuntimeConfig {
         warnings.extend(not_enforced(fields)?);
         let (port_mappings, left_out) = port_mappings::parse(fields)?;
         warnings.extend(left_out);
-        Ok(RuntimeConfig { addresses: addresses(fields)?, port_mappings, dns: dns(fields)?, warnings })
+        Ok(RuntimeConfig {
+            addresses: addresses(fields)?,
+            port_mappings,
+            bandwidth: bandwidth::parse(fields)?,
+            dns: dns(fields)?,
+            warnings,
+        })
     }
 }
 
@@ -66,14 +75,6 @@ fn dns(fields: &Fields<'_>) -> Result<Dns, ConfigError> {
 /// What is asked for and not done by this version: said, so that nobody takes it for granted.
 fn not_enforced(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
     let mut warnings = Vec::new();
-    if let Some(bandwidth) = fields.object("bandwidth", Keys::AnyCase)? {
-        let rates = [bandwidth.unsigned("ingressRate")?, bandwidth.unsigned("egressRate")?];
-        if rates.into_iter().flatten().any(|rate| rate != 0) {
-            warnings.push(
-                "bandwidth is not enforced yet by this version: the pod's rate is unlimited".to_owned(),
-            );
-        }
-    }
     if let Some(mac) = fields.string("mac")?.filter(|mac| !mac.is_empty()) {
         warnings.push(format!(
             "mac ({mac}) is not applied yet by this version: the pod gets an address of its own"
@@ -111,13 +112,10 @@ mod tests {
 
     #[test]
     fn what_is_not_enforced_is_said_in_either_case_of_the_keys() {
-        for value in [
-            json!({"bandwidth": {"ingressRate": 1}, "mac": "02:00:00:00:00:01"}),
-            json!({"Bandwidth": {"EgressRate": 1}, "Mac": "02:00:00:00:00:01"}),
-        ] {
+        for value in [json!({"mac": "02:00:00:00:00:01"}), json!({"Mac": "02:00:00:00:00:01"})] {
             let warnings = parse(&value).unwrap().warnings;
-            assert_eq!(warnings.len(), 2, "{warnings:?}");
-            assert!(warnings[0].contains("bandwidth"), "{warnings:?}");
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            assert!(warnings[0].contains("mac"), "{warnings:?}");
         }
     }
 

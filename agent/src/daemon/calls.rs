@@ -107,6 +107,10 @@ impl Daemon {
             return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
         }
         self.check_host_ports(add, known)?;
+        if known.is_some_and(|known| known.bandwidth != add.bandwidth) {
+            let message = "another bandwidth is asked for than the attachment has: DEL it first".into();
+            return Err(refuse(codes::INVALID_CONFIGURATION, message));
+        }
         let own = self.model.own.as_ref();
         let gateway = known.map(|known| known.gateway).or(own.map(|own| own.overlay_address()));
         let (Some(gateway), Some(fitting)) = (gateway, self.pod_mtu) else {
@@ -253,10 +257,16 @@ impl Daemon {
         answer(reply, Ok(Reply::Added(added(&endpoint))));
     }
 
-    /// Programs, link, maps, route: in this order, so that at each step what it needs is there.
+    /// Programs, limit, link, maps, route: in this order, so that at each step what it needs is there.
     async fn link(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
         self.dataplane.attach_pod(&endpoint.host_interface)?;
+        if let Some(limit) = endpoint.ingress_limit() {
+            self.links.set_limit(endpoint.ifindex, &endpoint.host_interface, &limit).await?;
+        }
         self.links.set_mtu_and_up(endpoint.ifindex, &endpoint.host_interface, endpoint.mtu).await?;
+        if let Some(guard) = endpoint.guard() {
+            self.apply(Op::SetGuard(endpoint.ifindex, guard)).await?;
+        }
         self.apply(Op::SetEndpoint(endpoint.address.into(), endpoint_entry(endpoint))).await?;
         for (frontend, backend) in frontends(endpoint) {
             self.apply(Op::SetFrontend(frontend, backend)).await?;
@@ -272,6 +282,7 @@ impl Daemon {
             self.remove_frontends(endpoint).await,
             self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await,
             self.apply(Op::RemoveEndpoint(endpoint.address.into())).await,
+            self.remove_guard(endpoint).await,
             self.links.set_down(endpoint.ifindex, &endpoint.host_interface).await,
             self.dataplane.maps.forget_pod(endpoint.address),
             self.store.remove(endpoint),
@@ -299,6 +310,7 @@ impl Daemon {
         let route = self.route_to(endpoint);
         self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await?;
         self.apply(Op::RemoveEndpoint(endpoint.address.into())).await?;
+        self.remove_guard(endpoint).await?;
         // By its name and its number: a device that somebody else made meanwhile is not the pod's.
         if endpoint.ifindex != 0
             && self
@@ -313,6 +325,13 @@ impl Daemon {
         self.store.remove(endpoint)?;
         self.forget(endpoint);
         Ok(())
+    }
+
+    async fn remove_guard(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
+        match endpoint.guard() {
+            Some(_) => self.apply(Op::RemoveGuard(endpoint.ifindex)).await,
+            None => Ok(()),
+        }
     }
 
     async fn remove_frontends(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
@@ -390,6 +409,14 @@ impl Daemon {
         let filters = self.links.filters(endpoint.ifindex).await.map_err(|error| failure(&error))?;
         if !filters.both() {
             return Err(wrong("its programs were detached from the host side"));
+        }
+        if let Some(limit) = endpoint.ingress_limit() {
+            let queues = self.links.queues().await.map_err(|error| failure(&error))?;
+            if !queues.limit(endpoint.ifindex, &limit) {
+                return Err(wrong(
+                    "the limit of what it receives is missing on the host side or another one",
+                ));
+            }
         }
         let host = self.links.host().await.map_err(|error| failure(&error))?;
         if host.own_routes.get(&endpoint.address.into()) != Some(&self.route_to(&endpoint)) {

@@ -7,9 +7,14 @@ use rtnetlink::sys::{Socket, SocketAddr};
 
 use crate::error::Error;
 
-/// Routing rules are not listed, but with other rules the kernel may route otherwise.
-const GROUPS: [MulticastGroup; 4] =
-    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Rule];
+/// Routing rules are not listed, but with other rules the kernel may route otherwise. `Tc`: pods' limits.
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Tc,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv4Rule,
+];
 
 /// The kernel's notices, in the network namespace of the thread that made this.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 //!
 //! Needs root, and the tools that `cargo xtask setup` installs.
 
+mod bandwidth;
 mod bpftool;
 mod changes;
 mod check;

@@ -89,7 +89,7 @@ fn attach(
         port_mappings: config.port_mappings.clone(),
         pod: target.pod.clone(),
         network: Some(config.network.clone()),
-        bandwidth: protocol::Bandwidth::default(),
+        bandwidth: config.bandwidth,
     };
     let added = agent.add(request).map_err(|error| {
         let agent_may_hold_it = error.may_have_acted();
@@ -104,7 +104,8 @@ fn attach(
             format!("it answered for {}, which is not the link of this call", network.host_interface);
         return Err(Failed::after_the_agent(agent.nonsense(reason)));
     }
-    pod::configure(inside, &target.attachment.interface, &network).map_err(Failed::after_the_agent)?;
+    pod::configure(inside, &target.attachment.interface, &network, config.bandwidth.egress)
+        .map_err(Failed::after_the_agent)?;
     veth::wait_until_running(host, &pair.host_interface).map_err(Failed::after_the_agent)?;
     Ok(network)
 }

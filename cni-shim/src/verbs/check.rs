@@ -28,7 +28,7 @@ pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
     let interface = &target.attachment.interface;
     let mut faults = previous.faults(interface, &network);
     faults.extend(host_faults(&network)?);
-    faults.extend(pod::faults(&mut inside, interface, &network)?);
+    faults.extend(pod::faults(&mut inside, interface, &network, config.bandwidth.egress)?);
     if faults.is_empty() {
         return Ok(());
     }

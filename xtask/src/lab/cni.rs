@@ -65,7 +65,7 @@ impl CniCall {
                 "name": "podwire",
                 "type": "podwire-cni",
                 "socket": socket,
-                "capabilities": { "ips": true, "portMappings": true },
+                "capabilities": { "bandwidth": true, "ips": true, "portMappings": true },
                 "runtimeConfig": runtime_config,
             }),
             node: node.clone(),
