@@ -4,6 +4,7 @@
 //! what disturbs the machine disturbs all of them.
 
 mod agent_cost;
+mod bandwidth;
 mod between_nodes;
 mod chart;
 mod client;
@@ -74,6 +75,8 @@ enum Group {
     Cni,
     /// A node with 250 pods in a cluster of 5,000 nodes.
     Scale,
+    /// Pods with a limit: what TCP carries beside what was asked for.
+    Bandwidth,
     /// Each program alone with each kind of packet: nothing is compared, so only when asked for.
     Programs,
 }
@@ -148,6 +151,7 @@ impl Group {
             Self::Connect => world::connections,
             Self::Cni => cni::measure,
             Self::Scale => scale::measure,
+            Self::Bandwidth => bandwidth::measure,
             Self::Programs => return None,
         })
     }
