@@ -20,6 +20,8 @@ pub struct Contents {
     pub tunnel_peers: BTreeMap<Addr, u32>,
     /// `NODES`.
     pub nodes: BTreeMap<Prefix, abi::Node>,
+    /// `EGRESS_GUARDS`, without what the programs have written.
+    pub guards: BTreeMap<u32, abi::Guard>,
     /// `ENDPOINTS`.
     pub endpoints: BTreeMap<Addr, abi::Endpoint>,
     /// `NON_MASQUERADE`.
@@ -75,6 +77,7 @@ pub enum Route {
 pub fn desired(model: &Model) -> Contents {
     let mut contents = Contents::default();
     for endpoint in model.endpoints.values() {
+        contents.guards.extend(endpoint.guard().map(|guard| (endpoint.ifindex, guard)));
         contents.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
         contents.frontends.extend(frontends(endpoint));
     }
@@ -96,10 +99,13 @@ pub fn desired(model: &Model) -> Contents {
 
 /// An endpoint's entry in `ENDPOINTS`.
 pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
     abi::Endpoint {
         ifindex: endpoint.ifindex,
         id: endpoint.id,
-        flags: if endpoint.port_mappings.is_empty() { 0 } else { abi::ENDPOINT_HAS_HOST_PORTS },
+        flags: flag(!endpoint.port_mappings.is_empty(), abi::ENDPOINT_HAS_HOST_PORTS)
+            | flag(endpoint.bandwidth.ingress.is_some(), abi::ENDPOINT_INGRESS_LIMITED)
+            | flag(endpoint.bandwidth.egress.is_some(), abi::ENDPOINT_EGRESS_LIMITED),
         mtu: endpoint.mtu,
         pod_mac: endpoint.pod_mac,
         host_mac: endpoint.host_mac,
@@ -201,9 +207,9 @@ fn add_remote(contents: &mut Contents, model: &Model, own: &Node, node: &Node) {
 mod tests {
     use super::*;
     use crate::model::Uplink;
-    use podwire_cni::protocol::{Attachment, Bandwidth, PortMapping};
+    use podwire_cni::protocol::{Attachment, Bandwidth, Limit, PortMapping};
     use podwire_common::addr::Mac;
-    use std::num::NonZeroU16;
+    use std::num::{NonZeroU16, NonZeroU64};
 
     fn ip(text: &str) -> Ipv4Addr {
         text.parse().unwrap()
@@ -251,6 +257,26 @@ mod tests {
 
     fn flags(contents: &Contents, prefix: impl Into<Prefix>) -> u32 {
         contents.nodes[&prefix.into()].flags
+    }
+
+    #[test]
+    fn a_limit_of_each_direction_has_its_flag_and_what_is_sent_its_guard() {
+        let limit = Some(Limit { rate: NonZeroU64::MIN, burst: None });
+        for (bandwidth, flags, guarded) in [
+            (Bandwidth::default(), 0, vec![]),
+            (Bandwidth { ingress: limit, egress: None }, abi::ENDPOINT_INGRESS_LIMITED, vec![]),
+            (Bandwidth { ingress: None, egress: limit }, abi::ENDPOINT_EGRESS_LIMITED, vec![20]),
+        ] {
+            let mut model = model(Mode::Vxlan);
+            model.endpoints.values_mut().for_each(|endpoint| endpoint.bandwidth = bandwidth);
+            let contents = desired(&model);
+            assert_eq!(contents.endpoints[&ip("10.244.1.2").into()].flags, flags);
+            assert_eq!(
+                contents.guards.into_keys().collect::<Vec<_>>(),
+                guarded,
+                "by the link that it sends by"
+            );
+        }
     }
 
     #[test]

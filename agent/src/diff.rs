@@ -19,6 +19,8 @@ pub enum Op {
     SetTunnelPeer(Addr, u32),
     /// Write an entry of `NODES`.
     SetNode(Prefix, abi::Node),
+    /// Write an entry of `EGRESS_GUARDS`.
+    SetGuard(u32, abi::Guard),
     /// Write an entry of `ENDPOINTS`.
     SetEndpoint(Addr, abi::Endpoint),
     /// Write an entry of `FRONTENDS`.
@@ -31,6 +33,8 @@ pub enum Op {
     RemoveFrontend(abi::Frontend),
     /// Remove an entry of `ENDPOINTS`.
     RemoveEndpoint(Addr),
+    /// Remove an entry of `EGRESS_GUARDS`.
+    RemoveGuard(u32),
     /// Remove an entry of `NODES`.
     RemoveNode(Prefix),
     /// Remove an entry of `TUNNEL_PEERS`.
@@ -50,7 +54,7 @@ pub enum Deletions {
     Withheld,
 }
 
-/// The operations, in order: what is pointed at is written before what points at it (uplinks, peers, nodes, endpoints,
+/// The operations, in order: what is pointed at is written before what points at it (uplinks, peers, nodes, guards, endpoints,
 /// frontends, routes) and removed after it. Nothing that stays is absent at any moment.
 pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
     let mut ops = Vec::new();
@@ -61,6 +65,7 @@ pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
         missing(&want.tunnel_peers, &have.tunnel_peers).map(|(key, value)| Op::SetTunnelPeer(key, value)),
     );
     ops.extend(missing(&want.nodes, &have.nodes).map(|(key, value)| Op::SetNode(key, value)));
+    ops.extend(missing(&want.guards, &have.guards).map(|(key, value)| Op::SetGuard(key, value)));
     for (address, wanted) in &want.endpoints {
         let there = have.endpoints.get(address);
         let wanted = keep_program_flags(*wanted, there);
@@ -76,6 +81,7 @@ pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
     ops.extend(surplus(&want.routes, &have.routes).map(|(key, value)| Op::RemoveRoute(key, value)));
     ops.extend(surplus(&want.frontends, &have.frontends).map(|(key, _)| Op::RemoveFrontend(key)));
     ops.extend(surplus(&want.endpoints, &have.endpoints).map(|(key, _)| Op::RemoveEndpoint(key)));
+    ops.extend(surplus(&want.guards, &have.guards).map(|(key, _)| Op::RemoveGuard(key)));
     ops.extend(surplus(&want.nodes, &have.nodes).map(|(key, _)| Op::RemoveNode(key)));
     ops.extend(surplus(&want.tunnel_peers, &have.tunnel_peers).map(|(key, _)| Op::RemoveTunnelPeer(key)));
     ops.extend(surplus(&want.uplinks, &have.uplinks).map(|(key, _)| Op::RemoveUplink(key)));
@@ -120,11 +126,13 @@ mod tests {
             Op::SetUplink(key, value) => drop(contents.uplinks.insert(key, value)),
             Op::SetTunnelPeer(key, value) => drop(contents.tunnel_peers.insert(key, value)),
             Op::SetNode(key, value) => drop(contents.nodes.insert(key, value)),
+            Op::SetGuard(key, value) => drop(contents.guards.insert(key, value)),
             Op::SetEndpoint(key, value) => drop(contents.endpoints.insert(key, value)),
             Op::SetFrontend(key, value) => drop(contents.frontends.insert(key, value)),
             Op::SetRoute(key, value) => drop(contents.routes.insert(key, value)),
             Op::RemoveRoute(key, _) => assert!(contents.routes.remove(&key).is_some()),
             Op::RemoveFrontend(key) => assert!(contents.frontends.remove(&key).is_some()),
+            Op::RemoveGuard(key) => assert!(contents.guards.remove(&key).is_some()),
             Op::RemoveEndpoint(key) => assert!(contents.endpoints.remove(&key).is_some()),
             Op::RemoveNode(key) => assert!(contents.nodes.remove(&key).is_some()),
             Op::RemoveTunnelPeer(key) => assert!(contents.tunnel_peers.remove(&key).is_some()),
@@ -147,6 +155,7 @@ mod tests {
             uplinks in prop::collection::btree_map(0u32..4, 0u32..3, 0..4),
             tunnel_peers in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
             nodes in prop::collection::btree_map((0u8..6, 120u32..=128), 0u32..3, 0..6),
+            guards in prop::collection::btree_map(0u32..6, 0u64..3, 0..6),
             endpoints in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
             frontends in prop::collection::btree_map((0u8..3, 80u16..83), 0u8..3, 0..6),
             routes in prop::collection::btree_map(0u8..6, prop::option::of(0u32..3), 0..6),
@@ -170,6 +179,7 @@ mod tests {
                 non_masquerade: excluded.into_iter().map(|(key, one)| (prefix(key), one)).collect(),
                 tunnel_peers: tunnel_peers.into_iter().map(|(key, id)| (address(key), id)).collect(),
                 nodes: nodes.into_iter().map(|(key, flags)| (prefix(key), node(flags))).collect(),
+                guards: guards.into_iter().map(|(key, cost)| (key, abi::Guard { paid: 0, cost, credit: 1 })).collect(),
                 endpoints: endpoints.into_iter().map(|(key, id)| (address(key), endpoint(id, 0))).collect(),
                 frontends: frontends.into_iter().map(|(key, last)| (frontend(key), backend(last))).collect(),
                 routes: routes
@@ -210,15 +220,17 @@ mod tests {
                 Op::SetUplink(..) | Op::SetNonMasquerade(..) => 0,
                 Op::SetTunnelPeer(..) => 1,
                 Op::SetNode(..) => 2,
-                Op::SetEndpoint(..) => 3,
-                Op::SetFrontend(..) => 4,
-                Op::SetRoute(..) => 5,
-                Op::RemoveRoute(..) => 6,
-                Op::RemoveFrontend(..) => 7,
-                Op::RemoveEndpoint(..) => 8,
-                Op::RemoveNode(..) => 9,
-                Op::RemoveTunnelPeer(..) => 10,
-                Op::RemoveUplink(..) | Op::RemoveNonMasquerade(..) => 11,
+                Op::SetGuard(..) => 3,
+                Op::SetEndpoint(..) => 4,
+                Op::SetFrontend(..) => 5,
+                Op::SetRoute(..) => 6,
+                Op::RemoveRoute(..) => 7,
+                Op::RemoveFrontend(..) => 8,
+                Op::RemoveEndpoint(..) => 9,
+                Op::RemoveGuard(..) => 10,
+                Op::RemoveNode(..) => 11,
+                Op::RemoveTunnelPeer(..) => 12,
+                Op::RemoveUplink(..) | Op::RemoveNonMasquerade(..) => 13,
             };
             prop_assert!(diff(&want, &have, Deletions::Allowed).is_sorted_by_key(order));
         }

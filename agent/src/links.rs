@@ -1,6 +1,7 @@
 //! Devices, addresses and routes: all that the agent says to the kernel's routing socket.
 
 mod changes;
+mod queues;
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -6,6 +6,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use podwire_cni::protocol::{Attachment, Bandwidth, PodName, PortMapping, host_interface};
+use podwire_cni::token_bucket::TokenBucket;
+use podwire_common::abi;
 use podwire_common::addr::Mac;
 use podwire_common::names::VXLAN_OVERHEAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -200,6 +202,20 @@ pub struct Endpoint {
     /// How fast it may receive and send.
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+}
+
+impl Endpoint {
+    /// What limits how fast it receives, on the host side of its veth pair.
+    pub fn ingress_limit(&self) -> Option<TokenBucket> {
+        self.bandwidth.ingress.map(|limit| TokenBucket::new(limit, self.mtu))
+    }
+
+    /// What keeps it from sending faster than the queue on its own side lets it.
+    pub fn guard(&self) -> Option<abi::Guard> {
+        let bucket = self.bandwidth.egress.map(|limit| TokenBucket::new(limit, self.mtu))?;
+        let (cost, credit) = bucket.guard();
+        Some(abi::Guard { paid: 0, cost, credit })
+    }
 }
 
 impl fmt::Display for Endpoint {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use podwire_cni::protocol::{Attachment, DEFAULT_SOCKET, PortMapping, codes};
+use podwire_cni::protocol::{Attachment, Bandwidth, DEFAULT_SOCKET, PortMapping, codes};
 use serde_json::Value;
 
 use crate::dns::Dns;
@@ -60,6 +60,8 @@ pub(crate) struct Config {
     pub(crate) mac: Option<Mac>,
     /// Routes that the pod gets beside its default one.
     pub(crate) routes: Vec<Asked>,
+    /// How fast the pod may receive and send.
+    pub(crate) bandwidth: Bandwidth,
     /// What the result says of name resolution.
     pub(crate) dns: Dns,
     /// `prevResult`: of ADD the result of earlier plugins, of CHECK that of the ADD.
@@ -143,6 +145,7 @@ impl Config {
             addresses: runtime.addresses,
             port_mappings: runtime.port_mappings,
             mac: runtime.mac,
+            bandwidth: runtime.bandwidth,
             routes,
             dns: Dns::parse(&fields)?.overridden_by(runtime.dns),
             previous: fields.get("prevResult").cloned(),
@@ -267,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_captured_calls_parse_and_say_what_is_not_enforced() {
+    fn the_captured_calls_parse_without_a_word() {
         let plain = [
             include_bytes!("../../testdata/cni-calls/plain.add.json").as_slice(),
             include_bytes!("../../testdata/cni-calls/plain.del.json"),
@@ -276,16 +279,21 @@ mod tests {
             include_bytes!("../../testdata/cni-calls/hostports-and-bandwidth.add.json").as_slice(),
             include_bytes!("../../testdata/cni-calls/hostports-and-bandwidth.del.json"),
         ];
-        for (call, warnings) in plain.map(|call| (call, 0)).into_iter().chain(full.map(|call| (call, 1))) {
+        for (call, is_full) in
+            plain.map(|call| (call, false)).into_iter().chain(full.map(|call| (call, true)))
+        {
             let parsed = Config::parse(call, &mut SpecVersion::V0_3_0).unwrap();
             assert_eq!(parsed.config.socket, Path::new(DEFAULT_SOCKET));
             assert_eq!(parsed.config.dns.nameservers, ["10.96.0.10"]);
             assert_eq!(parsed.config.dns.options, ["ndots:5"]);
-            assert_eq!(parsed.warnings.len(), warnings, "{:?}", parsed.warnings);
+            assert_eq!(parsed.warnings, Vec::<String>::new());
             let mappings = parsed.config.port_mappings.iter().map(ToString::to_string).collect::<Vec<_>>();
             let expected =
                 ["*:9088/tcp to port 8080", "*:9089/udp to port 8081", "127.0.0.1:9090/tcp to port 8080"];
-            assert_eq!(mappings, if warnings == 0 { &[][..] } else { &expected });
+            assert_eq!(mappings, if is_full { &expected[..] } else { &[] });
+            let Bandwidth { ingress, egress } = parsed.config.bandwidth;
+            let rates = [ingress, egress].map(|limit| limit.map(|limit| limit.rate.get()));
+            assert_eq!(rates, if is_full { [Some(50_000_000), Some(20_000_000)] } else { [None; 2] });
         }
     }
 

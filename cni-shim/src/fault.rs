@@ -24,7 +24,9 @@ pub enum Step {
     FileWritten,
     FileNamed,
     ProgramsAttached,
+    LimitSet,
     LinkUp,
+    GuardWritten,
     EndpointWritten,
     FrontendsWritten,
     RouteSet,
@@ -37,6 +39,7 @@ pub enum Step {
     FrontendsRemoved,
     RouteRemoved,
     EndpointRemoved,
+    GuardRemoved,
     PairRemoved,
     FlowsForgotten,
     FileRemoved,
@@ -66,14 +69,16 @@ impl Fault {
 
 impl Step {
     /// Those of ADD, in their order; the file is written while the kernel is told.
-    pub const ADD: [Step; 15] = [
+    pub const ADD: [Step; 17] = [
         Step::PairMade,
         Step::AddAsked,
         Step::AddressTaken,
         Step::FileWritten,
         Step::FileNamed,
         Step::ProgramsAttached,
+        Step::LimitSet,
         Step::LinkUp,
+        Step::GuardWritten,
         Step::EndpointWritten,
         Step::FrontendsWritten,
         Step::RouteSet,
@@ -84,11 +89,12 @@ impl Step {
         Step::ResultPrinted,
     ];
     /// Those of DEL.
-    pub const DEL: [Step; 10] = [
+    pub const DEL: [Step; 11] = [
         Step::DelAsked,
         Step::FrontendsRemoved,
         Step::RouteRemoved,
         Step::EndpointRemoved,
+        Step::GuardRemoved,
         Step::PairRemoved,
         Step::FlowsForgotten,
         Step::FileRemoved,
@@ -112,9 +118,11 @@ impl Step {
         match self {
             PairMade | AddAsked | AddAnswered | PodConfigured | LinkRuns | ResultPrinted | DelAsked
             | DelAnswered | LinkLookedFor => Process::Plugin,
-            AddressTaken | FileWritten | FileNamed | ProgramsAttached | LinkUp | EndpointWritten
-            | FrontendsWritten | RouteSet | Agreed | FrontendsRemoved | RouteRemoved | EndpointRemoved
-            | PairRemoved | FlowsForgotten | FileRemoved | Released => Process::Agent,
+            AddressTaken | FileWritten | FileNamed | ProgramsAttached | LimitSet | LinkUp | GuardWritten
+            | EndpointWritten | FrontendsWritten | RouteSet | Agreed | FrontendsRemoved | RouteRemoved
+            | EndpointRemoved | GuardRemoved | PairRemoved | FlowsForgotten | FileRemoved | Released => {
+                Process::Agent
+            }
         }
     }
 
@@ -127,7 +135,9 @@ impl Step {
             Step::FileWritten => "the endpoint's file is written",
             Step::FileNamed => "the file has its name",
             Step::ProgramsAttached => "the programs are attached",
+            Step::LimitSet => "the limit of the link is set",
             Step::LinkUp => "the host side is up",
+            Step::GuardWritten => "EGRESS_GUARDS is written",
             Step::EndpointWritten => "ENDPOINTS is written",
             Step::FrontendsWritten => "FRONTENDS is written",
             Step::RouteSet => "the host route is set",
@@ -139,6 +149,7 @@ impl Step {
             Step::FrontendsRemoved => "FRONTENDS is cleared",
             Step::RouteRemoved => "the host route is removed",
             Step::EndpointRemoved => "ENDPOINTS is cleared",
+            Step::GuardRemoved => "EGRESS_GUARDS is cleared",
             Step::PairRemoved => "the veth pair is removed",
             Step::FlowsForgotten => "flows are forgotten",
             Step::FileRemoved => "the endpoint's file is removed",
@@ -184,7 +195,7 @@ mod tests {
     #[test]
     fn every_step_has_a_number_of_its_own() {
         let mut names: Vec<_> = Step::ADD.iter().chain(&Step::DEL).map(|step| step.name()).collect();
-        assert_eq!((names[0].as_str(), names[24].as_str()), ("add-1", "del-10"));
+        assert_eq!((names[0].as_str(), names[27].as_str()), ("add-1", "del-11"));
         names.sort();
         names.dedup();
         assert_eq!(names.len(), Step::ADD.len() + Step::DEL.len());

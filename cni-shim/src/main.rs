@@ -4,6 +4,7 @@
 //! answers, and prints the CNI result. It lives for one call and knows neither BPF nor Kubernetes.
 
 mod agent;
+mod bandwidth;
 mod chain;
 mod config;
 mod dns;

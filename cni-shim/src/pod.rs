@@ -9,8 +9,10 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::tc::TcMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use podwire_cni::protocol::Added;
+use podwire_cni::protocol::{Added, Limit};
+use podwire_cni::token_bucket::TokenBucket;
 
 use crate::config::ConfigError;
 use crate::mac::{Mac, NotAMac};
@@ -91,18 +93,22 @@ impl PodNetwork {
     }
 }
 
-/// Sets up `interface` inside the pod.
+/// Sets up `interface` inside the pod. `egress`: how fast it may send.
 pub(crate) fn configure(
     pod: &mut Netlink,
     interface: &str,
     network: &PodNetwork,
     routes: &[Route],
+    egress: Option<Limit>,
 ) -> Result<(), NetlinkError> {
     let link = veth::find(pod, interface)?.ok_or_else(|| {
         let gone = std::io::Error::new(std::io::ErrorKind::NotFound, "it is gone");
         NetlinkError::new(format!("look up {interface} in the pod"), gone)
     })?;
     set_up(pod, "set lo up in the pod", LOOPBACK_INDEX, None)?;
+    if let Some(limit) = egress {
+        set_limit(pod, interface, link.index, TokenBucket::new(limit, network.mtu))?;
+    }
     let operation = format!("set {interface} up in the pod with MTU {}", network.mtu);
     set_up(pod, &operation, link.index, Some(network.mtu))?;
     for address in &network.addresses {
@@ -119,6 +125,7 @@ pub(crate) fn faults(
     interface: &str,
     network: &PodNetwork,
     wanted: &[Route],
+    egress: Option<Limit>,
     previous: &PreviousResult,
 ) -> Result<Vec<String>, NetlinkError> {
     let Some(link) = veth::find(pod, interface)? else {
@@ -138,6 +145,13 @@ pub(crate) fn faults(
     );
     let mtu = link.mtu.unwrap_or_default();
     expect(mtu == network.mtu, format!("{interface} has MTU {mtu}, not {}", network.mtu));
+    if let Some(limit) = egress {
+        let is_there = has_limit(pod, link.index, TokenBucket::new(limit, network.mtu))?;
+        expect(
+            is_there,
+            format!("the limit of {} bits/s for what it sends is missing on {interface}", limit.rate),
+        );
+    }
 
     let addresses = addresses_of(pod, link.index)?;
     let neighbours = permanent_neighbours_of(pod, link.index)?;
@@ -163,6 +177,27 @@ fn set_up(pod: &mut Netlink, operation: &str, index: u32, mtu: Option<u32>) -> R
     message.header.change_mask = LinkFlags::Up;
     message.attributes = mtu.map(LinkAttribute::Mtu).into_iter().collect();
     pod.change(operation, RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Who sends waits here for his turn, in his own socket: nothing is lost to the limit further on.
+fn set_limit(
+    pod: &mut Netlink,
+    interface: &str,
+    index: u32,
+    bucket: TokenBucket,
+) -> Result<(), NetlinkError> {
+    let operation = format!("limit what {interface} sends in the pod (needs the kernel's tbf queue)");
+    let request = RouteNetlinkMessage::NewQueueDiscipline(bucket.message(index));
+    pod.change(&operation, request, NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+fn has_limit(pod: &mut Netlink, index: u32, bucket: TokenBucket) -> Result<bool, NetlinkError> {
+    let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(index as i32));
+    let answers = pod.dump("list the queues in the pod", request)?;
+    Ok(answers.iter().any(|answer| match answer {
+        RouteNetlinkMessage::NewQueueDiscipline(message) => bucket.is_told_by(message, index),
+        _ => false,
+    }))
 }
 
 fn add_address(pod: &mut Netlink, interface: &str, index: u32, address: IpAddr) -> Result<(), NetlinkError> {

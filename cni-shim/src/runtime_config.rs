@@ -5,8 +5,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use podwire_cni::protocol::PortMapping;
+use podwire_cni::protocol::{Bandwidth, PortMapping};
 
+use crate::bandwidth;
 use crate::config::ConfigError;
 use crate::dns::Dns;
 use crate::fields::{Fields, Keys};
@@ -24,6 +25,8 @@ pub(crate) struct RuntimeConfig {
     pub(crate) port_mappings: Vec<PortMapping>,
     /// The pod side's link address.
     pub(crate) mac: Option<Mac>,
+    /// How fast the pod may receive and send.
+    pub(crate) bandwidth: Bandwidth,
     /// The pod's name resolution; it has no domain.
     pub(crate) dns: Dns,
     pub(crate) warnings: Vec<String>,
@@ -35,11 +38,11 @@ impl RuntimeConfig {
         let mut warnings: Vec<_> = unknown
             .map(|key| format!("unknown key {key:?} in the network configuration is ignored"))
             .collect();
-        warnings.extend(not_enforced(fields)?);
         let (port_mappings, left_out) = port_mappings::parse(fields)?;
         warnings.extend(left_out);
         let (addresses, mac, dns) = (addresses(fields)?, mac(fields)?, dns(fields)?);
-        Ok(RuntimeConfig { addresses, port_mappings, mac, dns, warnings })
+        let bandwidth = bandwidth::parse(fields)?;
+        Ok(RuntimeConfig { addresses, port_mappings, mac, bandwidth, dns, warnings })
     }
 }
 
@@ -80,20 +83,6 @@ fn dns(fields: &Fields<'_>) -> Result<Dns, ConfigError> {
     })
 }
 
-/// What is asked for and not done by this version: said, so that nobody takes it for granted.
-fn not_enforced(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
-    let mut warnings = Vec::new();
-    if let Some(bandwidth) = fields.object("bandwidth", Keys::AnyCase)? {
-        let rates = [bandwidth.unsigned("ingressRate")?, bandwidth.unsigned("egressRate")?];
-        if rates.into_iter().flatten().any(|rate| rate != 0) {
-            warnings.push(
-                "bandwidth is not enforced yet by this version: the pod's rate is unlimited".to_owned(),
-            );
-        }
-    }
-    Ok(warnings)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -118,15 +107,6 @@ mod tests {
         for text in ["10.244.1", "10.244.1.7/33", "", "localhost"] {
             let error = parse(&json!({"ips": [text]})).unwrap_err();
             assert!(error.to_string().starts_with(&format!("ips is {text:?}")), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_enforced_is_said_in_either_case_of_the_keys() {
-        for value in [json!({"bandwidth": {"ingressRate": 1}}), json!({"Bandwidth": {"EgressRate": 1}})] {
-            let warnings = parse(&value).unwrap().warnings;
-            assert_eq!(warnings.len(), 1, "{warnings:?}");
-            assert!(warnings[0].contains("bandwidth"), "{warnings:?}");
         }
     }
 

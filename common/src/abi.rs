@@ -43,6 +43,24 @@ impl Endpoint {
 pub const ENDPOINT_STACK_ONLY: u32 = 1;
 /// The endpoint is the backend of a hostPort: what it sends may be a reply to be translated back.
 pub const ENDPOINT_HAS_HOST_PORTS: u32 = 2;
+/// What the endpoint receives is limited: it waits in the queue of the host side, which nothing may go past.
+pub const ENDPOINT_INGRESS_LIMITED: u32 = 4;
+/// What the endpoint sends is limited: its own side's queue sees to it, and [`Guard`] to that queue.
+pub const ENDPOINT_EGRESS_LIMITED: u32 = 8;
+
+/// `EGRESS_GUARDS`: ifindex of a pod's host side → how fast it may send at the very most. Who sends through the queue on the pod's side
+/// never meets it; who gets around that (a raw socket can) gains nothing to speak of.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Guard {
+    /// When all that has passed is paid for: `CLOCK_MONOTONIC`, nanoseconds. Written by the programs.
+    pub paid: u64,
+    /// What a byte of frame costs: picoseconds.
+    pub cost: u64,
+    /// How far ahead of now [`Self::paid`] may be, nanoseconds.
+    pub credit: u64,
+}
 
 /// `NODES`: podCIDR or node address → the node that owns it. The key is an LPM key over an [`Addr`].
 #[repr(C)]
@@ -429,6 +447,7 @@ pub const MODE_DIRECT: u32 = 1;
 
 const _: () = {
     assert!(size_of::<Endpoint>() == 44);
+    assert!(size_of::<Guard>() == 24);
     assert!(size_of::<Node>() == 48);
     assert!(size_of::<Uplink>() == 40);
     assert!(size_of::<Flow>() == 40);
@@ -471,6 +490,7 @@ mod pod {
         super::FragmentKey,
         super::FragmentPorts,
         super::Frontend,
+        super::Guard,
         super::InboundFlow,
         super::KnownFlow,
         crate::addr::LpmAddr,

@@ -51,9 +51,12 @@ pub mod maps {
     pub const GENERATION: &str = "GENERATION";
     /// 0 → the [`crate::abi::Flow`] whose first packet a CPU handed to the host stack last.
     pub const BEGINNINGS: &str = "BEGINNINGS";
+    /// ifindex → [`crate::abi::Guard`].
+    pub const EGRESS_GUARDS: &str = "EGRESS_GUARDS";
     /// All of them.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         ENDPOINTS,
+        EGRESS_GUARDS,
         NODES,
         TUNNEL_PEERS,
         STACK_FLOWS,

@@ -80,6 +80,8 @@ numbered! {
         BackendGone = 27 "backend-gone",
         /// No route by which a hostPort's reply could leave.
         NoRouteBack = 28 "no-route-back",
+        /// A pod sent more than its limit lets through: it has gone around the queue on its own side.
+        EgressLimitExceeded = 29 "egress-limit-exceeded",
     }
 }
 

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and with user space")]
 
 use core::{
-    ptr::read_volatile,
+    ptr::{read_volatile, write_volatile},
     sync::atomic::{Ordering, compiler_fence},
 };
 
@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use podwire_common::abi::{
     ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Backend, Beginning, Config, Count, ENDPOINT_STACK_ONLY,
-    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, InboundFlow, KNOWN_FLOW_JIFFIES,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, Guard, InboundFlow, KNOWN_FLOW_JIFFIES,
     KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SocketAddress,
     StackFlow, Translation, Uplink,
 };
@@ -25,6 +25,7 @@ use crate::helpers::{self, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns}
 // Sizes are the largest that the loader may set; it may ask for smaller or larger ones.
 helpers::maps! {
     static ENDPOINTS: HashMap<Addr, Endpoint, 1024> = HashMap::new();
+    static EGRESS_GUARDS: HashMap<u32, Guard, 1024> = HashMap::new();
     static NODES: LpmTrie<LpmAddr, Node, 16384> = LpmTrie::new();
     static TUNNEL_PEERS: HashMap<Addr, u32, 8192> = HashMap::new();
     // No LRU: an entry that left early would send a flow's replies past conntrack (invariant 1).
@@ -148,6 +149,27 @@ pub fn endpoint(address: &Addr) -> Option<&'static Endpoint> {
     // SAFETY: the memory stays an element of this map while the program runs. An element that user space removes meanwhile
     // may be used again at once: one packet then sees another entry's value, as one that came a moment later would.
     unsafe { ENDPOINTS.get(address) }
+}
+
+/// Whether a pod that sends by a link may send so many bytes of frame now. What may is accounted for.
+// A function of its own: the key would take its place on the stack of the caller.
+#[inline(never)]
+pub fn may_send(link: u32, bytes: u32) -> bool {
+    let Some(guard) = EGRESS_GUARDS.get_ptr_mut(link) else {
+        return true;
+    };
+    let now = now();
+    // SAFETY: as for endpoints; cost and credit stay as they are.
+    let (paid, cost, credit) =
+        unsafe { (read_volatile(&raw const (*guard).paid), (*guard).cost, (*guard).credit) };
+    if paid > now.wrapping_add(credit) {
+        return false;
+    }
+    // What nobody has sent meanwhile is nobody's.
+    let paid = paid.max(now) + u64::from(bytes).wrapping_mul(cost) / 1000;
+    // SAFETY: as above; an aligned word. Of two CPUs that are here within the same nanoseconds, one's packet is not accounted for.
+    unsafe { write_volatile(&raw mut (*guard).paid, paid) };
+    true
 }
 
 /// Marks an endpoint as one all of whose flows go through the host stack.

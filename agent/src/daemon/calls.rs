@@ -116,6 +116,10 @@ impl Daemon {
             return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
         }
         self.check_host_ports(add, known)?;
+        if known.is_some_and(|known| known.bandwidth != add.bandwidth) {
+            let message = "another bandwidth is asked for than the attachment has: DEL it first".into();
+            return Err(refuse(codes::INVALID_CONFIGURATION, message));
+        }
         let own = self.model.own.as_ref();
         let gateway = known.map(|known| known.gateway).or(own.map(|own| own.overlay_address()));
         let (Some(gateway), Some(fitting)) = (gateway, self.pod_mtu) else {
@@ -267,12 +271,20 @@ impl Daemon {
         answer(reply, Ok(Reply::Added(added(&endpoint))));
     }
 
-    /// Programs, link, maps, route: in this order, so that at each step what it needs is there.
+    /// Programs, limit, link, maps, route: in this order, so that at each step what it needs is there.
     async fn link(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
         self.dataplane.attach_pod(&endpoint.host_interface)?;
         step(Step::ProgramsAttached)?;
+        if let Some(limit) = endpoint.ingress_limit() {
+            self.links.set_limit(endpoint.ifindex, &endpoint.host_interface, &limit).await?;
+        }
+        step(Step::LimitSet)?;
         self.links.set_mtu_and_up(endpoint.ifindex, &endpoint.host_interface, endpoint.mtu).await?;
         step(Step::LinkUp)?;
+        if let Some(guard) = endpoint.guard() {
+            self.apply(Op::SetGuard(endpoint.ifindex, guard)).await?;
+        }
+        step(Step::GuardWritten)?;
         self.apply(Op::SetEndpoint(endpoint.address.into(), endpoint_entry(endpoint))).await?;
         step(Step::EndpointWritten)?;
         for (frontend, backend) in frontends(endpoint) {
@@ -291,6 +303,7 @@ impl Daemon {
             self.remove_frontends(endpoint).await,
             self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await,
             self.apply(Op::RemoveEndpoint(endpoint.address.into())).await,
+            self.remove_guard(endpoint).await,
             self.links.set_down(endpoint.ifindex, &endpoint.host_interface).await,
             self.dataplane.maps.forget_pod(endpoint.address),
             self.store.remove(endpoint),
@@ -321,6 +334,8 @@ impl Daemon {
         step(Step::RouteRemoved)?;
         self.apply(Op::RemoveEndpoint(endpoint.address.into())).await?;
         step(Step::EndpointRemoved)?;
+        self.remove_guard(endpoint).await?;
+        step(Step::GuardRemoved)?;
         // By its name and its number: a device that somebody else made meanwhile is not the pod's.
         if endpoint.ifindex != 0
             && self
@@ -338,6 +353,13 @@ impl Daemon {
         step(Step::FileRemoved)?;
         self.forget(endpoint);
         step(Step::Released)
+    }
+
+    async fn remove_guard(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
+        match endpoint.guard() {
+            Some(_) => self.apply(Op::RemoveGuard(endpoint.ifindex)).await,
+            None => Ok(()),
+        }
     }
 
     async fn remove_frontends(&mut self, endpoint: &Endpoint) -> Result<(), Error> {

@@ -43,6 +43,11 @@ impl Daemon {
             return Ok(vec![format!("{name} is gone on the node")]);
         };
         let mut faults = link_faults(endpoint, device);
+        if let Some(limit) = endpoint.ingress_limit()
+            && !self.links.queues().await?.limit(device.index, &limit)
+        {
+            faults.push(format!("the limit of what the pod receives is missing on {name}, or another one"));
+        }
         let filters = self.links.filters(device.index).await?;
         for (program, direction, there) in
             [(programs::FROM_POD, "ingress", filters.ingress), (programs::TO_POD, "egress", filters.egress)]

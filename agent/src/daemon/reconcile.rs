@@ -75,6 +75,7 @@ impl Daemon {
             host = self.links.host().await?;
         }
         self.apply_contents(&host).await?;
+        self.set_limits().await?;
         self.attach_uplinks().await?;
         self.dataplane.finish_migration()?;
         self.host = host;
@@ -246,6 +247,26 @@ impl Daemon {
             }
         }
         Ok(changed)
+    }
+
+    /// Pods' limits that somebody has taken away or changed.
+    async fn set_limits(&self) -> Result<(), Error> {
+        let endpoints = self.model.endpoints.values();
+        let endpoints = endpoints.filter(|endpoint| !self.missed.contains(&endpoint.attachment));
+        let limited: Vec<_> =
+            endpoints.filter_map(|endpoint| Some((endpoint, endpoint.ingress_limit()?))).collect();
+        if limited.is_empty() {
+            return Ok(());
+        }
+        let queues = self.links.queues().await?;
+        for (endpoint, limit) in limited {
+            if !queues.limit(endpoint.ifindex, &limit) {
+                // Of one that is just going: the next round knows.
+                self.links.set_limit(endpoint.ifindex, &endpoint.host_interface, &limit).await?;
+                warn!(pod = %endpoint, "the limit of what it receives was missing or another one: it is set again");
+            }
+        }
+        Ok(())
     }
 
     async fn attach_uplinks(&mut self) -> Result<(), Error> {

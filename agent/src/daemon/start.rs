@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use podwire_common::abi::{ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::VXLAN_DEVICE;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -150,8 +151,13 @@ impl Daemon {
     /// Takes over what the maps and devices tell of and no file does.
     fn recover_endpoints(&mut self) -> Result<(), Error> {
         let known = self.model.endpoints.values().map(|endpoint| endpoint.address).collect();
-        for endpoint in recovered(&self.dataplane.maps.contents()?, &self.host, &known) {
+        let contents = self.dataplane.maps.contents()?;
+        for endpoint in recovered(&contents, &self.host, &known) {
             warn!(pod = %endpoint, "no file tells of this pod, but its link is there: it keeps its network and its address");
+            let limits = ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED;
+            if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
+                warn!(pod = %endpoint, "how fast it may be is not known any more: make the pod anew to limit it");
+            }
             self.store.save(&endpoint)?;
             restore(&mut self.dataplane, &endpoint)?;
             self.model.endpoints.insert(endpoint.attachment.clone(), endpoint);

@@ -23,6 +23,8 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Maps {
     /// `ENDPOINTS`.
     pub endpoints: HashMap<MapData, Addr, abi::Endpoint>,
+    /// `EGRESS_GUARDS`.
+    pub guards: HashMap<MapData, u32, abi::Guard>,
     /// `NODES`.
     pub nodes: LpmTrie<MapData, LpmAddr, abi::Node>,
     /// `TUNNEL_PEERS`.
@@ -73,6 +75,7 @@ impl Maps {
             stack_flows_capacity: capacity(ebpf, names::STACK_FLOWS)?,
             translations_capacity: capacity(ebpf, names::TRANSLATIONS)?,
             endpoints: take(ebpf, names::ENDPOINTS)?,
+            guards: take(ebpf, names::EGRESS_GUARDS)?,
             nodes: take(ebpf, names::NODES)?,
             tunnel_peers: take(ebpf, names::TUNNEL_PEERS)?,
             uplinks: take(ebpf, names::UPLINKS)?,
@@ -113,6 +116,10 @@ impl Maps {
             contents
                 .non_masquerade
                 .insert(Prefix { address: key.data().into(), bits: key.prefix_len() }, value);
+        }
+        for entry in self.guards.iter() {
+            let (key, value) = entry.map_err(map_error("read", names::EGRESS_GUARDS))?;
+            contents.guards.insert(key, abi::Guard { paid: 0, ..value });
         }
         for entry in self.endpoints.iter() {
             let (key, value) = entry.map_err(map_error("read", names::ENDPOINTS))?;
@@ -157,9 +164,11 @@ impl Maps {
                 write(self.tunnel_peers.insert(key, value, 0), names::TUNNEL_PEERS)
             }
             Op::SetNode(prefix, value) => write(self.nodes.insert(&key(prefix), value, 0), names::NODES),
+            Op::SetGuard(key, value) => write(self.guards.insert(key, value, 0), names::EGRESS_GUARDS),
             Op::SetEndpoint(key, value) => write(self.endpoints.insert(key, value, 0), names::ENDPOINTS),
             Op::SetFrontend(key, value) => write(self.frontends.insert(key, value, 0), names::FRONTENDS),
             Op::RemoveFrontend(key) => remove(self.frontends.remove(&key), names::FRONTENDS),
+            Op::RemoveGuard(key) => remove(self.guards.remove(&key), names::EGRESS_GUARDS),
             Op::RemoveEndpoint(key) => remove(self.endpoints.remove(&key), names::ENDPOINTS),
             Op::RemoveNode(prefix) => remove(self.nodes.remove(&key(prefix)), names::NODES),
             Op::RemoveTunnelPeer(key) => remove(self.tunnel_peers.remove(&key), names::TUNNEL_PEERS),

@@ -170,9 +170,12 @@ impl Scene {
     }
 }
 
-/// A hostPort, so that there is something of everything.
+/// A hostPort and limits, so that there is something of everything.
 fn wanted() -> Value {
-    json!({ "portMappings": [{ "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" }] })
+    json!({
+        "portMappings": [{ "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" }],
+        "bandwidth": { "ingressRate": 100_000_000, "egressRate": 100_000_000 },
+    })
 }
 
 fn name_of(step: Step) -> String {

@@ -44,7 +44,10 @@ impl Footprint {
                         json!(programs.collect::<Vec<_>>()).to_string(),
                     );
                 }
-                add("qdiscs", name, node.exec(&["tc", "qdisc", "show", "dev", name]).unwrap());
+                for queue in json_of(node, &["tc", "-json", "qdisc", "show", "dev", name]) {
+                    let kind = text(&queue["kind"]);
+                    add("queue", &format!("{name} {kind}"), queue["options"].to_string());
+                }
             }
             let shown = json!([
                 link["flags"],
@@ -71,7 +74,16 @@ impl Footprint {
         }
         for map in maps::ALL.iter().filter(|map| !NOT_COMPARED.contains(map)) {
             for entry in node.map_dump(map).unwrap().as_array().unwrap() {
-                add(map, &entry["formatted"]["key"].to_string(), entry["formatted"]["value"].to_string());
+                let (key, mut value) = (&entry["formatted"]["key"], entry["formatted"]["value"].clone());
+                if *map == maps::EGRESS_GUARDS {
+                    // The time that is paid for goes on with each packet.
+                    value["paid"] = Value::Null;
+                    let index = |pod: &Pod| node.ifindex(pod.host_interface()).unwrap();
+                    let owner = pods.iter().find(|pod| key.as_u64() == Some(index(pod).into()));
+                    add(map, owner.map_or("nobody", |pod| pod.host_interface()), value.to_string());
+                    continue;
+                }
+                add(map, &key.to_string(), value.to_string());
             }
         }
         for pod in pods {

@@ -3,6 +3,7 @@
 //! Needs root, and the tools that `cargo xtask setup` installs.
 
 mod agent_away;
+mod bandwidth;
 mod bpftool;
 mod changes;
 mod check;

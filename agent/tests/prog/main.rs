@@ -4,7 +4,6 @@
 mod chain;
 mod collector;
 mod costs;
-#[expect(dead_code, reason = "the bench uses the rest")]
 mod counting;
 mod fixture;
 mod from_overlay;
@@ -16,6 +15,7 @@ mod kinds;
 mod known;
 mod known_destinations;
 mod known_kinds;
+mod limited;
 mod migration;
 mod namespace;
 #[allow(dead_code, reason = "the tests with real packets use more of it")]

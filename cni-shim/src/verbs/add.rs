@@ -107,7 +107,7 @@ fn attach(
         port_mappings: config.port_mappings.clone(),
         pod: target.pod.clone(),
         network: Some(config.network.clone()),
-        bandwidth: protocol::Bandwidth::default(),
+        bandwidth: config.bandwidth,
     };
     let added = agent.add(request).map_err(|error| {
         let agent_may_hold_it = error.may_have_acted();
@@ -124,7 +124,7 @@ fn attach(
     }
     taken(Step::AddAnswered).map_err(Failed::after_the_agent)?;
     let routes = network.routes(&config.routes).map_err(Failed::after_the_agent)?;
-    pod::configure(inside, &target.attachment.interface, &network, &routes)
+    pod::configure(inside, &target.attachment.interface, &network, &routes, config.bandwidth.egress)
         .map_err(Failed::after_the_agent)?;
     taken(Step::PodConfigured).map_err(Failed::after_the_agent)?;
     veth::wait_until_running(host, &pair.host_interface).map_err(Failed::after_the_agent)?;

@@ -39,7 +39,14 @@ pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
         let routes = network.routes(&config.routes)?;
         // A later plugin may have lowered it.
         network.mtu = previous.mtu(interface).map_or(network.mtu, |mtu| mtu.min(network.mtu));
-        faults.extend(pod::faults(&mut inside, interface, &network, &routes, &previous)?);
+        faults.extend(pod::faults(
+            &mut inside,
+            interface,
+            &network,
+            &routes,
+            config.bandwidth.egress,
+            &previous,
+        )?);
     }
     if faults.is_empty() {
         return Ok(());

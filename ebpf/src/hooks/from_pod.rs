@@ -3,7 +3,6 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
     abi::{ENDPOINT_HAS_HOST_PORTS, KNOWN_LOCAL, NODE_ADDRESS, NODE_LOCAL},
-    addr::Addr,
     flow::protocol,
     reason::{Drop, Path},
 };
@@ -62,6 +61,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         }
     }
     let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
+    source::keep_to_limit(ctx, endpoint)?;
     parsed?;
     flow::complete(&mut packet)?;
 
@@ -75,7 +75,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, &packet) {
             return Ok(Verdict::stack(Path::ToStack));
         }
-        known::remember_in(ctx, &packet, other, KNOWN_LOCAL, &Addr::UNSPECIFIED);
+        known::remember_local(ctx, &packet, endpoint, other);
         return local::deliver(ctx, &mut packet.headers, other, Path::Local);
     }
     if let Some(node) = maps::node(&destination) {

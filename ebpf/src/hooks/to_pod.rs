@@ -1,5 +1,5 @@
 //! What the host stack sends to a pod: TC egress of the host side of its veth pair. Packets that other programs deliver
-//! with `bpf_redirect_peer` do not come here.
+//! with `bpf_redirect_peer` do not come here; those that have to pass the link's queue bear a mark.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::reason::Path;
@@ -18,6 +18,11 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn verdict(ctx: &TcContext) -> Outcome {
+    if ctx.is_ready_to_leave() {
+        // The field crosses namespaces.
+        ctx.clear_ready_to_leave();
+        return Ok(Verdict::PASS);
+    }
     let mut packet = Ipv4::at(0);
     if packet.load(ctx).is_err() || !packet.headers.is_ipv4() {
         return Ok(Verdict::PASS);

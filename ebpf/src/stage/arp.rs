@@ -7,9 +7,9 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::source;
+use super::{local, source};
 use crate::{
-    packet::{Arp, Skb, redirect_peer},
+    packet::Arp,
     verdict::{Outcome, Verdict},
 };
 
@@ -28,6 +28,5 @@ pub fn answer(ctx: &TcContext, frame_source: Mac) -> Outcome {
         return Err(Drop::ArpNotForGateway);
     }
     request.answer(ctx, endpoint.host_mac)?;
-    ctx.set_packet_host();
-    Ok(Verdict::redirect(Path::ArpAnswered, redirect_peer(endpoint.ifindex)))
+    Ok(Verdict::redirect(Path::ArpAnswered, local::into_endpoint(ctx, endpoint)))
 }

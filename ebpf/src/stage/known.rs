@@ -6,8 +6,9 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        Endpoint, KNOWN_DESTINATION, KNOWN_DIRECT_IN, KNOWN_DIRECT_OUT, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT,
-        KNOWN_WORLD_IN, KNOWN_WORLD_OUT, KnownFlow, Macs, Translation,
+        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, KNOWN_DESTINATION, KNOWN_DIRECT_IN,
+        KNOWN_DIRECT_OUT, KNOWN_LOCAL, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN, KNOWN_WORLD_OUT,
+        KnownFlow, Macs, Translation,
     },
     addr::{Addr, Be16},
     flow::protocol,
@@ -178,10 +179,30 @@ fn is_plain(packet: &Ipv4) -> bool {
     packet.is_whole() && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0
 }
 
+/// Whether packets into a pod have to pass the queue of its link: what is known leads past it.
+#[inline(always)]
+fn is_limited(to: &Endpoint) -> bool {
+    to.flags & ENDPOINT_INGRESS_LIMITED != 0
+}
+
+/// Whether each packet of a pod's has to be looked at: what is known does not ask for its limit.
+#[inline(always)]
+fn is_guarded(from: &Endpoint) -> bool {
+    from.flags & ENDPOINT_EGRESS_LIMITED != 0
+}
+
+/// Remembers that a flow leads from a pod to another one here.
+#[inline(always)]
+pub fn remember_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
+    if !is_guarded(from) {
+        remember_in(ctx, packet, to, KNOWN_LOCAL, &Addr::UNSPECIFIED);
+    }
+}
+
 /// Remembers that a flow leads from a pod, or from another node, into a pod. `sender`: the outer source, of a packet out of the tunnel.
 #[inline(always)]
 pub fn remember_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, sender: &Addr) {
-    if is_plain(packet) {
+    if is_plain(packet) && !is_limited(to) {
         add_in(ctx, packet, to, kind, sender);
         check_again(packet);
     }
@@ -197,8 +218,8 @@ fn add_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, sender: &Addr
 
 /// Remembers by which way a pod's flow leaves. `mtu` is the largest IP packet of the pod's that was seen to fit it.
 #[inline(always)]
-pub fn remember_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u32) {
-    if is_plain(packet) {
+pub fn remember_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, kind: u8, mtu: u32) {
+    if is_plain(packet) && !is_guarded(from) {
         add_out(ctx, packet, way, kind, mtu);
         check_again(packet);
     }
@@ -218,8 +239,14 @@ fn add_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u32) {
 
 /// Remembers by which way a pod's flow to the world leaves, and under which address; of a flow's first plain packet, where it leads.
 #[inline(always)]
-pub fn remember_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &TranslationEntry) {
-    if !is_plain(packet) {
+pub fn remember_world_out(
+    ctx: &TcContext,
+    packet: &Ipv4,
+    from: &Endpoint,
+    way: &Way,
+    half: &TranslationEntry,
+) {
+    if !is_plain(packet) || is_guarded(from) {
         return;
     }
     match half.mark_long() {
@@ -268,7 +295,7 @@ fn remember_world(packet: &Ipv4, known: &KnownFlow) {
 /// Remembers which pod replies from the world are for.
 #[inline(never)]
 pub fn remember_world_in(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, half: &TranslationEntry) {
-    if !is_plain(packet) || !half.mark_long() {
+    if !is_plain(packet) || is_limited(endpoint) || !half.mark_long() {
         return;
     }
     let to = half.get();

@@ -2,12 +2,12 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, Macs},
+    abi::{ENDPOINT_INGRESS_LIMITED, Endpoint, Macs},
     reason::{Drop, Path},
 };
 
 use crate::{
-    packet::{Headers, Skb, redirect_peer, set_macs},
+    packet::{Headers, Skb, redirect, redirect_peer, set_macs},
     verdict::{Outcome, Verdict},
 };
 
@@ -17,19 +17,25 @@ use crate::{
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn deliver(ctx: &TcContext, headers: &mut Headers, endpoint: &Endpoint, path: Path) -> Outcome {
-    send(ctx, headers, endpoint.macs(), endpoint.ifindex, path)
+    pass_on(ctx, headers, endpoint.macs())?;
+    Ok(Verdict::redirect(path, into_endpoint(ctx, endpoint)))
 }
 
-/// As [`deliver`], by a link and the pod's and the gateway's link addresses.
+/// As [`deliver`], by a link and the pod's and the gateway's link addresses: to a pod without a limit.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn send(ctx: &TcContext, headers: &mut Headers, macs: Macs, link: u32, path: Path) -> Outcome {
+    pass_on(ctx, headers, macs)?;
+    Ok(Verdict::redirect(path, into(ctx, link)))
+}
+
+#[inline(always)]
+fn pass_on(ctx: &TcContext, headers: &mut Headers, macs: Macs) -> Result<(), Drop> {
     headers.decrement_ttl();
     headers.set_macs(macs);
-    ctx.store_at(0, headers)?;
-    Ok(Verdict::redirect(path, into(ctx, link)))
+    ctx.store_at(0, headers)
 }
 
 /// As [`deliver`], for a frame whose time to live has been taken care of.
@@ -39,10 +45,21 @@ pub fn send(ctx: &TcContext, headers: &mut Headers, macs: Macs, link: u32, path:
 #[inline(always)]
 pub fn hand_over(ctx: &TcContext, endpoint: &Endpoint, path: Path) -> Outcome {
     address_to_pod(ctx, endpoint)?;
-    Ok(Verdict::redirect(path, into(ctx, endpoint.ifindex)))
+    Ok(Verdict::redirect(path, into_endpoint(ctx, endpoint)))
 }
 
-/// Sends a finished frame through a link into the pod.
+/// Sends a finished frame into a pod: through the queue of its link where that limits what the pod receives, else past it.
+#[inline(always)]
+pub fn into_endpoint(ctx: &TcContext, endpoint: &Endpoint) -> i32 {
+    if endpoint.flags & ENDPOINT_INGRESS_LIMITED == 0 {
+        return into(ctx, endpoint.ifindex);
+    }
+    // Nobody takes it for the stack's: replies may go as this packet has come.
+    ctx.set_ready_to_leave();
+    redirect(endpoint.ifindex)
+}
+
+/// Sends a finished frame through a link into the pod, past its queue.
 #[inline(always)]
 pub fn into(ctx: &TcContext, link: u32) -> i32 {
     // By itself the kernel does this from 6.15 only.

@@ -89,7 +89,9 @@ fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &T
     let to = entry.get();
     let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
     match way.look_up_any(ctx) {
-        Lookup::Found if way.ifindex == to.ifindex => known::remember_world_out(ctx, packet, &way, entry),
+        Lookup::Found if way.ifindex == to.ifindex => {
+            known::remember_world_out(ctx, packet, endpoint, &way, entry)
+        }
         // Before it is translated: the pod knows its own packet only.
         Lookup::TooBig if too_big::can_answer(packet) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
@@ -314,7 +316,7 @@ pub fn back(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Out
         if packet.is_whole() {
             packet.headers.set_macs(endpoint.macs());
             readdress_destination(ctx, packet, &to.destination, to.destination_port)?;
-            return Ok(Verdict::redirect(Path::SnatIn, local::into(ctx, endpoint.ifindex)));
+            return Ok(Verdict::redirect(Path::SnatIn, local::into_endpoint(ctx, endpoint)));
         }
         decrement_ttl(ctx, &packet.headers, 0)?;
         subprogram::translate(ctx, packet, to)?;

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, NODE_LOCAL, NODE_ON_LINK, NODE_POD_NETWORK, Node},
+    abi::{ENDPOINT_EGRESS_LIMITED, Endpoint, NODE_LOCAL, NODE_ON_LINK, NODE_POD_NETWORK, Node},
     addr::{Addr, Mac},
     flow::protocol,
     reason::Drop,
@@ -27,6 +27,16 @@ pub fn of_pod(ctx: &TcContext, address: &Addr, mac: Mac) -> Result<&'static Endp
         return Err(Drop::SourceMacNotOwned);
     }
     Ok(endpoint)
+}
+
+/// Refuses what a pod sends faster than its limit. The queue on its own side has seen to that, unless the pod has gone around it.
+///
+/// # Errors
+/// [`Drop::EgressLimitExceeded`].
+#[inline(always)]
+pub fn keep_to_limit(ctx: &TcContext, endpoint: &Endpoint) -> Result<(), Drop> {
+    let may = endpoint.flags & ENDPOINT_EGRESS_LIMITED == 0 || maps::may_send(ctx.ifindex(), ctx.bytes());
+    if may { Ok(()) } else { Err(Drop::EgressLimitExceeded) }
 }
 
 /// Whether a packet looks like one of the tunnel's, wherever it goes.

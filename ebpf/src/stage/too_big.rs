@@ -3,8 +3,9 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{abi::Endpoint, reason::Path};
 
+use super::local;
 use crate::{
-    packet::{Ipv4, Skb, redirect_peer, too_big},
+    packet::{Ipv4, too_big},
     verdict::{Outcome, Verdict},
 };
 
@@ -25,6 +26,5 @@ pub fn can_answer(packet: &Ipv4) -> bool {
 #[inline(always)]
 pub fn answer(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, mtu: u32) -> Outcome {
     too_big(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, mtu as u16)?;
-    ctx.set_packet_host();
-    Ok(Verdict::redirect(Path::TooBigAnswered, redirect_peer(endpoint.ifindex)))
+    Ok(Verdict::redirect(Path::TooBigAnswered, local::into_endpoint(ctx, endpoint)))
 }

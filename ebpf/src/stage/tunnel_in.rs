@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{KNOWN_TUNNEL_IN, Macs},
+    abi::KNOWN_TUNNEL_IN,
     addr::Addr,
     ecn,
     flow::protocol,
@@ -34,7 +34,10 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         && !is_other_segments(ctx, packet)
         && let Some((link, macs)) = known::from_tunnel(ctx, packet, &sender)
     {
-        return unwrap(ctx, outer_class, packet, macs, link);
+        return match unwrap(ctx, outer_class, packet)? {
+            true => local::send(ctx, &mut packet.headers, macs, link, Path::TunnelIn),
+            false => Ok(Verdict::PASS),
+        };
     }
     check_outer(vni, &sender)?;
     if !is_usual {
@@ -55,7 +58,10 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         return Ok(Verdict::PASS);
     }
     known::remember_in(ctx, packet, endpoint, KNOWN_TUNNEL_IN, &sender);
-    unwrap(ctx, outer_class, packet, endpoint.macs(), endpoint.ifindex)
+    match unwrap(ctx, outer_class, packet)? {
+        true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
+        false => Ok(Verdict::PASS),
+    }
 }
 
 /// UDP GSO that the program decapsulates never reaches its socket: the kernel's device does all but TCP right.
@@ -64,15 +70,15 @@ fn is_other_segments(ctx: &TcContext, packet: &Ipv4) -> bool {
     packet.headers.protocol != protocol::TCP && ctx.segment_payload() != 0
 }
 
-/// Decapsulates a packet and sends it into its pod; left to the VXLAN device where the kernel refuses.
+/// Decapsulates a packet; `false`: the kernel refuses, and it is left to the VXLAN device.
 #[inline(always)]
-fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Ipv4, macs: Macs, link: u32) -> Outcome {
+fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Ipv4) -> Result<bool, Drop> {
     let class = ecn::decapsulate(outer_class, packet.headers.traffic_class).ok_or(Drop::EcnNotCapable)?;
     if decapsulate(ctx).is_err() {
-        return Ok(Verdict::PASS);
+        return Ok(false);
     }
     packet.headers.set_traffic_class(class);
-    local::send(ctx, &mut packet.headers, macs, link, Path::TunnelIn)
+    Ok(true)
 }
 
 /// A packet that the VXLAN device has decapsulated.

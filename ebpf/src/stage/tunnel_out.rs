@@ -34,7 +34,14 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
     if lookup == Lookup::Found && !cfg!(feature = "through-device") {
-        known::remember_out(ctx, packet, &way, KNOWN_TUNNEL_OUT, (way.length - VXLAN_OVERHEAD).min(node.mtu));
+        known::remember_out(
+            ctx,
+            packet,
+            endpoint,
+            &way,
+            KNOWN_TUNNEL_OUT,
+            (way.length - VXLAN_OVERHEAD).min(node.mtu),
+        );
     }
     send(ctx, packet, node, (&way, lookup), &packet.headers.decremented(), Path::TunnelOut)
 }

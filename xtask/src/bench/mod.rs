@@ -4,6 +4,7 @@
 //! what disturbs the machine disturbs all of them.
 
 mod agent_cost;
+mod bandwidth;
 mod between_nodes;
 mod chart;
 mod client;
@@ -77,6 +78,8 @@ enum Group {
     Scale,
     /// From the start of an agent, with 250 pods to take over, to the first ADD that is served.
     Restart,
+    /// Pods with a limit: what TCP carries beside what was asked for.
+    Bandwidth,
     /// Each program alone with each kind of packet: nothing is compared, so only when asked for.
     Programs,
 }
@@ -152,6 +155,7 @@ impl Group {
             Self::Cni => cni::measure,
             Self::Scale => scale::measure,
             Self::Restart => restart::measure,
+            Self::Bandwidth => bandwidth::measure,
             Self::Programs => return None,
         })
     }

@@ -61,12 +61,40 @@ impl Record {
     }
 }
 
+impl Record {
+    /// Of values that are to be near another one, round by round.
+    pub(crate) fn beside(
+        figure: &str,
+        unit: &'static str,
+        values: &[f64],
+        asked: f64,
+        target: Target,
+    ) -> Self {
+        let ratios: Vec<f64> = values.iter().map(|value| value / asked).collect();
+        let ratio = median(&ratios);
+        Self {
+            figure: figure.to_owned(),
+            ours: median(values),
+            reference: Some(asked),
+            limit: None,
+            ratio,
+            target: Some(target),
+            met: Some(target.is_met(ratio)),
+            unit,
+            rounds: values.len(),
+            spread: interquartile_range(&ratios),
+            ratio_of: "measured ÷ asked for".to_owned(),
+        }
+    }
+}
+
 /// What a ratio should be.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Target {
     AtMost(f64),
     AtLeast(f64),
+    Between(f64, f64),
 }
 
 impl Target {
@@ -74,6 +102,7 @@ impl Target {
         match self {
             Self::AtMost(most) => ratio <= most,
             Self::AtLeast(least) => ratio >= least,
+            Self::Between(least, most) => (least..=most).contains(&ratio),
         }
     }
 }
@@ -136,6 +165,7 @@ impl Row {
             target: match record.target {
                 Some(Target::AtMost(most)) => format!("≤ {most}"),
                 Some(Target::AtLeast(least)) => format!("≥ {least}"),
+                Some(Target::Between(least, most)) => format!("{least}–{most}"),
                 None => String::new(),
             },
             met: match record.met {
@@ -182,5 +212,8 @@ mod tests {
     fn a_target_has_two_sides() {
         assert!(Target::AtMost(0.3).is_met(0.3) && !Target::AtMost(0.3).is_met(0.31));
         assert!(Target::AtLeast(1.4).is_met(1.4) && !Target::AtLeast(1.4).is_met(1.39));
+        let near = Target::Between(0.95, 1.05);
+        assert!([0.95, 1.05].iter().all(|ratio| near.is_met(*ratio)));
+        assert!(![0.949, 1.051].iter().any(|ratio| near.is_met(*ratio)));
     }
 }

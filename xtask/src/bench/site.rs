@@ -126,13 +126,12 @@ impl Site {
 
     /// Two pods of a lab that outlives this.
     pub(crate) fn of_pods(name: &str, client: &Pod, server: &Pod) -> Self {
-        Self {
-            client: (**client).clone(),
-            server: (**server).clone(),
-            address: server.address(),
-            name: name.to_owned(),
-            _lab: None,
-        }
+        Self::of_namespaces(name, client, server, server.address())
+    }
+
+    /// Two ends of a lab that outlives this.
+    pub(crate) fn of_namespaces(name: &str, client: &Ns, server: &Ns, address: IpAddr) -> Self {
+        Self { client: client.clone(), server: server.clone(), address, name: name.to_owned(), _lab: None }
     }
 
     fn between(

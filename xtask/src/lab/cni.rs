@@ -69,7 +69,7 @@ impl CniCall {
                 "name": "podwire",
                 "type": "podwire-cni",
                 "socket": socket,
-                "capabilities": { "ips": true, "mac": true, "portMappings": true },
+                "capabilities": { "bandwidth": true, "ips": true, "mac": true, "portMappings": true },
                 "runtimeConfig": runtime_config,
             }),
             environment: Vec::new(),

@@ -8,7 +8,7 @@ mod stream;
 pub(crate) use connections::Connections;
 pub(crate) use packets::packets_per_second;
 pub(crate) use round_trips::{RoundTrips, Transport};
-pub(crate) use stream::Stream;
+pub(crate) use stream::{Direction, Stream};
 
 use std::fs;
 use std::thread::JoinHandle;

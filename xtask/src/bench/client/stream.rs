@@ -11,6 +11,13 @@ use crate::bench::site::Site;
 
 const PORT: &str = "5201";
 
+/// Which way the payload goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    ToServer,
+    FromServer,
+}
+
 /// A server that waits for streams, and ends with this.
 pub(crate) struct Stream<'a> {
     site: &'a Site,
@@ -27,7 +34,12 @@ impl<'a> Stream<'a> {
 
     /// What arrives in a turn of whole seconds, Gbit/s of payload; the sender is on one core and the receiver on the other.
     pub(crate) fn measure(&self, turn: Duration) -> Result<f64> {
-        let printed = ask(self.site, turn)?;
+        self.measure_in(Direction::ToServer, turn)
+    }
+
+    /// As [`Self::measure`], in a direction.
+    pub(crate) fn measure_in(&self, direction: Direction, turn: Duration) -> Result<f64> {
+        let printed = ask(self.site, direction, turn)?;
         let rate = printed["end"]["sum_received"]["bits_per_second"].as_f64();
         let rate = rate.with_context(|| format!("no rate in {printed}"))?;
         ensure!(rate > 0.0, "nothing arrived");
@@ -43,10 +55,10 @@ impl Drop for Stream<'_> {
 }
 
 /// Until the server listens.
-fn ask(site: &Site, turn: Duration) -> Result<Value> {
+fn ask(site: &Site, direction: Direction, turn: Duration) -> Result<Value> {
     let (address, seconds) = (site.address.to_string(), turn.as_secs().max(1).to_string());
     let affinity = format!("{OTHER_CORE},{CORE}");
-    let command = [
+    let mut command = vec![
         "iperf3",
         "--client",
         &address,
@@ -58,6 +70,9 @@ fn ask(site: &Site, turn: Duration) -> Result<Value> {
         &affinity,
         "--json",
     ];
+    if direction == Direction::FromServer {
+        command.push("--reverse");
+    }
     let start = Instant::now();
     loop {
         let printed: Value =

@@ -1,0 +1,53 @@
+//! Queues of pods' links: what limits how fast a pod receives.
+
+use futures_util::{StreamExt, TryStreamExt};
+use podwire_cni::token_bucket::TokenBucket;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::tc::TcMessage;
+
+use super::{Links, netlink};
+use crate::error::Error;
+
+/// All queues of the network namespace.
+#[derive(Debug)]
+pub struct Queues(Vec<TcMessage>);
+
+impl Queues {
+    /// Whether what a device sends is limited so.
+    pub fn limit(&self, device: u32, bucket: &TokenBucket) -> bool {
+        self.0.iter().any(|message| bucket.is_told_by(message, device))
+    }
+}
+
+impl Links {
+    /// The queues as they are now.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn queues(&self) -> Result<Queues, Error> {
+        let queues = self.handle.qdisc().get().execute();
+        Ok(Queues(queues.try_collect().await.map_err(netlink("list queues"))?))
+    }
+
+    /// Limits what a device sends, in place of whatever queue it has.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`], when the kernel has no `tbf` queue for example.
+    pub async fn set_limit(&self, device: u32, name: &str, bucket: &TokenBucket) -> Result<(), Error> {
+        let mut request =
+            NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(bucket.message(device)));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let operation = || format!("limit what {name} sends to its pod (needs the kernel's tbf queue)");
+        let mut handle = self.handle.clone();
+        let mut answers = handle.request(request).map_err(netlink(operation()))?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(refusal) = answer.payload {
+                return Err(netlink(operation())(rtnetlink::Error::NetlinkError(refusal)));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,311 @@
+//! Limited pods: what they receive and send passes the kernel's queues, by whatever way it comes, and nothing else about it changes.
+
+use std::net::SocketAddr;
+
+use podwire_common::names::maps;
+use podwire_common::reason::{Drop, Path};
+use serde_json::{Value, json};
+use xtask::lab::traffic::{self, Route};
+use xtask::lab::{CniOutput, Lab, Mode, Ns, Pod};
+
+use crate::check::{self, Counted, Row};
+use crate::sockets::{udp, wait_until};
+
+const MODES: [Mode; 2] = [Mode::Vxlan, Mode::Direct];
+/// Bits per second, both ways: fast enough for tests.
+const RATE: u64 = 200_000_000;
+const PORT: u16 = 8080;
+const HOST_PORT: u16 = 9088;
+const STREAM: u64 = 1 << 20;
+/// What the server of an exchange sends back.
+const ANSWER: u64 = 64 << 10;
+
+#[test]
+fn everything_to_and_from_a_limited_pod_passes_its_queues() {
+    for mode in MODES {
+        let places = Places::new(mode);
+        let lab = &places.lab;
+        let pod = (&*places.pod, places.pod.address());
+        let others = [
+            ("a pod of the node", &*places.near, places.near.address()),
+            ("a pod of another node", &*places.far, places.far.address()),
+        ];
+        let stack = [(0, Path::FromStack), (1, Path::FromStack)];
+        for (name, other, address) in others {
+            for (client, server, payload) in
+                [((other, address), pod, [STREAM, ANSWER]), (pod, (other, address), [ANSWER, STREAM])]
+            {
+                let what = format!("{mode:?}, {name}, from {}", client.0.name());
+                let before = places.passed();
+                check::check(lab, &[Row::new(&what, client, server).avoids(&stack)]);
+                places.expect_passed(&before, payload, &what);
+            }
+        }
+        let world = (lab.world(), lab.world_address());
+        let before = places.passed();
+        let seen_as = lab.node(0).address();
+        check::check(lab, &[Row::new("the world", pod, world).seen_as(seen_as)]);
+        places.expect_passed(&before, [ANSWER, STREAM], &format!("{mode:?}, to the world"));
+        assert_eq!(lab.node(0).map_dump(maps::STACK_FLOWS).unwrap(), json!([]), "{mode:?}");
+    }
+}
+
+#[test]
+fn what_comes_by_a_host_port_passes_the_queues_too() {
+    for mode in MODES {
+        let places = Places::new(mode);
+        let node = places.lab.node(0);
+        let route = Route::translated(SocketAddr::new(node.address(), HOST_PORT), PORT);
+        let clients: [(&str, &Ns); 5] = [
+            ("the world", places.lab.world()),
+            ("another node", places.lab.node(1)),
+            ("a pod of the node", &places.near),
+            ("a pod of another node", &places.far),
+            ("itself", &places.pod),
+        ];
+        for (name, client) in clients {
+            let before = places.passed();
+            let counted = Counted::quiet(&places.lab);
+            let exchange = traffic::tcp_exchange_on(client, &places.pod, route, STREAM);
+            exchange.unwrap_or_else(|error| panic!("{mode:?}, {name}: {error:#}"));
+            places.expect_passed(&before, [STREAM, ANSWER], &format!("{mode:?}, {name}"));
+            let grown = Counted::quiet(&places.lab).since(&counted);
+            grown.expect(&[], &[(0, Path::FromStack)]).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        }
+    }
+}
+
+#[test]
+fn large_segments_arrive_as_they_were_sent_when_a_queue_has_cut_them() {
+    for mode in MODES {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        // 20 ms of it are less than half of the largest segment.
+        let slow = json!({ "bandwidth": { "ingressRate": 10_000_000, "egressRate": 10_000_000 } });
+        let pod = lab.node(0).add_pod_with("pod", &slow).unwrap();
+        let [near, far] = [(0, "near"), (1, "far")].map(|(node, name)| lab.node(node).add_pod(name).unwrap());
+        for (other, address) in [(&*near, near.address()), (&*far, far.address())] {
+            for (client, server, to) in [(other, &*pod, pod.address()), (&*pod, other, address)] {
+                let what = |error| panic!("{mode:?}, from {}: {error:#}", client.name());
+                traffic::tcp_exchange(client, server, to, PORT, STREAM).unwrap_or_else(what);
+                traffic::udp_segments(client, server, to, PORT, 1000, 40).unwrap_or_else(what);
+            }
+        }
+        traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), PORT, STREAM).unwrap();
+    }
+}
+
+#[test]
+fn a_limit_of_one_direction_leaves_the_other_alone() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let limited = |name: &str, key: &str| {
+        lab.node(0).add_pod_with(name, &json!({ "bandwidth": { key: RATE } })).unwrap()
+    };
+    let (receives, sends) = (limited("receives", "ingressRate"), limited("sends", "EgressRate"));
+    let free = lab.node(0).add_pod("free").unwrap();
+    let here = |pod: &Pod| queue(lab.node(0), pod.host_interface());
+    assert!(here(&receives).is_some() && queue(&receives, "eth0").is_none());
+    assert!(here(&sends).is_none() && queue(&sends, "eth0").is_some());
+    assert!(here(&free).is_none() && queue(&free, "eth0").is_none());
+    traffic::tcp_exchange(&sends, &receives, receives.address(), PORT, STREAM).unwrap();
+    traffic::tcp_exchange(&free, &sends, sends.address(), PORT, STREAM).unwrap();
+}
+
+#[test]
+fn a_limit_outlives_the_agent_and_goes_with_its_pod() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let places = ["pod", "other"].map(|name| node.add_pod_with(name, &both()).unwrap());
+    let [pod, other] = &places;
+    let configured = || (queue(node, pod.host_interface()).unwrap(), node.map_dump(maps::ENDPOINTS).unwrap());
+    let before = configured();
+    node.kill_agent().unwrap();
+    traffic::tcp_exchange(other, pod, pod.address(), PORT, STREAM).unwrap();
+    node.start_agent().unwrap();
+    let after = configured();
+    assert_eq!((&before.0["options"], &before.1), (&after.0["options"], &after.1));
+    assert!(after.0["bytes"].as_u64().unwrap() > before.0["bytes"].as_u64().unwrap() + STREAM, "{after:?}");
+    traffic::tcp_exchange(other, pod, pod.address(), PORT, STREAM).unwrap();
+    checked(pod, &both()).unwrap();
+    for pod in places {
+        pod.delete().unwrap();
+    }
+    let left = tc(node, &["qdisc", "show"]);
+    assert!(!left.to_string().contains("tbf"), "{left}");
+    for map in [maps::ENDPOINTS, maps::EGRESS_GUARDS] {
+        assert_eq!(node.map_dump(map).unwrap(), json!([]), "{map}");
+    }
+    // The address goes on without a limit.
+    let free = node.add_pod_with("free", &json!({ "ips": ["10.244.1.2/24"] })).unwrap();
+    assert!(queue(node, free.host_interface()).is_none());
+}
+
+#[test]
+fn a_limit_that_somebody_took_away_is_found_out_and_set_again() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod_with("pod", &both()).unwrap();
+    checked(&pod, &both()).unwrap();
+    let options = |ns: &Ns, device: &str| queue(ns, device).map(|queue| queue["options"].clone());
+    let as_it_was = options(node, pod.host_interface());
+
+    // On the pod's side nobody sets it again: what the pod's own processes may do there is theirs.
+    pod.exec(&["tc", "qdisc", "del", "dev", "eth0", "root"]).unwrap();
+    let missing = checked(&pod, &both()).unwrap_err();
+    assert!(missing.contains("limit of 200000000 bits/s for what it sends is missing"), "{missing}");
+
+    let other =
+        format!("tc qdisc replace dev {} root tbf rate 1gbit burst 1mb limit 1mb", pod.host_interface());
+    let gone = format!("tc qdisc del dev {} root", pod.host_interface());
+    for command in [other, gone] {
+        node.exec(&command.split(' ').collect::<Vec<_>>()).unwrap();
+        let missing = checked(&pod, &both()).unwrap_err();
+        assert!(missing.contains("the limit of what it receives is missing"), "{command}: {missing}");
+        let again = wait_until(|| (options(node, pod.host_interface()) == as_it_was).then_some(()));
+        assert!(again.is_some(), "{command}: the agent has not set it again\n{}", node.agent_log_tail(5));
+    }
+    assert!(node.agent_log().contains("it is set again"), "{}", node.agent_log_tail(5));
+}
+
+#[test]
+fn who_goes_around_the_queue_on_his_own_side_is_stopped_on_the_nodes() {
+    for mode in MODES {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        let pod =
+            lab.node(0).add_pod_with("pod", &json!({ "bandwidth": { "egressRate": 10_000_000 } })).unwrap();
+        let [near, far] = [(0, "near"), (1, "far")].map(|(node, name)| lab.node(node).add_pod(name).unwrap());
+        let others = [(&*near, near.address()), (&*far, far.address()), (lab.world(), lab.world_address())];
+        let dropped = || lab.node(0).drops().unwrap();
+        for (other, address) in others {
+            traffic::tcp_exchange(&pod, other, address, PORT, STREAM).unwrap();
+        }
+        assert!(dropped().is_empty(), "{mode:?}: who keeps to the queue is left alone: {:?}", dropped());
+        pod.exec(&["tc", "qdisc", "del", "dev", "eth0", "root"]).unwrap();
+        let name = Drop::EgressLimitExceeded.name();
+        for (other, address) in others {
+            let before = dropped().get(name).copied().unwrap_or_default();
+            let (_server, socket) = (udp(other, ("0.0.0.0", PORT)), udp(&pod, ("0.0.0.0", 0)));
+            let stopped = wait_until(|| {
+                // Two seconds' worth.
+                for _ in 0..2500 {
+                    socket.send_to(&[0; 1000], (address, PORT)).unwrap();
+                }
+                (dropped().get(name).copied().unwrap_or_default() > before).then_some(())
+            });
+            assert!(stopped.is_some(), "{mode:?}: nothing stops what goes to {address}: {:?}", dropped());
+            // TCP makes do with what is left.
+            traffic::tcp_exchange(&pod, other, address, PORT + 1, STREAM / 4).unwrap();
+        }
+    }
+}
+
+#[test]
+fn another_limit_is_refused_while_the_attachment_is_there() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let pod = lab.node(0).add_pod_with("pod", &both()).unwrap();
+    let add = |bandwidth: Value| {
+        let mut call = pod.call().clone();
+        call.interface = "eth0".into();
+        call.config["runtimeConfig"] = json!({ "bandwidth": bandwidth });
+        call.run().unwrap()
+    };
+    let refused = |output: &CniOutput, said: &str| {
+        assert!(!output.success && output.answer["code"] == 7, "{output:?}");
+        assert!(output.answer["msg"].as_str().unwrap().contains(said), "{output:?}");
+    };
+    refused(&add(json!({ "ingressRate": 1 })), "runtimeConfig.bandwidth.ingressRate is \"1\"");
+    refused(&add(json!({ "EgressBurst": 1 })), "runtimeConfig.bandwidth.egressBurst is \"1\"");
+    refused(&add(json!({ "ingressRate": RATE })), "another bandwidth is asked for");
+    refused(&add(json!({})), "another bandwidth is asked for");
+}
+
+fn both() -> Value {
+    // The burst that runtimes ask for.
+    let burst = u32::MAX;
+    json!({ "bandwidth": {
+        "IngressRate": RATE, "IngressBurst": burst, "EgressRate": RATE, "EgressBurst": burst,
+    }})
+}
+
+/// CHECK as a runtime does it.
+fn checked(pod: &Pod, runtime_config: &Value) -> Result<(), String> {
+    let mut call = pod.call().with_command("CHECK");
+    call.config["prevResult"] = pod.result().clone();
+    call.config["runtimeConfig"] = runtime_config.clone();
+    let output = call.run().unwrap();
+    if output.success { Ok(()) } else { Err(output.answer["msg"].as_str().unwrap_or_default().to_owned()) }
+}
+
+/// A device's token bucket filter, as `tc` shows it.
+fn queue(ns: &Ns, device: &str) -> Option<Value> {
+    let queues = tc(ns, &["qdisc", "show", "dev", device]);
+    queues.as_array().unwrap().iter().find(|queue| queue["kind"] == "tbf").cloned()
+}
+
+fn tc(ns: &Ns, arguments: &[&str]) -> Value {
+    let printed = ns.exec(&[&["tc", "-s", "-j"], arguments].concat()).unwrap();
+    serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
+}
+
+/// A pod with limits and a hostPort, and whom it talks to.
+struct Places {
+    pod: Pod,
+    near: Pod,
+    far: Pod,
+    lab: Lab,
+}
+
+impl Places {
+    fn new(mode: Mode) -> Self {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        // One packet is one packet everywhere: the queue counts a large one as its segments, the link as one.
+        for ns in lab.nodes().iter().map(|node| &**node).chain([lab.world()]) {
+            ns.ip("link set dev eth0 gso_max_segs 1\n").unwrap();
+        }
+        let mut wanted = both();
+        wanted["portMappings"] = json!([{ "hostPort": HOST_PORT, "containerPort": PORT, "protocol": "tcp" }]);
+        let pod = lab.node(0).add_pod_with("pod", &wanted).unwrap();
+        let [near, far] = [(0, "near"), (1, "far")].map(|(node, name)| lab.node(node).add_pod(name).unwrap());
+        for pod in [&pod, &near, &far] {
+            pod.ip("link set dev eth0 gso_max_segs 1\n").unwrap();
+        }
+        Self { pod, near, far, lab }
+    }
+
+    /// What has gone into the pod and out of it, and what of that has passed the queues.
+    fn passed(&self) -> [Passed; 2] {
+        let stats = self.pod.exec(&["ip", "-s", "-j", "link", "show", "dev", "eth0"]).unwrap();
+        let stats: Value = serde_json::from_str(&stats).unwrap();
+        let count = |ns: &Ns, device: &str, direction: &str| {
+            let (queue, link) = (queue(ns, device).unwrap(), &stats[0]["stats64"][direction]);
+            let number = |from: &Value, key: &str| from[key].as_u64().unwrap();
+            Passed {
+                queue: number(&queue, "packets"),
+                link: number(link, "packets"),
+                bytes: number(&queue, "bytes"),
+            }
+        };
+        [count(self.lab.node(0), self.pod.host_interface(), "rx"), count(&self.pod, "eth0", "tx")]
+    }
+
+    /// Every packet has passed a queue since, and at least so many bytes, received and sent.
+    #[track_caller]
+    fn expect_passed(&self, before: &[Passed; 2], payload: [u64; 2], what: &str) {
+        let after = self.passed();
+        for (at, direction) in ["received", "sent"].iter().enumerate() {
+            let (before, after) = (&before[at], &after[at]);
+            let (queue, link) = (after.queue - before.queue, after.link - before.link);
+            assert_eq!(queue, link, "{what}: packets {direction}, through the queue and in all");
+            assert!(after.bytes - before.bytes >= payload[at], "{what}: bytes {direction}");
+        }
+    }
+}
+
+/// Since the pod was made.
+struct Passed {
+    /// Packets that have passed the queue.
+    queue: u64,
+    /// Packets that have passed the pod's link.
+    link: u64,
+    /// Of the packets that have passed the queue.
+    bytes: u64,
+}

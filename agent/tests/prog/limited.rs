@@ -1,0 +1,104 @@
+//! Pods with a limit: every packet that goes past the host stack passes the queue of its receiver's link, of whatever kind it is, and each
+//! that is sent meets the guard.
+
+use std::num::NonZeroU64;
+
+use podwire::model::Mode;
+use podwire_cni::protocol::{Bandwidth, Limit};
+use podwire_common::abi;
+use podwire_common::helper::Helper;
+use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_UPLINK};
+use podwire_common::reason::Drop as Reason;
+
+use crate::counting::{self, Counts};
+use crate::fixture::{Expect, Fixture, NODE1, POD_A, POD_B, REMOTE_POD, WORLD};
+use crate::kind::Kind;
+use crate::kinds::{CLIENT, SERVER, arriving, by_setting, from_a, out};
+use crate::packets::udp;
+
+/// Gives both pods limits.
+fn limit(node: &mut Fixture, bandwidth: Bandwidth) {
+    node.model.endpoints.values_mut().for_each(|endpoint| endpoint.bandwidth = bandwidth);
+    node.fill();
+}
+
+fn megabit() -> Option<Limit> {
+    Some(Limit { rate: NonZeroU64::new(1_000_000).unwrap(), burst: None })
+}
+
+/// Calls that send a packet to the other end of a link, and to a link.
+fn sent(kind: &Kind, node: &mut Fixture) -> [u64; 2] {
+    let counts = Counts::of(kind, node);
+    [Helper::RedirectPeer, Helper::Redirect].map(|helper| counts.sum(|called| called == helper))
+}
+
+#[test]
+fn nothing_gets_into_a_limited_pod_past_the_queue_of_its_link() {
+    let mut delivered = 0;
+    for (setting, kinds) in by_setting() {
+        // One node at a time: the thread is in its namespace.
+        let mut node = setting.node(counting::load);
+        let free: Vec<_> = kinds.iter().map(|kind| (kind, sent(kind, &mut node))).collect();
+        drop(node);
+        let mut node = setting.node(counting::load);
+        limit(&mut node, Bandwidth { ingress: megabit(), egress: None });
+        for (kind, [peer, link]) in free.into_iter().filter(|(_, [peer, _])| *peer > 0) {
+            let limited = sent(kind, &mut node);
+            assert_eq!(
+                limited,
+                [0, peer + link],
+                "{}: {}: to the peer, to the link",
+                kind.program,
+                kind.name
+            );
+            delivered += 1;
+        }
+        for flow in node.loaded.maps.flows.iter() {
+            let (_, known) = flow.unwrap();
+            assert!(![node.pod_a, node.pod_b].contains(&known.to), "{known:?} leads past the queue");
+        }
+    }
+    assert!(delivered > 30, "only {delivered} kinds of packets are delivered past the host stack");
+}
+
+#[test]
+fn each_packet_of_a_pod_whose_sending_is_limited_meets_the_guard() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let mut node = Fixture::new(mode);
+        node.namespace.ip("route add default via 10.200.0.2 dev up0");
+        limit(&mut node, Bandwidth { ingress: None, egress: megabit() });
+        let answered = |node: &mut Fixture| {
+            node.run(TO_UPLINK, node.uplink, &out(POD_A, WORLD, udp(CLIENT, SERVER)).build(), 0);
+            node.run(FROM_UPLINK, node.uplink, &arriving(WORLD, NODE1, udp(SERVER, CLIENT)).build(), 0);
+            node.set_past_stack();
+        };
+        for to in [POD_B, REMOTE_POD, WORLD] {
+            let link = node.pod_a;
+            let guard = node.loaded.maps.guards.get(&link, 0).unwrap();
+            answered(&mut node);
+            let frame = from_a(to, udp(CLIENT, SERVER)).build();
+            for packet in 0..3 {
+                let before = node.loaded.maps.guards.get(&link, 0).unwrap().paid;
+                node.run(FROM_POD, link, &frame, 0);
+                let after = node.loaded.maps.guards.get(&link, 0).unwrap().paid;
+                let cost = frame.len() as u64 * guard.cost / 1000;
+                assert!(
+                    after >= before + cost,
+                    "{mode:?}, to {to}, packet {packet}: it was not accounted for"
+                );
+                let mut known = node.loaded.maps.flows.iter().map(|flow| flow.unwrap().1);
+                assert!(known.all(|known| known.from != link), "{mode:?}, to {to}: what it sends is known");
+            }
+            // Paid for until long after now: somebody has gone around the pod's queue.
+            let spent = abi::Guard { paid: u64::MAX / 2, ..guard };
+            node.loaded.maps.guards.insert(link, spent, 0).unwrap();
+            node.check("too much", FROM_POD, link, &frame, Expect::Drop(Reason::EgressLimitExceeded));
+            let left = node.loaded.maps.guards.get(&link, 0).unwrap();
+            assert_eq!(left, spent, "what is dropped costs nothing");
+            // An entry that is as it should be but for what the programs write is left as it is.
+            node.fill();
+            assert_eq!(node.loaded.maps.guards.get(&link, 0).unwrap(), spent);
+            node.loaded.maps.guards.insert(link, guard, 0).unwrap();
+        }
+    }
+}
