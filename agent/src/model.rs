@@ -205,6 +205,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// Whether its file was lost, so that neither its container nor its limits are known (`recovery.rs`).
+    pub fn is_recovered(&self) -> bool {
+        self.attachment.interface.is_empty()
+    }
+
     /// What limits how fast it receives, on the host side of its veth pair.
     pub fn ingress_limit(&self) -> Option<TokenBucket> {
         self.bandwidth.ingress.map(|limit| TokenBucket::new(limit, self.mtu))
@@ -223,7 +228,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.pod {
             Some(pod) => write!(f, "{}/{}", pod.namespace, pod.name)?,
-            None if self.attachment.interface.is_empty() => f.write_str("a pod without name")?,
+            None if self.is_recovered() => f.write_str("a pod without name")?,
             None => write!(f, "container {}", self.attachment.container_id)?,
         }
         write!(f, " ({}, {})", self.address, self.host_interface)

@@ -75,11 +75,14 @@ impl Daemon {
     async fn prepare(&mut self, add: &Add) -> Result<Endpoint, Failure> {
         let mut endpoint = self.plan(add)?;
         endpoint.ifindex = self.checked_device(&endpoint).await?;
-        match self.model.endpoint_of(&endpoint.attachment) {
+        match self.model.endpoint_of(&endpoint.attachment).cloned() {
             Some(known) => {
                 endpoint.address = known.address;
-                let known = known.attachment.clone();
-                self.model.endpoints.remove(&known);
+                if known.ifindex != endpoint.ifindex {
+                    // Of a device that the plugin has replaced.
+                    self.remove_guard(&known).await.map_err(|error| failure(&error))?;
+                }
+                self.model.endpoints.remove(&known.attachment);
             }
             None => endpoint.address = self.allocate(&add.addresses)?,
         }
@@ -116,7 +119,7 @@ impl Daemon {
             return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
         }
         self.check_host_ports(add, known)?;
-        if known.is_some_and(|known| known.bandwidth != add.bandwidth) {
+        if known.is_some_and(|known| !known.is_recovered() && known.bandwidth != add.bandwidth) {
             let message = "another bandwidth is asked for than the attachment has: DEL it first".into();
             return Err(refuse(codes::INVALID_CONFIGURATION, message));
         }

@@ -159,7 +159,7 @@ fn a_limit_that_somebody_took_away_is_found_out_and_set_again() {
     for command in [other, gone] {
         node.exec(&command.split(' ').collect::<Vec<_>>()).unwrap();
         let missing = checked(&pod, &both()).unwrap_err();
-        assert!(missing.contains("the limit of what it receives is missing"), "{command}: {missing}");
+        assert!(missing.contains("the limit of what the pod receives is missing"), "{command}: {missing}");
         let again = wait_until(|| (options(node, pod.host_interface()) == as_it_was).then_some(()));
         assert!(again.is_some(), "{command}: the agent has not set it again\n{}", node.agent_log_tail(5));
     }

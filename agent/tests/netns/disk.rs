@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use podwire_common::abi::{ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::maps;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use serde_json::{Value, json};
@@ -69,7 +70,7 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
     let ports = json!({ "portMappings": [
         { "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" },
         { "hostPort": 9089, "containerPort": 8081, "protocol": "udp", "hostIP": node.address() },
-    ] });
+    ], "bandwidth": { "ingressRate": 1_000_000_000, "egressRate": 1_000_000_000 } });
     type Spoil = fn(&Path);
     let spoils: [(&str, Spoil); 4] = [
         ("sound", |_| {}),
@@ -81,7 +82,7 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
         let wanted = if name == "cut" { ports.clone() } else { json!({}) };
         node.add_pod_with(name, &wanted).unwrap()
     });
-    let endpoints = sorted(&node.map_dump(maps::ENDPOINTS).unwrap());
+    let endpoints = without_limits(node);
     let frontends = sorted(&node.map_dump(maps::FRONTENDS).unwrap());
     node.kill_agent().unwrap();
     for ((_, spoil), pod) in spoils.iter().zip(&pods) {
@@ -89,7 +90,7 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
     }
     for _ in 0..2 {
         node.restart_agent().unwrap();
-        assert_eq!(sorted(&node.map_dump(maps::ENDPOINTS).unwrap()), endpoints);
+        assert_eq!(without_limits(node), endpoints);
         assert_eq!(sorted(&node.map_dump(maps::FRONTENDS).unwrap()), frontends);
         let [sound, others @ ..] = &pods;
         for pod in others {
@@ -107,11 +108,12 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
         fs::remove_file(aside).unwrap();
     }
     assert!(log.contains(&format!("({}, {})", gone.address(), gone.host_interface())), "{log}");
+    assert!(log.contains("how fast it may be is not known any more"), "{log}");
     // All the others of the podCIDR are given out before one of theirs is: ask for it.
     let taken = node.add_pod_with("taken", &json!({ "ips": [gone.address()] })).map(drop).unwrap_err();
     assert!(format!("{taken:#}").contains("in use by another pod"), "{taken:#}");
     xtask::lab::Ns::open(&node.cni_call("ADD", "taken", &json!({})).container_id).unwrap().remove().unwrap();
-    // A repeated ADD is answered with the same address, with its hostPorts too.
+    // A repeated ADD is answered with the same address, with its hostPorts and its limits too.
     let again = node.add_pod_again("cut", &ports).unwrap();
     assert_eq!(again.address(), cut.address());
     pods.into_iter().for_each(|pod| pod.delete().unwrap());
@@ -188,6 +190,18 @@ fn refused(lab: &Lab, name: &str, says: &str) {
 fn set_read_only(folder: &Path, read_only: bool) {
     let flags = if read_only { MountFlags::BIND | MountFlags::RDONLY } else { MountFlags::BIND };
     mount_remount(folder, flags, "").unwrap();
+}
+
+/// `ENDPOINTS`, but for what tells of limits: how fast a pod may be only its file tells.
+fn without_limits(node: &Node) -> Vec<String> {
+    let mut dump = node.map_dump(maps::ENDPOINTS).unwrap();
+    for entry in dump.as_array_mut().unwrap() {
+        let value = &mut entry["formatted"]["value"];
+        let flags = value["flags"].as_u64().unwrap() as u32;
+        value["flags"] = (flags & !(ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED)).into();
+        entry["value"] = Value::Null;
+    }
+    sorted(&dump)
 }
 
 /// Entries in an order of their own: a hash map has none.
