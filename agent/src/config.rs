@@ -72,18 +72,6 @@ pub struct Config {
     /// MTU of the pods, bytes. Default: what fits the uplinks, tunnel headers included.
     #[arg(long, env = "PODWIRE_MTU", value_parser = clap::value_parser!(u32).range(576..=65535), value_name = "BYTES")]
     pub mtu: Option<u32>,
-    /// Where addresses and endpoints are remembered.
-    #[arg(long, env = "PODWIRE_STATE_DIR", default_value = "/var/lib/podwire", value_name = "FOLDER")]
-    pub state_dir: PathBuf,
-    /// Where the socket is made.
-    #[arg(long, env = "PODWIRE_RUN_DIR", default_value = "/run/podwire", value_name = "FOLDER")]
-    pub run_dir: PathBuf,
-    /// The plugin's way in. Default: `agent.sock` in --run-dir.
-    #[arg(long, env = "PODWIRE_SOCKET", value_name = "FILE")]
-    pub socket: Option<PathBuf>,
-    /// Where maps and links are pinned: on a BPF file system.
-    #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
-    pub bpf_dir: PathBuf,
     /// Programs out of this file in place of the embedded ones, to measure two builds against each other. It is not looked at whether they
     /// fit this agent.
     #[arg(long, value_name = "FILE", hide = true)]
@@ -102,6 +90,41 @@ pub struct Config {
     /// Early drop of foreign VXLAN packets on uplinks.
     #[arg(long, env = "PODWIRE_UPLINK_XDP", default_value = "off")]
     pub uplink_xdp: UplinkXdp,
+    /// Where its files are.
+    #[command(flatten)]
+    pub places: Places,
+    /// What it logs.
+    #[command(flatten)]
+    pub logging: Logging,
+}
+
+/// Where an agent has its files: options of every command that deals with them.
+#[derive(Args, Clone, Debug)]
+pub struct Places {
+    /// Where addresses and endpoints are remembered.
+    #[arg(long, env = "PODWIRE_STATE_DIR", default_value = "/var/lib/podwire", value_name = "FOLDER")]
+    pub state_dir: PathBuf,
+    /// Where the socket is made.
+    #[arg(long, env = "PODWIRE_RUN_DIR", default_value = "/run/podwire", value_name = "FOLDER")]
+    pub run_dir: PathBuf,
+    /// The plugin's way in. Default: `agent.sock` in --run-dir.
+    #[arg(long, env = "PODWIRE_SOCKET", value_name = "FILE")]
+    pub socket: Option<PathBuf>,
+    /// Where maps and links are pinned: on a BPF file system.
+    #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
+    pub bpf_dir: PathBuf,
+}
+
+impl Places {
+    /// The plugin's way in.
+    pub fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| self.run_dir.join(SOCKET))
+    }
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Logging {
     /// What is logged: off, error, warn, info, debug, trace, or a filter such as `podwire::daemon=debug`.
     #[arg(long, env = "PODWIRE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
     pub log_level: String,
@@ -158,11 +181,6 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// The plugin's way in.
-    pub fn socket(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| self.run_dir.join(SOCKET))
-    }
-
     /// What each option by itself cannot tell.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow, bail};
 use clap::{Parser, Subcommand};
 use podwire::cni_server::CniServer;
-use podwire::config::{Config, LogFormat};
+use podwire::config::{Config, LogFormat, Logging};
 use podwire::daemon::{Daemon, Event};
 use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
@@ -43,11 +43,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    let (level, format) = match &command {
-        Command::Agent(config) => (&config.log_level, config.log_format),
-        Command::Uninstall(options) => (&options.log_level, options.log_format),
+    let logging = match &command {
+        Command::Agent(config) => &config.logging,
+        Command::Uninstall(options) => &options.logging,
     };
-    if let Err(error) = start_log(level, format) {
+    if let Err(error) = start_log(logging) {
         eprintln!("podwire: {error}");
         return ExitCode::FAILURE;
     }
@@ -61,13 +61,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_log(level: &str, format: LogFormat) -> Result<()> {
+fn start_log(logging: &Logging) -> Result<()> {
+    let level = &logging.log_level;
     let filter = EnvFilter::try_new(level).map_err(|error| anyhow!("--log-level {level}: {error}"))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match format {
+    match logging.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
@@ -99,12 +100,12 @@ async fn serve(config: Config) -> Result<()> {
         bail!("the agent loads BPF programs and makes devices and routes: run it as root");
     }
     config.check().map_err(|contradiction| anyhow!(contradiction))?;
-    let store = Store::open(&config.state_dir)?;
+    let store = Store::open(&config.places.state_dir)?;
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
     let metrics = health::bind(config.metrics_address).await?;
     let (socket, nodes, excluded) =
-        (config.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
+        (config.places.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
     let daemon = Daemon::start(config, &capabilities, store).await?;
 
     let server = CniServer::bind(&socket)?;

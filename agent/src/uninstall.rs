@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use podwire_common::names::{VXLAN_DEVICE, programs};
@@ -15,13 +15,13 @@ use rustix::net::sockopt::socket_peercred;
 use tracing::{error, info, warn};
 
 use crate::before::Before;
-use crate::config::LogFormat;
+use crate::config::{Logging, Places};
 use crate::dataplane::{attach, pins};
 use crate::error::Error;
 use crate::host::{Device, DeviceKind, Host};
 use crate::links::Links;
+use crate::store;
 use crate::sysctl::{self, Forwarding};
-use crate::{cni_server, store};
 
 /// Where runtimes look for network configurations.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
@@ -31,24 +31,12 @@ const PLUGIN: &str = "podwire-cni";
 /// Options of `podwire uninstall`: where the agent had its files.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The agent's --state-dir.
-    #[arg(long, env = "PODWIRE_STATE_DIR", default_value = "/var/lib/podwire", value_name = "FOLDER")]
-    pub state_dir: PathBuf,
-    /// The agent's --run-dir.
-    #[arg(long, env = "PODWIRE_RUN_DIR", default_value = "/run/podwire", value_name = "FOLDER")]
-    pub run_dir: PathBuf,
-    /// The agent's --socket. Default: `agent.sock` in --run-dir.
-    #[arg(long, env = "PODWIRE_SOCKET", value_name = "FILE")]
-    pub socket: Option<PathBuf>,
-    /// The agent's --bpf-dir.
-    #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
-    pub bpf_dir: PathBuf,
-    /// What is logged: off, error, warn, info, debug, trace, or a filter such as `podwire::links=debug`.
-    #[arg(long, env = "PODWIRE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
-    pub log_level: String,
-    /// How it is logged.
-    #[arg(long, env = "PODWIRE_LOG_FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+    /// As the agent had them.
+    #[command(flatten)]
+    pub places: Places,
+    /// What is logged.
+    #[command(flatten)]
+    pub logging: Logging,
 }
 
 /// How many things could not be removed.
@@ -68,34 +56,35 @@ impl Failures {
 /// [`Error::StateLocked`] or [`Error::AgentRuns`] while an agent runs, [`Error::File`] or [`Error::Netlink`] when that or what is there
 /// cannot be found out: then nothing was touched.
 pub async fn run(options: &Options) -> Result<usize, Error> {
-    let socket = options.socket.clone().unwrap_or_else(|| options.run_dir.join(cni_server::SOCKET));
+    let places = &options.places;
+    let socket = places.socket();
     let mut failures = Failures::default();
-    let lock = match store::hold(&options.state_dir) {
+    let lock = match store::hold(&places.state_dir) {
         Err(locked @ Error::StateLocked { .. }) => return Err(locked),
         other => failures.note(other),
     };
     refuse_beside_an_agent(&socket)?;
     let links = Links::new()?;
     let host = links.host().await?;
-    let (pods, unreadable) = store::peek(&options.state_dir);
+    let (pods, unreadable) = store::peek(&places.state_dir);
 
     let cut = remove_devices(&links, &host, &mut failures).await;
     if let Some(routes @ 1..) = failures.note(links.remove_own_routes().await) {
         info!(routes, "routes removed");
     }
     let uplinks: BTreeSet<String> =
-        pins::uplinks(&options.bpf_dir).into_iter().chain(host.default_devices()).collect();
-    let before = failures.note(Before::load(&options.state_dir)).unwrap_or_default();
+        pins::uplinks(&places.bpf_dir).into_iter().chain(host.default_devices()).collect();
+    let before = failures.note(Before::load(&places.state_dir)).unwrap_or_default();
     failures.note(restore_forwarding(&before, &host.other_devices(&uplinks)));
     for device in host.devices.values() {
         failures.note(remove_filters(&links, device, &before).await);
     }
-    for error in pins::remove_all(&options.bpf_dir).into_iter().chain(store::erase(&options.state_dir)) {
+    for error in pins::remove_all(&places.bpf_dir).into_iter().chain(store::erase(&places.state_dir)) {
         failures.note(Err::<(), _>(error));
     }
     drop(lock);
     failures.note(remove(fs::remove_file(&socket), &socket));
-    for folder in [&options.bpf_dir, &options.run_dir, &options.state_dir] {
+    for folder in [&places.bpf_dir, &places.run_dir, &places.state_dir] {
         failures.note(remove(fs::remove_dir(folder), folder));
     }
     name_what_was_copied();

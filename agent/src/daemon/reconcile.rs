@@ -277,9 +277,9 @@ impl Daemon {
             if self.uplink_attachment == UplinkAttachment::Clsact
                 && !self.links.has_clsact(uplink.index).await?
             {
-                let mut before = Before::load(&self.config.state_dir)?;
+                let mut before = Before::load(&self.config.places.state_dir)?;
                 before.without_clsact.insert(uplink.name.clone());
-                before.save(&self.config.state_dir)?;
+                before.save(&self.config.places.state_dir)?;
             }
             self.dataplane.attach_uplink(&uplink.name, self.uplink_attachment, self.config.uplink_xdp)?;
             info!(device = uplink.name, how = ?self.uplink_attachment, xdp = ?self.config.uplink_xdp, "programs attached to the uplink");

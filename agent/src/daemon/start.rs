@@ -37,11 +37,11 @@ impl Daemon {
     pub async fn start(config: Config, capabilities: &Capabilities, store: Store) -> Result<Self, Error> {
         // First what may refuse: another release's state or maps.
         let (endpoints, corrupt) = store.load()?;
-        pins::check(&config.bpf_dir)?;
+        pins::check(&config.places.bpf_dir)?;
         // Before anything is listed: what changes meanwhile is told.
         let changes = Changes::listen()?;
         let links = Links::new()?;
-        sysctl::enable_forwarding(&config.state_dir)?;
+        sysctl::enable_forwarding(&config.places.state_dir)?;
         let mut model = Model::new(config.mode, config.mtu);
         model.vxlan = tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
@@ -168,7 +168,7 @@ impl Daemon {
 
 fn load(config: &Config, vxlan: Option<u32>) -> Result<Dataplane, Error> {
     let (constants, sizes, pins) =
-        (config.for_programs(vxlan), config.map_sizes(), Some(config.bpf_dir.as_path()));
+        (config.for_programs(vxlan), config.map_sizes(), Some(config.places.bpf_dir.as_path()));
     match &config.bpf_object {
         Some(file) => load::load_file(file, &constants, &sizes, pins),
         None => load::load(&constants, &sizes, pins),

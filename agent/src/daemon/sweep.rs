@@ -139,7 +139,7 @@ impl Daemon {
     }
 
     pub(super) fn look_after_pins(&mut self) {
-        let folder = self.config.bpf_dir.display();
+        let folder = self.config.places.bpf_dir.display();
         let unpinned = match self.dataplane.repair_pins() {
             Ok(missing) if missing.is_empty() => None,
             Ok(missing) => {
