@@ -207,8 +207,7 @@ fn add_remote(contents: &mut Contents, model: &Model, own: &Node, node: &Node) {
 mod tests {
     use super::*;
     use crate::model::Uplink;
-    use podwire_cni::protocol::{Attachment, Bandwidth, Limit, PortMapping};
-    use podwire_common::addr::Mac;
+    use podwire_cni::protocol::{Bandwidth, Limit, PortMapping};
     use std::num::{NonZeroU16, NonZeroU64};
 
     fn ip(text: &str) -> Ipv4Addr {
@@ -234,24 +233,8 @@ mod tests {
         model.paths.insert(ip("10.200.0.2"), Path { device: 2, mtu: 1500, gateway: None });
         let gateway = Some(ip("10.200.0.254"));
         model.paths.insert(ip("10.201.0.3"), Path { device: 2, mtu: 1500, gateway });
-        let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
-        let endpoint = Endpoint {
-            attachment: attachment.clone(),
-            netns: "/run/netns/c".into(),
-            host_interface: "pw1".into(),
-            ifindex: 20,
-            id: 1,
-            pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
-            host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
-            address: ip("10.244.1.2"),
-            gateway: ip("10.244.1.1"),
-            mtu: 1450,
-            port_mappings: Vec::new(),
-            pod: None,
-            network: None,
-            bandwidth: Bandwidth::default(),
-        };
-        model.endpoints.insert(attachment, endpoint);
+        let endpoint = Endpoint::example();
+        model.endpoints.insert(endpoint.attachment.clone(), endpoint);
         model
     }
 

@@ -80,8 +80,6 @@ fn overlap(one: &PortMapping, other: &PortMapping) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_cni::protocol::{Attachment, Bandwidth, PodName};
-    use podwire_common::addr::Mac;
     use std::num::NonZeroU16;
 
     const TUNNEL: Option<u16> = Some(8472);
@@ -99,22 +97,7 @@ mod tests {
     }
 
     fn endpoint(mapping: PortMapping) -> Endpoint {
-        Endpoint {
-            attachment: Attachment { container_id: "c".into(), interface: "eth0".into() },
-            netns: String::new(),
-            host_interface: "pw1".into(),
-            ifindex: 3,
-            id: 1,
-            pod_mac: Mac { bytes: [2; 6] },
-            host_mac: Mac { bytes: [2; 6] },
-            address: Ipv4Addr::new(10, 244, 1, 2),
-            gateway: Ipv4Addr::new(10, 244, 1, 1),
-            mtu: 1450,
-            port_mappings: vec![mapping],
-            pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
-            network: None,
-            bandwidth: Bandwidth::default(),
-        }
+        Endpoint { port_mappings: vec![mapping], ..Endpoint::example() }
     }
 
     #[test]

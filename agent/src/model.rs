@@ -261,6 +261,30 @@ fn mac_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::E
 }
 
 #[cfg(test)]
+impl Endpoint {
+    /// One for tests, with nothing asked for.
+    pub(crate) fn example() -> Self {
+        let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
+        Self {
+            netns: "/run/netns/c".into(),
+            host_interface: host_interface(&attachment),
+            attachment,
+            ifindex: 20,
+            id: 1,
+            pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
+            host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
+            address: Ipv4Addr::new(10, 244, 1, 2),
+            gateway: Ipv4Addr::new(10, 244, 1, 1),
+            mtu: 1450,
+            port_mappings: Vec::new(),
+            pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
+            network: None,
+            bandwidth: Bandwidth::default(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -89,19 +89,12 @@ mod tests {
             netns: String::new(),
             host_interface: device.into(),
             ifindex: 7,
-            id: 3,
-            pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
-            host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
-            address: Ipv4Addr::new(10, 244, 1, 2),
-            gateway: Ipv4Addr::new(10, 244, 1, 1),
-            mtu: 1450,
             port_mappings: vec![
                 mapping(None, Transport::Tcp),
                 mapping(Some(Ipv4Addr::new(10, 200, 0, 1)), Transport::Udp),
             ],
             pod: None,
-            network: None,
-            bandwidth: Bandwidth::default(),
+            ..Endpoint::example()
         }
     }
 

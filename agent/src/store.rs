@@ -293,27 +293,16 @@ fn sync_folder(folder: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_cni::protocol::{Attachment, Bandwidth, PodName, PortMapping, Transport, host_interface};
-    use podwire_common::addr::Mac;
+    use podwire_cni::protocol::{Attachment, PortMapping, Transport, host_interface};
     use std::num::NonZeroU16;
 
     fn endpoint(container: &str) -> Endpoint {
         let attachment = Attachment { container_id: container.into(), interface: "eth0".into() };
         Endpoint {
-            netns: "/run/netns/a".into(),
             host_interface: host_interface(&attachment),
             attachment,
             ifindex: 0,
-            id: 3,
-            pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
-            host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
-            address: Ipv4Addr::new(10, 244, 1, 2),
-            gateway: Ipv4Addr::new(10, 244, 1, 1),
-            mtu: 1450,
-            port_mappings: Vec::new(),
-            pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
-            network: None,
-            bandwidth: Bandwidth::default(),
+            ..Endpoint::example()
         }
     }
 
