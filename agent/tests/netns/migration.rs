@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, PinnedLink};
-use podwire_common::abi::{self, ASK_EACH_DESTINATION, MODE_DIRECT, MODE_VXLAN};
-use podwire_common::addr::Be16;
-use podwire_common::names::{self, VNI, VXLAN_DEVICE, VXLAN_PORT, maps, programs};
+use podwire_common::abi;
+use podwire_common::names::{self, VXLAN_DEVICE, maps, programs};
 use serde_json::Value;
 use xtask::lab::{Lab, Mode, Node};
 
@@ -88,18 +87,9 @@ fn turn_back(node: &Node, mode: Mode) {
 }
 
 fn config(node: &Node, mode: Mode) -> abi::Config {
-    let vxlan = if mode == Mode::Vxlan { node.ifindex(VXLAN_DEVICE).unwrap() } else { 0 };
-    abi::Config {
-        mode: if mode == Mode::Vxlan { MODE_VXLAN } else { MODE_DIRECT },
-        vni: VNI,
-        vxlan_ifindex: vxlan,
-        vxlan_port: Be16::new(VXLAN_PORT),
-        snat_port_first: 32768,
-        snat_port_last: 65535,
-        node_port_first: 30000,
-        node_port_last: 32767,
-        ask: ASK_EACH_DESTINATION,
-        netns_cookie: 0,
+    match mode {
+        Mode::Vxlan => old_object::config(abi::MODE_VXLAN, node.ifindex(VXLAN_DEVICE).unwrap()),
+        Mode::Direct => old_object::config(abi::MODE_DIRECT, 0),
     }
 }
 

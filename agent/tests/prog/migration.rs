@@ -120,18 +120,7 @@ fn a_layout_that_is_not_known_is_refused() {
 }
 
 fn config() -> abi::Config {
-    abi::Config {
-        mode: abi::MODE_DIRECT,
-        vni: 1,
-        vxlan_ifindex: 0,
-        vxlan_port: Be16::new(8472),
-        snat_port_first: 61000,
-        snat_port_last: 61999,
-        node_port_first: 30000,
-        node_port_last: 32767,
-        ask: abi::ASK_EACH_DESTINATION,
-        netns_cookie: 0,
-    }
+    old_object::config(abi::MODE_DIRECT, 0)
 }
 
 fn flow(port: u16) -> Flow {

@@ -6,7 +6,8 @@ use std::path::Path;
 use aya::maps::{HashMap, MapData};
 use aya::{Ebpf, EbpfLoader};
 use podwire_common::abi;
-use podwire_common::names::{self, maps};
+use podwire_common::addr::Be16;
+use podwire_common::names::{self, VNI, VXLAN_PORT, maps};
 
 const OBJECT: &str = "../testdata/schema-2/podwire-ebpf";
 
@@ -36,6 +37,22 @@ pub fn load(folder: &Path, config: &abi::Config) -> Ebpf {
     let _ = fs::remove_file(&version);
     std::os::unix::fs::symlink("2", version).unwrap();
     old
+}
+
+/// What the programs of that time are told, too.
+pub fn config(mode: u32, vxlan_ifindex: u32) -> abi::Config {
+    abi::Config {
+        mode,
+        vni: VNI,
+        vxlan_ifindex,
+        vxlan_port: Be16::new(VXLAN_PORT),
+        snat_port_first: 32768,
+        snat_port_last: 65535,
+        node_port_first: 30000,
+        node_port_last: 32767,
+        ask: abi::ASK_EACH_DESTINATION,
+        netns_cookie: 0,
+    }
 }
 
 /// The map of a name, which the object gives away once.
