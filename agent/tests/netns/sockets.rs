@@ -59,7 +59,7 @@ pub fn connect_by(
 
 /// Asks again until there is an answer, for as long as the agent may take to look (its tick is ten seconds).
 pub fn wait_until<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + 2 * PATIENCE;
+    let deadline = Instant::now() + 6 * PATIENCE;
     loop {
         let answer = ask();
         if answer.is_some() || Instant::now() > deadline {
