@@ -105,8 +105,11 @@ impl Daemon {
         }
         self.attach_host_processes();
         for endpoint in self.model.endpoints.values() {
-            if !self.missed.contains(&endpoint.attachment) {
-                self.dataplane.attach_pod(&endpoint.host_interface)?;
+            if !self.missed.contains(&endpoint.attachment)
+                && let Err(error) = self.dataplane.attach_pod(&endpoint.host_interface)
+            {
+                // It may just be going. What stays is attached with the next look at the kernel.
+                error!(pod = %endpoint, "{error}");
             }
         }
         Ok(())
