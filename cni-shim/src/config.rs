@@ -149,7 +149,7 @@ impl Config {
             routes,
             dns: Dns::parse(&fields)?.overridden_by(runtime.dns),
             previous: fields.get("prevResult").cloned(),
-            valid_attachments: VALID_ATTACHMENTS.iter().find_map(|key| fields.get(key)).cloned(),
+            valid_attachments: valid_attachments(&fields).cloned(),
         };
         Ok(Parsed { config, warnings })
     }
@@ -184,6 +184,13 @@ enum Verb {
     /// ADD, and CHECK, which compares with what ADD was asked for.
     MakesThePod,
     Other,
+}
+
+/// What GC is to keep. `null` is a list without entries: Go's encoder writes it for one that nothing was added to, as a runtime without pods has
+/// it (CRI-O after a boot).
+fn valid_attachments<'a>(fields: &Fields<'a>) -> Option<&'a Value> {
+    let [own, other] = VALID_ATTACHMENTS.map(|key| fields.written(key));
+    own.filter(|value| !value.is_null()).or(other).or(own)
 }
 
 /// A configuration without one is of the first version, which had no such key.
@@ -359,6 +366,9 @@ mod tests {
             assert_eq!(valid(json!({ key: [entry] })).unwrap(), std::slice::from_ref(&attachment), "{key}");
         }
         assert_eq!(valid(json!({ VALID_ATTACHMENTS[0]: [], VALID_ATTACHMENTS[1]: [entry] })).unwrap(), []);
+        for key in VALID_ATTACHMENTS {
+            assert_eq!(valid(json!({ key: null })).unwrap(), [], "{key}: Go's empty list");
+        }
         for (changes, said) in [
             (json!({}), "cni.dev/valid-attachments is missing"),
             (json!({"cni.dev/valid-attachments": {}}), "cni.dev/valid-attachments is {}"),
