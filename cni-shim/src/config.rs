@@ -39,6 +39,9 @@ const KNOWN: [&str; 17] = [
 ];
 /// What GC is to keep. libcni 1.2.0 to 1.2.2 wrote it by the second name, as the specification 1.1.0 first had it.
 const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+/// What DEL, STATUS and GC read.
+const NEEDED_BY_ALL: [&str; 6] =
+    ["cniVersion", "name", "type", "socket", VALID_ATTACHMENTS[0], VALID_ATTACHMENTS[1]];
 /// What the kernel accepts on a link that carries IPv4 (`ETH_MIN_MTU` to `ETH_MAX_MTU`).
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65535;
 
@@ -121,19 +124,19 @@ impl Config {
     }
 
     fn parse_with(json: &[u8], version: &mut SpecVersion, verb: Verb) -> Result<Parsed, ConfigError> {
-        let document: Value = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
-        let fields = Fields::root(document.as_object().ok_or(ConfigError::NotAnObject)?, Keys::Exact);
+        let mut document: Value = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
+        let map = document.as_object_mut().ok_or(ConfigError::NotAnObject)?;
+        if verb == Verb::Other {
+            map.retain(|key, _| NEEDED_BY_ALL.contains(&key.as_str()));
+        }
+        let fields = Fields::root(map, Keys::Exact);
         *version = spec_version(&fields)?;
         let network = network(&fields)?.to_owned();
 
-        let runtime = match (fields.object("runtimeConfig", Keys::AnyCase)?, verb) {
-            (Some(fields), Verb::MakesThePod) => RuntimeConfig::parse(&fields)?,
-            _ => RuntimeConfig::default(),
-        };
-        let routes = match verb {
-            Verb::MakesThePod => routes::parse(&fields)?,
-            Verb::Other => Vec::new(),
-        };
+        let runtime = fields.object("runtimeConfig", Keys::AnyCase)?;
+        let runtime =
+            runtime.map_or_else(|| Ok(RuntimeConfig::default()), |fields| RuntimeConfig::parse(&fields))?;
+        let routes = routes::parse(&fields)?;
         let mut warnings = warnings(&fields)?;
         warnings.extend(runtime.warnings);
         fields.object("prevResult", Keys::Exact)?;
@@ -149,7 +152,7 @@ impl Config {
             routes,
             dns: Dns::parse(&fields)?.overridden_by(runtime.dns),
             previous: fields.get("prevResult").cloned(),
-            valid_attachments: VALID_ATTACHMENTS.iter().find_map(|key| fields.get(key)).cloned(),
+            valid_attachments: valid_attachments(&fields).cloned(),
         };
         Ok(Parsed { config, warnings })
     }
@@ -184,6 +187,13 @@ enum Verb {
     /// ADD, and CHECK, which compares with what ADD was asked for.
     MakesThePod,
     Other,
+}
+
+/// What GC is to keep. `null` is a list without entries: Go's encoder writes it for one that nothing was added to, as a runtime without pods has
+/// it (CRI-O after a boot).
+fn valid_attachments<'a>(fields: &Fields<'a>) -> Option<&'a Value> {
+    let [own, other] = VALID_ATTACHMENTS.map(|key| fields.written(key));
+    own.filter(|value| !value.is_null()).or(other).or(own)
 }
 
 /// A configuration without one is of the first version, which had no such key.
@@ -303,7 +313,7 @@ mod tests {
             "portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "sctp"}],
             "ips": ["nowhere"],
             "mac": "nobody",
-        }, "routes": [{"dst": "nowhere"}]}));
+        }, "routes": [{"dst": "nowhere"}], "mtu": 70000, "dns": [], "ipMasq": "yes", "prevResult": "none"}));
         assert_eq!(parse(&refused).unwrap_err().code, codes::INVALID_CONFIGURATION);
         let mut version = SpecVersion::NEWEST;
         let parsed = Config::parse_for_others(refused.to_string().as_bytes(), &mut version).unwrap();
@@ -359,6 +369,9 @@ mod tests {
             assert_eq!(valid(json!({ key: [entry] })).unwrap(), std::slice::from_ref(&attachment), "{key}");
         }
         assert_eq!(valid(json!({ VALID_ATTACHMENTS[0]: [], VALID_ATTACHMENTS[1]: [entry] })).unwrap(), []);
+        for key in VALID_ATTACHMENTS {
+            assert_eq!(valid(json!({ key: null })).unwrap(), [], "{key}: Go's empty list");
+        }
         for (changes, said) in [
             (json!({}), "cni.dev/valid-attachments is missing"),
             (json!({"cni.dev/valid-attachments": {}}), "cni.dev/valid-attachments is {}"),

@@ -152,7 +152,7 @@ pub(crate) fn is_identifier(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
-/// The kernel's `dev_valid_name`.
+/// The kernel's `dev_valid_name`, and what it takes for a pattern (`dev_alloc_name`): `eth%d` would make an `eth0`.
 fn interface_name_fault(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         Some("it is empty")
@@ -164,6 +164,8 @@ fn interface_name_fault(name: &str) -> Option<&'static str> {
         Some("it contains '/' or ':'")
     } else if name.contains(char::is_whitespace) {
         Some("it contains whitespace")
+    } else if name.contains('%') {
+        Some("it contains '%', for which the kernel would put a number")
     } else {
         None
     }
@@ -302,7 +304,7 @@ mod tests {
         for good in ["eth0", "a", "fifteen-bytes-x", "eth0.100", "..."] {
             assert!(parse(&with("CNI_IFNAME", good)).is_ok(), "{good}");
         }
-        for bad in [".", "..", "a/b", "a:b", "a b", "a\tb", "sixteen-bytes-xx", "ääääääää"] {
+        for bad in [".", "..", "a/b", "a:b", "a b", "a\tb", "eth%d", "sixteen-bytes-xx", "ääääääää"] {
             let error = parse(&with("CNI_IFNAME", bad)).unwrap_err();
             assert!(error.to_string().starts_with("CNI_IFNAME"), "{bad}: {error}");
         }

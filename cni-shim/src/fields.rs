@@ -45,11 +45,14 @@ impl<'a> Fields<'a> {
 
     /// A field's value; `null` counts as absent, as it does for Go.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
-        let exact = self.map.get(key);
-        let found = exact.or_else(|| {
+        self.written(key).filter(|value| !value.is_null())
+    }
+
+    /// A field's value, `null` too.
+    pub(crate) fn written(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).or_else(|| {
             self.map.iter().find_map(|(candidate, value)| self.same(candidate, key).then_some(value))
-        });
-        found.filter(|value| !value.is_null())
+        })
     }
 
     pub(crate) fn string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {

@@ -125,7 +125,7 @@ pub(crate) fn faults(
     interface: &str,
     network: &PodNetwork,
     wanted: &[Route],
-    egress: Option<Limit>,
+    egress: Option<(Limit, TokenBucket)>,
     previous: &PreviousResult,
 ) -> Result<Vec<String>, NetlinkError> {
     let Some(link) = veth::find(pod, interface)? else {
@@ -145,10 +145,9 @@ pub(crate) fn faults(
     );
     let mtu = link.mtu.unwrap_or_default();
     expect(mtu == network.mtu, format!("{interface} has MTU {mtu}, not {}", network.mtu));
-    if let Some(limit) = egress {
-        let is_there = has_limit(pod, link.index, TokenBucket::new(limit, network.mtu))?;
+    if let Some((limit, bucket)) = egress {
         expect(
-            is_there,
+            has_limit(pod, link.index, bucket)?,
             format!("the limit of {} bits/s for what it sends is missing on {interface}", limit.rate),
         );
     }

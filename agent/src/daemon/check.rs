@@ -72,6 +72,13 @@ impl Daemon {
             Some(have) => entry_faults(endpoint, have),
             None => vec![format!("ENDPOINTS has no entry for {}", endpoint.address)],
         };
+        if let Some(want) = endpoint.guard()
+            && self.dataplane.maps.guard(endpoint.ifindex)? != Some(want)
+        {
+            let name = &endpoint.host_interface;
+            faults
+                .push(format!("EGRESS_GUARDS has no entry for what the pod sends by {name}, or another one"));
+        }
         for ((frontend, want), mapping) in frontends(endpoint).zip(&endpoint.port_mappings) {
             match self.dataplane.maps.backend(&frontend)? {
                 Some(have) if have == want => {}

@@ -13,7 +13,7 @@ use tracing::{debug, error, info, warn};
 use super::{Daemon, Readiness};
 use crate::before::Before;
 use crate::dataplane::attach::UplinkAttachment;
-use crate::desired::desired;
+use crate::desired::{Route, desired};
 use crate::diff::{Deletions, Op, diff};
 use crate::error::Error;
 use crate::host::{Device, Host};
@@ -75,13 +75,13 @@ impl Daemon {
             host = self.links.host().await?;
         }
         self.apply_contents(&host).await?;
-        self.set_limits().await?;
+        let limits = self.set_limits().await;
         self.attach_uplinks().await?;
         self.dataplane.finish_migration()?;
         self.host = host;
         let missing = self.unpinned.clone().or_else(|| self.own_missing.clone());
         self.set_readiness(missing.map_or(Readiness::Ready, Readiness::Waiting));
-        filters
+        filters.and(limits)
     }
 
     /// Finds the uplinks and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
@@ -181,11 +181,22 @@ impl Daemon {
                 done = self.forget_address(prefix.address);
             }
             if let Err(error) = done {
+                if let Op::SetRoute(_, Route::Link { device, .. }) = op
+                    && let Some(device) = host.devices.get(&device)
+                    && self.is_gone(device.index, &device.name).await?
+                {
+                    continue;
+                }
                 error!("{error}");
                 first_error.get_or_insert(error);
             }
         }
         first_error.map_or(Ok(()), Err)
+    }
+
+    /// Whether a device has gone since the look at them: no fault, and the kernel has told of it, so that the next round knows.
+    pub(super) async fn is_gone(&self, index: u32, name: &str) -> Result<bool, Error> {
+        Ok(self.links.device(name).await?.is_none_or(|device| device.index != index))
     }
 
     /// An address that this node had: what was translated to it would go on leaving with it, and be answered by nobody.
@@ -249,7 +260,7 @@ impl Daemon {
         Ok(changed)
     }
 
-    /// Pods' limits that somebody has taken away or changed.
+    /// Pods' limits that somebody has taken away or changed. What fails does not keep the others from being set.
     async fn set_limits(&self) -> Result<(), Error> {
         let endpoints = self.model.endpoints.values();
         let endpoints = endpoints.filter(|endpoint| !self.missed.contains(&endpoint.attachment));
@@ -259,14 +270,24 @@ impl Daemon {
             return Ok(());
         }
         let queues = self.links.queues().await?;
+        let mut first_error = None;
         for (endpoint, limit) in limited {
-            if !queues.limit(endpoint.ifindex, &limit) {
-                // Of one that is just going: the next round knows.
-                self.links.set_limit(endpoint.ifindex, &endpoint.host_interface, &limit).await?;
-                warn!(pod = %endpoint, "the limit of what it receives was missing or another one: it is set again");
+            let name = &endpoint.host_interface;
+            if queues.limit(endpoint.ifindex, &limit) {
+                continue;
+            }
+            match self.links.set_limit(endpoint.ifindex, name, &limit).await {
+                Ok(()) => {
+                    warn!(pod = %endpoint, "the limit of what it receives was missing or another one: it is set again");
+                }
+                Err(_) if self.is_gone(endpoint.ifindex, name).await? => {}
+                Err(error) => {
+                    error!("{error}");
+                    first_error.get_or_insert(error);
+                }
             }
         }
-        Ok(())
+        first_error.map_or(Ok(()), Err)
     }
 
     async fn attach_uplinks(&mut self) -> Result<(), Error> {

@@ -106,8 +106,7 @@ impl Daemon {
                 self.dataplane.attach_uplink(name, self.uplink_attachment, self.config.uplink_xdp)
             }
         };
-        // Gone in between.
-        if attached.is_err() && self.links.device(name).await?.is_none_or(|device| device.index != index) {
+        if attached.is_err() && self.is_gone(index, name).await? {
             return Ok(());
         }
         attached?;

@@ -189,6 +189,18 @@ impl Maps {
         }
     }
 
+    /// What keeps what comes by a pod's link to its limit, without what the programs have written.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn guard(&self, link: u32) -> Result<Option<abi::Guard>> {
+        match self.guards.get(&link, 0) {
+            Ok(entry) => Ok(Some(abi::Guard { paid: 0, ..entry })),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(map_error("read", names::EGRESS_GUARDS)(source)),
+        }
+    }
+
     /// Who answers at a frontend.
     ///
     /// # Errors

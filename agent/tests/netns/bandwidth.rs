@@ -148,6 +148,14 @@ fn a_limit_that_somebody_took_away_is_found_out_and_set_again() {
     let options = |ns: &Ns, device: &str| queue(ns, device).map(|queue| queue["options"].clone());
     let as_it_was = options(node, pod.host_interface());
 
+    // What stops who goes around the queue.
+    let guards = node.bpf_dir().join(maps::EGRESS_GUARDS).display().to_string();
+    let link = node.ifindex(pod.host_interface()).unwrap().to_ne_bytes().map(|byte| byte.to_string());
+    let key: Vec<_> = link.iter().map(String::as_str).collect();
+    node.exec(&[&["bpftool", "map", "delete", "pinned", &guards, "key"][..], &key].concat()).unwrap();
+    let missing = checked(&pod, &both()).unwrap_err();
+    assert!(missing.contains("EGRESS_GUARDS has no entry for what the pod sends"), "{missing}");
+
     // On the pod's side nobody sets it again: what the pod's own processes may do there is theirs.
     pod.exec(&["tc", "qdisc", "del", "dev", "eth0", "root"]).unwrap();
     let missing = checked(&pod, &both()).unwrap_err();

@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use podwire_common::names::maps;
@@ -211,4 +212,30 @@ fn metric(node: &Node, name: &str) -> String {
     stream.read_to_string(&mut text).unwrap();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {name} in\n{text}")).to_owned()
+}
+
+#[test]
+fn pods_that_go_while_the_agent_looks_are_no_fault_of_the_node() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let limit = json!({ "bandwidth": { "ingressRate": 10_000_000 } });
+    let pods: Vec<_> = (0..40).map(|n| node.add_pod_with(&format!("pod{n}"), &limit).unwrap()).collect();
+    thread::scope(|scope| {
+        let going = scope.spawn(|| {
+            for pod in &pods {
+                node.ip(&format!("link del {}", pod.host_interface())).unwrap();
+                thread::sleep(Duration::from_millis(30));
+            }
+        });
+        // A whole Node list makes the agent look at the kernel.
+        let mut others = 0;
+        while !going.is_finished() {
+            others += 1;
+            lab.write_node_list(&lab.node_list_with(others).unwrap()).unwrap();
+            thread::sleep(Duration::from_millis(15));
+        }
+    });
+    let log = node.agent_log();
+    let faults: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
+    assert!(faults.is_empty(), "{faults:#?}");
 }

@@ -89,6 +89,12 @@ fn each_packet_of_a_pod_whose_sending_is_limited_meets_the_guard() {
                 let mut known = node.loaded.maps.flows.iter().map(|flow| flow.unwrap().1);
                 assert!(known.all(|known| known.from != link), "{mode:?}, to {to}: what it sends is known");
             }
+            // A large segment costs what its frames do: whoever makes his payload small has no more of them for it.
+            let large = [&frame[..], &[0; 2000]].concat();
+            let paid = || node.loaded.maps.guards.get(&link, 0).unwrap().paid;
+            let (before, frames) = (paid(), large.len() as u64 + 18 * 42);
+            node.run(FROM_POD, link, &large, 100);
+            assert!(paid() >= before + frames * guard.cost / 1000, "{mode:?}, to {to}: headers are free");
             // Paid for until long after now: somebody has gone around the pod's queue.
             let spent = abi::Guard { paid: u64::MAX / 2, ..guard };
             node.loaded.maps.guards.insert(link, spent, 0).unwrap();

@@ -58,7 +58,10 @@ fn check_names_every_fault_at_once_the_agents_too() {
 fn a_later_plugin_may_have_lowered_the_mtu_and_taken_a_route_out() {
     let lab = Lab::new();
     let _agent = Agent::start(&lab, |lab, request| lab.serve(request));
-    let call = |verb: &str| lab.call(verb).config("cniVersion", json!("1.1.0"));
+    let limit = json!({"bandwidth": {"egressRate": 10_000_000}});
+    let call = |verb: &str| {
+        lab.call(verb).config("cniVersion", json!("1.1.0")).config("runtimeConfig", limit.clone())
+    };
     let mut result = call("ADD").run().json();
     lab.ip_in_pod("link set eth0 mtu 1280");
     lab.ip_in_pod("route del default");

@@ -35,8 +35,23 @@ pub fn of_pod(ctx: &TcContext, address: &Addr, mac: Mac) -> Result<&'static Endp
 /// [`Drop::EgressLimitExceeded`].
 #[inline(always)]
 pub fn keep_to_limit(ctx: &TcContext, endpoint: &Endpoint) -> Result<(), Drop> {
-    let may = endpoint.flags & ENDPOINT_EGRESS_LIMITED == 0 || maps::may_send(ctx.ifindex(), ctx.bytes());
-    if may { Ok(()) } else { Err(Drop::EgressLimitExceeded) }
+    if endpoint.flags & ENDPOINT_EGRESS_LIMITED == 0 || maps::may_send(ctx.ifindex(), bytes_of_frames(ctx)) {
+        return Ok(());
+    }
+    Err(Drop::EgressLimitExceeded)
+}
+
+/// Bytes of all the frames that a large segment becomes, as the queue on the pod's side counts them, or a little less.
+#[inline(always)]
+fn bytes_of_frames(ctx: &TcContext) -> u32 {
+    // Ethernet, IPv4, and UDP or TCP with timestamps.
+    const LEAST_HEADERS: u32 = 14 + 20 + 8;
+    const HEADERS: u32 = 14 + 20 + 32;
+    let (bytes, payload) = (ctx.bytes(), ctx.segment_payload());
+    if payload == 0 {
+        return bytes;
+    }
+    bytes + (bytes.saturating_sub(HEADERS) / payload).saturating_sub(1) * LEAST_HEADERS
 }
 
 /// Whether a packet looks like one of the tunnel's, wherever it goes.
