@@ -13,7 +13,7 @@ use podwire_common::addr::Addr;
 use podwire_common::flow::protocol;
 
 use crate::desired::Contents;
-use crate::host::{Host, is_pods_device};
+use crate::host::{Device, Host, is_pods_device};
 use crate::model::Endpoint;
 
 /// The endpoints in the maps that are none of `known` and whose device is there as the maps have it.
@@ -23,25 +23,31 @@ pub fn recovered(contents: &Contents, host: &Host, known: &BTreeSet<Ipv4Addr>) -
         let device = host.devices.get(&entry.ifindex)?;
         let is_lost =
             !known.contains(&address) && is_pods_device(&device.name) && device.mac == Some(entry.host_mac);
-        if is_lost { endpoint(address, entry, &device.name, contents) } else { None }
+        if is_lost { endpoint(address, entry, device, contents) } else { None }
     });
     lost.collect()
 }
 
-fn endpoint(address: Ipv4Addr, entry: &abi::Endpoint, device: &str, contents: &Contents) -> Option<Endpoint> {
+fn endpoint(
+    address: Ipv4Addr,
+    entry: &abi::Endpoint,
+    device: &Device,
+    contents: &Contents,
+) -> Option<Endpoint> {
     let of_pod = contents.frontends.iter().filter(|(_, backend)| backend.address == Addr::from(address));
     Some(Endpoint {
         // No container has an interface without a name.
-        attachment: Attachment { container_id: device.to_owned(), interface: String::new() },
+        attachment: Attachment { container_id: device.name.clone(), interface: String::new() },
         netns: String::new(),
-        host_interface: device.to_owned(),
+        host_interface: device.name.clone(),
         ifindex: entry.ifindex,
         id: entry.id,
         pod_mac: entry.pod_mac,
         host_mac: entry.host_mac,
         address,
         gateway: v4(&entry.gateway)?,
-        mtu: entry.mtu,
+        // An entry of layout 2 had none (`dataplane/migrate.rs`).
+        mtu: device.mtu,
         port_mappings: of_pod.filter_map(|(frontend, backend)| port_mapping(frontend, backend)).collect(),
         pod: None,
         network: None,
@@ -72,7 +78,7 @@ fn port_mapping(frontend: &Frontend, backend: &Backend) -> Option<PortMapping> {
 mod tests {
     use super::*;
     use crate::desired::{endpoint_entry, frontends};
-    use crate::host::{Device, DeviceKind};
+    use crate::host::DeviceKind;
     use podwire_common::addr::Mac;
 
     fn lost() -> Endpoint {
@@ -101,7 +107,9 @@ mod tests {
     fn check(device: &Device, known: &[Ipv4Addr]) -> Vec<Endpoint> {
         let lost = lost();
         let mut contents = Contents::default();
-        contents.endpoints.insert(lost.address.into(), endpoint_entry(&lost));
+        // As one that was taken over from layout 2.
+        let entry = abi::Endpoint { mtu: u16::MAX.into(), ..endpoint_entry(&lost) };
+        contents.endpoints.insert(lost.address.into(), entry);
         contents.frontends.extend(frontends(&lost));
         let mut host = Host::default();
         host.devices.insert(device.index, device.clone());

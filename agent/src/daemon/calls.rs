@@ -312,10 +312,14 @@ impl Daemon {
             self.store.remove(endpoint),
         ];
         self.dataplane.detach_pod(&endpoint.host_interface);
-        for error in undone.into_iter().filter_map(Result::err) {
-            error!(pod = %endpoint, "undo a failed ADD: {error}");
+        let failed: Vec<_> = undone.into_iter().filter_map(Result::err).collect();
+        if failed.is_empty() {
+            return self.forget(endpoint);
         }
-        self.forget(endpoint);
+        // What still bears its address would be another pod's. It is released by its DEL, or when its device is gone.
+        for error in failed {
+            error!(pod = %endpoint, "undo a failed ADD: {error}; its address is kept until that is done");
+        }
     }
 
     async fn del(&mut self, attachment: &Attachment) -> Result<(), Failure> {

@@ -194,11 +194,6 @@ impl Daemon {
         first_error.map_or(Ok(()), Err)
     }
 
-    /// Whether a device has gone since the look at them: no fault, and the kernel has told of it, so that the next round knows.
-    pub(super) async fn is_gone(&self, index: u32, name: &str) -> Result<bool, Error> {
-        Ok(self.links.device(name).await?.is_none_or(|device| device.index != index))
-    }
-
     /// An address that this node had: what was translated to it would go on leaving with it, and be answered by nobody.
     fn forget_address(&mut self, address: Addr) -> Result<(), Error> {
         let entries = self.dataplane.maps.forget_translations(address)?;

@@ -35,9 +35,9 @@ impl Daemon {
     /// # Errors
     /// Whatever keeps the data path from being there.
     pub async fn start(config: Config, capabilities: &Capabilities, store: Store) -> Result<Self, Error> {
-        // First what may refuse: another release's state or maps.
-        let (endpoints, corrupt) = store.load()?;
+        // First what may refuse: another release's maps or state. The latter last: what it finds spoilt it sets aside.
         pins::check(&config.places.bpf_dir)?;
+        let (endpoints, corrupt) = store.load()?;
         // Before anything is listed: what changes meanwhile is told.
         let changes = Changes::listen()?;
         let links = Links::new()?;
@@ -80,7 +80,7 @@ impl Daemon {
             config,
         };
         daemon.restore_endpoints(endpoints, &corrupt).await?;
-        daemon.replace_programs()?;
+        daemon.replace_programs().await?;
         daemon.firewall.look();
         Ok(daemon)
     }
@@ -88,28 +88,35 @@ impl Daemon {
     /// Makes the tunnel's device and everything that refers to it anew, when somebody removed it.
     pub(super) async fn rebuild_tunnel(&mut self) -> Result<(), Error> {
         warn!("device {VXLAN_DEVICE} was removed or replaced: it is made anew");
-        self.model.vxlan = tunnel_device(&self.config, &self.links).await?;
+        let vxlan = tunnel_device(&self.config, &self.links).await?;
         // The programs know the device by its number, which is written into them at load.
-        self.dataplane = load(&self.config, self.model.vxlan)?;
-        self.replace_programs()?;
+        self.dataplane = load(&self.config, vxlan)?;
+        // What fails after this is attached by the next round; had this been known before, no round would load them.
+        self.model.vxlan = vxlan;
+        self.replace_programs().await?;
         self.attached.clear();
         self.host = self.links.host().await?;
         Ok(())
     }
 
     /// Those of everything that is known: what an earlier agent's did from here on is done by these.
-    fn replace_programs(&mut self) -> Result<(), Error> {
+    async fn replace_programs(&mut self) -> Result<(), Error> {
         self.dataplane.take_over_uplinks()?;
         if self.model.vxlan.is_some() {
             self.dataplane.attach_overlay(VXLAN_DEVICE)?;
         }
         self.attach_host_processes();
-        for endpoint in self.model.endpoints.values() {
-            if !self.missed.contains(&endpoint.attachment)
-                && let Err(error) = self.dataplane.attach_pod(&endpoint.host_interface)
-            {
-                // It may just be going. What stays is attached with the next look at the kernel.
-                error!(pod = %endpoint, "{error}");
+        let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains(&pod.attachment));
+        let pods: Vec<Endpoint> = pods.cloned().collect();
+        for pod in pods {
+            if let Err(error) = self.dataplane.attach_pod(&pod.host_interface) {
+                // A plugin has deleted its pod meanwhile, as it does without an agent: no other pod is to pay for that.
+                if self.is_gone(pod.ifindex, &pod.host_interface).await? {
+                    self.missed.insert(pod.attachment);
+                } else {
+                    // It keeps the programs that it has; the next look at the kernel tries again.
+                    error!(%pod, "{error}");
+                }
             }
         }
         Ok(())
@@ -132,22 +139,34 @@ impl Daemon {
         for file in corrupt {
             warn!(path = %file.path.display(), reason = file.reason, "an endpoint's file does not decode: it is set aside");
         }
-        let mut restored = 0;
+        let (mut there, mut gone) = (Vec::new(), Vec::new());
         for mut endpoint in endpoints {
             match device_of(&endpoint, &self.host) {
                 Some(ifindex) => {
                     endpoint.ifindex = ifindex;
-                    restore(&mut self.dataplane, &endpoint)?;
-                    self.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
-                    restored += 1;
+                    there.push(endpoint);
+                }
+                None => gone.push(endpoint),
+            }
+        }
+        for endpoint in gone {
+            // Two files with one address: a folder that was put back from a copy, for example. What the maps and routes have is the other's.
+            match there.iter().find(|other| other.address == endpoint.address) {
+                Some(other) => {
+                    warn!(pod = %endpoint, "its file is removed: its device is gone, and its address is that of {other}");
+                    self.store.remove(&endpoint)?;
                 }
                 None => {
-                    info!(pod = %endpoint, "released: its device is gone");
                     self.release(&endpoint).await?;
+                    info!(pod = %endpoint, "released: its device is gone");
                 }
             }
         }
-        info!(restored, "endpoints restored");
+        info!(restored = there.len(), "endpoints restored");
+        for endpoint in there {
+            restore(&mut self.dataplane, &endpoint)?;
+            self.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
+        }
         self.recover_endpoints()
     }
 
@@ -221,6 +240,10 @@ fn restore(dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<(), Error> 
     want.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
     want.frontends.extend(frontends(endpoint));
     let mut have = crate::desired::Contents::default();
+    if let Some(guard) = endpoint.guard() {
+        want.guards.insert(endpoint.ifindex, guard);
+        have.guards.extend(dataplane.maps.guard(endpoint.ifindex)?.map(|guard| (endpoint.ifindex, guard)));
+    }
     if let Some(entry) = dataplane.maps.endpoint(endpoint.address)? {
         have.endpoints.insert(endpoint.address.into(), entry);
     }

@@ -43,9 +43,13 @@ impl Daemon {
             gone.into_iter().partition(|endpoint| self.missed.contains(&endpoint.attachment));
         self.missed = missed.into_iter().map(|endpoint| endpoint.attachment).collect();
         for endpoint in missed_before {
-            info!(pod = %endpoint, "released: its device is gone");
-            if let Err(error) = self.release(&endpoint).await {
-                error!(pod = %endpoint, "release: {error}");
+            match self.release(&endpoint).await {
+                Ok(()) => info!(pod = %endpoint, "released: its device is gone"),
+                Err(error) => {
+                    error!(pod = %endpoint, "its device is gone, but it cannot be released yet: {error}");
+                    // Still without a device: nothing can be attached to it, and no route lead there.
+                    self.missed.insert(endpoint.attachment);
+                }
             }
         }
         self.remove_strays(host).await;
@@ -114,6 +118,11 @@ impl Daemon {
             self.count_reattached(name, program, &found);
         }
         Ok(())
+    }
+
+    /// Whether a device has gone since the kernel was looked at.
+    pub(super) async fn is_gone(&self, index: u32, name: &str) -> Result<bool, Error> {
+        Ok(self.links.device(name).await?.is_none_or(|device| device.index != index))
     }
 
     /// Looks after what no notice tells of: links that somebody has detached, and pins that somebody has removed. A few questions to

@@ -64,6 +64,9 @@ pub fn load_object(
     }
     let found = bpf_dir.map(pins::prepare).transpose()?;
     let is_migrated = found.is_some_and(|found| found.is_older());
+    if let Some(folder) = bpf_dir.filter(|_| is_migrated) {
+        migrate::remove_abandoned(folder)?;
+    }
     if let Some(folder) = bpf_dir {
         for name in names::maps::ALL {
             let is_new = is_migrated && migrate::CHANGED_SINCE_2.contains(&name);
@@ -78,6 +81,7 @@ pub fn load_object(
         Some(folder) => {
             info!("the pinned maps have layout 2: they are taken over");
             let mut migration = Migration::open(folder)?;
+            migration.carry_endpoints_over(&mut maps)?;
             migration.carry_over(&mut maps)?;
             Some(migration)
         }

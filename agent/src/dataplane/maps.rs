@@ -119,7 +119,7 @@ impl Maps {
         }
         for entry in self.guards.iter() {
             let (key, value) = entry.map_err(map_error("read", names::EGRESS_GUARDS))?;
-            contents.guards.insert(key, abi::Guard { paid: 0, ..value });
+            contents.guards.insert(key, without_account(value));
         }
         for entry in self.endpoints.iter() {
             let (key, value) = entry.map_err(map_error("read", names::ENDPOINTS))?;
@@ -189,13 +189,13 @@ impl Maps {
         }
     }
 
-    /// What keeps what comes by a pod's link to its limit, without what the programs have written.
+    /// The guard of a pod's link, without what the programs have written.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn guard(&self, link: u32) -> Result<Option<abi::Guard>> {
         match self.guards.get(&link, 0) {
-            Ok(entry) => Ok(Some(abi::Guard { paid: 0, ..entry })),
+            Ok(entry) => Ok(Some(without_account(entry))),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(source) => Err(map_error("read", names::EGRESS_GUARDS)(source)),
         }
@@ -224,6 +224,10 @@ impl Maps {
             Path::ALL.iter().map(|path| Ok((*path, sum(&self.traffic, *path as u32, names::TRAFFIC)?)));
         Ok(Counters { drops: drops.collect::<Result<_>>()?, traffic: traffic.collect::<Result<_>>()? })
     }
+}
+
+fn without_account(guard: abi::Guard) -> abi::Guard {
+    abi::Guard { paid: 0, ..guard }
 }
 
 fn key(prefix: Prefix) -> Key<LpmAddr> {

@@ -4,10 +4,12 @@
 //! hold; then every program is replaced; then what the old programs have written meanwhile is carried over too, and the new maps get
 //! the old ones' names ([`pins::finish_migration`]). Until that last step an earlier release finds its own maps as it left them.
 
+use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
+use aya::programs::{ProgramInfo, loaded_programs};
 use podwire_common::abi::{Endpoint, Flow, Translation};
 use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::names::maps as names;
@@ -50,8 +52,8 @@ impl Migration {
         })
     }
 
-    /// Carries over what the old maps hold, and from the second time on what has been used in them since the last.
-    pub(super) fn carry_over(&mut self, maps: &mut Maps) -> Result<(), Error> {
+    /// Carries endpoints over: once, because from then on the agent writes the new map alone.
+    pub(super) fn carry_endpoints_over(&self, maps: &mut Maps) -> Result<(), Error> {
         let endpoints: Result<Vec<_>, MapError> = self.endpoints.iter().collect();
         for (address, bytes) in endpoints.map_err(map_error("read", names::ENDPOINTS))? {
             if maps.endpoints.get(&address, 0).is_err() {
@@ -59,6 +61,11 @@ impl Migration {
                 written.map_err(map_error("write", names::ENDPOINTS))?;
             }
         }
+        Ok(())
+    }
+
+    /// Carries translations over, from the second time on those that have been used since the last.
+    pub(super) fn carry_over(&mut self, maps: &mut Maps) -> Result<(), Error> {
         let (since, now) = (self.since, housekeeping::now());
         let mut found = Vec::new();
         batch::for_each(self.translations.map().fd().as_fd(), |flow: &Flow, bytes: &[u8; TRANSLATION]| {
@@ -83,6 +90,27 @@ impl Migration {
         self.since = now;
         Ok(())
     }
+}
+
+/// Removes the new maps of an attempt that none of the programs at work has: it was cut short before any was replaced, or the release before
+/// has served since and they hold what has been over for long, pods that were deleted and their flows.
+pub(super) fn remove_abandoned(folder: &Path) -> Result<(), Error> {
+    let pins: Vec<_> =
+        CHANGED_SINCE_2.iter().map(|name| (*name, pins::map(&pins::next(folder), name))).collect();
+    let mut left = Vec::new();
+    for (name, pin) in pins.into_iter().filter(|(_, pin)| pin.exists()) {
+        let id = MapData::from_pin(&pin).and_then(|map| Ok(map.info()?.id()));
+        left.push((id.map_err(map_error("open the new", name))?, pin));
+    }
+    let is_used = |program: ProgramInfo| {
+        let maps = program.map_ids().ok().flatten().unwrap_or_default();
+        left.iter().any(|(id, _)| maps.contains(id))
+    };
+    // One that ends while it is asked for uses nothing.
+    if loaded_programs().filter_map(Result::ok).any(is_used) {
+        return Ok(());
+    }
+    left.into_iter().try_for_each(|(_, pin)| fs::remove_file(&pin).map_err(Error::file("remove", pin)))
 }
 
 impl Dataplane {

@@ -94,6 +94,22 @@ fn large_segments_arrive_as_they_were_sent_when_a_queue_has_cut_them() {
     }
 }
 
+/// The world's links take more than the pods' do.
+#[test]
+fn a_datagram_for_a_host_port_that_is_larger_than_the_pods_link_arrives() {
+    for mode in MODES {
+        let lab = Lab::builder().mode(mode).nodes(1).build().unwrap();
+        let mut wanted = both();
+        wanted["portMappings"] = json!([{ "hostPort": 9089, "containerPort": PORT, "protocol": "udp" }]);
+        let pod = lab.node(0).add_pod_with("pod", &wanted).unwrap();
+        let route = traffic::Route::translated((lab.node(0).address(), 9089).into(), PORT);
+        for size in [1400, 1430, 1472, 3000] {
+            let exchange = traffic::udp_exchange_on(lab.world(), &pod, route, size);
+            exchange.unwrap_or_else(|error| panic!("{mode:?}, {size} bytes: {error:#}"));
+        }
+    }
+}
+
 #[test]
 fn a_limit_of_one_direction_leaves_the_other_alone() {
     let lab = Lab::builder().nodes(1).build().unwrap();

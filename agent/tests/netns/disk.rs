@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use podwire_cni::protocol::{Attachment, host_interface};
 use podwire_common::abi::{ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::maps;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod, traffic};
 
 use crate::footprint::Footprint;
+use crate::sockets::wait_until;
 
 /// CNI specification, "Error": input or output failed.
 const IO_FAILURE: u32 = 5;
@@ -136,6 +138,7 @@ fn state_or_maps_of_a_later_release_are_refused_before_anything_is_touched() {
         fs::remove_file(&version).unwrap();
         std::os::unix::fs::symlink("99", &version).unwrap();
     };
+    fs::write(file.with_file_name("pw000000000001.json"), "{").unwrap();
     for (make_later, says) in [(later_state, "format 99"), (later_maps, "layout version 99")] {
         make_later();
         node.sysctl("net/ipv4/ip_forward", "0").unwrap();
@@ -155,6 +158,70 @@ fn state_or_maps_of_a_later_release_are_refused_before_anything_is_touched() {
     traffic::tcp_exchange(&pod, &far, far.address(), 8080, KIBIBYTE).unwrap();
 }
 
+/// What cannot be taken back wholly still has its address: the file would be there beside another pod's.
+#[test]
+fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let going = node.add_pod("going").unwrap();
+    let file = file_of(node, &going);
+    mount_bind(node.state_dir(), node.state_dir()).unwrap();
+    set_read_only(node.state_dir(), true);
+    going.delete().unwrap();
+    let tried = || node.agent_log().matches("cannot be released yet").count();
+    assert!(wait_until(|| (tried() > 0).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+    assert!(wait_until(|| (tried() > 1).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+    // It is the one thing that is wrong.
+    let log = node.agent_log();
+    assert!(
+        log.lines().filter(|line| line.contains("ERROR")).all(|line| line.contains("cannot be released yet")),
+        "{log}"
+    );
+    set_read_only(node.state_dir(), false);
+    assert!(wait_until(|| (!file.exists()).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+
+    // An ADD that can neither be ended nor undone.
+    let container_id = node.cni_call("ADD", "stuck", &json!({})).container_id;
+    let stuck = host_interface(&Attachment { container_id, interface: "eth0".into() });
+    let file = file_of_name(node, &stuck);
+    fs::create_dir(&file).unwrap();
+    refused(&lab, "stuck", "Is a directory");
+    let address = json!({ "ips": ["10.244.1.3/24"] });
+    lab.add_namespace("node1-next").unwrap();
+    let next = node.cni_call("ADD", "next", &address).run().unwrap();
+    assert!(!next.success && next.answer["msg"].as_str().unwrap().contains("in use"), "{next:?}");
+    fs::remove_dir(&file).unwrap();
+    let added = || node.cni_call("ADD", "next", &address).run().unwrap().success;
+    assert!(wait_until(|| added().then_some(())).is_some(), "{}", node.agent_log_tail(20));
+}
+
+#[test]
+fn of_two_files_with_one_address_the_one_without_a_device_costs_the_others_pod_nothing() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("pod").unwrap();
+    let stream = traffic::tcp_stream(&pod, lab.world(), lab.world_address(), 8080).unwrap();
+    stream.wait_for(KIBIBYTE).unwrap();
+    node.kill_agent().unwrap();
+    let (ghost, container_id) = ("pwffffffffffff", node.cni_call("ADD", "pod", &json!({})).container_id);
+    let text = fs::read_to_string(file_of(node, &pod)).unwrap();
+    let text = text.replace(pod.host_interface(), ghost).replace(&container_id, "ghost");
+    fs::write(file_of_name(node, ghost), text).unwrap();
+    let (endpoints, list) = (node.map_dump(maps::ENDPOINTS).unwrap(), lab.node_list().unwrap());
+    // Nothing is put right before the Node list has come.
+    lab.write_node_list("{").unwrap();
+    node.spawn_agent().unwrap();
+    let refused = || node.agent_log().contains("decode the node list").then_some(());
+    assert!(wait_until(refused).is_some(), "{}", node.agent_log_tail(20));
+    assert!(!file_of_name(node, ghost).exists());
+    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), endpoints);
+    let sent = stream.finish().unwrap().bytes;
+    assert!(sent > 0);
+    traffic::udp_exchange(node, &pod, pod.address(), 8080, 100).unwrap();
+    lab.write_node_list(&list.to_string()).unwrap();
+    node.wait_ready().unwrap();
+}
+
 #[test]
 fn a_second_agent_on_one_state_folder_is_refused_with_the_firsts_number() {
     let lab = Lab::builder().nodes(1).build().unwrap();
@@ -172,7 +239,11 @@ fn a_second_agent_on_one_state_folder_is_refused_with_the_firsts_number() {
 }
 
 fn file_of(node: &Node, pod: &Pod) -> PathBuf {
-    node.state_dir().join("endpoints").join(format!("{}.json", pod.host_interface()))
+    file_of_name(node, pod.host_interface())
+}
+
+fn file_of_name(node: &Node, host_interface: &str) -> PathBuf {
+    node.state_dir().join("endpoints").join(format!("{host_interface}.json"))
 }
 
 /// An ADD that fails for what the disk says, and leaves no file.

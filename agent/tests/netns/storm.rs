@@ -146,6 +146,30 @@ fn five_hundred_calls_while_processes_are_killed_at_random_lose_and_leave_nothin
     assert!(told.agents_killed > 0 && told.plugins_killed > 0 && told.try_again > 0, "{told:?}");
 }
 
+/// As on a node that is drained while its agent is replaced: without an agent the plugin removes the links by itself.
+#[test]
+fn an_agent_starts_while_pods_go() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    node.add_pod("first").unwrap().delete().unwrap();
+    let before = Footprint::of(node, &[]);
+    for round in 0..3 {
+        let pods = (0..40).map(|number| node.add_pod(&format!("going{round}x{number}")));
+        let pods: Vec<Pod> = pods.collect::<Result<_, _>>().unwrap();
+        node.kill_agent().unwrap();
+        node.spawn_agent().unwrap();
+        // Those last whose programs are replaced last, so that some go in between.
+        let mut names: Vec<&str> = pods.iter().map(Pod::host_interface).collect();
+        names.sort_unstable();
+        for name in names {
+            node.ip(&format!("link del {name}")).unwrap();
+        }
+        node.wait_ready().unwrap();
+        pods.into_iter().for_each(|pod| pod.delete().unwrap());
+    }
+    assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
+}
+
 /// What the runtime was told in storms.
 #[derive(Debug, Default)]
 struct Told {

@@ -88,6 +88,43 @@ fn a_bpf_file_system_that_is_unmounted_is_done_without_or_said() {
     );
 }
 
+#[test]
+fn programs_that_cannot_be_loaded_for_a_new_tunnel_device_are_loaded_when_they_can() {
+    let object = tempfile::NamedTempFile::new().unwrap();
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire-ebpf");
+    std::fs::copy(built, object.path()).unwrap();
+    let lab =
+        Lab::builder().agent_arguments(&["--bpf-object", object.path().to_str().unwrap()]).build().unwrap();
+    let node = lab.node(0);
+    let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
+    std::fs::write(object.path(), "none").unwrap();
+    node.ip("link del podwire-vxlan").unwrap();
+    let failed = || node.agent_log().contains("load the BPF object").then_some(());
+    assert!(wait_until(failed).is_some(), "{}", node.agent_log_tail(20));
+    std::fs::copy(built, object.path()).unwrap();
+    // What is larger than the path goes through the device, by its number in the programs.
+    let arrives = || traffic::udp_exchange(&pod, &far, far.address(), 8080, 3000).ok();
+    let made_anew = || (node.agent_log().matches("it is made anew").count() > 1).then_some(());
+    assert!(wait_until(made_anew).is_some(), "{}", node.agent_log_tail(20));
+    assert!(wait_until(arrives).is_some(), "{}", node.agent_log_tail(20));
+}
+
+#[test]
+fn a_limited_pod_is_guarded_again_before_the_node_list_has_come() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod_with("pod", &json!({ "bandwidth": { "egressRate": 100_000_000 } })).unwrap();
+    let guards = || node.map_dump(maps::EGRESS_GUARDS).unwrap().as_array().unwrap().len();
+    assert_eq!(guards(), 1);
+    node.kill_agent().unwrap();
+    std::fs::remove_dir_all(node.bpf_dir()).unwrap();
+    lab.write_node_list("{").unwrap();
+    node.spawn_agent().unwrap();
+    assert!(wait_until(|| node.agent_log().contains("decode the node list").then_some(())).is_some());
+    assert_eq!(guards(), 1);
+    traffic::udp_exchange(node, &pod, pod.address(), 8080, 100).unwrap();
+}
+
 /// All that a node has in memory is gone, what it has on disk is there.
 #[test]
 fn after_a_reboot_no_address_is_lost_and_none_is_taken_twice() {

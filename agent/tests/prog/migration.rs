@@ -7,16 +7,17 @@ use podwire::dataplane::{Dataplane, load, pins};
 use podwire::error::Error;
 use podwire::housekeeping;
 use podwire_common::abi::{self, Flow, STATE_REPLIED, Translation};
-use podwire_common::addr::Be16;
+use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 use podwire_common::names::maps;
 
 use crate::fixture::{NODE1, WORLD};
-use crate::old_object::{self, OldTranslations};
+use crate::old_object::{self, OldEndpoints, OldTranslations};
 
 /// A folder of pins as an agent of layout 2 left it; removed at the end.
 struct Scene {
     folder: PathBuf,
+    endpoints: OldEndpoints,
     translations: OldTranslations,
 }
 
@@ -25,8 +26,9 @@ impl Scene {
         let folder = Path::new("/sys/fs/bpf").join(format!("pwprog{}-{name}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         let mut old = old_object::load(&folder, &config());
+        let endpoints = old_object::map(&mut old, maps::ENDPOINTS);
         let translations = old_object::map(&mut old, maps::TRANSLATIONS);
-        Self { folder, translations }
+        Self { folder, endpoints, translations }
     }
 
     /// Old programs have translated a flow, or forwarded a packet of it.
@@ -88,6 +90,34 @@ fn until_all_programs_are_replaced_the_release_before_finds_what_it_left() {
     let mut new = scene.start();
     new.finish_migration().unwrap();
     assert!(seen(&new, 1).is_some() && seen(&new, 2).is_some());
+}
+
+#[test]
+fn after_a_rollback_nothing_is_taken_from_the_attempt_before_it() {
+    let mut scene = Scene::new("rollback");
+    scene.old_entry(1, housekeeping::now());
+    scene.old_entry(2, housekeeping::now());
+    drop(scene.start());
+    // The release before has served again, and a pod was deleted with its flows.
+    scene.translations.remove(&flow_bytes(1)).unwrap();
+    let mut new = scene.start();
+    assert_eq!((seen(&new, 1).is_some(), seen(&new, 2).is_some()), (false, true));
+    // Without a rollback its programs are at work, and what they have written counts.
+    let later = housekeeping::now();
+    new.maps.translations.insert(flow(3), half(later), 0).unwrap();
+    assert_eq!(seen(&scene.start(), 3), Some(later));
+    new.finish_migration().unwrap();
+}
+
+#[test]
+fn an_endpoint_that_is_released_while_programs_are_replaced_does_not_come_back() {
+    let mut scene = Scene::new("released");
+    scene.endpoints.insert(Addr::from(NODE1).bytes, [0; 40], 0).unwrap();
+    let mut new = scene.start();
+    assert!(new.maps.endpoint(NODE1).unwrap().is_some());
+    new.maps.endpoints.remove(&NODE1.into()).unwrap();
+    new.finish_migration().unwrap();
+    assert_eq!(new.maps.endpoint(NODE1).unwrap(), None);
 }
 
 #[test]

@@ -11,6 +11,9 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
+/// Of a frame's header.
+const ETHERNET_LENGTH: u32 = 14;
+
 /// Hands a frame, whose time to live has been seen to be above 1, to a pod.
 ///
 /// # Errors
@@ -52,6 +55,11 @@ pub fn hand_over(ctx: &TcContext, endpoint: &Endpoint, path: Path) -> Outcome {
 #[inline(always)]
 pub fn into_endpoint(ctx: &TcContext, endpoint: &Endpoint) -> i32 {
     if endpoint.flags & ENDPOINT_INGRESS_LIMITED == 0 {
+        return into(ctx, endpoint.ifindex);
+    }
+    // Behind the queue the link drops what is larger than its MTU, and tells nobody. A datagram to a hostPort may be: the world's MTU is not
+    // the pods'.
+    if ctx.bytes() > endpoint.mtu + ETHERNET_LENGTH && ctx.segment_payload() == 0 {
         return into(ctx, endpoint.ifindex);
     }
     // Nobody takes it for the stack's: replies may go as this packet has come.
