@@ -55,7 +55,11 @@ fn pins_that_are_removed_under_traffic_come_back_and_no_connection_ends() {
     }
     let log = node.agent_log();
     assert!(log.contains("missing=\"TRANSLATIONS, to_uplink-eth0\""), "{}", node.agent_log_tail(20));
-    assert!(log.contains("missing=\"the folder, ENDPOINTS, EGRESS_GUARDS, NODES, "), "{}", node.agent_log_tail(20));
+    assert!(
+        log.contains("missing=\"the folder, ENDPOINTS, EGRESS_GUARDS, NODES, "),
+        "{}",
+        node.agent_log_tail(20)
+    );
 }
 
 #[test]
