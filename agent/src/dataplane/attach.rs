@@ -58,7 +58,8 @@ const OVERLAY: [(&str, Direction); 2] =
 const UPLINK: [(&str, Direction); 2] =
     [(programs::FROM_UPLINK, Direction::Ingress), (programs::TO_UPLINK, Direction::Egress)];
 /// All that an uplink may have by pinned links.
-const UPLINK_PROGRAMS: [&str; 3] = [programs::FROM_UPLINK, programs::TO_UPLINK, programs::UPLINK_XDP];
+pub(super) const UPLINK_PROGRAMS: [&str; 3] =
+    [programs::FROM_UPLINK, programs::TO_UPLINK, programs::UPLINK_XDP];
 
 impl Dataplane {
     /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth pair, in place of those that are there.

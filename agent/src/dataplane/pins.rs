@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use podwire_common::abi::SCHEMA_VERSION;
 use podwire_common::names;
+use podwire_common::names::programs::CGROUP;
 use rustix::mount::{MountFlags, mount};
 use tracing::info;
 
+use super::attach::UPLINK_PROGRAMS;
 use super::pinned::Pinned;
 use crate::error::Error;
 
@@ -174,11 +176,13 @@ pub fn remove_all(folder: &Path) -> Vec<Error> {
         }
         _ => {}
     };
-    for link in entries(&links).unwrap_or_default() {
+    let is_link = |pin: &PathBuf| is_agents || is_link_of(pin, &UPLINK_PROGRAMS) || is_link_of(pin, &CGROUP);
+    for link in entries(&links).unwrap_or_default().into_iter().filter(is_link) {
         note(fs::remove_file(&link), &link);
     }
     note(fs::remove_dir(&links), &links);
-    for map in entries(&next).unwrap_or_default() {
+    let is_map = |pin: &PathBuf| is_agents || names::maps::ALL.iter().any(|name| map(&next, name) == *pin);
+    for map in entries(&next).unwrap_or_default().into_iter().filter(is_map) {
         note(fs::remove_file(&map), &map);
     }
     note(fs::remove_dir(&next), &next);
@@ -282,4 +286,28 @@ fn write_schema(folder: &Path, version: &str) -> Result<(), Error> {
     symlink(version, &temporary)
         .and_then(|()| fs::rename(&temporary, &path))
         .map_err(Error::file("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_folder_that_is_no_agents_only_what_bears_our_names_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (ours, others) = (link(folder, CGROUP[0], "cgroup-1"), links(folder).join("another_tools-eth0"));
+        fs::create_dir_all(links(folder)).unwrap();
+        fs::create_dir_all(next(folder)).unwrap();
+        let map_of_others = next(folder).join("theirs");
+        for pin in [&ours, &others, &map_of_others] {
+            fs::write(pin, "").unwrap();
+        }
+        let failed: Vec<_> = remove_all(folder).iter().map(ToString::to_string).collect();
+        assert!(!ours.exists() && others.exists() && map_of_others.exists());
+        assert_eq!(failed.len(), 2, "the folders are not empty: {failed:?}");
+        write_schema(folder, "2").unwrap();
+        let _ = remove_all(folder);
+        assert!(!others.exists() && !map_of_others.exists());
+    }
 }
