@@ -238,7 +238,14 @@ fn lock(folder: &Path) -> Result<File, Error> {
 }
 
 fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
-    let bytes = fs::read(path).map_err(Error::file("read", path))?;
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        // This file's fault and no other's: a folder in its place, a bad sector. Anything else may be over in a moment.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EISDIR | libc::EIO)) => {
+            return Ok(Err(error.to_string()));
+        }
+        Err(error) => return Err(Error::file("read", path)(error)),
+    };
     /// What every format has.
     #[derive(Deserialize)]
     struct AnyFormat {
@@ -359,6 +366,7 @@ mod tests {
         fs::write(endpoints.join("pw000000000001.json"), b"{\"format\":1,").unwrap();
         fs::write(endpoints.join("pw000000000002.json"), b"").unwrap();
         fs::write(endpoints.join("pw000000000003.tmp"), b"half").unwrap();
+        fs::create_dir(endpoints.join("pw000000000005.json")).unwrap();
         let foreign = fs::read(store.path(&endpoint("a"))).unwrap();
         fs::write(endpoints.join("pw000000000004.json"), foreign).unwrap();
         let (found, mut corrupt) = store.load().unwrap();
@@ -366,8 +374,7 @@ mod tests {
         corrupt.sort_by(|one, other| one.path.cmp(&other.path));
         let names: Vec<_> =
             corrupt.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
-        let expected =
-            ["pw000000000001.json.corrupt", "pw000000000002.json.corrupt", "pw000000000004.json.corrupt"];
+        let expected = [1, 2, 4, 5].map(|number| format!("pw00000000000{number}.json.corrupt"));
         assert_eq!(names, expected);
         assert!(corrupt.iter().all(|file| file.path.exists()));
         assert!(!endpoints.join("pw000000000003.tmp").exists());

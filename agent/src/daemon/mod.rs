@@ -132,8 +132,8 @@ pub struct Daemon {
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
-    /// Whose device the last look at the kernel did not find.
-    missed: BTreeSet<Attachment>,
+    /// Whose device was not found, and since when.
+    missed: BTreeMap<Attachment, Instant>,
     /// ADDs that are done but for the disk.
     adding: BTreeMap<Attachment, calls::Adding>,
     saving: JoinSet<calls::Saved>,

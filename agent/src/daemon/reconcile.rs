@@ -163,7 +163,7 @@ impl Daemon {
     /// Maps and routes. An operation that fails does not keep the others from being done.
     async fn apply_contents(&mut self, host: &Host) -> Result<(), Error> {
         let mut want = desired(&self.model);
-        for endpoint in self.missed.iter().filter_map(|attachment| self.model.endpoints.get(attachment)) {
+        for endpoint in self.missed.keys().filter_map(|attachment| self.model.endpoints.get(attachment)) {
             // The kernel has removed it with the device, and would refuse it.
             want.routes.remove(&endpoint.address.into());
         }
@@ -258,7 +258,7 @@ impl Daemon {
     /// Pods' limits that somebody has taken away or changed. What fails does not keep the others from being set.
     async fn set_limits(&self) -> Result<(), Error> {
         let endpoints = self.model.endpoints.values();
-        let endpoints = endpoints.filter(|endpoint| !self.missed.contains(&endpoint.attachment));
+        let endpoints = endpoints.filter(|endpoint| !self.missed.contains_key(&endpoint.attachment));
         let limited: Vec<_> =
             endpoints.filter_map(|endpoint| Some((endpoint, endpoint.ingress_limit()?))).collect();
         if limited.is_empty() {

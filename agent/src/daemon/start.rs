@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Instant;
 
-use podwire_common::abi::{ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
+use podwire_common::abi::{self, ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::VXLAN_DEVICE;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -18,7 +19,7 @@ use crate::dataplane::{Dataplane, load, pins};
 use crate::error::Error;
 use crate::host::Host;
 use crate::links::{Changes, Links};
-use crate::model::{Endpoint, Mode, Model};
+use crate::model::{Endpoint, Mode, Model, format_mac};
 use crate::recovery::recovered;
 use crate::store::{Corrupt, Store};
 use crate::strays::Strays;
@@ -72,7 +73,7 @@ impl Daemon {
             unpinned: None,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
-            missed: BTreeSet::new(),
+            missed: BTreeMap::new(),
             adding: BTreeMap::new(),
             saving: JoinSet::new(),
             readiness: watch::Sender::new(Readiness::Waiting(why)),
@@ -106,13 +107,13 @@ impl Daemon {
             self.dataplane.attach_overlay(VXLAN_DEVICE)?;
         }
         self.attach_host_processes();
-        let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains(&pod.attachment));
+        let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains_key(&pod.attachment));
         let pods: Vec<Endpoint> = pods.cloned().collect();
         for pod in pods {
             if let Err(error) = self.dataplane.attach_pod(&pod.host_interface) {
                 // A plugin has deleted its pod meanwhile, as it does without an agent: no other pod is to pay for that.
                 if self.is_gone(pod.ifindex, &pod.host_interface).await? {
-                    self.missed.insert(pod.attachment);
+                    self.missed.insert(pod.attachment, Instant::now());
                 } else {
                     // It keeps the programs that it has; the next look at the kernel tries again.
                     error!(%pod, "{error}");
@@ -141,7 +142,8 @@ impl Daemon {
         }
         let (mut there, mut gone) = (Vec::new(), Vec::new());
         for mut endpoint in endpoints {
-            match device_of(&endpoint, &self.host) {
+            let entry = self.dataplane.maps.endpoint(endpoint.address)?;
+            match device_of(&endpoint, entry, &self.host) {
                 Some(ifindex) => {
                     endpoint.ifindex = ifindex;
                     there.push(endpoint);
@@ -180,7 +182,9 @@ impl Daemon {
             if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
                 warn!(pod = %endpoint, "how fast it may be is not known any more: make the pod anew to limit it");
             }
-            self.store.save(&endpoint)?;
+            if let Err(error) = self.store.save(&endpoint) {
+                error!(pod = %endpoint, "only the maps tell of it, and a reboot ends them: {error}");
+            }
             restore(&mut self.dataplane, &endpoint)?;
             self.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
         }
@@ -225,11 +229,22 @@ async fn tunnel_device(config: &Config, links: &Links) -> Result<Option<u32>, Er
     Ok(Some(device.index))
 }
 
-/// The host side's ifindex, if it is still the device that the pod was given.
-fn device_of(endpoint: &Endpoint, host: &Host) -> Option<u32> {
-    host.device(&endpoint.host_interface)
-        .filter(|device| device.mac == Some(endpoint.host_mac))
-        .map(|device| device.index)
+/// The host side's ifindex, if it is still the device that the pod was given: by its link address, or by its number.
+fn device_of(endpoint: &Endpoint, entry: Option<abi::Endpoint>, host: &Host) -> Option<u32> {
+    let device = host.device(&endpoint.host_interface)?;
+    if device.mac == Some(endpoint.host_mac) {
+        return Some(device.index);
+    }
+    let is_same =
+        entry.is_some_and(|entry| entry.ifindex == device.index && entry.host_mac == endpoint.host_mac);
+    if is_same {
+        warn!(
+            pod = %endpoint,
+            "somebody has given {} another link address: give it {} again, and keep other tools (udev, networkd) off devices named pw*",
+            device.name, format_mac(endpoint.host_mac)
+        );
+    }
+    is_same.then_some(device.index)
 }
 
 /// Its entries in the maps, which programs may use already.

@@ -2,7 +2,7 @@
 //! programs that were displaced, pins that were removed.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use podwire_common::names::{VXLAN_DEVICE, programs};
 use tracing::{error, info, warn};
@@ -12,6 +12,9 @@ use crate::dataplane::attach::UplinkAttachment;
 use crate::error::Error;
 use crate::host::Host;
 use crate::model::Endpoint;
+
+/// A plugin that adds an attachment again removes its link and asks the agent milliseconds later.
+const REPLACED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Devices whose programs are filters, which anybody can replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,22 +36,26 @@ impl Kind {
 }
 
 impl Daemon {
-    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so. Not at the first look that
-    /// misses it: the plugin replaces the link of an attachment that is added again, which keeps its address. Once the node list is known,
+    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so. Not at once: the plugin replaces the link of an attachment that is added again, which keeps its address. Once the node list is known,
     /// devices that no endpoint owns are removed after a grace.
     pub(super) async fn sweep(&mut self, host: &Host) {
         let is_gone = |endpoint: &&Endpoint| !host.devices.contains_key(&endpoint.ifindex);
         let gone: Vec<Endpoint> = self.model.endpoints.values().filter(is_gone).cloned().collect();
-        let (missed_before, missed): (Vec<_>, Vec<_>) =
-            gone.into_iter().partition(|endpoint| self.missed.contains(&endpoint.attachment));
-        self.missed = missed.into_iter().map(|endpoint| endpoint.attachment).collect();
-        for endpoint in missed_before {
+        let (now, missed_before) = (Instant::now(), std::mem::take(&mut self.missed));
+        for endpoint in gone {
+            let since = missed_before.get(&endpoint.attachment).copied().unwrap_or(now);
+            // As long as it has no device, nothing can be attached to it, and no route lead there.
+            self.missed.insert(endpoint.attachment.clone(), since);
+            if now.duration_since(since) < REPLACED_WITHIN {
+                continue;
+            }
             match self.release(&endpoint).await {
-                Ok(()) => info!(pod = %endpoint, "released: its device is gone"),
+                Ok(()) => {
+                    self.missed.remove(&endpoint.attachment);
+                    info!(pod = %endpoint, "released: its device is gone");
+                }
                 Err(error) => {
                     error!(pod = %endpoint, "its device is gone, but it cannot be released yet: {error}");
-                    // Still without a device: nothing can be attached to it, and no route lead there.
-                    self.missed.insert(endpoint.attachment);
                 }
             }
         }
@@ -71,7 +78,7 @@ impl Daemon {
 
     /// Puts the filters back that another tool has removed or replaced. What fails does not keep the others from it.
     pub(super) async fn put_filters_back(&mut self) -> Result<(), Error> {
-        let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains(&pod.attachment));
+        let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains_key(&pod.attachment));
         let pods = pods.map(|pod| (Kind::Pod, pod.ifindex, pod.host_interface.clone()));
         let overlay = self.model.vxlan.map(|index| (Kind::Overlay, index, VXLAN_DEVICE.to_owned()));
         let uplinks = self.attached.iter().filter(|_| self.uplink_attachment == UplinkAttachment::Clsact);

@@ -152,6 +152,31 @@ fn before_the_first_node_list_only_pods_that_are_gone_are_released() {
     traffic::tcp_exchange(node, &staying, staying.address(), 8080, MEBIBYTE).unwrap();
 }
 
+/// udev and networkd are known for it.
+#[test]
+fn a_pod_whose_link_got_another_address_while_the_agent_was_away_keeps_its_network() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
+    node.kill_agent().unwrap();
+    node.ip(&format!("link set {} address 02:00:00:00:00:99", pod.host_interface())).unwrap();
+    node.start_agent().unwrap();
+    traffic::udp_exchange(&pod, &far, far.address(), 8080, 100).unwrap();
+    let mut check = pod.call().with_command("CHECK");
+    check.config["prevResult"] = pod.result().clone();
+    let checked = check.run().unwrap();
+    assert!(
+        !checked.success && checked.answer["msg"].as_str().unwrap().contains("MAC address"),
+        "{checked:?}"
+    );
+    assert!(node.agent_log().contains("has given"), "{}", node.agent_log_tail(20));
+    let mac = pod.host_mac().map(|byte| format!("{byte:02x}")).join(":");
+    node.ip(&format!("link set {} address {mac}", pod.host_interface())).unwrap();
+    let checked = check.run().unwrap();
+    assert!(checked.success, "{checked:?}");
+    traffic::udp_exchange(&pod, node, node.address(), 8080, 100).unwrap();
+}
+
 fn host_port() -> Value {
     json!({ "portMappings": [{ "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" }] })
 }
