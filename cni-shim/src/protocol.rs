@@ -244,8 +244,6 @@ pub struct Failure {
 pub mod codes {
     /// The configuration's `cniVersion` is not one of ours.
     pub const INCOMPATIBLE_VERSION: u32 = 1;
-    /// A configuration field that is not supported; the message names key and value.
-    pub const UNSUPPORTED_FIELD: u32 = 2;
     /// The container is unknown or does not exist.
     pub const UNKNOWN_CONTAINER: u32 = 3;
     /// An environment variable is missing or wrong; the message names it.
