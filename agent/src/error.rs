@@ -125,3 +125,11 @@ impl Error {
         move |source| Self::File { operation, path, source }
     }
 }
+
+/// A removal that found nothing to remove has succeeded.
+pub(crate) fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -18,7 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::before;
-use crate::error::Error;
+use crate::error::{Error, absent_is_fine};
 use crate::model::Endpoint;
 
 const LOCK: &str = "agent.lock";
@@ -122,7 +122,7 @@ impl Store {
             let json = serde_json::to_vec_pretty(&record)
                 .map_err(io::Error::from)
                 .map_err(Error::file("encode", &path))?;
-            replace(&path, &json)?;
+            replace_after(&path, &json, || fault::after(Step::FileWritten))?;
             fault::after(Step::FileNamed).map_err(Error::file("write", &path))?;
             sync_folder(&folder)
         }
@@ -211,13 +211,6 @@ pub fn erase(folder: &Path) -> Vec<Error> {
     [removed].into_iter().chain(files).filter_map(Result::err).collect()
 }
 
-fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
-    match outcome {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
 fn lock(folder: &Path) -> Result<File, Error> {
     let path = folder.join(LOCK);
     let mut file = open(&path)?;
@@ -277,14 +270,20 @@ fn set_aside(path: &Path, reason: String) -> Result<Corrupt, Error> {
     Ok(Corrupt { path: aside, reason })
 }
 
+/// Writes a file so that there is the one before or the whole of this one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace_after(path, bytes, || Ok(()))
+}
+
+/// The same with something to be done when all is written and has not got its name.
+fn replace_after(path: &Path, bytes: &[u8], written: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
     let temporary = path.with_extension("tmp");
     let write = || -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fault::after(Step::FileWritten)?;
+        written()?;
         fs::rename(&temporary, path)
     };
     write().map_err(|error| {

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::before::Before;
 use crate::config::{Logging, Places};
 use crate::dataplane::{attach, pins};
-use crate::error::Error;
+use crate::error::{Error, absent_is_fine};
 use crate::host::{Device, DeviceKind, Host};
 use crate::links::Links;
 use crate::store;
@@ -173,8 +173,7 @@ fn remove(outcome: io::Result<()>, path: &Path) -> Result<(), Error> {
             info!(path = %path.display(), "the folder is left: {error}");
             Ok(())
         }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
-        _ => Ok(()),
+        other => absent_is_fine(other).map_err(Error::file("remove", path)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The one owner of state. Everything else sends it events.
 
+mod attempts;
 mod calls;
 mod check;
 mod firewall;

@@ -10,6 +10,7 @@ use podwire_common::addr::Addr;
 use podwire_common::names::VXLAN_DEVICE;
 use tracing::{debug, error, info, warn};
 
+use super::attempts::Attempts;
 use super::{Daemon, Readiness};
 use crate::before::Before;
 use crate::dataplane::attach::UplinkAttachment;
@@ -170,7 +171,7 @@ impl Daemon {
         let mut have = self.dataplane.maps.contents()?;
         have.routes.clone_from(&host.own_routes);
         let deletions = if self.complete { Deletions::Allowed } else { Deletions::Withheld };
-        let mut first_error = None;
+        let mut attempts = Attempts::default();
         for op in diff(&want, &have, deletions) {
             debug!(?op, "change");
             let mut done = self.apply(op).await;
@@ -180,18 +181,16 @@ impl Daemon {
             {
                 done = self.forget_address(prefix.address);
             }
-            if let Err(error) = done {
-                if let Op::SetRoute(_, Route::Link { device, .. }) = op
-                    && let Some(device) = host.devices.get(&device)
-                    && self.is_gone(device.index, &device.name).await?
-                {
-                    continue;
-                }
-                error!("{error}");
-                first_error.get_or_insert(error);
+            if done.is_err()
+                && let Op::SetRoute(_, Route::Link { device, .. }) = op
+                && let Some(device) = host.devices.get(&device)
+                && self.is_gone(device.index, &device.name).await?
+            {
+                continue;
             }
+            attempts.note(done);
         }
-        first_error.map_or(Ok(()), Err)
+        attempts.outcome()
     }
 
     /// An address that this node had: what was translated to it would go on leaving with it, and be answered by nobody.
@@ -265,7 +264,7 @@ impl Daemon {
             return Ok(());
         }
         let queues = self.links.queues().await?;
-        let mut first_error = None;
+        let mut attempts = Attempts::default();
         for (endpoint, limit) in limited {
             let name = &endpoint.host_interface;
             if queues.limit(endpoint.ifindex, &limit) {
@@ -276,13 +275,10 @@ impl Daemon {
                     warn!(pod = %endpoint, "the limit of what it receives was missing or another one: it is set again");
                 }
                 Err(_) if self.is_gone(endpoint.ifindex, name).await? => {}
-                Err(error) => {
-                    error!("{error}");
-                    first_error.get_or_insert(error);
-                }
+                failed => attempts.note(failed),
             }
         }
-        first_error.map_or(Ok(()), Err)
+        attempts.outcome()
     }
 
     async fn attach_uplinks(&mut self) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use podwire_common::names::{VXLAN_DEVICE, programs};
 use tracing::{error, info, warn};
 
+use super::attempts::Attempts;
 use super::{Daemon, Readiness};
 use crate::dataplane::attach::UplinkAttachment;
 use crate::error::Error;
@@ -84,14 +85,11 @@ impl Daemon {
         let uplinks = self.attached.iter().filter(|_| self.uplink_attachment == UplinkAttachment::Clsact);
         let uplinks = uplinks.map(|(index, name)| (Kind::Uplink, *index, name.clone()));
         let devices: Vec<_> = pods.chain(overlay).chain(uplinks).collect();
-        let mut first_error = None;
+        let mut attempts = Attempts::default();
         for (kind, index, name) in devices {
-            if let Err(error) = self.put_filters_of_back(kind, index, &name).await {
-                error!("{error}");
-                first_error.get_or_insert(error);
-            }
+            attempts.note(self.put_filters_of_back(kind, index, &name).await);
         }
-        first_error.map_or(Ok(()), Err)
+        attempts.outcome()
     }
 
     async fn put_filters_of_back(&mut self, kind: Kind, index: u32, name: &str) -> Result<(), Error> {

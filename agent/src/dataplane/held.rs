@@ -4,7 +4,6 @@
 //! holds the objects open, the first takes nothing away from the data path; the second is found out about and mended.
 
 use std::fs;
-use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -14,7 +13,7 @@ use tracing::info;
 use super::attach::{Attaching, missing};
 use super::pinned::Pinned;
 use super::{Dataplane, pins};
-use crate::error::Error;
+use crate::error::{Error, absent_is_fine};
 
 /// A link that does not do what it was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,10 +164,5 @@ fn name_of(pin: &Path) -> String {
 }
 
 fn remove(pin: &Path) -> Result<(), Error> {
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::file("remove the link", pin)(error))
-        }
-        _ => Ok(()),
-    }
+    absent_is_fine(fs::remove_file(pin)).map_err(Error::file("remove the link", pin))
 }

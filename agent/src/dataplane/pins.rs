@@ -14,7 +14,7 @@ use tracing::info;
 
 use super::attach::UPLINK_PROGRAMS;
 use super::pinned::Pinned;
-use crate::error::Error;
+use crate::error::{Error, absent_is_fine};
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FILE_SYSTEM: u64 = 0xcafe_4a11;
@@ -83,12 +83,7 @@ pub fn finish_migration(folder: &Path) -> Result<(), Error> {
             fs::rename(&from, map(folder, name)).map_err(Error::file("rename", from))?;
         }
     }
-    match fs::remove_dir(&next) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::file("remove", next)(error));
-        }
-        _ => {}
-    }
+    absent_is_fine(fs::remove_dir(&next)).map_err(Error::file("remove", next))?;
     write_schema(folder, &SCHEMA_VERSION.to_string())
 }
 
@@ -170,11 +165,8 @@ pub fn remove_all(folder: &Path) -> Vec<Error> {
     };
     let in_folder: Vec<_> = entries(folder).unwrap_or_default().into_iter().filter(is_pin).collect();
     let mut failed = Vec::new();
-    let mut note = |outcome: io::Result<()>, path: &Path| match outcome {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            failed.push(Error::file("remove", path)(error));
-        }
-        _ => {}
+    let mut note = |outcome: io::Result<()>, path: &Path| {
+        failed.extend(absent_is_fine(outcome).map_err(Error::file("remove", path)).err());
     };
     let is_link = |pin: &PathBuf| is_agents || is_link_of(pin, &UPLINK_PROGRAMS) || is_link_of(pin, &CGROUP);
     for link in entries(&links).unwrap_or_default().into_iter().filter(is_link) {
@@ -277,12 +269,7 @@ fn is_bpf_file_system(path: &Path) -> Result<bool, Error> {
 /// In one step, in place of what is there. Before the first pin: pins without a version are never left behind.
 fn write_schema(folder: &Path, version: &str) -> Result<(), Error> {
     let (path, temporary) = (folder.join(SCHEMA), folder.join("schema-version-next"));
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::file("remove", temporary)(error));
-        }
-        _ => {}
-    }
+    absent_is_fine(fs::remove_file(&temporary)).map_err(Error::file("remove", &temporary))?;
     symlink(version, &temporary)
         .and_then(|()| fs::rename(&temporary, &path))
         .map_err(Error::file("write", path))
