@@ -97,6 +97,17 @@ pub fn desired(model: &Model) -> Contents {
     contents
 }
 
+/// The part of it that is there for these other nodes. None of it depends on a node that is not among them.
+pub fn desired_of<'a>(model: &Model, nodes: impl IntoIterator<Item = &'a Node>) -> Contents {
+    let mut contents = Contents::default();
+    if let Some(own) = &model.own {
+        for node in nodes {
+            add_remote(&mut contents, model, own, node);
+        }
+    }
+    contents
+}
+
 /// An endpoint's entry in `ENDPOINTS`.
 pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
     let flag = |is_set, flag| if is_set { flag } else { 0 };
@@ -219,7 +230,13 @@ mod tests {
     }
 
     fn node(name: &str, pod_network: &str, address: &str) -> Node {
-        Node { name: name.into(), pod_network: net(pod_network), address: ip(address) }
+        Node {
+            name: name.into(),
+            uid: None,
+            pod_network: net(pod_network),
+            address: ip(address),
+            cordoned: false,
+        }
     }
 
     fn model(mode: Mode) -> Model {

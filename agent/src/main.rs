@@ -11,6 +11,7 @@ use podwire::daemon::{Daemon, Event};
 use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
 use podwire::nodes::file;
+use podwire::nodes::kube::{CACHE, Pace, Source};
 use podwire::non_masquerade;
 use podwire::store::Store;
 use podwire::uninstall::{self, Options};
@@ -63,7 +64,9 @@ fn main() -> ExitCode {
 
 fn start_log(logging: &Logging) -> Result<()> {
     let level = &logging.log_level;
-    let filter = EnvFilter::try_new(level).map_err(|error| anyhow!("--log-level {level}: {error}"))?;
+    // What the library logs of itself, the agent says in its own words.
+    let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{level}"))
+        .map_err(|error| anyhow!("--log-level {level}: {error}"))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -106,6 +109,12 @@ async fn serve(config: Config) -> Result<()> {
     let metrics = health::bind(config.metrics_address).await?;
     let (socket, nodes, excluded) =
         (config.places.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
+    let api = Source {
+        server: config.api.clone(),
+        node_name: config.node_name.clone(),
+        cache: config.places.state_dir.join(CACHE),
+        pace: Pace::default(),
+    };
     let daemon = Daemon::start(config, &capabilities, store).await?;
 
     let server = CniServer::bind(&socket)?;
@@ -116,9 +125,19 @@ async fn serve(config: Config) -> Result<()> {
     tokio::spawn(stop_on(SignalKind::terminate(), events.clone()));
     tokio::spawn(stop_on(SignalKind::interrupt(), events.clone()));
     let mut watching = JoinSet::new();
-    watching.spawn(file::watch(nodes, events.clone()));
+    match nodes {
+        Some(file) => {
+            let watch = file::watch(file, events.clone());
+            watching.spawn(async { watch.await.map_err(anyhow::Error::from) })
+        }
+        None => {
+            let watch = api.watch(events.clone(), daemon.readiness());
+            watching.spawn(async { watch.await.map_err(anyhow::Error::from) })
+        }
+    };
     if let Some(excluded) = excluded {
-        watching.spawn(non_masquerade::watch(excluded, events.clone()));
+        let watch = non_masquerade::watch(excluded, events.clone());
+        watching.spawn(async { watch.await.map_err(anyhow::Error::from) });
     }
     let serving = tokio::spawn(server.serve(events));
     tokio::select! {
