@@ -90,6 +90,9 @@ pub struct Config {
     /// Early drop of foreign VXLAN packets on uplinks.
     #[arg(long, env = "PODWIRE_UPLINK_XDP", default_value = "off")]
     pub uplink_xdp: UplinkXdp,
+    /// Where CNI plugins remember things: addresses that host-local has given to pods of this node's network before are not handed out.
+    #[arg(long, env = "PODWIRE_CNI_STATE_DIR", default_value = "/var/lib/cni", value_name = "FOLDER")]
+    pub cni_state_dir: PathBuf,
     /// Where its files are.
     #[command(flatten)]
     pub places: Places,
@@ -113,6 +116,10 @@ pub struct Places {
     /// Where maps and links are pinned: on a BPF file system.
     #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
     pub bpf_dir: PathBuf,
+    /// Where the runtime looks for network configurations, /etc/cni/net.d on most nodes: the agent puts 10-podwire.conflist there when it
+    /// first serves, and back when it goes missing; uninstall removes it. Default: neither does.
+    #[arg(long, env = "PODWIRE_CNI_CONF_DIR", value_name = "FOLDER")]
+    pub cni_conf_dir: Option<PathBuf>,
 }
 
 impl Places {

@@ -14,7 +14,7 @@ use podwire::nodes::file;
 use podwire::non_masquerade;
 use podwire::store::Store;
 use podwire::uninstall::{self, Options};
-use podwire::{health, housekeeping};
+use podwire::{health, housekeeping, install};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -37,15 +37,21 @@ struct Cli {
 enum Command {
     /// Serve this node's pods, in the foreground.
     Agent(Box<Config>),
+    /// Copy the plugin to where the runtime looks for it, in one step, whether or not an earlier one runs.
+    Install(install::Options),
     /// Remove everything from this node that agents and the plugin have made, and cut its pods off. The agent has to be stopped before.
     Uninstall(Options),
+    /// Do nothing until SIGTERM or SIGINT: what stays of a pod whose work another container of it has done.
+    Wait(Logging),
 }
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     let logging = match &command {
         Command::Agent(config) => &config.logging,
+        Command::Install(options) => &options.logging,
         Command::Uninstall(options) => &options.logging,
+        Command::Wait(logging) => logging,
     };
     if let Err(error) = start_log(logging) {
         eprintln!("podwire: {error}");
@@ -80,7 +86,9 @@ fn run(command: Command) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
         Command::Agent(config) => runtime.block_on(serve(*config)),
+        Command::Install(options) => Ok(install::run(&options)?),
         Command::Uninstall(options) => runtime.block_on(uninstall(&options)),
+        Command::Wait(_) => runtime.block_on(wait()),
     }
 }
 
@@ -128,6 +136,16 @@ async fn serve(config: Config) -> Result<()> {
     }
     // It ends when the queue is gone, and the socket's file with it.
     serving.await?;
+    Ok(())
+}
+
+async fn wait() -> Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    info!("waiting for SIGTERM or SIGINT");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     Ok(())
 }
 

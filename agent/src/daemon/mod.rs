@@ -3,6 +3,7 @@
 mod attempts;
 mod calls;
 mod check;
+mod cni_configuration;
 mod firewall;
 mod node_calls;
 mod reconcile;
@@ -91,6 +92,8 @@ pub struct Figures {
     pub reattached: u64,
     /// Where the host's firewall may drop pods' packets.
     pub forward_policy_drops: Vec<String>,
+    /// Whether the agent's network configuration is the one that the runtime takes; `None`: it writes none.
+    pub cni_configuration_first: Option<bool>,
 }
 
 /// The one owner of state.
@@ -133,6 +136,7 @@ pub struct Daemon {
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
+    cni_configuration: Option<cni_configuration::CniConfiguration>,
     /// Whose device was not found, and since when.
     missed: BTreeMap<Attachment, Instant>,
     /// ADDs that are done but for the disk.
@@ -259,6 +263,9 @@ impl Daemon {
 
     async fn tick(&mut self) {
         self.firewall.tick();
+        if let Some(configuration) = &mut self.cni_configuration {
+            configuration.look();
+        }
         self.look_after_links_and_pins();
         if !self.may_differ() {
             return;
@@ -313,10 +320,14 @@ impl Daemon {
             collected: self.collected,
             reattached: self.reattached,
             forward_policy_drops: self.firewall.labels(),
+            cni_configuration_first: self
+                .cni_configuration
+                .as_ref()
+                .map(|configuration| configuration.is_first()),
         }
     }
 
-    fn set_readiness(&self, readiness: Readiness) {
+    fn set_readiness(&mut self, readiness: Readiness) {
         let changed = self.readiness.send_if_modified(|now| {
             let changed = *now != readiness;
             now.clone_from(&readiness);
@@ -324,7 +335,12 @@ impl Daemon {
         });
         if changed {
             match readiness {
-                Readiness::Ready => info!("ready"),
+                Readiness::Ready => {
+                    info!("ready");
+                    if let Some(configuration) = &mut self.cni_configuration {
+                        configuration.begin();
+                    }
+                }
                 Readiness::Waiting(why) => warn!(why, "not ready"),
             }
         }

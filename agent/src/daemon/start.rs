@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use super::cni_configuration::CniConfiguration;
 use super::firewall::Firewall;
 use super::{Daemon, Readiness};
 use crate::config::Config;
@@ -73,6 +74,7 @@ impl Daemon {
             unpinned: None,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
+            cni_configuration: CniConfiguration::new(&config),
             missed: BTreeMap::new(),
             adding: BTreeMap::new(),
             saving: JoinSet::new(),

@@ -18,6 +18,7 @@ mod headers;
 mod host_port_life;
 mod host_ports;
 mod host_processes;
+mod install;
 mod known_flows;
 mod kube_proxy;
 mod large;
