@@ -5,6 +5,7 @@
 mod agent_away;
 mod bandwidth;
 mod bpftool;
+mod capabilities;
 mod changes;
 mod check;
 mod cni;
