@@ -20,6 +20,10 @@ use crate::netns;
 /// Options of `podwire agent`. Each can be given as an environment variable as well.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
+    /// More of these options, by their long names, in a YAML mapping: what the command line and the environment do not give. The agent tells of
+    /// changes, which count when it is restarted.
+    #[arg(long = "config", env = "PODWIRE_CONFIG", value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
     /// This node's name in the node list.
     #[arg(long, env = "PODWIRE_NODE_NAME")]
     pub node_name: String,

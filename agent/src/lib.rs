@@ -10,6 +10,7 @@ pub mod cgroup2;
 pub mod cni_configuration;
 pub mod cni_server;
 pub mod config;
+pub mod config_file;
 pub mod conntrack;
 pub mod daemon;
 pub mod dataplane;

@@ -4,9 +4,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use podwire::cni_server::CniServer;
 use podwire::config::{Config, LogFormat, Logging};
+use podwire::config_file::CommandLine;
 use podwire::daemon::{Daemon, Event};
 use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
@@ -46,7 +47,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command_line = match CommandLine::new(Cli::command(), std::env::args_os()) {
+        Ok(command_line) => command_line,
+        Err(error) => {
+            eprintln!("podwire: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let command = Cli::parse_from(command_line.arguments()).command;
     let logging = match &command {
         Command::Agent(config) => &config.logging,
         Command::Install(options) => &options.logging,
@@ -57,7 +65,7 @@ fn main() -> ExitCode {
         eprintln!("podwire: {error}");
         return ExitCode::FAILURE;
     }
-    match run(command) {
+    match run(command, command_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Each error says the whole of it: its sources would say the same again.
@@ -81,11 +89,11 @@ fn start_log(logging: &Logging) -> Result<()> {
     Ok(())
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command, command_line: CommandLine) -> Result<()> {
     // One thread: there is one owner of state, and the rest waits.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
-        Command::Agent(config) => runtime.block_on(serve(*config)),
+        Command::Agent(config) => runtime.block_on(serve(*config, command_line)),
         Command::Install(options) => Ok(install::run(&options)?),
         Command::Uninstall(options) => runtime.block_on(uninstall(&options)),
         Command::Wait(_) => runtime.block_on(wait()),
@@ -102,7 +110,7 @@ async fn uninstall(options: &Options) -> Result<()> {
     }
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, mode = ?config.mode, "podwire agent");
     if !rustix::process::geteuid().is_root() {
         bail!("the agent loads BPF programs and makes devices and routes: run it as root");
@@ -112,6 +120,7 @@ async fn serve(config: Config) -> Result<()> {
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
     let metrics = health::bind(config.metrics_address).await?;
+    let config_file = config.config_file.clone();
     let (socket, nodes, excluded) =
         (config.places.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
     let daemon = Daemon::start(config, &capabilities, store).await?;
@@ -127,6 +136,9 @@ async fn serve(config: Config) -> Result<()> {
     watching.spawn(file::watch(nodes, events.clone()));
     if let Some(excluded) = excluded {
         watching.spawn(non_masquerade::watch(excluded, events.clone()));
+    }
+    if let Some(file) = config_file {
+        watching.spawn(command_line.watch(file, events.clone()));
     }
     let serving = tokio::spawn(server.serve(events));
     tokio::select! {

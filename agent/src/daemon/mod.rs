@@ -56,6 +56,8 @@ pub enum Event {
     NodeListUnusable(String),
     /// The networks of `--non-masquerade-file`, or why they cannot be used.
     NonMasquerade(Result<BTreeSet<Ipv4Net>, String>),
+    /// The options that the file of `--config` wants otherwise than they are, or what is wrong with it.
+    ConfigFile(Result<Vec<String>, String>),
     /// Time to compare the kernel with what is wanted.
     Tick,
     /// The tables were aged out.
@@ -182,6 +184,7 @@ impl Daemon {
                 }
                 Event::NonMasquerade(Ok(networks)) => self.take_non_masquerade(networks).await,
                 Event::NonMasquerade(Err(reason)) => error!("{reason}"),
+                Event::ConfigFile(compared) => tell_differences(compared),
                 Event::Tick => self.tick().await,
                 Event::Collected(collected) => self.take_collected(collected),
                 Event::Figures(reply) => {
@@ -344,5 +347,17 @@ impl Daemon {
                 Readiness::Waiting(why) => warn!(why, "not ready"),
             }
         }
+    }
+}
+
+/// Options are parsed once: what a later file says counts for the next agent.
+fn tell_differences(compared: Result<Vec<String>, String>) {
+    match compared {
+        Ok(options) if options.is_empty() => info!("the agent runs with what --config says"),
+        Ok(options) => warn!(
+            options = options.join(", "),
+            "--config says otherwise than what the agent runs with: it takes effect when the agent is restarted"
+        ),
+        Err(reason) => error!("{reason}; the agent goes on as it is, but could not be started again"),
     }
 }

@@ -9,6 +9,7 @@ mod capabilities;
 mod changes;
 mod check;
 mod cni;
+mod config_file;
 mod disk;
 mod faults;
 mod flows;
