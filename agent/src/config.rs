@@ -21,6 +21,10 @@ use crate::nodes::kube::Access;
 /// Options of `podwire agent`. Each can be given as an environment variable as well.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
+    /// More of these options, by their long names, in a YAML mapping: what the command line and the environment do not give. The agent tells of
+    /// changes, which count when it is restarted.
+    #[arg(long = "config", env = "PODWIRE_CONFIG", value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
     /// This node's name in the node list.
     #[arg(long, env = "PODWIRE_NODE_NAME")]
     pub node_name: String,
@@ -94,6 +98,9 @@ pub struct Config {
     /// Early drop of foreign VXLAN packets on uplinks.
     #[arg(long, env = "PODWIRE_UPLINK_XDP", default_value = "off")]
     pub uplink_xdp: UplinkXdp,
+    /// Where CNI plugins remember things: addresses that host-local has given to pods of this node's network before are not handed out.
+    #[arg(long, env = "PODWIRE_CNI_STATE_DIR", default_value = "/var/lib/cni", value_name = "FOLDER")]
+    pub cni_state_dir: PathBuf,
     /// Where its files are.
     #[command(flatten)]
     pub places: Places,
@@ -117,6 +124,10 @@ pub struct Places {
     /// Where maps and links are pinned: on a BPF file system.
     #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
     pub bpf_dir: PathBuf,
+    /// Where the runtime looks for network configurations, /etc/cni/net.d on most nodes: the agent puts 10-podwire.conflist there when it
+    /// first serves, and back when it goes missing; uninstall removes it. Default: neither does.
+    #[arg(long, env = "PODWIRE_CNI_CONF_DIR", value_name = "FOLDER")]
+    pub cni_conf_dir: Option<PathBuf>,
 }
 
 impl Places {

@@ -18,6 +18,12 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// The runtime's plugins are elsewhere.
+    #[error("the folder of plugins {} does not exist: create it, or name the one that the runtime has with --cni-bin-dir", path.display())]
+    NoPluginFolder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A second agent on one state folder.
     #[error("the state folder {} belongs to a running agent (process {pid}): stop that one, or give this one another --state-dir", path.display())]
     StateLocked {
@@ -111,7 +117,7 @@ pub enum Error {
         expected: u32,
     },
     /// Not a BPF file system.
-    #[error("{} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf`, or name a folder that is with --bpf-dir", path.display())]
+    #[error("{} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf` on the node, or name a folder that is with --bpf-dir", path.display())]
     NotBpfFileSystem {
         /// The folder of pins.
         path: PathBuf,

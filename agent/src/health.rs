@@ -134,6 +134,14 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "Where the host's firewall may drop pods' packets to services and the world",
         in_the_way,
     );
+    if let Some(first) = figures.cni_configuration_first {
+        gauge(
+            &mut registry,
+            "cni_configuration_first",
+            "1 while the runtime takes Podwire's network configuration: no other one comes before it in --cni-conf-dir",
+            usize::from(first),
+        );
+    }
     gauge(&mut registry, "ready", "1 when ADD is served", usize::from(is_ready));
     let mut text = String::new();
     encode(&mut text, &registry)?;

@@ -2,13 +2,15 @@
 //!
 //! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of state, `daemon`.
 //! What the kernel should hold is a pure function of the model (`desired`), and a pure `diff` says what to do. The
-//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store` and `before` (disk)
-//! and `sysctl`.
+//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store`, `before` and
+//! `cni_configuration` (disk), and `sysctl`.
 
 pub mod before;
 pub mod cgroup2;
+pub mod cni_configuration;
 pub mod cni_server;
 pub mod config;
+pub mod config_file;
 pub mod conntrack;
 pub mod daemon;
 pub mod dataplane;
@@ -21,6 +23,7 @@ pub mod health;
 pub mod host;
 pub mod host_ports;
 pub mod housekeeping;
+pub mod install;
 pub mod ipam;
 pub mod links;
 pub mod model;

@@ -4,9 +4,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use podwire::cni_server::CniServer;
 use podwire::config::{Config, LogFormat, Logging};
+use podwire::config_file::CommandLine;
 use podwire::daemon::{Daemon, Event};
 use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
@@ -15,7 +16,7 @@ use podwire::nodes::kube::{CACHE, Pace, Source};
 use podwire::non_masquerade;
 use podwire::store::Store;
 use podwire::uninstall::{self, Options};
-use podwire::{health, housekeeping};
+use podwire::{health, housekeeping, install};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -38,21 +39,34 @@ struct Cli {
 enum Command {
     /// Serve this node's pods, in the foreground.
     Agent(Box<Config>),
+    /// Copy the plugin to where the runtime looks for it, in one step, whether or not an earlier one runs.
+    Install(install::Options),
     /// Remove everything from this node that agents and the plugin have made, and cut its pods off. The agent has to be stopped before.
     Uninstall(Options),
+    /// Do nothing until SIGTERM or SIGINT: what stays of a pod whose work another container of it has done.
+    Wait(Logging),
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command_line = match CommandLine::new(Cli::command(), std::env::args_os()) {
+        Ok(command_line) => command_line,
+        Err(error) => {
+            eprintln!("podwire: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let command = Cli::parse_from(command_line.arguments()).command;
     let logging = match &command {
         Command::Agent(config) => &config.logging,
+        Command::Install(options) => &options.logging,
         Command::Uninstall(options) => &options.logging,
+        Command::Wait(logging) => logging,
     };
     if let Err(error) = start_log(logging) {
         eprintln!("podwire: {error}");
         return ExitCode::FAILURE;
     }
-    match run(command) {
+    match run(command, command_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Each error says the whole of it: its sources would say the same again.
@@ -78,12 +92,14 @@ fn start_log(logging: &Logging) -> Result<()> {
     Ok(())
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command, command_line: CommandLine) -> Result<()> {
     // One thread: there is one owner of state, and the rest waits.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
-        Command::Agent(config) => runtime.block_on(serve(*config)),
+        Command::Agent(config) => runtime.block_on(serve(*config, command_line)),
+        Command::Install(options) => Ok(install::run(&options)?),
         Command::Uninstall(options) => runtime.block_on(uninstall(&options)),
+        Command::Wait(_) => runtime.block_on(wait()),
     }
 }
 
@@ -97,7 +113,7 @@ async fn uninstall(options: &Options) -> Result<()> {
     }
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, mode = ?config.mode, "podwire agent");
     if !rustix::process::geteuid().is_root() {
         bail!("the agent loads BPF programs and makes devices and routes: run it as root");
@@ -107,6 +123,7 @@ async fn serve(config: Config) -> Result<()> {
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
     let metrics = health::bind(config.metrics_address).await?;
+    let config_file = config.config_file.clone();
     let (socket, nodes, excluded) =
         (config.places.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
     let api = Source {
@@ -139,6 +156,9 @@ async fn serve(config: Config) -> Result<()> {
         let watch = non_masquerade::watch(excluded, events.clone());
         watching.spawn(async { watch.await.map_err(anyhow::Error::from) });
     }
+    if let Some(file) = config_file {
+        watching.spawn(command_line.watch(file, events.clone()));
+    }
     let serving = tokio::spawn(server.serve(events));
     tokio::select! {
         () = daemon.run(queue) => {}
@@ -147,6 +167,16 @@ async fn serve(config: Config) -> Result<()> {
     }
     // It ends when the queue is gone, and the socket's file with it.
     serving.await?;
+    Ok(())
+}
+
+async fn wait() -> Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    info!("waiting for SIGTERM or SIGINT");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     Ok(())
 }
 

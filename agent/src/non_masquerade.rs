@@ -20,13 +20,18 @@ pub struct BadLine {
     text: String,
 }
 
-/// Sends the file's networks as an event now and after every change, or why they cannot be used.
+/// Sends the file's networks as an event now and after every change, or why they cannot be used. A file that is not there has none: a ConfigMap
+/// may lack the key.
 ///
 /// # Errors
 /// Those of [`watched_file::watch`].
 pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
     watched_file::watch("the list of networks that are not masqueraded", &path, &events, |file| {
-        let text = file.and_then(|file| io::read_to_string(file).map_err(|error| error.to_string()));
+        let read = |file| io::read_to_string(file).map_err(|error| error.to_string());
+        let text = match file {
+            Err(_) if !path.exists() => Ok(String::new()),
+            file => file.and_then(read),
+        };
         Event::NonMasquerade(text.and_then(|text| parse(&path, &text).map_err(|error| error.to_string())))
     })
     .await

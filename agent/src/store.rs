@@ -7,10 +7,10 @@
 //! before.json                         what the agent found and has changed on the node
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use podwire_cni::fault::{self, Step};
@@ -24,6 +24,8 @@ use crate::model::Endpoint;
 const LOCK: &str = "agent.lock";
 const LAST_ADDRESS: &str = "last-address";
 const ENDPOINTS: &str = "endpoints";
+/// Ends the name of a file that is being written, until it gets its own.
+pub(crate) const BEGUN: &str = "tmp";
 
 /// Version of the files under `endpoints/` that are written. 2 added the network and the bandwidth.
 const FORMAT: u32 = 2;
@@ -122,7 +124,7 @@ impl Store {
             let json = serde_json::to_vec_pretty(&record)
                 .map_err(io::Error::from)
                 .map_err(Error::file("encode", &path))?;
-            replace_after(&path, &json, || fault::after(Step::FileWritten))?;
+            replace_after(&path, &json, 0o600, || fault::after(Step::FileWritten))?;
             fault::after(Step::FileNamed).map_err(Error::file("write", &path))?;
             sync_folder(&folder)
         }
@@ -270,17 +272,29 @@ fn set_aside(path: &Path, reason: String) -> Result<Corrupt, Error> {
     Ok(Corrupt { path: aside, reason })
 }
 
-/// Writes a file so that there is the one before or the whole of this one.
+/// Writes a file so that there is the one before or the whole of this one. It is for root alone.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    replace_after(path, bytes, || Ok(()))
+    replace_after(path, bytes, 0o600, || Ok(()))
+}
+
+/// The same of a program, which everybody may execute.
+pub(crate) fn replace_executable(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace_after(path, bytes, 0o755, || Ok(()))
 }
 
 /// The same with something to be done when all is written and has not got its name.
-fn replace_after(path: &Path, bytes: &[u8], written: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
-    let temporary = path.with_extension("tmp");
+fn replace_after(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    written: impl FnOnce() -> io::Result<()>,
+) -> Result<(), Error> {
+    let temporary = path.with_extension(BEGUN);
     let write = || -> io::Result<()> {
         let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        // Whatever the umask, and an attempt before.
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
         written()?;
@@ -292,7 +306,8 @@ fn replace_after(path: &Path, bytes: &[u8], written: impl FnOnce() -> io::Result
     })
 }
 
-fn sync_folder(folder: &Path) -> Result<(), Error> {
+/// Has a folder's names outlive a power cut.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", folder))
 }
 

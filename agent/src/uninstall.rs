@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use podwire_common::names::{VXLAN_DEVICE, programs};
@@ -15,18 +15,18 @@ use rustix::net::sockopt::socket_peercred;
 use tracing::{error, info, warn};
 
 use crate::before::Before;
+use crate::cni_configuration;
 use crate::config::{Logging, Places};
 use crate::dataplane::{attach, pins};
 use crate::error::{Error, absent_is_fine};
 use crate::host::{Device, DeviceKind, Host};
+use crate::install::{self, PLUGIN};
 use crate::links::Links;
 use crate::store;
 use crate::sysctl::{self, Forwarding};
 
-/// Where runtimes look for network configurations.
+/// Where runtimes look for network configurations, unless told otherwise.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
-/// What a configuration of ours names.
-const PLUGIN: &str = "podwire-cni";
 
 /// Options of `podwire uninstall`: where the agent had its files.
 #[derive(Args, Clone, Debug)]
@@ -34,6 +34,9 @@ pub struct Options {
     /// As the agent had them.
     #[command(flatten)]
     pub places: Places,
+    /// Where `podwire install` has put the plugin, which is removed as well. Default: it stays.
+    #[arg(long, env = "PODWIRE_CNI_BIN_DIR", value_name = "FOLDER")]
+    pub cni_bin_dir: Option<PathBuf>,
     /// What is logged.
     #[command(flatten)]
     pub logging: Logging,
@@ -68,6 +71,10 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     let host = links.host().await?;
     let (pods, unreadable) = store::peek(&places.state_dir);
 
+    // First: the runtime calls the plugin no more.
+    if let Some(folder) = &places.cni_conf_dir {
+        failures.note(cni_configuration::remove(folder));
+    }
     let cut = remove_devices(&links, &host, &mut failures).await;
     if let Some(routes @ 1..) = failures.note(links.remove_own_routes().await) {
         info!(routes, "routes removed");
@@ -87,7 +94,11 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     for folder in [&places.bpf_dir, &places.run_dir, &places.state_dir] {
         failures.note(remove(fs::remove_dir(folder), folder));
     }
-    name_what_was_copied();
+    // Last: until here it has answered the runtime's DEL, which nobody else would.
+    if let Some(folder) = &options.cni_bin_dir {
+        failures.note(install::remove(folder));
+    }
+    name_what_is_left(options);
 
     for file in &unreadable {
         warn!(path = %file.path.display(), reason = file.reason, "whose file this was is not known");
@@ -178,14 +189,16 @@ fn remove(outcome: io::Result<()>, path: &Path) -> Result<(), Error> {
 }
 
 /// Who has copied it knows where else it is.
-fn name_what_was_copied() {
-    let entries = fs::read_dir(CONFIGURATIONS).into_iter().flatten().flatten();
+fn name_what_is_left(options: &Options) {
+    let folder = options.places.cni_conf_dir.as_deref().unwrap_or(Path::new(CONFIGURATIONS));
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
         if fs::read_to_string(&path).is_ok_and(|text| text.contains(PLUGIN)) {
             warn!(path = %path.display(), "left: the runtime calls the plugin for as long as it is there");
         }
     }
+    let plugin = if options.cni_bin_dir.is_none() { ", the plugin podwire-cni" } else { "" };
     info!(
-        "left, as they were not made but copied: the two programs, podwire and {PLUGIN}, and the node list"
+        "left, as it was not made but copied: the program podwire{plugin}, and the node list where there is one"
     );
 }

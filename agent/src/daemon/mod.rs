@@ -3,6 +3,7 @@
 mod attempts;
 mod calls;
 mod check;
+mod cni_configuration;
 mod firewall;
 mod node_calls;
 mod nodes;
@@ -54,6 +55,8 @@ pub enum Event {
     NodeListConfirmed,
     /// The networks of `--non-masquerade-file`, or why they cannot be used.
     NonMasquerade(Result<BTreeSet<Ipv4Net>, String>),
+    /// The options that the file of `--config` wants otherwise than they are, or what is wrong with it.
+    ConfigFile(Result<Vec<String>, String>),
     /// Time to compare the kernel with what is wanted.
     Tick,
     /// The tables were aged out.
@@ -94,6 +97,8 @@ pub struct Figures {
     pub reattached: u64,
     /// Where the host's firewall may drop pods' packets.
     pub forward_policy_drops: Vec<String>,
+    /// Whether the agent's network configuration is the one that the runtime takes; `None`: it writes none.
+    pub cni_configuration_first: Option<bool>,
 }
 
 /// The one owner of state.
@@ -140,6 +145,7 @@ pub struct Daemon {
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
+    cni_configuration: Option<cni_configuration::CniConfiguration>,
     /// Whose device was not found, and since when.
     missed: BTreeMap<Attachment, Instant>,
     /// ADDs that are done but for the disk.
@@ -180,6 +186,7 @@ impl Daemon {
                 Event::NodeListConfirmed => self.list.confirm(),
                 Event::NonMasquerade(Ok(networks)) => self.take_non_masquerade(networks).await,
                 Event::NonMasquerade(Err(reason)) => error!("{reason}"),
+                Event::ConfigFile(compared) => tell_differences(compared),
                 Event::Tick => self.tick().await,
                 Event::Collected(collected) => self.take_collected(collected),
                 Event::Figures(reply) => {
@@ -202,6 +209,9 @@ impl Daemon {
 
     async fn tick(&mut self) {
         self.firewall.tick();
+        if let Some(configuration) = &mut self.cni_configuration {
+            configuration.look();
+        }
         self.look_after_links_and_pins();
         if !self.may_differ() {
             return;
@@ -261,10 +271,14 @@ impl Daemon {
             collected: self.collected,
             reattached: self.reattached,
             forward_policy_drops: self.firewall.labels(),
+            cni_configuration_first: self
+                .cni_configuration
+                .as_ref()
+                .map(|configuration| configuration.is_first()),
         }
     }
 
-    fn set_readiness(&self, readiness: Readiness) {
+    fn set_readiness(&mut self, readiness: Readiness) {
         let changed = self.readiness.send_if_modified(|now| {
             let changed = *now != readiness;
             now.clone_from(&readiness);
@@ -272,9 +286,26 @@ impl Daemon {
         });
         if changed {
             match readiness {
-                Readiness::Ready => info!("ready"),
+                Readiness::Ready => {
+                    info!("ready");
+                    if let Some(configuration) = &mut self.cni_configuration {
+                        configuration.begin();
+                    }
+                }
                 Readiness::Waiting(why) => warn!(why, "not ready"),
             }
         }
+    }
+}
+
+/// Options are parsed once: what a later file says counts for the next agent.
+fn tell_differences(compared: Result<Vec<String>, String>) {
+    match compared {
+        Ok(options) if options.is_empty() => info!("the agent runs with what --config says"),
+        Ok(options) => warn!(
+            options = options.join(", "),
+            "--config says otherwise than what the agent runs with: it takes effect when the agent is restarted"
+        ),
+        Err(reason) => error!("{reason}; the agent goes on as it is, but could not be started again"),
     }
 }

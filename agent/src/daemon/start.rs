@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use super::cni_configuration::CniConfiguration;
 use super::firewall::Firewall;
 use super::nodes::NodeListState;
 use super::{Daemon, Readiness};
@@ -77,6 +78,7 @@ impl Daemon {
             unpinned: None,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
+            cni_configuration: CniConfiguration::new(&config),
             missed: BTreeMap::new(),
             adding: BTreeMap::new(),
             saving: JoinSet::new(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use podwire_common::abi::SCHEMA_VERSION;
 use podwire_common::names;
 use podwire_common::names::programs::CGROUP;
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use tracing::info;
 
@@ -250,9 +251,11 @@ fn ensure_bpf_file_system(folder: &Path) -> Result<(), Error> {
         return Err(Error::NotBpfFileSystem { path: folder.into() });
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("bpf", mount_point, "bpf", flags, None)
-        .map_err(io::Error::from)
-        .map_err(Error::file("mount a BPF file system at", mount_point))?;
+    mount("bpf", mount_point, "bpf", flags, None).map_err(|errno| match errno {
+        // A container without SYS_ADMIN. With it the mount would be the container's, and the pins would end with that.
+        Errno::PERM => Error::NotBpfFileSystem { path: folder.into() },
+        _ => Error::file("mount a BPF file system at", mount_point)(errno.into()),
+    })?;
     info!(path = MOUNT_POINT, "BPF file system mounted");
     Ok(())
 }

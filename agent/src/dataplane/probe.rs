@@ -65,7 +65,7 @@ impl Capabilities {
         );
         if !(self.redirect_peer && self.redirect_neigh) {
             warn!(
-                "the kernel refuses bpf_redirect_peer or bpf_redirect_neigh: Podwire needs Linux 5.12 or later, run as root"
+                "the kernel refuses bpf_redirect_peer or bpf_redirect_neigh: Podwire needs Linux 5.12 or later, root, and the capabilities BPF, NET_ADMIN and PERFMON"
             );
         }
     }

@@ -230,7 +230,7 @@ fn copy_entry(node: &Node, map: &str, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// A value out of /metrics.
-fn metric(node: &Node, name: &str) -> String {
+pub fn metric(node: &Node, name: &str) -> String {
     let mut stream = node.enter(|| TcpStream::connect("127.0.0.1:9790")).unwrap().unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();

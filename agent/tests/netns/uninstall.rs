@@ -325,6 +325,7 @@ impl Snapshot {
         node.enter(collect).unwrap().into_iter().for_each(|part| switches.extend(part));
         let mut files = below(node.bpf_dir());
         files.extend(below(node.state_dir()));
+        files.extend(below(node.cni_conf_dir()));
         files.extend(below(node.socket().parent().unwrap()));
         files.retain(|file| !file.ends_with("agent.log"));
         Self { network: commands.iter().map(shown).collect(), switches, files }

@@ -61,8 +61,7 @@ impl Agent {
     /// Starts the agent in a namespace; its output is appended to the log.
     pub(crate) fn spawn(
         ns: &Ns,
-        binary: &Path,
-        arguments: &[String],
+        command_line: &[String],
         environment: &[(&str, &str)],
         log: &Path,
     ) -> Result<Self> {
@@ -72,14 +71,15 @@ impl Agent {
             .open(log)
             .with_context(|| format!("open the agent's log {}", log.display()))?;
         let log_start = file.metadata()?.len();
-        let mut command = Command::new(binary);
+        let (program, arguments) = command_line.split_first().context("an empty command")?;
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
-        let child = ns.enter(|| command.spawn())?.with_context(|| format!("start {}", binary.display()))?;
+        let child = ns.enter(|| command.spawn())?.with_context(|| format!("start {program}"))?;
         Ok(Self { child, log: log.to_owned(), log_start })
     }
 

@@ -111,6 +111,7 @@ impl Lab {
             agents: true,
             node_file: false,
             agent_arguments: Vec::new(),
+            agent_wrapper: Vec::new(),
             binaries: None,
         }
     }
@@ -287,6 +288,7 @@ pub struct Builder {
     agents: bool,
     node_file: bool,
     agent_arguments: Vec<String>,
+    agent_wrapper: Vec<String>,
     binaries: Option<PathBuf>,
 }
 
@@ -351,6 +353,13 @@ impl Builder {
     /// More arguments for every agent.
     pub fn agent_arguments(mut self, arguments: &[&str]) -> Self {
         self.agent_arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
+    /// A command that ends in executing what its last arguments say, in its own place: every agent and uninstall is started by it. `setpriv` and
+    /// `unshare` are such.
+    pub fn agent_wrapper(mut self, command: &[&str]) -> Self {
+        self.agent_wrapper = command.iter().map(|part| (*part).to_owned()).collect();
         self
     }
 

@@ -25,9 +25,12 @@ pub struct Node {
     place: NodePlace,
     binaries: Binaries,
     arguments: Vec<String>,
+    wrapper: Vec<String>,
     run_dir: PathBuf,
     bpf_dir: PathBuf,
     state_dir: PathBuf,
+    cni_conf_dir: PathBuf,
+    cni_state_dir: PathBuf,
     agent: Mutex<Option<Agent>>,
 }
 
@@ -41,7 +44,8 @@ impl Node {
     ) -> Result<Self> {
         let folder = cleanup::folder(lab).join(&place.name);
         let (run_dir, state_dir) = (folder.join("run"), folder.join("state"));
-        for folder in [&run_dir, &state_dir] {
+        let (cni_conf_dir, cni_state_dir) = (folder.join("net.d"), folder.join("cni"));
+        for folder in [&run_dir, &state_dir, &cni_conf_dir, &cni_state_dir] {
             std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
         let bpf_dir = cleanup::bpf_folder(lab).join(&place.name);
@@ -53,6 +57,8 @@ impl Node {
             ("--run-dir", &run_dir.to_string_lossy()),
             ("--state-dir", &state_dir.to_string_lossy()),
             ("--bpf-dir", &bpf_dir.to_string_lossy()),
+            ("--cni-conf-dir", &cni_conf_dir.to_string_lossy()),
+            ("--cni-state-dir", &cni_state_dir.to_string_lossy()),
         ] {
             arguments.extend([option.to_owned(), value.to_owned()]);
         }
@@ -62,9 +68,12 @@ impl Node {
             place: place.clone(),
             binaries: binaries.clone(),
             arguments,
+            wrapper: wanted.agent_wrapper.clone(),
             run_dir,
             bpf_dir,
             state_dir,
+            cni_conf_dir,
+            cni_state_dir,
             agent: Mutex::new(None),
         })
     }
@@ -98,6 +107,16 @@ impl Node {
     /// Where the agent keeps endpoints.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// Where the runtime would look for network configurations.
+    pub fn cni_conf_dir(&self) -> &Path {
+        &self.cni_conf_dir
+    }
+
+    /// Where the reference plugins remember what they have given to whom, a folder for each of them.
+    pub fn cni_state_dir(&self) -> &Path {
+        &self.cni_state_dir
     }
 
     /// Where the agent's pins are.
@@ -166,7 +185,7 @@ impl Node {
     /// # Errors
     /// When it cannot be run, or does not end in time.
     pub fn run_second_agent(&self) -> Result<ExitStatus> {
-        let agent = Agent::spawn(self, &self.binaries.agent, &self.arguments, &[], &self.log_path())?;
+        let agent = Agent::spawn(self, &self.agent_command(), &[], &self.log_path())?;
         agent.wait_end().with_context(|| format!("wait for the end of {}'s second agent", self.name()))
     }
 
@@ -214,10 +233,28 @@ impl Node {
     /// # Errors
     /// When it cannot be run or takes too long.
     pub fn uninstall(&self) -> Result<Output> {
-        let [run, state, bpf] =
-            [&self.run_dir, &self.state_dir, &self.bpf_dir].map(|folder| folder.to_string_lossy());
+        self.uninstall_with(&[])
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Errors
+    /// As [`Node::uninstall`].
+    pub fn uninstall_with(&self, arguments: &[&str]) -> Result<Output> {
+        let [run, state, bpf, conf] = [&self.run_dir, &self.state_dir, &self.bpf_dir, &self.cni_conf_dir]
+            .map(|folder| folder.to_string_lossy());
+        let folders = ["--run-dir", &run, "--state-dir", &state, "--bpf-dir", &bpf, "--cni-conf-dir", &conf];
+        self.podwire(&[&["uninstall"], &folders[..], arguments].concat())
+    }
+
+    /// Runs `podwire` on the node as its agent is started, for a minute at most, whatever its exit status.
+    ///
+    /// # Errors
+    /// When it cannot be run or takes too long.
+    pub fn podwire(&self, arguments: &[&str]) -> Result<Output> {
         let binary = self.binaries.agent.to_string_lossy();
-        self.output(&[&binary, "uninstall", "--run-dir", &run, "--state-dir", &state, "--bpf-dir", &bpf])
+        let wrapper = self.wrapper.iter().map(String::as_str);
+        self.output(&wrapper.chain([&*binary]).chain(arguments.iter().copied()).collect::<Vec<_>>())
     }
 
     /// The agent's process id, while it runs.
@@ -288,8 +325,7 @@ impl Node {
     }
 
     fn spawn_agent_with(&self, environment: &[(&str, &str)]) -> Result<()> {
-        let (binary, log) = (&self.binaries.agent, self.log_path());
-        let agent = Agent::spawn(self, binary, &self.arguments, environment, &log)?;
+        let agent = Agent::spawn(self, &self.agent_command(), environment, &self.log_path())?;
         *self.agent() = Some(agent);
         Ok(())
     }
@@ -311,6 +347,12 @@ impl Node {
         if let Some(agent) = self.agent().take() {
             agent.keep();
         }
+    }
+
+    /// What starts the agent: program and arguments.
+    fn agent_command(&self) -> Vec<String> {
+        let binary = self.binaries.agent.to_string_lossy().into_owned();
+        self.wrapper.iter().cloned().chain([binary]).chain(self.arguments.iter().cloned()).collect()
     }
 
     fn agent(&self) -> MutexGuard<'_, Option<Agent>> {

@@ -100,8 +100,7 @@ pub fn calls(
     runtime_config: &Value,
 ) -> Vec<CniCall> {
     let ours = node.cni_call("ADD", pod, runtime_config);
-    // Kept in the lab's folder, and not in /var/lib/cni.
-    let addresses = node.state_dir().join("host-local");
+    let addresses = node.cni_state_dir().join("networks");
     let bridge = json!({
         "type": "bridge",
         "bridge": BRIDGE,

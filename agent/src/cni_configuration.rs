@@ -1,0 +1,105 @@
+//! The network configuration by which the runtime calls the plugin: where it is, what is in it, and which one of a folder a runtime takes.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use podwire_cni::protocol::DEFAULT_SOCKET;
+use serde_json::{Value, json};
+
+use crate::error::{Error, absent_is_fine};
+use crate::store;
+
+/// Its file name. Runtimes go by the order of names.
+pub const FILE: &str = "10-podwire.conflist";
+/// For an agent with the default socket.
+const TEXT: &str = include_str!("../../manifests/10-podwire.conflist");
+/// What runtimes take for a network configuration.
+const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
+
+/// What is in it for an agent with this socket.
+pub fn text(socket: &Path) -> String {
+    if socket == Path::new(DEFAULT_SOCKET) {
+        return TEXT.to_owned();
+    }
+    let mut configuration: Value = serde_json::from_str(TEXT).unwrap_or_default();
+    configuration["plugins"][0]["socket"] = json!(socket);
+    format!("{configuration:#}\n")
+}
+
+/// Whether the folder's has this text.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn is_there(folder: &Path, text: &str) -> Result<bool, Error> {
+    let path = folder.join(FILE);
+    match fs::read(&path) {
+        Ok(found) => Ok(found == text.as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::file("read", path)(error)),
+    }
+}
+
+/// Writes it, in one step: runtimes look at the folder whenever it changes.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn write(folder: &Path, text: &str) -> Result<(), Error> {
+    store::replace(&folder.join(FILE), text.as_bytes())
+}
+
+/// Removes it, and what an agent that was killed meanwhile has begun. Nothing happens when it is not there.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn remove(folder: &Path) -> Result<(), Error> {
+    let path = folder.join(FILE);
+    for path in [path.with_extension(store::BEGUN), path] {
+        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))?;
+    }
+    Ok(())
+}
+
+/// The names of a folder's network configurations. A runtime takes the first, or asks for one by its network's name.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn list(folder: &Path) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::file("list", folder))? {
+        let name = entry.map_err(Error::file("list", folder))?.file_name();
+        let extension = Path::new(&name).extension().and_then(|extension| extension.to_str());
+        if extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_is_named_only_where_it_is_not_the_default() {
+        assert_eq!(text(Path::new(DEFAULT_SOCKET)), TEXT);
+        let named: Value = serde_json::from_str(&text(Path::new("/run/other/agent.sock"))).unwrap();
+        assert_eq!(named["plugins"][0]["socket"], "/run/other/agent.sock");
+        assert_eq!(named["plugins"][0]["type"], "podwire-cni");
+        assert!(!TEXT.contains("socket"));
+    }
+
+    #[test]
+    fn a_folders_configurations_are_in_the_order_of_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in
+            ["87-podman.conflist", "10-flannel.conflist", "10-podwire.tmp", "net.json", "05.conf", "README"]
+        {
+            fs::write(folder.path().join(name), "{}").unwrap();
+        }
+        write(folder.path(), TEXT).unwrap();
+        let expected = ["05.conf", "10-flannel.conflist", FILE, "87-podman.conflist", "net.json"];
+        assert_eq!(list(folder.path()).unwrap(), expected);
+    }
+}

@@ -1,0 +1,350 @@
+//! The file of `--config`: a YAML mapping from the agent's options, by their long names, to values.
+//!
+//! What there is to be known of an option clap knows: the file's values are put behind the arguments of the command line, those of options
+//! that neither it nor the environment gives. So a new option needs nothing here.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches as _};
+use serde::de::{self, Deserializer as _, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::options::DuplicateKeyPolicy;
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::daemon::Event;
+use crate::watched_file::{self, WatchError};
+
+/// The subcommand that has the options.
+const AGENT: &str = "agent";
+/// The option that names the file.
+const CONFIG: &str = "config";
+
+/// Why a file is of no use.
+#[derive(Debug, Error)]
+pub enum ConfigFileError {
+    /// It cannot be read.
+    #[error("read the configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something in it is not as it has to be.
+    #[error("the configuration {}: {reason}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What, with the key, and what is allowed.
+        reason: String,
+    },
+}
+
+/// The command line, alone and with what the file of `--config` adds to it.
+#[derive(Debug)]
+pub struct CommandLine {
+    command: Command,
+    given: Vec<OsString>,
+    complete: Vec<OsString>,
+}
+
+/// By long name, the values as they would follow it on the command line.
+type Values = BTreeMap<String, Vec<OsString>>;
+
+impl CommandLine {
+    /// Of the whole program's arguments, its name first. Wrong ones stay as they are: whoever parses them says so.
+    ///
+    /// # Errors
+    /// [`ConfigFileError`].
+    pub fn new(command: Command, given: impl IntoIterator<Item = OsString>) -> Result<Self, ConfigFileError> {
+        let given: Vec<_> = given.into_iter().collect();
+        let mut line = Self { command, complete: given.clone(), given };
+        let path = line.matches().and_then(|matches| matches.get_one::<PathBuf>("config_file").cloned());
+        if let Some(path) = path {
+            let text = fs::read_to_string(&path);
+            let text = text.map_err(|source| ConfigFileError::Read { path: path.clone(), source })?;
+            line.complete = line.with(&text).map_err(|reason| ConfigFileError::Content { path, reason })?;
+        }
+        Ok(line)
+    }
+
+    /// The arguments, and behind them what the file adds.
+    pub fn arguments(&self) -> &[OsString] {
+        &self.complete
+    }
+
+    /// Sends, now and after every change of the file, which options it wants otherwise than they were, or what is wrong with it.
+    ///
+    /// # Errors
+    /// Those of [`watched_file::watch`].
+    pub async fn watch(self, path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
+        let compare = |text: &str| {
+            Ok(differences(&self.options_of(&self.complete)?, &self.options_of(&self.with(text)?)?))
+        };
+        let compare = |file: Result<File, String>| {
+            let text = file.and_then(|file| io::read_to_string(file).map_err(|error| error.to_string()))?;
+            compare(&text).map_err(|reason: String| format!("the configuration {}: {reason}", path.display()))
+        };
+        watched_file::watch("the configuration", &path, &events, |file| Event::ConfigFile(compare(file)))
+            .await
+    }
+
+    fn with(&self, text: &str) -> Result<Vec<OsString>, String> {
+        let given = self.matches().ok_or("the command line does not parse")?;
+        let mut arguments = self.given.clone();
+        for (name, values) in parse(self.agent()?, text)? {
+            let option = options(self.agent()?).find(|option| option.get_long() == Some(&name));
+            let source = option.and_then(|option| given.value_source(option.get_id().as_str()));
+            if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
+                arguments.extend(values.iter().map(|value| argument(&name, value)));
+            }
+        }
+        Ok(arguments)
+    }
+
+    /// What is given of the agent's options, whether or not all that must be given is.
+    fn matches(&self) -> Option<ArgMatches> {
+        let lenient = self.command.clone().mut_subcommand(AGENT, optional);
+        let matches = lenient.try_get_matches_from(&self.given).ok()?;
+        matches.subcommand_matches(AGENT).cloned()
+    }
+
+    /// What an agent with these arguments would run with.
+    fn options_of(&self, arguments: &[OsString]) -> Result<Values, String> {
+        let matches = self.command.clone().try_get_matches_from(arguments).map_err(|error| told(&error))?;
+        let matches = matches.subcommand_matches(AGENT).ok_or("the command line is no agent's")?;
+        Config::from_arg_matches(matches).map_err(|error| told(&error))?.check()?;
+        let values = |option: &Arg| {
+            let raw = matches.get_raw(option.get_id().as_str()).into_iter().flatten();
+            (name(option), raw.map(OsString::from).collect())
+        };
+        Ok(options(self.agent()?).map(values).collect())
+    }
+
+    fn agent(&self) -> Result<&Command, String> {
+        self.command.find_subcommand(AGENT).ok_or_else(|| format!("there is no command {AGENT}"))
+    }
+}
+
+/// The options that a file may have.
+fn options(agent: &Command) -> impl Iterator<Item = &Arg> {
+    agent.get_arguments().filter(|option| {
+        !option.is_hide_set() && option.get_long().is_some_and(|long| long != CONFIG) && takes_values(option)
+    })
+}
+
+/// `--help` does not.
+fn takes_values(option: &Arg) -> bool {
+    matches!(option.get_action(), ArgAction::Set | ArgAction::Append)
+}
+
+fn name(option: &Arg) -> String {
+    option.get_long().unwrap_or_default().to_owned()
+}
+
+fn argument(name: &str, value: &OsString) -> OsString {
+    let mut argument = OsString::from(format!("--{name}="));
+    argument.push(value);
+    argument
+}
+
+fn optional(agent: Command) -> Command {
+    agent.mut_args(|option| option.required(false))
+}
+
+fn differences(running: &Values, wanted: &Values) -> Vec<String> {
+    let differs = |(name, values): &(&String, &Vec<OsString>)| wanted.get(*name) != Some(values);
+    running.iter().filter(differs).map(|(name, _)| name.clone()).collect()
+}
+
+/// Every value that a file gives is one that its option takes.
+fn parse(agent: &Command, text: &str) -> Result<Values, String> {
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        strict_booleans: true,
+        // Refused below, in words for who reads them.
+        duplicate_keys: DuplicateKeyPolicy::LastWins,
+    };
+    // Nothing but comments.
+    let is_empty = text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+    let read = |deserializer: serde_saphyr::Deserializer<'_, '_>| deserializer.deserialize_map(Reader(agent));
+    let values = match is_empty {
+        true => Values::new(),
+        false => serde_saphyr::with_deserializer_from_str_with_options(text, options, read)
+            .map_err(|error| error.to_string())?,
+    };
+    for (name, values) in &values {
+        let lone = optional(agent.clone()).no_binary_name(true);
+        let arguments = values.iter().map(|value| argument(name, value));
+        lone.try_get_matches_from(arguments).map_err(|error| format!("{name}: {}", told(&error)))?;
+    }
+    Ok(values)
+}
+
+/// What clap says, in one line.
+fn told(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    said.collect::<Vec<_>>().join(" ").trim_start_matches("error: ").to_owned()
+}
+
+/// Reads the mapping, each value as its option has it.
+struct Reader<'a>(&'a Command);
+
+impl<'de> Visitor<'de> for Reader<'_> {
+    type Value = Values;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping from the agent's options, by their long names without `--`, to values")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Values, A::Error> {
+        let mut values = Values::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let option = options(self.0).find(|option| option.get_long() == Some(&key));
+            let option = option.ok_or_else(|| de::Error::custom(unknown(self.0, &key)))?;
+            let read = match option.get_action() {
+                ArgAction::Append => map.next_value::<OneOrMore>().map(|several| several.0),
+                _ => map.next_value::<Option<String>>().map(|one| one.into_iter().collect()),
+            };
+            let read = read.map_err(|error| de::Error::custom(format!("{key}: {error}")))?;
+            let reason = match (read.is_empty(), values.contains_key(&key)) {
+                (false, false) => None,
+                (true, _) => Some("it has no value: give it one, or leave it out"),
+                (_, true) => Some("it is there twice"),
+            };
+            if let Some(reason) = reason {
+                return Err(de::Error::custom(format!("{key}: {reason}")));
+            }
+            values.insert(key, read.into_iter().map(OsString::from).collect());
+        }
+        Ok(values)
+    }
+}
+
+fn unknown(agent: &Command, key: &str) -> String {
+    if agent.get_arguments().any(|option| option.get_long() == Some(key)) {
+        return format!("{key}: this option is for the command line only");
+    }
+    let lone = optional(agent.clone()).no_binary_name(true);
+    let refusal = lone.try_get_matches_from([format!("--{key}=")]).err();
+    let nearest = refusal.and_then(|error| match error.get(ContextKind::SuggestedArg) {
+        Some(ContextValue::String(option)) => Some(option.trim_start_matches('-').to_owned()),
+        _ => None,
+    });
+    let hint = nearest.map_or_else(
+        || "`podwire agent --help` lists them".to_owned(),
+        |nearest| format!("the nearest is `{nearest}`"),
+    );
+    format!("{key}: the agent has no option of that name; {hint}")
+}
+
+/// Of an option that may be repeated: a value or a list of them.
+struct OneOrMore(Vec<String>);
+
+impl<'de> de::Deserialize<'de> for OneOrMore {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Values;
+        impl<'de> Visitor<'de> for Values {
+            type Value = OneOrMore;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value or a list of values")
+            }
+
+            fn visit_str<E: de::Error>(self, one: &str) -> Result<OneOrMore, E> {
+                Ok(OneOrMore(vec![one.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<OneOrMore, A::Error> {
+                let mut several = Vec::new();
+                while let Some(value) = sequence.next_element()? {
+                    several.push(value);
+                }
+                Ok(OneOrMore(several))
+            }
+        }
+        deserializer.deserialize_any(Values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Args as _;
+
+    fn agent() -> Command {
+        Config::augment_args(Command::new(AGENT))
+    }
+
+    fn parsed(text: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+        let plain = |value: OsString| value.into_string().unwrap();
+        let values = parse(&agent(), text)?;
+        Ok(values.into_iter().map(|(name, values)| (name, values.into_iter().map(plain).collect())).collect())
+    }
+
+    #[test]
+    fn values_are_what_the_file_says_to_the_letter() {
+        let text = "# ours\nuplink-xdp: off\nvni: 7\nnode-name: 1e3\nuplink: [eth0, eth1]\nnon-masquerade-cidrs: 10.0.0.0/8\nlog-level: \"podwire::daemon=debug\"\n";
+        let expected: [(&str, &[&str]); 6] = [
+            ("log-level", &["podwire::daemon=debug"]),
+            ("node-name", &["1e3"]),
+            ("non-masquerade-cidrs", &["10.0.0.0/8"]),
+            ("uplink", &["eth0", "eth1"]),
+            ("uplink-xdp", &["off"]),
+            ("vni", &["7"]),
+        ];
+        let expected = expected.map(|(name, values)| {
+            (name.to_owned(), values.iter().map(|value| (*value).to_owned()).collect())
+        });
+        assert_eq!(parsed(text).unwrap(), expected);
+        assert_eq!(parsed("").unwrap(), []);
+        assert_eq!(parsed("# nothing\n\n").unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_key_and_what_is_allowed() {
+        for (text, says) in [
+            ("vxlan-prt: 1", &["vxlan-prt", "`vxlan-port`"][..]),
+            ("xyz: 1", &["xyz", "--help"]),
+            ("mode: bridge", &["mode:", "bridge", "vxlan, direct"]),
+            ("vxlan-port: 0", &["vxlan-port:", "1..=65535"]),
+            ("mtu: many", &["mtu:", "many"]),
+            ("snat-ports: 5-1", &["snat-ports:", "5-1", "range of ports"]),
+            ("non-masquerade-cidrs: [10.0.0.0/8, ten]", &["non-masquerade-cidrs:", "ten"]),
+            ("mtu:", &["mtu:", "no value"]),
+            ("uplink: []", &["uplink:", "no value"]),
+            ("mtu: [1400]", &["mtu:", "line 1"]),
+            ("uplink: {a: b}", &["uplink:", "a list of values"]),
+            ("vni: 1\nvni: 2", &["vni:", "twice"]),
+            ("config: /etc/other", &["config:", "command line only"]),
+            ("bpf-object: /x", &["bpf-object:", "command line only"]),
+            ("help: true", &["help"]),
+            ("- vni", &["mapping", "line 1"]),
+            ("vni: \"7", &["line"]),
+        ] {
+            let refusal = parsed(text).expect_err(text);
+            assert!(says.iter().all(|part| refusal.contains(part)), "{text}: {refusal}");
+            assert!(!refusal.contains('\n'), "{text}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn every_option_of_the_agent_can_be_in_the_file() {
+        let agent = agent();
+        for option in agent.get_arguments().filter(|option| !option.is_hide_set()) {
+            assert!(takes_values(option), "{}: what would a file say?", option.get_id());
+        }
+        let names: Vec<_> = options(&agent).map(name).collect();
+        assert!(names.len() > 25 && names.contains(&"state-dir".to_owned()), "{names:?}");
+    }
+}

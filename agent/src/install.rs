@@ -1,0 +1,125 @@
+//! `podwire install`: the plugin gets to where the runtime looks for it.
+
+use std::env;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use rustix::fs::{FlockOperation, flock};
+use tracing::info;
+
+use crate::config::Logging;
+use crate::error::{Error, absent_is_fine};
+use crate::store;
+
+/// The plugin's file name: what a network configuration calls it by.
+pub const PLUGIN: &str = "podwire-cni";
+
+/// Options of `podwire install`.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Where the runtime looks for plugins, /opt/cni/bin on most nodes.
+    #[arg(long, env = "PODWIRE_CNI_BIN_DIR", value_name = "FOLDER")]
+    pub cni_bin_dir: PathBuf,
+    /// The plugin. Default: `podwire-cni` beside this program.
+    #[arg(long, env = "PODWIRE_PLUGIN", value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
+    /// What is logged.
+    #[command(flatten)]
+    pub logging: Logging,
+}
+
+/// Copies the plugin, in place of an earlier one, which may be running: at any moment there is the whole of one of the two. What an
+/// attempt that was interrupted has left is written over.
+///
+/// # Errors
+/// [`Error::NoPluginFolder`], [`Error::File`].
+pub fn run(options: &Options) -> Result<(), Error> {
+    let source = options.plugin.clone().map_or_else(beside_this_program, Ok)?;
+    let plugin = fs::read(&source).map_err(Error::file("read the plugin (--plugin)", &source))?;
+    let folder = &options.cni_bin_dir;
+    let held = File::open(folder).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Error::NoPluginFolder { path: folder.clone() },
+        _ => Error::file("open the folder of plugins", folder)(error),
+    })?;
+    // Two at once would write into one another's file before it has its name.
+    flock(&held, FlockOperation::LockExclusive).map_err(|errno| Error::file("lock", folder)(errno.into()))?;
+    let installed = folder.join(PLUGIN);
+    store::replace_executable(&installed, &plugin)?;
+    store::sync_folder(folder)?;
+    info!(path = %installed.display(), bytes = plugin.len(), "plugin installed");
+    Ok(())
+}
+
+/// Takes the plugin away again, and what an attempt that was interrupted has left. Nothing happens when it is not there.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn remove(folder: &Path) -> Result<(), Error> {
+    let installed = folder.join(PLUGIN);
+    for path in [installed.with_extension(store::BEGUN), installed] {
+        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))?;
+    }
+    Ok(())
+}
+
+fn beside_this_program() -> Result<PathBuf, Error> {
+    let program = env::current_exe().map_err(Error::file("find", "this program"))?;
+    Ok(program.with_file_name(PLUGIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::config::LogFormat;
+
+    fn install(folder: &Path, plugin: &Path) -> Result<(), Error> {
+        let logging = Logging { log_level: "off".into(), log_format: LogFormat::Text };
+        run(&Options { cni_bin_dir: folder.into(), plugin: Some(plugin.into()), logging })
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_plugin_takes_the_place_of_one_that_runs_and_of_half_a_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, installed) = (folder.path(), folder.path().join(PLUGIN));
+        install(folder, Path::new("/bin/cat")).unwrap();
+        let mut running = Command::new(&installed).stdin(Stdio::piped()).spawn().unwrap();
+        fs::write(folder.join("podwire-cni.tmp"), "half of a plugin that is longer than what comes").unwrap();
+        let next = folder.join("next");
+        fs::write(&next, "#!/bin/sh\n").unwrap();
+        let outcome = install(folder, &next);
+        drop(running.stdin.take());
+        assert!(running.wait().unwrap().success());
+        outcome.unwrap();
+        fs::remove_file(next).unwrap();
+        assert_eq!(names(folder), [PLUGIN]);
+        assert_eq!(fs::read(&installed).unwrap(), b"#!/bin/sh\n");
+        assert_eq!(fs::metadata(&installed).unwrap().permissions().mode() & 0o7777, 0o755);
+    }
+
+    #[test]
+    fn what_cannot_be_installed_leaves_what_was_there_and_names_what_is_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, installed) = (folder.path(), folder.path().join(PLUGIN));
+        let absent = folder.join("absent");
+        let refusal = install(&absent, Path::new("/bin/cat")).unwrap_err().to_string();
+        assert!(refusal.contains("absent") && refusal.contains("--cni-bin-dir"), "{refusal}");
+        fs::write(&installed, "the one before").unwrap();
+        let refusal = install(folder, &absent).unwrap_err().to_string();
+        assert!(refusal.contains("absent") && refusal.contains("--plugin"), "{refusal}");
+        // As on a full disk: half of it is written.
+        fs::create_dir(folder.join("podwire-cni.tmp")).unwrap();
+        let refusal = install(folder, Path::new("/bin/cat")).unwrap_err().to_string();
+        assert!(refusal.contains("podwire-cni: "), "{refusal}");
+        assert_eq!(fs::read(&installed).unwrap(), b"the one before");
+    }
+}

@@ -1,0 +1,130 @@
+//! The agent in an unprivileged container: root with a few capabilities.
+
+use podwire_common::names::maps;
+use serde_json::json;
+use xtask::lab::traffic::{self, Route};
+use xtask::lab::{Lab, Mode, Node, Pod};
+
+use crate::sockets::wait_until;
+
+const MEBIBYTE: u64 = 1 << 20;
+const FORWARDING: &str = "net/ipv4/ip_forward";
+
+/// What the manifest gives it; without each one, what fails first:
+///
+/// - `bpf`: a map cannot be made.
+/// - `net_admin`: `ip_forward` cannot be set; then devices, routes, filters, the firewall's rules, connection tracking.
+/// - `perfmon`: the verifier refuses the programs ("pointer arithmetic with it prohibited for !root").
+const NEEDED: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
+/// The same as `CapEff` has it: bits 12, 38 and 39 (include/uapi/linux/capability.h).
+const MASK: &str = "000000c000001000";
+
+#[test]
+fn an_agent_lives_with_the_capabilities_of_the_manifest_in_vxlan_mode() {
+    whole_life(Mode::Vxlan);
+}
+
+#[test]
+fn an_agent_lives_with_the_capabilities_of_the_manifest_in_direct_mode() {
+    whole_life(Mode::Direct);
+}
+
+/// Everything that an agent ever does, without a refusal.
+fn whole_life(mode: Mode) {
+    let lab = Lab::builder()
+        .mode(mode)
+        .agents(false)
+        .agent_wrapper(&["setpriv", "--no-new-privs", "--inh-caps=-all", NEEDED])
+        .agent_arguments(&["--uplink-xdp", "generic"])
+        .build()
+        .unwrap();
+    let node = lab.node(0);
+    node.sysctl(FORWARDING, "0").unwrap();
+    lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.agent_pid().unwrap())).unwrap();
+    for line in [format!("CapEff:\t{MASK}"), format!("CapBnd:\t{MASK}"), "NoNewPrivs:\t1".to_owned()] {
+        assert!(status.lines().any(|said| said == line), "no {line} in {status}");
+    }
+
+    let everything = json!({
+        "ips": ["10.244.1.77/24"],
+        "portMappings": [{ "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" }],
+        "bandwidth": { "ingressRate": 200_000_000, "ingressBurst": 2_000_000, "egressRate": 200_000_000, "egressBurst": 2_000_000 },
+    });
+    let pod = node.add_pod_with("pod", &everything).unwrap();
+    let [near, far] = [node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap()];
+    talk(&lab, &pod, &near, &far);
+    check(&pod);
+    let mut gc = node.cni_call("GC", "near", &json!({}));
+    gc.config["cniVersion"] = json!("1.1.0");
+    gc.config["cni.dev/valid-attachments"] = json!([
+        { "containerID": pod.call().container_id, "ifname": "eth0" },
+        { "containerID": near.call().container_id, "ifname": "eth0" },
+    ]);
+    let collected = gc.run().unwrap();
+    assert!(collected.success, "{collected:?}");
+
+    taken_away_and_put_back(node, &near, mode);
+    lab.nodes().iter().for_each(|node| node.restart_agent().unwrap());
+    talk(&lab, &pod, &near, &far);
+    check(&pod);
+    near.delete().unwrap();
+    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(), 1);
+
+    node.stop_agent().unwrap();
+    let done = node.uninstall().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{said}");
+    assert_eq!(node.exec(&["cat", &format!("/proc/sys/{FORWARDING}")]).unwrap(), "0\n", "{said}");
+    for text in [node.agent_log(), lab.node(1).agent_log(), said] {
+        let refused = |line: &&str| {
+            ["ERROR", "not permitted", "Permission denied"].iter().any(|word| line.contains(word))
+        };
+        let refused: Vec<_> = text.lines().filter(refused).collect();
+        assert!(refused.is_empty(), "{mode:?}: {refused:#?}");
+    }
+}
+
+/// By every way that pods have: past the stack and through it, to a hostPort from outside and from a process of the node.
+fn talk(lab: &Lab, pod: &Pod, near: &Pod, far: &Pod) {
+    let node = lab.node(0);
+    for (server, address) in [
+        (&**near, near.address()),
+        (&**far, far.address()),
+        (&**node, node.address()),
+        (lab.world(), lab.world_address()),
+    ] {
+        traffic::tcp_exchange(pod, server, address, 8080, MEBIBYTE).unwrap();
+    }
+    for (client, address) in [(&**node, "127.0.0.1:9088"), (lab.world(), "10.200.0.1:9088")] {
+        traffic::tcp_exchange_on(client, pod, Route::translated(address.parse().unwrap(), 8080), MEBIBYTE)
+            .unwrap();
+    }
+}
+
+fn check(pod: &Pod) {
+    let mut check = pod.call().with_command("CHECK");
+    check.config["prevResult"] = pod.result().clone();
+    let checked = check.run().unwrap();
+    assert!(checked.success, "{checked:?}");
+}
+
+fn taken_away_and_put_back(node: &Node, pod: &Pod, mode: Mode) {
+    let route = format!("{}/32 dev {}", pod.address(), pod.host_interface());
+    node.exec(&["tc", "qdisc", "del", "dev", pod.host_interface(), "clsact"]).unwrap();
+    node.ip(&format!("route del {route}")).unwrap();
+    std::fs::remove_dir_all(node.bpf_dir()).unwrap();
+    if mode == Mode::Vxlan {
+        node.ip("link del podwire-vxlan").unwrap();
+    }
+    let back = wait_until(|| {
+        let routes = node.exec(&["ip", "route"]).unwrap();
+        let filters = node.exec(&["tc", "filter", "show", "dev", pod.host_interface(), "ingress"]).unwrap();
+        let tunnel = mode == Mode::Direct || node.exec(&["ip", "link", "show", "podwire-vxlan"]).is_ok();
+        let there = routes.contains(&pod.address().to_string())
+            && filters.contains("from_pod")
+            && node.bpf_dir().join("links/from_uplink-eth0").exists();
+        (there && tunnel).then_some(())
+    });
+    assert!(back.is_some(), "{}", node.agent_log_tail(30));
+}

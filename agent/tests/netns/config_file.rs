@@ -1,0 +1,136 @@
+//! Options out of a file, which is mounted from a ConfigMap.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use podwire_common::names::maps;
+use serde_json::json;
+use xtask::lab::{Lab, Node};
+
+use crate::sockets::wait_until;
+
+#[test]
+fn the_command_line_comes_before_the_environment_the_file_and_the_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    fs::write(&file, "mtu: 1400\nnon-masquerade-cidrs: [192.0.2.0/24, 198.51.100.0/24]\n").unwrap();
+    let by_file = ("PODWIRE_CONFIG", file.to_str().unwrap());
+    let by_environment = ("PODWIRE_MTU", "1380");
+    let mtus = |arguments: &[&str], environments: &[&[(&str, &str)]]| {
+        let lab = Lab::builder().nodes(1).agents(false).agent_arguments(arguments).build().unwrap();
+        let node = lab.node(0);
+        let mtu = |environment: &&[(&str, &str)]| {
+            node.start_agent_with(environment).unwrap();
+            let networks = node.map_dump(maps::NON_MASQUERADE).unwrap().as_array().unwrap().len();
+            assert_eq!(networks, if environment.contains(&by_file) { 2 } else { 0 });
+            let pod = node.add_pod("pod").unwrap();
+            let link = pod.exec(&["ip", "-o", "link", "show", "eth0"]).unwrap();
+            pod.delete().unwrap();
+            node.stop_agent().unwrap();
+            link.split("mtu ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+        };
+        environments.iter().map(mtu).collect::<Vec<_>>()
+    };
+    let environments: [&[_]; 4] = [&[], &[by_file], &[by_environment], &[by_file, by_environment]];
+    assert_eq!(mtus(&[], &environments), ["1450", "1400", "1380", "1380"]);
+    assert_eq!(mtus(&["--mtu", "1360"], &environments[2..]), ["1360", "1360"]);
+}
+
+#[test]
+fn a_changed_config_map_is_told_of_and_its_networks_count_at_once() {
+    let config_map = ConfigMap::new();
+    let (config, networks) = (config_map.key("config.yaml"), config_map.key("non-masquerade"));
+    let options = "vxlan-port: 8473\nmtu: 1400\nlog-level: info\n";
+    config_map.set(&[("config.yaml", options)]);
+    let arguments = ["--config", &config, "--non-masquerade-file", &networks, "--mtu", "1380"];
+    let lab = Lab::builder().nodes(1).agent_arguments(&arguments).build().unwrap();
+    let node = lab.node(0);
+    wait_for(node, "INFO", "runs with what --config says");
+    assert!(!node.agent_log().contains("ERROR"), "without networks: {}", node.agent_log());
+
+    config_map.set(&[("config.yaml", options), ("non-masquerade", "192.0.2.0/24\n")]);
+    wait_until(|| (excluded(node) == 1).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
+    // What the command line has of `mtu` stays, whatever the file says.
+    let changed = "vxlan-port: 8474\nmtu: 1300\nsnat-ports: 40000-50000\n";
+    config_map.set(&[("config.yaml", changed), ("non-masquerade", "192.0.2.0/24\n198.51.100.0/24\n")]);
+    wait_until(|| (excluded(node) == 2).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
+    let told = wait_for(node, "WARN", "when the agent is restarted");
+    assert!(told.contains("options=\"snat-ports, vxlan-port\""), "{told}");
+
+    config_map.set(&[("config.yaml", "mode: bridge"), ("non-masquerade", "")]);
+    let told = wait_for(node, "ERROR", "goes on as it is");
+    assert!(told.contains(&config) && told.contains("mode: ") && told.contains("vxlan, direct"), "{told}");
+    wait_until(|| (excluded(node) == 0).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
+    node.add_pod("pod").unwrap();
+
+    let before = node.agent_log().len();
+    config_map.set(&[("config.yaml", options)]);
+    let back = || node.agent_log()[before..].contains("runs with what --config says").then_some(());
+    wait_until(back).unwrap_or_else(|| panic!("{}", node.agent_log()));
+}
+
+#[test]
+fn an_agent_does_not_start_with_a_file_that_is_wrong() {
+    let config_map = ConfigMap::new();
+    config_map.set(&[("config.yaml", "vxlan-prt: 8473\n")]);
+    let config = config_map.key("config.yaml");
+    let lab = Lab::builder().nodes(1).agents(false).agent_arguments(&["--config", &config]).build().unwrap();
+    assert!(!lab.node(0).run_second_agent().unwrap().success());
+    let log = lab.node(0).agent_log();
+    assert!(log.contains(&config) && log.contains("the nearest is `vxlan-port`"), "{log}");
+    assert_eq!(lab.node(0).output(&["ip", "link", "show", "podwire-vxlan"]).unwrap().status.code(), Some(1));
+}
+
+/// A folder as a kubelet mounts it from a ConfigMap: each key is a link into `..data`, and that one to a folder with a whole state, which
+/// the next one takes the place of.
+struct ConfigMap {
+    folder: tempfile::TempDir,
+}
+
+impl ConfigMap {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn key(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn set(&self, keys: &[(&str, &str)]) {
+        let path = |name: &str| self.folder.path().join(name);
+        let before = fs::read_link(path("..data")).ok();
+        let number = before.as_ref().map_or(0, |before| before.to_str().unwrap()[7..].parse().unwrap());
+        let next = PathBuf::from(format!("..2026_{}", number + 1));
+        fs::create_dir(self.folder.path().join(&next)).unwrap();
+        for (name, text) in keys {
+            fs::write(self.folder.path().join(&next).join(name), text).unwrap();
+        }
+        symlink(&next, path("..data_tmp")).unwrap();
+        fs::rename(path("..data_tmp"), path("..data")).unwrap();
+        for (name, _) in keys.iter().filter(|(name, _)| !path(name).is_symlink()) {
+            symlink(Path::new("..data").join(name), path(name)).unwrap();
+        }
+        for name in ["config.yaml", "non-masquerade"] {
+            if path(name).is_symlink() && !keys.iter().any(|(kept, _)| *kept == name) {
+                fs::remove_file(path(name)).unwrap();
+            }
+        }
+        if let Some(before) = before {
+            fs::remove_dir_all(self.folder.path().join(before)).unwrap();
+        }
+    }
+}
+
+/// How many networks see pods' own addresses.
+fn excluded(node: &Node) -> usize {
+    node.map_dump(maps::NON_MASQUERADE).unwrap().as_array().unwrap_or(&vec![json!(0)]).len()
+}
+
+fn wait_for(node: &Node, level: &str, text: &str) -> String {
+    let said = || {
+        let log = node.agent_log();
+        log.lines().find(|line| line.contains(level) && line.contains(text)).map(str::to_owned)
+    };
+    wait_until(said).unwrap_or_else(|| panic!("never: {text}\n{}", node.agent_log()))
+}

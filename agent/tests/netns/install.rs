@@ -1,0 +1,175 @@
+//! What is put onto a node and taken away again: the plugin, and the configuration by which the runtime calls it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use xtask::lab::{Lab, Node, Ns};
+
+use crate::sockets::wait_until;
+use crate::sweep::metric;
+
+const OURS: &str = "10-podwire.conflist";
+const FIRST: &str = "podwire_cni_configuration_first";
+
+#[test]
+fn the_configuration_comes_when_the_agent_serves_and_stays() {
+    let (lab, folder) = lab_with_configuration();
+    let node = lab.node(0);
+    let ours = folder.join(OURS);
+    let list = lab.node_list().unwrap().to_string();
+    lab.write_node_list("{}").unwrap();
+    node.spawn_agent().unwrap();
+    let waits = || node.agent_log().contains("not ready").then_some(());
+    wait_until(waits).unwrap_or_else(|| panic!("{}", node.agent_log()));
+    assert!(!ours.exists(), "pods would be sent to an agent that cannot serve them");
+    lab.write_node_list(&list).unwrap();
+    wait_until(|| ours.exists().then_some(())).unwrap();
+    let (written, inode) = (fs::read_to_string(&ours).unwrap(), inode(&ours));
+    let configuration: Value = serde_json::from_str(&written).unwrap();
+    assert_eq!(configuration["plugins"][0]["socket"], json!(node.socket()));
+    assert_eq!(configuration["name"], "podwire");
+
+    node.restart_agent().unwrap();
+    node.stop_agent().unwrap();
+    assert_eq!(
+        (fs::read_to_string(&ours).unwrap(), self::inode(&ours)),
+        (written.clone(), inode),
+        "written anew"
+    );
+    node.start_agent().unwrap();
+    for damage in [|ours: &Path| fs::remove_file(ours), |ours: &Path| fs::write(ours, "{}")] {
+        damage(&ours).unwrap();
+        let back = || fs::read_to_string(&ours).is_ok_and(|text| text == written).then_some(());
+        wait_until(back).unwrap_or_else(|| panic!("{}", node.agent_log()));
+    }
+    assert_eq!(lines(node, "written again").len(), 2);
+}
+
+#[test]
+fn configurations_of_others_are_left_alone_and_told_of() {
+    let (lab, folder) = lab_with_configuration();
+    let node = lab.node(0);
+    let others = ["05-other.conf", "10-flannel.conflist", "87-podman.conflist"].map(|name| folder.join(name));
+    for other in &others {
+        fs::write(other, "whatever it holds").unwrap();
+    }
+    let before = others.clone().map(|other| fs::metadata(other).unwrap().mtime_nsec());
+    node.start_agent().unwrap();
+    wait_until(|| (!lines(node, "05-other.conf comes before").is_empty()).then_some(())).unwrap();
+    assert_eq!(metric(node, FIRST), "0");
+    assert_eq!(metric(node, "podwire_ready"), "1", "pods that it has already are served");
+    assert!(lines(node, "87-podman.conflist is left alone")[0].contains("INFO"), "{}", node.agent_log());
+    fs::rename(&others[0], folder.join("95-other.conf")).unwrap();
+    wait_until(|| (!lines(node, "10-flannel.conflist comes before").is_empty()).then_some(())).unwrap();
+    fs::remove_file(&others[1]).unwrap();
+    wait_until(|| (metric(node, FIRST) == "1").then_some(()))
+        .unwrap_or_else(|| panic!("{}", node.agent_log()));
+    assert_eq!(lines(node, "WARN").len(), 2, "once for each change: {}", node.agent_log());
+
+    node.stop_agent().unwrap();
+    let done = node.uninstall().unwrap();
+    assert!(done.status.success(), "{}", text(&done));
+    let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(fs::metadata(&others[2]).unwrap().mtime_nsec(), before[2]);
+}
+
+#[test]
+fn the_plugin_that_is_installed_serves_and_goes_with_uninstall() {
+    let (lab, _) = lab_with_configuration();
+    let node = lab.node(0);
+    // Within the lab's folder, which unmounts what a failure has left there.
+    let folder = node.cni_state_dir().join("bin");
+    fs::create_dir(&folder).unwrap();
+    let plugin = folder.join("podwire-cni");
+    let bin_dir = ["--cni-bin-dir", &folder.to_string_lossy()].map(str::to_owned);
+    let bin_dir = bin_dir.each_ref().map(String::as_str);
+    let install = || node.podwire(&[&["install"][..], &bin_dir].concat()).unwrap();
+    // A disk too small for it.
+    let mount = |options: &str| assert!(run("mount", &["-t", "tmpfs", "-o", options, "tmpfs"], &folder));
+    mount("size=64k");
+    fs::write(&plugin, "the one before").unwrap();
+    let refused = install();
+    assert!(!refused.status.success());
+    assert!(text(&refused).contains("podwire-cni: No space left on device"), "{}", text(&refused));
+    assert_eq!(files(&folder), BTreeMap::from([("podwire-cni".to_owned(), b"the one before".len())]));
+    assert!(run("mount", &["-o", "remount,ro"], &folder));
+    let refused = install();
+    assert!(text(&refused).contains("Read-only file system"), "{}", text(&refused));
+    assert!(run("umount", &[], &folder));
+
+    let installed = install();
+    assert!(installed.status.success(), "{}", text(&installed));
+    node.start_agent().unwrap();
+    let ns = Ns::create(&node.cni_call("ADD", "pod", &json!({})).container_id).unwrap();
+    let add = node.cni_call("ADD", "pod", &json!({}));
+    let add = add.of_plugin(&plugin, add.config.clone());
+    let added = add.run().unwrap();
+    assert!(added.success, "{added:?}");
+    let address = added.answer["ips"][0]["address"].as_str().unwrap();
+    node.exec(&["ping", "-c", "1", "-W", "5", address.split('/').next().unwrap()]).unwrap();
+    // While it runs, as for a pod that is being added.
+    assert!(install().status.success());
+    assert!(add.with_command("DEL").run().unwrap().success);
+    ns.remove().unwrap();
+
+    node.stop_agent().unwrap();
+    fs::write(folder.join("loopback"), "another's").unwrap();
+    fs::write(folder.join("podwire-cni.tmp"), "half").unwrap();
+    let done = node.uninstall_with(&bin_dir).unwrap();
+    assert!(done.status.success(), "{}", text(&done));
+    assert_eq!(files(&folder), BTreeMap::from([("loopback".to_owned(), 9)]));
+    assert!(!text(&done).contains("the plugin podwire-cni"), "{}", text(&done));
+}
+
+#[test]
+fn waiting_ends_with_the_signal_and_not_before() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut waiting =
+            Command::new(env!("CARGO_BIN_EXE_podwire")).arg("wait").stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        let mut stderr = BufReader::new(waiting.stderr.take().unwrap());
+        stderr.read_line(&mut said).unwrap();
+        assert!(said.contains("waiting"), "{said}");
+        assert!(waiting.try_wait().unwrap().is_none());
+        kill_process(Pid::from_child(&waiting), signal).unwrap();
+        assert!(waiting.wait().unwrap().success());
+    }
+}
+
+/// A lab of one node, and the folder of its network configurations.
+fn lab_with_configuration() -> (Lab, PathBuf) {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let folder = lab.node(0).cni_conf_dir().to_owned();
+    (lab, folder)
+}
+
+fn lines(node: &Node, with: &str) -> Vec<String> {
+    node.agent_log().lines().filter(|line| line.contains(with)).map(str::to_owned).collect()
+}
+
+fn inode(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().ino()
+}
+
+/// Names and sizes.
+fn files(folder: &Path) -> BTreeMap<String, usize> {
+    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len() as usize))
+        .collect()
+}
+
+fn run(program: &str, arguments: &[&str], folder: &Path) -> bool {
+    Command::new(program).args(arguments).arg(folder).status().unwrap().success()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
