@@ -113,6 +113,8 @@ pub struct Node {
     pub pod_network: Ipv4Net,
     /// Its IPv4 InternalIP.
     pub address: Ipv4Addr,
+    /// The only link address that it takes tunnelled frames for, as far as flannel says; `None`: any.
+    pub vtep_mac: Option<Mac>,
 }
 
 impl Node {

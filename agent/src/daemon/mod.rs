@@ -30,7 +30,7 @@ use crate::host::Host;
 use crate::ipam::Pool;
 use crate::links::{Changes, Links};
 use crate::model::Model;
-use crate::nodes::{Cluster, NodeProblem, NodeRecord, new_problems};
+use crate::nodes::{Cluster, NodeProblem, NodeRecord, flannel, new_problems};
 use crate::store::Store;
 use crate::strays::Strays;
 
@@ -193,7 +193,8 @@ impl Daemon {
     async fn take_nodes(&mut self, records: &[NodeRecord], malformed: Vec<NodeProblem>) {
         let own_name = self.config.node_name.clone();
         let (cluster, problems) = Cluster::from_records(records, &own_name);
-        let problems: Vec<_> = malformed.into_iter().chain(problems).collect();
+        let of_flannel = flannel::problems(records, self.config.mode, self.config.vni);
+        let problems: Vec<_> = malformed.into_iter().chain(problems).chain(of_flannel).collect();
         for problem in new_problems(&problems, &self.problems) {
             warn!("{problem}");
         }

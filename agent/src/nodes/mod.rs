@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::model::Node;
 
 pub mod file;
+pub mod flannel;
 mod objects;
 
 /// What the agent reads of a Node object.
@@ -20,6 +21,8 @@ pub struct NodeRecord {
     pub pod_networks: Vec<IpNet>,
     /// `status.addresses` of type `InternalIP`.
     pub internal_addresses: Vec<IpAddr>,
+    /// What flannel has announced of it.
+    pub flannel: Option<flannel::Lease>,
 }
 
 /// The nodes that can be used.
@@ -90,6 +93,14 @@ pub enum NodeProblem {
         /// `--node-name`.
         node: String,
     },
+    /// A node of flannel's, or one that was.
+    #[error("node {node}: {problem}")]
+    Flannel {
+        /// Its name.
+        node: String,
+        /// What is wrong, and what to do.
+        problem: flannel::Problem,
+    },
     /// Dual stack.
     #[error("IPv6 podCIDRs are ignored: pods get IPv4 addresses only")]
     Ipv6Ignored,
@@ -139,7 +150,9 @@ impl NodeProblem {
             | Self::Overlap { node, .. }
             | Self::SameAddress { node, .. }
             | Self::OwnMissing { node } => node == name,
-            Self::Malformed { .. } | Self::SameName { .. } | Self::Ipv6Ignored => false,
+            Self::Malformed { .. } | Self::SameName { .. } | Self::Flannel { .. } | Self::Ipv6Ignored => {
+                false
+            }
         }
     }
 }
@@ -183,10 +196,11 @@ fn complete(record: &NodeRecord) -> Result<Node, NodeProblem> {
         IpAddr::V6(_) => None,
     });
     let name = record.name.clone();
+    let vtep_mac = record.flannel.as_ref().and_then(flannel::Lease::vtep_mac);
     match (pod_network, address) {
         (None, _) => Err(NodeProblem::NoPodNetwork { node: name }),
         (_, None) => Err(NodeProblem::NoInternalAddress { node: name }),
-        (Some(pod_network), Some(address)) => Ok(Node { name, pod_network, address }),
+        (Some(pod_network), Some(address)) => Ok(Node { name, pod_network, address, vtep_mac }),
     }
 }
 
@@ -208,6 +222,7 @@ mod tests {
             name: name.into(),
             pod_networks: pod_networks.iter().map(|network| network.parse().unwrap()).collect(),
             internal_addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            flannel: None,
         }
     }
 

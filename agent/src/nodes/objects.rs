@@ -10,6 +10,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::flannel::{Annotations, Lease};
 use super::{NodeProblem, NodeRecord};
 
 /// The entries of a list, as far as they were read.
@@ -141,6 +142,7 @@ struct NodeObject {
 #[derive(Deserialize)]
 struct Metadata {
     name: String,
+    annotations: Option<Annotations>,
 }
 
 #[derive(Deserialize)]
@@ -191,6 +193,7 @@ impl TryFrom<NodeObject> for NodeRecord {
                     .map_err(|_| format!("status.addresses: InternalIP `{text}` is not an address"))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { name: object.metadata.name, pod_networks, internal_addresses })
+        let flannel = object.metadata.annotations.and_then(Lease::from_annotations);
+        Ok(Self { name: object.metadata.name, pod_networks, internal_addresses, flannel })
     }
 }

@@ -10,6 +10,7 @@ mod check;
 mod cni;
 mod disk;
 mod faults;
+mod flannel;
 mod flows;
 mod footprint;
 mod forward_policy;
