@@ -143,21 +143,14 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     tokio::spawn(stop_on(SignalKind::interrupt(), events.clone()));
     let mut watching = JoinSet::new();
     match nodes {
-        Some(file) => {
-            let watch = file::watch(file, events.clone());
-            watching.spawn(async { watch.await.map_err(anyhow::Error::from) })
-        }
-        None => {
-            let watch = api.watch(events.clone(), daemon.readiness());
-            watching.spawn(async { watch.await.map_err(anyhow::Error::from) })
-        }
+        Some(file) => watching.spawn(lasting(file::watch(file, events.clone()))),
+        None => watching.spawn(lasting(api.watch(events.clone(), daemon.readiness()))),
     };
     if let Some(excluded) = excluded {
-        let watch = non_masquerade::watch(excluded, events.clone());
-        watching.spawn(async { watch.await.map_err(anyhow::Error::from) });
+        watching.spawn(lasting(non_masquerade::watch(excluded, events.clone())));
     }
     if let Some(file) = config_file {
-        watching.spawn(command_line.watch(file, events.clone()));
+        watching.spawn(lasting(command_line.watch(file, events.clone())));
     }
     let serving = tokio::spawn(server.serve(events));
     tokio::select! {
@@ -168,6 +161,14 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     // It ends when the queue is gone, and the socket's file with it.
     serving.await?;
     Ok(())
+}
+
+/// A source that ends only with the agent, or because it cannot be one.
+async fn lasting<E>(source: impl Future<Output = Result<(), E>>) -> Result<()>
+where
+    anyhow::Error: From<E>,
+{
+    Ok(source.await?)
 }
 
 async fn wait() -> Result<()> {

@@ -117,6 +117,8 @@ pub struct Node {
     pub address: Ipv4Addr,
     /// Whether it takes no new pods. Those that it has keep their network.
     pub cordoned: bool,
+    /// The only link address that it takes tunnelled frames for, as far as flannel says; `None`: any.
+    pub vtep_mac: Option<Mac>,
 }
 
 impl Node {

@@ -12,7 +12,7 @@ use crate::diff::{Deletions, diff};
 use crate::ipam::Pool;
 use crate::model::Node;
 use crate::nodes::changes::{Change, changes};
-use crate::nodes::{Cluster, NodeList, new_problems};
+use crate::nodes::{Cluster, NodeList, flannel, new_problems};
 
 /// Changes of one list that are told one by one.
 const TOLD: usize = 10;
@@ -53,7 +53,8 @@ impl Daemon {
     pub(super) async fn take_nodes(&mut self, list: NodeList) {
         let own_name = self.config.node_name.clone();
         let (cluster, problems) = Cluster::from_records(&list.records, &own_name);
-        let problems: Vec<_> = list.problems.into_iter().chain(problems).collect();
+        let of_flannel = flannel::problems(&list.records, self.config.mode, self.config.vni);
+        let problems: Vec<_> = list.problems.into_iter().chain(problems).chain(of_flannel).collect();
         for problem in new_problems(&problems, &self.problems) {
             warn!("{problem}");
         }

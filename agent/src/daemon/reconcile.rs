@@ -50,7 +50,8 @@ impl Daemon {
         if let Err(error) = &outcome {
             error!("reconcile: {error}");
             self.limited = Some(error.to_string());
-            if self.model.uplinks.is_empty() {
+            // Before the first success that is why nothing is served.
+            if self.model.uplinks.is_empty() || *self.readiness.borrow() != Readiness::Ready {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }
         }
@@ -256,7 +257,7 @@ impl Daemon {
         let wanted: BTreeSet<_> = own.into_iter().chain(gateways).collect();
         let mut changed = self.set_addresses(host, device, &wanted).await?;
         if device.mtu != mtu || !device.up {
-            self.links.set_mtu_and_up(device.index, &device.name, mtu).await?;
+            self.links.set_up_vxlan(device.index, mtu, self.config.vxlan_port).await?;
             info!(device = VXLAN_DEVICE, mtu, "tunnel device set up");
             changed = true;
         }

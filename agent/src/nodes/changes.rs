@@ -64,6 +64,12 @@ fn write_difference(f: &mut fmt::Formatter<'_>, before: &Node, now: &Node) -> fm
     if before.address != now.address {
         say(format!("has InternalIP {} in place of {}", now.address, before.address))?;
     }
+    if before.vtep_mac != now.vtep_mac {
+        say(match now.vtep_mac {
+            Some(mac) => format!("takes frames for {mac:?} (flannel's annotation)"),
+            None => "is no longer announced by flannel".into(),
+        })?;
+    }
     match (before.cordoned, now.cordoned) {
         (false, true) => say("is cordoned: its pods keep their network".into()),
         (true, false) => say("is no longer cordoned".into()),
@@ -82,6 +88,7 @@ mod tests {
             pod_network: pod_network.parse().unwrap(),
             address: address.parse().unwrap(),
             cordoned: false,
+            vtep_mac: None,
         }
     }
 

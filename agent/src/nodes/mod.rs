@@ -11,6 +11,7 @@ use crate::model::Node;
 
 pub mod changes;
 pub mod file;
+pub mod flannel;
 pub mod kube;
 mod objects;
 
@@ -42,6 +43,8 @@ pub struct NodeRecord {
     pub operating_system: Option<String>,
     /// Whether the condition `NetworkUnavailable` is true: a cloud provider sets it until somebody has seen to the network.
     pub network_unavailable: bool,
+    /// What flannel has announced of it.
+    pub flannel: Option<flannel::Lease>,
 }
 
 /// The nodes that can be used.
@@ -147,6 +150,14 @@ pub enum NodeProblem {
         /// `--node-name`.
         node: String,
     },
+    /// A node of flannel's, or one that was.
+    #[error("node {node}: {problem}")]
+    Flannel {
+        /// Its name.
+        node: String,
+        /// What is wrong, and what to do.
+        problem: flannel::Problem,
+    },
     /// Dual stack.
     #[error("IPv6 podCIDRs are ignored: pods get IPv4 addresses only")]
     Ipv6Ignored,
@@ -204,7 +215,9 @@ impl NodeProblem {
             | Self::Overlap { node, .. }
             | Self::SameAddress { node, .. }
             | Self::OwnMissing { node } => node == name,
-            Self::Malformed { .. } | Self::SameName { .. } | Self::Ipv6Ignored => false,
+            Self::Malformed { .. } | Self::SameName { .. } | Self::Flannel { .. } | Self::Ipv6Ignored => {
+                false
+            }
         }
     }
 }
@@ -265,7 +278,8 @@ fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
     let pod_network = pod_network.ok_or(Skipped::NoPodNetwork)?;
     let address = address.ok_or(Skipped::NoInternalAddress)?;
     let (name, uid, cordoned) = (record.name.clone(), record.uid.clone(), record.cordoned);
-    Ok(Node { name, uid, pod_network, address, cordoned })
+    let vtep_mac = record.flannel.as_ref().and_then(flannel::Lease::vtep_mac);
+    Ok(Node { name, uid, pod_network, address, cordoned, vtep_mac })
 }
 
 /// The problems of `now` that `before` did not have: each is said once.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::flannel::{Annotations, Lease};
 use super::{NodeProblem, NodeRecord};
 
 /// The type of the addresses that nodes reach each other by.
@@ -149,6 +150,7 @@ struct Metadata {
     name: String,
     uid: Option<String>,
     labels: Option<Labels>,
+    annotations: Option<Annotations>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -224,6 +226,7 @@ impl TryFrom<NodeObject> for NodeRecord {
                     .map_err(|_| format!("status.addresses: InternalIP `{text}` is not an address"))
             })
             .collect::<Result<_, _>>()?;
+        let annotations = object.metadata.annotations;
         let of_label = object.metadata.labels.and_then(|labels| labels.operating_system);
         let of_kubelet = status.node_info.and_then(|info| info.operating_system);
         Ok(Self {
@@ -238,6 +241,7 @@ impl TryFrom<NodeObject> for NodeRecord {
                 .unwrap_or_default()
                 .iter()
                 .any(|condition| condition.kind == NETWORK_UNAVAILABLE && condition.status == "True"),
+            flannel: annotations.and_then(Lease::from_annotations),
         })
     }
 }
@@ -248,7 +252,12 @@ impl From<&NodeRecord> for NodeObject {
             |address: &IpAddr| NodeAddress { address: address.to_string(), kind: INTERNAL_ADDRESS.into() };
         Self {
             kind: Some("Node".into()),
-            metadata: Metadata { name: record.name.clone(), uid: record.uid.clone(), labels: None },
+            metadata: Metadata {
+                name: record.name.clone(),
+                uid: record.uid.clone(),
+                labels: None,
+                annotations: record.flannel.as_ref().map(|lease| lease.annotations().clone()),
+            },
             spec: Some(Spec {
                 pod_cidr: None,
                 pod_cidrs: Some(record.pod_networks.iter().map(ToString::to_string).collect()),

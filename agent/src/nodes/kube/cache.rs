@@ -103,8 +103,16 @@ fn read(path: &Path) -> Result<Option<NodeList>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nodes::flannel::Lease;
+    use serde_json::json;
 
     fn record(name: &str) -> NodeRecord {
+        let annotations = json!({
+            "flannel.alpha.coreos.com/backend-type": "vxlan",
+            "flannel.alpha.coreos.com/backend-data": r#"{"VNI":1,"VtepMAC":"6a:00:00:00:00:01"}"#,
+        });
+        let flannel = Lease::from_annotations(serde_json::from_value(annotations).unwrap());
+        assert!(flannel.as_ref().unwrap().vtep_mac().is_some());
         NodeRecord {
             name: name.into(),
             uid: Some("0c11".into()),
@@ -113,6 +121,7 @@ mod tests {
             internal_addresses: vec!["10.200.0.2".parse().unwrap()],
             operating_system: Some("linux".into()),
             network_unavailable: false,
+            flannel,
         }
     }
 
