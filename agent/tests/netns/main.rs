@@ -28,6 +28,7 @@ mod large;
 mod life;
 mod migration;
 mod mtu;
+mod node_changes;
 mod node_list;
 #[path = "../prog/old_object.rs"]
 mod old_object;
