@@ -95,6 +95,8 @@ pub struct Figures {
     pub collected: Collected,
     /// Programs that something else had removed or replaced, and that were attached again.
     pub reattached: u64,
+    /// Operations by which maps and routes were changed.
+    pub operations: u64,
     /// Where the host's firewall may drop pods' packets.
     pub forward_policy_drops: Vec<String>,
     /// Whether the agent's network configuration is the one that the runtime takes; `None`: it writes none.
@@ -140,6 +142,8 @@ pub struct Daemon {
     strays: Strays,
     /// Programs that were attached again.
     reattached: u64,
+    /// Operations by which maps and routes were changed.
+    operations: u64,
     /// Why pins are missing, if they are.
     unpinned: Option<String>,
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
@@ -270,6 +274,7 @@ impl Daemon {
             addresses: self.pool.as_ref().map_or(0, Pool::size),
             collected: self.collected,
             reattached: self.reattached,
+            operations: self.operations,
             forward_policy_drops: self.firewall.labels(),
             cni_configuration_first: self
                 .cni_configuration

@@ -234,6 +234,7 @@ impl Daemon {
     }
 
     pub(super) async fn apply(&mut self, op: Op) -> Result<(), Error> {
+        self.operations += 1;
         match op {
             Op::SetRoute(destination, route) => self.links.set_route(destination, route).await,
             Op::RemoveRoute(destination, route) => self.links.remove_route(destination, route).await,

@@ -75,6 +75,7 @@ impl Daemon {
             paths_doubtful: true,
             strays: Strays::default(),
             reattached: 0,
+            operations: 0,
             unpinned: None,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
