@@ -45,6 +45,7 @@ mod stack_flows;
 mod storm;
 mod strangers;
 mod sweep;
+mod sysctl_dir;
 mod uninstall;
 mod wiped;
 mod world;
