@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 
 use super::cni_configuration::CniConfiguration;
 use super::firewall::Firewall;
+use super::other_pods::OtherPods;
 use super::{Daemon, Readiness};
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
@@ -73,6 +74,7 @@ impl Daemon {
             unpinned: None,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
+            other_pods: OtherPods::default(),
             cni_configuration: CniConfiguration::new(&config),
             missed: BTreeMap::new(),
             adding: BTreeMap::new(),
