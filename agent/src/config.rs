@@ -17,6 +17,7 @@ use crate::dataplane::attach::UplinkXdp;
 use crate::model::Mode;
 use crate::netns;
 use crate::nodes::kube::Access;
+use crate::sysctl::Switches;
 
 /// Options of `podwire agent`. Each can be given as an environment variable as well.
 #[derive(Args, Clone, Debug)]
@@ -124,6 +125,10 @@ pub struct Places {
     /// Where maps and links are pinned: on a BPF file system.
     #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
     pub bpf_dir: PathBuf,
+    /// Where the kernel's switches can be set: a folder with what is in /proc/sys, `net` of it at least. In a container /proc/sys itself is
+    /// read-only.
+    #[arg(long, env = "PODWIRE_SYSCTL_DIR", default_value = "/proc/sys", value_name = "FOLDER")]
+    pub sysctl_dir: PathBuf,
     /// Where the runtime looks for network configurations, /etc/cni/net.d on most nodes: the agent puts 10-podwire.conflist there when it
     /// first serves, and back when it goes missing; uninstall removes it. Default: neither does.
     #[arg(long, env = "PODWIRE_CNI_CONF_DIR", value_name = "FOLDER")]
@@ -131,6 +136,11 @@ pub struct Places {
 }
 
 impl Places {
+    /// The kernel's switches.
+    pub fn switches(&self) -> Switches {
+        Switches::below(&self.sysctl_dir)
+    }
+
     /// The plugin's way in.
     pub fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| self.run_dir.join(SOCKET))

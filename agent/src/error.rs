@@ -76,6 +76,12 @@ pub enum Error {
         /// The kernel's or the loader's answer, the verifier's log included.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A switch of the kernel's in a folder where it can only be read.
+    #[error("write {}: read-only, as in a container: mount the node's /proc/sys/net writable, at /host/proc/sys/net for example, and say so with --sysctl-dir /host/proc/sys", path.display())]
+    ReadOnlySwitch {
+        /// The switch.
+        path: PathBuf,
+    },
     /// A program cannot be attached.
     #[error("attach {program} to {interface}: {source}")]
     Attach {

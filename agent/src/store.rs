@@ -198,15 +198,17 @@ pub fn peek(folder: &Path) -> (Vec<Endpoint>, Vec<Corrupt>) {
     (endpoints, corrupt)
 }
 
-/// Removes all that agents keep in a state folder. Nothing happens when it is not there.
+/// Removes all that agents keep in a state folder, what the node was like before only if nobody needs it any more. Nothing happens when it is
+/// not there.
 ///
 /// # Errors
 /// [`Error::File`] for each thing that could not be removed.
-pub fn erase(folder: &Path) -> Vec<Error> {
+pub fn erase(folder: &Path, restored: bool) -> Vec<Error> {
     let endpoints = folder.join(ENDPOINTS);
     let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(Error::file("remove", endpoints));
     // The lock last: while it is held no agent begins here.
-    let files = [LAST_ADDRESS, before::FILE, before::FILE_BEGUN, LOCK].map(|name| {
+    let before = if restored { &[before::FILE][..] } else { &[] };
+    let files = before.iter().chain(&[before::FILE_BEGUN, LAST_ADDRESS, LOCK]).map(|name| {
         let path = folder.join(name);
         absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))
     });

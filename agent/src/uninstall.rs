@@ -23,7 +23,7 @@ use crate::host::{Device, DeviceKind, Host};
 use crate::install::{self, PLUGIN};
 use crate::links::Links;
 use crate::store;
-use crate::sysctl::{self, Forwarding};
+use crate::sysctl::{Forwarding, Switches};
 
 /// Where runtimes look for network configurations, unless told otherwise.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
@@ -82,11 +82,15 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     let uplinks: BTreeSet<String> =
         pins::uplinks(&places.bpf_dir).into_iter().chain(host.default_devices()).collect();
     let before = failures.note(Before::load(&places.state_dir)).unwrap_or_default();
-    failures.note(restore_forwarding(&before, &host.other_devices(&uplinks)));
+    let restored = failures
+        .note(restore_forwarding(&places.switches(), &before, &host.other_devices(&uplinks)))
+        .is_some();
     for device in host.devices.values() {
         failures.note(remove_filters(&links, device, &before).await);
     }
-    for error in pins::remove_all(&places.bpf_dir).into_iter().chain(store::erase(&places.state_dir)) {
+    for error in
+        pins::remove_all(&places.bpf_dir).into_iter().chain(store::erase(&places.state_dir, restored))
+    {
         failures.note(Err::<(), _>(error));
     }
     drop(lock);
@@ -146,7 +150,7 @@ async fn remove_device(links: &Links, device: &Device) -> Result<(), Error> {
     Ok(())
 }
 
-fn restore_forwarding(before: &Before, others: &[String]) -> Result<(), Error> {
+fn restore_forwarding(switches: &Switches, before: &Before, others: &[String]) -> Result<(), Error> {
     if !others.is_empty() && !before.switches.is_empty() {
         warn!(
             devices = others.join(", "),
@@ -154,7 +158,7 @@ fn restore_forwarding(before: &Before, others: &[String]) -> Result<(), Error> {
         );
         return Ok(());
     }
-    match sysctl::restore_forwarding(before)? {
+    match switches.restore_forwarding(before)? {
         Forwarding::NotChanged | Forwarding::AsBefore => {}
         Forwarding::ChangedSince => info!("forwarding is as somebody has set it since"),
     }

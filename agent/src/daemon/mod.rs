@@ -7,6 +7,7 @@ mod cni_configuration;
 mod firewall;
 mod node_calls;
 mod nodes;
+mod other_pods;
 mod reconcile;
 mod start;
 mod sweep;
@@ -149,6 +150,7 @@ pub struct Daemon {
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
+    other_pods: other_pods::OtherPods,
     cni_configuration: Option<cni_configuration::CniConfiguration>,
     /// Whose device was not found, and since when.
     missed: BTreeMap<Attachment, Instant>,
@@ -216,6 +218,7 @@ impl Daemon {
         if let Some(configuration) = &mut self.cni_configuration {
             configuration.look();
         }
+        self.look_after_other_pods().await;
         self.look_after_links_and_pins();
         if !self.may_differ() {
             return;

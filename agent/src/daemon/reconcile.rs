@@ -70,6 +70,7 @@ impl Daemon {
         }
         let filters = self.put_filters_back().await;
         self.model.other_addresses = host.own_addresses();
+        self.look_for_other_pods(&host).await;
         if !self.look_at_uplinks(&host).await {
             return Ok(());
         }

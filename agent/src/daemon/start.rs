@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use super::cni_configuration::CniConfiguration;
 use super::firewall::Firewall;
 use super::nodes::NodeListState;
+use super::other_pods::OtherPods;
 use super::{Daemon, Readiness};
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
@@ -26,7 +27,6 @@ use crate::model::{Endpoint, Mode, Model, format_mac};
 use crate::recovery::recovered;
 use crate::store::{Corrupt, Store};
 use crate::strays::Strays;
-use crate::sysctl;
 
 /// What a node lacks without the programs of its own processes.
 const NO_HOST_PROCESSES: &str =
@@ -45,7 +45,7 @@ impl Daemon {
         // Before anything is listed: what changes meanwhile is told.
         let changes = Changes::listen()?;
         let links = Links::new()?;
-        sysctl::enable_forwarding(&config.places.state_dir)?;
+        config.places.switches().enable_forwarding(&config.places.state_dir)?;
         let mut model = Model::new(config.mode, config.mtu);
         model.vxlan = tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
@@ -79,6 +79,7 @@ impl Daemon {
             unpinned: None,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
+            other_pods: OtherPods::default(),
             cni_configuration: CniConfiguration::new(&config),
             missed: BTreeMap::new(),
             adding: BTreeMap::new(),
@@ -231,8 +232,9 @@ async fn tunnel_device(config: &Config, links: &Links) -> Result<Option<u32>, Er
     if replaced {
         warn!("device {VXLAN_DEVICE} was not as configured: it is made anew");
     }
-    sysctl::loosen_reverse_path_filter(VXLAN_DEVICE)?;
-    sysctl::disable_ipv6(VXLAN_DEVICE)?;
+    let switches = config.places.switches();
+    switches.loosen_reverse_path_filter(VXLAN_DEVICE)?;
+    switches.disable_ipv6(VXLAN_DEVICE)?;
     Ok(Some(device.index))
 }
 

@@ -32,6 +32,7 @@ mod node_changes;
 mod node_list;
 #[path = "../prog/old_object.rs"]
 mod old_object;
+mod other_pods;
 #[path = "../prog/packets.rs"]
 #[allow(dead_code, reason = "the packet tables use more of it")]
 mod packets;
@@ -47,6 +48,7 @@ mod stack_flows;
 mod storm;
 mod strangers;
 mod sweep;
+mod sysctl_dir;
 mod uninstall;
 mod wiped;
 mod world;
