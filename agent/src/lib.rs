@@ -23,6 +23,7 @@ pub mod host_ports;
 pub mod housekeeping;
 pub mod ipam;
 pub mod links;
+pub mod migrate_flannel;
 pub mod model;
 pub mod netns;
 pub mod nodes;

@@ -1,6 +1,6 @@
 //! The command line: wires the agent's tasks together.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
@@ -10,6 +10,7 @@ use podwire::config::{Config, LogFormat, Logging};
 use podwire::daemon::{Daemon, Event};
 use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
+use podwire::migrate_flannel;
 use podwire::nodes::file;
 use podwire::non_masquerade;
 use podwire::store::Store;
@@ -39,6 +40,15 @@ enum Command {
     Agent(Box<Config>),
     /// Remove everything from this node that agents and the plugin have made, and cut its pods off. The agent has to be stopped before.
     Uninstall(Options),
+    /// Print how a cluster is moved to Podwire.
+    #[command(subcommand)]
+    Migrate(Migrate),
+}
+
+#[derive(Subcommand)]
+enum Migrate {
+    /// From flannel: the configuration that stands for its own, and as comments behind it the steps.
+    Flannel(migrate_flannel::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +56,7 @@ fn main() -> ExitCode {
     let logging = match &command {
         Command::Agent(config) => &config.logging,
         Command::Uninstall(options) => &options.logging,
+        Command::Migrate(Migrate::Flannel(options)) => &options.logging,
     };
     if let Err(error) = start_log(logging) {
         eprintln!("podwire: {error}");
@@ -81,6 +92,10 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Agent(config) => runtime.block_on(serve(*config)),
         Command::Uninstall(options) => runtime.block_on(uninstall(&options)),
+        Command::Migrate(Migrate::Flannel(options)) => {
+            io::stdout().write_all(migrate_flannel::run(&options)?.as_bytes())?;
+            Ok(())
+        }
     }
 }
 
