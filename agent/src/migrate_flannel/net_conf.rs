@@ -160,7 +160,7 @@ impl Parser {
         self.flag(keys, "Learning", false);
         let for_windows = [keys.take("MacPrefix"), keys.take("Name")].iter().any(Option::is_some);
         if for_windows || vni == WINDOWS.0 || port == Some(WINDOWS.1) {
-            self.notes.push("VNI 4096, port 4789, MacPrefix or Name: what flannel needs for nodes with Windows. Podwire does not run there; such nodes stay flannel's, and flannel stays in the cluster for them: leave its annotations on all nodes.".into());
+            self.notes.push("VNI 4096, port 4789, MacPrefix or Name are what flannel needs for nodes with Windows. Podwire does not run there, and whether its nodes and such nodes reach each other was never tried: try it with the first node. Flannel has to stay for them, with its annotations on all nodes.".into());
         }
         Backend::Vxlan { vni, port, mtu }
     }

@@ -3,7 +3,7 @@
 use xtask::lab::reference::{self, Join, Masquerade, VXLAN};
 use xtask::lab::{Lab, traffic};
 
-use super::add_pod;
+use super::{add_pod, answers};
 use crate::check::{Row, check};
 use crate::sockets::wait_until;
 
@@ -39,8 +39,10 @@ fn flannels_bridge_with_the_nodes_own_network_and_its_rules_break_nothing() {
     for node in lab.nodes() {
         reference::set_up_node(node, Join::Routes, Masquerade::Iptables).unwrap();
         // With a pod, so that the bridge runs.
-        add_pod(node, "before", &serde_json::json!({})).unwrap();
+        let before = add_pod(node, "before", &serde_json::json!({})).unwrap();
+        assert!(answers(node, before.address));
         node.start_agent().unwrap();
+        assert!(!answers(node, before.address), "it has to be deleted, as the printed steps say");
     }
     let runtime_config = serde_json::json!({ "ips": ["10.244.1.77/24"] });
     let pod = lab.node(0).add_pod_with("pod", &runtime_config).unwrap();
