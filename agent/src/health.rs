@@ -1,6 +1,7 @@
 //! /healthz, /readyz and /metrics.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -15,10 +16,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use crate::daemon::{Event, Figures, Readiness};
 use crate::error::Error;
 use crate::nodes::Skipped;
+
+/// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.
+const ALIVE: Duration = Duration::from_secs(4);
 
 /// Listens.
 ///
@@ -41,10 +46,10 @@ pub async fn serve(
     readiness: watch::Receiver<Readiness>,
 ) -> std::io::Result<()> {
     let router = Router::new()
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(Sources { events, readiness });
+        .with_state(Sources { events, readiness, patience: ALIVE });
     axum::serve(listener, router).await
 }
 
@@ -52,6 +57,21 @@ pub async fn serve(
 struct Sources {
     events: mpsc::Sender<Event>,
     readiness: watch::Receiver<Readiness>,
+    patience: Duration,
+}
+
+/// Whether the owner of state answers at all, be it ready or not.
+async fn healthy(State(sources): State<Sources>) -> Response {
+    let (reply, alive) = oneshot::channel();
+    let ask = async {
+        sources.events.send(Event::Alive(reply)).await.ok()?;
+        alive.await.ok()
+    };
+    let silent = (StatusCode::SERVICE_UNAVAILABLE, "the agent's owner of state does not answer\n");
+    match timeout(sources.patience, ask).await {
+        Ok(Some(())) => "ok\n".into_response(),
+        Ok(None) | Err(_) => silent.into_response(),
+    }
 }
 
 async fn ready(State(sources): State<Sources>) -> Response {
@@ -172,6 +192,22 @@ mod tests {
     use super::*;
     use crate::dataplane::maps::Counters;
     use podwire_common::reason::{Drop, Path};
+
+    #[tokio::test]
+    async fn an_owner_of_state_that_does_not_answer_is_not_alive() {
+        let (events, mut queue) = mpsc::channel(1);
+        let (_, readiness) = watch::channel(Readiness::Waiting("for nodes".into()));
+        let sources = Sources { events, readiness, patience: Duration::from_secs(60) };
+        let asked = tokio::spawn(healthy(State(sources.clone())));
+        let Some(Event::Alive(reply)) = queue.recv().await else { panic!("it is not asked") };
+        reply.send(()).unwrap();
+        assert_eq!(asked.await.unwrap().status(), StatusCode::OK, "alive, though not ready");
+
+        let impatient = Sources { patience: Duration::from_millis(1), ..sources.clone() };
+        assert_eq!(healthy(State(impatient)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        drop(queue);
+        assert_eq!(healthy(State(sources)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
 
     #[test]
     fn counters_bear_the_names_of_reasons_and_paths() {

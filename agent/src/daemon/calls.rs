@@ -67,6 +67,8 @@ impl Daemon {
             Event::Call { call, .. } => {
                 matches!(&**call, Call::Add(add) if !self.adding.contains_key(&add.attachment))
             }
+            // A disk that takes its time is no reason to be taken for dead.
+            Event::Alive(_) => true,
             _ => false,
         }
     }

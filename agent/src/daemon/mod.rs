@@ -62,6 +62,8 @@ pub enum Event {
     Tick,
     /// The tables were aged out.
     Collected(Collected),
+    /// Somebody wants to know whether events are served at all.
+    Alive(oneshot::Sender<()>),
     /// Somebody wants to see figures.
     Figures(oneshot::Sender<Figures>),
     /// Time to end, with the data path left in place.
@@ -195,6 +197,7 @@ impl Daemon {
                 Event::ConfigFile(compared) => tell_differences(compared),
                 Event::Tick => self.tick().await,
                 Event::Collected(collected) => self.take_collected(collected),
+                Event::Alive(reply) => drop(reply.send(())),
                 Event::Figures(reply) => {
                     let _ = reply.send(self.figures());
                 }

@@ -161,7 +161,7 @@ fn state_or_maps_of_a_later_release_are_refused_before_anything_is_touched() {
 /// What cannot be taken back wholly still has its address: the file would be there beside another pod's.
 #[test]
 fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
-    let lab = Lab::builder().nodes(1).build().unwrap();
+    let lab = Lab::builder().node_file().nodes(1).build().unwrap();
     let node = lab.node(0);
     let going = node.add_pod("going").unwrap();
     let file = file_of(node, &going);

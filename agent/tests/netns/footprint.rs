@@ -66,7 +66,8 @@ impl Footprint {
         for pin in below(node.bpf_dir()) {
             add("pin", &pin.display().to_string(), String::new());
         }
-        for file in below(node.state_dir()) {
+        // The node list is kept there some time after it has come.
+        for file in below(node.state_dir()).into_iter().filter(|file| !file.ends_with("nodes.json")) {
             let name = file.file_name().unwrap().to_string_lossy().into_owned();
             let read = !NOT_READ.contains(&name.as_str());
             let content = if read { std::fs::read_to_string(&file).unwrap() } else { String::new() };

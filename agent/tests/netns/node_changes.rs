@@ -249,7 +249,7 @@ fn an_agent_without_the_api_server_and_without_a_kept_list_serves_when_it_can() 
     let api = lab.api_server().unwrap();
     api.stop();
     node.spawn_agent().unwrap();
-    said(node, "ERROR", "ask the API server http://127.0.0.1:6443");
+    said(node, "ERROR", "ask the API server http://127.0.0.1:7443");
     let refused = node.add_pod("early").unwrap_err().to_string();
     assert!(refused.contains("API server"), "{refused}");
     api.start().unwrap();

@@ -15,13 +15,15 @@ fn a_malformed_entry_is_named_and_the_rest_works() {
     let good = lab.node_list().unwrap();
     for (name, change) in [
         ("no-network", json!({ "spec": { "podCIDR": "10.244.300.0/24", "podCIDRs": ["10.244.300.0/24"] } })),
-        ("no-address", json!({ "status": { "addresses": [] } })),
         (
             "overlapping",
             json!({ "spec": { "podCIDR": "10.244.1.128/25", "podCIDRs": ["10.244.1.128/25"] },
                                 "status": { "addresses": [{ "type": "InternalIP", "address": "10.200.0.9" }] } }),
         ),
-        ("not-planned", json!({ "spec": { "podCIDR": null, "podCIDRs": null } })),
+        (
+            "no-address-at-all",
+            json!({ "status": { "addresses": [{ "type": "InternalIP", "address": "?" }] } }),
+        ),
     ] {
         let mut list = good.clone();
         let mut entry = good["items"][1].clone();

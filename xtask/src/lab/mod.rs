@@ -52,8 +52,8 @@ use crate::lab::agent::Binaries;
 use crate::lab::cleanup::Registration;
 use crate::lab::topology::Topology;
 
-/// Where every node finds the API server.
-const API_SERVER: &str = "127.0.0.1:6443";
+/// Where every node finds the API server. Not port 6443: services of tests lead there.
+const API_SERVER: &str = "127.0.0.1:7443";
 
 /// How pod packets travel between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -76,7 +76,7 @@ fn a_data_path_that_cannot_be_mended_is_told() {
     node.ip("link del podwire-vxlan").unwrap();
     let taken = node.enter(|| UdpSocket::bind("0.0.0.0:8472")).unwrap().unwrap();
     let output = until(node, |output| !output.success);
-    failed(&output, UNAVAILABLE_AND_LIMITED, "set podwire-vxlan up");
+    failed(&output, UNAVAILABLE_AND_LIMITED, "its UDP port 8472 belongs to a socket");
     drop(taken);
     succeeded(until(node, |output| output.success));
     pod.delete().unwrap();
