@@ -16,6 +16,7 @@ use crate::cni_server::SOCKET;
 use crate::dataplane::attach::UplinkXdp;
 use crate::model::Mode;
 use crate::netns;
+use crate::nodes::kube::Access;
 use crate::sysctl::Switches;
 
 /// Options of `podwire agent`. Each can be given as an environment variable as well.
@@ -28,9 +29,12 @@ pub struct Config {
     /// This node's name in the node list.
     #[arg(long, env = "PODWIRE_NODE_NAME")]
     pub node_name: String,
-    /// The node list: a file with the output of `kubectl get nodes -o json` or `-o yaml`.
-    #[arg(long, env = "PODWIRE_NODES", value_name = "FILE")]
-    pub nodes: PathBuf,
+    /// The node list: a file with the output of `kubectl get nodes -o json` or `-o yaml`. Default: Node objects come from the API server.
+    #[arg(long, env = "PODWIRE_NODES", value_name = "FILE", conflicts_with_all = ["kubeconfig", "api_server"])]
+    pub nodes: Option<PathBuf>,
+    /// Where the API server is.
+    #[command(flatten)]
+    pub api: Access,
     /// How pod packets travel between nodes.
     #[arg(long, env = "PODWIRE_MODE", default_value = "vxlan")]
     pub mode: Mode,
@@ -214,6 +218,14 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// Where Node objects come from, as messages have it.
+    pub fn node_source(&self) -> String {
+        match &self.nodes {
+            Some(file) => format!("the node list {}", file.display()),
+            None => "the API server's node list".into(),
+        }
     }
 
     /// Networks that are not masqueraded, those of the file included.

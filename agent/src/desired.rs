@@ -18,6 +18,8 @@ pub struct Contents {
     pub uplinks: BTreeMap<u32, abi::Uplink>,
     /// `TUNNEL_PEERS`.
     pub tunnel_peers: BTreeMap<Addr, u32>,
+    /// `VTEPS`.
+    pub vteps: BTreeMap<Addr, abi::Vtep>,
     /// `NODES`.
     pub nodes: BTreeMap<Prefix, abi::Node>,
     /// `EGRESS_GUARDS`, without what the programs have written.
@@ -93,6 +95,17 @@ pub fn desired(model: &Model) -> Contents {
     for endpoint in model.endpoints.values() {
         let route = Route::Link { device: endpoint.ifindex, gateway: None, source: Some(own.address) };
         contents.routes.insert(endpoint.address.into(), route);
+    }
+    contents
+}
+
+/// The part of it that is there for these other nodes. None of it depends on a node that is not among them.
+pub fn desired_of<'a>(model: &Model, nodes: impl IntoIterator<Item = &'a Node>) -> Contents {
+    let mut contents = Contents::default();
+    if let Some(own) = &model.own {
+        for node in nodes {
+            add_remote(&mut contents, model, own, node);
+        }
     }
     contents
 }
@@ -178,18 +191,23 @@ fn add_remote(contents: &mut Contents, model: &Model, own: &Node, node: &Node) {
         return;
     };
     let on_link = if path.gateway.is_none() { abi::NODE_ON_LINK } else { 0 };
+    let vtep = node.vtep_mac.filter(|_| model.mode == Mode::Vxlan);
+    contents.vteps.extend(vtep.map(|mac| (node.address.into(), abi::Vtep { mac, reserved: [0; 2] })));
+    let of_vtep = if vtep.is_some() { abi::NODE_VTEP } else { 0 };
     let entry = |flags| abi::Node {
         tunnel_endpoint: node.address.into(),
         source: own.address.into(),
         uplink: path.device,
         mtu: model.mode.payload(path.mtu),
         node_id: node.id(),
-        flags: flags | on_link,
+        flags: flags | on_link | of_vtep,
     };
     contents.nodes.insert(node.pod_network.into(), entry(abi::NODE_POD_NETWORK));
     contents.nodes.insert(node.address.into(), entry(abi::NODE_ADDRESS));
 
-    let source = Some(own.address);
+    // A node without our programs answers by its own routes: to our address past the tunnel, where a pod's address is refused.
+    let source = if vtep.is_some() { own.overlay_address() } else { own.address };
+    let source = Some(source);
     let route = match (model.mode, model.vxlan) {
         (Mode::Vxlan, Some(device)) => Some(Route::Link { device, gateway: None, source }),
         // Behind a router the host's own routes must know the way: only they can name that router's routes to pods.
@@ -208,6 +226,7 @@ mod tests {
     use super::*;
     use crate::model::Uplink;
     use podwire_cni::protocol::{Bandwidth, Limit, PortMapping};
+    use podwire_common::addr::Mac;
     use std::num::{NonZeroU16, NonZeroU64};
 
     fn ip(text: &str) -> Ipv4Addr {
@@ -219,7 +238,14 @@ mod tests {
     }
 
     fn node(name: &str, pod_network: &str, address: &str) -> Node {
-        Node { name: name.into(), pod_network: net(pod_network), address: ip(address) }
+        Node {
+            name: name.into(),
+            uid: None,
+            pod_network: net(pod_network),
+            address: ip(address),
+            cordoned: false,
+            vtep_mac: None,
+        }
     }
 
     fn model(mode: Mode) -> Model {
@@ -276,6 +302,29 @@ mod tests {
         assert_eq!(contents.routes[&net("10.244.2.0/24")], route);
         assert_eq!(contents.routes[&net("10.244.3.0/24")], route);
         assert_eq!(contents.tunnel_peers.len(), 2);
+    }
+
+    #[test]
+    fn a_node_of_flannels_is_sent_to_at_its_devices_link_address_and_from_an_address_among_the_pods() {
+        let mac = Mac { bytes: [6; 6] };
+        let mut moving = model(Mode::Vxlan);
+        moving.remote.get_mut("node2").unwrap().vtep_mac = Some(mac);
+        let contents = desired(&moving);
+        let vtep = abi::Vtep { mac, reserved: [0; 2] };
+        assert_eq!(contents.vteps, BTreeMap::from([(ip("10.200.0.2").into(), vtep)]));
+        let both = abi::NODE_VTEP | abi::NODE_ON_LINK;
+        assert_eq!(flags(&contents, net("10.244.2.0/24")), abi::NODE_POD_NETWORK | both);
+        assert_eq!(flags(&contents, ip("10.200.0.2")), abi::NODE_ADDRESS | both);
+        let source = |network| match contents.routes[&net(network)] {
+            Route::Link { source, .. } => source,
+            Route::Unreachable => None,
+        };
+        assert_eq!(source("10.244.2.0/24"), Some(ip("10.244.1.1")));
+        assert_eq!(source("10.244.3.0/24"), Some(ip("10.200.0.1")), "the others are as ever");
+        moving.mode = Mode::Direct;
+        let contents = desired(&moving);
+        assert!(contents.vteps.is_empty(), "there is no tunnel");
+        assert_eq!(flags(&contents, ip("10.200.0.2")) & abi::NODE_VTEP, 0);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub enum Op {
     SetUplink(u32, abi::Uplink),
     /// Write an entry of `TUNNEL_PEERS`.
     SetTunnelPeer(Addr, u32),
+    /// Write an entry of `VTEPS`.
+    SetVtep(Addr, abi::Vtep),
     /// Write an entry of `NODES`.
     SetNode(Prefix, abi::Node),
     /// Write an entry of `EGRESS_GUARDS`.
@@ -37,6 +39,8 @@ pub enum Op {
     RemoveGuard(u32),
     /// Remove an entry of `NODES`.
     RemoveNode(Prefix),
+    /// Remove an entry of `VTEPS`.
+    RemoveVtep(Addr),
     /// Remove an entry of `TUNNEL_PEERS`.
     RemoveTunnelPeer(Addr),
     /// Remove an entry of `UPLINKS`.
@@ -54,7 +58,7 @@ pub enum Deletions {
     Withheld,
 }
 
-/// The operations, in order: what is pointed at is written before what points at it (uplinks, peers, nodes, guards, endpoints,
+/// The operations, in order: what is pointed at is written before what points at it (uplinks, peers, VTEPs, nodes, guards, endpoints,
 /// frontends, routes) and removed after it. Nothing that stays is absent at any moment.
 pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
     let mut ops = Vec::new();
@@ -64,6 +68,7 @@ pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
     ops.extend(
         missing(&want.tunnel_peers, &have.tunnel_peers).map(|(key, value)| Op::SetTunnelPeer(key, value)),
     );
+    ops.extend(missing(&want.vteps, &have.vteps).map(|(key, value)| Op::SetVtep(key, value)));
     ops.extend(missing(&want.nodes, &have.nodes).map(|(key, value)| Op::SetNode(key, value)));
     ops.extend(missing(&want.guards, &have.guards).map(|(key, value)| Op::SetGuard(key, value)));
     for (address, wanted) in &want.endpoints {
@@ -83,6 +88,7 @@ pub fn diff(want: &Contents, have: &Contents, deletions: Deletions) -> Vec<Op> {
     ops.extend(surplus(&want.endpoints, &have.endpoints).map(|(key, _)| Op::RemoveEndpoint(key)));
     ops.extend(surplus(&want.guards, &have.guards).map(|(key, _)| Op::RemoveGuard(key)));
     ops.extend(surplus(&want.nodes, &have.nodes).map(|(key, _)| Op::RemoveNode(key)));
+    ops.extend(surplus(&want.vteps, &have.vteps).map(|(key, _)| Op::RemoveVtep(key)));
     ops.extend(surplus(&want.tunnel_peers, &have.tunnel_peers).map(|(key, _)| Op::RemoveTunnelPeer(key)));
     ops.extend(surplus(&want.uplinks, &have.uplinks).map(|(key, _)| Op::RemoveUplink(key)));
     let included = surplus(&want.non_masquerade, &have.non_masquerade);
@@ -125,6 +131,7 @@ mod tests {
             Op::RemoveNonMasquerade(key) => assert!(contents.non_masquerade.remove(&key).is_some()),
             Op::SetUplink(key, value) => drop(contents.uplinks.insert(key, value)),
             Op::SetTunnelPeer(key, value) => drop(contents.tunnel_peers.insert(key, value)),
+            Op::SetVtep(key, value) => drop(contents.vteps.insert(key, value)),
             Op::SetNode(key, value) => drop(contents.nodes.insert(key, value)),
             Op::SetGuard(key, value) => drop(contents.guards.insert(key, value)),
             Op::SetEndpoint(key, value) => drop(contents.endpoints.insert(key, value)),
@@ -135,6 +142,7 @@ mod tests {
             Op::RemoveGuard(key) => assert!(contents.guards.remove(&key).is_some()),
             Op::RemoveEndpoint(key) => assert!(contents.endpoints.remove(&key).is_some()),
             Op::RemoveNode(key) => assert!(contents.nodes.remove(&key).is_some()),
+            Op::RemoveVtep(key) => assert!(contents.vteps.remove(&key).is_some()),
             Op::RemoveTunnelPeer(key) => assert!(contents.tunnel_peers.remove(&key).is_some()),
             Op::RemoveUplink(key) => assert!(contents.uplinks.remove(&key).is_some()),
         }
@@ -154,6 +162,7 @@ mod tests {
         fn contents()(
             uplinks in prop::collection::btree_map(0u32..4, 0u32..3, 0..4),
             tunnel_peers in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
+            vteps in prop::collection::btree_map(0u8..6, 0u8..3, 0..6),
             nodes in prop::collection::btree_map((0u8..6, 120u32..=128), 0u32..3, 0..6),
             guards in prop::collection::btree_map(0u32..6, 0u64..3, 0..6),
             endpoints in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
@@ -165,6 +174,7 @@ mod tests {
             let node = |flags| abi::Node {
                 tunnel_endpoint: address(1), source: address(2), uplink: 1, mtu: 1450, node_id: 1, flags,
             };
+            let vtep = |last| abi::Vtep { mac: Mac { bytes: [2, 0, 0, 0, 0, last] }, reserved: [0; 2] };
             let frontend = |(last, port)| abi::Frontend {
                 address: address(last), port: Be16::new(port), protocol: 6, reserved: 0,
             };
@@ -178,6 +188,7 @@ mod tests {
                 uplinks: uplinks.into_iter().map(|(key, mtu)| (key, uplink(mtu))).collect(),
                 non_masquerade: excluded.into_iter().map(|(key, one)| (prefix(key), one)).collect(),
                 tunnel_peers: tunnel_peers.into_iter().map(|(key, id)| (address(key), id)).collect(),
+                vteps: vteps.into_iter().map(|(key, last)| (address(key), vtep(last))).collect(),
                 nodes: nodes.into_iter().map(|(key, flags)| (prefix(key), node(flags))).collect(),
                 guards: guards.into_iter().map(|(key, cost)| (key, abi::Guard { paid: 0, cost, credit: 1 })).collect(),
                 endpoints: endpoints.into_iter().map(|(key, id)| (address(key), endpoint(id, 0))).collect(),
@@ -219,18 +230,20 @@ mod tests {
             let order = |op: &Op| match op {
                 Op::SetUplink(..) | Op::SetNonMasquerade(..) => 0,
                 Op::SetTunnelPeer(..) => 1,
-                Op::SetNode(..) => 2,
-                Op::SetGuard(..) => 3,
-                Op::SetEndpoint(..) => 4,
-                Op::SetFrontend(..) => 5,
-                Op::SetRoute(..) => 6,
-                Op::RemoveRoute(..) => 7,
-                Op::RemoveFrontend(..) => 8,
-                Op::RemoveEndpoint(..) => 9,
-                Op::RemoveGuard(..) => 10,
-                Op::RemoveNode(..) => 11,
-                Op::RemoveTunnelPeer(..) => 12,
-                Op::RemoveUplink(..) | Op::RemoveNonMasquerade(..) => 13,
+                Op::SetVtep(..) => 2,
+                Op::SetNode(..) => 3,
+                Op::SetGuard(..) => 4,
+                Op::SetEndpoint(..) => 5,
+                Op::SetFrontend(..) => 6,
+                Op::SetRoute(..) => 7,
+                Op::RemoveRoute(..) => 8,
+                Op::RemoveFrontend(..) => 9,
+                Op::RemoveEndpoint(..) => 10,
+                Op::RemoveGuard(..) => 11,
+                Op::RemoveNode(..) => 12,
+                Op::RemoveVtep(..) => 13,
+                Op::RemoveTunnelPeer(..) => 14,
+                Op::RemoveUplink(..) | Op::RemoveNonMasquerade(..) => 15,
             };
             prop_assert!(diff(&want, &have, Deletions::Allowed).is_sorted_by_key(order));
         }

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::daemon::{Event, Figures, Readiness};
 use crate::error::Error;
+use crate::nodes::Skipped;
 
 /// Listens.
 ///
@@ -86,6 +87,22 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
     counters(&mut registry, "forwarded", "handled by the programs, by path", traffic);
     gauge(&mut registry, "endpoints", "Pods of this node", figures.endpoints);
     gauge(&mut registry, "nodes", "Nodes that can be used, this one included", figures.nodes);
+    let skipped = Family::<Labels, Gauge>::default();
+    for reason in Skipped::ALL {
+        let count = figures.skipped.get(&reason).copied().unwrap_or_default();
+        skipped.get_or_create(&[("reason", reason.name())]).set(count as i64);
+    }
+    registry.register(
+        "nodes_skipped",
+        "Node objects that have no part in the pod network, by reason",
+        skipped,
+    );
+    gauge(
+        &mut registry,
+        "node_list_age_seconds",
+        "How long ago the node list was known to be true: 0 while its source answers",
+        figures.node_list_age.as_secs() as usize,
+    );
     gauge(
         &mut registry,
         "addresses",

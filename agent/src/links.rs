@@ -30,6 +30,9 @@ use crate::model::Path;
 /// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
 const NOT_THERE: [i32; 3] = [-19, -2, -3];
 
+/// `-EEXIST`, `-EADDRINUSE`: what a VXLAN device is refused with when its port is another's.
+const TAKEN: [i32; 2] = [-17, -98];
+
 /// What is on a device where the agent's filters belong: by direction, at their priority and handle.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
@@ -210,17 +213,49 @@ impl Links {
             .learning(false)
             .arp(false)
             .build();
-        self.handle.link().add(message).execute().await.map_err(|source| match code(&source) {
-            Some(-17 | -98) => Error::Device {
-                name: VXLAN_DEVICE.into(),
-                problem: format!(
-                    "UDP port {port} belongs to another VXLAN device or socket: remove that, or choose another --vxlan-port"
-                ),
-            },
-            _ => Error::Netlink { operation: format!("make {VXLAN_DEVICE}"), source },
-        })?;
+        match self.handle.link().add(message).execute().await {
+            Err(error) if code(&error).is_some_and(|code| TAKEN.contains(&code)) => {
+                return Err(self.port_is_taken(port).await?);
+            }
+            other => other.map_err(netlink(format!("make {VXLAN_DEVICE}")))?,
+        }
         let device = self.device(VXLAN_DEVICE).await?;
         Ok((device.ok_or_else(|| Error::NoDevice { name: VXLAN_DEVICE.into() })?, replaced))
+    }
+
+    /// Gives the VXLAN device an MTU and sets it up. Only then the kernel opens its port.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`]; [`Error::Device`] when the port is taken.
+    pub async fn set_up_vxlan(&self, index: u32, mtu: u32, port: u16) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
+        match self.handle.link().change(message).execute().await {
+            Err(error) if code(&error).is_some_and(|code| TAKEN.contains(&code)) => {
+                Err(self.port_is_taken(port).await?)
+            }
+            other => other.map_err(netlink(format!("set {VXLAN_DEVICE} up with MTU {mtu}"))),
+        }
+    }
+
+    /// Who has the VXLAN device's port, and what to do.
+    async fn port_is_taken(&self, port: u16) -> Result<Error, Error> {
+        let mut holder = None;
+        let mut links = self.handle.link().get().execute();
+        while let Some(message) = links.try_next().await.map_err(netlink("list devices"))? {
+            let device = device(&message);
+            if device.name != VXLAN_DEVICE && vxlan_data(&message).is_some_and(|data| has_port(data, port)) {
+                holder = Some(device.name);
+            }
+        }
+        let problem = match holder {
+            Some(holder) => format!(
+                "its UDP port {port} belongs to the VXLAN device {holder}: see to it that what has made that one (flannel?) runs here no more, then remove it: `ip link delete {holder}`"
+            ),
+            None => format!(
+                "its UDP port {port} belongs to a socket: `ss -lunp sport = {port}` shows whose; end that, or choose another --vxlan-port, the same on all nodes"
+            ),
+        };
+        Ok(Error::Device { name: VXLAN_DEVICE.into(), problem })
     }
 
     /// Gives a device an address (/32, scope global).
@@ -405,23 +440,28 @@ fn filter(message: &TcMessage) -> Option<Filter> {
 }
 
 fn is_our_vxlan(message: &LinkMessage, wanted_port: u16) -> bool {
+    vxlan_data(message).is_some_and(|data| {
+        has_port(data, wanted_port)
+            && data.iter().any(|info| matches!(info, InfoVxlan::CollectMetadata(true)))
+    })
+}
+
+/// What a VXLAN device is like; `None` of any other.
+fn vxlan_data(message: &LinkMessage) -> Option<&[InfoVxlan]> {
     let infos = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
-    });
-    let Some(infos) = infos else {
-        return false;
-    };
+    })?;
     let is_vxlan = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Vxlan)));
     let data = infos.iter().find_map(|info| match info {
-        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data.as_slice()),
         _ => None,
     });
-    is_vxlan
-        && data.is_some_and(|data| {
-            data.iter().any(|info| matches!(info, InfoVxlan::Port(port) if *port == wanted_port))
-                && data.iter().any(|info| matches!(info, InfoVxlan::CollectMetadata(true)))
-        })
+    data.filter(|_| is_vxlan)
+}
+
+fn has_port(data: &[InfoVxlan], wanted: u16) -> bool {
+    data.iter().any(|info| matches!(info, InfoVxlan::Port(port) if *port == wanted))
 }
 
 fn device_address(message: &AddressMessage) -> Option<DeviceAddress> {

@@ -12,6 +12,7 @@ use podwire::daemon::{Daemon, Event};
 use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
 use podwire::nodes::file;
+use podwire::nodes::kube::{CACHE, Pace, Source};
 use podwire::non_masquerade;
 use podwire::store::Store;
 use podwire::uninstall::{self, Options};
@@ -77,7 +78,9 @@ fn main() -> ExitCode {
 
 fn start_log(logging: &Logging) -> Result<()> {
     let level = &logging.log_level;
-    let filter = EnvFilter::try_new(level).map_err(|error| anyhow!("--log-level {level}: {error}"))?;
+    // What the library logs of itself, the agent says in its own words.
+    let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{level}"))
+        .map_err(|error| anyhow!("--log-level {level}: {error}"))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -123,6 +126,12 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     let config_file = config.config_file.clone();
     let (socket, nodes, excluded) =
         (config.places.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
+    let api = Source {
+        server: config.api.clone(),
+        node_name: config.node_name.clone(),
+        cache: config.places.state_dir.join(CACHE),
+        pace: Pace::default(),
+    };
     let daemon = Daemon::start(config, &capabilities, store).await?;
 
     let server = CniServer::bind(&socket)?;
@@ -133,12 +142,15 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     tokio::spawn(stop_on(SignalKind::terminate(), events.clone()));
     tokio::spawn(stop_on(SignalKind::interrupt(), events.clone()));
     let mut watching = JoinSet::new();
-    watching.spawn(file::watch(nodes, events.clone()));
+    match nodes {
+        Some(file) => watching.spawn(lasting(file::watch(file, events.clone()))),
+        None => watching.spawn(lasting(api.watch(events.clone(), daemon.readiness()))),
+    };
     if let Some(excluded) = excluded {
-        watching.spawn(non_masquerade::watch(excluded, events.clone()));
+        watching.spawn(lasting(non_masquerade::watch(excluded, events.clone())));
     }
     if let Some(file) = config_file {
-        watching.spawn(command_line.watch(file, events.clone()));
+        watching.spawn(lasting(command_line.watch(file, events.clone())));
     }
     let serving = tokio::spawn(server.serve(events));
     tokio::select! {
@@ -149,6 +161,14 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     // It ends when the queue is gone, and the socket's file with it.
     serving.await?;
     Ok(())
+}
+
+/// A source that ends only with the agent, or because it cannot be one.
+async fn lasting<E>(source: impl Future<Output = Result<(), E>>) -> Result<()>
+where
+    anyhow::Error: From<E>,
+{
+    Ok(source.await?)
 }
 
 async fn wait() -> Result<()> {

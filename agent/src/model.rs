@@ -109,10 +109,16 @@ impl Mode {
 pub struct Node {
     /// `metadata.name`.
     pub name: String,
+    /// `metadata.uid`, where the source has one.
+    pub uid: Option<String>,
     /// Its IPv4 podCIDR.
     pub pod_network: Ipv4Net,
     /// Its IPv4 InternalIP.
     pub address: Ipv4Addr,
+    /// Whether it takes no new pods. Those that it has keep their network.
+    pub cordoned: bool,
+    /// The only link address that it takes tunnelled frames for, as far as flannel says; `None`: any.
+    pub vtep_mac: Option<Mac>,
 }
 
 impl Node {

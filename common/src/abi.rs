@@ -91,6 +91,19 @@ pub const NODE_LOCAL: u32 = 4;
 pub const NODE_ON_LINK: u32 = 8;
 /// The entry is the address that the node has among its own pods: their gateway's.
 pub const NODE_OVERLAY: u32 = 16;
+/// The node takes inner frames for one link address only: that of its [`Vtep`].
+pub const NODE_VTEP: u32 = 32;
+
+/// `VTEPS`: tunnel endpoint of a node with [`NODE_VTEP`] → its VXLAN device, where that is all that receives there.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Vtep {
+    /// The device's link address. The kernel takes frames for any other for somebody else's, and drops them silently.
+    pub mac: Mac,
+    /// Explicit padding.
+    pub reserved: [u8; 2],
+}
 
 /// `UPLINKS`: ifindex → what leaves by that link is given these addresses.
 #[repr(C)]
@@ -303,7 +316,7 @@ pub struct KnownFlow {
     pub reserved: u8,
     /// The sender's link address. Not asked for of what comes from the world or out of the tunnel.
     pub sender_mac: Mac,
-    /// Into a pod: its own address on its link, and its gateway's.
+    /// Into a pod: its own address on its link, and its gateway's. [`KNOWN_TUNNEL_OUT`]: of the inner frame.
     pub macs: Macs,
     /// Out by an uplink: the router, or the destination itself where there is none; network order, 0 when not known.
     pub next_hop: u32,
@@ -449,6 +462,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 44);
     assert!(size_of::<Guard>() == 24);
     assert!(size_of::<Node>() == 48);
+    assert!(size_of::<Vtep>() == 8);
     assert!(size_of::<Uplink>() == 40);
     assert!(size_of::<Flow>() == 40);
     assert!(size_of::<StackFlow>() == 8);
@@ -500,5 +514,6 @@ mod pod {
         super::StackFlow,
         super::Translation,
         super::Uplink,
+        super::Vtep,
     );
 }

@@ -12,7 +12,8 @@ pub const VNI: u32 = 1;
 pub const VXLAN_OVERHEAD: u32 = 50;
 /// Source of inner frames that the programs write: unicast, locally administered, borne by no VXLAN device.
 pub const INNER_SOURCE_MAC: [u8; 6] = [0x02, 0x70, 0x77, 0x00, 0x00, 0x01];
-/// Destination of inner frames that the programs write. The receiver sets the packet type, whatever it reads.
+/// Destination of inner frames that the programs write. The receiver sets the packet type, whatever it reads; one that does not has a
+/// [`crate::abi::Vtep`].
 pub const INNER_DESTINATION_MAC: [u8; 6] = [0x02, 0x70, 0x77, 0x00, 0x00, 0x02];
 /// `rtm_protocol` of the routes that the agent owns, so that it removes none of others'.
 pub const ROUTE_PROTOCOL: u8 = 112;
@@ -23,6 +24,8 @@ pub mod maps {
     pub const ENDPOINTS: &str = "ENDPOINTS";
     /// podCIDR or node address → [`crate::abi::Node`].
     pub const NODES: &str = "NODES";
+    /// Underlay address → [`crate::abi::Vtep`].
+    pub const VTEPS: &str = "VTEPS";
     /// Underlay address → node id.
     pub const TUNNEL_PEERS: &str = "TUNNEL_PEERS";
     /// [`crate::abi::Flow`] → [`crate::abi::StackFlow`].
@@ -54,10 +57,11 @@ pub mod maps {
     /// ifindex → [`crate::abi::Guard`].
     pub const EGRESS_GUARDS: &str = "EGRESS_GUARDS";
     /// All of them.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         ENDPOINTS,
         EGRESS_GUARDS,
         NODES,
+        VTEPS,
         TUNNEL_PEERS,
         STACK_FLOWS,
         FRAGMENTS,

@@ -15,7 +15,7 @@ use podwire_common::abi::{
     ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Backend, Beginning, Config, Count, ENDPOINT_STACK_ONLY,
     Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, Guard, InboundFlow, KNOWN_FLOW_JIFFIES,
     KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SocketAddress,
-    StackFlow, Translation, Uplink,
+    StackFlow, Translation, Uplink, Vtep,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
@@ -27,6 +27,8 @@ helpers::maps! {
     static ENDPOINTS: HashMap<Addr, Endpoint, 1024> = HashMap::new();
     static EGRESS_GUARDS: HashMap<u32, Guard, 1024> = HashMap::new();
     static NODES: LpmTrie<LpmAddr, Node, 16384> = LpmTrie::new();
+    // Empty, unless a cluster is being moved.
+    static VTEPS: HashMap<Addr, Vtep, 8192, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
     static TUNNEL_PEERS: HashMap<Addr, u32, 8192> = HashMap::new();
     // No LRU: an entry that left early would send a flow's replies past conntrack (invariant 1).
     static STACK_FLOWS: HashMap<Flow, StackFlow, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -187,6 +189,13 @@ pub fn set_stack_only(address: &Addr) {
 #[inline(never)]
 pub fn node(address: &Addr) -> Option<&'static Node> {
     NODES.get(&Key::new(128, (*address).into()))
+}
+
+/// The VXLAN device of a node with [`NODE_VTEP`](podwire_common::abi::NODE_VTEP), by its tunnel endpoint.
+#[inline(always)]
+pub fn vtep(address: &Addr) -> Option<&'static Vtep> {
+    // SAFETY: as for endpoints.
+    unsafe { VTEPS.get(address) }
 }
 
 /// Whether an underlay address is a node's.

@@ -51,6 +51,12 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &["agent/src"],
+        except: &["agent/src/nodes/kube"],
+        forbidden: &["kube", "k8s_openapi", "http", "tower"],
+        why: "only nodes/kube/ talks to the API server",
+    },
+    Rule {
+        within: &["agent/src"],
         except: &["agent/src/conntrack.rs", "agent/src/firewall"],
         forbidden: &["netlink_sys", "netlink_packet_core", "netlink_packet_netfilter"],
         why: "only conntrack and firewall/ ask netfilter",
@@ -119,9 +125,14 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &["agent/src", "cni-shim/src"],
-        // A file's time is the wall clock's. If that jumps, the file is read once more.
-        except: &["agent/src/watched_file.rs"],
-        forbidden: &["std::time::SystemTime", "rustix::time::ClockId::Realtime"],
+        // A file's time is the wall clock's: if that jumps, a watched file is read once more, and the kept node list's age is told
+        // wrong. A condition of a Node object has a time for people to read.
+        except: &[
+            "agent/src/watched_file.rs",
+            "agent/src/nodes/kube/cache.rs",
+            "agent/src/nodes/kube/condition.rs",
+        ],
+        forbidden: &["std::time::SystemTime", "rustix::time::ClockId::Realtime", "jiff::Timestamp"],
         why: "the wall clock jumps: time is measured by the monotonic one, as the programs do",
     },
     Rule {

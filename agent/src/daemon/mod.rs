@@ -6,13 +6,15 @@ mod check;
 mod cni_configuration;
 mod firewall;
 mod node_calls;
+mod nodes;
 mod reconcile;
 mod start;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use podwire_cni::protocol::{Attachment, Call, Reply};
@@ -31,7 +33,7 @@ use crate::host::Host;
 use crate::ipam::Pool;
 use crate::links::{Changes, Links};
 use crate::model::Model;
-use crate::nodes::{Cluster, NodeProblem, NodeRecord, new_problems};
+use crate::nodes::{NodeList, NodeProblem, Skipped};
 use crate::store::Store;
 use crate::strays::Strays;
 
@@ -46,14 +48,11 @@ pub enum Event {
         reply: oneshot::Sender<Reply>,
     },
     /// A complete node list.
-    Nodes {
-        /// Its entries.
-        records: Vec<NodeRecord>,
-        /// Those of them that do not decode.
-        problems: Vec<NodeProblem>,
-    },
-    /// The node list cannot be used as a whole; why.
+    Nodes(NodeList),
+    /// The node list cannot be had, or used as a whole; why.
     NodeListUnusable(String),
+    /// The last complete node list is that of now again.
+    NodeListConfirmed,
     /// The networks of `--non-masquerade-file`, or why they cannot be used.
     NonMasquerade(Result<BTreeSet<Ipv4Net>, String>),
     /// The options that the file of `--config` wants otherwise than they are, or what is wrong with it.
@@ -86,6 +85,10 @@ pub struct Figures {
     pub endpoints: usize,
     /// Nodes that can be used, this one included.
     pub nodes: usize,
+    /// Nodes that have no part in the pod network.
+    pub skipped: BTreeMap<Skipped, usize>,
+    /// Since when the node list may be out of date; zero: it is not.
+    pub node_list_age: Duration,
     /// Addresses that can be handed out at all.
     pub addresses: u32,
     /// What the last round of ageing found in the tables.
@@ -113,7 +116,7 @@ pub struct Daemon {
     model: Model,
     /// `None` until this node's podCIDR is known; then it stays, whatever becomes of the node list.
     pool: Option<Pool>,
-    host: Host,
+    host: Arc<Host>,
     /// What the last round of ageing found.
     collected: Collected,
     /// Uplinks that have this process's programs, by ifindex.
@@ -121,8 +124,12 @@ pub struct Daemon {
     problems: BTreeSet<NodeProblem>,
     /// Why the last node list has no usable entry for this node, if it has none.
     own_missing: Option<String>,
-    /// Whether a complete node list was seen: nothing is deleted before.
+    /// Nodes that have no part in the pod network.
+    skipped: BTreeMap<String, Skipped>,
+    /// Whether a complete node list of now was seen: nothing is deleted before.
     complete: bool,
+    /// How good the last node list is.
+    list: nodes::NodeListState,
     /// Of new pods, bytes: what the ways to all the nodes leave, which are many.
     pod_mtu: Option<u32>,
     /// When the ways to the other nodes were last asked for.
@@ -174,14 +181,9 @@ impl Daemon {
                 // Its plugin has given up, or is dead: it has taken its link back, or the next ADD or the sweep will.
                 Event::Call { call, reply } if reply.is_closed() => debug!(?call, "nobody waits for it"),
                 Event::Call { call, reply } => self.serve(&call, reply).await,
-                Event::Nodes { records, problems } => self.take_nodes(&records, problems).await,
-                Event::NodeListUnusable(reason) if self.complete => {
-                    error!("{reason}; the last good state stays")
-                }
-                Event::NodeListUnusable(reason) => {
-                    error!("{reason}");
-                    self.set_readiness(Readiness::Waiting(reason));
-                }
+                Event::Nodes(list) => self.take_nodes(list).await,
+                Event::NodeListUnusable(reason) => self.do_without_nodes(reason),
+                Event::NodeListConfirmed => self.list.confirm(),
                 Event::NonMasquerade(Ok(networks)) => self.take_non_masquerade(networks).await,
                 Event::NonMasquerade(Err(reason)) => error!("{reason}"),
                 Event::ConfigFile(compared) => tell_differences(compared),
@@ -197,69 +199,10 @@ impl Daemon {
         info!("stopped; pods keep their network");
     }
 
-    async fn take_nodes(&mut self, records: &[NodeRecord], malformed: Vec<NodeProblem>) {
-        let own_name = self.config.node_name.clone();
-        let (cluster, problems) = Cluster::from_records(records, &own_name);
-        let problems: Vec<_> = malformed.into_iter().chain(problems).collect();
-        for problem in new_problems(&problems, &self.problems) {
-            warn!("{problem}");
-        }
-        let own_problem =
-            problems.iter().find(|problem| problem.concerns(&own_name)).map(ToString::to_string);
-        self.problems = problems.into_iter().collect();
-        self.own_missing = cluster.own.is_none().then(|| {
-            let list = self.config.nodes.display();
-            own_problem
-                .unwrap_or_else(|| format!("node {own_name} has no usable entry in the node list {list}"))
-        });
-        self.model.remote = cluster.remote;
-        match (cluster.own, &self.model.own) {
-            (Some(own), _) => self.model.own = Some(own),
-            // The pods that are there keep their network by the entry before, whoever else claims it now.
-            (None, Some(before)) => self.model.remote.retain(|_, node| !node.contradicts(before)),
-            (None, None) => {
-                self.set_readiness(Readiness::Waiting(self.own_missing.clone().unwrap_or_default()));
-                return;
-            }
-        }
-        self.complete = true;
-        self.paths_asked = None;
-        self.adopt_pod_network();
-        let nodes = self.model.remote.len() + 1;
-        if self.reconcile().await {
-            info!(nodes, "node list applied");
-        }
-    }
-
-    /// Hands out addresses from the podCIDR of now; those of an earlier one stay with their pods.
-    fn adopt_pod_network(&mut self) {
-        let Some(own) = &self.model.own else {
-            return;
-        };
-        let network = own.pod_network;
-        if self.pool.as_ref().is_some_and(|pool| pool.network() == network) {
-            return;
-        }
-        let taken = self.model.endpoints.values().map(|endpoint| endpoint.address);
-        let last = match &self.pool {
-            Some(pool) => pool.last(),
-            None => self.store.last_address(),
-        };
-        self.pool = Some(Pool::new(network, taken, last));
-        info!(%network, "addresses are handed out from this node's podCIDR");
-        let outside: Vec<_> = self.model.outside_pod_network().map(ToString::to_string).collect();
-        if !outside.is_empty() {
-            warn!(
-                pods = outside.join(", "),
-                "these pods have addresses outside the node's podCIDR {network}: they keep them, but other nodes refuse what they send; restart them"
-            );
-        }
-    }
-
     async fn take_non_masquerade(&mut self, networks: BTreeSet<Ipv4Net>) {
         info!(networks = networks.len(), "the list of networks that are not masqueraded was read");
         self.model.non_masquerade = self.config.non_masquerade(networks);
-        if self.complete {
+        if self.model.own.is_some() {
             let _ = self.reconcile().await;
         }
     }
@@ -273,7 +216,7 @@ impl Daemon {
         if !self.may_differ() {
             return;
         }
-        if self.complete {
+        if self.model.own.is_some() {
             let _ = self.reconcile().await;
             return;
         }
@@ -319,6 +262,11 @@ impl Daemon {
             counters,
             endpoints: self.model.endpoints.len(),
             nodes: self.model.remote.len() + usize::from(self.model.own.is_some()),
+            skipped: self.skipped.values().fold(BTreeMap::new(), |mut counts, reason| {
+                *counts.entry(*reason).or_default() += 1;
+                counts
+            }),
+            node_list_age: self.list.age(),
             addresses: self.pool.as_ref().map_or(0, Pool::size),
             collected: self.collected,
             reattached: self.reattached,

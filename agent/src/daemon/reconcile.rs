@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podwire_common::abi;
@@ -14,11 +15,11 @@ use super::attempts::Attempts;
 use super::{Daemon, Readiness};
 use crate::before::Before;
 use crate::dataplane::attach::UplinkAttachment;
-use crate::desired::{Route, desired};
+use crate::desired::{Contents, Route, desired};
 use crate::diff::{Deletions, Op, diff};
 use crate::error::Error;
 use crate::host::{Device, Host};
-use crate::model::Path;
+use crate::model::{Node, Path};
 
 /// A change of policy routing shows in none of the lists that are compared: while anything changes, the ways are asked for
 /// again after this.
@@ -49,7 +50,8 @@ impl Daemon {
         if let Err(error) = &outcome {
             error!("reconcile: {error}");
             self.limited = Some(error.to_string());
-            if self.model.uplinks.is_empty() {
+            // Before the first success that is why nothing is served.
+            if self.model.uplinks.is_empty() || *self.readiness.borrow() != Readiness::Ready {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }
         }
@@ -79,7 +81,7 @@ impl Daemon {
         let limits = self.set_limits().await;
         self.attach_uplinks().await?;
         self.dataplane.finish_migration()?;
-        self.host = host;
+        self.host = Arc::new(host);
         let missing = self.unpinned.clone().or_else(|| self.own_missing.clone());
         self.set_readiness(missing.map_or(Readiness::Ready, Readiness::Waiting));
         filters.and(limits)
@@ -135,24 +137,9 @@ impl Daemon {
         let mut paths = BTreeMap::new();
         let mut reports = BTreeSet::new();
         for node in self.model.remote.values() {
-            match self.links.path(node.address, host).await {
-                Some(path) => {
-                    if !self.model.uplinks.iter().any(|uplink| uplink.index == path.device) {
-                        let device = host.devices.get(&path.device).map_or("?", |device| &device.name);
-                        reports.insert(format!(
-                            "the route to node {} ({}) leaves by {device}, which is no uplink: name it with --uplink",
-                            node.name, node.address
-                        ));
-                    }
-                    paths.insert(node.address, path);
-                }
-                None => {
-                    reports.insert(format!(
-                        "there is no route to node {} (InternalIP {}): its pods are out of reach",
-                        node.name, node.address
-                    ));
-                }
-            }
+            let (path, report) = self.ask_path(node, host).await;
+            paths.extend(path.map(|path| (node.address, path)));
+            reports.extend(report);
         }
         for report in reports.difference(&self.reported) {
             warn!("{report}");
@@ -161,7 +148,43 @@ impl Daemon {
         paths
     }
 
-    /// Maps and routes. An operation that fails does not keep the others from being done.
+    /// Asks for the ways to these nodes, and forgets those to where nodes were before.
+    pub(super) async fn renew_paths(&mut self, before: &[Node], now: &[Node]) {
+        for node in before {
+            self.model.paths.remove(&node.address);
+        }
+        for node in now {
+            let (path, report) = self.ask_path(node, &self.host).await;
+            self.model.paths.extend(path.map(|path| (node.address, path)));
+            if let Some(report) = report
+                && self.reported.insert(report.clone())
+            {
+                warn!("{report}");
+            }
+        }
+    }
+
+    /// The way to a node, and what an operator has to know of it.
+    async fn ask_path(&self, node: &Node, host: &Host) -> (Option<Path>, Option<String>) {
+        let path = self.links.path(node.address, host).await;
+        let report = match path {
+            Some(path) if self.model.uplinks.iter().any(|uplink| uplink.index == path.device) => None,
+            Some(path) => {
+                let device = host.devices.get(&path.device).map_or("?", |device| &device.name);
+                Some(format!(
+                    "the route to node {} ({}) leaves by {device}, which is no uplink: name it with --uplink",
+                    node.name, node.address
+                ))
+            }
+            None => Some(format!(
+                "there is no route to node {} (InternalIP {}): its pods are out of reach",
+                node.name, node.address
+            )),
+        };
+        (path, report)
+    }
+
+    /// Maps and routes.
     async fn apply_contents(&mut self, host: &Host) -> Result<(), Error> {
         let mut want = desired(&self.model);
         for endpoint in self.missed.keys().filter_map(|attachment| self.model.endpoints.get(attachment)) {
@@ -171,8 +194,18 @@ impl Daemon {
         let mut have = self.dataplane.maps.contents()?;
         have.routes.clone_from(&host.own_routes);
         let deletions = if self.complete { Deletions::Allowed } else { Deletions::Withheld };
+        self.carry_out(diff(&want, &have, deletions), &have, host).await
+    }
+
+    /// The operations, in order. One that fails does not keep the others from being done.
+    pub(super) async fn carry_out(
+        &mut self,
+        ops: Vec<Op>,
+        have: &Contents,
+        host: &Host,
+    ) -> Result<(), Error> {
         let mut attempts = Attempts::default();
-        for op in diff(&want, &have, deletions) {
+        for op in ops {
             debug!(?op, "change");
             let mut done = self.apply(op).await;
             if done.is_ok()
@@ -224,7 +257,7 @@ impl Daemon {
         let wanted: BTreeSet<_> = own.into_iter().chain(gateways).collect();
         let mut changed = self.set_addresses(host, device, &wanted).await?;
         if device.mtu != mtu || !device.up {
-            self.links.set_mtu_and_up(device.index, &device.name, mtu).await?;
+            self.links.set_up_vxlan(device.index, mtu, self.config.vxlan_port).await?;
             info!(device = VXLAN_DEVICE, mtu, "tunnel device set up");
             changed = true;
         }

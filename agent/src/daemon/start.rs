@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use podwire_common::abi::{self, ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
@@ -12,6 +13,7 @@ use tracing::{error, info, warn};
 
 use super::cni_configuration::CniConfiguration;
 use super::firewall::Firewall;
+use super::nodes::NodeListState;
 use super::{Daemon, Readiness};
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
@@ -48,12 +50,12 @@ impl Daemon {
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
         let dataplane = load(&config, model.vxlan)?;
         dataplane.maps.print_sizes(&config.map_sizes())?;
-        let why = format!("the node list {} has not been read yet", config.nodes.display());
+        let why = format!("{} has not been read yet", config.node_source());
         let mut daemon = Self {
             uplink_attachment: capabilities.uplink_attachment(),
             cgroup: cgroup_of(capabilities),
             store,
-            host: links.host().await?,
+            host: Arc::new(links.host().await?),
             collected: Collected::default(),
             links,
             changes,
@@ -64,7 +66,9 @@ impl Daemon {
             attached: BTreeMap::new(),
             problems: BTreeSet::new(),
             own_missing: None,
+            skipped: BTreeMap::new(),
             complete: false,
+            list: NodeListState::default(),
             pod_mtu: None,
             paths_asked: None,
             paths_doubtful: true,
@@ -97,7 +101,7 @@ impl Daemon {
         self.model.vxlan = vxlan;
         self.replace_programs().await?;
         self.attached.clear();
-        self.host = self.links.host().await?;
+        self.host = Arc::new(self.links.host().await?);
         Ok(())
     }
 

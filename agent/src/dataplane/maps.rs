@@ -27,6 +27,8 @@ pub struct Maps {
     pub guards: HashMap<MapData, u32, abi::Guard>,
     /// `NODES`.
     pub nodes: LpmTrie<MapData, LpmAddr, abi::Node>,
+    /// `VTEPS`.
+    pub vteps: HashMap<MapData, Addr, abi::Vtep>,
     /// `TUNNEL_PEERS`.
     pub tunnel_peers: HashMap<MapData, Addr, u32>,
     /// `UPLINKS`.
@@ -77,6 +79,7 @@ impl Maps {
             endpoints: take(ebpf, names::ENDPOINTS)?,
             guards: take(ebpf, names::EGRESS_GUARDS)?,
             nodes: take(ebpf, names::NODES)?,
+            vteps: take(ebpf, names::VTEPS)?,
             tunnel_peers: take(ebpf, names::TUNNEL_PEERS)?,
             uplinks: take(ebpf, names::UPLINKS)?,
             stack_flows: take(ebpf, names::STACK_FLOWS)?,
@@ -106,6 +109,10 @@ impl Maps {
         for entry in self.tunnel_peers.iter() {
             let (key, value) = entry.map_err(map_error("read", names::TUNNEL_PEERS))?;
             contents.tunnel_peers.insert(key, value);
+        }
+        for entry in self.vteps.iter() {
+            let (key, value) = entry.map_err(map_error("read", names::VTEPS))?;
+            contents.vteps.insert(key, value);
         }
         for entry in self.nodes.iter() {
             let (key, value) = entry.map_err(map_error("read", names::NODES))?;
@@ -163,6 +170,7 @@ impl Maps {
             Op::SetTunnelPeer(key, value) => {
                 write(self.tunnel_peers.insert(key, value, 0), names::TUNNEL_PEERS)
             }
+            Op::SetVtep(key, value) => write(self.vteps.insert(key, value, 0), names::VTEPS),
             Op::SetNode(prefix, value) => write(self.nodes.insert(&key(prefix), value, 0), names::NODES),
             Op::SetGuard(key, value) => write(self.guards.insert(key, value, 0), names::EGRESS_GUARDS),
             Op::SetEndpoint(key, value) => write(self.endpoints.insert(key, value, 0), names::ENDPOINTS),
@@ -171,6 +179,7 @@ impl Maps {
             Op::RemoveGuard(key) => remove(self.guards.remove(&key), names::EGRESS_GUARDS),
             Op::RemoveEndpoint(key) => remove(self.endpoints.remove(&key), names::ENDPOINTS),
             Op::RemoveNode(prefix) => remove(self.nodes.remove(&key(prefix)), names::NODES),
+            Op::RemoveVtep(key) => remove(self.vteps.remove(&key), names::VTEPS),
             Op::RemoveTunnelPeer(key) => remove(self.tunnel_peers.remove(&key), names::TUNNEL_PEERS),
             Op::RemoveUplink(key) => remove(self.uplinks.remove(&key), names::UPLINKS),
             Op::SetRoute(..) | Op::RemoveRoute(..) => Ok(()),

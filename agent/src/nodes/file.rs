@@ -2,11 +2,13 @@
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tracing::info;
 
+use super::NodeList;
 use super::objects::{self, Entries};
 use crate::daemon::Event;
 use crate::watched_file::{self, WatchError};
@@ -36,7 +38,7 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), Wat
         Ok(file) => match parse(&path, file) {
             Ok(Entries { records, problems }) => {
                 info!(path = %path.display(), nodes = records.len(), "node list read");
-                Event::Nodes { records, problems }
+                Event::Nodes(NodeList { records, problems, age: Duration::ZERO })
             }
             Err(error) => Event::NodeListUnusable(error.to_string()),
         },
@@ -51,7 +53,7 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), Wat
 ///
 /// # Errors
 /// [`FileError::Decode`] when the text as a whole is neither.
-fn parse(path: &Path, file: impl Read) -> Result<Entries, FileError> {
+pub(super) fn parse(path: &Path, file: impl Read) -> Result<Entries, FileError> {
     let decode = || {
         let mut reader = BufReader::with_capacity(CHUNK, file);
         let start = reader.fill_buf().map_err(|error| error.to_string())?;
@@ -155,7 +157,7 @@ mod tests {
 
     fn change(event: Option<Event>) -> Vec<String> {
         match event {
-            Some(Event::Nodes { records, .. }) => records.into_iter().map(|record| record.name).collect(),
+            Some(Event::Nodes(list)) => list.records.into_iter().map(|record| record.name).collect(),
             other => panic!("a node list was expected, not {other:?}"),
         }
     }

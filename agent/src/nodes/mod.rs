@@ -2,24 +2,49 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
 use crate::model::Node;
 
+pub mod changes;
 pub mod file;
+pub mod flannel;
+pub mod kube;
 mod objects;
 
+/// What a source has to say: every Node object that there is.
+#[derive(Debug)]
+pub struct NodeList {
+    /// Its entries.
+    pub records: Vec<NodeRecord>,
+    /// Those of them that do not decode.
+    pub problems: Vec<NodeProblem>,
+    /// How long ago it was known to be true: zero for what the source says now, more for the last good list of an earlier time.
+    pub age: Duration,
+}
+
 /// What the agent reads of a Node object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeRecord {
     /// `metadata.name`.
     pub name: String,
+    /// `metadata.uid`: another one is another object of the same name.
+    pub uid: Option<String>,
     /// `spec.podCIDRs`, or `spec.podCIDR` alone.
     pub pod_networks: Vec<IpNet>,
+    /// `spec.unschedulable`.
+    pub cordoned: bool,
     /// `status.addresses` of type `InternalIP`.
     pub internal_addresses: Vec<IpAddr>,
+    /// `status.nodeInfo.operatingSystem`, or the label `kubernetes.io/os`.
+    pub operating_system: Option<String>,
+    /// Whether the condition `NetworkUnavailable` is true: a cloud provider sets it until somebody has seen to the network.
+    pub network_unavailable: bool,
+    /// What flannel has announced of it.
+    pub flannel: Option<flannel::Lease>,
 }
 
 /// The nodes that can be used.
@@ -29,6 +54,33 @@ pub struct Cluster {
     pub own: Option<Node>,
     /// The others, by name.
     pub remote: BTreeMap<String, Node>,
+    /// Those that are left out without being at fault.
+    pub skipped: BTreeMap<String, Skipped>,
+}
+
+/// Why a node has no part in the pod network, as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Skipped {
+    /// It has no IPv4 podCIDR, or none yet.
+    NoPodNetwork,
+    /// It has no IPv4 InternalIP, or none yet.
+    NoInternalAddress,
+    /// It does not run Linux.
+    OtherSystem,
+}
+
+impl Skipped {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::NoPodNetwork, Self::NoInternalAddress, Self::OtherSystem];
+
+    /// As metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoPodNetwork => "no-pod-cidr",
+            Self::NoInternalAddress => "no-internal-ip",
+            Self::OtherSystem => "other-operating-system",
+        }
+    }
 }
 
 /// Why a node, or a part of its entry, is left out.
@@ -42,17 +94,25 @@ pub enum NodeProblem {
         /// What is wrong with it.
         reason: String,
     },
-    /// No IPv4 podCIDR.
+    /// This node has no IPv4 podCIDR.
     #[error(
-        "node {node} is skipped: spec.podCIDR has no IPv4 network (is the cluster's podCIDR allocation on?)"
+        "this node, {node}, has no IPv4 network in spec.podCIDR: waiting for it (is the cluster's podCIDR allocation on? kube-controller-manager --allocate-node-cidrs)"
     )]
     NoPodNetwork {
         /// Its name.
         node: String,
     },
-    /// No IPv4 InternalIP.
-    #[error("node {node} is skipped: status.addresses has no IPv4 address of type InternalIP")]
+    /// This node has no IPv4 InternalIP.
+    #[error(
+        "this node, {node}, has no IPv4 address of type InternalIP in status.addresses: waiting for it (kubelet --node-ip)"
+    )]
     NoInternalAddress {
+        /// Its name.
+        node: String,
+    },
+    /// This node's object says that it does not run Linux.
+    #[error("this node, {node}, runs another operating system by its Node object (is --node-name right?)")]
+    OtherSystem {
         /// Its name.
         node: String,
     },
@@ -90,6 +150,14 @@ pub enum NodeProblem {
         /// `--node-name`.
         node: String,
     },
+    /// A node of flannel's, or one that was.
+    #[error("node {node}: {problem}")]
+    Flannel {
+        /// Its name.
+        node: String,
+        /// What is wrong, and what to do.
+        problem: flannel::Problem,
+    },
     /// Dual stack.
     #[error("IPv6 podCIDRs are ignored: pods get IPv4 addresses only")]
     Ipv6Ignored,
@@ -116,9 +184,16 @@ impl Cluster {
         }
 
         let mut accepted = Accepted::default();
+        let mut skipped = BTreeMap::new();
         for record in by_name.into_values() {
-            if let Err(problem) = complete(record).and_then(|node| accepted.add(node)) {
-                problems.push(problem);
+            match complete(record) {
+                Ok(node) => problems.extend(accepted.add(node).err()),
+                Err(reason) => {
+                    if record.name == own_name {
+                        problems.push(reason.of_this_node(own_name));
+                    }
+                    skipped.insert(record.name.clone(), reason);
+                }
             }
         }
         let mut remote = accepted.nodes;
@@ -126,7 +201,7 @@ impl Cluster {
         if own.is_none() && !records.iter().any(|record| record.name == own_name) {
             problems.push(NodeProblem::OwnMissing { node: own_name.into() });
         }
-        (Self { own, remote }, problems)
+        (Self { own, remote, skipped }, problems)
     }
 }
 
@@ -136,10 +211,13 @@ impl NodeProblem {
         match self {
             Self::NoPodNetwork { node }
             | Self::NoInternalAddress { node }
+            | Self::OtherSystem { node }
             | Self::Overlap { node, .. }
             | Self::SameAddress { node, .. }
             | Self::OwnMissing { node } => node == name,
-            Self::Malformed { .. } | Self::SameName { .. } | Self::Ipv6Ignored => false,
+            Self::Malformed { .. } | Self::SameName { .. } | Self::Flannel { .. } | Self::Ipv6Ignored => {
+                false
+            }
         }
     }
 }
@@ -173,7 +251,22 @@ impl Accepted {
     }
 }
 
-fn complete(record: &NodeRecord) -> Result<Node, NodeProblem> {
+impl Skipped {
+    /// What is nothing to worry about with others keeps this node from serving.
+    fn of_this_node(self, node: &str) -> NodeProblem {
+        let node = node.into();
+        match self {
+            Self::NoPodNetwork => NodeProblem::NoPodNetwork { node },
+            Self::NoInternalAddress => NodeProblem::NoInternalAddress { node },
+            Self::OtherSystem => NodeProblem::OtherSystem { node },
+        }
+    }
+}
+
+fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
+    if record.operating_system.as_deref().is_some_and(|system| system != "linux") {
+        return Err(Skipped::OtherSystem);
+    }
     let pod_network = record.pod_networks.iter().find_map(|network| match network {
         IpNet::V4(network) => Some(network.trunc()),
         IpNet::V6(_) => None,
@@ -182,12 +275,11 @@ fn complete(record: &NodeRecord) -> Result<Node, NodeProblem> {
         IpAddr::V4(address) => Some(*address),
         IpAddr::V6(_) => None,
     });
-    let name = record.name.clone();
-    match (pod_network, address) {
-        (None, _) => Err(NodeProblem::NoPodNetwork { node: name }),
-        (_, None) => Err(NodeProblem::NoInternalAddress { node: name }),
-        (Some(pod_network), Some(address)) => Ok(Node { name, pod_network, address }),
-    }
+    let pod_network = pod_network.ok_or(Skipped::NoPodNetwork)?;
+    let address = address.ok_or(Skipped::NoInternalAddress)?;
+    let (name, uid, cordoned) = (record.name.clone(), record.uid.clone(), record.cordoned);
+    let vtep_mac = record.flannel.as_ref().and_then(flannel::Lease::vtep_mac);
+    Ok(Node { name, uid, pod_network, address, cordoned, vtep_mac })
 }
 
 /// The problems of `now` that `before` did not have: each is said once.
@@ -208,6 +300,7 @@ mod tests {
             name: name.into(),
             pod_networks: pod_networks.iter().map(|network| network.parse().unwrap()).collect(),
             internal_addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..NodeRecord::default()
         }
     }
 
@@ -232,15 +325,42 @@ mod tests {
     }
 
     #[test]
-    fn an_incomplete_node_is_named_and_the_rest_goes_on() {
+    fn nodes_that_have_no_part_in_the_pod_network_are_counted_and_the_rest_goes_on() {
+        let mut windows = record("node5", &["10.244.5.0/24"], &["10.200.0.5"]);
+        windows.operating_system = Some("windows".into());
+        let mut linux = record("node4", &["10.244.4.0/24"], &["10.200.0.4"]);
+        linux.operating_system = Some("linux".into());
         let records = [
             record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
             record("node2", &[], &["10.200.0.2"]),
             record("node3", &["10.244.3.0/24"], &[]),
-            record("node4", &["10.244.4.0/24"], &["10.200.0.4"]),
+            linux,
+            windows,
         ];
-        let messages = ["node node2 is skipped: spec.podCIDR", "node node3 is skipped: status.addresses"];
-        check(&records, Some("node1"), &["node4"], &messages);
+        check(&records, Some("node1"), &["node4"], &[]);
+        let skipped = Cluster::from_records(&records, "node1").0.skipped;
+        let reasons = ["node2", "node3", "node5"].map(|name| skipped[name].name());
+        assert_eq!(reasons, ["no-pod-cidr", "no-internal-ip", "other-operating-system"]);
+    }
+
+    #[test]
+    fn what_this_node_lacks_itself_is_said() {
+        let waiting = "this node, node1, ";
+        check(
+            &[record("node1", &[], &["10.200.0.1"])],
+            None,
+            &[],
+            &[&format!("{waiting}has no IPv4 network")],
+        );
+        check(
+            &[record("node1", &["10.244.1.0/24"], &[])],
+            None,
+            &[],
+            &[&format!("{waiting}has no IPv4 address")],
+        );
+        let mut other = record("node1", &["10.244.1.0/24"], &["10.200.0.1"]);
+        other.operating_system = Some("windows".into());
+        check(&[other], None, &[], &[&format!("{waiting}runs another operating system")]);
     }
 
     #[test]

@@ -5,12 +5,18 @@ use std::io::Read;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::flannel::{Annotations, Lease};
 use super::{NodeProblem, NodeRecord};
+
+/// The type of the addresses that nodes reach each other by.
+const INTERNAL_ADDRESS: &str = "InternalIP";
+/// The condition of a node whose network somebody else has to see to.
+pub(super) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
 /// The entries of a list, as far as they were read.
 #[derive(Debug, Default)]
@@ -72,7 +78,7 @@ fn name_of(item: &Value) -> Option<String> {
 }
 
 impl Entries {
-    fn add_json(&mut self, text: &str) {
+    pub(super) fn add_json(&mut self, text: &str) {
         // Most entries decode: only of one that does not more than that is asked.
         self.add(serde_json::from_str(text), || name_of(&serde_json::from_str(text).ok()?));
     }
@@ -129,38 +135,66 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// The fields of a Node object that the agent reads; all others are left alone.
-#[derive(Deserialize)]
-struct NodeObject {
+/// The fields of a Node object that the agent reads; all others are left alone. Written, it is what the cache has.
+#[derive(Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NodeObject {
     kind: Option<String>,
     metadata: Metadata,
     spec: Option<Spec>,
     status: Option<Status>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 struct Metadata {
     name: String,
+    uid: Option<String>,
+    labels: Option<Labels>,
+    annotations: Option<Annotations>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
+struct Labels {
+    #[serde(rename = "kubernetes.io/os")]
+    operating_system: Option<String>,
+}
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Spec {
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
+    unschedulable: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Status {
     addresses: Option<Vec<NodeAddress>>,
+    conditions: Option<Vec<Condition>>,
+    node_info: Option<NodeInfo>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct NodeAddress {
     address: String,
     #[serde(rename = "type")]
     kind: String,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeInfo {
+    operating_system: Option<String>,
 }
 
 impl TryFrom<NodeObject> for NodeRecord {
@@ -172,25 +206,69 @@ impl TryFrom<NodeObject> for NodeRecord {
         {
             return Err(format!("it is a {kind}, not a Node"));
         }
-        let (one, several) = object.spec.map_or((None, None), |spec| (spec.pod_cidr, spec.pod_cidrs));
-        let networks = match several {
+        let (spec, status) = (object.spec.unwrap_or_default(), object.status.unwrap_or_default());
+        let networks = match spec.pod_cidrs {
             Some(networks) if !networks.is_empty() => networks,
-            _ => one.into_iter().filter(|network| !network.is_empty()).collect(),
+            _ => spec.pod_cidr.into_iter().filter(|network| !network.is_empty()).collect(),
         };
         let pod_networks = networks
             .iter()
             .map(|text| text.parse::<IpNet>().map_err(|_| format!("spec.podCIDR: `{text}` is not a network")))
             .collect::<Result<_, _>>()?;
-        let addresses = object.status.and_then(|status| status.addresses).unwrap_or_default();
-        let internal_addresses = addresses
+        let internal_addresses = status
+            .addresses
+            .unwrap_or_default()
             .iter()
-            .filter(|entry| entry.kind == "InternalIP")
+            .filter(|entry| entry.kind == INTERNAL_ADDRESS)
             .map(|entry| {
                 let text = &entry.address;
                 text.parse::<IpAddr>()
                     .map_err(|_| format!("status.addresses: InternalIP `{text}` is not an address"))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { name: object.metadata.name, pod_networks, internal_addresses })
+        let annotations = object.metadata.annotations;
+        let of_label = object.metadata.labels.and_then(|labels| labels.operating_system);
+        let of_kubelet = status.node_info.and_then(|info| info.operating_system);
+        Ok(Self {
+            name: object.metadata.name,
+            uid: object.metadata.uid,
+            pod_networks,
+            cordoned: spec.unschedulable.unwrap_or_default(),
+            internal_addresses,
+            operating_system: of_kubelet.filter(|system| !system.is_empty()).or(of_label),
+            network_unavailable: status
+                .conditions
+                .unwrap_or_default()
+                .iter()
+                .any(|condition| condition.kind == NETWORK_UNAVAILABLE && condition.status == "True"),
+            flannel: annotations.and_then(Lease::from_annotations),
+        })
+    }
+}
+
+impl From<&NodeRecord> for NodeObject {
+    fn from(record: &NodeRecord) -> Self {
+        let address =
+            |address: &IpAddr| NodeAddress { address: address.to_string(), kind: INTERNAL_ADDRESS.into() };
+        Self {
+            kind: Some("Node".into()),
+            metadata: Metadata {
+                name: record.name.clone(),
+                uid: record.uid.clone(),
+                labels: None,
+                annotations: record.flannel.as_ref().map(|lease| lease.annotations().clone()),
+            },
+            spec: Some(Spec {
+                pod_cidr: None,
+                pod_cidrs: Some(record.pod_networks.iter().map(ToString::to_string).collect()),
+                unschedulable: Some(record.cordoned),
+            }),
+            status: Some(Status {
+                addresses: Some(record.internal_addresses.iter().map(address).collect()),
+                // It is asked for anew when the list is.
+                conditions: None,
+                node_info: Some(NodeInfo { operating_system: record.operating_system.clone() }),
+            }),
+        }
     }
 }

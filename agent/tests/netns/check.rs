@@ -121,9 +121,12 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Now.
+    /// Now. A node that never had an agent has counted nothing.
     pub fn now(lab: &Lab) -> Self {
-        let read = |node: &xtask::lab::Node| (node.traffic().unwrap(), node.drops().unwrap());
+        let read = |node: &xtask::lab::Node| match node.bpf_dir().exists() {
+            true => (node.traffic().unwrap(), node.drops().unwrap()),
+            false => Default::default(),
+        };
         let (traffic, drops) = lab.nodes().iter().map(read).unzip();
         Self { traffic, drops }
     }

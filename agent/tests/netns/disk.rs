@@ -197,7 +197,7 @@ fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
 
 #[test]
 fn of_two_files_with_one_address_the_one_without_a_device_costs_the_others_pod_nothing() {
-    let lab = Lab::builder().nodes(1).build().unwrap();
+    let lab = Lab::builder().node_file().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("pod").unwrap();
     let stream = traffic::tcp_stream(&pod, lab.world(), lab.world_address(), 8080).unwrap();

@@ -12,6 +12,7 @@ mod cni;
 mod config_file;
 mod disk;
 mod faults;
+mod flannel;
 mod flows;
 mod footprint;
 mod forward_policy;

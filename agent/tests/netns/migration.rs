@@ -20,7 +20,7 @@ use crate::old_object::{self, OldEndpoints, OldTranslations};
 #[test]
 fn maps_of_the_layout_before_are_taken_over_with_their_flows_and_nothing_is_lost() {
     for mode in [Mode::Vxlan, Mode::Direct] {
-        let lab = Lab::builder().mode(mode).build().unwrap();
+        let lab = Lab::builder().node_file().mode(mode).build().unwrap();
         let node = lab.node(0);
         let flows = Flows::start(&lab);
         node.kill_agent().unwrap();

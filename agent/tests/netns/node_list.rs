@@ -42,7 +42,7 @@ fn a_malformed_entry_is_named_and_the_rest_works() {
 
 #[test]
 fn a_list_that_does_not_decode_keeps_the_last_good_state() {
-    let lab = Lab::builder().build().unwrap();
+    let lab = Lab::builder().node_file().build().unwrap();
     let (client, server) = (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
     let before = lab.node(0).map_dump(maps::NODES).unwrap();
     let good = lab.node_list().unwrap().to_string();

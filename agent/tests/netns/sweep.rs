@@ -129,7 +129,7 @@ fn what_belongs_to_no_pod_and_no_node_goes_and_a_pods_link_only_after_a_minute()
 
 #[test]
 fn before_the_first_node_list_only_pods_that_are_gone_are_released() {
-    let lab = Lab::builder().build().unwrap();
+    let lab = Lab::builder().node_file().build().unwrap();
     let node = lab.node(0);
     let [staying, gone, going] = ["staying", "gone", "going"].map(|name| node.add_pod(name).unwrap());
     let list = lab.node_list().unwrap();
@@ -252,11 +252,12 @@ fn pods_that_go_while_the_agent_looks_are_no_fault_of_the_node() {
                 thread::sleep(Duration::from_millis(30));
             }
         });
-        // A whole Node list makes the agent look at the kernel.
-        let mut others = 0;
+        // What is new of its own node makes the agent look at the kernel.
+        let api = lab.api_server().unwrap();
+        let mut own = api.node(node.name()).unwrap();
         while !going.is_finished() {
-            others += 1;
-            lab.write_node_list(&lab.node_list_with(others).unwrap()).unwrap();
+            own["spec"]["unschedulable"] = json!(own["spec"]["unschedulable"] != true);
+            api.put(own.clone());
             thread::sleep(Duration::from_millis(15));
         }
     });

@@ -111,7 +111,7 @@ fn programs_that_cannot_be_loaded_for_a_new_tunnel_device_are_loaded_when_they_c
 
 #[test]
 fn a_limited_pod_is_guarded_again_before_the_node_list_has_come() {
-    let lab = Lab::builder().nodes(1).build().unwrap();
+    let lab = Lab::builder().node_file().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod_with("pod", &json!({ "bandwidth": { "egressRate": 100_000_000 } })).unwrap();
     let guards = || node.map_dump(maps::EGRESS_GUARDS).unwrap().as_array().unwrap().len();

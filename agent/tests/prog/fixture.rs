@@ -509,7 +509,14 @@ fn other_half() -> abi::Translation {
 }
 
 fn node(name: &str, pod_network: &str, address: Ipv4Addr) -> Node {
-    Node { name: name.into(), pod_network: pod_network.parse().unwrap(), address }
+    Node {
+        name: name.into(),
+        uid: None,
+        pod_network: pod_network.parse().unwrap(),
+        address,
+        cordoned: false,
+        vtep_mac: None,
+    }
 }
 
 pub fn hex(bytes: &[u8]) -> String {

@@ -4,8 +4,8 @@ use podwire::model::Mode;
 use podwire_common::abi::{self, FlowKey, KNOWN_FLOW_JIFFIES, KnownFlow, Macs};
 use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
-use podwire_common::names::INNER_SOURCE_MAC;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 
 use crate::fixture::*;
 use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, syn};
@@ -86,6 +86,7 @@ fn what_is_remembered_of_a_flow() {
                 source: NODE1.into(),
                 destination: NODE2.into(),
                 source_port: trial.flow.tunnel_source_port(),
+                macs: Macs { destination: mac(INNER_DESTINATION_MAC), source: mac(INNER_SOURCE_MAC) },
                 ..out
             },
             abi::KNOWN_DIRECT_OUT => out,

@@ -27,3 +27,4 @@ mod to_pod;
 mod to_uplink;
 mod trial;
 mod uplink_xdp;
+mod vtep;

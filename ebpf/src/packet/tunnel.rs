@@ -11,7 +11,7 @@ use aya_ebpf::{
 use podwire_common::{
     addr::{Addr, Be16, Mac},
     flow::protocol,
-    names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
+    names::{INNER_SOURCE_MAC, VXLAN_OVERHEAD},
     reason::Drop,
 };
 
@@ -43,6 +43,8 @@ pub struct Outer {
     pub traffic_class: u8,
     /// Copied from the inner packet, so that path MTU discovery sees the tunnel.
     pub dont_fragment: bool,
+    /// Of the inner frame.
+    pub inner_destination_mac: Mac,
 }
 
 /// Adds the outer headers and an inner Ethernet header in front of the IP packet, whose own header becomes `inner`.
@@ -98,7 +100,7 @@ fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: &FixedPart) -> 
         // None: receivers keep their receive offload, and the inner checksum covers what matters (RFC 6935).
         udp_checksum: Be16::ZERO,
         vxlan: [VXLAN_FLAGS, 0, 0, 0, a, b, c, 0],
-        inner_destination_mac: Mac { bytes: INNER_DESTINATION_MAC },
+        inner_destination_mac: outer.inner_destination_mac,
         inner_source_mac: Mac { bytes: INNER_SOURCE_MAC },
         inner_ethertype: Be16::new(ethertype::IPV4),
         inner: *inner,

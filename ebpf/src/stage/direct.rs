@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, KNOWN_DIRECT_IN, KNOWN_DIRECT_OUT, Node, Translation},
+    abi::{Endpoint, KNOWN_DIRECT_IN, Node, Translation},
     addr::Addr,
     reason::{Drop, Path},
 };
@@ -38,7 +38,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
         // The stack cuts what may be cut, and answers where there is no route.
         Lookup::TooBig | Lookup::Unknown => return Ok(Verdict::stack(Path::ToStack)),
     }
-    known::remember_out(ctx, packet, endpoint, &way, KNOWN_DIRECT_OUT, way.length);
+    known::remember_direct_out(ctx, packet, endpoint, &way, way.length);
     decrement_ttl(ctx, &packet.headers, 0)?;
     Ok(Verdict::redirect(Path::DirectOut, way.leave(ctx)))
 }

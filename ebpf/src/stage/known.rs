@@ -57,12 +57,12 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcom
         return Ok(Verdict::UNDECIDED);
     }
     let way = Way::known(known.to, known.next_hop, known.source, known.destination);
-    let source_port = known.source_port;
+    let (source_port, inner) = (known.source_port, known.macs.destination);
     if !is_still(known, packet) {
         return Ok(Verdict::UNDECIDED);
     }
     match kind {
-        KNOWN_TUNNEL_OUT => tunnel_out::send_known(ctx, packet, &way, source_port),
+        KNOWN_TUNNEL_OUT => tunnel_out::send_known(ctx, packet, &way, source_port, inner),
         KNOWN_WORLD_OUT => {
             readdress_source(ctx, packet, &way.source, source_port)?;
             Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
@@ -216,24 +216,46 @@ fn add_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, sender: &Addr
     maps::remember_flow(&known);
 }
 
-/// Remembers by which way a pod's flow leaves. `mtu` is the largest IP packet of the pod's that was seen to fit it.
+/// Remembers by which way a pod's flow leaves by direct routing. `mtu` is the largest IP packet of the pod's that was seen to fit it.
 #[inline(always)]
-pub fn remember_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, kind: u8, mtu: u32) {
+pub fn remember_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, mtu: u32) {
     if is_plain(packet) && !is_guarded(from) {
-        add_out(ctx, packet, way, kind, mtu);
+        add_direct_out(ctx, packet, way, mtu);
         check_again(packet);
     }
 }
 
 #[inline(never)]
-fn add_out(ctx: &TcContext, packet: &Ipv4, way: &Way, kind: u8, mtu: u32) {
-    let mut known = entry(ctx, packet, kind);
+fn add_direct_out(ctx: &TcContext, packet: &Ipv4, way: &Way, mtu: u32) {
+    let mut known = entry(ctx, packet, KNOWN_DIRECT_OUT);
     out_by(&mut known, way, mtu);
-    if kind == KNOWN_TUNNEL_OUT {
-        known.source = way.source;
-        known.destination = way.destination;
-        known.source_port = packet.flow.tunnel_source_port();
+    maps::remember_flow(&known);
+}
+
+/// As [`remember_direct_out`], through the tunnel, with the link addresses of the inner frames.
+#[inline(always)]
+pub fn remember_tunnel_out(
+    ctx: &TcContext,
+    packet: &Ipv4,
+    from: &Endpoint,
+    way: &Way,
+    inner: Macs,
+    mtu: u32,
+) {
+    if is_plain(packet) && !is_guarded(from) {
+        add_tunnel_out(ctx, packet, way, inner, mtu);
+        check_again(packet);
     }
+}
+
+#[inline(never)]
+fn add_tunnel_out(ctx: &TcContext, packet: &Ipv4, way: &Way, inner: Macs, mtu: u32) {
+    let mut known = entry(ctx, packet, KNOWN_TUNNEL_OUT);
+    out_by(&mut known, way, mtu);
+    known.macs = inner;
+    known.source = way.source;
+    known.destination = way.destination;
+    known.source_port = packet.flow.tunnel_source_port();
     maps::remember_flow(&known);
 }
 

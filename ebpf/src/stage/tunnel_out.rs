@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, KNOWN_TUNNEL_OUT, Macs, Node, Translation},
+    abi::{Endpoint, Macs, NODE_VTEP, Node, Translation},
     addr::{Be16, Mac},
     ecn,
     names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
@@ -34,12 +34,12 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
     if lookup == Lookup::Found && !cfg!(feature = "through-device") {
-        known::remember_out(
+        known::remember_tunnel_out(
             ctx,
             packet,
             endpoint,
             &way,
-            KNOWN_TUNNEL_OUT,
+            inner_macs(node),
             (way.length - VXLAN_OVERHEAD).min(node.mtu),
         );
     }
@@ -51,8 +51,8 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn send_known(ctx: &TcContext, packet: &mut Ipv4, way: &Way, source_port: Be16) -> Outcome {
-    let outer = outer_of(packet, source_port);
+pub fn send_known(ctx: &TcContext, packet: &mut Ipv4, way: &Way, source_port: Be16, inner: Mac) -> Outcome {
+    let outer = outer_of(packet, source_port, inner);
     let Ok(stored) = encapsulate(ctx, way, &outer, &packet.headers.decremented()) else {
         return Ok(Verdict::UNDECIDED);
     };
@@ -94,10 +94,7 @@ pub fn from_stack(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Outcome {
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn address_to_node(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Result<(), Drop> {
-    // Not the device's own address, which may be the receiver's too (cloned machines): that one drops it silently.
-    let macs =
-        Macs { destination: Mac { bytes: INNER_DESTINATION_MAC }, source: Mac { bytes: INNER_SOURCE_MAC } };
-    set_macs(ctx, macs)?;
+    set_macs(ctx, inner_macs(node))?;
     let class = ecn::encapsulate(packet.headers.traffic_class);
     set_tunnel_key(ctx, &node.source, &node.tunnel_endpoint, maps::vni(), class)
 }
@@ -133,7 +130,7 @@ fn send(
         // this hook has no way back to.
         return through_device(ctx, packet, node, header);
     }
-    let outer = outer_of(packet, packet.flow.tunnel_source_port());
+    let outer = outer_of(packet, packet.flow.tunnel_source_port(), inner_macs(node).destination);
     match encapsulate(ctx, way, &outer, header) {
         Err(_) => through_device(ctx, packet, node, header),
         Ok(stored) => {
@@ -143,14 +140,28 @@ fn send(
     }
 }
 
+/// The link addresses of inner frames towards a node.
 #[inline(always)]
-fn outer_of(packet: &Ipv4, source_port: Be16) -> Outer {
+fn inner_macs(node: &Node) -> Macs {
+    // Not the device's own address, which may be the receiver's too (cloned machines): that one drops it silently.
+    Macs { destination: inner_destination(node), source: Mac { bytes: INNER_SOURCE_MAC } }
+}
+
+#[inline(never)]
+fn inner_destination(node: &Node) -> Mac {
+    let vtep = if node.flags & NODE_VTEP == 0 { None } else { maps::vtep(&node.tunnel_endpoint) };
+    vtep.map_or(Mac { bytes: INNER_DESTINATION_MAC }, |vtep| vtep.mac)
+}
+
+#[inline(always)]
+fn outer_of(packet: &Ipv4, source_port: Be16, inner_destination_mac: Mac) -> Outer {
     Outer {
         source_port,
         destination_port: maps::vxlan_port(),
         vni: maps::vni(),
         traffic_class: ecn::encapsulate(packet.headers.traffic_class),
         dont_fragment: packet.headers.dont_fragment(),
+        inner_destination_mac,
     }
 }
 

@@ -84,7 +84,7 @@ impl Site {
 
     /// Nothing but one veth pair: between two namespaces, or between two nodes without rules.
     pub(crate) fn limit(name: &str, place: Place) -> Result<Self> {
-        let lab = Lab::builder().agents(false).cable(true).build()?;
+        let lab = Lab::builder().node_file().agents(false).cable(true).build()?;
         if place != Place::SameNode {
             let (client, server) = (lab.node(0), lab.node(1));
             return Ok(Self {
@@ -180,5 +180,5 @@ pub(crate) fn reference(join: Join, masquerade: Masquerade, place: Place) -> Res
 }
 
 fn builder(place: Place) -> Builder {
-    Lab::builder().cable(true).nodes(if place == Place::CrossNode { 2 } else { 1 })
+    Lab::builder().node_file().cable(true).nodes(if place == Place::CrossNode { 2 } else { 1 })
 }

@@ -57,7 +57,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ModeOption::Direct => Mode::Direct,
     };
     let stage = run::step("two nodes, two agents, a world, four pods", || {
-        let mut builder = Lab::builder().mode(mode).binaries(&binaries);
+        let mut builder = Lab::builder().node_file().mode(mode).binaries(&binaries);
         if options.keep {
             builder = builder.name(KEPT);
         }

@@ -146,7 +146,8 @@ impl Agent {
         file.seek(SeekFrom::Start(self.log_start))?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
-        Ok(text.split(|character: char| !character.is_alphanumeric()).any(|word| word == "ready"))
+        let words: Vec<_> = text.split(|character: char| !character.is_alphanumeric()).collect();
+        Ok(words.windows(2).any(|pair| pair[0] != "not" && pair[1] == "ready"))
     }
 }
 

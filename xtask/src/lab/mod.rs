@@ -30,11 +30,12 @@ mod pod;
 mod process;
 mod topology;
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 pub use cleanup::remove;
@@ -46,9 +47,13 @@ pub use ns::Ns;
 pub use pod::Pod;
 pub use topology::connect;
 
+use crate::api_server::ApiServer;
 use crate::lab::agent::Binaries;
 use crate::lab::cleanup::Registration;
 use crate::lab::topology::Topology;
+
+/// Where every node finds the API server.
+const API_SERVER: &str = "127.0.0.1:6443";
 
 /// How pod packets travel between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +92,7 @@ pub fn is_soak() -> bool {
 pub struct Lab {
     nodes: Vec<Node>,
     topology: Topology,
-    node_list: PathBuf,
+    nodes_from: NodesFrom,
     kept: bool,
     registration: Registration,
 }
@@ -104,6 +109,7 @@ impl Lab {
             cable: false,
             docker: false,
             agents: true,
+            node_file: false,
             agent_arguments: Vec::new(),
             agent_wrapper: Vec::new(),
             binaries: None,
@@ -162,22 +168,44 @@ impl Lab {
         self.topology.set_path_mtu(node, mtu)
     }
 
-    /// The Node list that the agents read, as `kubectl get nodes -o json` prints it.
+    /// The Node list that the agents have, as `kubectl get nodes -o json` prints it.
     ///
     /// # Errors
     /// When the file cannot be read.
     pub fn node_list(&self) -> Result<Value> {
-        let text = std::fs::read(&self.node_list)
-            .with_context(|| format!("read the Node list {}", self.node_list.display()))?;
-        Ok(serde_json::from_slice(&text)?)
+        match &self.nodes_from {
+            NodesFrom::ApiServer(server) => Ok(server.list()),
+            NodesFrom::File(path) => {
+                let text =
+                    std::fs::read(path).with_context(|| format!("read the Node list {}", path.display()))?;
+                Ok(serde_json::from_slice(&text)?)
+            }
+        }
     }
 
-    /// Replaces the Node list at once (rename), whatever the text is.
+    /// Replaces the Node list: a file at once (rename), whatever the text is; at the API server object by object.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written, or what an API server is to have is no list.
     pub fn write_node_list(&self, text: &str) -> Result<()> {
-        node_list::replace(&self.node_list, text)
+        match &self.nodes_from {
+            NodesFrom::ApiServer(server) => {
+                server.set(&serde_json::from_str(text).context("an API server has lists only")?);
+                Ok(())
+            }
+            NodesFrom::File(path) => node_list::replace(path, text),
+        }
+    }
+
+    /// What the agents ask for nodes.
+    ///
+    /// # Errors
+    /// When they read a file ([`Builder::node_file`]).
+    pub fn api_server(&self) -> Result<&ApiServer> {
+        match &self.nodes_from {
+            NodesFrom::ApiServer(server) => Ok(server),
+            NodesFrom::File(_) => bail!("the agents of this lab read a file"),
+        }
     }
 
     /// A Node list of the lab's nodes and of so many others, which are nowhere.
@@ -221,6 +249,32 @@ impl Drop for Lab {
     }
 }
 
+/// Where agents have their nodes from.
+#[derive(Debug)]
+enum NodesFrom {
+    /// Served to each node on its own loopback, so that no link of the lab is needed for it.
+    ApiServer(ApiServer),
+    File(PathBuf),
+}
+
+impl NodesFrom {
+    /// Makes it reachable from the nodes. Gives the agents' arguments for it.
+    fn open(&self, topology: &Topology) -> Result<[String; 2]> {
+        match self {
+            Self::File(path) => Ok(["--nodes".into(), path.to_string_lossy().into_owned()]),
+            Self::ApiServer(server) => {
+                for place in &topology.nodes {
+                    let ns = place.ns.clone();
+                    let bind =
+                        move || ns.enter(|| TcpListener::bind(API_SERVER)).map_err(io::Error::other)?;
+                    server.listen(bind, None)?;
+                }
+                Ok(["--api-server".into(), format!("http://{API_SERVER}")])
+            }
+        }
+    }
+}
+
 /// What a lab is to be. Made by [`Lab::builder`].
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -232,6 +286,7 @@ pub struct Builder {
     cable: bool,
     docker: bool,
     agents: bool,
+    node_file: bool,
     agent_arguments: Vec<String>,
     agent_wrapper: Vec<String>,
     binaries: Option<PathBuf>,
@@ -289,6 +344,12 @@ impl Builder {
         self
     }
 
+    /// A file of Node objects in place of an API server: for a lab that outlives its process, and for what only files do.
+    pub fn node_file(mut self) -> Self {
+        self.node_file = true;
+        self
+    }
+
     /// More arguments for every agent.
     pub fn agent_arguments(mut self, arguments: &[&str]) -> Self {
         self.agent_arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
@@ -324,16 +385,21 @@ impl Builder {
         let registration = Registration::new(self.name.clone().unwrap_or_else(unique_name))?;
         let folder = cleanup::folder(registration.name());
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let nodes_from = match self.node_file {
+            true => NodesFrom::File(folder.join("nodes.json")),
+            false => NodesFrom::ApiServer(ApiServer::new()?),
+        };
         let mut lab = Lab {
             topology: Topology::build(registration.name(), &self)?,
-            node_list: folder.join("nodes.json"),
+            nodes_from,
             nodes: Vec::new(),
             kept: false,
             registration,
         };
         lab.write_node_list(&node_list::render(&lab.topology, 0)?)?;
+        let source = lab.nodes_from.open(&lab.topology)?;
         for index in 0..self.nodes {
-            let node = Node::new(lab.name(), &lab.topology.nodes[index], &lab.node_list, &binaries, &self)?;
+            let node = Node::new(lab.name(), &lab.topology.nodes[index], &source, &binaries, &self)?;
             lab.nodes.push(node);
         }
         if self.agents {

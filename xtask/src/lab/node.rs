@@ -38,7 +38,7 @@ impl Node {
     pub(crate) fn new(
         lab: &str,
         place: &NodePlace,
-        node_list: &Path,
+        nodes_from: &[String; 2],
         binaries: &Binaries,
         wanted: &Builder,
     ) -> Result<Self> {
@@ -52,7 +52,7 @@ impl Node {
         let mut arguments = vec!["agent".to_owned()];
         for (option, value) in [
             ("--node-name", place.name.as_str()),
-            ("--nodes", &node_list.to_string_lossy()),
+            (&nodes_from[0], &nodes_from[1]),
             ("--mode", wanted.mode.name()),
             ("--run-dir", &run_dir.to_string_lossy()),
             ("--state-dir", &state_dir.to_string_lossy()),

@@ -15,7 +15,7 @@ const BRIDGE: &str = "cni0";
 /// What all nodes' podCIDRs are taken from.
 const CLUSTER: &str = "10.244.0.0/16";
 /// Flannel's device, with the VNI and the port that it has unless told otherwise.
-const VXLAN: &str = "flannel.1";
+pub const VXLAN: &str = "flannel.1";
 /// What VXLAN over IPv4 adds to a packet, bytes.
 const VXLAN_OVERHEAD: u32 = 50;
 
@@ -45,50 +45,73 @@ pub enum Masquerade {
 /// When the kernel or a tool refuses.
 pub fn set_up(lab: &Lab, join: Join, masquerade: Masquerade) -> Result<()> {
     for node in lab.nodes() {
-        // What Kubernetes asks of a node with a bridge.
-        node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
-        match masquerade {
-            Masquerade::Bridge => {}
-            Masquerade::Iptables => iptables_rules(node)?,
-            Masquerade::Nftables => nftables_rules(node)?,
-        }
-        if join == Join::Vxlan {
-            node.ip(&format!(
-                "link add name {VXLAN} type vxlan id 1 dstport 8472 local {} dev {} nolearning\naddress add {}/32 dev {VXLAN}\nlink set dev {VXLAN} up\n",
-                node.address(),
-                node.uplink(),
-                network_address(node)
-            ))?;
-        }
+        set_up_node(node, join, masquerade)?;
     }
     for node in lab.nodes() {
         for other in lab.nodes().iter().filter(|other| other.name() != node.name()) {
-            let (network, address) = (other.pod_cidr(), other.address());
             match join {
-                Join::Routes => node.ip(&format!("route add {network} via {address}\n"))?,
-                Join::Vxlan => {
-                    let mac = other.mac(VXLAN)?.map(|byte| format!("{byte:02x}")).join(":");
-                    let gateway = network_address(other);
-                    node.ip(&format!(
-                        "neighbour add {gateway} lladdr {mac} dev {VXLAN} nud permanent\nroute add {network} via {gateway} dev {VXLAN} onlink\n"
-                    ))?;
-                    node.exec(&[
-                        "bridge",
-                        "fdb",
-                        "add",
-                        &mac,
-                        "dev",
-                        VXLAN,
-                        "dst",
-                        &address.to_string(),
-                        "self",
-                        "permanent",
-                    ])?;
+                Join::Routes => {
+                    node.ip(&format!("route add {} via {}\n", other.pod_cidr(), other.address()))?;
                 }
+                Join::Vxlan => add_peer(node, other, other.mac(VXLAN)?)?,
             }
         }
     }
     Ok(())
+}
+
+/// A node's own part: flannel's rules, and with [`Join::Vxlan`] its device.
+///
+/// # Errors
+/// When the kernel or a tool refuses.
+pub fn set_up_node(node: &Node, join: Join, masquerade: Masquerade) -> Result<()> {
+    // What Kubernetes asks of a node with a bridge.
+    node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
+    match masquerade {
+        Masquerade::Bridge => {}
+        Masquerade::Iptables => iptables_rules(node)?,
+        Masquerade::Nftables => nftables_rules(node)?,
+    }
+    if join == Join::Vxlan {
+        node.ip(&format!(
+            "link add name {VXLAN} type vxlan id 1 dstport 8472 local {} dev {} nolearning\naddress add {}/32 dev {VXLAN}\nlink set dev {VXLAN} up\n",
+            node.address(),
+            node.uplink(),
+            network_address(node)
+        ))?;
+    }
+    Ok(())
+}
+
+/// What flannel writes on a node when it learns of another one: whose device has this link address, as that one's annotation says.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn add_peer(node: &Node, other: &Node, mac: [u8; 6]) -> Result<()> {
+    let (mac, gateway) = (format_mac(mac), network_address(other));
+    node.ip(&format!(
+        "neighbour add {gateway} lladdr {mac} dev {VXLAN} nud permanent\nroute add {} via {gateway} dev {VXLAN} onlink\n",
+        other.pod_cidr()
+    ))?;
+    let address = other.address().to_string();
+    let entry = ["bridge", "fdb", "add", &mac, "dev", VXLAN, "dst", &address, "self", "permanent"];
+    node.exec(&entry)?;
+    Ok(())
+}
+
+/// The annotations that flannel writes to the Node object of a node whose device has this link address.
+pub fn annotations(node: &Node, mac: [u8; 6]) -> Value {
+    let data = json!({ "VNI": 1, "VtepMAC": format_mac(mac) }).to_string();
+    json!({
+        "flannel.alpha.coreos.com/backend-data": data,
+        "flannel.alpha.coreos.com/backend-type": "vxlan",
+        "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+        "flannel.alpha.coreos.com/public-ip": node.address(),
+    })
+}
+
+fn format_mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The calls that add a pod, in their order, with the MTU that the way of joining leaves of an uplink's 1500 bytes.

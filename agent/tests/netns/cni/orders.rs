@@ -166,10 +166,12 @@ fn an_attachment_that_is_added_again_keeps_its_address_though_the_agent_looks_me
     let node = lab.node(0);
     let pod = Container::new(node, "pod");
     let mut others = 0;
-    // A whole Node list makes the agent look at the kernel.
+    // What is new of its own node makes the agent look at the kernel.
     let mut look = || {
         others += 1;
-        lab.write_node_list(&lab.node_list_with(others).unwrap()).unwrap();
+        let mut list: Value = serde_json::from_str(&lab.node_list_with(others).unwrap()).unwrap();
+        list["items"][0]["spec"]["unschedulable"] = json!(others % 2 == 1);
+        lab.write_node_list(&list.to_string()).unwrap();
         let applied = format!("node list applied nodes={}", others + 1);
         let start = Instant::now();
         while !node.agent_log().contains(&applied) {

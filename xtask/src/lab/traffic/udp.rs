@@ -1,6 +1,6 @@
 //! UDP between namespaces.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -44,9 +44,11 @@ pub fn udp_segments(
 
 fn run(from: &Ns, to: &Ns, route: Route, size: usize, count: usize) -> Result<Exchange> {
     let server = bind(to, route.listen)?;
-    let mut any = route.listen;
-    any.set_port(0);
-    let client = bind(from, any)?;
+    let any: IpAddr = match route.listen {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let client = bind(from, SocketAddr::new(any, 0))?;
     let server = std::thread::spawn(move || serve(&server, size, count));
     let sent = exchange(&client, route.destination, size, count)
         .with_context(|| format!("UDP from {} to {}", from.name(), route.destination));

@@ -1,0 +1,177 @@
+//! What a node list changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, error, info, warn};
+
+use super::{Daemon, Readiness};
+use crate::desired::desired_of;
+use crate::diff::{Deletions, diff};
+use crate::ipam::Pool;
+use crate::model::Node;
+use crate::nodes::changes::{Change, changes};
+use crate::nodes::{Cluster, NodeList, flannel, new_problems};
+
+/// Changes of one list that are told one by one.
+const TOLD: usize = 10;
+
+/// How good the last node list is.
+#[derive(Debug, Default)]
+pub(super) struct NodeListState {
+    /// When it stopped to be that of now, as far as is known. `None`: it is.
+    doubtful: Option<(Instant, Duration)>,
+}
+
+impl NodeListState {
+    /// Since when the list may be out of date; zero: it is that of now.
+    pub(super) fn age(&self) -> Duration {
+        self.doubtful.map_or(Duration::ZERO, |(since, age)| since.elapsed() + age)
+    }
+
+    pub(super) fn confirm(&mut self) {
+        self.doubtful = None;
+    }
+
+    fn doubt(&mut self, age: Duration) {
+        self.doubtful.get_or_insert((Instant::now(), age));
+    }
+}
+
+impl Daemon {
+    pub(super) fn do_without_nodes(&mut self, reason: String) {
+        self.list.doubt(Duration::ZERO);
+        if self.model.own.is_some() {
+            error!("{reason}; the last good state stays");
+        } else {
+            error!("{reason}");
+            self.set_readiness(Readiness::Waiting(reason));
+        }
+    }
+
+    pub(super) async fn take_nodes(&mut self, list: NodeList) {
+        let own_name = self.config.node_name.clone();
+        let (cluster, problems) = Cluster::from_records(&list.records, &own_name);
+        let of_flannel = flannel::problems(&list.records, self.config.mode, self.config.vni);
+        let problems: Vec<_> = list.problems.into_iter().chain(problems).chain(of_flannel).collect();
+        for problem in new_problems(&problems, &self.problems) {
+            warn!("{problem}");
+        }
+        let own_problem =
+            problems.iter().find(|problem| problem.concerns(&own_name)).map(ToString::to_string);
+        self.problems = problems.into_iter().collect();
+        self.own_missing = cluster.own.is_none().then(|| {
+            let list = self.config.node_source();
+            own_problem.unwrap_or_else(|| format!("node {own_name} has no usable entry in {list}"))
+        });
+        for (name, reason) in &cluster.skipped {
+            if self.skipped.get(name) != Some(reason) {
+                debug!(node = name, reason = reason.name(), "has no part in the pod network");
+            }
+        }
+        self.skipped = cluster.skipped;
+        let mut remote = cluster.remote;
+        let own_changed = cluster.own.is_some() && cluster.own != self.model.own;
+        match (cluster.own, &self.model.own) {
+            (Some(own), _) => self.model.own = Some(own),
+            // The pods that are there keep their network by the entry before, whoever else claims it now.
+            (None, Some(before)) => remote.retain(|_, node| !node.contradicts(before)),
+            (None, None) => {
+                self.model.remote = remote;
+                self.set_readiness(Readiness::Waiting(self.own_missing.clone().unwrap_or_default()));
+                return;
+            }
+        }
+        let is_first = !self.complete;
+        if list.age.is_zero() {
+            self.complete = true;
+            self.list.confirm();
+        } else {
+            self.list.doubt(list.age);
+        }
+        let before = std::mem::replace(&mut self.model.remote, remote);
+        let changed = changes(&before, &self.model.remote);
+        if !is_first {
+            tell(&changed);
+        }
+        self.adopt_pod_network();
+        // What was not as wanted before, or concerns this node, is for a comparison with all that the kernel has.
+        let is_small = !is_first && !own_changed && self.settled.is_some() && self.own_missing.is_none();
+        let mut is_applied = is_small && self.apply_changes(&before).await;
+        if !is_applied {
+            self.paths_asked = None;
+            is_applied = self.reconcile().await;
+        }
+        if is_applied {
+            info!(nodes = self.model.remote.len() + 1, "node list applied");
+        }
+    }
+
+    /// Does what the changed nodes ask for and no more: the kernel held what was wanted before. `false`: it takes a comparison of all.
+    async fn apply_changes(&mut self, before: &BTreeMap<String, Node>) -> bool {
+        let changed = changes(before, &self.model.remote);
+        let old: Vec<Node> = changed.iter().filter_map(|change| change.before.cloned()).collect();
+        let new: Vec<Node> = changed.iter().filter_map(|change| change.now.cloned()).collect();
+        // Which of this node's addresses are its own is another question then.
+        let is_ours = |node: &Node| {
+            self.model
+                .other_addresses
+                .iter()
+                .any(|address| node.address == *address || node.pod_network.contains(address))
+        };
+        if old.iter().chain(&new).any(is_ours) {
+            return false;
+        }
+        let have = desired_of(&self.model, &old);
+        self.renew_paths(&old, &new).await;
+        if self.model.pod_mtu() != self.pod_mtu {
+            return false;
+        }
+        let want = desired_of(&self.model, &new);
+        let host = Arc::clone(&self.host);
+        let done = self.carry_out(diff(&want, &have, Deletions::Allowed), &have, &host).await;
+        if let Err(error) = &done {
+            error!("apply what has changed of {} nodes: {error}", old.len().max(new.len()));
+            self.settled = None;
+        }
+        done.is_ok()
+    }
+
+    /// Hands out addresses from the podCIDR of now; those of an earlier one stay with their pods.
+    fn adopt_pod_network(&mut self) {
+        let Some(own) = &self.model.own else {
+            return;
+        };
+        let network = own.pod_network;
+        if self.pool.as_ref().is_some_and(|pool| pool.network() == network) {
+            return;
+        }
+        let taken = self.model.endpoints.values().map(|endpoint| endpoint.address);
+        let last = match &self.pool {
+            Some(pool) => pool.last(),
+            None => self.store.last_address(),
+        };
+        self.pool = Some(Pool::new(network, taken, last));
+        info!(%network, "addresses are handed out from this node's podCIDR");
+        let outside: Vec<_> = self.model.outside_pod_network().map(ToString::to_string).collect();
+        if !outside.is_empty() {
+            warn!(
+                pods = outside.join(", "),
+                "these pods have addresses outside the node's podCIDR {network}: they keep them, but other nodes refuse what they send; restart them"
+            );
+        }
+    }
+}
+
+fn tell(changes: &[Change<'_>]) {
+    for change in changes.iter().take(TOLD) {
+        info!("{change}");
+    }
+    for change in changes.iter().skip(TOLD) {
+        debug!("{change}");
+    }
+    if let Some(more @ 1..) = changes.len().checked_sub(TOLD) {
+        info!(more, "other nodes have changed as well");
+    }
+}

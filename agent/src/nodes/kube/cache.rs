@@ -1,0 +1,148 @@
+//! The last good node list on disk, for an agent that starts while the API server is away.
+//!
+//! It is what `--nodes` reads. That it was confirmed since it was written is the file's time.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use tracing::{error, warn};
+
+use super::super::objects::{Entries, NodeObject};
+use super::super::{NodeList, NodeRecord, file};
+use crate::error::Error;
+use crate::store;
+
+/// Between two notes that the list is still good.
+const CONFIRM: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) struct Cache {
+    path: PathBuf,
+    /// Whether the file is still as an earlier agent left it, and was not looked at.
+    pub(super) is_unread: bool,
+    /// Whether there is a newer list.
+    pub(super) is_old: bool,
+    confirmed: Option<tokio::time::Instant>,
+}
+
+impl Cache {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, is_unread: true, is_old: false, confirmed: None }
+    }
+
+    /// What an earlier agent left. `None` when there is nothing of use, which is told.
+    pub(super) fn load(&mut self) -> Option<NodeList> {
+        self.is_unread = false;
+        match read(&self.path) {
+            Ok(list) => list,
+            Err(reason) => {
+                warn!(path = %self.path.display(), "the last good node list cannot be used: {reason}");
+                None
+            }
+        }
+    }
+
+    /// Writes the list if it is newer than the file's, beside the runtime: a disk takes its time. Otherwise notes now and then that it is
+    /// still good.
+    pub(super) async fn save(&mut self, records: impl Iterator<Item = &NodeRecord>) {
+        let is_due = self.confirmed.is_none_or(|since| since.elapsed() >= CONFIRM);
+        if !self.is_old && !is_due {
+            return;
+        }
+        let path = self.path.clone();
+        let text = self.is_old.then(|| encode(records));
+        let write = move || match text {
+            Some(text) => store::replace(&path, &text),
+            None => File::open(&path)
+                .and_then(|file| file.set_modified(SystemTime::now()))
+                .map_err(Error::file("note the time of", &path)),
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(Ok(())) => {
+                self.is_unread = false;
+                self.is_old = false;
+                self.confirmed = Some(tokio::time::Instant::now());
+            }
+            Ok(Err(failed)) => {
+                // The next attempt writes the whole of it.
+                self.is_old = true;
+                error!("keep the node list for a restart without the API server: {failed}");
+            }
+            Err(panic) => error!("keep the node list: {panic}"),
+        }
+    }
+}
+
+fn encode<'a>(records: impl Iterator<Item = &'a NodeRecord>) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct List {
+        kind: &'static str,
+        items: Vec<NodeObject>,
+    }
+    let list = List { kind: "NodeList", items: records.map(NodeObject::from).collect() };
+    // Maps with text for keys, and text: nothing that JSON lacks.
+    serde_json::to_vec(&list).unwrap_or_default()
+}
+
+fn read(path: &Path) -> Result<Option<NodeList>, String> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let written =
+        file.metadata().and_then(|metadata| metadata.modified()).map_err(|error| error.to_string())?;
+    // A clock that was set back meanwhile: no age is better than a wrong one.
+    let age = SystemTime::now().duration_since(written).unwrap_or_default().max(Duration::from_nanos(1));
+    let Entries { records, problems } = file::parse(path, file).map_err(|error| error.to_string())?;
+    Ok(Some(NodeList { records, problems, age }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nodes::flannel::Lease;
+    use serde_json::json;
+
+    fn record(name: &str) -> NodeRecord {
+        let annotations = json!({
+            "flannel.alpha.coreos.com/backend-type": "vxlan",
+            "flannel.alpha.coreos.com/backend-data": r#"{"VNI":1,"VtepMAC":"6a:00:00:00:00:01"}"#,
+        });
+        let flannel = Lease::from_annotations(serde_json::from_value(annotations).unwrap());
+        assert!(flannel.as_ref().unwrap().vtep_mac().is_some());
+        NodeRecord {
+            name: name.into(),
+            uid: Some("0c11".into()),
+            pod_networks: vec!["10.244.2.0/24".parse().unwrap()],
+            cordoned: true,
+            internal_addresses: vec!["10.200.0.2".parse().unwrap()],
+            operating_system: Some("linux".into()),
+            network_unavailable: false,
+            flannel,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nodes.json");
+        let records = [record("node2"), NodeRecord { name: "bare".into(), ..NodeRecord::default() }];
+        std::fs::write(&path, encode(records.iter())).unwrap();
+        let list = Cache::new(path).load().unwrap();
+        assert_eq!(list.records, records);
+        assert_eq!(list.problems, []);
+        assert!(!list.age.is_zero(), "what is of an earlier time is told from what is of now by its age");
+    }
+
+    #[test]
+    fn nothing_and_half_a_file_are_no_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nodes.json");
+        assert!(Cache::new(path.clone()).load().is_none());
+        std::fs::write(&path, &encode([record("node2")].iter())[..40]).unwrap();
+        assert!(Cache::new(path).load().is_none());
+    }
+}

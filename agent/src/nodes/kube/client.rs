@@ -1,0 +1,123 @@
+//! How the API server is reached.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use kube::Client;
+use kube::client::ClientBuilder;
+use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use thiserror::Error;
+use tokio::sync::watch;
+use tower::util::MapResponseLayer;
+
+/// A connection is made within this, or not at all.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Where the API server is, and who the agent is there. Otherwise as a pod is told: address and port by environment, certificate and
+/// token by the service account's files.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Access {
+    /// How the API server is reached, in place of what a pod is told by its service account.
+    #[arg(long, env = "PODWIRE_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The API server's address, in place of the one in --kubeconfig or the service's: where the agent is to do without kube-proxy.
+    #[arg(long, env = "PODWIRE_API_SERVER", value_name = "URL")]
+    pub api_server: Option<http::Uri>,
+}
+
+/// Why the API server cannot be asked.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Neither a pod's environment nor an option.
+    #[error(
+        "where is the API server? This is no pod ({0}): name a file with --kubeconfig or an address with --api-server, or give the node list as a file with --nodes"
+    )]
+    NoPod(InClusterError),
+    /// The service account's files.
+    #[error("read the service account's files: {0} (is automountServiceAccountToken on?)")]
+    ServiceAccount(InClusterError),
+    /// `--kubeconfig`.
+    #[error("read --kubeconfig {}: {reason}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: KubeconfigError,
+    },
+    /// The configuration is contradictory, or a certificate cannot be used.
+    #[error("prepare to ask the API server {url}: {reason}")]
+    Client {
+        /// Its address.
+        url: http::Uri,
+        /// What is wrong.
+        reason: Box<kube::Error>,
+    },
+}
+
+impl Access {
+    /// Reads files and environment: again for each client, as tokens and certificates change. Also gives the address.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(super) async fn config(&self, silence: Duration) -> Result<Config, ClientError> {
+        let mut config = match (&self.kubeconfig, &self.api_server) {
+            (Some(path), _) => {
+                let wrong = |reason| ClientError::Kubeconfig { path: path.clone(), reason };
+                let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;
+                let options = KubeConfigOptions::default();
+                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(wrong)?
+            }
+            (None, url) => match (Config::incluster(), url) {
+                (Ok(config), _) => config,
+                (Err(InClusterError::ReadEnvironmentVariable(_)), Some(url)) => Config::new(url.clone()),
+                (Err(error @ InClusterError::ReadEnvironmentVariable(_)), None) => {
+                    return Err(ClientError::NoPod(error));
+                }
+                (Err(error), _) => return Err(ClientError::ServiceAccount(error)),
+            },
+        };
+        if let Some(url) = &self.api_server {
+            config.cluster_url = url.clone();
+        }
+        config.connect_timeout = Some(CONNECT);
+        // A watch is never silent for long: the API server sends a bookmark every minute.
+        config.read_timeout = Some(silence);
+        config.reset_reader_on_write = true;
+        // Whoever asks has pauses of its own between attempts.
+        config.default_retry = false;
+        Ok(config)
+    }
+}
+
+/// A client that says so when the server has answered.
+///
+/// # Errors
+/// [`ClientError::Client`].
+pub(super) fn client(config: Config, answered: watch::Sender<()>) -> Result<Client, ClientError> {
+    let url = config.cluster_url.clone();
+    let builder = ClientBuilder::try_from(config)
+        .map_err(|reason| ClientError::Client { url, reason: Box::new(reason) })?;
+    let note = MapResponseLayer::new(move |response: http::Response<_>| {
+        if response.status().is_success() {
+            answered.send_replace(());
+        }
+        response
+    });
+    Ok(builder.with_layer(&note).build())
+}
+
+/// An error with what it came of: libraries say the reason there.
+pub(super) fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let reason = source.to_string();
+        if !text.contains(&reason) {
+            text += ": ";
+            text += &reason;
+        }
+        next = source.source();
+    }
+    text
+}

@@ -1,0 +1,61 @@
+//! This node's condition `NetworkUnavailable`: a cloud provider sets it to true for every new node, and nothing is scheduled there until
+//! somebody has seen to the network and says so.
+
+use std::time::Duration;
+
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::super::objects::NETWORK_UNAVAILABLE;
+use super::client::whole;
+use super::object::WatchedNode;
+use crate::daemon::Readiness;
+
+/// After an attempt that failed, and after one that has not shown yet.
+const PAUSE: Duration = Duration::from_secs(15);
+
+/// Sets it to false whenever it is true and this agent serves. Nothing else of the node is written, and nothing while it is not true.
+pub(super) async fn see_to(
+    client: Client,
+    node_name: String,
+    mut unavailable: watch::Receiver<bool>,
+    mut readiness: watch::Receiver<Readiness>,
+) {
+    let nodes = Api::<WatchedNode>::all(client);
+    loop {
+        if unavailable.wait_for(|unavailable| *unavailable).await.is_err()
+            || readiness.wait_for(|readiness| *readiness == Readiness::Ready).await.is_err()
+        {
+            return;
+        }
+        // It may have been somebody else meanwhile.
+        if *unavailable.borrow() {
+            match nodes
+                .patch_status(&node_name, &PatchParams::default(), &Patch::Strategic(false_now()))
+                .await
+            {
+                Ok(_) => info!("this node's condition NetworkUnavailable is false now"),
+                Err(error) => warn!(
+                    "set this node's condition NetworkUnavailable to false (patch nodes/status; pods are not scheduled here until it is): {}",
+                    whole(&error)
+                ),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+fn false_now() -> serde_json::Value {
+    let now = jiff::Timestamp::now().to_string();
+    json!({ "status": { "conditions": [{
+        "type": NETWORK_UNAVAILABLE,
+        "status": "False",
+        "reason": "PodwireIsReady",
+        "message": "Podwire serves pods on this node",
+        "lastHeartbeatTime": now,
+        "lastTransitionTime": now,
+    }] } })
+}

@@ -1,0 +1,309 @@
+//! Node objects from the API server: listed once, then watched.
+
+mod cache;
+mod client;
+mod condition;
+mod object;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _};
+use kube::Api;
+use kube::runtime::watcher::{self, DefaultBackoff, Error as WatchError, InitialListStrategy, watcher};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use self::cache::Cache;
+pub use self::client::{Access, ClientError};
+use self::object::WatchedNode;
+use super::{NodeList, NodeProblem, NodeRecord};
+use crate::daemon::{Event, Readiness};
+
+/// Name of the file with the last good list, in the state folder.
+pub const CACHE: &str = "nodes.json";
+/// Nodes of a page, where the API server does not stream the list. A page is held as a whole.
+const PAGE: u32 = 200;
+
+/// What the agent wants of the API server.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Where it is.
+    pub server: Access,
+    /// This node: the one whose condition is seen to.
+    pub node_name: String,
+    /// Where the last good list is kept.
+    pub cache: PathBuf,
+    /// How long things may take.
+    pub pace: Pace,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Nothing was heard on a connection: it is given up.
+    pub silence: Duration,
+    /// After the start, without a list: then the one of an earlier time is used.
+    pub patience: Duration,
+    /// Between two lists for the owner of state. What changes meanwhile is told together.
+    pub rest: Duration,
+    /// Between two writes of the cache.
+    pub saving: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            silence: Duration::from_secs(100),
+            patience: Duration::from_secs(3),
+            rest: Duration::from_millis(200),
+            saving: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Source {
+    /// Sends the nodes as an event when the first list is whole and after every change, until nobody receives any more. What fails is
+    /// told, and tried again after a pause.
+    ///
+    /// # Errors
+    /// [`ClientError`] when the configuration cannot be used in the first place.
+    pub async fn watch(
+        self,
+        events: mpsc::Sender<Event>,
+        readiness: watch::Receiver<Readiness>,
+    ) -> Result<(), ClientError> {
+        let mut config = self.server.config(self.pace.silence).await?;
+        let (answered, answers) = watch::channel(());
+        let (unavailable, is_unavailable) = watch::channel(false);
+        let now = Instant::now();
+        let mut follower = Follower {
+            url: config.cluster_url.to_string(),
+            cache: Cache::new(self.cache.clone()),
+            source: &self,
+            events,
+            answers,
+            unavailable,
+            strategy: InitialListStrategy::StreamingList,
+            pauses: DefaultBackoff::default(),
+            known: BTreeMap::new(),
+            listing: BTreeMap::new(),
+            has_list: false,
+            unsent: false,
+            next_send: now,
+            next_save: now + self.pace.saving,
+            lost: None,
+        };
+        // TLS is in the client: a certificate that cannot be used shows here.
+        let first = client::client(config.clone(), answered.clone())?;
+        info!(url = follower.url, "Node objects come from the API server");
+        let seeing_to = condition::see_to(first.clone(), self.node_name.clone(), is_unavailable, readiness);
+        let seeing_to = tokio::spawn(seeing_to);
+        let mut ready = Some(first);
+        loop {
+            let client = match ready.take() {
+                Some(client) => client,
+                None => {
+                    match self.server.config(self.pace.silence).await {
+                        Ok(now) => config = now,
+                        Err(error) => warn!("{error}; going on with what was read before"),
+                    }
+                    client::client(config.clone(), answered.clone())?
+                }
+            };
+            let config = watcher::Config {
+                initial_list_strategy: follower.strategy.clone(),
+                ..watcher::Config::default()
+            };
+            let nodes = watcher(Api::<WatchedNode>::all(client), config.page_size(PAGE));
+            if follower.follow(Box::pin(nodes)).await == Next::Stop {
+                seeing_to.abort();
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What one attempt after the other has come to.
+struct Follower<'a> {
+    source: &'a Source,
+    url: String,
+    cache: Cache,
+    events: mpsc::Sender<Event>,
+    /// Changes whenever the server has answered.
+    answers: watch::Receiver<()>,
+    /// Whether this node's condition says that its network is unavailable.
+    unavailable: watch::Sender<bool>,
+    strategy: InitialListStrategy,
+    pauses: DefaultBackoff,
+    known: BTreeMap<String, Result<NodeRecord, NodeProblem>>,
+    /// What has come of a list that is not whole yet.
+    listing: BTreeMap<String, Result<NodeRecord, NodeProblem>>,
+    /// Whether a whole list was there.
+    has_list: bool,
+    unsent: bool,
+    next_send: Instant,
+    next_save: Instant,
+    /// Why the server does not answer.
+    lost: Option<String>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Next {
+    /// With another client, or in another way.
+    Again,
+    Stop,
+}
+
+type Nodes<'a> = Pin<Box<dyn Stream<Item = Result<watcher::Event<WatchedNode>, WatchError>> + Send + 'a>>;
+
+impl Follower<'_> {
+    /// Takes what comes, until it has to be asked for in another way.
+    async fn follow(&mut self, mut nodes: Nodes<'_>) -> Next {
+        // Of an attempt to begin anew, too: no server is asked twice without a pause.
+        let mut resume = Instant::now();
+        let patience = Instant::now() + self.source.pace.patience;
+        loop {
+            let is_paused = resume > Instant::now();
+            tokio::select! {
+                () = self.events.closed() => return Next::Stop,
+                () = sleep_until(self.next_send), if self.unsent => self.send().await,
+                () = sleep_until(self.next_save) => self.save().await,
+                () = sleep_until(patience), if self.awaits_cache() => {
+                    let silent = format!("no list within {:?}", self.source.pace.patience);
+                    self.use_cache(&silent).await;
+                }
+                Ok(()) = self.answers.changed() => self.found().await,
+                () = sleep_until(resume), if is_paused => {}
+                event = nodes.next(), if !is_paused => match event {
+                    Some(Ok(event)) => self.take(event),
+                    Some(Err(error)) => {
+                        let anew = self.note(&error).await;
+                        resume = Instant::now() + self.pauses.next().unwrap_or_default();
+                        if anew {
+                            sleep_until(resume).await;
+                            return Next::Again;
+                        }
+                    }
+                    None => return Next::Again,
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, event: watcher::Event<WatchedNode>) {
+        use watcher::Event as Watched;
+        match event {
+            Watched::Init => self.listing.clear(),
+            Watched::InitApply(node) => {
+                self.listing.insert(node.name().to_owned(), node.decoded);
+            }
+            Watched::InitDone => {
+                let list = std::mem::take(&mut self.listing);
+                self.unsent |= !self.has_list || list != self.known;
+                self.known = list;
+                self.has_list = true;
+            }
+            // A kubelet tells of its node every few minutes, and nearly always of nothing that matters here.
+            Watched::Apply(node) => {
+                let name = node.name().to_owned();
+                if self.known.get(&name) != Some(&node.decoded) {
+                    self.known.insert(name, node.decoded);
+                    self.unsent = true;
+                }
+            }
+            Watched::Delete(node) => self.unsent |= self.known.remove(node.name()).is_some(),
+        }
+    }
+
+    async fn send(&mut self) {
+        let own = self.known.get(&self.source.node_name);
+        let unavailable = own.is_some_and(|own| own.as_ref().is_ok_and(|own| own.network_unavailable));
+        self.unavailable.send_replace(unavailable);
+        self.cache.is_old = true;
+        let records = self.known.values().filter_map(|node| node.as_ref().ok()).cloned().collect();
+        let problems = self.known.values().filter_map(|node| node.as_ref().err()).cloned().collect();
+        // Nobody receives: that is seen where it is waited for.
+        let _ = self.events.send(Event::Nodes(NodeList { records, problems, age: Duration::ZERO })).await;
+        self.unsent = false;
+        self.next_send = Instant::now() + self.source.pace.rest;
+    }
+
+    async fn save(&mut self) {
+        self.next_save = Instant::now() + self.source.pace.saving;
+        if self.has_list && self.lost.is_none() {
+            self.cache.save(self.known.values().filter_map(|node| node.as_ref().ok())).await;
+        }
+    }
+
+    /// Says why the server cannot be asked. Whether it has to be asked in another way.
+    async fn note(&mut self, error: &WatchError) -> bool {
+        let status = status_of(error);
+        if matches!(status, Some(400 | 422))
+            && self.strategy == InitialListStrategy::StreamingList
+            && !self.has_list
+        {
+            info!("the API server does not stream lists: they are asked for page by page");
+            self.strategy = InitialListStrategy::ListWatch;
+            return true;
+        }
+        // A version that is too old: the list is asked for anew, and that is all.
+        if status == Some(410) {
+            info!("the API server no longer knows the changes since: the node list is asked for anew");
+            return matches!(error, WatchError::WatchStartFailed(_));
+        }
+        let hint = match status {
+            Some(401) => " (the token is not, or no longer, valid: it is read again)",
+            Some(403) => " (is the ClusterRole bound to the agent's service account?)",
+            _ => "",
+        };
+        let reason = format!("ask the API server {} for nodes: {}{hint}", self.url, client::whole(error));
+        if self.lost.as_ref() != Some(&reason) {
+            self.lost = Some(reason.clone());
+            let _ = self.events.send(Event::NodeListUnusable(reason.clone())).await;
+        }
+        if self.awaits_cache() {
+            self.use_cache(&reason).await;
+        }
+        status == Some(401)
+    }
+
+    /// The server has answered.
+    async fn found(&mut self) {
+        if self.lost.take().is_some() {
+            info!(url = self.url, "the API server answers again");
+            if self.has_list {
+                let _ = self.events.send(Event::NodeListConfirmed).await;
+            }
+        }
+    }
+
+    fn awaits_cache(&self) -> bool {
+        !self.has_list && self.cache.is_unread
+    }
+
+    async fn use_cache(&mut self, why: &str) {
+        let Some(list) = self.cache.load() else {
+            return;
+        };
+        warn!(
+            path = %self.source.cache.display(), nodes = list.records.len(), age = ?list.age,
+            "going on with the last good node list: {why}"
+        );
+        let _ = self.events.send(Event::Nodes(list)).await;
+    }
+}
+
+/// The HTTP status of an answer, if there was one.
+fn status_of(error: &WatchError) -> Option<u16> {
+    match error {
+        WatchError::InitialListFailed(kube::Error::Api(status))
+        | WatchError::WatchStartFailed(kube::Error::Api(status))
+        | WatchError::WatchFailed(kube::Error::Api(status))
+        | WatchError::WatchError(status) => Some(status.code),
+        _ => None,
+    }
+}

@@ -1,0 +1,94 @@
+//! The list of an earlier time, for an agent that starts while the API server is away.
+
+use std::fs;
+use std::time::Duration;
+
+use podwire::daemon::Event;
+use podwire::nodes::kube::Pace;
+use serde_json::Value;
+use tempfile::TempDir;
+use xtask::api_server::{ApiServer, Fault};
+
+use crate::watching::{Watching, by_url, eventually, node, open, pace, server};
+
+/// A server, and what an agent before has kept of its three nodes.
+async fn kept() -> (ApiServer, std::net::SocketAddr, TempDir) {
+    let server = server(3);
+    let address = open(&server, None);
+    let mut watching = Watching::start(address);
+    watching.list().await;
+    let cache = watching.cache();
+    eventually("the list is kept", || cache.exists()).await;
+    (server, address, watching.end().await)
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_without_the_server_goes_on_with_the_list_before() {
+    let (server, address, folder) = kept().await;
+    server.stop();
+    let mut watching = Watching::with(by_url(address), pace(), folder);
+    watching.trouble().await;
+    let list = watching.list().await;
+    assert_eq!(list.records.len(), 3);
+    assert!(!list.age.is_zero(), "it is told from what is true now");
+    server.delete("node3");
+    server.start().unwrap();
+    let list = watching.list().await;
+    assert_eq!(list.records.len(), 2);
+    assert!(list.age.is_zero());
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_not_waited_for_longer_than_patience_lasts() {
+    let (server, address, folder) = kept().await;
+    server.fail(Some(Fault::Hang));
+    let impatient =
+        Pace { patience: Duration::from_millis(100), silence: Duration::from_secs(3600), ..pace() };
+    let mut watching = Watching::with(by_url(address), impatient, folder);
+    let list = watching.list().await;
+    assert!(!list.age.is_zero());
+    assert_eq!(list.records.len(), 3);
+}
+
+#[tokio::test]
+async fn with_a_server_that_answers_the_list_before_is_not_told() {
+    let (server, address, folder) = kept().await;
+    server.put(node(4));
+    let mut watching = Watching::with(by_url(address), pace(), folder);
+    let list = watching.list().await;
+    assert!(list.age.is_zero());
+    assert_eq!(list.records.len(), 4);
+}
+
+#[tokio::test]
+async fn the_age_is_that_of_the_last_time_that_the_list_was_good() {
+    let (server, address, folder) = kept().await;
+    server.stop();
+    let file = fs::File::open(folder.path().join("nodes.json")).unwrap();
+    let hour = Duration::from_secs(3600);
+    file.set_modified(std::time::SystemTime::now() - hour).unwrap();
+    let mut watching = Watching::with(by_url(address), pace(), folder);
+    let age = watching.list().await.age;
+    assert!(age >= hour && age < 2 * hour, "{age:?}");
+}
+
+#[tokio::test]
+async fn what_is_kept_is_a_node_list_that_anybody_reads() {
+    let (_server, _, folder) = kept().await;
+    let text = fs::read_to_string(folder.path().join("nodes.json")).unwrap();
+    let list: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(list["kind"], "NodeList");
+    assert_eq!(list["items"][1]["spec"]["podCIDRs"][0], "10.32.2.0/24");
+}
+
+#[tokio::test]
+async fn a_spoilt_file_is_as_none() {
+    let (server, address, folder) = kept().await;
+    server.stop();
+    fs::write(folder.path().join("nodes.json"), "{").unwrap();
+    let mut watching = Watching::with(by_url(address), pace(), folder);
+    watching.trouble().await;
+    server.start().unwrap();
+    let event = watching.next().await;
+    assert!(matches!(&event, Event::Nodes(list) if list.age.is_zero()), "{event:?}");
+}

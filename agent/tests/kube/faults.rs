@@ -1,0 +1,138 @@
+//! What goes wrong at the server and on the way.
+
+use std::time::Duration;
+
+use podwire::nodes::kube::Pace;
+use xtask::api_server::Fault;
+
+use crate::watching::{Watching, by_url, node, open, pace, server};
+
+#[tokio::test]
+async fn a_server_that_hangs_is_given_up_and_asked_again() {
+    let server = server(2);
+    let mut watching = Watching::start(open(&server, None));
+    watching.list().await;
+    server.fail(Some(Fault::Hang));
+    server.put(node(3));
+    watching.trouble().await;
+    server.fail(None);
+    assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_from_the_beginning_is_given_up_and_asked_again() {
+    let server = server(2);
+    server.fail(Some(Fault::Hang));
+    let mut watching = Watching::start(open(&server, None));
+    watching.trouble().await;
+    server.fail(None);
+    assert_eq!(watching.names().await, ["node1", "node2"]);
+}
+
+#[tokio::test]
+async fn half_a_list_is_never_told() {
+    for streams in [true, false] {
+        // In the first object, in the middle, and shortly before the end.
+        for cut in [100, 20_000, 50_000] {
+            let server = server(120);
+            server.stream_lists(streams);
+            server.fail(Some(Fault::CutAfter(cut)));
+            let mut watching = Watching::start(open(&server, None));
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            while let Ok(event) = watching.events.try_recv() {
+                let is_list = matches!(event, podwire::daemon::Event::Nodes(_));
+                assert!(!is_list, "a list, though the answer was cut after {cut} bytes");
+            }
+            server.fail(None);
+            assert_eq!(watching.list().await.records.len(), 120, "cut after {cut} bytes");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_whose_line_is_cut_is_not_lost() {
+    let server = server(2);
+    let address = open(&server, None);
+    let mut watching = Watching::start(address);
+    watching.list().await;
+    server.stop();
+    watching.trouble().await;
+    // The watch that goes on hears half of what is new.
+    server.fail(Some(Fault::CutAfter(150)));
+    server.start().unwrap();
+    server.put(node(3));
+    let asked = server.requests().len();
+    crate::watching::eventually("it is asked twice", || server.requests().len() > asked + 1).await;
+    server.fail(None);
+    assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
+}
+
+#[tokio::test]
+async fn a_slow_server_is_waited_for_as_long_as_it_sends() {
+    for streams in [true, false] {
+        let server = server(40);
+        server.stream_lists(streams);
+        // Longer than the silence that is borne, in all.
+        server.fail(Some(Fault::Slow(500, Duration::from_millis(40))));
+        let mut watching = Watching::start(open(&server, None));
+        assert_eq!(watching.list().await.records.len(), 40);
+    }
+}
+
+#[tokio::test]
+async fn pages_that_expire_begin_anew() {
+    let server = server(500);
+    server.stream_lists(false);
+    server.fail(Some(Fault::PagesExpire));
+    let mut watching = Watching::start(open(&server, None));
+    let firsts = || {
+        server
+            .requests()
+            .iter()
+            .filter(|request| request.contains("limit=") && !request.contains("continue="))
+            .count()
+    };
+    crate::watching::eventually("it begins anew", || firsts() > 1).await;
+    server.fail(None);
+    assert_eq!(watching.list().await.records.len(), 500);
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_is_said_with_what_to_do() {
+    for (code, hint) in [(403, "ClusterRole"), (500, "500"), (503, "503"), (429, "429")] {
+        let server = server(1);
+        server.fail(Some(Fault::Status(code)));
+        let address = open(&server, None);
+        let mut watching = Watching::start(address);
+        let trouble = watching.trouble().await;
+        assert!(trouble.contains(hint) && trouble.contains(&address.to_string()), "{code}: {trouble}");
+        server.fail(None);
+        assert_eq!(watching.names().await, ["node1"]);
+    }
+}
+
+#[tokio::test]
+async fn the_same_trouble_is_told_once() {
+    let server = server(1);
+    server.fail(Some(Fault::Status(503)));
+    let mut watching = Watching::start(open(&server, None));
+    watching.trouble().await;
+    let asked = server.requests().len();
+    crate::watching::eventually("it is asked again", || server.requests().len() > asked + 1).await;
+    assert!(watching.events.try_recv().is_err());
+    server.fail(None);
+    assert_eq!(watching.names().await, ["node1"]);
+}
+
+#[tokio::test]
+async fn changes_meanwhile_are_told_together() {
+    let server = server(1);
+    let address = open(&server, None);
+    let slow = Pace { rest: Duration::from_secs(2), ..pace() };
+    let mut watching = Watching::with(by_url(address), slow, tempfile::tempdir().unwrap());
+    watching.list().await;
+    for number in 2..=20 {
+        server.put(node(number));
+    }
+    assert_eq!(watching.list().await.records.len(), 20);
+}

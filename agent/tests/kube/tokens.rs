@@ -1,0 +1,74 @@
+//! Who the agent is at the API server, and how it trusts it.
+
+use podwire::nodes::kube::{Access, Source};
+use tokio::sync::{mpsc, watch};
+use xtask::api_server::Certificate;
+
+use crate::watching::{OWN, Watching, by_kubeconfig, node, open, pace, server};
+
+#[tokio::test]
+async fn a_token_that_has_expired_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, token) = (folder.path().join("config"), folder.path().join("token"));
+    std::fs::write(&token, "first").unwrap();
+    let certificate = Certificate::new(&["127.0.0.1"]).unwrap();
+    let server = server(2);
+    server.only_tokens(&["first"]);
+    let address = open(&server, Some(certificate.clone()));
+    let access = by_kubeconfig(&config, address, &certificate, &token);
+    let mut watching = Watching::with(access, pace(), folder);
+    assert_eq!(watching.names().await, ["node1", "node2"]);
+
+    server.only_tokens(&["second"]);
+    // Who is connected already goes on until the connection ends.
+    server.stop();
+    server.start().unwrap();
+    let mut trouble = watching.trouble().await;
+    while !trouble.contains("401") {
+        trouble = watching.trouble().await;
+    }
+    assert!(trouble.contains("token"), "{trouble}");
+    std::fs::write(&token, "second").unwrap();
+    server.put(node(3));
+    assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
+}
+
+#[tokio::test]
+async fn a_server_whose_certificate_is_not_trusted_is_not_talked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, token) = (folder.path().join("config"), folder.path().join("token"));
+    std::fs::write(&token, "secret").unwrap();
+    let [ours, theirs] = [(); 2].map(|()| Certificate::new(&["127.0.0.1"]).unwrap());
+    let server = server(1);
+    let address = open(&server, Some(theirs));
+    let access = by_kubeconfig(&config, address, &ours, &token);
+    let mut watching = Watching::with(access, pace(), folder);
+    let trouble = watching.trouble().await;
+    assert!(trouble.contains("certificate"), "{trouble}");
+    assert_eq!(server.requests(), [""; 0], "no token goes to whoever is there");
+}
+
+/// Why a source does not begin at all.
+async fn refusal(server: Access) -> String {
+    let (events, _queue) = mpsc::channel(1);
+    let (_readiness, is_ready) = watch::channel(podwire::daemon::Readiness::Ready);
+    let source =
+        Source { server, node_name: OWN.into(), cache: "/nonexistent/nodes.json".into(), pace: pace() };
+    source.watch(events, is_ready).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn what_does_not_say_where_the_server_is_ends_the_start_with_what_to_do() {
+    let nowhere = refusal(Access::default()).await;
+    for part in ["KUBERNETES_SERVICE_HOST", "--kubeconfig", "--api-server", "--nodes"] {
+        assert!(nowhere.contains(part) || part == "KUBERNETES_SERVICE_HOST", "{part}: {nowhere}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let said = refusal(Access { kubeconfig: Some(missing.clone()), api_server: None }).await;
+    assert!(said.contains(&missing.display().to_string()), "{said}");
+    let broken = folder.path().join("broken");
+    std::fs::write(&broken, "clusters: 3").unwrap();
+    let said = refusal(Access { kubeconfig: Some(broken.clone()), api_server: None }).await;
+    assert!(said.contains(&broken.display().to_string()), "{said}");
+}

@@ -1,0 +1,167 @@
+//! An API server, the source that asks it, and what the owner of state would be told.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use podwire::daemon::{Event, Readiness};
+use podwire::nodes::NodeList;
+use podwire::nodes::kube::{Access, Pace, Source};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use xtask::api_server::{ApiServer, Certificate};
+
+/// Whatever is waited for comes much sooner, unless it never does.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The node whose agent is tested.
+pub const OWN: &str = "node1";
+
+/// What is quick in a test.
+pub fn pace() -> Pace {
+    Pace {
+        silence: Duration::from_secs(1),
+        patience: Duration::from_secs(20),
+        rest: Duration::from_millis(20),
+        saving: Duration::from_millis(50),
+    }
+}
+
+/// An API server with some nodes.
+pub fn server(nodes: u32) -> ApiServer {
+    let server = ApiServer::new().unwrap();
+    for number in 1..=nodes {
+        server.put(node(number));
+    }
+    // A silence is a fault here sooner than in life.
+    server.bookmark_every(Duration::from_millis(200));
+    server
+}
+
+/// `node<number>` with podCIDR 10.x.y.0/24, as a kubelet reports it.
+pub fn node(number: u32) -> Value {
+    let [_, _, high, low] = number.to_be_bytes();
+    let pod_cidr = format!("10.{}.{low}.0/24", 32 + high);
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": format!("node{number}"), "labels": { "kubernetes.io/os": "linux" } },
+        "spec": { "podCIDR": pod_cidr, "podCIDRs": [pod_cidr] },
+        "status": {
+            "addresses": [{ "type": "InternalIP", "address": format!("10.190.{high}.{low}") }],
+            "conditions": [{ "type": "Ready", "status": "True", "lastHeartbeatTime": "2026-11-01T00:00:00Z" }],
+            "nodeInfo": { "operatingSystem": "linux" },
+        },
+    })
+}
+
+/// Serves HTTP on a port of loopback, the same after a restart.
+pub fn open(server: &ApiServer, certificate: Option<Certificate>) -> SocketAddr {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    server.listen(move || TcpListener::bind(address), certificate).unwrap();
+    address
+}
+
+/// A source at work.
+pub struct Watching {
+    pub events: mpsc::Receiver<Event>,
+    pub readiness: watch::Sender<Readiness>,
+    task: JoinHandle<()>,
+    folder: TempDir,
+}
+
+impl Watching {
+    /// Asks a server over HTTP.
+    pub fn start(address: SocketAddr) -> Self {
+        Self::with(by_url(address), pace(), tempfile::tempdir().unwrap())
+    }
+
+    pub fn with(server: Access, pace: Pace, folder: TempDir) -> Self {
+        let (sender, events) = mpsc::channel(16);
+        let (readiness, is_ready) = watch::channel(Readiness::Waiting("the test says so".into()));
+        let cache = folder.path().join("nodes.json");
+        let source = Source { server, node_name: OWN.into(), cache, pace };
+        let task = tokio::spawn(async { source.watch(sender, is_ready).await.unwrap() });
+        Self { events, readiness, task, folder }
+    }
+
+    /// The cache's file.
+    pub fn cache(&self) -> PathBuf {
+        self.folder.path().join("nodes.json")
+    }
+
+    /// The next event.
+    pub async fn next(&mut self) -> Event {
+        timeout(PATIENCE, self.events.recv()).await.expect("nothing is told").expect("the source has ended")
+    }
+
+    /// The next list; other events before it are no matter.
+    pub async fn list(&mut self) -> NodeList {
+        loop {
+            if let Event::Nodes(list) = self.next().await {
+                return list;
+            }
+        }
+    }
+
+    /// Names in the next list.
+    pub async fn names(&mut self) -> Vec<String> {
+        self.list().await.records.into_iter().map(|record| record.name).collect()
+    }
+
+    /// The first list of which this holds.
+    pub async fn until(&mut self, holds: impl Fn(&NodeList) -> bool) -> NodeList {
+        loop {
+            let list = self.list().await;
+            if holds(&list) {
+                return list;
+            }
+        }
+    }
+
+    /// Why the list cannot be had, as soon as it is told.
+    pub async fn trouble(&mut self) -> String {
+        loop {
+            if let Event::NodeListUnusable(reason) = self.next().await {
+                return reason;
+            }
+        }
+    }
+
+    /// Ends it as an agent's end does, and gives the folder with its cache.
+    pub async fn end(self) -> TempDir {
+        self.task.abort();
+        let _ = self.task.await;
+        self.folder
+    }
+}
+
+/// `--api-server`.
+pub fn by_url(address: SocketAddr) -> Access {
+    Access { kubeconfig: None, api_server: Some(format!("http://{address}").parse().unwrap()) }
+}
+
+/// `--kubeconfig`, with the token in a file as a service account's is.
+pub fn by_kubeconfig(path: &Path, address: SocketAddr, certificate: &Certificate, token: &Path) -> Access {
+    let authority = path.with_extension("crt");
+    std::fs::write(&authority, certificate.pem()).unwrap();
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{ "name": "test", "cluster": { "server": format!("https://{address}"), "certificate-authority": authority } }],
+        "users": [{ "name": "agent", "user": { "tokenFile": token } }],
+        "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "agent" } }],
+    });
+    std::fs::write(path, config.to_string()).unwrap();
+    Access { kubeconfig: Some(path.into()), api_server: None }
+}
+
+/// Waits for what shows somewhere else.
+pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+}

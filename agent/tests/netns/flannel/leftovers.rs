@@ -1,0 +1,63 @@
+//! What flannel leaves on a node that becomes ours.
+
+use xtask::lab::reference::{self, Join, Masquerade, VXLAN};
+use xtask::lab::{Lab, traffic};
+
+use super::add_pod;
+use crate::check::{Row, check};
+use crate::sockets::wait_until;
+
+#[test]
+fn flannels_device_in_the_way_is_named_and_the_agent_goes_on_when_it_is_gone() {
+    let lab = Lab::builder().agents(false).build().unwrap();
+    for node in lab.nodes() {
+        reference::set_up_node(node, Join::Vxlan, Masquerade::Iptables).unwrap();
+    }
+    let (node, other) = (lab.node(0), lab.node(1));
+    reference::add_peer(node, other, other.mac(VXLAN).unwrap()).unwrap();
+    reference::add_peer(other, node, node.mac(VXLAN).unwrap()).unwrap();
+    let none = serde_json::json!({});
+    let [one, far] = [node, other].map(|node| add_pod(node, "before", &none).unwrap());
+    node.spawn_agent().unwrap();
+    let said =
+        || node.agent_log().contains("belongs to the VXLAN device flannel.1").then(|| node.agent_log());
+    let log = wait_until(said).unwrap_or_else(|| panic!("{}", node.agent_log()));
+    assert!(log.contains("`ip link delete flannel.1`"), "{log}");
+    let refused = node.add_pod("early").unwrap_err().to_string();
+    assert!(refused.contains("flannel.1"), "the runtime is told as well: {refused}");
+    traffic::tcp_exchange(&one, &far, far.address, 8080, 1 << 20)
+        .expect("flannel's own pods go on meanwhile");
+    node.ip(&format!("link delete {VXLAN}\n")).unwrap();
+    node.wait_ready().unwrap();
+    let pod = node.add_pod("late").unwrap();
+    traffic::tcp_exchange(&pod, node, node.address(), 8080, 1 << 20).unwrap();
+}
+
+#[test]
+fn flannels_bridge_with_the_nodes_own_network_and_its_rules_break_nothing() {
+    let lab = Lab::builder().agents(false).build().unwrap();
+    for node in lab.nodes() {
+        reference::set_up_node(node, Join::Routes, Masquerade::Iptables).unwrap();
+        // With a pod, so that it runs; host-local may have given it the address that the agent gives next.
+        let pod = add_pod(node, "before", &serde_json::json!({})).unwrap();
+        drop(pod);
+        node.start_agent().unwrap();
+    }
+    let runtime_config = serde_json::json!({ "ips": ["10.244.1.77/24"] });
+    let pod = lab.node(0).add_pod_with("pod", &runtime_config).unwrap();
+    let far = lab.node(1).add_pod_with("far", &serde_json::json!({ "ips": ["10.244.2.77/24"] })).unwrap();
+    let near = lab.node(0).add_pod_with("near", &serde_json::json!({ "ips": ["10.244.1.78/24"] })).unwrap();
+    let (ours, other) = (lab.node(0), lab.node(1));
+    let from = (&*pod, pod.address());
+    check(
+        &lab,
+        &[
+            Row::new("pod to a pod of its node", from, (&near, near.address())),
+            Row::new("pod to a pod of another node", from, (&far, far.address())),
+            Row::new("pod to its node", from, (ours, ours.address())),
+            Row::new("node to its pod", (ours, ours.address()), from),
+            Row::new("pod to another node", from, (other, other.address())),
+            Row::new("pod to the world", from, (lab.world(), lab.world_address())).seen_as(ours.address()),
+        ],
+    );
+}

@@ -1,0 +1,254 @@
+//! Requests and their answers, in the API server's own words (Kubernetes API concepts, "Efficient detection of changes").
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, patch};
+use futures_util::{Stream, StreamExt as _, stream};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
+
+use super::store::{Change, Kind};
+use super::{Fault, Shared, lock};
+
+const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
+
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/api/v1/nodes", get(nodes))
+        .route("/api/v1/nodes/{name}/status", patch(patch_status))
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), guard))
+        .with_state(shared)
+}
+
+/// Notes the request, asks for the token, and is at fault where that is wanted.
+async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    lock(&shared.requests).push(format!("{} {}", request.method(), request.uri()));
+    let settings = lock(&shared.settings).clone();
+    let token = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = token.and_then(|value| value.strip_prefix("Bearer "));
+    if !settings.tokens.is_empty()
+        && !token.is_some_and(|token| settings.tokens.iter().any(|good| good == token))
+    {
+        return status(401, "Unauthorized", "Unauthorized");
+    }
+    match settings.fault {
+        Some(Fault::Hang) => std::future::pending().await,
+        Some(Fault::Status(code)) => status(code, "Fault", "this fault was asked for"),
+        Some(Fault::CutAfter(bytes)) => next.run(request).await.map(|body| cut(body, bytes)),
+        Some(Fault::Slow(piece, pause)) => next.run(request).await.map(|body| slow(body, piece, pause)),
+        Some(Fault::PagesExpire) | None => next.run(request).await,
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Parameters {
+    watch: bool,
+    resource_version: String,
+    limit: Option<usize>,
+    #[serde(rename = "continue")]
+    after: Option<String>,
+    allow_watch_bookmarks: bool,
+    send_initial_events: bool,
+    timeout_seconds: Option<u64>,
+}
+
+async fn nodes(State(shared): State<Arc<Shared>>, Query(parameters): Query<Parameters>) -> Response {
+    if parameters.watch { watch(shared, &parameters) } else { list(&shared, &parameters) }
+}
+
+fn list(shared: &Shared, parameters: &Parameters) -> Response {
+    let settings = lock(&shared.settings).clone();
+    if parameters.after.is_some() && settings.fault == Some(Fault::PagesExpire) {
+        return status(410, "Expired", "The provided continue parameter is too old");
+    }
+    let (version, after) = match parameters.after.as_deref().and_then(|token| token.split_once(':')) {
+        Some((version, name)) => (Some(version.to_owned()), Some(name.to_owned())),
+        None => (None, None),
+    };
+    let (items, more, now) = shared.store.page(after.as_deref(), parameters.limit.unwrap_or(usize::MAX));
+    let version = version.unwrap_or_else(|| now.to_string());
+    let next = more.map_or(String::new(), |name| format!("{version}:{name}"));
+    let metadata = json!({ "resourceVersion": version, "continue": next });
+    let text = format!(
+        r#"{{"kind":"NodeList","apiVersion":"v1","metadata":{metadata},"items":[{}]}}"#,
+        items.join(",")
+    );
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
+    let settings = lock(&shared.settings).clone();
+    if parameters.send_initial_events && !settings.streams_lists {
+        let message = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+        return status(422, "Invalid", message);
+    }
+    let mut first = Vec::new();
+    let from = match parameters.resource_version.as_str() {
+        "" | "0" => {
+            let (items, _, version) = shared.store.page(None, usize::MAX);
+            first.extend(items.iter().map(|item| line(Kind::Added, item)));
+            if parameters.send_initial_events {
+                first.push(bookmark(version, true));
+            }
+            version
+        }
+        version => version.parse().unwrap_or_default(),
+    };
+    let deadline = Instant::now() + Duration::from_secs(parameters.timeout_seconds.unwrap_or(3600));
+    let bookmarks = parameters.allow_watch_bookmarks.then_some(settings.bookmarks);
+    let later = stream::unfold(Watcher::new(shared, from, deadline, bookmarks), |watcher| watcher.next());
+    // Pieces of some size: a line each would be a system call each.
+    let first: Vec<Bytes> = first.chunks(16).map(|lines| Bytes::from(lines.concat())).collect();
+    let lines = stream::iter(first).chain(later).map(Ok::<_, std::io::Error>);
+    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response()
+}
+
+/// One who watches.
+struct Watcher {
+    shared: Arc<Shared>,
+    versions: tokio::sync::watch::Receiver<u64>,
+    from: u64,
+    deadline: Instant,
+    bookmarks: Option<Duration>,
+    next_bookmark: Instant,
+    is_over: bool,
+}
+
+impl Watcher {
+    fn new(shared: Arc<Shared>, from: u64, deadline: Instant, bookmarks: Option<Duration>) -> Self {
+        let versions = shared.store.versions();
+        let next_bookmark = Instant::now() + bookmarks.unwrap_or_default();
+        Self { shared, versions, from, deadline, bookmarks, next_bookmark, is_over: false }
+    }
+
+    async fn next(mut self) -> Option<(Bytes, Self)> {
+        if self.is_over {
+            return None;
+        }
+        loop {
+            self.versions.mark_unchanged();
+            let hangs = lock(&self.shared.settings).fault == Some(Fault::Hang);
+            match self.shared.store.changes_after(self.from) {
+                _ if hangs => {}
+                None => {
+                    self.is_over = true;
+                    let gone = status_object(410, "Expired", "too old resource version");
+                    return Some((format!("{{\"type\":\"ERROR\",\"object\":{gone}}}\n").into(), self));
+                }
+                Some(changes) if !changes.is_empty() => {
+                    self.from = changes.last().map_or(self.from, |change| change.version);
+                    let lines: String =
+                        changes.iter().map(|Change { kind, object, .. }| line(*kind, object)).collect();
+                    return Some((lines.into(), self));
+                }
+                Some(_) => {}
+            }
+            tokio::select! {
+                changed = self.versions.changed() => changed.ok()?,
+                () = sleep_until(self.deadline) => return None,
+                () = sleep_until(self.next_bookmark), if self.bookmarks.is_some() && !hangs => {
+                    self.next_bookmark = Instant::now() + self.bookmarks.unwrap_or_default();
+                    self.from = self.shared.store.version().max(self.from);
+                    return Some((bookmark(self.from, false).into(), self));
+                }
+            }
+        }
+    }
+}
+
+/// What a cloud provider's nodes need: conditions are merged by their type.
+async fn patch_status(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if kind != Some(STRATEGIC_MERGE) {
+        return status(415, "UnsupportedMediaType", "the body is to be a strategic merge patch");
+    }
+    let (Some(mut node), Ok(patch)) = (shared.store.node(&name), serde_json::from_slice::<Value>(&body))
+    else {
+        return status(404, "NotFound", "no such node, or the patch is no JSON");
+    };
+    let new = patch["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let mut conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    for condition in new {
+        conditions.retain(|there| there["type"] != condition["type"]);
+        conditions.push(condition);
+    }
+    node["status"]["conditions"] = Value::Array(conditions);
+    shared.store.put(node.clone());
+    axum::Json(node).into_response()
+}
+
+/// The type comes first, as the real one has it.
+fn line(kind: Kind, object: &str) -> String {
+    let kind = match kind {
+        Kind::Added => "ADDED",
+        Kind::Modified => "MODIFIED",
+        Kind::Deleted => "DELETED",
+    };
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
+}
+
+fn bookmark(version: u64, ends_list: bool) -> String {
+    let annotations = if ends_list { json!({ "k8s.io/initial-events-end": "true" }) } else { json!({}) };
+    let metadata = json!({ "resourceVersion": version.to_string(), "annotations": annotations });
+    format!(
+        "{{\"type\":\"BOOKMARK\",\"object\":{{\"kind\":\"Node\",\"apiVersion\":\"v1\",\"metadata\":{metadata}}}}}\n"
+    )
+}
+
+fn status_object(code: u16, reason: &str, message: &str) -> Value {
+    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "reason": reason, "message": message, "code": code })
+}
+
+fn status(code: u16, reason: &str, message: &str) -> Response {
+    let code_of_http = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (code_of_http, axum::Json(status_object(code, reason, message))).into_response()
+}
+
+/// The first bytes, and then the connection ends.
+fn cut(body: Body, bytes: usize) -> Body {
+    let mut left = bytes;
+    let cut = body.into_data_stream().map(move |piece| {
+        if left == 0 {
+            return Err(std::io::Error::other("the answer is cut here, as was asked for"));
+        }
+        let piece = piece.map_err(std::io::Error::other)?;
+        let piece = piece.slice(..piece.len().min(left));
+        left -= piece.len();
+        Ok(piece)
+    });
+    Body::from_stream(cut)
+}
+
+fn slow(body: Body, size: usize, pause: Duration) -> Body {
+    Body::from_stream(body.into_data_stream().flat_map(move |piece| in_pieces(piece, size, pause)))
+}
+
+fn in_pieces(
+    piece: Result<Bytes, axum::Error>,
+    size: usize,
+    pause: Duration,
+) -> impl Stream<Item = Result<Bytes, axum::Error>> {
+    let pieces: Vec<_> = match piece {
+        Ok(bytes) => bytes.chunks(size).map(|part| Ok(Bytes::copy_from_slice(part))).collect(),
+        Err(error) => vec![Err(error)],
+    };
+    stream::iter(pieces).then(move |part| async move {
+        tokio::time::sleep(pause).await;
+        part
+    })
+}
