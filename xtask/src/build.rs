@@ -34,7 +34,7 @@ pub(crate) fn release() -> Result<()> {
 /// Builds them and packs them into an image.
 pub(crate) fn image(output: &Path) -> Result<()> {
     let binaries = release_with(&Toolchain::ensure()?)?;
-    let archive = run::step("pack the image", || image::archive(&binaries))?;
+    let archive = run::step("pack the image", || image::image(&binaries)?.archive())?;
     fs::write(output, &archive).with_context(|| format!("write {}", output.display()))?;
     println!("{:>10} {} ({}:{})", size_text(size(output)?), output.display(), image::REPOSITORY, image::TAG);
     Ok(())

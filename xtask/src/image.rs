@@ -20,11 +20,11 @@ const LICENCES: [(&str, &str); 2] = [
     ("licenses/LICENSE-GPL-2.0", include_str!("../../LICENSE-GPL-2.0")),
 ];
 
-/// The image's archive, from a folder with static `podwire` and `podwire-cni`.
+/// The image of a folder's `podwire` and `podwire-cni`, which must be static.
 ///
 /// # Errors
 /// When one of them cannot be read.
-pub fn archive(binaries: &Path) -> Result<Vec<u8>> {
+pub fn image(binaries: &Path) -> Result<Image> {
     let mut files = BTreeMap::new();
     for name in ["podwire", "podwire-cni"] {
         let path = binaries.join(name);
@@ -42,5 +42,5 @@ pub fn archive(binaries: &Path) -> Result<Vec<u8>> {
             "org.opencontainers.image.version": TAG,
         },
     });
-    Image { name: format!("{REGISTRY}/{REPOSITORY}:{TAG}"), files, config }.archive()
+    Ok(Image { name: format!("{REGISTRY}/{REPOSITORY}:{TAG}"), files, config })
 }

@@ -71,6 +71,19 @@ fn values_reach_what_they_are_for() -> Result<()> {
 }
 
 #[test]
+fn the_line_for_k3s_in_the_readme_does_what_the_values_do() -> Result<()> {
+    let [bin, conf] = ["/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/agent/etc/cni/net.d"];
+    let line = format!("sed 's#/opt/cni/bin#{bin}#g; s#/etc/cni/net.d#{conf}#g' manifests/podwire.yaml");
+    let readme = fs::read_to_string(manifests::root().join("README.md"))?;
+    assert!(readme.contains(&line), "README.md lacks: {line}");
+    let text = fs::read_to_string(manifests::root().join("manifests/podwire.yaml"))?;
+    let edited = documents::parse(&text.replace("/opt/cni/bin", bin).replace("/etc/cni/net.d", conf))?;
+    let rendered = rendered_with(json!({ "cni": { "binDir": bin, "confDir": conf } }))?;
+    assert_eq!(find(&edited, "DaemonSet", "podwire")?, find(&rendered, "DaemonSet", "podwire")?);
+    Ok(())
+}
+
+#[test]
 fn another_configuration_rolls_the_pods_and_other_exclusions_do_not() -> Result<()> {
     let annotations = |values| -> Result<Value> {
         let documents = rendered_with(values)?;

@@ -31,7 +31,7 @@ fn the_dockerfile_makes_the_same_image() -> Result<()> {
     for name in ["podwire", "podwire-cni"] {
         fs::write(folder.path().join(name), name)?;
     }
-    let archive = image::archive(folder.path())?;
+    let archive = image::image(folder.path())?.archive()?;
     let (config, files) = unpack(&archive)?;
     let dockerfile = fs::read_to_string(manifests::root().join("Dockerfile"))?.replace("\\\n", "");
     for (name, value) in config["config"]["Labels"].as_object().context("no labels")? {

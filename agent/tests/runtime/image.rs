@@ -1,14 +1,17 @@
-//! The image of the test's pods: Debian's static busybox and a web server's script that tells the client its address. Made here,
-//! loaded from nowhere.
+//! Images: Podwire's own, and that of the test's pods, Debian's static busybox and a web server's script that tells the client its
+//! address. Made here, loaded from nowhere.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use xtask::oci::{File, Image};
+
+use crate::containerd;
 
 /// A name that no registry can have (RFC 6761, section 6.4).
 pub const NAME: &str = "podwire.invalid/busybox:test";
@@ -42,4 +45,25 @@ pub fn write(folder: &Path) -> Result<PathBuf> {
     let archive = folder.join("image.tar");
     fs::write(&archive, Image { name: NAME.to_owned(), files, config }.archive()?)?;
     Ok(archive)
+}
+
+/// Writes Podwire's image, and gives the archive's path. It is that of `cargo xtask image`, but for the libraries that the lab's
+/// binaries are linked with; those that `PODWIRE_BIN_DIR` names may be static.
+pub fn podwire(folder: &Path) -> Result<PathBuf> {
+    let program = containerd::binary("podwire")?;
+    let mut image = xtask::image::image(program.parent().context("the program has no folder")?)?;
+    for library in libraries(&program)? {
+        let content = fs::read(&library).with_context(|| format!("read {library}"))?;
+        image.files.insert(library.trim_start_matches('/').to_owned(), File::program(content));
+    }
+    let archive = folder.join("podwire.tar");
+    fs::write(&archive, image.archive()?)?;
+    Ok(archive)
+}
+
+/// The files that the loader takes, itself included.
+fn libraries(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new("ldd").arg(program).output().context("run ldd (Debian package libc-bin)")?;
+    let printed = String::from_utf8(output.stdout)?;
+    Ok(printed.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
 }
