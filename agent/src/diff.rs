@@ -121,6 +121,10 @@ fn surplus<K: Ord + Copy, V: Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::{desired, desired_of};
+    use crate::model::{Mode, Model, Node, Uplink};
+    use crate::nodes::changes::changes;
+    use crate::nodes::{Cluster, NodeRecord};
     use podwire_common::addr::{Be16, Mac};
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
@@ -155,6 +159,21 @@ mod tests {
     fn endpoint(id: u32, flags: u32) -> abi::Endpoint {
         let mac = Mac { bytes: [2; 6] };
         abi::Endpoint { ifindex: id, id, flags, mtu: 1450, pod_mac: mac, host_mac: mac, gateway: address(1) }
+    }
+
+    // Few ranges and addresses: they go from one node to another.
+    fn nodes() -> impl Strategy<Value = Vec<NodeRecord>> {
+        let node = (1u8..6, 0u8..5, 23u8..=26, 1u8..6, any::<bool>());
+        prop::collection::vec(node, 0..6).prop_map(|nodes| {
+            let record = |(name, range, bits, address, cordoned)| NodeRecord {
+                name: format!("node{name}"),
+                pod_networks: vec![format!("10.244.{range}.0/{bits}").parse().unwrap()],
+                internal_addresses: vec![Ipv4Addr::new(10, 200, 0, address).into()],
+                cordoned,
+                ..NodeRecord::default()
+            };
+            nodes.into_iter().map(record).collect()
+        })
     }
 
     // Few keys, so that the two sides meet often.
@@ -210,6 +229,29 @@ mod tests {
             }
             prop_assert_eq!(&reached, &want);
             prop_assert_eq!(diff(&want, &reached, Deletions::Allowed), []);
+        }
+
+        #[test]
+        fn what_changed_nodes_ask_for_leads_to_what_all_nodes_ask_for(before in nodes(), now in nodes()) {
+            let model = |records: &[NodeRecord]| {
+                let cluster = Cluster::from_records(records, "node0").0;
+                let mut model = Model::new(Mode::Vxlan, Some(1450));
+                let own = "10.9.0.0/24".parse().unwrap();
+                model.own = Some(Node { name: "node0".into(), uid: None, pod_network: own, address: Ipv4Addr::new(10, 8, 0, 1), cordoned: false, vtep_mac: None });
+                model.vxlan = Some(7);
+                model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new() });
+                model.remote = cluster.remote;
+                model
+            };
+            let (before, now) = (model(&before), model(&now));
+            let changed = changes(&before.remote, &now.remote);
+            let have = desired_of(&before, changed.iter().filter_map(|change| change.before));
+            let want = desired_of(&now, changed.iter().filter_map(|change| change.now));
+            let mut reached = desired(&before);
+            for op in diff(&want, &have, Deletions::Allowed) {
+                apply(&mut reached, &op);
+            }
+            prop_assert_eq!(reached, desired(&now));
         }
 
         #[test]

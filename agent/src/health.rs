@@ -125,6 +125,9 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "Programs that something else had removed or replaced, attached again",
         reattached,
     );
+    let operations: Counter = Counter::default();
+    operations.inc_by(figures.operations);
+    registry.register("operations", "Changes of single entries of maps and of routes", operations);
     let in_the_way = Family::<[(&'static str, String); 1], Gauge>::default();
     for place in &figures.forward_policy_drops {
         in_the_way.get_or_create(&[("where", place.clone())]).set(1);

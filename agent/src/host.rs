@@ -195,8 +195,8 @@ impl Host {
     }
 }
 
-/// Whether the agent or the plugin made the device.
-fn is_own_device(name: &str) -> bool {
+/// Whether the agent or the plugin made the device, by its name.
+pub fn is_own_device(name: &str) -> bool {
     name == VXLAN_DEVICE || is_pods_device(name)
 }
 

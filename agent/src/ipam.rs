@@ -6,22 +6,36 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
+use crate::other_pods::{Held, Holder};
+
 /// Why no address was given.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum IpamError {
     /// Every address is in use.
     #[error(
-        "all {size} addresses of podCIDR {network} are in use: delete pods or give the node a larger podCIDR"
+        "all {size} addresses of podCIDR {network} are in use, {held} of them not by Podwire's pods: delete pods or give the node a larger podCIDR"
     )]
     Exhausted {
         /// The podCIDR.
         network: Ipv4Net,
         /// Addresses that can be handed out.
         size: u32,
+        /// How many of them others have.
+        held: usize,
     },
     /// The address asked for belongs to a pod.
     #[error("address {0} is in use by another pod: ask for a free one")]
     Taken(Ipv4Addr),
+    /// The address asked for is somebody else's.
+    #[error(
+        "address {address} is not Podwire's to give: {holder} has it; ask for another one, or remove that first"
+    )]
+    Held {
+        /// What was asked for.
+        address: Ipv4Addr,
+        /// Who has it.
+        holder: Holder,
+    },
     /// The address asked for is not of this node.
     #[error("address {address} is outside this node's podCIDR {network}")]
     Foreign {
@@ -51,6 +65,8 @@ pub enum IpamError {
 pub struct Pool {
     network: Ipv4Net,
     taken: BTreeSet<Ipv4Addr>,
+    /// Others have them, whether or not a pod of ours does.
+    held: Held,
     last: Option<Ipv4Addr>,
 }
 
@@ -58,7 +74,8 @@ impl Pool {
     /// `taken` may hold addresses outside of `network`: those of pods older than a change of the podCIDR. `last` is
     /// the address that was handed out last, after which the search starts.
     pub fn new(network: Ipv4Net, taken: impl IntoIterator<Item = Ipv4Addr>, last: Option<Ipv4Addr>) -> Self {
-        Self { network: network.trunc(), taken: taken.into_iter().collect(), last }
+        let taken = taken.into_iter().collect();
+        Self { network: network.trunc(), taken, held: Held::new(), last }
     }
 
     /// The podCIDR.
@@ -71,13 +88,22 @@ impl Pool {
         self.last
     }
 
+    /// Addresses that others have from now on, in place of those before.
+    pub fn set_held(&mut self, held: Held) {
+        self.held = held;
+    }
+
+    /// Whether an address is one that can be handed out at all.
+    pub fn can_give(&self, address: Ipv4Addr) -> bool {
+        self.usable().is_some_and(|(first, end)| (first..=end).contains(&u32::from(address)))
+    }
+
     /// Takes the next free address.
     ///
     /// # Errors
     /// [`IpamError::Exhausted`].
     pub fn allocate(&mut self) -> Result<Ipv4Addr, IpamError> {
-        let network = self.network;
-        let exhausted = IpamError::Exhausted { network, size: self.size() };
+        let exhausted = self.exhausted();
         let Some((first, end)) = self.usable() else {
             return Err(exhausted);
         };
@@ -86,7 +112,7 @@ impl Pool {
         let address = (start..=end)
             .chain(first..start)
             .map(Ipv4Addr::from)
-            .find(|address| !self.taken.contains(address))
+            .find(|address| !self.taken.contains(address) && !self.held.contains_key(address))
             .ok_or(exhausted)?;
         self.taken.insert(address);
         self.last = Some(address);
@@ -98,25 +124,25 @@ impl Pool {
     /// # Errors
     /// [`IpamError::Exhausted`].
     pub fn has_free(&self) -> Result<(), IpamError> {
-        let is_free = self.usable().is_some_and(|(first, end)| {
-            let taken = self.taken.range(Ipv4Addr::from(first)..=Ipv4Addr::from(end)).count();
-            taken < self.size() as usize
-        });
-        let exhausted = IpamError::Exhausted { network: self.network, size: self.size() };
-        if is_free { Ok(()) } else { Err(exhausted) }
+        let taken = self.taken.iter().filter(|address| self.can_give(**address)).count();
+        let used = taken + self.held_alone().count();
+        if used < self.size() as usize { Ok(()) } else { Err(self.exhausted()) }
     }
 
     /// Takes the address asked for. The round goes on where it was.
     ///
     /// # Errors
-    /// [`IpamError::Foreign`], [`IpamError::Reserved`] or [`IpamError::Taken`].
+    /// [`IpamError::Foreign`], [`IpamError::Reserved`], [`IpamError::Held`] or [`IpamError::Taken`].
     pub fn take(&mut self, address: Ipv4Addr) -> Result<(), IpamError> {
         let network = self.network;
         if !network.contains(&address) {
             return Err(IpamError::Foreign { address, network });
         }
-        if !self.usable().is_some_and(|(first, end)| (first..=end).contains(&u32::from(address))) {
+        if !self.can_give(address) {
             return Err(IpamError::Reserved { address, network });
+        }
+        if let Some(holder) = self.held.get(&address) {
+            return Err(IpamError::Held { address, holder: holder.clone() });
         }
         if self.taken.insert(address) { Ok(()) } else { Err(IpamError::Taken(address)) }
     }
@@ -129,6 +155,16 @@ impl Pool {
     /// How many addresses can be handed out at all.
     pub fn size(&self) -> u32 {
         self.usable().map_or(0, |(first, end)| end - first + 1)
+    }
+
+    fn exhausted(&self) -> IpamError {
+        let held = self.held_alone().count();
+        IpamError::Exhausted { network: self.network, size: self.size(), held }
+    }
+
+    /// Those of others that none of our pods has as well.
+    fn held_alone(&self) -> impl Iterator<Item = &Ipv4Addr> {
+        self.held.keys().filter(|address| self.can_give(**address) && !self.taken.contains(address))
     }
 
     /// First and last address that can be handed out.
@@ -159,7 +195,7 @@ mod tests {
         assert_eq!(all, ["10.244.1.2", "10.244.1.3", "10.244.1.4", "10.244.1.5", "10.244.1.6"].map(ip));
         assert_eq!(
             pool.allocate(),
-            Err(IpamError::Exhausted { network: "10.244.1.0/29".parse().unwrap(), size: 5 })
+            Err(IpamError::Exhausted { network: "10.244.1.0/29".parse().unwrap(), size: 5, held: 0 })
         );
     }
 
@@ -195,6 +231,24 @@ mod tests {
         for reserved in ["10.244.1.0", "10.244.1.1", "10.244.1.255"] {
             assert!(matches!(pool.take(ip(reserved)), Err(IpamError::Reserved { .. })), "{reserved}");
         }
+    }
+
+    #[test]
+    fn what_others_have_is_not_given_until_they_have_it_no_more() {
+        let mut pool = pool("10.244.1.0/29");
+        let holder = Holder::HostLocal("cbr0".into());
+        let held = ["10.244.1.2", "10.244.1.4"].map(|address| (ip(address), holder.clone()));
+        pool.set_held(held.into());
+        assert_eq!(pool.allocate(), Ok(ip("10.244.1.3")));
+        assert_eq!(pool.take(ip("10.244.1.4")), Err(IpamError::Held { address: ip("10.244.1.4"), holder }));
+        assert_eq!(pool.allocate(), Ok(ip("10.244.1.5")));
+        assert_eq!(pool.allocate(), Ok(ip("10.244.1.6")));
+        let exhausted = IpamError::Exhausted { network: pool.network(), size: 5, held: 2 };
+        assert_eq!((pool.has_free(), pool.allocate()), (Err(exhausted.clone()), Err(exhausted)));
+        pool.set_held(Held::new());
+        assert_eq!(pool.has_free(), Ok(()));
+        assert_eq!(pool.allocate(), Ok(ip("10.244.1.2")));
+        assert_eq!(pool.take(ip("10.244.1.4")), Ok(()));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of state, `daemon`.
 //! What the kernel should hold is a pure function of the model (`desired`), and a pure `diff` says what to do. The
-//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store`, `before` and
-//! `cni_configuration` (disk), and `sysctl`.
+//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store`, `before`,
+//! `cni_configuration` and `host_local` (disk), and `sysctl`.
 
 pub mod before;
 pub mod cgroup2;
@@ -21,6 +21,7 @@ pub mod firewall;
 pub mod forward_policy;
 pub mod health;
 pub mod host;
+pub mod host_local;
 pub mod host_ports;
 pub mod housekeeping;
 pub mod install;
@@ -30,6 +31,7 @@ pub mod model;
 pub mod netns;
 pub mod nodes;
 pub mod non_masquerade;
+pub mod other_pods;
 pub mod recovery;
 pub mod sockopt;
 pub mod store;

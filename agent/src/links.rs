@@ -1,6 +1,7 @@
 //! Devices, addresses and routes: all that the agent says to the kernel's routing socket.
 
 mod changes;
+mod neighbours;
 mod queues;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -26,6 +27,10 @@ use crate::desired::Route;
 use crate::error::Error;
 use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host};
 use crate::model::Path;
+
+/// The metric of what is only for the case that there is no other route to a network. A bridge of the CNI plugin that was here before has one, by
+/// which its pods are reached; with the same metric ours would take its place.
+const LAST: u32 = u32::MAX;
 
 /// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
 const NOT_THERE: [i32; 3] = [-19, -2, -3];
@@ -529,7 +534,7 @@ fn route_message(destination: Ipv4Net, route: Route) -> RouteMessage {
         .destination_prefix(destination.network(), destination.prefix_len())
         .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
     match route {
-        Route::Unreachable => builder.kind(RouteType::Unreachable).build(),
+        Route::Unreachable => builder.kind(RouteType::Unreachable).priority(LAST).build(),
         Route::Link { device, gateway, source } => {
             let mut builder = builder.output_interface(device);
             builder = match gateway {

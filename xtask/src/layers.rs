@@ -29,6 +29,7 @@ const RULES: &[Rule] = &[
             "agent/src/model.rs",
             "agent/src/forward_policy.rs",
             "agent/src/host_ports.rs",
+            "agent/src/other_pods.rs",
             "agent/src/recovery.rs",
             "agent/src/strays.rs",
         ],

@@ -197,6 +197,7 @@ impl Daemon {
     }
 
     fn allocate(&mut self, asked: &[IpNet]) -> Result<Ipv4Addr, Failure> {
+        self.look_at_host_local();
         let Some(pool) = &mut self.pool else {
             return Err(refuse(
                 codes::TRY_AGAIN_LATER,

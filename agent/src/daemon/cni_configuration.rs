@@ -26,8 +26,11 @@ impl CniConfiguration {
     /// `None`: whoever installs the agent writes the configuration.
     pub(super) fn new(config: &Config) -> Option<Self> {
         let folder = config.places.cni_conf_dir.clone()?;
-        let text = cni_configuration::text(&config.places.socket());
-        Some(Self { folder, text, begun: false, written: false, found: Vec::new(), failed: None })
+        Some(Self::of(folder, cni_configuration::text(&config.places.socket())))
+    }
+
+    fn of(folder: PathBuf, text: String) -> Self {
+        Self { folder, text, begun: false, written: false, found: Vec::new(), failed: None }
     }
 
     /// The agent serves.
@@ -89,5 +92,24 @@ fn tell(folder: &str, found: &[String]) {
     }
     for name in before.iter().skip(1) {
         info!("{folder}/{name} is left alone: the runtime takes {}, which comes before it", before[0]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_written_before_the_agent_serves() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = folder.path().join(FILE);
+        let mut configuration = CniConfiguration::of(folder.path().into(), "{}".into());
+        configuration.look();
+        assert!(!ours.exists() && !configuration.is_first());
+        configuration.begin();
+        assert!(ours.exists() && configuration.is_first());
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        configuration.look();
+        assert!(!configuration.is_first(), "it cannot be written, and the runtime has none");
     }
 }

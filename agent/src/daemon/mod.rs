@@ -7,6 +7,7 @@ mod cni_configuration;
 mod firewall;
 mod node_calls;
 mod nodes;
+mod other_pods;
 mod reconcile;
 mod start;
 mod sweep;
@@ -95,6 +96,8 @@ pub struct Figures {
     pub collected: Collected,
     /// Programs that something else had removed or replaced, and that were attached again.
     pub reattached: u64,
+    /// Operations by which maps and routes were changed.
+    pub operations: u64,
     /// Where the host's firewall may drop pods' packets.
     pub forward_policy_drops: Vec<String>,
     /// Whether the agent's network configuration is the one that the runtime takes; `None`: it writes none.
@@ -140,11 +143,14 @@ pub struct Daemon {
     strays: Strays,
     /// Programs that were attached again.
     reattached: u64,
+    /// Operations by which maps and routes were changed.
+    operations: u64,
     /// Why pins are missing, if they are.
     unpinned: Option<String>,
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
+    other_pods: other_pods::OtherPods,
     cni_configuration: Option<cni_configuration::CniConfiguration>,
     /// Whose device was not found, and since when.
     missed: BTreeMap<Attachment, Instant>,
@@ -212,6 +218,7 @@ impl Daemon {
         if let Some(configuration) = &mut self.cni_configuration {
             configuration.look();
         }
+        self.look_after_other_pods().await;
         self.look_after_links_and_pins();
         if !self.may_differ() {
             return;
@@ -270,6 +277,7 @@ impl Daemon {
             addresses: self.pool.as_ref().map_or(0, Pool::size),
             collected: self.collected,
             reattached: self.reattached,
+            operations: self.operations,
             forward_policy_drops: self.firewall.labels(),
             cni_configuration_first: self
                 .cni_configuration

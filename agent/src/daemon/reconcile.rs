@@ -70,6 +70,7 @@ impl Daemon {
         }
         let filters = self.put_filters_back().await;
         self.model.other_addresses = host.own_addresses();
+        self.look_for_other_pods(&host).await;
         if !self.look_at_uplinks(&host).await {
             return Ok(());
         }
@@ -234,6 +235,7 @@ impl Daemon {
     }
 
     pub(super) async fn apply(&mut self, op: Op) -> Result<(), Error> {
+        self.operations += 1;
         match op {
             Op::SetRoute(destination, route) => self.links.set_route(destination, route).await,
             Op::RemoveRoute(destination, route) => self.links.remove_route(destination, route).await,

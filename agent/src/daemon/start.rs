@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use super::cni_configuration::CniConfiguration;
 use super::firewall::Firewall;
 use super::nodes::NodeListState;
+use super::other_pods::OtherPods;
 use super::{Daemon, Readiness};
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
@@ -74,9 +75,11 @@ impl Daemon {
             paths_doubtful: true,
             strays: Strays::default(),
             reattached: 0,
+            operations: 0,
             unpinned: None,
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
+            other_pods: OtherPods::default(),
             cni_configuration: CniConfiguration::new(&config),
             missed: BTreeMap::new(),
             adding: BTreeMap::new(),

@@ -11,7 +11,7 @@ mod tls;
 use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -37,6 +37,7 @@ struct Shared {
     store: Store,
     settings: Mutex<Settings>,
     requests: Mutex<Vec<String>>,
+    listed: Mutex<Option<Instant>>,
 }
 
 /// How it behaves.
@@ -63,8 +64,12 @@ impl ApiServer {
             streams_lists: true,
             fault: None,
         };
-        let shared =
-            Shared { store: Store::default(), settings: Mutex::new(settings), requests: Mutex::default() };
+        let shared = Shared {
+            store: Store::default(),
+            settings: Mutex::new(settings),
+            requests: Mutex::default(),
+            listed: Mutex::default(),
+        };
         Ok(Self { shared: Arc::new(shared), doors: Mutex::default(), runtime: Mutex::new(Some(runtime()?)) })
     }
 
@@ -158,6 +163,11 @@ impl ApiServer {
     /// What was asked so far: method, path, query.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
+    }
+
+    /// When the last whole list was handed to the connection.
+    pub fn listed(&self) -> Option<Instant> {
+        *lock(&self.shared.listed)
     }
 
     fn settings(&self) -> MutexGuard<'_, Settings> {

@@ -103,12 +103,17 @@ fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
         }
         version => version.parse().unwrap_or_default(),
     };
+    let listed_by = Arc::clone(&shared);
     let deadline = Instant::now() + Duration::from_secs(parameters.timeout_seconds.unwrap_or(3600));
     let bookmarks = parameters.allow_watch_bookmarks.then_some(settings.bookmarks);
     let later = stream::unfold(Watcher::new(shared, from, deadline, bookmarks), |watcher| watcher.next());
     // Pieces of some size: a line each would be a system call each.
     let first: Vec<Bytes> = first.chunks(16).map(|lines| Bytes::from(lines.concat())).collect();
-    let lines = stream::iter(first).chain(later).map(Ok::<_, std::io::Error>);
+    let listing = Arc::clone(&listed_by);
+    // Polled when all before it is taken.
+    let end = stream::once(async move { *lock(&listing.listed) = Some(std::time::Instant::now()) });
+    let first = stream::iter(first).chain(end.filter_map(|()| async { None }));
+    let lines = first.chain(later).map(Ok::<_, std::io::Error>);
     ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response()
 }
 

@@ -83,15 +83,19 @@ pub(crate) fn with_flows(crowd: &Crowd, report: &mut Report) -> Result<()> {
 
 /// Percent.
 fn share_of_a_core(pid: u32, rest: Duration) -> Result<f64> {
-    let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?)).context("find the agent's clock")?;
-    let used = || Ok::<_, anyhow::Error>(Duration::from(clock.now()?));
-    let (before, start) = (used()?, Instant::now());
+    let (before, start) = (process_time(pid)?, Instant::now());
     thread::sleep(rest);
-    Ok((used()? - before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
+    Ok((process_time(pid)? - before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
+}
+
+/// What a process has had of the cores until now.
+pub(crate) fn process_time(pid: u32) -> Result<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?)).context("find the agent's clock")?;
+    Ok(Duration::from(clock.now()?))
 }
 
 /// A line of `/proc/<pid>/status`.
-fn megabytes(pid: u32, line: &str) -> Result<f64> {
+pub(crate) fn megabytes(pid: u32, line: &str) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let value = text.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')?.strip_suffix(" kB"));
     let kibibytes: f64 = value.with_context(|| format!("no {line} in {text}"))?.trim().parse()?;
@@ -99,7 +103,7 @@ fn megabytes(pid: u32, line: &str) -> Result<f64> {
 }
 
 /// What the kernel has accounted to the pinned maps.
-fn map_memory(node: &Node) -> Result<f64> {
+pub(crate) fn map_memory(node: &Node) -> Result<f64> {
     let mut bytes = 0.0;
     for map in maps::ALL {
         let pin = node.bpf_dir().join(map);
@@ -126,7 +130,7 @@ fn apply_list(lab: &Lab, node: &Node, list: &str) -> Result<Duration> {
 }
 
 /// Processes that are started meanwhile stay on one core.
-fn on_one_core<T: Send>(action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(crate) fn on_one_core<T: Send>(action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut cores = CpuSet::new();

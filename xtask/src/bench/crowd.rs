@@ -93,7 +93,7 @@ fn wait_for(node: &Node, gauge: &str, value: usize, patience: Duration) -> Resul
     }
 }
 
-fn read_gauge(node: &Node, gauge: &str) -> Result<usize> {
+pub(crate) fn read_gauge(node: &Node, gauge: &str) -> Result<usize> {
     let ask = || -> Result<String> {
         let mut stream = TcpStream::connect(METRICS)?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: podwire\r\nConnection: close\r\n\r\n")?;

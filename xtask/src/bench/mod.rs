@@ -11,6 +11,7 @@ mod client;
 mod cni;
 mod comparison;
 mod contest;
+mod control_plane;
 mod crowd;
 mod programs;
 mod record;
@@ -76,6 +77,8 @@ enum Group {
     Cni,
     /// A node with 250 pods in a cluster of 5,000 nodes.
     Scale,
+    /// The Node objects of a cluster of 5,000, out of an API server over HTTP.
+    ControlPlane,
     /// From the start of an agent, with 250 pods to take over, to the first ADD that is served.
     Restart,
     /// Pods with a limit: what TCP carries beside what was asked for.
@@ -154,6 +157,7 @@ impl Group {
             Self::Connect => world::connections,
             Self::Cni => cni::measure,
             Self::Scale => scale::measure,
+            Self::ControlPlane => control_plane::measure,
             Self::Restart => restart::measure,
             Self::Bandwidth => bandwidth::measure,
             Self::Programs => return None,

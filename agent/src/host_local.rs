@@ -1,0 +1,69 @@
+//! What the plugin host-local has given to containers: a file for each address, in a folder for each network.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+
+use crate::error::Error;
+use crate::other_pods::{Held, Holder};
+
+/// Its folder in the one for what plugins remember, unless its configuration says otherwise (`dataDir`).
+const NETWORKS: &str = "networks";
+
+/// Its addresses of a podCIDR. There are none where it has never been.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn held(cni_state_dir: &Path, network: Ipv4Net) -> Result<Held, Error> {
+    let folder = cni_state_dir.join(NETWORKS);
+    let mut held = Held::new();
+    for name in names(&folder)? {
+        let addresses = names(&folder.join(&name))?;
+        let addresses = addresses.iter().filter_map(|address| address.parse().ok());
+        let addresses = addresses.filter(|address| network.contains(address));
+        held.extend(addresses.map(|address| (address, Holder::HostLocal(name.clone()))));
+    }
+    Ok(held)
+}
+
+/// Of what is in a folder; nothing where there is none.
+fn names(folder: &Path) -> Result<Vec<String>, Error> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(Error::file("list", folder)(error)),
+    };
+    entries
+        .map(|entry| {
+            Ok(entry.map_err(Error::file("list", folder))?.file_name().to_string_lossy().into_owned())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_an_address_and_the_others_are_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let network: Ipv4Net = "10.244.1.0/24".parse().unwrap();
+        assert_eq!(held(folder.path(), network).unwrap(), Held::new());
+        for file in
+            ["cbr0/10.244.1.2", "cbr0/10.244.2.2", "cbr0/last_reserved_ip.0", "cbr0/lock", "other/10.244.1.3"]
+        {
+            let path = folder.path().join(NETWORKS).join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "container\neth0").unwrap();
+        }
+        fs::write(folder.path().join(NETWORKS).join("10.244.1.4"), "").unwrap();
+        let of = |network: &str| Holder::HostLocal(network.into());
+        let expected = [("10.244.1.2", of("cbr0")), ("10.244.1.3", of("other"))];
+        let expected = expected.map(|(address, holder)| (address.parse().unwrap(), holder));
+        assert_eq!(held(folder.path(), network).unwrap(), expected.into());
+    }
+}

@@ -1,0 +1,57 @@
+//! The kernel's neighbour table: who has answered by which address.
+
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+
+use super::{Links, netlink};
+use crate::error::Error;
+use crate::other_pods::Neighbour;
+
+impl Links {
+    /// Those that have answered, or that somebody has written down.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn neighbours(&self) -> Result<Vec<Neighbour>, Error> {
+        let mut entries = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        let mut neighbours = Vec::new();
+        while let Some(message) = entries.try_next().await.map_err(netlink("list neighbours"))? {
+            neighbours.extend(neighbour(&message));
+        }
+        Ok(neighbours)
+    }
+
+    /// Has the kernel ask whether a stale one is still there, as if somebody had sent to it: within ten seconds it has answered, or its entry
+    /// has failed.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn ask_neighbour(&self, neighbour: &Neighbour) -> Result<(), Error> {
+        let request = self.handle.neighbours().add(neighbour.device, IpAddr::V4(neighbour.address));
+        let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
+        let operation = format!("ask for the neighbour {}", neighbour.address);
+        request.execute().await.map_err(netlink(operation))
+    }
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let is_there = matches!(
+        message.header.state,
+        NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent
+    );
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        _ => None,
+    });
+    let is_stale = message.header.state == NeighbourState::Stale;
+    Some(Neighbour { device: message.header.ifindex, address: address.filter(|_| is_there)?, is_stale })
+}

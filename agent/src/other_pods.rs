@@ -1,0 +1,170 @@
+//! Addresses of this node's podCIDR that are somebody else's: pods of the CNI plugin that was here before, most likely. They are not handed
+//! out for as long as that is so. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::host::{Host, is_own_device};
+
+/// Addresses and who has them.
+pub type Held = BTreeMap<Ipv4Addr, Holder>;
+
+/// Who has an address, as far as this node can tell.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// The plugin host-local has given it to a container of the network of that name.
+    HostLocal(String),
+    /// A device has it itself.
+    Device(String),
+    /// A route to it alone leads to a device.
+    Route(String),
+    /// Somebody behind a device answers by it.
+    Neighbour(String),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HostLocal(network) => write!(f, "host-local's network {network}"),
+            Self::Device(device) => write!(f, "device {device}"),
+            Self::Route(device) => write!(f, "a route to device {device}"),
+            Self::Neighbour(device) => write!(f, "a neighbour of device {device}"),
+        }
+    }
+}
+
+/// An entry of the kernel's neighbour table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// ifindex.
+    pub device: u32,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The kernel has not heard of it for some time, and does not ask until somebody sends to it.
+    pub is_stale: bool,
+}
+
+/// What devices and routes tell.
+pub fn held_by_links(host: &Host, network: Ipv4Net) -> Held {
+    let name = |index: &u32| host.devices.get(index).map(|device| device.name.clone());
+    let foreign = |index: &u32| name(index).filter(|name| !is_own_device(name));
+    let routes = host.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 32);
+    let routes = routes
+        .filter_map(|route| Some((route.destination.network(), Holder::Route(foreign(&route.device?)?))));
+    let addresses = host.addresses.iter();
+    let addresses =
+        addresses.filter_map(|entry| Some((entry.address, Holder::Device(foreign(&entry.device)?))));
+    routes.chain(addresses).filter(|(address, _)| network.contains(address)).collect()
+}
+
+/// What neighbours tell.
+pub fn held_by_neighbours(host: &Host, neighbours: &[Neighbour], network: Ipv4Net) -> Held {
+    let inside = neighbours.iter().filter(|neighbour| network.contains(&neighbour.address));
+    let holder = |neighbour: &Neighbour| {
+        let name = &host.devices.get(&neighbour.device)?.name;
+        (!is_own_device(name)).then(|| (neighbour.address, Holder::Neighbour(name.clone())))
+    };
+    inside.filter_map(holder).collect()
+}
+
+/// Whether there can be neighbours with addresses of the network: a device of somebody else's leads to some of it without a router. There are
+/// none otherwise, and a node may have thousands of others.
+pub fn may_have_neighbours(host: &Host, network: Ipv4Net) -> bool {
+    host.foreign_routes.iter().any(|route| {
+        let to = route.destination;
+        let overlaps = to.contains(&network.network()) || network.contains(&to.network());
+        route.gateway.is_none() && to.prefix_len() > 0 && overlaps
+    })
+}
+
+/// How many each holder has, for a line in the log.
+pub fn summary(held: &Held) -> String {
+    let mut counts = BTreeMap::<&Holder, usize>::new();
+    held.values().for_each(|holder| *counts.entry(holder).or_default() += 1);
+    counts.iter().map(|(holder, count)| format!("{holder}: {count}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute};
+
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
+    }
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    /// eth0, the bridge of another plugin, a device of a plugin without a bridge, a pod's and the tunnel's.
+    fn host() -> Host {
+        let device = |index, name: &str| Device {
+            index,
+            name: name.into(),
+            mtu: 1500,
+            mac: None,
+            up: true,
+            loopback: false,
+            kind: DeviceKind::Other,
+        };
+        let devices = [(2, "eth0"), (3, "cni0"), (4, "cali1"), (5, "pw0123456789ab"), (6, "podwire-vxlan")];
+        let address =
+            |device, address| DeviceAddress { device, address: ip(address), prefix_length: 24, global: true };
+        let route = |destination, device, gateway| ForeignRoute {
+            destination: net(destination),
+            device: Some(device),
+            gateway,
+        };
+        Host {
+            devices: devices.into_iter().map(|(index, name)| (index, device(index, name))).collect(),
+            addresses: vec![address(2, "10.200.0.1"), address(3, "10.244.1.9"), address(6, "10.244.1.1")],
+            foreign_routes: vec![
+                route("0.0.0.0/0", 2, Some(ip("10.200.0.254"))),
+                route("10.244.1.77/32", 4, None),
+                route("10.244.1.78/32", 5, None),
+                route("10.244.2.7/32", 4, None),
+                route("10.244.1.128/25", 4, None),
+            ],
+            own_routes: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn devices_and_routes_to_one_address_hold_it_but_not_the_agents_own() {
+        let expected = [
+            (ip("10.244.1.9"), Holder::Device("cni0".into())),
+            (ip("10.244.1.77"), Holder::Route("cali1".into())),
+        ];
+        assert_eq!(held_by_links(&host(), net("10.244.1.0/24")), expected.into());
+    }
+
+    #[test]
+    fn neighbours_of_others_hold_addresses_of_the_network() {
+        let neighbour = |device, address| Neighbour { device, address: ip(address), is_stale: false };
+        let all = [
+            neighbour(3, "10.244.1.2"),
+            neighbour(5, "10.244.1.3"),
+            neighbour(2, "10.200.0.254"),
+            neighbour(99, "10.244.1.4"),
+        ];
+        let held = held_by_neighbours(&host(), &all, net("10.244.1.0/24"));
+        assert_eq!(held, [(ip("10.244.1.2"), Holder::Neighbour("cni0".into()))].into());
+        assert_eq!(summary(&held), "a neighbour of device cni0: 1");
+    }
+
+    #[test]
+    fn neighbours_are_asked_for_only_where_a_route_without_a_router_overlaps() {
+        assert!(may_have_neighbours(&host(), net("10.244.1.0/24")));
+        assert!(!may_have_neighbours(&host(), net("10.244.3.0/24")));
+        let mut flat = host();
+        let destination = net("10.244.0.0/16");
+        flat.foreign_routes.push(ForeignRoute { destination, device: Some(3), gateway: None });
+        assert!(may_have_neighbours(&flat, net("10.244.3.0/24")));
+        flat.foreign_routes.iter_mut().for_each(|route| route.gateway = Some(ip("10.200.0.2")));
+        assert!(!may_have_neighbours(&flat, net("10.244.3.0/24")));
+    }
+}

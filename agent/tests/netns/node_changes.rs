@@ -1,0 +1,309 @@
+//! What becomes of a cluster's nodes at the API server, and what an agent makes of it.
+
+use podwire_common::names::maps;
+use serde_json::{Value, json};
+use xtask::lab::{Lab, Node, Pod, traffic};
+
+use crate::sockets::wait_until;
+use crate::sweep::metric;
+
+const MEBIBYTE: u64 = 1 << 20;
+
+#[test]
+fn a_node_that_is_made_anew_with_another_pod_cidr_is_reached_there() {
+    let lab = Lab::builder().build().unwrap();
+    let (one, two) = (lab.node(0), lab.node(1));
+    let client = one.add_pod("client").unwrap();
+    let old = two.add_pod("old").unwrap();
+    exchange(&client, &old);
+    let api = lab.api_server().unwrap();
+    let mut node = api.node("node2").unwrap();
+    two.kill_agent().unwrap();
+    api.delete("node2");
+    said(one, "INFO", "node node2 has left (podCIDR 10.244.2.0/24, InternalIP 10.200.0.2)");
+    node["metadata"].as_object_mut().unwrap().remove("uid");
+    set_pod_cidr(&mut node, "10.244.7.0/24");
+    api.put(node);
+    said(one, "INFO", "node node2 has joined: podCIDR 10.244.7.0/24");
+    two.start_agent().unwrap();
+    let new = two.add_pod("new").unwrap();
+    assert!(new.address().to_string().starts_with("10.244.7."), "{}", new.address());
+    exchange(&client, &new);
+    exchange(&new, &client);
+    let known = dump(one, maps::NODES);
+    assert!(!known.to_string().contains("10,244,2,0"), "nothing leads to the podCIDR before: {known}");
+}
+
+#[test]
+fn a_node_that_is_made_anew_between_two_looks_is_one_change() {
+    let lab = Lab::builder().build().unwrap();
+    let api = lab.api_server().unwrap();
+    let mut node = api.node("node2").unwrap();
+    node["metadata"]["uid"] = json!("another");
+    set_pod_cidr(&mut node, "10.244.7.0/24");
+    api.put(node);
+    said(
+        lab.node(0),
+        "INFO",
+        "node node2 was made anew, has podCIDR 10.244.7.0/24 in place of 10.244.2.0/24",
+    );
+}
+
+#[test]
+fn a_node_is_followed_to_another_address() {
+    let lab = Lab::builder().build().unwrap();
+    let (one, two) = (lab.node(0), lab.node(1));
+    let (client, server) = (one.add_pod("client").unwrap(), two.add_pod("server").unwrap());
+    exchange(&client, &server);
+    let stream = traffic::tcp_stream(&client, &server, server.address(), 8081).unwrap();
+    stream.wait_for(MEBIBYTE).unwrap();
+    two.ip("address del 10.200.0.2/24 dev eth0\naddress add 10.200.0.22/24 dev eth0\nroute replace default via 10.200.0.254\n").unwrap();
+    let api = lab.api_server().unwrap();
+    let mut node = api.node("node2").unwrap();
+    node["status"]["addresses"][0]["address"] = json!("10.200.0.22");
+    api.put(node);
+    said(one, "INFO", "node node2 has InternalIP 10.200.0.22 in place of 10.200.0.2");
+    let again = || traffic::tcp_exchange(&client, &server, server.address(), 8080, MEBIBYTE).ok();
+    assert!(wait_until(again).is_some(), "{}", two.agent_log_tail(20));
+    stream.wait_for(MEBIBYTE).unwrap();
+    assert!(stream.finish().unwrap().bytes > 0);
+    exchange(&server, &client);
+    traffic::tcp_exchange(one, &server, server.address(), 8080, MEBIBYTE).unwrap();
+    assert!(
+        !dump(one, maps::TUNNEL_PEERS).to_string().contains("10,200,0,2]"),
+        "the address before is no peer's"
+    );
+}
+
+#[test]
+fn a_pod_cidr_that_is_assigned_late_is_waited_for_quietly() {
+    let lab = Lab::builder().nodes(2).agents(false).build().unwrap();
+    let (one, two) = (lab.node(0), lab.node(1));
+    let api = lab.api_server().unwrap();
+    let whole = api.node("node2").unwrap();
+    let mut early = whole.clone();
+    early["spec"] = json!({});
+    api.put(early);
+    one.start_agent().unwrap();
+    two.spawn_agent().unwrap();
+    said(two, "WARN", "this node, node2, has no IPv4 network in spec.podCIDR: waiting for it");
+    let client = one.add_pod("client").unwrap();
+    let refused = two.add_pod("early").unwrap_err().to_string();
+    assert!(refused.contains("spec.podCIDR"), "{refused}");
+    assert_eq!(metric(one, "podwire_nodes_skipped{reason=\"no-pod-cidr\"}"), "1");
+    assert_eq!(lines(one, "WARN", "node2"), [""; 0], "{}", one.agent_log());
+
+    api.put(whole);
+    said(one, "INFO", "node node2 has joined: podCIDR 10.244.2.0/24");
+    two.wait_ready().unwrap();
+    assert_eq!(metric(one, "podwire_nodes_skipped{reason=\"no-pod-cidr\"}"), "0");
+    exchange(&client, &two.add_pod("server").unwrap());
+}
+
+#[test]
+fn of_two_nodes_that_claim_one_pod_cidr_the_first_by_name_keeps_it_and_both_are_named() {
+    let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
+    lab.node(0).start_agent().unwrap();
+    lab.node(1).start_agent().unwrap();
+    let (client, server) = (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
+    let api = lab.api_server().unwrap();
+    let right = api.node("node3").unwrap();
+    let mut wrong = right.clone();
+    set_pod_cidr(&mut wrong, "10.244.2.0/24");
+    api.put(wrong);
+    let expected = "node node3 is skipped: its podCIDR 10.244.2.0/24 overlaps 10.244.2.0/24 of node node2";
+    said(lab.node(0), "WARN", expected);
+    exchange(&client, &server);
+    api.put(right);
+    said(lab.node(0), "INFO", "node node3 has joined: podCIDR 10.244.3.0/24");
+    lab.node(2).start_agent().unwrap();
+    exchange(&client, &lab.node(2).add_pod("third").unwrap());
+    exchange(&client, &server);
+}
+
+#[test]
+fn a_pod_cidr_that_goes_from_one_node_to_another_is_never_nobodys() {
+    let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
+    let one = lab.node(0);
+    one.start_agent().unwrap();
+    lab.node(2).start_agent().unwrap();
+    let client = one.add_pod("client").unwrap();
+    // The node that had it is gone for good; its successor bears another name and has the same range.
+    let api = lab.api_server().unwrap();
+    let mut successor = api.node("node3").unwrap();
+    set_pod_cidr(&mut successor, "10.244.2.0/24");
+    api.put(successor);
+    said(one, "WARN", "node node3 is skipped: its podCIDR 10.244.2.0/24 overlaps");
+    api.delete("node2");
+    said(one, "INFO", "node node3 has joined: podCIDR 10.244.2.0/24, InternalIP 10.200.0.3");
+    let ready = || lab.node(2).add_pod("server").ok();
+    exchange(&client, &wait_until(ready).expect("the successor serves"));
+}
+
+#[test]
+fn a_cordoned_node_changes_nothing_for_its_pods() {
+    let lab = Lab::builder().build().unwrap();
+    let one = lab.node(0);
+    let (client, server) = (one.add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
+    let before = (dump(one, maps::NODES), dump(one, maps::TUNNEL_PEERS), one.exec(&["ip", "route"]).unwrap());
+    let api = lab.api_server().unwrap();
+    let mut node = api.node("node2").unwrap();
+    node["spec"]["unschedulable"] = json!(true);
+    api.put(node);
+    said(one, "INFO", "node node2 is cordoned: its pods keep their network");
+    exchange(&client, &server);
+    assert_eq!(
+        (dump(one, maps::NODES), dump(one, maps::TUNNEL_PEERS), one.exec(&["ip", "route"]).unwrap()),
+        before
+    );
+    let mut node = api.node("node2").unwrap();
+    node["spec"].as_object_mut().unwrap().remove("unschedulable");
+    api.put(node);
+    said(one, "INFO", "node node2 is no longer cordoned");
+}
+
+#[test]
+fn what_a_deleted_nodes_pods_still_say_is_dropped_and_counted_until_it_is_back() {
+    let lab = Lab::builder().build().unwrap();
+    let (one, two) = (lab.node(0), lab.node(1));
+    let (near, far) = (one.add_pod("near").unwrap(), two.add_pod("far").unwrap());
+    let stream = traffic::tcp_stream(&far, &near, near.address(), 8080).unwrap();
+    stream.wait_for(MEBIBYTE).unwrap();
+    let api = lab.api_server().unwrap();
+    let node = api.node("node2").unwrap();
+    let dropped = || one.drops().unwrap().get("tunnel-peer-unknown").copied().unwrap_or_default();
+    assert_eq!(dropped(), 0);
+    api.delete("node2");
+    said(one, "INFO", "node node2 has left");
+    // It talks on: its own agent keeps what it had.
+    assert!(wait_until(|| (dropped() > 0).then_some(())).is_some(), "{:?}", one.drops());
+    said(two, "WARN", "this node, node2, is not in the node list");
+    let routes = one.exec(&["ip", "route"]).unwrap();
+    assert!(!routes.contains("10.244.2.0/24"), "{routes}");
+    api.put(node);
+    said(one, "INFO", "node node2 has joined");
+    stream.wait_for(MEBIBYTE).unwrap();
+    assert!(stream.finish().unwrap().bytes > 0);
+    exchange(&near, &far);
+}
+
+#[test]
+fn nodes_of_another_operating_system_are_counted_and_no_more() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let one = lab.node(0);
+    let api = lab.api_server().unwrap();
+    let before = dump(one, maps::NODES);
+    let mut windows = api.node("node1").unwrap();
+    windows["metadata"] = json!({ "name": "win1", "labels": { "kubernetes.io/os": "windows" } });
+    set_pod_cidr(&mut windows, "10.244.40.0/24");
+    windows["status"]["nodeInfo"]["operatingSystem"] = json!("windows");
+    windows["status"]["addresses"][0]["address"] = json!("10.200.0.40");
+    api.put(windows);
+    let skipped = || metric(one, "podwire_nodes_skipped{reason=\"other-operating-system\"}");
+    assert!(wait_until(|| (skipped() == "1").then_some(())).is_some());
+    assert_eq!(dump(one, maps::NODES), before);
+    assert!(!one.agent_log().contains("win1"), "{}", one.agent_log());
+}
+
+#[test]
+fn without_the_api_server_all_that_is_known_works_across_a_restart() {
+    let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
+    let (one, two) = (lab.node(0), lab.node(1));
+    one.start_agent().unwrap();
+    two.start_agent().unwrap();
+    let (client, server) = (one.add_pod("client").unwrap(), two.add_pod("server").unwrap());
+    let kept = one.state_dir().join("nodes.json");
+    assert!(wait_until(|| kept.exists().then_some(())).is_some());
+    let api = lab.api_server().unwrap();
+    assert_eq!(metric(one, "podwire_node_list_age_seconds"), "0");
+    api.stop();
+    said(one, "ERROR", "the last good state stays");
+    exchange(&client, &server);
+    one.add_pod("late").unwrap();
+
+    let before = dump(one, maps::NODES);
+    one.kill_agent().unwrap();
+    // Meanwhile, unseen, a node leaves.
+    api.delete("node3");
+    one.start_agent().unwrap();
+    said(one, "WARN", "going on with the last good node list");
+    let later = one.add_pod("later").unwrap();
+    exchange(&later, &server);
+    exchange(&client, &server);
+    assert_eq!(dump(one, maps::NODES), before, "nothing is removed before the list of now has come");
+    let age = || metric(one, "podwire_node_list_age_seconds").parse::<u64>().unwrap();
+    assert!(wait_until(|| (age() > 0).then_some(())).is_some());
+
+    api.start().unwrap();
+    said(one, "INFO", "the API server answers again");
+    let gone = || !dump(one, maps::NODES).to_string().contains("10,244,3,0");
+    assert!(wait_until(|| gone().then_some(())).is_some(), "{}", one.agent_log_tail(20));
+    assert_eq!(age(), 0);
+    exchange(&later, &server);
+}
+
+#[test]
+fn an_agent_without_the_api_server_and_without_a_kept_list_serves_when_it_can() {
+    let lab = Lab::builder().agents(false).build().unwrap();
+    let node = lab.node(0);
+    let api = lab.api_server().unwrap();
+    api.stop();
+    node.spawn_agent().unwrap();
+    said(node, "ERROR", "ask the API server http://127.0.0.1:6443");
+    let refused = node.add_pod("early").unwrap_err().to_string();
+    assert!(refused.contains("API server"), "{refused}");
+    api.start().unwrap();
+    node.wait_ready().unwrap();
+    node.add_pod("late").unwrap();
+}
+
+#[test]
+fn a_list_that_comes_again_and_changes_nothing_writes_no_map() {
+    let lab = Lab::builder().agent_arguments(&["--log-level", "info,podwire::daemon=debug"]).build().unwrap();
+    let one = lab.node(0);
+    let changes = || one.agent_log().lines().filter(|line| line.contains("change op=")).count();
+    let before = changes();
+    assert!(before > 0, "changes are logged");
+    let api = lab.api_server().unwrap();
+    let lists = || api.requests().iter().filter(|request| request.contains("sendInitialEvents=true")).count();
+    let listed = lists();
+    api.stop();
+    api.forget_changes();
+    api.start().unwrap();
+    // Both nodes' agents.
+    assert!(wait_until(|| (lists() >= listed + 2).then_some(())).is_some(), "{:#?}", api.requests());
+    // What comes after it is seen, and is all that is done: a podCIDR, an address, a peer and a route.
+    let mut third = api.node("node2").unwrap();
+    third["metadata"] = json!({ "name": "node3" });
+    set_pod_cidr(&mut third, "10.244.3.0/24");
+    third["status"]["addresses"][0]["address"] = json!("10.200.0.3");
+    api.put(third);
+    said(one, "INFO", "node node3 has joined");
+    assert!(wait_until(|| (changes() >= before + 4).then_some(())).is_some(), "{}", one.agent_log());
+    assert_eq!(changes(), before + 4, "{}", one.agent_log());
+}
+
+fn exchange(from: &Pod, to: &Pod) {
+    let exchange = traffic::tcp_exchange(from, to, to.address(), 8080, MEBIBYTE).unwrap();
+    assert_eq!(exchange.peer_seen_by_server, exchange.client);
+}
+
+fn set_pod_cidr(node: &mut Value, network: &str) {
+    node["spec"] = json!({ "podCIDR": network, "podCIDRs": [network] });
+}
+
+fn dump(node: &Node, map: &str) -> Value {
+    node.map_dump(map).unwrap()
+}
+
+fn lines(node: &Node, level: &str, text: &str) -> Vec<String> {
+    let log = node.agent_log();
+    log.lines().filter(|line| line.contains(level) && line.contains(text)).map(str::to_owned).collect()
+}
+
+/// Waits for a line of the agent's log.
+#[track_caller]
+fn said(node: &Node, level: &str, text: &str) {
+    let found = wait_until(|| (!lines(node, level, text).is_empty()).then_some(()));
+    assert!(found.is_some(), "no {level} says {text:?}; the log ends\n{}", node.agent_log_tail(30));
+}

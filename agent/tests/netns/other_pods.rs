@@ -1,0 +1,96 @@
+//! A node whose pods of before, by the reference plugins, are still there when the agent comes.
+
+use std::fs;
+
+use podwire_cni::protocol::codes;
+use serde_json::{Value, json};
+use xtask::lab::reference::{self, Join, Masquerade};
+use xtask::lab::{Lab, Node, Ns, traffic};
+
+use crate::sockets::wait_until;
+
+const MEBIBYTE: u64 = 1 << 20;
+
+#[test]
+fn addresses_of_others_are_not_given_to_pods_until_they_are_free() {
+    let lab = Lab::builder().agents(false).build().unwrap();
+    let node = lab.node(0);
+    let [(old, calls), (_staying, _)] =
+        [("old", "10.244.1.2"), ("staying", "10.244.1.3")].map(|(name, address)| {
+            // `bridge` and `host-local`, without portmap.
+            let mut calls = reference::calls(node, name, Join::Routes, Masquerade::Bridge, &json!({}));
+            calls.truncate(1);
+            let ns = Ns::create(&calls[0].container_id).unwrap();
+            let added = reference::add(&mut calls).unwrap();
+            assert!(
+                added.success && added.answer["ips"][0]["address"] == format!("{address}/24"),
+                "{added:?}"
+            );
+            traffic::tcp_exchange(node, &ns, address.parse().unwrap(), 8080, MEBIBYTE).unwrap();
+            (ns, calls)
+        });
+    // So that the kernel soon doubts who is there.
+    for (switch, value) in [("base_reachable_time_ms", "1000"), ("delay_first_probe_time", "1")] {
+        node.sysctl(&format!("net/ipv4/neigh/cni0/{switch}"), value).unwrap();
+    }
+    let address = "10.244.1.2".parse().unwrap();
+    node.ip("link add other type bridge\naddress add 10.244.1.5/32 dev other\nlink set other up\nroute add 10.244.1.6/32 dev other")
+        .unwrap();
+
+    lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
+    let told = of_others(node).pop().unwrap();
+    assert!(
+        told.contains("count=4")
+            && told
+                .contains("host-local's network reference: 2, device other: 1, a route to device other: 1"),
+        "{told}"
+    );
+    traffic::tcp_exchange(node, &old, address, 8080, MEBIBYTE).unwrap();
+    let pods = ["one", "two", "three"].map(|name| node.add_pod(name).unwrap());
+    assert_eq!(
+        pods.each_ref().map(|pod| pod.address().to_string()),
+        ["10.244.1.4", "10.244.1.7", "10.244.1.8"]
+    );
+    // Of the moment: no look of the agent's lies between.
+    let networks = node.cni_state_dir().join("networks/reference");
+    fs::write(networks.join("10.244.1.9"), "another\neth0").unwrap();
+    assert_eq!(node.add_pod("four").unwrap().address().to_string(), "10.244.1.10");
+    for (asked, holder) in [("10.244.1.2", "host-local's network reference"), ("10.244.1.5", "device other")]
+    {
+        let refused = ask_for(node, asked);
+        assert_eq!(refused["code"], codes::ADDRESS_UNAVAILABLE, "{refused}");
+        let message = refused["msg"].as_str().unwrap();
+        assert!(message.contains(asked) && message.contains(holder), "{message}");
+    }
+    traffic::tcp_exchange(&pods[0], &pods[1], pods[1].address(), 8080, MEBIBYTE).unwrap();
+
+    // The file of host-local is gone, the pod is not: the kernel has just heard of it.
+    fs::remove_file(networks.join("10.244.1.2")).unwrap();
+    let refused = ask_for(node, "10.244.1.2");
+    assert!(refused["msg"].as_str().unwrap().contains("a neighbour of device cni0"), "{refused}");
+    reference::delete(&calls).unwrap();
+    old.remove().unwrap();
+    node.ip("link del other").unwrap();
+    fs::remove_file(networks.join("10.244.1.9")).unwrap();
+    // The bridge stays, and with it the kernel's entry, until it has asked in vain.
+    let left = "count=1 of=\"host-local's network reference: 1\"";
+    let free = || of_others(node).last().is_some_and(|line| line.contains(left)).then_some(());
+    wait_until(free).unwrap_or_else(|| panic!("{:#?}", of_others(node)));
+    let pod = node.add_pod_with("five", &json!({ "ips": ["10.244.1.2/24"] })).unwrap();
+    traffic::tcp_exchange(node, &pod, address, 8080, MEBIBYTE).unwrap();
+}
+
+/// What an ADD is answered that asks for an address.
+fn ask_for(node: &Node, address: &str) -> Value {
+    let call = node.cni_call("ADD", "asking", &json!({ "ips": [format!("{address}/24")] }));
+    let ns = Ns::create(&call.container_id).unwrap();
+    let output = call.run().unwrap();
+    ns.remove().unwrap();
+    assert!(!output.success, "{output:?}");
+    output.answer
+}
+
+fn of_others(node: &Node) -> Vec<String> {
+    let log = node.agent_log();
+    log.lines().filter(|line| line.contains("of the podCIDR")).map(str::to_owned).collect()
+}
