@@ -20,6 +20,28 @@ fn the_charts_list_of_options_is_the_agents() -> Result<()> {
 }
 
 #[test]
+fn every_default_in_the_list_can_be_had_by_taking_its_mark_away() -> Result<()> {
+    let (path, _) = manifests::reference(&help("agent")?)?;
+    let list = fs::read_to_string(manifests::root().join(path))?;
+    let is_default =
+        |line: &&str| line.chars().any(char::is_lowercase) && !line.ends_with(char::is_uppercase);
+    let options =
+        list.lines().filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ')));
+    let taken: Vec<&str> = options.filter(is_default).collect();
+    assert!(taken.contains(&"mode: vxlan") && taken.len() > 10, "{taken:?}");
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), taken.join("\n"))?;
+    // The last of what is looked at before anything is done, and wrong, so that nothing is.
+    let output = Command::new(env!("CARGO_BIN_EXE_podwire"))
+        .args(["agent", "--node-name", "node1", "--log-level", "podwire=wrong", "--config"])
+        .arg(file.path())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with("podwire: --log-level podwire=wrong"), "{said}");
+    Ok(())
+}
+
+#[test]
 fn every_argument_and_variable_is_one_of_the_programs() -> Result<()> {
     each_container(|container| {
         let (_, options) = command(container)?;
