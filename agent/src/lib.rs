@@ -27,6 +27,7 @@ pub mod housekeeping;
 pub mod install;
 pub mod ipam;
 pub mod links;
+pub mod migrate_flannel;
 pub mod model;
 pub mod netns;
 pub mod nodes;

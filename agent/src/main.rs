@@ -1,6 +1,6 @@
 //! The command line: wires the agent's tasks together.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
@@ -11,6 +11,7 @@ use podwire::config_file::CommandLine;
 use podwire::daemon::{Daemon, Event};
 use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
+use podwire::migrate_flannel;
 use podwire::nodes::file;
 use podwire::nodes::kube::{CACHE, Pace, Source};
 use podwire::non_masquerade;
@@ -45,6 +46,15 @@ enum Command {
     Uninstall(Options),
     /// Do nothing until SIGTERM or SIGINT: what stays of a pod whose work another container of it has done.
     Wait(Logging),
+    /// Print how a cluster is moved to Podwire.
+    #[command(subcommand)]
+    Migrate(Migrate),
+}
+
+#[derive(Subcommand)]
+enum Migrate {
+    /// From flannel: the configuration that stands for its own, and as comments behind it the steps.
+    Flannel(migrate_flannel::Options),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +71,7 @@ fn main() -> ExitCode {
         Command::Install(options) => &options.logging,
         Command::Uninstall(options) => &options.logging,
         Command::Wait(logging) => logging,
+        Command::Migrate(Migrate::Flannel(options)) => &options.logging,
     };
     if let Err(error) = start_log(logging) {
         eprintln!("podwire: {error}");
@@ -100,6 +111,10 @@ fn run(command: Command, command_line: CommandLine) -> Result<()> {
         Command::Install(options) => Ok(install::run(&options)?),
         Command::Uninstall(options) => runtime.block_on(uninstall(&options)),
         Command::Wait(_) => runtime.block_on(wait()),
+        Command::Migrate(Migrate::Flannel(options)) => {
+            io::stdout().write_all(migrate_flannel::run(&options)?.as_bytes())?;
+            Ok(())
+        }
     }
 }
 

@@ -28,6 +28,8 @@ const RULES: &[Rule] = &[
             "agent/src/diff.rs",
             "agent/src/model.rs",
             "agent/src/forward_policy.rs",
+            "agent/src/migrate_flannel/net_conf.rs",
+            "agent/src/nodes/flannel.rs",
             "agent/src/host_ports.rs",
             "agent/src/other_pods.rs",
             "agent/src/recovery.rs",

@@ -50,8 +50,11 @@ impl Daemon {
         if let Err(error) = &outcome {
             error!("reconcile: {error}");
             self.limited = Some(error.to_string());
-            // Before the first success that is why nothing is served.
-            if self.model.uplinks.is_empty() || *self.readiness.borrow() != Readiness::Ready {
+            // Where nothing was served before and nothing else is said to be missing, that is why.
+            let is_why = *self.readiness.borrow() != Readiness::Ready
+                && self.unpinned.is_none()
+                && self.own_missing.is_none();
+            if self.model.uplinks.is_empty() || is_why {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }
         }

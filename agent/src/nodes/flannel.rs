@@ -148,14 +148,11 @@ impl Lease {
 
 /// What is to be said of nodes that flannel has announced, for an agent with these options.
 pub fn problems(records: &[NodeRecord], mode: Mode, vni: u32) -> impl Iterator<Item = NodeProblem> {
-    records.iter().flat_map(move |record| {
+    let announced = records.iter().filter_map(|record| Some((record, record.flannel.as_ref()?)));
+    announced.flat_map(move |(record, lease)| {
         let internal = record.internal_addresses.iter().find(|address| address.is_ipv4()).copied();
-        let problems = record.flannel.as_ref().map(|lease| lease.problems(internal, mode, vni));
-        let node = record.name.clone();
-        problems
-            .unwrap_or_default()
-            .into_iter()
-            .map(move |problem| NodeProblem::Flannel { node: node.clone(), problem })
+        let problems = lease.problems(internal, mode, vni).into_iter();
+        problems.map(|problem| NodeProblem::Flannel { node: record.name.clone(), problem })
     })
 }
 

@@ -3,7 +3,7 @@
 use xtask::lab::reference::{self, Join, Masquerade, VXLAN};
 use xtask::lab::{Lab, traffic};
 
-use super::add_pod;
+use super::{add_pod, answers};
 use crate::check::{Row, check};
 use crate::sockets::wait_until;
 
@@ -38,10 +38,11 @@ fn flannels_bridge_with_the_nodes_own_network_and_its_rules_break_nothing() {
     let lab = Lab::builder().agents(false).build().unwrap();
     for node in lab.nodes() {
         reference::set_up_node(node, Join::Routes, Masquerade::Iptables).unwrap();
-        // With a pod, so that it runs; host-local may have given it the address that the agent gives next.
-        let pod = add_pod(node, "before", &serde_json::json!({})).unwrap();
-        drop(pod);
+        // With a pod, so that the bridge runs.
+        let before = add_pod(node, "before", &serde_json::json!({})).unwrap();
+        assert!(answers(node, before.address));
         node.start_agent().unwrap();
+        assert!(!answers(node, before.address), "it has to be deleted, as the printed steps say");
     }
     let runtime_config = serde_json::json!({ "ips": ["10.244.1.77/24"] });
     let pod = lab.node(0).add_pod_with("pod", &runtime_config).unwrap();
@@ -60,4 +61,36 @@ fn flannels_bridge_with_the_nodes_own_network_and_its_rules_break_nothing() {
             Row::new("pod to the world", from, (lab.world(), lab.world_address())).seen_as(ours.address()),
         ],
     );
+}
+
+#[test]
+fn what_the_printed_steps_have_the_operator_run_on_a_node_removes_all_that_flannel_has_left_there() {
+    for (masquerade, nftables) in [(Masquerade::Iptables, false), (Masquerade::Nftables, true)] {
+        let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+        let node = lab.node(0);
+        reference::set_up_node(node, Join::Vxlan, masquerade).unwrap();
+        add_pod(node, "before", &serde_json::json!({})).unwrap();
+        let left = || {
+            let shown = |command: &[&str]| node.exec(command).unwrap();
+            let all =
+                shown(&["ip", "link"]) + &shown(&["iptables-save"]) + &shown(&["nft", "list", "ruleset"]);
+            ["flannel", "FLANNEL", "cni0"].into_iter().filter(|what| all.contains(what)).collect::<Vec<_>>()
+        };
+        assert!(left().len() > 1, "{:?}", left());
+        let conf = format!(
+            r#"{{"Network":"10.244.0.0/16","EnableNFTables":{nftables},"Backend":{{"Type":"vxlan"}}}}"#
+        );
+        let migrate =
+            format!("echo '{conf}' | {} migrate flannel --net-conf -", env!("CARGO_BIN_EXE_podwire"));
+        let printed = node.exec(&["sh", "-c", &migrate]).unwrap();
+        let commands =
+            |line: &&str| ["ip link", "iptables-", "nft "].iter().any(|word| line.starts_with(word));
+        let lines = printed.lines().map(|line| line.trim_start_matches(['#', ' ']));
+        let run: Vec<_> = lines.filter(commands).collect();
+        assert_eq!(run.len(), 2, "{printed}");
+        for command in run {
+            node.exec(&["sh", "-c", command]).unwrap();
+        }
+        assert!(left().is_empty(), "{:?} is left", left());
+    }
 }

@@ -144,6 +144,8 @@ fn flannels_host_gw_and_direct_routing_reach_each_other() {
     let (ours, flannels) = (lab.node(0), lab.node(1));
     reference::set_up_node(flannels, Join::Routes, Masquerade::Iptables).unwrap();
     flannels.ip(&format!("route add {} via {}\n", ours.pod_cidr(), ours.address())).unwrap();
+    // As flannel has left it here.
+    ours.ip(&format!("route add {} via {}\n", flannels.pod_cidr(), flannels.address())).unwrap();
     ours.start_agent().unwrap();
     let none = serde_json::json!({});
     let (pod, far) = (ours.add_pod("pod").unwrap(), super::add_pod(flannels, "far", &none).unwrap());

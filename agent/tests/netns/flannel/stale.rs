@@ -38,6 +38,16 @@ fn a_connection_under_way_follows_flannels_device_to_another_link_address() {
 }
 
 #[test]
+fn an_agent_makes_the_map_that_the_release_before_did_not_have() {
+    let scene = Scene::new(Lab::builder());
+    scene.ours().kill_agent().unwrap();
+    std::fs::remove_file(scene.ours().bpf_dir().join(maps::VTEPS)).unwrap();
+    scene.ours().start_agent().unwrap();
+    assert_eq!(scene.ours().map_dump(maps::VTEPS).unwrap().as_array().unwrap().len(), 1);
+    traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address, PORT, MEBIBYTE).unwrap();
+}
+
+#[test]
 fn two_nodes_of_ours_that_were_flannels_reach_each_other_with_its_annotations_left() {
     let lab = Lab::builder().agents(false).build().unwrap();
     announce(&lab, [Some(OLD_MAC), Some(NEW_MAC)]).unwrap();

@@ -1,0 +1,190 @@
+//! `podwire migrate flannel`: what stands in Podwire's configuration for flannel's, and how a cluster is moved node by node.
+
+mod net_conf;
+
+use std::fmt::Write as _;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use podwire_common::names::{VXLAN_OVERHEAD, VXLAN_PORT};
+use thiserror::Error;
+
+use net_conf::{Backend, NetConf};
+
+use crate::config::Logging;
+
+/// The steps; what stands in braces depends on flannel's configuration.
+const STEPS: &str = include_str!("migrate_flannel/steps.txt");
+
+/// Options of `podwire migrate flannel`.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Flannel's configuration, the key `net-conf.json` of its ConfigMap; `-`: standard input.
+    #[arg(long, value_name = "FILE")]
+    pub net_conf: PathBuf,
+    /// What is logged.
+    #[command(flatten)]
+    pub logging: Logging,
+}
+
+/// Why there is nothing to print.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// The file.
+    #[error("read {}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// What keeps the cluster from being moved as it is: everything at once, each with what to do.
+    #[error("this cluster cannot be moved node by node as it is:{}", list(.0))]
+    Obstacles(Vec<String>),
+}
+
+/// Reads flannel's configuration; gives ours, with the steps as comments behind it: the whole is a file for `--config`.
+///
+/// # Errors
+/// [`Refusal`].
+pub fn run(options: &Options) -> Result<String, Refusal> {
+    let path = &options.net_conf;
+    let text = read(path).map_err(|source| Refusal::File { path: path.clone(), source })?;
+    Ok(describe(&net_conf::parse(&text).map_err(Refusal::Obstacles)?))
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    if path != Path::new("-") {
+        return std::fs::read_to_string(path);
+    }
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn list(items: &[String]) -> String {
+    items.iter().map(|item| format!("\n- {item}")).collect()
+}
+
+fn describe(conf: &NetConf) -> String {
+    let mut text = configuration(&conf.backend);
+    if !conf.notes.is_empty() {
+        text += "\n# To know\n#\n";
+        for note in &conf.notes {
+            writeln!(text, "# - {note}").expect("a string takes everything");
+        }
+    }
+    let device = match conf.backend {
+        Backend::Vxlan { vni, .. } => format!("ip link delete flannel.{vni}; ip link delete cni0"),
+        Backend::HostGateway => "ip link delete cni0".into(),
+    };
+    let rules = match conf.nftables {
+        true => "nft delete table ip flannel-ipv4",
+        false => "iptables-save | grep -v -i flannel | iptables-restore",
+    };
+    text += "\n";
+    let steps = STEPS.replace("{devices}", &device).replace("{rules}", rules);
+    for line in steps.lines() {
+        writeln!(text, "{}", format!("# {line}").trim_end()).expect("a string takes everything");
+    }
+    text
+}
+
+fn configuration(backend: &Backend) -> String {
+    match *backend {
+        Backend::HostGateway => "mode: direct\n".into(),
+        Backend::Vxlan { vni, port, mtu } => {
+            let port = port.unwrap_or(VXLAN_PORT);
+            let mut text = format!("mode: vxlan\nvni: {vni}\nvxlan-port: {port}\n");
+            if let Some(mtu) = mtu {
+                // Flannel's is that of the packets between nodes.
+                writeln!(text, "mtu: {}", mtu - VXLAN_OVERHEAD).expect("a string takes everything");
+            }
+            text
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use clap::Parser as _;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::model::Mode;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn printed(net_conf: &str) -> String {
+        describe(&net_conf::parse(net_conf).unwrap())
+    }
+
+    /// The agent's options as the printed text has them.
+    fn options(text: &str) -> Config {
+        let entries: BTreeMap<String, Value> = serde_saphyr::from_str(text).unwrap();
+        let mut arguments: Vec<String> =
+            ["podwire", "--node-name", "n", "--nodes", "f"].map(str::to_owned).to_vec();
+        for (option, value) in entries {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            arguments.extend([format!("--{option}"), value]);
+        }
+        Cli::try_parse_from(arguments).unwrap_or_else(|error| panic!("{error}\n{text}")).config
+    }
+
+    #[test]
+    fn what_is_printed_is_a_configuration_with_the_steps_as_comments() {
+        let text = printed(
+            r#"{ "Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": { "Type": "vxlan" } }"#,
+        );
+        assert!(text.starts_with("mode: vxlan\nvni: 1\nvxlan-port: 8472\n"), "{text}");
+        let options = options(&text);
+        assert_eq!(
+            (options.mode, options.vni, options.vxlan_port, options.mtu),
+            (Mode::Vxlan, 1, 8472, None)
+        );
+        for step in
+            ["kubectl drain NODE", "ip link delete flannel.1;", "iptables-restore", "kubectl uncordon NODE"]
+        {
+            assert!(text.contains(step), "{step}\n{text}");
+        }
+        assert!(!text.contains("{rules}") && !text.contains("{devices}"), "{text}");
+    }
+
+    #[test]
+    fn what_differs_from_flannels_defaults_is_taken_over() {
+        let text = printed(
+            r#"{ "Network": "10.244.0.0/16", "EnableNFTables": true, "Backend": { "Type": "VXLAN", "VNI": 77, "Port": 4789, "MTU": 1400 } }"#,
+        );
+        let options = options(&text);
+        assert_eq!((options.vni, options.vxlan_port, options.mtu), (77, 4789, Some(1350)));
+        assert!(
+            text.contains("ip link delete flannel.77;") && text.contains("nft delete table ip flannel-ipv4"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn host_gw_is_direct_routing() {
+        let text = printed(r#"{ "Network": "10.244.0.0/16", "Backend": { "Type": "host-gw" } }"#);
+        assert_eq!(options(&text).mode, Mode::Direct);
+        assert!(text.starts_with("mode: direct\n\n") && !text.contains("flannel.1"), "{text}");
+    }
+
+    #[test]
+    fn all_that_is_in_the_way_is_said_at_once() {
+        let conf = r#"{ "Network": "10.244.0.0/16", "Backend": { "Type": "vxlan", "DirectRouting": true, "GBP": true } }"#;
+        let refusal = Refusal::Obstacles(net_conf::parse(conf).unwrap_err()).to_string();
+        assert!(
+            refusal.contains("\n- Backend.DirectRouting") && refusal.contains("\n- Backend.GBP"),
+            "{refusal}"
+        );
+    }
+}

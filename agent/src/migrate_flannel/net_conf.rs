@@ -1,0 +1,283 @@
+//! Flannel's `net-conf.json`, and what of it Podwire has no answer to.
+
+use ipnet::Ipv4Net;
+use podwire_common::names::VXLAN_OVERHEAD;
+use serde_json::{Map, Value};
+
+/// What flannel on Windows has for a VNI and asks for as a port.
+const WINDOWS: (u32, u16) = (4096, 4789);
+/// The smallest MTU that pods may have, bytes.
+const LEAST_MTU: u32 = 576;
+/// Keys that only say which range a node gets where flannel allots them itself.
+const OWN_ALLOTMENT: [&str; 3] = ["SubnetLen", "SubnetMin", "SubnetMax"];
+/// Keys about IPv6, which [`Parser::families`] speaks of as a whole.
+const IPV6: [&str; 5] = ["IPv6Network", "IPv6Networks", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"];
+
+/// What matters of flannel's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NetConf {
+    /// How packets travel between nodes.
+    pub(super) backend: Backend,
+    /// Its rules are nftables'.
+    pub(super) nftables: bool,
+    /// What the operator should know, and nothing that keeps nodes from being moved.
+    pub(super) notes: Vec<String>,
+}
+
+/// A backend that Podwire's nodes can speak with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backend {
+    /// `vxlan`.
+    Vxlan {
+        /// Network identifier.
+        vni: u32,
+        /// UDP port; `None`: the kernel's.
+        port: Option<u16>,
+        /// Of the packets between nodes, bytes; `None`: their links'.
+        mtu: Option<u32>,
+    },
+    /// `host-gw`.
+    HostGateway,
+}
+
+/// Reads it. Keys are compared as flannel does, whose JSON decoder does not tell upper from lower case.
+///
+/// # Errors
+/// Everything that keeps nodes from being moved, each with what to do.
+pub(super) fn parse(text: &str) -> Result<NetConf, Vec<String>> {
+    let keys: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+        vec![format!("it is no net-conf.json ({error}): give the value of that key of flannel's ConfigMap, and nothing around it")]
+    })?;
+    let mut parser = Parser::default();
+    let mut keys = Keys { prefix: "", keys };
+    parser.families(&mut keys);
+    let nftables = parser.flag(&mut keys, "EnableNFTables", false);
+    if OWN_ALLOTMENT.map(|key| keys.take(key)).iter().any(Option::is_some) {
+        parser.notes.push("SubnetLen, SubnetMin and SubnetMax count where flannel allots ranges itself (etcd). Podwire takes each node's spec.podCIDR, as flannel does with --kube-subnet-mgr; without that a cluster cannot be moved node by node.".into());
+    }
+    let backend = parser.backend(keys.take("Backend"));
+    parser.rest(keys);
+    match backend {
+        Some(backend) if parser.obstacles.is_empty() => {
+            Ok(NetConf { backend, nftables, notes: parser.notes })
+        }
+        _ => Err(parser.obstacles),
+    }
+}
+
+/// Keys that have not been looked at.
+struct Keys {
+    /// Before each name, for messages.
+    prefix: &'static str,
+    keys: Map<String, Value>,
+}
+
+impl Keys {
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let key = self.keys.keys().find(|key| key.eq_ignore_ascii_case(name))?.clone();
+        self.keys.remove(&key).filter(|value| !value.is_null())
+    }
+}
+
+#[derive(Default)]
+struct Parser {
+    obstacles: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Parser {
+    fn families(&mut self, keys: &mut Keys) {
+        let ipv4 = self.flag(keys, "EnableIPv4", true);
+        let ipv6 = self.flag(keys, "EnableIPv6", false);
+        for key in IPV6 {
+            keys.take(key);
+        }
+        if !ipv4 {
+            self.obstacles.push("EnableIPv4 is false: Podwire gives pods IPv4 addresses only".into());
+        }
+        if ipv6 {
+            self.notes.push("EnableIPv6 is true: Podwire gives pods IPv4 addresses only. What uses IPv6 between pods, or services with IPv6 addresses, loses it with the first node that is moved.".into());
+        }
+        match keys.take("Network") {
+            Some(Value::String(network)) if network.parse::<Ipv4Net>().is_ok() => {}
+            None if !ipv4 => {}
+            other => self.obstacles.push(format!(
+                "Network is {}: it must be the IPv4 network of all pods, such as \"10.244.0.0/16\"",
+                shown(other)
+            )),
+        }
+    }
+
+    fn backend(&mut self, backend: Option<Value>) -> Option<Backend> {
+        let keys = match backend {
+            Some(Value::Object(keys)) => keys,
+            None => {
+                self.obstacles.push("there is no Backend, for which flannel takes `udp`: have flannel use vxlan on all nodes first".into());
+                return None;
+            }
+            other => {
+                self.obstacles.push(format!("Backend is {}: it must be an object with a Type", shown(other)));
+                return None;
+            }
+        };
+        let mut keys = Keys { prefix: "Backend.", keys };
+        let kind = keys.take("Type");
+        let name = kind.as_ref().and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
+        let backend = match name.as_str() {
+            "vxlan" => self.vxlan(&mut keys),
+            "host-gw" => Backend::HostGateway,
+            "wireguard" | "ipsec" => {
+                self.obstacles.push(format!("Backend.Type is {name}: Podwire does not encrypt, and its nodes do not reach flannel's that do. If the network between the nodes can be trusted, have flannel use vxlan on all nodes first"));
+                return None;
+            }
+            _ => {
+                self.obstacles.push(format!("Backend.Type is {}: Podwire's nodes reach those of vxlan and host-gw. Have flannel use vxlan on all nodes first", shown(kind)));
+                return None;
+            }
+        };
+        self.rest(keys);
+        Some(backend)
+    }
+
+    fn vxlan(&mut self, keys: &mut Keys) -> Backend {
+        let vni = self.number(keys, "VNI", (1 << 24) - 1).unwrap_or(podwire_common::names::VNI);
+        // 0 is what the kernel takes for its own.
+        let port = self
+            .number(keys, "Port", u16::MAX.into())
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port != 0);
+        let mtu = self.number(keys, "MTU", u16::MAX.into()).filter(|mtu| *mtu != 0);
+        if let Some(mtu) = mtu.filter(|mtu| *mtu < LEAST_MTU + VXLAN_OVERHEAD) {
+            self.obstacles.push(format!("Backend.MTU is {mtu}: less than {VXLAN_OVERHEAD} for the tunnel and {LEAST_MTU} for pods' packets"));
+        }
+        if self.flag(keys, "DirectRouting", false) {
+            self.obstacles.push("Backend.DirectRouting is true: flannel's nodes send to those on their link past the tunnel, which Podwire refuses in its VXLAN mode. Set it to false and restart flannel's pods (`kubectl -n kube-flannel rollout restart daemonset kube-flannel-ds`) before the first node is moved".into());
+        }
+        if self.flag(keys, "GBP", false) {
+            self.obstacles.push("Backend.GBP is true: Podwire does not know VXLAN's group policy and refuses such packets. Set it to false, remove flannel's device on each node and restart flannel's pods before the first node is moved".into());
+        }
+        // What flannel's device would learn from our frames nobody asks it for.
+        self.flag(keys, "Learning", false);
+        let for_windows = [keys.take("MacPrefix"), keys.take("Name")].iter().any(Option::is_some);
+        if for_windows || vni == WINDOWS.0 || port == Some(WINDOWS.1) {
+            self.notes.push("VNI 4096, port 4789, MacPrefix or Name are what flannel needs for nodes with Windows. Podwire does not run there, and whether its nodes and such nodes reach each other was never tried: try it with the first node. Flannel has to stay for them, with its annotations on all nodes.".into());
+        }
+        Backend::Vxlan { vni, port, mtu }
+    }
+
+    fn flag(&mut self, keys: &mut Keys, name: &str, otherwise: bool) -> bool {
+        match keys.take(name) {
+            None => otherwise,
+            Some(Value::Bool(value)) => value,
+            other => {
+                self.obstacles.push(format!(
+                    "{}{name} is {}: it must be true or false",
+                    keys.prefix,
+                    shown(other)
+                ));
+                otherwise
+            }
+        }
+    }
+
+    fn number(&mut self, keys: &mut Keys, name: &str, most: u32) -> Option<u32> {
+        let value = keys.take(name)?;
+        let number =
+            value.as_u64().and_then(|number| u32::try_from(number).ok()).filter(|number| *number <= most);
+        if number.is_none() {
+            self.obstacles
+                .push(format!("{}{name} is {value}: it must be a number from 0 to {most}", keys.prefix));
+        }
+        number
+    }
+
+    /// What nobody has asked for.
+    fn rest(&mut self, keys: Keys) {
+        for name in keys.keys.keys() {
+            self.notes.push(format!(
+                "{}{name} is not known here, and left out: flannel's documentation says what it is for.",
+                keys.prefix
+            ));
+        }
+    }
+}
+
+fn shown(value: Option<Value>) -> String {
+    value.map_or_else(|| "missing".into(), |value| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vxlan(backend: &str) -> Result<NetConf, Vec<String>> {
+        parse(&format!(r#"{{ "Network": "10.244.0.0/16", "Backend": {backend} }}"#))
+    }
+
+    fn refused(text: &str, expected: &str) {
+        let obstacles = parse(text).expect_err(text);
+        assert!(obstacles.iter().any(|obstacle| obstacle.contains(expected)), "{text}: {obstacles:?}");
+    }
+
+    fn noted(text: &str, expected: &[&str]) {
+        let notes = parse(text).unwrap_or_else(|obstacles| panic!("{text}: {obstacles:?}")).notes;
+        assert_eq!(notes.len(), expected.len(), "{text}: {notes:?}");
+        for (note, expected) in notes.iter().zip(expected) {
+            assert!(note.contains(expected), "{text}: {note}");
+        }
+    }
+
+    #[test]
+    fn what_flannel_takes_without_being_told_is_taken() {
+        let backend = Backend::Vxlan { vni: 1, port: None, mtu: None };
+        assert_eq!(
+            vxlan(r#"{ "Type": "vxlan" }"#),
+            Ok(NetConf { backend, nftables: false, notes: Vec::new() })
+        );
+        assert_eq!(
+            vxlan(r#"{ "type": "vxlan", "Port": 0, "MTU": 0, "Learning": true }"#).unwrap().backend,
+            backend
+        );
+    }
+
+    #[test]
+    fn what_podwire_cannot_join_is_refused_by_name() {
+        refused("10.244.0.0/16", "no net-conf.json");
+        refused(r#"{ "Backend": { "Type": "vxlan" } }"#, "Network is missing");
+        refused(r#"{ "Network": "fd00::/48", "Backend": { "Type": "vxlan" } }"#, "Network is \"fd00::/48\"");
+        refused(
+            r#"{ "EnableIPv4": false, "EnableIPv6": true, "Backend": { "Type": "vxlan" } }"#,
+            "EnableIPv4",
+        );
+        refused(r#"{ "Network": "10.244.0.0/16" }"#, "there is no Backend");
+        let network = r#""Network": "10.244.0.0/16""#;
+        for (backend, expected) in [
+            (r#""vxlan""#, "Backend is \"vxlan\""),
+            (r#"{}"#, "Backend.Type is missing"),
+            (r#"{ "Type": "udp" }"#, "Backend.Type is \"udp\""),
+            (r#"{ "Type": "wireguard", "PSK": "x" }"#, "does not encrypt"),
+            (r#"{ "Type": "vxlan", "VNI": 16777216 }"#, "Backend.VNI is 16777216"),
+            (r#"{ "Type": "vxlan", "Port": "8472" }"#, "Backend.Port is \"8472\""),
+            (r#"{ "Type": "vxlan", "MTU": 600 }"#, "Backend.MTU is 600"),
+            (r#"{ "Type": "vxlan", "DirectRouting": true }"#, "Backend.DirectRouting"),
+            (r#"{ "Type": "vxlan", "DirectRouting": "yes" }"#, "must be true or false"),
+            (r#"{ "Type": "vxlan", "GBP": true }"#, "Backend.GBP"),
+        ] {
+            refused(&format!(r#"{{ {network}, "Backend": {backend} }}"#), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_lost_or_not_known_is_noted() {
+        let conf = |more: &str, backend: &str| {
+            format!(r#"{{ "Network": "10.244.0.0/16", {more} "Backend": {{ {backend} }} }}"#)
+        };
+        let vxlan = r#""Type": "vxlan""#;
+        noted(&conf("", vxlan), &[]);
+        noted(&conf(r#""EnableIPv6": true, "IPv6Network": "fd00::/48","#, vxlan), &["EnableIPv6"]);
+        noted(&conf(r#""SubnetLen": 24, "SubnetMin": "10.244.1.0","#, vxlan), &["--kube-subnet-mgr"]);
+        noted(&conf(r#""Colour": "red","#, vxlan), &["Colour is not known"]);
+        noted(&conf("", r#""Type": "vxlan", "VNI": 4096, "Port": 4789"#), &["Windows"]);
+        noted(&conf("", r#""Type": "host-gw", "VNI": 1"#), &["Backend.VNI is not known"]);
+    }
+}
