@@ -28,6 +28,10 @@ use crate::sysctl::{Forwarding, Switches};
 /// Where runtimes look for network configurations, unless told otherwise.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
 
+/// Why a folder may be left: something else is in it, or it is mounted.
+const LEFT: [io::ErrorKind; 3] =
+    [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::ResourceBusy, io::ErrorKind::ReadOnlyFilesystem];
+
 /// Options of `podwire uninstall`: where the agent had its files.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -94,9 +98,9 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
         failures.note(Err::<(), _>(error));
     }
     drop(lock);
-    failures.note(remove(fs::remove_file(&socket), &socket));
+    failures.note(absent_is_fine(fs::remove_file(&socket)).map_err(Error::file("remove", &socket)));
     for folder in [&places.bpf_dir, &places.run_dir, &places.state_dir] {
-        failures.note(remove(fs::remove_dir(folder), folder));
+        failures.note(remove_folder(folder));
     }
     // Last: until here it has answered the runtime's DEL, which nobody else would.
     if let Some(folder) = &options.cni_bin_dir {
@@ -180,15 +184,14 @@ async fn remove_filters(links: &Links, device: &Device, before: &Before) -> Resu
     Ok(())
 }
 
-fn remove(outcome: io::Result<()>, path: &Path) -> Result<(), Error> {
-    match outcome {
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy) =>
-        {
-            info!(path = %path.display(), "the folder is left: {error}");
+fn remove_folder(folder: &Path) -> Result<(), Error> {
+    // In a container the folder is a mount, which only who has made it can take away, in a root that is read-only.
+    match fs::remove_dir(folder) {
+        Err(error) if LEFT.contains(&error.kind()) => {
+            info!(path = %folder.display(), "the folder is left: {error}");
             Ok(())
         }
-        other => absent_is_fine(other).map_err(Error::file("remove", path)),
+        other => absent_is_fine(other).map_err(Error::file("remove", folder)),
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
+use xtask::image;
+
 use crate::toolchain::{TARGET, Toolchain};
 use crate::{run, setup};
 
@@ -26,6 +28,15 @@ pub(crate) fn release() -> Result<()> {
         println!("{:>10} {}", size_text(size(file)?), file.display());
     }
     ensure!(size(&plugin)? <= PLUGIN_LIMIT, "podwire-cni is larger than {}", size_text(PLUGIN_LIMIT));
+    Ok(())
+}
+
+/// Builds them and packs them into an image.
+pub(crate) fn image(output: &Path) -> Result<()> {
+    let binaries = release_with(&Toolchain::ensure()?)?;
+    let archive = run::step("pack the image", || image::image(&binaries)?.archive())?;
+    fs::write(output, &archive).with_context(|| format!("write {}", output.display()))?;
+    println!("{:>10} {} ({}:{})", size_text(size(output)?), output.display(), image::REPOSITORY, image::TAG);
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! The lab: nodes, pods and a world in network namespaces, with real agents and the real plugin. The
-//! demonstration and the agent's namespace tests are written on it.
+//! demonstration and the agent's namespace tests are written on it. And what a cluster gets: image and manifests.
 
 pub mod api_server;
+pub mod image;
 pub mod lab;
+pub mod manifests;
+pub mod oci;

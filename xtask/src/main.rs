@@ -10,7 +10,9 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod write_manifests;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -30,6 +32,14 @@ enum Command {
     Setup,
     /// Builds the BPF object and the two static release binaries.
     Build,
+    /// Builds, and packs the two binaries into an image that runtimes import (OCI's layout): no engine and no registry is needed.
+    Image {
+        /// The archive to write.
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Writes `manifests/podwire.yaml`, `manifests/uninstall.yaml` and the chart's list of options, from the chart and the agent's help.
+    Manifests,
     /// Two nodes, a world and four pods on this machine: who reaches whom, how fast, and under which address.
     Demo(demo::Options),
     /// Podwire beside the reference, its peers' way and the limit: latency, throughput, cost. Needs root.
@@ -57,6 +67,8 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Setup => setup::everything().map(|_| ()),
         Command::Build => build::release(),
+        Command::Image { output } => build::image(&output),
+        Command::Manifests => write_manifests::run(),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Check => check::run(),

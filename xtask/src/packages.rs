@@ -38,7 +38,7 @@ pub(crate) const LINKER_BUILD: [Package; 2] = [
 ];
 
 /// What demonstration and tests call.
-pub(crate) const TOOLS: [Package; 12] = [
+pub(crate) const TOOLS: [Package; 14] = [
     package("iproute2", Proof::Program("ip"), "makes the lab's namespaces and links"),
     package("iputils-ping", Proof::Program("ping"), "measures round-trip times"),
     package("bpftool", Proof::Program("bpftool"), "dumps maps as an operator does"),
@@ -58,6 +58,12 @@ pub(crate) const TOOLS: [Package; 12] = [
         "busybox-static",
         Proof::File("/usr/share/doc/busybox-static"),
         "what its containers are made of",
+    ),
+    package("golang-go", Proof::Program("go"), "renders the chart: helm's templates are Go's"),
+    package(
+        "golang-k8s-sigs-yaml-dev",
+        Proof::File("/usr/share/gocode/src/sigs.k8s.io/yaml"),
+        "reads and writes YAML as helm does",
     ),
 ];
 

@@ -5,6 +5,7 @@
 //! `/run/netns`, `/var/lib/cni`) is neither the machine's nor left there. Its network namespace is the node's: there
 //! the plugin makes the host side of a pod's link.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use xtask::lab::Node;
@@ -28,19 +29,31 @@ const PROGRAMS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 const NAMESPACE: &str = "k8s.io";
 /// First part of the name of a control group that belongs to a process; its id follows.
 const CGROUP: &str = "podwire-runtime-test-";
+/// Where runtimes have plugins and network configurations unless told otherwise.
+pub const PLUGINS: &str = "/opt/cni/bin";
+/// The latter.
+pub const NETWORKS: &str = "/etc/cni/net.d";
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Gives the runtime its own `/var/lib` and its own `/run`, in which it finds nothing but the node's folder, with the
-/// agent's socket. Other labs' namespaces go from its mounts: they would come and go in what is compared. The shell is
-/// the first process of its namespace and stays, to reap what loses its parent.
+/// Gives the runtime its own `/var/lib`, `/opt`, BPF file system, changes to `/etc`, and its own `/run`, in which it finds
+/// nothing but the node's folder, with the agent's socket. Other labs' namespaces go from its mounts: they would come and
+/// go in what is compared. Mounts are shared with those of containers, as on a machine with systemd. The shell is the
+/// first process of its namespace and stays, to reap what loses its parent.
 const PRIVATE_FOLDERS: &str = r#"
-node_folder=$1 run=$2 config=$3
+node_folder=$1 folder=$2 loopback=$3
+run=$folder/run
 umount --lazy /run/netns
-mkdir -p "$run/${node_folder#/run/}"
+mkdir -p "$run/${node_folder#/run/}" "$folder/etc" "$folder/etc-work"
+mount -t overlay -o "lowerdir=/etc,upperdir=$folder/etc,workdir=$folder/etc-work" overlay /etc
 mount --bind "$node_folder" "$run/${node_folder#/run/}"
 mount --rbind "$run" /run
 mount -t tmpfs tmpfs /var/lib
-containerd --config "$config"
+mount -t tmpfs tmpfs /opt
+mount -t bpf bpf /sys/fs/bpf
+mount --make-rshared /
+mkdir -p /etc/cni/net.d /opt/cni/bin
+cp "$loopback" /opt/cni/bin/loopback
+containerd --config "$folder/containerd.toml"
 exit $?
 "#;
 
@@ -60,7 +73,7 @@ pub struct Process {
 }
 
 impl Containerd {
-    /// Starts it on a node, whose agent its network configuration names, and loads the image.
+    /// Starts it on a node, with the test's image, and with no network configuration.
     pub fn start(node: &Node) -> Result<Self> {
         for file in [LOOPBACK, image::BUSYBOX] {
             ensure!(Path::new(file).exists(), "there is no {file}: run `cargo xtask setup`");
@@ -73,12 +86,12 @@ impl Containerd {
         // The lab removes it, also on Ctrl-C.
         let node_folder = node.state_dir().parent().context("the state folder has no parent")?;
         let folder = node_folder.join("runtime");
-        let config = configure(&folder, node)?;
+        configure(&folder)?;
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
             .args(["sh", "-ec", PRIVATE_FOLDERS, "sh"])
-            .args([node_folder, &folder.join("run"), &config])
+            .args([node_folder, &folder, Path::new(LOOPBACK)])
             .env("PATH", PROGRAMS)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -88,15 +101,46 @@ impl Containerd {
         let unshare = node.enter(|| command.spawn())?.context("start unshare (Debian package util-linux)")?;
         let cgroup = format!("{CGROUP}{}", std::process::id());
         let runtime = Self { unshare, folder, cgroup };
-        runtime.load(&image::write(&runtime.folder)?)?;
+        eventually("containerd serves", START_DEADLINE, || {
+            runtime.ctr(&["version"]).with_context(|| runtime.log_tail())
+        })?;
+        runtime.import(&image::write(&runtime.folder)?)?;
         Ok(runtime)
     }
 
-    /// A connection to it, made when it is ready for pods and knows the image.
+    /// Installs the lab's plugin by hand, with a configuration that names the node's own agent.
+    pub fn install_plugin(&self, node: &Node) -> Result<()> {
+        symlink(binary("podwire-cni")?, self.file(PLUGINS)?.join("podwire-cni"))?;
+        let network = json!({
+            "cniVersion": "1.0.0",
+            // As in manifests/: for runtimes that know the key, which this one does not.
+            "cniVersions": ["1.0.0", "1.1.0"],
+            "name": "podwire",
+            "plugins": [{
+                "type": "podwire-cni",
+                "capabilities": { "bandwidth": true, "dns": true, "ips": true, "mac": true, "portMappings": true },
+                "socket": node.socket(),
+            }],
+        });
+        fs::write(self.file(NETWORKS)?.join("10-podwire.conflist"), network.to_string())?;
+        Ok(())
+    }
+
+    /// Its files on this machine; removed with the lab.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Loads an image's archive.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        self.ctr(&["image", "import", &archive.to_string_lossy()])
+    }
+
+    /// A connection to it, made when it knows the image.
     pub fn connect(&self) -> Result<Cri> {
         let cri = Cri::connect(&self.socket())?;
-        eventually("the runtime and its network are ready", START_DEADLINE, || {
-            ensure!(cri.is_ready()? && cri.has_image(image::NAME)?);
+        eventually("the runtime knows the image", START_DEADLINE, || {
+            ensure!(cri.has_image(image::NAME)?);
             Ok(())
         })?;
         Ok(cri)
@@ -133,6 +177,20 @@ impl Containerd {
         Ok(subfolders(Path::new("/proc"))?.iter().filter_map(|folder| process(folder, &namespace)).collect())
     }
 
+    /// What the kernel says (`/proc/…/status`) of the one process of that name in its containers.
+    pub fn process_status(&self, name: &str) -> Result<BTreeMap<String, String>> {
+        for folder in subfolders(Path::new("/proc"))? {
+            // One that ends meanwhile is none of them.
+            let read = |file| fs::read_to_string(folder.join(file)).unwrap_or_default();
+            if read("comm").trim_end() == name && read("cgroup").contains(&self.cgroup) {
+                let status = read("status");
+                let fields = status.lines().filter_map(|line| line.split_once(':'));
+                return Ok(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect());
+            }
+        }
+        bail!("no container runs {name}")
+    }
+
     /// Folders of control groups below the pods' own, in every hierarchy.
     pub fn cgroup_folders(&self) -> Result<Vec<PathBuf>> {
         let mut folders = Vec::new();
@@ -149,13 +207,6 @@ impl Containerd {
 
     fn socket(&self) -> PathBuf {
         self.folder.join("run/containerd/containerd.sock")
-    }
-
-    fn load(&self, image: &Path) -> Result<()> {
-        eventually("containerd serves", START_DEADLINE, || {
-            self.ctr(&["version"]).with_context(|| self.log_tail())
-        })?;
-        self.ctr(&["image", "import", &image.to_string_lossy()])
     }
 
     fn ctr(&self, arguments: &[&str]) -> Result<()> {
@@ -201,29 +252,11 @@ impl Drop for Containerd {
     }
 }
 
-/// Network configuration and plugins as Kubernetes' installers lay them out, and containerd's own configuration.
-fn configure(folder: &Path, node: &Node) -> Result<PathBuf> {
-    let (plugins, networks) = (folder.join("bin"), folder.join("net.d"));
-    for new in [&plugins, &networks, &folder.join("run")] {
-        fs::create_dir_all(new)?;
-    }
-    symlink(LOOPBACK, plugins.join("loopback"))?;
-    symlink(plugin()?, plugins.join("podwire-cni"))?;
-    let network = json!({
-        "cniVersion": "1.0.0",
-        // As in manifests/: for runtimes that know the key, which this one does not.
-        "cniVersions": ["1.0.0", "1.1.0"],
-        "name": "podwire",
-        "plugins": [{
-            "type": "podwire-cni",
-            "capabilities": { "bandwidth": true, "dns": true, "ips": true, "mac": true, "portMappings": true },
-            "socket": node.socket(),
-        }],
-    });
-    fs::write(networks.join("10-podwire.conflist"), network.to_string())?;
-    let config = folder.join("containerd.toml");
+/// containerd's own configuration.
+fn configure(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
     fs::write(
-        &config,
+        folder.join("containerd.toml"),
         format!(
             r#"
 version = 2
@@ -234,19 +267,17 @@ path = "/var/lib/containerd/opt"
 restrict_oom_score_adj = true
 sandbox_image = "{}"
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{}"
-conf_dir = "{}"
+bin_dir = "{PLUGINS}"
+conf_dir = "{NETWORKS}"
 "#,
             image::NAME,
-            plugins.display(),
-            networks.display()
         ),
     )?;
-    Ok(config)
+    Ok(())
 }
 
-/// The plugin, where the lab looks for it.
-fn plugin() -> Result<PathBuf> {
+/// One of the two programs, where the lab looks for them.
+pub fn binary(name: &str) -> Result<PathBuf> {
     let folder = match std::env::var_os("PODWIRE_BIN_DIR") {
         Some(folder) => PathBuf::from(folder),
         None => {
@@ -254,9 +285,9 @@ fn plugin() -> Result<PathBuf> {
             agent.parent().context("the agent's binary has no folder")?.to_owned()
         }
     };
-    let plugin = folder.join("podwire-cni");
-    ensure!(plugin.exists(), "there is no {}: `cargo xtask build` builds it", plugin.display());
-    Ok(plugin)
+    let binary = folder.join(name);
+    ensure!(binary.exists(), "there is no {}: `cargo xtask build` builds it", binary.display());
+    Ok(binary)
 }
 
 /// The process of a folder in `/proc` when it is one of that namespace, and has not ended meanwhile.

@@ -1,10 +1,8 @@
 //! What this test needs of the Container Runtime Interface, `runtime.v1` of Kubernetes' `api.proto`: calls as kubelet
 //! makes them.
-//!
-//! The messages are written out here, with the fields that are used: generating them needs `protoc`, and the plugin's
-//! test needs a dozen of them. Numbers are the protocol's and never change.
 
-use std::collections::BTreeMap;
+mod messages;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +13,8 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
+
+pub use messages::*;
 
 /// A busy machine gets more than the second or two that a sandbox takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -103,9 +103,24 @@ impl Cri {
         Ok(output.into_owned())
     }
 
+    /// With what a container has ended, if it has.
+    pub fn exit_code(&self, container: &str) -> Result<Option<i32>> {
+        /// `CONTAINER_EXITED`.
+        const EXITED: i32 = 2;
+        let request = ContainerId { container_id: container.to_owned() };
+        let answer: ContainerStatusResponse = self.call("RuntimeService/ContainerStatus", request)?;
+        let status = answer.status.with_context(|| format!("the container {container} has no status"))?;
+        Ok((status.state == EXITED).then_some(status.exit_code))
+    }
+
     /// Stops a container at once and removes it.
     pub fn remove_container(&self, container: &str) -> Result<()> {
-        let request = StopContainerRequest { container_id: container.to_owned(), timeout: 0 };
+        self.end_container(container, 0)
+    }
+
+    /// Has a container end, kills it when it has not after these seconds, and removes it.
+    pub fn end_container(&self, container: &str, patience: i64) -> Result<()> {
+        let request = StopContainerRequest { container_id: container.to_owned(), timeout: patience };
         let Nothing {} = self.call("RuntimeService/StopContainer", request)?;
         let container = ContainerId { container_id: container.to_owned() };
         let Nothing {} = self.call("RuntimeService/RemoveContainer", container)?;
@@ -143,211 +158,4 @@ impl Cri {
         });
         Ok(answer.with_context(|| format!("call the runtime's {method}"))?.into_inner())
     }
-}
-
-/// A message without fields, or whose fields are not looked at.
-#[derive(Clone, PartialEq, Message)]
-struct Nothing {}
-
-#[derive(Clone, PartialEq, Message)]
-struct StatusResponse {
-    #[prost(message, optional, tag = "1")]
-    status: Option<RuntimeStatus>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RuntimeStatus {
-    #[prost(message, repeated, tag = "1")]
-    conditions: Vec<RuntimeCondition>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RuntimeCondition {
-    #[prost(string, tag = "1")]
-    kind: String,
-    #[prost(bool, tag = "2")]
-    status: bool,
-}
-
-/// An image by name.
-#[derive(Clone, PartialEq, Message)]
-pub struct ImageSpec {
-    /// Name and tag.
-    #[prost(string, tag = "1")]
-    pub image: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ImageStatusRequest {
-    #[prost(message, optional, tag = "1")]
-    image: Option<ImageSpec>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ImageStatusResponse {
-    #[prost(message, optional, tag = "1")]
-    image: Option<Nothing>,
-}
-
-/// A pod, before it has containers.
-#[derive(Clone, PartialEq, Message)]
-pub struct PodSandboxConfig {
-    /// Its name in Kubernetes.
-    #[prost(message, optional, tag = "1")]
-    pub metadata: Option<PodSandboxMetadata>,
-    /// Where its containers' logs are.
-    #[prost(string, tag = "3")]
-    pub log_directory: String,
-    /// Its resolver; goes to the plugin as the `dns` capability.
-    #[prost(message, optional, tag = "4")]
-    pub dns_config: Option<DnsConfig>,
-    /// Its hostPorts; go to the plugin as the `portMappings` capability.
-    #[prost(message, repeated, tag = "5")]
-    pub port_mappings: Vec<PortMapping>,
-    /// `kubernetes.io/ingress-bandwidth` and its like go to the plugin as the `bandwidth` capability.
-    #[prost(btree_map = "string, string", tag = "7")]
-    pub annotations: BTreeMap<String, String>,
-    /// What only Linux has.
-    #[prost(message, optional, tag = "8")]
-    pub linux: Option<LinuxPodSandboxConfig>,
-}
-
-/// A pod's name. Goes to the plugin in `CNI_ARGS`.
-#[derive(Clone, PartialEq, Message)]
-pub struct PodSandboxMetadata {
-    /// Name.
-    #[prost(string, tag = "1")]
-    pub name: String,
-    /// Unique in the cluster's life.
-    #[prost(string, tag = "2")]
-    pub uid: String,
-    /// Namespace.
-    #[prost(string, tag = "3")]
-    pub namespace: String,
-}
-
-/// A pod's resolver.
-#[derive(Clone, PartialEq, Message)]
-pub struct DnsConfig {
-    /// Addresses of name servers.
-    #[prost(string, repeated, tag = "1")]
-    pub servers: Vec<String>,
-}
-
-/// A hostPort. TCP: the protocol's number is 0, which is not sent.
-#[derive(Clone, PartialEq, Message)]
-pub struct PortMapping {
-    /// The pod's port.
-    #[prost(int32, tag = "2")]
-    pub container_port: i32,
-    /// The node's port.
-    #[prost(int32, tag = "3")]
-    pub host_port: i32,
-}
-
-/// What only Linux has.
-#[derive(Clone, PartialEq, Message)]
-pub struct LinuxPodSandboxConfig {
-    /// The control group of the pod's own.
-    #[prost(string, tag = "1")]
-    pub cgroup_parent: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RunPodSandboxRequest {
-    #[prost(message, optional, tag = "1")]
-    config: Option<PodSandboxConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PodSandboxId {
-    #[prost(string, tag = "1")]
-    pod_sandbox_id: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PodSandboxStatusResponse {
-    #[prost(message, optional, tag = "1")]
-    status: Option<PodSandboxStatus>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PodSandboxStatus {
-    #[prost(message, optional, tag = "5")]
-    network: Option<PodSandboxNetworkStatus>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PodSandboxNetworkStatus {
-    #[prost(string, tag = "1")]
-    ip: String,
-}
-
-/// A container.
-#[derive(Clone, PartialEq, Message)]
-pub struct ContainerConfig {
-    /// Its name in the pod.
-    #[prost(message, optional, tag = "1")]
-    pub metadata: Option<ContainerMetadata>,
-    /// What it is made of.
-    #[prost(message, optional, tag = "2")]
-    pub image: Option<ImageSpec>,
-    /// What it runs.
-    #[prost(string, repeated, tag = "3")]
-    pub command: Vec<String>,
-    /// Its log, below the pod's folder.
-    #[prost(string, tag = "11")]
-    pub log_path: String,
-}
-
-/// A container's name.
-#[derive(Clone, PartialEq, Message)]
-pub struct ContainerMetadata {
-    /// Name.
-    #[prost(string, tag = "1")]
-    pub name: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CreateContainerRequest {
-    #[prost(string, tag = "1")]
-    pod_sandbox_id: String,
-    #[prost(message, optional, tag = "2")]
-    config: Option<ContainerConfig>,
-    #[prost(message, optional, tag = "3")]
-    sandbox_config: Option<PodSandboxConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ContainerId {
-    #[prost(string, tag = "1")]
-    container_id: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct StopContainerRequest {
-    #[prost(string, tag = "1")]
-    container_id: String,
-    #[prost(int64, tag = "2")]
-    timeout: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ExecSyncRequest {
-    #[prost(string, tag = "1")]
-    container_id: String,
-    #[prost(string, repeated, tag = "2")]
-    cmd: Vec<String>,
-    #[prost(int64, tag = "3")]
-    timeout: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ExecSyncResponse {
-    #[prost(bytes = "vec", tag = "1")]
-    stdout: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    stderr: Vec<u8>,
-    #[prost(int32, tag = "3")]
-    exit_code: i32,
 }

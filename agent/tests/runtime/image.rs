@@ -1,13 +1,17 @@
-//! The one image: Debian's static busybox and a web server's script that tells the client its address. Made here,
-//! loaded from nowhere.
+//! Images: Podwire's own, and that of the test's pods, Debian's static busybox and a web server's script that tells the client its
+//! address. Made here, loaded from nowhere.
 
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::json;
+use xtask::oci::{File, Image};
+
+use crate::containerd;
 
 /// A name that no registry can have (RFC 6761, section 6.4).
 pub const NAME: &str = "podwire.invalid/busybox:test";
@@ -18,52 +22,48 @@ pub const WEB_FOLDER: &str = "/www";
 /// What the web server answers with the client's address.
 pub const PEER_PAGE: &str = "/cgi-bin/peer";
 
-/// Writes the image as `docker save` would, and gives the archive's path. Its default command sleeps: the runtime
-/// holds a pod's namespaces open with it.
+/// The page's script in the image.
+const SCRIPT: &str = "www/cgi-bin/peer";
+
+/// Writes the image, and gives the archive's path. Its default command sleeps: the runtime holds a pod's namespaces open
+/// with it. The folder `root` beside it has the page for a web server that runs in no container.
 pub fn write(folder: &Path) -> Result<PathBuf> {
-    let (root, archive) = (folder.join("root"), folder.join("archive"));
-    for new in [root.join("bin"), root.join("www/cgi-bin"), archive.clone()] {
-        fs::create_dir_all(&new).with_context(|| format!("create {}", new.display()))?;
-    }
-    fs::copy(BUSYBOX, root.join("bin/busybox")).with_context(|| {
-        format!("copy {BUSYBOX} (Debian package busybox-static): run `cargo xtask setup`")
+    let busybox = fs::read(BUSYBOX).with_context(|| {
+        format!("read {BUSYBOX} (Debian package busybox-static): run `cargo xtask setup`")
     })?;
-    let page = root.join("www/cgi-bin/peer");
-    fs::write(&page, format!("#!{BUSYBOX} sh\necho 'Content-Type: text/plain'\necho\necho $REMOTE_ADDR\n"))?;
-    fs::set_permissions(&page, Permissions::from_mode(0o755))?;
+    let page = format!("#!{BUSYBOX} sh\necho 'Content-Type: text/plain'\necho\necho $REMOTE_ADDR\n");
+    let script = folder.join("root").join(SCRIPT);
+    fs::create_dir_all(script.parent().context("the script has no folder")?)?;
+    fs::write(&script, &page).with_context(|| format!("write {}", script.display()))?;
+    fs::set_permissions(&script, Permissions::from_mode(0o755))?;
 
-    let layer = archive.join("layer.tar");
-    pack(&root, &layer)?;
-    let config = json!({
-        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-        "os": "linux",
-        "config": { "Cmd": [BUSYBOX, "sleep", "86400"] },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer)?)] },
-        "history": [],
-    });
-    fs::write(archive.join("config.json"), config.to_string())?;
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [NAME], "Layers": ["layer.tar"] }]);
-    fs::write(archive.join("manifest.json"), manifest.to_string())?;
-    let image = folder.join("image.tar");
-    pack(&archive, &image)?;
-    Ok(image)
+    let files = BTreeMap::from([
+        (BUSYBOX.trim_start_matches('/').to_owned(), File::program(busybox)),
+        (SCRIPT.to_owned(), File::program(page)),
+    ]);
+    let config = json!({ "Cmd": [BUSYBOX, "sleep", "86400"] });
+    let archive = folder.join("image.tar");
+    fs::write(&archive, Image { name: NAME.to_owned(), files, config }.archive()?)?;
+    Ok(archive)
 }
 
-fn pack(folder: &Path, archive: &Path) -> Result<()> {
-    let mut tar = Command::new("tar");
-    tar.args(["--create", "--owner=0", "--group=0", "--file"])
-        .arg(archive)
-        .arg("--directory")
-        .arg(folder)
-        .arg(".");
-    let output = tar.output().context("run tar")?;
-    ensure!(output.status.success(), "{tar:?} failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+/// Writes Podwire's image, and gives the archive's path. It is that of `cargo xtask image`, but for the libraries that the lab's
+/// binaries are linked with; those that `PODWIRE_BIN_DIR` names may be static.
+pub fn podwire(folder: &Path) -> Result<PathBuf> {
+    let program = containerd::binary("podwire")?;
+    let mut image = xtask::image::image(program.parent().context("the program has no folder")?)?;
+    for library in libraries(&program)? {
+        let content = fs::read(&library).with_context(|| format!("read {library}"))?;
+        image.files.insert(library.trim_start_matches('/').to_owned(), File::program(content));
+    }
+    let archive = folder.join("podwire.tar");
+    fs::write(&archive, image.archive()?)?;
+    Ok(archive)
 }
 
-fn sha256(file: &Path) -> Result<String> {
-    let output = Command::new("sha256sum").arg(file).output().context("run sha256sum")?;
-    ensure!(output.status.success(), "sha256sum failed: {}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout)?;
-    Ok(text.split(' ').next().unwrap_or_default().to_owned())
+/// The files that the loader takes, itself included.
+fn libraries(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new("ldd").arg(program).output().context("run ldd (Debian package libc-bin)")?;
+    let printed = String::from_utf8(output.stdout)?;
+    Ok(printed.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
 }

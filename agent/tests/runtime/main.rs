@@ -11,6 +11,8 @@ mod containerd;
 mod cri;
 mod footprint;
 mod image;
+mod kubelet;
+mod manifest;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -40,7 +42,9 @@ fn two_containers_of_containerd_reach_each_other_and_the_world_and_leave_nothing
     let lab = Lab::builder().build()?;
     let node = lab.node(0);
     let runtime = Containerd::start(node)?;
+    runtime.install_plugin(node)?;
     let cri = runtime.connect()?;
+    wait_for_network(&cri)?;
     serve_in_the_world(&lab, &runtime)?;
     let before = (footprint::of_network(node)?, footprint::of_runtime(&runtime)?);
 
@@ -105,6 +109,7 @@ impl<'a> Pod<'a> {
             image: Some(ImageSpec { image: image::NAME.into() }),
             command: serve.map(str::to_owned).to_vec(),
             log_path: "server.log".into(),
+            ..ContainerConfig::default()
         };
         let container = cri.start_container(&sandbox, &config, container)?;
         Ok(Self { cri, sandbox, container, address })
@@ -133,7 +138,7 @@ fn sandbox(name: &str, runtime: &Containerd) -> PodSandboxConfig {
         dns_config: Some(DnsConfig { servers: vec!["10.96.0.10".into()] }),
         port_mappings: Vec::new(),
         annotations: BTreeMap::new(),
-        linux: Some(LinuxPodSandboxConfig { cgroup_parent: runtime.cgroup() }),
+        linux: Some(LinuxPodSandboxConfig { cgroup_parent: runtime.cgroup(), security_context: None }),
     }
 }
 
@@ -162,6 +167,14 @@ fn peer_seen(server: IpAddr, execute: impl Fn(&[&str]) -> Result<String>) -> Res
         let answer = execute(&[BUSYBOX, "sh", "-c", &command])?;
         let peer = answer.lines().last().unwrap_or_default();
         peer.parse().with_context(|| format!("the web server at {server} answered {answer:?}"))
+    })
+}
+
+/// The runtime has seen the network configuration, and has pods.
+fn wait_for_network(cri: &Cri) -> Result<()> {
+    eventually("the runtime's network is ready", SERVE_DEADLINE, || {
+        ensure!(cri.is_ready()?);
+        Ok(())
     })
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -46,9 +46,16 @@ impl Ns {
     /// # Errors
     /// When there is none of that name.
     pub fn open(name: &str) -> Result<Self> {
-        let path = path_of(name);
-        let file = File::open(&path).with_context(|| format!("open the namespace {}", path.display()))?;
-        Ok(Self { name: name.to_owned(), file: Arc::new(file) })
+        Ok(Self { name: name.to_owned(), ..Self::at(&path_of(name))? })
+    }
+
+    /// A namespace that somebody else has made, by a file that is one: that of a runtime's pod, for example.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub fn at(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open the namespace {}", path.display()))?;
+        Ok(Self { name: path.display().to_string(), file: Arc::new(file) })
     }
 
     /// Removes it, and kills what runs in it.

@@ -1,0 +1,129 @@
+//! The chart, and what is rendered from it.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use xtask::manifests::{self, Release};
+
+use crate::documents::{self, containers, find, rendered_with, words};
+
+#[test]
+fn the_manifests_for_kubectl_are_what_the_chart_renders() -> Result<()> {
+    for (path, text) in manifests::for_kubectl()? {
+        let there = fs::read_to_string(manifests::root().join(&path))?;
+        assert!(there == text, "{} is another: `cargo xtask manifests` writes it", path.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_hook_and_only_a_hook_is_left_to_the_manifest_of_its_own() -> Result<()> {
+    for (path, text) in manifests::for_kubectl()? {
+        for document in documents::parse(&text)? {
+            let is_hook = !document["metadata"]["annotations"]["helm.sh/hook"].is_null();
+            assert_eq!(is_hook, path.ends_with("uninstall.yaml"), "{}: {}", path.display(), document["kind"]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn values_reach_what_they_are_for() -> Result<()> {
+    let [_, of_k3s, private] = &documents::other_releases()[..] else { panic!("three releases") };
+    let documents = documents::rendered(of_k3s)?;
+    let data = &find(&documents, "ConfigMap", "podwire")?["data"];
+    let config: Value = serde_saphyr::from_str(data["config.yaml"].as_str().context("no config.yaml")?)?;
+    assert_eq!(config, json!({ "mode": "direct", "uplink": ["eth0", "eth1"], "mtu": 1400 }));
+    assert_eq!(data["non-masquerade"], "10.0.0.0/8\n172.16.0.0/12\n");
+    for name in ["podwire", "podwire-uninstall"] {
+        let daemon_set = find(&documents, "DaemonSet", name)?;
+        let labels = json!({ "kubernetes.io/os": "linux", "pod-network": "podwire" });
+        assert_eq!(daemon_set["spec"]["template"]["spec"]["nodeSelector"], labels);
+        let text = daemon_set.to_string();
+        for start in ["\"", "="] {
+            for place in ["/opt/cni", "/etc/cni"] {
+                assert!(!text.contains(&format!("{start}{place}")), "{name}: {text}");
+            }
+        }
+    }
+
+    let documents = documents::rendered(private)?;
+    assert!(documents.iter().all(|one| one["kind"] != "ValidatingAdmissionPolicy"));
+    for document in documents.iter().filter(|one| !one["metadata"]["namespace"].is_null()) {
+        assert_eq!(document["metadata"]["namespace"], "podwire-system");
+    }
+    assert_eq!(
+        find(&documents, "ClusterRoleBinding", "podwire")?["subjects"][0]["namespace"],
+        "podwire-system"
+    );
+    for name in ["podwire", "podwire-uninstall"] {
+        let daemon_set = find(&documents, "DaemonSet", name)?;
+        assert_eq!(daemon_set["spec"]["template"]["spec"]["imagePullSecrets"], json!([{ "name": "own" }]));
+        for container in containers(daemon_set)? {
+            assert_eq!(container["image"], "registry.invalid/own/podwire:test");
+            assert_eq!(container["imagePullPolicy"], "Always");
+        }
+    }
+    let agent = &find(&documents, "DaemonSet", "podwire")?["spec"]["template"]["spec"]["containers"][0];
+    assert!(words(&agent["args"]).contains(&"--metrics-address=0.0.0.0:19790"));
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        assert_eq!(agent[probe]["httpGet"]["port"], 19790, "{probe}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_line_for_k3s_in_the_readme_does_what_the_values_do() -> Result<()> {
+    let [bin, conf] = ["/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/agent/etc/cni/net.d"];
+    let line = format!("sed 's#/opt/cni/bin#{bin}#g; s#/etc/cni/net.d#{conf}#g' manifests/podwire.yaml");
+    let readme = fs::read_to_string(manifests::root().join("README.md"))?;
+    assert!(readme.contains(&line), "README.md lacks: {line}");
+    let text = fs::read_to_string(manifests::root().join("manifests/podwire.yaml"))?;
+    let edited = documents::parse(&text.replace("/opt/cni/bin", bin).replace("/etc/cni/net.d", conf))?;
+    let rendered = rendered_with(json!({ "cni": { "binDir": bin, "confDir": conf } }))?;
+    assert_eq!(find(&edited, "DaemonSet", "podwire")?, find(&rendered, "DaemonSet", "podwire")?);
+    Ok(())
+}
+
+#[test]
+fn another_configuration_rolls_the_pods_and_other_exclusions_do_not() -> Result<()> {
+    let annotations = |values| -> Result<Value> {
+        let documents = rendered_with(values)?;
+        let agent = find(&documents, "DaemonSet", "podwire")?;
+        Ok(agent["spec"]["template"]["metadata"]["annotations"].clone())
+    };
+    let before = annotations(json!({}))?;
+    assert_ne!(annotations(json!({ "config": { "mtu": 1400 } }))?, before);
+    assert_eq!(annotations(json!({ "nonMasquerade": ["10.0.0.0/8"] }))?, before);
+    Ok(())
+}
+
+#[test]
+fn a_value_that_is_missing_is_an_error() {
+    let release = Release { values: json!({ "cni": "none" }), ..Release::default() };
+    let refusal = release.render().unwrap_err().to_string();
+    assert!(refusal.contains("binDir"), "{refusal}");
+}
+
+#[test]
+fn the_schema_knows_every_value_and_no_other() -> Result<()> {
+    let read = |name| fs::read_to_string(manifests::chart().join(name));
+    let values: Value = serde_saphyr::from_str(&read("values.yaml")?)?;
+    let mut schema: Value = serde_json::from_str(&read("values.schema.json")?)?;
+    // Every chart has it, whether or not it uses it.
+    schema["properties"].as_object_mut().context("no properties")?.remove("global");
+    compare(&values, &schema, "")
+}
+
+/// What the schema leaves open (no `properties`) is the operator's.
+fn compare(values: &Value, schema: &Value, path: &str) -> Result<()> {
+    let Some(properties) = schema["properties"].as_object() else { return Ok(()) };
+    let values = values.as_object().with_context(|| format!("{path} is no mapping"))?;
+    assert_eq!(values.keys().collect::<Vec<_>>(), properties.keys().collect::<Vec<_>>(), "{path}");
+    assert_eq!(schema["additionalProperties"], false, "{path}");
+    for (name, schema) in properties {
+        compare(&values[name], schema, &format!("{path}/{name}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! What the manifests ask of the program, compared with what it says of itself.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use xtask::manifests::{self, CommandOption};
+
+use crate::documents::{self, containers, find, mounts, words};
+
+#[test]
+fn the_charts_list_of_options_is_the_agents() -> Result<()> {
+    let (path, text) = manifests::reference(&help("agent")?)?;
+    let there = fs::read_to_string(manifests::root().join(&path))?;
+    assert!(there == text, "{} is another: `cargo xtask manifests` writes it", path.display());
+    Ok(())
+}
+
+#[test]
+fn every_default_in_the_list_can_be_had_by_taking_its_mark_away() -> Result<()> {
+    let (path, _) = manifests::reference(&help("agent")?)?;
+    let list = fs::read_to_string(manifests::root().join(path))?;
+    let is_default =
+        |line: &&str| line.chars().any(char::is_lowercase) && !line.ends_with(char::is_uppercase);
+    let options =
+        list.lines().filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ')));
+    let taken: Vec<&str> = options.filter(is_default).collect();
+    assert!(taken.contains(&"mode: vxlan") && taken.len() > 10, "{taken:?}");
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), taken.join("\n"))?;
+    // The last of what is looked at before anything is done, and wrong, so that nothing is.
+    let output = Command::new(env!("CARGO_BIN_EXE_podwire"))
+        .args(["agent", "--node-name", "node1", "--log-level", "podwire=wrong", "--config"])
+        .arg(file.path())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with("podwire: --log-level podwire=wrong"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn every_argument_and_variable_is_one_of_the_programs() -> Result<()> {
+    each_container(|container| {
+        let (_, options) = command(container)?;
+        for argument in words(&container["args"]).into_iter().skip(1) {
+            let name = argument.split('=').next().unwrap_or_default().trim_start_matches("--");
+            ensure!(options.iter().any(|option| option.name == name), "no option {argument}");
+        }
+        for variable in container["env"].as_array().into_iter().flatten() {
+            let name = variable["name"].as_str().context("a variable without a name")?;
+            let known = options.iter().any(|option| option.variable.as_deref() == Some(name));
+            ensure!(known, "no option takes the variable {name}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn every_place_that_the_program_uses_is_mounted_and_no_other() -> Result<()> {
+    each_container(|container| {
+        let (name, options) = command(container)?;
+        let mounts = mounts(container);
+        let given = words(&container["args"]);
+        let mut used = BTreeSet::new();
+        for option in options.iter().filter(|option| ["FILE", "FOLDER"].contains(&option.value.as_str())) {
+            let set = given.iter().find_map(|argument| argument.strip_prefix(&format!("--{}=", option.name)));
+            let Some(place) = set.or(option.default.as_deref()) else { continue };
+            let mount = mounts.keys().find(|mount| {
+                // Of the sysctls only the network's can be written in a container.
+                Path::new(place).starts_with(mount) || Path::new(mount).starts_with(place)
+            });
+            let mount = mount.with_context(|| format!("--{} {place} is not mounted", option.name))?;
+            used.insert(*mount);
+        }
+        // The agent finds cgroup2 by its mounts.
+        let found: &[&str] = if name == "agent" { &["/sys/fs/cgroup"] } else { &[] };
+        let unused: Vec<_> =
+            mounts.keys().filter(|mount| !used.contains(*mount) && !found.contains(*mount)).collect();
+        ensure!(unused.is_empty(), "nothing uses {unused:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn every_volume_is_mounted_and_every_mount_has_its_volume() -> Result<()> {
+    for daemon_set in daemon_sets()? {
+        let mounted: BTreeSet<&str> = containers(&daemon_set)?
+            .into_iter()
+            .flat_map(|container| mounts(container).into_values())
+            .collect();
+        let volumes = daemon_set["spec"]["template"]["spec"]["volumes"].as_array().context("no volumes")?;
+        let there: BTreeSet<&str> = volumes.iter().filter_map(|volume| volume["name"].as_str()).collect();
+        assert_eq!(mounted, there);
+    }
+    Ok(())
+}
+
+#[test]
+fn every_key_of_the_config_map_is_a_file_that_the_agent_reads() -> Result<()> {
+    for release in documents::other_releases() {
+        let documents = documents::rendered(&release)?;
+        let data = find(&documents, "ConfigMap", "podwire")?["data"].as_object().context("no data")?;
+        let daemon_set = find(&documents, "DaemonSet", "podwire")?;
+        let agent = &daemon_set["spec"]["template"]["spec"]["containers"][0];
+        for key in data.keys() {
+            let file = format!("=/etc/podwire/{key}");
+            assert!(words(&agent["args"]).iter().any(|argument| argument.ends_with(&file)), "{key}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_reads_a_node_list_has_the_right_to_and_nothing_else_has_a_token() -> Result<()> {
+    let documents = documents::rendered(&manifests::Release::default())?;
+    for (name, has_token) in [("podwire", true), ("podwire-uninstall", false)] {
+        let pod = &find(&documents, "DaemonSet", name)?["spec"]["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], has_token, "{name}");
+    }
+    assert_eq!(find(&documents, "ServiceAccount", "podwire")?["automountServiceAccountToken"], false);
+    let rules = find(&documents, "ClusterRole", "podwire")?["rules"].as_array().context("no rules")?;
+    let rights: Vec<(Vec<&str>, Vec<&str>)> =
+        rules.iter().map(|rule| (words(&rule["resources"]), words(&rule["verbs"]))).collect();
+    assert_eq!(
+        rights,
+        [(vec!["nodes"], vec!["get", "list", "watch"]), (vec!["nodes/status"], vec!["patch"])]
+    );
+    Ok(())
+}
+
+/// Does this with every container of every release, and says of which an error is.
+fn each_container(check: impl Fn(&Value) -> Result<()>) -> Result<()> {
+    for daemon_set in daemon_sets()? {
+        for container in containers(&daemon_set)? {
+            check(container)
+                .with_context(|| format!("{}, {}", daemon_set["metadata"]["name"], container["name"]))?;
+        }
+    }
+    Ok(())
+}
+
+fn daemon_sets() -> Result<Vec<Value>> {
+    let mut found = Vec::new();
+    for release in documents::other_releases() {
+        found.extend(documents::rendered(&release)?.into_iter().filter(|one| one["kind"] == "DaemonSet"));
+    }
+    ensure!(!found.is_empty(), "no DaemonSet");
+    Ok(found)
+}
+
+/// The command that a container runs, and its options.
+fn command(container: &Value) -> Result<(String, Vec<CommandOption>)> {
+    ensure!(container["command"].is_null(), "the image says what is run");
+    let name = *words(&container["args"]).first().context("no command")?;
+    let options = manifests::options(&help(name)?).with_context(|| format!("podwire {name}"))?;
+    Ok((name.to_owned(), options))
+}
+
+fn help(command: &str) -> Result<String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_podwire")).args([command, "--help"]).output()?;
+    ensure!(output.status.success(), "podwire {command} --help: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}

@@ -1,0 +1,93 @@
+//! Nothing in the manifests is unknown to Kubernetes: its own types drop what they do not know.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use xtask::manifests;
+
+use crate::documents;
+
+#[test]
+fn every_document_comes_through_kubernetes_types_without_a_loss() -> Result<()> {
+    for (path, text) in manifests::for_kubectl()? {
+        for document in documents::parse(&text)? {
+            check(&document).with_context(|| format!("{}: {}", path.display(), document["kind"]))?;
+        }
+    }
+    for release in documents::other_releases() {
+        for document in documents::rendered(&release)? {
+            check(&document).with_context(|| format!("{release:?}: {}", document["kind"]))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_field_that_kubernetes_does_not_know_is_named() -> Result<()> {
+    let text = manifests::for_kubectl()?.into_values().next().context("no manifest")?;
+    let mut agent = documents::find(&documents::parse(&text)?, "DaemonSet", "podwire")?.clone();
+    agent["spec"]["template"]["spec"]["containers"][0]["securityContext"]["readOnlyRootFileSystem"] =
+        json!(true);
+    let refusal = check(&agent).unwrap_err().to_string();
+    let path = "/spec/template/spec/containers/0/securityContext/readOnlyRootFileSystem";
+    assert!(refusal.contains(path), "{refusal}");
+    Ok(())
+}
+
+fn check(document: &Value) -> Result<()> {
+    match (document["apiVersion"].as_str(), document["kind"].as_str()) {
+        (Some("v1"), Some("ServiceAccount")) => round_trip::<ServiceAccount>(document),
+        (Some("v1"), Some("ConfigMap")) => round_trip::<ConfigMap>(document),
+        (Some("apps/v1"), Some("DaemonSet")) => round_trip::<DaemonSet>(document),
+        (Some("rbac.authorization.k8s.io/v1"), Some("ClusterRole")) => round_trip::<ClusterRole>(document),
+        (Some("rbac.authorization.k8s.io/v1"), Some("ClusterRoleBinding")) => {
+            round_trip::<ClusterRoleBinding>(document)
+        }
+        (Some("admissionregistration.k8s.io/v1"), Some("ValidatingAdmissionPolicy")) => {
+            round_trip::<ValidatingAdmissionPolicy>(document)
+        }
+        (Some("admissionregistration.k8s.io/v1"), Some("ValidatingAdmissionPolicyBinding")) => {
+            round_trip::<ValidatingAdmissionPolicyBinding>(document)
+        }
+        other => bail!("{other:?} is of no kind that is compared here"),
+    }
+}
+
+fn round_trip<T: Serialize + DeserializeOwned>(document: &Value) -> Result<()> {
+    let decoded: T = serde_json::from_value(document.clone())?;
+    let differences = differences(document, &serde_json::to_value(decoded)?, "");
+    ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// What is not the same in two values, each by its path.
+fn differences(given: &Value, kept: &Value, path: &str) -> Vec<String> {
+    match (given, kept) {
+        (Value::Object(given_fields), Value::Object(kept_fields)) => {
+            let names: std::collections::BTreeSet<_> =
+                given_fields.keys().chain(kept_fields.keys()).collect();
+            let below = names.into_iter().map(|name| {
+                let missing = Value::Null;
+                let (given, kept) = (given.get(name), kept.get(name));
+                let path = format!("{path}/{name}");
+                differences(given.unwrap_or(&missing), kept.unwrap_or(&missing), &path)
+            });
+            below.flatten().collect()
+        }
+        (Value::Array(given), Value::Array(kept)) if given.len() == kept.len() => {
+            let pairs = given.iter().zip(kept).enumerate();
+            pairs
+                .flat_map(|(index, (one, other))| differences(one, other, &format!("{path}/{index}")))
+                .collect()
+        }
+        _ if given == kept => Vec::new(),
+        _ => vec![format!("{path}: {given} becomes {kept}")],
+    }
+}

@@ -1,0 +1,221 @@
+//! What is installed by the manifests for kubectl, run as kubelet runs it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use xtask::api_server::Certificate;
+use xtask::lab::traffic::{Datagrams, Route, ping};
+use xtask::lab::{Lab, Node, Ns};
+
+use crate::containerd::{Containerd, NETWORKS, PLUGINS};
+use crate::cri::Cri;
+use crate::kubelet::Kubelet;
+use crate::{Pod, SERVE_DEADLINE, eventually, image, sandbox, wait_for_network};
+
+/// Folders of the node that Podwire writes to, by what the manifests call them.
+const FOLDERS: [&str; 5] = [PLUGINS, NETWORKS, "/run/podwire", "/var/lib/podwire", "/sys/fs/bpf"];
+
+/// The underlay's address: the API server runs on no node.
+const API_SERVER: &str = "10.200.0.254";
+const PORT: u16 = 6443;
+const TOKEN: &str = "of-the-service-account-of-this-pod";
+
+/// What the kernel says of an agent with the manifest's rights: CAP_NET_ADMIN (12), CAP_PERFMON (38) and CAP_BPF (39), a filter of system
+/// calls, and no way to more.
+const RIGHTS: [(&str, &str); 5] = [
+    ("CapEff", "000000c000001000"),
+    ("CapPrm", "000000c000001000"),
+    ("CapBnd", "000000c000001000"),
+    ("Seccomp", "2"),
+    ("NoNewPrivs", "1"),
+];
+
+#[test]
+fn the_manifests_install_roll_and_uninstall_a_nodes_network_and_leave_nothing() -> Result<()> {
+    let lab = Lab::builder().agents(false).build()?;
+    let (node, neighbour) = (lab.node(0), lab.node(1));
+    neighbour.start_agent()?;
+    let runtime = Containerd::start(node)?;
+    runtime.import(&image::podwire(runtime.folder())?)?;
+    let cri = runtime.connect()?;
+    let kubelet = kubelet(&cri, &runtime, &lab)?;
+    let before = footprint(node, &runtime)?;
+    ensure!(!cri.is_ready()?, "the runtime has a network although nothing was installed");
+
+    declare_network_unavailable(&lab)?;
+    let agent: DaemonSet = of_manifest("podwire.yaml", "DaemonSet")?;
+    let first_agent = kubelet.start(&agent)?;
+    wait_for_network(&cri)?;
+    eventually("the node's network is no longer said to be unavailable", SERVE_DEADLINE, || {
+        ensure!(!is_network_unavailable(&lab)?);
+        Ok(())
+    })?;
+    let status = runtime.process_status("podwire")?;
+    for (field, value) in RIGHTS {
+        assert_eq!(status[field], value, "{field} of the agent");
+    }
+    let first = Pod::start(&cri, sandbox("first", &runtime))?;
+    let elsewhere = neighbour.add_pod("elsewhere")?;
+    let first_namespace = only_namespace(&runtime)?;
+    let second = Pod::start(&cri, sandbox("second", &runtime))?;
+    let reach_all = || -> Result<()> {
+        for address in [second.address, elsewhere.address(), neighbour.address(), lab.world_address()] {
+            ping(&first_namespace, address, 56).with_context(|| format!("the first pod to {address}"))?;
+        }
+        for from in [node as &Ns, neighbour, &elsewhere] {
+            ping(from, first.address, 56)?;
+        }
+        Ok(())
+    };
+    reach_all()?;
+
+    let datagrams = Datagrams::start(&elsewhere, &first_namespace, Route::to(first.address, 7000))?;
+    kubelet.stop(&first_agent)?;
+    ensure!(cri.is_ready()?, "the network configuration went with the agent");
+    reach_all()?;
+    datagrams.wait_for(200)?;
+    let second_agent = kubelet.start(&agent)?;
+    datagrams.wait_for(200)?;
+    for count in datagrams.finish()? {
+        ensure!(count.lost() == 0, "{} of {} datagrams were lost", count.lost(), count.sent);
+    }
+    reach_all()?;
+    Pod::start(&cri, sandbox("third", &runtime))?.remove()?;
+
+    first.remove()?;
+    second.remove()?;
+    kubelet.stop(&second_agent)?;
+    let uninstall: DaemonSet = of_manifest("uninstall.yaml", "DaemonSet")?;
+    let uninstalled = kubelet.start(&uninstall)?;
+    kubelet.stop(&uninstalled)?;
+    assert_eq!(footprint(node, &runtime)?, before);
+    compare_with_the_rights(&lab)
+}
+
+fn kubelet<'a>(cri: &'a Cri, runtime: &'a Containerd, lab: &'a Lab) -> Result<Kubelet<'a>> {
+    let certificate = Certificate::new(&[API_SERVER])?;
+    let underlay = lab.underlay().clone();
+    let bind = move || underlay.enter(|| TcpListener::bind((API_SERVER, PORT))).map_err(io::Error::other)?;
+    let authority = certificate.pem().to_owned();
+    lab.api_server()?.listen(bind, Some(certificate))?;
+    lab.api_server()?.only_tokens(&[TOKEN]);
+    Ok(Kubelet {
+        cri,
+        runtime,
+        node: lab.node(0),
+        config_maps: vec![of_manifest("podwire.yaml", "ConfigMap")?],
+        service_variables: vec![
+            ("KUBERNETES_SERVICE_HOST".to_owned(), API_SERVER.to_owned()),
+            ("KUBERNETES_SERVICE_PORT".to_owned(), PORT.to_string()),
+        ],
+        token: TOKEN.to_owned(),
+        authority,
+    })
+}
+
+/// As a cloud provider leaves a new node.
+fn declare_network_unavailable(lab: &Lab) -> Result<()> {
+    let server = lab.api_server()?;
+    let mut node = server.node(lab.node(0).name()).context("the node is not there")?;
+    let conditions = node["status"]["conditions"].as_array_mut().context("a node without conditions")?;
+    conditions.push(json!({ "type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated" }));
+    server.put(node);
+    Ok(())
+}
+
+fn is_network_unavailable(lab: &Lab) -> Result<bool> {
+    let node = lab.api_server()?.node(lab.node(0).name()).context("the node is not there")?;
+    let conditions = node["status"]["conditions"].as_array().context("a node without conditions")?;
+    Ok(conditions.iter().any(|one| one["type"] == "NetworkUnavailable" && one["status"] == "True"))
+}
+
+/// That the manifest's role allows all that was asked: resources and verbs as the API server makes them of requests.
+fn compare_with_the_rights(lab: &Lab) -> Result<()> {
+    let role: ClusterRole = of_manifest("podwire.yaml", "ClusterRole")?;
+    let rules = role.rules.context("a role without rules")?;
+    let name = lab.node(0).name();
+    let mut used = BTreeSet::new();
+    for request in lab.api_server()?.requests() {
+        let (method, target) = request.split_once(' ').context("a request without a target")?;
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        used.insert(match (method, path) {
+            ("GET", "/api/v1/nodes") if query.contains("watch=") => ("nodes", "watch"),
+            ("GET", "/api/v1/nodes") => ("nodes", "list"),
+            ("PATCH", path) if path == format!("/api/v1/nodes/{name}/status") => ("nodes/status", "patch"),
+            _ => bail!("{request}: what right does that take?"),
+        });
+    }
+    for (resource, verb) in &used {
+        let allows = |rule: &PolicyRule| {
+            rule.resources.iter().flatten().any(|name| name == resource)
+                && rule.verbs.iter().any(|name| name == verb)
+        };
+        ensure!(rules.iter().any(allows), "the role does not allow to {verb} {resource}");
+    }
+    ensure!(used.contains(&("nodes/status", "patch")), "only {used:?} was asked");
+    Ok(())
+}
+
+/// The one document of a kind in a manifest.
+fn of_manifest<T: DeserializeOwned>(file: &str, kind: &str) -> Result<T> {
+    let path = xtask::manifests::root().join("manifests").join(file);
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text)?;
+    let found = documents.into_iter().find(|document| document["kind"] == kind);
+    Ok(serde_json::from_value(found.with_context(|| format!("{file} has no {kind}"))?)?)
+}
+
+/// The network namespace of the runtime's one pod that has its own.
+fn only_namespace(runtime: &Containerd) -> Result<Ns> {
+    let folder = runtime.file("/run/netns")?;
+    let found: Vec<PathBuf> = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let [path] = &found[..] else { bail!("{} pods have a namespace", found.len()) };
+    Ns::at(path)
+}
+
+/// What there is on a node of what an agent or a plugin may have made.
+fn footprint(node: &Node, runtime: &Containerd) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut found = BTreeMap::new();
+    for command in [
+        &["ip", "-oneline", "link", "show"][..],
+        &["ip", "-oneline", "address", "show"],
+        &["ip", "route", "show", "table", "all"],
+        &["ip", "rule", "show"],
+        &["tc", "filter", "show", "dev", "eth0", "ingress"],
+        &["tc", "qdisc", "show"],
+        &["bpftool", "net", "show"],
+        &["sysctl", "net.ipv4.ip_forward", "net.ipv4.conf.eth0", "net.ipv4.conf.all"],
+    ] {
+        found.insert(command.join(" "), node.exec(command)?.lines().map(str::to_owned).collect());
+    }
+    for folder in FOLDERS {
+        let mut files = Vec::new();
+        collect(&runtime.file(folder)?, &mut files)?;
+        files.sort();
+        found.insert(folder.to_owned(), files);
+    }
+    Ok(found)
+}
+
+/// Files below a folder, and folders in it; none where it is not there.
+fn collect(folder: &Path, files: &mut Vec<String>) -> Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.with_context(|| format!("list {}", folder.display()))?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        files.push(entry.path().display().to_string());
+        if entry.file_type()?.is_dir() {
+            collect(&entry.path(), files)?;
+        }
+    }
+    Ok(())
+}

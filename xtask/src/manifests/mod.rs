@@ -1,0 +1,128 @@
+//! What a cluster is given: the chart, and what is rendered from it for kubectl. The chart is the source.
+
+mod options;
+mod reference;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+pub use options::CommandOption;
+pub use reference::config_reference;
+
+/// The chart's part that kubectl gets as a manifest of its own: for helm it is a hook.
+const UNINSTALL: &str = "uninstall.yaml";
+/// The API that a part of the chart is left out without.
+pub const ADMISSION_POLICY: &str = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy";
+
+/// An installation of the chart.
+#[derive(Clone, Debug)]
+pub struct Release {
+    /// In place of those of `values.yaml`.
+    pub values: Value,
+    /// The namespace.
+    pub namespace: String,
+    /// What the cluster has, of what the chart asks for.
+    pub api_versions: Vec<String>,
+}
+
+impl Default for Release {
+    /// What the manifests for kubectl are rendered with.
+    fn default() -> Self {
+        Self {
+            values: json!({}),
+            namespace: "kube-system".to_owned(),
+            api_versions: vec![ADMISSION_POLICY.to_owned()],
+        }
+    }
+}
+
+impl Release {
+    /// Renders the chart: the text of each template, by its file's name.
+    ///
+    /// # Errors
+    /// When Go or its YAML library is missing, or with what a template lacks.
+    pub fn render(&self) -> Result<BTreeMap<String, String>> {
+        let request = json!({
+            "Values": self.values,
+            "Namespace": self.namespace,
+            "APIVersions": self.api_versions,
+        });
+        let mut command = Command::new("go");
+        command
+            .args(["run", "xtask/src/manifests/render.go"])
+            .arg(chart())
+            .current_dir(root())
+            // Debian's libraries, and no network.
+            .envs([("GO111MODULE", "off"), ("GOPATH", "/usr/share/gocode"), ("GOFLAGS", "")])
+            .env("GOCACHE", root().join("target/go"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().context("start go: `cargo xtask setup` installs it")?;
+        // It reads all before it writes anything.
+        child.stdin.take().context("go has no input")?.write_all(request.to_string().as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(
+            output.status.success(),
+            "render the chart with {request}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).context("decode what render.go printed")
+    }
+}
+
+/// The manifests for kubectl, by path in the repository: the chart with its own values.
+///
+/// # Errors
+/// As [`Release::render`].
+pub fn for_kubectl() -> Result<BTreeMap<PathBuf, String>> {
+    let mut rendered = Release::default().render()?;
+    let uninstall = rendered.remove(UNINSTALL).context("the chart has no uninstall.yaml")?;
+    let written = |documents: &str| {
+        format!(
+            "# For kubectl: manifests/chart with its own values. Written by `cargo xtask manifests`.\n---\n{}\n",
+            documents.trim_end()
+        )
+    };
+    let install: Vec<&str> = rendered.values().map(|text| text.trim()).collect();
+    Ok(BTreeMap::from([
+        ("manifests/podwire.yaml".into(), written(&install.join("\n---\n"))),
+        ("manifests/uninstall.yaml".into(), written(&uninstall)),
+    ]))
+}
+
+/// The list of the agent's options in the chart: its path in the repository, and its text for an agent that prints this help.
+///
+/// # Errors
+/// When the chart cannot be read, or the help has no options.
+pub fn reference(help: &str) -> Result<(PathBuf, String)> {
+    let agent = chart().join("templates/daemonset.yaml");
+    let pod = std::fs::read_to_string(&agent).with_context(|| format!("read {}", agent.display()))?;
+    let options = options::parse(help)?;
+    let free: Vec<&CommandOption> = options.iter().filter(|option| !option.is_the_pods(&pod)).collect();
+    Ok(("manifests/chart/config.yaml".into(), config_reference(&free)))
+}
+
+/// The options that a command's `--help` lists.
+///
+/// # Errors
+/// When there are none.
+pub fn options(help: &str) -> Result<Vec<CommandOption>> {
+    options::parse(help)
+}
+
+/// The chart's folder.
+pub fn chart() -> PathBuf {
+    root().join("manifests/chart")
+}
+
+/// The repository.
+pub fn root() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
+}

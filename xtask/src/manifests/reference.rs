@@ -1,0 +1,33 @@
+//! The list of options that an operator edits.
+
+use crate::manifests::CommandOption;
+
+/// Columns of a comment.
+const WIDTH: usize = 118;
+const HEAD: &str = "\
+# Options of the agent, each with its default. To set one, take away the # before its name.
+# Agents read this file when they start: kubectl rollout restart daemonset podwire has them all start anew.
+";
+
+/// Every option, commented out.
+pub fn config_reference(options: &[&CommandOption]) -> String {
+    let entries = options.iter().map(|option| {
+        let description: String = option.description.iter().map(|line| comment(line)).collect();
+        let value = option.default.as_ref().unwrap_or(&option.value);
+        format!("\n{description}#{}: {value}\n", option.name)
+    });
+    std::iter::once(HEAD.to_owned()).chain(entries).collect()
+}
+
+/// A line as a comment, of as many lines as it needs.
+fn comment(text: &str) -> String {
+    let mut lines = vec![String::from("#")];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().filter(|line| line.len() + word.len() < WIDTH);
+        match line {
+            Some(line) => *line += &format!(" {word}"),
+            None => lines.push(format!("# {word}")),
+        }
+    }
+    lines.join("\n") + "\n"
+}
