@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use xtask::api_server::{ApiServer, Fault};
 
+use crate::servers::kinds;
 use crate::watching::{Watching, by_url, eventually, node, open, pace, server};
 
 /// A server, and what an agent before has kept of its three nodes.
@@ -24,18 +25,25 @@ async fn kept() -> (ApiServer, std::net::SocketAddr, TempDir) {
 
 #[tokio::test]
 async fn an_agent_that_starts_without_the_server_goes_on_with_the_list_before() {
-    let (server, address, folder) = kept().await;
-    server.stop();
-    let mut watching = Watching::with(by_url(address), pace(), folder);
-    watching.trouble().await;
-    let list = watching.list().await;
-    assert_eq!(list.records.len(), 3);
-    assert!(!list.age.is_zero(), "it is told from what is true now");
-    server.delete("node3");
-    server.start().unwrap();
-    let list = watching.list().await;
-    assert_eq!(list.records.len(), 2);
-    assert!(list.age.is_zero());
+    for kind in kinds() {
+        let mut server = kind.serve(3).await;
+        let mut watching = Watching::of(&server);
+        watching.list().await;
+        let cache = watching.cache();
+        eventually("the list is kept", || cache.exists()).await;
+        let folder = watching.end().await;
+        server.stop().await;
+        let mut watching = Watching::with(server.access(), server.pace(), folder);
+        watching.trouble().await;
+        let list = watching.list().await;
+        assert_eq!(list.records.len(), 3);
+        assert!(!list.age.is_zero(), "it is told from what is true now");
+        server.delete("node3").await;
+        server.start().await;
+        let list = watching.list().await;
+        assert_eq!(list.records.len(), 2);
+        assert!(list.age.is_zero());
+    }
 }
 
 #[tokio::test]

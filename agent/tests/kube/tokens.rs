@@ -3,7 +3,9 @@
 use podwire::nodes::kube::{Access, Source};
 use tokio::sync::{mpsc, watch};
 use xtask::api_server::Certificate;
+use xtask::envtest::Binaries;
 
+use crate::cluster::Cluster;
 use crate::watching::{OWN, Watching, by_kubeconfig, node, open, pace, server};
 
 #[tokio::test]
@@ -31,6 +33,22 @@ async fn a_token_that_has_expired_is_read_again() {
     std::fs::write(&token, "second").unwrap();
     server.put(node(3));
     assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
+}
+
+#[tokio::test]
+async fn a_revoked_token_of_a_clusters_own_is_read_again() {
+    let Some(binaries) = Binaries::from_environment().unwrap() else { return };
+    let mut cluster = Cluster::start(binaries).await;
+    cluster.bind_role().await;
+    cluster.put(&node(1)).await;
+    let mut watching = Watching::with(cluster.access(), pace(), tempfile::tempdir().unwrap());
+    assert_eq!(watching.names().await, ["node1"]);
+
+    cluster.revoke_token().await;
+    while !watching.trouble().await.contains("401") {}
+    cluster.renew_token().await;
+    cluster.put(&node(2)).await;
+    assert_eq!(watching.names().await, ["node1", "node2"]);
 }
 
 #[tokio::test]
