@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use podwire::daemon::Readiness;
 use serde_json::{Value, json};
+use xtask::api_server::Certificate;
 
 use crate::servers::{Server, kinds};
-use crate::watching::{OWN, Watching, eventually, node};
+use crate::watching::{OWN, Watching, by_kubeconfig, eventually, node, open, pace, server};
 
 fn unavailable(number: u32) -> Value {
     let mut node = node(number);
@@ -63,5 +64,28 @@ async fn where_it_is_not_set_nothing_is_written() {
         watching.list().await;
         assert_eq!(writes(&server), [""; 0]);
         assert_eq!(condition(&server, OWN).await, "absent");
+    }
+}
+
+#[tokio::test]
+async fn it_is_set_with_the_token_that_there_is_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, token) = (folder.path().join("config"), folder.path().join("token"));
+    std::fs::write(&token, "first").unwrap();
+    let certificate = Certificate::new(&["127.0.0.1"]).unwrap();
+    let server = server(1);
+    server.only_tokens(&["first"]);
+    let address = open(&server, Some(certificate.clone()));
+    let mut watching = Watching::with(by_kubeconfig(&config, address, &certificate, &token), pace(), folder);
+    watching.list().await;
+    std::fs::write(&token, "second").unwrap();
+    server.only_tokens(&["second"]);
+    watching.readiness.send_replace(Readiness::Ready);
+    server.put(unavailable(1));
+    let server = Server::Ours(server, address);
+    eventually("the condition is written", || !writes(&server).is_empty()).await;
+    while condition(&server, OWN).await != "False" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(writes(&server).len(), 1, "refused");
     }
 }

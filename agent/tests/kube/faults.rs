@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use podwire::daemon::Event;
 use podwire::nodes::kube::Pace;
 use xtask::api_server::Fault;
 
-use crate::watching::{Watching, by_url, node, open, pace, server};
+use crate::watching::{Watching, by_url, eventually, node, open, pace, server};
 
 #[tokio::test]
 async fn a_server_that_hangs_is_given_up_and_asked_again() {
@@ -40,7 +41,7 @@ async fn half_a_list_is_never_told() {
             let mut watching = Watching::start(open(&server, None));
             tokio::time::sleep(Duration::from_millis(300)).await;
             while let Ok(event) = watching.events.try_recv() {
-                let is_list = matches!(event, podwire::daemon::Event::Nodes(_));
+                let is_list = matches!(event, Event::Nodes(_));
                 assert!(!is_list, "a list, though the answer was cut after {cut} bytes");
             }
             server.fail(None);
@@ -62,7 +63,7 @@ async fn a_change_whose_line_is_cut_is_not_lost() {
     server.start().unwrap();
     server.put(node(3));
     let asked = server.requests().len();
-    crate::watching::eventually("it is asked twice", || server.requests().len() > asked + 1).await;
+    eventually("it is asked twice", || server.requests().len() > asked + 1).await;
     server.fail(None);
     assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
 }
@@ -92,7 +93,7 @@ async fn pages_that_expire_begin_anew() {
             .filter(|request| request.contains("limit=") && !request.contains("continue="))
             .count()
     };
-    crate::watching::eventually("it begins anew", || firsts() > 1).await;
+    eventually("it begins anew", || firsts() > 1).await;
     server.fail(None);
     assert_eq!(watching.list().await.records.len(), 500);
 }
@@ -118,7 +119,7 @@ async fn the_same_trouble_is_told_once() {
     let mut watching = Watching::start(open(&server, None));
     watching.trouble().await;
     let asked = server.requests().len();
-    crate::watching::eventually("it is asked again", || server.requests().len() > asked + 1).await;
+    eventually("it is asked again", || server.requests().len() > asked + 1).await;
     assert!(watching.events.try_recv().is_err());
     server.fail(None);
     assert_eq!(watching.names().await, ["node1"]);
@@ -135,4 +136,61 @@ async fn changes_meanwhile_are_told_together() {
         server.put(node(number));
     }
     assert_eq!(watching.list().await.records.len(), 20);
+}
+
+#[tokio::test]
+async fn watches_that_end_at_once_are_not_asked_for_without_end() {
+    for streams in [true, false] {
+        let server = server(2);
+        server.stream_lists(streams);
+        let mut watching = Watching::start(open(&server, None));
+        watching.list().await;
+        server.fail(Some(Fault::WatchesEnd));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let asked = server.requests().len();
+        assert!(asked < 100, "asked {asked} times within a second");
+        server.fail(None);
+        server.put(node(3));
+        assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_turns_out_an_error_confirms_nothing() {
+    let server = server(2);
+    let mut watching = Watching::start(open(&server, None));
+    watching.list().await;
+    server.stop();
+    watching.trouble().await;
+    server.fail(Some(Fault::WatchesFail(500)));
+    let asked = server.requests().len();
+    server.start().unwrap();
+    eventually("it is asked three times", || server.requests().len() >= asked + 3).await;
+    while let Ok(event) = watching.events.try_recv() {
+        assert!(!matches!(event, Event::NodeListConfirmed), "confirmed by a watch that failed");
+    }
+    server.fail(None);
+    while !matches!(watching.next().await, Event::NodeListConfirmed) {}
+}
+
+#[tokio::test]
+async fn half_a_list_confirms_nothing() {
+    for (streams, fault) in [(false, Fault::PagesExpire), (true, Fault::CutAfter(20_000))] {
+        let server = server(500);
+        server.stream_lists(streams);
+        let mut watching = Watching::start(open(&server, None));
+        watching.list().await;
+        server.stop();
+        watching.trouble().await;
+        server.forget_changes();
+        server.fail(Some(fault));
+        let asked = server.requests().len();
+        server.start().unwrap();
+        eventually("it is asked some times", || server.requests().len() >= asked + 4).await;
+        while let Ok(event) = watching.events.try_recv() {
+            assert!(!matches!(event, Event::NodeListConfirmed), "confirmed by half a list");
+        }
+        server.fail(None);
+        while !matches!(watching.next().await, Event::NodeListConfirmed) {}
+    }
 }

@@ -132,6 +132,19 @@ async fn when_the_changes_since_are_forgotten_the_list_is_asked_for_anew() {
 }
 
 #[tokio::test]
+async fn a_server_that_no_longer_streams_lists_is_asked_for_pages() {
+    let server = server(2);
+    let mut watching = Watching::start(open(&server, None));
+    watching.list().await;
+    server.stop();
+    server.put(node(3));
+    server.forget_changes();
+    server.stream_lists(false);
+    server.start().unwrap();
+    assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
+}
+
+#[tokio::test]
 async fn a_list_that_is_asked_for_anew_and_the_same_is_not_told() {
     for kind in kinds() {
         let mut server = kind.serve(2).await;

@@ -66,6 +66,29 @@ async fn a_server_whose_certificate_is_not_trusted_is_not_talked_to() {
     assert_eq!(server.requests(), [""; 0], "no token goes to whoever is there");
 }
 
+#[tokio::test]
+async fn a_new_certificate_authority_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, token) = (folder.path().join("config"), folder.path().join("token"));
+    std::fs::write(&token, "secret").unwrap();
+    let [before, after] = [(); 2].map(|()| Certificate::new(&["127.0.0.1"]).unwrap());
+    let first = server(1);
+    let address = open(&first, Some(before.clone()));
+    let mut watching = Watching::with(
+        by_kubeconfig(&config, address, &before, &token),
+        pace(),
+        tempfile::tempdir().unwrap(),
+    );
+    assert_eq!(watching.names().await, ["node1"]);
+    drop(first);
+
+    let second = server(2);
+    second.listen(move || std::net::TcpListener::bind(address), Some(after.clone())).unwrap();
+    while !watching.trouble().await.contains("certificate") {}
+    by_kubeconfig(&config, address, &after, &token);
+    assert_eq!(watching.names().await, ["node1", "node2"]);
+}
+
 /// Why a source does not begin at all.
 async fn refusal(server: Access) -> String {
     let (events, _queue) = mpsc::channel(1);

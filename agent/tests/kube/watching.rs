@@ -28,6 +28,7 @@ pub fn pace() -> Pace {
         patience: Duration::from_secs(20),
         rest: Duration::from_millis(20),
         saving: Duration::from_millis(50),
+        pause: Duration::from_millis(300),
     }
 }
 

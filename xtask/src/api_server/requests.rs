@@ -44,7 +44,9 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
         Some(Fault::Status(code)) => status(code, "Fault", "this fault was asked for"),
         Some(Fault::CutAfter(bytes)) => next.run(request).await.map(|body| cut(body, bytes)),
         Some(Fault::Slow(piece, pause)) => next.run(request).await.map(|body| slow(body, piece, pause)),
-        Some(Fault::PagesExpire) | None => next.run(request).await,
+        Some(Fault::WatchesEnd | Fault::WatchesFail(_) | Fault::PagesExpire) | None => {
+            next.run(request).await
+        }
     }
 }
 
@@ -91,6 +93,14 @@ fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
         let message = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
         return status(422, "Invalid", message);
     }
+    match settings.fault {
+        Some(Fault::WatchesEnd) => return events(Body::empty()),
+        Some(Fault::WatchesFail(code)) => {
+            let error = status_object(code, "Fault", "this fault was asked for");
+            return events(Body::from(error_line(&error)));
+        }
+        _ => {}
+    }
     let mut first = Vec::new();
     let from = match parameters.resource_version.as_str() {
         "" | "0" => {
@@ -109,7 +119,11 @@ fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
     // Pieces of some size: a line each would be a system call each.
     let first: Vec<Bytes> = first.chunks(16).map(|lines| Bytes::from(lines.concat())).collect();
     let lines = stream::iter(first).chain(later).map(Ok::<_, std::io::Error>);
-    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response()
+    events(Body::from_stream(lines))
+}
+
+fn events(lines: Body) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], lines).into_response()
 }
 
 /// One who watches.
@@ -136,13 +150,17 @@ impl Watcher {
         }
         loop {
             self.versions.mark_unchanged();
-            let hangs = lock(&self.shared.settings).fault == Some(Fault::Hang);
+            let fault = lock(&self.shared.settings).fault.clone();
+            let hangs = fault == Some(Fault::Hang);
+            if fault == Some(Fault::WatchesEnd) {
+                return None;
+            }
             match self.shared.store.changes_after(self.from) {
                 _ if hangs => {}
                 None => {
                     self.is_over = true;
                     let gone = status_object(410, "Expired", "too old resource version");
-                    return Some((format!("{{\"type\":\"ERROR\",\"object\":{gone}}}\n").into(), self));
+                    return Some((error_line(&gone).into(), self));
                 }
                 Some(changes) if !changes.is_empty() => {
                     self.from = changes.last().map_or(self.from, |change| change.version);
@@ -199,6 +217,10 @@ fn line(kind: Kind, object: &str) -> String {
         Kind::Deleted => "DELETED",
     };
     format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
+}
+
+fn error_line(status: &Value) -> String {
+    format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n")
 }
 
 fn bookmark(version: u64, ends_list: bool) -> String {
