@@ -8,6 +8,7 @@ mod cluster;
 mod condition;
 mod faults;
 mod lists;
+mod restarts;
 mod rights;
 mod servers;
 mod tokens;

@@ -17,6 +17,8 @@ pub enum Fault {
     WatchesEnd,
     /// Every watch that begins is told this error, and ends.
     WatchesFail(u16),
+    /// Every watch that begins after a version is refused with this status.
+    VersionsRefused(u16),
     /// The page after the first is too old: 410.
     PagesExpire,
 }

@@ -28,6 +28,9 @@ pub const CACHE: &str = "nodes.json";
 /// Nodes of a page, where the API server does not stream the list. A page is held as a whole.
 const PAGE: u32 = 200;
 
+/// How many times as long as between two writes of the cache it is between two notes that it is still good.
+const CONFIRMING: u32 = 6;
+
 /// What the agent wants of the API server.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -85,7 +88,7 @@ impl Source {
         let now = Instant::now();
         let mut follower = Follower {
             url: config.cluster_url.to_string(),
-            cache: Cache::new(self.cache.clone()),
+            cache: Cache::new(self.cache.clone(), self.pace.saving * CONFIRMING),
             source: &self,
             events,
             answers,

@@ -3,6 +3,7 @@
 mod door;
 mod processes;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
@@ -56,8 +57,17 @@ impl Cluster {
 
     /// How the agent gets there: through the door.
     pub fn access(&self) -> Access {
+        self.access_by(self.door.address)
+    }
+
+    /// How the agent gets there past the door: it meets what there is at that time.
+    pub fn direct_access(&self) -> Access {
+        self.access_by(self.processes.address)
+    }
+
+    fn access_by(&self, address: SocketAddr) -> Access {
         let [config, token] = ["config", "token"].map(|name| self.folder.path().join(name));
-        by_kubeconfig(&config, self.door.address, &self.processes.certificate, &token)
+        by_kubeconfig(&config, address, &self.processes.certificate, &token)
     }
 
     /// Creates or updates a Node object.
