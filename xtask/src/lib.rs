@@ -2,6 +2,7 @@
 //! demonstration and the agent's namespace tests are written on it. And what a cluster gets: image and manifests.
 
 pub mod api_server;
+pub mod envtest;
 pub mod image;
 pub mod lab;
 pub mod manifests;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
+use xtask::envtest::{ASSETS, Binaries};
 
 use crate::{build, check, run};
 
@@ -14,6 +15,9 @@ use crate::{build, check, run};
 const SOAK: &str = "PODWIRE_SOAK";
 /// Layers that have a longer version.
 const SOAK_LAYERS: [&str; 3] = ["netns", "plugin", "runtime"];
+
+/// The layer that asks a cluster's own API server, too, where there is one.
+const KUBE_LAYER: &str = "kube";
 
 /// What to run.
 #[derive(clap::Args)]
@@ -115,6 +119,7 @@ fn layers(options: &Options) -> Result<Vec<Layer>> {
 
 /// Runs all, also after a failure, and ends with one line for each.
 fn report(layers: &[Layer], options: &Options, environment: &[(&str, &str)], start: Instant) -> Result<()> {
+    let cluster = Binaries::from_environment()?;
     let mut lines = Vec::new();
     let mut failed = Vec::new();
     for layer in layers {
@@ -133,11 +138,24 @@ fn report(layers: &[Layer], options: &Options, environment: &[(&str, &str)], sta
             failed.push(layer.name.as_str());
         }
     }
+    if layers.iter().any(|layer| layer.name == KUBE_LAYER) {
+        lines.push(cluster.map_or_else(did_not_run, ran));
+    }
     println!("\n{}\n{:.0} s in all", lines.join("\n"), start.elapsed().as_secs_f64());
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
     Ok(())
+}
+
+fn ran(cluster: Binaries) -> String {
+    format!("the tests of {KUBE_LAYER} asked {}, too", cluster.kube_apiserver.display())
+}
+
+fn did_not_run() -> String {
+    format!(
+        "not run: the tests of {KUBE_LAYER} against a cluster's own API server ({ASSETS} names no folder with etcd and kube-apiserver)"
+    )
 }
 
 impl Layer {

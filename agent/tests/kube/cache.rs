@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use xtask::api_server::{ApiServer, Fault};
 
+use crate::servers::kinds;
 use crate::watching::{Watching, by_url, eventually, node, open, pace, server};
 
 /// A server, and what an agent before has kept of its three nodes.
@@ -24,18 +25,25 @@ async fn kept() -> (ApiServer, std::net::SocketAddr, TempDir) {
 
 #[tokio::test]
 async fn an_agent_that_starts_without_the_server_goes_on_with_the_list_before() {
-    let (server, address, folder) = kept().await;
-    server.stop();
-    let mut watching = Watching::with(by_url(address), pace(), folder);
-    watching.trouble().await;
-    let list = watching.list().await;
-    assert_eq!(list.records.len(), 3);
-    assert!(!list.age.is_zero(), "it is told from what is true now");
-    server.delete("node3");
-    server.start().unwrap();
-    let list = watching.list().await;
-    assert_eq!(list.records.len(), 2);
-    assert!(list.age.is_zero());
+    for kind in kinds() {
+        let mut server = kind.serve(3).await;
+        let mut watching = Watching::of(&server);
+        watching.list().await;
+        let cache = watching.cache();
+        eventually("the list is kept", || cache.exists()).await;
+        let folder = watching.end().await;
+        server.stop().await;
+        let mut watching = Watching::with(server.access(), server.pace(), folder);
+        watching.trouble().await;
+        let list = watching.list().await;
+        assert_eq!(list.records.len(), 3);
+        assert!(!list.age.is_zero(), "it is told from what is true now");
+        server.delete("node3").await;
+        server.start().await;
+        let list = watching.list().await;
+        assert_eq!(list.records.len(), 2);
+        assert!(list.age.is_zero());
+    }
 }
 
 #[tokio::test]
@@ -73,12 +81,44 @@ async fn the_age_is_that_of_the_last_time_that_the_list_was_good() {
 }
 
 #[tokio::test]
+async fn while_the_server_answers_the_age_is_none_and_then_it_grows() {
+    let server = server(1);
+    let mut watching = Watching::start(open(&server, None));
+    watching.list().await;
+    let cache = watching.cache();
+    eventually("the list is kept", || cache.exists()).await;
+    let an_hour_old = || {
+        let before = std::time::SystemTime::now() - Duration::from_secs(3600);
+        fs::File::open(&cache).unwrap().set_modified(before).unwrap();
+    };
+    let age = || fs::metadata(&cache).unwrap().modified().unwrap().elapsed().unwrap_or_default();
+    an_hour_old();
+    eventually("it is noted that the list is still good", || age() < Duration::from_secs(1800)).await;
+    server.stop();
+    watching.trouble().await;
+    an_hour_old();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(age() > Duration::from_secs(1800), "nobody has said that it is still good");
+}
+
+#[tokio::test]
 async fn what_is_kept_is_a_node_list_that_anybody_reads() {
     let (_server, _, folder) = kept().await;
     let text = fs::read_to_string(folder.path().join("nodes.json")).unwrap();
     let list: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(list["kind"], "NodeList");
     assert_eq!(list["items"][1]["spec"]["podCIDRs"][0], "10.32.2.0/24");
+}
+
+#[tokio::test]
+async fn what_has_changed_since_is_kept_too() {
+    let server = server(1);
+    let mut watching = Watching::start(open(&server, None));
+    watching.list().await;
+    let cache = watching.cache();
+    eventually("the list is kept", || cache.exists()).await;
+    server.put(node(2));
+    eventually("the change is kept", || fs::read_to_string(&cache).unwrap().contains("node2")).await;
 }
 
 #[tokio::test]

@@ -1,10 +1,13 @@
 //! The condition `NetworkUnavailable`, which a cloud provider sets.
 
+use std::time::Duration;
+
 use podwire::daemon::Readiness;
 use serde_json::{Value, json};
-use xtask::api_server::ApiServer;
+use xtask::api_server::Certificate;
 
-use crate::watching::{OWN, Watching, eventually, node, open, server};
+use crate::servers::{Server, kinds};
+use crate::watching::{OWN, Watching, by_kubeconfig, eventually, node, open, pace, server};
 
 fn unavailable(number: u32) -> Value {
     let mut node = node(number);
@@ -13,44 +16,78 @@ fn unavailable(number: u32) -> Value {
     node
 }
 
-fn condition(server: &ApiServer, name: &str) -> String {
-    let node = server.node(name).unwrap();
+async fn condition(server: &Server, name: &str) -> String {
+    let node = server.node(name).await.unwrap();
     let conditions = node["status"]["conditions"].as_array().unwrap().clone();
     let found = conditions.iter().find(|condition| condition["type"] == "NetworkUnavailable");
     found.map_or("absent".into(), |condition| condition["status"].as_str().unwrap().to_owned())
 }
 
-fn writes(server: &ApiServer) -> Vec<String> {
+fn writes(server: &Server) -> Vec<String> {
     server.requests().into_iter().filter(|request| !request.starts_with("GET ")).collect()
 }
 
 #[tokio::test]
 async fn it_is_set_to_false_when_the_agent_serves_and_only_this_nodes() {
-    let server = server(0);
-    server.put(unavailable(1));
-    server.put(unavailable(2));
-    let mut watching = Watching::start(open(&server, None));
-    watching.list().await;
-    // Who does not serve says nothing.
-    server.put(node(3));
-    watching.list().await;
-    assert_eq!(writes(&server), [""; 0]);
-    watching.readiness.send_replace(Readiness::Ready);
-    eventually("the condition is false", || condition(&server, OWN) == "False").await;
-    assert_eq!(condition(&server, "node2"), "True");
-    assert_eq!(writes(&server), ["PATCH /api/v1/nodes/node1/status?"]);
-    let ready = &server.node(OWN).unwrap()["status"]["conditions"][0];
-    assert_eq!(ready["type"], "Ready", "the other conditions stay");
+    for kind in kinds() {
+        let server = kind.serve(0).await;
+        server.put(unavailable(1)).await;
+        server.put(unavailable(2)).await;
+        let mut watching = Watching::of(&server);
+        watching.list().await;
+        // Who does not serve says nothing.
+        server.put(node(3)).await;
+        watching.list().await;
+        assert_eq!(writes(&server), [""; 0]);
+        watching.readiness.send_replace(Readiness::Ready);
+        eventually("the condition is written", || !writes(&server).is_empty()).await;
+        while condition(&server, OWN).await != "False" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(condition(&server, "node2").await, "True");
+        assert_eq!(writes(&server), ["PATCH /api/v1/nodes/node1/status?"]);
+        let written = server.node(OWN).await.unwrap();
+        assert_eq!(written["status"]["conditions"][0]["type"], "Ready", "the other conditions stay");
+        assert_eq!(written["status"]["addresses"], node(1)["status"]["addresses"]);
+        assert_eq!(written["spec"]["podCIDR"], node(1)["spec"]["podCIDR"]);
+    }
 }
 
 #[tokio::test]
 async fn where_it_is_not_set_nothing_is_written() {
-    let server = server(2);
-    let mut watching = Watching::start(open(&server, None));
+    for kind in kinds() {
+        let server = kind.serve(2).await;
+        // Another one's, and the first of the list.
+        server.put(unavailable(0)).await;
+        let mut watching = Watching::of(&server);
+        watching.readiness.send_replace(Readiness::Ready);
+        watching.list().await;
+        server.put(node(3)).await;
+        watching.list().await;
+        assert_eq!(writes(&server), [""; 0]);
+        assert_eq!(condition(&server, OWN).await, "absent");
+    }
+}
+
+#[tokio::test]
+async fn it_is_set_with_the_token_that_there_is_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, token) = (folder.path().join("config"), folder.path().join("token"));
+    std::fs::write(&token, "first").unwrap();
+    let certificate = Certificate::new(&["127.0.0.1"]).unwrap();
+    let server = server(1);
+    server.only_tokens(&["first"]);
+    let address = open(&server, Some(certificate.clone()));
+    let mut watching = Watching::with(by_kubeconfig(&config, address, &certificate, &token), pace(), folder);
+    watching.list().await;
+    std::fs::write(&token, "second").unwrap();
+    server.only_tokens(&["second"]);
     watching.readiness.send_replace(Readiness::Ready);
-    watching.list().await;
-    server.put(node(3));
-    watching.list().await;
-    assert_eq!(writes(&server), [""; 0]);
-    assert_eq!(condition(&server, OWN), "absent");
+    server.put(unavailable(1));
+    let server = Server::Ours(server, address);
+    eventually("the condition is written", || !writes(&server).is_empty()).await;
+    while condition(&server, OWN).await != "False" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(writes(&server).len(), 1, "refused");
+    }
 }

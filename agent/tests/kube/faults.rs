@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use podwire::daemon::Event;
 use podwire::nodes::kube::Pace;
 use xtask::api_server::Fault;
 
-use crate::watching::{Watching, by_url, node, open, pace, server};
+use crate::watching::{Watching, by_url, eventually, node, open, pace, server};
 
 #[tokio::test]
 async fn a_server_that_hangs_is_given_up_and_asked_again() {
@@ -40,11 +41,13 @@ async fn half_a_list_is_never_told() {
             let mut watching = Watching::start(open(&server, None));
             tokio::time::sleep(Duration::from_millis(300)).await;
             while let Ok(event) = watching.events.try_recv() {
-                let is_list = matches!(event, podwire::daemon::Event::Nodes(_));
+                let is_list = matches!(event, Event::Nodes(_));
                 assert!(!is_list, "a list, though the answer was cut after {cut} bytes");
             }
+            // Of what was sent of it, too, nothing stays.
+            server.delete("node1");
             server.fail(None);
-            assert_eq!(watching.list().await.records.len(), 120, "cut after {cut} bytes");
+            assert_eq!(watching.list().await.records.len(), 119, "cut after {cut} bytes");
         }
     }
 }
@@ -62,7 +65,7 @@ async fn a_change_whose_line_is_cut_is_not_lost() {
     server.start().unwrap();
     server.put(node(3));
     let asked = server.requests().len();
-    crate::watching::eventually("it is asked twice", || server.requests().len() > asked + 1).await;
+    eventually("it is asked twice", || server.requests().len() > asked + 1).await;
     server.fail(None);
     assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
 }
@@ -92,7 +95,7 @@ async fn pages_that_expire_begin_anew() {
             .filter(|request| request.contains("limit=") && !request.contains("continue="))
             .count()
     };
-    crate::watching::eventually("it begins anew", || firsts() > 1).await;
+    eventually("it begins anew", || firsts() > 1).await;
     server.fail(None);
     assert_eq!(watching.list().await.records.len(), 500);
 }
@@ -118,10 +121,23 @@ async fn the_same_trouble_is_told_once() {
     let mut watching = Watching::start(open(&server, None));
     watching.trouble().await;
     let asked = server.requests().len();
-    crate::watching::eventually("it is asked again", || server.requests().len() > asked + 1).await;
+    eventually("it is asked again", || server.requests().len() > asked + 1).await;
     assert!(watching.events.try_recv().is_err());
     server.fail(None);
     assert_eq!(watching.names().await, ["node1"]);
+}
+
+#[tokio::test]
+async fn between_attempts_there_is_a_pause() {
+    let server = server(1);
+    server.fail(Some(Fault::Status(503)));
+    let address = open(&server, None);
+    let patient = Pace { pause: Duration::from_secs(30), ..pace() };
+    let mut watching = Watching::with(by_url(address), patient, tempfile::tempdir().unwrap());
+    watching.trouble().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let asked = server.requests().len();
+    assert!(asked < 10, "asked {asked} times within a second");
 }
 
 #[tokio::test]
@@ -133,6 +149,120 @@ async fn changes_meanwhile_are_told_together() {
     watching.list().await;
     for number in 2..=20 {
         server.put(node(number));
+        // One after the other, as they come.
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     assert_eq!(watching.list().await.records.len(), 20);
+}
+
+#[tokio::test]
+async fn watches_that_end_at_once_are_not_asked_for_without_end() {
+    for streams in [true, false] {
+        let server = server(2);
+        server.stream_lists(streams);
+        let mut watching = Watching::start(open(&server, None));
+        watching.list().await;
+        server.fail(Some(Fault::WatchesEnd));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let asked = server.requests().len();
+        assert!(asked < 100, "asked {asked} times within a second");
+        server.fail(None);
+        server.put(node(3));
+        assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_turns_out_an_error_confirms_nothing() {
+    let server = server(2);
+    let mut watching = Watching::start(open(&server, None));
+    watching.list().await;
+    server.stop();
+    watching.trouble().await;
+    server.fail(Some(Fault::WatchesFail(500)));
+    let asked = server.requests().len();
+    server.start().unwrap();
+    eventually("it is asked three times", || server.requests().len() >= asked + 3).await;
+    while let Ok(event) = watching.events.try_recv() {
+        assert!(!matches!(event, Event::NodeListConfirmed), "confirmed by a watch that failed");
+    }
+    server.fail(None);
+    while !matches!(watching.next().await, Event::NodeListConfirmed) {}
+}
+
+#[tokio::test]
+async fn half_a_list_confirms_nothing() {
+    for (streams, fault) in [(false, Fault::PagesExpire), (true, Fault::CutAfter(20_000))] {
+        let server = server(500);
+        server.stream_lists(streams);
+        let mut watching = Watching::start(open(&server, None));
+        watching.list().await;
+        server.stop();
+        watching.trouble().await;
+        server.forget_changes();
+        server.fail(Some(fault));
+        let asked = server.requests().len();
+        server.start().unwrap();
+        eventually("it is asked some times", || server.requests().len() >= asked + 4).await;
+        while let Ok(event) = watching.events.try_recv() {
+            assert!(!matches!(event, Event::NodeListConfirmed), "confirmed by half a list");
+        }
+        server.fail(None);
+        while !matches!(watching.next().await, Event::NodeListConfirmed) {}
+    }
+}
+
+#[tokio::test]
+async fn the_beginning_of_a_list_confirms_nothing() {
+    for streams in [true, false] {
+        let server = server(100);
+        server.stream_lists(streams);
+        let calm = Pace { rest: Duration::from_millis(200), ..pace() };
+        let access = by_url(open(&server, None));
+        let mut watching = Watching::with(access, calm, tempfile::tempdir().unwrap());
+        watching.list().await;
+        server.stop();
+        watching.trouble().await;
+        server.delete("node1");
+        server.forget_changes();
+        server.fail(Some(Fault::Slow(1_000, Duration::from_millis(20))));
+        server.start().unwrap();
+        assert_news_comes_first(&mut watching).await;
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_is_about_to_be_told_is_not_confirmed_before() {
+    let server = server(2);
+    let slow = Pace { rest: Duration::from_secs(2), ..pace() };
+    let mut watching = Watching::with(by_url(open(&server, None)), slow, tempfile::tempdir().unwrap());
+    watching.list().await;
+    server.stop();
+    watching.trouble().await;
+    server.put(node(3));
+    server.forget_changes();
+    server.start().unwrap();
+    assert_news_comes_first(&mut watching).await;
+}
+
+/// Nothing says that the list before is good, when it is not.
+async fn assert_news_comes_first(watching: &mut Watching) {
+    loop {
+        match watching.next().await {
+            Event::Nodes(_) => return,
+            event => assert!(!matches!(event, Event::NodeListConfirmed), "confirmed"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_is_refused_is_not_asked_for_without_end() {
+    let server = server(2);
+    let mut watching = Watching::start(open(&server, None));
+    watching.list().await;
+    server.stop();
+    server.fail(Some(Fault::VersionsRefused(410)));
+    server.start().unwrap();
+    server.put(node(3));
+    assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
 }

@@ -3,7 +3,9 @@
 use podwire::nodes::kube::{Access, Source};
 use tokio::sync::{mpsc, watch};
 use xtask::api_server::Certificate;
+use xtask::envtest::Binaries;
 
+use crate::cluster::Cluster;
 use crate::watching::{OWN, Watching, by_kubeconfig, node, open, pace, server};
 
 #[tokio::test]
@@ -34,6 +36,22 @@ async fn a_token_that_has_expired_is_read_again() {
 }
 
 #[tokio::test]
+async fn a_revoked_token_of_a_clusters_own_is_read_again() {
+    let Some(binaries) = Binaries::from_environment().unwrap() else { return };
+    let mut cluster = Cluster::start(binaries).await;
+    cluster.bind_role().await;
+    cluster.put(&node(1)).await;
+    let mut watching = Watching::with(cluster.access(), pace(), tempfile::tempdir().unwrap());
+    assert_eq!(watching.names().await, ["node1"]);
+
+    cluster.revoke_token().await;
+    while !watching.trouble().await.contains("401") {}
+    cluster.renew_token().await;
+    cluster.put(&node(2)).await;
+    assert_eq!(watching.names().await, ["node1", "node2"]);
+}
+
+#[tokio::test]
 async fn a_server_whose_certificate_is_not_trusted_is_not_talked_to() {
     let folder = tempfile::tempdir().unwrap();
     let (config, token) = (folder.path().join("config"), folder.path().join("token"));
@@ -46,6 +64,29 @@ async fn a_server_whose_certificate_is_not_trusted_is_not_talked_to() {
     let trouble = watching.trouble().await;
     assert!(trouble.contains("certificate"), "{trouble}");
     assert_eq!(server.requests(), [""; 0], "no token goes to whoever is there");
+}
+
+#[tokio::test]
+async fn a_new_certificate_authority_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, token) = (folder.path().join("config"), folder.path().join("token"));
+    std::fs::write(&token, "secret").unwrap();
+    let [before, after] = [(); 2].map(|()| Certificate::new(&["127.0.0.1"]).unwrap());
+    let first = server(1);
+    let address = open(&first, Some(before.clone()));
+    let mut watching = Watching::with(
+        by_kubeconfig(&config, address, &before, &token),
+        pace(),
+        tempfile::tempdir().unwrap(),
+    );
+    assert_eq!(watching.names().await, ["node1"]);
+    drop(first);
+
+    let second = server(2);
+    second.listen(move || std::net::TcpListener::bind(address), Some(after.clone())).unwrap();
+    while !watching.trouble().await.contains("certificate") {}
+    by_kubeconfig(&config, address, &after, &token);
+    assert_eq!(watching.names().await, ["node1", "node2"]);
 }
 
 /// Why a source does not begin at all.

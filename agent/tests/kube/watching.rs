@@ -14,6 +14,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use xtask::api_server::{ApiServer, Certificate};
 
+use crate::servers::Server;
+
 /// Whatever is waited for comes much sooner, unless it never does.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The node whose agent is tested.
@@ -26,6 +28,7 @@ pub fn pace() -> Pace {
         patience: Duration::from_secs(20),
         rest: Duration::from_millis(20),
         saving: Duration::from_millis(50),
+        pause: Duration::from_millis(300),
     }
 }
 
@@ -75,6 +78,11 @@ impl Watching {
     /// Asks a server over HTTP.
     pub fn start(address: SocketAddr) -> Self {
         Self::with(by_url(address), pace(), tempfile::tempdir().unwrap())
+    }
+
+    /// Asks one of the servers that the same tests ask.
+    pub fn of(server: &Server) -> Self {
+        Self::with(server.access(), server.pace(), tempfile::tempdir().unwrap())
     }
 
     pub fn with(server: Access, pace: Pace, folder: TempDir) -> Self {

@@ -13,6 +13,12 @@ pub enum Fault {
     CutAfter(usize),
     /// Each answer's body comes in pieces of so many bytes, with this pause between them.
     Slow(usize, Duration),
+    /// Every watch ends at once and without a word, also those that are there.
+    WatchesEnd,
+    /// Every watch that begins is told this error, and ends.
+    WatchesFail(u16),
+    /// Every watch that begins after a version is refused with this status.
+    VersionsRefused(u16),
     /// The page after the first is too old: 410.
     PagesExpire,
 }

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, patch};
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
@@ -18,6 +18,8 @@ use tokio::time::{Instant, sleep_until};
 use super::store::{Change, Kind};
 use super::{Fault, Shared, lock};
 
+/// What was given to a connection is on its way after this.
+const SENDING: Duration = Duration::from_millis(20);
 const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
@@ -44,7 +46,9 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
         Some(Fault::Status(code)) => status(code, "Fault", "this fault was asked for"),
         Some(Fault::CutAfter(bytes)) => next.run(request).await.map(|body| cut(body, bytes)),
         Some(Fault::Slow(piece, pause)) => next.run(request).await.map(|body| slow(body, piece, pause)),
-        Some(Fault::PagesExpire) | None => next.run(request).await,
+        // Of some requests only.
+        Some(Fault::WatchesEnd | Fault::WatchesFail(_) | Fault::VersionsRefused(_) | Fault::PagesExpire)
+        | None => next.run(request).await,
     }
 }
 
@@ -91,6 +95,17 @@ fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
         let message = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
         return status(422, "Invalid", message);
     }
+    match settings.fault {
+        Some(Fault::WatchesEnd) => return events(Body::empty()),
+        Some(Fault::WatchesFail(code)) => {
+            let error = status_object(code, "Fault", "this fault was asked for");
+            return events(Body::from(error_line(&error)));
+        }
+        Some(Fault::VersionsRefused(code)) if !matches!(parameters.resource_version.as_str(), "" | "0") => {
+            return status(code, "Fault", "this fault was asked for");
+        }
+        _ => {}
+    }
     let mut first = Vec::new();
     let from = match parameters.resource_version.as_str() {
         "" | "0" => {
@@ -114,7 +129,11 @@ fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
     let end = stream::once(async move { *lock(&listing.listed) = Some(std::time::Instant::now()) });
     let first = stream::iter(first).chain(end.filter_map(|()| async { None }));
     let lines = first.chain(later).map(Ok::<_, std::io::Error>);
-    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response()
+    events(Body::from_stream(lines))
+}
+
+fn events(lines: Body) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], lines).into_response()
 }
 
 /// One who watches.
@@ -141,13 +160,17 @@ impl Watcher {
         }
         loop {
             self.versions.mark_unchanged();
-            let hangs = lock(&self.shared.settings).fault == Some(Fault::Hang);
+            let fault = lock(&self.shared.settings).fault.clone();
+            let hangs = fault == Some(Fault::Hang);
+            if fault == Some(Fault::WatchesEnd) {
+                return None;
+            }
             match self.shared.store.changes_after(self.from) {
                 _ if hangs => {}
                 None => {
                     self.is_over = true;
                     let gone = status_object(410, "Expired", "too old resource version");
-                    return Some((format!("{{\"type\":\"ERROR\",\"object\":{gone}}}\n").into(), self));
+                    return Some((error_line(&gone).into(), self));
                 }
                 Some(changes) if !changes.is_empty() => {
                     self.from = changes.last().map_or(self.from, |change| change.version);
@@ -206,6 +229,10 @@ fn line(kind: Kind, object: &str) -> String {
     format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
 }
 
+fn error_line(status: &Value) -> String {
+    format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n")
+}
+
 fn bookmark(version: u64, ends_list: bool) -> String {
     let annotations = if ends_list { json!({ "k8s.io/initial-events-end": "true" }) } else { json!({}) };
     let metadata = json!({ "resourceVersion": version.to_string(), "annotations": annotations });
@@ -227,33 +254,35 @@ fn status(code: u16, reason: &str, message: &str) -> Response {
 /// The first bytes, and then the connection ends.
 fn cut(body: Body, bytes: usize) -> Body {
     let mut left = bytes;
-    let cut = body.into_data_stream().map(move |piece| {
-        if left == 0 {
-            return Err(std::io::Error::other("the answer is cut here, as was asked for"));
+    let cut = body.into_data_stream().then(move |piece| {
+        let is_over = left == 0;
+        let piece = piece.map_err(std::io::Error::other).map(|piece| piece.slice(..piece.len().min(left)));
+        left -= piece.as_ref().map_or(0, Bytes::len);
+        async move {
+            if is_over {
+                // What is not sent yet when a connection fails is not sent at all.
+                tokio::time::sleep(SENDING).await;
+                return Err(std::io::Error::other("the answer is cut here, as was asked for"));
+            }
+            piece
         }
-        let piece = piece.map_err(std::io::Error::other)?;
-        let piece = piece.slice(..piece.len().min(left));
-        left -= piece.len();
-        Ok(piece)
     });
     Body::from_stream(cut)
 }
 
 fn slow(body: Body, size: usize, pause: Duration) -> Body {
-    Body::from_stream(body.into_data_stream().flat_map(move |piece| in_pieces(piece, size, pause)))
+    let pieces = body.into_data_stream().flat_map(move |chunk| stream::iter(in_pieces(chunk, size)));
+    Body::from_stream(pieces.enumerate().then(move |(index, piece)| async move {
+        if index > 0 {
+            tokio::time::sleep(pause).await;
+        }
+        piece
+    }))
 }
 
-fn in_pieces(
-    piece: Result<Bytes, axum::Error>,
-    size: usize,
-    pause: Duration,
-) -> impl Stream<Item = Result<Bytes, axum::Error>> {
-    let pieces: Vec<_> = match piece {
-        Ok(bytes) => bytes.chunks(size).map(|part| Ok(Bytes::copy_from_slice(part))).collect(),
+fn in_pieces(chunk: Result<Bytes, axum::Error>, size: usize) -> Vec<Result<Bytes, axum::Error>> {
+    match chunk {
+        Ok(bytes) => bytes.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect(),
         Err(error) => vec![Err(error)],
-    };
-    stream::iter(pieces).then(move |part| async move {
-        tokio::time::sleep(pause).await;
-        part
-    })
+    }
 }

@@ -17,6 +17,7 @@ use tokio_rustls::server::TlsStream;
 #[derive(Clone)]
 pub struct Certificate {
     pem: String,
+    key: String,
     config: Arc<ServerConfig>,
 }
 
@@ -34,12 +35,17 @@ impl Certificate {
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(vec![cert.der().clone()], key)?;
-        Ok(Self { pem: cert.pem(), config: Arc::new(config) })
+        Ok(Self { pem: cert.pem(), key: signing_key.serialize_pem(), config: Arc::new(config) })
     }
 
     /// What a client has to trust, PEM.
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// Its private key, PEM.
+    pub fn key_pem(&self) -> &str {
+        &self.key
     }
 
     pub(super) fn accept(&self, listener: TcpListener) -> Result<Listener> {

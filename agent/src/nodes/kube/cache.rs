@@ -14,9 +14,6 @@ use super::super::{NodeList, NodeRecord, file};
 use crate::error::Error;
 use crate::store;
 
-/// Between two notes that the list is still good.
-const CONFIRM: Duration = Duration::from_secs(60);
-
 #[derive(Debug)]
 pub(super) struct Cache {
     path: PathBuf,
@@ -25,11 +22,13 @@ pub(super) struct Cache {
     /// Whether there is a newer list.
     pub(super) is_old: bool,
     confirmed: Option<tokio::time::Instant>,
+    /// Between two notes that the list is still good.
+    interval: Duration,
 }
 
 impl Cache {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, is_unread: true, is_old: false, confirmed: None }
+    pub(super) fn new(path: PathBuf, interval: Duration) -> Self {
+        Self { path, is_unread: true, is_old: false, confirmed: None, interval }
     }
 
     /// What an earlier agent left. `None` when there is nothing of use, which is told.
@@ -47,7 +46,7 @@ impl Cache {
     /// Writes the list if it is newer than the file's, beside the runtime: a disk takes its time. Otherwise notes now and then that it is
     /// still good.
     pub(super) async fn save(&mut self, records: impl Iterator<Item = &NodeRecord>) {
-        let is_due = self.confirmed.is_none_or(|since| since.elapsed() >= CONFIRM);
+        let is_due = self.confirmed.is_none_or(|since| since.elapsed() >= self.interval);
         if !self.is_old && !is_due {
             return;
         }
@@ -131,7 +130,7 @@ mod tests {
         let path = folder.path().join("nodes.json");
         let records = [record("node2"), NodeRecord { name: "bare".into(), ..NodeRecord::default() }];
         std::fs::write(&path, encode(records.iter())).unwrap();
-        let list = Cache::new(path).load().unwrap();
+        let list = Cache::new(path, Duration::ZERO).load().unwrap();
         assert_eq!(list.records, records);
         assert_eq!(list.problems, []);
         assert!(!list.age.is_zero(), "what is of an earlier time is told from what is of now by its age");
@@ -141,8 +140,8 @@ mod tests {
     fn nothing_and_half_a_file_are_no_list() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nodes.json");
-        assert!(Cache::new(path.clone()).load().is_none());
+        assert!(Cache::new(path.clone(), Duration::ZERO).load().is_none());
         std::fs::write(&path, &encode([record("node2")].iter())[..40]).unwrap();
-        assert!(Cache::new(path).load().is_none());
+        assert!(Cache::new(path, Duration::ZERO).load().is_none());
     }
 }

@@ -9,10 +9,13 @@ use kube::client::ClientBuilder;
 use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use thiserror::Error;
 use tokio::sync::watch;
+use tower::limit::RateLimitLayer;
 use tower::util::MapResponseLayer;
 
 /// A connection is made within this, or not at all.
 const CONNECT: Duration = Duration::from_secs(10);
+/// So many requests at most in this time: the pages of the largest cluster. What ends without an error is asked for again at once.
+const REQUESTS: (u64, Duration) = (30, Duration::from_secs(6));
 
 /// Where the API server is, and who the agent is there. Otherwise as a pod is told: address and port by environment, certificate and
 /// token by the service account's files.
@@ -104,7 +107,8 @@ pub(super) fn client(config: Config, answered: watch::Sender<()>) -> Result<Clie
         }
         response
     });
-    Ok(builder.with_layer(&note).build())
+    let (requests, period) = REQUESTS;
+    Ok(builder.with_layer(&note).with_layer(&RateLimitLayer::new(requests, period)).build())
 }
 
 /// An error with what it came of: libraries say the reason there.

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::super::objects::NETWORK_UNAVAILABLE;
-use super::client::whole;
+use super::Source;
+use super::client::{self, whole};
 use super::object::WatchedNode;
 use crate::daemon::Readiness;
 
@@ -19,12 +19,10 @@ const PAUSE: Duration = Duration::from_secs(15);
 
 /// Sets it to false whenever it is true and this agent serves. Nothing else of the node is written, and nothing while it is not true.
 pub(super) async fn see_to(
-    client: Client,
-    node_name: String,
+    source: Source,
     mut unavailable: watch::Receiver<bool>,
     mut readiness: watch::Receiver<Readiness>,
 ) {
-    let nodes = Api::<WatchedNode>::all(client);
     loop {
         if unavailable.wait_for(|unavailable| *unavailable).await.is_err()
             || readiness.wait_for(|readiness| *readiness == Readiness::Ready).await.is_err()
@@ -33,19 +31,26 @@ pub(super) async fn see_to(
         }
         // It may have been somebody else meanwhile.
         if *unavailable.borrow() {
-            match nodes
-                .patch_status(&node_name, &PatchParams::default(), &Patch::Strategic(false_now()))
-                .await
-            {
-                Ok(_) => info!("this node's condition NetworkUnavailable is false now"),
-                Err(error) => warn!(
-                    "set this node's condition NetworkUnavailable to false (patch nodes/status; pods are not scheduled here until it is): {}",
-                    whole(&error)
+            match set_to_false(&source).await {
+                Ok(()) => info!("this node's condition NetworkUnavailable is false now"),
+                Err(reason) => warn!(
+                    "set this node's condition NetworkUnavailable to false (patch nodes/status; pods are not scheduled here until it is): {reason}"
                 ),
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// With a client of its own: it is seldom, and tokens and certificates change meanwhile.
+async fn set_to_false(source: &Source) -> Result<(), String> {
+    let config = source.server.config(source.pace.silence).await.map_err(|error| whole(&error))?;
+    let (answered, _) = watch::channel(());
+    let client = client::client(config, answered).map_err(|error| whole(&error))?;
+    let patch = Patch::Strategic(false_now());
+    let nodes = Api::<WatchedNode>::all(client);
+    let patched = nodes.patch_status(&source.node_name, &PatchParams::default(), &patch).await;
+    patched.map(|_| ()).map_err(|error| whole(&error))
 }
 
 fn false_now() -> serde_json::Value {

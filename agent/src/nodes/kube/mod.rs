@@ -28,6 +28,9 @@ pub const CACHE: &str = "nodes.json";
 /// Nodes of a page, where the API server does not stream the list. A page is held as a whole.
 const PAGE: u32 = 200;
 
+/// How many times as long as between two writes of the cache it is between two notes that it is still good.
+const CONFIRMING: u32 = 6;
+
 /// What the agent wants of the API server.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -52,6 +55,8 @@ pub struct Pace {
     pub rest: Duration,
     /// Between two writes of the cache.
     pub saving: Duration,
+    /// After an attempt that failed, at the longest. It begins with less than two seconds, and doubles.
+    pub pause: Duration,
 }
 
 impl Default for Pace {
@@ -61,6 +66,7 @@ impl Default for Pace {
             patience: Duration::from_secs(3),
             rest: Duration::from_millis(200),
             saving: Duration::from_secs(10),
+            pause: Duration::from_secs(30),
         }
     }
 }
@@ -82,7 +88,7 @@ impl Source {
         let now = Instant::now();
         let mut follower = Follower {
             url: config.cluster_url.to_string(),
-            cache: Cache::new(self.cache.clone()),
+            cache: Cache::new(self.cache.clone(), self.pace.saving * CONFIRMING),
             source: &self,
             events,
             answers,
@@ -96,12 +102,14 @@ impl Source {
             next_send: now,
             next_save: now + self.pace.saving,
             lost: None,
+            is_listing: true,
+            answered: None,
+            trusted: config.root_cert.clone(),
         };
         // TLS is in the client: a certificate that cannot be used shows here.
         let first = client::client(config.clone(), answered.clone())?;
         info!(url = follower.url, "Node objects come from the API server");
-        let seeing_to = condition::see_to(first.clone(), self.node_name.clone(), is_unavailable, readiness);
-        let seeing_to = tokio::spawn(seeing_to);
+        let seeing_to = tokio::spawn(condition::see_to(self.clone(), is_unavailable, readiness));
         let mut ready = Some(first);
         loop {
             let client = match ready.take() {
@@ -111,6 +119,7 @@ impl Source {
                         Ok(now) => config = now,
                         Err(error) => warn!("{error}; going on with what was read before"),
                     }
+                    follower.trusted.clone_from(&config.root_cert);
                     client::client(config.clone(), answered.clone())?
                 }
             };
@@ -149,6 +158,12 @@ struct Follower<'a> {
     next_save: Instant,
     /// Why the server does not answer.
     lost: Option<String>,
+    /// Whether `known` is older than the list that is asked for.
+    is_listing: bool,
+    /// When the server's last answer counts as one, unless something is wrong with it until then.
+    answered: Option<Instant>,
+    /// What the client trusts.
+    trusted: Option<Vec<Vec<u8>>>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -163,11 +178,17 @@ type Nodes<'a> = Pin<Box<dyn Stream<Item = Result<watcher::Event<WatchedNode>, W
 impl Follower<'_> {
     /// Takes what comes, until it has to be asked for in another way.
     async fn follow(&mut self, mut nodes: Nodes<'_>) -> Next {
+        self.is_listing = true;
         // Of an attempt to begin anew, too: no server is asked twice without a pause.
         let mut resume = Instant::now();
+        let mut anew = false;
         let patience = Instant::now() + self.source.pace.patience;
         loop {
             let is_paused = resume > Instant::now();
+            if anew && !is_paused {
+                return Next::Again;
+            }
+            let counts = self.answered.unwrap_or(resume);
             tokio::select! {
                 () = self.events.closed() => return Next::Stop,
                 () = sleep_until(self.next_send), if self.unsent => self.send().await,
@@ -176,17 +197,18 @@ impl Follower<'_> {
                     let silent = format!("no list within {:?}", self.source.pace.patience);
                     self.use_cache(&silent).await;
                 }
-                Ok(()) = self.answers.changed() => self.found().await,
+                // A watch may still be told an error, first thing.
+                Ok(()) = self.answers.changed(), if !self.is_listing => {
+                    self.answered = Some(Instant::now() + self.source.pace.rest);
+                }
+                () = sleep_until(counts), if self.answered.is_some() => self.found().await,
                 () = sleep_until(resume), if is_paused => {}
                 event = nodes.next(), if !is_paused => match event {
                     Some(Ok(event)) => self.take(event),
                     Some(Err(error)) => {
-                        let anew = self.note(&error).await;
-                        resume = Instant::now() + self.pauses.next().unwrap_or_default();
-                        if anew {
-                            sleep_until(resume).await;
-                            return Next::Again;
-                        }
+                        anew = self.note(&error).await;
+                        let pause = self.pauses.next().unwrap_or(self.source.pace.pause);
+                        resume = Instant::now() + pause.min(self.source.pace.pause);
                     }
                     None => return Next::Again,
                 },
@@ -197,7 +219,11 @@ impl Follower<'_> {
     fn take(&mut self, event: watcher::Event<WatchedNode>) {
         use watcher::Event as Watched;
         match event {
-            Watched::Init => self.listing.clear(),
+            Watched::Init => {
+                self.listing.clear();
+                self.is_listing = true;
+                self.answered = None;
+            }
             Watched::InitApply(node) => {
                 self.listing.insert(node.name().to_owned(), node.decoded);
             }
@@ -206,6 +232,9 @@ impl Follower<'_> {
                 self.unsent |= !self.has_list || list != self.known;
                 self.known = list;
                 self.has_list = true;
+                self.is_listing = false;
+                self.answers.mark_unchanged();
+                self.answered = Some(Instant::now());
             }
             // A kubelet tells of its node every few minutes, and nearly always of nothing that matters here.
             Watched::Apply(node) => {
@@ -234,7 +263,7 @@ impl Follower<'_> {
 
     async fn save(&mut self) {
         self.next_save = Instant::now() + self.source.pace.saving;
-        if self.has_list && self.lost.is_none() {
+        if self.has_list && !self.is_listing && self.lost.is_none() {
             self.cache.save(self.known.values().filter_map(|node| node.as_ref().ok())).await;
         }
     }
@@ -242,10 +271,10 @@ impl Follower<'_> {
     /// Says why the server cannot be asked. Whether it has to be asked in another way.
     async fn note(&mut self, error: &WatchError) -> bool {
         let status = status_of(error);
-        if matches!(status, Some(400 | 422))
-            && self.strategy == InitialListStrategy::StreamingList
-            && !self.has_list
-        {
+        self.answers.mark_unchanged();
+        self.answered = None;
+        // Also later: it may be another release now.
+        if matches!(status, Some(400 | 422)) && self.strategy == InitialListStrategy::StreamingList {
             info!("the API server does not stream lists: they are asked for page by page");
             self.strategy = InitialListStrategy::ListWatch;
             return true;
@@ -268,14 +297,22 @@ impl Follower<'_> {
         if self.awaits_cache() {
             self.use_cache(&reason).await;
         }
-        status == Some(401)
+        status == Some(401) || status.is_none() && self.trusts_what_was().await
     }
 
-    /// The server has answered.
+    /// Whether the files name other certificates now than those that the client trusts.
+    async fn trusts_what_was(&self) -> bool {
+        let now = self.source.server.config(self.source.pace.silence).await;
+        now.is_ok_and(|now| now.root_cert != self.trusted)
+    }
+
+    /// The server has answered, and all of it is good.
     async fn found(&mut self) {
+        self.answered = None;
         if self.lost.take().is_some() {
             info!(url = self.url, "the API server answers again");
-            if self.has_list {
+            // A list that is newer says so itself.
+            if self.has_list && !self.unsent {
                 let _ = self.events.send(Event::NodeListConfirmed).await;
             }
         }

@@ -1,0 +1,46 @@
+//! The way to an API server, which can be shut while the server goes on.
+
+use std::net::SocketAddr;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// An address of its own that leads to another one.
+pub(super) struct Door {
+    pub(super) address: SocketAddr,
+    beyond: SocketAddr,
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl Door {
+    /// Shut.
+    pub(super) fn new(address: SocketAddr, beyond: SocketAddr) -> Self {
+        Self { address, beyond, keeper: None }
+    }
+
+    pub(super) async fn open(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        let beyond = self.beyond;
+        self.keeper = Some(tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut here, _) = listener.accept().await.unwrap();
+                connections.spawn(async move {
+                    if let Ok(mut there) = TcpStream::connect(beyond).await {
+                        // One of them went away: so does the other.
+                        let _ = copy_bidirectional(&mut here, &mut there).await;
+                    }
+                });
+            }
+        }));
+    }
+
+    /// Ends every connection and refuses new ones.
+    pub(super) async fn shut(&mut self) {
+        if let Some(keeper) = self.keeper.take() {
+            keeper.abort();
+            let _ = keeper.await;
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! A cluster's own API server, as its administrator and its agent see it.
+
+mod door;
+mod processes;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{Method, Request, StatusCode};
+use kube::Client;
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use podwire::nodes::kube::Access;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use xtask::envtest::Binaries;
+
+use self::door::Door;
+use self::processes::{Processes, free_address};
+use crate::watching::by_kubeconfig;
+
+const ADMIN_TOKEN: &str = "administrator";
+/// What the agent is installed with.
+const MANIFEST: &str = include_str!("../../../../manifests/podwire.yaml");
+const NODES: &str = "/api/v1/nodes";
+
+/// etcd and kube-apiserver, and the agent's account with the rights that the manifest gives.
+pub struct Cluster {
+    processes: Processes,
+    door: Door,
+    admin: Client,
+    /// The agent's kubeconfig and token.
+    folder: TempDir,
+}
+
+impl Cluster {
+    /// Serves, and knows the agent's account, which has no rights yet.
+    pub async fn start(binaries: Binaries) -> Self {
+        let processes = Processes::start(binaries);
+        let admin = client(&processes, ADMIN_TOKEN).await;
+        let mut door = Door::new(free_address(), processes.address);
+        door.open().await;
+        let cluster = Self { processes, door, admin, folder: tempfile::tempdir().unwrap() };
+        cluster.serves().await;
+        // The API server makes it, too, sooner or later.
+        let namespace = json!({ "metadata": { "name": "kube-system" } });
+        let _ = cluster.ask(Method::POST, "/api/v1/namespaces", Some(&namespace)).await;
+        cluster.make("ServiceAccount", "/api/v1/namespaces/kube-system/serviceaccounts").await;
+        cluster.make("ClusterRole", "/apis/rbac.authorization.k8s.io/v1/clusterroles").await;
+        cluster.write_token(&cluster.new_token().await);
+        cluster
+    }
+
+    /// Binds the agent's account to its role.
+    pub async fn bind_role(&self) {
+        self.make("ClusterRoleBinding", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings").await;
+    }
+
+    /// How the agent gets there: through the door.
+    pub fn access(&self) -> Access {
+        self.access_by(self.door.address)
+    }
+
+    /// How the agent gets there past the door: it meets what there is at that time.
+    pub fn direct_access(&self) -> Access {
+        self.access_by(self.processes.address)
+    }
+
+    fn access_by(&self, address: SocketAddr) -> Access {
+        let [config, token] = ["config", "token"].map(|name| self.folder.path().join(name));
+        by_kubeconfig(&config, address, &self.processes.certificate, &token)
+    }
+
+    /// Creates or updates a Node object.
+    pub async fn put(&self, node: &Value) {
+        // Kubelets bring the status along when they register, too.
+        let created = self.ask(Method::POST, NODES, Some(node)).await;
+        if !matches!(created, Err(StatusCode::CONFLICT)) {
+            created.unwrap_or_else(|status| panic!("create {node}: {status}"));
+            return;
+        }
+        // The status is a resource of its own: what is in the object itself changes nothing there.
+        let path = format!("{NODES}/{}", node["metadata"]["name"].as_str().unwrap());
+        for path in [path.clone(), format!("{path}/status")] {
+            let updated = self.ask(Method::PUT, &path, Some(node)).await;
+            updated.unwrap_or_else(|status| panic!("update {path} to {node}: {status}"));
+        }
+    }
+
+    pub async fn delete(&self, name: &str) {
+        let deleted = self.ask(Method::DELETE, &format!("{NODES}/{name}"), None).await;
+        deleted.unwrap_or_else(|status| panic!("delete {name}: {status}"));
+    }
+
+    pub async fn node(&self, name: &str) -> Option<Value> {
+        self.ask(Method::GET, &format!("{NODES}/{name}"), None).await.ok()
+    }
+
+    /// What was asked so far, but for the administrator: method, path, query.
+    pub fn requests(&self) -> Vec<String> {
+        let log = self.processes.audit_log();
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let agents =
+            lines.filter(|line| line["user"]["username"] == "system:serviceaccount:kube-system:podwire");
+        agents
+            .map(|line| format!("{} {}", method(&line["verb"]), line["requestURI"].as_str().unwrap()))
+            .collect()
+    }
+
+    /// The agent gets there no more.
+    pub async fn stop(&mut self) {
+        self.door.shut().await;
+    }
+
+    /// The agent gets there again.
+    pub async fn start_again(&mut self) {
+        self.door.open().await;
+    }
+
+    /// Another process at the same address, with another cache of changes: it begins after all versions that there are.
+    pub async fn restart(&mut self) {
+        // Versions are the store's, whatever changes in it.
+        let other = json!({ "metadata": { "generateName": "other-" } });
+        self.ask(Method::POST, "/api/v1/namespaces", Some(&other)).await.unwrap();
+        self.processes.stop_api_server();
+        self.processes.start_api_server();
+        self.serves().await;
+    }
+
+    /// The token that the agent has is worth nothing any more, as soon as the API server has forgotten that it was.
+    pub async fn revoke_token(&mut self) {
+        let accounts = "/api/v1/namespaces/kube-system/serviceaccounts";
+        self.ask(Method::DELETE, &format!("{accounts}/podwire"), None).await.unwrap();
+        self.make("ServiceAccount", accounts).await;
+        self.restart().await;
+    }
+
+    /// As a kubelet gives it to a pod.
+    pub async fn renew_token(&self) {
+        self.write_token(&self.new_token().await);
+    }
+
+    /// What the API server says to the agent's own account.
+    pub async fn answer_to_agent(&self, method: Method, path: &str, kind: &str, body: &Value) -> StatusCode {
+        let token = std::fs::read_to_string(self.folder.path().join("token")).unwrap();
+        let agent = client(&self.processes, &token).await;
+        send(&agent, method, path, kind, body.to_string()).await.err().unwrap_or(StatusCode::OK)
+    }
+
+    /// Waits until every part of the API server is ready.
+    async fn serves(&self) {
+        let ready = async || send(&self.admin, Method::GET, "/readyz", JSON, String::new()).await.is_ok();
+        for _ in 0..600 {
+            if ready().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("kube-apiserver does not serve:\n{}", self.processes.last_words());
+    }
+
+    /// Makes the manifest's object of a kind.
+    async fn make(&self, kind: &str, path: &str) {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(MANIFEST).unwrap();
+        let of_kind = |one: &&Value| one["kind"] == kind && one["metadata"]["name"] == "podwire";
+        let document = documents.iter().find(of_kind).unwrap_or_else(|| panic!("no {kind} in the manifest"));
+        let made = self.ask(Method::POST, path, Some(document)).await;
+        made.unwrap_or_else(|status| panic!("make the {kind}: {status}"));
+    }
+
+    async fn new_token(&self) -> String {
+        let path = "/api/v1/namespaces/kube-system/serviceaccounts/podwire/token";
+        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
+        let made = self.ask(Method::POST, path, Some(&request)).await.unwrap();
+        made["status"]["token"].as_str().unwrap().to_owned()
+    }
+
+    fn write_token(&self, token: &str) {
+        std::fs::write(self.folder.path().join("token"), token).unwrap();
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, StatusCode> {
+        let body = body.map_or(String::new(), Value::to_string);
+        let answer = send(&self.admin, method, path, JSON, body).await?;
+        Ok(serde_json::from_str(&answer).unwrap())
+    }
+}
+
+const JSON: &str = "application/json";
+
+/// Who the token says, past the door.
+async fn client(processes: &Processes, token: &str) -> Client {
+    let folder = tempfile::tempdir().unwrap();
+    let [config, file] = ["config", "token"].map(|name| folder.path().join(name));
+    std::fs::write(&file, token).unwrap();
+    by_kubeconfig(&config, processes.address, &processes.certificate, &file);
+    let config = Kubeconfig::read_from(&config).unwrap();
+    let mut config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+    config.default_retry = false;
+    Client::try_from(config).unwrap()
+}
+
+/// The answer's text, or the status that it was refused with. Without any answer: 503.
+async fn send(
+    client: &Client,
+    method: Method,
+    path: &str,
+    kind: &str,
+    body: String,
+) -> Result<String, StatusCode> {
+    let request = Request::builder().method(method).uri(path).header("content-type", kind);
+    let answer = client.request_text(request.body(body.into_bytes()).unwrap()).await;
+    answer.map_err(|error| match error {
+        kube::Error::Api(status) => StatusCode::from_u16(status.code).unwrap(),
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    })
+}
+
+fn method(verb: &Value) -> &'static str {
+    match verb.as_str() {
+        Some("get" | "list" | "watch") => "GET",
+        Some("patch") => "PATCH",
+        _ => "another method",
+    }
+}

@@ -1,0 +1,143 @@
+//! etcd and kube-apiserver as processes of this one.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use xtask::api_server::Certificate;
+use xtask::envtest::Binaries;
+
+use super::ADMIN_TOKEN;
+
+/// Every request that is not the administrator's, when it arrives.
+const AUDIT_POLICY: &str = r#"{
+  "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
+  "omitStages": ["ResponseStarted", "ResponseComplete", "Panic"],
+  "rules": [{ "level": "None", "users": ["admin"] }, { "level": "Metadata" }]
+}"#;
+
+/// One process, which ends with this value, and with the thread that made it.
+struct Process(Child);
+
+impl Process {
+    fn start(program: &Path, arguments: &[String], log: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {} by setpriv: {error}", program.display()));
+        Self(child)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.0), Signal::KILL);
+        let _ = self.0.wait();
+    }
+}
+
+/// A store and an API server in front of it, on loopback, with their files in a folder of their own.
+pub(super) struct Processes {
+    // The API server ends first.
+    api_server: Option<Process>,
+    _etcd: Process,
+    binaries: Binaries,
+    etcd_url: String,
+    pub(super) address: SocketAddr,
+    pub(super) certificate: Certificate,
+    folder: TempDir,
+}
+
+impl Processes {
+    /// Both are started; neither may serve yet.
+    pub(super) fn start(binaries: Binaries) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let [client, peer] = [(); 2].map(|()| format!("http://{}", free_address()));
+        let etcd = [
+            option("data-dir", path("etcd")),
+            option("listen-client-urls", &client),
+            option("advertise-client-urls", &client),
+            option("listen-peer-urls", &peer),
+            option("initial-advertise-peer-urls", &peer),
+            option("initial-cluster", format!("default={peer}")),
+        ];
+        let certificate = Certificate::new(&["127.0.0.1"]).unwrap();
+        fs::write(path("server.crt"), certificate.pem()).unwrap();
+        fs::write(path("server.key"), certificate.key_pem()).unwrap();
+        fs::write(path("tokens.csv"), format!("{ADMIN_TOKEN},admin,admin,system:masters\n")).unwrap();
+        fs::write(path("audit.json"), AUDIT_POLICY).unwrap();
+        let mut processes = Self {
+            api_server: None,
+            _etcd: Process::start(&binaries.etcd, &etcd, &path("etcd.log")),
+            binaries,
+            etcd_url: client,
+            address: free_address(),
+            certificate,
+            folder,
+        };
+        processes.start_api_server();
+        processes
+    }
+
+    /// At the same address as before. What it had in memory is gone, what etcd has is not.
+    pub(super) fn start_api_server(&mut self) {
+        let path = |name: &str| self.folder.path().join(name);
+        let arguments = [
+            option("etcd-servers", &self.etcd_url),
+            option("bind-address", "127.0.0.1"),
+            option("advertise-address", "127.0.0.1"),
+            option("secure-port", self.address.port().to_string()),
+            option("tls-cert-file", path("server.crt")),
+            option("tls-private-key-file", path("server.key")),
+            option("cert-dir", path("certificates")),
+            option("token-auth-file", path("tokens.csv")),
+            option("authorization-mode", "RBAC"),
+            option("service-account-issuer", "https://127.0.0.1"),
+            option("service-account-key-file", path("server.crt")),
+            option("service-account-signing-key-file", path("server.key")),
+            option("service-cluster-ip-range", "10.0.0.0/24"),
+            // Nothing that is not asked for is written: versions are the tests'.
+            option("endpoint-reconciler-type", "none"),
+            option("audit-policy-file", path("audit.json")),
+            option("audit-log-path", path("audit.log")),
+        ];
+        let log = path("kube-apiserver.log");
+        self.api_server = Some(Process::start(&self.binaries.kube_apiserver, &arguments, &log));
+    }
+
+    pub(super) fn stop_api_server(&mut self) {
+        self.api_server = None;
+    }
+
+    /// One request a line, as JSON.
+    pub(super) fn audit_log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("audit.log")).unwrap_or_default()
+    }
+
+    /// The last words of the API server, for a test that gives up.
+    pub(super) fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.folder.path().join("kube-apiserver.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+/// A port that nobody listens on.
+pub(super) fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn option(name: &str, value: impl AsRef<OsStr>) -> String {
+    format!("--{name}={}", value.as_ref().display())
+}

@@ -1,0 +1,34 @@
+//! A cluster's own API server that ends and begins again under an agent.
+
+use podwire::daemon::Event;
+use podwire::nodes::kube::Pace;
+use xtask::envtest::Binaries;
+
+use crate::cluster::Cluster;
+use crate::watching::{Watching, node, pace};
+
+#[tokio::test]
+async fn while_the_api_server_starts_anew_no_node_is_missed_and_none_is_lost() {
+    let Some(binaries) = Binaries::from_environment().unwrap() else { return };
+    let mut cluster = Cluster::start(binaries).await;
+    cluster.bind_role().await;
+    for number in 1..=2 {
+        cluster.put(&node(number)).await;
+    }
+    let silent = Pace { silence: Pace::default().silence, ..pace() };
+    let mut watching = Watching::with(cluster.direct_access(), silent, tempfile::tempdir().unwrap());
+    assert_eq!(watching.names().await, ["node1", "node2"]);
+    for number in [3, 4] {
+        // From here on the agent asks all the time.
+        cluster.restart().await;
+        cluster.put(&node(number)).await;
+        loop {
+            match watching.next().await {
+                Event::Nodes(list) if list.records.len() == number as usize => break,
+                Event::Nodes(list) => assert_eq!(list.records.len() + 1, number as usize, "some are gone"),
+                // Refused, then perhaps: not ready, not yet allowed.
+                event => println!("{event:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The API servers that the same tests ask.
+
+use podwire::nodes::kube::{Access, Pace};
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::time::Duration;
+use xtask::api_server::ApiServer;
+use xtask::envtest::Binaries;
+
+use crate::cluster::Cluster;
+use crate::watching::{by_url, node, open, pace, server};
+
+/// What kind of API server a test asks.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// Ours, which gives a list as the beginning of a watch.
+    Streams,
+    /// Ours, which gives lists page by page.
+    Pages,
+    /// A cluster's own.
+    Cluster(Binaries),
+}
+
+/// Each kind that is at hand.
+pub fn kinds() -> Vec<Kind> {
+    let cluster = Binaries::from_environment().unwrap().map(Kind::Cluster);
+    [Kind::Streams, Kind::Pages].into_iter().chain(cluster).collect()
+}
+
+impl Kind {
+    /// One with some nodes, and an agent's account that may do what the manifest lets it.
+    pub async fn serve(self, nodes: u32) -> Server {
+        // Seen where a test fails.
+        println!("asking an API server of the kind {self:?}");
+        match self {
+            Kind::Cluster(binaries) => {
+                let cluster = Cluster::start(binaries).await;
+                cluster.bind_role().await;
+                for number in 1..=nodes {
+                    cluster.put(&node(number)).await;
+                }
+                Server::Cluster(Box::new(cluster))
+            }
+            ours => {
+                let server = server(nodes);
+                server.stream_lists(matches!(ours, Kind::Streams));
+                let address = open(&server, None);
+                Server::Ours(server, address)
+            }
+        }
+    }
+}
+
+/// An API server that serves.
+pub enum Server {
+    Ours(ApiServer, SocketAddr),
+    Cluster(Box<Cluster>),
+}
+
+impl Server {
+    pub fn access(&self) -> Access {
+        match self {
+            Server::Ours(_, address) => by_url(*address),
+            Server::Cluster(cluster) => cluster.access(),
+        }
+    }
+
+    /// What is quick in a test. A cluster's own is silent for a minute.
+    pub fn pace(&self) -> Pace {
+        match self {
+            Server::Ours(..) => pace(),
+            Server::Cluster(_) => Pace { silence: Duration::from_secs(100), ..pace() },
+        }
+    }
+
+    pub async fn put(&self, node: Value) {
+        match self {
+            Server::Ours(server, _) => server.put(node),
+            Server::Cluster(cluster) => cluster.put(&node).await,
+        }
+    }
+
+    pub async fn delete(&self, name: &str) {
+        match self {
+            Server::Ours(server, _) => server.delete(name),
+            Server::Cluster(cluster) => cluster.delete(name).await,
+        }
+    }
+
+    pub async fn node(&self, name: &str) -> Option<Value> {
+        match self {
+            Server::Ours(server, _) => server.node(name),
+            Server::Cluster(cluster) => cluster.node(name).await,
+        }
+    }
+
+    /// What the agent has asked so far: method, path, query.
+    pub fn requests(&self) -> Vec<String> {
+        match self {
+            Server::Ours(server, _) => server.requests(),
+            Server::Cluster(cluster) => cluster.requests(),
+        }
+    }
+
+    /// Ends every connection of the agent and refuses new ones.
+    pub async fn stop(&mut self) {
+        match self {
+            Server::Ours(server, _) => server.stop(),
+            Server::Cluster(cluster) => cluster.stop().await,
+        }
+    }
+
+    /// The agent is let in again.
+    pub async fn start(&mut self) {
+        match self {
+            Server::Ours(server, _) => server.start().unwrap(),
+            Server::Cluster(cluster) => cluster.start_again().await,
+        }
+    }
+
+    /// Who watches from an earlier version is told 410.
+    pub async fn forget_changes(&mut self) {
+        match self {
+            Server::Ours(server, _) => server.forget_changes(),
+            Server::Cluster(cluster) => cluster.restart().await,
+        }
+    }
+}
