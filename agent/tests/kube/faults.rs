@@ -31,6 +31,20 @@ async fn a_server_that_hangs_from_the_beginning_is_given_up_and_asked_again() {
 }
 
 #[tokio::test]
+async fn a_server_that_has_nothing_to_say_is_no_trouble() {
+    let server = server(2);
+    // As some are while no node changes.
+    server.bookmark_every(Duration::from_secs(3600));
+    let mut watching = Watching::start(open(&server, None));
+    watching.list().await;
+    let asked = server.requests().len();
+    eventually("the watch is resumed three times", || server.requests().len() >= asked + 3).await;
+    server.put(node(3));
+    let event = watching.next().await;
+    assert!(matches!(&event, Event::Nodes(list) if list.records.len() == 3), "{event:?}");
+}
+
+#[tokio::test]
 async fn half_a_list_is_never_told() {
     for streams in [true, false] {
         // In the first object, in the middle, and shortly before the end.

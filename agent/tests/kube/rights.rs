@@ -24,7 +24,7 @@ async fn nodes_are_refused_until_the_role_is_bound() {
 }
 
 #[tokio::test]
-async fn nothing_but_a_nodes_status_can_be_written() {
+async fn a_nodes_spec_cannot_be_written_and_no_other_object() {
     let Some(binaries) = Binaries::from_environment().unwrap() else { return };
     let cluster = Cluster::start(binaries).await;
     cluster.bind_role().await;
@@ -50,7 +50,7 @@ async fn nothing_but_a_nodes_status_can_be_written() {
         let said = cluster.answer_to_agent(method.clone(), path, kind, body).await;
         assert_eq!(said, expected, "{method} {path} {body}");
     }
-    // By the way of the status no spec is reached.
+    // By the way of the status no spec is reached. Labels are: it takes the admission policy to refuse that.
     cluster.answer_to_agent(Method::PATCH, &status, STRATEGIC, &cordon).await;
     assert_eq!(cluster.node(OWN).await.unwrap()["spec"]["unschedulable"], Value::Null);
 }

@@ -84,7 +84,7 @@ impl Access {
             config.cluster_url = url.clone();
         }
         config.connect_timeout = Some(CONNECT);
-        // A watch is never silent for long: the API server sends a bookmark every minute.
+        // Most API servers send a bookmark every minute; a watch that is silent for longer is resumed.
         config.read_timeout = Some(silence);
         config.reset_reader_on_write = true;
         // Whoever asks has pauses of its own between attempts.

@@ -15,7 +15,7 @@ use kube::Api;
 use kube::runtime::watcher::{self, DefaultBackoff, Error as WatchError, InitialListStrategy, watcher};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::cache::Cache;
 pub use self::client::{Access, ClientError};
@@ -205,6 +205,11 @@ impl Follower<'_> {
                 () = sleep_until(resume), if is_paused => {}
                 event = nodes.next(), if !is_paused => match event {
                     Some(Ok(event)) => self.take(event),
+                    // An API server may have nothing to say for long: some send no bookmark while no node changes. Whether more is
+                    // wrong shows when the watch is resumed, at once.
+                    Some(Err(WatchError::WatchFailed(kube::Error::ReadEvents(broken)))) if !self.is_listing => {
+                        debug!("the watch of nodes is resumed: {}", client::whole(&broken));
+                    }
                     Some(Err(error)) => {
                         anew = self.note(&error).await;
                         let pause = self.pauses.next().unwrap_or(self.source.pace.pause);
