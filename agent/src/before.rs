@@ -16,7 +16,6 @@ use crate::store;
 pub(crate) const FILE: &str = "before.json";
 /// The same before it has its name.
 pub(crate) const FILE_BEGUN: &str = "before.tmp";
-/// A number of this boot.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What was found.
@@ -37,8 +36,7 @@ impl Before {
     /// # Errors
     /// [`Error::File`].
     pub fn load(state_dir: &Path) -> Result<Self, Error> {
-        let boot = fs::read_to_string(BOOT).map_err(Error::file("read", BOOT))?.trim().to_owned();
-        let nothing = Self { boot, ..Self::default() };
+        let nothing = Self { boot: boot()?, ..Self::default() };
         let path = state_dir.join(FILE);
         let json = match fs::read(&path) {
             Ok(json) => json,
@@ -63,6 +61,14 @@ impl Before {
             serde_json::to_vec_pretty(self).map_err(|error| Error::file("encode", &path)(error.into()))?;
         store::replace(&path, &json)
     }
+}
+
+/// A number of this boot.
+///
+/// # Errors
+/// [`Error::File`].
+pub(crate) fn boot() -> Result<String, Error> {
+    Ok(fs::read_to_string(BOOT).map_err(Error::file("read", BOOT))?.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -234,7 +234,7 @@ mod tests {
         #[test]
         fn what_changed_nodes_ask_for_leads_to_what_all_nodes_ask_for(before in nodes(), now in nodes()) {
             let model = |records: &[NodeRecord]| {
-                let cluster = Cluster::from_records(records, "node0").0;
+                let cluster = Cluster::from_records(records, "node0", &[]).0;
                 let mut model = Model::new(Mode::Vxlan, Some(1450));
                 let own = "10.9.0.0/24".parse().unwrap();
                 model.own = Some(Node { name: "node0".into(), uid: None, pod_network: own, address: Ipv4Addr::new(10, 8, 0, 1), cordoned: false, vtep_mac: None });

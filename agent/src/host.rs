@@ -1,7 +1,7 @@
 //! This machine's devices, addresses and routes, as the kernel lists them, and which of them are uplinks. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use podwire_common::addr::Mac;
@@ -128,6 +128,22 @@ impl Host {
             .map(|device| self.uplink(device, internal))
             .collect();
         if uplinks.is_empty() { Err(NoUplink::NoneFound(internal)) } else { Ok(uplinks) }
+    }
+
+    /// What this node is reached by and reaches others by: the networks of links that lead out, its addresses there, and the routers of default
+    /// routes. Such are the link with its InternalIP, and those of default routes.
+    pub fn underlay(&self, internal: &[IpAddr]) -> Vec<Ipv4Net> {
+        let of_default = || self.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 0);
+        let mut devices: BTreeSet<u32> = of_default().filter_map(|route| route.device).collect();
+        let ours = self.addresses.iter().filter(|entry| internal.contains(&entry.address.into()));
+        devices.extend(ours.map(|entry| entry.device));
+        let there = self.addresses.iter().filter(|entry| entry.global && devices.contains(&entry.device));
+        let networks = |entry: &DeviceAddress| {
+            let network = Ipv4Net::new(entry.address, entry.prefix_length).ok();
+            network.map(|network| network.trunc()).into_iter().chain([entry.address.into()])
+        };
+        let routers = of_default().filter_map(|route| route.gateway).map(Ipv4Net::from);
+        there.flat_map(networks).chain(routers).collect()
     }
 
     /// The device of a name.

@@ -13,9 +13,9 @@ use podwire::dataplane::flows::Collector;
 use podwire::dataplane::probe::Capabilities;
 use podwire::migrate_flannel;
 use podwire::nodes::file;
-use podwire::nodes::kube::{CACHE, Pace, Source};
+use podwire::nodes::kube::{Pace, Source};
 use podwire::non_masquerade;
-use podwire::store::Store;
+use podwire::store::{NODES, Store};
 use podwire::uninstall::{self, Options};
 use podwire::{health, housekeeping, install};
 use tokio::signal::unix::{SignalKind, signal};
@@ -144,9 +144,13 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     let api = Source {
         server: config.api.clone(),
         node_name: config.node_name.clone(),
-        cache: config.places.state_dir.join(CACHE),
+        cache: config.places.state_dir.join(NODES),
         pace: Pace::default(),
     };
+    if nodes.is_none() {
+        // Before the node is changed.
+        api.server.check().await?;
+    }
     let daemon = Daemon::start(config, &capabilities, store).await?;
 
     let server = CniServer::bind(&socket)?;

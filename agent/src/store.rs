@@ -5,6 +5,7 @@
 //! last-address                        where the round of addresses stands
 //! endpoints/<host interface>.json     one per pod
 //! before.json                         what the agent found and has changed on the node
+//! nodes.json                          the last good node list of the API server
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -24,6 +25,10 @@ use crate::model::Endpoint;
 const LOCK: &str = "agent.lock";
 const LAST_ADDRESS: &str = "last-address";
 const ENDPOINTS: &str = "endpoints";
+/// The last good node list of the API server.
+pub const NODES: &str = "nodes.json";
+/// The same before it has its name.
+const NODES_BEGUN: &str = "nodes.tmp";
 /// Ends the name of a file that is being written, until it gets its own.
 pub(crate) const BEGUN: &str = "tmp";
 
@@ -208,7 +213,8 @@ pub fn erase(folder: &Path, restored: bool) -> Vec<Error> {
     let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(Error::file("remove", endpoints));
     // The lock last: while it is held no agent begins here.
     let before = if restored { &[before::FILE][..] } else { &[] };
-    let files = before.iter().chain(&[before::FILE_BEGUN, LAST_ADDRESS, LOCK]).map(|name| {
+    let others = [before::FILE_BEGUN, NODES, NODES_BEGUN, LAST_ADDRESS, LOCK];
+    let files = before.iter().chain(&others).map(|name| {
         let path = folder.join(name);
         absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))
     });

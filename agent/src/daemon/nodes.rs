@@ -12,7 +12,7 @@ use crate::diff::{Deletions, diff};
 use crate::ipam::Pool;
 use crate::model::Node;
 use crate::nodes::changes::{Change, changes};
-use crate::nodes::{Cluster, NodeList, flannel, new_problems};
+use crate::nodes::{Cluster, NodeList, NodeProblem, Skipped, flannel, new_problems};
 
 /// Changes of one list that are told one by one.
 const TOLD: usize = 10;
@@ -34,8 +34,11 @@ impl NodeListState {
         self.doubtful = None;
     }
 
+    /// It was good so long ago at the latest.
     fn doubt(&mut self, age: Duration) {
-        self.doubtful.get_or_insert((Instant::now(), age));
+        if self.doubtful.is_none() || age > self.age() {
+            self.doubtful = Some((Instant::now(), age));
+        }
     }
 }
 
@@ -52,11 +55,28 @@ impl Daemon {
 
     pub(super) async fn take_nodes(&mut self, list: NodeList) {
         let own_name = self.config.node_name.clone();
-        let (cluster, problems) = Cluster::from_records(&list.records, &own_name);
+        let own_record = list.records.iter().find(|record| record.name == own_name);
+        let underlay = self.host.underlay(own_record.map_or(&[][..], |own| &own.internal_addresses));
+        let (mut cluster, mut problems) = Cluster::from_records(&list.records, &own_name, &underlay);
+        for problem in &list.problems {
+            if let Some(name) = problem.malformed() {
+                cluster.skipped.insert(name.to_owned(), Skipped::Malformed);
+            }
+        }
+        if list.problems.iter().any(|problem| problem.concerns(&own_name)) {
+            problems.retain(|problem| !matches!(problem, NodeProblem::OwnMissing { .. }));
+        }
         let of_flannel = flannel::problems(&list.records, self.config.mode, self.config.vni);
         let problems: Vec<_> = list.problems.into_iter().chain(problems).chain(of_flannel).collect();
-        for problem in new_problems(&problems, &self.problems) {
+        let new: Vec<_> = new_problems(&problems, &self.problems).collect();
+        for problem in new.iter().take(TOLD) {
             warn!("{problem}");
+        }
+        for problem in new.iter().skip(TOLD) {
+            debug!("{problem}");
+        }
+        if let Some(more @ 1..) = new.len().checked_sub(TOLD) {
+            warn!(more, "other problems of nodes, which --log-level debug names");
         }
         let own_problem =
             problems.iter().find(|problem| problem.concerns(&own_name)).map(ToString::to_string);
@@ -71,12 +91,27 @@ impl Daemon {
             }
         }
         self.skipped = cluster.skipped;
+        if list.age.is_zero() {
+            self.list.confirm();
+        } else {
+            self.list.doubt(list.age);
+        }
+        let had_list = self.model.own.is_some();
         let mut remote = cluster.remote;
         let own_changed = cluster.own.is_some() && cluster.own != self.model.own;
         match (cluster.own, &self.model.own) {
             (Some(own), _) => self.model.own = Some(own),
-            // The pods that are there keep their network by the entry before, whoever else claims it now.
-            (None, Some(before)) => remote.retain(|_, node| !node.contradicts(before)),
+            // The pods that are there keep their network by the entry before, whoever else claims it now. And a list without this node may be
+            // anybody's: an empty one, another cluster's. What it lacks is kept as long as that is so.
+            (None, Some(before)) => {
+                remote.retain(|_, node| !node.contradicts(before));
+                for (name, node) in &self.model.remote {
+                    let contradicts = |other: &Node| node.contradicts(other);
+                    if !remote.contains_key(name) && !remote.values().any(contradicts) {
+                        remote.insert(name.clone(), node.clone());
+                    }
+                }
+            }
             (None, None) => {
                 self.model.remote = remote;
                 self.set_readiness(Readiness::Waiting(self.own_missing.clone().unwrap_or_default()));
@@ -84,16 +119,11 @@ impl Daemon {
             }
         }
         let is_first = !self.complete;
-        if list.age.is_zero() {
-            self.complete = true;
-            self.list.confirm();
-        } else {
-            self.list.doubt(list.age);
-        }
+        self.complete |= list.age.is_zero();
         let before = std::mem::replace(&mut self.model.remote, remote);
         let changed = changes(&before, &self.model.remote);
-        if !is_first {
-            tell(&changed);
+        if had_list {
+            self.tell(&changed);
         }
         self.adopt_pod_network();
         // What was not as wanted before, or concerns this node, is for a comparison with all that the kernel has.
@@ -138,6 +168,22 @@ impl Daemon {
         done.is_ok()
     }
 
+    fn tell(&self, changes: &[Change<'_>]) {
+        let say = |change: &Change<'_>| match (change.now, self.skipped.get(change.name())) {
+            (None, Some(reason)) => format!("{change} ({})", reason.name()),
+            _ => change.to_string(),
+        };
+        for change in changes.iter().take(TOLD) {
+            info!("{}", say(change));
+        }
+        for change in changes.iter().skip(TOLD) {
+            debug!("{}", say(change));
+        }
+        if let Some(more @ 1..) = changes.len().checked_sub(TOLD) {
+            info!(more, "other nodes have changed, which --log-level debug names");
+        }
+    }
+
     /// Hands out addresses from the podCIDR of now; those of an earlier one stay with their pods.
     fn adopt_pod_network(&mut self) {
         let Some(own) = &self.model.own else {
@@ -161,17 +207,5 @@ impl Daemon {
                 "these pods have addresses outside the node's podCIDR {network}: they keep them, but other nodes refuse what they send; restart them"
             );
         }
-    }
-}
-
-fn tell(changes: &[Change<'_>]) {
-    for change in changes.iter().take(TOLD) {
-        info!("{change}");
-    }
-    for change in changes.iter().skip(TOLD) {
-        debug!("{change}");
-    }
-    if let Some(more @ 1..) = changes.len().checked_sub(TOLD) {
-        info!(more, "other nodes have changed as well");
     }
 }

@@ -15,6 +15,9 @@ pub mod flannel;
 pub mod kube;
 mod objects;
 
+/// What names a node, before its name, where an entry does not decode.
+const ENTRY: &str = "node ";
+
 /// What a source has to say: every Node object that there is.
 #[derive(Debug)]
 pub struct NodeList {
@@ -33,6 +36,8 @@ pub struct NodeRecord {
     pub name: String,
     /// `metadata.uid`: another one is another object of the same name.
     pub uid: Option<String>,
+    /// `metadata.creationTimestamp` (RFC 3339, in UTC: the later text is the later time).
+    pub created: Option<String>,
     /// `spec.podCIDRs`, or `spec.podCIDR` alone.
     pub pod_networks: Vec<IpNet>,
     /// `spec.unschedulable`.
@@ -67,11 +72,21 @@ pub enum Skipped {
     NoInternalAddress,
     /// It does not run Linux.
     OtherSystem,
+    /// It contradicts another node, or this node's own network.
+    Contradiction,
+    /// Its object does not decode.
+    Malformed,
 }
 
 impl Skipped {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::NoPodNetwork, Self::NoInternalAddress, Self::OtherSystem];
+    pub const ALL: [Self; 5] = [
+        Self::NoPodNetwork,
+        Self::NoInternalAddress,
+        Self::OtherSystem,
+        Self::Contradiction,
+        Self::Malformed,
+    ];
 
     /// As metrics have it.
     pub fn name(self) -> &'static str {
@@ -79,6 +94,8 @@ impl Skipped {
             Self::NoPodNetwork => "no-pod-cidr",
             Self::NoInternalAddress => "no-internal-ip",
             Self::OtherSystem => "other-operating-system",
+            Self::Contradiction => "contradiction",
+            Self::Malformed => "malformed",
         }
     }
 }
@@ -119,24 +136,48 @@ pub enum NodeProblem {
     /// Two nodes, one range.
     #[error("node {node} is skipped: its podCIDR {network} overlaps {other_network} of node {other}")]
     Overlap {
-        /// The later by name: skipped.
+        /// The younger, or the later by name: skipped.
         node: String,
         /// Its podCIDR.
         network: Ipv4Net,
-        /// The earlier by name: kept.
+        /// The other: kept.
         other: String,
         /// That one's podCIDR.
         other_network: Ipv4Net,
     },
     /// Two nodes, one address.
-    #[error("node {node} is skipped: its InternalIP {address} is node {other}'s as well")]
+    #[error(
+        "node {node} is skipped: its InternalIP {address} is node {other}'s as well, whose object is not older"
+    )]
     SameAddress {
-        /// The later by name: skipped.
+        /// The older, or the later by name: skipped.
         node: String,
         /// The address.
         address: Ipv4Addr,
-        /// The earlier by name: kept.
+        /// The other: kept.
         other: String,
+    },
+    /// A podCIDR that would take this node's own network away.
+    #[error(
+        "node {node} is skipped: in its podCIDR {network} is {here}, by which this node is reached or reaches others: give the cluster another pod network"
+    )]
+    OverlapsUnderlay {
+        /// Its name.
+        node: String,
+        /// Its podCIDR.
+        network: Ipv4Net,
+        /// A network of an uplink, an address of this node's there, or its router.
+        here: Ipv4Net,
+    },
+    /// A podCIDR that no pod can have an address of.
+    #[error(
+        "node {node} is skipped: its podCIDR {network} is no network of pods: loopback, multicast, link-local, or larger than a /8"
+    )]
+    NoNetworkOfPods {
+        /// Its name.
+        node: String,
+        /// Its podCIDR.
+        network: Ipv4Net,
     },
     /// Two entries, one name.
     #[error("node {node} is listed more than once: the first entry is used")]
@@ -164,9 +205,16 @@ pub enum NodeProblem {
 }
 
 impl Cluster {
-    /// Sorts out which entries of a node list can be used. Where two contradict each other, the earlier by name is
-    /// kept, so that every node of the cluster decides alike.
-    pub fn from_records(records: &[NodeRecord], own_name: &str) -> (Self, Vec<NodeProblem>) {
+    /// Sorts out which entries of a node list can be used. Of two with one address the younger object is kept, whose kubelet has just said so: the
+    /// other is that of a machine that is gone. Of two podCIDRs that overlap the older object's is: a newcomer takes nothing from those that are
+    /// there. Otherwise the name decides, so that every node of the cluster decides alike.
+    ///
+    /// No podCIDR takes `underlay` away: the networks of this node's uplinks, its addresses and routers there.
+    pub fn from_records(
+        records: &[NodeRecord],
+        own_name: &str,
+        underlay: &[Ipv4Net],
+    ) -> (Self, Vec<NodeProblem>) {
         let mut problems = Vec::new();
         let mut by_name: BTreeMap<&str, &NodeRecord> = BTreeMap::new();
         for record in records {
@@ -183,19 +231,48 @@ impl Cluster {
             problems.push(NodeProblem::Ipv6Ignored);
         }
 
-        let mut accepted = Accepted::default();
         let mut skipped = BTreeMap::new();
+        let mut by_address: BTreeMap<Ipv4Addr, Candidate<'_>> = BTreeMap::new();
+        let mut contradictions = Vec::new();
         for record in by_name.into_values() {
-            match complete(record) {
-                Ok(node) => problems.extend(accepted.add(node).err()),
+            let node = match complete(record) {
+                Ok(node) => node,
                 Err(reason) => {
                     if record.name == own_name {
-                        problems.push(reason.of_this_node(own_name));
+                        problems.extend(reason.of_this_node(own_name));
                     }
                     skipped.insert(record.name.clone(), reason);
+                    continue;
                 }
-            }
+            };
+            let address = node.address;
+            let candidate = Candidate { node, created: record.created.as_deref() };
+            // By name: of two of one age the earlier is there already.
+            let (kept, other) = match by_address.remove(&address) {
+                Some(there) if there.created < candidate.created => (candidate, Some(there)),
+                Some(there) => (there, Some(candidate)),
+                None => (candidate, None),
+            };
+            contradictions.extend(other.map(|other| NodeProblem::SameAddress {
+                node: other.node.name,
+                address,
+                other: kept.node.name.clone(),
+            }));
+            by_address.insert(address, kept);
         }
+        let mut candidates: Vec<_> = by_address.into_values().collect();
+        candidates
+            .sort_by(|one, other| (one.created, &one.node.name).cmp(&(other.created, &other.node.name)));
+        let mut accepted = Accepted::default();
+        for Candidate { node, .. } in candidates {
+            let underlay = if node.name == own_name { &[] } else { underlay };
+            contradictions.extend(accepted.add(node, underlay).err());
+        }
+        skipped.extend(contradictions.iter().filter_map(|problem| {
+            let name = problem.node()?;
+            Some((name.to_owned(), Skipped::Contradiction))
+        }));
+        problems.append(&mut contradictions);
         let mut remote = accepted.nodes;
         let own = remote.remove(own_name);
         if own.is_none() && !records.iter().any(|record| record.name == own_name) {
@@ -209,17 +286,39 @@ impl NodeProblem {
     /// Whether it is what keeps this node from serving.
     pub fn concerns(&self, name: &str) -> bool {
         match self {
+            Self::Malformed { .. } => self.malformed() == Some(name),
+            other => other.node() == Some(name),
+        }
+    }
+
+    /// What an entry that does not decode is called.
+    pub fn malformed(&self) -> Option<&str> {
+        match self {
+            Self::Malformed { entry, .. } => Some(entry.strip_prefix(ENTRY).unwrap_or(entry)),
+            _ => None,
+        }
+    }
+
+    /// The node that has no part in the network for it.
+    fn node(&self) -> Option<&str> {
+        match self {
             Self::NoPodNetwork { node }
             | Self::NoInternalAddress { node }
             | Self::OtherSystem { node }
             | Self::Overlap { node, .. }
             | Self::SameAddress { node, .. }
-            | Self::OwnMissing { node } => node == name,
-            Self::Malformed { .. } | Self::SameName { .. } | Self::Flannel { .. } | Self::Ipv6Ignored => {
-                false
-            }
+            | Self::OverlapsUnderlay { node, .. }
+            | Self::NoNetworkOfPods { node, .. }
+            | Self::OwnMissing { node } => Some(node),
+            Self::Malformed { .. } | Self::SameName { .. } | Self::Flannel { .. } | Self::Ipv6Ignored => None,
         }
     }
+}
+
+/// A node whose entry is complete.
+struct Candidate<'a> {
+    node: Node,
+    created: Option<&'a str>,
 }
 
 /// The nodes so far, with what finds a contradiction without comparing every pair.
@@ -227,14 +326,22 @@ impl NodeProblem {
 struct Accepted {
     nodes: BTreeMap<String, Node>,
     networks: BTreeMap<Ipv4Addr, (Ipv4Net, String)>,
-    addresses: BTreeMap<Ipv4Addr, String>,
 }
 
 impl Accepted {
-    fn add(&mut self, node: Node) -> Result<(), NodeProblem> {
-        if let Some(other) = self.addresses.get(&node.address) {
-            let (address, other) = (node.address, other.clone());
-            return Err(NodeProblem::SameAddress { node: node.name, address, other });
+    fn add(&mut self, node: Node, underlay: &[Ipv4Net]) -> Result<(), NodeProblem> {
+        let network = node.pod_network;
+        if let Some(here) = underlay.iter().find(|here| network.contains(*here)) {
+            return Err(NodeProblem::OverlapsUnderlay { node: node.name, network, here: *here });
+        }
+        let first = network.network();
+        if network.prefix_len() < 8
+            || first.is_loopback()
+            || first.is_multicast()
+            || first.is_link_local()
+            || first.octets()[0] == 0
+        {
+            return Err(NodeProblem::NoNetworkOfPods { node: node.name, network });
         }
         // The accepted networks do not overlap: of those that begin before this one ends only the last can reach in.
         let before = self.networks.range(..=node.pod_network.broadcast()).next_back();
@@ -245,7 +352,6 @@ impl Accepted {
             return Err(NodeProblem::Overlap { node: node.name, network, other, other_network });
         }
         self.networks.insert(node.pod_network.network(), (node.pod_network, node.name.clone()));
-        self.addresses.insert(node.address, node.name.clone());
         self.nodes.insert(node.name.clone(), node);
         Ok(())
     }
@@ -253,12 +359,14 @@ impl Accepted {
 
 impl Skipped {
     /// What is nothing to worry about with others keeps this node from serving.
-    fn of_this_node(self, node: &str) -> NodeProblem {
+    fn of_this_node(self, node: &str) -> Option<NodeProblem> {
         let node = node.into();
         match self {
-            Self::NoPodNetwork => NodeProblem::NoPodNetwork { node },
-            Self::NoInternalAddress => NodeProblem::NoInternalAddress { node },
-            Self::OtherSystem => NodeProblem::OtherSystem { node },
+            Self::NoPodNetwork => Some(NodeProblem::NoPodNetwork { node }),
+            Self::NoInternalAddress => Some(NodeProblem::NoInternalAddress { node }),
+            Self::OtherSystem => Some(NodeProblem::OtherSystem { node }),
+            // Said with more.
+            Self::Contradiction | Self::Malformed => None,
         }
     }
 }
@@ -305,7 +413,8 @@ mod tests {
     }
 
     fn check(records: &[NodeRecord], own: Option<&str>, remote: &[&str], messages: &[&str]) {
-        let (cluster, problems) = Cluster::from_records(records, "node1");
+        let underlay = ["10.200.0.0/24", "10.200.0.1/32"].map(|network| network.parse().unwrap());
+        let (cluster, problems) = Cluster::from_records(records, "node1", &underlay);
         assert_eq!(cluster.own.map(|node| node.name).as_deref(), own);
         assert_eq!(cluster.remote.keys().map(String::as_str).collect::<Vec<_>>(), remote);
         let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
@@ -338,7 +447,7 @@ mod tests {
             windows,
         ];
         check(&records, Some("node1"), &["node4"], &[]);
-        let skipped = Cluster::from_records(&records, "node1").0.skipped;
+        let skipped = Cluster::from_records(&records, "node1", &[]).0.skipped;
         let reasons = ["node2", "node3", "node5"].map(|name| skipped[name].name());
         assert_eq!(reasons, ["no-pod-cidr", "no-internal-ip", "other-operating-system"]);
     }
@@ -392,6 +501,44 @@ mod tests {
     }
 
     #[test]
+    fn of_two_nodes_with_one_address_the_younger_is_used_and_of_two_networks_the_older() {
+        let made = |mut record: NodeRecord, created: &str| {
+            record.created = Some(created.into());
+            record
+        };
+        let (old, new) = ("2026-11-01T10:00:00Z", "2026-11-02T09:00:00Z");
+        let records = [
+            made(record("node1", &["10.244.1.0/24"], &["10.200.0.1"]), old),
+            made(record("a-gone", &["10.244.2.0/24"], &["10.200.0.2"]), old),
+            made(record("successor", &["10.244.3.0/24"], &["10.200.0.2"]), new),
+            made(record("a-newcomer", &["10.244.0.0/16"], &["10.200.0.9"]), new),
+        ];
+        let messages = [
+            "node a-gone is skipped: its InternalIP 10.200.0.2 is node successor's as well",
+            "node a-newcomer is skipped: its podCIDR 10.244.0.0/16 overlaps",
+        ];
+        check(&records, Some("node1"), &["successor"], &messages);
+    }
+
+    #[test]
+    fn a_pod_cidr_that_would_take_this_nodes_own_network_or_the_hosts_away_is_not_used() {
+        let own = record("node1", &["10.244.1.0/24"], &["10.200.0.1"]);
+        for (network, message) in [
+            ("10.200.0.0/24", "in its podCIDR 10.200.0.0/24 is 10.200.0.0/24"),
+            ("10.200.0.0/28", "is 10.200.0.1/32"),
+            ("10.0.0.0/8", "in its podCIDR 10.0.0.0/8 is 10.200.0.0/24"),
+            ("127.0.0.0/24", "no network of pods"),
+            ("224.1.0.0/24", "no network of pods"),
+            ("169.254.3.0/24", "no network of pods"),
+            ("0.0.0.0/8", "no network of pods"),
+            ("64.0.0.0/2", "no network of pods"),
+        ] {
+            let records = [own.clone(), record("node2", &[network], &["10.200.0.2"])];
+            check(&records, Some("node1"), &[], &[message]);
+        }
+    }
+
+    #[test]
     fn a_list_without_this_node_says_so() {
         let records = [record("node2", &["10.244.2.0/24"], &["10.200.0.2"])];
         check(&records, None, &["node2"], &["this node, node1, is not in the node list"]);
@@ -424,7 +571,7 @@ mod tests {
                     record(&format!("node{index}"), &[&network], &[&format!("10.200.0.{index}")])
                 })
                 .collect();
-            let (cluster, problems) = Cluster::from_records(&records, "node0");
+            let (cluster, problems) = Cluster::from_records(&records, "node0", &[]);
             let networks: Vec<_> = cluster.own.iter().chain(cluster.remote.values()).map(|node| node.pod_network).collect();
             for (index, one) in networks.iter().enumerate() {
                 for other in &networks[..index] {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::flannel::{Annotations, Lease};
-use super::{NodeProblem, NodeRecord};
+use super::{ENTRY, NodeProblem, NodeRecord};
 
 /// The type of the addresses that nodes reach each other by.
 const INTERNAL_ADDRESS: &str = "InternalIP";
@@ -89,7 +89,7 @@ impl Entries {
             Ok(record) => self.records.push(record),
             Err(reason) => {
                 let number = self.records.len() + self.problems.len() + 1;
-                let entry = name().map_or_else(|| format!("entry {number}"), |name| format!("node {name}"));
+                let entry = name().map_or_else(|| format!("entry {number}"), |name| format!("{ENTRY}{name}"));
                 self.problems.push(NodeProblem::Malformed { entry, reason });
             }
         }
@@ -146,9 +146,11 @@ pub(super) struct NodeObject {
 }
 
 #[derive(Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata {
     name: String,
     uid: Option<String>,
+    creation_timestamp: Option<String>,
     labels: Option<Labels>,
     annotations: Option<Annotations>,
 }
@@ -232,6 +234,7 @@ impl TryFrom<NodeObject> for NodeRecord {
         Ok(Self {
             name: object.metadata.name,
             uid: object.metadata.uid,
+            created: object.metadata.creation_timestamp,
             pod_networks,
             cordoned: spec.unschedulable.unwrap_or_default(),
             internal_addresses,
@@ -255,6 +258,7 @@ impl From<&NodeRecord> for NodeObject {
             metadata: Metadata {
                 name: record.name.clone(),
                 uid: record.uid.clone(),
+                creation_timestamp: record.created.clone(),
                 labels: None,
                 annotations: record.flannel.as_ref().map(|lease| lease.annotations().clone()),
             },

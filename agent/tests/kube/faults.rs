@@ -53,7 +53,7 @@ async fn half_a_list_is_never_told() {
             server.stream_lists(streams);
             server.fail(Some(Fault::CutAfter(cut)));
             let mut watching = Watching::start(open(&server, None));
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            eventually("it is asked again", || server.requests().len() > 1).await;
             while let Ok(event) = watching.events.try_recv() {
                 let is_list = matches!(event, Event::Nodes(_));
                 assert!(!is_list, "a list, though the answer was cut after {cut} bytes");

@@ -1,5 +1,8 @@
 //! What becomes of a cluster's nodes at the API server, and what an agent makes of it.
 
+use std::fs::File;
+use std::time::{Duration, SystemTime};
+
 use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod, traffic};
@@ -188,6 +191,44 @@ fn what_a_deleted_nodes_pods_still_say_is_dropped_and_counted_until_it_is_back()
 }
 
 #[test]
+fn a_list_without_this_node_takes_nothing_away() {
+    let lab = Lab::builder().build().unwrap();
+    let (one, two) = (lab.node(0), lab.node(1));
+    let (client, server) = (one.add_pod("client").unwrap(), two.add_pod("server").unwrap());
+    let before = dump(one, maps::NODES);
+    let api = lab.api_server().unwrap();
+    let all = api.list();
+    api.set(&json!({ "items": [] }));
+    for node in [one, two] {
+        said(node, "WARN", "is not in the node list");
+    }
+    exchange(&client, &server);
+    assert_eq!(dump(one, maps::NODES), before);
+    api.set(&all);
+    let ready = || one.add_pod("late").ok();
+    exchange(&wait_until(ready).expect("it serves again"), &server);
+}
+
+#[test]
+fn a_pod_cidr_that_is_the_nodes_own_network_takes_nobody_off_it() {
+    let lab = Lab::builder().build().unwrap();
+    let one = lab.node(0);
+    let api = lab.api_server().unwrap();
+    let mut wrong = api.node("node2").unwrap();
+    wrong["metadata"] = json!({ "name": "wrong" });
+    wrong["status"]["addresses"][0]["address"] = json!("10.200.0.9");
+    for network in ["10.200.0.0/24", "10.200.0.0/16"] {
+        let before = one.exec(&["ip", "route"]).unwrap();
+        set_pod_cidr(&mut wrong, network);
+        api.put(wrong.clone());
+        said(one, "WARN", &format!("in its podCIDR {network} is 10.200.0.0/24"));
+        assert_eq!(one.exec(&["ip", "route"]).unwrap(), before);
+        one.exec(&["ping", "-c", "1", "-W", "5", "10.200.0.254"]).unwrap();
+    }
+    assert_eq!(metric(one, "podwire_nodes_skipped{reason=\"contradiction\"}"), "1");
+}
+
+#[test]
 fn nodes_of_another_operating_system_are_counted_and_no_more() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let one = lab.node(0);
@@ -225,6 +266,8 @@ fn without_the_api_server_all_that_is_known_works_across_a_restart() {
     one.kill_agent().unwrap();
     // Meanwhile, unseen, a node leaves.
     api.delete("node3");
+    let hour = Duration::from_secs(3600);
+    File::open(&kept).unwrap().set_modified(SystemTime::now() - hour).unwrap();
     one.start_agent().unwrap();
     said(one, "WARN", "going on with the last good node list");
     let later = one.add_pod("later").unwrap();
@@ -232,10 +275,11 @@ fn without_the_api_server_all_that_is_known_works_across_a_restart() {
     exchange(&client, &server);
     assert_eq!(dump(one, maps::NODES), before, "nothing is removed before the list of now has come");
     let age = || metric(one, "podwire_node_list_age_seconds").parse::<u64>().unwrap();
-    assert!(wait_until(|| (age() > 0).then_some(())).is_some());
+    assert!(age() >= hour.as_secs(), "{}", age());
 
     api.start().unwrap();
     said(one, "INFO", "the API server answers again");
+    said(one, "INFO", "node node3 has left");
     let gone = || !dump(one, maps::NODES).to_string().contains("10,244,3,0");
     assert!(wait_until(|| gone().then_some(())).is_some(), "{}", one.agent_log_tail(20));
     assert_eq!(age(), 0);

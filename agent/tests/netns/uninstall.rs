@@ -40,6 +40,8 @@ fn a_node_is_left_as_it_was_before_its_first_agent() {
         lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
         assert_ne!(Snapshot::of(node), before);
         let pods = traffic_of_all_kinds(&lab);
+        let list = node.state_dir().join("nodes.json");
+        assert!(wait_until(|| list.exists().then_some(())).is_some(), "the node list is kept");
         let objects = objects(node);
         let during = Snapshot::of(node);
         let refused = node.uninstall().unwrap();

@@ -37,6 +37,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     on_one_core(|| node.start_agent())?;
     let all: Value = serde_json::from_str(&lab.node_list_with(NODES - 1)?)?;
     lists(node, api, &all, effort, report)?;
+    starts(node, api, effort, report)?;
     let pid = node.agent_pid().context("the agent has ended")?;
     report.records.push(Record::alone(
         "control-plane-rss",
@@ -87,6 +88,23 @@ fn lists(node: &Node, api: &ApiServer, all: &Value, effort: Effort, report: &mut
         }
     }
     report.records.push(Record::alone("control-plane-list", "s", &delays, Some(MOST_DELAY)));
+    Ok(())
+}
+
+/// The same after a start of the agent, whose maps are there: all is compared.
+fn starts(node: &Node, api: &ApiServer, effort: Effort, report: &mut Report) -> Result<()> {
+    let mut delays = Vec::new();
+    for round in 0..=effort.rounds {
+        node.kill_agent()?;
+        let said = applied(node, NODES);
+        on_one_core(|| node.spawn_agent())?;
+        let end = until_applied(node, NODES, said)?;
+        let listed = api.listed().context("no list was asked for")?;
+        if round > 0 {
+            delays.push(end.duration_since(listed).as_secs_f64());
+        }
+    }
+    report.records.push(Record::alone("control-plane-start", "s", &delays, Some(MOST_DELAY)));
     Ok(())
 }
 

@@ -3,14 +3,17 @@
 //! It is what `--nodes` reads. That it was confirmed since it was written is the file's time.
 
 use std::fs::File;
+use std::io::{BufReader, Seek as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
 use super::super::objects::{Entries, NodeObject};
 use super::super::{NodeList, NodeRecord, file};
+use crate::before;
 use crate::error::Error;
 use crate::store;
 
@@ -22,13 +25,16 @@ pub(super) struct Cache {
     /// Whether there is a newer list.
     pub(super) is_old: bool,
     confirmed: Option<tokio::time::Instant>,
+    saving: Option<JoinHandle<Result<(), Error>>>,
+    /// Why the last attempt failed.
+    failure: Option<String>,
     /// Between two notes that the list is still good.
     interval: Duration,
 }
 
 impl Cache {
     pub(super) fn new(path: PathBuf, interval: Duration) -> Self {
-        Self { path, is_unread: true, is_old: false, confirmed: None, interval }
+        Self { path, is_unread: true, is_old: false, confirmed: None, saving: None, failure: None, interval }
     }
 
     /// What an earlier agent left. `None` when there is nothing of use, which is told.
@@ -43,33 +49,51 @@ impl Cache {
         }
     }
 
-    /// Writes the list if it is newer than the file's, beside the runtime: a disk takes its time. Otherwise notes now and then that it is
-    /// still good.
-    pub(super) async fn save(&mut self, records: impl Iterator<Item = &NodeRecord>) {
+    pub(super) fn is_saving(&self) -> bool {
+        self.saving.is_some()
+    }
+
+    /// Begins to write the list if it is newer than the file's, beside the runtime: a disk takes its time. Otherwise notes now and then that it
+    /// is still good.
+    pub(super) fn save<'a>(&mut self, records: impl Iterator<Item = &'a NodeRecord>) {
         let is_due = self.confirmed.is_none_or(|since| since.elapsed() >= self.interval);
         if !self.is_old && !is_due {
             return;
         }
         let path = self.path.clone();
         let text = self.is_old.then(|| encode(records));
-        let write = move || match text {
+        // A list that comes meanwhile is a newer one.
+        self.is_old = false;
+        self.saving = Some(tokio::task::spawn_blocking(move || match text {
             Some(text) => store::replace(&path, &text),
             None => File::open(&path)
                 .and_then(|file| file.set_modified(SystemTime::now()))
                 .map_err(Error::file("note the time of", &path)),
+        }));
+    }
+
+    /// Waits for the end of what was begun; for ever where nothing was.
+    pub(super) async fn saved(&mut self) {
+        let Some(saving) = &mut self.saving else { return std::future::pending().await };
+        let outcome = match saving.await {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(panic) => Err(panic.to_string()),
         };
-        match tokio::task::spawn_blocking(write).await {
-            Ok(Ok(())) => {
+        self.saving = None;
+        match outcome {
+            Ok(()) => {
                 self.is_unread = false;
-                self.is_old = false;
+                self.failure = None;
                 self.confirmed = Some(tokio::time::Instant::now());
             }
-            Ok(Err(failed)) => {
+            Err(failure) => {
                 // The next attempt writes the whole of it.
                 self.is_old = true;
-                error!("keep the node list for a restart without the API server: {failed}");
+                if self.failure.as_ref() != Some(&failure) {
+                    error!("keep the node list for a restart without the API server: {failure}");
+                    self.failure = Some(failure);
+                }
             }
-            Err(panic) => error!("keep the node list: {panic}"),
         }
     }
 }
@@ -78,14 +102,28 @@ fn encode<'a>(records: impl Iterator<Item = &'a NodeRecord>) -> Vec<u8> {
     #[derive(Serialize)]
     struct List {
         kind: &'static str,
+        #[serde(rename = "bootID")]
+        boot: String,
         items: Vec<NodeObject>,
     }
-    let list = List { kind: "NodeList", items: records.map(NodeObject::from).collect() };
+    let list = List {
+        kind: "NodeList",
+        boot: before::boot().unwrap_or_default(),
+        items: records.map(NodeObject::from).collect(),
+    };
     // Maps with text for keys, and text: nothing that JSON lacks.
     serde_json::to_vec(&list).unwrap_or_default()
 }
 
+/// Of this boot only: before an agent starts after a reboot, its kubelet has heard of it from the API server, and the node may be another one by its
+/// object.
 fn read(path: &Path) -> Result<Option<NodeList>, String> {
+    #[derive(Deserialize)]
+    struct Boot {
+        #[serde(rename = "bootID")]
+        boot: Option<String>,
+    }
+
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -95,6 +133,11 @@ fn read(path: &Path) -> Result<Option<NodeList>, String> {
         file.metadata().and_then(|metadata| metadata.modified()).map_err(|error| error.to_string())?;
     // A clock that was set back meanwhile: no age is better than a wrong one.
     let age = SystemTime::now().duration_since(written).unwrap_or_default().max(Duration::from_nanos(1));
+    let Boot { boot } = serde_json::from_reader(BufReader::new(&file)).map_err(|error| error.to_string())?;
+    if boot.is_some_and(|boot| Ok(boot) != before::boot().map_err(|_| ())) {
+        return Ok(None);
+    }
+    (&file).rewind().map_err(|error| error.to_string())?;
     let Entries { records, problems } = file::parse(path, file).map_err(|error| error.to_string())?;
     Ok(Some(NodeList { records, problems, age }))
 }
@@ -115,6 +158,7 @@ mod tests {
         NodeRecord {
             name: name.into(),
             uid: Some("0c11".into()),
+            created: Some("2026-11-01T10:00:00Z".into()),
             pod_networks: vec!["10.244.2.0/24".parse().unwrap()],
             cordoned: true,
             internal_addresses: vec!["10.200.0.2".parse().unwrap()],
@@ -134,6 +178,17 @@ mod tests {
         assert_eq!(list.records, records);
         assert_eq!(list.problems, []);
         assert!(!list.age.is_zero(), "what is of an earlier time is told from what is of now by its age");
+    }
+
+    #[test]
+    fn what_another_boot_has_left_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nodes.json");
+        let text = String::from_utf8(encode([record("node2")].iter())).unwrap();
+        let boot = before::boot().unwrap();
+        assert!(text.contains(&boot), "{text}");
+        std::fs::write(&path, text.replace(&boot, "another")).unwrap();
+        assert!(Cache::new(path, Duration::ZERO).load().is_none());
     }
 
     #[test]

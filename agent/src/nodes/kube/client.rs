@@ -1,5 +1,6 @@
 //! How the API server is reached.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, Kubeco
 use thiserror::Error;
 use tokio::sync::watch;
 use tower::limit::RateLimitLayer;
-use tower::util::MapResponseLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 /// A connection is made within this, or not at all.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -25,7 +26,7 @@ pub struct Access {
     #[arg(long, env = "PODWIRE_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// The API server's address, in place of the one in --kubeconfig or the service's: where the agent is to do without kube-proxy.
-    #[arg(long, env = "PODWIRE_API_SERVER", value_name = "URL")]
+    #[arg(long, env = "PODWIRE_API_SERVER", value_name = "URL", value_parser = parse_url)]
     pub api_server: Option<http::Uri>,
 }
 
@@ -58,7 +59,32 @@ pub enum ClientError {
     },
 }
 
+/// Who tells a token to whoever listens on the way has given it away.
+fn parse_url(text: &str) -> Result<http::Uri, String> {
+    let url: http::Uri = text.parse().map_err(|error| format!("`{text}` is no URL: {error}"))?;
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_loopback =
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    match url.scheme_str() {
+        Some("https") => Ok(url),
+        Some("http") if is_loopback => Ok(url),
+        Some("http") => {
+            Err(format!("`{text}` would tell the token to everybody on the way: https:// it has to be"))
+        }
+        _ => Err(format!("`{text}` is no URL such as https://10.0.0.5:6443")),
+    }
+}
+
 impl Access {
+    /// Whether it says where the API server is, and what is named can be read. Nothing is asked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn check(&self) -> Result<(), ClientError> {
+        let config = self.config(CONNECT).await?;
+        client(config, watch::channel(()).0).map(|_| ())
+    }
+
     /// Reads files and environment: again for each client, as tokens and certificates change. Also gives the address.
     ///
     /// # Errors
@@ -108,7 +134,24 @@ pub(super) fn client(config: Config, answered: watch::Sender<()>) -> Result<Clie
         response
     });
     let (requests, period) = REQUESTS;
+    let builder = builder.with_layer(&MapRequestLayer::new(as_of_now));
     Ok(builder.with_layer(&note).with_layer(&RateLimitLayer::new(requests, period)).build())
+}
+
+/// `watcher` begins a streamed list at version 0, which is any that the server has in its cache, as old as that may be. Without a version it is
+/// that of now, as a list of pages is: what is missing there is removed.
+fn as_of_now<B>(mut request: http::Request<B>) -> http::Request<B> {
+    let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+    if path.contains("sendInitialEvents=true")
+        && let Ok(path) = path.replace("resourceVersion=0", "resourceVersion=").parse()
+    {
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = Some(path);
+        if let Ok(url) = http::Uri::from_parts(parts) {
+            *request.uri_mut() = url;
+        }
+    }
+    request
 }
 
 /// An error with what it came of: libraries say the reason there.

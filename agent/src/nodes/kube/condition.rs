@@ -14,8 +14,10 @@ use super::client::{self, whole};
 use super::object::WatchedNode;
 use crate::daemon::Readiness;
 
-/// After an attempt that failed, and after one that has not shown yet.
+/// After an attempt that failed, and after one that has not shown yet; twice as long after each that follows it.
 const PAUSE: Duration = Duration::from_secs(15);
+/// The longest of these pauses: somebody may set it to true again and again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// Sets it to false whenever it is true and this agent serves. Nothing else of the node is written, and nothing while it is not true.
 pub(super) async fn see_to(
@@ -23,7 +25,11 @@ pub(super) async fn see_to(
     mut unavailable: watch::Receiver<bool>,
     mut readiness: watch::Receiver<Readiness>,
 ) {
+    let mut pause = PAUSE;
     loop {
+        if !*unavailable.borrow() {
+            pause = PAUSE;
+        }
         if unavailable.wait_for(|unavailable| *unavailable).await.is_err()
             || readiness.wait_for(|readiness| *readiness == Readiness::Ready).await.is_err()
         {
@@ -37,7 +43,8 @@ pub(super) async fn see_to(
                     "set this node's condition NetworkUnavailable to false (patch nodes/status; pods are not scheduled here until it is): {reason}"
                 ),
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(2 * pause);
         }
     }
 }

@@ -23,8 +23,6 @@ use self::object::WatchedNode;
 use super::{NodeList, NodeProblem, NodeRecord};
 use crate::daemon::{Event, Readiness};
 
-/// Name of the file with the last good list, in the state folder.
-pub const CACHE: &str = "nodes.json";
 /// Nodes of a page, where the API server does not stream the list. A page is held as a whole.
 const PAGE: u32 = 200;
 
@@ -64,7 +62,7 @@ impl Default for Pace {
         Self {
             silence: Duration::from_secs(100),
             patience: Duration::from_secs(3),
-            rest: Duration::from_millis(200),
+            rest: Duration::from_secs(1),
             saving: Duration::from_secs(10),
             pause: Duration::from_secs(30),
         }
@@ -82,7 +80,7 @@ impl Source {
         events: mpsc::Sender<Event>,
         readiness: watch::Receiver<Readiness>,
     ) -> Result<(), ClientError> {
-        let mut config = self.server.config(self.pace.silence).await?;
+        let config = self.server.config(self.pace.silence).await?;
         let (answered, answers) = watch::channel(());
         let (unavailable, is_unavailable) = watch::channel(false);
         let now = Instant::now();
@@ -107,30 +105,33 @@ impl Source {
             trusted: config.root_cert.clone(),
         };
         // TLS is in the client: a certificate that cannot be used shows here.
-        let first = client::client(config.clone(), answered.clone())?;
+        let mut client = client::client(config, answered.clone())?;
         info!(url = follower.url, "Node objects come from the API server");
         let seeing_to = tokio::spawn(condition::see_to(self.clone(), is_unavailable, readiness));
-        let mut ready = Some(first);
         loop {
-            let client = match ready.take() {
-                Some(client) => client,
-                None => {
-                    match self.server.config(self.pace.silence).await {
-                        Ok(now) => config = now,
-                        Err(error) => warn!("{error}; going on with what was read before"),
-                    }
-                    follower.trusted.clone_from(&config.root_cert);
-                    client::client(config.clone(), answered.clone())?
-                }
-            };
             let config = watcher::Config {
                 initial_list_strategy: follower.strategy.clone(),
                 ..watcher::Config::default()
             };
-            let nodes = watcher(Api::<WatchedNode>::all(client), config.page_size(PAGE));
+            let nodes = watcher(Api::<WatchedNode>::all(client.clone()), config.page_size(PAGE));
             if follower.follow(Box::pin(nodes)).await == Next::Stop {
                 seeing_to.abort();
                 return Ok(());
+            }
+            // Files may be half written at this moment: then it goes on as it was, and comes here again.
+            let renewed = match self.server.config(self.pace.silence).await {
+                Ok(config) => {
+                    let trusted = config.root_cert.clone();
+                    client::client(config, answered.clone()).map(|client| (client, trusted))
+                }
+                Err(error) => Err(error),
+            };
+            match renewed {
+                Ok((renewed, trusted)) => {
+                    client = renewed;
+                    follower.trusted = trusted;
+                }
+                Err(error) => warn!("{error}; going on with what was read before"),
             }
         }
     }
@@ -192,7 +193,8 @@ impl Follower<'_> {
             tokio::select! {
                 () = self.events.closed() => return Next::Stop,
                 () = sleep_until(self.next_send), if self.unsent => self.send().await,
-                () = sleep_until(self.next_save) => self.save().await,
+                () = sleep_until(self.next_save), if !self.cache.is_saving() => self.save(),
+                () = self.cache.saved() => {}
                 () = sleep_until(patience), if self.awaits_cache() => {
                     let silent = format!("no list within {:?}", self.source.pace.patience);
                     self.use_cache(&silent).await;
@@ -235,6 +237,10 @@ impl Follower<'_> {
             Watched::InitDone => {
                 let list = std::mem::take(&mut self.listing);
                 self.unsent |= !self.has_list || list != self.known;
+                self.cache.is_old |= self.unsent;
+                if !self.has_list {
+                    self.next_save = Instant::now();
+                }
                 self.known = list;
                 self.has_list = true;
                 self.is_listing = false;
@@ -266,10 +272,10 @@ impl Follower<'_> {
         self.next_send = Instant::now() + self.source.pace.rest;
     }
 
-    async fn save(&mut self) {
+    fn save(&mut self) {
         self.next_save = Instant::now() + self.source.pace.saving;
         if self.has_list && !self.is_listing && self.lost.is_none() {
-            self.cache.save(self.known.values().filter_map(|node| node.as_ref().ok())).await;
+            self.cache.save(self.known.values().filter_map(|node| node.as_ref().ok()));
         }
     }
 
