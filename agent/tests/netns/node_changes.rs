@@ -139,8 +139,8 @@ fn a_pod_cidr_that_goes_from_one_node_to_another_is_never_nobodys() {
     said(one, "WARN", "node node3 is skipped: its podCIDR 10.244.2.0/24 overlaps");
     api.delete("node2");
     said(one, "INFO", "node node3 has joined: podCIDR 10.244.2.0/24, InternalIP 10.200.0.3");
-    let ready = || lab.node(2).add_pod("server").ok();
-    exchange(&client, &wait_until(ready).expect("the successor serves"));
+    said(lab.node(2), "INFO", "addresses are handed out from this node's podCIDR network=10.244.2.0/24");
+    exchange(&client, &lab.node(2).add_pod("server").unwrap());
 }
 
 #[test]
@@ -205,8 +205,9 @@ fn a_list_without_this_node_takes_nothing_away() {
     exchange(&client, &server);
     assert_eq!(dump(one, maps::NODES), before);
     api.set(&all);
-    let ready = || one.add_pod("late").ok();
-    exchange(&wait_until(ready).expect("it serves again"), &server);
+    let serves = || (metric(one, "podwire_ready") == "1").then_some(());
+    assert!(wait_until(serves).is_some(), "{}", one.agent_log_tail(20));
+    exchange(&one.add_pod("late").unwrap(), &server);
 }
 
 #[test]
