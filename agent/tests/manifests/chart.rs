@@ -1,8 +1,9 @@
 //! The chart, and what is rendered from it.
 
 use std::fs;
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use xtask::manifests::{self, Release};
 
@@ -34,11 +35,15 @@ fn values_reach_what_they_are_for() -> Result<()> {
     let documents = documents::rendered(of_k3s)?;
     let data = &find(&documents, "ConfigMap", "podwire")?["data"];
     let config: Value = serde_saphyr::from_str(data["config.yaml"].as_str().context("no config.yaml")?)?;
-    assert_eq!(config, json!({ "mode": "direct", "uplink": ["eth0", "eth1"], "mtu": 1400 }));
+    assert_eq!(
+        config,
+        json!({ "mode": "direct", "uplink": ["eth0", "eth1"], "mtu": 1400, "log-level": "off" })
+    );
     assert_eq!(data["non-masquerade"], "10.0.0.0/8\n172.16.0.0/12\n");
     for name in ["podwire", "podwire-uninstall"] {
         let daemon_set = find(&documents, "DaemonSet", name)?;
-        let labels = json!({ "kubernetes.io/os": "linux", "pod-network": "podwire" });
+        let labels =
+            json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "pod-network": "podwire" });
         assert_eq!(daemon_set["spec"]["template"]["spec"]["nodeSelector"], labels);
         let text = daemon_set.to_string();
         for start in ["\"", "="] {
@@ -49,7 +54,6 @@ fn values_reach_what_they_are_for() -> Result<()> {
     }
 
     let documents = documents::rendered(private)?;
-    assert!(documents.iter().all(|one| one["kind"] != "ValidatingAdmissionPolicy"));
     for document in documents.iter().filter(|one| !one["metadata"]["namespace"].is_null()) {
         assert_eq!(document["metadata"]["namespace"], "podwire-system");
     }
@@ -65,7 +69,9 @@ fn values_reach_what_they_are_for() -> Result<()> {
             assert_eq!(container["imagePullPolicy"], "Always");
         }
     }
-    let agent = &find(&documents, "DaemonSet", "podwire")?["spec"]["template"]["spec"]["containers"][0];
+    let pod = &find(&documents, "DaemonSet", "podwire")?["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"]["seccompProfile"], json!({ "type": "Unconfined" }));
+    let agent = &pod["containers"][0];
     assert!(words(&agent["args"]).contains(&"--metrics-address=0.0.0.0:19790"));
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         assert_eq!(agent[probe]["httpGet"]["port"], 19790, "{probe}");
@@ -74,15 +80,94 @@ fn values_reach_what_they_are_for() -> Result<()> {
 }
 
 #[test]
-fn the_line_for_k3s_in_the_readme_does_what_the_values_do() -> Result<()> {
+fn the_lines_for_kubectl_in_the_readme_do_what_the_values_do() -> Result<()> {
     let [bin, conf] = ["/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/agent/etc/cni/net.d"];
-    let line = format!("sed 's#/opt/cni/bin#{bin}#g; s#/etc/cni/net.d#{conf}#g' manifests/podwire.yaml");
-    let readme = fs::read_to_string(manifests::root().join("README.md"))?;
-    assert!(readme.contains(&line), "README.md lacks: {line}");
-    let text = fs::read_to_string(manifests::root().join("manifests/podwire.yaml"))?;
-    let edited = documents::parse(&text.replace("/opt/cni/bin", bin).replace("/etc/cni/net.d", conf))?;
-    let rendered = rendered_with(json!({ "cni": { "binDir": bin, "confDir": conf } }))?;
-    assert_eq!(find(&edited, "DaemonSet", "podwire")?, find(&rendered, "DaemonSet", "podwire")?);
+    let k3s = format!("s#/opt/cni/bin#{bin}#g; s#/etc/cni/net.d#{conf}#g");
+    let both = &["podwire", "podwire-uninstall"][..];
+    for (script, names, values) in [
+        (&*k3s, both, json!({ "cni": { "binDir": bin, "confDir": conf } })),
+        (
+            "s#podwire/podwire:#REGISTRY/podwire:#",
+            both,
+            json!({ "image": { "repository": "REGISTRY/podwire" } }),
+        ),
+        ("s#IfNotPresent#Never#", both, json!({ "image": { "pullPolicy": "Never" } })),
+        ("s#RuntimeDefault#Unconfined#", &["podwire"], json!({ "seccompProfile": "Unconfined" })),
+    ] {
+        let rendered = rendered_with(values)?;
+        for name in names {
+            let file = format!("manifests/{}.yaml", name.trim_start_matches("podwire-"));
+            let edited = documents::parse(&edited("README.md", script, &file)?)?;
+            assert_eq!(find(&edited, "DaemonSet", name)?, find(&rendered, "DaemonSet", name)?, "{script}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_lines_for_a_part_of_the_nodes_in_the_way_from_flannel_choose_them() -> Result<()> {
+    for (script, file, name, label, value) in [
+        (
+            "s#kubernetes.io/os: linux#pod-network: podwire#",
+            "manifests/podwire.yaml",
+            "podwire",
+            "pod-network",
+            "podwire",
+        ),
+        (
+            "s#kubernetes.io/os: linux#kubernetes.io/hostname: NODE#",
+            "manifests/uninstall.yaml",
+            "podwire-uninstall",
+            "kubernetes.io/hostname",
+            "NODE",
+        ),
+    ] {
+        let documents = documents::parse(&edited("agent/src/migrate_flannel/steps.txt", script, file)?)?;
+        let chosen = &find(&documents, "DaemonSet", name)?["spec"]["template"]["spec"]["nodeSelector"];
+        assert_eq!(*chosen, json!({ label: value, "kubernetes.io/arch": "amd64" }));
+    }
+    Ok(())
+}
+
+/// A manifest after what a text tells operators to do with it.
+fn edited(text: &str, script: &str, file: &str) -> Result<String> {
+    let told = fs::read_to_string(manifests::root().join(text))?;
+    // Both manifests may be named in one line.
+    let line = told.lines().find(|line| line.contains(&format!("sed '{script}'")) && line.contains(file));
+    line.with_context(|| format!("{text} lacks: sed '{script}' {file}"))?;
+    let output = Command::new("sed").args([script, file]).current_dir(manifests::root()).output()?;
+    ensure!(output.status.success(), "sed {script} {file}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+fn no_agent_and_no_removal_are_on_one_node() -> Result<()> {
+    let documents = rendered_with(json!({}))?;
+    let agent = &find(&documents, "DaemonSet", "podwire")?["spec"]["template"]["metadata"]["labels"];
+    let uninstall = &find(&documents, "DaemonSet", "podwire-uninstall")?["spec"]["template"];
+    let kept_off =
+        &uninstall["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    assert_eq!(kept_off[0]["topologyKey"], "kubernetes.io/hostname");
+    let chosen = kept_off[0]["labelSelector"]["matchLabels"].as_object().context("nothing is kept off")?;
+    let own = &uninstall["metadata"]["labels"];
+    assert!(chosen.iter().all(|(name, value)| agent[name] == *value), "{chosen:?}");
+    assert!(chosen.iter().any(|(name, value)| own[name] != *value), "of two of its own one could not come");
+    Ok(())
+}
+
+#[test]
+fn a_word_that_helms_yaml_takes_for_a_boolean_stays_a_word() -> Result<()> {
+    let list = fs::read_to_string(manifests::chart().join("config.yaml"))?;
+    assert!(list.contains("\n#uplink-xdp: \"off\"\n"), "{list}");
+    let documents = rendered_with(json!({ "config": { "uplink-xdp": "off" } }))?;
+    let data = &find(&documents, "ConfigMap", "podwire")?["data"];
+    let text = data["config.yaml"].as_str().context("no config.yaml")?;
+    assert!(text.ends_with("\nuplink-xdp: \"off\"\n"), "{text}");
+    // Without quotes it is a boolean for helm, which the schema refuses; so no option may be one.
+    let schema: Value =
+        serde_json::from_str(&fs::read_to_string(manifests::chart().join("values.schema.json"))?)?;
+    let kinds = &schema["properties"]["config"]["additionalProperties"]["type"];
+    assert_eq!(*kinds, json!(["string", "integer", "array"]));
     Ok(())
 }
 

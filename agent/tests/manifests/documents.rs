@@ -34,7 +34,7 @@ pub fn other_releases() -> Vec<Release> {
             "binDir": "/var/lib/rancher/k3s/data/cni",
             "confDir": "/var/lib/rancher/k3s/agent/etc/cni/net.d",
         },
-        "config": { "mode": "direct", "uplink": ["eth0", "eth1"], "mtu": 1400 },
+        "config": { "mode": "direct", "uplink": ["eth0", "eth1"], "mtu": 1400, "log-level": "off" },
         "nonMasquerade": ["10.0.0.0/8", "172.16.0.0/12"],
         "maxUnavailable": 1,
         "nodeSelector": { "pod-network": "podwire" },
@@ -44,11 +44,12 @@ pub fn other_releases() -> Vec<Release> {
             "pullSecrets": [{ "name": "own" }] },
         "metrics": { "address": "0.0.0.0", "port": 19790 },
         "resources": { "limits": { "memory": "1Gi" } },
+        "seccompProfile": "Unconfined",
     });
     vec![
         Release::default(),
         Release { values: of_k3s, ..Release::default() },
-        Release { values: private, namespace: "podwire-system".to_owned(), api_versions: Vec::new() },
+        Release { values: private, namespace: "podwire-system".to_owned() },
     ]
 }
 

@@ -42,6 +42,15 @@ fn every_default_in_the_list_can_be_had_by_taking_its_mark_away() -> Result<()> 
 }
 
 #[test]
+fn no_option_is_a_boolean() -> Result<()> {
+    for option in manifests::options(&help("agent")?)? {
+        let default = option.default.as_deref().unwrap_or_default();
+        assert!(!option.value.is_empty() && !["true", "false"].contains(&default), "{option:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn every_argument_and_variable_is_one_of_the_programs() -> Result<()> {
     each_container(|container| {
         let (_, options) = command(container)?;
@@ -124,11 +133,26 @@ fn what_reads_a_node_list_has_the_right_to_and_nothing_else_has_a_token() -> Res
     let rules = find(&documents, "ClusterRole", "podwire")?["rules"].as_array().context("no rules")?;
     let rights: Vec<(Vec<&str>, Vec<&str>)> =
         rules.iter().map(|rule| (words(&rule["resources"]), words(&rule["verbs"]))).collect();
-    assert_eq!(
-        rights,
-        [(vec!["nodes"], vec!["get", "list", "watch"]), (vec!["nodes/status"], vec!["patch"])]
-    );
+    assert_eq!(rights, [(vec!["nodes"], vec!["list", "watch"]), (vec!["nodes/status"], vec!["patch"])]);
     Ok(())
+}
+
+#[test]
+fn each_container_has_the_capabilities_that_it_needs_and_no_other() -> Result<()> {
+    each_container(|container| {
+        let needed: &[&str] = match command(container)?.0.as_str() {
+            "agent" => &["NET_ADMIN", "BPF", "PERFMON", "DAC_OVERRIDE"],
+            "install" => &["DAC_OVERRIDE"],
+            "uninstall" => &["NET_ADMIN", "DAC_OVERRIDE"],
+            _ => &[],
+        };
+        let capabilities = &container["securityContext"]["capabilities"];
+        assert_eq!(
+            (words(&capabilities["drop"]), words(&capabilities["add"])),
+            (vec!["ALL"], needed.to_vec())
+        );
+        Ok(())
+    })
 }
 
 /// Does this with every container of every release, and says of which an error is.

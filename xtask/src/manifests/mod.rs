@@ -16,8 +16,6 @@ pub use reference::config_reference;
 
 /// The chart's part that kubectl gets as a manifest of its own: for helm it is a hook.
 const UNINSTALL: &str = "uninstall.yaml";
-/// The API that a part of the chart is left out without.
-pub const ADMISSION_POLICY: &str = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy";
 
 /// An installation of the chart.
 #[derive(Clone, Debug)]
@@ -26,18 +24,12 @@ pub struct Release {
     pub values: Value,
     /// The namespace.
     pub namespace: String,
-    /// What the cluster has, of what the chart asks for.
-    pub api_versions: Vec<String>,
 }
 
 impl Default for Release {
     /// What the manifests for kubectl are rendered with.
     fn default() -> Self {
-        Self {
-            values: json!({}),
-            namespace: "kube-system".to_owned(),
-            api_versions: vec![ADMISSION_POLICY.to_owned()],
-        }
+        Self { values: json!({}), namespace: "kube-system".to_owned() }
     }
 }
 
@@ -50,7 +42,6 @@ impl Release {
         let request = json!({
             "Values": self.values,
             "Namespace": self.namespace,
-            "APIVersions": self.api_versions,
         });
         let mut command = Command::new("go");
         command

@@ -6,17 +6,24 @@ use crate::manifests::CommandOption;
 const WIDTH: usize = 118;
 const HEAD: &str = "\
 # Options of the agent, each with its default. To set one, take away the # before its name.
-# Agents read this file when they start: kubectl rollout restart daemonset podwire has them all start anew.
+# Agents read this file when they start; they all start anew with
+# kubectl --namespace kube-system rollout restart daemonset podwire
 ";
 
 /// Every option, commented out.
 pub fn config_reference(options: &[&CommandOption]) -> String {
     let entries = options.iter().map(|option| {
         let description: String = option.description.iter().map(|line| comment(line)).collect();
-        let value = option.default.as_ref().unwrap_or(&option.value);
+        let value = in_yaml(option.default.as_ref().unwrap_or(&option.value));
         format!("\n{description}#{}: {value}\n", option.name)
     });
     std::iter::once(HEAD.to_owned()).chain(entries).collect()
+}
+
+/// A value as a word: YAML 1.1, which helm reads, takes some words for booleans.
+fn in_yaml(value: &str) -> String {
+    let is_boolean = ["y", "n", "yes", "no", "on", "off", "true", "false"].contains(&value);
+    if is_boolean { format!("\"{value}\"") } else { value.to_owned() }
 }
 
 /// A line as a comment, of as many lines as it needs.

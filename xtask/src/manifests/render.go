@@ -23,25 +23,10 @@ type Request struct {
 	Values map[string]interface{}
 	// Of the release.
 	Namespace string
-	// Of the cluster.
-	APIVersions Versions
 }
 
 // Chart is what helm shows to templates of Chart.yaml.
 type Chart struct{ Name, Version, AppVersion string }
-
-// Versions is `.Capabilities.APIVersions`.
-type Versions []string
-
-// Has tells whether the cluster has an API.
-func (versions Versions) Has(wanted string) bool {
-	for _, version := range versions {
-		if version == wanted {
-			return true
-		}
-	}
-	return false
-}
 
 // Files is `.Files`.
 type Files struct{ folder string }
@@ -73,11 +58,10 @@ func main() {
 		template.Must(templates.New(filepath.Base(path)).Parse(string(text)))
 	}
 	context := map[string]interface{}{
-		"Values":       values,
-		"Chart":        chart,
-		"Release":      map[string]string{"Name": "podwire", "Namespace": request.Namespace},
-		"Capabilities": map[string]interface{}{"APIVersions": request.APIVersions},
-		"Files":        Files{folder},
+		"Values":  values,
+		"Chart":   chart,
+		"Release": map[string]string{"Name": "podwire", "Namespace": request.Namespace},
+		"Files":   Files{folder},
 	}
 	rendered := map[string]string{}
 	for _, path := range paths {

@@ -34,7 +34,8 @@ const MASKED: [&str; 10] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What is translated below, or concerns what happens before a pod is on a node.
-const OF_A_POD: [&str; 14] = [
+const OF_A_POD: [&str; 15] = [
+    "affinity",
     "automountServiceAccountToken",
     "containers",
     "dnsPolicy",
