@@ -32,32 +32,34 @@ pub fn text(socket: &Path) -> String {
 /// Whether the folder's has this text.
 ///
 /// # Errors
-/// [`Error::File`].
+/// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn is_there(folder: &Path, text: &str) -> Result<bool, Error> {
     let path = folder.join(FILE);
     match fs::read(&path) {
         Ok(found) => Ok(found == text.as_bytes()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::file("read", path)(error)),
+        Err(error) => Err(Error::in_shared(folder)(Error::file("read", path)(error))),
     }
 }
 
 /// Writes it, in one step: runtimes look at the folder whenever it changes.
 ///
 /// # Errors
-/// [`Error::File`].
+/// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn write(folder: &Path, text: &str) -> Result<(), Error> {
-    store::replace(&folder.join(FILE), text.as_bytes())
+    store::replace(&folder.join(FILE), text.as_bytes()).map_err(Error::in_shared(folder))
 }
 
 /// Removes it, and what an agent that was killed meanwhile has begun. Nothing happens when it is not there.
 ///
 /// # Errors
-/// [`Error::File`].
+/// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn remove(folder: &Path) -> Result<(), Error> {
     let path = folder.join(FILE);
     for path in [path.with_extension(store::BEGUN), path] {
-        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))?;
+        absent_is_fine(fs::remove_file(&path))
+            .map_err(Error::file("remove", path))
+            .map_err(Error::in_shared(folder))?;
     }
     Ok(())
 }

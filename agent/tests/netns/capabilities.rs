@@ -15,7 +15,7 @@ const FORWARDING: &str = "net/ipv4/ip_forward";
 /// - `bpf`: a map cannot be made.
 /// - `net_admin`: `ip_forward` cannot be set; then devices, routes, filters, the firewall's rules, connection tracking.
 /// - `perfmon`: the verifier refuses the programs ("pointer arithmetic with it prohibited for !root").
-const NEEDED: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
+pub const NEEDED: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
 /// The same as `CapEff` has it: bits 12, 38 and 39 (include/uapi/linux/capability.h).
 const MASK: &str = "000000c000001000";
 
