@@ -12,7 +12,9 @@ use crate::store;
 
 /// Its file name. Runtimes go by the order of names.
 pub const FILE: &str = "10-podwire.conflist";
-/// For an agent with the default socket.
+/// For an agent with the default socket. It offers no version with STATUS, which runtimes call every few seconds from 1.1.0 on: while an agent
+/// is replaced the answer can only be that no pod can be added, and a node of which the runtime says that counts as not ready, for the pods
+/// that it has as well.
 const TEXT: &str = include_str!("../../manifests/10-podwire.conflist");
 /// What runtimes take for a network configuration.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
@@ -30,32 +32,34 @@ pub fn text(socket: &Path) -> String {
 /// Whether the folder's has this text.
 ///
 /// # Errors
-/// [`Error::File`].
+/// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn is_there(folder: &Path, text: &str) -> Result<bool, Error> {
     let path = folder.join(FILE);
     match fs::read(&path) {
         Ok(found) => Ok(found == text.as_bytes()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::file("read", path)(error)),
+        Err(error) => Err(Error::in_shared(folder)(Error::file("read", path)(error))),
     }
 }
 
 /// Writes it, in one step: runtimes look at the folder whenever it changes.
 ///
 /// # Errors
-/// [`Error::File`].
+/// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn write(folder: &Path, text: &str) -> Result<(), Error> {
-    store::replace(&folder.join(FILE), text.as_bytes())
+    store::replace(&folder.join(FILE), text.as_bytes()).map_err(Error::in_shared(folder))
 }
 
 /// Removes it, and what an agent that was killed meanwhile has begun. Nothing happens when it is not there.
 ///
 /// # Errors
-/// [`Error::File`].
+/// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn remove(folder: &Path) -> Result<(), Error> {
     let path = folder.join(FILE);
     for path in [path.with_extension(store::BEGUN), path] {
-        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))?;
+        absent_is_fine(fs::remove_file(&path))
+            .map_err(Error::file("remove", path))
+            .map_err(Error::in_shared(folder))?;
     }
     Ok(())
 }
@@ -88,6 +92,15 @@ mod tests {
         assert_eq!(named["plugins"][0]["socket"], "/run/other/agent.sock");
         assert_eq!(named["plugins"][0]["type"], "podwire-cni");
         assert!(!TEXT.contains("socket"));
+    }
+
+    #[test]
+    fn no_runtime_takes_a_version_that_has_status() {
+        for socket in [DEFAULT_SOCKET, "/run/other/agent.sock"] {
+            let configuration: Value = serde_json::from_str(&text(Path::new(socket))).unwrap();
+            assert_eq!(configuration["cniVersion"], "1.0.0");
+            assert_eq!(configuration.get("cniVersions"), None, "the latest of these is taken");
+        }
     }
 
     #[test]

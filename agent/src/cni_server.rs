@@ -36,13 +36,15 @@ pub struct CniServer {
     path: PathBuf,
     /// Of its file: device and inode.
     file: (u64, u64),
+    /// Why no plugin reaches it, as it was last said.
+    unreachable: Option<String>,
 }
 
 impl CniServer {
     /// Makes the socket: mode 0600 from its first moment under its name. One that a dead agent left is replaced.
     ///
     /// # Errors
-    /// [`Error::SocketInUse`] when somebody listens there; [`Error::File`].
+    /// [`Error::SocketInUse`] when somebody listens there; [`Error::RemovedFolder`]; [`Error::File`].
     pub fn bind(path: &Path) -> Result<Self, Error> {
         if BlockingStream::connect(path).is_ok() {
             return Err(Error::SocketInUse { path: path.into() });
@@ -53,12 +55,17 @@ impl CniServer {
         }
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
         let _ = fs::remove_file(&temporary);
-        let listener = UnixListener::bind(&temporary).map_err(Error::file("listen on", &temporary))?;
+        let listener =
+            UnixListener::bind(&temporary).map_err(|error| match (error.kind(), path.parent()) {
+                // It was there a moment ago.
+                (io::ErrorKind::NotFound, Some(folder)) => Error::RemovedFolder { path: folder.into() },
+                _ => Error::file("listen on", &temporary)(error),
+            })?;
         fs::set_permissions(&temporary, Permissions::from_mode(0o600))
             .and_then(|()| fs::rename(&temporary, path))
             .map_err(Error::file("listen on", path))?;
         let file = identity(path).map_err(Error::file("look up", path))?;
-        Ok(Self { listener, path: path.into(), file })
+        Ok(Self { listener, path: path.into(), file, unreachable: None })
     }
 
     /// Whether the file that plugins connect to is this socket's.
@@ -67,34 +74,49 @@ impl CniServer {
     }
 
     /// Listens again when somebody has removed or replaced the socket's file: no plugin finds this one any more.
-    fn listen_again(&mut self) {
+    ///
+    /// # Errors
+    /// [`Error::RemovedFolder`]: only a new mount helps, which a container gets when it starts anew.
+    fn listen_again(&mut self) -> Result<(), Error> {
         if self.has_its_file() {
-            return;
+            self.unreachable = None;
+            return Ok(());
         }
         match Self::bind(&self.path) {
             Ok(server) => {
                 warn!(socket = %self.path.display(), "the socket's file was removed or replaced: a new one is listened on");
                 *self = server;
             }
+            Err(gone @ Error::RemovedFolder { .. }) => return Err(gone),
             Err(error) => {
-                error!("the socket's file was removed or replaced, and no plugin reaches this agent: {error}")
+                let why = Some(error.to_string());
+                if self.unreachable != why {
+                    error!(
+                        "the socket's file was removed or replaced, and no plugin reaches this agent: {error}"
+                    );
+                    self.unreachable = why;
+                }
             }
         }
+        Ok(())
     }
 
     /// Serves until nobody receives the events any more.
-    pub async fn serve(mut self, events: mpsc::Sender<Event>) {
+    ///
+    /// # Errors
+    /// [`Error::RemovedFolder`].
+    pub async fn serve(mut self, events: mpsc::Sender<Event>) -> Result<(), Error> {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         let mut looks = interval(INTERVAL);
         loop {
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
+                return Ok(());
             };
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
-                () = events.closed() => return,
+                () = events.closed() => return Ok(()),
                 _ = looks.tick() => {
-                    self.listen_again();
+                    self.listen_again()?;
                     continue;
                 }
             };
@@ -225,6 +247,7 @@ mod tests {
     use super::*;
     use podwire_cni::protocol::{Attachment, Call, MAX_FRAME};
     use std::io::{Read, Write};
+    use std::os::fd::AsRawFd as _;
 
     fn request() -> Request {
         let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
@@ -377,23 +400,37 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();
         let mut server = CniServer::bind(&path).unwrap();
-        server.listen_again();
+        server.listen_again().unwrap();
         let first = server.file;
         fs::remove_dir_all(path.parent().unwrap()).unwrap();
-        server.listen_again();
+        server.listen_again().unwrap();
         BlockingStream::connect(&path).unwrap();
         // Of somebody who has ended since.
         fs::remove_file(&path).unwrap();
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        server.listen_again();
+        server.listen_again().unwrap();
         BlockingStream::connect(&path).unwrap();
         assert!(server.has_its_file() && first.0 == server.file.0);
         // Another's is left alone, also at the end.
         fs::remove_file(&path).unwrap();
         let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        server.listen_again();
+        server.listen_again().unwrap();
         drop(server);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_was_removed_under_its_mount_ends_the_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = fs::File::open(folder.path()).unwrap();
+        // As by a mount, the folder is reached whether or not it has a name.
+        let path = PathBuf::from(format!("/proc/self/fd/{}/agent.sock", held.as_raw_fd()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let mut server = CniServer::bind(&path).unwrap();
+        server.listen_again().unwrap();
+        folder.close().unwrap();
+        assert!(matches!(server.listen_again(), Err(Error::RemovedFolder { .. })));
     }
 
     #[test]

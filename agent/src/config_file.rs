@@ -48,6 +48,15 @@ pub enum ConfigFileError {
     },
 }
 
+/// The options of a file that the agent does not run with.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unheeded {
+    /// Those that were otherwise when the agent was started.
+    pub changed: Vec<String>,
+    /// Those that the command line or the environment gives otherwise.
+    pub overridden: Vec<String>,
+}
+
 /// The command line, alone and with what the file of `--config` adds to it.
 #[derive(Debug)]
 pub struct CommandLine {
@@ -81,13 +90,15 @@ impl CommandLine {
         &self.complete
     }
 
-    /// Sends, now and after every change of the file, which options it wants otherwise than they were, or what is wrong with it.
+    /// Sends, now and after every change of the file, what of it does not count, or what is wrong with it.
     ///
     /// # Errors
     /// Those of [`watched_file::watch`].
     pub async fn watch(self, path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
         let compare = |text: &str| {
-            Ok(differences(&self.options_of(&self.complete)?, &self.options_of(&self.with(text)?)?))
+            let changed =
+                differences(&self.options_of(&self.complete)?, &self.options_of(&self.with(text)?)?);
+            Ok(Unheeded { changed, overridden: self.overridden(text)? })
         };
         let compare = |file: Result<File, String>| {
             let text = file.and_then(|file| io::read_to_string(file).map_err(|error| error.to_string()))?;
@@ -101,13 +112,32 @@ impl CommandLine {
         let given = self.matches().ok_or("the command line does not parse")?;
         let mut arguments = self.given.clone();
         for (name, values) in parse(self.agent()?, text)? {
-            let option = options(self.agent()?).find(|option| option.get_long() == Some(&name));
-            let source = option.and_then(|option| given.value_source(option.get_id().as_str()));
-            if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
+            if self.given_for(&given, &name)?.is_none() {
                 arguments.extend(values.iter().map(|value| argument(&name, value)));
             }
         }
         Ok(arguments)
+    }
+
+    /// The options that the file wants otherwise than the command line or the environment, which come first.
+    fn overridden(&self, text: &str) -> Result<Vec<String>, String> {
+        let given = self.matches().ok_or("the command line does not parse")?;
+        let mut overridden = Vec::new();
+        for (name, values) in parse(self.agent()?, text)? {
+            if self.given_for(&given, &name)?.is_some_and(|given| given != values) {
+                overridden.push(name);
+            }
+        }
+        Ok(overridden)
+    }
+
+    /// An option's values on the command line or in the environment.
+    fn given_for(&self, given: &ArgMatches, name: &str) -> Result<Option<Vec<OsString>>, String> {
+        let option = options(self.agent()?).find(|option| option.get_long() == Some(name));
+        let id = option.map(|option| option.get_id().as_str()).filter(|id| {
+            matches!(given.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+        });
+        Ok(id.map(|id| given.get_raw(id).into_iter().flatten().map(OsString::from).collect()))
     }
 
     /// What is given of the agent's options, whether or not all that must be given is.

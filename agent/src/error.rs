@@ -1,8 +1,11 @@
 //! What can go wrong at the edges. Each names the operation, the object and, where there is one, the way out.
 
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
+use rustix::process::geteuid;
 use thiserror::Error;
 
 /// An error of the kernel's or the disk's.
@@ -18,6 +21,18 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// A folder that another tool has made for a user of its own.
+    #[error("{operation} {}: permission denied: {} belongs to user {owner}, and root without the capability DAC_OVERRIDE may not write there: run `chown root:root {}` on the node, or add the capability", path.display(), folder.display(), folder.display())]
+    FolderOfAnother {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The folder that it is in, or is.
+        folder: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
     /// The runtime's plugins are elsewhere.
     #[error("the folder of plugins {} does not exist: create it, or name the one that the runtime has with --cni-bin-dir", path.display())]
     NoPluginFolder {
@@ -25,7 +40,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A second agent on one state folder.
-    #[error("the state folder {} belongs to a running agent (process {pid}): stop that one, or give this one another --state-dir", path.display())]
+    #[error("the state folder {} is in use by another agent, or by `podwire uninstall` (process {pid}, by the number that it has in its own container): end that one, or give this one another --state-dir", path.display())]
     StateLocked {
         /// The folder.
         path: PathBuf,
@@ -33,17 +48,21 @@ pub enum Error {
         pid: String,
     },
     /// An agent that is in the way.
-    #[error("an agent (process {pid}) serves {}: stop it first, and whatever would start it again", path.display())]
+    #[error("an agent runs on this node and uses {}: stop it first, and whatever would start it again; nothing was touched", path.display())]
     AgentRuns {
-        /// The socket.
+        /// The state folder or the socket.
         path: PathBuf,
-        /// Its process, as the kernel knows it.
-        pid: String,
     },
     /// A second agent on one socket.
     #[error("another agent serves {}: stop that one, or give this one another --socket", path.display())]
     SocketInUse {
         /// The socket.
+        path: PathBuf,
+    },
+    /// A folder without a name, in which nothing can be made: it was removed where it was mounted from.
+    #[error("{} is the mount of a folder that was removed: mount one that is there; a runtime does so when the container starts anew", path.display())]
+    RemovedFolder {
+        /// The folder.
         path: PathBuf,
     },
     /// A request to the kernel's routing socket.
@@ -135,6 +154,18 @@ impl Error {
     pub fn file(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { operation, path, source }
+    }
+
+    /// Of something in a folder that other tools use as well: whose it is, if that is why.
+    pub(crate) fn in_shared(folder: &Path) -> impl FnOnce(Self) -> Self {
+        move |error| match (error, fs::metadata(folder).map(|folder| folder.uid())) {
+            (Self::File { operation, path, source }, Ok(owner))
+                if source.raw_os_error() == Some(libc::EACCES) && owner != geteuid().as_raw() =>
+            {
+                Self::FolderOfAnother { operation, path, folder: folder.into(), owner }
+            }
+            (other, _) => other,
+        }
     }
 }
 

@@ -34,19 +34,19 @@ pub struct Options {
 /// attempt that was interrupted has left is written over.
 ///
 /// # Errors
-/// [`Error::NoPluginFolder`], [`Error::File`].
+/// [`Error::NoPluginFolder`], [`Error::FolderOfAnother`], [`Error::File`].
 pub fn run(options: &Options) -> Result<(), Error> {
     let source = options.plugin.clone().map_or_else(beside_this_program, Ok)?;
     let plugin = fs::read(&source).map_err(Error::file("read the plugin (--plugin)", &source))?;
     let folder = &options.cni_bin_dir;
     let held = File::open(folder).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Error::NoPluginFolder { path: folder.clone() },
-        _ => Error::file("open the folder of plugins", folder)(error),
+        _ => Error::in_shared(folder)(Error::file("open the folder of plugins", folder)(error)),
     })?;
     // Two at once would write into one another's file before it has its name.
     flock(&held, FlockOperation::LockExclusive).map_err(|errno| Error::file("lock", folder)(errno.into()))?;
     let installed = folder.join(PLUGIN);
-    store::replace_executable(&installed, &plugin)?;
+    store::replace_executable(&installed, &plugin).map_err(Error::in_shared(folder))?;
     store::sync_folder(folder)?;
     info!(path = %installed.display(), bytes = plugin.len(), "plugin installed");
     Ok(())
@@ -55,11 +55,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
 /// Takes the plugin away again, and what an attempt that was interrupted has left. Nothing happens when it is not there.
 ///
 /// # Errors
-/// [`Error::File`].
+/// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn remove(folder: &Path) -> Result<(), Error> {
     let installed = folder.join(PLUGIN);
     for path in [installed.with_extension(store::BEGUN), installed] {
-        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))?;
+        absent_is_fine(fs::remove_file(&path))
+            .map_err(Error::file("remove", path))
+            .map_err(Error::in_shared(folder))?;
     }
     Ok(())
 }

@@ -171,15 +171,16 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     if let Some(file) = config_file {
         watching.spawn(lasting(command_line.watch(file, events.clone())));
     }
-    let serving = tokio::spawn(server.serve(events));
+    let mut serving = tokio::spawn(server.serve(events));
     tokio::select! {
         () = daemon.run(queue) => {}
         // A node list that cannot be watched would leave this node alone in the cluster, silently.
         Some(failed) = watching.join_next() => failed??,
+        // No plugin reaches an agent without it.
+        ended = &mut serving => return Ok(ended??),
     }
     // It ends when the queue is gone, and the socket's file with it.
-    serving.await?;
-    Ok(())
+    Ok(serving.await??)
 }
 
 /// A source that ends only with the agent, or because it cannot be one.

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use podwire_common::names::{VXLAN_DEVICE, programs};
-use rustix::net::sockopt::socket_peercred;
 use tracing::{error, info, warn};
 
 use crate::before::Before;
@@ -60,14 +59,14 @@ impl Failures {
 /// Removes everything. Gives the number of things that could not be removed, each of which was named.
 ///
 /// # Errors
-/// [`Error::StateLocked`] or [`Error::AgentRuns`] while an agent runs, [`Error::File`] or [`Error::Netlink`] when that or what is there
+/// [`Error::AgentRuns`] while an agent runs, [`Error::File`] or [`Error::Netlink`] when that or what is there
 /// cannot be found out: then nothing was touched.
 pub async fn run(options: &Options) -> Result<usize, Error> {
     let places = &options.places;
     let socket = places.socket();
     let mut failures = Failures::default();
     let lock = match store::hold(&places.state_dir) {
-        Err(locked @ Error::StateLocked { .. }) => return Err(locked),
+        Err(Error::StateLocked { path, .. }) => return Err(Error::AgentRuns { path }),
         other => failures.note(other),
     };
     refuse_beside_an_agent(&socket)?;
@@ -92,19 +91,21 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     for device in host.devices.values() {
         failures.note(remove_filters(&links, device, &before).await);
     }
-    for error in
-        pins::remove_all(&places.bpf_dir).into_iter().chain(store::erase(&places.state_dir, restored))
-    {
+    for error in pins::remove_all(&places.bpf_dir) {
+        failures.note(Err::<(), _>(error));
+    }
+    // Late: until here it has answered the runtime's DEL, which nobody else would. Before the lock's file goes, since then an agent may
+    // begin, with a plugin and a socket of its own.
+    if let Some(folder) = &options.cni_bin_dir {
+        failures.note(install::remove(folder));
+    }
+    failures.note(absent_is_fine(fs::remove_file(&socket)).map_err(Error::file("remove", &socket)));
+    for error in store::erase(&places.state_dir, restored) {
         failures.note(Err::<(), _>(error));
     }
     drop(lock);
-    failures.note(absent_is_fine(fs::remove_file(&socket)).map_err(Error::file("remove", &socket)));
     for folder in [&places.bpf_dir, &places.run_dir, &places.state_dir] {
         failures.note(remove_folder(folder));
-    }
-    // Last: until here it has answered the runtime's DEL, which nobody else would.
-    if let Some(folder) = &options.cni_bin_dir {
-        failures.note(install::remove(folder));
     }
     name_what_is_left(options);
 
@@ -123,11 +124,10 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
 
 fn refuse_beside_an_agent(socket: &Path) -> Result<(), Error> {
     // Its lock tells as well, unless somebody has removed the state folder.
-    let Ok(stream) = UnixStream::connect(socket) else {
-        return Ok(());
-    };
-    let pid = socket_peercred(&stream).map_or("unknown".into(), |peer| peer.pid.as_raw_nonzero().to_string());
-    Err(Error::AgentRuns { path: socket.into(), pid })
+    match UnixStream::connect(socket) {
+        Ok(_) => Err(Error::AgentRuns { path: socket.into() }),
+        Err(_) => Ok(()),
+    }
 }
 
 /// The pods' links and the tunnel's, with the programs, addresses and routes that they have. Gives the names of the pods'.

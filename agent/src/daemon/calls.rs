@@ -94,7 +94,7 @@ impl Daemon {
 
     /// The endpoint that is asked for, its address and device still open.
     fn plan(&self, add: &Add) -> Result<Endpoint, Failure> {
-        if let Readiness::Waiting(why) = &*self.readiness.borrow() {
+        if let Readiness::Waiting(why) = &self.serving {
             return Err(refuse(codes::TRY_AGAIN_LATER, format!("the agent is not ready: {why}")));
         }
         let expected = host_interface(&add.attachment);

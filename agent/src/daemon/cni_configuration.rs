@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::cni_configuration::{self, FILE};
 use crate::config::Config;
@@ -13,7 +13,7 @@ use crate::error::Error;
 pub(super) struct CniConfiguration {
     folder: PathBuf,
     text: String,
-    /// Whether the agent has ever served: before, pods would get no network by it. What an earlier agent has written stays.
+    /// Whether the agent could ever serve: before, pods would get no network by it. What an earlier agent has written stays.
     begun: bool,
     written: bool,
     /// The folder's configurations, by name.
@@ -33,21 +33,22 @@ impl CniConfiguration {
         Self { folder, text, begun: false, written: false, found: Vec::new(), failed: None }
     }
 
-    /// The agent serves.
+    /// The agent can serve.
     pub(super) fn begin(&mut self) {
-        self.begun = true;
-        self.look();
+        if !self.begun {
+            self.begun = true;
+            self.look();
+        }
     }
 
-    /// Puts ours where it belongs, once the agent has served, and says what has changed since the last look.
+    /// Puts ours where it belongs, once the agent could serve, and says what has changed since the last look.
     pub(super) fn look(&mut self) {
-        let failed = self.try_look().err().map(|error| error.to_string());
-        if let Some(why) = &failed
-            && self.failed != failed
-        {
-            error!("the runtime's network configuration (--cni-conf-dir): {why}");
-        }
-        self.failed = failed;
+        self.failed = self.try_look().err().map(|error| error.to_string());
+    }
+
+    /// Why no runtime may know of the agent.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.failed.as_ref().map(|why| format!("the runtime's network configuration (--cni-conf-dir): {why}"))
     }
 
     /// Whether a runtime that takes the first configuration takes ours.
@@ -111,5 +112,9 @@ mod tests {
         std::fs::remove_dir_all(folder.path()).unwrap();
         configuration.look();
         assert!(!configuration.is_first(), "it cannot be written, and the runtime has none");
+        assert!(configuration.problem().is_some_and(|why| why.contains("--cni-conf-dir")));
+        std::fs::create_dir(folder.path()).unwrap();
+        configuration.look();
+        assert!(ours.exists() && configuration.problem().is_none());
     }
 }

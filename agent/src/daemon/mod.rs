@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
+use crate::config_file::Unheeded;
 use crate::conntrack::Conntrack;
 use crate::dataplane::Dataplane;
 use crate::dataplane::attach::UplinkAttachment;
@@ -56,8 +57,8 @@ pub enum Event {
     NodeListConfirmed,
     /// The networks of `--non-masquerade-file`, or why they cannot be used.
     NonMasquerade(Result<BTreeSet<Ipv4Net>, String>),
-    /// The options that the file of `--config` wants otherwise than they are, or what is wrong with it.
-    ConfigFile(Result<Vec<String>, String>),
+    /// What of the file of `--config` the agent does not run with, or what is wrong with it.
+    ConfigFile(Result<Unheeded, String>),
     /// Time to compare the kernel with what is wanted.
     Tick,
     /// The tables were aged out.
@@ -70,7 +71,7 @@ pub enum Event {
     Stop,
 }
 
-/// Whether ADD is served.
+/// Whether the agent does what it is there for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
     /// Yes.
@@ -159,13 +160,16 @@ pub struct Daemon {
     /// ADDs that are done but for the disk.
     adding: BTreeMap<Attachment, calls::Adding>,
     saving: JoinSet<calls::Saved>,
+    /// Whether ADD is served.
+    serving: Readiness,
+    /// The same, and whether runtimes know of the agent by the configuration that it is to write.
     readiness: watch::Sender<Readiness>,
     /// Why the pods that are there may be cut off, from the last comparison of the kernel with what is wanted.
     limited: Option<String>,
 }
 
 impl Daemon {
-    /// Whether ADD is served, now and after every change.
+    /// Whether the agent is ready, now and after every change.
     pub fn readiness(&self) -> watch::Receiver<Readiness> {
         self.readiness.subscribe()
     }
@@ -221,6 +225,7 @@ impl Daemon {
         if let Some(configuration) = &mut self.cni_configuration {
             configuration.look();
         }
+        self.tell_readiness();
         self.look_after_other_pods().await;
         self.look_after_links_and_pins();
         if !self.may_differ() {
@@ -289,7 +294,17 @@ impl Daemon {
         }
     }
 
-    fn set_readiness(&mut self, readiness: Readiness) {
+    fn set_readiness(&mut self, serving: Readiness) {
+        self.serving = serving;
+        self.tell_readiness();
+    }
+
+    fn tell_readiness(&mut self) {
+        let mut readiness = self.serving.clone();
+        if let (Readiness::Ready, Some(configuration)) = (&readiness, &mut self.cni_configuration) {
+            configuration.begin();
+            readiness = configuration.problem().map_or(Readiness::Ready, Readiness::Waiting);
+        }
         let changed = self.readiness.send_if_modified(|now| {
             let changed = *now != readiness;
             now.clone_from(&readiness);
@@ -297,12 +312,7 @@ impl Daemon {
         });
         if changed {
             match readiness {
-                Readiness::Ready => {
-                    info!("ready");
-                    if let Some(configuration) = &mut self.cni_configuration {
-                        configuration.begin();
-                    }
-                }
+                Readiness::Ready => info!("ready"),
                 Readiness::Waiting(why) => warn!(why, "not ready"),
             }
         }
@@ -310,13 +320,23 @@ impl Daemon {
 }
 
 /// Options are parsed once: what a later file says counts for the next agent.
-fn tell_differences(compared: Result<Vec<String>, String>) {
+fn tell_differences(compared: Result<Unheeded, String>) {
     match compared {
-        Ok(options) if options.is_empty() => info!("the agent runs with what --config says"),
-        Ok(options) => warn!(
-            options = options.join(", "),
-            "--config says otherwise than what the agent runs with: it takes effect when the agent is restarted"
-        ),
+        Ok(Unheeded { changed, overridden }) => {
+            if !overridden.is_empty() {
+                warn!(
+                    options = overridden.join(", "),
+                    "--config says otherwise than the command line or the environment, which come first: it has no effect; take it out of one of them"
+                );
+            }
+            match changed.is_empty() {
+                true => info!("the agent runs with what counts of --config"),
+                false => warn!(
+                    options = changed.join(", "),
+                    "--config says otherwise than what the agent runs with: it takes effect when the agent is restarted"
+                ),
+            }
+        }
         Err(reason) => error!("{reason}; the agent goes on as it is, but could not be started again"),
     }
 }

@@ -23,7 +23,7 @@ impl Daemon {
             };
             return Err(refuse(code, format!("the node's network is not as it should be: {why}")));
         }
-        if let Readiness::Waiting(why) = &*self.readiness.borrow() {
+        if let Readiness::Waiting(why) = &self.serving {
             return Err(refuse(codes::UNAVAILABLE, format!("the agent is not ready: {why}")));
         }
         let free = self.pool.as_ref().map_or(Ok(()), Pool::has_free);

@@ -45,15 +45,14 @@ impl Daemon {
     pub(super) async fn reconcile(&mut self) -> bool {
         self.limited = None;
         let outcome = self.try_reconcile().await;
-        let settled = outcome.is_ok() && *self.readiness.borrow() == Readiness::Ready;
+        let settled = outcome.is_ok() && self.serving == Readiness::Ready;
         self.settled = (settled && self.missed.is_empty()).then(Instant::now);
         if let Err(error) = &outcome {
             error!("reconcile: {error}");
             self.limited = Some(error.to_string());
             // Where nothing was served before and nothing else is said to be missing, that is why.
-            let is_why = *self.readiness.borrow() != Readiness::Ready
-                && self.unpinned.is_none()
-                && self.own_missing.is_none();
+            let is_why =
+                self.serving != Readiness::Ready && self.unpinned.is_none() && self.own_missing.is_none();
             if self.model.uplinks.is_empty() || is_why {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }

@@ -84,6 +84,7 @@ impl Daemon {
             missed: BTreeMap::new(),
             adding: BTreeMap::new(),
             saving: JoinSet::new(),
+            serving: Readiness::Waiting(why.clone()),
             readiness: watch::Sender::new(Readiness::Waiting(why)),
             limited: None,
             config,

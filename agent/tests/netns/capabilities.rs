@@ -10,12 +10,12 @@ use crate::sockets::wait_until;
 const MEBIBYTE: u64 = 1 << 20;
 const FORWARDING: &str = "net/ipv4/ip_forward";
 
-/// What the manifest gives it; without each one, what fails first:
+/// What it needs, which the manifest gives it (and DAC_OVERRIDE, for folders of another owner's); without each one, what fails first:
 ///
 /// - `bpf`: a map cannot be made.
 /// - `net_admin`: `ip_forward` cannot be set; then devices, routes, filters, the firewall's rules, connection tracking.
 /// - `perfmon`: the verifier refuses the programs ("pointer arithmetic with it prohibited for !root").
-const NEEDED: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
+pub const NEEDED: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
 /// The same as `CapEff` has it: bits 12, 38 and 39 (include/uapi/linux/capability.h).
 const MASK: &str = "000000c000001000";
 

@@ -46,7 +46,17 @@ fn a_changed_config_map_is_told_of_and_its_networks_count_at_once() {
     let arguments = ["--config", &config, "--non-masquerade-file", &networks, "--mtu", "1380"];
     let lab = Lab::builder().nodes(1).agent_arguments(&arguments).build().unwrap();
     let node = lab.node(0);
-    wait_for(node, "INFO", "runs with what --config says");
+    wait_for(node, "INFO", "runs with what counts of --config");
+    let overridden = || {
+        let log = node.agent_log();
+        let told: Vec<_> = log.lines().filter(|line| line.contains("it has no effect")).collect();
+        assert!(
+            told.iter().all(|line| line.contains("WARN") && line.contains("options=\"mtu\"")),
+            "{told:?}"
+        );
+        told.len()
+    };
+    assert_eq!(overridden(), 1);
     assert!(!node.agent_log().contains("ERROR"), "without networks: {}", node.agent_log());
 
     config_map.set(&[("config.yaml", options), ("non-masquerade", "192.0.2.0/24\n")]);
@@ -57,6 +67,9 @@ fn a_changed_config_map_is_told_of_and_its_networks_count_at_once() {
     wait_until(|| (excluded(node) == 2).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
     let told = wait_for(node, "WARN", "when the agent is restarted");
     assert!(told.contains("options=\"snat-ports, vxlan-port\""), "{told}");
+    // Once or twice more: networks that change come with a new file of options.
+    let told_of = overridden();
+    assert!((2..=3).contains(&told_of), "{}", node.agent_log());
 
     config_map.set(&[("config.yaml", "mode: bridge"), ("non-masquerade", "")]);
     let told = wait_for(node, "ERROR", "goes on as it is");
@@ -65,9 +78,11 @@ fn a_changed_config_map_is_told_of_and_its_networks_count_at_once() {
     node.add_pod("pod").unwrap();
 
     let before = node.agent_log().len();
-    config_map.set(&[("config.yaml", options)]);
-    let back = || node.agent_log()[before..].contains("runs with what --config says").then_some(());
+    // What the command line has as well is overridden by nothing else.
+    config_map.set(&[("config.yaml", "vxlan-port: 8473\nmtu: 1380\n")]);
+    let back = || node.agent_log()[before..].contains("runs with what counts of --config").then_some(());
     wait_until(back).unwrap_or_else(|| panic!("{}", node.agent_log()));
+    assert_eq!(overridden(), told_of);
 }
 
 #[test]

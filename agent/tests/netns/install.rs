@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::MetadataExt as _;
+use std::mem::MaybeUninit;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use rustix::fs::inotify;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Ns};
@@ -49,6 +51,29 @@ fn the_configuration_comes_when_the_agent_serves_and_stays() {
         wait_until(back).unwrap_or_else(|| panic!("{}", node.agent_log()));
     }
     assert_eq!(lines(node, "written again").len(), 2);
+}
+
+#[test]
+fn an_agent_that_cannot_write_the_configuration_is_not_ready_until_it_can() {
+    let (lab, folder) = lab_with_configuration();
+    let node = lab.node(0);
+    assert!(run("mount", &["-t", "tmpfs", "-o", "ro", "tmpfs"], &folder));
+    node.spawn_agent().unwrap();
+    let said =
+        wait_until(|| lines(node, "not ready").into_iter().find(|line| line.contains("--cni-conf-dir")));
+    let said = said.unwrap_or_else(|| panic!("{}", node.agent_log()));
+    assert!(said.contains(OURS) && said.contains("Read-only file system"), "{said}");
+    assert_eq!(metric(node, "podwire_ready"), "0");
+    // Who calls the plugin by a configuration of another name is served.
+    node.add_pod("pod").unwrap().delete().unwrap();
+    assert!(run("mount", &["-o", "remount,rw"], &folder));
+    node.wait_ready().unwrap();
+    assert!(folder.join(OURS).exists());
+    assert!(run("mount", &["-o", "remount,ro"], &folder));
+    node.restart_agent().unwrap();
+    assert_eq!(lines(node, "--cni-conf-dir").len(), 1, "it is there as it is to be: {}", node.agent_log());
+    node.stop_agent().unwrap();
+    assert!(run("umount", &[], &folder));
 }
 
 #[test]
@@ -126,6 +151,87 @@ fn the_plugin_that_is_installed_serves_and_goes_with_uninstall() {
     assert!(done.status.success(), "{}", text(&done));
     assert_eq!(files(&folder), BTreeMap::from([("loopback".to_owned(), 9)]));
     assert!(!text(&done).contains("the plugin podwire-cni"), "{}", text(&done));
+}
+
+#[test]
+fn of_a_folder_of_another_user_the_owner_is_named_and_what_helps() {
+    let lab = Lab::builder()
+        .nodes(1)
+        .agents(false)
+        .agent_wrapper(&["setpriv", "--no-new-privs", "--inh-caps=-all", crate::capabilities::NEEDED])
+        .build()
+        .unwrap();
+    let node = lab.node(0);
+    let (plugins, configurations) = (node.cni_state_dir().join("bin"), node.cni_conf_dir());
+    fs::create_dir(&plugins).unwrap();
+    let of = |user: u32| {
+        for folder in [&plugins, configurations] {
+            chown(folder, Some(user), Some(user)).unwrap();
+        }
+    };
+    let explained = |said: &str, path: &Path| {
+        let [path, folder] = [path, path.parent().unwrap()].map(Path::display);
+        let way_out = format!("{folder} belongs to user 4711");
+        said.contains(&format!("{path}: permission denied: {way_out}"))
+            && said.contains(&format!("chown root:root {folder}`"))
+    };
+    let plugin = plugins.join("podwire-cni");
+    let bin_dir = ["--cni-bin-dir", &plugins.to_string_lossy()].map(str::to_owned);
+    let bin_dir = bin_dir.each_ref().map(String::as_str);
+    let install = || node.podwire(&[&["install"][..], &bin_dir].concat()).unwrap();
+
+    of(4711);
+    let refused = install();
+    assert!(!refused.status.success() && explained(&text(&refused), &plugin), "{}", text(&refused));
+    node.spawn_agent().unwrap();
+    let said =
+        wait_until(|| lines(node, "not ready").into_iter().find(|line| line.contains("--cni-conf-dir")));
+    let said = said.unwrap_or_else(|| panic!("{}", node.agent_log()));
+    assert!(explained(&said, &configurations.join(OURS)), "{said}");
+
+    of(0);
+    assert!(install().status.success());
+    node.wait_ready().unwrap();
+    node.stop_agent().unwrap();
+    of(4711);
+    let refused = node.uninstall_with(&bin_dir).unwrap();
+    let left = [plugin, configurations.join(OURS)];
+    assert!(!refused.status.success());
+    assert!(left.iter().all(|path| explained(&text(&refused), path)), "{}", text(&refused));
+    of(0);
+    let done = node.uninstall_with(&bin_dir).unwrap();
+    assert!(done.status.success() && !left.iter().any(|path| path.exists()), "{}", text(&done));
+}
+
+/// An agent that begins as soon as it may puts a plugin and a socket of its own there.
+#[test]
+fn uninstalling_keeps_agents_away_until_plugin_and_socket_are_gone() {
+    let (lab, _) = lab_with_configuration();
+    let node = lab.node(0);
+    let plugins = node.cni_state_dir().join("bin");
+    fs::create_dir(&plugins).unwrap();
+    node.start_agent().unwrap();
+    node.kill_agent().unwrap();
+    fs::write(plugins.join("podwire-cni"), "").unwrap();
+    let run_dir = node.socket().parent().unwrap().to_owned();
+    let removed = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    for folder in [&plugins, &run_dir, node.state_dir()] {
+        inotify::add_watch(&removed, folder, inotify::WatchFlags::DELETE).unwrap();
+    }
+    let done = node.uninstall_with(&["--cni-bin-dir", &plugins.to_string_lossy()]).unwrap();
+    assert!(done.status.success(), "{}", text(&done));
+    let mut buffer = [MaybeUninit::uninit(); 8192];
+    let mut events = inotify::Reader::new(&removed, &mut buffer);
+    let mut order = Vec::new();
+    while let Ok(event) = events.next() {
+        order.extend(event.file_name().map(|name| name.to_str().unwrap().to_owned()));
+    }
+    let place = |name: &str| {
+        order.iter().position(|removed| removed == name).unwrap_or_else(|| panic!("{name}: {order:?}"))
+    };
+    for name in ["podwire-cni", "agent.sock"] {
+        assert!(place(name) < place("agent.lock"), "{order:?}");
+    }
 }
 
 #[test]

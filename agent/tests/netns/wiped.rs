@@ -1,5 +1,6 @@
 //! What is taken away under a running agent: its socket, its pins, and all that a reboot takes.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -22,6 +23,34 @@ fn a_run_folder_that_is_removed_comes_back_with_the_socket() {
     assert!(wait_until(|| node.socket().exists().then_some(())).is_some());
     let pod = node.add_pod("pod").unwrap();
     traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+}
+
+/// As in a container: the folder goes on the node, and its mount stays.
+#[test]
+fn an_agent_whose_run_folder_was_removed_under_its_mount_ends_and_the_next_serves() {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let node = lab.node(0);
+    let run_dir = node.socket().parent().unwrap().to_owned();
+    let source = node.cni_state_dir().join("run");
+    std::fs::create_dir(&source).unwrap();
+    mount(&["--bind", source.to_str().unwrap()], &run_dir);
+    node.start_agent().unwrap();
+    let pod = node.add_pod("pod").unwrap();
+    // It is in that folder.
+    let mut log = std::fs::File::open(source.join("agent.log")).unwrap();
+    std::fs::remove_dir_all(&source).unwrap();
+    node.wait_for_agent_end().unwrap();
+    let mut said = String::new();
+    log.read_to_string(&mut said).unwrap();
+    assert!(said.contains("mount of a folder that was removed"), "{said}");
+    unmount(&run_dir);
+    std::fs::create_dir(&source).unwrap();
+    mount(&["--bind", source.to_str().unwrap()], &run_dir);
+    node.start_agent().unwrap();
+    node.add_pod("next").unwrap();
+    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    node.stop_agent().unwrap();
+    unmount(&run_dir);
 }
 
 #[test]

@@ -113,8 +113,6 @@ impl Containerd {
         symlink(binary("podwire-cni")?, self.file(PLUGINS)?.join("podwire-cni"))?;
         let network = json!({
             "cniVersion": "1.0.0",
-            // As in manifests/: for runtimes that know the key, which this one does not.
-            "cniVersions": ["1.0.0", "1.1.0"],
             "name": "podwire",
             "plugins": [{
                 "type": "podwire-cni",
