@@ -7,7 +7,7 @@ use std::path::Path;
 use podwire_cni::protocol::DEFAULT_SOCKET;
 use serde_json::{Value, json};
 
-use crate::error::{Error, absent_is_fine};
+use crate::error::Error;
 use crate::store;
 
 /// Its file name. Runtimes go by the order of names.
@@ -55,13 +55,7 @@ pub fn write(folder: &Path, text: &str) -> Result<(), Error> {
 /// # Errors
 /// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn remove(folder: &Path) -> Result<(), Error> {
-    let path = folder.join(FILE);
-    for path in [path.with_extension(store::BEGUN), path] {
-        absent_is_fine(fs::remove_file(&path))
-            .map_err(Error::file("remove", path))
-            .map_err(Error::in_shared(folder))?;
-    }
-    Ok(())
+    store::remove_shared(&folder.join(FILE))
 }
 
 /// The names of a folder's network configurations. A runtime takes the first, or asks for one by its network's name.

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use tracing::info;
 
 use crate::config::Logging;
-use crate::error::{Error, absent_is_fine};
+use crate::error::Error;
 use crate::store;
 
 /// The plugin's file name: what a network configuration calls it by.
@@ -57,13 +57,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
 /// # Errors
 /// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn remove(folder: &Path) -> Result<(), Error> {
-    let installed = folder.join(PLUGIN);
-    for path in [installed.with_extension(store::BEGUN), installed] {
-        absent_is_fine(fs::remove_file(&path))
-            .map_err(Error::file("remove", path))
-            .map_err(Error::in_shared(folder))?;
-    }
-    Ok(())
+    store::remove_shared(&folder.join(PLUGIN))
 }
 
 fn beside_this_program() -> Result<PathBuf, Error> {

@@ -280,6 +280,20 @@ fn set_aside(path: &Path, reason: String) -> Result<Corrupt, Error> {
     Ok(Corrupt { path: aside, reason })
 }
 
+/// Removes a file of a folder that others use as well, and what was begun of it by somebody who was killed. Nothing happens when neither is there.
+///
+/// # Errors
+/// [`Error::File`], [`Error::FolderOfAnother`].
+pub(crate) fn remove_shared(path: &Path) -> Result<(), Error> {
+    let folder = path.parent().unwrap_or(path);
+    for path in [&path.with_extension(BEGUN), path] {
+        absent_is_fine(fs::remove_file(path))
+            .map_err(Error::file("remove", path))
+            .map_err(Error::in_shared(folder))?;
+    }
+    Ok(())
+}
+
 /// Writes a file so that there is the one before or the whole of this one. It is for root alone.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     replace_after(path, bytes, 0o600, || Ok(()))
