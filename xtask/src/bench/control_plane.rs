@@ -112,8 +112,10 @@ fn starts(node: &Node, api: &ApiServer, effort: Effort, report: &mut Report) -> 
 fn resync(node: &Node, api: &ApiServer, report: &mut Report) -> Result<()> {
     let pid = node.agent_pid().context("the agent has ended")?;
     let before = read_gauge(node, "podwire_operations_total")?;
-    let (used, listed) = (process_time(pid)?, api.listed());
+    let used = process_time(pid)?;
     api.stop();
+    // Not before: a list may have been under way.
+    let listed = api.listed();
     api.forget_changes();
     api.start()?;
     let start = Instant::now();
