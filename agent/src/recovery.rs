@@ -46,7 +46,6 @@ fn endpoint(
         host_mac: entry.host_mac,
         address,
         gateway: v4(&entry.gateway)?,
-        // An entry of layout 2 had none (`dataplane/migrate.rs`).
         mtu: device.mtu,
         port_mappings: of_pod.filter_map(|(frontend, backend)| port_mapping(frontend, backend)).collect(),
         pod: None,

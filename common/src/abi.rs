@@ -5,9 +5,9 @@
 
 use crate::addr::{Addr, Be16, Mac, Quad};
 
-/// The layout of every pinned map together. Stored beside the maps; an agent that finds another version migrates
-/// what it can carry over.
-pub const SCHEMA_VERSION: u32 = 3;
+/// The layout of every pinned map together. Stored beside the maps; an agent that finds another
+/// version refuses it.
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// `ENDPOINTS`: pod address → how to reach that pod on this node.
 #[repr(C)]

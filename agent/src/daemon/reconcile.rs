@@ -83,7 +83,6 @@ impl Daemon {
         self.apply_contents(&host).await?;
         let limits = self.set_limits().await;
         self.attach_uplinks().await?;
-        self.dataplane.finish_migration()?;
         self.host = Arc::new(host);
         let missing = self.unpinned.clone().or_else(|| self.own_missing.clone());
         self.set_readiness(missing.map_or(Readiness::Ready, Readiness::Waiting));

@@ -38,13 +38,12 @@ impl Dataplane {
         Ok(info.id())
     }
 
-    /// Pins again what is pinned no longer, and writes the version of the layout again. Gives what was missing, by name. Not while maps of
-    /// another layout are taken over.
+    /// Pins again what is pinned no longer, and writes the version of the layout again. Gives what was missing, by name.
     ///
     /// # Errors
     /// [`Error::NotBpfFileSystem`], [`Error::File`]: nothing more can be done until the next attempt.
     pub fn repair_pins(&self) -> Result<Vec<String>, Error> {
-        let Some(folder) = self.bpf_dir.as_ref().filter(|_| self.migration.is_none()) else {
+        let Some(folder) = &self.bpf_dir else {
             return Ok(Vec::new());
         };
         let mut repaired = Vec::new();

@@ -8,10 +8,8 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use podwire_common::abi::Config;
 use podwire_common::names;
-use tracing::info;
 
 use super::maps::Maps;
-use super::migrate::{self, Migration};
 use super::{Dataplane, pins};
 use crate::error::Error;
 
@@ -62,34 +60,18 @@ pub fn load_object(
     for (name, entries) in map_sizes {
         loader.map_max_entries(name, *entries);
     }
-    let found = bpf_dir.map(pins::prepare).transpose()?;
-    let is_migrated = found.is_some_and(|found| found.is_older());
-    if let Some(folder) = bpf_dir.filter(|_| is_migrated) {
-        migrate::remove_abandoned(folder)?;
-    }
     if let Some(folder) = bpf_dir {
+        pins::prepare(folder)?;
         for name in names::maps::ALL {
-            let is_new = is_migrated && migrate::CHANGED_SINCE_2.contains(&name);
-            let folder = if is_new { pins::next(folder) } else { folder.to_path_buf() };
-            loader.map_pin_path(name, pins::map(&folder, name));
+            loader.map_pin_path(name, pins::map(folder, name));
         }
     }
     let mut ebpf = loader.load(object).map_err(|source| load_error("the BPF object", source))?;
-    let mut maps = Maps::take(&mut ebpf)?;
+    let maps = Maps::take(&mut ebpf)?;
     load_programs(&mut ebpf)?;
-    let migration = match bpf_dir.filter(|_| is_migrated) {
-        Some(folder) => {
-            info!("the pinned maps have layout 2: they are taken over");
-            let mut migration = Migration::open(folder)?;
-            migration.carry_endpoints_over(&mut maps)?;
-            migration.carry_over(&mut maps)?;
-            Some(migration)
-        }
-        None => None,
-    };
     let pinned_maps = bpf_dir.map(pins::hold_maps).transpose()?.unwrap_or_default();
     let bpf_dir = bpf_dir.map(Path::to_path_buf);
-    Ok(Dataplane { ebpf, maps, bpf_dir, migration, pinned_maps, links: BTreeMap::new() })
+    Ok(Dataplane { ebpf, maps, bpf_dir, pinned_maps, links: BTreeMap::new() })
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {

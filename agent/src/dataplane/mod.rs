@@ -7,7 +7,6 @@ pub mod flows;
 pub mod held;
 pub mod load;
 pub mod maps;
-mod migrate;
 mod pinned;
 pub mod pins;
 pub mod probe;
@@ -19,7 +18,6 @@ use std::path::PathBuf;
 use aya::Ebpf;
 
 use maps::Maps;
-use migrate::Migration;
 use pinned::Pinned;
 
 /// The loaded object.
@@ -30,8 +28,6 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Where maps and links are pinned; `None`: nowhere, and everything ends with this value.
     bpf_dir: Option<PathBuf>,
-    /// Under way until every device has the new programs.
-    migration: Option<Migration>,
     /// The pinned maps, held open.
     pinned_maps: Vec<Pinned>,
     /// The pinned links that this process has attached or taken over, held open, by their pins.

@@ -24,92 +24,33 @@ const MOUNT_POINT: &str = "/sys/fs/bpf";
 /// A symbolic link to the version: the one thing beside folders and pins that a BPF file system can hold.
 const SCHEMA: &str = "schema-version";
 
-/// While the new maps of a migration get the old ones' names, in place of a version: no earlier release may use what is there then.
-const RENAMING: &str = "2-to-3";
-/// The layout that this release can take over.
-const OLDER: u32 = 2;
-
-/// Which layout the pins of a folder have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// None are there.
-    Nothing,
-    /// This release's.
-    Current,
-    /// One that this release can take over.
-    Older,
-    /// This release's, but some maps have not got their names yet.
-    Renaming,
-}
-
-impl Found {
-    /// Whether the maps have to be taken over.
-    pub fn is_older(self) -> bool {
-        self == Self::Older
-    }
-}
-
-/// Makes the folder ready for pins of this release's layout, and says what is there. An earlier layout is left as it is, beside a folder for the
-/// [`next`].
+/// Makes the folder ready for pins of this release's layout.
 ///
 /// # Errors
 /// [`Error::NotBpfFileSystem`], [`Error::Schema`] or [`Error::File`].
-pub fn prepare(folder: &Path) -> Result<Found, Error> {
+pub fn prepare(folder: &Path) -> Result<(), Error> {
     ensure_bpf_file_system(folder)?;
-    let found = check(folder)?;
+    check(folder)?;
     let links = links(folder);
     fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
-    match found {
-        Found::Nothing => write_schema(folder, &SCHEMA_VERSION.to_string())?,
-        Found::Older => {
-            let next = next(folder);
-            fs::create_dir_all(&next).map_err(Error::file("create", &next))?;
-        }
-        Found::Renaming => finish_migration(folder)?,
-        Found::Current => {}
-    }
-    Ok(found)
+    write_schema(folder)
 }
 
-/// Gives the maps of a migration the old ones' names, which ends the old ones as soon as no program uses them. May be repeated.
-///
-/// # Errors
-/// [`Error::File`].
-pub fn finish_migration(folder: &Path) -> Result<(), Error> {
-    write_schema(folder, RENAMING)?;
-    let next = next(folder);
-    for name in names::maps::ALL {
-        let from = map(&next, name);
-        if from.exists() {
-            fs::rename(&from, map(folder, name)).map_err(Error::file("rename", from))?;
-        }
-    }
-    absent_is_fine(fs::remove_dir(&next)).map_err(Error::file("remove", next))?;
-    write_schema(folder, &SCHEMA_VERSION.to_string())
-}
-
-/// Where the maps of a migration are pinned until it ends.
-pub fn next(folder: &Path) -> PathBuf {
-    folder.join("next")
-}
-
-/// Which layout the pins have, if this release can use them. Touches nothing.
+/// Whether this release can use the pins: they have its layout, or there are none. Touches nothing.
 ///
 /// # Errors
 /// [`Error::Schema`], [`Error::File`].
-pub fn check(folder: &Path) -> Result<Found, Error> {
+pub fn check(folder: &Path) -> Result<(), Error> {
     let path = folder.join(SCHEMA);
     let mismatch = |found: String| Error::Schema { path: folder.into(), found, expected: SCHEMA_VERSION };
     match fs::read_link(&path) {
-        Ok(found) if found == Path::new(&SCHEMA_VERSION.to_string()) => Ok(Found::Current),
-        Ok(found) if found == Path::new(&OLDER.to_string()) => Ok(Found::Older),
-        Ok(found) if found == Path::new(RENAMING) => Ok(Found::Renaming),
+        Ok(found) if found == Path::new(&SCHEMA_VERSION.to_string()) => Ok(()),
         Ok(found) => Err(mismatch(found.display().to_string())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if names::maps::ALL.iter().any(|name| map(folder, name).exists()) {
                 return Err(mismatch("unknown".into()));
             }
-            Ok(Found::Nothing)
+            Ok(())
         }
         Err(error) => Err(Error::file("read", path)(error)),
     }
@@ -138,12 +79,8 @@ pub(super) fn restore(folder: &Path) -> Result<bool, Error> {
     }
     ensure_bpf_file_system(folder)?;
     fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
-    match symlink(SCHEMA_VERSION.to_string(), &version) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(Error::file("write", version)(error))
-        }
-        _ => Ok(true),
-    }
+    write_schema(folder)?;
+    Ok(true)
 }
 
 /// Names of the devices that pinned links of uplinks' programs are for.
@@ -158,7 +95,7 @@ pub fn uplinks(folder: &Path) -> BTreeSet<String> {
 /// # Errors
 /// [`Error::File`] for each thing that could not be removed.
 pub fn remove_all(folder: &Path) -> Vec<Error> {
-    let (links, next, version) = (links(folder), next(folder), folder.join(SCHEMA));
+    let (links, version) = (links(folder), folder.join(SCHEMA));
     let is_agents = version.is_symlink();
     let is_pin = |path: &PathBuf| {
         let known = names::maps::ALL.iter().any(|name| map(folder, name) == *path);
@@ -174,11 +111,6 @@ pub fn remove_all(folder: &Path) -> Vec<Error> {
         note(fs::remove_file(&link), &link);
     }
     note(fs::remove_dir(&links), &links);
-    let is_map = |pin: &PathBuf| is_agents || names::maps::ALL.iter().any(|name| map(&next, name) == *pin);
-    for map in entries(&next).unwrap_or_default().into_iter().filter(is_map) {
-        note(fs::remove_file(&map), &map);
-    }
-    note(fs::remove_dir(&next), &next);
     for pin in in_folder.iter().chain([&version]) {
         note(fs::remove_file(pin), pin);
     }
@@ -269,13 +201,13 @@ fn is_bpf_file_system(path: &Path) -> Result<bool, Error> {
     Ok(status.f_type as u64 & 0xffff_ffff == BPF_FILE_SYSTEM)
 }
 
-/// In one step, in place of what is there. Before the first pin: pins without a version are never left behind.
-fn write_schema(folder: &Path, version: &str) -> Result<(), Error> {
-    let (path, temporary) = (folder.join(SCHEMA), folder.join("schema-version-next"));
-    absent_is_fine(fs::remove_file(&temporary)).map_err(Error::file("remove", &temporary))?;
-    symlink(version, &temporary)
-        .and_then(|()| fs::rename(&temporary, &path))
-        .map_err(Error::file("write", path))
+/// Writes the version, unless it is there. Before the first pin: pins without a version are never left behind.
+fn write_schema(folder: &Path) -> Result<(), Error> {
+    let path = folder.join(SCHEMA);
+    match symlink(SCHEMA_VERSION.to_string(), &path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::file("write", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -288,15 +220,14 @@ mod tests {
         let folder = folder.path();
         let (ours, others) = (link(folder, CGROUP[0], "cgroup-1"), links(folder).join("another_tools-eth0"));
         fs::create_dir_all(links(folder)).unwrap();
-        fs::create_dir_all(next(folder)).unwrap();
-        let map_of_others = next(folder).join("theirs");
+        let map_of_others = folder.join("theirs");
         for pin in [&ours, &others, &map_of_others] {
             fs::write(pin, "").unwrap();
         }
         let failed: Vec<_> = remove_all(folder).iter().map(ToString::to_string).collect();
         assert!(!ours.exists() && others.exists() && map_of_others.exists());
-        assert_eq!(failed.len(), 2, "the folders are not empty: {failed:?}");
-        write_schema(folder, "2").unwrap();
+        assert_eq!(failed.len(), 1, "the folder of links is not empty: {failed:?}");
+        write_schema(folder).unwrap();
         let _ = remove_all(folder);
         assert!(!others.exists() && !map_of_others.exists());
     }

@@ -85,12 +85,6 @@ impl Flows {
         }
     }
 
-    /// One more flow, to the world: translated, and past the host's rules.
-    pub fn another(&self, lab: &Lab) -> Datagrams {
-        let [client, ..] = &self.pods;
-        Datagrams::start(client, lab.world(), Route::to(lab.world_address(), PORT + 2)).unwrap()
-    }
-
     /// New connections, to the world and to the hostPort.
     pub fn begin_anew(&self, lab: &Lab) {
         let [client, _, _, hosted] = &self.pods;

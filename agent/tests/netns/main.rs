@@ -26,12 +26,9 @@ mod known_flows;
 mod kube_proxy;
 mod large;
 mod life;
-mod migration;
 mod mtu;
 mod node_changes;
 mod node_list;
-#[path = "../prog/old_object.rs"]
-mod old_object;
 mod other_pods;
 #[path = "../prog/packets.rs"]
 #[allow(dead_code, reason = "the packet tables use more of it")]

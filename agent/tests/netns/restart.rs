@@ -18,6 +18,7 @@ fn a_restart_under_traffic_loses_no_datagram_and_resets_no_connection() {
             flows.go_on();
             lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
             flows.go_on();
+            flows.begin_anew(&lab);
         }
         flows.finish("agents restarted under traffic", mode);
     }

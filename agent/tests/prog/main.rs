@@ -16,10 +16,7 @@ mod known;
 mod known_destinations;
 mod known_kinds;
 mod limited;
-mod migration;
 mod namespace;
-#[allow(dead_code, reason = "the tests with real packets use more of it")]
-mod old_object;
 mod packets;
 mod snat;
 mod to_overlay;
