@@ -3,14 +3,19 @@
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple,
 };
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use podwire_common::abi::Flow;
+use podwire_common::addr::{Addr, Be16};
 
+/// Room for one part of a list: more than the kernel puts into one (`nlk->max_recvmsg_len`, 32 KiB).
+const PART: usize = 1 << 16;
 /// Room for one answer: an entry with all its attributes is a few hundred bytes.
 const ANSWER: usize = 8192;
 
@@ -48,26 +53,103 @@ impl Conntrack {
                 ProtoTuple::DestinationPort(flow.destination_port.get()),
             ]),
         ]);
-        let header = NetfilterHeader::new(family, 0, 0);
-        let message = NetfilterMessage::new(header, ConntrackMessage::Get(vec![tuple]));
-        let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
-        packet.header.flags = NLM_F_REQUEST;
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
+        self.ask(family, vec![tuple], NLM_F_REQUEST)?;
         let mut answer = Vec::with_capacity(ANSWER);
         self.socket.recv(&mut answer, 0)?;
-        let answer = NetlinkMessage::<NetfilterMessage>::deserialize(&answer)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        let answer = NetlinkMessage::<NetfilterMessage>::deserialize(&answer).map_err(invalid)?;
         match answer.payload {
             NetlinkPayload::InnerMessage(_) => Ok(true),
             NetlinkPayload::Error(error) if error.to_io().kind() == io::ErrorKind::NotFound => Ok(false),
             NetlinkPayload::Error(error) => Err(error.to_io()),
-            other => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("an answer that was not expected: {other:?}"),
-            )),
+            other => Err(invalid(format!("an answer that was not expected: {other:?}"))),
         }
     }
+
+    /// Both directions of every IPv4 connection, each as its packets arrive at the host stack: before
+    /// translation. Ports of anything but TCP, UDP and SCTP are 0.
+    ///
+    /// # Errors
+    /// The kernel's, or an answer that does not decode.
+    pub fn flows(&self) -> io::Result<Vec<Flow>> {
+        self.ask(NetfilterProtoFamily::IPv4, Vec::new(), NLM_F_REQUEST | NLM_F_DUMP)?;
+        let mut flows = Vec::new();
+        let mut part = Vec::with_capacity(PART);
+        loop {
+            part.clear();
+            self.socket.recv(&mut part, 0)?;
+            let mut rest = &part[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest).map_err(invalid)?;
+                let length = (message.header.length as usize).next_multiple_of(4);
+                rest = rest.get(length..).unwrap_or_default();
+                match message.payload {
+                    NetlinkPayload::Done(_) => return Ok(flows),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::InnerMessage(NetfilterMessage {
+                        inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
+                        ..
+                    }) => flows.extend(attributes.iter().filter_map(flow_of)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn ask(
+        &self,
+        family: NetfilterProtoFamily,
+        attributes: Vec<ConntrackAttribute>,
+        flags: u16,
+    ) -> io::Result<()> {
+        let header = NetfilterHeader::new(family, 0, 0);
+        let message = NetfilterMessage::new(header, ConntrackMessage::Get(attributes));
+        let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
+        packet.header.flags = flags;
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).map(drop)
+    }
+}
+
+/// The 5-tuple that an attribute gives, if it gives one.
+fn flow_of(attribute: &ConntrackAttribute) -> Option<Flow> {
+    let (ConntrackAttribute::CtaTupleOrig(tuple) | ConntrackAttribute::CtaTupleReply(tuple)) = attribute
+    else {
+        return None;
+    };
+    let (mut source, mut destination, mut number) = (None, None, None);
+    let (mut source_port, mut destination_port) = (0, 0);
+    for part in tuple {
+        match part {
+            Tuple::Ip(addresses) => {
+                for address in addresses {
+                    match address {
+                        IPTuple::SourceAddress(IpAddr::V4(address)) => source = Some(Addr::from(*address)),
+                        IPTuple::DestinationAddress(IpAddr::V4(address)) => {
+                            destination = Some(Addr::from(*address));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Tuple::Proto(fields) => {
+                for field in fields {
+                    match field {
+                        ProtoTuple::Protocol(protocol) => number = Some(u8::from(*protocol)),
+                        ProtoTuple::SourcePort(port) => source_port = *port,
+                        ProtoTuple::DestinationPort(port) => destination_port = *port,
+                        _ => {}
+                    }
+                }
+            }
+            Tuple::Other(_) => {}
+            _ => {}
+        }
+    }
+    Some(Flow::new(source?, destination?, Be16::new(source_port), Be16::new(destination_port), number?))
+}
+
+fn invalid(why: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.to_string())
 }

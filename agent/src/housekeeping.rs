@@ -76,7 +76,9 @@ pub fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_common::abi::{STATE_FIN, STATE_REPLIED, STATE_REPLY_FIN, STATE_RESET, TRANSLATION_SNAT};
+    use podwire_common::abi::{
+        STATE_ESTABLISHED, STATE_FIN, STATE_REPLIED, STATE_REPLY_FIN, STATE_RESET, TRANSLATION_SNAT,
+    };
     use podwire_common::addr::{Addr, Be16};
 
     const SECOND: u64 = 1_000_000_000;
@@ -108,13 +110,15 @@ mod tests {
 
     #[test]
     fn a_translation_ends_with_its_states_timeout() {
+        const OPEN: u8 = STATE_REPLIED | STATE_ESTABLISHED;
         let tcp = flow(protocol::TCP);
         let expired =
             |state, seconds| translation_expired(&tcp, &translation(state), seconds * SECOND, false);
-        assert!(!expired(STATE_REPLIED, 7440));
-        assert!(expired(STATE_REPLIED, 7441));
-        assert!(!expired(STATE_REPLIED | STATE_FIN, 240));
-        assert!(expired(STATE_REPLIED | STATE_FIN | STATE_REPLY_FIN, 66));
+        assert!(!expired(OPEN, 7440));
+        assert!(expired(OPEN, 7441));
+        assert!(!expired(OPEN | STATE_FIN, 240));
+        assert!(expired(OPEN | STATE_FIN | STATE_REPLY_FIN, 66));
+        assert!(expired(STATE_REPLIED, 61));
         let seen_later = Translation { last_seen: 70 * SECOND, ..translation(STATE_RESET) };
         assert!(!translation_expired(&tcp, &seen_later, 66 * SECOND, false));
     }
@@ -124,8 +128,8 @@ mod tests {
         let tcp = flow(protocol::TCP);
         let expired = |state, seconds| translation_expired(&tcp, &translation(state), seconds * SECOND, true);
         assert!(expired(STATE_RESET, 3));
-        assert!(expired(0, 21));
-        assert!(!expired(STATE_REPLIED, 7440));
+        assert!(expired(0, 6));
+        assert!(!expired(STATE_REPLIED | STATE_ESTABLISHED, 7440));
     }
 
     #[test]

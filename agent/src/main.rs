@@ -220,7 +220,7 @@ fn collect_in_background(mut collector: Collector, events: mpsc::Sender<Event>) 
             std::thread::sleep(pause);
             match collector.collect(housekeeping::now()) {
                 Ok(collected) => {
-                    pause = housekeeping::pause(collected.pressure);
+                    pause = housekeeping::pause(collected.is_pressed());
                     if events.blocking_send(Event::Collected(collected)).is_err() {
                         return;
                     }

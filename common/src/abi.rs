@@ -250,8 +250,34 @@ pub const STATE_REPLIED: u8 = 1;
 pub const STATE_FIN: u8 = 2;
 /// A TCP FIN was seen in the direction of the replies.
 pub const STATE_REPLY_FIN: u8 = 4;
-/// The last packet was a TCP RST, of either direction.
+/// A TCP RST came last, from the end whose address is checked: a pod or this node.
 pub const STATE_RESET: u8 = 8;
+/// A packet followed in the original direction after a reply.
+pub const STATE_ESTABLISHED: u8 = 16;
+/// A TCP RST came last, from the other end. Anybody can invent one.
+pub const STATE_OUTSIDE_RESET: u8 = 32;
+
+/// `HOLDERS`: who holds how many entries of a table that never evicts. The value is a number of entries.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Holder {
+    /// A pod of this node; [`Addr::UNSPECIFIED`] for the node itself.
+    pub address: Addr,
+    /// With a protocol: the pod's port behind a hostPort, whose clients' flows these are; network order.
+    pub port: Be16,
+    /// IP protocol number of a hostPort, else 0.
+    pub protocol: u8,
+    /// `TABLE_*`.
+    pub table: u8,
+}
+
+/// `TRANSLATIONS`, in [`Holder::table`] and as the index of `ROOM`.
+pub const TABLE_TRANSLATIONS: u8 = 0;
+/// `STACK_FLOWS`, likewise.
+pub const TABLE_STACK_FLOWS: u8 = 1;
+/// Entries of `ROOM`.
+pub const TABLES: usize = 2;
 
 /// A 5-tuple of IPv4 in 16 bytes: the key of `FLOWS`, which every packet of a pod's is looked for in. Two rounds of the kernel's hash, where
 /// a [`Flow`] takes four.
@@ -475,6 +501,7 @@ const _: () = {
     assert!(size_of::<Beginning>() == 44);
     assert!(size_of::<Macs>() == 12);
     assert!(size_of::<Frontend>() == 20);
+    assert!(size_of::<Holder>() == 20);
     assert!(size_of::<Backend>() == 20);
     assert!(size_of::<RedirectedSocket>() == 32);
     assert!(size_of::<SocketAddress>() == 20);
@@ -505,6 +532,7 @@ mod pod {
         super::FragmentPorts,
         super::Frontend,
         super::Guard,
+        super::Holder,
         super::InboundFlow,
         super::KnownFlow,
         crate::addr::LpmAddr,

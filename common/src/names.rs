@@ -56,8 +56,12 @@ pub mod maps {
     pub const BEGINNINGS: &str = "BEGINNINGS";
     /// ifindex → [`crate::abi::Guard`].
     pub const EGRESS_GUARDS: &str = "EGRESS_GUARDS";
+    /// [`crate::abi::Holder`] → entries that it has.
+    pub const HOLDERS: &str = "HOLDERS";
+    /// `TABLE_*` of [`crate::abi`] → entries that are free.
+    pub const ROOM: &str = "ROOM";
     /// All of them.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 20] = [
         ENDPOINTS,
         EGRESS_GUARDS,
         NODES,
@@ -73,6 +77,8 @@ pub mod maps {
         FLOWS,
         GENERATION,
         BEGINNINGS,
+        HOLDERS,
+        ROOM,
         UPLINKS,
         DROPS,
         TRAFFIC,

@@ -1,6 +1,10 @@
 //! Decisions of address translation that need no kernel.
 
-use crate::abi::{Flow, STATE_FIN, STATE_REPLIED, STATE_REPLY_FIN, STATE_RESET, Translation};
+use crate::abi::{
+    Flow, Holder, STATE_ESTABLISHED, STATE_FIN, STATE_OUTSIDE_RESET, STATE_REPLIED, STATE_REPLY_FIN,
+    STATE_RESET, TABLE_TRANSLATIONS, TRANSLATION_HOST_PORT, TRANSLATION_SNAT, Translation,
+};
+use crate::addr::{Addr, Be16};
 use crate::flow::protocol;
 
 /// How many ports are tried before a flow is refused. With 20,000 of the default range's 32,768 ports taken, all tries fail
@@ -27,60 +31,103 @@ pub const fn port_for_attempt(own: u16, attempt: u32, random: u32, first: u16, l
     first.wrapping_add((random.wrapping_add(attempt.wrapping_mul(257)) % span) as u16)
 }
 
-/// The state of a translation after one more packet. `reply`: it travelled in the direction of the replies.
+/// The state of a translation after one more packet. `reply`: the packet travelled in the direction
+/// of the replies. `inside`: the packet came from the end whose address is checked, a pod or this
+/// node; the other end's address may be invented.
+///
+/// The states are connection tracking's (`nf_conntrack_proto_tcp.c`, `nf_conntrack_proto_udp.c`):
+/// a flow is established by the third packet, the first one after a reply.
 #[inline(always)]
-pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bool) -> u8 {
-    if protocol_number == protocol::TCP {
-        if tcp_flags & TCP_SYN != 0 {
-            // Also where the 5-tuple of a connection that ended is used again.
-            return if reply { STATE_REPLIED } else { 0 };
-        }
-        let fin = if reply { STATE_REPLY_FIN } else { STATE_FIN };
-        // Whoever goes on has not believed a reset, or is answered with another one.
-        let seen = state & !STATE_RESET | if reply { STATE_REPLIED } else { 0 };
-        let ended = if tcp_flags & TCP_FIN != 0 { fin } else { 0 };
-        let reset = if tcp_flags & TCP_RST != 0 { STATE_RESET } else { 0 };
-        return seen | ended | reset;
+pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bool, inside: bool) -> u8 {
+    let replied = if reply { STATE_REPLIED } else { 0 };
+    let is_third = !reply && state & STATE_REPLIED != 0;
+    let established = if is_third { STATE_ESTABLISHED } else { 0 };
+    if protocol_number != protocol::TCP {
+        return state | replied | established;
     }
-    state | if reply { STATE_REPLIED } else { 0 }
+    if tcp_flags & TCP_RST != 0 {
+        return state | if inside { STATE_RESET } else { STATE_OUTSIDE_RESET };
+    }
+    if tcp_flags & TCP_SYN != 0 {
+        // An invented SYN must not turn an idle connection into one that waits for its handshake. A
+        // connection that ended gives its 5-tuple to the next one.
+        return if is_open(state) { state } else { replied };
+    }
+    let fin = match (tcp_flags & TCP_FIN != 0, reply) {
+        (false, _) => 0,
+        (true, false) => STATE_FIN,
+        (true, true) => STATE_REPLY_FIN,
+    };
+    // Whoever goes on has not believed a reset, or is answered with another one.
+    (state & !(STATE_RESET | STATE_OUTSIDE_RESET)) | replied | established | fin
 }
 
-/// Whether a TCP connection is over: reset, or closed by both sides.
+/// Whether an end whose address is checked sends the packets of this direction of a translation.
+#[inline(always)]
+pub const fn is_inside(kind: u8, reply: bool) -> bool {
+    (kind == TRANSLATION_HOST_PORT) == reply
+}
+
+/// Whether a TCP connection is established, and no end has begun to close it.
+#[inline(always)]
+const fn is_open(state: u8) -> bool {
+    const CLOSING: u8 = STATE_FIN | STATE_REPLY_FIN | STATE_RESET | STATE_OUTSIDE_RESET;
+    state & STATE_ESTABLISHED != 0 && state & CLOSING == 0
+}
+
+/// Whether a TCP connection is over: a checked end has reset it, or both sides have closed it.
 #[inline(always)]
 pub const fn is_closed(state: u8) -> bool {
     const BOTH: u8 = STATE_FIN | STATE_REPLY_FIN;
     state & STATE_RESET != 0 || state & BOTH == BOTH
 }
 
-/// Seconds that a closed TCP connection is remembered: a little longer than its server does (`TCP_TIMEWAIT_LEN` of Linux, a minute),
-/// so that its port is not given to another pod meanwhile.
+/// Seconds that a closed TCP connection is remembered: a little longer than its server does
+/// (`TCP_TIMEWAIT_LEN` of Linux, a minute), so that no other pod gets its port meanwhile.
 const CLOSED_TIMEOUT: u64 = 65;
 
-/// Seconds of silence after which a translation is removed (TCP: RFC 5382 REQ-5, which asks for four
-/// minutes in transitory states, but for what both sides have closed; UDP: RFC 4787 REQ-5; ICMP: RFC 5508 REQ-2).
+/// Seconds of silence after which a translation is removed. Open and half closed TCP, and ICMP, follow
+/// RFC 5382 REQ-5 and RFC 5508 REQ-2; established UDP follows RFC 4787 REQ-5. Flows that wait for their
+/// third packet get the times of connection tracking.
 pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
-    let replied = state & STATE_REPLIED != 0;
+    let is_established = state & STATE_ESTABLISHED != 0;
     match protocol_number {
         protocol::TCP if is_closed(state) => CLOSED_TIMEOUT,
-        protocol::TCP if replied && state & (STATE_FIN | STATE_REPLY_FIN) == 0 => 7440,
-        protocol::TCP => 240,
-        protocol::UDP if replied => 300,
-        protocol::UDP => 120,
+        protocol::TCP if is_open(state) => 7440,
+        protocol::TCP if is_established => 240,
+        protocol::UDP if is_established => 300,
+        protocol::UDP => 30,
         _ => 60,
     }
 }
 
-/// The same while the table is nearly full: what is over leaves soon, and what nobody has answered.
+/// The same while the table, or the share of the translation's holder, is nearly full: what is over and
+/// what is not established leaves first.
 pub const fn idle_timeout_under_pressure(state: u8, protocol_number: u8) -> u64 {
     let ordinary = idle_timeout(state, protocol_number);
-    let short = if is_closed(state) {
+    let short = if protocol_number == protocol::TCP && is_closed(state) {
         2
-    } else if state & STATE_REPLIED == 0 {
-        20
+    } else if state & STATE_ESTABLISHED == 0 {
+        5
+    } else if protocol_number == protocol::TCP && state & STATE_OUTSIDE_RESET != 0 {
+        CLOSED_TIMEOUT
     } else {
         ordinary
     };
     if short < ordinary { short } else { ordinary }
+}
+
+/// Who answers for a translation's entries. `flow` and `half` are an entry of `TRANSLATIONS`.
+#[inline(always)]
+pub const fn holder(flow: &Flow, half: &Translation) -> Holder {
+    let (address, port, protocol) = match (half.kind, half.reply != 0) {
+        (TRANSLATION_SNAT, false) => (flow.source, Be16::ZERO, 0),
+        (TRANSLATION_SNAT, true) => (half.destination, Be16::ZERO, 0),
+        (TRANSLATION_HOST_PORT, false) => (half.destination, half.destination_port, flow.protocol),
+        (TRANSLATION_HOST_PORT, true) => (flow.source, flow.source_port, flow.protocol),
+        _ => (Addr::UNSPECIFIED, Be16::ZERO, 0),
+    };
+    Holder { address, port, protocol, table: TABLE_TRANSLATIONS }
 }
 
 impl Translation {
@@ -102,6 +149,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+    use std::vec::Vec;
 
     proptest! {
         #[test]
@@ -121,20 +169,29 @@ mod tests {
 
         #[test]
         fn the_state_is_that_of_a_plain_reading_of_all_packets(packets in prop::collection::vec((0u8..32, any::<bool>()), 1..20)) {
-            let state = packets.iter().fold(0, |state, (flags, reply)| next_state(state, protocol::TCP, *flags, *reply));
-            // Slow and obvious: only what came since the last SYN counts.
-            let begin = packets.iter().rposition(|(flags, _)| flags & TCP_SYN != 0);
-            let rest = &packets[begin.map_or(0, |at| at + 1)..];
-            let seen = |flag: u8, reply: bool| rest.iter().any(|(flags, r)| flags & flag != 0 && *r == reply);
-            let replied = begin.is_some_and(|at| packets[at].1) || rest.iter().any(|(_, reply)| *reply);
-            prop_assert_eq!(state & STATE_REPLIED != 0, replied);
-            prop_assert_eq!(state & STATE_FIN != 0, seen(TCP_FIN, false));
-            prop_assert_eq!(state & STATE_REPLY_FIN != 0, seen(TCP_FIN, true));
-            prop_assert_eq!(state & STATE_RESET != 0, rest.last().is_some_and(|(flags, _)| flags & TCP_RST != 0));
+            let state = packets.iter().fold(0, |state, (flags, reply)| next_state(state, protocol::TCP, *flags, *reply, !*reply));
+            // Slow and obvious: only what came since the last SYN counts that did not meet an open connection.
+            let mut rest: Vec<(u8, bool)> = Vec::new();
+            let mut opened_by_reply = false;
+            for &(flags, reply) in &packets {
+                if flags & (TCP_SYN | TCP_RST) == TCP_SYN {
+                    if !plainly_open(&rest, opened_by_reply) {
+                        rest.clear();
+                        opened_by_reply = reply;
+                    }
+                } else {
+                    rest.push((flags, reply));
+                }
+            }
+            prop_assert_eq!(is_open(state), plainly_open(&rest, opened_by_reply));
+            let last_reset = rest.iter().rev().take_while(|(flags, _)| flags & TCP_RST != 0);
+            let (mut inside, mut outside) = (false, false);
+            last_reset.for_each(|(_, reply)| *(if *reply { &mut outside } else { &mut inside }) = true);
+            prop_assert_eq!((state & STATE_RESET != 0, state & STATE_OUTSIDE_RESET != 0), (inside, outside));
         }
 
         #[test]
-        fn pressure_never_lengthens_a_timeout(state in 0u8..16, number in any::<u8>()) {
+        fn pressure_never_lengthens_a_timeout(state in 0u8..64, number in any::<u8>()) {
             prop_assert!(idle_timeout_under_pressure(state, number) <= idle_timeout(state, number));
         }
     }
@@ -144,37 +201,136 @@ mod tests {
         assert_eq!(port_for_attempt(40123, 0, 7, 1024, 2048), 40123);
     }
 
+    /// Whether packets since a SYN make a connection that is established and not closing.
+    fn plainly_open(packets: &[(u8, bool)], opened_by_reply: bool) -> bool {
+        let plain: Vec<_> = packets.iter().filter(|(flags, _)| flags & TCP_RST == 0).collect();
+        let first_reply = if opened_by_reply { Some(0) } else { plain.iter().position(|(_, reply)| *reply) };
+        let third = first_reply.is_some_and(|at| plain[at..].iter().any(|(_, reply)| !*reply));
+        third
+            && plain.iter().all(|(flags, _)| flags & TCP_FIN == 0)
+            && packets.last().is_none_or(|(flags, _)| flags & TCP_RST == 0)
+    }
+
+    const OUT: (bool, bool) = (false, true);
+    const BACK: (bool, bool) = (true, false);
+
+    fn tcp(state: u8, flags: u8, (reply, inside): (bool, bool)) -> u8 {
+        next_state(state, protocol::TCP, flags, reply, inside)
+    }
+
+    fn timeout(state: u8) -> u64 {
+        idle_timeout(state, protocol::TCP)
+    }
+
+    fn established() -> u8 {
+        let begun = tcp(0, TCP_SYN, OUT);
+        tcp(tcp(begun, TCP_SYN | TCP_ACK, BACK), TCP_ACK, OUT)
+    }
+
     #[test]
-    fn a_connection_that_both_sides_closed_leaves_early() {
-        let tcp = |state, flags, reply| next_state(state, protocol::TCP, flags, reply);
-        let timeout = |state| idle_timeout(state, protocol::TCP);
-        let begun = tcp(0, TCP_SYN, false);
-        assert_eq!(timeout(begun), 240);
-        let established = tcp(begun, TCP_SYN | TCP_ACK, true);
-        assert_eq!(timeout(established), 7440);
-        let half_closed = tcp(established, TCP_FIN, false);
+    fn connection_is_established_by_its_third_packet() {
+        let begun = tcp(0, TCP_SYN, OUT);
+        assert_eq!(timeout(begun), 60);
+        let received = tcp(begun, TCP_SYN | TCP_ACK, BACK);
+        assert_eq!(timeout(received), 60, "anybody can invent the source of a SYN");
+        assert_eq!(timeout(tcp(received, TCP_SYN | TCP_ACK, BACK)), 60, "repeated");
+        assert_eq!(timeout(tcp(received, TCP_ACK, OUT)), 7440);
+    }
+
+    #[test]
+    fn connection_that_both_sides_closed_leaves_early() {
+        let half_closed = tcp(established(), TCP_FIN, OUT);
         assert_eq!(timeout(half_closed), 240, "the other side may still send");
-        let closed = tcp(half_closed, TCP_FIN, true);
+        let closed = tcp(half_closed, TCP_FIN, BACK);
         assert!(is_closed(closed));
         assert_eq!(timeout(closed), 65);
-        let again = tcp(tcp(closed, TCP_SYN, false), TCP_SYN | TCP_ACK, true);
+        let again = tcp(tcp(tcp(closed, TCP_SYN, OUT), TCP_SYN | TCP_ACK, BACK), TCP_ACK, OUT);
         assert_eq!(timeout(again), 7440, "the 5-tuple is used again");
-        assert!(is_closed(tcp(established, TCP_RST, true)));
     }
 
     #[test]
-    fn a_reset_after_which_both_go_on_is_none() {
-        let established = STATE_REPLIED;
-        // Anybody can send one; the receiver believes it only with the right sequence number (RFC 5961 section 3).
-        let reset = next_state(established, protocol::TCP, TCP_RST, true);
-        assert_eq!(idle_timeout(reset, protocol::TCP), 65);
-        let gone_on = next_state(reset, protocol::TCP, TCP_ACK, false);
-        assert_eq!(idle_timeout(gone_on, protocol::TCP), 7440);
+    fn reset_counts_by_the_end_that_it_comes_from() {
+        let checked = tcp(established(), TCP_RST, OUT);
+        assert!(is_closed(checked));
+        assert_eq!(timeout(checked), 65);
+        let invented = tcp(established(), TCP_RST, BACK);
+        assert!(!is_closed(invented));
+        assert_eq!(timeout(invented), 240);
+        assert_eq!(timeout(tcp(invented, TCP_RST, OUT)), 65, "the pod confirms it");
+        // The receiver believes a reset only with the right sequence number (RFC 5961 section 3).
+        assert_eq!(timeout(tcp(invented, TCP_ACK, OUT)), 7440, "the pod goes on");
+        // Towards a hostPort the pod answers.
+        assert!(is_inside(TRANSLATION_HOST_PORT, true) && !is_inside(TRANSLATION_HOST_PORT, false));
+        assert!(is_inside(TRANSLATION_SNAT, false) && !is_inside(TRANSLATION_SNAT, true));
     }
 
     #[test]
-    fn flags_mean_nothing_outside_tcp() {
-        assert_eq!(next_state(0, protocol::UDP, TCP_FIN, false), 0);
-        assert_eq!(next_state(0, protocol::UDP, TCP_RST, true), STATE_REPLIED);
+    fn invented_syn_changes_nothing_of_an_open_connection() {
+        assert_eq!(tcp(established(), TCP_SYN, OUT), established());
+        assert_eq!(tcp(established(), TCP_SYN | TCP_ACK, BACK), established());
+    }
+
+    #[test]
+    fn datagrams_are_established_by_the_third_one() {
+        let udp = |state, reply| next_state(state, protocol::UDP, TCP_FIN | TCP_RST, reply, !reply);
+        let timeout = |state| idle_timeout(state, protocol::UDP);
+        assert_eq!((udp(0, false), timeout(0)), (0, 30), "flags mean nothing outside TCP");
+        let answered = udp(0, true);
+        assert_eq!((answered, timeout(answered)), (STATE_REPLIED, 30));
+        assert_eq!(timeout(udp(answered, true)), 30);
+        assert_eq!(timeout(udp(answered, false)), 300);
+        assert_eq!(idle_timeout_under_pressure(answered, protocol::UDP), 5);
+    }
+
+    #[test]
+    fn pressure_spares_what_is_established() {
+        let pressed = |state| idle_timeout_under_pressure(state, protocol::TCP);
+        assert_eq!(pressed(established()), 7440);
+        assert_eq!(pressed(tcp(established(), TCP_FIN, OUT)), 240);
+        assert_eq!(pressed(tcp(0, TCP_SYN, OUT)), 5);
+        assert_eq!(pressed(tcp(0, TCP_SYN | TCP_ACK, BACK)), 5);
+        assert_eq!(pressed(tcp(established(), TCP_RST, OUT)), 2);
+        assert_eq!(pressed(tcp(established(), TCP_RST, BACK)), 65);
+    }
+
+    #[test]
+    fn both_halves_of_a_translation_have_one_holder() {
+        let pod = Addr::from_v4([10, 244, 1, 2]);
+        let (node, world) = (Addr::from_v4([10, 200, 0, 1]), Addr::from_v4([198, 51, 100, 10]));
+        let half = |kind, reply, source, destination, ports: (u16, u16)| Translation {
+            last_seen: 0,
+            source,
+            destination,
+            source_port: Be16::new(ports.0),
+            destination_port: Be16::new(ports.1),
+            ifindex: 2,
+            asked: 0,
+            kind,
+            reply,
+            state: 0,
+            hairpin: 0,
+            past_stack: 0,
+            is_long: 0,
+            reserved: [0; 6],
+        };
+        let flow = |source, destination, ports: (u16, u16)| {
+            Flow::new(source, destination, Be16::new(ports.0), Be16::new(ports.1), protocol::TCP)
+        };
+        let out =
+            holder(&flow(pod, world, (40000, 443)), &half(TRANSLATION_SNAT, 0, node, world, (40001, 443)));
+        let back =
+            holder(&flow(world, node, (443, 40001)), &half(TRANSLATION_SNAT, 1, world, pod, (443, 40000)));
+        assert_eq!((out.address, out.port.get(), out.protocol), (pod, 0, 0));
+        assert_eq!(out, back);
+        let request = holder(
+            &flow(world, node, (40000, 9088)),
+            &half(TRANSLATION_HOST_PORT, 0, world, pod, (40000, 8080)),
+        );
+        let reply = holder(
+            &flow(pod, world, (8080, 40000)),
+            &half(TRANSLATION_HOST_PORT, 1, node, world, (9088, 40000)),
+        );
+        assert_eq!((request.address, request.port.get(), request.protocol), (pod, 8080, protocol::TCP));
+        assert_eq!(request, reply);
     }
 }

@@ -13,9 +13,9 @@ use aya_ebpf::{
 };
 use podwire_common::abi::{
     ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Backend, Beginning, Config, Count, ENDPOINT_STACK_ONLY,
-    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, Guard, InboundFlow, KNOWN_FLOW_JIFFIES,
-    KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SocketAddress,
-    StackFlow, Translation, Uplink, Vtep,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, Guard, Holder, InboundFlow,
+    KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket,
+    SocketAddress, StackFlow, TABLE_STACK_FLOWS, TABLES, Translation, Uplink, Vtep,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
@@ -44,6 +44,9 @@ helpers::maps! {
     static FLOWS: LruHashMap<FlowKey, KnownFlow, 65536> = LruHashMap::new();
     static GENERATION: Array<u32, 1> = Array::new();
     static BEGINNINGS: PerCpuArray<Beginning, 1> = PerCpuArray::new();
+    // As many as there are pods and hostPorts, in both tables.
+    static HOLDERS: HashMap<Holder, u32, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+    static ROOM: Array<u32, TABLES> = Array::new();
     static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
     static DROPS: PerCpuArray<Count, DROP_SLOTS> = PerCpuArray::new();
     static TRAFFIC: PerCpuArray<Count, PATH_SLOTS> = PerCpuArray::new();
@@ -68,6 +71,8 @@ static CONFIG: Config = Config {
 const REFRESH_NS: u64 = 1_000_000_000;
 /// `-EEXIST`, as map helpers return it.
 pub const EEXIST: i32 = -17;
+/// `-E2BIG`, as map helpers return it when a map is full.
+pub const E2BIG: i32 = -7;
 /// `-EBUSY`: two CPUs at the same bucket, on kernels before 6.15.
 pub const EBUSY: i32 = -16;
 
@@ -222,20 +227,88 @@ pub fn is_stack_flow(flow: &Flow) -> bool {
     true
 }
 
-/// Records a flow that must go through the host stack.
+/// Records a flow of a pod of this node that must go through the host stack.
 ///
 /// # Errors
-/// The helper's: the map is full, or memory is short.
+/// [`E2BIG`] when the pod has its share of the map; the helper's: the map is full, or memory is short.
 #[inline(always)]
-pub fn record_stack_flow(flow: &Flow) -> Result<(), i32> {
+pub fn record_stack_flow(flow: &Flow, local_pod: &Addr) -> Result<(), i32> {
     if is_stack_flow(flow) {
         return Ok(());
     }
-    STACK_FLOWS.insert(flow, StackFlow { last_seen: now() }, BPF_ANY.into())?;
+    if !take_share_of_stack_flows(local_pod) {
+        return Err(E2BIG);
+    }
+    if let Err(error) = STACK_FLOWS.insert(flow, StackFlow { last_seen: now() }, BPF_ANY.into()) {
+        give_back_stack_flow(local_pod);
+        return Err(error);
+    }
     // After it: who has not seen the one finds the other gone, and looks again after having added it.
     forget_flow(flow);
     forget_reverse(flow);
     Ok(())
+}
+
+// Functions of their own: the key would take its place on the stack of every caller.
+#[inline(never)]
+fn take_share_of_stack_flows(local_pod: &Addr) -> bool {
+    take_share(&holder_of_stack_flow(local_pod), 1)
+}
+
+#[inline(never)]
+fn give_back_stack_flow(local_pod: &Addr) {
+    give_back(&holder_of_stack_flow(local_pod), 1);
+}
+
+#[inline(always)]
+fn holder_of_stack_flow(local_pod: &Addr) -> Holder {
+    Holder { address: *local_pod, port: Be16::ZERO, protocol: 0, table: TABLE_STACK_FLOWS }
+}
+
+/// Takes entries of a table for a holder; `false`: the holder has its share already.
+///
+/// Nobody may hold more entries than are free: the dynamic threshold of Choudhury and Hahne (IEEE/ACM
+/// Transactions on Networking 6, 1998). One flooding holder gets half of the table, two get a third
+/// each, and what is always left is enough for the new flows of everybody else.
+///
+/// Two CPUs that count at the same moment may lose one of the counts. The agent counts every entry when
+/// it ages the tables out, and writes both maps anew.
+#[inline(always)]
+pub fn take_share(holder: &Holder, entries: u32) -> bool {
+    let Some(room) = ROOM.get_ptr_mut(holder.table.into()) else {
+        return true;
+    };
+    // SAFETY: as for endpoints; an aligned word.
+    let free = unsafe { read_volatile(room) };
+    match HOLDERS.get_ptr_mut(holder) {
+        Some(held) => {
+            // SAFETY: as above.
+            let held_before = unsafe { read_volatile(held) };
+            if held_before >= free {
+                return false;
+            }
+            // SAFETY: as above.
+            unsafe { write_volatile(held, held_before.wrapping_add(entries)) };
+        }
+        // Where there is no room for a holder its entries are not counted until the agent counts them.
+        None => drop(HOLDERS.insert(holder, entries, BPF_NOEXIST.into())),
+    }
+    // SAFETY: as above.
+    unsafe { write_volatile(room, free.saturating_sub(entries)) };
+    true
+}
+
+/// Gives entries of a table back that [`take_share`] took.
+#[inline(always)]
+pub fn give_back(holder: &Holder, entries: u32) {
+    if let Some(room) = ROOM.get_ptr_mut(holder.table.into()) {
+        // SAFETY: as above.
+        unsafe { write_volatile(room, read_volatile(room).wrapping_add(entries)) };
+    }
+    if let Some(held) = HOLDERS.get_ptr_mut(holder) {
+        // SAFETY: as above.
+        unsafe { write_volatile(held, read_volatile(held).saturating_sub(entries)) };
+    }
 }
 
 // A function of its own: the key would take its place on the stack of every caller.

@@ -21,16 +21,18 @@ const PORTS_EXHAUSTED: i32 = 1;
 const FAILED: i32 = 2;
 const TAKEN: i32 = 3;
 const THERE: i32 = 4;
+const SHARE_USED: i32 = 5;
 
 /// See [`translation::establish`].
 ///
 /// # Errors
-/// [`Drop::SnatPortsExhausted`], [`Drop::TranslationsFull`].
+/// [`Drop::SnatPortsExhausted`], [`Drop::TranslationsFull`], [`Drop::TranslationShareUsed`].
 #[inline(always)]
 pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<(), Drop> {
     match podwire_establish(ctx.skb.skb, original, to) {
         DONE => Ok(()),
         PORTS_EXHAUSTED => Err(Drop::SnatPortsExhausted),
+        SHARE_USED => Err(Drop::TranslationShareUsed),
         _ => Err(Drop::TranslationsFull),
     }
 }
@@ -46,6 +48,7 @@ extern "C" fn podwire_establish(skb: *mut __sk_buff, original: *const Flow, to: 
     match translation::establish(&TcContext::new(skb), original, to) {
         Ok(()) => DONE,
         Err(Drop::SnatPortsExhausted) => PORTS_EXHAUSTED,
+        Err(Drop::TranslationShareUsed) => SHARE_USED,
         Err(_) => FAILED,
     }
 }

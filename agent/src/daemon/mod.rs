@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use podwire_cni::protocol::{Attachment, Call, Reply};
+use podwire_common::abi::Holder;
+use podwire_common::addr::Addr;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
@@ -262,9 +264,27 @@ impl Daemon {
                 "the table of translations is nearly full: what is over leaves sooner; raise --max-translations"
             );
         }
-        self.collected = collected;
-        if let Err(error) = self.dataplane.maps.clear_stack_only(collected.stack_flows) {
+        for holder in collected.crowded.difference(&self.collected.crowded) {
+            warn!(
+                "{} has nearly used its share of the table of translations: its flows that are over or not established leave sooner, and new ones may be refused (translation-share-used); where the flows are wanted, raise --max-translations",
+                self.name_of(holder)
+            );
+        }
+        if let Err(error) = self.dataplane.maps.clear_stack_only(&collected.recorded) {
             error!("housekeeping: {error}");
+        }
+        self.collected = collected;
+    }
+
+    /// Who holds entries of a table, for the log.
+    fn name_of(&self, holder: &Holder) -> String {
+        let pod =
+            self.model.endpoints.values().find(|endpoint| Addr::from(endpoint.address) == holder.address);
+        match pod {
+            None if holder.address == Addr::UNSPECIFIED => "this node".to_owned(),
+            None => format!("{:?}, which is no pod's any more,", holder.address),
+            Some(pod) if holder.protocol == 0 => pod.to_string(),
+            Some(pod) => format!("the hostPort that leads to port {} of {pod}", holder.port.get()),
         }
     }
 
@@ -283,7 +303,7 @@ impl Daemon {
             }),
             node_list_age: self.list.age(),
             addresses: self.pool.as_ref().map_or(0, Pool::size),
-            collected: self.collected,
+            collected: self.collected.clone(),
             reattached: self.reattached,
             operations: self.operations,
             forward_policy_drops: self.firewall.labels(),

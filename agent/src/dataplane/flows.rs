@@ -3,15 +3,23 @@
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 
+use std::collections::BTreeSet;
+
 use aya::Pod;
-use aya::maps::{HashMap, IterableMap as _, Map, MapData};
-use podwire_common::abi::{ENDPOINT_STACK_ONLY, Flow, StackFlow, Translation};
-use podwire_common::addr::Addr;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError};
+use podwire_common::abi::{
+    self, ENDPOINT_STACK_ONLY, Flow, Holder, NODE_LOCAL, StackFlow, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS,
+    Translation,
+};
+use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::names::maps as names;
+use podwire_common::nat;
 use tracing::{info, warn};
 
 use super::batch;
 use super::maps::{Maps, map_error, remove};
+use super::shares::{Shares, Tally};
 use crate::conntrack::Conntrack;
 use crate::error::Error;
 use crate::housekeeping;
@@ -52,21 +60,22 @@ impl Maps {
         Ok(translations.len())
     }
 
-    /// Turns endpoints back that were sent to the stack for want of room, when `used` entries of `STACK_FLOWS` leave enough.
+    /// Lets the flows of endpoints go direct again that were sent to the stack because they had used up
+    /// their share of `STACK_FLOWS`. The flows that have to stay there are recorded by now.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn clear_stack_only(&mut self, used: usize) -> Result<(), Error> {
-        if !housekeeping::has_room(used, self.stack_flows_capacity) {
-            return Ok(());
-        }
-        let marked: Vec<_> = self
-            .endpoints
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, endpoint)| housekeeping::is_stack_only(endpoint.flags))
-            .collect();
-        for (address, mut endpoint) in marked {
+    pub fn clear_stack_only(&mut self, recorded: &BTreeSet<Addr>) -> Result<(), Error> {
+        for address in recorded {
+            let mut endpoint = match self.endpoints.get(address, 0) {
+                Ok(endpoint) if housekeeping::is_stack_only(endpoint.flags) => endpoint,
+                Ok(_) | Err(MapError::KeyNotFound) => continue,
+                Err(error) => return Err(map_error("read", names::ENDPOINTS)(error)),
+            };
+            // A program may have failed to record another flow since.
+            if !self.shares.has_room(&holder_of_stack_flows(*address))? {
+                continue;
+            }
             endpoint.flags &= !ENDPOINT_STACK_ONLY;
             self.endpoints.insert(address, endpoint, 0).map_err(map_error("write", names::ENDPOINTS))?;
             info!(pod = ?address, "the table of stack flows has room again: the pod's flows may go direct");
@@ -83,14 +92,24 @@ impl Maps {
             translations: another(&self.translations, names::TRANSLATIONS)?,
             translations_capacity: self.translations_capacity,
             stack_flows: another(&self.stack_flows, names::STACK_FLOWS)?,
+            stack_flows_capacity: self.stack_flows_capacity,
+            endpoints: another(&self.endpoints, names::ENDPOINTS)?,
+            nodes: LpmTrie::try_from(Map::LpmTrie(reopen(self.nodes.map(), names::NODES)?))
+                .map_err(map_error("open", names::NODES))?,
+            shares: Shares {
+                holders: another(&self.shares.holders, names::HOLDERS)?,
+                room: Array::try_from(Map::Array(reopen(self.shares.room.map(), names::ROOM)?))
+                    .map_err(map_error("open", names::ROOM))?,
+            },
             conntrack,
             pressure: false,
+            crowded: BTreeSet::new(),
         })
     }
 }
 
 /// What one round found and removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Entries of `TRANSLATIONS` that were there; two of a translation, one of a reservation.
     pub translations: usize,
@@ -100,18 +119,34 @@ pub struct Collected {
     pub stack_flows: usize,
     /// Entries that were removed.
     pub stack_flows_expired: usize,
-    /// Whether a table is nearly full, so that the next round comes soon and takes more.
+    /// Whether the table of translations is nearly full.
     pub pressure: bool,
+    /// Who has nearly used up the share of the table of translations.
+    pub crowded: BTreeSet<Holder>,
+    /// Endpoints that were sent to the stack, have room in their share again, and whose flows are recorded.
+    pub recorded: BTreeSet<Addr>,
+}
+
+impl Collected {
+    /// Whether the next round is to come soon, and takes more.
+    pub fn is_pressed(&self) -> bool {
+        self.pressure || !self.crowded.is_empty()
+    }
 }
 
 /// Ages translations and stack flows out.
-#[derive(Debug)]
 pub struct Collector {
     translations: HashMap<MapData, Flow, Translation>,
     translations_capacity: usize,
     stack_flows: HashMap<MapData, Flow, StackFlow>,
+    stack_flows_capacity: usize,
+    endpoints: HashMap<MapData, Addr, abi::Endpoint>,
+    nodes: LpmTrie<MapData, LpmAddr, abi::Node>,
+    shares: Shares,
     conntrack: Option<Conntrack>,
+    /// Of the last round.
     pressure: bool,
+    crowded: BTreeSet<Holder>,
 }
 
 impl Collector {
@@ -122,19 +157,26 @@ impl Collector {
     /// [`Error::Map`].
     pub fn collect(&mut self, now: u64) -> Result<Collected, Error> {
         let mut collected = Collected::default();
-        self.collect_translations(now, &mut collected)?;
-        self.collect_stack_flows(now, &mut collected)?;
-        let left = collected.translations - collected.translations_expired;
-        self.pressure = !housekeeping::has_room(left, self.translations_capacity);
-        collected.pressure = self.pressure;
+        let tally = self.collect_translations(now, &mut collected)?;
+        self.shares.write(TABLE_TRANSLATIONS, &tally, self.translations_capacity)?;
+        self.pressure = !housekeeping::has_room(tally.total(), self.translations_capacity);
+        self.crowded = tally.crowded(self.translations_capacity).collect();
+        (collected.pressure, collected.crowded) = (self.pressure, self.crowded.clone());
+        let tally = self.collect_stack_flows(now, &mut collected)?;
+        self.shares.write(TABLE_STACK_FLOWS, &tally, self.stack_flows_capacity)?;
+        collected.recorded = self.record_flows_of_marked()?;
         Ok(collected)
     }
 
     /// Both halves leave together: they tell the same time and state, and each names the other.
-    fn collect_translations(&mut self, now: u64, collected: &mut Collected) -> Result<(), Error> {
+    fn collect_translations(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, Error> {
+        let mut tally = Tally::default();
         let expired = matching(&self.translations, names::TRANSLATIONS, |flow, half| {
             collected.translations += 1;
-            housekeeping::translation_expired(flow, half, now, self.pressure)
+            let holder = nat::holder(flow, half);
+            tally.add(holder);
+            let pressure = self.pressure || self.crowded.contains(&holder);
+            housekeeping::translation_expired(flow, half, now, pressure)
         })?;
         for (flow, half) in expired {
             // A packet may have come meanwhile.
@@ -157,13 +199,24 @@ impl Collector {
                 remove(self.translations.remove(&other), names::TRANSLATIONS)?;
             }
             collected.translations_expired += 1 + usize::from(has_other);
+            tally.subtract(nat::holder(&flow, &half));
+            if has_other {
+                tally.subtract(nat::holder(&flow, &half));
+            }
         }
-        Ok(())
+        Ok(tally)
     }
 
-    fn collect_stack_flows(&mut self, now: u64, collected: &mut Collected) -> Result<(), Error> {
-        let mut silent = matching(&self.stack_flows, names::STACK_FLOWS, |_, entry| {
+    fn collect_stack_flows(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, Error> {
+        let pods: BTreeSet<Addr> = self.endpoints.keys().filter_map(Result::ok).collect();
+        // As the programs count: what a pod here sends is its own, what it gets from elsewhere too.
+        let holder = |flow: &Flow| {
+            holder_of_stack_flows(if pods.contains(&flow.source) { flow.source } else { flow.destination })
+        };
+        let mut tally = Tally::default();
+        let mut silent = matching(&self.stack_flows, names::STACK_FLOWS, |flow, entry| {
             collected.stack_flows += 1;
+            tally.add(holder(flow));
             housekeeping::is_silent(*entry, now)
         })?;
         // Those that were silent longest first: a question costs some microseconds, so only so many are asked at a time.
@@ -196,10 +249,72 @@ impl Collector {
             if gone {
                 remove(self.stack_flows.remove(flow), names::STACK_FLOWS)?;
                 collected.stack_flows_expired += 1;
+                tally.subtract(holder(flow));
             }
         }
-        Ok(())
+        Ok(tally)
     }
+
+    /// Records the flows of endpoints that were sent to the stack, as far as these have room in their share
+    /// again. While an endpoint was marked, flows that began without a record may have gone silent: a
+    /// reply of such a flow would go past connection tracking as soon as the mark is gone. Connection
+    /// tracking knows all of them. Gives the endpoints all of whose flows are recorded.
+    fn record_flows_of_marked(&mut self) -> Result<BTreeSet<Addr>, Error> {
+        let mut marked = BTreeSet::new();
+        for entry in self.endpoints.iter() {
+            let (address, endpoint) = entry.map_err(map_error("read", names::ENDPOINTS))?;
+            if housekeeping::is_stack_only(endpoint.flags)
+                && self.shares.has_room(&holder_of_stack_flows(address))?
+            {
+                marked.insert(address);
+            }
+        }
+        let Some(conntrack) = self.conntrack.as_ref().filter(|_| !marked.is_empty()) else {
+            // Nobody can say which flows there are: the mark stays. Slower, never wrong.
+            return Ok(BTreeSet::new());
+        };
+        let flows = match conntrack.flows() {
+            Ok(flows) => flows,
+            Err(error) => {
+                warn!("list the flows of connection tracking: {error}: pods that use the stack stay there");
+                return Ok(BTreeSet::new());
+            }
+        };
+        let now = housekeeping::now();
+        for flow in flows {
+            for (end, other) in [(flow.source, flow.destination), (flow.destination, flow.source)] {
+                if !marked.contains(&end) || !self.can_go_direct(other)? {
+                    continue;
+                }
+                match self.stack_flows.insert(flow, StackFlow { last_seen: now }, 0) {
+                    Ok(()) => {}
+                    Err(MapError::SyscallError(error))
+                        if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+                    {
+                        marked.remove(&end);
+                    }
+                    Err(error) => return Err(map_error("write", names::STACK_FLOWS)(error)),
+                }
+            }
+        }
+        Ok(marked)
+    }
+
+    /// Whether packets to an address may go past the host stack: it is a pod's of this node, or another node's.
+    fn can_go_direct(&self, address: Addr) -> Result<bool, Error> {
+        if self.endpoints.get(&address, 0).is_ok() {
+            return Ok(true);
+        }
+        match self.nodes.get(&Key::new(128, address.into()), 0) {
+            Ok(node) => Ok(node.flags & NODE_LOCAL == 0),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(map_error("read", names::NODES)(error)),
+        }
+    }
+}
+
+fn holder_of_stack_flows(local_pod: Addr) -> Holder {
+    Holder { address: local_pod, port: Be16::ZERO, protocol: 0, table: TABLE_STACK_FLOWS }
 }
 
 /// The entries that match.
@@ -223,12 +338,11 @@ fn another<K: Pod, V: Pod>(
     map: &HashMap<MapData, K, V>,
     name: &'static str,
 ) -> Result<HashMap<MapData, K, V>, Error> {
-    let file = map
-        .map()
-        .fd()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(Error::file("open another handle of map", name))?;
-    let data = MapData::from_fd(file).map_err(map_error("open", name))?;
-    HashMap::try_from(Map::HashMap(data)).map_err(map_error("open", name))
+    HashMap::try_from(Map::HashMap(reopen(map.map(), name)?)).map_err(map_error("open", name))
+}
+
+fn reopen(map: &MapData, name: &'static str) -> Result<MapData, Error> {
+    let file =
+        map.fd().as_fd().try_clone_to_owned().map_err(Error::file("open another handle of map", name))?;
+    MapData::from_fd(file).map_err(map_error("open", name))
 }

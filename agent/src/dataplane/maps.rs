@@ -7,12 +7,13 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use podwire_common::abi::{
     self, Count, Flow, FlowKey, FragmentKey, FragmentPorts, InboundFlow, KnownFlow, RedirectedSocket,
-    SocketAddress, StackFlow, Translation,
+    SocketAddress, StackFlow, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS, Translation,
 };
 use podwire_common::addr::{Addr, LpmAddr};
 use podwire_common::names::maps as names;
 use podwire_common::reason::{Drop, Path};
 
+use super::shares::Shares;
 use crate::desired::{Contents, Prefix};
 use crate::diff::Op;
 use crate::error::Error;
@@ -55,6 +56,8 @@ pub struct Maps {
     pub flows: HashMap<MapData, FlowKey, KnownFlow>,
     /// `GENERATION`.
     generation: Array<MapData, u32>,
+    /// `HOLDERS` and `ROOM`.
+    pub shares: Shares,
     /// `DROPS`.
     pub drops: PerCpuArray<MapData, Count>,
     /// `TRAFFIC`.
@@ -73,9 +76,14 @@ pub struct Counters {
 impl Maps {
     /// Takes the maps out of a loaded object. They have to live as long as its programs are to be loaded.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let stack_flows_capacity = capacity(ebpf, names::STACK_FLOWS)?;
+        let translations_capacity = capacity(ebpf, names::TRANSLATIONS)?;
+        let mut shares = Shares { holders: take(ebpf, names::HOLDERS)?, room: take(ebpf, names::ROOM)? };
+        shares.begin(TABLE_TRANSLATIONS, translations_capacity)?;
+        shares.begin(TABLE_STACK_FLOWS, stack_flows_capacity)?;
         Ok(Self {
-            stack_flows_capacity: capacity(ebpf, names::STACK_FLOWS)?,
-            translations_capacity: capacity(ebpf, names::TRANSLATIONS)?,
+            stack_flows_capacity,
+            translations_capacity,
             endpoints: take(ebpf, names::ENDPOINTS)?,
             guards: take(ebpf, names::EGRESS_GUARDS)?,
             nodes: take(ebpf, names::NODES)?,
@@ -91,6 +99,7 @@ impl Maps {
             fragments: take(ebpf, names::FRAGMENTS)?,
             flows: take(ebpf, names::FLOWS)?,
             generation: take(ebpf, names::GENERATION)?,
+            shares,
             drops: take(ebpf, names::DROPS)?,
             traffic: take(ebpf, names::TRAFFIC)?,
         })

@@ -10,6 +10,7 @@ pub mod maps;
 mod pinned;
 pub mod pins;
 pub mod probe;
+pub mod shares;
 mod sizes;
 
 use std::collections::BTreeMap;

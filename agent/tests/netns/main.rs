@@ -13,6 +13,7 @@ mod config_file;
 mod disk;
 mod faults;
 mod flannel;
+mod floods;
 mod flows;
 mod footprint;
 mod forward_policy;

@@ -2,10 +2,11 @@
 
 use podwire::housekeeping;
 use podwire::model::Mode;
-use podwire_common::abi::{Flow, STATE_REPLIED, Translation};
-use podwire_common::addr::Be16;
+use podwire_common::abi::{Flow, Holder, STATE_ESTABLISHED, STATE_REPLIED, TABLE_TRANSLATIONS, Translation};
+use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
+use podwire_common::reason::Drop;
 
 use crate::fixture::*;
 use crate::packets::*;
@@ -20,8 +21,12 @@ fn half_a_pair_takes_nobody_elses_half_with_it() {
     node.run(TO_UPLINK, link, &out.build(), 0);
     let back = Packet::new(WORLD, NODE1, tcp(443, 40000)).macs(UPLINK_MAC, STRANGER_MAC);
     node.run(FROM_UPLINK, link, &back.build(), 0);
+    let ack = Transport::Tcp { source: 40000, destination: 443, flags: 0x10 };
+    let out = Packet::new(POD_B, WORLD, ack).macs(STRANGER_MAC, UPLINK_MAC);
+    node.run(TO_UPLINK, link, &out.build(), 0);
     let pair = node.translations();
-    assert!(pair.len() == 2 && pair.values().all(|half| half.state == STATE_REPLIED), "{pair:?}");
+    let is_open = |half: &Translation| half.state == STATE_REPLIED | STATE_ESTABLISHED;
+    assert!(pair.len() == 2 && pair.values().all(is_open), "{pair:?}");
     // Pod A had the port before. On kernels before 6.15 a removal may fail where two CPUs meet (EBUSY), and leave this.
     let flow = |source: std::net::Ipv4Addr| {
         Flow::new(source.into(), WORLD.into(), Be16::new(40000), Be16::new(443), protocol::TCP)
@@ -49,4 +54,49 @@ fn a_round_sees_every_entry_of_a_large_table_once_and_removes_what_is_silent() {
     let collected = collector.collect(8000 * SECOND).unwrap();
     assert_eq!(collected.translations_expired, ENTRIES);
     assert_eq!(collector.collect(8000 * SECOND).unwrap().translations, 0);
+}
+
+#[test]
+fn a_round_counts_what_each_holder_has() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let (link, capacity) = (node.uplink, node.loaded.maps.translations_capacity);
+    let from = |pod, port| Packet::new(pod, WORLD, udp(port, 53)).macs(STRANGER_MAC, UPLINK_MAC);
+    for port in 40000..40005 {
+        node.run(TO_UPLINK, link, &from(POD_A, port).build(), 0);
+    }
+    node.run(TO_UPLINK, link, &from(POD_B, 40000).build(), 0);
+    let of = |pod: std::net::Ipv4Addr| Holder {
+        address: Addr::from(pod),
+        port: Be16::ZERO,
+        protocol: 0,
+        table: TABLE_TRANSLATIONS,
+    };
+    let expected = [(of(POD_A), 10), (of(POD_B), 2)];
+    assert_eq!(node.holders(), expected.into(), "as the programs count");
+    assert_eq!(node.room_for_translations(), capacity - 12);
+    // Two CPUs at once may lose a count; the programs' counts are replaced.
+    node.set_holder(of(POD_A), 7);
+    let mut collector = node.loaded.maps.collector(None).unwrap();
+    collector.collect(housekeeping::now()).unwrap();
+    assert_eq!(node.holders(), expected.into(), "as the agent counts");
+    collector.collect(housekeeping::now() + 31 * SECOND).unwrap();
+    assert_eq!((node.holders(), node.room_for_translations()), ([].into(), capacity));
+}
+
+#[test]
+fn who_has_a_share_already_is_refused_and_others_are_not() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let link = node.uplink;
+    let half = node.loaded.maps.translations_capacity / 2;
+    let of_a = Holder { address: POD_A.into(), port: Be16::ZERO, protocol: 0, table: TABLE_TRANSLATIONS };
+    node.set_holder(of_a, u32::try_from(half).unwrap());
+    node.set_room_for_translations(u32::try_from(half).unwrap());
+    let from = |pod, port| Packet::new(pod, WORLD, tcp(port, 443)).macs(STRANGER_MAC, UPLINK_MAC).build();
+    node.check("pod A", TO_UPLINK, link, &from(POD_A, 40000), Expect::Drop(Drop::TranslationShareUsed));
+    node.run(TO_UPLINK, link, &from(POD_B, 40000), 0);
+    assert_eq!(node.translations().len(), 2, "pod B has a share of its own");
+    // A failed attempt gives back what it took.
+    node.set_holder(of_a, 4);
+    node.run(TO_UPLINK, link, &from(POD_A, 40001), 0);
+    assert_eq!(node.holders()[&of_a], 6);
 }

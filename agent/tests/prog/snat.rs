@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use podwire::model::Mode;
 use podwire_common::abi::{
-    Flow, STATE_FIN, STATE_REPLIED, STATE_REPLY_FIN, TRANSLATION_HOST, TRANSLATION_RESERVATION,
-    TRANSLATION_SNAT, Translation,
+    Flow, STATE_ESTABLISHED, STATE_FIN, STATE_OUTSIDE_RESET, STATE_REPLIED, STATE_REPLY_FIN,
+    TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT, Translation,
 };
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
@@ -231,11 +231,16 @@ fn both_halves_tell_the_same_state_whichever_direction_changes_it() {
     let node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
     let flags = |source, destination, flags| Transport::Tcp { source, destination, flags };
+    const OPEN: u8 = STATE_REPLIED | STATE_ESTABLISHED;
     let steps = [
         (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x02)), 0),
         (FROM_UPLINK, back(WORLD, flags(443, OWN, 0x12)), STATE_REPLIED),
-        (FROM_UPLINK, back(WORLD, flags(443, OWN, 0x11)), STATE_REPLIED | STATE_REPLY_FIN),
-        (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x11)), STATE_REPLIED | STATE_REPLY_FIN | STATE_FIN),
+        (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x10)), OPEN),
+        (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x02)), OPEN),
+        (FROM_UPLINK, back(WORLD, flags(443, OWN, 0x04)), OPEN | STATE_OUTSIDE_RESET),
+        (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x10)), OPEN),
+        (FROM_UPLINK, back(WORLD, flags(443, OWN, 0x11)), OPEN | STATE_REPLY_FIN),
+        (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x11)), OPEN | STATE_REPLY_FIN | STATE_FIN),
         (TO_UPLINK, out(POD_A, flags(OWN, 443, 0x02)), 0),
     ];
     for (program, packet, state) in steps {

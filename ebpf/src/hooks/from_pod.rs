@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{ENDPOINT_HAS_HOST_PORTS, KNOWN_LOCAL, NODE_ADDRESS, NODE_LOCAL},
+    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, KNOWN_LOCAL, NODE_ADDRESS, NODE_LOCAL},
     flow::protocol,
     reason::{Drop, Path},
 };
@@ -72,7 +72,10 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     let destination = packet.headers.destination_address();
     if let Some(other) = maps::endpoint(&destination) {
-        if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, &packet) {
+        if packet.headers.ttl <= 1
+            || other.flags & ENDPOINT_STACK_ONLY != 0
+            || stack_flow::needs_stack(endpoint, &packet)
+        {
             return Ok(Verdict::stack(Path::ToStack));
         }
         known::remember_local(ctx, &packet, endpoint, other);

@@ -53,7 +53,8 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outc
 /// them from its own first packet on. [`Verdict::UNDECIDED`] for anything else.
 ///
 /// # Errors
-/// [`Drop::RewriteFailed`], [`Drop::SnatPortsExhausted`], [`Drop::TranslationsFull`].
+/// [`Drop::RewriteFailed`], [`Drop::SnatPortsExhausted`], [`Drop::TranslationShareUsed`],
+/// [`Drop::TranslationsFull`].
 #[inline(never)]
 pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     let Some(destination) = known::destination_of(ctx, packet) else {
@@ -223,7 +224,8 @@ pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         }
         Some(entry) => match entry.get().kind {
             TRANSLATION_RESERVATION => {
-                let state = nat::next_state(entry.get().state, packet.flow.protocol, packet.tcp_flags, false);
+                let state =
+                    nat::next_state(entry.get().state, packet.flow.protocol, packet.tcp_flags, false, true);
                 entry.touch(packet.flow.protocol, state);
                 Ok(Verdict::PASS)
             }
@@ -271,9 +273,8 @@ fn reserve(ctx: &TcContext, packet: &Ipv4) {
     let reply = flow.reversed();
     let mut reservation = translation::begin(TRANSLATION_RESERVATION, ctx.ifindex(), &reply);
     reservation.reply = 1;
-    match maps::add_translation(&reply, &reservation) {
-        Ok(()) | Err(maps::EEXIST) => {}
-        Err(_) => maps::count_path(Path::ReservationsFull, 0),
+    if !translation::reserve(&reply, &reservation) {
+        maps::count_path(Path::ReservationsFull, 0);
     }
 }
 

@@ -28,7 +28,7 @@ pub fn needs_stack(endpoint: &Endpoint, packet: &Ipv4) -> bool {
     if !maps::is_stack_flow(&packet.flow.reversed()) {
         return false;
     }
-    if is_tcp && maps::record_stack_flow(&packet.flow).is_err() {
+    if is_tcp && maps::record_stack_flow(&packet.flow, &packet.flow.source).is_err() {
         maps::count_path(Path::StackFlowsFull, 0);
     }
     true
@@ -43,7 +43,7 @@ pub fn record(packet: &Ipv4, local_pod: &Addr, other: &Addr) {
     if packet.is_error || matches!(packet.headers.fragment_part(), Fragment::Later) || !can_go_direct(other) {
         return;
     }
-    if maps::record_stack_flow(&packet.flow.reversed()).is_err() {
+    if maps::record_stack_flow(&packet.flow.reversed(), local_pod).is_err() {
         // Slower, never wrong.
         maps::set_stack_only(local_pod);
         maps::count_path(Path::StackFlowsFull, 0);

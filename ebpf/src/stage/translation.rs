@@ -38,7 +38,9 @@ pub fn touch(entry: &TranslationEntry, packet: &Ipv4) {
         return;
     }
     let half = entry.get();
-    let state = nat::next_state(half.state, packet.flow.protocol, packet.tcp_flags, half.reply != 0);
+    let reply = half.reply != 0;
+    let inside = nat::is_inside(half.kind, reply);
+    let state = nat::next_state(half.state, packet.flow.protocol, packet.tcp_flags, reply, inside);
     entry.touch(packet.flow.protocol, state);
 }
 
@@ -71,9 +73,29 @@ pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
 /// translated yet.
 ///
 /// # Errors
-/// [`Drop::SnatPortsExhausted`], [`Drop::TranslationsFull`].
+/// [`Drop::SnatPortsExhausted`], [`Drop::TranslationsFull`], [`Drop::TranslationShareUsed`].
 #[inline(always)]
 pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<(), Drop> {
+    if !take_share(original, to) {
+        return Err(Drop::TranslationShareUsed);
+    }
+    let outcome = establish_pair(ctx, original, to);
+    if outcome != Ok(Made::Here) {
+        give_back(original, to, PAIR);
+    }
+    outcome.map(|_| ())
+}
+
+/// Who made a pair.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Here,
+    /// Another CPU was first with the same flow.
+    Elsewhere,
+}
+
+#[inline(always)]
+fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
     let (first, last) = maps::snat_ports();
     let random = maps::random();
     let own = to.source_port.get();
@@ -83,7 +105,7 @@ pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Resu
         to.source_port = Be16::new(nat::port_for_attempt(own, attempt, random, first, last));
         attempt += 1;
         match subprogram::try_port(ctx, original, to, &mut oldest) {
-            Try::Done => return Ok(()),
+            Try::Done => return Ok(Made::Here),
             Try::There => return adopt(original, to),
             Try::Taken if oldest.last_seen == SAME_POD => break,
             Try::Taken => {}
@@ -98,7 +120,7 @@ pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Resu
     to.source_port = oldest.port;
     remove_closed(to, original.protocol);
     match subprogram::try_port(ctx, original, to, &mut oldest) {
-        Try::Done => Ok(()),
+        Try::Done => Ok(Made::Here),
         Try::There => adopt(original, to),
         _ => Err(Drop::SnatPortsExhausted),
     }
@@ -106,9 +128,23 @@ pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Resu
 
 /// Another CPU was first with the same flow: its translation is as good.
 #[inline(never)]
-fn adopt(original: &Flow, to: &mut Translation) -> Result<(), Drop> {
+fn adopt(original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
     *to = *maps::translation(original).ok_or(Drop::TranslationsFull)?.get();
-    Ok(())
+    Ok(Made::Elsewhere)
+}
+
+/// Entries of a translation.
+const PAIR: u32 = 2;
+
+// Functions of their own: the key would take its place on the stack of every caller.
+#[inline(never)]
+fn take_share(original: &Flow, to: &Translation) -> bool {
+    maps::take_share(&nat::holder(original, to), PAIR)
+}
+
+#[inline(never)]
+fn give_back(flow: &Flow, half: &Translation, entries: u32) {
+    maps::give_back(&nat::holder(flow, half), entries);
 }
 
 /// What became of an attempt.
@@ -278,4 +314,19 @@ pub fn remove(flow: &Flow, half: &Translation) {
     let other = half.other_half(flow.protocol);
     maps::remove_translation(flow);
     maps::remove_translation(&other);
+    give_back(flow, half, PAIR);
+}
+
+/// Keeps the 5-tuple that a flow's replies have from being taken. `false`: there is no room for that.
+#[inline(never)]
+pub fn reserve(reply: &Flow, reservation: &Translation) -> bool {
+    let holder = nat::holder(reply, reservation);
+    if !maps::take_share(&holder, 1) {
+        return false;
+    }
+    let outcome = maps::add_translation(reply, reservation);
+    if outcome.is_err() {
+        maps::give_back(&holder, 1);
+    }
+    matches!(outcome, Ok(()) | Err(EEXIST))
 }

@@ -1,0 +1,116 @@
+//! Who holds how much of the tables that never evict: counted here exactly, and by the programs in between.
+
+use std::collections::BTreeMap;
+
+use aya::maps::{Array, HashMap, MapData};
+use podwire_common::abi::Holder;
+use podwire_common::names::maps as names;
+
+use super::maps::{map_error, remove};
+use crate::error::Error;
+use crate::housekeeping;
+
+/// `HOLDERS` and `ROOM`.
+pub struct Shares {
+    /// `HOLDERS`.
+    pub holders: HashMap<MapData, Holder, u32>,
+    /// `ROOM`.
+    pub room: Array<MapData, u32>,
+}
+
+/// The entries of one table, counted.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    held: BTreeMap<Holder, u32>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, holder: Holder) {
+        *self.held.entry(holder).or_default() += 1;
+    }
+
+    pub(super) fn subtract(&mut self, holder: Holder) {
+        if let Some(held) = self.held.get_mut(&holder) {
+            *held = held.saturating_sub(1);
+        }
+    }
+
+    /// Entries of the table.
+    pub(super) fn total(&self) -> usize {
+        self.held.values().map(|held| *held as usize).sum()
+    }
+
+    /// Those who have nearly as much as they may.
+    pub(super) fn crowded(&self, capacity: usize) -> impl Iterator<Item = Holder> {
+        let room = capacity.saturating_sub(self.total());
+        let crowded = move |held: u32| !housekeeping::has_room(held as usize, room);
+        self.held.iter().filter(move |(_, held)| crowded(**held)).map(|(holder, _)| *holder)
+    }
+}
+
+impl Shares {
+    /// Replaces what the programs have counted of a table of `capacity` entries.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub(super) fn write(&mut self, table: u8, tally: &Tally, capacity: usize) -> Result<(), Error> {
+        let known: Vec<Holder> =
+            self.holders.keys().filter_map(Result::ok).filter(|holder| holder.table == table).collect();
+        for holder in known.iter().filter(|holder| tally.held.get(holder).is_none_or(|held| *held == 0)) {
+            remove(self.holders.remove(holder), names::HOLDERS)?;
+        }
+        for (holder, held) in tally.held.iter().filter(|(_, held)| **held > 0) {
+            self.holders.insert(holder, held, 0).map_err(map_error("write", names::HOLDERS))?;
+        }
+        let room = capacity.saturating_sub(tally.total());
+        let room = u32::try_from(room).unwrap_or(u32::MAX);
+        self.room.set(table.into(), room, 0).map_err(map_error("write", names::ROOM))
+    }
+
+    /// Whether a holder may have many more entries than it has.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub(super) fn has_room(&self, holder: &Holder) -> Result<bool, Error> {
+        let held = self.holders.get(holder, 0).unwrap_or_default();
+        let room = self.room.get(&holder.table.into(), 0).map_err(map_error("read", names::ROOM))?;
+        Ok(housekeeping::has_room(held as usize, room as usize))
+    }
+
+    /// Says how many entries a table has room for, unless the programs count already.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub(super) fn begin(&mut self, table: u8, capacity: usize) -> Result<(), Error> {
+        let room = self.room.get(&table.into(), 0).map_err(map_error("read", names::ROOM))?;
+        // A table that is full gives an honest 0, which the next count corrects.
+        if room > 0 {
+            return Ok(());
+        }
+        self.write(table, &Tally::default(), capacity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podwire_common::abi::TABLE_TRANSLATIONS;
+    use podwire_common::addr::{Addr, Be16};
+
+    fn holder(last: u8) -> Holder {
+        let address = Addr::from_v4([10, 244, 1, last]);
+        Holder { address, port: Be16::ZERO, protocol: 0, table: TABLE_TRANSLATIONS }
+    }
+
+    #[test]
+    fn crowded_is_who_has_three_quarters_of_what_is_free() {
+        let mut tally = Tally::default();
+        (0..43).for_each(|_| tally.add(holder(1)));
+        tally.add(holder(2));
+        assert_eq!(tally.total(), 44);
+        assert_eq!(tally.crowded(100).collect::<Vec<_>>(), [holder(1)]);
+        assert_eq!(tally.crowded(200).count(), 0);
+        tally.subtract(holder(1));
+        assert_eq!(tally.crowded(101).count(), 0, "42 of 58");
+    }
+}
