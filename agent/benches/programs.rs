@@ -23,6 +23,8 @@ mod namespace;
 #[path = "../tests/prog/packets.rs"]
 #[expect(dead_code, reason = "the packet tables use the rest")]
 mod packets;
+#[path = "../tests/prog/pool.rs"]
+mod pool;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::sys::{Stats, enable_stats};

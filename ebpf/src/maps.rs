@@ -343,7 +343,7 @@ pub fn is_still(known: &KnownFlow, key: &FlowKey) -> bool {
 /// Remembers what was found out about a flow. A loss costs time, nothing else.
 #[inline(always)]
 pub fn remember_flow(known: &KnownFlow) {
-    let _ = FLOWS.insert(known.key, known, BPF_ANY.into());
+    let _ = FLOWS.insert(&known.key, known, BPF_ANY.into());
 }
 
 /// Forgets what was found out about a flow.
@@ -351,6 +351,12 @@ pub fn remember_flow(known: &KnownFlow) {
 #[inline(never)]
 pub fn forget_flow(flow: &Flow) {
     let _ = FLOWS.remove(flow.key());
+}
+
+/// As [`forget_flow`], by what was remembered: its key is on the stack already.
+#[inline(always)]
+pub fn forget_known(known: &KnownFlow) {
+    let _ = FLOWS.remove(&known.key);
 }
 
 /// A number that is another one as soon as anything has changed that flows were judged by. To be read before the judging.
@@ -583,7 +589,8 @@ pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
 #[inline(always)]
 pub fn add_translation(flow: &Flow, translation: &Translation) -> Result<(), i32> {
     TRANSLATIONS.insert(flow, translation, BPF_NOEXIST.into())?;
-    forget_flow(flow);
+    // No call of `forget_flow`: this is the deepest place, and before Linux 6.8 a call takes 32 bytes of stack at least.
+    let _ = FLOWS.remove(flow.key());
     Ok(())
 }
 

@@ -6,6 +6,9 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
+/// Variables that are about the package of whoever cargo starts begin so.
+const OWN_PACKAGE: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+
 /// The repository.
 pub(crate) fn root() -> &'static Path {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -21,6 +24,13 @@ pub(crate) fn target_dir() -> PathBuf {
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
+    // What cargo told this program of its own package. ring's build script runs again where one of these has changed, and a
+    // third of all packages would be compiled again each time.
+    for (name, _) in std::env::vars_os() {
+        if OWN_PACKAGE.iter().any(|beginning| name.to_string_lossy().starts_with(beginning)) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

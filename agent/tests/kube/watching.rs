@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use xtask::api_server::{ApiServer, Certificate};
+use xtask::lab::traffic::reserved_address;
 
 use crate::servers::Server;
 
@@ -61,7 +62,7 @@ pub fn node(number: u32) -> Value {
 
 /// Serves HTTP on a port of loopback, the same after a restart.
 pub fn open(server: &ApiServer, certificate: Option<Certificate>) -> SocketAddr {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = reserved_address().unwrap();
     server.listen(move || TcpListener::bind(address), certificate).unwrap();
     address
 }

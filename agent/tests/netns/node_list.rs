@@ -6,7 +6,7 @@ use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, traffic};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const MEBIBYTE: u64 = 1 << 20;
 
 #[test]

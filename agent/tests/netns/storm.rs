@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::Write as _;
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use podwire_common::names::maps;
 use xtask::lab::{Lab, Node, Ns, Pod};
 
 use crate::footprint::Footprint;
+use crate::sockets::udp;
 
 /// Of 253 that the node has.
 const PODS: usize = 200;
@@ -248,9 +249,7 @@ fn random(bound: u64) -> u64 {
 
 /// ADD has answered: what the node sends from now on arrives, the first packet included.
 fn receive_at_once(node: &Node, pod: &Pod) {
-    let bind = |ns: &Ns, address| ns.enter(|| UdpSocket::bind(address)).unwrap().unwrap();
-    let (client, server) = (bind(node, "0.0.0.0:0"), bind(pod, "0.0.0.0:8080"));
-    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let (client, server) = (udp(node, "0.0.0.0:0"), udp(pod, "0.0.0.0:8080"));
     client.send_to(b"at once", (pod.address(), 8080)).unwrap();
     let received = server.recv(&mut [0; 100]);
     assert_eq!(received.ok(), Some(7), "the node's first packet to {} was lost", pod.address());

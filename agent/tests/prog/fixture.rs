@@ -1,4 +1,4 @@
-//! A node's programs and maps, loaded afresh and filled by the agent's own code, and one `check` for every table.
+//! A node's programs and maps, filled by the agent's own code, and one `check` for every table.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
-use podwire::dataplane::{Dataplane, load};
 use podwire::desired::desired;
 use podwire::diff::{Deletions, diff};
 use podwire::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
@@ -22,6 +21,7 @@ use xtask::lab::{Ns, frames};
 use crate::kinds::{ack, tunnelled};
 use crate::namespace::Namespace;
 use crate::packets;
+use crate::pool::Loaded;
 
 pub const NODE1: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
 pub const NODE2: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
@@ -52,12 +52,12 @@ const UNSPECIFIED: u32 = u32::MAX;
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
 
-/// One node: a namespace with an uplink, the host sides of two pods' veth pairs and a VXLAN device, and a fresh load.
+/// One node: a namespace with an uplink, the host sides of two pods' veth pairs and a VXLAN device, and programs with empty maps.
 ///
 /// The links' other ends lead nowhere. Test runs deliver nothing; the links give the programs their ifindex and the
 /// kernel's routing table something to answer from.
 pub struct Fixture {
-    pub loaded: Dataplane,
+    pub loaded: Loaded,
     pub model: Model,
     pub uplink: u32,
     pub pod_a: u32,
@@ -97,16 +97,16 @@ pub struct Ran {
 
 impl Fixture {
     pub fn new(mode: Mode) -> Self {
-        Self::with_programs(mode, |config| load::load(config, &[], None).unwrap())
+        Self::with_programs(mode, Loaded::take)
     }
 
     /// As [`Self::new`], with something else in the programs' configuration.
     pub fn with_config(mode: Mode, change: impl FnOnce(&abi::Config) -> abi::Config) -> Self {
-        Self::with_programs(mode, |config| load::load(&change(config), &[], None).unwrap())
+        Self::with_programs(mode, |config| Loaded::take(&change(config)))
     }
 
     /// As [`Self::new`], with another build of the programs.
-    pub fn with_programs(mode: Mode, load: impl FnOnce(&abi::Config) -> Dataplane) -> Self {
+    pub fn with_programs<L: Into<Loaded>>(mode: Mode, load: impl FnOnce(&abi::Config) -> L) -> Self {
         let namespace = Namespace::enter();
         // The kernel's own neighbour discovery would show in counters.
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
@@ -134,7 +134,7 @@ impl Fixture {
             ask: abi::ASK_EACH_DESTINATION,
             netns_cookie: 0,
         };
-        let loaded = load(&config);
+        let loaded = load(&config).into();
         let mut model = Model::new(mode, None);
         model.vxlan = vxlan;
         model.own = Some(node("node1", "10.244.1.0/24", NODE1));
@@ -324,6 +324,7 @@ impl Fixture {
 
     /// Attaches every program to its link and makes the VXLAN device.
     fn attach(&mut self) {
+        self.loaded.keep();
         self.namespace
             .ip(&format!("link add {VXLAN_DEVICE} type vxlan external dstport {VXLAN_PORT} nolearning"));
         self.namespace.ip(&format!("link set {VXLAN_DEVICE} up"));

@@ -68,9 +68,6 @@ enum Known {
     Now,
 }
 
-/// Less than what is known of a destination counts.
-const A_MOMENT: Duration = Duration::from_millis(50);
-
 /// A kind of packet.
 #[derive(Clone, Debug)]
 pub struct Kind {
@@ -292,8 +289,10 @@ impl Ready<'_> {
 
     /// Does something with a node where everything that this packet finds was there less than a second ago.
     pub fn fresh<T>(&mut self, action: impl Fn(&mut Self) -> T) -> T {
-        for _ in 0..10 {
+        for _ in 0..50 {
             let start = Instant::now();
+            // Again, so that it is not told again in the middle of the action, whose calls are counted.
+            self.destination_known = None;
             self.prepare();
             let outcome = action(self);
             if start.elapsed() < FRESH {
@@ -329,7 +328,7 @@ impl Ready<'_> {
 
     fn know_destination(&mut self) {
         let Some(flow) = &self.kind.destination else { return };
-        if self.destination_known.is_none_or(|since| since.elapsed() > A_MOMENT) {
+        if self.destination_known.is_none_or(|since| since.elapsed() > FRESH) {
             self.node.know_destination(flow);
             self.destination_known = Some(Instant::now());
         }

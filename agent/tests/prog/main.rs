@@ -1,5 +1,5 @@
-//! Packet tables: every program on a fresh load whose maps the agent's own code filled, run by the kernel on one frame
-//! at a time. Checked are the verdict, the exact bytes, the counters and the maps.
+//! Packet tables: every program with maps that the agent's own code filled, run by the kernel on one frame at a time.
+//! Checked are the verdict, the exact bytes, the counters and the maps.
 
 mod chain;
 mod collector;
@@ -18,6 +18,7 @@ mod known_kinds;
 mod limited;
 mod namespace;
 mod packets;
+mod pool;
 mod snat;
 mod to_overlay;
 mod to_pod;

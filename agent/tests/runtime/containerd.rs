@@ -33,7 +33,7 @@ const CGROUP: &str = "podwire-runtime-test-";
 pub const PLUGINS: &str = "/opt/cni/bin";
 /// The latter.
 pub const NETWORKS: &str = "/etc/cni/net.d";
-const START_DEADLINE: Duration = Duration::from_secs(30);
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Gives the runtime its own `/var/lib`, `/opt`, BPF file system, changes to `/etc`, and its own `/run`, in which it finds
 /// nothing but the node's folder, with the agent's socket. Other labs' namespaces go from its mounts: they would come and

@@ -19,7 +19,7 @@ use crate::cri::{Cri, PodSandboxConfig};
 use crate::eventually;
 
 /// A container that has been started ends within this time when it is one that ends.
-const END_DEADLINE: Duration = Duration::from_secs(30);
+const END_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A kubelet of a node.
 pub struct Kubelet<'a> {

@@ -33,9 +33,9 @@ const WEB_PORT: u16 = 8080;
 /// Not the unspecified IPv6 address, with which addresses are shown v4-mapped.
 const WEB_LISTEN: &str = "0.0.0.0:8080";
 /// A container has been started before its program serves.
-const SERVE_DEADLINE: Duration = Duration::from_secs(10);
+const SERVE_DEADLINE: Duration = Duration::from_secs(60);
 /// The last of a container's processes ends a moment after its removal is answered.
-const GONE_DEADLINE: Duration = Duration::from_secs(10);
+const GONE_DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
 fn two_containers_of_containerd_reach_each_other_and_the_world_and_leave_nothing() -> Result<()> {

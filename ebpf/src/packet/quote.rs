@@ -37,15 +37,14 @@ pub fn translate(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Result<(),
 #[inline(never)]
 fn translate_header(ctx: &TcContext, packet: &Ipv4, to: &Translation, icmp: u32) -> Result<(), Drop> {
     let start = icmp + ICMP_HEADER;
-    let old: Be16 = ctx.load_at(start + CHECKSUM)?;
     let from = &packet.flow;
-    let (source, destination) = (from.destination.v4(), from.source.v4());
-    let (new_source, new_destination) = (to.destination.v4(), to.source.v4());
-    let checksum = csum::replace_quad(old.get(), source, new_source);
-    let checksum = Be16::new(csum::replace_quad(checksum, destination, new_destination));
-    store_quad(ctx, icmp, start + SOURCE, source, new_source)?;
-    store_quad(ctx, icmp, start + DESTINATION, destination, new_destination)?;
-    store_word(ctx, icmp, start + CHECKSUM, old, checksum)
+    // One after the other: what is read before a helper call takes its place on the stack during the call.
+    store_quad(ctx, icmp, start + SOURCE, from.destination.v4(), to.destination.v4())?;
+    store_quad(ctx, icmp, start + DESTINATION, from.source.v4(), to.source.v4())?;
+    let old: Be16 = ctx.load_at(start + CHECKSUM)?;
+    let checksum = csum::replace_quad(old.get(), from.destination.v4(), to.destination.v4());
+    let checksum = csum::replace_quad(checksum, from.source.v4(), to.source.v4());
+    store_word(ctx, icmp, start + CHECKSUM, old, Be16::new(checksum))
 }
 
 /// Ports and checksum of the quoted packet. The quote may end before a TCP checksum: 8 bytes are all that RFC 792 asks for.

@@ -310,7 +310,7 @@ fn add_destination(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &Translation
 fn remember_world(packet: &Ipv4, known: &KnownFlow) {
     maps::remember_flow(known);
     if maps::translation(&packet.flow).is_none_or(|half| half.get().past_stack == 0) {
-        maps::forget_flow(&packet.flow);
+        maps::forget_known(known);
     }
 }
 
@@ -344,10 +344,12 @@ fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
 
 #[inline(always)]
 fn entry(ctx: &TcContext, packet: &Ipv4, kind: u8) -> KnownFlow {
+    // First: what is read before a helper call takes its place on the stack during the call.
+    let asked = maps::jiffies();
     KnownFlow {
         key: packet.flow.key(),
         generation: packet.generation,
-        asked: maps::jiffies(),
+        asked,
         from: ctx.ifindex(),
         to: 0,
         kind,

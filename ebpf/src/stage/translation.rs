@@ -81,7 +81,7 @@ pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Resu
     }
     let outcome = establish_pair(ctx, original, to);
     if outcome != Ok(Made::Here) {
-        give_back(original, to, PAIR);
+        give_back(original, to);
     }
     outcome.map(|_| ())
 }
@@ -96,12 +96,13 @@ enum Made {
 
 #[inline(always)]
 fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
-    let (first, last) = maps::snat_ports();
     let random = maps::random();
     let own = to.source_port.get();
     let mut oldest = Closed { last_seen: u64::MAX, port: Be16::ZERO, reserved: [0; 3] };
     let mut attempt = 0;
     while attempt < nat::PORT_ATTEMPTS {
+        // Read again for each attempt: kept, they would take their place on the stack.
+        let (first, last) = maps::snat_ports();
         to.source_port = Be16::new(nat::port_for_attempt(own, attempt, random, first, last));
         attempt += 1;
         match subprogram::try_port(ctx, original, to, &mut oldest) {
@@ -129,7 +130,7 @@ fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Res
 /// Another CPU was first with the same flow: its translation is as good.
 #[inline(never)]
 fn adopt(original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
-    *to = *maps::translation(original).ok_or(Drop::TranslationsFull)?.get();
+    *to = *added(original).ok_or(Drop::TranslationsFull)?.get();
     Ok(Made::Elsewhere)
 }
 
@@ -143,8 +144,25 @@ fn take_share(original: &Flow, to: &Translation) -> bool {
 }
 
 #[inline(never)]
-fn give_back(flow: &Flow, half: &Translation, entries: u32) {
-    maps::give_back(&nat::holder(flow, half), entries);
+fn give_back(flow: &Flow, half: &Translation) {
+    maps::give_back(&nat::holder(flow, half), PAIR);
+}
+
+/// The translation of a flow that a global function was given.
+// Before Linux 6.2 the verifier takes keys and values from the stack, from packets and from map elements, but not from the
+// memory that a global function was given a pointer to.
+#[inline(always)]
+fn added(original: &Flow) -> Option<TranslationEntry> {
+    let key = *original;
+    maps::translation(&key)
+}
+
+/// As [`maps::add_translation`], for a flow and a translation that a global function was given.
+// A function of its own: both copies would take their place on the stack of the caller.
+#[inline(never)]
+fn add(original: &Flow, to: &Translation) -> Result<(), i32> {
+    let (key, value) = (*original, *to);
+    maps::add_translation(&key, &value)
 }
 
 /// What became of an attempt.
@@ -201,7 +219,7 @@ pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut
         return Try::Taken;
     }
     // Also where the replies' half was there for this very flow: another CPU is about to add this one.
-    let Err(error) = maps::add_translation(original, to) else {
+    let Err(error) = add(original, to) else {
         return Try::Done;
     };
     if error == EEXIST && leads_to(original, to) {
@@ -218,9 +236,9 @@ pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut
 }
 
 /// Whether the half that is there for a flow is the one that was wanted: another CPU has completed this pair.
-#[inline(always)]
+#[inline(never)]
 fn leads_to(original: &Flow, to: &Translation) -> bool {
-    maps::translation(original).is_some_and(|entry| {
+    added(original).is_some_and(|entry| {
         let there = entry.get();
         (there.source, there.source_port) == (to.source, to.source_port)
     })
@@ -314,7 +332,7 @@ pub fn remove(flow: &Flow, half: &Translation) {
     let other = half.other_half(flow.protocol);
     maps::remove_translation(flow);
     maps::remove_translation(&other);
-    give_back(flow, half, PAIR);
+    give_back(flow, half);
 }
 
 /// Keeps the 5-tuple that a flow's replies have from being taken. `false`: there is no room for that.

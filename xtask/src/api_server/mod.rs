@@ -20,6 +20,8 @@ use tokio::runtime::Runtime;
 pub use faults::Fault;
 pub use tls::Certificate;
 
+use crate::lab::traffic::bound;
+
 use store::Store;
 
 /// Makes the socket again that a stopped server had.
@@ -179,7 +181,7 @@ impl ApiServer {
         bind: &dyn Fn() -> io::Result<TcpListener>,
         certificate: Option<&Certificate>,
     ) -> Result<()> {
-        let listener = bind().context("listen for the API server's clients")?;
+        let listener = bound(bind).context("listen for the API server's clients")?;
         listener.set_nonblocking(true)?;
         let router = requests::router(Arc::clone(&self.shared));
         let runtime = lock(&self.runtime);

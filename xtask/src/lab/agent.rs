@@ -15,8 +15,9 @@ use crate::lab::Ns;
 /// The folder of the binaries, when it is not the one that this executable was built into.
 const BIN_DIR: &str = "PODWIRE_BIN_DIR";
 /// An agent serves ADD within a second; a busy machine gets more.
-const READY_DEADLINE: Duration = Duration::from_secs(20);
-const STOP_DEADLINE: Duration = Duration::from_secs(10);
+// The verifier needs more than 20 s of an emulated processor.
+const READY_DEADLINE: Duration = Duration::from_secs(120);
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
 /// The two binaries that a node needs.

@@ -137,7 +137,7 @@ fn kill_inside(namespace: &str) -> Result<()> {
     let output = process::output(
         Command::new("ip").args(["netns", "pids", namespace]),
         None,
-        Duration::from_secs(10),
+        Duration::from_secs(60),
     )?;
     for pid in String::from_utf8_lossy(&output.stdout).split_whitespace() {
         let pid = Pid::from_raw(pid.parse().with_context(|| format!("{pid:?} is no process id"))?);

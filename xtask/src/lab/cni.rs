@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::lab::{Ns, process};
 
 /// kubelet gives a sandbox four minutes; the plugin's own deadline is far below this.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// One call. Every field may be changed before [`CniCall::run`].
 #[derive(Clone, Debug)]

@@ -22,7 +22,7 @@ pub struct Counts {
 pub(crate) fn dump(pin: &Path) -> Result<Value> {
     let mut command = Command::new("bpftool");
     command.args(["--json", "map", "dump", "pinned"]).arg(pin);
-    let output = process::output(&mut command, None, Duration::from_secs(10))
+    let output = process::output(&mut command, None, Duration::from_secs(60))
         .context("run bpftool (Debian package bpftool)")?;
     if !output.status.success() {
         bail!(

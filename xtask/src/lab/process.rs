@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a killed process may take to end.
-const REAPED: Duration = Duration::from_secs(10);
+const REAPED: Duration = Duration::from_secs(60);
 
 /// Runs a command to its end. It is killed at the deadline.
 ///

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use xtask::api_server::Certificate;
 use xtask::envtest::Binaries;
+use xtask::lab::traffic::reserved_address;
 
 use super::ADMIN_TOKEN;
 
@@ -135,7 +136,7 @@ impl Processes {
 
 /// A port that nobody listens on.
 pub(super) fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    reserved_address().unwrap()
 }
 
 fn option(name: &str, value: impl AsRef<OsStr>) -> String {

@@ -176,7 +176,7 @@ fn an_attachment_that_is_added_again_keeps_its_address_though_the_agent_looks_me
         let start = Instant::now();
         while !node.agent_log().contains(&applied) {
             assert!(
-                start.elapsed() < Duration::from_secs(30),
+                start.elapsed() < Duration::from_secs(60),
                 "the Node list of {others} others is not applied"
             );
             std::thread::sleep(Duration::from_millis(5));

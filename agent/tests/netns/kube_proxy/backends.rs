@@ -1,7 +1,7 @@
 //! Both ends of a service's flows: backends that say who they are and whom they see, and clients that want to know.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,8 +11,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use xtask::lab::Ns;
 
+use crate::sockets::{listen, udp};
+
 /// The longest that a client waits.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a server looks whether it should end.
 const POLL: Duration = Duration::from_millis(50);
 /// More than any path's MTU, and less than a socket's buffer: both ends may write before either reads.
@@ -28,7 +30,7 @@ pub struct Backends {
 impl Backends {
     /// Says `name peer` to every client, then sends back what it is sent.
     pub fn tcp(&mut self, ns: &Ns, name: &str, port: u16) {
-        let listener = ns.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap().unwrap();
+        let listener = listen(ns, (Ipv4Addr::UNSPECIFIED, port));
         // Accepting ends after as long as receiving would (socket(7)).
         set_socket_timeout(&listener, Timeout::Recv, Some(POLL)).unwrap();
         let (name, stop) = (name.to_owned(), Arc::clone(&self.stop));
@@ -47,7 +49,7 @@ impl Backends {
 
     /// Sends every datagram back, with `name peer` in place of its beginning.
     pub fn udp(&mut self, ns: &Ns, name: &str, port: u16) {
-        let socket = ns.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap().unwrap();
+        let socket = udp(ns, (Ipv4Addr::UNSPECIFIED, port));
         socket.set_read_timeout(Some(POLL)).unwrap();
         let (name, stop) = (name.to_owned(), Arc::clone(&self.stop));
         self.threads.push(std::thread::spawn(move || {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use podwire_common::names::maps;
+use xtask::lab::traffic::bound;
 use xtask::lab::{Ns, Pod, is_soak};
 
 use super::backends::{Connection, ask_by_udp};
@@ -178,7 +179,7 @@ fn ask_from_each(sources: &[u16], destination: SocketAddr) -> Result<()> {
 }
 
 fn bind(port: u16) -> Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let socket = bound(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     Ok(socket)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use xtask::lab::reference::{self, Join, Masquerade};
-use xtask::lab::{CniCall, CniOutput, Lab, Mode, Node, Ns};
+use xtask::lab::{CniCall, CniOutput, Lab, Mode, Node, Ns, traffic};
 
 use crate::host_ports::mappings;
 
@@ -222,6 +222,6 @@ impl Deref for Pod {
 
 /// A server of each protocol.
 fn bound(ns: &Ns, to: (IpAddr, u16)) -> Result<(TcpListener, UdpSocket)> {
-    let bind = || Ok::<_, std::io::Error>((TcpListener::bind(to)?, UdpSocket::bind(to)?));
-    ns.enter(bind)?.with_context(|| format!("listen at {to:?} in {}", ns.name()))
+    let bind = || Ok((TcpListener::bind(to)?, UdpSocket::bind(to)?));
+    ns.enter(|| traffic::bound(bind))?.with_context(|| format!("listen at {to:?} in {}", ns.name()))
 }

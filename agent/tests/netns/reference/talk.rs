@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketType};
-use xtask::lab::Ns;
+use xtask::lab::{Ns, traffic};
 
 use super::cluster::{Cluster, Place};
 use super::{Fault, Outcome, demand};
@@ -103,7 +103,7 @@ pub fn connect(cluster: &Cluster, from: &Ns, source: SocketAddr, to: SocketAddr)
     let bound = || -> io::Result<_> {
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
-        rustix::net::bind(&socket, &source)?;
+        traffic::bound(|| Ok(rustix::net::bind(&socket, &source)?))?;
         sockopt::set_socket_timeout(&socket, Timeout::Send, patience)?;
         sockopt::set_socket_timeout(&socket, Timeout::Recv, patience)?;
         Ok(socket)
@@ -134,7 +134,7 @@ pub fn accept(cluster: &Cluster, mut client: &TcpStream, server: &Place) -> Outc
 /// A client's socket. It is not connected: it shows who answers.
 pub fn udp(cluster: &Cluster, ns: &Ns, port: u16) -> Result<UdpSocket> {
     let socket = ns
-        .enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?
+        .enter(|| traffic::bound(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))))?
         .with_context(|| format!("bind UDP {port} in {}", ns.name()))?;
     socket.set_read_timeout(Some(cluster.patience()))?;
     Ok(socket)

@@ -11,8 +11,10 @@ mod tcp;
 mod udp;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType, socket, sockopt};
 
 pub use datagrams::{Count, Datagrams};
 pub use ping::{PingReply, ping, ping_unfragmented};
@@ -48,6 +50,23 @@ pub fn bound<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
             outcome => return outcome,
         }
     }
+}
+
+/// An address of loopback whose port the kernel gives to nobody else until this process ends. A socket holds it that does not
+/// listen, beside which servers may, one after the other (`SO_REUSEADDR`): between two, no other process takes it.
+///
+/// # Errors
+/// When every port is in use.
+pub fn reserved_address() -> io::Result<SocketAddr> {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    // Only for its address: it never listens.
+    let socket = TcpListener::from(socket);
+    let address = socket.local_addr()?;
+    #[expect(clippy::disallowed_methods, reason = "it holds the port until this process ends")]
+    std::mem::forget(socket);
+    Ok(address)
 }
 
 /// Where the client sends to, and where the server listens.
@@ -100,5 +119,32 @@ impl Exchange {
     /// Payload rate, bits per second.
     pub fn bits_per_second(&self) -> f64 {
         self.bytes as f64 * 8.0 / self.duration.as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_let_go_a_moment_later_is_bound() {
+        let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = holder.local_addr().unwrap();
+        assert_eq!(TcpListener::bind(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let holding = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(holder);
+        });
+        bound(|| TcpListener::bind(address)).unwrap();
+        holding.join().unwrap();
+    }
+
+    #[test]
+    fn a_reserved_port_is_for_one_server_after_the_other() {
+        let address = reserved_address().unwrap();
+        for _ in 0..2 {
+            let server = bound(|| TcpListener::bind(address)).unwrap();
+            assert_eq!(server.local_addr().unwrap(), address);
+        }
     }
 }
