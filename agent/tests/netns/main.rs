@@ -21,6 +21,7 @@ mod headers;
 mod host_port_life;
 mod host_ports;
 mod host_processes;
+mod icmp_errors;
 mod install;
 mod known_flows;
 mod kube_proxy;
