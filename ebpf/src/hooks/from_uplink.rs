@@ -38,8 +38,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
         return tunnel_in::on_uplink(ctx, &mut packet);
     }
     if parsed.is_ok() {
-        if packet.is_error {
-            // Perhaps about a path that has shrunk: the kernel is asked anew.
+        if packet.is_error && icmp_error::is_about_tunnel(ctx, &packet) {
+            // The kernel has to be asked again what the path takes.
             maps::forget_all_flows();
         }
         let verdict = known::from_uplink(ctx, &mut packet)?;

@@ -3,9 +3,13 @@
 //! Whoever believes an error ends a connection, or sends smaller packets (RFC 5927). Only the quoted packet says which
 //! flow it is about, so the quote has to fit the error's sender and receiver.
 
-use podwire_common::reason::Drop;
+use aya_ebpf::programs::TcContext;
+use podwire_common::{flow::protocol, reason::Drop};
 
-use crate::packet::Ipv4;
+use crate::{
+    maps,
+    packet::{Ipv4, Skb},
+};
 
 /// Refuses a pod's error, unless the quoted packet was sent to that pod, and the error goes to that packet's sender.
 ///
@@ -28,4 +32,16 @@ pub fn check_from_pod(packet: &Ipv4) -> Result<(), Drop> {
 #[inline(always)]
 pub fn goes_to_sender(packet: &Ipv4) -> bool {
     packet.headers.destination == packet.flow.destination.v4()
+}
+
+/// Whether an error is about a tunnel packet of this node: the path to another node may have shrunk, and only the
+/// kernel is told. Errors about all other packets of pods reach the pod itself.
+#[inline(never)]
+pub fn is_about_tunnel(ctx: &TcContext, packet: &Ipv4) -> bool {
+    packet.flow.protocol == protocol::UDP
+        && packet.flow.source_port == maps::vxlan_port()
+        && goes_to_sender(packet)
+        && !maps::is_direct()
+        && maps::uplink(ctx.ifindex()).is_some_and(|uplink| uplink.tunnel_address == packet.flow.destination)
+        && maps::is_tunnel_peer(&packet.flow.source)
 }
