@@ -23,6 +23,7 @@ mod host_ports;
 mod host_processes;
 mod icmp_errors;
 mod install;
+mod ipv6_router;
 mod known_flows;
 mod kube_proxy;
 mod large;
