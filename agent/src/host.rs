@@ -72,13 +72,20 @@ pub struct DeviceAddress {
 }
 
 /// A route that somebody else made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignRoute {
     /// Where to.
     pub destination: Ipv4Net,
-    /// ifindex; `None` for routes with several next hops.
-    pub device: Option<u32>,
-    /// Next hop.
+    /// One, or several of which the kernel chooses one for each flow.
+    pub next_hops: Vec<NextHop>,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// ifindex.
+    pub device: u32,
+    /// The router, 0.0.0.0 for an IPv6 router; `None`: the destination is on the link.
     pub gateway: Option<Ipv4Addr>,
 }
 
@@ -109,9 +116,8 @@ impl Host {
             .map(|entry| entry.device)
             .filter(|index| self.leads_out(*index));
         let mut chosen: Vec<u32> = if named.is_empty() {
-            let default = self.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 0);
-            let devices = default.filter_map(|route| route.device).filter(|index| self.leads_out(*index));
-            holder.into_iter().chain(devices).collect()
+            let devices = self.default_next_hops().map(|hop| hop.device);
+            holder.into_iter().chain(devices.filter(|index| self.leads_out(*index))).collect()
         } else {
             let index = |name: &String| self.device(name).map(|device| device.index);
             named
@@ -133,8 +139,7 @@ impl Host {
     /// What this node is reached by and reaches others by: the networks of links that lead out, its addresses there, and the routers of default
     /// routes. Such are the link with its InternalIP, and those of default routes.
     pub fn underlay(&self, internal: &[IpAddr]) -> Vec<Ipv4Net> {
-        let of_default = || self.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 0);
-        let mut devices: BTreeSet<u32> = of_default().filter_map(|route| route.device).collect();
+        let mut devices: BTreeSet<u32> = self.default_next_hops().map(|hop| hop.device).collect();
         let ours = self.addresses.iter().filter(|entry| internal.contains(&entry.address.into()));
         devices.extend(ours.map(|entry| entry.device));
         let there = self.addresses.iter().filter(|entry| entry.global && devices.contains(&entry.device));
@@ -142,7 +147,8 @@ impl Host {
             let network = Ipv4Net::new(entry.address, entry.prefix_length).ok();
             network.map(|network| network.trunc()).into_iter().chain([entry.address.into()])
         };
-        let routers = of_default().filter_map(|route| route.gateway).map(Ipv4Net::from);
+        let routers = self.default_next_hops().filter_map(|hop| hop.gateway);
+        let routers = routers.filter(|gateway| !gateway.is_unspecified()).map(Ipv4Net::from);
         there.flat_map(networks).chain(routers).collect()
     }
 
@@ -175,8 +181,13 @@ impl Host {
 
     /// Names of the devices of default routes.
     pub fn default_devices(&self) -> impl Iterator<Item = String> {
+        self.default_next_hops().filter_map(|hop| Some(self.devices.get(&hop.device)?.name.clone()))
+    }
+
+    /// The next hops of default routes.
+    fn default_next_hops(&self) -> impl Iterator<Item = &NextHop> {
         let default = self.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 0);
-        default.filter_map(|route| Some(self.devices.get(&route.device?)?.name.clone()))
+        default.flat_map(|route| &route.next_hops)
     }
 
     /// Whether a route lookup may now answer otherwise than it did in `before`. Pods come and go without that.
@@ -263,8 +274,7 @@ mod tests {
             ],
             foreign_routes: vec![ForeignRoute {
                 destination: Ipv4Net::default(),
-                device: Some(3),
-                gateway: Some(ip("198.51.100.254")),
+                next_hops: vec![NextHop { device: 3, gateway: Some(ip("198.51.100.254")) }],
             }],
             own_routes: BTreeMap::new(),
         }
@@ -284,6 +294,19 @@ mod tests {
     #[test]
     fn a_device_that_is_both_is_one_uplink() {
         assert_eq!(names(host().uplinks(&[], ip("198.51.100.1"))), ["eth1"]);
+    }
+
+    #[test]
+    fn each_next_hop_of_a_default_route_has_an_uplink() {
+        let mut host = host();
+        let gateway = Some(ip("10.200.0.254"));
+        host.foreign_routes[0].next_hops.push(NextHop { device: 2, gateway });
+        // The InternalIP is on no link that leads out, as where every router is told of it.
+        assert_eq!(names(host.uplinks(&[], ip("203.0.113.1"))), ["eth1", "eth0"]);
+        assert_eq!(host.default_devices().collect::<Vec<_>>(), ["eth1", "eth0"]);
+        let routers = ["198.51.100.254/32", "10.200.0.254/32"].map(|router| router.parse().unwrap());
+        let underlay = host.underlay(&[]);
+        assert!(routers.iter().all(|router| underlay.contains(router)), "{underlay:?}");
     }
 
     #[test]

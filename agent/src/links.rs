@@ -16,7 +16,8 @@ use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol, RouteScope,
+    RouteType,
 };
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
@@ -25,7 +26,7 @@ pub use changes::Changes;
 
 use crate::desired::Route;
 use crate::error::Error;
-use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host};
+use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host, NextHop};
 use crate::model::Path;
 
 /// The metric of what is only for the case that there is no other route to a network. A bridge of the CNI plugin that was here before has one, by
@@ -121,7 +122,7 @@ impl Links {
         }
         let index = output(&route)?;
         let mtu = host.devices.get(&index)?.mtu;
-        Some(Path { device: index, mtu, gateway: gateway(&route) })
+        Some(Path { device: index, mtu, gateway: gateway(&route.attributes) })
     }
 
     /// Adds or replaces one of the agent's routes.
@@ -497,20 +498,36 @@ fn sort_route(host: &mut Host, message: &RouteMessage) {
     let Ok(destination) = Ipv4Net::new(address.unwrap_or(Ipv4Addr::UNSPECIFIED), length) else {
         return;
     };
-    let (device, gateway) = (output(message), gateway(message));
     if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
         let source = message.attributes.iter().find_map(|attribute| match attribute {
             RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(*address),
             _ => None,
         });
-        let route = match (message.header.kind, device) {
-            (RouteType::Unicast, Some(device)) => Route::Link { device, gateway, source },
+        let route = match (message.header.kind, output(message)) {
+            (RouteType::Unicast, Some(device)) => {
+                Route::Link { device, gateway: gateway(&message.attributes), source }
+            }
             _ => Route::Unreachable,
         };
         host.own_routes.insert(destination, route);
     } else if message.header.kind == RouteType::Unicast {
-        host.foreign_routes.push(ForeignRoute { destination, device, gateway });
+        host.foreign_routes.push(ForeignRoute { destination, next_hops: next_hops(message) });
     }
+}
+
+/// Those of next hop objects too: the kernel lists what they stand for, unless `net.ipv4.nexthop_compat_mode` is 0.
+fn next_hops(message: &RouteMessage) -> Vec<NextHop> {
+    let several = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(next_hops) => Some(next_hops),
+        _ => None,
+    });
+    if let Some(several) = several {
+        let next_hop =
+            |hop: &RouteNextHop| NextHop { device: hop.interface_index, gateway: gateway(&hop.attributes) };
+        return several.iter().map(next_hop).collect();
+    }
+    let device = output(message);
+    device.map(|device| NextHop { device, gateway: gateway(&message.attributes) }).into_iter().collect()
 }
 
 fn output(message: &RouteMessage) -> Option<u32> {
@@ -520,8 +537,8 @@ fn output(message: &RouteMessage) -> Option<u32> {
     })
 }
 
-fn gateway(message: &RouteMessage) -> Option<Ipv4Addr> {
-    message.attributes.iter().find_map(|attribute| match attribute {
+fn gateway(attributes: &[RouteAttribute]) -> Option<Ipv4Addr> {
+    attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
         // An IPv4 route over an IPv6 router: not on the link, whatever the router's address.
         RouteAttribute::Via(_) => Some(Ipv4Addr::UNSPECIFIED),

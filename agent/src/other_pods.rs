@@ -52,8 +52,8 @@ pub fn held_by_links(host: &Host, network: Ipv4Net) -> Held {
     let name = |index: &u32| host.devices.get(index).map(|device| device.name.clone());
     let foreign = |index: &u32| name(index).filter(|name| !is_own_device(name));
     let routes = host.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 32);
-    let routes = routes
-        .filter_map(|route| Some((route.destination.network(), Holder::Route(foreign(&route.device?)?))));
+    let routes = routes.flat_map(|route| route.next_hops.iter().map(|hop| (route.destination, hop.device)));
+    let routes = routes.filter_map(|(to, device)| Some((to.network(), Holder::Route(foreign(&device)?))));
     let addresses = host.addresses.iter();
     let addresses =
         addresses.filter_map(|entry| Some((entry.address, Holder::Device(foreign(&entry.device)?))));
@@ -76,7 +76,7 @@ pub fn may_have_neighbours(host: &Host, network: Ipv4Net) -> bool {
     host.foreign_routes.iter().any(|route| {
         let to = route.destination;
         let overlaps = to.contains(&network.network()) || network.contains(&to.network());
-        route.gateway.is_none() && to.prefix_len() > 0 && overlaps
+        route.next_hops.iter().any(|hop| hop.gateway.is_none()) && to.prefix_len() > 0 && overlaps
     })
 }
 
@@ -90,7 +90,7 @@ pub fn summary(held: &Held) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute};
+    use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, NextHop};
 
     fn ip(text: &str) -> Ipv4Addr {
         text.parse().unwrap()
@@ -116,8 +116,7 @@ mod tests {
             |device, address| DeviceAddress { device, address: ip(address), prefix_length: 24, global: true };
         let route = |destination, device, gateway| ForeignRoute {
             destination: net(destination),
-            device: Some(device),
-            gateway,
+            next_hops: vec![NextHop { device, gateway }],
         };
         Host {
             devices: devices.into_iter().map(|(index, name)| (index, device(index, name))).collect(),
@@ -162,9 +161,11 @@ mod tests {
         assert!(!may_have_neighbours(&host(), net("10.244.3.0/24")));
         let mut flat = host();
         let destination = net("10.244.0.0/16");
-        flat.foreign_routes.push(ForeignRoute { destination, device: Some(3), gateway: None });
+        let next_hops = vec![NextHop { device: 3, gateway: None }];
+        flat.foreign_routes.push(ForeignRoute { destination, next_hops });
         assert!(may_have_neighbours(&flat, net("10.244.3.0/24")));
-        flat.foreign_routes.iter_mut().for_each(|route| route.gateway = Some(ip("10.200.0.2")));
+        let routed = |hop: &mut NextHop| hop.gateway = Some(ip("10.200.0.2"));
+        flat.foreign_routes.iter_mut().flat_map(|route| &mut route.next_hops).for_each(routed);
         assert!(!may_have_neighbours(&flat, net("10.244.3.0/24")));
     }
 }

@@ -344,7 +344,8 @@ pub struct KnownFlow {
     pub sender_mac: Mac,
     /// Into a pod: its own address on its link, and its gateway's. [`KNOWN_TUNNEL_OUT`]: of the inner frame.
     pub macs: Macs,
-    /// Out by an uplink: the router, or the destination itself where there is none; network order, 0 when not known.
+    /// Out by an uplink: the router, or the destination itself where there is none; network order, 0 when not known or an IPv6
+    /// router.
     pub next_hop: u32,
     /// Out by an uplink, and in from the world: the largest IP packet, bytes, without the tunnel's headers.
     pub mtu: u32,

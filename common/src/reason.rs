@@ -82,6 +82,8 @@ numbered! {
         NoRouteBack = 28 "no-route-back",
         /// A pod sent more than its limit lets through: it has gone around the queue on its own side.
         EgressLimitExceeded = 29 "egress-limit-exceeded",
+        /// A pod sent an ICMP error about a packet that was not sent to it, or to somebody who had not sent that packet.
+        IcmpErrorNotOwned = 32 "icmp-error-not-owned",
         /// A new flow of a pod, or to a hostPort, that has its share of the translation table already.
         TranslationShareUsed = 34 "translation-share-used",
     }

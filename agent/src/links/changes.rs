@@ -7,12 +7,14 @@ use rtnetlink::sys::{Socket, SocketAddr};
 
 use crate::error::Error;
 
-/// Routing rules are not listed, but with other rules the kernel may route otherwise. `Tc`: filters and queueing disciplines.
-const GROUPS: [MulticastGroup; 5] = [
+/// Routing rules are not listed, but with other rules the kernel may route otherwise. A next hop object takes its routes with it, without
+/// a notice of theirs. `Tc`: filters and queueing disciplines.
+const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv4Rule,
+    MulticastGroup::Nexthop,
     MulticastGroup::Tc,
 ];
 

@@ -62,6 +62,7 @@ fn a_pod_is_reached_past_the_stack_or_through_it() {
         ),
         ("a stack flow", stack, Path::TunnelToStack),
         ("for this node", Packet::new(REMOTE_POD, NODE1, udp(40000, 9)), Path::TunnelToStack),
+        ("an error of the other node's", about_the_tunnel(NODE2, NODE1), Path::TunnelToStack),
         (
             "the end of its time to live",
             to_a(REMOTE_POD, tcp(1, 2)).with(|packet| packet.ttl = 1),
@@ -86,6 +87,7 @@ fn every_reason_to_drop() {
         ("another node's pod", inner(&to_a(POD_OF_NODE3, tcp(1, 2))), Reason::InnerSourceNotOwned),
         ("a pod of this node", inner(&to_a(POD_B, tcp(1, 2))), Reason::InnerSourceNotOwned),
         ("the world", inner(&to_a(WORLD, tcp(1, 2))), Reason::InnerSourceNotOwned),
+        ("an error about the tunnel", inner(&about_the_tunnel(REMOTE_POD, NODE1)), Reason::IcmpErrorNotOwned),
         ("ARP", arp_inside, Reason::InnerProtocolUnknown),
         ("a VLAN tag", tagged(&frame), Reason::InnerProtocolUnknown),
         ("a header of 16 bytes", wrong, Reason::BadIpHeader),

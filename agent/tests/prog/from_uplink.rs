@@ -311,6 +311,24 @@ fn without_a_tunnel_a_pods_source_comes_from_its_node_only() {
 }
 
 #[test]
+fn another_nodes_pod_sends_no_error_about_the_nodes() {
+    let mut node = Fixture::new(Mode::Direct);
+    let link = node.uplink;
+    for destination in [NODE1, POD_A] {
+        let error = about_the_tunnel(REMOTE_POD, destination).macs(UPLINK_MAC, NODE2_MAC).build();
+        let expect = Expect::Drop(Reason::IcmpErrorNotOwned);
+        node.check(&destination.to_string(), FROM_UPLINK, link, &error, expect);
+    }
+    let error = about_the_tunnel(NODE2, NODE1).macs(UPLINK_MAC, NODE2_MAC).build();
+    node.check("the node itself", FROM_UPLINK, link, &error, Expect::Pass);
+    let mut node = Fixture::new(Mode::Vxlan);
+    let link = node.uplink;
+    let error = tunnel().around(&inner(&about_the_tunnel(REMOTE_POD, POD_A)));
+    let expect = Expect::Drop(Reason::IcmpErrorNotOwned);
+    node.check("inside the tunnel", FROM_UPLINK, link, &error, expect);
+}
+
+#[test]
 fn a_reply_from_the_world_is_translated_back() {
     for (what, request, reply, back) in [
         ("TCP", tcp(40000, 443), tcp(443, 40000), tcp(443, 40000)),

@@ -71,9 +71,6 @@ fn end(address: Ipv4Addr, port: u16) -> (Addr, Be16) {
 
 type End = (Addr, Be16);
 
-/// Where the source of a packet is behind the tunnel's headers.
-const INNER_SOURCE: usize = 50 + ETHERNET + 12;
-
 fn flow(from: End, to: End, protocol: u8) -> Flow {
     Flow::new(from.0, to.0, from.1, to.1, protocol)
 }
@@ -267,11 +264,11 @@ fn an_error_bears_the_hosts_name_only_towards_the_flows_client() {
     let quote = Packet::new(STRANGER, POD_A, udp(CLIENT_PORT, POD_PORT));
     let unreachable = Transport::Icmp { kind: 3, code: 3, word: [0; 4] };
     let error = reply(POD_B, unreachable).with(|packet| packet.payload = behind_ethernet(&quote.build()));
-    let expect = Expect::Redirect(Path::Local, error.forwarded(POD_B_MAC, HOST_B_MAC));
-    node.check("to another pod", FROM_POD, pod_link, &error.build(), expect);
-    let error = Packet { destination: REMOTE_POD, ..error };
-    let ran = node.run(FROM_POD, pod_link, &error.build(), 0);
-    assert_eq!(ran.frame[INNER_SOURCE..INNER_SOURCE + 4], POD_A.octets(), "to another node's pod");
+    for destination in [POD_B, REMOTE_POD, WORLD] {
+        let error = Packet { destination, ..error.clone() };
+        let expect = Expect::Drop(Reason::IcmpErrorNotOwned);
+        node.check(&destination.to_string(), FROM_POD, pod_link, &error.build(), expect);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use podwire_common::abi::{self, FlowKey, KNOWN_FLOW_JIFFIES, KnownFlow, Macs};
 use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
-use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_PORT};
 
 use crate::fixture::*;
 use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, syn};
@@ -193,7 +193,7 @@ fn what_is_no_plain_packet_of_the_same_sender_does_not_follow_what_is_known() {
 #[test]
 fn what_is_known_ends_with_what_it_was_made_of() {
     type Event = fn(&mut Trial);
-    let events: [(&str, Event); 6] = [
+    let events: [(&str, Event); 5] = [
         ("the agent forgets all", |trial| trial.node.loaded.maps.forget_flows().unwrap()),
         ("the agent writes to a map", |trial| {
             let networks = &mut trial.node.model.non_masquerade;
@@ -202,12 +202,6 @@ fn what_is_known_ends_with_what_it_was_made_of() {
                 networks.insert(one);
             }
             trial.node.fill();
-        }),
-        ("an ICMP error by an uplink", |trial| {
-            let quote = Packet::new(NODE1, REMOTE_POD, udp(1, 2)).build();
-            let error = arriving(STRANGER, NODE1, Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] })
-                .with(|packet| packet.payload = behind_ethernet(&quote));
-            trial.node.run(FROM_UPLINK, trial.node.uplink, &error.build(), 0);
         }),
         ("its time is over", |trial| {
             trial.change(|known| known.asked = known.asked.wrapping_sub(KNOWN_FLOW_JIFFIES));
@@ -228,6 +222,29 @@ fn what_is_known_ends_with_what_it_was_made_of() {
             assert_eq!(entry.reserved, 0, "{}: {what}", trial.what());
         }
     });
+}
+
+#[test]
+fn only_an_error_about_the_tunnel_ends_what_is_known() {
+    let tunnel = |source, destination| Packet::new(source, destination, udp(50000, VXLAN_PORT));
+    let table = [
+        ("its tunnel", Mode::Vxlan, tunnel(NODE1, NODE2), true),
+        ("its tunnel to no node", Mode::Vxlan, tunnel(NODE1, STRANGER), false),
+        ("a tunnel of others", Mode::Vxlan, tunnel(NODE3, NODE2), false),
+        ("another port of a node", Mode::Vxlan, Packet::new(NODE1, NODE2, udp(50000, 53)), false),
+        ("a connection to a node", Mode::Vxlan, Packet::new(NODE1, NODE2, tcp(50000, VXLAN_PORT)), false),
+        ("a flow to the world", Mode::Vxlan, Packet::new(NODE1, WORLD, udp(CLIENT, SERVER)), false),
+        ("a pod's flow", Mode::Direct, Packet::new(NODE1, REMOTE_POD, udp(1, 2)), false),
+        ("no tunnel is there", Mode::Direct, tunnel(NODE1, NODE2), false),
+    ];
+    for (what, mode, quoted, ends) in table {
+        let mut node = Fixture::new(mode);
+        let error = arriving(STRANGER, NODE1, Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] })
+            .with(|packet| packet.payload = behind_ethernet(&quoted.build()));
+        let (link, before) = (node.uplink, node.now().generation);
+        node.run(FROM_UPLINK, link, &error.build(), 0);
+        assert_eq!(node.now().generation != before, ends, "{mode:?}: {what}");
+    }
 }
 
 #[test]

@@ -192,6 +192,13 @@ pub fn tagged(frame: &[u8]) -> Vec<u8> {
     [&frame[..12], &[0x81, 0, 0, 7], &frame[12..]].concat()
 }
 
+/// "Fragmentation needed", about a tunnel packet from its receiver to node 2.
+pub fn about_the_tunnel(source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
+    let quoted = Packet::new(destination, [10, 200, 0, 2].into(), udp(50000, VXLAN_PORT));
+    let needed = Transport::Icmp { kind: 3, code: 4, word: [0, 0, 2, 40] };
+    Packet::new(source, destination, needed).with(|packet| packet.payload = behind_ethernet(&quoted.build()))
+}
+
 /// An ARP request or reply.
 pub fn arp(operation: u16, mac: [u8; 6], sender: Ipv4Addr, target_mac: [u8; 6], target: Ipv4Addr) -> Vec<u8> {
     let destination = if operation == 1 { [0xff; 6] } else { target_mac };

@@ -69,6 +69,38 @@ fn an_error_from_the_world_reaches_the_pod_in_its_own_terms() {
 }
 
 #[test]
+fn an_error_to_whom_it_does_not_quote_is_not_translated() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let link = node.uplink;
+    node.run(TO_UPLINK, link, &out(POD_A, udp(OWN, 53)).build(), 0);
+    let (transport, quote) = about(&out(NODE1, udp(OWN, 53)), usize::MAX);
+    for destination in [GATEWAY, Ipv4Addr::new(192, 0, 2, 1)] {
+        let error = back(STRANGER, transport.clone())
+            .with(|packet| (packet.destination, packet.payload) = (destination, quote.clone()));
+        node.check(&destination.to_string(), FROM_UPLINK, link, &error.build(), Expect::Pass);
+    }
+    // The node's own: to somebody else of the world.
+    let (transport, quote) = about(&Packet::new(WORLD, POD_A, udp(53, OWN)), usize::MAX);
+    let error = out(NODE1, transport).with(|packet| (packet.destination, packet.payload) = (STRANGER, quote));
+    node.check("the node's own", TO_UPLINK, link, &error.build(), Expect::Pass);
+}
+
+#[test]
+fn an_error_by_another_uplink_ends_no_translation() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let (link, other) = (node.uplink, node.pod_b);
+    node.run(TO_UPLINK, link, &out(POD_A, udp(OWN, 53)).build(), 0);
+    let there = node.translations();
+    let (transport, quote) = about(&Packet::new(WORLD, POD_A, udp(53, OWN)), usize::MAX);
+    let error = out(POD_A, transport).with(|packet| packet.payload = quote);
+    let (_, quote) = about(&Packet::new(WORLD, NODE1, udp(53, OWN)), usize::MAX);
+    let expected = Packet { source: NODE1, payload: quote, ..error.clone() };
+    let expect = Expect::Stack(Path::SnatOut, expected.build());
+    node.check("by another uplink", TO_UPLINK, other, &error.build(), expect);
+    assert_eq!(node.translations(), there);
+}
+
+#[test]
 fn an_error_about_an_answer_reaches_the_world_in_its_terms_whoever_sends_it() {
     for (what, request, answer) in exchanges() {
         // The pod itself, and the node whose route to the pod is too small.

@@ -10,7 +10,7 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Headers, Ipv4, Skb, ethertype},
-    stage::{arp, direct, flow, frontend, known, local, snat, source, stack_flow, tunnel_out},
+    stage::{arp, direct, flow, frontend, icmp_error, known, local, snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -63,6 +63,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
     source::keep_to_limit(ctx, endpoint)?;
     parsed?;
+    icmp_error::check_from_pod(&packet)?;
     flow::complete(&mut packet)?;
 
     if endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0

@@ -1,12 +1,15 @@
 //! What arrives from the network: TC ingress of an uplink. What is not ours passes untouched.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use podwire_common::{abi::NODE_LOCAL, reason::Drop};
+use podwire_common::{
+    abi::{NODE_LOCAL, NODE_POD_NETWORK},
+    reason::Drop,
+};
 
 use crate::{
     maps,
     packet::{Fragment, Ipv4, Skb, ethertype},
-    stage::{direct, inbound, known, source, stack_flow, translation, tunnel_in},
+    stage::{direct, icmp_error, inbound, known, source, stack_flow, translation, tunnel_in},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -35,8 +38,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
         return tunnel_in::on_uplink(ctx, &mut packet);
     }
     if parsed.is_ok() {
-        if packet.is_error {
-            // Perhaps about a path that has shrunk: the kernel is asked anew.
+        if packet.is_error && icmp_error::is_about_tunnel(ctx, &packet) {
+            // The kernel has to be asked again what the path takes.
             maps::forget_all_flows();
         }
         let verdict = known::from_uplink(ctx, &mut packet)?;
@@ -58,6 +61,11 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     if parsed.is_err() {
         return Ok(Verdict::PASS);
+    }
+    if let Some(node) = sender
+        && node.flags & NODE_POD_NETWORK != 0
+    {
+        icmp_error::check_from_pod(&packet)?;
     }
     if let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) {
         return match sender {

@@ -27,7 +27,8 @@ pub struct Way {
     pub source: Addr,
     /// IPv4.
     pub destination: Addr,
-    /// In the answer: the router, or the destination itself where there is none on the way; network order. 0: not known.
+    /// In the answer: the router, or the destination itself where there is none on the way; network order. 0: not known, or an
+    /// IPv6 router.
     next_hop: u32,
     /// In the answer: the next hop's link address as far as the kernel knows it, else zeros.
     pub next_hop_mac: Mac,
@@ -57,7 +58,8 @@ impl Way {
         Self { ifindex, length: 0, source, destination, next_hop, next_hop_mac: Mac::default() }
     }
 
-    /// The router, or the destination itself where there is none on the way; network order, 0 when it is not known.
+    /// The router, or the destination itself where there is none on the way; network order, 0 when it is not known or is
+    /// an IPv6 router.
     #[inline(always)]
     pub fn next_hop(&self) -> u32 {
         self.next_hop
@@ -94,8 +96,12 @@ impl Way {
                 self.ifindex = query.ifindex;
                 // SAFETY: as below; where a length was asked for, the path's MTU is there now.
                 self.length = unsafe { query.__bindgen_anon_1.mtu_result }.into();
-                // SAFETY: the helper wrote the next hop into this member.
-                self.next_hop = unsafe { query.__bindgen_anon_4.ipv4_dst };
+                // An IPv4 route may lead by an IPv6 router. Its address is not kept: the kernel finds it again at the redirect.
+                self.next_hop = match query.family {
+                    // SAFETY: the helper wrote the next hop into this member.
+                    AF_INET => unsafe { query.__bindgen_anon_4.ipv4_dst },
+                    _ => 0,
+                };
                 self.next_hop_mac = Mac { bytes: query.dmac };
                 Lookup::Found
             }
@@ -115,13 +121,13 @@ impl Way {
     }
 }
 
-/// Out of an uplink. The kernel resolves the next hop (network order, 0 when it is not known) and writes the link header: so its neighbour
+/// Out of an uplink. The kernel resolves the next hop (network order; 0: the kernel looks for the route) and writes the link header: so its neighbour
 /// entry is used, and asked for again when it is old.
 #[inline(always)]
 pub fn leave(ctx: &TcContext, uplink: u32, next_hop: u32) -> i32 {
     ctx.set_ready_to_leave();
     if next_hop == 0 {
-        // SAFETY: without parameters the pointer may be null and the length zero. The kernel looks for the route.
+        // SAFETY: without parameters the pointer may be null and the length zero.
         return unsafe { bpf_redirect_neigh(uplink, core::ptr::null_mut(), 0, 0) as i32 };
     }
     let mut next_hop = bpf_redir_neigh {

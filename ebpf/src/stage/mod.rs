@@ -5,6 +5,7 @@ pub mod direct;
 pub mod flow;
 pub mod frontend;
 pub mod host_process;
+pub mod icmp_error;
 pub mod inbound;
 pub mod known;
 pub mod local;

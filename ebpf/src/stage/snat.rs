@@ -154,8 +154,9 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     flow::complete(packet)?;
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();
-        // Otherwise the route has chosen another uplink: replies to the old one are lost anyway.
-        if half.kind == TRANSLATION_SNAT && half.ifindex == ctx.ifindex() {
+        // Otherwise the route has chosen another uplink: replies to the old one are lost anyway. An ICMP error ends nothing: it
+        // speaks of the flow that its receiver knows, by whatever uplink.
+        if half.kind == TRANSLATION_SNAT && (half.ifindex == ctx.ifindex() || packet.is_error) {
             if ctx.is_beginning() {
                 entry.set_past_stack(&packet.flow, is_untouched(ctx, packet));
                 entry.set_asked();

@@ -7,6 +7,7 @@ use podwire_common::{
     reason::Path,
 };
 
+use super::icmp_error;
 use crate::{
     maps,
     packet::{Fragment, Ipv4},
@@ -53,9 +54,7 @@ pub fn record(packet: &Ipv4, local_pod: &Addr, other: &Addr) {
 /// Whether it is an ICMP error about what its receiver has sent to somebody whom packets reach past the stack.
 #[inline(never)]
 pub fn is_error_about_direct(packet: &Ipv4) -> bool {
-    packet.is_error
-        && packet.flow.destination == packet.headers.destination_address()
-        && can_go_direct(&packet.flow.source)
+    packet.is_error && icmp_error::goes_to_sender(packet) && can_go_direct(&packet.flow.source)
 }
 
 #[inline(always)]

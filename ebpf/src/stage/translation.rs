@@ -9,6 +9,7 @@ use podwire_common::{
     reason::Drop,
 };
 
+use super::icmp_error;
 use crate::{
     maps::{self, EBUSY, EEXIST, TranslationEntry},
     packet::{Fragment, Ipv4, has_socket},
@@ -25,9 +26,12 @@ pub fn has_ports(packet: &Ipv4) -> bool {
     }
 }
 
-/// The translation that a packet follows.
+/// The translation that a packet follows. An ICMP error follows one only to the sender of the quoted packet.
 #[inline(always)]
 pub fn of(packet: &Ipv4) -> Option<TranslationEntry> {
+    if packet.is_error && !icmp_error::goes_to_sender(packet) {
+        return None;
+    }
     maps::translation(&packet.flow)
 }
 

@@ -2,14 +2,14 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::KNOWN_TUNNEL_IN,
+    abi::{KNOWN_TUNNEL_IN, NODE_POD_NETWORK},
     addr::Addr,
     ecn,
     flow::protocol,
     reason::{Drop, Path},
 };
 
-use super::{flow, frontend, known, local, stack_flow};
+use super::{flow, frontend, icmp_error, known, local, stack_flow};
 use crate::{
     maps,
     packet::{Ipv4, OUTER_LENGTH, Skb, decapsulate, get_tunnel_key, vni_of},
@@ -138,7 +138,10 @@ fn load_inner(ctx: &TcContext, packet: &mut Ipv4) -> Result<(), Drop> {
 #[inline(always)]
 fn check_owner(packet: &Ipv4, sender: &Addr) -> Result<(), Drop> {
     match maps::node(&packet.headers.source_address()) {
-        Some(node) if node.tunnel_endpoint == *sender => Ok(()),
+        Some(node) if node.tunnel_endpoint == *sender => match node.flags & NODE_POD_NETWORK {
+            0 => Ok(()),
+            _ => icmp_error::check_from_pod(packet),
+        },
         _ => Err(Drop::InnerSourceNotOwned),
     }
 }

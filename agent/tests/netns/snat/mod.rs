@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use crate::sockets::PATIENCE;
 
 /// Both ends of a connection speak, and hear what the other said.
-fn assert_alive(client: &TcpStream, server: &TcpStream, what: &str) {
+pub fn assert_alive(client: &TcpStream, server: &TcpStream, what: &str) {
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     for (mut from, mut to) in [(client, server), (server, client)] {
         from.write_all(what.as_bytes()).unwrap();

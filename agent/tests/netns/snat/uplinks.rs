@@ -1,10 +1,13 @@
 //! The source is the address that the node itself would have used: that of the uplink which the route chose.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use xtask::lab::frames::Capture;
 use xtask::lab::{Lab, Mode, Node, Ns, connect, traffic};
 
 use super::ask;
+use crate::headers::Ip;
 use crate::sockets::{udp, wait_until};
 
 #[test]
@@ -43,6 +46,82 @@ fn each_uplink_gives_its_own_address_and_of_several_the_one_that_fits() {
             assert_eq!(seen.ip(), expected, "{mode:?}: towards {address}");
         }
     }
+}
+
+/// The default route by both links of [`two_links_to_the_world`].
+const TWO_NEXT_HOPS: &str =
+    "route replace default nexthop via 10.200.0.254 dev eth0 nexthop via 192.168.7.2 dev eth1\n";
+/// The same by next hop objects.
+const GROUP: &str = "nexthop add id 1 via 10.200.0.254 dev eth0\nnexthop add id 2 via 192.168.7.2 dev eth1\n\
+    nexthop add id 10 group 1/2\nroute replace default nhid 10\n";
+
+#[test]
+fn each_next_hop_of_the_default_route_is_an_uplink() {
+    for (route, policy) in [(TWO_NEXT_HOPS, "0"), (TWO_NEXT_HOPS, "1"), (GROUP, "0")] {
+        let lab = two_links_to_the_world();
+        let node = lab.node(0);
+        node.sysctl("net/ipv4/fib_multipath_hash_policy", policy).unwrap();
+        node.ip(route).unwrap();
+        node.start_agent().unwrap();
+        reached_by_both(&lab, &format!("{route} policy {policy}"));
+    }
+}
+
+#[test]
+fn a_next_hop_that_comes_later_is_an_uplink_too() {
+    for route in [TWO_NEXT_HOPS, GROUP] {
+        let lab = two_links_to_the_world();
+        let node = lab.node(0);
+        node.start_agent().unwrap();
+        assert_eq!(uplinks(node), 1);
+        node.ip(route).unwrap();
+        wait_until(|| (uplinks(node) == 2).then_some(())).unwrap();
+        reached_by_both(&lab, route);
+        node.ip("route replace default via 10.200.0.254 dev eth0\n").unwrap();
+        wait_until(|| (uplinks(node) == 1).then_some(())).unwrap();
+    }
+}
+
+/// A pod's flows to many addresses of the world leave by both links, each with that link's address; nothing else does.
+fn reached_by_both(lab: &Lab, what: &str) {
+    let node = lab.node(0);
+    let pod = node.add_pod("client").unwrap();
+    let captures = ["eth0", "eth1"].map(|link| Capture::start(node, link).unwrap());
+    let mut seen = BTreeSet::new();
+    for host in 100..132 {
+        let address = IpAddr::from([198, 51, 100, host]);
+        lab.world().ip(&format!("address add {address}/32 dev lo\n")).unwrap();
+        let server = udp(lab.world(), (address, 53));
+        let client = udp(&pod, "0.0.0.0:0");
+        let to = SocketAddr::new(address, 53);
+        let first = ask(&client, &server, to, "first");
+        for _ in 0..3 {
+            assert_eq!(ask(&client, &server, to, "and on"), first, "{what}");
+        }
+        seen.insert(first.ip());
+        traffic::tcp_exchange(&pod, lab.world(), address, 8080, 1 << 16).unwrap();
+    }
+    assert_eq!(seen, [node.address(), IpAddr::from([192, 168, 7, 1])].into(), "{what}");
+    for capture in captures {
+        let frames = capture.finish().unwrap();
+        let bare = frames.iter().filter_map(|frame| Ip::of_frame(frame)).find(Ip::is_of_pod_network);
+        assert!(bare.is_none(), "{what}: {bare:?}");
+    }
+}
+
+/// How many links the agent has as uplinks.
+fn uplinks(node: &Node) -> usize {
+    node.map_dump("UPLINKS").unwrap().as_array().unwrap().len()
+}
+
+/// A node with a second link to the world, and no agent yet: 192.168.7.1 and .2 are the ends of that link.
+fn two_links_to_the_world() -> Lab {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let node = lab.node(0);
+    connect(node, "eth1", lab.world(), "eth1").unwrap();
+    node.ip("address add 192.168.7.1/24 dev eth1\n").unwrap();
+    lab.world().ip("address add 192.168.7.2/24 dev eth1\n").unwrap();
+    lab
 }
 
 /// A node with two uplinks to the world: 192.168.7.1 and .2 are the ends of the second.

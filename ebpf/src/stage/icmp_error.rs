@@ -1,0 +1,47 @@
+//! ICMP errors: who may say what about which packet.
+//!
+//! Whoever believes an error ends a connection, or sends smaller packets (RFC 5927). Only the quoted packet says which
+//! flow it is about, so the quote has to fit the error's sender and receiver.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{flow::protocol, reason::Drop};
+
+use crate::{
+    maps,
+    packet::{Ipv4, Skb},
+};
+
+/// Refuses a pod's error, unless the quoted packet was sent to that pod, and the error goes to that packet's sender.
+///
+/// A pod that forwards needs no more: packets for other addresses never reach a pod, so it translates, and quotes its
+/// own address.
+///
+/// # Errors
+/// [`Drop::IcmpErrorNotOwned`].
+#[inline(always)]
+pub fn check_from_pod(packet: &Ipv4) -> Result<(), Drop> {
+    let is_receiver = packet.headers.source == packet.flow.source.v4();
+    if packet.is_error && !(is_receiver && goes_to_sender(packet)) {
+        return Err(Drop::IcmpErrorNotOwned);
+    }
+    Ok(())
+}
+
+/// Whether an error goes to the sender of the quoted packet. Any router may send it; connection tracking asks for the
+/// same (`nf_conntrack_inet_error` in the kernel).
+#[inline(always)]
+pub fn goes_to_sender(packet: &Ipv4) -> bool {
+    packet.headers.destination == packet.flow.destination.v4()
+}
+
+/// Whether an error is about a tunnel packet of this node: the path to another node may have shrunk, and only the
+/// kernel is told. Errors about all other packets of pods reach the pod itself.
+#[inline(never)]
+pub fn is_about_tunnel(ctx: &TcContext, packet: &Ipv4) -> bool {
+    packet.flow.protocol == protocol::UDP
+        && packet.flow.source_port == maps::vxlan_port()
+        && goes_to_sender(packet)
+        && !maps::is_direct()
+        && maps::uplink(ctx.ifindex()).is_some_and(|uplink| uplink.tunnel_address == packet.flow.destination)
+        && maps::is_tunnel_peer(&packet.flow.source)
+}
