@@ -47,6 +47,14 @@ pub enum Error {
         /// What the lock file says.
         pid: String,
     },
+    /// A state folder whose pods are elsewhere.
+    #[error("the pods of the state folder {} are in another network namespace of this machine, where their agent has run since the last boot: run this one there (hostNetwork: true), or give it another --state-dir and --bpf-dir; nothing was touched. If that namespace is gone, and its pods with it, remove {}", path.display(), file.display())]
+    AnotherNamespace {
+        /// The folder.
+        path: PathBuf,
+        /// What tells of the namespace.
+        file: PathBuf,
+    },
     /// An agent that is in the way.
     #[error("an agent runs on this node and uses {}: stop it first, and whatever would start it again; nothing was touched", path.display())]
     AgentRuns {

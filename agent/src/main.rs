@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
+use podwire::claim::Claim;
 use podwire::cni_server::CniServer;
 use podwire::config::{Config, LogFormat, Logging};
 use podwire::config_file::CommandLine;
@@ -135,6 +136,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     }
     config.check().map_err(|contradiction| anyhow!(contradiction))?;
     let store = Store::open(&config.places.state_dir)?;
+    Claim::own(&config.places.bpf_dir)?.check(&config.places.state_dir)?;
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
     let metrics = health::bind(config.metrics_address).await?;

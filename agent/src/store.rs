@@ -5,6 +5,7 @@
 //! last-address                        where the round of addresses stands
 //! endpoints/<host interface>.json     one per pod
 //! before.json                         what the agent found and has changed on the node
+//! network-namespace.json              where the pods are
 //! nodes.json                          the last good node list of the API server
 //! ```
 
@@ -19,6 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::before;
+use crate::claim;
 use crate::error::{Error, absent_is_fine};
 use crate::model::Endpoint;
 
@@ -213,7 +215,7 @@ pub fn erase(folder: &Path, restored: bool) -> Vec<Error> {
     let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(Error::file("remove", endpoints));
     // The lock last: while it is held no agent begins here.
     let before = if restored { &[before::FILE][..] } else { &[] };
-    let others = [before::FILE_BEGUN, NODES, NODES_BEGUN, LAST_ADDRESS, LOCK];
+    let others = [before::FILE_BEGUN, claim::FILE, claim::FILE_BEGUN, NODES, NODES_BEGUN, LAST_ADDRESS, LOCK];
     let files = before.iter().chain(&others).map(|name| {
         let path = folder.join(name);
         absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))

@@ -14,6 +14,7 @@ use podwire_common::names::{VXLAN_DEVICE, programs};
 use tracing::{error, info, warn};
 
 use crate::before::Before;
+use crate::claim::Claim;
 use crate::cni_configuration;
 use crate::config::{Logging, Places};
 use crate::dataplane::{attach, pins};
@@ -59,7 +60,7 @@ impl Failures {
 /// Removes everything. Gives the number of things that could not be removed, each of which was named.
 ///
 /// # Errors
-/// [`Error::AgentRuns`] while an agent runs, [`Error::File`] or [`Error::Netlink`] when that or what is there
+/// [`Error::AgentRuns`] while an agent runs, [`Error::AnotherNamespace`], [`Error::File`] or [`Error::Netlink`] when that or what is there
 /// cannot be found out: then nothing was touched.
 pub async fn run(options: &Options) -> Result<usize, Error> {
     let places = &options.places;
@@ -70,6 +71,7 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
         other => failures.note(other),
     };
     refuse_beside_an_agent(&socket)?;
+    Claim::own(&places.bpf_dir)?.check(&places.state_dir)?;
     let links = Links::new()?;
     let host = links.host().await?;
     let (pods, unreadable) = store::peek(&places.state_dir);

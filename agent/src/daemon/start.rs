@@ -16,6 +16,7 @@ use super::firewall::Firewall;
 use super::nodes::NodeListState;
 use super::other_pods::OtherPods;
 use super::{Daemon, Readiness};
+use crate::claim::Claim;
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
 use crate::dataplane::probe::Capabilities;
@@ -42,6 +43,7 @@ impl Daemon {
         // First what may refuse: another release's maps or state. The latter last: what it finds spoilt it sets aside.
         pins::check(&config.places.bpf_dir)?;
         let (endpoints, corrupt) = store.load()?;
+        Claim::own(&config.places.bpf_dir)?.save(&config.places.state_dir)?;
         // Before anything is listed: what changes meanwhile is told.
         let changes = Changes::listen()?;
         let links = Links::new()?;

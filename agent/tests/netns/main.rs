@@ -28,6 +28,7 @@ mod large;
 mod life;
 mod migration;
 mod mtu;
+mod namespaces;
 mod node_changes;
 mod node_list;
 #[path = "../prog/old_object.rs"]
