@@ -10,21 +10,22 @@
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use podwire_cni::fault::{self, Step};
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::before;
 use crate::claim;
 use crate::error::{Error, absent_is_fine};
+use crate::lock::{Held, Lock};
 use crate::model::Endpoint;
 
 const LOCK: &str = "agent.lock";
+const HELD: Held = Held { name: "the state folder", option: "--state-dir" };
 const LAST_ADDRESS: &str = "last-address";
 const ENDPOINTS: &str = "endpoints";
 /// The last good node list of the API server.
@@ -49,7 +50,7 @@ pub struct Store {
     last_address: File,
     last_address_path: PathBuf,
     /// The lock ends with the process, however that ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// An endpoint's file that was set aside.
@@ -72,7 +73,7 @@ impl Store {
     /// Opens the folder, made if it is not there, and locks it.
     ///
     /// # Errors
-    /// [`Error::StateLocked`] with the process that holds it; [`Error::File`].
+    /// [`Error::Locked`] with the process that holds it; [`Error::File`].
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let endpoints = folder.join(ENDPOINTS);
         DirBuilder::new()
@@ -186,8 +187,8 @@ fn open(path: &Path) -> Result<File, Error> {
 /// folder, or no agent has ever used it.
 ///
 /// # Errors
-/// [`Error::StateLocked`] with the process that holds it; [`Error::File`].
-pub fn hold(folder: &Path) -> Result<Option<File>, Error> {
+/// [`Error::Locked`] with the process that holds it; [`Error::File`].
+pub fn hold(folder: &Path) -> Result<Option<Lock>, Error> {
     if folder.join(LOCK).exists() { lock(folder).map(Some) } else { Ok(None) }
 }
 
@@ -223,23 +224,8 @@ pub fn erase(folder: &Path, restored: bool) -> Vec<Error> {
     [removed].into_iter().chain(files).filter_map(Result::err).collect()
 }
 
-fn lock(folder: &Path) -> Result<File, Error> {
-    let path = folder.join(LOCK);
-    let mut file = open(&path)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().into() };
-            return Err(Error::StateLocked { path: folder.into(), pid });
-        }
-        Err(errno) => return Err(Error::file("lock", path)(errno.into())),
-    }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(Error::file("write", &path))?;
-    Ok(file)
+fn lock(folder: &Path) -> Result<Lock, Error> {
+    Lock::by_file(&folder.join(LOCK), HELD, folder)
 }
 
 fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {

@@ -34,6 +34,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::ipam::Pool;
 use crate::links::{Changes, Links};
+use crate::lock::Lock;
 use crate::model::Model;
 use crate::nodes::{NodeList, NodeProblem, Skipped};
 use crate::store::Store;
@@ -114,6 +115,8 @@ pub struct Daemon {
     /// Where the programs of this node's own processes are attached, if anywhere.
     cgroup: Option<PathBuf>,
     store: Store,
+    /// Of the folder of pins.
+    bpf_lock: Lock,
     links: Links,
     changes: Changes,
     /// When the kernel was last found, or made, as it is wanted; `None`: not yet, or no longer.

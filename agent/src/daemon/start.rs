@@ -24,6 +24,7 @@ use crate::dataplane::{Dataplane, load, pins};
 use crate::error::Error;
 use crate::host::Host;
 use crate::links::{Changes, Links};
+use crate::lock::Lock;
 use crate::model::{Endpoint, Mode, Model, format_mac};
 use crate::recovery::recovered;
 use crate::store::{Corrupt, Store};
@@ -39,7 +40,12 @@ impl Daemon {
     ///
     /// # Errors
     /// Whatever keeps the data path from being there.
-    pub async fn start(config: Config, capabilities: &Capabilities, store: Store) -> Result<Self, Error> {
+    pub async fn start(
+        config: Config,
+        capabilities: &Capabilities,
+        store: Store,
+        bpf_lock: Lock,
+    ) -> Result<Self, Error> {
         // First what may refuse: another release's maps or state. The latter last: what it finds spoilt it sets aside.
         pins::check(&config.places.bpf_dir)?;
         let (endpoints, corrupt) = store.load()?;
@@ -58,6 +64,7 @@ impl Daemon {
             uplink_attachment: capabilities.uplink_attachment(),
             cgroup: cgroup_of(capabilities),
             store,
+            bpf_lock,
             host: Arc::new(links.host().await?),
             collected: Collected::default(),
             links,

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 use super::attempts::Attempts;
 use super::{Daemon, Readiness};
 use crate::dataplane::attach::UplinkAttachment;
+use crate::dataplane::pins;
 use crate::error::Error;
 use crate::host::Host;
 use crate::model::Endpoint;
@@ -152,8 +153,9 @@ impl Daemon {
     }
 
     pub(super) fn look_after_pins(&mut self) {
+        let repaired = self.hold_pins().and_then(|()| self.dataplane.repair_pins());
         let folder = self.config.places.bpf_dir.display();
-        let unpinned = match self.dataplane.repair_pins() {
+        let unpinned = match repaired {
             Ok(missing) if missing.is_empty() => None,
             Ok(missing) => {
                 warn!(
@@ -175,6 +177,14 @@ impl Daemon {
             self.set_readiness(Readiness::Waiting(why.clone()));
         }
         self.unpinned = unpinned;
+    }
+
+    /// Holds the folder of pins again when somebody has removed it.
+    fn hold_pins(&mut self) -> Result<(), Error> {
+        if !self.bpf_lock.is_there() {
+            self.bpf_lock = pins::hold(&self.config.places.bpf_dir)?;
+        }
+        Ok(())
     }
 
     fn count_reattached(&mut self, device: &str, program: &str, found: &str) {

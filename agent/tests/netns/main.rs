@@ -42,6 +42,7 @@ mod plugin;
 mod reference;
 mod refused;
 mod restart;
+mod second_agent;
 mod service;
 mod snat;
 mod sockets;
