@@ -40,6 +40,9 @@ const FORMAT: u32 = 2;
 /// The oldest that is read.
 const OLDEST_FORMAT: u32 = 1;
 
+/// Bytes of a file for one pod: a block of most file systems.
+const TRIAL: usize = 4096;
+
 /// The longest address and the end of its line.
 const LAST_ADDRESS_LENGTH: usize = "255.255.255.255\n".len();
 
@@ -50,7 +53,7 @@ pub struct Store {
     last_address: File,
     last_address_path: PathBuf,
     /// The lock ends with the process, however that ends.
-    _lock: Lock,
+    lock: Lock,
 }
 
 /// An endpoint's file that was set aside.
@@ -76,15 +79,48 @@ impl Store {
     /// [`Error::Locked`] with the process that holds it; [`Error::File`].
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let endpoints = folder.join(ENDPOINTS);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&endpoints)
-            .map_err(Error::file("create the state folder", &endpoints))?;
+        create(&endpoints)?;
         let lock = lock(folder)?;
         let path = folder.join(LAST_ADDRESS);
         let last_address = open(&path)?;
-        Ok(Self { endpoints, last_address, last_address_path: path, _lock: lock })
+        Ok(Self { endpoints, last_address, last_address_path: path, lock })
+    }
+
+    /// Whether the folder is there, and this process holds it.
+    pub fn is_there(&self) -> bool {
+        self.lock.is_there() && self.endpoints.is_dir()
+    }
+
+    /// Makes the folder again that somebody has removed, and holds it. What was in it is not.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`Error::RemovedFolder`].
+    pub fn make_again(&mut self, folder: &Path) -> Result<(), Error> {
+        create(&self.endpoints)?;
+        if !self.lock.is_there() {
+            self.lock = lock(folder)?;
+        }
+        self.last_address = open(&self.last_address_path)?;
+        Ok(())
+    }
+
+    /// Writes to the disk what an endpoint takes, in a file without a name, of which nothing stays. For another thread: a disk
+    /// may take its time.
+    pub fn trial(&self) -> impl FnOnce() -> Result<(), Error> + Send + use<> {
+        let folder = self.endpoints.clone();
+        move || {
+            let mut options = OpenOptions::new();
+            let options = options.write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
+            let written = options.open(&folder).and_then(|mut file| {
+                file.write_all(&[0; TRIAL])?;
+                file.sync_all()
+            });
+            match written {
+                // Such a file system has no files without a name (NFS): its next ADD tells.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+                written => written.map_err(Error::file("write to", folder)),
+            }
+        }
     }
 
     /// Every endpoint on disk. Files that do not decode are renamed to `*.corrupt` and reported: the others are used.
@@ -174,6 +210,12 @@ impl Store {
     fn path(&self, endpoint: &Endpoint) -> PathBuf {
         self.endpoints.join(format!("{}.json", endpoint.host_interface))
     }
+}
+
+/// The folder of endpoints, and the state folder with it.
+fn create(endpoints: &Path) -> Result<(), Error> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(endpoints);
+    made.map_err(Error::file("create the state folder", endpoints))
 }
 
 /// A file that is kept open, as it is or empty.

@@ -251,6 +251,9 @@ impl Daemon {
     pub(super) async fn finish_saved(&mut self, saved: Result<Saved, JoinError>) {
         let (attachment, saved) = saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         // Only now, also where the rest has failed: what is undone must not be written afterwards.
+        if saved.is_err() {
+            self.try_state_folder();
+        }
         if let Some(Adding { endpoint, linked, reply }) = self.adding.remove(&attachment) {
             self.finish(endpoint, linked.and(saved), reply).await;
         }

@@ -15,7 +15,9 @@ use super::cni_configuration::CniConfiguration;
 use super::firewall::Firewall;
 use super::nodes::NodeListState;
 use super::other_pods::OtherPods;
+use super::state_folder::StateFolder;
 use super::{Daemon, Readiness};
+use crate::before::Before;
 use crate::claim::Claim;
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
@@ -64,6 +66,8 @@ impl Daemon {
             uplink_attachment: capabilities.uplink_attachment(),
             cgroup: cgroup_of(capabilities),
             store,
+            state_folder: StateFolder::default(),
+            before: Before::load(&config.places.state_dir)?,
             bpf_lock,
             host: Arc::new(links.host().await?),
             collected: Collected::default(),

@@ -229,12 +229,25 @@ fn copy_entry(node: &Node, map: &str, change: impl FnOnce(&mut Vec<u8>)) {
     bpftool(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-/// A value out of /metrics.
-pub fn metric(node: &Node, name: &str) -> String {
+/// Status and body of /readyz.
+pub fn readyz(node: &Node) -> (u16, String) {
+    let text = get(node, "/readyz");
+    let status = text.split_whitespace().nth(1).and_then(|status| status.parse().ok());
+    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    (status.unwrap_or_else(|| panic!("no status in {text}")), body.unwrap_or_default())
+}
+
+fn get(node: &Node, path: &str) -> String {
     let mut stream = node.enter(|| TcpStream::connect("127.0.0.1:9790")).unwrap().unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// A value out of /metrics.
+pub fn metric(node: &Node, name: &str) -> String {
+    let text = get(node, "/metrics");
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {name} in\n{text}")).to_owned()
 }
