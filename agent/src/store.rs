@@ -10,7 +10,7 @@
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -43,6 +43,11 @@ const OLDEST_FORMAT: u32 = 1;
 /// Bytes of a file for one pod: a block of most file systems.
 const TRIAL: usize = 4096;
 
+/// Bytes of an endpoint's file: far more than the plugin can ask for.
+const LARGEST: u64 = 16 << 20;
+/// Why a file cannot be read that the next agent may read.
+const OVER_IN_A_MOMENT: [i32; 4] = [libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EINTR];
+
 /// The longest address and the end of its line.
 const LAST_ADDRESS_LENGTH: usize = "255.255.255.255\n".len();
 
@@ -56,7 +61,7 @@ pub struct Store {
     lock: Lock,
 }
 
-/// An endpoint's file that was set aside.
+/// What is in the place of an endpoint's file and is none.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Corrupt {
     /// Where it is now.
@@ -123,11 +128,12 @@ impl Store {
         }
     }
 
-    /// Every endpoint on disk. Files that do not decode are renamed to `*.corrupt` and reported: the others are used.
+    /// Every endpoint on disk. What does not decode is renamed to `*.corrupt` if that is possible, and reported: the others are
+    /// used.
     ///
     /// # Errors
-    /// [`Error::StateFormat`] when a later release wrote one of them: then nothing was touched. [`Error::File`] when the folder or a file
-    /// cannot be read.
+    /// [`Error::StateFormat`] when a later release wrote one of them: then nothing was touched. [`Error::File`] when the folder cannot be
+    /// listed, or a file not be read now.
     pub fn load(&self) -> Result<(Vec<Endpoint>, Vec<Corrupt>), Error> {
         let (mut endpoints, mut undecodable, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
         let entries = fs::read_dir(&self.endpoints).map_err(Error::file("list", &self.endpoints))?;
@@ -143,11 +149,8 @@ impl Store {
                 _ => {}
             }
         }
-        for path in unnamed {
-            fs::remove_file(&path).map_err(Error::file("remove", &path))?;
-        }
-        let corrupt = undecodable.into_iter().map(|(path, reason)| set_aside(&path, reason));
-        let corrupt = corrupt.collect::<Result<_, _>>()?;
+        let corrupt = undecodable.into_iter().map(|(path, reason)| set_aside(path, reason));
+        let corrupt = corrupt.chain(unnamed.into_iter().filter_map(remove_unnamed)).collect();
         endpoints.sort_by(|one, other| one.host_interface.cmp(&other.host_interface));
         Ok((endpoints, corrupt))
     }
@@ -271,13 +274,13 @@ fn lock(folder: &Path) -> Result<Lock, Error> {
 }
 
 fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
-    let bytes = match fs::read(path) {
+    let bytes = match read(path) {
         Ok(bytes) => bytes,
-        // This file's fault and no other's: a folder in its place, a bad sector. Anything else may be over in a moment.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EISDIR | libc::EIO)) => {
-            return Ok(Err(error.to_string()));
+        Err(error) if error.raw_os_error().is_some_and(|code| OVER_IN_A_MOMENT.contains(&code)) => {
+            return Err(Error::file("read", path)(error));
         }
-        Err(error) => return Err(Error::file("read", path)(error)),
+        // This entry's fault and no other's: a dangling link, a folder in its place, a bad sector.
+        Err(error) => return Ok(Err(error.to_string())),
     };
     /// What every format has.
     #[derive(Deserialize)]
@@ -304,10 +307,34 @@ fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
     Ok(Ok(record.endpoint))
 }
 
-fn set_aside(path: &Path, reason: String) -> Result<Corrupt, Error> {
+/// The whole of a file that is one, and of the size of one.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // A FIFO keeps whoever opens it waiting for a writer.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    if metadata.len() > LARGEST {
+        return Err(io::Error::other(format!("it is larger than {LARGEST} bytes")));
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Gives a file that is of no use another name. One that cannot be renamed stays where it is.
+fn set_aside(path: PathBuf, reason: String) -> Corrupt {
     let aside = path.with_extension("json.corrupt");
-    fs::rename(path, &aside).map_err(Error::file("set aside", path))?;
-    Ok(Corrupt { path: aside, reason })
+    match fs::rename(&path, &aside) {
+        Ok(()) => Corrupt { path: aside, reason },
+        Err(error) => Corrupt { reason: format!("{reason}; rename it to *.corrupt: {error}"), path },
+    }
+}
+
+fn remove_unnamed(path: PathBuf) -> Option<Corrupt> {
+    let error = absent_is_fine(fs::remove_file(&path)).err()?;
+    Some(Corrupt { reason: format!("remove it: {error}"), path })
 }
 
 /// Removes a file of a folder that others use as well, and what was begun of it by somebody who was killed. Nothing happens when neither is there.
@@ -445,6 +472,23 @@ mod tests {
         assert!(corrupt.iter().all(|file| file.path.exists()));
         assert!(!endpoints.join("pw000000000003.tmp").exists());
         assert_eq!(store.load().unwrap().1, []);
+    }
+
+    #[test]
+    fn what_can_be_neither_removed_nor_set_aside_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.save(&endpoint("a")).unwrap();
+        let endpoints = folder.path().join("endpoints");
+        let (tmp, taken) = (endpoints.join("pw000000000001.tmp"), endpoints.join("pw000000000002.json"));
+        fs::create_dir(&tmp).unwrap();
+        fs::write(&taken, "{").unwrap();
+        fs::create_dir_all(taken.with_extension("json.corrupt").join("full")).unwrap();
+        for _ in 0..2 {
+            let (found, corrupt) = store.load().unwrap();
+            assert_eq!(found, [endpoint("a")]);
+            assert_eq!(corrupt.iter().map(|file| &file.path).collect::<Vec<_>>(), [&taken, &tmp]);
+        }
     }
 
     #[test]

@@ -349,15 +349,12 @@ impl Daemon {
         step(Step::EndpointRemoved)?;
         self.remove_guard(endpoint).await?;
         step(Step::GuardRemoved)?;
-        // By its name and its number: a device that somebody else made meanwhile is not the pod's.
+        // By its number, and its name or its link address: a device that somebody else made meanwhile is not the pod's.
         if endpoint.ifindex != 0
-            && self
-                .links
-                .device(&endpoint.host_interface)
-                .await?
-                .is_some_and(|device| device.index == endpoint.ifindex)
+            && let Some(device) = self.links.device_at(endpoint.ifindex).await?
+            && (device.name == endpoint.host_interface || device.mac == Some(endpoint.host_mac))
         {
-            self.links.remove_device(endpoint.ifindex, &endpoint.host_interface).await?;
+            self.links.remove_device(endpoint.ifindex, &device.name).await?;
         }
         step(Step::PairRemoved)?;
         self.dataplane.maps.forget_pod(endpoint.address)?;

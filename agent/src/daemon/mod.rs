@@ -251,7 +251,10 @@ impl Daemon {
         }
         // Before the first node list only what is gone is released.
         match self.links.host().await {
-            Ok(host) => self.sweep(&host).await,
+            Ok(host) => {
+                self.sweep(&host).await;
+                self.put_names_back(&host).await;
+            }
             Err(error) => error!("{error}"),
         }
     }

@@ -1,11 +1,13 @@
 //! A state folder that is full, read-only, spoilt, from a later release, or gone.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use podwire_cni::protocol::{Attachment, host_interface};
 use podwire_common::abi::{ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::maps;
+use rustix::fs::{FileType, Mode};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod, traffic};
@@ -187,6 +189,38 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
     assert_eq!(again.address(), cut.address());
     pods.into_iter().for_each(|pod| pod.delete().unwrap());
     assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
+}
+
+#[test]
+fn odd_entries_keep_no_agent_from_starting() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pods = ["one", "two"].map(|name| node.add_pod(name).unwrap());
+    node.kill_agent().unwrap();
+    let at = |name: &str| node.state_dir().join("endpoints").join(name);
+    std::os::unix::fs::symlink("nowhere", at("pw000000000001.json")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", at("pw000000000002.json")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, at("pw000000000003.json"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    drop(UnixListener::bind(at("pw000000000004.json")).unwrap());
+    fs::File::create(at("pw000000000005.json")).unwrap().set_len(1 << 33).unwrap();
+    fs::create_dir(at("pw000000000006.tmp")).unwrap();
+    fs::create_dir(at("pw000000000007.json")).unwrap();
+    fs::create_dir_all(at("pw000000000007.json.corrupt").join("full")).unwrap();
+    std::os::unix::fs::symlink("itself.json", at("itself.json")).unwrap();
+    node.start_agent().unwrap();
+    let log = node.agent_log();
+    let aside = (1..=5).map(|number| format!("pw00000000000{number}.json.corrupt"));
+    let left = ["pw000000000006.tmp", "pw000000000007.json", "itself.json.corrupt"].map(str::to_owned);
+    for name in aside.chain(left) {
+        let path = at(&name);
+        assert!(
+            log.contains(&path.display().to_string()) && path.symlink_metadata().is_ok(),
+            "{name}: {log}"
+        );
+    }
+    traffic::tcp_exchange(&pods[0], &pods[1], pods[1].address(), 8080, KIBIBYTE).unwrap();
+    node.restart_agent().unwrap();
+    node.add_pod("next").unwrap();
 }
 
 #[test]
