@@ -49,6 +49,7 @@ impl Daemon {
                     Err(failure) => Err(failure),
                 }
             }
+            Call::Propose(add) => self.plan(add).map(|_| Reply::Acceptable),
             Call::Del(attachment) => self.del(attachment).await.map(|()| Reply::Deleted),
             Call::Check(attachment) => self.check(attachment).await.map(Reply::Checked),
             Call::Status => {
