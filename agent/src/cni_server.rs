@@ -19,9 +19,11 @@ use tracing::{debug, error, warn};
 use crate::daemon::Event;
 use crate::error::Error;
 use crate::housekeeping::INTERVAL;
+use crate::lock::{Held, Lock};
 
 /// The socket's name in the run folder.
 pub const SOCKET: &str = "agent.sock";
+const HELD: Held = Held { name: "the socket", option: "--socket or --run-dir" };
 /// The plugin sends its request at once: a peer that does not is no plugin.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// Longer than the plugin waits: whoever is still there gets an answer.
@@ -36,36 +38,19 @@ pub struct CniServer {
     path: PathBuf,
     /// Of its file: device and inode.
     file: (u64, u64),
+    lock: Lock,
     /// Why no plugin reaches it, as it was last said.
     unreachable: Option<String>,
 }
 
 impl CniServer {
-    /// Makes the socket: mode 0600 from its first moment under its name. One that a dead agent left is replaced.
+    /// Listens on a socket that [`hold`] holds. One that a dead agent left is replaced.
     ///
     /// # Errors
-    /// [`Error::SocketInUse`] when somebody listens there; [`Error::RemovedFolder`]; [`Error::File`].
-    pub fn bind(path: &Path) -> Result<Self, Error> {
-        if BlockingStream::connect(path).is_ok() {
-            return Err(Error::SocketInUse { path: path.into() });
-        }
-        if let Some(folder) = path.parent() {
-            let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
-            made.map_err(Error::file("create", folder))?;
-        }
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        let _ = fs::remove_file(&temporary);
-        let listener =
-            UnixListener::bind(&temporary).map_err(|error| match (error.kind(), path.parent()) {
-                // It was there a moment ago.
-                (io::ErrorKind::NotFound, Some(folder)) => Error::RemovedFolder { path: folder.into() },
-                _ => Error::file("listen on", &temporary)(error),
-            })?;
-        fs::set_permissions(&temporary, Permissions::from_mode(0o600))
-            .and_then(|()| fs::rename(&temporary, path))
-            .map_err(Error::file("listen on", path))?;
-        let file = identity(path).map_err(Error::file("look up", path))?;
-        Ok(Self { listener, path: path.into(), file, unreachable: None })
+    /// [`Error::RemovedFolder`]; [`Error::File`].
+    pub fn bind(path: &Path, lock: Lock) -> Result<Self, Error> {
+        let (listener, file) = listen(path)?;
+        Ok(Self { listener, path: path.into(), file, lock, unreachable: None })
     }
 
     /// Whether the file that plugins connect to is this socket's.
@@ -78,14 +63,12 @@ impl CniServer {
     /// # Errors
     /// [`Error::RemovedFolder`]: only a new mount helps, which a container gets when it starts anew.
     fn listen_again(&mut self) -> Result<(), Error> {
-        if self.has_its_file() {
-            self.unreachable = None;
-            return Ok(());
-        }
-        match Self::bind(&self.path) {
-            Ok(server) => {
-                warn!(socket = %self.path.display(), "the socket's file was removed or replaced: a new one is listened on");
-                *self = server;
+        match self.try_listen_again() {
+            Ok(again) => {
+                if again {
+                    warn!(socket = %self.path.display(), "the socket's file was removed or replaced: a new one is listened on");
+                }
+                self.unreachable = None;
             }
             Err(gone @ Error::RemovedFolder { .. }) => return Err(gone),
             Err(error) => {
@@ -99,6 +82,18 @@ impl CniServer {
             }
         }
         Ok(())
+    }
+
+    fn try_listen_again(&mut self) -> Result<bool, Error> {
+        if !self.lock.is_there() {
+            self.lock = take_lock(&self.path)?;
+        }
+        if self.has_its_file() {
+            return Ok(false);
+        }
+        refuse_a_foreign_server(&self.path)?;
+        (self.listener, self.file) = listen(&self.path)?;
+        Ok(true)
     }
 
     /// Serves until nobody receives the events any more.
@@ -146,6 +141,64 @@ impl Drop for CniServer {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Holds a socket against other agents, before anything of the node is touched. Its folder is made if it is not there.
+///
+/// # Errors
+/// [`Error::Locked`] with the agent that serves it; [`Error::SocketInUse`] when another program does;
+/// [`Error::RemovedFolder`]; [`Error::File`].
+pub fn hold(socket: &Path) -> Result<Lock, Error> {
+    let lock = take_lock(socket)?;
+    refuse_a_foreign_server(socket)?;
+    Ok(lock)
+}
+
+fn take_lock(socket: &Path) -> Result<Lock, Error> {
+    if let Some(folder) = socket.parent() {
+        let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
+        made.map_err(Error::file("create", folder))?;
+    }
+    Lock::by_file(&lock_of(socket), HELD, socket)
+}
+
+fn refuse_a_foreign_server(socket: &Path) -> Result<(), Error> {
+    match BlockingStream::connect(socket) {
+        Ok(_) => Err(Error::SocketInUse { path: socket.into() }),
+        Err(_) => Ok(()),
+    }
+}
+
+/// A listening socket and its file: mode 0600 from its first moment under its name.
+fn listen(path: &Path) -> Result<(UnixListener, (u64, u64)), Error> {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let _ = fs::remove_file(&temporary);
+    let listener = UnixListener::bind(&temporary).map_err(|error| match (error.kind(), path.parent()) {
+        // It was there a moment ago.
+        (io::ErrorKind::NotFound, Some(folder)) => Error::RemovedFolder { path: folder.into() },
+        _ => Error::file("listen on", &temporary)(error),
+    })?;
+    fs::set_permissions(&temporary, Permissions::from_mode(0o600))
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(Error::file("listen on", path))?;
+    let file = identity(path).map_err(Error::file("look up", path))?;
+    Ok((listener, file))
+}
+
+/// Holds a socket that agents have used. `None`: none has.
+///
+/// # Errors
+/// [`Error::Locked`], [`Error::File`].
+pub(crate) fn hold_if_there(socket: &Path) -> Result<Option<Lock>, Error> {
+    let path = lock_of(socket);
+    if path.exists() { Lock::by_file(&path, HELD, socket).map(Some) } else { Ok(None) }
+}
+
+/// The file that an agent holds for as long as it serves a socket.
+pub(crate) fn lock_of(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    path.into()
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
@@ -249,6 +302,10 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::fd::AsRawFd as _;
 
+    fn served(path: &Path) -> CniServer {
+        CniServer::bind(path, hold(path).unwrap()).unwrap()
+    }
+
     fn request() -> Request {
         let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
         Request::new(Call::Del(attachment))
@@ -268,7 +325,7 @@ mod tests {
         let path = folder.path().join("agent.sock");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let server = CniServer::bind(&path).unwrap();
+            let server = served(&path);
             let (sender, mut events) = mpsc::channel(8);
             tokio::spawn(server.serve(sender));
             tokio::spawn(async move {
@@ -353,7 +410,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (sender, mut events) = mpsc::channel(8);
-            tokio::spawn(CniServer::bind(&path).unwrap().serve(sender));
+            tokio::spawn(served(&path).serve(sender));
             let mut stream = UnixStream::connect(&path).await.unwrap();
             stream.write_all(&protocol::encode(&request()).unwrap()).await.unwrap();
             let Some(Event::Call { mut reply, .. }) = events.recv().await else { panic!("no call") };
@@ -375,9 +432,9 @@ mod tests {
         let path = folder.path().join("run/agent.sock");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();
-        let server = CniServer::bind(&path).unwrap();
+        let server = served(&path);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(CniServer::bind(&path), Err(Error::SocketInUse { .. })));
+        assert!(matches!(hold(&path), Err(Error::Locked { .. })));
         drop(server);
         assert!(!path.exists());
     }
@@ -390,7 +447,7 @@ mod tests {
         assert!(path.exists());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();
-        CniServer::bind(&path).unwrap();
+        served(&path);
     }
 
     #[test]
@@ -399,7 +456,7 @@ mod tests {
         let path = folder.path().join("run/agent.sock");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();
-        let mut server = CniServer::bind(&path).unwrap();
+        let mut server = served(&path);
         server.listen_again().unwrap();
         let first = server.file;
         fs::remove_dir_all(path.parent().unwrap()).unwrap();
@@ -427,7 +484,7 @@ mod tests {
         let path = PathBuf::from(format!("/proc/self/fd/{}/agent.sock", held.as_raw_fd()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();
-        let mut server = CniServer::bind(&path).unwrap();
+        let mut server = served(&path);
         server.listen_again().unwrap();
         folder.close().unwrap();
         assert!(matches!(server.listen_again(), Err(Error::RemovedFolder { .. })));

@@ -39,13 +39,25 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
-    /// A second agent on one state folder.
-    #[error("the state folder {} is in use by another agent, or by `podwire uninstall` (process {pid}, by the number that it has in its own container): end that one, or give this one another --state-dir", path.display())]
-    StateLocked {
+    /// A second agent on one folder or socket.
+    #[error("{name} {} is in use by another agent, or by `podwire uninstall` (process {pid}, by the number that it has in its own container): end that one, or give this one another {option}", path.display())]
+    Locked {
+        /// What is held.
+        name: &'static str,
+        /// The option by which an agent is given another one.
+        option: &'static str,
+        /// Where it is.
+        path: PathBuf,
+        /// Who holds it, if that is known.
+        pid: String,
+    },
+    /// A state folder whose pods are elsewhere.
+    #[error("the pods of the state folder {} are in another network namespace of this machine, where their agent has run since the last boot: run this one there (hostNetwork: true), or give it another --state-dir and --bpf-dir; nothing was touched. If that namespace is gone, and its pods with it, remove {}", path.display(), file.display())]
+    AnotherNamespace {
         /// The folder.
         path: PathBuf,
-        /// What the lock file says.
-        pid: String,
+        /// What tells of the namespace.
+        file: PathBuf,
     },
     /// An agent that is in the way.
     #[error("an agent runs on this node and uses {}: stop it first, and whatever would start it again; nothing was touched", path.display())]
@@ -53,8 +65,8 @@ pub enum Error {
         /// The state folder or the socket.
         path: PathBuf,
     },
-    /// A second agent on one socket.
-    #[error("another agent serves {}: stop that one, or give this one another --socket", path.display())]
+    /// A socket that somebody serves who does not hold its lock.
+    #[error("another program serves {}: stop that one, or give this one another --socket", path.display())]
     SocketInUse {
         /// The socket.
         path: PathBuf,

@@ -206,6 +206,11 @@ impl Host {
         veths.filter(|device| is_pods_device(&device.name))
     }
 
+    /// The name that a pod's device has now, which is `given` unless somebody has renamed it.
+    pub fn name_of<'a>(&'a self, index: u32, given: &'a str) -> &'a str {
+        self.devices.get(&index).map_or(given, |device| &device.name)
+    }
+
     fn leads_out(&self, index: u32) -> bool {
         self.devices.get(&index).is_some_and(|device| !device.loopback && !is_own_device(&device.name))
     }

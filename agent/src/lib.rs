@@ -3,10 +3,11 @@
 //! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of state, `daemon`.
 //! What the kernel should hold is a pure function of the model (`desired`), and a pure `diff` says what to do. The
 //! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store`, `before`,
-//! `cni_configuration` and `host_local` (disk), and `sysctl`.
+//! `claim`, `lock`, `cni_configuration` and `host_local` (disk), and `sysctl`.
 
 pub mod before;
 pub mod cgroup2;
+pub mod claim;
 pub mod cni_configuration;
 pub mod cni_server;
 pub mod config;
@@ -27,6 +28,7 @@ pub mod housekeeping;
 pub mod install;
 pub mod ipam;
 pub mod links;
+pub mod lock;
 pub mod migrate_flannel;
 pub mod model;
 pub mod netns;

@@ -36,6 +36,9 @@ const LAST: u32 = u32::MAX;
 /// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
 const NOT_THERE: [i32; 3] = [-19, -2, -3];
 
+/// `-EBUSY`.
+const BUSY: i32 = -16;
+
 /// `-EEXIST`, `-EADDRINUSE`: what a VXLAN device is refused with when its port is another's.
 const TAKEN: [i32; 2] = [-17, -98];
 
@@ -111,6 +114,39 @@ impl Links {
     /// [`Error::Netlink`].
     pub async fn device(&self, name: &str) -> Result<Option<Device>, Error> {
         Ok(self.link(name).await?.as_ref().map(device))
+    }
+
+    /// The device of a number.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn device_at(&self, index: u32) -> Result<Option<Device>, Error> {
+        let mut answer = self.handle.link().get().match_index(index).execute();
+        match answer.try_next().await {
+            Ok(message) => Ok(message.as_ref().map(device)),
+            Err(error) if code(&error).is_some_and(|code| NOT_THERE.contains(&code)) => Ok(None),
+            Err(error) => Err(netlink(format!("look up device {index}"))(error)),
+        }
+    }
+
+    /// Gives a device a name. Before Linux 6.2 the kernel renames no device that is up: there it is set down for that moment.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`]: another device has the name, for example.
+    pub async fn rename(&self, device: &Device, name: &str) -> Result<(), Error> {
+        let rename = || {
+            self.handle.link().change(LinkUnspec::new_with_index(device.index).name(name).build()).execute()
+        };
+        let failed = || netlink(format!("rename {} to {name}", device.name));
+        match rename().await {
+            Err(error) if code(&error) == Some(BUSY) => {}
+            outcome => return outcome.map_err(failed()),
+        }
+        self.set_down(device.index, &device.name).await?;
+        let renamed = rename().await;
+        let up = LinkUnspec::new_with_index(device.index).up().build();
+        self.handle.link().change(up).execute().await.map_err(netlink(format!("set {name} up")))?;
+        renamed.map_err(failed())
     }
 
     /// How the kernel routes to an address: policy rules included. `None` when it does not.

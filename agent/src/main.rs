@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
-use podwire::cni_server::CniServer;
+use podwire::claim::Claim;
+use podwire::cni_server::{self, CniServer};
 use podwire::config::{Config, LogFormat, Logging};
 use podwire::config_file::CommandLine;
 use podwire::daemon::{Daemon, Event};
 use podwire::dataplane::flows::Collector;
+use podwire::dataplane::pins;
 use podwire::dataplane::probe::Capabilities;
 use podwire::migrate_flannel;
 use podwire::nodes::file;
@@ -135,6 +137,9 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     }
     config.check().map_err(|contradiction| anyhow!(contradiction))?;
     let store = Store::open(&config.places.state_dir)?;
+    Claim::own(&config.places.bpf_dir)?.check(&config.places.state_dir)?;
+    let socket_lock = cni_server::hold(&config.places.socket())?;
+    let bpf_lock = pins::hold(&config.places.bpf_dir)?;
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
     let metrics = health::bind(config.metrics_address).await?;
@@ -151,9 +156,9 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
         // Before the node is changed.
         api.server.check().await?;
     }
-    let daemon = Daemon::start(config, &capabilities, store).await?;
+    let daemon = Daemon::start(config, &capabilities, store, bpf_lock).await?;
 
-    let server = CniServer::bind(&socket)?;
+    let server = CniServer::bind(&socket, socket_lock)?;
     let (events, queue) = mpsc::channel(QUEUE);
     collect_in_background(daemon.collector()?, events.clone());
     tokio::spawn(health::serve(metrics, events.clone(), daemon.readiness()));

@@ -1,13 +1,28 @@
 //! The network namespace that the agent runs in, as BPF programs know it.
 
+use std::fs;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 
+use crate::error::Error;
 use crate::sockopt;
 
 /// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h, Linux 5.14).
 const SO_NETNS_COOKIE: i32 = 71;
+
+/// Where the kernel shows this thread's network namespace.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// The inode of this thread's network namespace. Two namespaces that exist at the same time have different ones; one that
+/// is gone may have had the same.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn inode() -> Result<u64, Error> {
+    Ok(fs::metadata(OWN).map_err(Error::file("look up", OWN))?.ino())
+}
 
 /// The kernel's number of this thread's network namespace: never 0, and never another's while the system runs.
 ///

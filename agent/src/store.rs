@@ -5,24 +5,27 @@
 //! last-address                        where the round of addresses stands
 //! endpoints/<host interface>.json     one per pod
 //! before.json                         what the agent found and has changed on the node
+//! network-namespace.json              where the pods are
 //! nodes.json                          the last good node list of the API server
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use podwire_cni::fault::{self, Step};
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::before;
+use crate::claim;
 use crate::error::{Error, absent_is_fine};
+use crate::lock::{Held, Lock};
 use crate::model::Endpoint;
 
 const LOCK: &str = "agent.lock";
+const HELD: Held = Held { name: "the state folder", option: "--state-dir" };
 const LAST_ADDRESS: &str = "last-address";
 const ENDPOINTS: &str = "endpoints";
 /// The last good node list of the API server.
@@ -37,6 +40,14 @@ const FORMAT: u32 = 2;
 /// The oldest that is read.
 const OLDEST_FORMAT: u32 = 1;
 
+/// Bytes of a file for one pod: a block of most file systems.
+const TRIAL: usize = 4096;
+
+/// Bytes of an endpoint's file: far more than the plugin can ask for.
+const LARGEST: u64 = 16 << 20;
+/// Why a file cannot be read that the next agent may read.
+const OVER_IN_A_MOMENT: [i32; 4] = [libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EINTR];
+
 /// The longest address and the end of its line.
 const LAST_ADDRESS_LENGTH: usize = "255.255.255.255\n".len();
 
@@ -47,10 +58,10 @@ pub struct Store {
     last_address: File,
     last_address_path: PathBuf,
     /// The lock ends with the process, however that ends.
-    _lock: File,
+    lock: Lock,
 }
 
-/// An endpoint's file that was set aside.
+/// What is in the place of an endpoint's file and is none.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Corrupt {
     /// Where it is now.
@@ -70,25 +81,59 @@ impl Store {
     /// Opens the folder, made if it is not there, and locks it.
     ///
     /// # Errors
-    /// [`Error::StateLocked`] with the process that holds it; [`Error::File`].
+    /// [`Error::Locked`] with the process that holds it; [`Error::File`].
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let endpoints = folder.join(ENDPOINTS);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&endpoints)
-            .map_err(Error::file("create the state folder", &endpoints))?;
+        create(&endpoints)?;
         let lock = lock(folder)?;
         let path = folder.join(LAST_ADDRESS);
         let last_address = open(&path)?;
-        Ok(Self { endpoints, last_address, last_address_path: path, _lock: lock })
+        Ok(Self { endpoints, last_address, last_address_path: path, lock })
     }
 
-    /// Every endpoint on disk. Files that do not decode are renamed to `*.corrupt` and reported: the others are used.
+    /// Whether the folder is there, and this process holds it.
+    pub fn is_there(&self) -> bool {
+        self.lock.is_there() && self.endpoints.is_dir()
+    }
+
+    /// Makes the folder again that somebody has removed, and holds it. What was in it is not.
     ///
     /// # Errors
-    /// [`Error::StateFormat`] when a later release wrote one of them: then nothing was touched. [`Error::File`] when the folder or a file
-    /// cannot be read.
+    /// As [`Self::open`], and [`Error::RemovedFolder`].
+    pub fn make_again(&mut self, folder: &Path) -> Result<(), Error> {
+        create(&self.endpoints)?;
+        if !self.lock.is_there() {
+            self.lock = lock(folder)?;
+        }
+        self.last_address = open(&self.last_address_path)?;
+        Ok(())
+    }
+
+    /// Writes to the disk what an endpoint takes, in a file without a name, of which nothing stays. For another thread: a disk
+    /// may take its time.
+    pub fn trial(&self) -> impl FnOnce() -> Result<(), Error> + Send + use<> {
+        let folder = self.endpoints.clone();
+        move || {
+            let mut options = OpenOptions::new();
+            let options = options.write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
+            let written = options.open(&folder).and_then(|mut file| {
+                file.write_all(&[0; TRIAL])?;
+                file.sync_all()
+            });
+            match written {
+                // Such a file system has no files without a name (NFS): its next ADD tells.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+                written => written.map_err(Error::file("write to", folder)),
+            }
+        }
+    }
+
+    /// Every endpoint on disk. What does not decode is renamed to `*.corrupt` if that is possible, and reported: the others are
+    /// used.
+    ///
+    /// # Errors
+    /// [`Error::StateFormat`] when a later release wrote one of them: then nothing was touched. [`Error::File`] when the folder cannot be
+    /// listed, or a file not be read now.
     pub fn load(&self) -> Result<(Vec<Endpoint>, Vec<Corrupt>), Error> {
         let (mut endpoints, mut undecodable, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
         let entries = fs::read_dir(&self.endpoints).map_err(Error::file("list", &self.endpoints))?;
@@ -104,11 +149,8 @@ impl Store {
                 _ => {}
             }
         }
-        for path in unnamed {
-            fs::remove_file(&path).map_err(Error::file("remove", &path))?;
-        }
-        let corrupt = undecodable.into_iter().map(|(path, reason)| set_aside(&path, reason));
-        let corrupt = corrupt.collect::<Result<_, _>>()?;
+        let corrupt = undecodable.into_iter().map(|(path, reason)| set_aside(path, reason));
+        let corrupt = corrupt.chain(unnamed.into_iter().filter_map(remove_unnamed)).collect();
         endpoints.sort_by(|one, other| one.host_interface.cmp(&other.host_interface));
         Ok((endpoints, corrupt))
     }
@@ -173,6 +215,12 @@ impl Store {
     }
 }
 
+/// The folder of endpoints, and the state folder with it.
+fn create(endpoints: &Path) -> Result<(), Error> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(endpoints);
+    made.map_err(Error::file("create the state folder", endpoints))
+}
+
 /// A file that is kept open, as it is or empty.
 fn open(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
@@ -184,8 +232,8 @@ fn open(path: &Path) -> Result<File, Error> {
 /// folder, or no agent has ever used it.
 ///
 /// # Errors
-/// [`Error::StateLocked`] with the process that holds it; [`Error::File`].
-pub fn hold(folder: &Path) -> Result<Option<File>, Error> {
+/// [`Error::Locked`] with the process that holds it; [`Error::File`].
+pub fn hold(folder: &Path) -> Result<Option<Lock>, Error> {
     if folder.join(LOCK).exists() { lock(folder).map(Some) } else { Ok(None) }
 }
 
@@ -213,7 +261,7 @@ pub fn erase(folder: &Path, restored: bool) -> Vec<Error> {
     let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(Error::file("remove", endpoints));
     // The lock last: while it is held no agent begins here.
     let before = if restored { &[before::FILE][..] } else { &[] };
-    let others = [before::FILE_BEGUN, NODES, NODES_BEGUN, LAST_ADDRESS, LOCK];
+    let others = [before::FILE_BEGUN, claim::FILE, claim::FILE_BEGUN, NODES, NODES_BEGUN, LAST_ADDRESS, LOCK];
     let files = before.iter().chain(&others).map(|name| {
         let path = folder.join(name);
         absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))
@@ -221,33 +269,18 @@ pub fn erase(folder: &Path, restored: bool) -> Vec<Error> {
     [removed].into_iter().chain(files).filter_map(Result::err).collect()
 }
 
-fn lock(folder: &Path) -> Result<File, Error> {
-    let path = folder.join(LOCK);
-    let mut file = open(&path)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().into() };
-            return Err(Error::StateLocked { path: folder.into(), pid });
-        }
-        Err(errno) => return Err(Error::file("lock", path)(errno.into())),
-    }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(Error::file("write", &path))?;
-    Ok(file)
+fn lock(folder: &Path) -> Result<Lock, Error> {
+    Lock::by_file(&folder.join(LOCK), HELD, folder)
 }
 
 fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
-    let bytes = match fs::read(path) {
+    let bytes = match read(path) {
         Ok(bytes) => bytes,
-        // This file's fault and no other's: a folder in its place, a bad sector. Anything else may be over in a moment.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EISDIR | libc::EIO)) => {
-            return Ok(Err(error.to_string()));
+        Err(error) if error.raw_os_error().is_some_and(|code| OVER_IN_A_MOMENT.contains(&code)) => {
+            return Err(Error::file("read", path)(error));
         }
-        Err(error) => return Err(Error::file("read", path)(error)),
+        // This entry's fault and no other's: a dangling link, a folder in its place, a bad sector.
+        Err(error) => return Ok(Err(error.to_string())),
     };
     /// What every format has.
     #[derive(Deserialize)]
@@ -274,10 +307,34 @@ fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
     Ok(Ok(record.endpoint))
 }
 
-fn set_aside(path: &Path, reason: String) -> Result<Corrupt, Error> {
+/// The whole of a file that is one, and of the size of one.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // A FIFO keeps whoever opens it waiting for a writer.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    if metadata.len() > LARGEST {
+        return Err(io::Error::other(format!("it is larger than {LARGEST} bytes")));
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Gives a file that is of no use another name. One that cannot be renamed stays where it is.
+fn set_aside(path: PathBuf, reason: String) -> Corrupt {
     let aside = path.with_extension("json.corrupt");
-    fs::rename(path, &aside).map_err(Error::file("set aside", path))?;
-    Ok(Corrupt { path: aside, reason })
+    match fs::rename(&path, &aside) {
+        Ok(()) => Corrupt { path: aside, reason },
+        Err(error) => Corrupt { reason: format!("{reason}; rename it to *.corrupt: {error}"), path },
+    }
+}
+
+fn remove_unnamed(path: PathBuf) -> Option<Corrupt> {
+    let error = absent_is_fine(fs::remove_file(&path)).err()?;
+    Some(Corrupt { reason: format!("remove it: {error}"), path })
 }
 
 /// Removes a file of a folder that others use as well, and what was begun of it by somebody who was killed. Nothing happens when neither is there.
@@ -415,6 +472,23 @@ mod tests {
         assert!(corrupt.iter().all(|file| file.path.exists()));
         assert!(!endpoints.join("pw000000000003.tmp").exists());
         assert_eq!(store.load().unwrap().1, []);
+    }
+
+    #[test]
+    fn what_can_be_neither_removed_nor_set_aside_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.save(&endpoint("a")).unwrap();
+        let endpoints = folder.path().join("endpoints");
+        let (tmp, taken) = (endpoints.join("pw000000000001.tmp"), endpoints.join("pw000000000002.json"));
+        fs::create_dir(&tmp).unwrap();
+        fs::write(&taken, "{").unwrap();
+        fs::create_dir_all(taken.with_extension("json.corrupt").join("full")).unwrap();
+        for _ in 0..2 {
+            let (found, corrupt) = store.load().unwrap();
+            assert_eq!(found, [endpoint("a")]);
+            assert_eq!(corrupt.iter().map(|file| &file.path).collect::<Vec<_>>(), [&taken, &tmp]);
+        }
     }
 
     #[test]

@@ -14,13 +14,16 @@ use podwire_common::names::{VXLAN_DEVICE, programs};
 use tracing::{error, info, warn};
 
 use crate::before::Before;
+use crate::claim::Claim;
 use crate::cni_configuration;
+use crate::cni_server;
 use crate::config::{Logging, Places};
 use crate::dataplane::{attach, pins};
 use crate::error::{Error, absent_is_fine};
 use crate::host::{Device, DeviceKind, Host};
 use crate::install::{self, PLUGIN};
 use crate::links::Links;
+use crate::lock::Lock;
 use crate::store;
 use crate::sysctl::{Forwarding, Switches};
 
@@ -59,17 +62,18 @@ impl Failures {
 /// Removes everything. Gives the number of things that could not be removed, each of which was named.
 ///
 /// # Errors
-/// [`Error::AgentRuns`] while an agent runs, [`Error::File`] or [`Error::Netlink`] when that or what is there
+/// [`Error::AgentRuns`] while an agent runs, [`Error::AnotherNamespace`], [`Error::File`] or [`Error::Netlink`] when that or what is there
 /// cannot be found out: then nothing was touched.
 pub async fn run(options: &Options) -> Result<usize, Error> {
     let places = &options.places;
     let socket = places.socket();
     let mut failures = Failures::default();
     let lock = match store::hold(&places.state_dir) {
-        Err(Error::StateLocked { path, .. }) => return Err(Error::AgentRuns { path }),
+        Err(Error::Locked { path, .. }) => return Err(Error::AgentRuns { path }),
         other => failures.note(other),
     };
-    refuse_beside_an_agent(&socket)?;
+    let other_locks = refuse_beside_an_agent(&socket, &places.bpf_dir)?;
+    Claim::own(&places.bpf_dir)?.check(&places.state_dir)?;
     let links = Links::new()?;
     let host = links.host().await?;
     let (pods, unreadable) = store::peek(&places.state_dir);
@@ -99,11 +103,13 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     if let Some(folder) = &options.cni_bin_dir {
         failures.note(install::remove(folder));
     }
-    failures.note(absent_is_fine(fs::remove_file(&socket)).map_err(Error::file("remove", &socket)));
+    for file in [&socket, &cni_server::lock_of(&socket)] {
+        failures.note(absent_is_fine(fs::remove_file(file)).map_err(Error::file("remove", file)));
+    }
     for error in store::erase(&places.state_dir, restored) {
         failures.note(Err::<(), _>(error));
     }
-    drop(lock);
+    drop((lock, other_locks));
     for folder in [&places.bpf_dir, &places.run_dir, &places.state_dir] {
         failures.note(remove_folder(folder));
     }
@@ -122,12 +128,20 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     Ok(failures.0)
 }
 
-fn refuse_beside_an_agent(socket: &Path) -> Result<(), Error> {
-    // Its lock tells as well, unless somebody has removed the state folder.
-    match UnixStream::connect(socket) {
-        Ok(_) => Err(Error::AgentRuns { path: socket.into() }),
-        Err(_) => Ok(()),
+/// Holds what an agent with another state folder may hold.
+fn refuse_beside_an_agent(socket: &Path, bpf_dir: &Path) -> Result<[Option<Lock>; 2], Error> {
+    // Its locks tell as well, unless somebody has removed the folders.
+    if UnixStream::connect(socket).is_ok() {
+        return Err(Error::AgentRuns { path: socket.into() });
     }
+    let agent_runs = |error| match error {
+        Error::Locked { path, .. } => Error::AgentRuns { path },
+        other => other,
+    };
+    Ok([
+        cni_server::hold_if_there(socket).map_err(agent_runs)?,
+        pins::hold_if_there(bpf_dir).map_err(agent_runs)?,
+    ])
 }
 
 /// The pods' links and the tunnel's, with the programs, addresses and routes that they have. Gives the names of the pods'.

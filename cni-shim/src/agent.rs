@@ -82,6 +82,14 @@ impl Agent<'_> {
         }
     }
 
+    /// Whether an ADD would be refused for what it asks for. Nothing is done.
+    pub(crate) fn propose(&self, add: protocol::Add) -> Result<(), AgentError> {
+        match self.ask(Call::Propose(Box::new(add)))? {
+            Reply::Acceptable => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     pub(crate) fn del(&self, attachment: &Attachment) -> Result<(), AgentError> {
         match self.ask(Call::Del(attachment.clone()))? {
             Reply::Deleted => Ok(()),
@@ -120,6 +128,7 @@ impl Agent<'_> {
         match reply {
             Reply::Failed(failure) => AgentError::Refused(failure.clone()),
             Reply::Added(_) => self.nonsense("it answered \"added\" to something else"),
+            Reply::Acceptable => self.nonsense("it answered \"acceptable\" to something else"),
             Reply::Deleted => self.nonsense("it answered \"deleted\" to something else"),
             Reply::Checked(_) => self.nonsense("it answered \"checked\" to something else"),
             Reply::Serving => self.nonsense("it answered \"serving\" to something else"),

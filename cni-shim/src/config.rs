@@ -1,10 +1,11 @@
 //! The network configuration that the runtime writes to standard input.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use podwire_cni::protocol::{Attachment, Bandwidth, DEFAULT_SOCKET, PortMapping, codes};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::dns::Dns;
 use crate::environment::is_identifier;
@@ -14,6 +15,7 @@ use crate::mac::Mac;
 use crate::previous::PreviousResult;
 use crate::routes::{self, Asked};
 use crate::runtime_config::RuntimeConfig;
+use crate::skim::skim;
 use crate::version::SpecVersion;
 
 /// The keys that the specification or this plugin gives a meaning. Those of a network configuration *list* are here
@@ -85,6 +87,10 @@ pub(crate) struct Parsed {
 pub(crate) enum ConfigError {
     #[error("the network configuration on standard input is not JSON: {0}")]
     NotJson(serde_json::Error),
+    #[error("the network configuration on standard input is not JSON: {0}")]
+    NotSkimmed(io::Error),
+    #[error("read the network configuration from standard input: {0}")]
+    Unread(io::Error),
     #[error("the network configuration on standard input is not a JSON object")]
     NotAnObject,
     #[error("cniVersion {found:?} is not supported; this plugin speaks {}", SpecVersion::list())]
@@ -100,7 +106,10 @@ pub(crate) enum ConfigError {
 impl From<ConfigError> for CniError {
     fn from(error: ConfigError) -> Self {
         let code = match error {
-            ConfigError::NotJson(_) | ConfigError::NotAnObject => codes::DECODING_FAILURE,
+            ConfigError::NotJson(_) | ConfigError::NotSkimmed(_) | ConfigError::NotAnObject => {
+                codes::DECODING_FAILURE
+            }
+            ConfigError::Unread(_) => codes::IO_FAILURE,
             ConfigError::Version { .. } => codes::INCOMPATIBLE_VERSION,
             ConfigError::Missing { .. } | ConfigError::WrongType { .. } | ConfigError::Invalid { .. } => {
                 codes::INVALID_CONFIGURATION
@@ -114,21 +123,24 @@ impl Config {
     /// Reads a configuration. `version` is set as soon as it is known, so that an error about a later key is told
     /// in the version that the runtime speaks.
     pub(crate) fn parse(json: &[u8], version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
-        Self::parse_with(json, version, Verb::MakesThePod)
+        let document: Value = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
+        Self::of(document.as_object().ok_or(ConfigError::NotAnObject)?, version)
     }
 
     /// The same for DEL, GC and STATUS, which need nothing that is for one pod (`runtimeConfig`, `routes`): what ADD has refused must not keep DEL
-    /// from succeeding.
-    pub(crate) fn parse_for_others(json: &[u8], version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
-        Self::parse_with(json, version, Verb::Other)
+    /// from succeeding, whatever its size, depth or text.
+    pub(crate) fn parse_for_others(
+        json: impl io::Read,
+        version: &mut SpecVersion,
+    ) -> Result<Parsed, ConfigError> {
+        let map = skim(json, &NEEDED_BY_ALL).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => ConfigError::NotSkimmed(error),
+            _ => ConfigError::Unread(error),
+        })?;
+        Self::of(&map, version)
     }
 
-    fn parse_with(json: &[u8], version: &mut SpecVersion, verb: Verb) -> Result<Parsed, ConfigError> {
-        let mut document: Value = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
-        let map = document.as_object_mut().ok_or(ConfigError::NotAnObject)?;
-        if verb == Verb::Other {
-            map.retain(|key, _| NEEDED_BY_ALL.contains(&key.as_str()));
-        }
+    fn of(map: &Map<String, Value>, version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
         let fields = Fields::root(map, Keys::Exact);
         *version = spec_version(&fields)?;
         let network = network(&fields)?.to_owned();
@@ -179,14 +191,6 @@ impl Config {
         };
         Fields::root(&map, Keys::Exact).objects(key)?.iter().map(attachment).collect()
     }
-}
-
-/// How much of a configuration a verb reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verb {
-    /// ADD, and CHECK, which compares with what ADD was asked for.
-    MakesThePod,
-    Other,
 }
 
 /// What GC is to keep. `null` is a list without entries: Go's encoder writes it for one that nothing was added to, as a runtime without pods has

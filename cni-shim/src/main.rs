@@ -20,6 +20,7 @@ mod previous;
 mod result;
 mod routes;
 mod runtime_config;
+mod skim;
 mod verbs;
 mod version;
 mod veth;
@@ -35,7 +36,8 @@ use crate::environment::Invocation;
 use crate::error::CniError;
 use crate::version::SpecVersion;
 
-/// A network configuration is a few kilobytes; more than this is a runtime that feeds us something else.
+/// A network configuration is a few kilobytes; more than this is a runtime that feeds us something else. DEL, STATUS and GC take
+/// any size.
 const MAX_INPUT: u64 = 1 << 20;
 
 fn main() -> ExitCode {
@@ -58,10 +60,9 @@ fn run(version: &mut SpecVersion) -> Result<(), CniError> {
         let input = if io::stdin().is_terminal() { Vec::new() } else { read_input()? };
         return print(&verbs::version(&input));
     }
-    let input = read_input()?;
     let parsed = match invocation {
-        Invocation::Add(_) | Invocation::Check(_) => Config::parse(&input, version)?,
-        _ => Config::parse_for_others(&input, version)?,
+        Invocation::Add(_) | Invocation::Check(_) => Config::parse(&read_input()?, version)?,
+        _ => Config::parse_for_others(io::stdin().lock(), version)?,
     };
     for warning in &parsed.warnings {
         note(warning);

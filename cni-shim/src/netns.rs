@@ -1,11 +1,12 @@
 //! The pod's network namespace.
 
-use std::fs::File;
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 
 use podwire_cni::protocol::codes;
+use rustix::fs::{OFlags, fstatfs};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::error::CniError;
@@ -13,6 +14,9 @@ use crate::netlink::{Netlink, NetlinkError};
 
 /// The namespace that the process started in: the node's.
 const OWN: &str = "/proc/thread-self/ns/net";
+
+/// `NSFS_MAGIC` (include/uapi/linux/magic.h): the file system of namespaces.
+const NAMESPACES: u64 = 0x6e73_6673;
 
 /// An open network namespace that is not the node's own.
 pub(crate) struct Netns {
@@ -26,6 +30,10 @@ pub(crate) struct Netns {
 pub(crate) enum NetnsError {
     #[error("CNI_NETNS {path}: open the network namespace: {source}")]
     Open { path: String, source: io::Error },
+    #[error(
+        "CNI_NETNS {path} is {found}, not a network namespace: a runtime names one such as /run/netns/NAME"
+    )]
+    Foreign { path: String, found: &'static str },
     #[error(
         "CNI_NETNS {path} is the node's own network namespace: a pod on the host's network needs no plugin"
     )]
@@ -41,9 +49,10 @@ pub(crate) enum NetnsError {
 impl From<NetnsError> for CniError {
     fn from(error: NetnsError) -> Self {
         let code = match error {
-            NetnsError::Open { .. } | NetnsError::Own { .. } | NetnsError::Enter { .. } => {
-                codes::INVALID_ENVIRONMENT
-            }
+            NetnsError::Open { .. }
+            | NetnsError::Foreign { .. }
+            | NetnsError::Own { .. }
+            | NetnsError::Enter { .. } => codes::INVALID_ENVIRONMENT,
             NetnsError::Return { .. } | NetnsError::Netlink { .. } => codes::NETLINK_FAILURE,
         };
         CniError::new(code, error.to_string())
@@ -54,7 +63,20 @@ impl Netns {
     pub(crate) fn open(path: &str) -> Result<Self, NetnsError> {
         let failed = |path: &str, source| NetnsError::Open { path: path.to_owned(), source };
         let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
-        let file = File::open(path).map_err(|error| failed(path, error))?;
+        let foreign = |found| NetnsError::Foreign { path: path.to_owned(), found };
+        let kind = fs::metadata(path).map_err(|error| failed(path, error))?.file_type();
+        if !kind.is_file() {
+            return Err(foreign(name_of(kind)));
+        }
+        // Should it have become a FIFO meanwhile, nobody waits for its writer.
+        let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+        let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path);
+        let file = file.map_err(|error| failed(path, error))?;
+        let system = fstatfs(&file).map_err(|error| failed(path, error.into()))?;
+        // The field's type is the architecture's own; the magic number fits 32 bits.
+        if system.f_type as u64 & 0xffff_ffff != NAMESPACES {
+            return Err(foreign("a file"));
+        }
         let own = File::open(OWN).map_err(|error| failed(OWN, error))?;
         let theirs = identity(&file).map_err(|error| failed(path, error))?;
         if theirs == identity(&own).map_err(|error| failed(OWN, error))? {
@@ -76,6 +98,18 @@ impl Netns {
 impl AsRawFd for Netns {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+}
+
+fn name_of(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a folder"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
     }
 }
 

@@ -15,8 +15,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The versions of the protocol that the agent serves: a node's plugin is replaced before its agent, or after it. 3 added to 2:
-/// [`Call::Status`], [`Call::Gc`], and in [`Add`] the network and the bandwidth.
-pub const VERSIONS: RangeInclusive<u32> = 2..=3;
+/// [`Call::Status`], [`Call::Gc`], and in [`Add`] the network and the bandwidth. 4 added to 3: [`Call::Propose`].
+pub const VERSIONS: RangeInclusive<u32> = 2..=4;
 /// The largest frame, in bytes of JSON.
 pub const MAX_FRAME: usize = 1 << 20;
 /// Where the agent listens unless told otherwise.
@@ -38,6 +38,7 @@ impl Request {
         let version = match call {
             Call::Del(_) | Call::Check(_) => 2,
             Call::Add(_) | Call::Status | Call::Gc(_) => 3,
+            Call::Propose(_) => 4,
         };
         Self { version, call }
     }
@@ -49,6 +50,8 @@ impl Request {
 pub enum Call {
     /// Give the pod addresses and attach its link. Answered with [`Reply::Added`].
     Add(Box<Add>),
+    /// Would this be refused? Nothing is done. Answered with [`Reply::Acceptable`].
+    Propose(Box<Add>),
     /// Take everything back. Answered with [`Reply::Deleted`], also when there is nothing.
     Del(Attachment),
     /// Is the attachment as the agent made it? Answered with [`Reply::Checked`].
@@ -199,6 +202,8 @@ pub struct PodName {
 pub enum Reply {
     /// The attachment is persisted, in the maps and has its programs.
     Added(Added),
+    /// An ADD would not be refused for what it asks for.
+    Acceptable,
     /// Nothing is left of it.
     Deleted,
     /// It is as it was made.

@@ -30,6 +30,8 @@ pub(crate) struct Pair {
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) index: u32,
+    /// The index of its other end, in that one's namespace.
+    pub(crate) peer: Option<u32>,
     pub(crate) up: bool,
     /// It has a carrier and a queue (RFC 2863: `up`).
     pub(crate) running: bool,
@@ -130,10 +132,18 @@ pub(crate) fn delete(host: &mut Netlink, name: &str) -> Result<bool, NetlinkErro
     }
 }
 
+impl Link {
+    /// Whether the two are ends of one pair.
+    pub(crate) fn is_peer_of(&self, other: &Link) -> bool {
+        self.peer == Some(other.index) && other.peer == Some(self.index)
+    }
+}
+
 impl From<&LinkMessage> for Link {
     fn from(message: &LinkMessage) -> Self {
         let mut link = Link {
             index: message.header.index,
+            peer: None,
             up: message.header.flags.contains(LinkFlags::Up),
             running: false,
             mtu: None,
@@ -143,6 +153,7 @@ impl From<&LinkMessage> for Link {
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::OperState(state) => link.running = *state == State::Up,
+                LinkAttribute::Link(index) => link.peer = Some(*index),
                 LinkAttribute::Mtu(mtu) => link.mtu = Some(*mtu),
                 LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
                 LinkAttribute::LinkInfo(infos) => {

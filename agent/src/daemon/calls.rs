@@ -49,6 +49,7 @@ impl Daemon {
                     Err(failure) => Err(failure),
                 }
             }
+            Call::Propose(add) => self.plan(add).map(|_| Reply::Acceptable),
             Call::Del(attachment) => self.del(attachment).await.map(|()| Reply::Deleted),
             Call::Check(attachment) => self.check(attachment).await.map(Reply::Checked),
             Call::Status => {
@@ -251,6 +252,9 @@ impl Daemon {
     pub(super) async fn finish_saved(&mut self, saved: Result<Saved, JoinError>) {
         let (attachment, saved) = saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         // Only now, also where the rest has failed: what is undone must not be written afterwards.
+        if saved.is_err() {
+            self.try_state_folder();
+        }
         if let Some(Adding { endpoint, linked, reply }) = self.adding.remove(&attachment) {
             self.finish(endpoint, linked.and(saved), reply).await;
         }
@@ -346,15 +350,12 @@ impl Daemon {
         step(Step::EndpointRemoved)?;
         self.remove_guard(endpoint).await?;
         step(Step::GuardRemoved)?;
-        // By its name and its number: a device that somebody else made meanwhile is not the pod's.
+        // By its number, and its name or its link address: a device that somebody else made meanwhile is not the pod's.
         if endpoint.ifindex != 0
-            && self
-                .links
-                .device(&endpoint.host_interface)
-                .await?
-                .is_some_and(|device| device.index == endpoint.ifindex)
+            && let Some(device) = self.links.device_at(endpoint.ifindex).await?
+            && (device.name == endpoint.host_interface || device.mac == Some(endpoint.host_mac))
         {
-            self.links.remove_device(endpoint.ifindex, &endpoint.host_interface).await?;
+            self.links.remove_device(endpoint.ifindex, &device.name).await?;
         }
         step(Step::PairRemoved)?;
         self.dataplane.maps.forget_pod(endpoint.address)?;

@@ -10,6 +10,7 @@ mod nodes;
 mod other_pods;
 mod reconcile;
 mod start;
+mod state_folder;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use crate::before::Before;
 use crate::config::Config;
 use crate::config_file::Unheeded;
 use crate::conntrack::Conntrack;
@@ -36,6 +38,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::ipam::Pool;
 use crate::links::{Changes, Links};
+use crate::lock::Lock;
 use crate::model::Model;
 use crate::nodes::{NodeList, NodeProblem, Skipped};
 use crate::store::Store;
@@ -116,6 +119,11 @@ pub struct Daemon {
     /// Where the programs of this node's own processes are attached, if anywhere.
     cgroup: Option<PathBuf>,
     store: Store,
+    state_folder: state_folder::StateFolder,
+    /// What the node was like before the agent changed it, as the state folder had it last.
+    before: Before,
+    /// Of the folder of pins.
+    bpf_lock: Lock,
     links: Links,
     changes: Changes,
     /// When the kernel was last found, or made, as it is wanted; `None`: not yet, or no longer.
@@ -164,7 +172,7 @@ pub struct Daemon {
     saving: JoinSet<calls::Saved>,
     /// Whether ADD is served.
     serving: Readiness,
-    /// The same, and whether runtimes know of the agent by the configuration that it is to write.
+    /// The same, and whether the state folder takes new pods, and runtimes know of the agent by the configuration that it is to write.
     readiness: watch::Sender<Readiness>,
     /// Why the pods that are there may be cut off, from the last comparison of the kernel with what is wanted.
     limited: Option<String>,
@@ -178,11 +186,16 @@ impl Daemon {
 
     /// Serves events until [`Event::Stop`], or until nobody can send any more.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        self.try_state_folder();
         loop {
             let event = tokio::select! {
                 biased;
                 Some(saved) = self.saving.join_next() => {
                     self.finish_saved(saved).await;
+                    continue;
+                }
+                Some(outcome) = self.state_folder.outcome() => {
+                    self.take_trial(outcome);
                     continue;
                 }
                 event = events.recv() => event,
@@ -228,6 +241,7 @@ impl Daemon {
             configuration.look();
         }
         self.tell_readiness();
+        self.try_state_folder();
         self.look_after_other_pods().await;
         self.look_after_links_and_pins();
         if !self.may_differ() {
@@ -239,7 +253,10 @@ impl Daemon {
         }
         // Before the first node list only what is gone is released.
         match self.links.host().await {
-            Ok(host) => self.sweep(&host).await,
+            Ok(host) => {
+                self.sweep(&host).await;
+                self.put_names_back(&host).await;
+            }
             Err(error) => error!("{error}"),
         }
     }
@@ -321,6 +338,9 @@ impl Daemon {
 
     fn tell_readiness(&mut self) {
         let mut readiness = self.serving.clone();
+        if let (Readiness::Ready, Some(why)) = (&readiness, self.state_folder.problem()) {
+            readiness = Readiness::Waiting(why.to_owned());
+        }
         if let (Readiness::Ready, Some(configuration)) = (&readiness, &mut self.cni_configuration) {
             configuration.begin();
             readiness = configuration.problem().map_or(Readiness::Ready, Readiness::Waiting);

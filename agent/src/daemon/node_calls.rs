@@ -14,7 +14,7 @@ impl Daemon {
     /// 51 ("and the pods that are there may have limited connectivity") when the data path itself is in doubt: no uplink is left, or what
     /// the maps and routes should hold could not be written at the last try. An ADD would still be tried in the latter case, but nobody can
     /// vouch for its pod. 50 for all the rest, pods have their network meanwhile: a Node list that was not read yet or that lacks
-    /// this node, no free address. 50 also where there is no pod that could be cut off.
+    /// this node, a state folder that takes no file, no free address. 50 also where there is no pod that could be cut off.
     pub(super) fn status(&self) -> Result<(), Failure> {
         if let Some(why) = &self.limited {
             let code = match self.model.endpoints.is_empty() {
@@ -25,6 +25,9 @@ impl Daemon {
         }
         if let Readiness::Waiting(why) = &self.serving {
             return Err(refuse(codes::UNAVAILABLE, format!("the agent is not ready: {why}")));
+        }
+        if let Some(why) = self.state_folder.problem() {
+            return Err(refuse(codes::UNAVAILABLE, why.to_owned()));
         }
         let free = self.pool.as_ref().map_or(Ok(()), Pool::has_free);
         free.map_err(|error| refuse(codes::UNAVAILABLE, error.to_string()))

@@ -63,6 +63,9 @@ impl Daemon {
     async fn try_reconcile(&mut self) -> Result<(), Error> {
         let mut host = self.links.host().await?;
         self.sweep(&host).await;
+        if self.put_names_back(&host).await {
+            host = self.links.host().await?;
+        }
         // Before programs are loaded anew: they take the maps that are pinned.
         self.look_after_pins();
         let tunnel = host.device(VXLAN_DEVICE).map(|device| device.index);
@@ -70,7 +73,7 @@ impl Daemon {
             self.rebuild_tunnel().await?;
             host = self.links.host().await?;
         }
-        let filters = self.put_filters_back().await;
+        let filters = self.put_filters_back(&host).await;
         self.model.other_addresses = host.own_addresses();
         self.look_for_other_pods(&host).await;
         if !self.look_at_uplinks(&host).await {

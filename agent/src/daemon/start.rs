@@ -15,14 +15,18 @@ use super::cni_configuration::CniConfiguration;
 use super::firewall::Firewall;
 use super::nodes::NodeListState;
 use super::other_pods::OtherPods;
+use super::state_folder::StateFolder;
 use super::{Daemon, Readiness};
+use crate::before::Before;
+use crate::claim::Claim;
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
 use crate::dataplane::probe::Capabilities;
 use crate::dataplane::{Dataplane, load, pins};
 use crate::error::Error;
-use crate::host::Host;
+use crate::host::{Device, DeviceKind, Host, is_pods_device};
 use crate::links::{Changes, Links};
+use crate::lock::Lock;
 use crate::model::{Endpoint, Mode, Model, format_mac};
 use crate::recovery::recovered;
 use crate::store::{Corrupt, Store};
@@ -38,10 +42,16 @@ impl Daemon {
     ///
     /// # Errors
     /// Whatever keeps the data path from being there.
-    pub async fn start(config: Config, capabilities: &Capabilities, store: Store) -> Result<Self, Error> {
+    pub async fn start(
+        config: Config,
+        capabilities: &Capabilities,
+        store: Store,
+        bpf_lock: Lock,
+    ) -> Result<Self, Error> {
         // First what may refuse: another release's maps or state. The latter last: what it finds spoilt it sets aside.
         pins::check(&config.places.bpf_dir)?;
         let (endpoints, corrupt) = store.load()?;
+        Claim::own(&config.places.bpf_dir)?.save(&config.places.state_dir)?;
         // Before anything is listed: what changes meanwhile is told.
         let changes = Changes::listen()?;
         let links = Links::new()?;
@@ -56,6 +66,9 @@ impl Daemon {
             uplink_attachment: capabilities.uplink_attachment(),
             cgroup: cgroup_of(capabilities),
             store,
+            state_folder: StateFolder::default(),
+            before: Before::load(&config.places.state_dir)?,
+            bpf_lock,
             host: Arc::new(links.host().await?),
             collected: Collected::default(),
             links,
@@ -90,6 +103,10 @@ impl Daemon {
             config,
         };
         daemon.restore_endpoints(endpoints, &corrupt).await?;
+        let host = Arc::clone(&daemon.host);
+        if daemon.put_names_back(&host).await {
+            daemon.host = Arc::new(daemon.links.host().await?);
+        }
         daemon.replace_programs().await?;
         daemon.firewall.look();
         Ok(daemon)
@@ -119,9 +136,11 @@ impl Daemon {
         let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains_key(&pod.attachment));
         let pods: Vec<Endpoint> = pods.cloned().collect();
         for pod in pods {
-            if let Err(error) = self.dataplane.attach_pod(&pod.host_interface) {
+            let host = Arc::clone(&self.host);
+            let device = host.name_of(pod.ifindex, &pod.host_interface);
+            if let Err(error) = self.dataplane.attach_pod(device) {
                 // A plugin has deleted its pod meanwhile, as it does without an agent: no other pod is to pay for that.
-                if self.is_gone(pod.ifindex, &pod.host_interface).await? {
+                if self.is_gone(pod.ifindex, device).await? {
                     self.missed.insert(pod.attachment, Instant::now());
                 } else {
                     // It keeps the programs that it has; the next look at the kernel tries again.
@@ -147,7 +166,7 @@ impl Daemon {
         corrupt: &[Corrupt],
     ) -> Result<(), Error> {
         for file in corrupt {
-            warn!(path = %file.path.display(), reason = file.reason, "an endpoint's file does not decode: it is set aside");
+            warn!(path = %file.path.display(), reason = file.reason, "left alone: no endpoint's file, or one that does not decode");
         }
         let (mut there, mut gone) = (Vec::new(), Vec::new());
         for mut endpoint in endpoints {
@@ -239,9 +258,21 @@ async fn tunnel_device(config: &Config, links: &Links) -> Result<Option<u32>, Er
     Ok(Some(device.index))
 }
 
-/// The host side's ifindex, if it is still the device that the pod was given: by its link address, or by its number.
+/// The host side's ifindex, if it is still the device that the pod was given: by its link address, or by its number. A device
+/// that somebody has renamed is known by its link address.
 fn device_of(endpoint: &Endpoint, entry: Option<abi::Endpoint>, host: &Host) -> Option<u32> {
-    let device = host.device(&endpoint.host_interface)?;
+    let renamed = || {
+        // A device with the name of another pod's is that pod's.
+        let is_renamed = |device: &&Device| device.kind == DeviceKind::Veth && !is_pods_device(&device.name);
+        let mut renamed = host.devices.values().filter(is_renamed);
+        renamed.find(|device| device.mac == Some(endpoint.host_mac)).map(|device| device.index)
+    };
+    host.device(&endpoint.host_interface)
+        .and_then(|device| known_device(endpoint, entry, device))
+        .or_else(renamed)
+}
+
+fn known_device(endpoint: &Endpoint, entry: Option<abi::Endpoint>, device: &Device) -> Option<u32> {
     if device.mac == Some(endpoint.host_mac) {
         return Some(device.index);
     }

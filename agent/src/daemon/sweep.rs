@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 use super::attempts::Attempts;
 use super::{Daemon, Readiness};
 use crate::dataplane::attach::UplinkAttachment;
+use crate::dataplane::pins;
 use crate::error::Error;
 use crate::host::Host;
 use crate::model::Endpoint;
@@ -63,6 +64,29 @@ impl Daemon {
         self.remove_strays(host).await;
     }
 
+    /// Gives pods' devices their names back. Says whether any had lost it.
+    pub(super) async fn put_names_back(&mut self, host: &Host) -> bool {
+        let renamed = self.model.endpoints.values().filter_map(|endpoint| {
+            let device = host.devices.get(&endpoint.ifindex)?;
+            let is_pods = device.name != endpoint.host_interface && device.mac == Some(endpoint.host_mac);
+            is_pods.then_some((endpoint, device))
+        });
+        let mut any = false;
+        for (endpoint, device) in renamed {
+            any = true;
+            match self.links.rename(device, &endpoint.host_interface).await {
+                Ok(()) => warn!(
+                    pod = %endpoint, device = device.name,
+                    "somebody has renamed the pod's link: it has its name again; keep other tools (udev, networkd) off devices named pw*"
+                ),
+                Err(error) => {
+                    error!(pod = %endpoint, device = device.name, "somebody has renamed the pod's link: {error}")
+                }
+            }
+        }
+        any
+    }
+
     async fn remove_strays(&mut self, host: &Host) {
         let owned: BTreeSet<u32> = self.model.endpoints.values().map(|endpoint| endpoint.ifindex).collect();
         let ownerless = host.pod_devices().map(|device| device.index).filter(|index| !owned.contains(index));
@@ -78,9 +102,10 @@ impl Daemon {
     }
 
     /// Puts the filters back that another tool has removed or replaced. What fails does not keep the others from it.
-    pub(super) async fn put_filters_back(&mut self) -> Result<(), Error> {
+    pub(super) async fn put_filters_back(&mut self, host: &Host) -> Result<(), Error> {
         let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains_key(&pod.attachment));
-        let pods = pods.map(|pod| (Kind::Pod, pod.ifindex, pod.host_interface.clone()));
+        let pods = pods
+            .map(|pod| (Kind::Pod, pod.ifindex, host.name_of(pod.ifindex, &pod.host_interface).to_owned()));
         let overlay = self.model.vxlan.map(|index| (Kind::Overlay, index, VXLAN_DEVICE.to_owned()));
         let uplinks = self.attached.iter().filter(|_| self.uplink_attachment == UplinkAttachment::Clsact);
         let uplinks = uplinks.map(|(index, name)| (Kind::Uplink, *index, name.clone()));
@@ -152,8 +177,9 @@ impl Daemon {
     }
 
     pub(super) fn look_after_pins(&mut self) {
+        let repaired = self.hold_pins().and_then(|()| self.dataplane.repair_pins());
         let folder = self.config.places.bpf_dir.display();
-        let unpinned = match self.dataplane.repair_pins() {
+        let unpinned = match repaired {
             Ok(missing) if missing.is_empty() => None,
             Ok(missing) => {
                 warn!(
@@ -175,6 +201,14 @@ impl Daemon {
             self.set_readiness(Readiness::Waiting(why.clone()));
         }
         self.unpinned = unpinned;
+    }
+
+    /// Holds the folder of pins again when somebody has removed it.
+    fn hold_pins(&mut self) -> Result<(), Error> {
+        if !self.bpf_lock.is_there() {
+            self.bpf_lock = pins::hold(&self.config.places.bpf_dir)?;
+        }
+        Ok(())
     }
 
     fn count_reattached(&mut self, device: &str, program: &str, found: &str) {

@@ -16,6 +16,7 @@ use tracing::info;
 use super::attach::UPLINK_PROGRAMS;
 use super::pinned::Pinned;
 use crate::error::{Error, absent_is_fine};
+use crate::lock::{Held, Lock};
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FILE_SYSTEM: u64 = 0xcafe_4a11;
@@ -23,6 +24,7 @@ const BPF_FILE_SYSTEM: u64 = 0xcafe_4a11;
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 /// A symbolic link to the version: the one thing beside folders and pins that a BPF file system can hold.
 const SCHEMA: &str = "schema-version";
+const HELD: Held = Held { name: "the folder of pins", option: "--bpf-dir" };
 
 /// Makes the folder ready for pins of this release's layout.
 ///
@@ -34,6 +36,24 @@ pub fn prepare(folder: &Path) -> Result<(), Error> {
     let links = links(folder);
     fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
     write_schema(folder)
+}
+
+/// Holds the folder, which is made if it is not there, against other agents.
+///
+/// # Errors
+/// [`Error::Locked`], [`Error::NotBpfFileSystem`], [`Error::File`].
+pub fn hold(folder: &Path) -> Result<Lock, Error> {
+    ensure_bpf_file_system(folder)?;
+    fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+    Lock::folder(folder, HELD)
+}
+
+/// The same if it is there.
+///
+/// # Errors
+/// [`Error::Locked`], [`Error::File`].
+pub fn hold_if_there(folder: &Path) -> Result<Option<Lock>, Error> {
+    if folder.exists() { Lock::folder(folder, HELD).map(Some) } else { Ok(None) }
 }
 
 /// Whether this release can use the pins: they have its layout, or there are none. Touches nothing.

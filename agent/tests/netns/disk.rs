@@ -1,17 +1,21 @@
 //! A state folder that is full, read-only, spoilt, from a later release, or gone.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use podwire_cni::protocol::{Attachment, host_interface};
 use podwire_common::abi::{ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::maps;
+use rustix::fs::{FileType, Mode};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod, traffic};
 
+use crate::cni::{UNAVAILABLE, failed, status, succeeded};
 use crate::footprint::Footprint;
 use crate::sockets::wait_until;
+use crate::sweep::{metric, readyz};
 
 /// CNI specification, "Error": input or output failed.
 const IO_FAILURE: u32 = 5;
@@ -62,6 +66,71 @@ fn a_folder_that_has_become_read_only_refuses_new_pods_and_an_agent() {
     let again = node.add_pod_with("again", &wanted).unwrap();
     assert_eq!(again.address(), address);
     traffic::tcp_exchange(&staying, &again, address, 8080, KIBIBYTE).unwrap();
+}
+
+#[test]
+fn a_full_disk_is_told_before_an_add_fails() {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let node = lab.node(0);
+    mount("tmpfs", node.state_dir(), "tmpfs", MountFlags::empty(), Some(c"size=256k")).unwrap();
+    node.start_agent().unwrap();
+    let filler = node.state_dir().join("filler");
+    for _ in 0..2 {
+        fs::write(&filler, vec![0; 512 * KIBIBYTE as usize]).unwrap_err();
+        unavailable_until_mended(node, "No space left on device", || fs::remove_file(&filler).unwrap());
+    }
+    node.add_pod("pod").unwrap();
+    assert_eq!(below_endpoints(node).len(), 1, "nothing stays of what was tried");
+}
+
+#[test]
+fn a_read_only_disk_is_told_before_an_add_fails() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    mount_bind(node.state_dir(), node.state_dir()).unwrap();
+    set_read_only(node.state_dir(), true);
+    unavailable_until_mended(node, "Read-only file system", || set_read_only(node.state_dir(), false));
+    node.add_pod("pod").unwrap();
+}
+
+#[test]
+fn a_removed_state_folder_comes_back_with_all_pods() {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let node = lab.node(0);
+    // What is found goes into the folder, too.
+    node.sysctl("net/ipv4/ip_forward", "0").unwrap();
+    node.start_agent().unwrap();
+    assert!(node.state_dir().join("before.json").exists());
+    let limit = json!({ "bandwidth": { "egressRate": 1_000_000_000 } });
+    let pods = [node.add_pod("plain").unwrap(), node.add_pod_with("limited", &limit).unwrap()];
+    let before = Footprint::of(node, &[&pods[0], &pods[1]]);
+    let is_as_before =
+        || Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before).is_empty().then_some(());
+    let removals: [fn(&Node); 2] = [
+        |node| fs::remove_dir_all(node.state_dir()).unwrap(),
+        |node| fs::remove_dir_all(node.state_dir().join("endpoints")).unwrap(),
+    ];
+    for remove in removals {
+        remove(node);
+        let back = wait_until(|| node.state_dir().join("endpoints").exists().then_some(()));
+        assert!(back.is_some(), "{}", node.agent_log_tail(10));
+        assert!(
+            wait_until(is_as_before).is_some(),
+            "{:?}",
+            Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before)
+        );
+        // It is held, as the first one was.
+        assert!(!node.run_second_agent().unwrap().success());
+    }
+    node.restart_agent().unwrap();
+    assert_eq!(Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before), [""; 0]);
+    assert!(!node.agent_log().contains("no file tells of this pod"), "{}", node.agent_log_tail(20));
+    let next = node.add_pod("next").unwrap();
+    assert_eq!(
+        u32::from(crate::v4(next.address())),
+        u32::from(crate::v4(pods[1].address())) + 1,
+        "the round goes on"
+    );
 }
 
 #[test]
@@ -120,6 +189,38 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
     assert_eq!(again.address(), cut.address());
     pods.into_iter().for_each(|pod| pod.delete().unwrap());
     assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
+}
+
+#[test]
+fn odd_entries_keep_no_agent_from_starting() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pods = ["one", "two"].map(|name| node.add_pod(name).unwrap());
+    node.kill_agent().unwrap();
+    let at = |name: &str| node.state_dir().join("endpoints").join(name);
+    std::os::unix::fs::symlink("nowhere", at("pw000000000001.json")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", at("pw000000000002.json")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, at("pw000000000003.json"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    drop(UnixListener::bind(at("pw000000000004.json")).unwrap());
+    fs::File::create(at("pw000000000005.json")).unwrap().set_len(1 << 33).unwrap();
+    fs::create_dir(at("pw000000000006.tmp")).unwrap();
+    fs::create_dir(at("pw000000000007.json")).unwrap();
+    fs::create_dir_all(at("pw000000000007.json.corrupt").join("full")).unwrap();
+    std::os::unix::fs::symlink("itself.json", at("itself.json")).unwrap();
+    node.start_agent().unwrap();
+    let log = node.agent_log();
+    let aside = (1..=5).map(|number| format!("pw00000000000{number}.json.corrupt"));
+    let left = ["pw000000000006.tmp", "pw000000000007.json", "itself.json.corrupt"].map(str::to_owned);
+    for name in aside.chain(left) {
+        let path = at(&name);
+        assert!(
+            log.contains(&path.display().to_string()) && path.symlink_metadata().is_ok(),
+            "{name}: {log}"
+        );
+    }
+    traffic::tcp_exchange(&pods[0], &pods[1], pods[1].address(), 8080, KIBIBYTE).unwrap();
+    node.restart_agent().unwrap();
+    node.add_pod("next").unwrap();
 }
 
 #[test]
@@ -256,6 +357,25 @@ fn refused(lab: &Lab, name: &str, says: &str) {
     let message = output.answer["msg"].as_str().unwrap();
     let folder = node.state_dir().join("endpoints");
     assert!(message.contains(says) && message.contains(&folder.display().to_string()), "{output:?}");
+}
+
+/// The node says by itself that no pod can be added and why, and that it can when that was mended.
+#[track_caller]
+fn unavailable_until_mended(node: &Node, why: &str, mend: impl FnOnce()) {
+    let said = |(status, text): &(u16, String)| *status == 503 && text.contains(why);
+    let unready = wait_until(|| Some(readyz(node)).filter(said));
+    assert!(unready.is_some(), "{:?}\n{}", readyz(node), node.agent_log_tail(10));
+    failed(&status(node), UNAVAILABLE, why);
+    assert_eq!(metric(node, "podwire_ready"), "0");
+    mend();
+    let ready = wait_until(|| Some(readyz(node)).filter(|(status, _)| *status == 200));
+    assert!(ready.is_some(), "{:?}", readyz(node));
+    succeeded(status(node));
+}
+
+fn below_endpoints(node: &Node) -> Vec<PathBuf> {
+    let entries = fs::read_dir(node.state_dir().join("endpoints")).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
 }
 
 fn set_read_only(folder: &Path, read_only: bool) {

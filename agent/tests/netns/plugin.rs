@@ -7,7 +7,10 @@ use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod, traffic};
 
+use crate::footprint::Footprint;
+
 // CNI specification, "Error", and the plugin's own from 100 on.
+const INVALID_ENVIRONMENT: u32 = 4;
 const INVALID_CONFIGURATION: u32 = 7;
 const ADDRESS_UNAVAILABLE: u32 = 102;
 const CHECK_FAILED: u32 = 103;
@@ -37,6 +40,46 @@ fn a_fixed_address_is_given_if_it_is_free_and_of_this_node() {
     // In Go's spelling as well.
     let second = node.add_pod_with("second", &json!({ "Ips": ["10.244.1.78"] })).unwrap();
     assert_eq!(second.address().to_string(), "10.244.1.78");
+}
+
+#[test]
+fn a_repeated_add_that_is_refused_costs_the_pod_nothing() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let port = |number: u16| json!([{ "hostPort": number, "containerPort": 8080, "protocol": "tcp" }]);
+    let pod = node.add_pod_with("pod", &json!({ "portMappings": port(9088) })).unwrap();
+    let far = lab.node(1).add_pod("far").unwrap();
+    let before = Footprint::of(node, &[&pod]);
+    let other = lab.add_namespace("other").unwrap();
+    other.ip("link add eth0 type veth peer name peer").unwrap();
+    let repeated = |runtime_config: Value| node.cni_call("ADD", "pod", &runtime_config);
+    let mut elsewhere = repeated(json!({ "portMappings": port(9088) }));
+    elsewhere.netns = other.path();
+    let limit = json!({ "portMappings": port(9088), "bandwidth": { "egressRate": 1_000_000 } });
+    for (what, call, code) in [
+        ("hostPorts", repeated(json!({ "portMappings": port(9089) })), INVALID_CONFIGURATION),
+        ("bandwidth", repeated(limit), INVALID_CONFIGURATION),
+        (
+            "address",
+            repeated(json!({ "portMappings": port(9088), "ips": ["10.244.1.99"] })),
+            ADDRESS_UNAVAILABLE,
+        ),
+        ("namespace", elsewhere, INVALID_ENVIRONMENT),
+    ] {
+        let output = call.run().unwrap();
+        assert!(!output.success && output.answer["code"] == code, "{what}: {output:?}");
+        assert_eq!(Footprint::of(node, &[&pod]).differences(&before), [""; 0], "{what}");
+        traffic::tcp_exchange(&far, &pod, pod.address(), 8080, 1 << 16).unwrap();
+    }
+    // While the agent is away nothing can take the link's place.
+    node.kill_agent().unwrap();
+    let output = repeated(json!({ "portMappings": port(9088) })).run().unwrap();
+    assert!(!output.success && output.answer["code"] == 11, "{output:?}");
+    traffic::tcp_exchange(&far, &pod, pod.address(), 8080, 1 << 16).unwrap();
+    node.start_agent().unwrap();
+    let again = node.add_pod_again("pod", &json!({ "portMappings": port(9088) })).unwrap();
+    assert_eq!(again.address(), pod.address());
+    traffic::tcp_exchange(&far, &again, again.address(), 8080, 1 << 16).unwrap();
 }
 
 #[test]

@@ -177,6 +177,62 @@ fn a_pod_whose_link_got_another_address_while_the_agent_was_away_keeps_its_netwo
     traffic::udp_exchange(&pod, node, node.address(), 8080, 100).unwrap();
 }
 
+#[test]
+fn a_renamed_link_gets_its_name_back() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
+    let name = pod.host_interface().to_owned();
+    let index = node.ifindex(&name).unwrap();
+    let has_its_name = || (node.ifindex(&name).ok() == Some(index)).then_some(());
+    let serves = || {
+        traffic::tcp_exchange(&pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
+        traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    };
+    let rename = || node.ip(&format!("link set {name} name elsewhere")).unwrap();
+    rename();
+    assert!(wait_until(has_its_name).is_some(), "{}", node.agent_log_tail(20));
+    serves();
+    // While no agent looks.
+    node.kill_agent().unwrap();
+    rename();
+    node.start_agent().unwrap();
+    assert!(has_its_name().is_some(), "{}", node.agent_log_tail(20));
+    serves();
+    // Without the maps, which know its number.
+    node.kill_agent().unwrap();
+    rename();
+    std::fs::remove_dir_all(node.bpf_dir()).unwrap();
+    node.start_agent().unwrap();
+    assert!(has_its_name().is_some(), "{}", node.agent_log_tail(20));
+    serves();
+    let log = node.agent_log();
+    assert_eq!(log.matches("has renamed the pod's link").count(), 3, "{log}");
+    assert!(!log.contains("released"), "{log}");
+}
+
+#[test]
+fn a_renamed_link_serves_while_another_has_its_name() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
+    let name = pod.host_interface().to_owned();
+    node.ip(&format!("link set {name} name elsewhere\nlink add {name} type veth peer name squatter"))
+        .unwrap();
+    node.exec(&["tc", "filter", "del", "dev", "elsewhere", "egress"]).unwrap();
+    let attached =
+        || node.exec(&["tc", "filter", "show", "dev", "elsewhere", "egress"]).unwrap().contains("to_pod");
+    assert!(wait_until(|| attached().then_some(())).is_some(), "{}", node.agent_log_tail(20));
+    let squatters = node.exec(&["tc", "filter", "show", "dev", &name, "egress"]).unwrap();
+    assert!(!squatters.contains("to_pod"), "{squatters}");
+    traffic::tcp_exchange(&pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
+    node.restart_agent().unwrap();
+    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    pod.delete().unwrap();
+    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), json!([]));
+    assert!(node.exec(&["ip", "link", "show", "dev", "elsewhere"]).is_err(), "the pod's link is left");
+}
+
 fn host_port() -> Value {
     json!({ "portMappings": [{ "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" }] })
 }
@@ -229,12 +285,25 @@ fn copy_entry(node: &Node, map: &str, change: impl FnOnce(&mut Vec<u8>)) {
     bpftool(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-/// A value out of /metrics.
-pub fn metric(node: &Node, name: &str) -> String {
+/// Status and body of /readyz.
+pub fn readyz(node: &Node) -> (u16, String) {
+    let text = get(node, "/readyz");
+    let status = text.split_whitespace().nth(1).and_then(|status| status.parse().ok());
+    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    (status.unwrap_or_else(|| panic!("no status in {text}")), body.unwrap_or_default())
+}
+
+fn get(node: &Node, path: &str) -> String {
     let mut stream = node.enter(|| TcpStream::connect("127.0.0.1:9790")).unwrap().unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// A value out of /metrics.
+pub fn metric(node: &Node, name: &str) -> String {
+    let text = get(node, "/metrics");
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {name} in\n{text}")).to_owned()
 }

@@ -17,7 +17,7 @@ use crate::pod::{self, PodNetwork};
 use crate::result::{self, Made};
 use crate::routes::Route;
 use crate::version::SpecVersion;
-use crate::veth::{self, Pair};
+use crate::veth::{self, Link, Pair};
 
 /// Attaches a pod. On an error nothing is left, neither here nor with the agent.
 pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
@@ -30,12 +30,18 @@ pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
     let mut host = Netlink::open()?;
     let mut inside = netns.netlink()?;
     let host_interface = host_interface(&target.attachment);
-    // The name belongs to this attachment alone: whatever bears it is left from an ADD that was cut short.
-    veth::delete(&mut host, &host_interface)?;
-    require_free(&mut inside, target)?;
-
+    // The name belongs to this attachment alone: whatever bears it is left from an ADD that was cut short, or was done. That
+    // one's pod keeps its link unless this ADD can take its place.
+    let earlier_link = veth::find(&mut host, &host_interface)?;
+    require_free(&mut inside, target, earlier_link.as_ref())?;
     let pod_mac = config.mac.or(target.mac);
     let pair = Pair::new(host_interface, target.attachment.interface.clone(), pod_mac)?;
+    if earlier_link.is_some() {
+        let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
+        agent.propose(request(config, target, &pair))?;
+        veth::delete(&mut host, &pair.host_interface)?;
+    }
+
     pair.create(&mut host, &netns)?;
     match attach(config, target, &pair, &mut host, &mut inside) {
         Ok((network, routes)) => {
@@ -65,11 +71,13 @@ impl Failed {
     }
 }
 
-/// The name inside the pod must not be another link's (another network's, or what an image brought along).
-fn require_free(inside: &mut Netlink, target: &Target) -> Result<(), CniError> {
+/// The name inside the pod must not be another link's (another network's, or what an image brought along). The other end of
+/// the attachment's own link is none.
+fn require_free(inside: &mut Netlink, target: &Target, earlier_link: Option<&Link>) -> Result<(), CniError> {
     let interface = &target.attachment.interface;
     match veth::find(inside, interface)? {
         None => Ok(()),
+        Some(link) if earlier_link.is_some_and(|earlier| earlier.is_peer_of(&link)) => Ok(()),
         Some(link) => Err(CniError::new(
             codes::INVALID_ENVIRONMENT,
             format!(
@@ -93,23 +101,7 @@ fn attach(
 ) -> Result<(PodNetwork, Vec<Route>), Failed> {
     taken(Step::PairMade).map_err(Failed::after_the_agent)?;
     let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
-    let request = protocol::Add {
-        attachment: target.attachment.clone(),
-        netns: target.netns.clone(),
-        host_interface: pair.host_interface.clone(),
-        pod_mac: pair.pod_mac.to_string(),
-        host_mac: pair.host_mac.to_string(),
-        addresses: match config.addresses[..] {
-            [] => target.address.into_iter().collect(),
-            _ => config.addresses.clone(),
-        },
-        mtu: config.mtu,
-        port_mappings: config.port_mappings.clone(),
-        pod: target.pod.clone(),
-        network: Some(config.network.clone()),
-        bandwidth: config.bandwidth,
-    };
-    let added = agent.add(request).map_err(|error| {
+    let added = agent.add(request(config, target, pair)).map_err(|error| {
         let agent_may_hold_it = error.may_have_acted();
         Failed { error: error.into(), agent_may_hold_it }
     })?;
@@ -130,4 +122,24 @@ fn attach(
     veth::wait_until_running(host, &pair.host_interface).map_err(Failed::after_the_agent)?;
     taken(Step::LinkRuns).map_err(Failed::after_the_agent)?;
     Ok((network, routes))
+}
+
+/// What the agent is asked for.
+fn request(config: &Config, target: &Target, pair: &Pair) -> protocol::Add {
+    protocol::Add {
+        attachment: target.attachment.clone(),
+        netns: target.netns.clone(),
+        host_interface: pair.host_interface.clone(),
+        pod_mac: pair.pod_mac.to_string(),
+        host_mac: pair.host_mac.to_string(),
+        addresses: match config.addresses[..] {
+            [] => target.address.into_iter().collect(),
+            _ => config.addresses.clone(),
+        },
+        mtu: config.mtu,
+        port_mappings: config.port_mappings.clone(),
+        pod: target.pod.clone(),
+        network: Some(config.network.clone()),
+        bandwidth: config.bandwidth,
+    }
 }

@@ -3,3 +3,4 @@
 mod bad_input;
 mod check;
 mod node;
+mod odd_input;

@@ -63,8 +63,9 @@ impl Lab {
 
     /// A call as a runtime makes it for this pod.
     pub(crate) fn call(&self, command: &str) -> PluginCall {
-        let mut plugin = Command::new("ip");
-        plugin.args(["netns", "exec", &self.spaces.node, PLUGIN]).env_clear();
+        // One that hangs is ended.
+        let mut plugin = Command::new("timeout");
+        plugin.args(["60", "ip", "netns", "exec", &self.spaces.node, PLUGIN]).env_clear();
         plugin.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         let config = json!({
             "cniVersion": "1.0.0",
@@ -97,6 +98,7 @@ impl Lab {
                 };
                 Reply::Added(held.insert(added).clone())
             }
+            Call::Propose(_) => Reply::Acceptable,
             Call::Check(_) => Reply::Checked(held.clone().unwrap()),
             Call::Status => Reply::Serving,
             Call::Gc(gc) => {
@@ -147,7 +149,7 @@ impl Drop for Spaces {
 pub(crate) struct PluginCall {
     plugin: Command,
     config: Value,
-    input: Option<String>,
+    input: Option<Vec<u8>>,
     reader: bool,
 }
 
@@ -165,11 +167,11 @@ impl PluginCall {
 
     /// Replaces the network configuration.
     pub(crate) fn input(self, input: &Value) -> Self {
-        self.raw_input(&input.to_string())
+        self.raw_input(input.to_string())
     }
 
-    pub(crate) fn raw_input(mut self, input: &str) -> Self {
-        self.input = Some(input.to_owned());
+    pub(crate) fn raw_input(mut self, input: impl AsRef<[u8]>) -> Self {
+        self.input = Some(input.as_ref().to_owned());
         self
     }
 
@@ -186,9 +188,9 @@ impl PluginCall {
         };
         let mut child =
             self.plugin.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
-        let input = self.input.unwrap_or_else(|| self.config.to_string());
+        let input = self.input.unwrap_or_else(|| self.config.to_string().into_bytes());
         // A plugin that refuses its environment does not read its input.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let _ = child.stdin.take().unwrap().write_all(&input);
         let output = child.wait_with_output().unwrap();
         Output {
             success: output.status.success(),

@@ -185,7 +185,22 @@ impl Node {
     /// # Errors
     /// When it cannot be run, or does not end in time.
     pub fn run_second_agent(&self) -> Result<ExitStatus> {
-        let agent = Agent::spawn(self, &self.agent_command(), &[], &self.log_path())?;
+        self.run_second_agent_in(self, &[])
+    }
+
+    /// The same in another namespace, with other values of these options. Its log is the first one's.
+    ///
+    /// # Errors
+    /// As [`Node::run_second_agent`].
+    pub fn run_second_agent_in(&self, ns: &Ns, options: &[(&str, &str)]) -> Result<ExitStatus> {
+        let mut command = self.agent_command();
+        for (option, value) in options {
+            match command.iter().position(|argument| argument == option) {
+                Some(place) => command[place + 1] = (*value).to_owned(),
+                None => command.extend([(*option).to_owned(), (*value).to_owned()]),
+            }
+        }
+        let agent = Agent::spawn(ns, &command, &[], &self.log_path())?;
         agent.wait_end().with_context(|| format!("wait for the end of {}'s second agent", self.name()))
     }
 
@@ -241,10 +256,18 @@ impl Node {
     /// # Errors
     /// As [`Node::uninstall`].
     pub fn uninstall_with(&self, arguments: &[&str]) -> Result<Output> {
+        self.uninstall_in(self, arguments)
+    }
+
+    /// The same in another namespace.
+    ///
+    /// # Errors
+    /// As [`Node::uninstall`].
+    pub fn uninstall_in(&self, ns: &Ns, arguments: &[&str]) -> Result<Output> {
         let [run, state, bpf, conf] = [&self.run_dir, &self.state_dir, &self.bpf_dir, &self.cni_conf_dir]
             .map(|folder| folder.to_string_lossy());
         let folders = ["--run-dir", &run, "--state-dir", &state, "--bpf-dir", &bpf, "--cni-conf-dir", &conf];
-        self.podwire(&[&["uninstall"], &folders[..], arguments].concat())
+        self.podwire_in(ns, &[&["uninstall"], &folders[..], arguments].concat())
     }
 
     /// Runs `podwire` on the node as its agent is started, for a minute at most, whatever its exit status.
@@ -252,9 +275,13 @@ impl Node {
     /// # Errors
     /// When it cannot be run or takes too long.
     pub fn podwire(&self, arguments: &[&str]) -> Result<Output> {
+        self.podwire_in(self, arguments)
+    }
+
+    fn podwire_in(&self, ns: &Ns, arguments: &[&str]) -> Result<Output> {
         let binary = self.binaries.agent.to_string_lossy();
         let wrapper = self.wrapper.iter().map(String::as_str);
-        self.output(&wrapper.chain([&*binary]).chain(arguments.iter().copied()).collect::<Vec<_>>())
+        ns.output(&wrapper.chain([&*binary]).chain(arguments.iter().copied()).collect::<Vec<_>>())
     }
 
     /// The agent's process id, while it runs.

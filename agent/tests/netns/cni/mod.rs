@@ -17,7 +17,7 @@ const INCOMPATIBLE_VERSION: u32 = 1;
 const UNKNOWN_CONTAINER: u32 = 3;
 const INVALID_CONFIGURATION: u32 = 7;
 const TRY_AGAIN_LATER: u32 = 11;
-const UNAVAILABLE: u32 = 50;
+pub const UNAVAILABLE: u32 = 50;
 const UNAVAILABLE_AND_LIMITED: u32 = 51;
 const CHECK_FAILED: u32 = 103;
 
@@ -72,7 +72,7 @@ fn gc(node: &Node, network: &str, valid: &[&Container]) -> CniOutput {
     call.run().unwrap()
 }
 
-fn status(node: &Node) -> CniOutput {
+pub fn status(node: &Node) -> CniOutput {
     of_the_node(node, "STATUS").run().unwrap()
 }
 
@@ -86,13 +86,13 @@ fn of_the_node(node: &Node, verb: &str) -> CniCall {
 }
 
 #[track_caller]
-fn succeeded(output: CniOutput) -> Value {
+pub fn succeeded(output: CniOutput) -> Value {
     assert!(output.success, "{output:?}");
     output.answer
 }
 
 #[track_caller]
-fn failed(output: &CniOutput, code: u32, says: &str) {
+pub fn failed(output: &CniOutput, code: u32, says: &str) {
     assert!(!output.success && output.answer["code"] == code, "{code}: {output:?}");
     assert!(output.answer["msg"].as_str().unwrap().contains(says), "{says:?}: {output:?}");
 }

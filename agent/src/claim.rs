@@ -1,0 +1,161 @@
+//! Which network namespace the pods of a state folder are in.
+//!
+//! An agent in another network namespace finds none of the pods' devices there. It must not take those pods for gone.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::before::boot;
+use crate::error::{Error, absent_is_fine};
+use crate::{netns, store};
+
+/// In the state folder.
+pub(crate) const FILE: &str = "network-namespace.json";
+/// The same before it has its name.
+pub(crate) const FILE_BEGUN: &str = "network-namespace.tmp";
+
+/// Where an agent works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    boot: String,
+    /// Its inode. Two namespaces that exist at the same time have different ones.
+    namespace: u64,
+    bpf_dir: PathBuf,
+}
+
+impl Claim {
+    /// Of this process.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn own(bpf_dir: &Path) -> Result<Self, Error> {
+        Ok(Self { boot: boot()?, namespace: netns::inode()?, bpf_dir: bpf_dir.into() })
+    }
+
+    /// Refuses a state folder of another network namespace. Touches nothing.
+    ///
+    /// A boot ends all namespaces, so only the file of this boot counts. The restart of a node that is a container (kind)
+    /// ends the node's namespace within one boot. It ends the node's BPF file system as well: without a pin there, the
+    /// pods of the folder are gone.
+    ///
+    /// # Errors
+    /// [`Error::AnotherNamespace`], [`Error::File`].
+    pub fn check(&self, state_dir: &Path) -> Result<(), Error> {
+        let file = state_dir.join(FILE);
+        let Some(found) = read(&file)? else {
+            return Ok(());
+        };
+        if found.boot != self.boot || found.namespace == self.namespace {
+            return Ok(());
+        }
+        if found.bpf_dir == self.bpf_dir && is_empty(&self.bpf_dir)? {
+            info!(
+                state_dir = %state_dir.display(),
+                "the network namespace and the pins of the last agent are gone: the node's container was restarted"
+            );
+            return Ok(());
+        }
+        Err(Error::AnotherNamespace { path: state_dir.into(), file })
+    }
+
+    /// Claims the state folder for this network namespace, unless it is claimed already.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn save(&self, state_dir: &Path) -> Result<(), Error> {
+        let file = state_dir.join(FILE);
+        if read(&file)?.as_ref() == Some(self) {
+            return Ok(());
+        }
+        let json =
+            serde_json::to_vec_pretty(self).map_err(|error| Error::file("encode", &file)(error.into()))?;
+        store::replace(&file, &json)
+    }
+}
+
+fn read(file: &Path) -> Result<Option<Claim>, Error> {
+    let json = match fs::read(file) {
+        Ok(json) => json,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::file("read", file)(error)),
+    };
+    let claim = serde_json::from_slice(&json);
+    Ok(claim
+        .map_err(|error| warn!(path = %file.display(), "the file does not decode and is replaced: {error}"))
+        .ok())
+}
+
+/// Whether nothing is in a folder, or there is none.
+fn is_empty(folder: &Path) -> Result<bool, Error> {
+    let first = fs::read_dir(folder).and_then(|mut entries| entries.next().transpose());
+    match first {
+        Ok(entry) => Ok(entry.is_none()),
+        Err(error) => absent_is_fine(Err(error)).map(|()| true).map_err(Error::file("list", folder)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Claim), refused: bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let bpf_dir = folder.path().join("bpf");
+        fs::create_dir(&bpf_dir).unwrap();
+        fs::write(bpf_dir.join("ENDPOINTS"), "").unwrap();
+        let own = Claim::own(&bpf_dir).unwrap();
+        let mut there = own.clone();
+        change(&mut there);
+        there.save(folder.path()).unwrap();
+        let outcome = own.check(folder.path());
+        assert_eq!(matches!(outcome, Err(Error::AnotherNamespace { .. })), refused, "{outcome:?}");
+    }
+
+    #[test]
+    fn another_namespace_of_this_boot_is_refused() {
+        check(|_| {}, false);
+        check(|there| there.namespace += 1, true);
+        check(
+            |there| {
+                there.namespace += 1;
+                there.boot = "another".into();
+            },
+            false,
+        );
+    }
+
+    #[test]
+    fn a_restarted_container_is_known_by_its_lost_pins() {
+        check(
+            |there| {
+                there.namespace += 1;
+                fs::remove_file(there.bpf_dir.join("ENDPOINTS")).unwrap();
+            },
+            false,
+        );
+        check(
+            |there| {
+                there.namespace += 1;
+                fs::remove_file(there.bpf_dir.join("ENDPOINTS")).unwrap();
+                there.bpf_dir = "/sys/fs/bpf/another".into();
+            },
+            true,
+        );
+    }
+
+    #[test]
+    fn a_spoilt_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = Claim::own(folder.path()).unwrap();
+        fs::write(folder.path().join(FILE), "{").unwrap();
+        own.check(folder.path()).unwrap();
+        own.save(folder.path()).unwrap();
+        assert_eq!(read(&folder.path().join(FILE)).unwrap(), Some(own));
+    }
+}

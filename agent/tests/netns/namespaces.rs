@@ -1,0 +1,100 @@
+//! The folders of one network namespace's agent, given to an agent or a removal in another one.
+
+use std::fs;
+use std::path::PathBuf;
+
+use podwire_common::names::maps;
+use serde_json::{Value, json};
+use xtask::lab::{Lab, Node, traffic};
+
+use crate::footprint::Footprint;
+use crate::sockets::wait_until;
+
+const MEBIBYTE: u64 = 1 << 20;
+
+#[test]
+fn an_agent_in_another_namespace_touches_nothing() {
+    let lab = Lab::builder().node_file().build().unwrap();
+    let node = lab.node(0);
+    let limit = json!({ "bandwidth": { "egressRate": 1_000_000_000 } });
+    let pods = [node.add_pod("plain").unwrap(), node.add_pod_with("limited", &limit).unwrap()];
+    let far = lab.node(1).add_pod("far").unwrap();
+    let elsewhere = lab.add_namespace("elsewhere").unwrap();
+    node.kill_agent().unwrap();
+    let before = Footprint::of(node, &[&pods[0], &pods[1]]);
+    let check_refused = |what: &str, refused: bool, said: &str| {
+        let file = claim(node).display().to_string();
+        assert!(
+            refused && said.contains("another network namespace") && said.contains(&file),
+            "{what}: {said}"
+        );
+        assert_eq!(Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before), [""; 0], "{what}");
+    };
+    let ended = node.run_second_agent_in(&elsewhere, &[]).unwrap();
+    check_refused("an agent", !ended.success(), &node.agent_log());
+    let removal = node.uninstall_in(&elsewhere, &[]).unwrap();
+    check_refused("a removal", !removal.status.success(), &String::from_utf8_lossy(&removal.stderr));
+    // The one agent that is right finds all as it was.
+    node.start_agent().unwrap();
+    for pod in &pods {
+        traffic::tcp_exchange(pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
+        traffic::tcp_exchange(&far, pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    }
+    assert_eq!(Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before), [""; 0]);
+}
+
+/// kind, k3d: the node's container has another namespace then, in the same boot, and its own BPF file system.
+#[test]
+fn pods_of_a_restarted_node_container_are_released() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pods = ["one", "two"].map(|name| node.add_pod(name).unwrap());
+    let wanted = json!({ "ips": [pods[0].address()] });
+    node.kill_agent().unwrap();
+    change_claim(node, "namespace", json!(1));
+    // The pins are there: it was no restart.
+    let refused = format!("{:#}", node.start_agent().unwrap_err());
+    assert!(refused.contains("another network namespace"), "{refused}");
+    for pod in &pods {
+        node.ip(&format!("link del {}", pod.host_interface())).unwrap();
+    }
+    fs::remove_dir_all(node.bpf_dir()).unwrap();
+    node.start_agent().unwrap();
+    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), json!([]));
+    let again = node.add_pod_with("again", &wanted).unwrap();
+    traffic::udp_exchange(node, &again, again.address(), 8080, 100).unwrap();
+}
+
+#[test]
+fn a_namespace_of_before_the_boot_counts_no_more() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let gone = node.add_pod("gone").unwrap();
+    node.kill_agent().unwrap();
+    change_claim(node, "namespace", json!(1));
+    change_claim(node, "boot", json!("another"));
+    node.ip(&format!("link del {}", gone.host_interface())).unwrap();
+    node.start_agent().unwrap();
+    let released = || (node.map_dump(maps::ENDPOINTS).unwrap() == json!([])).then_some(());
+    assert!(wait_until(released).is_some(), "{}", node.agent_log_tail(20));
+    assert_ne!(read_claim(node)["namespace"], 1, "the folder is this namespace's now");
+    // What an operator is told to do about a namespace that is gone.
+    node.kill_agent().unwrap();
+    change_claim(node, "namespace", json!(1));
+    fs::remove_file(claim(node)).unwrap();
+    node.start_agent().unwrap();
+}
+
+fn claim(node: &Node) -> PathBuf {
+    node.state_dir().join("network-namespace.json")
+}
+
+fn read_claim(node: &Node) -> Value {
+    serde_json::from_slice(&fs::read(claim(node)).unwrap()).unwrap()
+}
+
+fn change_claim(node: &Node, key: &str, value: Value) {
+    let mut found = read_claim(node);
+    found[key] = value;
+    fs::write(claim(node), found.to_string()).unwrap();
+}
