@@ -21,6 +21,7 @@ mod headers;
 mod host_port_life;
 mod host_ports;
 mod host_processes;
+mod idle_clients;
 mod install;
 mod known_flows;
 mod kube_proxy;
