@@ -179,6 +179,13 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "Programs that something else had removed or replaced, attached again",
         reattached,
     );
+    let switches: Counter = Counter::default();
+    switches.inc_by(figures.switches_set_again);
+    registry.register(
+        "switches_set_again",
+        "Kernel switches that pods depend on and something else had changed, set again",
+        switches,
+    );
     let operations: Counter = Counter::default();
     operations.inc_by(figures.operations);
     registry.register("operations", "Changes of single entries of maps and of routes", operations);

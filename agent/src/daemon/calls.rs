@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::host_ports::{self, Unavailable};
 use crate::ipam::{IpamError, Pool};
 use crate::model::{Endpoint, Mode, format_mac, parse_mac};
+use crate::sysctl::Switch;
 
 /// The least MTU of IPv4 (RFC 791).
 const LEAST_MTU: u32 = 68;
@@ -285,6 +286,7 @@ impl Daemon {
             self.links.set_limit(endpoint.ifindex, &endpoint.host_interface, &limit).await?;
         }
         step(Step::LimitSet)?;
+        self.config.places.switches().put_right(&Switch::forwarding(&endpoint.host_interface))?;
         self.links.set_mtu_and_up(endpoint.ifindex, &endpoint.host_interface, endpoint.mtu).await?;
         step(Step::LinkUp)?;
         if let Some(guard) = endpoint.guard() {

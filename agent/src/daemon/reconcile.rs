@@ -51,8 +51,7 @@ impl Daemon {
             error!("reconcile: {error}");
             self.limited = Some(error.to_string());
             // Where nothing was served before and nothing else is said to be missing, that is why.
-            let is_why =
-                self.serving != Readiness::Ready && self.unpinned.is_none() && self.own_missing.is_none();
+            let is_why = self.serving != Readiness::Ready && self.condition().is_none();
             if self.model.uplinks.is_empty() || is_why {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }
@@ -77,7 +76,8 @@ impl Daemon {
             return Ok(());
         }
         // Before the routes: the kernel refuses them through a device that is down.
-        if self.set_up_tunnel(&host).await? {
+        let pods_up = self.set_up_pods(&host).await?;
+        if self.set_up_tunnel(&host).await? || pods_up {
             host = self.links.host().await?;
         }
         self.apply_contents(&host).await?;
@@ -85,9 +85,13 @@ impl Daemon {
         self.attach_uplinks().await?;
         self.dataplane.finish_migration()?;
         self.host = Arc::new(host);
-        let missing = self.unpinned.clone().or_else(|| self.own_missing.clone());
-        self.set_readiness(missing.map_or(Readiness::Ready, Readiness::Waiting));
+        self.set_readiness(self.condition().map_or(Readiness::Ready, Readiness::Waiting));
         filters.and(limits)
+    }
+
+    /// What keeps the agent from being ready although the kernel holds what the model wants.
+    fn condition(&self) -> Option<String> {
+        self.unpinned.as_ref().or(self.unswitched.as_ref()).or(self.own_missing.as_ref()).cloned()
     }
 
     /// Finds the uplinks and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
@@ -243,6 +247,25 @@ impl Daemon {
             Op::RemoveRoute(destination, route) => self.links.remove_route(destination, route).await,
             on_map => self.dataplane.maps.apply(&on_map),
         }
+    }
+
+    /// Pods' links that somebody has set down on the node. Says whether there were any.
+    async fn set_up_pods(&self, host: &Host) -> Result<bool, Error> {
+        let mut any = false;
+        for pod in self.model.endpoints.values() {
+            let Some(device) = host.devices.get(&pod.ifindex).filter(|device| !device.up) else {
+                continue;
+            };
+            match self.links.set_mtu_and_up(device.index, &device.name, pod.mtu).await {
+                Ok(()) => {
+                    warn!(%pod, device = device.name, "set up: something else had set the pod's link down on the node");
+                    any = true;
+                }
+                Err(_) if self.is_gone(device.index, &device.name).await? => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(any)
     }
 
     /// MTU and addresses of the VXLAN device. It carries the overlay address so that what the host masquerades into

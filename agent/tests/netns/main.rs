@@ -49,6 +49,7 @@ mod stack_flows;
 mod storm;
 mod strangers;
 mod sweep;
+mod switches;
 mod sysctl_dir;
 mod uninstall;
 mod wiped;
