@@ -157,6 +157,8 @@ pub struct Daemon {
     unpinned: Option<String>,
     /// Why the kernel's switches are not as pods need them, if they are not.
     unswitched: Option<String>,
+    /// Uplinks that cannot have the programs, as other tools' disciplines are in their place.
+    obstructed: BTreeSet<String>,
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,

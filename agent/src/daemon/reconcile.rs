@@ -44,7 +44,11 @@ impl Daemon {
     /// One round; what fails is logged and tried again with the next. Whether nothing did.
     pub(super) async fn reconcile(&mut self) -> bool {
         self.limited = None;
+        let obstructed_before = std::mem::take(&mut self.obstructed);
         let outcome = self.try_reconcile().await;
+        for why in self.obstructed.difference(&obstructed_before) {
+            error!("{why}");
+        }
         let settled = outcome.is_ok() && self.serving == Readiness::Ready;
         self.settled = (settled && self.missed.is_empty()).then(Instant::now);
         if let Err(error) = &outcome {
@@ -91,7 +95,8 @@ impl Daemon {
 
     /// What keeps the agent from being ready although the kernel holds what the model wants.
     fn condition(&self) -> Option<String> {
-        self.unpinned.as_ref().or(self.unswitched.as_ref()).or(self.own_missing.as_ref()).cloned()
+        let of_node = self.unpinned.as_ref().or(self.unswitched.as_ref()).or(self.obstructed.first());
+        of_node.or(self.own_missing.as_ref()).cloned()
     }
 
     /// Finds the uplinks and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
@@ -342,16 +347,19 @@ impl Daemon {
     }
 
     async fn attach_uplinks(&mut self) -> Result<(), Error> {
-        for uplink in &self.model.uplinks {
+        for uplink in self.model.uplinks.clone() {
             if self.attached.get(&uplink.index) == Some(&uplink.name) {
                 continue;
             }
-            if self.uplink_attachment == UplinkAttachment::Clsact
-                && !self.links.has_clsact(uplink.index).await?
-            {
-                let mut before = Before::load(&self.config.places.state_dir)?;
-                before.without_clsact.insert(uplink.name.clone());
-                before.save(&self.config.places.state_dir)?;
+            if self.uplink_attachment == UplinkAttachment::Clsact {
+                if !self.make_room_on_uplink(uplink.index, &uplink.name).await? {
+                    continue;
+                }
+                if !self.links.has_clsact(uplink.index).await? {
+                    let mut before = Before::load(&self.config.places.state_dir)?;
+                    before.without_clsact.insert(uplink.name.clone());
+                    before.save(&self.config.places.state_dir)?;
+                }
             }
             self.dataplane.attach_uplink(&uplink.name, self.uplink_attachment, self.config.uplink_xdp)?;
             info!(device = uplink.name, how = ?self.uplink_attachment, xdp = ?self.config.uplink_xdp, "programs attached to the uplink");

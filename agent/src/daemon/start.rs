@@ -80,6 +80,7 @@ impl Daemon {
             operations: 0,
             unpinned: None,
             unswitched: None,
+            obstructed: BTreeSet::new(),
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
             other_pods: OtherPods::default(),

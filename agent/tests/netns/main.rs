@@ -10,6 +10,7 @@ mod changes;
 mod check;
 mod cni;
 mod config_file;
+mod disciplines;
 mod disk;
 mod faults;
 mod flannel;
