@@ -162,7 +162,8 @@ impl Daemon {
         }
         let tunnel_port = (self.config.mode == Mode::Vxlan).then_some(self.config.vxlan_port);
         let others = self.model.endpoints.values().filter(|other| other.host_interface != add.host_interface);
-        host_ports::check(&add.port_mappings, others, tunnel_port).map_err(|unavailable| {
+        let capacity = self.dataplane.maps.frontends_capacity;
+        host_ports::check(&add.port_mappings, others, tunnel_port, capacity).map_err(|unavailable| {
             let code = match unavailable {
                 Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,
                 _ => codes::HOST_PORT_UNAVAILABLE,
@@ -221,7 +222,7 @@ impl Daemon {
         };
         address.map_err(|error| {
             let code = match error {
-                IpamError::Exhausted { .. } => codes::ADDRESSES_EXHAUSTED,
+                IpamError::Exhausted { .. } | IpamError::NoRoom(_) => codes::ADDRESSES_EXHAUSTED,
                 _ => codes::ADDRESS_UNAVAILABLE,
             };
             refuse(code, error.to_string())

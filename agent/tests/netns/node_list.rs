@@ -96,6 +96,19 @@ fn a_hostile_list_of_40_mb_takes_little_memory() {
 }
 
 #[test]
+fn a_pod_cidr_without_room_for_pods_is_named() {
+    let lab = Lab::builder().nodes(1).node_file().agents(false).build().unwrap();
+    let node = lab.node(0);
+    let mut list = lab.node_list().unwrap();
+    list["items"][0]["spec"] = json!({ "podCIDR": "10.244.1.0/31", "podCIDRs": ["10.244.1.0/31"] });
+    lab.write_node_list(&list.to_string()).unwrap();
+    node.start_agent().unwrap();
+    let refused = node.add_pod("pod").unwrap_err().to_string();
+    assert!(refused.contains("10.244.1.0/31 has no room for pods"), "{refused}");
+    assert!(warned(node, "has no room for pods"), "{}", node.agent_log());
+}
+
+#[test]
 fn a_node_that_joins_is_reached_and_one_that_leaves_is_forgotten() {
     let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
     let all = lab.node_list().unwrap();
