@@ -5,17 +5,17 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use podwire_cni::protocol::{self, Failure, Reply, Request, codes};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{interval, timeout};
 use tracing::{debug, error, warn};
 
+use crate::connections::{Connections, Place};
 use crate::daemon::Event;
 use crate::error::Error;
 use crate::housekeeping::INTERVAL;
@@ -28,7 +28,8 @@ const HELD: Held = Held { name: "the socket", option: "--socket or --run-dir" };
 const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// Longer than the plugin waits: whoever is still there gets an answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-/// Connections that are served at the same moment; others wait in the socket's queue.
+/// Connections that are open at once. Requests beyond that wait in the socket's queue; a client that
+/// has sent none gives way.
 const CONNECTIONS: usize = 128;
 
 /// The listening socket. Its file is removed when it is dropped.
@@ -101,12 +102,10 @@ impl CniServer {
     /// # Errors
     /// [`Error::RemovedFolder`].
     pub async fn serve(mut self, events: mpsc::Sender<Event>) -> Result<(), Error> {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let connections = Connections::new(CONNECTIONS);
         let mut looks = interval(INTERVAL);
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return Ok(());
-            };
+            connections.room().await;
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = events.closed() => return Ok(()),
@@ -117,14 +116,11 @@ impl CniServer {
             };
             let events = events.clone();
             match accepted {
-                Ok((stream, _)) => {
-                    tokio::spawn(async move {
-                        if let Err(error) = converse(stream, &events).await {
-                            debug!("connection of a plugin: {error}");
-                        }
-                        drop(slot);
-                    });
-                }
+                Ok((stream, _)) => connections.spawn(async move |place| {
+                    if let Err(error) = converse(stream, &events, &place).await {
+                        debug!("connection of a plugin: {error}");
+                    }
+                }),
                 Err(error) => {
                     // Out of file descriptors, most likely: others have to be closed first.
                     warn!("accept a plugin's connection: {error}");
@@ -206,17 +202,20 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>) -> io::Result<()> {
+async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>, place: &Place) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     let reply = match authorize(peer) {
         Err(failure) => Reply::Failed(failure),
         Ok(()) => match timeout(READ_DEADLINE, read_request(&mut stream)).await {
-            Ok(Ok(request)) => tokio::select! {
-                // Asked first: what nobody waits for any more is not to be begun.
-                biased;
-                () = hung_up(&mut stream) => return Ok(()),
-                reply = ask(request, events) => reply,
-            },
+            Ok(Ok(request)) => {
+                place.keep();
+                tokio::select! {
+                    // Asked first: what nobody waits for any more is not to be begun.
+                    biased;
+                    () = hung_up(&mut stream) => return Ok(()),
+                    reply = ask(request, events) => reply,
+                }
+            }
             Ok(Err(failure)) => Reply::Failed(failure),
             Err(_) => Reply::Failed(refused(format!(
                 "no complete request came within {} s",

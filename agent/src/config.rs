@@ -74,6 +74,9 @@ pub struct Config {
     /// Flows from outside to pods' own addresses that are remembered at once.
     #[arg(long, env = "PODWIRE_MAX_INBOUND_FLOWS", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(64..=16_777_216), value_name = "ENTRIES")]
     pub max_inbound_flows: u32,
+    /// hostPorts that the pods of this node may have at once, all together.
+    #[arg(long, env = "PODWIRE_MAX_HOST_PORTS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=262_144), value_name = "ENTRIES")]
+    pub max_host_ports: u32,
     /// A link that leads out of this node; may be repeated. Default: the one that has the node's InternalIP, and those
     /// of default routes.
     #[arg(long = "uplink", env = "PODWIRE_UPLINK", value_delimiter = ',', value_name = "DEVICE")]
@@ -236,12 +239,13 @@ impl Config {
 
     /// Sizes of maps that are not as the object has them.
     pub fn map_sizes(&self) -> Vec<(&'static str, u32)> {
-        use names::maps::{FRAGMENTS, INBOUND_FLOWS, STACK_FLOWS, TRANSLATIONS};
+        use names::maps::{FRAGMENTS, FRONTENDS, INBOUND_FLOWS, STACK_FLOWS, TRANSLATIONS};
         vec![
             (TRANSLATIONS, self.max_translations),
             (STACK_FLOWS, self.max_stack_flows),
             (FRAGMENTS, self.max_fragments),
             (INBOUND_FLOWS, self.max_inbound_flows),
+            (FRONTENDS, self.max_host_ports),
         ]
     }
 

@@ -6,9 +6,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
@@ -20,10 +19,12 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::daemon::Event;
-use crate::watched_file::{self, WatchError};
+use crate::watched_file::{Opened, WatchError, Watched};
 
 /// The subcommand that has the options.
 const AGENT: &str = "agent";
+/// As much as a ConfigMap holds, bytes.
+const LARGEST: u64 = 1 << 20;
 /// The option that names the file.
 const CONFIG: &str = "config";
 
@@ -31,13 +32,8 @@ const CONFIG: &str = "config";
 #[derive(Debug, Error)]
 pub enum ConfigFileError {
     /// It cannot be read.
-    #[error("read the configuration {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("{0}")]
+    Read(String),
     /// Something in it is not as it has to be.
     #[error("the configuration {}: {reason}", path.display())]
     Content {
@@ -78,8 +74,7 @@ impl CommandLine {
         let mut line = Self { command, complete: given.clone(), given };
         let path = line.matches().and_then(|matches| matches.get_one::<PathBuf>("config_file").cloned());
         if let Some(path) = path {
-            let text = fs::read_to_string(&path);
-            let text = text.map_err(|source| ConfigFileError::Read { path: path.clone(), source })?;
+            let text = watched(&path).read().map_err(ConfigFileError::Read)?;
             line.complete = line.with(&text).map_err(|reason| ConfigFileError::Content { path, reason })?;
         }
         Ok(line)
@@ -93,19 +88,23 @@ impl CommandLine {
     /// Sends, now and after every change of the file, what of it does not count, or what is wrong with it.
     ///
     /// # Errors
-    /// Those of [`watched_file::watch`].
+    /// Those of [`Watched::watch`].
     pub async fn watch(self, path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
-        let compare = |text: &str| {
+        let file = watched(&path);
+        let compare = move |file: Opened| {
+            let text = io::read_to_string(file).map_err(|error| error.to_string())?;
             let changed =
-                differences(&self.options_of(&self.complete)?, &self.options_of(&self.with(text)?)?);
-            Ok(Unheeded { changed, overridden: self.overridden(text)? })
+                differences(&self.options_of(&self.complete)?, &self.options_of(&self.with(&text)?)?);
+            Ok(Unheeded { changed, overridden: self.overridden(&text)? })
         };
-        let compare = |file: Result<File, String>| {
-            let text = file.and_then(|file| io::read_to_string(file).map_err(|error| error.to_string()))?;
-            compare(&text).map_err(|reason: String| format!("the configuration {}: {reason}", path.display()))
-        };
-        watched_file::watch("the configuration", &path, &events, |file| Event::ConfigFile(compare(file)))
-            .await
+        file.watch(&events, move |file| {
+            let compare = |file| {
+                compare(file)
+                    .map_err(|reason: String| format!("the configuration {}: {reason}", path.display()))
+            };
+            Event::ConfigFile(file.and_then(compare))
+        })
+        .await
     }
 
     fn with(&self, text: &str) -> Result<Vec<OsString>, String> {
@@ -162,6 +161,10 @@ impl CommandLine {
     fn agent(&self) -> Result<&Command, String> {
         self.command.find_subcommand(AGENT).ok_or_else(|| format!("there is no command {AGENT}"))
     }
+}
+
+fn watched(path: &Path) -> Watched {
+    Watched { what: "the configuration", path: path.to_owned(), limit: LARGEST }
 }
 
 /// The options that a file may have.

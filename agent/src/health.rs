@@ -8,22 +8,34 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use podwire_common::abi::Count;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
 
+use crate::connections::{Connections, Place};
 use crate::daemon::{Event, Figures, Readiness};
 use crate::error::Error;
 use crate::nodes::Skipped;
 
 /// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.
 const ALIVE: Duration = Duration::from_secs(4);
+/// A connection carries one request and its answer, and lasts no longer than this.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
+/// Connections that are open at once.
+const CONNECTIONS: usize = 64;
+/// Bytes of a request's head.
+const LARGEST_HEAD: usize = 16 << 10;
 
 /// Listens.
 ///
@@ -37,20 +49,42 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 }
 
 /// Serves until the process ends.
-///
-/// # Errors
-/// The listener's.
 pub async fn serve(
     listener: TcpListener,
     events: mpsc::Sender<Event>,
     readiness: watch::Receiver<Readiness>,
-) -> std::io::Result<()> {
+) {
     let router = Router::new()
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(Sources { events, readiness, patience: ALIVE });
-    axum::serve(listener, router).await
+    let connections = Connections::new(CONNECTIONS);
+    loop {
+        connections.room().await;
+        match listener.accept().await {
+            Ok((stream, _)) => connections.spawn(|place| converse(stream, router.clone(), place)),
+            Err(error) => {
+                warn!("accept a connection for health and metrics: {error}");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, router: Router, place: Place) {
+    let router = TowerToHyperService::new(router);
+    let answer = service_fn(move |request| {
+        place.keep();
+        router.call(request)
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .max_buf_size(LARGEST_HEAD)
+        .serve_connection(TokioIo::new(stream), answer);
+    if let Ok(Err(error)) = timeout(CONNECTION_DEADLINE, connection).await {
+        debug!("connection for health and metrics: {error}");
+    }
 }
 
 #[derive(Clone)]
@@ -144,6 +178,13 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "programs_reattached",
         "Programs that something else had removed or replaced, attached again",
         reattached,
+    );
+    let switches: Counter = Counter::default();
+    switches.inc_by(figures.switches_set_again);
+    registry.register(
+        "switches_set_again",
+        "Kernel switches that pods depend on and something else had changed, set again",
+        switches,
     );
     let operations: Counter = Counter::default();
     operations.inc_by(figures.operations);

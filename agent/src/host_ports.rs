@@ -28,13 +28,25 @@ pub enum Unavailable {
         "hostPort {0}: UDP {port} is the port of the tunnel between the nodes (--vxlan-port): choose another hostPort", port = .0.host_port
     )]
     Tunnel(PortMapping),
+    /// More than the node's table holds.
+    #[error(
+        "portMappings asks for {wanted} hostPorts, and pods of this node have {used} of the {capacity} that it can have: raise --max-host-ports and restart the node, or delete pods that have hostPorts"
+    )]
+    Full {
+        /// How many are asked for.
+        wanted: usize,
+        /// How many others have.
+        used: usize,
+        /// How many there can be.
+        capacity: usize,
+    },
     /// The same port twice.
     #[error("portMappings asks for {0} and for {1}, which cannot both be: leave one out")]
     Contradiction(PortMapping, PortMapping),
 }
 
 /// Whether hostPorts can be given. `others` are the endpoints of other attachments, `tunnel_port` the UDP port of the tunnel if
-/// there is one.
+/// there is one, `capacity` how many hostPorts the node can have.
 ///
 /// # Errors
 /// The first that cannot.
@@ -42,7 +54,12 @@ pub fn check<'a>(
     wanted: &[PortMapping],
     others: impl Iterator<Item = &'a Endpoint> + Clone,
     tunnel_port: Option<u16>,
+    capacity: usize,
 ) -> Result<(), Unavailable> {
+    let used = others.clone().map(|endpoint| endpoint.port_mappings.len()).sum();
+    if !wanted.is_empty() && wanted.len() + used > capacity {
+        return Err(Unavailable::Full { wanted: wanted.len(), used, capacity });
+    }
     for (index, mapping) in wanted.iter().enumerate() {
         if mapping.protocol == Transport::Udp && tunnel_port == Some(mapping.host_port.get()) {
             return Err(Unavailable::Tunnel(*mapping));
@@ -85,6 +102,14 @@ mod tests {
     const TUNNEL: Option<u16> = Some(8472);
     const ONE: Option<Ipv4Addr> = Some(Ipv4Addr::new(10, 200, 0, 1));
     const OTHER: Option<Ipv4Addr> = Some(Ipv4Addr::new(127, 0, 0, 1));
+
+    fn check<'a>(
+        wanted: &[PortMapping],
+        others: impl Iterator<Item = &'a Endpoint> + Clone,
+        tunnel_port: Option<u16>,
+    ) -> Result<(), Unavailable> {
+        super::check(wanted, others, tunnel_port, 4096)
+    }
 
     fn mapping(address: Option<Ipv4Addr>, protocol: Transport, host: u16, container: u16) -> PortMapping {
         let port = |number| NonZeroU16::new(number).unwrap();
@@ -136,6 +161,17 @@ mod tests {
             let found = check(&[one, other], [].iter(), TUNNEL);
             assert_eq!(found, Err(Unavailable::Contradiction(one, other)));
         }
+    }
+
+    #[test]
+    fn no_more_are_given_than_the_node_can_have() {
+        let other = endpoint(mapping(None, Transport::Tcp, 80, 8080));
+        let wanted = [81, 82].map(|port| mapping(None, Transport::Tcp, port, 8080));
+        let check = |capacity| super::check(&wanted, [&other].into_iter(), None, capacity);
+        assert_eq!(check(3), Ok(()));
+        assert_eq!(check(2), Err(Unavailable::Full { wanted: 2, used: 1, capacity: 2 }));
+        // A pod without any is not concerned by what a smaller table no longer holds.
+        assert_eq!(super::check(&[], [&other].into_iter(), None, 0), Ok(()));
     }
 
     #[test]

@@ -23,6 +23,11 @@ pub enum IpamError {
         /// How many of them others have.
         held: usize,
     },
+    /// There is none that a pod could have.
+    #[error(
+        "podCIDR {0} has no room for pods: all that it has are the network's, the gateway's and the broadcast address; give the node a podCIDR of /30 or larger (/24 is usual)"
+    )]
+    NoRoom(Ipv4Net),
     /// The address asked for belongs to a pod.
     #[error("address {0} is in use by another pod: ask for a free one")]
     Taken(Ipv4Addr),
@@ -101,7 +106,7 @@ impl Pool {
     /// Takes the next free address.
     ///
     /// # Errors
-    /// [`IpamError::Exhausted`].
+    /// [`IpamError::Exhausted`], [`IpamError::NoRoom`].
     pub fn allocate(&mut self) -> Result<Ipv4Addr, IpamError> {
         let exhausted = self.exhausted();
         let Some((first, end)) = self.usable() else {
@@ -122,7 +127,7 @@ impl Pool {
     /// Whether an address is left that [`Self::allocate`] could give.
     ///
     /// # Errors
-    /// [`IpamError::Exhausted`].
+    /// [`IpamError::Exhausted`], [`IpamError::NoRoom`].
     pub fn has_free(&self) -> Result<(), IpamError> {
         let taken = self.taken.iter().filter(|address| self.can_give(**address)).count();
         let used = taken + self.held_alone().count();
@@ -158,6 +163,9 @@ impl Pool {
     }
 
     fn exhausted(&self) -> IpamError {
+        if self.size() == 0 {
+            return IpamError::NoRoom(self.network);
+        }
         let held = self.held_alone().count();
         IpamError::Exhausted { network: self.network, size: self.size(), held }
     }
@@ -252,13 +260,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_cidr_too_small_for_any_pod_is_exhausted_from_the_start() {
+    fn a_pod_cidr_too_small_for_any_pod_is_named() {
         for network in ["10.244.1.0/31", "10.244.1.0/32", "255.255.255.255/32"] {
-            assert!(
-                matches!(pool(network).allocate(), Err(IpamError::Exhausted { size: 0, .. })),
-                "{network}"
-            );
+            let no_room = Err(IpamError::NoRoom(network.parse().unwrap()));
+            assert_eq!(pool(network).allocate().map(drop), no_room);
+            assert_eq!(pool(network).has_free(), no_room);
         }
+        assert_eq!(pool("10.244.1.0/30").allocate(), Ok(ip("10.244.1.2")));
     }
 
     proptest! {

@@ -12,6 +12,7 @@ pub mod cni_configuration;
 pub mod cni_server;
 pub mod config;
 pub mod config_file;
+mod connections;
 pub mod conntrack;
 pub mod daemon;
 pub mod dataplane;

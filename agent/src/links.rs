@@ -1,6 +1,7 @@
 //! Devices, addresses and routes: all that the agent says to the kernel's routing socket.
 
 mod changes;
+mod disciplines;
 mod neighbours;
 mod queues;
 
@@ -23,6 +24,7 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcO
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
 pub use changes::Changes;
+pub use disciplines::Displaced;
 
 use crate::desired::Route;
 use crate::error::Error;
@@ -339,54 +341,6 @@ impl Links {
             filters.egress = filters.egress.or_else(|| filter(&message));
         }
         Ok(filters)
-    }
-
-    /// Whether a device has a clsact queueing discipline, whoever made it.
-    ///
-    /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn has_clsact(&self, device: u32) -> Result<bool, Error> {
-        Ok(self.clsact(device).await?.is_some())
-    }
-
-    /// Removes a device's clsact queueing discipline unless a filter is on it. `false`: there is none, or one that is used.
-    ///
-    /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn remove_empty_clsact(&self, device: u32) -> Result<bool, Error> {
-        let Some(clsact) = self.clsact(device).await? else {
-            return Ok(false);
-        };
-        let index = i32::try_from(device).unwrap_or_default();
-        for get in [
-            self.handle.traffic_filter(index).get().ingress(),
-            self.handle.traffic_filter(index).get().egress(),
-        ] {
-            let mut filters = get.execute();
-            if filters.try_next().await.map_err(netlink("list filters"))?.is_some() {
-                return Ok(false);
-            }
-        }
-        let mut request = self.handle.qdisc().del(index);
-        request.message_mut().header = clsact.header;
-        request.execute().await.map_err(netlink("remove clsact"))?;
-        Ok(true)
-    }
-
-    async fn clsact(&self, device: u32) -> Result<Option<TcMessage>, Error> {
-        let index = i32::try_from(device).unwrap_or_default();
-        let is_clsact =
-            |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "clsact");
-        let mut disciplines = self.handle.qdisc().get().execute();
-        let mut found = None;
-        while let Some(message) =
-            disciplines.try_next().await.map_err(netlink("list queueing disciplines"))?
-        {
-            if message.header.index == index && message.attributes.iter().any(is_clsact) {
-                found = Some(message);
-            }
-        }
-        Ok(found)
     }
 
     async fn link(&self, name: &str) -> Result<Option<LinkMessage>, Error> {

@@ -20,12 +20,16 @@ use podwire::non_masquerade;
 use podwire::store::{NODES, Store};
 use podwire::uninstall::{self, Options};
 use podwire::{health, housekeeping, install};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
+
+/// Descriptors that suffice: all connections of socket and metrics, maps, programs, links, and files.
+const DESCRIPTORS: u64 = 1024;
 
 /// Events that may wait for the owner of state.
 const QUEUE: usize = 256;
@@ -136,6 +140,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
         bail!("the agent loads BPF programs and makes devices and routes: run it as root");
     }
     config.check().map_err(|contradiction| anyhow!(contradiction))?;
+    reserve_descriptors();
     let store = Store::open(&config.places.state_dir)?;
     Claim::own(&config.places.bpf_dir)?.check(&config.places.state_dir)?;
     let socket_lock = cni_server::hold(&config.places.socket())?;
@@ -186,6 +191,20 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     }
     // It ends when the queue is gone, and the socket's file with it.
     Ok(serving.await??)
+}
+
+/// Raises the limit of open files where it is too low: a client must not keep the agent from opening one.
+fn reserve_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= DESCRIPTORS) {
+        return;
+    }
+    let current = limit.maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit }) {
+        warn!("raise the limit of open files to {current}: {error}");
+    } else if current < DESCRIPTORS {
+        warn!("the agent may open {current} files only: give it {DESCRIPTORS} (LimitNOFILE=, ulimit -n)");
+    }
 }
 
 /// A source that ends only with the agent, or because it cannot be one.

@@ -9,7 +9,10 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::daemon::Event;
-use crate::watched_file::{self, WatchError};
+use crate::watched_file::{WatchError, Watched};
+
+/// More than 50,000 networks, and as much as a ConfigMap holds.
+const LARGEST: u64 = 1 << 20;
 
 /// A line that is no network.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -24,9 +27,11 @@ pub struct BadLine {
 /// may lack the key.
 ///
 /// # Errors
-/// Those of [`watched_file::watch`].
+/// Those of [`Watched::watch`].
 pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
-    watched_file::watch("the list of networks that are not masqueraded", &path, &events, |file| {
+    let what = "the list of networks that are not masqueraded";
+    let file = Watched { what, path: path.clone(), limit: LARGEST };
+    file.watch(&events, move |file| {
         let read = |file| io::read_to_string(file).map_err(|error| error.to_string());
         let text = match file {
             Err(_) if !path.exists() => Ok(String::new()),

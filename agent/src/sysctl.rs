@@ -1,9 +1,11 @@
 //! The kernel switches that pod traffic through the host stack depends on, and what they were before.
 //!
-//! Those of the tunnel's device go with it. Forwarding is the whole node's: what was found is written into the state folder before
-//! it is changed, and `podwire uninstall` goes by that.
+//! Those of pods' links and of the tunnel's device go with them. Forwarding of the whole node and of
+//! its uplinks does not: the state folder says what was found, written before the change, and
+//! `podwire uninstall` goes by that.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,43 @@ const FORWARDING: &str = "net/ipv4/ip_forward";
 const DEVICES: &str = "net/ipv4/conf";
 /// The kernel sets it to the opposite of the whole node's forwarding (`inet_forward_change`, net/ipv4/devinet.c).
 const REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
+
+/// A switch that packets of pods depend on, and what it has to be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Switch {
+    /// By path below the folder.
+    name: String,
+    value: &'static str,
+}
+
+impl Switch {
+    /// Packets that come by a device are forwarded. The kernel asks this of the device alone, whatever
+    /// `ip_forward` says.
+    pub fn forwarding(device: &str) -> Self {
+        Self { name: format!("{DEVICES}/{device}/forwarding"), value: "1" }
+    }
+
+    /// Those of the tunnel's device:
+    ///
+    /// - `rp_filter` is loose: what arrives through the tunnel from a node's own address would be
+    ///   routed back by the uplink, and strict mode drops it. The kernel takes the larger of this
+    ///   value and `all`'s, so a strict `all` does no harm.
+    /// - `disable_ipv6`: the tunnel carries IPv4 only. Without this the kernel sends router
+    ///   solicitations and group reports into it.
+    pub fn of_tunnel(device: &str) -> [Self; 3] {
+        [
+            Self::forwarding(device),
+            Self { name: format!("{DEVICES}/{device}/rp_filter"), value: "2" },
+            Self { name: format!("net/ipv6/conf/{device}/disable_ipv6"), value: "1" },
+        ]
+    }
+}
+
+impl fmt::Display for Switch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
 
 /// What became of forwarding when it was to be as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,18 +83,75 @@ impl Switches {
     }
 
     /// Pods' packets to what the stack decides about (ClusterIPs, the world) are forwarded by it. What was found goes into the state folder
-    /// first.
+    /// first, unless that has what an earlier agent found. Gives whether it was off.
     ///
     /// # Errors
     /// [`Error::File`], [`Error::ReadOnlySwitch`].
-    pub fn enable_forwarding(&self, state_dir: &Path) -> Result<(), Error> {
+    pub fn enable_forwarding(&self, state_dir: &Path) -> Result<bool, Error> {
         if self.read(FORWARDING)? == "1" {
-            return Ok(());
+            return Ok(false);
         }
-        let mut before = Before::load(state_dir)?;
-        before.switches = self.switched_with_forwarding()?;
-        before.save(state_dir)?;
-        self.set(FORWARDING, "1")
+        let before = Before::load(state_dir)?;
+        let mut with_these = before.clone();
+        if !before.switches.contains_key(FORWARDING) {
+            with_these.switches = self.switched_with_forwarding()?;
+        }
+        self.set_remembering(FORWARDING, &before, &with_these, state_dir)?;
+        Ok(true)
+    }
+
+    /// The same of one of the node's links.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::ReadOnlySwitch`].
+    pub fn enable_forwarding_of(&self, device: &str, state_dir: &Path) -> Result<bool, Error> {
+        let switch = Switch::forwarding(device);
+        let Some(found) = self.found(&switch)? else {
+            return Ok(false);
+        };
+        let before = Before::load(state_dir)?;
+        let mut with_this = before.clone();
+        with_this.switches.entry(switch.name.clone()).or_insert(found);
+        self.set_remembering(&switch.name, &before, &with_this, state_dir)?;
+        Ok(true)
+    }
+
+    /// Switches forwarding on. What it was before is remembered first, and forgotten where it cannot be
+    /// switched on: then whoever does it is not to be undone.
+    fn set_remembering(
+        &self,
+        name: &str,
+        before: &Before,
+        with_these: &Before,
+        state_dir: &Path,
+    ) -> Result<(), Error> {
+        with_these.save(state_dir)?;
+        let set = self.set(name, "1");
+        if set.is_err() {
+            before.save(state_dir)?;
+        }
+        set
+    }
+
+    /// Sets a switch of a device that the agent or the plugin has made. Gives whether it was otherwise.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::ReadOnlySwitch`].
+    pub fn put_right(&self, switch: &Switch) -> Result<bool, Error> {
+        let is_otherwise = self.found(switch)?.is_some();
+        if is_otherwise {
+            self.set(&switch.name, switch.value)?;
+        }
+        Ok(is_otherwise)
+    }
+
+    /// What a switch is where that is not what it has to be. A device may be gone; one whose MTU is
+    /// below 1280 has no switches of IPv6, and a kernel without IPv6 has none at all.
+    fn found(&self, switch: &Switch) -> Result<Option<String>, Error> {
+        match self.read(&switch.name) {
+            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(|found| Some(found).filter(|found| *found != switch.value)),
+        }
     }
 
     /// Switches forwarding off again if the agent has switched it on, in this boot, and it is still on; and gives back what the kernel
@@ -70,6 +166,15 @@ impl Switches {
         if self.read(FORWARDING)? != "1" {
             return Ok(Forwarding::ChangedSince);
         }
+        if !before.switches.contains_key(FORWARDING) {
+            // It was on, and some links of the node were not forwarded for.
+            for (name, value) in &before.switches {
+                if self.read(name).is_ok_and(|now| now == "1") {
+                    self.set(name, value)?;
+                }
+            }
+            return Ok(Forwarding::AsBefore);
+        }
         let mut wanted = BTreeMap::new();
         for (name, now) in self.switched_with_forwarding()? {
             let left_at = if name == REDIRECTS { "0" } else { "1" };
@@ -83,26 +188,6 @@ impl Switches {
             self.set(name, value)?;
         }
         Ok(Forwarding::AsBefore)
-    }
-
-    /// Loose reverse path filter: what arrives through the tunnel from a node's own address would be routed back by the
-    /// uplink, and strict mode drops it. The kernel takes the larger of this value and `all`'s, so a strict `all` does no
-    /// harm.
-    ///
-    /// # Errors
-    /// [`Error::File`], [`Error::ReadOnlySwitch`].
-    pub fn loosen_reverse_path_filter(&self, device: &str) -> Result<(), Error> {
-        self.set(&format!("net/ipv4/conf/{device}/rp_filter"), "2")
-    }
-
-    /// The tunnel carries IPv4 only: without this the kernel sends router solicitations and group reports into it.
-    ///
-    /// # Errors
-    /// [`Error::File`], [`Error::ReadOnlySwitch`].
-    pub fn disable_ipv6(&self, device: &str) -> Result<(), Error> {
-        let name = format!("net/ipv6/conf/{device}/disable_ipv6");
-        // Absent on a kernel without IPv6, and on a device with an MTU below IPv6's 1280.
-        if self.folder.join(&name).exists() { self.set(&name, "1") } else { Ok(()) }
     }
 
     /// All that writing the whole node's forwarding changes, by path below the folder, as it is now.

@@ -128,7 +128,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &["agent/src", "cni-shim/src"],
-        // A file's time is the wall clock's: if that jumps, a watched file is read once more, and the kept node list's age is told
+        // A file's time is the wall clock's: if that jumps, a watched file is read 20 ms later, and the kept node list's age is told
         // wrong. A condition of a Node object has a time for people to read.
         except: &[
             "agent/src/watched_file.rs",

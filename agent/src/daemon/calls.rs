@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::host_ports::{self, Unavailable};
 use crate::ipam::{IpamError, Pool};
 use crate::model::{Endpoint, Mode, format_mac, parse_mac};
+use crate::sysctl::Switch;
 
 /// The least MTU of IPv4 (RFC 791).
 const LEAST_MTU: u32 = 68;
@@ -162,7 +163,8 @@ impl Daemon {
         }
         let tunnel_port = (self.config.mode == Mode::Vxlan).then_some(self.config.vxlan_port);
         let others = self.model.endpoints.values().filter(|other| other.host_interface != add.host_interface);
-        host_ports::check(&add.port_mappings, others, tunnel_port).map_err(|unavailable| {
+        let capacity = self.dataplane.maps.frontends_capacity;
+        host_ports::check(&add.port_mappings, others, tunnel_port, capacity).map_err(|unavailable| {
             let code = match unavailable {
                 Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,
                 _ => codes::HOST_PORT_UNAVAILABLE,
@@ -221,7 +223,7 @@ impl Daemon {
         };
         address.map_err(|error| {
             let code = match error {
-                IpamError::Exhausted { .. } => codes::ADDRESSES_EXHAUSTED,
+                IpamError::Exhausted { .. } | IpamError::NoRoom(_) => codes::ADDRESSES_EXHAUSTED,
                 _ => codes::ADDRESS_UNAVAILABLE,
             };
             refuse(code, error.to_string())
@@ -289,6 +291,7 @@ impl Daemon {
             self.links.set_limit(endpoint.ifindex, &endpoint.host_interface, &limit).await?;
         }
         step(Step::LimitSet)?;
+        self.config.places.switches().put_right(&Switch::forwarding(&endpoint.host_interface))?;
         self.links.set_mtu_and_up(endpoint.ifindex, &endpoint.host_interface, endpoint.mtu).await?;
         step(Step::LinkUp)?;
         if let Some(guard) = endpoint.guard() {

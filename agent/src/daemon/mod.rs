@@ -12,6 +12,7 @@ mod reconcile;
 mod start;
 mod state_folder;
 mod sweep;
+mod switches;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -104,6 +105,8 @@ pub struct Figures {
     pub collected: Collected,
     /// Programs that something else had removed or replaced, and that were attached again.
     pub reattached: u64,
+    /// Kernel switches that something else had changed, and that were set again.
+    pub switches_set_again: u64,
     /// Operations by which maps and routes were changed.
     pub operations: u64,
     /// Where the host's firewall may drop pods' packets.
@@ -156,10 +159,16 @@ pub struct Daemon {
     strays: Strays,
     /// Programs that were attached again.
     reattached: u64,
+    /// Kernel switches that were set again.
+    switches_set_again: u64,
     /// Operations by which maps and routes were changed.
     operations: u64,
     /// Why pins are missing, if they are.
     unpinned: Option<String>,
+    /// Why the kernel's switches are not as pods need them, if they are not.
+    unswitched: Option<String>,
+    /// Uplinks that cannot have the programs, as other tools' disciplines are in their place.
+    obstructed: BTreeSet<String>,
     /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
     reported: BTreeSet<String>,
     firewall: firewall::Firewall,
@@ -244,6 +253,7 @@ impl Daemon {
         self.try_state_folder();
         self.look_after_other_pods().await;
         self.look_after_links_and_pins();
+        self.look_after_switches();
         if !self.may_differ() {
             return;
         }
@@ -322,6 +332,7 @@ impl Daemon {
             addresses: self.pool.as_ref().map_or(0, Pool::size),
             collected: self.collected.clone(),
             reattached: self.reattached,
+            switches_set_again: self.switches_set_again,
             operations: self.operations,
             forward_policy_drops: self.firewall.labels(),
             cni_configuration_first: self

@@ -16,7 +16,7 @@ impl Daemon {
     /// vouch for its pod. 50 for all the rest, pods have their network meanwhile: a Node list that was not read yet or that lacks
     /// this node, a state folder that takes no file, no free address. 50 also where there is no pod that could be cut off.
     pub(super) fn status(&self) -> Result<(), Failure> {
-        if let Some(why) = &self.limited {
+        if let Some(why) = self.limited.as_ref().or(self.unswitched.as_ref()).or(self.obstructed.first()) {
             let code = match self.model.endpoints.is_empty() {
                 true => codes::UNAVAILABLE,
                 false => codes::UNAVAILABLE_AND_LIMITED,

@@ -9,7 +9,7 @@ use tracing::{debug, error, info, warn};
 use super::{Daemon, Readiness};
 use crate::desired::desired_of;
 use crate::diff::{Deletions, diff};
-use crate::ipam::Pool;
+use crate::ipam::{IpamError, Pool};
 use crate::model::Node;
 use crate::nodes::changes::{Change, changes};
 use crate::nodes::{Cluster, NodeList, NodeProblem, Skipped, flannel, new_problems};
@@ -200,6 +200,9 @@ impl Daemon {
         };
         self.pool = Some(Pool::new(network, taken, last));
         info!(%network, "addresses are handed out from this node's podCIDR");
+        if let Some(Err(error @ IpamError::NoRoom(_))) = self.pool.as_ref().map(Pool::has_free) {
+            warn!("{error}");
+        }
         let outside: Vec<_> = self.model.outside_pod_network().map(ToString::to_string).collect();
         if !outside.is_empty() {
             warn!(

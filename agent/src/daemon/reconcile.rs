@@ -44,15 +44,18 @@ impl Daemon {
     /// One round; what fails is logged and tried again with the next. Whether nothing did.
     pub(super) async fn reconcile(&mut self) -> bool {
         self.limited = None;
+        let obstructed_before = std::mem::take(&mut self.obstructed);
         let outcome = self.try_reconcile().await;
+        for why in self.obstructed.difference(&obstructed_before) {
+            error!("{why}");
+        }
         let settled = outcome.is_ok() && self.serving == Readiness::Ready;
         self.settled = (settled && self.missed.is_empty()).then(Instant::now);
         if let Err(error) = &outcome {
             error!("reconcile: {error}");
             self.limited = Some(error.to_string());
             // Where nothing was served before and nothing else is said to be missing, that is why.
-            let is_why =
-                self.serving != Readiness::Ready && self.unpinned.is_none() && self.own_missing.is_none();
+            let is_why = self.serving != Readiness::Ready && self.condition().is_none();
             if self.model.uplinks.is_empty() || is_why {
                 self.set_readiness(Readiness::Waiting(error.to_string()));
             }
@@ -80,16 +83,22 @@ impl Daemon {
             return Ok(());
         }
         // Before the routes: the kernel refuses them through a device that is down.
-        if self.set_up_tunnel(&host).await? {
+        let pods_up = self.set_up_pods(&host).await?;
+        if self.set_up_tunnel(&host).await? || pods_up {
             host = self.links.host().await?;
         }
         self.apply_contents(&host).await?;
         let limits = self.set_limits().await;
         self.attach_uplinks().await?;
         self.host = Arc::new(host);
-        let missing = self.unpinned.clone().or_else(|| self.own_missing.clone());
-        self.set_readiness(missing.map_or(Readiness::Ready, Readiness::Waiting));
+        self.set_readiness(self.condition().map_or(Readiness::Ready, Readiness::Waiting));
         filters.and(limits)
+    }
+
+    /// What keeps the agent from being ready although the kernel holds what the model wants.
+    fn condition(&self) -> Option<String> {
+        let of_node = self.unpinned.as_ref().or(self.unswitched.as_ref()).or(self.obstructed.first());
+        of_node.or(self.own_missing.as_ref()).cloned()
     }
 
     /// Finds the uplinks and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
@@ -247,6 +256,25 @@ impl Daemon {
         }
     }
 
+    /// Pods' links that somebody has set down on the node. Says whether there were any.
+    async fn set_up_pods(&self, host: &Host) -> Result<bool, Error> {
+        let mut any = false;
+        for pod in self.model.endpoints.values() {
+            let Some(device) = host.devices.get(&pod.ifindex).filter(|device| !device.up) else {
+                continue;
+            };
+            match self.links.set_mtu_and_up(device.index, &device.name, pod.mtu).await {
+                Ok(()) => {
+                    warn!(%pod, device = device.name, "set up: something else had set the pod's link down on the node");
+                    any = true;
+                }
+                Err(_) if self.is_gone(device.index, &device.name).await? => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(any)
+    }
+
     /// MTU and addresses of the VXLAN device. It carries the overlay address so that what the host masquerades into
     /// the tunnel gets a source that comes back; an address that pods of an earlier podCIDR have as their gateway stays
     /// as long as they do.
@@ -321,16 +349,19 @@ impl Daemon {
     }
 
     async fn attach_uplinks(&mut self) -> Result<(), Error> {
-        for uplink in &self.model.uplinks {
+        for uplink in self.model.uplinks.clone() {
             if self.attached.get(&uplink.index) == Some(&uplink.name) {
                 continue;
             }
-            if self.uplink_attachment == UplinkAttachment::Clsact
-                && !self.links.has_clsact(uplink.index).await?
-            {
-                let mut before = Before::load(&self.config.places.state_dir)?;
-                before.without_clsact.insert(uplink.name.clone());
-                before.save(&self.config.places.state_dir)?;
+            if self.uplink_attachment == UplinkAttachment::Clsact {
+                if !self.make_room_on_uplink(uplink.index, &uplink.name).await? {
+                    continue;
+                }
+                if !self.links.has_clsact(uplink.index).await? {
+                    let mut before = Before::load(&self.config.places.state_dir)?;
+                    before.without_clsact.insert(uplink.name.clone());
+                    before.save(&self.config.places.state_dir)?;
+                }
             }
             self.dataplane.attach_uplink(&uplink.name, self.uplink_attachment, self.config.uplink_xdp)?;
             info!(device = uplink.name, how = ?self.uplink_attachment, xdp = ?self.config.uplink_xdp, "programs attached to the uplink");

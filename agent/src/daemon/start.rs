@@ -31,6 +31,7 @@ use crate::model::{Endpoint, Mode, Model, format_mac};
 use crate::recovery::recovered;
 use crate::store::{Corrupt, Store};
 use crate::strays::Strays;
+use crate::sysctl::Switch;
 
 /// What a node lacks without the programs of its own processes.
 const NO_HOST_PROCESSES: &str =
@@ -88,8 +89,11 @@ impl Daemon {
             paths_doubtful: true,
             strays: Strays::default(),
             reattached: 0,
+            switches_set_again: 0,
             operations: 0,
             unpinned: None,
+            unswitched: None,
+            obstructed: BTreeSet::new(),
             reported: BTreeSet::new(),
             firewall: Firewall::new(&config),
             other_pods: OtherPods::default(),
@@ -252,9 +256,9 @@ async fn tunnel_device(config: &Config, links: &Links) -> Result<Option<u32>, Er
     if replaced {
         warn!("device {VXLAN_DEVICE} was not as configured: it is made anew");
     }
-    let switches = config.places.switches();
-    switches.loosen_reverse_path_filter(VXLAN_DEVICE)?;
-    switches.disable_ipv6(VXLAN_DEVICE)?;
+    for switch in Switch::of_tunnel(VXLAN_DEVICE) {
+        config.places.switches().put_right(&switch)?;
+    }
     Ok(Some(device.index))
 }
 

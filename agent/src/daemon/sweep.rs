@@ -13,6 +13,7 @@ use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::pins;
 use crate::error::Error;
 use crate::host::Host;
+use crate::links::Displaced;
 use crate::model::Endpoint;
 
 /// A plugin that adds an attachment again removes its link and asks the agent milliseconds later.
@@ -130,7 +131,7 @@ impl Daemon {
                 lost.push((program, found));
             }
         }
-        if lost.is_empty() {
+        if lost.is_empty() || !self.make_room(kind, index, name).await? {
             return Ok(());
         }
         let attached = match kind {
@@ -148,6 +149,29 @@ impl Daemon {
             self.count_reattached(name, program, &found);
         }
         Ok(())
+    }
+
+    /// Sees to it that nothing stands where clsact belongs. `false`: it is another tool's, on a link of the node.
+    async fn make_room(&mut self, kind: Kind, index: u32, name: &str) -> Result<bool, Error> {
+        let ours = kind.programs();
+        match self.links.remove_displacing(index, (kind == Kind::Uplink).then_some(&ours)).await? {
+            Displaced::No => {}
+            Displaced::Removed => {
+                warn!(device = name, "removed: another queueing discipline stood in the place of clsact");
+            }
+            Displaced::InUse => {
+                self.obstructed.insert(format!(
+                    "the uplink {name} has an `ingress` queueing discipline, or one with shared blocks, which holds filters of another tool: Podwire's programs need clsact in its place. Have that tool use clsact (`tc qdisc add dev {name} clsact`), and run `tc qdisc del dev {name} ingress`"
+                ));
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The same for an uplink that is to get its first programs.
+    pub(super) async fn make_room_on_uplink(&mut self, index: u32, name: &str) -> Result<bool, Error> {
+        self.make_room(Kind::Uplink, index, name).await
     }
 
     /// Whether a device has gone since the kernel was looked at.

@@ -48,6 +48,8 @@ pub struct Maps {
     pub non_masquerade: LpmTrie<MapData, LpmAddr, u32>,
     /// `FRONTENDS`.
     pub frontends: HashMap<MapData, abi::Frontend, abi::Backend>,
+    /// How many entries that one can hold.
+    pub frontends_capacity: usize,
     /// `REDIRECTED_SOCKETS`.
     pub redirected_sockets: HashMap<MapData, RedirectedSocket, SocketAddress>,
     /// `FRAGMENTS`.
@@ -84,6 +86,7 @@ impl Maps {
         Ok(Self {
             stack_flows_capacity,
             translations_capacity,
+            frontends_capacity: capacity(ebpf, names::FRONTENDS)?,
             endpoints: take(ebpf, names::ENDPOINTS)?,
             guards: take(ebpf, names::EGRESS_GUARDS)?,
             nodes: take(ebpf, names::NODES)?,

@@ -20,12 +20,13 @@ impl Maps {
     /// # Errors
     /// [`Error::Map`].
     pub fn print_sizes(&self, asked: &[(&'static str, u32)]) -> Result<(), Error> {
-        let maps: [(&'static str, &MapData); 5] = [
+        let maps: [(&'static str, &MapData); 6] = [
             (names::TRANSLATIONS, self.translations.map()),
             (names::STACK_FLOWS, self.stack_flows.map()),
             (names::FRAGMENTS, self.fragments.map()),
             (names::INBOUND_FLOWS, self.inbound_flows.map()),
             (names::FLOWS, self.flows.map()),
+            (names::FRONTENDS, self.frontends.map()),
         ];
         for (name, data) in maps {
             let map = data.info().map_err(map_error("look up", name))?;
@@ -38,7 +39,7 @@ impl Maps {
                 warn!(
                     map = name,
                     entries,
-                    "{wanted} entries are asked for: the map is pinned with the flows in it and keeps its size until the node restarts"
+                    "{wanted} entries are asked for: the map is pinned with what is in it and keeps its size until the node restarts"
                 );
             }
         }

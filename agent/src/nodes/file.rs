@@ -11,10 +11,12 @@ use tracing::info;
 use super::NodeList;
 use super::objects::{self, Entries};
 use crate::daemon::Event;
-use crate::watched_file::{self, WatchError};
+use crate::watched_file::{WatchError, Watched};
 
 /// What is read at a time, bytes.
 const CHUNK: usize = 64 << 10;
+/// Twice the 30 MB of 5,000 nodes.
+const LARGEST: u64 = 64 << 20;
 
 /// Why a file as a whole cannot be used.
 #[derive(Debug, Error)]
@@ -32,9 +34,10 @@ pub enum FileError {
 /// Sends the file's content as an event now and after every change, or why it cannot be used.
 ///
 /// # Errors
-/// Those of [`watched_file::watch`].
+/// Those of [`Watched::watch`].
 pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
-    watched_file::watch("the node list", &path, &events, |file| match file {
+    let file = Watched { what: "the node list", path: path.clone(), limit: LARGEST };
+    file.watch(&events, move |file| match file {
         Ok(file) => match parse(&path, file) {
             Ok(Entries { records, problems }) => {
                 info!(path = %path.display(), nodes = records.len(), "node list read");
@@ -49,7 +52,7 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), Wat
 
 /// Decodes a `List` of nodes or a single one. Entries that do not decode are named among the problems and left out.
 ///
-/// JSON is decoded as it is read, an entry at a time: a list of 5,000 nodes has 30 MB. YAML is held as a whole.
+/// An entry is decoded at a time: a list of 5,000 nodes has 30 MB. JSON is decoded as it is read, of YAML the text is held as a whole.
 ///
 /// # Errors
 /// [`FileError::Decode`] when the text as a whole is neither.
@@ -65,7 +68,10 @@ pub(super) fn parse(path: &Path, file: impl Read) -> Result<Entries, FileError> 
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
     use std::net::IpAddr;
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
 
     use serde_json::Value;
 
@@ -196,12 +202,126 @@ mod tests {
             std::fs::write(&path, "{ half a").unwrap();
             unusable(events.recv().await, "decode");
             std::fs::write(path.with_file_name("another file of the folder"), "").unwrap();
-            tokio::time::sleep(4 * watched_file::SETTLE).await;
+            tokio::time::sleep(4 * crate::watched_file::SETTLE).await;
             std::fs::remove_file(&path).unwrap();
             unusable(events.recv().await, "No such file");
             std::fs::write(&path, list(&[node("good again")])).unwrap();
             assert_eq!(change(events.recv().await), ["good again"]);
         });
+    }
+
+    /// The next list, whatever was said of moments without one.
+    async fn list_after(events: &mut mpsc::Receiver<Event>) -> Vec<String> {
+        loop {
+            match events.recv().await {
+                Some(Event::NodeListUnusable(_)) => {}
+                other => return change(other),
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_or_link_on_the_way_may_be_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        let write = |path: &str, name: &str| {
+            fs::create_dir_all(at(path)).unwrap();
+            fs::write(at(path).join("nodes.json"), list(&[node(name)])).unwrap();
+        };
+        write("top/real/sub", "first");
+        symlink("real", at("top/link")).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (sender, mut events) = mpsc::channel(8);
+            let watching = tokio::spawn(watch(at("top/link/sub/nodes.json"), sender));
+            assert_eq!(list_after(&mut events).await, ["first"]);
+            // Again and again: what is watched is another folder each time.
+            for round in ["one", "two", "three"] {
+                let name = |what: &str| format!("{what} {round}");
+                fs::remove_dir_all(at("top/real/sub")).unwrap();
+                write("top/real/sub", &name("made anew"));
+                assert_eq!(list_after(&mut events).await, [name("made anew")]);
+
+                write(&format!("top/{round}/sub"), &name("linked"));
+                symlink(round, at("top/swapped")).unwrap();
+                fs::rename(at("top/swapped"), at("top/link")).unwrap();
+                assert_eq!(list_after(&mut events).await, [name("linked")]);
+
+                fs::rename(at("top"), at(&format!("before {round}"))).unwrap();
+                write("top/real/sub", &name("renamed"));
+                symlink("real", at("top/link")).unwrap();
+                assert_eq!(list_after(&mut events).await, [name("renamed")]);
+            }
+            watching.abort();
+        });
+    }
+
+    #[test]
+    fn what_is_no_regular_file_or_too_large_is_named() {
+        with_watcher(async |path, mut events| {
+            assert_eq!(change(events.recv().await), ["first"]);
+            let beside = path.with_extension("new");
+            assert!(Command::new("mkfifo").arg(&beside).status().unwrap().success());
+            fs::rename(&beside, &path).unwrap();
+            unusable(events.recv().await, "no regular file");
+            File::create(&beside).unwrap().set_len(LARGEST + 1).unwrap();
+            fs::rename(&beside, &path).unwrap();
+            unusable(events.recv().await, "67108865 bytes, more than the 67108864");
+            fs::write(&beside, list(&[node("good again")])).unwrap();
+            fs::rename(&beside, &path).unwrap();
+            assert_eq!(change(events.recv().await), ["good again"]);
+        });
+    }
+
+    /// In a process of its own, whose user may have no instance of inotify.
+    #[test]
+    fn a_file_is_looked_at_where_inotify_is_used_up() {
+        const NAME: &str = "nodes::file::tests::a_file_is_looked_at_where_inotify_is_used_up";
+        const INSIDE: &str = "PODWIRE_WITHOUT_INOTIFY";
+        if std::env::var_os(INSIDE).is_none() {
+            let script = r#"echo 0 > /proc/sys/user/max_inotify_instances && exec "$@""#;
+            let mut child = Command::new("unshare");
+            child.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]);
+            child.arg(std::env::current_exe().unwrap()).args([NAME, "--exact", "--nocapture"]);
+            let output = child.env(INSIDE, "1").output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{output:?}");
+            assert!(said.contains("fs.inotify.max_user_instances"), "{said}");
+            return;
+        }
+        tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+        with_watcher(async |path, mut events| {
+            assert_eq!(change(events.recv().await), ["first"]);
+            for name in ["second", "third"] {
+                fs::write(&path, list(&[node(name)])).unwrap();
+                assert_eq!(list_after(&mut events).await, [name]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_list_is_bounded_in_entries_their_size_and_depth() {
+        let refused = |text: &str| parse(Path::new("nodes"), text.as_bytes()).unwrap_err().to_string();
+        let entries = 20_001;
+        let json = format!(r#"{{"kind":"List","items":[{}1]}}"#, "1,".repeat(entries));
+        let yaml = format!("kind: List\nitems:\n{}", "- a: [1, 2, 3]\n".repeat(entries));
+        for text in [&json, &yaml] {
+            assert!(refused(text).contains("more than 20000 entries"), "{}", refused(text));
+        }
+        let json = format!(r#"{{"kind":"List","items":[[{}1]]}}"#, "1,".repeat(1 << 20));
+        let yaml = format!("kind: List\nitems:\n- a:\n{}", "  - b: [1, 2, 3]\n".repeat(1 << 18));
+        let status = format!("kind: Node\nstatus:\n{}", "  - b: [1, 2, 3]\n".repeat(1 << 18));
+        for text in [&json, &yaml, &status] {
+            assert!(refused(text).contains("more than 2097152 bytes"), "{}", refused(text));
+        }
+        let deep = |opening: &str, closing: &str| format!("{}{}", opening.repeat(1000), closing.repeat(1000));
+        for text in [
+            format!(r#"{{"kind":"List","items":[{}]}}"#, deep("[", "]")),
+            format!("kind: List\nitems:\n- {}", deep("[", "]")),
+            format!("kind: Node\nstatus: {}1", deep("{a: ", "").trim_end()),
+        ] {
+            refused(&text);
+        }
     }
 
     #[track_caller]

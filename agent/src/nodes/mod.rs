@@ -12,6 +12,7 @@ use crate::model::Node;
 pub mod changes;
 pub mod file;
 pub mod flannel;
+mod json;
 pub mod kube;
 mod objects;
 

@@ -5,18 +5,22 @@ use std::io::Read;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::flannel::{Annotations, Lease};
+use super::json::Json;
 use super::{ENTRY, NodeProblem, NodeRecord};
 
 /// The type of the addresses that nodes reach each other by.
 const INTERNAL_ADDRESS: &str = "InternalIP";
 /// The condition of a node whose network somebody else has to see to.
 pub(super) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
+
+/// Of a list: four times the nodes of the largest clusters.
+const MAX_ENTRIES: usize = 20_000;
+/// Of YAML; that of a Node object is less than 10.
+const MAX_DEPTH: usize = 64;
 
 /// The entries of a list, as far as they were read.
 #[derive(Debug, Default)]
@@ -25,74 +29,65 @@ pub(super) struct Entries {
     pub(super) problems: Vec<NodeProblem>,
 }
 
-/// Reads JSON, and holds the text of one entry at a time.
+/// Reads JSON, and holds one entry at a time.
 pub(super) fn from_json(reader: impl Read) -> Result<Entries, String> {
     let mut deserializer = serde_json::Deserializer::from_reader(reader);
     let document = Document::deserialize(&mut deserializer);
     let document = document.and_then(|document| deserializer.end().map(|()| document));
-    let document = document.map_err(|error| error.to_string())?;
-    match document.kind.as_deref() {
-        Some("List" | "NodeList") => Ok(document.items),
-        Some("Node") => {
-            let part =
-                |part: &Option<Box<RawValue>>| part.as_ref().map_or("null", |raw| raw.get()).to_owned();
-            let [metadata, spec, status] = [&document.metadata, &document.spec, &document.status].map(part);
-            let mut entries = Entries::default();
-            entries.add_json(&format!(r#"{{"metadata":{metadata},"spec":{spec},"status":{status}}}"#));
-            Ok(entries)
-        }
-        kind => Err(other_kind(kind)),
-    }
+    document.map_err(|error| error.to_string())?.entries()
 }
 
-/// Reads YAML, all of it at once.
+/// Reads YAML: its text is held as a whole, and of what it says one entry at a time.
 pub(super) fn from_yaml(reader: impl Read) -> Result<Entries, String> {
     let text = std::io::read_to_string(reader).map_err(|error| error.to_string())?;
-    // The file is the operator's own: the budget against hostile documents would refuse large clusters.
-    let options = serde_saphyr::options! { budget: None };
-    let mut document: Value =
-        serde_saphyr::from_str_with_options(&text, options).map_err(|error| error.to_string())?;
-    let items = match document.get("kind").and_then(Value::as_str) {
-        Some("List" | "NodeList") => match document.get_mut("items").map(Value::take) {
-            Some(Value::Array(items)) => items,
-            Some(Value::Null) | None => Vec::new(),
-            Some(_) => return Err("`items` is not a list".into()),
+    // The budget counts all of a document, whether or not anything of it is kept: large clusters pass.
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            max_nodes: usize::MAX,
+            max_events: usize::MAX,
+            max_total_scalar_bytes: usize::MAX,
         },
-        Some("Node") => vec![document],
-        kind => return Err(other_kind(kind)),
     };
-    let mut entries = Entries::default();
-    for item in items {
-        let name = name_of(&item);
-        entries.add(NodeObject::deserialize(item), || name);
-    }
-    Ok(entries)
+    let document: Document =
+        serde_saphyr::from_str_with_options(&text, options).map_err(|error| error.to_string())?;
+    document.entries()
 }
 
 fn other_kind(kind: Option<&str>) -> String {
     kind.map_or_else(|| "there is no `kind`".into(), |kind| format!("`kind` is `{kind}`"))
 }
 
-fn name_of(item: &Value) -> Option<String> {
-    item.pointer("/metadata/name").and_then(Value::as_str).map(str::to_owned)
+/// The name in an entry that does not decode.
+fn name_of(text: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        metadata: Metadata,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        name: String,
+    }
+    serde_json::from_str(text).ok().map(|named: Named| named.metadata.name)
 }
 
 impl Entries {
     pub(super) fn add_json(&mut self, text: &str) {
-        // Most entries decode: only of one that does not more than that is asked.
-        self.add(serde_json::from_str(text), || name_of(&serde_json::from_str(text).ok()?));
-    }
-
-    fn add(&mut self, decoded: Result<NodeObject, serde_json::Error>, name: impl FnOnce() -> Option<String>) {
-        let decoded = decoded.map_err(|error| error.to_string());
+        let decoded = serde_json::from_str::<NodeObject>(text).map_err(|error| error.to_string());
         match decoded.and_then(NodeRecord::try_from) {
             Ok(record) => self.records.push(record),
             Err(reason) => {
-                let number = self.records.len() + self.problems.len() + 1;
-                let entry = name().map_or_else(|| format!("entry {number}"), |name| format!("{ENTRY}{name}"));
+                let number = self.len() + 1;
+                let entry =
+                    name_of(text).map_or_else(|| format!("entry {number}"), |name| format!("{ENTRY}{name}"));
                 self.problems.push(NodeProblem::Malformed { entry, reason });
             }
         }
+    }
+
+    fn len(&self) -> usize {
+        self.records.len() + self.problems.len()
     }
 }
 
@@ -102,9 +97,25 @@ struct Document {
     kind: Option<String>,
     #[serde(default)]
     items: Entries,
-    metadata: Option<Box<RawValue>>,
-    spec: Option<Box<RawValue>>,
-    status: Option<Box<RawValue>>,
+    metadata: Option<Json>,
+    spec: Option<Json>,
+    status: Option<Json>,
+}
+
+impl Document {
+    fn entries(self) -> Result<Entries, String> {
+        match self.kind.as_deref() {
+            Some("List" | "NodeList") => Ok(self.items),
+            Some("Node") => {
+                let part = |part: &Option<Json>| part.as_ref().map_or("null", |Json(text)| text).to_owned();
+                let [metadata, spec, status] = [&self.metadata, &self.spec, &self.status].map(part);
+                let mut entries = Entries::default();
+                entries.add_json(&format!(r#"{{"metadata":{metadata},"spec":{spec},"status":{status}}}"#));
+                Ok(entries)
+            }
+            kind => Err(other_kind(kind)),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Entries {
@@ -124,8 +135,11 @@ impl<'de> Deserialize<'de> for Entries {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Entries, A::Error> {
                 let mut entries = Entries::default();
-                while let Some(item) = items.next_element::<Box<RawValue>>()? {
-                    entries.add_json(item.get());
+                while let Some(Json(item)) = items.next_element()? {
+                    if entries.len() == MAX_ENTRIES {
+                        return Err(A::Error::custom(format!("there are more than {MAX_ENTRIES} entries")));
+                    }
+                    entries.add_json(&item);
                 }
                 Ok(entries)
             }

@@ -51,6 +51,20 @@ fn everything_to_and_from_a_limited_pod_passes_its_queues() {
 }
 
 #[test]
+fn the_smallest_limit_lets_packets_pass_and_a_smaller_one_is_refused() {
+    const LEAST: u64 = 12_000;
+    for mtu in [1500, 9000] {
+        let lab = Lab::builder().nodes(1).underlay_mtu(mtu).build().unwrap();
+        let node = lab.node(0);
+        let limits = |rate: u64| json!({ "bandwidth": { "ingressRate": rate, "egressRate": rate } });
+        let pod = node.add_pod_with("pod", &limits(LEAST)).unwrap();
+        traffic::udp_exchange(&pod, node, node.address(), PORT, 100).unwrap();
+        let refused = node.add_pod_with("refused", &limits(LEAST - 1)).unwrap_err().to_string();
+        assert!(refused.contains("11999") && refused.contains("12000 at least"), "{refused}");
+    }
+}
+
+#[test]
 fn what_comes_by_a_host_port_passes_the_queues_too() {
     for mode in MODES {
         let places = Places::new(mode);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use podwire_common::names::maps;
 use serde_json::json;
@@ -95,6 +96,52 @@ fn an_agent_does_not_start_with_a_file_that_is_wrong() {
     let log = lab.node(0).agent_log();
     assert!(log.contains(&config) && log.contains("the nearest is `vxlan-port`"), "{log}");
     assert_eq!(lab.node(0).output(&["ip", "link", "show", "podwire-vxlan"]).unwrap().status.code(), Some(1));
+}
+
+#[test]
+fn files_are_read_again_when_their_folder_is_replaced() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let write = |folder: &str, mtu: u32, networks: &str| {
+        fs::create_dir(at(folder)).unwrap();
+        fs::write(at(folder).join("config.yaml"), format!("mtu: {mtu}\n")).unwrap();
+        fs::write(at(folder).join("networks"), networks).unwrap();
+    };
+    write("etc", 1400, "");
+    let [config, networks] =
+        ["etc/config.yaml", "etc/networks"].map(|name| at(name).to_str().unwrap().to_owned());
+    let arguments = ["--config", &config, "--non-masquerade-file", &networks];
+    let lab = Lab::builder().nodes(1).agent_arguments(&arguments).build().unwrap();
+    let node = lab.node(0);
+    let differs = || node.agent_log().matches("when the agent is restarted").count();
+    wait_for(node, "INFO", "runs with what counts of --config");
+
+    fs::remove_dir_all(at("etc")).unwrap();
+    write("etc", 1300, "192.0.2.0/24\n");
+    wait_until(|| (excluded(node) == 1 && differs() == 1).then_some(()))
+        .unwrap_or_else(|| panic!("{}", node.agent_log()));
+    // By a link now, which another one takes the place of.
+    write("other", 1200, "192.0.2.0/24\n198.51.100.0/24\n");
+    fs::rename(at("etc"), at("before")).unwrap();
+    symlink("other", at("etc")).unwrap();
+    wait_until(|| (excluded(node) == 2 && differs() == 2).then_some(()))
+        .unwrap_or_else(|| panic!("{}", node.agent_log()));
+    symlink("before", at("swapped")).unwrap();
+    fs::rename(at("swapped"), at("etc")).unwrap();
+    wait_until(|| (excluded(node) == 1 && differs() == 3).then_some(()))
+        .unwrap_or_else(|| panic!("{}", node.agent_log()));
+}
+
+#[test]
+fn a_config_that_is_no_regular_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.yaml");
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    let config = config.to_str().unwrap();
+    let lab = Lab::builder().nodes(1).agents(false).agent_arguments(&["--config", config]).build().unwrap();
+    assert!(!lab.node(0).run_second_agent().unwrap().success());
+    let log = lab.node(0).agent_log();
+    assert!(log.contains(config) && log.contains("no regular file"), "{log}");
 }
 
 /// A folder as a kubelet mounts it from a ConfigMap: each key is a link into `..data`, and that one to a folder with a whole state, which

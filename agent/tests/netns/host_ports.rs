@@ -43,6 +43,27 @@ fn everybody_reaches_a_host_port_in_direct_routing() {
     everybody_reaches_a_host_port(Mode::Direct);
 }
 
+#[test]
+fn host_ports_beyond_what_the_node_can_have_are_refused() {
+    let many = |first: u16, count: u16| {
+        let mapping = |port| json!({ "hostPort": port, "containerPort": PORT, "protocol": "tcp" });
+        json!({ "portMappings": (first..first + count).map(mapping).collect::<Vec<_>>() })
+    };
+    for (arguments, capacity) in [(&[][..], 4096), (&["--max-host-ports", "5000"], 5000)] {
+        let lab = Lab::builder().nodes(1).agent_arguments(arguments).build().unwrap();
+        let node = lab.node(0);
+        let has = node.add_pod_with("has", &many(10_000, 100)).unwrap();
+        let refused = node.add_pod_with("refused", &many(20_000, capacity - 99)).unwrap_err().to_string();
+        for part in ["100 of the", &capacity.to_string(), "--max-host-ports"] {
+            assert!(refused.contains(part), "{part}: {refused:.2000}");
+        }
+        has.delete().unwrap();
+        let pod = node.add_pod_again("refused", &many(20_000, capacity)).unwrap();
+        let last = SocketAddr::new(node.address(), 20_000 + capacity - 1);
+        traffic::tcp_exchange_on(lab.world(), &pod, Route::translated(last, PORT), STREAM).unwrap();
+    }
+}
+
 fn everybody_reaches_a_host_port(mode: Mode) {
     let places = Places::new(mode);
     let mut failures = String::new();

@@ -1,10 +1,15 @@
 //! The Node list changes under running agents, for better and for worse.
 
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, traffic};
+
+use crate::idle_clients::get;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const MEBIBYTE: u64 = 1 << 20;
@@ -61,6 +66,49 @@ fn a_list_that_does_not_decode_keeps_the_last_good_state() {
 }
 
 #[test]
+fn a_list_that_cannot_be_read_keeps_nobody_waiting() {
+    let lab = Lab::builder().nodes(1).node_file().build().unwrap();
+    let (node, good) = (lab.node(0), lab.node_list().unwrap().to_string());
+    let file = file_of(node);
+    let beside = file.with_extension("new");
+    assert!(Command::new("mkfifo").arg(&beside).status().unwrap().success());
+    fs::rename(&beside, &file).unwrap();
+    is_refused(node, "no regular file");
+    fs::File::create(&beside).unwrap().set_len(100_000_000).unwrap();
+    fs::rename(&beside, &file).unwrap();
+    is_refused(node, "100000000 bytes");
+    lab.write_node_list(&good).unwrap();
+    node.add_pod("last").unwrap();
+}
+
+#[test]
+fn a_hostile_list_of_40_mb_takes_little_memory() {
+    let lab = Lab::builder().nodes(1).node_file().build().unwrap();
+    let (node, good) = (lab.node(0), lab.node_list().unwrap().to_string());
+    lab.write_node_list(&format!("kind: List\nitems:\n{}", "- a: [1, 2, 3]\n".repeat(2_500_000))).unwrap();
+    is_refused(node, "more than 20000 entries");
+    let status = fs::read_to_string(format!("/proc/{}/status", node.agent_pid().unwrap())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 300 << 10, "the agent has used {peak} kB");
+    lab.write_node_list(&good).unwrap();
+    node.add_pod("last").unwrap();
+}
+
+#[test]
+fn a_pod_cidr_without_room_for_pods_is_named() {
+    let lab = Lab::builder().nodes(1).node_file().agents(false).build().unwrap();
+    let node = lab.node(0);
+    let mut list = lab.node_list().unwrap();
+    list["items"][0]["spec"] = json!({ "podCIDR": "10.244.1.0/31", "podCIDRs": ["10.244.1.0/31"] });
+    lab.write_node_list(&list.to_string()).unwrap();
+    node.start_agent().unwrap();
+    let refused = node.add_pod("pod").unwrap_err().to_string();
+    assert!(refused.contains("10.244.1.0/31 has no room for pods"), "{refused}");
+    assert!(warned(node, "has no room for pods"), "{}", node.agent_log());
+}
+
+#[test]
 fn a_node_that_joins_is_reached_and_one_that_leaves_is_forgotten() {
     let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
     let all = lab.node_list().unwrap();
@@ -113,6 +161,18 @@ fn warned(node: &Node, about: &str) -> bool {
 
 fn entries(dump: &Value) -> usize {
     dump.as_array().unwrap().len()
+}
+
+/// The file of a lab's list.
+fn file_of(node: &Node) -> PathBuf {
+    node.state_dir().ancestors().nth(2).unwrap().join("nodes.json")
+}
+
+/// The list is not used, and the agent answers as ever.
+fn is_refused(node: &Node, why: &str) {
+    eventually(why, || node.agent_log().contains(why), node);
+    node.add_pod(&format!("beside-{}", node.agent_log().len())).unwrap();
+    assert!(get(node, "/healthz").starts_with("HTTP/1.1 200"));
 }
 
 /// Waits for what an agent does by itself.

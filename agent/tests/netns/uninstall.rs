@@ -171,6 +171,21 @@ fn forwarding_that_others_rely_on_or_have_changed_stays() {
     assert_eq!(life(false, "0", None).0, "0");
     assert_eq!(life(false, "1", None).0, "1", "it was on before");
     assert_eq!(life(false, "0", Some("0")).0, "0");
+    // Somebody has switched it off while the agent ran, which has put it back: before the agent it was on, and without it off.
+    for (before, uplink) in [("0", "1\n"), ("1", "0\n")] {
+        let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+        let node = lab.node(0);
+        node.sysctl(FORWARDING, before).unwrap();
+        node.sysctl("net/ipv4/conf/eth0/forwarding", "1").unwrap();
+        node.start_agent().unwrap();
+        node.sysctl(FORWARDING, "0").unwrap();
+        assert!(wait_until(|| (forwarding(node) == "1\n").then_some(())).is_some(), "{}", node.agent_log());
+        node.stop_agent().unwrap();
+        let done = node.uninstall().unwrap();
+        assert!(done.status.success() && forwarding(node) == "0\n", "{before}: {}", text(&done));
+        let shown = node.exec(&["cat", "/proc/sys/net/ipv4/conf/eth0/forwarding"]).unwrap();
+        assert_eq!(shown, uplink, "{before}: what the kernel has made of others' switching it off stays");
+    }
     let (value, said) = life(true, "0", None);
     assert!(value == "1" && said.contains("devices=\"docker0\""), "{said}");
     let (value, said) = life(true, "1", None);

@@ -1,0 +1,56 @@
+//! Kernel switches that pods depend on and that others change: set again, every ten seconds.
+
+use podwire_common::names::VXLAN_DEVICE;
+use tracing::{error, warn};
+
+use super::{Daemon, Readiness};
+use crate::error::Error;
+use crate::sysctl::Switch;
+
+impl Daemon {
+    /// Sets switches again. Where one cannot be set the agent is not ready, and says why.
+    pub(super) fn look_after_switches(&mut self) {
+        let mut set = Vec::new();
+        let outcome = self.set_switches(&mut set);
+        if !set.is_empty() {
+            self.switches_set_again += set.len() as u64;
+            warn!(
+                switches = set.join(", "),
+                "set again: something else has changed these kernel switches, which pods' traffic needs; find out what (sysctl.d, networkd, a container engine) and have it leave them"
+            );
+        }
+        let unswitched = outcome.err().map(|error| {
+            format!("pods are cut off from services and the world while forwarding is off: {error}")
+        });
+        if unswitched == self.unswitched {
+            return;
+        }
+        self.settled = None;
+        if let Some(why) = &unswitched {
+            error!("{why}");
+            self.set_readiness(Readiness::Waiting(why.clone()));
+        }
+        self.unswitched = unswitched;
+    }
+
+    /// The whole node's first: the kernel sets all devices' with it.
+    fn set_switches(&self, set: &mut Vec<String>) -> Result<(), Error> {
+        let (switches, state_dir) = (self.config.places.switches(), &self.config.places.state_dir);
+        if switches.enable_forwarding(state_dir)? {
+            set.push("ip_forward".into());
+        }
+        for uplink in &self.model.uplinks {
+            if switches.enable_forwarding_of(&uplink.name, state_dir)? {
+                set.push(format!("forwarding of {}", uplink.name));
+            }
+        }
+        let pods = self.model.endpoints.values().map(|pod| Switch::forwarding(&pod.host_interface));
+        let tunnel = self.model.vxlan.map(|_| Switch::of_tunnel(VXLAN_DEVICE));
+        for switch in tunnel.into_iter().flatten().chain(pods) {
+            if switches.put_right(&switch)? {
+                set.push(switch.to_string());
+            }
+        }
+        Ok(())
+    }
+}

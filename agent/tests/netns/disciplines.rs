@@ -1,0 +1,119 @@
+//! Other tools' queueing disciplines in the place of clsact.
+
+use xtask::lab::{Lab, Node, Ns, traffic};
+
+use crate::idle_clients::get;
+use crate::sockets::wait_until;
+use crate::sweep::metric;
+
+const MEBIBYTE: u64 = 1 << 20;
+const REATTACHED: &str = "podwire_programs_reattached_total";
+/// A kernel that says that it is 2.6 has no TCX, as far as the agent can tell.
+const WITHOUT_TCX: [&str; 2] = ["setarch", "--uname-2.6"];
+
+#[test]
+fn disciplines_in_the_place_of_clsact_are_replaced() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let [pod, shared, last] = ["pod", "shared", "last"].map(|name| node.add_pod(name).unwrap());
+    let far = lab.node(1).add_pod("far").unwrap();
+    for device in [pod.host_interface(), "podwire-vxlan"] {
+        replace(node, device, "ingress");
+    }
+    replace(node, shared.host_interface(), "ingress_block 22 egress_block 23 clsact");
+    for (device, programs) in [
+        (pod.host_interface(), ["from_pod", "to_pod"]),
+        (shared.host_interface(), ["from_pod", "to_pod"]),
+        ("podwire-vxlan", ["from_overlay", "to_overlay"]),
+    ] {
+        assert!(wait_until(|| has(node, device, programs).then_some(())).is_some(), "{device}");
+    }
+    // By the programs of both directions, past the stack and through it.
+    for pod in [&pod, &shared] {
+        traffic::tcp_exchange(pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
+        traffic::tcp_exchange(&far, pod, pod.address(), 8080, MEBIBYTE).unwrap();
+        traffic::tcp_exchange(pod, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
+        traffic::tcp_exchange(node, pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    }
+    traffic::tcp_exchange(node, &far, far.address(), 8080, MEBIBYTE).unwrap();
+    // Nothing is attached again in the next round but what goes then.
+    next_round(node, &last);
+    assert_eq!(metric(node, REATTACHED), (2 * 3 + 1).to_string(), "{}", node.agent_log_tail(30));
+    for device in [pod.host_interface(), shared.host_interface(), "podwire-vxlan"] {
+        let log = node.agent_log();
+        let told = |line: &&str| line.contains("place of clsact") && line.contains(device);
+        assert_eq!(log.lines().filter(told).count(), 1, "{device}: {log}");
+    }
+}
+
+#[test]
+fn an_uplink_without_tcx_is_not_taken_from_other_tools() {
+    // No cgroup: for such a kernel the library would attach programs there that outlive the agent.
+    let builder = Lab::builder().agent_wrapper(&WITHOUT_TCX).agent_arguments(&["--cgroup-dir", "/proc"]);
+    let lab = builder.build().unwrap();
+    let node = lab.node(0);
+    let uplink = ["from_uplink", "to_uplink"];
+    assert!(has(node, "eth0", uplink), "{}", node.agent_log());
+    assert!(node.agent_log().contains("do not reach pods' hostPorts"), "no cgroup: {}", node.agent_log());
+    let (pod, last) = (node.add_pod("pod").unwrap(), node.add_pod("last").unwrap());
+    let talks = || traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
+
+    // Nothing is on it.
+    replace(node, "eth0", "ingress");
+    assert!(wait_until(|| has(node, "eth0", uplink).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+    talks();
+
+    node.kill_agent().unwrap();
+    replace(node, "eth0", "ingress");
+    let filter = "tc filter add dev eth0 ingress pref 5 protocol ip bpf direct-action bytecode";
+    node.exec(&[&words(filter)[..], &["1,6 0 0 4294967295"]].concat()).unwrap();
+    let is_told = || Some(get(node, "/readyz")).filter(|said| said.contains("503") && said.contains("eth0"));
+    node.spawn_agent().unwrap();
+    let told = wait_until(is_told).unwrap_or_else(|| panic!("{}", node.agent_log_tail(20)));
+    assert!(told.contains("clsact") && told.contains("tc qdisc del dev eth0 ingress"), "{told}");
+    next_round(node, &last);
+    let log = node.agent_log();
+    let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR") && line.contains("eth0")).collect();
+    assert_eq!(errors.len(), 1, "said once: {errors:#?}");
+    let shown = node.exec(&words("tc filter show dev eth0 ingress")).unwrap();
+    assert!(shown.contains("pref 5") && !shown.contains("uplink"), "{shown}");
+
+    node.exec(&words("tc qdisc del dev eth0 ingress")).unwrap();
+    let is_ready = || Some(get(node, "/readyz")).filter(|said| said.contains("200"));
+    assert!(wait_until(is_ready).is_some(), "{}", node.agent_log_tail(20));
+    assert!(has(node, "eth0", uplink));
+    talks();
+    // While the agent runs, too.
+    replace(node, "eth0", "ingress");
+    node.exec(&[&words(filter)[..], &["1,6 0 0 4294967295"]].concat()).unwrap();
+    assert!(wait_until(is_told).is_some(), "{}", node.agent_log_tail(20));
+}
+
+/// In the place of what a device has there.
+fn replace(ns: &Ns, device: &str, discipline: &str) {
+    let there = ["clsact", "ingress"].iter().any(|kind| {
+        let delete = ["tc", "qdisc", "del", "dev", device, kind];
+        ns.output(&delete).unwrap().status.success()
+    });
+    assert!(there, "{device} has neither");
+    ns.exec(&[&["tc", "qdisc", "add", "dev", device][..], &words(discipline)].concat()).unwrap();
+}
+
+/// Whether a device has these programs at ingress and egress, each in its own direction only.
+fn has(ns: &Ns, device: &str, [ingress, egress]: [&str; 2]) -> bool {
+    let show = |direction| ns.exec(&["tc", "filter", "show", "dev", device, direction]).unwrap();
+    let (from, to) = (show("ingress"), show("egress"));
+    from.contains(ingress) && !from.contains(egress) && to.contains(egress) && !to.contains(ingress)
+}
+
+/// Takes a pod's filter away and waits until it is there again: all that was there before was looked at.
+fn next_round(node: &Node, pod: &xtask::lab::Pod) {
+    let device = pod.host_interface();
+    node.exec(&["tc", "filter", "del", "dev", device, "egress"]).unwrap();
+    let is_back = || has(node, device, ["from_pod", "to_pod"]).then_some(());
+    assert!(wait_until(is_back).is_some(), "{}", node.agent_log_tail(20));
+}
+
+fn words(command: &str) -> Vec<&str> {
+    command.split(' ').collect()
+}

@@ -1,0 +1,105 @@
+//! Clients that connect and send nothing: they keep nobody else from being served.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+use xtask::lab::{Lab, Node};
+
+/// The agent raises the soft limit by itself.
+const DESCRIPTORS: &str = "prlimit --nofile=64:1024";
+const METRICS: &str = "127.0.0.1:9790";
+
+#[test]
+fn idle_clients_of_the_metrics_keep_nobody_from_being_served() {
+    const CLIENTS: usize = 1100;
+    raise_descriptors(CLIENTS);
+    let lab = Lab::builder().nodes(1).agent_wrapper(&words(DESCRIPTORS)).build().unwrap();
+    let node = lab.node(0);
+    let connect = || TcpStream::connect(METRICS).unwrap();
+    let mut clients = node.enter(|| (0..CLIENTS).map(|_| connect()).collect::<Vec<_>>()).unwrap();
+    // Of a request that does not end.
+    for client in clients.iter_mut().rev().take(32) {
+        let _ = client.write_all(b"GET /metrics HTTP/1.1\r\nHost: ");
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Those that are closed come again.
+        scope.spawn(|| {
+            node.enter(|| {
+                while !done.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    clients.push(connect());
+                    clients.swap_remove(0);
+                }
+            })
+            .unwrap();
+        });
+        let asked = std::panic::catch_unwind(|| {
+            for number in 0..10 {
+                node.add_pod(&format!("pod{number}")).unwrap();
+                for path in ["/healthz", "/readyz", "/metrics"] {
+                    let answer = get(node, path);
+                    assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+                }
+            }
+        });
+        done.store(true, Ordering::Relaxed);
+        asked.unwrap();
+    });
+    assert!(!node.agent_log().contains("Too many open files"), "{}", node.agent_log_tail(20));
+}
+
+#[test]
+fn idle_clients_of_the_socket_keep_no_pod_from_being_added() {
+    const CLIENTS: usize = 600;
+    raise_descriptors(CLIENTS);
+    let lab = Lab::builder().nodes(1).agent_wrapper(&words(DESCRIPTORS)).build().unwrap();
+    let node = lab.node(0);
+    let connect = || UnixStream::connect(node.socket()).unwrap();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect()).collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+                clients.push(connect());
+                clients.swap_remove(0);
+            }
+        });
+        let added = std::panic::catch_unwind(|| {
+            for number in 0..30 {
+                node.add_pod(&format!("pod{number}")).unwrap();
+            }
+        });
+        done.store(true, Ordering::Relaxed);
+        added.unwrap();
+    });
+}
+
+/// This process holds the clients.
+fn raise_descriptors(clients: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    assert!(limit.maximum.is_none_or(|maximum| maximum > clients as u64 + 1000), "raise `ulimit -Hn`");
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
+/// What the agent answers by HTTP, head included.
+pub fn get(node: &Node, path: &str) -> String {
+    let Ok(mut stream) = node.enter(|| TcpStream::connect(METRICS)).unwrap() else {
+        return "nobody listens".into();
+    };
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn words(command: &str) -> Vec<&str> {
+    command.split(' ').collect()
+}
