@@ -341,6 +341,7 @@ pub fn is_still(known: &KnownFlow, key: &FlowKey) -> bool {
 }
 
 /// Remembers what was found out about a flow. A loss costs time, nothing else.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy of the key would take its place on the stack")]
 #[inline(always)]
 pub fn remember_flow(known: &KnownFlow) {
     let _ = FLOWS.insert(&known.key, known, BPF_ANY.into());
@@ -354,6 +355,7 @@ pub fn forget_flow(flow: &Flow) {
 }
 
 /// As [`forget_flow`], by what was remembered: its key is on the stack already.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy of the key would take its place on the stack")]
 #[inline(always)]
 pub fn forget_known(known: &KnownFlow) {
     let _ = FLOWS.remove(&known.key);

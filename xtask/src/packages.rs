@@ -71,6 +71,17 @@ pub(crate) const TOOLS: [Package; 14] = [
 pub(crate) const MEASUREMENTS: [Package; 1] =
     [package("iperf3", Proof::Program("iperf3"), "measures streams")];
 
+/// What runs tests on other kernels.
+pub(crate) const EMULATION: [Package; 3] = [
+    package(
+        "qemu-system-x86",
+        Proof::Program("qemu-system-x86_64"),
+        "emulates a machine with another kernel",
+    ),
+    package("xz-utils", Proof::Program("xz"), "unpacks that kernel's modules"),
+    package("busybox-static", Proof::File("/usr/share/doc/busybox-static"), "the first process there"),
+];
+
 impl Package {
     /// Whether what it brings is there.
     pub(crate) fn is_present(&self) -> bool {
@@ -111,10 +122,15 @@ pub(crate) fn can_install() -> bool {
 
 /// Fetches the package lists and installs, or upgrades, these.
 pub(crate) fn install(names: &[&str]) -> Result<()> {
-    run::visibly(apt().args(["update", "--quiet", "--quiet"]))?;
+    update()?;
     run::visibly(
         apt().args(["install", "--yes", "--quiet", "--quiet", "--no-install-recommends"]).args(names),
     )
+}
+
+/// Fetches the package lists.
+pub(crate) fn update() -> Result<()> {
+    run::visibly(apt().args(["update", "--quiet", "--quiet"]))
 }
 
 /// What a person types to install these.

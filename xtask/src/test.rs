@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use xtask::envtest::{ASSETS, Binaries};
 
+use crate::kernels::{Guest, Kernel, Report};
 use crate::{build, check, run};
 
 /// Says to tests that have a longer version that it is asked for; see [`xtask::lab::is_soak`].
@@ -18,6 +19,10 @@ const SOAK_LAYERS: [&str; 3] = ["netns", "plugin", "runtime"];
 
 /// The layer that asks a cluster's own API server, too, where there is one.
 const KUBE_LAYER: &str = "kube";
+/// Layers that run on other kernels, too, and which of their tests: all of them, or those whose names contain this.
+const KERNEL_LAYERS: [(&str, &str); 2] = [("prog", ""), ("netns", "every_path_between")];
+/// Asks tests for new records in place of comparisons.
+const RECORD_ANEW: &str = "PODWIRE_RECORD";
 
 /// What to run.
 #[derive(clap::Args)]
@@ -25,6 +30,9 @@ pub(crate) struct Options {
     /// Only this layer: `unit`, `doc`, or the name of an integration test (`prog`, `netns`, `plugin`, …).
     #[arg(long, value_name = "LAYER")]
     only: Option<String>,
+    /// Only the packet tables and the paths between pods and nodes, on this kernel of Debian's in an emulated machine.
+    #[arg(long, value_name = "VERSION", conflicts_with = "only")]
+    kernel: Option<Kernel>,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -34,10 +42,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_root()?;
     let start = Instant::now();
     build::for_tests()?;
-    if options.only.is_none() && options.filter.is_none() {
+    let is_whole = options.only.is_none() && options.kernel.is_none() && options.filter.is_none();
+    if is_whole {
         check::run()?;
     }
-    let layers = layers(options)?;
+    let mut layers = layers(options)?;
+    let kernels = if is_whole { Kernel::ALL.to_vec() } else { options.kernel.into_iter().collect() };
+    add_kernels(&mut layers, &kernels)?;
+    if options.kernel.is_some() {
+        layers.retain(|layer| layer.guest.is_some());
+    }
     report(&layers, options, &[], start)
 }
 
@@ -55,12 +69,17 @@ pub(crate) fn soak(options: &Options) -> Result<()> {
 struct Layer {
     name: String,
     programs: Vec<Program>,
+    /// Where they run; `None`: on this machine.
+    guest: Option<Guest>,
 }
 
 /// A test executable.
+#[derive(Clone)]
 struct Program {
     executable: PathBuf,
     package: PathBuf,
+    /// Only tests whose name contains this, where nothing else is asked for.
+    filter: &'static str,
 }
 
 #[derive(Default)]
@@ -85,7 +104,7 @@ fn layers(options: &Options) -> Result<Vec<Layer>> {
         ensure!(output.status.success(), "the tests do not compile");
         Ok(String::from_utf8(output.stdout)?)
     })?;
-    let mut unit = Layer { name: "unit".to_owned(), programs: Vec::new() };
+    let mut unit = Layer { name: "unit".to_owned(), programs: Vec::new(), guest: None };
     let mut layers = Vec::new();
     for message in messages.lines() {
         let message: Value = serde_json::from_str(message).context("decode what cargo says")?;
@@ -98,23 +117,43 @@ fn layers(options: &Options) -> Result<Vec<Layer>> {
         let program = Program {
             executable: executable.into(),
             package: manifest.parent().context("a manifest without a folder")?.to_owned(),
+            filter: "",
         };
         if target["kind"][0] == "test" {
             let name = target["name"].as_str().context("a test without a name")?.to_owned();
-            layers.push(Layer { name, programs: vec![program] });
+            layers.push(Layer { name, programs: vec![program], guest: None });
         } else {
             unit.programs.push(program);
         }
     }
     layers.sort_by(|one, other| one.name.cmp(&other.name));
     layers.insert(0, unit);
-    layers.push(Layer { name: "doc".to_owned(), programs: Vec::new() });
+    layers.push(Layer { name: "doc".to_owned(), programs: Vec::new(), guest: None });
     if let Some(only) = &options.only {
         let names: Vec<String> = layers.iter().map(|layer| layer.name.clone()).collect();
         layers.retain(|layer| layer.name == *only);
         ensure!(!layers.is_empty(), "there is no layer {only}; there are {}", names.join(", "));
     }
     Ok(layers)
+}
+
+/// Adds a layer for each kernel.
+fn add_kernels(layers: &mut Vec<Layer>, kernels: &[Kernel]) -> Result<()> {
+    if kernels.is_empty() {
+        // Perhaps only another layer is asked for.
+        return Ok(());
+    }
+    let mut programs = Vec::new();
+    for (name, filter) in KERNEL_LAYERS {
+        let layer = layers.iter().find(|layer| layer.name == name);
+        let layer = layer.with_context(|| format!("there is no layer {name}"))?;
+        programs.extend(layer.programs.iter().cloned().map(|program| Program { filter, ..program }));
+    }
+    for &kernel in kernels {
+        let guest = Some(Guest::prepare(kernel)?);
+        layers.push(Layer { name: format!("Linux {kernel}"), programs: programs.clone(), guest });
+    }
+    Ok(())
 }
 
 /// Runs all, also after a failure, and ends with one line for each.
@@ -161,17 +200,15 @@ fn did_not_run() -> String {
 impl Layer {
     fn run(&self, options: &Options, environment: &[(&str, &str)], tally: &mut Tally) -> Result<()> {
         if self.name == "doc" {
-            return run_tests(&mut run::cargo(&["test", "--quiet", "--doc"]), tally);
+            return run_tests(&mut run::cargo(&["test", "--quiet", "--doc"]), tally, None);
         }
         let mut failed = Vec::new();
         for program in &self.programs {
-            let mut command = Command::new(&program.executable);
-            command
-                .args(&options.filter)
-                .current_dir(&program.package)
-                .env("CARGO_MANIFEST_DIR", &program.package)
-                .envs(environment.iter().copied());
-            if let Err(error) = run_tests(&mut command, tally) {
+            let outcome = match &self.guest {
+                Some(guest) => program.run_on(guest, options, tally),
+                None => program.run(options, environment, tally),
+            };
+            if let Err(error) = outcome {
                 failed.push(format!("{}: {error:#}", name_of(&program.executable)));
             }
         }
@@ -181,17 +218,44 @@ impl Layer {
     }
 }
 
-/// Shows what the test harness prints, and counts with it.
-fn run_tests(command: &mut Command, tally: &mut Tally) -> Result<()> {
+impl Program {
+    fn run(&self, options: &Options, environment: &[(&str, &str)], tally: &mut Tally) -> Result<()> {
+        let mut command = Command::new(&self.executable);
+        command
+            .args(&options.filter)
+            .current_dir(&self.package)
+            .env("CARGO_MANIFEST_DIR", &self.package)
+            .envs(environment.iter().copied());
+        run_tests(&mut command, tally, None)
+    }
+
+    fn run_on(&self, guest: &Guest, options: &Options, tally: &mut Tally) -> Result<()> {
+        let filter = options.filter.as_deref().unwrap_or(self.filter);
+        let arguments: &[&str] = if filter.is_empty() { &[] } else { &[filter] };
+        let is_recorded = std::env::var_os(RECORD_ANEW).is_some();
+        let environment: &[_] = if is_recorded { &[(RECORD_ANEW, "1")] } else { &[] };
+        let mut command = guest.command(&self.executable, &self.package, arguments, environment)?;
+        let mut report = Report::default();
+        run_tests(&mut command, tally, Some(&mut report))?;
+        guest.finish(&report)
+    }
+}
+
+/// Shows what the test harness prints, and counts with it. What a guest's first process says goes to its report.
+fn run_tests(command: &mut Command, tally: &mut Tally, mut report: Option<&mut Report>) -> Result<()> {
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("start {}", run::shown(command)))?;
     let watchdog = Watchdog::start(&child);
     let output = child.stdout.take().context("the tests have no output")?;
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
+        let text = String::from_utf8_lossy(&line);
+        if report.as_mut().is_some_and(|report| report.takes(&text)) {
+            continue;
+        }
         std::io::stdout().write_all(&line)?;
         println!();
-        tally.add(&String::from_utf8_lossy(&line));
+        tally.add(&text);
     }
     let status = child.wait()?;
     drop(watchdog);

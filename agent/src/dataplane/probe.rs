@@ -11,11 +11,16 @@ use tracing::{info, warn};
 use super::attach::UplinkAttachment;
 use crate::{cgroup2, netns};
 
+/// The oldest kernel that the programs are tested on (`cargo xtask test --kernel`).
+const OLDEST: KernelVersion = KernelVersion::new(6, 1, 0);
+
 /// The kernel's capabilities.
 #[derive(Clone, Debug)]
 pub struct Capabilities {
     /// As `uname -r` prints it.
     pub kernel: String,
+    /// Whether the programs are tested on one as old.
+    pub is_tested: bool,
     /// Type information, without which `bpftool` shows no field names.
     pub btf: bool,
     /// TCX attachment (6.6).
@@ -38,8 +43,9 @@ impl Capabilities {
         let classifier = |helper| is_helper_supported(ProgramType::SchedClassifier, helper).unwrap_or(false);
         Self {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            is_tested: is_at_least(OLDEST),
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-            tcx: KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)),
+            tcx: is_at_least(KernelVersion::new(6, 6, 0)),
             redirect_peer: classifier(BpfHelper::BPF_FUNC_redirect_peer),
             redirect_neigh: classifier(BpfHelper::BPF_FUNC_redirect_neigh),
             cgroup2: cgroup2::root(cgroup_dir),
@@ -63,9 +69,15 @@ impl Capabilities {
             conntrack = self.conntrack,
             "kernel capabilities"
         );
+        if !self.is_tested {
+            warn!(
+                kernel = self.kernel,
+                "this kernel is older than Linux 6.1, the oldest that Podwire is tested on: its verifier may refuse the programs; install a newer one"
+            );
+        }
         if !(self.redirect_peer && self.redirect_neigh) {
             warn!(
-                "the kernel refuses bpf_redirect_peer or bpf_redirect_neigh: Podwire needs Linux 5.12 or later, root, and the capabilities BPF, NET_ADMIN and PERFMON"
+                "the kernel refuses bpf_redirect_peer or bpf_redirect_neigh: Podwire needs Linux 6.1 or later, root, and the capabilities BPF, NET_ADMIN and PERFMON"
             );
         }
     }
@@ -80,4 +92,8 @@ impl Capabilities {
     pub fn uplink_attachment(&self) -> UplinkAttachment {
         if self.tcx { UplinkAttachment::Tcx } else { UplinkAttachment::Clsact }
     }
+}
+
+fn is_at_least(version: KernelVersion) -> bool {
+    KernelVersion::current().is_ok_and(|current| current >= version)
 }

@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::{env, fs};
 
-use podwire::dataplane::load;
 use podwire::model::Mode;
 use podwire_common::abi;
 use serde::{Deserialize, Serialize};
@@ -19,7 +18,7 @@ const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/prog/costs.json
 /// What compiled and linked the object: a line each.
 const TOOLCHAIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/toolchain");
 /// Asks for a new record in place of a comparison.
-const RECORD_ANEW: &str = "PODWIRE_RECORD";
+pub const RECORD_ANEW: &str = "PODWIRE_RECORD";
 
 #[derive(Serialize, Deserialize)]
 struct Costs {
@@ -32,11 +31,11 @@ struct Costs {
 }
 
 #[derive(Serialize, Deserialize, PartialEq, Eq)]
-struct BuiltBy {
-    compiler: String,
-    linker: String,
+pub struct BuiltBy {
+    pub compiler: String,
+    pub linker: String,
     /// The verifier puts instructions of its own in place of some: major and minor version.
-    kernel: String,
+    pub kernel: String,
 }
 
 #[test]
@@ -89,10 +88,7 @@ fn helper_calls() -> BTreeMap<String, BTreeMap<String, Calls>> {
 fn instructions() -> BTreeMap<String, BTreeMap<String, u64>> {
     const BYTES: u32 = 8;
     let of = |mode| {
-        // Of what the configuration rules out the verifier leaves nothing: none of it may be zero.
-        let node = Fixture::with_programs(mode, |config| {
-            load::load(&abi::Config { netns_cookie: 1, ..*config }, &[], None).unwrap()
-        });
+        let node = with_all_parts(mode);
         let programs = node.loaded.ebpf.programs();
         let sizes = programs.map(|(name, program)| {
             let bytes = program.info().unwrap().size_translated().expect("root sees every program");
@@ -103,8 +99,13 @@ fn instructions() -> BTreeMap<String, BTreeMap<String, u64>> {
     [("vxlan", Mode::Vxlan), ("direct", Mode::Direct)].map(|(name, mode)| (name.to_owned(), of(mode))).into()
 }
 
+/// Of what the configuration rules out the verifier leaves nothing: none of it may be zero.
+pub fn with_all_parts(mode: Mode) -> Fixture {
+    Fixture::with_config(mode, |config| abi::Config { netns_cookie: 1, ..*config })
+}
+
 impl BuiltBy {
-    fn now() -> Self {
+    pub fn now() -> Self {
         let text = fs::read_to_string(TOOLCHAIN).unwrap_or_else(|error| {
             panic!("read {TOOLCHAIN}: {error}: `cargo xtask build` leaves it beside the object")
         });
@@ -151,7 +152,7 @@ fn table(differences: &[Difference]) -> String {
 }
 
 /// Past the test harness, which keeps what a test that passes has printed to itself.
-fn say(text: &str) {
+pub fn say(text: &str) {
     std::io::stderr().write_all(format!("\n{text}\n\n").as_bytes()).unwrap();
 }
 

@@ -10,6 +10,7 @@ mod from_overlay;
 mod from_pod;
 mod from_uplink;
 mod host_ports;
+mod kernels;
 mod kind;
 mod kinds;
 mod known;
