@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use podwire_cni::protocol::{Attachment, host_interface};
 use podwire_common::abi::{ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
@@ -91,6 +92,49 @@ fn a_read_only_disk_is_told_before_an_add_fails() {
     set_read_only(node.state_dir(), true);
     unavailable_until_mended(node, "Read-only file system", || set_read_only(node.state_dir(), false));
     node.add_pod("pod").unwrap();
+}
+
+#[test]
+fn a_disk_that_hangs_is_told_and_the_agent_lives() {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let node = lab.node(0);
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(16 << 20).unwrap();
+    run("mkfs.ext4", &["-q", "-F", image.path().to_str().unwrap()]);
+    run("mount", &["-o", "loop", image.path().to_str().unwrap(), node.state_dir().to_str().unwrap()]);
+    node.start_agent().unwrap();
+    let frozen = Frozen::new(node.state_dir());
+    let why = "the disk of the state folder";
+    let said = |(status, text): &(u16, String)| *status == 503 && text.contains(why);
+    assert!(wait_until(|| Some(readyz(node)).filter(said)).is_some(), "{}", node.agent_log_tail(10));
+    failed(&status(node), UNAVAILABLE, why);
+    drop(frozen);
+    let ready = wait_until(|| Some(readyz(node)).filter(|(status, _)| *status == 200));
+    assert!(ready.is_some(), "{:?}", readyz(node));
+    node.add_pod("pod").unwrap().delete().unwrap();
+    node.stop_agent().unwrap();
+    run("umount", &[node.state_dir().to_str().unwrap()]);
+}
+
+/// A file system whose writers wait.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(mount_point: &Path) -> Self {
+        run("fsfreeze", &["--freeze", mount_point.to_str().unwrap()]);
+        Self(mount_point.into())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        run("fsfreeze", &["--unfreeze", self.0.to_str().unwrap()]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
 }
 
 #[test]
