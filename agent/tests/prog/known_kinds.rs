@@ -53,21 +53,19 @@ fn later(flow: &str, kind: impl Fn(String) -> Kind) -> Vec<Kind> {
     ]
 }
 
-/// After a request of pod A to the world, and an answer to it.
-fn answered(kind: Kind, request: Transport, answer: Transport) -> Kind {
-    kind.after(TO_UPLINK, Link::Uplink, out(POD_A, WORLD, request).build()).after(
-        FROM_UPLINK,
-        Link::Uplink,
-        arriving(WORLD, NODE1, answer).build(),
-    )
+/// After a request of pod A to the world, an answer to it, and the packet that establishes the flow.
+fn answered(kind: Kind, request: Transport, answer: Transport, third: Transport) -> Kind {
+    kind.after(TO_UPLINK, Link::Uplink, out(POD_A, WORLD, request).build())
+        .after(FROM_UPLINK, Link::Uplink, arriving(WORLD, NODE1, answer).build())
+        .after(TO_UPLINK, Link::Uplink, out(POD_A, WORLD, third).build())
 }
 
 fn answered_tcp(kind: Kind) -> Kind {
-    answered(kind, syn(CLIENT, SERVER), syn_ack(SERVER, CLIENT))
+    answered(kind, syn(CLIENT, SERVER), syn_ack(SERVER, CLIENT), ack(CLIENT, SERVER))
 }
 
 fn answered_udp(kind: Kind) -> Kind {
-    answered(kind, udp(CLIENT, SERVER), udp(SERVER, CLIENT))
+    answered(kind, udp(CLIENT, SERVER), udp(SERVER, CLIENT), udp(CLIENT, SERVER))
 }
 
 /// The first of a flow, and all where the host's rules do something about it, take the stack.
