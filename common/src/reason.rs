@@ -82,6 +82,9 @@ numbered! {
         NoRouteBack = 28 "no-route-back",
         /// A pod sent more than its limit lets through: it has gone around the queue on its own side.
         EgressLimitExceeded = 29 "egress-limit-exceeded",
+        /// A pod left a checksum to the kernel that is not the one of its own TCP, UDP or SCTP
+        /// header: the kernel would write it over what the programs have checked.
+        ChecksumNotOwn = 30 "checksum-not-own",
     }
 }
 

@@ -8,6 +8,7 @@ mod bpftool;
 mod capabilities;
 mod changes;
 mod check;
+mod checksums;
 mod cni;
 mod config_file;
 mod disk;
@@ -30,6 +31,7 @@ mod migration;
 mod mtu;
 mod node_changes;
 mod node_list;
+mod offload;
 #[path = "../prog/old_object.rs"]
 mod old_object;
 mod other_pods;

@@ -10,7 +10,7 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Headers, Ipv4, Skb, ethertype},
-    stage::{arp, direct, flow, frontend, known, local, snat, source, stack_flow, tunnel_out},
+    stage::{arp, checksum, direct, flow, frontend, known, local, snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -22,6 +22,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn verdict(ctx: &TcContext) -> Outcome {
     ctx.clear_ready_to_leave();
+    checksum::of_pod(ctx)?;
     let generation = maps::generation();
     let known = match known::of_pod(ctx, generation) {
         Some((plain, known)) if known.kind == KNOWN_LOCAL => {
