@@ -75,6 +75,18 @@ pub fn refuse_tunnel_from_pod(packet: &Ipv4, node: &Node) -> Result<(), Drop> {
     Ok(())
 }
 
+/// Refuses a pod network's source in a frame to a group: no node forwards a pod's packet in one.
+///
+/// # Errors
+/// [`Drop::PodSourceNotFromNode`].
+#[inline(always)]
+pub fn of_group_frame(headers: &Headers) -> Result<(), Drop> {
+    match maps::node(&headers.source_address()) {
+        Some(node) if node.flags & NODE_POD_NETWORK != 0 => Err(Drop::PodSourceNotFromNode),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a pod network's source that arrives bare on an uplink, unless it comes from the node that owns it.
 ///
 /// # Errors
