@@ -85,6 +85,9 @@ numbered! {
         /// A pod left a checksum to the kernel that is not the one of its own TCP, UDP or SCTP
         /// header: the kernel would write it over what the programs have checked.
         ChecksumNotOwn = 30 "checksum-not-own",
+        /// To or from 127.0.0.0/8, from a pod or by an uplink: no such packet leaves a host (RFC
+        /// 1122 section 3.2.1.3).
+        LoopbackAddress = 31 "loopback-address",
     }
 }
 

@@ -27,6 +27,7 @@ mod known_flows;
 mod kube_proxy;
 mod large;
 mod life;
+mod loopback;
 mod migration;
 mod mtu;
 mod node_changes;

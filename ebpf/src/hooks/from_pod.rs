@@ -46,6 +46,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         _ => return Err(Drop::EthertypeUnknown),
     }
     refuse_group(&packet.headers)?;
+    source::refuse_loopback(&packet.headers)?;
     let parsed = packet.parse(ctx);
     if parsed.is_ok()
         && let Some(known) = known

@@ -30,6 +30,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         ethertype::VLAN | ethertype::SERVICE_VLAN if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
         _ => return Ok(Verdict::PASS),
     }
+    source::refuse_loopback(&packet.headers)?;
     if !ctx.is_for_this_host() {
         source::of_group_frame(&packet.headers)?;
         return Ok(Verdict::PASS);

@@ -13,6 +13,9 @@ use crate::{
     packet::{Headers, Ipv4, Lookup, Skb, Way},
 };
 
+/// The first byte of 127.0.0.0/8.
+const LOOPBACK: u8 = 127;
+
 /// The endpoint that a frame from a pod's link comes from.
 ///
 /// # Errors
@@ -71,6 +74,19 @@ pub fn is_tunnel(packet: &Ipv4) -> bool {
 pub fn refuse_tunnel_from_pod(packet: &Ipv4, node: &Node) -> Result<(), Drop> {
     if is_tunnel(packet) && node.flags & NODE_POD_NETWORK == 0 {
         return Err(Drop::VxlanFromPod);
+    }
+    Ok(())
+}
+
+/// Refuses the addresses of a host to itself. The kernel lets them in where `route_localnet` is
+/// set.
+///
+/// # Errors
+/// [`Drop::LoopbackAddress`].
+#[inline(always)]
+pub fn refuse_loopback(headers: &Headers) -> Result<(), Drop> {
+    if headers.source[0] == LOOPBACK || headers.destination[0] == LOOPBACK {
+        return Err(Drop::LoopbackAddress);
     }
     Ok(())
 }
