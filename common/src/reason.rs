@@ -43,7 +43,8 @@ numbered! {
         EthertypeUnknown = 9 "ethertype-unknown",
         /// A pod sent ARP that is not a request for its own gateway.
         ArpNotForGateway = 10 "arp-not-for-gateway",
-        /// A pod sent VXLAN to a node, or to the world under its node's address.
+        /// A pod sent VXLAN to a node, or to the world under its node's address; or a rule of the
+        /// host made such a packet of another.
         VxlanFromPod = 11 "vxlan-from-pod",
         /// VXLAN from an address that is no node's.
         TunnelPeerUnknown = 12 "tunnel-peer-unknown",

@@ -17,6 +17,7 @@ mod flannel;
 mod flows;
 mod footprint;
 mod forward_policy;
+mod forwarded_tunnel;
 mod forwarding_pod;
 mod headers;
 mod host_port_life;

@@ -37,6 +37,9 @@ pub trait Skb {
     /// Whether the frame belongs to a VLAN. A tag of VLAN 0 only bears a priority: the kernel takes the frame as untagged
     /// (IEEE 802.1Q section 6.8).
     fn has_foreign_vlan_tag(&self) -> bool;
+    /// The link by which the packet came to this host; 0 when it did not: a socket's, or the VXLAN
+    /// device's.
+    fn ingress_ifindex(&self) -> u32;
     /// Whether the link found the frame addressed to this host, and not to a group.
     fn is_for_this_host(&self) -> bool;
     /// Whether the link found the frame addressed to another host.
@@ -113,6 +116,12 @@ impl Skb for TcContext {
     fn is_for_another_host(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.skb.skb).pkt_type == PACKET_OTHERHOST }
+    }
+
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb.skb).ingress_ifindex }
     }
 
     #[inline(always)]

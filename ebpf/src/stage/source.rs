@@ -78,6 +78,25 @@ pub fn refuse_tunnel_from_pod(packet: &Ipv4, node: &Node) -> Result<(), Drop> {
     Ok(())
 }
 
+/// Refuses tunnel packets that a host's rule made of another's: translated to this node's address,
+/// the other nodes would take them for its own. The tunnel's own packets, and those of this node's
+/// sockets, came by no link.
+///
+/// # Errors
+/// [`Drop::VxlanFromPod`].
+#[inline(always)]
+pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Ipv4) -> Result<(), Drop> {
+    let came_by = ctx.ingress_ifindex();
+    if maps::is_direct() || came_by == 0 || !is_tunnel(packet) {
+        return Ok(());
+    }
+    // What this node only routes between others keeps their addresses.
+    if maps::uplink(came_by).is_some() && !maps::is_own_address(&packet.headers.source_address()) {
+        return Ok(());
+    }
+    Err(Drop::VxlanFromPod)
+}
+
 /// Refuses the addresses of a host to itself. The kernel lets them in where `route_localnet` is
 /// set.
 ///
