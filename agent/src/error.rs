@@ -107,6 +107,14 @@ pub enum Error {
         /// The kernel's or the loader's answer, the verifier's log included.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The kernel does not tell what the programs need to know.
+    #[error("find out from {} where the kernel's struct sk_buff has a checksum that a sender leaves to it: {problem}: without that, pods can forge their sources, and Podwire does not start; it needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys of that kernel", path.display())]
+    SkbLayout {
+        /// The kernel's types.
+        path: PathBuf,
+        /// What they lack.
+        problem: String,
+    },
     /// A switch of the kernel's in a folder where it can only be read.
     #[error("write {}: read-only, as in a container: mount the node's /proc/sys/net writable, at /host/proc/sys/net for example, and say so with --sysctl-dir /host/proc/sys", path.display())]
     ReadOnlySwitch {

@@ -474,6 +474,30 @@ pub struct Config {
     pub netns_cookie: u64,
 }
 
+/// Read-only data of the object, written at load: where the running kernel's `struct sk_buff` has
+/// the fields that no context of a program shows. A program reads all of them at once: they lie
+/// within [`SKB_WINDOW`] bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct SkbLayout {
+    /// The window's first byte, from the beginning of the structure.
+    pub window: u16,
+    /// The lower bit of `ip_summed`, which has two; in bits of the window.
+    pub ip_summed: u16,
+    /// The bit `encapsulation`, in bits of the window.
+    pub encapsulation: u16,
+    /// `csum_start`, 16 bits; in bytes of the window.
+    pub csum_start: u16,
+    /// `csum_offset`, 16 bits; in bytes of the window.
+    pub csum_offset: u16,
+    /// `mac_header`, 16 bits; in bytes of the window.
+    pub mac_header: u16,
+}
+
+/// Bytes of the window of [`SkbLayout`].
+pub const SKB_WINDOW: usize = 64;
+
 /// The host's rules see the first packet of one of a pod's connections to a port of the world, and none of the others that begin within
 /// [`KNOWN_FLOW_JIFFIES`].
 pub const ASK_EACH_DESTINATION: u16 = 0;
@@ -507,6 +531,7 @@ const _: () = {
     assert!(size_of::<RedirectedSocket>() == 32);
     assert!(size_of::<SocketAddress>() == 20);
     assert!(size_of::<Count>() == 16);
+    assert!(size_of::<SkbLayout>() == 12);
     assert!(size_of::<Config>() == 32);
 };
 
@@ -539,6 +564,7 @@ mod pod {
         crate::addr::LpmAddr,
         super::Node,
         super::RedirectedSocket,
+        super::SkbLayout,
         super::SocketAddress,
         super::StackFlow,
         super::Translation,

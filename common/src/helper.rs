@@ -81,6 +81,8 @@ helpers! {
     GetSocketCookie "get_socket_cookie",
     /// `bpf_get_netns_cookie`.
     GetNetnsCookie "get_netns_cookie",
+    /// `bpf_probe_read_kernel`.
+    ProbeReadKernel "probe_read_kernel",
 }
 
 impl Helper {

@@ -7,6 +7,7 @@ extern crate std;
 
 pub mod abi;
 pub mod addr;
+pub mod checksum_left;
 pub mod csum;
 pub mod ecn;
 pub mod flow;

@@ -110,3 +110,6 @@ pub mod programs {
 
 /// Name of the object's read-only [`crate::abi::Config`].
 pub const CONFIG: &str = "CONFIG";
+
+/// Name of the object's read-only [`crate::abi::SkbLayout`].
+pub const SKB_LAYOUT: &str = "SKB_LAYOUT";

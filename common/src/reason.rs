@@ -43,7 +43,8 @@ numbered! {
         EthertypeUnknown = 9 "ethertype-unknown",
         /// A pod sent ARP that is not a request for its own gateway.
         ArpNotForGateway = 10 "arp-not-for-gateway",
-        /// A pod sent VXLAN to a node, or to the world under its node's address.
+        /// A pod sent VXLAN to a node, or to the world under its node's address; or a rule of the
+        /// host made such a packet of another.
         VxlanFromPod = 11 "vxlan-from-pod",
         /// VXLAN from an address that is no node's.
         TunnelPeerUnknown = 12 "tunnel-peer-unknown",
@@ -82,6 +83,12 @@ numbered! {
         NoRouteBack = 28 "no-route-back",
         /// A pod sent more than its limit lets through: it has gone around the queue on its own side.
         EgressLimitExceeded = 29 "egress-limit-exceeded",
+        /// A pod left a checksum to the kernel that is not the one of its own TCP, UDP or SCTP
+        /// header: the kernel would write it over what the programs have checked.
+        ChecksumNotOwn = 30 "checksum-not-own",
+        /// To or from 127.0.0.0/8, from a pod or by an uplink: no such packet leaves a host (RFC
+        /// 1122 section 3.2.1.3).
+        LoopbackAddress = 31 "loopback-address",
         /// A pod sent an ICMP error about a packet that was not sent to it, or to somebody who had not sent that packet.
         IcmpErrorNotOwned = 32 "icmp-error-not-owned",
         /// A new flow of a pod, or to a hostPort, that has its share of the translation table already.

@@ -15,7 +15,7 @@ use podwire_common::abi::{
     ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Backend, Beginning, Config, Count, ENDPOINT_STACK_ONLY,
     Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, Guard, Holder, InboundFlow,
     KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket,
-    SocketAddress, StackFlow, TABLE_STACK_FLOWS, TABLES, Translation, Uplink, Vtep,
+    SkbLayout, SocketAddress, StackFlow, TABLE_STACK_FLOWS, TABLES, Translation, Uplink, Vtep,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
@@ -66,6 +66,11 @@ static CONFIG: Config = Config {
     ask: ASK_EACH_DESTINATION,
     netns_cookie: 0,
 };
+
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+static SKB_LAYOUT: SkbLayout =
+    SkbLayout { window: 0, ip_summed: 0, encapsulation: 0, csum_start: 0, csum_offset: 0, mac_header: 0 };
 
 /// Entries are refreshed no more often than this, so that CPUs that share a flow do not fight over a cache line.
 const REFRESH_NS: u64 = 1_000_000_000;
@@ -134,6 +139,23 @@ pub fn asks_each_connection() -> bool {
 pub fn netns_cookie() -> u64 {
     // SAFETY: as above.
     unsafe { read_volatile(&raw const CONFIG.netns_cookie) }
+}
+
+/// Where the running kernel's socket buffers have what no context shows.
+#[inline(always)]
+pub fn skb_layout() -> SkbLayout {
+    // Field by field: the verifier has to know each number.
+    // SAFETY: as above.
+    unsafe {
+        SkbLayout {
+            window: read_volatile(&raw const SKB_LAYOUT.window),
+            ip_summed: read_volatile(&raw const SKB_LAYOUT.ip_summed),
+            encapsulation: read_volatile(&raw const SKB_LAYOUT.encapsulation),
+            csum_start: read_volatile(&raw const SKB_LAYOUT.csum_start),
+            csum_offset: read_volatile(&raw const SKB_LAYOUT.csum_offset),
+            mac_header: read_volatile(&raw const SKB_LAYOUT.mac_header),
+        }
+    }
 }
 
 /// `CLOCK_MONOTONIC`, nanoseconds.
@@ -341,7 +363,10 @@ pub fn is_still(known: &KnownFlow, key: &FlowKey) -> bool {
 }
 
 /// Remembers what was found out about a flow. A loss costs time, nothing else.
-#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy of the key would take its place on the stack")]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a copy of the key would take its place on the stack"
+)]
 #[inline(always)]
 pub fn remember_flow(known: &KnownFlow) {
     let _ = FLOWS.insert(&known.key, known, BPF_ANY.into());
@@ -355,7 +380,10 @@ pub fn forget_flow(flow: &Flow) {
 }
 
 /// As [`forget_flow`], by what was remembered: its key is on the stack already.
-#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy of the key would take its place on the stack")]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a copy of the key would take its place on the stack"
+)]
 #[inline(always)]
 pub fn forget_known(known: &KnownFlow) {
     let _ = FLOWS.remove(&known.key);

@@ -10,7 +10,7 @@ use podwire_common::abi::Config;
 use podwire_common::names;
 
 use super::maps::Maps;
-use super::{Dataplane, pins};
+use super::{Dataplane, pins, skb_layout};
 use crate::error::Error;
 
 /// How often one program is given to the verifier.
@@ -22,7 +22,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/po
 /// pinned already are used again with all that is in them; without one, maps are new and end with the returned value.
 ///
 /// # Errors
-/// [`Error::Load`] with the verifier's answer; those of [`pins::prepare`].
+/// [`Error::Load`] with the verifier's answer; [`Error::SkbLayout`]; those of [`pins::prepare`].
 pub fn load(
     config: &Config,
     map_sizes: &[(&'static str, u32)],
@@ -55,8 +55,10 @@ pub fn load_object(
     map_sizes: &[(&'static str, u32)],
     bpf_dir: Option<&Path>,
 ) -> Result<Dataplane, Error> {
+    let skb_layout = skb_layout::of_running_kernel()?;
     let mut loader = EbpfLoader::new();
     loader.override_global(names::CONFIG, config, true);
+    loader.override_global(names::SKB_LAYOUT, &skb_layout, true);
     for (name, entries) in map_sizes {
         loader.map_max_entries(name, *entries);
     }

@@ -3,6 +3,7 @@
 pub mod attach;
 mod attach_cgroup;
 mod batch;
+mod btf;
 pub mod flows;
 pub mod held;
 pub mod load;
@@ -12,6 +13,7 @@ pub mod pins;
 pub mod probe;
 pub mod shares;
 mod sizes;
+mod skb_layout;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

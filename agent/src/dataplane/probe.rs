@@ -29,6 +29,8 @@ pub struct Capabilities {
     pub redirect_peer: bool,
     /// `bpf_redirect_neigh` (5.10).
     pub redirect_neigh: bool,
+    /// `bpf_probe_read_kernel`, which a kernel in lockdown for confidentiality refuses.
+    pub read_kernel: bool,
     /// The root of the cgroup2 hierarchy; why there is none to attach programs to.
     pub cgroup2: Result<PathBuf, String>,
     /// The number of this network namespace (5.14), without which its processes cannot be told from others; why not.
@@ -48,6 +50,7 @@ impl Capabilities {
             tcx: is_at_least(KernelVersion::new(6, 6, 0)),
             redirect_peer: classifier(BpfHelper::BPF_FUNC_redirect_peer),
             redirect_neigh: classifier(BpfHelper::BPF_FUNC_redirect_neigh),
+            read_kernel: classifier(BpfHelper::BPF_FUNC_probe_read_kernel),
             cgroup2: cgroup2::root(cgroup_dir),
             netns_cookie: netns::cookie().map(drop).map_err(|error| {
                 format!("the kernel tells no number of the network namespace (Linux 5.14): {error}")
@@ -64,6 +67,7 @@ impl Capabilities {
             tcx = self.tcx,
             redirect_peer = self.redirect_peer,
             redirect_neigh = self.redirect_neigh,
+            read_kernel = self.read_kernel,
             cgroup2 = %self.cgroup2.as_deref().map_or("none".into(), |folder| folder.to_string_lossy()),
             netns_cookie = self.netns_cookie.is_ok(),
             conntrack = self.conntrack,
@@ -78,6 +82,10 @@ impl Capabilities {
         if !(self.redirect_peer && self.redirect_neigh) {
             warn!(
                 "the kernel refuses bpf_redirect_peer or bpf_redirect_neigh: Podwire needs Linux 6.1 or later, root, and the capabilities BPF, NET_ADMIN and PERFMON"
+            );
+        } else if !self.read_kernel {
+            warn!(
+                "the kernel refuses bpf_probe_read_kernel, without which pods can forge their sources: boot it without lockdown=confidentiality (lockdown=integrity will do)"
             );
         }
     }

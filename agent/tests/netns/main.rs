@@ -8,6 +8,7 @@ mod bpftool;
 mod capabilities;
 mod changes;
 mod check;
+mod checksums;
 mod cni;
 mod config_file;
 mod disciplines;
@@ -18,6 +19,7 @@ mod floods;
 mod flows;
 mod footprint;
 mod forward_policy;
+mod forwarded_tunnel;
 mod forwarding_pod;
 mod headers;
 mod host_port_life;
@@ -31,10 +33,12 @@ mod known_flows;
 mod kube_proxy;
 mod large;
 mod life;
+mod loopback;
 mod mtu;
 mod namespaces;
 mod node_changes;
 mod node_list;
+mod offload;
 mod other_pods;
 #[path = "../prog/packets.rs"]
 #[allow(dead_code, reason = "the packet tables use more of it")]

@@ -1,6 +1,7 @@
 //! What no host beside the nodes may send to them: dropped, and counted under its own reason.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
 
 use podwire_common::reason::{Drop, Path};
@@ -10,7 +11,7 @@ use xtask::lab::{Lab, Mode, Ns, Pod, traffic};
 use crate::check::Counted;
 use crate::packets::{Packet, Vxlan, arp, inner, udp};
 use crate::refused::{OTHER_MAC, Row, grown, refused};
-use crate::v4;
+use crate::{sockets, v4};
 
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 66);
 const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
@@ -92,6 +93,71 @@ fn a_tunnel_packet_in_fragments_is_checked_as_well() {
     let not_owned = send(&cut().around(&scene.inner_from(WORLD)));
     assert_eq!(not_owned.drops(0), &BTreeMap::from([(Drop::InnerSourceNotOwned.name(), 1)]));
     send(&cut().around(&scene.inner())).expect(&[(0, Path::TunnelInDevice)], &[]).unwrap();
+}
+
+#[test]
+fn a_frame_to_a_group_is_checked_as_well() {
+    const PORT: u16 = 7000;
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode, &[]);
+        let node = scene.lab.node(0);
+        let socket = sockets::udp(node, (Ipv4Addr::UNSPECIFIED, PORT));
+        socket.set_nonblocking(true).unwrap();
+        // As nodes of a cluster, which have resolved each other.
+        traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address(), 8080, 1000).unwrap();
+        for group in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+            let to_node = |source| {
+                let packet = Packet::new(source, v4(node.address()), udp(4000, PORT));
+                packet.macs(group, scene.stranger_mac).build()
+            };
+            let mut rows: Vec<Row<'_>> = vec![
+                ("a remote pod's address", to_node(v4(scene.far.address())), Drop::PodSourceNotFromNode),
+                ("a local pod's address", to_node(v4(scene.pod.address())), Drop::PodSourceNotFromNode),
+            ];
+            if mode == Mode::Vxlan {
+                let outer = || scene.outer().with(|outer| outer.destination_mac = group);
+                rows.extend([
+                    (
+                        "VXLAN from no node",
+                        outer().with(|outer| outer.source = STRANGER).around(&scene.inner()),
+                        Drop::TunnelPeerUnknown,
+                    ),
+                    (
+                        "VXLAN with an inner source of the world",
+                        outer().around(&scene.inner_from(WORLD)),
+                        Drop::InnerSourceNotOwned,
+                    ),
+                ]);
+            }
+            refused(&scene.lab, 0, (&scene.stranger, "eth0"), &rows);
+            assert_eq!(socket.recv(&mut [0; 100]).unwrap_err().kind(), ErrorKind::WouldBlock);
+            // The stranger in its own name is the host's business, as ever.
+            frames::send(&scene.stranger, "eth0", &to_node(STRANGER)).unwrap();
+            socket.set_nonblocking(false).unwrap();
+            assert_eq!(socket.recv_from(&mut [0; 100]).unwrap().1.ip(), IpAddr::V4(STRANGER));
+            socket.set_nonblocking(true).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_frame_to_a_group_reaches_no_host_port() {
+    let scene = Scene::new(Mode::Vxlan, &[]);
+    let ports =
+        serde_json::json!({"portMappings": [{"hostPort": 18080, "containerPort": 8080, "protocol": "udp"}]});
+    let pod = scene.lab.node(0).add_pod_with("published", &ports).unwrap();
+    let request = Packet::new(STRANGER, v4(scene.lab.node(0).address()), udp(4000, 18080));
+    let to = |mac| request.clone().macs(mac, scene.stranger_mac).build();
+    let capture = Capture::start(&pod, "eth0").unwrap();
+    let before = Counted::quiet(&scene.lab);
+    for group in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
+        frames::send(&scene.stranger, "eth0", &to(group)).unwrap();
+    }
+    frames::send(&scene.stranger, "eth0", &to(scene.node_mac)).unwrap();
+    let counted = grown(&scene.lab, &before);
+    assert_eq!(counted.packets((0, Path::HostPortIn)), 1, "{counted}");
+    let received = capture.finish().unwrap();
+    assert_eq!(received.iter().filter(|frame| frame[..6] == pod.eth0_mac()).count(), 1);
 }
 
 /// A host beside the nodes that is none of them.

@@ -281,7 +281,6 @@ fn what_is_for_no_host_port_is_the_hosts() {
         ("an address elsewhere", request(STRANGER, ELSEWHERE, udp(CLIENT_PORT, HOST_PORT))),
         ("a hostIP that the node lacks", request(STRANGER, ELSEWHERE, udp(CLIENT_PORT, HOST_PORT_ELSEWHERE))),
         ("another hostIP", request(STRANGER, GATEWAY, udp(CLIENT_PORT, HOST_PORT_HERE))),
-        ("loopback", request(STRANGER, Ipv4Addr::LOCALHOST, udp(CLIENT_PORT, HOST_PORT_LOOPBACK))),
         ("loopback's port", request(STRANGER, NODE1, udp(CLIENT_PORT, HOST_PORT_LOOPBACK))),
         ("from the node's own address", request(NODE1, NODE1, udp(CLIENT_PORT, HOST_PORT))),
         ("from the gateway's address", request(GATEWAY, NODE1, udp(CLIENT_PORT, HOST_PORT))),
@@ -289,6 +288,8 @@ fn what_is_for_no_host_port_is_the_hosts() {
     for (what, packet) in table {
         node.check(what, FROM_UPLINK, link, &packet.build(), Expect::Pass);
     }
+    let loopback = request(STRANGER, Ipv4Addr::LOCALHOST, udp(CLIENT_PORT, HOST_PORT_LOOPBACK)).build();
+    node.check("loopback", FROM_UPLINK, link, &loopback, Expect::Drop(Reason::LoopbackAddress));
     assert_eq!(translations(&node), BTreeMap::new());
     node.model.other_addresses.insert(ELSEWHERE);
     node.fill();

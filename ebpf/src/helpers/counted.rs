@@ -47,7 +47,7 @@ macro_rules! helpers {
         #[inline(always)]
         pub unsafe fn $name($($argument: $type),*) -> $result {
             // SAFETY: by the contract.
-            let result = unsafe { aya_ebpf::helpers::$name($($argument),*) };
+            let result = unsafe { aya_ebpf::helpers::generated::$name($($argument),*) };
             add::<{ Helper::$helper as usize }>();
             result
         }
@@ -73,4 +73,5 @@ helpers! {
     SkRelease: fn bpf_sk_release(sock: *mut c_void) -> c_long;
     GetSocketCookie: fn bpf_get_socket_cookie(ctx: *mut c_void) -> __u64;
     GetNetnsCookie: fn bpf_get_netns_cookie(ctx: *mut c_void) -> __u64;
+    ProbeReadKernel: fn bpf_probe_read_kernel(to: *mut c_void, size: __u32, from: *const c_void) -> c_long;
 }

@@ -10,7 +10,9 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Headers, Ipv4, Skb, ethertype},
-    stage::{arp, direct, flow, frontend, icmp_error, known, local, snat, source, stack_flow, tunnel_out},
+    stage::{
+        arp, checksum, direct, flow, frontend, icmp_error, known, local, snat, source, stack_flow, tunnel_out,
+    },
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -22,6 +24,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn verdict(ctx: &TcContext) -> Outcome {
     ctx.clear_ready_to_leave();
+    checksum::of_pod(ctx)?;
     let generation = maps::generation();
     let known = match known::of_pod(ctx, generation) {
         Some((plain, known)) if known.kind == KNOWN_LOCAL => {
@@ -45,6 +48,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         _ => return Err(Drop::EthertypeUnknown),
     }
     refuse_group(&packet.headers)?;
+    source::refuse_loopback(&packet.headers)?;
     let parsed = packet.parse(ctx);
     if parsed.is_ok()
         && let Some(known) = known

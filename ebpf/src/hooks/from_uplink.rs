@@ -23,8 +23,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
     // Another node's program may have set it, where the underlay is made of veth pairs.
     ctx.clear_ready_to_leave();
     let mut packet = Ipv4::at(0);
-    // What bears a VLAN tag belongs to another link.
-    if ctx.has_foreign_vlan_tag() || !ctx.is_for_this_host() || packet.load(ctx).is_err() {
+    // What bears a VLAN tag belongs to another link, and the stack drops what is for another host.
+    if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() || packet.load(ctx).is_err() {
         return Ok(Verdict::PASS);
     }
     match packet.headers.ethertype.get() {
@@ -32,6 +32,11 @@ fn verdict(ctx: &TcContext) -> Outcome {
         // The kernel would take off a second tag too, behind this program's back.
         ethertype::VLAN | ethertype::SERVICE_VLAN if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
         _ => return Ok(Verdict::PASS),
+    }
+    source::refuse_loopback(&packet.headers)?;
+    if !ctx.is_for_this_host() {
+        source::of_group_frame(&packet.headers)?;
+        return Ok(Verdict::PASS);
     }
     let parsed = packet.parse(ctx);
     if parsed.is_ok() && !maps::is_direct() && is_tunnel(ctx, &packet) {

@@ -9,7 +9,7 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Ipv4, get_tunnel_key},
-    stage::{stack_flow, tunnel_out},
+    stage::{source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -35,6 +35,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         _ => return Err(Drop::NoNodeForDestination),
     };
     packet.parse(ctx)?;
+    source::refuse_forwarded_tunnel(ctx, &packet)?;
     let source = packet.headers.source_address();
     if maps::endpoint(&source).is_some() {
         stack_flow::record(&packet, &source, &destination);

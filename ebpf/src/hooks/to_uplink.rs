@@ -9,7 +9,7 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Headers, Ipv4, Skb},
-    stage::{snat, stack_flow, tunnel_out},
+    stage::{snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -34,6 +34,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         if packet.parse(ctx).is_err() {
             return Ok(Verdict::PASS);
         }
+        source::refuse_forwarded_tunnel(ctx, &packet)?;
         // Asked by its address among the pods, this node answers with it: the other end knows it by the tunnel only.
         if is_overlay_address
             && !maps::is_direct()
@@ -51,6 +52,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         // This node's own, but the host's routes lead it out: a dead pod's address, or one that the node had.
         Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::NoNodeForDestination),
         Some(node) => {
+            source::refuse_tunnel_from_pod(&packet, node)?;
             stack_flow::record(&packet, &source, &destination);
             if maps::is_direct() { Ok(Verdict::PASS) } else { tunnel_out::from_stack(ctx, &packet, node) }
         }

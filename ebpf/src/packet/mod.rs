@@ -6,6 +6,7 @@
 
 mod arp;
 mod checksum;
+mod checksum_left;
 mod icmp;
 mod imprint;
 mod ipv4;
@@ -20,6 +21,7 @@ mod tunnel;
 mod xdp;
 
 pub use arp::Arp;
+pub use checksum_left::checksum_left;
 pub use icmp::too_big;
 pub use imprint::imprint;
 pub use ipv4::{FixedPart, Fragment, Headers, Ipv4, ethertype};

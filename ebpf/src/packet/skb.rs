@@ -9,6 +9,8 @@ use crate::helpers::{self, bpf_skb_change_type, bpf_skb_load_bytes};
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
+/// `PACKET_OTHERHOST`.
+const PACKET_OTHERHOST: u32 = 3;
 /// The bits of a VLAN tag that name the VLAN.
 const VLAN_ID: u32 = 0x0fff;
 /// Written into `tc_index`, which nothing else on a packet's way from hook to hook uses. Not the mark: that is seen by
@@ -35,8 +37,13 @@ pub trait Skb {
     /// Whether the frame belongs to a VLAN. A tag of VLAN 0 only bears a priority: the kernel takes the frame as untagged
     /// (IEEE 802.1Q section 6.8).
     fn has_foreign_vlan_tag(&self) -> bool;
-    /// Whether the link found the frame addressed to this host.
+    /// The link by which the packet came to this host; 0 when it did not: a socket's, or the VXLAN
+    /// device's.
+    fn ingress_ifindex(&self) -> u32;
+    /// Whether the link found the frame addressed to this host, and not to a group.
     fn is_for_this_host(&self) -> bool;
+    /// Whether the link found the frame addressed to another host.
+    fn is_for_another_host(&self) -> bool;
     /// Payload bytes per segment of a large segment; 0 for a single packet.
     fn segment_payload(&self) -> u32;
     /// Loads a value at an offset from the start of the frame.
@@ -103,6 +110,18 @@ impl Skb for TcContext {
     fn is_for_this_host(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.skb.skb).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
+    fn is_for_another_host(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.skb.skb).pkt_type == PACKET_OTHERHOST }
+    }
+
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb.skb).ingress_ifindex }
     }
 
     #[inline(always)]

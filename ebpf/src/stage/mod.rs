@@ -1,6 +1,7 @@
 //! Stages: look something up, let `common` decide, rewrite the packet.
 
 pub mod arp;
+pub mod checksum;
 pub mod direct;
 pub mod flow;
 pub mod frontend;

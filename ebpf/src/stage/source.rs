@@ -13,6 +13,9 @@ use crate::{
     packet::{Headers, Ipv4, Lookup, Skb, Way},
 };
 
+/// The first byte of 127.0.0.0/8.
+const LOOPBACK: u8 = 127;
+
 /// The endpoint that a frame from a pod's link comes from.
 ///
 /// # Errors
@@ -73,6 +76,50 @@ pub fn refuse_tunnel_from_pod(packet: &Ipv4, node: &Node) -> Result<(), Drop> {
         return Err(Drop::VxlanFromPod);
     }
     Ok(())
+}
+
+/// Refuses tunnel packets that a host's rule made of another's: translated to this node's address,
+/// the other nodes would take them for its own. The tunnel's own packets, and those of this node's
+/// sockets, came by no link.
+///
+/// # Errors
+/// [`Drop::VxlanFromPod`].
+#[inline(always)]
+pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Ipv4) -> Result<(), Drop> {
+    let came_by = ctx.ingress_ifindex();
+    if maps::is_direct() || came_by == 0 || !is_tunnel(packet) {
+        return Ok(());
+    }
+    // What this node only routes between others keeps their addresses.
+    if maps::uplink(came_by).is_some() && !maps::is_own_address(&packet.headers.source_address()) {
+        return Ok(());
+    }
+    Err(Drop::VxlanFromPod)
+}
+
+/// Refuses the addresses of a host to itself. The kernel lets them in where `route_localnet` is
+/// set.
+///
+/// # Errors
+/// [`Drop::LoopbackAddress`].
+#[inline(always)]
+pub fn refuse_loopback(headers: &Headers) -> Result<(), Drop> {
+    if headers.source[0] == LOOPBACK || headers.destination[0] == LOOPBACK {
+        return Err(Drop::LoopbackAddress);
+    }
+    Ok(())
+}
+
+/// Refuses a pod network's source in a frame to a group: no node forwards a pod's packet in one.
+///
+/// # Errors
+/// [`Drop::PodSourceNotFromNode`].
+#[inline(always)]
+pub fn of_group_frame(headers: &Headers) -> Result<(), Drop> {
+    match maps::node(&headers.source_address()) {
+        Some(node) if node.flags & NODE_POD_NETWORK != 0 => Err(Drop::PodSourceNotFromNode),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a pod network's source that arrives bare on an uplink, unless it comes from the node that owns it.

@@ -9,7 +9,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{flow, frontend, icmp_error, known, local, stack_flow};
+use super::{flow, frontend, icmp_error, known, local, source, stack_flow};
 use crate::{
     maps,
     packet::{Ipv4, OUTER_LENGTH, Skb, decapsulate, get_tunnel_key, vni_of},
@@ -96,6 +96,7 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     let mut packet = Ipv4::at(0);
     load_inner(ctx, &mut packet)?;
     check_owner(&packet, &key.remote)?;
+    source::refuse_loopback(&packet.headers)?;
     // The inner link addresses are constants, which no device bears.
     ctx.set_packet_host();
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {

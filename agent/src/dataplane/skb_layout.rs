@@ -1,0 +1,143 @@
+//! Where the running kernel has what the programs read of a socket buffer beyond their context.
+
+use std::fs;
+use std::path::Path;
+
+use podwire_common::abi::{SKB_WINDOW, SkbLayout};
+
+use super::btf::{Btf, Member};
+use crate::error::Error;
+
+/// The kernel's types.
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
+/// The structure's alignment: a window begins at a multiple of it.
+const ALIGNMENT: u32 = 8;
+
+/// As the running kernel says.
+///
+/// # Errors
+/// [`Error::SkbLayout`].
+pub fn of_running_kernel() -> Result<SkbLayout, Error> {
+    of(Path::new(KERNEL_TYPES))
+}
+
+fn of(path: &Path) -> Result<SkbLayout, Error> {
+    let found = fs::read(path).map_err(|error| error.to_string());
+    found
+        .and_then(|types| layout(&Btf::parse(&types)?))
+        .map_err(|problem| Error::SkbLayout { path: path.to_owned(), problem })
+}
+
+fn layout(types: &Btf<'_>) -> Result<SkbLayout, String> {
+    let member = |name: &str, bits: u32| -> Result<Member, String> {
+        let found = types.member("sk_buff", name)?;
+        // A bit field lies within one byte; a number at a multiple of its size.
+        let last = found.bit + bits - 1;
+        let fits = if bits < 8 { found.bit / 8 == last / 8 } else { found.bit % bits == 0 };
+        if found.bits != bits || !fits {
+            return Err(format!("sk_buff.{name} has {} bits at bit {}, not {bits}", found.bits, found.bit));
+        }
+        Ok(found)
+    };
+    let fields = [
+        member("ip_summed", 2)?,
+        member("encapsulation", 1)?,
+        member("csum_start", 16)?,
+        member("csum_offset", 16)?,
+        member("mac_header", 16)?,
+    ];
+    let first = fields.iter().map(|field| field.bit).min().unwrap_or_default();
+    let window = first / 8 / ALIGNMENT * ALIGNMENT;
+    let end = fields.iter().map(|field| field.bit + field.bits).max().unwrap_or_default();
+    if end > (window + SKB_WINDOW as u32) * 8 {
+        return Err(format!("sk_buff has them in more than {SKB_WINDOW} bytes"));
+    }
+    let [ip_summed, encapsulation, csum_start, csum_offset, mac_header] =
+        fields.map(|field| (field.bit - window * 8) as u16);
+    Ok(SkbLayout {
+        window: window as u16,
+        ip_summed,
+        encapsulation,
+        csum_start: csum_start / 8,
+        csum_offset: csum_offset / 8,
+        mac_header: mac_header / 8,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::btf::tests::Written;
+
+    /// The structure as kernels of a time have it: the byte of its flags, the bits of `ip_summed`
+    /// and `encapsulation` after it, and where the sum and the link header are.
+    fn kernel(
+        flags: u32,
+        [summed, encapsulation]: [u32; 2],
+        sum: u32,
+        mac_header: u32,
+    ) -> Result<SkbLayout, String> {
+        let mut written = Written::new();
+        let byte = written.int("unsigned char", 1);
+        let short = written.int("short unsigned int", 2);
+        let word = written.typedef("__u16", short);
+        let pair = written.structure("", &[("csum_start", word, 0, 0), ("csum_offset", word, 16, 0)]);
+        let either = written.union(&[("csum", word, 0, 0), ("", pair, 0, 0)]);
+        // As `struct_group` makes them: once without a name, once with.
+        let headers = written.structure(
+            "",
+            &[
+                ("ip_summed", byte, summed, 2),
+                ("encapsulation", byte, encapsulation, 1),
+                ("", either, (sum - flags) * 8, 0),
+                ("mac_header", word, (mac_header - flags) * 8, 0),
+            ],
+        );
+        let group = written.union(&[("", headers, 0, 0), ("headers", headers, 0, 0)]);
+        written.structure("sk_buff", &[("cloned", byte, 126 * 8, 1), ("", group, flags * 8, 0)]);
+        layout(&Btf::parse(&written.bytes())?)
+    }
+
+    #[test]
+    fn fields_are_found_where_a_kernel_has_them() {
+        let expected = SkbLayout {
+            window: 128,
+            ip_summed: 5,
+            encapsulation: 20,
+            csum_start: 8,
+            csum_offset: 10,
+            mac_header: 54,
+        };
+        assert_eq!(kernel(128, [5, 20], 136, 182), Ok(expected));
+        // In the midst of eight bytes.
+        let expected = SkbLayout {
+            window: 128,
+            ip_summed: 2 * 8 + 1,
+            encapsulation: 2 * 8 + 26,
+            csum_start: 8,
+            csum_offset: 10,
+            mac_header: 62,
+        };
+        assert_eq!(kernel(130, [1, 26], 136, 190), Ok(expected));
+    }
+
+    #[test]
+    fn what_programs_cannot_read_at_once_is_refused() {
+        assert!(kernel(128, [5, 20], 136, 128 + SKB_WINDOW as u32).unwrap_err().contains("64 bytes"));
+        let split = kernel(128, [7, 20], 136, 182).unwrap_err();
+        assert!(split.contains("ip_summed"), "{split}");
+    }
+
+    #[test]
+    fn this_kernel_says_where_they_are() {
+        let layout = of_running_kernel().unwrap();
+        assert_eq!(layout.csum_offset, layout.csum_start + 2);
+        assert!(layout.mac_header > layout.csum_offset);
+    }
+
+    #[test]
+    fn a_kernel_that_says_nothing_is_named_with_what_to_do() {
+        let error = of(Path::new("/nonexistent/vmlinux")).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/vmlinux") && error.contains("CONFIG_DEBUG_INFO_BTF"), "{error}");
+    }
+}

@@ -1,0 +1,267 @@
+//! The kernel does what a pod leaves to it after every check: that may change nothing that was
+//! checked.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use etherparse::{IpNumber, Ipv4HeaderSlice, ip_number};
+use podwire_common::reason::Drop;
+use xtask::lab::frames::Capture;
+use xtask::lab::{Lab, Mode, Ns, Pod};
+
+use crate::check::Counted;
+use crate::offload::{Offload, Sender};
+use crate::packets::{ETHERNET, Packet, Transport, udp};
+use crate::{sockets, v4};
+
+const PORTS: (u16, u16) = (4000, 5000);
+/// Where the transport header begins, without IP options.
+const TRANSPORT: u16 = 34;
+const STARTS: std::ops::RangeInclusive<u16> = 0..=60;
+const OFFSETS: std::ops::RangeInclusive<u16> = 0..=30;
+
+#[test]
+fn a_source_is_not_written_over_by_a_checksum() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        for on in [true, false] {
+            scene.offload(on);
+            for receiver in scene.receivers() {
+                // The attack: the sum goes over the lower half of the source.
+                let frame = scene.frame(&receiver, datagram());
+                let case = format!("{mode:?}, offload {on}, {}", receiver.name);
+                scene.check_own(&case, &receiver, &frame, &[(26, 2)], None);
+            }
+        }
+    }
+}
+
+#[test]
+fn only_its_own_checksum_is_left_to_the_kernel() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        for on in [true, false] {
+            scene.offload(on);
+            for receiver in scene.receivers() {
+                // In the midst of a connection connection tracking answers for the world: datagrams
+                // only.
+                let tcp = (receiver.name != "the world").then_some((segment(), 16));
+                for (transport, offset) in [Some((datagram(), 6)), tcp].into_iter().flatten() {
+                    let case = format!("{mode:?}, offload {on}, {}, {transport:?}", receiver.name);
+                    let frame = scene.frame(&receiver, transport);
+                    let all: Vec<_> =
+                        STARTS.flat_map(|start| OFFSETS.map(move |offset| (start, offset))).collect();
+                    scene.check_own(&case, &receiver, &frame, &all, Some((TRANSPORT, offset)));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ip_options_move_the_own_checksum() {
+    let scene = Scene::new(Mode::Vxlan);
+    scene.offload(false);
+    let receiver = &scene.receivers()[0];
+    let packet = scene.packet(receiver, datagram()).with(|packet| packet.options = vec![1; 8]);
+    let all: Vec<_> = STARTS.flat_map(|start| OFFSETS.map(move |offset| (start, offset))).collect();
+    scene.check_own("IP options", receiver, &packet.build(), &all, Some((TRANSPORT + 8, 6)));
+}
+
+#[test]
+fn a_fragment_leaves_no_checksum_and_icmp_neither() {
+    let scene = Scene::new(Mode::Vxlan);
+    let receiver = &scene.receivers()[0];
+    let packet = |transport| scene.packet(receiver, transport);
+    for (name, packet) in [
+        ("a first fragment", packet(datagram()).with(|packet| packet.fragment = (0, true))),
+        ("a later fragment", packet(datagram()).with(|packet| packet.fragment = (2, false))),
+        ("an echo request", packet(Transport::EchoRequest { identifier: 7 })),
+        ("another protocol", packet(Transport::None(253))),
+    ] {
+        let before = Counted::quiet(&scene.lab);
+        let sender = Sender::open(&scene.pod, "eth0");
+        assert!(sender.send(&Offload::checksum(TRANSPORT, 6), &packet.build()), "{name}");
+        assert!(sender.send(&Offload::checksum(TRANSPORT, 2), &packet.build()), "{name}");
+        let grown = Counted::quiet(&scene.lab).since(&before);
+        assert_eq!(grown.drops(0).get(Drop::ChecksumNotOwn.name()), Some(&2), "{name}: {grown}");
+    }
+}
+
+#[test]
+fn no_kind_of_segments_changes_who_sent_them() {
+    /// `VIRTIO_NET_HDR_GSO_*`: TCPv4, UDP fragments, TCPv6, UDP; with ECN.
+    const KINDS: [u8; 6] = [1, 3, 4, 5, 0x81, 0x84];
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let scene = Scene::new(mode);
+        for on in [true, false] {
+            scene.offload(on);
+            for receiver in scene.receivers() {
+                let senders = [libc::ETH_P_IP, libc::ETH_P_IPV6, libc::ETH_P_8021Q];
+                let senders = senders.map(|protocol| Sender::open_for(&scene.pod, "eth0", protocol));
+                let capture = Capture::start(receiver.ns, "eth0").unwrap();
+                for (transport, offset) in [(datagram(), 6), (segment(), 16)] {
+                    let packet = scene.packet(&receiver, transport);
+                    let frame = packet.with(|packet| packet.payload = vec![0xab; 1200]).build();
+                    for kind in KINDS {
+                        for header_length in [0, 20, 42, 54, 300] {
+                            for checksum in [None, Some((TRANSPORT, offset)), Some((26, 2)), Some((14, 10))] {
+                                let offload =
+                                    Offload { checksum, segments: Some((kind, 500)), header_length };
+                                for sender in &senders {
+                                    sender.send(&offload, &frame);
+                                }
+                            }
+                        }
+                    }
+                }
+                Counted::quiet(&scene.lab);
+                let received = receiver.received(capture);
+                assert!(!received.is_empty(), "{mode:?}, offload {on}, {}", receiver.name);
+                for frame in received {
+                    receiver.assert_is_from_sender(&frame, &[ip_number::UDP, ip_number::TCP]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_agent_starts_where_the_kernel_tells_no_types() {
+    let without = r#"mount --bind /dev/null /sys/kernel/btf/vmlinux && exec "$@""#;
+    let container = ["unshare", "--mount", "sh", "-c", without, "sh"];
+    let lab = Lab::builder().agents(false).agent_wrapper(&container).build().unwrap();
+    assert!(!lab.node(0).run_second_agent().unwrap().success());
+    let log = lab.node(0).agent_log();
+    let told = log.lines().find(|line| line.contains("ERROR")).unwrap();
+    assert!(told.contains("/sys/kernel/btf/vmlinux") && told.contains("CONFIG_DEBUG_INFO_BTF"), "{told}");
+}
+
+fn datagram() -> Transport {
+    udp(PORTS.0, PORTS.1)
+}
+
+/// In the midst of its connection.
+fn segment() -> Transport {
+    Transport::Tcp { source: PORTS.0, destination: PORTS.1, flags: 16 }
+}
+
+/// A pod, and who receives from it.
+struct Scene {
+    pod: Pod,
+    near: Pod,
+    far: Pod,
+    lab: Lab,
+}
+
+/// Who receives, and whom it must see.
+struct Receiver<'a> {
+    name: &'static str,
+    ns: &'a Ns,
+    mac: [u8; 6],
+    address: Ipv4Addr,
+    sees: Ipv4Addr,
+}
+
+impl Scene {
+    fn new(mode: Mode) -> Self {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        Self {
+            pod: lab.node(0).add_pod("pod").unwrap(),
+            near: lab.node(0).add_pod("near").unwrap(),
+            far: lab.node(1).add_pod("far").unwrap(),
+            lab,
+        }
+    }
+
+    /// Whether the node's uplink writes checksums and cuts segments itself.
+    fn offload(&self, on: bool) {
+        let on = if on { "on" } else { "off" };
+        let node = self.lab.node(0);
+        node.exec(&["ethtool", "-K", "eth0", "tx", on, "tso", on, "gso", on]).unwrap();
+    }
+
+    fn receivers(&self) -> [Receiver<'_>; 3] {
+        let receiver = |name, ns, address: IpAddr, sees: IpAddr| {
+            let mac = Ns::mac(ns, "eth0").unwrap();
+            Receiver { name, ns, mac, address: v4(address), sees: v4(sees) }
+        };
+        let own = self.pod.address();
+        [
+            receiver("a pod of this node", &self.near, self.near.address(), own),
+            receiver("a pod of the other node", &self.far, self.far.address(), own),
+            receiver("the world", self.lab.world(), self.lab.world_address(), self.lab.node(0).address()),
+        ]
+    }
+
+    fn packet(&self, receiver: &Receiver<'_>, transport: Transport) -> Packet {
+        Packet::new(v4(self.pod.address()), receiver.address, transport)
+            .macs(self.pod.host_mac(), self.pod.eth0_mac())
+            .with(|packet| (packet.payload, packet.dont_fragment) = (vec![0x5a; 120], false))
+    }
+
+    fn frame(&self, receiver: &Receiver<'_>, transport: Transport) -> Vec<u8> {
+        self.packet(receiver, transport).build()
+    }
+
+    /// Sends the frame with each checksum left, and ordinary ones between them, so that the flow is
+    /// known. Who receives sees the ordinary ones and the own one, the node refuses all others.
+    fn check_own(
+        &self,
+        case: &str,
+        receiver: &Receiver<'_>,
+        frame: &[u8],
+        left: &[(u16, u16)],
+        own: Option<(u16, u16)>,
+    ) {
+        /// After so many comes an ordinary one.
+        const ORDINARY: usize = 20;
+        let _socket = sockets::udp(receiver.ns, (Ipv4Addr::UNSPECIFIED, PORTS.1));
+        let sender = Sender::open(&self.pod, "eth0");
+        let capture = Capture::start(receiver.ns, "eth0").unwrap();
+        let before = Counted::quiet(&self.lab);
+        let (mut ordinary, mut refused, mut owned) = (0, 0, 0);
+        for (index, &(start, offset)) in left.iter().enumerate() {
+            if index % ORDINARY == 0 {
+                assert!(sender.send(&Offload::default(), frame));
+                ordinary += 1;
+            }
+            let is_taken = sender.send(&Offload::checksum(start, offset), frame);
+            match own == Some((start, offset)) {
+                true => owned += usize::from(is_taken),
+                false => refused += u64::from(is_taken),
+            }
+        }
+        let grown = Counted::quiet(&self.lab).since(&before);
+        let received = receiver.received(capture);
+        for frame in &received {
+            receiver.assert_is_from_sender(frame, &[IpNumber(frame[ETHERNET + 9])]);
+            assert_eq!(frame[frame.len() - 120..], [0x5a; 120], "{case}: {frame:02x?}");
+        }
+        assert_eq!(received.len(), ordinary + owned, "{case}: {grown}");
+        assert_eq!(owned, usize::from(own.is_some()), "{case}");
+        assert!(refused > 0, "{case}");
+        assert_eq!(grown.drops(0).get(Drop::ChecksumNotOwn.name()), Some(&refused), "{case}: {grown}");
+    }
+}
+
+impl Receiver<'_> {
+    /// The IPv4 frames that came for it.
+    fn received(&self, capture: Capture) -> Vec<Vec<u8>> {
+        let frames = capture.finish().unwrap().into_iter();
+        frames.filter(|frame| frame[..6] == self.mac && frame[12..14] == [8, 0]).collect()
+    }
+
+    /// Fails unless addresses and ports are those of the pod and of this one.
+    fn assert_is_from_sender(&self, frame: &[u8], protocols: &[IpNumber]) {
+        let header = Ipv4HeaderSlice::from_slice(&frame[ETHERNET..]).unwrap();
+        let said = format!("{}: {frame:02x?}", self.name);
+        assert_eq!(header.source_addr(), self.sees, "{said}");
+        assert_eq!(header.destination_addr(), self.address, "{said}");
+        assert!(protocols.contains(&header.protocol()), "{said}");
+        if header.fragments_offset().value() == 0 {
+            let ports = &frame[ETHERNET + header.slice().len()..][..4];
+            let [from, to] = [PORTS.0, PORTS.1].map(u16::to_be_bytes);
+            assert_eq!(*ports, [from, to].concat(), "{said}");
+        }
+    }
+}
