@@ -25,3 +25,44 @@ pub(crate) fn run() -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    /// The table of attacks names tests; one that was renamed or removed is missed here.
+    #[test]
+    fn every_test_that_the_table_of_attacks_names_exists() {
+        let root = crate::run::root();
+        let mut functions = BTreeSet::new();
+        for folder in ["agent", "cni-shim", "common", "xtask"] {
+            find_functions(&root.join(folder), &mut functions);
+        }
+        let table = fs::read_to_string(root.join("docs/attacks.md")).unwrap();
+        let rows = table.lines().filter(|line| line.starts_with("| "));
+        let tests = rows
+            .filter_map(|row| row.split(" | ").nth(2))
+            .flat_map(|cell| cell.split('`').skip(1).step_by(2));
+        let named: BTreeSet<&str> = tests.collect();
+        let missing: Vec<_> = named.iter().filter(|name| !functions.contains(**name)).collect();
+        assert!(missing.is_empty(), "docs/attacks.md names tests that do not exist: {missing:?}");
+        assert!(named.len() > 50, "the table was not read: {named:?}");
+    }
+
+    fn find_functions(folder: &Path, functions: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                find_functions(&path, functions);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let names = text
+                    .lines()
+                    .filter_map(|line| line.trim_start().trim_start_matches("async ").strip_prefix("fn "));
+                functions.extend(names.filter_map(|rest| rest.split('(').next()).map(str::to_owned));
+            }
+        }
+    }
+}

@@ -79,6 +79,34 @@ fn a_pod_sends_only_what_is_its_own() {
     }
 }
 
+/// Loose source and record route (RFC 791): the kernels of pods and nodes accept none.
+#[test]
+fn a_source_route_leads_nowhere() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        let [pod, other] = ["pod", "other"].map(|name| lab.node(0).add_pod(name).unwrap());
+        let far = lab.node(1).add_pod("far").unwrap();
+        let mut options = vec![0x83, 7, 4];
+        options.extend(v4(far.address()).octets());
+        options.push(0);
+        let receivers = [&other, &far].map(|pod| crate::sockets::udp(pod, "0.0.0.0:5000"));
+        for by in [other.address(), lab.node(0).address(), lab.node(1).address(), lab.world_address()] {
+            let packet = Packet::new(v4(pod.address()), v4(by), udp(4000, 5000))
+                .macs(pod.host_mac(), pod.eth0_mac())
+                .with(|packet| packet.options = options.clone());
+            frames::send(&pod, "eth0", &packet.build()).unwrap();
+        }
+        // What the pod sends after them arrives, and nothing came before it.
+        for (receiver, to) in receivers.iter().zip([&other, &far]) {
+            let sender = crate::sockets::udp(&pod, "0.0.0.0:4001");
+            sender.send_to(b"last", (to.address(), 5000)).unwrap();
+            let mut buffer = [0; 100];
+            let (length, _) = receiver.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], b"last", "{mode:?}: {}", to.name());
+        }
+    }
+}
+
 #[test]
 fn a_dead_pods_address_goes_nowhere() {
     let lab = Lab::builder().build().unwrap();

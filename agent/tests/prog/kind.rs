@@ -81,7 +81,7 @@ pub struct Kind {
     pub setting: Setting,
     way: Way,
     before: Vec<(&'static str, Link, Vec<u8>)>,
-    is_first: bool,
+    pub is_first: bool,
     known: Known,
     is_past_stack: bool,
     /// Leads to where the host's rules have let another connection pass just now.
