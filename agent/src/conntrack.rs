@@ -70,13 +70,15 @@ impl Conntrack {
     ///
     /// # Errors
     /// The kernel's, or an answer that does not decode.
-    pub fn flows(&self) -> io::Result<Vec<Flow>> {
-        self.ask(NetfilterProtoFamily::IPv4, Vec::new(), NLM_F_REQUEST | NLM_F_DUMP)?;
+    pub fn flows() -> io::Result<Vec<Flow>> {
+        // A socket of its own: what is left of a list that fails is no answer to the next question.
+        let list = Self::open()?;
+        list.ask(NetfilterProtoFamily::IPv4, Vec::new(), NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut flows = Vec::new();
         let mut part = Vec::with_capacity(PART);
         loop {
             part.clear();
-            self.socket.recv(&mut part, 0)?;
+            list.socket.recv(&mut part, 0)?;
             let mut rest = &part[..];
             while !rest.is_empty() {
                 let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest).map_err(invalid)?;

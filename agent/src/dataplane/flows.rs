@@ -34,9 +34,13 @@ impl Maps {
         let address = Addr::from(address);
         let concerns = |flow: &Flow| flow.source == address || flow.destination == address;
         let flows = matching(&self.stack_flows, names::STACK_FLOWS, |flow, _| concerns(flow))?;
+        let pods = self.endpoints.keys().filter_map(Result::ok).chain([address]).collect();
+        let mut removed = Tally::default();
         for (flow, _) in &flows {
             remove(self.stack_flows.remove(flow), names::STACK_FLOWS)?;
+            removed.add(holder_of(flow, &pods));
         }
+        self.shares.give_back(TABLE_STACK_FLOWS, &removed)?;
         self.forget_translations(address)?;
         let inbound = matching(&self.inbound_flows, names::INBOUND_FLOWS, |flow, _| concerns(flow))?;
         for (flow, _) in &inbound {
@@ -53,9 +57,12 @@ impl Maps {
         let translations = matching(&self.translations, names::TRANSLATIONS, |flow, to| {
             [flow.source, flow.destination, to.source, to.destination].contains(&address)
         })?;
-        for (flow, _) in &translations {
+        let mut removed = Tally::default();
+        for (flow, half) in &translations {
             remove(self.translations.remove(flow), names::TRANSLATIONS)?;
+            removed.add(nat::holder(flow, half));
         }
+        self.shares.give_back(TABLE_TRANSLATIONS, &removed)?;
         self.forget_flows()?;
         Ok(translations.len())
     }
@@ -209,10 +216,7 @@ impl Collector {
 
     fn collect_stack_flows(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, Error> {
         let pods: BTreeSet<Addr> = self.endpoints.keys().filter_map(Result::ok).collect();
-        // As the programs count: what a pod here sends is its own, what it gets from elsewhere too.
-        let holder = |flow: &Flow| {
-            holder_of_stack_flows(if pods.contains(&flow.source) { flow.source } else { flow.destination })
-        };
+        let holder = |flow: &Flow| holder_of(flow, &pods);
         let mut tally = Tally::default();
         let mut silent = matching(&self.stack_flows, names::STACK_FLOWS, |flow, entry| {
             collected.stack_flows += 1;
@@ -269,11 +273,11 @@ impl Collector {
                 marked.insert(address);
             }
         }
-        let Some(conntrack) = self.conntrack.as_ref().filter(|_| !marked.is_empty()) else {
-            // Nobody can say which flows there are: the mark stays. Slower, never wrong.
+        // Without connection tracking nobody can say which flows there are: the mark stays.
+        if marked.is_empty() || self.conntrack.is_none() {
             return Ok(BTreeSet::new());
-        };
-        let flows = match conntrack.flows() {
+        }
+        let flows = match Conntrack::flows() {
             Ok(flows) => flows,
             Err(error) => {
                 warn!("list the flows of connection tracking: {error}: pods that use the stack stay there");
@@ -311,6 +315,12 @@ impl Collector {
             Err(error) => Err(map_error("read", names::NODES)(error)),
         }
     }
+}
+
+/// Who answers for an entry of `STACK_FLOWS`, as the programs count: what a pod here sends is its own, and
+/// what it gets from elsewhere too.
+fn holder_of(flow: &Flow, pods: &BTreeSet<Addr>) -> Holder {
+    holder_of_stack_flows(if pods.contains(&flow.source) { flow.source } else { flow.destination })
 }
 
 fn holder_of_stack_flows(local_pod: Addr) -> Holder {

@@ -67,6 +67,25 @@ impl Shares {
         self.room.set(table.into(), room, 0).map_err(map_error("write", names::ROOM))
     }
 
+    /// Takes back what entries were counted for that the agent has removed.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub(super) fn give_back(&mut self, table: u8, removed: &Tally) -> Result<(), Error> {
+        for (holder, entries) in &removed.held {
+            let held = self.holders.get(holder, 0).unwrap_or_default();
+            if held > *entries {
+                let left = held - entries;
+                self.holders.insert(holder, left, 0).map_err(map_error("write", names::HOLDERS))?;
+            } else {
+                remove(self.holders.remove(holder), names::HOLDERS)?;
+            }
+        }
+        let room = self.room.get(&table.into(), 0).map_err(map_error("read", names::ROOM))?;
+        let more = u32::try_from(removed.total()).unwrap_or(u32::MAX);
+        self.room.set(table.into(), room.saturating_add(more), 0).map_err(map_error("write", names::ROOM))
+    }
+
     /// Whether a holder may have many more entries than it has.
     ///
     /// # Errors
