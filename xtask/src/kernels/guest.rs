@@ -13,7 +13,7 @@ use crate::{packages, run};
 /// What the tests make links and attach programs with; what they need themselves is loaded before.
 const MODULES: [&str; 5] = ["bridge", "veth", "vxlan", "sch_ingress", "cls_bpf"];
 /// What they call.
-const TOOLS: [&str; 3] = ["ip", "bpftool", "tcpdump"];
+const TOOLS: [&str; 4] = ["ip", "bpftool", "ping", "tcpdump"];
 /// What the lab starts, in the folder of cargo's `dev` profile.
 const BINARIES: [&str; 2] = ["podwire", "podwire-cni"];
 /// The agent reads it before it asks the API server.
@@ -24,6 +24,8 @@ const DATA: [&str; 4] =
 /// What they write when they are asked for a new record.
 const RECORD: &str = "agent/tests/prog/kernels.json";
 const BUSYBOX: &str = "/bin/busybox";
+/// tcpdump runs as a user of its own, and ends where there is none of that name.
+const USERS: (&str, &str) = ("/etc/passwd", "root:x:0:0::/:\ntcpdump:x:100:100::/:\n");
 /// Busybox' programs that the first process calls.
 const APPLETS: [&str; 6] = ["cat", "insmod", "mount", "poweroff", "sh", "stty"];
 /// Begins a line that is not the tests'.
@@ -114,6 +116,7 @@ impl Guest {
             initramfs.add_folder(Path::new(folder));
         }
         initramfs.add_file(Path::new("/init"), init.as_bytes().to_vec());
+        initramfs.add_file(Path::new(USERS.0), USERS.1.as_bytes().to_vec());
         initramfs.add_own_file(Path::new(BUSYBOX))?;
         initramfs.add_own_file(Path::new(CERTIFICATES))?;
         let mut executables = vec![program.to_owned()];
