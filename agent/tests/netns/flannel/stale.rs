@@ -80,14 +80,18 @@ fn what_of_flannels_keeps_nodes_apart_is_said() {
     annotations["flannel.alpha.coreos.com/public-ip"] = "192.0.2.7".into();
     lab.write_node_list(&list.to_string()).unwrap();
     lab.node(0).start_agent().unwrap();
-    let log = lab.node(0).agent_log();
-    assert!(log.contains("node node2: flannel's VNI there is 4096, and --vni is 1"), "{log}");
-    assert!(log.contains("node node2: flannel's public-ip there is 192.0.2.7"), "{log}");
+    // The agent may be ready a moment before.
+    let says = |text: &str| {
+        let said = || lab.node(0).agent_log().contains(text).then_some(());
+        assert!(wait_until(said).is_some(), "{text}: {}", lab.node(0).agent_log());
+    };
+    says("node node2: flannel's VNI there is 4096, and --vni is 1");
+    says("node node2: flannel's public-ip there is 192.0.2.7");
     list["items"][1]["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-data"] = "null".into();
     lab.write_node_list(&list.to_string()).unwrap();
-    let said = || lab.node(0).agent_log().contains("backend-data is not understood").then_some(());
-    assert!(wait_until(said).is_some(), "{}", lab.node(0).agent_log());
-    assert!(lab.node(0).map_dump(maps::VTEPS).unwrap().as_array().unwrap().is_empty());
+    says("backend-data is not understood");
+    let entries = || lab.node(0).map_dump(maps::VTEPS).unwrap().as_array().unwrap().len();
+    assert!(wait_until(|| (entries() == 0).then_some(())).is_some());
     assert!(
         !lab.node(0).map_dump(maps::NODES).unwrap().as_array().unwrap().is_empty(),
         "it is used all the same"
