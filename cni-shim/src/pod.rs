@@ -12,7 +12,8 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::tc::TcMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use podwire_cni::protocol::{Added, Limit};
-use podwire_cni::token_bucket::TokenBucket;
+use podwire_cni::token_bucket;
+use podwire_common::token_bucket::TokenBucket;
 
 use crate::config::ConfigError;
 use crate::mac::{Mac, NotAMac};
@@ -107,7 +108,7 @@ pub(crate) fn configure(
     })?;
     set_up(pod, "set lo up in the pod", LOOPBACK_INDEX, None)?;
     if let Some(limit) = egress {
-        set_limit(pod, interface, link.index, TokenBucket::new(limit, network.mtu))?;
+        set_limit(pod, interface, link.index, token_bucket::of_limit(limit, network.mtu))?;
     }
     let operation = format!("set {interface} up in the pod with MTU {}", network.mtu);
     set_up(pod, &operation, link.index, Some(network.mtu))?;
@@ -186,7 +187,7 @@ fn set_limit(
     bucket: TokenBucket,
 ) -> Result<(), NetlinkError> {
     let operation = format!("limit what {interface} sends in the pod (needs the kernel's tbf queue)");
-    let request = RouteNetlinkMessage::NewQueueDiscipline(bucket.message(index));
+    let request = RouteNetlinkMessage::NewQueueDiscipline(token_bucket::message(&bucket, index));
     pod.change(&operation, request, NLM_F_CREATE | NLM_F_REPLACE)
 }
 
@@ -194,7 +195,7 @@ fn has_limit(pod: &mut Netlink, index: u32, bucket: TokenBucket) -> Result<bool,
     let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(index as i32));
     let answers = pod.dump("list the queues in the pod", request)?;
     Ok(answers.iter().any(|answer| match answer {
-        RouteNetlinkMessage::NewQueueDiscipline(message) => bucket.is_told_by(message, index),
+        RouteNetlinkMessage::NewQueueDiscipline(message) => token_bucket::is_told_by(&bucket, message, index),
         _ => false,
     }))
 }

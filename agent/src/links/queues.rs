@@ -1,7 +1,8 @@
 //! Queues of pods' links: what limits how fast a pod receives.
 
 use futures_util::{StreamExt, TryStreamExt};
-use podwire_cni::token_bucket::TokenBucket;
+use podwire_cni::token_bucket;
+use podwire_common::token_bucket::TokenBucket;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -18,7 +19,7 @@ pub struct Queues(Vec<TcMessage>);
 impl Queues {
     /// Whether what a device sends is limited so.
     pub fn limit(&self, device: u32, bucket: &TokenBucket) -> bool {
-        self.0.iter().any(|message| bucket.is_told_by(message, device))
+        self.0.iter().any(|message| token_bucket::is_told_by(bucket, message, device))
     }
 }
 
@@ -37,8 +38,9 @@ impl Links {
     /// # Errors
     /// [`Error::Netlink`], when the kernel has no `tbf` queue for example.
     pub async fn set_limit(&self, device: u32, name: &str, bucket: &TokenBucket) -> Result<(), Error> {
-        let mut request =
-            NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(bucket.message(device)));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(
+            token_bucket::message(bucket, device),
+        ));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         let operation = || format!("limit what {name} sends to its pod (needs the kernel's tbf queue)");
         let mut handle = self.handle.clone();

@@ -1,7 +1,7 @@
 //! CHECK: the agent's view, the previous result and the kernel's state inside the pod, compared.
 
 use podwire_cni::protocol::codes;
-use podwire_cni::token_bucket::TokenBucket;
+use podwire_cni::token_bucket;
 
 use super::require_version;
 use crate::agent::{Agent, AgentError, REQUEST_DEADLINE};
@@ -38,7 +38,7 @@ pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
     };
     if let Some(mut network) = network {
         let routes = network.routes(&config.routes)?;
-        let egress = config.bandwidth.egress.map(|limit| (limit, TokenBucket::new(limit, network.mtu)));
+        let egress = config.bandwidth.egress.map(|limit| (limit, token_bucket::of_limit(limit, network.mtu)));
         // A later plugin may have lowered it; routes and limit are as they were made.
         network.mtu = previous.mtu(interface).map_or(network.mtu, |mtu| mtu.min(network.mtu));
         faults.extend(pod::faults(&mut inside, interface, &network, &routes, egress, &previous)?);
