@@ -6,15 +6,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::names;
+use podwire_core::model::Mode;
 
 use crate::cni_server::SOCKET;
 use crate::dataplane::attach::UplinkXdp;
-use crate::model::Mode;
 use crate::netns;
 use crate::nodes::kube::Access;
 use crate::sysctl::Switches;
@@ -36,7 +37,7 @@ pub struct Config {
     #[command(flatten)]
     pub api: Access,
     /// How pod packets travel between nodes.
-    #[arg(long, env = "PODWIRE_MODE", default_value = "vxlan")]
+    #[arg(long, env = "PODWIRE_MODE", default_value = "vxlan", value_parser = mode())]
     pub mode: Mode,
     /// UDP port of the tunnel.
     #[arg(long, env = "PODWIRE_VXLAN_PORT", default_value_t = names::VXLAN_PORT, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
@@ -271,6 +272,16 @@ impl Config {
             netns_cookie: netns::cookie().unwrap_or_default(),
         }
     }
+}
+
+/// The values of `--mode`.
+fn mode() -> impl TypedValueParser<Value = Mode> {
+    let value = |name, help| PossibleValue::new(name).help(help);
+    let names = [
+        value("vxlan", "Inside VXLAN"),
+        value("direct", "As they are: the network between the nodes routes pod addresses"),
+    ];
+    PossibleValuesParser::new(names).map(|name| if name == "direct" { Mode::Direct } else { Mode::Vxlan })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use podwire_common::abi::Count;
+use podwire_core::cluster::Skipped;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -26,7 +27,6 @@ use tracing::{debug, warn};
 use crate::connections::{Connections, Place};
 use crate::daemon::{Event, Figures, Readiness};
 use crate::error::Error;
-use crate::nodes::Skipped;
 
 /// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.
 const ALIVE: Duration = Duration::from_secs(4);

@@ -5,9 +5,9 @@ use std::io;
 use std::path::Path;
 
 use ipnet::Ipv4Net;
+use podwire_core::other_pods::{Held, Holder};
 
 use crate::error::Error;
-use crate::other_pods::{Held, Holder};
 
 /// Its folder in the one for what plugins remember, unless its configuration says otherwise (`dataDir`).
 const NETWORKS: &str = "networks";

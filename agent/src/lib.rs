@@ -1,9 +1,10 @@
 //! Podwire's node agent.
 //!
-//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of state, `daemon`.
-//! What the kernel should hold is a pure function of the model (`desired`), and a pure `diff` says what to do. The
-//! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store`, `before`,
-//! `claim`, `lock`, `cni_configuration` and `host_local` (disk), and `sysctl`.
+//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of
+//! state, `daemon`. What the kernel should hold, and which operations lead there, is decided in the
+//! crate `podwire-core`, which cannot touch the world. The edges touch it: `dataplane` (BPF),
+//! `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `sysctl`, and on disk
+//! `store`, `before`, `claim`, `lock`, `cni_configuration` and `host_local`.
 
 pub mod before;
 pub mod cgroup2;
@@ -16,30 +17,21 @@ mod connections;
 pub mod conntrack;
 pub mod daemon;
 pub mod dataplane;
-pub mod desired;
-pub mod diff;
 pub mod error;
 pub mod firewall;
-pub mod forward_policy;
 pub mod health;
-pub mod host;
 pub mod host_local;
-pub mod host_ports;
 pub mod housekeeping;
 pub mod install;
-pub mod ipam;
 pub mod links;
 pub mod lock;
 pub mod migrate_flannel;
-pub mod model;
 pub mod netns;
 pub mod nodes;
 pub mod non_masquerade;
-pub mod other_pods;
-pub mod recovery;
 pub mod sockopt;
 pub mod store;
-pub mod strays;
 pub mod sysctl;
 pub mod uninstall;
 pub mod watched_file;
+mod wire;

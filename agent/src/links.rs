@@ -26,10 +26,11 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageB
 pub use changes::Changes;
 pub use disciplines::Displaced;
 
-use crate::desired::Route;
+use podwire_core::desired::Route;
+use podwire_core::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host, NextHop};
+use podwire_core::model::Path;
+
 use crate::error::Error;
-use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host, NextHop};
-use crate::model::Path;
 
 /// The metric of what is only for the case that there is no other route to a network. A bridge of the CNI plugin that was here before has one, by
 /// which its pods are reached; with the same metric ours would take its place.

@@ -115,7 +115,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::model::Mode;
+    use podwire_core::model::Mode;
 
     #[derive(clap::Parser)]
     struct Cli {

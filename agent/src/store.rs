@@ -16,13 +16,13 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use podwire_cni::fault::{self, Step};
+use podwire_core::model::Endpoint;
 use serde::{Deserialize, Serialize};
 
 use crate::before;
 use crate::claim;
 use crate::error::{Error, absent_is_fine};
 use crate::lock::{Held, Lock};
-use crate::model::Endpoint;
 
 const LOCK: &str = "agent.lock";
 const HELD: Held = Held { name: "the state folder", option: "--state-dir" };
@@ -393,13 +393,13 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwire_cni::protocol::{Attachment, PortMapping, Transport, host_interface};
+    use podwire_core::model::{Attachment, PortMapping, Transport};
     use std::num::NonZeroU16;
 
     fn endpoint(container: &str) -> Endpoint {
         let attachment = Attachment { container_id: container.into(), interface: "eth0".into() };
         Endpoint {
-            host_interface: host_interface(&attachment),
+            host_interface: attachment.host_interface(),
             attachment,
             ifindex: 0,
             ..Endpoint::example()

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use podwire_common::names::{VXLAN_DEVICE, programs};
+use podwire_core::host::{Device, DeviceKind, Host};
 use tracing::{error, info, warn};
 
 use crate::before::Before;
@@ -20,7 +21,6 @@ use crate::cni_server;
 use crate::config::{Logging, Places};
 use crate::dataplane::{attach, pins};
 use crate::error::{Error, absent_is_fine};
-use crate::host::{Device, DeviceKind, Host};
 use crate::install::{self, PLUGIN};
 use crate::links::Links;
 use crate::lock::Lock;

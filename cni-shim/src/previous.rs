@@ -1,7 +1,6 @@
 //! `prevResult`, as CHECK compares it: what the pod was given, as later plugins have left it.
 
 use ipnet::IpNet;
-use podwire_cni::protocol::host_interface;
 
 use crate::config::ConfigError;
 use crate::environment::Target;
@@ -74,7 +73,7 @@ impl PreviousResult {
 
     /// What the pod was given, as far as it says, for when the agent cannot. Its MTU is that of 1.1.0, or else `mtu`.
     pub(crate) fn network(&self, target: &Target, mtu: u32) -> Option<PodNetwork> {
-        let host_interface = host_interface(&target.attachment);
+        let host_interface = target.attachment.host_interface();
         let pair = |(address, gateway): &(String, Option<String>)| {
             let address = address.parse::<IpNet>().ok()?.addr();
             let gateway = gateway.as_ref()?.parse().ok()?;

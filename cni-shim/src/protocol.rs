@@ -12,6 +12,7 @@ use std::num::{NonZeroU16, NonZeroU64};
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
+use podwire_common::names::host_interface;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The versions of the protocol that the agent serves: a node's plugin is replaced before its agent, or after it. 3 added to 2:
@@ -90,7 +91,7 @@ pub struct Add {
     pub attachment: Attachment,
     /// `CNI_NETNS`, for messages.
     pub netns: String,
-    /// Name of the host side: [`host_interface`] of the attachment. Exists, is down and has no program yet.
+    /// Name of the host side: [`Attachment::host_interface`]. Exists, is down and has no program yet.
     pub host_interface: String,
     /// The pod side's address, `aa:bb:cc:dd:ee:ff`.
     pub pod_mac: String,
@@ -279,15 +280,11 @@ pub mod codes {
     pub const HOST_PORT_UNAVAILABLE: u32 = 105;
 }
 
-/// Name of the host side of an attachment's veth pair: `pw` and twelve hexadecimal digits of a 64-bit FNV-1a hash
-/// of container ID, a zero byte and interface name. Short enough for the kernel's 15 characters, and the same in
-/// every call for that attachment.
-pub fn host_interface(attachment: &Attachment) -> String {
-    const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
-    const PRIME: u64 = 0x0000_0100_0000_01b3;
-    let bytes = attachment.container_id.bytes().chain([0]).chain(attachment.interface.bytes());
-    let hash = bytes.fold(OFFSET_BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-    format!("pw{:012x}", hash & 0xffff_ffff_ffff)
+impl Attachment {
+    /// Name of the host side of its veth pair.
+    pub fn host_interface(&self) -> String {
+        host_interface(&self.container_id, &self.interface)
+    }
 }
 
 /// Writes one frame.
@@ -374,9 +371,9 @@ mod tests {
 
     #[test]
     fn the_host_interface_depends_on_both_names_and_fits_the_kernel() {
-        let name = host_interface(&attachment());
+        let name = attachment().host_interface();
         assert_eq!(name.len(), 14);
         let other = Attachment { interface: "net1".into(), ..attachment() };
-        assert_ne!(name, host_interface(&other));
+        assert_ne!(name, other.host_interface());
     }
 }

@@ -97,7 +97,7 @@ pub(crate) fn versions(input: &[u8]) -> Value {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use podwire_cni::protocol::{Attachment, host_interface};
+    use podwire_cni::protocol::Attachment;
 
     use super::*;
     use crate::pod::Address;
@@ -121,7 +121,7 @@ pub(crate) mod tests {
             mtu: 1450,
             pod_mac: "02:00:00:00:00:01".parse().unwrap(),
             host_mac: "02:00:00:00:00:02".parse().unwrap(),
-            host_interface: host_interface(&target().attachment),
+            host_interface: target().attachment.host_interface(),
         }
     }
 

@@ -18,6 +18,21 @@ pub const INNER_DESTINATION_MAC: [u8; 6] = [0x02, 0x70, 0x77, 0x00, 0x00, 0x02];
 /// `rtm_protocol` of the routes that the agent owns, so that it removes none of others'.
 pub const ROUTE_PROTOCOL: u8 = 112;
 
+/// Bits of the hash in [`host_interface`]: twelve hexadecimal digits, so that the name has no more than the kernel's 15 characters.
+#[cfg(any(test, feature = "std"))]
+const DIGITS: u64 = 0xffff_ffff_ffff;
+
+/// Name of the host side of an attachment's veth pair: [`VETH_PREFIX`] and twelve hexadecimal digits of a 64-bit FNV-1a hash
+/// of container ID, a zero byte and interface name. It is the same in every call for that attachment.
+#[cfg(any(test, feature = "std"))]
+pub fn host_interface(container_id: &str, interface: &str) -> std::string::String {
+    const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let bytes = container_id.bytes().chain([0]).chain(interface.bytes());
+    let hash = bytes.fold(OFFSET_BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+    std::format!("{VETH_PREFIX}{:012x}", hash & DIGITS)
+}
+
 /// Map names, as pinned.
 pub mod maps {
     /// Pod address → [`crate::abi::Endpoint`].

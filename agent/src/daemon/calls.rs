@@ -4,21 +4,20 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use podwire_cni::fault::{self, Step};
-use podwire_cni::protocol::{
-    Add, Added, Attachment, Call, Failure, PortMapping, Reply, codes, host_interface,
-};
+use podwire_cni::protocol::{Add, Call, Failure, Reply, codes};
+use podwire_core::desired::{Route, endpoint_entry, frontends};
+use podwire_core::diff::Op;
+use podwire_core::host_ports::{self, Unavailable};
+use podwire_core::ipam::{IpamError, Pool};
+use podwire_core::model::{Attachment, Endpoint, Mode, PortMapping, format_mac, parse_mac};
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
 use super::{Daemon, Event, Readiness};
-use crate::desired::{Route, endpoint_entry, frontends};
-use crate::diff::Op;
 use crate::error::Error;
-use crate::host_ports::{self, Unavailable};
-use crate::ipam::{IpamError, Pool};
-use crate::model::{Endpoint, Mode, format_mac, parse_mac};
 use crate::sysctl::Switch;
+use crate::wire;
 
 /// The least MTU of IPv4 (RFC 791).
 const LEAST_MTU: u32 = 68;
@@ -51,8 +50,8 @@ impl Daemon {
                 }
             }
             Call::Propose(add) => self.plan(add).map(|_| Reply::Acceptable),
-            Call::Del(attachment) => self.del(attachment).await.map(|()| Reply::Deleted),
-            Call::Check(attachment) => self.check(attachment).await.map(Reply::Checked),
+            Call::Del(attachment) => self.del(&wire::attachment(attachment)).await.map(|()| Reply::Deleted),
+            Call::Check(attachment) => self.check(&wire::attachment(attachment)).await.map(Reply::Checked),
             Call::Status => {
                 // Without a line in the log: a runtime asks every few seconds, and what changes is logged when it does.
                 let _ = reply.send(self.status().map_or_else(Reply::Failed, |()| Reply::Serving));
@@ -67,7 +66,7 @@ impl Daemon {
     pub(super) fn can_overlap(&self, event: &Event) -> bool {
         match event {
             Event::Call { call, .. } => {
-                matches!(&**call, Call::Add(add) if !self.adding.contains_key(&add.attachment))
+                matches!(&**call, Call::Add(add) if !self.adding.contains_key(&wire::attachment(&add.attachment)))
             }
             // A disk that takes its time is no reason to be taken for dead.
             Event::Alive(_) => true,
@@ -99,7 +98,8 @@ impl Daemon {
         if let Readiness::Waiting(why) = &self.serving {
             return Err(refuse(codes::TRY_AGAIN_LATER, format!("the agent is not ready: {why}")));
         }
-        let expected = host_interface(&add.attachment);
+        let attachment = wire::attachment(&add.attachment);
+        let expected = attachment.host_interface();
         if add.host_interface != expected {
             let message = format!(
                 "the host side is to be named {expected}, not {}: install plugin and agent of one release",
@@ -112,7 +112,7 @@ impl Daemon {
                 refuse(codes::DECODING_FAILURE, format!("`{text}` is not a unicast link address"))
             })
         };
-        let known = self.model.endpoint_of(&add.attachment);
+        let known = self.model.endpoint_of(&attachment);
         if let Some(known) = known
             && let Some(other) = add.addresses.iter().find(|asked| asked.addr() != IpAddr::V4(known.address))
         {
@@ -122,8 +122,10 @@ impl Daemon {
             );
             return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
         }
-        self.check_host_ports(add, known)?;
-        if known.is_some_and(|known| !known.is_recovered() && known.bandwidth != add.bandwidth) {
+        let port_mappings = wire::port_mappings(&add.port_mappings);
+        self.check_host_ports(&port_mappings, &expected, known)?;
+        let bandwidth = wire::bandwidth(add.bandwidth);
+        if known.is_some_and(|known| !known.is_recovered() && known.bandwidth != bandwidth) {
             let message = "another bandwidth is asked for than the attachment has: DEL it first".into();
             return Err(refuse(codes::INVALID_CONFIGURATION, message));
         }
@@ -136,7 +138,7 @@ impl Daemon {
             ));
         };
         Ok(Endpoint {
-            attachment: add.attachment.clone(),
+            attachment,
             netns: add.netns.clone(),
             host_interface: expected,
             ifindex: 0,
@@ -146,25 +148,30 @@ impl Daemon {
             address: Ipv4Addr::UNSPECIFIED,
             gateway,
             mtu: wanted_mtu(add.mtu, fitting)?,
-            port_mappings: add.port_mappings.clone(),
-            pod: add.pod.clone(),
+            port_mappings,
+            pod: add.pod.as_ref().map(wire::pod_name),
             network: add.network.clone(),
-            bandwidth: add.bandwidth,
+            bandwidth,
         })
     }
 
-    fn check_host_ports(&self, add: &Add, known: Option<&Endpoint>) -> Result<(), Failure> {
+    fn check_host_ports(
+        &self,
+        wanted: &[PortMapping],
+        host_interface: &str,
+        known: Option<&Endpoint>,
+    ) -> Result<(), Failure> {
         // Flows that are under way know the ports of before: only DEL ends them.
         if let Some(known) = known
-            && sorted(&known.port_mappings) != sorted(&add.port_mappings)
+            && sorted(&known.port_mappings) != sorted(wanted)
         {
             let message = "other portMappings are asked for than the attachment has: DEL it first".into();
             return Err(refuse(codes::INVALID_CONFIGURATION, message));
         }
         let tunnel_port = (self.config.mode == Mode::Vxlan).then_some(self.config.vxlan_port);
-        let others = self.model.endpoints.values().filter(|other| other.host_interface != add.host_interface);
+        let others = self.model.endpoints.values().filter(|other| other.host_interface != host_interface);
         let capacity = self.dataplane.maps.frontends_capacity;
-        host_ports::check(&add.port_mappings, others, tunnel_port, capacity).map_err(|unavailable| {
+        host_ports::check(wanted, others, tunnel_port, capacity).map_err(|unavailable| {
             let code = match unavailable {
                 Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,
                 _ => codes::HOST_PORT_UNAVAILABLE,
@@ -280,7 +287,7 @@ impl Daemon {
         for address in host_ports::foreign_addresses(&endpoint.port_mappings, &self.host.own_addresses()) {
             warn!(pod = %endpoint, "hostIP {address} is no address of this node: its hostPorts answer when it is");
         }
-        answer(reply, Ok(Reply::Added(added(&endpoint))));
+        answer(reply, Ok(Reply::Added(wire::added(&endpoint))));
     }
 
     /// Programs, limit, link, maps, route: in this order, so that at each step what it needs is there.
@@ -424,17 +431,6 @@ fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {
             format!("mtu: {mtu} is less than the {LEAST_MTU} bytes of IPv4"),
         )),
         Some(mtu) => Ok(mtu),
-    }
-}
-
-pub(super) fn added(endpoint: &Endpoint) -> Added {
-    Added {
-        addresses: vec![IpNet::from(IpAddr::V4(endpoint.address))],
-        gateways: vec![endpoint.gateway.into()],
-        mtu: endpoint.mtu,
-        pod_mac: format_mac(endpoint.pod_mac),
-        host_mac: format_mac(endpoint.host_mac),
-        host_interface: endpoint.host_interface.clone(),
     }
 }
 

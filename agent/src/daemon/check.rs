@@ -1,15 +1,16 @@
 //! CHECK: an attachment compared with what the kernel has of it. Every fault is named at once.
 
-use podwire_cni::protocol::{Added, Attachment, Failure, codes};
+use podwire_cni::protocol::{Added, Failure, codes};
 use podwire_common::abi::{self, ENDPOINT_STACK_ONLY};
 use podwire_common::names::programs;
+use podwire_core::desired::{endpoint_entry, frontends};
+use podwire_core::host::{Device, Host};
+use podwire_core::model::{Attachment, Endpoint, format_mac};
 
 use super::Daemon;
-use super::calls::{added, failure, refuse};
-use crate::desired::{endpoint_entry, frontends};
+use super::calls::{failure, refuse};
 use crate::error::Error;
-use crate::host::{Device, Host};
-use crate::model::{Endpoint, format_mac};
+use crate::wire;
 
 impl Daemon {
     pub(super) async fn check(&mut self, attachment: &Attachment) -> Result<Added, Failure> {
@@ -19,7 +20,7 @@ impl Daemon {
         };
         let faults = self.faults(endpoint).await.map_err(|error| failure(&error))?;
         if faults.is_empty() {
-            return Ok(added(endpoint));
+            return Ok(wire::added(endpoint));
         }
         Err(refuse(codes::CHECK_FAILED, format!("{endpoint}: {}", faults.join("; "))))
     }

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::io;
 
+use podwire_core::forward_policy::Place;
+use podwire_core::model::Mode;
 use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::firewall;
-use crate::forward_policy::Place;
-use crate::model::Mode;
 
 /// Ticks between two looks while nothing is in the way. While something is, each tick looks: who changes a rule is
 /// told soon whether it helped.

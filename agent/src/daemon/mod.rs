@@ -20,9 +20,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use podwire_cni::protocol::{Attachment, Call, Reply};
+use podwire_cni::protocol::{Call, Reply};
 use podwire_common::abi::Holder;
 use podwire_common::addr::Addr;
+use podwire_core::cluster::{NodeList, NodeProblem, Skipped};
+use podwire_core::host::Host;
+use podwire_core::ipam::Pool;
+use podwire_core::model::{Attachment, Model};
+use podwire_core::strays::Strays;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
@@ -36,14 +41,9 @@ use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
 use crate::error::Error;
-use crate::host::Host;
-use crate::ipam::Pool;
 use crate::links::{Changes, Links};
 use crate::lock::Lock;
-use crate::model::Model;
-use crate::nodes::{NodeList, NodeProblem, Skipped};
 use crate::store::Store;
-use crate::strays::Strays;
 
 /// What the sources have to say.
 #[derive(Debug)]

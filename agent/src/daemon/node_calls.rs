@@ -1,12 +1,15 @@
 //! STATUS and GC: what a runtime asks of the node, and not for one pod.
 
+use std::collections::BTreeSet;
+
 use podwire_cni::protocol::{Failure, Gc, codes};
+use podwire_core::ipam::Pool;
+use podwire_core::model::Endpoint;
 use tracing::info;
 
 use super::calls::{failure, refuse};
 use super::{Daemon, Readiness};
-use crate::ipam::Pool;
-use crate::model::Endpoint;
+use crate::wire;
 
 impl Daemon {
     /// Whether an ADD can be served, and a pod would have its network.
@@ -36,8 +39,9 @@ impl Daemon {
     /// Takes back every attachment of the network that is not to stay. What fails does not keep the others from being taken. One whose
     /// network is not known, added by a plugin of before protocol 3, is another network's for all that is known: it stays.
     pub(super) async fn collect_garbage(&mut self, gc: &Gc) -> Result<u32, Failure> {
+        let valid: BTreeSet<_> = gc.valid.iter().map(wire::attachment).collect();
         let is_garbage = |endpoint: &&Endpoint| {
-            endpoint.network.as_ref() == Some(&gc.network) && !gc.valid.contains(&endpoint.attachment)
+            endpoint.network.as_ref() == Some(&gc.network) && !valid.contains(&endpoint.attachment)
         };
         let garbage: Vec<_> = self.model.endpoints.values().filter(is_garbage).cloned().collect();
         let (mut collected, mut failed) = (0, None);

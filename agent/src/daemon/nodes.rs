@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use podwire_core::cluster::changes::{Change, changes};
+use podwire_core::cluster::{Cluster, NodeList, NodeProblem, Skipped, flannel, new_problems};
+use podwire_core::desired::desired_of;
+use podwire_core::diff::{Deletions, diff};
+use podwire_core::ipam::{IpamError, Pool};
+use podwire_core::model::Node;
 use tracing::{debug, error, info, warn};
 
 use super::{Daemon, Readiness};
-use crate::desired::desired_of;
-use crate::diff::{Deletions, diff};
-use crate::ipam::{IpamError, Pool};
-use crate::model::Node;
-use crate::nodes::changes::{Change, changes};
-use crate::nodes::{Cluster, NodeList, NodeProblem, Skipped, flannel, new_problems};
 
 /// Changes of one list that are told one by one.
 const TOLD: usize = 10;

@@ -1,14 +1,14 @@
 //! Which addresses of the podCIDR others have: looked at with the kernel's routes, and host-local's files before each address that is given.
 
 use ipnet::Ipv4Net;
+use podwire_core::host::Host;
+use podwire_core::ipam::Pool;
+use podwire_core::other_pods::{self, Held};
 use tracing::{error, info};
 
 use super::Daemon;
 use crate::error::Error;
-use crate::host::Host;
 use crate::host_local;
-use crate::ipam::Pool;
-use crate::other_pods::{self, Held};
 
 /// What was last found and said.
 #[derive(Debug, Default)]

@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 use podwire_common::abi;
 use podwire_common::addr::Addr;
 use podwire_common::names::VXLAN_DEVICE;
+use podwire_core::desired::{Contents, Route, desired};
+use podwire_core::diff::{Deletions, Op, diff};
+use podwire_core::host::{Device, Host};
+use podwire_core::model::{Node, Path};
 use tracing::{debug, error, info, warn};
 
 use super::attempts::Attempts;
 use super::{Daemon, Readiness};
 use crate::before::Before;
 use crate::dataplane::attach::UplinkAttachment;
-use crate::desired::{Contents, Route, desired};
-use crate::diff::{Deletions, Op, diff};
 use crate::error::Error;
-use crate::host::{Device, Host};
-use crate::model::{Node, Path};
 
 /// A change of policy routing shows in none of the lists that are compared: while anything changes, the ways are asked for
 /// again after this.

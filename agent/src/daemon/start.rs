@@ -7,6 +7,10 @@ use std::time::Instant;
 
 use podwire_common::abi::{self, ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::VXLAN_DEVICE;
+use podwire_core::host::{Device, DeviceKind, Host, is_pods_device};
+use podwire_core::model::{Endpoint, Mode, Model, format_mac};
+use podwire_core::recovery::recovered;
+use podwire_core::strays::Strays;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -24,13 +28,9 @@ use crate::dataplane::flows::Collected;
 use crate::dataplane::probe::Capabilities;
 use crate::dataplane::{Dataplane, load, pins};
 use crate::error::Error;
-use crate::host::{Device, DeviceKind, Host, is_pods_device};
 use crate::links::{Changes, Links};
 use crate::lock::Lock;
-use crate::model::{Endpoint, Mode, Model, format_mac};
-use crate::recovery::recovered;
 use crate::store::{Corrupt, Store};
-use crate::strays::Strays;
 use crate::sysctl::Switch;
 
 /// What a node lacks without the programs of its own processes.
@@ -294,12 +294,12 @@ fn known_device(endpoint: &Endpoint, entry: Option<abi::Endpoint>, device: &Devi
 
 /// Its entries in the maps, which programs may use already.
 fn restore(dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<(), Error> {
-    use crate::desired::{endpoint_entry, frontends};
-    use crate::diff::{Deletions, diff};
-    let mut want = crate::desired::Contents::default();
+    use podwire_core::desired::{endpoint_entry, frontends};
+    use podwire_core::diff::{Deletions, diff};
+    let mut want = podwire_core::desired::Contents::default();
     want.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
     want.frontends.extend(frontends(endpoint));
-    let mut have = crate::desired::Contents::default();
+    let mut have = podwire_core::desired::Contents::default();
     if let Some(guard) = endpoint.guard() {
         want.guards.insert(endpoint.ifindex, guard);
         have.guards.extend(dataplane.maps.guard(endpoint.ifindex)?.map(|guard| (endpoint.ifindex, guard)));

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use podwire_core::ipam::Pool;
 use tokio::task::{JoinError, JoinSet};
 use tracing::warn;
 
@@ -10,7 +11,6 @@ use crate::before::Before;
 use crate::claim::Claim;
 use crate::error::Error;
 use crate::housekeeping::INTERVAL;
-use crate::ipam::Pool;
 
 /// What is known of the state folder.
 #[derive(Debug, Default)]

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use podwire_common::names::{VXLAN_DEVICE, programs};
+use podwire_core::host::Host;
+use podwire_core::model::Endpoint;
 use tracing::{error, info, warn};
 
 use super::attempts::Attempts;
@@ -12,9 +14,7 @@ use super::{Daemon, Readiness};
 use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::pins;
 use crate::error::Error;
-use crate::host::Host;
 use crate::links::Displaced;
-use crate::model::Endpoint;
 
 /// A plugin that adds an attachment again removes its link and asks the agent milliseconds later.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);

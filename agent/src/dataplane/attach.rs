@@ -15,10 +15,10 @@ use aya::programs::tc::{
 use aya::programs::xdp::XdpMode;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
 use podwire_common::names::programs;
+use podwire_core::model::Uplink;
 
 use super::{Dataplane, pins};
 use crate::error::Error;
-use crate::model::Uplink;
 
 /// Priority and handle of every filter that the agent makes: documented, so that other tools can keep clear.
 const PRIORITY: u16 = 1;

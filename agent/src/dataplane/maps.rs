@@ -12,10 +12,10 @@ use podwire_common::abi::{
 use podwire_common::addr::{Addr, LpmAddr};
 use podwire_common::names::maps as names;
 use podwire_common::reason::{Drop, Path};
+use podwire_core::desired::{Contents, Prefix};
+use podwire_core::diff::Op;
 
 use super::shares::Shares;
-use crate::desired::{Contents, Prefix};
-use crate::diff::Op;
 use crate::error::Error;
 
 type Result<T, E = Error> = std::result::Result<T, E>;

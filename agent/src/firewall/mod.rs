@@ -6,7 +6,7 @@ mod nftables;
 use std::collections::BTreeSet;
 use std::io;
 
-use crate::forward_policy::Place;
+use podwire_core::forward_policy::Place;
 
 /// How often a dump is asked for again when the rules changed meanwhile.
 const ATTEMPTS: usize = 3;

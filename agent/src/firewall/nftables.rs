@@ -10,9 +10,9 @@ use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage, RuleAttr
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use podwire_common::names::VETH_PREFIX;
+use podwire_core::forward_policy::{Family, Place};
 
 use super::{Side, accept_both_ways};
-use crate::forward_policy::{Family, Place};
 
 /// The kernel fills at most 32 KiB at a time (`netlink_dump`).
 const ANSWER: usize = 32768;

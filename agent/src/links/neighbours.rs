@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
+use podwire_core::other_pods::Neighbour;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -10,7 +11,6 @@ use rtnetlink::packet_route::neighbour::{
 
 use super::{Links, netlink};
 use crate::error::Error;
-use crate::other_pods::Neighbour;
 
 impl Links {
     /// Those that have answered, or that somebody has written down.

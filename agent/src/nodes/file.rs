@@ -4,11 +4,11 @@ use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use podwire_core::cluster::NodeList;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tracing::info;
 
-use super::NodeList;
 use super::objects::{self, Entries};
 use crate::daemon::Event;
 use crate::watched_file::{WatchError, Watched};
@@ -76,7 +76,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::nodes::{NodeProblem, NodeRecord};
+    use podwire_core::cluster::{NodeProblem, NodeRecord};
 
     const JSON: &str = include_str!("../../../testdata/kubernetes/nodes.json");
     const YAML: &str = include_str!("../../../testdata/kubernetes/nodes.yaml");

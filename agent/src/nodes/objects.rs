@@ -5,12 +5,12 @@ use std::io::Read;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use podwire_core::cluster::flannel::{Annotations, Lease};
+use podwire_core::cluster::{ENTRY, NodeProblem, NodeRecord};
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::flannel::{Annotations, Lease};
 use super::json::Json;
-use super::{ENTRY, NodeProblem, NodeRecord};
 
 /// The type of the addresses that nodes reach each other by.
 const INTERNAL_ADDRESS: &str = "InternalIP";

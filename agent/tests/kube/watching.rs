@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podwire::daemon::{Event, Readiness};
-use podwire::nodes::NodeList;
 use podwire::nodes::kube::{Access, Pace, Source};
+use podwire_core::cluster::NodeList;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};

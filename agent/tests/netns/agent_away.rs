@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
-use podwire_cni::protocol::{self, Add, Attachment, Bandwidth, Call, Reply, Request, host_interface};
+use podwire_cni::protocol::{self, Add, Attachment, Bandwidth, Call, Reply, Request};
 use podwire_common::names::{VETH_PREFIX, maps};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -100,7 +100,7 @@ fn an_add_that_waits_behind_others_is_not_begun_when_its_plugin_has_given_up() {
 /// What a plugin asks for when it has made its link.
 fn made_by_hand(node: &Node, container_id: &str) -> Add {
     let attachment = Attachment { container_id: container_id.into(), interface: "eth0".into() };
-    let host_interface = host_interface(&attachment);
+    let host_interface = attachment.host_interface();
     let (host_mac, pod_mac) = ("02:00:00:00:00:0a", "02:00:00:00:00:0b");
     let pair =
         format!("{host_interface} address {host_mac} type veth peer name {container_id} address {pod_mac}");

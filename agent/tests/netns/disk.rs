@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use podwire_cni::protocol::{Attachment, host_interface};
+use podwire_cni::protocol::Attachment;
 use podwire_common::abi::{ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::maps;
 use rustix::fs::{FileType, Mode};
@@ -327,7 +327,7 @@ fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
 
     // An ADD that can neither be ended nor undone.
     let container_id = node.cni_call("ADD", "stuck", &json!({})).container_id;
-    let stuck = host_interface(&Attachment { container_id, interface: "eth0".into() });
+    let stuck = Attachment { container_id, interface: "eth0".into() }.host_interface();
     let file = file_of_name(node, &stuck);
     fs::create_dir(&file).unwrap();
     refused(&lab, "stuck", "Is a directory");

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use podwire_cni::protocol::{self, Attachment, host_interface};
+use podwire_cni::protocol::{self, Attachment};
 use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod, traffic};
@@ -96,7 +96,7 @@ fn the_plugin_of_the_version_before_is_served() {
     let node = lab.node(0);
     let pod = lab.add_namespace("old").unwrap();
     let attachment = Attachment { container_id: "old".into(), interface: "eth0".into() };
-    let host = host_interface(&attachment);
+    let host = attachment.host_interface();
     let (pod_mac, host_mac) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
     node.ip(&format!(
         "link add {host} address {host_mac} arp off type veth peer name eth0 address {pod_mac} netns {}",

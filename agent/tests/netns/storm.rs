@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use podwire_cni::protocol::{Attachment, host_interface};
+use podwire_cni::protocol::Attachment;
 use podwire_common::names::maps;
 use xtask::lab::{Lab, Node, Ns, Pod};
 
@@ -59,7 +59,7 @@ fn pods_whose_files_cannot_be_written_are_undone_while_others_come() {
     let before = Footprint::of(node, &[]);
     let file = |pod: &str| {
         let container_id = node.cni_call("ADD", pod, &serde_json::json!({})).container_id;
-        let name = host_interface(&Attachment { container_id, interface: "eth0".into() });
+        let name = Attachment { container_id, interface: "eth0".into() }.host_interface();
         node.state_dir().join("endpoints").join(name)
     };
     let pods = Mutex::new(Vec::new());

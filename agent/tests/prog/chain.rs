@@ -1,8 +1,8 @@
 //! Output of one node's hook is the input of the next node's: request and reply, both ways.
 
-use podwire::model::Mode;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::reason::Path;
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::packets::*;

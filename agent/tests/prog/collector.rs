@@ -1,12 +1,12 @@
 //! What the agent ages out of the table of translations.
 
 use podwire::housekeeping;
-use podwire::model::Mode;
 use podwire_common::abi::{Flow, Holder, STATE_ESTABLISHED, STATE_REPLIED, TABLE_TRANSLATIONS, Translation};
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::Drop;
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::packets::*;

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::{env, fs};
 
-use podwire::model::Mode;
 use podwire_common::abi;
+use podwire_core::model::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::counting::{self, Calls, Counts};

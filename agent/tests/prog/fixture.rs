@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
-use podwire::desired::desired;
-use podwire::diff::{Deletions, diff};
-use podwire::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
-use podwire_cni::protocol::{Attachment, Bandwidth};
 use podwire_common::abi;
 use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, UPLINK_XDP};
 use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::desired::desired;
+use podwire_core::diff::{Deletions, diff};
+use podwire_core::model::{Attachment, Bandwidth};
+use podwire_core::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
 use xtask::lab::{Ns, frames};
 
 use crate::kinds::{ack, tunnelled};

@@ -2,12 +2,12 @@
 //! packets are real: they arrive on the uplink as outer IP fragments or with outer options, which `from_uplink` leaves to
 //! the kernel, pass the device, and meet the program there.
 
-use podwire::model::Mode;
 use podwire_common::abi::Flow;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::FROM_OVERLAY;
 use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::packets::*;

@@ -2,7 +2,6 @@
 
 use std::net::Ipv4Addr;
 
-use podwire::model::Mode;
 use podwire_common::abi::Flow;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
@@ -11,6 +10,7 @@ use podwire_common::names::{
     programs::{FROM_UPLINK, TO_UPLINK},
 };
 use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::packets::*;

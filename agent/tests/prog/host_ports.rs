@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 
-use podwire::model::Mode;
-use podwire_cni::protocol::{PortMapping, Transport as Protocol};
 use podwire_common::abi::{Flow, TRANSLATION_HOST_PORT, Translation};
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::model::Mode;
+use podwire_core::model::{PortMapping, Transport as Protocol};
 
 use crate::fixture::*;
 use crate::packets::*;

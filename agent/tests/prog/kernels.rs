@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::{env, fs};
 
-use podwire::model::Mode;
+use podwire_core::model::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::costs::{BuiltBy, RECORD_ANEW, say, with_all_parts};

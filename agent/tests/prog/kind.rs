@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use podwire::dataplane::Dataplane;
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
-use podwire::model::Mode;
 use podwire_common::abi::{self, Flow, FlowKey};
 use podwire_common::names::{VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::Path;
+use podwire_core::model::Mode;
 use xtask::lab::{Ns, frames};
 
 use crate::fixture::{Fixture, NODE1, WORLD};

@@ -3,12 +3,12 @@
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 
-use podwire_cni::protocol::{PortMapping, Transport as Protocol};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{
     FROM_OVERLAY, FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK, UPLINK_XDP,
 };
 use podwire_common::reason::Path;
+use podwire_core::model::{PortMapping, Transport as Protocol};
 
 use crate::fixture::{
     Fixture, GATEWAY, HOST_A_MAC, NODE1, NODE2, NODE2_MAC, POD_A, POD_A_MAC, POD_B, REMOTE_POD, STRANGER,

@@ -1,11 +1,11 @@
 //! `FLOWS`: a packet whose flow is known becomes what the stages would make of it, and follows what is known only as long as it counts.
 
-use podwire::model::Mode;
 use podwire_common::abi::{self, FlowKey, KNOWN_FLOW_JIFFIES, KnownFlow, Macs};
 use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_PORT};
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, syn};

@@ -1,11 +1,11 @@
 //! Connections to where the host's rules have lately let another one pass as it was: they go past them from their first packet on.
 
-use podwire::model::Mode;
 use podwire_common::abi::{self, KNOWN_FLOW_JIFFIES, KnownFlow, STATE_FIN};
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, out, syn, syn_ack};

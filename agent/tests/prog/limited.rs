@@ -3,12 +3,12 @@
 
 use std::num::NonZeroU64;
 
-use podwire::model::Mode;
-use podwire_cni::protocol::{Bandwidth, Limit};
 use podwire_common::abi;
 use podwire_common::helper::Helper;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::Drop as Reason;
+use podwire_core::model::Mode;
+use podwire_core::model::{Bandwidth, Limit};
 
 use crate::counting::{self, Counts};
 use crate::fixture::{Expect, Fixture, NODE1, POD_A, POD_B, REMOTE_POD, WORLD};

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use podwire::model::Mode;
 use podwire_common::abi::{
     Flow, STATE_ESTABLISHED, STATE_FIN, STATE_OUTSIDE_RESET, STATE_REPLIED, STATE_REPLY_FIN,
     TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT, Translation,
@@ -13,6 +12,7 @@ use podwire_common::flow::protocol;
 use podwire_common::names::VXLAN_PORT;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::packets::*;

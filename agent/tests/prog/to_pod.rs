@@ -2,12 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use podwire::model::Mode;
 use podwire_common::abi::Flow;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::TO_POD;
 use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::packets::*;

@@ -3,7 +3,6 @@
 use std::net::Ipv4Addr;
 use std::sync::Barrier;
 
-use podwire::model::Mode;
 use podwire_common::abi::{Flow, STATE_FIN, TRANSLATION_SNAT};
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
@@ -12,6 +11,7 @@ use podwire_common::names::{
     programs::{FROM_UPLINK, TO_UPLINK},
 };
 use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::packets::*;

@@ -1,11 +1,11 @@
 //! Packets of one flow that goes past the host stack: what the stages make of one, and what follows from what is known of it.
 
-use podwire::model::{Mode, Uplink};
 use podwire_common::abi::{self, Flow, KnownFlow, Translation};
 use podwire_common::addr::{Be16, Mac};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
+use podwire_core::model::{Mode, Uplink};
 
 use crate::fixture::*;
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, tunnelled};

@@ -1,8 +1,8 @@
 //! `uplink_xdp`: early drop of tunnel packets.
 
-use podwire::model::Mode;
 use podwire_common::names::programs::UPLINK_XDP;
 use podwire_common::reason::Drop as Reason;
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::packets::*;

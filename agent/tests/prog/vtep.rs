@@ -1,10 +1,10 @@
 //! Towards a node whose VXLAN device takes frames for one link address only: every program that writes inner frames writes it.
 
-use podwire::model::Mode;
 use podwire_common::addr::Mac;
 use podwire_common::names::INNER_SOURCE_MAC;
 use podwire_common::names::programs::{FROM_POD, TO_OVERLAY, TO_UPLINK};
 use podwire_common::reason::Path;
+use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::kinds::{ack, from_a, out};

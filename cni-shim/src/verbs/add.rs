@@ -1,7 +1,7 @@
 //! ADD: make the pair, ask the agent, configure the pod's side.
 
 use podwire_cni::fault::Step;
-use podwire_cni::protocol::{self, codes, host_interface};
+use podwire_cni::protocol::{self, codes};
 use serde_json::Value;
 
 use super::del::undo_with;
@@ -29,7 +29,7 @@ pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
     let netns = Netns::open(&target.netns)?;
     let mut host = Netlink::open()?;
     let mut inside = netns.netlink()?;
-    let host_interface = host_interface(&target.attachment);
+    let host_interface = target.attachment.host_interface();
     // The name belongs to this attachment alone: whatever bears it is left from an ADD that was cut short, or was done. That
     // one's pod keeps its link unless this ADD can take its place.
     let earlier_link = veth::find(&mut host, &host_interface)?;

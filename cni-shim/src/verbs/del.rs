@@ -1,7 +1,7 @@
 //! DEL: have the agent take everything back, and see to it that the link is gone in any case.
 
 use podwire_cni::fault::Step;
-use podwire_cni::protocol::{Attachment, host_interface};
+use podwire_cni::protocol::Attachment;
 
 use super::taken;
 use crate::agent::{Agent, REQUEST_DEADLINE, UNDO_DEADLINE};
@@ -18,7 +18,7 @@ pub(crate) fn del(config: &Config, attachment: &Attachment) -> Result<(), CniErr
         note(&format!("{error}; the link is removed here, the address is released when the agent is back"));
     }
     taken(Step::DelAnswered)?;
-    veth::delete(&mut Netlink::open()?, &host_interface(attachment))?;
+    veth::delete(&mut Netlink::open()?, &attachment.host_interface())?;
     taken(Step::LinkLookedFor)
 }
 
@@ -44,6 +44,6 @@ pub(super) fn undo_with(
         let agent = Agent { socket: &config.socket, deadline: UNDO_DEADLINE };
         troubles.extend(agent.del(attachment).err().map(|error| error.to_string()));
     }
-    troubles.extend(veth::delete(host, &host_interface(attachment)).err().map(|error| error.to_string()));
+    troubles.extend(veth::delete(host, &attachment.host_interface()).err().map(|error| error.to_string()));
     troubles
 }

@@ -7,12 +7,13 @@ use std::io::{BufReader, Seek as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use podwire_core::cluster::{NodeList, NodeRecord};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
+use super::super::file;
 use super::super::objects::{Entries, NodeObject};
-use super::super::{NodeList, NodeRecord, file};
 use crate::before;
 use crate::error::Error;
 use crate::store;
@@ -145,7 +146,7 @@ fn read(path: &Path) -> Result<Option<NodeList>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nodes::flannel::Lease;
+    use podwire_core::cluster::flannel::Lease;
     use serde_json::json;
 
     fn record(name: &str) -> NodeRecord {

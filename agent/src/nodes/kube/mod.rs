@@ -19,8 +19,9 @@ use tracing::{debug, info, warn};
 
 use self::cache::Cache;
 pub use self::client::{Access, ClientError};
+use podwire_core::cluster::{NodeList, NodeProblem, NodeRecord};
+
 use self::object::WatchedNode;
-use super::{NodeList, NodeProblem, NodeRecord};
 use crate::daemon::{Event, Readiness};
 
 /// Nodes of a page, where the API server does not stream the list. A page is held as a whole.

@@ -4,11 +4,11 @@ use std::borrow::Cow;
 
 use kube::api::ObjectMeta;
 use kube::core::ClusterResourceScope;
+use podwire_core::cluster::{NodeProblem, NodeRecord};
 use serde::de::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::super::objects::Entries;
-use super::super::{NodeProblem, NodeRecord};
 
 /// One Node object. That it does not decode is its own misfortune and not the list's.
 #[derive(Clone, Debug)]

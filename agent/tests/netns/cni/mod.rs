@@ -8,7 +8,7 @@ mod gc;
 mod orders;
 mod status;
 
-use podwire_cni::protocol::{Attachment, host_interface};
+use podwire_cni::protocol::Attachment;
 use serde_json::{Value, json};
 use xtask::lab::{CniCall, CniOutput, Node, Ns};
 
@@ -109,5 +109,5 @@ fn address(result: &Value) -> String {
 /// The name of its link on the node.
 fn host_side(container: &Container) -> String {
     let call = &container.call;
-    host_interface(&Attachment { container_id: call.container_id.clone(), interface: call.interface.clone() })
+    Attachment { container_id: call.container_id.clone(), interface: call.interface.clone() }.host_interface()
 }

@@ -1,16 +1,17 @@
 //! What the agent knows: the node list, this machine's links and the pods. Plain data; no kernel, no disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use podwire_cni::protocol::{Attachment, Bandwidth, PodName, PortMapping, host_interface};
-use podwire_cni::token_bucket::TokenBucket;
-use podwire_common::abi;
 use podwire_common::addr::Mac;
 use podwire_common::names::VXLAN_OVERHEAD;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use endpoint::{
+    Attachment, Bandwidth, Endpoint, Limit, PodName, PortMapping, Transport, format_mac, parse_mac,
+};
+
+mod endpoint;
 
 /// Everything that the desired state of the data path follows from.
 #[derive(Clone, Debug)]
@@ -70,7 +71,7 @@ impl Model {
     /// The endpoint of an attachment. One whose file was lost is known by its device, whose name follows from the attachment.
     pub fn endpoint_of(&self, attachment: &Attachment) -> Option<&Endpoint> {
         let by_device = || {
-            let device = host_interface(attachment);
+            let device = attachment.host_interface();
             self.endpoints.values().find(|endpoint| endpoint.host_interface == device)
         };
         self.endpoints.get(attachment).or_else(by_device)
@@ -86,7 +87,7 @@ impl Model {
 }
 
 /// How pod packets travel between nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Inside VXLAN.
     Vxlan,
@@ -170,142 +171,9 @@ pub struct Path {
     pub gateway: Option<Ipv4Addr>,
 }
 
-/// A pod's attachment, as persisted and as put into the maps.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Endpoint {
-    /// Container and interface.
-    pub attachment: Attachment,
-    /// The pod's network namespace, for messages.
-    pub netns: String,
-    /// Name of the veth pair's host side.
-    pub host_interface: String,
-    /// ifindex of the host side. Not persisted: a reboot gives out new ones.
-    #[serde(skip)]
-    pub ifindex: u32,
-    /// Unique on the node while the endpoint lives.
-    pub id: u32,
-    /// The pod side's address.
-    #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
-    pub pod_mac: Mac,
-    /// The host side's address.
-    #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
-    pub host_mac: Mac,
-    /// The pod's address.
-    pub address: Ipv4Addr,
-    /// Its gateway: kept with the endpoint because the node's podCIDR may change while the pod lives.
-    pub gateway: Ipv4Addr,
-    /// Of the pod's link, bytes.
-    pub mtu: u32,
-    /// Its hostPorts.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub port_mappings: Vec<PortMapping>,
-    /// The pod's name, where the runtime gave it.
-    pub pod: Option<PodName>,
-    /// The network configuration that it was made by. `None`: the plugin did not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub network: Option<String>,
-    /// How fast it may receive and send.
-    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
-    pub bandwidth: Bandwidth,
-}
-
-impl Endpoint {
-    /// Whether its file was lost, so that neither its container nor its limits are known (`recovery.rs`).
-    pub fn is_recovered(&self) -> bool {
-        self.attachment.interface.is_empty()
-    }
-
-    /// What limits how fast it receives, on the host side of its veth pair.
-    pub fn ingress_limit(&self) -> Option<TokenBucket> {
-        self.bandwidth.ingress.map(|limit| TokenBucket::new(limit, self.mtu))
-    }
-
-    /// What keeps it from sending faster than the queue on its own side lets it.
-    pub fn guard(&self) -> Option<abi::Guard> {
-        let bucket = self.bandwidth.egress.map(|limit| TokenBucket::new(limit, self.mtu))?;
-        let (cost, credit) = bucket.guard();
-        Some(abi::Guard { paid: 0, cost, credit })
-    }
-}
-
-impl fmt::Display for Endpoint {
-    /// The pod's name where known, else the container, and the address.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.pod {
-            Some(pod) => write!(f, "{}/{}", pod.namespace, pod.name)?,
-            None if self.is_recovered() => f.write_str("a pod without name")?,
-            None => write!(f, "container {}", self.attachment.container_id)?,
-        }
-        write!(f, " ({}, {})", self.address, self.host_interface)
-    }
-}
-
-/// Reads `aa:bb:cc:dd:ee:ff`. `None` for anything else.
-pub fn parse_mac(text: &str) -> Option<Mac> {
-    let mut parts = text.split(':');
-    let mut bytes = [0; 6];
-    for byte in &mut bytes {
-        let part = parts.next().filter(|part| part.len() == 2)?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    parts.next().is_none().then_some(Mac { bytes })
-}
-
-/// Writes `aa:bb:cc:dd:ee:ff`.
-pub fn format_mac(mac: Mac) -> String {
-    format!("{mac:?}")
-}
-
-fn mac_to_text<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format_mac(*mac))
-}
-
-fn mac_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse_mac(&text).ok_or_else(|| de::Error::custom(format!("`{text}` is not a link address")))
-}
-
-#[cfg(test)]
-impl Endpoint {
-    /// One for tests, with nothing asked for.
-    pub(crate) fn example() -> Self {
-        let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
-        Self {
-            netns: "/run/netns/c".into(),
-            host_interface: host_interface(&attachment),
-            attachment,
-            ifindex: 20,
-            id: 1,
-            pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
-            host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
-            address: Ipv4Addr::new(10, 244, 1, 2),
-            gateway: Ipv4Addr::new(10, 244, 1, 1),
-            mtu: 1450,
-            port_mappings: Vec::new(),
-            pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
-            network: None,
-            bandwidth: Bandwidth::default(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_link_address_survives_the_way_there_and_back() {
-        let mac = Mac { bytes: [0x02, 0x0a, 0, 0xff, 0x10, 0x01] };
-        assert_eq!(parse_mac(&format_mac(mac)), Some(mac));
-    }
-
-    #[test]
-    fn what_is_no_link_address_is_refused() {
-        for text in ["", "02:00:00:00:00", "02:00:00:00:00:00:00", "2:0:0:0:0:0", "zz:00:00:00:00:00"] {
-            assert_eq!(parse_mac(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn the_pod_mtu_follows_the_smallest_link_towards_a_node() {

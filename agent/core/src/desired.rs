@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use podwire_cni::protocol::Transport;
 use podwire_common::abi;
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 
-use crate::model::{Endpoint, Mode, Model, Node, Path};
+use crate::model::{Endpoint, Mode, Model, Node, Path, Transport};
 
 /// Contents of the maps that the agent fills, and of its part of the routing table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -224,8 +223,7 @@ fn add_remote(contents: &mut Contents, model: &Model, own: &Node, node: &Node) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Uplink;
-    use podwire_cni::protocol::{Bandwidth, Limit, PortMapping};
+    use crate::model::{Bandwidth, Limit, PortMapping, Uplink};
     use podwire_common::addr::Mac;
     use std::num::{NonZeroU16, NonZeroU64};
 

@@ -13,7 +13,7 @@ use crate::model::{Mode, parse_mac};
 
 /// The annotations that are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub(super) struct Annotations {
+pub struct Annotations {
     #[serde(rename = "flannel.alpha.coreos.com/backend-type")]
     backend_type: Option<String>,
     #[serde(rename = "flannel.alpha.coreos.com/backend-data")]
@@ -84,7 +84,7 @@ pub enum Problem {
 
 impl Lease {
     /// What the annotations say; `None`: flannel has written none.
-    pub(super) fn from_annotations(annotations: Annotations) -> Option<Self> {
+    pub fn from_annotations(annotations: Annotations) -> Option<Self> {
         let Annotations { backend_type, backend_data, .. } = &annotations;
         if backend_type.is_none() && backend_data.is_none() {
             return None;
@@ -97,7 +97,7 @@ impl Lease {
     }
 
     /// What flannel has written.
-    pub(super) fn annotations(&self) -> &Annotations {
+    pub fn annotations(&self) -> &Annotations {
         &self.annotations
     }
 

@@ -7,14 +7,13 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 
-use podwire_cni::protocol::{Attachment, Bandwidth, PortMapping, Transport};
 use podwire_common::abi::{self, Backend, Frontend};
 use podwire_common::addr::Addr;
 use podwire_common::flow::protocol;
 
 use crate::desired::Contents;
 use crate::host::{Device, Host, is_pods_device};
-use crate::model::Endpoint;
+use crate::model::{Attachment, Bandwidth, Endpoint, PortMapping, Transport};
 
 /// The endpoints in the maps that are none of `known` and whose device is there as the maps have it.
 pub fn recovered(contents: &Contents, host: &Host, known: &BTreeSet<Ipv4Addr>) -> Vec<Endpoint> {

@@ -121,10 +121,10 @@ fn surplus<K: Ord + Copy, V: Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::changes::changes;
+    use crate::cluster::{Cluster, NodeRecord};
     use crate::desired::{desired, desired_of};
     use crate::model::{Mode, Model, Node, Uplink};
-    use crate::nodes::changes::changes;
-    use crate::nodes::{Cluster, NodeRecord};
     use podwire_common::addr::{Be16, Mac};
     use proptest::prelude::*;
     use std::net::Ipv4Addr;

@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use podwire_cni::protocol::{PortMapping, Transport};
 use thiserror::Error;
 
-use crate::model::Endpoint;
+use crate::model::{Endpoint, PortMapping, Transport};
 
 /// Why a pod does not get its hostPorts.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

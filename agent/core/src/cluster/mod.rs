@@ -1,0 +1,582 @@
+//! The node list: where it comes from, and what of it can be used.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use thiserror::Error;
+
+use crate::model::Node;
+
+pub mod changes;
+
+pub mod flannel;
+
+/// What names a node, before its name, where an entry does not decode.
+pub const ENTRY: &str = "node ";
+
+/// What a source has to say: every Node object that there is.
+#[derive(Debug)]
+pub struct NodeList {
+    /// Its entries.
+    pub records: Vec<NodeRecord>,
+    /// Those of them that do not decode.
+    pub problems: Vec<NodeProblem>,
+    /// How long ago it was known to be true: zero for what the source says now, more for the last good list of an earlier time.
+    pub age: Duration,
+}
+
+/// What the agent reads of a Node object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`: another one is another object of the same name.
+    pub uid: Option<String>,
+    /// `metadata.creationTimestamp` (RFC 3339, in UTC: the later text is the later time).
+    pub created: Option<String>,
+    /// `spec.podCIDRs`, or `spec.podCIDR` alone.
+    pub pod_networks: Vec<IpNet>,
+    /// `spec.unschedulable`.
+    pub cordoned: bool,
+    /// `status.addresses` of type `InternalIP`.
+    pub internal_addresses: Vec<IpAddr>,
+    /// `status.nodeInfo.operatingSystem`, or the label `kubernetes.io/os`.
+    pub operating_system: Option<String>,
+    /// Whether the condition `NetworkUnavailable` is true: a cloud provider sets it until somebody has seen to the network.
+    pub network_unavailable: bool,
+    /// What flannel has announced of it.
+    pub flannel: Option<flannel::Lease>,
+}
+
+/// The nodes that can be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// This node.
+    pub own: Option<Node>,
+    /// The others, by name.
+    pub remote: BTreeMap<String, Node>,
+    /// Those that are left out without being at fault.
+    pub skipped: BTreeMap<String, Skipped>,
+}
+
+/// Why a node has no part in the pod network, as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Skipped {
+    /// It has no IPv4 podCIDR, or none yet.
+    NoPodNetwork,
+    /// It has no IPv4 InternalIP, or none yet.
+    NoInternalAddress,
+    /// It does not run Linux.
+    OtherSystem,
+    /// It contradicts another node, or this node's own network.
+    Contradiction,
+    /// Its object does not decode.
+    Malformed,
+}
+
+impl Skipped {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::NoPodNetwork,
+        Self::NoInternalAddress,
+        Self::OtherSystem,
+        Self::Contradiction,
+        Self::Malformed,
+    ];
+
+    /// As metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoPodNetwork => "no-pod-cidr",
+            Self::NoInternalAddress => "no-internal-ip",
+            Self::OtherSystem => "other-operating-system",
+            Self::Contradiction => "contradiction",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// Why a node, or a part of its entry, is left out.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
+pub enum NodeProblem {
+    /// An entry of the list does not decode.
+    #[error("{entry} of the node list is skipped: {reason}")]
+    Malformed {
+        /// Name or position.
+        entry: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// This node has no IPv4 podCIDR.
+    #[error(
+        "this node, {node}, has no IPv4 network in spec.podCIDR: waiting for it (is the cluster's podCIDR allocation on? kube-controller-manager --allocate-node-cidrs)"
+    )]
+    NoPodNetwork {
+        /// Its name.
+        node: String,
+    },
+    /// This node has no IPv4 InternalIP.
+    #[error(
+        "this node, {node}, has no IPv4 address of type InternalIP in status.addresses: waiting for it (kubelet --node-ip)"
+    )]
+    NoInternalAddress {
+        /// Its name.
+        node: String,
+    },
+    /// This node's object says that it does not run Linux.
+    #[error("this node, {node}, runs another operating system by its Node object (is --node-name right?)")]
+    OtherSystem {
+        /// Its name.
+        node: String,
+    },
+    /// Two nodes, one range.
+    #[error("node {node} is skipped: its podCIDR {network} overlaps {other_network} of node {other}")]
+    Overlap {
+        /// The younger, or the later by name: skipped.
+        node: String,
+        /// Its podCIDR.
+        network: Ipv4Net,
+        /// The other: kept.
+        other: String,
+        /// That one's podCIDR.
+        other_network: Ipv4Net,
+    },
+    /// Two nodes, one address.
+    #[error(
+        "node {node} is skipped: its InternalIP {address} is node {other}'s as well, whose object is not older"
+    )]
+    SameAddress {
+        /// The older, or the later by name: skipped.
+        node: String,
+        /// The address.
+        address: Ipv4Addr,
+        /// The other: kept.
+        other: String,
+    },
+    /// A podCIDR that would take this node's own network away.
+    #[error(
+        "node {node} is skipped: in its podCIDR {network} is {here}, by which this node is reached or reaches others: give the cluster another pod network"
+    )]
+    OverlapsUnderlay {
+        /// Its name.
+        node: String,
+        /// Its podCIDR.
+        network: Ipv4Net,
+        /// A network of an uplink, an address of this node's there, or its router.
+        here: Ipv4Net,
+    },
+    /// A podCIDR that no pod can have an address of.
+    #[error(
+        "node {node} is skipped: its podCIDR {network} is no network of pods: loopback, multicast, link-local, or larger than a /8"
+    )]
+    NoNetworkOfPods {
+        /// Its name.
+        node: String,
+        /// Its podCIDR.
+        network: Ipv4Net,
+    },
+    /// Two entries, one name.
+    #[error("node {node} is listed more than once: the first entry is used")]
+    SameName {
+        /// The name.
+        node: String,
+    },
+    /// This node is not there.
+    #[error("this node, {node}, is not in the node list: waiting for it (is --node-name right?)")]
+    OwnMissing {
+        /// `--node-name`.
+        node: String,
+    },
+    /// A node of flannel's, or one that was.
+    #[error("node {node}: {problem}")]
+    Flannel {
+        /// Its name.
+        node: String,
+        /// What is wrong, and what to do.
+        problem: flannel::Problem,
+    },
+    /// Dual stack.
+    #[error("IPv6 podCIDRs are ignored: pods get IPv4 addresses only")]
+    Ipv6Ignored,
+}
+
+impl Cluster {
+    /// Sorts out which entries of a node list can be used. Of two with one address the younger object is kept, whose kubelet has just said so: the
+    /// other is that of a machine that is gone. Of two podCIDRs that overlap the older object's is: a newcomer takes nothing from those that are
+    /// there. Otherwise the name decides, so that every node of the cluster decides alike.
+    ///
+    /// No podCIDR takes `underlay` away: the networks of this node's uplinks, its addresses and routers there.
+    pub fn from_records(
+        records: &[NodeRecord],
+        own_name: &str,
+        underlay: &[Ipv4Net],
+    ) -> (Self, Vec<NodeProblem>) {
+        let mut problems = Vec::new();
+        let mut by_name: BTreeMap<&str, &NodeRecord> = BTreeMap::new();
+        for record in records {
+            if by_name.contains_key(record.name.as_str()) {
+                problems.push(NodeProblem::SameName { node: record.name.clone() });
+            } else {
+                by_name.insert(&record.name, record);
+            }
+        }
+        if records
+            .iter()
+            .any(|record| record.pod_networks.iter().any(|network| matches!(network, IpNet::V6(_))))
+        {
+            problems.push(NodeProblem::Ipv6Ignored);
+        }
+
+        let mut skipped = BTreeMap::new();
+        let mut by_address: BTreeMap<Ipv4Addr, Candidate<'_>> = BTreeMap::new();
+        let mut contradictions = Vec::new();
+        for record in by_name.into_values() {
+            let node = match complete(record) {
+                Ok(node) => node,
+                Err(reason) => {
+                    if record.name == own_name {
+                        problems.extend(reason.of_this_node(own_name));
+                    }
+                    skipped.insert(record.name.clone(), reason);
+                    continue;
+                }
+            };
+            let address = node.address;
+            let candidate = Candidate { node, created: record.created.as_deref() };
+            // By name: of two of one age the earlier is there already.
+            let (kept, other) = match by_address.remove(&address) {
+                Some(there) if there.created < candidate.created => (candidate, Some(there)),
+                Some(there) => (there, Some(candidate)),
+                None => (candidate, None),
+            };
+            contradictions.extend(other.map(|other| NodeProblem::SameAddress {
+                node: other.node.name,
+                address,
+                other: kept.node.name.clone(),
+            }));
+            by_address.insert(address, kept);
+        }
+        let mut candidates: Vec<_> = by_address.into_values().collect();
+        candidates
+            .sort_by(|one, other| (one.created, &one.node.name).cmp(&(other.created, &other.node.name)));
+        let mut accepted = Accepted::default();
+        for Candidate { node, .. } in candidates {
+            let underlay = if node.name == own_name { &[] } else { underlay };
+            contradictions.extend(accepted.add(node, underlay).err());
+        }
+        skipped.extend(contradictions.iter().filter_map(|problem| {
+            let name = problem.node()?;
+            Some((name.to_owned(), Skipped::Contradiction))
+        }));
+        problems.append(&mut contradictions);
+        let mut remote = accepted.nodes;
+        let own = remote.remove(own_name);
+        if own.is_none() && !records.iter().any(|record| record.name == own_name) {
+            problems.push(NodeProblem::OwnMissing { node: own_name.into() });
+        }
+        (Self { own, remote, skipped }, problems)
+    }
+}
+
+impl NodeProblem {
+    /// Whether it is what keeps this node from serving.
+    pub fn concerns(&self, name: &str) -> bool {
+        match self {
+            Self::Malformed { .. } => self.malformed() == Some(name),
+            other => other.node() == Some(name),
+        }
+    }
+
+    /// What an entry that does not decode is called.
+    pub fn malformed(&self) -> Option<&str> {
+        match self {
+            Self::Malformed { entry, .. } => Some(entry.strip_prefix(ENTRY).unwrap_or(entry)),
+            _ => None,
+        }
+    }
+
+    /// The node that has no part in the network for it.
+    fn node(&self) -> Option<&str> {
+        match self {
+            Self::NoPodNetwork { node }
+            | Self::NoInternalAddress { node }
+            | Self::OtherSystem { node }
+            | Self::Overlap { node, .. }
+            | Self::SameAddress { node, .. }
+            | Self::OverlapsUnderlay { node, .. }
+            | Self::NoNetworkOfPods { node, .. }
+            | Self::OwnMissing { node } => Some(node),
+            Self::Malformed { .. } | Self::SameName { .. } | Self::Flannel { .. } | Self::Ipv6Ignored => None,
+        }
+    }
+}
+
+/// A node whose entry is complete.
+struct Candidate<'a> {
+    node: Node,
+    created: Option<&'a str>,
+}
+
+/// The nodes so far, with what finds a contradiction without comparing every pair.
+#[derive(Default)]
+struct Accepted {
+    nodes: BTreeMap<String, Node>,
+    networks: BTreeMap<Ipv4Addr, (Ipv4Net, String)>,
+}
+
+impl Accepted {
+    fn add(&mut self, node: Node, underlay: &[Ipv4Net]) -> Result<(), NodeProblem> {
+        let network = node.pod_network;
+        if let Some(here) = underlay.iter().find(|here| network.contains(*here)) {
+            return Err(NodeProblem::OverlapsUnderlay { node: node.name, network, here: *here });
+        }
+        let first = network.network();
+        if network.prefix_len() < 8
+            || first.is_loopback()
+            || first.is_multicast()
+            || first.is_link_local()
+            || first.octets()[0] == 0
+        {
+            return Err(NodeProblem::NoNetworkOfPods { node: node.name, network });
+        }
+        // The accepted networks do not overlap: of those that begin before this one ends only the last can reach in.
+        let before = self.networks.range(..=node.pod_network.broadcast()).next_back();
+        if let Some((_, (other_network, other))) = before
+            && other_network.broadcast() >= node.pod_network.network()
+        {
+            let (network, other_network, other) = (node.pod_network, *other_network, other.clone());
+            return Err(NodeProblem::Overlap { node: node.name, network, other, other_network });
+        }
+        self.networks.insert(node.pod_network.network(), (node.pod_network, node.name.clone()));
+        self.nodes.insert(node.name.clone(), node);
+        Ok(())
+    }
+}
+
+impl Skipped {
+    /// What is nothing to worry about with others keeps this node from serving.
+    fn of_this_node(self, node: &str) -> Option<NodeProblem> {
+        let node = node.into();
+        match self {
+            Self::NoPodNetwork => Some(NodeProblem::NoPodNetwork { node }),
+            Self::NoInternalAddress => Some(NodeProblem::NoInternalAddress { node }),
+            Self::OtherSystem => Some(NodeProblem::OtherSystem { node }),
+            // Said with more.
+            Self::Contradiction | Self::Malformed => None,
+        }
+    }
+}
+
+fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
+    if record.operating_system.as_deref().is_some_and(|system| system != "linux") {
+        return Err(Skipped::OtherSystem);
+    }
+    let pod_network = record.pod_networks.iter().find_map(|network| match network {
+        IpNet::V4(network) => Some(network.trunc()),
+        IpNet::V6(_) => None,
+    });
+    let address = record.internal_addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    });
+    let pod_network = pod_network.ok_or(Skipped::NoPodNetwork)?;
+    let address = address.ok_or(Skipped::NoInternalAddress)?;
+    let (name, uid, cordoned) = (record.name.clone(), record.uid.clone(), record.cordoned);
+    let vtep_mac = record.flannel.as_ref().and_then(flannel::Lease::vtep_mac);
+    Ok(Node { name, uid, pod_network, address, cordoned, vtep_mac })
+}
+
+/// The problems of `now` that `before` did not have: each is said once.
+pub fn new_problems<'a>(
+    now: &'a [NodeProblem],
+    before: &'a BTreeSet<NodeProblem>,
+) -> impl Iterator<Item = &'a NodeProblem> {
+    now.iter().filter(|problem| !before.contains(problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(name: &str, pod_networks: &[&str], addresses: &[&str]) -> NodeRecord {
+        NodeRecord {
+            name: name.into(),
+            pod_networks: pod_networks.iter().map(|network| network.parse().unwrap()).collect(),
+            internal_addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..NodeRecord::default()
+        }
+    }
+
+    fn check(records: &[NodeRecord], own: Option<&str>, remote: &[&str], messages: &[&str]) {
+        let underlay = ["10.200.0.0/24", "10.200.0.1/32"].map(|network| network.parse().unwrap());
+        let (cluster, problems) = Cluster::from_records(records, "node1", &underlay);
+        assert_eq!(cluster.own.map(|node| node.name).as_deref(), own);
+        assert_eq!(cluster.remote.keys().map(String::as_str).collect::<Vec<_>>(), remote);
+        let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(said.len(), messages.len(), "{said:?}");
+        for (said, expected) in said.iter().zip(messages) {
+            assert!(said.contains(expected), "`{said}` should contain `{expected}`");
+        }
+    }
+
+    #[test]
+    fn complete_entries_are_used() {
+        let records = [
+            record("node2", &["10.244.2.0/24"], &["10.200.0.2"]),
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+        ];
+        check(&records, Some("node1"), &["node2"], &[]);
+    }
+
+    #[test]
+    fn nodes_that_have_no_part_in_the_pod_network_are_counted_and_the_rest_goes_on() {
+        let mut windows = record("node5", &["10.244.5.0/24"], &["10.200.0.5"]);
+        windows.operating_system = Some("windows".into());
+        let mut linux = record("node4", &["10.244.4.0/24"], &["10.200.0.4"]);
+        linux.operating_system = Some("linux".into());
+        let records = [
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+            record("node2", &[], &["10.200.0.2"]),
+            record("node3", &["10.244.3.0/24"], &[]),
+            linux,
+            windows,
+        ];
+        check(&records, Some("node1"), &["node4"], &[]);
+        let skipped = Cluster::from_records(&records, "node1", &[]).0.skipped;
+        let reasons = ["node2", "node3", "node5"].map(|name| skipped[name].name());
+        assert_eq!(reasons, ["no-pod-cidr", "no-internal-ip", "other-operating-system"]);
+    }
+
+    #[test]
+    fn what_this_node_lacks_itself_is_said() {
+        let waiting = "this node, node1, ";
+        check(
+            &[record("node1", &[], &["10.200.0.1"])],
+            None,
+            &[],
+            &[&format!("{waiting}has no IPv4 network")],
+        );
+        check(
+            &[record("node1", &["10.244.1.0/24"], &[])],
+            None,
+            &[],
+            &[&format!("{waiting}has no IPv4 address")],
+        );
+        let mut other = record("node1", &["10.244.1.0/24"], &["10.200.0.1"]);
+        other.operating_system = Some("windows".into());
+        check(&[other], None, &[], &[&format!("{waiting}runs another operating system")]);
+    }
+
+    #[test]
+    fn of_two_overlapping_pod_cidrs_the_later_named_nodes_is_skipped() {
+        let records = [
+            record("node3", &["10.244.0.0/16"], &["10.200.0.3"]),
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+            record("node2", &["10.244.1.128/25"], &["10.200.0.2"]),
+        ];
+        let messages = [
+            "node node2 is skipped: its podCIDR 10.244.1.128/25 overlaps 10.244.1.0/24 of node node1",
+            "node node3 is skipped: its podCIDR 10.244.0.0/16 overlaps 10.244.1.0/24 of node node1",
+        ];
+        check(&records, Some("node1"), &[], &messages);
+    }
+
+    #[test]
+    fn of_two_nodes_with_one_address_the_later_named_is_skipped() {
+        let records = [
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+            record("node2", &["10.244.2.0/24"], &["10.200.0.1"]),
+        ];
+        check(
+            &records,
+            Some("node1"),
+            &[],
+            &["node node2 is skipped: its InternalIP 10.200.0.1 is node node1's"],
+        );
+    }
+
+    #[test]
+    fn of_two_nodes_with_one_address_the_younger_is_used_and_of_two_networks_the_older() {
+        let made = |mut record: NodeRecord, created: &str| {
+            record.created = Some(created.into());
+            record
+        };
+        let (old, new) = ("2026-11-01T10:00:00Z", "2026-11-02T09:00:00Z");
+        let records = [
+            made(record("node1", &["10.244.1.0/24"], &["10.200.0.1"]), old),
+            made(record("a-gone", &["10.244.2.0/24"], &["10.200.0.2"]), old),
+            made(record("successor", &["10.244.3.0/24"], &["10.200.0.2"]), new),
+            made(record("a-newcomer", &["10.244.0.0/16"], &["10.200.0.9"]), new),
+        ];
+        let messages = [
+            "node a-gone is skipped: its InternalIP 10.200.0.2 is node successor's as well",
+            "node a-newcomer is skipped: its podCIDR 10.244.0.0/16 overlaps",
+        ];
+        check(&records, Some("node1"), &["successor"], &messages);
+    }
+
+    #[test]
+    fn a_pod_cidr_that_would_take_this_nodes_own_network_or_the_hosts_away_is_not_used() {
+        let own = record("node1", &["10.244.1.0/24"], &["10.200.0.1"]);
+        for (network, message) in [
+            ("10.200.0.0/24", "in its podCIDR 10.200.0.0/24 is 10.200.0.0/24"),
+            ("10.200.0.0/28", "is 10.200.0.1/32"),
+            ("10.0.0.0/8", "in its podCIDR 10.0.0.0/8 is 10.200.0.0/24"),
+            ("127.0.0.0/24", "no network of pods"),
+            ("224.1.0.0/24", "no network of pods"),
+            ("169.254.3.0/24", "no network of pods"),
+            ("0.0.0.0/8", "no network of pods"),
+            ("64.0.0.0/2", "no network of pods"),
+        ] {
+            let records = [own.clone(), record("node2", &[network], &["10.200.0.2"])];
+            check(&records, Some("node1"), &[], &[message]);
+        }
+    }
+
+    #[test]
+    fn a_list_without_this_node_says_so() {
+        let records = [record("node2", &["10.244.2.0/24"], &["10.200.0.2"])];
+        check(&records, None, &["node2"], &["this node, node1, is not in the node list"]);
+    }
+
+    #[test]
+    fn of_a_dual_stack_node_the_ipv4_half_is_used() {
+        let both = ["fd00:244:1::/64", "10.244.1.0/24"];
+        let records = [record("node1", &both, &["fd00::1", "10.200.0.1"])];
+        check(&records, Some("node1"), &[], &["IPv6 podCIDRs are ignored"]);
+    }
+
+    #[test]
+    fn a_name_that_is_listed_twice_counts_once() {
+        let records = [
+            record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
+            record("node1", &["10.244.9.0/24"], &["10.200.0.9"]),
+        ];
+        check(&records, Some("node1"), &[], &["node node1 is listed more than once"]);
+    }
+
+    proptest! {
+        #[test]
+        fn accepted_pod_cidrs_never_overlap(entries in prop::collection::vec((0u8..4, 20u8..=28), 1..30)) {
+            let records: Vec<_> = entries
+                .iter()
+                .enumerate()
+                .map(|(index, (third, length))| {
+                    let network = format!("10.244.{third}.{}/{length}", index * 8 % 256);
+                    record(&format!("node{index}"), &[&network], &[&format!("10.200.0.{index}")])
+                })
+                .collect();
+            let (cluster, problems) = Cluster::from_records(&records, "node0", &[]);
+            let networks: Vec<_> = cluster.own.iter().chain(cluster.remote.values()).map(|node| node.pod_network).collect();
+            for (index, one) in networks.iter().enumerate() {
+                for other in &networks[..index] {
+                    prop_assert!(!one.contains(&other.network()) && !other.contains(&one.network()), "{} {}", one, other);
+                }
+            }
+            prop_assert_eq!(networks.len() + problems.len(), records.len());
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! A pod's attachment to this node.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::num::{NonZeroU16, NonZeroU64};
+
+use podwire_common::abi;
+use podwire_common::addr::Mac;
+use podwire_common::names::host_interface;
+use podwire_common::token_bucket::TokenBucket;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A pod's attachment, as persisted and as put into the maps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// Container and interface.
+    pub attachment: Attachment,
+    /// The pod's network namespace, for messages.
+    pub netns: String,
+    /// Name of the veth pair's host side.
+    pub host_interface: String,
+    /// ifindex of the host side. Not persisted: a reboot gives out new ones.
+    #[serde(skip)]
+    pub ifindex: u32,
+    /// Unique on the node while the endpoint lives.
+    pub id: u32,
+    /// The pod side's address.
+    #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
+    pub pod_mac: Mac,
+    /// The host side's address.
+    #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
+    pub host_mac: Mac,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// Its gateway: kept with the endpoint because the node's podCIDR may change while the pod lives.
+    pub gateway: Ipv4Addr,
+    /// Of the pod's link, bytes.
+    pub mtu: u32,
+    /// Its hostPorts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// The pod's name, where the runtime gave it.
+    pub pod: Option<PodName>,
+    /// The network configuration that it was made by. `None`: the plugin did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// How fast it may receive and send.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+impl Endpoint {
+    /// Whether its file was lost, so that neither its container nor its limits are known (`recovery.rs`).
+    pub fn is_recovered(&self) -> bool {
+        self.attachment.interface.is_empty()
+    }
+
+    /// What limits how fast it receives, on the host side of its veth pair.
+    pub fn ingress_limit(&self) -> Option<TokenBucket> {
+        self.bandwidth.ingress.map(|limit| limit.bucket(self.mtu))
+    }
+
+    /// What keeps it from sending faster than the queue on its own side lets it.
+    pub fn guard(&self) -> Option<abi::Guard> {
+        let bucket = self.bandwidth.egress.map(|limit| limit.bucket(self.mtu))?;
+        let (cost, credit) = bucket.guard();
+        Some(abi::Guard { paid: 0, cost, credit })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    /// The pod's name where known, else the container, and the address.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pod {
+            Some(pod) => write!(f, "{}/{}", pod.namespace, pod.name)?,
+            None if self.is_recovered() => f.write_str("a pod without name")?,
+            None => write!(f, "container {}", self.attachment.container_id)?,
+        }
+        write!(f, " ({}, {})", self.address, self.host_interface)
+    }
+}
+
+/// What names an attachment (CNI specification, section 2: container ID and interface name).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`: the name inside the pod.
+    pub interface: String,
+}
+
+impl Attachment {
+    /// Name of the host side of its veth pair.
+    pub fn host_interface(&self) -> String {
+        host_interface(&self.container_id, &self.interface)
+    }
+}
+
+/// How fast a pod may receive and send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bandwidth {
+    /// What the pod receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Limit>,
+    /// What it sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Limit>,
+}
+
+impl Bandwidth {
+    /// Whether neither direction has a limit.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A rate, and how much may pass at once after a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// Bits per second.
+    pub rate: NonZeroU64,
+    /// Bits; `None`: left to Podwire.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<NonZeroU64>,
+}
+
+impl Limit {
+    /// The filter that keeps it on a link of an MTU, in bytes.
+    fn bucket(self, mtu: u32) -> TokenBucket {
+        TokenBucket::new(self.rate.get(), self.burst.map(NonZeroU64::get), mtu)
+    }
+}
+
+/// A port of the node behind which the pod answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortMapping {
+    /// The address of the node; `None`: each of its addresses.
+    pub host_address: Option<Ipv4Addr>,
+    /// The port there.
+    pub host_port: NonZeroU16,
+    /// The pod's port.
+    pub container_port: NonZeroU16,
+    /// Of both.
+    pub protocol: Transport,
+}
+
+impl fmt::Display for PortMapping {
+    /// As `*:9088/tcp to port 8080`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_address {
+            Some(address) => write!(f, "{address}")?,
+            None => f.write_str("*")?,
+        }
+        write!(f, ":{}/{} to port {}", self.host_port, self.protocol, self.container_port)
+    }
+}
+
+/// A protocol that has ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        })
+    }
+}
+
+/// A pod as Kubernetes names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// Reads `aa:bb:cc:dd:ee:ff`. `None` for anything else.
+pub fn parse_mac(text: &str) -> Option<Mac> {
+    let mut parts = text.split(':');
+    let mut bytes = [0; 6];
+    for byte in &mut bytes {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(Mac { bytes })
+}
+
+/// Writes `aa:bb:cc:dd:ee:ff`.
+pub fn format_mac(mac: Mac) -> String {
+    format!("{mac:?}")
+}
+
+fn mac_to_text<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&format_mac(*mac))
+}
+
+fn mac_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_mac(&text).ok_or_else(|| de::Error::custom(format!("`{text}` is not a link address")))
+}
+
+#[cfg(any(test, feature = "examples"))]
+impl Endpoint {
+    /// One for tests, with nothing asked for.
+    pub fn example() -> Self {
+        let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
+        Self {
+            netns: "/run/netns/c".into(),
+            host_interface: attachment.host_interface(),
+            attachment,
+            ifindex: 20,
+            id: 1,
+            pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
+            host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
+            address: Ipv4Addr::new(10, 244, 1, 2),
+            gateway: Ipv4Addr::new(10, 244, 1, 1),
+            mtu: 1450,
+            port_mappings: Vec::new(),
+            pod: Some(PodName { namespace: "default".into(), name: "web".into() }),
+            network: None,
+            bandwidth: Bandwidth::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_address_survives_the_way_there_and_back() {
+        let mac = Mac { bytes: [0x02, 0x0a, 0, 0xff, 0x10, 0x01] };
+        assert_eq!(parse_mac(&format_mac(mac)), Some(mac));
+    }
+
+    #[test]
+    fn what_is_no_link_address_is_refused() {
+        for text in ["", "02:00:00:00:00", "02:00:00:00:00:00:00", "2:0:0:0:0:0", "zz:00:00:00:00:00"] {
+            assert_eq!(parse_mac(text), None, "{text}");
+        }
+    }
+}

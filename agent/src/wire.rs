@@ -1,0 +1,51 @@
+//! Between what the plugin says and the model: each has its own types, so that the protocol may change without the model.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use podwire_cni::protocol;
+use podwire_core::model::{
+    Attachment, Bandwidth, Endpoint, Limit, PodName, PortMapping, Transport, format_mac,
+};
+
+/// What names an attachment.
+pub fn attachment(wire: &protocol::Attachment) -> Attachment {
+    Attachment { container_id: wire.container_id.clone(), interface: wire.interface.clone() }
+}
+
+/// How fast a pod may be.
+pub fn bandwidth(wire: protocol::Bandwidth) -> Bandwidth {
+    let limit = |wire: protocol::Limit| Limit { rate: wire.rate, burst: wire.burst };
+    Bandwidth { ingress: wire.ingress.map(limit), egress: wire.egress.map(limit) }
+}
+
+/// A pod's hostPorts.
+pub fn port_mappings(wire: &[protocol::PortMapping]) -> Vec<PortMapping> {
+    let mapping = |wire: &protocol::PortMapping| PortMapping {
+        host_address: wire.host_address,
+        host_port: wire.host_port,
+        container_port: wire.container_port,
+        protocol: match wire.protocol {
+            protocol::Transport::Tcp => Transport::Tcp,
+            protocol::Transport::Udp => Transport::Udp,
+        },
+    };
+    wire.iter().map(mapping).collect()
+}
+
+/// A pod's name.
+pub fn pod_name(wire: &protocol::PodName) -> PodName {
+    PodName { namespace: wire.namespace.clone(), name: wire.name.clone() }
+}
+
+/// What the plugin configures in the pod.
+pub fn added(endpoint: &Endpoint) -> protocol::Added {
+    protocol::Added {
+        addresses: vec![IpNet::from(IpAddr::V4(endpoint.address))],
+        gateways: vec![endpoint.gateway.into()],
+        mtu: endpoint.mtu,
+        pod_mac: format_mac(endpoint.pod_mac),
+        host_mac: format_mac(endpoint.host_mac),
+        host_interface: endpoint.host_interface.clone(),
+    }
+}
