@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::names;
@@ -233,8 +233,8 @@ impl Config {
     }
 
     /// Networks that are not masqueraded, those of the file included.
-    pub fn non_masquerade(&self, from_file: BTreeSet<Ipv4Net>) -> BTreeSet<Ipv4Net> {
-        let named = self.non_masquerade_cidrs.iter().map(Ipv4Net::trunc);
+    pub fn non_masquerade(&self, from_file: BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+        let named = self.non_masquerade_cidrs.iter().map(|network| IpNet::V4(network.trunc()));
         named.chain(from_file).collect()
     }
 

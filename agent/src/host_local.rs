@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use podwire_core::other_pods::{Held, Holder};
 
 use crate::error::Error;
@@ -16,7 +16,7 @@ const NETWORKS: &str = "networks";
 ///
 /// # Errors
 /// [`Error::File`].
-pub fn held(cni_state_dir: &Path, network: Ipv4Net) -> Result<Held, Error> {
+pub fn held(cni_state_dir: &Path, network: IpNet) -> Result<Held, Error> {
     let folder = cni_state_dir.join(NETWORKS);
     let mut held = Held::new();
     for name in names(&folder)? {
@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn a_file_is_an_address_and_the_others_are_none() {
         let folder = tempfile::tempdir().unwrap();
-        let network: Ipv4Net = "10.244.1.0/24".parse().unwrap();
+        let network: IpNet = "10.244.1.0/24".parse().unwrap();
         assert_eq!(held(folder.path(), network).unwrap(), Held::new());
         for file in
             ["cbr0/10.244.1.2", "cbr0/10.244.2.2", "cbr0/last_reserved_ip.0", "cbr0/lock", "other/10.244.1.3"]

@@ -8,7 +8,7 @@ mod queues;
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use podwire_common::addr::Mac;
 use podwire_common::names::{ROUTE_PROTOCOL, VXLAN_DEVICE};
 use rtnetlink::packet_route::AddressFamily;
@@ -18,7 +18,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol, RouteScope,
-    RouteType,
+    RouteType, RouteVia,
 };
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
@@ -153,8 +153,8 @@ impl Links {
     }
 
     /// How the kernel routes to an address: policy rules included. `None` when it does not.
-    pub async fn path(&self, address: Ipv4Addr, host: &Host) -> Option<Path> {
-        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+    pub async fn path(&self, address: IpAddr, host: &Host) -> Option<Path> {
+        let query = to(RouteMessageBuilder::<IpAddr>::new(), address.into()).build();
         let route = self.handle.route().get(query).execute().next().await?.ok()?;
         if route.header.kind != RouteType::Unicast {
             return None;
@@ -168,7 +168,7 @@ impl Links {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn set_route(&self, destination: Ipv4Net, route: Route) -> Result<(), Error> {
+    pub async fn set_route(&self, destination: IpNet, route: Route) -> Result<(), Error> {
         let message = route_message(destination, route);
         let operation = format!("set the route to {destination}");
         self.handle.route().add(message).replace().execute().await.map_err(netlink(operation))
@@ -179,7 +179,7 @@ impl Links {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn remove_route(&self, destination: Ipv4Net, route: Route) -> Result<(), Error> {
+    pub async fn remove_route(&self, destination: IpNet, route: Route) -> Result<(), Error> {
         let message = route_message(destination, route);
         let result = self.handle.route().del(message).execute().await;
         unless_absent(result, || format!("remove the route to {destination}"))
@@ -307,8 +307,8 @@ impl Links {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn add_address(&self, device: u32, address: Ipv4Addr) -> Result<(), Error> {
-        let request = self.handle.address().add(device, address.into(), 32).replace();
+    pub async fn add_address(&self, device: u32, address: IpAddr) -> Result<(), Error> {
+        let request = self.handle.address().add(device, address, IpNet::from(address).prefix_len()).replace();
         request.execute().await.map_err(netlink(format!("give {VXLAN_DEVICE} the address {address}")))
     }
 
@@ -318,10 +318,10 @@ impl Links {
     /// [`Error::Netlink`].
     pub async fn remove_address(&self, entry: &DeviceAddress) -> Result<(), Error> {
         let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = family(entry.address);
         message.header.index = entry.device;
         message.header.prefix_len = entry.prefix_length;
-        message.attributes.push(AddressAttribute::Local(entry.address.into()));
+        message.attributes.push(AddressAttribute::Local(entry.address));
         let result = self.handle.address().del(message).execute().await;
         unless_absent(result.or_else(ignore_no_address), || format!("remove the address {}", entry.address))
     }
@@ -464,7 +464,7 @@ fn has_port(data: &[InfoVxlan], wanted: u16) -> bool {
 fn device_address(message: &AddressMessage) -> Option<DeviceAddress> {
     // Local is the device's own address; on point-to-point links Address is the peer's.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        AddressAttribute::Local(address @ IpAddr::V4(_)) => Some(*address),
         _ => None,
     });
     local.map(|address| DeviceAddress {
@@ -486,12 +486,12 @@ fn sort_route(host: &mut Host, message: &RouteMessage) {
         _ => None,
     });
     let length = message.header.destination_prefix_length;
-    let Ok(destination) = Ipv4Net::new(address.unwrap_or(Ipv4Addr::UNSPECIFIED), length) else {
+    let Ok(destination) = IpNet::new(address.unwrap_or(Ipv4Addr::UNSPECIFIED).into(), length) else {
         return;
     };
     if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
         let source = message.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(*address),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
             _ => None,
         });
         let route = match (message.header.kind, output(message)) {
@@ -528,31 +528,42 @@ fn output(message: &RouteMessage) -> Option<u32> {
     })
 }
 
-fn gateway(attributes: &[RouteAttribute]) -> Option<Ipv4Addr> {
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
     attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
-        // An IPv4 route over an IPv6 router: not on the link, whatever the router's address.
-        RouteAttribute::Via(_) => Some(Ipv4Addr::UNSPECIFIED),
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        // An IPv4 route by an IPv6 router.
+        RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
         _ => None,
     })
 }
 
-fn route_message(destination: Ipv4Net, route: Route) -> RouteMessage {
-    let builder = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(destination.network(), destination.prefix_len())
-        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
+fn route_message(destination: IpNet, route: Route) -> RouteMessage {
+    let builder =
+        to(RouteMessageBuilder::<IpAddr>::new(), destination).protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
     match route {
         Route::Unreachable => builder.kind(RouteType::Unreachable).priority(LAST).build(),
         Route::Link { device, gateway, source } => {
             let mut builder = builder.output_interface(device);
-            builder = match gateway {
-                Some(gateway) => builder.gateway(gateway),
-                None => builder.scope(RouteScope::Link),
-            };
-            if let Some(source) = source {
-                builder = builder.pref_source(source);
+            let gateway = gateway.map(|gateway| RouteAttribute::Gateway(gateway.into()));
+            if gateway.is_none() {
+                builder = builder.scope(RouteScope::Link);
             }
+            let source = source.map(|source| RouteAttribute::PrefSource(source.into()));
+            builder.get_mut().attributes.extend(gateway.into_iter().chain(source));
             builder.build()
         }
     }
+}
+
+/// A route, or a question about one, to a network of either family.
+fn to(mut builder: RouteMessageBuilder<IpAddr>, network: IpNet) -> RouteMessageBuilder<IpAddr> {
+    let message = builder.get_mut();
+    message.header.address_family = family(network.addr());
+    message.header.destination_prefix_length = network.prefix_len();
+    message.attributes.push(RouteAttribute::Destination(network.network().into()));
+    builder
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -46,14 +46,14 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), Wat
 ///
 /// # Errors
 /// [`BadLine`].
-pub fn parse(path: &Path, text: &str) -> Result<BTreeSet<Ipv4Net>, BadLine> {
+pub fn parse(path: &Path, text: &str) -> Result<BTreeSet<IpNet>, BadLine> {
     text.lines()
         .enumerate()
         .map(|(index, line)| (index + 1, line.split('#').next().unwrap_or_default().trim()))
         .filter(|(_, network)| !network.is_empty())
         .map(|(number, network)| {
             let bad = BadLine { path: path.into(), number, text: network.into() };
-            network.parse::<Ipv4Net>().map(|network| network.trunc()).map_err(|_| bad)
+            network.parse::<Ipv4Net>().map(|network| IpNet::V4(network.trunc())).map_err(|_| bad)
         })
         .collect()
 }
@@ -62,7 +62,7 @@ pub fn parse(path: &Path, text: &str) -> Result<BTreeSet<Ipv4Net>, BadLine> {
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Result<BTreeSet<Ipv4Net>, BadLine> {
+    fn parsed(text: &str) -> Result<BTreeSet<IpNet>, BadLine> {
         parse(Path::new("/etc/networks"), text)
     }
 

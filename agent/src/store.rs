@@ -11,7 +11,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -49,7 +49,7 @@ const LARGEST: u64 = 16 << 20;
 const OVER_IN_A_MOMENT: [i32; 4] = [libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EINTR];
 
 /// The longest address and the end of its line.
-const LAST_ADDRESS_LENGTH: usize = "255.255.255.255\n".len();
+const LAST_ADDRESS_LENGTH: usize = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff\n".len();
 
 /// The state folder, held by this process alone.
 #[derive(Debug)]
@@ -191,7 +191,7 @@ impl Store {
     }
 
     /// The address that was handed out last. `None` when that is not known: the round starts anew.
-    pub fn last_address(&self) -> Option<Ipv4Addr> {
+    pub fn last_address(&self) -> Option<IpAddr> {
         let mut text = [0; LAST_ADDRESS_LENGTH];
         let length = self.last_address.read_at(&mut text, 0).ok()?;
         std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
@@ -203,7 +203,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn save_last_address(&self, address: Ipv4Addr) -> Result<(), Error> {
+    pub fn save_last_address(&self, address: IpAddr) -> Result<(), Error> {
         let text = format!("{address:<0$}\n", LAST_ADDRESS_LENGTH - 1);
         self.last_address
             .write_all_at(text.as_bytes(), 0)
@@ -426,7 +426,7 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         let port = |number| NonZeroU16::new(number).unwrap();
         let mapping = PortMapping {
-            host_address: Some(Ipv4Addr::new(10, 200, 0, 1)),
+            host_address: Some(IpAddr::from([10, 200, 0, 1])),
             host_port: port(9088),
             container_port: port(8080),
             protocol: Transport::Udp,
@@ -535,7 +535,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         assert_eq!(store.last_address(), None);
-        store.save_last_address(Ipv4Addr::new(10, 244, 1, 9)).unwrap();
-        assert_eq!(store.last_address(), Some(Ipv4Addr::new(10, 244, 1, 9)));
+        store.save_last_address(IpAddr::from([10, 244, 1, 9])).unwrap();
+        assert_eq!(store.last_address(), Some(IpAddr::from([10, 244, 1, 9])));
     }
 }

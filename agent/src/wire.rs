@@ -22,7 +22,7 @@ pub fn bandwidth(wire: protocol::Bandwidth) -> Bandwidth {
 /// A pod's hostPorts.
 pub fn port_mappings(wire: &[protocol::PortMapping]) -> Vec<PortMapping> {
     let mapping = |wire: &protocol::PortMapping| PortMapping {
-        host_address: wire.host_address,
+        host_address: wire.host_address.map(IpAddr::V4),
         host_port: wire.host_port,
         container_port: wire.container_port,
         protocol: match wire.protocol {
@@ -41,8 +41,8 @@ pub fn pod_name(wire: &protocol::PodName) -> PodName {
 /// What the plugin configures in the pod.
 pub fn added(endpoint: &Endpoint) -> protocol::Added {
     protocol::Added {
-        addresses: vec![IpNet::from(IpAddr::V4(endpoint.address))],
-        gateways: vec![endpoint.gateway.into()],
+        addresses: vec![IpNet::from(endpoint.address)],
+        gateways: vec![endpoint.gateway],
         mtu: endpoint.mtu,
         pod_mac: format_mac(endpoint.pod_mac),
         host_mac: format_mac(endpoint.host_mac),

@@ -1,9 +1,9 @@
 //! What the maps and the routing table should hold: a pure function of the model.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use podwire_common::abi;
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
@@ -30,7 +30,7 @@ pub struct Contents {
     /// `FRONTENDS`.
     pub frontends: BTreeMap<abi::Frontend, abi::Backend>,
     /// Routes of the main table that bear the agent's protocol number.
-    pub routes: BTreeMap<Ipv4Net, Route>,
+    pub routes: BTreeMap<IpNet, Route>,
 }
 
 /// The key of `NODES`.
@@ -42,18 +42,19 @@ pub struct Prefix {
     pub bits: u32,
 }
 
-impl From<Ipv4Net> for Prefix {
-    fn from(network: Ipv4Net) -> Self {
+impl From<IpNet> for Prefix {
+    fn from(network: IpNet) -> Self {
         Self {
             address: network.network().into(),
-            bits: Addr::V4_PREFIX_BITS + u32::from(network.prefix_len()),
+            bits: u32::from(network.prefix_len())
+                + if network.addr().is_ipv4() { Addr::V4_PREFIX_BITS } else { 0 },
         }
     }
 }
 
-impl From<Ipv4Addr> for Prefix {
-    fn from(address: Ipv4Addr) -> Self {
-        Ipv4Net::from(address).into()
+impl From<IpAddr> for Prefix {
+    fn from(address: IpAddr) -> Self {
+        IpNet::from(address).into()
     }
 }
 
@@ -65,9 +66,9 @@ pub enum Route {
         /// ifindex.
         device: u32,
         /// The next hop; `None`: the destination is on the link (scope link).
-        gateway: Option<Ipv4Addr>,
+        gateway: Option<IpAddr>,
         /// The source that the node's own packets take.
-        source: Option<Ipv4Addr>,
+        source: Option<IpAddr>,
     },
     /// Nowhere: the sender is told so.
     Unreachable,
@@ -172,7 +173,7 @@ fn add_own(contents: &mut Contents, model: &Model, own: &Node) {
 }
 
 /// Whether an address is another node's or a pod's, whoever else bears it: what a bridge of an earlier network left, for example.
-fn is_of_cluster(model: &Model, own: &Node, address: Ipv4Addr) -> bool {
+fn is_of_cluster(model: &Model, own: &Node, address: IpAddr) -> bool {
     let is_of = |node: &Node| node.address == address || node.pod_network.contains(&address);
     own.pod_network.contains(&address) || model.remote.values().any(is_of)
 }
@@ -184,7 +185,7 @@ fn add_remote(contents: &mut Contents, model: &Model, own: &Node, node: &Node) {
     let fallback = model.uplinks.first().map(|uplink| Path {
         device: uplink.index,
         mtu: uplink.mtu,
-        gateway: Some(Ipv4Addr::UNSPECIFIED),
+        gateway: Some(Ipv4Addr::UNSPECIFIED.into()),
     });
     let Some(path) = model.paths.get(&node.address).copied().or(fallback) else {
         return;
@@ -227,11 +228,11 @@ mod tests {
     use podwire_common::addr::Mac;
     use std::num::{NonZeroU16, NonZeroU64};
 
-    fn ip(text: &str) -> Ipv4Addr {
+    fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
-    fn net(text: &str) -> Ipv4Net {
+    fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 

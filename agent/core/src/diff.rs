@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use podwire_common::abi;
 use podwire_common::addr::Addr;
 
@@ -28,9 +28,9 @@ pub enum Op {
     /// Write an entry of `FRONTENDS`.
     SetFrontend(abi::Frontend, abi::Backend),
     /// Add or replace a route.
-    SetRoute(Ipv4Net, Route),
+    SetRoute(IpNet, Route),
     /// Remove a route.
-    RemoveRoute(Ipv4Net, Route),
+    RemoveRoute(IpNet, Route),
     /// Remove an entry of `FRONTENDS`.
     RemoveFrontend(abi::Frontend),
     /// Remove an entry of `ENDPOINTS`.
@@ -127,7 +127,7 @@ mod tests {
     use crate::model::{Mode, Model, Node, Uplink};
     use podwire_common::addr::{Be16, Mac};
     use proptest::prelude::*;
-    use std::net::Ipv4Addr;
+    use std::net::IpAddr;
 
     fn apply(contents: &mut Contents, op: &Op) {
         match *op {
@@ -168,7 +168,7 @@ mod tests {
             let record = |(name, range, bits, address, cordoned)| NodeRecord {
                 name: format!("node{name}"),
                 pod_networks: vec![format!("10.244.{range}.0/{bits}").parse().unwrap()],
-                internal_addresses: vec![Ipv4Addr::new(10, 200, 0, address).into()],
+                internal_addresses: vec![IpAddr::from([10, 200, 0, address])],
                 cordoned,
                 ..NodeRecord::default()
             };
@@ -214,7 +214,7 @@ mod tests {
                 frontends: frontends.into_iter().map(|(key, last)| (frontend(key), backend(last))).collect(),
                 routes: routes
                     .into_iter()
-                    .map(|(key, device)| (Ipv4Addr::new(10, 0, 0, key).into(), route(device)))
+                    .map(|(key, device)| (IpAddr::from([10, 0, 0, key]).into(), route(device)))
                     .collect(),
             }
         }
@@ -237,7 +237,7 @@ mod tests {
                 let cluster = Cluster::from_records(records, "node0", &[]).0;
                 let mut model = Model::new(Mode::Vxlan, Some(1450));
                 let own = "10.9.0.0/24".parse().unwrap();
-                model.own = Some(Node { name: "node0".into(), uid: None, pod_network: own, address: Ipv4Addr::new(10, 8, 0, 1), cordoned: false, vtep_mac: None });
+                model.own = Some(Node { name: "node0".into(), uid: None, pod_network: own, address: IpAddr::from([10, 8, 0, 1]), cordoned: false, vtep_mac: None });
                 model.vxlan = Some(7);
                 model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new() });
                 model.remote = cluster.remote;

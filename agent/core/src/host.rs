@@ -1,9 +1,9 @@
 //! This machine's devices, addresses and routes, as the kernel lists them, and which of them are uplinks. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use podwire_common::addr::Mac;
 use podwire_common::names::{VETH_PREFIX, VXLAN_DEVICE};
 use thiserror::Error;
@@ -24,7 +24,7 @@ pub struct Host {
     /// IPv4 unicast routes of the main table that are not the agent's.
     pub foreign_routes: Vec<ForeignRoute>,
     /// Routes of the main table that bear the agent's protocol number.
-    pub own_routes: BTreeMap<Ipv4Net, Route>,
+    pub own_routes: BTreeMap<IpNet, Route>,
 }
 
 /// A network device.
@@ -64,7 +64,7 @@ pub struct DeviceAddress {
     /// ifindex.
     pub device: u32,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its prefix length.
     pub prefix_length: u8,
     /// Scope global: may appear on the wire as a source.
@@ -75,7 +75,7 @@ pub struct DeviceAddress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignRoute {
     /// Where to.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// One, or several of which the kernel chooses one for each flow.
     pub next_hops: Vec<NextHop>,
 }
@@ -86,7 +86,7 @@ pub struct NextHop {
     /// ifindex.
     pub device: u32,
     /// The router, 0.0.0.0 for an IPv6 router; `None`: the destination is on the link.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
 }
 
 /// Why there is no uplink.
@@ -99,7 +99,7 @@ pub enum NoUplink {
     #[error(
         "no device has this node's InternalIP {0} and there is no default route: configure one, or name the device with --uplink"
     )]
-    NoneFound(Ipv4Addr),
+    NoneFound(IpAddr),
 }
 
 impl Host {
@@ -108,7 +108,7 @@ impl Host {
     ///
     /// # Errors
     /// [`NoUplink`].
-    pub fn uplinks(&self, named: &[String], internal: Ipv4Addr) -> Result<Vec<Uplink>, NoUplink> {
+    pub fn uplinks(&self, named: &[String], internal: IpAddr) -> Result<Vec<Uplink>, NoUplink> {
         let holder = self
             .addresses
             .iter()
@@ -138,17 +138,17 @@ impl Host {
 
     /// What this node is reached by and reaches others by: the networks of links that lead out, its addresses there, and the routers of default
     /// routes. Such are the link with its InternalIP, and those of default routes.
-    pub fn underlay(&self, internal: &[IpAddr]) -> Vec<Ipv4Net> {
+    pub fn underlay(&self, internal: &[IpAddr]) -> Vec<IpNet> {
         let mut devices: BTreeSet<u32> = self.default_next_hops().map(|hop| hop.device).collect();
-        let ours = self.addresses.iter().filter(|entry| internal.contains(&entry.address.into()));
+        let ours = self.addresses.iter().filter(|entry| internal.contains(&entry.address));
         devices.extend(ours.map(|entry| entry.device));
         let there = self.addresses.iter().filter(|entry| entry.global && devices.contains(&entry.device));
         let networks = |entry: &DeviceAddress| {
-            let network = Ipv4Net::new(entry.address, entry.prefix_length).ok();
+            let network = IpNet::new(entry.address, entry.prefix_length).ok();
             network.map(|network| network.trunc()).into_iter().chain([entry.address.into()])
         };
         let routers = self.default_next_hops().filter_map(|hop| hop.gateway);
-        let routers = routers.filter(|gateway| !gateway.is_unspecified()).map(Ipv4Net::from);
+        let routers = routers.filter(|gateway| !gateway.is_unspecified()).map(IpNet::from);
         there.flat_map(networks).chain(routers).collect()
     }
 
@@ -159,7 +159,7 @@ impl Host {
 
     /// This node's global addresses, on whatever link. Not those of pods' links and of the tunnel's, which the agent sets, nor those of
     /// `kube-ipvs0`: kube-proxy puts every service's address there, and a service's port is no hostPort.
-    pub fn own_addresses(&self) -> BTreeSet<Ipv4Addr> {
+    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
         let is_nodes = |index| {
             let device = self.devices.get(&index);
             device.is_some_and(|device| !is_own_device(&device.name) && device.name != IPVS_DEVICE)
@@ -215,7 +215,7 @@ impl Host {
         self.devices.get(&index).is_some_and(|device| !device.loopback && !is_own_device(&device.name))
     }
 
-    fn uplink(&self, device: &Device, internal: Ipv4Addr) -> Uplink {
+    fn uplink(&self, device: &Device, internal: IpAddr) -> Uplink {
         let mut addresses: Vec<_> = self
             .addresses
             .iter()
@@ -242,7 +242,7 @@ pub fn is_pods_device(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn ip(text: &str) -> Ipv4Addr {
+    fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
@@ -278,7 +278,7 @@ mod tests {
                 address(3, "198.51.100.1", true),
             ],
             foreign_routes: vec![ForeignRoute {
-                destination: Ipv4Net::default(),
+                destination: IpNet::default(),
                 next_hops: vec![NextHop { device: 3, gateway: Some(ip("198.51.100.254")) }],
             }],
             own_routes: BTreeMap::new(),

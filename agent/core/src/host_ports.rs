@@ -1,7 +1,7 @@
 //! Whether the hostPorts that a pod asks for are free. Pure.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use thiserror::Error;
 
@@ -79,7 +79,7 @@ pub fn check<'a>(
 }
 
 /// The host addresses that are none of this node's `addresses`: what is mapped there is not reached before they are.
-pub fn foreign_addresses(wanted: &[PortMapping], addresses: &BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {
+pub fn foreign_addresses(wanted: &[PortMapping], addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
     let named = wanted.iter().filter_map(|mapping| mapping.host_address);
     named.filter(|address| !address.is_loopback() && !addresses.contains(address)).collect()
 }
@@ -96,11 +96,12 @@ fn overlap(one: &PortMapping, other: &PortMapping) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
     use std::num::NonZeroU16;
 
     const TUNNEL: Option<u16> = Some(8472);
-    const ONE: Option<Ipv4Addr> = Some(Ipv4Addr::new(10, 200, 0, 1));
-    const OTHER: Option<Ipv4Addr> = Some(Ipv4Addr::new(127, 0, 0, 1));
+    const ONE: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 200, 0, 1)));
+    const OTHER: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
     fn check<'a>(
         wanted: &[PortMapping],
@@ -110,7 +111,7 @@ mod tests {
         super::check(wanted, others, tunnel_port, 4096)
     }
 
-    fn mapping(address: Option<Ipv4Addr>, protocol: Transport, host: u16, container: u16) -> PortMapping {
+    fn mapping(address: Option<IpAddr>, protocol: Transport, host: u16, container: u16) -> PortMapping {
         let port = |number| NonZeroU16::new(number).unwrap();
         PortMapping {
             host_address: address,
@@ -175,9 +176,9 @@ mod tests {
 
     #[test]
     fn host_addresses_that_the_node_lacks_are_told() {
-        let wanted = [ONE, OTHER, None, Some(Ipv4Addr::new(192, 0, 2, 9))]
+        let wanted = [ONE, OTHER, None, Some(IpAddr::from([192, 0, 2, 9]))]
             .map(|address| mapping(address, Transport::Tcp, 80, 80));
         let found = foreign_addresses(&wanted, &ONE.into_iter().collect());
-        assert_eq!(found, [Ipv4Addr::new(192, 0, 2, 9)].into());
+        assert_eq!(found, [IpAddr::from([192, 0, 2, 9])].into());
     }
 }

@@ -1,9 +1,9 @@
 //! Which addresses of the node's podCIDR are in use, and which is next. Pure.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::other_pods::{Held, Holder};
@@ -17,7 +17,7 @@ pub enum IpamError {
     )]
     Exhausted {
         /// The podCIDR.
-        network: Ipv4Net,
+        network: IpNet,
         /// Addresses that can be handed out.
         size: u32,
         /// How many of them others have.
@@ -27,17 +27,17 @@ pub enum IpamError {
     #[error(
         "podCIDR {0} has no room for pods: all that it has are the network's, the gateway's and the broadcast address; give the node a podCIDR of /30 or larger (/24 is usual)"
     )]
-    NoRoom(Ipv4Net),
+    NoRoom(IpNet),
     /// The address asked for belongs to a pod.
     #[error("address {0} is in use by another pod: ask for a free one")]
-    Taken(Ipv4Addr),
+    Taken(IpAddr),
     /// The address asked for is somebody else's.
     #[error(
         "address {address} is not Podwire's to give: {holder} has it; ask for another one, or remove that first"
     )]
     Held {
         /// What was asked for.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Who has it.
         holder: Holder,
     },
@@ -45,9 +45,9 @@ pub enum IpamError {
     #[error("address {address} is outside this node's podCIDR {network}")]
     Foreign {
         /// What was asked for.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The podCIDR.
-        network: Ipv4Net,
+        network: IpNet,
     },
     /// The address asked for has another use.
     #[error(
@@ -55,9 +55,9 @@ pub enum IpamError {
     )]
     Reserved {
         /// What was asked for.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The podCIDR.
-        network: Ipv4Net,
+        network: IpNet,
     },
 }
 
@@ -68,28 +68,28 @@ pub enum IpamError {
 /// handed out.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    network: Ipv4Net,
-    taken: BTreeSet<Ipv4Addr>,
+    network: IpNet,
+    taken: BTreeSet<IpAddr>,
     /// Others have them, whether or not a pod of ours does.
     held: Held,
-    last: Option<Ipv4Addr>,
+    last: Option<IpAddr>,
 }
 
 impl Pool {
     /// `taken` may hold addresses outside of `network`: those of pods older than a change of the podCIDR. `last` is
     /// the address that was handed out last, after which the search starts.
-    pub fn new(network: Ipv4Net, taken: impl IntoIterator<Item = Ipv4Addr>, last: Option<Ipv4Addr>) -> Self {
+    pub fn new(network: IpNet, taken: impl IntoIterator<Item = IpAddr>, last: Option<IpAddr>) -> Self {
         let taken = taken.into_iter().collect();
         Self { network: network.trunc(), taken, held: Held::new(), last }
     }
 
     /// The podCIDR.
-    pub fn network(&self) -> Ipv4Net {
+    pub fn network(&self) -> IpNet {
         self.network
     }
 
     /// The address that was handed out last.
-    pub fn last(&self) -> Option<Ipv4Addr> {
+    pub fn last(&self) -> Option<IpAddr> {
         self.last
     }
 
@@ -99,24 +99,25 @@ impl Pool {
     }
 
     /// Whether an address is one that can be handed out at all.
-    pub fn can_give(&self, address: Ipv4Addr) -> bool {
-        self.usable().is_some_and(|(first, end)| (first..=end).contains(&u32::from(address)))
+    pub fn can_give(&self, address: IpAddr) -> bool {
+        self.network.contains(&address)
+            && self.usable().is_some_and(|(first, end)| (first..=end).contains(&number(address)))
     }
 
     /// Takes the next free address.
     ///
     /// # Errors
     /// [`IpamError::Exhausted`], [`IpamError::NoRoom`].
-    pub fn allocate(&mut self) -> Result<Ipv4Addr, IpamError> {
+    pub fn allocate(&mut self) -> Result<IpAddr, IpamError> {
         let exhausted = self.exhausted();
         let Some((first, end)) = self.usable() else {
             return Err(exhausted);
         };
-        let last = self.last.map(u32::from).filter(|last| (first..=end).contains(last));
+        let last = self.last.map(number).filter(|last| (first..=end).contains(last));
         let start = last.map_or(first, |last| if last == end { first } else { last + 1 });
         let address = (start..=end)
             .chain(first..start)
-            .map(Ipv4Addr::from)
+            .map(|number| self.address(number))
             .find(|address| !self.taken.contains(address) && !self.held.contains_key(address))
             .ok_or(exhausted)?;
         self.taken.insert(address);
@@ -138,7 +139,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`IpamError::Foreign`], [`IpamError::Reserved`], [`IpamError::Held`] or [`IpamError::Taken`].
-    pub fn take(&mut self, address: Ipv4Addr) -> Result<(), IpamError> {
+    pub fn take(&mut self, address: IpAddr) -> Result<(), IpamError> {
         let network = self.network;
         if !network.contains(&address) {
             return Err(IpamError::Foreign { address, network });
@@ -153,13 +154,14 @@ impl Pool {
     }
 
     /// Gives an address back. Nothing happens when it was not taken.
-    pub fn release(&mut self, address: Ipv4Addr) {
+    pub fn release(&mut self, address: IpAddr) {
         self.taken.remove(&address);
     }
 
-    /// How many addresses can be handed out at all.
+    /// How many addresses can be handed out at all; of more than four billion, four billion.
     pub fn size(&self) -> u32 {
-        self.usable().map_or(0, |(first, end)| end - first + 1)
+        let size = self.usable().map_or(0, |(first, end)| end - first + 1);
+        u32::try_from(size).unwrap_or(u32::MAX)
     }
 
     fn exhausted(&self) -> IpamError {
@@ -171,15 +173,31 @@ impl Pool {
     }
 
     /// Those of others that none of our pods has as well.
-    fn held_alone(&self) -> impl Iterator<Item = &Ipv4Addr> {
+    fn held_alone(&self) -> impl Iterator<Item = &IpAddr> {
         self.held.keys().filter(|address| self.can_give(**address) && !self.taken.contains(address))
     }
 
     /// First and last address that can be handed out.
-    fn usable(&self) -> Option<(u32, u32)> {
-        let first = u32::from(self.network.network()).checked_add(2)?;
-        let end = u32::from(self.network.broadcast()).checked_sub(1)?;
+    fn usable(&self) -> Option<(u128, u128)> {
+        let first = number(self.network.network()).checked_add(2)?;
+        let end = number(self.network.broadcast()).checked_sub(1)?;
         (first <= end).then_some((first, end))
+    }
+
+    /// The address of this network's family that has a number.
+    fn address(&self, number: u128) -> IpAddr {
+        match self.network {
+            IpNet::V4(_) => Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX)).into(),
+            IpNet::V6(_) => Ipv6Addr::from(number).into(),
+        }
+    }
+}
+
+/// An address of either family as a number.
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
     }
 }
 
@@ -192,7 +210,7 @@ mod tests {
         Pool::new(network.parse().unwrap(), [], None)
     }
 
-    fn ip(text: &str) -> Ipv4Addr {
+    fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
@@ -260,6 +278,17 @@ mod tests {
     }
 
     #[test]
+    fn a_large_pod_cidr_of_ipv6_is_not_walked() {
+        let mut pool =
+            Pool::new("2001:db8::/64".parse().unwrap(), [], Some(ip("2001:db8::ffff:ffff:ffff:fffe")));
+        assert_eq!(pool.size(), u32::MAX);
+        assert_eq!(pool.allocate(), Ok(ip("2001:db8::2")));
+        assert!(matches!(pool.take(ip("2001:db8::1")), Err(IpamError::Reserved { .. })));
+        assert!(matches!(pool.take(ip("10.244.1.5")), Err(IpamError::Foreign { .. })));
+        assert_eq!(pool.has_free(), Ok(()));
+    }
+
+    #[test]
     fn a_pod_cidr_too_small_for_any_pod_is_named() {
         for network in ["10.244.1.0/31", "10.244.1.0/32", "255.255.255.255/32"] {
             let no_room = Err(IpamError::NoRoom(network.parse().unwrap()));
@@ -275,7 +304,7 @@ mod tests {
             length in 26u8..=30,
             steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 0..300),
         ) {
-            let mut pool = Pool::new(Ipv4Net::new(ip("10.9.8.0"), length).unwrap(), [], None);
+            let mut pool = Pool::new(IpNet::new(ip("10.9.8.0"), length).unwrap(), [], None);
             let mut held = Vec::new();
             for (add, which) in steps {
                 if add {

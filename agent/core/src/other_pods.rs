@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::host::{Host, is_own_device};
 
 /// Addresses and who has them.
-pub type Held = BTreeMap<Ipv4Addr, Holder>;
+pub type Held = BTreeMap<IpAddr, Holder>;
 
 /// Who has an address, as far as this node can tell.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,13 +42,13 @@ pub struct Neighbour {
     /// ifindex.
     pub device: u32,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The kernel has not heard of it for some time, and does not ask until somebody sends to it.
     pub is_stale: bool,
 }
 
 /// What devices and routes tell.
-pub fn held_by_links(host: &Host, network: Ipv4Net) -> Held {
+pub fn held_by_links(host: &Host, network: IpNet) -> Held {
     let name = |index: &u32| host.devices.get(index).map(|device| device.name.clone());
     let foreign = |index: &u32| name(index).filter(|name| !is_own_device(name));
     let routes = host.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 32);
@@ -61,7 +61,7 @@ pub fn held_by_links(host: &Host, network: Ipv4Net) -> Held {
 }
 
 /// What neighbours tell.
-pub fn held_by_neighbours(host: &Host, neighbours: &[Neighbour], network: Ipv4Net) -> Held {
+pub fn held_by_neighbours(host: &Host, neighbours: &[Neighbour], network: IpNet) -> Held {
     let inside = neighbours.iter().filter(|neighbour| network.contains(&neighbour.address));
     let holder = |neighbour: &Neighbour| {
         let name = &host.devices.get(&neighbour.device)?.name;
@@ -72,7 +72,7 @@ pub fn held_by_neighbours(host: &Host, neighbours: &[Neighbour], network: Ipv4Ne
 
 /// Whether there can be neighbours with addresses of the network: a device of somebody else's leads to some of it without a router. There are
 /// none otherwise, and a node may have thousands of others.
-pub fn may_have_neighbours(host: &Host, network: Ipv4Net) -> bool {
+pub fn may_have_neighbours(host: &Host, network: IpNet) -> bool {
     host.foreign_routes.iter().any(|route| {
         let to = route.destination;
         let overlaps = to.contains(&network.network()) || network.contains(&to.network());
@@ -92,11 +92,11 @@ mod tests {
     use super::*;
     use crate::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, NextHop};
 
-    fn ip(text: &str) -> Ipv4Addr {
+    fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
-    fn net(text: &str) -> Ipv4Net {
+    fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 

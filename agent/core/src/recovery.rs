@@ -4,7 +4,7 @@
 //! its attachment's, so DEL and ADD find them by that ([`Model::endpoint_of`](crate::model::Model::endpoint_of)).
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use podwire_common::abi::{self, Backend, Frontend};
@@ -16,9 +16,9 @@ use crate::host::{Device, Host, is_pods_device};
 use crate::model::{Attachment, Bandwidth, Endpoint, PortMapping, Transport};
 
 /// The endpoints in the maps that are none of `known` and whose device is there as the maps have it.
-pub fn recovered(contents: &Contents, host: &Host, known: &BTreeSet<Ipv4Addr>) -> Vec<Endpoint> {
+pub fn recovered(contents: &Contents, host: &Host, known: &BTreeSet<IpAddr>) -> Vec<Endpoint> {
     let lost = contents.endpoints.iter().filter_map(|(address, entry)| {
-        let address = v4(address)?;
+        let address = IpAddr::from(*address);
         let device = host.devices.get(&entry.ifindex)?;
         let is_lost =
             !known.contains(&address) && is_pods_device(&device.name) && device.mac == Some(entry.host_mac);
@@ -28,7 +28,7 @@ pub fn recovered(contents: &Contents, host: &Host, known: &BTreeSet<Ipv4Addr>) -
 }
 
 fn endpoint(
-    address: Ipv4Addr,
+    address: IpAddr,
     entry: &abi::Endpoint,
     device: &Device,
     contents: &Contents,
@@ -44,7 +44,7 @@ fn endpoint(
         pod_mac: entry.pod_mac,
         host_mac: entry.host_mac,
         address,
-        gateway: v4(&entry.gateway)?,
+        gateway: entry.gateway.into(),
         mtu: device.mtu,
         port_mappings: of_pod.filter_map(|(frontend, backend)| port_mapping(frontend, backend)).collect(),
         pod: None,
@@ -53,15 +53,11 @@ fn endpoint(
     })
 }
 
-fn v4(address: &Addr) -> Option<Ipv4Addr> {
-    address.is_v4().then(|| address.v4().into())
-}
-
 fn port_mapping(frontend: &Frontend, backend: &Backend) -> Option<PortMapping> {
     Some(PortMapping {
         host_address: Some(frontend.address)
             .filter(|address| *address != Addr::UNSPECIFIED)
-            .and_then(|address| v4(&address)),
+            .map(IpAddr::from),
         host_port: NonZeroU16::new(frontend.port.get())?,
         container_port: NonZeroU16::new(backend.port.get())?,
         protocol: match frontend.protocol {
@@ -95,14 +91,14 @@ mod tests {
             ifindex: 7,
             port_mappings: vec![
                 mapping(None, Transport::Tcp),
-                mapping(Some(Ipv4Addr::new(10, 200, 0, 1)), Transport::Udp),
+                mapping(Some(IpAddr::from([10, 200, 0, 1])), Transport::Udp),
             ],
             pod: None,
             ..Endpoint::example()
         }
     }
 
-    fn check(device: &Device, known: &[Ipv4Addr]) -> Vec<Endpoint> {
+    fn check(device: &Device, known: &[IpAddr]) -> Vec<Endpoint> {
         let lost = lost();
         let mut contents = Contents::default();
         // As one that was taken over from layout 2.

@@ -114,7 +114,7 @@ impl Daemon {
         };
         let known = self.model.endpoint_of(&attachment);
         if let Some(known) = known
-            && let Some(other) = add.addresses.iter().find(|asked| asked.addr() != IpAddr::V4(known.address))
+            && let Some(other) = add.addresses.iter().find(|asked| asked.addr() != known.address)
         {
             let message = format!(
                 "address {other} is asked for, but the attachment has {} already: DEL it first",
@@ -145,7 +145,7 @@ impl Daemon {
             id: known.map_or_else(|| self.free_id(), |known| known.id),
             pod_mac: mac(&add.pod_mac)?,
             host_mac: mac(&add.host_mac)?,
-            address: Ipv4Addr::UNSPECIFIED,
+            address: Ipv4Addr::UNSPECIFIED.into(),
             gateway,
             mtu: wanted_mtu(add.mtu, fitting)?,
             port_mappings,
@@ -208,7 +208,7 @@ impl Daemon {
         Ok(device.index)
     }
 
-    fn allocate(&mut self, asked: &[IpNet]) -> Result<Ipv4Addr, Failure> {
+    fn allocate(&mut self, asked: &[IpNet]) -> Result<IpAddr, Failure> {
         self.look_at_host_local();
         let Some(pool) = &mut self.pool else {
             return Err(refuse(
@@ -218,7 +218,7 @@ impl Daemon {
         };
         let address = match asked {
             [] => pool.allocate(),
-            [IpNet::V4(asked)] => pool.take(asked.addr()).map(|()| asked.addr()),
+            [asked @ IpNet::V4(_)] => pool.take(asked.addr()).map(|()| asked.addr()),
             [other] => {
                 let message = format!("address {other} is asked for: this node has IPv4 addresses only");
                 return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));

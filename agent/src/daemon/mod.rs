@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use podwire_cni::protocol::{Call, Reply};
 use podwire_common::abi::Holder;
 use podwire_common::addr::Addr;
@@ -62,7 +62,7 @@ pub enum Event {
     /// The last complete node list is that of now again.
     NodeListConfirmed,
     /// The networks of `--non-masquerade-file`, or why they cannot be used.
-    NonMasquerade(Result<BTreeSet<Ipv4Net>, String>),
+    NonMasquerade(Result<BTreeSet<IpNet>, String>),
     /// What of the file of `--config` the agent does not run with, or what is wrong with it.
     ConfigFile(Result<Unheeded, String>),
     /// Time to compare the kernel with what is wanted.
@@ -236,7 +236,7 @@ impl Daemon {
         info!("stopped; pods keep their network");
     }
 
-    async fn take_non_masquerade(&mut self, networks: BTreeSet<Ipv4Net>) {
+    async fn take_non_masquerade(&mut self, networks: BTreeSet<IpNet>) {
         info!(networks = networks.len(), "the list of networks that are not masqueraded was read");
         self.model.non_masquerade = self.config.non_masquerade(networks);
         if self.model.own.is_some() {

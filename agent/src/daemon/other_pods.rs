@@ -1,6 +1,6 @@
 //! Which addresses of the podCIDR others have: looked at with the kernel's routes, and host-local's files before each address that is given.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use podwire_core::host::Host;
 use podwire_core::ipam::Pool;
 use podwire_core::other_pods::{self, Held};
@@ -44,7 +44,7 @@ impl Daemon {
         }
     }
 
-    async fn neighbours_within(&self, host: &Host, network: Ipv4Net) -> Result<Held, Error> {
+    async fn neighbours_within(&self, host: &Host, network: IpNet) -> Result<Held, Error> {
         if !other_pods::may_have_neighbours(host, network) {
             return Ok(Held::new());
         }

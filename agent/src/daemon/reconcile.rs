@@ -2,7 +2,7 @@
 //! minutes against what others did to the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -147,7 +147,7 @@ impl Daemon {
         }
     }
 
-    async fn ask_paths(&mut self, host: &Host) -> BTreeMap<Ipv4Addr, Path> {
+    async fn ask_paths(&mut self, host: &Host) -> BTreeMap<IpAddr, Path> {
         let mut paths = BTreeMap::new();
         let mut reports = BTreeSet::new();
         for node in self.model.remote.values() {
@@ -302,7 +302,7 @@ impl Daemon {
         &self,
         host: &Host,
         device: &Device,
-        wanted: &BTreeSet<Ipv4Addr>,
+        wanted: &BTreeSet<IpAddr>,
     ) -> Result<bool, Error> {
         let there: Vec<_> = host.addresses.iter().filter(|entry| entry.device == device.index).collect();
         let mut changed = false;

@@ -1,6 +1,6 @@
 //! Flows and translations: what the programs write and the agent ages out.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
 use std::collections::BTreeSet;
@@ -30,7 +30,7 @@ impl Maps {
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn forget_pod(&mut self, address: Ipv4Addr) -> Result<(), Error> {
+    pub fn forget_pod(&mut self, address: IpAddr) -> Result<(), Error> {
         let address = Addr::from(address);
         let concerns = |flow: &Flow| flow.source == address || flow.destination == address;
         let flows = matching(&self.stack_flows, names::STACK_FLOWS, |flow, _| concerns(flow))?;

@@ -1,6 +1,6 @@
 //! Typed access to the maps.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -202,7 +202,7 @@ impl Maps {
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn endpoint(&self, address: Ipv4Addr) -> Result<Option<abi::Endpoint>> {
+    pub fn endpoint(&self, address: IpAddr) -> Result<Option<abi::Endpoint>> {
         match self.endpoints.get(&address.into(), 0) {
             Ok(entry) => Ok(Some(entry)),
             Err(MapError::KeyNotFound) => Ok(None),

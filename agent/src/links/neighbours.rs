@@ -32,7 +32,7 @@ impl Links {
     /// # Errors
     /// [`Error::Netlink`].
     pub async fn ask_neighbour(&self, neighbour: &Neighbour) -> Result<(), Error> {
-        let request = self.handle.neighbours().add(neighbour.device, IpAddr::V4(neighbour.address));
+        let request = self.handle.neighbours().add(neighbour.device, neighbour.address);
         let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
         let operation = format!("ask for the neighbour {}", neighbour.address);
         request.execute().await.map_err(netlink(operation))
@@ -49,7 +49,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
             | NeighbourState::Permanent
     );
     let address = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
         _ => None,
     });
     let is_stale = message.header.state == NeighbourState::Stale;

@@ -141,9 +141,9 @@ impl Fixture {
         model.remote.insert("node2".into(), node("node2", "10.244.2.0/24", NODE2));
         model.remote.insert("node3".into(), node("node3", "10.244.3.0/24", NODE3));
         for address in [NODE2, NODE3] {
-            model.paths.insert(address, Way { device: uplink, mtu: 1500, gateway: None });
+            model.paths.insert(address.into(), Way { device: uplink, mtu: 1500, gateway: None });
         }
-        let addresses = vec![NODE1];
+        let addresses = vec![NODE1.into()];
         model.uplinks.push(Uplink { index: uplink, name: "up0".into(), mtu: 1500, addresses });
         for (id, address, ifindex, pod_mac, host_mac) in
             [(1, POD_A, pod_a, POD_A_MAC, HOST_A_MAC), (2, POD_B, pod_b, POD_B_MAC, HOST_B_MAC)]
@@ -157,8 +157,8 @@ impl Fixture {
                 id,
                 pod_mac: Mac { bytes: pod_mac },
                 host_mac: Mac { bytes: host_mac },
-                address,
-                gateway: GATEWAY,
+                address: address.into(),
+                gateway: GATEWAY.into(),
                 mtu: 1450,
                 port_mappings: Vec::new(),
                 pod: None,
@@ -192,11 +192,11 @@ impl Fixture {
         let own = model.own.take().unwrap();
         model.own = model.remote.remove("node2");
         model.remote.insert(own.name.clone(), own);
-        let path = model.paths.remove(&NODE2).unwrap();
-        model.paths.insert(NODE1, path);
-        model.uplinks[0].addresses = vec![NODE2];
+        let path = model.paths.remove(&NODE2.into()).unwrap();
+        model.paths.insert(NODE1.into(), path);
+        model.uplinks[0].addresses = vec![NODE2.into()];
         for (endpoint, address) in model.endpoints.values_mut().zip([REMOTE_POD, [10, 244, 2, 3].into()]) {
-            (endpoint.address, endpoint.gateway) = (address, [10, 244, 2, 1].into());
+            (endpoint.address, endpoint.gateway) = (address.into(), [10, 244, 2, 1].into());
         }
         let link_address = Mac { bytes: UPLINK_MAC };
         fixture.namespace.ip("addr del 10.200.0.1/24 dev up0");
@@ -534,7 +534,7 @@ fn node(name: &str, pod_network: &str, address: Ipv4Addr) -> Node {
         name: name.into(),
         uid: None,
         pod_network: pod_network.parse().unwrap(),
-        address,
+        address: address.into(),
         cordoned: false,
         vtep_mac: None,
     }

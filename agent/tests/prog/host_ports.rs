@@ -45,7 +45,9 @@ fn fixture(mode: Mode) -> Fixture {
     let pod = fixture.model.endpoints.values_mut().find(|endpoint| endpoint.address == POD_A).unwrap();
     pod.port_mappings = addresses
         .iter()
-        .flat_map(|(address, number)| [Protocol::Tcp, Protocol::Udp].map(|p| mapping(*address, *number, p)))
+        .flat_map(|(address, number)| {
+            [Protocol::Tcp, Protocol::Udp].map(|p| mapping(address.map(Into::into), *number, p))
+        })
         .collect();
     fixture.fill();
     fixture
@@ -291,7 +293,7 @@ fn what_is_for_no_host_port_is_the_hosts() {
     let loopback = request(STRANGER, Ipv4Addr::LOCALHOST, udp(CLIENT_PORT, HOST_PORT_LOOPBACK)).build();
     node.check("loopback", FROM_UPLINK, link, &loopback, Expect::Drop(Reason::LoopbackAddress));
     assert_eq!(translations(&node), BTreeMap::new());
-    node.model.other_addresses.insert(ELSEWHERE);
+    node.model.other_addresses.insert(ELSEWHERE.into());
     node.fill();
     for (client_port, port) in [(CLIENT_PORT, HOST_PORT), (CLIENT_PORT + 1, HOST_PORT_ELSEWHERE)] {
         let packet = request(STRANGER, ELSEWHERE, udp(client_port, port));
@@ -312,7 +314,7 @@ fn a_flow_to_a_pod_that_is_gone_is_dropped() {
     node.model.endpoints.retain(|_, endpoint| endpoint.address != POD_A);
     node.fill();
     node.check("its flow is still there", FROM_UPLINK, link, &packet, Expect::Drop(Reason::BackendGone));
-    node.loaded.maps.forget_pod(POD_A).unwrap();
+    node.loaded.maps.forget_pod(POD_A.into()).unwrap();
     node.check("forgotten", FROM_UPLINK, link, &packet, Expect::Pass);
 }
 

@@ -94,7 +94,7 @@ impl Trial {
         for mode in [Mode::Vxlan, Mode::Direct] {
             let mut node = Fixture::new(mode);
             node.namespace.ip("route add default via 10.200.0.2 dev up0");
-            let addresses = vec![NODE1];
+            let addresses = vec![NODE1.into()];
             node.model.uplinks.push(Uplink { index: node.pod_b, name: "pwb".into(), mtu: 1500, addresses });
             node.fill();
             for way in ways().into_iter().filter(|way| way.mode == mode) {

@@ -1,10 +1,10 @@
 //! The node list: where it comes from, and what of it can be used.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::model::Node;
@@ -137,11 +137,11 @@ pub enum NodeProblem {
         /// The younger, or the later by name: skipped.
         node: String,
         /// Its podCIDR.
-        network: Ipv4Net,
+        network: IpNet,
         /// The other: kept.
         other: String,
         /// That one's podCIDR.
-        other_network: Ipv4Net,
+        other_network: IpNet,
     },
     /// Two nodes, one address.
     #[error(
@@ -151,7 +151,7 @@ pub enum NodeProblem {
         /// The older, or the later by name: skipped.
         node: String,
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The other: kept.
         other: String,
     },
@@ -163,9 +163,9 @@ pub enum NodeProblem {
         /// Its name.
         node: String,
         /// Its podCIDR.
-        network: Ipv4Net,
+        network: IpNet,
         /// A network of an uplink, an address of this node's there, or its router.
-        here: Ipv4Net,
+        here: IpNet,
     },
     /// A podCIDR that no pod can have an address of.
     #[error(
@@ -175,7 +175,7 @@ pub enum NodeProblem {
         /// Its name.
         node: String,
         /// Its podCIDR.
-        network: Ipv4Net,
+        network: IpNet,
     },
     /// Two entries, one name.
     #[error("node {node} is listed more than once: the first entry is used")]
@@ -211,7 +211,7 @@ impl Cluster {
     pub fn from_records(
         records: &[NodeRecord],
         own_name: &str,
-        underlay: &[Ipv4Net],
+        underlay: &[IpNet],
     ) -> (Self, Vec<NodeProblem>) {
         let mut problems = Vec::new();
         let mut by_name: BTreeMap<&str, &NodeRecord> = BTreeMap::new();
@@ -230,7 +230,7 @@ impl Cluster {
         }
 
         let mut skipped = BTreeMap::new();
-        let mut by_address: BTreeMap<Ipv4Addr, Candidate<'_>> = BTreeMap::new();
+        let mut by_address: BTreeMap<IpAddr, Candidate<'_>> = BTreeMap::new();
         let mut contradictions = Vec::new();
         for record in by_name.into_values() {
             let node = match complete(record) {
@@ -323,22 +323,21 @@ struct Candidate<'a> {
 #[derive(Default)]
 struct Accepted {
     nodes: BTreeMap<String, Node>,
-    networks: BTreeMap<Ipv4Addr, (Ipv4Net, String)>,
+    networks: BTreeMap<IpAddr, (IpNet, String)>,
 }
 
 impl Accepted {
-    fn add(&mut self, node: Node, underlay: &[Ipv4Net]) -> Result<(), NodeProblem> {
+    fn add(&mut self, node: Node, underlay: &[IpNet]) -> Result<(), NodeProblem> {
         let network = node.pod_network;
         if let Some(here) = underlay.iter().find(|here| network.contains(*here)) {
             return Err(NodeProblem::OverlapsUnderlay { node: node.name, network, here: *here });
         }
         let first = network.network();
-        if network.prefix_len() < 8
-            || first.is_loopback()
-            || first.is_multicast()
-            || first.is_link_local()
-            || first.octets()[0] == 0
-        {
+        let is_odd = match first {
+            IpAddr::V4(first) => first.is_link_local() || first.octets()[0] == 0,
+            IpAddr::V6(first) => first.is_unicast_link_local() || first.is_unspecified(),
+        };
+        if network.prefix_len() < 8 || first.is_loopback() || first.is_multicast() || is_odd {
             return Err(NodeProblem::NoNetworkOfPods { node: node.name, network });
         }
         // The accepted networks do not overlap: of those that begin before this one ends only the last can reach in.
@@ -373,14 +372,10 @@ fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
     if record.operating_system.as_deref().is_some_and(|system| system != "linux") {
         return Err(Skipped::OtherSystem);
     }
-    let pod_network = record.pod_networks.iter().find_map(|network| match network {
-        IpNet::V4(network) => Some(network.trunc()),
-        IpNet::V6(_) => None,
-    });
-    let address = record.internal_addresses.iter().find_map(|address| match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    });
+    // IPv6 podCIDRs are ignored so far.
+    let pod_network = record.pod_networks.iter().find(|network| network.network().is_ipv4());
+    let pod_network = pod_network.map(IpNet::trunc);
+    let address = record.internal_addresses.iter().find(|address| address.is_ipv4()).copied();
     let pod_network = pod_network.ok_or(Skipped::NoPodNetwork)?;
     let address = address.ok_or(Skipped::NoInternalAddress)?;
     let (name, uid, cordoned) = (record.name.clone(), record.uid.clone(), record.cordoned);

@@ -1,7 +1,7 @@
 //! A pod's attachment to this node.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU64};
 
 use podwire_common::abi;
@@ -32,9 +32,9 @@ pub struct Endpoint {
     #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
     pub host_mac: Mac,
     /// The pod's address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its gateway: kept with the endpoint because the node's podCIDR may change while the pod lives.
-    pub gateway: Ipv4Addr,
+    pub gateway: IpAddr,
     /// Of the pod's link, bytes.
     pub mtu: u32,
     /// Its hostPorts.
@@ -140,7 +140,7 @@ impl Limit {
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
     /// The address of the node; `None`: each of its addresses.
-    pub host_address: Option<Ipv4Addr>,
+    pub host_address: Option<IpAddr>,
     /// The port there.
     pub host_port: NonZeroU16,
     /// The pod's port.
@@ -227,8 +227,8 @@ impl Endpoint {
             id: 1,
             pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
             host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
-            address: Ipv4Addr::new(10, 244, 1, 2),
-            gateway: Ipv4Addr::new(10, 244, 1, 1),
+            address: IpAddr::from([10, 244, 1, 2]),
+            gateway: IpAddr::from([10, 244, 1, 1]),
             mtu: 1450,
             port_mappings: Vec::new(),
             pod: Some(PodName { namespace: "default".into(), name: "web".into() }),

@@ -1,9 +1,9 @@
 //! What the agent knows: the node list, this machine's links and the pods. Plain data; no kernel, no disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use podwire_common::addr::Mac;
 use podwire_common::names::VXLAN_OVERHEAD;
 
@@ -29,13 +29,13 @@ pub struct Model {
     /// The links that lead out of this node; the first bears the node's InternalIP unless none does.
     pub uplinks: Vec<Uplink>,
     /// This node's addresses on its other links.
-    pub other_addresses: BTreeSet<Ipv4Addr>,
+    pub other_addresses: BTreeSet<IpAddr>,
     /// The way to each remote node's InternalIP. A node without an entry is not reachable now.
-    pub paths: BTreeMap<Ipv4Addr, Path>,
+    pub paths: BTreeMap<IpAddr, Path>,
     /// The pods of this node.
     pub endpoints: BTreeMap<Attachment, Endpoint>,
     /// Networks towards which pods keep their own addresses.
-    pub non_masquerade: BTreeSet<Ipv4Net>,
+    pub non_masquerade: BTreeSet<IpNet>,
 }
 
 impl Model {
@@ -113,9 +113,9 @@ pub struct Node {
     /// `metadata.uid`, where the source has one.
     pub uid: Option<String>,
     /// Its IPv4 podCIDR.
-    pub pod_network: Ipv4Net,
+    pub pod_network: IpNet,
     /// Its IPv4 InternalIP.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Whether it takes no new pods. Those that it has keep their network.
     pub cordoned: bool,
     /// The only link address that it takes tunnelled frames for, as far as flannel says; `None`: any.
@@ -137,14 +137,17 @@ impl Node {
     }
 
     /// The first address of the podCIDR: the pods' gateway and the node's overlay address.
-    pub fn overlay_address(&self) -> Ipv4Addr {
+    pub fn overlay_address(&self) -> IpAddr {
         overlay_address(self.pod_network)
     }
 }
 
 /// The first address of a podCIDR after the network's own.
-pub fn overlay_address(pod_network: Ipv4Net) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(pod_network.network()).saturating_add(1))
+pub fn overlay_address(pod_network: IpNet) -> IpAddr {
+    match pod_network.network() {
+        IpAddr::V4(network) => Ipv4Addr::from(u32::from(network).saturating_add(1)).into(),
+        IpAddr::V6(network) => Ipv6Addr::from(u128::from(network).saturating_add(1)).into(),
+    }
 }
 
 /// A link that leads out of this node.
@@ -157,7 +160,7 @@ pub struct Uplink {
     /// Bytes of IP packet.
     pub mtu: u32,
     /// Its global addresses, the one that translated packets get as their source first.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// How the kernel routes to an address.
@@ -168,7 +171,7 @@ pub struct Path {
     /// That link's MTU in bytes.
     pub mtu: u32,
     /// The router; `None`: on the link itself.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
 }
 
 #[cfg(test)]
@@ -182,7 +185,7 @@ mod tests {
         model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new() });
         assert_eq!(model.pod_mtu(), Some(1450));
         let path = Path { device: 3, mtu: 1400, gateway: None };
-        model.paths.insert(Ipv4Addr::new(10, 200, 0, 2), path);
+        model.paths.insert(IpAddr::from([10, 200, 0, 2]), path);
         assert_eq!(model.pod_mtu(), Some(1350));
         model.mode = Mode::Direct;
         assert_eq!(model.pod_mtu(), Some(1400));
