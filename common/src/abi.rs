@@ -3,7 +3,7 @@
 //! Every type is fixed-width with explicit padding: padding that the compiler chose would break key comparison,
 //! and an unknown byte would be an invalid `bool` or `enum`.
 
-use crate::addr::{Addr, Be16, Mac, Quad};
+use crate::addr::{Addr, Be16, LpmAddr, Mac, Quad};
 
 /// The layout of every pinned map together. Stored beside the maps; an agent that finds another
 /// version refuses it.
@@ -12,7 +12,7 @@ pub const SCHEMA_VERSION: u32 = 4;
 /// `ENDPOINTS`: pod address → how to reach that pod on this node.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Endpoint {
     /// The host side of the pod's veth pair.
     pub ifindex: u32,
@@ -52,7 +52,7 @@ pub const ENDPOINT_EGRESS_LIMITED: u32 = 8;
 /// never meets it; who gets around that (a raw socket can) gains nothing to speak of.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Guard {
     /// When all that has passed is paid for: `CLOCK_MONOTONIC`, nanoseconds. Written by the programs.
     pub paid: u64,
@@ -65,7 +65,7 @@ pub struct Guard {
 /// `NODES`: podCIDR or node address → the node that owns it. The key is an LPM key over an [`Addr`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Node {
     /// The node's InternalIP: the outer destination towards it and the only outer source from it.
     pub tunnel_endpoint: Addr,
@@ -97,7 +97,7 @@ pub const NODE_VTEP: u32 = 32;
 /// `VTEPS`: tunnel endpoint of a node with [`NODE_VTEP`] → its VXLAN device, where that is all that receives there.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Vtep {
     /// The device's link address. The kernel takes frames for any other for somebody else's, and drops them silently.
     pub mac: Mac,
@@ -108,7 +108,7 @@ pub struct Vtep {
 /// `UPLINKS`: ifindex → what leaves by that link is given these addresses.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Uplink {
     /// IPv4 source of translated packets; [`Addr::UNSPECIFIED`] when the link has none.
     pub ipv4: Addr,
@@ -127,7 +127,7 @@ pub struct Uplink {
 /// without ports have 0 in both.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Flow {
     /// Where the packet comes from.
     pub source: Addr,
@@ -146,7 +146,7 @@ pub struct Flow {
 /// `STACK_FLOWS`: a flow, as its next packet would come, that must go through the host stack.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct StackFlow {
     /// `CLOCK_MONOTONIC`, nanoseconds; refreshed about once a second.
     pub last_seen: u64,
@@ -155,7 +155,7 @@ pub struct StackFlow {
 /// `FRAGMENTS`: which datagram a fragment belongs to (RFC 791 section 3.2).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct FragmentKey {
     /// Where the datagram comes from.
     pub source: Addr,
@@ -172,7 +172,7 @@ pub struct FragmentKey {
 /// The ports that only a datagram's first fragment bears.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct FragmentPorts {
     /// As in [`Flow::source_port`].
     pub source_port: Be16,
@@ -185,7 +185,7 @@ pub struct FragmentPorts {
 /// `INBOUND_FLOWS`: a pod's flow that somebody outside began by the pod's own address, as the pod answers: never translated.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct InboundFlow {
     /// `CLOCK_MONOTONIC`, nanoseconds; refreshed about once a second.
     pub last_seen: u64,
@@ -198,7 +198,7 @@ pub struct InboundFlow {
 /// and removed together, and tell the same state. The one exception is a [`TRANSLATION_RESERVATION`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Translation {
     /// `CLOCK_MONOTONIC`, nanoseconds; refreshed about once a second.
     pub last_seen: u64,
@@ -260,7 +260,7 @@ pub const STATE_OUTSIDE_RESET: u8 = 32;
 /// `HOLDERS`: who holds how many entries of a table that never evicts. The value is a number of entries.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Holder {
     /// A pod of this node; [`Addr::UNSPECIFIED`] for the node itself.
     pub address: Addr,
@@ -283,7 +283,7 @@ pub const TABLES: usize = 2;
 /// a [`Flow`] takes four.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct FlowKey {
     /// Where the packet comes from.
     pub source: Quad,
@@ -310,7 +310,7 @@ pub struct Beginning {
 /// The link addresses of a frame, in their order on the wire.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Macs {
     /// Link destination.
     pub destination: Mac,
@@ -323,7 +323,7 @@ pub struct Macs {
 /// [`KNOWN_FLOW_JIFFIES`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct KnownFlow {
     /// The key once more. Elements of an LRU are used again at once, and who has read an entry sees here whether it still was the same one
     /// at the end.
@@ -383,7 +383,7 @@ pub const KNOWN_DESTINATION: u8 = 8;
 /// `FRONTENDS`: where a service of this node is reached.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Frontend {
     /// An address of this node, or [`Addr::UNSPECIFIED`] for each of them.
     pub address: Addr,
@@ -398,7 +398,7 @@ pub struct Frontend {
 /// Who answers at a [`Frontend`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Backend {
     /// A pod of this node.
     pub address: Addr,
@@ -411,7 +411,7 @@ pub struct Backend {
 /// `REDIRECTED_SOCKETS`: a socket of this node's own processes, and the pod that it was pointed at.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct RedirectedSocket {
     /// The kernel's number of the socket; never reused while the system runs.
     pub cookie: u64,
@@ -426,7 +426,7 @@ pub struct RedirectedSocket {
 /// Where a process believes that its socket sends.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct SocketAddress {
     /// An address of this node, 127.0.0.0/8 included.
     pub address: Addr,
@@ -439,7 +439,7 @@ pub struct SocketAddress {
 /// `DROPS` and `TRAFFIC`: what was counted under one reason or path.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Count {
     /// Packets; a large segment counts as one.
     pub packets: u64,
@@ -450,7 +450,7 @@ pub struct Count {
 /// Read-only data of the object, written at load.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Config {
     /// `MODE_*`.
     pub mode: u32,
@@ -479,7 +479,7 @@ pub struct Config {
 /// within [`SKB_WINDOW`] bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct SkbLayout {
     /// The window's first byte, from the beginning of the structure.
     pub window: u16,
@@ -509,66 +509,41 @@ pub const MODE_VXLAN: u32 = 0;
 /// Pod packets travel between nodes as they are.
 pub const MODE_DIRECT: u32 = 1;
 
-const _: () = {
-    assert!(size_of::<Endpoint>() == 44);
-    assert!(size_of::<Guard>() == 24);
-    assert!(size_of::<Node>() == 48);
-    assert!(size_of::<Vtep>() == 8);
-    assert!(size_of::<Uplink>() == 40);
-    assert!(size_of::<Flow>() == 40);
-    assert!(size_of::<StackFlow>() == 8);
-    assert!(size_of::<FragmentKey>() == 40);
-    assert!(size_of::<FragmentPorts>() == 8);
-    assert!(size_of::<InboundFlow>() == 8);
-    assert!(size_of::<Translation>() == 64);
-    assert!(size_of::<KnownFlow>() == 96);
-    assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Beginning>() == 44);
-    assert!(size_of::<Macs>() == 12);
-    assert!(size_of::<Frontend>() == 20);
-    assert!(size_of::<Holder>() == 20);
-    assert!(size_of::<Backend>() == 20);
-    assert!(size_of::<RedirectedSocket>() == 32);
-    assert!(size_of::<SocketAddress>() == 20);
-    assert!(size_of::<Count>() == 16);
-    assert!(size_of::<SkbLayout>() == 12);
-    assert!(size_of::<Config>() == 32);
-};
+/// Types that kernel and user space copy byte by byte, each with its size.
+macro_rules! plain {
+    ($($type:ty: $size:literal,)*) => { $(
+        const _: () = assert!(size_of::<$type>() == $size);
+        #[cfg(feature = "aya")]
+        #[expect(unsafe_code, reason = "aya's marker for types that any bytes make a valid value of")]
+        // SAFETY: `repr(C)`, integers and byte arrays only. The size is that of the fields: there is no padding.
+        unsafe impl aya::Pod for $type {}
+    )* };
+}
 
-#[cfg(feature = "user")]
-#[expect(unsafe_code, reason = "aya's marker for types that any bytes make a valid value of")]
-mod pod {
-    macro_rules! pod {
-        ($($type:ty),* $(,)?) => {
-            $(
-                // SAFETY: `repr(C)`, integers and byte arrays only, no padding (the sizes are asserted above).
-                unsafe impl aya::Pod for $type {}
-            )*
-        };
-    }
-    pod!(
-        super::Addr,
-        super::Backend,
-        super::Config,
-        super::Count,
-        super::Endpoint,
-        super::Flow,
-        super::FlowKey,
-        super::FragmentKey,
-        super::FragmentPorts,
-        super::Frontend,
-        super::Guard,
-        super::Holder,
-        super::InboundFlow,
-        super::KnownFlow,
-        crate::addr::LpmAddr,
-        super::Node,
-        super::RedirectedSocket,
-        super::SkbLayout,
-        super::SocketAddress,
-        super::StackFlow,
-        super::Translation,
-        super::Uplink,
-        super::Vtep,
-    );
+plain! {
+    Addr: 16,
+    LpmAddr: 16,
+    Endpoint: 44,
+    Guard: 24,
+    Node: 48,
+    Vtep: 8,
+    Uplink: 40,
+    Flow: 40,
+    StackFlow: 8,
+    FragmentKey: 40,
+    FragmentPorts: 8,
+    InboundFlow: 8,
+    Translation: 64,
+    KnownFlow: 96,
+    FlowKey: 16,
+    Beginning: 44,
+    Macs: 12,
+    Frontend: 20,
+    Holder: 20,
+    Backend: 20,
+    RedirectedSocket: 32,
+    SocketAddress: 20,
+    Count: 16,
+    SkbLayout: 12,
+    Config: 32,
 }

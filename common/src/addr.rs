@@ -83,7 +83,7 @@ impl From<Addr> for IpAddr {
     }
 }
 
-#[cfg(any(test, feature = "user"))]
+#[cfg(any(test, feature = "std"))]
 impl core::fmt::Debug for Addr {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         core::fmt::Display::fmt(&IpAddr::from(*self), f)
@@ -106,7 +106,7 @@ impl Quad {
     }
 }
 
-#[cfg(any(test, feature = "user"))]
+#[cfg(any(test, feature = "std"))]
 impl core::fmt::Debug for Quad {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         core::fmt::Display::fmt(&Ipv4Addr::from(self.bytes), f)
@@ -163,7 +163,7 @@ impl Mac {
     }
 }
 
-#[cfg(any(test, feature = "user"))]
+#[cfg(any(test, feature = "std"))]
 impl core::fmt::Debug for Mac {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let [a, b, c, d, e, g] = self.bytes;
@@ -202,7 +202,7 @@ impl Be16 {
     }
 }
 
-#[cfg(any(test, feature = "user"))]
+#[cfg(any(test, feature = "std"))]
 impl core::fmt::Debug for Be16 {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         core::fmt::Display::fmt(&self.get(), f)

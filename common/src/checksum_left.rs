@@ -8,7 +8,7 @@ const UDP_HEADER: u16 = 8;
 
 /// Where the kernel writes a checksum, and from where on it sums.
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct ChecksumLeft {
     /// The first byte that is summed, from the beginning of the frame.
     pub start: u16,

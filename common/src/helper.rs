@@ -5,7 +5,7 @@ macro_rules! helpers {
         /// A helper of the kernel, or an operation on a kind of map.
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        #[cfg_attr(any(test, feature = "user"), derive(Debug))]
+        #[cfg_attr(any(test, feature = "std"), derive(Debug))]
         pub enum Helper { $($(#[$attribute])* $variant),* }
 
         impl Helper {

@@ -2,7 +2,7 @@
 //! arithmetic. Compiled for BPF and for the host; tested on the host.
 #![no_std]
 
-#[cfg(any(test, feature = "user"))]
+#[cfg(any(test, feature = "std"))]
 extern crate std;
 
 pub mod abi;

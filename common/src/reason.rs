@@ -5,7 +5,7 @@ macro_rules! numbered {
         $(#[$attr])*
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        #[cfg_attr(any(test, feature = "user"), derive(Debug))]
+        #[cfg_attr(any(test, feature = "std"), derive(Debug))]
         pub enum $name { $($(#[$variant_attr])* $variant = $number),* }
 
         impl $name {
