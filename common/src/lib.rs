@@ -15,3 +15,4 @@ pub mod helper;
 pub mod names;
 pub mod nat;
 pub mod reason;
+pub mod tables;
