@@ -126,7 +126,7 @@ pub struct Uplink {
 /// `destination_port` in a reply; the other port is 0. So a reply is the exact reverse of its request. Protocols
 /// without ports have 0 in both.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Flow {
     /// Where the packet comes from.
@@ -299,7 +299,8 @@ pub struct FlowKey {
 
 /// `BEGINNINGS`: a flow's first packet, as it is to leave if no rule of the host does anything to it.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Beginning {
     /// Its flow.
     pub flow: Flow,

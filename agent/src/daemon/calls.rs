@@ -7,6 +7,7 @@ use podwire_cni::fault::{self, Step};
 use podwire_cni::protocol::{
     Add, Added, Attachment, Call, Failure, PortMapping, Reply, codes, host_interface,
 };
+use podwire_common::tables::Table;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tracing::{error, info, warn};
@@ -163,7 +164,7 @@ impl Daemon {
         }
         let tunnel_port = (self.config.mode == Mode::Vxlan).then_some(self.config.vxlan_port);
         let others = self.model.endpoints.values().filter(|other| other.host_interface != add.host_interface);
-        let capacity = self.dataplane.maps.frontends_capacity;
+        let capacity = self.dataplane.maps.capacity(Table::Frontends);
         host_ports::check(&add.port_mappings, others, tunnel_port, capacity).map_err(|unavailable| {
             let code = match unavailable {
                 Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,

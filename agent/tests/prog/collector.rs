@@ -7,6 +7,7 @@ use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::Drop;
+use podwire_common::tables::Table;
 
 use crate::fixture::*;
 use crate::packets::*;
@@ -59,7 +60,7 @@ fn a_round_sees_every_entry_of_a_large_table_once_and_removes_what_is_silent() {
 #[test]
 fn a_round_counts_what_each_holder_has() {
     let mut node = Fixture::new(Mode::Vxlan);
-    let (link, capacity) = (node.uplink, node.loaded.maps.translations_capacity);
+    let (link, capacity) = (node.uplink, node.loaded.maps.capacity(Table::Translations));
     let from = |pod, port| Packet::new(pod, WORLD, udp(port, 53)).macs(STRANGER_MAC, UPLINK_MAC);
     for port in 40000..40005 {
         node.run(TO_UPLINK, link, &from(POD_A, port).build(), 0);
@@ -89,7 +90,7 @@ fn a_round_counts_what_each_holder_has() {
 fn who_has_a_share_already_is_refused_and_others_are_not() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
-    let half = node.loaded.maps.translations_capacity / 2;
+    let half = node.loaded.maps.capacity(Table::Translations) / 2;
     let of_a = Holder { address: POD_A.into(), port: Be16::ZERO, protocol: 0, table: TABLE_TRANSLATIONS };
     node.set_holder(of_a, u32::try_from(half).unwrap());
     node.set_room_for_translations(u32::try_from(half).unwrap());
