@@ -85,6 +85,13 @@ macro_rules! handles {
                 )*
                 Ok(Self { $($field,)* capacities: self.capacities })
             }
+
+            /// The map of a table.
+            pub(super) fn map(&self, table: Table) -> &MapData {
+                match table {
+                    $(Table::$variant => self.$field.map(),)*
+                }
+            }
         }
     };
 }
