@@ -1,6 +1,6 @@
 //! Flows and translations: what the programs write and the agent ages out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 
@@ -99,6 +99,15 @@ impl Maps {
     }
 }
 
+/// How full a table is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Entries that were there.
+    pub entries: usize,
+    /// Entries that there is room for.
+    pub capacity: usize,
+}
+
 /// What one round found and removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
@@ -116,6 +125,8 @@ pub struct Collected {
     pub crowded: BTreeSet<Holder>,
     /// Endpoints that were sent to the stack, have room in their share again, and whose flows are recorded.
     pub recorded: BTreeSet<Addr>,
+    /// How full each table is that entries are added to and removed from.
+    pub fill: BTreeMap<Table, Fill>,
 }
 
 impl Collected {
@@ -152,7 +163,27 @@ impl Collector {
         let capacity = self.maps.capacity(Table::StackFlows);
         self.maps.write_shares(TABLE_STACK_FLOWS, &tally, capacity)?;
         collected.recorded = self.record_flows_of_marked()?;
+        collected.fill = self.fill(&collected);
         Ok(collected)
+    }
+
+    /// Counts what was not counted already. A table that cannot be counted is left out.
+    fn fill(&self, collected: &Collected) -> BTreeMap<Table, Fill> {
+        let count = |table| match table {
+            Table::Translations => Ok(collected.translations),
+            Table::StackFlows => Ok(collected.stack_flows),
+            _ => batch::count(self.maps.map(table)),
+        };
+        let mut fill = BTreeMap::new();
+        for table in Table::ALL.into_iter().filter(|table| table.row().kind.fills()) {
+            match count(table) {
+                Ok(entries) => {
+                    fill.insert(table, Fill { entries, capacity: self.maps.capacity(table) });
+                }
+                Err(error) => warn!("count the entries of {}: {error}", table.name()),
+            }
+        }
+        fill
     }
 
     /// Both halves leave together: they tell the same time and state, and each names the other.
