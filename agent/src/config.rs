@@ -12,6 +12,7 @@ use ipnet::{IpNet, Ipv4Net};
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::names;
+use podwire_common::tables::Table;
 use podwire_core::model::Mode;
 
 use crate::cni_server::SOCKET;
@@ -64,19 +65,19 @@ pub struct Config {
     pub non_masquerade_file: Option<PathBuf>,
     /// Entries of the table of translations: two for each flow of a pod to the world or to a hostPort, one for each of the
     /// host's own that its rules have translated.
-    #[arg(long, env = "PODWIRE_MAX_TRANSLATIONS", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=16_777_216), value_name = "ENTRIES")]
+    #[arg(long, env = "PODWIRE_MAX_TRANSLATIONS", default_value_t = Table::Translations.row().entries, value_parser = clap::value_parser!(u32).range(1024..=16_777_216), value_name = "ENTRIES")]
     pub max_translations: u32,
     /// Entries of the table of flows that must return through the host stack, those of services for example.
-    #[arg(long, env = "PODWIRE_MAX_STACK_FLOWS", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(16..=16_777_216), value_name = "ENTRIES")]
+    #[arg(long, env = "PODWIRE_MAX_STACK_FLOWS", default_value_t = Table::StackFlows.row().entries, value_parser = clap::value_parser!(u32).range(16..=16_777_216), value_name = "ENTRIES")]
     pub max_stack_flows: u32,
     /// Datagrams in fragments that are remembered at once.
-    #[arg(long, env = "PODWIRE_MAX_FRAGMENTS", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(64..=1_048_576), value_name = "ENTRIES")]
+    #[arg(long, env = "PODWIRE_MAX_FRAGMENTS", default_value_t = Table::Fragments.row().entries, value_parser = clap::value_parser!(u32).range(64..=1_048_576), value_name = "ENTRIES")]
     pub max_fragments: u32,
     /// Flows from outside to pods' own addresses that are remembered at once.
-    #[arg(long, env = "PODWIRE_MAX_INBOUND_FLOWS", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(64..=16_777_216), value_name = "ENTRIES")]
+    #[arg(long, env = "PODWIRE_MAX_INBOUND_FLOWS", default_value_t = Table::InboundFlows.row().entries, value_parser = clap::value_parser!(u32).range(64..=16_777_216), value_name = "ENTRIES")]
     pub max_inbound_flows: u32,
     /// hostPorts that the pods of this node may have at once, all together.
-    #[arg(long, env = "PODWIRE_MAX_HOST_PORTS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=262_144), value_name = "ENTRIES")]
+    #[arg(long, env = "PODWIRE_MAX_HOST_PORTS", default_value_t = Table::Frontends.row().entries, value_parser = clap::value_parser!(u32).range(16..=262_144), value_name = "ENTRIES")]
     pub max_host_ports: u32,
     /// A link that leads out of this node; may be repeated. Default: the one that has the node's InternalIP, and those
     /// of default routes.
@@ -238,16 +239,24 @@ impl Config {
         named.chain(from_file).collect()
     }
 
-    /// Sizes of maps that are not as the object has them.
+    /// Sizes of the tables that options size, by name.
     pub fn map_sizes(&self) -> Vec<(&'static str, u32)> {
-        use names::maps::{FRAGMENTS, FRONTENDS, INBOUND_FLOWS, STACK_FLOWS, TRANSLATIONS};
-        vec![
-            (TRANSLATIONS, self.max_translations),
-            (STACK_FLOWS, self.max_stack_flows),
-            (FRAGMENTS, self.max_fragments),
-            (INBOUND_FLOWS, self.max_inbound_flows),
-            (FRONTENDS, self.max_host_ports),
-        ]
+        let mut sizes = Vec::new();
+        macro_rules! add {
+            (none, $variant:ident) => {};
+            ($option:ident, $variant:ident) => {
+                sizes.push((Table::$variant.name(), self.$option));
+            };
+        }
+        macro_rules! add_all {
+            ($($owner:ident {
+                $(#[doc = $doc:literal])+
+                $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>,
+                entries $entries:expr, option $option:ident, $($rank_and_share:tt)*
+            })*) => { $(add!($option, $variant);)* };
+        }
+        podwire_common::tables!(add_all);
+        sizes
     }
 
     /// What the programs are told at load.

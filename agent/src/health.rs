@@ -1,5 +1,6 @@
 //! /healthz, /readyz and /metrics.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use podwire_common::abi::Count;
+use podwire_common::tables::Table;
 use podwire_core::cluster::Skipped;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -26,6 +28,7 @@ use tracing::{debug, warn};
 
 use crate::connections::{Connections, Place};
 use crate::daemon::{Event, Figures, Readiness};
+use crate::dataplane::flows::Fill;
 use crate::error::Error;
 
 /// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.
@@ -172,6 +175,7 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "1 while TRANSLATIONS is nearly full and what is over leaves sooner",
         usize::from(collected.pressure),
     );
+    fill(&mut registry, &collected.fill);
     let reattached: Counter = Counter::default();
     reattached.inc_by(figures.reattached);
     registry.register(
@@ -222,6 +226,16 @@ fn counters(registry: &mut Registry, name: &str, help: &str, counts: impl Iterat
     registry.register(format!("{name}_bytes"), format!("Bytes {help}"), bytes);
 }
 
+fn fill(registry: &mut Registry, fill: &BTreeMap<Table, Fill>) {
+    let (entries, capacity) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    for (table, fill) in fill {
+        entries.get_or_create(&[("table", table.name())]).set(fill.entries as i64);
+        capacity.get_or_create(&[("table", table.name())]).set(fill.capacity as i64);
+    }
+    registry.register("table_entries", "Entries of a table at the last look", entries);
+    registry.register("table_max_entries", "Entries that a table has room for", capacity);
+}
+
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: usize) {
     let gauge: Gauge = Gauge::default();
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
@@ -231,6 +245,7 @@ fn gauge(registry: &mut Registry, name: &str, help: &str, value: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::flows::Collected;
     use crate::dataplane::maps::Counters;
     use podwire_common::reason::{Drop, Path};
 
@@ -257,6 +272,7 @@ mod tests {
             traffic: vec![(Path::Local, Count { packets: 5, bytes: 500 })],
         };
         let forward_policy_drops = vec!["nftables ip filter FORWARD".to_owned()];
+        let fill = BTreeMap::from([(Table::Endpoints, Fill { entries: 4, capacity: 1024 })]);
         let figures = Figures {
             counters,
             endpoints: 4,
@@ -264,6 +280,7 @@ mod tests {
             addresses: 253,
             reattached: 2,
             forward_policy_drops,
+            collected: Collected { fill, ..Collected::default() },
             ..Figures::default()
         };
         let text = text(&figures, true).unwrap();
@@ -274,6 +291,8 @@ mod tests {
             "podwire_endpoints 4",
             "podwire_programs_reattached_total 2",
             r#"podwire_forward_policy_drop{where="nftables ip filter FORWARD"} 1"#,
+            r#"podwire_table_entries{table="ENDPOINTS"} 4"#,
+            r#"podwire_table_max_entries{table="ENDPOINTS"} 1024"#,
             "podwire_ready 1",
         ] {
             assert!(text.lines().any(|said| said == line), "`{line}` is missing from:\n{text}");

@@ -3,7 +3,7 @@
 //! Every type is fixed-width with explicit padding: padding that the compiler chose would break key comparison,
 //! and an unknown byte would be an invalid `bool` or `enum`.
 
-use crate::addr::{Addr, Be16, Mac, Quad};
+use crate::addr::{Addr, Be16, LpmAddr, Mac, Quad};
 
 /// The layout of every pinned map together. Stored beside the maps; an agent that finds another
 /// version refuses it.
@@ -126,7 +126,7 @@ pub struct Uplink {
 /// `destination_port` in a reply; the other port is 0. So a reply is the exact reverse of its request. Protocols
 /// without ports have 0 in both.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Flow {
     /// Where the packet comes from.
@@ -299,7 +299,8 @@ pub struct FlowKey {
 
 /// `BEGINNINGS`: a flow's first packet, as it is to leave if no rule of the host does anything to it.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Beginning {
     /// Its flow.
     pub flow: Flow,
@@ -509,66 +510,41 @@ pub const MODE_VXLAN: u32 = 0;
 /// Pod packets travel between nodes as they are.
 pub const MODE_DIRECT: u32 = 1;
 
-const _: () = {
-    assert!(size_of::<Endpoint>() == 44);
-    assert!(size_of::<Guard>() == 24);
-    assert!(size_of::<Node>() == 48);
-    assert!(size_of::<Vtep>() == 8);
-    assert!(size_of::<Uplink>() == 40);
-    assert!(size_of::<Flow>() == 40);
-    assert!(size_of::<StackFlow>() == 8);
-    assert!(size_of::<FragmentKey>() == 40);
-    assert!(size_of::<FragmentPorts>() == 8);
-    assert!(size_of::<InboundFlow>() == 8);
-    assert!(size_of::<Translation>() == 64);
-    assert!(size_of::<KnownFlow>() == 96);
-    assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Beginning>() == 44);
-    assert!(size_of::<Macs>() == 12);
-    assert!(size_of::<Frontend>() == 20);
-    assert!(size_of::<Holder>() == 20);
-    assert!(size_of::<Backend>() == 20);
-    assert!(size_of::<RedirectedSocket>() == 32);
-    assert!(size_of::<SocketAddress>() == 20);
-    assert!(size_of::<Count>() == 16);
-    assert!(size_of::<SkbLayout>() == 12);
-    assert!(size_of::<Config>() == 32);
-};
+/// Types that kernel and user space copy byte by byte, each with its size.
+macro_rules! plain {
+    ($($type:ty: $size:literal,)*) => { $(
+        const _: () = assert!(size_of::<$type>() == $size);
+        #[cfg(feature = "aya")]
+        #[expect(unsafe_code, reason = "aya's marker for types that any bytes make a valid value of")]
+        // SAFETY: `repr(C)`, integers and byte arrays only. The size is that of the fields: there is no padding.
+        unsafe impl aya::Pod for $type {}
+    )* };
+}
 
-#[cfg(feature = "aya")]
-#[expect(unsafe_code, reason = "aya's marker for types that any bytes make a valid value of")]
-mod pod {
-    macro_rules! pod {
-        ($($type:ty),* $(,)?) => {
-            $(
-                // SAFETY: `repr(C)`, integers and byte arrays only, no padding (the sizes are asserted above).
-                unsafe impl aya::Pod for $type {}
-            )*
-        };
-    }
-    pod!(
-        super::Addr,
-        super::Backend,
-        super::Config,
-        super::Count,
-        super::Endpoint,
-        super::Flow,
-        super::FlowKey,
-        super::FragmentKey,
-        super::FragmentPorts,
-        super::Frontend,
-        super::Guard,
-        super::Holder,
-        super::InboundFlow,
-        super::KnownFlow,
-        crate::addr::LpmAddr,
-        super::Node,
-        super::RedirectedSocket,
-        super::SkbLayout,
-        super::SocketAddress,
-        super::StackFlow,
-        super::Translation,
-        super::Uplink,
-        super::Vtep,
-    );
+plain! {
+    Addr: 16,
+    LpmAddr: 16,
+    Endpoint: 44,
+    Guard: 24,
+    Node: 48,
+    Vtep: 8,
+    Uplink: 40,
+    Flow: 40,
+    StackFlow: 8,
+    FragmentKey: 40,
+    FragmentPorts: 8,
+    InboundFlow: 8,
+    Translation: 64,
+    KnownFlow: 96,
+    FlowKey: 16,
+    Beginning: 44,
+    Macs: 12,
+    Frontend: 20,
+    Holder: 20,
+    Backend: 20,
+    RedirectedSocket: 32,
+    SocketAddress: 20,
+    Count: 16,
+    SkbLayout: 12,
+    Config: 32,
 }

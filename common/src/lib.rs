@@ -15,4 +15,5 @@ pub mod helper;
 pub mod names;
 pub mod nat;
 pub mod reason;
+pub mod tables;
 pub mod token_bucket;

@@ -35,69 +35,23 @@ pub fn host_interface(container_id: &str, interface: &str) -> std::string::Strin
 
 /// Map names, as pinned.
 pub mod maps {
-    /// Pod address → [`crate::abi::Endpoint`].
-    pub const ENDPOINTS: &str = "ENDPOINTS";
-    /// podCIDR or node address → [`crate::abi::Node`].
-    pub const NODES: &str = "NODES";
-    /// Underlay address → [`crate::abi::Vtep`].
-    pub const VTEPS: &str = "VTEPS";
-    /// Underlay address → node id.
-    pub const TUNNEL_PEERS: &str = "TUNNEL_PEERS";
-    /// [`crate::abi::Flow`] → [`crate::abi::StackFlow`].
-    pub const STACK_FLOWS: &str = "STACK_FLOWS";
-    /// [`crate::abi::FragmentKey`] → [`crate::abi::FragmentPorts`].
-    pub const FRAGMENTS: &str = "FRAGMENTS";
-    /// [`crate::abi::Flow`] → [`crate::abi::Translation`].
-    pub const TRANSLATIONS: &str = "TRANSLATIONS";
-    /// ifindex → [`crate::abi::Uplink`].
-    pub const UPLINKS: &str = "UPLINKS";
-    /// [`crate::reason::Drop`] → [`crate::abi::Count`].
-    pub const DROPS: &str = "DROPS";
-    /// [`crate::reason::Path`] → [`crate::abi::Count`].
-    pub const TRAFFIC: &str = "TRAFFIC";
-    /// [`crate::abi::Flow`] → [`crate::abi::InboundFlow`].
-    pub const INBOUND_FLOWS: &str = "INBOUND_FLOWS";
-    /// Networks whose destinations see pods' own addresses → 1.
-    pub const NON_MASQUERADE: &str = "NON_MASQUERADE";
-    /// [`crate::abi::Frontend`] → [`crate::abi::Backend`].
-    pub const FRONTENDS: &str = "FRONTENDS";
-    /// [`crate::abi::RedirectedSocket`] → [`crate::abi::SocketAddress`].
-    pub const REDIRECTED_SOCKETS: &str = "REDIRECTED_SOCKETS";
-    /// [`crate::abi::Flow`] → [`crate::abi::KnownFlow`].
-    pub const FLOWS: &str = "FLOWS";
-    /// 0 → a number that changes with everything that entries of `FLOWS` were made of.
-    pub const GENERATION: &str = "GENERATION";
-    /// 0 → the [`crate::abi::Flow`] whose first packet a CPU handed to the host stack last.
-    pub const BEGINNINGS: &str = "BEGINNINGS";
-    /// ifindex → [`crate::abi::Guard`].
-    pub const EGRESS_GUARDS: &str = "EGRESS_GUARDS";
-    /// [`crate::abi::Holder`] → entries that it has.
-    pub const HOLDERS: &str = "HOLDERS";
-    /// `TABLE_*` of [`crate::abi`] → entries that are free.
-    pub const ROOM: &str = "ROOM";
-    /// All of them.
-    pub const ALL: [&str; 20] = [
-        ENDPOINTS,
-        EGRESS_GUARDS,
-        NODES,
-        VTEPS,
-        TUNNEL_PEERS,
-        STACK_FLOWS,
-        FRAGMENTS,
-        TRANSLATIONS,
-        INBOUND_FLOWS,
-        NON_MASQUERADE,
-        FRONTENDS,
-        REDIRECTED_SOCKETS,
-        FLOWS,
-        GENERATION,
-        BEGINNINGS,
-        HOLDERS,
-        ROOM,
-        UPLINKS,
-        DROPS,
-        TRAFFIC,
-    ];
+    use crate::tables::Table;
+
+    macro_rules! names {
+        ($($owner:ident {
+            $(#[doc = $doc:literal])+
+            $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($size_and_rank:tt)*
+        })*) => {
+            $(
+                $(#[doc = $doc])+
+                pub const $name: &str = Table::$variant.name();
+            )*
+            /// All of them.
+            pub const ALL: [&str; Table::ALL.len()] = [$($name),*];
+        };
+    }
+
+    crate::tables!(names);
 }
 
 /// Program names: the attach point is part of the name.

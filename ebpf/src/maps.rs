@@ -8,49 +8,21 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    btf_maps::lpm_trie::Key,
 };
 use podwire_common::abi::{
     ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Backend, Beginning, Config, Count, ENDPOINT_STACK_ONLY,
-    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, Guard, Holder, InboundFlow,
-    KNOWN_FLOW_JIFFIES, KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket,
-    SkbLayout, SocketAddress, StackFlow, TABLE_STACK_FLOWS, TABLES, Translation, Uplink, Vtep,
+    Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, Holder, InboundFlow, KNOWN_FLOW_JIFFIES,
+    KnownFlow, MODE_DIRECT, MODE_VXLAN, NODE_ADDRESS, NODE_LOCAL, Node, RedirectedSocket, SkbLayout,
+    SocketAddress, StackFlow, TABLE_STACK_FLOWS, Translation, Uplink, Vtep,
 };
-use podwire_common::addr::{Addr, Be16, LpmAddr};
-use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
+use podwire_common::addr::{Addr, Be16};
+use podwire_common::reason::{Drop, Path};
 
 use crate::helpers::{self, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 
-// Sizes are the largest that the loader may set; it may ask for smaller or larger ones.
-helpers::maps! {
-    static ENDPOINTS: HashMap<Addr, Endpoint, 1024> = HashMap::new();
-    static EGRESS_GUARDS: HashMap<u32, Guard, 1024> = HashMap::new();
-    static NODES: LpmTrie<LpmAddr, Node, 16384> = LpmTrie::new();
-    // Empty, unless a cluster is being moved.
-    static VTEPS: HashMap<Addr, Vtep, 8192, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-    static TUNNEL_PEERS: HashMap<Addr, u32, 8192> = HashMap::new();
-    // No LRU: an entry that left early would send a flow's replies past conntrack (invariant 1).
-    static STACK_FLOWS: HashMap<Flow, StackFlow, 131072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-    static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
-    // No LRU: half of a pair that left alone would break the connection.
-    static TRANSLATIONS: HashMap<Flow, Translation, 262144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-    // LRU: whoever reaches pods by their own addresses can fill it, and the next packet of a flow brings its entry back.
-    static INBOUND_FLOWS: LruHashMap<Flow, InboundFlow, 16384> = LruHashMap::new();
-    static NON_MASQUERADE: LpmTrie<LpmAddr, u32, 1024> = LpmTrie::new();
-    static FRONTENDS: HashMap<Frontend, Backend, 4096> = HashMap::new();
-    static REDIRECTED_SOCKETS: LruHashMap<RedirectedSocket, SocketAddress, 16384> = LruHashMap::new();
-    // LRU: all of it can be found out again.
-    static FLOWS: LruHashMap<FlowKey, KnownFlow, 65536> = LruHashMap::new();
-    static GENERATION: Array<u32, 1> = Array::new();
-    static BEGINNINGS: PerCpuArray<Beginning, 1> = PerCpuArray::new();
-    // As many as there are pods and hostPorts, in both tables.
-    static HOLDERS: HashMap<Holder, u32, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-    static ROOM: Array<u32, TABLES> = Array::new();
-    static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
-    static DROPS: PerCpuArray<Count, DROP_SLOTS> = PerCpuArray::new();
-    static TRAFFIC: PerCpuArray<Count, PATH_SLOTS> = PerCpuArray::new();
-}
+podwire_common::tables!(helpers::tables);
 
 // SAFETY: the loader writes it by this name before the program runs; nothing else bears the name.
 #[unsafe(no_mangle)]

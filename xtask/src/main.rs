@@ -9,6 +9,7 @@ mod layers;
 mod packages;
 mod run;
 mod setup;
+mod tables;
 mod test;
 mod toolchain;
 mod write_manifests;
@@ -41,6 +42,8 @@ enum Command {
     },
     /// Writes `manifests/podwire.yaml`, `manifests/uninstall.yaml` and the chart's list of options, from the chart and the agent's help.
     Manifests,
+    /// Writes the table "Maps" of `ARCHITECTURE.md`, from the rows of `common/src/tables.rs`.
+    Tables,
     /// Two nodes, a world and four pods on this machine: who reaches whom, how fast, and under which address.
     Demo(demo::Options),
     /// Podwire beside the reference, its peers' way and the limit: latency, throughput, cost. Needs root.
@@ -70,6 +73,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Build => build::release(),
         Command::Image { output } => build::image(&output),
         Command::Manifests => write_manifests::run(),
+        Command::Tables => tables::write(),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Check => check::run(),

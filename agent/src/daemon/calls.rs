@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use podwire_cni::fault::{self, Step};
 use podwire_cni::protocol::{Add, Call, Failure, Reply, codes};
+use podwire_common::tables::Table;
 use podwire_core::desired::{Route, endpoint_entry, frontends};
 use podwire_core::diff::Op;
 use podwire_core::host_ports::{self, Unavailable};
@@ -170,7 +171,7 @@ impl Daemon {
         }
         let tunnel_port = (self.config.mode == Mode::Vxlan).then_some(self.config.vxlan_port);
         let others = self.model.endpoints.values().filter(|other| other.host_interface != host_interface);
-        let capacity = self.dataplane.maps.frontends_capacity;
+        let capacity = self.dataplane.maps.capacity(Table::Frontends);
         host_ports::check(wanted, others, tunnel_port, capacity).map_err(|unavailable| {
             let code = match unavailable {
                 Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,

@@ -1,12 +1,13 @@
-//! Reading a hash map thousands of entries at a time. aya asks the kernel twice for each: a walk of 100,000 entries takes a quarter
+//! Reading a map thousands of entries at a time. aya asks the kernel twice for each: a walk of 100,000 entries takes a quarter
 //! of a second so, and a twentieth of that in batches.
 
 #![expect(unsafe_code, reason = "a system call that takes pointers and a length")]
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 
 use aya::Pod;
+use aya::maps::{MapData, MapError};
 
 /// Of `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
@@ -26,53 +27,103 @@ struct Batch {
     flags: u64,
 }
 
+/// Bytes of the largest key.
+const LARGEST_KEY: usize = 64;
+
+/// Where a call goes on: a bucket's number for hashes, a key for others.
+type Position = [u8; LARGEST_KEY];
+
+/// A walk through a map.
+struct Walk<'a> {
+    map: BorrowedFd<'a>,
+    /// `None`: at the beginning.
+    position: Option<Position>,
+    is_over: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn new(map: BorrowedFd<'a>) -> Self {
+        Self { map, position: None, is_over: false }
+    }
+
+    /// Reads the next entries and says how many: at most [`ROOM`], perhaps none.
+    ///
+    /// # Errors
+    /// The kernel's.
+    ///
+    /// # Safety
+    /// The map's keys have at most [`LARGEST_KEY`] bytes. `keys` and `values` have room for [`ROOM`] keys and values of the sizes that
+    /// the map was made with.
+    unsafe fn read(&mut self, keys: *mut u8, values: *mut u8) -> io::Result<usize> {
+        let mut next = [0; LARGEST_KEY];
+        let mut batch = Batch {
+            in_batch: self.position.as_ref().map_or(0, |position| position.as_ptr() as u64),
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys as u64,
+            values: values as u64,
+            count: ROOM as u32,
+            map: self.map.as_raw_fd(),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads the attributes, as many bytes as they have, and the position. It writes the next position, which
+        // is a bucket's number or a key, the count, and at most `count` keys and values, for which there is room by the contract.
+        // All of it outlives the call.
+        let outcome =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut batch, size_of::<Batch>()) };
+        let count = (batch.count as usize).min(ROOM);
+        match (outcome < 0).then(io::Error::last_os_error) {
+            None => self.position = Some(next),
+            Some(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => self.is_over = true,
+                // Another CPU holds the bucket: the next call begins with it.
+                Some(libc::EBUSY) => self.position = Some(next),
+                // Entries of a trie were removed meanwhile. The kernel gives a position only with entries.
+                Some(libc::EINTR) if count == 0 => {}
+                Some(libc::EINTR) => self.position = Some(next),
+                _ => return Err(error),
+            },
+        }
+        Ok(count)
+    }
+}
+
 /// Shows every entry of a hash map (LRU or not, per CPU not) whose keys and values are of these types. What is removed or added
 /// meanwhile may be shown or not; what stays is shown once.
 ///
 /// # Errors
 /// The kernel's.
 pub(super) fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut show: impl FnMut(&K, &V)) -> io::Result<()> {
+    const { assert!(size_of::<K>() <= LARGEST_KEY) };
     let (mut keys, mut values) = (Vec::<K>::with_capacity(ROOM), Vec::<V>::with_capacity(ROOM));
-    // The bucket that the next call begins with.
-    let mut next = 0_u32;
-    let mut begun = false;
-    loop {
-        let bucket = next;
-        let mut batch = Batch {
-            in_batch: if begun { &raw const bucket as u64 } else { 0 },
-            out_batch: &raw mut next as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: ROOM as u32,
-            map: map.as_raw_fd(),
-            element_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: the kernel reads the attributes, as many bytes as they have, and `bucket`; it writes `next`, the count, and at
-        // most `count` keys and values, of the sizes that the map was made with: those of `K` and `V`, for which there is room.
-        // All of it outlives the call.
-        let outcome =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut batch, size_of::<Batch>()) };
-        let outcome = if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-        let last = match outcome {
-            Ok(()) => false,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ENOENT) => true,
-                // Somebody had the bucket: the next call begins with it.
-                Some(libc::EBUSY) => false,
-                _ => return Err(error),
-            },
-        };
-        let count = (batch.count as usize).min(ROOM);
+    let mut walk = Walk::new(map);
+    while !walk.is_over {
+        // SAFETY: the map was made with the sizes of `K` and `V`, for which there is room; keys are no larger than the largest.
+        let count = unsafe { walk.read(keys.as_mut_ptr().cast(), values.as_mut_ptr().cast()) }?;
         // SAFETY: the kernel has written so many, there is room for them, and any bytes are a valid `Pod`.
         unsafe {
             keys.set_len(count);
             values.set_len(count);
         }
         keys.iter().zip(&values).for_each(|(key, value)| show(key, value));
-        if last {
-            return Ok(());
-        }
-        begun = true;
     }
+    Ok(())
+}
+
+/// How many entries a hash map or an LPM trie has. What is removed or added meanwhile may be counted or not.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn count(map: &MapData) -> Result<usize, MapError> {
+    let info = map.info()?;
+    let (key, value) = (info.key_size() as usize, info.value_size() as usize);
+    assert!(key <= LARGEST_KEY, "no map has keys of {key} bytes");
+    let (mut keys, mut values) = (vec![0_u8; ROOM * key], vec![0_u8; ROOM * value]);
+    let mut walk = Walk::new(map.fd().as_fd());
+    let mut entries = 0;
+    while !walk.is_over {
+        // SAFETY: there is room for so many keys and values of the map's own sizes; keys are no larger than the largest.
+        entries += unsafe { walk.read(keys.as_mut_ptr(), values.as_mut_ptr()) }?;
+    }
+    Ok(entries)
 }

@@ -1,25 +1,24 @@
 //! Flows and translations: what the programs write and the agent ages out.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
-use std::collections::BTreeSet;
-
 use aya::Pod;
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
 use podwire_common::abi::{
-    self, ENDPOINT_STACK_ONLY, Flow, Holder, NODE_LOCAL, StackFlow, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS,
-    Translation,
+    ENDPOINT_STACK_ONLY, Flow, Holder, NODE_LOCAL, StackFlow, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS,
 };
-use podwire_common::addr::{Addr, Be16, LpmAddr};
+use podwire_common::addr::{Addr, Be16};
 use podwire_common::names::maps as names;
 use podwire_common::nat;
+use podwire_common::tables::Table;
 use tracing::{info, warn};
 
 use super::batch;
 use super::maps::{Maps, map_error, remove};
-use super::shares::{Shares, Tally};
+use super::shares::Tally;
 use crate::conntrack::Conntrack;
 use crate::error::Error;
 use crate::housekeeping;
@@ -40,7 +39,7 @@ impl Maps {
             remove(self.stack_flows.remove(flow), names::STACK_FLOWS)?;
             removed.add(holder_of(flow, &pods));
         }
-        self.shares.give_back(TABLE_STACK_FLOWS, &removed)?;
+        self.give_back(TABLE_STACK_FLOWS, &removed)?;
         self.forget_translations(address)?;
         let inbound = matching(&self.inbound_flows, names::INBOUND_FLOWS, |flow, _| concerns(flow))?;
         for (flow, _) in &inbound {
@@ -62,7 +61,7 @@ impl Maps {
             remove(self.translations.remove(flow), names::TRANSLATIONS)?;
             removed.add(nat::holder(flow, half));
         }
-        self.shares.give_back(TABLE_TRANSLATIONS, &removed)?;
+        self.give_back(TABLE_TRANSLATIONS, &removed)?;
         self.forget_flows()?;
         Ok(translations.len())
     }
@@ -80,7 +79,7 @@ impl Maps {
                 Err(error) => return Err(map_error("read", names::ENDPOINTS)(error)),
             };
             // A program may have failed to record another flow since.
-            if !self.shares.has_room(&holder_of_stack_flows(*address))? {
+            if !self.has_share_left(&holder_of_stack_flows(*address))? {
                 continue;
             }
             endpoint.flags &= !ENDPOINT_STACK_ONLY;
@@ -95,24 +94,18 @@ impl Maps {
     /// # Errors
     /// [`Error::Map`].
     pub fn collector(&self, conntrack: Option<Conntrack>) -> Result<Collector, Error> {
-        Ok(Collector {
-            translations: another(&self.translations, names::TRANSLATIONS)?,
-            translations_capacity: self.translations_capacity,
-            stack_flows: another(&self.stack_flows, names::STACK_FLOWS)?,
-            stack_flows_capacity: self.stack_flows_capacity,
-            endpoints: another(&self.endpoints, names::ENDPOINTS)?,
-            nodes: LpmTrie::try_from(Map::LpmTrie(reopen(self.nodes.map(), names::NODES)?))
-                .map_err(map_error("open", names::NODES))?,
-            shares: Shares {
-                holders: another(&self.shares.holders, names::HOLDERS)?,
-                room: Array::try_from(Map::Array(reopen(self.shares.room.map(), names::ROOM)?))
-                    .map_err(map_error("open", names::ROOM))?,
-            },
-            conntrack,
-            pressure: false,
-            crowded: BTreeSet::new(),
-        })
+        let maps = self.another()?;
+        Ok(Collector { maps, conntrack, pressure: false, crowded: BTreeSet::new() })
     }
+}
+
+/// How full a table is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Entries that were there.
+    pub entries: usize,
+    /// Entries that there is room for.
+    pub capacity: usize,
 }
 
 /// What one round found and removed.
@@ -132,6 +125,8 @@ pub struct Collected {
     pub crowded: BTreeSet<Holder>,
     /// Endpoints that were sent to the stack, have room in their share again, and whose flows are recorded.
     pub recorded: BTreeSet<Addr>,
+    /// How full each table is that entries are added to and removed from.
+    pub fill: BTreeMap<Table, Fill>,
 }
 
 impl Collected {
@@ -143,13 +138,7 @@ impl Collected {
 
 /// Ages translations and stack flows out.
 pub struct Collector {
-    translations: HashMap<MapData, Flow, Translation>,
-    translations_capacity: usize,
-    stack_flows: HashMap<MapData, Flow, StackFlow>,
-    stack_flows_capacity: usize,
-    endpoints: HashMap<MapData, Addr, abi::Endpoint>,
-    nodes: LpmTrie<MapData, LpmAddr, abi::Node>,
-    shares: Shares,
+    maps: Maps,
     conntrack: Option<Conntrack>,
     /// Of the last round.
     pressure: bool,
@@ -165,20 +154,42 @@ impl Collector {
     pub fn collect(&mut self, now: u64) -> Result<Collected, Error> {
         let mut collected = Collected::default();
         let tally = self.collect_translations(now, &mut collected)?;
-        self.shares.write(TABLE_TRANSLATIONS, &tally, self.translations_capacity)?;
-        self.pressure = !housekeeping::has_room(tally.total(), self.translations_capacity);
-        self.crowded = tally.crowded(self.translations_capacity).collect();
+        let capacity = self.maps.capacity(Table::Translations);
+        self.maps.write_shares(TABLE_TRANSLATIONS, &tally, capacity)?;
+        self.pressure = !housekeeping::has_room(tally.total(), capacity);
+        self.crowded = tally.crowded(capacity).collect();
         (collected.pressure, collected.crowded) = (self.pressure, self.crowded.clone());
         let tally = self.collect_stack_flows(now, &mut collected)?;
-        self.shares.write(TABLE_STACK_FLOWS, &tally, self.stack_flows_capacity)?;
+        let capacity = self.maps.capacity(Table::StackFlows);
+        self.maps.write_shares(TABLE_STACK_FLOWS, &tally, capacity)?;
         collected.recorded = self.record_flows_of_marked()?;
+        collected.fill = self.fill(&collected);
         Ok(collected)
+    }
+
+    /// Counts what was not counted already. A table that cannot be counted is left out.
+    fn fill(&self, collected: &Collected) -> BTreeMap<Table, Fill> {
+        let count = |table| match table {
+            Table::Translations => Ok(collected.translations),
+            Table::StackFlows => Ok(collected.stack_flows),
+            _ => batch::count(self.maps.map(table)),
+        };
+        let mut fill = BTreeMap::new();
+        for table in Table::ALL.into_iter().filter(|table| table.row().kind.fills()) {
+            match count(table) {
+                Ok(entries) => {
+                    fill.insert(table, Fill { entries, capacity: self.maps.capacity(table) });
+                }
+                Err(error) => warn!("count the entries of {}: {error}", table.name()),
+            }
+        }
+        fill
     }
 
     /// Both halves leave together: they tell the same time and state, and each names the other.
     fn collect_translations(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, Error> {
         let mut tally = Tally::default();
-        let expired = matching(&self.translations, names::TRANSLATIONS, |flow, half| {
+        let expired = matching(&self.maps.translations, names::TRANSLATIONS, |flow, half| {
             collected.translations += 1;
             let holder = nat::holder(flow, half);
             tally.add(holder);
@@ -187,23 +198,23 @@ impl Collector {
         })?;
         for (flow, half) in expired {
             // A packet may have come meanwhile.
-            match self.translations.get(&flow, 0) {
+            match self.maps.translations.get(&flow, 0) {
                 Ok(there) if there.last_seen == half.last_seen => {}
                 _ => continue,
             }
             let other = half.other_half(flow.protocol);
             // A reservation has none. And where a half was left alone, its other half's place may be somebody else's by now.
-            let has_other = match self.translations.get(&other, 0) {
+            let has_other = match self.maps.translations.get(&other, 0) {
                 Ok(there) => there.other_half(flow.protocol) == flow,
                 Err(_) => false,
             };
             // The way out first: while only the way back is left, nothing new is translated by half a pair.
             if has_other && half.reply != 0 {
-                remove(self.translations.remove(&other), names::TRANSLATIONS)?;
+                remove(self.maps.translations.remove(&other), names::TRANSLATIONS)?;
             }
-            remove(self.translations.remove(&flow), names::TRANSLATIONS)?;
+            remove(self.maps.translations.remove(&flow), names::TRANSLATIONS)?;
             if has_other && half.reply == 0 {
-                remove(self.translations.remove(&other), names::TRANSLATIONS)?;
+                remove(self.maps.translations.remove(&other), names::TRANSLATIONS)?;
             }
             collected.translations_expired += 1 + usize::from(has_other);
             tally.subtract(nat::holder(&flow, &half));
@@ -215,10 +226,10 @@ impl Collector {
     }
 
     fn collect_stack_flows(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, Error> {
-        let pods: BTreeSet<Addr> = self.endpoints.keys().filter_map(Result::ok).collect();
+        let pods: BTreeSet<Addr> = self.maps.endpoints.keys().filter_map(Result::ok).collect();
         let holder = |flow: &Flow| holder_of(flow, &pods);
         let mut tally = Tally::default();
-        let mut silent = matching(&self.stack_flows, names::STACK_FLOWS, |flow, entry| {
+        let mut silent = matching(&self.maps.stack_flows, names::STACK_FLOWS, |flow, entry| {
             collected.stack_flows += 1;
             tally.add(holder(flow));
             housekeeping::is_silent(*entry, now)
@@ -236,7 +247,8 @@ impl Collector {
                     match conntrack.knows(flow) {
                         Ok(true) => {
                             // Asked again only after the others: an idle connection may live for days.
-                            self.stack_flows
+                            self.maps
+                                .stack_flows
                                 .insert(flow, StackFlow { last_seen: now }, 0)
                                 .map_err(map_error("write", names::STACK_FLOWS))?;
                             false
@@ -251,7 +263,7 @@ impl Collector {
                 _ => housekeeping::stack_flow_expired(flow, *entry, now),
             };
             if gone {
-                remove(self.stack_flows.remove(flow), names::STACK_FLOWS)?;
+                remove(self.maps.stack_flows.remove(flow), names::STACK_FLOWS)?;
                 collected.stack_flows_expired += 1;
                 tally.subtract(holder(flow));
             }
@@ -265,10 +277,10 @@ impl Collector {
     /// tracking knows all of them. Gives the endpoints all of whose flows are recorded.
     fn record_flows_of_marked(&mut self) -> Result<BTreeSet<Addr>, Error> {
         let mut marked = BTreeSet::new();
-        for entry in self.endpoints.iter() {
+        for entry in self.maps.endpoints.iter() {
             let (address, endpoint) = entry.map_err(map_error("read", names::ENDPOINTS))?;
             if housekeeping::is_stack_only(endpoint.flags)
-                && self.shares.has_room(&holder_of_stack_flows(address))?
+                && self.maps.has_share_left(&holder_of_stack_flows(address))?
             {
                 marked.insert(address);
             }
@@ -290,7 +302,7 @@ impl Collector {
                 if !marked.contains(&end) || !self.can_go_direct(other)? {
                     continue;
                 }
-                match self.stack_flows.insert(flow, StackFlow { last_seen: now }, 0) {
+                match self.maps.stack_flows.insert(flow, StackFlow { last_seen: now }, 0) {
                     Ok(()) => {}
                     Err(MapError::SyscallError(error))
                         if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
@@ -306,10 +318,10 @@ impl Collector {
 
     /// Whether packets to an address may go past the host stack: it is a pod's of this node, or another node's.
     fn can_go_direct(&self, address: Addr) -> Result<bool, Error> {
-        if self.endpoints.get(&address, 0).is_ok() {
+        if self.maps.endpoints.get(&address, 0).is_ok() {
             return Ok(true);
         }
-        match self.nodes.get(&Key::new(128, address.into()), 0) {
+        match self.maps.nodes.get(&Key::new(128, address.into()), 0) {
             Ok(node) => Ok(node.flags & NODE_LOCAL == 0),
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(map_error("read", names::NODES)(error)),
@@ -341,18 +353,4 @@ fn matching<K: Pod, V: Pod>(
     });
     walk.map_err(|error| map_error("read", name)(error.into()))?;
     Ok(found)
-}
-
-/// Another handle of the same map.
-fn another<K: Pod, V: Pod>(
-    map: &HashMap<MapData, K, V>,
-    name: &'static str,
-) -> Result<HashMap<MapData, K, V>, Error> {
-    HashMap::try_from(Map::HashMap(reopen(map.map(), name)?)).map_err(map_error("open", name))
-}
-
-fn reopen(map: &MapData, name: &'static str) -> Result<MapData, Error> {
-    let file =
-        map.fd().as_fd().try_clone_to_owned().map_err(Error::file("open another handle of map", name))?;
-    MapData::from_fd(file).map_err(map_error("open", name))
 }

@@ -1,70 +1,102 @@
 //! Typed access to the maps.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use podwire_common::abi::{
-    self, Count, Flow, FlowKey, FragmentKey, FragmentPorts, InboundFlow, KnownFlow, RedirectedSocket,
-    SocketAddress, StackFlow, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS, Translation,
-};
-use podwire_common::addr::{Addr, LpmAddr};
+use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray};
+use podwire_common::abi::{self, Count};
+use podwire_common::addr::LpmAddr;
 use podwire_common::names::maps as names;
 use podwire_common::reason::{Drop, Path};
+use podwire_common::tables::{Share, Table};
 use podwire_core::desired::{Contents, Prefix};
 use podwire_core::diff::Op;
 
-use super::shares::Shares;
 use crate::error::Error;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Every map of the object.
-pub struct Maps {
-    /// `ENDPOINTS`.
-    pub endpoints: HashMap<MapData, Addr, abi::Endpoint>,
-    /// `EGRESS_GUARDS`.
-    pub guards: HashMap<MapData, u32, abi::Guard>,
-    /// `NODES`.
-    pub nodes: LpmTrie<MapData, LpmAddr, abi::Node>,
-    /// `VTEPS`.
-    pub vteps: HashMap<MapData, Addr, abi::Vtep>,
-    /// `TUNNEL_PEERS`.
-    pub tunnel_peers: HashMap<MapData, Addr, u32>,
-    /// `UPLINKS`.
-    pub uplinks: HashMap<MapData, u32, abi::Uplink>,
-    /// `STACK_FLOWS`.
-    pub stack_flows: HashMap<MapData, Flow, StackFlow>,
-    /// How many entries that one can hold.
-    pub stack_flows_capacity: usize,
-    /// `TRANSLATIONS`.
-    pub translations: HashMap<MapData, Flow, Translation>,
-    /// How many entries that one can hold.
-    pub translations_capacity: usize,
-    /// `INBOUND_FLOWS`.
-    pub inbound_flows: HashMap<MapData, Flow, InboundFlow>,
-    /// `NON_MASQUERADE`.
-    pub non_masquerade: LpmTrie<MapData, LpmAddr, u32>,
-    /// `FRONTENDS`.
-    pub frontends: HashMap<MapData, abi::Frontend, abi::Backend>,
-    /// How many entries that one can hold.
-    pub frontends_capacity: usize,
-    /// `REDIRECTED_SOCKETS`.
-    pub redirected_sockets: HashMap<MapData, RedirectedSocket, SocketAddress>,
-    /// `FRAGMENTS`.
-    pub fragments: HashMap<MapData, FragmentKey, FragmentPorts>,
-    /// `FLOWS`.
-    pub flows: HashMap<MapData, FlowKey, KnownFlow>,
-    /// `GENERATION`.
-    generation: Array<MapData, u32>,
-    /// `HOLDERS` and `ROOM`.
-    pub shares: Shares,
-    /// `DROPS`.
-    pub drops: PerCpuArray<MapData, Count>,
-    /// `TRAFFIC`.
-    pub traffic: PerCpuArray<MapData, Count>,
+/// The handle of a map of a kind.
+macro_rules! handle {
+    (LpmTrie, $key:ty, $value:ty) => { LpmTrie<MapData, $key, $value> };
+    (Array, $key:ty, $value:ty) => { Array<MapData, $value> };
+    (PerCpuArray, $key:ty, $value:ty) => { PerCpuArray<MapData, $value> };
+    ($hash:ident, $key:ty, $value:ty) => { HashMap<MapData, $key, $value> };
 }
+
+/// aya's variant for a kind.
+macro_rules! map_of_kind {
+    (Hash) => {
+        Map::HashMap
+    };
+    (LazyHash) => {
+        Map::HashMap
+    };
+    (LruHash) => {
+        Map::LruHashMap
+    };
+    ($same_name:ident) => {
+        Map::$same_name
+    };
+}
+
+/// A key as [`Contents`] has it.
+macro_rules! wanted_key {
+    (LpmTrie, $key:ident) => {
+        Prefix { address: $key.data().into(), bits: $key.prefix_len() }
+    };
+    ($hash:ident, $key:ident) => {
+        $key
+    };
+}
+
+macro_rules! handles {
+    ($($owner:ident {
+        $(#[doc = $doc:literal])+
+        $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_shares:tt)*
+    })*) => {
+        /// Every map of the object.
+        pub struct Maps {
+            $(
+                $(#[doc = $doc])+
+                pub $field: handle!($kind, $key, $value),
+            )*
+            /// Entries that each has room for, in the order of [`Table::ALL`].
+            capacities: [u32; Table::ALL.len()],
+        }
+
+        impl Maps {
+            fn open(ebpf: &mut Ebpf) -> Result<Self> {
+                $(let $field: handle!($kind, $key, $value) = take(ebpf, names::$name)?;)*
+                let capacities = [$(capacity($field.map(), names::$name)?),*];
+                Ok(Self { $($field,)* capacities })
+            }
+
+            /// Other handles of the same maps.
+            ///
+            /// # Errors
+            /// [`Error::Map`].
+            pub(super) fn another(&self) -> Result<Self> {
+                $(
+                    let $field = map_of_kind!($kind)(reopen(self.$field.map(), names::$name)?);
+                    let $field = $field.try_into().map_err(map_error("open", names::$name))?;
+                )*
+                Ok(Self { $($field,)* capacities: self.capacities })
+            }
+
+            /// The map of a table.
+            pub(super) fn map(&self, table: Table) -> &MapData {
+                match table {
+                    $(Table::$variant => self.$field.map(),)*
+                }
+            }
+        }
+    };
+}
+
+podwire_common::tables!(handles);
 
 /// What the programs counted, over all CPUs.
 #[derive(Clone, Debug, Default)]
@@ -78,34 +110,19 @@ pub struct Counters {
 impl Maps {
     /// Takes the maps out of a loaded object. They have to live as long as its programs are to be loaded.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let stack_flows_capacity = capacity(ebpf, names::STACK_FLOWS)?;
-        let translations_capacity = capacity(ebpf, names::TRANSLATIONS)?;
-        let mut shares = Shares { holders: take(ebpf, names::HOLDERS)?, room: take(ebpf, names::ROOM)? };
-        shares.begin(TABLE_TRANSLATIONS, translations_capacity)?;
-        shares.begin(TABLE_STACK_FLOWS, stack_flows_capacity)?;
-        Ok(Self {
-            stack_flows_capacity,
-            translations_capacity,
-            frontends_capacity: capacity(ebpf, names::FRONTENDS)?,
-            endpoints: take(ebpf, names::ENDPOINTS)?,
-            guards: take(ebpf, names::EGRESS_GUARDS)?,
-            nodes: take(ebpf, names::NODES)?,
-            vteps: take(ebpf, names::VTEPS)?,
-            tunnel_peers: take(ebpf, names::TUNNEL_PEERS)?,
-            uplinks: take(ebpf, names::UPLINKS)?,
-            stack_flows: take(ebpf, names::STACK_FLOWS)?,
-            translations: take(ebpf, names::TRANSLATIONS)?,
-            inbound_flows: take(ebpf, names::INBOUND_FLOWS)?,
-            non_masquerade: take(ebpf, names::NON_MASQUERADE)?,
-            frontends: take(ebpf, names::FRONTENDS)?,
-            redirected_sockets: take(ebpf, names::REDIRECTED_SOCKETS)?,
-            fragments: take(ebpf, names::FRAGMENTS)?,
-            flows: take(ebpf, names::FLOWS)?,
-            generation: take(ebpf, names::GENERATION)?,
-            shares,
-            drops: take(ebpf, names::DROPS)?,
-            traffic: take(ebpf, names::TRAFFIC)?,
-        })
+        let mut maps = Self::open(ebpf)?;
+        for table in Table::ALL {
+            if let Share::AsMuchAsIsFree(number) = table.row().share {
+                let capacity = maps.capacity(table);
+                maps.begin_shares(number, capacity)?;
+            }
+        }
+        Ok(maps)
+    }
+
+    /// How many entries a table has room for.
+    pub fn capacity(&self, table: Table) -> usize {
+        self.capacities[table as usize] as usize
     }
 
     /// What the maps that the agent fills hold now. Routes are not maps: that part is empty.
@@ -114,40 +131,19 @@ impl Maps {
     /// [`Error::Map`].
     pub fn contents(&self) -> Result<Contents> {
         let mut contents = Contents::default();
-        for entry in self.uplinks.iter() {
-            let (key, value) = entry.map_err(map_error("read", names::UPLINKS))?;
-            contents.uplinks.insert(key, value);
+        macro_rules! read {
+            ($($owner:ident {
+                $(#[doc = $doc:literal])+
+                $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_rank:tt)*
+            })*) => { $(
+                for entry in self.$field.iter() {
+                    let (key, value) = entry.map_err(map_error("read", names::$name))?;
+                    contents.$field.insert(wanted_key!($kind, key), value);
+                }
+            )* };
         }
-        for entry in self.tunnel_peers.iter() {
-            let (key, value) = entry.map_err(map_error("read", names::TUNNEL_PEERS))?;
-            contents.tunnel_peers.insert(key, value);
-        }
-        for entry in self.vteps.iter() {
-            let (key, value) = entry.map_err(map_error("read", names::VTEPS))?;
-            contents.vteps.insert(key, value);
-        }
-        for entry in self.nodes.iter() {
-            let (key, value) = entry.map_err(map_error("read", names::NODES))?;
-            contents.nodes.insert(Prefix { address: key.data().into(), bits: key.prefix_len() }, value);
-        }
-        for entry in self.non_masquerade.iter() {
-            let (key, value) = entry.map_err(map_error("read", names::NON_MASQUERADE))?;
-            contents
-                .non_masquerade
-                .insert(Prefix { address: key.data().into(), bits: key.prefix_len() }, value);
-        }
-        for entry in self.guards.iter() {
-            let (key, value) = entry.map_err(map_error("read", names::EGRESS_GUARDS))?;
-            contents.guards.insert(key, without_account(value));
-        }
-        for entry in self.endpoints.iter() {
-            let (key, value) = entry.map_err(map_error("read", names::ENDPOINTS))?;
-            contents.endpoints.insert(key, value);
-        }
-        for entry in self.frontends.iter() {
-            let (key, value) = entry.map_err(map_error("read", names::FRONTENDS))?;
-            contents.frontends.insert(key, value);
-        }
+        podwire_common::agent_tables!(read);
+        contents.guards.values_mut().for_each(|guard| *guard = without_account(*guard));
         Ok(contents)
     }
 
@@ -266,17 +262,14 @@ where
     T::try_from(map).map_err(map_error("open", name))
 }
 
-fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<usize> {
-    match ebpf.map(name) {
-        Some(Map::HashMap(data)) => {
-            let info = data.info().map_err(map_error("look up", name))?;
-            Ok(info.max_entries() as usize)
-        }
-        _ => Err(Error::Load {
-            object: name.into(),
-            source: "the embedded object has no such hash map".into(),
-        }),
-    }
+fn reopen(map: &MapData, name: &'static str) -> Result<MapData> {
+    let file =
+        map.fd().as_fd().try_clone_to_owned().map_err(Error::file("open another handle of map", name))?;
+    MapData::from_fd(file).map_err(map_error("open", name))
+}
+
+fn capacity(map: &MapData, name: &'static str) -> Result<u32> {
+    Ok(map.info().map_err(map_error("look up", name))?.max_entries())
 }
 
 fn sum(array: &PerCpuArray<MapData, Count>, index: u32, name: &'static str) -> Result<Count> {

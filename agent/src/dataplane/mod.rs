@@ -11,7 +11,7 @@ pub mod maps;
 mod pinned;
 pub mod pins;
 pub mod probe;
-pub mod shares;
+mod shares;
 mod sizes;
 mod skb_layout;
 

@@ -2,21 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::{Array, HashMap, MapData};
 use podwire_common::abi::Holder;
 use podwire_common::names::maps as names;
 
-use super::maps::{map_error, remove};
+use super::maps::{Maps, map_error, remove};
 use crate::error::Error;
 use crate::housekeeping;
-
-/// `HOLDERS` and `ROOM`.
-pub struct Shares {
-    /// `HOLDERS`.
-    pub holders: HashMap<MapData, Holder, u32>,
-    /// `ROOM`.
-    pub room: Array<MapData, u32>,
-}
 
 /// The entries of one table, counted.
 #[derive(Debug, Default)]
@@ -48,12 +39,12 @@ impl Tally {
     }
 }
 
-impl Shares {
+impl Maps {
     /// Replaces what the programs have counted of a table of `capacity` entries.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub(super) fn write(&mut self, table: u8, tally: &Tally, capacity: usize) -> Result<(), Error> {
+    pub(super) fn write_shares(&mut self, table: u8, tally: &Tally, capacity: usize) -> Result<(), Error> {
         let known: Vec<Holder> =
             self.holders.keys().filter_map(Result::ok).filter(|holder| holder.table == table).collect();
         for holder in known.iter().filter(|holder| tally.held.get(holder).is_none_or(|held| *held == 0)) {
@@ -90,7 +81,7 @@ impl Shares {
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub(super) fn has_room(&self, holder: &Holder) -> Result<bool, Error> {
+    pub(super) fn has_share_left(&self, holder: &Holder) -> Result<bool, Error> {
         let held = self.holders.get(holder, 0).unwrap_or_default();
         let room = self.room.get(&holder.table.into(), 0).map_err(map_error("read", names::ROOM))?;
         Ok(housekeeping::has_room(held as usize, room as usize))
@@ -100,13 +91,13 @@ impl Shares {
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub(super) fn begin(&mut self, table: u8, capacity: usize) -> Result<(), Error> {
+    pub(super) fn begin_shares(&mut self, table: u8, capacity: usize) -> Result<(), Error> {
         let room = self.room.get(&table.into(), 0).map_err(map_error("read", names::ROOM))?;
         // A table that is full gives an honest 0, which the next count corrects.
         if room > 0 {
             return Ok(());
         }
-        self.write(table, &Tally::default(), capacity)
+        self.write_shares(table, &Tally::default(), capacity)
     }
 }
 

@@ -1,7 +1,6 @@
 //! How large the maps are, and what memory that costs.
 
-use aya::maps::{IterableMap as _, MapData};
-use podwire_common::names::maps as names;
+use podwire_common::tables::{Owner, Table};
 use tracing::{info, warn};
 
 use super::maps::{Maps, map_error};
@@ -14,22 +13,15 @@ const ELEMENT: u64 = 48 + 8;
 const BUCKET: u64 = 16;
 
 impl Maps {
-    /// Prints the sizes that are options and the memory of each map when it is full. A pinned map keeps the size that it was
+    /// Prints the sizes that are options, and the memory of each map that traffic fills. A pinned map keeps the size that it was
     /// made with: where that is another one than asked for, it is said what to do.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn print_sizes(&self, asked: &[(&'static str, u32)]) -> Result<(), Error> {
-        let maps: [(&'static str, &MapData); 6] = [
-            (names::TRANSLATIONS, self.translations.map()),
-            (names::STACK_FLOWS, self.stack_flows.map()),
-            (names::FRAGMENTS, self.fragments.map()),
-            (names::INBOUND_FLOWS, self.inbound_flows.map()),
-            (names::FLOWS, self.flows.map()),
-            (names::FRONTENDS, self.frontends.map()),
-        ];
-        for (name, data) in maps {
-            let map = data.info().map_err(map_error("look up", name))?;
+        for table in Table::ALL.into_iter().filter(|table| is_worth_a_line(*table)) {
+            let name = table.name();
+            let map = self.map(table).info().map_err(map_error("look up", name))?;
             let entries = map.max_entries();
             let mebibytes = bytes_when_full(map.key_size(), map.value_size(), entries).div_ceil(1 << 20);
             info!(map = name, entries, "up to {mebibytes} MiB of kernel memory");
@@ -45,6 +37,12 @@ impl Maps {
         }
         Ok(())
     }
+}
+
+/// Whether an option sizes a table, or traffic fills it.
+fn is_worth_a_line(table: Table) -> bool {
+    let row = table.row();
+    row.kind.fills() && (row.option.is_some() || row.owner == Owner::Programs)
 }
 
 /// Memory of a hash map, every entry used, at most: the kernel takes elements out of caches of a few sizes (kmalloc).

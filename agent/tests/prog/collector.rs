@@ -1,11 +1,14 @@
 //! What the agent ages out of the table of translations.
 
+use aya::maps::lpm_trie::Key;
+use podwire::dataplane::flows::Fill;
 use podwire::housekeeping;
 use podwire_common::abi::{Flow, Holder, STATE_ESTABLISHED, STATE_REPLIED, TABLE_TRANSLATIONS, Translation};
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::Drop;
+use podwire_common::tables::Table;
 use podwire_core::model::Mode;
 
 use crate::fixture::*;
@@ -59,7 +62,7 @@ fn a_round_sees_every_entry_of_a_large_table_once_and_removes_what_is_silent() {
 #[test]
 fn a_round_counts_what_each_holder_has() {
     let mut node = Fixture::new(Mode::Vxlan);
-    let (link, capacity) = (node.uplink, node.loaded.maps.translations_capacity);
+    let (link, capacity) = (node.uplink, node.loaded.maps.capacity(Table::Translations));
     let from = |pod, port| Packet::new(pod, WORLD, udp(port, 53)).macs(STRANGER_MAC, UPLINK_MAC);
     for port in 40000..40005 {
         node.run(TO_UPLINK, link, &from(POD_A, port).build(), 0);
@@ -89,7 +92,7 @@ fn a_round_counts_what_each_holder_has() {
 fn who_has_a_share_already_is_refused_and_others_are_not() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
-    let half = node.loaded.maps.translations_capacity / 2;
+    let half = node.loaded.maps.capacity(Table::Translations) / 2;
     let of_a = Holder { address: POD_A.into(), port: Be16::ZERO, protocol: 0, table: TABLE_TRANSLATIONS };
     node.set_holder(of_a, u32::try_from(half).unwrap());
     node.set_room_for_translations(u32::try_from(half).unwrap());
@@ -101,4 +104,51 @@ fn who_has_a_share_already_is_refused_and_others_are_not() {
     node.set_holder(of_a, 4);
     node.run(TO_UPLINK, link, &from(POD_A, 40001), 0);
     assert_eq!(node.holders()[&of_a], 6);
+}
+
+macro_rules! keys_of_each {
+    ($node:ident $($owner:ident {
+        $(#[doc = $doc:literal])+
+        $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_shares:tt)*
+    })*) => { vec![$((Table::$variant, keys_of!($kind, $node.loaded.maps.$field))),*] };
+}
+
+macro_rules! keys_of {
+    (Array, $map:expr) => {
+        None
+    };
+    (PerCpuArray, $map:expr) => {
+        None
+    };
+    ($kind:ident, $map:expr) => {
+        Some($map.keys().map(Result::unwrap).count())
+    };
+}
+
+#[test]
+fn a_round_counts_the_entries_of_each_table() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let template = node.loaded.maps.nodes.iter().next().unwrap().unwrap().1;
+    // More than one call of the kernel gives.
+    const NODES: u16 = 5000;
+    for number in 0..NODES {
+        let [high, low] = number.to_be_bytes();
+        let key = Key::new(128, Addr::from_v4([10, 99, high, low]).into());
+        node.loaded.maps.nodes.insert(&key, template, 0).unwrap();
+    }
+    let out = Packet::new(POD_B, WORLD, tcp(40000, 443)).macs(STRANGER_MAC, UPLINK_MAC);
+    let link = node.uplink;
+    node.run(TO_UPLINK, link, &out.build(), 0);
+    let collected = node.loaded.maps.collector(None).unwrap().collect(SECOND).unwrap();
+    let counted = podwire_common::tables!(keys_of_each, node);
+    for (table, entries) in counted {
+        let fill = entries.map(|entries| Fill { entries, capacity: node.loaded.maps.capacity(table) });
+        assert_eq!(collected.fill.get(&table).copied(), fill, "{table:?}");
+    }
+    let entries = |table| collected.fill[&table].entries;
+    assert!(
+        entries(Table::Nodes) > NODES.into() && entries(Table::Translations) == 2,
+        "{:?}",
+        collected.fill
+    );
 }

@@ -485,22 +485,22 @@ impl Fixture {
 
     /// Who holds how many entries of tables.
     pub fn holders(&self) -> BTreeMap<abi::Holder, u32> {
-        self.loaded.maps.shares.holders.iter().map(Result::unwrap).collect()
+        self.loaded.maps.holders.iter().map(Result::unwrap).collect()
     }
 
     /// As if a holder had so many entries.
     pub fn set_holder(&mut self, holder: abi::Holder, entries: u32) {
-        self.loaded.maps.shares.holders.insert(holder, entries, 0).unwrap();
+        self.loaded.maps.holders.insert(holder, entries, 0).unwrap();
     }
 
     /// Free entries of `TRANSLATIONS`, as the programs count.
     pub fn room_for_translations(&self) -> usize {
-        self.loaded.maps.shares.room.get(&abi::TABLE_TRANSLATIONS.into(), 0).unwrap() as usize
+        self.loaded.maps.room.get(&abi::TABLE_TRANSLATIONS.into(), 0).unwrap() as usize
     }
 
     /// As if so many entries of `TRANSLATIONS` were free.
     pub fn set_room_for_translations(&mut self, entries: u32) {
-        self.loaded.maps.shares.room.set(abi::TABLE_TRANSLATIONS.into(), entries, 0).unwrap();
+        self.loaded.maps.room.set(abi::TABLE_TRANSLATIONS.into(), entries, 0).unwrap();
     }
 
     /// All translations.

@@ -4,11 +4,11 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-use aya::maps::{PerCpuArray, PerCpuValues};
+use aya::maps::PerCpuValues;
 use aya::util::nr_cpus;
 use podwire::dataplane::{Dataplane, load};
-use podwire_common::abi::{Beginning, Config, Count, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS};
-use podwire_common::names::maps;
+use podwire_common::abi::Config;
+use podwire_common::tables::{Share, Table};
 
 /// With what they were configured.
 static IDLE: Mutex<Vec<(Config, Dataplane)>> = Mutex::new(Vec::new());
@@ -69,65 +69,42 @@ impl Drop for Loaded {
     }
 }
 
-/// Removes every entry of these maps. Says their names.
-macro_rules! remove_all {
-    ($dataplane:ident: $($field:ident $name:ident,)*) => {{
-        $(
-            let keys: Vec<_> = $dataplane.maps.$field.keys().map(Result::unwrap).collect();
-            for key in keys {
-                $dataplane.maps.$field.remove(&key).unwrap();
-            }
-        )*
-        [$(maps::$name),*]
-    }};
+/// Empties a map of a kind.
+macro_rules! empty {
+    (Array GENERATION, $map:expr, $value:ty) => {};
+    (Array $name:ident, $map:expr, $value:ty) => {
+        for slot in 0..$map.len() {
+            $map.set(slot, <$value>::default(), 0).unwrap();
+        }
+    };
+    (PerCpuArray $name:ident, $map:expr, $value:ty) => {
+        for slot in 0..$map.len() {
+            $map.set(slot, on_each_cpu(<$value>::default()), 0).unwrap();
+        }
+    };
+    ($hash:ident $name:ident, $map:expr, $value:ty) => {
+        for key in $map.keys().map(Result::unwrap).collect::<Vec<_>>() {
+            $map.remove(&key).unwrap();
+        }
+    };
+}
+
+macro_rules! empty_all {
+    ($maps:ident $($owner:ident {
+        $(#[doc = $doc:literal])+
+        $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_shares:tt)*
+    })*) => { $(empty!($kind $name, $maps.$field, $value);)* };
 }
 
 /// Leaves what a new load has: but `GENERATION` goes on, as it does on a node.
 fn empty(dataplane: &mut Dataplane) {
-    let removed = remove_all! { dataplane:
-        endpoints ENDPOINTS,
-        guards EGRESS_GUARDS,
-        nodes NODES,
-        vteps VTEPS,
-        tunnel_peers TUNNEL_PEERS,
-        stack_flows STACK_FLOWS,
-        fragments FRAGMENTS,
-        translations TRANSLATIONS,
-        inbound_flows INBOUND_FLOWS,
-        non_masquerade NON_MASQUERADE,
-        frontends FRONTENDS,
-        redirected_sockets REDIRECTED_SOCKETS,
-        flows FLOWS,
-        uplinks UPLINKS,
-    };
-    empty_shares(dataplane);
-    for counters in [&mut dataplane.maps.drops, &mut dataplane.maps.traffic] {
-        for slot in 0..counters.len() {
-            counters.set(slot, on_each_cpu(Count { packets: 0, bytes: 0 }), 0).unwrap();
-        }
-    }
-    let noted = dataplane.ebpf.map_mut(maps::BEGINNINGS).expect("the agent does not take it");
-    let mut noted = PerCpuArray::<_, [u8; size_of::<Beginning>()]>::try_from(noted).unwrap();
-    noted.set(0, on_each_cpu([0; size_of::<Beginning>()]), 0).unwrap();
-    let others = [maps::DROPS, maps::TRAFFIC, maps::BEGINNINGS, maps::GENERATION, maps::HOLDERS, maps::ROOM];
-    for name in maps::ALL {
-        assert!(
-            removed.contains(&name) || others.contains(&name),
-            "{name} is left as a test made it: empty it"
-        );
-    }
-}
-
-fn empty_shares(dataplane: &mut Dataplane) {
     let maps = &mut dataplane.maps;
-    let holders: Vec<_> = maps.shares.holders.keys().map(Result::unwrap).collect();
-    for holder in holders {
-        maps.shares.holders.remove(&holder).unwrap();
-    }
-    let tables =
-        [(TABLE_TRANSLATIONS, maps.translations_capacity), (TABLE_STACK_FLOWS, maps.stack_flows_capacity)];
-    for (table, capacity) in tables {
-        maps.shares.room.set(table.into(), u32::try_from(capacity).unwrap(), 0).unwrap();
+    podwire_common::tables!(empty_all, maps);
+    for table in Table::ALL {
+        if let Share::AsMuchAsIsFree(number) = table.row().share {
+            let capacity = u32::try_from(maps.capacity(table)).unwrap();
+            maps.room.set(number.into(), capacity, 0).unwrap();
+        }
     }
 }
 

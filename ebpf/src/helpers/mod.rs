@@ -60,6 +60,47 @@ macro_rules! maps {
 
 pub(crate) use maps;
 
+/// Declares the maps of rows of [`podwire_common::tables!`].
+macro_rules! tables {
+    ($($owner:ident {
+        $(#[doc = $doc:literal])+
+        $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>,
+        entries $entries:expr, $($sizes_and_shares:tt)*
+    })*) => {
+        $crate::helpers::maps! { $(
+            $(#[doc = $doc])+
+            static $name: $crate::helpers::map_type!($kind, $key, $value, $entries) =
+                <$crate::helpers::map_type!($kind, $key, $value, $entries)>::new();
+        )* }
+    };
+}
+
+/// The type of a map of a kind.
+macro_rules! map_type {
+    (Hash, $key:ty, $value:ty, $entries:expr) => {
+        aya_ebpf::btf_maps::HashMap<$key, $value, { $entries }>
+    };
+    (LazyHash, $key:ty, $value:ty, $entries:expr) => {
+        aya_ebpf::btf_maps::HashMap<
+            $key, $value, { $entries }, { aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize },
+        >
+    };
+    (LruHash, $key:ty, $value:ty, $entries:expr) => {
+        aya_ebpf::btf_maps::LruHashMap<$key, $value, { $entries }>
+    };
+    (LpmTrie, $key:ty, $value:ty, $entries:expr) => {
+        aya_ebpf::btf_maps::LpmTrie<$key, $value, { $entries }>
+    };
+    (Array, $key:ty, $value:ty, $entries:expr) => {
+        aya_ebpf::btf_maps::Array<$value, { $entries }>
+    };
+    (PerCpuArray, $key:ty, $value:ty, $entries:expr) => {
+        aya_ebpf::btf_maps::PerCpuArray<$value, { $entries }>
+    };
+}
+
+pub(crate) use {map_type, tables};
+
 /// `bpf_skb_store_bytes` of a whole value. Offset from the start of the frame.
 ///
 /// # Errors

@@ -1,0 +1,384 @@
+//! Every pinned map, declared once: a row of [`tables!`](crate::tables). The programs' definitions, names and pins, the agent's handles,
+//! sizes, counts of entries and the table "Maps" of ARCHITECTURE.md are made of the rows. A new table is a row here, its types in
+//! [`abi`](crate::abi), and the code that fills it.
+//!
+//! # How to use the rows
+//!
+//! `tables!(with)` expands to `with! { rows }`, and `agent_tables!(with)` to the same with the rows that the agent fills, in the order in
+//! which it writes them. What stands after a comma comes before the rows: `tables!(with, more)` is `with! { more rows }`. A row is:
+//!
+//! ```text
+//! Owner {
+//!     /// Documentation: key → value.
+//!     NAME, field, Variant: Kind<Key, Value>, entries COUNT, option FIELD, rank RANK, share SHARE
+//! }
+//! ```
+//!
+//! | part | fragment | says |
+//! |---|---|---|
+//! | `Owner` | `ident` | a variant of [`Owner`] |
+//! | `NAME` | `ident` | the map's name in the object, which is also that of its pin |
+//! | `field` | `ident` | the name in `snake_case`, for fields and methods |
+//! | `Variant` | `ident` | the name in `CamelCase`: a variant of [`Table`] |
+//! | `Kind` | `ident` | a variant of [`Kind`] |
+//! | `Key`, `Value` | `ty` | types; arrays have the key `u32` |
+//! | `COUNT` | `expr` | entries, unless the option says otherwise |
+//! | `FIELD` | `ident` | the field of the agent's configuration that sizes the table, or `none` |
+//! | `RANK` | `tt` | a number, or `none`: the agent writes tables in this order, and removes from them in the opposite order |
+//! | `SHARE` | `expr` | a [`Share`]: how much of the table one endpoint may take |
+//!
+//! A type that follows from the kind, and a conversion of it, are small macros of whoever uses the rows. This makes a structure with a
+//! field for each table that the agent fills, and an operation for each:
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//!
+//! #[derive(PartialEq, Eq, PartialOrd, Ord)]
+//! pub struct Prefix;
+//!
+//! macro_rules! key {
+//!     (LpmTrie, $key:ty) => { Prefix };
+//!     ($kind:ident, $key:ty) => { $key };
+//! }
+//!
+//! macro_rules! contents {
+//!     ($($owner:ident {
+//!         $(#[doc = $doc:literal])+
+//!         $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>,
+//!         entries $entries:expr, option $option:ident, rank $rank:tt, share $share:expr
+//!     })*) => {
+//!         #[derive(Default)]
+//!         pub struct Contents {
+//!             $(pub $field: BTreeMap<key!($kind, $key), $value>,)*
+//!         }
+//!
+//!         pub enum Op {
+//!             $(
+//!                 $(#[doc = $doc])+
+//!                 $variant(key!($kind, $key), Option<$value>),
+//!             )*
+//!         }
+//!     };
+//! }
+//!
+//! podwire_common::agent_tables!(contents);
+//! # use podwire_common::{abi::Vtep, addr::{Addr, Mac}};
+//! let mut contents = Contents::default();
+//! let vtep = Vtep { mac: Mac { bytes: [2; 6] }, reserved: [0; 2] };
+//! contents.vteps.insert(Addr::UNSPECIFIED, vtep);
+//! let op = Op::Vteps(Addr::UNSPECIFIED, Some(vtep));
+//! let _ = Op::Nodes(Prefix, None);
+//! # assert!(matches!(op, Op::Vteps(..)));
+//! ```
+
+/// Calls a macro with the rows of all tables.
+#[macro_export]
+macro_rules! tables {
+    ($($with:ident)::+ $(, $($before:tt)*)?) => { $($with)::+! {
+        $($($before)*)?
+        // What the agent fills, in order of rank: what is pointed at comes before what points at it.
+        Agent {
+            /// Network towards which pods keep their addresses → 1.
+            NON_MASQUERADE, non_masquerade, NonMasquerade: LpmTrie<$crate::addr::LpmAddr, u32>,
+            entries 1024, option none, rank 1, share $crate::tables::Share::Unlimited
+        }
+        Agent {
+            /// Link → address for translated packets, tunnel address, MTU.
+            UPLINKS, uplinks, Uplinks: Hash<u32, $crate::abi::Uplink>,
+            entries 64, option none, rank 2, share $crate::tables::Share::Unlimited
+        }
+        Agent {
+            /// Node address → node number.
+            TUNNEL_PEERS, tunnel_peers, TunnelPeers: Hash<$crate::addr::Addr, u32>,
+            entries 8192, option none, rank 3, share $crate::tables::Share::Unlimited
+        }
+        Agent {
+            /// Node address → link address that inner frames must have there. Only nodes that flannel has announced have an entry.
+            // Allocated as it fills: it is empty unless a cluster is being moved.
+            VTEPS, vteps, Vteps: LazyHash<$crate::addr::Addr, $crate::abi::Vtep>,
+            entries 8192, option none, rank 4, share $crate::tables::Share::Unlimited
+        }
+        Agent {
+            /// podCIDR or node address → tunnel endpoint, our source, uplink, MTU, flags.
+            NODES, nodes, Nodes: LpmTrie<$crate::addr::LpmAddr, $crate::abi::Node>,
+            entries 16384, option none, rank 5, share $crate::tables::Share::Unlimited
+        }
+        Agent {
+            /// Link of a limited pod → what a byte costs, until when all is paid.
+            EGRESS_GUARDS, guards, Guards: Hash<u32, $crate::abi::Guard>,
+            entries 1024, option none, rank 6, share $crate::tables::Share::Unlimited
+        }
+        Agent {
+            /// Pod address → link, link addresses, gateway, flags.
+            ENDPOINTS, endpoints, Endpoints: Hash<$crate::addr::Addr, $crate::abi::Endpoint>,
+            entries 1024, option none, rank 7, share $crate::tables::Share::Unlimited
+        }
+        Agent {
+            /// Node address or 0 for every one, port, protocol → pod address, port.
+            // No share: the pod's specification names its hostPorts, and ADD refuses what does not fit.
+            FRONTENDS, frontends, Frontends: Hash<$crate::abi::Frontend, $crate::abi::Backend>,
+            entries 4096, option max_host_ports, rank 8, share $crate::tables::Share::Unlimited
+        }
+        Programs {
+            /// 5-tuple → when the flow was last seen. The flow must go through the host stack.
+            // No LRU: an entry that left early would send a flow's replies past conntrack (invariant 1).
+            STACK_FLOWS, stack_flows, StackFlows: LazyHash<$crate::abi::Flow, $crate::abi::StackFlow>,
+            entries 131_072, option max_stack_flows, rank none,
+            share $crate::tables::Share::AsMuchAsIsFree($crate::abi::TABLE_STACK_FLOWS)
+        }
+        Programs {
+            /// 5-tuple → what it becomes. A translation has two entries.
+            // No LRU: half of a pair that left alone would break the connection.
+            TRANSLATIONS, translations, Translations: LazyHash<$crate::abi::Flow, $crate::abi::Translation>,
+            entries 262_144, option max_translations, rank none,
+            share $crate::tables::Share::AsMuchAsIsFree($crate::abi::TABLE_TRANSLATIONS)
+        }
+        Programs {
+            /// Datagram → ports of its first fragment.
+            // No share: the kernel evicts the oldest, and a lost entry costs one datagram.
+            FRAGMENTS, fragments, Fragments: LruHash<$crate::abi::FragmentKey, $crate::abi::FragmentPorts>,
+            entries 8192, option max_fragments, rank none, share $crate::tables::Share::Unlimited
+        }
+        Programs {
+            /// A pod's flow that somebody outside began → when it was last seen.
+            // LRU: whoever reaches pods by their own addresses can fill it. The next packet of a flow brings its entry back, so it needs
+            // no share.
+            INBOUND_FLOWS, inbound_flows, InboundFlows: LruHash<$crate::abi::Flow, $crate::abi::InboundFlow>,
+            entries 16384, option max_inbound_flows, rank none, share $crate::tables::Share::Unlimited
+        }
+        Programs {
+            /// Socket cookie, pod address and port → the address that the process asked for.
+            // No share: only processes of the node itself have entries.
+            REDIRECTED_SOCKETS, redirected_sockets, RedirectedSockets:
+                LruHash<$crate::abi::RedirectedSocket, $crate::abi::SocketAddress>,
+            entries 16384, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+        Programs {
+            /// 5-tuple → what is known of a flow past the host stack.
+            // LRU without a share: the programs find all of it out again.
+            FLOWS, flows, Flows: LruHash<$crate::abi::FlowKey, $crate::abi::KnownFlow>,
+            entries 65536, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+        Both {
+            /// 0 → a number. Entries of `FLOWS` with another number do not count.
+            GENERATION, generation, Generation: Array<u32, u32>,
+            entries 1, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+        Programs {
+            /// 0 → the flow whose first packet this CPU handed to the host stack last.
+            BEGINNINGS, beginnings, Beginnings: PerCpuArray<u32, $crate::abi::Beginning>,
+            entries 1, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+        Both {
+            /// Pod, hostPort or node, and table → entries of that table which it has.
+            // As many as there are pods and hostPorts, in both tables.
+            HOLDERS, holders, Holders: LazyHash<$crate::abi::Holder, u32>,
+            entries 16384, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+        Both {
+            /// Table with a share → free entries, as the programs count.
+            ROOM, room, Room: Array<u32, u32>,
+            entries $crate::abi::TABLES, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+        Programs {
+            /// Reason → packets, bytes.
+            DROPS, drops, Drops: PerCpuArray<u32, $crate::abi::Count>,
+            entries $crate::reason::DROP_SLOTS, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+        Programs {
+            /// Path → packets, bytes.
+            TRAFFIC, traffic, Traffic: PerCpuArray<u32, $crate::abi::Count>,
+            entries $crate::reason::PATH_SLOTS, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+    } };
+}
+
+/// Calls a macro with the rows of the tables that the agent fills, in order of rank.
+#[macro_export]
+macro_rules! agent_tables {
+    ($($with:ident)::+ $(, $($before:tt)*)?) => {
+        $crate::tables!($crate::filled_by_agent, [$($with)::+! $($($before)*)?] [])
+    };
+}
+
+/// Of [`agent_tables!`]: drops the rows of other owners.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! filled_by_agent {
+    ([$($with:ident)::+! $($before:tt)*] [$($kept:tt)*]) => { $($with)::+! { $($before)* $($kept)* } };
+    ($with:tt [$($kept:tt)*] Agent { $($row:tt)* } $($rest:tt)*) => {
+        $crate::filled_by_agent! { $with [$($kept)* Agent { $($row)* }] $($rest)* }
+    };
+    ($with:tt $kept:tt $owner:ident { $($row:tt)* } $($rest:tt)*) => {
+        $crate::filled_by_agent! { $with $kept $($rest)* }
+    };
+}
+
+/// Who adds and removes entries. The programs may write fields of entries that are the agent's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub enum Owner {
+    /// The agent.
+    Agent,
+    /// The programs; the agent removes what is over.
+    Programs,
+    /// Both count in it.
+    Both,
+}
+
+impl Owner {
+    /// For documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Programs => "programs",
+            Self::Both => "both",
+        }
+    }
+}
+
+/// What kind of map a table is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub enum Kind {
+    /// All memory is allocated when the map is made.
+    Hash,
+    /// A hash that is allocated as it fills (`BPF_F_NO_PREALLOC`).
+    LazyHash,
+    /// A hash that evicts what was used least recently.
+    LruHash,
+    /// Longest prefix match.
+    LpmTrie,
+    /// Every element is always there.
+    Array,
+    /// An array with values of each CPU.
+    PerCpuArray,
+}
+
+impl Kind {
+    /// For documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hash => "hash",
+            Self::LazyHash => "hash, allocated as it fills",
+            Self::LruHash => "LRU hash",
+            Self::LpmTrie => "LPM trie",
+            Self::Array => "array",
+            Self::PerCpuArray => "per-CPU array",
+        }
+    }
+
+    /// Whether entries are added and removed: a table of this kind can be empty, and can be full.
+    pub const fn fills(self) -> bool {
+        matches!(self, Self::Hash | Self::LazyHash | Self::LruHash | Self::LpmTrie)
+    }
+}
+
+/// How much of a table one endpoint may take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub enum Share {
+    /// All of it: endpoints have no say in what is in it, or the row says why they may.
+    Unlimited,
+    /// No more entries than are free. The number is the table's in [`Holder`](crate::abi::Holder) and its index in `ROOM`.
+    AsMuchAsIsFree(u8),
+}
+
+/// What a row says.
+pub struct Row {
+    /// In the object, and of the pin.
+    pub name: &'static str,
+    /// Key → value.
+    pub documentation: &'static [&'static str],
+    /// Who adds and removes entries.
+    pub owner: Owner,
+    /// What kind of map it is.
+    pub kind: Kind,
+    /// Entries, unless the option says otherwise.
+    pub entries: u32,
+    /// The field of the agent's configuration that sizes the table. The option is the same with dashes.
+    pub option: Option<&'static str>,
+    /// The agent writes tables in this order, and removes from them in the opposite order.
+    pub rank: Option<u8>,
+    /// How much of it one endpoint may take.
+    pub share: Share,
+}
+
+macro_rules! option {
+    (none) => {
+        None
+    };
+    ($option:ident) => {
+        Some(stringify!($option))
+    };
+}
+
+macro_rules! rank {
+    (none) => {
+        None
+    };
+    ($rank:literal) => {
+        Some($rank)
+    };
+}
+
+macro_rules! declare {
+    ($($owner:ident {
+        $(#[doc = $doc:literal])+
+        $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>,
+        entries $entries:expr, option $option:ident, rank $rank:tt, share $share:expr
+    })*) => {
+        /// A pinned map.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[cfg_attr(any(test, feature = "std"), derive(Debug))]
+        pub enum Table { $(
+            $(#[doc = $doc])+
+            $variant,
+        )* }
+
+        impl Table {
+            /// Every one.
+            pub const ALL: [Self; ROWS.len()] = [$(Self::$variant),*];
+        }
+
+        static ROWS: [Row; [$(stringify!($name)),*].len()] = [$(Row {
+            name: stringify!($name),
+            documentation: &[$($doc),+],
+            owner: Owner::$owner,
+            kind: Kind::$kind,
+            entries: $entries as u32,
+            option: option!($option),
+            rank: rank!($rank),
+            share: $share,
+        }),*];
+    };
+}
+
+tables!(declare);
+
+impl Table {
+    /// What its row says.
+    pub const fn row(self) -> &'static Row {
+        &ROWS[self as usize]
+    }
+
+    /// Its name in the object and of its pin.
+    pub const fn name(self) -> &'static str {
+        self.row().name
+    }
+}
+
+const _: () = {
+    let (mut table, mut last) = (0, 0);
+    while table < ROWS.len() {
+        match (ROWS[table].owner, ROWS[table].rank) {
+            (Owner::Agent, Some(rank)) => {
+                assert!(rank > last, "the rows of what the agent fills stand in the order of their ranks");
+                last = rank;
+            }
+            (Owner::Agent, None) => panic!("what the agent fills has a rank"),
+            (_, rank) => assert!(rank.is_none(), "only what the agent fills has a rank"),
+        }
+        table += 1;
+    }
+};
