@@ -23,6 +23,7 @@ struct Rule {
 const RULES: &[Rule] = &[
     Rule {
         within: &[
+            "agent/src/conditions.rs",
             "agent/src/ipam.rs",
             "agent/src/desired.rs",
             "agent/src/diff.rs",
