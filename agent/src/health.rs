@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -111,11 +111,20 @@ async fn healthy(State(sources): State<Sources>) -> Response {
     }
 }
 
-async fn ready(State(sources): State<Sources>) -> Response {
-    match &*sources.readiness.borrow() {
-        Readiness::Ready => "ready\n".into_response(),
-        Readiness::Waiting(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+/// With `?verbose` all that is wrong, a line each, after the answer.
+async fn ready(State(sources): State<Sources>, RawQuery(query): RawQuery) -> Response {
+    let (status, mut text) = match &*sources.readiness.borrow() {
+        Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
+        Readiness::Waiting(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    };
+    if query.as_deref() == Some("verbose") {
+        let (reply, conditions) = oneshot::channel();
+        let asked = sources.events.send(Event::Conditions(reply)).await;
+        if let (Ok(()), Ok(conditions)) = (asked, conditions.await) {
+            text.extend(conditions.iter().map(|condition| format!("{condition}\n")));
+        }
     }
+    (status, text).into_response()
 }
 
 async fn metrics(State(sources): State<Sources>) -> Response {
@@ -135,6 +144,7 @@ async fn metrics(State(sources): State<Sources>) -> Response {
 }
 
 type Labels = [(&'static str, &'static str); 1];
+type Condition = [(&'static str, &'static str); 2];
 
 fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("podwire");
@@ -197,6 +207,16 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
     for place in &figures.forward_policy_drops {
         in_the_way.get_or_create(&[("where", place.clone())]).set(1);
     }
+    let conditions = Family::<Condition, Gauge>::default();
+    for (name, subjects) in &figures.conditions {
+        let labels = [("condition", name.name()), ("severity", name.severity().name())];
+        conditions.get_or_create(&labels).set(i64::try_from(*subjects).unwrap_or(i64::MAX));
+    }
+    registry.register(
+        "condition",
+        "What is wrong with the node, and what that keeps from working; for how many pods, nodes or places, or 1",
+        conditions,
+    );
     registry.register(
         "forward_policy_drop",
         "Where the host's firewall may drop pods' packets to services and the world",
@@ -245,6 +265,7 @@ fn gauge(registry: &mut Registry, name: &str, help: &str, value: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conditions::ConditionName;
     use crate::dataplane::flows::Collected;
     use crate::dataplane::maps::Counters;
     use podwire_common::reason::{Drop, Path};
@@ -279,6 +300,7 @@ mod tests {
             nodes: 2,
             addresses: 253,
             reattached: 2,
+            conditions: vec![(ConditionName::NoRouteToNode, 3)],
             forward_policy_drops,
             collected: Collected { fill, ..Collected::default() },
             ..Figures::default()
@@ -293,6 +315,7 @@ mod tests {
             r#"podwire_forward_policy_drop{where="nftables ip filter FORWARD"} 1"#,
             r#"podwire_table_entries{table="ENDPOINTS"} 4"#,
             r#"podwire_table_max_entries{table="ENDPOINTS"} 1024"#,
+            r#"podwire_condition{condition="no-route-to-node",severity="degraded"} 3"#,
             "podwire_ready 1",
         ] {
             assert!(text.lines().any(|said| said == line), "`{line}` is missing from:\n{text}");

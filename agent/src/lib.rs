@@ -11,6 +11,7 @@ pub mod cgroup2;
 pub mod claim;
 pub mod cni_configuration;
 pub mod cni_server;
+pub mod conditions;
 pub mod config;
 pub mod config_file;
 mod connections;

@@ -161,7 +161,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
         // Before the node is changed.
         api.server.check().await?;
     }
-    let daemon = Daemon::start(config, &capabilities, store, bpf_lock).await?;
+    let mut daemon = Daemon::start(config, &capabilities, store, bpf_lock).await?;
 
     let server = CniServer::bind(&socket, socket_lock)?;
     let (events, queue) = mpsc::channel(QUEUE);

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
-use super::{Daemon, Event, Readiness};
+use super::{Daemon, Event};
+use crate::conditions::ConditionName;
 use crate::error::Error;
 use crate::sysctl::Switch;
 use crate::wire;
@@ -96,8 +97,8 @@ impl Daemon {
 
     /// The endpoint that is asked for, its address and device still open.
     fn plan(&self, add: &Add) -> Result<Endpoint, Failure> {
-        if let Readiness::Waiting(why) = &self.serving {
-            return Err(refuse(codes::TRY_AGAIN_LATER, format!("the agent is not ready: {why}")));
+        if let Some(why) = self.conditions.refusal() {
+            return Err(refuse(codes::TRY_AGAIN_LATER, format!("the agent is not ready: {}", why.sentence)));
         }
         let attachment = wire::attachment(&add.attachment);
         let expected = attachment.host_interface();
@@ -393,6 +394,9 @@ impl Daemon {
 
     fn forget(&mut self, endpoint: &Endpoint) {
         self.model.endpoints.remove(&endpoint.attachment);
+        for of_pod in [ConditionName::PodsOutsidePodCidr, ConditionName::NotReleased] {
+            self.conditions.clear_for(of_pod, &endpoint.host_interface);
+        }
         if let Some(pool) = &mut self.pool {
             pool.release(endpoint.address);
         }

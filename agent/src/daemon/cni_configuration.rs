@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tracing::{info, warn};
 
 use crate::cni_configuration::{self, FILE};
+use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
 use crate::error::Error;
 
@@ -18,8 +19,6 @@ pub(super) struct CniConfiguration {
     written: bool,
     /// The folder's configurations, by name.
     found: Vec<String>,
-    /// Why the last look failed, if it did.
-    failed: Option<String>,
 }
 
 impl CniConfiguration {
@@ -30,30 +29,39 @@ impl CniConfiguration {
     }
 
     fn of(folder: PathBuf, text: String) -> Self {
-        Self { folder, text, begun: false, written: false, found: Vec::new(), failed: None }
+        Self { folder, text, begun: false, written: false, found: Vec::new() }
     }
 
     /// The agent can serve.
-    pub(super) fn begin(&mut self) {
+    pub(super) fn begin(&mut self, conditions: &mut Conditions) {
         if !self.begun {
             self.begun = true;
-            self.look();
+            self.look(conditions);
         }
     }
 
     /// Puts ours where it belongs, once the agent could serve, and says what has changed since the last look.
-    pub(super) fn look(&mut self) {
-        self.failed = self.try_look().err().map(|error| error.to_string());
-    }
-
-    /// Why no runtime may know of the agent.
-    pub(super) fn problem(&self) -> Option<String> {
-        self.failed.as_ref().map(|why| format!("the runtime's network configuration (--cni-conf-dir): {why}"))
+    pub(super) fn look(&mut self, conditions: &mut Conditions) {
+        let failed = self.try_look().err();
+        if failed.is_some() {
+            // Whatever is first there, it is not known to be ours.
+            self.found.clear();
+        }
+        let problem =
+            failed.map(|why| format!("the runtime's network configuration (--cni-conf-dir): {why}"));
+        conditions.update(ConditionName::CniConfiguration, problem);
+        let other = self.found.first().filter(|first| *first != FILE).map(|first| {
+            format!(
+                "{}/{first} comes before {FILE}: the runtime takes it, and new pods get that network and not Podwire's",
+                self.folder.display()
+            )
+        });
+        conditions.update(ConditionName::OtherConfigurationFirst, other);
     }
 
     /// Whether a runtime that takes the first configuration takes ours.
     pub(super) fn is_first(&self) -> bool {
-        self.failed.is_none() && self.found.first().is_some_and(|first| first == FILE)
+        self.found.first().is_some_and(|first| first == FILE)
     }
 
     fn try_look(&mut self) -> Result<(), Error> {
@@ -86,11 +94,6 @@ fn tell(folder: &str, found: &[String]) {
     for name in after {
         info!("{folder}/{name} is left alone: the runtime takes {FILE}, which comes before it");
     }
-    if let Some(first) = before.first() {
-        warn!(
-            "{folder}/{first} comes before {FILE}: the runtime takes it, and new pods get that network and not Podwire's; remove it, or rename it so that it comes after, and make its pods anew"
-        );
-    }
     for name in before.iter().skip(1) {
         info!("{folder}/{name} is left alone: the runtime takes {}, which comes before it", before[0]);
     }
@@ -105,16 +108,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ours = folder.path().join(FILE);
         let mut configuration = CniConfiguration::of(folder.path().into(), "{}".into());
-        configuration.look();
+        let mut conditions = Conditions::default();
+        configuration.look(&mut conditions);
         assert!(!ours.exists() && !configuration.is_first());
-        configuration.begin();
+        configuration.begin(&mut conditions);
         assert!(ours.exists() && configuration.is_first());
         std::fs::remove_dir_all(folder.path()).unwrap();
-        configuration.look();
+        configuration.look(&mut conditions);
         assert!(!configuration.is_first(), "it cannot be written, and the runtime has none");
-        assert!(configuration.problem().is_some_and(|why| why.contains("--cni-conf-dir")));
+        assert!(conditions.unready().is_some_and(|why| why.sentence.contains("--cni-conf-dir")));
         std::fs::create_dir(folder.path()).unwrap();
-        configuration.look();
-        assert!(ours.exists() && configuration.problem().is_none());
+        configuration.look(&mut conditions);
+        assert!(ours.exists() && conditions.unready().is_none());
+        std::fs::write(folder.path().join("05-other.conf"), "{}").unwrap();
+        configuration.look(&mut conditions);
+        assert!(conditions.holds(ConditionName::OtherConfigurationFirst) && !configuration.is_first());
     }
 }

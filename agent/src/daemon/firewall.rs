@@ -1,12 +1,11 @@
-//! What was last said about the host's firewall.
+//! Looks at the host's firewall from time to time.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use podwire_core::forward_policy::Place;
 use podwire_core::model::Mode;
-use tracing::{info, warn};
 
+use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
 use crate::firewall;
 
@@ -14,12 +13,9 @@ use crate::firewall;
 /// told soon whether it helped.
 const TICKS: u32 = 6;
 
-/// The places of the host's firewall that may drop pods' packets, as they were last reported.
+/// When to look, and for what.
 #[derive(Debug)]
 pub(super) struct Firewall {
-    in_the_way: BTreeSet<Place>,
-    /// Why the last look failed, if it did.
-    unreadable: Option<String>,
     ticks: u32,
     /// The tunnel's, if there is one.
     vxlan_port: Option<u16>,
@@ -29,45 +25,31 @@ impl Firewall {
     /// Nothing was looked at yet.
     pub(super) fn new(config: &Config) -> Self {
         let vxlan_port = (config.mode == Mode::Vxlan).then_some(config.vxlan_port);
-        Self { in_the_way: BTreeSet::new(), unreadable: None, ticks: 0, vxlan_port }
+        Self { ticks: 0, vxlan_port }
     }
 
-    /// Reports what changed since the last look.
-    pub(super) fn look(&mut self) {
+    /// Says which places may drop pods' packets.
+    pub(super) fn look(&mut self, conditions: &mut Conditions) {
         self.ticks = 0;
         let found = match firewall::look() {
             Ok(found) => found,
             // Others change the rules at this moment: the next look is soon enough.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
             Err(error) => {
-                let why = error.to_string();
-                if self.unreadable.as_ref() != Some(&why) {
-                    warn!("whether the host's firewall drops pods' packets cannot be told: {why}");
-                }
-                self.unreadable = Some(why);
-                return;
+                let why = format!("whether the host's firewall drops pods' packets cannot be told: {error}");
+                return conditions.set(ConditionName::FirewallUnreadable, why);
             }
         };
-        self.unreadable = None;
-        for place in found.difference(&self.in_the_way) {
-            warn!("{}", place.warning(self.vxlan_port));
-        }
-        for place in self.in_the_way.difference(&found) {
-            info!("no longer in the way of pods' packets to services and the world: {}", place.label());
-        }
-        self.in_the_way = found;
+        conditions.clear(ConditionName::FirewallUnreadable);
+        let said = |place: &Place| (place.label(), place.warning(self.vxlan_port));
+        conditions.replace(ConditionName::FirewallDrops, found.iter().map(said));
     }
 
     /// Looks when it is time.
-    pub(super) fn tick(&mut self) {
+    pub(super) fn tick(&mut self, conditions: &mut Conditions) {
         self.ticks += 1;
-        if !self.in_the_way.is_empty() || self.ticks >= TICKS {
-            self.look();
+        if conditions.holds(ConditionName::FirewallDrops) || self.ticks >= TICKS {
+            self.look(conditions);
         }
-    }
-
-    /// Labels of the places.
-    pub(super) fn labels(&self) -> Vec<String> {
-        self.in_the_way.iter().map(Place::label).collect()
     }
 }

@@ -23,7 +23,7 @@ use ipnet::IpNet;
 use podwire_cni::protocol::{Call, Reply};
 use podwire_common::abi::Holder;
 use podwire_common::addr::Addr;
-use podwire_core::cluster::{NodeList, NodeProblem, Skipped};
+use podwire_core::cluster::{NodeList, Skipped};
 use podwire_core::host::Host;
 use podwire_core::ipam::Pool;
 use podwire_core::model::{Attachment, Model};
@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use crate::before::Before;
+use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
 use crate::config_file::Unheeded;
 use crate::conntrack::Conntrack;
@@ -71,6 +72,8 @@ pub enum Event {
     Collected(Collected),
     /// Somebody wants to know whether events are served at all.
     Alive(oneshot::Sender<()>),
+    /// Somebody wants to see all that is wrong.
+    Conditions(oneshot::Sender<Conditions>),
     /// Somebody wants to see figures.
     Figures(oneshot::Sender<Figures>),
     /// Time to end, with the data path left in place.
@@ -109,6 +112,8 @@ pub struct Figures {
     pub switches_set_again: u64,
     /// Operations by which maps and routes were changed.
     pub operations: u64,
+    /// What is wrong, and for how many subjects.
+    pub conditions: Vec<(ConditionName, usize)>,
     /// Where the host's firewall may drop pods' packets.
     pub forward_policy_drops: Vec<String>,
     /// Whether the agent's network configuration is the one that the runtime takes; `None`: it writes none.
@@ -140,9 +145,6 @@ pub struct Daemon {
     collected: Collected,
     /// Uplinks that have this process's programs, by ifindex.
     attached: BTreeMap<u32, String>,
-    problems: BTreeSet<NodeProblem>,
-    /// Why the last node list has no usable entry for this node, if it has none.
-    own_missing: Option<String>,
     /// Nodes that have no part in the pod network.
     skipped: BTreeMap<String, Skipped>,
     /// Whether a complete node list of now was seen: nothing is deleted before.
@@ -163,14 +165,8 @@ pub struct Daemon {
     switches_set_again: u64,
     /// Operations by which maps and routes were changed.
     operations: u64,
-    /// Why pins are missing, if they are.
-    unpinned: Option<String>,
-    /// Why the kernel's switches are not as pods need them, if they are not.
-    unswitched: Option<String>,
-    /// Uplinks that cannot have the programs, as other tools' disciplines are in their place.
-    obstructed: BTreeSet<String>,
-    /// Nodes without a way, or with one that leaves by no uplink, as they were last reported.
-    reported: BTreeSet<String>,
+    /// Everything that is wrong.
+    conditions: Conditions,
     firewall: firewall::Firewall,
     other_pods: other_pods::OtherPods,
     cni_configuration: Option<cni_configuration::CniConfiguration>,
@@ -179,12 +175,9 @@ pub struct Daemon {
     /// ADDs that are done but for the disk.
     adding: BTreeMap<Attachment, calls::Adding>,
     saving: JoinSet<calls::Saved>,
-    /// Whether ADD is served.
-    serving: Readiness,
-    /// The same, and whether the state folder takes new pods, and runtimes know of the agent by the configuration that it is to write.
+    /// Whether the kernel was made as it is wanted since a condition last kept ADD from being served.
+    is_set_up: bool,
     readiness: watch::Sender<Readiness>,
-    /// Why the pods that are there may be cut off, from the last comparison of the kernel with what is wanted.
-    limited: Option<String>,
 }
 
 impl Daemon {
@@ -197,6 +190,7 @@ impl Daemon {
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         self.try_state_folder();
         loop {
+            self.tell_readiness();
             let event = tokio::select! {
                 biased;
                 Some(saved) = self.saving.join_next() => {
@@ -219,13 +213,16 @@ impl Daemon {
                 Event::Call { call, reply } => self.serve(&call, reply).await,
                 Event::Nodes(list) => self.take_nodes(list).await,
                 Event::NodeListUnusable(reason) => self.do_without_nodes(reason),
-                Event::NodeListConfirmed => self.list.confirm(),
+                Event::NodeListConfirmed => self.confirm_nodes(),
                 Event::NonMasquerade(Ok(networks)) => self.take_non_masquerade(networks).await,
-                Event::NonMasquerade(Err(reason)) => error!("{reason}"),
-                Event::ConfigFile(compared) => tell_differences(compared),
+                Event::NonMasquerade(Err(reason)) => {
+                    self.conditions.set(ConditionName::NonMasqueradeFile, reason);
+                }
+                Event::ConfigFile(compared) => self.take_config_file(compared),
                 Event::Tick => self.tick().await,
                 Event::Collected(collected) => self.take_collected(collected),
                 Event::Alive(reply) => drop(reply.send(())),
+                Event::Conditions(reply) => drop(reply.send(self.conditions.clone())),
                 Event::Figures(reply) => {
                     let _ = reply.send(self.figures());
                 }
@@ -238,6 +235,7 @@ impl Daemon {
 
     async fn take_non_masquerade(&mut self, networks: BTreeSet<IpNet>) {
         info!(networks = networks.len(), "the list of networks that are not masqueraded was read");
+        self.conditions.clear(ConditionName::NonMasqueradeFile);
         self.model.non_masquerade = self.config.non_masquerade(networks);
         if self.model.own.is_some() {
             let _ = self.reconcile().await;
@@ -245,11 +243,10 @@ impl Daemon {
     }
 
     async fn tick(&mut self) {
-        self.firewall.tick();
+        self.firewall.tick(&mut self.conditions);
         if let Some(configuration) = &mut self.cni_configuration {
-            configuration.look();
+            configuration.look(&mut self.conditions);
         }
-        self.tell_readiness();
         self.try_state_folder();
         self.look_after_other_pods().await;
         self.look_after_links_and_pins();
@@ -275,28 +272,32 @@ impl Daemon {
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn collector(&self) -> Result<Collector, Error> {
+    pub fn collector(&mut self) -> Result<Collector, Error> {
         let conntrack = Conntrack::open().map_err(|error| {
-            warn!(
+            let sentence = format!(
                 "flows through the host stack leave after fixed times: no connection tracking to ask: {error}"
-            )
+            );
+            self.conditions.set(ConditionName::ConntrackUnavailable, sentence);
         });
         self.dataplane.maps.collector(conntrack.ok())
     }
 
     fn take_collected(&mut self, collected: Collected) {
-        if collected.pressure && !self.collected.pressure {
-            warn!(
-                entries = collected.translations,
-                "the table of translations is nearly full: what is over leaves sooner; raise --max-translations"
-            );
-        }
-        for holder in collected.crowded.difference(&self.collected.crowded) {
-            warn!(
-                "{} has nearly used its share of the table of translations: its flows that are over or not established leave sooner, and new ones may be refused (translation-share-used); where the flows are wanted, raise --max-translations",
+        let is_nearly_full = "the table of translations is nearly full: what is over leaves sooner";
+        self.conditions.update(
+            ConditionName::TranslationsNearlyFull,
+            collected.pressure.then(|| is_nearly_full.to_owned()),
+        );
+        let crowded = collected.crowded.iter().map(|holder| {
+            let sentence = format!(
+                "{} has nearly used its share of the table of translations: its flows that are over or not established leave sooner, and new ones may be refused (translation-share-used)",
                 self.name_of(holder)
             );
-        }
+            let Holder { address, port, protocol, .. } = holder;
+            (format!("{address:?} {port:?} {protocol}"), sentence)
+        });
+        let crowded: Vec<_> = crowded.collect();
+        self.conditions.replace(ConditionName::HolderCrowded, crowded);
         if let Err(error) = self.dataplane.maps.clear_stack_only(&collected.recorded) {
             error!("housekeeping: {error}");
         }
@@ -334,7 +335,12 @@ impl Daemon {
             reattached: self.reattached,
             switches_set_again: self.switches_set_again,
             operations: self.operations,
-            forward_policy_drops: self.firewall.labels(),
+            conditions: self.conditions.counts(),
+            forward_policy_drops: self
+                .conditions
+                .of(ConditionName::FirewallDrops)
+                .map(|condition| condition.subject.to_owned())
+                .collect(),
             cni_configuration_first: self
                 .cni_configuration
                 .as_ref()
@@ -342,52 +348,52 @@ impl Daemon {
         }
     }
 
-    fn set_readiness(&mut self, serving: Readiness) {
-        self.serving = serving;
-        self.tell_readiness();
-    }
-
+    /// After every event, and before the next one is waited for.
     fn tell_readiness(&mut self) {
-        let mut readiness = self.serving.clone();
-        if let (Readiness::Ready, Some(why)) = (&readiness, self.state_folder.problem()) {
-            readiness = Readiness::Waiting(why.to_owned());
+        self.is_set_up &= self.conditions.refusal().is_none();
+        if let Some(configuration) = &mut self.cni_configuration
+            && self.conditions.unready().is_none()
+        {
+            configuration.begin(&mut self.conditions);
         }
-        if let (Readiness::Ready, Some(configuration)) = (&readiness, &mut self.cni_configuration) {
-            configuration.begin();
-            readiness = configuration.problem().map_or(Readiness::Ready, Readiness::Waiting);
-        }
+        let unready = self.conditions.unready();
+        let readiness = unready.map_or(Readiness::Ready, |why| Readiness::Waiting(why.sentence.to_owned()));
         let changed = self.readiness.send_if_modified(|now| {
             let changed = *now != readiness;
-            now.clone_from(&readiness);
+            *now = readiness;
             changed
         });
-        if changed {
-            match readiness {
-                Readiness::Ready => info!("ready"),
-                Readiness::Waiting(why) => warn!(why, "not ready"),
-            }
+        match unready {
+            _ if !changed => {}
+            None => info!("ready"),
+            Some(why) => warn!(condition = why.name.name(), "not ready"),
         }
     }
-}
 
-/// Options are parsed once: what a later file says counts for the next agent.
-fn tell_differences(compared: Result<Unheeded, String>) {
-    match compared {
-        Ok(Unheeded { changed, overridden }) => {
-            if !overridden.is_empty() {
-                warn!(
-                    options = overridden.join(", "),
-                    "--config says otherwise than the command line or the environment, which come first: it has no effect; take it out of one of them"
-                );
-            }
-            match changed.is_empty() {
-                true => info!("the agent runs with what counts of --config"),
-                false => warn!(
-                    options = changed.join(", "),
-                    "--config says otherwise than what the agent runs with: it takes effect when the agent is restarted"
-                ),
-            }
+    /// Options are parsed once: what a later file says counts for the next agent.
+    fn take_config_file(&mut self, compared: Result<Unheeded, String>) {
+        let conditions = &mut self.conditions;
+        let unusable = compared.as_ref().err();
+        conditions.update(
+            ConditionName::ConfigFileUnusable,
+            unusable.map(|reason| {
+                format!("{reason}; the agent goes on as it is, but could not be started again")
+            }),
+        );
+        let Ok(Unheeded { changed, overridden }) = compared else { return };
+        let sentence = |options: &[String], what| {
+            (!options.is_empty()).then(|| format!("{what}: {}", options.join(", ")))
+        };
+        conditions.update(
+            ConditionName::ConfigFileOverridden,
+            sentence(&overridden, "--config has options without effect, as the command line or the environment, which come first, say otherwise"),
+        );
+        conditions.update(
+            ConditionName::ConfigFileDiffers,
+            sentence(&changed, "--config says otherwise than what the agent runs with, and takes effect when the agent is restarted"),
+        );
+        if changed.is_empty() {
+            info!("the agent runs with what counts of --config");
         }
-        Err(reason) => error!("{reason}; the agent goes on as it is, but could not be started again"),
     }
 }

@@ -7,8 +7,8 @@ use podwire_core::ipam::Pool;
 use podwire_core::model::Endpoint;
 use tracing::info;
 
+use super::Daemon;
 use super::calls::{failure, refuse};
-use super::{Daemon, Readiness};
 use crate::wire;
 
 impl Daemon {
@@ -19,18 +19,20 @@ impl Daemon {
     /// vouch for its pod. 50 for all the rest, pods have their network meanwhile: a Node list that was not read yet or that lacks
     /// this node, a state folder that takes no file, no free address. 50 also where there is no pod that could be cut off.
     pub(super) fn status(&self) -> Result<(), Failure> {
-        if let Some(why) = self.limited.as_ref().or(self.unswitched.as_ref()).or(self.obstructed.first()) {
-            let code = match self.model.endpoints.is_empty() {
-                true => codes::UNAVAILABLE,
-                false => codes::UNAVAILABLE_AND_LIMITED,
+        if let Some(why) = self.conditions.status() {
+            let (severity, why) = (why.name.severity(), why.sentence);
+            let code = match severity.cuts_pods_off() && !self.model.endpoints.is_empty() {
+                true => codes::UNAVAILABLE_AND_LIMITED,
+                false => codes::UNAVAILABLE,
             };
-            return Err(refuse(code, format!("the node's network is not as it should be: {why}")));
-        }
-        if let Readiness::Waiting(why) = &self.serving {
-            return Err(refuse(codes::UNAVAILABLE, format!("the agent is not ready: {why}")));
-        }
-        if let Some(why) = self.state_folder.problem() {
-            return Err(refuse(codes::UNAVAILABLE, why.to_owned()));
+            let message = match severity {
+                severity if severity.cuts_pods_off() => {
+                    format!("the node's network is not as it should be: {why}")
+                }
+                severity if severity.refuses_adds() => format!("the agent is not ready: {why}"),
+                _ => why.to_owned(),
+            };
+            return Err(refuse(code, message));
         }
         let free = self.pool.as_ref().map_or(Ok(()), Pool::has_free);
         free.map_err(|error| refuse(codes::UNAVAILABLE, error.to_string()))

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podwire_core::cluster::changes::{Change, changes};
-use podwire_core::cluster::{Cluster, NodeList, NodeProblem, Skipped, flannel, new_problems};
+use podwire_core::cluster::{Cluster, NodeList, NodeProblem, Skipped, flannel};
 use podwire_core::desired::desired_of;
 use podwire_core::diff::{Deletions, diff};
 use podwire_core::ipam::{IpamError, Pool};
 use podwire_core::model::Node;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
-use super::{Daemon, Readiness};
+use super::Daemon;
+use crate::conditions::ConditionName;
 
 /// Changes of one list that are told one by one.
 const TOLD: usize = 10;
@@ -46,11 +47,28 @@ impl Daemon {
     pub(super) fn do_without_nodes(&mut self, reason: String) {
         self.list.doubt(Duration::ZERO);
         if self.model.own.is_some() {
-            error!("{reason}; the last good state stays");
+            let why = format!("{reason}; the last good state stays");
+            self.conditions.set(ConditionName::NodeListStale, why);
         } else {
-            error!("{reason}");
-            self.set_readiness(Readiness::Waiting(reason));
+            self.conditions.set(ConditionName::NodeListUnread, reason);
         }
+    }
+
+    /// The last complete node list is that of now.
+    pub(super) fn confirm_nodes(&mut self) {
+        self.list.confirm();
+        self.conditions.clear(ConditionName::NodeListStale);
+        self.conditions.clear(ConditionName::NodeListUnread);
+    }
+
+    /// The list is that of an earlier time.
+    fn doubt_nodes(&mut self, age: Duration) {
+        self.list.doubt(age);
+        let unread = self.conditions.of(ConditionName::NodeListUnread).next();
+        let why = unread.map_or("the node list is that of an earlier time", |unread| unread.sentence);
+        let why = format!("{why}; the last good node list is used");
+        self.conditions.set(ConditionName::NodeListStale, why);
+        self.conditions.clear(ConditionName::NodeListUnread);
     }
 
     pub(super) async fn take_nodes(&mut self, list: NodeList) {
@@ -68,23 +86,18 @@ impl Daemon {
         }
         let of_flannel = flannel::problems(&list.records, self.config.mode, self.config.vni);
         let problems: Vec<_> = list.problems.into_iter().chain(problems).chain(of_flannel).collect();
-        let new: Vec<_> = new_problems(&problems, &self.problems).collect();
-        for problem in new.iter().take(TOLD) {
-            warn!("{problem}");
-        }
-        for problem in new.iter().skip(TOLD) {
-            debug!("{problem}");
-        }
-        if let Some(more @ 1..) = new.len().checked_sub(TOLD) {
-            warn!(more, "other problems of nodes, which --log-level debug names");
-        }
-        let own_problem =
-            problems.iter().find(|problem| problem.concerns(&own_name)).map(ToString::to_string);
-        self.problems = problems.into_iter().collect();
-        self.own_missing = cluster.own.is_none().then(|| {
+        let own_problem = problems.iter().find(|problem| problem.concerns(&own_name)).cloned();
+        let own_missing = cluster.own.is_none().then(|| {
             let list = self.config.node_source();
-            own_problem.unwrap_or_else(|| format!("node {own_name} has no usable entry in {list}"))
+            let why = own_problem.as_ref().map(ToString::to_string);
+            why.unwrap_or_else(|| format!("node {own_name} has no usable entry in {list}"))
         });
+        // Said once, as what is missing.
+        let is_said = |problem: &NodeProblem| own_missing.is_some() && own_problem.as_ref() == Some(problem);
+        let problems = problems.iter().filter(|problem| !is_said(problem)).map(ToString::to_string);
+        self.conditions
+            .replace(ConditionName::NodeProblem, problems.map(|problem| (problem.clone(), problem)));
+        self.conditions.update(ConditionName::OwnNodeMissing, own_missing);
         for (name, reason) in &cluster.skipped {
             if self.skipped.get(name) != Some(reason) {
                 debug!(node = name, reason = reason.name(), "has no part in the pod network");
@@ -92,9 +105,9 @@ impl Daemon {
         }
         self.skipped = cluster.skipped;
         if list.age.is_zero() {
-            self.list.confirm();
+            self.confirm_nodes();
         } else {
-            self.list.doubt(list.age);
+            self.doubt_nodes(list.age);
         }
         let had_list = self.model.own.is_some();
         let mut remote = cluster.remote;
@@ -114,7 +127,6 @@ impl Daemon {
             }
             (None, None) => {
                 self.model.remote = remote;
-                self.set_readiness(Readiness::Waiting(self.own_missing.clone().unwrap_or_default()));
                 return;
             }
         }
@@ -127,7 +139,10 @@ impl Daemon {
         }
         self.adopt_pod_network();
         // What was not as wanted before, or concerns this node, is for a comparison with all that the kernel has.
-        let is_small = !is_first && !own_changed && self.settled.is_some() && self.own_missing.is_none();
+        let is_small = !is_first
+            && !own_changed
+            && self.settled.is_some()
+            && !self.conditions.holds(ConditionName::OwnNodeMissing);
         let mut is_applied = is_small && self.apply_changes(&before).await;
         if !is_applied {
             self.paths_asked = None;
@@ -200,15 +215,15 @@ impl Daemon {
         };
         self.pool = Some(Pool::new(network, taken, last));
         info!(%network, "addresses are handed out from this node's podCIDR");
-        if let Some(Err(error @ IpamError::NoRoom(_))) = self.pool.as_ref().map(Pool::has_free) {
-            warn!("{error}");
-        }
-        let outside: Vec<_> = self.model.outside_pod_network().map(ToString::to_string).collect();
-        if !outside.is_empty() {
-            warn!(
-                pods = outside.join(", "),
-                "these pods have addresses outside the node's podCIDR {network}: they keep them, but other nodes refuse what they send; restart them"
-            );
-        }
+        let no_room = match self.pool.as_ref().map(Pool::has_free) {
+            Some(Err(error @ IpamError::NoRoom(_))) => Some(error.to_string()),
+            _ => None,
+        };
+        self.conditions.update(ConditionName::NoRoomForPods, no_room);
+        let outside = self.model.outside_pod_network().map(|pod| {
+            let why = format!("{pod} has an address outside the node's podCIDR {network}: it keeps it, but other nodes refuse what it sends");
+            (pod.host_interface.clone(), why)
+        });
+        self.conditions.replace(ConditionName::PodsOutsidePodCidr, outside.collect::<Vec<_>>());
     }
 }

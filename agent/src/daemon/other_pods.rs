@@ -7,6 +7,7 @@ use podwire_core::other_pods::{self, Held};
 use tracing::{error, info};
 
 use super::Daemon;
+use crate::conditions::ConditionName;
 use crate::error::Error;
 use crate::host_local;
 
@@ -17,8 +18,6 @@ pub(super) struct OtherPods {
     neighbours: Held,
     host_local: Held,
     said: String,
-    /// Why host-local's folder cannot be read, if so: what it held stays held.
-    unreadable: Option<String>,
 }
 
 impl Daemon {
@@ -68,14 +67,12 @@ impl Daemon {
                 found.host_local = held;
                 None
             }
-            Err(error) => Some(error.to_string()),
+            // What it held stays held.
+            Err(error) => {
+                Some(format!("which addresses host-local has given is not known (--cni-state-dir): {error}"))
+            }
         };
-        if let Some(why) = &unreadable
-            && found.unreadable != unreadable
-        {
-            error!("which addresses host-local has given is not known (--cni-state-dir): {why}");
-        }
-        found.unreadable = unreadable;
+        self.conditions.update(ConditionName::HostLocalUnreadable, unreadable);
         // Of several that tell of one address the surest comes last.
         let mut held = found.neighbours.clone();
         held.extend(found.links.clone());

@@ -13,11 +13,12 @@ use podwire_core::desired::{Contents, Route, desired};
 use podwire_core::diff::{Deletions, Op, diff};
 use podwire_core::host::{Device, Host};
 use podwire_core::model::{Node, Path};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use super::Daemon;
 use super::attempts::Attempts;
-use super::{Daemon, Readiness};
 use crate::before::Before;
+use crate::conditions::ConditionName;
 use crate::dataplane::attach::UplinkAttachment;
 use crate::error::Error;
 
@@ -43,23 +44,18 @@ impl Daemon {
 
     /// One round; what fails is logged and tried again with the next. Whether nothing did.
     pub(super) async fn reconcile(&mut self) -> bool {
-        self.limited = None;
-        let obstructed_before = std::mem::take(&mut self.obstructed);
-        let outcome = self.try_reconcile().await;
-        for why in self.obstructed.difference(&obstructed_before) {
-            error!("{why}");
-        }
-        let settled = outcome.is_ok() && self.serving == Readiness::Ready;
-        self.settled = (settled && self.missed.is_empty()).then(Instant::now);
-        if let Err(error) = &outcome {
-            error!("reconcile: {error}");
-            self.limited = Some(error.to_string());
-            // Where nothing was served before and nothing else is said to be missing, that is why.
-            let is_why = self.serving != Readiness::Ready && self.condition().is_none();
-            if self.model.uplinks.is_empty() || is_why {
-                self.set_readiness(Readiness::Waiting(error.to_string()));
+        let failed = self.try_reconcile().await.err().map(|error| error.to_string());
+        match &failed {
+            None => self.conditions.clear(ConditionName::NotSetUp),
+            // Where nothing was served before, that is why nothing is served now.
+            Some(why) if self.model.uplinks.is_empty() || !self.is_set_up => {
+                self.conditions.set(ConditionName::NotSetUp, why);
             }
+            Some(_) => {}
         }
+        let settled = failed.is_none() && self.conditions.refusal().is_none();
+        self.conditions.update(ConditionName::ReconcileFailed, failed);
+        self.settled = (settled && self.missed.is_empty()).then(Instant::now);
         settled
     }
 
@@ -91,14 +87,9 @@ impl Daemon {
         let limits = self.set_limits().await;
         self.attach_uplinks().await?;
         self.host = Arc::new(host);
-        self.set_readiness(self.condition().map_or(Readiness::Ready, Readiness::Waiting));
+        self.conditions.clear(ConditionName::NotSetUp);
+        self.is_set_up = self.conditions.refusal().is_none();
         filters.and(limits)
-    }
-
-    /// What keeps the agent from being ready although the kernel holds what the model wants.
-    fn condition(&self) -> Option<String> {
-        let of_node = self.unpinned.as_ref().or(self.unswitched.as_ref()).or(self.obstructed.first());
-        of_node.or(self.own_missing.as_ref()).cloned()
     }
 
     /// Finds the uplinks and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
@@ -109,11 +100,11 @@ impl Daemon {
         let uplinks = match host.uplinks(&self.config.uplinks, own.address) {
             Ok(uplinks) => uplinks,
             Err(why) => {
-                self.limited = Some(why.to_string());
-                self.set_readiness(Readiness::Waiting(why.to_string()));
+                self.conditions.set(ConditionName::NoUplink, why.to_string());
                 return false;
             }
         };
+        self.conditions.clear(ConditionName::NoUplink);
         if uplinks != self.model.uplinks {
             for uplink in &uplinks {
                 let addresses: Vec<_> = uplink.addresses.iter().map(ToString::to_string).collect();
@@ -135,65 +126,75 @@ impl Daemon {
         true
     }
 
-    fn tell_mtu(&self) {
+    fn tell_mtu(&mut self) {
         let (Some(mtu), Some(fitting)) = (self.pod_mtu, self.model.fitting_mtu()) else {
             return;
         };
         info!(mtu, "MTU of new pods");
-        if mtu > fitting {
-            warn!(
-                "--mtu {mtu} is more than the {fitting} bytes that fit this node's uplinks: pods will be told so packet by packet"
-            );
-        }
+        let too_large = format!(
+            "--mtu {mtu} is more than the {fitting} bytes that fit this node's uplinks: pods will be told so packet by packet"
+        );
+        self.conditions.update(ConditionName::MtuTooLarge, (mtu > fitting).then_some(too_large));
     }
 
     async fn ask_paths(&mut self, host: &Host) -> BTreeMap<IpAddr, Path> {
         let mut paths = BTreeMap::new();
-        let mut reports = BTreeSet::new();
+        let mut reports = Vec::new();
         for node in self.model.remote.values() {
             let (path, report) = self.ask_path(node, host).await;
             paths.extend(path.map(|path| (node.address, path)));
-            reports.extend(report);
+            reports.extend(report.map(|(name, sentence)| (name, node.name.clone(), sentence)));
         }
-        for report in reports.difference(&self.reported) {
-            warn!("{report}");
+        for name in [ConditionName::NoRouteToNode, ConditionName::RoutePastUplinks] {
+            let of_name = reports.iter().filter(|(of, ..)| *of == name);
+            let of_name = of_name.map(|(_, node, sentence)| (node.clone(), sentence.clone()));
+            self.conditions.replace(name, of_name);
         }
-        self.reported = reports;
         paths
     }
 
     /// Asks for the ways to these nodes, and forgets those to where nodes were before.
     pub(super) async fn renew_paths(&mut self, before: &[Node], now: &[Node]) {
+        let asked: BTreeSet<&str> = before.iter().chain(now).map(|node| node.name.as_str()).collect();
         for node in before {
             self.model.paths.remove(&node.address);
         }
+        let mut reports = Vec::new();
         for node in now {
             let (path, report) = self.ask_path(node, &self.host).await;
             self.model.paths.extend(path.map(|path| (node.address, path)));
-            if let Some(report) = report
-                && self.reported.insert(report.clone())
-            {
-                warn!("{report}");
-            }
+            reports.extend(report.map(|(name, sentence)| (name, node, sentence)));
+        }
+        for name in [ConditionName::NoRouteToNode, ConditionName::RoutePastUplinks] {
+            let of_name = reports.iter().filter(|(of, ..)| *of == name);
+            let still: BTreeSet<&str> = of_name.map(|(_, node, _)| node.name.as_str()).collect();
+            self.conditions.retain(name, |node| !asked.contains(node) || still.contains(node));
+        }
+        for (name, node, sentence) in reports {
+            self.conditions.set_for(name, &node.name, sentence);
         }
     }
 
     /// The way to a node, and what an operator has to know of it.
-    async fn ask_path(&self, node: &Node, host: &Host) -> (Option<Path>, Option<String>) {
+    async fn ask_path(&self, node: &Node, host: &Host) -> (Option<Path>, Option<(ConditionName, String)>) {
         let path = self.links.path(node.address, host).await;
         let report = match path {
             Some(path) if self.model.uplinks.iter().any(|uplink| uplink.index == path.device) => None,
             Some(path) => {
                 let device = host.devices.get(&path.device).map_or("?", |device| &device.name);
-                Some(format!(
-                    "the route to node {} ({}) leaves by {device}, which is no uplink: name it with --uplink",
+                let why = format!(
+                    "the route to node {} ({}) leaves by {device}, which is no uplink",
                     node.name, node.address
-                ))
+                );
+                Some((ConditionName::RoutePastUplinks, why))
             }
-            None => Some(format!(
-                "there is no route to node {} (InternalIP {}): its pods are out of reach",
-                node.name, node.address
-            )),
+            None => {
+                let why = format!(
+                    "there is no route to node {} (InternalIP {}): its pods are out of reach",
+                    node.name, node.address
+                );
+                Some((ConditionName::NoRouteToNode, why))
+            }
         };
         (path, report)
     }
@@ -368,6 +369,8 @@ impl Daemon {
             self.attached.insert(uplink.index, uplink.name.clone());
         }
         self.attached.retain(|index, _| self.model.uplinks.iter().any(|uplink| uplink.index == *index));
+        let is_uplink = |name: &str| self.model.uplinks.iter().any(|uplink| uplink.name == name);
+        self.conditions.retain(ConditionName::UplinkObstructed, is_uplink);
         self.dataplane.detach_other_uplinks(&self.model.uplinks)
     }
 }

@@ -1,7 +1,7 @@
 //! From nothing, or from what an earlier agent left, to an agent that can take events.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +23,7 @@ use super::state_folder::StateFolder;
 use super::{Daemon, Readiness};
 use crate::before::Before;
 use crate::claim::Claim;
+use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
 use crate::dataplane::flows::Collected;
 use crate::dataplane::probe::Capabilities;
@@ -65,7 +66,7 @@ impl Daemon {
         let why = format!("{} has not been read yet", config.node_source());
         let mut daemon = Self {
             uplink_attachment: capabilities.uplink_attachment(),
-            cgroup: cgroup_of(capabilities),
+            cgroup: capabilities.host_processes().ok().map(Path::to_owned),
             store,
             state_folder: StateFolder::default(),
             before: Before::load(&config.places.state_dir)?,
@@ -79,8 +80,6 @@ impl Daemon {
             model,
             pool: None,
             attached: BTreeMap::new(),
-            problems: BTreeSet::new(),
-            own_missing: None,
             skipped: BTreeMap::new(),
             complete: false,
             list: NodeListState::default(),
@@ -91,28 +90,27 @@ impl Daemon {
             reattached: 0,
             switches_set_again: 0,
             operations: 0,
-            unpinned: None,
-            unswitched: None,
-            obstructed: BTreeSet::new(),
-            reported: BTreeSet::new(),
+            conditions: Conditions::at_start(why.clone()),
             firewall: Firewall::new(&config),
             other_pods: OtherPods::default(),
             cni_configuration: CniConfiguration::new(&config),
             missed: BTreeMap::new(),
             adding: BTreeMap::new(),
             saving: JoinSet::new(),
-            serving: Readiness::Waiting(why.clone()),
+            is_set_up: false,
             readiness: watch::Sender::new(Readiness::Waiting(why)),
-            limited: None,
             config,
         };
+        if let Err(why) = capabilities.host_processes() {
+            daemon.conditions.set(ConditionName::HostProcesses, format!("{NO_HOST_PROCESSES}: {why}"));
+        }
         daemon.restore_endpoints(endpoints, &corrupt).await?;
         let host = Arc::clone(&daemon.host);
         if daemon.put_names_back(&host).await {
             daemon.host = Arc::new(daemon.links.host().await?);
         }
         daemon.replace_programs().await?;
-        daemon.firewall.look();
+        daemon.firewall.look(&mut daemon.conditions);
         Ok(daemon)
     }
 
@@ -157,10 +155,10 @@ impl Daemon {
 
     /// Pods do without: what fails here is told and no more.
     pub(super) fn attach_host_processes(&mut self) {
-        if let Some(cgroup) = &self.cgroup
-            && let Err(error) = self.dataplane.attach_host_processes(cgroup)
-        {
-            error!("{NO_HOST_PROCESSES}: {error}");
+        if let Some(cgroup) = &self.cgroup {
+            let failed = self.dataplane.attach_host_processes(cgroup).err();
+            let failed = failed.map(|error| format!("{NO_HOST_PROCESSES}: {error}"));
+            self.conditions.update(ConditionName::HostProcesses, failed);
         }
     }
 
@@ -230,16 +228,6 @@ fn load(config: &Config, vxlan: Option<u32>) -> Result<Dataplane, Error> {
     match &config.bpf_object {
         Some(file) => load::load_file(file, &constants, &sizes, pins),
         None => load::load(&constants, &sizes, pins),
-    }
-}
-
-fn cgroup_of(capabilities: &Capabilities) -> Option<PathBuf> {
-    match capabilities.host_processes() {
-        Ok(cgroup) => Some(cgroup.to_owned()),
-        Err(why) => {
-            warn!("{NO_HOST_PROCESSES}: {why}");
-            None
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use tracing::warn;
 use super::Daemon;
 use crate::before::Before;
 use crate::claim::Claim;
+use crate::conditions::ConditionName;
 use crate::error::Error;
 use crate::housekeeping::INTERVAL;
 
@@ -18,15 +19,9 @@ pub(super) struct StateFolder {
     /// One write at most: a disk that hangs costs one thread.
     writing: JoinSet<Result<(), Error>>,
     asked: Option<Instant>,
-    problem: Option<String>,
 }
 
 impl StateFolder {
-    /// Why an ADD would fail.
-    pub(super) fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
-    }
-
     /// The outcome of the last trial. `None`: there is none to wait for.
     pub(super) async fn outcome(&mut self) -> Option<Result<Result<(), Error>, JoinError>> {
         self.writing.join_next().await
@@ -40,15 +35,13 @@ impl Daemon {
         if folder.writing.is_empty() {
             folder.asked = Some(Instant::now());
             folder.writing.spawn_blocking(self.store.trial());
-        } else if let Some(waited) = folder.asked.map(|asked| asked.elapsed())
-            && waited >= INTERVAL
-        {
-            folder.problem = Some(format!(
-                "the disk of the state folder {} has not answered for {} s",
+        } else if folder.asked.is_some_and(|asked| asked.elapsed() >= INTERVAL) {
+            let why = format!(
+                "the disk of the state folder {} has not answered for more than {} s",
                 self.config.places.state_dir.display(),
-                waited.as_secs()
-            ));
-            self.tell_readiness();
+                INTERVAL.as_secs()
+            );
+            self.conditions.set(ConditionName::StateFolder, why);
         }
     }
 
@@ -62,10 +55,11 @@ impl Daemon {
         if let (Ok(()), Ok(before)) = (&outcome, Before::load(&self.config.places.state_dir)) {
             self.before = before;
         }
-        self.state_folder.problem = outcome
-            .err()
-            .map(|error| format!("the state folder cannot be written, and no pod be added: {error}"));
-        self.tell_readiness();
+        let problem = outcome.err();
+        self.conditions.update(
+            ConditionName::StateFolder,
+            problem.map(|error| format!("the state folder cannot be written, and no pod be added: {error}")),
+        );
     }
 
     fn restore_state_folder(&mut self) -> Result<(), Error> {

@@ -9,8 +9,9 @@ use podwire_core::host::Host;
 use podwire_core::model::Endpoint;
 use tracing::{error, info, warn};
 
+use super::Daemon;
 use super::attempts::Attempts;
-use super::{Daemon, Readiness};
+use crate::conditions::ConditionName;
 use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::pins;
 use crate::error::Error;
@@ -58,7 +59,10 @@ impl Daemon {
                     info!(pod = %endpoint, "released: its device is gone");
                 }
                 Err(error) => {
-                    error!(pod = %endpoint, "its device is gone, but it cannot be released yet: {error}");
+                    let why = format!(
+                        "the device of {endpoint} is gone, but its address cannot be released yet: {error}"
+                    );
+                    self.conditions.set_for(ConditionName::NotReleased, &endpoint.host_interface, why);
                 }
             }
         }
@@ -131,7 +135,11 @@ impl Daemon {
                 lost.push((program, found));
             }
         }
-        if lost.is_empty() || !self.make_room(kind, index, name).await? {
+        if lost.is_empty() {
+            self.conditions.clear_for(ConditionName::UplinkObstructed, name);
+            return Ok(());
+        }
+        if !self.make_room(kind, index, name).await? {
             return Ok(());
         }
         let attached = match kind {
@@ -160,12 +168,14 @@ impl Daemon {
                 warn!(device = name, "removed: another queueing discipline stood in the place of clsact");
             }
             Displaced::InUse => {
-                self.obstructed.insert(format!(
+                let why = format!(
                     "the uplink {name} has an `ingress` queueing discipline, or one with shared blocks, which holds filters of another tool: Podwire's programs need clsact in its place. Have that tool use clsact (`tc qdisc add dev {name} clsact`), and run `tc qdisc del dev {name} ingress`"
-                ));
+                );
+                self.conditions.set_for(ConditionName::UplinkObstructed, name, why);
                 return Ok(false);
             }
         }
+        self.conditions.clear_for(ConditionName::UplinkObstructed, name);
         Ok(true)
     }
 
@@ -216,15 +226,9 @@ impl Daemon {
                 "pins are missing from {folder} and cannot be made again, so that pods lose their network when this agent ends: {error}"
             )),
         };
-        if unpinned == self.unpinned {
-            return;
+        if self.conditions.update(ConditionName::PinsMissing, unpinned) {
+            self.settled = None;
         }
-        self.settled = None;
-        if let Some(why) = &unpinned {
-            error!("{why}");
-            self.set_readiness(Readiness::Waiting(why.clone()));
-        }
-        self.unpinned = unpinned;
     }
 
     /// Holds the folder of pins again when somebody has removed it.

@@ -1,9 +1,10 @@
 //! Kernel switches that pods depend on and that others change: set again, every ten seconds.
 
 use podwire_common::names::VXLAN_DEVICE;
-use tracing::{error, warn};
+use tracing::warn;
 
-use super::{Daemon, Readiness};
+use super::Daemon;
+use crate::conditions::ConditionName;
 use crate::error::Error;
 use crate::sysctl::Switch;
 
@@ -22,15 +23,9 @@ impl Daemon {
         let unswitched = outcome.err().map(|error| {
             format!("pods are cut off from services and the world while forwarding is off: {error}")
         });
-        if unswitched == self.unswitched {
-            return;
+        if self.conditions.update(ConditionName::Switches, unswitched) {
+            self.settled = None;
         }
-        self.settled = None;
-        if let Some(why) = &unswitched {
-            error!("{why}");
-            self.set_readiness(Readiness::Waiting(why.clone()));
-        }
-        self.unswitched = unswitched;
     }
 
     /// The whole node's first: the kernel sets all devices' with it.

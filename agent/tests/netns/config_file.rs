@@ -10,6 +10,12 @@ use serde_json::json;
 use xtask::lab::{Lab, Node};
 
 use crate::sockets::wait_until;
+use crate::sweep::{comes, condition, goes, told};
+
+const DIFFERS: &str = "config-file-differs";
+const NETWORKS: &str = "non-masquerade-file";
+const OVERRIDDEN: &str = "config-file-overridden";
+const UNUSABLE: &str = "config-file-unusable";
 
 #[test]
 fn the_command_line_comes_before_the_environment_the_file_and_the_default() {
@@ -47,18 +53,9 @@ fn a_changed_config_map_is_told_of_and_its_networks_count_at_once() {
     let arguments = ["--config", &config, "--non-masquerade-file", &networks, "--mtu", "1380"];
     let lab = Lab::builder().nodes(1).agent_arguments(&arguments).build().unwrap();
     let node = lab.node(0);
-    wait_for(node, "INFO", "runs with what counts of --config");
-    let overridden = || {
-        let log = node.agent_log();
-        let told: Vec<_> = log.lines().filter(|line| line.contains("it has no effect")).collect();
-        assert!(
-            told.iter().all(|line| line.contains("WARN") && line.contains("options=\"mtu\"")),
-            "{told:?}"
-        );
-        told.len()
-    };
-    assert_eq!(overridden(), 1);
-    assert!(!node.agent_log().contains("ERROR"), "without networks: {}", node.agent_log());
+    let overridden = comes(node, OVERRIDDEN, "mtu");
+    assert!(overridden.contains(": mtu ["), "no other option is: {overridden}");
+    assert_eq!([condition(node, DIFFERS), condition(node, NETWORKS)], [0, 0], "without networks");
 
     config_map.set(&[("config.yaml", options), ("non-masquerade", "192.0.2.0/24\n")]);
     wait_until(|| (excluded(node) == 1).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
@@ -66,24 +63,20 @@ fn a_changed_config_map_is_told_of_and_its_networks_count_at_once() {
     let changed = "vxlan-port: 8474\nmtu: 1300\nsnat-ports: 40000-50000\n";
     config_map.set(&[("config.yaml", changed), ("non-masquerade", "192.0.2.0/24\n198.51.100.0/24\n")]);
     wait_until(|| (excluded(node) == 2).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
-    let told = wait_for(node, "WARN", "when the agent is restarted");
-    assert!(told.contains("options=\"snat-ports, vxlan-port\""), "{told}");
-    // Once or twice more: networks that change come with a new file of options.
-    let told_of = overridden();
-    assert!((2..=3).contains(&told_of), "{}", node.agent_log());
+    comes(node, DIFFERS, ": snat-ports, vxlan-port [");
+    assert_eq!(told(node, OVERRIDDEN), [overridden]);
 
     config_map.set(&[("config.yaml", "mode: bridge"), ("non-masquerade", "")]);
-    let told = wait_for(node, "ERROR", "goes on as it is");
-    assert!(told.contains(&config) && told.contains("mode: ") && told.contains("vxlan, direct"), "{told}");
+    let unusable = comes(node, UNUSABLE, "mode: ");
+    assert!(unusable.contains(&config) && unusable.contains("vxlan, direct"), "{unusable}");
     wait_until(|| (excluded(node) == 0).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
     node.add_pod("pod").unwrap();
 
-    let before = node.agent_log().len();
     // What the command line has as well is overridden by nothing else.
     config_map.set(&[("config.yaml", "vxlan-port: 8473\nmtu: 1380\n")]);
-    let back = || node.agent_log()[before..].contains("runs with what counts of --config").then_some(());
-    wait_until(back).unwrap_or_else(|| panic!("{}", node.agent_log()));
-    assert_eq!(overridden(), told_of);
+    for name in [UNUSABLE, DIFFERS, OVERRIDDEN] {
+        goes(node, name);
+    }
 }
 
 #[test]
@@ -113,22 +106,22 @@ fn files_are_read_again_when_their_folder_is_replaced() {
     let arguments = ["--config", &config, "--non-masquerade-file", &networks];
     let lab = Lab::builder().nodes(1).agent_arguments(&arguments).build().unwrap();
     let node = lab.node(0);
-    let differs = || node.agent_log().matches("when the agent is restarted").count();
-    wait_for(node, "INFO", "runs with what counts of --config");
+    let runs_with_it = || condition(node, DIFFERS) == 0;
+    assert!(runs_with_it());
 
     fs::remove_dir_all(at("etc")).unwrap();
     write("etc", 1300, "192.0.2.0/24\n");
-    wait_until(|| (excluded(node) == 1 && differs() == 1).then_some(()))
+    wait_until(|| (excluded(node) == 1 && !runs_with_it()).then_some(()))
         .unwrap_or_else(|| panic!("{}", node.agent_log()));
     // By a link now, which another one takes the place of.
-    write("other", 1200, "192.0.2.0/24\n198.51.100.0/24\n");
+    write("other", 1400, "192.0.2.0/24\n198.51.100.0/24\n");
     fs::rename(at("etc"), at("before")).unwrap();
     symlink("other", at("etc")).unwrap();
-    wait_until(|| (excluded(node) == 2 && differs() == 2).then_some(()))
+    wait_until(|| (excluded(node) == 2 && runs_with_it()).then_some(()))
         .unwrap_or_else(|| panic!("{}", node.agent_log()));
     symlink("before", at("swapped")).unwrap();
     fs::rename(at("swapped"), at("etc")).unwrap();
-    wait_until(|| (excluded(node) == 1 && differs() == 3).then_some(()))
+    wait_until(|| (excluded(node) == 1 && !runs_with_it()).then_some(()))
         .unwrap_or_else(|| panic!("{}", node.agent_log()));
 }
 
@@ -187,12 +180,4 @@ impl ConfigMap {
 /// How many networks see pods' own addresses.
 fn excluded(node: &Node) -> usize {
     node.map_dump(maps::NON_MASQUERADE).unwrap().as_array().unwrap_or(&vec![json!(0)]).len()
-}
-
-fn wait_for(node: &Node, level: &str, text: &str) -> String {
-    let said = || {
-        let log = node.agent_log();
-        log.lines().find(|line| line.contains(level) && line.contains(text)).map(str::to_owned)
-    };
-    wait_until(said).unwrap_or_else(|| panic!("never: {text}\n{}", node.agent_log()))
 }

@@ -16,7 +16,7 @@ use xtask::lab::{Lab, Node, Pod, traffic};
 use crate::cni::{UNAVAILABLE, failed, status, succeeded};
 use crate::footprint::Footprint;
 use crate::sockets::wait_until;
-use crate::sweep::{metric, readyz};
+use crate::sweep::{comes, conditions, metric, readyz};
 
 /// CNI specification, "Error": input or output failed.
 const IO_FAILURE: u32 = 5;
@@ -312,16 +312,12 @@ fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
     let file = file_of(node, &going);
     mount_bind(node.state_dir(), node.state_dir()).unwrap();
     set_read_only(node.state_dir(), true);
+    let link = going.host_interface().to_owned();
     going.delete().unwrap();
-    let tried = || node.agent_log().matches("cannot be released yet").count();
-    assert!(wait_until(|| (tried() > 0).then_some(())).is_some(), "{}", node.agent_log_tail(20));
-    assert!(wait_until(|| (tried() > 1).then_some(())).is_some(), "{}", node.agent_log_tail(20));
-    // It is the one thing that is wrong.
-    let log = node.agent_log();
-    assert!(
-        log.lines().filter(|line| line.contains("ERROR")).all(|line| line.contains("cannot be released yet")),
-        "{log}"
-    );
+    comes(node, "not-released", &link);
+    comes(node, "state-folder", "Read-only file system");
+    // Nothing else is wrong.
+    assert_eq!(conditions(node).len(), 2, "{:?}", conditions(node));
     set_read_only(node.state_dir(), false);
     assert!(wait_until(|| (!file.exists()).then_some(())).is_some(), "{}", node.agent_log_tail(20));
 

@@ -2,15 +2,15 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use xtask::lab::{Lab, Node, Ns, Pod, traffic};
 
+use crate::sweep::{condition, goes, told};
+
 const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
+const DROPS: &str = "firewall-drops";
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What every warning begins with.
-const WARNING: &str = "the host's firewall may drop pods' packets";
-const CURED: &str = "no longer in the way of pods' packets";
 /// What firewalld 1.3.3 makes of its default configuration, and of that with the advice followed, as
 /// `nft list ruleset` prints it.
 const FIREWALLD: &str = include_str!("../../../testdata/firewalld/default.nft");
@@ -106,7 +106,7 @@ impl Scene {
         let backend = scene.lab.node(1).address();
         let rule = format!("-t nat -A PREROUTING -d {SERVICE}/32 -j DNAT --to-destination {backend}");
         crate::service::iptables(scene.node(), &rule);
-        assert!(!scene.node().agent_log().contains(WARNING));
+        assert_eq!(condition(scene.node(), DROPS), 0);
         scene.reaches(&[SERVICE, scene.world()]);
         scene
     }
@@ -136,7 +136,6 @@ impl Scene {
         self.reaches(&[]);
         let warnings = self.warnings_of_new_agent();
         let [warning] = &warnings[..] else { panic!("not one warning: {warnings:?}") };
-        assert!(warning.contains(" WARN "), "{warning}");
         let metric = format!("podwire_forward_policy_drop{{where=\"{place}\"}} 1");
         assert!(self.metrics().lines().any(|line| line == metric), "{metric} is missing");
         let (_, advice) = warning.split_once("; what lets them pass: ").unwrap();
@@ -146,12 +145,7 @@ impl Scene {
     /// Everything is reached, the running agent says that the cause is gone, and a new one says nothing.
     fn cured(&self) {
         self.reaches(&[SERVICE, self.world()]);
-        let start = Instant::now();
-        while !self.node().agent_log().contains(CURED) {
-            // The agent looks every ten seconds.
-            assert!(start.elapsed() < 6 * PATIENCE, "{}", self.node().agent_log_tail(20));
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        goes(self.node(), DROPS);
         assert!(!self.metrics().contains("podwire_forward_policy_drop{"));
         assert_eq!(self.warnings_of_new_agent(), [""; 0]);
     }
@@ -167,10 +161,8 @@ impl Scene {
     }
 
     fn warnings_of_new_agent(&self) -> Vec<String> {
-        let before = self.node().agent_log().len();
         self.node().restart_agent().unwrap();
-        let log = self.node().agent_log();
-        log[before..].lines().filter(|line| line.contains(WARNING)).map(str::to_owned).collect()
+        told(self.node(), DROPS)
     }
 
     fn metrics(&self) -> String {

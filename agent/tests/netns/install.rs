@@ -14,10 +14,12 @@ use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Ns};
 
 use crate::sockets::wait_until;
-use crate::sweep::metric;
+use crate::sweep::{comes, condition, metric, readyz};
 
 const OURS: &str = "10-podwire.conflist";
 const FIRST: &str = "podwire_cni_configuration_first";
+const CONFIGURATION: &str = "cni-configuration";
+const OTHER_FIRST: &str = "other-configuration-first";
 
 #[test]
 fn the_configuration_comes_when_the_agent_serves_and_stays() {
@@ -27,8 +29,7 @@ fn the_configuration_comes_when_the_agent_serves_and_stays() {
     let list = lab.node_list().unwrap().to_string();
     lab.write_node_list("{}").unwrap();
     node.spawn_agent().unwrap();
-    let waits = || node.agent_log().contains("not ready").then_some(());
-    wait_until(waits).unwrap_or_else(|| panic!("{}", node.agent_log()));
+    comes(node, "own-node-missing", node.name());
     assert!(!ours.exists(), "pods would be sent to an agent that cannot serve them");
     lab.write_node_list(&list).unwrap();
     wait_until(|| ours.exists().then_some(())).unwrap();
@@ -59,10 +60,10 @@ fn an_agent_that_cannot_write_the_configuration_is_not_ready_until_it_can() {
     let node = lab.node(0);
     assert!(run("mount", &["-t", "tmpfs", "-o", "ro", "tmpfs"], &folder));
     node.spawn_agent().unwrap();
-    let said =
-        wait_until(|| lines(node, "not ready").into_iter().find(|line| line.contains("--cni-conf-dir")));
-    let said = said.unwrap_or_else(|| panic!("{}", node.agent_log()));
+    let said = comes(node, CONFIGURATION, "--cni-conf-dir");
     assert!(said.contains(OURS) && said.contains("Read-only file system"), "{said}");
+    let (status, text) = readyz(node);
+    assert!(status == 503 && text.contains(OURS), "{status} {text}");
     assert_eq!(metric(node, "podwire_ready"), "0");
     // Who calls the plugin by a configuration of another name is served.
     node.add_pod("pod").unwrap().delete().unwrap();
@@ -71,7 +72,7 @@ fn an_agent_that_cannot_write_the_configuration_is_not_ready_until_it_can() {
     assert!(folder.join(OURS).exists());
     assert!(run("mount", &["-o", "remount,ro"], &folder));
     node.restart_agent().unwrap();
-    assert_eq!(lines(node, "--cni-conf-dir").len(), 1, "it is there as it is to be: {}", node.agent_log());
+    assert_eq!(condition(node, CONFIGURATION), 0, "it is there as it is to be: {}", node.agent_log());
     node.stop_agent().unwrap();
     assert!(run("umount", &[], &folder));
 }
@@ -86,15 +87,16 @@ fn configurations_of_others_are_left_alone_and_told_of() {
     }
     let before = others.clone().map(|other| fs::metadata(other).unwrap().mtime_nsec());
     node.start_agent().unwrap();
-    wait_until(|| (!lines(node, "05-other.conf comes before").is_empty()).then_some(())).unwrap();
+    comes(node, OTHER_FIRST, "05-other.conf comes before");
     assert_eq!(metric(node, FIRST), "0");
     assert_eq!(metric(node, "podwire_ready"), "1", "pods that it has already are served");
     assert!(lines(node, "87-podman.conflist is left alone")[0].contains("INFO"), "{}", node.agent_log());
     fs::rename(&others[0], folder.join("95-other.conf")).unwrap();
-    wait_until(|| (!lines(node, "10-flannel.conflist comes before").is_empty()).then_some(())).unwrap();
+    comes(node, OTHER_FIRST, "10-flannel.conflist comes before");
     fs::remove_file(&others[1]).unwrap();
     wait_until(|| (metric(node, FIRST) == "1").then_some(()))
         .unwrap_or_else(|| panic!("{}", node.agent_log()));
+    assert_eq!(condition(node, OTHER_FIRST), 0);
     assert_eq!(lines(node, "WARN").len(), 2, "once for each change: {}", node.agent_log());
 
     node.stop_agent().unwrap();
@@ -184,9 +186,7 @@ fn of_a_folder_of_another_user_the_owner_is_named_and_what_helps() {
     let refused = install();
     assert!(!refused.status.success() && explained(&text(&refused), &plugin), "{}", text(&refused));
     node.spawn_agent().unwrap();
-    let said =
-        wait_until(|| lines(node, "not ready").into_iter().find(|line| line.contains("--cni-conf-dir")));
-    let said = said.unwrap_or_else(|| panic!("{}", node.agent_log()));
+    let said = comes(node, CONFIGURATION, "--cni-conf-dir");
     assert!(explained(&said, &configurations.join(OURS)), "{said}");
 
     of(0);

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod, traffic};
 
 use crate::sockets::wait_until;
-use crate::sweep::metric;
+use crate::sweep::{comes, goes, metric};
 
 const MEBIBYTE: u64 = 1 << 20;
+const STALE: &str = "node-list-stale";
 
 #[test]
 fn a_node_that_is_made_anew_with_another_pod_cidr_is_reached_there() {
@@ -259,7 +260,7 @@ fn without_the_api_server_all_that_is_known_works_across_a_restart() {
     let api = lab.api_server().unwrap();
     assert_eq!(metric(one, "podwire_node_list_age_seconds"), "0");
     api.stop();
-    said(one, "ERROR", "the last good state stays");
+    comes(one, STALE, "the last good state stays");
     exchange(&client, &server);
     one.add_pod("late").unwrap();
 
@@ -270,7 +271,7 @@ fn without_the_api_server_all_that_is_known_works_across_a_restart() {
     let hour = Duration::from_secs(3600);
     File::open(&kept).unwrap().set_modified(SystemTime::now() - hour).unwrap();
     one.start_agent().unwrap();
-    said(one, "WARN", "going on with the last good node list");
+    comes(one, STALE, "the last good node list is used");
     let later = one.add_pod("later").unwrap();
     exchange(&later, &server);
     exchange(&client, &server);
@@ -279,7 +280,7 @@ fn without_the_api_server_all_that_is_known_works_across_a_restart() {
     assert!(age() >= hour.as_secs(), "{}", age());
 
     api.start().unwrap();
-    said(one, "INFO", "the API server answers again");
+    goes(one, STALE);
     said(one, "INFO", "node node3 has left");
     let gone = || !dump(one, maps::NODES).to_string().contains("10,244,3,0");
     assert!(wait_until(|| gone().then_some(())).is_some(), "{}", one.agent_log_tail(20));
@@ -294,7 +295,7 @@ fn an_agent_without_the_api_server_and_without_a_kept_list_serves_when_it_can() 
     let api = lab.api_server().unwrap();
     api.stop();
     node.spawn_agent().unwrap();
-    said(node, "ERROR", "ask the API server http://127.0.0.1:7443");
+    comes(node, "node-list-unread", "ask the API server http://127.0.0.1:7443");
     let refused = node.add_pod("early").unwrap_err().to_string();
     assert!(refused.contains("API server"), "{refused}");
     api.start().unwrap();

@@ -1,6 +1,6 @@
 //! What others take away is put back, and what belongs to nobody goes.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
@@ -294,11 +294,56 @@ pub fn readyz(node: &Node) -> (u16, String) {
 }
 
 fn get(node: &Node, path: &str) -> String {
-    let mut stream = node.enter(|| TcpStream::connect("127.0.0.1:9790")).unwrap().unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    try_get(node, path).unwrap()
+}
+
+fn try_get(node: &Node, path: &str) -> io::Result<String> {
+    let mut stream = node.enter(|| TcpStream::connect("127.0.0.1:9790")).unwrap()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// For how many subjects a condition holds, by /metrics.
+pub fn condition(node: &Node, name: &str) -> usize {
+    let text = get(node, "/metrics");
+    let start = format!("podwire_condition{{condition=\"{name}\",");
+    let line = text.lines().find(|line| line.starts_with(&start));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+/// The lines of /readyz that tell of a condition.
+pub fn told(node: &Node, name: &str) -> Vec<String> {
+    let start = format!("{name} (");
+    conditions(node).into_iter().filter(|line| line.starts_with(&start)).collect()
+}
+
+/// All of these lines.
+pub fn conditions(node: &Node) -> Vec<String> {
+    try_conditions(node).unwrap()
+}
+
+fn try_conditions(node: &Node) -> io::Result<Vec<String>> {
+    let text = try_get(node, "/readyz?verbose")?;
+    let (_, body) = text.split_once("\r\n\r\n").unwrap();
+    Ok(body.lines().skip(1).map(str::to_owned).collect())
+}
+
+/// Waits until a condition is told of in these words, also by an agent that has just been started.
+#[track_caller]
+pub fn comes(node: &Node, name: &str, words: &str) -> String {
+    let start = format!("{name} (");
+    let is_it = |line: &String| line.starts_with(&start) && line.contains(words);
+    let line = || try_conditions(node).ok()?.into_iter().find(is_it);
+    wait_until(line).unwrap_or_else(|| panic!("no {name} with {words}\n{}", node.agent_log_tail(20)))
+}
+
+/// Waits until a condition holds no longer.
+#[track_caller]
+pub fn goes(node: &Node, name: &str) {
+    let is_gone = || (condition(node, name) == 0).then_some(());
+    wait_until(is_gone).unwrap_or_else(|| panic!("{:?}\n{}", told(node, name), node.agent_log_tail(20)));
 }
 
 /// A value out of /metrics.

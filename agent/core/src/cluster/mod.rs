@@ -1,6 +1,6 @@
 //! The node list: where it comes from, and what of it can be used.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -381,14 +381,6 @@ fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
     let (name, uid, cordoned) = (record.name.clone(), record.uid.clone(), record.cordoned);
     let vtep_mac = record.flannel.as_ref().and_then(flannel::Lease::vtep_mac);
     Ok(Node { name, uid, pod_network, address, cordoned, vtep_mac })
-}
-
-/// The problems of `now` that `before` did not have: each is said once.
-pub fn new_problems<'a>(
-    now: &'a [NodeProblem],
-    before: &'a BTreeSet<NodeProblem>,
-) -> impl Iterator<Item = &'a NodeProblem> {
-    now.iter().filter(|problem| !before.contains(problem))
 }
 
 #[cfg(test)]
