@@ -26,9 +26,9 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageB
 pub use changes::Changes;
 pub use disciplines::Displaced;
 
-use podwire_core::desired::Route;
 use podwire_core::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host, NextHop};
 use podwire_core::model::Path;
+use podwire_core::slice::Route;
 
 use crate::error::Error;
 
@@ -303,12 +303,12 @@ impl Links {
         Ok(Error::Device { name: VXLAN_DEVICE.into(), problem })
     }
 
-    /// Gives a device an address (/32, scope global).
+    /// Gives the VXLAN device an address of scope global.
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn add_address(&self, device: u32, address: IpAddr) -> Result<(), Error> {
-        let request = self.handle.address().add(device, address, IpNet::from(address).prefix_len()).replace();
+    pub async fn add_address(&self, device: u32, address: IpNet) -> Result<(), Error> {
+        let request = self.handle.address().add(device, address.addr(), address.prefix_len()).replace();
         request.execute().await.map_err(netlink(format!("give {VXLAN_DEVICE} the address {address}")))
     }
 
@@ -316,14 +316,14 @@ impl Links {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn remove_address(&self, entry: &DeviceAddress) -> Result<(), Error> {
+    pub async fn remove_address(&self, device: u32, address: IpNet) -> Result<(), Error> {
         let mut message = AddressMessage::default();
-        message.header.family = family(entry.address);
-        message.header.index = entry.device;
-        message.header.prefix_len = entry.prefix_length;
-        message.attributes.push(AddressAttribute::Local(entry.address));
+        message.header.family = family(address.addr());
+        message.header.index = device;
+        message.header.prefix_len = address.prefix_len();
+        message.attributes.push(AddressAttribute::Local(address.addr()));
         let result = self.handle.address().del(message).execute().await;
-        unless_absent(result.or_else(ignore_no_address), || format!("remove the address {}", entry.address))
+        unless_absent(result.or_else(ignore_no_address), || format!("remove the address {address}"))
     }
 
     /// What is on a device where the agent's filters belong.

@@ -68,7 +68,7 @@ impl Fault {
 }
 
 impl Step {
-    /// Those of ADD, in their order; the file is written while the kernel is told.
+    /// Those of ADD, in their order: the agent's by its ranks of resources, upwards. The file is written while the kernel is told.
     pub const ADD: [Step; 17] = [
         Step::PairMade,
         Step::AddAsked,
@@ -88,11 +88,11 @@ impl Step {
         Step::LinkRuns,
         Step::ResultPrinted,
     ];
-    /// Those of DEL.
+    /// Those of DEL: the agent's by its ranks, downwards.
     pub const DEL: [Step; 11] = [
         Step::DelAsked,
-        Step::FrontendsRemoved,
         Step::RouteRemoved,
+        Step::FrontendsRemoved,
         Step::EndpointRemoved,
         Step::GuardRemoved,
         Step::PairRemoved,

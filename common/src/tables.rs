@@ -197,7 +197,7 @@ macro_rules! tables {
 #[macro_export]
 macro_rules! agent_tables {
     ($($with:ident)::+ $(, $($before:tt)*)?) => {
-        $crate::tables!($crate::filled_by_agent, [$($with)::+! $($($before)*)?] [])
+        $crate::tables! { $crate::filled_by_agent, [$($with)::+! $($($before)*)?] [] }
     };
 }
 

@@ -8,8 +8,8 @@ use podwire_common::addr::Mac;
 use podwire_common::names::{VETH_PREFIX, VXLAN_DEVICE};
 use thiserror::Error;
 
-use crate::desired::Route;
 use crate::model::Uplink;
+use crate::slice::Route;
 
 /// kube-proxy's, in its IPVS mode.
 const IPVS_DEVICE: &str = "kube-ipvs0";
@@ -69,6 +69,13 @@ pub struct DeviceAddress {
     pub prefix_length: u8,
     /// Scope global: may appear on the wire as a source.
     pub global: bool,
+}
+
+impl DeviceAddress {
+    /// The address with its prefix length. `None`: the kernel does not give such a length.
+    pub fn network(&self) -> Option<IpNet> {
+        IpNet::new(self.address, self.prefix_length).ok()
+    }
 }
 
 /// A route that somebody else made.
@@ -144,8 +151,7 @@ impl Host {
         devices.extend(ours.map(|entry| entry.device));
         let there = self.addresses.iter().filter(|entry| entry.global && devices.contains(&entry.device));
         let networks = |entry: &DeviceAddress| {
-            let network = IpNet::new(entry.address, entry.prefix_length).ok();
-            network.map(|network| network.trunc()).into_iter().chain([entry.address.into()])
+            entry.network().map(|network| network.trunc()).into_iter().chain([entry.address.into()])
         };
         let routers = self.default_next_hops().filter_map(|hop| hop.gateway);
         let routers = routers.filter(|gateway| !gateway.is_unspecified()).map(IpNet::from);

@@ -11,29 +11,24 @@ use podwire_common::abi::{self, Backend, Frontend};
 use podwire_common::addr::Addr;
 use podwire_common::flow::protocol;
 
-use crate::desired::Contents;
 use crate::host::{Device, Host, is_pods_device};
 use crate::model::{Attachment, Bandwidth, Endpoint, PortMapping, Transport};
+use crate::slice::Tables;
 
 /// The endpoints in the maps that are none of `known` and whose device is there as the maps have it.
-pub fn recovered(contents: &Contents, host: &Host, known: &BTreeSet<IpAddr>) -> Vec<Endpoint> {
-    let lost = contents.endpoints.iter().filter_map(|(address, entry)| {
+pub fn recovered(tables: &Tables, host: &Host, known: &BTreeSet<IpAddr>) -> Vec<Endpoint> {
+    let lost = tables.endpoints.iter().filter_map(|(address, entry)| {
         let address = IpAddr::from(*address);
         let device = host.devices.get(&entry.ifindex)?;
         let is_lost =
             !known.contains(&address) && is_pods_device(&device.name) && device.mac == Some(entry.host_mac);
-        if is_lost { endpoint(address, entry, device, contents) } else { None }
+        if is_lost { endpoint(address, entry, device, tables) } else { None }
     });
     lost.collect()
 }
 
-fn endpoint(
-    address: IpAddr,
-    entry: &abi::Endpoint,
-    device: &Device,
-    contents: &Contents,
-) -> Option<Endpoint> {
-    let of_pod = contents.frontends.iter().filter(|(_, backend)| backend.address == Addr::from(address));
+fn endpoint(address: IpAddr, entry: &abi::Endpoint, device: &Device, tables: &Tables) -> Option<Endpoint> {
+    let of_pod = tables.frontends.iter().filter(|(_, backend)| backend.address == Addr::from(address));
     Some(Endpoint {
         // No container has an interface without a name.
         attachment: Attachment { container_id: device.name.clone(), interface: String::new() },
@@ -71,7 +66,7 @@ fn port_mapping(frontend: &Frontend, backend: &Backend) -> Option<PortMapping> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{endpoint_entry, frontends};
+    use crate::features::{endpoint_entry, frontends};
     use crate::host::DeviceKind;
     use podwire_common::addr::Mac;
 
@@ -100,14 +95,13 @@ mod tests {
 
     fn check(device: &Device, known: &[IpAddr]) -> Vec<Endpoint> {
         let lost = lost();
-        let mut contents = Contents::default();
-        // As one that was taken over from layout 2.
+        let mut tables = Tables::default();
         let entry = abi::Endpoint { mtu: u16::MAX.into(), ..endpoint_entry(&lost) };
-        contents.endpoints.insert(lost.address.into(), entry);
-        contents.frontends.extend(frontends(&lost));
+        tables.endpoints.insert(lost.address.into(), entry);
+        tables.frontends.extend(frontends(&lost));
         let mut host = Host::default();
         host.devices.insert(device.index, device.clone());
-        recovered(&contents, &host, &known.iter().copied().collect())
+        recovered(&tables, &host, &known.iter().copied().collect())
     }
 
     #[test]

@@ -19,6 +19,11 @@ impl Attempts {
         }
     }
 
+    /// Whether one has failed so far.
+    pub(super) fn has_failed(&self) -> bool {
+        self.first_error.is_some()
+    }
+
     /// What all have come to.
     pub(super) fn outcome(self) -> Result<(), Error> {
         self.first_error.map_or(Ok(()), Err)

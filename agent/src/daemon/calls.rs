@@ -1,24 +1,25 @@
 //! What the plugin asks for, and how ADD and DEL are done. Each replies only when disk, maps and programs agree.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use podwire_cni::fault::{self, Step};
+use podwire_cni::fault::Step;
 use podwire_cni::protocol::{Add, Call, Failure, Reply, codes};
 use podwire_common::tables::Table;
-use podwire_core::desired::{Route, endpoint_entry, frontends};
-use podwire_core::diff::Op;
+use podwire_core::features::{Scope, desired};
 use podwire_core::host_ports::{self, Unavailable};
-use podwire_core::ipam::{IpamError, Pool};
+use podwire_core::ipam::IpamError;
 use podwire_core::model::{Attachment, Endpoint, Mode, PortMapping, format_mac, parse_mac};
+use podwire_core::plan::{Removals, plan};
+use podwire_core::slice::{Link, Slice};
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
+use super::executor::{Saved, Started, step};
 use super::{Daemon, Event};
-use crate::conditions::ConditionName;
 use crate::error::Error;
-use crate::sysctl::Switch;
 use crate::wire;
 
 /// The least MTU of IPv4 (RFC 791).
@@ -27,13 +28,12 @@ const LEAST_MTU: u32 = 68;
 /// An ADD whose endpoint is being written to disk.
 pub(super) struct Adding {
     endpoint: Endpoint,
+    /// What is there so far.
+    reached: Slice,
     /// What became of all the rest.
-    linked: Result<(), Error>,
+    done: Result<(), Error>,
     reply: oneshot::Sender<Reply>,
 }
-
-/// What became of writing an endpoint to disk.
-pub(super) type Saved = (Attachment, Result<(), Error>);
 
 impl Daemon {
     /// Does what is asked for. An ADD is answered later, by [`Self::finish_saved`].
@@ -47,7 +47,7 @@ impl Daemon {
                     prepared = self.prepare(add).await;
                 }
                 match prepared {
-                    Ok(endpoint) => return self.connect(endpoint, reply).await,
+                    Ok((endpoint, there)) => return self.connect(endpoint, there, reply).await,
                     Err(failure) => Err(failure),
                 }
             }
@@ -68,7 +68,7 @@ impl Daemon {
     pub(super) fn can_overlap(&self, event: &Event) -> bool {
         match event {
             Event::Call { call, .. } => {
-                matches!(&**call, Call::Add(add) if !self.adding.contains_key(&wire::attachment(&add.attachment)))
+                matches!(&**call, Call::Add(add) if !self.adding.contains_key(&add.attachment.host_interface()))
             }
             // A disk that takes its time is no reason to be taken for dead.
             Event::Alive(_) => true,
@@ -76,23 +76,25 @@ impl Daemon {
         }
     }
 
-    /// The endpoint that is asked for, with its address; the model has it.
-    async fn prepare(&mut self, add: &Add) -> Result<Endpoint, Failure> {
+    /// The endpoint that is asked for, with its address, and what of it is there. The model has it.
+    async fn prepare(&mut self, add: &Add) -> Result<(Endpoint, Slice), Failure> {
         let mut endpoint = self.plan(add)?;
         endpoint.ifindex = self.checked_device(&endpoint).await?;
+        let mut there = Slice::default();
         match self.model.endpoint_of(&endpoint.attachment).cloned() {
             Some(known) => {
                 endpoint.address = known.address;
-                if known.ifindex != endpoint.ifindex {
-                    // Of a device that the plugin has replaced.
-                    self.remove_guard(&known).await.map_err(|error| failure(&error))?;
-                }
+                there = desired(&self.model, Scope::Endpoint(&known));
+                // The plugin has replaced the link, and everything on it went with the earlier one.
+                (there.programs, there.queues, there.links, there.routes) = Default::default();
                 self.model.endpoints.remove(&known.attachment);
             }
             None => endpoint.address = self.allocate(&add.addresses)?,
         }
+        there.links.insert(endpoint.ifindex, Link::down(&endpoint));
+        self.model.without_device.remove(&endpoint.attachment);
         self.model.endpoints.insert(endpoint.attachment.clone(), endpoint.clone());
-        Ok(endpoint)
+        Ok((endpoint, there))
     }
 
     /// The endpoint that is asked for, its address and device still open.
@@ -172,7 +174,7 @@ impl Daemon {
         }
         let tunnel_port = (self.config.mode == Mode::Vxlan).then_some(self.config.vxlan_port);
         let others = self.model.endpoints.values().filter(|other| other.host_interface != host_interface);
-        let capacity = self.dataplane.maps.capacity(Table::Frontends);
+        let capacity = self.executor.dataplane.maps.capacity(Table::Frontends);
         host_ports::check(wanted, others, tunnel_port, capacity).map_err(|unavailable| {
             let code = match unavailable {
                 Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,
@@ -195,7 +197,7 @@ impl Daemon {
     /// The device's ifindex, once it is what the plugin says it made.
     async fn checked_device(&self, endpoint: &Endpoint) -> Result<u32, Failure> {
         let name = endpoint.host_interface.clone();
-        let device = self.links.device(&name).await.map_err(|error| failure(&error))?;
+        let device = self.executor.links.device(&name).await.map_err(|error| failure(&error))?;
         let Some(device) = device else {
             return Err(failure(&Error::NoDevice { name }));
         };
@@ -212,7 +214,7 @@ impl Daemon {
 
     fn allocate(&mut self, asked: &[IpNet]) -> Result<IpAddr, Failure> {
         self.look_at_host_local();
-        let Some(pool) = &mut self.pool else {
+        let Some(pool) = &mut self.executor.pool else {
             return Err(refuse(
                 codes::TRY_AGAIN_LATER,
                 "the agent is not ready: this node's podCIDR is not known".into(),
@@ -239,51 +241,48 @@ impl Daemon {
         })
     }
 
-    /// Disk and kernel, both of them: a disk takes longer than all the rest, which is done meanwhile, for this pod and for the next ones.
-    async fn connect(&mut self, endpoint: Endpoint, reply: oneshot::Sender<Reply>) {
-        let last = self.pool.as_ref().and_then(Pool::last);
-        let taken = last.map_or(Ok(()), |last| self.store.save_last_address(last));
-        if let Err(error) = taken.and_then(|()| step(Step::AddressTaken)) {
-            return self.finish(endpoint, Err(error), reply).await;
+    /// Makes all of an endpoint. The ADD is answered when its file is on disk: ADDs of other pods are served meanwhile.
+    async fn connect(&mut self, endpoint: Endpoint, there: Slice, reply: oneshot::Sender<Reply>) {
+        let want = desired(&self.model, Scope::Endpoint(&endpoint));
+        let ops = plan(&want, &there, Removals::Allowed);
+        let mut reached = there;
+        let Started { waits, done } = self.executor.start(ops, &mut reached).await;
+        let adding = Adding { endpoint, reached, done, reply };
+        match waits {
+            true => drop(self.adding.insert(adding.endpoint.host_interface.clone(), adding)),
+            false => self.finish(adding).await,
         }
-        let (attachment, save) = (endpoint.attachment.clone(), self.store.saving(&endpoint));
-        self.saving.spawn_blocking(move || (attachment, save()));
-        let linked = self.link(&endpoint).await;
-        self.adding.insert(endpoint.attachment.clone(), Adding { endpoint, linked, reply });
     }
 
     /// Answers the ADDs that wait for the disk.
     pub(super) async fn finish_all_saved(&mut self) {
-        while let Some(saved) = self.saving.join_next().await {
+        while let Some(saved) = self.executor.saved().await {
             self.finish_saved(saved).await;
         }
     }
 
     /// Answers an ADD whose endpoint was written to disk, or could not be.
     pub(super) async fn finish_saved(&mut self, saved: Result<Saved, JoinError>) {
-        let (attachment, saved) = saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        // Only now, also where the rest has failed: what is undone must not be written afterwards.
+        let (name, saved) = saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        // Only now, also where the rest has failed: a file that is undone must not be written afterwards.
         if saved.is_err() {
             self.try_state_folder();
         }
-        if let Some(Adding { endpoint, linked, reply }) = self.adding.remove(&attachment) {
-            self.finish(endpoint, linked.and(saved), reply).await;
+        if let Some(mut adding) = self.adding.remove(&name) {
+            adding.done = adding.done.and(saved);
+            self.finish(adding).await;
         }
     }
 
-    async fn finish(
-        &mut self,
-        endpoint: Endpoint,
-        connected: Result<(), Error>,
-        reply: oneshot::Sender<Reply>,
-    ) {
-        if let Err(error) = connected.and_then(|()| step(Step::Agreed)) {
-            self.undo(&endpoint).await;
+    async fn finish(&mut self, adding: Adding) {
+        let Adding { endpoint, reached, done, reply } = adding;
+        if let Err(error) = done.and_then(|()| step(Step::Agreed)) {
+            self.undo(&endpoint, reached).await;
             return answer(reply, Err(failure(&error)));
         }
         if reply.is_closed() {
             warn!(pod = %endpoint, "undone: its plugin has given up waiting, or is dead");
-            return self.undo(&endpoint).await;
+            return self.undo(&endpoint, reached).await;
         }
         info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
         for address in host_ports::foreign_addresses(&endpoint.port_mappings, &self.host.own_addresses()) {
@@ -292,52 +291,16 @@ impl Daemon {
         answer(reply, Ok(Reply::Added(wire::added(&endpoint))));
     }
 
-    /// Programs, limit, link, maps, route: in this order, so that at each step what it needs is there.
-    async fn link(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
-        self.dataplane.attach_pod(&endpoint.host_interface)?;
-        step(Step::ProgramsAttached)?;
-        if let Some(limit) = endpoint.ingress_limit() {
-            self.links.set_limit(endpoint.ifindex, &endpoint.host_interface, &limit).await?;
-        }
-        step(Step::LimitSet)?;
-        self.config.places.switches().put_right(&Switch::forwarding(&endpoint.host_interface))?;
-        self.links.set_mtu_and_up(endpoint.ifindex, &endpoint.host_interface, endpoint.mtu).await?;
-        step(Step::LinkUp)?;
-        if let Some(guard) = endpoint.guard() {
-            self.apply(Op::SetGuard(endpoint.ifindex, guard)).await?;
-        }
-        step(Step::GuardWritten)?;
-        self.apply(Op::SetEndpoint(endpoint.address.into(), endpoint_entry(endpoint))).await?;
-        step(Step::EndpointWritten)?;
-        for (frontend, backend) in frontends(endpoint) {
-            self.apply(Op::SetFrontend(frontend, backend)).await?;
-        }
-        step(Step::FrontendsWritten)?;
-        let route = self.route_to(endpoint);
-        self.apply(Op::SetRoute(endpoint.address.into(), route)).await?;
-        step(Step::RouteSet)
-    }
-
-    /// After an ADD that failed half way. The device stays: the plugin made it and removes it.
-    async fn undo(&mut self, endpoint: &Endpoint) {
-        let route = self.route_to(endpoint);
-        let undone = [
-            self.remove_frontends(endpoint).await,
-            self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await,
-            self.apply(Op::RemoveEndpoint(endpoint.address.into())).await,
-            self.remove_guard(endpoint).await,
-            self.links.set_down(endpoint.ifindex, &endpoint.host_interface).await,
-            self.dataplane.maps.forget_pod(endpoint.address),
-            self.store.remove(endpoint),
-        ];
-        self.dataplane.detach_pod(&endpoint.host_interface);
-        let failed: Vec<_> = undone.into_iter().filter_map(Result::err).collect();
-        if failed.is_empty() {
-            return self.forget(endpoint);
-        }
-        // What still bears its address would be another pod's. It is released by its DEL, or when its device is gone.
-        for error in failed {
-            error!(pod = %endpoint, "undo a failed ADD: {error}; its address is kept until that is done");
+    /// Reverses what an ADD has reached. The device stays: the plugin made it and removes it.
+    async fn undo(&mut self, endpoint: &Endpoint, mut reached: Slice) {
+        let links = BTreeMap::from([(endpoint.ifindex, Link::down(endpoint))]);
+        let before = Slice { links, ..Slice::default() };
+        let ops = plan(&before, &reached, Removals::Allowed);
+        match self.executor.run_all(ops, &mut reached, &self.host).await {
+            Ok(()) => drop(self.model.endpoints.remove(&endpoint.attachment)),
+            Err(error) => {
+                error!(pod = %endpoint, "undo a failed ADD: {error}; its address is kept until that is done");
+            }
         }
     }
 
@@ -350,61 +313,14 @@ impl Daemon {
         Ok(())
     }
 
-    /// Takes everything of an endpoint back, what points at something before what it points at; the address last, when
-    /// nothing refers to it any more.
+    /// Takes everything of an endpoint back.
     pub(super) async fn release(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
-        self.remove_frontends(endpoint).await?;
-        step(Step::FrontendsRemoved)?;
-        let route = self.route_to(endpoint);
-        self.apply(Op::RemoveRoute(endpoint.address.into(), route)).await?;
-        step(Step::RouteRemoved)?;
-        self.apply(Op::RemoveEndpoint(endpoint.address.into())).await?;
-        step(Step::EndpointRemoved)?;
-        self.remove_guard(endpoint).await?;
-        step(Step::GuardRemoved)?;
-        // By its number, and its name or its link address: a device that somebody else made meanwhile is not the pod's.
-        if endpoint.ifindex != 0
-            && let Some(device) = self.links.device_at(endpoint.ifindex).await?
-            && (device.name == endpoint.host_interface || device.mac == Some(endpoint.host_mac))
-        {
-            self.links.remove_device(endpoint.ifindex, &device.name).await?;
-        }
-        step(Step::PairRemoved)?;
-        self.dataplane.maps.forget_pod(endpoint.address)?;
-        step(Step::FlowsForgotten)?;
-        self.store.remove(endpoint)?;
-        step(Step::FileRemoved)?;
-        self.forget(endpoint);
-        step(Step::Released)
-    }
-
-    async fn remove_guard(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
-        match endpoint.guard() {
-            Some(_) => self.apply(Op::RemoveGuard(endpoint.ifindex)).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn remove_frontends(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
-        for (frontend, _) in frontends(endpoint) {
-            self.apply(Op::RemoveFrontend(frontend)).await?;
-        }
-        Ok(())
-    }
-
-    fn forget(&mut self, endpoint: &Endpoint) {
+        let mut reached = desired(&self.model, Scope::Endpoint(endpoint));
+        let ops = plan(&Slice::default(), &reached, Removals::Allowed);
+        self.executor.run(ops, &mut reached).await?;
         self.model.endpoints.remove(&endpoint.attachment);
-        for of_pod in [ConditionName::PodsOutsidePodCidr, ConditionName::NotReleased] {
-            self.conditions.clear_for(of_pod, &endpoint.host_interface);
-        }
-        if let Some(pool) = &mut self.pool {
-            pool.release(endpoint.address);
-        }
-    }
-
-    pub(super) fn route_to(&self, endpoint: &Endpoint) -> Route {
-        let source = self.model.own.as_ref().map(|own| own.address);
-        Route::Link { device: endpoint.ifindex, gateway: None, source }
+        self.model.without_device.remove(&endpoint.attachment);
+        Ok(())
     }
 }
 
@@ -437,11 +353,6 @@ fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {
         )),
         Some(mtu) => Ok(mtu),
     }
-}
-
-/// A numbered step is over (ARCHITECTURE.md, "Life of a pod").
-fn step(step: Step) -> Result<(), Error> {
-    fault::after(step).map_err(Error::file("go on after", step.name()))
 }
 
 pub(super) fn refuse(code: u32, message: String) -> Failure {

@@ -1,14 +1,18 @@
-//! CHECK: an attachment compared with what the kernel has of it. Every fault is named at once.
+//! CHECK: an attachment compared with what the kernel has of it. Every operation that would have to be done is a fault, and all are
+//! named at once.
 
 use podwire_cni::protocol::{Added, Failure, codes};
-use podwire_common::abi::{self, ENDPOINT_STACK_ONLY};
-use podwire_common::names::programs;
-use podwire_core::desired::{endpoint_entry, frontends};
-use podwire_core::host::{Device, Host};
+use podwire_common::abi;
+use podwire_core::change::Change;
+use podwire_core::features::{Scope, desired};
+use podwire_core::host::Host;
 use podwire_core::model::{Attachment, Endpoint, format_mac};
+use podwire_core::plan::{Op, Removals, plan};
+use podwire_core::slice::{Link, TableChange};
 
 use super::Daemon;
 use super::calls::{failure, refuse};
+use super::found::{Displaced, Found};
 use crate::error::Error;
 use crate::wire;
 
@@ -26,100 +30,94 @@ impl Daemon {
     }
 
     async fn faults(&self, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
-        let host = self.links.host().await?;
-        let mut faults = self.device_faults(endpoint, &host).await?;
-        faults.extend(self.map_faults(endpoint)?);
-        let (have, want) = (host.own_routes.get(&endpoint.address.into()), self.route_to(endpoint));
-        if have != Some(&want) {
-            let there =
-                have.map_or_else(|| "is missing".into(), |route| format!("is {route:?}, not {want:?}"));
-            faults.push(format!("the host's route to {} {there}", endpoint.address));
-        }
-        Ok(faults)
-    }
-
-    async fn device_faults(&self, endpoint: &Endpoint, host: &Host) -> Result<Vec<String>, Error> {
-        let name = &endpoint.host_interface;
-        let Some(device) = host.device(name) else {
-            return Ok(vec![format!("{name} is gone on the node")]);
-        };
-        let mut faults = link_faults(endpoint, device);
-        if let Some(limit) = endpoint.ingress_limit()
-            && !self.links.queues().await?.limit(device.index, &limit)
-        {
-            faults.push(format!("the limit of what the pod receives is missing on {name}, or another one"));
-        }
-        let filters = self.links.filters(device.index).await?;
-        for (program, direction, there) in
-            [(programs::FROM_POD, "ingress", filters.ingress), (programs::TO_POD, "egress", filters.egress)]
-        {
-            match there {
-                None => faults.push(format!("{program} is not attached to the {direction} of {name}")),
-                // Another agent's, or one of before this agent: it may have other maps, and no one counts its drops.
-                Some(there) if there.program != self.dataplane.program_id(program)? => {
-                    faults.push(format!(
-                        "the {direction} of {name} has program {}, not this agent's {program}",
-                        there.program
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
-        Ok(faults)
-    }
-
-    fn map_faults(&self, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
-        let mut faults = match self.dataplane.maps.endpoint(endpoint.address)? {
-            Some(have) => entry_faults(endpoint, have),
-            None => vec![format!("ENDPOINTS has no entry for {}", endpoint.address)],
-        };
-        if let Some(want) = endpoint.guard()
-            && self.dataplane.maps.guard(endpoint.ifindex)? != Some(want)
-        {
-            let name = &endpoint.host_interface;
-            faults
-                .push(format!("EGRESS_GUARDS has no entry for what the pod sends by {name}, or another one"));
-        }
-        for ((frontend, want), mapping) in frontends(endpoint).zip(&endpoint.port_mappings) {
-            match self.dataplane.maps.backend(&frontend)? {
-                Some(have) if have == want => {}
-                Some(have) => faults.push(format!("the hostPort {mapping} leads to {have:?} in FRONTENDS")),
-                None => faults.push(format!("the hostPort {mapping} is missing in FRONTENDS")),
-            }
-        }
-        Ok(faults)
+        let host = self.executor.links.host().await?;
+        let want = desired(&self.model, Scope::Endpoint(endpoint));
+        let Found { have, displaced } = self.executor.find_only(&want, &host).await?;
+        let ops = plan(&want, &have, Removals::Withheld);
+        let is_gone = !have.links.contains_key(&endpoint.ifindex);
+        let faults = ops.iter().flat_map(|op| match op {
+            Op::Programs(_) | Op::Queue(_) if is_gone => Vec::new(),
+            Op::Programs(_) => displaced.iter().map(program_fault).collect(),
+            Op::Link(change) => link_faults(endpoint, change.before.as_ref(), &host),
+            Op::Table(change) => table_faults(endpoint, change),
+            other => vec![fault(endpoint, other)],
+        });
+        Ok(faults.collect())
     }
 }
 
-fn link_faults(endpoint: &Endpoint, device: &Device) -> Vec<String> {
-    let name = &device.name;
-    let mut faults = Vec::new();
-    if device.index != endpoint.ifindex {
-        faults.push(format!("{name} is another device (ifindex {}, not {})", device.index, endpoint.ifindex));
+fn program_fault(displaced: &Displaced) -> String {
+    let Displaced { device, program, direction, found, .. } = displaced;
+    match found {
+        None => format!("{program} is not attached to the {direction} of {device}"),
+        // Another agent's, or one of before this agent: it may have other maps, and no one counts its drops.
+        Some(found) => {
+            format!("the {direction} of {device} has program {}, not this agent's {program}", found.program)
+        }
     }
-    if device.mac != Some(endpoint.host_mac) {
-        let has = device.mac.map_or_else(|| "none".into(), format_mac);
+}
+
+fn link_faults(endpoint: &Endpoint, found: Option<&Link>, host: &Host) -> Vec<String> {
+    let name = &endpoint.host_interface;
+    let Some(link) = found else {
+        let fault = match host.device(name) {
+            Some(other) => {
+                format!("{name} is another device (ifindex {}, not {})", other.index, endpoint.ifindex)
+            }
+            None => format!("{name} is gone on the node"),
+        };
+        return vec![fault];
+    };
+    let mut faults = Vec::new();
+    if link.name != *name {
+        faults.push(format!("{name} is named {} on the node", link.name));
+    }
+    if link.mac != Some(endpoint.host_mac) {
+        let has = link.mac.map_or_else(|| "none".into(), format_mac);
         faults.push(format!("{name} has the MAC address {has}, not {}", format_mac(endpoint.host_mac)));
     }
-    if !device.up {
+    if !link.up {
         faults.push(format!("{name} is down on the node"));
     }
-    if device.mtu != endpoint.mtu {
-        faults.push(format!("{name} has MTU {}, not {}", device.mtu, endpoint.mtu));
+    if link.mtu != endpoint.mtu {
+        faults.push(format!("{name} has MTU {}, not {}", link.mtu, endpoint.mtu));
     }
     faults
 }
 
-fn entry_faults(endpoint: &Endpoint, have: abi::Endpoint) -> Vec<String> {
+fn table_faults(endpoint: &Endpoint, change: &TableChange) -> Vec<String> {
+    match change {
+        TableChange::Endpoints(Change { before: Some(have), now: Some(want), .. }) => {
+            entry_faults(endpoint, *have, *want)
+        }
+        TableChange::Endpoints(_) => vec![format!("ENDPOINTS has no entry for {}", endpoint.address)],
+        TableChange::Guards(_) => vec![format!(
+            "EGRESS_GUARDS has no entry for what the pod sends by {}, or another one",
+            endpoint.host_interface
+        )],
+        TableChange::Frontends(Change { key, before, .. }) => {
+            let is_of = |mapping: &&podwire_core::model::PortMapping| {
+                podwire_core::features::frontend(mapping) == *key
+            };
+            let mapping = endpoint.port_mappings.iter().find(is_of).map(ToString::to_string);
+            let mapping = mapping.unwrap_or_else(|| format!("{key:?}"));
+            vec![match before {
+                Some(have) => format!("the hostPort {mapping} leads to {have:?} in FRONTENDS"),
+                None => format!("the hostPort {mapping} is missing in FRONTENDS"),
+            }]
+        }
+        other => vec![format!("{} is not as it should be", other.table().name())],
+    }
+}
+
+fn entry_faults(endpoint: &Endpoint, have: abi::Endpoint, want: abi::Endpoint) -> Vec<String> {
     // Taken apart, so that a field that is added to the entry cannot be forgotten here.
-    let abi::Endpoint { ifindex, id, flags, mtu, pod_mac, host_mac, gateway } = endpoint_entry(endpoint);
-    // Set by a program when STACK_FLOWS was full: no fault.
-    let flags_there = have.flags & !ENDPOINT_STACK_ONLY;
+    let abi::Endpoint { ifindex, id, flags, mtu, pod_mac, host_mac, gateway } = want;
     let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
     [
         ("ifindex", text(&have.ifindex), text(&ifindex)),
         ("id", text(&have.id), text(&id)),
-        ("flags", text(&flags_there), text(&flags)),
+        ("flags", text(&have.flags), text(&flags)),
         ("mtu", text(&have.mtu), text(&mtu)),
         ("pod_mac", text(&have.pod_mac), text(&pod_mac)),
         ("host_mac", text(&have.host_mac), text(&host_mac)),
@@ -129,4 +127,18 @@ fn entry_faults(endpoint: &Endpoint, have: abi::Endpoint) -> Vec<String> {
     .filter(|(_, have, want)| have != want)
     .map(|(field, have, want)| format!("ENDPOINTS has {field} {have} for {}, not {want}", endpoint.address))
     .collect()
+}
+
+fn fault(endpoint: &Endpoint, op: &Op) -> String {
+    match op {
+        Op::Queue(_) => format!(
+            "the limit of what the pod receives is missing on {}, or another one",
+            endpoint.host_interface
+        ),
+        Op::Route(Change { before: Some(have), now: Some(want), .. }) => {
+            format!("the host's route to {} is {have:?}, not {want:?}", endpoint.address)
+        }
+        Op::Route(_) => format!("the host's route to {} is missing", endpoint.address),
+        other => format!("{:?} is not as it should be", other.rank()),
+    }
 }

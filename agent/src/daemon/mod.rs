@@ -4,7 +4,9 @@ mod attempts;
 mod calls;
 mod check;
 mod cni_configuration;
+mod executor;
 mod firewall;
+mod found;
 mod node_calls;
 mod nodes;
 mod other_pods;
@@ -29,7 +31,6 @@ use podwire_core::ipam::Pool;
 use podwire_core::model::{Attachment, Model};
 use podwire_core::strays::Strays;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use crate::before::Before;
@@ -37,14 +38,12 @@ use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
 use crate::config_file::Unheeded;
 use crate::conntrack::Conntrack;
-use crate::dataplane::Dataplane;
 use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
 use crate::error::Error;
-use crate::links::{Changes, Links};
+use crate::links::Changes;
 use crate::lock::Lock;
-use crate::store::Store;
 
 /// What the sources have to say.
 #[derive(Debug)]
@@ -126,20 +125,16 @@ pub struct Daemon {
     uplink_attachment: UplinkAttachment,
     /// Where the programs of this node's own processes are attached, if anywhere.
     cgroup: Option<PathBuf>,
-    store: Store,
+    executor: executor::Executor,
     state_folder: state_folder::StateFolder,
     /// What the node was like before the agent changed it, as the state folder had it last.
     before: Before,
     /// Of the folder of pins.
     bpf_lock: Lock,
-    links: Links,
     changes: Changes,
     /// When the kernel was last found, or made, as it is wanted; `None`: not yet, or no longer.
     settled: Option<Instant>,
-    dataplane: Dataplane,
     model: Model,
-    /// `None` until this node's podCIDR is known; then it stays, whatever becomes of the node list.
-    pool: Option<Pool>,
     host: Arc<Host>,
     /// What the last round of ageing found.
     collected: Collected,
@@ -163,8 +158,6 @@ pub struct Daemon {
     reattached: u64,
     /// Kernel switches that were set again.
     switches_set_again: u64,
-    /// Operations by which maps and routes were changed.
-    operations: u64,
     /// Everything that is wrong.
     conditions: Conditions,
     firewall: firewall::Firewall,
@@ -172,9 +165,8 @@ pub struct Daemon {
     cni_configuration: Option<cni_configuration::CniConfiguration>,
     /// Whose device was not found, and since when.
     missed: BTreeMap<Attachment, Instant>,
-    /// ADDs that are done but for the disk.
-    adding: BTreeMap<Attachment, calls::Adding>,
-    saving: JoinSet<calls::Saved>,
+    /// ADDs that are done but for the disk, by name of the host side.
+    adding: BTreeMap<String, calls::Adding>,
     /// Whether the kernel was made as it is wanted since a condition last kept ADD from being served.
     is_set_up: bool,
     readiness: watch::Sender<Readiness>,
@@ -193,7 +185,7 @@ impl Daemon {
             self.tell_readiness();
             let event = tokio::select! {
                 biased;
-                Some(saved) = self.saving.join_next() => {
+                Some(saved) = self.executor.saved() => {
                     self.finish_saved(saved).await;
                     continue;
                 }
@@ -259,7 +251,7 @@ impl Daemon {
             return;
         }
         // Before the first node list only what is gone is released.
-        match self.links.host().await {
+        match self.executor.links.host().await {
             Ok(host) => {
                 self.sweep(&host).await;
                 self.put_names_back(&host).await;
@@ -279,7 +271,7 @@ impl Daemon {
             );
             self.conditions.set(ConditionName::ConntrackUnavailable, sentence);
         });
-        self.dataplane.maps.collector(conntrack.ok())
+        self.executor.dataplane.maps.collector(conntrack.ok())
     }
 
     fn take_collected(&mut self, collected: Collected) {
@@ -298,7 +290,7 @@ impl Daemon {
         });
         let crowded: Vec<_> = crowded.collect();
         self.conditions.replace(ConditionName::HolderCrowded, crowded);
-        if let Err(error) = self.dataplane.maps.clear_stack_only(&collected.recorded) {
+        if let Err(error) = self.executor.dataplane.maps.clear_stack_only(&collected.recorded) {
             error!("housekeeping: {error}");
         }
         self.collected = collected;
@@ -317,7 +309,7 @@ impl Daemon {
     }
 
     fn figures(&self) -> Figures {
-        let counters = self.dataplane.maps.counters().unwrap_or_else(|error| {
+        let counters = self.executor.dataplane.maps.counters().unwrap_or_else(|error| {
             error!("read the counters: {error}");
             Counters::default()
         });
@@ -330,11 +322,11 @@ impl Daemon {
                 counts
             }),
             node_list_age: self.list.age(),
-            addresses: self.pool.as_ref().map_or(0, Pool::size),
+            addresses: self.executor.pool.as_ref().map_or(0, Pool::size),
             collected: self.collected.clone(),
             reattached: self.reattached,
             switches_set_again: self.switches_set_again,
-            operations: self.operations,
+            operations: self.executor.operations(),
             conditions: self.conditions.counts(),
             forward_policy_drops: self
                 .conditions

@@ -34,7 +34,7 @@ impl Daemon {
             };
             return Err(refuse(code, message));
         }
-        let free = self.pool.as_ref().map_or(Ok(()), Pool::has_free);
+        let free = self.executor.pool.as_ref().map_or(Ok(()), Pool::has_free);
         free.map_err(|error| refuse(codes::UNAVAILABLE, error.to_string()))
     }
 

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use podwire_core::cluster::changes::{Change, changes};
 use podwire_core::cluster::{Cluster, NodeList, NodeProblem, Skipped, flannel};
-use podwire_core::desired::desired_of;
-use podwire_core::diff::{Deletions, diff};
+use podwire_core::features::{Scope, desired};
 use podwire_core::ipam::{IpamError, Pool};
-use podwire_core::model::Node;
+use podwire_core::model::{Model, Node};
+use podwire_core::plan::{Removals, plan};
 use tracing::{debug, error, info};
 
 use super::Daemon;
@@ -158,6 +158,8 @@ impl Daemon {
         let changed = changes(before, &self.model.remote);
         let old: Vec<Node> = changed.iter().filter_map(|change| change.before.cloned()).collect();
         let new: Vec<Node> = changed.iter().filter_map(|change| change.now.cloned()).collect();
+        let of =
+            |model: &Model, nodes: &[Node]| desired(model, Scope::Nodes(&nodes.iter().collect::<Vec<_>>()));
         // Which of this node's addresses are its own is another question then.
         let is_ours = |node: &Node| {
             self.model
@@ -168,14 +170,14 @@ impl Daemon {
         if old.iter().chain(&new).any(is_ours) {
             return false;
         }
-        let have = desired_of(&self.model, &old);
+        let mut reached = of(&self.model, &old);
         self.renew_paths(&old, &new).await;
         if self.model.pod_mtu() != self.pod_mtu {
             return false;
         }
-        let want = desired_of(&self.model, &new);
+        let ops = plan(&of(&self.model, &new), &reached, Removals::Allowed);
         let host = Arc::clone(&self.host);
-        let done = self.carry_out(diff(&want, &have, Deletions::Allowed), &have, &host).await;
+        let done = self.executor.run_all(ops, &mut reached, &host).await;
         if let Err(error) = &done {
             error!("apply what has changed of {} nodes: {error}", old.len().max(new.len()));
             self.settled = None;
@@ -205,17 +207,17 @@ impl Daemon {
             return;
         };
         let network = own.pod_network;
-        if self.pool.as_ref().is_some_and(|pool| pool.network() == network) {
+        if self.executor.pool.as_ref().is_some_and(|pool| pool.network() == network) {
             return;
         }
         let taken = self.model.endpoints.values().map(|endpoint| endpoint.address);
-        let last = match &self.pool {
+        let last = match &self.executor.pool {
             Some(pool) => pool.last(),
-            None => self.store.last_address(),
+            None => self.executor.store.last_address(),
         };
-        self.pool = Some(Pool::new(network, taken, last));
+        self.executor.pool = Some(Pool::new(network, taken, last));
         info!(%network, "addresses are handed out from this node's podCIDR");
-        let no_room = match self.pool.as_ref().map(Pool::has_free) {
+        let no_room = match self.executor.pool.as_ref().map(Pool::has_free) {
             Some(Err(error @ IpamError::NoRoom(_))) => Some(error.to_string()),
             _ => None,
         };

@@ -23,7 +23,7 @@ pub(super) struct OtherPods {
 impl Daemon {
     /// Where devices, routes or neighbours may have changed.
     pub(super) async fn look_for_other_pods(&mut self, host: &Host) {
-        let Some(network) = self.pool.as_ref().map(Pool::network) else { return };
+        let Some(network) = self.executor.pool.as_ref().map(Pool::network) else { return };
         self.other_pods.links = other_pods::held_by_links(host, network);
         match self.neighbours_within(host, network).await {
             Ok(held) => self.other_pods.neighbours = held,
@@ -37,7 +37,7 @@ impl Daemon {
         if self.other_pods.neighbours.is_empty() {
             return self.look_at_host_local();
         }
-        match self.links.host().await {
+        match self.executor.links.host().await {
             Ok(host) => self.look_for_other_pods(&host).await,
             Err(error) => error!("addresses that others have: {error}"),
         }
@@ -47,12 +47,12 @@ impl Daemon {
         if !other_pods::may_have_neighbours(host, network) {
             return Ok(Held::new());
         }
-        let neighbours = self.links.neighbours().await?;
+        let neighbours = self.executor.links.neighbours().await?;
         let held = other_pods::held_by_neighbours(host, &neighbours, network);
         for stale in neighbours.iter().filter(|neighbour| neighbour.is_stale) {
             // The kernel keeps the entry of a pod that is gone for as long as nobody sends to it.
             if held.contains_key(&stale.address) {
-                self.links.ask_neighbour(stale).await?;
+                self.executor.links.ask_neighbour(stale).await?;
             }
         }
         Ok(held)
@@ -60,7 +60,7 @@ impl Daemon {
 
     /// As little as a folder that is not there, on most nodes.
     pub(super) fn look_at_host_local(&mut self) {
-        let Some(pool) = &mut self.pool else { return };
+        let Some(pool) = &mut self.executor.pool else { return };
         let found = &mut self.other_pods;
         let unreadable = match host_local::held(&self.config.cni_state_dir, pool.network()) {
             Ok(held) => {

@@ -6,17 +6,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podwire_common::abi;
-use podwire_common::addr::Addr;
 use podwire_common::names::VXLAN_DEVICE;
-use podwire_core::desired::{Contents, Route, desired};
-use podwire_core::diff::{Deletions, Op, diff};
-use podwire_core::host::{Device, Host};
+use podwire_core::change::Change;
+use podwire_core::features::{Scope, desired};
+use podwire_core::host::Host;
 use podwire_core::model::{Node, Path};
-use tracing::{debug, info, warn};
+use podwire_core::plan::{Op, Rank, Removals, plan};
+use podwire_core::slice::{Hooks, Slice};
+use tracing::{info, warn};
 
 use super::Daemon;
 use super::attempts::Attempts;
+use super::found::{Displaced, Found};
 use crate::before::Before;
 use crate::conditions::ConditionName;
 use crate::dataplane::attach::UplinkAttachment;
@@ -60,36 +61,31 @@ impl Daemon {
     }
 
     async fn try_reconcile(&mut self) -> Result<(), Error> {
-        let mut host = self.links.host().await?;
+        let mut host = self.executor.links.host().await?;
         self.sweep(&host).await;
         if self.put_names_back(&host).await {
-            host = self.links.host().await?;
+            host = self.executor.links.host().await?;
         }
         // Before programs are loaded anew: they take the maps that are pinned.
         self.look_after_pins();
         let tunnel = host.device(VXLAN_DEVICE).map(|device| device.index);
         if self.model.vxlan.is_some() && self.model.vxlan != tunnel {
             self.rebuild_tunnel().await?;
-            host = self.links.host().await?;
+            host = self.executor.links.host().await?;
         }
-        let filters = self.put_filters_back(&host).await;
         self.model.other_addresses = host.own_addresses();
         self.look_for_other_pods(&host).await;
-        if !self.look_at_uplinks(&host).await {
-            return Ok(());
+        let has_uplink = self.look_at_uplinks(&host).await;
+        let put_right = self.put_right(&host, has_uplink).await;
+        if !has_uplink {
+            return put_right;
         }
-        // Before the routes: the kernel refuses them through a device that is down.
-        let pods_up = self.set_up_pods(&host).await?;
-        if self.set_up_tunnel(&host).await? || pods_up {
-            host = self.links.host().await?;
-        }
-        self.apply_contents(&host).await?;
-        let limits = self.set_limits().await;
         self.attach_uplinks().await?;
         self.host = Arc::new(host);
+        put_right?;
         self.conditions.clear(ConditionName::NotSetUp);
         self.is_set_up = self.conditions.refusal().is_none();
-        filters.and(limits)
+        Ok(())
     }
 
     /// Finds the uplinks and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
@@ -177,7 +173,7 @@ impl Daemon {
 
     /// The way to a node, and what an operator has to know of it.
     async fn ask_path(&self, node: &Node, host: &Host) -> (Option<Path>, Option<(ConditionName, String)>) {
-        let path = self.links.path(node.address, host).await;
+        let path = self.executor.links.path(node.address, host).await;
         let report = match path {
             Some(path) if self.model.uplinks.iter().any(|uplink| uplink.index == path.device) => None,
             Some(path) => {
@@ -199,154 +195,64 @@ impl Daemon {
         (path, report)
     }
 
-    /// Maps and routes.
-    async fn apply_contents(&mut self, host: &Host) -> Result<(), Error> {
-        let mut want = desired(&self.model);
-        for endpoint in self.missed.keys().filter_map(|attachment| self.model.endpoints.get(attachment)) {
-            // The kernel has removed it with the device, and would refuse it.
-            want.routes.remove(&endpoint.address.into());
+    /// Makes the kernel hold what is wanted. Without an uplink, only programs of links that are there.
+    async fn put_right(&mut self, host: &Host, has_uplink: bool) -> Result<(), Error> {
+        if self.uplink_attachment == UplinkAttachment::Clsact {
+            self.model.filtered_uplinks.clone_from(&self.attached);
         }
-        let mut have = self.dataplane.maps.contents()?;
-        have.routes.clone_from(&host.own_routes);
-        let deletions = if self.complete { Deletions::Allowed } else { Deletions::Withheld };
-        self.carry_out(diff(&want, &have, deletions), &have, host).await
-    }
-
-    /// The operations, in order. One that fails does not keep the others from being done.
-    pub(super) async fn carry_out(
-        &mut self,
-        ops: Vec<Op>,
-        have: &Contents,
-        host: &Host,
-    ) -> Result<(), Error> {
+        let mut want = desired(&self.model, Scope::All);
+        name_as_they_are(&mut want, host);
+        let Found { have, displaced } = self.executor.find(&want, host).await?;
+        for (_, uplink) in want.programs.iter().filter(|(index, _)| have.programs.contains_key(index)) {
+            self.conditions.clear_for(ConditionName::UplinkObstructed, &uplink.device);
+        }
+        let removals = if self.complete { Removals::Allowed } else { Removals::Withheld };
         let mut attempts = Attempts::default();
-        for op in ops {
-            debug!(?op, "change");
-            let mut done = self.apply(op).await;
-            if done.is_ok()
-                && let Op::RemoveNode(prefix) = op
-                && have.nodes[&prefix].flags & abi::NODE_LOCAL != 0
-            {
-                done = self.forget_address(prefix.address);
-            }
-            if done.is_err()
-                && let Op::SetRoute(_, Route::Link { device, .. }) = op
-                && let Some(device) = host.devices.get(&device)
-                && self.is_gone(device.index, &device.name).await?
-            {
-                continue;
-            }
-            attempts.note(done);
-        }
-        attempts.outcome()
-    }
-
-    /// An address that this node had: what was translated to it would go on leaving with it, and be answered by nobody.
-    fn forget_address(&mut self, address: Addr) -> Result<(), Error> {
-        let entries = self.dataplane.maps.forget_translations(address)?;
-        info!(?address, entries, "translations removed: the address is no longer this node's");
-        Ok(())
-    }
-
-    pub(super) async fn apply(&mut self, op: Op) -> Result<(), Error> {
-        self.operations += 1;
-        match op {
-            Op::SetRoute(destination, route) => self.links.set_route(destination, route).await,
-            Op::RemoveRoute(destination, route) => self.links.remove_route(destination, route).await,
-            on_map => self.dataplane.maps.apply(&on_map),
-        }
-    }
-
-    /// Pods' links that somebody has set down on the node. Says whether there were any.
-    async fn set_up_pods(&self, host: &Host) -> Result<bool, Error> {
-        let mut any = false;
-        for pod in self.model.endpoints.values() {
-            let Some(device) = host.devices.get(&pod.ifindex).filter(|device| !device.up) else {
-                continue;
+        let mut ops = Vec::new();
+        for op in plan(&want, &have, removals) {
+            let is_possible = match &op {
+                Op::Programs(Change { key, now: Some(programs), .. }) => {
+                    self.make_room(programs.hooks, *key, &programs.device).await
+                }
+                _ => Ok(has_uplink),
             };
-            match self.links.set_mtu_and_up(device.index, &device.name, pod.mtu).await {
-                Ok(()) => {
-                    warn!(%pod, device = device.name, "set up: something else had set the pod's link down on the node");
-                    any = true;
-                }
-                Err(_) if self.is_gone(device.index, &device.name).await? => {}
-                Err(error) => return Err(error),
+            match is_possible {
+                Ok(true) => ops.push(op),
+                Ok(false) => {}
+                Err(error) => attempts.note(Err(error)),
             }
         }
-        Ok(any)
-    }
-
-    /// MTU and addresses of the VXLAN device. It carries the overlay address so that what the host masquerades into
-    /// the tunnel gets a source that comes back; an address that pods of an earlier podCIDR have as their gateway stays
-    /// as long as they do.
-    /// Says whether anything changed.
-    async fn set_up_tunnel(&mut self, host: &Host) -> Result<bool, Error> {
-        let (Some(device), Some(mtu)) = (host.device(VXLAN_DEVICE), self.model.fitting_mtu()) else {
-            return Ok(false);
-        };
-        if self.model.vxlan.is_none() {
-            return Ok(false);
-        }
-        let gateways = self.model.endpoints.values().map(|endpoint| endpoint.gateway);
-        let own = self.model.own.as_ref().map(|own| own.overlay_address());
-        let wanted: BTreeSet<_> = own.into_iter().chain(gateways).collect();
-        let mut changed = self.set_addresses(host, device, &wanted).await?;
-        if device.mtu != mtu || !device.up {
-            self.links.set_up_vxlan(device.index, mtu, self.config.vxlan_port).await?;
-            info!(device = VXLAN_DEVICE, mtu, "tunnel device set up");
-            changed = true;
-        }
-        Ok(changed)
-    }
-
-    async fn set_addresses(
-        &self,
-        host: &Host,
-        device: &Device,
-        wanted: &BTreeSet<IpAddr>,
-    ) -> Result<bool, Error> {
-        let there: Vec<_> = host.addresses.iter().filter(|entry| entry.device == device.index).collect();
-        let mut changed = false;
-        for address in wanted {
-            if !there.iter().any(|entry| entry.address == *address && entry.global) {
-                self.links.add_address(device.index, *address).await?;
-                changed = true;
-            }
-        }
-        for entry in there {
-            if !wanted.contains(&entry.address) {
-                self.links.remove_address(entry).await?;
-                changed = true;
-            }
-        }
-        Ok(changed)
-    }
-
-    /// Pods' limits that somebody has taken away or changed. What fails does not keep the others from being set.
-    async fn set_limits(&self) -> Result<(), Error> {
-        let endpoints = self.model.endpoints.values();
-        let endpoints = endpoints.filter(|endpoint| !self.missed.contains_key(&endpoint.attachment));
-        let limited: Vec<_> =
-            endpoints.filter_map(|endpoint| Some((endpoint, endpoint.ingress_limit()?))).collect();
-        if limited.is_empty() {
-            return Ok(());
-        }
-        let queues = self.links.queues().await?;
-        let mut attempts = Attempts::default();
-        for (endpoint, limit) in limited {
-            let name = &endpoint.host_interface;
-            if queues.limit(endpoint.ifindex, &limit) {
-                continue;
-            }
-            match self.links.set_limit(endpoint.ifindex, name, &limit).await {
-                Ok(()) => {
-                    warn!(pod = %endpoint, "the limit of what it receives was missing or another one: it is set again");
-                }
-                Err(_) if self.is_gone(endpoint.ifindex, name).await? => {}
-                failed => attempts.note(failed),
-            }
-        }
+        let repairs: Vec<_> = ops.iter().filter(|op| op.rank() < Rank::Table).cloned().collect();
+        let mut reached = have;
+        attempts.note(self.executor.run_all(ops, &mut reached, host).await);
+        self.tell_repairs(&repairs, &displaced, &reached);
         attempts.outcome()
+    }
+
+    /// What others have changed, and is now as it was.
+    fn tell_repairs(&mut self, repairs: &[Op], displaced: &[Displaced], reached: &Slice) {
+        for displaced in displaced.iter().filter(|lost| reached.programs.contains_key(&lost.index)) {
+            self.count_reattached(&displaced.device, displaced.program, &displaced.in_its_place());
+        }
+        let pod = |index: &u32| self.model.endpoints.values().find(|endpoint| endpoint.ifindex == *index);
+        for op in repairs {
+            match op {
+                Op::Link(Change { key, before: Some(before), now })
+                    if reached.links.get(key) == now.as_ref() =>
+                {
+                    if let Some(pod) = pod(key) {
+                        let (device, was_up, mtu) = (&before.name, before.up, before.mtu);
+                        warn!(%pod, device, was_up, mtu, "set up: something else had changed the pod's link on the node");
+                    }
+                }
+                Op::Queue(Change { key, .. }) if reached.queues.contains_key(key) => {
+                    if let Some(pod) = pod(key) {
+                        warn!(%pod, "the limit of what it receives was missing or another one: it is set again");
+                    }
+                }
+                _ => {}
+            }
+        }
     }
 
     async fn attach_uplinks(&mut self) -> Result<(), Error> {
@@ -355,22 +261,34 @@ impl Daemon {
                 continue;
             }
             if self.uplink_attachment == UplinkAttachment::Clsact {
-                if !self.make_room_on_uplink(uplink.index, &uplink.name).await? {
+                if !self.make_room(Hooks::Uplink, uplink.index, &uplink.name).await? {
                     continue;
                 }
-                if !self.links.has_clsact(uplink.index).await? {
+                if !self.executor.links.has_clsact(uplink.index).await? {
                     let mut before = Before::load(&self.config.places.state_dir)?;
                     before.without_clsact.insert(uplink.name.clone());
                     before.save(&self.config.places.state_dir)?;
                 }
             }
-            self.dataplane.attach_uplink(&uplink.name, self.uplink_attachment, self.config.uplink_xdp)?;
+            self.executor.dataplane.attach_uplink(
+                &uplink.name,
+                self.uplink_attachment,
+                self.config.uplink_xdp,
+            )?;
             info!(device = uplink.name, how = ?self.uplink_attachment, xdp = ?self.config.uplink_xdp, "programs attached to the uplink");
             self.attached.insert(uplink.index, uplink.name.clone());
         }
         self.attached.retain(|index, _| self.model.uplinks.iter().any(|uplink| uplink.index == *index));
         let is_uplink = |name: &str| self.model.uplinks.iter().any(|uplink| uplink.name == name);
         self.conditions.retain(ConditionName::UplinkObstructed, is_uplink);
-        self.dataplane.detach_other_uplinks(&self.model.uplinks)
+        self.executor.dataplane.detach_other_uplinks(&self.model.uplinks)
     }
+}
+
+/// By the names that links have now: somebody may have renamed them.
+fn name_as_they_are(want: &mut Slice, host: &Host) {
+    let name = |index: &u32, name: &mut String| *name = host.name_of(*index, name).to_owned();
+    want.programs.iter_mut().for_each(|(index, programs)| name(index, &mut programs.device));
+    want.queues.iter_mut().for_each(|(index, queue)| name(index, &mut queue.device));
+    want.links.iter_mut().for_each(|(index, link)| name(index, &mut link.name));
 }

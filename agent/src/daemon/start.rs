@@ -7,15 +7,18 @@ use std::time::Instant;
 
 use podwire_common::abi::{self, ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::VXLAN_DEVICE;
+use podwire_core::features::{Scope, desired};
 use podwire_core::host::{Device, DeviceKind, Host, is_pods_device};
 use podwire_core::model::{Endpoint, Mode, Model, format_mac};
+use podwire_core::plan::{Op, Removals, plan};
 use podwire_core::recovery::recovered;
+use podwire_core::slice::Slice;
 use podwire_core::strays::Strays;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::cni_configuration::CniConfiguration;
+use super::executor::Executor;
 use super::firewall::Firewall;
 use super::nodes::NodeListState;
 use super::other_pods::OtherPods;
@@ -64,21 +67,19 @@ impl Daemon {
         let dataplane = load(&config, model.vxlan)?;
         dataplane.maps.print_sizes(&config.map_sizes())?;
         let why = format!("{} has not been read yet", config.node_source());
+        let host = Arc::new(links.host().await?);
         let mut daemon = Self {
             uplink_attachment: capabilities.uplink_attachment(),
             cgroup: capabilities.host_processes().ok().map(Path::to_owned),
-            store,
+            executor: Executor::new(links, dataplane, store, &config),
             state_folder: StateFolder::default(),
             before: Before::load(&config.places.state_dir)?,
             bpf_lock,
-            host: Arc::new(links.host().await?),
+            host,
             collected: Collected::default(),
-            links,
             changes,
             settled: None,
-            dataplane,
             model,
-            pool: None,
             attached: BTreeMap::new(),
             skipped: BTreeMap::new(),
             complete: false,
@@ -89,14 +90,12 @@ impl Daemon {
             strays: Strays::default(),
             reattached: 0,
             switches_set_again: 0,
-            operations: 0,
             conditions: Conditions::at_start(why.clone()),
             firewall: Firewall::new(&config),
             other_pods: OtherPods::default(),
             cni_configuration: CniConfiguration::new(&config),
             missed: BTreeMap::new(),
             adding: BTreeMap::new(),
-            saving: JoinSet::new(),
             is_set_up: false,
             readiness: watch::Sender::new(Readiness::Waiting(why)),
             config,
@@ -107,7 +106,7 @@ impl Daemon {
         daemon.restore_endpoints(endpoints, &corrupt).await?;
         let host = Arc::clone(&daemon.host);
         if daemon.put_names_back(&host).await {
-            daemon.host = Arc::new(daemon.links.host().await?);
+            daemon.host = Arc::new(daemon.executor.links.host().await?);
         }
         daemon.replace_programs().await?;
         daemon.firewall.look(&mut daemon.conditions);
@@ -117,22 +116,22 @@ impl Daemon {
     /// Makes the tunnel's device and everything that refers to it anew, when somebody removed it.
     pub(super) async fn rebuild_tunnel(&mut self) -> Result<(), Error> {
         warn!("device {VXLAN_DEVICE} was removed or replaced: it is made anew");
-        let vxlan = tunnel_device(&self.config, &self.links).await?;
+        let vxlan = tunnel_device(&self.config, &self.executor.links).await?;
         // The programs know the device by its number, which is written into them at load.
-        self.dataplane = load(&self.config, vxlan)?;
+        self.executor.dataplane = load(&self.config, vxlan)?;
         // What fails after this is attached by the next round; had this been known before, no round would load them.
         self.model.vxlan = vxlan;
         self.replace_programs().await?;
         self.attached.clear();
-        self.host = Arc::new(self.links.host().await?);
+        self.host = Arc::new(self.executor.links.host().await?);
         Ok(())
     }
 
     /// Those of everything that is known: what an earlier agent's did from here on is done by these.
     async fn replace_programs(&mut self) -> Result<(), Error> {
-        self.dataplane.take_over_uplinks()?;
+        self.executor.dataplane.take_over_uplinks()?;
         if self.model.vxlan.is_some() {
-            self.dataplane.attach_overlay(VXLAN_DEVICE)?;
+            self.executor.dataplane.attach_overlay(VXLAN_DEVICE)?;
         }
         self.attach_host_processes();
         let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains_key(&pod.attachment));
@@ -140,9 +139,10 @@ impl Daemon {
         for pod in pods {
             let host = Arc::clone(&self.host);
             let device = host.name_of(pod.ifindex, &pod.host_interface);
-            if let Err(error) = self.dataplane.attach_pod(device) {
+            if let Err(error) = self.executor.dataplane.attach_pod(device) {
                 // A plugin has deleted its pod meanwhile, as it does without an agent: no other pod is to pay for that.
-                if self.is_gone(pod.ifindex, device).await? {
+                if self.executor.is_gone(pod.ifindex, device).await? {
+                    self.model.without_device.insert(pod.attachment.clone());
                     self.missed.insert(pod.attachment, Instant::now());
                 } else {
                     // It keeps the programs that it has; the next look at the kernel tries again.
@@ -156,7 +156,7 @@ impl Daemon {
     /// Pods do without: what fails here is told and no more.
     pub(super) fn attach_host_processes(&mut self) {
         if let Some(cgroup) = &self.cgroup {
-            let failed = self.dataplane.attach_host_processes(cgroup).err();
+            let failed = self.executor.dataplane.attach_host_processes(cgroup).err();
             let failed = failed.map(|error| format!("{NO_HOST_PROCESSES}: {error}"));
             self.conditions.update(ConditionName::HostProcesses, failed);
         }
@@ -172,7 +172,7 @@ impl Daemon {
         }
         let (mut there, mut gone) = (Vec::new(), Vec::new());
         for mut endpoint in endpoints {
-            let entry = self.dataplane.maps.endpoint(endpoint.address)?;
+            let entry = self.executor.dataplane.maps.endpoint(endpoint.address)?;
             match device_of(&endpoint, entry, &self.host) {
                 Some(ifindex) => {
                     endpoint.ifindex = ifindex;
@@ -186,7 +186,7 @@ impl Daemon {
             match there.iter().find(|other| other.address == endpoint.address) {
                 Some(other) => {
                     warn!(pod = %endpoint, "its file is removed: its device is gone, and its address is that of {other}");
-                    self.store.remove(&endpoint)?;
+                    self.executor.store.remove(&endpoint)?;
                 }
                 None => {
                     self.release(&endpoint).await?;
@@ -195,27 +195,38 @@ impl Daemon {
             }
         }
         info!(restored = there.len(), "endpoints restored");
-        for endpoint in there {
-            restore(&mut self.dataplane, &endpoint)?;
-            self.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
+        let there = there.into_iter().map(|endpoint| (endpoint.attachment.clone(), endpoint));
+        self.model.endpoints.extend(there);
+        self.recover_endpoints()?;
+        self.restore_tables()
+    }
+
+    /// The tables as the endpoints want them. Programs may use them already; nothing goes.
+    fn restore_tables(&mut self) -> Result<(), Error> {
+        let maps = &mut self.executor.dataplane.maps;
+        let tables = |tables| Slice { tables, ..Slice::default() };
+        let want = tables(desired(&self.model, Scope::All).tables);
+        for op in plan(&want, &tables(maps.contents()?), Removals::Withheld) {
+            if let Op::Table(change) = op {
+                maps.apply(&change)?;
+            }
         }
-        self.recover_endpoints()
+        Ok(())
     }
 
     /// Takes over what the maps and devices tell of and no file does.
     fn recover_endpoints(&mut self) -> Result<(), Error> {
         let known = self.model.endpoints.values().map(|endpoint| endpoint.address).collect();
-        let contents = self.dataplane.maps.contents()?;
+        let contents = self.executor.dataplane.maps.contents()?;
         for endpoint in recovered(&contents, &self.host, &known) {
             warn!(pod = %endpoint, "no file tells of this pod, but its link is there: it keeps its network and its address");
             let limits = ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED;
             if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
                 warn!(pod = %endpoint, "how fast it may be is not known any more: make the pod anew to limit it");
             }
-            if let Err(error) = self.store.save(&endpoint) {
+            if let Err(error) = self.executor.store.save(&endpoint) {
                 error!(pod = %endpoint, "only the maps tell of it, and a reboot ends them: {error}");
             }
-            restore(&mut self.dataplane, &endpoint)?;
             self.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
         }
         Ok(())
@@ -278,28 +289,4 @@ fn known_device(endpoint: &Endpoint, entry: Option<abi::Endpoint>, device: &Devi
         );
     }
     is_same.then_some(device.index)
-}
-
-/// Its entries in the maps, which programs may use already.
-fn restore(dataplane: &mut Dataplane, endpoint: &Endpoint) -> Result<(), Error> {
-    use podwire_core::desired::{endpoint_entry, frontends};
-    use podwire_core::diff::{Deletions, diff};
-    let mut want = podwire_core::desired::Contents::default();
-    want.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
-    want.frontends.extend(frontends(endpoint));
-    let mut have = podwire_core::desired::Contents::default();
-    if let Some(guard) = endpoint.guard() {
-        want.guards.insert(endpoint.ifindex, guard);
-        have.guards.extend(dataplane.maps.guard(endpoint.ifindex)?.map(|guard| (endpoint.ifindex, guard)));
-    }
-    if let Some(entry) = dataplane.maps.endpoint(endpoint.address)? {
-        have.endpoints.insert(endpoint.address.into(), entry);
-    }
-    for frontend in want.frontends.keys() {
-        have.frontends.extend(dataplane.maps.backend(frontend)?.map(|backend| (*frontend, backend)));
-    }
-    for op in diff(&want, &have, Deletions::Withheld) {
-        dataplane.maps.apply(&op)?;
-    }
-    Ok(())
 }

@@ -34,7 +34,7 @@ impl Daemon {
         let folder = &mut self.state_folder;
         if folder.writing.is_empty() {
             folder.asked = Some(Instant::now());
-            folder.writing.spawn_blocking(self.store.trial());
+            folder.writing.spawn_blocking(self.executor.store.trial());
         } else if folder.asked.is_some_and(|asked| asked.elapsed() >= INTERVAL) {
             let why = format!(
                 "the disk of the state folder {} has not answered for more than {} s",
@@ -48,7 +48,7 @@ impl Daemon {
     /// Takes the answer of the state folder. One that somebody has removed is made again.
     pub(super) fn take_trial(&mut self, outcome: Result<Result<(), Error>, JoinError>) {
         let outcome = outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let outcome = match self.store.is_there() {
+        let outcome = match self.executor.store.is_there() {
             true => outcome,
             false => self.restore_state_folder(),
         };
@@ -64,15 +64,15 @@ impl Daemon {
 
     fn restore_state_folder(&mut self) -> Result<(), Error> {
         let places = &self.config.places;
-        self.store.make_again(&places.state_dir)?;
+        self.executor.store.make_again(&places.state_dir)?;
         Claim::own(&places.bpf_dir)?.save(&places.state_dir)?;
         if !(self.before.switches.is_empty() && self.before.without_clsact.is_empty()) {
             self.before.save(&places.state_dir)?;
         }
-        let last = self.pool.as_ref().and_then(Pool::last);
-        last.map_or(Ok(()), |last| self.store.save_last_address(last))?;
+        let last = self.executor.pool.as_ref().and_then(Pool::last);
+        last.map_or(Ok(()), |last| self.executor.store.save_last_address(last))?;
         for endpoint in self.model.endpoints.values() {
-            self.store.save(endpoint)?;
+            self.executor.store.save(endpoint)?;
         }
         warn!(
             path = %places.state_dir.display(),

@@ -4,40 +4,21 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use podwire_common::names::{VXLAN_DEVICE, programs};
+use podwire_common::names::programs;
 use podwire_core::host::Host;
 use podwire_core::model::Endpoint;
+use podwire_core::slice::Hooks;
 use tracing::{error, info, warn};
 
 use super::Daemon;
-use super::attempts::Attempts;
+use super::found::programs_of;
 use crate::conditions::ConditionName;
-use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::pins;
 use crate::error::Error;
 use crate::links::Displaced;
 
 /// A plugin that adds an attachment again removes its link and asks the agent milliseconds later.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
-
-/// Devices whose programs are filters, which anybody can replace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Pod,
-    Overlay,
-    Uplink,
-}
-
-impl Kind {
-    /// Of ingress and egress.
-    fn programs(self) -> [&'static str; 2] {
-        match self {
-            Self::Pod => [programs::FROM_POD, programs::TO_POD],
-            Self::Overlay => [programs::FROM_OVERLAY, programs::TO_OVERLAY],
-            Self::Uplink => [programs::FROM_UPLINK, programs::TO_UPLINK],
-        }
-    }
-}
 
 impl Daemon {
     /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so. Not at once: the plugin replaces the link of an attachment that is added again, which keeps its address. Once the node list is known,
@@ -66,6 +47,7 @@ impl Daemon {
                 }
             }
         }
+        self.model.without_device = self.missed.keys().cloned().collect();
         self.remove_strays(host).await;
     }
 
@@ -79,7 +61,7 @@ impl Daemon {
         let mut any = false;
         for (endpoint, device) in renamed {
             any = true;
-            match self.links.rename(device, &endpoint.host_interface).await {
+            match self.executor.links.rename(device, &endpoint.host_interface).await {
                 Ok(()) => warn!(
                     pod = %endpoint, device = device.name,
                     "somebody has renamed the pod's link: it has its name again; keep other tools (udev, networkd) off devices named pw*"
@@ -99,70 +81,18 @@ impl Daemon {
             let Some(device) = host.devices.get(&index).filter(|_| self.complete) else {
                 continue;
             };
-            match self.links.remove_device(index, &device.name).await {
+            match self.executor.links.remove_device(index, &device.name).await {
                 Ok(()) => info!(device = device.name, "removed: for a minute no pod has owned it"),
                 Err(error) => error!("{error}"),
             }
         }
     }
 
-    /// Puts the filters back that another tool has removed or replaced. What fails does not keep the others from it.
-    pub(super) async fn put_filters_back(&mut self, host: &Host) -> Result<(), Error> {
-        let pods = self.model.endpoints.values().filter(|pod| !self.missed.contains_key(&pod.attachment));
-        let pods = pods
-            .map(|pod| (Kind::Pod, pod.ifindex, host.name_of(pod.ifindex, &pod.host_interface).to_owned()));
-        let overlay = self.model.vxlan.map(|index| (Kind::Overlay, index, VXLAN_DEVICE.to_owned()));
-        let uplinks = self.attached.iter().filter(|_| self.uplink_attachment == UplinkAttachment::Clsact);
-        let uplinks = uplinks.map(|(index, name)| (Kind::Uplink, *index, name.clone()));
-        let devices: Vec<_> = pods.chain(overlay).chain(uplinks).collect();
-        let mut attempts = Attempts::default();
-        for (kind, index, name) in devices {
-            attempts.note(self.put_filters_of_back(kind, index, &name).await);
-        }
-        attempts.outcome()
-    }
-
-    async fn put_filters_of_back(&mut self, kind: Kind, index: u32, name: &str) -> Result<(), Error> {
-        let filters = self.links.filters(index).await?;
-        let mut lost = Vec::new();
-        for (program, found) in kind.programs().into_iter().zip([filters.ingress, filters.egress]) {
-            let wanted = self.dataplane.program_id(program)?;
-            if found.as_ref().is_none_or(|found| found.program != wanted) {
-                let found = found.map_or("no filter".into(), |found| match found.program {
-                    0 => "a filter without a program".to_owned(),
-                    id => format!("program {id}, {}", found.name),
-                });
-                lost.push((program, found));
-            }
-        }
-        if lost.is_empty() {
-            self.conditions.clear_for(ConditionName::UplinkObstructed, name);
-            return Ok(());
-        }
-        if !self.make_room(kind, index, name).await? {
-            return Ok(());
-        }
-        let attached = match kind {
-            Kind::Pod => self.dataplane.attach_pod(name),
-            Kind::Overlay => self.dataplane.attach_overlay(name),
-            Kind::Uplink => {
-                self.dataplane.attach_uplink(name, self.uplink_attachment, self.config.uplink_xdp)
-            }
-        };
-        if attached.is_err() && self.is_gone(index, name).await? {
-            return Ok(());
-        }
-        attached?;
-        for (program, found) in lost {
-            self.count_reattached(name, program, &found);
-        }
-        Ok(())
-    }
-
     /// Sees to it that nothing stands where clsact belongs. `false`: it is another tool's, on a link of the node.
-    async fn make_room(&mut self, kind: Kind, index: u32, name: &str) -> Result<bool, Error> {
-        let ours = kind.programs();
-        match self.links.remove_displacing(index, (kind == Kind::Uplink).then_some(&ours)).await? {
+    pub(super) async fn make_room(&mut self, hooks: Hooks, index: u32, name: &str) -> Result<bool, Error> {
+        let ours = programs_of(hooks);
+        let of_uplink = (hooks == Hooks::Uplink).then_some(&ours[..]);
+        match self.executor.links.remove_displacing(index, of_uplink).await? {
             Displaced::No => {}
             Displaced::Removed => {
                 warn!(device = name, "removed: another queueing discipline stood in the place of clsact");
@@ -179,20 +109,10 @@ impl Daemon {
         Ok(true)
     }
 
-    /// The same for an uplink that is to get its first programs.
-    pub(super) async fn make_room_on_uplink(&mut self, index: u32, name: &str) -> Result<bool, Error> {
-        self.make_room(Kind::Uplink, index, name).await
-    }
-
-    /// Whether a device has gone since the kernel was looked at.
-    pub(super) async fn is_gone(&self, index: u32, name: &str) -> Result<bool, Error> {
-        Ok(self.links.device(name).await?.is_none_or(|device| device.index != index))
-    }
-
     /// Looks after what no notice tells of: links that somebody has detached, and pins that somebody has removed. A few questions to
     /// the kernel, whatever the number of pods.
     pub(super) fn look_after_links_and_pins(&mut self) {
-        let lost = self.dataplane.take_lost_links().unwrap_or_else(|error| {
+        let lost = self.executor.dataplane.take_lost_links().unwrap_or_else(|error| {
             error!("{error}");
             Vec::new()
         });
@@ -211,7 +131,7 @@ impl Daemon {
     }
 
     pub(super) fn look_after_pins(&mut self) {
-        let repaired = self.hold_pins().and_then(|()| self.dataplane.repair_pins());
+        let repaired = self.hold_pins().and_then(|()| self.executor.dataplane.repair_pins());
         let folder = self.config.places.bpf_dir.display();
         let unpinned = match repaired {
             Ok(missing) if missing.is_empty() => None,
@@ -239,7 +159,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn count_reattached(&mut self, device: &str, program: &str, found: &str) {
+    pub(super) fn count_reattached(&mut self, device: &str, program: &str, found: &str) {
         self.reattached += 1;
         warn!(device, program, found, "program attached again: something else has removed or replaced it");
     }

@@ -30,7 +30,7 @@ impl Daemon {
 
     /// The whole node's first: the kernel sets all devices' with it.
     fn set_switches(&self, set: &mut Vec<String>) -> Result<(), Error> {
-        let (switches, state_dir) = (self.config.places.switches(), &self.config.places.state_dir);
+        let (switches, state_dir) = (&self.executor.switches, &self.config.places.state_dir);
         if switches.enable_forwarding(state_dir)? {
             set.push("ip_forward".into());
         }

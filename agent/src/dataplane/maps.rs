@@ -7,12 +7,11 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray};
 use podwire_common::abi::{self, Count};
-use podwire_common::addr::LpmAddr;
 use podwire_common::names::maps as names;
 use podwire_common::reason::{Drop, Path};
 use podwire_common::tables::{Share, Table};
-use podwire_core::desired::{Contents, Prefix};
-use podwire_core::diff::Op;
+use podwire_core::change::Change;
+use podwire_core::slice::{Prefix, TableChange, Tables};
 
 use crate::error::Error;
 
@@ -42,12 +41,22 @@ macro_rules! map_of_kind {
     };
 }
 
-/// A key as [`Contents`] has it.
-macro_rules! wanted_key {
+/// A key of a map as the model has it.
+macro_rules! key_from_map {
     (LpmTrie, $key:ident) => {
         Prefix { address: $key.data().into(), bits: $key.prefix_len() }
     };
     ($hash:ident, $key:ident) => {
+        $key
+    };
+}
+
+/// And the other way.
+macro_rules! key_to_map {
+    (LpmTrie, $key:expr) => {
+        Key::new($key.bits, $key.address.into())
+    };
+    ($hash:ident, $key:expr) => {
         $key
     };
 }
@@ -125,12 +134,12 @@ impl Maps {
         self.capacities[table as usize] as usize
     }
 
-    /// What the maps that the agent fills hold now. Routes are not maps: that part is empty.
+    /// What the tables that the agent fills hold now.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn contents(&self) -> Result<Contents> {
-        let mut contents = Contents::default();
+    pub fn contents(&self) -> Result<Tables> {
+        let mut contents = Tables::default();
         macro_rules! read {
             ($($owner:ident {
                 $(#[doc = $doc:literal])+
@@ -138,22 +147,44 @@ impl Maps {
             })*) => { $(
                 for entry in self.$field.iter() {
                     let (key, value) = entry.map_err(map_error("read", names::$name))?;
-                    contents.$field.insert(wanted_key!($kind, key), value);
+                    contents.$field.insert(key_from_map!($kind, key), value);
                 }
             )* };
         }
         podwire_common::agent_tables!(read);
-        contents.guards.values_mut().for_each(|guard| *guard = without_account(*guard));
         Ok(contents)
     }
 
-    /// Applies an operation that concerns a map. Those that concern a route are left to the caller. What the programs have found out about
-    /// flows is forgotten after it.
+    /// As [`Self::contents`], of these entries only.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn apply(&mut self, op: &Op) -> Result<()> {
-        self.write(op)?;
+    pub fn entries_of(&self, wanted: &Tables) -> Result<Tables> {
+        let mut contents = Tables::default();
+        macro_rules! read {
+            ($($owner:ident {
+                $(#[doc = $doc:literal])+
+                $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_rank:tt)*
+            })*) => { $(
+                for key in wanted.$field.keys() {
+                    match self.$field.get(&key_to_map!($kind, *key), 0) {
+                        Ok(value) => drop(contents.$field.insert(*key, value)),
+                        Err(MapError::KeyNotFound) => {}
+                        Err(source) => return Err(map_error("read", names::$name)(source)),
+                    }
+                }
+            )* };
+        }
+        podwire_common::agent_tables!(read);
+        Ok(contents)
+    }
+
+    /// Does a change. What the programs have found out about flows is forgotten after it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn apply(&mut self, change: &TableChange) -> Result<()> {
+        self.write(change)?;
         self.forget_flows()
     }
 
@@ -166,32 +197,24 @@ impl Maps {
         write(self.generation.set(0, generation.wrapping_add(1), 0), names::GENERATION)
     }
 
-    fn write(&mut self, op: &Op) -> Result<()> {
-        match *op {
-            Op::SetNonMasquerade(prefix, value) => {
-                write(self.non_masquerade.insert(&key(prefix), value, 0), names::NON_MASQUERADE)
-            }
-            Op::RemoveNonMasquerade(prefix) => {
-                remove(self.non_masquerade.remove(&key(prefix)), names::NON_MASQUERADE)
-            }
-            Op::SetUplink(key, value) => write(self.uplinks.insert(key, value, 0), names::UPLINKS),
-            Op::SetTunnelPeer(key, value) => {
-                write(self.tunnel_peers.insert(key, value, 0), names::TUNNEL_PEERS)
-            }
-            Op::SetVtep(key, value) => write(self.vteps.insert(key, value, 0), names::VTEPS),
-            Op::SetNode(prefix, value) => write(self.nodes.insert(&key(prefix), value, 0), names::NODES),
-            Op::SetGuard(key, value) => write(self.guards.insert(key, value, 0), names::EGRESS_GUARDS),
-            Op::SetEndpoint(key, value) => write(self.endpoints.insert(key, value, 0), names::ENDPOINTS),
-            Op::SetFrontend(key, value) => write(self.frontends.insert(key, value, 0), names::FRONTENDS),
-            Op::RemoveFrontend(key) => remove(self.frontends.remove(&key), names::FRONTENDS),
-            Op::RemoveGuard(key) => remove(self.guards.remove(&key), names::EGRESS_GUARDS),
-            Op::RemoveEndpoint(key) => remove(self.endpoints.remove(&key), names::ENDPOINTS),
-            Op::RemoveNode(prefix) => remove(self.nodes.remove(&key(prefix)), names::NODES),
-            Op::RemoveVtep(key) => remove(self.vteps.remove(&key), names::VTEPS),
-            Op::RemoveTunnelPeer(key) => remove(self.tunnel_peers.remove(&key), names::TUNNEL_PEERS),
-            Op::RemoveUplink(key) => remove(self.uplinks.remove(&key), names::UPLINKS),
-            Op::SetRoute(..) | Op::RemoveRoute(..) => Ok(()),
+    fn write(&mut self, change: &TableChange) -> Result<()> {
+        macro_rules! write_entry {
+            ($($owner:ident {
+                $(#[doc = $doc:literal])+
+                $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_rank:tt)*
+            })*) => {
+                match change { $(
+                    TableChange::$variant(Change { key, now, .. }) => {
+                        let key = key_to_map!($kind, *key);
+                        match now {
+                            Some(value) => write(self.$field.insert(&key, value, 0), names::$name),
+                            None => remove(self.$field.remove(&key), names::$name),
+                        }
+                    }
+                )* }
+            };
         }
+        podwire_common::agent_tables!(write_entry)
     }
 
     /// The entry of an endpoint.
@@ -206,30 +229,6 @@ impl Maps {
         }
     }
 
-    /// The guard of a pod's link, without what the programs have written.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn guard(&self, link: u32) -> Result<Option<abi::Guard>> {
-        match self.guards.get(&link, 0) {
-            Ok(entry) => Ok(Some(without_account(entry))),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(source) => Err(map_error("read", names::EGRESS_GUARDS)(source)),
-        }
-    }
-
-    /// Who answers at a frontend.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn backend(&self, frontend: &abi::Frontend) -> Result<Option<abi::Backend>> {
-        match self.frontends.get(frontend, 0) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(source) => Err(map_error("read", names::FRONTENDS)(source)),
-        }
-    }
-
     /// What the programs counted.
     ///
     /// # Errors
@@ -241,14 +240,6 @@ impl Maps {
             Path::ALL.iter().map(|path| Ok((*path, sum(&self.traffic, *path as u32, names::TRAFFIC)?)));
         Ok(Counters { drops: drops.collect::<Result<_>>()?, traffic: traffic.collect::<Result<_>>()? })
     }
-}
-
-fn without_account(guard: abi::Guard) -> abi::Guard {
-    abi::Guard { paid: 0, ..guard }
-}
-
-fn key(prefix: Prefix) -> Key<LpmAddr> {
-    Key::new(prefix.bits, prefix.address.into())
 }
 
 fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>

@@ -7,9 +7,9 @@ use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::tc::TcMessage;
+use rtnetlink::packet_route::tc::{TcHandle, TcMessage};
 
-use super::{Links, netlink};
+use super::{Links, netlink, unless_absent};
 use crate::error::Error;
 
 /// All queues of the network namespace.
@@ -51,5 +51,15 @@ impl Links {
             }
         }
         Ok(())
+    }
+
+    /// Removes the limit of what a device sends. Nothing happens when there is none.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn remove_limit(&self, device: u32, name: &str) -> Result<(), Error> {
+        let mut request = self.handle.qdisc().del(i32::try_from(device).unwrap_or_default());
+        request.message_mut().header.parent = TcHandle::ROOT;
+        unless_absent(request.execute().await, || format!("remove the limit of what {name} sends to its pod"))
     }
 }

@@ -12,10 +12,11 @@ use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, UPLINK_XDP};
 use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
-use podwire_core::desired::desired;
-use podwire_core::diff::{Deletions, diff};
+use podwire_core::features::{Scope, desired};
 use podwire_core::model::{Attachment, Bandwidth};
 use podwire_core::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
+use podwire_core::plan::{Op, Removals, plan};
+use podwire_core::slice::Slice;
 use xtask::lab::{Ns, frames};
 
 use crate::kinds::{ack, tunnelled};
@@ -209,10 +210,12 @@ impl Fixture {
 
     /// Writes what follows from the model into the maps, as the agent does.
     pub fn fill(&mut self) {
-        let want = desired(&self.model);
-        let have = self.loaded.maps.contents().unwrap();
-        for op in diff(&want, &have, Deletions::Allowed) {
-            self.loaded.maps.apply(&op).unwrap();
+        let tables = |tables| Slice { tables, ..Slice::default() };
+        let want = tables(desired(&self.model, Scope::All).tables);
+        let have = tables(self.loaded.maps.contents().unwrap());
+        for op in plan(&want, &have, Removals::Allowed) {
+            let Op::Table(change) = op else { continue };
+            self.loaded.maps.apply(&change).unwrap();
         }
     }
 

@@ -5,7 +5,9 @@ use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_PORT, programs::FROM_POD};
 use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::change::Change;
 use podwire_core::model::Mode;
+use podwire_core::slice::TableChange;
 
 use crate::fixture::*;
 use crate::packets::*;
@@ -191,10 +193,10 @@ fn an_endpoint_whose_flows_could_not_be_recorded_uses_the_stack() {
     let mut node = Fixture::new(Mode::Vxlan);
     let entry = abi::Endpoint {
         flags: ENDPOINT_STACK_ONLY,
-        ..podwire_core::desired::endpoint_entry(node.model.endpoints.values().next().unwrap())
+        ..podwire_core::features::endpoint_entry(node.model.endpoints.values().next().unwrap())
     };
     assert_eq!(entry.ifindex, node.pod_a);
-    node.loaded.maps.apply(&podwire_core::diff::Op::SetEndpoint(POD_A.into(), entry)).unwrap();
+    node.loaded.maps.apply(&TableChange::Endpoints(Change::added(POD_A.into(), entry))).unwrap();
     let packet = from_a(POD_B, tcp(40000, 80));
     let link = node.pod_a;
     node.check("local", FROM_POD, link, &packet.build(), Expect::Stack(Path::ToStack, packet.build()));

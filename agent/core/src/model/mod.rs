@@ -28,12 +28,16 @@ pub struct Model {
     pub remote: BTreeMap<String, Node>,
     /// The links that lead out of this node; the first bears the node's InternalIP unless none does.
     pub uplinks: Vec<Uplink>,
+    /// Those whose programs are filters, by ifindex: the kernel has no TCX.
+    pub filtered_uplinks: BTreeMap<u32, String>,
     /// This node's addresses on its other links.
     pub other_addresses: BTreeSet<IpAddr>,
     /// The way to each remote node's InternalIP. A node without an entry is not reachable now.
     pub paths: BTreeMap<IpAddr, Path>,
     /// The pods of this node.
     pub endpoints: BTreeMap<Attachment, Endpoint>,
+    /// Those of them whose device was not found.
+    pub without_device: BTreeSet<Attachment>,
     /// Networks towards which pods keep their own addresses.
     pub non_masquerade: BTreeSet<IpNet>,
 }
@@ -48,9 +52,11 @@ impl Model {
             own: None,
             remote: BTreeMap::new(),
             uplinks: Vec::new(),
+            filtered_uplinks: BTreeMap::new(),
             other_addresses: BTreeSet::new(),
             paths: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            without_device: BTreeSet::new(),
             non_masquerade: BTreeSet::new(),
         }
     }

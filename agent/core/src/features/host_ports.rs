@@ -1,0 +1,36 @@
+//! hostPorts: which pod answers at a port of this node.
+
+use podwire_common::abi;
+use podwire_common::addr::{Addr, Be16};
+use podwire_common::flow::protocol;
+
+use super::Scope;
+use crate::model::{Endpoint, Model, PortMapping, Transport};
+use crate::slice::Slice;
+
+pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
+    let mut slice = Slice::default();
+    slice.tables.frontends.extend(scope.endpoints(model).into_iter().flat_map(frontends));
+    slice
+}
+
+/// An endpoint's entries in `FRONTENDS`.
+pub fn frontends(endpoint: &Endpoint) -> impl Iterator<Item = (abi::Frontend, abi::Backend)> {
+    endpoint.port_mappings.iter().map(|mapping| {
+        let port = Be16::new(mapping.container_port.get());
+        (frontend(mapping), abi::Backend { address: endpoint.address.into(), port, reserved: [0; 2] })
+    })
+}
+
+/// Where a hostPort is reached: its key in `FRONTENDS`.
+pub fn frontend(mapping: &PortMapping) -> abi::Frontend {
+    abi::Frontend {
+        address: mapping.host_address.map_or(Addr::UNSPECIFIED, Addr::from),
+        port: Be16::new(mapping.host_port.get()),
+        protocol: match mapping.protocol {
+            Transport::Tcp => protocol::TCP,
+            Transport::Udp => protocol::UDP,
+        },
+        reserved: 0,
+    }
+}

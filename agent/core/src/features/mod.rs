@@ -1,0 +1,69 @@
+//! What the kernel and the disk should hold because of the model, a file for each feature.
+
+mod host_ports;
+mod limits;
+mod masquerade;
+mod nodes;
+mod pods;
+mod this_node;
+mod tunnel;
+
+pub use host_ports::{frontend, frontends};
+pub use pods::endpoint_entry;
+
+use crate::model::{Endpoint, Model, Node};
+use crate::slice::Slice;
+
+/// Which part of it is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope<'a> {
+    /// All.
+    All,
+    /// What is there for one pod.
+    Endpoint(&'a Endpoint),
+    /// What is there for these other nodes. None of it depends on a node that is not among them.
+    Nodes(&'a [&'a Node]),
+}
+
+impl<'a> Scope<'a> {
+    fn endpoints(self, model: &'a Model) -> Vec<&'a Endpoint> {
+        match self {
+            Self::All => model.endpoints.values().collect(),
+            Self::Endpoint(endpoint) => vec![endpoint],
+            Self::Nodes(_) => Vec::new(),
+        }
+    }
+
+    fn nodes(self, model: &'a Model) -> Vec<&'a Node> {
+        match self {
+            Self::All => model.remote.values().collect(),
+            Self::Endpoint(_) => Vec::new(),
+            Self::Nodes(nodes) => nodes.to_vec(),
+        }
+    }
+
+    fn is_all(self) -> bool {
+        matches!(self, Self::All)
+    }
+}
+
+/// What should be held. Without this node's own entry in the node list, only what the endpoints alone decide.
+pub fn desired(model: &Model, scope: Scope<'_>) -> Slice {
+    let features = [
+        pods::desired,
+        limits::desired,
+        host_ports::desired,
+        masquerade::desired,
+        this_node::desired,
+        nodes::desired,
+        tunnel::desired,
+    ];
+    let mut slice = Slice::default();
+    for feature in features {
+        slice.extend(feature(model, scope));
+    }
+    slice
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! The other nodes and their pods' networks.
+
+use std::net::Ipv4Addr;
+
+use podwire_common::abi;
+
+use super::Scope;
+use crate::model::{Mode, Model, Node, Path};
+use crate::slice::{Route, Slice};
+
+pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
+    let mut slice = Slice::default();
+    if let Some(own) = &model.own {
+        for node in scope.nodes(model) {
+            add_remote(&mut slice, model, own, node);
+        }
+    }
+    slice
+}
+
+fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
+    slice.tables.tunnel_peers.insert(node.address.into(), node.id());
+    // A node that cannot be reached now keeps its entries, by the first uplink: what it sends is still its own, and
+    // what is for it must not be taken for the world's.
+    let fallback = model.uplinks.first().map(|uplink| Path {
+        device: uplink.index,
+        mtu: uplink.mtu,
+        gateway: Some(Ipv4Addr::UNSPECIFIED.into()),
+    });
+    let Some(path) = model.paths.get(&node.address).copied().or(fallback) else {
+        return;
+    };
+    let on_link = if path.gateway.is_none() { abi::NODE_ON_LINK } else { 0 };
+    let vtep = node.vtep_mac.filter(|_| model.mode == Mode::Vxlan);
+    let vtep_entry = vtep.map(|mac| (node.address.into(), abi::Vtep { mac, reserved: [0; 2] }));
+    slice.tables.vteps.extend(vtep_entry);
+    let of_vtep = if vtep.is_some() { abi::NODE_VTEP } else { 0 };
+    let entry = |flags| abi::Node {
+        tunnel_endpoint: node.address.into(),
+        source: own.address.into(),
+        uplink: path.device,
+        mtu: model.mode.payload(path.mtu),
+        node_id: node.id(),
+        flags: flags | on_link | of_vtep,
+    };
+    slice.tables.nodes.insert(node.pod_network.into(), entry(abi::NODE_POD_NETWORK));
+    slice.tables.nodes.insert(node.address.into(), entry(abi::NODE_ADDRESS));
+
+    // A node without our programs answers by its own routes: to our address past the tunnel, where a pod's address is refused.
+    let source = if vtep.is_some() { own.overlay_address() } else { own.address };
+    let source = Some(source);
+    let route = match (model.mode, model.vxlan) {
+        (Mode::Vxlan, Some(device)) => Some(Route::Link { device, gateway: None, source }),
+        // Behind a router the host's own routes must know the way: only they can name that router's routes to pods.
+        (Mode::Direct, _) if path.gateway.is_none() => {
+            Some(Route::Link { device: path.device, gateway: Some(node.address), source })
+        }
+        _ => None,
+    };
+    slice.routes.extend(route.map(|route| (node.pod_network, route)));
+}

@@ -1,0 +1,50 @@
+//! Pods of this node: their addresses, files, links, entries and routes.
+
+use podwire_common::abi;
+
+use super::Scope;
+use crate::model::{Endpoint, Model};
+use crate::slice::{Hooks, Link, Programs, Route, Slice};
+
+pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
+    let mut slice = Slice::default();
+    for endpoint in scope.endpoints(model) {
+        slice.addresses.insert(endpoint.address, ());
+        slice.files.insert(endpoint.host_interface.clone(), endpoint.clone());
+        slice.flows.insert(endpoint.address, ());
+        slice.tables.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
+        // Without a device nothing can be attached to it, and no route lead there.
+        if !model.without_device.contains(&endpoint.attachment) {
+            add_link(&mut slice, model, endpoint);
+        }
+    }
+    slice
+}
+
+fn add_link(slice: &mut Slice, model: &Model, endpoint: &Endpoint) {
+    let device = endpoint.host_interface.clone();
+    let programs = Programs { hooks: Hooks::Pod, device: device.clone() };
+    slice.programs.insert(endpoint.ifindex, programs);
+    let link = Link { mtu: endpoint.mtu, up: true, ..Link::down(endpoint) };
+    slice.links.insert(endpoint.ifindex, link);
+    if let Some(own) = &model.own {
+        let route = Route::Link { device: endpoint.ifindex, gateway: None, source: Some(own.address) };
+        slice.routes.insert(endpoint.address.into(), route);
+    }
+}
+
+/// An endpoint's entry in `ENDPOINTS`.
+pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    abi::Endpoint {
+        ifindex: endpoint.ifindex,
+        id: endpoint.id,
+        flags: flag(!endpoint.port_mappings.is_empty(), abi::ENDPOINT_HAS_HOST_PORTS)
+            | flag(endpoint.bandwidth.ingress.is_some(), abi::ENDPOINT_INGRESS_LIMITED)
+            | flag(endpoint.bandwidth.egress.is_some(), abi::ENDPOINT_EGRESS_LIMITED),
+        mtu: endpoint.mtu,
+        pod_mac: endpoint.pod_mac,
+        host_mac: endpoint.host_mac,
+        gateway: endpoint.gateway.into(),
+    }
+}

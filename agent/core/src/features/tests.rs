@@ -1,0 +1,198 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::{NonZeroU16, NonZeroU64};
+
+use ipnet::IpNet;
+use podwire_common::abi;
+use podwire_common::addr::{Addr, Be16, Mac};
+use podwire_common::flow::protocol;
+
+use super::*;
+use crate::model::{Bandwidth, Limit, Mode, Path, PortMapping, Transport, Uplink};
+use crate::slice::{Prefix, Route};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn node(name: &str, pod_network: &str, address: &str) -> Node {
+    Node {
+        name: name.into(),
+        uid: None,
+        pod_network: net(pod_network),
+        address: ip(address),
+        cordoned: false,
+        vtep_mac: None,
+    }
+}
+
+fn model(mode: Mode) -> Model {
+    let mut model = Model::new(mode, None);
+    model.vxlan = (mode == Mode::Vxlan).then_some(9);
+    model.own = Some(node("node1", "10.244.1.0/24", "10.200.0.1"));
+    model.remote.insert("node2".into(), node("node2", "10.244.2.0/24", "10.200.0.2"));
+    model.remote.insert("node3".into(), node("node3", "10.244.3.0/24", "10.201.0.3"));
+    let addresses = vec![ip("10.200.0.1"), ip("192.0.2.1")];
+    model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses });
+    model.paths.insert(ip("10.200.0.2"), Path { device: 2, mtu: 1500, gateway: None });
+    let gateway = Some(ip("10.200.0.254"));
+    model.paths.insert(ip("10.201.0.3"), Path { device: 2, mtu: 1500, gateway });
+    let endpoint = Endpoint::example();
+    model.endpoints.insert(endpoint.attachment.clone(), endpoint);
+    model
+}
+
+fn flags(slice: &Slice, prefix: impl Into<Prefix>) -> u32 {
+    slice.tables.nodes[&prefix.into()].flags
+}
+
+#[test]
+fn a_limit_of_each_direction_has_its_flag_and_what_is_sent_its_guard() {
+    let limit = Some(Limit { rate: NonZeroU64::MIN, burst: None });
+    for (bandwidth, flags, guarded) in [
+        (Bandwidth::default(), 0, vec![]),
+        (Bandwidth { ingress: limit, egress: None }, abi::ENDPOINT_INGRESS_LIMITED, vec![]),
+        (Bandwidth { ingress: None, egress: limit }, abi::ENDPOINT_EGRESS_LIMITED, vec![20]),
+    ] {
+        let mut model = model(Mode::Vxlan);
+        model.endpoints.values_mut().for_each(|endpoint| endpoint.bandwidth = bandwidth);
+        let slice = desired(&model, Scope::All);
+        assert_eq!(slice.tables.endpoints[&ip("10.244.1.2").into()].flags, flags);
+        assert_eq!(
+            slice.tables.guards.into_keys().collect::<Vec<_>>(),
+            guarded,
+            "by the link that it sends by"
+        );
+    }
+}
+
+#[test]
+fn remote_nodes_are_reached_through_the_tunnel() {
+    let slice = desired(&model(Mode::Vxlan), Scope::All);
+    let entry = slice.tables.nodes[&net("10.244.2.0/24").into()];
+    assert_eq!(entry.tunnel_endpoint, ip("10.200.0.2").into());
+    assert_eq!(entry.source, ip("10.200.0.1").into());
+    assert_eq!((entry.uplink, entry.mtu), (2, 1450));
+    assert_eq!(entry.flags, abi::NODE_POD_NETWORK | abi::NODE_ON_LINK);
+    assert_eq!(flags(&slice, ip("10.200.0.2")), abi::NODE_ADDRESS | abi::NODE_ON_LINK);
+    assert_eq!(flags(&slice, net("10.244.3.0/24")), abi::NODE_POD_NETWORK);
+    let route = Route::Link { device: 9, gateway: None, source: Some(ip("10.200.0.1")) };
+    assert_eq!(slice.routes[&net("10.244.2.0/24")], route);
+    assert_eq!(slice.routes[&net("10.244.3.0/24")], route);
+    assert_eq!(slice.tables.tunnel_peers.len(), 2);
+}
+
+#[test]
+fn a_node_of_flannels_is_sent_to_at_its_devices_link_address_and_from_an_address_among_the_pods() {
+    let mac = Mac { bytes: [6; 6] };
+    let mut moving = model(Mode::Vxlan);
+    moving.remote.get_mut("node2").unwrap().vtep_mac = Some(mac);
+    let slice = desired(&moving, Scope::All);
+    let vtep = abi::Vtep { mac, reserved: [0; 2] };
+    assert_eq!(slice.tables.vteps, BTreeMap::from([(ip("10.200.0.2").into(), vtep)]));
+    let both = abi::NODE_VTEP | abi::NODE_ON_LINK;
+    assert_eq!(flags(&slice, net("10.244.2.0/24")), abi::NODE_POD_NETWORK | both);
+    assert_eq!(flags(&slice, ip("10.200.0.2")), abi::NODE_ADDRESS | both);
+    let source = |network| match slice.routes[&net(network)] {
+        Route::Link { source, .. } => source,
+        Route::Unreachable => None,
+    };
+    assert_eq!(source("10.244.2.0/24"), Some(ip("10.244.1.1")));
+    assert_eq!(source("10.244.3.0/24"), Some(ip("10.200.0.1")), "the others are as ever");
+    moving.mode = Mode::Direct;
+    let slice = desired(&moving, Scope::All);
+    assert!(slice.tables.vteps.is_empty(), "there is no tunnel");
+    assert_eq!(flags(&slice, ip("10.200.0.2")) & abi::NODE_VTEP, 0);
+}
+
+#[test]
+fn without_a_tunnel_only_nodes_on_the_link_get_a_route() {
+    let slice = desired(&model(Mode::Direct), Scope::All);
+    let gateway = Some(ip("10.200.0.2"));
+    let route = Route::Link { device: 2, gateway, source: Some(ip("10.200.0.1")) };
+    assert_eq!(slice.routes[&net("10.244.2.0/24")], route);
+    assert!(!slice.routes.contains_key(&net("10.244.3.0/24")));
+    assert_eq!(slice.tables.nodes[&net("10.244.3.0/24").into()].mtu, 1500);
+}
+
+#[test]
+fn this_nodes_own_addresses_are_local() {
+    let slice = desired(&model(Mode::Vxlan), Scope::All);
+    for address in ["10.200.0.1", "192.0.2.1"] {
+        assert_eq!(flags(&slice, ip(address)), abi::NODE_ADDRESS | abi::NODE_LOCAL, "{address}");
+    }
+    let overlay = abi::NODE_ADDRESS | abi::NODE_LOCAL | abi::NODE_OVERLAY;
+    assert_eq!(flags(&slice, ip("10.244.1.1")), overlay);
+    let network = net("10.244.1.0/24");
+    assert_eq!(flags(&slice, network), abi::NODE_POD_NETWORK | abi::NODE_LOCAL);
+    assert_eq!(slice.routes[&network], Route::Unreachable);
+    assert_eq!(slice.tables.uplinks[&2].ipv4, ip("10.200.0.1").into());
+    assert_eq!(slice.tables.uplinks[&2].tunnel_address, ip("10.200.0.1").into());
+}
+
+#[test]
+fn addresses_of_other_links_are_this_nodes_unless_the_cluster_has_them() {
+    let mut model = model(Mode::Vxlan);
+    let strange = ["10.244.1.9", "10.244.2.1", "10.200.0.2"].map(ip);
+    model.other_addresses = strange.into_iter().chain([ip("172.17.0.1")]).collect();
+    let slice = desired(&model, Scope::All);
+    assert_eq!(flags(&slice, ip("172.17.0.1")), abi::NODE_ADDRESS | abi::NODE_LOCAL);
+    assert_eq!(flags(&slice, ip("10.200.0.2")) & abi::NODE_LOCAL, 0);
+    for address in ["10.244.1.9", "10.244.2.1"] {
+        assert!(!slice.tables.nodes.contains_key(&ip(address).into()), "{address}");
+    }
+}
+
+#[test]
+fn a_host_port_is_a_frontend_and_marks_its_endpoint() {
+    let mut model = model(Mode::Vxlan);
+    let port = |number| NonZeroU16::new(number).unwrap();
+    let mapping = |host_address, protocol| PortMapping {
+        host_address,
+        host_port: port(9088),
+        container_port: port(8080),
+        protocol,
+    };
+    model.endpoints.values_mut().next().unwrap().port_mappings =
+        vec![mapping(None, Transport::Tcp), mapping(Some(ip("10.200.0.1")), Transport::Udp)];
+    let slice = desired(&model, Scope::All);
+    assert_eq!(slice.tables.endpoints[&ip("10.244.1.2").into()].flags, abi::ENDPOINT_HAS_HOST_PORTS);
+    let frontend =
+        |address, protocol| abi::Frontend { address, port: Be16::new(9088), protocol, reserved: 0 };
+    let backend = abi::Backend { address: ip("10.244.1.2").into(), port: Be16::new(8080), reserved: [0; 2] };
+    let expected = BTreeMap::from([
+        (frontend(Addr::UNSPECIFIED, protocol::TCP), backend),
+        (frontend(ip("10.200.0.1").into(), protocol::UDP), backend),
+    ]);
+    assert_eq!(slice.tables.frontends, expected);
+}
+
+#[test]
+fn a_pod_has_an_entry_and_a_route_with_the_nodes_address_as_source() {
+    let slice = desired(&model(Mode::Vxlan), Scope::All);
+    assert_eq!(slice.tables.endpoints[&ip("10.244.1.2").into()].ifindex, 20);
+    let route = Route::Link { device: 20, gateway: None, source: Some(ip("10.200.0.1")) };
+    assert_eq!(slice.routes[&ip("10.244.1.2").into()], route);
+}
+
+#[test]
+fn a_node_that_cannot_be_reached_is_still_known() {
+    let mut model = model(Mode::Vxlan);
+    model.paths.remove(&ip("10.200.0.2"));
+    let slice = desired(&model, Scope::All);
+    assert_eq!(flags(&slice, net("10.244.2.0/24")), abi::NODE_POD_NETWORK);
+    assert!(slice.tables.tunnel_peers.contains_key(&ip("10.200.0.2").into()));
+}
+
+#[test]
+fn before_this_node_is_known_only_the_endpoints_are_wanted() {
+    let mut model = model(Mode::Vxlan);
+    model.own = None;
+    let slice = desired(&model, Scope::All);
+    assert_eq!(slice.tables.endpoints.len(), 1);
+    assert!(slice.tables.nodes.is_empty() && slice.routes.is_empty() && slice.tables.uplinks.is_empty());
+}

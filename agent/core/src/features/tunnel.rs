@@ -1,0 +1,25 @@
+//! The VXLAN device.
+
+use ipnet::IpNet;
+use podwire_common::names::VXLAN_DEVICE;
+
+use super::Scope;
+use crate::model::Model;
+use crate::slice::{Hooks, Link, Programs, Slice};
+
+/// The device bears the overlay address, so that packets which the host masquerades into the tunnel get a source that comes
+/// back. An address that pods of an earlier podCIDR have as their gateway stays as long as these pods do.
+pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
+    let mut slice = Slice::default();
+    let Some(device) = model.vxlan.filter(|_| scope.is_all()) else {
+        return slice;
+    };
+    slice.programs.insert(device, Programs { hooks: Hooks::Overlay, device: VXLAN_DEVICE.into() });
+    if let Some(mtu) = model.fitting_mtu() {
+        let gateways = model.endpoints.values().map(|endpoint| endpoint.gateway);
+        let own = model.own.as_ref().map(|own| own.overlay_address());
+        let addresses = own.into_iter().chain(gateways).map(IpNet::from).collect();
+        slice.links.insert(device, Link { name: VXLAN_DEVICE.into(), mtu, mac: None, up: true, addresses });
+    }
+    slice
+}

@@ -1,0 +1,210 @@
+//! A part of what the kernel and the disk hold, or should hold, because of the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use podwire_common::addr::{Addr, Mac};
+use podwire_common::tables::Table;
+use podwire_common::token_bucket::TokenBucket;
+
+use crate::change::{Change, Value, changes};
+use crate::model::Endpoint;
+
+/// Resources of every rank, in the order of the ranks ([`crate::plan::Rank`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slice {
+    /// Addresses that pods of this node have.
+    pub addresses: BTreeMap<IpAddr, ()>,
+    /// By name of the host side: endpoints on disk.
+    pub files: BTreeMap<String, Endpoint>,
+    /// Pods' addresses that may have flows: programs make flows, the agent only purges them.
+    pub flows: BTreeMap<IpAddr, ()>,
+    /// By ifindex: programs that are filters.
+    pub programs: BTreeMap<u32, Programs>,
+    /// By ifindex: limits of what pods receive.
+    pub queues: BTreeMap<u32, Queue>,
+    /// By ifindex: links of pods, and the tunnel's.
+    pub links: BTreeMap<u32, Link>,
+    /// The tables that the agent fills.
+    pub tables: Tables,
+    /// Routes of the main table that bear the agent's protocol number.
+    pub routes: BTreeMap<IpNet, Route>,
+}
+
+impl Slice {
+    /// Takes the resources of another slice as well.
+    pub fn extend(&mut self, other: Self) {
+        self.addresses.extend(other.addresses);
+        self.files.extend(other.files);
+        self.flows.extend(other.flows);
+        self.programs.extend(other.programs);
+        self.queues.extend(other.queues);
+        self.links.extend(other.links);
+        self.tables.extend(other.tables);
+        self.routes.extend(other.routes);
+    }
+}
+
+/// The two filters of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Programs {
+    /// Which ones.
+    pub hooks: Hooks,
+    /// Name of the link.
+    pub device: String,
+}
+
+/// Which programs a link has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hooks {
+    /// `from_pod` and `to_pod`.
+    Pod,
+    /// `from_overlay` and `to_overlay`.
+    Overlay,
+    /// `from_uplink` and `to_uplink`.
+    Uplink,
+}
+
+/// What limits how fast a link sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Name of the link.
+    pub device: String,
+    /// The limit.
+    pub bucket: TokenBucket,
+}
+
+/// A link that the agent or the plugin has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Bytes of IP packet; 0 where that is open, as while it is down.
+    pub mtu: u32,
+    /// Its link address; `None`: any.
+    pub mac: Option<Mac>,
+    /// IFF_UP.
+    pub up: bool,
+    /// The tunnel's own addresses, with full prefix length.
+    pub addresses: BTreeSet<IpNet>,
+}
+
+impl Link {
+    /// A pod's link as the plugin makes it.
+    pub fn down(endpoint: &Endpoint) -> Self {
+        let (name, mac) = (endpoint.host_interface.clone(), Some(endpoint.host_mac));
+        Self { name, mtu: 0, mac, up: false, addresses: BTreeSet::new() }
+    }
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To a link.
+    Link {
+        /// ifindex.
+        device: u32,
+        /// The next hop; `None`: the destination is on the link (scope link).
+        gateway: Option<IpAddr>,
+        /// The source that the node's own packets take.
+        source: Option<IpAddr>,
+    },
+    /// Nowhere: the sender is told so.
+    Unreachable,
+}
+
+impl Value for () {}
+impl Value for Endpoint {}
+impl Value for Link {}
+impl Value for Programs {}
+impl Value for Queue {}
+impl Value for Route {}
+
+/// The key of a table that finds the longest prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    /// With every bit after the prefix zero.
+    pub address: Addr,
+    /// In bits of [`Addr`]: 96 more than an IPv4 prefix length.
+    pub bits: u32,
+}
+
+impl From<IpNet> for Prefix {
+    fn from(network: IpNet) -> Self {
+        let offset = if network.addr().is_ipv4() { Addr::V4_PREFIX_BITS } else { 0 };
+        Self { address: network.network().into(), bits: offset + u32::from(network.prefix_len()) }
+    }
+}
+
+impl From<IpAddr> for Prefix {
+    fn from(address: IpAddr) -> Self {
+        IpNet::from(address).into()
+    }
+}
+
+/// The key of a table of a kind.
+macro_rules! key {
+    (LpmTrie, $key:ty) => {
+        Prefix
+    };
+    ($hash:ident, $key:ty) => {
+        $key
+    };
+}
+
+macro_rules! tables_of_agent {
+    ($($owner:ident {
+        $(#[doc = $doc:literal])+
+        $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_shares:tt)*
+    })*) => {
+        /// Contents of the tables that the agent fills.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Tables {
+            $($(#[doc = $doc])+ pub $field: BTreeMap<key!($kind, $key), $value>,)*
+        }
+
+        /// A change of one entry of a table.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum TableChange {
+            $($(#[doc = $doc])+ $variant(Change<key!($kind, $key), $value>),)*
+        }
+
+        impl Tables {
+            /// Takes the entries of others as well.
+            pub fn extend(&mut self, other: Self) {
+                $(self.$field.extend(other.$field);)*
+            }
+
+            /// The differences to what is there, a list for each table.
+            pub(crate) fn changes(&self, have: &Self) -> Vec<Vec<TableChange>> {
+                vec![$(changes(&self.$field, &have.$field).map(TableChange::$variant).collect(),)*]
+            }
+
+            /// Does a change.
+            pub fn apply(&mut self, change: &TableChange) {
+                match change {
+                    $(TableChange::$variant(change) => change.apply_to(&mut self.$field),)*
+                }
+            }
+        }
+
+        impl TableChange {
+            /// Whether the entry goes.
+            pub fn is_removal(&self) -> bool {
+                match self {
+                    $(Self::$variant(change) => change.is_removal(),)*
+                }
+            }
+
+            /// Whose entry it is.
+            pub fn table(&self) -> Table {
+                match self {
+                    $(Self::$variant(_) => Table::$variant,)*
+                }
+            }
+        }
+    };
+}
+
+podwire_common::agent_tables!(tables_of_agent);

@@ -1,0 +1,310 @@
+//! Does what a plan says: the one place that changes disk, links, maps and routes.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use podwire_cni::fault::{self, Step};
+use podwire_common::abi;
+use podwire_common::addr::Addr;
+use podwire_common::names::VXLAN_DEVICE;
+use podwire_core::change::Change;
+use podwire_core::host::Host;
+use podwire_core::ipam::Pool;
+use podwire_core::plan::Op;
+use podwire_core::slice::{Hooks, Link, Programs, Queue, Route, Slice, TableChange};
+use tokio::task::{JoinError, JoinSet};
+use tracing::{debug, info};
+
+use super::attempts::Attempts;
+use crate::config::Config;
+use crate::dataplane::Dataplane;
+use crate::dataplane::attach::{UplinkAttachment, UplinkXdp};
+use crate::error::Error;
+use crate::links::Links;
+use crate::store::Store;
+use crate::sysctl::{Switch, Switches};
+
+/// What became of writing an endpoint's file: its name, and the outcome.
+pub(super) type Saved = (String, Result<(), Error>);
+
+/// Disk, links, maps, routes and addresses.
+pub(super) struct Executor {
+    pub(super) links: Links,
+    pub(super) dataplane: Dataplane,
+    pub(super) store: Store,
+    pub(super) switches: Switches,
+    /// `None` until this node's podCIDR is known. Then it stays, whatever becomes of the node list.
+    pub(super) pool: Option<Pool>,
+    vxlan_port: u16,
+    uplink_xdp: UplinkXdp,
+    /// Operations by which maps and routes were changed.
+    operations: u64,
+    /// Files that are being written.
+    saving: JoinSet<Saved>,
+}
+
+impl Executor {
+    /// Nothing is done yet.
+    pub(super) fn new(links: Links, dataplane: Dataplane, store: Store, config: &Config) -> Self {
+        Self {
+            links,
+            dataplane,
+            store,
+            switches: config.places.switches(),
+            pool: None,
+            vxlan_port: config.vxlan_port,
+            uplink_xdp: config.uplink_xdp,
+            operations: 0,
+            saving: JoinSet::new(),
+        }
+    }
+
+    /// Operations by which maps and routes were changed.
+    pub(super) fn operations(&self) -> u64 {
+        self.operations
+    }
+
+    /// Does the operations up to the first that fails. `reached` is what is there afterwards.
+    ///
+    /// # Errors
+    /// The one of that operation.
+    pub(super) async fn run(&mut self, ops: Vec<Op>, reached: &mut Slice) -> Result<(), Error> {
+        for op in ops {
+            self.apply(&op).await?;
+            op.apply_to(reached);
+            stop_after(&op)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::run`], but files are written by another thread while the other operations are done: a disk takes longer than all of
+    /// them. [`Self::saved`] tells when a file is written; this is awaited before success is reported, or what was done is reversed.
+    pub(super) async fn start(&mut self, ops: Vec<Op>, reached: &mut Slice) -> Started {
+        let mut waits = false;
+        for op in ops {
+            let done = match &op {
+                Op::File(change) if let Some(endpoint) = &change.now => {
+                    let (name, save) = (change.key.clone(), self.store.saving(endpoint));
+                    self.saving.spawn_blocking(move || (name, save()));
+                    waits = true;
+                    Ok(())
+                }
+                other => self.apply(other).await,
+            };
+            let done = done.and_then(|()| {
+                op.apply_to(reached);
+                stop_after(&op)
+            });
+            if done.is_err() {
+                return Started { waits, done };
+            }
+        }
+        Started { waits, done: Ok(()) }
+    }
+
+    /// The next file that was written, or could not be. `None`: none is being written.
+    pub(super) async fn saved(&mut self) -> Option<Result<Saved, JoinError>> {
+        self.saving.join_next().await
+    }
+
+    /// Does all operations. One that fails does not keep the others from being done, but no address is released after it. An operation on a
+    /// link that has gone since `host` was looked at has not failed. `reached` is what is there afterwards.
+    ///
+    /// # Errors
+    /// The first; all are in the log.
+    pub(super) async fn run_all(
+        &mut self,
+        ops: Vec<Op>,
+        reached: &mut Slice,
+        host: &Host,
+    ) -> Result<(), Error> {
+        let mut attempts = Attempts::default();
+        for op in ops {
+            if matches!(op, Op::Address(_)) && attempts.has_failed() {
+                continue;
+            }
+            let done = self.apply(&op).await;
+            if done.is_ok() {
+                op.apply_to(reached);
+            } else if let Some(index) = device_of(&op)
+                && let Some(device) = host.devices.get(&index)
+                && self.is_gone(index, &device.name).await?
+            {
+                continue;
+            }
+            attempts.note(done);
+        }
+        attempts.outcome()
+    }
+
+    /// Whether a device has gone since the kernel was looked at.
+    pub(super) async fn is_gone(&self, index: u32, name: &str) -> Result<bool, Error> {
+        Ok(self.links.device(name).await?.is_none_or(|device| device.index != index))
+    }
+
+    async fn apply(&mut self, op: &Op) -> Result<(), Error> {
+        debug!(?op, "change");
+        match op {
+            Op::Address(change) => self.change_address(change),
+            Op::File(change) => match (&change.now, &change.before) {
+                (Some(endpoint), _) => self.store.save(endpoint),
+                (None, Some(endpoint)) => self.store.remove(endpoint),
+                (None, None) => Ok(()),
+            },
+            Op::Flows(change) if change.is_removal() => self.dataplane.maps.forget_pod(change.key),
+            Op::Flows(_) => Ok(()),
+            Op::Programs(change) => self.change_programs(change),
+            Op::Queue(change) => self.change_queue(change).await,
+            Op::Link(change) => self.change_link(change).await,
+            Op::Table(change) => self.change_table(change),
+            Op::Route(change) => self.change_route(change).await,
+        }
+    }
+
+    /// The pool has given the address already: a plan is about one that is known.
+    fn change_address(&mut self, change: &Change<IpAddr, ()>) -> Result<(), Error> {
+        let Some(pool) = &mut self.pool else { return Ok(()) };
+        if change.is_removal() {
+            pool.release(change.key);
+            return Ok(());
+        }
+        pool.last().map_or(Ok(()), |last| self.store.save_last_address(last))
+    }
+
+    fn change_programs(&mut self, change: &Change<u32, Programs>) -> Result<(), Error> {
+        match (&change.now, &change.before) {
+            (Some(Programs { hooks: Hooks::Pod, device }), _) => self.dataplane.attach_pod(device),
+            (Some(Programs { hooks: Hooks::Overlay, device }), _) => self.dataplane.attach_overlay(device),
+            (Some(Programs { hooks: Hooks::Uplink, device }), _) => {
+                self.dataplane.attach_uplink(device, UplinkAttachment::Clsact, self.uplink_xdp)
+            }
+            (None, Some(programs)) => {
+                self.dataplane.detach_pod(&programs.device);
+                Ok(())
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    async fn change_queue(&mut self, change: &Change<u32, Queue>) -> Result<(), Error> {
+        match (&change.now, &change.before) {
+            (Some(queue), _) => self.links.set_limit(change.key, &queue.device, &queue.bucket).await,
+            (None, Some(queue)) => self.links.remove_limit(change.key, &queue.device).await,
+            (None, None) => Ok(()),
+        }
+    }
+
+    async fn change_link(&mut self, change: &Change<u32, Link>) -> Result<(), Error> {
+        let index = change.key;
+        match (&change.now, &change.before) {
+            (Some(link), before) if link.name == VXLAN_DEVICE => {
+                let before = before.as_ref().map_or_else(BTreeSet::new, |link| link.addresses.clone());
+                for address in link.addresses.difference(&before) {
+                    self.links.add_address(index, *address).await?;
+                }
+                for address in before.difference(&link.addresses) {
+                    self.links.remove_address(index, *address).await?;
+                }
+                self.links.set_up_vxlan(index, link.mtu, self.vxlan_port).await?;
+                info!(device = link.name, mtu = link.mtu, "tunnel device set up");
+                Ok(())
+            }
+            (Some(link), _) if link.up => {
+                self.switches.put_right(&Switch::forwarding(&link.name))?;
+                self.links.set_mtu_and_up(index, &link.name, link.mtu).await
+            }
+            (Some(link), _) => self.links.set_down(index, &link.name).await,
+            (None, Some(link)) => self.remove_link(index, link).await,
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// By its number, and its name or its link address: a device that somebody else made meanwhile is not the pod's.
+    async fn remove_link(&mut self, index: u32, link: &Link) -> Result<(), Error> {
+        if index != 0
+            && let Some(device) = self.links.device_at(index).await?
+            && (device.name == link.name || link.mac.is_some() && device.mac == link.mac)
+        {
+            self.links.remove_device(index, &device.name).await?;
+        }
+        Ok(())
+    }
+
+    fn change_table(&mut self, change: &TableChange) -> Result<(), Error> {
+        self.operations += 1;
+        self.dataplane.maps.apply(change)?;
+        match change {
+            TableChange::Nodes(Change { key, before: Some(node), now: None })
+                if node.flags & abi::NODE_LOCAL != 0 =>
+            {
+                self.forget_address(key.address)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What was translated to an address that this node had would go on leaving with it, and be answered by nobody.
+    fn forget_address(&mut self, address: Addr) -> Result<(), Error> {
+        let entries = self.dataplane.maps.forget_translations(address)?;
+        info!(?address, entries, "translations removed: the address is no longer this node's");
+        Ok(())
+    }
+
+    async fn change_route(&mut self, change: &Change<IpNet, Route>) -> Result<(), Error> {
+        self.operations += 1;
+        match (change.now, change.before) {
+            (Some(route), _) => self.links.set_route(change.key, route).await,
+            (None, Some(route)) => self.links.remove_route(change.key, route).await,
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// What has become of operations that were started.
+pub(super) struct Started {
+    /// Whether a file is being written.
+    pub(super) waits: bool,
+    /// What became of all the rest.
+    pub(super) done: Result<(), Error>,
+}
+
+/// The link that an operation needs.
+fn device_of(op: &Op) -> Option<u32> {
+    match op {
+        Op::Programs(change) => Some(change.key),
+        Op::Queue(change) => Some(change.key),
+        Op::Link(change) => Some(change.key),
+        Op::Route(Change { now: Some(Route::Link { device, .. }), .. }) => Some(*device),
+        _ => None,
+    }
+}
+
+/// Where tests stop an agent: the numbered steps of a pod's life (ARCHITECTURE.md).
+fn stop_after(op: &Op) -> Result<(), Error> {
+    step_of(op).map_or(Ok(()), step)
+}
+
+/// A numbered step is over.
+pub(super) fn step(step: Step) -> Result<(), Error> {
+    fault::after(step).map_err(Error::file("go on after", step.name()))
+}
+
+fn step_of(op: &Op) -> Option<Step> {
+    let (made, removed) = match op {
+        Op::Address(_) => (Step::AddressTaken, Step::Released),
+        // The file's own steps are taken by the thread that writes it.
+        Op::File(change) => return change.is_removal().then_some(Step::FileRemoved),
+        Op::Flows(change) => return change.is_removal().then_some(Step::FlowsForgotten),
+        Op::Programs(change) => return (!change.is_removal()).then_some(Step::ProgramsAttached),
+        Op::Queue(change) => return (!change.is_removal()).then_some(Step::LimitSet),
+        Op::Link(change) if change.now.as_ref().is_some_and(|link| !link.up) => return None,
+        Op::Link(_) => (Step::LinkUp, Step::PairRemoved),
+        Op::Table(TableChange::Guards(_)) => (Step::GuardWritten, Step::GuardRemoved),
+        Op::Table(TableChange::Endpoints(_)) => (Step::EndpointWritten, Step::EndpointRemoved),
+        Op::Table(TableChange::Frontends(_)) => (Step::FrontendsWritten, Step::FrontendsRemoved),
+        Op::Table(_) => return None,
+        Op::Route(_) => (Step::RouteSet, Step::RouteRemoved),
+    };
+    Some(if op.is_removal() { removed } else { made })
+}

@@ -1,0 +1,143 @@
+//! What the kernel holds of what is wanted.
+
+use podwire_common::names::{VXLAN_DEVICE, programs};
+use podwire_core::host::{Device, Host};
+use podwire_core::slice::{Hooks, Link, Slice};
+
+use super::executor::Executor;
+use crate::error::Error;
+use crate::links::Filter;
+
+/// What the kernel was found to hold.
+pub(super) struct Found {
+    /// Of the tables and routes all, of everything else what is wanted. What is on disk and in the programs' tables is taken to be there.
+    pub(super) have: Slice,
+    /// Programs that are not where they belong.
+    pub(super) displaced: Vec<Displaced>,
+}
+
+/// A program that is not where it belongs.
+pub(super) struct Displaced {
+    /// ifindex.
+    pub(super) index: u32,
+    /// Name of the link.
+    pub(super) device: String,
+    /// The program.
+    pub(super) program: &'static str,
+    /// `ingress` or `egress`.
+    pub(super) direction: &'static str,
+    /// What is in its place.
+    pub(super) found: Option<Filter>,
+}
+
+impl Displaced {
+    /// What is in its place, for the log.
+    pub(super) fn in_its_place(&self) -> String {
+        match &self.found {
+            None => "no filter".into(),
+            Some(filter) if filter.program == 0 => "a filter without a program".into(),
+            Some(filter) => format!("program {}, {}", filter.program, filter.name),
+        }
+    }
+}
+
+impl Executor {
+    /// Looks for all that is wanted, and for entries and routes that are not.
+    ///
+    /// # Errors
+    /// [`Error::Map`], [`Error::Netlink`].
+    pub(super) async fn find(&self, want: &Slice, host: &Host) -> Result<Found, Error> {
+        let mut have = Slice { tables: self.dataplane.maps.contents()?, ..assumed(want) };
+        have.routes.clone_from(&host.own_routes);
+        for (index, link) in &want.links {
+            // A device to which somebody has given another link address is known, and reported elsewhere.
+            let found =
+                host.devices.get(index).map(|device| Link { mac: link.mac, ..found_link(device, host) });
+            have.links.extend(found.map(|link| (*index, link)));
+        }
+        self.find_queues(want, &mut have).await?;
+        let displaced = self.find_programs(want, &mut have).await?;
+        Ok(Found { have, displaced })
+    }
+
+    /// Looks for these things and for nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub(super) async fn find_only(&self, want: &Slice, host: &Host) -> Result<Found, Error> {
+        let mut have = Slice { tables: self.dataplane.maps.entries_of(&want.tables)?, ..assumed(want) };
+        let routes = want.routes.keys().filter_map(|to| Some((*to, *host.own_routes.get(to)?)));
+        have.routes.extend(routes);
+        for index in want.links.keys() {
+            let found = host.devices.get(index).map(|device| found_link(device, host));
+            have.links.extend(found.map(|link| (*index, link)));
+        }
+        self.find_queues(want, &mut have).await?;
+        let displaced = self.find_programs(want, &mut have).await?;
+        Ok(Found { have, displaced })
+    }
+
+    async fn find_queues(&self, want: &Slice, have: &mut Slice) -> Result<(), Error> {
+        if want.queues.is_empty() {
+            return Ok(());
+        }
+        let queues = self.links.queues().await?;
+        let found = want.queues.iter().filter(|(index, queue)| queues.limit(**index, &queue.bucket));
+        have.queues.extend(found.map(|(index, queue)| (*index, queue.clone())));
+        Ok(())
+    }
+
+    async fn find_programs(&self, want: &Slice, have: &mut Slice) -> Result<Vec<Displaced>, Error> {
+        let mut all_displaced = Vec::new();
+        for (index, wanted) in &want.programs {
+            let filters = self.links.filters(*index).await?;
+            let mut displaced = Vec::new();
+            let found = [("ingress", filters.ingress), ("egress", filters.egress)];
+            for (program, (direction, found)) in programs_of(wanted.hooks).into_iter().zip(found) {
+                let id = self.dataplane.program_id(program)?;
+                if found.as_ref().is_none_or(|found| found.program != id) {
+                    let device = wanted.device.clone();
+                    displaced.push(Displaced { index: *index, device, program, direction, found });
+                }
+            }
+            if displaced.is_empty() {
+                have.programs.insert(*index, wanted.clone());
+            }
+            all_displaced.append(&mut displaced);
+        }
+        Ok(all_displaced)
+    }
+}
+
+/// The programs of ingress and egress.
+pub(super) fn programs_of(hooks: Hooks) -> [&'static str; 2] {
+    match hooks {
+        Hooks::Pod => [programs::FROM_POD, programs::TO_POD],
+        Hooks::Overlay => [programs::FROM_OVERLAY, programs::TO_OVERLAY],
+        Hooks::Uplink => [programs::FROM_UPLINK, programs::TO_UPLINK],
+    }
+}
+
+/// What no look at the kernel tells.
+fn assumed(want: &Slice) -> Slice {
+    Slice {
+        addresses: want.addresses.clone(),
+        files: want.files.clone(),
+        flows: want.flows.clone(),
+        ..Slice::default()
+    }
+}
+
+fn found_link(device: &Device, host: &Host) -> Link {
+    // Only the tunnel's addresses are the agent's.
+    let is_tunnel = device.name == VXLAN_DEVICE;
+    let addresses = host.addresses.iter().filter(|entry| is_tunnel && entry.device == device.index);
+    let addresses = addresses.filter(|entry| entry.global).filter_map(|entry| entry.network());
+    Link {
+        name: device.name.clone(),
+        mtu: device.mtu,
+        mac: device.mac,
+        up: device.up,
+        addresses: addresses.collect(),
+    }
+}
