@@ -510,13 +510,14 @@ pub const MODE_VXLAN: u32 = 0;
 /// Pod packets travel between nodes as they are.
 pub const MODE_DIRECT: u32 = 1;
 
-/// Types that kernel and user space copy byte by byte, each with its size.
+/// Types that the kernel and user space copy byte by byte, each with its size.
 macro_rules! plain {
     ($($type:ty: $size:literal,)*) => { $(
         const _: () = assert!(size_of::<$type>() == $size);
         #[cfg(feature = "aya")]
         #[expect(unsafe_code, reason = "aya's marker for types that any bytes make a valid value of")]
-        // SAFETY: `repr(C)`, integers and byte arrays only. The size is that of the fields: there is no padding.
+        // SAFETY: `repr(C)`, integers and byte arrays only. The size is the sum of the fields'
+        // sizes, so there is no padding.
         unsafe impl aya::Pod for $type {}
     )* };
 }

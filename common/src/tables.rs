@@ -1,11 +1,17 @@
-//! Every pinned map, declared once: a row of [`tables!`](crate::tables). The programs' definitions, names and pins, the agent's handles,
-//! sizes, counts of entries and the table "Maps" of ARCHITECTURE.md are made of the rows. A new table is a row here, its types in
-//! [`abi`](crate::abi), and the code that fills it.
+//! Every pinned map, declared once: a row of [`tables!`](crate::tables).
+//!
+//! The rows give the programs' definitions, names and pins, the agent's handles, the sizes, the
+//! counts of entries and the table "Maps" of ARCHITECTURE.md. To add a table, add its row here, its
+//! types in [`abi`](crate::abi), and the code that fills it.
 //!
 //! # How to use the rows
 //!
-//! `tables!(with)` expands to `with! { rows }`, and `agent_tables!(with)` to the same with the rows that the agent fills, in the order in
-//! which it writes them. What stands after a comma comes before the rows: `tables!(with, more)` is `with! { more rows }`. A row is:
+//! - `tables!(with)` expands to `with! { rows }`.
+//! - `agent_tables!(with)` expands to the same with only the rows that the agent fills, in the order
+//!   in which it writes them.
+//! - Both put further arguments before the rows: `tables!(with, more)` is `with! { more rows }`.
+//!
+//! A row is:
 //!
 //! ```text
 //! Owner {
@@ -24,11 +30,11 @@
 //! | `Key`, `Value` | `ty` | types; arrays have the key `u32` |
 //! | `COUNT` | `expr` | entries, unless the option says otherwise |
 //! | `FIELD` | `ident` | the field of the agent's configuration that sizes the table, or `none` |
-//! | `RANK` | `tt` | a number, or `none`: the agent writes tables in this order, and removes from them in the opposite order |
+//! | `RANK` | `tt` | a number, or `none`: the agent writes in this order and removes in the opposite |
 //! | `SHARE` | `expr` | a [`Share`]: how much of the table one endpoint may take |
 //!
-//! A type that follows from the kind, and a conversion of it, are small macros of whoever uses the rows. This makes a structure with a
-//! field for each table that the agent fills, and an operation for each:
+//! Where a type depends on the kind, the caller writes a small macro from kind to type. This makes a
+//! structure with a field for each table that the agent fills, and an operation for each:
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -76,7 +82,7 @@
 macro_rules! tables {
     ($($with:ident)::+ $(, $($before:tt)*)?) => { $($with)::+! {
         $($($before)*)?
-        // What the agent fills, in order of rank: what is pointed at comes before what points at it.
+        // The agent's tables, in order of rank: an entry comes after the entries that it points at.
         Agent {
             /// Network towards which pods keep their addresses → 1.
             NON_MASQUERADE, non_masquerade, NonMasquerade: LpmTrie<$crate::addr::LpmAddr, u32>,
@@ -93,7 +99,8 @@ macro_rules! tables {
             entries 8192, option none, rank 3, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Node address → link address that inner frames must have there. Only nodes that flannel has announced have an entry.
+            /// Node address → link address that inner frames must have there. Only nodes that flannel
+            /// has announced have an entry.
             // Allocated as it fills: it is empty unless a cluster is being moved.
             VTEPS, vteps, Vteps: LazyHash<$crate::addr::Addr, $crate::abi::Vtep>,
             entries 8192, option none, rank 4, share $crate::tables::Share::Unlimited
@@ -115,20 +122,20 @@ macro_rules! tables {
         }
         Agent {
             /// Node address or 0 for every one, port, protocol → pod address, port.
-            // No share: the pod's specification names its hostPorts, and ADD refuses what does not fit.
+            // No share: the pod's specification names its hostPorts, and ADD refuses more than fit.
             FRONTENDS, frontends, Frontends: Hash<$crate::abi::Frontend, $crate::abi::Backend>,
             entries 4096, option max_host_ports, rank 8, share $crate::tables::Share::Unlimited
         }
         Programs {
             /// 5-tuple → when the flow was last seen. The flow must go through the host stack.
-            // No LRU: an entry that left early would send a flow's replies past conntrack (invariant 1).
+            // No LRU: an evicted entry would send a flow's replies past conntrack (invariant 1).
             STACK_FLOWS, stack_flows, StackFlows: LazyHash<$crate::abi::Flow, $crate::abi::StackFlow>,
             entries 131_072, option max_stack_flows, rank none,
             share $crate::tables::Share::AsMuchAsIsFree($crate::abi::TABLE_STACK_FLOWS)
         }
         Programs {
             /// 5-tuple → what it becomes. A translation has two entries.
-            // No LRU: half of a pair that left alone would break the connection.
+            // No LRU: the eviction of half a pair would break the connection.
             TRANSLATIONS, translations, Translations: LazyHash<$crate::abi::Flow, $crate::abi::Translation>,
             entries 262_144, option max_translations, rank none,
             share $crate::tables::Share::AsMuchAsIsFree($crate::abi::TABLE_TRANSLATIONS)
@@ -141,8 +148,8 @@ macro_rules! tables {
         }
         Programs {
             /// A pod's flow that somebody outside began → when it was last seen.
-            // LRU: whoever reaches pods by their own addresses can fill it. The next packet of a flow brings its entry back, so it needs
-            // no share.
+            // LRU without a share: clients outside can fill it, and the next packet of a flow brings
+            // its entry back.
             INBOUND_FLOWS, inbound_flows, InboundFlows: LruHash<$crate::abi::Flow, $crate::abi::InboundFlow>,
             entries 16384, option max_inbound_flows, rank none, share $crate::tables::Share::Unlimited
         }
@@ -220,7 +227,7 @@ macro_rules! filled_by_agent {
 pub enum Owner {
     /// The agent.
     Agent,
-    /// The programs; the agent removes what is over.
+    /// The programs; the agent removes stale entries.
     Programs,
     /// Both count in it.
     Both,
@@ -278,9 +285,10 @@ impl Kind {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub enum Share {
-    /// All of it: endpoints have no say in what is in it, or the row says why they may.
+    /// All of it. Either endpoints do not decide what the table holds, or the row has the reason.
     Unlimited,
-    /// No more entries than are free. The number is the table's in [`Holder`](crate::abi::Holder) and its index in `ROOM`.
+    /// No more entries than are free. The number is that of the table in
+    /// [`Holder`](crate::abi::Holder), and its index in `ROOM`.
     AsMuchAsIsFree(u8),
 }
 
@@ -296,7 +304,8 @@ pub struct Row {
     pub kind: Kind,
     /// Entries, unless the option says otherwise.
     pub entries: u32,
-    /// The field of the agent's configuration that sizes the table. The option is the same with dashes.
+    /// The field of the agent's configuration that sizes the table. The option has the same name,
+    /// with dashes.
     pub option: Option<&'static str>,
     /// The agent writes tables in this order, and removes from them in the opposite order.
     pub rank: Option<u8>,
@@ -373,11 +382,11 @@ const _: () = {
     while table < ROWS.len() {
         match (ROWS[table].owner, ROWS[table].rank) {
             (Owner::Agent, Some(rank)) => {
-                assert!(rank > last, "the rows of what the agent fills stand in the order of their ranks");
+                assert!(rank > last, "the agent's rows stand in the order of their ranks");
                 last = rank;
             }
-            (Owner::Agent, None) => panic!("what the agent fills has a rank"),
-            (_, rank) => assert!(rank.is_none(), "only what the agent fills has a rank"),
+            (Owner::Agent, None) => panic!("a table of the agent's has a rank"),
+            (_, rank) => assert!(rank.is_none(), "only tables of the agent's have a rank"),
         }
         table += 1;
     }

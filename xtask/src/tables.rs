@@ -1,4 +1,5 @@
-//! `cargo xtask tables`: the table "Maps" of ARCHITECTURE.md, made from the rows of `common/src/tables.rs`.
+//! `cargo xtask tables`: writes the table "Maps" of ARCHITECTURE.md from the rows of
+//! `common/src/tables.rs`.
 
 use std::fs;
 
@@ -22,7 +23,7 @@ pub(crate) fn write() -> Result<()> {
     fs::write(&path, renewed(&text)?).context("write ARCHITECTURE.md")
 }
 
-/// The document with the table of now.
+/// The document with the current table.
 fn renewed(text: &str) -> Result<String> {
     let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let (before, after) =

@@ -1,5 +1,5 @@
-//! Reading a map thousands of entries at a time. aya asks the kernel twice for each: a walk of 100,000 entries takes a quarter
-//! of a second so, and a twentieth of that in batches.
+//! Reading a map thousands of entries at a time. aya asks the kernel twice for each entry: it walks
+//! 100,000 entries in a quarter of a second, batches in a twentieth of that.
 
 #![expect(unsafe_code, reason = "a system call that takes pointers and a length")]
 
@@ -52,8 +52,8 @@ impl<'a> Walk<'a> {
     /// The kernel's.
     ///
     /// # Safety
-    /// The map's keys have at most [`LARGEST_KEY`] bytes. `keys` and `values` have room for [`ROOM`] keys and values of the sizes that
-    /// the map was made with.
+    /// The map's keys have at most [`LARGEST_KEY`] bytes. `keys` and `values` have room for
+    /// [`ROOM`] keys and values of the map's sizes.
     unsafe fn read(&mut self, keys: *mut u8, values: *mut u8) -> io::Result<usize> {
         let mut next = [0; LARGEST_KEY];
         let mut batch = Batch {
@@ -66,9 +66,9 @@ impl<'a> Walk<'a> {
             element_flags: 0,
             flags: 0,
         };
-        // SAFETY: the kernel reads the attributes, as many bytes as they have, and the position. It writes the next position, which
-        // is a bucket's number or a key, the count, and at most `count` keys and values, for which there is room by the contract.
-        // All of it outlives the call.
+        // SAFETY: the kernel reads the attributes, as many bytes as they have, and the position. It
+        // writes the next position (a bucket's number or a key), the count, and at most `count` keys
+        // and values. By the contract there is room for them. All of it outlives the call.
         let outcome =
             unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut batch, size_of::<Batch>()) };
         let count = (batch.count as usize).min(ROOM);
@@ -78,7 +78,8 @@ impl<'a> Walk<'a> {
                 Some(libc::ENOENT) => self.is_over = true,
                 // Another CPU holds the bucket: the next call begins with it.
                 Some(libc::EBUSY) => self.position = Some(next),
-                // Entries of a trie were removed meanwhile. The kernel gives a position only with entries.
+                // Entries of a trie were removed meanwhile. The kernel writes a position only if it
+                // has read entries.
                 Some(libc::EINTR) if count == 0 => {}
                 Some(libc::EINTR) => self.position = Some(next),
                 _ => return Err(error),
@@ -88,8 +89,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Shows every entry of a hash map (LRU or not, per CPU not) whose keys and values are of these types. What is removed or added
-/// meanwhile may be shown or not; what stays is shown once.
+/// Shows every entry of a hash map (LRU or not, but not per CPU) with keys and values of these types.
+/// An entry that is removed or added meanwhile may be shown or not; one that stays is shown once.
 ///
 /// # Errors
 /// The kernel's.
@@ -98,7 +99,8 @@ pub(super) fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut show: impl FnMut
     let (mut keys, mut values) = (Vec::<K>::with_capacity(ROOM), Vec::<V>::with_capacity(ROOM));
     let mut walk = Walk::new(map);
     while !walk.is_over {
-        // SAFETY: the map was made with the sizes of `K` and `V`, for which there is room; keys are no larger than the largest.
+        // SAFETY: the map has the sizes of `K` and `V`, there is room for `ROOM` of each, and the
+        // assertion holds for keys.
         let count = unsafe { walk.read(keys.as_mut_ptr().cast(), values.as_mut_ptr().cast()) }?;
         // SAFETY: the kernel has written so many, there is room for them, and any bytes are a valid `Pod`.
         unsafe {
@@ -110,7 +112,8 @@ pub(super) fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut show: impl FnMut
     Ok(())
 }
 
-/// How many entries a hash map or an LPM trie has. What is removed or added meanwhile may be counted or not.
+/// How many entries a hash map or an LPM trie has. An entry that is removed or added meanwhile may be
+/// counted or not.
 ///
 /// # Errors
 /// The kernel's.
@@ -122,7 +125,8 @@ pub(super) fn count(map: &MapData) -> Result<usize, MapError> {
     let mut walk = Walk::new(map.fd().as_fd());
     let mut entries = 0;
     while !walk.is_over {
-        // SAFETY: there is room for so many keys and values of the map's own sizes; keys are no larger than the largest.
+        // SAFETY: there is room for `ROOM` keys and values of the map's sizes, and the assertion holds
+        // for keys.
         entries += unsafe { walk.read(keys.as_mut_ptr(), values.as_mut_ptr()) }?;
     }
     Ok(entries)

@@ -13,8 +13,9 @@ const ELEMENT: u64 = 48 + 8;
 const BUCKET: u64 = 16;
 
 impl Maps {
-    /// Prints the sizes that are options, and the memory of each map that traffic fills. A pinned map keeps the size that it was
-    /// made with: where that is another one than asked for, it is said what to do.
+    /// Prints size and memory of each map that an option sizes or that traffic fills. A pinned map
+    /// keeps the size that it was made with: where the options ask for another one, the log says what
+    /// to do.
     ///
     /// # Errors
     /// [`Error::Map`].

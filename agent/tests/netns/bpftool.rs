@@ -4,7 +4,9 @@ use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, traffic};
 
+use crate::idle_clients::get;
 use crate::service::iptables;
+use crate::sockets::wait_until;
 
 #[test]
 fn every_pinned_map_dumps_with_field_names() {
@@ -108,4 +110,21 @@ fn numbers(shown: &Value) -> Vec<u8> {
         number => u8::try_from(number.as_u64().unwrap()).unwrap(),
     };
     shown.as_array().unwrap_or_else(|| panic!("no array: {shown}")).iter().map(byte).collect()
+}
+
+#[test]
+fn metrics_show_how_full_each_table_is() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let _pods = ["one", "two"].map(|name| node.add_pod(name).unwrap());
+    let lines = [
+        "podwire_table_entries{table=\"ENDPOINTS\"} 2",
+        "podwire_table_max_entries{table=\"ENDPOINTS\"} 1024",
+        "podwire_table_entries{table=\"FRONTENDS\"} 0",
+    ];
+    let shown = wait_until(|| {
+        let text = get(node, "/metrics");
+        lines.iter().all(|line| text.lines().any(|shown| shown == *line)).then_some(())
+    });
+    assert!(shown.is_some(), "{}", get(node, "/metrics"));
 }
