@@ -24,8 +24,8 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::connections::{Connections, Place};
-use crate::daemon::{Event, Figures, Readiness};
 use crate::error::Error;
+use crate::events::{Event, Figures, Readiness};
 use crate::nodes::Skipped;
 
 /// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.

@@ -1,6 +1,7 @@
 //! Podwire's node agent.
 //!
-//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of state, `daemon`.
+//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send `events` to the one owner of state, `daemon`. Sources do
+//! not know the daemon.
 //! What the kernel should hold is a pure function of the model (`desired`), and a pure `diff` says what to do. The
 //! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store`, `before`,
 //! `claim`, `lock`, `cni_configuration` and `host_local` (disk), and `sysctl`.
@@ -20,6 +21,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod diff;
 pub mod error;
+pub mod events;
 pub mod firewall;
 pub mod forward_policy;
 pub mod health;

@@ -11,11 +11,12 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
-use super::{Daemon, Event};
+use super::Daemon;
 use crate::conditions::ConditionName;
 use crate::desired::{Route, endpoint_entry, frontends};
 use crate::diff::Op;
 use crate::error::Error;
+use crate::events::Event;
 use crate::host_ports::{self, Unavailable};
 use crate::ipam::{IpamError, Pool};
 use crate::model::{Endpoint, Mode, format_mac, parse_mac};

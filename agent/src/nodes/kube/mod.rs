@@ -21,7 +21,7 @@ use self::cache::Cache;
 pub use self::client::{Access, ClientError};
 use self::object::WatchedNode;
 use super::{NodeList, NodeProblem, NodeRecord};
-use crate::daemon::{Event, Readiness};
+use crate::events::{Event, Readiness};
 
 /// Nodes of a page, where the API server does not stream the list. A page is held as a whole.
 const PAGE: u32 = 200;
