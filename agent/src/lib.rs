@@ -4,7 +4,7 @@
 //! not know the daemon.
 //! What the kernel should hold is a pure function of the model (`desired`), and a pure `diff` says what to do. The
 //! edges are `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `store`, `before`,
-//! `claim`, `lock`, `cni_configuration` and `host_local` (disk), and `sysctl`.
+//! `claim`, `files`, `lock`, `cni_configuration` and `host_local` (disk), and `sysctl`.
 
 pub mod before;
 pub mod cgroup2;
@@ -22,6 +22,7 @@ pub mod desired;
 pub mod diff;
 pub mod error;
 pub mod events;
+mod files;
 pub mod firewall;
 pub mod forward_policy;
 pub mod health;
