@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::error::Error;
-use crate::store;
+use crate::files;
 
 /// In the state folder.
 pub(crate) const FILE: &str = "before.json";
@@ -59,7 +59,7 @@ impl Before {
         let path = state_dir.join(FILE);
         let json =
             serde_json::to_vec_pretty(self).map_err(|error| Error::file("encode", &path)(error.into()))?;
-        store::replace(&path, &json)
+        files::replace(&path, &json)
     }
 }
 

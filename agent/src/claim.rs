@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::before::boot;
 use crate::error::{Error, absent_is_fine};
-use crate::{netns, store};
+use crate::{files, netns};
 
 /// In the state folder.
 pub(crate) const FILE: &str = "network-namespace.json";
@@ -74,7 +74,7 @@ impl Claim {
         }
         let json =
             serde_json::to_vec_pretty(self).map_err(|error| Error::file("encode", &file)(error.into()))?;
-        store::replace(&file, &json)
+        files::replace(&file, &json)
     }
 }
 

@@ -8,7 +8,7 @@ use podwire_cni::protocol::DEFAULT_SOCKET;
 use serde_json::{Value, json};
 
 use crate::error::Error;
-use crate::store;
+use crate::files;
 
 /// Its file name. Runtimes go by the order of names.
 pub const FILE: &str = "10-podwire.conflist";
@@ -47,7 +47,7 @@ pub fn is_there(folder: &Path, text: &str) -> Result<bool, Error> {
 /// # Errors
 /// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn write(folder: &Path, text: &str) -> Result<(), Error> {
-    store::replace(&folder.join(FILE), text.as_bytes()).map_err(Error::in_shared(folder))
+    files::replace(&folder.join(FILE), text.as_bytes()).map_err(Error::in_shared(folder))
 }
 
 /// Removes it, and what an agent that was killed meanwhile has begun. Nothing happens when it is not there.
@@ -55,7 +55,7 @@ pub fn write(folder: &Path, text: &str) -> Result<(), Error> {
 /// # Errors
 /// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn remove(folder: &Path) -> Result<(), Error> {
-    store::remove_shared(&folder.join(FILE))
+    files::remove_shared(&folder.join(FILE))
 }
 
 /// The names of a folder's network configurations. A runtime takes the first, or asks for one by its network's name.

@@ -16,8 +16,8 @@ use tokio::time::{interval, timeout};
 use tracing::{debug, error, warn};
 
 use crate::connections::{Connections, Place};
-use crate::daemon::Event;
 use crate::error::Error;
+use crate::events::Event;
 use crate::housekeeping::INTERVAL;
 use crate::lock::{Held, Lock};
 

@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::daemon::Event;
+use crate::events::{Event, Unheeded};
 use crate::watched_file::{Opened, WatchError, Watched};
 
 /// The subcommand that has the options.
@@ -42,15 +42,6 @@ pub enum ConfigFileError {
         /// What, with the key, and what is allowed.
         reason: String,
     },
-}
-
-/// The options of a file that the agent does not run with.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Unheeded {
-    /// Those that were otherwise when the agent was started.
-    pub changed: Vec<String>,
-    /// Those that the command line or the environment gives otherwise.
-    pub overridden: Vec<String>,
 }
 
 /// The command line, alone and with what the file of `--config` adds to it.

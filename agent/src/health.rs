@@ -27,9 +27,9 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::connections::{Connections, Place};
-use crate::daemon::{Event, Figures, Readiness};
 use crate::dataplane::flows::Fill;
 use crate::error::Error;
+use crate::events::{Event, Figures, Readiness};
 
 /// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.
 const ALIVE: Duration = Duration::from_secs(4);

@@ -11,7 +11,7 @@ use tracing::info;
 
 use crate::config::Logging;
 use crate::error::Error;
-use crate::store;
+use crate::files;
 
 /// The plugin's file name: what a network configuration calls it by.
 pub const PLUGIN: &str = "podwire-cni";
@@ -46,8 +46,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     // Two at once would write into one another's file before it has its name.
     flock(&held, FlockOperation::LockExclusive).map_err(|errno| Error::file("lock", folder)(errno.into()))?;
     let installed = folder.join(PLUGIN);
-    store::replace_executable(&installed, &plugin).map_err(Error::in_shared(folder))?;
-    store::sync_folder(folder)?;
+    files::replace_executable(&installed, &plugin).map_err(Error::in_shared(folder))?;
+    files::sync_folder(folder)?;
     info!(path = %installed.display(), bytes = plugin.len(), "plugin installed");
     Ok(())
 }
@@ -57,7 +57,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
 /// # Errors
 /// [`Error::File`], [`Error::FolderOfAnother`].
 pub fn remove(folder: &Path) -> Result<(), Error> {
-    store::remove_shared(&folder.join(PLUGIN))
+    files::remove_shared(&folder.join(PLUGIN))
 }
 
 fn beside_this_program() -> Result<PathBuf, Error> {

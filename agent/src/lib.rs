@@ -1,10 +1,11 @@
 //! Podwire's node agent.
 //!
-//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send events to the one owner of
-//! state, `daemon`. What the kernel should hold, and which operations lead there, is decided in the
-//! crate `podwire-core`, which cannot touch the world. The edges touch it: `dataplane` (BPF),
-//! `links` (devices, addresses, routes), `firewall` (read only), `conntrack`, `sysctl`, and on disk
-//! `store`, `before`, `claim`, `lock`, `cni_configuration` and `host_local`.
+//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send `events` to the one owner of
+//! state, `daemon`. Sources do not know the daemon. What the kernel should hold, and which operations
+//! lead there, is decided in the crate `podwire-core`, which cannot touch the world. The edges touch
+//! it: `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`,
+//! `sysctl`, and on disk `store`, `before`, `claim`, `files`, `lock`, `cni_configuration` and
+//! `host_local`.
 
 pub mod before;
 pub mod cgroup2;
@@ -19,6 +20,8 @@ pub mod conntrack;
 pub mod daemon;
 pub mod dataplane;
 pub mod error;
+pub mod events;
+mod files;
 pub mod firewall;
 pub mod health;
 pub mod host_local;

@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::daemon::Event;
+use crate::events::Event;
 use crate::watched_file::{WatchError, Watched};
 
 /// More than 50,000 networks, and as much as a ConfigMap holds.

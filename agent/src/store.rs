@@ -9,10 +9,10 @@
 //! nodes.json                          the last good node list of the API server
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use podwire_cni::fault::{self, Step};
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::before;
 use crate::claim;
 use crate::error::{Error, absent_is_fine};
+use crate::files::{replace_after, sync_folder};
 use crate::lock::{Held, Lock};
 
 const LOCK: &str = "agent.lock";
@@ -32,8 +33,6 @@ const ENDPOINTS: &str = "endpoints";
 pub const NODES: &str = "nodes.json";
 /// The same before it has its name.
 const NODES_BEGUN: &str = "nodes.tmp";
-/// Ends the name of a file that is being written, until it gets its own.
-pub(crate) const BEGUN: &str = "tmp";
 
 /// Version of the files under `endpoints/` that are written. 2 added the network and the bandwidth.
 const FORMAT: u32 = 2;
@@ -335,59 +334,6 @@ fn set_aside(path: PathBuf, reason: String) -> Corrupt {
 fn remove_unnamed(path: PathBuf) -> Option<Corrupt> {
     let error = absent_is_fine(fs::remove_file(&path)).err()?;
     Some(Corrupt { reason: format!("remove it: {error}"), path })
-}
-
-/// Removes a file of a folder that others use as well, and what was begun of it by somebody who was killed. Nothing happens when neither is there.
-///
-/// # Errors
-/// [`Error::File`], [`Error::FolderOfAnother`].
-pub(crate) fn remove_shared(path: &Path) -> Result<(), Error> {
-    let folder = path.parent().unwrap_or(path);
-    for path in [&path.with_extension(BEGUN), path] {
-        absent_is_fine(fs::remove_file(path))
-            .map_err(Error::file("remove", path))
-            .map_err(Error::in_shared(folder))?;
-    }
-    Ok(())
-}
-
-/// Writes a file so that there is the one before or the whole of this one. It is for root alone.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    replace_after(path, bytes, 0o600, || Ok(()))
-}
-
-/// The same of a program, which everybody may execute.
-pub(crate) fn replace_executable(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    replace_after(path, bytes, 0o755, || Ok(()))
-}
-
-/// The same with something to be done when all is written and has not got its name.
-fn replace_after(
-    path: &Path,
-    bytes: &[u8],
-    mode: u32,
-    written: impl FnOnce() -> io::Result<()>,
-) -> Result<(), Error> {
-    let temporary = path.with_extension(BEGUN);
-    let write = || -> io::Result<()> {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-        // Whatever the umask, and an attempt before.
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        written()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        Error::file("write", path)(error)
-    })
-}
-
-/// Has a folder's names outlive a power cut.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", folder))
 }
 
 #[cfg(test)]

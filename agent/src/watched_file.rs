@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::daemon::Event;
+use crate::events::Event;
 
 /// Writers often make several events of one change.
 pub(crate) const SETTLE: Duration = Duration::from_millis(50);

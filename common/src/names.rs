@@ -70,6 +70,8 @@ pub mod programs {
     pub const TO_UPLINK: &str = "to_uplink";
     /// XDP of an uplink, off by default.
     pub const UPLINK_XDP: &str = "uplink_xdp";
+    /// All that an uplink may have by pinned links.
+    pub const UPLINK_LINKS: [&str; 3] = [FROM_UPLINK, TO_UPLINK, UPLINK_XDP];
     /// A TC program that does nothing, only in the build that counts helper calls.
     pub const EMPTY: &str = "empty";
     /// What is attached to the root of cgroup2, for this node's own processes.

@@ -34,6 +34,12 @@ const RULES: &[Rule] = &[
         why: "the pure modules decide and touch nothing",
     },
     Rule {
+        within: &["agent/src"],
+        except: &["agent/src/daemon", "agent/src/main.rs"],
+        forbidden: &["crate::daemon"],
+        why: "sources and edges do not know who takes their events",
+    },
+    Rule {
         within: &["agent/src", "cni-shim/src"],
         // Its variants carry what the edges got from their libraries.
         except: &["agent/src/dataplane", "agent/src/error.rs"],

@@ -17,9 +17,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
+use super::Daemon;
 use super::executor::{Saved, Started, step};
-use super::{Daemon, Event};
 use crate::error::Error;
+use crate::events::Event;
 use crate::wire;
 
 /// The least MTU of IPv4 (RFC 791).

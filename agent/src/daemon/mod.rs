@@ -19,105 +19,30 @@ mod switches;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipnet::IpNet;
-use podwire_cni::protocol::{Call, Reply};
 use podwire_common::abi::Holder;
 use podwire_common::addr::Addr;
-use podwire_core::cluster::{NodeList, Skipped};
+use podwire_core::cluster::Skipped;
 use podwire_core::host::Host;
 use podwire_core::ipam::Pool;
 use podwire_core::model::{Attachment, Model};
 use podwire_core::strays::Strays;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::before::Before;
 use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
-use crate::config_file::Unheeded;
 use crate::conntrack::Conntrack;
 use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
 use crate::error::Error;
+use crate::events::{Event, Figures, Readiness, Unheeded};
 use crate::links::Changes;
 use crate::lock::Lock;
-
-/// What the sources have to say.
-#[derive(Debug)]
-pub enum Event {
-    /// The plugin asks for something.
-    Call {
-        /// What.
-        call: Box<Call>,
-        /// Where the answer goes.
-        reply: oneshot::Sender<Reply>,
-    },
-    /// A complete node list.
-    Nodes(NodeList),
-    /// The node list cannot be had, or used as a whole; why.
-    NodeListUnusable(String),
-    /// The last complete node list is that of now again.
-    NodeListConfirmed,
-    /// The networks of `--non-masquerade-file`, or why they cannot be used.
-    NonMasquerade(Result<BTreeSet<IpNet>, String>),
-    /// What of the file of `--config` the agent does not run with, or what is wrong with it.
-    ConfigFile(Result<Unheeded, String>),
-    /// Time to compare the kernel with what is wanted.
-    Tick,
-    /// The tables were aged out.
-    Collected(Collected),
-    /// Somebody wants to know whether events are served at all.
-    Alive(oneshot::Sender<()>),
-    /// Somebody wants to see all that is wrong.
-    Conditions(oneshot::Sender<Conditions>),
-    /// Somebody wants to see figures.
-    Figures(oneshot::Sender<Figures>),
-    /// Time to end, with the data path left in place.
-    Stop,
-}
-
-/// Whether the agent does what it is there for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Readiness {
-    /// Yes.
-    Ready,
-    /// No, and why.
-    Waiting(String),
-}
-
-/// Figures for operators.
-#[derive(Clone, Debug, Default)]
-pub struct Figures {
-    /// What the programs counted.
-    pub counters: Counters,
-    /// Pods of this node.
-    pub endpoints: usize,
-    /// Nodes that can be used, this one included.
-    pub nodes: usize,
-    /// Nodes that have no part in the pod network.
-    pub skipped: BTreeMap<Skipped, usize>,
-    /// Since when the node list may be out of date; zero: it is not.
-    pub node_list_age: Duration,
-    /// Addresses that can be handed out at all.
-    pub addresses: u32,
-    /// What the last round of ageing found in the tables.
-    pub collected: Collected,
-    /// Programs that something else had removed or replaced, and that were attached again.
-    pub reattached: u64,
-    /// Kernel switches that something else had changed, and that were set again.
-    pub switches_set_again: u64,
-    /// Operations by which maps and routes were changed.
-    pub operations: u64,
-    /// What is wrong, and for how many subjects.
-    pub conditions: Vec<(ConditionName, usize)>,
-    /// Where the host's firewall may drop pods' packets.
-    pub forward_policy_drops: Vec<String>,
-    /// Whether the agent's network configuration is the one that the runtime takes; `None`: it writes none.
-    pub cni_configuration_first: Option<bool>,
-}
 
 /// The one owner of state.
 pub struct Daemon {

@@ -57,9 +57,6 @@ const OVERLAY: [(&str, Direction); 2] =
     [(programs::FROM_OVERLAY, Direction::Ingress), (programs::TO_OVERLAY, Direction::Egress)];
 const UPLINK: [(&str, Direction); 2] =
     [(programs::FROM_UPLINK, Direction::Ingress), (programs::TO_UPLINK, Direction::Egress)];
-/// All that an uplink may have by pinned links.
-pub(super) const UPLINK_PROGRAMS: [&str; 3] =
-    [programs::FROM_UPLINK, programs::TO_UPLINK, programs::UPLINK_XDP];
 
 impl Dataplane {
     /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth pair, in place of those that are there.
@@ -116,7 +113,7 @@ impl Dataplane {
         let Some(folder) = self.bpf_dir.clone() else {
             return Ok(());
         };
-        for (program, interface) in pins::links_of(&folder, &UPLINK_PROGRAMS)? {
+        for (program, interface) in pins::links_of(&folder, &programs::UPLINK_LINKS)? {
             self.take_over(program, Some(&pins::link(&folder, program, &interface)))?;
         }
         Ok(())
@@ -129,7 +126,7 @@ impl Dataplane {
     pub fn detach_other_uplinks(&mut self, uplinks: &[Uplink]) -> Result<(), Error> {
         let places: Vec<_> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
         let concerned = |pin: &Path| !pins::is_link_of(pin, &programs::CGROUP);
-        self.detach_others(concerned, &UPLINK_PROGRAMS, &places, "no uplink has it")
+        self.detach_others(concerned, &programs::UPLINK_LINKS, &places, "no uplink has it")
     }
 
     fn attach_filter(

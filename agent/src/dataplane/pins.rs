@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 
 use podwire_common::abi::SCHEMA_VERSION;
 use podwire_common::names;
-use podwire_common::names::programs::CGROUP;
+use podwire_common::names::programs::{CGROUP, UPLINK_LINKS};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use tracing::info;
 
-use super::attach::UPLINK_PROGRAMS;
 use super::pinned::Pinned;
 use crate::error::{Error, absent_is_fine};
 use crate::lock::{Held, Lock};
@@ -126,7 +125,7 @@ pub fn remove_all(folder: &Path) -> Vec<Error> {
     let mut note = |outcome: io::Result<()>, path: &Path| {
         failed.extend(absent_is_fine(outcome).map_err(Error::file("remove", path)).err());
     };
-    let is_link = |pin: &PathBuf| is_agents || is_link_of(pin, &UPLINK_PROGRAMS) || is_link_of(pin, &CGROUP);
+    let is_link = |pin: &PathBuf| is_agents || is_link_of(pin, &UPLINK_LINKS) || is_link_of(pin, &CGROUP);
     for link in entries(&links).unwrap_or_default().into_iter().filter(is_link) {
         note(fs::remove_file(&link), &link);
     }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use super::objects::{self, Entries};
-use crate::daemon::Event;
+use crate::events::Event;
 use crate::watched_file::{WatchError, Watched};
 
 /// What is read at a time, bytes.

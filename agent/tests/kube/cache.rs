@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use podwire::daemon::Event;
+use podwire::events::Event;
 use podwire::nodes::kube::Pace;
 use serde_json::Value;
 use tempfile::TempDir;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podwire::daemon::Readiness;
+use podwire::events::Readiness;
 use serde_json::{Value, json};
 use xtask::api_server::Certificate;
 

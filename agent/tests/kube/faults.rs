@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podwire::daemon::Event;
+use podwire::events::Event;
 use podwire::nodes::kube::Pace;
 use xtask::api_server::Fault;
 

@@ -110,7 +110,7 @@ async fn that_the_list_is_good_again_is_told_though_nothing_has_changed() {
         watching.trouble().await;
         server.start().await;
         let event = watching.next().await;
-        assert!(matches!(event, podwire::daemon::Event::NodeListConfirmed), "{event:?}");
+        assert!(matches!(event, podwire::events::Event::NodeListConfirmed), "{event:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! A cluster's own API server that ends and begins again under an agent.
 
-use podwire::daemon::Event;
+use podwire::events::Event;
 use podwire::nodes::kube::Pace;
 use xtask::envtest::Binaries;
 

@@ -92,7 +92,7 @@ async fn a_new_certificate_authority_is_read() {
 /// Why a source does not begin at all.
 async fn refusal(server: Access) -> String {
     let (events, _queue) = mpsc::channel(1);
-    let (_readiness, is_ready) = watch::channel(podwire::daemon::Readiness::Ready);
+    let (_readiness, is_ready) = watch::channel(podwire::events::Readiness::Ready);
     let source =
         Source { server, node_name: OWN.into(), cache: "/nonexistent/nodes.json".into(), pace: pace() };
     source.watch(events, is_ready).await.unwrap_err().to_string()

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use podwire::daemon::{Event, Readiness};
+use podwire::events::{Event, Readiness};
 use podwire::nodes::kube::{Access, Pace, Source};
 use podwire_core::cluster::NodeList;
 use serde_json::{Value, json};

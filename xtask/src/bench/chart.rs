@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use crate::bench::record::short;
+use crate::bench::statistics::short;
 
 const WIDTH: u32 = 760;
 const ROW: u32 = 34;

@@ -9,6 +9,7 @@ use tabled::settings::Style;
 use tabled::{Table, Tabled};
 
 use crate::bench::chart::Chart;
+use crate::bench::statistics::short;
 use crate::bench::statistics::{interquartile_range, median};
 
 /// One comparison.
@@ -182,23 +183,9 @@ pub(crate) fn markdown(mut table: Table) -> String {
     format!("{}\n", table.with(Style::markdown()))
 }
 
-/// Four significant figures.
-pub(crate) fn short(value: f64) -> String {
-    let decimals = (3 - value.abs().max(f64::MIN_POSITIVE).log10().floor() as i32).clamp(0, 6) as usize;
-    format!("{value:.decimals$}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_shown_with_four_figures() {
-        assert_eq!(short(3.070_4), "3.070");
-        assert_eq!(short(16_601.0), "16601");
-        assert_eq!(short(0.123_45), "0.1235");
-        assert_eq!(short(0.0), "0.000000");
-    }
 
     #[test]
     fn what_has_nothing_beside_it_is_compared_with_its_target() {

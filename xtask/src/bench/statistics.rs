@@ -21,6 +21,12 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     low + (high - low) * (place - below)
 }
 
+/// Four significant figures.
+pub(crate) fn short(value: f64) -> String {
+    let decimals = (3 - value.abs().max(f64::MIN_POSITIVE).log10().floor() as i32).clamp(0, 6) as usize;
+    format!("{value:.decimals$}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,5 +39,13 @@ mod tests {
         assert_eq!(quantile(&values, 1.0), 4.0);
         assert_eq!(interquartile_range(&values), 1.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn numbers_are_shown_with_four_figures() {
+        assert_eq!(short(3.070_4), "3.070");
+        assert_eq!(short(16_601.0), "16601");
+        assert_eq!(short(0.123_45), "0.1235");
+        assert_eq!(short(0.0), "0.000000");
     }
 }

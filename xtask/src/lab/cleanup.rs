@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::lab::ns::ip_batch;
 use crate::lab::process;
 
 /// First part of the name of a lab that belongs to a process; its id follows.
@@ -78,7 +77,7 @@ pub fn remove(name: &str) -> Result<bool> {
 /// Removes a namespace, and kills what runs in it: it was started there.
 pub(crate) fn remove_namespace(namespace: &str) -> Result<()> {
     kill_inside(namespace)?;
-    ip_batch(&format!("netns del {namespace}\n"))
+    process::ip_batch(&format!("netns del {namespace}\n"))
 }
 
 /// State, sockets and logs. In memory, and no folder that others may write to.

@@ -7,15 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::lab::{cleanup, process};
-
-/// The longest that a command in a namespace may run.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A named network namespace, as `ip netns` makes it. Clones are the same namespace.
 #[derive(Clone, Debug)]
@@ -30,7 +26,7 @@ impl Ns {
     /// # Errors
     /// When one of that name exists, or the kernel refuses.
     pub fn create(name: &str) -> Result<Self> {
-        ip_batch(&format!("netns add {name}\n"))?;
+        process::ip_batch(&format!("netns add {name}\n"))?;
         let ns = Self::open(name)?;
         ns.enter(|| {
             // No such file where the kernel has no IPv6.
@@ -127,8 +123,10 @@ impl Ns {
     /// When it cannot be run or takes too long.
     pub fn output(&self, command: &[&str]) -> Result<Output> {
         let (program, arguments) = command.split_first().context("an empty command")?;
-        self.enter(|| process::output(Command::new(program).args(arguments), None, COMMAND_DEADLINE))?
-            .with_context(|| format!("run `{}` in {}", command.join(" "), self.name))
+        self.enter(|| {
+            process::output(Command::new(program).args(arguments), None, process::COMMAND_DEADLINE)
+        })?
+        .with_context(|| format!("run `{}` in {}", command.join(" "), self.name))
     }
 
     /// Runs lines of `ip`'s own language inside, all in one process.
@@ -136,7 +134,7 @@ impl Ns {
     /// # Errors
     /// At the first line that fails.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        self.enter(|| ip_batch(lines))?.with_context(|| format!("in the namespace {}", self.name))
+        self.enter(|| process::ip_batch(lines))?.with_context(|| format!("in the namespace {}", self.name))
     }
 
     /// Sets a sysctl, given as a path below `/proc/sys` (`net/ipv4/ip_forward`).
@@ -191,17 +189,6 @@ pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let bytes: Result<Vec<u8>, _> = text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
     let bytes = bytes.with_context(|| format!("{text:?} is no Ethernet address"))?;
     bytes.try_into().map_err(|_| anyhow::anyhow!("{text:?} is no Ethernet address"))
-}
-
-/// Runs `ip -batch` in the namespace of the calling thread.
-pub(crate) fn ip_batch(lines: &str) -> Result<()> {
-    let output =
-        process::output(Command::new("ip").args(["-batch", "-"]), Some(lines.as_bytes()), COMMAND_DEADLINE)
-            .context("run `ip -batch -` (Debian package iproute2)")?;
-    if !output.status.success() {
-        bail!("`ip -batch` failed: {} of\n{lines}", String::from_utf8_lossy(&output.stderr).trim_end());
-    }
-    Ok(())
 }
 
 fn path_of(name: &str) -> PathBuf {

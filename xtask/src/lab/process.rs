@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// The longest that a command in a namespace may run.
+pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a killed process may take to end.
 const REAPED: Duration = Duration::from_secs(60);
 
@@ -52,4 +54,14 @@ pub(crate) fn timed(
             )
         }
     }
+}
+
+/// Runs `ip -batch` in the namespace of the calling thread.
+pub(crate) fn ip_batch(lines: &str) -> Result<()> {
+    let output = output(Command::new("ip").args(["-batch", "-"]), Some(lines.as_bytes()), COMMAND_DEADLINE)
+        .context("run `ip -batch -` (Debian package iproute2)")?;
+    if !output.status.success() {
+        bail!("`ip -batch` failed: {} of\n{lines}", String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(())
 }

@@ -16,7 +16,7 @@ use super::super::file;
 use super::super::objects::{Entries, NodeObject};
 use crate::before;
 use crate::error::Error;
-use crate::store;
+use crate::files;
 
 #[derive(Debug)]
 pub(super) struct Cache {
@@ -66,7 +66,7 @@ impl Cache {
         // A list that comes meanwhile is a newer one.
         self.is_old = false;
         self.saving = Some(tokio::task::spawn_blocking(move || match text {
-            Some(text) => store::replace(&path, &text),
+            Some(text) => files::replace(&path, &text),
             None => File::open(&path)
                 .and_then(|file| file.set_modified(SystemTime::now()))
                 .map_err(Error::file("note the time of", &path)),

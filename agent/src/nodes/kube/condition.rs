@@ -12,7 +12,7 @@ use super::super::objects::NETWORK_UNAVAILABLE;
 use super::Source;
 use super::client::{self, whole};
 use super::object::WatchedNode;
-use crate::daemon::Readiness;
+use crate::events::Readiness;
 
 /// After an attempt that failed, and after one that has not shown yet; twice as long after each that follows it.
 const PAUSE: Duration = Duration::from_secs(15);

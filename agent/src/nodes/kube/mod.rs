@@ -22,7 +22,7 @@ pub use self::client::{Access, ClientError};
 use podwire_core::cluster::{NodeList, NodeProblem, NodeRecord};
 
 use self::object::WatchedNode;
-use crate::daemon::{Event, Readiness};
+use crate::events::{Event, Readiness};
 
 /// Nodes of a page, where the API server does not stream the list. A page is held as a whole.
 const PAGE: u32 = 200;
