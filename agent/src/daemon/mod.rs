@@ -1,188 +1,135 @@
 //! The one owner of state. Everything else sends it events.
+//!
+//! Each component owns its own state, and works on the shared [`State`] while it is called. Who may call whom goes one way:
+//! `cluster` → `host` → `pods` → `state`, `executor`, `found`; `health` → `configuration`.
 
 mod attempts;
-mod calls;
-mod check;
-mod cni_configuration;
+mod cluster;
+mod configuration;
 mod executor;
-mod firewall;
+mod flows;
 mod found;
-mod node_calls;
-mod nodes;
-mod other_pods;
-mod reconcile;
-mod start;
-mod state_folder;
-mod sweep;
-mod switches;
+mod health;
+mod host;
+mod pods;
+mod state;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
 
-use ipnet::IpNet;
-use podwire_common::abi::Holder;
-use podwire_common::addr::Addr;
-use podwire_core::cluster::Skipped;
-use podwire_core::host::Host;
+use podwire_cni::protocol::{Call, Reply};
 use podwire_core::ipam::Pool;
-use podwire_core::model::{Attachment, Model};
-use podwire_core::strays::Strays;
-use tokio::sync::{mpsc, watch};
-use tracing::{debug, error, info, warn};
+use podwire_core::model::{Endpoint, Model};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, error, info};
 
 use crate::before::Before;
+use crate::claim::Claim;
 use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
-use crate::conntrack::Conntrack;
-use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
+use crate::dataplane::pins;
+use crate::dataplane::probe::Capabilities;
 use crate::error::Error;
-use crate::events::{Event, Figures, Readiness, Unheeded};
-use crate::links::Changes;
+use crate::events::{Event, Figures, Readiness};
+use crate::links::{Changes, Links};
 use crate::lock::Lock;
+use crate::store::{Corrupt, Store};
+use crate::wire;
+use cluster::NodeLists;
+use configuration::Configuration;
+use executor::Executor;
+use health::Health;
+use host::Upkeep;
+use pods::Pods;
+use state::State;
 
 /// The one owner of state.
 pub struct Daemon {
-    config: Config,
-    uplink_attachment: UplinkAttachment,
-    /// Where the programs of this node's own processes are attached, if anywhere.
-    cgroup: Option<PathBuf>,
-    executor: executor::Executor,
-    state_folder: state_folder::StateFolder,
-    /// What the node was like before the agent changed it, as the state folder had it last.
-    before: Before,
-    /// Of the folder of pins.
-    bpf_lock: Lock,
-    changes: Changes,
-    /// When the kernel was last found, or made, as it is wanted; `None`: not yet, or no longer.
-    settled: Option<Instant>,
-    model: Model,
-    host: Arc<Host>,
+    state: State,
+    pods: Pods,
+    cluster: NodeLists,
+    host: Upkeep,
+    configuration: Configuration,
+    health: Health,
     /// What the last round of ageing found.
     collected: Collected,
-    /// Uplinks that have this process's programs, by ifindex.
-    attached: BTreeMap<u32, String>,
-    /// Nodes that have no part in the pod network.
-    skipped: BTreeMap<String, Skipped>,
-    /// Whether a complete node list of now was seen: nothing is deleted before.
-    complete: bool,
-    /// How good the last node list is.
-    list: nodes::NodeListState,
-    /// Of new pods, bytes: what the ways to all the nodes leave, which are many.
-    pod_mtu: Option<u32>,
-    /// When the ways to the other nodes were last asked for.
-    paths_asked: Option<Instant>,
-    /// Whether anything has changed since then.
-    paths_doubtful: bool,
-    /// Devices that no endpoint owns.
-    strays: Strays,
-    /// Programs that were attached again.
-    reattached: u64,
-    /// Kernel switches that were set again.
-    switches_set_again: u64,
-    /// Everything that is wrong.
-    conditions: Conditions,
-    firewall: firewall::Firewall,
-    other_pods: other_pods::OtherPods,
-    cni_configuration: Option<cni_configuration::CniConfiguration>,
-    /// Whose device was not found, and since when.
-    missed: BTreeMap<Attachment, Instant>,
-    /// ADDs that are done but for the disk, by name of the host side.
-    adding: BTreeMap<String, calls::Adding>,
-    /// Whether the kernel was made as it is wanted since a condition last kept ADD from being served.
-    is_set_up: bool,
-    readiness: watch::Sender<Readiness>,
 }
 
 impl Daemon {
+    /// Loads the programs, puts them in place of an earlier agent's, and takes over its endpoints. Nothing is deleted
+    /// but what belonged to pods whose device is gone.
+    ///
+    /// # Errors
+    /// Whatever keeps the data path from being there.
+    pub async fn start(
+        config: Config,
+        capabilities: &Capabilities,
+        store: Store,
+        bpf_lock: Lock,
+    ) -> Result<Self, Error> {
+        // First what may refuse: another release's maps or state. The latter last: what it finds spoilt it sets aside.
+        pins::check(&config.places.bpf_dir)?;
+        let (endpoints, corrupt) = store.load()?;
+        Claim::own(&config.places.bpf_dir)?.save(&config.places.state_dir)?;
+        // Before anything is listed: what changes meanwhile is told.
+        let changes = Changes::listen()?;
+        let links = Links::new()?;
+        config.places.switches().enable_forwarding(&config.places.state_dir)?;
+        let mut model = Model::new(config.mode, config.mtu);
+        model.vxlan = host::tunnel_device(&config, &links).await?;
+        model.non_masquerade = config.non_masquerade(BTreeSet::new());
+        let dataplane = host::load(&config, model.vxlan)?;
+        dataplane.maps.print_sizes(&config.map_sizes())?;
+        let why = format!("{} has not been read yet", config.node_source());
+        let before = Before::load(&config.places.state_dir)?;
+        let mut daemon = Self {
+            pods: Pods::default(),
+            cluster: NodeLists::default(),
+            host: Upkeep::new(capabilities, bpf_lock, changes),
+            configuration: Configuration::new(&config),
+            health: Health::new(&config, before, why.clone()),
+            collected: Collected::default(),
+            state: State {
+                model,
+                host: Arc::new(links.host().await?),
+                executor: Executor::new(links, dataplane, store, &config),
+                conditions: Conditions::at_start(why),
+                pod_mtu: None,
+                is_complete: false,
+                config,
+            },
+        };
+        daemon.take_over(capabilities, endpoints, &corrupt).await?;
+        Ok(daemon)
+    }
+
+    /// Takes over pods and programs of an earlier agent.
+    async fn take_over(
+        &mut self,
+        capabilities: &Capabilities,
+        endpoints: Vec<Endpoint>,
+        corrupt: &[Corrupt],
+    ) -> Result<(), Error> {
+        let (state, pods) = (&mut self.state, &mut self.pods);
+        if let Err(why) = capabilities.host_processes() {
+            let why = format!("{}: {why}", host::NO_HOST_PROCESSES);
+            state.conditions.set(ConditionName::HostProcesses, why);
+        }
+        pods.restore(state, endpoints, corrupt).await?;
+        let host = Arc::clone(&state.host);
+        if pods.put_names_back(state, &host).await {
+            state.host = Arc::new(state.executor.links.host().await?);
+        }
+        self.host.replace_programs(state, pods).await?;
+        self.health.look_at_firewall(&mut state.conditions);
+        Ok(())
+    }
+
     /// Whether the agent is ready, now and after every change.
     pub fn readiness(&self) -> watch::Receiver<Readiness> {
-        self.readiness.subscribe()
-    }
-
-    /// Serves events until [`Event::Stop`], or until nobody can send any more.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        self.try_state_folder();
-        loop {
-            self.tell_readiness();
-            let event = tokio::select! {
-                biased;
-                Some(saved) = self.executor.saved() => {
-                    self.finish_saved(saved).await;
-                    continue;
-                }
-                Some(outcome) = self.state_folder.outcome() => {
-                    self.take_trial(outcome);
-                    continue;
-                }
-                event = events.recv() => event,
-            };
-            let Some(event) = event else { break };
-            if !self.can_overlap(&event) {
-                self.finish_all_saved().await;
-            }
-            match event {
-                // Its plugin has given up, or is dead: it has taken its link back, or the next ADD or the sweep will.
-                Event::Call { call, reply } if reply.is_closed() => debug!(?call, "nobody waits for it"),
-                Event::Call { call, reply } => self.serve(&call, reply).await,
-                Event::Nodes(list) => self.take_nodes(list).await,
-                Event::NodeListUnusable(reason) => self.do_without_nodes(reason),
-                Event::NodeListConfirmed => self.confirm_nodes(),
-                Event::NonMasquerade(Ok(networks)) => self.take_non_masquerade(networks).await,
-                Event::NonMasquerade(Err(reason)) => {
-                    self.conditions.set(ConditionName::NonMasqueradeFile, reason);
-                }
-                Event::ConfigFile(compared) => self.take_config_file(compared),
-                Event::Tick => self.tick().await,
-                Event::Collected(collected) => self.take_collected(collected),
-                Event::Alive(reply) => drop(reply.send(())),
-                Event::Conditions(reply) => drop(reply.send(self.conditions.clone())),
-                Event::Figures(reply) => {
-                    let _ = reply.send(self.figures());
-                }
-                Event::Stop => break,
-            }
-        }
-        self.finish_all_saved().await;
-        info!("stopped; pods keep their network");
-    }
-
-    async fn take_non_masquerade(&mut self, networks: BTreeSet<IpNet>) {
-        info!(networks = networks.len(), "the list of networks that are not masqueraded was read");
-        self.conditions.clear(ConditionName::NonMasqueradeFile);
-        self.model.non_masquerade = self.config.non_masquerade(networks);
-        if self.model.own.is_some() {
-            let _ = self.reconcile().await;
-        }
-    }
-
-    async fn tick(&mut self) {
-        self.firewall.tick(&mut self.conditions);
-        if let Some(configuration) = &mut self.cni_configuration {
-            configuration.look(&mut self.conditions);
-        }
-        self.try_state_folder();
-        self.look_after_other_pods().await;
-        self.look_after_links_and_pins();
-        self.look_after_switches();
-        if !self.may_differ() {
-            return;
-        }
-        if self.model.own.is_some() {
-            let _ = self.reconcile().await;
-            return;
-        }
-        // Before the first node list only what is gone is released.
-        match self.executor.links.host().await {
-            Ok(host) => {
-                self.sweep(&host).await;
-                self.put_names_back(&host).await;
-            }
-            Err(error) => error!("{error}"),
-        }
+        self.health.readiness()
     }
 
     /// What ages the tables out beside this owner.
@@ -190,127 +137,146 @@ impl Daemon {
     /// # Errors
     /// [`Error::Map`].
     pub fn collector(&mut self) -> Result<Collector, Error> {
-        let conntrack = Conntrack::open().map_err(|error| {
-            let sentence = format!(
-                "flows through the host stack leave after fixed times: no connection tracking to ask: {error}"
-            );
-            self.conditions.set(ConditionName::ConntrackUnavailable, sentence);
-        });
-        self.executor.dataplane.maps.collector(conntrack.ok())
+        flows::collector(&mut self.state)
     }
 
-    fn take_collected(&mut self, collected: Collected) {
-        let is_nearly_full = "the table of translations is nearly full: what is over leaves sooner";
-        self.conditions.update(
-            ConditionName::TranslationsNearlyFull,
-            collected.pressure.then(|| is_nearly_full.to_owned()),
-        );
-        let crowded = collected.crowded.iter().map(|holder| {
-            let sentence = format!(
-                "{} has nearly used its share of the table of translations: its flows that are over or not established leave sooner, and new ones may be refused (translation-share-used)",
-                self.name_of(holder)
-            );
-            let Holder { address, port, protocol, .. } = holder;
-            (format!("{address:?} {port:?} {protocol}"), sentence)
-        });
-        let crowded: Vec<_> = crowded.collect();
-        self.conditions.replace(ConditionName::HolderCrowded, crowded);
-        if let Err(error) = self.executor.dataplane.maps.clear_stack_only(&collected.recorded) {
-            error!("housekeeping: {error}");
+    /// Serves events until [`Event::Stop`], or until nobody can send any more.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        self.health.state_folder.try_it(&mut self.state);
+        loop {
+            self.tell_readiness();
+            let event = tokio::select! {
+                biased;
+                Some(saved) = self.state.executor.saved() => {
+                    self.pods.finish_saved(&mut self.state, saved).await;
+                    continue;
+                }
+                Some(outcome) = self.health.state_folder.outcome() => {
+                    self.health.state_folder.take_trial(&mut self.state, outcome);
+                    continue;
+                }
+                event = events.recv() => event,
+            };
+            let Some(event) = event else { break };
+            if !self.pods.can_overlap(&event) {
+                self.pods.finish_all_saved(&mut self.state).await;
+            }
+            if let Event::Stop = event {
+                break;
+            }
+            self.take(event).await;
         }
-        self.collected = collected;
+        self.pods.finish_all_saved(&mut self.state).await;
+        info!("stopped; pods keep their network");
     }
 
-    /// Who holds entries of a table, for the log.
-    fn name_of(&self, holder: &Holder) -> String {
-        let pod =
-            self.model.endpoints.values().find(|endpoint| Addr::from(endpoint.address) == holder.address);
-        match pod {
-            None if holder.address == Addr::UNSPECIFIED => "this node".to_owned(),
-            None => format!("{:?}, which is no pod's any more,", holder.address),
-            Some(pod) if holder.protocol == 0 => pod.to_string(),
-            Some(pod) => format!("the hostPort that leads to port {} of {pod}", holder.port.get()),
+    async fn take(&mut self, event: Event) {
+        let Self { state, pods, cluster, host, .. } = self;
+        match event {
+            // Its plugin has given up, or is dead: it has taken its link back, or the next ADD or the sweep will.
+            Event::Call { call, reply } if reply.is_closed() => debug!(?call, "nobody waits for it"),
+            Event::Call { call, reply } => self.serve(&call, reply).await,
+            Event::Nodes(list) => cluster.take(state, host, pods, list).await,
+            Event::NodeListUnusable(reason) => cluster.do_without(state, reason),
+            Event::NodeListConfirmed => cluster.confirm(state),
+            Event::NonMasquerade(networks) => {
+                if configuration::take_non_masquerade(state, networks) && state.model.own.is_some() {
+                    let _ = host.reconcile(state, pods).await;
+                }
+            }
+            Event::ConfigFile(compared) => {
+                configuration::take_config_file(&mut state.conditions, compared);
+            }
+            Event::Tick => self.tick().await,
+            Event::Collected(collected) => {
+                flows::take(state, &collected);
+                self.collected = collected;
+            }
+            Event::Alive(reply) => drop(reply.send(())),
+            Event::Conditions(reply) => drop(reply.send(state.conditions.clone())),
+            Event::Figures(reply) => drop(reply.send(self.figures())),
+            Event::Stop => {}
         }
     }
 
-    fn figures(&self) -> Figures {
-        let counters = self.executor.dataplane.maps.counters().unwrap_or_else(|error| {
-            error!("read the counters: {error}");
-            Counters::default()
-        });
-        Figures {
-            counters,
-            endpoints: self.model.endpoints.len(),
-            nodes: self.model.remote.len() + usize::from(self.model.own.is_some()),
-            skipped: self.skipped.values().fold(BTreeMap::new(), |mut counts, reason| {
-                *counts.entry(*reason).or_default() += 1;
-                counts
-            }),
-            node_list_age: self.list.age(),
-            addresses: self.executor.pool.as_ref().map_or(0, Pool::size),
-            collected: self.collected.clone(),
-            reattached: self.reattached,
-            switches_set_again: self.switches_set_again,
-            operations: self.executor.operations(),
-            conditions: self.conditions.counts(),
-            forward_policy_drops: self
-                .conditions
-                .of(ConditionName::FirewallDrops)
-                .map(|condition| condition.subject.to_owned())
-                .collect(),
-            cni_configuration_first: self
-                .cni_configuration
-                .as_ref()
-                .map(|configuration| configuration.is_first()),
+    /// Does what the plugin asks for. An ADD may be answered later.
+    async fn serve(&mut self, call: &Call, reply: oneshot::Sender<Reply>) {
+        let (state, pods) = (&mut self.state, &mut self.pods);
+        let result = match call {
+            Call::Add(add) => return pods.add(state, add, reply).await,
+            Call::Propose(add) => pods::proposed(state, add).map(|_| Reply::Acceptable),
+            Call::Del(attachment) => {
+                pods.del(state, &wire::attachment(attachment)).await.map(|()| Reply::Deleted)
+            }
+            Call::Check(attachment) => {
+                pods::check(state, &wire::attachment(attachment)).await.map(Reply::Checked)
+            }
+            Call::Status => {
+                // Without a line in the log: a runtime asks every few seconds, and what changes is logged when it does.
+                let status = health::status(state);
+                return drop(reply.send(status.map_or_else(Reply::Failed, |()| Reply::Serving)));
+            }
+            Call::Gc(gc) => pods.collect_garbage(state, gc).await.map(Reply::Collected),
+        };
+        pods::answer(reply, result);
+    }
+
+    async fn tick(&mut self) {
+        let Self { state, pods, host, configuration, health, .. } = self;
+        configuration.tick(&mut state.conditions);
+        health.tick(state);
+        pods.other.tick(state).await;
+        host.look_after_links_and_pins(state);
+        host.look_after_switches(state);
+        if !host.may_differ(pods) {
+            return;
+        }
+        if state.model.own.is_some() {
+            let _ = host.reconcile(state, pods).await;
+            return;
+        }
+        // Before the first node list only what is gone is released.
+        match state.executor.links.host().await {
+            Ok(look) => {
+                pods.sweep(state, &look).await;
+                pods.put_names_back(state, &look).await;
+            }
+            Err(error) => error!("{error}"),
         }
     }
 
     /// After every event, and before the next one is waited for.
     fn tell_readiness(&mut self) {
-        self.is_set_up &= self.conditions.refusal().is_none();
-        if let Some(configuration) = &mut self.cni_configuration
-            && self.conditions.unready().is_none()
-        {
-            configuration.begin(&mut self.conditions);
+        if self.pods.take_disk_failure() {
+            self.health.state_folder.try_it(&mut self.state);
         }
-        let unready = self.conditions.unready();
-        let readiness = unready.map_or(Readiness::Ready, |why| Readiness::Waiting(why.sentence.to_owned()));
-        let changed = self.readiness.send_if_modified(|now| {
-            let changed = *now != readiness;
-            *now = readiness;
-            changed
-        });
-        match unready {
-            _ if !changed => {}
-            None => info!("ready"),
-            Some(why) => warn!(condition = why.name.name(), "not ready"),
+        if self.state.conditions.refusal().is_some() {
+            self.host.note_refusal();
         }
+        self.health.tell(&mut self.state.conditions, &mut self.configuration);
     }
 
-    /// Options are parsed once: what a later file says counts for the next agent.
-    fn take_config_file(&mut self, compared: Result<Unheeded, String>) {
-        let conditions = &mut self.conditions;
-        let unusable = compared.as_ref().err();
-        conditions.update(
-            ConditionName::ConfigFileUnusable,
-            unusable.map(|reason| {
-                format!("{reason}; the agent goes on as it is, but could not be started again")
-            }),
-        );
-        let Ok(Unheeded { changed, overridden }) = compared else { return };
-        let sentence = |options: &[String], what| {
-            (!options.is_empty()).then(|| format!("{what}: {}", options.join(", ")))
-        };
-        conditions.update(
-            ConditionName::ConfigFileOverridden,
-            sentence(&overridden, "--config has options without effect, as the command line or the environment, which come first, say otherwise"),
-        );
-        conditions.update(
-            ConditionName::ConfigFileDiffers,
-            sentence(&changed, "--config says otherwise than what the agent runs with, and takes effect when the agent is restarted"),
-        );
-        if changed.is_empty() {
-            info!("the agent runs with what counts of --config");
+    fn figures(&self) -> Figures {
+        let State { model, executor, conditions, .. } = &self.state;
+        let counters = executor.dataplane.maps.counters().unwrap_or_else(|error| {
+            error!("read the counters: {error}");
+            Counters::default()
+        });
+        let firewall_drops = conditions.of(ConditionName::FirewallDrops);
+        Figures {
+            counters,
+            endpoints: model.endpoints.len(),
+            nodes: model.remote.len() + usize::from(model.own.is_some()),
+            skipped: self.cluster.skipped(),
+            node_list_age: self.cluster.age(),
+            addresses: executor.pool.as_ref().map_or(0, Pool::size),
+            collected: self.collected.clone(),
+            reattached: self.host.reattached(),
+            switches_set_again: self.host.switches_set_again(),
+            operations: executor.operations(),
+            conditions: conditions.counts(),
+            forward_policy_drops: firewall_drops.map(|condition| condition.subject.to_owned()).collect(),
+            cni_configuration_first: self.configuration.is_cni_first(),
         }
     }
 }

@@ -6,63 +6,48 @@ use podwire_core::ipam::Pool;
 use podwire_core::other_pods::{self, Held};
 use tracing::{error, info};
 
-use super::Daemon;
 use crate::conditions::ConditionName;
+use crate::daemon::state::State;
 use crate::error::Error;
 use crate::host_local;
 
 /// What was last found and said.
 #[derive(Debug, Default)]
-pub(super) struct OtherPods {
+pub(in crate::daemon) struct OtherPods {
     links: Held,
     neighbours: Held,
     host_local: Held,
     said: String,
 }
 
-impl Daemon {
+impl OtherPods {
     /// Where devices, routes or neighbours may have changed.
-    pub(super) async fn look_for_other_pods(&mut self, host: &Host) {
-        let Some(network) = self.executor.pool.as_ref().map(Pool::network) else { return };
-        self.other_pods.links = other_pods::held_by_links(host, network);
-        match self.neighbours_within(host, network).await {
-            Ok(held) => self.other_pods.neighbours = held,
+    pub(in crate::daemon) async fn look(&mut self, state: &mut State, host: &Host) {
+        let Some(network) = state.executor.pool.as_ref().map(Pool::network) else { return };
+        self.links = other_pods::held_by_links(host, network);
+        match neighbours_within(state, host, network).await {
+            Ok(held) => self.neighbours = held,
             Err(error) => error!("addresses that others have: {error}"),
         }
-        self.look_at_host_local();
+        self.look_at_host_local(state);
     }
 
     /// The same while there are neighbours, of whose going the kernel does not tell.
-    pub(super) async fn look_after_other_pods(&mut self) {
-        if self.other_pods.neighbours.is_empty() {
-            return self.look_at_host_local();
+    pub(in crate::daemon) async fn tick(&mut self, state: &mut State) {
+        if self.neighbours.is_empty() {
+            return self.look_at_host_local(state);
         }
-        match self.executor.links.host().await {
-            Ok(host) => self.look_for_other_pods(&host).await,
+        match state.executor.links.host().await {
+            Ok(host) => self.look(state, &host).await,
             Err(error) => error!("addresses that others have: {error}"),
         }
     }
 
-    async fn neighbours_within(&self, host: &Host, network: IpNet) -> Result<Held, Error> {
-        if !other_pods::may_have_neighbours(host, network) {
-            return Ok(Held::new());
-        }
-        let neighbours = self.executor.links.neighbours().await?;
-        let held = other_pods::held_by_neighbours(host, &neighbours, network);
-        for stale in neighbours.iter().filter(|neighbour| neighbour.is_stale) {
-            // The kernel keeps the entry of a pod that is gone for as long as nobody sends to it.
-            if held.contains_key(&stale.address) {
-                self.executor.links.ask_neighbour(stale).await?;
-            }
-        }
-        Ok(held)
-    }
-
     /// As little as a folder that is not there, on most nodes.
-    pub(super) fn look_at_host_local(&mut self) {
-        let Some(pool) = &mut self.executor.pool else { return };
-        let found = &mut self.other_pods;
-        let unreadable = match host_local::held(&self.config.cni_state_dir, pool.network()) {
+    pub(super) fn look_at_host_local(&mut self, state: &mut State) {
+        let Some(pool) = &mut state.executor.pool else { return };
+        let found = self;
+        let unreadable = match host_local::held(&state.config.cni_state_dir, pool.network()) {
             Ok(held) => {
                 found.host_local = held;
                 None
@@ -72,7 +57,7 @@ impl Daemon {
                 Some(format!("which addresses host-local has given is not known (--cni-state-dir): {error}"))
             }
         };
-        self.conditions.update(ConditionName::HostLocalUnreadable, unreadable);
+        state.conditions.update(ConditionName::HostLocalUnreadable, unreadable);
         // Of several that tell of one address the surest comes last.
         let mut held = found.neighbours.clone();
         held.extend(found.links.clone());
@@ -90,4 +75,19 @@ impl Daemon {
         }
         pool.set_held(held);
     }
+}
+
+async fn neighbours_within(state: &State, host: &Host, network: IpNet) -> Result<Held, Error> {
+    if !other_pods::may_have_neighbours(host, network) {
+        return Ok(Held::new());
+    }
+    let neighbours = state.executor.links.neighbours().await?;
+    let held = other_pods::held_by_neighbours(host, &neighbours, network);
+    for stale in neighbours.iter().filter(|neighbour| neighbour.is_stale) {
+        // The kernel keeps the entry of a pod that is gone for as long as nobody sends to it.
+        if held.contains_key(&stale.address) {
+            state.executor.links.ask_neighbour(stale).await?;
+        }
+    }
+    Ok(held)
 }

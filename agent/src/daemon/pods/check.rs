@@ -4,46 +4,48 @@
 use podwire_cni::protocol::{Added, Failure, codes};
 use podwire_common::abi;
 use podwire_core::change::Change;
-use podwire_core::features::{Scope, desired};
+use podwire_core::features::{Scope, desired, frontend};
 use podwire_core::host::Host;
-use podwire_core::model::{Attachment, Endpoint, format_mac};
+use podwire_core::model::{Attachment, Endpoint, PortMapping, format_mac};
 use podwire_core::plan::{Op, Removals, plan};
 use podwire_core::slice::{Link, TableChange};
 
-use super::Daemon;
-use super::calls::{failure, refuse};
-use super::found::{Displaced, Found};
+use super::{failure, refuse};
+use crate::daemon::found::{Displaced, Found};
+use crate::daemon::state::State;
 use crate::error::Error;
 use crate::wire;
 
-impl Daemon {
-    pub(super) async fn check(&mut self, attachment: &Attachment) -> Result<Added, Failure> {
-        let Some(endpoint) = self.model.endpoint_of(attachment) else {
-            let message = format!("the agent has no attachment of container {}", attachment.container_id);
-            return Err(refuse(codes::UNKNOWN_CONTAINER, message));
-        };
-        let faults = self.faults(endpoint).await.map_err(|error| failure(&error))?;
-        if faults.is_empty() {
-            return Ok(wire::added(endpoint));
-        }
-        Err(refuse(codes::CHECK_FAILED, format!("{endpoint}: {}", faults.join("; "))))
+/// Compares an attachment.
+///
+/// # Errors
+/// What is wrong, with a CNI code.
+pub(in crate::daemon) async fn check(state: &State, attachment: &Attachment) -> Result<Added, Failure> {
+    let Some(endpoint) = state.model.endpoint_of(attachment) else {
+        let message = format!("the agent has no attachment of container {}", attachment.container_id);
+        return Err(refuse(codes::UNKNOWN_CONTAINER, message));
+    };
+    let found = faults(state, endpoint).await.map_err(|error| failure(&error))?;
+    if found.is_empty() {
+        return Ok(wire::added(endpoint));
     }
+    Err(refuse(codes::CHECK_FAILED, format!("{endpoint}: {}", found.join("; "))))
+}
 
-    async fn faults(&self, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
-        let host = self.executor.links.host().await?;
-        let want = desired(&self.model, Scope::Endpoint(endpoint));
-        let Found { have, displaced } = self.executor.find_only(&want, &host).await?;
-        let ops = plan(&want, &have, Removals::Withheld);
-        let is_gone = !have.links.contains_key(&endpoint.ifindex);
-        let faults = ops.iter().flat_map(|op| match op {
-            Op::Programs(_) | Op::Queue(_) if is_gone => Vec::new(),
-            Op::Programs(_) => displaced.iter().map(program_fault).collect(),
-            Op::Link(change) => link_faults(endpoint, change.before.as_ref(), &host),
-            Op::Table(change) => table_faults(endpoint, change),
-            other => vec![fault(endpoint, other)],
-        });
-        Ok(faults.collect())
-    }
+async fn faults(state: &State, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
+    let host = state.executor.links.host().await?;
+    let want = desired(&state.model, Scope::Endpoint(endpoint));
+    let Found { have, displaced } = state.executor.find_only(&want, &host).await?;
+    let ops = plan(&want, &have, Removals::Withheld);
+    let is_gone = !have.links.contains_key(&endpoint.ifindex);
+    let faults = ops.iter().flat_map(|op| match op {
+        Op::Programs(_) | Op::Queue(_) if is_gone => Vec::new(),
+        Op::Programs(_) => displaced.iter().map(program_fault).collect(),
+        Op::Link(change) => link_faults(endpoint, change.before.as_ref(), &host),
+        Op::Table(change) => table_faults(endpoint, change),
+        other => vec![fault(endpoint, other)],
+    });
+    Ok(faults.collect())
 }
 
 fn program_fault(displaced: &Displaced) -> String {
@@ -96,9 +98,7 @@ fn table_faults(endpoint: &Endpoint, change: &TableChange) -> Vec<String> {
             endpoint.host_interface
         )],
         TableChange::Frontends(Change { key, before, .. }) => {
-            let is_of = |mapping: &&podwire_core::model::PortMapping| {
-                podwire_core::features::frontend(mapping) == *key
-            };
+            let is_of = |mapping: &&PortMapping| frontend(mapping) == *key;
             let mapping = endpoint.port_mappings.iter().find(is_of).map(ToString::to_string);
             let mapping = mapping.unwrap_or_else(|| format!("{key:?}"));
             vec![match before {

@@ -6,77 +6,86 @@ use podwire_core::ipam::Pool;
 use tokio::task::{JoinError, JoinSet};
 use tracing::warn;
 
-use super::Daemon;
 use crate::before::Before;
 use crate::claim::Claim;
 use crate::conditions::ConditionName;
+use crate::daemon::state::State;
 use crate::error::Error;
 use crate::housekeeping::INTERVAL;
 
 /// What is known of the state folder.
-#[derive(Debug, Default)]
-pub(super) struct StateFolder {
+#[derive(Debug)]
+pub(in crate::daemon) struct StateFolder {
     /// One write at most: a disk that hangs costs one thread.
     writing: JoinSet<Result<(), Error>>,
     asked: Option<Instant>,
+    /// What the node was like before the agent changed it, as the state folder had it last.
+    before: Before,
 }
 
 impl StateFolder {
+    /// Of a state folder that has not been tried yet.
+    pub(super) fn new(before: Before) -> Self {
+        Self { writing: JoinSet::new(), asked: None, before }
+    }
+
     /// The outcome of the last trial. `None`: there is none to wait for.
-    pub(super) async fn outcome(&mut self) -> Option<Result<Result<(), Error>, JoinError>> {
+    pub(in crate::daemon) async fn outcome(&mut self) -> Option<Result<Result<(), Error>, JoinError>> {
         self.writing.join_next().await
     }
-}
 
-impl Daemon {
     /// Has another thread write as much as an ADD does. The answer is an event of its own.
-    pub(super) fn try_state_folder(&mut self) {
-        let folder = &mut self.state_folder;
+    pub(in crate::daemon) fn try_it(&mut self, state: &mut State) {
+        let folder = self;
         if folder.writing.is_empty() {
             folder.asked = Some(Instant::now());
-            folder.writing.spawn_blocking(self.executor.store.trial());
+            folder.writing.spawn_blocking(state.executor.store.trial());
         } else if folder.asked.is_some_and(|asked| asked.elapsed() >= INTERVAL) {
             let why = format!(
                 "the disk of the state folder {} has not answered for more than {} s",
-                self.config.places.state_dir.display(),
+                state.config.places.state_dir.display(),
                 INTERVAL.as_secs()
             );
-            self.conditions.set(ConditionName::StateFolder, why);
+            state.conditions.set(ConditionName::StateFolder, why);
         }
     }
 
     /// Takes the answer of the state folder. One that somebody has removed is made again.
-    pub(super) fn take_trial(&mut self, outcome: Result<Result<(), Error>, JoinError>) {
+    pub(in crate::daemon) fn take_trial(
+        &mut self,
+        state: &mut State,
+        outcome: Result<Result<(), Error>, JoinError>,
+    ) {
         let outcome = outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let outcome = match self.executor.store.is_there() {
+        let outcome = match state.executor.store.is_there() {
             true => outcome,
-            false => self.restore_state_folder(),
+            false => self.restore(state),
         };
-        if let (Ok(()), Ok(before)) = (&outcome, Before::load(&self.config.places.state_dir)) {
+        if let (Ok(()), Ok(before)) = (&outcome, Before::load(&state.config.places.state_dir)) {
             self.before = before;
         }
         let problem = outcome.err();
-        self.conditions.update(
+        state.conditions.update(
             ConditionName::StateFolder,
             problem.map(|error| format!("the state folder cannot be written, and no pod be added: {error}")),
         );
     }
 
-    fn restore_state_folder(&mut self) -> Result<(), Error> {
-        let places = &self.config.places;
-        self.executor.store.make_again(&places.state_dir)?;
+    fn restore(&self, state: &mut State) -> Result<(), Error> {
+        let places = &state.config.places;
+        state.executor.store.make_again(&places.state_dir)?;
         Claim::own(&places.bpf_dir)?.save(&places.state_dir)?;
         if !(self.before.switches.is_empty() && self.before.without_clsact.is_empty()) {
             self.before.save(&places.state_dir)?;
         }
-        let last = self.executor.pool.as_ref().and_then(Pool::last);
-        last.map_or(Ok(()), |last| self.executor.store.save_last_address(last))?;
-        for endpoint in self.model.endpoints.values() {
-            self.executor.store.save(endpoint)?;
+        let last = state.executor.pool.as_ref().and_then(Pool::last);
+        last.map_or(Ok(()), |last| state.executor.store.save_last_address(last))?;
+        for endpoint in state.model.endpoints.values() {
+            state.executor.store.save(endpoint)?;
         }
         warn!(
             path = %places.state_dir.display(),
-            endpoints = self.model.endpoints.len(),
+            endpoints = state.model.endpoints.len(),
             "somebody has removed the state folder: made again, with all that was in it"
         );
         Ok(())

@@ -11,7 +11,7 @@ use crate::error::Error;
 
 /// What was last seen and said of the folder.
 #[derive(Debug)]
-pub(super) struct CniConfiguration {
+pub(in crate::daemon) struct CniConfiguration {
     folder: PathBuf,
     text: String,
     /// Whether the agent could ever serve: before, pods would get no network by it. What an earlier agent has written stays.
@@ -23,7 +23,7 @@ pub(super) struct CniConfiguration {
 
 impl CniConfiguration {
     /// `None`: whoever installs the agent writes the configuration.
-    pub(super) fn new(config: &Config) -> Option<Self> {
+    pub(in crate::daemon) fn new(config: &Config) -> Option<Self> {
         let folder = config.places.cni_conf_dir.clone()?;
         Some(Self::of(folder, cni_configuration::text(&config.places.socket())))
     }
@@ -33,7 +33,7 @@ impl CniConfiguration {
     }
 
     /// The agent can serve.
-    pub(super) fn begin(&mut self, conditions: &mut Conditions) {
+    pub(in crate::daemon) fn begin(&mut self, conditions: &mut Conditions) {
         if !self.begun {
             self.begun = true;
             self.look(conditions);
@@ -41,7 +41,7 @@ impl CniConfiguration {
     }
 
     /// Puts ours where it belongs, once the agent could serve, and says what has changed since the last look.
-    pub(super) fn look(&mut self, conditions: &mut Conditions) {
+    pub(in crate::daemon) fn look(&mut self, conditions: &mut Conditions) {
         let failed = self.try_look().err();
         if failed.is_some() {
             // Whatever is first there, it is not known to be ours.
@@ -60,7 +60,7 @@ impl CniConfiguration {
     }
 
     /// Whether a runtime that takes the first configuration takes ours.
-    pub(super) fn is_first(&self) -> bool {
+    pub(in crate::daemon) fn is_first(&self) -> bool {
         self.found.first().is_some_and(|first| first == FILE)
     }
 

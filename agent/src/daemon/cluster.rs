@@ -1,0 +1,247 @@
+//! What a node list changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podwire_core::cluster::changes::{Change, changes};
+use podwire_core::cluster::{Cluster, NodeList, NodeProblem, Skipped, flannel};
+use podwire_core::features::{Scope, desired};
+use podwire_core::ipam::{IpamError, Pool};
+use podwire_core::model::{Model, Node};
+use podwire_core::plan::{Removals, plan};
+use tracing::{debug, error, info};
+
+use super::host::Upkeep;
+use super::host::uplinks::renew_paths;
+use super::pods::Pods;
+use super::state::State;
+use crate::conditions::ConditionName;
+
+/// Changes of one list that are told one by one.
+const TOLD: usize = 10;
+
+/// The node list: how good it is, and who has no part in the network.
+#[derive(Debug, Default)]
+pub(super) struct NodeLists {
+    /// When the last list stopped to be that of now, as far as is known. `None`: it is.
+    doubtful: Option<(Instant, Duration)>,
+    /// Nodes that have no part in the pod network.
+    skipped: BTreeMap<String, Skipped>,
+}
+
+impl NodeLists {
+    /// Since when the list may be out of date; zero: it is that of now.
+    pub(super) fn age(&self) -> Duration {
+        self.doubtful.map_or(Duration::ZERO, |(since, age)| since.elapsed() + age)
+    }
+
+    /// How many nodes have no part in the pod network, by reason.
+    pub(super) fn skipped(&self) -> BTreeMap<Skipped, usize> {
+        self.skipped.values().fold(BTreeMap::new(), |mut counts, reason| {
+            *counts.entry(*reason).or_default() += 1;
+            counts
+        })
+    }
+
+    /// No list can be had, or used; the reason.
+    pub(super) fn do_without(&mut self, state: &mut State, reason: String) {
+        self.doubt(Duration::ZERO);
+        if state.model.own.is_some() {
+            let why = format!("{reason}; the last good state stays");
+            state.conditions.set(ConditionName::NodeListStale, why);
+        } else {
+            state.conditions.set(ConditionName::NodeListUnread, reason);
+        }
+    }
+
+    /// The last complete node list is that of now.
+    pub(super) fn confirm(&mut self, state: &mut State) {
+        self.doubtful = None;
+        state.conditions.clear(ConditionName::NodeListStale);
+        state.conditions.clear(ConditionName::NodeListUnread);
+    }
+
+    /// It was good so long ago at the latest.
+    fn doubt(&mut self, age: Duration) {
+        if self.doubtful.is_none() || age > self.age() {
+            self.doubtful = Some((Instant::now(), age));
+        }
+    }
+
+    /// The list is that of an earlier time.
+    fn distrust(&mut self, state: &mut State, age: Duration) {
+        self.doubt(age);
+        let unread = state.conditions.of(ConditionName::NodeListUnread).next();
+        let why = unread.map_or("the node list is that of an earlier time", |unread| unread.sentence);
+        let why = format!("{why}; the last good node list is used");
+        state.conditions.set(ConditionName::NodeListStale, why);
+        state.conditions.clear(ConditionName::NodeListUnread);
+    }
+
+    /// Takes a whole list, and has the kernel hold what follows from it.
+    pub(super) async fn take(
+        &mut self,
+        state: &mut State,
+        upkeep: &mut Upkeep,
+        pods: &mut Pods,
+        list: NodeList,
+    ) {
+        let own_name = state.config.node_name.clone();
+        let own_record = list.records.iter().find(|record| record.name == own_name);
+        let underlay = state.host.underlay(own_record.map_or(&[][..], |own| &own.internal_addresses));
+        let (mut cluster, mut problems) = Cluster::from_records(&list.records, &own_name, &underlay);
+        for problem in &list.problems {
+            if let Some(name) = problem.malformed() {
+                cluster.skipped.insert(name.to_owned(), Skipped::Malformed);
+            }
+        }
+        if list.problems.iter().any(|problem| problem.concerns(&own_name)) {
+            problems.retain(|problem| !matches!(problem, NodeProblem::OwnMissing { .. }));
+        }
+        let of_flannel = flannel::problems(&list.records, state.config.mode, state.config.vni);
+        let problems: Vec<_> = list.problems.into_iter().chain(problems).chain(of_flannel).collect();
+        let own_problem = problems.iter().find(|problem| problem.concerns(&own_name)).cloned();
+        let own_missing = cluster.own.is_none().then(|| {
+            let list = state.config.node_source();
+            let why = own_problem.as_ref().map(ToString::to_string);
+            why.unwrap_or_else(|| format!("node {own_name} has no usable entry in {list}"))
+        });
+        // Said once, as what is missing.
+        let is_said = |problem: &NodeProblem| own_missing.is_some() && own_problem.as_ref() == Some(problem);
+        let problems = problems.iter().filter(|problem| !is_said(problem)).map(ToString::to_string);
+        state
+            .conditions
+            .replace(ConditionName::NodeProblem, problems.map(|problem| (problem.clone(), problem)));
+        state.conditions.update(ConditionName::OwnNodeMissing, own_missing);
+        for (name, reason) in &cluster.skipped {
+            if self.skipped.get(name) != Some(reason) {
+                debug!(node = name, reason = reason.name(), "has no part in the pod network");
+            }
+        }
+        self.skipped = cluster.skipped;
+        if list.age.is_zero() {
+            self.confirm(state);
+        } else {
+            self.distrust(state, list.age);
+        }
+        let had_list = state.model.own.is_some();
+        let mut remote = cluster.remote;
+        let own_changed = cluster.own.is_some() && cluster.own != state.model.own;
+        match (cluster.own, &state.model.own) {
+            (Some(own), _) => state.model.own = Some(own),
+            // The pods that are there keep their network by the entry before, whoever else claims it now. And a list without this node may be
+            // anybody's: an empty one, another cluster's. What it lacks is kept as long as that is so.
+            (None, Some(before)) => {
+                remote.retain(|_, node| !node.contradicts(before));
+                for (name, node) in &state.model.remote {
+                    let contradicts = |other: &Node| node.contradicts(other);
+                    if !remote.contains_key(name) && !remote.values().any(contradicts) {
+                        remote.insert(name.clone(), node.clone());
+                    }
+                }
+            }
+            (None, None) => {
+                state.model.remote = remote;
+                return;
+            }
+        }
+        let is_first = !state.is_complete;
+        state.is_complete |= list.age.is_zero();
+        let before = std::mem::replace(&mut state.model.remote, remote);
+        let changed = changes(&before, &state.model.remote);
+        if had_list {
+            self.tell(&changed);
+        }
+        adopt_pod_network(state);
+        // What was not as wanted before, or concerns this node, is for a comparison with all that the kernel has.
+        let is_small = !is_first
+            && !own_changed
+            && upkeep.is_settled()
+            && !state.conditions.holds(ConditionName::OwnNodeMissing);
+        let mut is_applied = is_small && apply_changes(state, upkeep, &before).await;
+        if !is_applied {
+            upkeep.ask_paths_again();
+            is_applied = upkeep.reconcile(state, pods).await;
+        }
+        if is_applied {
+            info!(nodes = state.model.remote.len() + 1, "node list applied");
+        }
+    }
+
+    fn tell(&self, changes: &[Change<'_>]) {
+        let say = |change: &Change<'_>| match (change.now, self.skipped.get(change.name())) {
+            (None, Some(reason)) => format!("{change} ({})", reason.name()),
+            _ => change.to_string(),
+        };
+        for change in changes.iter().take(TOLD) {
+            info!("{}", say(change));
+        }
+        for change in changes.iter().skip(TOLD) {
+            debug!("{}", say(change));
+        }
+        if let Some(more @ 1..) = changes.len().checked_sub(TOLD) {
+            info!(more, "other nodes have changed, which --log-level debug names");
+        }
+    }
+}
+
+/// Does what the changed nodes ask for and no more: the kernel held what was wanted before. `false`: it takes a comparison of all.
+async fn apply_changes(state: &mut State, upkeep: &mut Upkeep, before: &BTreeMap<String, Node>) -> bool {
+    let changed = changes(before, &state.model.remote);
+    let old: Vec<Node> = changed.iter().filter_map(|change| change.before.cloned()).collect();
+    let new: Vec<Node> = changed.iter().filter_map(|change| change.now.cloned()).collect();
+    let of = |model: &Model, nodes: &[Node]| desired(model, Scope::Nodes(&nodes.iter().collect::<Vec<_>>()));
+    // Which of this node's addresses are its own is another question then.
+    let is_ours = |node: &Node| {
+        state
+            .model
+            .other_addresses
+            .iter()
+            .any(|address| node.address == *address || node.pod_network.contains(address))
+    };
+    if old.iter().chain(&new).any(is_ours) {
+        return false;
+    }
+    let mut reached = of(&state.model, &old);
+    renew_paths(state, &old, &new).await;
+    if state.model.pod_mtu() != state.pod_mtu {
+        return false;
+    }
+    let ops = plan(&of(&state.model, &new), &reached, Removals::Allowed);
+    let host = Arc::clone(&state.host);
+    let done = state.executor.run_all(ops, &mut reached, &host).await;
+    if let Err(error) = &done {
+        error!("apply what has changed of {} nodes: {error}", old.len().max(new.len()));
+        upkeep.unsettle();
+    }
+    done.is_ok()
+}
+
+/// Hands out addresses from the podCIDR of now; those of an earlier one stay with their pods.
+fn adopt_pod_network(state: &mut State) {
+    let Some(own) = &state.model.own else {
+        return;
+    };
+    let network = own.pod_network;
+    if state.executor.pool.as_ref().is_some_and(|pool| pool.network() == network) {
+        return;
+    }
+    let taken = state.model.endpoints.values().map(|endpoint| endpoint.address);
+    let last = match &state.executor.pool {
+        Some(pool) => pool.last(),
+        None => state.executor.store.last_address(),
+    };
+    state.executor.pool = Some(Pool::new(network, taken, last));
+    info!(%network, "addresses are handed out from this node's podCIDR");
+    let no_room = match state.executor.pool.as_ref().map(Pool::has_free) {
+        Some(Err(error @ IpamError::NoRoom(_))) => Some(error.to_string()),
+        _ => None,
+    };
+    state.conditions.update(ConditionName::NoRoomForPods, no_room);
+    let outside = state.model.outside_pod_network().map(|pod| {
+        let why = format!("{pod} has an address outside the node's podCIDR {network}: it keeps it, but other nodes refuse what it sends");
+        (pod.host_interface.clone(), why)
+    });
+    state.conditions.replace(ConditionName::PodsOutsidePodCidr, outside.collect::<Vec<_>>());
+}

@@ -1,0 +1,85 @@
+//! Files that configure: the runtime's folder of network configurations, the file of `--config`, the one of `--non-masquerade-file`.
+
+mod cni;
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use tracing::info;
+
+use super::state::State;
+use crate::conditions::{ConditionName, Conditions};
+use crate::config::Config;
+use crate::events::Unheeded;
+use cni::CniConfiguration;
+
+/// What was last seen of them.
+pub(super) struct Configuration {
+    cni: Option<CniConfiguration>,
+}
+
+impl Configuration {
+    /// Nothing was looked at yet.
+    pub(super) fn new(config: &Config) -> Self {
+        Self { cni: CniConfiguration::new(config) }
+    }
+
+    /// The agent can serve: runtimes may know of it.
+    pub(super) fn announce(&mut self, conditions: &mut Conditions) {
+        if let Some(cni) = &mut self.cni {
+            cni.begin(conditions);
+        }
+    }
+
+    /// Puts the agent's network configuration where it belongs.
+    pub(super) fn tick(&mut self, conditions: &mut Conditions) {
+        if let Some(cni) = &mut self.cni {
+            cni.look(conditions);
+        }
+    }
+
+    /// Whether the agent's network configuration is the one that the runtime takes; `None`: it writes none.
+    pub(super) fn is_cni_first(&self) -> Option<bool> {
+        self.cni.as_ref().map(CniConfiguration::is_first)
+    }
+}
+
+/// Takes the networks of `--non-masquerade-file`. Says whether the model has changed.
+pub(super) fn take_non_masquerade(state: &mut State, networks: Result<BTreeSet<IpNet>, String>) -> bool {
+    match networks {
+        Ok(networks) => {
+            info!(networks = networks.len(), "the list of networks that are not masqueraded was read");
+            state.conditions.clear(ConditionName::NonMasqueradeFile);
+            state.model.non_masquerade = state.config.non_masquerade(networks);
+            true
+        }
+        Err(reason) => {
+            state.conditions.set(ConditionName::NonMasqueradeFile, reason);
+            false
+        }
+    }
+}
+
+/// Options are parsed once: what a later file says counts for the next agent.
+pub(super) fn take_config_file(conditions: &mut Conditions, compared: Result<Unheeded, String>) {
+    let unusable = compared.as_ref().err();
+    conditions.update(
+        ConditionName::ConfigFileUnusable,
+        unusable
+            .map(|reason| format!("{reason}; the agent goes on as it is, but could not be started again")),
+    );
+    let Ok(Unheeded { changed, overridden }) = compared else { return };
+    let sentence =
+        |options: &[String], what| (!options.is_empty()).then(|| format!("{what}: {}", options.join(", ")));
+    conditions.update(
+        ConditionName::ConfigFileOverridden,
+        sentence(&overridden, "--config has options without effect, as the command line or the environment, which come first, say otherwise"),
+    );
+    conditions.update(
+        ConditionName::ConfigFileDiffers,
+        sentence(&changed, "--config says otherwise than what the agent runs with, and takes effect when the agent is restarted"),
+    );
+    if changed.is_empty() {
+        info!("the agent runs with what counts of --config");
+    }
+}

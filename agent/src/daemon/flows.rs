@@ -1,0 +1,58 @@
+//! What the collector of flows has found.
+
+use podwire_common::abi::Holder;
+use podwire_common::addr::Addr;
+use podwire_core::model::Model;
+use tracing::error;
+
+use super::state::State;
+use crate::conditions::ConditionName;
+use crate::conntrack::Conntrack;
+use crate::dataplane::flows::{Collected, Collector};
+use crate::error::Error;
+
+/// What ages the tables out beside this owner.
+///
+/// # Errors
+/// [`Error::Map`].
+pub(super) fn collector(state: &mut State) -> Result<Collector, Error> {
+    let conntrack = Conntrack::open().map_err(|error| {
+        let sentence = format!(
+            "flows through the host stack leave after fixed times: no connection tracking to ask: {error}"
+        );
+        state.conditions.set(ConditionName::ConntrackUnavailable, sentence);
+    });
+    state.executor.dataplane.maps.collector(conntrack.ok())
+}
+
+/// Says which tables and holders are under pressure, and lets pods past the host stack again that have room.
+pub(super) fn take(state: &mut State, collected: &Collected) {
+    let is_nearly_full = "the table of translations is nearly full: what is over leaves sooner";
+    state
+        .conditions
+        .update(ConditionName::TranslationsNearlyFull, collected.pressure.then(|| is_nearly_full.to_owned()));
+    let crowded = collected.crowded.iter().map(|holder| {
+        let sentence = format!(
+            "{} has nearly used its share of the table of translations: its flows that are over or not established leave sooner, and new ones may be refused (translation-share-used)",
+            name_of(&state.model, holder)
+        );
+        let Holder { address, port, protocol, .. } = holder;
+        (format!("{address:?} {port:?} {protocol}"), sentence)
+    });
+    let crowded: Vec<_> = crowded.collect();
+    state.conditions.replace(ConditionName::HolderCrowded, crowded);
+    if let Err(error) = state.executor.dataplane.maps.clear_stack_only(&collected.recorded) {
+        error!("housekeeping: {error}");
+    }
+}
+
+/// Who holds entries of a table, for the log.
+fn name_of(model: &Model, holder: &Holder) -> String {
+    let pod = model.endpoints.values().find(|endpoint| Addr::from(endpoint.address) == holder.address);
+    match pod {
+        None if holder.address == Addr::UNSPECIFIED => "this node".to_owned(),
+        None => format!("{:?}, which is no pod's any more,", holder.address),
+        Some(pod) if holder.protocol == 0 => pod.to_string(),
+        Some(pod) => format!("the hostPort that leads to port {} of {pod}", holder.port.get()),
+    }
+}

@@ -1,0 +1,96 @@
+//! What others take away is put back: links, pins, and the queueing discipline that filters need.
+
+use podwire_common::names::programs;
+use podwire_core::slice::Hooks;
+use tracing::{error, warn};
+
+use super::Upkeep;
+use crate::conditions::ConditionName;
+use crate::daemon::found::programs_of;
+use crate::daemon::state::State;
+use crate::dataplane::pins;
+use crate::error::Error;
+use crate::links::Displaced;
+
+impl Upkeep {
+    /// Looks after what no notice tells of: links that somebody has detached, and pins that somebody has removed. A few questions to
+    /// the kernel, whatever the number of pods.
+    pub(in crate::daemon) fn look_after_links_and_pins(&mut self, state: &mut State) {
+        let lost = state.executor.dataplane.take_lost_links().unwrap_or_else(|error| {
+            error!("{error}");
+            Vec::new()
+        });
+        for lost in &lost {
+            self.count_reattached(&lost.place, &lost.program, &lost.found);
+        }
+        if lost.iter().any(|lost| programs::CGROUP.contains(&lost.program.as_str())) {
+            self.attach_host_processes(state);
+        }
+        if lost.iter().any(|lost| !programs::CGROUP.contains(&lost.program.as_str())) {
+            // The next reconciliation attaches what is not there, and it is due.
+            self.attached.clear();
+            self.settled = None;
+        }
+        self.look_after_pins(state);
+    }
+
+    pub(super) fn look_after_pins(&mut self, state: &mut State) {
+        let repaired = self.hold_pins(state).and_then(|()| state.executor.dataplane.repair_pins());
+        let folder = state.config.places.bpf_dir.display();
+        let unpinned = match repaired {
+            Ok(missing) if missing.is_empty() => None,
+            Ok(missing) => {
+                warn!(
+                    missing = missing.join(", "),
+                    "somebody has removed pins from {folder}: pinned again, with all that was in the maps"
+                );
+                None
+            }
+            Err(error) => Some(format!(
+                "pins are missing from {folder} and cannot be made again, so that pods lose their network when this agent ends: {error}"
+            )),
+        };
+        if state.conditions.update(ConditionName::PinsMissing, unpinned) {
+            self.settled = None;
+        }
+    }
+
+    /// Holds the folder of pins again when somebody has removed it.
+    fn hold_pins(&mut self, state: &State) -> Result<(), Error> {
+        if !self.bpf_lock.is_there() {
+            self.bpf_lock = pins::hold(&state.config.places.bpf_dir)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn count_reattached(&mut self, device: &str, program: &str, found: &str) {
+        self.reattached += 1;
+        warn!(device, program, found, "program attached again: something else has removed or replaced it");
+    }
+}
+
+/// Sees to it that nothing stands where clsact belongs. `false`: it is another tool's, on a link of the node.
+pub(super) async fn make_room(
+    state: &mut State,
+    hooks: Hooks,
+    index: u32,
+    name: &str,
+) -> Result<bool, Error> {
+    let ours = programs_of(hooks);
+    let of_uplink = (hooks == Hooks::Uplink).then_some(&ours[..]);
+    match state.executor.links.remove_displacing(index, of_uplink).await? {
+        Displaced::No => {}
+        Displaced::Removed => {
+            warn!(device = name, "removed: another queueing discipline stood in the place of clsact");
+        }
+        Displaced::InUse => {
+            let why = format!(
+                "the uplink {name} has an `ingress` queueing discipline, or one with shared blocks, which holds filters of another tool: Podwire's programs need clsact in its place. Have that tool use clsact (`tc qdisc add dev {name} clsact`), and run `tc qdisc del dev {name} ingress`"
+            );
+            state.conditions.set_for(ConditionName::UplinkObstructed, name, why);
+            return Ok(false);
+        }
+    }
+    state.conditions.clear_for(ConditionName::UplinkObstructed, name);
+    Ok(true)
+}

@@ -1,0 +1,157 @@
+//! Making the kernel hold what the model wants: after each node list, soon after the kernel has told of a change, and every two
+//! minutes against what others did to the maps.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podwire_common::names::VXLAN_DEVICE;
+use podwire_core::change::Change;
+use podwire_core::features::{Scope, desired};
+use podwire_core::host::Host;
+use podwire_core::plan::{Op, Rank, Removals, plan};
+use podwire_core::slice::Slice;
+use tracing::warn;
+
+use super::Upkeep;
+use super::pins::make_room;
+use crate::conditions::ConditionName;
+use crate::daemon::attempts::Attempts;
+use crate::daemon::found::{Displaced, Found};
+use crate::daemon::pods::Pods;
+use crate::daemon::state::State;
+use crate::dataplane::attach::UplinkAttachment;
+use crate::error::Error;
+
+/// A change of policy routing shows in none of the lists that are compared: while anything changes, the ways are asked for
+/// again after this.
+const PATHS_VALID: Duration = Duration::from_secs(60);
+/// The kernel tells of devices, addresses and routes. What others did to the maps it does not: all is compared after this.
+const SETTLED: Duration = Duration::from_secs(120);
+
+impl Upkeep {
+    /// Whether there is a reason to compare the kernel with what is wanted.
+    pub(in crate::daemon) fn may_differ(&mut self, pods: &Pods) -> bool {
+        let changed = self.changes.any();
+        self.paths_doubtful |= changed;
+        let settled = self.settled.is_some_and(|since| since.elapsed() < SETTLED);
+        let strays = pods.has_due_strays();
+        changed || !settled || strays || self.paths_doubtful && self.paths_are_old()
+    }
+
+    pub(super) fn paths_are_old(&self) -> bool {
+        self.paths_asked.is_none_or(|asked| asked.elapsed() > PATHS_VALID)
+    }
+
+    /// One round; what fails is logged and tried again with the next. Whether nothing did.
+    pub(in crate::daemon) async fn reconcile(&mut self, state: &mut State, pods: &mut Pods) -> bool {
+        let failed = self.try_reconcile(state, pods).await.err().map(|error| error.to_string());
+        match &failed {
+            None => state.conditions.clear(ConditionName::NotSetUp),
+            // Where nothing was served before, that is why nothing is served now.
+            Some(why) if state.model.uplinks.is_empty() || !self.is_set_up => {
+                state.conditions.set(ConditionName::NotSetUp, why);
+            }
+            Some(_) => {}
+        }
+        let settled = failed.is_none() && state.conditions.refusal().is_none();
+        state.conditions.update(ConditionName::ReconcileFailed, failed);
+        self.settled = (settled && pods.has_all_devices()).then(Instant::now);
+        settled
+    }
+
+    async fn try_reconcile(&mut self, state: &mut State, pods: &mut Pods) -> Result<(), Error> {
+        let mut host = state.executor.links.host().await?;
+        pods.sweep(state, &host).await;
+        if pods.put_names_back(state, &host).await {
+            host = state.executor.links.host().await?;
+        }
+        // Before programs are loaded anew: they take the maps that are pinned.
+        self.look_after_pins(state);
+        let tunnel = host.device(VXLAN_DEVICE).map(|device| device.index);
+        if state.model.vxlan.is_some() && state.model.vxlan != tunnel {
+            self.rebuild_tunnel(state, pods).await?;
+            host = state.executor.links.host().await?;
+        }
+        state.model.other_addresses = host.own_addresses();
+        pods.other.look(state, &host).await;
+        let has_uplink = self.look_at_uplinks(state, &host).await;
+        let put_right = self.put_right(state, &host, has_uplink).await;
+        if !has_uplink {
+            return put_right;
+        }
+        self.attach_uplinks(state).await?;
+        state.host = Arc::new(host);
+        put_right?;
+        state.conditions.clear(ConditionName::NotSetUp);
+        self.is_set_up = state.conditions.refusal().is_none();
+        Ok(())
+    }
+
+    /// Makes the kernel hold what is wanted. Without an uplink, only programs of links that are there.
+    async fn put_right(&mut self, state: &mut State, host: &Host, has_uplink: bool) -> Result<(), Error> {
+        if self.uplink_attachment == UplinkAttachment::Clsact {
+            state.model.filtered_uplinks.clone_from(&self.attached);
+        }
+        let mut want = desired(&state.model, Scope::All);
+        name_as_they_are(&mut want, host);
+        let Found { have, displaced } = state.executor.find(&want, host).await?;
+        for (_, uplink) in want.programs.iter().filter(|(index, _)| have.programs.contains_key(index)) {
+            state.conditions.clear_for(ConditionName::UplinkObstructed, &uplink.device);
+        }
+        let removals = if state.is_complete { Removals::Allowed } else { Removals::Withheld };
+        let mut attempts = Attempts::default();
+        let mut ops = Vec::new();
+        for op in plan(&want, &have, removals) {
+            let is_possible = match &op {
+                Op::Programs(Change { key, now: Some(programs), .. }) => {
+                    make_room(state, programs.hooks, *key, &programs.device).await
+                }
+                _ => Ok(has_uplink),
+            };
+            match is_possible {
+                Ok(true) => ops.push(op),
+                Ok(false) => {}
+                Err(error) => attempts.note(Err(error)),
+            }
+        }
+        let repairs: Vec<_> = ops.iter().filter(|op| op.rank() < Rank::Table).cloned().collect();
+        let mut reached = have;
+        attempts.note(state.executor.run_all(ops, &mut reached, host).await);
+        self.tell_repairs(state, &repairs, &displaced, &reached);
+        attempts.outcome()
+    }
+
+    /// What others have changed, and is now as it was.
+    fn tell_repairs(&mut self, state: &State, repairs: &[Op], displaced: &[Displaced], reached: &Slice) {
+        for displaced in displaced.iter().filter(|lost| reached.programs.contains_key(&lost.index)) {
+            self.count_reattached(&displaced.device, displaced.program, &displaced.in_its_place());
+        }
+        let pod = |index: &u32| state.model.endpoints.values().find(|endpoint| endpoint.ifindex == *index);
+        for op in repairs {
+            match op {
+                Op::Link(Change { key, before: Some(before), now })
+                    if reached.links.get(key) == now.as_ref() =>
+                {
+                    if let Some(pod) = pod(key) {
+                        let (device, was_up, mtu) = (&before.name, before.up, before.mtu);
+                        warn!(%pod, device, was_up, mtu, "set up: something else had changed the pod's link on the node");
+                    }
+                }
+                Op::Queue(Change { key, .. }) if reached.queues.contains_key(key) => {
+                    if let Some(pod) = pod(key) {
+                        warn!(%pod, "the limit of what it receives was missing or another one: it is set again");
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// By the names that links have now: somebody may have renamed them.
+fn name_as_they_are(want: &mut Slice, host: &Host) {
+    let name = |index: &u32, name: &mut String| *name = host.name_of(*index, name).to_owned();
+    want.programs.iter_mut().for_each(|(index, programs)| name(index, &mut programs.device));
+    want.queues.iter_mut().for_each(|(index, queue)| name(index, &mut queue.device));
+    want.links.iter_mut().for_each(|(index, link)| name(index, &mut link.name));
+}

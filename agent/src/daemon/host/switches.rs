@@ -1,0 +1,52 @@
+//! Kernel switches that pods depend on and that others change: set again, every ten seconds.
+
+use podwire_common::names::VXLAN_DEVICE;
+use tracing::warn;
+
+use super::Upkeep;
+use crate::conditions::ConditionName;
+use crate::daemon::state::State;
+use crate::error::Error;
+use crate::sysctl::Switch;
+
+impl Upkeep {
+    /// Sets switches again. Where one cannot be set the agent is not ready, and says why.
+    pub(in crate::daemon) fn look_after_switches(&mut self, state: &mut State) {
+        let mut set = Vec::new();
+        let outcome = set_switches(state, &mut set);
+        if !set.is_empty() {
+            self.switches_set_again += set.len() as u64;
+            warn!(
+                switches = set.join(", "),
+                "set again: something else has changed these kernel switches, which pods' traffic needs; find out what (sysctl.d, networkd, a container engine) and have it leave them"
+            );
+        }
+        let unswitched = outcome.err().map(|error| {
+            format!("pods are cut off from services and the world while forwarding is off: {error}")
+        });
+        if state.conditions.update(ConditionName::Switches, unswitched) {
+            self.settled = None;
+        }
+    }
+}
+
+/// The whole node's first: the kernel sets all devices' with it.
+fn set_switches(state: &State, set: &mut Vec<String>) -> Result<(), Error> {
+    let (switches, state_dir) = (&state.executor.switches, &state.config.places.state_dir);
+    if switches.enable_forwarding(state_dir)? {
+        set.push("ip_forward".into());
+    }
+    for uplink in &state.model.uplinks {
+        if switches.enable_forwarding_of(&uplink.name, state_dir)? {
+            set.push(format!("forwarding of {}", uplink.name));
+        }
+    }
+    let pods = state.model.endpoints.values().map(|pod| Switch::forwarding(&pod.host_interface));
+    let tunnel = state.model.vxlan.map(|_| Switch::of_tunnel(VXLAN_DEVICE));
+    for switch in tunnel.into_iter().flatten().chain(pods) {
+        if switches.put_right(&switch)? {
+            set.push(switch.to_string());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,348 @@
+//! ADD: answered only when disk, maps and programs agree.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use podwire_cni::fault::Step;
+use podwire_cni::protocol::{Add, Call, Failure, Reply, codes};
+use podwire_common::tables::Table;
+use podwire_core::features::{Scope, desired};
+use podwire_core::host_ports::{self, Unavailable};
+use podwire_core::ipam::IpamError;
+use podwire_core::model::{Endpoint, Mode, PortMapping, format_mac, parse_mac};
+use podwire_core::plan::{Removals, plan};
+use podwire_core::slice::{Link, Slice};
+use tokio::sync::oneshot;
+use tokio::task::JoinError;
+use tracing::{error, info, warn};
+
+use super::{Pods, answer, failure, refuse};
+use crate::daemon::executor::{Saved, Started, step};
+use crate::daemon::state::State;
+use crate::error::Error;
+use crate::events::Event;
+use crate::wire;
+
+/// The least MTU of IPv4 (RFC 791).
+const LEAST_MTU: u32 = 68;
+
+/// An ADD whose endpoint is being written to disk.
+pub(super) struct Adding {
+    endpoint: Endpoint,
+    /// What is there so far.
+    reached: Slice,
+    /// What became of all the rest.
+    done: Result<(), Error>,
+    reply: oneshot::Sender<Reply>,
+}
+
+impl Pods {
+    /// Serves an ADD. It is answered later, by [`Self::finish_saved`], unless it is refused.
+    pub(in crate::daemon) async fn add(
+        &mut self,
+        state: &mut State,
+        add: &Add,
+        reply: oneshot::Sender<Reply>,
+    ) {
+        let mut prepared = self.prepare(state, add).await;
+        if prepared.is_err() && !self.adding.is_empty() {
+            // Perhaps because of what one of them holds that is about to fail.
+            self.finish_all_saved(state).await;
+            prepared = self.prepare(state, add).await;
+        }
+        match prepared {
+            Ok((endpoint, there)) => self.connect(state, endpoint, there, reply).await,
+            Err(failure) => answer(reply, Err(failure)),
+        }
+    }
+
+    /// Whether an event can be dealt with while endpoints are being written to disk: so can ADDs of others.
+    pub(in crate::daemon) fn can_overlap(&self, event: &Event) -> bool {
+        match event {
+            Event::Call { call, .. } => {
+                matches!(&**call, Call::Add(add) if !self.adding.contains_key(&add.attachment.host_interface()))
+            }
+            // A disk that takes its time is no reason to be taken for dead.
+            Event::Alive(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The endpoint that is asked for, with its address, and what of it is there. The model has it.
+    async fn prepare(&mut self, state: &mut State, add: &Add) -> Result<(Endpoint, Slice), Failure> {
+        let mut endpoint = proposed(state, add)?;
+        endpoint.ifindex = checked_device(state, &endpoint).await?;
+        let mut there = Slice::default();
+        match state.model.endpoint_of(&endpoint.attachment).cloned() {
+            Some(known) => {
+                endpoint.address = known.address;
+                there = desired(&state.model, Scope::Endpoint(&known));
+                // The plugin has replaced the link, and everything on it went with the earlier one.
+                (there.programs, there.queues, there.links, there.routes) = Default::default();
+                state.model.endpoints.remove(&known.attachment);
+            }
+            None => endpoint.address = self.allocate(state, &add.addresses)?,
+        }
+        there.links.insert(endpoint.ifindex, Link::down(&endpoint));
+        state.model.without_device.remove(&endpoint.attachment);
+        state.model.endpoints.insert(endpoint.attachment.clone(), endpoint.clone());
+        Ok((endpoint, there))
+    }
+
+    fn allocate(&mut self, state: &mut State, asked: &[IpNet]) -> Result<IpAddr, Failure> {
+        self.other.look_at_host_local(state);
+        let Some(pool) = &mut state.executor.pool else {
+            return Err(refuse(
+                codes::TRY_AGAIN_LATER,
+                "the agent is not ready: this node's podCIDR is not known".into(),
+            ));
+        };
+        let address = match asked {
+            [] => pool.allocate(),
+            [asked @ IpNet::V4(_)] => pool.take(asked.addr()).map(|()| asked.addr()),
+            [other] => {
+                let message = format!("address {other} is asked for: this node has IPv4 addresses only");
+                return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
+            }
+            several => {
+                let message = format!("{} addresses are asked for: a pod gets one per family", several.len());
+                return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
+            }
+        };
+        address.map_err(|error| {
+            let code = match error {
+                IpamError::Exhausted { .. } | IpamError::NoRoom(_) => codes::ADDRESSES_EXHAUSTED,
+                _ => codes::ADDRESS_UNAVAILABLE,
+            };
+            refuse(code, error.to_string())
+        })
+    }
+
+    /// Makes all of an endpoint. The ADD is answered when its file is on disk: ADDs of other pods are served meanwhile.
+    async fn connect(
+        &mut self,
+        state: &mut State,
+        endpoint: Endpoint,
+        there: Slice,
+        reply: oneshot::Sender<Reply>,
+    ) {
+        let want = desired(&state.model, Scope::Endpoint(&endpoint));
+        let ops = plan(&want, &there, Removals::Allowed);
+        let mut reached = there;
+        let Started { waits, done } = state.executor.start(ops, &mut reached).await;
+        let adding = Adding { endpoint, reached, done, reply };
+        match waits {
+            true => drop(self.adding.insert(adding.endpoint.host_interface.clone(), adding)),
+            false => self.finish(state, adding).await,
+        }
+    }
+
+    /// Answers the ADDs that wait for the disk.
+    pub(in crate::daemon) async fn finish_all_saved(&mut self, state: &mut State) {
+        while let Some(saved) = state.executor.saved().await {
+            self.finish_saved(state, saved).await;
+        }
+    }
+
+    /// Answers an ADD whose endpoint was written to disk, or could not be.
+    pub(in crate::daemon) async fn finish_saved(
+        &mut self,
+        state: &mut State,
+        saved: Result<Saved, JoinError>,
+    ) {
+        let (name, saved) = saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        // Only now, also where the rest has failed: a file that is undone must not be written afterwards.
+        self.has_disk_failed |= saved.is_err();
+        if let Some(mut adding) = self.adding.remove(&name) {
+            adding.done = adding.done.and(saved);
+            self.finish(state, adding).await;
+        }
+    }
+
+    async fn finish(&mut self, state: &mut State, adding: Adding) {
+        let Adding { endpoint, reached, done, reply } = adding;
+        if let Err(error) = done.and_then(|()| step(Step::Agreed)) {
+            undo(state, &endpoint, reached).await;
+            return answer(reply, Err(failure(&error)));
+        }
+        if reply.is_closed() {
+            warn!(pod = %endpoint, "undone: its plugin has given up waiting, or is dead");
+            return undo(state, &endpoint, reached).await;
+        }
+        info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
+        for address in host_ports::foreign_addresses(&endpoint.port_mappings, &state.host.own_addresses()) {
+            warn!(pod = %endpoint, "hostIP {address} is no address of this node: its hostPorts answer when it is");
+        }
+        answer(reply, Ok(Reply::Added(wire::added(&endpoint))));
+    }
+}
+
+/// Reverses what an ADD has reached. The device stays: the plugin made it and removes it.
+async fn undo(state: &mut State, endpoint: &Endpoint, mut reached: Slice) {
+    let links = BTreeMap::from([(endpoint.ifindex, Link::down(endpoint))]);
+    let before = Slice { links, ..Slice::default() };
+    let ops = plan(&before, &reached, Removals::Allowed);
+    match state.executor.run_all(ops, &mut reached, &state.host).await {
+        Ok(()) => drop(state.model.endpoints.remove(&endpoint.attachment)),
+        Err(error) => {
+            error!(pod = %endpoint, "undo a failed ADD: {error}; its address is kept until that is done");
+        }
+    }
+}
+
+/// The endpoint that is asked for, its address and device still open.
+///
+/// # Errors
+/// Why an ADD would be refused.
+pub(in crate::daemon) fn proposed(state: &State, add: &Add) -> Result<Endpoint, Failure> {
+    if let Some(why) = state.conditions.refusal() {
+        return Err(refuse(codes::TRY_AGAIN_LATER, format!("the agent is not ready: {}", why.sentence)));
+    }
+    let attachment = wire::attachment(&add.attachment);
+    let expected = attachment.host_interface();
+    if add.host_interface != expected {
+        let message = format!(
+            "the host side is to be named {expected}, not {}: install plugin and agent of one release",
+            add.host_interface
+        );
+        return Err(refuse(codes::DECODING_FAILURE, message));
+    }
+    let mac = |text: &String| {
+        parse_mac(text)
+            .filter(|mac| !mac.is_group())
+            .ok_or_else(|| refuse(codes::DECODING_FAILURE, format!("`{text}` is not a unicast link address")))
+    };
+    let known = state.model.endpoint_of(&attachment);
+    if let Some(known) = known
+        && let Some(other) = add.addresses.iter().find(|asked| asked.addr() != known.address)
+    {
+        let message = format!(
+            "address {other} is asked for, but the attachment has {} already: DEL it first",
+            known.address
+        );
+        return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
+    }
+    let port_mappings = wire::port_mappings(&add.port_mappings);
+    check_host_ports(state, &port_mappings, &expected, known)?;
+    let bandwidth = wire::bandwidth(add.bandwidth);
+    if known.is_some_and(|known| !known.is_recovered() && known.bandwidth != bandwidth) {
+        let message = "another bandwidth is asked for than the attachment has: DEL it first".into();
+        return Err(refuse(codes::INVALID_CONFIGURATION, message));
+    }
+    let own = state.model.own.as_ref();
+    let gateway = known.map(|known| known.gateway).or(own.map(|own| own.overlay_address()));
+    let (Some(gateway), Some(fitting)) = (gateway, state.pod_mtu) else {
+        return Err(refuse(
+            codes::TRY_AGAIN_LATER,
+            "the agent is not ready: this node is not known yet".into(),
+        ));
+    };
+    Ok(Endpoint {
+        attachment,
+        netns: add.netns.clone(),
+        host_interface: expected,
+        ifindex: 0,
+        id: known.map_or_else(|| free_id(state), |known| known.id),
+        pod_mac: mac(&add.pod_mac)?,
+        host_mac: mac(&add.host_mac)?,
+        address: Ipv4Addr::UNSPECIFIED.into(),
+        gateway,
+        mtu: wanted_mtu(add.mtu, fitting)?,
+        port_mappings,
+        pod: add.pod.as_ref().map(wire::pod_name),
+        network: add.network.clone(),
+        bandwidth,
+    })
+}
+
+fn check_host_ports(
+    state: &State,
+    wanted: &[PortMapping],
+    host_interface: &str,
+    known: Option<&Endpoint>,
+) -> Result<(), Failure> {
+    // Flows that are under way know the ports of before: only DEL ends them.
+    if let Some(known) = known
+        && sorted(&known.port_mappings) != sorted(wanted)
+    {
+        let message = "other portMappings are asked for than the attachment has: DEL it first".into();
+        return Err(refuse(codes::INVALID_CONFIGURATION, message));
+    }
+    let tunnel_port = (state.config.mode == Mode::Vxlan).then_some(state.config.vxlan_port);
+    let others = state.model.endpoints.values().filter(|other| other.host_interface != host_interface);
+    let capacity = state.executor.dataplane.maps.capacity(Table::Frontends);
+    host_ports::check(wanted, others, tunnel_port, capacity).map_err(|unavailable| {
+        let code = match unavailable {
+            Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,
+            _ => codes::HOST_PORT_UNAVAILABLE,
+        };
+        refuse(code, unavailable.to_string())
+    })
+}
+
+/// The smallest number that no endpoint has.
+fn free_id(state: &State) -> u32 {
+    let mut used: Vec<_> = state.model.endpoints.values().map(|endpoint| endpoint.id).collect();
+    used.sort_unstable();
+    (1..).zip(used).find(|(free, used)| free != used).map_or_else(
+        || u32::try_from(state.model.endpoints.len()).unwrap_or(u32::MAX).saturating_add(1),
+        |(free, _)| free,
+    )
+}
+
+/// The device's ifindex, once it is what the plugin says it made.
+async fn checked_device(state: &State, endpoint: &Endpoint) -> Result<u32, Failure> {
+    let name = endpoint.host_interface.clone();
+    let device = state.executor.links.device(&name).await.map_err(|error| failure(&error))?;
+    let Some(device) = device else {
+        return Err(failure(&Error::NoDevice { name }));
+    };
+    if device.mac != Some(endpoint.host_mac) {
+        let has = device.mac.map_or_else(|| "none".into(), format_mac);
+        let problem = format!(
+            "its link address is {has}, not {} as it was made with: keep other tools (udev, networkd) off devices named pw*",
+            format_mac(endpoint.host_mac)
+        );
+        return Err(failure(&Error::Device { name, problem }));
+    }
+    Ok(device.index)
+}
+
+fn sorted(mappings: &[PortMapping]) -> Vec<PortMapping> {
+    let mut mappings = mappings.to_vec();
+    mappings.sort_unstable();
+    mappings
+}
+
+fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {
+    match configured {
+        None => Ok(fitting),
+        Some(mtu) if mtu > fitting => {
+            let message = format!(
+                "mtu: {mtu} is more than the {fitting} bytes that fit this node's uplinks: lower it or leave it out"
+            );
+            Err(refuse(codes::INVALID_CONFIGURATION, message))
+        }
+        Some(mtu) if mtu < LEAST_MTU => Err(refuse(
+            codes::INVALID_CONFIGURATION,
+            format!("mtu: {mtu} is less than the {LEAST_MTU} bytes of IPv4"),
+        )),
+        Some(mtu) => Ok(mtu),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configured_mtu_has_to_fit() {
+        assert_eq!(wanted_mtu(None, 1450), Ok(1450));
+        assert_eq!(wanted_mtu(Some(1400), 1450), Ok(1400));
+        let failure = wanted_mtu(Some(1500), 1450).unwrap_err();
+        assert_eq!(failure.code, codes::INVALID_CONFIGURATION);
+        assert!(failure.message.contains("1500") && failure.message.contains("1450"), "{failure}");
+        assert_eq!(wanted_mtu(Some(67), 1450).unwrap_err().code, codes::INVALID_CONFIGURATION);
+    }
+}

@@ -1,0 +1,84 @@
+//! The pods of this node: ADD, DEL, CHECK, GC, and what happens when a device goes.
+
+mod add;
+mod check;
+mod gc;
+mod other;
+mod restore;
+mod sweep;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use podwire_cni::protocol::{Failure, Reply, codes};
+use podwire_core::model::Attachment;
+use podwire_core::strays::Strays;
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::state::State;
+use crate::error::Error;
+use add::Adding;
+use other::OtherPods;
+
+pub(super) use add::proposed;
+pub(super) use check::check;
+
+/// What is under way for pods.
+#[derive(Default)]
+pub(super) struct Pods {
+    /// ADDs that are done but for the disk, by name of the host side.
+    adding: BTreeMap<String, Adding>,
+    /// Whether the disk has refused a file since that was last asked.
+    has_disk_failed: bool,
+    /// Endpoints whose device was not found, and since when.
+    missed: BTreeMap<Attachment, Instant>,
+    /// Devices that no endpoint owns.
+    strays: Strays,
+    /// Addresses of the podCIDR that others have.
+    pub(super) other: OtherPods,
+}
+
+impl Pods {
+    /// Whether the disk has refused a file since this was last asked.
+    pub(super) fn take_disk_failure(&mut self) -> bool {
+        std::mem::take(&mut self.has_disk_failed)
+    }
+
+    /// Whether no endpoint's device is missed.
+    pub(super) fn has_all_devices(&self) -> bool {
+        self.missed.is_empty()
+    }
+
+    /// Whether a device without an owner is due to be removed.
+    pub(super) fn has_due_strays(&self) -> bool {
+        self.strays.due(Instant::now())
+    }
+
+    /// An endpoint's device was not found.
+    pub(super) fn miss(&mut self, state: &mut State, attachment: Attachment) {
+        state.model.without_device.insert(attachment.clone());
+        self.missed.insert(attachment, Instant::now());
+    }
+}
+
+/// Answers a call. The plugin may have given up at this very moment: what was done stays and is undone by its DEL.
+pub(super) fn answer(reply: oneshot::Sender<Reply>, result: Result<Reply, Failure>) {
+    let _ = reply.send(result.unwrap_or_else(|failure| {
+        warn!(code = failure.code, "refused: {failure}");
+        Reply::Failed(failure)
+    }));
+}
+
+pub(super) fn refuse(code: u32, message: String) -> Failure {
+    Failure { code, message }
+}
+
+fn failure(error: &Error) -> Failure {
+    let code = match error {
+        Error::File { .. } => codes::IO_FAILURE,
+        Error::Netlink { .. } | Error::NoDevice { .. } | Error::Device { .. } => codes::NETLINK_FAILURE,
+        _ => codes::AGENT_FAILURE,
+    };
+    refuse(code, error.to_string())
+}

@@ -1,0 +1,122 @@
+//! Endpoints of an earlier agent.
+
+use podwire_common::abi::{self, ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
+use podwire_core::features::{Scope, desired};
+use podwire_core::host::{Device, DeviceKind, Host, is_pods_device};
+use podwire_core::model::{Endpoint, format_mac};
+use podwire_core::plan::{Op, Removals, plan};
+use podwire_core::recovery::recovered;
+use podwire_core::slice::Slice;
+use tracing::{error, info, warn};
+
+use super::Pods;
+use crate::daemon::state::State;
+use crate::error::Error;
+use crate::store::Corrupt;
+
+impl Pods {
+    /// Takes over what an earlier agent has left: the endpoints of the state folder, and those that only maps and devices tell of.
+    ///
+    /// # Errors
+    /// [`Error::Map`], [`Error::File`], [`Error::Netlink`].
+    pub(in crate::daemon) async fn restore(
+        &mut self,
+        state: &mut State,
+        endpoints: Vec<Endpoint>,
+        corrupt: &[Corrupt],
+    ) -> Result<(), Error> {
+        for file in corrupt {
+            warn!(path = %file.path.display(), reason = file.reason, "left alone: no endpoint's file, or one that does not decode");
+        }
+        let (mut there, mut gone) = (Vec::new(), Vec::new());
+        for mut endpoint in endpoints {
+            let entry = state.executor.dataplane.maps.endpoint(endpoint.address)?;
+            match device_of(&endpoint, entry, &state.host) {
+                Some(ifindex) => {
+                    endpoint.ifindex = ifindex;
+                    there.push(endpoint);
+                }
+                None => gone.push(endpoint),
+            }
+        }
+        for endpoint in gone {
+            // Two files with one address: a folder that was put back from a copy, for example. What the maps and routes have is the other's.
+            match there.iter().find(|other| other.address == endpoint.address) {
+                Some(other) => {
+                    warn!(pod = %endpoint, "its file is removed: its device is gone, and its address is that of {other}");
+                    state.executor.store.remove(&endpoint)?;
+                }
+                None => {
+                    self.release(state, &endpoint).await?;
+                    info!(pod = %endpoint, "released: its device is gone");
+                }
+            }
+        }
+        info!(restored = there.len(), "endpoints restored");
+        let there = there.into_iter().map(|endpoint| (endpoint.attachment.clone(), endpoint));
+        state.model.endpoints.extend(there);
+        recover(state)?;
+        restore_tables(state)
+    }
+}
+
+/// The tables as the endpoints want them. Programs may use them already; nothing goes.
+fn restore_tables(state: &mut State) -> Result<(), Error> {
+    let maps = &mut state.executor.dataplane.maps;
+    let tables = |tables| Slice { tables, ..Slice::default() };
+    let want = tables(desired(&state.model, Scope::All).tables);
+    for op in plan(&want, &tables(maps.contents()?), Removals::Withheld) {
+        if let Op::Table(change) = op {
+            maps.apply(&change)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes over what the maps and devices tell of and no file does.
+fn recover(state: &mut State) -> Result<(), Error> {
+    let known = state.model.endpoints.values().map(|endpoint| endpoint.address).collect();
+    let contents = state.executor.dataplane.maps.contents()?;
+    for endpoint in recovered(&contents, &state.host, &known) {
+        warn!(pod = %endpoint, "no file tells of this pod, but its link is there: it keeps its network and its address");
+        let limits = ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED;
+        if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
+            warn!(pod = %endpoint, "how fast it may be is not known any more: make the pod anew to limit it");
+        }
+        if let Err(error) = state.executor.store.save(&endpoint) {
+            error!(pod = %endpoint, "only the maps tell of it, and a reboot ends them: {error}");
+        }
+        state.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
+    }
+    Ok(())
+}
+
+/// The host side's ifindex, if it is still the device that the pod was given: by its link address, or by its number. A device
+/// that somebody has renamed is known by its link address.
+fn device_of(endpoint: &Endpoint, entry: Option<abi::Endpoint>, host: &Host) -> Option<u32> {
+    let renamed = || {
+        // A device with the name of another pod's is that pod's.
+        let is_renamed = |device: &&Device| device.kind == DeviceKind::Veth && !is_pods_device(&device.name);
+        let mut renamed = host.devices.values().filter(is_renamed);
+        renamed.find(|device| device.mac == Some(endpoint.host_mac)).map(|device| device.index)
+    };
+    host.device(&endpoint.host_interface)
+        .and_then(|device| known_device(endpoint, entry, device))
+        .or_else(renamed)
+}
+
+fn known_device(endpoint: &Endpoint, entry: Option<abi::Endpoint>, device: &Device) -> Option<u32> {
+    if device.mac == Some(endpoint.host_mac) {
+        return Some(device.index);
+    }
+    let is_same =
+        entry.is_some_and(|entry| entry.ifindex == device.index && entry.host_mac == endpoint.host_mac);
+    if is_same {
+        warn!(
+            pod = %endpoint,
+            "somebody has given {} another link address: give it {} again, and keep other tools (udev, networkd) off devices named pw*",
+            device.name, format_mac(endpoint.host_mac)
+        );
+    }
+    is_same.then_some(device.index)
+}

@@ -1,0 +1,84 @@
+//! Endpoints without a device, and devices without an endpoint.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use podwire_core::host::Host;
+use podwire_core::model::Endpoint;
+use tracing::{error, info, warn};
+
+use super::Pods;
+use crate::conditions::ConditionName;
+use crate::daemon::state::State;
+
+/// A plugin that adds an attachment again removes its link and asks the agent milliseconds later.
+const REPLACED_WITHIN: Duration = Duration::from_secs(5);
+
+impl Pods {
+    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so. Not at once: the plugin replaces the link of an attachment that is added again, which keeps its address. Once the node list is known,
+    /// devices that no endpoint owns are removed after a grace.
+    pub(in crate::daemon) async fn sweep(&mut self, state: &mut State, host: &Host) {
+        let is_gone = |endpoint: &&Endpoint| !host.devices.contains_key(&endpoint.ifindex);
+        let gone: Vec<Endpoint> = state.model.endpoints.values().filter(is_gone).cloned().collect();
+        let (now, missed_before) = (Instant::now(), std::mem::take(&mut self.missed));
+        for endpoint in gone {
+            let since = missed_before.get(&endpoint.attachment).copied().unwrap_or(now);
+            // As long as it has no device, nothing can be attached to it, and no route lead there.
+            self.missed.insert(endpoint.attachment.clone(), since);
+            if now.duration_since(since) < REPLACED_WITHIN {
+                continue;
+            }
+            match self.release(state, &endpoint).await {
+                Ok(()) => {
+                    self.missed.remove(&endpoint.attachment);
+                    info!(pod = %endpoint, "released: its device is gone");
+                }
+                Err(error) => {
+                    let why = format!(
+                        "the device of {endpoint} is gone, but its address cannot be released yet: {error}"
+                    );
+                    state.conditions.set_for(ConditionName::NotReleased, &endpoint.host_interface, why);
+                }
+            }
+        }
+        state.model.without_device = self.missed.keys().cloned().collect();
+        self.remove_strays(state, host).await;
+    }
+
+    /// Gives pods' devices their names back. Says whether any had lost it.
+    pub(in crate::daemon) async fn put_names_back(&self, state: &State, host: &Host) -> bool {
+        let renamed = state.model.endpoints.values().filter_map(|endpoint| {
+            let device = host.devices.get(&endpoint.ifindex)?;
+            let is_pods = device.name != endpoint.host_interface && device.mac == Some(endpoint.host_mac);
+            is_pods.then_some((endpoint, device))
+        });
+        let mut any = false;
+        for (endpoint, device) in renamed {
+            any = true;
+            match state.executor.links.rename(device, &endpoint.host_interface).await {
+                Ok(()) => warn!(
+                    pod = %endpoint, device = device.name,
+                    "somebody has renamed the pod's link: it has its name again; keep other tools (udev, networkd) off devices named pw*"
+                ),
+                Err(error) => {
+                    error!(pod = %endpoint, device = device.name, "somebody has renamed the pod's link: {error}")
+                }
+            }
+        }
+        any
+    }
+
+    async fn remove_strays(&mut self, state: &mut State, host: &Host) {
+        let owned: BTreeSet<u32> = state.model.endpoints.values().map(|endpoint| endpoint.ifindex).collect();
+        let ownerless = host.pod_devices().map(|device| device.index).filter(|index| !owned.contains(index));
+        for index in self.strays.look(ownerless, Instant::now()) {
+            let Some(device) = host.devices.get(&index).filter(|_| state.is_complete) else {
+                continue;
+            };
+            match state.executor.links.remove_device(index, &device.name).await {
+                Ok(()) => info!(device = device.name, "removed: for a minute no pod has owned it"),
+                Err(error) => error!("{error}"),
+            }
+        }
+    }
+}
