@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 
 use crate::connections::{Connections, Place};
 use crate::error::Error;
-use crate::events::{Event, Figures, Readiness};
+use crate::events::{Event, Figures, Readiness, Repair};
 use crate::nodes::Skipped;
 
 /// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.
@@ -189,6 +189,12 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "Programs that something else had removed or replaced, attached again",
         reattached,
     );
+    let repairs = Family::<Labels, Counter>::default();
+    for repair in Repair::ALL {
+        let count = figures.repairs.get(&repair).copied().unwrap_or_default();
+        repairs.get_or_create(&[("what", repair.name())]).inc_by(count);
+    }
+    registry.register("repairs", "What else others had changed on the node, put back, by kind", repairs);
     let switches: Counter = Counter::default();
     switches.inc_by(figures.switches_set_again);
     registry.register(
@@ -284,6 +290,7 @@ mod tests {
             nodes: 2,
             addresses: 253,
             reattached: 2,
+            repairs: [(Repair::Pin, 6)].into(),
             conditions: vec![(ConditionName::NoRouteToNode, 3)],
             forward_policy_drops,
             ..Figures::default()
@@ -295,6 +302,7 @@ mod tests {
             r#"podwire_forwarded_packets_total{path="local"} 5"#,
             "podwire_endpoints 4",
             "podwire_programs_reattached_total 2",
+            r#"podwire_repairs_total{what="pin"} 6"#,
             r#"podwire_forward_policy_drop{where="nftables ip filter FORWARD"} 1"#,
             r#"podwire_condition{condition="no-route-to-node",severity="degraded"} 3"#,
             "podwire_ready 1",

@@ -1,6 +1,7 @@
 //! What the plugin asks for, and how ADD and DEL are done. Each replies only when disk, maps and programs agree.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use podwire_cni::fault::{self, Step};
@@ -17,6 +18,7 @@ use crate::desired::{Route, endpoint_entry, frontends};
 use crate::diff::Op;
 use crate::error::Error;
 use crate::events::Event;
+use crate::host::Host;
 use crate::host_ports::{self, Unavailable};
 use crate::ipam::{IpamError, Pool};
 use crate::model::{Endpoint, Mode, format_mac, parse_mac};
@@ -279,10 +281,31 @@ impl Daemon {
             return self.undo(&endpoint).await;
         }
         info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
-        for address in host_ports::foreign_addresses(&endpoint.port_mappings, &self.host.own_addresses()) {
-            warn!(pod = %endpoint, "hostIP {address} is no address of this node: its hostPorts answer when it is");
+        self.conditions.clear_for(ConditionName::EndpointRecovered, &endpoint.host_interface);
+        if !endpoint.port_mappings.is_empty() {
+            let host = Arc::clone(&self.host);
+            self.look_at_host_addresses(&host);
         }
         answer(reply, Ok(Reply::Added(added(&endpoint))));
+    }
+
+    /// Whether the node has the addresses that hostPorts are at.
+    pub(super) fn look_at_host_addresses(&mut self, host: &Host) {
+        let own = host.own_addresses();
+        let pods = self.model.endpoints.values().filter(|pod| !pod.port_mappings.is_empty());
+        let absent = pods.filter_map(|pod| {
+            let absent: Vec<_> = host_ports::foreign_addresses(&pod.port_mappings, &own)
+                .into_iter()
+                .map(|address| address.to_string())
+                .collect();
+            let why = format!(
+                "hostIP {} is no address of this node: the hostPorts of {pod} answer when it is",
+                absent.join(", ")
+            );
+            (!absent.is_empty()).then(|| (pod.host_interface.clone(), why))
+        });
+        let absent: Vec<_> = absent.collect();
+        self.conditions.replace(ConditionName::HostIpAbsent, absent);
     }
 
     /// Programs, limit, link, maps, route: in this order, so that at each step what it needs is there.
@@ -387,7 +410,12 @@ impl Daemon {
 
     fn forget(&mut self, endpoint: &Endpoint) {
         self.model.endpoints.remove(&endpoint.attachment);
-        for of_pod in [ConditionName::PodsOutsidePodCidr, ConditionName::NotReleased] {
+        for of_pod in [
+            ConditionName::PodsOutsidePodCidr,
+            ConditionName::NotReleased,
+            ConditionName::HostIpAbsent,
+            ConditionName::EndpointRecovered,
+        ] {
             self.conditions.clear_for(of_pod, &endpoint.host_interface);
         }
         if let Some(pool) = &mut self.pool {

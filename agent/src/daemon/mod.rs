@@ -36,7 +36,7 @@ use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
 use crate::error::Error;
-use crate::events::{Event, Figures, Readiness, Unheeded};
+use crate::events::{Event, Figures, Readiness, Repair, Unheeded};
 use crate::host::Host;
 use crate::ipam::Pool;
 use crate::links::{Changes, Links};
@@ -87,6 +87,8 @@ pub struct Daemon {
     strays: Strays,
     /// Programs that were attached again.
     reattached: u64,
+    /// What else was put back.
+    repairs: BTreeMap<Repair, u64>,
     /// Kernel switches that were set again.
     switches_set_again: u64,
     /// Operations by which maps and routes were changed.
@@ -171,7 +173,8 @@ impl Daemon {
     async fn tick(&mut self) {
         self.firewall.tick(&mut self.conditions);
         if let Some(configuration) = &mut self.cni_configuration {
-            configuration.look(&mut self.conditions);
+            let written_again = configuration.look(&mut self.conditions);
+            self.count_repairs(Repair::CniConfiguration, written_again.into());
         }
         self.try_state_folder();
         self.look_after_other_pods().await;
@@ -242,6 +245,11 @@ impl Daemon {
         }
     }
 
+    /// What others had changed is as it was again.
+    fn count_repairs(&mut self, what: Repair, count: u64) {
+        *self.repairs.entry(what).or_default() += count;
+    }
+
     fn figures(&self) -> Figures {
         let counters = self.dataplane.maps.counters().unwrap_or_else(|error| {
             error!("read the counters: {error}");
@@ -259,6 +267,7 @@ impl Daemon {
             addresses: self.pool.as_ref().map_or(0, Pool::size),
             collected: self.collected.clone(),
             reattached: self.reattached,
+            repairs: self.repairs.clone(),
             switches_set_again: self.switches_set_again,
             operations: self.operations,
             conditions: self.conditions.counts(),

@@ -1,7 +1,7 @@
 //! Which addresses of the podCIDR others have: looked at with the kernel's routes, and host-local's files before each address that is given.
 
 use ipnet::Ipv4Net;
-use tracing::{error, info};
+use tracing::error;
 
 use super::Daemon;
 use crate::conditions::ConditionName;
@@ -11,13 +11,12 @@ use crate::host_local;
 use crate::ipam::Pool;
 use crate::other_pods::{self, Held};
 
-/// What was last found and said.
+/// What was last found.
 #[derive(Debug, Default)]
 pub(super) struct OtherPods {
     links: Held,
     neighbours: Held,
     host_local: Held,
-    said: String,
 }
 
 impl Daemon {
@@ -78,16 +77,11 @@ impl Daemon {
         held.extend(found.links.clone());
         held.extend(found.host_local.clone());
         held.retain(|address, _| pool.can_give(*address));
-        let summary = other_pods::summary(&held);
-        if summary != found.said {
-            match held.len() {
-                0 => info!("no address of the podCIDR is somebody else's any more"),
-                count => {
-                    info!(count, of = summary, "addresses of the podCIDR that others have are not handed out")
-                }
-            }
-            found.said = summary;
-        }
+        let others = (!held.is_empty()).then(|| {
+            let (count, holders) = (held.len(), other_pods::summary(&held));
+            format!("{count} addresses of the podCIDR are not given to pods, as others have them ({holders})")
+        });
+        self.conditions.update(ConditionName::AddressesOfOthers, others);
         pool.set_held(held);
     }
 }

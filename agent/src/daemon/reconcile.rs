@@ -19,6 +19,7 @@ use crate::dataplane::attach::UplinkAttachment;
 use crate::desired::{Contents, Route, desired};
 use crate::diff::{Deletions, Op, diff};
 use crate::error::Error;
+use crate::events::Repair;
 use crate::host::{Device, Host};
 use crate::model::{Node, Path};
 
@@ -74,6 +75,7 @@ impl Daemon {
         }
         let filters = self.put_filters_back(&host).await;
         self.model.other_addresses = host.own_addresses();
+        self.look_at_host_addresses(&host);
         self.look_for_other_pods(&host).await;
         if !self.look_at_uplinks(&host).await {
             return Ok(());
@@ -258,8 +260,8 @@ impl Daemon {
     }
 
     /// Pods' links that somebody has set down on the node. Says whether there were any.
-    async fn set_up_pods(&self, host: &Host) -> Result<bool, Error> {
-        let mut any = false;
+    async fn set_up_pods(&mut self, host: &Host) -> Result<bool, Error> {
+        let mut count = 0;
         for pod in self.model.endpoints.values() {
             let Some(device) = host.devices.get(&pod.ifindex).filter(|device| !device.up) else {
                 continue;
@@ -267,13 +269,14 @@ impl Daemon {
             match self.links.set_mtu_and_up(device.index, &device.name, pod.mtu).await {
                 Ok(()) => {
                     warn!(%pod, device = device.name, "set up: something else had set the pod's link down on the node");
-                    any = true;
+                    count += 1;
                 }
                 Err(_) if self.is_gone(device.index, &device.name).await? => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(any)
+        self.count_repairs(Repair::LinkDown, count);
+        Ok(count > 0)
     }
 
     /// MTU and addresses of the VXLAN device. It carries the overlay address so that what the host masquerades into
@@ -323,7 +326,7 @@ impl Daemon {
     }
 
     /// Pods' limits that somebody has taken away or changed. What fails does not keep the others from being set.
-    async fn set_limits(&self) -> Result<(), Error> {
+    async fn set_limits(&mut self) -> Result<(), Error> {
         let endpoints = self.model.endpoints.values();
         let endpoints = endpoints.filter(|endpoint| !self.missed.contains_key(&endpoint.attachment));
         let limited: Vec<_> =
@@ -332,7 +335,7 @@ impl Daemon {
             return Ok(());
         }
         let queues = self.links.queues().await?;
-        let mut attempts = Attempts::default();
+        let (mut attempts, mut count) = (Attempts::default(), 0);
         for (endpoint, limit) in limited {
             let name = &endpoint.host_interface;
             if queues.limit(endpoint.ifindex, &limit) {
@@ -341,11 +344,13 @@ impl Daemon {
             match self.links.set_limit(endpoint.ifindex, name, &limit).await {
                 Ok(()) => {
                     warn!(pod = %endpoint, "the limit of what it receives was missing or another one: it is set again");
+                    count += 1;
                 }
                 Err(_) if self.is_gone(endpoint.ifindex, name).await? => {}
                 failed => attempts.note(failed),
             }
         }
+        self.count_repairs(Repair::LinkLimit, count);
         attempts.outcome()
     }
 

@@ -89,6 +89,7 @@ impl Daemon {
             paths_doubtful: true,
             strays: Strays::default(),
             reattached: 0,
+            repairs: BTreeMap::new(),
             switches_set_again: 0,
             operations: 0,
             conditions: Conditions::at_start(why.clone()),
@@ -168,9 +169,13 @@ impl Daemon {
         endpoints: Vec<Endpoint>,
         corrupt: &[Corrupt],
     ) -> Result<(), Error> {
-        for file in corrupt {
-            warn!(path = %file.path.display(), reason = file.reason, "left alone: no endpoint's file, or one that does not decode");
-        }
+        let spoilt = corrupt.iter().map(|Corrupt { path, reason }| {
+            let path = path.display().to_string();
+            let why =
+                format!("{path} is left alone: no endpoint's file, or one that does not decode: {reason}");
+            (path, why)
+        });
+        self.conditions.replace(ConditionName::EndpointFile, spoilt);
         let (mut there, mut gone) = (Vec::new(), Vec::new());
         for mut endpoint in endpoints {
             let entry = self.dataplane.maps.endpoint(endpoint.address)?;
@@ -211,7 +216,8 @@ impl Daemon {
             warn!(pod = %endpoint, "no file tells of this pod, but its link is there: it keeps its network and its address");
             let limits = ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED;
             if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
-                warn!(pod = %endpoint, "how fast it may be is not known any more: make the pod anew to limit it");
+                let why = format!("no file tells of {endpoint}: how fast it may be is not known any more");
+                self.conditions.set_for(ConditionName::EndpointRecovered, &endpoint.host_interface, why);
             }
             if let Err(error) = self.store.save(&endpoint) {
                 error!(pod = %endpoint, "only the maps tell of it, and a reboot ends them: {error}");

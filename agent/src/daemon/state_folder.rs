@@ -10,6 +10,7 @@ use crate::before::Before;
 use crate::claim::Claim;
 use crate::conditions::ConditionName;
 use crate::error::Error;
+use crate::events::Repair;
 use crate::housekeeping::INTERVAL;
 use crate::ipam::Pool;
 
@@ -79,6 +80,7 @@ impl Daemon {
             endpoints = self.model.endpoints.len(),
             "somebody has removed the state folder: made again, with all that was in it"
         );
+        self.count_repairs(Repair::StateFolder, 1);
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use crate::conditions::ConditionName;
 use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::pins;
 use crate::error::Error;
+use crate::events::Repair;
 use crate::host::Host;
 use crate::links::Displaced;
 use crate::model::Endpoint;
@@ -76,19 +77,23 @@ impl Daemon {
             let is_pods = device.name != endpoint.host_interface && device.mac == Some(endpoint.host_mac);
             is_pods.then_some((endpoint, device))
         });
-        let mut any = false;
+        let (mut any, mut count) = (false, 0);
         for (endpoint, device) in renamed {
             any = true;
             match self.links.rename(device, &endpoint.host_interface).await {
-                Ok(()) => warn!(
-                    pod = %endpoint, device = device.name,
-                    "somebody has renamed the pod's link: it has its name again; keep other tools (udev, networkd) off devices named pw*"
-                ),
+                Ok(()) => {
+                    count += 1;
+                    warn!(
+                        pod = %endpoint, device = device.name,
+                        "somebody has renamed the pod's link: it has its name again; keep other tools (udev, networkd) off devices named pw*"
+                    );
+                }
                 Err(error) => {
                     error!(pod = %endpoint, device = device.name, "somebody has renamed the pod's link: {error}")
                 }
             }
         }
+        self.count_repairs(Repair::LinkName, count);
         any
     }
 
@@ -166,6 +171,7 @@ impl Daemon {
             Displaced::No => {}
             Displaced::Removed => {
                 warn!(device = name, "removed: another queueing discipline stood in the place of clsact");
+                self.count_repairs(Repair::Discipline, 1);
             }
             Displaced::InUse => {
                 let why = format!(
@@ -216,10 +222,12 @@ impl Daemon {
         let unpinned = match repaired {
             Ok(missing) if missing.is_empty() => None,
             Ok(missing) => {
+                let count = missing.len() as u64;
                 warn!(
                     missing = missing.join(", "),
                     "somebody has removed pins from {folder}: pinned again, with all that was in the maps"
                 );
+                *self.repairs.entry(Repair::Pin).or_default() += count;
                 None
             }
             Err(error) => Some(format!(

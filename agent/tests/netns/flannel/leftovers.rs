@@ -5,7 +5,7 @@ use xtask::lab::{Lab, traffic};
 
 use super::{add_pod, answers};
 use crate::check::{Row, check};
-use crate::sockets::wait_until;
+use crate::sweep::comes;
 
 #[test]
 fn flannels_device_in_the_way_is_named_and_the_agent_goes_on_when_it_is_gone() {
@@ -19,10 +19,8 @@ fn flannels_device_in_the_way_is_named_and_the_agent_goes_on_when_it_is_gone() {
     let none = serde_json::json!({});
     let [one, far] = [node, other].map(|node| add_pod(node, "before", &none).unwrap());
     node.spawn_agent().unwrap();
-    let said =
-        || node.agent_log().contains("belongs to the VXLAN device flannel.1").then(|| node.agent_log());
-    let log = wait_until(said).unwrap_or_else(|| panic!("{}", node.agent_log()));
-    assert!(log.contains("`ip link delete flannel.1`"), "{log}");
+    let failed = comes(node, "reconcile-failed", "belongs to the VXLAN device flannel.1");
+    assert!(failed.contains("`ip link delete flannel.1`"), "{failed}");
     let refused = node.add_pod("early").unwrap_err().to_string();
     assert!(refused.contains("flannel.1"), "the runtime is told as well: {refused}");
     traffic::tcp_exchange(&one, &far, far.address, 8080, 1 << 20)
