@@ -268,7 +268,7 @@ mod tests {
         }
 
         #[test]
-        fn referents_are_written_before_and_removed_after_what_points_at_them(want in contents(), have in contents()) {
+        fn referents_are_written_before_and_removed_after_referrers(want in contents(), have in contents()) {
             let order = |op: &Op| match op {
                 Op::SetUplink(..) | Op::SetNonMasquerade(..) => 0,
                 Op::SetTunnelPeer(..) => 1,
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_that_programs_set_survives_a_reconciliation_but_not_another_endpoint() {
+    fn programs_flag_survives_reconciling_but_no_other_endpoint() {
         let one = |endpoint| Contents {
             endpoints: BTreeMap::from([(address(2), endpoint)]),
             ..Contents::default()

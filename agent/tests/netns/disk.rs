@@ -47,7 +47,7 @@ fn a_full_disk_refuses_new_pods_and_deletes_old_ones() {
 }
 
 #[test]
-fn a_folder_that_has_become_read_only_refuses_new_pods_and_an_agent() {
+fn read_only_folder_refuses_new_pods_and_an_agent() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let [going, staying] = ["going", "staying"].map(|name| node.add_pod(name).unwrap());
@@ -275,7 +275,7 @@ fn odd_entries_keep_no_agent_from_starting() {
 }
 
 #[test]
-fn state_or_maps_of_a_later_release_are_refused_before_anything_is_touched() {
+fn state_or_maps_of_a_later_release_are_refused_untouched() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
@@ -344,7 +344,7 @@ fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
 }
 
 #[test]
-fn of_two_files_with_one_address_the_one_without_a_device_costs_the_others_pod_nothing() {
+fn file_with_anothers_address_and_no_device_costs_it_nothing() {
     let lab = Lab::builder().node_file().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("pod").unwrap();
@@ -370,7 +370,7 @@ fn of_two_files_with_one_address_the_one_without_a_device_costs_the_others_pod_n
 }
 
 #[test]
-fn a_second_agent_on_one_state_folder_is_refused_with_the_firsts_number() {
+fn second_agent_on_a_state_folder_is_told_the_firsts_number() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("pod").unwrap();

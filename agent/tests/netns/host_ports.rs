@@ -106,7 +106,7 @@ fn much_goes_both_ways_at_once() {
 }
 
 #[test]
-fn a_path_to_the_client_that_takes_less_than_the_pods_link_is_found_out() {
+fn narrow_path_to_the_client_of_a_host_port_is_found_out() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let places = Places::new(mode);
         let lab = &places.lab;
@@ -122,7 +122,7 @@ fn a_path_to_the_client_that_takes_less_than_the_pods_link_is_found_out() {
 }
 
 #[test]
-fn a_link_that_takes_less_than_the_pods_is_found_out_by_whoever_lets_datagrams_be_cut() {
+fn narrow_link_is_found_out_though_datagrams_may_be_cut() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder().nodes(1).mode(mode).agent_arguments(&["--uplink", "eth0,eth1"]);
         let lab = lab.agents(false).build().unwrap();
@@ -146,7 +146,7 @@ fn a_link_that_takes_less_than_the_pods_is_found_out_by_whoever_lets_datagrams_b
 }
 
 #[test]
-fn two_host_ports_of_one_pod_are_told_apart_from_one_client_port() {
+fn two_host_ports_of_one_pod_are_told_apart_from_one_client() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let places = Places::new(mode);
         let destinations = [ANYWHERE, SECOND].map(|port| SocketAddr::new(places.node().address(), port));

@@ -55,7 +55,7 @@ fn the_configuration_comes_when_the_agent_serves_and_stays() {
 }
 
 #[test]
-fn an_agent_that_cannot_write_the_configuration_is_not_ready_until_it_can() {
+fn unwritable_configuration_keeps_the_agent_from_being_ready() {
     let (lab, folder) = lab_with_configuration();
     let node = lab.node(0);
     assert!(run("mount", &["-t", "tmpfs", "-o", "ro", "tmpfs"], &folder));
@@ -155,7 +155,7 @@ fn the_plugin_that_is_installed_serves_and_goes_with_uninstall() {
 }
 
 #[test]
-fn of_a_folder_of_another_user_the_owner_is_named_and_what_helps() {
+fn owner_of_anothers_folder_is_named_and_what_helps() {
     let lab = Lab::builder()
         .nodes(1)
         .agents(false)
@@ -204,7 +204,7 @@ fn of_a_folder_of_another_user_the_owner_is_named_and_what_helps() {
 
 /// An agent that begins as soon as it may puts a plugin and a socket of its own there.
 #[test]
-fn uninstalling_keeps_agents_away_until_plugin_and_socket_are_gone() {
+fn uninstall_keeps_agents_away_until_plugin_and_socket_go() {
     let (lab, _) = lab_with_configuration();
     let node = lab.node(0);
     let plugins = node.cni_state_dir().join("bin");

@@ -16,7 +16,7 @@ const PROBLEM: &str = "node-problem";
 const STALE: &str = "node-list-stale";
 
 #[test]
-fn a_node_that_is_made_anew_with_another_pod_cidr_is_reached_there() {
+fn node_made_anew_with_another_pod_cidr_is_reached_there() {
     let lab = Lab::builder().build().unwrap();
     let (one, two) = (lab.node(0), lab.node(1));
     let client = one.add_pod("client").unwrap();
@@ -105,7 +105,7 @@ fn a_pod_cidr_that_is_assigned_late_is_waited_for_quietly() {
 }
 
 #[test]
-fn of_two_nodes_that_claim_one_pod_cidr_the_first_by_name_keeps_it_and_both_are_named() {
+fn of_two_nodes_with_one_pod_cidr_the_first_by_name_keeps_it() {
     let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
     lab.node(0).start_agent().unwrap();
     lab.node(1).start_agent().unwrap();
@@ -127,7 +127,7 @@ fn of_two_nodes_that_claim_one_pod_cidr_the_first_by_name_keeps_it_and_both_are_
 }
 
 #[test]
-fn a_pod_cidr_that_goes_from_one_node_to_another_is_never_nobodys() {
+fn pod_cidr_that_changes_its_node_always_has_one() {
     let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
     let one = lab.node(0);
     one.start_agent().unwrap();
@@ -172,7 +172,7 @@ fn a_cordoned_node_changes_nothing_for_its_pods() {
 }
 
 #[test]
-fn what_a_deleted_nodes_pods_still_say_is_dropped_and_counted_until_it_is_back() {
+fn deleted_nodes_pods_are_dropped_and_counted_until_it_is_back() {
     let lab = Lab::builder().build().unwrap();
     let (one, two) = (lab.node(0), lab.node(1));
     let (near, far) = (one.add_pod("near").unwrap(), two.add_pod("far").unwrap());
@@ -254,7 +254,7 @@ fn nodes_of_another_operating_system_are_counted_and_no_more() {
 }
 
 #[test]
-fn without_the_api_server_all_that_is_known_works_across_a_restart() {
+fn without_the_api_server_all_goes_on_across_a_restart() {
     let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
     let (one, two) = (lab.node(0), lab.node(1));
     one.start_agent().unwrap();
@@ -293,7 +293,7 @@ fn without_the_api_server_all_that_is_known_works_across_a_restart() {
 }
 
 #[test]
-fn an_agent_without_the_api_server_and_without_a_kept_list_serves_when_it_can() {
+fn without_server_and_kept_list_the_agent_serves_when_it_can() {
     let lab = Lab::builder().agents(false).build().unwrap();
     let node = lab.node(0);
     let api = lab.api_server().unwrap();

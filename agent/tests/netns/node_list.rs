@@ -110,7 +110,7 @@ fn a_pod_cidr_without_room_for_pods_is_named() {
 }
 
 #[test]
-fn a_node_that_joins_is_reached_and_one_that_leaves_is_forgotten() {
+fn joining_node_is_reached_and_leaving_one_is_forgotten() {
     let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
     let all = lab.node_list().unwrap();
     let mut two = all.clone();

@@ -13,7 +13,7 @@ const MEBIBYTE: u64 = 1 << 20;
 const OF_OTHERS: &str = "addresses-of-others";
 
 #[test]
-fn addresses_of_others_are_not_given_to_pods_until_they_are_free() {
+fn addresses_of_others_are_not_given_out_until_they_are_free() {
     let lab = Lab::builder().agents(false).build().unwrap();
     let node = lab.node(0);
     let [(old, calls), (_staying, _)] =

@@ -18,7 +18,7 @@ use crate::sockets::wait_until;
 const MEBIBYTE: u64 = 1 << 20;
 
 #[test]
-fn programs_that_another_tool_removes_or_replaces_are_attached_again() {
+fn removed_or_replaced_programs_are_attached_again() {
     let lab = Lab::builder().agent_arguments(&["--uplink-xdp", "generic"]).build().unwrap();
     let node = lab.node(0);
     let filter = node.add_pod_with("filter", &host_port()).unwrap();
@@ -84,7 +84,7 @@ fn programs_that_another_tool_removes_or_replaces_are_attached_again() {
 }
 
 #[test]
-fn what_belongs_to_no_pod_and_no_node_goes_and_a_pods_link_only_after_a_minute() {
+fn what_nobody_owns_goes_and_a_stray_link_after_a_minute() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod_with("pod", &host_port()).unwrap();
@@ -126,7 +126,7 @@ fn what_belongs_to_no_pod_and_no_node_goes_and_a_pods_link_only_after_a_minute()
 }
 
 #[test]
-fn before_the_first_node_list_only_pods_that_are_gone_are_released() {
+fn before_the_first_node_list_only_gone_pods_are_released() {
     let lab = Lab::builder().node_file().build().unwrap();
     let node = lab.node(0);
     let [staying, gone, going] = ["staying", "gone", "going"].map(|name| node.add_pod(name).unwrap());
@@ -152,7 +152,7 @@ fn before_the_first_node_list_only_pods_that_are_gone_are_released() {
 
 /// udev and networkd are known for it.
 #[test]
-fn a_pod_whose_link_got_another_address_while_the_agent_was_away_keeps_its_network() {
+fn pod_with_a_changed_link_address_keeps_its_network() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());

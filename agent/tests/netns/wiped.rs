@@ -28,7 +28,7 @@ fn a_run_folder_that_is_removed_comes_back_with_the_socket() {
 
 /// As in a container: the folder goes on the node, and its mount stays.
 #[test]
-fn an_agent_whose_run_folder_was_removed_under_its_mount_ends_and_the_next_serves() {
+fn agent_without_its_run_folder_ends_and_the_next_serves() {
     let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
     let node = lab.node(0);
     let run_dir = node.socket().parent().unwrap().to_owned();
@@ -55,7 +55,7 @@ fn an_agent_whose_run_folder_was_removed_under_its_mount_ends_and_the_next_serve
 }
 
 #[test]
-fn pins_that_are_removed_under_traffic_come_back_and_no_connection_ends() {
+fn pins_removed_under_traffic_come_back_and_nothing_ends() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let [client, near] = ["client", "near"].map(|name| node.add_pod(name).unwrap());
@@ -120,7 +120,7 @@ fn a_bpf_file_system_that_is_unmounted_is_done_without_or_said() {
 }
 
 #[test]
-fn programs_that_cannot_be_loaded_for_a_new_tunnel_device_are_loaded_when_they_can() {
+fn programs_for_a_new_tunnel_device_are_loaded_when_possible() {
     let object = tempfile::NamedTempFile::new().unwrap();
     let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire-ebpf");
     std::fs::copy(built, object.path()).unwrap();

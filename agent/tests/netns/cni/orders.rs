@@ -50,7 +50,7 @@ struct Model<'a> {
 }
 
 #[test]
-fn any_three_verbs_in_a_row_leave_what_the_specification_has_them_leave() {
+fn any_three_verbs_in_a_row_leave_what_the_cni_spec_says() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let mut staying = Container::after_another(node, "stays");
@@ -161,7 +161,7 @@ fn a_pods_life_is_the_same_in_every_version() {
 }
 
 #[test]
-fn an_attachment_that_is_added_again_keeps_its_address_though_the_agent_looks_meanwhile() {
+fn attachment_added_again_keeps_its_address_while_agent_looks() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = Container::new(node, "pod");

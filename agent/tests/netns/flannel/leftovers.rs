@@ -8,7 +8,7 @@ use crate::check::{Row, check};
 use crate::sweep::comes;
 
 #[test]
-fn flannels_device_in_the_way_is_named_and_the_agent_goes_on_when_it_is_gone() {
+fn flannels_device_in_the_way_is_named_and_its_end_noticed() {
     let lab = Lab::builder().agents(false).build().unwrap();
     for node in lab.nodes() {
         reference::set_up_node(node, Join::Vxlan, Masquerade::Iptables).unwrap();
@@ -32,7 +32,7 @@ fn flannels_device_in_the_way_is_named_and_the_agent_goes_on_when_it_is_gone() {
 }
 
 #[test]
-fn flannels_bridge_with_the_nodes_own_network_and_its_rules_break_nothing() {
+fn flannels_bridge_and_rules_on_the_node_break_nothing() {
     let lab = Lab::builder().agents(false).build().unwrap();
     for node in lab.nodes() {
         reference::set_up_node(node, Join::Routes, Masquerade::Iptables).unwrap();
@@ -62,7 +62,7 @@ fn flannels_bridge_with_the_nodes_own_network_and_its_rules_break_nothing() {
 }
 
 #[test]
-fn what_the_printed_steps_have_the_operator_run_on_a_node_removes_all_that_flannel_has_left_there() {
+fn printed_steps_remove_all_that_flannel_has_left_on_a_node() {
     for (masquerade, nftables) in [(Masquerade::Iptables, false), (Masquerade::Nftables, true)] {
         let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
         let node = lab.node(0);

@@ -14,7 +14,7 @@ const MEBIBYTE: u64 = 1 << 20;
 const NEW_MAC: [u8; 6] = [0x6a, 0x0f, 0x33, 0xb2, 0x71, 0x5d];
 
 #[test]
-fn a_connection_under_way_follows_flannels_device_to_another_link_address() {
+fn connection_follows_flannels_device_to_a_new_link_address() {
     let scene = Scene::new(Lab::builder());
     let stream = traffic::tcp_stream(&scene.pod, &scene.far, scene.far.address, PORT).unwrap();
     stream.wait_for(4 * MEBIBYTE).unwrap();
@@ -49,7 +49,7 @@ fn an_agent_makes_the_map_that_the_release_before_did_not_have() {
 }
 
 #[test]
-fn two_nodes_of_ours_that_were_flannels_reach_each_other_with_its_annotations_left() {
+fn our_nodes_with_flannels_annotations_reach_each_other() {
     let lab = Lab::builder().agents(false).build().unwrap();
     announce(&lab, [Some(OLD_MAC), Some(NEW_MAC)]).unwrap();
     for node in lab.nodes() {
