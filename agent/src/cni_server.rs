@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_version_is_refused_even_if_the_rest_is_unknown_too() {
+    fn unknown_version_is_refused_even_if_the_rest_is_unknown_too() {
         check_refused(framed(br#"{"version":9,"verb":"add"}"#), "version 9");
     }
 
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_whose_file_was_removed_or_replaced_is_listened_on_again() {
+    fn removed_or_replaced_socket_file_is_listened_on_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/agent.sock");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

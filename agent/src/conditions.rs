@@ -155,6 +155,15 @@ names! {
     ConntrackUnavailable, "conntrack-unavailable", Degraded, "load nf_conntrack_netlink";
     /// The addresses that host-local has given are not known.
     HostLocalUnreadable, "host-local-unreadable", Degraded, "make the folder of --cni-state-dir readable";
+    /// Addresses of the podCIDR are not given to pods, as others have them.
+    AddressesOfOthers, "addresses-of-others", Degraded,
+        "remove what another pod network has left on the node, once its pods are gone";
+    /// A hostPort is at an address that the node does not have. Subject: the pod's link.
+    HostIpAbsent, "host-ip-absent", Degraded, "give the node the address, or the pod another hostIP";
+    /// A file in the place of an endpoint's is none. Subject: the file.
+    EndpointFile, "endpoint-file", Degraded, "remove the file; the agent looks again when it starts";
+    /// No file tells of a pod that the maps have, with its limits. Subject: its link.
+    EndpointRecovered, "endpoint-recovered", Degraded, "make the pod anew, if it is to be limited";
     /// The runtime takes another network configuration.
     OtherConfigurationFirst, "other-configuration-first", Degraded,
         "remove the other configuration, or rename it so that it comes after, and make its pods anew";
@@ -259,10 +268,11 @@ impl Conditions {
         let is_over = |(of, subject): &(ConditionName, String)| *of == name && !keep(subject);
         let over = self.hold.extract_if((name, String::new()).., |key, _| is_over(key));
         for (ended, ((_, subject), sentence)) in over.enumerate() {
-            let name = name.name();
-            match ended < LOGGED {
-                true => info!(condition = name, subject, "over"),
-                false => debug!(condition = name, subject, "over: {sentence}"),
+            let (condition, is_waiting) = (name.name(), name.severity() == Severity::Waiting);
+            // An agent that waits no longer says "ready".
+            match ended < LOGGED && !is_waiting {
+                true => info!(condition, subject, "over"),
+                false => debug!(condition, subject, "over: {sentence}"),
             }
         }
     }

@@ -56,6 +56,51 @@ pub enum Readiness {
     Waiting(String),
 }
 
+/// What others change on a node and the agent puts back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Repair {
+    /// A queueing discipline in the place of clsact was removed.
+    Discipline,
+    /// The name of a pod's link.
+    LinkName,
+    /// A pod's link was down.
+    LinkDown,
+    /// The limit of what a pod receives.
+    LinkLimit,
+    /// Pins of maps and links.
+    Pin,
+    /// The state folder.
+    StateFolder,
+    /// The runtime's network configuration.
+    CniConfiguration,
+}
+
+impl Repair {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Discipline,
+        Self::LinkName,
+        Self::LinkDown,
+        Self::LinkLimit,
+        Self::Pin,
+        Self::StateFolder,
+        Self::CniConfiguration,
+    ];
+
+    /// As metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Discipline => "discipline",
+            Self::LinkName => "link-name",
+            Self::LinkDown => "link-down",
+            Self::LinkLimit => "link-limit",
+            Self::Pin => "pin",
+            Self::StateFolder => "state-folder",
+            Self::CniConfiguration => "cni-configuration",
+        }
+    }
+}
+
 /// Figures for operators.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
@@ -75,6 +120,8 @@ pub struct Figures {
     pub collected: Collected,
     /// Programs that something else had removed or replaced, and that were attached again.
     pub reattached: u64,
+    /// What else others had changed on the node, and was put back.
+    pub repairs: BTreeMap<Repair, u64>,
     /// Kernel switches that something else had changed, and that were set again.
     pub switches_set_again: u64,
     /// Operations by which maps and routes were changed.

@@ -29,7 +29,7 @@ use tracing::{debug, warn};
 use crate::connections::{Connections, Place};
 use crate::dataplane::flows::Fill;
 use crate::error::Error;
-use crate::events::{Event, Figures, Readiness};
+use crate::events::{Event, Figures, Readiness, Repair};
 
 /// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.
 const ALIVE: Duration = Duration::from_secs(4);
@@ -193,6 +193,12 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         "Programs that something else had removed or replaced, attached again",
         reattached,
     );
+    let repairs = Family::<Labels, Counter>::default();
+    for repair in Repair::ALL {
+        let count = figures.repairs.get(&repair).copied().unwrap_or_default();
+        repairs.get_or_create(&[("what", repair.name())]).inc_by(count);
+    }
+    registry.register("repairs", "What else others had changed on the node, put back, by kind", repairs);
     let switches: Counter = Counter::default();
     switches.inc_by(figures.switches_set_again);
     registry.register(
@@ -300,6 +306,7 @@ mod tests {
             nodes: 2,
             addresses: 253,
             reattached: 2,
+            repairs: [(Repair::Pin, 6)].into(),
             conditions: vec![(ConditionName::NoRouteToNode, 3)],
             forward_policy_drops,
             collected: Collected { fill, ..Collected::default() },
@@ -312,6 +319,7 @@ mod tests {
             r#"podwire_forwarded_packets_total{path="local"} 5"#,
             "podwire_endpoints 4",
             "podwire_programs_reattached_total 2",
+            r#"podwire_repairs_total{what="pin"} 6"#,
             r#"podwire_forward_policy_drop{where="nftables ip filter FORWARD"} 1"#,
             r#"podwire_table_entries{table="ENDPOINTS"} 4"#,
             r#"podwire_table_max_entries{table="ENDPOINTS"} 1024"#,

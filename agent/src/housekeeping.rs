@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn under_pressure_what_is_over_leaves_at_once_and_what_lives_stays() {
+    fn under_pressure_only_flows_that_are_over_leave_at_once() {
         let tcp = flow(protocol::TCP);
         let expired = |state, seconds| translation_expired(&tcp, &translation(state), seconds * SECOND, true);
         assert!(expired(STATE_RESET, 3));

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plugin_takes_the_place_of_one_that_runs_and_of_half_a_one() {
+    fn plugin_replaces_one_that_runs_and_half_a_one() {
         let folder = tempfile::tempdir().unwrap();
         let (folder, installed) = (folder.path(), folder.path().join(PLUGIN));
         install(folder, Path::new("/bin/cat")).unwrap();
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_installed_leaves_what_was_there_and_names_what_is_wrong() {
+    fn failed_install_leaves_what_was_there_and_names_the_fault() {
         let folder = tempfile::tempdir().unwrap();
         let (folder, installed) = (folder.path(), folder.path().join(PLUGIN));
         let absent = folder.join("absent");

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_a_configuration_with_the_steps_as_comments() {
+    fn printed_text_is_a_configuration_with_steps_as_comments() {
         let text = printed(
             r#"{ "Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": { "Type": "vxlan" } }"#,
         );

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gc_is_to_keep_is_read_by_either_name_and_whole_or_not_at_all() {
+    fn what_gc_keeps_is_read_by_either_name_and_whole_or_not() {
         let valid = |changes: Value| parse(&with(&changes)).unwrap().config.valid_attachments();
         let entry = json!({"containerID": "c1", "ifname": "eth0"});
         let attachment = Attachment { container_id: "c1".into(), interface: "eth0".into() };

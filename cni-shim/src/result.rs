@@ -203,7 +203,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_error_has_code_message_and_details_only_where_there_are_any() {
+    fn error_has_code_message_and_details_only_if_there_are_any() {
         let plain = CniError::new(7, "mtu is missing");
         assert_eq!(
             error(SpecVersion::V0_4_0, &plain),

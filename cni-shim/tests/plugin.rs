@@ -129,7 +129,7 @@ fn results_come_in_the_version_asked_for() {
 }
 
 #[test]
-fn the_pods_side_gets_the_address_and_the_link_address_that_are_asked_for() {
+fn pods_side_gets_the_addresses_that_are_asked_for() {
     let by_configuration = json!({"mac": "02:00:00:00:00:0a", "ips": ["10.244.1.8"]});
     for (arguments, runtime_config, mac, address) in [
         ("IP=10.244.1.7;MAC=02:00:00:00:00:0B", json!({}), "02:00:00:00:00:0b", "10.244.1.7/32"),
@@ -159,7 +159,7 @@ fn del_takes_everything_back_and_may_be_repeated() {
 }
 
 #[test]
-fn del_removes_the_link_itself_when_the_agent_is_away_or_in_trouble() {
+fn del_removes_the_link_when_the_agent_is_away_or_in_trouble() {
     let answers: [fn() -> Option<Answer>; 4] = [
         || None,
         || Some(failed(codes::AGENT_FAILURE, "the map is gone")),
@@ -190,7 +190,7 @@ fn a_refusal_of_the_agent_is_passed_on_and_nothing_is_left() {
 }
 
 #[test]
-fn an_agent_that_answers_nonsense_or_hangs_up_is_asked_to_take_it_back() {
+fn agent_that_answers_nonsense_is_asked_to_take_it_back() {
     for (answer, code) in [
         (Answer::Bytes(b"HTTP/1.1 400 Bad Request".to_vec()), codes::DECODING_FAILURE),
         (Answer::Bytes(b"\0\0\0\x04nope".to_vec()), codes::DECODING_FAILURE),
@@ -267,7 +267,7 @@ fn a_link_left_from_an_earlier_attempt_is_replaced() {
 }
 
 #[test]
-fn a_name_taken_inside_the_pod_is_refused_and_the_other_link_stays() {
+fn name_taken_in_the_pod_is_refused_and_that_link_stays() {
     let lab = Lab::new();
     let agent = Agent::start(&lab, |lab, request| lab.serve(request));
     lab.ip_in_pod("link add eth0 type veth peer name other");

@@ -146,6 +146,11 @@ const RULES: &[Rule] = &[
     },
 ];
 
+/// Folders with functions whose names are not longer than [`LONGEST_NAME`], tests included.
+const NAMED: [&str; 5] = ["agent", "cni-shim", "common", "ebpf", "xtask"];
+/// Characters. A longer name is a sentence, which belongs into a comment.
+const LONGEST_NAME: usize = 60;
+
 /// Crates that the plugin must not be linked with: it starts in milliseconds and stays small.
 const NOT_IN_PLUGIN: [&str; 5] = ["aya", "kube", "tokio", "k8s-openapi", "hyper"];
 
@@ -158,6 +163,15 @@ pub(crate) fn check() -> Result<()> {
                 .with_context(|| format!("read {}", file.display()))?;
             violations.extend(rule.violations(&file, &text));
         }
+    }
+    let mut named = Vec::new();
+    for folder in NAMED {
+        collect(Path::new(folder), &mut named)?;
+    }
+    for file in named {
+        let text = fs::read_to_string(run::root().join(&file))
+            .with_context(|| format!("read {}", file.display()))?;
+        violations.extend(long_names(&file, &text));
     }
     let tree = run::captured(&mut run::cargo(&[
         "tree",
@@ -215,6 +229,21 @@ fn collect(place: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         files.push(place.to_owned());
     }
     Ok(())
+}
+
+/// Functions with too long a name.
+fn long_names(file: &Path, text: &str) -> Vec<String> {
+    let names = text.lines().enumerate().filter_map(|(index, line)| {
+        let code = without_strings(line.split("//").next().unwrap_or_default());
+        let mut words = code.split(|character: char| !(character.is_alphanumeric() || character == '_'));
+        words.find(|word| *word == "fn")?;
+        let name = words.next().filter(|name| name.len() > LONGEST_NAME)?.to_owned();
+        Some((index + 1, name))
+    });
+    let found = names.map(|(line, name)| {
+        format!("{}:{line}: `{name}`: a name has at most {LONGEST_NAME} characters", file.display())
+    });
+    found.collect()
 }
 
 /// Every path that the code mentions, with its line: imports in full, the rest as written. Keywords are words, too.
@@ -347,7 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn a_banned_crate_of_the_plugin_is_named_once_for_each_of_its_parts() {
+    fn name_of_more_than_sixty_characters_is_a_violation() {
+        let function = |length| format!("    async fn {}() {{}}\n", "a".repeat(length));
+        let found = |text: &str| long_names(Path::new("a.rs"), text).len();
+        assert_eq!(found(&function(LONGEST_NAME)), 0);
+        assert_eq!(found(&function(LONGEST_NAME + 1)), 1);
+        assert_eq!(found(&format!("// {}", function(LONGEST_NAME + 1))), 0);
+    }
+
+    #[test]
+    fn banned_crate_of_the_plugin_is_named_for_each_of_its_parts() {
         let tree =
             "podwire-cni v0.1.0 (/x)\nserde v1.0.0\ntokio v1.54.0\ntokio-util v0.7.0\nayatollah v1.0.0\n";
         assert_eq!(plugin_violations(tree).len(), 2);

@@ -109,7 +109,7 @@ fn a_stranger_on_the_bridge_reaches_the_nodes() {
 }
 
 #[test]
-fn what_leaves_by_a_device_without_an_address_bears_docker0s_where_that_came_first() {
+fn address_of_docker0_is_lent_where_it_came_first() {
     let lab = ground().docker(true).build().unwrap();
     let (node, pod) = (lab.node(0), lab.add_namespace("pod").unwrap());
     connect(node, "veth", &pod, "eth0").unwrap();

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_devices_of_the_internal_address_and_of_the_default_route_are_uplinks() {
+    fn devices_of_internal_address_and_default_route_are_uplinks() {
         let uplinks = host().uplinks(&[], ip("10.200.0.1"));
         assert_eq!(names(uplinks.clone()), ["eth0", "eth1"]);
         assert_eq!(uplinks.unwrap()[0].addresses, [ip("10.200.0.1"), ip("192.0.2.7")]);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nodes_own_addresses_are_the_global_ones_that_are_no_pods_and_no_services() {
+    fn own_addresses_are_global_and_no_pods_and_no_services() {
         let mut host = host();
         let mut add = |index, name: &str, address, global| {
             let device = Device { index, name: name.into(), ..host.devices[&2].clone() };

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn two_pods_share_a_port_only_by_protocol_or_by_particular_addresses() {
+    fn pods_share_a_port_only_by_protocol_or_particular_addresses() {
         use Transport::{Tcp, Udp};
         for (one, other, is_free) in [
             (mapping(None, Tcp, 80, 8080), mapping(None, Tcp, 80, 8080), false),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pods_own_mappings_may_overlap_but_not_contradict_each_other() {
+    fn mappings_of_one_pod_may_overlap_but_not_contradict() {
         let one = mapping(None, Transport::Tcp, 80, 8080);
         assert_eq!(check(&[one, mapping(OTHER, Transport::Tcp, 80, 8080)], [].iter(), TUNNEL), Ok(()));
         for other in [mapping(None, Transport::Tcp, 80, 8081), mapping(ONE, Transport::Tcp, 80, 8081)] {

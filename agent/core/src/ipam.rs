@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_address_is_given_once_and_only_out_of_this_nodes_range() {
+    fn fixed_address_is_given_once_and_only_from_the_nodes_range() {
         let mut pool = pool("10.244.1.0/24");
         assert_eq!(pool.take(ip("10.244.1.77")), Ok(()));
         assert_eq!(pool.take(ip("10.244.1.77")), Err(IpamError::Taken(ip("10.244.1.77"))));

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_and_routes_to_one_address_hold_it_but_not_the_agents_own() {
+    fn devices_and_routes_to_one_address_hold_it_but_not_ours() {
         let expected = [
             (ip("10.244.1.9"), Holder::Device("cni0".into())),
             (ip("10.244.1.77"), Holder::Route("cali1".into())),
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_asked_for_only_where_a_route_without_a_router_overlaps() {
+    fn neighbours_are_asked_for_only_on_links_that_overlap() {
         assert!(may_have_neighbours(&host(), net("10.244.1.0/24")));
         assert!(!may_have_neighbours(&host(), net("10.244.3.0/24")));
         let mut flat = host();

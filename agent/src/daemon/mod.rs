@@ -14,7 +14,7 @@ mod host;
 mod pods;
 mod state;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use podwire_cni::protocol::{Call, Reply};
@@ -97,6 +97,7 @@ impl Daemon {
                 executor: Executor::new(links, dataplane, store, &config),
                 conditions: Conditions::at_start(why),
                 pod_mtu: None,
+                repairs: BTreeMap::new(),
                 is_complete: false,
                 config,
             },
@@ -223,7 +224,7 @@ impl Daemon {
 
     async fn tick(&mut self) {
         let Self { state, pods, host, configuration, health, .. } = self;
-        configuration.tick(&mut state.conditions);
+        configuration.tick(state);
         health.tick(state);
         pods.other.tick(state).await;
         host.look_after_links_and_pins(state);
@@ -272,6 +273,7 @@ impl Daemon {
             addresses: executor.pool.as_ref().map_or(0, Pool::size),
             collected: self.collected.clone(),
             reattached: self.host.reattached(),
+            repairs: self.state.repairs.clone(),
             switches_set_again: self.host.switches_set_again(),
             operations: executor.operations(),
             conditions: conditions.counts(),

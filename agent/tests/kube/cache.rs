@@ -24,7 +24,7 @@ async fn kept() -> (ApiServer, std::net::SocketAddr, TempDir) {
 }
 
 #[tokio::test]
-async fn an_agent_that_starts_without_the_server_goes_on_with_the_list_before() {
+async fn agent_that_starts_without_the_server_uses_the_kept_list() {
     for kind in kinds() {
         let mut server = kind.serve(3).await;
         let mut watching = Watching::of(&server);
@@ -47,7 +47,7 @@ async fn an_agent_that_starts_without_the_server_goes_on_with_the_list_before() 
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_answer_is_not_waited_for_longer_than_patience_lasts() {
+async fn server_that_does_not_answer_is_not_waited_for_too_long() {
     let (server, address, folder) = kept().await;
     server.fail(Some(Fault::Hang));
     let impatient =

@@ -21,7 +21,7 @@ async fn a_server_that_hangs_is_given_up_and_asked_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_from_the_beginning_is_given_up_and_asked_again() {
+async fn server_that_hangs_from_the_start_is_given_up_and_asked_again() {
     let server = server(2);
     server.fail(Some(Fault::Hang));
     let mut watching = Watching::start(open(&server, None));

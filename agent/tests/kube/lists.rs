@@ -15,7 +15,7 @@ fn lists(requests: &[String]) -> usize {
 }
 
 #[tokio::test]
-async fn the_first_list_is_told_when_it_is_whole_streamed_or_page_by_page() {
+async fn first_list_is_told_when_it_is_whole_streamed_or_paged() {
     for kind in kinds() {
         let server = kind.clone().serve(450).await;
         let mut watching = Watching::of(&server);
@@ -101,7 +101,7 @@ async fn after_a_restart_of_the_server_the_watch_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn that_the_list_is_good_again_is_told_though_nothing_has_changed() {
+async fn list_that_is_good_again_is_told_though_nothing_changed() {
     for kind in kinds() {
         let mut server = kind.serve(1).await;
         let mut watching = Watching::of(&server);
@@ -115,7 +115,7 @@ async fn that_the_list_is_good_again_is_told_though_nothing_has_changed() {
 }
 
 #[tokio::test]
-async fn when_the_changes_since_are_forgotten_the_list_is_asked_for_anew() {
+async fn list_is_asked_for_anew_when_its_changes_are_forgotten() {
     for kind in kinds() {
         let mut server = kind.serve(3).await;
         let mut watching = Watching::of(&server);

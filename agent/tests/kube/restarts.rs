@@ -8,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::watching::{Watching, node, pace};
 
 #[tokio::test]
-async fn while_the_api_server_starts_anew_no_node_is_missed_and_none_is_lost() {
+async fn no_node_is_missed_or_lost_while_the_api_server_restarts() {
     let Some(binaries) = Binaries::from_environment().unwrap() else { return };
     let mut cluster = Cluster::start(binaries).await;
     cluster.bind_role().await;

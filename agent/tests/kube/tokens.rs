@@ -99,7 +99,7 @@ async fn refusal(server: Access) -> String {
 }
 
 #[tokio::test]
-async fn what_does_not_say_where_the_server_is_ends_the_start_with_what_to_do() {
+async fn unknown_server_address_ends_the_start_with_what_to_do() {
     let nowhere = refusal(Access::default()).await;
     for part in ["KUBERNETES_SERVICE_HOST", "--kubeconfig", "--api-server", "--nodes"] {
         assert!(nowhere.contains(part) || part == "KUBERNETES_SERVICE_HOST", "{part}: {nowhere}");

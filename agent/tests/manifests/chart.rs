@@ -105,7 +105,7 @@ fn the_lines_for_kubectl_in_the_readme_do_what_the_values_do() -> Result<()> {
 }
 
 #[test]
-fn the_lines_for_a_part_of_the_nodes_in_the_way_from_flannel_choose_them() -> Result<()> {
+fn lines_for_a_part_of_flannels_nodes_choose_them() -> Result<()> {
     for (script, file, name, label, value) in [
         (
             "s#kubernetes.io/os: linux#pod-network: podwire#",
@@ -172,7 +172,7 @@ fn a_word_that_helms_yaml_takes_for_a_boolean_stays_a_word() -> Result<()> {
 }
 
 #[test]
-fn another_configuration_rolls_the_pods_and_other_exclusions_do_not() -> Result<()> {
+fn new_configuration_rolls_the_pods_and_new_exclusions_do_not() -> Result<()> {
     let annotations = |values| -> Result<Value> {
         let documents = rendered_with(values)?;
         let agent = find(&documents, "DaemonSet", "podwire")?;

@@ -123,7 +123,7 @@ fn every_key_of_the_config_map_is_a_file_that_the_agent_reads() -> Result<()> {
 }
 
 #[test]
-fn what_reads_a_node_list_has_the_right_to_and_nothing_else_has_a_token() -> Result<()> {
+fn only_who_reads_a_node_list_has_a_token_and_rights() -> Result<()> {
     let documents = documents::rendered(&manifests::Release::default())?;
     for (name, has_token) in [("podwire", true), ("podwire-uninstall", false)] {
         let pod = &find(&documents, "DaemonSet", name)?["spec"]["template"]["spec"];
@@ -138,7 +138,7 @@ fn what_reads_a_node_list_has_the_right_to_and_nothing_else_has_a_token() -> Res
 }
 
 #[test]
-fn each_container_has_the_capabilities_that_it_needs_and_no_other() -> Result<()> {
+fn each_container_has_the_capabilities_it_needs_and_no_other() -> Result<()> {
     each_container(|container| {
         let needed: &[&str] = match command(container)?.0.as_str() {
             "agent" => &["NET_ADMIN", "BPF", "PERFMON", "DAC_OVERRIDE"],

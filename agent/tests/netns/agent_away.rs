@@ -16,7 +16,7 @@ use crate::sockets::wait_until;
 const CALLS: usize = 150;
 
 #[test]
-fn many_calls_of_an_agent_that_stands_still_are_told_to_try_again_and_leave_nothing() {
+fn calls_to_a_still_agent_try_again_later_and_leave_nothing() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let [staying, going] = ["staying", "going"].map(|name| node.add_pod(name).unwrap());
@@ -49,7 +49,7 @@ fn many_calls_of_an_agent_that_stands_still_are_told_to_try_again_and_leave_noth
 }
 
 #[test]
-fn an_add_whose_plugin_has_died_in_the_meantime_is_not_carried_out() {
+fn add_whose_plugin_has_died_is_not_carried_out() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let add = made_by_hand(node, "dead");
@@ -68,7 +68,7 @@ fn an_add_whose_plugin_has_died_in_the_meantime_is_not_carried_out() {
 
 /// The same with an agent that waits for its disk, while calls wait for it.
 #[test]
-fn an_add_that_waits_behind_others_is_not_begun_when_its_plugin_has_given_up() {
+fn waiting_add_is_not_begun_when_its_plugin_has_given_up() {
     const A_MOMENT: Duration = Duration::from_millis(300);
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);

@@ -20,12 +20,12 @@ pub const NEEDED: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
 const MASK: &str = "000000c000001000";
 
 #[test]
-fn an_agent_lives_with_the_capabilities_of_the_manifest_in_vxlan_mode() {
+fn agent_lives_with_the_manifests_capabilities_in_vxlan_mode() {
     whole_life(Mode::Vxlan);
 }
 
 #[test]
-fn an_agent_lives_with_the_capabilities_of_the_manifest_in_direct_mode() {
+fn agent_lives_with_the_manifests_capabilities_in_direct_mode() {
     whole_life(Mode::Direct);
 }
 

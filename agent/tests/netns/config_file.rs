@@ -18,7 +18,7 @@ const OVERRIDDEN: &str = "config-file-overridden";
 const UNUSABLE: &str = "config-file-unusable";
 
 #[test]
-fn the_command_line_comes_before_the_environment_the_file_and_the_default() {
+fn command_line_comes_before_environment_file_and_default() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.yaml");
     fs::write(&file, "mtu: 1400\nnon-masquerade-cidrs: [192.0.2.0/24, 198.51.100.0/24]\n").unwrap();
@@ -45,7 +45,7 @@ fn the_command_line_comes_before_the_environment_the_file_and_the_default() {
 }
 
 #[test]
-fn a_changed_config_map_is_told_of_and_its_networks_count_at_once() {
+fn changed_config_map_is_told_and_its_networks_count_at_once() {
     let config_map = ConfigMap::new();
     let (config, networks) = (config_map.key("config.yaml"), config_map.key("non-masquerade"));
     let options = "vxlan-port: 8473\nmtu: 1400\nlog-level: info\n";

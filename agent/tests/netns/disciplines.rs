@@ -4,9 +4,10 @@ use xtask::lab::{Lab, Node, Ns, traffic};
 
 use crate::idle_clients::get;
 use crate::sockets::wait_until;
-use crate::sweep::metric;
+use crate::sweep::{comes, metric, repairs, told};
 
 const MEBIBYTE: u64 = 1 << 20;
+const OBSTRUCTED: &str = "uplink-obstructed";
 const REATTACHED: &str = "podwire_programs_reattached_total";
 /// A kernel that says that it is 2.6 has no TCX, as far as the agent can tell.
 const WITHOUT_TCX: [&str; 2] = ["setarch", "--uname-2.6"];
@@ -39,11 +40,7 @@ fn disciplines_in_the_place_of_clsact_are_replaced() {
     // Nothing is attached again in the next round but what goes then.
     next_round(node, &last);
     assert_eq!(metric(node, REATTACHED), (2 * 3 + 1).to_string(), "{}", node.agent_log_tail(30));
-    for device in [pod.host_interface(), shared.host_interface(), "podwire-vxlan"] {
-        let log = node.agent_log();
-        let told = |line: &&str| line.contains("place of clsact") && line.contains(device);
-        assert_eq!(log.lines().filter(told).count(), 1, "{device}: {log}");
-    }
+    assert_eq!(repairs(node, "discipline"), 3, "one on each device");
 }
 
 #[test]
@@ -54,7 +51,7 @@ fn an_uplink_without_tcx_is_not_taken_from_other_tools() {
     let node = lab.node(0);
     let uplink = ["from_uplink", "to_uplink"];
     assert!(has(node, "eth0", uplink), "{}", node.agent_log());
-    assert!(node.agent_log().contains("do not reach pods' hostPorts"), "no cgroup: {}", node.agent_log());
+    comes(node, "host-processes", "do not reach pods' hostPorts");
     let (pod, last) = (node.add_pod("pod").unwrap(), node.add_pod("last").unwrap());
     let talks = || traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
 
@@ -69,18 +66,18 @@ fn an_uplink_without_tcx_is_not_taken_from_other_tools() {
     node.exec(&[&words(filter)[..], &["1,6 0 0 4294967295"]].concat()).unwrap();
     let is_told = || Some(get(node, "/readyz")).filter(|said| said.contains("503") && said.contains("eth0"));
     node.spawn_agent().unwrap();
-    let told = wait_until(is_told).unwrap_or_else(|| panic!("{}", node.agent_log_tail(20)));
-    assert!(told.contains("clsact") && told.contains("tc qdisc del dev eth0 ingress"), "{told}");
+    let readyz = wait_until(is_told).unwrap_or_else(|| panic!("{}", node.agent_log_tail(20)));
+    assert!(readyz.contains("clsact") && readyz.contains("tc qdisc del dev eth0 ingress"), "{readyz}");
     next_round(node, &last);
-    let log = node.agent_log();
-    let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR") && line.contains("eth0")).collect();
-    assert_eq!(errors.len(), 1, "said once: {errors:#?}");
+    let obstructed = comes(node, OBSTRUCTED, "eth0");
+    assert_eq!(told(node, OBSTRUCTED), [obstructed], "and no other uplink");
     let shown = node.exec(&words("tc filter show dev eth0 ingress")).unwrap();
     assert!(shown.contains("pref 5") && !shown.contains("uplink"), "{shown}");
 
     node.exec(&words("tc qdisc del dev eth0 ingress")).unwrap();
     let is_ready = || Some(get(node, "/readyz")).filter(|said| said.contains("200"));
     assert!(wait_until(is_ready).is_some(), "{}", node.agent_log_tail(20));
+    assert_eq!(told(node, OBSTRUCTED), [""; 0]);
     assert!(has(node, "eth0", uplink));
     talks();
     // While the agent runs, too.

@@ -16,7 +16,7 @@ use xtask::lab::{Lab, Node, Pod, traffic};
 use crate::cni::{UNAVAILABLE, failed, status, succeeded};
 use crate::footprint::Footprint;
 use crate::sockets::wait_until;
-use crate::sweep::{comes, conditions, metric, readyz};
+use crate::sweep::{comes, conditions, metric, readyz, told};
 
 /// CNI specification, "Error": input or output failed.
 const IO_FAILURE: u32 = 5;
@@ -47,7 +47,7 @@ fn a_full_disk_refuses_new_pods_and_deletes_old_ones() {
 }
 
 #[test]
-fn a_folder_that_has_become_read_only_refuses_new_pods_and_an_agent() {
+fn read_only_folder_refuses_new_pods_and_an_agent() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let [going, staying] = ["going", "staying"].map(|name| node.add_pod(name).unwrap());
@@ -168,7 +168,8 @@ fn a_removed_state_folder_comes_back_with_all_pods() {
     }
     node.restart_agent().unwrap();
     assert_eq!(Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before), [""; 0]);
-    assert!(!node.agent_log().contains("no file tells of this pod"), "{}", node.agent_log_tail(20));
+    // Every pod has its file: no new one is made for it.
+    assert_eq!(conditions(node), [""; 0]);
     let next = node.add_pod("next").unwrap();
     assert_eq!(
         u32::from(crate::v4(next.address())),
@@ -203,8 +204,11 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
     for ((_, spoil), pod) in spoils.iter().zip(&pods) {
         spoil(&file_of(node, pod));
     }
+    let (mut spoilt, mut recovered) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         node.restart_agent().unwrap();
+        spoilt.extend(told(node, "endpoint-file"));
+        recovered.extend(told(node, "endpoint-recovered"));
         assert_eq!(without_limits(node), endpoints);
         assert_eq!(sorted(&node.map_dump(maps::FRONTENDS).unwrap()), frontends);
         let [sound, others @ ..] = &pods;
@@ -215,15 +219,20 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
         let route = traffic::Route::translated((node.address(), 9088).into(), 8080);
         traffic::tcp_exchange_on(lab.world(), &pods[1], route, KIBIBYTE).unwrap();
     }
-    let log = node.agent_log();
     let [_, cut, empty, gone] = &pods;
     for pod in [cut, empty] {
         let aside = file_of(node, pod).with_extension("json.corrupt");
-        assert!(log.contains(&aside.display().to_string()) && aside.exists(), "{log}");
+        assert!(spoilt.iter().any(|line| line.contains(&aside.display().to_string())), "{spoilt:?}");
+        assert!(aside.exists());
         fs::remove_file(aside).unwrap();
     }
-    assert!(log.contains(&format!("({}, {})", gone.address(), gone.host_interface())), "{log}");
-    assert!(log.contains("how fast it may be is not known any more"), "{log}");
+    assert_eq!(spoilt.len(), 2, "{spoilt:?}");
+    let [unlimited] = &recovered[..] else { panic!("{recovered:?}") };
+    assert!(
+        unlimited.contains(cut.host_interface()) && unlimited.contains("how fast it may be"),
+        "{unlimited}"
+    );
+    assert!(file_of(node, gone).exists(), "it has a file again");
     // All the others of the podCIDR are given out before one of theirs is: ask for it.
     let taken = node.add_pod_with("taken", &json!({ "ips": [gone.address()] })).map(drop).unwrap_err();
     assert!(format!("{taken:#}").contains("in use by another pod"), "{taken:#}");
@@ -252,15 +261,13 @@ fn odd_entries_keep_no_agent_from_starting() {
     fs::create_dir_all(at("pw000000000007.json.corrupt").join("full")).unwrap();
     std::os::unix::fs::symlink("itself.json", at("itself.json")).unwrap();
     node.start_agent().unwrap();
-    let log = node.agent_log();
+    let spoilt = told(node, "endpoint-file");
     let aside = (1..=5).map(|number| format!("pw00000000000{number}.json.corrupt"));
     let left = ["pw000000000006.tmp", "pw000000000007.json", "itself.json.corrupt"].map(str::to_owned);
     for name in aside.chain(left) {
         let path = at(&name);
-        assert!(
-            log.contains(&path.display().to_string()) && path.symlink_metadata().is_ok(),
-            "{name}: {log}"
-        );
+        let is_told = spoilt.iter().any(|line| line.contains(&path.display().to_string()));
+        assert!(is_told && path.symlink_metadata().is_ok(), "{name}: {spoilt:#?}");
     }
     traffic::tcp_exchange(&pods[0], &pods[1], pods[1].address(), 8080, KIBIBYTE).unwrap();
     node.restart_agent().unwrap();
@@ -268,7 +275,7 @@ fn odd_entries_keep_no_agent_from_starting() {
 }
 
 #[test]
-fn state_or_maps_of_a_later_release_are_refused_before_anything_is_touched() {
+fn state_or_maps_of_a_later_release_are_refused_untouched() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
@@ -337,7 +344,7 @@ fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
 }
 
 #[test]
-fn of_two_files_with_one_address_the_one_without_a_device_costs_the_others_pod_nothing() {
+fn file_with_anothers_address_and_no_device_costs_it_nothing() {
     let lab = Lab::builder().node_file().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("pod").unwrap();
@@ -352,8 +359,7 @@ fn of_two_files_with_one_address_the_one_without_a_device_costs_the_others_pod_n
     // Nothing is put right before the Node list has come.
     lab.write_node_list("{").unwrap();
     node.spawn_agent().unwrap();
-    let refused = || node.agent_log().contains("decode the node list").then_some(());
-    assert!(wait_until(refused).is_some(), "{}", node.agent_log_tail(20));
+    comes(node, "node-list-unread", "decode the node list");
     assert!(!file_of_name(node, ghost).exists());
     assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), endpoints);
     let sent = stream.finish().unwrap().bytes;
@@ -364,7 +370,7 @@ fn of_two_files_with_one_address_the_one_without_a_device_costs_the_others_pod_n
 }
 
 #[test]
-fn a_second_agent_on_one_state_folder_is_refused_with_the_firsts_number() {
+fn second_agent_on_a_state_folder_is_told_the_firsts_number() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("pod").unwrap();

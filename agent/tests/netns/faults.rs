@@ -41,7 +41,7 @@ struct Scene {
 }
 
 #[test]
-fn whatever_stops_at_any_step_the_retry_ends_as_if_nothing_had_happened() {
+fn retry_ends_the_same_whatever_stops_at_any_step() {
     let kinds =
         [Fault::Kill, Fault::Fail].map(|fault| [Retry::Same, Retry::Anew].map(|retry| (fault, retry)));
     let workers: Vec<_> =

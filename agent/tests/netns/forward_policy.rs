@@ -17,7 +17,7 @@ const FIREWALLD: &str = include_str!("../../../testdata/firewalld/default.nft");
 const FIREWALLD_PODS_TRUSTED: &str = include_str!("../../../testdata/firewalld/pods-trusted.nft");
 
 #[test]
-fn a_drop_policy_of_iptables_nft_is_told_with_the_rules_that_lift_it() {
+fn iptables_nft_drop_policy_is_told_with_rules_that_lift_it() {
     let scene = Scene::new();
     scene.run("iptables-nft -P FORWARD DROP");
     let advice = scene.cut(&[SERVICE, scene.world()], "nftables ip filter FORWARD");
@@ -26,7 +26,7 @@ fn a_drop_policy_of_iptables_nft_is_told_with_the_rules_that_lift_it() {
 }
 
 #[test]
-fn a_drop_policy_of_legacy_iptables_is_told_with_the_rules_that_lift_it() {
+fn iptables_legacy_drop_policy_is_told_with_rules_that_lift_it() {
     let scene = Scene::new();
     scene.run("iptables-legacy -w -P FORWARD DROP");
     let advice = scene.cut(&[SERVICE, scene.world()], "legacy iptables filter FORWARD");
@@ -35,7 +35,7 @@ fn a_drop_policy_of_legacy_iptables_is_told_with_the_rules_that_lift_it() {
 }
 
 #[test]
-fn a_drop_policy_of_any_nftables_chain_is_told_with_the_rules_that_lift_it() {
+fn any_nftables_drop_policy_is_told_with_rules_that_lift_it() {
     let scene = Scene::new();
     scene.nft("table inet host { chain forwarded { type filter hook forward priority 10; policy drop; }; }");
     let advice = scene.cut(&[SERVICE, scene.world()], "nftables inet host forwarded");

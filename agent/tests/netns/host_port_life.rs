@@ -20,7 +20,7 @@ const CHECK_FAILED: u32 = 103;
 const HOST_PORT_UNAVAILABLE: u32 = 105;
 
 #[test]
-fn a_host_port_that_another_pod_has_is_refused_and_nothing_is_left() {
+fn host_port_of_another_pod_is_refused_and_nothing_is_left() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let everywhere = mappings(&[(HOST_PORT, PORT, "tcp", None), (53, 53, "udp", Some(node.address()))]);
@@ -84,7 +84,7 @@ fn host_ports_show_in_the_map() {
 }
 
 #[test]
-fn a_repeated_add_changes_nothing_unless_it_asks_for_other_ports() {
+fn repeated_add_changes_nothing_unless_ports_differ() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let wanted = mappings(&[(HOST_PORT, PORT, "tcp", None)]);
@@ -108,7 +108,7 @@ fn a_repeated_add_changes_nothing_unless_it_asks_for_other_ports() {
 }
 
 #[test]
-fn what_is_deleted_frees_its_host_ports_even_with_a_configuration_that_add_refuses() {
+fn del_frees_host_ports_even_with_an_unusable_configuration() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let before = Left::by(node);

@@ -15,7 +15,9 @@ use xtask::lab::{Lab, Mode, Node, Ns, Pod};
 use crate::check::Counted;
 use crate::service::iptables;
 use crate::sockets::{connect_from, listen, udp, wait_until};
+use crate::sweep::{comes, goes};
 
+const HOST_IP_ABSENT: &str = "host-ip-absent";
 const UNSPECIFIED: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
 /// Where the pod listens.
@@ -104,7 +106,7 @@ fn much_goes_both_ways_at_once() {
 }
 
 #[test]
-fn a_path_to_the_client_that_takes_less_than_the_pods_link_is_found_out() {
+fn narrow_path_to_the_client_of_a_host_port_is_found_out() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let places = Places::new(mode);
         let lab = &places.lab;
@@ -120,7 +122,7 @@ fn a_path_to_the_client_that_takes_less_than_the_pods_link_is_found_out() {
 }
 
 #[test]
-fn a_link_that_takes_less_than_the_pods_is_found_out_by_whoever_lets_datagrams_be_cut() {
+fn narrow_link_is_found_out_though_datagrams_may_be_cut() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder().nodes(1).mode(mode).agent_arguments(&["--uplink", "eth0,eth1"]);
         let lab = lab.agents(false).build().unwrap();
@@ -144,7 +146,7 @@ fn a_link_that_takes_less_than_the_pods_is_found_out_by_whoever_lets_datagrams_b
 }
 
 #[test]
-fn two_host_ports_of_one_pod_are_told_apart_from_one_client_port() {
+fn two_host_ports_of_one_pod_are_told_apart_from_one_client() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let places = Places::new(mode);
         let destinations = [ANYWHERE, SECOND].map(|port| SocketAddr::new(places.node().address(), port));
@@ -212,15 +214,15 @@ fn every_address_of_the_node_is_every_one_that_it_has() {
     let node = lab.node(0);
     let wanted = mappings(&[(ANYWHERE, PORT, "tcp", None), (HERE, PORT, "tcp", Some(later))]);
     let pod = node.add_pod_with("pod", &wanted).unwrap();
-    let log = node.agent_log();
-    let warning = log.lines().find(|line| line.contains("WARN") && line.contains("hostIP 203.0.113.5"));
-    assert!(warning.is_some(), "the log names the address that the node lacks:\n{log}");
+    let absent = comes(node, HOST_IP_ABSENT, pod.host_interface());
+    assert!(absent.contains("hostIP 203.0.113.5"), "{absent}");
     node.ip("link add docker0 type bridge\nlink set docker0 up\naddress add 172.17.0.1/16 dev docker0\naddress add 203.0.113.5/32 dev docker0\n").unwrap();
     lab.underlay()
         .ip(&format!("route add 172.17.0.1 via {0}\nroute add 203.0.113.5 via {0}\n", node.address()))
         .unwrap();
     // It looks at the addresses when it starts.
     node.restart_agent().unwrap();
+    goes(node, HOST_IP_ABSENT);
     for (address, port) in [(bridge, ANYWHERE), (later, ANYWHERE), (later, HERE)] {
         let route = Route::translated(SocketAddr::new(address, port), PORT);
         let exchange = traffic::tcp_exchange_on(lab.world(), &pod, route, STREAM).unwrap();

@@ -13,6 +13,7 @@ use xtask::lab::{Lab, Node, Ns, Pod};
 
 use crate::host_ports;
 use crate::sockets::{PATIENCE, connect_from, listen, udp};
+use crate::sweep::comes;
 
 const MEBIBYTE: u64 = 1 << 20;
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -22,7 +23,7 @@ const PORT: u16 = 8080;
 const HOST_PORT: u16 = 18080;
 
 #[test]
-fn a_connection_to_any_own_address_reaches_the_pod_and_names_the_address() {
+fn connection_to_any_own_address_reaches_the_pod_and_names_it() {
     let (lab, pod) = lab_with_pod();
     let node = lab.node(0);
     for address in [LOOPBACK.into(), ALIAS.into(), node.address(), node.gateway()] {
@@ -113,7 +114,7 @@ fn a_socket_of_both_families_is_served_as_well() {
 }
 
 #[test]
-fn a_socket_bound_to_the_nodes_address_reaches_the_pod_by_127_0_0_1() {
+fn socket_bound_to_the_nodes_address_reaches_it_by_loopback() {
     let (lab, pod) = lab_with_pod();
     let node = lab.node(0);
     let listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
@@ -158,7 +159,7 @@ fn a_host_ip_is_the_only_address_that_leads_to_its_pod() {
 }
 
 #[test]
-fn a_host_ip_that_is_somebody_elses_takes_nothing_from_the_nodes_processes() {
+fn foreign_host_ip_takes_nothing_from_the_nodes_processes() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let others = [crate::v4(lab.world_address()), crate::v4(lab.node(1).address())];
@@ -201,7 +202,7 @@ fn processes_of_pods_and_of_other_nodes_keep_their_127_0_0_1() {
 }
 
 #[test]
-fn an_agent_that_comes_back_finds_one_program_of_each_kind_and_replaces_it() {
+fn returning_agent_replaces_its_one_program_of_each_kind() {
     let (lab, pod) = lab_with_pod();
     let node = lab.node(0);
     let to = SocketAddr::new(LOOPBACK.into(), HOST_PORT);
@@ -250,7 +251,7 @@ fn what_was_attached_to_another_cgroup_is_detached() {
 }
 
 #[test]
-fn agents_of_one_machine_attach_side_by_side_and_leave_with_their_lab() {
+fn agents_of_one_machine_attach_side_by_side_and_leave() {
     let lab = Lab::builder().build().unwrap();
     let [one, other] = [0, 1].map(|node| attached(lab.node(node)));
     assert!(one.iter().all(|program| !other.contains(program)));
@@ -264,15 +265,14 @@ fn agents_of_one_machine_attach_side_by_side_and_leave_with_their_lab() {
 }
 
 #[test]
-fn without_a_cgroup_hierarchy_the_agent_serves_and_says_what_is_missing() {
+fn without_a_cgroup_the_agent_serves_and_says_what_is_missing() {
     let lab = Lab::builder().nodes(1).agent_arguments(&["--cgroup-dir", "/proc"]).build().unwrap();
     let node = lab.node(0);
     assert_eq!(attached(node), []);
     let pod = node.add_pod("pod").unwrap();
     traffic::tcp_exchange(node, &pod, pod.address(), PORT, MEBIBYTE).unwrap();
-    let log = node.agent_log();
-    assert_eq!(log.matches("do not reach pods' hostPorts").count(), 1, "{log}");
-    assert!(log.contains("--cgroup-dir /proc is no cgroup2 hierarchy"), "{log}");
+    let missing = comes(node, "host-processes", "do not reach pods' hostPorts");
+    assert!(missing.contains("--cgroup-dir /proc is no cgroup2 hierarchy"), "{missing}");
 }
 
 /// A port of the node behind which a pod answers at [`PORT`].

@@ -48,7 +48,7 @@ fn a_pod_that_gets_a_dead_ones_address_gets_its_packets() {
 }
 
 #[test]
-fn a_node_that_leaves_and_comes_back_or_moves_takes_its_flows_along() {
+fn node_that_leaves_returns_or_moves_takes_its_flows_along() {
     for mode in MODES {
         let pair = Pair::new(mode);
         let [here, there] = [pair.lab.node(0), pair.lab.node(1)];
@@ -225,7 +225,7 @@ fn a_direct_flow_becomes_a_services_at_once() {
 }
 
 #[test]
-fn a_host_port_answers_a_client_that_knows_the_pod_by_its_own_address() {
+fn host_port_answers_a_client_that_knows_the_pods_address() {
     for mode in MODES {
         let lab = Lab::builder().mode(mode).build().unwrap();
         let node = lab.node(1);

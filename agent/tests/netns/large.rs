@@ -31,12 +31,12 @@ fn a_gibibyte_crosses_the_tunnel_unchanged() {
 }
 
 #[test]
-fn every_path_works_with_every_setting_of_the_offloads_in_vxlan_mode() {
+fn every_path_works_with_every_offload_setting_in_vxlan_mode() {
     offloads(Mode::Vxlan);
 }
 
 #[test]
-fn every_path_works_with_every_setting_of_the_offloads_in_direct_routing() {
+fn every_path_works_with_every_offload_setting_in_direct_mode() {
     offloads(Mode::Direct);
 }
 

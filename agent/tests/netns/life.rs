@@ -78,7 +78,7 @@ fn without_an_agent_pods_can_be_deleted_but_not_added() {
 }
 
 #[test]
-fn a_pod_keeps_its_address_when_the_agent_is_restarted_and_adds_it_again() {
+fn pod_keeps_its_address_over_a_restart_and_another_add() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("pod").unwrap();

@@ -36,7 +36,7 @@ fn a_connection_lives_when_the_path_shrinks_in_direct_routing() {
 }
 
 #[test]
-fn the_sender_of_datagrams_is_told_when_the_path_shrinks_under_a_known_flow() {
+fn datagram_sender_is_told_when_a_known_flows_path_shrinks() {
     for (mode, told) in [(Mode::Vxlan, SHRUNK - 50), (Mode::Direct, SHRUNK)] {
         let (lab, client, server) = behind_a_router(mode);
         let (receiver, sender) = (udp(&server, "0.0.0.0:8080"), udp(&client, "0.0.0.0:40000"));

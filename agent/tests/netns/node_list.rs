@@ -41,7 +41,7 @@ fn a_malformed_entry_is_named_and_the_rest_works() {
         list["items"].as_array_mut().unwrap().push(entry);
         lab.write_node_list(&list.to_string()).unwrap();
         for node in lab.nodes() {
-            eventually(&format!("{} names {name}", node.name()), || node.agent_log().contains(name), node);
+            comes(node, "node-problem", name);
         }
     }
     // Served before and after.
@@ -106,11 +106,11 @@ fn a_pod_cidr_without_room_for_pods_is_named() {
     node.start_agent().unwrap();
     let refused = node.add_pod("pod").unwrap_err().to_string();
     assert!(refused.contains("10.244.1.0/31 has no room for pods"), "{refused}");
-    assert!(warned(node, "has no room for pods"), "{}", node.agent_log());
+    comes(node, "no-room-for-pods", "10.244.1.0/31");
 }
 
 #[test]
-fn a_node_that_joins_is_reached_and_one_that_leaves_is_forgotten() {
+fn joining_node_is_reached_and_leaving_one_is_forgotten() {
     let lab = Lab::builder().nodes(3).agents(false).build().unwrap();
     let all = lab.node_list().unwrap();
     let mut two = all.clone();
@@ -144,8 +144,8 @@ fn pods_go_on_when_their_nodes_network_changes_and_it_is_said() {
     let mut list = lab.node_list().unwrap();
     list["items"][0]["spec"] = json!({ "podCIDR": "10.244.9.0/24", "podCIDRs": ["10.244.9.0/24"] });
     lab.write_node_list(&list.to_string()).unwrap();
-    eventually("the change is told", || warned(node, "10.244.9.0/24"), node);
-    assert!(node.agent_log().contains(&old.address().to_string()), "{}", node.agent_log());
+    let told = comes(node, "pods-outside-pod-cidr", "10.244.9.0/24");
+    assert!(told.contains(&old.address().to_string()), "{told}");
 
     traffic::tcp_exchange(&old, node, node.address(), 8080, MEBIBYTE).unwrap();
     traffic::tcp_exchange(&old, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
@@ -154,10 +154,6 @@ fn pods_go_on_when_their_nodes_network_changes_and_it_is_said() {
     traffic::tcp_exchange(&old, &new, new.address(), 8080, MEBIBYTE).unwrap();
     let far = lab.node(1).add_pod("far").unwrap();
     traffic::tcp_exchange(&new, &far, far.address(), 8080, MEBIBYTE).unwrap();
-}
-
-fn warned(node: &Node, about: &str) -> bool {
-    node.agent_log().lines().any(|line| line.contains("WARN") && line.contains(about))
 }
 
 fn entries(dump: &Value) -> usize {
@@ -171,8 +167,8 @@ fn file_of(node: &Node) -> PathBuf {
 
 /// The list is not used, and the agent answers as ever.
 fn is_refused(node: &Node, why: &str) {
-    eventually(why, || node.agent_log().contains(why), node);
-    node.add_pod(&format!("beside-{}", node.agent_log().len())).unwrap();
+    comes(node, STALE, why);
+    node.add_pod(&format!("beside-{}", why.split(' ').next().unwrap())).unwrap();
     assert!(get(node, "/healthz").starts_with("HTTP/1.1 200"));
 }
 

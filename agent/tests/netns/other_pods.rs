@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 use xtask::lab::reference::{self, Join, Masquerade};
 use xtask::lab::{Lab, Node, Ns, traffic};
 
-use crate::sockets::wait_until;
+use crate::sweep::comes;
 
 const MEBIBYTE: u64 = 1 << 20;
+const OF_OTHERS: &str = "addresses-of-others";
 
 #[test]
-fn addresses_of_others_are_not_given_to_pods_until_they_are_free() {
+fn addresses_of_others_are_not_given_out_until_they_are_free() {
     let lab = Lab::builder().agents(false).build().unwrap();
     let node = lab.node(0);
     let [(old, calls), (_staying, _)] =
@@ -38,13 +39,9 @@ fn addresses_of_others_are_not_given_to_pods_until_they_are_free() {
         .unwrap();
 
     lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
-    let told = of_others(node).pop().unwrap();
-    assert!(
-        told.contains("count=4")
-            && told
-                .contains("host-local's network reference: 2, device other: 1, a route to device other: 1"),
-        "{told}"
-    );
+    let held = "(host-local's network reference: 2, device other: 1, a route to device other: 1)";
+    let told = comes(node, OF_OTHERS, held);
+    assert!(told.contains(": 4 addresses"), "{told}");
     traffic::tcp_exchange(node, &old, address, 8080, MEBIBYTE).unwrap();
     let pods = ["one", "two", "three"].map(|name| node.add_pod(name).unwrap());
     assert_eq!(
@@ -73,9 +70,11 @@ fn addresses_of_others_are_not_given_to_pods_until_they_are_free() {
     node.ip("link del other").unwrap();
     fs::remove_file(networks.join("10.244.1.9")).unwrap();
     // The bridge stays, and with it the kernel's entry, until it has asked in vain.
-    let left = "count=1 of=\"host-local's network reference: 1\"";
-    let free = || of_others(node).last().is_some_and(|line| line.contains(left)).then_some(());
-    wait_until(free).unwrap_or_else(|| panic!("{:#?}", of_others(node)));
+    comes(
+        node,
+        OF_OTHERS,
+        ": 1 addresses of the podCIDR are not given to pods, as others have them (host-local's network reference: 1)",
+    );
     let pod = node.add_pod_with("five", &json!({ "ips": ["10.244.1.2/24"] })).unwrap();
     traffic::tcp_exchange(node, &pod, address, 8080, MEBIBYTE).unwrap();
 }
@@ -88,9 +87,4 @@ fn ask_for(node: &Node, address: &str) -> Value {
     ns.remove().unwrap();
     assert!(!output.success, "{output:?}");
     output.answer
-}
-
-fn of_others(node: &Node) -> Vec<String> {
-    let log = node.agent_log();
-    log.lines().filter(|line| line.contains("of the podCIDR")).map(str::to_owned).collect()
 }

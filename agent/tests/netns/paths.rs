@@ -27,7 +27,7 @@ fn in_a_tunnel_a_node_answers_by_its_address_among_its_pods_too() {
 }
 
 #[test]
-fn in_a_tunnel_every_path_between_pods_and_nodes_is_without_translation() {
+fn tunnelled_every_path_between_pods_and_nodes_is_untranslated() {
     let places = Places::new(Lab::builder().mode(Mode::Vxlan));
     let slow = slow();
     check(
@@ -53,7 +53,7 @@ fn in_a_tunnel_every_path_between_pods_and_nodes_is_without_translation() {
 }
 
 #[test]
-fn in_direct_routing_every_path_between_pods_and_nodes_is_without_translation() {
+fn direct_every_path_between_pods_and_nodes_is_untranslated() {
     check_direct(&Places::new(Lab::builder().mode(Mode::Direct)));
 }
 

@@ -5,7 +5,7 @@ use xtask::lab::{Lab, Mode};
 use crate::flows::Flows;
 
 #[test]
-fn a_restart_under_traffic_loses_no_datagram_and_resets_no_connection() {
+fn restart_under_traffic_loses_no_datagram_and_no_connection() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder().mode(mode).build().unwrap();
         let flows = Flows::start(&lab);

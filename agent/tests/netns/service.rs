@@ -20,7 +20,7 @@ const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 20));
 const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 21));
 
 #[test]
-fn a_pod_reaches_the_api_server_on_another_node_by_its_cluster_ip() {
+fn pod_reaches_the_api_server_of_another_node_by_cluster_ip() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder().mode(mode).build().unwrap();
         drop_invalid(&lab);
@@ -62,7 +62,7 @@ fn a_cluster_ip_answers_in_vxlan_mode_wherever_its_backend_is() {
 }
 
 #[test]
-fn a_cluster_ip_answers_in_direct_routing_wherever_its_backend_is() {
+fn cluster_ip_answers_in_direct_routing_wherever_it_leads() {
     let services = Services::new(Mode::Direct);
     check(
         &services.lab,
@@ -82,7 +82,7 @@ fn a_cluster_ip_answers_in_direct_routing_wherever_its_backend_is() {
 }
 
 #[test]
-fn a_backend_that_is_also_reached_directly_keeps_both_ways_apart() {
+fn backend_that_is_also_reached_directly_keeps_ways_apart() {
     let services = Services::new(Mode::Vxlan);
     let through_service = traffic::tcp_stream_on(
         &services.client,

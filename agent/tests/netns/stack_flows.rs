@@ -19,7 +19,7 @@ const PORT: u16 = 8080;
 const EXCHANGES: usize = 4;
 
 #[test]
-fn connection_tracking_knows_a_translated_connection_by_the_tuple_of_its_reply() {
+fn conntrack_knows_a_translated_connection_by_its_reply() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
@@ -48,7 +48,7 @@ fn connection_tracking_knows_a_translated_connection_by_the_tuple_of_its_reply()
 }
 
 #[test]
-fn one_socket_reaches_a_backend_through_its_service_and_directly() {
+fn one_socket_reaches_a_backend_by_service_and_directly() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder().mode(mode).build().unwrap();
         let node = lab.node(0);
@@ -79,7 +79,7 @@ fn one_socket_reaches_a_backend_through_its_service_and_directly() {
 }
 
 #[test]
-fn when_the_table_is_full_pods_take_the_stack_and_nothing_is_lost() {
+fn with_a_full_table_pods_take_the_stack_and_lose_nothing() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder().mode(mode).agent_arguments(&["--max-stack-flows", "16"]).build().unwrap();
         drop_invalid(&lab);

@@ -22,7 +22,7 @@ const ROUNDS: usize = 2;
 const AT_ONCE: usize = 8;
 
 #[test]
-fn two_hundred_pods_come_and_go_eight_at_a_time_and_leave_nothing() {
+fn two_hundred_pods_come_and_go_and_leave_nothing() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     // The first one leaves what stays: where the next address is looked for.
@@ -52,7 +52,7 @@ fn two_hundred_pods_come_and_go_eight_at_a_time_and_leave_nothing() {
 
 /// An ADD waits for the disk while others go on.
 #[test]
-fn pods_whose_files_cannot_be_written_are_undone_while_others_come() {
+fn pods_without_a_written_file_are_undone_while_others_come() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     node.add_pod("first").unwrap().delete().unwrap();
@@ -91,7 +91,7 @@ const CALLS: usize = 500;
 /// Agents and plugins are killed at random while pods come and go. Afterwards those that were added are as they should be, no
 /// address was given twice, and when all are deleted nothing is left.
 #[test]
-fn five_hundred_calls_while_processes_are_killed_at_random_lose_and_leave_nothing() {
+fn five_hundred_calls_among_random_kills_leave_nothing() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let reference = node.add_pod("reference").unwrap();

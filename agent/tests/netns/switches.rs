@@ -5,7 +5,7 @@ use xtask::lab::{Lab, Mode, Node, traffic};
 
 use crate::idle_clients::get;
 use crate::sockets::wait_until;
-use crate::sweep::metric;
+use crate::sweep::{comes, conditions, metric, repairs};
 
 const MEBIBYTE: u64 = 1 << 20;
 const FORWARDING: &str = "net/ipv4/ip_forward";
@@ -65,6 +65,7 @@ fn switches_that_cannot_be_set_are_why_the_agent_is_not_ready() {
     node.start_agent().unwrap();
     let pod = node.add_pod("pod").unwrap();
     node.sysctl(FORWARDING, "0").unwrap();
+    comes(node, "switches", FORWARDING);
     let told = wait_until(|| Some(get(node, "/readyz")).filter(|said| said.contains("503")));
     let told = told.unwrap_or_else(|| panic!("{}", node.agent_log_tail(20)));
     assert!(told.contains(FORWARDING) && told.contains("--sysctl-dir"), "{told}");
@@ -80,9 +81,7 @@ fn switches_that_cannot_be_set_are_why_the_agent_is_not_ready() {
         get(node, "/readyz")
     );
     traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
-    let log = node.agent_log();
-    let errors = log.lines().filter(|line| line.contains("ERROR") && line.contains(FORWARDING)).count();
-    assert_eq!(errors, 1, "said once: {log}");
+    assert_eq!(conditions(node), [""; 0]);
     // Nothing was changed, so nothing is to be undone.
     node.stop_agent().unwrap();
     assert!(node.uninstall().unwrap().status.success());
@@ -104,9 +103,7 @@ fn a_pods_link_that_others_set_down_is_set_up_again() {
     check.config["prevResult"] = pod.result().clone();
     let checked = check.run().unwrap();
     assert!(checked.success, "{checked:?}");
-    let log = node.agent_log();
-    let told = |line: &str| line.contains("WARN") && line.contains(pod.host_interface());
-    assert!(log.lines().any(told), "{log}");
+    assert_eq!(repairs(node, "link-down"), 1);
 }
 
 fn switch(node: &Node, name: &str) -> String {

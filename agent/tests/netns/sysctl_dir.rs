@@ -12,7 +12,7 @@ mount -o remount,bind,ro /proc/sys
 exec "$@""#;
 
 #[test]
-fn switches_are_set_where_they_can_be_and_the_way_is_told_where_they_cannot() {
+fn switches_are_set_or_the_way_to_set_them_is_told() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("net")).unwrap();
     let folder = folder.path().to_str().unwrap();

@@ -77,7 +77,7 @@ fn a_node_is_left_as_it_was_before_its_first_agent() {
 }
 
 #[test]
-fn whatever_an_earlier_one_or_somebody_else_has_removed_the_rest_goes() {
+fn uninstall_removes_the_rest_whatever_is_gone_already() {
     type Damage = fn(&Node);
     let damages: [(&str, Damage); 5] = [
         ("the state folder", |node| std::fs::remove_dir_all(node.state_dir()).unwrap()),

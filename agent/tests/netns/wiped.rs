@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, traffic};
 
 use crate::sockets::wait_until;
+use crate::sweep::{comes, goes, repairs};
 
 const MEBIBYTE: u64 = 1 << 20;
 
@@ -27,7 +28,7 @@ fn a_run_folder_that_is_removed_comes_back_with_the_socket() {
 
 /// As in a container: the folder goes on the node, and its mount stays.
 #[test]
-fn an_agent_whose_run_folder_was_removed_under_its_mount_ends_and_the_next_serves() {
+fn agent_without_its_run_folder_ends_and_the_next_serves() {
     let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
     let node = lab.node(0);
     let run_dir = node.socket().parent().unwrap().to_owned();
@@ -54,7 +55,7 @@ fn an_agent_whose_run_folder_was_removed_under_its_mount_ends_and_the_next_serve
 }
 
 #[test]
-fn pins_that_are_removed_under_traffic_come_back_and_no_connection_ends() {
+fn pins_removed_under_traffic_come_back_and_nothing_ends() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let [client, near] = ["client", "near"].map(|name| node.add_pod(name).unwrap());
@@ -72,9 +73,13 @@ fn pins_that_are_removed_under_traffic_come_back_and_no_connection_ends() {
     std::fs::remove_file(node.bpf_dir().join("links/to_uplink-eth0")).unwrap();
     go_on();
     come_back(node, &before);
+    assert_eq!(repairs(node, "pin"), 2);
     std::fs::remove_dir_all(node.bpf_dir()).unwrap();
     go_on();
     come_back(node, &before);
+    // Two of before, and the folder with all that is in it.
+    let links = before.iter().filter(|pin| pin.contains("/links/")).count();
+    assert_eq!(repairs(node, "pin"), (2 + 1 + maps::ALL.len() + links) as u64, "{before:?}");
     // A new agent finds all that the first one had.
     node.restart_agent().unwrap();
     go_on();
@@ -82,11 +87,6 @@ fn pins_that_are_removed_under_traffic_come_back_and_no_connection_ends() {
     for stream in streams {
         assert!(stream.finish().unwrap().bytes > 0);
     }
-    let log = node.agent_log();
-    assert!(log.contains("missing=\"TRANSLATIONS, to_uplink-eth0\""), "{}", node.agent_log_tail(20));
-    let all = log.lines().find(|line| line.contains("missing=\"the folder, "));
-    let named = |map: &&str| all.is_some_and(|line| line.contains(&format!(" {map}, ")));
-    assert!(maps::ALL.iter().all(named), "{}", node.agent_log_tail(20));
 }
 
 #[test]
@@ -106,8 +106,7 @@ fn a_bpf_file_system_that_is_unmounted_is_done_without_or_said() {
     traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
     // Over it comes one that is none.
     mount(&["-t", "tmpfs", "tmpfs"], node.bpf_dir());
-    let said = wait_until(|| node.agent_log().contains("not on a BPF file system").then_some(()));
-    assert!(said.is_some(), "{}", node.agent_log_tail(20));
+    comes(node, "pins-missing", "not on a BPF file system");
     lab.add_namespace("node1-late").unwrap();
     let refused = node.cni_call("ADD", "late", &json!({})).run().unwrap();
     assert!(!refused.success && refused.answer["code"] == 11, "{refused:?}");
@@ -121,7 +120,7 @@ fn a_bpf_file_system_that_is_unmounted_is_done_without_or_said() {
 }
 
 #[test]
-fn programs_that_cannot_be_loaded_for_a_new_tunnel_device_are_loaded_when_they_can() {
+fn programs_for_a_new_tunnel_device_are_loaded_when_possible() {
     let object = tempfile::NamedTempFile::new().unwrap();
     let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire-ebpf");
     std::fs::copy(built, object.path()).unwrap();
@@ -131,13 +130,11 @@ fn programs_that_cannot_be_loaded_for_a_new_tunnel_device_are_loaded_when_they_c
     let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
     std::fs::write(object.path(), "none").unwrap();
     node.ip("link del podwire-vxlan").unwrap();
-    let failed = || node.agent_log().contains("load the BPF object").then_some(());
-    assert!(wait_until(failed).is_some(), "{}", node.agent_log_tail(20));
+    comes(node, "reconcile-failed", "load the BPF object");
     std::fs::copy(built, object.path()).unwrap();
     // What is larger than the path goes through the device, by its number in the programs.
     let arrives = || traffic::udp_exchange(&pod, &far, far.address(), 8080, 3000).ok();
-    let made_anew = || (node.agent_log().matches("it is made anew").count() > 1).then_some(());
-    assert!(wait_until(made_anew).is_some(), "{}", node.agent_log_tail(20));
+    goes(node, "reconcile-failed");
     assert!(wait_until(arrives).is_some(), "{}", node.agent_log_tail(20));
 }
 
@@ -152,7 +149,7 @@ fn a_limited_pod_is_guarded_again_before_the_node_list_has_come() {
     std::fs::remove_dir_all(node.bpf_dir()).unwrap();
     lab.write_node_list("{").unwrap();
     node.spawn_agent().unwrap();
-    assert!(wait_until(|| node.agent_log().contains("decode the node list").then_some(())).is_some());
+    comes(node, "node-list-unread", "decode the node list");
     assert_eq!(guards(), 1);
     traffic::udp_exchange(node, &pod, pod.address(), 8080, 100).unwrap();
 }

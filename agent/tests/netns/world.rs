@@ -20,7 +20,7 @@ fn the_world_sees_a_pod_as_its_node_in_direct_routing() {
 }
 
 #[test]
-fn two_pods_with_the_same_port_reach_the_same_server_under_different_ones() {
+fn pods_with_one_port_reach_one_server_under_different_ports() {
     let lab = Lab::builder().build().unwrap();
     let pods = ["one", "other"].map(|name| lab.node(0).add_pod(name).unwrap());
     let server = udp(lab.world(), "0.0.0.0:53");

@@ -44,7 +44,7 @@ fn half_a_pair_takes_nobody_elses_half_with_it() {
 }
 
 #[test]
-fn a_round_sees_every_entry_of_a_large_table_once_and_removes_what_is_silent() {
+fn round_sees_every_entry_once_and_removes_what_is_silent() {
     let mut node = Fixture::new(Mode::Vxlan);
     let flow =
         |number: u16| Flow::new(WORLD.into(), NODE1.into(), Be16::new(443), Be16::new(number), protocol::TCP);

@@ -367,7 +367,7 @@ fn the_recorded_flow_is_that_of_the_packet_and_no_other() {
 }
 
 #[test]
-fn a_direct_flow_from_the_port_of_a_services_flow_takes_the_stack_too() {
+fn direct_flow_from_a_service_flows_port_takes_the_stack_too() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.pod_a;
     let tcp_flags = |flags| from_a(POD_B, Transport::Tcp { source: 40000, destination: 80, flags });

@@ -13,7 +13,7 @@ use crate::packets::*;
 use crate::trial::{Sent, TRANSLATED, Trial};
 
 #[test]
-fn a_packet_whose_flow_is_known_becomes_what_the_stages_would_make_of_it() {
+fn known_flows_packet_becomes_what_the_stages_would_make_of_it() {
     Trial::each(|trial| {
         let mut packets = vec![
             ("plain", trial.varied(|_| ())),
@@ -109,7 +109,7 @@ fn what_is_remembered_of_a_flow() {
 }
 
 #[test]
-fn what_is_no_plain_packet_of_the_same_sender_does_not_follow_what_is_known() {
+fn other_packets_of_the_sender_do_not_follow_what_is_known() {
     Trial::each(|trial| {
         let kind = trial.way.kind;
         let mut other_link = Sent { link: trial.node.pod_b, ..trial.varied(|_| ()) };

@@ -12,7 +12,7 @@ use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, out, syn, syn_ack};
 use crate::packets::*;
 
 #[test]
-fn where_a_connection_leads_is_remembered_when_the_rules_were_asked_lately() {
+fn destination_is_remembered_when_the_rules_were_asked_lately() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let mut node = node(mode);
         let now = node.now();
@@ -54,7 +54,7 @@ fn where_a_connection_leads_is_not_remembered_otherwise() {
 }
 
 #[test]
-fn a_connection_to_a_known_destination_goes_past_the_stack_from_beginning_to_end() {
+fn connection_to_a_known_destination_goes_past_the_stack() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let mut node = node(mode);
         let there = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol::TCP);
@@ -88,7 +88,7 @@ fn a_connection_to_a_known_destination_goes_past_the_stack_from_beginning_to_end
 
 /// Somebody on the uplink's link pretends to be the pod, in the midst of its flow.
 #[test]
-fn a_pods_own_side_of_a_flow_past_the_stack_is_refused_on_an_uplink() {
+fn pods_side_of_a_past_stack_flow_is_refused_on_an_uplink() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let mut node = node(mode);
         let now = node.now();
@@ -100,7 +100,7 @@ fn a_pods_own_side_of_a_flow_past_the_stack_is_refused_on_an_uplink() {
 }
 
 #[test]
-fn a_connection_to_a_known_destination_gets_another_port_where_its_own_is_taken() {
+fn known_destination_gets_another_port_where_its_own_is_taken() {
     let mut node = node(Mode::Vxlan);
     let there = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol::TCP);
     node.know_destination(&there);
@@ -111,7 +111,7 @@ fn a_connection_to_a_known_destination_gets_another_port_where_its_own_is_taken(
 }
 
 #[test]
-fn what_is_no_connection_of_the_same_pod_to_there_is_seen_by_the_rules() {
+fn other_packets_than_the_pods_connection_are_seen_by_rules() {
     let mut node = node(Mode::Vxlan);
     let there = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol::TCP);
     let pod = node.pod_a;

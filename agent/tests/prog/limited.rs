@@ -62,7 +62,7 @@ fn nothing_gets_into_a_limited_pod_past_the_queue_of_its_link() {
 }
 
 #[test]
-fn each_packet_of_a_pod_whose_sending_is_limited_meets_the_guard() {
+fn each_packet_of_a_limited_pod_meets_the_guard() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let mut node = Fixture::new(mode);
         node.namespace.ip("route add default via 10.200.0.2 dev up0");

@@ -101,7 +101,7 @@ fn an_error_by_another_uplink_ends_no_translation() {
 }
 
 #[test]
-fn an_error_about_an_answer_reaches_the_world_in_its_terms_whoever_sends_it() {
+fn error_about_an_answer_reaches_the_world_in_its_terms() {
     for (what, request, answer) in exchanges() {
         // The pod itself, and the node whose route to the pod is too small.
         for (sender, seen_as, path) in [(POD_A, NODE1, Path::SnatOut), (NODE1, NODE1, Path::HostSnatOut)] {
@@ -119,7 +119,7 @@ fn an_error_about_an_answer_reaches_the_world_in_its_terms_whoever_sends_it() {
 }
 
 #[test]
-fn a_flow_of_the_hosts_own_that_comes_second_gives_its_port_way_and_gets_it_back() {
+fn second_flow_of_the_host_gives_its_port_way_and_regains_it() {
     for (what, request, answer) in exchanges() {
         let mut node = Fixture::new(Mode::Vxlan);
         let link = node.uplink;
@@ -162,7 +162,7 @@ fn a_flow_of_the_hosts_own_that_comes_second_gives_its_port_way_and_gets_it_back
 }
 
 #[test]
-fn what_the_hosts_rules_have_translated_is_reserved_and_stays_untouched() {
+fn what_host_rules_translated_is_reserved_and_untouched() {
     for (what, request, answer) in exchanges() {
         let mut node = Fixture::new(Mode::Vxlan);
         let link = node.uplink;
@@ -259,7 +259,7 @@ fn excluded_networks_and_the_links_own_see_the_pods_address() {
 }
 
 #[test]
-fn both_halves_tell_the_same_state_whichever_direction_changes_it() {
+fn both_halves_tell_one_state_whichever_direction_changes_it() {
     let node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
     let flags = |source, destination, flags| Transport::Tcp { source, destination, flags };
@@ -286,7 +286,7 @@ fn both_halves_tell_the_same_state_whichever_direction_changes_it() {
 }
 
 #[test]
-fn when_all_ports_are_taken_a_connection_that_is_over_gives_its_own_up() {
+fn with_all_ports_taken_a_closed_connection_gives_up_its_own() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
     // Every other port belonged to a connection of this pod that is over, the rest to another pod's, the flow's own among them.

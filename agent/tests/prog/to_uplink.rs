@@ -106,7 +106,7 @@ fn a_closing_connection_is_marked() {
 }
 
 #[test]
-fn nobody_outside_keeps_a_connection_that_a_pod_begins_from_being_translated() {
+fn outsiders_cannot_keep_a_pods_connection_untranslated() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
     let flags = |flags| Transport::Tcp { source: 40000, destination: 443, flags };
@@ -139,7 +139,7 @@ fn a_pods_packet_for_another_node_never_leaves_bare() {
 }
 
 #[test]
-fn without_a_tunnel_a_pods_packet_for_another_node_leaves_as_it_is() {
+fn without_a_tunnel_a_packet_for_another_node_leaves_as_it_is() {
     let mut node = Fixture::new(Mode::Direct);
     let link = node.uplink;
     let packet = out(POD_A, NODE2, tcp(40000, 6443));
@@ -221,7 +221,7 @@ fn every_reason_to_drop() {
 }
 
 #[test]
-fn when_every_port_that_may_be_tried_is_taken_the_flow_is_refused() {
+fn flow_is_refused_when_every_port_it_may_try_is_taken() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
     // The whole range and the flow's own port belong to replies to somebody else.
@@ -256,7 +256,7 @@ fn when_the_table_is_full_the_flow_is_refused() {
 }
 
 #[test]
-fn packets_of_one_new_flow_on_several_cpus_share_its_translation() {
+fn packets_of_a_new_flow_on_several_cpus_share_a_translation() {
     const ROUNDS: u16 = 3000;
     let node = Fixture::new(Mode::Vxlan);
     let barrier = Barrier::new(2);
@@ -283,7 +283,7 @@ fn packets_of_one_new_flow_on_several_cpus_share_its_translation() {
 }
 
 #[test]
-fn when_the_table_is_full_a_pods_flow_gives_way_to_the_nodes_own() {
+fn with_a_full_table_a_pods_flow_gives_way_to_the_nodes_own() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
     let pods = out(POD_A, WORLD, udp(40000, 53));

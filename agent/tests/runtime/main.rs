@@ -38,7 +38,7 @@ const SERVE_DEADLINE: Duration = Duration::from_secs(60);
 const GONE_DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
-fn two_containers_of_containerd_reach_each_other_and_the_world_and_leave_nothing() -> Result<()> {
+fn two_containerd_pods_reach_each_other_and_leave_nothing() -> Result<()> {
     let lab = Lab::builder().build()?;
     let node = lab.node(0);
     let runtime = Containerd::start(node)?;

@@ -43,7 +43,7 @@ const RIGHTS: [(&str, &str); 5] = [
 ];
 
 #[test]
-fn the_manifests_install_roll_and_uninstall_a_nodes_network_and_leave_nothing() -> Result<()> {
+fn manifests_install_roll_and_uninstall_and_leave_nothing() -> Result<()> {
     let lab = Lab::builder().agents(false).build()?;
     let (node, neighbour) = (lab.node(0), lab.node(1));
     neighbour.start_agent()?;

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::lab::{Agent, Lab, failed};
 
 #[test]
-fn check_succeeds_after_add_and_names_each_thing_that_was_broken() {
+fn check_succeeds_after_add_and_names_each_broken_thing() {
     let breakages = [
         ("address flush dev eth0", "address 10.244.1.7/32 is missing"),
         ("route del default", "route default via 10.244.1.1 dev eth0 is missing"),
@@ -55,7 +55,7 @@ fn check_names_every_fault_at_once_the_agents_too() {
 }
 
 #[test]
-fn a_later_plugin_may_have_lowered_the_mtu_and_taken_a_route_out() {
+fn later_plugin_may_lower_the_mtu_and_take_a_route_out() {
     let lab = Lab::new();
     let _agent = Agent::start(&lab, |lab, request| lab.serve(request));
     let limit = json!({"bandwidth": {"egressRate": 10_000_000}});

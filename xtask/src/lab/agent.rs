@@ -1,7 +1,8 @@
 //! An agent's process.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::fs::OpenOptions;
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,6 +20,9 @@ const BIN_DIR: &str = "PODWIRE_BIN_DIR";
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
+/// Where agents serve `/readyz`, unless they are told otherwise.
+const METRICS: &str = "127.0.0.1:9790";
+const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The two binaries that a node needs.
 #[derive(Clone, Debug)]
@@ -53,9 +57,6 @@ impl Binaries {
 #[derive(Debug)]
 pub(crate) struct Agent {
     child: Child,
-    log: PathBuf,
-    /// Where this process's own part of the log begins.
-    log_start: u64,
 }
 
 impl Agent {
@@ -71,7 +72,6 @@ impl Agent {
             .append(true)
             .open(log)
             .with_context(|| format!("open the agent's log {}", log.display()))?;
-        let log_start = file.metadata()?.len();
         let (program, arguments) = command_line.split_first().context("an empty command")?;
         let mut command = Command::new(program);
         command
@@ -81,14 +81,14 @@ impl Agent {
             .stdout(file.try_clone()?)
             .stderr(file);
         let child = ns.enter(|| command.spawn())?.with_context(|| format!("start {program}"))?;
-        Ok(Self { child, log: log.to_owned(), log_start })
+        Ok(Self { child })
     }
 
-    /// Waits until it says "ready" and its socket answers.
-    pub(crate) fn wait_ready(&mut self, socket: &Path) -> Result<()> {
+    /// Waits until it is ready, in this namespace, and its socket answers.
+    pub(crate) fn wait_ready(&mut self, ns: &Ns, socket: &Path) -> Result<()> {
         let start = Instant::now();
         loop {
-            if self.said_ready()? && UnixStream::connect(socket).is_ok() {
+            if ns.enter(is_ready)?.unwrap_or(false) && UnixStream::connect(socket).is_ok() {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {
@@ -141,15 +141,16 @@ impl Agent {
     pub(crate) fn keep(self) {
         std::mem::forget(self);
     }
+}
 
-    fn said_ready(&self) -> Result<bool> {
-        let mut file = File::open(&self.log)?;
-        file.seek(SeekFrom::Start(self.log_start))?;
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        let words: Vec<_> = text.split(|character: char| !character.is_alphanumeric()).collect();
-        Ok(words.windows(2).any(|pair| pair[0] != "not" && pair[1] == "ready"))
-    }
+/// What the agent of the calling thread's namespace answers to a probe. It listens before it answers.
+fn is_ready() -> io::Result<bool> {
+    let mut stream = TcpStream::connect(METRICS)?;
+    stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.starts_with("HTTP/1.1 200 "))
 }
 
 impl Drop for Agent {

@@ -363,8 +363,8 @@ impl Node {
     /// As [`Node::start_agent`].
     pub fn wait_ready(&self) -> Result<()> {
         let mut agent = self.agent();
-        let outcome =
-            agent.as_mut().context("no agent was started").and_then(|agent| agent.wait_ready(&self.socket()));
+        let agent = agent.as_mut().context("no agent was started");
+        let outcome = agent.and_then(|agent| agent.wait_ready(self, &self.socket()));
         outcome.with_context(|| {
             format!("wait for the agent of {}; its log ends\n{}", self.name(), self.agent_log_tail(20))
         })

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_option_has_its_name_value_description_variable_and_default() {
+    fn option_has_name_value_description_variable_and_default() {
         let help = "Serve\n\nUsage: x\n\nOptions:\n      --vni <VNI>\n          A network\n          \n          Possible values:\n\
                     \x20         - one: the first\n          \n          [env: X_VNI=7]\n          [default: 1]\n\n\
                     \x20     --on\n          Switched\n\n  -h, --help\n          Print help\n";

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_with_flannels_vxlan_has_the_link_address_that_it_wrote() {
+    fn node_of_flannels_has_the_link_address_that_it_wrote() {
         let good = lease("vxlan", GOOD);
         assert_eq!(good.vtep_mac(), Some(MAC));
         check(&good, Mode::Vxlan, 1, "10.200.0.2", &[]);

@@ -40,9 +40,12 @@ impl CniConfiguration {
         }
     }
 
-    /// Puts ours where it belongs, once the agent could serve, and says what has changed since the last look.
-    pub(in crate::daemon) fn look(&mut self, conditions: &mut Conditions) {
-        let failed = self.try_look().err();
+    /// Puts ours where it belongs, once the agent could serve. Says whether somebody had removed or changed it.
+    pub(in crate::daemon) fn look(&mut self, conditions: &mut Conditions) -> bool {
+        let (written_again, failed) = match self.try_look() {
+            Ok(written_again) => (written_again, None),
+            Err(error) => (false, Some(error)),
+        };
         if failed.is_some() {
             // Whatever is first there, it is not known to be ours.
             self.found.clear();
@@ -57,6 +60,7 @@ impl CniConfiguration {
             )
         });
         conditions.update(ConditionName::OtherConfigurationFirst, other);
+        written_again
     }
 
     /// Whether a runtime that takes the first configuration takes ours.
@@ -64,12 +68,14 @@ impl CniConfiguration {
         self.found.first().is_some_and(|first| first == FILE)
     }
 
-    fn try_look(&mut self) -> Result<(), Error> {
+    fn try_look(&mut self) -> Result<bool, Error> {
         if !self.begun {
-            return Ok(());
+            return Ok(false);
         }
         let path = self.folder.join(FILE);
-        if !cni_configuration::is_there(&self.folder, &self.text)? {
+        let is_missing = !cni_configuration::is_there(&self.folder, &self.text)?;
+        let written_again = is_missing && self.written;
+        if is_missing {
             cni_configuration::write(&self.folder, &self.text)?;
             match self.written {
                 false => info!(path = %path.display(), "network configuration written"),
@@ -84,7 +90,7 @@ impl CniConfiguration {
             tell(&self.folder.display().to_string(), &found);
             self.found = found;
         }
-        Ok(())
+        Ok(written_again)
     }
 }
 

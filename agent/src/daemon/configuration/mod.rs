@@ -10,7 +10,7 @@ use tracing::info;
 use super::state::State;
 use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
-use crate::events::Unheeded;
+use crate::events::{Repair, Unheeded};
 use cni::CniConfiguration;
 
 /// What was last seen of them.
@@ -32,9 +32,10 @@ impl Configuration {
     }
 
     /// Puts the agent's network configuration where it belongs.
-    pub(super) fn tick(&mut self, conditions: &mut Conditions) {
+    pub(super) fn tick(&mut self, state: &mut State) {
         if let Some(cni) = &mut self.cni {
-            cni.look(conditions);
+            let written_again = cni.look(&mut state.conditions);
+            state.count_repairs(Repair::CniConfiguration, written_again.into());
         }
     }
 

@@ -11,6 +11,7 @@ use crate::claim::Claim;
 use crate::conditions::ConditionName;
 use crate::daemon::state::State;
 use crate::error::Error;
+use crate::events::Repair;
 use crate::housekeeping::INTERVAL;
 
 /// What is known of the state folder.
@@ -84,10 +85,11 @@ impl StateFolder {
             state.executor.store.save(endpoint)?;
         }
         warn!(
-            path = %places.state_dir.display(),
+            path = %state.config.places.state_dir.display(),
             endpoints = state.model.endpoints.len(),
             "somebody has removed the state folder: made again, with all that was in it"
         );
+        state.count_repairs(Repair::StateFolder, 1);
         Ok(())
     }
 }

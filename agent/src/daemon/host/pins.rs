@@ -10,6 +10,7 @@ use crate::daemon::found::programs_of;
 use crate::daemon::state::State;
 use crate::dataplane::pins;
 use crate::error::Error;
+use crate::events::Repair;
 use crate::links::Displaced;
 
 impl Upkeep {
@@ -40,6 +41,8 @@ impl Upkeep {
         let unpinned = match repaired {
             Ok(missing) if missing.is_empty() => None,
             Ok(missing) => {
+                let count = missing.len() as u64;
+                *state.repairs.entry(Repair::Pin).or_default() += count;
                 warn!(
                     missing = missing.join(", "),
                     "somebody has removed pins from {folder}: pinned again, with all that was in the maps"
@@ -82,6 +85,7 @@ pub(super) async fn make_room(
         Displaced::No => {}
         Displaced::Removed => {
             warn!(device = name, "removed: another queueing discipline stood in the place of clsact");
+            state.count_repairs(Repair::Discipline, 1);
         }
         Displaced::InUse => {
             let why = format!(

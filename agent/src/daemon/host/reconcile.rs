@@ -17,10 +17,11 @@ use super::pins::make_room;
 use crate::conditions::ConditionName;
 use crate::daemon::attempts::Attempts;
 use crate::daemon::found::{Displaced, Found};
-use crate::daemon::pods::Pods;
+use crate::daemon::pods::{Pods, look_at_host_addresses};
 use crate::daemon::state::State;
 use crate::dataplane::attach::UplinkAttachment;
 use crate::error::Error;
+use crate::events::Repair;
 
 /// A change of policy routing shows in none of the lists that are compared: while anything changes, the ways are asked for
 /// again after this.
@@ -73,6 +74,7 @@ impl Upkeep {
             host = state.executor.links.host().await?;
         }
         state.model.other_addresses = host.own_addresses();
+        look_at_host_addresses(state, &host);
         pods.other.look(state, &host).await;
         let has_uplink = self.look_at_uplinks(state, &host).await;
         let put_right = self.put_right(state, &host, has_uplink).await;
@@ -122,11 +124,12 @@ impl Upkeep {
     }
 
     /// What others have changed, and is now as it was.
-    fn tell_repairs(&mut self, state: &State, repairs: &[Op], displaced: &[Displaced], reached: &Slice) {
+    fn tell_repairs(&mut self, state: &mut State, repairs: &[Op], displaced: &[Displaced], reached: &Slice) {
         for displaced in displaced.iter().filter(|lost| reached.programs.contains_key(&lost.index)) {
             self.count_reattached(&displaced.device, displaced.program, &displaced.in_its_place());
         }
         let pod = |index: &u32| state.model.endpoints.values().find(|endpoint| endpoint.ifindex == *index);
+        let (mut links, mut limits) = (0, 0);
         for op in repairs {
             match op {
                 Op::Link(Change { key, before: Some(before), now })
@@ -135,16 +138,20 @@ impl Upkeep {
                     if let Some(pod) = pod(key) {
                         let (device, was_up, mtu) = (&before.name, before.up, before.mtu);
                         warn!(%pod, device, was_up, mtu, "set up: something else had changed the pod's link on the node");
+                        links += 1;
                     }
                 }
                 Op::Queue(Change { key, .. }) if reached.queues.contains_key(key) => {
                     if let Some(pod) = pod(key) {
                         warn!(%pod, "the limit of what it receives was missing or another one: it is set again");
+                        limits += 1;
                     }
                 }
                 _ => {}
             }
         }
+        state.count_repairs(Repair::LinkDown, links);
+        state.count_repairs(Repair::LinkLimit, limits);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use podwire_cni::fault::Step;
@@ -17,7 +18,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
-use super::{Pods, answer, failure, refuse};
+use super::{Pods, answer, failure, forget, look_at_host_addresses, refuse};
+use crate::conditions::ConditionName;
 use crate::daemon::executor::{Saved, Started, step};
 use crate::daemon::state::State;
 use crate::error::Error;
@@ -171,8 +173,10 @@ impl Pods {
             return undo(state, &endpoint, reached).await;
         }
         info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
-        for address in host_ports::foreign_addresses(&endpoint.port_mappings, &state.host.own_addresses()) {
-            warn!(pod = %endpoint, "hostIP {address} is no address of this node: its hostPorts answer when it is");
+        state.conditions.clear_for(ConditionName::EndpointRecovered, &endpoint.host_interface);
+        if !endpoint.port_mappings.is_empty() {
+            let host = Arc::clone(&state.host);
+            look_at_host_addresses(state, &host);
         }
         answer(reply, Ok(Reply::Added(wire::added(&endpoint))));
     }
@@ -184,7 +188,7 @@ async fn undo(state: &mut State, endpoint: &Endpoint, mut reached: Slice) {
     let before = Slice { links, ..Slice::default() };
     let ops = plan(&before, &reached, Removals::Allowed);
     match state.executor.run_all(ops, &mut reached, &state.host).await {
-        Ok(()) => drop(state.model.endpoints.remove(&endpoint.attachment)),
+        Ok(()) => forget(state, endpoint),
         Err(error) => {
             error!(pod = %endpoint, "undo a failed ADD: {error}; its address is kept until that is done");
         }

@@ -9,7 +9,7 @@ use podwire_core::plan::{Removals, plan};
 use podwire_core::slice::Slice;
 use tracing::info;
 
-use super::{Pods, failure};
+use super::{Pods, failure, forget};
 use crate::daemon::state::State;
 use crate::error::Error;
 use crate::wire;
@@ -40,8 +40,7 @@ impl Pods {
         let mut reached = desired(&state.model, Scope::Endpoint(endpoint));
         let ops = plan(&Slice::default(), &reached, Removals::Allowed);
         state.executor.run(ops, &mut reached).await?;
-        state.model.endpoints.remove(&endpoint.attachment);
-        state.model.without_device.remove(&endpoint.attachment);
+        forget(state, endpoint);
         Ok(())
     }
 

@@ -11,12 +11,15 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use podwire_cni::protocol::{Failure, Reply, codes};
-use podwire_core::model::Attachment;
+use podwire_core::host::Host;
+use podwire_core::host_ports;
+use podwire_core::model::{Attachment, Endpoint};
 use podwire_core::strays::Strays;
 use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::state::State;
+use crate::conditions::ConditionName;
 use crate::error::Error;
 use add::Adding;
 use other::OtherPods;
@@ -60,6 +63,37 @@ impl Pods {
         state.model.without_device.insert(attachment.clone());
         self.missed.insert(attachment, Instant::now());
     }
+}
+
+/// All of an endpoint is taken back.
+fn forget(state: &mut State, endpoint: &Endpoint) {
+    state.model.endpoints.remove(&endpoint.attachment);
+    state.model.without_device.remove(&endpoint.attachment);
+    for of_pod in [
+        ConditionName::PodsOutsidePodCidr,
+        ConditionName::NotReleased,
+        ConditionName::HostIpAbsent,
+        ConditionName::EndpointRecovered,
+    ] {
+        state.conditions.clear_for(of_pod, &endpoint.host_interface);
+    }
+}
+
+/// Whether the node has the addresses that hostPorts are at.
+pub(super) fn look_at_host_addresses(state: &mut State, host: &Host) {
+    let own = host.own_addresses();
+    let pods = state.model.endpoints.values().filter(|pod| !pod.port_mappings.is_empty());
+    let absent = pods.filter_map(|pod| {
+        let absent = host_ports::foreign_addresses(&pod.port_mappings, &own);
+        let addresses: Vec<_> = absent.iter().map(ToString::to_string).collect();
+        let why = format!(
+            "hostIP {} is no address of this node: the hostPorts of {pod} answer when it is",
+            addresses.join(", ")
+        );
+        (!absent.is_empty()).then(|| (pod.host_interface.clone(), why))
+    });
+    let absent: Vec<_> = absent.collect();
+    state.conditions.replace(ConditionName::HostIpAbsent, absent);
 }
 
 /// Answers a call. The plugin may have given up at this very moment: what was done stays and is undone by its DEL.

@@ -4,20 +4,19 @@ use ipnet::IpNet;
 use podwire_core::host::Host;
 use podwire_core::ipam::Pool;
 use podwire_core::other_pods::{self, Held};
-use tracing::{error, info};
+use tracing::error;
 
 use crate::conditions::ConditionName;
 use crate::daemon::state::State;
 use crate::error::Error;
 use crate::host_local;
 
-/// What was last found and said.
+/// What was last found.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct OtherPods {
     links: Held,
     neighbours: Held,
     host_local: Held,
-    said: String,
 }
 
 impl OtherPods {
@@ -63,16 +62,11 @@ impl OtherPods {
         held.extend(found.links.clone());
         held.extend(found.host_local.clone());
         held.retain(|address, _| pool.can_give(*address));
-        let summary = other_pods::summary(&held);
-        if summary != found.said {
-            match held.len() {
-                0 => info!("no address of the podCIDR is somebody else's any more"),
-                count => {
-                    info!(count, of = summary, "addresses of the podCIDR that others have are not handed out")
-                }
-            }
-            found.said = summary;
-        }
+        let others = (!held.is_empty()).then(|| {
+            let (count, holders) = (held.len(), other_pods::summary(&held));
+            format!("{count} addresses of the podCIDR are not given to pods, as others have them ({holders})")
+        });
+        state.conditions.update(ConditionName::AddressesOfOthers, others);
         pool.set_held(held);
     }
 }

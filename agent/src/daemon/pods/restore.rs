@@ -10,6 +10,7 @@ use podwire_core::slice::Slice;
 use tracing::{error, info, warn};
 
 use super::Pods;
+use crate::conditions::ConditionName;
 use crate::daemon::state::State;
 use crate::error::Error;
 use crate::store::Corrupt;
@@ -25,9 +26,13 @@ impl Pods {
         endpoints: Vec<Endpoint>,
         corrupt: &[Corrupt],
     ) -> Result<(), Error> {
-        for file in corrupt {
-            warn!(path = %file.path.display(), reason = file.reason, "left alone: no endpoint's file, or one that does not decode");
-        }
+        let spoilt = corrupt.iter().map(|Corrupt { path, reason }| {
+            let path = path.display().to_string();
+            let why =
+                format!("{path} is left alone: no endpoint's file, or one that does not decode: {reason}");
+            (path, why)
+        });
+        state.conditions.replace(ConditionName::EndpointFile, spoilt);
         let (mut there, mut gone) = (Vec::new(), Vec::new());
         for mut endpoint in endpoints {
             let entry = state.executor.dataplane.maps.endpoint(endpoint.address)?;
@@ -81,7 +86,8 @@ fn recover(state: &mut State) -> Result<(), Error> {
         warn!(pod = %endpoint, "no file tells of this pod, but its link is there: it keeps its network and its address");
         let limits = ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED;
         if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
-            warn!(pod = %endpoint, "how fast it may be is not known any more: make the pod anew to limit it");
+            let why = format!("no file tells of {endpoint}: how fast it may be is not known any more");
+            state.conditions.set_for(ConditionName::EndpointRecovered, &endpoint.host_interface, why);
         }
         if let Err(error) = state.executor.store.save(&endpoint) {
             error!(pod = %endpoint, "only the maps tell of it, and a reboot ends them: {error}");

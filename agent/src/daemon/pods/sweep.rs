@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 use super::Pods;
 use crate::conditions::ConditionName;
 use crate::daemon::state::State;
+use crate::events::Repair;
 
 /// A plugin that adds an attachment again removes its link and asks the agent milliseconds later.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
@@ -46,25 +47,29 @@ impl Pods {
     }
 
     /// Gives pods' devices their names back. Says whether any had lost it.
-    pub(in crate::daemon) async fn put_names_back(&self, state: &State, host: &Host) -> bool {
+    pub(in crate::daemon) async fn put_names_back(&self, state: &mut State, host: &Host) -> bool {
         let renamed = state.model.endpoints.values().filter_map(|endpoint| {
             let device = host.devices.get(&endpoint.ifindex)?;
             let is_pods = device.name != endpoint.host_interface && device.mac == Some(endpoint.host_mac);
             is_pods.then_some((endpoint, device))
         });
-        let mut any = false;
+        let (mut any, mut count) = (false, 0);
         for (endpoint, device) in renamed {
             any = true;
             match state.executor.links.rename(device, &endpoint.host_interface).await {
-                Ok(()) => warn!(
-                    pod = %endpoint, device = device.name,
-                    "somebody has renamed the pod's link: it has its name again; keep other tools (udev, networkd) off devices named pw*"
-                ),
+                Ok(()) => {
+                    count += 1;
+                    warn!(
+                        pod = %endpoint, device = device.name,
+                        "somebody has renamed the pod's link: it has its name again; keep other tools (udev, networkd) off devices named pw*"
+                    );
+                }
                 Err(error) => {
                     error!(pod = %endpoint, device = device.name, "somebody has renamed the pod's link: {error}")
                 }
             }
         }
+        state.count_repairs(Repair::LinkName, count);
         any
     }
 

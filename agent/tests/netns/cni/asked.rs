@@ -6,7 +6,7 @@ use xtask::lab::{Lab, traffic};
 use super::{Container, address, succeeded};
 
 #[test]
-fn a_pod_talks_by_the_address_the_link_address_and_the_routes_that_were_asked_for() {
+fn pod_talks_by_the_addresses_and_routes_that_were_asked_for() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let far = lab.node(1).add_pod("far").unwrap();

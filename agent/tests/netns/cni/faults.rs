@@ -9,7 +9,7 @@ use xtask::lab::{Lab, Node};
 use super::{CHECK_FAILED, Container, UNKNOWN_CONTAINER, address, failed, host_side};
 
 #[test]
-fn every_fault_of_the_nodes_side_and_of_the_pods_is_named_at_once() {
+fn every_fault_of_the_nodes_and_the_pods_side_is_named_at_once() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     // In another namespace, so that it does the pod nothing: a program that is not this agent's.

@@ -55,7 +55,7 @@ fn without_a_list_or_an_agent_nothing_goes() {
 }
 
 #[test]
-fn a_pods_namespace_that_is_gone_does_not_keep_gc_from_releasing_it() {
+fn pod_without_its_namespace_is_released_by_gc() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let gone = Container::after_another(node, "gone");

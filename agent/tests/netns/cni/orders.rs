@@ -1,7 +1,6 @@
 //! Every verb in every order that a runtime may use.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
 
 use podwire_common::names::{VETH_PREFIX, maps};
 use serde_json::{Value, json};
@@ -13,6 +12,7 @@ use super::{
 };
 use crate::footprint::Footprint;
 use crate::sockets::wait_until;
+use crate::sweep::metric;
 
 /// What may come next. Of the two containers only one is deleted and checked by itself: they are alike.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ struct Model<'a> {
 }
 
 #[test]
-fn any_three_verbs_in_a_row_leave_what_the_specification_has_them_leave() {
+fn any_three_verbs_in_a_row_leave_what_the_cni_spec_says() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let mut staying = Container::after_another(node, "stays");
@@ -161,7 +161,7 @@ fn a_pods_life_is_the_same_in_every_version() {
 }
 
 #[test]
-fn an_attachment_that_is_added_again_keeps_its_address_though_the_agent_looks_meanwhile() {
+fn attachment_added_again_keeps_its_address_while_agent_looks() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = Container::new(node, "pod");
@@ -172,15 +172,9 @@ fn an_attachment_that_is_added_again_keeps_its_address_though_the_agent_looks_me
         let mut list: Value = serde_json::from_str(&lab.node_list_with(others).unwrap()).unwrap();
         list["items"][0]["spec"]["unschedulable"] = json!(others % 2 == 1);
         lab.write_node_list(&list.to_string()).unwrap();
-        let applied = format!("node list applied nodes={}", others + 1);
-        let start = Instant::now();
-        while !node.agent_log().contains(&applied) {
-            assert!(
-                start.elapsed() < Duration::from_secs(60),
-                "the Node list of {others} others is not applied"
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let nodes = (others + 1).to_string();
+        let applied = wait_until(|| (metric(node, "podwire_nodes") == nodes).then_some(()));
+        assert!(applied.is_some(), "the Node list of {others} others is not applied");
     };
     let before = address(&pod.add());
     // What the plugin begins with when it adds an attachment again.

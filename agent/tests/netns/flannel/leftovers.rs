@@ -5,10 +5,10 @@ use xtask::lab::{Lab, traffic};
 
 use super::{add_pod, answers};
 use crate::check::{Row, check};
-use crate::sockets::wait_until;
+use crate::sweep::comes;
 
 #[test]
-fn flannels_device_in_the_way_is_named_and_the_agent_goes_on_when_it_is_gone() {
+fn flannels_device_in_the_way_is_named_and_its_end_noticed() {
     let lab = Lab::builder().agents(false).build().unwrap();
     for node in lab.nodes() {
         reference::set_up_node(node, Join::Vxlan, Masquerade::Iptables).unwrap();
@@ -19,10 +19,8 @@ fn flannels_device_in_the_way_is_named_and_the_agent_goes_on_when_it_is_gone() {
     let none = serde_json::json!({});
     let [one, far] = [node, other].map(|node| add_pod(node, "before", &none).unwrap());
     node.spawn_agent().unwrap();
-    let said =
-        || node.agent_log().contains("belongs to the VXLAN device flannel.1").then(|| node.agent_log());
-    let log = wait_until(said).unwrap_or_else(|| panic!("{}", node.agent_log()));
-    assert!(log.contains("`ip link delete flannel.1`"), "{log}");
+    let failed = comes(node, "reconcile-failed", "belongs to the VXLAN device flannel.1");
+    assert!(failed.contains("`ip link delete flannel.1`"), "{failed}");
     let refused = node.add_pod("early").unwrap_err().to_string();
     assert!(refused.contains("flannel.1"), "the runtime is told as well: {refused}");
     traffic::tcp_exchange(&one, &far, far.address, 8080, 1 << 20)
@@ -34,7 +32,7 @@ fn flannels_device_in_the_way_is_named_and_the_agent_goes_on_when_it_is_gone() {
 }
 
 #[test]
-fn flannels_bridge_with_the_nodes_own_network_and_its_rules_break_nothing() {
+fn flannels_bridge_and_rules_on_the_node_break_nothing() {
     let lab = Lab::builder().agents(false).build().unwrap();
     for node in lab.nodes() {
         reference::set_up_node(node, Join::Routes, Masquerade::Iptables).unwrap();
@@ -64,7 +62,7 @@ fn flannels_bridge_with_the_nodes_own_network_and_its_rules_break_nothing() {
 }
 
 #[test]
-fn what_the_printed_steps_have_the_operator_run_on_a_node_removes_all_that_flannel_has_left_there() {
+fn printed_steps_remove_all_that_flannel_has_left_on_a_node() {
     for (masquerade, nftables) in [(Masquerade::Iptables, false), (Masquerade::Nftables, true)] {
         let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
         let node = lab.node(0);

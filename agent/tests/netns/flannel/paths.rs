@@ -17,7 +17,7 @@ use crate::sockets::wait_until;
 const MEBIBYTE: u64 = 1 << 20;
 
 #[test]
-fn pods_and_nodes_of_both_kinds_reach_each_other_by_their_own_addresses() {
+fn flannels_and_our_pods_and_nodes_reach_each_other() {
     let scene = Scene::new(Lab::builder());
     let (ours, flannels) = (scene.ours(), scene.flannels());
     let (pod, far) = ((&*scene.pod, scene.pod.address()), (&*scene.far, scene.far.address));
@@ -73,7 +73,7 @@ fn large_segments_and_datagrams_cross_between_the_two_kinds() {
 }
 
 #[test]
-fn connections_live_when_the_path_between_the_two_kinds_takes_less() {
+fn connections_live_when_the_path_to_flannels_nodes_shrinks() {
     let scene = Scene::new(Lab::builder().router(true));
     let down = traffic::tcp_stream(&scene.pod, &scene.far, scene.far.address, PORT).unwrap();
     let up = traffic::tcp_stream(&scene.far, &scene.pod, scene.pod.address(), PORT).unwrap();
@@ -164,7 +164,7 @@ fn flannels_host_gw_and_direct_routing_reach_each_other() {
 }
 
 #[test]
-fn without_its_annotation_a_node_of_flannels_hears_nothing_and_with_it_all() {
+fn flannel_node_hears_only_a_node_with_its_annotation() {
     let scene = Scene::new(Lab::builder());
     assert!(answers(&scene.pod, scene.far.address));
     announce(&scene.lab, [Some(OLD_MAC), None]).unwrap();

@@ -8,12 +8,13 @@ use xtask::lab::{Lab, traffic};
 use super::{OLD_MAC, PORT, Scene, announce, reach_node};
 use crate::check::{Row, check};
 use crate::sockets::wait_until;
+use crate::sweep::comes;
 
 const MEBIBYTE: u64 = 1 << 20;
 const NEW_MAC: [u8; 6] = [0x6a, 0x0f, 0x33, 0xb2, 0x71, 0x5d];
 
 #[test]
-fn a_connection_under_way_follows_flannels_device_to_another_link_address() {
+fn connection_follows_flannels_device_to_a_new_link_address() {
     let scene = Scene::new(Lab::builder());
     let stream = traffic::tcp_stream(&scene.pod, &scene.far, scene.far.address, PORT).unwrap();
     stream.wait_for(4 * MEBIBYTE).unwrap();
@@ -48,7 +49,7 @@ fn an_agent_makes_the_map_that_the_release_before_did_not_have() {
 }
 
 #[test]
-fn two_nodes_of_ours_that_were_flannels_reach_each_other_with_its_annotations_left() {
+fn our_nodes_with_flannels_annotations_reach_each_other() {
     let lab = Lab::builder().agents(false).build().unwrap();
     announce(&lab, [Some(OLD_MAC), Some(NEW_MAC)]).unwrap();
     for node in lab.nodes() {
@@ -81,10 +82,7 @@ fn what_of_flannels_keeps_nodes_apart_is_said() {
     lab.write_node_list(&list.to_string()).unwrap();
     lab.node(0).start_agent().unwrap();
     // The agent may be ready a moment before.
-    let says = |text: &str| {
-        let said = || lab.node(0).agent_log().contains(text).then_some(());
-        assert!(wait_until(said).is_some(), "{text}: {}", lab.node(0).agent_log());
-    };
+    let says = |text: &str| comes(lab.node(0), "node-problem", text);
     says("node node2: flannel's VNI there is 4096, and --vni is 1");
     says("node node2: flannel's public-ip there is 192.0.2.7");
     list["items"][1]["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-data"] = "null".into();

@@ -13,7 +13,7 @@ use super::{Cluster, DNS, KUBERNETES, NOBODY, SOLO, WEB, WEB_EXTERNAL, WEB_STICK
 const STICKY: usize = 20;
 
 #[test]
-fn a_pod_reaches_services_whose_backends_are_here_there_and_itself() {
+fn pod_reaches_services_with_backends_here_there_and_itself() {
     Cluster::each(|cluster| {
         let pod = |name, client, protocol, service, backends| {
             Row::pod(cluster, name, client, protocol, service, backends)

@@ -38,7 +38,7 @@ fn a_thousand_connections_in_a_row_to_a_service_succeed() {
 }
 
 #[test]
-fn connection_tracking_holds_what_passes_a_service_and_nothing_that_goes_direct() {
+fn conntrack_holds_service_flows_and_nothing_that_goes_direct() {
     Cluster::each(|cluster| {
         let _backends = cluster.serve();
         let client = cluster.pod("client-1");

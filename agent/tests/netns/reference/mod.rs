@@ -51,7 +51,7 @@ fn demand(holds: bool, otherwise: impl FnOnce() -> String) -> Outcome {
 }
 
 #[test]
-fn what_the_reference_plugins_pass_and_what_they_fail_passes_here() {
+fn what_reference_plugins_pass_and_fail_passes_here() {
     let cases = cases();
     // Side by side: whoever fails waits.
     let columns: [Column; 4] = std::thread::scope(|scope| {

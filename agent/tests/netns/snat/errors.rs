@@ -13,7 +13,7 @@ use crate::sockets::{udp, wait_until};
 const WORLD_NETWORK: &str = "198.51.100.0/24";
 
 #[test]
-fn a_connection_to_the_world_lives_when_its_path_shrinks_to_1280() {
+fn connection_to_the_world_lives_when_its_path_shrinks() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder().nodes(1).mode(mode).build().unwrap();
         let pod = lab.node(0).add_pod("client").unwrap();

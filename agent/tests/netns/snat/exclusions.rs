@@ -6,6 +6,7 @@ use xtask::lab::{Lab, Node, Pod};
 
 use super::ask;
 use crate::sockets::{udp, wait_until};
+use crate::sweep::{comes, goes};
 
 #[test]
 fn networks_are_excluded_and_included_again_without_a_restart() {
@@ -32,12 +33,13 @@ fn networks_are_excluded_and_included_again_without_a_restart() {
 
     // A line that does not decode keeps the last good state, and is named.
     std::fs::write(path, "198.51.100.0/28\n198.51.100.x\n").unwrap();
-    wait_for_log(node, "198.51.100.x");
+    comes(node, "non-masquerade-file", "198.51.100.x");
     assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), pod.address(), "as before");
 
     std::fs::write(path, "").unwrap();
     wait_for(node, "NON_MASQUERADE", 1);
     assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), node.address(), "included again");
+    goes(node, "non-masquerade-file");
     assert_eq!(seen_as(&lab, &pod, "192.0.2.10"), pod.address(), "the option stays");
     assert_eq!(node.agent_pid(), pid, "without a restart");
 }
@@ -72,11 +74,4 @@ fn wait_for(node: &Node, map: &str, entries: usize) {
     let there =
         wait_until(|| (node.map_dump(map).unwrap().as_array().unwrap().len() == entries).then_some(()));
     assert!(there.is_some(), "{map} never had {entries} entries");
-}
-
-fn wait_for_log(node: &Node, text: &str) {
-    assert!(
-        wait_until(|| node.agent_log().contains(text).then_some(())).is_some(),
-        "`{text}` was never said"
-    );
 }

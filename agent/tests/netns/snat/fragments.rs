@@ -24,7 +24,7 @@ fn a_datagram_in_fragments_crosses_both_ways() {
 }
 
 #[test]
-fn a_fragment_before_its_first_costs_the_datagram_and_is_counted_and_the_hosts_own_are_not_touched() {
+fn fragment_before_first_is_counted_and_the_hosts_own_pass() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();

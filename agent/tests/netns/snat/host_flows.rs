@@ -18,7 +18,7 @@ enum First {
 }
 
 #[test]
-fn a_connection_of_the_host_and_one_of_a_pod_from_the_same_port_both_live() {
+fn connections_of_host_and_pod_from_one_port_both_live() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         for first in [First::Pod, First::Host] {
             let lab = Lab::builder().nodes(1).mode(mode).build().unwrap();
@@ -44,7 +44,7 @@ fn a_connection_of_the_host_and_one_of_a_pod_from_the_same_port_both_live() {
 }
 
 #[test]
-fn datagrams_of_the_host_and_of_a_pod_from_the_same_port_find_their_senders() {
+fn datagrams_of_host_and_pod_from_one_port_find_their_senders() {
     for first in [First::Pod, First::Host] {
         let lab = Lab::builder().nodes(1).build().unwrap();
         let node = lab.node(0);
@@ -65,7 +65,7 @@ fn datagrams_of_the_host_and_of_a_pod_from_the_same_port_find_their_senders() {
 }
 
 #[test]
-fn pings_of_the_host_and_of_a_pod_with_the_same_identifier_find_their_senders() {
+fn pings_of_host_and_pod_with_one_identifier_find_senders() {
     for first in [First::Pod, First::Host] {
         let lab = Lab::builder().nodes(1).build().unwrap();
         let node = lab.node(0);
@@ -81,7 +81,7 @@ fn pings_of_the_host_and_of_a_pod_with_the_same_identifier_find_their_senders() 
 }
 
 #[test]
-fn a_port_that_the_hosts_rules_gave_to_a_container_is_not_taken_from_it() {
+fn port_that_host_rules_gave_to_a_container_is_not_taken() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
@@ -119,7 +119,7 @@ fn a_port_that_the_hosts_rules_gave_to_a_container_is_not_taken_from_it() {
 }
 
 #[test]
-fn a_container_that_comes_second_to_a_pods_port_gives_way_and_lives() {
+fn container_second_to_a_pods_port_gives_way_and_lives() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();

@@ -39,7 +39,7 @@ fn a_service_outside_answers_under_its_own_address() {
 }
 
 #[test]
-fn one_socket_reaches_a_server_outside_directly_and_as_a_service() {
+fn one_socket_reaches_an_outer_server_directly_and_by_service() {
     #[derive(Clone, Copy, Debug)]
     enum By {
         Service,
@@ -75,7 +75,7 @@ fn one_socket_reaches_a_server_outside_directly_and_as_a_service() {
 }
 
 #[test]
-fn a_flow_that_began_before_its_rule_and_was_never_answered_is_seen_by_it() {
+fn unanswered_flow_begun_before_its_rule_is_seen_by_it() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         drop_invalid(&scene.lab);
@@ -197,7 +197,7 @@ fn rules_that_change_a_first_packet_in_any_way_see_all() {
 }
 
 #[test]
-fn what_the_host_keeps_for_itself_or_refuses_is_kept_and_refused_for_good() {
+fn what_the_host_keeps_or_refuses_is_kept_and_refused() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         drop_invalid(&scene.lab);

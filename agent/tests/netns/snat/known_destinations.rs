@@ -61,7 +61,7 @@ fn a_new_rule_is_heard_before_long_and_from_then_on_always() {
 }
 
 #[test]
-fn what_one_pod_may_reach_tells_nothing_of_other_pods_ports_and_addresses() {
+fn one_pods_destinations_tell_nothing_of_other_pods() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         let other = scene.lab.node(0).add_pod("other").unwrap();
@@ -111,7 +111,7 @@ fn a_service_in_front_of_a_known_destination_stays_a_service() {
 
 /// The programs look for sockets where a connection begins: here that is the pod's link.
 #[test]
-fn a_connection_of_the_host_that_is_bound_to_its_uplink_keeps_its_port() {
+fn uplink_bound_connection_of_the_host_keeps_its_port() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         let node = scene.node();

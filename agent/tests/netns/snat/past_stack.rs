@@ -86,7 +86,7 @@ fn connections_past_the_rules_end_as_they_should() {
 }
 
 #[test]
-fn beside_kube_proxys_rule_a_transfer_that_loses_packets_and_closes_by_halves_is_not_cut() {
+fn lossy_half_closed_transfer_lives_beside_kube_proxys_rule() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         drop_invalid(&scene.lab);
@@ -110,7 +110,7 @@ fn beside_kube_proxys_rule_a_transfer_that_loses_packets_and_closes_by_halves_is
 }
 
 #[test]
-fn beside_kube_proxys_rule_connections_from_few_ports_follow_each_other() {
+fn few_ports_serve_many_connections_beside_kube_proxys_rule() {
     let scene = Scene::new(Mode::Vxlan);
     drop_invalid(&scene.lab);
     scene.pod.sysctl("net/ipv4/ip_local_port_range", PORTS).unwrap();
@@ -126,7 +126,7 @@ fn beside_kube_proxys_rule_connections_from_few_ports_follow_each_other() {
 }
 
 #[test]
-fn an_error_about_a_flow_that_connection_tracking_has_forgotten_reaches_the_pod() {
+fn error_about_a_flow_that_conntrack_forgot_reaches_the_pod() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         drop_invalid(&scene.lab);

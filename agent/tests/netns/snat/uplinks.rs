@@ -11,7 +11,7 @@ use crate::headers::Ip;
 use crate::sockets::{udp, wait_until};
 
 #[test]
-fn each_uplink_gives_its_own_address_and_of_several_the_one_that_fits() {
+fn each_uplink_gives_its_own_address_that_fits() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder()
             .nodes(1)
@@ -137,7 +137,7 @@ pub fn two_uplinks() -> Lab {
 }
 
 #[test]
-fn a_flow_that_the_route_moves_to_another_uplink_gets_its_address_there() {
+fn flow_that_the_route_moves_gets_the_other_uplinks_address() {
     let lab = two_uplinks();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
@@ -150,7 +150,7 @@ fn a_flow_that_the_route_moves_to_another_uplink_gets_its_address_there() {
 }
 
 #[test]
-fn a_flow_in_the_midst_of_which_the_route_moves_to_another_uplink_and_back_follows_it() {
+fn flow_follows_its_route_to_another_uplink_and_back() {
     let lab = two_uplinks();
     let node = lab.node(0);
     traffic::ping(node, lab.world_address(), 56).unwrap();
@@ -173,7 +173,7 @@ fn a_flow_in_the_midst_of_which_the_route_moves_to_another_uplink_and_back_follo
 }
 
 #[test]
-fn a_flow_whose_address_the_node_has_lost_gets_the_one_that_it_has() {
+fn flow_with_a_lost_node_address_gets_the_present_one() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     // The address that the world sees is not the node's InternalIP, so that it can go.
