@@ -4,10 +4,11 @@
 //! and an unknown byte would be an invalid `bool` or `enum`.
 
 use crate::addr::{Addr, Be16, Mac, Quad};
+use crate::epoch::FLOW_SLOTS;
 
 /// The layout of every pinned map together. Stored beside the maps; an agent that finds another
 /// version refuses it.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// `ENDPOINTS`: pod address → how to reach that pod on this node.
 #[repr(C)]
@@ -319,8 +320,8 @@ pub struct Macs {
 }
 
 /// `FLOWS`: what was found out about a flow that goes past the host stack, so that its next packets need not ask again. All of it can be
-/// found out again, and is: an entry counts as long as [`Self::generation`] is that of `GENERATION`, and for
-/// [`KNOWN_FLOW_JIFFIES`].
+/// found out again, and is: an entry counts for [`KNOWN_FLOW_JIFFIES`], and as long as [`Self::epochs`] is the sum of `EPOCHS` over
+/// [`Self::slots`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "user"), derive(Debug))]
@@ -328,10 +329,12 @@ pub struct KnownFlow {
     /// The key once more. Elements of an LRU are used again at once, and who has read an entry sees here whether it still was the same one
     /// at the end.
     pub key: FlowKey,
-    /// Of everything that was asked.
-    pub generation: u32,
+    /// The wrapping sum of the numbers in [`Self::slots`] when the flow was learnt.
+    pub epochs: u32,
     /// When it was asked: the kernel's jiffies, their lower half.
     pub asked: u32,
+    /// What the flow depends on: see [`crate::epoch`].
+    pub slots: [u16; FLOW_SLOTS],
     /// The link by which its packets come.
     pub from: u32,
     /// The link by which they go on: an uplink, or the host side of a pod's veth pair.
@@ -521,7 +524,7 @@ const _: () = {
     assert!(size_of::<FragmentPorts>() == 8);
     assert!(size_of::<InboundFlow>() == 8);
     assert!(size_of::<Translation>() == 64);
-    assert!(size_of::<KnownFlow>() == 96);
+    assert!(size_of::<KnownFlow>() == 104);
     assert!(size_of::<FlowKey>() == 16);
     assert!(size_of::<Beginning>() == 44);
     assert!(size_of::<Macs>() == 12);
@@ -533,6 +536,7 @@ const _: () = {
     assert!(size_of::<Count>() == 16);
     assert!(size_of::<SkbLayout>() == 12);
     assert!(size_of::<Config>() == 32);
+    assert!(size_of::<crate::helper::Moment>() == 56);
 };
 
 #[cfg(feature = "user")]
@@ -562,6 +566,7 @@ mod pod {
         super::InboundFlow,
         super::KnownFlow,
         crate::addr::LpmAddr,
+        crate::helper::Moment,
         super::Node,
         super::RedirectedSocket,
         super::SkbLayout,

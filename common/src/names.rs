@@ -50,8 +50,10 @@ pub mod maps {
     pub const REDIRECTED_SOCKETS: &str = "REDIRECTED_SOCKETS";
     /// [`crate::abi::Flow`] → [`crate::abi::KnownFlow`].
     pub const FLOWS: &str = "FLOWS";
-    /// 0 → a number that changes with everything that entries of `FLOWS` were made of.
+    /// Who writes → a number that changes with everything that entries of `FLOWS` are made of.
     pub const GENERATION: &str = "GENERATION";
+    /// Slot of [`crate::epoch`] → a number that changes with the slot's subjects.
+    pub const EPOCHS: &str = "EPOCHS";
     /// 0 → the [`crate::abi::Flow`] whose first packet a CPU handed to the host stack last.
     pub const BEGINNINGS: &str = "BEGINNINGS";
     /// ifindex → [`crate::abi::Guard`].
@@ -61,7 +63,7 @@ pub mod maps {
     /// `TABLE_*` of [`crate::abi`] → entries that are free.
     pub const ROOM: &str = "ROOM";
     /// All of them.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         ENDPOINTS,
         EGRESS_GUARDS,
         NODES,
@@ -76,6 +78,7 @@ pub mod maps {
         REDIRECTED_SOCKETS,
         FLOWS,
         GENERATION,
+        EPOCHS,
         BEGINNINGS,
         HOLDERS,
         ROOM,

@@ -8,7 +8,7 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use podwire_common::abi::{
@@ -18,6 +18,11 @@ use podwire_common::abi::{
     SkbLayout, SocketAddress, StackFlow, TABLE_STACK_FLOWS, TABLES, Translation, Uplink, Vtep,
 };
 use podwire_common::addr::{Addr, Be16, LpmAddr};
+use podwire_common::epoch::{
+    self, EPOCH_SLOTS, FLOW_SLOTS, GENERATION_AGENT, GENERATION_PROGRAMS, GENERATIONS,
+};
+#[cfg(feature = "count-helpers")]
+use podwire_common::helper::{MOMENTS, Moment};
 use podwire_common::reason::{DROP_SLOTS, Drop, PATH_SLOTS, Path};
 
 use crate::helpers::{self, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
@@ -42,7 +47,13 @@ helpers::maps! {
     static REDIRECTED_SOCKETS: LruHashMap<RedirectedSocket, SocketAddress, 16384> = LruHashMap::new();
     // LRU: all of it can be found out again.
     static FLOWS: LruHashMap<FlowKey, KnownFlow, 65536> = LruHashMap::new();
-    static GENERATION: Array<u32, 1> = Array::new();
+    static GENERATION: Array<[u32; GENERATIONS], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+    // A map and not the object's own data: it is pinned, so that it lives as long as `FLOWS`, which the programs of two
+    // loads share while an agent replaces another. The kernel inlines a lookup in an array, so there is no helper call.
+    // One element, since each lookup takes a key on the stack. The agent writes single numbers of both by mmap.
+    static EPOCHS: Array<[u32; EPOCH_SLOTS], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+    // Where a CPU puts a flow together before it is in `FLOWS`: the stack has no room for it. Of this load alone.
+    static NEW_FLOW: PerCpuArray<KnownFlow, 1> = PerCpuArray::new();
     static BEGINNINGS: PerCpuArray<Beginning, 1> = PerCpuArray::new();
     // As many as there are pods and hostPorts, in both tables.
     static HOLDERS: HashMap<Holder, u32, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -50,6 +61,12 @@ helpers::maps! {
     static UPLINKS: HashMap<u32, Uplink, 64> = HashMap::new();
     static DROPS: PerCpuArray<Count, DROP_SLOTS> = PerCpuArray::new();
     static TRAFFIC: PerCpuArray<Count, PATH_SLOTS> = PerCpuArray::new();
+}
+
+// What tests have written while a flow is learnt: see `moment`.
+#[cfg(feature = "count-helpers")]
+helpers::maps! {
+    static LEARNING: Array<Moment, MOMENTS> = Array::new();
 }
 
 // SAFETY: the loader writes it by this name before the program runs; nothing else bears the name.
@@ -206,8 +223,11 @@ pub fn may_send(link: u32, bytes: u32) -> bool {
 pub fn set_stack_only(address: &Addr) {
     if let Some(endpoint) = ENDPOINTS.get_ptr_mut(address) {
         // SAFETY: as above; several CPUs write the same value.
-        unsafe { (*endpoint).flags |= ENDPOINT_STACK_ONLY };
-        forget_all_flows();
+        let id = unsafe {
+            (*endpoint).flags |= ENDPOINT_STACK_ONLY;
+            (*endpoint).id
+        };
+        forget_flows_of(epoch::endpoint(id));
     }
 }
 
@@ -333,18 +353,19 @@ pub fn give_back(holder: &Holder, entries: u32) {
     }
 }
 
+/// As [`forget_flow`], of the flow's reverse.
 // A function of its own: the key would take its place on the stack of every caller.
 #[inline(never)]
-fn forget_reverse(flow: &Flow) {
+pub fn forget_reverse(flow: &Flow) {
     let _ = FLOWS.remove(flow.reversed().key());
 }
 
-/// What is known of a flow, if that still counts in this generation.
+/// What is known of a flow, if that still counts.
 #[inline(always)]
-pub fn known_flow(key: &FlowKey, generation: u32) -> Option<&'static KnownFlow> {
+pub fn known_flow(key: &FlowKey) -> Option<&'static KnownFlow> {
     // SAFETY: as for endpoints; an element that is used again meanwhile is told by its key.
     let known = unsafe { FLOWS.get(key) }?;
-    (is_fresh(known.asked) && known.generation == generation).then_some(known)
+    (is_fresh(known.asked) && known.epochs == sum_of_epochs(&known.slots)).then_some(known)
 }
 
 /// Whether what was found out at a time, in jiffies, still counts.
@@ -362,14 +383,88 @@ pub fn is_still(known: &KnownFlow, key: &FlowKey) -> bool {
     unsafe { read_volatile(now) == *key && read_volatile(now.add(1)) == *key.add(1) }
 }
 
-/// Remembers what was found out about a flow. A loss costs time, nothing else.
+/// Where this CPU puts together what is to be learnt of a flow.
+#[inline(always)]
+pub fn new_flow() -> Option<&'static mut KnownFlow> {
+    // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these hooks.
+    NEW_FLOW.get_ptr_mut(0).map(|known| unsafe { &mut *known })
+}
+
+/// Learns a flow that was judged since a [`generation`], unless anything has changed since then. A loss costs time,
+/// nothing else.
+///
+/// The agent writes a table, then `GENERATION`, then `EPOCHS`. The program reads in the other order. A verdict that is
+/// older than the table's change was judged before `GENERATION` changed: if the second reading does not see that change,
+/// the epochs change after they were read here, and the entry ends with them. Processors that reorder reads make this
+/// nearly sure, not quite; what is learnt ends by itself after [`KNOWN_FLOW_JIFFIES`].
 #[expect(
     clippy::needless_borrows_for_generic_args,
     reason = "a copy of the key would take its place on the stack"
 )]
 #[inline(always)]
-pub fn remember_flow(known: &KnownFlow) {
-    let _ = FLOWS.insert(&known.key, known, BPF_ANY.into());
+pub fn learn_flow(known: &mut KnownFlow, since: u32) {
+    moment(0);
+    known.epochs = sum_of_epochs(&known.slots);
+    compiler_fence(Ordering::SeqCst);
+    moment(1);
+    if generation() != since {
+        return;
+    }
+    moment(2);
+    let _ = FLOWS.insert(&known.key, &*known, BPF_ANY.into());
+    moment(3);
+}
+
+#[inline(always)]
+fn sum_of_epochs(slots: &[u16; FLOW_SLOTS]) -> u32 {
+    let Some(epochs) = EPOCHS.get_ptr_mut(0) else {
+        return 0;
+    };
+    let [a, b, c, d] = *slots;
+    // SAFETY: `at` stays within the element, whose words are aligned.
+    let epoch = |slot| unsafe { read_volatile(at(epochs, slot)) };
+    epoch(a).wrapping_add(epoch(b)).wrapping_add(epoch(c)).wrapping_add(epoch(d))
+}
+
+/// Where the number of a slot is.
+#[inline(always)]
+fn at(epochs: *mut [u32; EPOCH_SLOTS], slot: u16) -> *mut u32 {
+    const { assert!(EPOCH_SLOTS.is_power_of_two()) };
+    // For the verifier: what a map holds may be any number.
+    epochs.cast::<u32>().wrapping_add(usize::from(slot) & (EPOCH_SLOTS - 1))
+}
+
+/// A moment of learning: a test may have told what somebody else writes just then.
+#[cfg(not(feature = "count-helpers"))]
+#[inline(always)]
+const fn moment(_: u32) {}
+
+// Its operations are not counted: the released programs do nothing here.
+#[cfg(feature = "count-helpers")]
+#[inline(never)]
+fn moment(index: u32) {
+    // SAFETY: only tests write it, and not while a program runs.
+    let Some(writes) = LEARNING.0.get_ptr_mut(index).map(|writes| unsafe { &*writes }) else {
+        return;
+    };
+    if let Some(generation) = GENERATION.0.get_ptr_mut(0) {
+        // SAFETY: an aligned word; nobody else writes it meanwhile.
+        unsafe {
+            (*generation)[GENERATION_AGENT] = (*generation)[GENERATION_AGENT].wrapping_add(writes.generation)
+        };
+    }
+    if let Some(epochs) = EPOCHS.0.get_ptr_mut(0) {
+        let epoch = at(epochs, writes.slot as u16);
+        // SAFETY: as above.
+        unsafe { *epoch = (*epoch).wrapping_add(writes.epoch) };
+    }
+    let flow = &writes.flow;
+    let _ = match writes.event {
+        Moment::STACK_FLOW => STACK_FLOWS.0.insert(flow, StackFlow { last_seen: 0 }, BPF_ANY.into()),
+        Moment::TRANSLATION_GONE => TRANSLATIONS.0.remove(flow),
+        _ => return,
+    };
+    let _ = FLOWS.0.remove(flow.key());
 }
 
 /// Forgets what was found out about a flow.
@@ -389,20 +484,37 @@ pub fn forget_known(known: &KnownFlow) {
     let _ = FLOWS.remove(&known.key);
 }
 
-/// A number that is another one as soon as anything has changed that flows were judged by. To be read before the judging.
+/// A number that is another one as soon as anything has changed that flows are judged by. Read it before judging what
+/// may be learnt.
 #[inline(always)]
 pub fn generation() -> u32 {
-    // SAFETY: an aligned word; the element is always there.
-    GENERATION.get_ptr_mut(0).map_or(0, |generation| unsafe { read_volatile(generation) })
+    GENERATION.get_ptr_mut(0).map_or(0, |numbers| {
+        let numbers = numbers.cast::<u32>();
+        // SAFETY: aligned words of one element.
+        let of = |writer| unsafe { read_volatile(numbers.add(writer)) };
+        of(GENERATION_AGENT).wrapping_add(of(GENERATION_PROGRAMS))
+    })
 }
 
-/// Forgets what was found out about any flow.
-#[inline(always)]
-pub fn forget_all_flows() {
-    if let Some(generation) = GENERATION.get_ptr_mut(0) {
-        // SAFETY: as above. Whoever adds at the same time makes it another number as well.
-        unsafe { *generation = (*generation).wrapping_add(1) };
+/// Forgets what is known of the flows that hold a slot of [`epoch`]. The caller has written the table before.
+#[inline(never)]
+pub fn forget_flows_of(slot: u16) {
+    // In the agent's order: see `learn_flow`.
+    if let Some(numbers) = GENERATION.get_ptr_mut(0) {
+        change(numbers.cast::<u32>().wrapping_add(GENERATION_PROGRAMS));
     }
+    compiler_fence(Ordering::SeqCst);
+    if let Some(epochs) = EPOCHS.get_ptr_mut(0) {
+        change(at(epochs, slot));
+    }
+}
+
+/// Makes a number another one. By chance and not by one: two CPUs may write at the same time, and the one that comes
+/// second must not bring an earlier number back.
+#[inline(always)]
+fn change(number: *mut u32) {
+    // SAFETY: an aligned word of an array, which lives as long as the program.
+    unsafe { write_volatile(number, read_volatile(number).wrapping_add(random() | 1)) };
 }
 
 /// The kernel's coarse clock, its lower half.

@@ -120,6 +120,7 @@ const RULES: &[Rule] = &[
             "ebpf/src/subprogram.rs",
             "common/src/abi.rs",
             "agent/src/dataplane/batch.rs",
+            "agent/src/dataplane/numbers.rs",
             "agent/src/dataplane/pinned.rs",
             "agent/src/sockopt.rs",
         ],

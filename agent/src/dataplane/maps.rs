@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use podwire_common::abi::{
     self, Count, Flow, FlowKey, FragmentKey, FragmentPorts, InboundFlow, KnownFlow, RedirectedSocket,
     SocketAddress, StackFlow, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS, Translation,
@@ -13,6 +13,7 @@ use podwire_common::addr::{Addr, LpmAddr};
 use podwire_common::names::maps as names;
 use podwire_common::reason::{Drop, Path};
 
+use super::forget::Epochs;
 use super::shares::Shares;
 use crate::desired::{Contents, Prefix};
 use crate::diff::Op;
@@ -56,8 +57,8 @@ pub struct Maps {
     pub fragments: HashMap<MapData, FragmentKey, FragmentPorts>,
     /// `FLOWS`.
     pub flows: HashMap<MapData, FlowKey, KnownFlow>,
-    /// `GENERATION`.
-    generation: Array<MapData, u32>,
+    /// `GENERATION` and `EPOCHS`.
+    pub epochs: Epochs,
     /// `HOLDERS` and `ROOM`.
     pub shares: Shares,
     /// `DROPS`.
@@ -101,7 +102,7 @@ impl Maps {
             redirected_sockets: take(ebpf, names::REDIRECTED_SOCKETS)?,
             fragments: take(ebpf, names::FRAGMENTS)?,
             flows: take(ebpf, names::FLOWS)?,
-            generation: take(ebpf, names::GENERATION)?,
+            epochs: Epochs::take(ebpf)?,
             shares,
             drops: take(ebpf, names::DROPS)?,
             traffic: take(ebpf, names::TRAFFIC)?,
@@ -151,23 +152,24 @@ impl Maps {
         Ok(contents)
     }
 
-    /// Applies an operation that concerns a map. Those that concern a route are left to the caller. What the programs have found out about
-    /// flows is forgotten after it.
+    /// Applies an operation that concerns a map. Those that concern a route are left to the caller. The programs forget
+    /// the known flows that the operation makes wrong, and no others.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn apply(&mut self, op: &Op) -> Result<()> {
+        let before = match op {
+            Op::SetEndpoint(address, _) | Op::RemoveEndpoint(address) => self.endpoint_at(address)?,
+            _ => None,
+        };
         self.write(op)?;
-        self.forget_flows()
+        self.epochs.after(op, before.as_ref());
+        Ok(())
     }
 
-    /// Has the programs find out anew what they know of flows.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn forget_flows(&mut self) -> Result<()> {
-        let generation = self.generation.get(&0, 0).map_err(map_error("read", names::GENERATION))?;
-        write(self.generation.set(0, generation.wrapping_add(1), 0), names::GENERATION)
+    /// Has the programs forget all known flows.
+    pub fn forget_flows(&self) {
+        self.epochs.forget_all();
     }
 
     fn write(&mut self, op: &Op) -> Result<()> {
@@ -203,7 +205,11 @@ impl Maps {
     /// # Errors
     /// [`Error::Map`].
     pub fn endpoint(&self, address: Ipv4Addr) -> Result<Option<abi::Endpoint>> {
-        match self.endpoints.get(&address.into(), 0) {
+        self.endpoint_at(&address.into())
+    }
+
+    fn endpoint_at(&self, address: &Addr) -> Result<Option<abi::Endpoint>> {
+        match self.endpoints.get(address, 0) {
             Ok(entry) => Ok(Some(entry)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(source) => Err(map_error("read", names::ENDPOINTS)(source)),
@@ -255,7 +261,7 @@ fn key(prefix: Prefix) -> Key<LpmAddr> {
     Key::new(prefix.bits, prefix.address.into())
 }
 
-fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
+pub(super) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
 where
     T: TryFrom<Map, Error = MapError>,
 {

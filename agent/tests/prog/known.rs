@@ -5,12 +5,12 @@ use podwire_common::abi::{self, FlowKey, KNOWN_FLOW_JIFFIES, KnownFlow, Macs};
 use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
-use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_PORT};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 
 use crate::fixture::*;
 use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, syn};
 use crate::packets::*;
-use crate::trial::{Sent, TRANSLATED, Trial};
+use crate::trial::{Sent, Trial};
 
 #[test]
 fn a_packet_whose_flow_is_known_becomes_what_the_stages_would_make_of_it() {
@@ -53,8 +53,9 @@ fn what_is_remembered_of_a_flow() {
         let (uplink, pod_a, pod_b) = (trial.node.uplink, trial.node.pod_a, trial.node.pod_b);
         let nothing = KnownFlow {
             key: trial.flow.key(),
-            generation: entry.generation,
+            epochs: trial.node.loaded.maps.epochs.sum(&entry.slots),
             asked: entry.asked,
+            slots: trial.slots(),
             from: pod_a,
             to: uplink,
             kind: trial.way.kind,
@@ -193,20 +194,12 @@ fn what_is_no_plain_packet_of_the_same_sender_does_not_follow_what_is_known() {
 #[test]
 fn what_is_known_ends_with_what_it_was_made_of() {
     type Event = fn(&mut Trial);
-    let events: [(&str, Event); 5] = [
-        ("the agent forgets all", |trial| trial.node.loaded.maps.forget_flows().unwrap()),
-        ("the agent writes to a map", |trial| {
-            let networks = &mut trial.node.model.non_masquerade;
-            let one = "192.0.2.0/24".parse().unwrap();
-            if !networks.remove(&one) {
-                networks.insert(one);
-            }
-            trial.node.fill();
-        }),
+    let events: [(&str, Event); 4] = [
+        ("the agent forgets all", |trial| trial.node.loaded.maps.forget_flows()),
         ("its time is over", |trial| {
             trial.change(|known| known.asked = known.asked.wrapping_sub(KNOWN_FLOW_JIFFIES));
         }),
-        ("another generation", |trial| trial.change(|known| known.generation ^= 1)),
+        ("another epoch", |trial| trial.change(|known| known.epochs ^= 1)),
         ("an element that another flow has by now", |trial| {
             trial.change(|known| known.key.source_port.bytes[0] ^= 2)
         }),
@@ -222,29 +215,6 @@ fn what_is_known_ends_with_what_it_was_made_of() {
             assert_eq!(entry.reserved, 0, "{}: {what}", trial.what());
         }
     });
-}
-
-#[test]
-fn only_an_error_about_the_tunnel_ends_what_is_known() {
-    let tunnel = |source, destination| Packet::new(source, destination, udp(50000, VXLAN_PORT));
-    let table = [
-        ("its tunnel", Mode::Vxlan, tunnel(NODE1, NODE2), true),
-        ("its tunnel to no node", Mode::Vxlan, tunnel(NODE1, STRANGER), false),
-        ("a tunnel of others", Mode::Vxlan, tunnel(NODE3, NODE2), false),
-        ("another port of a node", Mode::Vxlan, Packet::new(NODE1, NODE2, udp(50000, 53)), false),
-        ("a connection to a node", Mode::Vxlan, Packet::new(NODE1, NODE2, tcp(50000, VXLAN_PORT)), false),
-        ("a flow to the world", Mode::Vxlan, Packet::new(NODE1, WORLD, udp(CLIENT, SERVER)), false),
-        ("a pod's flow", Mode::Direct, Packet::new(NODE1, REMOTE_POD, udp(1, 2)), false),
-        ("no tunnel is there", Mode::Direct, tunnel(NODE1, NODE2), false),
-    ];
-    for (what, mode, quoted, ends) in table {
-        let mut node = Fixture::new(mode);
-        let error = arriving(STRANGER, NODE1, Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] })
-            .with(|packet| packet.payload = behind_ethernet(&quoted.build()));
-        let (link, before) = (node.uplink, node.now().generation);
-        node.run(FROM_UPLINK, link, &error.build(), 0);
-        assert_eq!(node.now().generation != before, ends, "{mode:?}: {what}");
-    }
 }
 
 #[test]

@@ -82,7 +82,7 @@ macro_rules! remove_all {
     }};
 }
 
-/// Leaves what a new load has: but `GENERATION` goes on, as it does on a node.
+/// Leaves what a new load has: but `GENERATION` and `EPOCHS` go on, as they do on a node.
 fn empty(dataplane: &mut Dataplane) {
     let removed = remove_all! { dataplane:
         endpoints ENDPOINTS,
@@ -109,7 +109,15 @@ fn empty(dataplane: &mut Dataplane) {
     let noted = dataplane.ebpf.map_mut(maps::BEGINNINGS).expect("the agent does not take it");
     let mut noted = PerCpuArray::<_, [u8; size_of::<Beginning>()]>::try_from(noted).unwrap();
     noted.set(0, on_each_cpu([0; size_of::<Beginning>()]), 0).unwrap();
-    let others = [maps::DROPS, maps::TRAFFIC, maps::BEGINNINGS, maps::GENERATION, maps::HOLDERS, maps::ROOM];
+    let others = [
+        maps::DROPS,
+        maps::TRAFFIC,
+        maps::BEGINNINGS,
+        maps::GENERATION,
+        maps::EPOCHS,
+        maps::HOLDERS,
+        maps::ROOM,
+    ];
     for name in maps::ALL {
         assert!(
             removed.contains(&name) || others.contains(&name),

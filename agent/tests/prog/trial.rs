@@ -1,8 +1,9 @@
 //! Packets of one flow that goes past the host stack: what the stages make of one, and what follows from what is known of it.
 
 use podwire::model::{Mode, Uplink};
-use podwire_common::abi::{self, Flow, KnownFlow, Translation};
-use podwire_common::addr::{Be16, Mac};
+use podwire_common::abi::{self, Flow, KnownFlow};
+use podwire_common::addr::Mac;
+use podwire_common::epoch::{self, FLOW_SLOTS};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
@@ -10,15 +11,14 @@ use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 use crate::fixture::*;
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, tunnelled};
 use crate::packets::*;
+use crate::pool::Loaded;
 
-/// What pod A's own port, [`CLIENT`], becomes towards the world.
-pub const TRANSLATED: u16 = 61000;
 /// Whoever follows what is known, and that is false, is told by it.
 const FALSE_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 0xff];
 /// An entry that this test wrote: the programs write 0.
-const OURS: u8 = 1;
+pub const OURS: u8 = 1;
 /// What is known may end by itself between two packets.
-const ATTEMPTS: usize = 20;
+pub const ATTEMPTS: usize = 20;
 
 /// A way past the host stack.
 #[derive(Clone, Copy)]
@@ -91,8 +91,13 @@ pub struct Trial {
 impl Trial {
     /// Does something with each way, of TCP and of UDP.
     pub fn each(action: impl Fn(&mut Self)) {
+        Self::each_with(Loaded::take, action);
+    }
+
+    /// As [`Self::each`], with another build of the programs.
+    pub fn each_with<L: Into<Loaded>>(load: impl Fn(&abi::Config) -> L, action: impl Fn(&mut Self)) {
         for mode in [Mode::Vxlan, Mode::Direct] {
-            let mut node = Fixture::new(mode);
+            let mut node = Fixture::with_programs(mode, &load);
             node.namespace.ip("route add default via 10.200.0.2 dev up0");
             let addresses = vec![NODE1];
             node.model.uplinks.push(Uplink { index: node.pod_b, name: "pwb".into(), mtu: 1500, addresses });
@@ -153,7 +158,7 @@ impl Trial {
     pub fn judged(&mut self, sent: &Sent) -> Seen {
         self.node.forget_known();
         if matches!(self.way.kind, abi::KNOWN_WORLD_OUT | abi::KNOWN_WORLD_IN) {
-            self.translate();
+            self.node.translate(self.flow.protocol);
         }
         self.see(sent)
     }
@@ -175,11 +180,24 @@ impl Trial {
         panic!("{}: what is known is not used", self.what());
     }
 
-    /// After a packet has followed what is known, and that is false.
-    pub fn mislead(&mut self) {
+    /// After a packet has followed what is known, and that is false. What became of the packet.
+    pub fn mislead(&mut self) -> Seen {
         let plain = self.sent(&self.plain);
         let truth = self.judged(&plain);
-        assert_ne!(self.known(&plain, falsify), truth, "{}: what is false shows", self.what());
+        let misled = self.known(&plain, falsify);
+        assert_ne!(misled, truth, "{}: what is false shows", self.what());
+        misled
+    }
+
+    /// What an entry of the flow depends on. Pod A is endpoint 1, pod B is endpoint 2.
+    pub fn slots(&self) -> [u16; FLOW_SLOTS] {
+        match self.way.kind {
+            abi::KNOWN_LOCAL => epoch::of_neighbours(1, 2),
+            abi::KNOWN_WORLD_OUT | abi::KNOWN_WORLD_IN => {
+                epoch::with_world(1, self.node.uplink, &WORLD.into())
+            }
+            _ => epoch::with_node(1, &NODE2.into(), &REMOTE_POD.into()),
+        }
     }
 
     /// What is known of the flow, whether it counts or not.
@@ -193,39 +211,6 @@ impl Trial {
         change(&mut known);
         self.node.loaded.maps.flows.insert(self.flow.key(), known, 0).unwrap();
     }
-
-    /// Both halves of a flow of pod A to the world, that goes past the host stack.
-    fn translate(&mut self) {
-        let protocol = self.flow.protocol;
-        let original = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol);
-        let half = Translation {
-            asked: 0,
-            last_seen: u64::MAX / 2,
-            source: NODE1.into(),
-            destination: WORLD.into(),
-            source_port: Be16::new(TRANSLATED),
-            destination_port: Be16::new(SERVER),
-            ifindex: self.node.uplink,
-            kind: abi::TRANSLATION_SNAT,
-            reply: 0,
-            state: abi::STATE_REPLIED,
-            hairpin: 0,
-            past_stack: 1,
-            is_long: 1,
-            reserved: [0; 6],
-        };
-        let back = Translation {
-            source: WORLD.into(),
-            destination: POD_A.into(),
-            source_port: Be16::new(SERVER),
-            destination_port: Be16::new(CLIENT),
-            reply: 1,
-            ..half
-        };
-        let translations = &mut self.node.loaded.maps.translations;
-        translations.insert(original, half, 0).unwrap();
-        translations.insert(half.other_half(protocol), back, 0).unwrap();
-    }
 }
 
 fn protocol_of(packet: &Packet) -> u8 {
@@ -236,7 +221,7 @@ fn protocol_of(packet: &Packet) -> u8 {
 }
 
 /// Has whoever follows it write something that nothing else would lead to.
-fn falsify(known: &mut KnownFlow) {
+pub fn falsify(known: &mut KnownFlow) {
     match known.kind {
         abi::KNOWN_TUNNEL_OUT | abi::KNOWN_WORLD_OUT => known.source = STRANGER.into(),
         abi::KNOWN_DIRECT_OUT => (known.kind, known.source) = (abi::KNOWN_WORLD_OUT, STRANGER.into()),

@@ -25,8 +25,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 fn verdict(ctx: &TcContext) -> Outcome {
     ctx.clear_ready_to_leave();
     checksum::of_pod(ctx)?;
-    let generation = maps::generation();
-    let known = match known::of_pod(ctx, generation) {
+    let known = match known::of_pod(ctx) {
         Some((plain, known)) if known.kind == KNOWN_LOCAL => {
             let verdict = known::to_neighbour(ctx, plain, known)?;
             if verdict != Verdict::UNDECIDED {
@@ -37,7 +36,6 @@ fn verdict(ctx: &TcContext) -> Outcome {
         other => other.map(|(_, known)| known),
     };
     let mut packet = Ipv4::at(0);
-    packet.generation = generation;
     packet.load(ctx)?;
     match packet.headers.ethertype.get() {
         _ if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
@@ -64,6 +62,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
             return Ok(verdict);
         }
     }
+    // Before anything is looked up that a flow may be learnt from.
+    packet.generation = maps::generation();
     let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
     source::keep_to_limit(ctx, endpoint)?;
     parsed?;
@@ -83,7 +83,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         {
             return Ok(Verdict::stack(Path::ToStack));
         }
-        known::remember_local(ctx, &packet, endpoint, other);
+        known::learn_local(ctx, &packet, endpoint, other);
         return local::deliver(ctx, &mut packet.headers, other, Path::Local);
     }
     if let Some(node) = maps::node(&destination) {

@@ -8,9 +8,10 @@ use podwire_common::{
     abi::{
         ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, KNOWN_DESTINATION, KNOWN_DIRECT_IN,
         KNOWN_DIRECT_OUT, KNOWN_LOCAL, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN, KNOWN_WORLD_OUT,
-        KnownFlow, Macs, Translation,
+        KnownFlow, Macs, Node, Translation,
     },
     addr::{Addr, Be16},
+    epoch::{self, FLOW_SLOTS},
     flow::protocol,
     nat::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     reason::Path,
@@ -25,9 +26,9 @@ use crate::{
 
 /// A pod's packet that is a plain one, and what is known of its flow. The sender has been found to be the one that the flow is known of.
 #[inline(always)]
-pub fn of_pod(ctx: &TcContext, generation: u32) -> Option<(Plain, &'static KnownFlow)> {
+pub fn of_pod(ctx: &TcContext) -> Option<(Plain, &'static KnownFlow)> {
     let plain = Plain::of(ctx)?;
-    let known = maps::known_flow(&plain.key(), generation)?;
+    let known = maps::known_flow(&plain.key())?;
     (known.from == ctx.ifindex() && plain.is_from(known.sender_mac)).then_some((plain, known))
 }
 
@@ -145,7 +146,7 @@ pub fn destination_of(ctx: &TcContext, packet: &Ipv4) -> Option<Destination> {
         return None;
     }
     let key = packet.flow.destination_key();
-    let known = maps::known_flow(&key, packet.generation)?;
+    let known = maps::known_flow(&key)?;
     if known.from != ctx.ifindex()
         || known.sender_mac != headers.source_mac
         || packet.wire_length(ctx) > known.mtu
@@ -157,14 +158,13 @@ pub fn destination_of(ctx: &TcContext, packet: &Ipv4) -> Option<Destination> {
     maps::is_still(known, &key).then_some(found)
 }
 
-/// What is known of a packet's flow; otherwise the packet notes since when it is judged.
+/// What is known of a packet's flow.
 #[inline(always)]
-fn of(ctx: &TcContext, packet: &mut Ipv4) -> Option<&'static KnownFlow> {
-    packet.generation = maps::generation();
+fn of(ctx: &TcContext, packet: &Ipv4) -> Option<&'static KnownFlow> {
     if !is_plain(packet) || packet.headers.ttl <= 1 {
         return None;
     }
-    maps::known_flow(&packet.flow.key(), packet.generation).filter(|known| known.from == ctx.ifindex())
+    maps::known_flow(&packet.flow.key()).filter(|known| known.from == ctx.ifindex())
 }
 
 /// Whether an entry is still that of the packet's flow, after it was read.
@@ -191,142 +191,165 @@ fn is_guarded(from: &Endpoint) -> bool {
     from.flags & ENDPOINT_EGRESS_LIMITED != 0
 }
 
-/// Remembers that a flow leads from a pod to another one here.
+/// Learns that a flow leads from a pod to another one here.
 #[inline(always)]
-pub fn remember_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
-    if !is_guarded(from) {
-        remember_in(ctx, packet, to, KNOWN_LOCAL, &Addr::UNSPECIFIED);
-    }
-}
-
-/// Remembers that a flow leads from a pod, or from another node, into a pod. `sender`: the outer source, of a packet out of the tunnel.
-#[inline(always)]
-pub fn remember_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, sender: &Addr) {
-    if is_plain(packet) && !is_limited(to) {
-        add_in(ctx, packet, to, kind, sender);
+pub fn learn_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
+    if !is_guarded(from) && is_learnable_in(packet, to) {
+        add_local(ctx, packet, from, to);
         check_again(packet);
     }
 }
 
 #[inline(never)]
-fn add_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, sender: &Addr) {
-    let mut known = entry(ctx, packet, kind);
-    known.source = *sender;
-    into_endpoint(&mut known, to);
-    maps::remember_flow(&known);
+fn add_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
+    let Some(known) = entry(ctx, packet, KNOWN_LOCAL, epoch::of_neighbours(from.id, to.id)) else { return };
+    into_endpoint(known, to);
+    maps::learn_flow(known, packet.generation);
 }
 
-/// Remembers by which way a pod's flow leaves by direct routing. `mtu` is the largest IP packet of the pod's that was seen to fit it.
+/// Learns that a flow leads from another node into a pod: inside VXLAN, or by direct routing. `node`: the sender's tunnel
+/// endpoint.
 #[inline(always)]
-pub fn remember_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, mtu: u32) {
+pub fn learn_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, node: &Addr) {
+    if is_learnable_in(packet, to) {
+        add_in(ctx, packet, to, kind, node);
+        check_again(packet);
+    }
+}
+
+#[inline(never)]
+fn add_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, node: &Addr) {
+    let Some(known) = entry(ctx, packet, kind, epoch::with_node(to.id, node, &packet.flow.source)) else {
+        return;
+    };
+    if kind == KNOWN_TUNNEL_IN {
+        known.source = *node;
+    }
+    into_endpoint(known, to);
+    maps::learn_flow(known, packet.generation);
+}
+
+#[inline(always)]
+fn is_learnable_in(packet: &Ipv4, to: &Endpoint) -> bool {
+    is_plain(packet) && !is_limited(to)
+}
+
+/// Learns by which way a pod's flow leaves by direct routing to a node, whose packets of this size were seen to fit it.
+#[inline(always)]
+pub fn learn_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &Node, way: &Way) {
     if is_plain(packet) && !is_guarded(from) {
-        add_direct_out(ctx, packet, way, mtu);
+        add_direct_out(ctx, packet, from, node, way);
         check_again(packet);
     }
 }
 
 #[inline(never)]
-fn add_direct_out(ctx: &TcContext, packet: &Ipv4, way: &Way, mtu: u32) {
-    let mut known = entry(ctx, packet, KNOWN_DIRECT_OUT);
-    out_by(&mut known, way, mtu);
-    maps::remember_flow(&known);
+fn add_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &Node, way: &Way) {
+    let slots = epoch::with_node(from.id, &node.tunnel_endpoint, &way.destination);
+    let Some(known) = entry(ctx, packet, KNOWN_DIRECT_OUT, slots) else { return };
+    out_by(known, way, way.length);
+    maps::learn_flow(known, packet.generation);
 }
 
-/// As [`remember_direct_out`], through the tunnel, with the link addresses of the inner frames.
+/// As [`learn_direct_out`], through the tunnel, with the link addresses of the inner frames.
 #[inline(always)]
-pub fn remember_tunnel_out(
-    ctx: &TcContext,
-    packet: &Ipv4,
-    from: &Endpoint,
-    way: &Way,
-    inner: Macs,
+pub fn learn_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, inner: Macs, mtu: u32) {
+    if is_plain(packet) && !is_guarded(from) {
+        add_tunnel_out(ctx, packet, from, way, &Inner { macs: inner, mtu });
+        check_again(packet);
+    }
+}
+
+/// Inner frames, as they go through the tunnel.
+struct Inner {
+    macs: Macs,
     mtu: u32,
-) {
-    if is_plain(packet) && !is_guarded(from) {
-        add_tunnel_out(ctx, packet, way, inner, mtu);
-        check_again(packet);
-    }
 }
 
 #[inline(never)]
-fn add_tunnel_out(ctx: &TcContext, packet: &Ipv4, way: &Way, inner: Macs, mtu: u32) {
-    let mut known = entry(ctx, packet, KNOWN_TUNNEL_OUT);
-    out_by(&mut known, way, mtu);
-    known.macs = inner;
+fn add_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, inner: &Inner) {
+    let slots = epoch::with_node(from.id, &way.destination, &packet.flow.destination);
+    let Some(known) = entry(ctx, packet, KNOWN_TUNNEL_OUT, slots) else { return };
+    out_by(known, way, inner.mtu);
+    known.macs = inner.macs;
     known.source = way.source;
     known.destination = way.destination;
     known.source_port = packet.flow.tunnel_source_port();
-    maps::remember_flow(&known);
+    maps::learn_flow(known, packet.generation);
 }
 
-/// Remembers by which way a pod's flow to the world leaves, and under which address; of a flow's first plain packet, where it leads.
+/// Learns by which way a pod's flow to the world leaves, and under which address; of a flow's first plain packet, where it leads.
 #[inline(always)]
-pub fn remember_world_out(
-    ctx: &TcContext,
-    packet: &Ipv4,
-    from: &Endpoint,
-    way: &Way,
-    half: &TranslationEntry,
-) {
+pub fn learn_world_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, half: &TranslationEntry) {
     if !is_plain(packet) || is_guarded(from) {
         return;
     }
-    match half.mark_long() {
-        true => add_world_out(ctx, packet, way, half.get()),
-        false => add_destination(ctx, packet, way, half.get()),
+    if half.mark_long() {
+        add_world_out(ctx, packet, from, way, half.get());
+    } else if tells_of_destination(packet, half.get()) {
+        add_destination(ctx, packet, from, way, half.get());
     }
 }
 
+/// Whether what the host's rules let a flow do is also true of the pod's other connections to the same port.
+// Not in `add_destination`, beside the entry on its stack.
+#[inline(always)]
+fn tells_of_destination(packet: &Ipv4, half: &Translation) -> bool {
+    // What they said of this connection too long ago, they need not say of another.
+    !maps::asks_each_connection()
+        && packet.flow.protocol == protocol::TCP
+        && maps::is_fresh(half.asked)
+        && !maps::is_not_masqueraded(&packet.flow.destination)
+}
+
 #[inline(never)]
-fn add_world_out(ctx: &TcContext, packet: &Ipv4, way: &Way, to: &Translation) {
-    let mut known = entry(ctx, packet, KNOWN_WORLD_OUT);
-    out_by(&mut known, way, way.length);
+fn add_world_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, to: &Translation) {
+    let slots = epoch::with_world(from.id, way.ifindex, &packet.flow.destination);
+    let Some(known) = entry(ctx, packet, KNOWN_WORLD_OUT, slots) else { return };
+    out_by(known, way, way.length);
     known.source = to.source;
     known.source_port = to.source_port;
-    remember_world(packet, &known);
+    learn_world(packet, known);
 }
 
 #[inline(never)]
-fn add_destination(ctx: &TcContext, packet: &Ipv4, way: &Way, half: &Translation) {
-    // What they said of this connection too long ago, they need not say of another.
-    if maps::asks_each_connection()
-        || packet.flow.protocol != protocol::TCP
-        || !maps::is_fresh(half.asked)
-        || maps::is_not_masqueraded(&packet.flow.destination)
-    {
-        return;
-    }
-    let mut known = entry(ctx, packet, KNOWN_DESTINATION);
+fn add_destination(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, half: &Translation) {
+    let slots = epoch::with_world(from.id, way.ifindex, &packet.flow.destination);
+    let Some(known) = entry(ctx, packet, KNOWN_DESTINATION, slots) else { return };
     known.key = packet.flow.destination_key();
     known.asked = half.asked;
-    out_by(&mut known, way, way.length);
+    out_by(known, way, way.length);
     known.source = half.source;
-    maps::remember_flow(&known);
+    maps::learn_flow(known, packet.generation);
 }
 
-/// Adds an entry, unless the translation has gone meanwhile or was taken back to the stack: who did that has removed the entry before it
-/// was there.
+/// Adds an entry, unless the translation has gone meanwhile or was taken back to the stack: the program that did so removed the entry
+/// before it was there.
 #[inline(always)]
-fn remember_world(packet: &Ipv4, known: &KnownFlow) {
-    maps::remember_flow(known);
+fn learn_world(packet: &Ipv4, known: &mut KnownFlow) {
+    maps::learn_flow(known, packet.generation);
     if maps::translation(&packet.flow).is_none_or(|half| half.get().past_stack == 0) {
         maps::forget_known(known);
     }
 }
 
-/// Remembers which pod replies from the world are for.
-#[inline(never)]
-pub fn remember_world_in(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, half: &TranslationEntry) {
-    if !is_plain(packet) || is_limited(endpoint) || !half.mark_long() {
-        return;
+/// Learns which pod replies from the world are for.
+#[inline(always)]
+pub fn learn_world_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, half: &TranslationEntry) {
+    if is_learnable_in(packet, to) && half.mark_long() {
+        add_world_in(ctx, packet, to, half.get());
     }
-    let to = half.get();
-    let mut known = entry(ctx, packet, KNOWN_WORLD_IN);
-    known.mtu = endpoint.mtu;
-    into_endpoint(&mut known, endpoint);
-    known.destination = to.destination;
-    known.destination_port = to.destination_port;
-    remember_world(packet, &known);
+}
+
+#[inline(never)]
+fn add_world_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, half: &Translation) {
+    let slots = epoch::with_world(to.id, ctx.ifindex(), &packet.flow.source);
+    let Some(known) = entry(ctx, packet, KNOWN_WORLD_IN, slots) else { return };
+    known.mtu = to.mtu;
+    into_endpoint(known, to);
+    known.destination = half.destination;
+    known.destination_port = half.destination_port;
+    learn_world(packet, known);
 }
 
 #[inline(always)]
@@ -342,14 +365,20 @@ fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
     known.macs = endpoint.macs();
 }
 
+/// An entry of a packet's flow, to which the way that its packets go is missing.
 #[inline(always)]
-fn entry(ctx: &TcContext, packet: &Ipv4, kind: u8) -> KnownFlow {
-    // First: what is read before a helper call takes its place on the stack during the call.
-    let asked = maps::jiffies();
-    KnownFlow {
+fn entry(
+    ctx: &TcContext,
+    packet: &Ipv4,
+    kind: u8,
+    slots: [u16; FLOW_SLOTS],
+) -> Option<&'static mut KnownFlow> {
+    let known = maps::new_flow()?;
+    *known = KnownFlow {
         key: packet.flow.key(),
-        generation: packet.generation,
-        asked,
+        epochs: 0,
+        asked: maps::jiffies(),
+        slots,
         from: ctx.ifindex(),
         to: 0,
         kind,
@@ -362,7 +391,8 @@ fn entry(ctx: &TcContext, packet: &Ipv4, kind: u8) -> KnownFlow {
         destination: Addr::UNSPECIFIED,
         source_port: Be16::ZERO,
         destination_port: Be16::ZERO,
-    }
+    };
+    Some(known)
 }
 
 /// What would have led elsewhere may have come while the packet was judged: who has added that has removed the entry before it was there.

@@ -91,7 +91,7 @@ fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &T
     let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
     match way.look_up_any(ctx) {
         Lookup::Found if way.ifindex == to.ifindex => {
-            known::remember_world_out(ctx, packet, endpoint, &way, entry)
+            known::learn_world_out(ctx, packet, endpoint, &way, entry)
         }
         // Before it is translated: the pod knows its own packet only.
         Lookup::TooBig if too_big::can_answer(packet) => {
@@ -314,7 +314,7 @@ pub fn back(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Out
         // The sender of what does not fit the pod's link is told by the stack.
         && packet.wire_length(ctx) <= endpoint.mtu
     {
-        known::remember_world_in(ctx, packet, endpoint, entry);
+        known::learn_world_in(ctx, packet, endpoint, entry);
         if packet.is_whole() {
             packet.headers.set_macs(endpoint.macs());
             readdress_destination(ctx, packet, &to.destination, to.destination_port)?;

@@ -39,6 +39,8 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
             false => Ok(Verdict::PASS),
         };
     }
+    // Before anything is looked up that a flow may be learnt from.
+    packet.generation = maps::generation();
     check_outer(vni, &sender)?;
     if !is_usual {
         // The outer headers are not where the fast way expects them. The device's ingress checks the rest.
@@ -57,7 +59,7 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
-    known::remember_in(ctx, packet, endpoint, KNOWN_TUNNEL_IN, &sender);
+    known::learn_in(ctx, packet, endpoint, KNOWN_TUNNEL_IN, &sender);
     match unwrap(ctx, outer_class, packet)? {
         true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
         false => Ok(Verdict::PASS),

@@ -34,7 +34,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
     if lookup == Lookup::Found && !cfg!(feature = "through-device") {
-        known::remember_tunnel_out(
+        known::learn_tunnel_out(
             ctx,
             packet,
             endpoint,
