@@ -100,7 +100,7 @@ const RULES: &[Rule] = &[
         why: "packet/ knows bytes, and neither maps nor policy",
     },
     Rule {
-        within: &["ebpf/src/maps.rs"],
+        within: &["ebpf/src/maps"],
         except: &[],
         forbidden: &["crate::packet", "crate::stage", "crate::hooks", "crate::verdict"],
         why: "maps know nothing of packets",
@@ -115,7 +115,7 @@ const RULES: &[Rule] = &[
         within: &["agent/src", "cni-shim/src", "common/src", "ebpf/src", "xtask/src"],
         except: &[
             "ebpf/src/helpers",
-            "ebpf/src/maps.rs",
+            "ebpf/src/maps",
             "ebpf/src/packet",
             "ebpf/src/subprogram.rs",
             "common/src/abi.rs",
