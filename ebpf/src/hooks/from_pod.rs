@@ -11,7 +11,8 @@ use crate::{
     maps,
     packet::{Headers, Ipv4, Skb, ethertype},
     stage::{
-        arp, checksum, direct, flow, frontend, icmp_error, known, local, snat, source, stack_flow, tunnel_out,
+        arp, checksum, direct, fastpath, flow, frontend, icmp_error, local, snat, source, stack_flow,
+        tunnel_out,
     },
     verdict::{Outcome, Verdict, finish},
 };
@@ -25,9 +26,9 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 fn verdict(ctx: &TcContext) -> Outcome {
     ctx.clear_ready_to_leave();
     checksum::of_pod(ctx)?;
-    let known = match known::of_pod(ctx) {
+    let known = match fastpath::of_pod(ctx) {
         Some((plain, known)) if known.kind == KNOWN_LOCAL => {
-            let verdict = known::to_neighbour(ctx, plain, known)?;
+            let verdict = fastpath::to_neighbour(ctx, plain, known)?;
             if verdict != Verdict::UNDECIDED {
                 return Ok(verdict);
             }
@@ -51,7 +52,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     if parsed.is_ok()
         && let Some(known) = known
     {
-        let verdict = known::from_pod(ctx, &mut packet, known)?;
+        let verdict = fastpath::from_pod(ctx, &mut packet, known)?;
         if verdict != Verdict::UNDECIDED {
             return Ok(verdict);
         }
@@ -83,7 +84,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         {
             return Ok(Verdict::stack(Path::ToStack));
         }
-        known::learn_local(ctx, &packet, endpoint, other);
+        fastpath::learn_local(ctx, &packet, endpoint, other);
         return local::deliver(ctx, &mut packet.headers, other, Path::Local);
     }
     if let Some(node) = maps::node(&destination) {

@@ -9,7 +9,7 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Fragment, Ipv4, Skb, ethertype},
-    stage::{direct, icmp_error, inbound, known, source, stack_flow, translation, tunnel_in},
+    stage::{direct, fastpath, icmp_error, inbound, source, stack_flow, translation, tunnel_in},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -46,7 +46,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         if packet.is_error {
             icmp_error::forget(ctx, &packet);
         }
-        let verdict = known::from_uplink(ctx, &mut packet)?;
+        let verdict = fastpath::from_uplink(ctx, &mut packet)?;
         if verdict != Verdict::UNDECIDED {
             return Ok(verdict);
         }

@@ -6,7 +6,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{flow, known, local, stack_flow, too_big};
+use super::{fastpath, flow, local, stack_flow, too_big};
 use crate::{
     maps,
     packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl},
@@ -37,7 +37,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
         // The stack cuts what may be cut, and answers where there is no route.
         Lookup::TooBig | Lookup::Unknown => return Ok(Verdict::stack(Path::ToStack)),
     }
-    known::learn_direct_out(ctx, packet, endpoint, node, &way);
+    fastpath::learn_direct_out(ctx, packet, endpoint, node, &way);
     decrement_ttl(ctx, &packet.headers, 0)?;
     Ok(Verdict::redirect(Path::DirectOut, way.leave(ctx)))
 }
@@ -53,7 +53,7 @@ pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, sender: O
         return Ok(Verdict::PASS);
     }
     if let Some(node) = sender {
-        known::learn_in(ctx, packet, endpoint, KNOWN_DIRECT_IN, &node.tunnel_endpoint);
+        fastpath::learn_in(ctx, packet, endpoint, KNOWN_DIRECT_IN, &node.tunnel_endpoint);
     }
     local::deliver(ctx, &mut packet.headers, endpoint, Path::DirectIn)
 }

@@ -3,12 +3,12 @@
 pub mod arp;
 pub mod checksum;
 pub mod direct;
+pub mod fastpath;
 pub mod flow;
 pub mod frontend;
 pub mod host_process;
 pub mod icmp_error;
 pub mod inbound;
-pub mod known;
 pub mod local;
 pub mod snat;
 pub mod source;

@@ -12,7 +12,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{direct, flow, known, local, source, too_big, translation};
+use super::{direct, fastpath, flow, local, source, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{
@@ -57,7 +57,7 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outc
 /// [`Drop::TranslationsFull`].
 #[inline(never)]
 pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
-    let Some(destination) = known::destination_of(ctx, packet) else {
+    let Some(destination) = fastpath::destination_of(ctx, packet) else {
         return Ok(Verdict::UNDECIDED);
     };
     let uplink = destination.uplink;
@@ -91,7 +91,7 @@ fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &T
     let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
     match way.look_up_any(ctx) {
         Lookup::Found if way.ifindex == to.ifindex => {
-            known::learn_world_out(ctx, packet, endpoint, &way, entry)
+            fastpath::learn_world_out(ctx, packet, endpoint, &way, entry)
         }
         // Before it is translated: the pod knows its own packet only.
         Lookup::TooBig if too_big::can_answer(packet) => {
@@ -314,7 +314,7 @@ pub fn back(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Out
         // The sender of what does not fit the pod's link is told by the stack.
         && packet.wire_length(ctx) <= endpoint.mtu
     {
-        known::learn_world_in(ctx, packet, endpoint, entry);
+        fastpath::learn_world_in(ctx, packet, endpoint, entry);
         if packet.is_whole() {
             packet.headers.set_macs(endpoint.macs());
             readdress_destination(ctx, packet, &to.destination, to.destination_port)?;

@@ -9,7 +9,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{flow, frontend, icmp_error, known, local, source, stack_flow};
+use super::{fastpath, flow, frontend, icmp_error, local, source, stack_flow};
 use crate::{
     maps,
     packet::{Ipv4, OUTER_LENGTH, Skb, decapsulate, get_tunnel_key, vni_of},
@@ -32,7 +32,7 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         && loaded.is_ok()
         && vni == Some(maps::vni())
         && !is_other_segments(ctx, packet)
-        && let Some((link, macs)) = known::from_tunnel(ctx, packet, &sender)
+        && let Some((link, macs)) = fastpath::from_tunnel(ctx, packet, &sender)
     {
         return match unwrap(ctx, outer_class, packet)? {
             true => local::send(ctx, &mut packet.headers, macs, link, Path::TunnelIn),
@@ -59,7 +59,7 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
-    known::learn_in(ctx, packet, endpoint, KNOWN_TUNNEL_IN, &sender);
+    fastpath::learn_in(ctx, packet, endpoint, KNOWN_TUNNEL_IN, &sender);
     match unwrap(ctx, outer_class, packet)? {
         true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
         false => Ok(Verdict::PASS),

@@ -9,7 +9,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{known, too_big};
+use super::{fastpath, too_big};
 use crate::{
     maps,
     packet::{
@@ -34,7 +34,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
     if lookup == Lookup::Found && !cfg!(feature = "through-device") {
-        known::learn_tunnel_out(
+        fastpath::learn_tunnel_out(
             ctx,
             packet,
             endpoint,

@@ -1,183 +1,22 @@
-//! What is known of a flow that goes past the host stack: one lookup in place of all others, and of what they are asked of.
-//!
-//! An entry holds for a part of a second, and ends with the first change of anything that it was made of. What is no plain TCP or
-//! UDP packet in the midst of its flow goes the whole way through the stages.
+//! What the stages have found out becomes known.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, KNOWN_DESTINATION, KNOWN_DIRECT_IN,
-        KNOWN_DIRECT_OUT, KNOWN_LOCAL, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN, KNOWN_WORLD_OUT,
-        KnownFlow, Macs, Node, Translation,
+        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, KNOWN_DESTINATION, KNOWN_DIRECT_OUT,
+        KNOWN_LOCAL, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN, KNOWN_WORLD_OUT, KnownFlow, Macs,
+        Node, Translation,
     },
     addr::{Addr, Be16},
     epoch::{self, FLOW_SLOTS},
     flow::protocol,
-    nat::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
-    reason::Path,
 };
 
-use super::{local, tunnel_out};
+use super::lookup::is_plain;
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Ipv4, Plain, Skb, Way, decrement_ttl, readdress_destination, readdress_source},
-    verdict::{Outcome, Verdict},
+    packet::{Ipv4, Skb, Way},
 };
-
-/// A pod's packet that is a plain one, and what is known of its flow. The sender has been found to be the one that the flow is known of.
-#[inline(always)]
-pub fn of_pod(ctx: &TcContext) -> Option<(Plain, &'static KnownFlow)> {
-    let plain = Plain::of(ctx)?;
-    let known = maps::known_flow(&plain.key())?;
-    (known.from == ctx.ifindex() && plain.is_from(known.sender_mac)).then_some((plain, known))
-}
-
-/// A pod's packet to another one here ([`KNOWN_LOCAL`](podwire_common::abi::KNOWN_LOCAL)); [`Verdict::UNDECIDED`] when the entry has become
-/// another flow's meanwhile.
-///
-/// # Errors
-/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
-#[inline(always)]
-pub fn to_neighbour(ctx: &TcContext, plain: Plain, known: &KnownFlow) -> Outcome {
-    let (to, macs) = (known.to, known.macs);
-    if !maps::is_still(known, &plain.key()) {
-        return Ok(Verdict::UNDECIDED);
-    }
-    plain.pass_on(ctx, macs)?;
-    Ok(Verdict::redirect(Path::Local, local::into(ctx, to)))
-}
-
-/// A pod's packet that leaves the node; [`Verdict::UNDECIDED`] when it does not fit what is known.
-///
-/// # Errors
-/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
-#[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
-    let kind = known.kind;
-    if packet.wire_length(ctx) > known.mtu {
-        return Ok(Verdict::UNDECIDED);
-    }
-    let way = Way::known(known.to, known.next_hop, known.source, known.destination);
-    let (source_port, inner) = (known.source_port, known.macs.destination);
-    if !is_still(known, packet) {
-        return Ok(Verdict::UNDECIDED);
-    }
-    match kind {
-        KNOWN_TUNNEL_OUT => tunnel_out::send_known(ctx, packet, &way, source_port, inner),
-        KNOWN_WORLD_OUT => {
-            readdress_source(ctx, packet, &way.source, source_port)?;
-            Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
-        }
-        KNOWN_DIRECT_OUT => {
-            decrement_ttl(ctx, &packet.headers, 0)?;
-            Ok(Verdict::redirect(Path::DirectOut, way.leave(ctx)))
-        }
-        _ => Ok(Verdict::UNDECIDED),
-    }
-}
-
-/// A packet as it arrived on an uplink, of direct routing or from the world; otherwise as [`from_pod`].
-///
-/// # Errors
-/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
-#[inline(never)]
-pub fn from_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
-    let Some(known) = of(ctx, packet) else {
-        return Ok(Verdict::UNDECIDED);
-    };
-    if known.kind == KNOWN_DIRECT_IN {
-        if known.sender_mac != packet.headers.source_mac {
-            return Ok(Verdict::UNDECIDED);
-        }
-        return into_pod(ctx, packet, known, Path::DirectIn);
-    }
-    if known.kind != KNOWN_WORLD_IN || packet.wire_length(ctx) > known.mtu {
-        return Ok(Verdict::UNDECIDED);
-    }
-    let (to, macs) = (known.to, known.macs);
-    let (destination, port) = (known.destination, known.destination_port);
-    if !is_still(known, packet) {
-        return Ok(Verdict::UNDECIDED);
-    }
-    packet.headers.set_macs(macs);
-    readdress_destination(ctx, packet, &destination, port)?;
-    Ok(Verdict::redirect(Path::SnatIn, local::into(ctx, to)))
-}
-
-/// The link and the addresses into the pod that an inner packet from another node is for.
-#[inline(always)]
-pub fn from_tunnel(ctx: &TcContext, packet: &mut Ipv4, sender: &Addr) -> Option<(u32, Macs)> {
-    let known = of(ctx, packet)?;
-    if known.kind != KNOWN_TUNNEL_IN || known.source != *sender {
-        return None;
-    }
-    let way = (known.to, known.macs);
-    is_still(known, packet).then_some(way)
-}
-
-#[inline(always)]
-fn into_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow, path: Path) -> Outcome {
-    let (to, macs) = (known.to, known.macs);
-    if !is_still(known, packet) {
-        return Ok(Verdict::UNDECIDED);
-    }
-    local::send(ctx, &mut packet.headers, macs, to, path)
-}
-
-/// Where a pod's connection leads to which the host's rules let all others pass as they were, the last one asked not long ago.
-pub struct Destination {
-    /// The uplink.
-    pub uplink: u32,
-    /// Network order, 0 when not known.
-    pub next_hop: u32,
-    /// What the pod's address becomes.
-    pub source: Addr,
-    /// When the rules were asked: jiffies.
-    pub asked: u32,
-}
-
-/// What is known of all of a pod's connections to the address and port that a plain TCP packet goes to, or one that begins or ends a
-/// connection.
-#[inline(always)]
-pub fn destination_of(ctx: &TcContext, packet: &Ipv4) -> Option<Destination> {
-    let headers = &packet.headers;
-    let is_odd = packet.tcp_flags & TCP_SYN != 0 && packet.tcp_flags & (TCP_ACK | TCP_FIN | TCP_RST) != 0;
-    if headers.protocol != protocol::TCP || !packet.is_whole() || headers.ttl <= 1 || is_odd {
-        return None;
-    }
-    let key = packet.flow.destination_key();
-    let known = maps::known_flow(&key)?;
-    if known.from != ctx.ifindex()
-        || known.sender_mac != headers.source_mac
-        || packet.wire_length(ctx) > known.mtu
-    {
-        return None;
-    }
-    let found =
-        Destination { uplink: known.to, next_hop: known.next_hop, source: known.source, asked: known.asked };
-    maps::is_still(known, &key).then_some(found)
-}
-
-/// What is known of a packet's flow.
-#[inline(always)]
-fn of(ctx: &TcContext, packet: &Ipv4) -> Option<&'static KnownFlow> {
-    if !is_plain(packet) || packet.headers.ttl <= 1 {
-        return None;
-    }
-    maps::known_flow(&packet.flow.key()).filter(|known| known.from == ctx.ifindex())
-}
-
-/// Whether an entry is still that of the packet's flow, after it was read.
-#[inline(always)]
-fn is_still(known: &KnownFlow, packet: &Ipv4) -> bool {
-    maps::is_still(known, &packet.flow.key())
-}
-
-/// Whether a packet is TCP or UDP in the midst of its flow, without fragments and options.
-#[inline(always)]
-fn is_plain(packet: &Ipv4) -> bool {
-    packet.is_whole() && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0
-}
 
 /// Whether packets into a pod have to pass the queue of its link: what is known leads past it.
 #[inline(always)]
