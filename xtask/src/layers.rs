@@ -117,7 +117,7 @@ const RULES: &[Rule] = &[
             "ebpf/src/helpers",
             "ebpf/src/maps",
             "ebpf/src/packet",
-            "ebpf/src/subprogram.rs",
+            "ebpf/src/global.rs",
             "common/src/abi.rs",
             "agent/src/dataplane/batch.rs",
             "agent/src/dataplane/numbers.rs",

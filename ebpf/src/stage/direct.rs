@@ -9,8 +9,7 @@ use podwire_common::{
 use super::{fastpath, flow, local, stack_flow, too_big};
 use crate::{
     maps,
-    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl},
-    subprogram,
+    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -86,7 +85,7 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
         Lookup::Unknown => return Err(Drop::NoRouteBack),
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
-    subprogram::translate(ctx, packet, to)?;
+    translate(ctx, packet, to)?;
     Ok(Verdict::redirect(Path::HostPortOut, way.leave(ctx)))
 }
 

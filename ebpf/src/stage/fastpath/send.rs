@@ -7,7 +7,7 @@ use podwire_common::{
 };
 
 use super::{
-    super::{local, tunnel_out},
+    super::{local, outer},
     lookup::{is_still, of},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcom
         return Ok(Verdict::UNDECIDED);
     }
     match kind {
-        KNOWN_TUNNEL_OUT => tunnel_out::send_known(ctx, packet, &way, source_port, inner),
+        KNOWN_TUNNEL_OUT => outer::send_known(ctx, packet, &way, source_port, inner),
         KNOWN_WORLD_OUT => {
             readdress_source(ctx, packet, &way.source, source_port)?;
             Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))

@@ -6,8 +6,7 @@ use podwire_common::{abi::TRANSLATION_RESERVATION, reason::Path};
 use super::super::{fastpath, local};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Ipv4, decrement_ttl, readdress_destination},
-    subprogram,
+    packet::{Ipv4, decrement_ttl, readdress_destination, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -34,9 +33,9 @@ pub fn back(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Out
             return Ok(Verdict::redirect(Path::SnatIn, local::into_endpoint(ctx, endpoint)));
         }
         decrement_ttl(ctx, &packet.headers, 0)?;
-        subprogram::translate(ctx, packet, to)?;
+        translate(ctx, packet, to)?;
         return local::hand_over(ctx, endpoint, Path::SnatIn);
     }
-    subprogram::translate(ctx, packet, to)?;
+    translate(ctx, packet, to)?;
     Ok(Verdict::stack(Path::SnatIn))
 }

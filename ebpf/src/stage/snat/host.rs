@@ -12,8 +12,7 @@ use podwire_common::{
 use super::super::{flow, source, translation};
 use crate::{
     maps,
-    packet::{Ipv4, Skb, belongs_to_socket},
-    subprogram,
+    packet::{Ipv4, Skb, belongs_to_socket, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -32,7 +31,7 @@ pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         // The node's own errors about translated flows quote what the pod knows, which nobody outside does.
         if half.kind == TRANSLATION_HOST || packet.is_error {
             translation::touch(&entry, packet);
-            subprogram::translate(ctx, packet, half)?;
+            translate(ctx, packet, half)?;
             return Ok(Verdict::stack(Path::HostSnatOut));
         }
         return Ok(Verdict::PASS);
@@ -54,9 +53,9 @@ pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
             }
             kind @ (TRANSLATION_SNAT | TRANSLATION_HOST) => {
                 let mut to = translation::begin(TRANSLATION_HOST, ctx.ifindex(), &packet.flow);
-                match subprogram::establish(ctx, &packet.flow, &mut to) {
+                match translation::establish(ctx, &packet.flow, &mut to) {
                     Ok(()) => {
-                        subprogram::translate(ctx, packet, &to)?;
+                        translate(ctx, packet, &to)?;
                         Ok(Verdict::stack(Path::HostSnatOut))
                     }
                     // There is room for one of the two only, and it is this node's.

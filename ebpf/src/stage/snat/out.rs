@@ -14,8 +14,7 @@ use super::{
 };
 use crate::{
     maps,
-    packet::{Ipv4, Skb, source_towards},
-    subprogram,
+    packet::{Ipv4, Skb, source_towards, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -36,7 +35,7 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
                 entry.set_asked();
             }
             translation::touch(&entry, packet);
-            subprogram::translate(ctx, packet, half)?;
+            translate(ctx, packet, half)?;
             return Ok(Verdict::stack(Path::SnatOut));
         }
         if half.kind == TRANSLATION_SNAT {
@@ -64,8 +63,8 @@ pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     to.source = address_towards(ctx, &destination)?;
     to.past_stack = is_untouched(ctx, packet).into();
     to.asked = maps::jiffies();
-    subprogram::establish(ctx, &packet.flow, &mut to)?;
-    subprogram::translate(ctx, packet, &to)?;
+    translation::establish(ctx, &packet.flow, &mut to)?;
+    translate(ctx, packet, &to)?;
     Ok(Verdict::stack(Path::SnatOut))
 }
 

@@ -10,8 +10,7 @@ use podwire_common::{
 use super::super::{direct, fastpath, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl, imprint, leave, readdress_source},
-    subprogram,
+    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl, imprint, leave, readdress_source, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -67,7 +66,7 @@ pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         let mut to = translation::begin(TRANSLATION_SNAT, uplink, &packet.flow);
         to.source = destination.source;
         (to.past_stack, to.asked) = (1, destination.asked);
-        subprogram::establish(ctx, &packet.flow, &mut to)?;
+        translation::establish(ctx, &packet.flow, &mut to)?;
         // Another CPU was first with the same flow, and has asked them.
         if to.past_stack == 0 || to.ifindex != uplink {
             return Ok(Verdict::UNDECIDED);
@@ -106,7 +105,7 @@ fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &T
         readdress_source(ctx, packet, &to.source, to.source_port)?;
     } else {
         decrement_ttl(ctx, &packet.headers, 0)?;
-        subprogram::translate(ctx, packet, to)?;
+        translate(ctx, packet, to)?;
     }
     Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
 }
