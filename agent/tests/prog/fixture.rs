@@ -11,7 +11,7 @@ use podwire::diff::{Deletions, diff};
 use podwire::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
 use podwire_cni::protocol::{Attachment, Bandwidth};
 use podwire_common::abi;
-use podwire_common::addr::{Addr, Be16, Mac};
+use podwire_common::addr::{Be16, Mac, Quad};
 use podwire_common::epoch;
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, UPLINK_XDP};
@@ -414,6 +414,7 @@ impl Fixture {
     /// What is known of where a flow of pod A's leads, when the host's rules were asked at a time.
     pub fn destination(&self, flow: &abi::Flow, asked: u32) -> abi::KnownFlow {
         let slots = epoch::with_world(1, self.uplink, &flow.destination);
+        let key = flow.key();
         abi::KnownFlow {
             key: flow.destination_key(),
             epochs: self.loaded.maps.epochs.sum(&slots),
@@ -421,16 +422,20 @@ impl Fixture {
             slots,
             from: self.pod_a,
             to: self.uplink,
-            kind: abi::KNOWN_DESTINATION,
-            reserved: 0,
-            sender_mac: Mac { bytes: POD_A_MAC },
-            macs: abi::Macs::default(),
-            next_hop: u32::from_ne_bytes(NODE2.octets()),
             mtu: 1500,
-            source: NODE1.into(),
-            destination: Addr::UNSPECIFIED,
+            sender_mac: Mac { bytes: POD_A_MAC },
+            flags: abi::FLOW_OF_SENDER | abi::FLOW_REWRITES_SOURCE,
+            leaves: abi::LEAVES_BY_UPLINK,
+            macs: abi::Macs::default(),
+            source: Quad::of(&NODE1.into()),
+            destination: key.destination,
             source_port: Be16::ZERO,
-            destination_port: Be16::ZERO,
+            destination_port: key.destination_port,
+            path: Path::SnatOut as u16,
+            reserved: [0; 2],
+            next_hop: abi::NextHop::v4(NODE2.octets()),
+            tunnel: abi::Tunnel::NONE,
+            reserved2: [0; 4],
         }
     }
 

@@ -15,7 +15,7 @@ use crate::counting;
 use crate::fixture::*;
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a};
 use crate::packets::*;
-use crate::trial::{ATTEMPTS, OURS, Trial, falsify};
+use crate::trial::{ATTEMPTS, Kind, OURS, Trial, falsify};
 
 /// Which of the flows in [`Trial`] a change concerns.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,9 +28,8 @@ enum Concerns {
 }
 
 impl Concerns {
-    fn includes(self, kind: u8) -> bool {
-        let (is_local, is_world) =
-            (kind == abi::KNOWN_LOCAL, matches!(kind, abi::KNOWN_WORLD_OUT | abi::KNOWN_WORLD_IN));
+    fn includes(self, kind: Kind) -> bool {
+        let (is_local, is_world) = (kind == Kind::Local, matches!(kind, Kind::WorldOut | Kind::WorldIn));
         match self {
             Self::Nobody => false,
             Self::Everybody => true,
@@ -160,7 +159,7 @@ fn what_changes_while_a_flow_is_learnt_ends_it() {
 #[test]
 fn a_record_made_while_a_flow_is_learnt_ends_it() {
     Trial::each_with(counting::load, |trial| {
-        let is_world = matches!(trial.way.kind, abi::KNOWN_WORLD_OUT | abi::KNOWN_WORLD_IN);
+        let is_world = matches!(trial.way.kind, Kind::WorldOut | Kind::WorldIn);
         let event = if is_world { Moment::TRANSLATION_GONE } else { Moment::STACK_FLOW };
         let write = Moment { event, flow: trial.flow, ..Moment::QUIET };
         for moment in 0..MOMENTS {

@@ -2,7 +2,7 @@
 
 use podwire::model::{Mode, Uplink};
 use podwire_common::abi::{self, Flow, KnownFlow};
-use podwire_common::addr::Mac;
+use podwire_common::addr::{Mac, Quad};
 use podwire_common::epoch::{self, FLOW_SLOTS};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
@@ -16,9 +16,21 @@ use crate::pool::Loaded;
 /// Whoever follows what is known, and that is false, is told by it.
 const FALSE_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 0xff];
 /// An entry that this test wrote: the programs write 0.
-pub const OURS: u8 = 1;
+pub const OURS: [u8; 2] = [1; 2];
 /// What is known may end by itself between two packets.
 pub const ATTEMPTS: usize = 20;
+
+/// Which one of the ways past the host stack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Local,
+    DirectOut,
+    TunnelOut,
+    WorldOut,
+    DirectIn,
+    TunnelIn,
+    WorldIn,
+}
 
 /// A way past the host stack.
 #[derive(Clone, Copy)]
@@ -26,15 +38,14 @@ pub struct Way {
     what: &'static str,
     mode: Mode,
     pub program: &'static str,
-    /// Of the entry.
-    pub kind: u8,
+    pub kind: Kind,
     /// A packet on it. The port of the server is the translated flow's too.
     packet: fn(Transport) -> Packet,
     /// Ports of that packet.
     pub ports: (u16, u16),
 }
 
-/// One for each kind of entry.
+/// One of each kind.
 fn ways() -> [Way; 7] {
     let way = |what, mode, program, kind, packet: fn(Transport) -> Packet| Way {
         what,
@@ -48,19 +59,17 @@ fn ways() -> [Way; 7] {
         |transport| Packet::new(REMOTE_POD, POD_A, transport).macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
     let vxlan = Mode::Vxlan;
     [
-        way("same node", vxlan, FROM_POD, abi::KNOWN_LOCAL, |transport| from_a(POD_B, transport)),
-        way("tunnel out", vxlan, FROM_POD, abi::KNOWN_TUNNEL_OUT, |transport| from_a(REMOTE_POD, transport)),
-        way("direct out", Mode::Direct, FROM_POD, abi::KNOWN_DIRECT_OUT, |transport| {
-            from_a(REMOTE_POD, transport)
-        }),
-        way("to the world", vxlan, FROM_POD, abi::KNOWN_WORLD_OUT, |transport| from_a(WORLD, transport)),
-        way("tunnel in", vxlan, FROM_UPLINK, abi::KNOWN_TUNNEL_IN, in_tunnel),
-        way("direct in", Mode::Direct, FROM_UPLINK, abi::KNOWN_DIRECT_IN, |transport| {
+        way("same node", vxlan, FROM_POD, Kind::Local, |transport| from_a(POD_B, transport)),
+        way("tunnel out", vxlan, FROM_POD, Kind::TunnelOut, |transport| from_a(REMOTE_POD, transport)),
+        way("direct out", Mode::Direct, FROM_POD, Kind::DirectOut, |transport| from_a(REMOTE_POD, transport)),
+        way("to the world", vxlan, FROM_POD, Kind::WorldOut, |transport| from_a(WORLD, transport)),
+        way("tunnel in", vxlan, FROM_UPLINK, Kind::TunnelIn, in_tunnel),
+        way("direct in", Mode::Direct, FROM_UPLINK, Kind::DirectIn, |transport| {
             arriving(REMOTE_POD, POD_A, transport)
         }),
         Way {
             ports: (SERVER, TRANSLATED),
-            ..way("from the world", vxlan, FROM_UPLINK, abi::KNOWN_WORLD_IN, |transport| {
+            ..way("from the world", vxlan, FROM_UPLINK, Kind::WorldIn, |transport| {
                 arriving(WORLD, NODE1, transport)
             })
         },
@@ -131,7 +140,7 @@ impl Trial {
     /// The packet where it comes.
     pub fn sent(&self, packet: &Packet) -> Sent {
         let link = if self.way.program == FROM_POD { self.node.pod_a } else { self.node.uplink };
-        let is_tunnelled = self.way.kind == abi::KNOWN_TUNNEL_IN;
+        let is_tunnelled = self.way.kind == Kind::TunnelIn;
         Sent { link, frame: if is_tunnelled { tunnelled(packet) } else { packet.build() }, segment: 0 }
     }
 
@@ -157,7 +166,7 @@ impl Trial {
     /// What the stages make of it: nothing is known.
     pub fn judged(&mut self, sent: &Sent) -> Seen {
         self.node.forget_known();
-        if matches!(self.way.kind, abi::KNOWN_WORLD_OUT | abi::KNOWN_WORLD_IN) {
+        if matches!(self.way.kind, Kind::WorldOut | Kind::WorldIn) {
             self.node.translate(self.flow.protocol);
         }
         self.see(sent)
@@ -192,10 +201,8 @@ impl Trial {
     /// What an entry of the flow depends on. Pod A is endpoint 1, pod B is endpoint 2.
     pub fn slots(&self) -> [u16; FLOW_SLOTS] {
         match self.way.kind {
-            abi::KNOWN_LOCAL => epoch::of_neighbours(1, 2),
-            abi::KNOWN_WORLD_OUT | abi::KNOWN_WORLD_IN => {
-                epoch::with_world(1, self.node.uplink, &WORLD.into())
-            }
+            Kind::Local => epoch::of_neighbours(1, 2),
+            Kind::WorldOut | Kind::WorldIn => epoch::with_world(1, self.node.uplink, &WORLD.into()),
             _ => epoch::with_node(1, &NODE2.into(), &REMOTE_POD.into()),
         }
     }
@@ -222,9 +229,12 @@ fn protocol_of(packet: &Packet) -> u8 {
 
 /// Has whoever follows it write something that nothing else would lead to.
 pub fn falsify(known: &mut KnownFlow) {
-    match known.kind {
-        abi::KNOWN_TUNNEL_OUT | abi::KNOWN_WORLD_OUT => known.source = STRANGER.into(),
-        abi::KNOWN_DIRECT_OUT => (known.kind, known.source) = (abi::KNOWN_WORLD_OUT, STRANGER.into()),
+    let stranger = Quad::of(&STRANGER.into());
+    match known.leaves {
+        abi::LEAVES_IN_TUNNEL => known.tunnel.here = STRANGER.into(),
+        abi::LEAVES_BY_UPLINK => {
+            (known.flags, known.source) = (known.flags | abi::FLOW_REWRITES_SOURCE, stranger)
+        }
         _ => known.macs.destination = Mac { bytes: FALSE_MAC },
     }
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, KNOWN_LOCAL, NODE_ADDRESS, NODE_LOCAL},
+    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_LOCAL},
     flow::protocol,
     reason::{Drop, Path},
 };
@@ -27,7 +27,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     ctx.clear_ready_to_leave();
     checksum::of_pod(ctx)?;
     let known = match fastpath::of_pod(ctx) {
-        Some((plain, known)) if known.kind == KNOWN_LOCAL => {
+        Some((plain, known)) if fastpath::is_to_neighbour(known) => {
             let verdict = fastpath::to_neighbour(ctx, plain, known)?;
             if verdict != Verdict::UNDECIDED {
                 return Ok(verdict);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, KNOWN_DIRECT_IN, Node, Translation},
+    abi::{Endpoint, Node, Translation},
     reason::{Drop, Path},
 };
 
@@ -52,7 +52,7 @@ pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, sender: O
         return Ok(Verdict::PASS);
     }
     if let Some(node) = sender {
-        fastpath::learn_in(ctx, packet, endpoint, KNOWN_DIRECT_IN, &node.tunnel_endpoint);
+        fastpath::learn_direct_in(ctx, packet, endpoint, node);
     }
     local::deliver(ctx, &mut packet.headers, endpoint, Path::DirectIn)
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{KNOWN_TUNNEL_IN, NODE_POD_NETWORK},
+    abi::NODE_POD_NETWORK,
     addr::Addr,
     ecn,
     flow::protocol,
@@ -59,7 +59,7 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
-    fastpath::learn_in(ctx, packet, endpoint, KNOWN_TUNNEL_IN, &sender);
+    fastpath::learn_tunnel_in(ctx, packet, endpoint, &sender);
     match unwrap(ctx, outer_class, packet)? {
         true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
         false => Ok(Verdict::PASS),

@@ -38,7 +38,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
             packet,
             endpoint,
             &way,
-            inner_macs(node),
+            inner_destination(node),
             (way.length - VXLAN_OVERHEAD).min(node.mtu),
         );
     }

@@ -3,13 +3,14 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, KNOWN_DESTINATION, KNOWN_DIRECT_OUT,
-        KNOWN_LOCAL, KNOWN_TUNNEL_IN, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN, KNOWN_WORLD_OUT, KnownFlow, Macs,
-        Node, Translation,
+        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, FLOW_IN_TUNNEL, FLOW_OF_SENDER,
+        FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL,
+        LEAVES_INTO_POD, Macs, NextHop, Node, Translation, Tunnel,
     },
-    addr::{Addr, Be16},
+    addr::{Addr, Be16, Mac, Quad},
     epoch::{self, FLOW_SLOTS},
     flow::protocol,
+    reason::Path,
 };
 
 use super::lookup::is_plain;
@@ -41,29 +42,46 @@ pub fn learn_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoin
 
 #[inline(never)]
 fn add_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
-    let Some(known) = entry(ctx, packet, KNOWN_LOCAL, epoch::of_neighbours(from.id, to.id)) else { return };
+    let slots = epoch::of_neighbours(from.id, to.id);
+    let Some(known) = entry(ctx, packet, slots, Path::Local) else { return };
+    known.flags = FLOW_OF_SENDER;
     into_endpoint(known, to);
     maps::learn_flow(known, packet.generation);
 }
 
-/// Learns that a flow leads from another node into a pod: inside VXLAN, or by direct routing. `node`: the sender's tunnel
-/// endpoint.
+/// Learns that a flow leads from a node by direct routing into a pod.
 #[inline(always)]
-pub fn learn_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, node: &Addr) {
+pub fn learn_direct_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, from: &Node) {
     if is_learnable_in(packet, to) {
-        add_in(ctx, packet, to, kind, node);
+        add_direct_in(ctx, packet, to, from);
         check_again(packet);
     }
 }
 
 #[inline(never)]
-fn add_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, kind: u8, node: &Addr) {
-    let Some(known) = entry(ctx, packet, kind, epoch::with_node(to.id, node, &packet.flow.source)) else {
-        return;
-    };
-    if kind == KNOWN_TUNNEL_IN {
-        known.source = *node;
+fn add_direct_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, from: &Node) {
+    let slots = epoch::with_node(to.id, &from.tunnel_endpoint, &packet.flow.source);
+    let Some(known) = entry(ctx, packet, slots, Path::DirectIn) else { return };
+    known.flags = FLOW_OF_SENDER;
+    into_endpoint(known, to);
+    maps::learn_flow(known, packet.generation);
+}
+
+/// Learns that a flow leads out of the tunnel into a pod. `sender`: the outer source.
+#[inline(always)]
+pub fn learn_tunnel_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, sender: &Addr) {
+    if is_learnable_in(packet, to) {
+        add_tunnel_in(ctx, packet, to, sender);
+        check_again(packet);
     }
+}
+
+#[inline(never)]
+fn add_tunnel_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, sender: &Addr) {
+    let slots = epoch::with_node(to.id, sender, &packet.flow.source);
+    let Some(known) = entry(ctx, packet, slots, Path::TunnelIn) else { return };
+    known.flags = FLOW_IN_TUNNEL;
+    known.tunnel.there = *sender;
     into_endpoint(known, to);
     maps::learn_flow(known, packet.generation);
 }
@@ -85,35 +103,38 @@ pub fn learn_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &
 #[inline(never)]
 fn add_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &Node, way: &Way) {
     let slots = epoch::with_node(from.id, &node.tunnel_endpoint, &way.destination);
-    let Some(known) = entry(ctx, packet, KNOWN_DIRECT_OUT, slots) else { return };
+    let Some(known) = entry(ctx, packet, slots, Path::DirectOut) else { return };
+    known.flags = FLOW_OF_SENDER;
     out_by(known, way, way.length);
     maps::learn_flow(known, packet.generation);
 }
 
-/// As [`learn_direct_out`], through the tunnel, with the link addresses of the inner frames.
+/// As [`learn_direct_out`], through the tunnel. `inner`: the destination of inner frames; `mtu`: of what is within.
 #[inline(always)]
-pub fn learn_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, inner: Macs, mtu: u32) {
+pub fn learn_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, inner: Mac, mtu: u32) {
     if is_plain(packet) && !is_guarded(from) {
-        add_tunnel_out(ctx, packet, from, way, &Inner { macs: inner, mtu });
+        add_tunnel_out(ctx, packet, from, way, &Inner { mac: inner, mtu });
         check_again(packet);
     }
 }
 
 /// Inner frames, as they go through the tunnel.
 struct Inner {
-    macs: Macs,
+    mac: Mac,
     mtu: u32,
 }
 
 #[inline(never)]
 fn add_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, inner: &Inner) {
     let slots = epoch::with_node(from.id, &way.destination, &packet.flow.destination);
-    let Some(known) = entry(ctx, packet, KNOWN_TUNNEL_OUT, slots) else { return };
+    let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
+    known.flags = FLOW_OF_SENDER;
     out_by(known, way, inner.mtu);
-    known.macs = inner.macs;
-    known.source = way.source;
-    known.destination = way.destination;
-    known.source_port = packet.flow.tunnel_source_port();
+    known.leaves = LEAVES_IN_TUNNEL;
+    known.tunnel.here = way.source;
+    known.tunnel.there = way.destination;
+    known.tunnel.source_port = packet.flow.tunnel_source_port();
+    known.tunnel.inner_mac = inner.mac;
     maps::learn_flow(known, packet.generation);
 }
 
@@ -143,23 +164,35 @@ fn tells_of_destination(packet: &Ipv4, half: &Translation) -> bool {
 
 #[inline(never)]
 fn add_world_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, to: &Translation) {
-    let slots = epoch::with_world(from.id, way.ifindex, &packet.flow.destination);
-    let Some(known) = entry(ctx, packet, KNOWN_WORLD_OUT, slots) else { return };
-    out_by(known, way, way.length);
-    known.source = to.source;
+    let Some(known) = to_world(ctx, packet, from, way, to) else { return };
     known.source_port = to.source_port;
     learn_world(packet, known);
 }
 
 #[inline(never)]
-fn add_destination(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, half: &Translation) {
-    let slots = epoch::with_world(from.id, way.ifindex, &packet.flow.destination);
-    let Some(known) = entry(ctx, packet, KNOWN_DESTINATION, slots) else { return };
+fn add_destination(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, to: &Translation) {
+    let Some(known) = to_world(ctx, packet, from, way, to) else { return };
     known.key = packet.flow.destination_key();
-    known.asked = half.asked;
-    out_by(known, way, way.length);
-    known.source = half.source;
+    known.asked = to.asked;
+    known.source_port = Be16::ZERO;
     maps::learn_flow(known, packet.generation);
+}
+
+/// An entry of what leaves to the world under another address.
+#[inline(always)]
+fn to_world(
+    ctx: &TcContext,
+    packet: &Ipv4,
+    from: &Endpoint,
+    way: &Way,
+    to: &Translation,
+) -> Option<&'static mut KnownFlow> {
+    let slots = epoch::with_world(from.id, way.ifindex, &packet.flow.destination);
+    let known = entry(ctx, packet, slots, Path::SnatOut)?;
+    known.flags = FLOW_OF_SENDER | FLOW_REWRITES_SOURCE;
+    known.source = Quad::of(&to.source);
+    out_by(known, way, way.length);
+    Some(known)
 }
 
 /// Adds an entry, unless the translation has gone meanwhile or was taken back to the stack: the program that did so removed the entry
@@ -183,53 +216,61 @@ pub fn learn_world_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, half: &Tran
 #[inline(never)]
 fn add_world_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, half: &Translation) {
     let slots = epoch::with_world(to.id, ctx.ifindex(), &packet.flow.source);
-    let Some(known) = entry(ctx, packet, KNOWN_WORLD_IN, slots) else { return };
+    let Some(known) = entry(ctx, packet, slots, Path::SnatIn) else { return };
+    known.flags = FLOW_REWRITES_DESTINATION;
+    known.destination = Quad::of(&half.destination);
+    known.destination_port = half.destination_port;
     known.mtu = to.mtu;
     into_endpoint(known, to);
-    known.destination = half.destination;
-    known.destination_port = half.destination_port;
     learn_world(packet, known);
 }
 
 #[inline(always)]
 fn out_by(known: &mut KnownFlow, way: &Way, mtu: u32) {
+    known.leaves = LEAVES_BY_UPLINK;
     known.to = way.ifindex;
-    known.next_hop = way.next_hop();
+    known.next_hop = way.next_hop;
     known.mtu = mtu;
 }
 
 #[inline(always)]
 fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
+    known.leaves = LEAVES_INTO_POD;
     known.to = endpoint.ifindex;
     known.macs = endpoint.macs();
 }
 
-/// An entry of a packet's flow, to which the way that its packets go is missing.
+/// An entry of a packet's flow, which says nothing yet of the way that its packets go.
 #[inline(always)]
 fn entry(
     ctx: &TcContext,
     packet: &Ipv4,
-    kind: u8,
     slots: [u16; FLOW_SLOTS],
+    path: Path,
 ) -> Option<&'static mut KnownFlow> {
     let known = maps::new_flow()?;
+    let key = packet.flow.key();
     *known = KnownFlow {
-        key: packet.flow.key(),
+        key,
         epochs: 0,
         asked: maps::jiffies(),
         slots,
         from: ctx.ifindex(),
         to: 0,
-        kind,
-        reserved: 0,
+        mtu: u32::MAX,
         sender_mac: packet.headers.source_mac,
+        flags: 0,
+        leaves: 0,
         macs: Macs::default(),
-        next_hop: 0,
-        mtu: 0,
-        source: Addr::UNSPECIFIED,
-        destination: Addr::UNSPECIFIED,
-        source_port: Be16::ZERO,
-        destination_port: Be16::ZERO,
+        source: key.source,
+        destination: key.destination,
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        path: path as u16,
+        reserved: [0; 2],
+        next_hop: NextHop::UNKNOWN,
+        tunnel: Tunnel::NONE,
+        reserved2: [0; 4],
     };
     Some(known)
 }

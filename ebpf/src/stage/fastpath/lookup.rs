@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{KNOWN_TUNNEL_IN, KnownFlow, Macs},
+    abi::{FLOW_IN_TUNNEL, KnownFlow, Macs, NextHop},
     addr::Addr,
     flow::protocol,
     nat::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
@@ -25,7 +25,7 @@ pub fn of_pod(ctx: &TcContext) -> Option<(Plain, &'static KnownFlow)> {
 #[inline(always)]
 pub fn from_tunnel(ctx: &TcContext, packet: &mut Ipv4, sender: &Addr) -> Option<(u32, Macs)> {
     let known = of(ctx, packet)?;
-    if known.kind != KNOWN_TUNNEL_IN || known.source != *sender {
+    if known.flags & FLOW_IN_TUNNEL == 0 || known.tunnel.there != *sender {
         return None;
     }
     let way = (known.to, known.macs);
@@ -36,8 +36,8 @@ pub fn from_tunnel(ctx: &TcContext, packet: &mut Ipv4, sender: &Addr) -> Option<
 pub struct Destination {
     /// The uplink.
     pub uplink: u32,
-    /// Network order, 0 when not known.
-    pub next_hop: u32,
+    /// Its router, or the destination itself.
+    pub next_hop: NextHop,
     /// What the pod's address becomes.
     pub source: Addr,
     /// When the rules were asked: jiffies.
@@ -61,8 +61,12 @@ pub fn destination_of(ctx: &TcContext, packet: &Ipv4) -> Option<Destination> {
     {
         return None;
     }
-    let found =
-        Destination { uplink: known.to, next_hop: known.next_hop, source: known.source, asked: known.asked };
+    let found = Destination {
+        uplink: known.to,
+        next_hop: known.next_hop,
+        source: known.source.address(),
+        asked: known.asked,
+    };
     maps::is_still(known, &key).then_some(found)
 }
 

@@ -2,7 +2,10 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{KNOWN_DIRECT_IN, KNOWN_DIRECT_OUT, KNOWN_TUNNEL_OUT, KNOWN_WORLD_IN, KNOWN_WORLD_OUT, KnownFlow},
+    abi::{
+        FLOW_IN_TUNNEL, FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow,
+        LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL, LEAVES_INTO_POD,
+    },
     reason::Path,
 };
 
@@ -12,12 +15,17 @@ use super::{
 };
 use crate::{
     maps,
-    packet::{Ipv4, Plain, Way, decrement_ttl, readdress_destination, readdress_source},
+    packet::{Ipv4, Plain, Way, decrement_ttl, leave, readdress_destination, readdress_source},
     verdict::{Outcome, Verdict},
 };
 
-/// A pod's packet to another one here ([`KNOWN_LOCAL`](podwire_common::abi::KNOWN_LOCAL)); [`Verdict::UNDECIDED`] when the entry has become
-/// another flow's meanwhile.
+/// Whether a pod's flow leads to another one here, and only its hop is to be written.
+#[inline(always)]
+pub fn is_to_neighbour(known: &KnownFlow) -> bool {
+    known.leaves == LEAVES_INTO_POD && known.flags & (FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION) == 0
+}
+
+/// A pod's packet to another one here; [`Verdict::UNDECIDED`] when the entry has become another flow's meanwhile.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
@@ -37,27 +45,39 @@ pub fn to_neighbour(ctx: &TcContext, plain: Plain, known: &KnownFlow) -> Outcome
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
-    let kind = known.kind;
     if packet.wire_length(ctx) > known.mtu {
         return Ok(Verdict::UNDECIDED);
     }
-    let way = Way::known(known.to, known.next_hop, known.source, known.destination);
-    let (source_port, inner) = (known.source_port, known.macs.destination);
+    match known.leaves {
+        LEAVES_IN_TUNNEL => into_tunnel(ctx, packet, known),
+        LEAVES_BY_UPLINK => by_uplink(ctx, packet, known),
+        _ => Ok(Verdict::UNDECIDED),
+    }
+}
+
+#[inline(always)]
+fn into_tunnel(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
+    let tunnel = &known.tunnel;
+    let way = Way::known(known.to, known.next_hop, tunnel.here, tunnel.there);
+    let (source_port, inner) = (tunnel.source_port, tunnel.inner_mac);
     if !is_still(known, packet) {
         return Ok(Verdict::UNDECIDED);
     }
-    match kind {
-        KNOWN_TUNNEL_OUT => outer::send_known(ctx, packet, &way, source_port, inner),
-        KNOWN_WORLD_OUT => {
-            readdress_source(ctx, packet, &way.source, source_port)?;
-            Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
-        }
-        KNOWN_DIRECT_OUT => {
-            decrement_ttl(ctx, &packet.headers, 0)?;
-            Ok(Verdict::redirect(Path::DirectOut, way.leave(ctx)))
-        }
-        _ => Ok(Verdict::UNDECIDED),
+    outer::send_known(ctx, packet, &way, source_port, inner)
+}
+
+#[inline(always)]
+fn by_uplink(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
+    let (to, next_hop, path) = (known.to, known.next_hop, known.path);
+    let (flags, source, port) = (known.flags, known.source, known.source_port);
+    if !is_still(known, packet) {
+        return Ok(Verdict::UNDECIDED);
     }
+    match flags & FLOW_REWRITES_SOURCE {
+        0 => decrement_ttl(ctx, &packet.headers, 0)?,
+        _ => readdress_source(ctx, packet, &source.address(), port)?,
+    }
+    Ok(Verdict::counted(path, leave(ctx, to, &next_hop)))
 }
 
 /// A packet as it arrived on an uplink, of direct routing or from the world; otherwise as [`from_pod`].
@@ -69,30 +89,25 @@ pub fn from_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     let Some(known) = of(ctx, packet) else {
         return Ok(Verdict::UNDECIDED);
     };
-    if known.kind == KNOWN_DIRECT_IN {
-        if known.sender_mac != packet.headers.source_mac {
-            return Ok(Verdict::UNDECIDED);
-        }
-        return into_pod(ctx, packet, known, Path::DirectIn);
-    }
-    if known.kind != KNOWN_WORLD_IN || packet.wire_length(ctx) > known.mtu {
+    let flags = known.flags;
+    if flags & FLOW_IN_TUNNEL != 0
+        || known.leaves != LEAVES_INTO_POD
+        || packet.wire_length(ctx) > known.mtu
+        || (flags & FLOW_OF_SENDER != 0 && known.sender_mac != packet.headers.source_mac)
+    {
         return Ok(Verdict::UNDECIDED);
     }
-    let (to, macs) = (known.to, known.macs);
+    let (to, macs, path) = (known.to, known.macs, known.path);
     let (destination, port) = (known.destination, known.destination_port);
     if !is_still(known, packet) {
         return Ok(Verdict::UNDECIDED);
     }
-    packet.headers.set_macs(macs);
-    readdress_destination(ctx, packet, &destination, port)?;
-    Ok(Verdict::redirect(Path::SnatIn, local::into(ctx, to)))
-}
-
-#[inline(always)]
-fn into_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow, path: Path) -> Outcome {
-    let (to, macs) = (known.to, known.macs);
-    if !is_still(known, packet) {
-        return Ok(Verdict::UNDECIDED);
+    match flags & FLOW_REWRITES_DESTINATION {
+        0 => local::pass_on(ctx, &mut packet.headers, macs)?,
+        _ => {
+            packet.headers.set_macs(macs);
+            readdress_destination(ctx, packet, &destination.address(), port)?;
+        }
     }
-    local::send(ctx, &mut packet.headers, macs, to, path)
+    Ok(Verdict::counted(path, local::into(ctx, to)))
 }

@@ -73,7 +73,7 @@ pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         }
         readdress_source(ctx, packet, &to.source, to.source_port)?;
     }
-    Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, destination.next_hop)))
+    Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, &destination.next_hop)))
 }
 
 #[inline(always)]
