@@ -4,10 +4,11 @@
 //! and an unknown byte would be an invalid `bool` or `enum`.
 
 use crate::addr::{Addr, Be16, LpmAddr, Mac, Quad};
+use crate::epoch::FLOW_SLOTS;
 
 /// The layout of every pinned map together. Stored beside the maps; an agent that finds another
 /// version refuses it.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 6;
 
 /// `ENDPOINTS`: pod address → how to reach that pod on this node.
 #[repr(C)]
@@ -210,8 +211,7 @@ pub struct Translation {
     pub source_port: Be16,
     /// Network order.
     pub destination_port: Be16,
-    /// The link by which the original flow leaves ([`TRANSLATION_SNAT`], [`TRANSLATION_HOST`]), or came
-    /// ([`TRANSLATION_HOST_PORT`]: replies leave by it).
+    /// The link on which the flow is seen from outside: to the world, or to the client of a hostPort.
     pub ifindex: u32,
     /// When the host's rules were asked about it ([`Self::past_stack`]), or about another connection by whose answer this one goes; the
     /// kernel's jiffies, their lower half.
@@ -320,8 +320,11 @@ pub struct Macs {
 }
 
 /// `FLOWS`: what was found out about a flow that goes past the host stack, so that its next packets need not ask again. All of it can be
-/// found out again, and is: an entry counts as long as [`Self::generation`] is that of `GENERATION`, and for
-/// [`KNOWN_FLOW_JIFFIES`].
+/// found out again, and is: an entry counts for [`KNOWN_FLOW_JIFFIES`], and as long as [`Self::epochs`] is the sum of `EPOCHS` over
+/// [`Self::slots`].
+///
+/// An entry says how its packets come, what is rewritten of them, and which way they leave. Each says so by itself: which
+/// of them go together is not the entry's matter.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -329,57 +332,118 @@ pub struct KnownFlow {
     /// The key once more. Elements of an LRU are used again at once, and who has read an entry sees here whether it still was the same one
     /// at the end.
     pub key: FlowKey,
-    /// Of everything that was asked.
-    pub generation: u32,
+    /// The wrapping sum of the numbers in [`Self::slots`] when the flow was learnt.
+    pub epochs: u32,
     /// When it was asked: the kernel's jiffies, their lower half.
     pub asked: u32,
+    /// What the flow depends on: see [`crate::epoch`].
+    pub slots: [u16; FLOW_SLOTS],
     /// The link by which its packets come.
     pub from: u32,
-    /// The link by which they go on: an uplink, or the host side of a pod's veth pair.
+    /// The link by which they leave: an uplink, or the host side of a pod's veth pair.
     pub to: u32,
-    /// `KNOWN_*`.
-    pub kind: u8,
-    /// Explicit padding.
-    pub reserved: u8,
-    /// The sender's link address. Not asked for of what comes from the world or out of the tunnel.
-    pub sender_mac: Mac,
-    /// Into a pod: its own address on its link, and its gateway's. [`KNOWN_TUNNEL_OUT`]: of the inner frame.
-    pub macs: Macs,
-    /// Out by an uplink: the router, or the destination itself where there is none; network order, 0 when not known or an IPv6
-    /// router.
-    pub next_hop: u32,
-    /// Out by an uplink, and in from the world: the largest IP packet, bytes, without the tunnel's headers.
+    /// The largest IP packet, bytes, that follows the entry; without the tunnel's headers.
     pub mtu: u32,
-    /// [`KNOWN_TUNNEL_OUT`], [`KNOWN_TUNNEL_IN`]: the outer source. [`KNOWN_WORLD_OUT`]: the source after translation.
-    pub source: Addr,
-    /// [`KNOWN_TUNNEL_OUT`]: the outer destination. [`KNOWN_WORLD_IN`]: the destination after translation.
-    pub destination: Addr,
-    /// [`KNOWN_WORLD_OUT`]: after translation, network order.
+    /// The link address that the sender of the flow's first packet had.
+    pub sender_mac: Mac,
+    /// `FLOW_*` bits.
+    pub flags: u8,
+    /// `LEAVES_*`.
+    pub leaves: u8,
+    /// Link addresses of a frame into a pod: its own address on its link, and its gateway's. Else zeros.
+    pub macs: Macs,
+    /// Where its packets come from after rewriting.
+    pub source: Quad,
+    /// Where they go after rewriting.
+    pub destination: Quad,
+    /// After rewriting, network order. 0 in an entry for many flows ([`Flow::destination_key`]): each has its own.
     pub source_port: Be16,
-    /// [`KNOWN_WORLD_IN`]: after translation, network order.
+    /// After rewriting, network order.
     pub destination_port: Be16,
+    /// What its packets are counted as: a number of [`crate::reason::Path`].
+    pub path: u16,
+    /// Explicit padding.
+    pub reserved: [u8; 2],
+    /// Out by an uplink: the router, or the node or host itself where there is none.
+    pub next_hop: NextHop,
+    /// Of what comes or leaves in the tunnel.
+    pub tunnel: Tunnel,
+    /// Explicit padding.
+    pub reserved2: [u8; 4],
+}
+
+/// The neighbour that packets are handed to, as the kernel takes it (`struct bpf_redir_neigh`). A packet of one family
+/// may go by a router of the other.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct NextHop {
+    /// [`FAMILY_IPV4`], [`FAMILY_IPV6`]; [`FAMILY_UNKNOWN`]: the kernel looks for the route.
+    pub family: u32,
+    /// In memory in network order; of IPv4 the first word.
+    pub address: [u32; 4],
+}
+
+impl NextHop {
+    /// It is not known.
+    pub const UNKNOWN: Self = Self { family: FAMILY_UNKNOWN, address: [0; 4] };
+
+    /// One of IPv4.
+    #[inline(always)]
+    pub const fn v4(address: [u8; 4]) -> Self {
+        Self { family: FAMILY_IPV4, address: [u32::from_ne_bytes(address), 0, 0, 0] }
+    }
+}
+
+/// In [`NextHop::family`].
+pub const FAMILY_UNKNOWN: u32 = 0;
+/// `AF_INET`.
+pub const FAMILY_IPV4: u32 = 2;
+/// `AF_INET6`.
+pub const FAMILY_IPV6: u32 = 10;
+
+/// Both ends of the tunnel on the underlay, and what the headers of packets into it have besides.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct Tunnel {
+    /// This node's address. Unspecified where nothing is sent.
+    pub here: Addr,
+    /// The other node's.
+    pub there: Addr,
+    /// Of the outer header, network order.
+    pub source_port: Be16,
+    /// Destination of the inner frame.
+    pub inner_mac: Mac,
+}
+
+impl Tunnel {
+    /// No tunnel.
+    pub const NONE: Self = Self {
+        here: Addr::UNSPECIFIED,
+        there: Addr::UNSPECIFIED,
+        source_port: Be16::ZERO,
+        inner_mac: Mac { bytes: [0; 6] },
+    };
 }
 
 /// How long an entry of `FLOWS` counts: a quarter of a second where the kernel ticks 1000 times a second, a second with 250. What
 /// the kernel knows (routes, path MTU) is asked again after that.
 pub const KNOWN_FLOW_JIFFIES: u32 = 256;
-/// From a pod to another one here.
-pub const KNOWN_LOCAL: u8 = 1;
-/// From a pod to another node, by direct routing.
-pub const KNOWN_DIRECT_OUT: u8 = 2;
-/// From a pod to another node, inside VXLAN.
-pub const KNOWN_TUNNEL_OUT: u8 = 3;
-/// From a pod to the world.
-pub const KNOWN_WORLD_OUT: u8 = 4;
-/// To a pod from another node, by direct routing.
-pub const KNOWN_DIRECT_IN: u8 = 5;
-/// To a pod from another node, inside VXLAN; the key is the inner flow.
-pub const KNOWN_TUNNEL_IN: u8 = 6;
-/// To a pod from the world; the key is the flow as it arrives.
-pub const KNOWN_WORLD_IN: u8 = 7;
-/// From a pod to a port of the world that the host's rules let it reach as it is: new connections need not ask them. The key is
-/// [`Flow::destination_key`].
-pub const KNOWN_DESTINATION: u8 = 8;
+/// In [`KnownFlow::flags`]: only packets with [`KnownFlow::sender_mac`] follow the entry.
+pub const FLOW_OF_SENDER: u8 = 1;
+/// Its packets come in the tunnel, from [`Tunnel::there`]; the key is the inner flow. Without it they come bare.
+pub const FLOW_IN_TUNNEL: u8 = 2;
+/// Source and source port are rewritten.
+pub const FLOW_REWRITES_SOURCE: u8 = 4;
+/// Destination and destination port are rewritten.
+pub const FLOW_REWRITES_DESTINATION: u8 = 8;
+/// In [`KnownFlow::leaves`]: into a pod, with [`KnownFlow::macs`].
+pub const LEAVES_INTO_POD: u8 = 1;
+/// Out by an uplink, to [`KnownFlow::next_hop`].
+pub const LEAVES_BY_UPLINK: u8 = 2;
+/// The same inside [`KnownFlow::tunnel`].
+pub const LEAVES_IN_TUNNEL: u8 = 3;
 
 /// `FRONTENDS`: where a service of this node is reached.
 #[repr(C)]
@@ -536,8 +600,10 @@ plain! {
     FragmentPorts: 8,
     InboundFlow: 8,
     Translation: 64,
-    KnownFlow: 96,
+    KnownFlow: 144,
     FlowKey: 16,
+    NextHop: 20,
+    Tunnel: 40,
     Beginning: 44,
     Macs: 12,
     Frontend: 20,
@@ -548,4 +614,5 @@ plain! {
     Count: 16,
     SkbLayout: 12,
     Config: 32,
+    crate::helper::Moment: 56,
 }

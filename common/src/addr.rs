@@ -99,6 +99,18 @@ pub struct Quad {
 }
 
 impl Quad {
+    /// The last four bytes of an address.
+    #[inline(always)]
+    pub const fn of(address: &Addr) -> Self {
+        Self { bytes: address.v4() }
+    }
+
+    /// The v4-mapped address.
+    #[inline(always)]
+    pub const fn address(self) -> Addr {
+        Addr::from_v4(self.bytes)
+    }
+
     /// From the integer that BPF helpers take for a `__be32`: network order in memory.
     #[inline(always)]
     pub const fn from_be32(address: u32) -> Self {

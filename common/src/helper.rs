@@ -1,5 +1,8 @@
 //! What the programs ask of the kernel: what a build of the object that counts helper calls tells them apart by.
 
+use crate::abi::Flow;
+use crate::addr::{Addr, Be16};
+
 macro_rules! helpers {
     ($($(#[$attribute:meta])* $variant:ident $name:literal),* $(,)?) => {
         /// A helper of the kernel, or an operation on a kind of map.
@@ -103,6 +106,46 @@ pub const HELPER_SLOTS: usize = 32;
 /// The counts of a build with the feature `count-helpers`: [`HELPER_SLOTS`] 64-bit numbers, which are all that this section of the
 /// object holds.
 pub const HELPER_CALLS: &str = ".bss";
+
+/// In a build with the feature `count-helpers`: what the programs write at a moment of learning a flow, as if the agent
+/// or a program on another CPU wrote it just then. So a test can force each order of a change and a learning.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct Moment {
+    /// Added to the agent's element of `GENERATION`.
+    pub generation: u32,
+    /// A slot of `EPOCHS`.
+    pub slot: u32,
+    /// Added to that slot.
+    pub epoch: u32,
+    /// 1: [`Self::flow`] becomes a stack flow. 2: its translation is removed. 0: neither.
+    pub event: u32,
+    /// See [`Self::event`].
+    pub flow: Flow,
+}
+
+impl Moment {
+    /// A moment at which nothing is written.
+    pub const QUIET: Self = Self {
+        generation: 0,
+        slot: 0,
+        epoch: 0,
+        event: 0,
+        flow: Flow::new(Addr::UNSPECIFIED, Addr::UNSPECIFIED, Be16::ZERO, Be16::ZERO, 0),
+    };
+    /// In [`Self::event`].
+    pub const STACK_FLOW: u32 = 1;
+    /// In [`Self::event`].
+    pub const TRANSLATION_GONE: u32 = 2;
+}
+
+/// Moments of learning: before the epochs are read, after it, after `GENERATION` was compared, after the flow is in the
+/// table.
+pub const MOMENTS: usize = 4;
+
+/// The map of [`Moment`]s.
+pub const LEARNING: &str = "LEARNING";
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ pub mod addr;
 pub mod checksum_left;
 pub mod csum;
 pub mod ecn;
+pub mod epoch;
 pub mod flow;
 pub mod helper;
 pub mod names;

@@ -167,8 +167,16 @@ macro_rules! tables {
             entries 65536, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Both {
-            /// 0 → a number. Entries of `FLOWS` with another number do not count.
-            GENERATION, generation, Generation: Array<u32, u32>,
+            /// Who writes → a number that changes with everything that entries of `FLOWS` are made of.
+            GENERATION, generation, Generation: MappedArray<u32, [u32; $crate::epoch::GENERATIONS]>,
+            entries 1, option none, rank none, share $crate::tables::Share::Unlimited
+        }
+        Both {
+            /// Slot of `epoch` → a number that changes with the slot's subjects.
+            // A map and not the object's own data: it is pinned, so that it lives as long as `FLOWS`, which the programs of two
+            // loads share while an agent replaces another. The kernel inlines a lookup in an array, so there is no helper call.
+            // One element, since each lookup takes a key on the stack.
+            EPOCHS, epochs, Epochs: MappedArray<u32, [u32; $crate::epoch::EPOCH_SLOTS]>,
             entries 1, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Programs {
@@ -258,6 +266,8 @@ pub enum Kind {
     LpmTrie,
     /// Every element is always there.
     Array,
+    /// The same, in the agent's memory as well (`BPF_F_MMAPABLE`): it writes single numbers, while programs write others.
+    MappedArray,
     /// An array with values of each CPU.
     PerCpuArray,
 }
@@ -271,6 +281,7 @@ impl Kind {
             Self::LruHash => "LRU hash",
             Self::LpmTrie => "LPM trie",
             Self::Array => "array",
+            Self::MappedArray => "array, mapped by the agent",
             Self::PerCpuArray => "per-CPU array",
         }
     }

@@ -5,12 +5,12 @@
 #![no_main]
 #![cfg_attr(all(feature = "count-helpers", target_arch = "bpf"), feature(asm_experimental_arch))]
 
+mod global;
 mod helpers;
 mod hooks;
 mod maps;
 mod packet;
 mod stage;
-mod subprogram;
 mod verdict;
 
 #[panic_handler]

@@ -37,6 +37,12 @@ impl Verdict {
         Self::new(path as u16, code)
     }
 
+    /// As [`Self::redirect`], by the path's number.
+    #[inline(always)]
+    pub const fn counted(path: u16, code: i32) -> Self {
+        Self::new(path, code)
+    }
+
     #[inline(always)]
     const fn new(counter: u16, code: i32) -> Self {
         Self { counter, code: code as i16 }

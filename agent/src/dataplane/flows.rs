@@ -40,7 +40,8 @@ impl Maps {
             removed.add(holder_of(flow, &pods));
         }
         self.give_back(TABLE_STACK_FLOWS, &removed)?;
-        self.forget_translations(address)?;
+        // What is known of the pod's flows ended with its entry of `ENDPOINTS`.
+        self.remove_translations(address)?;
         let inbound = matching(&self.inbound_flows, names::INBOUND_FLOWS, |flow, _| concerns(flow))?;
         for (flow, _) in &inbound {
             remove(self.inbound_flows.remove(flow), names::INBOUND_FLOWS)?;
@@ -48,11 +49,19 @@ impl Maps {
         Ok(())
     }
 
-    /// Removes every translation that an address takes part in, before it or after.
+    /// Removes every translation of an address that this node has no more, and has the programs forget all flows: the
+    /// address may be the source of a known destination.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn forget_translations(&mut self, address: Addr) -> Result<usize, Error> {
+        let removed = self.remove_translations(address)?;
+        self.forget_flows();
+        Ok(removed)
+    }
+
+    /// Removes every translation that an address takes part in, before it or after.
+    fn remove_translations(&mut self, address: Addr) -> Result<usize, Error> {
         let translations = matching(&self.translations, names::TRANSLATIONS, |flow, to| {
             [flow.source, flow.destination, to.source, to.destination].contains(&address)
         })?;
@@ -62,7 +71,6 @@ impl Maps {
             removed.add(nat::holder(flow, half));
         }
         self.give_back(TABLE_TRANSLATIONS, &removed)?;
-        self.forget_flows()?;
         Ok(translations.len())
     }
 
@@ -82,6 +90,7 @@ impl Maps {
             if !self.has_share_left(&holder_of_stack_flows(*address))? {
                 continue;
             }
+            // Nothing is forgotten: while the pod was marked, no flow of it was learnt.
             endpoint.flags &= !ENDPOINT_STACK_ONLY;
             self.endpoints.insert(address, endpoint, 0).map_err(map_error("write", names::ENDPOINTS))?;
             info!(pod = ?address, "the table of stack flows has room again: the pod's flows may go direct");

@@ -13,6 +13,7 @@ use podwire_common::tables::{Share, Table};
 use podwire_core::change::Change;
 use podwire_core::slice::{Prefix, TableChange, Tables};
 
+use super::numbers::Numbers;
 use crate::error::Error;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -20,6 +21,7 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 /// The handle of a map of a kind.
 macro_rules! handle {
     (LpmTrie, $key:ty, $value:ty) => { LpmTrie<MapData, $key, $value> };
+    (MappedArray, $key:ty, $value:ty) => { Numbers<$value> };
     (Array, $key:ty, $value:ty) => { Array<MapData, $value> };
     (PerCpuArray, $key:ty, $value:ty) => { PerCpuArray<MapData, $value> };
     ($hash:ident, $key:ty, $value:ty) => { HashMap<MapData, $key, $value> };
@@ -35,6 +37,9 @@ macro_rules! map_of_kind {
     };
     (LruHash) => {
         Map::LruHashMap
+    };
+    (MappedArray) => {
+        Map::Array
     };
     ($same_name:ident) => {
         Map::$same_name
@@ -179,22 +184,14 @@ impl Maps {
         Ok(contents)
     }
 
-    /// Does a change. What the programs have found out about flows is forgotten after it.
+    /// Does a change. The programs forget the known flows that it makes wrong, and no others.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn apply(&mut self, change: &TableChange) -> Result<()> {
         self.write(change)?;
-        self.forget_flows()
-    }
-
-    /// Has the programs find out anew what they know of flows.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn forget_flows(&mut self) -> Result<()> {
-        let generation = self.generation.get(&0, 0).map_err(map_error("read", names::GENERATION))?;
-        write(self.generation.set(0, generation.wrapping_add(1), 0), names::GENERATION)
+        self.forget_after(change);
+        Ok(())
     }
 
     fn write(&mut self, change: &TableChange) -> Result<()> {

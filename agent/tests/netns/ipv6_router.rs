@@ -1,5 +1,9 @@
 //! IPv4 routes by an IPv6 router: pods reach nodes and the world by them on every way past the host stack.
 
+use std::collections::BTreeSet;
+
+use podwire_common::abi::{FAMILY_IPV6, LEAVES_INTO_POD};
+use podwire_common::names::maps;
 use podwire_common::reason::Path::{
     DirectIn, DirectOut, HostPortIn, HostPortOut, SnatIn, SnatOut, TunnelIn, TunnelOut,
 };
@@ -61,6 +65,11 @@ fn an_ipv4_route_leads_by_an_ipv6_router() {
             traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8443, 1 << 20).unwrap();
         }
         for node in lab.nodes() {
+            let known = node.map_dump(maps::FLOWS).unwrap();
+            let known = known.as_array().unwrap().iter().map(|entry| &entry["formatted"]["value"]);
+            let leaving = known.filter(|known| known["leaves"] != u64::from(LEAVES_INTO_POD));
+            let routers: BTreeSet<_> = leaving.map(|known| known["next_hop"]["family"].as_u64()).collect();
+            assert_eq!(routers, [Some(FAMILY_IPV6.into())].into(), "{mode:?}: routers that are known");
             let neighbours = node.exec(&["ip", "neigh", "show"]).unwrap();
             assert!(!neighbours.contains("254.128.0.0"), "{mode:?}: {neighbours}");
             assert!(neighbours.contains(ROUTER), "{mode:?}: the IPv6 router was asked for: {neighbours}");

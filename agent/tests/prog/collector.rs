@@ -114,6 +114,9 @@ macro_rules! keys_of_each {
 }
 
 macro_rules! keys_of {
+    (MappedArray, $map:expr) => {
+        None
+    };
     (Array, $map:expr) => {
         None
     };

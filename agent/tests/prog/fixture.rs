@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire_common::abi;
-use podwire_common::addr::{Addr, Be16, Mac};
+use podwire_common::addr::{Be16, Mac, Quad};
+use podwire_common::epoch;
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, UPLINK_XDP};
 use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT};
@@ -19,7 +20,7 @@ use podwire_core::plan::{Op, Removals, plan};
 use podwire_core::slice::Slice;
 use xtask::lab::{Ns, frames};
 
-use crate::kinds::{ack, tunnelled};
+use crate::kinds::{CLIENT, SERVER, ack, tunnelled};
 use crate::namespace::Namespace;
 use crate::packets;
 use crate::pool::Loaded;
@@ -42,6 +43,9 @@ pub const HOST_B_MAC: [u8; 6] = [2, 0, 0, 0, 0xb, 2];
 pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 1];
 pub const NODE2_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 2];
 pub const STRANGER_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 99];
+
+/// What pod A's own port, [`CLIENT`], becomes towards the world in [`Fixture::translate`].
+pub const TRANSLATED: u16 = 61000;
 
 /// First and last of the ports that SNAT chooses from in these tests.
 pub const SNAT_PORTS: (u16, u16) = (61000, 61999);
@@ -82,12 +86,6 @@ pub enum Expect {
 /// A flow between two addresses.
 pub fn flow_of(source: Ipv4Addr, destination: Ipv4Addr, ports: (u16, u16), protocol: u8) -> abi::Flow {
     abi::Flow::new(source.into(), destination.into(), Be16::new(ports.0), Be16::new(ports.1), protocol)
-}
-
-/// What the programs go by.
-pub struct Now {
-    pub jiffies: u32,
-    pub generation: u32,
 }
 
 /// What a program made of a frame.
@@ -285,6 +283,21 @@ impl Fixture {
         Ran { code: result.return_value, frame: out }
     }
 
+    /// Runs a program on a frame again and again; the program leaves it as it is.
+    pub fn run_often(&self, program: &str, link: u32, frame: &[u8], times: u32) {
+        const IFINDEX: usize = 40;
+        let mut context = [0; 192];
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&link.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            repeat: times,
+            ..TestRunOptions::new()
+        };
+        let program: &SchedClassifier = self.loaded.ebpf.program(program).unwrap().try_into().unwrap();
+        program.test_run(options).unwrap();
+    }
+
     /// Sends a frame out of a link of the namespace, with the programs attached as the agent attaches them, and checks what
     /// is counted: for what a test run cannot do (a cut IPv4 header, a tunnel key). `None`: it passes uncounted.
     #[track_caller]
@@ -387,8 +400,8 @@ impl Fixture {
         }
     }
 
-    /// What the programs go by at this moment: an entry that one of them makes says it.
-    pub fn now(&mut self) -> Now {
+    /// The kernel's jiffies at this moment: an entry that a program makes says them.
+    pub fn jiffies(&mut self) -> u32 {
         let packet = packets::Packet::new(REMOTE_POD, POD_A, ack(1, 1));
         let frame = match self.model.mode {
             Mode::Vxlan => tunnelled(&packet),
@@ -398,34 +411,41 @@ impl Fixture {
         let key = flow_of(REMOTE_POD, POD_A, (1, 1), protocol::TCP).key();
         let known = self.loaded.maps.flows.get(&key, 0).expect("a flow between pods is remembered");
         self.loaded.maps.flows.remove(&key).unwrap();
-        Now { jiffies: known.asked, generation: known.generation }
+        known.asked
     }
 
     /// What is known of where a flow of pod A's leads, when the host's rules were asked at a time.
     pub fn destination(&self, flow: &abi::Flow, asked: u32) -> abi::KnownFlow {
+        let slots = epoch::with_world(1, self.uplink, &flow.destination);
+        let key = flow.key();
         abi::KnownFlow {
             key: flow.destination_key(),
-            generation: 0,
+            epochs: self.loaded.maps.sum_of_epochs(&slots),
             asked,
+            slots,
             from: self.pod_a,
             to: self.uplink,
-            kind: abi::KNOWN_DESTINATION,
-            reserved: 0,
-            sender_mac: Mac { bytes: POD_A_MAC },
-            macs: abi::Macs::default(),
-            next_hop: u32::from_ne_bytes(NODE2.octets()),
             mtu: 1500,
-            source: NODE1.into(),
-            destination: Addr::UNSPECIFIED,
+            sender_mac: Mac { bytes: POD_A_MAC },
+            flags: abi::FLOW_OF_SENDER | abi::FLOW_REWRITES_SOURCE,
+            leaves: abi::LEAVES_BY_UPLINK,
+            macs: abi::Macs::default(),
+            source: Quad::of(&NODE1.into()),
+            destination: key.destination,
             source_port: Be16::ZERO,
-            destination_port: Be16::ZERO,
+            destination_port: key.destination_port,
+            path: Path::SnatOut as u16,
+            reserved: [0; 2],
+            next_hop: abi::NextHop::v4(NODE2.octets()),
+            tunnel: abi::Tunnel::NONE,
+            reserved2: [0; 4],
         }
     }
 
     /// The host's rules have just let a connection of pod A's to where a flow leads pass as it was.
     pub fn know_destination(&mut self, flow: &abi::Flow) -> abi::KnownFlow {
-        let now = self.now();
-        let known = abi::KnownFlow { generation: now.generation, ..self.destination(flow, now.jiffies) };
+        let now = self.jiffies();
+        let known = self.destination(flow, now);
         self.loaded.maps.flows.insert(known.key, known, 0).unwrap();
         known
     }
@@ -472,6 +492,38 @@ impl Fixture {
         };
         self.loaded.maps.translations.insert(original, out, 0).unwrap();
         self.loaded.maps.translations.insert(out.other_half(protocol::TCP), back, 0).unwrap();
+    }
+
+    /// Both halves of a flow of pod A to the world, that goes past the host stack.
+    pub fn translate(&mut self, protocol: u8) {
+        let original = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol);
+        let half = abi::Translation {
+            asked: 0,
+            last_seen: u64::MAX / 2,
+            source: NODE1.into(),
+            destination: WORLD.into(),
+            source_port: Be16::new(TRANSLATED),
+            destination_port: Be16::new(SERVER),
+            ifindex: self.uplink,
+            kind: abi::TRANSLATION_SNAT,
+            reply: 0,
+            state: abi::STATE_REPLIED,
+            hairpin: 0,
+            past_stack: 1,
+            is_long: 1,
+            reserved: [0; 6],
+        };
+        let back = abi::Translation {
+            source: WORLD.into(),
+            destination: POD_A.into(),
+            source_port: Be16::new(SERVER),
+            destination_port: Be16::new(CLIENT),
+            reply: 1,
+            ..half
+        };
+        let translations = &mut self.loaded.maps.translations;
+        translations.insert(original, half, 0).unwrap();
+        translations.insert(half.other_half(protocol), back, 0).unwrap();
     }
 
     /// Adds replies' halves until the table takes no more. `false`: it took all.

@@ -321,7 +321,7 @@ impl Ready<'_> {
         self.know_destination();
         if self.kind.known != Known::Nothing {
             // What is known from before may end before the packet comes.
-            self.node.loaded.maps.forget_flows().unwrap();
+            self.node.loaded.maps.forget_flows();
             self.send(1);
         }
     }
@@ -362,7 +362,7 @@ impl Ready<'_> {
             .unwrap();
         }
         if self.kind.known == Known::Once {
-            maps.forget_flows().unwrap();
+            maps.forget_flows();
         }
     }
 }

@@ -1,16 +1,17 @@
 //! `FLOWS`: a packet whose flow is known becomes what the stages would make of it, and follows what is known only as long as it counts.
 
-use podwire_common::abi::{self, FlowKey, KNOWN_FLOW_JIFFIES, KnownFlow, Macs};
-use podwire_common::addr::{Addr, Be16, Mac};
+use podwire_common::abi::{self, FlowKey, KNOWN_FLOW_JIFFIES, KnownFlow, Macs, NextHop, Tunnel};
+use podwire_common::addr::{Be16, Mac, Quad};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
-use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_PORT};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
+use podwire_common::reason::Path;
 use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, syn};
 use crate::packets::*;
-use crate::trial::{Sent, TRANSLATED, Trial};
+use crate::trial::{Kind, Sent, Trial};
 
 #[test]
 fn known_flows_packet_becomes_what_the_stages_would_make_of_it() {
@@ -25,7 +26,7 @@ fn known_flows_packet_becomes_what_the_stages_would_make_of_it() {
         ];
         if trial.is_tcp() {
             // Of a segment whose kind a test run cannot tell, the kernel refuses to grow the headers.
-            if trial.way.kind != abi::KNOWN_TUNNEL_OUT {
+            if trial.way.kind != Kind::TunnelOut {
                 packets.push(("a large segment", trial.large_segment()));
             }
         } else {
@@ -51,56 +52,86 @@ fn what_is_remembered_of_a_flow() {
         trial.judged(&plain);
         let entry = trial.entry().expect("it is remembered");
         let (uplink, pod_a, pod_b) = (trial.node.uplink, trial.node.pod_a, trial.node.pod_b);
+        let key = trial.flow.key();
+        let path = |path: Path| path as u16;
         let nothing = KnownFlow {
-            key: trial.flow.key(),
-            generation: entry.generation,
+            key,
+            epochs: trial.node.loaded.maps.sum_of_epochs(&entry.slots),
             asked: entry.asked,
+            slots: trial.slots(),
             from: pod_a,
             to: uplink,
-            kind: trial.way.kind,
-            reserved: 0,
+            mtu: u32::MAX,
             sender_mac: mac(POD_A_MAC),
+            flags: abi::FLOW_OF_SENDER,
+            leaves: 0,
             macs: Macs::default(),
-            next_hop: 0,
-            mtu: 0,
-            source: Addr::UNSPECIFIED,
-            destination: Addr::UNSPECIFIED,
-            source_port: Be16::ZERO,
-            destination_port: Be16::ZERO,
+            source: key.source,
+            destination: key.destination,
+            source_port: key.source_port,
+            destination_port: key.destination_port,
+            path: 0,
+            reserved: [0; 2],
+            next_hop: NextHop::UNKNOWN,
+            tunnel: Tunnel::NONE,
+            reserved2: [0; 4],
         };
-        let out = KnownFlow { next_hop: u32::from_ne_bytes(NODE2.octets()), mtu: 1500, ..nothing };
+        let out = KnownFlow {
+            leaves: abi::LEAVES_BY_UPLINK,
+            next_hop: NextHop::v4(NODE2.octets()),
+            mtu: 1500,
+            ..nothing
+        };
         let to_a = KnownFlow {
             from: uplink,
             to: pod_a,
             sender_mac: mac(NODE2_MAC),
+            leaves: abi::LEAVES_INTO_POD,
             macs: Macs { destination: mac(POD_A_MAC), source: mac(HOST_A_MAC) },
             ..nothing
         };
         let expected = match trial.way.kind {
-            abi::KNOWN_LOCAL => {
-                let macs = Macs { destination: mac(POD_B_MAC), source: mac(HOST_B_MAC) };
-                KnownFlow { to: pod_b, macs, ..nothing }
-            }
-            abi::KNOWN_TUNNEL_OUT => KnownFlow {
+            Kind::Local => KnownFlow {
+                to: pod_b,
+                leaves: abi::LEAVES_INTO_POD,
+                macs: Macs { destination: mac(POD_B_MAC), source: mac(HOST_B_MAC) },
+                path: path(Path::Local),
+                ..nothing
+            },
+            Kind::TunnelOut => KnownFlow {
+                leaves: abi::LEAVES_IN_TUNNEL,
                 mtu: 1450,
-                source: NODE1.into(),
-                destination: NODE2.into(),
-                source_port: trial.flow.tunnel_source_port(),
-                macs: Macs { destination: mac(INNER_DESTINATION_MAC), source: mac(INNER_SOURCE_MAC) },
+                path: path(Path::TunnelOut),
+                tunnel: Tunnel {
+                    here: NODE1.into(),
+                    there: NODE2.into(),
+                    source_port: trial.flow.tunnel_source_port(),
+                    inner_mac: mac(INNER_DESTINATION_MAC),
+                },
                 ..out
             },
-            abi::KNOWN_DIRECT_OUT => out,
-            abi::KNOWN_WORLD_OUT => {
-                KnownFlow { source: NODE1.into(), source_port: Be16::new(TRANSLATED), ..out }
-            }
-            abi::KNOWN_TUNNEL_IN => {
-                KnownFlow { sender_mac: mac(INNER_SOURCE_MAC), source: NODE2.into(), ..to_a }
-            }
-            abi::KNOWN_DIRECT_IN => to_a,
-            _ => KnownFlow {
+            Kind::DirectOut => KnownFlow { path: path(Path::DirectOut), ..out },
+            Kind::WorldOut => KnownFlow {
+                flags: abi::FLOW_OF_SENDER | abi::FLOW_REWRITES_SOURCE,
+                source: Quad::of(&NODE1.into()),
+                source_port: Be16::new(TRANSLATED),
+                path: path(Path::SnatOut),
+                ..out
+            },
+            Kind::TunnelIn => KnownFlow {
+                sender_mac: mac(INNER_SOURCE_MAC),
+                flags: abi::FLOW_IN_TUNNEL,
+                path: path(Path::TunnelIn),
+                tunnel: Tunnel { there: NODE2.into(), ..Tunnel::NONE },
+                ..to_a
+            },
+            Kind::DirectIn => KnownFlow { path: path(Path::DirectIn), ..to_a },
+            Kind::WorldIn => KnownFlow {
+                flags: abi::FLOW_REWRITES_DESTINATION,
                 mtu: 1450,
-                destination: POD_A.into(),
+                destination: Quad::of(&POD_A.into()),
                 destination_port: Be16::new(CLIENT),
+                path: path(Path::SnatIn),
                 ..to_a
             },
         };
@@ -136,7 +167,7 @@ fn other_packets_of_the_sender_do_not_follow_what_is_known() {
                 others.push((what, trial.varied(flagged)));
             }
         }
-        if kind != abi::KNOWN_TUNNEL_IN {
+        if kind != Kind::TunnelIn {
             let with = |at: usize, bytes: &[u8]| {
                 let mut sent = trial.varied(|_| ());
                 sent.frame[at..][..bytes.len()].copy_from_slice(bytes);
@@ -146,15 +177,12 @@ fn other_packets_of_the_sender_do_not_follow_what_is_known() {
             others.push(("a length that ends within its headers", with(16, &27u16.to_be_bytes())));
             others.push(("a length beyond the frame", with(16, &u16::MAX.to_be_bytes())));
         }
-        if trial.way.program == FROM_POD || kind == abi::KNOWN_DIRECT_IN {
+        if trial.way.program == FROM_POD || kind == Kind::DirectIn {
             let other_mac = |packet: &mut Packet| packet.source_mac = STRANGER_MAC;
             others.push(("another link address", trial.varied(other_mac)));
         }
-        if matches!(
-            kind,
-            abi::KNOWN_TUNNEL_OUT | abi::KNOWN_DIRECT_OUT | abi::KNOWN_WORLD_OUT | abi::KNOWN_WORLD_IN
-        ) {
-            let mtu = if matches!(kind, abi::KNOWN_DIRECT_OUT | abi::KNOWN_WORLD_OUT) { 1500 } else { 1450 };
+        if matches!(kind, Kind::TunnelOut | Kind::DirectOut | Kind::WorldOut | Kind::WorldIn) {
+            let mtu = if matches!(kind, Kind::DirectOut | Kind::WorldOut) { 1500 } else { 1450 };
             let headers = if trial.is_tcp() { 40 } else { 28 };
             let large = |packet: &mut Packet| packet.payload = vec![0x55; mtu - headers + 1];
             others.push(("larger than the path takes", trial.varied(large)));
@@ -162,10 +190,10 @@ fn other_packets_of_the_sender_do_not_follow_what_is_known() {
             let segment = (mtu - headers + 1) as u32;
             others.push(("segments larger than the path takes", Sent { segment, ..segments }));
         }
-        if kind == abi::KNOWN_TUNNEL_OUT {
+        if kind == Kind::TunnelOut {
             others.push(("what the kernel does not encapsulate", trial.large_segment()));
         }
-        if kind == abi::KNOWN_TUNNEL_IN {
+        if kind == Kind::TunnelIn {
             let inner = trial.plain.build();
             let outer = Vxlan::new(NODE2, NODE1)
                 .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
@@ -193,20 +221,12 @@ fn other_packets_of_the_sender_do_not_follow_what_is_known() {
 #[test]
 fn what_is_known_ends_with_what_it_was_made_of() {
     type Event = fn(&mut Trial);
-    let events: [(&str, Event); 5] = [
-        ("the agent forgets all", |trial| trial.node.loaded.maps.forget_flows().unwrap()),
-        ("the agent writes to a map", |trial| {
-            let networks = &mut trial.node.model.non_masquerade;
-            let one = "192.0.2.0/24".parse().unwrap();
-            if !networks.remove(&one) {
-                networks.insert(one);
-            }
-            trial.node.fill();
-        }),
+    let events: [(&str, Event); 4] = [
+        ("the agent forgets all", |trial| trial.node.loaded.maps.forget_flows()),
         ("its time is over", |trial| {
             trial.change(|known| known.asked = known.asked.wrapping_sub(KNOWN_FLOW_JIFFIES));
         }),
-        ("another generation", |trial| trial.change(|known| known.generation ^= 1)),
+        ("another epoch", |trial| trial.change(|known| known.epochs ^= 1)),
         ("an element that another flow has by now", |trial| {
             trial.change(|known| known.key.source_port.bytes[0] ^= 2)
         }),
@@ -219,32 +239,9 @@ fn what_is_known_ends_with_what_it_was_made_of() {
             event(trial);
             assert_eq!(trial.see(&plain), judged, "{}: {what}", trial.what());
             let entry = trial.entry().expect("it is remembered anew");
-            assert_eq!(entry.reserved, 0, "{}: {what}", trial.what());
+            assert_eq!(entry.reserved, [0; 2], "{}: {what}", trial.what());
         }
     });
-}
-
-#[test]
-fn only_an_error_about_the_tunnel_ends_what_is_known() {
-    let tunnel = |source, destination| Packet::new(source, destination, udp(50000, VXLAN_PORT));
-    let table = [
-        ("its tunnel", Mode::Vxlan, tunnel(NODE1, NODE2), true),
-        ("its tunnel to no node", Mode::Vxlan, tunnel(NODE1, STRANGER), false),
-        ("a tunnel of others", Mode::Vxlan, tunnel(NODE3, NODE2), false),
-        ("another port of a node", Mode::Vxlan, Packet::new(NODE1, NODE2, udp(50000, 53)), false),
-        ("a connection to a node", Mode::Vxlan, Packet::new(NODE1, NODE2, tcp(50000, VXLAN_PORT)), false),
-        ("a flow to the world", Mode::Vxlan, Packet::new(NODE1, WORLD, udp(CLIENT, SERVER)), false),
-        ("a pod's flow", Mode::Direct, Packet::new(NODE1, REMOTE_POD, udp(1, 2)), false),
-        ("no tunnel is there", Mode::Direct, tunnel(NODE1, NODE2), false),
-    ];
-    for (what, mode, quoted, ends) in table {
-        let mut node = Fixture::new(mode);
-        let error = arriving(STRANGER, NODE1, Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] })
-            .with(|packet| packet.payload = behind_ethernet(&quoted.build()));
-        let (link, before) = (node.uplink, node.now().generation);
-        node.run(FROM_UPLINK, link, &error.build(), 0);
-        assert_eq!(node.now().generation != before, ends, "{mode:?}: {what}");
-    }
 }
 
 #[test]

@@ -15,10 +15,9 @@ use crate::packets::*;
 fn destination_is_remembered_when_the_rules_were_asked_lately() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let mut node = node(mode);
-        let now = node.now();
-        let there = begin(&mut node, now.jiffies);
-        let expected = KnownFlow { generation: now.generation, ..node.destination(&there, now.jiffies) };
-        assert_eq!(destination_of(&node, &there), Some(expected), "{mode:?}");
+        let now = node.jiffies();
+        let there = begin(&mut node, now);
+        assert_eq!(destination_of(&node, &there), Some(node.destination(&there, now)), "{mode:?}");
     }
 }
 
@@ -27,29 +26,29 @@ fn where_a_connection_leads_is_not_remembered_otherwise() {
     let each_connection = |config: &abi::Config| abi::Config { ask: abi::ASK_EACH_CONNECTION, ..*config };
     let mut strict = Fixture::with_config(Mode::Vxlan, each_connection);
     add_default_route(&strict);
-    let now = strict.now();
-    let there = begin(&mut strict, now.jiffies);
+    let now = strict.jiffies();
+    let there = begin(&mut strict, now);
     assert_eq!(destination_of(&strict, &there), None, "each connection is to be seen by the rules");
     drop(strict);
 
     let mut node = node(Mode::Vxlan);
-    let now = node.now();
-    begin(&mut node, now.jiffies.wrapping_sub(KNOWN_FLOW_JIFFIES));
+    let now = node.jiffies();
+    begin(&mut node, now.wrapping_sub(KNOWN_FLOW_JIFFIES));
     assert_eq!(destination_of(&node, &there), None, "the rules were asked too long ago");
 
     node.forget_recorded();
     let datagrams = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol::UDP);
     node.run(TO_UPLINK, node.uplink, &out(POD_A, WORLD, udp(CLIENT, SERVER)).build(), 0);
     node.run(FROM_UPLINK, node.uplink, &arriving(WORLD, NODE1, udp(SERVER, CLIENT)).build(), 0);
-    let now = node.now();
-    node.set_asked(now.jiffies);
+    let now = node.jiffies();
+    node.set_asked(now);
     node.run(FROM_POD, node.pod_a, &from_a(WORLD, udp(CLIENT, SERVER)).build(), 0);
     assert_eq!(destination_of(&node, &datagrams), None, "datagrams");
 
     node.forget_recorded();
     node.model.non_masquerade.insert("198.51.100.0/24".parse().unwrap());
-    let now = node.now();
-    begin_before(&mut node, now.jiffies, Fixture::fill);
+    let now = node.jiffies();
+    begin_before(&mut node, now, Fixture::fill);
     assert_eq!(destination_of(&node, &there), None, "the pod is to keep its address there by now");
 }
 
@@ -91,8 +90,8 @@ fn connection_to_a_known_destination_goes_past_the_stack() {
 fn pods_side_of_a_past_stack_flow_is_refused_on_an_uplink() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let mut node = node(mode);
-        let now = node.now();
-        begin(&mut node, now.jiffies);
+        let now = node.jiffies();
+        begin(&mut node, now);
         let forged = arriving(POD_A, WORLD, ack(CLIENT, SERVER)).build();
         let expect = Expect::Drop(Reason::PodSourceNotFromNode);
         node.check(&format!("{mode:?}"), FROM_UPLINK, node.uplink, &forged, expect);
@@ -143,7 +142,7 @@ fn other_packets_than_the_pods_connection_are_seen_by_rules() {
     type Change = fn(&mut KnownFlow);
     let changes: [(&str, Change); 3] = [
         ("its time is over", |known| known.asked = known.asked.wrapping_sub(KNOWN_FLOW_JIFFIES)),
-        ("another generation", |known| known.generation ^= 1),
+        ("another epoch", |known| known.epochs ^= 1),
         ("an element that another flow has by now", |known| known.key.source_port = Be16::new(1)),
     ];
     for (what, change) in changes {

@@ -6,6 +6,7 @@ mod collector;
 mod costs;
 mod counting;
 mod fixture;
+mod forgotten;
 mod from_overlay;
 mod from_pod;
 mod from_uplink;

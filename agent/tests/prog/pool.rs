@@ -71,7 +71,8 @@ impl Drop for Loaded {
 
 /// Empties a map of a kind.
 macro_rules! empty {
-    (Array GENERATION, $map:expr, $value:ty) => {};
+    // They go on, as they do on a node.
+    (MappedArray $name:ident, $map:expr, $value:ty) => {};
     (Array $name:ident, $map:expr, $value:ty) => {
         for slot in 0..$map.len() {
             $map.set(slot, <$value>::default(), 0).unwrap();
@@ -96,7 +97,7 @@ macro_rules! empty_all {
     })*) => { $(empty!($kind $name, $maps.$field, $value);)* };
 }
 
-/// Leaves what a new load has: but `GENERATION` goes on, as it does on a node.
+/// Leaves what a new load has: but `GENERATION` and `EPOCHS` go on, as they do on a node.
 fn empty(dataplane: &mut Dataplane) {
     let maps = &mut dataplane.maps;
     podwire_common::tables!(empty_all, maps);

@@ -1,7 +1,8 @@
 //! Packets of one flow that goes past the host stack: what the stages make of one, and what follows from what is known of it.
 
-use podwire_common::abi::{self, Flow, KnownFlow, Translation};
-use podwire_common::addr::{Be16, Mac};
+use podwire_common::abi::{self, Flow, KnownFlow};
+use podwire_common::addr::{Mac, Quad};
+use podwire_common::epoch::{self, FLOW_SLOTS};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
@@ -10,15 +11,26 @@ use podwire_core::model::{Mode, Uplink};
 use crate::fixture::*;
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, tunnelled};
 use crate::packets::*;
+use crate::pool::Loaded;
 
-/// What pod A's own port, [`CLIENT`], becomes towards the world.
-pub const TRANSLATED: u16 = 61000;
 /// Whoever follows what is known, and that is false, is told by it.
 const FALSE_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 0xff];
 /// An entry that this test wrote: the programs write 0.
-const OURS: u8 = 1;
+pub const OURS: [u8; 2] = [1; 2];
 /// What is known may end by itself between two packets.
-const ATTEMPTS: usize = 20;
+pub const ATTEMPTS: usize = 20;
+
+/// Which one of the ways past the host stack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Local,
+    DirectOut,
+    TunnelOut,
+    WorldOut,
+    DirectIn,
+    TunnelIn,
+    WorldIn,
+}
 
 /// A way past the host stack.
 #[derive(Clone, Copy)]
@@ -26,15 +38,14 @@ pub struct Way {
     what: &'static str,
     mode: Mode,
     pub program: &'static str,
-    /// Of the entry.
-    pub kind: u8,
+    pub kind: Kind,
     /// A packet on it. The port of the server is the translated flow's too.
     packet: fn(Transport) -> Packet,
     /// Ports of that packet.
     pub ports: (u16, u16),
 }
 
-/// One for each kind of entry.
+/// One of each kind.
 fn ways() -> [Way; 7] {
     let way = |what, mode, program, kind, packet: fn(Transport) -> Packet| Way {
         what,
@@ -48,19 +59,17 @@ fn ways() -> [Way; 7] {
         |transport| Packet::new(REMOTE_POD, POD_A, transport).macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
     let vxlan = Mode::Vxlan;
     [
-        way("same node", vxlan, FROM_POD, abi::KNOWN_LOCAL, |transport| from_a(POD_B, transport)),
-        way("tunnel out", vxlan, FROM_POD, abi::KNOWN_TUNNEL_OUT, |transport| from_a(REMOTE_POD, transport)),
-        way("direct out", Mode::Direct, FROM_POD, abi::KNOWN_DIRECT_OUT, |transport| {
-            from_a(REMOTE_POD, transport)
-        }),
-        way("to the world", vxlan, FROM_POD, abi::KNOWN_WORLD_OUT, |transport| from_a(WORLD, transport)),
-        way("tunnel in", vxlan, FROM_UPLINK, abi::KNOWN_TUNNEL_IN, in_tunnel),
-        way("direct in", Mode::Direct, FROM_UPLINK, abi::KNOWN_DIRECT_IN, |transport| {
+        way("same node", vxlan, FROM_POD, Kind::Local, |transport| from_a(POD_B, transport)),
+        way("tunnel out", vxlan, FROM_POD, Kind::TunnelOut, |transport| from_a(REMOTE_POD, transport)),
+        way("direct out", Mode::Direct, FROM_POD, Kind::DirectOut, |transport| from_a(REMOTE_POD, transport)),
+        way("to the world", vxlan, FROM_POD, Kind::WorldOut, |transport| from_a(WORLD, transport)),
+        way("tunnel in", vxlan, FROM_UPLINK, Kind::TunnelIn, in_tunnel),
+        way("direct in", Mode::Direct, FROM_UPLINK, Kind::DirectIn, |transport| {
             arriving(REMOTE_POD, POD_A, transport)
         }),
         Way {
             ports: (SERVER, TRANSLATED),
-            ..way("from the world", vxlan, FROM_UPLINK, abi::KNOWN_WORLD_IN, |transport| {
+            ..way("from the world", vxlan, FROM_UPLINK, Kind::WorldIn, |transport| {
                 arriving(WORLD, NODE1, transport)
             })
         },
@@ -91,8 +100,13 @@ pub struct Trial {
 impl Trial {
     /// Does something with each way, of TCP and of UDP.
     pub fn each(action: impl Fn(&mut Self)) {
+        Self::each_with(Loaded::take, action);
+    }
+
+    /// As [`Self::each`], with another build of the programs.
+    pub fn each_with<L: Into<Loaded>>(load: impl Fn(&abi::Config) -> L, action: impl Fn(&mut Self)) {
         for mode in [Mode::Vxlan, Mode::Direct] {
-            let mut node = Fixture::new(mode);
+            let mut node = Fixture::with_programs(mode, &load);
             node.namespace.ip("route add default via 10.200.0.2 dev up0");
             let addresses = vec![NODE1.into()];
             node.model.uplinks.push(Uplink { index: node.pod_b, name: "pwb".into(), mtu: 1500, addresses });
@@ -126,7 +140,7 @@ impl Trial {
     /// The packet where it comes.
     pub fn sent(&self, packet: &Packet) -> Sent {
         let link = if self.way.program == FROM_POD { self.node.pod_a } else { self.node.uplink };
-        let is_tunnelled = self.way.kind == abi::KNOWN_TUNNEL_IN;
+        let is_tunnelled = self.way.kind == Kind::TunnelIn;
         Sent { link, frame: if is_tunnelled { tunnelled(packet) } else { packet.build() }, segment: 0 }
     }
 
@@ -152,8 +166,8 @@ impl Trial {
     /// What the stages make of it: nothing is known.
     pub fn judged(&mut self, sent: &Sent) -> Seen {
         self.node.forget_known();
-        if matches!(self.way.kind, abi::KNOWN_WORLD_OUT | abi::KNOWN_WORLD_IN) {
-            self.translate();
+        if matches!(self.way.kind, Kind::WorldOut | Kind::WorldIn) {
+            self.node.translate(self.flow.protocol);
         }
         self.see(sent)
     }
@@ -175,11 +189,22 @@ impl Trial {
         panic!("{}: what is known is not used", self.what());
     }
 
-    /// After a packet has followed what is known, and that is false.
-    pub fn mislead(&mut self) {
+    /// After a packet has followed what is known, and that is false. What became of the packet.
+    pub fn mislead(&mut self) -> Seen {
         let plain = self.sent(&self.plain);
         let truth = self.judged(&plain);
-        assert_ne!(self.known(&plain, falsify), truth, "{}: what is false shows", self.what());
+        let misled = self.known(&plain, falsify);
+        assert_ne!(misled, truth, "{}: what is false shows", self.what());
+        misled
+    }
+
+    /// What an entry of the flow depends on. Pod A is endpoint 1, pod B is endpoint 2.
+    pub fn slots(&self) -> [u16; FLOW_SLOTS] {
+        match self.way.kind {
+            Kind::Local => epoch::of_neighbours(1, 2),
+            Kind::WorldOut | Kind::WorldIn => epoch::with_world(1, self.node.uplink, &WORLD.into()),
+            _ => epoch::with_node(1, &NODE2.into(), &REMOTE_POD.into()),
+        }
     }
 
     /// What is known of the flow, whether it counts or not.
@@ -193,39 +218,6 @@ impl Trial {
         change(&mut known);
         self.node.loaded.maps.flows.insert(self.flow.key(), known, 0).unwrap();
     }
-
-    /// Both halves of a flow of pod A to the world, that goes past the host stack.
-    fn translate(&mut self) {
-        let protocol = self.flow.protocol;
-        let original = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol);
-        let half = Translation {
-            asked: 0,
-            last_seen: u64::MAX / 2,
-            source: NODE1.into(),
-            destination: WORLD.into(),
-            source_port: Be16::new(TRANSLATED),
-            destination_port: Be16::new(SERVER),
-            ifindex: self.node.uplink,
-            kind: abi::TRANSLATION_SNAT,
-            reply: 0,
-            state: abi::STATE_REPLIED,
-            hairpin: 0,
-            past_stack: 1,
-            is_long: 1,
-            reserved: [0; 6],
-        };
-        let back = Translation {
-            source: WORLD.into(),
-            destination: POD_A.into(),
-            source_port: Be16::new(SERVER),
-            destination_port: Be16::new(CLIENT),
-            reply: 1,
-            ..half
-        };
-        let translations = &mut self.node.loaded.maps.translations;
-        translations.insert(original, half, 0).unwrap();
-        translations.insert(half.other_half(protocol), back, 0).unwrap();
-    }
 }
 
 fn protocol_of(packet: &Packet) -> u8 {
@@ -236,10 +228,13 @@ fn protocol_of(packet: &Packet) -> u8 {
 }
 
 /// Has whoever follows it write something that nothing else would lead to.
-fn falsify(known: &mut KnownFlow) {
-    match known.kind {
-        abi::KNOWN_TUNNEL_OUT | abi::KNOWN_WORLD_OUT => known.source = STRANGER.into(),
-        abi::KNOWN_DIRECT_OUT => (known.kind, known.source) = (abi::KNOWN_WORLD_OUT, STRANGER.into()),
+pub fn falsify(known: &mut KnownFlow) {
+    let stranger = Quad::of(&STRANGER.into());
+    match known.leaves {
+        abi::LEAVES_IN_TUNNEL => known.tunnel.here = STRANGER.into(),
+        abi::LEAVES_BY_UPLINK => {
+            (known.flags, known.source) = (known.flags | abi::FLOW_REWRITES_SOURCE, stranger)
+        }
         _ => known.macs.destination = Mac { bytes: FALSE_MAC },
     }
 }

@@ -94,6 +94,9 @@ macro_rules! map_type {
     (Array, $key:ty, $value:ty, $entries:expr) => {
         aya_ebpf::btf_maps::Array<$value, { $entries }>
     };
+    (MappedArray, $key:ty, $value:ty, $entries:expr) => {
+        aya_ebpf::btf_maps::Array<$value, { $entries }, { aya_ebpf::bindings::BPF_F_MMAPABLE as usize }>
+    };
     (PerCpuArray, $key:ty, $value:ty, $entries:expr) => {
         aya_ebpf::btf_maps::PerCpuArray<$value, { $entries }>
     };

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, KNOWN_LOCAL, NODE_ADDRESS, NODE_LOCAL},
+    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_LOCAL},
     flow::protocol,
     reason::{Drop, Path},
 };
@@ -11,7 +11,8 @@ use crate::{
     maps,
     packet::{Headers, Ipv4, Skb, ethertype},
     stage::{
-        arp, checksum, direct, flow, frontend, icmp_error, known, local, snat, source, stack_flow, tunnel_out,
+        arp, checksum, direct, fastpath, flow, frontend, icmp_error, local, snat, source, stack_flow,
+        tunnel_out,
     },
     verdict::{Outcome, Verdict, finish},
 };
@@ -25,10 +26,9 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 fn verdict(ctx: &TcContext) -> Outcome {
     ctx.clear_ready_to_leave();
     checksum::of_pod(ctx)?;
-    let generation = maps::generation();
-    let known = match known::of_pod(ctx, generation) {
-        Some((plain, known)) if known.kind == KNOWN_LOCAL => {
-            let verdict = known::to_neighbour(ctx, plain, known)?;
+    let known = match fastpath::of_pod(ctx) {
+        Some((plain, known)) if fastpath::is_to_neighbour(known) => {
+            let verdict = fastpath::to_neighbour(ctx, plain, known)?;
             if verdict != Verdict::UNDECIDED {
                 return Ok(verdict);
             }
@@ -37,7 +37,6 @@ fn verdict(ctx: &TcContext) -> Outcome {
         other => other.map(|(_, known)| known),
     };
     let mut packet = Ipv4::at(0);
-    packet.generation = generation;
     packet.load(ctx)?;
     match packet.headers.ethertype.get() {
         _ if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
@@ -53,7 +52,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     if parsed.is_ok()
         && let Some(known) = known
     {
-        let verdict = known::from_pod(ctx, &mut packet, known)?;
+        let verdict = fastpath::from_pod(ctx, &mut packet, known)?;
         if verdict != Verdict::UNDECIDED {
             return Ok(verdict);
         }
@@ -64,6 +63,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
             return Ok(verdict);
         }
     }
+    // Before anything is looked up that a flow may be learnt from.
+    packet.generation = maps::generation();
     let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
     source::keep_to_limit(ctx, endpoint)?;
     parsed?;
@@ -83,7 +84,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         {
             return Ok(Verdict::stack(Path::ToStack));
         }
-        known::remember_local(ctx, &packet, endpoint, other);
+        fastpath::learn_local(ctx, &packet, endpoint, other);
         return local::deliver(ctx, &mut packet.headers, other, Path::Local);
     }
     if let Some(node) = maps::node(&destination) {

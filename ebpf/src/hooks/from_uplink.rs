@@ -9,7 +9,7 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Fragment, Ipv4, Skb, ethertype},
-    stage::{direct, icmp_error, inbound, known, source, stack_flow, translation, tunnel_in},
+    stage::{direct, fastpath, icmp_error, inbound, source, stack_flow, translation, tunnel_in},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -43,15 +43,16 @@ fn verdict(ctx: &TcContext) -> Outcome {
         return tunnel_in::on_uplink(ctx, &mut packet);
     }
     if parsed.is_ok() {
-        if packet.is_error && icmp_error::is_about_tunnel(ctx, &packet) {
-            // The kernel has to be asked again what the path takes.
-            maps::forget_all_flows();
+        if packet.is_error {
+            icmp_error::forget(ctx, &packet);
         }
-        let verdict = known::from_uplink(ctx, &mut packet)?;
+        let verdict = fastpath::from_uplink(ctx, &mut packet)?;
         if verdict != Verdict::UNDECIDED {
             return Ok(verdict);
         }
     }
+    // Before anything is looked up that a flow may be learnt from.
+    packet.generation = maps::generation();
     let translation = if parsed.is_ok() && packet.is_whole() { translation::of(&packet) } else { None };
     if let Some(entry) = &translation
         && entry.get().past_stack != 0
@@ -76,11 +77,11 @@ fn verdict(ctx: &TcContext) -> Outcome {
         return match sender {
             // Nobody else has this node's own addresses.
             Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::PodSourceNotFromNode),
-            Some(_) if maps::is_direct() => direct::to_pod(ctx, &mut packet, endpoint),
+            Some(node) if maps::is_direct() => direct::to_pod(ctx, &mut packet, endpoint, Some(node)),
             // What a router on the way says about a flow that went past the stack goes past it as well: connection
             // tracking, which has not seen that flow, would call it invalid.
             None if maps::is_direct() && stack_flow::is_error_about_direct(&packet) => {
-                direct::to_pod(ctx, &mut packet, endpoint)
+                direct::to_pod(ctx, &mut packet, endpoint, None)
             }
             // From the world to a pod's own address: the host's routing decides, and the pod answers in its own name.
             _ => {

@@ -270,7 +270,7 @@ pub struct Ipv4 {
     pub is_echo: bool,
     /// Whether it is a first fragment, and a later one came before it.
     pub is_overtaken: bool,
-    /// Since when it is judged: a number of the caller's.
+    /// When its judging began: a number of the caller's.
     pub generation: u32,
 }
 

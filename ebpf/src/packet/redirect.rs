@@ -5,16 +5,22 @@ use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
         BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
-        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+        bpf_redir_neigh,
     },
     programs::TcContext,
 };
-use podwire_common::addr::{Addr, Mac};
+use podwire_common::{
+    abi::{FAMILY_IPV4, FAMILY_UNKNOWN, NextHop},
+    addr::{Addr, Mac},
+};
 
 use super::Skb;
 use crate::helpers::{self, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 
-const AF_INET: u8 = 2;
+const AF_INET: u8 = FAMILY_IPV4 as u8;
+
+// A next hop is handed to the kernel as it is.
+const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
 
 /// A question to the kernel's routing table, and its answer.
 pub struct Way {
@@ -27,9 +33,8 @@ pub struct Way {
     pub source: Addr,
     /// IPv4.
     pub destination: Addr,
-    /// In the answer: the router, or the destination itself where there is none on the way; network order. 0: not known, or an
-    /// IPv6 router.
-    next_hop: u32,
+    /// In the answer: the router, or the destination itself where there is none on the way.
+    pub next_hop: NextHop,
     /// In the answer: the next hop's link address as far as the kernel knows it, else zeros.
     pub next_hop_mac: Mac,
 }
@@ -49,20 +54,20 @@ impl Way {
     /// A question.
     #[inline(always)]
     pub fn new(ifindex: u32, source: Addr, destination: Addr, length: u32) -> Self {
-        Self { ifindex, length, source, destination, next_hop: 0, next_hop_mac: Mac::default() }
+        Self {
+            ifindex,
+            length,
+            source,
+            destination,
+            next_hop: NextHop::UNKNOWN,
+            next_hop_mac: Mac::default(),
+        }
     }
 
-    /// A way that was found before. `next_hop`: network order, 0 when it is not known.
+    /// A way that was found before.
     #[inline(always)]
-    pub fn known(ifindex: u32, next_hop: u32, source: Addr, destination: Addr) -> Self {
+    pub fn known(ifindex: u32, next_hop: NextHop, source: Addr, destination: Addr) -> Self {
         Self { ifindex, length: 0, source, destination, next_hop, next_hop_mac: Mac::default() }
-    }
-
-    /// The router, or the destination itself where there is none on the way; network order, 0 when it is not known or is
-    /// an IPv6 router.
-    #[inline(always)]
-    pub fn next_hop(&self) -> u32 {
-        self.next_hop
     }
 
     /// Asks the kernel for the way out by this link.
@@ -96,12 +101,10 @@ impl Way {
                 self.ifindex = query.ifindex;
                 // SAFETY: as below; where a length was asked for, the path's MTU is there now.
                 self.length = unsafe { query.__bindgen_anon_1.mtu_result }.into();
-                // An IPv4 route may lead by an IPv6 router. Its address is not kept: the kernel finds it again at the redirect.
-                self.next_hop = match query.family {
-                    // SAFETY: the helper wrote the next hop into this member.
-                    AF_INET => unsafe { query.__bindgen_anon_4.ipv4_dst },
-                    _ => 0,
-                };
+                self.next_hop.family = query.family.into();
+                // An IPv4 route may lead by an IPv6 router.
+                // SAFETY: the helper wrote the next hop, of either family, into the members of this union.
+                self.next_hop.address = unsafe { query.__bindgen_anon_4.ipv6_dst };
                 self.next_hop_mac = Mac { bytes: query.dmac };
                 Lookup::Found
             }
@@ -117,25 +120,22 @@ impl Way {
     /// Sends the packet this way.
     #[inline(always)]
     pub fn leave(&self, ctx: &TcContext) -> i32 {
-        leave(ctx, self.ifindex, self.next_hop)
+        leave(ctx, self.ifindex, &self.next_hop)
     }
 }
 
-/// Out of an uplink. The kernel resolves the next hop (network order; 0: the kernel looks for the route) and writes the link header: so its neighbour
-/// entry is used, and asked for again when it is old.
+/// Out of an uplink. The kernel resolves the next hop and writes the link header: so its neighbour entry is used, and asked
+/// for again when it is old.
 #[inline(always)]
-pub fn leave(ctx: &TcContext, uplink: u32, next_hop: u32) -> i32 {
+pub fn leave(ctx: &TcContext, uplink: u32, next_hop: &NextHop) -> i32 {
     ctx.set_ready_to_leave();
-    if next_hop == 0 {
+    if next_hop.family == FAMILY_UNKNOWN {
         // SAFETY: without parameters the pointer may be null and the length zero.
         return unsafe { bpf_redirect_neigh(uplink, core::ptr::null_mut(), 0, 0) as i32 };
     }
-    let mut next_hop = bpf_redir_neigh {
-        nh_family: AF_INET.into(),
-        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: next_hop },
-    };
-    // SAFETY: pointer and size are those of the parameters.
-    unsafe { bpf_redirect_neigh(uplink, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+    let parameters = core::ptr::from_ref(next_hop).cast::<bpf_redir_neigh>().cast_mut();
+    // SAFETY: the kernel reads the parameters, which have this size.
+    unsafe { bpf_redirect_neigh(uplink, parameters, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
 }
 
 /// The source that the kernel's routes choose for a destination by the link of the hook: that of the route, or the address of the

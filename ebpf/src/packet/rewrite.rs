@@ -12,7 +12,7 @@ use podwire_common::{
 };
 
 use super::{FixedPart, Fragment, Headers, Ipv4, Skb, quote};
-use crate::helpers;
+use crate::{global::global, helpers};
 
 const IP: u32 = 14;
 const TTL: u32 = IP + 8;
@@ -117,6 +117,23 @@ fn replace_in_transport(ctx: &TcContext, packet: &Ipv4, old: [u8; 4], address: &
 /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
 #[inline(always)]
 pub fn translate(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Result<(), Drop> {
+    match podwire_translate(ctx.skb.skb, packet, to) {
+        DONE => Ok(()),
+        _ => Err(Drop::RewriteFailed),
+    }
+}
+
+const DONE: i32 = 0;
+const FAILED: i32 = 1;
+
+global! {
+    fn podwire_translate(ctx, packet: ref Ipv4, to: ref Translation) -> i32, or FAILED {
+        if translate_here(ctx, packet, to).is_ok() { DONE } else { FAILED }
+    }
+}
+
+#[inline(always)]
+fn translate_here(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Result<(), Drop> {
     if packet.is_error {
         return quote::translate(ctx, packet, to);
     }

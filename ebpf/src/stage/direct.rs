@@ -2,16 +2,14 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, KNOWN_DIRECT_IN, Node, Translation},
-    addr::Addr,
+    abi::{Endpoint, Node, Translation},
     reason::{Drop, Path},
 };
 
-use super::{flow, known, local, stack_flow, too_big};
+use super::{fastpath, flow, local, stack_flow, too_big};
 use crate::{
     maps,
-    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl},
-    subprogram,
+    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -38,22 +36,24 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
         // The stack cuts what may be cut, and answers where there is no route.
         Lookup::TooBig | Lookup::Unknown => return Ok(Verdict::stack(Path::ToStack)),
     }
-    known::remember_direct_out(ctx, packet, endpoint, &way, way.length);
+    fastpath::learn_direct_out(ctx, packet, endpoint, node, &way);
     decrement_ttl(ctx, &packet.headers, 0)?;
     Ok(Verdict::redirect(Path::DirectOut, way.leave(ctx)))
 }
 
-/// A packet of another node's pod or of the node itself, for a pod of this node.
+/// A packet for a pod of this node: of another node's pod or of the node itself, which is learnt, or a router's.
 ///
 /// # Errors
 /// [`Drop::FragmentWithoutFirst`], [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outcome {
+pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, sender: Option<&Node>) -> Outcome {
     flow::complete(packet)?;
     if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
-    known::remember_in(ctx, packet, endpoint, KNOWN_DIRECT_IN, &Addr::UNSPECIFIED);
+    if let Some(node) = sender {
+        fastpath::learn_direct_in(ctx, packet, endpoint, node);
+    }
     local::deliver(ctx, &mut packet.headers, endpoint, Path::DirectIn)
 }
 
@@ -85,7 +85,7 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
         Lookup::Unknown => return Err(Drop::NoRouteBack),
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
-    subprogram::translate(ctx, packet, to)?;
+    translate(ctx, packet, to)?;
     Ok(Verdict::redirect(Path::HostPortOut, way.leave(ctx)))
 }
 

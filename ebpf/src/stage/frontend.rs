@@ -10,8 +10,7 @@ use podwire_common::{
 use super::{direct, local, translation, tunnel_out};
 use crate::{
     maps,
-    packet::{Ipv4, Skb},
-    subprogram,
+    packet::{Ipv4, Skb, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -43,7 +42,7 @@ pub fn request(ctx: &TcContext, packet: &Ipv4) -> Outcome {
         to.source = endpoint.gateway;
         to.hairpin = 1;
     }
-    subprogram::establish(ctx, flow, &mut to)?;
+    translation::establish(ctx, flow, &mut to)?;
     deliver(ctx, packet, &to, Path::HostPortIn)
 }
 
@@ -99,7 +98,7 @@ fn backend_of(packet: &Ipv4) -> Option<Backend> {
 #[inline(never)]
 pub fn deliver(ctx: &TcContext, packet: &Ipv4, to: &Translation, path: Path) -> Outcome {
     let endpoint = maps::endpoint(&to.destination).ok_or(Drop::BackendGone)?;
-    subprogram::translate(ctx, packet, to)?;
+    translate(ctx, packet, to)?;
     local::hand_over(ctx, endpoint, if to.hairpin == 0 { path } else { Path::Hairpin })
 }
 

@@ -4,7 +4,7 @@
 //! flow it is about, so the quote has to fit the error's sender and receiver.
 
 use aya_ebpf::programs::TcContext;
-use podwire_common::{flow::protocol, reason::Drop};
+use podwire_common::{epoch, flow::protocol, reason::Drop};
 
 use crate::{
     maps,
@@ -34,13 +34,31 @@ pub fn goes_to_sender(packet: &Ipv4) -> bool {
     packet.headers.destination == packet.flow.destination.v4()
 }
 
-/// Whether an error is about a tunnel packet of this node: the path to another node may have shrunk, and only the
-/// kernel is told. Errors about all other packets of pods reach the pod itself.
+/// Forgets what is known of the flow that an error from the network quotes, or of the flows with the node that the
+/// quoted tunnel packet went to: the path may take less now. Nothing else is forgotten, so errors about packets that
+/// this node has not sent change nothing.
+///
+/// Errors that pods and other nodes' pods send do not come here: they tell nothing of a path that was asked for.
 #[inline(never)]
-pub fn is_about_tunnel(ctx: &TcContext, packet: &Ipv4) -> bool {
+pub fn forget(ctx: &TcContext, packet: &Ipv4) {
+    if !goes_to_sender(packet) {
+        return;
+    }
+    if is_about_tunnel(ctx, packet) {
+        return maps::forget_flows_of(epoch::node(&packet.flow.source));
+    }
+    match maps::translation(&packet.flow) {
+        // What was sent is the translated flow; the pod's own is what is known.
+        Some(entry) => maps::forget_flow(&entry.get().other_half(packet.flow.protocol)),
+        None => maps::forget_reverse(&packet.flow),
+    }
+}
+
+/// Whether an error is about a tunnel packet of this node.
+#[inline(always)]
+fn is_about_tunnel(ctx: &TcContext, packet: &Ipv4) -> bool {
     packet.flow.protocol == protocol::UDP
         && packet.flow.source_port == maps::vxlan_port()
-        && goes_to_sender(packet)
         && !maps::is_direct()
         && maps::uplink(ctx.ifindex()).is_some_and(|uplink| uplink.tunnel_address == packet.flow.destination)
         && maps::is_tunnel_peer(&packet.flow.source)

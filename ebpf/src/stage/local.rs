@@ -34,8 +34,12 @@ pub fn send(ctx: &TcContext, headers: &mut Headers, macs: Macs, link: u32, path:
     Ok(Verdict::redirect(path, into(ctx, link)))
 }
 
+/// Writes the hop of a frame that goes into a pod.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
 #[inline(always)]
-fn pass_on(ctx: &TcContext, headers: &mut Headers, macs: Macs) -> Result<(), Drop> {
+pub fn pass_on(ctx: &TcContext, headers: &mut Headers, macs: Macs) -> Result<(), Drop> {
     headers.decrement_ttl();
     headers.set_macs(macs);
     ctx.store_at(0, headers)

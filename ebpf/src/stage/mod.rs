@@ -3,13 +3,14 @@
 pub mod arp;
 pub mod checksum;
 pub mod direct;
+pub mod fastpath;
 pub mod flow;
 pub mod frontend;
 pub mod host_process;
 pub mod icmp_error;
 pub mod inbound;
-pub mod known;
 pub mod local;
+pub mod outer;
 pub mod snat;
 pub mod source;
 pub mod stack_flow;

@@ -2,14 +2,14 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{KNOWN_TUNNEL_IN, NODE_POD_NETWORK},
+    abi::NODE_POD_NETWORK,
     addr::Addr,
     ecn,
     flow::protocol,
     reason::{Drop, Path},
 };
 
-use super::{flow, frontend, icmp_error, known, local, source, stack_flow};
+use super::{fastpath, flow, frontend, icmp_error, local, source, stack_flow};
 use crate::{
     maps,
     packet::{Ipv4, OUTER_LENGTH, Skb, decapsulate, get_tunnel_key, vni_of},
@@ -32,13 +32,15 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         && loaded.is_ok()
         && vni == Some(maps::vni())
         && !is_other_segments(ctx, packet)
-        && let Some((link, macs)) = known::from_tunnel(ctx, packet, &sender)
+        && let Some((link, macs)) = fastpath::from_tunnel(ctx, packet, &sender)
     {
         return match unwrap(ctx, outer_class, packet)? {
             true => local::send(ctx, &mut packet.headers, macs, link, Path::TunnelIn),
             false => Ok(Verdict::PASS),
         };
     }
+    // Before anything is looked up that a flow may be learnt from.
+    packet.generation = maps::generation();
     check_outer(vni, &sender)?;
     if !is_usual {
         // The outer headers are not where the fast way expects them. The device's ingress checks the rest.
@@ -57,7 +59,7 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
-    known::remember_in(ctx, packet, endpoint, KNOWN_TUNNEL_IN, &sender);
+    fastpath::learn_tunnel_in(ctx, packet, endpoint, &sender);
     match unwrap(ctx, outer_class, packet)? {
         true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
         false => Ok(Verdict::PASS),

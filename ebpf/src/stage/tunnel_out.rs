@@ -3,20 +3,19 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{Endpoint, Macs, NODE_VTEP, Node, Translation},
-    addr::{Be16, Mac},
+    addr::Mac,
     ecn,
     names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
     reason::{Drop, Path},
 };
 
-use super::{known, too_big};
+use super::{fastpath, outer::outer_of, too_big};
 use crate::{
     maps,
     packet::{
-        FixedPart, Ipv4, Lookup, Outer, Way, decrement_ttl, encapsulate, fixed_part, redirect,
-        set_fixed_part, set_macs, set_tunnel_key,
+        FixedPart, Ipv4, Lookup, Way, decrement_ttl, encapsulate, fixed_part, redirect, set_fixed_part,
+        set_macs, set_tunnel_key, translate,
     },
-    subprogram,
     verdict::{Outcome, Verdict},
 };
 
@@ -34,30 +33,16 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
     if lookup == Lookup::Found && !cfg!(feature = "through-device") {
-        known::remember_tunnel_out(
+        fastpath::learn_tunnel_out(
             ctx,
             packet,
             endpoint,
             &way,
-            inner_macs(node),
+            inner_destination(node),
             (way.length - VXLAN_OVERHEAD).min(node.mtu),
         );
     }
     send(ctx, packet, node, (&way, lookup), &packet.headers.decremented(), Path::TunnelOut)
-}
-
-/// A pod's packet whose way is known; [`Verdict::UNDECIDED`], and nothing has happened to it, when the kernel refuses.
-///
-/// # Errors
-/// [`Drop::RewriteFailed`].
-#[inline(always)]
-pub fn send_known(ctx: &TcContext, packet: &mut Ipv4, way: &Way, source_port: Be16, inner: Mac) -> Outcome {
-    let outer = outer_of(packet, source_port, inner);
-    let Ok(stored) = encapsulate(ctx, way, &outer, &packet.headers.decremented()) else {
-        return Ok(Verdict::UNDECIDED);
-    };
-    stored?;
-    Ok(Verdict::redirect(Path::TunnelOut, way.leave(ctx)))
 }
 
 /// A hostPort's reply to another node's pod. Its time to live has been seen to be above 1.
@@ -73,7 +58,7 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
-    subprogram::translate(ctx, packet, to)?;
+    translate(ctx, packet, to)?;
     let translated = fixed_part(ctx)?;
     send(ctx, packet, node, (&way, lookup), &translated, Path::HostPortOut)
 }
@@ -151,18 +136,6 @@ fn inner_macs(node: &Node) -> Macs {
 fn inner_destination(node: &Node) -> Mac {
     let vtep = if node.flags & NODE_VTEP == 0 { None } else { maps::vtep(&node.tunnel_endpoint) };
     vtep.map_or(Mac { bytes: INNER_DESTINATION_MAC }, |vtep| vtep.mac)
-}
-
-#[inline(always)]
-fn outer_of(packet: &Ipv4, source_port: Be16, inner_destination_mac: Mac) -> Outer {
-    Outer {
-        source_port,
-        destination_port: maps::vxlan_port(),
-        vni: maps::vni(),
-        traffic_class: ecn::encapsulate(packet.headers.traffic_class),
-        dont_fragment: packet.headers.dont_fragment(),
-        inner_destination_mac,
-    }
 }
 
 // A function of its own: its key would take its place on the stack of every caller.

@@ -7,6 +7,7 @@ mod agent_cost;
 mod bandwidth;
 mod between_nodes;
 mod chart;
+mod churn;
 mod client;
 mod cni;
 mod comparison;
@@ -81,6 +82,8 @@ enum Group {
     ControlPlane,
     /// From the start of an agent, with 250 pods to take over, to the first ADD that is served.
     Restart,
+    /// A flow beside 100 changes a second that have nothing to do with it.
+    Churn,
     /// Pods with a limit: what TCP carries beside what was asked for.
     Bandwidth,
     /// Each program alone with each kind of packet: nothing is compared, so only when asked for.
@@ -121,6 +124,7 @@ fn compare(options: &Options, contests: &[(&Group, Contest)]) -> Result<()> {
     let programs = Programs {
         binaries: build::release_with(&toolchain)?,
         through_device: build::object_with(&toolchain, "through-device")?,
+        counting: build::object_with(&toolchain, build::COUNT_HELPERS)?,
         other: options.object.clone(),
     };
     let effort = Effort { rounds: options.rounds, turn: Duration::from_millis(options.turn) };
@@ -159,6 +163,7 @@ impl Group {
             Self::Scale => scale::measure,
             Self::ControlPlane => control_plane::measure,
             Self::Restart => restart::measure,
+            Self::Churn => churn::measure,
             Self::Bandwidth => bandwidth::measure,
             Self::Programs => return None,
         })

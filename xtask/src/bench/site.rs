@@ -13,6 +13,8 @@ pub(crate) struct Programs {
     pub(crate) binaries: PathBuf,
     /// The object that leaves VXLAN to a device, as the peers do.
     pub(crate) through_device: PathBuf,
+    /// The object that counts helper calls.
+    pub(crate) counting: PathBuf,
     /// One more, if somebody wants to know.
     pub(crate) other: Option<PathBuf>,
 }

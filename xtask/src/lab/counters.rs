@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use podwire_common::helper::{HELPER_CALLS, Helper};
 use serde_json::Value;
 
 use crate::lab::process;
@@ -20,19 +21,48 @@ pub struct Counts {
 }
 
 pub(crate) fn dump(pin: &Path) -> Result<Value> {
+    bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])
+}
+
+/// Calls of a helper, as the programs behind a pinned link count them.
+pub(crate) fn helper_calls(link: &Path, helper: Helper) -> Result<u64> {
+    let number = |value: &Value, field: &str| {
+        value[field]
+            .as_u64()
+            .map(|number| number.to_string())
+            .with_context(|| format!("no {field} in {value}"))
+    };
+    let link = bpftool(&["link", "show", "pinned", &link.to_string_lossy()])?;
+    let program = bpftool(&["prog", "show", "id", &number(&link, "prog_id")?])?;
+    let ids = program["map_ids"].as_array().with_context(|| format!("no maps in {program}"))?;
+    for id in ids {
+        let map = bpftool(&["map", "show", "id", &id.to_string()])?;
+        if map["name"].as_str().is_some_and(|name| name.ends_with(HELPER_CALLS)) {
+            let calls = bpftool(&["map", "lookup", "id", &id.to_string(), "key", "0", "0", "0", "0"])?;
+            let bytes: Option<Vec<u8>> =
+                calls["value"].as_array().and_then(|bytes| bytes.iter().map(byte).collect());
+            let counts = bytes.with_context(|| format!("no bytes in {calls}"))?;
+            let (counts, _) = counts.as_chunks::<8>();
+            return counts.get(helper as usize).copied().map(u64::from_ne_bytes).context("too few counts");
+        }
+    }
+    bail!("the programs do not count helper calls")
+}
+
+fn byte(text: &Value) -> Option<u8> {
+    u8::from_str_radix(text.as_str()?.strip_prefix("0x")?, 16).ok()
+}
+
+fn bpftool(arguments: &[&str]) -> Result<Value> {
     let mut command = Command::new("bpftool");
-    command.args(["--json", "map", "dump", "pinned"]).arg(pin);
+    command.arg("--json").args(arguments);
+    let what = arguments.join(" ");
     let output = process::output(&mut command, None, Duration::from_secs(60))
         .context("run bpftool (Debian package bpftool)")?;
     if !output.status.success() {
-        bail!(
-            "`bpftool map dump pinned {}` failed: {}",
-            pin.display(),
-            String::from_utf8_lossy(&output.stdout)
-        );
+        bail!("`bpftool {what}` failed: {}", String::from_utf8_lossy(&output.stdout));
     }
-    serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("decode bpftool's dump of {}", pin.display()))
+    serde_json::from_slice(&output.stdout).with_context(|| format!("decode what `bpftool {what}` says"))
 }
 
 /// A per-CPU array of counts; slots without a name or with nothing counted are left out.

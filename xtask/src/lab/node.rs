@@ -8,7 +8,8 @@ use std::process::{ExitStatus, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
-use podwire_common::names::maps;
+use podwire_common::helper::Helper;
+use podwire_common::names::{maps, programs};
 use podwire_common::reason::{Drop, Path as TrafficPath};
 use serde_json::Value;
 
@@ -341,6 +342,15 @@ impl Node {
     pub fn traffic_counts(&self) -> Result<BTreeMap<&'static str, Counts>> {
         let paths = TrafficPath::ALL.iter().map(|path| (*path as u32, path.name()));
         counters::read(&self.bpf_dir.join(maps::TRAFFIC), paths)
+    }
+
+    /// Calls of a helper by the programs that the agent has loaded, which are the build that counts them.
+    ///
+    /// # Errors
+    /// When the programs of the uplink have no such counts.
+    pub fn helper_calls(&self, helper: Helper) -> Result<u64> {
+        let link = self.bpf_dir.join("links").join(format!("{}-{}", programs::FROM_UPLINK, self.uplink()));
+        counters::helper_calls(&link, helper)
     }
 
     /// Starts the agent and does not wait for it.

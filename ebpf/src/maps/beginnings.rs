@@ -1,0 +1,53 @@
+//! Who began a flow: `BEGINNINGS`, `INBOUND_FLOWS`.
+
+use aya_ebpf::bindings::BPF_ANY;
+use podwire_common::abi::{Beginning, Flow, InboundFlow};
+
+use super::clock::{now, refresh};
+use super::{BEGINNINGS, INBOUND_FLOWS};
+
+/// Notes that this CPU is about to hand a flow's first packet to the host stack.
+#[inline(always)]
+pub fn note_beginning(beginning: &Beginning) {
+    if let Some(noted) = BEGINNINGS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these hooks.
+        unsafe { *noted = *beginning };
+    }
+}
+
+/// Whether this is the packet that this CPU noted last.
+#[inline(always)]
+pub fn is_noted_beginning(flow: &Flow, imprint: u32) -> bool {
+    // SAFETY: as above.
+    BEGINNINGS
+        .get_ptr_mut(0)
+        .is_some_and(|noted| unsafe { (*noted).imprint == imprint && (*noted).flow == *flow })
+}
+
+/// Whether a flow was begun by somebody outside who reached the pod by its own address, no longer than `idle` nanoseconds
+/// ago; seen now.
+#[inline(always)]
+pub fn is_inbound_flow(flow: &Flow, idle: u64) -> bool {
+    let Some(entry) = INBOUND_FLOWS.get_ptr_mut(flow) else {
+        return false;
+    };
+    // SAFETY: as for endpoints.
+    unsafe {
+        if now().wrapping_sub((*entry).last_seen) > idle {
+            return false;
+        }
+        refresh(&raw mut (*entry).last_seen);
+    }
+    true
+}
+
+/// Records a pod's flow as one that somebody outside began. What does not fit is made room for.
+#[inline(always)]
+pub fn record_inbound_flow(flow: &Flow) {
+    if let Some(entry) = INBOUND_FLOWS.get_ptr_mut(flow) {
+        // SAFETY: as for endpoints.
+        unsafe { refresh(&raw mut (*entry).last_seen) };
+        return;
+    }
+    let _ = INBOUND_FLOWS.insert(flow, InboundFlow { last_seen: now() }, BPF_ANY.into());
+}

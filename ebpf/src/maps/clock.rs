@@ -1,0 +1,48 @@
+//! Time and random numbers, which come from outside the packet.
+
+use podwire_common::abi::KNOWN_FLOW_JIFFIES;
+
+use crate::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
+
+/// Entries are refreshed no more often than this, so that CPUs that share a flow do not fight over a cache line.
+pub(super) const REFRESH_NS: u64 = 1_000_000_000;
+
+/// `CLOCK_MONOTONIC`, nanoseconds.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// A random number of the kernel's.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+/// Whether what was found out at a time, in jiffies, still counts.
+#[inline(always)]
+pub fn is_fresh(asked: u32) -> bool {
+    jiffies().wrapping_sub(asked) < KNOWN_FLOW_JIFFIES
+}
+
+/// The kernel's coarse clock, its lower half.
+#[inline(always)]
+pub fn jiffies() -> u32 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// # Safety
+/// `last_seen` points into a map element.
+#[inline(always)]
+pub(super) unsafe fn refresh(last_seen: *mut u64) {
+    let now = now();
+    // SAFETY: by the contract.
+    unsafe {
+        if now.wrapping_sub(*last_seen) > REFRESH_NS {
+            *last_seen = now;
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What the loader writes into the object: configuration, and the layout of the kernel's socket buffers.
+
+use core::ptr::read_volatile;
+
+use podwire_common::abi::{
+    ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Config, MODE_DIRECT, MODE_VXLAN, SkbLayout,
+};
+use podwire_common::addr::Be16;
+
+// SAFETY: the loader writes it by this name before the program runs; nothing else bears the name.
+#[unsafe(no_mangle)]
+static CONFIG: Config = Config {
+    mode: MODE_VXLAN,
+    vni: 0,
+    vxlan_ifindex: 0,
+    vxlan_port: Be16::ZERO,
+    snat_port_first: 0,
+    snat_port_last: 0,
+    node_port_first: 0,
+    node_port_last: 0,
+    ask: ASK_EACH_DESTINATION,
+    netns_cookie: 0,
+};
+
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+static SKB_LAYOUT: SkbLayout =
+    SkbLayout { window: 0, ip_summed: 0, encapsulation: 0, csum_start: 0, csum_offset: 0, mac_header: 0 };
+
+/// Whether pods' packets travel between nodes as they are, and not inside VXLAN.
+#[inline(always)]
+pub fn is_direct() -> bool {
+    // SAFETY: a static; volatile, because the loader's value is not the one that the compiler sees.
+    unsafe { read_volatile(&raw const CONFIG.mode) == MODE_DIRECT }
+}
+
+/// VXLAN network identifier, host order.
+#[inline(always)]
+pub fn vni() -> u32 {
+    // SAFETY: a static; volatile, because the loader's value is not the one that the compiler sees.
+    unsafe { read_volatile(&raw const CONFIG.vni) }
+}
+
+/// The VXLAN device.
+#[inline(always)]
+pub fn vxlan_ifindex() -> u32 {
+    // SAFETY: a static; volatile, because the loader's value is not the one that the compiler sees.
+    unsafe { read_volatile(&raw const CONFIG.vxlan_ifindex) }
+}
+
+/// UDP port of the tunnel.
+#[inline(always)]
+pub fn vxlan_port() -> Be16 {
+    // SAFETY: a static; volatile, because the loader's value is not the one that the compiler sees.
+    unsafe { read_volatile(&raw const CONFIG.vxlan_port) }
+}
+
+/// First and last of the source ports that SNAT chooses from; host order.
+#[inline(always)]
+pub fn snat_ports() -> (u16, u16) {
+    // SAFETY: as above.
+    unsafe {
+        (read_volatile(&raw const CONFIG.snat_port_first), read_volatile(&raw const CONFIG.snat_port_last))
+    }
+}
+
+/// First and last of Kubernetes' NodePorts; host order.
+#[inline(always)]
+pub fn node_ports() -> (u16, u16) {
+    // SAFETY: as above.
+    unsafe {
+        (read_volatile(&raw const CONFIG.node_port_first), read_volatile(&raw const CONFIG.node_port_last))
+    }
+}
+
+/// Whether the host's rules see the first packet of each of a pod's connections to the world.
+#[inline(always)]
+pub fn asks_each_connection() -> bool {
+    // SAFETY: as above.
+    unsafe { read_volatile(&raw const CONFIG.ask) == ASK_EACH_CONNECTION }
+}
+
+/// The network namespace of this node.
+#[inline(always)]
+pub fn netns_cookie() -> u64 {
+    // SAFETY: as above.
+    unsafe { read_volatile(&raw const CONFIG.netns_cookie) }
+}
+
+/// Where the running kernel's socket buffers have what no context shows.
+#[inline(always)]
+pub fn skb_layout() -> SkbLayout {
+    // Field by field: the verifier has to know each number.
+    // SAFETY: as above.
+    unsafe {
+        SkbLayout {
+            window: read_volatile(&raw const SKB_LAYOUT.window),
+            ip_summed: read_volatile(&raw const SKB_LAYOUT.ip_summed),
+            encapsulation: read_volatile(&raw const SKB_LAYOUT.encapsulation),
+            csum_start: read_volatile(&raw const SKB_LAYOUT.csum_start),
+            csum_offset: read_volatile(&raw const SKB_LAYOUT.csum_offset),
+            mac_header: read_volatile(&raw const SKB_LAYOUT.mac_header),
+        }
+    }
+}

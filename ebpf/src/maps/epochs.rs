@@ -1,0 +1,61 @@
+//! What known flows depend on: `GENERATION`, `EPOCHS`.
+
+use core::ptr::{read_volatile, write_volatile};
+use core::sync::atomic::{Ordering, compiler_fence};
+
+use podwire_common::epoch::{EPOCH_SLOTS, FLOW_SLOTS, GENERATION_AGENT, GENERATION_PROGRAMS};
+
+use super::clock::random;
+use super::{EPOCHS, GENERATION};
+
+#[inline(always)]
+pub(super) fn sum_of_epochs(slots: &[u16; FLOW_SLOTS]) -> u32 {
+    let Some(epochs) = EPOCHS.get_ptr_mut(0) else {
+        return 0;
+    };
+    let [a, b, c, d] = *slots;
+    // SAFETY: `at` stays within the element, whose words are aligned.
+    let epoch = |slot| unsafe { read_volatile(at(epochs, slot)) };
+    epoch(a).wrapping_add(epoch(b)).wrapping_add(epoch(c)).wrapping_add(epoch(d))
+}
+
+/// Where the number of a slot is.
+#[inline(always)]
+pub(super) fn at(epochs: *mut [u32; EPOCH_SLOTS], slot: u16) -> *mut u32 {
+    const { assert!(EPOCH_SLOTS.is_power_of_two()) };
+    // For the verifier: what a map holds may be any number.
+    epochs.cast::<u32>().wrapping_add(usize::from(slot) & (EPOCH_SLOTS - 1))
+}
+
+/// A number that is another one as soon as anything has changed that flows are judged by. Read it before judging what
+/// may be learnt.
+#[inline(always)]
+pub fn generation() -> u32 {
+    GENERATION.get_ptr_mut(0).map_or(0, |numbers| {
+        let numbers = numbers.cast::<u32>();
+        // SAFETY: aligned words of one element.
+        let of = |writer| unsafe { read_volatile(numbers.add(writer)) };
+        of(GENERATION_AGENT).wrapping_add(of(GENERATION_PROGRAMS))
+    })
+}
+
+/// Forgets what is known of the flows that hold a slot of [`epoch`]. The caller has written the table before.
+#[inline(never)]
+pub fn forget_flows_of(slot: u16) {
+    // In the agent's order: see `learn_flow`.
+    if let Some(numbers) = GENERATION.get_ptr_mut(0) {
+        change(numbers.cast::<u32>().wrapping_add(GENERATION_PROGRAMS));
+    }
+    compiler_fence(Ordering::SeqCst);
+    if let Some(epochs) = EPOCHS.get_ptr_mut(0) {
+        change(at(epochs, slot));
+    }
+}
+
+/// Makes a number another one. By chance and not by one: two CPUs may write at the same time, and the one that comes
+/// second must not bring an earlier number back.
+#[inline(always)]
+fn change(number: *mut u32) {
+    // SAFETY: an aligned word of an array, which lives as long as the program.
+    unsafe { write_volatile(number, read_volatile(number).wrapping_add(random() | 1)) };
+}

@@ -1,0 +1,66 @@
+//! Every map and its typed lookups; configuration, time and random numbers, which come from outside the packet as well.
+//! Nothing else touches a map. One file a concept; all maps are declared here.
+#![expect(unsafe_code, reason = "map values are shared with other CPUs and with user space")]
+
+mod beginnings;
+mod clock;
+mod config;
+mod counters;
+mod endpoints;
+mod epochs;
+mod flows;
+mod fragments;
+mod host_ports;
+mod moments;
+mod nodes;
+mod shares;
+mod stack_flows;
+mod translations;
+
+#[cfg(feature = "count-helpers")]
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::btf_maps::PerCpuArray;
+use podwire_common::abi::KnownFlow;
+#[cfg(feature = "count-helpers")]
+use podwire_common::helper::{MOMENTS, Moment};
+
+use crate::helpers;
+
+pub use beginnings::{is_inbound_flow, is_noted_beginning, note_beginning, record_inbound_flow};
+pub use clock::{is_fresh, jiffies, now, random};
+pub use config::{
+    asks_each_connection, is_direct, netns_cookie, node_ports, skb_layout, snat_ports, vni, vxlan_ifindex,
+    vxlan_port,
+};
+pub use counters::{count_drop, count_path, count_traffic};
+pub use endpoints::{endpoint, may_send, set_stack_only};
+pub use epochs::{forget_flows_of, generation};
+pub use flows::{forget_flow, forget_known, forget_reverse, is_still, known_flow, learn_flow, new_flow};
+pub use fragments::{fragment_ports, remember_fragment};
+pub use host_ports::{backend, forget_redirected_socket, redirected_socket, remember_redirected_socket};
+pub use nodes::{is_not_masqueraded, is_own_address, is_tunnel_peer, node, uplink, vtep};
+pub use shares::{give_back, take_share};
+pub use stack_flows::{is_stack_flow, record_stack_flow};
+pub use translations::{TranslationEntry, add_translation, remove_translation, translation};
+
+podwire_common::tables!(helpers::tables);
+
+helpers::maps! {
+    // Where a CPU puts a flow together before it is in `FLOWS`: the stack has no room for it. Of this load alone, so no row.
+    static NEW_FLOW: PerCpuArray<KnownFlow, 1> = PerCpuArray::new();
+}
+
+// What tests have written while a flow is learnt: see `moment`.
+#[cfg(feature = "count-helpers")]
+helpers::maps! {
+    static LEARNING: Array<Moment, MOMENTS> = Array::new();
+}
+
+/// `-EEXIST`, as map helpers return it.
+pub const EEXIST: i32 = -17;
+
+/// `-E2BIG`, as map helpers return it when a map is full.
+pub const E2BIG: i32 = -7;
+
+/// `-EBUSY`: two CPUs at the same bucket, on kernels before 6.15.
+pub const EBUSY: i32 = -16;

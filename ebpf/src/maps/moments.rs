@@ -1,0 +1,42 @@
+//! Moments of learning: in the build with `count-helpers` a test has others write just then.
+
+#[cfg(feature = "count-helpers")]
+use aya_ebpf::bindings::BPF_ANY;
+#[cfg(feature = "count-helpers")]
+use podwire_common::{abi::StackFlow, epoch::GENERATION_AGENT, helper::Moment};
+
+#[cfg(feature = "count-helpers")]
+use super::{EPOCHS, FLOWS, GENERATION, LEARNING, STACK_FLOWS, TRANSLATIONS, epochs::at};
+
+/// A moment of learning: a test may have told what somebody else writes just then.
+#[cfg(not(feature = "count-helpers"))]
+#[inline(always)]
+pub(super) const fn moment(_: u32) {}
+
+// Its operations are not counted: the released programs do nothing here.
+#[cfg(feature = "count-helpers")]
+#[inline(never)]
+pub(super) fn moment(index: u32) {
+    // SAFETY: only tests write it, and not while a program runs.
+    let Some(writes) = LEARNING.0.get_ptr_mut(index).map(|writes| unsafe { &*writes }) else {
+        return;
+    };
+    if let Some(generation) = GENERATION.0.get_ptr_mut(0) {
+        // SAFETY: an aligned word; nobody else writes it meanwhile.
+        unsafe {
+            (*generation)[GENERATION_AGENT] = (*generation)[GENERATION_AGENT].wrapping_add(writes.generation)
+        };
+    }
+    if let Some(epochs) = EPOCHS.0.get_ptr_mut(0) {
+        let epoch = at(epochs, writes.slot as u16);
+        // SAFETY: as above.
+        unsafe { *epoch = (*epoch).wrapping_add(writes.epoch) };
+    }
+    let flow = &writes.flow;
+    let _ = match writes.event {
+        Moment::STACK_FLOW => STACK_FLOWS.0.insert(flow, StackFlow { last_seen: 0 }, BPF_ANY.into()),
+        Moment::TRANSLATION_GONE => TRANSLATIONS.0.remove(flow),
+        _ => return,
+    };
+    let _ = FLOWS.0.remove(flow.key());
+}

@@ -1,0 +1,59 @@
+//! Flows that must go through the host stack: `STACK_FLOWS`.
+
+use aya_ebpf::bindings::BPF_ANY;
+use podwire_common::abi::{Flow, Holder, StackFlow, TABLE_STACK_FLOWS};
+use podwire_common::addr::{Addr, Be16};
+
+use super::clock::{now, refresh};
+use super::flows::{forget_flow, forget_reverse};
+use super::shares::{give_back, take_share};
+use super::{E2BIG, STACK_FLOWS};
+
+/// Whether a flow must go through the host stack; seen now.
+#[inline(always)]
+pub fn is_stack_flow(flow: &Flow) -> bool {
+    let Some(entry) = STACK_FLOWS.get_ptr_mut(flow) else {
+        return false;
+    };
+    // SAFETY: as for endpoints; the timestamp is a single aligned word and any writer's value is a recent time.
+    unsafe { refresh(&raw mut (*entry).last_seen) };
+    true
+}
+
+/// Records a flow of a pod of this node that must go through the host stack.
+///
+/// # Errors
+/// [`E2BIG`] when the pod has its share of the map; the helper's: the map is full, or memory is short.
+#[inline(always)]
+pub fn record_stack_flow(flow: &Flow, local_pod: &Addr) -> Result<(), i32> {
+    if is_stack_flow(flow) {
+        return Ok(());
+    }
+    if !take_share_of_stack_flows(local_pod) {
+        return Err(E2BIG);
+    }
+    if let Err(error) = STACK_FLOWS.insert(flow, StackFlow { last_seen: now() }, BPF_ANY.into()) {
+        give_back_stack_flow(local_pod);
+        return Err(error);
+    }
+    // After it: who has not seen the one finds the other gone, and looks again after having added it.
+    forget_flow(flow);
+    forget_reverse(flow);
+    Ok(())
+}
+
+// Functions of their own: the key would take its place on the stack of every caller.
+#[inline(never)]
+fn take_share_of_stack_flows(local_pod: &Addr) -> bool {
+    take_share(&holder_of_stack_flow(local_pod), 1)
+}
+
+#[inline(never)]
+fn give_back_stack_flow(local_pod: &Addr) {
+    give_back(&holder_of_stack_flow(local_pod), 1);
+}
+
+#[inline(always)]
+fn holder_of_stack_flow(local_pod: &Addr) -> Holder {
+    Holder { address: *local_pod, port: Be16::ZERO, protocol: 0, table: TABLE_STACK_FLOWS }
+}

@@ -1,0 +1,115 @@
+//! Flows and what they become: `TRANSLATIONS`.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use podwire_common::abi::{Flow, Translation};
+
+use super::clock::{REFRESH_NS, jiffies, now};
+use super::flows::forget_flow;
+use super::{FLOWS, TRANSLATIONS};
+
+/// One half of a translation, as it is in the map.
+pub struct TranslationEntry(*mut Translation);
+
+impl TranslationEntry {
+    /// The half itself. What its fields say does not change while it is there, but for state and time.
+    #[inline(always)]
+    pub fn get(&self) -> &'static Translation {
+        // SAFETY: as for endpoints.
+        unsafe { &*self.0 }
+    }
+
+    /// Seen now, in this state: both halves.
+    #[inline(always)]
+    pub fn touch(&self, protocol: u8, state: u8) {
+        let now = now();
+        // SAFETY: as for endpoints.
+        let (last_seen, known) = unsafe { ((*self.0).last_seen, (*self.0).state) };
+        if known == state && now.wrapping_sub(last_seen) <= REFRESH_NS {
+            return;
+        }
+        self.set(now, state);
+        touch_other(self.get(), protocol, now, state);
+    }
+
+    /// Whether a packet of this half's direction has gone past the host stack before this one.
+    #[inline(always)]
+    pub fn mark_long(&self) -> bool {
+        let was_long = self.get().is_long != 0;
+        if !was_long {
+            // SAFETY: as for endpoints; a byte is written whole.
+            unsafe { (*self.0).is_long = 1 };
+        }
+        was_long
+    }
+
+    /// Whether the flow goes past the host stack from now on: both halves, and what was found out about them.
+    #[inline(always)]
+    pub fn set_past_stack(&self, flow: &Flow, past_stack: bool) {
+        if (self.get().past_stack != 0) != past_stack {
+            set_both_past_stack(self.0, flow, past_stack.into());
+        }
+    }
+
+    /// The host's rules have been asked about this half's first packet.
+    #[inline(always)]
+    pub fn set_asked(&self) {
+        // SAFETY: as for endpoints; a word is written whole.
+        unsafe { (*self.0).asked = jiffies() };
+    }
+
+    #[inline(always)]
+    fn set(&self, now: u64, state: u8) {
+        // SAFETY: as for endpoints; each field is written whole.
+        unsafe {
+            (*self.0).last_seen = now;
+            (*self.0).state = state;
+        }
+    }
+}
+
+#[inline(never)]
+fn set_both_past_stack(half: *mut Translation, flow: &Flow, past_stack: u8) {
+    // SAFETY: as for endpoints; a byte is written whole.
+    unsafe { (*half).past_stack = past_stack };
+    // SAFETY: as above.
+    let other_flow = unsafe { &*half }.other_half(flow.protocol);
+    if let Some(other) = translation(&other_flow) {
+        // SAFETY: as above.
+        unsafe { (*other.0).past_stack = past_stack };
+    }
+    forget_flow(flow);
+    forget_flow(&other_flow);
+}
+
+// A function of its own: the key would take its place on the stack of every caller.
+#[inline(never)]
+fn touch_other(half: &Translation, protocol: u8, now: u64, state: u8) {
+    if let Some(other) = translation(&half.other_half(protocol)) {
+        other.set(now, state);
+    }
+}
+
+/// The translation of a flow.
+#[inline(always)]
+pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
+    TRANSLATIONS.get_ptr_mut(flow).map(TranslationEntry)
+}
+
+/// Adds one half of a translation if there is none.
+///
+/// # Errors
+/// [`EEXIST`] when there is one; otherwise the map is full or memory is short.
+#[inline(always)]
+pub fn add_translation(flow: &Flow, translation: &Translation) -> Result<(), i32> {
+    TRANSLATIONS.insert(flow, translation, BPF_NOEXIST.into())?;
+    // No call of `forget_flow`: this is the deepest place, and before Linux 6.8 a call takes 32 bytes of stack at least.
+    let _ = FLOWS.remove(flow.key());
+    Ok(())
+}
+
+/// Removes one half of a translation.
+#[inline(always)]
+pub fn remove_translation(flow: &Flow) {
+    let _ = TRANSLATIONS.remove(flow);
+    forget_flow(flow);
+}

@@ -1,0 +1,288 @@
+//! What the stages have found out becomes known.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{
+        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, FLOW_IN_TUNNEL, FLOW_OF_SENDER,
+        FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL,
+        LEAVES_INTO_POD, Macs, NextHop, Node, Translation, Tunnel,
+    },
+    addr::{Addr, Be16, Mac, Quad},
+    epoch::{self, FLOW_SLOTS},
+    flow::protocol,
+    reason::Path,
+};
+
+use super::lookup::is_plain;
+use crate::{
+    maps::{self, TranslationEntry},
+    packet::{Ipv4, Skb, Way},
+};
+
+/// Whether packets into a pod have to pass the queue of its link: what is known leads past it.
+#[inline(always)]
+fn is_limited(to: &Endpoint) -> bool {
+    to.flags & ENDPOINT_INGRESS_LIMITED != 0
+}
+
+/// Whether each packet of a pod's has to be looked at: what is known does not ask for its limit.
+#[inline(always)]
+fn is_guarded(from: &Endpoint) -> bool {
+    from.flags & ENDPOINT_EGRESS_LIMITED != 0
+}
+
+/// Learns that a flow leads from a pod to another one here.
+#[inline(always)]
+pub fn learn_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
+    if !is_guarded(from) && is_learnable_in(packet, to) {
+        add_local(ctx, packet, from, to);
+        check_again(packet);
+    }
+}
+
+#[inline(never)]
+fn add_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
+    let slots = epoch::of_neighbours(from.id, to.id);
+    let Some(known) = entry(ctx, packet, slots, Path::Local) else { return };
+    known.flags = FLOW_OF_SENDER;
+    into_endpoint(known, to);
+    maps::learn_flow(known, packet.generation);
+}
+
+/// Learns that a flow leads from a node by direct routing into a pod.
+#[inline(always)]
+pub fn learn_direct_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, from: &Node) {
+    if is_learnable_in(packet, to) {
+        add_direct_in(ctx, packet, to, from);
+        check_again(packet);
+    }
+}
+
+#[inline(never)]
+fn add_direct_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, from: &Node) {
+    let slots = epoch::with_node(to.id, &from.tunnel_endpoint, &packet.flow.source);
+    let Some(known) = entry(ctx, packet, slots, Path::DirectIn) else { return };
+    known.flags = FLOW_OF_SENDER;
+    into_endpoint(known, to);
+    maps::learn_flow(known, packet.generation);
+}
+
+/// Learns that a flow leads out of the tunnel into a pod. `sender`: the outer source.
+#[inline(always)]
+pub fn learn_tunnel_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, sender: &Addr) {
+    if is_learnable_in(packet, to) {
+        add_tunnel_in(ctx, packet, to, sender);
+        check_again(packet);
+    }
+}
+
+#[inline(never)]
+fn add_tunnel_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, sender: &Addr) {
+    let slots = epoch::with_node(to.id, sender, &packet.flow.source);
+    let Some(known) = entry(ctx, packet, slots, Path::TunnelIn) else { return };
+    known.flags = FLOW_IN_TUNNEL;
+    known.tunnel.there = *sender;
+    into_endpoint(known, to);
+    maps::learn_flow(known, packet.generation);
+}
+
+#[inline(always)]
+fn is_learnable_in(packet: &Ipv4, to: &Endpoint) -> bool {
+    is_plain(packet) && !is_limited(to)
+}
+
+/// Learns by which way a pod's flow leaves by direct routing to a node, whose packets of this size were seen to fit it.
+#[inline(always)]
+pub fn learn_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &Node, way: &Way) {
+    if is_plain(packet) && !is_guarded(from) {
+        add_direct_out(ctx, packet, from, node, way);
+        check_again(packet);
+    }
+}
+
+#[inline(never)]
+fn add_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &Node, way: &Way) {
+    let slots = epoch::with_node(from.id, &node.tunnel_endpoint, &way.destination);
+    let Some(known) = entry(ctx, packet, slots, Path::DirectOut) else { return };
+    known.flags = FLOW_OF_SENDER;
+    out_by(known, way, way.length);
+    maps::learn_flow(known, packet.generation);
+}
+
+/// As [`learn_direct_out`], through the tunnel. `inner`: the destination of inner frames; `mtu`: of what is within.
+#[inline(always)]
+pub fn learn_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, inner: Mac, mtu: u32) {
+    if is_plain(packet) && !is_guarded(from) {
+        add_tunnel_out(ctx, packet, from, way, &Inner { mac: inner, mtu });
+        check_again(packet);
+    }
+}
+
+/// Inner frames, as they go through the tunnel.
+struct Inner {
+    mac: Mac,
+    mtu: u32,
+}
+
+#[inline(never)]
+fn add_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, inner: &Inner) {
+    let slots = epoch::with_node(from.id, &way.destination, &packet.flow.destination);
+    let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
+    known.flags = FLOW_OF_SENDER;
+    out_by(known, way, inner.mtu);
+    known.leaves = LEAVES_IN_TUNNEL;
+    known.tunnel.here = way.source;
+    known.tunnel.there = way.destination;
+    known.tunnel.source_port = packet.flow.tunnel_source_port();
+    known.tunnel.inner_mac = inner.mac;
+    maps::learn_flow(known, packet.generation);
+}
+
+/// Learns by which way a pod's flow to the world leaves, and under which address; of a flow's first plain packet, where it leads.
+#[inline(always)]
+pub fn learn_world_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, half: &TranslationEntry) {
+    if !is_plain(packet) || is_guarded(from) {
+        return;
+    }
+    if half.mark_long() {
+        add_world_out(ctx, packet, from, way, half.get());
+    } else if tells_of_destination(packet, half.get()) {
+        add_destination(ctx, packet, from, way, half.get());
+    }
+}
+
+/// Whether what the host's rules let a flow do is also true of the pod's other connections to the same port.
+// Not in `add_destination`, beside the entry on its stack.
+#[inline(always)]
+fn tells_of_destination(packet: &Ipv4, half: &Translation) -> bool {
+    // What they said of this connection too long ago, they need not say of another.
+    !maps::asks_each_connection()
+        && packet.flow.protocol == protocol::TCP
+        && maps::is_fresh(half.asked)
+        && !maps::is_not_masqueraded(&packet.flow.destination)
+}
+
+#[inline(never)]
+fn add_world_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, to: &Translation) {
+    let Some(known) = to_world(ctx, packet, from, way, to) else { return };
+    known.source_port = to.source_port;
+    learn_world(packet, known);
+}
+
+#[inline(never)]
+fn add_destination(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, to: &Translation) {
+    let Some(known) = to_world(ctx, packet, from, way, to) else { return };
+    known.key = packet.flow.destination_key();
+    known.asked = to.asked;
+    known.source_port = Be16::ZERO;
+    maps::learn_flow(known, packet.generation);
+}
+
+/// An entry of what leaves to the world under another address.
+#[inline(always)]
+fn to_world(
+    ctx: &TcContext,
+    packet: &Ipv4,
+    from: &Endpoint,
+    way: &Way,
+    to: &Translation,
+) -> Option<&'static mut KnownFlow> {
+    let slots = epoch::with_world(from.id, way.ifindex, &packet.flow.destination);
+    let known = entry(ctx, packet, slots, Path::SnatOut)?;
+    known.flags = FLOW_OF_SENDER | FLOW_REWRITES_SOURCE;
+    known.source = Quad::of(&to.source);
+    out_by(known, way, way.length);
+    Some(known)
+}
+
+/// Adds an entry, unless the translation has gone meanwhile or was taken back to the stack: the program that did so removed the entry
+/// before it was there.
+#[inline(always)]
+fn learn_world(packet: &Ipv4, known: &mut KnownFlow) {
+    maps::learn_flow(known, packet.generation);
+    if maps::translation(&packet.flow).is_none_or(|half| half.get().past_stack == 0) {
+        maps::forget_known(known);
+    }
+}
+
+/// Learns which pod replies from the world are for.
+#[inline(always)]
+pub fn learn_world_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, half: &TranslationEntry) {
+    if is_learnable_in(packet, to) && half.mark_long() {
+        add_world_in(ctx, packet, to, half.get());
+    }
+}
+
+#[inline(never)]
+fn add_world_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, half: &Translation) {
+    let slots = epoch::with_world(to.id, ctx.ifindex(), &packet.flow.source);
+    let Some(known) = entry(ctx, packet, slots, Path::SnatIn) else { return };
+    known.flags = FLOW_REWRITES_DESTINATION;
+    known.destination = Quad::of(&half.destination);
+    known.destination_port = half.destination_port;
+    known.mtu = to.mtu;
+    into_endpoint(known, to);
+    learn_world(packet, known);
+}
+
+#[inline(always)]
+fn out_by(known: &mut KnownFlow, way: &Way, mtu: u32) {
+    known.leaves = LEAVES_BY_UPLINK;
+    known.to = way.ifindex;
+    known.next_hop = way.next_hop;
+    known.mtu = mtu;
+}
+
+#[inline(always)]
+fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
+    known.leaves = LEAVES_INTO_POD;
+    known.to = endpoint.ifindex;
+    known.macs = endpoint.macs();
+}
+
+/// An entry of a packet's flow, which says nothing yet of the way that its packets go.
+#[inline(always)]
+fn entry(
+    ctx: &TcContext,
+    packet: &Ipv4,
+    slots: [u16; FLOW_SLOTS],
+    path: Path,
+) -> Option<&'static mut KnownFlow> {
+    let known = maps::new_flow()?;
+    let key = packet.flow.key();
+    *known = KnownFlow {
+        key,
+        epochs: 0,
+        asked: maps::jiffies(),
+        slots,
+        from: ctx.ifindex(),
+        to: 0,
+        mtu: u32::MAX,
+        sender_mac: packet.headers.source_mac,
+        flags: 0,
+        leaves: 0,
+        macs: Macs::default(),
+        source: key.source,
+        destination: key.destination,
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        path: path as u16,
+        reserved: [0; 2],
+        next_hop: NextHop::UNKNOWN,
+        tunnel: Tunnel::NONE,
+        reserved2: [0; 4],
+    };
+    Some(known)
+}
+
+/// What would have led elsewhere may have come while the packet was judged: who has added that has removed the entry before it was there.
+#[inline(never)]
+fn check_again(packet: &Ipv4) {
+    let flow = &packet.flow;
+    if maps::is_stack_flow(flow)
+        || maps::translation(flow).is_some()
+        || (flow.protocol != protocol::TCP && maps::is_stack_flow(&flow.reversed()))
+    {
+        maps::forget_flow(flow);
+    }
+}

@@ -1,0 +1,113 @@
+//! Packets that follow what is known.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{
+        FLOW_IN_TUNNEL, FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow,
+        LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL, LEAVES_INTO_POD,
+    },
+    reason::Path,
+};
+
+use super::{
+    super::{local, outer},
+    lookup::{is_still, of},
+};
+use crate::{
+    maps,
+    packet::{Ipv4, Plain, Way, decrement_ttl, leave, readdress_destination, readdress_source},
+    verdict::{Outcome, Verdict},
+};
+
+/// Whether a pod's flow leads to another one here, and only its hop is to be written.
+#[inline(always)]
+pub fn is_to_neighbour(known: &KnownFlow) -> bool {
+    known.leaves == LEAVES_INTO_POD && known.flags & (FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION) == 0
+}
+
+/// A pod's packet to another one here; [`Verdict::UNDECIDED`] when the entry has become another flow's meanwhile.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
+#[inline(always)]
+pub fn to_neighbour(ctx: &TcContext, plain: Plain, known: &KnownFlow) -> Outcome {
+    let (to, macs) = (known.to, known.macs);
+    if !maps::is_still(known, &plain.key()) {
+        return Ok(Verdict::UNDECIDED);
+    }
+    plain.pass_on(ctx, macs)?;
+    Ok(Verdict::redirect(Path::Local, local::into(ctx, to)))
+}
+
+/// A pod's packet that leaves the node; [`Verdict::UNDECIDED`] when it does not fit what is known.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
+#[inline(never)]
+pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
+    if packet.wire_length(ctx) > known.mtu {
+        return Ok(Verdict::UNDECIDED);
+    }
+    match known.leaves {
+        LEAVES_IN_TUNNEL => into_tunnel(ctx, packet, known),
+        LEAVES_BY_UPLINK => by_uplink(ctx, packet, known),
+        _ => Ok(Verdict::UNDECIDED),
+    }
+}
+
+#[inline(always)]
+fn into_tunnel(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
+    let tunnel = &known.tunnel;
+    let way = Way::known(known.to, known.next_hop, tunnel.here, tunnel.there);
+    let (source_port, inner) = (tunnel.source_port, tunnel.inner_mac);
+    if !is_still(known, packet) {
+        return Ok(Verdict::UNDECIDED);
+    }
+    outer::send_known(ctx, packet, &way, source_port, inner)
+}
+
+#[inline(always)]
+fn by_uplink(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
+    let (to, next_hop, path) = (known.to, known.next_hop, known.path);
+    let (flags, source, port) = (known.flags, known.source, known.source_port);
+    if !is_still(known, packet) {
+        return Ok(Verdict::UNDECIDED);
+    }
+    match flags & FLOW_REWRITES_SOURCE {
+        0 => decrement_ttl(ctx, &packet.headers, 0)?,
+        _ => readdress_source(ctx, packet, &source.address(), port)?,
+    }
+    Ok(Verdict::counted(path, leave(ctx, to, &next_hop)))
+}
+
+/// A packet as it arrived on an uplink, of direct routing or from the world; otherwise as [`from_pod`].
+///
+/// # Errors
+/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
+#[inline(never)]
+pub fn from_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    let Some(known) = of(ctx, packet) else {
+        return Ok(Verdict::UNDECIDED);
+    };
+    let flags = known.flags;
+    if flags & FLOW_IN_TUNNEL != 0
+        || known.leaves != LEAVES_INTO_POD
+        || packet.wire_length(ctx) > known.mtu
+        || (flags & FLOW_OF_SENDER != 0 && known.sender_mac != packet.headers.source_mac)
+    {
+        return Ok(Verdict::UNDECIDED);
+    }
+    let (to, macs, path) = (known.to, known.macs, known.path);
+    let (destination, port) = (known.destination, known.destination_port);
+    if !is_still(known, packet) {
+        return Ok(Verdict::UNDECIDED);
+    }
+    match flags & FLOW_REWRITES_DESTINATION {
+        0 => local::pass_on(ctx, &mut packet.headers, macs)?,
+        _ => {
+            packet.headers.set_macs(macs);
+            readdress_destination(ctx, packet, &destination.address(), port)?;
+        }
+    }
+    Ok(Verdict::counted(path, local::into(ctx, to)))
+}

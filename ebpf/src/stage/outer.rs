@@ -1,0 +1,41 @@
+//! The outer headers of what goes through the tunnel.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    addr::{Be16, Mac},
+    ecn,
+    reason::Path,
+};
+
+use crate::{
+    maps,
+    packet::{Ipv4, Outer, Way, encapsulate},
+    verdict::{Outcome, Verdict},
+};
+
+/// A pod's packet whose way is known; [`Verdict::UNDECIDED`], and nothing has happened to it, when the kernel refuses.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
+#[inline(always)]
+pub fn send_known(ctx: &TcContext, packet: &mut Ipv4, way: &Way, source_port: Be16, inner: Mac) -> Outcome {
+    let outer = outer_of(packet, source_port, inner);
+    let Ok(stored) = encapsulate(ctx, way, &outer, &packet.headers.decremented()) else {
+        return Ok(Verdict::UNDECIDED);
+    };
+    stored?;
+    Ok(Verdict::redirect(Path::TunnelOut, way.leave(ctx)))
+}
+
+/// What distinguishes a packet's outer headers from another one's.
+#[inline(always)]
+pub fn outer_of(packet: &Ipv4, source_port: Be16, inner_destination_mac: Mac) -> Outer {
+    Outer {
+        source_port,
+        destination_port: maps::vxlan_port(),
+        vni: maps::vni(),
+        traffic_class: ecn::encapsulate(packet.headers.traffic_class),
+        dont_fragment: packet.headers.dont_fragment(),
+        inner_destination_mac,
+    }
+}

@@ -1,0 +1,41 @@
+//! Replies from the network to translated flows.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{abi::TRANSLATION_RESERVATION, reason::Path};
+
+use super::super::{fastpath, local};
+use crate::{
+    maps::{self, TranslationEntry},
+    packet::{Ipv4, decrement_ttl, readdress_destination, translate},
+    verdict::{Outcome, Verdict},
+};
+
+/// What becomes of a packet from the network that follows a translation of this node's or its pods' own flows.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn back(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Outcome {
+    let to = entry.get();
+    if to.kind == TRANSLATION_RESERVATION {
+        return Ok(Verdict::PASS);
+    }
+    if to.past_stack != 0
+        && packet.headers.ttl > 1
+        && let Some(endpoint) = maps::endpoint(&to.destination)
+        // The sender of what does not fit the pod's link is told by the stack.
+        && packet.wire_length(ctx) <= endpoint.mtu
+    {
+        fastpath::learn_world_in(ctx, packet, endpoint, entry);
+        if packet.is_whole() {
+            packet.headers.set_macs(endpoint.macs());
+            readdress_destination(ctx, packet, &to.destination, to.destination_port)?;
+            return Ok(Verdict::redirect(Path::SnatIn, local::into_endpoint(ctx, endpoint)));
+        }
+        decrement_ttl(ctx, &packet.headers, 0)?;
+        translate(ctx, packet, to)?;
+        return local::hand_over(ctx, endpoint, Path::SnatIn);
+    }
+    translate(ctx, packet, to)?;
+    Ok(Verdict::stack(Path::SnatIn))
+}

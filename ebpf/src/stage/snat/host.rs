@@ -1,0 +1,101 @@
+//! Packets of this node itself: a pod's flow and one of the node never share a 5-tuple.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{NODE_LOCAL, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT},
+    addr::Be16,
+    flow::protocol,
+    nat,
+    reason::Path,
+};
+
+use super::super::{flow, source, translation};
+use crate::{
+    maps,
+    packet::{Ipv4, Skb, belongs_to_socket, translate},
+    verdict::{Outcome, Verdict},
+};
+
+/// A packet of this node itself, or one that its rules have given its address: where a pod's flow has its 5-tuple, it gets another
+/// source port; and nobody takes its own from it.
+///
+/// # Errors
+/// As [`out`].
+#[inline(never)]
+pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    if source::is_tunnel(packet) || flow::complete(packet).is_err() {
+        return Ok(Verdict::PASS);
+    }
+    if let Some(entry) = translation::of(packet) {
+        let half = entry.get();
+        // The node's own errors about translated flows quote what the pod knows, which nobody outside does.
+        if half.kind == TRANSLATION_HOST || packet.is_error {
+            translation::touch(&entry, packet);
+            translate(ctx, packet, half)?;
+            return Ok(Verdict::stack(Path::HostSnatOut));
+        }
+        return Ok(Verdict::PASS);
+    }
+    if packet.is_error || !translation::has_ports(packet) {
+        return Ok(Verdict::PASS);
+    }
+    match maps::translation(&packet.flow.reversed()) {
+        None => {
+            reserve(ctx, packet);
+            Ok(Verdict::PASS)
+        }
+        Some(entry) => match entry.get().kind {
+            TRANSLATION_RESERVATION => {
+                let state =
+                    nat::next_state(entry.get().state, packet.flow.protocol, packet.tcp_flags, false, true);
+                entry.touch(packet.flow.protocol, state);
+                Ok(Verdict::PASS)
+            }
+            kind @ (TRANSLATION_SNAT | TRANSLATION_HOST) => {
+                let mut to = translation::begin(TRANSLATION_HOST, ctx.ifindex(), &packet.flow);
+                match translation::establish(ctx, &packet.flow, &mut to) {
+                    Ok(()) => {
+                        translate(ctx, packet, &to)?;
+                        Ok(Verdict::stack(Path::HostSnatOut))
+                    }
+                    // There is room for one of the two only, and it is this node's.
+                    Err(_) if kind == TRANSLATION_SNAT => {
+                        translation::remove(&packet.flow.reversed(), entry.get());
+                        Ok(Verdict::PASS)
+                    }
+                    Err(reason) => Err(reason),
+                }
+            }
+            _ => Ok(Verdict::PASS),
+        },
+    }
+}
+
+/// Keeps the 5-tuple of a flow from being taken whose owner no lookup of sockets would find.
+#[inline(never)]
+fn reserve(ctx: &TcContext, packet: &Ipv4) {
+    let flow = &packet.flow;
+    let needed = match flow.protocol {
+        // Only who asks has the identifier as its port.
+        protocol::ICMP => flow.source_port != Be16::ZERO,
+        // A connection is known by its first packet: what answers one that came from outside begins nothing. And what nobody is given
+        // need not be kept.
+        _ => {
+            (flow.protocol != protocol::TCP || packet.begins_connection())
+                && !translation::is_node_port(flow.source_port)
+                && !belongs_to_socket(ctx, flow)
+        }
+    };
+    if !needed {
+        return;
+    }
+    if maps::node(&flow.source).is_none_or(|node| node.flags & NODE_LOCAL == 0) {
+        return;
+    }
+    let reply = flow.reversed();
+    let mut reservation = translation::begin(TRANSLATION_RESERVATION, ctx.ifindex(), &reply);
+    reservation.reply = 1;
+    if !translation::reserve(&reply, &reservation) {
+        maps::count_path(Path::ReservationsFull, 0);
+    }
+}

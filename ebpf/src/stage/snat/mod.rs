@@ -1,0 +1,11 @@
+//! Pods' flows to the world bear the address of the uplink that the route chose; this node's own flows keep theirs.
+
+mod back;
+mod host;
+mod out;
+mod past_stack;
+
+pub use back::back;
+pub use host::host_out;
+pub use out::out;
+pub use past_stack::{from_pod, to_known_destination};

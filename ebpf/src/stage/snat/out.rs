@@ -1,0 +1,88 @@
+//! Pods' packets that the host stack sends out to the world.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{STATE_REPLIED, TRANSLATION_SNAT},
+    addr::Addr,
+    nat,
+    reason::{Drop, Path},
+};
+
+use super::{
+    super::{flow, source, translation},
+    past_stack::is_untouched,
+};
+use crate::{
+    maps,
+    packet::{Ipv4, Skb, source_towards, translate},
+    verdict::{Outcome, Verdict},
+};
+
+/// Translates the source of a pod's packet that leaves for the world.
+///
+/// # Errors
+/// The reason why it cannot be translated: it never leaves with the pod's address unless it is meant to.
+#[inline(never)]
+pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    flow::complete(packet)?;
+    if let Some(entry) = translation::of(packet) {
+        let half = entry.get();
+        // Otherwise the route has chosen another uplink: replies to the old one are lost anyway. An ICMP error ends nothing: it
+        // speaks of the flow that its receiver knows, by whatever uplink.
+        if half.kind == TRANSLATION_SNAT && (half.ifindex == ctx.ifindex() || packet.is_error) {
+            if ctx.is_beginning() {
+                entry.set_past_stack(&packet.flow, is_untouched(ctx, packet));
+                entry.set_asked();
+            }
+            translation::touch(&entry, packet);
+            translate(ctx, packet, half)?;
+            return Ok(Verdict::stack(Path::SnatOut));
+        }
+        if half.kind == TRANSLATION_SNAT {
+            translation::remove(&packet.flow, half);
+        }
+    }
+    let idle = nat::idle_timeout(STATE_REPLIED, packet.flow.protocol) * 1_000_000_000;
+    let destination = packet.headers.destination_address();
+    // Only what a pod began is translated: a client outside is answered by the address that it asked. What a packet says by itself
+    // needs no memory: anybody on the link can send something to a pod's own address.
+    if (!packet.begins_connection() && maps::is_inbound_flow(&packet.flow, idle))
+        || is_link_local(&destination)
+        || maps::is_not_masqueraded(&destination)
+    {
+        return Ok(Verdict::stack(Path::Untranslated));
+    }
+    if packet.is_error || !translation::has_ports(packet) {
+        return Err(Drop::SnatProtocolUnknown);
+    }
+    // It would leave with a node's address, which other nodes believe, and may reach one by an address that is in no list.
+    if !maps::is_direct() && source::is_tunnel(packet) {
+        return Err(Drop::VxlanFromPod);
+    }
+    let mut to = translation::begin(TRANSLATION_SNAT, ctx.ifindex(), &packet.flow);
+    to.source = address_towards(ctx, &destination)?;
+    to.past_stack = is_untouched(ctx, packet).into();
+    to.asked = maps::jiffies();
+    translation::establish(ctx, &packet.flow, &mut to)?;
+    translate(ctx, packet, &to)?;
+    Ok(Verdict::stack(Path::SnatOut))
+}
+
+/// The address that the node itself would send from by this uplink.
+#[inline(always)]
+fn address_towards(ctx: &TcContext, destination: &Addr) -> Result<Addr, Drop> {
+    if let Some(address) = source_towards(ctx, destination) {
+        return Ok(address);
+    }
+    match maps::uplink(ctx.ifindex()) {
+        Some(uplink) if uplink.ipv4 != Addr::UNSPECIFIED => Ok(uplink.ipv4),
+        _ => Err(Drop::SnatNoAddress),
+    }
+}
+
+/// 169.254.0.0/16 (RFC 3927) is not routed: whoever answers there is the link's own.
+#[inline(always)]
+fn is_link_local(address: &Addr) -> bool {
+    let quad = address.v4();
+    quad[0] == 169 && quad[1] == 254
+}

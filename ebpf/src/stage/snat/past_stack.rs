@@ -1,0 +1,137 @@
+//! Pods' packets for the world, as they come from the pod: past the host's rules where these have let the flow pass as it was.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{Beginning, Endpoint, STATE_REPLIED, TRANSLATION_SNAT},
+    flow::protocol,
+    reason::Path,
+};
+
+use super::super::{direct, fastpath, too_big, translation};
+use crate::{
+    maps::{self, TranslationEntry},
+    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl, imprint, leave, readdress_source, translate},
+    verdict::{Outcome, Verdict},
+};
+
+/// A pod's packet for the world. The host's rules have seen the first one of its flow and let it pass as it was: then it goes past
+/// them, translated here; otherwise up the stack.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(never)]
+pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outcome {
+    let begins = packet.begins_connection();
+    // What nobody has answered yet begins anew with each packet: who writes the host's rules later, as kube-proxy does while a node
+    // starts, has connection tracking forget such flows of UDP, so that they are seen by the new rules.
+    let answered = translation::of(packet).filter(|entry| !begins && entry.get().state & STATE_REPLIED != 0);
+    match answered {
+        Some(entry) if entry.get().past_stack != 0 && packet.headers.ttl > 1 => {
+            return past_stack(ctx, packet, endpoint, &entry);
+        }
+        // Connection tracking has seen others of a TCP connection that is not known here: it has to see all.
+        None if (begins || packet.flow.protocol != protocol::TCP) && !packet.is_error => {
+            let imprint = imprint(ctx, packet, packet.headers.ttl.wrapping_sub(1));
+            maps::note_beginning(&Beginning { flow: packet.flow, imprint });
+            ctx.set_beginning();
+        }
+        _ => {}
+    }
+    Ok(Verdict::stack(Path::ToStack))
+}
+
+/// A packet of a pod's connection to where the host's rules have lately let another one's first packet pass as it was: this one goes past
+/// them from its own first packet on. [`Verdict::UNDECIDED`] for anything else.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`], [`Drop::SnatPortsExhausted`], [`Drop::TranslationShareUsed`],
+/// [`Drop::TranslationsFull`].
+#[inline(never)]
+pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+    let Some(destination) = fastpath::destination_of(ctx, packet) else {
+        return Ok(Verdict::UNDECIDED);
+    };
+    let uplink = destination.uplink;
+    if let Some(entry) = translation::of(packet) {
+        let half = entry.get();
+        if half.kind != TRANSLATION_SNAT || half.past_stack == 0 || half.ifindex != uplink {
+            return Ok(Verdict::UNDECIDED);
+        }
+        translation::touch(&entry, packet);
+        readdress_source(ctx, packet, &half.source, half.source_port)?;
+    } else {
+        if !packet.begins_connection() {
+            return Ok(Verdict::UNDECIDED);
+        }
+        let mut to = translation::begin(TRANSLATION_SNAT, uplink, &packet.flow);
+        to.source = destination.source;
+        (to.past_stack, to.asked) = (1, destination.asked);
+        translation::establish(ctx, &packet.flow, &mut to)?;
+        // Another CPU was first with the same flow, and has asked them.
+        if to.past_stack == 0 || to.ifindex != uplink {
+            return Ok(Verdict::UNDECIDED);
+        }
+        readdress_source(ctx, packet, &to.source, to.source_port)?;
+    }
+    Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, &destination.next_hop)))
+}
+
+#[inline(always)]
+fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &TranslationEntry) -> Outcome {
+    let to = entry.get();
+    let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
+    match way.look_up_any(ctx) {
+        Lookup::Found if way.ifindex == to.ifindex => {
+            fastpath::learn_world_out(ctx, packet, endpoint, &way, entry)
+        }
+        // Before it is translated: the pod knows its own packet only.
+        Lookup::TooBig if too_big::can_answer(packet) => {
+            return too_big::answer(ctx, packet, endpoint, way.length);
+        }
+        // The stack cuts what may be cut and is larger than the link; but of TCP connection tracking would let nothing pass.
+        Lookup::TooBig if direct::exceeds_link(ctx, packet, to.ifindex) => {
+            return match packet.flow.protocol {
+                protocol::TCP => too_big::answer(ctx, packet, endpoint, way.length),
+                _ => Ok(Verdict::stack(Path::ToStack)),
+            };
+        }
+        // What may be cut is cut by the router whose link is too small.
+        Lookup::TooBig => way.ifindex = to.ifindex,
+        // By another uplink its flow begins anew.
+        _ => return Ok(Verdict::stack(Path::ToStack)),
+    }
+    translation::touch(entry, packet);
+    if packet.is_whole() {
+        readdress_source(ctx, packet, &to.source, to.source_port)?;
+    } else {
+        decrement_ttl(ctx, &packet.headers, 0)?;
+        translate(ctx, packet, to)?;
+    }
+    Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
+}
+
+/// The way that the kernel's routes have for a pod's packet.
+#[inline(always)]
+fn way_of_pod(packet: &Ipv4, endpoint: &Endpoint, length: u32) -> Way {
+    Way::new(endpoint.ifindex, packet.headers.source_address(), packet.headers.destination_address(), length)
+}
+
+/// Whether the host's rules have let the first packet of a pod's flow pass as it was, by the way that the programs would find for the
+/// others: no other destination, no mark, no other link or router, and nothing else about the packet. Where they have not, they have to see
+/// the whole flow.
+#[inline(never)]
+pub(super) fn is_untouched(ctx: &TcContext, packet: &Ipv4) -> bool {
+    if !ctx.is_unmarked_beginning()
+        || !matches!(packet.headers.fragment_part(), Fragment::Whole)
+        || !maps::is_noted_beginning(&packet.flow, imprint(ctx, packet, packet.headers.ttl))
+    {
+        return false;
+    }
+    let Some(endpoint) = maps::endpoint(&packet.headers.source_address()) else {
+        return false;
+    };
+    let mut way = way_of_pod(packet, endpoint, 0);
+    way.look_up_any(ctx) == Lookup::Found
+        && way.ifindex == ctx.ifindex()
+        && way.next_hop_mac == packet.headers.destination_mac
+}

@@ -1,0 +1,198 @@
+//! One attempt to make both halves of a translation, with one source port.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{Flow, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, Translation},
+    addr::{Addr, Be16},
+    flow::protocol,
+    nat,
+};
+
+use super::entries::{added, is_node_port};
+use crate::{
+    global::global,
+    maps::{self, EBUSY, EEXIST},
+    packet::has_socket,
+};
+
+/// As [`maps::add_translation`], for a flow and a translation that a global function was given.
+// A function of its own: both copies would take their place on the stack of the caller.
+#[inline(never)]
+fn add(original: &Flow, to: &Translation) -> Result<(), i32> {
+    let (key, value) = (*original, *to);
+    maps::add_translation(&key, &value)
+}
+
+/// What became of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Try {
+    /// Both halves are there.
+    Done,
+    /// The flow has a translation by now.
+    There,
+    /// The port is somebody else's.
+    Taken,
+    /// The table is full, or memory is short.
+    Failed,
+}
+
+/// [`Closed::last_seen`] of a connection that has the same pod.
+pub const SAME_POD: u64 = 0;
+
+/// A closed connection that could give way.
+#[repr(C)]
+pub struct Closed {
+    /// The older the better.
+    pub last_seen: u64,
+    /// Its port.
+    pub port: Be16,
+    /// Explicit padding.
+    pub reserved: [u16; 3],
+}
+
+/// Tries to make both halves with the source port that `to` has.
+#[inline(always)]
+pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
+    match podwire_try_port(ctx.skb.skb, original, to, oldest) {
+        DONE => Try::Done,
+        TAKEN => Try::Taken,
+        THERE => Try::There,
+        _ => Try::Failed,
+    }
+}
+
+const DONE: i32 = 0;
+const TAKEN: i32 = 1;
+const THERE: i32 = 2;
+const FAILED: i32 = 3;
+
+global! {
+    fn podwire_try_port(ctx, original: ref Flow, to: ref Translation, oldest: mut Closed) -> i32, or FAILED {
+        match try_port_here(ctx, original, to, oldest) {
+            Try::Done => DONE,
+            Try::Taken => TAKEN,
+            Try::There => THERE,
+            Try::Failed => FAILED,
+        }
+    }
+}
+
+#[inline(always)]
+fn try_port_here(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
+    let is_node_address = to.kind != TRANSLATION_HOST_PORT;
+    if is_node_address && is_kept_free(&to.source, to.source_port, original.protocol) {
+        return Try::Taken;
+    }
+    let reply = add_reply(original, to, oldest);
+    match reply {
+        Reply::Added | Reply::OfTheSameFlow => {}
+        Reply::Taken => return Try::Taken,
+        Reply::Failed => return Try::Failed,
+    }
+    // A pod's own port behind a hostPort is in the pod's namespace: no socket here can have it.
+    if is_node_address && has_socket(ctx, to, original.protocol) {
+        if reply == Reply::Added {
+            remove_reply(to, original.protocol);
+        }
+        return Try::Taken;
+    }
+    // Also where the replies' half was there for this very flow: another CPU is about to add this one.
+    let Err(error) = add(original, to) else {
+        return Try::Done;
+    };
+    if error == EEXIST && leads_to(original, to) {
+        return Try::Done;
+    }
+    if reply == Reply::Added {
+        remove_reply(to, original.protocol);
+    }
+    match error {
+        EEXIST => Try::There,
+        EBUSY => Try::Taken,
+        _ => Try::Failed,
+    }
+}
+
+/// Whether the half that is there for a flow is the one that was wanted: another CPU has completed this pair.
+#[inline(never)]
+fn leads_to(original: &Flow, to: &Translation) -> bool {
+    added(original).is_some_and(|entry| {
+        let there = entry.get();
+        (there.source, there.source_port) == (to.source, to.source_port)
+    })
+}
+
+/// What became of the replies' half.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reply {
+    Added,
+    /// It is there, for this very flow.
+    OfTheSameFlow,
+    Taken,
+    Failed,
+}
+
+// Functions of their own, one after the other: the keys and values share their place on the stack.
+#[inline(never)]
+fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Reply {
+    let reply = to.other_half(original.protocol);
+    let back = Translation {
+        source: original.destination,
+        destination: original.source,
+        source_port: original.destination_port,
+        destination_port: original.source_port,
+        reply: 1,
+        ..*to
+    };
+    match maps::add_translation(&reply, &back) {
+        Ok(()) => Reply::Added,
+        Err(EEXIST) => meet(&reply, &back, oldest),
+        Err(EBUSY) => Reply::Taken,
+        Err(_) => Reply::Failed,
+    }
+}
+
+#[inline(never)]
+fn remove_reply(to: &Translation, protocol_number: u8) {
+    maps::remove_translation(&to.other_half(protocol_number));
+}
+
+/// Whose the half is that is there in place of the wanted one.
+#[inline(always)]
+fn meet(reply: &Flow, wanted: &Translation, oldest: &mut Closed) -> Reply {
+    let Some(entry) = maps::translation(reply) else {
+        return Reply::Taken;
+    };
+    let half = entry.get();
+    let same_pod = half.destination == wanted.destination;
+    if same_pod
+        && half.destination_port == wanted.destination_port
+        && (half.source, half.source_port) == (wanted.source, wanted.source_port)
+        && half.kind == wanted.kind
+    {
+        return Reply::OfTheSameFlow;
+    }
+    if reply.protocol != protocol::TCP || !nat::is_closed(half.state) || half.kind == TRANSLATION_RESERVATION
+    {
+        return Reply::Taken;
+    }
+    let age = if same_pod { SAME_POD } else { half.last_seen };
+    if age < oldest.last_seen {
+        oldest.port = reply.destination_port;
+        oldest.last_seen = age;
+    }
+    Reply::Taken
+}
+
+/// Ports that are nobody's for a flow: the tunnel's, NodePorts, hostPorts. A connection to one of them would find the wrong
+/// flow's replies.
+#[inline(never)]
+fn is_kept_free(address: &Addr, port: Be16, protocol_number: u8) -> bool {
+    if protocol_number == protocol::ICMP {
+        return false;
+    }
+    if is_node_port(port) || port == maps::vxlan_port() {
+        return true;
+    }
+    maps::backend(address, port, protocol_number).is_some()
+}

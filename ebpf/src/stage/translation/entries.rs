@@ -1,0 +1,126 @@
+//! Translations that are there: finding, keeping and removing them.
+
+use podwire_common::{
+    abi::{Flow, Translation},
+    addr::Be16,
+    flow::protocol,
+    nat,
+};
+
+use super::super::icmp_error;
+use crate::{
+    maps::{self, EEXIST, TranslationEntry},
+    packet::{Fragment, Ipv4},
+};
+
+/// TCP, UDP and ICMP echo. A later fragment is judged by its first one's translation.
+#[inline(always)]
+pub fn has_ports(packet: &Ipv4) -> bool {
+    match packet.flow.protocol {
+        protocol::TCP | protocol::UDP => true,
+        protocol::ICMP => packet.is_echo || matches!(packet.headers.fragment_part(), Fragment::Later),
+        _ => false,
+    }
+}
+
+/// The translation that a packet follows. An ICMP error follows one only to the sender of the quoted packet.
+#[inline(always)]
+pub fn of(packet: &Ipv4) -> Option<TranslationEntry> {
+    if packet.is_error && !icmp_error::goes_to_sender(packet) {
+        return None;
+    }
+    maps::translation(&packet.flow)
+}
+
+/// Marks a translation as seen now; an ICMP error is no sign of life.
+#[inline(always)]
+pub fn touch(entry: &TranslationEntry, packet: &Ipv4) {
+    if packet.is_error {
+        return;
+    }
+    let half = entry.get();
+    let reply = half.reply != 0;
+    let inside = nat::is_inside(half.kind, reply);
+    let state = nat::next_state(half.state, packet.flow.protocol, packet.tcp_flags, reply, inside);
+    entry.touch(packet.flow.protocol, state);
+}
+
+/// A translation of a kind that changes nothing of a flow yet.
+#[inline(always)]
+pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
+    Translation {
+        last_seen: maps::now(),
+        source: flow.source,
+        destination: flow.destination,
+        source_port: flow.source_port,
+        destination_port: flow.destination_port,
+        ifindex,
+        asked: 0,
+        kind,
+        reply: 0,
+        state: 0,
+        hairpin: 0,
+        past_stack: 0,
+        is_long: 0,
+        reserved: [0; 6],
+    }
+}
+
+/// Entries of a translation.
+const PAIR: u32 = 2;
+
+// Functions of their own: the key would take its place on the stack of every caller.
+#[inline(never)]
+pub(super) fn take_share(original: &Flow, to: &Translation) -> bool {
+    maps::take_share(&nat::holder(original, to), PAIR)
+}
+
+#[inline(never)]
+pub(super) fn give_back(flow: &Flow, half: &Translation) {
+    maps::give_back(&nat::holder(flow, half), PAIR);
+}
+
+/// The translation of a flow that a global function was given.
+// Before Linux 6.2 the verifier takes keys and values from the stack, from packets and from map elements, but not from the
+// memory that a global function was given a pointer to.
+#[inline(always)]
+pub(super) fn added(original: &Flow) -> Option<TranslationEntry> {
+    let key = *original;
+    maps::translation(&key)
+}
+
+/// Whether a port is of Kubernetes' NodePort range.
+#[inline(always)]
+pub fn is_node_port(port: Be16) -> bool {
+    let (first, last) = maps::node_ports();
+    (first..=last).contains(&port.get())
+}
+
+/// Removes both halves of a translation.
+// One function after the other and not one in the other: before Linux 6.8 each takes its stack in steps of 32 bytes.
+#[inline(always)]
+pub fn remove(flow: &Flow, half: &Translation) {
+    remove_halves(flow, half);
+    give_back(flow, half);
+}
+
+#[inline(never)]
+fn remove_halves(flow: &Flow, half: &Translation) {
+    let other = half.other_half(flow.protocol);
+    maps::remove_translation(flow);
+    maps::remove_translation(&other);
+}
+
+/// Keeps the 5-tuple that a flow's replies have from being taken. `false`: there is no room for that.
+#[inline(never)]
+pub fn reserve(reply: &Flow, reservation: &Translation) -> bool {
+    let holder = nat::holder(reply, reservation);
+    if !maps::take_share(&holder, 1) {
+        return false;
+    }
+    let outcome = maps::add_translation(reply, reservation);
+    if outcome.is_err() {
+        maps::give_back(&holder, 1);
+    }
+    matches!(outcome, Ok(()) | Err(EEXIST))
+}

@@ -1,0 +1,172 @@
+//! What changes elsewhere cost a flow that has nothing to do with them: 100 additions and removals a second of nodes,
+//! pods and hostPorts, on the node of the flow's client.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use podwire_common::helper::Helper;
+use podwire_common::reason::Path as TrafficPath;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use serde_json::{Value, json};
+use xtask::lab::{Lab, Node, Ns};
+
+use crate::bench::Effort;
+use crate::bench::client::{RoundTrips, Transport};
+use crate::bench::cni::{delete, milliseconds};
+use crate::bench::comparison::{Comparison, Contestant, Ratio};
+use crate::bench::crowd::read_gauge;
+use crate::bench::record::{Record, Report, Target};
+use crate::bench::site::{Programs, Site};
+
+const QUIET: &str = "podwire, quiet";
+const CHURN: &str = "podwire, 100 changes a second";
+/// Changes in a second: each an addition or a removal of one node, pod or hostPort.
+const CHANGES: u32 = 100;
+/// One ADD and one DEL of a pod with a hostPort, which are four of the changes, to so many of nodes.
+const NODES_TO_A_POD: usize = 21;
+/// Nodes that come and go. Half of them are there: the agent takes what changes within a second together, so a node
+/// stays for two.
+const OTHERS: u16 = 200;
+/// The agents and what changes; the flow's ends are on the other core.
+const CORE: usize = 0;
+/// An agent takes changes of nodes together for a second: a turn has to see several of these.
+const TURNS: u32 = 15;
+/// From the first change until the changes show.
+const BEGINNING: Duration = Duration::from_secs(2);
+
+pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
+    latency(&cluster(programs, None)?, effort, report)?;
+    share_of_known(&cluster(programs, Some(&programs.counting))?, effort, report)
+}
+
+/// Two nodes whose agents ask an API server.
+fn cluster(programs: &Programs, object: Option<&Path>) -> Result<Lab> {
+    let mut builder = Lab::builder().cable(true).nodes(2).agents(false).binaries(&programs.binaries);
+    if let Some(object) = object {
+        builder = builder.agent_arguments(&["--bpf-object", &object.to_string_lossy()]);
+    }
+    let lab = builder.build()?;
+    on_core(|| lab.nodes().iter().try_for_each(Node::start_agent))?;
+    Ok(lab)
+}
+
+fn latency(lab: &Lab, effort: Effort, report: &mut Report) -> Result<()> {
+    let site = site(lab)?;
+    let pair = RoundTrips::start(&site, Transport::Udp)?;
+    let turn = effort.turn * TURNS;
+    let quiet = Contestant::new(QUIET, || Ok([pair.measure(turn)?.one_way]));
+    let churn = Contestant::new(CHURN, || Ok([beside_changes(lab, || pair.measure(turn))?.one_way]));
+    let [comparison] = Comparison::run_all([("churn", "µs")], effort, vec![quiet, churn])?;
+    let target = Some(Target::AtMost(1.03));
+    comparison.record("churn", CHURN, QUIET, Ratio::Plain, target, report)?;
+    report.charts.push(comparison.chart());
+    Ok(())
+}
+
+/// Of the packets that the pods send, those whose flow was known: the others ask the kernel for a route.
+fn share_of_known(lab: &Lab, effort: Effort, report: &mut Report) -> Result<()> {
+    let site = site(lab)?;
+    let pair = RoundTrips::start(&site, Transport::Udp)?;
+    pair.measure(effort.turn)?;
+    let counts = || -> Result<[u64; 2]> {
+        let mut sums = [0; 2];
+        for node in lab.nodes() {
+            sums[0] += node.traffic()?.get(TrafficPath::TunnelOut.name()).copied().unwrap_or(0);
+            sums[1] += node.helper_calls(Helper::FibLookup)?;
+        }
+        Ok(sums)
+    };
+    let mut shares = Vec::new();
+    for _ in 0..effort.rounds {
+        let before = counts()?;
+        beside_changes(lab, || pair.measure(effort.turn * TURNS))?;
+        let after = counts()?;
+        let [sent, asked] = [after[0] - before[0], after[1] - before[1]];
+        shares.push((1.0 - asked as f64 / sent as f64) * 100.0);
+    }
+    report.records.push(Record::beside("churn-known", "%", &shares, 100.0, Target::AtLeast(0.98)));
+    Ok(())
+}
+
+fn site(lab: &Lab) -> Result<Site> {
+    let (client, server) = (lab.node(0).add_pod("client")?, lab.node(1).add_pod("server")?);
+    Ok(Site::of_pods(CHURN, &client, &server))
+}
+
+/// Measures while nodes, pods and hostPorts come and go. Fails when they did not.
+fn beside_changes<T: Send>(lab: &Lab, measure: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let is_over = AtomicBool::new(false);
+    let all: Value = serde_json::from_str(&lab.node_list_with(OTHERS)?)?;
+    let others = &all["items"].as_array().context("a list without items")?[lab.nodes().len()..];
+    thread::scope(|scope| {
+        let changes = scope.spawn(|| on_core(|| change(lab, others, &is_over)));
+        thread::sleep(BEGINNING);
+        let operations = || read_gauge(lab.node(0), "podwire_operations_total");
+        let (start, before) = (Instant::now(), operations()?);
+        let measured = measure();
+        let written = operations()? - before;
+        let elapsed = start.elapsed().as_secs_f64();
+        is_over.store(true, Ordering::Relaxed);
+        changes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        // A node alone is several entries and routes; of the last second's changes not all are there yet.
+        let least = (elapsed - 1.0) * f64::from(CHANGES);
+        ensure!(
+            written as f64 >= least,
+            "{written} operations in {elapsed:.1} s: too few for {CHANGES} changes a second"
+        );
+        measured
+    })
+}
+
+fn change(lab: &Lab, others: &[Value], is_over: &AtomicBool) -> Result<()> {
+    let (api, node) = (lab.api_server()?, lab.node(0));
+    let host_port = json!({ "portMappings": [{ "hostPort": 9099, "containerPort": 80, "protocol": "tcp" }] });
+    let pod = node.cni_call("ADD", "churn", &host_port);
+    if Ns::open(&pod.container_id).is_err() {
+        Ns::create(&pod.container_id)?;
+    }
+    let (mut number, mut due) = (0, Instant::now());
+    let mut is_there = false;
+    while !is_over.load(Ordering::Relaxed) {
+        let mut changes = 1;
+        if number % (2 * NODES_TO_A_POD) == 0 {
+            // One entry of a pod and one of a hostPort.
+            match is_there {
+                false => drop(milliseconds(&pod.run()?)?),
+                true => drop(delete(&pod)?),
+            }
+            (is_there, changes) = (!is_there, changes + 2);
+        }
+        let other = |offset| &others[(number / 2 + offset) % others.len()];
+        match number % 2 {
+            0 => api.put(other(0).clone()),
+            _ => {
+                let name = other(others.len() / 2)["metadata"]["name"].as_str();
+                api.delete(name.context("a node without a name")?);
+            }
+        }
+        number += 1;
+        due += Duration::from_secs(1) / CHANGES * changes;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    if is_there {
+        delete(&pod)?;
+    }
+    Ok(())
+}
+
+/// Does something on a thread that stays on the core of what changes, and processes that it starts.
+fn on_core<T: Send>(action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let mut cores = CpuSet::new();
+            cores.set(CORE);
+            sched_setaffinity(None, &cores).with_context(|| format!("stay on core {CORE}"))?;
+            action()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
