@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_have_no_part_in_the_pod_network_are_counted_and_the_rest_goes_on() {
+    fn nodes_without_a_part_are_counted_and_the_rest_goes_on() {
         let mut windows = record("node5", &["10.244.5.0/24"], &["10.200.0.5"]);
         windows.operating_system = Some("windows".into());
         let mut linux = record("node4", &["10.244.4.0/24"], &["10.200.0.4"]);
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_overlapping_pod_cidrs_the_later_named_nodes_is_skipped() {
+    fn of_two_overlapping_pod_cidrs_the_later_name_is_skipped() {
         let records = [
             record("node3", &["10.244.0.0/16"], &["10.200.0.3"]),
             record("node1", &["10.244.1.0/24"], &["10.200.0.1"]),
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_nodes_with_one_address_the_younger_is_used_and_of_two_networks_the_older() {
+    fn younger_node_keeps_the_address_and_older_the_network() {
         let made = |mut record: NodeRecord, created: &str| {
             record.created = Some(created.into());
             record
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_cidr_that_would_take_this_nodes_own_network_or_the_hosts_away_is_not_used() {
+    fn pod_cidr_over_the_nodes_or_hosts_own_network_is_not_used() {
         let own = record("node1", &["10.244.1.0/24"], &["10.200.0.1"]);
         for (network, message) in [
             ("10.200.0.0/24", "in its podCIDR 10.200.0.0/24 is 10.200.0.0/24"),

@@ -51,7 +51,7 @@ fn flags(slice: &Slice, prefix: impl Into<Prefix>) -> u32 {
 }
 
 #[test]
-fn a_limit_of_each_direction_has_its_flag_and_what_is_sent_its_guard() {
+fn each_limited_direction_has_its_flag_and_sending_its_guard() {
     let limit = Some(Limit { rate: NonZeroU64::MIN, burst: None });
     for (bandwidth, flags, guarded) in [
         (Bandwidth::default(), 0, vec![]),
@@ -87,7 +87,7 @@ fn remote_nodes_are_reached_through_the_tunnel() {
 }
 
 #[test]
-fn a_node_of_flannels_is_sent_to_at_its_devices_link_address_and_from_an_address_among_the_pods() {
+fn flannel_node_is_sent_to_at_its_devices_link_address() {
     let mac = Mac { bytes: [6; 6] };
     let mut moving = model(Mode::Vxlan);
     moving.remote.get_mut("node2").unwrap().vtep_mac = Some(mac);
@@ -135,7 +135,7 @@ fn this_nodes_own_addresses_are_local() {
 }
 
 #[test]
-fn addresses_of_other_links_are_this_nodes_unless_the_cluster_has_them() {
+fn other_links_addresses_are_ours_unless_the_cluster_has_them() {
     let mut model = model(Mode::Vxlan);
     let strange = ["10.244.1.9", "10.244.2.1", "10.200.0.2"].map(ip);
     model.other_addresses = strange.into_iter().chain([ip("172.17.0.1")]).collect();
@@ -172,7 +172,7 @@ fn a_host_port_is_a_frontend_and_marks_its_endpoint() {
 }
 
 #[test]
-fn a_pod_has_an_entry_and_a_route_with_the_nodes_address_as_source() {
+fn pod_has_an_entry_and_a_route_with_the_nodes_address() {
     let slice = desired(&model(Mode::Vxlan), Scope::All);
     assert_eq!(slice.tables.endpoints[&ip("10.244.1.2").into()].ifindex, 20);
     let route = Route::Link { device: 20, gateway: None, source: Some(ip("10.200.0.1")) };
