@@ -63,8 +63,8 @@ pub enum Repair {
     Discipline,
     /// The name of a pod's link.
     LinkName,
-    /// A pod's link was down.
-    LinkDown,
+    /// A pod's link was down, or had another MTU.
+    Link,
     /// The limit of what a pod receives.
     LinkLimit,
     /// Pins of maps and links.
@@ -80,7 +80,7 @@ impl Repair {
     pub const ALL: [Self; 7] = [
         Self::Discipline,
         Self::LinkName,
-        Self::LinkDown,
+        Self::Link,
         Self::LinkLimit,
         Self::Pin,
         Self::StateFolder,
@@ -92,7 +92,7 @@ impl Repair {
         match self {
             Self::Discipline => "discipline",
             Self::LinkName => "link-name",
-            Self::LinkDown => "link-down",
+            Self::Link => "link",
             Self::LinkLimit => "link-limit",
             Self::Pin => "pin",
             Self::StateFolder => "state-folder",

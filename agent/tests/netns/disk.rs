@@ -16,7 +16,7 @@ use xtask::lab::{Lab, Node, Pod, traffic};
 use crate::cni::{UNAVAILABLE, failed, status, succeeded};
 use crate::footprint::Footprint;
 use crate::sockets::wait_until;
-use crate::sweep::{comes, conditions, metric, readyz, told};
+use crate::sweep::{comes, conditions, goes, metric, readyz, told};
 
 /// CNI specification, "Error": input or output failed.
 const IO_FAILURE: u32 = 5;
@@ -327,6 +327,7 @@ fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
     assert_eq!(conditions(node).len(), 2, "{:?}", conditions(node));
     set_read_only(node.state_dir(), false);
     assert!(wait_until(|| (!file.exists()).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+    goes(node, "not-released");
 
     // An ADD that can neither be ended nor undone.
     let container_id = node.cni_call("ADD", "stuck", &json!({})).container_id;

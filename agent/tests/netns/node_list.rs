@@ -154,6 +154,8 @@ fn pods_go_on_when_their_nodes_network_changes_and_it_is_said() {
     traffic::tcp_exchange(&old, &new, new.address(), 8080, MEBIBYTE).unwrap();
     let far = lab.node(1).add_pod("far").unwrap();
     traffic::tcp_exchange(&new, &far, far.address(), 8080, MEBIBYTE).unwrap();
+    old.delete().unwrap();
+    goes(node, "pods-outside-pod-cidr");
 }
 
 fn entries(dump: &Value) -> usize {

@@ -103,7 +103,7 @@ fn a_pods_link_that_others_set_down_is_set_up_again() {
     check.config["prevResult"] = pod.result().clone();
     let checked = check.run().unwrap();
     assert!(checked.success, "{checked:?}");
-    assert_eq!(repairs(node, "link-down"), 1);
+    assert_eq!(repairs(node, "link"), 1);
 }
 
 fn switch(node: &Node, name: &str) -> String {

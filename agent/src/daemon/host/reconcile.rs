@@ -150,7 +150,7 @@ impl Upkeep {
                 _ => {}
             }
         }
-        state.count_repairs(Repair::LinkDown, links);
+        state.count_repairs(Repair::Link, links);
         state.count_repairs(Repair::LinkLimit, limits);
     }
 }
