@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use podwire_common::{
     abi::{Macs, Translation},
-    addr::{Addr, Be16},
+    addr::{Addr, Be16, Quad},
     flow::protocol,
     reason::Drop,
 };
@@ -66,14 +66,14 @@ pub fn decrement_ttl(ctx: &TcContext, headers: &Headers, base: u32) -> Result<()
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn readdress_source(ctx: &TcContext, packet: &mut Ipv4, source: &Addr, port: Be16) -> Result<(), Drop> {
+pub fn readdress_source(ctx: &TcContext, packet: &mut Ipv4, source: Quad, port: Be16) -> Result<(), Drop> {
     let old = packet.headers.source;
     replace_in_transport(ctx, packet, old, source)?;
     translate_port(ctx, packet, 0, packet.flow.source_port, port)?;
     let headers = &mut packet.headers;
     headers.decrement_ttl();
-    headers.source = source.v4();
-    headers.replace_address_in_checksum(old, source.v4());
+    headers.source = source.bytes;
+    headers.replace_address_in_checksum(old, source.bytes);
     let ([sum, sum2], [a, b, c, d]) = (headers.checksum.bytes, headers.source);
     ctx.store_at(TTL, &[headers.ttl, headers.protocol, sum, sum2, a, b, c, d])
 }
@@ -87,7 +87,7 @@ pub fn readdress_source(ctx: &TcContext, packet: &mut Ipv4, source: &Addr, port:
 pub fn readdress_destination(
     ctx: &TcContext,
     packet: &mut Ipv4,
-    destination: &Addr,
+    destination: Quad,
     port: Be16,
 ) -> Result<(), Drop> {
     let old = packet.headers.destination;
@@ -95,18 +95,18 @@ pub fn readdress_destination(
     translate_port(ctx, packet, 2, packet.flow.destination_port, port)?;
     let headers = &mut packet.headers;
     headers.decrement_ttl();
-    headers.destination = destination.v4();
-    headers.replace_address_in_checksum(old, destination.v4());
+    headers.destination = destination.bytes;
+    headers.replace_address_in_checksum(old, destination.bytes);
     ctx.store_at(0, headers)
 }
 
 /// The pseudo header's part of the transport checksum.
 #[inline(always)]
-fn replace_in_transport(ctx: &TcContext, packet: &Ipv4, old: [u8; 4], address: &Addr) -> Result<(), Drop> {
+fn replace_in_transport(ctx: &TcContext, packet: &Ipv4, old: [u8; 4], address: Quad) -> Result<(), Drop> {
     let Some((checksum_at, flags)) = transport_checksum(packet) else {
         return Ok(());
     };
-    let (from, to) = (u32::from_ne_bytes(old).into(), address.v4_be32().into());
+    let (from, to) = (u32::from_ne_bytes(old).into(), address.be32().into());
     replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | 4)
 }
 

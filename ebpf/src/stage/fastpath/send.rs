@@ -6,12 +6,13 @@ use podwire_common::{
         FLOW_IN_TUNNEL, FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow,
         LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL, LEAVES_INTO_POD,
     },
+    addr::Quad,
     reason::Path,
 };
 
 use super::{
     super::{local, outer},
-    lookup::{is_still, of},
+    lookup::of,
 };
 use crate::{
     maps,
@@ -60,7 +61,7 @@ fn into_tunnel(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome
     let tunnel = &known.tunnel;
     let way = Way::known(known.to, known.next_hop, tunnel.here, tunnel.there);
     let (source_port, inner) = (tunnel.source_port, tunnel.inner_mac);
-    if !is_still(known, packet) {
+    if !maps::is_still(known, &packet.flow.key()) {
         return Ok(Verdict::UNDECIDED);
     }
     outer::send_known(ctx, packet, &way, source_port, inner)
@@ -69,13 +70,13 @@ fn into_tunnel(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome
 #[inline(always)]
 fn by_uplink(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
     let (to, next_hop, path) = (known.to, known.next_hop, known.path);
-    let (flags, source, port) = (known.flags, known.source, known.source_port);
-    if !is_still(known, packet) {
+    let (flags, source, port) = (known.flags, known.source.be32(), known.source_port);
+    if !maps::is_still(known, &packet.flow.key()) {
         return Ok(Verdict::UNDECIDED);
     }
     match flags & FLOW_REWRITES_SOURCE {
         0 => decrement_ttl(ctx, &packet.headers, 0)?,
-        _ => readdress_source(ctx, packet, &source.address(), port)?,
+        _ => readdress_source(ctx, packet, Quad::from_be32(source), port)?,
     }
     Ok(Verdict::counted(path, leave(ctx, to, &next_hop)))
 }
@@ -86,27 +87,28 @@ fn by_uplink(ctx: &TcContext, packet: &mut Ipv4, known: &KnownFlow) -> Outcome {
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(never)]
 pub fn from_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
-    let Some(known) = of(ctx, packet) else {
+    let key = packet.flow.key();
+    let Some(known) = of(ctx, packet, &key) else {
         return Ok(Verdict::UNDECIDED);
     };
     let flags = known.flags;
     if flags & FLOW_IN_TUNNEL != 0
         || known.leaves != LEAVES_INTO_POD
-        || packet.wire_length(ctx) > known.mtu
-        || (flags & FLOW_OF_SENDER != 0 && known.sender_mac != packet.headers.source_mac)
+        || (known.mtu != u32::MAX && packet.wire_length(ctx) > known.mtu)
+        || (flags & FLOW_OF_SENDER != 0 && !known.sender_mac.is(packet.headers.source_mac))
     {
         return Ok(Verdict::UNDECIDED);
     }
     let (to, macs, path) = (known.to, known.macs, known.path);
-    let (destination, port) = (known.destination, known.destination_port);
-    if !is_still(known, packet) {
+    let (destination, port) = (known.destination.be32(), known.destination_port);
+    if !maps::is_still_in_place(known, &key) {
         return Ok(Verdict::UNDECIDED);
     }
     match flags & FLOW_REWRITES_DESTINATION {
         0 => local::pass_on(ctx, &mut packet.headers, macs)?,
         _ => {
             packet.headers.set_macs(macs);
-            readdress_destination(ctx, packet, &destination.address(), port)?;
+            readdress_destination(ctx, packet, Quad::from_be32(destination), port)?;
         }
     }
     Ok(Verdict::counted(path, local::into(ctx, to)))

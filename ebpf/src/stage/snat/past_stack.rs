@@ -3,8 +3,9 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{Beginning, Endpoint, STATE_REPLIED, TRANSLATION_SNAT},
+    addr::{Be16, Quad},
     flow::protocol,
-    reason::Path,
+    reason::{Drop, Path},
 };
 
 use super::super::{direct, fastpath, too_big, translation};
@@ -52,13 +53,13 @@ pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         return Ok(Verdict::UNDECIDED);
     };
     let uplink = destination.uplink;
-    if let Some(entry) = translation::of(packet) {
+    let (source, port) = if let Some(entry) = translation::of(packet) {
         let half = entry.get();
         if half.kind != TRANSLATION_SNAT || half.past_stack == 0 || half.ifindex != uplink {
             return Ok(Verdict::UNDECIDED);
         }
         translation::touch(&entry, packet);
-        readdress_source(ctx, packet, &half.source, half.source_port)?;
+        (Quad::of(&half.source), half.source_port)
     } else {
         if !packet.begins_connection() {
             return Ok(Verdict::UNDECIDED);
@@ -71,8 +72,9 @@ pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         if to.past_stack == 0 || to.ifindex != uplink {
             return Ok(Verdict::UNDECIDED);
         }
-        readdress_source(ctx, packet, &to.source, to.source_port)?;
-    }
+        (Quad::of(&to.source), to.source_port)
+    };
+    readdress(ctx, packet, source, port)?;
     Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, &destination.next_hop)))
 }
 
@@ -102,12 +104,18 @@ fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &T
     }
     translation::touch(entry, packet);
     if packet.is_whole() {
-        readdress_source(ctx, packet, &to.source, to.source_port)?;
+        readdress(ctx, packet, Quad::of(&to.source), to.source_port)?;
     } else {
         decrement_ttl(ctx, &packet.headers, 0)?;
         translate(ctx, packet, to)?;
     }
     Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
+}
+
+// A function of its own: what it computes with would take its place on the stack of both callers.
+#[inline(never)]
+fn readdress(ctx: &TcContext, packet: &mut Ipv4, source: Quad, port: Be16) -> Result<(), Drop> {
+    readdress_source(ctx, packet, source, port)
 }
 
 /// The way that the kernel's routes have for a pod's packet.
