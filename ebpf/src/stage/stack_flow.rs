@@ -10,14 +10,14 @@ use podwire_common::{
 use super::icmp_error;
 use crate::{
     maps,
-    packet::{Fragment, Ipv4},
+    packet::{Fragment, Parsed},
 };
 
 /// Whether a packet between a pod and somebody else must go through the host stack: its own flow was recorded, or its
 /// reverse. The latter is a client that has reached a backend through a service and now reaches it directly from the same
 /// port: its answers take the stack, so it must as well, where connection tracking keeps the two apart.
 #[inline(never)]
-pub fn needs_stack(endpoint: &Endpoint, packet: &Ipv4) -> bool {
+pub fn needs_stack(endpoint: &Endpoint, packet: &Parsed) -> bool {
     if endpoint.flags & ENDPOINT_STACK_ONLY != 0 || maps::is_stack_flow(&packet.flow) {
         return true;
     }
@@ -40,7 +40,7 @@ pub fn needs_stack(endpoint: &Endpoint, packet: &Ipv4) -> bool {
 /// `local_pod` is the end on this node, `other` the far one. Nothing is recorded where replies could not go past the stack:
 /// towards this node itself or the world they go up anyway. ICMP errors mark nothing: they follow the flow they speak of.
 #[inline(never)]
-pub fn record(packet: &Ipv4, local_pod: &Addr, other: &Addr) {
+pub fn record(packet: &Parsed, local_pod: &Addr, other: &Addr) {
     if packet.is_error || matches!(packet.headers.fragment_part(), Fragment::Later) || !can_go_direct(other) {
         return;
     }
@@ -53,7 +53,7 @@ pub fn record(packet: &Ipv4, local_pod: &Addr, other: &Addr) {
 
 /// Whether it is an ICMP error about what its receiver has sent to somebody whom packets reach past the stack.
 #[inline(never)]
-pub fn is_error_about_direct(packet: &Ipv4) -> bool {
+pub fn is_error_about_direct(packet: &Parsed) -> bool {
     packet.is_error && icmp_error::goes_to_sender(packet) && can_go_direct(&packet.flow.source)
 }
 

@@ -6,7 +6,7 @@ use podwire_common::{abi::TRANSLATION_RESERVATION, addr::Quad, reason::Path};
 use super::super::{fastpath, local};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Ipv4, decrement_ttl, readdress_destination, translate},
+    packet::{Parsed, decrement_ttl, readdress_destination, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -15,7 +15,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn back(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Outcome {
+pub fn back(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) -> Outcome {
     let to = entry.get();
     if to.kind == TRANSLATION_RESERVATION {
         return Ok(Verdict::PASS);
