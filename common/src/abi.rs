@@ -272,6 +272,14 @@ pub struct Holder {
     pub table: u8,
 }
 
+impl Holder {
+    /// Who answers for a pod's entries of `STACK_FLOWS`: the pod.
+    #[inline(always)]
+    pub const fn of_stack_flows(local_pod: Addr) -> Self {
+        Self { address: local_pod, port: Be16::ZERO, protocol: 0, table: TABLE_STACK_FLOWS }
+    }
+}
+
 /// `TRANSLATIONS`, in [`Holder::table`] and as the index of `ROOM`.
 pub const TABLE_TRANSLATIONS: u8 = 0;
 /// `STACK_FLOWS`, likewise.

@@ -102,7 +102,14 @@ impl Quad {
     /// The last four bytes of an address.
     #[inline(always)]
     pub const fn of(address: &Addr) -> Self {
-        Self { bytes: address.v4() }
+        // By way of a word, which the compiler reads at once.
+        Self::from_be32(address.v4_be32())
+    }
+
+    /// The integer that BPF helpers take for a `__be32`: network order in memory.
+    #[inline(always)]
+    pub const fn be32(self) -> u32 {
+        u32::from_ne_bytes(self.bytes)
     }
 
     /// The v4-mapped address.
@@ -159,6 +166,15 @@ impl Mac {
     #[inline(always)]
     pub const fn is_group(&self) -> bool {
         self.bytes[0] & 1 == 1
+    }
+
+    /// Whether this is another one's address as well. By words: the compiler compares byte by byte for BPF.
+    #[inline(always)]
+    pub const fn is(self, other: Self) -> bool {
+        let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (self.bytes, other.bytes);
+        u16::from_ne_bytes([a, b]) == u16::from_ne_bytes([g, h])
+            && u16::from_ne_bytes([c, d]) == u16::from_ne_bytes([i, j])
+            && u16::from_ne_bytes([e, f]) == u16::from_ne_bytes([k, l])
     }
 
     /// Whether this is `ff:ff:ff:ff:ff:ff`.

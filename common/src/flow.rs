@@ -1,6 +1,6 @@
 //! 5-tuples and what follows from them.
 
-use crate::abi::{Flow, FlowKey};
+use crate::abi::{Flow, FlowKey, NODE_LOCAL};
 use crate::addr::{Addr, Be16, Quad};
 
 /// IP protocol numbers (IANA).
@@ -17,6 +17,19 @@ pub mod protocol {
 
 /// In [`FlowKey::protocol`], beyond any protocol's number.
 const ANY_SOURCE_PORT: u32 = 0x100;
+
+/// Whether packets to an address may go past the host stack: it is a pod's of this node, or another node's. `node_flags`:
+/// of the node that owns it, asked for where it is no pod's here.
+///
+/// # Errors
+/// Those of `node_flags`.
+#[inline(always)]
+pub fn can_go_direct<E>(
+    is_pod_here: bool,
+    node_flags: impl FnOnce() -> Result<Option<u32>, E>,
+) -> Result<bool, E> {
+    Ok(is_pod_here || node_flags()?.is_some_and(|flags| flags & NODE_LOCAL == 0))
+}
 
 impl Flow {
     /// A flow of whatever protocol.

@@ -22,8 +22,6 @@ pub struct Verdict {
 impl Verdict {
     /// None of our business: other programs and the host stack see it as it came.
     pub const PASS: Self = Self::new(UNCOUNTED, TC_ACT_UNSPEC);
-    /// A stage that may decide has not.
-    pub const UNDECIDED: Self = Self::new(UNCOUNTED - 1, TC_ACT_UNSPEC);
 
     /// To the host stack, counted.
     #[inline(always)]
@@ -57,6 +55,32 @@ pub const ALLOW: i32 = 1;
 
 /// The outcome of a hook.
 pub type Outcome = Result<Verdict, Drop>;
+
+/// What a stage decided that may leave the decision to those behind it. One number as a verdict is, and for the same reason no
+/// `Option`: but only [`Self::verdict`] gets at it.
+#[derive(Clone, Copy)]
+pub struct Decision(Verdict);
+
+impl Decision {
+    /// The stage decided nothing, and did nothing to the packet.
+    pub const NONE: Self = Self(Verdict::new(UNCOUNTED - 1, TC_ACT_UNSPEC));
+
+    /// What it decided, if it did.
+    #[inline(always)]
+    pub fn verdict(self) -> Option<Verdict> {
+        (self.0 != Self::NONE.0).then_some(self.0)
+    }
+}
+
+impl From<Verdict> for Decision {
+    #[inline(always)]
+    fn from(verdict: Verdict) -> Self {
+        Self(verdict)
+    }
+}
+
+/// The outcome of a stage that may leave the decision to those behind it.
+pub type Attempt = Result<Decision, Drop>;
 
 /// The TC code of an outcome. "Unspecified" rather than "ok": programs that others attached after ours still run.
 #[inline(always)]

@@ -8,9 +8,10 @@ use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
 use podwire_common::abi::{
-    ENDPOINT_STACK_ONLY, Flow, Holder, NODE_LOCAL, StackFlow, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS,
+    ENDPOINT_STACK_ONLY, Flow, Holder, StackFlow, TABLE_STACK_FLOWS, TABLE_TRANSLATIONS,
 };
-use podwire_common::addr::{Addr, Be16};
+use podwire_common::addr::Addr;
+use podwire_common::flow::can_go_direct;
 use podwire_common::names::maps as names;
 use podwire_common::nat;
 use podwire_common::tables::Table;
@@ -87,7 +88,7 @@ impl Maps {
                 Err(error) => return Err(map_error("read", names::ENDPOINTS)(error)),
             };
             // A program may have failed to record another flow since.
-            if !self.has_share_left(&holder_of_stack_flows(*address))? {
+            if !self.has_share_left(&Holder::of_stack_flows(*address))? {
                 continue;
             }
             // Nothing is forgotten: while the pod was marked, no flow of it was learnt.
@@ -289,7 +290,7 @@ impl Collector {
         for entry in self.maps.endpoints.iter() {
             let (address, endpoint) = entry.map_err(map_error("read", names::ENDPOINTS))?;
             if housekeeping::is_stack_only(endpoint.flags)
-                && self.maps.has_share_left(&holder_of_stack_flows(address))?
+                && self.maps.has_share_left(&Holder::of_stack_flows(address))?
             {
                 marked.insert(address);
             }
@@ -325,27 +326,21 @@ impl Collector {
         Ok(marked)
     }
 
-    /// Whether packets to an address may go past the host stack: it is a pod's of this node, or another node's.
+    /// See [`can_go_direct`].
     fn can_go_direct(&self, address: Addr) -> Result<bool, Error> {
-        if self.maps.endpoints.get(&address, 0).is_ok() {
-            return Ok(true);
-        }
-        match self.maps.nodes.get(&Key::new(128, address.into()), 0) {
-            Ok(node) => Ok(node.flags & NODE_LOCAL == 0),
-            Err(MapError::KeyNotFound) => Ok(false),
+        let node_flags = || match self.maps.nodes.get(&Key::new(128, address.into()), 0) {
+            Ok(node) => Ok(Some(node.flags)),
+            Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(map_error("read", names::NODES)(error)),
-        }
+        };
+        can_go_direct(self.maps.endpoints.get(&address, 0).is_ok(), node_flags)
     }
 }
 
 /// Who answers for an entry of `STACK_FLOWS`, as the programs count: what a pod here sends is its own, and
 /// what it gets from elsewhere too.
 fn holder_of(flow: &Flow, pods: &BTreeSet<Addr>) -> Holder {
-    holder_of_stack_flows(if pods.contains(&flow.source) { flow.source } else { flow.destination })
-}
-
-fn holder_of_stack_flows(local_pod: Addr) -> Holder {
-    Holder { address: local_pod, port: Be16::ZERO, protocol: 0, table: TABLE_STACK_FLOWS }
+    Holder::of_stack_flows(if pods.contains(&flow.source) { flow.source } else { flow.destination })
 }
 
 /// The entries that match.

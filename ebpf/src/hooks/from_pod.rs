@@ -9,7 +9,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Headers, Ipv4, Skb, ethertype},
+    packet::{Headers, Place, Skb, ethertype},
     stage::{
         arp, checksum, direct, fastpath, flow, frontend, icmp_error, local, snat, source, stack_flow,
         tunnel_out,
@@ -26,82 +26,77 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 fn verdict(ctx: &TcContext) -> Outcome {
     ctx.clear_ready_to_leave();
     checksum::of_pod(ctx)?;
-    let known = match fastpath::of_pod(ctx) {
-        Some((plain, known)) if fastpath::is_to_neighbour(known) => {
-            let verdict = fastpath::to_neighbour(ctx, plain, known)?;
-            if verdict != Verdict::UNDECIDED {
-                return Ok(verdict);
-            }
-            None
-        }
-        other => other.map(|(_, known)| known),
-    };
-    let mut packet = Ipv4::at(0);
-    packet.load(ctx)?;
-    match packet.headers.ethertype.get() {
+    let known = fastpath::of_pod(ctx);
+    if let Some((plain, known)) = known
+        && fastpath::is_to_neighbour(known)
+        && let Some(verdict) = fastpath::to_neighbour(ctx, plain, known)?.verdict()
+    {
+        return Ok(verdict);
+    }
+    let mut place = Place::new();
+    let loaded = place.load(ctx)?;
+    match loaded.headers().ethertype.get() {
         _ if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
         ethertype::VLAN | ethertype::SERVICE_VLAN => return Err(Drop::VlanTagged),
-        ethertype::ARP => return arp::answer(ctx, packet.headers.source_mac),
+        ethertype::ARP => return arp::answer(ctx, loaded.headers().source_mac),
         ethertype::IPV6 => return Err(Drop::FamilyNotEnabled),
         ethertype::IPV4 => {}
         _ => return Err(Drop::EthertypeUnknown),
     }
-    refuse_group(&packet.headers)?;
-    source::refuse_loopback(&packet.headers)?;
-    let parsed = packet.parse(ctx);
-    if parsed.is_ok()
-        && let Some(known) = known
+    refuse_group(loaded.headers())?;
+    source::refuse_loopback(loaded.headers())?;
+    let packet = match loaded.parse(ctx) {
+        Ok(packet) => packet,
+        Err(faulty) => return Err(source::of_faulty(ctx, &faulty)),
+    };
+    if let Some((_, known)) = known
+        && let Some(verdict) = fastpath::from_pod(ctx, packet, known)?.verdict()
     {
-        let verdict = fastpath::from_pod(ctx, &mut packet, known)?;
-        if verdict != Verdict::UNDECIDED {
-            return Ok(verdict);
-        }
+        return Ok(verdict);
     }
-    if parsed.is_ok() && packet.flow.protocol == protocol::TCP {
-        let verdict = snat::to_known_destination(ctx, &mut packet)?;
-        if verdict != Verdict::UNDECIDED {
-            return Ok(verdict);
-        }
+    if packet.flow.protocol == protocol::TCP
+        && let Some(verdict) = snat::to_known_destination(ctx, packet)?.verdict()
+    {
+        return Ok(verdict);
     }
     // Before anything is looked up that a flow may be learnt from.
     packet.generation = maps::generation();
     let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
     source::keep_to_limit(ctx, endpoint)?;
-    parsed?;
-    icmp_error::check_from_pod(&packet)?;
-    flow::complete(&mut packet)?;
+    icmp_error::check_from_pod(packet)?;
+    flow::complete(packet)?;
 
     if endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0
-        && let Some(to) = frontend::reply_of_pod(&packet)
+        && let Some(to) = frontend::reply_of_pod(packet)
     {
-        return frontend::reply(ctx, &packet, endpoint, to);
+        return frontend::reply(ctx, packet, endpoint, to);
     }
     let destination = packet.headers.destination_address();
     if let Some(other) = maps::endpoint(&destination) {
         if packet.headers.ttl <= 1
             || other.flags & ENDPOINT_STACK_ONLY != 0
-            || stack_flow::needs_stack(endpoint, &packet)
+            || stack_flow::needs_stack(endpoint, packet)
         {
             return Ok(Verdict::stack(Path::ToStack));
         }
-        fastpath::learn_local(ctx, &packet, endpoint, other);
+        fastpath::learn_local(ctx, packet, endpoint, other);
         return local::deliver(ctx, &mut packet.headers, other, Path::Local);
     }
     if let Some(node) = maps::node(&destination) {
-        source::refuse_tunnel_from_pod(&packet, node)?;
+        source::refuse_tunnel_from_pod(packet, node)?;
         let is_own = NODE_LOCAL | NODE_ADDRESS;
         if node.flags & is_own == is_own {
-            return frontend::from_pod(ctx, &packet, Path::ToStack);
+            return frontend::from_pod(ctx, packet, Path::ToStack);
         }
-        if node.flags & NODE_LOCAL == 0 && !stack_flow::needs_stack(endpoint, &packet) {
+        if node.flags & NODE_LOCAL == 0 && !stack_flow::needs_stack(endpoint, packet) {
             return match maps::is_direct() {
-                true => direct::from_pod(ctx, &packet, endpoint, node),
-                false => tunnel_out::from_pod(ctx, &packet, endpoint, node),
+                true => direct::from_pod(ctx, packet, endpoint, node),
+                false => tunnel_out::from_pod(ctx, packet, endpoint, node),
             };
         }
         return Ok(Verdict::stack(Path::ToStack));
     }
-    snat::from_pod(ctx, &mut packet, endpoint)
+    snat::from_pod(ctx, packet, endpoint)
 }
 
 #[inline(always)]

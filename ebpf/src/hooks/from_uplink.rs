@@ -8,7 +8,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Fragment, Ipv4, Skb, ethertype},
+    packet::{Fragment, Parsed, Place, Skb, ethertype},
     stage::{direct, fastpath, icmp_error, inbound, source, stack_flow, translation, tunnel_in},
     verdict::{Outcome, Verdict, finish},
 };
@@ -22,70 +22,70 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 fn verdict(ctx: &TcContext) -> Outcome {
     // Another node's program may have set it, where the underlay is made of veth pairs.
     ctx.clear_ready_to_leave();
-    let mut packet = Ipv4::at(0);
+    let mut place = Place::new();
     // What bears a VLAN tag belongs to another link, and the stack drops what is for another host.
-    if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() || packet.load(ctx).is_err() {
+    if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() {
         return Ok(Verdict::PASS);
     }
-    match packet.headers.ethertype.get() {
+    let Ok(loaded) = place.load(ctx) else {
+        return Ok(Verdict::PASS);
+    };
+    match loaded.headers().ethertype.get() {
         ethertype::IPV4 => {}
         // The kernel would take off a second tag too, behind this program's back.
         ethertype::VLAN | ethertype::SERVICE_VLAN if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
         _ => return Ok(Verdict::PASS),
     }
-    source::refuse_loopback(&packet.headers)?;
+    source::refuse_loopback(loaded.headers())?;
     if !ctx.is_for_this_host() {
-        source::of_group_frame(&packet.headers)?;
+        source::of_group_frame(loaded.headers())?;
         return Ok(Verdict::PASS);
     }
-    let parsed = packet.parse(ctx);
-    if parsed.is_ok() && !maps::is_direct() && is_tunnel(ctx, &packet) {
-        return tunnel_in::on_uplink(ctx, &mut packet);
+    let packet = match loaded.parse(ctx) {
+        Ok(packet) => packet,
+        Err(faulty) => return source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS),
+    };
+    if !maps::is_direct() && is_tunnel(ctx, packet) {
+        return tunnel_in::on_uplink(ctx, packet);
     }
-    if parsed.is_ok() {
-        if packet.is_error {
-            icmp_error::forget(ctx, &packet);
-        }
-        let verdict = fastpath::from_uplink(ctx, &mut packet)?;
-        if verdict != Verdict::UNDECIDED {
-            return Ok(verdict);
-        }
+    if packet.is_error {
+        icmp_error::forget(ctx, packet);
+    }
+    if let Some(verdict) = fastpath::from_uplink(ctx, packet)?.verdict() {
+        return Ok(verdict);
     }
     // Before anything is looked up that a flow may be learnt from.
     packet.generation = maps::generation();
-    let translation = if parsed.is_ok() && packet.is_whole() { translation::of(&packet) } else { None };
+    let translation = if packet.is_whole() { translation::of(packet) } else { None };
     if let Some(entry) = &translation
         && entry.get().past_stack != 0
         && entry.get().reply != 0
     {
         // A reply: it has been seen what the other end is, when the flow began.
-        return inbound::follow(ctx, &mut packet, entry);
+        return inbound::follow(ctx, packet, entry);
     }
     let sender = maps::node(&packet.headers.source_address());
     if let Some(node) = sender {
         source::of_bare_packet(ctx, &packet.headers, node)?;
     }
-    if parsed.is_err() {
-        return Ok(Verdict::PASS);
-    }
     if let Some(node) = sender
         && node.flags & NODE_POD_NETWORK != 0
     {
-        icmp_error::check_from_pod(&packet)?;
+        icmp_error::check_from_pod(packet)?;
     }
     if let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) {
         return match sender {
             // Nobody else has this node's own addresses.
             Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::PodSourceNotFromNode),
-            Some(node) if maps::is_direct() => direct::to_pod(ctx, &mut packet, endpoint, Some(node)),
+            Some(node) if maps::is_direct() => direct::to_pod(ctx, packet, endpoint, Some(node)),
             // What a router on the way says about a flow that went past the stack goes past it as well: connection
             // tracking, which has not seen that flow, would call it invalid.
-            None if maps::is_direct() && stack_flow::is_error_about_direct(&packet) => {
-                direct::to_pod(ctx, &mut packet, endpoint, None)
+            None if maps::is_direct() && stack_flow::is_error_about_direct(packet) => {
+                direct::to_pod(ctx, packet, endpoint, None)
             }
             // From the world to a pod's own address: the host's routing decides, and the pod answers in its own name.
             _ => {
-                inbound::record(&packet);
+                inbound::record(packet);
                 Ok(Verdict::PASS)
             }
         };
@@ -93,13 +93,13 @@ fn verdict(ctx: &TcContext) -> Outcome {
     match sender {
         // The kernel refuses its own addresses as a source; a hostPort must not let them in.
         Some(node) if node.flags & NODE_LOCAL != 0 => Ok(Verdict::PASS),
-        _ => inbound::from_network(ctx, &mut packet, translation),
+        _ => inbound::from_network(ctx, packet, translation),
     }
 }
 
 /// Whether it is VXLAN for this node. Outer fragments are not: the host reassembles them for the VXLAN device.
 #[inline(always)]
-fn is_tunnel(ctx: &TcContext, packet: &Ipv4) -> bool {
+fn is_tunnel(ctx: &TcContext, packet: &Parsed) -> bool {
     !cfg!(feature = "through-device")
         && source::is_tunnel(packet)
         && matches!(packet.headers.fragment_part(), Fragment::Whole)

@@ -8,7 +8,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Ipv4, get_tunnel_key},
+    packet::{Place, get_tunnel_key},
     stage::{source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
@@ -24,22 +24,22 @@ fn verdict(ctx: &TcContext) -> Outcome {
         // From another hook, which could not encapsulate itself: it set the key, and this is no stack flow.
         return Ok(Verdict::PASS);
     }
-    let mut packet = Ipv4::at(0);
-    packet.load(ctx)?;
-    if !packet.headers.is_ipv4() {
+    let mut place = Place::new();
+    let loaded = place.load(ctx)?;
+    if !loaded.headers().is_ipv4() {
         return Err(Drop::NoNodeForDestination);
     }
-    let destination = packet.headers.destination_address();
+    let destination = loaded.headers().destination_address();
     let node = match maps::node(&destination) {
         Some(node) if node.flags & NODE_LOCAL == 0 => node,
         _ => return Err(Drop::NoNodeForDestination),
     };
-    packet.parse(ctx)?;
-    source::refuse_forwarded_tunnel(ctx, &packet)?;
+    let packet = loaded.parse(ctx)?;
+    source::refuse_forwarded_tunnel(ctx, packet)?;
     let source = packet.headers.source_address();
     if maps::endpoint(&source).is_some() {
-        stack_flow::record(&packet, &source, &destination);
+        stack_flow::record(packet, &source, &destination);
     }
-    tunnel_out::address_to_node(ctx, &packet, node)?;
+    tunnel_out::address_to_node(ctx, packet, node)?;
     Ok(Verdict::stack(Path::StackToTunnel))
 }

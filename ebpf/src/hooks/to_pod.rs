@@ -6,7 +6,7 @@ use podwire_common::reason::Path;
 
 use crate::{
     maps,
-    packet::{Ipv4, Skb},
+    packet::{Place, Skb},
     stage::{local, stack_flow},
     verdict::{Outcome, Verdict, finish},
 };
@@ -23,17 +23,18 @@ fn verdict(ctx: &TcContext) -> Outcome {
         ctx.clear_ready_to_leave();
         return Ok(Verdict::PASS);
     }
-    let mut packet = Ipv4::at(0);
-    if packet.load(ctx).is_err() || !packet.headers.is_ipv4() {
-        return Ok(Verdict::PASS);
-    }
-    let destination = packet.headers.destination_address();
+    let mut place = Place::new();
+    let loaded = match place.load(ctx) {
+        Ok(loaded) if loaded.headers().is_ipv4() => loaded,
+        _ => return Ok(Verdict::PASS),
+    };
+    let destination = loaded.headers().destination_address();
     let endpoint = match maps::endpoint(&destination) {
         Some(endpoint) if endpoint.ifindex == ctx.ifindex() => endpoint,
         _ => return Ok(Verdict::PASS),
     };
-    packet.parse(ctx)?;
-    stack_flow::record(&packet, &destination, &packet.headers.source_address());
+    let packet = loaded.parse(ctx)?;
+    stack_flow::record(packet, &destination, &packet.headers.source_address());
     // The link has no neighbour entries: the stack left its own address where the pod's belongs.
     local::address_to_pod(ctx, endpoint)?;
     Ok(Verdict::stack(Path::FromStack))

@@ -8,7 +8,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Headers, Ipv4, Skb},
+    packet::{Headers, Place, Skb},
     stage::{snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
@@ -23,38 +23,42 @@ fn verdict(ctx: &TcContext) -> Outcome {
     if ctx.is_ready_to_leave() {
         return Ok(Verdict::PASS);
     }
-    let mut packet = Ipv4::at(0);
+    let mut place = Place::new();
     // What bears a VLAN tag belongs to another link.
-    if ctx.has_foreign_vlan_tag() || packet.load(ctx).is_err() || !packet.headers.is_ipv4() {
+    if ctx.has_foreign_vlan_tag() {
         return Ok(Verdict::PASS);
     }
-    let source = packet.headers.source_address();
+    let loaded = match place.load(ctx) {
+        Ok(loaded) if loaded.headers().is_ipv4() => loaded,
+        _ => return Ok(Verdict::PASS),
+    };
+    let source = loaded.headers().source_address();
     if maps::endpoint(&source).is_none() {
-        let is_overlay_address = sender_is_overlay_address(&packet.headers)?;
-        if packet.parse(ctx).is_err() {
+        let is_overlay_address = sender_is_overlay_address(loaded.headers())?;
+        let Ok(packet) = loaded.parse(ctx) else {
             return Ok(Verdict::PASS);
-        }
-        source::refuse_forwarded_tunnel(ctx, &packet)?;
+        };
+        source::refuse_forwarded_tunnel(ctx, packet)?;
         // Asked by its address among the pods, this node answers with it: the other end knows it by the tunnel only.
         if is_overlay_address
             && !maps::is_direct()
             && let Some(node) = maps::node(&packet.headers.destination_address())
             && node.flags & NODE_LOCAL == 0
         {
-            return tunnel_out::from_stack(ctx, &packet, node);
+            return tunnel_out::from_stack(ctx, packet, node);
         }
-        return snat::host_out(ctx, &mut packet);
+        return snat::host_out(ctx, packet);
     }
-    packet.parse(ctx)?;
+    let packet = loaded.parse(ctx)?;
     let destination = packet.headers.destination_address();
     match maps::node(&destination) {
-        None => snat::out(ctx, &mut packet),
+        None => snat::out(ctx, packet),
         // This node's own, but the host's routes lead it out: a dead pod's address, or one that the node had.
         Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::NoNodeForDestination),
         Some(node) => {
-            source::refuse_tunnel_from_pod(&packet, node)?;
-            stack_flow::record(&packet, &source, &destination);
-            if maps::is_direct() { Ok(Verdict::PASS) } else { tunnel_out::from_stack(ctx, &packet, node) }
+            source::refuse_tunnel_from_pod(packet, node)?;
+            stack_flow::record(packet, &source, &destination);
+            if maps::is_direct() { Ok(Verdict::PASS) } else { tunnel_out::from_stack(ctx, packet, node) }
         }
     }
 }

@@ -29,10 +29,26 @@ pub fn known_flow(key: &FlowKey) -> Option<&'static KnownFlow> {
 /// Whether an entry is this flow's at this moment: asked after everything that is taken from it has been read.
 #[inline(always)]
 pub fn is_still(known: &KnownFlow, key: &FlowKey) -> bool {
+    let key = (&raw const *key).cast::<u64>();
+    // SAFETY: a key, two aligned words.
+    is_still_words(known, unsafe { [*key, *key.add(1)] })
+}
+
+/// As [`is_still`], with the key read from memory: the compiler would put it together again, byte by byte, from what it
+/// was made of.
+#[inline(always)]
+pub fn is_still_in_place(known: &KnownFlow, key: &FlowKey) -> bool {
+    let key = (&raw const *key).cast::<u64>();
+    // SAFETY: as above.
+    is_still_words(known, unsafe { [read_volatile(key), read_volatile(key.add(1))] })
+}
+
+#[inline(always)]
+fn is_still_words(known: &KnownFlow, key: [u64; 2]) -> bool {
     compiler_fence(Ordering::SeqCst);
-    let (now, key) = ((&raw const known.key).cast::<u64>(), (&raw const *key).cast::<u64>());
-    // SAFETY: both are keys, two aligned words each. Volatile: others write the entry meanwhile.
-    unsafe { read_volatile(now) == *key && read_volatile(now.add(1)) == *key.add(1) }
+    let now = (&raw const known.key).cast::<u64>();
+    // SAFETY: as above. Volatile: others write the entry meanwhile.
+    unsafe { read_volatile(now) == key[0] && read_volatile(now.add(1)) == key[1] }
 }
 
 /// Where this CPU puts together what is to be learnt of a flow.

@@ -35,7 +35,9 @@ pub use config::{
 pub use counters::{count_drop, count_path, count_traffic};
 pub use endpoints::{endpoint, may_send, set_stack_only};
 pub use epochs::{forget_flows_of, generation};
-pub use flows::{forget_flow, forget_known, forget_reverse, is_still, known_flow, learn_flow, new_flow};
+pub use flows::{
+    forget_flow, forget_known, forget_reverse, is_still, is_still_in_place, known_flow, learn_flow, new_flow,
+};
 pub use fragments::{fragment_ports, remember_fragment};
 pub use host_ports::{backend, forget_redirected_socket, redirected_socket, remember_redirected_socket};
 pub use nodes::{is_not_masqueraded, is_own_address, is_tunnel_peer, node, uplink, vtep};

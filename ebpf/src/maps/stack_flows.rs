@@ -1,8 +1,8 @@
 //! Flows that must go through the host stack: `STACK_FLOWS`.
 
 use aya_ebpf::bindings::BPF_ANY;
-use podwire_common::abi::{Flow, Holder, StackFlow, TABLE_STACK_FLOWS};
-use podwire_common::addr::{Addr, Be16};
+use podwire_common::abi::{Flow, Holder, StackFlow};
+use podwire_common::addr::Addr;
 
 use super::clock::{now, refresh};
 use super::flows::{forget_flow, forget_reverse};
@@ -45,15 +45,10 @@ pub fn record_stack_flow(flow: &Flow, local_pod: &Addr) -> Result<(), i32> {
 // Functions of their own: the key would take its place on the stack of every caller.
 #[inline(never)]
 fn take_share_of_stack_flows(local_pod: &Addr) -> bool {
-    take_share(&holder_of_stack_flow(local_pod), 1)
+    take_share(&Holder::of_stack_flows(*local_pod), 1)
 }
 
 #[inline(never)]
 fn give_back_stack_flow(local_pod: &Addr) {
-    give_back(&holder_of_stack_flow(local_pod), 1);
-}
-
-#[inline(always)]
-fn holder_of_stack_flow(local_pod: &Addr) -> Holder {
-    Holder { address: *local_pod, port: Be16::ZERO, protocol: 0, table: TABLE_STACK_FLOWS }
+    give_back(&Holder::of_stack_flows(*local_pod), 1);
 }

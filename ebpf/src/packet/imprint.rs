@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::flow::protocol;
 
-use super::{Ipv4, checksum};
+use super::{Parsed, checksum};
 use crate::helpers::bpf_skb_load_bytes;
 
 /// Of a TCP header, options included (RFC 9293).
@@ -15,7 +15,7 @@ const WORDS: usize = MOST as usize / 4;
 /// does every other rule that rewrites a first packet.
 // A function of its own: the header would take its place on the stack of every caller.
 #[inline(never)]
-pub fn imprint(ctx: &TcContext, packet: &Ipv4, ttl: u8) -> u32 {
+pub fn imprint(ctx: &TcContext, packet: &Parsed, ttl: u8) -> u32 {
     let headers = &packet.headers;
     let sum = u32::from(headers.traffic_class) << 24
         | u32::from(ttl) << 16

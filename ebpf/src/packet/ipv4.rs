@@ -70,22 +70,6 @@ pub struct Headers {
 const _: () = assert!(size_of::<Headers>() == 34);
 
 impl Headers {
-    const ZERO: Self = Self {
-        destination_mac: Mac { bytes: [0; 6] },
-        source_mac: Mac { bytes: [0; 6] },
-        ethertype: Be16::ZERO,
-        version_length: 0,
-        traffic_class: 0,
-        total_length: Be16::ZERO,
-        identification: [0; 2],
-        fragment: Be16::ZERO,
-        ttl: 0,
-        protocol: 0,
-        checksum: Be16::ZERO,
-        source: [0; 4],
-        destination: [0; 4],
-    };
-
     /// Whether the frame says that it carries IPv4.
     #[inline(always)]
     pub fn is_ipv4(&self) -> bool {
@@ -248,9 +232,73 @@ pub enum Fragment {
     Later,
 }
 
+/// A packet of which nothing is known: the place for one. 512 bytes of stack are all there is, so what is loaded and what is parsed
+/// stay where they are and become other types.
+pub struct Place(Parsed);
+
+impl Place {
+    /// An empty one.
+    #[inline(always)]
+    pub fn new() -> Self {
+        // SAFETY: zeros are a value of every field. Field by field, the compiler would make it elsewhere on the stack first.
+        Self(unsafe { core::mem::zeroed() })
+    }
+
+    /// Loads the headers of a frame.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`] when the frame is shorter than an IPv4 header over Ethernet.
+    #[inline(always)]
+    pub fn load(&mut self, ctx: &TcContext) -> Result<Loaded<'_>, Drop> {
+        ctx.read_into(0, &mut self.0.headers)?;
+        Ok(Loaded { packet: &mut self.0 })
+    }
+}
+
+/// A packet with its headers as they are on the wire; nothing is checked yet.
+pub struct Loaded<'a> {
+    packet: &'a mut Parsed,
+}
+
+/// What could not be parsed, and why.
+pub struct Faulty<'a> {
+    /// As they were loaded.
+    pub headers: &'a Headers,
+    /// The fault.
+    pub reason: Drop,
+}
+
+impl From<Faulty<'_>> for Drop {
+    #[inline(always)]
+    fn from(faulty: Faulty<'_>) -> Self {
+        faulty.reason
+    }
+}
+
+impl<'a> Loaded<'a> {
+    /// What was loaded.
+    #[inline(always)]
+    pub fn headers(&self) -> &Headers {
+        &self.packet.headers
+    }
+
+    /// Checks the headers, which say IPv4, and reads the 5-tuple.
+    ///
+    /// # Errors
+    /// [`Drop::BadIpHeader`] for a version, header length or total length that cannot be; [`Drop::Truncated`] when the
+    /// packet ends before a header does.
+    #[inline(always)]
+    pub fn parse(self, ctx: &TcContext) -> Result<&'a mut Parsed, Faulty<'a>> {
+        match self.packet.parse(ctx) {
+            Ok(()) => Ok(self.packet),
+            Err(reason) => Err(Faulty { headers: &self.packet.headers, reason }),
+        }
+    }
+}
+
 /// A checked IPv4 packet.
 #[repr(C)]
-pub struct Ipv4 {
+pub struct Parsed {
     /// As on the wire.
     pub headers: Headers,
     /// Its 5-tuple; of an ICMP error, the 5-tuple that the error follows: its inner packet's, reversed. Ports of a later
@@ -274,42 +322,24 @@ pub struct Ipv4 {
     pub generation: u32,
 }
 
-impl Ipv4 {
-    /// A packet of the frame that starts at `base`; nothing of it is known yet.
-    #[inline(always)]
-    pub fn at(base: u32) -> Self {
-        Self {
-            headers: Headers::ZERO,
-            flow: Flow::new(Addr::UNSPECIFIED, Addr::UNSPECIFIED, Be16::ZERO, Be16::ZERO, 0),
-            base,
-            length: 0,
-            repeated_headers: 0,
-            tcp_flags: 0,
-            is_error: false,
-            is_echo: false,
-            is_overtaken: false,
-            generation: 0,
-        }
-    }
-
-    /// Loads the headers as they are; nothing is checked yet. The caller goes on with [`Self::parse`] when they say
-    /// IPv4.
+impl Parsed {
+    /// Loads the headers of the frame that starts at `base`, within this packet, in its place.
     ///
     /// # Errors
-    /// [`Drop::Truncated`] when the frame is shorter than an IPv4 header over Ethernet.
+    /// [`Drop::Truncated`] when there is no IPv4 header over Ethernet.
     #[inline(always)]
-    pub fn load(&mut self, ctx: &TcContext) -> Result<(), Drop> {
-        ctx.read_into(self.base, &mut self.headers)
+    pub fn load_inner(&mut self, ctx: &TcContext, base: u32) -> Result<Loaded<'_>, Drop> {
+        self.base = base;
+        // All that parsing may leave as it is.
+        (self.flow.source_port, self.flow.destination_port) = (Be16::ZERO, Be16::ZERO);
+        (self.tcp_flags, self.is_error, self.is_echo, self.is_overtaken) = (0, false, false, false);
+        ctx.read_into(base, &mut self.headers)?;
+        Ok(Loaded { packet: self })
     }
 
-    /// Checks the headers and reads the 5-tuple.
-    ///
-    /// # Errors
-    /// [`Drop::BadIpHeader`] for a version, header length or total length that cannot be; [`Drop::Truncated`] when the
-    /// packet ends before a header does.
     // In place and a function of its own, as all that need much stack: 512 bytes are all there is, and siblings share.
     #[inline(never)]
-    pub fn parse(&mut self, ctx: &TcContext) -> Result<(), Drop> {
+    fn parse(&mut self, ctx: &TcContext) -> Result<(), Drop> {
         let header_length = self.headers.header_length();
         if self.headers.version_length >> 4 != 4 || header_length < MINIMUM_HEADER {
             return Err(Drop::BadIpHeader);

@@ -24,7 +24,7 @@ pub use arp::Arp;
 pub use checksum_left::checksum_left;
 pub use icmp::too_big;
 pub use imprint::imprint;
-pub use ipv4::{FixedPart, Fragment, Headers, Ipv4, ethertype};
+pub use ipv4::{Faulty, FixedPart, Fragment, Headers, Loaded, Parsed, Place, ethertype};
 pub use plain::Plain;
 pub use redirect::{Lookup, Way, leave, redirect, redirect_peer, source_towards};
 pub use rewrite::{

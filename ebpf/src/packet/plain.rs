@@ -41,7 +41,7 @@ struct Front {
 }
 
 impl Plain {
-    /// The frame's packet if it is a plain one that may travel on. Anything else, faults included, is for [`Ipv4`](super::Ipv4).
+    /// The frame's packet if it is a plain one that may travel on. Anything else, faults included, is for [`Parsed`](super::Parsed).
     #[inline(always)]
     pub fn of(ctx: &TcContext) -> Option<Self> {
         let (start, end) = (ctx.data(), ctx.data_end());

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{abi::Translation, addr::Be16, csum, flow::protocol, reason::Drop};
 
-use super::{Ipv4, Skb, ipv4::QuotedIpv4};
+use super::{Parsed, Skb, ipv4::QuotedIpv4};
 use crate::helpers;
 
 const IP: u32 = 14;
@@ -19,7 +19,7 @@ const ICMP_CHECKSUM: u32 = 2;
 /// # Errors
 /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
 #[inline(always)]
-pub fn translate(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Result<(), Drop> {
+pub fn translate(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
     let icmp = packet.headers.transport_offset(packet.base);
     translate_header(ctx, packet, to, icmp)?;
     translate_transport(ctx, packet, to, icmp)?;
@@ -35,7 +35,7 @@ pub fn translate(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Result<(),
 
 /// Addresses and checksum of the quoted IP header.
 #[inline(never)]
-fn translate_header(ctx: &TcContext, packet: &Ipv4, to: &Translation, icmp: u32) -> Result<(), Drop> {
+fn translate_header(ctx: &TcContext, packet: &Parsed, to: &Translation, icmp: u32) -> Result<(), Drop> {
     let start = icmp + ICMP_HEADER;
     let from = &packet.flow;
     // One after the other: what is read before a helper call takes its place on the stack during the call.
@@ -49,7 +49,7 @@ fn translate_header(ctx: &TcContext, packet: &Ipv4, to: &Translation, icmp: u32)
 
 /// Ports and checksum of the quoted packet. The quote may end before a TCP checksum: 8 bytes are all that RFC 792 asks for.
 #[inline(never)]
-fn translate_transport(ctx: &TcContext, packet: &Ipv4, to: &Translation, icmp: u32) -> Result<(), Drop> {
+fn translate_transport(ctx: &TcContext, packet: &Parsed, to: &Translation, icmp: u32) -> Result<(), Drop> {
     let version_length: u8 = ctx.load_at(icmp + ICMP_HEADER)?;
     let transport = icmp + ICMP_HEADER + QuotedIpv4::length_of(version_length);
     let from = &packet.flow;

@@ -6,12 +6,12 @@ use aya_ebpf::{
 };
 use podwire_common::{
     abi::{Macs, Translation},
-    addr::{Addr, Be16},
+    addr::{Addr, Be16, Quad},
     flow::protocol,
     reason::Drop,
 };
 
-use super::{FixedPart, Fragment, Headers, Ipv4, Skb, quote};
+use super::{FixedPart, Fragment, Headers, Parsed, Skb, quote};
 use crate::{global::global, helpers};
 
 const IP: u32 = 14;
@@ -66,14 +66,14 @@ pub fn decrement_ttl(ctx: &TcContext, headers: &Headers, base: u32) -> Result<()
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn readdress_source(ctx: &TcContext, packet: &mut Ipv4, source: &Addr, port: Be16) -> Result<(), Drop> {
+pub fn readdress_source(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> Result<(), Drop> {
     let old = packet.headers.source;
     replace_in_transport(ctx, packet, old, source)?;
     translate_port(ctx, packet, 0, packet.flow.source_port, port)?;
     let headers = &mut packet.headers;
     headers.decrement_ttl();
-    headers.source = source.v4();
-    headers.replace_address_in_checksum(old, source.v4());
+    headers.source = source.bytes;
+    headers.replace_address_in_checksum(old, source.bytes);
     let ([sum, sum2], [a, b, c, d]) = (headers.checksum.bytes, headers.source);
     ctx.store_at(TTL, &[headers.ttl, headers.protocol, sum, sum2, a, b, c, d])
 }
@@ -86,8 +86,8 @@ pub fn readdress_source(ctx: &TcContext, packet: &mut Ipv4, source: &Addr, port:
 #[inline(always)]
 pub fn readdress_destination(
     ctx: &TcContext,
-    packet: &mut Ipv4,
-    destination: &Addr,
+    packet: &mut Parsed,
+    destination: Quad,
     port: Be16,
 ) -> Result<(), Drop> {
     let old = packet.headers.destination;
@@ -95,18 +95,18 @@ pub fn readdress_destination(
     translate_port(ctx, packet, 2, packet.flow.destination_port, port)?;
     let headers = &mut packet.headers;
     headers.decrement_ttl();
-    headers.destination = destination.v4();
-    headers.replace_address_in_checksum(old, destination.v4());
+    headers.destination = destination.bytes;
+    headers.replace_address_in_checksum(old, destination.bytes);
     ctx.store_at(0, headers)
 }
 
 /// The pseudo header's part of the transport checksum.
 #[inline(always)]
-fn replace_in_transport(ctx: &TcContext, packet: &Ipv4, old: [u8; 4], address: &Addr) -> Result<(), Drop> {
+fn replace_in_transport(ctx: &TcContext, packet: &Parsed, old: [u8; 4], address: Quad) -> Result<(), Drop> {
     let Some((checksum_at, flags)) = transport_checksum(packet) else {
         return Ok(());
     };
-    let (from, to) = (u32::from_ne_bytes(old).into(), address.v4_be32().into());
+    let (from, to) = (u32::from_ne_bytes(old).into(), address.be32().into());
     replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | 4)
 }
 
@@ -116,7 +116,7 @@ fn replace_in_transport(ctx: &TcContext, packet: &Ipv4, old: [u8; 4], address: &
 /// # Errors
 /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
 #[inline(always)]
-pub fn translate(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Result<(), Drop> {
+pub fn translate(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
     match podwire_translate(ctx.skb.skb, packet, to) {
         DONE => Ok(()),
         _ => Err(Drop::RewriteFailed),
@@ -127,13 +127,13 @@ const DONE: i32 = 0;
 const FAILED: i32 = 1;
 
 global! {
-    fn podwire_translate(ctx, packet: ref Ipv4, to: ref Translation) -> i32, or FAILED {
+    fn podwire_translate(ctx, packet: ref Parsed, to: ref Translation) -> i32, or FAILED {
         if translate_here(ctx, packet, to).is_ok() { DONE } else { FAILED }
     }
 }
 
 #[inline(always)]
-fn translate_here(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Result<(), Drop> {
+fn translate_here(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
     if packet.is_error {
         return quote::translate(ctx, packet, to);
     }
@@ -145,7 +145,13 @@ fn translate_here(ctx: &TcContext, packet: &Ipv4, to: &Translation) -> Result<()
 
 /// `at`: where the address is in a frame that starts at 0.
 #[inline(always)]
-fn translate_end(ctx: &TcContext, packet: &Ipv4, at: u32, old: [u8; 4], address: &Addr) -> Result<(), Drop> {
+fn translate_end(
+    ctx: &TcContext,
+    packet: &Parsed,
+    at: u32,
+    old: [u8; 4],
+    address: &Addr,
+) -> Result<(), Drop> {
     if old == address.v4() {
         return Ok(());
     }
@@ -164,7 +170,7 @@ fn translate_end(ctx: &TcContext, packet: &Ipv4, at: u32, old: [u8; 4], address:
 /// `place`: 0 for the source's port, 2 for the destination's. The identifier of an ICMP echo is the port of the side that
 /// asks, wherever that is.
 #[inline(always)]
-fn translate_port(ctx: &TcContext, packet: &Ipv4, place: u32, old: Be16, port: Be16) -> Result<(), Drop> {
+fn translate_port(ctx: &TcContext, packet: &Parsed, place: u32, old: Be16, port: Be16) -> Result<(), Drop> {
     if old == port {
         return Ok(());
     }
@@ -178,7 +184,7 @@ fn translate_port(ctx: &TcContext, packet: &Ipv4, place: u32, old: Be16, port: B
 
 /// Where the checksum is that covers ports, and how the kernel is to treat it. A later fragment has neither.
 #[inline(always)]
-fn transport_checksum(packet: &Ipv4) -> Option<(u32, u32)> {
+fn transport_checksum(packet: &Parsed) -> Option<(u32, u32)> {
     if matches!(packet.headers.fragment_part(), Fragment::Later) {
         return None;
     }

@@ -5,7 +5,7 @@ use podwire_common::reason::Drop;
 
 use crate::{
     maps,
-    packet::{Fragment, Ipv4, checksum_left},
+    packet::{Fragment, Place, checksum_left},
 };
 
 /// Refuses a pod's packet whose checksum the kernel is to write anywhere but where the packet's own
@@ -19,9 +19,9 @@ pub fn of_pod(ctx: &TcContext) -> Result<(), Drop> {
     let Some(left) = checksum_left(ctx, maps::skb_layout())? else {
         return Ok(());
     };
-    let mut packet = Ipv4::at(0);
-    packet.load(ctx).map_err(|_| Drop::ChecksumNotOwn)?;
-    let headers = &packet.headers;
+    let mut place = Place::new();
+    let loaded = place.load(ctx).map_err(|_| Drop::ChecksumNotOwn)?;
+    let headers = loaded.headers();
     let is_own = headers.is_ipv4()
         && matches!(headers.fragment_part(), Fragment::Whole)
         && left.is_own(headers.protocol, headers.transport_offset(0) as u16);

@@ -9,7 +9,7 @@ use podwire_common::{
 use super::{fastpath, flow, local, stack_flow, too_big};
 use crate::{
     maps,
-    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl, translate},
+    packet::{Fragment, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -18,7 +18,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node) -> Outcome {
+pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &Node) -> Outcome {
     if packet.headers.ttl <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
@@ -46,7 +46,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
 /// # Errors
 /// [`Drop::FragmentWithoutFirst`], [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, sender: Option<&Node>) -> Outcome {
+pub fn to_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint, sender: Option<&Node>) -> Outcome {
     flow::complete(packet)?;
     if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
@@ -62,7 +62,7 @@ pub fn to_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, sender: O
 /// # Errors
 /// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translation) -> Outcome {
+pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
     let mut way = Way::new(to.ifindex, to.source, to.destination, packet.wire_length(ctx));
     let mut found = way.look_up(ctx);
     if found == Lookup::Unknown {
@@ -91,7 +91,7 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
 
 /// Whether a packet without IP options that bears ports is too large for an uplink itself, and not for a link further on.
 #[inline(always)]
-pub fn exceeds_link(ctx: &TcContext, packet: &Ipv4, ifindex: u32) -> bool {
+pub fn exceeds_link(ctx: &TcContext, packet: &Parsed, ifindex: u32) -> bool {
     packet.headers.version_length == 0x45
         && !matches!(packet.headers.fragment_part(), Fragment::Later)
         && maps::uplink(ifindex).is_some_and(|uplink| packet.wire_length(ctx) > uplink.mtu)

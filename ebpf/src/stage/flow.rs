@@ -4,7 +4,7 @@ use podwire_common::{abi::FragmentPorts, addr::Be16, reason::Drop};
 
 use crate::{
     maps,
-    packet::{Fragment, Ipv4},
+    packet::{Fragment, Parsed},
 };
 
 /// Completes a packet's 5-tuple: a first fragment is remembered, a later one is given its first one's ports.
@@ -12,7 +12,7 @@ use crate::{
 /// # Errors
 /// [`Drop::FragmentWithoutFirst`] when the first has not been seen, or too long ago.
 #[inline(never)]
-pub fn complete(packet: &mut Ipv4) -> Result<(), Drop> {
+pub fn complete(packet: &mut Parsed) -> Result<(), Drop> {
     match packet.headers.fragment_part() {
         Fragment::Whole => {}
         Fragment::First => {
@@ -39,7 +39,7 @@ pub fn complete(packet: &mut Ipv4) -> Result<(), Drop> {
 /// Remembers that a fragment came before its datagram's first. It cannot be known whose it is: it is left to the host, which can
 /// wait for the first and needs it if the datagram is its own.
 #[inline(never)]
-pub fn note_early(packet: &Ipv4) {
+pub fn note_early(packet: &Parsed) {
     let ports = FragmentPorts { source_port: Be16::ZERO, destination_port: Be16::ZERO, early: 1 };
     maps::remember_fragment(&packet.headers.fragment_key(), ports);
 }

@@ -10,7 +10,7 @@ use podwire_common::{
 use super::{direct, local, translation, tunnel_out};
 use crate::{
     maps,
-    packet::{Ipv4, Skb, translate},
+    packet::{Parsed, Skb, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -19,7 +19,7 @@ use crate::{
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::RewriteFailed`], those of [`translation::establish`].
 #[inline(never)]
-pub fn request(ctx: &TcContext, packet: &Ipv4) -> Outcome {
+pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
     let flow = &packet.flow;
     // A connection begins with its first packet: what comes later and is not known is answered by the host, with a reset.
     let begins = match flow.protocol {
@@ -52,7 +52,7 @@ pub fn request(ctx: &TcContext, packet: &Ipv4) -> Outcome {
 /// # Errors
 /// As [`request`]; [`Drop::FragmentBeforeFirst`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &Ipv4, otherwise: Path) -> Outcome {
+pub fn from_pod(ctx: &TcContext, packet: &Parsed, otherwise: Path) -> Outcome {
     let outcome = match translation::of(packet) {
         Some(entry) if entry.get().kind == TRANSLATION_HOST_PORT && entry.get().reply == 0 => {
             if packet.is_overtaken {
@@ -72,7 +72,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, otherwise: Path) -> Outcome {
 
 /// The translation of a reply from behind a hostPort: `None` when it is none.
 #[inline(always)]
-pub fn reply_of_pod(packet: &Ipv4) -> Option<&'static Translation> {
+pub fn reply_of_pod(packet: &Parsed) -> Option<&'static Translation> {
     let entry = translation::of(packet)?;
     let half = entry.get();
     if half.kind != TRANSLATION_HOST_PORT || half.reply == 0 {
@@ -84,7 +84,7 @@ pub fn reply_of_pod(packet: &Ipv4) -> Option<&'static Translation> {
 
 /// Only for what is an address of this node as well: a hostIP may be anybody's, and 127.0.0.1 is for the node's own processes.
 #[inline(always)]
-fn backend_of(packet: &Ipv4) -> Option<Backend> {
+fn backend_of(packet: &Parsed) -> Option<Backend> {
     let flow = &packet.flow;
     let backend = maps::backend(&flow.destination, flow.destination_port, flow.protocol)?;
     maps::is_own_address(&flow.destination).then_some(backend)
@@ -96,7 +96,7 @@ fn backend_of(packet: &Ipv4) -> Option<Backend> {
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn deliver(ctx: &TcContext, packet: &Ipv4, to: &Translation, path: Path) -> Outcome {
+pub fn deliver(ctx: &TcContext, packet: &Parsed, to: &Translation, path: Path) -> Outcome {
     let endpoint = maps::endpoint(&to.destination).ok_or(Drop::BackendGone)?;
     translate(ctx, packet, to)?;
     local::hand_over(ctx, endpoint, if to.hairpin == 0 { path } else { Path::Hairpin })
@@ -107,7 +107,7 @@ pub fn deliver(ctx: &TcContext, packet: &Ipv4, to: &Translation, path: Path) -> 
 /// # Errors
 /// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translation) -> Outcome {
+pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
     if maps::endpoint(&to.destination).is_some() {
         return deliver(ctx, packet, to, Path::HostPortOut);
     }

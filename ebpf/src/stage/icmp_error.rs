@@ -8,7 +8,7 @@ use podwire_common::{epoch, flow::protocol, reason::Drop};
 
 use crate::{
     maps,
-    packet::{Ipv4, Skb},
+    packet::{Parsed, Skb},
 };
 
 /// Refuses a pod's error, unless the quoted packet was sent to that pod, and the error goes to that packet's sender.
@@ -19,7 +19,7 @@ use crate::{
 /// # Errors
 /// [`Drop::IcmpErrorNotOwned`].
 #[inline(always)]
-pub fn check_from_pod(packet: &Ipv4) -> Result<(), Drop> {
+pub fn check_from_pod(packet: &Parsed) -> Result<(), Drop> {
     let is_receiver = packet.headers.source == packet.flow.source.v4();
     if packet.is_error && !(is_receiver && goes_to_sender(packet)) {
         return Err(Drop::IcmpErrorNotOwned);
@@ -30,7 +30,7 @@ pub fn check_from_pod(packet: &Ipv4) -> Result<(), Drop> {
 /// Whether an error goes to the sender of the quoted packet. Any router may send it; connection tracking asks for the
 /// same (`nf_conntrack_inet_error` in the kernel).
 #[inline(always)]
-pub fn goes_to_sender(packet: &Ipv4) -> bool {
+pub fn goes_to_sender(packet: &Parsed) -> bool {
     packet.headers.destination == packet.flow.destination.v4()
 }
 
@@ -40,7 +40,7 @@ pub fn goes_to_sender(packet: &Ipv4) -> bool {
 ///
 /// Errors that pods and other nodes' pods send do not come here: they tell nothing of a path that was asked for.
 #[inline(never)]
-pub fn forget(ctx: &TcContext, packet: &Ipv4) {
+pub fn forget(ctx: &TcContext, packet: &Parsed) {
     if !goes_to_sender(packet) {
         return;
     }
@@ -56,7 +56,7 @@ pub fn forget(ctx: &TcContext, packet: &Ipv4) {
 
 /// Whether an error is about a tunnel packet of this node.
 #[inline(always)]
-fn is_about_tunnel(ctx: &TcContext, packet: &Ipv4) -> bool {
+fn is_about_tunnel(ctx: &TcContext, packet: &Parsed) -> bool {
     packet.flow.protocol == protocol::UDP
         && packet.flow.source_port == maps::vxlan_port()
         && !maps::is_direct()

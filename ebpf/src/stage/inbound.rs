@@ -9,7 +9,7 @@ use podwire_common::{
 use super::{flow, frontend, snat, translation};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::Ipv4,
+    packet::Parsed,
     verdict::{Outcome, Verdict},
 };
 
@@ -18,7 +18,7 @@ use crate::{
 /// # Errors
 /// The reason why what is a translated flow's goes no further.
 #[inline(never)]
-pub fn from_network(ctx: &TcContext, packet: &mut Ipv4, translation: Option<TranslationEntry>) -> Outcome {
+pub fn from_network(ctx: &TcContext, packet: &mut Parsed, translation: Option<TranslationEntry>) -> Outcome {
     if !packet.is_error && !translation::has_ports(packet) {
         return Ok(Verdict::PASS);
     }
@@ -37,7 +37,7 @@ pub fn from_network(ctx: &TcContext, packet: &mut Ipv4, translation: Option<Tran
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn follow(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Outcome {
+pub fn follow(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) -> Outcome {
     let half = entry.get();
     let is_ours = match half.kind {
         TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RESERVATION => half.reply != 0,
@@ -60,7 +60,7 @@ pub fn follow(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> O
 
 /// Records that somebody outside reaches a pod by its own address.
 #[inline(never)]
-pub fn record(packet: &Ipv4) {
+pub fn record(packet: &Parsed) {
     if !packet.is_error {
         maps::record_inbound_flow(&packet.flow.reversed());
     }

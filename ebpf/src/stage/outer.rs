@@ -9,27 +9,27 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Ipv4, Outer, Way, encapsulate},
-    verdict::{Outcome, Verdict},
+    packet::{Outer, Parsed, Way, encapsulate},
+    verdict::{Attempt, Decision, Verdict},
 };
 
-/// A pod's packet whose way is known; [`Verdict::UNDECIDED`], and nothing has happened to it, when the kernel refuses.
+/// A pod's packet whose way is known; [`Decision::NONE`], and nothing has happened to it, when the kernel refuses.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(always)]
-pub fn send_known(ctx: &TcContext, packet: &mut Ipv4, way: &Way, source_port: Be16, inner: Mac) -> Outcome {
+pub fn send_known(ctx: &TcContext, packet: &mut Parsed, way: &Way, source_port: Be16, inner: Mac) -> Attempt {
     let outer = outer_of(packet, source_port, inner);
     let Ok(stored) = encapsulate(ctx, way, &outer, &packet.headers.decremented()) else {
-        return Ok(Verdict::UNDECIDED);
+        return Ok(Decision::NONE);
     };
     stored?;
-    Ok(Verdict::redirect(Path::TunnelOut, way.leave(ctx)))
+    Ok(Verdict::redirect(Path::TunnelOut, way.leave(ctx)).into())
 }
 
 /// What distinguishes a packet's outer headers from another one's.
 #[inline(always)]
-pub fn outer_of(packet: &Ipv4, source_port: Be16, inner_destination_mac: Mac) -> Outer {
+pub fn outer_of(packet: &Parsed, source_port: Be16, inner_destination_mac: Mac) -> Outer {
     Outer {
         source_port,
         destination_port: maps::vxlan_port(),

@@ -10,7 +10,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Headers, Ipv4, Lookup, Skb, Way},
+    packet::{Faulty, Headers, Lookup, Parsed, Skb, Way},
 };
 
 /// The first byte of 127.0.0.0/8.
@@ -44,6 +44,16 @@ pub fn keep_to_limit(ctx: &TcContext, endpoint: &Endpoint) -> Result<(), Drop> {
     Err(Drop::EgressLimitExceeded)
 }
 
+/// Why a pod's packet that cannot be parsed is refused: whose it is comes before what is wrong with it.
+#[inline(never)]
+pub fn of_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Drop {
+    let (address, mac) = (faulty.headers.source_address(), faulty.headers.source_mac);
+    match of_pod(ctx, &address, mac).and_then(|endpoint| keep_to_limit(ctx, endpoint)) {
+        Ok(()) => faulty.reason,
+        Err(reason) => reason,
+    }
+}
+
 /// Bytes of all the frames that a large segment becomes, as the queue on the pod's side counts them, or a little less.
 #[inline(always)]
 fn bytes_of_frames(ctx: &TcContext) -> u32 {
@@ -59,7 +69,7 @@ fn bytes_of_frames(ctx: &TcContext) -> u32 {
 
 /// Whether a packet looks like one of the tunnel's, wherever it goes.
 #[inline(always)]
-pub fn is_tunnel(packet: &Ipv4) -> bool {
+pub fn is_tunnel(packet: &Parsed) -> bool {
     packet.flow.protocol == protocol::UDP
         && packet.flow.destination_port == maps::vxlan_port()
         && !packet.is_error
@@ -71,7 +81,7 @@ pub fn is_tunnel(packet: &Ipv4) -> bool {
 /// # Errors
 /// [`Drop::VxlanFromPod`].
 #[inline(always)]
-pub fn refuse_tunnel_from_pod(packet: &Ipv4, node: &Node) -> Result<(), Drop> {
+pub fn refuse_tunnel_from_pod(packet: &Parsed, node: &Node) -> Result<(), Drop> {
     if is_tunnel(packet) && node.flags & NODE_POD_NETWORK == 0 {
         return Err(Drop::VxlanFromPod);
     }
@@ -85,7 +95,7 @@ pub fn refuse_tunnel_from_pod(packet: &Ipv4, node: &Node) -> Result<(), Drop> {
 /// # Errors
 /// [`Drop::VxlanFromPod`].
 #[inline(always)]
-pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Ipv4) -> Result<(), Drop> {
+pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<(), Drop> {
     let came_by = ctx.ingress_ifindex();
     if maps::is_direct() || came_by == 0 || !is_tunnel(packet) {
         return Ok(());
@@ -119,6 +129,18 @@ pub fn of_group_frame(headers: &Headers) -> Result<(), Drop> {
     match maps::node(&headers.source_address()) {
         Some(node) if node.flags & NODE_POD_NETWORK != 0 => Err(Drop::PodSourceNotFromNode),
         _ => Ok(()),
+    }
+}
+
+/// As [`of_bare_packet`], for what cannot be parsed.
+///
+/// # Errors
+/// [`Drop::PodSourceNotFromNode`].
+#[inline(never)]
+pub fn of_bare_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Result<(), Drop> {
+    match maps::node(&faulty.headers.source_address()) {
+        Some(node) => of_bare_packet(ctx, faulty.headers, node),
+        None => Ok(()),
     }
 }
 

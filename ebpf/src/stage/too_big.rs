@@ -5,14 +5,14 @@ use podwire_common::{abi::Endpoint, reason::Path};
 
 use super::local;
 use crate::{
-    packet::{Ipv4, too_big},
+    packet::{Parsed, too_big},
     verdict::{Outcome, Verdict},
 };
 
 /// Whether [`answer`] can speak of the packet: it forbids fragments and has no IP options, whose length would vary the
 /// quote. The others are left to the kernel.
 #[inline(always)]
-pub fn can_answer(packet: &Ipv4) -> bool {
+pub fn can_answer(packet: &Parsed) -> bool {
     packet.headers.dont_fragment() && packet.headers.version_length == 0x45
 }
 
@@ -24,7 +24,7 @@ pub fn can_answer(packet: &Ipv4) -> bool {
 /// # Errors
 /// [`podwire_common::reason::Drop::RewriteFailed`].
 #[inline(always)]
-pub fn answer(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, mtu: u32) -> Outcome {
+pub fn answer(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, mtu: u32) -> Outcome {
     too_big(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, mtu as u16)?;
     Ok(Verdict::redirect(Path::TooBigAnswered, local::into_endpoint(ctx, endpoint)))
 }

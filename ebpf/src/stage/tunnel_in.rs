@@ -12,7 +12,7 @@ use podwire_common::{
 use super::{fastpath, flow, frontend, icmp_error, local, source, stack_flow};
 use crate::{
     maps,
-    packet::{Ipv4, OUTER_LENGTH, Skb, decapsulate, get_tunnel_key, vni_of},
+    packet::{Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, get_tunnel_key, vni_of},
     verdict::{Outcome, Verdict},
 };
 
@@ -21,16 +21,21 @@ use crate::{
 /// # Errors
 /// The reason why the tunnel does not take it.
 #[inline(never)]
-pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     let vni = vni_of(ctx, packet.headers.transport_offset(0) + 8)?;
     let (sender, outer_class) = (packet.headers.source_address(), packet.headers.traffic_class);
-    let is_usual = packet.headers.version_length == 0x45;
+    if packet.headers.version_length != 0x45 {
+        // The outer headers are not where the fast way expects them. The device's ingress checks the rest.
+        check_outer(vni, &sender)?;
+        return Ok(Verdict::PASS);
+    }
     // In place of the outer packet: there is no room on the stack for both.
-    *packet = Ipv4::at(OUTER_LENGTH);
-    let loaded = if is_usual { load_inner(ctx, packet) } else { Ok(()) };
-    if is_usual
-        && loaded.is_ok()
-        && vni == Some(maps::vni())
+    let packet = match packet.load_inner(ctx, OUTER_LENGTH).and_then(|loaded| inner(ctx, loaded)) {
+        Ok(packet) => packet,
+        // Who has sent it comes before what is wrong with it.
+        Err(reason) => return Err(check_outer(vni, &sender).err().unwrap_or(reason)),
+    };
+    if vni == Some(maps::vni())
         && !is_other_segments(ctx, packet)
         && let Some((link, macs)) = fastpath::from_tunnel(ctx, packet, &sender)
     {
@@ -42,11 +47,6 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
     // Before anything is looked up that a flow may be learnt from.
     packet.generation = maps::generation();
     check_outer(vni, &sender)?;
-    if !is_usual {
-        // The outer headers are not where the fast way expects them. The device's ingress checks the rest.
-        return Ok(Verdict::PASS);
-    }
-    loaded?;
     check_owner(packet, &sender)?;
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
         return Ok(Verdict::PASS);
@@ -68,13 +68,13 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
 
 /// UDP GSO that the program decapsulates never reaches its socket: the kernel's device does all but TCP right.
 #[inline(always)]
-fn is_other_segments(ctx: &TcContext, packet: &Ipv4) -> bool {
+fn is_other_segments(ctx: &TcContext, packet: &Parsed) -> bool {
     packet.headers.protocol != protocol::TCP && ctx.segment_payload() != 0
 }
 
 /// Decapsulates a packet; `false`: the kernel refuses, and it is left to the VXLAN device.
 #[inline(always)]
-fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Ipv4) -> Result<bool, Drop> {
+fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Parsed) -> Result<bool, Drop> {
     let class = ecn::decapsulate(outer_class, packet.headers.traffic_class).ok_or(Drop::EcnNotCapable)?;
     if decapsulate(ctx).is_err() {
         return Ok(false);
@@ -95,21 +95,21 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     if ctx.has_vlan_tag() {
         return Err(Drop::InnerProtocolUnknown);
     }
-    let mut packet = Ipv4::at(0);
-    load_inner(ctx, &mut packet)?;
-    check_owner(&packet, &key.remote)?;
+    let mut place = Place::new();
+    let packet = inner(ctx, place.load(ctx)?)?;
+    check_owner(packet, &key.remote)?;
     source::refuse_loopback(&packet.headers)?;
     // The inner link addresses are constants, which no device bears.
     ctx.set_packet_host();
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
-        if flow::complete(&mut packet).is_err() {
-            flow::note_early(&packet);
+        if flow::complete(packet).is_err() {
+            flow::note_early(packet);
             return Ok(Verdict::stack(Path::TunnelToStack));
         }
-        return frontend::from_pod(ctx, &packet, Path::TunnelToStack);
+        return frontend::from_pod(ctx, packet, Path::TunnelToStack);
     };
-    flow::complete(&mut packet)?;
-    if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, &packet) {
+    flow::complete(packet)?;
+    if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::stack(Path::TunnelToStack));
     }
     local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice)
@@ -129,17 +129,16 @@ fn check_outer(vni: Option<u32>, sender: &Addr) -> Result<(), Drop> {
 
 /// Parses the inner packet.
 #[inline(always)]
-fn load_inner(ctx: &TcContext, packet: &mut Ipv4) -> Result<(), Drop> {
-    packet.load(ctx)?;
-    if !packet.headers.is_ipv4() {
+fn inner<'a>(ctx: &TcContext, loaded: Loaded<'a>) -> Result<&'a mut Parsed, Drop> {
+    if !loaded.headers().is_ipv4() {
         return Err(Drop::InnerProtocolUnknown);
     }
-    packet.parse(ctx)
+    Ok(loaded.parse(ctx)?)
 }
 
 /// The inner source must be the sending node's: in its podCIDRs, or one of its own addresses.
 #[inline(always)]
-fn check_owner(packet: &Ipv4, sender: &Addr) -> Result<(), Drop> {
+fn check_owner(packet: &Parsed, sender: &Addr) -> Result<(), Drop> {
     match maps::node(&packet.headers.source_address()) {
         Some(node) if node.tunnel_endpoint == *sender => match node.flags & NODE_POD_NETWORK {
             0 => Ok(()),

@@ -13,7 +13,7 @@ use super::{fastpath, outer::outer_of, too_big};
 use crate::{
     maps,
     packet::{
-        FixedPart, Ipv4, Lookup, Way, decrement_ttl, encapsulate, fixed_part, redirect, set_fixed_part,
+        FixedPart, Lookup, Parsed, Way, decrement_ttl, encapsulate, fixed_part, redirect, set_fixed_part,
         set_macs, set_tunnel_key, translate,
     },
     verdict::{Outcome, Verdict},
@@ -24,7 +24,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node) -> Outcome {
+pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &Node) -> Outcome {
     if packet.headers.ttl <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
@@ -50,7 +50,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, node: &Node
 /// # Errors
 /// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translation) -> Outcome {
+pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
     let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
     let (way, lookup) = way_to(ctx, packet, node);
     // Before it is translated: the pod knows its own packet only.
@@ -68,7 +68,7 @@ pub fn reply(ctx: &TcContext, packet: &Ipv4, endpoint: &Endpoint, to: &Translati
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_stack(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Outcome {
+pub fn from_stack(ctx: &TcContext, packet: &Parsed, node: &Node) -> Outcome {
     let (way, lookup) = way_to(ctx, packet, node);
     send(ctx, packet, node, (&way, lookup), &packet.headers.fixed_part(), Path::StackEncapsulated)
 }
@@ -78,7 +78,7 @@ pub fn from_stack(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Outcome {
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn address_to_node(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Result<(), Drop> {
+pub fn address_to_node(ctx: &TcContext, packet: &Parsed, node: &Node) -> Result<(), Drop> {
     set_macs(ctx, inner_macs(node))?;
     let class = ecn::encapsulate(packet.headers.traffic_class);
     set_tunnel_key(ctx, &node.source, &node.tunnel_endpoint, maps::vni(), class)
@@ -87,7 +87,7 @@ pub fn address_to_node(ctx: &TcContext, packet: &Ipv4, node: &Node) -> Result<()
 /// The way to a node on the underlay. When the packet is too large, [`Way::length`] says how much the path takes, outer
 /// headers included.
 #[inline(always)]
-fn way_to(ctx: &TcContext, packet: &Ipv4, node: &Node) -> (Way, Lookup) {
+fn way_to(ctx: &TcContext, packet: &Parsed, node: &Node) -> (Way, Lookup) {
     let length = packet.wire_length(ctx);
     let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, length + VXLAN_OVERHEAD);
     if length > node.mtu {
@@ -104,7 +104,7 @@ fn way_to(ctx: &TcContext, packet: &Ipv4, node: &Node) -> (Way, Lookup) {
 #[inline(always)]
 fn send(
     ctx: &TcContext,
-    packet: &Ipv4,
+    packet: &Parsed,
     node: &Node,
     (way, lookup): (&Way, Lookup),
     header: &FixedPart,
@@ -140,7 +140,7 @@ fn inner_destination(node: &Node) -> Mac {
 
 // A function of its own: its key would take its place on the stack of every caller.
 #[inline(never)]
-fn through_device(ctx: &TcContext, packet: &Ipv4, node: &Node, header: &FixedPart) -> Outcome {
+fn through_device(ctx: &TcContext, packet: &Parsed, node: &Node, header: &FixedPart) -> Outcome {
     set_fixed_part(ctx, header)?;
     address_to_node(ctx, packet, node)?;
     Ok(Verdict::redirect(Path::TunnelOutDevice, redirect(maps::vxlan_ifindex())))

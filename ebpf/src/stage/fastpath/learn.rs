@@ -16,7 +16,7 @@ use podwire_common::{
 use super::lookup::is_plain;
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Ipv4, Skb, Way},
+    packet::{Parsed, Skb, Way},
 };
 
 /// Whether packets into a pod have to pass the queue of its link: what is known leads past it.
@@ -33,7 +33,7 @@ fn is_guarded(from: &Endpoint) -> bool {
 
 /// Learns that a flow leads from a pod to another one here.
 #[inline(always)]
-pub fn learn_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
+pub fn learn_local(ctx: &TcContext, packet: &Parsed, from: &Endpoint, to: &Endpoint) {
     if !is_guarded(from) && is_learnable_in(packet, to) {
         add_local(ctx, packet, from, to);
         check_again(packet);
@@ -41,7 +41,7 @@ pub fn learn_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoin
 }
 
 #[inline(never)]
-fn add_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
+fn add_local(ctx: &TcContext, packet: &Parsed, from: &Endpoint, to: &Endpoint) {
     let slots = epoch::of_neighbours(from.id, to.id);
     let Some(known) = entry(ctx, packet, slots, Path::Local) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -51,7 +51,7 @@ fn add_local(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, to: &Endpoint) {
 
 /// Learns that a flow leads from a node by direct routing into a pod.
 #[inline(always)]
-pub fn learn_direct_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, from: &Node) {
+pub fn learn_direct_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, from: &Node) {
     if is_learnable_in(packet, to) {
         add_direct_in(ctx, packet, to, from);
         check_again(packet);
@@ -59,7 +59,7 @@ pub fn learn_direct_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, from: &Nod
 }
 
 #[inline(never)]
-fn add_direct_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, from: &Node) {
+fn add_direct_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, from: &Node) {
     let slots = epoch::with_node(to.id, &from.tunnel_endpoint, &packet.flow.source);
     let Some(known) = entry(ctx, packet, slots, Path::DirectIn) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -69,7 +69,7 @@ fn add_direct_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, from: &Node) {
 
 /// Learns that a flow leads out of the tunnel into a pod. `sender`: the outer source.
 #[inline(always)]
-pub fn learn_tunnel_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, sender: &Addr) {
+pub fn learn_tunnel_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, sender: &Addr) {
     if is_learnable_in(packet, to) {
         add_tunnel_in(ctx, packet, to, sender);
         check_again(packet);
@@ -77,7 +77,7 @@ pub fn learn_tunnel_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, sender: &A
 }
 
 #[inline(never)]
-fn add_tunnel_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, sender: &Addr) {
+fn add_tunnel_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, sender: &Addr) {
     let slots = epoch::with_node(to.id, sender, &packet.flow.source);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelIn) else { return };
     known.flags = FLOW_IN_TUNNEL;
@@ -87,13 +87,13 @@ fn add_tunnel_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, sender: &Addr) {
 }
 
 #[inline(always)]
-fn is_learnable_in(packet: &Ipv4, to: &Endpoint) -> bool {
+fn is_learnable_in(packet: &Parsed, to: &Endpoint) -> bool {
     is_plain(packet) && !is_limited(to)
 }
 
 /// Learns by which way a pod's flow leaves by direct routing to a node, whose packets of this size were seen to fit it.
 #[inline(always)]
-pub fn learn_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &Node, way: &Way) {
+pub fn learn_direct_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, node: &Node, way: &Way) {
     if is_plain(packet) && !is_guarded(from) {
         add_direct_out(ctx, packet, from, node, way);
         check_again(packet);
@@ -101,7 +101,7 @@ pub fn learn_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &
 }
 
 #[inline(never)]
-fn add_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &Node, way: &Way) {
+fn add_direct_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, node: &Node, way: &Way) {
     let slots = epoch::with_node(from.id, &node.tunnel_endpoint, &way.destination);
     let Some(known) = entry(ctx, packet, slots, Path::DirectOut) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -111,7 +111,7 @@ fn add_direct_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, node: &Node, 
 
 /// As [`learn_direct_out`], through the tunnel. `inner`: the destination of inner frames; `mtu`: of what is within.
 #[inline(always)]
-pub fn learn_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, inner: Mac, mtu: u32) {
+pub fn learn_tunnel_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, inner: Mac, mtu: u32) {
     if is_plain(packet) && !is_guarded(from) {
         add_tunnel_out(ctx, packet, from, way, &Inner { mac: inner, mtu });
         check_again(packet);
@@ -125,7 +125,7 @@ struct Inner {
 }
 
 #[inline(never)]
-fn add_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, inner: &Inner) {
+fn add_tunnel_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, inner: &Inner) {
     let slots = epoch::with_node(from.id, &way.destination, &packet.flow.destination);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -140,7 +140,13 @@ fn add_tunnel_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, in
 
 /// Learns by which way a pod's flow to the world leaves, and under which address; of a flow's first plain packet, where it leads.
 #[inline(always)]
-pub fn learn_world_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, half: &TranslationEntry) {
+pub fn learn_world_out(
+    ctx: &TcContext,
+    packet: &Parsed,
+    from: &Endpoint,
+    way: &Way,
+    half: &TranslationEntry,
+) {
     if !is_plain(packet) || is_guarded(from) {
         return;
     }
@@ -154,7 +160,7 @@ pub fn learn_world_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Wa
 /// Whether what the host's rules let a flow do is also true of the pod's other connections to the same port.
 // Not in `add_destination`, beside the entry on its stack.
 #[inline(always)]
-fn tells_of_destination(packet: &Ipv4, half: &Translation) -> bool {
+fn tells_of_destination(packet: &Parsed, half: &Translation) -> bool {
     // What they said of this connection too long ago, they need not say of another.
     !maps::asks_each_connection()
         && packet.flow.protocol == protocol::TCP
@@ -163,14 +169,14 @@ fn tells_of_destination(packet: &Ipv4, half: &Translation) -> bool {
 }
 
 #[inline(never)]
-fn add_world_out(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, to: &Translation) {
+fn add_world_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, to: &Translation) {
     let Some(known) = to_world(ctx, packet, from, way, to) else { return };
     known.source_port = to.source_port;
     learn_world(packet, known);
 }
 
 #[inline(never)]
-fn add_destination(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, to: &Translation) {
+fn add_destination(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, to: &Translation) {
     let Some(known) = to_world(ctx, packet, from, way, to) else { return };
     known.key = packet.flow.destination_key();
     known.asked = to.asked;
@@ -182,7 +188,7 @@ fn add_destination(ctx: &TcContext, packet: &Ipv4, from: &Endpoint, way: &Way, t
 #[inline(always)]
 fn to_world(
     ctx: &TcContext,
-    packet: &Ipv4,
+    packet: &Parsed,
     from: &Endpoint,
     way: &Way,
     to: &Translation,
@@ -198,7 +204,7 @@ fn to_world(
 /// Adds an entry, unless the translation has gone meanwhile or was taken back to the stack: the program that did so removed the entry
 /// before it was there.
 #[inline(always)]
-fn learn_world(packet: &Ipv4, known: &mut KnownFlow) {
+fn learn_world(packet: &Parsed, known: &mut KnownFlow) {
     maps::learn_flow(known, packet.generation);
     if maps::translation(&packet.flow).is_none_or(|half| half.get().past_stack == 0) {
         maps::forget_known(known);
@@ -207,14 +213,14 @@ fn learn_world(packet: &Ipv4, known: &mut KnownFlow) {
 
 /// Learns which pod replies from the world are for.
 #[inline(always)]
-pub fn learn_world_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, half: &TranslationEntry) {
+pub fn learn_world_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, half: &TranslationEntry) {
     if is_learnable_in(packet, to) && half.mark_long() {
         add_world_in(ctx, packet, to, half.get());
     }
 }
 
 #[inline(never)]
-fn add_world_in(ctx: &TcContext, packet: &Ipv4, to: &Endpoint, half: &Translation) {
+fn add_world_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, half: &Translation) {
     let slots = epoch::with_world(to.id, ctx.ifindex(), &packet.flow.source);
     let Some(known) = entry(ctx, packet, slots, Path::SnatIn) else { return };
     known.flags = FLOW_REWRITES_DESTINATION;
@@ -244,7 +250,7 @@ fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
 #[inline(always)]
 fn entry(
     ctx: &TcContext,
-    packet: &Ipv4,
+    packet: &Parsed,
     slots: [u16; FLOW_SLOTS],
     path: Path,
 ) -> Option<&'static mut KnownFlow> {
@@ -277,7 +283,7 @@ fn entry(
 
 /// What would have led elsewhere may have come while the packet was judged: who has added that has removed the entry before it was there.
 #[inline(never)]
-fn check_again(packet: &Ipv4) {
+fn check_again(packet: &Parsed) {
     let flow = &packet.flow;
     if maps::is_stack_flow(flow)
         || maps::translation(flow).is_some()

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FLOW_IN_TUNNEL, KnownFlow, Macs, NextHop},
+    abi::{FLOW_IN_TUNNEL, FlowKey, KnownFlow, Macs, NextHop},
     addr::Addr,
     flow::protocol,
     nat::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
@@ -10,7 +10,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Ipv4, Plain, Skb},
+    packet::{Parsed, Plain, Skb},
 };
 
 /// A pod's packet that is a plain one, and what is known of its flow. The sender has been found to be the one that the flow is known of.
@@ -23,13 +23,14 @@ pub fn of_pod(ctx: &TcContext) -> Option<(Plain, &'static KnownFlow)> {
 
 /// The link and the addresses into the pod that an inner packet from another node is for.
 #[inline(always)]
-pub fn from_tunnel(ctx: &TcContext, packet: &mut Ipv4, sender: &Addr) -> Option<(u32, Macs)> {
-    let known = of(ctx, packet)?;
+pub fn from_tunnel(ctx: &TcContext, packet: &mut Parsed, sender: &Addr) -> Option<(u32, Macs)> {
+    let key = packet.flow.key();
+    let known = of(ctx, packet, &key)?;
     if known.flags & FLOW_IN_TUNNEL == 0 || known.tunnel.there != *sender {
         return None;
     }
     let way = (known.to, known.macs);
-    is_still(known, packet).then_some(way)
+    maps::is_still_in_place(known, &key).then_some(way)
 }
 
 /// Where a pod's connection leads to which the host's rules let all others pass as they were, the last one asked not long ago.
@@ -47,7 +48,7 @@ pub struct Destination {
 /// What is known of all of a pod's connections to the address and port that a plain TCP packet goes to, or one that begins or ends a
 /// connection.
 #[inline(always)]
-pub fn destination_of(ctx: &TcContext, packet: &Ipv4) -> Option<Destination> {
+pub fn destination_of(ctx: &TcContext, packet: &Parsed) -> Option<Destination> {
     let headers = &packet.headers;
     let is_odd = packet.tcp_flags & TCP_SYN != 0 && packet.tcp_flags & (TCP_ACK | TCP_FIN | TCP_RST) != 0;
     if headers.protocol != protocol::TCP || !packet.is_whole() || headers.ttl <= 1 || is_odd {
@@ -70,23 +71,17 @@ pub fn destination_of(ctx: &TcContext, packet: &Ipv4) -> Option<Destination> {
     maps::is_still(known, &key).then_some(found)
 }
 
-/// What is known of a packet's flow.
+/// What is known of a packet's flow. `key`: the flow's.
 #[inline(always)]
-pub(super) fn of(ctx: &TcContext, packet: &Ipv4) -> Option<&'static KnownFlow> {
+pub(super) fn of(ctx: &TcContext, packet: &Parsed, key: &FlowKey) -> Option<&'static KnownFlow> {
     if !is_plain(packet) || packet.headers.ttl <= 1 {
         return None;
     }
-    maps::known_flow(&packet.flow.key()).filter(|known| known.from == ctx.ifindex())
-}
-
-/// Whether an entry is still that of the packet's flow, after it was read.
-#[inline(always)]
-pub(super) fn is_still(known: &KnownFlow, packet: &Ipv4) -> bool {
-    maps::is_still(known, &packet.flow.key())
+    maps::known_flow(key).filter(|known| known.from == ctx.ifindex())
 }
 
 /// Whether a packet is TCP or UDP in the midst of its flow, without fragments and options.
 #[inline(always)]
-pub(super) fn is_plain(packet: &Ipv4) -> bool {
+pub(super) fn is_plain(packet: &Parsed) -> bool {
     packet.is_whole() && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0
 }

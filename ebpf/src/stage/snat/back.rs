@@ -1,12 +1,12 @@
 //! Replies from the network to translated flows.
 
 use aya_ebpf::programs::TcContext;
-use podwire_common::{abi::TRANSLATION_RESERVATION, reason::Path};
+use podwire_common::{abi::TRANSLATION_RESERVATION, addr::Quad, reason::Path};
 
 use super::super::{fastpath, local};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Ipv4, decrement_ttl, readdress_destination, translate},
+    packet::{Parsed, decrement_ttl, readdress_destination, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -15,7 +15,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn back(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Outcome {
+pub fn back(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) -> Outcome {
     let to = entry.get();
     if to.kind == TRANSLATION_RESERVATION {
         return Ok(Verdict::PASS);
@@ -29,7 +29,7 @@ pub fn back(ctx: &TcContext, packet: &mut Ipv4, entry: &TranslationEntry) -> Out
         fastpath::learn_world_in(ctx, packet, endpoint, entry);
         if packet.is_whole() {
             packet.headers.set_macs(endpoint.macs());
-            readdress_destination(ctx, packet, &to.destination, to.destination_port)?;
+            readdress_destination(ctx, packet, Quad::of(&to.destination), to.destination_port)?;
             return Ok(Verdict::redirect(Path::SnatIn, local::into_endpoint(ctx, endpoint)));
         }
         decrement_ttl(ctx, &packet.headers, 0)?;

@@ -12,7 +12,7 @@ use podwire_common::{
 use super::super::{flow, source, translation};
 use crate::{
     maps,
-    packet::{Ipv4, Skb, belongs_to_socket, translate},
+    packet::{Parsed, Skb, belongs_to_socket, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -22,7 +22,7 @@ use crate::{
 /// # Errors
 /// As [`out`].
 #[inline(never)]
-pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     if source::is_tunnel(packet) || flow::complete(packet).is_err() {
         return Ok(Verdict::PASS);
     }
@@ -73,7 +73,7 @@ pub fn host_out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
 
 /// Keeps the 5-tuple of a flow from being taken whose owner no lookup of sockets would find.
 #[inline(never)]
-fn reserve(ctx: &TcContext, packet: &Ipv4) {
+fn reserve(ctx: &TcContext, packet: &Parsed) {
     let flow = &packet.flow;
     let needed = match flow.protocol {
         // Only who asks has the identifier as its port.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     maps,
-    packet::{Ipv4, Skb, source_towards, translate},
+    packet::{Parsed, Skb, source_towards, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 /// # Errors
 /// The reason why it cannot be translated: it never leaves with the pod's address unless it is meant to.
 #[inline(never)]
-pub fn out(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     flow::complete(packet)?;
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();

@@ -3,15 +3,18 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{Beginning, Endpoint, STATE_REPLIED, TRANSLATION_SNAT},
+    addr::{Be16, Quad},
     flow::protocol,
-    reason::Path,
+    reason::{Drop, Path},
 };
 
 use super::super::{direct, fastpath, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Fragment, Ipv4, Lookup, Skb, Way, decrement_ttl, imprint, leave, readdress_source, translate},
-    verdict::{Outcome, Verdict},
+    packet::{
+        Fragment, Lookup, Parsed, Skb, Way, decrement_ttl, imprint, leave, readdress_source, translate,
+    },
+    verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
 /// A pod's packet for the world. The host's rules have seen the first one of its flow and let it pass as it was: then it goes past
@@ -20,7 +23,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outcome {
+pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint) -> Outcome {
     let begins = packet.begins_connection();
     // What nobody has answered yet begins anew with each packet: who writes the host's rules later, as kube-proxy does while a node
     // starts, has connection tracking forget such flows of UDP, so that they are seen by the new rules.
@@ -41,27 +44,27 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint) -> Outc
 }
 
 /// A packet of a pod's connection to where the host's rules have lately let another one's first packet pass as it was: this one goes past
-/// them from its own first packet on. [`Verdict::UNDECIDED`] for anything else.
+/// them from its own first packet on. [`Decision::NONE`] for anything else.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`], [`Drop::SnatPortsExhausted`], [`Drop::TranslationShareUsed`],
 /// [`Drop::TranslationsFull`].
 #[inline(never)]
-pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
+pub fn to_known_destination(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
     let Some(destination) = fastpath::destination_of(ctx, packet) else {
-        return Ok(Verdict::UNDECIDED);
+        return Ok(Decision::NONE);
     };
     let uplink = destination.uplink;
-    if let Some(entry) = translation::of(packet) {
+    let (source, port) = if let Some(entry) = translation::of(packet) {
         let half = entry.get();
         if half.kind != TRANSLATION_SNAT || half.past_stack == 0 || half.ifindex != uplink {
-            return Ok(Verdict::UNDECIDED);
+            return Ok(Decision::NONE);
         }
         translation::touch(&entry, packet);
-        readdress_source(ctx, packet, &half.source, half.source_port)?;
+        (Quad::of(&half.source), half.source_port)
     } else {
         if !packet.begins_connection() {
-            return Ok(Verdict::UNDECIDED);
+            return Ok(Decision::NONE);
         }
         let mut to = translation::begin(TRANSLATION_SNAT, uplink, &packet.flow);
         to.source = destination.source;
@@ -69,15 +72,21 @@ pub fn to_known_destination(ctx: &TcContext, packet: &mut Ipv4) -> Outcome {
         translation::establish(ctx, &packet.flow, &mut to)?;
         // Another CPU was first with the same flow, and has asked them.
         if to.past_stack == 0 || to.ifindex != uplink {
-            return Ok(Verdict::UNDECIDED);
+            return Ok(Decision::NONE);
         }
-        readdress_source(ctx, packet, &to.source, to.source_port)?;
-    }
-    Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, &destination.next_hop)))
+        (Quad::of(&to.source), to.source_port)
+    };
+    readdress(ctx, packet, source, port)?;
+    Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, &destination.next_hop)).into())
 }
 
 #[inline(always)]
-fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &TranslationEntry) -> Outcome {
+fn past_stack(
+    ctx: &TcContext,
+    packet: &mut Parsed,
+    endpoint: &Endpoint,
+    entry: &TranslationEntry,
+) -> Outcome {
     let to = entry.get();
     let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
     match way.look_up_any(ctx) {
@@ -102,7 +111,7 @@ fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &T
     }
     translation::touch(entry, packet);
     if packet.is_whole() {
-        readdress_source(ctx, packet, &to.source, to.source_port)?;
+        readdress(ctx, packet, Quad::of(&to.source), to.source_port)?;
     } else {
         decrement_ttl(ctx, &packet.headers, 0)?;
         translate(ctx, packet, to)?;
@@ -110,9 +119,15 @@ fn past_stack(ctx: &TcContext, packet: &mut Ipv4, endpoint: &Endpoint, entry: &T
     Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
 }
 
+// A function of its own: what it computes with would take its place on the stack of both callers.
+#[inline(never)]
+fn readdress(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> Result<(), Drop> {
+    readdress_source(ctx, packet, source, port)
+}
+
 /// The way that the kernel's routes have for a pod's packet.
 #[inline(always)]
-fn way_of_pod(packet: &Ipv4, endpoint: &Endpoint, length: u32) -> Way {
+fn way_of_pod(packet: &Parsed, endpoint: &Endpoint, length: u32) -> Way {
     Way::new(endpoint.ifindex, packet.headers.source_address(), packet.headers.destination_address(), length)
 }
 
@@ -120,7 +135,7 @@ fn way_of_pod(packet: &Ipv4, endpoint: &Endpoint, length: u32) -> Way {
 /// others: no other destination, no mark, no other link or router, and nothing else about the packet. Where they have not, they have to see
 /// the whole flow.
 #[inline(never)]
-pub(super) fn is_untouched(ctx: &TcContext, packet: &Ipv4) -> bool {
+pub(super) fn is_untouched(ctx: &TcContext, packet: &Parsed) -> bool {
     if !ctx.is_unmarked_beginning()
         || !matches!(packet.headers.fragment_part(), Fragment::Whole)
         || !maps::is_noted_beginning(&packet.flow, imprint(ctx, packet, packet.headers.ttl))

@@ -10,12 +10,12 @@ use podwire_common::{
 use super::super::icmp_error;
 use crate::{
     maps::{self, EEXIST, TranslationEntry},
-    packet::{Fragment, Ipv4},
+    packet::{Fragment, Parsed},
 };
 
 /// TCP, UDP and ICMP echo. A later fragment is judged by its first one's translation.
 #[inline(always)]
-pub fn has_ports(packet: &Ipv4) -> bool {
+pub fn has_ports(packet: &Parsed) -> bool {
     match packet.flow.protocol {
         protocol::TCP | protocol::UDP => true,
         protocol::ICMP => packet.is_echo || matches!(packet.headers.fragment_part(), Fragment::Later),
@@ -25,7 +25,7 @@ pub fn has_ports(packet: &Ipv4) -> bool {
 
 /// The translation that a packet follows. An ICMP error follows one only to the sender of the quoted packet.
 #[inline(always)]
-pub fn of(packet: &Ipv4) -> Option<TranslationEntry> {
+pub fn of(packet: &Parsed) -> Option<TranslationEntry> {
     if packet.is_error && !icmp_error::goes_to_sender(packet) {
         return None;
     }
@@ -34,7 +34,7 @@ pub fn of(packet: &Ipv4) -> Option<TranslationEntry> {
 
 /// Marks a translation as seen now; an ICMP error is no sign of life.
 #[inline(always)]
-pub fn touch(entry: &TranslationEntry, packet: &Ipv4) {
+pub fn touch(entry: &TranslationEntry, packet: &Parsed) {
     if packet.is_error {
         return;
     }
