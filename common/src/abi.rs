@@ -7,7 +7,7 @@ use crate::addr::{Addr, Be16, LpmAddr, Mac, Quad};
 
 /// The layout of every pinned map together. Stored beside the maps; an agent that finds another
 /// version refuses it.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 1;
 
 /// `ENDPOINTS`: pod address → how to reach that pod on this node.
 #[repr(C)]
