@@ -155,7 +155,7 @@ impl Daemon {
             mtu: wanted_mtu(add.mtu, fitting)?,
             port_mappings,
             pod: add.pod.as_ref().map(wire::pod_name),
-            network: add.network.clone(),
+            network: Some(add.network.clone()),
             bandwidth,
         })
     }

@@ -38,8 +38,8 @@ impl Daemon {
         free.map_err(|error| refuse(codes::UNAVAILABLE, error.to_string()))
     }
 
-    /// Takes back every attachment of the network that is not to stay. What fails does not keep the others from being taken. One whose
-    /// network is not known, added by a plugin of before protocol 3, is another network's for all that is known: it stays.
+    /// Takes back every attachment of the network that is not to stay. What fails does not keep the others
+    /// from being taken. An endpoint whose file was lost has no known network, so it stays.
     pub(super) async fn collect_garbage(&mut self, gc: &Gc) -> Result<u32, Failure> {
         let valid: BTreeSet<_> = gc.valid.iter().map(wire::attachment).collect();
         let is_garbage = |endpoint: &&Endpoint| {
