@@ -81,6 +81,7 @@ impl Daemon {
             return put_right;
         }
         self.attach_uplinks().await?;
+        self.executor.dataplane.finish_upgrade()?;
         self.host = Arc::new(host);
         put_right?;
         self.conditions.clear(ConditionName::NotSetUp);
