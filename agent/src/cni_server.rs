@@ -261,10 +261,10 @@ fn decode(json: &[u8]) -> Result<Request, Failure> {
     }
     let bad = |error: serde_json::Error| refused(format!("the request does not decode: {error}"));
     let AnyVersion { version } = serde_json::from_slice(json).map_err(bad)?;
-    if !protocol::VERSIONS.contains(&version) {
-        let (oldest, newest) = protocol::VERSIONS.into_inner();
+    if version != protocol::VERSION {
         return Err(refused(format!(
-            "the plugin speaks version {version} of the protocol, this agent versions {oldest} to {newest}: install both from one release"
+            "the plugin speaks version {version} of the protocol, this agent version {}: install both from one release",
+            protocol::VERSION
         )));
     }
     serde_json::from_slice(json).map_err(bad)
@@ -360,29 +360,20 @@ mod tests {
     #[test]
     fn unknown_version_is_refused_even_if_the_rest_is_unknown_too() {
         check_refused(framed(br#"{"version":9,"verb":"add"}"#), "version 9");
+        check_refused(framed(br#"{"version":0,"verb":"add"}"#), "version 0");
     }
 
     #[test]
-    fn the_plugin_of_the_version_before_is_served() {
-        let add = br#"{"version":2,"call":{"add":{"attachment":{"container_id":"c","interface":"eth0"},"netns":"/run/netns/c",
-            "host_interface":"pw0123456789ab","pod_mac":"02:00:00:00:00:01","host_mac":"02:00:00:00:00:02","addresses":[],
-            "mtu":null,"port_mappings":[],"pod":null}}}"#;
-        match decode(add).unwrap().call {
-            Call::Add(add) => assert_eq!((add.network, add.bandwidth.is_unlimited()), (None, true)),
-            other => panic!("{other:?}"),
-        }
-        assert!(decode(br#"{"version":2,"call":{"check":{"container_id":"c","interface":"eth0"}}}"#).is_ok());
-        assert_eq!(
-            answer_to(framed(br#"{"version":2,"call":{"del":{"container_id":"c","interface":"eth0"}}}"#)),
-            Reply::Deleted
-        );
+    fn the_next_version_is_refused() {
+        let later = Request { version: protocol::VERSION + 1, ..request() };
+        check_refused(protocol::encode(&later).unwrap(), "version 2");
     }
 
     #[test]
     fn what_does_not_decode_is_named() {
         check_refused(framed(b"hello"), "does not decode");
-        check_refused(framed(br#"{"version":2,"call":{"steal":{}}}"#), "steal");
-        check_refused(framed(br#"{"version":2,"call":{"del":{"container_id":"c"}}}"#), "interface");
+        check_refused(framed(br#"{"version":1,"call":{"steal":{}}}"#), "steal");
+        check_refused(framed(br#"{"version":1,"call":{"del":{"container_id":"c"}}}"#), "interface");
     }
 
     #[test]

@@ -151,6 +151,16 @@ pub enum Error {
         /// What this agent knows.
         expected: u32,
     },
+    /// The pinned maps are of an earlier layout, and this release does not know one of them.
+    #[error("the maps under {} have layout version {found}, and this agent cannot convert its {table}: start the release that made them, or drain the node and remove the folder", path.display())]
+    NoConversion {
+        /// The folder of pins.
+        path: PathBuf,
+        /// What is there.
+        found: u32,
+        /// The map.
+        table: &'static str,
+    },
     /// A later release wrote the state.
     #[error("{} has format {found}, this agent knows up to {expected}: start the release that wrote it; nothing was touched", path.display())]
     StateFormat {

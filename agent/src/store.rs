@@ -34,10 +34,8 @@ pub const NODES: &str = "nodes.json";
 /// The same before it has its name.
 const NODES_BEGUN: &str = "nodes.tmp";
 
-/// Version of the files under `endpoints/` that are written. 2 added the network and the bandwidth.
-const FORMAT: u32 = 2;
-/// The oldest that is read.
-const OLDEST_FORMAT: u32 = 1;
+/// Version of the files under `endpoints/`.
+const FORMAT: u32 = 1;
 
 /// Bytes of a file for one pod: a block of most file systems.
 const TRIAL: usize = 4096;
@@ -290,7 +288,7 @@ fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
         Ok(AnyFormat { format }) if format > FORMAT => {
             return Err(Error::StateFormat { path: path.into(), found: format, expected: FORMAT });
         }
-        Ok(AnyFormat { format }) if format < OLDEST_FORMAT => {
+        Ok(AnyFormat { format }) if format < FORMAT => {
             return Ok(Err(format!("there is no format {format}")));
         }
         _ => {}
@@ -367,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn host_ports_are_remembered_and_files_without_them_decode() {
+    fn host_ports_are_remembered() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         let port = |number| NonZeroU16::new(number).unwrap();
@@ -380,10 +378,6 @@ mod tests {
         let with = Endpoint { port_mappings: vec![mapping], ..endpoint("a") };
         store.save(&with).unwrap();
         assert_eq!(store.load().unwrap().0, [with]);
-        // As releases before hostPorts wrote it.
-        store.save(&endpoint("a")).unwrap();
-        assert!(!fs::read_to_string(store.path(&endpoint("a"))).unwrap().contains("port_mappings"));
-        assert_eq!(store.load().unwrap().0, [endpoint("a")]);
     }
 
     #[test]
@@ -444,26 +438,15 @@ mod tests {
         store.save(&endpoint("a")).unwrap();
         let endpoints = folder.path().join("endpoints");
         let later = fs::read_to_string(store.path(&endpoint("a"))).unwrap();
-        fs::write(store.path(&endpoint("b")), later.replace("\"format\": 2", "\"format\": 3")).unwrap();
+        fs::write(store.path(&endpoint("b")), later.replace("\"format\": 1", "\"format\": 2")).unwrap();
         fs::write(endpoints.join("pw000000000001.json"), b"{\"form").unwrap();
         fs::write(endpoints.join("pw000000000003.tmp"), b"half").unwrap();
         let error = store.load().unwrap_err().to_string();
-        assert!(error.contains(&endpoint("b").host_interface) && error.contains("format 3"), "{error}");
+        assert!(error.contains(&endpoint("b").host_interface) && error.contains("format 2"), "{error}");
         assert_eq!(fs::read_dir(&endpoints).unwrap().count(), 4);
         assert!(
             endpoints.join("pw000000000001.json").exists() && endpoints.join("pw000000000003.tmp").exists()
         );
-    }
-
-    #[test]
-    fn the_format_before_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
-        store.save(&endpoint("a")).unwrap();
-        let path = store.path(&endpoint("a"));
-        let before = fs::read_to_string(&path).unwrap().replace("\"format\": 2", "\"format\": 1");
-        fs::write(&path, before).unwrap();
-        assert_eq!(store.load().unwrap().0, [endpoint("a")]);
     }
 
     #[test]

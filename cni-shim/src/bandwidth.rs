@@ -72,7 +72,7 @@ mod tests {
         for value in
             [json!(null), json!({}), json!({"ingressRate": 0, "ingressBurst": 0, "egressRate": null})]
         {
-            assert!(check(&value).unwrap().is_unlimited(), "{value}");
+            assert_eq!(check(&value).unwrap(), Bandwidth::default(), "{value}");
         }
         assert_eq!(check(&json!({"egressRate": 12_000})).unwrap().egress, limit(12_000, None));
     }

@@ -9,15 +9,13 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::{NonZeroU16, NonZeroU64};
-use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use podwire_common::names::host_interface;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// The versions of the protocol that the agent serves: a node's plugin is replaced before its agent, or after it. 3 added to 2:
-/// [`Call::Status`], [`Call::Gc`], and in [`Add`] the network and the bandwidth. 4 added to 3: [`Call::Propose`].
-pub const VERSIONS: RangeInclusive<u32> = 2..=4;
+/// The version of the protocol. The agent refuses every other one.
+pub const VERSION: u32 = 1;
 /// The largest frame, in bytes of JSON.
 pub const MAX_FRAME: usize = 1 << 20;
 /// Where the agent listens unless told otherwise.
@@ -27,21 +25,16 @@ pub const DEFAULT_SOCKET: &str = "/run/podwire/agent.sock";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
-    /// One of [`VERSIONS`]: the first thing that is looked at.
+    /// [`VERSION`]. The agent looks at it first.
     pub version: u32,
     /// What is asked for.
     pub call: Call,
 }
 
 impl Request {
-    /// In the oldest version that has the call: what is asked for of an older agent as well should not be refused for its version.
+    /// In this release's version.
     pub fn new(call: Call) -> Self {
-        let version = match call {
-            Call::Del(_) | Call::Check(_) => 2,
-            Call::Add(_) | Call::Status | Call::Gc(_) => 3,
-            Call::Propose(_) => 4,
-        };
-        Self { version, call }
+        Self { version: VERSION, call }
     }
 }
 
@@ -105,11 +98,9 @@ pub struct Add {
     pub port_mappings: Vec<PortMapping>,
     /// `K8S_POD_NAMESPACE` and `K8S_POD_NAME` out of `CNI_ARGS`, for messages.
     pub pod: Option<PodName>,
-    /// `name` of the network configuration. `None` from a plugin that spoke version 2.
-    #[serde(default)]
-    pub network: Option<String>,
+    /// `name` of the network configuration.
+    pub network: String,
     /// `bandwidth` capability.
-    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
 }
 
@@ -118,18 +109,9 @@ pub struct Add {
 #[serde(deny_unknown_fields)]
 pub struct Bandwidth {
     /// What the pod receives.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<Limit>,
     /// What it sends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Limit>,
-}
-
-impl Bandwidth {
-    /// Whether neither direction has a limit.
-    pub fn is_unlimited(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// A rate, and how much may pass at once after a pause.
@@ -139,7 +121,6 @@ pub struct Limit {
     /// Bits per second.
     pub rate: NonZeroU64,
     /// Bits; `None`: left to Podwire.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<NonZeroU64>,
 }
 
@@ -363,7 +344,7 @@ mod tests {
 
     #[test]
     fn an_unknown_field_is_refused() {
-        let json = br#"{"version":2,"call":{"del":{"container_id":"a","interface":"b","force":true}}}"#;
+        let json = br#"{"version":1,"call":{"del":{"container_id":"a","interface":"b","force":true}}}"#;
         let frame = [&u32::try_from(json.len()).unwrap().to_be_bytes()[..], json].concat();
         let error = read_frame::<Request>(&mut frame.as_slice()).unwrap_err();
         assert!(error.to_string().contains("force"), "{error}");

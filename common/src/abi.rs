@@ -6,15 +6,23 @@
 use crate::addr::{Addr, Be16, LpmAddr, Mac, Quad};
 use crate::epoch::FLOW_SLOTS;
 
-/// The layout of every pinned map together. Stored beside the maps; an agent that finds another
-/// version refuses it.
-pub const SCHEMA_VERSION: u32 = 6;
+/// The layout of every pinned map together, and its number beside the pins. An agent takes over the
+/// maps of an earlier layout and refuses those of a later one.
+///
+/// A release that changes a table's keys or values counts this up, gives the table the new number in
+/// [`Table::layout`](crate::tables::Table::layout), and adds a conversion to the agent.
+pub const SCHEMA_VERSION: u32 = if cfg!(feature = "earlier-layout") { 0 } else { 1 };
+/// Bytes by which the entries of the artificial layout 0 are larger.
+const EARLIER: usize = if cfg!(feature = "earlier-layout") { 8 } else { 0 };
 
 /// `ENDPOINTS`: pod address → how to reach that pod on this node.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Endpoint {
+    /// Reserved in the artificial layout 0.
+    #[cfg(feature = "earlier-layout")]
+    pub earlier: [u8; 8],
     /// The host side of the pod's veth pair.
     pub ifindex: u32,
     /// The agent's number for the endpoint; unique on the node while the endpoint lives.
@@ -201,6 +209,9 @@ pub struct InboundFlow {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Translation {
+    /// Reserved in the artificial layout 0.
+    #[cfg(feature = "earlier-layout")]
+    pub earlier: [u8; 8],
     /// `CLOCK_MONOTONIC`, nanoseconds; refreshed about once a second.
     pub last_seen: u64,
     /// Where the packet comes from after translation.
@@ -584,7 +595,7 @@ pub const MODE_DIRECT: u32 = 1;
 
 /// Types that the kernel and user space copy byte by byte, each with its size.
 macro_rules! plain {
-    ($($type:ty: $size:literal,)*) => { $(
+    ($($type:ty: $size:expr,)*) => { $(
         const _: () = assert!(size_of::<$type>() == $size);
         #[cfg(feature = "aya")]
         #[expect(unsafe_code, reason = "aya's marker for types that any bytes make a valid value of")]
@@ -597,7 +608,7 @@ macro_rules! plain {
 plain! {
     Addr: 16,
     LpmAddr: 16,
-    Endpoint: 44,
+    Endpoint: 44 + EARLIER,
     Guard: 24,
     Node: 48,
     Vtep: 8,
@@ -607,7 +618,7 @@ plain! {
     FragmentKey: 40,
     FragmentPorts: 8,
     InboundFlow: 8,
-    Translation: 64,
+    Translation: 64 + EARLIER,
     KnownFlow: 144,
     FlowKey: 16,
     NextHop: 20,

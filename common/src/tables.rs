@@ -77,6 +77,9 @@
 //! # assert!(matches!(op, Op::Vteps(..)));
 //! ```
 
+/// The first release's layout.
+pub const FIRST_LAYOUT: u32 = 1;
+
 /// Calls a macro with the rows of all tables.
 #[macro_export]
 macro_rules! tables {
@@ -385,6 +388,22 @@ impl Table {
     /// Its name in the object and of its pin.
     pub const fn name(self) -> &'static str {
         self.row().name
+    }
+
+    /// The layout ([`SCHEMA_VERSION`](crate::abi::SCHEMA_VERSION)) that changed its keys or values last.
+    pub const fn layout(self) -> u32 {
+        match self {
+            #[cfg(feature = "earlier-layout")]
+            Self::Endpoints | Self::Translations => crate::abi::SCHEMA_VERSION,
+            _ => FIRST_LAYOUT,
+        }
+    }
+
+    /// Whether an upgrade takes the entries over when the layout changes. Arrays begin with zeros: what
+    /// they hold is counted again. The programs find out again what `FLOWS` holds, and the collector
+    /// counts for `HOLDERS`.
+    pub const fn is_carried_over(self) -> bool {
+        self.row().kind.fills() && !matches!(self, Self::Flows | Self::Holders)
     }
 }
 

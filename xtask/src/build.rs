@@ -1,6 +1,7 @@
 //! The BPF object, and the binaries that embed it.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,6 +17,10 @@ const OBJECT: &str = "target/bpf/podwire-ebpf";
 const TOOLCHAIN: &str = "target/bpf/toolchain";
 /// The feature with which the programs count the helpers that they call.
 pub(crate) const COUNT_HELPERS: &str = "count-helpers";
+/// The feature with which the maps have an artificial earlier layout, from which tests upgrade.
+pub(crate) const EARLIER_LAYOUT: &str = "earlier-layout";
+/// Where the tests take the agent of that layout from.
+const EARLIER_AGENT: &str = "target/earlier-layout/podwire";
 /// A kubelet executes the plugin for every pod: it stays small.
 const PLUGIN_LIMIT: u64 = 3 << 20;
 
@@ -98,7 +103,23 @@ pub(crate) fn for_lab() -> Result<()> {
 pub(crate) fn for_tests() -> Result<()> {
     let toolchain = setup::everything()?;
     object_with(&toolchain, COUNT_HELPERS)?;
-    object(&toolchain).map(|_| ())
+    object(&toolchain)?;
+    earlier_agent(&object_with(&toolchain, EARLIER_LAYOUT)?)
+}
+
+/// The agent of the artificial earlier layout, beside today's.
+fn earlier_agent(object: &Path) -> Result<()> {
+    let mut command = run::cargo(&["build", "-p", "podwire", "--features", EARLIER_LAYOUT]);
+    command.env("PODWIRE_BPF_OBJECT", object);
+    run::step(&format!("cargo build (podwire, {EARLIER_LAYOUT})"), || run::visibly(&mut command))?;
+    // The next build puts today's agent there: both builds name their result alike.
+    let built = run::target_dir().join("debug/podwire");
+    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    let agent = run::root().join(EARLIER_AGENT);
+    replace_if_changed(&bytes, &agent)?;
+    fs::set_permissions(&agent, Permissions::from_mode(0o755))
+        .with_context(|| format!("make {} executable", agent.display()))?;
+    lab_binaries().map(drop)
 }
 
 /// A file that is written anew has the agent compiled anew.

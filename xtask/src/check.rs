@@ -15,7 +15,7 @@ pub(crate) fn run() -> Result<()> {
         run::visibly(&mut run::cargo(&["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"]))
     })?;
     // For the host: not every BPF toolchain has a clippy. The object aborts on panic, as it does in the kernel.
-    for features in ["", build::COUNT_HELPERS] {
+    for features in ["", build::COUNT_HELPERS, build::EARLIER_LAYOUT] {
         run::step(&format!("cargo clippy (BPF object, features: {features:?})"), || {
             let arguments = ["clippy", "--quiet", "--package", "podwire-ebpf", "--features", features];
             let mut command = run::cargo(&arguments);

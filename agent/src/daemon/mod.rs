@@ -27,6 +27,7 @@ use crate::before::Before;
 use crate::claim::Claim;
 use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
+use crate::dataplane::conversions::CONVERSIONS;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
 use crate::dataplane::pins;
@@ -70,7 +71,7 @@ impl Daemon {
         bpf_lock: Lock,
     ) -> Result<Self, Error> {
         // First what may refuse: another release's maps or state. The latter last: what it finds spoilt it sets aside.
-        pins::check(&config.places.bpf_dir)?;
+        pins::check(&config.places.bpf_dir, CONVERSIONS)?;
         let (endpoints, corrupt) = store.load()?;
         Claim::own(&config.places.bpf_dir)?.save(&config.places.state_dir)?;
         // Before anything is listed: what changes meanwhile is told.

@@ -10,6 +10,8 @@ use aya::Pod;
 use aya::maps::{MapData, MapError};
 
 /// Of `enum bpf_cmd` (include/uapi/linux/bpf.h).
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 /// Entries that a call has room for. The kernel gives whole buckets, which hold a few entries each.
 const ROOM: usize = 4096;
@@ -24,6 +26,16 @@ struct Batch {
     count: u32,
     map: RawFd,
     element_flags: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` for one entry.
+#[repr(C)]
+struct Entry {
+    map: RawFd,
+    reserved: u32,
+    key: u64,
+    value: u64,
     flags: u64,
 }
 
@@ -118,16 +130,83 @@ pub(super) fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut show: impl FnMut
 /// # Errors
 /// The kernel's.
 pub(super) fn count(map: &MapData) -> Result<usize, MapError> {
-    let info = map.info()?;
-    let (key, value) = (info.key_size() as usize, info.value_size() as usize);
+    let mut entries = 0;
+    for_each_raw(map, |_, _| entries += 1)?;
+    Ok(entries)
+}
+
+/// As [`for_each`], of any hash map or LPM trie: shows keys and values as bytes.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn for_each_raw(map: &MapData, mut show: impl FnMut(&[u8], &[u8])) -> Result<(), MapError> {
+    let (key, value) = sizes(map)?;
     assert!(key <= LARGEST_KEY, "no map has keys of {key} bytes");
     let (mut keys, mut values) = (vec![0_u8; ROOM * key], vec![0_u8; ROOM * value]);
     let mut walk = Walk::new(map.fd().as_fd());
-    let mut entries = 0;
     while !walk.is_over {
         // SAFETY: there is room for `ROOM` keys and values of the map's sizes, and the assertion holds
         // for keys.
-        entries += unsafe { walk.read(keys.as_mut_ptr(), values.as_mut_ptr()) }?;
+        let count = unsafe { walk.read(keys.as_mut_ptr(), values.as_mut_ptr()) }?;
+        keys.chunks(key).zip(values.chunks(value)).take(count).for_each(|(key, value)| show(key, value));
     }
-    Ok(entries)
+    Ok(())
+}
+
+/// One entry's value as bytes. `None`: there is no such entry.
+///
+/// # Errors
+/// The kernel's; [`io::ErrorKind::InvalidInput`] when the map has keys of another size.
+pub(super) fn get(map: &MapData, key: &[u8]) -> Result<Option<Vec<u8>>, MapError> {
+    let (key_size, value_size) = sizes(map)?;
+    let mut value = vec![0; value_size];
+    fits(key.len() == key_size)?;
+    let mut entry = Entry {
+        map: map.fd().as_fd().as_raw_fd(),
+        reserved: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the attributes, as many bytes as they have, and a key; it writes a value.
+    // Both have the map's sizes and outlive the call.
+    let outcome =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, &raw mut entry, size_of::<Entry>()) };
+    match (outcome < 0).then(io::Error::last_os_error) {
+        None => Ok(Some(value)),
+        Some(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Some(error) => Err(error.into()),
+    }
+}
+
+/// Writes one entry, whether or not it is there.
+///
+/// # Errors
+/// The kernel's; [`io::ErrorKind::InvalidInput`] when the map has keys or values of other sizes.
+pub(super) fn set(map: &MapData, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let (key_size, value_size) = sizes(map).map_err(io::Error::other)?;
+    fits(key.len() == key_size && value.len() == value_size)?;
+    let mut entry = Entry {
+        map: map.fd().as_fd().as_raw_fd(),
+        reserved: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the attributes, as many bytes as they have, a key and a value. Both have
+    // the map's sizes and outlive the call.
+    let outcome =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw mut entry, size_of::<Entry>()) };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Of keys and values, in bytes.
+fn sizes(map: &MapData) -> Result<(usize, usize), MapError> {
+    let info = map.info()?;
+    Ok((info.key_size() as usize, info.value_size() as usize))
+}
+
+fn fits(fits: bool) -> io::Result<()> {
+    let error = || io::Error::new(io::ErrorKind::InvalidInput, "the map's keys or values have another size");
+    if fits { Ok(()) } else { Err(error()) }
 }

@@ -39,11 +39,12 @@ impl Dataplane {
     }
 
     /// Pins again what is pinned no longer, and writes the version of the layout again. Gives what was missing, by name.
+    /// Not while maps of an earlier layout are taken over: until then the layout that counts is theirs.
     ///
     /// # Errors
     /// [`Error::NotBpfFileSystem`], [`Error::File`]: nothing more can be done until the next attempt.
     pub fn repair_pins(&self) -> Result<Vec<String>, Error> {
-        let Some(folder) = &self.bpf_dir else {
+        let Some(folder) = self.bpf_dir.as_ref().filter(|_| self.upgrade.is_none()) else {
             return Ok(Vec::new());
         };
         let mut repaired = Vec::new();

@@ -8,8 +8,11 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use podwire_common::abi::Config;
 use podwire_common::names;
+use podwire_common::tables::Table;
 
+use super::conversions::CONVERSIONS;
 use super::maps::Maps;
+use super::upgrade::Upgrade;
 use super::{Dataplane, pins, skb_layout};
 use crate::error::Error;
 
@@ -62,18 +65,24 @@ pub fn load_object(
     for (name, entries) in map_sizes {
         loader.map_max_entries(name, *entries);
     }
+    let mut upgrade = None;
     if let Some(folder) = bpf_dir {
-        pins::prepare(folder)?;
-        for name in names::maps::ALL {
-            loader.map_pin_path(name, pins::map(folder, name));
+        let earlier = pins::prepare(folder, CONVERSIONS)?;
+        upgrade = earlier.map(|earlier| Upgrade::begin(folder, earlier, CONVERSIONS)).transpose()?;
+        for table in Table::ALL {
+            loader.map_pin_path(table.name(), pins::map(folder, table));
         }
     }
     let mut ebpf = loader.load(object).map_err(|source| load_error("the BPF object", source))?;
-    let maps = Maps::take(&mut ebpf)?;
+    let mut maps = Maps::take(&mut ebpf)?;
     load_programs(&mut ebpf)?;
+    // After the verifier has taken all programs: what it refuses, leaves the earlier release as it was.
+    if let (Some(upgrade), Some(folder)) = (&mut upgrade, bpf_dir) {
+        upgrade.carry_over(folder, &mut maps)?;
+    }
     let pinned_maps = bpf_dir.map(pins::hold_maps).transpose()?.unwrap_or_default();
     let bpf_dir = bpf_dir.map(Path::to_path_buf);
-    Ok(Dataplane { ebpf, maps, bpf_dir, pinned_maps, links: BTreeMap::new() })
+    Ok(Dataplane { ebpf, maps, bpf_dir, upgrade, pinned_maps, links: BTreeMap::new() })
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {

@@ -4,6 +4,7 @@ pub mod attach;
 mod attach_cgroup;
 mod batch;
 mod btf;
+pub mod conversions;
 pub mod flows;
 pub mod forget;
 pub mod held;
@@ -16,6 +17,7 @@ pub mod probe;
 mod shares;
 mod sizes;
 mod skb_layout;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,6 +26,7 @@ use aya::Ebpf;
 
 use maps::Maps;
 use pinned::Pinned;
+use upgrade::Upgrade;
 
 /// The loaded object.
 pub struct Dataplane {
@@ -33,6 +36,8 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Where maps and links are pinned; `None`: nowhere, and everything ends with this value.
     bpf_dir: Option<PathBuf>,
+    /// While maps of an earlier layout are taken over.
+    upgrade: Option<Upgrade>,
     /// The pinned maps, held open.
     pinned_maps: Vec<Pinned>,
     /// The pinned links that this process has attached or taken over, held open, by their pins.

@@ -1,4 +1,16 @@
-//! The folder of pins on the BPF file system: maps by their names, links under `links/`, and the layout's version.
+//! The folder of pins on the BPF file system: maps by their names, links under `links/`, and the layout's number.
+//!
+//! # Maps of two layouts
+//!
+//! While an agent takes over the maps of an earlier layout, those of both are there side by side. The
+//! pin of a table that a later layout has changed bears that layout's number: `TRANSLATIONS-2` beside
+//! `TRANSLATIONS`. So each release finds its own maps by their names, and both releases use the tables
+//! that are the same in both. Folders for each layout would need a second pin of those, and would move
+//! every map that operators look at.
+//!
+//! `schema-version` says whose layout counts. It changes in one step, when all programs are the new
+//! ones. The agent of that layout removes every other layout's pins at its next start, if they are
+//! still there: those of an upgrade that was cut short at its very end, or that was rolled back.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,10 +21,12 @@ use std::path::{Path, PathBuf};
 use podwire_common::abi::SCHEMA_VERSION;
 use podwire_common::names;
 use podwire_common::names::programs::{CGROUP, UPLINK_LINKS};
+use podwire_common::tables::{FIRST_LAYOUT, Table};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use tracing::info;
 
+use super::conversions::{Conversion, conversion};
 use super::pinned::Pinned;
 use crate::error::{Error, absent_is_fine};
 use crate::lock::{Held, Lock};
@@ -21,20 +35,41 @@ use crate::lock::{Held, Lock};
 const BPF_FILE_SYSTEM: u64 = 0xcafe_4a11;
 /// Where a BPF file system is expected.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
-/// A symbolic link to the version: the one thing beside folders and pins that a BPF file system can hold.
+/// A symbolic link to the layout's number: the one thing beside folders and pins that a BPF file system can hold.
 const SCHEMA: &str = "schema-version";
+/// A symbolic link to the number of a layout whose maps have been filled, and until when: `2-at-8123456789`.
+const UPGRADE: &str = "upgrade";
+/// A symbolic link before it has its name.
+const BEGUN: &str = "next-link";
 const HELD: Held = Held { name: "the folder of pins", option: "--bpf-dir" };
 
-/// Makes the folder ready for pins of this release's layout.
+/// A map of an earlier layout that this release has another one for.
+#[derive(Debug)]
+pub(super) struct Earlier {
+    pub table: Table,
+    /// The layout that changed it last.
+    pub layout: u32,
+    pub path: PathBuf,
+}
+
+/// Makes the folder ready for pins of this release's layout. Gives the maps of an earlier one that are
+/// there; `None`: the folder has no other layout.
 ///
 /// # Errors
-/// [`Error::NotBpfFileSystem`], [`Error::Schema`] or [`Error::File`].
-pub fn prepare(folder: &Path) -> Result<(), Error> {
+/// [`Error::NotBpfFileSystem`]; those of [`check`].
+pub(super) fn prepare(folder: &Path, conversions: &[Conversion]) -> Result<Option<Vec<Earlier>>, Error> {
     ensure_bpf_file_system(folder)?;
-    check(folder)?;
+    check(folder, conversions)?;
     let links = links(folder);
     fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
-    write_schema(folder)
+    match layout(folder)? {
+        Some(found) if found != SCHEMA_VERSION => earlier(folder, found).map(Some),
+        _ => {
+            write_schema(folder)?;
+            remove_other_layouts(folder)?;
+            Ok(None)
+        }
+    }
 }
 
 /// Holds the folder, which is made if it is not there, against other agents.
@@ -55,24 +90,119 @@ pub fn hold_if_there(folder: &Path) -> Result<Option<Lock>, Error> {
     if folder.exists() { Lock::folder(folder, HELD).map(Some) } else { Ok(None) }
 }
 
-/// Whether this release can use the pins: they have its layout, or there are none. Touches nothing.
+/// Whether this release can use the pins: there are none, or they have its layout, or an earlier one
+/// from which there are conversions. Touches nothing.
 ///
 /// # Errors
-/// [`Error::Schema`], [`Error::File`].
-pub fn check(folder: &Path) -> Result<(), Error> {
-    let path = folder.join(SCHEMA);
+/// [`Error::Schema`], [`Error::NoConversion`], [`Error::File`].
+pub fn check(folder: &Path, conversions: &[Conversion]) -> Result<(), Error> {
     let mismatch = |found: String| Error::Schema { path: folder.into(), found, expected: SCHEMA_VERSION };
-    match fs::read_link(&path) {
-        Ok(found) if found == Path::new(&SCHEMA_VERSION.to_string()) => Ok(()),
-        Ok(found) => Err(mismatch(found.display().to_string())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if names::maps::ALL.iter().any(|name| map(folder, name).exists()) {
-                return Err(mismatch("unknown".into()));
-            }
-            Ok(())
-        }
-        Err(error) => Err(Error::file("read", path)(error)),
+    let Some(found) = layout(folder)? else {
+        let is_empty = maps(folder)?.is_empty();
+        return if is_empty { Ok(()) } else { Err(mismatch("unknown".into())) };
+    };
+    if found > SCHEMA_VERSION {
+        return Err(mismatch(found.to_string()));
     }
+    let earlier = earlier(folder, found)?;
+    let mut carried = earlier.iter().filter(|map| map.table.is_carried_over());
+    match carried.find(|map| conversion(conversions, map.table, map.layout).is_none()) {
+        Some(map) => Err(Error::NoConversion { path: folder.into(), found, table: map.table.name() }),
+        None => Ok(()),
+    }
+}
+
+/// The layout that counts. `None`: there is none yet.
+fn layout(folder: &Path) -> Result<Option<u32>, Error> {
+    let Some(text) = read_link(&folder.join(SCHEMA))? else {
+        return Ok(None);
+    };
+    let mismatch = |_| Error::Schema { path: folder.into(), found: text.clone(), expected: SCHEMA_VERSION };
+    text.parse().map(Some).map_err(mismatch)
+}
+
+/// The maps of the layout that was found which this release has other ones for.
+fn earlier(folder: &Path, found: u32) -> Result<Vec<Earlier>, Error> {
+    let maps = maps(folder)?;
+    let of = |table: Table| {
+        let of_table = maps.iter().filter(|(pin, _)| pin.name == table.name() && pin.layout <= found);
+        let (pin, path) = of_table.max_by_key(|(pin, _)| pin.layout)?;
+        let is_another = pin.layout != table.layout();
+        is_another.then(|| Earlier { table, layout: pin.layout, path: path.clone() })
+    };
+    Ok(Table::ALL.into_iter().filter_map(of).collect())
+}
+
+/// What the name of a map's pin says.
+struct MapPin {
+    name: String,
+    layout: u32,
+}
+
+impl MapPin {
+    /// `None`: no agent gives a map such a name.
+    fn of(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let is_known = |name: &str| names::maps::ALL.contains(&name);
+        let (name, layout) = match name.split_once('-') {
+            Some((name, number)) => (name, number.parse().ok()?),
+            None if is_known(name) => (name, FIRST_LAYOUT),
+            None => return None,
+        };
+        let is_ours = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        is_ours.then(|| Self { name: name.into(), layout })
+    }
+
+    fn is_this_layouts(&self) -> bool {
+        Table::ALL.iter().any(|table| table.name() == self.name && table.layout() == self.layout)
+    }
+}
+
+/// Every pinned map, of whichever layout.
+fn maps(folder: &Path) -> Result<Vec<(MapPin, PathBuf)>, Error> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let pins = entries(folder)?.into_iter();
+    Ok(pins.filter_map(|path| Some((MapPin::of(&path)?, path))).collect())
+}
+
+/// Until when this layout's maps were filled by an upgrade that was cut short (`CLOCK_MONOTONIC`,
+/// nanoseconds). `None`: they were not, or not to the end.
+///
+/// # Errors
+/// [`Error::File`].
+pub(super) fn filled_until(folder: &Path) -> Result<Option<u64>, Error> {
+    let text = read_link(&folder.join(UPGRADE))?;
+    let parts = text.as_deref().and_then(|text| text.split_once("-at-"));
+    let (layout, time) = parts.unwrap_or_default();
+    Ok(if layout == SCHEMA_VERSION.to_string() { time.parse().ok() } else { None })
+}
+
+/// Notes until when this layout's maps are filled.
+///
+/// # Errors
+/// [`Error::File`].
+pub(super) fn note_filled(folder: &Path, until: u64) -> Result<(), Error> {
+    replace_link(folder, UPGRADE, &format!("{SCHEMA_VERSION}-at-{until}"))
+}
+
+/// Says that this release's layout counts, and removes the others' pins.
+///
+/// # Errors
+/// [`Error::File`].
+pub(super) fn finish_upgrade(folder: &Path) -> Result<(), Error> {
+    replace_link(folder, SCHEMA, &SCHEMA_VERSION.to_string())?;
+    remove_other_layouts(folder)
+}
+
+/// Those of an upgrade from this layout are removed, too: it was rolled back.
+fn remove_other_layouts(folder: &Path) -> Result<(), Error> {
+    let others = maps(folder)?.into_iter().filter(|(pin, _)| !pin.is_this_layouts());
+    for path in others.map(|(_, path)| path).chain([folder.join(UPGRADE), folder.join(BEGUN)]) {
+        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))?;
+    }
+    Ok(())
 }
 
 /// Opens every pinned map, so that it can be pinned again.
@@ -80,11 +210,11 @@ pub fn check(folder: &Path) -> Result<(), Error> {
 /// # Errors
 /// [`Error::File`].
 pub(super) fn hold_maps(folder: &Path) -> Result<Vec<Pinned>, Error> {
-    let open = |name: &&str| {
-        let pin = map(folder, name);
+    let open = |table| {
+        let pin = map(folder, table);
         Pinned::open(&pin).map_err(Error::file("open the map", pin)).transpose()
     };
-    names::maps::ALL.iter().filter_map(open).collect()
+    Table::ALL.into_iter().filter_map(open).collect()
 }
 
 /// Makes the folder anew under a running agent, which knows whose layout the maps have. Says whether anything was missing.
@@ -116,10 +246,8 @@ pub fn uplinks(folder: &Path) -> BTreeSet<String> {
 pub fn remove_all(folder: &Path) -> Vec<Error> {
     let (links, version) = (links(folder), folder.join(SCHEMA));
     let is_agents = version.is_symlink();
-    let is_pin = |path: &PathBuf| {
-        let known = names::maps::ALL.iter().any(|name| map(folder, name) == *path);
-        *path != version && (known || is_agents && !path.is_dir())
-    };
+    let is_pin =
+        |path: &PathBuf| *path != version && (MapPin::of(path).is_some() || is_agents && !path.is_dir());
     let in_folder: Vec<_> = entries(folder).unwrap_or_default().into_iter().filter(is_pin).collect();
     let mut failed = Vec::new();
     let mut note = |outcome: io::Result<()>, path: &Path| {
@@ -137,8 +265,11 @@ pub fn remove_all(folder: &Path) -> Vec<Error> {
 }
 
 /// Where a map is pinned.
-pub fn map(folder: &Path, name: &str) -> PathBuf {
-    folder.join(name)
+pub fn map(folder: &Path, table: Table) -> PathBuf {
+    match table.layout() {
+        FIRST_LAYOUT => folder.join(table.name()),
+        later => folder.join(format!("{}-{later}", table.name())),
+    }
 }
 
 /// The folder of pinned links.
@@ -220,13 +351,28 @@ fn is_bpf_file_system(path: &Path) -> Result<bool, Error> {
     Ok(status.f_type as u64 & 0xffff_ffff == BPF_FILE_SYSTEM)
 }
 
-/// Writes the version, unless it is there. Before the first pin: pins without a version are never left behind.
+/// Writes the layout's number, unless it is there. Before the first pin: pins without a number are never left behind.
 fn write_schema(folder: &Path) -> Result<(), Error> {
     let path = folder.join(SCHEMA);
     match symlink(SCHEMA_VERSION.to_string(), &path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::file("write", path)(error)),
         _ => Ok(()),
     }
+}
+
+fn read_link(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_link(path) {
+        Ok(text) => Ok(Some(text.to_string_lossy().into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file("read", path)(error)),
+    }
+}
+
+/// In one step, in place of what is there.
+fn replace_link(folder: &Path, name: &str, text: &str) -> Result<(), Error> {
+    let (path, begun) = (folder.join(name), folder.join(BEGUN));
+    absent_is_fine(fs::remove_file(&begun)).map_err(Error::file("remove", &begun))?;
+    symlink(text, &begun).and_then(|()| fs::rename(&begun, &path)).map_err(Error::file("write", path))
 }
 
 #[cfg(test)]

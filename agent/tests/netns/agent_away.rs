@@ -115,7 +115,7 @@ fn made_by_hand(node: &Node, container_id: &str) -> Add {
         mtu: None,
         port_mappings: Vec::new(),
         pod: None,
-        network: None,
+        network: "podwire".into(),
         bandwidth: Bandwidth::default(),
     }
 }

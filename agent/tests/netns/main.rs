@@ -59,6 +59,7 @@ mod sweep;
 mod switches;
 mod sysctl_dir;
 mod uninstall;
+mod upgrade;
 mod wiped;
 mod world;
 

@@ -1,8 +1,5 @@
 //! The plugin and the agent together: what a runtime may ask for, and what CHECK finds.
 
-use std::os::unix::net::UnixStream;
-
-use podwire_cni::protocol::{self, Attachment};
 use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod, traffic};
@@ -87,47 +84,6 @@ fn an_mtu_that_does_not_fit_the_uplink_is_refused() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     refused(node, "mtu", &json!({}), Some(1500), INVALID_CONFIGURATION, "1450");
-}
-
-/// While a node is upgraded the plugin of before speaks to the new agent: version 2 of the protocol.
-#[test]
-fn the_plugin_of_the_version_before_is_served() {
-    let lab = Lab::builder().nodes(1).build().unwrap();
-    let node = lab.node(0);
-    let pod = lab.add_namespace("old").unwrap();
-    let attachment = Attachment { container_id: "old".into(), interface: "eth0".into() };
-    let host = attachment.host_interface();
-    let (pod_mac, host_mac) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
-    node.ip(&format!(
-        "link add {host} address {host_mac} arp off type veth peer name eth0 address {pod_mac} netns {}",
-        pod.name()
-    ))
-    .unwrap();
-    let named = json!({ "container_id": "old", "interface": "eth0" });
-    let add = json!({
-        "attachment": named, "netns": pod.path(), "host_interface": host, "pod_mac": pod_mac, "host_mac": host_mac,
-        "addresses": [], "mtu": null, "port_mappings": [], "pod": { "namespace": "lab", "name": "old" },
-    });
-    let ask = |call: Value| -> Value {
-        let mut stream = UnixStream::connect(node.socket()).unwrap();
-        protocol::write_frame(&mut stream, &json!({ "version": 2, "call": call })).unwrap();
-        protocol::read_frame(&mut stream).unwrap()
-    };
-    let added = ask(json!({ "add": add }));
-    let fields: Vec<_> = added["added"].as_object().unwrap().keys().cloned().collect();
-    // All that it knew, and nothing else: it refuses unknown fields.
-    assert_eq!(fields, ["addresses", "gateways", "host_interface", "host_mac", "mtu", "pod_mac"], "{added}");
-    let [address, gateway] = [&added["added"]["addresses"][0], &added["added"]["gateways"][0]]
-        .map(|value| value.as_str().unwrap());
-    pod.ip(&format!(
-        "link set eth0 up\naddress add {address} dev eth0\nneighbour add {gateway} lladdr {host_mac} dev eth0 nud permanent\n\
-         route add {gateway}/32 dev eth0\nroute add default via {gateway}"
-    ))
-    .unwrap();
-    traffic::ping(node, address.trim_end_matches("/32").parse().unwrap(), 56).unwrap();
-    assert_eq!(ask(json!({ "check": named })), json!({ "checked": added["added"] }));
-    assert_eq!(ask(json!({ "del": named })), json!("deleted"));
-    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), json!([]));
 }
 
 #[test]

@@ -26,5 +26,6 @@ mod to_overlay;
 mod to_pod;
 mod to_uplink;
 mod trial;
+mod upgrade;
 mod uplink_xdp;
 mod vtep;

@@ -139,7 +139,7 @@ fn request(config: &Config, target: &Target, pair: &Pair) -> protocol::Add {
         mtu: config.mtu,
         port_mappings: config.port_mappings.clone(),
         pod: target.pod.clone(),
-        network: Some(config.network.clone()),
+        network: config.network.clone(),
         bandwidth: config.bandwidth,
     }
 }

@@ -29,7 +29,7 @@ fn status_says_nothing_when_add_can_be_served_and_why_when_not() {
         status().run().failed_with(code, said);
     }
     for (answer_to, said) in [
-        (failed(codes::DECODING_FAILURE, "version 3 of the protocol"), "version 3 of the protocol"),
+        (failed(codes::DECODING_FAILURE, "version 1 of the protocol"), "version 1 of the protocol"),
         (Answer::HangUp, "closed the connection"),
         (Answer::Stall, "did not answer within 10 s"),
     ] {

@@ -19,8 +19,13 @@ const BINARIES: [&str; 2] = ["podwire", "podwire-cni"];
 /// The agent reads it before it asks the API server.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// What the packet tables read, where it is there.
-const DATA: [&str; 4] =
-    ["target/bpf/podwire-ebpf-count-helpers", "target/bpf/toolchain", "agent/tests/prog/costs.json", RECORD];
+const DATA: [&str; 5] = [
+    "target/bpf/podwire-ebpf-count-helpers",
+    "target/bpf/podwire-ebpf-earlier-layout",
+    "target/bpf/toolchain",
+    "agent/tests/prog/costs.json",
+    RECORD,
+];
 /// What they write when they are asked for a new record.
 const RECORD: &str = "agent/tests/prog/kernels.json";
 const BUSYBOX: &str = "/bin/busybox";

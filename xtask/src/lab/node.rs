@@ -25,6 +25,8 @@ pub struct Node {
     lab: String,
     place: NodePlace,
     binaries: Binaries,
+    /// In place of the agent among [`Self::binaries`].
+    other_agent: Mutex<Option<PathBuf>>,
     arguments: Vec<String>,
     wrapper: Vec<String>,
     run_dir: PathBuf,
@@ -68,6 +70,7 @@ impl Node {
             lab: lab.to_owned(),
             place: place.clone(),
             binaries: binaries.clone(),
+            other_agent: Mutex::new(None),
             arguments,
             wrapper: wanted.agent_wrapper.clone(),
             run_dir,
@@ -161,6 +164,11 @@ impl Node {
         let namespace = self.pod_namespace(pod);
         let netns = Path::new("/run/netns").join(&namespace);
         CniCall::new(self, &self.binaries.plugin, &self.socket(), command, &namespace, &netns, runtime_config)
+    }
+
+    /// Has its next agents be of another build; `None`: of the lab's own again.
+    pub fn use_agent(&self, agent: Option<&Path>) {
+        *self.other_agent.lock().unwrap_or_else(PoisonError::into_inner) = agent.map(Path::to_owned);
     }
 
     /// Starts the agent and waits until it serves.
@@ -388,7 +396,8 @@ impl Node {
 
     /// What starts the agent: program and arguments.
     fn agent_command(&self) -> Vec<String> {
-        let binary = self.binaries.agent.to_string_lossy().into_owned();
+        let other = self.other_agent.lock().unwrap_or_else(PoisonError::into_inner);
+        let binary = other.as_ref().unwrap_or(&self.binaries.agent).to_string_lossy().into_owned();
         self.wrapper.iter().cloned().chain([binary]).chain(self.arguments.iter().cloned()).collect()
     }
 

@@ -37,6 +37,8 @@ fn add_link(slice: &mut Slice, model: &Model, endpoint: &Endpoint) {
 pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
     let flag = |is_set, flag| if is_set { flag } else { 0 };
     abi::Endpoint {
+        #[cfg(feature = "earlier-layout")]
+        earlier: [0; 8],
         ifindex: endpoint.ifindex,
         id: endpoint.id,
         flags: flag(!endpoint.port_mappings.is_empty(), abi::ENDPOINT_HAS_HOST_PORTS)

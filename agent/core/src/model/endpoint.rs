@@ -38,15 +38,12 @@ pub struct Endpoint {
     /// Of the pod's link, bytes.
     pub mtu: u32,
     /// Its hostPorts.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
     /// The pod's name, where the runtime gave it.
     pub pod: Option<PodName>,
-    /// The network configuration that it was made by. `None`: the plugin did not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The network configuration that it was made by. `None`: the endpoint's file was lost.
     pub network: Option<String>,
     /// How fast it may receive and send.
-    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
 }
 
@@ -103,18 +100,9 @@ impl Attachment {
 #[serde(deny_unknown_fields)]
 pub struct Bandwidth {
     /// What the pod receives.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<Limit>,
     /// What it sends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Limit>,
-}
-
-impl Bandwidth {
-    /// Whether neither direction has a limit.
-    pub fn is_unlimited(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// A rate, and how much may pass at once after a pause.
@@ -124,7 +112,6 @@ pub struct Limit {
     /// Bits per second.
     pub rate: NonZeroU64,
     /// Bits; `None`: left to Podwire.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<NonZeroU64>,
 }
 

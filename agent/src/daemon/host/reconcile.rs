@@ -82,6 +82,7 @@ impl Upkeep {
             return put_right;
         }
         self.attach_uplinks(state).await?;
+        state.executor.dataplane.finish_upgrade()?;
         state.host = Arc::new(host);
         put_right?;
         state.conditions.clear(ConditionName::NotSetUp);

@@ -255,7 +255,7 @@ pub(in crate::daemon) fn proposed(state: &State, add: &Add) -> Result<Endpoint, 
         mtu: wanted_mtu(add.mtu, fitting)?,
         port_mappings,
         pod: add.pod.as_ref().map(wire::pod_name),
-        network: add.network.clone(),
+        network: Some(add.network.clone()),
         bandwidth,
     })
 }

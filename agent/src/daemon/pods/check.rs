@@ -112,7 +112,17 @@ fn table_faults(endpoint: &Endpoint, change: &TableChange) -> Vec<String> {
 
 fn entry_faults(endpoint: &Endpoint, have: abi::Endpoint, want: abi::Endpoint) -> Vec<String> {
     // Taken apart, so that a field that is added to the entry cannot be forgotten here.
-    let abi::Endpoint { ifindex, id, flags, mtu, pod_mac, host_mac, gateway } = want;
+    let abi::Endpoint {
+        #[cfg(feature = "earlier-layout")]
+            earlier: _,
+        ifindex,
+        id,
+        flags,
+        mtu,
+        pod_mac,
+        host_mac,
+        gateway,
+    } = want;
     let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
     [
         ("ifindex", text(&have.ifindex), text(&ifindex)),

@@ -44,8 +44,8 @@ impl Pods {
         Ok(())
     }
 
-    /// Takes back every attachment of the network that is not to stay. What fails does not keep the others from being taken. One whose
-    /// network is not known, added by a plugin of before protocol 3, is another network's for all that is known: it stays.
+    /// Takes back every attachment of the network that is not to stay. What fails does not keep the others
+    /// from being taken. An endpoint whose file was lost has no known network, so it stays.
     pub(in crate::daemon) async fn collect_garbage(
         &mut self,
         state: &mut State,

@@ -18,7 +18,7 @@ fn an_attachment_whose_network_is_not_known_is_kept() {
     let [old, new] = ["old", "new"].map(|name| Container::new(node, name));
     let result = old.add();
     node.stop_agent().unwrap();
-    // As the agent wrote it for a plugin that did not say.
+    // The file does not name the network.
     for file in std::fs::read_dir(node.state_dir().join("endpoints")).unwrap() {
         let path = file.unwrap().path();
         let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();

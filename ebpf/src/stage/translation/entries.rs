@@ -49,6 +49,8 @@ pub fn touch(entry: &TranslationEntry, packet: &Parsed) {
 #[inline(always)]
 pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
     Translation {
+        #[cfg(feature = "earlier-layout")]
+        earlier: [0; 8],
         last_seen: maps::now(),
         source: flow.source,
         destination: flow.destination,

@@ -1,0 +1,191 @@
+//! Taking over pinned maps of an earlier layout, with the entries that are in them.
+//!
+//! 1. The agent makes the tables that its layout has changed, and fills them from the earlier ones. The
+//!    earlier programs forward meanwhile.
+//! 2. The agent replaces all programs.
+//! 3. The agent carries over what the earlier programs have written since step 1, and says that its own
+//!    layout counts. Then the earlier pins go ([`pins::finish_upgrade`]).
+//!
+//! Until step 3 an earlier release finds its own maps as it left them. An agent that was killed in
+//! between is followed by one that carries over what was written since the last time.
+
+use std::mem::offset_of;
+use std::path::Path;
+
+use aya::maps::MapData;
+use podwire_common::abi::{self, ENDPOINT_STACK_ONLY, InboundFlow, SCHEMA_VERSION, StackFlow, Translation};
+use podwire_common::names::maps as names;
+use podwire_common::tables::{Owner, Table};
+use tracing::{info, warn};
+
+use super::conversions::{Conversion, Entry, conversion};
+use super::maps::{Maps, map_error};
+use super::pins::Earlier;
+use super::{Dataplane, batch, pins};
+use crate::error::{Error, absent_is_fine};
+use crate::housekeeping;
+
+/// An upgrade that has not ended.
+pub(super) struct Upgrade {
+    tables: Vec<Changed>,
+    /// Entries that were last used before have been carried over (`CLOCK_MONOTONIC`, nanoseconds).
+    /// `None`: no entry has.
+    since: Option<u64>,
+    carried: usize,
+}
+
+/// A table of another layout than before.
+struct Changed {
+    table: Table,
+    earlier: MapData,
+    conversion: &'static Conversion,
+    /// Entries that the new map had no room for.
+    left_behind: usize,
+}
+
+impl Upgrade {
+    /// Opens the earlier maps. To be called before the new ones are made: those that an attempt has
+    /// made and not filled are removed, since no program uses them.
+    ///
+    /// # Errors
+    /// [`Error::NoConversion`], [`Error::Map`], [`Error::File`].
+    pub(super) fn begin(
+        folder: &Path,
+        earlier: Vec<Earlier>,
+        conversions: &'static [Conversion],
+    ) -> Result<Self, Error> {
+        let since = pins::filled_until(folder)?;
+        let mut tables = Vec::new();
+        for Earlier { table, layout, path } in earlier {
+            if since.is_none() {
+                let begun = pins::map(folder, table);
+                absent_is_fine(std::fs::remove_file(&begun)).map_err(Error::file("remove", begun))?;
+            }
+            if table.is_carried_over() {
+                let conversion = conversion(conversions, table, layout).ok_or_else(|| {
+                    Error::NoConversion { path: folder.into(), found: layout, table: table.name() }
+                })?;
+                let earlier = MapData::from_pin(path).map_err(map_error("open the earlier", table.name()))?;
+                tables.push(Changed { table, earlier, conversion, left_behind: 0 });
+            }
+        }
+        info!("the pinned maps have an earlier layout: they are taken over");
+        Ok(Self { tables, since, carried: 0 })
+    }
+
+    /// Carries over what was not carried over yet, and notes until when.
+    ///
+    /// # Errors
+    /// [`Error::Map`], [`Error::File`].
+    pub(super) fn carry_over(&mut self, folder: &Path, maps: &mut Maps) -> Result<(), Error> {
+        let now = housekeeping::now();
+        for changed in &mut self.tables {
+            self.carried += match (changed.table.row().owner, self.since) {
+                // From then on the agent has written its own map alone.
+                (Owner::Agent, Some(_)) => changed.carry_marks_over(maps)?,
+                (_, since) => changed.carry_over(maps, since.unwrap_or(0))?,
+            };
+        }
+        pins::note_filled(folder, now)?;
+        self.since = Some(now);
+        Ok(())
+    }
+}
+
+impl Changed {
+    /// Carries over the entries that have been used since. Gives how many.
+    fn carry_over(&mut self, maps: &Maps, since: u64) -> Result<usize, Error> {
+        let map = maps.map(self.table);
+        let mut carried = 0;
+        for (key, value) in self.entries()? {
+            let seen = last_seen(self.table, &value);
+            if seen.is_some_and(|seen| seen < since) {
+                continue;
+            }
+            let there = batch::get(map, &key).map_err(map_error("read", self.table.name()))?;
+            // The new programs have used it, too, and know it better.
+            if there.is_some_and(|there| last_seen(self.table, &there) >= seen) {
+                continue;
+            }
+            match batch::set(map, &key, &value) {
+                Ok(()) => carried += 1,
+                Err(error) if error.raw_os_error() == Some(libc::E2BIG) => self.left_behind += 1,
+                Err(error) => return Err(map_error("write", self.table.name())(error.into())),
+            }
+        }
+        Ok(carried)
+    }
+
+    /// Carries over what programs write into entries of the agent's: which pods use the stack only.
+    fn carry_marks_over(&self, maps: &mut Maps) -> Result<usize, Error> {
+        if self.table != Table::Endpoints {
+            return Ok(0);
+        }
+        let mut carried = 0;
+        for (key, value) in self.entries()? {
+            let field = |at: usize| value.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+            let id = field(offset_of!(abi::Endpoint, id));
+            let is_marked = field(offset_of!(abi::Endpoint, flags)).unwrap_or(0) & ENDPOINT_STACK_ONLY != 0;
+            let address = key.try_into().map(|bytes| podwire_common::addr::Addr { bytes });
+            let (true, Ok(address)) = (is_marked, address) else { continue };
+            let Ok(mut there) = maps.endpoints.get(&address, 0) else { continue };
+            if Some(there.id) == id && there.flags & ENDPOINT_STACK_ONLY == 0 {
+                there.flags |= ENDPOINT_STACK_ONLY;
+                maps.endpoints.insert(address, there, 0).map_err(map_error("write", names::ENDPOINTS))?;
+                carried += 1;
+            }
+        }
+        Ok(carried)
+    }
+
+    /// The earlier map's, in today's form.
+    fn entries(&self) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        batch::for_each_raw(&self.earlier, |key, value| entries.extend((self.conversion.entry)(key, value)))
+            .map_err(map_error("read the earlier", self.table.name()))?;
+        Ok(entries)
+    }
+}
+
+/// When an entry was used last. `None`: the table does not tell.
+fn last_seen(table: Table, value: &[u8]) -> Option<u64> {
+    let at = match table {
+        Table::StackFlows => offset_of!(StackFlow, last_seen),
+        Table::InboundFlows => offset_of!(InboundFlow, last_seen),
+        Table::Translations => offset_of!(Translation, last_seen),
+        _ => return None,
+    };
+    value.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes)
+}
+
+impl Dataplane {
+    /// Ends an upgrade, if one is under way. To be called when every device has the new programs.
+    ///
+    /// # Errors
+    /// [`Error::Map`], [`Error::File`]: the upgrade is still under way.
+    pub fn finish_upgrade(&mut self) -> Result<(), Error> {
+        let (Some(upgrade), Some(folder)) = (&mut self.upgrade, &self.bpf_dir) else {
+            return Ok(());
+        };
+        upgrade.carry_over(folder, &mut self.maps)?;
+        pins::finish_upgrade(folder)?;
+        info!(
+            layout = SCHEMA_VERSION,
+            entries = upgrade.carried,
+            "the maps of the earlier layout are taken over"
+        );
+        for changed in upgrade.tables.iter().filter(|changed| changed.left_behind > 0) {
+            let option =
+                changed.table.row().option.map(|field| format!(": raise --{}", field.replace('_', "-")));
+            warn!(
+                map = changed.table.name(),
+                entries = changed.left_behind,
+                "the new map has no room for these entries, so their flows end{}",
+                option.unwrap_or_default()
+            );
+        }
+        self.upgrade = None;
+        self.maps.forget_flows();
+        Ok(())
+    }
+}
