@@ -98,8 +98,8 @@ pub fn hold_if_there(folder: &Path) -> Result<Option<Lock>, Error> {
 pub fn check(folder: &Path, conversions: &[Conversion]) -> Result<(), Error> {
     let mismatch = |found: String| Error::Schema { path: folder.into(), found, expected: SCHEMA_VERSION };
     let Some(found) = layout(folder)? else {
-        let is_empty = maps(folder)?.is_empty();
-        return if is_empty { Ok(()) } else { Err(mismatch("unknown".into())) };
+        let has_maps = maps(folder)?.iter().any(|(pin, _)| pin.is_known());
+        return if has_maps { Err(mismatch("unknown".into())) } else { Ok(()) };
     };
     if found > SCHEMA_VERSION {
         return Err(mismatch(found.to_string()));
@@ -143,14 +143,17 @@ impl MapPin {
     /// `None`: no agent gives a map such a name.
     fn of(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?;
-        let is_known = |name: &str| names::maps::ALL.contains(&name);
         let (name, layout) = match name.split_once('-') {
             Some((name, number)) => (name, number.parse().ok()?),
-            None if is_known(name) => (name, FIRST_LAYOUT),
-            None => return None,
+            None => (name, FIRST_LAYOUT),
         };
-        let is_ours = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
-        is_ours.then(|| Self { name: name.into(), layout })
+        let is_like_ours = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        is_like_ours.then(|| Self { name: name.into(), layout })
+    }
+
+    /// Whether this release has a table of that name. A later one may have others.
+    fn is_known(&self) -> bool {
+        names::maps::ALL.contains(&self.name.as_str())
     }
 
     fn is_this_layouts(&self) -> bool {
@@ -198,7 +201,11 @@ pub(super) fn finish_upgrade(folder: &Path) -> Result<(), Error> {
 
 /// Those of an upgrade from this layout are removed, too: it was rolled back.
 fn remove_other_layouts(folder: &Path) -> Result<(), Error> {
-    let others = maps(folder)?.into_iter().filter(|(pin, _)| !pin.is_this_layouts());
+    let is_another = |pin: &MapPin| {
+        let is_known = pin.is_known() || pin.layout > SCHEMA_VERSION;
+        is_known && !pin.is_this_layouts()
+    };
+    let others = maps(folder)?.into_iter().filter(|(pin, _)| is_another(pin));
     for path in others.map(|(_, path)| path).chain([folder.join(UPGRADE), folder.join(BEGUN)]) {
         absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))?;
     }
@@ -246,8 +253,10 @@ pub fn uplinks(folder: &Path) -> BTreeSet<String> {
 pub fn remove_all(folder: &Path) -> Vec<Error> {
     let (links, version) = (links(folder), folder.join(SCHEMA));
     let is_agents = version.is_symlink();
-    let is_pin =
-        |path: &PathBuf| *path != version && (MapPin::of(path).is_some() || is_agents && !path.is_dir());
+    let is_pin = |path: &PathBuf| {
+        *path != version
+            && (MapPin::of(path).is_some_and(|pin| pin.is_known()) || is_agents && !path.is_dir())
+    };
     let in_folder: Vec<_> = entries(folder).unwrap_or_default().into_iter().filter(is_pin).collect();
     let mut failed = Vec::new();
     let mut note = |outcome: io::Result<()>, path: &Path| {
@@ -385,12 +394,14 @@ mod tests {
         let folder = folder.path();
         let (ours, others) = (link(folder, CGROUP[0], "cgroup-1"), links(folder).join("another_tools-eth0"));
         fs::create_dir_all(links(folder)).unwrap();
-        let map_of_others = folder.join("theirs");
-        for pin in [&ours, &others, &map_of_others] {
+        let map_of_others = folder.join("THEIRS-2");
+        let map_of_another_layout = folder.join("ENDPOINTS-2");
+        for pin in [&ours, &others, &map_of_others, &map_of_another_layout] {
             fs::write(pin, "").unwrap();
         }
         let failed: Vec<_> = remove_all(folder).iter().map(ToString::to_string).collect();
         assert!(!ours.exists() && others.exists() && map_of_others.exists());
+        assert!(!map_of_another_layout.exists());
         assert_eq!(failed.len(), 1, "the folder of links is not empty: {failed:?}");
         write_schema(folder).unwrap();
         let _ = remove_all(folder);

@@ -82,9 +82,9 @@ impl Upkeep {
             return put_right;
         }
         self.attach_uplinks(state).await?;
-        state.executor.dataplane.finish_upgrade()?;
         state.host = Arc::new(host);
         put_right?;
+        state.executor.dataplane.finish_upgrade()?;
         state.conditions.clear(ConditionName::NotSetUp);
         self.is_set_up = state.conditions.refusal().is_none();
         Ok(())
