@@ -52,7 +52,7 @@ impl<const COUNT: usize> Numbers<COUNT> {
 
 impl<const COUNT: usize> Drop for Numbers<COUNT> {
     fn drop(&mut self) {
-        // SAFETY: the mapping that was made with this value; nobody refers to it any more.
+        // SAFETY: the mapping that was made with this value; no reference to it is left.
         let _ = unsafe { munmap(self.first.as_ptr().cast(), Self::BYTES) };
     }
 }
