@@ -54,7 +54,7 @@ impl<V: Pod> Numbers<V> {
 
 impl<V: Pod> Drop for Numbers<V> {
     fn drop(&mut self) {
-        // SAFETY: the mapping that was made with this value; nobody refers to it any more.
+        // SAFETY: the mapping that was made with this value; no reference to it is left.
         let _ = unsafe { munmap(self.first.as_ptr().cast(), size_of::<V>()) };
     }
 }

@@ -239,7 +239,7 @@ fn write_at(trial: &mut Trial, writes: &[(usize, Moment)]) {
     }
 }
 
-/// Packets that nobody here has sent, quoted by whoever likes to.
+/// Errors that quote packets which this node has not sent.
 #[test]
 fn foreign_icmp_errors_end_nothing_that_is_known() {
     const ERRORS: u32 = 10_000;

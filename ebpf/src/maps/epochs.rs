@@ -8,15 +8,14 @@ use podwire_common::epoch::{EPOCH_SLOTS, FLOW_SLOTS, GENERATION_AGENT, GENERATIO
 use super::clock::random;
 use super::{EPOCHS, GENERATION};
 
+/// The sum of the numbers in some slots; `None` never: the element is always there.
 #[inline(always)]
-pub(super) fn sum_of_epochs(slots: &[u16; FLOW_SLOTS]) -> u32 {
-    let Some(epochs) = EPOCHS.get_ptr_mut(0) else {
-        return 0;
-    };
+pub(super) fn sum_of_epochs(slots: &[u16; FLOW_SLOTS]) -> Option<u32> {
+    let epochs = EPOCHS.get_ptr_mut(0)?;
     let [a, b, c, d] = *slots;
-    // SAFETY: `at` stays within the element, whose words are aligned.
+    // SAFETY: `at` stays within the element, and its words are aligned.
     let epoch = |slot| unsafe { read_volatile(at(epochs, slot)) };
-    epoch(a).wrapping_add(epoch(b)).wrapping_add(epoch(c)).wrapping_add(epoch(d))
+    Some(epoch(a).wrapping_add(epoch(b)).wrapping_add(epoch(c)).wrapping_add(epoch(d)))
 }
 
 /// Where the number of a slot is.

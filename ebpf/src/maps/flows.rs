@@ -23,7 +23,10 @@ pub fn forget_reverse(flow: &Flow) {
 pub fn known_flow(key: &FlowKey) -> Option<&'static KnownFlow> {
     // SAFETY: as for endpoints; an element that is used again meanwhile is told by its key.
     let known = unsafe { FLOWS.get(key) }?;
-    (is_fresh(known.asked) && known.epochs == sum_of_epochs(&known.slots)).then_some(known)
+    if !is_fresh(known.asked) || known.epochs != sum_of_epochs(&known.slots)? {
+        return None;
+    }
+    Some(known)
 }
 
 /// Whether an entry is this flow's at this moment: asked after everything that is taken from it has been read.
@@ -72,7 +75,10 @@ pub fn new_flow() -> Option<&'static mut KnownFlow> {
 #[inline(always)]
 pub fn learn_flow(known: &mut KnownFlow, since: u32) {
     moment(0);
-    known.epochs = sum_of_epochs(&known.slots);
+    let Some(epochs) = sum_of_epochs(&known.slots) else {
+        return;
+    };
+    known.epochs = epochs;
     compiler_fence(Ordering::SeqCst);
     moment(1);
     if generation() != since {

@@ -22,7 +22,7 @@ pub(super) fn moment(index: u32) {
         return;
     };
     if let Some(generation) = GENERATION.0.get_ptr_mut(0) {
-        // SAFETY: an aligned word; nobody else writes it meanwhile.
+        // SAFETY: an aligned word; in a test run no agent writes it.
         unsafe {
             (*generation)[GENERATION_AGENT] = (*generation)[GENERATION_AGENT].wrapping_add(writes.generation)
         };

@@ -44,7 +44,7 @@ pub fn keep_to_limit(ctx: &TcContext, endpoint: &Endpoint) -> Result<(), Drop> {
     Err(Drop::EgressLimitExceeded)
 }
 
-/// Why a pod's packet that cannot be parsed is refused: whose it is comes before what is wrong with it.
+/// Why a pod's packet that cannot be parsed is refused. A false sender is told before a fault.
 #[inline(never)]
 pub fn of_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Drop {
     let (address, mac) = (faulty.headers.source_address(), faulty.headers.source_mac);

@@ -32,7 +32,7 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     // In place of the outer packet: there is no room on the stack for both.
     let packet = match packet.load_inner(ctx, OUTER_LENGTH).and_then(|loaded| inner(ctx, loaded)) {
         Ok(packet) => packet,
-        // Who has sent it comes before what is wrong with it.
+        // A false sender is told before a fault.
         Err(reason) => return Err(check_outer(vni, &sender).err().unwrap_or(reason)),
     };
     if vni == Some(maps::vni())

@@ -34,6 +34,9 @@ const OTHERS: u16 = 200;
 const CORE: usize = 0;
 /// An agent takes changes of nodes together for a second: a turn has to see several of these.
 const TURNS: u32 = 15;
+/// Packets of both directions that are judged in a second. A flow is judged once in 256 jiffies whatever happens: eight
+/// times a second where the kernel ticks 1000 times.
+const MOST_JUDGED: f64 = 20.0;
 /// From the first change until the changes show.
 const BEGINNING: Duration = Duration::from_secs(2);
 
@@ -66,7 +69,7 @@ fn latency(lab: &Lab, effort: Effort, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Of the packets that the pods send, those whose flow was known: the others ask the kernel for a route.
+/// The share of the pods' packets that took the known way. The others ask the kernel for a route.
 fn share_of_known(lab: &Lab, effort: Effort, report: &mut Report) -> Result<()> {
     let site = site(lab)?;
     let pair = RoundTrips::start(&site, Transport::Udp)?;
@@ -79,14 +82,17 @@ fn share_of_known(lab: &Lab, effort: Effort, report: &mut Report) -> Result<()> 
         }
         Ok(sums)
     };
-    let mut shares = Vec::new();
+    let (mut shares, mut rates) = (Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
         let before = counts()?;
-        beside_changes(lab, || pair.measure(effort.turn * TURNS))?;
+        let turn = effort.turn * TURNS;
+        beside_changes(lab, || pair.measure(turn))?;
         let after = counts()?;
         let [sent, asked] = [after[0] - before[0], after[1] - before[1]];
         shares.push((1.0 - asked as f64 / sent as f64) * 100.0);
+        rates.push(asked as f64 / turn.as_secs_f64());
     }
+    report.records.push(Record::alone("churn-judged", "1/s", &rates, Some(MOST_JUDGED)));
     report.records.push(Record::beside("churn-known", "%", &shares, 100.0, Target::AtLeast(0.98)));
     Ok(())
 }

@@ -18,7 +18,7 @@ use crate::{
 pub fn of_pod(ctx: &TcContext) -> Option<(Plain, &'static KnownFlow)> {
     let plain = Plain::of(ctx)?;
     let known = maps::known_flow(&plain.key())?;
-    (known.from == ctx.ifindex() && plain.is_from(known.sender_mac)).then_some((plain, known))
+    (known.from == ctx.ifindex() && plain.is_from(&known.sender_mac)).then_some((plain, known))
 }
 
 /// The link and the addresses into the pod that an inner packet from another node is for.
