@@ -1,7 +1,6 @@
 //! What a node list changes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podwire_core::cluster::changes::{Change, changes};
@@ -209,8 +208,7 @@ async fn apply_changes(state: &mut State, upkeep: &mut Upkeep, before: &BTreeMap
         return false;
     }
     let ops = plan(&of(&state.model, &new), &reached, Removals::Allowed);
-    let host = Arc::clone(&state.host);
-    let done = state.executor.run_all(ops, &mut reached, &host).await;
+    let done = state.executor.run_all(ops, &mut reached).await;
     if let Err(error) = &done {
         error!("apply what has changed of {} nodes: {error}", old.len().max(new.len()));
         upkeep.unsettle();

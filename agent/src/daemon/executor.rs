@@ -9,7 +9,6 @@ use podwire_common::abi;
 use podwire_common::addr::Addr;
 use podwire_common::names::VXLAN_DEVICE;
 use podwire_core::change::Change;
-use podwire_core::host::Host;
 use podwire_core::ipam::Pool;
 use podwire_core::plan::Op;
 use podwire_core::slice::{Hooks, Link, Programs, Queue, Route, Slice, TableChange};
@@ -109,16 +108,11 @@ impl Executor {
     }
 
     /// Does all operations. One that fails does not keep the others from being done, but no address is released after it. An operation on a
-    /// link that has gone since `host` was looked at has not failed. `reached` is what is there afterwards.
+    /// link that has gone meanwhile has not failed. `reached` is what is there afterwards.
     ///
     /// # Errors
     /// The first; all are in the log.
-    pub(super) async fn run_all(
-        &mut self,
-        ops: Vec<Op>,
-        reached: &mut Slice,
-        host: &Host,
-    ) -> Result<(), Error> {
+    pub(super) async fn run_all(&mut self, ops: Vec<Op>, reached: &mut Slice) -> Result<(), Error> {
         let mut attempts = Attempts::default();
         for op in ops {
             if matches!(op, Op::Address(_)) && attempts.has_failed() {
@@ -128,8 +122,7 @@ impl Executor {
             if done.is_ok() {
                 op.apply_to(reached);
             } else if let Some(index) = device_of(&op)
-                && let Some(device) = host.devices.get(&index)
-                && self.is_gone(index, &device.name).await?
+                && self.links.device_at(index).await?.is_none()
             {
                 continue;
             }

@@ -2,7 +2,7 @@
 
 use podwire_common::names::{VXLAN_DEVICE, programs};
 use podwire_core::host::{Device, Host};
-use podwire_core::slice::{Hooks, Link, Slice};
+use podwire_core::slice::{Hooks, Link, Programs, Slice};
 
 use super::executor::Executor;
 use crate::error::Error;
@@ -14,6 +14,8 @@ pub(super) struct Found {
     pub(super) have: Slice,
     /// Programs that are not where they belong.
     pub(super) displaced: Vec<Displaced>,
+    /// Why programs or queues could not be looked at. They are taken to be there.
+    pub(super) unknown: Vec<Error>,
 }
 
 /// A program that is not where it belongs.
@@ -51,13 +53,28 @@ impl Executor {
         have.routes.clone_from(&host.own_routes);
         for (index, link) in &want.links {
             // A device to which somebody has given another link address is known, and reported elsewhere.
-            let found =
-                host.devices.get(index).map(|device| Link { mac: link.mac, ..found_link(device, host) });
+            let found = host
+                .devices
+                .get(index)
+                .map(|device| Link { mac: link.mac, ..found_link(device, link, host) });
             have.links.extend(found.map(|link| (*index, link)));
         }
-        self.find_queues(want, &mut have).await?;
-        let displaced = self.find_programs(want, &mut have).await?;
-        Ok(Found { have, displaced })
+        let (mut displaced, mut unknown) = (Vec::new(), Vec::new());
+        if let Err(error) = self.find_queues(want, &mut have).await {
+            have.queues.clone_from(&want.queues);
+            unknown.push(error);
+        }
+        for (index, wanted) in &want.programs {
+            match self.displaced(*index, wanted).await {
+                Ok(found) if found.is_empty() => drop(have.programs.insert(*index, wanted.clone())),
+                Ok(mut found) => displaced.append(&mut found),
+                Err(error) => {
+                    have.programs.insert(*index, wanted.clone());
+                    unknown.push(error);
+                }
+            }
+        }
+        Ok(Found { have, displaced, unknown })
     }
 
     /// Looks for these things and for nothing else.
@@ -68,13 +85,20 @@ impl Executor {
         let mut have = Slice { tables: self.dataplane.maps.entries_of(&want.tables)?, ..assumed(want) };
         let routes = want.routes.keys().filter_map(|to| Some((*to, *host.own_routes.get(to)?)));
         have.routes.extend(routes);
-        for index in want.links.keys() {
-            let found = host.devices.get(index).map(|device| found_link(device, host));
+        for (index, link) in &want.links {
+            let found = host.devices.get(index).map(|device| found_link(device, link, host));
             have.links.extend(found.map(|link| (*index, link)));
         }
         self.find_queues(want, &mut have).await?;
-        let displaced = self.find_programs(want, &mut have).await?;
-        Ok(Found { have, displaced })
+        let mut displaced = Vec::new();
+        for (index, wanted) in &want.programs {
+            let mut found = self.displaced(*index, wanted).await?;
+            if found.is_empty() {
+                have.programs.insert(*index, wanted.clone());
+            }
+            displaced.append(&mut found);
+        }
+        Ok(Found { have, displaced, unknown: Vec::new() })
     }
 
     async fn find_queues(&self, want: &Slice, have: &mut Slice) -> Result<(), Error> {
@@ -87,25 +111,19 @@ impl Executor {
         Ok(())
     }
 
-    async fn find_programs(&self, want: &Slice, have: &mut Slice) -> Result<Vec<Displaced>, Error> {
-        let mut all_displaced = Vec::new();
-        for (index, wanted) in &want.programs {
-            let filters = self.links.filters(*index).await?;
-            let mut displaced = Vec::new();
-            let found = [("ingress", filters.ingress), ("egress", filters.egress)];
-            for (program, (direction, found)) in programs_of(wanted.hooks).into_iter().zip(found) {
-                let id = self.dataplane.program_id(program)?;
-                if found.as_ref().is_none_or(|found| found.program != id) {
-                    let device = wanted.device.clone();
-                    displaced.push(Displaced { index: *index, device, program, direction, found });
-                }
+    /// The programs of a link that are not where they belong.
+    async fn displaced(&self, index: u32, wanted: &Programs) -> Result<Vec<Displaced>, Error> {
+        let filters = self.links.filters(index).await?;
+        let mut displaced = Vec::new();
+        let found = [("ingress", filters.ingress), ("egress", filters.egress)];
+        for (program, (direction, found)) in programs_of(wanted.hooks).into_iter().zip(found) {
+            let id = self.dataplane.program_id(program)?;
+            if found.as_ref().is_none_or(|found| found.program != id) {
+                let device = wanted.device.clone();
+                displaced.push(Displaced { index, device, program, direction, found });
             }
-            if displaced.is_empty() {
-                have.programs.insert(*index, wanted.clone());
-            }
-            all_displaced.append(&mut displaced);
         }
-        Ok(all_displaced)
+        Ok(displaced)
     }
 }
 
@@ -128,11 +146,13 @@ fn assumed(want: &Slice) -> Slice {
     }
 }
 
-fn found_link(device: &Device, host: &Host) -> Link {
-    // Only the tunnel's addresses are the agent's.
+fn found_link(device: &Device, wanted: &Link, host: &Host) -> Link {
+    // Only the tunnel's addresses are the agent's. One that is wanted counts if its scope is global.
     let is_tunnel = device.name == VXLAN_DEVICE;
     let addresses = host.addresses.iter().filter(|entry| is_tunnel && entry.device == device.index);
-    let addresses = addresses.filter(|entry| entry.global).filter_map(|entry| entry.network());
+    let addresses = addresses.filter_map(|entry| Some((entry.network()?, entry.global)));
+    let addresses = addresses.filter(|(network, global)| *global || !wanted.addresses.contains(network));
+    let addresses = addresses.map(|(network, _)| network);
     Link {
         name: device.name.clone(),
         mtu: device.mtu,

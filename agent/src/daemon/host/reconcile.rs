@@ -97,12 +97,13 @@ impl Upkeep {
         }
         let mut want = desired(&state.model, Scope::All);
         name_as_they_are(&mut want, host);
-        let Found { have, displaced } = state.executor.find(&want, host).await?;
+        let Found { have, displaced, unknown } = state.executor.find(&want, host).await?;
         for (_, uplink) in want.programs.iter().filter(|(index, _)| have.programs.contains_key(index)) {
             state.conditions.clear_for(ConditionName::UplinkObstructed, &uplink.device);
         }
         let removals = if state.is_complete { Removals::Allowed } else { Removals::Withheld };
         let mut attempts = Attempts::default();
+        unknown.into_iter().for_each(|error| attempts.note(Err(error)));
         let mut ops = Vec::new();
         for op in plan(&want, &have, removals) {
             let is_possible = match &op {
@@ -119,7 +120,7 @@ impl Upkeep {
         }
         let repairs: Vec<_> = ops.iter().filter(|op| op.rank() < Rank::Table).cloned().collect();
         let mut reached = have;
-        attempts.note(state.executor.run_all(ops, &mut reached, host).await);
+        attempts.note(state.executor.run_all(ops, &mut reached).await);
         self.tell_repairs(state, &repairs, &displaced, &reached);
         attempts.outcome()
     }

@@ -132,6 +132,8 @@ impl Pods {
         let want = desired(&state.model, Scope::Endpoint(&endpoint));
         let ops = plan(&want, &there, Removals::Allowed);
         let mut reached = there;
+        // Taken from the pool already, whatever comes of the rest.
+        reached.addresses.insert(endpoint.address, ());
         let Started { waits, done } = state.executor.start(ops, &mut reached).await;
         let adding = Adding { endpoint, reached, done, reply };
         match waits {
@@ -173,7 +175,9 @@ impl Pods {
             return undo(state, &endpoint, reached).await;
         }
         info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
-        state.conditions.clear_for(ConditionName::EndpointRecovered, &endpoint.host_interface);
+        for is_over in [ConditionName::EndpointRecovered, ConditionName::NotReleased] {
+            state.conditions.clear_for(is_over, &endpoint.host_interface);
+        }
         if !endpoint.port_mappings.is_empty() {
             let host = Arc::clone(&state.host);
             look_at_host_addresses(state, &host);
@@ -187,7 +191,7 @@ async fn undo(state: &mut State, endpoint: &Endpoint, mut reached: Slice) {
     let links = BTreeMap::from([(endpoint.ifindex, Link::down(endpoint))]);
     let before = Slice { links, ..Slice::default() };
     let ops = plan(&before, &reached, Removals::Allowed);
-    match state.executor.run_all(ops, &mut reached, &state.host).await {
+    match state.executor.run_all(ops, &mut reached).await {
         Ok(()) => forget(state, endpoint),
         Err(error) => {
             error!(pod = %endpoint, "undo a failed ADD: {error}; its address is kept until that is done");

@@ -35,9 +35,12 @@ pub(in crate::daemon) async fn check(state: &State, attachment: &Attachment) -> 
 async fn faults(state: &State, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
     let host = state.executor.links.host().await?;
     let want = desired(&state.model, Scope::Endpoint(endpoint));
-    let Found { have, displaced } = state.executor.find_only(&want, &host).await?;
+    let Found { have, displaced, .. } = state.executor.find_only(&want, &host).await?;
     let ops = plan(&want, &have, Removals::Withheld);
     let is_gone = !have.links.contains_key(&endpoint.ifindex);
+    // What is known to have no device wants none.
+    let is_missed = state.model.without_device.contains(&endpoint.attachment);
+    let missed = if is_missed { link_faults(endpoint, None, &host) } else { Vec::new() };
     let faults = ops.iter().flat_map(|op| match op {
         Op::Programs(_) | Op::Queue(_) if is_gone => Vec::new(),
         Op::Programs(_) => displaced.iter().map(program_fault).collect(),
@@ -45,7 +48,7 @@ async fn faults(state: &State, endpoint: &Endpoint) -> Result<Vec<String>, Error
         Op::Table(change) => table_faults(endpoint, change),
         other => vec![fault(endpoint, other)],
     });
-    Ok(faults.collect())
+    Ok(missed.into_iter().chain(faults).collect())
 }
 
 fn program_fault(displaced: &Displaced) -> String {
