@@ -6,7 +6,7 @@ use podwire_core::host::{Device, DeviceKind, Host, is_pods_device};
 use podwire_core::model::{Endpoint, format_mac};
 use podwire_core::plan::{Op, Removals, plan};
 use podwire_core::recovery::recovered;
-use podwire_core::slice::Slice;
+use podwire_core::slice::{Slice, Tables};
 use tracing::{error, info, warn};
 
 use super::Pods;
@@ -60,17 +60,18 @@ impl Pods {
         info!(restored = there.len(), "endpoints restored");
         let there = there.into_iter().map(|endpoint| (endpoint.attachment.clone(), endpoint));
         state.model.endpoints.extend(there);
-        recover(state)?;
-        restore_tables(state)
+        let contents = state.executor.dataplane.maps.contents()?;
+        recover(state, &contents);
+        restore_tables(state, contents)
     }
 }
 
 /// The tables as the endpoints want them. Programs may use them already; nothing goes.
-fn restore_tables(state: &mut State) -> Result<(), Error> {
+fn restore_tables(state: &mut State, contents: Tables) -> Result<(), Error> {
     let maps = &mut state.executor.dataplane.maps;
     let tables = |tables| Slice { tables, ..Slice::default() };
     let want = tables(desired(&state.model, Scope::All).tables);
-    for op in plan(&want, &tables(maps.contents()?), Removals::Withheld) {
+    for op in plan(&want, &tables(contents), Removals::Withheld) {
         if let Op::Table(change) = op {
             maps.apply(&change)?;
         }
@@ -79,10 +80,9 @@ fn restore_tables(state: &mut State) -> Result<(), Error> {
 }
 
 /// Takes over what the maps and devices tell of and no file does.
-fn recover(state: &mut State) -> Result<(), Error> {
+fn recover(state: &mut State, contents: &Tables) {
     let known = state.model.endpoints.values().map(|endpoint| endpoint.address).collect();
-    let contents = state.executor.dataplane.maps.contents()?;
-    for endpoint in recovered(&contents, &state.host, &known) {
+    for endpoint in recovered(contents, &state.host, &known) {
         warn!(pod = %endpoint, "no file tells of this pod, but its link is there: it keeps its network and its address");
         let limits = ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED;
         if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
@@ -94,7 +94,6 @@ fn recover(state: &mut State) -> Result<(), Error> {
         }
         state.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
     }
-    Ok(())
 }
 
 /// The host side's ifindex, if it is still the device that the pod was given: by its link address, or by its number. A device
