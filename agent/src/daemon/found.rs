@@ -47,16 +47,34 @@ impl Executor {
     /// Looks for all that is wanted, and for entries and routes that are not.
     ///
     /// # Errors
-    /// [`Error::Map`], [`Error::Netlink`].
+    /// [`Error::Map`].
     pub(super) async fn find(&self, want: &Slice, host: &Host) -> Result<Found, Error> {
-        let mut have = Slice { tables: self.dataplane.maps.contents()?, ..assumed(want) };
-        have.routes.clone_from(&host.own_routes);
+        let tables = self.dataplane.maps.contents()?;
+        let have = Slice { tables, routes: host.own_routes.clone(), ..assumed(want) };
+        let mut found = self.find_on_links(want, have, host).await;
+        // A device to which somebody has given another link address is known, and reported elsewhere.
+        for (index, link) in &mut found.have.links {
+            link.mac = want.links[index].mac;
+        }
+        Ok(found)
+    }
+
+    /// Looks for these things and for nothing else.
+    ///
+    /// # Errors
+    /// [`Error::Map`], [`Error::Netlink`].
+    pub(super) async fn find_only(&self, want: &Slice, host: &Host) -> Result<Found, Error> {
+        let tables = self.dataplane.maps.entries_of(&want.tables)?;
+        let routes = want.routes.keys().filter_map(|to| Some((*to, *host.own_routes.get(to)?))).collect();
+        let have = Slice { tables, routes, ..assumed(want) };
+        let mut found = self.find_on_links(want, have, host).await;
+        found.unknown.pop().map_or(Ok(found), Err)
+    }
+
+    /// Adds what is wanted of links, queues and programs, as far as it is there.
+    async fn find_on_links(&self, want: &Slice, mut have: Slice, host: &Host) -> Found {
         for (index, link) in &want.links {
-            // A device to which somebody has given another link address is known, and reported elsewhere.
-            let found = host
-                .devices
-                .get(index)
-                .map(|device| Link { mac: link.mac, ..found_link(device, link, host) });
+            let found = host.devices.get(index).map(|device| found_link(device, link, host));
             have.links.extend(found.map(|link| (*index, link)));
         }
         let (mut displaced, mut unknown) = (Vec::new(), Vec::new());
@@ -74,31 +92,7 @@ impl Executor {
                 }
             }
         }
-        Ok(Found { have, displaced, unknown })
-    }
-
-    /// Looks for these things and for nothing else.
-    ///
-    /// # Errors
-    /// As [`Self::find`].
-    pub(super) async fn find_only(&self, want: &Slice, host: &Host) -> Result<Found, Error> {
-        let mut have = Slice { tables: self.dataplane.maps.entries_of(&want.tables)?, ..assumed(want) };
-        let routes = want.routes.keys().filter_map(|to| Some((*to, *host.own_routes.get(to)?)));
-        have.routes.extend(routes);
-        for (index, link) in &want.links {
-            let found = host.devices.get(index).map(|device| found_link(device, link, host));
-            have.links.extend(found.map(|link| (*index, link)));
-        }
-        self.find_queues(want, &mut have).await?;
-        let mut displaced = Vec::new();
-        for (index, wanted) in &want.programs {
-            let mut found = self.displaced(*index, wanted).await?;
-            if found.is_empty() {
-                have.programs.insert(*index, wanted.clone());
-            }
-            displaced.append(&mut found);
-        }
-        Ok(Found { have, displaced, unknown: Vec::new() })
+        Found { have, displaced, unknown }
     }
 
     async fn find_queues(&self, want: &Slice, have: &mut Slice) -> Result<(), Error> {
