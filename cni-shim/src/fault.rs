@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// Names the step and the fault: `add-7:kill`, `del-3:fail`. Read by debug builds.
+/// Names the step and the fault: `add-7:kill`, `del-3:fail`, `del-7:wait:/run/go-on`. Read by debug builds.
 pub const VARIABLE: &str = "PODWIRE_FAULT";
 
 /// Which process takes a step.
@@ -55,6 +55,8 @@ pub enum Fault {
     Kill,
     /// The step fails, once.
     Fail,
+    /// The thread that has taken it waits until a file is there, once.
+    Wait,
 }
 
 impl Fault {
@@ -63,6 +65,7 @@ impl Fault {
         match self {
             Fault::Kill => "kill",
             Fault::Fail => "fail",
+            Fault::Wait => "wait",
         }
     }
 }
@@ -174,6 +177,14 @@ pub fn after(step: Step) -> io::Result<()> {
     }
     if fault == Fault::Kill.name() {
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
+    }
+    if let Some((wait, path)) = fault.split_once(':')
+        && wait == Fault::Wait.name()
+    {
+        while !std::fs::exists(path)? {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        return Ok(());
     }
     Err(io::Error::other(format!("{VARIABLE} is {asked}")))
 }

@@ -12,20 +12,32 @@ use podwire_core::change::Change;
 use podwire_core::ipam::Pool;
 use podwire_core::plan::Op;
 use podwire_core::slice::{Hooks, Link, Programs, Queue, Route, Slice, TableChange};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tracing::{debug, info};
 
 use super::attempts::Attempts;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::dataplane::attach::{UplinkAttachment, UplinkXdp};
+use crate::dataplane::flows::Purger;
 use crate::error::Error;
 use crate::links::Links;
 use crate::store::Store;
 use crate::sysctl::{Switch, Switches};
 
-/// What became of writing an endpoint's file: its name, and the outcome.
-pub(super) type Saved = (String, Result<(), Error>);
+/// What another thread has done while the owner went on.
+pub(super) enum Joined {
+    /// The file of the endpoint with this host side was written, or could not be.
+    Saved(String, Result<(), Error>),
+    /// The flows of these addresses were purged, or could not be.
+    Purged(BTreeSet<IpAddr>, Result<(), Error>),
+}
+
+/// What comes back from a thread.
+enum Work {
+    Saved(String, Result<(), Error>),
+    Purged(Box<Purger>, BTreeSet<IpAddr>, Result<(), Error>),
+}
 
 /// Disk, links, maps, routes and addresses.
 pub(super) struct Executor {
@@ -39,14 +51,27 @@ pub(super) struct Executor {
     uplink_xdp: UplinkXdp,
     /// Operations by which maps and routes were changed.
     operations: u64,
-    /// Files that are being written.
-    saving: JoinSet<Saved>,
+    /// What other threads do.
+    working: JoinSet<Work>,
+    /// `None` while it is at work.
+    purger: Option<Box<Purger>>,
+    /// Addresses whose flows it is to purge next, in one walk through the tables.
+    to_purge: BTreeSet<IpAddr>,
 }
 
 impl Executor {
     /// Nothing is done yet.
-    pub(super) fn new(links: Links, dataplane: Dataplane, store: Store, config: &Config) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub(super) fn new(
+        links: Links,
+        dataplane: Dataplane,
+        store: Store,
+        config: &Config,
+    ) -> Result<Self, Error> {
+        let purger = Some(Box::new(dataplane.maps.purger()?));
+        Ok(Self {
             links,
             dataplane,
             store,
@@ -55,8 +80,10 @@ impl Executor {
             vxlan_port: config.vxlan_port,
             uplink_xdp: config.uplink_xdp,
             operations: 0,
-            saving: JoinSet::new(),
-        }
+            working: JoinSet::new(),
+            purger,
+            to_purge: BTreeSet::new(),
+        })
     }
 
     /// Operations by which maps and routes were changed.
@@ -77,17 +104,24 @@ impl Executor {
         Ok(())
     }
 
-    /// As [`Self::run`], but files are written by another thread while the other operations are done: a disk takes longer than all of
-    /// them. [`Self::saved`] tells when a file is written; this is awaited before success is reported, or what was done is reversed.
+    /// As [`Self::run`], but other threads do what takes long, and [`Self::joined`] tells when that is over. Files are written while the
+    /// other operations are done: a disk takes longer than all of them; this is awaited before success is reported, or what was done is
+    /// reversed. What comes after a purge of flows is left for [`Self::go_on`].
     pub(super) async fn start(&mut self, ops: Vec<Op>, reached: &mut Slice) -> Started {
-        let mut waits = false;
-        for op in ops {
+        let (mut waits, mut rest) = (false, ops.into_iter());
+        while let Some(op) = rest.next() {
             let done = match &op {
                 Op::File(change) if let Some(endpoint) = &change.now => {
                     let (name, save) = (change.key.clone(), self.store.saving(endpoint));
-                    self.saving.spawn_blocking(move || (name, save()));
+                    self.working.spawn_blocking(move || Work::Saved(name, save()));
                     waits = true;
                     Ok(())
+                }
+                Op::Flows(change) if change.is_removal() => {
+                    self.to_purge.insert(change.key);
+                    self.purge();
+                    let purge = Some(Purge { op, rest: rest.collect() });
+                    return Started { waits: true, purge, done: Ok(()) };
                 }
                 other => self.apply(other).await,
             };
@@ -96,15 +130,46 @@ impl Executor {
                 stop_after(&op)
             });
             if done.is_err() {
-                return Started { waits, done };
+                return Started { waits, purge: None, done };
             }
         }
-        Started { waits, done: Ok(()) }
+        Started { waits, purge: None, done: Ok(()) }
     }
 
-    /// The next file that was written, or could not be. `None`: none is being written.
-    pub(super) async fn saved(&mut self) -> Option<Result<Saved, JoinError>> {
-        self.saving.join_next().await
+    /// Does what comes after a purge.
+    ///
+    /// # Errors
+    /// That of the first operation which fails.
+    pub(super) async fn go_on(&mut self, purge: Purge, reached: &mut Slice) -> Result<(), Error> {
+        purge.op.apply_to(reached);
+        self.run(purge.rest, reached).await
+    }
+
+    /// The next work of another thread that is over. `None`: no thread is at work.
+    pub(super) async fn joined(&mut self) -> Option<Joined> {
+        let work = self.working.join_next().await?;
+        match work.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+            Work::Saved(name, outcome) => Some(Joined::Saved(name, outcome)),
+            Work::Purged(purger, addresses, outcome) => {
+                self.purger = Some(purger);
+                self.purge();
+                Some(Joined::Purged(addresses, outcome))
+            }
+        }
+    }
+
+    /// Has the flows purged that are to be, unless a walk is under way: the next one begins when it ends.
+    fn purge(&mut self) {
+        if self.to_purge.is_empty() {
+            return;
+        }
+        if let Some(mut purger) = self.purger.take() {
+            let addresses = std::mem::take(&mut self.to_purge);
+            self.working.spawn_blocking(move || {
+                let outcome = purger.forget(&addresses).and_then(|()| step(Step::FlowsForgotten));
+                Work::Purged(purger, addresses, outcome)
+            });
+        }
     }
 
     /// Does all operations. One that fails does not keep the others from being done, but no address is released after it. An operation on a
@@ -145,7 +210,9 @@ impl Executor {
                 (None, Some(endpoint)) => self.store.remove(endpoint),
                 (None, None) => Ok(()),
             },
-            Op::Flows(change) if change.is_removal() => self.dataplane.maps.forget_pod(change.key),
+            Op::Flows(change) if change.is_removal() => {
+                self.dataplane.maps.forget_pods(&BTreeSet::from([change.key]))
+            }
             Op::Flows(_) => Ok(()),
             Op::Programs(change) => self.change_programs(change),
             Op::Queue(change) => self.change_queue(change).await,
@@ -256,10 +323,18 @@ impl Executor {
 
 /// What has become of operations that were started.
 pub(super) struct Started {
-    /// Whether a file is being written.
+    /// Whether another thread is at work.
     pub(super) waits: bool,
+    /// A purge that is under way or about to begin.
+    pub(super) purge: Option<Purge>,
     /// What became of all the rest.
     pub(super) done: Result<(), Error>,
+}
+
+/// A purge of flows, and what is to be done after it.
+pub(super) struct Purge {
+    op: Op,
+    rest: Vec<Op>,
 }
 
 /// The link that an operation needs.

@@ -95,7 +95,7 @@ impl Daemon {
             state: State {
                 model,
                 host: Arc::new(links.host().await?),
-                executor: Executor::new(links, dataplane, store, &config),
+                executor: Executor::new(links, dataplane, store, &config)?,
                 conditions: Conditions::at_start(why),
                 pod_mtu: None,
                 repairs: BTreeMap::new(),
@@ -149,8 +149,8 @@ impl Daemon {
             self.tell_readiness();
             let event = tokio::select! {
                 biased;
-                Some(saved) = self.state.executor.saved() => {
-                    self.pods.finish_saved(&mut self.state, saved).await;
+                Some(joined) = self.state.executor.joined() => {
+                    self.pods.finish_joined(&mut self.state, joined).await;
                     continue;
                 }
                 Some(outcome) = self.health.state_folder.outcome() => {
@@ -161,14 +161,14 @@ impl Daemon {
             };
             let Some(event) = event else { break };
             if !self.pods.can_overlap(&event) {
-                self.pods.finish_all_saved(&mut self.state).await;
+                self.pods.finish_all_joined(&mut self.state).await;
             }
             if let Event::Stop = event {
                 break;
             }
             self.take(event).await;
         }
-        self.pods.finish_all_saved(&mut self.state).await;
+        self.pods.finish_all_joined(&mut self.state).await;
         info!("stopped; pods keep their network");
     }
 
@@ -201,15 +201,13 @@ impl Daemon {
         }
     }
 
-    /// Does what the plugin asks for. An ADD may be answered later.
+    /// Does what the plugin asks for. An ADD and a DEL may be answered later.
     async fn serve(&mut self, call: &Call, reply: oneshot::Sender<Reply>) {
         let (state, pods) = (&mut self.state, &mut self.pods);
         let result = match call {
             Call::Add(add) => return pods.add(state, add, reply).await,
             Call::Propose(add) => pods::proposed(state, add).map(|_| Reply::Acceptable),
-            Call::Del(attachment) => {
-                pods.del(state, &wire::attachment(attachment)).await.map(|()| Reply::Deleted)
-            }
+            Call::Del(attachment) => return pods.del(state, &wire::attachment(attachment), reply).await,
             Call::Check(attachment) => {
                 pods::check(state, &wire::attachment(attachment)).await.map(Reply::Checked)
             }

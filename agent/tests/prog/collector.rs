@@ -1,5 +1,7 @@
 //! What the agent ages out of the table of translations.
 
+use std::collections::BTreeSet;
+
 use aya::maps::lpm_trie::Key;
 use podwire::dataplane::flows::Fill;
 use podwire::housekeeping;
@@ -82,7 +84,7 @@ fn a_round_counts_what_each_holder_has() {
     let mut collector = node.loaded.maps.collector(None).unwrap();
     collector.collect(housekeeping::now()).unwrap();
     assert_eq!(node.holders(), expected.into(), "as the agent counts");
-    node.loaded.maps.forget_pod(POD_A.into()).unwrap();
+    node.loaded.maps.forget_pods(&BTreeSet::from([POD_A.into()])).unwrap();
     assert_eq!((node.holders(), node.room_for_translations()), ([(of(POD_B), 2)].into(), capacity - 2));
     collector.collect(housekeeping::now() + 31 * SECOND).unwrap();
     assert_eq!((node.holders(), node.room_for_translations()), ([].into(), capacity));

@@ -1,6 +1,6 @@
 //! hostPorts: requests at `from_uplink` and `from_pod`, replies at `from_pod`, and what is said about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 
@@ -314,7 +314,7 @@ fn a_flow_to_a_pod_that_is_gone_is_dropped() {
     node.model.endpoints.retain(|_, endpoint| endpoint.address != POD_A);
     node.fill();
     node.check("its flow is still there", FROM_UPLINK, link, &packet, Expect::Drop(Reason::BackendGone));
-    node.loaded.maps.forget_pod(POD_A.into()).unwrap();
+    node.loaded.maps.forget_pods(&BTreeSet::from([POD_A.into()])).unwrap();
     node.check("forgotten", FROM_UPLINK, link, &packet, Expect::Pass);
 }
 

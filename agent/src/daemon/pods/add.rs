@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podwire_cni::fault::Step;
-use podwire_cni::protocol::{Add, Call, Failure, Reply, codes};
+use podwire_cni::protocol::{Add, Failure, Reply, codes};
 use podwire_common::tables::Table;
 use podwire_core::features::{Scope, desired};
 use podwire_core::host_ports::{self, Unavailable};
@@ -15,15 +15,13 @@ use podwire_core::model::{Endpoint, Mode, PortMapping, format_mac, parse_mac};
 use podwire_core::plan::{Removals, plan};
 use podwire_core::slice::{Link, Slice};
 use tokio::sync::oneshot;
-use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
 use super::{Pods, answer, failure, forget, look_at_host_addresses, refuse};
 use crate::conditions::ConditionName;
-use crate::daemon::executor::{Saved, Started, step};
+use crate::daemon::executor::{Started, step};
 use crate::daemon::state::State;
 use crate::error::Error;
-use crate::events::Event;
 use crate::wire;
 
 /// The least MTU of IPv4 (RFC 791).
@@ -40,7 +38,7 @@ pub(super) struct Adding {
 }
 
 impl Pods {
-    /// Serves an ADD. It is answered later, by [`Self::finish_saved`], unless it is refused.
+    /// Serves an ADD. It is answered later, by [`Self::finish_joined`], unless it is refused.
     pub(in crate::daemon) async fn add(
         &mut self,
         state: &mut State,
@@ -48,26 +46,14 @@ impl Pods {
         reply: oneshot::Sender<Reply>,
     ) {
         let mut prepared = self.prepare(state, add).await;
-        if prepared.is_err() && !self.adding.is_empty() {
-            // Perhaps because of what one of them holds that is about to fail.
-            self.finish_all_saved(state).await;
+        if prepared.is_err() && self.is_anything_under_way() {
+            // Perhaps because of what an ADD holds that is about to fail, or a DEL that is about to end.
+            self.finish_all_joined(state).await;
             prepared = self.prepare(state, add).await;
         }
         match prepared {
             Ok((endpoint, there)) => self.connect(state, endpoint, there, reply).await,
             Err(failure) => answer(reply, Err(failure)),
-        }
-    }
-
-    /// Whether an event can be dealt with while endpoints are being written to disk: so can ADDs of others.
-    pub(in crate::daemon) fn can_overlap(&self, event: &Event) -> bool {
-        match event {
-            Event::Call { call, .. } => {
-                matches!(&**call, Call::Add(add) if !self.adding.contains_key(&add.attachment.host_interface()))
-            }
-            // A disk that takes its time is no reason to be taken for dead.
-            Event::Alive(_) => true,
-            _ => false,
         }
     }
 
@@ -134,7 +120,7 @@ impl Pods {
         let mut reached = there;
         // Taken from the pool already, whatever comes of the rest.
         reached.addresses.insert(endpoint.address, ());
-        let Started { waits, done } = state.executor.start(ops, &mut reached).await;
+        let Started { waits, done, .. } = state.executor.start(ops, &mut reached).await;
         let adding = Adding { endpoint, reached, done, reply };
         match waits {
             true => drop(self.adding.insert(adding.endpoint.host_interface.clone(), adding)),
@@ -142,20 +128,8 @@ impl Pods {
         }
     }
 
-    /// Answers the ADDs that wait for the disk.
-    pub(in crate::daemon) async fn finish_all_saved(&mut self, state: &mut State) {
-        while let Some(saved) = state.executor.saved().await {
-            self.finish_saved(state, saved).await;
-        }
-    }
-
     /// Answers an ADD whose endpoint was written to disk, or could not be.
-    pub(in crate::daemon) async fn finish_saved(
-        &mut self,
-        state: &mut State,
-        saved: Result<Saved, JoinError>,
-    ) {
-        let (name, saved) = saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    pub(super) async fn finish_saved(&mut self, state: &mut State, name: String, saved: Result<(), Error>) {
         // Only now, also where the rest has failed: a file that is undone must not be written afterwards.
         self.has_disk_failed |= saved.is_err();
         if let Some(mut adding) = self.adding.remove(&name) {

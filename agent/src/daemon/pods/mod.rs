@@ -1,4 +1,6 @@
 //! The pods of this node: ADD, DEL, CHECK, GC, and what happens when a device goes.
+//!
+//! What takes long is done by other threads: ADDs and DELs of other pods are served meanwhile, everything else waits.
 
 mod add;
 mod check;
@@ -10,7 +12,7 @@ mod sweep;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use podwire_cni::protocol::{Failure, Reply, codes};
+use podwire_cni::protocol::{Call, Failure, Reply, codes};
 use podwire_core::host::Host;
 use podwire_core::host_ports;
 use podwire_core::model::{Attachment, Endpoint};
@@ -18,10 +20,13 @@ use podwire_core::strays::Strays;
 use tokio::sync::oneshot;
 use tracing::warn;
 
+use super::executor::Joined;
 use super::state::State;
 use crate::conditions::ConditionName;
 use crate::error::Error;
+use crate::events::Event;
 use add::Adding;
+use gc::Releasing;
 use other::OtherPods;
 
 pub(super) use add::proposed;
@@ -32,6 +37,8 @@ pub(super) use check::check;
 pub(super) struct Pods {
     /// ADDs that are done but for the disk, by name of the host side.
     adding: BTreeMap<String, Adding>,
+    /// DELs that are done but for the purge of flows and what follows, by name of the host side.
+    releasing: BTreeMap<String, Releasing>,
     /// Whether the disk has refused a file since that was last asked.
     has_disk_failed: bool,
     /// Endpoints whose device was not found, and since when.
@@ -46,6 +53,41 @@ impl Pods {
     /// Whether the disk has refused a file since this was last asked.
     pub(super) fn take_disk_failure(&mut self) -> bool {
         std::mem::take(&mut self.has_disk_failed)
+    }
+
+    /// Whether an event can be dealt with while other threads are at work: so can ADDs and DELs of other pods.
+    pub(super) fn can_overlap(&self, event: &Event) -> bool {
+        let Event::Call { call, .. } = event else {
+            // A disk that takes its time is no reason to be taken for dead.
+            return matches!(event, Event::Alive(_));
+        };
+        match &**call {
+            Call::Add(add) => {
+                let name = add.attachment.host_interface();
+                !self.adding.contains_key(&name) && !self.releasing.contains_key(&name)
+            }
+            Call::Del(attachment) => !self.adding.contains_key(&attachment.host_interface()),
+            _ => false,
+        }
+    }
+
+    fn is_anything_under_way(&self) -> bool {
+        !self.adding.is_empty() || !self.releasing.is_empty()
+    }
+
+    /// Waits for all other threads, and answers who waits for them.
+    pub(super) async fn finish_all_joined(&mut self, state: &mut State) {
+        while let Some(joined) = state.executor.joined().await {
+            self.finish_joined(state, joined).await;
+        }
+    }
+
+    /// Goes on with what another thread was waited for.
+    pub(super) async fn finish_joined(&mut self, state: &mut State, joined: Joined) {
+        match joined {
+            Joined::Saved(name, outcome) => self.finish_saved(state, name, outcome).await,
+            Joined::Purged(addresses, outcome) => self.finish_purged(state, &addresses, outcome).await,
+        }
     }
 
     /// Whether no endpoint's device is missed.
@@ -63,6 +105,12 @@ impl Pods {
         state.model.without_device.insert(attachment.clone());
         self.missed.insert(attachment, Instant::now());
     }
+}
+
+/// The next sweep tries again.
+fn not_released(state: &mut State, endpoint: &Endpoint, why: &str) {
+    let why = format!("the device of {endpoint} is gone, but its address cannot be released yet: {why}");
+    state.conditions.set_for(ConditionName::NotReleased, &endpoint.host_interface, why);
 }
 
 /// All of an endpoint is taken back.

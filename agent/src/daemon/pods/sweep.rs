@@ -7,8 +7,7 @@ use podwire_core::host::Host;
 use podwire_core::model::Endpoint;
 use tracing::{error, info, warn};
 
-use super::Pods;
-use crate::conditions::ConditionName;
+use super::{Pods, not_released};
 use crate::daemon::state::State;
 use crate::events::Repair;
 
@@ -34,12 +33,7 @@ impl Pods {
                     self.missed.remove(&endpoint.attachment);
                     info!(pod = %endpoint, "released: its device is gone");
                 }
-                Err(error) => {
-                    let why = format!(
-                        "the device of {endpoint} is gone, but its address cannot be released yet: {error}"
-                    );
-                    state.conditions.set_for(ConditionName::NotReleased, &endpoint.host_interface, why);
-                }
+                Err(error) => not_released(state, &endpoint, &error.to_string()),
             }
         }
         state.model.without_device = self.missed.keys().cloned().collect();

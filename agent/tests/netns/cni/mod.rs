@@ -6,11 +6,12 @@ mod chain;
 mod faults;
 mod gc;
 mod orders;
+mod purge;
 mod status;
 
 use podwire_cni::protocol::Attachment;
 use serde_json::{Value, json};
-use xtask::lab::{CniCall, CniOutput, Node, Ns};
+use xtask::lab::{CniCall, CniOutput, Lab, Node, Ns};
 
 // CNI specification, "Error", and the plugin's own from 100 on.
 const INCOMPATIBLE_VERSION: u32 = 1;
@@ -63,6 +64,18 @@ impl Container {
     fn attachment(&self) -> Value {
         json!({ "containerID": self.call.container_id, "ifname": self.call.interface })
     }
+}
+
+/// A node without an agent, whose podCIDR has room for one pod.
+fn lab_for_one_pod() -> Lab {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let mut list = lab.node_list().unwrap();
+    for item in list["items"].as_array_mut().unwrap() {
+        item["spec"]["podCIDR"] = json!("10.244.1.0/30");
+        item["spec"]["podCIDRs"] = json!(["10.244.1.0/30"]);
+    }
+    lab.write_node_list(&list.to_string()).unwrap();
+    lab
 }
 
 fn gc(node: &Node, network: &str, valid: &[&Container]) -> CniOutput {

@@ -3,10 +3,10 @@
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use xtask::lab::{CniOutput, Lab, Node};
 
-use super::{Container, UNAVAILABLE, UNAVAILABLE_AND_LIMITED, failed, status, succeeded};
+use super::{Container, UNAVAILABLE, UNAVAILABLE_AND_LIMITED, failed, lab_for_one_pod, status, succeeded};
 
 #[test]
 fn status_follows_the_agent() {
@@ -50,14 +50,8 @@ fn a_node_without_an_uplink_says_that_its_pods_may_be_cut_off() {
 
 #[test]
 fn a_pod_cidr_that_is_used_up_is_told() {
-    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let lab = lab_for_one_pod();
     let node = lab.node(0);
-    let mut list = lab.node_list().unwrap();
-    for item in list["items"].as_array_mut().unwrap() {
-        item["spec"]["podCIDR"] = json!("10.244.1.0/30");
-        item["spec"]["podCIDRs"] = json!(["10.244.1.0/30"]);
-    }
-    lab.write_node_list(&list.to_string()).unwrap();
     node.start_agent().unwrap();
     let only = Container::new(node, "only");
     succeeded(status(node));

@@ -1,0 +1,95 @@
+//! DEL, while the purge of the pod's flows takes longer than a runtime has to wait.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use podwire_cni::fault::{Fault, Step, VARIABLE};
+use serde_json::json;
+use xtask::lab::{Lab, Node};
+
+use super::{Container, address, host_side, lab_for_one_pod, succeeded};
+
+/// Starts the agent so that its first purge goes on until the file that is given is there.
+fn with_a_long_purge(node: &Node) -> PathBuf {
+    let over = node.state_dir().with_file_name("the-purge-is-over");
+    let fault = format!("{}:{}:{}", Step::FlowsForgotten.name(), Fault::Wait.name(), over.display());
+    node.start_agent_with(&[(VARIABLE, &fault)]).unwrap();
+    over
+}
+
+fn file_of(node: &Node, pod: &Container) -> PathBuf {
+    node.state_dir().join("endpoints").join(format!("{}.json", host_side(pod)))
+}
+
+#[test]
+fn del_does_not_wait_for_a_long_purge_and_the_address_does() {
+    let lab = lab_for_one_pod();
+    let node = lab.node(0);
+    let over = with_a_long_purge(node);
+    let [old, new] = ["old", "new"].map(|name| Container::new(node, name));
+    let given = address(&old.add());
+    succeeded(old.run("DEL", None));
+    assert!(file_of(node, &old).exists(), "the agent may be killed, and the next one has to purge");
+    // As a runtime does that has not heard the answer.
+    succeeded(old.run("DEL", None));
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| new.add());
+        // Time to ask. Whether or not it has, the answer has to be the same.
+        thread::sleep(Duration::from_millis(300));
+        fs::write(&over, "").unwrap();
+        assert_eq!(address(&adding.join().unwrap()), given);
+    });
+    assert!(!file_of(node, &old).exists());
+    succeeded(new.run("DEL", None));
+}
+
+#[test]
+fn pods_are_added_and_deleted_while_flows_are_purged() {
+    let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
+    let node = lab.node(0);
+    let over = with_a_long_purge(node);
+    let [first, second, third, last] =
+        ["first", "second", "third", "last"].map(|name| Container::new(node, name));
+    let port = json!({ "portMappings": [{ "hostPort": 9000, "containerPort": 80, "protocol": "tcp" }] });
+    let with_port = |pod: &Container| {
+        let mut call = pod.call.clone();
+        call.config["runtimeConfig"] = port.clone();
+        call
+    };
+    succeeded(with_port(&first).run().unwrap());
+    let given = address(&second.add());
+    succeeded(first.run("DEL", None));
+    // Its turn comes with the next walk.
+    succeeded(second.run("DEL", None));
+    assert!(file_of(node, &second).exists());
+    let other = third.add();
+    assert_ne!(address(&other), given, "that one is not free yet");
+    succeeded(third.run("DEL", None));
+    thread::scope(|scope| {
+        // The hostPort is the first pod's until that is released.
+        let adding = scope.spawn(|| succeeded(with_port(&last).run().unwrap()));
+        thread::sleep(Duration::from_millis(300));
+        fs::write(&over, "").unwrap();
+        adding.join().unwrap();
+    });
+    assert!(!file_of(node, &first).exists() && !file_of(node, &second).exists());
+    succeeded(last.run("DEL", None));
+}
+
+#[test]
+fn agent_that_dies_within_a_purge_leaves_it_to_the_next() {
+    let lab = lab_for_one_pod();
+    let node = lab.node(0);
+    with_a_long_purge(node);
+    let [old, new] = ["old", "new"].map(|name| Container::new(node, name));
+    let given = address(&old.add());
+    succeeded(old.run("DEL", None));
+    node.kill_agent().unwrap();
+    assert!(file_of(node, &old).exists());
+    node.start_agent().unwrap();
+    assert!(!file_of(node, &old).exists());
+    assert_eq!(address(&new.add()), given);
+    succeeded(new.run("DEL", None));
+}
