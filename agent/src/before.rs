@@ -9,8 +9,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::error::Error;
 use crate::files;
+use crate::files::FileError;
 
 /// In the state folder.
 pub(crate) const FILE: &str = "before.json";
@@ -34,14 +34,14 @@ impl Before {
     /// is there stays.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn load(state_dir: &Path) -> Result<Self, Error> {
+    /// [`FileError::Io`].
+    pub fn load(state_dir: &Path) -> Result<Self, FileError> {
         let nothing = Self { boot: boot()?, ..Self::default() };
         let path = state_dir.join(FILE);
         let json = match fs::read(&path) {
             Ok(json) => json,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(nothing),
-            Err(error) => return Err(Error::file("read", path)(error)),
+            Err(error) => return Err(FileError::of("read", path)(error)),
         };
         match serde_json::from_slice::<Self>(&json) {
             Ok(found) if found.boot == nothing.boot => Ok(found),
@@ -54,11 +54,11 @@ impl Before {
     }
 
     /// # Errors
-    /// [`Error::File`].
-    pub fn save(&self, state_dir: &Path) -> Result<(), Error> {
+    /// [`FileError::Io`].
+    pub fn save(&self, state_dir: &Path) -> Result<(), FileError> {
         let path = state_dir.join(FILE);
         let json =
-            serde_json::to_vec_pretty(self).map_err(|error| Error::file("encode", &path)(error.into()))?;
+            serde_json::to_vec_pretty(self).map_err(|error| FileError::of("encode", &path)(error.into()))?;
         files::replace(&path, &json)
     }
 }
@@ -66,9 +66,9 @@ impl Before {
 /// A number of this boot.
 ///
 /// # Errors
-/// [`Error::File`].
-pub(crate) fn boot() -> Result<String, Error> {
-    Ok(fs::read_to_string(BOOT).map_err(Error::file("read", BOOT))?.trim().to_owned())
+/// [`FileError::Io`].
+pub(crate) fn boot() -> Result<String, FileError> {
+    Ok(fs::read_to_string(BOOT).map_err(FileError::of("read", BOOT))?.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::before::boot;
-use crate::error::{Error, absent_is_fine};
+use crate::files::{FileError, absent_is_fine};
+use crate::lock::ClaimError;
 use crate::{files, netns};
 
 /// In the state folder.
@@ -32,8 +33,8 @@ impl Claim {
     /// Of this process.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn own(bpf_dir: &Path) -> Result<Self, Error> {
+    /// [`FileError::Io`].
+    pub fn own(bpf_dir: &Path) -> Result<Self, FileError> {
         Ok(Self { boot: boot()?, namespace: netns::inode()?, bpf_dir: bpf_dir.into() })
     }
 
@@ -44,8 +45,8 @@ impl Claim {
     /// pods of the folder are gone.
     ///
     /// # Errors
-    /// [`Error::AnotherNamespace`], [`Error::File`].
-    pub fn check(&self, state_dir: &Path) -> Result<(), Error> {
+    /// [`ClaimError::AnotherNamespace`], [`ClaimError::File`].
+    pub fn check(&self, state_dir: &Path) -> Result<(), ClaimError> {
         let file = state_dir.join(FILE);
         let Some(found) = read(&file)? else {
             return Ok(());
@@ -60,29 +61,29 @@ impl Claim {
             );
             return Ok(());
         }
-        Err(Error::AnotherNamespace { path: state_dir.into(), file })
+        Err(ClaimError::AnotherNamespace { path: state_dir.into(), file })
     }
 
     /// Claims the state folder for this network namespace, unless it is claimed already.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn save(&self, state_dir: &Path) -> Result<(), Error> {
+    /// [`FileError::Io`].
+    pub fn save(&self, state_dir: &Path) -> Result<(), FileError> {
         let file = state_dir.join(FILE);
         if read(&file)?.as_ref() == Some(self) {
             return Ok(());
         }
         let json =
-            serde_json::to_vec_pretty(self).map_err(|error| Error::file("encode", &file)(error.into()))?;
+            serde_json::to_vec_pretty(self).map_err(|error| FileError::of("encode", &file)(error.into()))?;
         files::replace(&file, &json)
     }
 }
 
-fn read(file: &Path) -> Result<Option<Claim>, Error> {
+fn read(file: &Path) -> Result<Option<Claim>, FileError> {
     let json = match fs::read(file) {
         Ok(json) => json,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::file("read", file)(error)),
+        Err(error) => return Err(FileError::of("read", file)(error)),
     };
     let claim = serde_json::from_slice(&json);
     Ok(claim
@@ -91,11 +92,11 @@ fn read(file: &Path) -> Result<Option<Claim>, Error> {
 }
 
 /// Whether nothing is in a folder, or there is none.
-fn is_empty(folder: &Path) -> Result<bool, Error> {
+fn is_empty(folder: &Path) -> Result<bool, FileError> {
     let first = fs::read_dir(folder).and_then(|mut entries| entries.next().transpose());
     match first {
         Ok(entry) => Ok(entry.is_none()),
-        Err(error) => absent_is_fine(Err(error)).map(|()| true).map_err(Error::file("list", folder)),
+        Err(error) => absent_is_fine(Err(error)).map(|()| true).map_err(FileError::of("list", folder)),
     }
 }
 
@@ -114,7 +115,7 @@ mod tests {
         change(&mut there);
         there.save(folder.path()).unwrap();
         let outcome = own.check(folder.path());
-        assert_eq!(matches!(outcome, Err(Error::AnotherNamespace { .. })), refused, "{outcome:?}");
+        assert_eq!(matches!(outcome, Err(ClaimError::AnotherNamespace { .. })), refused, "{outcome:?}");
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::path::Path;
 use podwire_cni::protocol::DEFAULT_SOCKET;
 use serde_json::{Value, json};
 
-use crate::error::Error;
 use crate::files;
+use crate::files::FileError;
 
 /// Its file name. Runtimes go by the order of names.
 pub const FILE: &str = "10-podwire.conflist";
@@ -32,40 +32,40 @@ pub fn text(socket: &Path) -> String {
 /// Whether the folder's has this text.
 ///
 /// # Errors
-/// [`Error::File`], [`Error::FolderOfAnother`].
-pub fn is_there(folder: &Path, text: &str) -> Result<bool, Error> {
+/// [`FileError::Io`], [`FileError::FolderOfAnother`].
+pub fn is_there(folder: &Path, text: &str) -> Result<bool, FileError> {
     let path = folder.join(FILE);
     match fs::read(&path) {
         Ok(found) => Ok(found == text.as_bytes()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::in_shared(folder)(Error::file("read", path)(error))),
+        Err(error) => Err(FileError::in_shared(folder)(FileError::of("read", path)(error))),
     }
 }
 
 /// Writes it, in one step: runtimes look at the folder whenever it changes.
 ///
 /// # Errors
-/// [`Error::File`], [`Error::FolderOfAnother`].
-pub fn write(folder: &Path, text: &str) -> Result<(), Error> {
-    files::replace(&folder.join(FILE), text.as_bytes()).map_err(Error::in_shared(folder))
+/// [`FileError::Io`], [`FileError::FolderOfAnother`].
+pub fn write(folder: &Path, text: &str) -> Result<(), FileError> {
+    files::replace(&folder.join(FILE), text.as_bytes()).map_err(FileError::in_shared(folder))
 }
 
 /// Removes it, and what an agent that was killed meanwhile has begun. Nothing happens when it is not there.
 ///
 /// # Errors
-/// [`Error::File`], [`Error::FolderOfAnother`].
-pub fn remove(folder: &Path) -> Result<(), Error> {
+/// [`FileError::Io`], [`FileError::FolderOfAnother`].
+pub fn remove(folder: &Path) -> Result<(), FileError> {
     files::remove_shared(&folder.join(FILE))
 }
 
 /// The names of a folder's network configurations. A runtime takes the first, or asks for one by its network's name.
 ///
 /// # Errors
-/// [`Error::File`].
-pub fn list(folder: &Path) -> Result<Vec<String>, Error> {
+/// [`FileError::Io`].
+pub fn list(folder: &Path) -> Result<Vec<String>, FileError> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::file("list", folder))? {
-        let name = entry.map_err(Error::file("list", folder))?.file_name();
+    for entry in fs::read_dir(folder).map_err(FileError::of("list", folder))? {
+        let name = entry.map_err(FileError::of("list", folder))?.file_name();
         let extension = Path::new(&name).extension().and_then(|extension| extension.to_str());
         if extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) {
             names.push(name.to_string_lossy().into_owned());

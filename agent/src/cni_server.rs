@@ -16,9 +16,10 @@ use tokio::time::{interval, timeout};
 use tracing::{debug, error, warn};
 
 use crate::connections::{Connections, Place};
-use crate::error::Error;
 use crate::events::Event;
+use crate::files::FileError;
 use crate::housekeeping::INTERVAL;
+use crate::lock::ClaimError;
 use crate::lock::{Held, Lock};
 
 /// The socket's name in the run folder.
@@ -48,8 +49,8 @@ impl CniServer {
     /// Listens on a socket that [`hold`] holds. One that a dead agent left is replaced.
     ///
     /// # Errors
-    /// [`Error::RemovedFolder`]; [`Error::File`].
-    pub fn bind(path: &Path, lock: Lock) -> Result<Self, Error> {
+    /// [`ClaimError::File`].
+    pub fn bind(path: &Path, lock: Lock) -> Result<Self, ClaimError> {
         let (listener, file) = listen(path)?;
         Ok(Self { listener, path: path.into(), file, lock, unreachable: None })
     }
@@ -62,8 +63,8 @@ impl CniServer {
     /// Listens again when somebody has removed or replaced the socket's file: no plugin finds this one any more.
     ///
     /// # Errors
-    /// [`Error::RemovedFolder`]: only a new mount helps, which a container gets when it starts anew.
-    fn listen_again(&mut self) -> Result<(), Error> {
+    /// [`ClaimError::File`]: only a new mount helps, which a container gets when it starts anew.
+    fn listen_again(&mut self) -> Result<(), ClaimError> {
         match self.try_listen_again() {
             Ok(again) => {
                 if again {
@@ -71,7 +72,7 @@ impl CniServer {
                 }
                 self.unreachable = None;
             }
-            Err(gone @ Error::RemovedFolder { .. }) => return Err(gone),
+            Err(gone @ ClaimError::File(FileError::RemovedFolder { .. })) => return Err(gone),
             Err(error) => {
                 let why = Some(error.to_string());
                 if self.unreachable != why {
@@ -85,7 +86,7 @@ impl CniServer {
         Ok(())
     }
 
-    fn try_listen_again(&mut self) -> Result<bool, Error> {
+    fn try_listen_again(&mut self) -> Result<bool, ClaimError> {
         if !self.lock.is_there() {
             self.lock = take_lock(&self.path)?;
         }
@@ -100,8 +101,8 @@ impl CniServer {
     /// Serves until nobody receives the events any more.
     ///
     /// # Errors
-    /// [`Error::RemovedFolder`].
-    pub async fn serve(mut self, events: mpsc::Sender<Event>) -> Result<(), Error> {
+    /// [`ClaimError::File`].
+    pub async fn serve(mut self, events: mpsc::Sender<Event>) -> Result<(), ClaimError> {
         let connections = Connections::new(CONNECTIONS);
         let mut looks = interval(INTERVAL);
         loop {
@@ -142,50 +143,50 @@ impl Drop for CniServer {
 /// Holds a socket against other agents, before anything of the node is touched. Its folder is made if it is not there.
 ///
 /// # Errors
-/// [`Error::Locked`] with the agent that serves it; [`Error::SocketInUse`] when another program does;
-/// [`Error::RemovedFolder`]; [`Error::File`].
-pub fn hold(socket: &Path) -> Result<Lock, Error> {
+/// [`ClaimError::Locked`] with the agent that serves it; [`ClaimError::SocketInUse`] when another program does;
+/// [`ClaimError::File`].
+pub fn hold(socket: &Path) -> Result<Lock, ClaimError> {
     let lock = take_lock(socket)?;
     refuse_a_foreign_server(socket)?;
     Ok(lock)
 }
 
-fn take_lock(socket: &Path) -> Result<Lock, Error> {
+fn take_lock(socket: &Path) -> Result<Lock, ClaimError> {
     if let Some(folder) = socket.parent() {
         let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
-        made.map_err(Error::file("create", folder))?;
+        made.map_err(FileError::of("create", folder))?;
     }
     Lock::by_file(&lock_of(socket), HELD, socket)
 }
 
-fn refuse_a_foreign_server(socket: &Path) -> Result<(), Error> {
+fn refuse_a_foreign_server(socket: &Path) -> Result<(), ClaimError> {
     match BlockingStream::connect(socket) {
-        Ok(_) => Err(Error::SocketInUse { path: socket.into() }),
+        Ok(_) => Err(ClaimError::SocketInUse { path: socket.into() }),
         Err(_) => Ok(()),
     }
 }
 
 /// A listening socket and its file: mode 0600 from its first moment under its name.
-fn listen(path: &Path) -> Result<(UnixListener, (u64, u64)), Error> {
+fn listen(path: &Path) -> Result<(UnixListener, (u64, u64)), ClaimError> {
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let _ = fs::remove_file(&temporary);
     let listener = UnixListener::bind(&temporary).map_err(|error| match (error.kind(), path.parent()) {
         // It was there a moment ago.
-        (io::ErrorKind::NotFound, Some(folder)) => Error::RemovedFolder { path: folder.into() },
-        _ => Error::file("listen on", &temporary)(error),
+        (io::ErrorKind::NotFound, Some(folder)) => FileError::RemovedFolder { path: folder.into() },
+        _ => FileError::of("listen on", &temporary)(error),
     })?;
     fs::set_permissions(&temporary, Permissions::from_mode(0o600))
         .and_then(|()| fs::rename(&temporary, path))
-        .map_err(Error::file("listen on", path))?;
-    let file = identity(path).map_err(Error::file("look up", path))?;
+        .map_err(FileError::of("listen on", path))?;
+    let file = identity(path).map_err(FileError::of("look up", path))?;
     Ok((listener, file))
 }
 
 /// Holds a socket that agents have used. `None`: none has.
 ///
 /// # Errors
-/// [`Error::Locked`], [`Error::File`].
-pub(crate) fn hold_if_there(socket: &Path) -> Result<Option<Lock>, Error> {
+/// [`ClaimError::Locked`], [`ClaimError::File`].
+pub(crate) fn hold_if_there(socket: &Path) -> Result<Option<Lock>, ClaimError> {
     let path = lock_of(socket);
     if path.exists() { Lock::by_file(&path, HELD, socket).map(Some) } else { Ok(None) }
 }
@@ -424,7 +425,7 @@ mod tests {
         let _inside = runtime.enter();
         let server = served(&path);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(hold(&path), Err(Error::Locked { .. })));
+        assert!(matches!(hold(&path), Err(ClaimError::Locked { .. })));
         drop(server);
         assert!(!path.exists());
     }
@@ -477,7 +478,7 @@ mod tests {
         let mut server = served(&path);
         server.listen_again().unwrap();
         folder.close().unwrap();
-        assert!(matches!(server.listen_again(), Err(Error::RemovedFolder { .. })));
+        assert!(matches!(server.listen_again(), Err(ClaimError::File(FileError::RemovedFolder { .. }))));
     }
 
     #[test]

@@ -28,8 +28,8 @@ use tracing::{debug, warn};
 
 use crate::connections::{Connections, Place};
 use crate::dataplane::flows::Fill;
-use crate::error::Error;
 use crate::events::{Event, Figures, Readiness, Repair};
+use crate::files::FileError;
 
 /// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.
 const ALIVE: Duration = Duration::from_secs(4);
@@ -43,9 +43,9 @@ const LARGEST_HEAD: usize = 16 << 10;
 /// Listens.
 ///
 /// # Errors
-/// [`Error::File`].
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(Error::file(
+/// [`FileError::Io`].
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, FileError> {
+    TcpListener::bind(address).await.map_err(FileError::of(
         "serve health and metrics (--metrics-address; is another agent running?) on",
         address.to_string(),
     ))

@@ -7,7 +7,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use podwire_core::other_pods::{Held, Holder};
 
-use crate::error::Error;
+use crate::files::FileError;
 
 /// Its folder in the one for what plugins remember, unless its configuration says otherwise (`dataDir`).
 const NETWORKS: &str = "networks";
@@ -15,8 +15,8 @@ const NETWORKS: &str = "networks";
 /// Its addresses of a podCIDR. There are none where it has never been.
 ///
 /// # Errors
-/// [`Error::File`].
-pub fn held(cni_state_dir: &Path, network: IpNet) -> Result<Held, Error> {
+/// [`FileError::Io`].
+pub fn held(cni_state_dir: &Path, network: IpNet) -> Result<Held, FileError> {
     let folder = cni_state_dir.join(NETWORKS);
     let mut held = Held::new();
     for name in names(&folder)? {
@@ -29,17 +29,17 @@ pub fn held(cni_state_dir: &Path, network: IpNet) -> Result<Held, Error> {
 }
 
 /// Of what is in a folder; nothing where there is none.
-fn names(folder: &Path) -> Result<Vec<String>, Error> {
+fn names(folder: &Path) -> Result<Vec<String>, FileError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(Vec::new());
         }
-        Err(error) => return Err(Error::file("list", folder)(error)),
+        Err(error) => return Err(FileError::of("list", folder)(error)),
     };
     entries
         .map(|entry| {
-            Ok(entry.map_err(Error::file("list", folder))?.file_name().to_string_lossy().into_owned())
+            Ok(entry.map_err(FileError::of("list", folder))?.file_name().to_string_lossy().into_owned())
         })
         .collect()
 }

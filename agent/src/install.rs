@@ -4,14 +4,15 @@ use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use thiserror::Error;
 
 use clap::Args;
 use rustix::fs::{FlockOperation, flock};
 use tracing::info;
 
 use crate::config::Logging;
-use crate::error::Error;
 use crate::files;
+use crate::files::FileError;
 
 /// The plugin's file name: what a network configuration calls it by.
 pub const PLUGIN: &str = "podwire-cni";
@@ -30,23 +31,38 @@ pub struct Options {
     pub logging: Logging,
 }
 
+/// Why the plugin could not be installed.
+#[derive(Debug, Error)]
+pub enum InstallError {
+    /// The runtime's plugins are elsewhere.
+    #[error("the folder of plugins {} does not exist: create it, or name the one that the runtime has with --cni-bin-dir", path.display())]
+    NoPluginFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file or folder.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
 /// Copies the plugin, in place of an earlier one, which may be running: at any moment there is the whole of one of the two. What an
 /// attempt that was interrupted has left is written over.
 ///
 /// # Errors
-/// [`Error::NoPluginFolder`], [`Error::FolderOfAnother`], [`Error::File`].
-pub fn run(options: &Options) -> Result<(), Error> {
+/// [`InstallError::NoPluginFolder`], [`InstallError::File`].
+pub fn run(options: &Options) -> Result<(), InstallError> {
     let source = options.plugin.clone().map_or_else(beside_this_program, Ok)?;
-    let plugin = fs::read(&source).map_err(Error::file("read the plugin (--plugin)", &source))?;
+    let plugin = fs::read(&source).map_err(FileError::of("read the plugin (--plugin)", &source))?;
     let folder = &options.cni_bin_dir;
     let held = File::open(folder).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Error::NoPluginFolder { path: folder.clone() },
-        _ => Error::in_shared(folder)(Error::file("open the folder of plugins", folder)(error)),
+        io::ErrorKind::NotFound => InstallError::NoPluginFolder { path: folder.clone() },
+        _ => FileError::in_shared(folder)(FileError::of("open the folder of plugins", folder)(error)).into(),
     })?;
     // Two at once would write into one another's file before it has its name.
-    flock(&held, FlockOperation::LockExclusive).map_err(|errno| Error::file("lock", folder)(errno.into()))?;
+    flock(&held, FlockOperation::LockExclusive)
+        .map_err(|errno| FileError::of("lock", folder)(errno.into()))?;
     let installed = folder.join(PLUGIN);
-    files::replace_executable(&installed, &plugin).map_err(Error::in_shared(folder))?;
+    files::replace_executable(&installed, &plugin).map_err(FileError::in_shared(folder))?;
     files::sync_folder(folder)?;
     info!(path = %installed.display(), bytes = plugin.len(), "plugin installed");
     Ok(())
@@ -55,13 +71,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
 /// Takes the plugin away again, and what an attempt that was interrupted has left. Nothing happens when it is not there.
 ///
 /// # Errors
-/// [`Error::File`], [`Error::FolderOfAnother`].
-pub fn remove(folder: &Path) -> Result<(), Error> {
+/// [`FileError::Io`], [`FileError::FolderOfAnother`].
+pub fn remove(folder: &Path) -> Result<(), FileError> {
     files::remove_shared(&folder.join(PLUGIN))
 }
 
-fn beside_this_program() -> Result<PathBuf, Error> {
-    let program = env::current_exe().map_err(Error::file("find", "this program"))?;
+fn beside_this_program() -> Result<PathBuf, FileError> {
+    let program = env::current_exe().map_err(FileError::of("find", "this program"))?;
     Ok(program.with_file_name(PLUGIN))
 }
 
@@ -73,7 +89,7 @@ mod tests {
     use super::*;
     use crate::config::LogFormat;
 
-    fn install(folder: &Path, plugin: &Path) -> Result<(), Error> {
+    fn install(folder: &Path, plugin: &Path) -> Result<(), InstallError> {
         let logging = Logging { log_level: "off".into(), log_format: LogFormat::Text };
         run(&Options { cni_bin_dir: folder.into(), plugin: Some(plugin.into()), logging })
     }

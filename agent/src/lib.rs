@@ -21,7 +21,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod error;
 pub mod events;
-mod files;
+pub mod files;
 pub mod firewall;
 pub mod health;
 pub mod host_local;

@@ -5,7 +5,9 @@ mod disciplines;
 mod neighbours;
 mod queues;
 
+use podwire_cni::protocol::codes;
 use std::net::{IpAddr, Ipv4Addr};
+use thiserror::Error;
 
 use futures_util::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
@@ -30,7 +32,7 @@ use podwire_core::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host, 
 use podwire_core::model::Path;
 use podwire_core::slice::Route;
 
-use crate::error::Error;
+use crate::files::FileError;
 
 /// The metric of what is only for the case that there is no other route to a network. A bridge of the CNI plugin that was here before has one, by
 /// which its pods are reached; with the same metric ours would take its place.
@@ -70,6 +72,41 @@ impl Filters {
     }
 }
 
+/// The kernel's devices, addresses, routes, queues and filters, and what is wrong with them.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// A request to the kernel's routing socket.
+    #[error("{operation}: {source}")]
+    Netlink {
+        /// What was tried, on what.
+        operation: String,
+        /// The kernel's answer.
+        source: rtnetlink::Error,
+    },
+    /// A device that has to be there is not.
+    #[error("device {name} does not exist")]
+    NoDevice {
+        /// Its name.
+        name: String,
+    },
+    /// Something about the device is not as it has to be.
+    #[error("device {name}: {problem}")]
+    Device {
+        /// Its name.
+        name: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The routing socket itself.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl LinkError {
+    /// What a plugin is told with it.
+    pub(crate) const CNI_CODE: u32 = codes::NETLINK_FAILURE;
+}
+
 /// A connection to the kernel's routing socket, in the network namespace of the thread that made it.
 #[derive(Clone, Debug)]
 pub struct Links {
@@ -80,10 +117,10 @@ impl Links {
     /// Connects. Has to be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::File`] when the socket cannot be opened.
-    pub fn new() -> Result<Self, Error> {
+    /// [`LinkError::File`] when the socket cannot be opened.
+    pub fn new() -> Result<Self, LinkError> {
         let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(Error::file("open", "the kernel's routing socket"))?;
+            rtnetlink::new_connection().map_err(FileError::of("open", "the kernel's routing socket"))?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
@@ -91,8 +128,8 @@ impl Links {
     /// Devices, addresses and routes as they are now.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn host(&self) -> Result<Host, Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn host(&self) -> Result<Host, LinkError> {
         let mut host = Host::default();
         let mut links = self.handle.link().get().execute();
         while let Some(message) = links.try_next().await.map_err(netlink("list devices"))? {
@@ -114,16 +151,16 @@ impl Links {
     /// The device of a name.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn device(&self, name: &str) -> Result<Option<Device>, Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn device(&self, name: &str) -> Result<Option<Device>, LinkError> {
         Ok(self.link(name).await?.as_ref().map(device))
     }
 
     /// The device of a number.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn device_at(&self, index: u32) -> Result<Option<Device>, Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn device_at(&self, index: u32) -> Result<Option<Device>, LinkError> {
         let mut answer = self.handle.link().get().match_index(index).execute();
         match answer.try_next().await {
             Ok(message) => Ok(message.as_ref().map(device)),
@@ -135,8 +172,8 @@ impl Links {
     /// Gives a device a name. Before Linux 6.2 the kernel renames no device that is up: there it is set down for that moment.
     ///
     /// # Errors
-    /// [`Error::Netlink`]: another device has the name, for example.
-    pub async fn rename(&self, device: &Device, name: &str) -> Result<(), Error> {
+    /// [`LinkError::Netlink`]: another device has the name, for example.
+    pub async fn rename(&self, device: &Device, name: &str) -> Result<(), LinkError> {
         let rename = || {
             self.handle.link().change(LinkUnspec::new_with_index(device.index).name(name).build()).execute()
         };
@@ -167,8 +204,8 @@ impl Links {
     /// Adds or replaces one of the agent's routes.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn set_route(&self, destination: IpNet, route: Route) -> Result<(), Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn set_route(&self, destination: IpNet, route: Route) -> Result<(), LinkError> {
         let message = route_message(destination, route);
         let operation = format!("set the route to {destination}");
         self.handle.route().add(message).replace().execute().await.map_err(netlink(operation))
@@ -178,8 +215,8 @@ impl Links {
     /// device.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn remove_route(&self, destination: IpNet, route: Route) -> Result<(), Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn remove_route(&self, destination: IpNet, route: Route) -> Result<(), LinkError> {
         let message = route_message(destination, route);
         let result = self.handle.route().del(message).execute().await;
         unless_absent(result, || format!("remove the route to {destination}"))
@@ -188,8 +225,8 @@ impl Links {
     /// Removes every route with the agent's protocol number, in whatever table. Gives how many there were.
     ///
     /// # Errors
-    /// [`Error::Netlink`], after all have been tried.
-    pub async fn remove_own_routes(&self) -> Result<usize, Error> {
+    /// [`LinkError::Netlink`], after all have been tried.
+    pub async fn remove_own_routes(&self) -> Result<usize, LinkError> {
         let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut routes = self.handle.route().get(filter).execute();
         let (mut removed, mut failed, mut own) = (0, None, Vec::new());
@@ -211,8 +248,8 @@ impl Links {
     /// Gives a device an MTU and sets it up.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn set_mtu_and_up(&self, index: u32, name: &str, mtu: u32) -> Result<(), Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn set_mtu_and_up(&self, index: u32, name: &str, mtu: u32) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
         let operation = format!("set {name} up with MTU {mtu}");
         self.handle.link().change(message).execute().await.map_err(netlink(operation))
@@ -221,8 +258,8 @@ impl Links {
     /// Sets a device down. Nothing happens when it is not there.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn set_down(&self, index: u32, name: &str) -> Result<(), Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn set_down(&self, index: u32, name: &str) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_index(index).down().build();
         let result = self.handle.link().change(message).execute().await;
         unless_absent(result, || format!("set {name} down"))
@@ -231,8 +268,8 @@ impl Links {
     /// Removes a device. Nothing happens when it is not there.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn remove_device(&self, index: u32, name: &str) -> Result<(), Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn remove_device(&self, index: u32, name: &str) -> Result<(), LinkError> {
         let result = self.handle.link().del(index).execute().await;
         unless_absent(result, || format!("remove {name}"))
     }
@@ -241,8 +278,8 @@ impl Links {
     /// yet. Says whether one that was there had to be replaced.
     ///
     /// # Errors
-    /// [`Error::Netlink`]; [`Error::Device`] when the port is taken.
-    pub async fn ensure_vxlan(&self, port: u16) -> Result<(Device, bool), Error> {
+    /// [`LinkError::Netlink`]; [`LinkError::Device`] when the port is taken.
+    pub async fn ensure_vxlan(&self, port: u16) -> Result<(Device, bool), LinkError> {
         let mut replaced = false;
         if let Some(message) = self.link(VXLAN_DEVICE).await? {
             if is_our_vxlan(&message, port) {
@@ -265,14 +302,14 @@ impl Links {
             other => other.map_err(netlink(format!("make {VXLAN_DEVICE}")))?,
         }
         let device = self.device(VXLAN_DEVICE).await?;
-        Ok((device.ok_or_else(|| Error::NoDevice { name: VXLAN_DEVICE.into() })?, replaced))
+        Ok((device.ok_or_else(|| LinkError::NoDevice { name: VXLAN_DEVICE.into() })?, replaced))
     }
 
     /// Gives the VXLAN device an MTU and sets it up. Only then the kernel opens its port.
     ///
     /// # Errors
-    /// [`Error::Netlink`]; [`Error::Device`] when the port is taken.
-    pub async fn set_up_vxlan(&self, index: u32, mtu: u32, port: u16) -> Result<(), Error> {
+    /// [`LinkError::Netlink`]; [`LinkError::Device`] when the port is taken.
+    pub async fn set_up_vxlan(&self, index: u32, mtu: u32, port: u16) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
         match self.handle.link().change(message).execute().await {
             Err(error) if code(&error).is_some_and(|code| TAKEN.contains(&code)) => {
@@ -283,7 +320,7 @@ impl Links {
     }
 
     /// Who has the VXLAN device's port, and what to do.
-    async fn port_is_taken(&self, port: u16) -> Result<Error, Error> {
+    async fn port_is_taken(&self, port: u16) -> Result<LinkError, LinkError> {
         let mut holder = None;
         let mut links = self.handle.link().get().execute();
         while let Some(message) = links.try_next().await.map_err(netlink("list devices"))? {
@@ -300,14 +337,14 @@ impl Links {
                 "its UDP port {port} belongs to a socket: `ss -lunp sport = {port}` shows whose; end that, or choose another --vxlan-port, the same on all nodes"
             ),
         };
-        Ok(Error::Device { name: VXLAN_DEVICE.into(), problem })
+        Ok(LinkError::Device { name: VXLAN_DEVICE.into(), problem })
     }
 
     /// Gives the VXLAN device an address of scope global.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn add_address(&self, device: u32, address: IpNet) -> Result<(), Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn add_address(&self, device: u32, address: IpNet) -> Result<(), LinkError> {
         let request = self.handle.address().add(device, address.addr(), address.prefix_len()).replace();
         request.execute().await.map_err(netlink(format!("give {VXLAN_DEVICE} the address {address}")))
     }
@@ -315,8 +352,8 @@ impl Links {
     /// Takes an address of a device back. Nothing happens when it is not there.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn remove_address(&self, device: u32, address: IpNet) -> Result<(), Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn remove_address(&self, device: u32, address: IpNet) -> Result<(), LinkError> {
         let mut message = AddressMessage::default();
         message.header.family = family(address.addr());
         message.header.index = device;
@@ -329,8 +366,8 @@ impl Links {
     /// What is on a device where the agent's filters belong.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn filters(&self, device: u32) -> Result<Filters, Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn filters(&self, device: u32) -> Result<Filters, LinkError> {
         let index = i32::try_from(device).unwrap_or_default();
         let mut filters = Filters::default();
         let mut ingress = self.handle.traffic_filter(index).get().ingress().execute();
@@ -344,7 +381,7 @@ impl Links {
         Ok(filters)
     }
 
-    async fn link(&self, name: &str) -> Result<Option<LinkMessage>, Error> {
+    async fn link(&self, name: &str) -> Result<Option<LinkMessage>, LinkError> {
         let mut answer = self.handle.link().get().match_name(name).execute();
         match answer.try_next().await {
             Ok(message) => Ok(message),
@@ -354,9 +391,9 @@ impl Links {
     }
 }
 
-fn netlink(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+fn netlink(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> LinkError {
     let operation = operation.into();
-    move |source| Error::Netlink { operation, source }
+    move |source| LinkError::Netlink { operation, source }
 }
 
 /// The negative errno of the kernel's answer.
@@ -370,7 +407,7 @@ fn code(error: &rtnetlink::Error) -> Option<i32> {
 fn unless_absent(
     result: Result<(), rtnetlink::Error>,
     operation: impl FnOnce() -> String,
-) -> Result<(), Error> {
+) -> Result<(), LinkError> {
     match result {
         Err(error) if code(&error).is_some_and(|code| NOT_THERE.contains(&code)) => Ok(()),
         other => other.map_err(netlink(operation())),

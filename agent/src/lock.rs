@@ -4,14 +4,55 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use thiserror::Error;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::error::Error;
+use crate::files::FileError;
 
 /// The kernel's list of locks, as far as their holders are in this process's PID namespace.
 const LOCKS: &str = "/proc/locks";
+
+/// Why an agent may not use a folder or a socket.
+#[derive(Debug, Error)]
+pub enum ClaimError {
+    /// A second agent on one folder or socket.
+    #[error("{name} {} is in use by another agent, or by `podwire uninstall` (process {pid}, by the number that it has in its own container): end that one, or give this one another {option}", path.display())]
+    Locked {
+        /// What is held.
+        name: &'static str,
+        /// The option by which an agent is given another one.
+        option: &'static str,
+        /// Where it is.
+        path: PathBuf,
+        /// Who holds it, if that is known.
+        pid: String,
+    },
+    /// A state folder whose pods are elsewhere.
+    #[error("the pods of the state folder {} are in another network namespace of this machine, where their agent has run since the last boot: run this one there (hostNetwork: true), or give it another --state-dir and --bpf-dir; nothing was touched. If that namespace is gone, and its pods with it, remove {}", path.display(), file.display())]
+    AnotherNamespace {
+        /// The folder.
+        path: PathBuf,
+        /// What tells of the namespace.
+        file: PathBuf,
+    },
+    /// An agent that is in the way.
+    #[error("an agent runs on this node and uses {}: stop it first, and whatever would start it again; nothing was touched", path.display())]
+    AgentRuns {
+        /// The state folder or the socket.
+        path: PathBuf,
+    },
+    /// A socket that somebody serves who does not hold its lock.
+    #[error("another program serves {}: stop that one, or give this one another --socket", path.display())]
+    SocketInUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// A file or folder.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
 
 /// What is held, in an operator's words.
 #[derive(Clone, Copy, Debug)]
@@ -33,16 +74,16 @@ impl Lock {
     /// Holds something by a file of its own, which is made if it is not there. The file holds the process id.
     ///
     /// # Errors
-    /// [`Error::Locked`] with the process that holds it, [`Error::RemovedFolder`], [`Error::File`].
-    pub fn by_file(path: &Path, held: Held, shown: &Path) -> Result<Self, Error> {
+    /// [`ClaimError::Locked`] with the process that holds it, [`ClaimError::File`].
+    pub fn by_file(path: &Path, held: Held, shown: &Path) -> Result<Self, ClaimError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(path).map_err(|error| match (error.kind(), path.parent()) {
             // It was there a moment ago.
             (io::ErrorKind::NotFound, Some(folder)) if folder.exists() => {
-                Error::RemovedFolder { path: folder.into() }
+                FileError::RemovedFolder { path: folder.into() }
             }
-            _ => Error::file("open", path)(error),
+            _ => FileError::of("open", path)(error),
         })?;
         if !try_hold(&file, path)? {
             let mut pid = String::new();
@@ -51,16 +92,16 @@ impl Lock {
         }
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(Error::file("write", path))?;
+            .map_err(FileError::of("write", path))?;
         Ok(Self { path: path.into(), file })
     }
 
     /// Holds a folder: on a file system that has no files of its own, too.
     ///
     /// # Errors
-    /// [`Error::Locked`] with the process that holds it, if that can be known; [`Error::File`].
-    pub fn folder(path: &Path, held: Held) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::file("open", path))?;
+    /// [`ClaimError::Locked`] with the process that holds it, if that can be known; [`ClaimError::File`].
+    pub fn folder(path: &Path, held: Held) -> Result<Self, ClaimError> {
+        let file = File::open(path).map_err(FileError::of("open", path))?;
         if !try_hold(&file, path)? {
             let pid = holder(&file).unwrap_or_default();
             return Err(locked(held, path, &pid));
@@ -77,17 +118,17 @@ impl Lock {
     }
 }
 
-fn try_hold(file: &File, path: &Path) -> Result<bool, Error> {
+fn try_hold(file: &File, path: &Path) -> Result<bool, FileError> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
-        Err(errno) => Err(Error::file("lock", path)(errno.into())),
+        Err(errno) => Err(FileError::of("lock", path)(errno.into())),
     }
 }
 
-fn locked(held: Held, path: &Path, pid: &str) -> Error {
+fn locked(held: Held, path: &Path, pid: &str) -> ClaimError {
     let pid = if pid.is_empty() { "unknown" } else { pid };
-    Error::Locked { name: held.name, option: held.option, path: path.into(), pid: pid.into() }
+    ClaimError::Locked { name: held.name, option: held.option, path: path.into(), pid: pid.into() }
 }
 
 /// The process that holds a lock on an open file, as the kernel lists it: `1: FLOCK  ADVISORY  WRITE 4711 00:1c:9 0 EOF`.

@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 
-use crate::error::Error;
+use crate::files::FileError;
 use crate::sockopt;
 
 /// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h, Linux 5.14).
@@ -19,9 +19,9 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// is gone may have had the same.
 ///
 /// # Errors
-/// [`Error::File`].
-pub fn inode() -> Result<u64, Error> {
-    Ok(fs::metadata(OWN).map_err(Error::file("look up", OWN))?.ino())
+/// [`FileError::Io`].
+pub fn inode() -> Result<u64, FileError> {
+    Ok(fs::metadata(OWN).map_err(FileError::of("look up", OWN))?.ino())
 }
 
 /// The kernel's number of this thread's network namespace: never 0, and never another's while the system runs.

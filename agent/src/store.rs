@@ -9,11 +9,13 @@
 //! nodes.json                          the last good node list of the API server
 //! ```
 
+use podwire_cni::protocol::codes;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use thiserror::Error;
 
 use podwire_cni::fault::{self, Step};
 use podwire_core::model::Endpoint;
@@ -21,8 +23,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::before;
 use crate::claim;
-use crate::error::{Error, absent_is_fine};
+use crate::files::{FileError, absent_is_fine};
 use crate::files::{replace_after, sync_folder};
+use crate::lock::ClaimError;
 use crate::lock::{Held, Lock};
 
 const LOCK: &str = "agent.lock";
@@ -47,6 +50,32 @@ const OVER_IN_A_MOMENT: [i32; 4] = [libc::ENOMEM, libc::EMFILE, libc::ENFILE, li
 
 /// The longest address and the end of its line.
 const LAST_ADDRESS_LENGTH: usize = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff\n".len();
+
+/// What is wrong with the state folder.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// A later release wrote the state.
+    #[error("{} has format {found}, this agent knows up to {expected}: start the release that wrote it; nothing was touched", path.display())]
+    Format {
+        /// An endpoint's file.
+        path: PathBuf,
+        /// What is there.
+        found: u32,
+        /// The latest that this agent knows.
+        expected: u32,
+    },
+    /// Somebody else uses it.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// A file or folder.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl StateError {
+    /// What a plugin is told with it.
+    pub(crate) const CNI_CODE: u32 = codes::IO_FAILURE;
+}
 
 /// The state folder, held by this process alone.
 #[derive(Debug)]
@@ -78,8 +107,8 @@ impl Store {
     /// Opens the folder, made if it is not there, and locks it.
     ///
     /// # Errors
-    /// [`Error::Locked`] with the process that holds it; [`Error::File`].
-    pub fn open(folder: &Path) -> Result<Self, Error> {
+    /// [`StateError::Claim`] with the process that holds it; [`StateError::File`].
+    pub fn open(folder: &Path) -> Result<Self, StateError> {
         let endpoints = folder.join(ENDPOINTS);
         create(&endpoints)?;
         let lock = lock(folder)?;
@@ -96,8 +125,8 @@ impl Store {
     /// Makes the folder again that somebody has removed, and holds it. What was in it is not.
     ///
     /// # Errors
-    /// As [`Self::open`], and [`Error::RemovedFolder`].
-    pub fn make_again(&mut self, folder: &Path) -> Result<(), Error> {
+    /// As [`Self::open`], and [`StateError::File`].
+    pub fn make_again(&mut self, folder: &Path) -> Result<(), StateError> {
         create(&self.endpoints)?;
         if !self.lock.is_there() {
             self.lock = lock(folder)?;
@@ -108,7 +137,7 @@ impl Store {
 
     /// Writes to the disk what an endpoint takes, in a file without a name, of which nothing stays. For another thread: a disk
     /// may take its time.
-    pub fn trial(&self) -> impl FnOnce() -> Result<(), Error> + Send + use<> {
+    pub fn trial(&self) -> impl FnOnce() -> Result<(), FileError> + Send + use<> {
         let folder = self.endpoints.clone();
         move || {
             let mut options = OpenOptions::new();
@@ -120,7 +149,7 @@ impl Store {
             match written {
                 // Such a file system has no files without a name (NFS): its next ADD tells.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-                written => written.map_err(Error::file("write to", folder)),
+                written => written.map_err(FileError::of("write to", folder)),
             }
         }
     }
@@ -129,13 +158,13 @@ impl Store {
     /// used.
     ///
     /// # Errors
-    /// [`Error::StateFormat`] when a later release wrote one of them: then nothing was touched. [`Error::File`] when the folder cannot be
+    /// [`StateError::Format`] when a later release wrote one of them: then nothing was touched. [`StateError::File`] when the folder cannot be
     /// listed, or a file not be read now.
-    pub fn load(&self) -> Result<(Vec<Endpoint>, Vec<Corrupt>), Error> {
+    pub fn load(&self) -> Result<(Vec<Endpoint>, Vec<Corrupt>), StateError> {
         let (mut endpoints, mut undecodable, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
-        let entries = fs::read_dir(&self.endpoints).map_err(Error::file("list", &self.endpoints))?;
+        let entries = fs::read_dir(&self.endpoints).map_err(FileError::of("list", &self.endpoints))?;
         for entry in entries {
-            let path = entry.map_err(Error::file("list", &self.endpoints))?.path();
+            let path = entry.map_err(FileError::of("list", &self.endpoints))?.path();
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("json") => match decode(&path)? {
                     Ok(endpoint) => endpoints.push(endpoint),
@@ -155,21 +184,21 @@ impl Store {
     /// Writes an endpoint so that after a power cut either the whole of it is there or nothing.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn save(&self, endpoint: &Endpoint) -> Result<(), Error> {
+    /// [`FileError::Io`].
+    pub fn save(&self, endpoint: &Endpoint) -> Result<(), FileError> {
         self.saving(endpoint)()
     }
 
     /// What [`Self::save`] does, to be done by another thread: it waits for the disk twice.
-    pub fn saving(&self, endpoint: &Endpoint) -> impl FnOnce() -> Result<(), Error> + Send + use<> {
+    pub fn saving(&self, endpoint: &Endpoint) -> impl FnOnce() -> Result<(), FileError> + Send + use<> {
         let (folder, path) = (self.endpoints.clone(), self.path(endpoint));
         let record = Record { format: FORMAT, endpoint: endpoint.clone() };
         move || {
             let json = serde_json::to_vec_pretty(&record)
                 .map_err(io::Error::from)
-                .map_err(Error::file("encode", &path))?;
+                .map_err(FileError::of("encode", &path))?;
             replace_after(&path, &json, 0o600, || fault::after(Step::FileWritten))?;
-            fault::after(Step::FileNamed).map_err(Error::file("write", &path))?;
+            fault::after(Step::FileNamed).map_err(FileError::of("write", &path))?;
             sync_folder(&folder)
         }
     }
@@ -177,13 +206,13 @@ impl Store {
     /// Removes an endpoint. Nothing happens when it is not there.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn remove(&self, endpoint: &Endpoint) -> Result<(), Error> {
+    /// [`FileError::Io`].
+    pub fn remove(&self, endpoint: &Endpoint) -> Result<(), FileError> {
         let path = self.path(endpoint);
         match fs::remove_file(&path) {
             Ok(()) => sync_folder(&self.endpoints),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::file("remove", path)(error)),
+            Err(error) => Err(FileError::of("remove", path)(error)),
         }
     }
 
@@ -199,12 +228,12 @@ impl Store {
     /// disk that it waits for.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn save_last_address(&self, address: IpAddr) -> Result<(), Error> {
+    /// [`FileError::Io`].
+    pub fn save_last_address(&self, address: IpAddr) -> Result<(), FileError> {
         let text = format!("{address:<0$}\n", LAST_ADDRESS_LENGTH - 1);
         self.last_address
             .write_all_at(text.as_bytes(), 0)
-            .map_err(Error::file("write", &self.last_address_path))
+            .map_err(FileError::of("write", &self.last_address_path))
     }
 
     fn path(&self, endpoint: &Endpoint) -> PathBuf {
@@ -213,24 +242,24 @@ impl Store {
 }
 
 /// The folder of endpoints, and the state folder with it.
-fn create(endpoints: &Path) -> Result<(), Error> {
+fn create(endpoints: &Path) -> Result<(), FileError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(endpoints);
-    made.map_err(Error::file("create the state folder", endpoints))
+    made.map_err(FileError::of("create the state folder", endpoints))
 }
 
 /// A file that is kept open, as it is or empty.
-fn open(path: &Path) -> Result<File, Error> {
+fn open(path: &Path) -> Result<File, FileError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(Error::file("open", path))
+    options.open(path).map_err(FileError::of("open", path))
 }
 
 /// Keeps agents from a state folder for as long as the file is open, and changes nothing else in it. `None`: there is no such
 /// folder, or no agent has ever used it.
 ///
 /// # Errors
-/// [`Error::Locked`] with the process that holds it; [`Error::File`].
-pub fn hold(folder: &Path) -> Result<Option<Lock>, Error> {
+/// [`ClaimError::Locked`] with the process that holds it; [`ClaimError::File`].
+pub fn hold(folder: &Path) -> Result<Option<Lock>, ClaimError> {
     if folder.join(LOCK).exists() { lock(folder).map(Some) } else { Ok(None) }
 }
 
@@ -252,29 +281,29 @@ pub fn peek(folder: &Path) -> (Vec<Endpoint>, Vec<Corrupt>) {
 /// not there.
 ///
 /// # Errors
-/// [`Error::File`] for each thing that could not be removed.
-pub fn erase(folder: &Path, restored: bool) -> Vec<Error> {
+/// [`FileError::Io`] for each thing that could not be removed.
+pub fn erase(folder: &Path, restored: bool) -> Vec<FileError> {
     let endpoints = folder.join(ENDPOINTS);
-    let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(Error::file("remove", endpoints));
+    let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(FileError::of("remove", endpoints));
     // The lock last: while it is held no agent begins here.
     let before = if restored { &[before::FILE][..] } else { &[] };
     let others = [before::FILE_BEGUN, claim::FILE, claim::FILE_BEGUN, NODES, NODES_BEGUN, LAST_ADDRESS, LOCK];
     let files = before.iter().chain(&others).map(|name| {
         let path = folder.join(name);
-        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))
+        absent_is_fine(fs::remove_file(&path)).map_err(FileError::of("remove", path))
     });
     [removed].into_iter().chain(files).filter_map(Result::err).collect()
 }
 
-fn lock(folder: &Path) -> Result<Lock, Error> {
+fn lock(folder: &Path) -> Result<Lock, ClaimError> {
     Lock::by_file(&folder.join(LOCK), HELD, folder)
 }
 
-fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
+fn decode(path: &Path) -> Result<Result<Endpoint, String>, StateError> {
     let bytes = match read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.raw_os_error().is_some_and(|code| OVER_IN_A_MOMENT.contains(&code)) => {
-            return Err(Error::file("read", path)(error));
+            return Err(FileError::of("read", path)(error).into());
         }
         // This entry's fault and no other's: a dangling link, a folder in its place, a bad sector.
         Err(error) => return Ok(Err(error.to_string())),
@@ -286,7 +315,7 @@ fn decode(path: &Path) -> Result<Result<Endpoint, String>, Error> {
     }
     match serde_json::from_slice(&bytes) {
         Ok(AnyFormat { format }) if format > FORMAT => {
-            return Err(Error::StateFormat { path: path.into(), found: format, expected: FORMAT });
+            return Err(StateError::Format { path: path.into(), found: format, expected: FORMAT });
         }
         Ok(AnyFormat { format }) if format < FORMAT => {
             return Ok(Err(format!("there is no format {format}")));

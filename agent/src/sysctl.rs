@@ -4,22 +4,43 @@
 //! its uplinks does not: the state folder says what was found, written before the change, and
 //! `podwire uninstall` goes by that.
 
+use podwire_cni::protocol::codes;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use thiserror::Error;
 
 use tracing::info;
 
 use crate::before::Before;
-use crate::error::Error;
+use crate::files::FileError;
 
 const FORWARDING: &str = "net/ipv4/ip_forward";
 /// Of each device, and of those to come (`default`): the kernel sets them all with the whole node's.
 const DEVICES: &str = "net/ipv4/conf";
 /// The kernel sets it to the opposite of the whole node's forwarding (`inet_forward_change`, net/ipv4/devinet.c).
 const REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
+
+/// A switch that cannot be read or set.
+#[derive(Debug, Error)]
+pub enum SwitchError {
+    /// A switch of the kernel's in a folder where it can only be read.
+    #[error("write {}: read-only, as in a container: mount the node's /proc/sys/net writable, at /host/proc/sys/net for example, and say so with --sysctl-dir /host/proc/sys", path.display())]
+    ReadOnly {
+        /// The switch.
+        path: PathBuf,
+    },
+    /// The switch, or the file that says what it was.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl SwitchError {
+    /// What a plugin is told with it.
+    pub(crate) const CNI_CODE: u32 = codes::IO_FAILURE;
+}
 
 /// A switch that packets of pods depend on, and what it has to be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,8 +107,8 @@ impl Switches {
     /// first, unless that has what an earlier agent found. Gives whether it was off.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::ReadOnlySwitch`].
-    pub fn enable_forwarding(&self, state_dir: &Path) -> Result<bool, Error> {
+    /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
+    pub fn enable_forwarding(&self, state_dir: &Path) -> Result<bool, SwitchError> {
         if self.read(FORWARDING)? == "1" {
             return Ok(false);
         }
@@ -103,8 +124,8 @@ impl Switches {
     /// The same of one of the node's links.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::ReadOnlySwitch`].
-    pub fn enable_forwarding_of(&self, device: &str, state_dir: &Path) -> Result<bool, Error> {
+    /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
+    pub fn enable_forwarding_of(&self, device: &str, state_dir: &Path) -> Result<bool, SwitchError> {
         let switch = Switch::forwarding(device);
         let Some(found) = self.found(&switch)? else {
             return Ok(false);
@@ -124,7 +145,7 @@ impl Switches {
         before: &Before,
         with_these: &Before,
         state_dir: &Path,
-    ) -> Result<(), Error> {
+    ) -> Result<(), SwitchError> {
         with_these.save(state_dir)?;
         let set = self.set(name, "1");
         if set.is_err() {
@@ -136,8 +157,8 @@ impl Switches {
     /// Sets a switch of a device that the agent or the plugin has made. Gives whether it was otherwise.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::ReadOnlySwitch`].
-    pub fn put_right(&self, switch: &Switch) -> Result<bool, Error> {
+    /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
+    pub fn put_right(&self, switch: &Switch) -> Result<bool, SwitchError> {
         let is_otherwise = self.found(switch)?.is_some();
         if is_otherwise {
             self.set(&switch.name, switch.value)?;
@@ -147,10 +168,10 @@ impl Switches {
 
     /// What a switch is where that is not what it has to be. A device may be gone; one whose MTU is
     /// below 1280 has no switches of IPv6, and a kernel without IPv6 has none at all.
-    fn found(&self, switch: &Switch) -> Result<Option<String>, Error> {
+    fn found(&self, switch: &Switch) -> Result<Option<String>, SwitchError> {
         match self.read(&switch.name) {
-            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => other.map(|found| Some(found).filter(|found| *found != switch.value)),
+            Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => Ok(Some(other?).filter(|found| *found != switch.value)),
         }
     }
 
@@ -158,8 +179,8 @@ impl Switches {
     /// changes with it, where that is still as it was left.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::ReadOnlySwitch`].
-    pub fn restore_forwarding(&self, before: &Before) -> Result<Forwarding, Error> {
+    /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
+    pub fn restore_forwarding(&self, before: &Before) -> Result<Forwarding, SwitchError> {
         if before.switches.is_empty() {
             return Ok(Forwarding::NotChanged);
         }
@@ -191,11 +212,11 @@ impl Switches {
     }
 
     /// All that writing the whole node's forwarding changes, by path below the folder, as it is now.
-    fn switched_with_forwarding(&self) -> Result<BTreeMap<String, String>, Error> {
+    fn switched_with_forwarding(&self) -> Result<BTreeMap<String, String>, FileError> {
         let folder = self.folder.join(DEVICES);
         let mut names = vec![FORWARDING.to_owned(), REDIRECTS.to_owned()];
-        for entry in fs::read_dir(&folder).map_err(Error::file("list", &folder))? {
-            let device = entry.map_err(Error::file("list", &folder))?.file_name();
+        for entry in fs::read_dir(&folder).map_err(FileError::of("list", &folder))? {
+            let device = entry.map_err(FileError::of("list", &folder))?.file_name();
             // `all` is the whole node's switch by another name.
             if device != "all" {
                 names.push(format!("{DEVICES}/{}/forwarding", device.to_string_lossy()));
@@ -205,22 +226,22 @@ impl Switches {
         Ok(names.into_iter().filter_map(|name| self.read(&name).ok().map(|value| (name, value))).collect())
     }
 
-    fn read(&self, name: &str) -> Result<String, Error> {
+    fn read(&self, name: &str) -> Result<String, FileError> {
         let path = self.folder.join(name);
-        let value = fs::read_to_string(&path).map_err(Error::file("read", path))?;
+        let value = fs::read_to_string(&path).map_err(FileError::of("read", path))?;
         Ok(value.trim().to_owned())
     }
 
     /// Writes only what is not so already, and says what it changed.
-    fn set(&self, name: &str, value: &str) -> Result<(), Error> {
+    fn set(&self, name: &str, value: &str) -> Result<(), SwitchError> {
         let before = self.read(name)?;
         if before == value {
             return Ok(());
         }
         let path = self.folder.join(name);
         fs::write(&path, value).map_err(|error| match error.kind() {
-            io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnlySwitch { path: path.clone() },
-            _ => Error::file("write", &path)(error),
+            io::ErrorKind::ReadOnlyFilesystem => SwitchError::ReadOnly { path: path.clone() },
+            _ => FileError::of("write", &path)(error).into(),
         })?;
         info!(sysctl = name, from = before, to = value, "kernel switch set");
         Ok(())

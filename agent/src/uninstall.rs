@@ -4,6 +4,7 @@
 //! or the pins. What cannot be removed is named, and does not keep the rest from going.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -20,9 +21,11 @@ use crate::cni_configuration;
 use crate::cni_server;
 use crate::config::{Logging, Places};
 use crate::dataplane::{attach, pins};
-use crate::error::{Error, absent_is_fine};
+use crate::error::Error;
+use crate::files::{FileError, absent_is_fine};
 use crate::install::{self, PLUGIN};
 use crate::links::Links;
+use crate::lock::ClaimError;
 use crate::lock::Lock;
 use crate::store;
 use crate::sysctl::{Forwarding, Switches};
@@ -54,7 +57,7 @@ struct Failures(usize);
 
 impl Failures {
     /// Names the fault of an attempt, if it has one.
-    fn note<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
+    fn note<T, E: Display>(&mut self, outcome: Result<T, E>) -> Option<T> {
         outcome.inspect_err(|error| error!("{error}")).inspect_err(|_| self.0 += 1).ok()
     }
 }
@@ -62,14 +65,14 @@ impl Failures {
 /// Removes everything. Gives the number of things that could not be removed, each of which was named.
 ///
 /// # Errors
-/// [`Error::AgentRuns`] while an agent runs, [`Error::AnotherNamespace`], [`Error::File`] or [`Error::Netlink`] when that or what is there
+/// [`Error::Claim`] while an agent runs, [`Error::Claim`], [`Error::File`] or [`Error::Link`] when that or what is there
 /// cannot be found out: then nothing was touched.
 pub async fn run(options: &Options) -> Result<usize, Error> {
     let places = &options.places;
     let socket = places.socket();
     let mut failures = Failures::default();
     let lock = match store::hold(&places.state_dir) {
-        Err(Error::Locked { path, .. }) => return Err(Error::AgentRuns { path }),
+        Err(ClaimError::Locked { path, .. }) => return Err(ClaimError::AgentRuns { path }.into()),
         other => failures.note(other),
     };
     let other_locks = refuse_beside_an_agent(&socket, &places.bpf_dir)?;
@@ -104,7 +107,7 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
         failures.note(install::remove(folder));
     }
     for file in [&socket, &cni_server::lock_of(&socket)] {
-        failures.note(absent_is_fine(fs::remove_file(file)).map_err(Error::file("remove", file)));
+        failures.note(absent_is_fine(fs::remove_file(file)).map_err(FileError::of("remove", file)));
     }
     for error in store::erase(&places.state_dir, restored) {
         failures.note(Err::<(), _>(error));
@@ -129,13 +132,13 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
 }
 
 /// Holds what an agent with another state folder may hold.
-fn refuse_beside_an_agent(socket: &Path, bpf_dir: &Path) -> Result<[Option<Lock>; 2], Error> {
+fn refuse_beside_an_agent(socket: &Path, bpf_dir: &Path) -> Result<[Option<Lock>; 2], ClaimError> {
     // Its locks tell as well, unless somebody has removed the folders.
     if UnixStream::connect(socket).is_ok() {
-        return Err(Error::AgentRuns { path: socket.into() });
+        return Err(ClaimError::AgentRuns { path: socket.into() });
     }
     let agent_runs = |error| match error {
-        Error::Locked { path, .. } => Error::AgentRuns { path },
+        ClaimError::Locked { path, .. } => ClaimError::AgentRuns { path },
         other => other,
     };
     Ok([
@@ -198,14 +201,14 @@ async fn remove_filters(links: &Links, device: &Device, before: &Before) -> Resu
     Ok(())
 }
 
-fn remove_folder(folder: &Path) -> Result<(), Error> {
+fn remove_folder(folder: &Path) -> Result<(), FileError> {
     // In a container the folder is a mount, which only who has made it can take away, in a root that is read-only.
     match fs::remove_dir(folder) {
         Err(error) if LEFT.contains(&error.kind()) => {
             info!(path = %folder.display(), "the folder is left: {error}");
             Ok(())
         }
-        other => absent_is_fine(other).map_err(Error::file("remove", folder)),
+        other => absent_is_fine(other).map_err(FileError::of("remove", folder)),
     }
 }
 

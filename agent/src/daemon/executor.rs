@@ -10,6 +10,7 @@ use podwire_common::addr::Addr;
 use podwire_common::names::VXLAN_DEVICE;
 use podwire_core::change::Change;
 use podwire_core::ipam::Pool;
+use podwire_core::model::Endpoint;
 use podwire_core::plan::Op;
 use podwire_core::slice::{Hooks, Link, Programs, Queue, Route, Slice, TableChange};
 use tokio::task::JoinSet;
@@ -21,6 +22,7 @@ use crate::dataplane::Dataplane;
 use crate::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use crate::dataplane::flows::Purger;
 use crate::error::Error;
+use crate::files::FileError;
 use crate::links::Links;
 use crate::store::Store;
 use crate::sysctl::{Switch, Switches};
@@ -28,14 +30,14 @@ use crate::sysctl::{Switch, Switches};
 /// What another thread has done while the owner went on.
 pub(super) enum Joined {
     /// The file of the endpoint with this host side was written, or could not be.
-    Saved(String, Result<(), Error>),
+    Saved(String, Result<(), FileError>),
     /// The flows of these addresses were purged, or could not be.
     Purged(BTreeSet<IpAddr>, Result<(), Error>),
 }
 
 /// What comes back from a thread.
 enum Work {
-    Saved(String, Result<(), Error>),
+    Saved(String, Result<(), FileError>),
     Purged(Box<Purger>, BTreeSet<IpAddr>, Result<(), Error>),
 }
 
@@ -63,7 +65,7 @@ impl Executor {
     /// Nothing is done yet.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`Error::Dataplane`].
     pub(super) fn new(
         links: Links,
         dataplane: Dataplane,
@@ -166,7 +168,8 @@ impl Executor {
         if let Some(mut purger) = self.purger.take() {
             let addresses = std::mem::take(&mut self.to_purge);
             self.working.spawn_blocking(move || {
-                let outcome = purger.forget(&addresses).and_then(|()| step(Step::FlowsForgotten));
+                let outcome = purger.forget(&addresses).map_err(Error::from);
+                let outcome = outcome.and_then(|()| step(Step::FlowsForgotten));
                 Work::Purged(purger, addresses, outcome)
             });
         }
@@ -205,15 +208,8 @@ impl Executor {
         debug!(?op, "change");
         match op {
             Op::Address(change) => self.change_address(change),
-            Op::File(change) => match (&change.now, &change.before) {
-                (Some(endpoint), _) => self.store.save(endpoint),
-                (None, Some(endpoint)) => self.store.remove(endpoint),
-                (None, None) => Ok(()),
-            },
-            Op::Flows(change) if change.is_removal() => {
-                self.dataplane.maps.forget_pods(&BTreeSet::from([change.key]))
-            }
-            Op::Flows(_) => Ok(()),
+            Op::File(change) => self.change_file(change),
+            Op::Flows(change) => self.change_flows(change),
             Op::Programs(change) => self.change_programs(change),
             Op::Queue(change) => self.change_queue(change).await,
             Op::Link(change) => self.change_link(change).await,
@@ -229,30 +225,48 @@ impl Executor {
             pool.release(change.key);
             return Ok(());
         }
-        pool.last().map_or(Ok(()), |last| self.store.save_last_address(last))
+        if let Some(last) = pool.last() {
+            self.store.save_last_address(last)?;
+        }
+        Ok(())
+    }
+
+    fn change_file(&self, change: &Change<String, Endpoint>) -> Result<(), Error> {
+        match (&change.now, &change.before) {
+            (Some(endpoint), _) => self.store.save(endpoint)?,
+            (None, Some(endpoint)) => self.store.remove(endpoint)?,
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    fn change_flows(&mut self, change: &Change<IpAddr, ()>) -> Result<(), Error> {
+        if change.is_removal() {
+            self.dataplane.maps.forget_pods(&BTreeSet::from([change.key]))?;
+        }
+        Ok(())
     }
 
     fn change_programs(&mut self, change: &Change<u32, Programs>) -> Result<(), Error> {
         match (&change.now, &change.before) {
-            (Some(Programs { hooks: Hooks::Pod, device }), _) => self.dataplane.attach_pod(device),
-            (Some(Programs { hooks: Hooks::Overlay, device }), _) => self.dataplane.attach_overlay(device),
+            (Some(Programs { hooks: Hooks::Pod, device }), _) => self.dataplane.attach_pod(device)?,
+            (Some(Programs { hooks: Hooks::Overlay, device }), _) => self.dataplane.attach_overlay(device)?,
             (Some(Programs { hooks: Hooks::Uplink, device }), _) => {
-                self.dataplane.attach_uplink(device, UplinkAttachment::Clsact, self.uplink_xdp)
+                self.dataplane.attach_uplink(device, UplinkAttachment::Clsact, self.uplink_xdp)?;
             }
-            (None, Some(programs)) => {
-                self.dataplane.detach_pod(&programs.device);
-                Ok(())
-            }
-            (None, None) => Ok(()),
+            (None, Some(programs)) => self.dataplane.detach_pod(&programs.device),
+            (None, None) => {}
         }
+        Ok(())
     }
 
     async fn change_queue(&mut self, change: &Change<u32, Queue>) -> Result<(), Error> {
         match (&change.now, &change.before) {
-            (Some(queue), _) => self.links.set_limit(change.key, &queue.device, &queue.bucket).await,
-            (None, Some(queue)) => self.links.remove_limit(change.key, &queue.device).await,
-            (None, None) => Ok(()),
+            (Some(queue), _) => self.links.set_limit(change.key, &queue.device, &queue.bucket).await?,
+            (None, Some(queue)) => self.links.remove_limit(change.key, &queue.device).await?,
+            (None, None) => {}
         }
+        Ok(())
     }
 
     async fn change_link(&mut self, change: &Change<u32, Link>) -> Result<(), Error> {
@@ -268,16 +282,16 @@ impl Executor {
                 }
                 self.links.set_up_vxlan(index, link.mtu, self.vxlan_port).await?;
                 info!(device = link.name, mtu = link.mtu, "tunnel device set up");
-                Ok(())
             }
             (Some(link), _) if link.up => {
                 self.switches.put_right(&Switch::forwarding(&link.name))?;
-                self.links.set_mtu_and_up(index, &link.name, link.mtu).await
+                self.links.set_mtu_and_up(index, &link.name, link.mtu).await?;
             }
-            (Some(link), _) => self.links.set_down(index, &link.name).await,
-            (None, Some(link)) => self.remove_link(index, link).await,
-            (None, None) => Ok(()),
+            (Some(link), _) => self.links.set_down(index, &link.name).await?,
+            (None, Some(link)) => self.remove_link(index, link).await?,
+            (None, None) => {}
         }
+        Ok(())
     }
 
     /// By its number, and its name or its link address: a device that somebody else made meanwhile is not the pod's.
@@ -314,10 +328,11 @@ impl Executor {
     async fn change_route(&mut self, change: &Change<IpNet, Route>) -> Result<(), Error> {
         self.operations += 1;
         match (change.now, change.before) {
-            (Some(route), _) => self.links.set_route(change.key, route).await,
-            (None, Some(route)) => self.links.remove_route(change.key, route).await,
-            (None, None) => Ok(()),
+            (Some(route), _) => self.links.set_route(change.key, route).await?,
+            (None, Some(route)) => self.links.remove_route(change.key, route).await?,
+            (None, None) => {}
         }
+        Ok(())
     }
 }
 
@@ -355,7 +370,7 @@ fn stop_after(op: &Op) -> Result<(), Error> {
 
 /// A numbered step is over.
 pub(super) fn step(step: Step) -> Result<(), Error> {
-    fault::after(step).map_err(Error::file("go on after", step.name()))
+    Ok(fault::after(step).map_err(FileError::of("go on after", step.name()))?)
 }
 
 fn step_of(op: &Op) -> Option<Step> {

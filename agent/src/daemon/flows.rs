@@ -14,7 +14,7 @@ use crate::error::Error;
 /// What ages the tables out beside this owner.
 ///
 /// # Errors
-/// [`Error::Map`].
+/// [`Error::Dataplane`].
 pub(super) fn collector(state: &mut State) -> Result<Collector, Error> {
     let conntrack = Conntrack::open().map_err(|error| {
         let sentence = format!(
@@ -22,7 +22,7 @@ pub(super) fn collector(state: &mut State) -> Result<Collector, Error> {
         );
         state.conditions.set(ConditionName::ConntrackUnavailable, sentence);
     });
-    state.executor.dataplane.maps.collector(conntrack.ok())
+    Ok(state.executor.dataplane.maps.collector(conntrack.ok())?)
 }
 
 /// Says which tables and holders are under pressure, and lets pods past the host stack again that have room.

@@ -47,7 +47,7 @@ impl Executor {
     /// Looks for all that is wanted, and for entries and routes that are not.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`Error::Dataplane`].
     pub(super) async fn find(&self, want: &Slice, host: &Host) -> Result<Found, Error> {
         let tables = self.dataplane.maps.contents()?;
         let have = Slice { tables, routes: host.own_routes.clone(), ..assumed(want) };
@@ -62,7 +62,7 @@ impl Executor {
     /// Looks for these things and for nothing else.
     ///
     /// # Errors
-    /// [`Error::Map`], [`Error::Netlink`].
+    /// [`Error::Dataplane`], [`Error::Link`].
     pub(super) async fn find_only(&self, want: &Slice, host: &Host) -> Result<Found, Error> {
         let tables = self.dataplane.maps.entries_of(&want.tables)?;
         let routes = want.routes.keys().filter_map(|to| Some((*to, *host.own_routes.get(to)?))).collect();

@@ -137,7 +137,7 @@ impl Daemon {
     /// What ages the tables out beside this owner.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`Error::Dataplane`].
     pub fn collector(&mut self) -> Result<Collector, Error> {
         flows::collector(&mut self.state)
     }

@@ -17,8 +17,8 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp}
 use podwire_common::names::programs;
 use podwire_core::model::Uplink;
 
+use super::error::DataplaneError;
 use super::{Dataplane, pins};
-use crate::error::Error;
 
 /// Priority and handle of every filter that the agent makes: documented, so that other tools can keep clear.
 const PRIORITY: u16 = 1;
@@ -62,8 +62,8 @@ impl Dataplane {
     /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth pair, in place of those that are there.
     ///
     /// # Errors
-    /// [`Error::Attach`].
-    pub fn attach_pod(&mut self, interface: &str) -> Result<(), Error> {
+    /// [`DataplaneError::Attach`].
+    pub fn attach_pod(&mut self, interface: &str) -> Result<(), DataplaneError> {
         POD.iter().try_for_each(|(program, direction)| self.attach_filter(program, interface, *direction))
     }
 
@@ -75,8 +75,8 @@ impl Dataplane {
     /// Attaches `from_overlay` and `to_overlay` to the VXLAN device, in place of those that are there.
     ///
     /// # Errors
-    /// [`Error::Attach`].
-    pub fn attach_overlay(&mut self, interface: &str) -> Result<(), Error> {
+    /// [`DataplaneError::Attach`].
+    pub fn attach_overlay(&mut self, interface: &str) -> Result<(), DataplaneError> {
         OVERLAY.iter().try_for_each(|(program, direction)| self.attach_filter(program, interface, *direction))
     }
 
@@ -84,13 +84,13 @@ impl Dataplane {
     /// there.
     ///
     /// # Errors
-    /// [`Error::Attach`].
+    /// [`DataplaneError::Attach`].
     pub fn attach_uplink(
         &mut self,
         interface: &str,
         how: UplinkAttachment,
         xdp: UplinkXdp,
-    ) -> Result<(), Error> {
+    ) -> Result<(), DataplaneError> {
         for (program, direction) in UPLINK {
             match how {
                 UplinkAttachment::Tcx => self.attach_tcx(program, interface, direction)?,
@@ -98,7 +98,7 @@ impl Dataplane {
             }
         }
         match xdp {
-            UplinkXdp::Off => self.detach(programs::UPLINK_XDP, interface),
+            UplinkXdp::Off => Ok(self.detach(programs::UPLINK_XDP, interface)?),
             UplinkXdp::Generic => self.attach_xdp(interface, XdpMode::Skb),
             UplinkXdp::Native => self.attach_xdp(interface, XdpMode::Driver),
         }
@@ -108,8 +108,8 @@ impl Dataplane {
     /// uplinks, so that all programs of a node are replaced together.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn take_over_uplinks(&mut self) -> Result<(), Error> {
+    /// [`DataplaneError::File`].
+    pub fn take_over_uplinks(&mut self) -> Result<(), DataplaneError> {
         let Some(folder) = self.bpf_dir.clone() else {
             return Ok(());
         };
@@ -122,8 +122,8 @@ impl Dataplane {
     /// Removes the pinned links that belong to nothing: their device is no uplink (any more), or this release has no such program.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn detach_other_uplinks(&mut self, uplinks: &[Uplink]) -> Result<(), Error> {
+    /// [`DataplaneError::File`].
+    pub fn detach_other_uplinks(&mut self, uplinks: &[Uplink]) -> Result<(), DataplaneError> {
         let places: Vec<_> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
         let concerned = |pin: &Path| !pins::is_link_of(pin, &programs::CGROUP);
         self.detach_others(concerned, &programs::UPLINK_LINKS, &places, "no uplink has it")
@@ -134,7 +134,7 @@ impl Dataplane {
         name: &'static str,
         interface: &str,
         direction: Direction,
-    ) -> Result<(), Error> {
+    ) -> Result<(), DataplaneError> {
         let attaching = Attaching { program: name, interface };
         match qdisc_add_clsact(interface) {
             Err(TcError::NetlinkError(netlink)) if is_there_already(netlink.raw_os_error()) => {}
@@ -163,7 +163,12 @@ impl Dataplane {
         Ok(())
     }
 
-    fn attach_tcx(&mut self, name: &'static str, interface: &str, direction: Direction) -> Result<(), Error> {
+    fn attach_tcx(
+        &mut self,
+        name: &'static str,
+        interface: &str,
+        direction: Direction,
+    ) -> Result<(), DataplaneError> {
         let attaching = Attaching { program: name, interface };
         let pin = self.bpf_dir.as_ref().map(|folder| pins::link(folder, name, interface));
         if self.take_over(name, pin.as_deref())? {
@@ -179,7 +184,7 @@ impl Dataplane {
         self.keep(link, pin.as_deref(), &attaching)
     }
 
-    fn attach_xdp(&mut self, interface: &str, mode: XdpMode) -> Result<(), Error> {
+    fn attach_xdp(&mut self, interface: &str, mode: XdpMode) -> Result<(), DataplaneError> {
         let name = programs::UPLINK_XDP;
         let attaching = Attaching { program: name, interface };
         let pin = self.bpf_dir.as_ref().map(|folder| pins::link(folder, name, interface));
@@ -198,11 +203,12 @@ impl Dataplane {
         self.keep(link, pin.as_deref(), &attaching)
     }
 
-    fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, Error> {
+    fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, DataplaneError> {
         let program = self.ebpf.program_mut(name).ok_or_else(|| missing(name))?;
-        program
-            .try_into()
-            .map_err(|source: ProgramError| Error::Load { object: name.into(), source: Box::new(source) })
+        program.try_into().map_err(|source: ProgramError| DataplaneError::Load {
+            object: name.into(),
+            source: Box::new(source),
+        })
     }
 }
 
@@ -233,9 +239,9 @@ fn is_there_already(errno: Option<i32>) -> bool {
     errno == Some(rustix::io::Errno::EXIST.raw_os_error())
 }
 
-pub(super) fn missing(name: &str) -> Error {
+pub(super) fn missing(name: &str) -> DataplaneError {
     let source = io::Error::new(io::ErrorKind::NotFound, "the embedded object has no such program");
-    Error::Load { object: name.into(), source: Box::new(source) }
+    DataplaneError::Load { object: name.into(), source: Box::new(source) }
 }
 
 /// What is being attached where: the context of whatever aya says meanwhile.
@@ -245,7 +251,11 @@ pub(super) struct Attaching<'a> {
 }
 
 impl Attaching<'_> {
-    pub(super) fn failed(&self, source: impl std::error::Error + Send + Sync + 'static) -> Error {
-        Error::Attach { program: self.program, interface: self.interface.into(), source: Box::new(source) }
+    pub(super) fn failed(&self, source: impl std::error::Error + Send + Sync + 'static) -> DataplaneError {
+        DataplaneError::Attach {
+            program: self.program,
+            interface: self.interface.into(),
+            source: Box::new(source),
+        }
     }
 }

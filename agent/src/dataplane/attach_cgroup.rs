@@ -12,17 +12,18 @@ use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
 use podwire_common::names::programs;
 
 use super::attach::{Attaching, missing};
+use super::error::DataplaneError;
 use super::{Dataplane, pins};
-use crate::error::Error;
+use crate::files::FileError;
 
 impl Dataplane {
     /// Attaches the programs that point this node's own processes at pods behind hostPorts, in place of those that are there.
     ///
     /// # Errors
-    /// [`Error::Attach`], [`Error::File`].
-    pub fn attach_host_processes(&mut self, cgroup: &Path) -> Result<(), Error> {
-        let folder = File::open(cgroup).map_err(Error::file("open the cgroup", cgroup))?;
-        let id = folder.metadata().map_err(Error::file("look up the cgroup", cgroup))?.ino();
+    /// [`DataplaneError::Attach`], [`DataplaneError::File`].
+    pub fn attach_host_processes(&mut self, cgroup: &Path) -> Result<(), DataplaneError> {
+        let folder = File::open(cgroup).map_err(FileError::of("open the cgroup", cgroup))?;
+        let id = folder.metadata().map_err(FileError::of("look up the cgroup", cgroup))?.ino();
         let place = pins::cgroup(id);
         for program in programs::CGROUP {
             self.attach_to_cgroup(program, cgroup, &folder, &place)?;
@@ -39,7 +40,7 @@ impl Dataplane {
         cgroup: &Path,
         folder: &File,
         place: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<(), DataplaneError> {
         let shown = cgroup.display().to_string();
         let attaching = Attaching { program: name, interface: &shown };
         let pin = self.bpf_dir.as_ref().map(|folder| pins::link(folder, name, place));

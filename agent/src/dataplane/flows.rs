@@ -18,10 +18,10 @@ use podwire_common::tables::Table;
 use tracing::{info, warn};
 
 use super::batch;
+use super::error::DataplaneError;
 use super::maps::{Maps, map_error, remove};
 use super::shares::Tally;
 use crate::conntrack::Conntrack;
-use crate::error::Error;
 use crate::housekeeping;
 
 impl Maps {
@@ -30,8 +30,8 @@ impl Maps {
     /// 200,000 entries.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub fn forget_pods(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), Error> {
+    /// [`DataplaneError::Map`].
+    pub fn forget_pods(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), DataplaneError> {
         let addresses: BTreeSet<_> = addresses.iter().copied().map(Addr::from).collect();
         let concerns =
             |flow: &Flow| addresses.contains(&flow.source) || addresses.contains(&flow.destination);
@@ -56,15 +56,15 @@ impl Maps {
     /// address may be the source of a known destination.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub fn forget_translations(&mut self, address: Addr) -> Result<usize, Error> {
+    /// [`DataplaneError::Map`].
+    pub fn forget_translations(&mut self, address: Addr) -> Result<usize, DataplaneError> {
         let removed = self.remove_translations(&BTreeSet::from([address]))?;
         self.forget_flows();
         Ok(removed)
     }
 
     /// Removes every translation that one of the addresses takes part in, before it or after.
-    fn remove_translations(&mut self, addresses: &BTreeSet<Addr>) -> Result<usize, Error> {
+    fn remove_translations(&mut self, addresses: &BTreeSet<Addr>) -> Result<usize, DataplaneError> {
         let translations = matching(&self.translations, names::TRANSLATIONS, |flow, to| {
             [flow.source, flow.destination, to.source, to.destination]
                 .iter()
@@ -83,8 +83,8 @@ impl Maps {
     /// their share of `STACK_FLOWS`. The flows that have to stay there are recorded by now.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub fn clear_stack_only(&mut self, recorded: &BTreeSet<Addr>) -> Result<(), Error> {
+    /// [`DataplaneError::Map`].
+    pub fn clear_stack_only(&mut self, recorded: &BTreeSet<Addr>) -> Result<(), DataplaneError> {
         for address in recorded {
             let mut endpoint = match self.endpoints.get(address, 0) {
                 Ok(endpoint) if housekeeping::is_stack_only(endpoint.flags) => endpoint,
@@ -106,16 +106,16 @@ impl Maps {
     /// What removes the flows of pods that are released, with handles of its own: it runs beside the owner of state.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub fn purger(&self) -> Result<Purger, Error> {
+    /// [`DataplaneError::Map`].
+    pub fn purger(&self) -> Result<Purger, DataplaneError> {
         self.another().map(Purger)
     }
 
     /// What ages the tables out, with handles of its own: it runs beside the owner of state, which never waits for a walk.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub fn collector(&self, conntrack: Option<Conntrack>) -> Result<Collector, Error> {
+    /// [`DataplaneError::Map`].
+    pub fn collector(&self, conntrack: Option<Conntrack>) -> Result<Collector, DataplaneError> {
         let maps = self.another()?;
         Ok(Collector { maps, conntrack, pressure: false, crowded: BTreeSet::new() })
     }
@@ -128,8 +128,8 @@ impl Purger {
     /// As [`Maps::forget_pods`].
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub fn forget(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), Error> {
+    /// [`DataplaneError::Map`].
+    pub fn forget(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), DataplaneError> {
         self.0.forget_pods(addresses)
     }
 }
@@ -185,8 +185,8 @@ impl Collector {
     /// connection tracking knows it no more, and without that after the longest time that it could.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub fn collect(&mut self, now: u64) -> Result<Collected, Error> {
+    /// [`DataplaneError::Map`].
+    pub fn collect(&mut self, now: u64) -> Result<Collected, DataplaneError> {
         let mut collected = Collected::default();
         let tally = self.collect_translations(now, &mut collected)?;
         let capacity = self.maps.capacity(Table::Translations);
@@ -222,7 +222,7 @@ impl Collector {
     }
 
     /// Both halves leave together: they tell the same time and state, and each names the other.
-    fn collect_translations(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, Error> {
+    fn collect_translations(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, DataplaneError> {
         let mut tally = Tally::default();
         let expired = matching(&self.maps.translations, names::TRANSLATIONS, |flow, half| {
             collected.translations += 1;
@@ -260,7 +260,7 @@ impl Collector {
         Ok(tally)
     }
 
-    fn collect_stack_flows(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, Error> {
+    fn collect_stack_flows(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, DataplaneError> {
         let pods: BTreeSet<Addr> = self.maps.endpoints.keys().filter_map(Result::ok).collect();
         let holder = |flow: &Flow| holder_of(flow, &pods);
         let mut tally = Tally::default();
@@ -310,7 +310,7 @@ impl Collector {
     /// again. While an endpoint was marked, flows that began without a record may have gone silent: a
     /// reply of such a flow would go past connection tracking as soon as the mark is gone. Connection
     /// tracking knows all of them. Gives the endpoints all of whose flows are recorded.
-    fn record_flows_of_marked(&mut self) -> Result<BTreeSet<Addr>, Error> {
+    fn record_flows_of_marked(&mut self) -> Result<BTreeSet<Addr>, DataplaneError> {
         let mut marked = BTreeSet::new();
         for entry in self.maps.endpoints.iter() {
             let (address, endpoint) = entry.map_err(map_error("read", names::ENDPOINTS))?;
@@ -352,7 +352,7 @@ impl Collector {
     }
 
     /// See [`can_go_direct`].
-    fn can_go_direct(&self, address: Addr) -> Result<bool, Error> {
+    fn can_go_direct(&self, address: Addr) -> Result<bool, DataplaneError> {
         let node_flags = || match self.maps.nodes.get(&Key::new(128, address.into()), 0) {
             Ok(node) => Ok(Some(node.flags)),
             Err(MapError::KeyNotFound) => Ok(None),
@@ -373,7 +373,7 @@ fn matching<K: Pod, V: Pod>(
     map: &HashMap<MapData, K, V>,
     name: &'static str,
     mut matches: impl FnMut(&K, &V) -> bool,
-) -> Result<Vec<(K, V)>, Error> {
+) -> Result<Vec<(K, V)>, DataplaneError> {
     let mut found = Vec::new();
     let walk = batch::for_each(map.map().fd().as_fd(), |key: &K, value: &V| {
         if matches(key, value) {

@@ -11,9 +11,10 @@ use aya::programs::links::FdLink;
 use tracing::info;
 
 use super::attach::{Attaching, missing};
+use super::error::DataplaneError;
 use super::pinned::Pinned;
 use super::{Dataplane, pins};
-use crate::error::{Error, absent_is_fine};
+use crate::files::{FileError, absent_is_fine};
 
 /// A link that does not do what it was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,11 +31,12 @@ impl Dataplane {
     /// The kernel's number of a loaded program.
     ///
     /// # Errors
-    /// [`Error::Load`].
-    pub fn program_id(&self, name: &'static str) -> Result<u32, Error> {
+    /// [`DataplaneError::Load`].
+    pub fn program_id(&self, name: &'static str) -> Result<u32, DataplaneError> {
         let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
-        let info =
-            program.info().map_err(|source| Error::Load { object: name.into(), source: Box::new(source) })?;
+        let info = program
+            .info()
+            .map_err(|source| DataplaneError::Load { object: name.into(), source: Box::new(source) })?;
         Ok(info.id())
     }
 
@@ -42,8 +44,8 @@ impl Dataplane {
     /// Not while maps of an earlier layout are taken over: until then the layout that counts is theirs.
     ///
     /// # Errors
-    /// [`Error::NotBpfFileSystem`], [`Error::File`]: nothing more can be done until the next attempt.
-    pub fn repair_pins(&self) -> Result<Vec<String>, Error> {
+    /// [`DataplaneError::NotBpfFileSystem`], [`DataplaneError::File`]: nothing more can be done until the next attempt.
+    pub fn repair_pins(&self) -> Result<Vec<String>, DataplaneError> {
         let Some(folder) = self.bpf_dir.as_ref().filter(|_| self.upgrade.is_none()) else {
             return Ok(Vec::new());
         };
@@ -53,7 +55,7 @@ impl Dataplane {
         }
         for object in self.pinned_maps.iter().chain(self.links.values()) {
             if !object.path().exists() {
-                object.pin().map_err(Error::file("pin again", object.path()))?;
+                object.pin().map_err(FileError::of("pin again", object.path()))?;
                 repaired.push(name_of(object.path()));
             }
         }
@@ -64,13 +66,13 @@ impl Dataplane {
     /// attached anew, which takes their pins over or away.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn take_lost_links(&mut self) -> Result<Vec<Lost>, Error> {
+    /// [`DataplaneError::File`].
+    pub fn take_lost_links(&mut self) -> Result<Vec<Lost>, DataplaneError> {
         let mut lost = Vec::new();
         for (pin, link) in &self.links {
             let name = name_of(pin);
             let (program, place) = name.split_once('-').unwrap_or((&name, ""));
-            let attached = link.attached_program().map_err(Error::file("look up the link", pin))?;
+            let attached = link.attached_program().map_err(FileError::of("look up the link", pin))?;
             let loaded = self.ebpf.program(program).and_then(|program| program.info().ok());
             if attached.is_none() || attached != loaded.map(|info| info.id()) {
                 let found = attached.map_or("no program".into(), |id| format!("program {id}"));
@@ -83,17 +85,22 @@ impl Dataplane {
 
     /// Puts a program in the place of the one that a pinned link holds. `false`: there is no such link, or what it was attached to
     /// is gone; its pin is, too, then.
-    pub(super) fn take_over(&mut self, name: &'static str, pin: Option<&Path>) -> Result<bool, Error> {
+    pub(super) fn take_over(
+        &mut self,
+        name: &'static str,
+        pin: Option<&Path>,
+    ) -> Result<bool, DataplaneError> {
         let Some(pin) = pin else {
             return Ok(false);
         };
-        let there = Pinned::open(pin).map_err(Error::file("open the link", pin))?;
+        let there = Pinned::open(pin).map_err(FileError::of("open the link", pin))?;
         let Some(link) = there.or_else(|| self.links.remove(pin)) else {
             return Ok(false);
         };
         let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
-        let program =
-            program.fd().map_err(|source| Error::Load { object: name.into(), source: Box::new(source) })?;
+        let program = program
+            .fd()
+            .map_err(|source| DataplaneError::Load { object: name.into(), source: Box::new(source) })?;
         let taken = link.replace_program(program.as_fd()).is_ok();
         if taken {
             self.links.insert(pin.into(), link);
@@ -111,7 +118,7 @@ impl Dataplane {
         link: FdLink,
         pin: Option<&Path>,
         attaching: &Attaching<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), DataplaneError> {
         let Some(pin) = pin else {
             #[expect(clippy::disallowed_methods, reason = "the kernel closes the link with the process")]
             std::mem::forget(link);
@@ -124,7 +131,7 @@ impl Dataplane {
     }
 
     /// Removes the pinned link of a program and a device or cgroup. Nothing happens when there is none.
-    pub(super) fn detach(&mut self, program: &str, place: &str) -> Result<(), Error> {
+    pub(super) fn detach(&mut self, program: &str, place: &str) -> Result<(), FileError> {
         let Some(folder) = &self.bpf_dir else {
             return Ok(());
         };
@@ -140,7 +147,7 @@ impl Dataplane {
         programs: &[&str],
         places: &[&str],
         why: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<(), DataplaneError> {
         let Some(folder) = &self.bpf_dir else {
             return Ok(());
         };
@@ -163,6 +170,6 @@ fn name_of(pin: &Path) -> String {
     pin.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn remove(pin: &Path) -> Result<(), Error> {
-    absent_is_fine(fs::remove_file(pin)).map_err(Error::file("remove the link", pin))
+fn remove(pin: &Path) -> Result<(), FileError> {
+    absent_is_fine(fs::remove_file(pin)).map_err(FileError::of("remove the link", pin))
 }

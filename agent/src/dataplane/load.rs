@@ -11,10 +11,10 @@ use podwire_common::names;
 use podwire_common::tables::Table;
 
 use super::conversions::CONVERSIONS;
+use super::error::DataplaneError;
 use super::maps::Maps;
 use super::upgrade::Upgrade;
 use super::{Dataplane, pins, skb_layout};
-use crate::error::Error;
 
 /// How often one program is given to the verifier.
 const ATTEMPTS: usize = 10;
@@ -25,25 +25,25 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/po
 /// pinned already are used again with all that is in them; without one, maps are new and end with the returned value.
 ///
 /// # Errors
-/// [`Error::Load`] with the verifier's answer; [`Error::SkbLayout`]; those of [`pins::prepare`].
+/// [`DataplaneError::Load`] with the verifier's answer; [`DataplaneError::SkbLayout`]; those of [`pins::prepare`].
 pub fn load(
     config: &Config,
     map_sizes: &[(&'static str, u32)],
     bpf_dir: Option<&Path>,
-) -> Result<Dataplane, Error> {
+) -> Result<Dataplane, DataplaneError> {
     load_object(OBJECT, config, map_sizes, bpf_dir)
 }
 
 /// The same with the object of a file: another build, to be measured against the embedded one.
 ///
 /// # Errors
-/// As [`load`], and [`Error::Load`] when the file cannot be read.
+/// As [`load`], and [`DataplaneError::Load`] when the file cannot be read.
 pub fn load_file(
     file: &Path,
     config: &Config,
     map_sizes: &[(&'static str, u32)],
     bpf_dir: Option<&Path>,
-) -> Result<Dataplane, Error> {
+) -> Result<Dataplane, DataplaneError> {
     let object = std::fs::read(file).map_err(|source| load_error(&file.display().to_string(), source))?;
     load_object(&object, config, map_sizes, bpf_dir)
 }
@@ -57,7 +57,7 @@ pub fn load_object(
     config: &Config,
     map_sizes: &[(&'static str, u32)],
     bpf_dir: Option<&Path>,
-) -> Result<Dataplane, Error> {
+) -> Result<Dataplane, DataplaneError> {
     let skb_layout = skb_layout::of_running_kernel()?;
     let mut loader = EbpfLoader::new();
     loader.override_global(names::CONFIG, config, true);
@@ -85,7 +85,7 @@ pub fn load_object(
     Ok(Dataplane { ebpf, maps, bpf_dir, upgrade, pinned_maps, links: BTreeMap::new() })
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::SchedClassifier(program) => load_patiently(|| program.load()),
@@ -110,6 +110,6 @@ fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<
     load()
 }
 
-fn load_error(object: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Load { object: object.into(), source: Box::new(source) }
+fn load_error(object: &str, source: impl std::error::Error + Send + Sync + 'static) -> DataplaneError {
+    DataplaneError::Load { object: object.into(), source: Box::new(source) }
 }

@@ -13,10 +13,11 @@ use podwire_common::tables::{Share, Table};
 use podwire_core::change::Change;
 use podwire_core::slice::{Prefix, TableChange, Tables};
 
+use super::error::DataplaneError;
 use super::numbers::Numbers;
-use crate::error::Error;
+use crate::files::FileError;
 
-type Result<T, E = Error> = std::result::Result<T, E>;
+type Result<T, E = DataplaneError> = std::result::Result<T, E>;
 
 /// The handle of a map of a kind.
 macro_rules! handle {
@@ -91,7 +92,7 @@ macro_rules! handles {
             /// Other handles of the same maps.
             ///
             /// # Errors
-            /// [`Error::Map`].
+            /// [`DataplaneError::Map`].
             pub(super) fn another(&self) -> Result<Self> {
                 $(
                     let $field = map_of_kind!($kind)(reopen(self.$field.map(), names::$name)?);
@@ -142,7 +143,7 @@ impl Maps {
     /// What the tables that the agent fills hold now.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`DataplaneError::Map`].
     pub fn contents(&self) -> Result<Tables> {
         let mut contents = Tables::default();
         macro_rules! read {
@@ -163,7 +164,7 @@ impl Maps {
     /// As [`Self::contents`], of these entries only.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`DataplaneError::Map`].
     pub fn entries_of(&self, wanted: &Tables) -> Result<Tables> {
         let mut contents = Tables::default();
         macro_rules! read {
@@ -187,7 +188,7 @@ impl Maps {
     /// Does a change. The programs forget the known flows that it makes wrong, and no others.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`DataplaneError::Map`].
     pub fn apply(&mut self, change: &TableChange) -> Result<()> {
         self.write(change)?;
         self.forget_after(change);
@@ -217,7 +218,7 @@ impl Maps {
     /// The entry of an endpoint.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`DataplaneError::Map`].
     pub fn endpoint(&self, address: IpAddr) -> Result<Option<abi::Endpoint>> {
         match self.endpoints.get(&address.into(), 0) {
             Ok(entry) => Ok(Some(entry)),
@@ -229,7 +230,7 @@ impl Maps {
     /// What the programs counted.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`DataplaneError::Map`].
     pub fn counters(&self) -> Result<Counters> {
         let drops =
             Drop::ALL.iter().map(|reason| Ok((*reason, sum(&self.drops, *reason as u32, names::DROPS)?)));
@@ -243,7 +244,7 @@ fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
 where
     T: TryFrom<Map, Error = MapError>,
 {
-    let map = ebpf.take_map(name).ok_or_else(|| Error::Load {
+    let map = ebpf.take_map(name).ok_or_else(|| DataplaneError::Load {
         object: name.into(),
         source: "the embedded object has no such map".into(),
     })?;
@@ -252,7 +253,7 @@ where
 
 fn reopen(map: &MapData, name: &'static str) -> Result<MapData> {
     let file =
-        map.fd().as_fd().try_clone_to_owned().map_err(Error::file("open another handle of map", name))?;
+        map.fd().as_fd().try_clone_to_owned().map_err(FileError::of("open another handle of map", name))?;
     MapData::from_fd(file).map_err(map_error("open", name))
 }
 
@@ -268,8 +269,11 @@ fn sum(array: &PerCpuArray<MapData, Count>, index: u32, name: &'static str) -> R
     }))
 }
 
-pub(super) fn map_error(operation: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
-    move |source| Error::Map { operation, map, source }
+pub(super) fn map_error(
+    operation: &'static str,
+    map: &'static str,
+) -> impl FnOnce(MapError) -> DataplaneError {
+    move |source| DataplaneError::Map { operation, map, source }
 }
 
 fn write(result: Result<(), MapError>, map: &'static str) -> Result<()> {

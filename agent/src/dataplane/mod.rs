@@ -5,6 +5,7 @@ mod attach_cgroup;
 mod batch;
 mod btf;
 pub mod conversions;
+mod error;
 pub mod flows;
 pub mod forget;
 pub mod held;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 
 use aya::Ebpf;
 
+pub use error::DataplaneError;
 use maps::Maps;
 use pinned::Pinned;
 use upgrade::Upgrade;

@@ -27,8 +27,10 @@ use rustix::mount::{MountFlags, mount};
 use tracing::info;
 
 use super::conversions::{Conversion, conversion};
+use super::error::DataplaneError;
 use super::pinned::Pinned;
-use crate::error::{Error, absent_is_fine};
+use crate::files::{FileError, absent_is_fine};
+use crate::lock::ClaimError;
 use crate::lock::{Held, Lock};
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
@@ -56,12 +58,15 @@ pub(super) struct Earlier {
 /// there; `None`: the folder has no other layout.
 ///
 /// # Errors
-/// [`Error::NotBpfFileSystem`]; those of [`check`].
-pub(super) fn prepare(folder: &Path, conversions: &[Conversion]) -> Result<Option<Vec<Earlier>>, Error> {
+/// [`DataplaneError::NotBpfFileSystem`]; those of [`check`].
+pub(super) fn prepare(
+    folder: &Path,
+    conversions: &[Conversion],
+) -> Result<Option<Vec<Earlier>>, DataplaneError> {
     ensure_bpf_file_system(folder)?;
     check(folder, conversions)?;
     let links = links(folder);
-    fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
+    fs::create_dir_all(&links).map_err(FileError::of("create", &links))?;
     match layout(folder)? {
         Some(found) if found != SCHEMA_VERSION => earlier(folder, found).map(Some),
         _ => {
@@ -75,18 +80,18 @@ pub(super) fn prepare(folder: &Path, conversions: &[Conversion]) -> Result<Optio
 /// Holds the folder, which is made if it is not there, against other agents.
 ///
 /// # Errors
-/// [`Error::Locked`], [`Error::NotBpfFileSystem`], [`Error::File`].
-pub fn hold(folder: &Path) -> Result<Lock, Error> {
+/// [`DataplaneError::Claim`], [`DataplaneError::NotBpfFileSystem`], [`DataplaneError::File`].
+pub fn hold(folder: &Path) -> Result<Lock, DataplaneError> {
     ensure_bpf_file_system(folder)?;
-    fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
-    Lock::folder(folder, HELD)
+    fs::create_dir_all(folder).map_err(FileError::of("create", folder))?;
+    Ok(Lock::folder(folder, HELD)?)
 }
 
 /// The same if it is there.
 ///
 /// # Errors
-/// [`Error::Locked`], [`Error::File`].
-pub fn hold_if_there(folder: &Path) -> Result<Option<Lock>, Error> {
+/// [`ClaimError::Locked`], [`ClaimError::File`].
+pub fn hold_if_there(folder: &Path) -> Result<Option<Lock>, ClaimError> {
     if folder.exists() { Lock::folder(folder, HELD).map(Some) } else { Ok(None) }
 }
 
@@ -94,9 +99,10 @@ pub fn hold_if_there(folder: &Path) -> Result<Option<Lock>, Error> {
 /// from which there are conversions. Touches nothing.
 ///
 /// # Errors
-/// [`Error::Schema`], [`Error::NoConversion`], [`Error::File`].
-pub fn check(folder: &Path, conversions: &[Conversion]) -> Result<(), Error> {
-    let mismatch = |found: String| Error::Schema { path: folder.into(), found, expected: SCHEMA_VERSION };
+/// [`DataplaneError::Schema`], [`DataplaneError::NoConversion`], [`DataplaneError::File`].
+pub fn check(folder: &Path, conversions: &[Conversion]) -> Result<(), DataplaneError> {
+    let mismatch =
+        |found: String| DataplaneError::Schema { path: folder.into(), found, expected: SCHEMA_VERSION };
     let Some(found) = layout(folder)? else {
         let has_maps = maps(folder)?.iter().any(|(pin, _)| pin.is_known());
         return if has_maps { Err(mismatch("unknown".into())) } else { Ok(()) };
@@ -107,22 +113,25 @@ pub fn check(folder: &Path, conversions: &[Conversion]) -> Result<(), Error> {
     let earlier = earlier(folder, found)?;
     let mut carried = earlier.iter().filter(|map| map.table.is_carried_over());
     match carried.find(|map| conversion(conversions, map.table, map.layout).is_none()) {
-        Some(map) => Err(Error::NoConversion { path: folder.into(), found, table: map.table.name() }),
+        Some(map) => {
+            Err(DataplaneError::NoConversion { path: folder.into(), found, table: map.table.name() })
+        }
         None => Ok(()),
     }
 }
 
 /// The layout that counts. `None`: there is none yet.
-fn layout(folder: &Path) -> Result<Option<u32>, Error> {
+fn layout(folder: &Path) -> Result<Option<u32>, DataplaneError> {
     let Some(text) = read_link(&folder.join(SCHEMA))? else {
         return Ok(None);
     };
-    let mismatch = |_| Error::Schema { path: folder.into(), found: text.clone(), expected: SCHEMA_VERSION };
+    let mismatch =
+        |_| DataplaneError::Schema { path: folder.into(), found: text.clone(), expected: SCHEMA_VERSION };
     text.parse().map(Some).map_err(mismatch)
 }
 
 /// The maps of the layout that was found which this release has other ones for.
-fn earlier(folder: &Path, found: u32) -> Result<Vec<Earlier>, Error> {
+fn earlier(folder: &Path, found: u32) -> Result<Vec<Earlier>, DataplaneError> {
     let maps = maps(folder)?;
     let of = |table: Table| {
         let of_table = maps.iter().filter(|(pin, _)| pin.name == table.name() && pin.layout <= found);
@@ -162,7 +171,7 @@ impl MapPin {
 }
 
 /// Every pinned map, of whichever layout.
-fn maps(folder: &Path) -> Result<Vec<(MapPin, PathBuf)>, Error> {
+fn maps(folder: &Path) -> Result<Vec<(MapPin, PathBuf)>, DataplaneError> {
     if !folder.exists() {
         return Ok(Vec::new());
     }
@@ -174,8 +183,8 @@ fn maps(folder: &Path) -> Result<Vec<(MapPin, PathBuf)>, Error> {
 /// nanoseconds). `None`: they were not, or not to the end.
 ///
 /// # Errors
-/// [`Error::File`].
-pub(super) fn filled_until(folder: &Path) -> Result<Option<u64>, Error> {
+/// [`DataplaneError::File`].
+pub(super) fn filled_until(folder: &Path) -> Result<Option<u64>, DataplaneError> {
     let text = read_link(&folder.join(UPGRADE))?;
     let parts = text.as_deref().and_then(|text| text.split_once("-at-"));
     let (layout, time) = parts.unwrap_or_default();
@@ -185,29 +194,29 @@ pub(super) fn filled_until(folder: &Path) -> Result<Option<u64>, Error> {
 /// Notes until when this layout's maps are filled.
 ///
 /// # Errors
-/// [`Error::File`].
-pub(super) fn note_filled(folder: &Path, until: u64) -> Result<(), Error> {
+/// [`FileError::Io`].
+pub(super) fn note_filled(folder: &Path, until: u64) -> Result<(), FileError> {
     replace_link(folder, UPGRADE, &format!("{SCHEMA_VERSION}-at-{until}"))
 }
 
 /// Says that this release's layout counts, and removes the others' pins.
 ///
 /// # Errors
-/// [`Error::File`].
-pub(super) fn finish_upgrade(folder: &Path) -> Result<(), Error> {
+/// [`DataplaneError::File`].
+pub(super) fn finish_upgrade(folder: &Path) -> Result<(), DataplaneError> {
     replace_link(folder, SCHEMA, &SCHEMA_VERSION.to_string())?;
     remove_other_layouts(folder)
 }
 
 /// Those of an upgrade from this layout are removed, too: it was rolled back.
-fn remove_other_layouts(folder: &Path) -> Result<(), Error> {
+fn remove_other_layouts(folder: &Path) -> Result<(), DataplaneError> {
     let is_another = |pin: &MapPin| {
         let is_known = pin.is_known() || pin.layout > SCHEMA_VERSION;
         is_known && !pin.is_this_layouts()
     };
     let others = maps(folder)?.into_iter().filter(|(pin, _)| is_another(pin));
     for path in others.map(|(_, path)| path).chain([folder.join(UPGRADE), folder.join(BEGUN)]) {
-        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", path))?;
+        absent_is_fine(fs::remove_file(&path)).map_err(FileError::of("remove", path))?;
     }
     Ok(())
 }
@@ -215,11 +224,11 @@ fn remove_other_layouts(folder: &Path) -> Result<(), Error> {
 /// Opens every pinned map, so that it can be pinned again.
 ///
 /// # Errors
-/// [`Error::File`].
-pub(super) fn hold_maps(folder: &Path) -> Result<Vec<Pinned>, Error> {
+/// [`FileError::Io`].
+pub(super) fn hold_maps(folder: &Path) -> Result<Vec<Pinned>, FileError> {
     let open = |table| {
         let pin = map(folder, table);
-        Pinned::open(&pin).map_err(Error::file("open the map", pin)).transpose()
+        Pinned::open(&pin).map_err(FileError::of("open the map", pin)).transpose()
     };
     Table::ALL.into_iter().filter_map(open).collect()
 }
@@ -227,14 +236,14 @@ pub(super) fn hold_maps(folder: &Path) -> Result<Vec<Pinned>, Error> {
 /// Makes the folder anew under a running agent, which knows whose layout the maps have. Says whether anything was missing.
 ///
 /// # Errors
-/// [`Error::NotBpfFileSystem`] or [`Error::File`].
-pub(super) fn restore(folder: &Path) -> Result<bool, Error> {
+/// [`DataplaneError::NotBpfFileSystem`] or [`DataplaneError::File`].
+pub(super) fn restore(folder: &Path) -> Result<bool, DataplaneError> {
     let (links, version) = (links(folder), folder.join(SCHEMA));
     if links.exists() && version.is_symlink() {
         return Ok(false);
     }
     ensure_bpf_file_system(folder)?;
-    fs::create_dir_all(&links).map_err(Error::file("create", &links))?;
+    fs::create_dir_all(&links).map_err(FileError::of("create", &links))?;
     write_schema(folder)?;
     Ok(true)
 }
@@ -249,8 +258,8 @@ pub fn uplinks(folder: &Path) -> BTreeSet<String> {
 /// the folder is known to be an agent's alone, whatever release's. Nothing happens when it is not there.
 ///
 /// # Errors
-/// [`Error::File`] for each thing that could not be removed.
-pub fn remove_all(folder: &Path) -> Vec<Error> {
+/// [`FileError::Io`] for each thing that could not be removed.
+pub fn remove_all(folder: &Path) -> Vec<FileError> {
     let (links, version) = (links(folder), folder.join(SCHEMA));
     let is_agents = version.is_symlink();
     let is_pin = |path: &PathBuf| {
@@ -260,7 +269,7 @@ pub fn remove_all(folder: &Path) -> Vec<Error> {
     let in_folder: Vec<_> = entries(folder).unwrap_or_default().into_iter().filter(is_pin).collect();
     let mut failed = Vec::new();
     let mut note = |outcome: io::Result<()>, path: &Path| {
-        failed.extend(absent_is_fine(outcome).map_err(Error::file("remove", path)).err());
+        failed.extend(absent_is_fine(outcome).map_err(FileError::of("remove", path)).err());
     };
     let is_link = |pin: &PathBuf| is_agents || is_link_of(pin, &UPLINK_LINKS) || is_link_of(pin, &CGROUP);
     for link in entries(&links).unwrap_or_default().into_iter().filter(is_link) {
@@ -295,11 +304,11 @@ pub fn link(folder: &Path, program: &str, interface: &str) -> PathBuf {
 /// The pinned links of these programs: which, and the device.
 ///
 /// # Errors
-/// [`Error::File`].
+/// [`DataplaneError::File`].
 pub(super) fn links_of(
     folder: &Path,
     programs: &[&'static str],
-) -> Result<Vec<(&'static str, String)>, Error> {
+) -> Result<Vec<(&'static str, String)>, DataplaneError> {
     let links = list_links(folder)?;
     let of = |pin: &PathBuf| {
         let (program, place) = pin.file_name()?.to_str()?.split_once('-')?;
@@ -312,14 +321,14 @@ pub(super) fn links_of(
 /// Every pinned link.
 ///
 /// # Errors
-/// [`Error::File`].
-pub(super) fn list_links(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+/// [`DataplaneError::File`].
+pub(super) fn list_links(folder: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
     entries(&links(folder))
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let entries = fs::read_dir(folder).map_err(Error::file("list", folder))?;
-    entries.map(|entry| Ok(entry.map_err(Error::file("list", folder))?.path())).collect()
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+    let entries = fs::read_dir(folder).map_err(FileError::of("list", folder))?;
+    entries.map(|entry| Ok(entry.map_err(FileError::of("list", folder))?.path())).collect()
 }
 
 /// What stands for a cgroup, given by its number, where [`link`] takes a device.
@@ -333,55 +342,57 @@ pub fn is_link_of(path: &Path, programs: &[&str]) -> bool {
     name.split_once('-').is_some_and(|(program, _)| programs.contains(&program))
 }
 
-fn ensure_bpf_file_system(folder: &Path) -> Result<(), Error> {
+fn ensure_bpf_file_system(folder: &Path) -> Result<(), DataplaneError> {
     if is_bpf_file_system(folder)? {
         return Ok(());
     }
     let mount_point = Path::new(MOUNT_POINT);
     if !folder.starts_with(mount_point) || is_bpf_file_system(mount_point)? {
-        return Err(Error::NotBpfFileSystem { path: folder.into() });
+        return Err(DataplaneError::NotBpfFileSystem { path: folder.into() });
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("bpf", mount_point, "bpf", flags, None).map_err(|errno| match errno {
         // A container without SYS_ADMIN. With it the mount would be the container's, and the pins would end with that.
-        Errno::PERM => Error::NotBpfFileSystem { path: folder.into() },
-        _ => Error::file("mount a BPF file system at", mount_point)(errno.into()),
+        Errno::PERM => DataplaneError::NotBpfFileSystem { path: folder.into() },
+        _ => FileError::of("mount a BPF file system at", mount_point)(errno.into()).into(),
     })?;
     info!(path = MOUNT_POINT, "BPF file system mounted");
     Ok(())
 }
 
-fn is_bpf_file_system(path: &Path) -> Result<bool, Error> {
+fn is_bpf_file_system(path: &Path) -> Result<bool, FileError> {
     let there = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     let status = rustix::fs::statfs(there)
         .map_err(io::Error::from)
-        .map_err(Error::file("look up the file system of", there))?;
+        .map_err(FileError::of("look up the file system of", there))?;
     // The field's type is the architecture's own; the magic number fits 32 bits.
     Ok(status.f_type as u64 & 0xffff_ffff == BPF_FILE_SYSTEM)
 }
 
 /// Writes the layout's number, unless it is there. Before the first pin: pins without a number are never left behind.
-fn write_schema(folder: &Path) -> Result<(), Error> {
+fn write_schema(folder: &Path) -> Result<(), FileError> {
     let path = folder.join(SCHEMA);
     match symlink(SCHEMA_VERSION.to_string(), &path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::file("write", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(FileError::of("write", path)(error))
+        }
         _ => Ok(()),
     }
 }
 
-fn read_link(path: &Path) -> Result<Option<String>, Error> {
+fn read_link(path: &Path) -> Result<Option<String>, FileError> {
     match fs::read_link(path) {
         Ok(text) => Ok(Some(text.to_string_lossy().into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::file("read", path)(error)),
+        Err(error) => Err(FileError::of("read", path)(error)),
     }
 }
 
 /// In one step, in place of what is there.
-fn replace_link(folder: &Path, name: &str, text: &str) -> Result<(), Error> {
+fn replace_link(folder: &Path, name: &str, text: &str) -> Result<(), FileError> {
     let (path, begun) = (folder.join(name), folder.join(BEGUN));
-    absent_is_fine(fs::remove_file(&begun)).map_err(Error::file("remove", &begun))?;
-    symlink(text, &begun).and_then(|()| fs::rename(&begun, &path)).map_err(Error::file("write", path))
+    absent_is_fine(fs::remove_file(&begun)).map_err(FileError::of("remove", &begun))?;
+    symlink(text, &begun).and_then(|()| fs::rename(&begun, &path)).map_err(FileError::of("write", path))
 }
 
 #[cfg(test)]

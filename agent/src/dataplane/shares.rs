@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use podwire_common::abi::Holder;
 use podwire_common::names::maps as names;
 
+use super::error::DataplaneError;
 use super::maps::{Maps, map_error, remove};
-use crate::error::Error;
 use crate::housekeeping;
 
 /// The entries of one table, counted.
@@ -43,8 +43,13 @@ impl Maps {
     /// Replaces what the programs have counted of a table of `capacity` entries.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub(super) fn write_shares(&mut self, table: u8, tally: &Tally, capacity: usize) -> Result<(), Error> {
+    /// [`DataplaneError::Map`].
+    pub(super) fn write_shares(
+        &mut self,
+        table: u8,
+        tally: &Tally,
+        capacity: usize,
+    ) -> Result<(), DataplaneError> {
         let known: Vec<Holder> =
             self.holders.keys().filter_map(Result::ok).filter(|holder| holder.table == table).collect();
         for holder in known.iter().filter(|holder| tally.held.get(holder).is_none_or(|held| *held == 0)) {
@@ -61,8 +66,8 @@ impl Maps {
     /// Takes back what entries were counted for that the agent has removed.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub(super) fn give_back(&mut self, table: u8, removed: &Tally) -> Result<(), Error> {
+    /// [`DataplaneError::Map`].
+    pub(super) fn give_back(&mut self, table: u8, removed: &Tally) -> Result<(), DataplaneError> {
         for (holder, entries) in &removed.held {
             let held = self.holders.get(holder, 0).unwrap_or_default();
             if held > *entries {
@@ -80,8 +85,8 @@ impl Maps {
     /// Whether a holder may have many more entries than it has.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub(super) fn has_share_left(&self, holder: &Holder) -> Result<bool, Error> {
+    /// [`DataplaneError::Map`].
+    pub(super) fn has_share_left(&self, holder: &Holder) -> Result<bool, DataplaneError> {
         let held = self.holders.get(holder, 0).unwrap_or_default();
         let room = self.room.get(&holder.table.into(), 0).map_err(map_error("read", names::ROOM))?;
         Ok(housekeeping::has_room(held as usize, room as usize))
@@ -90,8 +95,8 @@ impl Maps {
     /// Says how many entries a table has room for, unless the programs count already.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub(super) fn begin_shares(&mut self, table: u8, capacity: usize) -> Result<(), Error> {
+    /// [`DataplaneError::Map`].
+    pub(super) fn begin_shares(&mut self, table: u8, capacity: usize) -> Result<(), DataplaneError> {
         let room = self.room.get(&table.into(), 0).map_err(map_error("read", names::ROOM))?;
         // A table that is full gives an honest 0, which the next count corrects.
         if room > 0 {

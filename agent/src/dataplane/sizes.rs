@@ -3,8 +3,8 @@
 use podwire_common::tables::{Owner, Table};
 use tracing::{info, warn};
 
+use super::error::DataplaneError;
 use super::maps::{Maps, map_error};
-use crate::error::Error;
 
 /// Of an element beside key and value: links, hash, reference (`struct htab_elem`, kernel/bpf/hashtab.c), and a pointer of the allocator's
 /// (kernel/bpf/memalloc.c).
@@ -18,8 +18,8 @@ impl Maps {
     /// to do.
     ///
     /// # Errors
-    /// [`Error::Map`].
-    pub fn print_sizes(&self, asked: &[(&'static str, u32)]) -> Result<(), Error> {
+    /// [`DataplaneError::Map`].
+    pub fn print_sizes(&self, asked: &[(&'static str, u32)]) -> Result<(), DataplaneError> {
         for table in Table::ALL.into_iter().filter(|table| is_worth_a_line(*table)) {
             let name = table.name();
             let map = self.map(table).info().map_err(map_error("look up", name))?;

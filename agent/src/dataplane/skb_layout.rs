@@ -6,7 +6,7 @@ use std::path::Path;
 use podwire_common::abi::{SKB_WINDOW, SkbLayout};
 
 use super::btf::{Btf, Member};
-use crate::error::Error;
+use super::error::DataplaneError;
 
 /// The kernel's types.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
@@ -16,16 +16,16 @@ const ALIGNMENT: u32 = 8;
 /// As the running kernel says.
 ///
 /// # Errors
-/// [`Error::SkbLayout`].
-pub fn of_running_kernel() -> Result<SkbLayout, Error> {
+/// [`DataplaneError::SkbLayout`].
+pub fn of_running_kernel() -> Result<SkbLayout, DataplaneError> {
     of(Path::new(KERNEL_TYPES))
 }
 
-fn of(path: &Path) -> Result<SkbLayout, Error> {
+fn of(path: &Path) -> Result<SkbLayout, DataplaneError> {
     let found = fs::read(path).map_err(|error| error.to_string());
     found
         .and_then(|types| layout(&Btf::parse(&types)?))
-        .map_err(|problem| Error::SkbLayout { path: path.to_owned(), problem })
+        .map_err(|problem| DataplaneError::SkbLayout { path: path.to_owned(), problem })
 }
 
 fn layout(types: &Btf<'_>) -> Result<SkbLayout, String> {

@@ -19,10 +19,11 @@ use podwire_common::tables::{Owner, Table};
 use tracing::{info, warn};
 
 use super::conversions::{Conversion, Entry, conversion};
+use super::error::DataplaneError;
 use super::maps::{Maps, map_error};
 use super::pins::Earlier;
 use super::{Dataplane, batch, pins};
-use crate::error::{Error, absent_is_fine};
+use crate::files::{FileError, absent_is_fine};
 use crate::housekeeping;
 
 /// An upgrade that has not ended.
@@ -48,22 +49,22 @@ impl Upgrade {
     /// made and not filled are removed, since no program uses them.
     ///
     /// # Errors
-    /// [`Error::NoConversion`], [`Error::Map`], [`Error::File`].
+    /// [`DataplaneError::NoConversion`], [`DataplaneError::Map`], [`DataplaneError::File`].
     pub(super) fn begin(
         folder: &Path,
         earlier: Vec<Earlier>,
         conversions: &'static [Conversion],
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, DataplaneError> {
         let since = pins::filled_until(folder)?;
         let mut tables = Vec::new();
         for Earlier { table, layout, path } in earlier {
             if since.is_none() {
                 let begun = pins::map(folder, table);
-                absent_is_fine(std::fs::remove_file(&begun)).map_err(Error::file("remove", begun))?;
+                absent_is_fine(std::fs::remove_file(&begun)).map_err(FileError::of("remove", begun))?;
             }
             if table.is_carried_over() {
                 let conversion = conversion(conversions, table, layout).ok_or_else(|| {
-                    Error::NoConversion { path: folder.into(), found: layout, table: table.name() }
+                    DataplaneError::NoConversion { path: folder.into(), found: layout, table: table.name() }
                 })?;
                 let earlier = MapData::from_pin(path).map_err(map_error("open the earlier", table.name()))?;
                 tables.push(Changed { table, earlier, conversion, left_behind: 0 });
@@ -76,8 +77,8 @@ impl Upgrade {
     /// Carries over what was not carried over yet, and notes until when.
     ///
     /// # Errors
-    /// [`Error::Map`], [`Error::File`].
-    pub(super) fn carry_over(&mut self, folder: &Path, maps: &mut Maps) -> Result<(), Error> {
+    /// [`DataplaneError::Map`], [`DataplaneError::File`].
+    pub(super) fn carry_over(&mut self, folder: &Path, maps: &mut Maps) -> Result<(), DataplaneError> {
         let now = housekeeping::now();
         for changed in &mut self.tables {
             self.carried += match (changed.table.row().owner, self.since) {
@@ -94,7 +95,7 @@ impl Upgrade {
 
 impl Changed {
     /// Carries over the entries that have been used since. Gives how many.
-    fn carry_over(&mut self, maps: &Maps, since: u64) -> Result<usize, Error> {
+    fn carry_over(&mut self, maps: &Maps, since: u64) -> Result<usize, DataplaneError> {
         let map = maps.map(self.table);
         let mut carried = 0;
         for (key, value) in self.entries()? {
@@ -117,7 +118,7 @@ impl Changed {
     }
 
     /// Carries over what programs write into entries of the agent's: which pods use the stack only.
-    fn carry_marks_over(&self, maps: &mut Maps) -> Result<usize, Error> {
+    fn carry_marks_over(&self, maps: &mut Maps) -> Result<usize, DataplaneError> {
         if self.table != Table::Endpoints {
             return Ok(0);
         }
@@ -139,7 +140,7 @@ impl Changed {
     }
 
     /// The earlier map's, in today's form.
-    fn entries(&self) -> Result<Vec<Entry>, Error> {
+    fn entries(&self) -> Result<Vec<Entry>, DataplaneError> {
         let mut entries = Vec::new();
         batch::for_each_raw(&self.earlier, |key, value| entries.extend((self.conversion.entry)(key, value)))
             .map_err(map_error("read the earlier", self.table.name()))?;
@@ -162,8 +163,8 @@ impl Dataplane {
     /// Ends an upgrade, if one is under way. To be called when every device has the new programs.
     ///
     /// # Errors
-    /// [`Error::Map`], [`Error::File`]: the upgrade is still under way.
-    pub fn finish_upgrade(&mut self) -> Result<(), Error> {
+    /// [`DataplaneError::Map`], [`DataplaneError::File`]: the upgrade is still under way.
+    pub fn finish_upgrade(&mut self) -> Result<(), DataplaneError> {
         let (Some(upgrade), Some(folder)) = (&mut self.upgrade, &self.bpf_dir) else {
             return Ok(());
         };

@@ -5,7 +5,8 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
-use crate::error::Error;
+use super::LinkError;
+use crate::files::FileError;
 
 /// Routing rules are not listed, but with other rules the kernel may route otherwise. A next hop object takes its routes with it, without
 /// a notice of theirs. `Tc`: filters and queueing disciplines.
@@ -28,8 +29,8 @@ impl Changes {
     /// Begins to listen.
     ///
     /// # Errors
-    /// [`Error::File`] when the socket cannot be opened.
-    pub fn listen() -> Result<Self, Error> {
+    /// [`LinkError::File`] when the socket cannot be opened.
+    pub fn listen() -> Result<Self, LinkError> {
         let open = || {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             let groups = GROUPS.iter().fold(0, |groups, group| groups | 1 << (*group as u32 - 1));
@@ -38,7 +39,7 @@ impl Changes {
             Ok(socket)
         };
         Ok(Self {
-            socket: open().map_err(Error::file("open", "the kernel's notices of routes and devices"))?,
+            socket: open().map_err(FileError::of("open", "the kernel's notices of routes and devices"))?,
         })
     }
 

@@ -4,8 +4,7 @@ use futures_util::TryStreamExt as _;
 use rtnetlink::packet_core::Nla as _;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 
-use super::{Links, filter, netlink};
-use crate::error::Error;
+use super::{LinkError, Links, filter, netlink};
 
 /// TCA_INGRESS_BLOCK and TCA_EGRESS_BLOCK (include/uapi/linux/rtnetlink.h): filters are elsewhere, and
 /// may be those of other devices too.
@@ -26,16 +25,16 @@ impl Links {
     /// Whether a device has a clsact queueing discipline, whoever made it.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn has_clsact(&self, device: u32) -> Result<bool, Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn has_clsact(&self, device: u32) -> Result<bool, LinkError> {
         Ok(self.discipline(device).await?.is_some_and(|message| is_clsact(&message)))
     }
 
     /// Removes a device's clsact queueing discipline unless a filter is on it. `false`: there is none, or one that is used.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn remove_empty_clsact(&self, device: u32) -> Result<bool, Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn remove_empty_clsact(&self, device: u32) -> Result<bool, LinkError> {
         let clsact = self.discipline(device).await?.filter(is_clsact);
         let is_used = !self.filters_on(device).await?.is_empty();
         let Some(clsact) = clsact.filter(|_| !is_used) else {
@@ -54,8 +53,12 @@ impl Links {
     /// `ours`: it stays where it has filters of other programs than these.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn remove_displacing(&self, device: u32, ours: Option<&[&str]>) -> Result<Displaced, Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn remove_displacing(
+        &self,
+        device: u32,
+        ours: Option<&[&str]>,
+    ) -> Result<Displaced, LinkError> {
         let Some(discipline) = self.discipline(device).await?.filter(|message| !is_plain(message)) else {
             return Ok(Displaced::No);
         };
@@ -75,7 +78,7 @@ impl Links {
     }
 
     /// What a device has where clsact belongs.
-    async fn discipline(&self, device: u32) -> Result<Option<TcMessage>, Error> {
+    async fn discipline(&self, device: u32) -> Result<Option<TcMessage>, LinkError> {
         let index = i32::try_from(device).unwrap_or_default();
         let mut disciplines = self.handle.qdisc().get().execute();
         let mut found = None;
@@ -90,7 +93,7 @@ impl Links {
     }
 
     /// All filters of both directions, whosever they are.
-    async fn filters_on(&self, device: u32) -> Result<Vec<TcMessage>, Error> {
+    async fn filters_on(&self, device: u32) -> Result<Vec<TcMessage>, LinkError> {
         let index = i32::try_from(device).unwrap_or_default();
         let mut all = Vec::new();
         for get in [
@@ -103,7 +106,7 @@ impl Links {
         Ok(all)
     }
 
-    async fn remove_discipline(&self, discipline: &TcMessage) -> Result<(), Error> {
+    async fn remove_discipline(&self, discipline: &TcMessage) -> Result<(), LinkError> {
         let mut request = self.handle.qdisc().del(discipline.header.index);
         request.message_mut().header = discipline.header.clone();
         request.execute().await.map_err(netlink("remove a queueing discipline"))

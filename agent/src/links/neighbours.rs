@@ -9,15 +9,14 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 
-use super::{Links, netlink};
-use crate::error::Error;
+use super::{LinkError, Links, netlink};
 
 impl Links {
     /// Those that have answered, or that somebody has written down.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn neighbours(&self) -> Result<Vec<Neighbour>, Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn neighbours(&self) -> Result<Vec<Neighbour>, LinkError> {
         let mut entries = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
         let mut neighbours = Vec::new();
         while let Some(message) = entries.try_next().await.map_err(netlink("list neighbours"))? {
@@ -30,8 +29,8 @@ impl Links {
     /// has failed.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn ask_neighbour(&self, neighbour: &Neighbour) -> Result<(), Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn ask_neighbour(&self, neighbour: &Neighbour) -> Result<(), LinkError> {
         let request = self.handle.neighbours().add(neighbour.device, neighbour.address);
         let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
         let operation = format!("ask for the neighbour {}", neighbour.address);

@@ -9,8 +9,7 @@ use rtnetlink::packet_core::{
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::tc::{TcHandle, TcMessage};
 
-use super::{Links, netlink, unless_absent};
-use crate::error::Error;
+use super::{LinkError, Links, netlink, unless_absent};
 
 /// All queues of the network namespace.
 #[derive(Debug)]
@@ -27,8 +26,8 @@ impl Links {
     /// The queues as they are now.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn queues(&self) -> Result<Queues, Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn queues(&self) -> Result<Queues, LinkError> {
         let queues = self.handle.qdisc().get().execute();
         Ok(Queues(queues.try_collect().await.map_err(netlink("list queues"))?))
     }
@@ -36,8 +35,8 @@ impl Links {
     /// Limits what a device sends, in place of whatever queue it has.
     ///
     /// # Errors
-    /// [`Error::Netlink`], when the kernel has no `tbf` queue for example.
-    pub async fn set_limit(&self, device: u32, name: &str, bucket: &TokenBucket) -> Result<(), Error> {
+    /// [`LinkError::Netlink`], when the kernel has no `tbf` queue for example.
+    pub async fn set_limit(&self, device: u32, name: &str, bucket: &TokenBucket) -> Result<(), LinkError> {
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(
             token_bucket::message(bucket, device),
         ));
@@ -56,8 +55,8 @@ impl Links {
     /// Removes the limit of what a device sends. Nothing happens when there is none.
     ///
     /// # Errors
-    /// [`Error::Netlink`].
-    pub async fn remove_limit(&self, device: u32, name: &str) -> Result<(), Error> {
+    /// [`LinkError::Netlink`].
+    pub async fn remove_limit(&self, device: u32, name: &str) -> Result<(), LinkError> {
         let mut request = self.handle.qdisc().del(i32::try_from(device).unwrap_or_default());
         request.message_mut().header.parent = TcHandle::ROOT;
         unless_absent(request.execute().await, || format!("remove the limit of what {name} sends to its pod"))

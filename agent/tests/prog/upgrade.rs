@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use aya::EbpfLoader;
 use aya::maps::{HashMap, Map, MapData, MapError};
+use podwire::dataplane::DataplaneError;
 use podwire::dataplane::conversions::CONVERSIONS;
 use podwire::dataplane::{Dataplane, load, pins};
-use podwire::error::Error;
 use podwire::housekeeping;
 use podwire_common::abi::{self, ENDPOINT_STACK_ONLY, Flow, StackFlow};
 use podwire_common::addr::{Addr, Be16};
@@ -241,7 +241,7 @@ fn a_missing_conversion_is_named_before_anything_is_touched() {
         let others = CONVERSIONS.iter().filter(|conversion| conversion.table.name() != missing);
         let others: Vec<_> = others.cloned().collect();
         match pins::check(&scene.folder, &others) {
-            Err(Error::NoConversion { table, found: 0, .. }) => assert_eq!(table, missing),
+            Err(DataplaneError::NoConversion { table, found: 0, .. }) => assert_eq!(table, missing),
             other => panic!("{missing}: {other:?}"),
         }
     }
@@ -256,12 +256,12 @@ fn a_layout_that_is_not_known_is_refused() {
     for found in ["2", "99", "0-to-1"] {
         scene.set_layout(found);
         let refused = load::load(&config(), &[], Some(&scene.folder)).map(drop);
-        assert!(matches!(&refused, Err(Error::Schema { .. })), "{found}: {refused:?}");
+        assert!(matches!(&refused, Err(DataplaneError::Schema { .. })), "{found}: {refused:?}");
         assert_eq!(scene.pins(), before);
     }
     fs::remove_file(scene.folder.join("schema-version")).unwrap();
     let refused = load::load(&config(), &[], Some(&scene.folder)).map(drop);
-    assert!(matches!(&refused, Err(Error::Schema { .. })), "maps without a number: {refused:?}");
+    assert!(matches!(&refused, Err(DataplaneError::Schema { .. })), "maps without a number: {refused:?}");
 }
 
 fn open<V: aya::Pod, K: aya::Pod>(map: Map) -> HashMap<MapData, K, V>

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use crate::cni_configuration::{self, FILE};
 use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
-use crate::error::Error;
+use crate::files::FileError;
 
 /// What was last seen and said of the folder.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl CniConfiguration {
         self.found.first().is_some_and(|first| first == FILE)
     }
 
-    fn try_look(&mut self) -> Result<bool, Error> {
+    fn try_look(&mut self) -> Result<bool, FileError> {
         if !self.begun {
             return Ok(false);
         }

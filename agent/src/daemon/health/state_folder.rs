@@ -12,13 +12,14 @@ use crate::conditions::ConditionName;
 use crate::daemon::state::State;
 use crate::error::Error;
 use crate::events::Repair;
+use crate::files::FileError;
 use crate::housekeeping::INTERVAL;
 
 /// What is known of the state folder.
 #[derive(Debug)]
 pub(in crate::daemon) struct StateFolder {
     /// One write at most: a disk that hangs costs one thread.
-    writing: JoinSet<Result<(), Error>>,
+    writing: JoinSet<Result<(), FileError>>,
     asked: Option<Instant>,
     /// What the node was like before the agent changed it, as the state folder had it last.
     before: Before,
@@ -31,7 +32,7 @@ impl StateFolder {
     }
 
     /// The outcome of the last trial. `None`: there is none to wait for.
-    pub(in crate::daemon) async fn outcome(&mut self) -> Option<Result<Result<(), Error>, JoinError>> {
+    pub(in crate::daemon) async fn outcome(&mut self) -> Option<Result<Result<(), FileError>, JoinError>> {
         self.writing.join_next().await
     }
 
@@ -55,11 +56,11 @@ impl StateFolder {
     pub(in crate::daemon) fn take_trial(
         &mut self,
         state: &mut State,
-        outcome: Result<Result<(), Error>, JoinError>,
+        outcome: Result<Result<(), FileError>, JoinError>,
     ) {
         let outcome = outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let outcome = match state.executor.store.is_there() {
-            true => outcome,
+            true => outcome.map_err(Error::from),
             false => self.restore(state),
         };
         if let (Ok(()), Ok(before)) = (&outcome, Before::load(&state.config.places.state_dir)) {

@@ -8,7 +8,7 @@ use super::Upkeep;
 use crate::conditions::ConditionName;
 use crate::daemon::found::programs_of;
 use crate::daemon::state::State;
-use crate::dataplane::pins;
+use crate::dataplane::{DataplaneError, pins};
 use crate::error::Error;
 use crate::events::Repair;
 use crate::links::Displaced;
@@ -36,7 +36,7 @@ impl Upkeep {
     }
 
     pub(super) fn look_after_pins(&mut self, state: &mut State) {
-        let repaired = self.hold_pins(state).and_then(|()| state.executor.dataplane.repair_pins());
+        let repaired = self.repair_pins(state);
         let folder = state.config.places.bpf_dir.display();
         let unpinned = match repaired {
             Ok(missing) if missing.is_empty() => None,
@@ -58,12 +58,12 @@ impl Upkeep {
         }
     }
 
-    /// Holds the folder of pins again when somebody has removed it.
-    fn hold_pins(&mut self, state: &State) -> Result<(), Error> {
+    /// Holds the folder of pins again when somebody has removed it, and pins what is missing. Gives what was.
+    fn repair_pins(&mut self, state: &State) -> Result<Vec<String>, DataplaneError> {
         if !self.bpf_lock.is_there() {
             self.bpf_lock = pins::hold(&state.config.places.bpf_dir)?;
         }
-        Ok(())
+        state.executor.dataplane.repair_pins()
     }
 
     pub(super) fn count_reattached(&mut self, device: &str, program: &str, found: &str) {

@@ -11,7 +11,7 @@ use crate::conditions::ConditionName;
 use crate::config::Config;
 use crate::daemon::pods::Pods;
 use crate::daemon::state::State;
-use crate::dataplane::{Dataplane, load};
+use crate::dataplane::{Dataplane, DataplaneError, load};
 use crate::error::Error;
 use crate::links::Links;
 use crate::sysctl::Switch;
@@ -77,8 +77,8 @@ impl Upkeep {
 /// Loads the programs, with the maps that are pinned.
 ///
 /// # Errors
-/// [`Error::Load`], [`Error::Map`] and those of the pins.
-pub(in crate::daemon) fn load(config: &Config, vxlan: Option<u32>) -> Result<Dataplane, Error> {
+/// Of programs, maps and pins.
+pub(in crate::daemon) fn load(config: &Config, vxlan: Option<u32>) -> Result<Dataplane, DataplaneError> {
     let (constants, sizes, pins) =
         (config.for_programs(vxlan), config.map_sizes(), Some(config.places.bpf_dir.as_path()));
     match &config.bpf_object {

@@ -79,7 +79,7 @@ impl Upkeep {
         self.attached.retain(|index, _| state.model.uplinks.iter().any(|uplink| uplink.index == *index));
         let is_uplink = |name: &str| state.model.uplinks.iter().any(|uplink| uplink.name == name);
         state.conditions.retain(ConditionName::UplinkObstructed, is_uplink);
-        state.executor.dataplane.detach_other_uplinks(&state.model.uplinks)
+        Ok(state.executor.dataplane.detach_other_uplinks(&state.model.uplinks)?)
     }
 }
 

@@ -22,6 +22,8 @@ use crate::conditions::ConditionName;
 use crate::daemon::executor::{Started, step};
 use crate::daemon::state::State;
 use crate::error::Error;
+use crate::files::FileError;
+use crate::links::LinkError;
 use crate::wire;
 
 /// The least MTU of IPv4 (RFC 791).
@@ -129,11 +131,16 @@ impl Pods {
     }
 
     /// Answers an ADD whose endpoint was written to disk, or could not be.
-    pub(super) async fn finish_saved(&mut self, state: &mut State, name: String, saved: Result<(), Error>) {
+    pub(super) async fn finish_saved(
+        &mut self,
+        state: &mut State,
+        name: String,
+        saved: Result<(), FileError>,
+    ) {
         // Only now, also where the rest has failed: a file that is undone must not be written afterwards.
         self.has_disk_failed |= saved.is_err();
         if let Some(mut adding) = self.adding.remove(&name) {
-            adding.done = adding.done.and(saved);
+            adding.done = adding.done.and(saved.map_err(Error::from));
             self.finish(state, adding).await;
         }
     }
@@ -142,7 +149,7 @@ impl Pods {
         let Adding { endpoint, reached, done, reply } = adding;
         if let Err(error) = done.and_then(|()| step(Step::Agreed)) {
             undo(state, &endpoint, reached).await;
-            return answer(reply, Err(failure(&error)));
+            return answer(reply, Err(failure(error)));
         }
         if reply.is_closed() {
             warn!(pod = %endpoint, "undone: its plugin has given up waiting, or is dead");
@@ -276,9 +283,9 @@ fn free_id(state: &State) -> u32 {
 /// The device's ifindex, once it is what the plugin says it made.
 async fn checked_device(state: &State, endpoint: &Endpoint) -> Result<u32, Failure> {
     let name = endpoint.host_interface.clone();
-    let device = state.executor.links.device(&name).await.map_err(|error| failure(&error))?;
+    let device = state.executor.links.device(&name).await.map_err(failure)?;
     let Some(device) = device else {
-        return Err(failure(&Error::NoDevice { name }));
+        return Err(failure(LinkError::NoDevice { name }));
     };
     if device.mac != Some(endpoint.host_mac) {
         let has = device.mac.map_or_else(|| "none".into(), format_mac);
@@ -286,7 +293,7 @@ async fn checked_device(state: &State, endpoint: &Endpoint) -> Result<u32, Failu
             "its link address is {has}, not {} as it was made with: keep other tools (udev, networkd) off devices named pw*",
             format_mac(endpoint.host_mac)
         );
-        return Err(failure(&Error::Device { name, problem }));
+        return Err(failure(LinkError::Device { name, problem }));
     }
     Ok(device.index)
 }

@@ -25,7 +25,7 @@ pub(in crate::daemon) async fn check(state: &State, attachment: &Attachment) -> 
         let message = format!("the agent has no attachment of container {}", attachment.container_id);
         return Err(refuse(codes::UNKNOWN_CONTAINER, message));
     };
-    let found = faults(state, endpoint).await.map_err(|error| failure(&error))?;
+    let found = faults(state, endpoint).await.map_err(failure)?;
     if found.is_empty() {
         return Ok(wire::added(endpoint));
     }

@@ -55,7 +55,7 @@ impl Pods {
         let ops = plan(&Slice::default(), &reached, Removals::Allowed);
         let Started { purge, done, .. } = state.executor.start(ops, &mut reached).await;
         match (done, purge) {
-            (Err(error), _) => answer(reply, Err(failure(&error))),
+            (Err(error), _) => answer(reply, Err(failure(error))),
             (Ok(()), None) => {
                 forget(state, &endpoint);
                 answer(reply, Ok(Reply::Deleted));
@@ -74,7 +74,7 @@ impl Pods {
         addresses: &BTreeSet<IpAddr>,
         purged: Result<(), Error>,
     ) {
-        let purged = purged.map_err(|error| failure(&error));
+        let purged = purged.map_err(failure);
         let is_purged =
             |_: &String, releasing: &mut Releasing| addresses.contains(&releasing.endpoint.address);
         let over: Vec<_> = self.releasing.extract_if(.., is_purged).collect();
@@ -82,7 +82,7 @@ impl Pods {
             let done = match &purged {
                 Ok(()) => {
                     let done = state.executor.go_on(purge, &mut reached).await;
-                    done.map_err(|error| failure(&error))
+                    done.map_err(failure)
                 }
                 Err(failure) => Err(failure.clone()),
             };
@@ -130,7 +130,7 @@ impl Pods {
                     info!(pod = %endpoint, container = endpoint.attachment.container_id, "released: the runtime knows it no more");
                     collected += 1;
                 }
-                Err(error) => failed = Some(failure(&error)),
+                Err(error) => failed = Some(failure(error)),
             }
         }
         failed.map_or(Ok(collected), Err)

@@ -12,7 +12,7 @@ mod sweep;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use podwire_cni::protocol::{Call, Failure, Reply, codes};
+use podwire_cni::protocol::{Call, Failure, Reply};
 use podwire_core::host::Host;
 use podwire_core::host_ports;
 use podwire_core::model::{Attachment, Endpoint};
@@ -156,11 +156,7 @@ pub(super) fn refuse(code: u32, message: String) -> Failure {
     Failure { code, message }
 }
 
-fn failure(error: &Error) -> Failure {
-    let code = match error {
-        Error::File { .. } => codes::IO_FAILURE,
-        Error::Netlink { .. } | Error::NoDevice { .. } | Error::Device { .. } => codes::NETLINK_FAILURE,
-        _ => codes::AGENT_FAILURE,
-    };
-    refuse(code, error.to_string())
+fn failure(error: impl Into<Error>) -> Failure {
+    let error = error.into();
+    refuse(error.cni_code(), error.to_string())
 }

@@ -19,7 +19,7 @@ impl Pods {
     /// Takes over what an earlier agent has left: the endpoints of the state folder, and those that only maps and devices tell of.
     ///
     /// # Errors
-    /// [`Error::Map`], [`Error::File`], [`Error::Netlink`].
+    /// [`Error::Dataplane`], [`Error::File`], [`Error::Link`].
     pub(in crate::daemon) async fn restore(
         &mut self,
         state: &mut State,

@@ -15,8 +15,8 @@ use tracing::{error, warn};
 use super::super::file;
 use super::super::objects::{Entries, NodeObject};
 use crate::before;
-use crate::error::Error;
 use crate::files;
+use crate::files::FileError;
 
 #[derive(Debug)]
 pub(super) struct Cache {
@@ -26,7 +26,7 @@ pub(super) struct Cache {
     /// Whether there is a newer list.
     pub(super) is_old: bool,
     confirmed: Option<tokio::time::Instant>,
-    saving: Option<JoinHandle<Result<(), Error>>>,
+    saving: Option<JoinHandle<Result<(), FileError>>>,
     /// Why the last attempt failed.
     failure: Option<String>,
     /// Between two notes that the list is still good.
@@ -69,7 +69,7 @@ impl Cache {
             Some(text) => files::replace(&path, &text),
             None => File::open(&path)
                 .and_then(|file| file.set_modified(SystemTime::now()))
-                .map_err(Error::file("note the time of", &path)),
+                .map_err(FileError::of("note the time of", &path)),
         }));
     }
 

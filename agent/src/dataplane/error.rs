@@ -1,0 +1,93 @@
+//! What can go wrong with programs, maps and their pins.
+
+use std::path::PathBuf;
+
+use aya::maps::MapError;
+use podwire_cni::protocol::codes;
+use thiserror::Error;
+
+use crate::files::FileError;
+use crate::lock::ClaimError;
+
+/// An operation on programs, maps or pins that failed, and its object.
+#[derive(Debug, Error)]
+pub enum DataplaneError {
+    /// The object or one of its programs is refused.
+    #[error("load {object}: {source}")]
+    Load {
+        /// The program, or the object as a whole.
+        object: String,
+        /// The kernel's or the loader's answer, the verifier's log included.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The kernel does not tell what the programs need to know.
+    #[error("find out from {} where the kernel's struct sk_buff has a checksum that a sender leaves to it: {problem}: without that, pods can forge their sources, and Podwire does not start; it needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys of that kernel", path.display())]
+    SkbLayout {
+        /// The kernel's types.
+        path: PathBuf,
+        /// What they lack.
+        problem: String,
+    },
+    /// A program cannot be attached.
+    #[error("attach {program} to {interface}: {source}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The device or cgroup.
+        interface: String,
+        /// The kernel's answer.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An entry of a map.
+    #[error("{operation} {map}: {source}")]
+    Map {
+        /// What was tried.
+        operation: &'static str,
+        /// The map.
+        map: &'static str,
+        /// The kernel's answer.
+        source: MapError,
+    },
+    /// The pinned maps are another release's.
+    #[error("the maps under {} have layout version {found}, this agent knows {expected}: start the release that made them, or drain the node and remove the folder", path.display())]
+    Schema {
+        /// The folder of pins.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What this agent knows.
+        expected: u32,
+    },
+    /// The pinned maps are of an earlier layout, and this release does not know one of them.
+    #[error("the maps under {} have layout version {found}, and this agent cannot convert its {table}: start the release that made them, or drain the node and remove the folder", path.display())]
+    NoConversion {
+        /// The folder of pins.
+        path: PathBuf,
+        /// What is there.
+        found: u32,
+        /// The map.
+        table: &'static str,
+    },
+    /// Not a BPF file system.
+    #[error("{} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf` on the node, or name a folder that is with --bpf-dir", path.display())]
+    NotBpfFileSystem {
+        /// The folder of pins.
+        path: PathBuf,
+    },
+    /// Somebody else uses the folder of pins.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// A pin, or a folder of pins.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl DataplaneError {
+    /// What a plugin is told with it.
+    pub(crate) fn cni_code(&self) -> u32 {
+        match self {
+            Self::File(_) => FileError::CNI_CODE,
+            _ => codes::AGENT_FAILURE,
+        }
+    }
+}
