@@ -13,6 +13,7 @@ use podwire_core::model::Mode;
 use xtask::lab::{Ns, frames};
 
 use crate::fixture::{Fixture, NODE1, WORLD};
+use crate::pool::empty_shares;
 
 /// What is known of a flow counts for [`KNOWN_FLOW_JIFFIES`](abi::KNOWN_FLOW_JIFFIES), a quarter of a second where the kernel ticks 1000
 /// times in one, and times are written anew after a second: a packet that comes as late as that costs more than one of its kind does.
@@ -361,6 +362,8 @@ impl Ready<'_> {
             }
             .unwrap();
         }
+        // The programs have counted the entries: otherwise the pod would have used up its share at some time.
+        empty_shares(maps);
         if self.kind.known == Known::Once {
             maps.forget_flows();
         }

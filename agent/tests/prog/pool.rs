@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::maps::PerCpuValues;
 use aya::util::nr_cpus;
+use podwire::dataplane::maps::Maps;
 use podwire::dataplane::{Dataplane, load};
 use podwire_common::abi::Config;
 use podwire_common::tables::{Share, Table};
@@ -101,6 +102,14 @@ macro_rules! empty_all {
 fn empty(dataplane: &mut Dataplane) {
     let maps = &mut dataplane.maps;
     podwire_common::tables!(empty_all, maps);
+    empty_shares(maps);
+}
+
+/// Takes back what all holders have of the tables, as the programs have counted it.
+pub fn empty_shares(maps: &mut Maps) {
+    for holder in maps.holders.keys().map(Result::unwrap).collect::<Vec<_>>() {
+        maps.holders.remove(&holder).unwrap();
+    }
     for table in Table::ALL {
         if let Share::AsMuchAsIsFree(number) = table.row().share {
             let capacity = u32::try_from(maps.capacity(table)).unwrap();
