@@ -46,6 +46,7 @@ pub enum Step {
     Released,
     DelAnswered,
     LinkLookedFor,
+    ProgramsReady,
 }
 
 /// What a process does after a step.
@@ -106,12 +107,16 @@ impl Step {
         Step::LinkLookedFor,
     ];
 
-    /// `add-1`, `del-10`: the verb and the number within it.
+    /// Those of an agent's start.
+    pub const START: [Step; 1] = [Step::ProgramsReady];
+
+    /// `add-1`, `del-10`, `start-1`: what it is a step of, and the number within that.
     pub fn name(self) -> String {
         let position = |steps: &[Step]| steps.iter().position(|step| *step == self).map(|index| index + 1);
         match (position(&Self::ADD), position(&Self::DEL)) {
             (Some(number), _) => format!("add-{number}"),
-            (None, number) => format!("del-{}", number.unwrap_or_default()),
+            (None, Some(number)) => format!("del-{number}"),
+            (None, None) => format!("start-{}", position(&Self::START).unwrap_or_default()),
         }
     }
 
@@ -123,9 +128,8 @@ impl Step {
             | DelAnswered | LinkLookedFor => Process::Plugin,
             AddressTaken | FileWritten | FileNamed | ProgramsAttached | LimitSet | LinkUp | GuardWritten
             | EndpointWritten | FrontendsWritten | RouteSet | Agreed | FrontendsRemoved | RouteRemoved
-            | EndpointRemoved | GuardRemoved | PairRemoved | FlowsForgotten | FileRemoved | Released => {
-                Process::Agent
-            }
+            | EndpointRemoved | GuardRemoved | PairRemoved | FlowsForgotten | FileRemoved | Released
+            | ProgramsReady => Process::Agent,
         }
     }
 
@@ -158,6 +162,7 @@ impl Step {
             Step::FileRemoved => "the endpoint's file is removed",
             Step::Released => "the address is released",
             Step::LinkLookedFor => "no link is left",
+            Step::ProgramsReady => "the programs are loaded, and none is attached",
         }
     }
 }
@@ -205,10 +210,11 @@ mod tests {
 
     #[test]
     fn every_step_has_a_number_of_its_own() {
-        let mut names: Vec<_> = Step::ADD.iter().chain(&Step::DEL).map(|step| step.name()).collect();
-        assert_eq!((names[0].as_str(), names[27].as_str()), ("add-1", "del-11"));
+        let steps = Step::ADD.iter().chain(&Step::DEL).chain(&Step::START);
+        let mut names: Vec<_> = steps.map(|step| step.name()).collect();
+        assert_eq!([0, 27, 28].map(|index: usize| names[index].as_str()), ["add-1", "del-11", "start-1"]);
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), Step::ADD.len() + Step::DEL.len());
+        assert_eq!(names.len(), Step::ADD.len() + Step::DEL.len() + Step::START.len());
     }
 }

@@ -86,6 +86,8 @@ helpers! {
     GetNetnsCookie "get_netns_cookie",
     /// `bpf_probe_read_kernel`.
     ProbeReadKernel "probe_read_kernel",
+    /// `bpf_tail_call`. No call: the kernel puts a jump in its place.
+    TailCall "tail_call (inlined)",
 }
 
 impl Helper {
@@ -96,7 +98,7 @@ impl Helper {
 
     /// Whether the kernel puts other instructions in the place of the call.
     pub const fn is_inlined(self) -> bool {
-        matches!(self, Self::ArrayLookup)
+        matches!(self, Self::ArrayLookup | Self::TailCall)
     }
 }
 

@@ -54,6 +54,9 @@ pub mod maps {
     crate::tables!(names);
 }
 
+/// The object's array of the programs that others go on with ([`programs::Jump`]). Each load has its own, so it is none of [`maps`].
+pub const JUMPS: &str = "JUMPS";
+
 /// Program names: the attach point is part of the name.
 pub mod programs {
     /// TC ingress of a pod's host side.
@@ -70,6 +73,26 @@ pub mod programs {
     pub const TO_UPLINK: &str = "to_uplink";
     /// XDP of an uplink, off by default.
     pub const UPLINK_XDP: &str = "uplink_xdp";
+    /// A program that is attached nowhere: another one goes on with it. Its number is its place in [`JUMPS`](super::JUMPS).
+    #[repr(u32)]
+    #[derive(Clone, Copy)]
+    pub enum Jump {
+        /// From [`FROM_POD`], where nothing is known of a packet's flow.
+        FromPodNew,
+    }
+
+    impl Jump {
+        /// Every one, in order of number.
+        pub const ALL: [Self; 1] = [Self::FromPodNew];
+
+        /// The program's name.
+        pub const fn program(self) -> &'static str {
+            match self {
+                Self::FromPodNew => "from_pod_new",
+            }
+        }
+    }
+
     /// All that an uplink may have by pinned links.
     pub const UPLINK_LINKS: [&str; 3] = [FROM_UPLINK, TO_UPLINK, UPLINK_XDP];
     /// A TC program that does nothing, only in the build that counts helper calls.

@@ -93,6 +93,8 @@ numbered! {
         IcmpErrorNotOwned = 32 "icmp-error-not-owned",
         /// A new flow of a pod, or to a hostPort, that has its share of the translation table already.
         TranslationShareUsed = 34 "translation-share-used",
+        /// The program that was to go on is not in the array of programs: somebody has emptied it.
+        ProgramMissing = 35 "program-missing",
     }
 }
 

@@ -4,7 +4,10 @@ use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     programs::{TcContext, XdpContext},
 };
-use podwire_common::reason::{Drop, Path};
+use podwire_common::{
+    names::programs::Jump,
+    reason::{Drop, Path},
+};
 
 use crate::{maps, packet::Skb};
 
@@ -96,6 +99,19 @@ pub fn finish(ctx: &TcContext, outcome: Outcome) -> i32 {
             maps::count_drop(reason, ctx.bytes());
             TC_ACT_SHOT
         }
+    }
+}
+
+/// As [`finish`]; what is not decided, another program decides.
+#[inline(always)]
+pub fn finish_or_jump(ctx: &TcContext, attempt: Attempt, to: Jump) -> i32 {
+    match attempt.map(Decision::verdict) {
+        Ok(Some(verdict)) => finish(ctx, Ok(verdict)),
+        Ok(None) => {
+            maps::jump(ctx, to);
+            finish(ctx, Err(Drop::ProgramMissing))
+        }
+        Err(reason) => finish(ctx, Err(reason)),
     }
 }
 

@@ -55,6 +55,8 @@ impl Dataplane {
         }
         for object in self.pinned_maps.iter().chain(self.links.values()) {
             if !object.path().exists() {
+                let folder = object.path().parent().unwrap_or(folder);
+                fs::create_dir_all(folder).map_err(FileError::of("create", folder))?;
                 object.pin().map_err(FileError::of("pin again", object.path()))?;
                 repaired.push(name_of(object.path()));
             }

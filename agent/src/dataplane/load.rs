@@ -6,6 +6,7 @@ use std::path::Path;
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
+use podwire_cni::fault::{self, Step};
 use podwire_common::abi::Config;
 use podwire_common::names;
 use podwire_common::tables::Table;
@@ -14,7 +15,8 @@ use super::conversions::CONVERSIONS;
 use super::error::DataplaneError;
 use super::maps::Maps;
 use super::upgrade::Upgrade;
-use super::{Dataplane, pins, skb_layout};
+use super::{Dataplane, jumps, pins, skb_layout};
+use crate::files::FileError;
 
 /// How often one program is given to the verifier.
 const ATTEMPTS: usize = 10;
@@ -76,11 +78,15 @@ pub fn load_object(
     let mut ebpf = loader.load(object).map_err(|source| load_error("the BPF object", source))?;
     let mut maps = Maps::take(&mut ebpf)?;
     load_programs(&mut ebpf)?;
+    let jumps = jumps::fill(&mut ebpf, bpf_dir)?;
+    let ready = Step::ProgramsReady;
+    fault::after(ready).map_err(FileError::of("go on after", ready.name()))?;
     // After the verifier has taken all programs: what it refuses, leaves the earlier release as it was.
     if let (Some(upgrade), Some(folder)) = (&mut upgrade, bpf_dir) {
         upgrade.carry_over(folder, &mut maps)?;
     }
-    let pinned_maps = bpf_dir.map(pins::hold_maps).transpose()?.unwrap_or_default();
+    let mut pinned_maps = bpf_dir.map(pins::hold_maps).transpose()?.unwrap_or_default();
+    pinned_maps.extend(jumps);
     let bpf_dir = bpf_dir.map(Path::to_path_buf);
     Ok(Dataplane { ebpf, maps, bpf_dir, upgrade, pinned_maps, links: BTreeMap::new() })
 }

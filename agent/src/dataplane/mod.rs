@@ -9,6 +9,7 @@ mod error;
 pub mod flows;
 pub mod forget;
 pub mod held;
+mod jumps;
 pub mod load;
 pub mod maps;
 mod numbers;

@@ -1,4 +1,5 @@
-//! The folder of pins on the BPF file system: maps by their names, links under `links/`, and the layout's number.
+//! The folder of pins on the BPF file system: maps by their names, links under `links/`, what each load of the programs has for itself
+//! under `programs/`, and the layout's number.
 //!
 //! # Maps of two layouts
 //!
@@ -30,8 +31,7 @@ use super::conversions::{Conversion, conversion};
 use super::error::DataplaneError;
 use super::pinned::Pinned;
 use crate::files::{FileError, absent_is_fine};
-use crate::lock::ClaimError;
-use crate::lock::{Held, Lock};
+use crate::lock::{ClaimError, Held, Lock};
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FILE_SYSTEM: u64 = 0xcafe_4a11;
@@ -276,6 +276,14 @@ pub fn remove_all(folder: &Path) -> Vec<FileError> {
         note(fs::remove_file(&link), &link);
     }
     note(fs::remove_dir(&links), &links);
+    let programs = programs(folder);
+    for load in loads(folder).unwrap_or_default() {
+        for pin in entries(&load).unwrap_or_default() {
+            note(fs::remove_file(&pin), &pin);
+        }
+        note(fs::remove_dir(&load), &load);
+    }
+    note(fs::remove_dir(&programs), &programs);
     for pin in in_folder.iter().chain([&version]) {
         note(fs::remove_file(pin), pin);
     }
@@ -288,6 +296,36 @@ pub fn map(folder: &Path, table: Table) -> PathBuf {
         FIRST_LAYOUT => folder.join(table.name()),
         later => folder.join(format!("{}-{later}", table.name())),
     }
+}
+
+/// The folder of what one load of the programs has for itself, by its number.
+pub fn load(folder: &Path, number: u32) -> PathBuf {
+    programs(folder).join(number.to_string())
+}
+
+/// The folder of those.
+fn programs(folder: &Path) -> PathBuf {
+    folder.join("programs")
+}
+
+/// What every load has for itself that is there.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub(super) fn loads(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let folder = programs(folder);
+    if folder.exists() { entries(&folder) } else { Ok(Vec::new()) }
+}
+
+/// Removes what a load has for itself.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub(super) fn remove_load(load: &Path) -> Result<(), FileError> {
+    for pin in entries(load)? {
+        absent_is_fine(fs::remove_file(&pin)).map_err(FileError::of("remove", pin))?;
+    }
+    absent_is_fine(fs::remove_dir(load)).map_err(FileError::of("remove", load))
 }
 
 /// The folder of pinned links.
@@ -322,11 +360,11 @@ pub(super) fn links_of(
 ///
 /// # Errors
 /// [`DataplaneError::File`].
-pub(super) fn list_links(folder: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+pub(super) fn list_links(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     entries(&links(folder))
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     let entries = fs::read_dir(folder).map_err(FileError::of("list", folder))?;
     entries.map(|entry| Ok(entry.map_err(FileError::of("list", folder))?.path())).collect()
 }

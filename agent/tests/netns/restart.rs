@@ -1,8 +1,12 @@
 //! The agent is replaced under traffic of every kind, and nothing is lost.
 
-use xtask::lab::{Lab, Mode};
+use std::fs;
+
+use podwire_cni::fault::{Fault, Step, VARIABLE};
+use xtask::lab::{Lab, Mode, Node};
 
 use crate::flows::Flows;
+use crate::sockets::wait_until;
 
 #[test]
 fn restart_under_traffic_loses_no_datagram_and_no_connection() {
@@ -22,4 +26,32 @@ fn restart_under_traffic_loses_no_datagram_and_no_connection() {
         }
         flows.finish("agents restarted under traffic", mode);
     }
+}
+
+#[test]
+fn agent_that_dies_before_it_attaches_takes_no_programs_away() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        let node = lab.node(0);
+        let flows = Flows::start(&lab);
+        let dies = format!("{}:{}", Step::ProgramsReady.name(), Fault::Kill.name());
+        for dead in 1..=2 {
+            node.kill_agent().unwrap();
+            node.start_agent_with(&[(VARIABLE, &dies)]).unwrap_err();
+            assert_eq!(loads(node), 1 + dead);
+            flows.go_on();
+            // What is known needs no second program: only what is new shows that the attached ones still go on with it.
+            flows.begin_anew(&lab);
+        }
+        node.start_agent().unwrap();
+        assert!(wait_until(|| (loads(node) == 1).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+        flows.go_on();
+        flows.begin_anew(&lab);
+        flows.finish("agents that die before they attach", mode);
+    }
+}
+
+/// Loads of the programs that have a pin.
+pub fn loads(node: &Node) -> usize {
+    fs::read_dir(node.bpf_dir().join("programs")).unwrap().count()
 }

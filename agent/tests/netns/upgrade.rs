@@ -8,6 +8,7 @@ use serde_json::Value;
 use xtask::lab::{Lab, Mode, Node};
 
 use crate::flows::Flows;
+use crate::restart::loads;
 use crate::sockets::wait_until;
 
 /// Where `cargo xtask test` puts the agent of the artificial layout 0.
@@ -64,6 +65,7 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
             let replaced = || programs(node).iter().zip(&before).all(is_replaced).then_some(());
             assert!(wait_until(replaced).is_some(), "{}", node.agent_log_tail(20));
             assert!(is_filled(node));
+            assert!(loads(node) > 1, "programs of before may be attached");
             flows.go_on();
             flows.begin_anew(&lab);
             assert_eq!(layout(node), "0");
@@ -75,6 +77,7 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
         node.use_agent(Some(Path::new(EARLIER)));
         node.start_agent().unwrap();
         assert!(!is_filled(node) && !node.bpf_dir().join("TRANSLATIONS").exists());
+        assert!(wait_until(|| (loads(node) == 1).then_some(())).is_some(), "those of before are gone");
         flows.go_on();
         flows.begin_anew(&lab);
         // And is upgraded again, to the end.

@@ -1,9 +1,11 @@
 //! `from_pod`: what a pod sends.
 
+use aya::maps::ProgramArray;
 use podwire_common::abi::{self, ENDPOINT_STACK_ONLY, Flow};
 use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
-use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_PORT, programs::FROM_POD};
+use podwire_common::names::programs::{FROM_POD, Jump};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, JUMPS, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::change::Change;
 use podwire_core::model::Mode;
@@ -384,4 +386,14 @@ fn direct_flow_from_a_service_flows_port_takes_the_stack_too() {
     ] {
         node.check(what, FROM_POD, link, &packet.build(), Expect::Stack(Path::ToStack, packet.build()));
     }
+}
+
+#[test]
+fn packet_whose_program_is_missing_is_dropped_and_counted() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    node.loaded.keep();
+    let mut array = ProgramArray::try_from(node.loaded.ebpf.map_mut(JUMPS).unwrap()).unwrap();
+    array.clear_index(&(Jump::FromPodNew as u32)).unwrap();
+    let packet = from_a(POD_B, tcp(40000, 80)).build();
+    node.check("a first packet", FROM_POD, node.pod_a, &packet, Expect::Drop(Reason::ProgramMissing));
 }

@@ -161,7 +161,7 @@ fn after_an_upgrade_only_its_own_pins_are_left() {
     let mut new = scene.start();
     new.finish_upgrade().unwrap();
     let mut expected: Vec<_> =
-        maps::ALL.iter().chain(&["links", "schema-version"]).map(ToString::to_string).collect();
+        maps::ALL.iter().chain(&["links", "programs", "schema-version"]).map(ToString::to_string).collect();
     expected.sort();
     assert_eq!(scene.pins(), expected);
 }

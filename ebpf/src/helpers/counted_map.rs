@@ -3,7 +3,10 @@
 
 use core::borrow::Borrow;
 
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key};
+use aya_ebpf::{
+    EbpfContext,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
+};
 use podwire_common::helper::Helper;
 
 use super::counted::add;
@@ -99,5 +102,19 @@ impl<T, const ENTRIES: usize, const FLAGS: usize> Counted<PerCpuArray<T, ENTRIES
         let result = self.0.get_ptr_mut(index);
         add::<{ Helper::ArrayLookup as usize }>();
         result
+    }
+}
+
+impl<const PROGRAMS: usize> Counted<ProgramArray<PROGRAMS>> {
+    /// Goes on with a program; comes back where there is none.
+    ///
+    /// # Safety
+    /// Nothing that is left behind has to be dropped.
+    #[inline(always)]
+    pub unsafe fn tail_call<C: EbpfContext>(self, ctx: &C, index: u32) {
+        // Before it, since it does not come back.
+        add::<{ Helper::TailCall as usize }>();
+        // SAFETY: by the contract.
+        unsafe { self.0.tail_call(ctx, index) }
     }
 }

@@ -1,9 +1,12 @@
-//! What a pod sends: TC ingress of the host side of its veth pair.
+//! What a pod sends: TC ingress of the host side of its veth pair. What is known of a packet's flow is followed at once; everything
+//! else is another program's: so a packet that is known passes by fewer instructions, and the rest has all of the verifier's limits
+//! for itself.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
     abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_LOCAL},
     flow::protocol,
+    names::programs::Jump,
     reason::{Drop, Path},
 };
 
@@ -14,25 +17,40 @@ use crate::{
         arp, checksum, direct, fastpath, flow, frontend, icmp_error, local, snat, source, stack_flow,
         tunnel_out,
     },
-    verdict::{Outcome, Verdict, finish},
+    verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
 };
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
+    finish_or_jump(&ctx, known(&ctx), Jump::FromPodNew)
+}
+
+/// What is not known.
+#[classifier]
+pub fn from_pod_new(ctx: TcContext) -> i32 {
     finish(&ctx, verdict(&ctx))
 }
 
 #[inline(always)]
-fn verdict(ctx: &TcContext) -> Outcome {
+fn known(ctx: &TcContext) -> Attempt {
     ctx.clear_ready_to_leave();
     checksum::of_pod(ctx)?;
-    let known = fastpath::of_pod(ctx);
-    if let Some((plain, known)) = known
-        && fastpath::is_to_neighbour(known)
-        && let Some(verdict) = fastpath::to_neighbour(ctx, plain, known)?.verdict()
-    {
-        return Ok(verdict);
+    let Some((plain, known)) = fastpath::of_pod(ctx) else {
+        return Ok(Decision::NONE);
+    };
+    if fastpath::is_to_neighbour(known) {
+        return fastpath::to_neighbour(ctx, plain, known);
     }
+    let mut place = Place::new();
+    match place.load(ctx)?.parse(ctx) {
+        Ok(packet) => fastpath::from_pod(ctx, packet, known),
+        // Named by the other program.
+        Err(_) => Ok(Decision::NONE),
+    }
+}
+
+#[inline(always)]
+fn verdict(ctx: &TcContext) -> Outcome {
     let mut place = Place::new();
     let loaded = place.load(ctx)?;
     match loaded.headers().ethertype.get() {
@@ -49,11 +67,6 @@ fn verdict(ctx: &TcContext) -> Outcome {
         Ok(packet) => packet,
         Err(faulty) => return Err(source::of_faulty(ctx, &faulty)),
     };
-    if let Some((_, known)) = known
-        && let Some(verdict) = fastpath::from_pod(ctx, packet, known)?.verdict()
-    {
-        return Ok(verdict);
-    }
     if packet.flow.protocol == protocol::TCP
         && let Some(verdict) = snat::to_known_destination(ctx, packet)?.verdict()
     {

@@ -11,6 +11,7 @@ mod epochs;
 mod flows;
 mod fragments;
 mod host_ports;
+mod jumps;
 mod moments;
 mod nodes;
 mod shares;
@@ -19,10 +20,10 @@ mod translations;
 
 #[cfg(feature = "count-helpers")]
 use aya_ebpf::btf_maps::Array;
-use aya_ebpf::btf_maps::PerCpuArray;
-use podwire_common::abi::KnownFlow;
+use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
 #[cfg(feature = "count-helpers")]
 use podwire_common::helper::{MOMENTS, Moment};
+use podwire_common::{abi::KnownFlow, names::programs::Jump};
 
 use crate::helpers;
 
@@ -40,6 +41,7 @@ pub use flows::{
 };
 pub use fragments::{fragment_ports, remember_fragment};
 pub use host_ports::{backend, forget_redirected_socket, redirected_socket, remember_redirected_socket};
+pub use jumps::jump;
 pub use nodes::{is_not_masqueraded, is_own_address, is_tunnel_peer, node, uplink, vtep};
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};
@@ -50,6 +52,8 @@ podwire_common::tables!(helpers::tables);
 helpers::maps! {
     // Where a CPU puts a flow together before it is in `FLOWS`: the stack has no room for it. Of this load alone, so no row.
     static NEW_FLOW: PerCpuArray<KnownFlow, 1> = PerCpuArray::new();
+    // What programs go on with, by `Jump`. Of this load alone: it is full before one of its programs is attached.
+    static JUMPS: ProgramArray<{ Jump::ALL.len() }> = ProgramArray::new();
 }
 
 // What tests have written while a flow is learnt: see `moment`.

@@ -85,6 +85,7 @@ impl Upkeep {
         state.host = Arc::new(host);
         put_right?;
         state.executor.dataplane.finish_upgrade()?;
+        state.executor.dataplane.forget_other_loads()?;
         state.conditions.clear(ConditionName::NotSetUp);
         self.is_set_up = state.conditions.refusal().is_none();
         Ok(())

@@ -1,0 +1,72 @@
+//! The array of the programs that others go on with. Each load has one of its own, which no other load uses: while an agent puts its
+//! programs in the place of an earlier one's, both are attached, and each goes on with its own.
+//!
+//! The kernel empties such an array when only programs hold it, attached as they may be. So it is filled and pinned before a program of
+//! its load is attached, under `programs/<number of the array>/`. The pins of other loads are removed when all programs have been found
+//! in their place: those of loads that were replaced, and of loads whose agent died before it attached anything.
+
+use std::fs;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::{Map, ProgramArray};
+use aya::programs::Program;
+use podwire_common::names;
+use podwire_common::names::programs::Jump;
+use tracing::info;
+
+use super::attach::missing;
+use super::error::DataplaneError;
+use super::maps::map_error;
+use super::pinned::Pinned;
+use super::{Dataplane, pins};
+use crate::files::FileError;
+
+/// Fills the array with programs that are loaded. With a folder of pins: pins it, and gives it held open.
+///
+/// # Errors
+/// [`DataplaneError::Load`], [`DataplaneError::Map`], [`DataplaneError::File`].
+pub(super) fn fill(ebpf: &mut Ebpf, folder: Option<&Path>) -> Result<Option<Pinned>, DataplaneError> {
+    for jump in Jump::ALL {
+        let name = jump.program();
+        let Some(Program::SchedClassifier(program)) = ebpf.program(name) else {
+            return Err(missing(name));
+        };
+        let program = program.fd().and_then(|fd| Ok(fd.try_clone()?));
+        let program = program
+            .map_err(|source| DataplaneError::Load { object: name.into(), source: Box::new(source) })?;
+        let array = ebpf.map_mut(names::JUMPS).ok_or_else(|| missing(names::JUMPS))?;
+        let mut array = ProgramArray::try_from(array).map_err(map_error("open", names::JUMPS))?;
+        array.set(jump as u32, &program, 0).map_err(map_error("write", names::JUMPS))?;
+    }
+    let (Some(Map::ProgramArray(array)), Some(folder)) = (ebpf.map(names::JUMPS), folder) else {
+        return Ok(None);
+    };
+    let number = array.info().map_err(map_error("look up", names::JUMPS))?.id();
+    let folder = pins::load(folder, number);
+    fs::create_dir_all(&folder).map_err(FileError::of("create", &folder))?;
+    let pin = folder.join(names::JUMPS);
+    array.pin(&pin).map_err(|source| DataplaneError::Load {
+        object: format!("{}, to be pinned at {}", names::JUMPS, pin.display()),
+        source: Box::new(source),
+    })?;
+    Ok(Pinned::open(&pin).map_err(FileError::of("open the map", &pin))?)
+}
+
+impl Dataplane {
+    /// Removes the pins of other loads: to be called when none of their programs is attached any more.
+    ///
+    /// # Errors
+    /// [`DataplaneError::File`].
+    pub fn forget_other_loads(&self) -> Result<(), DataplaneError> {
+        let Some(folder) = &self.bpf_dir else { return Ok(()) };
+        let own = self.pinned_maps.iter().find_map(|map| map.path().parent().filter(|load| *load != folder));
+        for load in pins::loads(folder)? {
+            if Some(load.as_path()) != own {
+                pins::remove_load(&load)?;
+                info!(load = %load.display(), "removed: no program of this load is attached any more");
+            }
+        }
+        Ok(())
+    }
+}
