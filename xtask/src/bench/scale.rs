@@ -20,8 +20,8 @@ const EMPTY: &str = "podwire, alone";
 /// Calls of a round, each followed by its DEL.
 const CALLS: usize = 20;
 /// When a device goes, the kernel looks through connection tracking, which all nodes of a lab share, for what was masqueraded to
-/// it: behind the DEL, and not to be taken for the next ADD's work.
-const AFTER_DEL: Duration = Duration::from_millis(20);
+/// it, and the agent through its tables for the pod's flows: behind the DEL, and not to be taken for the next call's work.
+const AFTER_DEL: Duration = Duration::from_millis(200);
 
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
     agent_cost::apply(programs, effort, report)?;
@@ -59,12 +59,16 @@ fn adds(crowd: &Crowd, empty: &Node, effort: Effort, report: &mut Report) -> Res
         Ns::create(&call.container_id)?;
         Ok(call)
     };
-    let (crowded, empty) = (prepared(crowd.node())?, prepared(empty)?);
+    let (mut crowded, mut empty) = (prepared(crowd.node())?, prepared(empty)?);
     let mut rounds = [const { Vec::new() }; 4];
     for round in 0..=effort.rounds {
         crowd.refresh_flows()?;
         let mut times = [const { Vec::new() }; 4];
         for call in 0..CALLS {
+            // As a runtime does: each pod has containers of its own. An ADD of the same one would wait for its DEL's purge.
+            for other in [&mut crowded, &mut empty] {
+                other.container_id = format!("more-{round}-{call}");
+            }
             let mut order = [(0, &crowded), (1, &empty)];
             if call % 2 == 1 {
                 order.reverse();
@@ -74,8 +78,8 @@ fn adds(crowd: &Crowd, empty: &Node, effort: Effort, report: &mut Report) -> Res
             }
             for (which, node) in order {
                 times[2 + which].push(delete(node)?);
+                thread::sleep(AFTER_DEL);
             }
-            thread::sleep(AFTER_DEL);
         }
         if round > 0 {
             rounds.iter_mut().zip(&times).for_each(|(rounds, times)| rounds.push(median(times)));
