@@ -60,6 +60,7 @@ impl Dataplane {
     /// [`DataplaneError::File`].
     pub fn forget_other_loads(&self) -> Result<(), DataplaneError> {
         let Some(folder) = &self.bpf_dir else { return Ok(()) };
+        // All others of them are pinned in the folder itself.
         let own = self.pinned_maps.iter().find_map(|map| map.path().parent().filter(|load| *load != folder));
         for load in pins::loads(folder)? {
             if Some(load.as_path()) != own {

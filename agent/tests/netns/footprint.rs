@@ -73,7 +73,12 @@ impl Footprint {
         for route in routes.lines() {
             add("route", route.trim(), String::new());
         }
-        for pin in below(node.bpf_dir()) {
+        // Every load of the programs has another number, so only their pins' count tells.
+        let of_load = node.bpf_dir().join("programs");
+        let (of_loads, pins): (Vec<_>, Vec<_>) =
+            below(node.bpf_dir()).into_iter().partition(|pin| pin.starts_with(&of_load));
+        add("pins", &of_load.display().to_string(), of_loads.len().to_string());
+        for pin in pins {
             add("pin", &pin.display().to_string(), String::new());
         }
         // The node list is kept there some time after it has come.

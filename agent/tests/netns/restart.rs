@@ -34,10 +34,9 @@ fn agent_that_dies_before_it_attaches_takes_no_programs_away() {
         let lab = Lab::builder().mode(mode).build().unwrap();
         let node = lab.node(0);
         let flows = Flows::start(&lab);
-        let dies = format!("{}:{}", Step::ProgramsReady.name(), Fault::Kill.name());
         for dead in 1..=2 {
             node.kill_agent().unwrap();
-            node.start_agent_with(&[(VARIABLE, &dies)]).unwrap_err();
+            die_before_attaching(node);
             assert_eq!(loads(node), 1 + dead);
             flows.go_on();
             // What is known needs no second program: only what is new shows that the attached ones still go on with it.
@@ -49,6 +48,12 @@ fn agent_that_dies_before_it_attaches_takes_no_programs_away() {
         flows.begin_anew(&lab);
         flows.finish("agents that die before they attach", mode);
     }
+}
+
+/// Starts an agent that dies when its programs are loaded and none is attached.
+pub fn die_before_attaching(node: &Node) {
+    let dies = format!("{}:{}", Step::ProgramsReady.name(), Fault::Kill.name());
+    node.start_agent_with(&[(VARIABLE, &dies)]).unwrap_err();
 }
 
 /// Loads of the programs that have a pin.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use xtask::lab::{Lab, Mode, Node};
 
 use crate::flows::Flows;
-use crate::restart::loads;
+use crate::restart::{die_before_attaching, loads};
 use crate::sockets::wait_until;
 
 /// Where `cargo xtask test` puts the agent of the artificial layout 0.
@@ -53,6 +53,15 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
         lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
         let node = lab.node(0);
         let flows = Flows::start(&lab);
+        // Rolled back before one of the later programs was attached.
+        node.kill_agent().unwrap();
+        node.use_agent(None);
+        die_before_attaching(node);
+        flows.begin_anew(&lab);
+        node.use_agent(Some(Path::new(EARLIER)));
+        node.start_agent().unwrap();
+        assert!(wait_until(|| (loads(node) == 1).then_some(())).is_some(), "{}", node.agent_log_tail(20));
+        flows.begin_anew(&lab);
         let list = lab.node_list().unwrap().to_string();
         // Without a Node list an upgrade does not end: the programs are replaced, the layout is not.
         lab.write_node_list("{").unwrap();
