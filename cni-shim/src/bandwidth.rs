@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use podwire_cni::protocol::{Bandwidth, Limit};
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use crate::fields::{Fields, Keys};
 
 /// Bits per second: a full-sized packet of Ethernet's usual 1500 bytes takes a second. With less, TCP does not get under way.

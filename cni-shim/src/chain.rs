@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use crate::dns::Dns;
 use crate::fields::{Fields, Keys};
 

@@ -4,12 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use podwire_cni::protocol::{Attachment, Bandwidth, DEFAULT_SOCKET, PortMapping, codes};
+use podwire_cni::protocol::{Attachment, Bandwidth, DEFAULT_SOCKET, PortMapping};
 use serde_json::{Map, Value};
 
+use crate::config_error::ConfigError;
 use crate::dns::Dns;
 use crate::environment::is_identifier;
-use crate::error::CniError;
 use crate::fields::{Fields, Keys};
 use crate::mac::Mac;
 use crate::previous::PreviousResult;
@@ -80,43 +80,6 @@ pub(crate) struct Config {
 pub(crate) struct Parsed {
     pub(crate) config: Config,
     pub(crate) warnings: Vec<String>,
-}
-
-/// What is wrong with the configuration.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    #[error("the network configuration on standard input is not JSON: {0}")]
-    NotJson(serde_json::Error),
-    #[error("the network configuration on standard input is not JSON: {0}")]
-    NotSkimmed(io::Error),
-    #[error("read the network configuration from standard input: {0}")]
-    Unread(io::Error),
-    #[error("the network configuration on standard input is not a JSON object")]
-    NotAnObject,
-    #[error("cniVersion {found:?} is not supported; this plugin speaks {}", SpecVersion::list())]
-    Version { found: String },
-    #[error("{field} is missing")]
-    Missing { field: String },
-    #[error("{field} is {found}, not {expected}")]
-    WrongType { field: String, expected: &'static str, found: String },
-    #[error("{field} is {found:?}: {reason}")]
-    Invalid { field: String, found: String, reason: String },
-}
-
-impl From<ConfigError> for CniError {
-    fn from(error: ConfigError) -> Self {
-        let code = match error {
-            ConfigError::NotJson(_) | ConfigError::NotSkimmed(_) | ConfigError::NotAnObject => {
-                codes::DECODING_FAILURE
-            }
-            ConfigError::Unread(_) => codes::IO_FAILURE,
-            ConfigError::Version { .. } => codes::INCOMPATIBLE_VERSION,
-            ConfigError::Missing { .. } | ConfigError::WrongType { .. } | ConfigError::Invalid { .. } => {
-                codes::INVALID_CONFIGURATION
-            }
-        };
-        CniError::new(code, error.to_string())
-    }
 }
 
 impl Config {
@@ -268,7 +231,10 @@ fn warnings(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
 mod tests {
     use serde_json::json;
 
+    use podwire_cni::protocol::codes;
+
     use super::*;
+    use crate::error::CniError;
 
     fn parse(document: &Value) -> Result<Parsed, CniError> {
         let mut version = SpecVersion::NEWEST;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use crate::fields::{Fields, Keys};
 
 /// Name resolution, as results and configurations write it.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 
 /// How an object's keys are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ mod agent;
 mod bandwidth;
 mod chain;
 mod config;
+mod config_error;
 mod dns;
 mod environment;
 mod error;

@@ -15,7 +15,7 @@ use podwire_cni::protocol::{Added, Limit};
 use podwire_cni::token_bucket;
 use podwire_common::token_bucket::TokenBucket;
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use crate::mac::{Mac, NotAMac};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::previous::PreviousResult;

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 
 use podwire_cni::protocol::{PortMapping, Transport};
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use crate::fields::Fields;
 
 /// An entry as it was written, its host address still of either family.

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use crate::environment::Target;
 use crate::fields::Fields;
 use crate::mac::Mac;

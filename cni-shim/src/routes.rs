@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 pub(crate) use kernel::{add, faults};
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use crate::fields::Fields;
 use crate::version::SpecVersion;
 

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use podwire_cni::protocol::{Bandwidth, PortMapping};
 
 use crate::bandwidth;
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use crate::dns::Dns;
 use crate::fields::{Fields, Keys};
 use crate::mac::Mac;
