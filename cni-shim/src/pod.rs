@@ -18,7 +18,6 @@ use podwire_common::token_bucket::TokenBucket;
 use crate::config_error::ConfigError;
 use crate::mac::{Mac, NotAMac};
 use crate::netlink::{Netlink, NetlinkError};
-use crate::previous::PreviousResult;
 use crate::routes::{self, Asked, Route};
 use crate::veth;
 
@@ -119,15 +118,13 @@ pub(crate) fn configure(
     routes.iter().try_for_each(|route| routes::add(pod, link.index, route))
 }
 
-/// What is not as [`configure`] left it, each fault by itself. Other links, addresses and routes are other plugins', and so is a
-/// route of ours that is no longer in the result: a later plugin may have moved it (CNI specification, section "CHECK").
-pub(crate) fn faults(
+/// What is not as [`configure`] left it, each fault by itself. Other links, addresses and routes are other plugins'.
+pub(crate) fn faults<'a>(
     pod: &mut Netlink,
     interface: &str,
     network: &PodNetwork,
-    wanted: &[Route],
+    wanted: impl Iterator<Item = &'a Route>,
     egress: Option<(Limit, TokenBucket)>,
-    previous: &PreviousResult,
 ) -> Result<Vec<String>, NetlinkError> {
     let Some(link) = veth::find(pod, interface)? else {
         return Ok(vec![format!("{interface} is missing in the pod")]);
@@ -165,7 +162,6 @@ pub(crate) fn faults(
             format!("permanent neighbour {gateway} at {} is missing on {interface}", network.host_mac),
         );
     }
-    let wanted = wanted.iter().filter(|route| previous.lists(route));
     faults.extend(routes::faults(pod, interface, link.index, wanted)?);
     Ok(faults)
 }

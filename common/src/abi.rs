@@ -605,6 +605,8 @@ macro_rules! plain {
     )* };
 }
 
+pub(crate) use plain;
+
 plain! {
     Addr: 16,
     LpmAddr: 16,
@@ -633,5 +635,4 @@ plain! {
     Count: 16,
     SkbLayout: 12,
     Config: 32,
-    crate::helper::Moment: 56,
 }

@@ -142,6 +142,10 @@ impl Moment {
     pub const TRANSLATION_GONE: u32 = 2;
 }
 
+crate::abi::plain! {
+    Moment: 56,
+}
+
 /// Moments of learning: before the epochs are read, after it, after `GENERATION` was compared, after the flow is in the
 /// table.
 pub const MOMENTS: usize = 4;

@@ -38,10 +38,12 @@ pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
     };
     if let Some(mut network) = network {
         let routes = network.routes(&config.routes)?;
+        // One that is no longer in the result is another plugin's: a later one may have moved it (CNI specification, section "CHECK").
+        let routes = routes.iter().filter(|route| previous.lists(route));
         let egress = config.bandwidth.egress.map(|limit| (limit, token_bucket::of_limit(limit, network.mtu)));
         // A later plugin may have lowered it; routes and limit are as they were made.
         network.mtu = previous.mtu(interface).map_or(network.mtu, |mtu| mtu.min(network.mtu));
-        faults.extend(pod::faults(&mut inside, interface, &network, &routes, egress, &previous)?);
+        faults.extend(pod::faults(&mut inside, interface, &network, routes, egress)?);
     }
     if faults.is_empty() {
         return Ok(());
