@@ -19,7 +19,7 @@ use crate::daemon::state::State;
 use crate::error::Error;
 use crate::wire;
 
-/// How long a DEL waits for the purge of the pod's flows. It takes 1 ms where the tables are empty, and 75 ms with 200,000 entries,
+/// How long a DEL waits for the purge of the pod's flows. It takes 1 ms where the tables are empty, and 70 ms with 200,000 entries,
 /// which no runtime needs to wait for: the address and the endpoint's file are kept until it is over, whether or not the agent
 /// lives as long, and an ADD that needs the address waits.
 const PATIENCE: Duration = Duration::from_millis(3);
