@@ -65,7 +65,7 @@ impl Failures {
 /// Removes everything. Gives the number of things that could not be removed, each of which was named.
 ///
 /// # Errors
-/// [`Error::Claim`] while an agent runs, [`Error::Claim`], [`Error::File`] or [`Error::Link`] when that or what is there
+/// [`Error::Claim`] while an agent runs, or in another namespace; [`Error::File`] or [`Error::Link`] when that or what is there
 /// cannot be found out: then nothing was touched.
 pub async fn run(options: &Options) -> Result<usize, Error> {
     let places = &options.places;

@@ -229,9 +229,8 @@ fn warnings(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use podwire_cni::protocol::codes;
+    use serde_json::json;
 
     use super::*;
     use crate::error::CniError;

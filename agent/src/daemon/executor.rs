@@ -20,7 +20,7 @@ use super::attempts::Attempts;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::dataplane::attach::{UplinkAttachment, UplinkXdp};
-use crate::dataplane::flows::Purger;
+use crate::dataplane::maps::Maps;
 use crate::error::Error;
 use crate::files::FileError;
 use crate::links::Links;
@@ -38,7 +38,7 @@ pub(super) enum Joined {
 /// What comes back from a thread.
 enum Work {
     Saved(String, Result<(), FileError>),
-    Purged(Box<Purger>, BTreeSet<IpAddr>, Result<(), Error>),
+    Purged(Box<Maps>, BTreeSet<IpAddr>, Result<(), Error>),
 }
 
 /// Disk, links, maps, routes and addresses.
@@ -55,8 +55,8 @@ pub(super) struct Executor {
     operations: u64,
     /// What other threads do.
     working: JoinSet<Work>,
-    /// `None` while it is at work.
-    purger: Option<Box<Purger>>,
+    /// Handles of its own for the thread that purges flows. `None` while it is at work.
+    purger: Option<Box<Maps>>,
     /// Addresses whose flows it is to purge next, in one walk through the tables.
     to_purge: BTreeSet<IpAddr>,
 }
@@ -72,7 +72,7 @@ impl Executor {
         store: Store,
         config: &Config,
     ) -> Result<Self, Error> {
-        let purger = Some(Box::new(dataplane.maps.purger()?));
+        let purger = Some(Box::new(dataplane.maps.another()?));
         Ok(Self {
             links,
             dataplane,
@@ -168,7 +168,7 @@ impl Executor {
         if let Some(mut purger) = self.purger.take() {
             let addresses = std::mem::take(&mut self.to_purge);
             self.working.spawn_blocking(move || {
-                let outcome = purger.forget(&addresses).map_err(Error::from);
+                let outcome = purger.forget_pods(&addresses).map_err(Error::from);
                 let outcome = outcome.and_then(|()| step(Step::FlowsForgotten));
                 Work::Purged(purger, addresses, outcome)
             });

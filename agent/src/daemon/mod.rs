@@ -17,6 +17,7 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use podwire_cni::fault::Step;
 use podwire_cni::protocol::{Call, Reply};
 use podwire_core::ipam::Pool;
 use podwire_core::model::{Endpoint, Model};
@@ -40,7 +41,7 @@ use crate::store::{Corrupt, Store};
 use crate::wire;
 use cluster::NodeLists;
 use configuration::Configuration;
-use executor::Executor;
+use executor::{Executor, step};
 use health::Health;
 use host::Upkeep;
 use pods::Pods;
@@ -82,6 +83,7 @@ impl Daemon {
         model.vxlan = host::tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
         let dataplane = host::load(&config, model.vxlan)?;
+        step(Step::ProgramsReady)?;
         dataplane.maps.print_sizes(&config.map_sizes())?;
         let why = format!("{} has not been read yet", config.node_source());
         let before = Before::load(&config.places.state_dir)?;

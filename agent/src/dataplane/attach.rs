@@ -205,10 +205,7 @@ impl Dataplane {
 
     fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, DataplaneError> {
         let program = self.ebpf.program_mut(name).ok_or_else(|| missing(name))?;
-        program.try_into().map_err(|source: ProgramError| DataplaneError::Load {
-            object: name.into(),
-            source: Box::new(source),
-        })
+        program.try_into().map_err(DataplaneError::load::<ProgramError>(name))
     }
 }
 
@@ -240,8 +237,7 @@ fn is_there_already(errno: Option<i32>) -> bool {
 }
 
 pub(super) fn missing(name: &str) -> DataplaneError {
-    let source = io::Error::new(io::ErrorKind::NotFound, "the embedded object has no such program");
-    DataplaneError::Load { object: name.into(), source: Box::new(source) }
+    DataplaneError::load(name)("the embedded object has no such program")
 }
 
 /// What is being attached where: the context of whatever aya says meanwhile.

@@ -83,6 +83,15 @@ pub enum DataplaneError {
 }
 
 impl DataplaneError {
+    /// For `map_err` on what aya says of a program, or of the object as a whole.
+    pub(super) fn load<E>(object: impl Into<String>) -> impl FnOnce(E) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let object = object.into();
+        move |source| Self::Load { object, source: source.into() }
+    }
+
     /// What a plugin is told with it.
     pub(crate) fn cni_code(&self) -> u32 {
         match self {

@@ -103,14 +103,6 @@ impl Maps {
         Ok(())
     }
 
-    /// What removes the flows of pods that are released, with handles of its own: it runs beside the owner of state.
-    ///
-    /// # Errors
-    /// [`DataplaneError::Map`].
-    pub fn purger(&self) -> Result<Purger, DataplaneError> {
-        self.another().map(Purger)
-    }
-
     /// What ages the tables out, with handles of its own: it runs beside the owner of state, which never waits for a walk.
     ///
     /// # Errors
@@ -118,19 +110,6 @@ impl Maps {
     pub fn collector(&self, conntrack: Option<Conntrack>) -> Result<Collector, DataplaneError> {
         let maps = self.another()?;
         Ok(Collector { maps, conntrack, pressure: false, crowded: BTreeSet::new() })
-    }
-}
-
-/// Removes the flows of pods that are released.
-pub struct Purger(Maps);
-
-impl Purger {
-    /// As [`Maps::forget_pods`].
-    ///
-    /// # Errors
-    /// [`DataplaneError::Map`].
-    pub fn forget(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), DataplaneError> {
-        self.0.forget_pods(addresses)
     }
 }
 

@@ -34,10 +34,7 @@ impl Dataplane {
     /// [`DataplaneError::Load`].
     pub fn program_id(&self, name: &'static str) -> Result<u32, DataplaneError> {
         let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
-        let info = program
-            .info()
-            .map_err(|source| DataplaneError::Load { object: name.into(), source: Box::new(source) })?;
-        Ok(info.id())
+        Ok(program.info().map_err(DataplaneError::load(name))?.id())
     }
 
     /// Pins again what is pinned no longer, and writes the version of the layout again. Gives what was missing, by name.
@@ -100,9 +97,7 @@ impl Dataplane {
             return Ok(false);
         };
         let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
-        let program = program
-            .fd()
-            .map_err(|source| DataplaneError::Load { object: name.into(), source: Box::new(source) })?;
+        let program = program.fd().map_err(DataplaneError::load(name))?;
         let taken = link.replace_program(program.as_fd()).is_ok();
         if taken {
             self.links.insert(pin.into(), link);

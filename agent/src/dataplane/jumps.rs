@@ -6,6 +6,7 @@
 //! in their place: those of loads that were replaced, and of loads whose agent died before it attached anything.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use aya::Ebpf;
@@ -17,10 +18,10 @@ use tracing::info;
 
 use super::attach::missing;
 use super::error::DataplaneError;
-use super::maps::map_error;
+use super::maps::{self, map_error};
 use super::pinned::Pinned;
 use super::{Dataplane, pins};
-use crate::files::FileError;
+use crate::files::{FileError, absent_is_fine};
 
 /// Fills the array with programs that are loaded. With a folder of pins: pins it, and gives it held open.
 ///
@@ -32,10 +33,8 @@ pub(super) fn fill(ebpf: &mut Ebpf, folder: Option<&Path>) -> Result<Option<Pinn
         let Some(Program::SchedClassifier(program)) = ebpf.program(name) else {
             return Err(missing(name));
         };
-        let program = program.fd().and_then(|fd| Ok(fd.try_clone()?));
-        let program = program
-            .map_err(|source| DataplaneError::Load { object: name.into(), source: Box::new(source) })?;
-        let array = ebpf.map_mut(names::JUMPS).ok_or_else(|| missing(names::JUMPS))?;
+        let program = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(DataplaneError::load(name))?;
+        let array = ebpf.map_mut(names::JUMPS).ok_or_else(|| maps::missing(names::JUMPS))?;
         let mut array = ProgramArray::try_from(array).map_err(map_error("open", names::JUMPS))?;
         array.set(jump as u32, &program, 0).map_err(map_error("write", names::JUMPS))?;
     }
@@ -46,10 +45,7 @@ pub(super) fn fill(ebpf: &mut Ebpf, folder: Option<&Path>) -> Result<Option<Pinn
     let folder = pins::load(folder, number);
     fs::create_dir_all(&folder).map_err(FileError::of("create", &folder))?;
     let pin = folder.join(names::JUMPS);
-    array.pin(&pin).map_err(|source| DataplaneError::Load {
-        object: format!("{}, to be pinned at {}", names::JUMPS, pin.display()),
-        source: Box::new(source),
-    })?;
+    array.pin(&pin).map_err(io::Error::other).map_err(FileError::of("pin", &pin))?;
     Ok(Pinned::open(&pin).map_err(FileError::of("open the map", &pin))?)
 }
 
@@ -64,7 +60,7 @@ impl Dataplane {
         let own = self.pinned_maps.iter().find_map(|map| map.path().parent().filter(|load| *load != folder));
         for load in pins::loads(folder)? {
             if Some(load.as_path()) != own {
-                pins::remove_load(&load)?;
+                absent_is_fine(fs::remove_dir_all(&load)).map_err(FileError::of("remove", &load))?;
                 info!(load = %load.display(), "removed: no program of this load is attached any more");
             }
         }

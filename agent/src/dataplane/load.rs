@@ -6,7 +6,6 @@ use std::path::Path;
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use podwire_cni::fault::{self, Step};
 use podwire_common::abi::Config;
 use podwire_common::names;
 use podwire_common::tables::Table;
@@ -16,7 +15,6 @@ use super::error::DataplaneError;
 use super::maps::Maps;
 use super::upgrade::Upgrade;
 use super::{Dataplane, jumps, pins, skb_layout};
-use crate::files::FileError;
 
 /// How often one program is given to the verifier.
 const ATTEMPTS: usize = 10;
@@ -46,7 +44,7 @@ pub fn load_file(
     map_sizes: &[(&'static str, u32)],
     bpf_dir: Option<&Path>,
 ) -> Result<Dataplane, DataplaneError> {
-    let object = std::fs::read(file).map_err(|source| load_error(&file.display().to_string(), source))?;
+    let object = std::fs::read(file).map_err(DataplaneError::load(file.display().to_string()))?;
     load_object(&object, config, map_sizes, bpf_dir)
 }
 
@@ -75,12 +73,10 @@ pub fn load_object(
             loader.map_pin_path(table.name(), pins::map(folder, table));
         }
     }
-    let mut ebpf = loader.load(object).map_err(|source| load_error("the BPF object", source))?;
+    let mut ebpf = loader.load(object).map_err(DataplaneError::load("the BPF object"))?;
     let mut maps = Maps::take(&mut ebpf)?;
     load_programs(&mut ebpf)?;
     let jumps = jumps::fill(&mut ebpf, bpf_dir)?;
-    let ready = Step::ProgramsReady;
-    fault::after(ready).map_err(FileError::of("go on after", ready.name()))?;
     // After the verifier has taken all programs: what it refuses, leaves the earlier release as it was.
     if let (Some(upgrade), Some(folder)) = (&mut upgrade, bpf_dir) {
         upgrade.carry_over(folder, &mut maps)?;
@@ -99,7 +95,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
             Program::CgroupSockAddr(program) => load_patiently(|| program.load()),
             _ => continue,
         };
-        loaded.map_err(|source| load_error(name, source))?;
+        loaded.map_err(DataplaneError::load(name))?;
     }
     Ok(())
 }
@@ -114,8 +110,4 @@ fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<
         }
     }
     load()
-}
-
-fn load_error(object: &str, source: impl std::error::Error + Send + Sync + 'static) -> DataplaneError {
-    DataplaneError::Load { object: object.into(), source: Box::new(source) }
 }

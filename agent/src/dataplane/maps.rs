@@ -93,7 +93,7 @@ macro_rules! handles {
             ///
             /// # Errors
             /// [`DataplaneError::Map`].
-            pub(super) fn another(&self) -> Result<Self> {
+            pub(crate) fn another(&self) -> Result<Self> {
                 $(
                     let $field = map_of_kind!($kind)(reopen(self.$field.map(), names::$name)?);
                     let $field = $field.try_into().map_err(map_error("open", names::$name))?;
@@ -244,10 +244,7 @@ fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
 where
     T: TryFrom<Map, Error = MapError>,
 {
-    let map = ebpf.take_map(name).ok_or_else(|| DataplaneError::Load {
-        object: name.into(),
-        source: "the embedded object has no such map".into(),
-    })?;
+    let map = ebpf.take_map(name).ok_or_else(|| missing(name))?;
     T::try_from(map).map_err(map_error("open", name))
 }
 
@@ -267,6 +264,10 @@ fn sum(array: &PerCpuArray<MapData, Count>, index: u32, name: &'static str) -> R
         packets: sum.packets.wrapping_add(value.packets),
         bytes: sum.bytes.wrapping_add(value.bytes),
     }))
+}
+
+pub(super) fn missing(name: &str) -> DataplaneError {
+    DataplaneError::load(name)("the embedded object has no such map")
 }
 
 pub(super) fn map_error(

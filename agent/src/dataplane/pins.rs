@@ -278,10 +278,7 @@ pub fn remove_all(folder: &Path) -> Vec<FileError> {
     note(fs::remove_dir(&links), &links);
     let programs = programs(folder);
     for load in loads(folder).unwrap_or_default() {
-        for pin in entries(&load).unwrap_or_default() {
-            note(fs::remove_file(&pin), &pin);
-        }
-        note(fs::remove_dir(&load), &load);
+        note(fs::remove_dir_all(&load), &load);
     }
     note(fs::remove_dir(&programs), &programs);
     for pin in in_folder.iter().chain([&version]) {
@@ -308,24 +305,18 @@ fn programs(folder: &Path) -> PathBuf {
     folder.join("programs")
 }
 
-/// What every load has for itself that is there.
+/// What every load has for itself that is there. No agent makes anything there whose name is not a number.
 ///
 /// # Errors
 /// [`FileError::Io`].
 pub(super) fn loads(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     let folder = programs(folder);
-    if folder.exists() { entries(&folder) } else { Ok(Vec::new()) }
-}
-
-/// Removes what a load has for itself.
-///
-/// # Errors
-/// [`FileError::Io`].
-pub(super) fn remove_load(load: &Path) -> Result<(), FileError> {
-    for pin in entries(load)? {
-        absent_is_fine(fs::remove_file(&pin)).map_err(FileError::of("remove", pin))?;
+    if !folder.exists() {
+        return Ok(Vec::new());
     }
-    absent_is_fine(fs::remove_dir(load)).map_err(FileError::of("remove", load))
+    let is_load =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().parse::<u32>().is_ok());
+    Ok(entries(&folder)?.into_iter().filter(is_load).collect())
 }
 
 /// The folder of pinned links.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use podwire_cni::protocol::{Failure, Gc, Reply};
 use podwire_core::features::{Scope, desired};
 use podwire_core::model::{Attachment, Endpoint};
-use podwire_core::plan::{Removals, plan};
+use podwire_core::plan::{Op, Removals, plan};
 use podwire_core::slice::Slice;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -51,8 +51,7 @@ impl Pods {
         let Some(endpoint) = state.model.endpoint_of(attachment).cloned() else {
             return answer(reply, Ok(Reply::Deleted));
         };
-        let mut reached = desired(&state.model, Scope::Endpoint(&endpoint));
-        let ops = plan(&Slice::default(), &reached, Removals::Allowed);
+        let (ops, mut reached) = removal(state, &endpoint);
         let Started { purge, done, .. } = state.executor.start(ops, &mut reached).await;
         match (done, purge) {
             (Err(error), _) => answer(reply, Err(failure(error))),
@@ -104,8 +103,7 @@ impl Pods {
     /// # Errors
     /// That of the first operation which fails.
     pub(super) async fn release(&mut self, state: &mut State, endpoint: &Endpoint) -> Result<(), Error> {
-        let mut reached = desired(&state.model, Scope::Endpoint(endpoint));
-        let ops = plan(&Slice::default(), &reached, Removals::Allowed);
+        let (ops, mut reached) = removal(state, endpoint);
         state.executor.run(ops, &mut reached).await?;
         forget(state, endpoint);
         Ok(())
@@ -135,6 +133,12 @@ impl Pods {
         }
         failed.map_or(Ok(collected), Err)
     }
+}
+
+/// What takes everything of an endpoint back, and what is there before.
+fn removal(state: &State, endpoint: &Endpoint) -> (Vec<Op>, Slice) {
+    let there = desired(&state.model, Scope::Endpoint(endpoint));
+    (plan(&Slice::default(), &there, Removals::Allowed), there)
 }
 
 /// Where the outcome of a DEL goes. Its plugin is answered with it, and without it when [`PATIENCE`] ends.
