@@ -4,6 +4,7 @@ mod changes;
 mod disciplines;
 mod neighbours;
 mod queues;
+mod removal;
 
 use podwire_cni::protocol::codes;
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,8 +20,8 @@ use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol, RouteScope,
-    RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol,
+    RouteScope, RouteType, RouteVia,
 };
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
@@ -40,6 +41,10 @@ const LAST: u32 = u32::MAX;
 
 /// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
 const NOT_THERE: [i32; 3] = [-19, -2, -3];
+
+/// `-ENETUNREACH`, `-EHOSTUNREACH`, `-EACCES`, `-EINVAL`: what a question about a way is answered with where none leads on (the last two: `prohibit`,
+/// `blackhole`).
+const UNREACHABLE: [i32; 4] = [-101, -113, -13, -22];
 
 /// `-EBUSY`.
 const BUSY: i32 = -16;
@@ -148,6 +153,26 @@ impl Links {
         Ok(host)
     }
 
+    /// As [`Self::host`], of one pod: what has its link's number or name, and the route by which the kernel reaches its address.
+    ///
+    /// # Errors
+    /// [`LinkError::Netlink`].
+    pub async fn host_of_pod(&self, index: u32, name: &str, address: IpAddr) -> Result<Host, LinkError> {
+        let mut host = Host::default();
+        for device in [self.device_at(index).await?, self.device(name).await?].into_iter().flatten() {
+            host.devices.insert(device.index, device);
+        }
+        let mut query = to(RouteMessageBuilder::<IpAddr>::new(), address.into()).build();
+        // The entry of the routing table, where the kernel tells of the way alone otherwise.
+        query.header.flags = RouteFlags::FibMatch;
+        match self.handle.route().get(query).execute().try_next().await {
+            Ok(route) => route.iter().for_each(|route| sort_route(&mut host, route)),
+            Err(error) if code(&error).is_some_and(|code| UNREACHABLE.contains(&code)) => {}
+            Err(error) => return Err(netlink(format!("look up the route to {address}"))(error)),
+        }
+        Ok(host)
+    }
+
     /// The device of a name.
     ///
     /// # Errors
@@ -161,6 +186,9 @@ impl Links {
     /// # Errors
     /// [`LinkError::Netlink`].
     pub async fn device_at(&self, index: u32) -> Result<Option<Device>, LinkError> {
+        if index == 0 {
+            return Ok(None);
+        }
         let mut answer = self.handle.link().get().match_index(index).execute();
         match answer.try_next().await {
             Ok(message) => Ok(message.as_ref().map(device)),
@@ -263,15 +291,6 @@ impl Links {
         let message = LinkUnspec::new_with_index(index).down().build();
         let result = self.handle.link().change(message).execute().await;
         unless_absent(result, || format!("set {name} down"))
-    }
-
-    /// Removes a device. Nothing happens when it is not there.
-    ///
-    /// # Errors
-    /// [`LinkError::Netlink`].
-    pub async fn remove_device(&self, index: u32, name: &str) -> Result<(), LinkError> {
-        let result = self.handle.link().del(index).execute().await;
-        unless_absent(result, || format!("remove {name}"))
     }
 
     /// The VXLAN device, made if it is not there or is not as it has to be. It is not set up here: it has no programs

@@ -33,7 +33,8 @@ pub(in crate::daemon) async fn check(state: &State, attachment: &Attachment) -> 
 }
 
 async fn faults(state: &State, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
-    let host = state.executor.links.host().await?;
+    let Endpoint { ifindex, host_interface, address, .. } = endpoint;
+    let host = state.executor.links.host_of_pod(*ifindex, host_interface, *address).await?;
     let want = desired(&state.model, Scope::Endpoint(endpoint));
     let Found { have, displaced, .. } = state.executor.find_only(&want, &host).await?;
     let ops = plan(&want, &have, Removals::Withheld);
