@@ -108,7 +108,7 @@ impl Executor {
 
     /// As [`Self::run`], but other threads do what takes long, and [`Self::joined`] tells when that is over. Files are written while the
     /// other operations are done: a disk takes longer than all of them; this is awaited before success is reported, or what was done is
-    /// reversed. What comes after a purge of flows is left for [`Self::go_on`].
+    /// reversed. What comes after a purge of flows is left to be run when that is over.
     pub(super) async fn start(&mut self, ops: Vec<Op>, reached: &mut Slice) -> Started {
         let (mut waits, mut rest) = (false, ops.into_iter());
         while let Some(op) = rest.next() {
@@ -122,8 +122,7 @@ impl Executor {
                 Op::Flows(change) if change.is_removal() => {
                     self.to_purge.insert(change.key);
                     self.purge();
-                    let purge = Some(Purge { op, rest: rest.collect() });
-                    return Started { waits: true, purge, done: Ok(()) };
+                    return Started { waits: true, rest: rest.collect(), done: Ok(()) };
                 }
                 other => self.apply(other).await,
             };
@@ -132,19 +131,10 @@ impl Executor {
                 stop_after(&op)
             });
             if done.is_err() {
-                return Started { waits, purge: None, done };
+                return Started { waits, rest: Vec::new(), done };
             }
         }
-        Started { waits, purge: None, done: Ok(()) }
-    }
-
-    /// Does what comes after a purge.
-    ///
-    /// # Errors
-    /// That of the first operation which fails.
-    pub(super) async fn go_on(&mut self, purge: Purge, reached: &mut Slice) -> Result<(), Error> {
-        purge.op.apply_to(reached);
-        self.run(purge.rest, reached).await
+        Started { waits, rest: Vec::new(), done: Ok(()) }
     }
 
     /// The next work of another thread that is over. `None`: no thread is at work.
@@ -296,8 +286,7 @@ impl Executor {
 
     /// By its number, and its name or its link address: a device that somebody else made meanwhile is not the pod's.
     async fn remove_link(&mut self, index: u32, link: &Link) -> Result<(), Error> {
-        if index != 0
-            && let Some(device) = self.links.device_at(index).await?
+        if let Some(device) = self.links.device_at(index).await?
             && (device.name == link.name || link.mac.is_some() && device.mac == link.mac)
         {
             self.links.remove_device(index, &device.name).await?;
@@ -340,16 +329,10 @@ impl Executor {
 pub(super) struct Started {
     /// Whether another thread is at work.
     pub(super) waits: bool,
-    /// A purge that is under way or about to begin.
-    pub(super) purge: Option<Purge>,
-    /// What became of all the rest.
+    /// What is left to do when flows are purged.
+    pub(super) rest: Vec<Op>,
+    /// What became of all the others.
     pub(super) done: Result<(), Error>,
-}
-
-/// A purge of flows, and what is to be done after it.
-pub(super) struct Purge {
-    op: Op,
-    rest: Vec<Op>,
 }
 
 /// The link that an operation needs.

@@ -9,7 +9,7 @@ use podwire_cni::protocol::Attachment;
 use podwire_common::abi::{ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_common::names::maps;
 use rustix::fs::{FileType, Mode};
-use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod, traffic};
 
@@ -342,6 +342,28 @@ fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
     fs::remove_dir(&file).unwrap();
     let added = || node.cni_call("ADD", "next", &address).run().unwrap().success;
     assert!(wait_until(|| added().then_some(())).is_some(), "{}", node.agent_log_tail(20));
+}
+
+/// As [`an_address_whose_file_cannot_be_removed_is_given_to_nobody`], when an agent starts.
+#[test]
+fn an_agent_serves_though_it_cannot_remove_a_file() {
+    let lab = Lab::builder().node_file().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let going = node.add_pod("going").unwrap();
+    let (file, link) = (file_of(node, &going), going.host_interface().to_owned());
+    node.kill_agent().unwrap();
+    node.ip(&format!("link delete {link}\n")).unwrap();
+    mount_bind(&file, &file).unwrap();
+    node.start_agent().unwrap();
+    comes(node, "not-released", &link);
+    let staying = node.add_pod("staying").unwrap();
+    assert_ne!(staying.address(), going.address());
+    traffic::udp_exchange(&staying, node, node.address(), 8080, 100).unwrap();
+    unmount(&file, UnmountFlags::empty()).unwrap();
+    goes(node, "not-released");
+    assert!(!file.exists(), "{}", node.agent_log_tail(20));
+    let wanted = json!({ "ips": [going.address()] });
+    assert_eq!(node.add_pod_with("again", &wanted).unwrap().address(), going.address());
 }
 
 #[test]

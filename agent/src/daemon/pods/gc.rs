@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::{Pods, answer, failure, forget, not_released};
-use crate::daemon::executor::{Purge, Started};
+use crate::daemon::executor::Started;
 use crate::daemon::state::State;
 use crate::error::Error;
 use crate::wire;
@@ -24,15 +24,18 @@ use crate::wire;
 /// lives as long, and an ADD that needs the address waits.
 const PATIENCE: Duration = Duration::from_millis(3);
 
-/// A DEL that is done but for the purge of flows and what follows.
+/// An endpoint that is taken back, but for the purge of its flows and what follows.
 pub(super) struct Releasing {
     endpoint: Endpoint,
-    /// What is there still.
-    reached: Slice,
-    purge: Purge,
+    why: &'static str,
+    /// What follows the purge.
+    rest: Vec<Op>,
     /// Who waits for it.
-    waiting: Vec<oneshot::Sender<Result<(), Failure>>>,
+    waiting: Vec<oneshot::Sender<Outcome>>,
 }
+
+/// Of a release.
+type Outcome = Result<(), Failure>;
 
 impl Pods {
     /// Serves a DEL. Nothing happens when there is no such attachment. It is answered when everything is taken back, or when the purge of
@@ -43,30 +46,59 @@ impl Pods {
         attachment: &Attachment,
         reply: oneshot::Sender<Reply>,
     ) {
-        let name = attachment.host_interface();
-        if let Some(releasing) = self.releasing.get_mut(&name) {
-            releasing.waiting.push(answer_in_time(reply));
-            return;
-        }
-        let Some(endpoint) = state.model.endpoint_of(attachment).cloned() else {
-            return answer(reply, Ok(Reply::Deleted));
+        let outcome = match self.releasing.get_mut(&attachment.host_interface()) {
+            Some(releasing) => releasing.outcome(),
+            None => match state.model.endpoint_of(attachment).cloned() {
+                Some(endpoint) => self.release(state, endpoint, "deleted").await,
+                None => return answer(reply, Ok(Reply::Deleted)),
+            },
         };
-        let (ops, mut reached) = removal(state, &endpoint);
-        let Started { purge, done, .. } = state.executor.start(ops, &mut reached).await;
-        match (done, purge) {
-            (Err(error), _) => answer(reply, Err(failure(error))),
-            (Ok(()), None) => {
-                forget(state, &endpoint);
-                answer(reply, Ok(Reply::Deleted));
-            }
-            (Ok(()), Some(purge)) => {
-                let waiting = vec![answer_in_time(reply)];
-                self.releasing.insert(name, Releasing { endpoint, reached, purge, waiting });
-            }
-        }
+        tokio::spawn(answer_in_time(outcome, reply));
     }
 
-    /// Ends the DELs whose flows were purged, or could not be.
+    /// Begins to take everything of an endpoint back, and says where the outcome comes.
+    async fn release(
+        &mut self,
+        state: &mut State,
+        endpoint: Endpoint,
+        why: &'static str,
+    ) -> oneshot::Receiver<Outcome> {
+        let mut there = desired(&state.model, Scope::Endpoint(&endpoint));
+        let ops = plan(&Slice::default(), &there, Removals::Allowed);
+        let Started { waits, rest, done } = state.executor.start(ops, &mut there).await;
+        let mut releasing = Releasing { endpoint, why, rest, waiting: Vec::new() };
+        let outcome = releasing.outcome();
+        match done {
+            Err(error) => releasing.tell(Err(failure(error))),
+            Ok(()) if waits => {
+                self.releasing.insert(releasing.endpoint.host_interface.clone(), releasing);
+            }
+            Ok(()) => releasing.finish(state, Ok(())).await,
+        }
+        outcome
+    }
+
+    /// Takes everything of endpoints back. What fails does not keep the others from being taken. All are purged together.
+    pub(super) async fn release_all(
+        &mut self,
+        state: &mut State,
+        endpoints: Vec<Endpoint>,
+        why: &'static str,
+    ) -> Vec<(Endpoint, Outcome)> {
+        let mut awaited = Vec::new();
+        for endpoint in endpoints {
+            let outcome = self.release(state, endpoint.clone(), why).await;
+            awaited.push((endpoint, outcome));
+        }
+        self.finish_all_joined(state).await;
+        let over = awaited.into_iter().map(|(endpoint, mut outcome)| {
+            let outcome = outcome.try_recv();
+            (endpoint, outcome.expect("no thread is at work any more"))
+        });
+        over.collect()
+    }
+
+    /// Goes on with those whose flows were purged, or could not be.
     pub(super) async fn finish_purged(
         &mut self,
         state: &mut State,
@@ -77,36 +109,9 @@ impl Pods {
         let is_purged =
             |_: &String, releasing: &mut Releasing| addresses.contains(&releasing.endpoint.address);
         let over: Vec<_> = self.releasing.extract_if(.., is_purged).collect();
-        for (_, Releasing { endpoint, mut reached, purge, waiting }) in over {
-            let done = match &purged {
-                Ok(()) => {
-                    let done = state.executor.go_on(purge, &mut reached).await;
-                    done.map_err(failure)
-                }
-                Err(failure) => Err(failure.clone()),
-            };
-            match &done {
-                Ok(()) => {
-                    forget(state, &endpoint);
-                    info!(pod = %endpoint, container = endpoint.attachment.container_id, "deleted");
-                }
-                Err(failure) => not_released(state, &endpoint, &failure.message),
-            }
-            for waits in waiting {
-                let _ = waits.send(done.clone());
-            }
+        for (_, releasing) in over {
+            releasing.finish(state, purged.clone()).await;
         }
-    }
-
-    /// Takes everything of an endpoint back.
-    ///
-    /// # Errors
-    /// That of the first operation which fails.
-    pub(super) async fn release(&mut self, state: &mut State, endpoint: &Endpoint) -> Result<(), Error> {
-        let (ops, mut reached) = removal(state, endpoint);
-        state.executor.run(ops, &mut reached).await?;
-        forget(state, endpoint);
-        Ok(())
     }
 
     /// Takes back every attachment of the network that is not to stay. What fails does not keep the others
@@ -121,36 +126,56 @@ impl Pods {
             endpoint.network.as_ref() == Some(&gc.network) && !valid.contains(&endpoint.attachment)
         };
         let garbage: Vec<_> = state.model.endpoints.values().filter(is_garbage).cloned().collect();
-        let (mut collected, mut failed) = (0, None);
-        for endpoint in garbage {
-            match self.release(state, &endpoint).await {
-                Ok(()) => {
-                    info!(pod = %endpoint, container = endpoint.attachment.container_id, "released: the runtime knows it no more");
-                    collected += 1;
-                }
-                Err(error) => failed = Some(failure(error)),
-            }
+        let mut collected = 0;
+        let mut failed = Ok(());
+        for (_, outcome) in self.release_all(state, garbage, "released: the runtime knows it no more").await {
+            collected += u32::from(outcome.is_ok());
+            failed = failed.and(outcome);
         }
-        failed.map_or(Ok(collected), Err)
+        failed.map(|()| collected)
     }
 }
 
-/// What takes everything of an endpoint back, and what is there before.
-fn removal(state: &State, endpoint: &Endpoint) -> (Vec<Op>, Slice) {
-    let there = desired(&state.model, Scope::Endpoint(endpoint));
-    (plan(&Slice::default(), &there, Removals::Allowed), there)
+impl Releasing {
+    /// Where its outcome comes.
+    fn outcome(&mut self) -> oneshot::Receiver<Outcome> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.push(sender);
+        receiver
+    }
+
+    /// Does what follows the purge.
+    async fn finish(mut self, state: &mut State, purged: Outcome) {
+        let rest = std::mem::take(&mut self.rest);
+        let done = match purged {
+            Ok(()) => state.executor.run(rest, &mut Slice::default()).await.map_err(failure),
+            refused => refused,
+        };
+        let Self { endpoint, why, .. } = &self;
+        match &done {
+            Ok(()) => {
+                forget(state, endpoint);
+                info!(pod = %endpoint, container = endpoint.attachment.container_id, "{why}");
+            }
+            Err(failure) => not_released(state, endpoint, &failure.message),
+        }
+        self.tell(done);
+    }
+
+    fn tell(self, outcome: Outcome) {
+        for waits in self.waiting {
+            // A plugin may have given up.
+            let _ = waits.send(outcome.clone());
+        }
+    }
 }
 
-/// Where the outcome of a DEL goes. Its plugin is answered with it, and without it when [`PATIENCE`] ends.
-fn answer_in_time(reply: oneshot::Sender<Reply>) -> oneshot::Sender<Result<(), Failure>> {
-    let (outcome, awaited) = oneshot::channel::<Result<(), Failure>>();
-    tokio::spawn(async move {
-        match timeout(PATIENCE, awaited).await {
-            Ok(Ok(done)) => answer(reply, done.map(|()| Reply::Deleted)),
-            // The agent ends: who asked is told so.
-            Ok(Err(_)) => {}
-            Err(_) => answer(reply, Ok(Reply::Deleted)),
-        }
-    });
-    outcome
+/// Answers a DEL with its outcome, and without it when [`PATIENCE`] ends.
+async fn answer_in_time(outcome: oneshot::Receiver<Outcome>, reply: oneshot::Sender<Reply>) {
+    match timeout(PATIENCE, outcome).await {
+        Ok(Ok(done)) => answer(reply, done.map(|()| Reply::Deleted)),
+        // The agent ends: who asked is told so.
+        Ok(Err(_)) => {}
+        Err(_) => answer(reply, Ok(Reply::Deleted)),
+    }
 }

@@ -32,12 +32,15 @@ use other::OtherPods;
 pub(super) use add::proposed;
 pub(super) use check::check;
 
+/// Why an endpoint is taken back that nobody asks to delete.
+const DEVICE_GONE: &str = "released: its device is gone";
+
 /// What is under way for pods.
 #[derive(Default)]
 pub(super) struct Pods {
     /// ADDs that are done but for the disk, by name of the host side.
     adding: BTreeMap<String, Adding>,
-    /// DELs that are done but for the purge of flows and what follows, by name of the host side.
+    /// Endpoints that are taken back, but for the purge of flows and what follows, by name of the host side.
     releasing: BTreeMap<String, Releasing>,
     /// Whether the disk has refused a file since that was last asked.
     has_disk_failed: bool,

@@ -9,7 +9,7 @@ use podwire_core::recovery::recovered;
 use podwire_core::slice::{Slice, Tables};
 use tracing::{error, info, warn};
 
-use super::Pods;
+use super::{DEVICE_GONE, Pods, not_released};
 use crate::conditions::ConditionName;
 use crate::daemon::state::State;
 use crate::error::Error;
@@ -44,6 +44,7 @@ impl Pods {
                 None => gone.push(endpoint),
             }
         }
+        let mut due = Vec::new();
         for endpoint in gone {
             // Two files with one address: a folder that was put back from a copy, for example. What the maps and routes have is the other's.
             match there.iter().find(|other| other.address == endpoint.address) {
@@ -51,10 +52,16 @@ impl Pods {
                     warn!(pod = %endpoint, "its file is removed: its device is gone, and its address is that of {other}");
                     state.executor.store.remove(&endpoint)?;
                 }
-                None => {
-                    self.release(state, &endpoint).await?;
-                    info!(pod = %endpoint, "released: its device is gone");
-                }
+                None => due.push(endpoint),
+            }
+        }
+        for (mut endpoint, outcome) in self.release_all(state, due, DEVICE_GONE).await {
+            if let Err(failure) = outcome {
+                not_released(state, &endpoint, &failure.message);
+                // The sweep tries again: no device has this number.
+                endpoint.ifindex = 0;
+                self.miss(state, endpoint.attachment.clone());
+                there.push(endpoint);
             }
         }
         info!(restored = there.len(), "endpoints restored");

@@ -7,7 +7,7 @@ use podwire_core::host::Host;
 use podwire_core::model::Endpoint;
 use tracing::{error, info, warn};
 
-use super::{Pods, not_released};
+use super::{DEVICE_GONE, Pods, not_released};
 use crate::daemon::state::State;
 use crate::events::Repair;
 
@@ -21,19 +21,19 @@ impl Pods {
         let is_gone = |endpoint: &&Endpoint| !host.devices.contains_key(&endpoint.ifindex);
         let gone: Vec<Endpoint> = state.model.endpoints.values().filter(is_gone).cloned().collect();
         let (now, missed_before) = (Instant::now(), std::mem::take(&mut self.missed));
+        let mut due = Vec::new();
         for endpoint in gone {
             let since = missed_before.get(&endpoint.attachment).copied().unwrap_or(now);
             // As long as it has no device, nothing can be attached to it, and no route lead there.
             self.missed.insert(endpoint.attachment.clone(), since);
-            if now.duration_since(since) < REPLACED_WITHIN {
-                continue;
+            if now.duration_since(since) >= REPLACED_WITHIN {
+                due.push(endpoint);
             }
-            match self.release(state, &endpoint).await {
-                Ok(()) => {
-                    self.missed.remove(&endpoint.attachment);
-                    info!(pod = %endpoint, "released: its device is gone");
-                }
-                Err(error) => not_released(state, &endpoint, &error.to_string()),
+        }
+        for (endpoint, outcome) in self.release_all(state, due, DEVICE_GONE).await {
+            match outcome {
+                Ok(()) => drop(self.missed.remove(&endpoint.attachment)),
+                Err(failure) => not_released(state, &endpoint, &failure.message),
             }
         }
         state.model.without_device = self.missed.keys().cloned().collect();
