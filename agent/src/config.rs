@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 use podwire_common::abi;
 use podwire_common::addr::Be16;
@@ -56,8 +56,8 @@ pub struct Config {
     /// The cluster's NodePorts (kube-apiserver's --service-node-port-range): never given to a pod's flow.
     #[arg(long, env = "PODWIRE_NODE_PORTS", default_value = "30000-32767", value_name = "FIRST-LAST")]
     pub node_ports: Ports,
-    /// Networks outside the cluster towards which pods keep their own addresses. Pod networks, nodes and link-local
-    /// addresses are such without being named.
+    /// Networks outside the cluster towards which pods keep their own addresses. Pod networks and nodes are such without
+    /// being named.
     #[arg(long, env = "PODWIRE_NON_MASQUERADE_CIDRS", value_delimiter = ',', value_name = "NETWORK")]
     pub non_masquerade_cidrs: Vec<Ipv4Net>,
     /// More of them, a network a line; read again when the file changes.
@@ -83,6 +83,11 @@ pub struct Config {
     /// of default routes.
     #[arg(long = "uplink", env = "PODWIRE_UPLINK", value_delimiter = ',', value_name = "DEVICE")]
     pub uplinks: Vec<String>,
+    /// In direct mode, drop what comes from a pod of a node on the same link without that node's link address. It keeps
+    /// other hosts of the link from sending in pods' names. It drops all packets of pods whose node or switch sends from
+    /// several link addresses: bonds of balance-alb and -tlb, VRRP, proxies of ARP.
+    #[arg(long, env = "PODWIRE_CHECK_LINK_ADDRESSES", default_value_t = false, action = ArgAction::Set, value_name = "true|false")]
+    pub check_link_addresses: bool,
     /// MTU of the pods, bytes. Default: what fits the uplinks, tunnel headers included.
     #[arg(long, env = "PODWIRE_MTU", value_parser = clap::value_parser!(u32).range(576..=65535), value_name = "BYTES")]
     pub mtu: Option<u32>,
@@ -265,6 +270,10 @@ impl Config {
             mode: match self.mode {
                 Mode::Vxlan => abi::MODE_VXLAN,
                 Mode::Direct => abi::MODE_DIRECT,
+            },
+            link_addresses: match self.check_link_addresses {
+                true => abi::LINK_ADDRESSES_CHECKED,
+                false => abi::LINK_ADDRESSES_ANY,
             },
             vni: self.vni,
             vxlan_ifindex: vxlan.unwrap_or_default(),

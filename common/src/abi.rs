@@ -102,6 +102,8 @@ pub const NODE_ON_LINK: u32 = 8;
 pub const NODE_OVERLAY: u32 = 16;
 /// The node takes inner frames for one link address only: that of its [`Vtep`].
 pub const NODE_VTEP: u32 = 32;
+/// The entry is an address of this node by which the others know it: an InternalIP of its Node object, or its [`NODE_OVERLAY`] address.
+pub const NODE_NAMED: u32 = 64;
 
 /// `VTEPS`: tunnel endpoint of a node with [`NODE_VTEP`] → its VXLAN device, where that is all that receives there.
 #[repr(C)]
@@ -254,6 +256,9 @@ pub const TRANSLATION_HOST_PORT: u8 = 3;
 /// A flow that leaves with an address of this node and has no socket here (the host's own rules have translated it), or is an
 /// echo. Nothing is translated; only the half of the replies is there, so that nobody else takes its 5-tuple.
 pub const TRANSLATION_RESERVATION: u8 = 4;
+/// What this node sends into the tunnel from an address that the others do not know it by, or sends on of others: the source becomes
+/// its address among its pods.
+pub const TRANSLATION_TUNNEL: u8 = 5;
 
 /// A reply was seen.
 pub const STATE_REPLIED: u8 = 1;
@@ -537,7 +542,9 @@ pub struct Count {
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Config {
     /// `MODE_*`.
-    pub mode: u32,
+    pub mode: u16,
+    /// `LINK_ADDRESSES_*`.
+    pub link_addresses: u16,
     /// VXLAN network identifier, host order, 24 bits.
     pub vni: u32,
     /// The VXLAN device; 0 in direct mode.
@@ -589,9 +596,14 @@ pub const ASK_EACH_DESTINATION: u16 = 0;
 pub const ASK_EACH_CONNECTION: u16 = 1;
 
 /// Pod packets travel between nodes inside VXLAN.
-pub const MODE_VXLAN: u32 = 0;
+pub const MODE_VXLAN: u16 = 0;
 /// Pod packets travel between nodes as they are.
-pub const MODE_DIRECT: u32 = 1;
+pub const MODE_DIRECT: u16 = 1;
+
+/// What comes bare from a pod of another node may bear any link address.
+pub const LINK_ADDRESSES_ANY: u16 = 0;
+/// It has to bear the address at which the kernel reaches that node, where it knows one.
+pub const LINK_ADDRESSES_CHECKED: u16 = 1;
 
 /// Types that the kernel and user space copy byte by byte, each with its size.
 macro_rules! plain {

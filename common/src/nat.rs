@@ -2,7 +2,8 @@
 
 use crate::abi::{
     Flow, Holder, STATE_ESTABLISHED, STATE_FIN, STATE_OUTSIDE_RESET, STATE_REPLIED, STATE_REPLY_FIN,
-    STATE_RESET, TABLE_TRANSLATIONS, TRANSLATION_HOST_PORT, TRANSLATION_SNAT, Translation,
+    STATE_RESET, TABLE_TRANSLATIONS, TRANSLATION_HOST_PORT, TRANSLATION_SNAT, TRANSLATION_TUNNEL,
+    Translation,
 };
 use crate::addr::{Addr, Be16};
 use crate::flow::protocol;
@@ -65,7 +66,7 @@ pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bo
 /// Whether an end whose address is checked sends the packets of this direction of a translation.
 #[inline(always)]
 pub const fn is_inside(kind: u8, reply: bool) -> bool {
-    (kind == TRANSLATION_HOST_PORT) == reply
+    matches!(kind, TRANSLATION_HOST_PORT | TRANSLATION_TUNNEL) == reply
 }
 
 /// Whether a TCP connection is established, and no end has begun to close it.

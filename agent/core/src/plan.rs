@@ -253,7 +253,7 @@ mod tests {
                 let cluster = Cluster::from_records(records, "node0", &[]).0;
                 let mut model = Model::new(Mode::Vxlan, Some(1450));
                 let own = "10.9.0.0/24".parse().unwrap();
-                model.own = Some(Node { name: "node0".into(), uid: None, pod_network: own, address: IpAddr::from([10, 8, 0, 1]), cordoned: false, vtep_mac: None });
+                model.own = Some(Node { name: "node0".into(), uid: None, pod_network: own, address: IpAddr::from([10, 8, 0, 1]), cordoned: false, other_addresses: Vec::new(), vtep_mac: None });
                 model.vxlan = Some(7);
                 model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new() });
                 model.remote = cluster.remote;
@@ -308,6 +308,7 @@ mod tests {
             pod_network: own,
             address,
             cordoned: false,
+            other_addresses: Vec::new(),
             vtep_mac: None,
         });
         model

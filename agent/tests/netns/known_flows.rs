@@ -103,7 +103,7 @@ fn node_that_leaves_returns_or_moves_takes_its_flows_along() {
 #[test]
 fn what_pretends_to_be_of_a_known_flow_is_dropped() {
     for mode in MODES {
-        let pair = Pair::new(mode);
+        let pair = Pair::with(mode, &["--check-link-addresses", "true"]);
         let other = pair.lab.node(0).add_pod("other").unwrap();
         let stranger = pair.lab.add_host("stranger", "10.200.0.66".parse().unwrap()).unwrap();
         let [pod, far] = [&pair.pod, &pair.far];
@@ -294,9 +294,13 @@ struct Pair {
 }
 
 impl Pair {
-    /// With a third node that has no part in it.
     fn new(mode: Mode) -> Self {
-        let lab = Lab::builder().mode(mode).nodes(3).build().unwrap();
+        Self::with(mode, &[])
+    }
+
+    /// With a third node that has no part in it.
+    fn with(mode: Mode, arguments: &[&str]) -> Self {
+        let lab = Lab::builder().mode(mode).nodes(3).agent_arguments(arguments).build().unwrap();
         let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
         let (client, server) = (udp(&pod, ("0.0.0.0", CLIENT)), udp(&far, ("0.0.0.0", SERVER)));
         let pair = Self { to: SocketAddr::new(far.address(), SERVER), client, server, pod, far, lab };

@@ -58,7 +58,7 @@ fn xdp_drops_strangers_before_anything_else_sees_them() {
 #[test]
 fn no_bare_pod_address_is_let_in_by_an_uplink() {
     for mode in [Mode::Vxlan, Mode::Direct] {
-        let scene = Scene::new(mode, &[]);
+        let scene = Scene::new(mode, arguments(mode));
         // The nodes have resolved each other, as nodes of a cluster have.
         traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address(), 8080, 1000).unwrap();
         let bare = |source| scene.to_node(Packet::new(source, v4(scene.pod.address()), udp(1, 2))).build();
@@ -99,7 +99,7 @@ fn a_tunnel_packet_in_fragments_is_checked_as_well() {
 fn a_frame_to_a_group_is_checked_as_well() {
     const PORT: u16 = 7000;
     for mode in [Mode::Vxlan, Mode::Direct] {
-        let scene = Scene::new(mode, &[]);
+        let scene = Scene::new(mode, arguments(mode));
         let node = scene.lab.node(0);
         let socket = sockets::udp(node, (Ipv4Addr::UNSPECIFIED, PORT));
         socket.set_nonblocking(true).unwrap();
@@ -169,6 +169,14 @@ struct Scene {
     node_mac: [u8; 6],
     stranger_mac: [u8; 6],
     lab: Lab,
+}
+
+/// Without a tunnel, only the link address tells a stranger from a node.
+fn arguments(mode: Mode) -> &'static [&'static str] {
+    match mode {
+        Mode::Vxlan => &[],
+        Mode::Direct => &["--check-link-addresses", "true"],
+    }
 }
 
 impl Scene {

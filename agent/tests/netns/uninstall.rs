@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use podwire::before::Before;
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire::dataplane::load;
-use podwire_common::abi::{ASK_EACH_DESTINATION, Config, MODE_DIRECT};
+use podwire_common::abi::{ASK_EACH_DESTINATION, Config, LINK_ADDRESSES_ANY, MODE_DIRECT};
 use podwire_common::addr::Be16;
 use podwire_common::names::maps;
 use serde_json::{Value, json};
@@ -211,6 +211,7 @@ fn without_tcx_an_uplink_keeps_only_what_others_have_put_on_it() {
         let attach = || {
             let config = Config {
                 mode: MODE_DIRECT,
+                link_addresses: LINK_ADDRESSES_ANY,
                 vni: 0,
                 vxlan_ifindex: 0,
                 vxlan_port: Be16::new(0),

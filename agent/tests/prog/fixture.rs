@@ -123,6 +123,7 @@ impl Fixture {
                 Mode::Vxlan => abi::MODE_VXLAN,
                 Mode::Direct => abi::MODE_DIRECT,
             },
+            link_addresses: abi::LINK_ADDRESSES_ANY,
             vni: VNI,
             vxlan_ifindex: vxlan.unwrap_or(0),
             vxlan_port: Be16::new(VXLAN_PORT),
@@ -591,6 +592,7 @@ fn node(name: &str, pod_network: &str, address: Ipv4Addr) -> Node {
         pod_network: pod_network.parse().unwrap(),
         address: address.into(),
         cordoned: false,
+        other_addresses: Vec::new(),
         vtep_mac: None,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use podwire_common::abi::Flow;
+use podwire_common::abi::{self, Flow};
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
 use podwire_common::names::{
@@ -289,12 +289,21 @@ fn what_a_router_says_about_a_direct_flow_goes_past_the_stack() {
 
 #[test]
 fn without_a_tunnel_a_pods_source_comes_from_its_node_only() {
-    let mut node = Fixture::new(Mode::Direct);
-    let (link, other_link) = (node.uplink, node.pod_b);
     let good = bare(REMOTE_POD, POD_A, tcp(1, 2));
     let refused = || Expect::Drop(Reason::PodSourceNotFromNode);
-    let foreign = good.clone().macs(UPLINK_MAC, STRANGER_MAC);
-    node.check("another neighbour", FROM_UPLINK, link, &foreign.build(), refused());
+    // A node may send from several link addresses.
+    let neighbour = good.clone().macs(UPLINK_MAC, STRANGER_MAC);
+    let mut node = Fixture::new(Mode::Direct);
+    let admitted = Expect::Redirect(Path::DirectIn, neighbour.forwarded(POD_A_MAC, HOST_A_MAC));
+    node.check("another neighbour", FROM_UPLINK, node.uplink, &neighbour.build(), admitted);
+    let mut node = Fixture::with_config(Mode::Direct, |config| abi::Config {
+        link_addresses: abi::LINK_ADDRESSES_CHECKED,
+        ..*config
+    });
+    let (link, other_link) = (node.uplink, node.pod_b);
+    node.check("another neighbour, checked", FROM_UPLINK, link, &neighbour.build(), refused());
+    let theirs = Expect::Redirect(Path::DirectIn, good.forwarded(POD_A_MAC, HOST_A_MAC));
+    node.check("the node itself, checked", FROM_UPLINK, link, &good.build(), theirs);
     let elsewhere = good.clone().macs(HOST_B_MAC, NODE2_MAC);
     node.check("another link", FROM_UPLINK, other_link, &elsewhere.build(), refused());
     for own in [NODE1, GATEWAY] {

@@ -242,20 +242,19 @@ fn a_flow_that_was_begun_outside_keeps_the_pods_address() {
 }
 
 #[test]
-fn excluded_networks_and_the_links_own_see_the_pods_address() {
+fn excluded_networks_see_the_pods_address_and_others_the_nodes() {
     let mut node = Fixture::new(Mode::Vxlan);
     node.model.non_masquerade.insert("198.51.100.0/24".parse().unwrap());
     node.fill();
     let link = node.uplink;
-    for destination in [WORLD, [169, 254, 169, 254].into()] {
-        let packet = Packet::new(POD_A, destination, tcp(OWN, 80)).macs(STRANGER_MAC, UPLINK_MAC).build();
-        let expect = Expect::Stack(Path::Untranslated, packet.clone());
-        node.check(&destination.to_string(), TO_UPLINK, link, &packet, expect);
+    let packet = Packet::new(POD_A, WORLD, tcp(OWN, 80)).macs(STRANGER_MAC, UPLINK_MAC).build();
+    let expect = Expect::Stack(Path::Untranslated, packet.clone());
+    node.check("excluded", TO_UPLINK, link, &packet, expect);
+    for (what, destination) in [("beside it", [198, 51, 101, 1]), ("link-local", [169, 254, 169, 254])] {
+        let sent = Packet::new(POD_A, destination.into(), tcp(OWN, 80)).macs(STRANGER_MAC, UPLINK_MAC);
+        let expected = Packet { source: NODE1, ..sent.clone() };
+        node.check(what, TO_UPLINK, link, &sent.build(), Expect::Stack(Path::SnatOut, expected.build()));
     }
-    let elsewhere = Packet::new(POD_A, [198, 51, 101, 1].into(), tcp(OWN, 80)).macs(STRANGER_MAC, UPLINK_MAC);
-    let expected = Packet { source: NODE1, ..elsewhere.clone() };
-    let expect = Expect::Stack(Path::SnatOut, expected.build());
-    node.check("beside it", TO_UPLINK, link, &elsewhere.build(), expect);
 }
 
 #[test]

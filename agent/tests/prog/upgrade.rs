@@ -274,6 +274,7 @@ where
 fn config() -> abi::Config {
     abi::Config {
         mode: abi::MODE_DIRECT,
+        link_addresses: abi::LINK_ADDRESSES_ANY,
         vni: VNI,
         vxlan_ifindex: 0,
         vxlan_port: Be16::new(VXLAN_PORT),

@@ -2,14 +2,15 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::NODE_LOCAL,
+    abi::{NODE_ADDRESS, NODE_LOCAL, NODE_NAMED},
+    addr::Addr,
     reason::{Drop, Path},
 };
 
 use crate::{
     maps,
     packet::{Place, get_tunnel_key},
-    stage::{source, stack_flow, tunnel_out},
+    stage::{snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -39,7 +40,19 @@ fn verdict(ctx: &TcContext) -> Outcome {
     let source = packet.headers.source_address();
     if maps::endpoint(&source).is_some() {
         stack_flow::record(packet, &source, &destination);
+    } else if is_unknown_elsewhere(&source) {
+        snat::into_tunnel(ctx, packet)?;
     }
     tunnel_out::address_to_node(ctx, packet, node)?;
     Ok(Verdict::stack(Path::StackToTunnel))
+}
+
+/// Whether the other nodes do not know that an address is this node's, or know that it is not: a VIP of the node's, or somebody's for
+/// whom it routes.
+#[inline(always)]
+fn is_unknown_elsewhere(source: &Addr) -> bool {
+    match maps::node(source) {
+        None => true,
+        Some(node) => node.flags & (NODE_LOCAL | NODE_ADDRESS | NODE_NAMED) == NODE_LOCAL | NODE_ADDRESS,
+    }
 }

@@ -34,10 +34,14 @@ fn verdict(ctx: &TcContext) -> Outcome {
     };
     let source = loaded.headers().source_address();
     if maps::endpoint(&source).is_none() {
-        let is_overlay_address = sender_is_overlay_address(loaded.headers())?;
+        let sender = sender_is_overlay_address(loaded.headers());
         let Ok(packet) = loaded.parse(ctx) else {
-            return Ok(Verdict::PASS);
+            return sender.map(|_| Verdict::PASS);
         };
+        if sender.is_err() && snat::is_answer_from_tunnel(packet) {
+            return Ok(Verdict::PASS);
+        }
+        let is_overlay_address = sender?;
         source::refuse_forwarded_tunnel(ctx, packet)?;
         // Asked by its address among the pods, this node answers with it: the other end knows it by the tunnel only.
         if is_overlay_address
@@ -66,8 +70,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
 /// Whether the sender, no pod of this node, is the node's own address among its pods.
 ///
 /// # Errors
-/// [`Drop::PodSourceUnknown`] for a pod network's source that is no pod's here: its pod is gone, or a rule of the host sends another
-/// node's pod on.
+/// [`Drop::PodSourceUnknown`] for a pod network's source that is no pod's here: its pod is gone, or another node's pod is sent on, by a
+/// rule of the host or because it answers somebody by way of this node.
 #[inline(always)]
 fn sender_is_overlay_address(headers: &Headers) -> Result<bool, Drop> {
     match maps::node(&headers.source_address()) {

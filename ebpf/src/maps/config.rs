@@ -3,7 +3,8 @@
 use core::ptr::read_volatile;
 
 use podwire_common::abi::{
-    ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Config, MODE_DIRECT, MODE_VXLAN, SkbLayout,
+    ASK_EACH_CONNECTION, ASK_EACH_DESTINATION, Config, LINK_ADDRESSES_ANY, LINK_ADDRESSES_CHECKED,
+    MODE_DIRECT, MODE_VXLAN, SkbLayout,
 };
 use podwire_common::addr::Be16;
 
@@ -11,6 +12,7 @@ use podwire_common::addr::Be16;
 #[unsafe(no_mangle)]
 static CONFIG: Config = Config {
     mode: MODE_VXLAN,
+    link_addresses: LINK_ADDRESSES_ANY,
     vni: 0,
     vxlan_ifindex: 0,
     vxlan_port: Be16::ZERO,
@@ -32,6 +34,13 @@ static SKB_LAYOUT: SkbLayout =
 pub fn is_direct() -> bool {
     // SAFETY: a static; volatile, because the loader's value is not the one that the compiler sees.
     unsafe { read_volatile(&raw const CONFIG.mode) == MODE_DIRECT }
+}
+
+/// Whether what comes bare from another node's pod has to bear that node's link address.
+#[inline(always)]
+pub fn checks_link_addresses() -> bool {
+    // SAFETY: as above.
+    unsafe { read_volatile(&raw const CONFIG.link_addresses) == LINK_ADDRESSES_CHECKED }
 }
 
 /// VXLAN network identifier, host order.

@@ -30,8 +30,8 @@ use crate::helpers;
 pub use beginnings::{is_inbound_flow, is_noted_beginning, note_beginning, record_inbound_flow};
 pub use clock::{is_fresh, jiffies, now, random};
 pub use config::{
-    asks_each_connection, is_direct, netns_cookie, node_ports, skb_layout, snat_ports, vni, vxlan_ifindex,
-    vxlan_port,
+    asks_each_connection, checks_link_addresses, is_direct, netns_cookie, node_ports, skb_layout, snat_ports,
+    vni, vxlan_ifindex, vxlan_port,
 };
 pub use counters::{count_drop, count_path, count_traffic};
 pub use endpoints::{endpoint, may_send, set_stack_only};

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Backend, Endpoint, TRANSLATION_HOST_PORT, Translation},
+    abi::{Backend, Endpoint, TRANSLATION_HOST_PORT, TRANSLATION_TUNNEL, Translation},
     flow::protocol,
     reason::{Drop, Path},
 };
@@ -46,8 +46,8 @@ pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
     deliver(ctx, packet, &to, Path::HostPortIn)
 }
 
-/// A packet for this node's own addresses from a pod, here or out of the tunnel. When it concerns no hostPort it goes up the stack,
-/// counted under a path.
+/// A packet for this node's own addresses from a pod, here or out of the tunnel: to a hostPort, or an answer to whom this node
+/// masqueraded into the tunnel. Any other goes up the stack, counted under a path.
 ///
 /// # Errors
 /// As [`request`]; [`Drop::FragmentBeforeFirst`].
@@ -60,6 +60,14 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, otherwise: Path) -> Outcome {
             }
             translation::touch(&entry, packet);
             deliver(ctx, packet, entry.get(), Path::HostPortIn)
+        }
+        Some(entry) if entry.get().kind == TRANSLATION_TUNNEL && entry.get().reply != 0 => {
+            if packet.is_overtaken {
+                return Err(Drop::FragmentBeforeFirst);
+            }
+            translation::touch(&entry, packet);
+            translate(ctx, packet, entry.get())?;
+            return Ok(Verdict::stack(Path::SnatIn));
         }
         Some(_) => Ok(Verdict::PASS),
         None => request(ctx, packet),

@@ -101,7 +101,8 @@ pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<(), D
         return Ok(());
     }
     // What this node only routes between others keeps their addresses.
-    if maps::uplink(came_by).is_some() && !maps::is_own_address(&packet.headers.source_address()) {
+    let is_uplink = came_by != maps::vxlan_ifindex() && maps::uplink(came_by).is_some();
+    if is_uplink && !maps::is_own_address(&packet.headers.source_address()) {
         return Ok(());
     }
     Err(Drop::VxlanFromPod)
@@ -144,7 +145,8 @@ pub fn of_bare_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Result<(), Drop> 
     }
 }
 
-/// Refuses a pod network's source that arrives bare on an uplink, unless it comes from the node that owns it.
+/// Refuses a pod network's source that arrives bare on an uplink, unless it comes by the link of the node that owns it,
+/// and, where that is asked for, from its link address.
 ///
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].
@@ -156,7 +158,7 @@ pub fn of_bare_packet(ctx: &TcContext, headers: &Headers, node: &Node) -> Result
     if !maps::is_direct() || node.flags & NODE_LOCAL != 0 || node.uplink != ctx.ifindex() {
         return Err(Drop::PodSourceNotFromNode);
     }
-    if node.flags & NODE_ON_LINK == 0 {
+    if node.flags & NODE_ON_LINK == 0 || !maps::checks_link_addresses() {
         return Ok(());
     }
     // The kernel's own neighbour entry tells whose frame this is; none is kept. Where the kernel has no entry yet the

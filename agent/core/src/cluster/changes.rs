@@ -88,6 +88,7 @@ mod tests {
             pod_network: pod_network.parse().unwrap(),
             address: address.parse().unwrap(),
             cordoned: false,
+            other_addresses: Vec::new(),
             vtep_mac: None,
         }
     }

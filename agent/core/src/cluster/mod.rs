@@ -197,6 +197,16 @@ pub enum NodeProblem {
         /// What is wrong, and what to do.
         problem: flannel::Problem,
     },
+    /// An InternalIP beside the first that is not this node's alone.
+    #[error(
+        "node {node}: its InternalIP {address} is left out, since another node or a podCIDR has it as well: give each node addresses of its own"
+    )]
+    DoubtfulAddress {
+        /// Its name.
+        node: String,
+        /// The address.
+        address: IpAddr,
+    },
     /// Dual stack.
     #[error("IPv6 podCIDRs are ignored: pods get IPv4 addresses only")]
     Ipv6Ignored,
@@ -271,6 +281,7 @@ impl Cluster {
             Some((name.to_owned(), Skipped::Contradiction))
         }));
         problems.append(&mut contradictions);
+        problems.extend(accepted.leave_doubtful_addresses_out());
         let mut remote = accepted.nodes;
         let own = remote.remove(own_name);
         if own.is_none() && !records.iter().any(|record| record.name == own_name) {
@@ -308,7 +319,11 @@ impl NodeProblem {
             | Self::OverlapsUnderlay { node, .. }
             | Self::NoNetworkOfPods { node, .. }
             | Self::OwnMissing { node } => Some(node),
-            Self::Malformed { .. } | Self::SameName { .. } | Self::Flannel { .. } | Self::Ipv6Ignored => None,
+            Self::Malformed { .. }
+            | Self::SameName { .. }
+            | Self::Flannel { .. }
+            | Self::DoubtfulAddress { .. }
+            | Self::Ipv6Ignored => None,
         }
     }
 }
@@ -352,6 +367,30 @@ impl Accepted {
         self.nodes.insert(node.name.clone(), node);
         Ok(())
     }
+
+    /// Addresses beside the first that several nodes name, or that are pods', are nobody's.
+    fn leave_doubtful_addresses_out(&mut self) -> Vec<NodeProblem> {
+        let mut named: BTreeMap<IpAddr, u32> = BTreeMap::new();
+        for address in self.nodes.values().flat_map(Node::addresses) {
+            *named.entry(address).or_default() += 1;
+        }
+        let networks = &self.networks;
+        let is_pods = |address: &IpAddr| {
+            networks.range(..=*address).next_back().is_some_and(|(_, (network, _))| network.contains(address))
+        };
+        let mut problems = Vec::new();
+        for node in self.nodes.values_mut() {
+            node.other_addresses.retain(|address| {
+                let is_doubtful = named[address] > 1 || is_pods(address);
+                if is_doubtful {
+                    problems
+                        .push(NodeProblem::DoubtfulAddress { node: node.name.clone(), address: *address });
+                }
+                !is_doubtful
+            });
+        }
+        problems
+    }
 }
 
 impl Skipped {
@@ -375,12 +414,13 @@ fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
     // IPv6 podCIDRs are ignored so far.
     let pod_network = record.pod_networks.iter().find(|network| network.network().is_ipv4());
     let pod_network = pod_network.map(IpNet::trunc);
-    let address = record.internal_addresses.iter().find(|address| address.is_ipv4()).copied();
+    let mut addresses = record.internal_addresses.iter().copied().filter(IpAddr::is_ipv4);
     let pod_network = pod_network.ok_or(Skipped::NoPodNetwork)?;
-    let address = address.ok_or(Skipped::NoInternalAddress)?;
+    let address = addresses.next().ok_or(Skipped::NoInternalAddress)?;
+    let other_addresses = addresses.filter(|other| *other != address).collect();
     let (name, uid, cordoned) = (record.name.clone(), record.uid.clone(), record.cordoned);
     let vtep_mac = record.flannel.as_ref().and_then(flannel::Lease::vtep_mac);
-    Ok(Node { name, uid, pod_network, address, cordoned, vtep_mac })
+    Ok(Node { name, uid, pod_network, address, other_addresses, cordoned, vtep_mac })
 }
 
 #[cfg(test)]
@@ -407,6 +447,29 @@ mod tests {
         for (said, expected) in said.iter().zip(messages) {
             assert!(said.contains(expected), "`{said}` should contain `{expected}`");
         }
+    }
+
+    #[test]
+    fn addresses_beside_the_first_are_one_nodes_alone() {
+        let others = |records: &[NodeRecord]| {
+            let (cluster, problems) = Cluster::from_records(records, "node1", &[]);
+            let others = cluster.remote["node2"].other_addresses.clone();
+            (others, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let node2 =
+            record("node2", &["10.244.2.0/24"], &["10.200.0.2", "fd00::2", "192.0.2.2", "10.200.0.2"]);
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let node1 = |address| record("node1", &["10.244.1.0/24"], &["10.200.0.1", address]);
+        assert_eq!(others(&[node1("192.0.2.1"), node2.clone()]), (vec![ip("192.0.2.2")], vec![]));
+        let (left, problems) = others(&[node1("192.0.2.2"), node2]);
+        assert!(left.is_empty(), "{left:?}");
+        assert!(
+            problems.len() == 2 && problems[1].contains("node2: its InternalIP 192.0.2.2"),
+            "{problems:?}"
+        );
+        let of_a_pod = record("node2", &["10.244.2.0/24"], &["10.200.0.2", "10.244.1.9"]);
+        let (left, problems) = others(&[node1("192.0.2.1"), of_a_pod]);
+        assert!(left.is_empty() && problems.len() == 1, "{problems:?}");
     }
 
     #[test]

@@ -44,7 +44,9 @@ fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
         flags: flags | on_link | of_vtep,
     };
     slice.tables.nodes.insert(node.pod_network.into(), entry(abi::NODE_POD_NETWORK));
-    slice.tables.nodes.insert(node.address.into(), entry(abi::NODE_ADDRESS));
+    for address in node.addresses() {
+        slice.tables.nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
+    }
 
     // A node without our programs answers by its own routes: to our address past the tunnel, where a pod's address is refused.
     let source = if vtep.is_some() { own.overlay_address() } else { own.address };

@@ -26,6 +26,7 @@ fn node(name: &str, pod_network: &str, address: &str) -> Node {
         pod_network: net(pod_network),
         address: ip(address),
         cordoned: false,
+        other_addresses: Vec::new(),
         vtep_mac: None,
     }
 }
@@ -121,17 +122,35 @@ fn without_a_tunnel_only_nodes_on_the_link_get_a_route() {
 
 #[test]
 fn this_nodes_own_addresses_are_local() {
-    let slice = desired(&model(Mode::Vxlan), Scope::All);
-    for address in ["10.200.0.1", "192.0.2.1"] {
-        assert_eq!(flags(&slice, ip(address)), abi::NODE_ADDRESS | abi::NODE_LOCAL, "{address}");
+    let mut model = model(Mode::Vxlan);
+    let own = model.own.as_mut().unwrap();
+    own.other_addresses = vec![ip("192.0.2.1"), ip("192.0.2.99")];
+    model.uplinks[0].addresses.push(ip("192.0.2.100"));
+    let slice = desired(&model, Scope::All);
+    const OWN: u32 = abi::NODE_ADDRESS | abi::NODE_LOCAL;
+    for named in ["10.200.0.1", "192.0.2.1"] {
+        assert_eq!(flags(&slice, ip(named)), OWN | abi::NODE_NAMED, "{named}");
     }
-    let overlay = abi::NODE_ADDRESS | abi::NODE_LOCAL | abi::NODE_OVERLAY;
+    assert_eq!(flags(&slice, ip("192.0.2.100")), OWN, "an address that no Node object names");
+    assert!(!slice.tables.nodes.contains_key(&ip("192.0.2.99").into()), "an address that the node lacks");
+    let overlay = OWN | abi::NODE_OVERLAY | abi::NODE_NAMED;
     assert_eq!(flags(&slice, ip("10.244.1.1")), overlay);
     let network = net("10.244.1.0/24");
     assert_eq!(flags(&slice, network), abi::NODE_POD_NETWORK | abi::NODE_LOCAL);
     assert_eq!(slice.routes[&network], Route::Unreachable);
     assert_eq!(slice.tables.uplinks[&2].ipv4, ip("10.200.0.1").into());
     assert_eq!(slice.tables.uplinks[&2].tunnel_address, ip("10.200.0.1").into());
+    assert_eq!(slice.tables.uplinks[&9].ipv4, ip("10.244.1.1").into(), "the VXLAN device's");
+    assert_eq!(slice.tables.uplinks[&9].tunnel_address, Addr::UNSPECIFIED);
+}
+
+#[test]
+fn all_internal_addresses_of_a_node_are_its_own() {
+    let mut model = model(Mode::Vxlan);
+    let node2 = model.remote.get_mut("node2").unwrap();
+    node2.other_addresses = vec![ip("192.0.2.2")];
+    let slice = desired(&model, Scope::All);
+    assert_eq!(slice.tables.nodes[&ip("192.0.2.2").into()], slice.tables.nodes[&ip("10.200.0.2").into()]);
 }
 
 #[test]

@@ -29,6 +29,10 @@ fn add_uplinks(slice: &mut Slice, model: &Model, own: &Node) {
         let entry = abi::Uplink { ipv4, tunnel_address: own.address.into(), mtu: uplink.mtu, reserved: 0 };
         slice.tables.uplinks.insert(uplink.index, entry);
     }
+    if let (Some(device), Some(mtu)) = (model.vxlan, model.fitting_mtu()) {
+        let (ipv4, tunnel_address) = (own.overlay_address().into(), Addr::UNSPECIFIED);
+        slice.tables.uplinks.insert(device, abi::Uplink { ipv4, tunnel_address, mtu, reserved: 0 });
+    }
 }
 
 fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
@@ -45,9 +49,10 @@ fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
     let uplink_addresses = model.uplinks.iter().flat_map(|uplink| &uplink.addresses);
     let others = model.other_addresses.iter().filter(|address| !is_of_cluster(model, own, **address));
     for address in uplink_addresses.chain(others).copied().chain([own.address]) {
-        nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
+        let named = if own.addresses().any(|named| named == address) { abi::NODE_NAMED } else { 0 };
+        nodes.insert(address.into(), entry(abi::NODE_ADDRESS | named));
     }
-    let overlay = entry(abi::NODE_ADDRESS | abi::NODE_OVERLAY);
+    let overlay = entry(abi::NODE_ADDRESS | abi::NODE_OVERLAY | abi::NODE_NAMED);
     nodes.insert(own.overlay_address().into(), overlay);
     // A dead pod's address must not follow the default route into the world.
     slice.routes.insert(own.pod_network, Route::Unreachable);
@@ -55,6 +60,8 @@ fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
 
 /// Whether an address is another node's or a pod's, whoever else bears it: a bridge of an earlier network may.
 fn is_of_cluster(model: &Model, own: &Node, address: IpAddr) -> bool {
-    let is_of = |node: &Node| node.address == address || node.pod_network.contains(&address);
+    let is_of = |node: &Node| {
+        node.pod_network.contains(&address) || node.addresses().any(|of_node| of_node == address)
+    };
     own.pod_network.contains(&address) || model.remote.values().any(is_of)
 }

@@ -120,8 +120,10 @@ pub struct Node {
     pub uid: Option<String>,
     /// Its IPv4 podCIDR.
     pub pod_network: IpNet,
-    /// Its IPv4 InternalIP.
+    /// Its IPv4 InternalIP: the first, where it has several.
     pub address: IpAddr,
+    /// Its other IPv4 InternalIPs.
+    pub other_addresses: Vec<IpAddr>,
     /// Whether it takes no new pods. Those that it has keep their network.
     pub cordoned: bool,
     /// The only link address that it takes tunnelled frames for, as far as flannel says; `None`: any.
@@ -140,6 +142,11 @@ impl Node {
     pub fn contradicts(&self, other: &Self) -> bool {
         let (one, two) = (self.pod_network, other.pod_network);
         self.address == other.address || one.contains(&two.network()) || two.contains(&one.network())
+    }
+
+    /// All its IPv4 InternalIPs.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [self.address].into_iter().chain(self.other_addresses.iter().copied())
     }
 
     /// The first address of the podCIDR: the pods' gateway and the node's overlay address.

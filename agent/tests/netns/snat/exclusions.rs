@@ -44,22 +44,48 @@ fn networks_are_excluded_and_included_again_without_a_restart() {
     assert_eq!(node.agent_pid(), pid, "without a restart");
 }
 
+/// What a cloud's nodes get their credentials from. It answers who has the node's address.
+const METADATA: &str = "169.254.169.254";
+
 #[test]
-fn what_is_on_the_link_itself_sees_the_pods_address() {
+fn a_metadata_service_sees_the_nodes_address() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
-    lab.underlay()
-        .ip(&format!(
-            "address add 169.254.169.254/16 dev br0\nroute replace {} via {}\n",
-            node.pod_cidr(),
-            node.address()
-        ))
-        .unwrap();
+    lab.world().ip(&format!("address add {METADATA}/32 dev eth0\n")).unwrap();
+    lab.underlay().ip(&format!("route add {METADATA}/32 via 198.51.100.10\n")).unwrap();
+    assert_eq!(seen_as(&lab, &pod, METADATA), node.address(), "behind a router");
+
+    lab.underlay().ip(&format!("address add {METADATA}/16 dev br0\n")).unwrap();
     node.ip("route add 169.254.0.0/16 dev eth0\n").unwrap();
-    let server = udp(lab.underlay(), "169.254.169.254:80");
+    let server = udp(lab.underlay(), format!("{METADATA}:80"));
     let client = udp(&pod, "0.0.0.0:0");
-    let seen = ask(&client, &server, "169.254.169.254:80".parse().unwrap(), "metadata");
+    let seen = ask(&client, &server, SocketAddr::new(METADATA.parse().unwrap(), 80), "on the link");
+    assert_eq!(seen.ip(), node.address(), "on the link");
+}
+
+#[test]
+fn a_metadata_service_is_excluded_by_an_option() {
+    let network = format!("{METADATA}/32");
+    let lab = Lab::builder().nodes(1).agent_arguments(&["--non-masquerade-cidrs", &network]).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("client").unwrap();
+    lab.underlay().ip(&format!("route replace {} via {}\n", node.pod_cidr(), node.address())).unwrap();
+    lab.world().ip(&format!("address add {METADATA}/32 dev eth0\n")).unwrap();
+    lab.underlay().ip(&format!("route add {METADATA}/32 via 198.51.100.10\n")).unwrap();
+    assert_eq!(seen_as(&lab, &pod, METADATA), pod.address());
+}
+
+#[test]
+fn a_link_local_server_of_the_node_sees_the_pods_address() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("client").unwrap();
+    // As node-local DNS has it.
+    node.ip("link add nodelocaldns type dummy\naddress add 169.254.20.10/32 dev nodelocaldns\n").unwrap();
+    let server = udp(node, "169.254.20.10:53");
+    let client = udp(&pod, "0.0.0.0:0");
+    let seen = ask(&client, &server, "169.254.20.10:53".parse().unwrap(), "node-local DNS");
     assert_eq!(seen.ip(), pod.address());
 }
 

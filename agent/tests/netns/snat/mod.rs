@@ -28,7 +28,7 @@ pub fn assert_alive(client: &TcpStream, server: &TcpStream, what: &str) {
 }
 
 /// A question and its answer; who the server saw.
-fn ask(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -> SocketAddr {
+pub fn ask(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -> SocketAddr {
     client.send_to(what.as_bytes(), to).unwrap();
     let mut buffer = vec![0; 65536];
     let (length, peer) = server.recv_from(&mut buffer).unwrap_or_else(|error| panic!("{what}: {error}"));

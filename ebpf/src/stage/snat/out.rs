@@ -47,7 +47,6 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     // Only what a pod began is translated: a client outside is answered by the address that it asked. What a packet says by itself
     // needs no memory: anybody on the link can send something to a pod's own address.
     if (!packet.begins_connection() && maps::is_inbound_flow(&packet.flow, idle))
-        || is_link_local(&destination)
         || maps::is_not_masqueraded(&destination)
     {
         return Ok(Verdict::stack(Path::Untranslated));
@@ -78,11 +77,4 @@ fn address_towards(ctx: &TcContext, destination: &Addr) -> Result<Addr, Drop> {
         Some(uplink) if uplink.ipv4 != Addr::UNSPECIFIED => Ok(uplink.ipv4),
         _ => Err(Drop::SnatNoAddress),
     }
-}
-
-/// 169.254.0.0/16 (RFC 3927) is not routed: whoever answers there is the link's own.
-#[inline(always)]
-fn is_link_local(address: &Addr) -> bool {
-    let quad = address.v4();
-    quad[0] == 169 && quad[1] == 254
 }

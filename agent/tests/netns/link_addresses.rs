@@ -1,0 +1,52 @@
+//! Nodes that send from several link addresses, as bonds of balance-alb and routers of VRRP do.
+
+use podwire_common::reason::Drop;
+use podwire_common::reason::Path::{DirectIn, DirectOut};
+use xtask::lab::frames::Capture;
+use xtask::lab::{Lab, Mode, traffic};
+
+use crate::check::{Counted, Row, check};
+
+/// In place of node2's.
+const ANOTHER: [u8; 6] = [2, 0, 0, 0, 0xab, 1];
+
+#[test]
+fn a_node_may_send_from_several_link_addresses() {
+    let lab = lab(&[]);
+    let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
+    let capture = Capture::start(lab.node(0), lab.node(0).uplink()).unwrap();
+    let ways = [(0, DirectOut), (0, DirectIn), (1, DirectOut), (1, DirectIn)];
+    check(
+        &lab,
+        &[
+            Row::new("to the node that does", (&pod, pod.address()), (&far, far.address())).takes(&ways),
+            Row::new("from the node that does", (&far, far.address()), (&pod, pod.address())).takes(&ways),
+        ],
+    );
+    let frames = capture.finish().unwrap();
+    assert!(frames.iter().any(|frame| frame[6..12] == ANOTHER), "the link address was never another");
+}
+
+#[test]
+fn such_a_nodes_pods_are_cut_off_where_asked_for() {
+    let lab = lab(&["--check-link-addresses", "true"]);
+    let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
+    // As nodes of a cluster, which have resolved each other.
+    traffic::tcp_exchange(lab.node(0), lab.node(1), lab.node(1).address(), 8080, 1000).unwrap();
+    let before = Counted::quiet(&lab);
+    let refused = traffic::udp_exchange(&pod, &far, far.address(), 8080, 100);
+    assert!(refused.is_err(), "{refused:?}");
+    let grown = Counted::quiet(&lab).since(&before);
+    assert!(grown.drops(0).contains_key(Drop::PodSourceNotFromNode.name()), "{grown}");
+}
+
+/// Between the nodes, node2's frames get another link address. Its ARP keeps the one that it is reached by.
+fn lab(arguments: &[&str]) -> Lab {
+    let lab = Lab::builder().mode(Mode::Direct).agent_arguments(arguments).build().unwrap();
+    let another = ANOTHER.map(|byte| format!("{byte:02x}")).join(":");
+    let rules = format!(
+        "table bridge several {{ chain sent {{ type filter hook prerouting priority 0; iifname \"node2\" ether type ip ether saddr set {another}; }}; }}"
+    );
+    lab.underlay().exec(&["nft", &rules]).unwrap();
+    lab
+}

@@ -1,0 +1,49 @@
+//! What enters the tunnel from addresses that the other nodes do not know this node by.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::{TRANSLATION_TUNNEL, Translation},
+    reason::Drop,
+};
+
+use super::super::{flow, translation};
+use crate::{
+    maps,
+    packet::{Parsed, translate},
+};
+
+/// Gives a packet this node's address among its pods as its source: the answer comes back by the tunnel, and is translated there.
+///
+/// # Errors
+/// The reason why it cannot be translated: the other node would drop it, and only that node would count it.
+#[inline(never)]
+pub fn into_tunnel(ctx: &TcContext, packet: &mut Parsed) -> Result<(), Drop> {
+    flow::complete(packet)?;
+    if let Some(entry) = translation::of(packet) {
+        let half = entry.get();
+        if half.kind == TRANSLATION_TUNNEL && half.reply == 0 {
+            translation::touch(&entry, packet);
+            return translate(ctx, packet, half);
+        }
+    }
+    if packet.is_error || !translation::has_ports(packet) {
+        return Err(Drop::SnatProtocolUnknown);
+    }
+    let device = maps::vxlan_ifindex();
+    let tunnel = maps::uplink(device).ok_or(Drop::SnatNoAddress)?;
+    let mut to = translation::begin(TRANSLATION_TUNNEL, device, &packet.flow);
+    to.source = tunnel.ipv4;
+    translation::establish(ctx, &packet.flow, &mut to)?;
+    translate(ctx, packet, &to)
+}
+
+/// Whether a packet of another node's pod has come out of the tunnel for somebody whom this node has masqueraded there.
+// A function of its own: the key would take its place on the stack of the caller.
+#[inline(never)]
+pub fn is_answer_from_tunnel(packet: &mut Parsed) -> bool {
+    if flow::complete(packet).is_err() {
+        return false;
+    }
+    let begun = |half: &Translation| half.kind == TRANSLATION_TUNNEL && half.reply == 0;
+    maps::translation(&packet.flow.reversed()).is_some_and(|entry| begun(entry.get()))
+}
