@@ -11,8 +11,12 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// The authentication header (RFC 4302).
+    pub const AH: u8 = 51;
     /// SCTP.
     pub const SCTP: u8 = 132;
+    /// UDP-Lite (RFC 3828).
+    pub const UDP_LITE: u8 = 136;
 }
 
 /// In [`FlowKey::protocol`], beyond any protocol's number.

@@ -96,10 +96,20 @@ pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
         protocol::TCP if is_closed(state) => CLOSED_TIMEOUT,
         protocol::TCP if is_open(state) => 7440,
         protocol::TCP if is_established => 240,
-        protocol::UDP if is_established => 300,
-        protocol::UDP => 30,
+        protocol::UDP | protocol::UDP_LITE if is_established => 300,
+        protocol::UDP | protocol::UDP_LITE => 30,
+        protocol::ICMP => 60,
+        // SCTP's own heartbeats come every 30 s; a tunnel may have nothing to say for long.
+        _ if is_established => 600,
         _ => 60,
     }
+}
+
+/// Whether a flow may get other ports than its own. SCTP's checksum is a CRC over all of the packet, which no one rewrites; GRE, ESP and
+/// other tunnels have none.
+#[inline(always)]
+pub const fn can_change_ports(protocol_number: u8) -> bool {
+    matches!(protocol_number, protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::ICMP)
 }
 
 /// The same while the table, or the share of the translation's holder, is nearly full: what is over and

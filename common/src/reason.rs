@@ -62,11 +62,12 @@ numbered! {
         NoNodeForDestination = 18 "no-node-for-destination",
         /// A kernel helper refused to change the packet.
         RewriteFailed = 19 "rewrite-failed",
-        /// No free source port towards that destination.
+        /// No free source port towards that destination; of a protocol whose ports cannot change, or that has none: another flow
+        /// has what this one would become.
         SnatPortsExhausted = 20 "snat-ports-exhausted",
         /// The uplink that the route chose has no address to translate to.
         SnatNoAddress = 21 "snat-no-address",
-        /// A protocol that cannot be translated.
+        /// ICMP that is no echo, no timestamp and no error.
         SnatProtocolUnknown = 22 "snat-protocol-unknown",
         /// The translation table is full.
         TranslationsFull = 23 "translations-full",
@@ -95,6 +96,8 @@ numbered! {
         TranslationShareUsed = 34 "translation-share-used",
         /// The program that was to go on is not in the array of programs: somebody has emptied it.
         ProgramMissing = 35 "program-missing",
+        /// A pod sent AH to the world: it authenticates the addresses, so that none may change.
+        SnatImpossible = 36 "snat-impossible",
     }
 }
 

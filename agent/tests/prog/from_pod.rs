@@ -35,6 +35,8 @@ fn flow_of(packet: &Packet) -> Flow {
     let (source_port, destination_port, protocol) = match packet.transport {
         Transport::Tcp { source, destination, .. } => (source, destination, protocol::TCP),
         Transport::Udp { source, destination, .. } => (source, destination, protocol::UDP),
+        Transport::UdpLite { source, destination } => (source, destination, protocol::UDP_LITE),
+        Transport::Sctp { source, destination } => (source, destination, protocol::SCTP),
         Transport::EchoRequest { identifier } => (identifier, 0, protocol::ICMP),
         Transport::EchoReply { identifier } => (0, identifier, protocol::ICMP),
         Transport::Icmp { .. } => (0, 0, protocol::ICMP),

@@ -21,6 +21,7 @@ mod limited;
 mod namespace;
 mod packets;
 mod pool;
+mod protocols;
 mod snat;
 mod to_overlay;
 mod to_pod;

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use etherparse::checksum::Sum16BitWords;
 use etherparse::{
     EtherType, Ethernet2Header, IcmpEchoHeader, Icmpv4Header, Icmpv4Type, IpFragOffset, IpNumber, Ipv4Header,
     Ipv4Options, TcpHeader, UdpHeader,
@@ -54,6 +55,16 @@ pub enum Transport {
         kind: u8,
         code: u8,
         word: [u8; 4],
+    },
+    /// A checksum that covers the header alone.
+    UdpLite {
+        source: u16,
+        destination: u16,
+    },
+    /// With whatever checksum: it covers no address.
+    Sctp {
+        source: u16,
+        destination: u16,
     },
     /// A protocol that has no ports, or no transport header because a fragment follows its first.
     None(u8),
@@ -132,6 +143,8 @@ impl Packet {
             Transport::EchoRequest { .. } | Transport::EchoReply { .. } | Transport::Icmp { .. } => {
                 IpNumber::ICMP
             }
+            Transport::UdpLite { .. } => IpNumber(136),
+            Transport::Sctp { .. } => IpNumber(132),
             Transport::None(protocol) => IpNumber(protocol),
         }
     }
@@ -158,6 +171,20 @@ impl Packet {
             Transport::EchoReply { identifier } => self.icmp(Icmpv4Type::EchoReply(echo(identifier))),
             Transport::Icmp { kind, code, word } => {
                 self.icmp(Icmpv4Type::Unknown { type_u8: kind, code_u8: code, bytes5to8: word })
+            }
+            Transport::UdpLite { source: from, destination: to } => {
+                const COVERAGE: [u8; 2] = [0, 8];
+                let length = (8 + self.payload.len() as u16).to_be_bytes();
+                let (from, to) = (from.to_be_bytes(), to.to_be_bytes());
+                let sum = Sum16BitWords::new().add_4bytes(source).add_4bytes(destination);
+                let sum = sum.add_2bytes([0, 136]).add_2bytes(length);
+                let sum = sum.add_2bytes(from).add_2bytes(to).add_2bytes(COVERAGE);
+                let checksum = sum.ones_complement().to_be().to_be_bytes();
+                [from, to, COVERAGE, checksum].concat()
+            }
+            Transport::Sctp { source: from, destination: to } => {
+                let ports = [from.to_be_bytes(), to.to_be_bytes()].concat();
+                [&ports[..], &[1, 2, 3, 4], &[0xab; 4]].concat()
             }
             Transport::None(_) => Vec::new(),
         };

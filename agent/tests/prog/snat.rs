@@ -33,6 +33,10 @@ fn about(quoted: &Packet, bytes: usize) -> (Transport, Vec<u8>) {
     (Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] }, quote[..quote.len().min(bytes)].to_vec())
 }
 
+fn to_a_group(packet: &mut Packet) {
+    packet.destination = Ipv4Addr::new(224, 0, 0, 5);
+}
+
 /// The source port that a frame without IP options leaves with.
 fn source_port(frame: &[u8]) -> u16 {
     u16::from_be_bytes([frame[ETHERNET + 20], frame[ETHERNET + 21]])
@@ -190,7 +194,7 @@ fn what_host_rules_translated_is_reserved_and_untouched() {
         ("a NodePort's answer", out(NODE1, tcp(NODE_PORTS.0, 443))),
         ("the tunnel", out(NODE1, udp(OWN, VXLAN_PORT))),
         ("a router's guest", out(STRANGER, tcp(OWN, 443))),
-        ("a protocol without ports", out(NODE1, Transport::None(50))),
+        ("a router's greeting to its group", out(NODE1, Transport::None(89)).with(to_a_group)),
     ] {
         node.check(what, TO_UPLINK, link, &packet.build(), Expect::Pass);
         assert!(node.translations().is_empty(), "{what}");
@@ -230,14 +234,14 @@ fn a_flow_that_was_begun_outside_keeps_the_pods_address() {
             let expected = Packet { source: NODE1, ..own.clone() };
             node.check(what, TO_UPLINK, link, &own.build(), Expect::Stack(Path::SnatOut, expected.build()));
         }
-        // A protocol without ports is answered as well.
+        // What cannot be translated is answered as well.
         let mut node = Fixture::new(mode);
         let link = node.uplink;
-        let answer = out(POD_A, Transport::None(132)).build();
-        node.check("SCTP", TO_UPLINK, link, &answer, Expect::Drop(Reason::SnatProtocolUnknown));
-        let request = Packet::new(WORLD, POD_A, Transport::None(132)).macs(UPLINK_MAC, STRANGER_MAC);
-        node.check("SCTP", FROM_UPLINK, link, &request.build(), Expect::Pass);
-        node.check("SCTP", TO_UPLINK, link, &answer.clone(), Expect::Stack(Path::Untranslated, answer));
+        let answer = out(POD_A, Transport::None(protocol::AH)).build();
+        node.check("AH", TO_UPLINK, link, &answer, Expect::Drop(Reason::SnatImpossible));
+        let request = Packet::new(WORLD, POD_A, Transport::None(protocol::AH)).macs(UPLINK_MAC, STRANGER_MAC);
+        node.check("AH", FROM_UPLINK, link, &request.build(), Expect::Pass);
+        node.check("AH", TO_UPLINK, link, &answer.clone(), Expect::Stack(Path::Untranslated, answer));
     }
 }
 

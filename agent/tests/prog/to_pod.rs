@@ -40,7 +40,7 @@ fn replies_that_could_go_direct_are_recorded() {
             to_a(POD_B, Transport::EchoRequest { identifier: 7 }),
             reply(POD_B, (0, 7), protocol::ICMP),
         ),
-        ("no ports", to_a(POD_B, Transport::None(132)), reply(POD_B, (0, 0), 132)),
+        ("no ports", to_a(POD_B, Transport::None(47)), reply(POD_B, (0, 0), 47)),
         (
             "IP options",
             to_a(POD_B, tcp(1, 2)).with(|p| p.options = vec![1; 4]),

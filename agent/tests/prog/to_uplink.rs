@@ -190,9 +190,9 @@ fn every_reason_to_drop() {
             Reason::PodSourceUnknown,
         ),
         (
-            "a protocol without ports",
-            out(POD_A, WORLD, Transport::None(132)).build(),
-            Reason::SnatProtocolUnknown,
+            "what authenticates its addresses",
+            out(POD_A, WORLD, Transport::None(protocol::AH)).build(),
+            Reason::SnatImpossible,
         ),
         (
             "an ICMP error",

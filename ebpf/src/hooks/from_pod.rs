@@ -117,7 +117,7 @@ fn refuse_group(headers: &Headers) -> Result<(), Drop> {
     if headers.destination == [255; 4] || headers.destination_mac.is_broadcast() {
         return Err(Drop::Broadcast);
     }
-    if headers.destination[0] & 0xf0 == 0xe0 || headers.destination_mac.is_group() {
+    if headers.is_multicast() || headers.destination_mac.is_group() {
         return Err(Drop::Multicast);
     }
     Ok(())

@@ -88,6 +88,12 @@ impl Headers {
         Addr::from_v4(self.destination)
     }
 
+    /// Whether the destination is a group: 224.0.0.0/4.
+    #[inline(always)]
+    pub fn is_multicast(&self) -> bool {
+        self.destination[0] & 0xf0 == 0xe0
+    }
+
     /// Bytes of IPv4 header, options included.
     #[inline(always)]
     pub fn header_length(&self) -> u32 {
@@ -314,8 +320,8 @@ pub struct Parsed {
     pub tcp_flags: u8,
     /// Whether it is an ICMP error.
     pub is_error: bool,
-    /// Whether it is an ICMP echo request or reply.
-    pub is_echo: bool,
+    /// Whether it is an ICMP echo or timestamp, a request or a reply.
+    pub is_query: bool,
     /// Whether it is a first fragment, and a later one came before it.
     pub is_overtaken: bool,
     /// When its judging began: a number of the caller's.
@@ -332,7 +338,7 @@ impl Parsed {
         self.base = base;
         // All that parsing may leave as it is.
         (self.flow.source_port, self.flow.destination_port) = (Be16::ZERO, Be16::ZERO);
-        (self.tcp_flags, self.is_error, self.is_echo, self.is_overtaken) = (0, false, false, false);
+        (self.tcp_flags, self.is_error, self.is_query, self.is_overtaken) = (0, false, false, false);
         ctx.read_into(base, &mut self.headers)?;
         Ok(Loaded { packet: self })
     }
@@ -400,11 +406,16 @@ impl Parsed {
                 self.tcp_flags = tcp.flags;
                 self.repeated_headers += u32::from(tcp.data_offset >> 4) * 4;
             }
-            protocol::UDP => {
+            protocol::UDP | protocol::UDP_LITE => {
                 let udp: Ports = read_within(ctx, offset, available)?;
                 self.flow.source_port = udp.source_port;
                 self.flow.destination_port = udp.destination_port;
                 self.repeated_headers += size_of::<Ports>() as u32;
+            }
+            protocol::SCTP => {
+                let sctp: Ports = read_within(ctx, offset, available)?;
+                self.flow.source_port = sctp.source_port;
+                self.flow.destination_port = sctp.destination_port;
             }
             protocol::ICMP => {
                 let icmp: Icmp = load_within(ctx, offset, available)?;
@@ -413,7 +424,7 @@ impl Parsed {
                     let quote = size_of::<Icmp>() as u32;
                     return self.parse_quote(ctx, offset + quote, available - quote);
                 }
-                self.is_echo = icmp.is_echo();
+                self.is_query = icmp.is_query();
                 (self.flow.source_port, self.flow.destination_port) = icmp.ports();
             }
             _ => {}
@@ -439,7 +450,7 @@ impl Parsed {
         let offset = offset + header_length;
         let available = available.saturating_sub(header_length);
         match quoted.protocol {
-            protocol::TCP | protocol::UDP => {
+            protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::SCTP => {
                 let ports: Ports = load_within(ctx, offset, available)?;
                 self.flow.source_port = ports.destination_port;
                 self.flow.destination_port = ports.source_port;
@@ -472,7 +483,7 @@ fn read_within<T: Default>(ctx: &TcContext, offset: u32, available: u32) -> Resu
     Ok(value)
 }
 
-/// The first 8 bytes of UDP, and of TCP in an ICMP error.
+/// The first 8 bytes of UDP, UDP-Lite and SCTP, and of TCP in an ICMP error.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Ports {
@@ -513,16 +524,16 @@ impl Icmp {
     }
 
     #[inline(always)]
-    fn is_echo(&self) -> bool {
-        matches!(self.kind, 0 | 8)
+    fn is_query(&self) -> bool {
+        matches!(self.kind, 0 | 8 | 13 | 14)
     }
 
     /// Source and destination "ports" as [`Flow`] has them: the identifier on the side that asks.
     #[inline(always)]
     fn ports(&self) -> (Be16, Be16) {
         match self.kind {
-            8 => (self.identifier, Be16::ZERO),
-            0 => (Be16::ZERO, self.identifier),
+            8 | 13 => (self.identifier, Be16::ZERO),
+            0 | 14 => (Be16::ZERO, self.identifier),
             _ => (Be16::ZERO, Be16::ZERO),
         }
     }

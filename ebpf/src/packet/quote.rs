@@ -55,7 +55,7 @@ fn translate_transport(ctx: &TcContext, packet: &Parsed, to: &Translation, icmp:
     let from = &packet.flow;
     let (source_at, destination_at, checksum_at) = match from.protocol {
         protocol::TCP => (0, 2, 16),
-        protocol::UDP => (0, 2, 6),
+        protocol::UDP | protocol::UDP_LITE => (0, 2, 6),
         // The identifier is the port of the side that asks.
         protocol::ICMP => (4, 4, 2),
         _ => return Ok(()),

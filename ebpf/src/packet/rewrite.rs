@@ -156,7 +156,7 @@ fn translate_end(
         return Ok(());
     }
     let (from, to) = (u64::from(u32::from_ne_bytes(old)), u64::from(address.v4_be32()));
-    // ICMP has no pseudo header.
+    // ICMP and SCTP have no pseudo header.
     if packet.flow.protocol != protocol::ICMP
         && let Some((checksum_at, flags)) = transport_checksum(packet)
     {
@@ -193,7 +193,10 @@ fn transport_checksum(packet: &Parsed) -> Option<(u32, u32)> {
         protocol::TCP => (transport + 16, 0),
         // Zero means "none" and stays so (RFC 768).
         protocol::UDP => (transport + 6, BPF_F_MARK_MANGLED_0),
-        _ => (transport + 2, 0),
+        // Whatever part of the payload it covers, it covers the pseudo header and the ports (RFC 3828).
+        protocol::UDP_LITE => (transport + 6, 0),
+        protocol::ICMP => (transport + 2, 0),
+        _ => return None,
     })
 }
 

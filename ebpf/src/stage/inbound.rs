@@ -19,7 +19,7 @@ use crate::{
 /// The reason why what is a translated flow's goes no further.
 #[inline(never)]
 pub fn from_network(ctx: &TcContext, packet: &mut Parsed, translation: Option<TranslationEntry>) -> Outcome {
-    if !packet.is_error && !translation::has_ports(packet) {
+    if !packet.is_error && translation::check(packet).is_err() {
         return Ok(Verdict::PASS);
     }
     if flow::complete(packet).is_err() {

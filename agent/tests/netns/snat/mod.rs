@@ -9,6 +9,7 @@ mod inbound;
 mod known_destinations;
 mod load;
 mod past_stack;
+mod protocols;
 mod uplinks;
 
 use std::io::{Read as _, Write as _};

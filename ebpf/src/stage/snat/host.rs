@@ -36,7 +36,7 @@ pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
         }
         return Ok(Verdict::PASS);
     }
-    if packet.is_error || !translation::has_ports(packet) {
+    if packet.is_error || translation::check(packet).is_err() {
         return Ok(Verdict::PASS);
     }
     match maps::translation(&packet.flow.reversed()) {
@@ -76,15 +76,19 @@ pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
 fn reserve(ctx: &TcContext, packet: &Parsed) {
     let flow = &packet.flow;
     let needed = match flow.protocol {
+        // What routers and virtual addresses say to each other (OSPF, VRRP) has no answer.
+        _ if packet.headers.is_multicast() => false,
         // Only who asks has the identifier as its port.
         protocol::ICMP => flow.source_port != Be16::ZERO,
         // A connection is known by its first packet: what answers one that came from outside begins nothing. And what nobody is given
         // need not be kept.
-        _ => {
+        protocol::TCP | protocol::UDP => {
             (flow.protocol != protocol::TCP || packet.begins_connection())
                 && !translation::is_node_port(flow.source_port)
                 && !belongs_to_socket(ctx, flow)
         }
+        // No lookup finds who has it.
+        _ => true,
     };
     if !needed {
         return;

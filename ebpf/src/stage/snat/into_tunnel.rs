@@ -26,9 +26,10 @@ pub fn into_tunnel(ctx: &TcContext, packet: &mut Parsed) -> Result<(), Drop> {
             return translate(ctx, packet, half);
         }
     }
-    if packet.is_error || !translation::has_ports(packet) {
+    if packet.is_error {
         return Err(Drop::SnatProtocolUnknown);
     }
+    translation::check(packet)?;
     let device = maps::vxlan_ifindex();
     let tunnel = maps::uplink(device).ok_or(Drop::SnatNoAddress)?;
     let mut to = translation::begin(TRANSLATION_TUNNEL, device, &packet.flow);

@@ -51,9 +51,10 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     {
         return Ok(Verdict::stack(Path::Untranslated));
     }
-    if packet.is_error || !translation::has_ports(packet) {
+    if packet.is_error {
         return Err(Drop::SnatProtocolUnknown);
     }
+    translation::check(packet)?;
     // It would leave with a node's address, which other nodes believe, and may reach one by an address that is in no list.
     if !maps::is_direct() && source::is_tunnel(packet) {
         return Err(Drop::VxlanFromPod);

@@ -5,6 +5,7 @@ use podwire_common::{
     addr::Be16,
     flow::protocol,
     nat,
+    reason::Drop,
 };
 
 use super::super::icmp_error;
@@ -13,13 +14,19 @@ use crate::{
     packet::{Fragment, Parsed},
 };
 
-/// TCP, UDP and ICMP echo. A later fragment is judged by its first one's translation.
-#[inline(always)]
-pub fn has_ports(packet: &Parsed) -> bool {
+/// Refuses what no translation can be made for. Of ICMP that are all but questions and their answers, which have an identifier; a later
+/// fragment is judged by its first one's translation.
+///
+/// # Errors
+/// [`Drop::SnatProtocolUnknown`], [`Drop::SnatImpossible`].
+#[inline(never)]
+pub fn check(packet: &Parsed) -> Result<(), Drop> {
     match packet.flow.protocol {
-        protocol::TCP | protocol::UDP => true,
-        protocol::ICMP => packet.is_echo || matches!(packet.headers.fragment_part(), Fragment::Later),
-        _ => false,
+        protocol::ICMP if !packet.is_query && !matches!(packet.headers.fragment_part(), Fragment::Later) => {
+            Err(Drop::SnatProtocolUnknown)
+        }
+        protocol::AH => Err(Drop::SnatImpossible),
+        _ => Ok(()),
     }
 }
 

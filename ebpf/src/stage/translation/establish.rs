@@ -78,6 +78,9 @@ fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Res
     while attempt < nat::PORT_ATTEMPTS {
         // Read again for each attempt: kept, they would take their place on the stack.
         let (first, last) = maps::snat_ports();
+        if attempt > 0 && !nat::can_change_ports(original.protocol) {
+            break;
+        }
         to.source_port = Be16::new(nat::port_for_attempt(own, attempt, random, first, last));
         attempt += 1;
         match try_port(ctx, original, to, &mut oldest) {

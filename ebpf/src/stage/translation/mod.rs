@@ -4,5 +4,5 @@ mod attempt;
 mod entries;
 mod establish;
 
-pub use entries::{begin, has_ports, is_node_port, of, remove, reserve, touch};
+pub use entries::{begin, check, is_node_port, of, remove, reserve, touch};
 pub use establish::establish;
