@@ -566,7 +566,7 @@ pub struct Config {
 }
 
 /// Read-only data of the object, written at load: where the running kernel's `struct sk_buff` has
-/// the fields that no context of a program shows. A program reads all of them at once: they lie
+/// the fields that no context of a program shows. A program reads those of a checksum at once: they lie
 /// within [`SKB_WINDOW`] bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -584,6 +584,12 @@ pub struct SkbLayout {
     pub csum_offset: u16,
     /// `mac_header`, 16 bits; in bytes of the window.
     pub mac_header: u16,
+    /// `head`, a pointer; in bytes of the structure.
+    pub head: u16,
+    /// `end`, 32 bits, where `struct skb_shared_info` begins behind `head`; in bytes of the structure.
+    pub end: u16,
+    /// `gso_type` of `struct skb_shared_info`, 32 bits; in bytes of that structure.
+    pub gso_type: u16,
 }
 
 /// Bytes of the window of [`SkbLayout`].
@@ -645,6 +651,6 @@ plain! {
     RedirectedSocket: 32,
     SocketAddress: 20,
     Count: 16,
-    SkbLayout: 12,
+    SkbLayout: 18,
     Config: 32,
 }

@@ -7,6 +7,7 @@ const TYPE: usize = 12;
 const MEMBER: usize = 12;
 
 const INT: u32 = 1;
+const POINTER: u32 = 2;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const TYPEDEF: u32 = 8;
@@ -108,6 +109,7 @@ impl<'a> Btf<'a> {
             let found = self.get(id)?;
             match found.kind {
                 INT | STRUCT | UNION => return Ok(found.size_or_type),
+                POINTER => return Ok(size_of::<*const u8>() as u32),
                 TYPEDEF | VOLATILE | CONST => id = found.size_or_type,
                 kind => return Err(format!("a type of kind {kind} in place of a number")),
             }
@@ -128,7 +130,7 @@ impl<'a> Btf<'a> {
             3 => 12,
             STRUCT | UNION | 15 | 19 => count * 12,
             6 | 13 => count * 8,
-            2 | 7..=12 | 16 | 18 => 0,
+            POINTER | 7..=12 | 16 | 18 => 0,
             _ => return Err(format!("there is a kind of type ({kind}) that is not known")),
         };
         let start = place + TYPE;
@@ -197,9 +199,13 @@ pub mod tests {
             self.add(name, TYPEDEF << 24, of, &[])
         }
 
+        pub fn pointer(&mut self, to: u32) -> u32 {
+            self.add("", POINTER << 24, to, &[])
+        }
+
         /// Kinds that are of no interest, each with what it adds.
         pub fn others(&mut self) {
-            self.add("", 2 << 24, 1, &[]);
+            self.pointer(1);
             self.add("", 3 << 24, 0, &[1, 1, 7]);
             self.add("an_enum", 6 << 24 | 2, 4, &[0, 0, 0, 1]);
             self.add("a_wide_enum", 19 << 24 | 1, 8, &[0, 0, 0]);

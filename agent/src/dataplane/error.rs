@@ -21,7 +21,7 @@ pub enum DataplaneError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel does not tell what the programs need to know.
-    #[error("find out from {} where the kernel's struct sk_buff has a checksum that a sender leaves to it: {problem}: without that, pods can forge their sources, and Podwire does not start; it needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys of that kernel", path.display())]
+    #[error("find out from {} where the kernel's struct sk_buff has a checksum that a sender leaves to it, and the kind of a large packet: {problem}: without that, pods can forge their sources, and Podwire does not start; it needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys of that kernel", path.display())]
     SkbLayout {
         /// The kernel's types.
         path: PathBuf,

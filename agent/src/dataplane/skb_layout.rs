@@ -29,16 +29,20 @@ fn of(path: &Path) -> Result<SkbLayout, DataplaneError> {
 }
 
 fn layout(types: &Btf<'_>) -> Result<SkbLayout, String> {
-    let member = |name: &str, bits: u32| -> Result<Member, String> {
-        let found = types.member("sk_buff", name)?;
+    let member_of = |structure: &str, name: &str, bits: u32| -> Result<Member, String> {
+        let found = types.member(structure, name)?;
         // A bit field lies within one byte; a number at a multiple of its size.
         let last = found.bit + bits - 1;
         let fits = if bits < 8 { found.bit / 8 == last / 8 } else { found.bit % bits == 0 };
         if found.bits != bits || !fits {
-            return Err(format!("sk_buff.{name} has {} bits at bit {}, not {bits}", found.bits, found.bit));
+            return Err(format!(
+                "{structure}.{name} has {} bits at bit {}, not {bits}",
+                found.bits, found.bit
+            ));
         }
         Ok(found)
     };
+    let member = |name: &str, bits: u32| member_of("sk_buff", name, bits);
     let fields = [
         member("ip_summed", 2)?,
         member("encapsulation", 1)?,
@@ -61,6 +65,9 @@ fn layout(types: &Btf<'_>) -> Result<SkbLayout, String> {
         csum_start: csum_start / 8,
         csum_offset: csum_offset / 8,
         mac_header: mac_header / 8,
+        head: (member("head", u64::BITS)?.bit / 8) as u16,
+        end: (member("end", u32::BITS)?.bit / 8) as u16,
+        gso_type: (member_of("skb_shared_info", "gso_type", u32::BITS)?.bit / 8) as u16,
     })
 }
 
@@ -94,7 +101,18 @@ mod tests {
             ],
         );
         let group = written.union(&[("", headers, 0, 0), ("headers", headers, 0, 0)]);
-        written.structure("sk_buff", &[("cloned", byte, 126 * 8, 1), ("", group, flags * 8, 0)]);
+        let number = written.int("unsigned int", 4);
+        let (data, pointer) = (written.typedef("sk_buff_data_t", number), written.pointer(byte));
+        written.structure(
+            "sk_buff",
+            &[
+                ("cloned", byte, 126 * 8, 1),
+                ("", group, flags * 8, 0),
+                ("end", data, 196 * 8, 0),
+                ("head", pointer, 200 * 8, 0),
+            ],
+        );
+        written.structure("skb_shared_info", &[("gso_type", number, 24 * 8, 0)]);
         layout(&Btf::parse(&written.bytes())?)
     }
 
@@ -107,6 +125,9 @@ mod tests {
             csum_start: 8,
             csum_offset: 10,
             mac_header: 54,
+            head: 200,
+            end: 196,
+            gso_type: 24,
         };
         assert_eq!(kernel(128, [5, 20], 136, 182), Ok(expected));
         // In the midst of eight bytes.
@@ -117,6 +138,9 @@ mod tests {
             csum_start: 8,
             csum_offset: 10,
             mac_header: 62,
+            head: 200,
+            end: 196,
+            gso_type: 24,
         };
         assert_eq!(kernel(130, [1, 26], 136, 190), Ok(expected));
     }
@@ -133,6 +157,7 @@ mod tests {
         let layout = of_running_kernel().unwrap();
         assert_eq!(layout.csum_offset, layout.csum_start + 2);
         assert!(layout.mac_header > layout.csum_offset);
+        assert!(layout.head > layout.window && layout.end > layout.window && layout.gso_type > 0);
     }
 
     #[test]

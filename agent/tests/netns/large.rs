@@ -1,14 +1,30 @@
 //! Much at once, with and without the offloads that make it cheap.
 
-use podwire_common::reason::Path::{TunnelIn, TunnelOut};
-use xtask::lab::{Lab, Mode, Ns, traffic};
+use podwire_common::reason::Path::{TunnelIn, TunnelInDevice, TunnelOut};
+use serde_json::json;
+use xtask::lab::traffic::{self, Route};
+use xtask::lab::{Lab, Mode, Ns};
 
 use crate::check::{Counted, Row, check};
 
 const GIBIBYTE: u64 = 1 << 30;
 /// `ethtool -K` settings, every one from everything on.
-const OFFLOADS: [&str; 5] =
-    ["", "gro off", "tso off gso off", "tso off gso off gro off", "tx off rx off tso off gso off gro off"];
+const OFFLOADS: [&str; 8] = [
+    "",
+    "gro off",
+    "tso off gso off",
+    "tso off gso off gro off",
+    "tx off rx off tso off gso off gro off",
+    // The kernel may put what arrives into lists (`SKB_GSO_FRAGLIST`).
+    "tso off gso off gro on rx-gro-list on",
+    "gro on rx-udp-gro-forwarding on",
+    "tx-udp-segmentation off",
+];
+/// Everything on, and what is not on by itself off.
+const USUAL: &str =
+    "tx on rx on tso on gso on gro on rx-gro-list off rx-udp-gro-forwarding off tx-udp-segmentation on";
+const HOST_PORT: u16 = 8090;
+const STREAM: u64 = 20 << 20;
 
 #[test]
 fn a_gibibyte_crosses_the_tunnel_unchanged() {
@@ -40,9 +56,38 @@ fn every_path_works_with_every_offload_setting_in_direct_mode() {
     offloads(Mode::Direct);
 }
 
+#[test]
+fn packets_that_arrive_in_a_list_are_left_to_the_vxlan_device() {
+    let lab = Lab::builder().build().unwrap();
+    let (sending, receiving) = (lab.node(0), lab.node(1));
+    let (client, server) = (sending.add_pod("client").unwrap(), receiving.add_pod("server").unwrap());
+    let set = |ns: &Ns, link: &str, settings: &str| {
+        ns.exec(&[&["ethtool", "-K", link], &settings.split(' ').collect::<Vec<_>>()[..]].concat()).unwrap();
+    };
+    for (ns, link) in [
+        (&*client, "eth0"),
+        (&**sending, client.host_interface()),
+        (&**sending, sending.uplink()),
+        (lab.underlay(), "node1"),
+        (lab.underlay(), "node2"),
+    ] {
+        set(ns, link, "tso off gso off gro off");
+    }
+    set(receiving, receiving.uplink(), "gro on rx-gro-list on");
+    let (before, segments) = (Counted::quiet(&lab), Segments::of(&[&client, &server]));
+    traffic::tcp_exchange(&client, &server, server.address(), 8080, STREAM).unwrap();
+    let grown = Counted::quiet(&lab).since(&before);
+    grown.expect(&[(1, TunnelInDevice)], &[]).unwrap();
+    let segments = Segments::of(&[&client, &server]).since(&segments);
+    assert!(segments.again * 50 < segments.sent, "{segments:?}; {grown}");
+}
+
 fn offloads(mode: Mode) {
     let lab = Lab::builder().mode(mode).build().unwrap();
-    let [client, near] = ["client", "near"].map(|name| lab.node(0).add_pod(name).unwrap());
+    let mapping =
+        json!({"portMappings": [{"hostPort": HOST_PORT, "containerPort": HOST_PORT, "protocol": "tcp"}]});
+    let client = lab.node(0).add_pod("client").unwrap();
+    let near = lab.node(0).add_pod_with("near", &mapping).unwrap();
     let far = lab.node(1).add_pod("far").unwrap();
     let mut links: Vec<(&Ns, &str)> = vec![(lab.underlay(), "node1"), (lab.underlay(), "node2")];
     links.extend(lab.nodes().iter().map(|node| (&**node, node.uplink())));
@@ -52,7 +97,7 @@ fn offloads(mode: Mode) {
     for settings in OFFLOADS {
         for (ns, link) in links.iter().filter(|_| !settings.is_empty()) {
             let mut command = vec!["ethtool", "-K", link];
-            command.extend("tx on rx on tso on gso on gro on".split(' '));
+            command.extend(USUAL.split(' '));
             ns.exec(&command).unwrap();
             command.truncate(3);
             command.extend(settings.split(' '));
@@ -69,9 +114,54 @@ fn offloads(mode: Mode) {
                 Row::new(&world_row, from, (lab.world(), lab.world_address())).seen_as(lab.node(0).address()),
             ],
         );
+        let host_port = Route::to(lab.node(0).address(), HOST_PORT);
+        let ends: [&Ns; 4] = [&client, &near, &far, lab.world()];
+        for (what, client, server, route) in [
+            ("near pod", &*client, &*near, Route::to(near.address(), 8080)),
+            ("far pod", &*client, &*far, Route::to(far.address(), 8080)),
+            ("world", &*client, lab.world(), Route::to(lab.world_address(), 8080)),
+            ("hostPort", lab.world(), &*near, host_port),
+        ] {
+            let before = Segments::of(&ends);
+            traffic::tcp_exchange_on(client, server, route, STREAM)
+                .unwrap_or_else(|error| panic!("{what} with {settings:?}: {error:#}"));
+            let grown = Segments::of(&ends).since(&before);
+            assert!(grown.again * 50 < grown.sent, "{what} with {settings:?}: {grown:?}");
+        }
         for (server, address) in [(&near, near.address()), (&far, far.address())] {
             traffic::udp_segments(&client, server, address, 8080, 1200, 40)
                 .unwrap_or_else(|error| panic!("UDP segments to {address} with {settings:?}: {error:#}"));
         }
+    }
+}
+
+/// TCP segments of some namespaces together.
+#[derive(Debug)]
+struct Segments {
+    sent: u64,
+    /// Those that were sent again: the first was lost.
+    again: u64,
+}
+
+impl Segments {
+    fn of(namespaces: &[&Ns]) -> Self {
+        let mut all = Self { sent: 0, again: 0 };
+        for ns in namespaces {
+            let counters = ns.exec(&["cat", "/proc/net/snmp"]).unwrap();
+            let mut tcp = counters.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+            let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
+            for (name, value) in names.split(' ').zip(values.split(' ')) {
+                match name {
+                    "OutSegs" => all.sent += value.parse::<u64>().unwrap(),
+                    "RetransSegs" => all.again += value.parse::<u64>().unwrap(),
+                    _ => {}
+                }
+            }
+        }
+        all
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self { sent: self.sent - before.sent, again: self.again - before.again }
     }
 }

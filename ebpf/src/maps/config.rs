@@ -26,8 +26,17 @@ static CONFIG: Config = Config {
 
 // SAFETY: as above.
 #[unsafe(no_mangle)]
-static SKB_LAYOUT: SkbLayout =
-    SkbLayout { window: 0, ip_summed: 0, encapsulation: 0, csum_start: 0, csum_offset: 0, mac_header: 0 };
+static SKB_LAYOUT: SkbLayout = SkbLayout {
+    window: 0,
+    ip_summed: 0,
+    encapsulation: 0,
+    csum_start: 0,
+    csum_offset: 0,
+    mac_header: 0,
+    head: 0,
+    end: 0,
+    gso_type: 0,
+};
 
 /// Whether pods' packets travel between nodes as they are, and not inside VXLAN.
 #[inline(always)]
@@ -109,6 +118,9 @@ pub fn skb_layout() -> SkbLayout {
             csum_start: read_volatile(&raw const SKB_LAYOUT.csum_start),
             csum_offset: read_volatile(&raw const SKB_LAYOUT.csum_offset),
             mac_header: read_volatile(&raw const SKB_LAYOUT.mac_header),
+            head: read_volatile(&raw const SKB_LAYOUT.head),
+            end: read_volatile(&raw const SKB_LAYOUT.end),
+            gso_type: read_volatile(&raw const SKB_LAYOUT.gso_type),
         }
     }
 }

@@ -10,6 +10,7 @@ mod checksum_left;
 mod icmp;
 mod imprint;
 mod ipv4;
+mod list;
 mod plain;
 mod quote;
 mod redirect;
@@ -25,6 +26,7 @@ pub use checksum_left::checksum_left;
 pub use icmp::too_big;
 pub use imprint::imprint;
 pub use ipv4::{Faulty, FixedPart, Fragment, Headers, Loaded, Parsed, Place, ethertype};
+pub use list::is_list;
 pub use plain::Plain;
 pub use redirect::{Lookup, Way, leave, redirect, redirect_peer, source_towards};
 pub use rewrite::{

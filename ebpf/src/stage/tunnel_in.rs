@@ -12,7 +12,7 @@ use podwire_common::{
 use super::{fastpath, flow, frontend, icmp_error, local, source, stack_flow};
 use crate::{
     maps,
-    packet::{Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, get_tunnel_key, vni_of},
+    packet::{Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, get_tunnel_key, is_list, vni_of},
     verdict::{Outcome, Verdict},
 };
 
@@ -66,10 +66,12 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     }
 }
 
-/// UDP GSO that the program decapsulates never reaches its socket: the kernel's device does all but TCP right.
+/// UDP GSO that the program decapsulates never reaches its socket, and of a list only the first packet would lose its outer headers. Both are left
+/// to the kernel's device.
 #[inline(always)]
 fn is_other_segments(ctx: &TcContext, packet: &Parsed) -> bool {
-    packet.headers.protocol != protocol::TCP && ctx.segment_payload() != 0
+    ctx.segment_payload() != 0
+        && (packet.headers.protocol != protocol::TCP || is_list(ctx, maps::skb_layout()))
 }
 
 /// Decapsulates a packet; `false`: the kernel refuses, and it is left to the VXLAN device.

@@ -81,8 +81,8 @@ fn a_link_local_server_of_the_node_sees_the_pods_address() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
-    // As node-local DNS has it.
-    node.ip("link add nodelocaldns type dummy\naddress add 169.254.20.10/32 dev nodelocaldns\n").unwrap();
+    // As node-local DNS has it, whose device is a dummy.
+    node.ip("link add nodelocaldns type bridge\naddress add 169.254.20.10/32 dev nodelocaldns\n").unwrap();
     let server = udp(node, "169.254.20.10:53");
     let client = udp(&pod, "0.0.0.0:0");
     let seen = ask(&client, &server, "169.254.20.10:53".parse().unwrap(), "node-local DNS");
