@@ -83,9 +83,9 @@ pub struct Config {
     /// of default routes.
     #[arg(long = "uplink", env = "PODWIRE_UPLINK", value_delimiter = ',', value_name = "DEVICE")]
     pub uplinks: Vec<String>,
-    /// In direct mode, drop what comes from a pod of a node on the same link without that node's link address. It keeps
-    /// other hosts of the link from sending in pods' names. It drops all packets of pods whose node or switch sends from
-    /// several link addresses: bonds of balance-alb and -tlb, VRRP, proxies of ARP.
+    /// In direct mode, drop a remote pod's packet that comes from another link address than its node's. The check stops
+    /// other hosts of the link that forge pods' addresses. It breaks nodes that send from several link addresses: bonds of
+    /// balance-alb and balance-tlb, VRRP, ARP proxies.
     #[arg(long, env = "PODWIRE_CHECK_LINK_ADDRESSES", default_value_t = false, action = ArgAction::Set, value_name = "true|false")]
     pub check_link_addresses: bool,
     /// MTU of the pods, bytes. Default: what fits the uplinks, tunnel headers included.

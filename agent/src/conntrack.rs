@@ -66,7 +66,7 @@ impl Conntrack {
     }
 
     /// Both directions of every IPv4 connection, each as its packets arrive at the host stack: before
-    /// translation. Ports of anything but TCP, UDP and SCTP are 0.
+    /// translation. Ports of a protocol that has none are 0.
     ///
     /// # Errors
     /// The kernel's, or an answer that does not decode.

@@ -42,8 +42,8 @@ const LAST: u32 = u32::MAX;
 /// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
 const NOT_THERE: [i32; 3] = [-19, -2, -3];
 
-/// `-ENETUNREACH`, `-EHOSTUNREACH`, `-EACCES`, `-EINVAL`: what a question about a way is answered with where none leads on (the last two: `prohibit`,
-/// `blackhole`).
+/// `-ENETUNREACH`, `-EHOSTUNREACH`, `-EACCES` (`prohibit`), `-EINVAL` (`blackhole`): the kernel's answers to a route lookup without a
+/// usable route.
 const UNREACHABLE: [i32; 4] = [-101, -113, -13, -22];
 
 /// `-EBUSY`.
@@ -153,7 +153,7 @@ impl Links {
         Ok(host)
     }
 
-    /// As [`Self::host`], of one pod: what has its link's number or name, and the route by which the kernel reaches its address.
+    /// As [`Self::host`], for one pod: the devices with its link's number or name, and the kernel's route to its address.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -163,7 +163,7 @@ impl Links {
             host.devices.insert(device.index, device);
         }
         let mut query = to(RouteMessageBuilder::<IpAddr>::new(), address.into()).build();
-        // The entry of the routing table, where the kernel tells of the way alone otherwise.
+        // Without the flag the kernel answers with the resolved path, which lacks the entry's protocol and table.
         query.header.flags = RouteFlags::FibMatch;
         match self.handle.route().get(query).execute().try_next().await {
             Ok(route) => route.iter().for_each(|route| sort_route(&mut host, route)),

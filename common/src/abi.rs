@@ -102,7 +102,7 @@ pub const NODE_ON_LINK: u32 = 8;
 pub const NODE_OVERLAY: u32 = 16;
 /// The node takes inner frames for one link address only: that of its [`Vtep`].
 pub const NODE_VTEP: u32 = 32;
-/// The entry is an address of this node by which the others know it: an InternalIP of its Node object, or its [`NODE_OVERLAY`] address.
+/// The other nodes know this address of this node: an InternalIP of the Node object, or the [`NODE_OVERLAY`] address.
 pub const NODE_NAMED: u32 = 64;
 
 /// `VTEPS`: tunnel endpoint of a node with [`NODE_VTEP`] → its VXLAN device, where that is all that receives there.
@@ -256,8 +256,7 @@ pub const TRANSLATION_HOST_PORT: u8 = 3;
 /// A flow that leaves with an address of this node and has no socket here (the host's own rules have translated it), or is an
 /// echo. Nothing is translated; only the half of the replies is there, so that nobody else takes its 5-tuple.
 pub const TRANSLATION_RESERVATION: u8 = 4;
-/// What this node sends into the tunnel from an address that the others do not know it by, or sends on of others: the source becomes
-/// its address among its pods.
+/// A flow into the tunnel from a source that the other nodes do not know: the source becomes this node's overlay address.
 pub const TRANSLATION_TUNNEL: u8 = 5;
 
 /// A reply was seen.
@@ -606,9 +605,9 @@ pub const MODE_VXLAN: u16 = 0;
 /// Pod packets travel between nodes as they are.
 pub const MODE_DIRECT: u16 = 1;
 
-/// What comes bare from a pod of another node may bear any link address.
+/// A remote pod's bare packet may come from any link address.
 pub const LINK_ADDRESSES_ANY: u16 = 0;
-/// It has to bear the address at which the kernel reaches that node, where it knows one.
+/// It must come from its node's link address, if the kernel has a neighbour entry for that node.
 pub const LINK_ADDRESSES_CHECKED: u16 = 1;
 
 /// Types that the kernel and user space copy byte by byte, each with its size.

@@ -99,14 +99,14 @@ pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
         protocol::UDP | protocol::UDP_LITE if is_established => 300,
         protocol::UDP | protocol::UDP_LITE => 30,
         protocol::ICMP => 60,
-        // SCTP's own heartbeats come every 30 s; a tunnel may have nothing to say for long.
+        // SCTP sends heartbeats every 30 s. GRE and ESP tunnels may be idle for minutes.
         _ if is_established => 600,
         _ => 60,
     }
 }
 
-/// Whether a flow may get other ports than its own. SCTP's checksum is a CRC over all of the packet, which no one rewrites; GRE, ESP and
-/// other tunnels have none.
+/// Whether SNAT may change the flow's ports. It cannot change SCTP's, whose checksum is a CRC over the whole packet; GRE, ESP and others
+/// have none.
 #[inline(always)]
 pub const fn can_change_ports(protocol_number: u8) -> bool {
     matches!(protocol_number, protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::ICMP)
@@ -136,6 +136,9 @@ pub const fn holder(flow: &Flow, half: &Translation) -> Holder {
         (TRANSLATION_SNAT, true) => (half.destination, Be16::ZERO, 0),
         (TRANSLATION_HOST_PORT, false) => (half.destination, half.destination_port, flow.protocol),
         (TRANSLATION_HOST_PORT, true) => (flow.source, flow.source_port, flow.protocol),
+        // The overlay address, which no pod has. These flows have a share of their own, apart from the node's.
+        (TRANSLATION_TUNNEL, false) => (half.source, Be16::ZERO, 0),
+        (TRANSLATION_TUNNEL, true) => (flow.destination, Be16::ZERO, 0),
         _ => (Addr::UNSPECIFIED, Be16::ZERO, 0),
     };
     Holder { address, port, protocol, table: TABLE_TRANSLATIONS }
@@ -343,5 +346,11 @@ mod tests {
         );
         assert_eq!((request.address, request.port.get(), request.protocol), (pod, 8080, protocol::TCP));
         assert_eq!(request, reply);
+        let overlay = Addr::from_v4([10, 244, 1, 1]);
+        let into =
+            holder(&flow(world, pod, (443, 80)), &half(TRANSLATION_TUNNEL, 0, overlay, pod, (443, 80)));
+        let answer =
+            holder(&flow(pod, overlay, (80, 443)), &half(TRANSLATION_TUNNEL, 1, pod, world, (80, 443)));
+        assert_eq!((into.address, into), (overlay, answer));
     }
 }

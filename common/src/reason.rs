@@ -62,12 +62,12 @@ numbered! {
         NoNodeForDestination = 18 "no-node-for-destination",
         /// A kernel helper refused to change the packet.
         RewriteFailed = 19 "rewrite-failed",
-        /// No free source port towards that destination; of a protocol whose ports cannot change, or that has none: another flow
-        /// has what this one would become.
+        /// No free source port towards that destination. If SNAT cannot change the protocol's ports: another flow has this
+        /// flow's translated 5-tuple.
         SnatPortsExhausted = 20 "snat-ports-exhausted",
         /// The uplink that the route chose has no address to translate to.
         SnatNoAddress = 21 "snat-no-address",
-        /// ICMP that is no echo, no timestamp and no error.
+        /// ICMP other than echo, timestamp and errors.
         SnatProtocolUnknown = 22 "snat-protocol-unknown",
         /// The translation table is full.
         TranslationsFull = 23 "translations-full",
@@ -96,7 +96,7 @@ numbered! {
         TranslationShareUsed = 34 "translation-share-used",
         /// The program that was to go on is not in the array of programs: somebody has emptied it.
         ProgramMissing = 35 "program-missing",
-        /// A pod sent AH to the world: it authenticates the addresses, so that none may change.
+        /// A pod sent AH to the world. AH authenticates the addresses, so SNAT cannot change them.
         SnatImpossible = 36 "snat-impossible",
     }
 }

@@ -92,7 +92,7 @@ macro_rules! tables {
             entries 1024, option none, rank 1, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Link → address for translated packets, tunnel address, MTU. The VXLAN device's: the overlay address, no tunnel address.
+            /// Link → address for translated packets, tunnel address, MTU. The VXLAN device's entry: the overlay address, no tunnel address.
             UPLINKS, uplinks, Uplinks: Hash<u32, $crate::abi::Uplink>,
             entries 64, option none, rank 2, share $crate::tables::Share::Unlimited
         }

@@ -108,7 +108,7 @@ impl Executor {
 
     /// As [`Self::run`], but other threads do what takes long, and [`Self::joined`] tells when that is over. Files are written while the
     /// other operations are done: a disk takes longer than all of them; this is awaited before success is reported, or what was done is
-    /// reversed. What comes after a purge of flows is left to be run when that is over.
+    /// reversed. The operations after a purge of flows are left to the caller.
     pub(super) async fn start(&mut self, ops: Vec<Op>, reached: &mut Slice) -> Started {
         let (mut waits, mut rest) = (false, ops.into_iter());
         while let Some(op) = rest.next() {
@@ -329,9 +329,9 @@ impl Executor {
 pub(super) struct Started {
     /// Whether another thread is at work.
     pub(super) waits: bool,
-    /// What is left to do when flows are purged.
+    /// Operations to do after the purge of flows.
     pub(super) rest: Vec<Op>,
-    /// What became of all the others.
+    /// The result of the operations so far.
     pub(super) done: Result<(), Error>,
 }
 

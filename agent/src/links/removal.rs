@@ -1,4 +1,4 @@
-//! Removing a device, without waiting for what the kernel does after it is gone.
+//! Removes a device without waiting until the kernel has freed it.
 
 use std::io;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use tokio::task::spawn_blocking;
 use super::{LinkError, Links, NOT_THERE};
 use crate::files::FileError;
 
-/// Room for what the kernel tells of a device: about 1.5 kB.
+/// Bytes for the kernel's report of a device, which has about 1.5 kB.
 const ANSWER: usize = 1 << 14;
 
 impl Links {
-    /// Removes a device, and the other end of a pair with it. Nothing happens when it is not there. Afterwards it has no
-    /// packets, no programs and no name. The kernel frees it later; how much later is nobody's business here.
+    /// Removes a device, and the other end of a pair with it. Does nothing if the device does not exist. When this
+    /// returns, no packet passes the device, it has no programs, and its name is free. The kernel frees it later.
     ///
     /// # Errors
-    /// [`LinkError::File`]: the kernel's.
+    /// [`LinkError::File`] with the kernel's error.
     pub async fn remove_device(&self, index: u32, name: &str) -> Result<(), LinkError> {
         match remove(index).await {
             Err(error) if error.raw_os_error().is_some_and(|code| NOT_THERE.contains(&-code)) => Ok(()),
@@ -30,13 +30,14 @@ impl Links {
     }
 }
 
-/// The kernel keeps the thread that asks until every CPU is known to have let go of the device: 12 ms and more, beside the
-/// 0.5 ms of the removal itself. So a thread of its own asks, and what it waits for is heard of here: with `NLM_F_ECHO` the
-/// kernel tells of the removal at once (Linux 6.2; before, there is only the answer at the end).
+/// The kernel blocks the requesting thread until no CPU uses the device: 12 ms and more, where the removal itself takes
+/// 0.5 ms. A separate thread makes the request, and this function waits for the kernel's report of the removal
+/// (`NLM_F_ECHO`, Linux 6.2). Earlier kernels send only the acknowledgement at the end.
 async fn remove(index: u32) -> io::Result<()> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-    // The kernel tells of the other end as well, in the pod's namespace, to the socket that has this one's number there. The
-    // usual number, the process's, is taken by the agent's first routing socket, so that this is a random one, nobody's there.
+    // The kernel reports the other end of a pair, too: in the pod's namespace, to the socket with this port number there.
+    // Processes usually have their own number as the port. The agent's first routing socket took the agent's number, so
+    // the kernel gives this socket a random one.
     socket.socket_mut().bind_auto()?;
     let socket = Arc::new(socket);
     let asking = Arc::clone(&socket);
@@ -46,7 +47,7 @@ async fn remove(index: u32) -> io::Result<()> {
     });
     tokio::select! {
         answer = answer(&socket) => answer,
-        // The kernel was not asked, so that it will not answer.
+        // The request did not reach the kernel, so no answer comes.
         Ok(Err(error)) = asked => Err(error),
     }
 }
@@ -62,7 +63,7 @@ fn request(index: u32) -> Vec<u8> {
     bytes
 }
 
-/// The first thing that is heard: a refusal, or that the device is gone.
+/// Waits for the first message: the report of the removal, or an error.
 async fn answer(socket: &TokioSocket) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(ANSWER);
     socket.recv(&mut bytes).await?;

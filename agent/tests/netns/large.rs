@@ -15,12 +15,12 @@ const OFFLOADS: [&str; 8] = [
     "tso off gso off",
     "tso off gso off gro off",
     "tx off rx off tso off gso off gro off",
-    // The kernel may put what arrives into lists (`SKB_GSO_FRAGLIST`).
+    // The kernel may put packets into lists (`SKB_GSO_FRAGLIST`).
     "tso off gso off gro on rx-gro-list on",
     "gro on rx-udp-gro-forwarding on",
     "tx-udp-segmentation off",
 ];
-/// Everything on, and what is not on by itself off.
+/// The default: everything on but lists and UDP GRO forwarding.
 const USUAL: &str =
     "tx on rx on tso on gso on gro on rx-gro-list off rx-udp-gro-forwarding off tx-udp-segmentation on";
 const HOST_PORT: u16 = 8090;
@@ -135,11 +135,11 @@ fn offloads(mode: Mode) {
     }
 }
 
-/// TCP segments of some namespaces together.
+/// TCP segments of several namespaces, summed up.
 #[derive(Debug)]
 struct Segments {
     sent: u64,
-    /// Those that were sent again: the first was lost.
+    /// Retransmitted.
     again: u64,
 }
 

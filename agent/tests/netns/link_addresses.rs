@@ -1,4 +1,4 @@
-//! Nodes that send from several link addresses, as bonds of balance-alb and routers of VRRP do.
+//! Nodes that send from several link addresses, as balance-alb bonds and VRRP routers do.
 
 use podwire_common::reason::Drop;
 use podwire_common::reason::Path::{DirectIn, DirectOut};
@@ -31,7 +31,7 @@ fn a_node_may_send_from_several_link_addresses() {
 fn such_a_nodes_pods_are_cut_off_where_asked_for() {
     let lab = lab(&["--check-link-addresses", "true"]);
     let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
-    // As nodes of a cluster, which have resolved each other.
+    // The nodes of a cluster have resolved each other.
     traffic::tcp_exchange(lab.node(0), lab.node(1), lab.node(1).address(), 8080, 1000).unwrap();
     let before = Counted::quiet(&lab);
     let refused = traffic::udp_exchange(&pod, &far, far.address(), 8080, 100);
@@ -40,7 +40,7 @@ fn such_a_nodes_pods_are_cut_off_where_asked_for() {
     assert!(grown.drops(0).contains_key(Drop::PodSourceNotFromNode.name()), "{grown}");
 }
 
-/// Between the nodes, node2's frames get another link address. Its ARP keeps the one that it is reached by.
+/// The bridge between the nodes replaces the link address of node2's IPv4 frames. ARP keeps the true one.
 fn lab(arguments: &[&str]) -> Lab {
     let lab = Lab::builder().mode(Mode::Direct).agent_arguments(arguments).build().unwrap();
     let another = ANOTHER.map(|byte| format!("{byte:02x}")).join(":");

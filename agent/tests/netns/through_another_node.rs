@@ -1,4 +1,4 @@
-//! What enters the tunnel from addresses that the other nodes do not know: the world by way of a node, and a node's own others.
+//! Sources that the other nodes do not know: outside clients routed through a node, and a node's VIPs.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -38,7 +38,7 @@ fn a_node_talks_to_remote_pods_from_all_its_addresses() {
     node.add_address("eth0", VIP, 32).unwrap();
     assert_eq!(seen_as(node, &far, 7001), node.gateway(), "a VIP");
 
-    // From now on it is an InternalIP, which the others know.
+    // The other nodes know an InternalIP.
     let mut list = lab.node_list().unwrap();
     let addresses = list["items"][0]["status"]["addresses"].as_array_mut().unwrap();
     addresses.push(json!({ "type": "InternalIP", "address": VIP }));
@@ -72,7 +72,7 @@ fn an_internal_address_of_two_nodes_is_nobodys() {
     assert_eq!(seen_as(lab.node(0), &far, 7001), lab.node(0).gateway());
 }
 
-/// Whom a pod sees when a node's process asks it from the VIP and this port.
+/// The source that a pod sees when a node's process sends from the VIP and this port.
 fn seen_as(node: &Node, pod: &Pod, port: u16) -> IpAddr {
     let server = udp(pod, ("0.0.0.0", port));
     let client = udp(node, (VIP, port));

@@ -47,8 +47,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     Ok(Verdict::stack(Path::StackToTunnel))
 }
 
-/// Whether the other nodes do not know that an address is this node's, or know that it is not: a VIP of the node's, or somebody's for
-/// whom it routes.
+/// Whether the other nodes would drop this source: a VIP of this node, or an outside host.
 #[inline(always)]
 fn is_unknown_elsewhere(source: &Addr) -> bool {
     match maps::node(source) {

@@ -70,8 +70,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
 /// Whether the sender, no pod of this node, is the node's own address among its pods.
 ///
 /// # Errors
-/// [`Drop::PodSourceUnknown`] for a pod network's source that is no pod's here: its pod is gone, or another node's pod is sent on, by a
-/// rule of the host or because it answers somebody by way of this node.
+/// [`Drop::PodSourceUnknown`] for a pod address without a pod here: the pod is gone, or the host forwards another node's pod.
 #[inline(always)]
 fn sender_is_overlay_address(headers: &Headers) -> Result<bool, Drop> {
     match maps::node(&headers.source_address()) {

@@ -45,7 +45,7 @@ pub fn is_direct() -> bool {
     unsafe { read_volatile(&raw const CONFIG.mode) == MODE_DIRECT }
 }
 
-/// Whether what comes bare from another node's pod has to bear that node's link address.
+/// Whether a remote pod's bare packet must come from its node's link address.
 #[inline(always)]
 pub fn checks_link_addresses() -> bool {
     // SAFETY: as above.

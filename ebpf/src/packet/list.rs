@@ -1,4 +1,4 @@
-//! Packets that the kernel has put into a list. No context of a program shows it, so it is read as in `checksum_left.rs`.
+//! Lists of packets (fraglist GRO). The program's context does not show them, so this reads the socket buffer, as `checksum_left.rs` does.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::abi::SkbLayout;
@@ -8,8 +8,8 @@ use crate::helpers::bpf_probe_read_kernel;
 /// `linux/skbuff.h`.
 const SKB_GSO_FRAGLIST: u32 = 1 << 18;
 
-/// Whether a large packet is a list of packets, each as it arrived (the feature `rx-gro-list`): what a program takes off the
-/// first one's front stays with the others. Where it cannot be read, it is taken for one.
+/// Whether a large packet is a list of whole packets (`ethtool` feature `rx-gro-list`). A program changes only the first one's
+/// headers. If the kernel refuses the read, the packet counts as a list.
 #[inline(never)]
 pub fn is_list(ctx: &TcContext, layout: SkbLayout) -> bool {
     let (mut head, mut end, mut kind) = (0_u64, 0_u32, 0_u32);

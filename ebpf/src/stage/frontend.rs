@@ -46,8 +46,8 @@ pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
     deliver(ctx, packet, &to, Path::HostPortIn)
 }
 
-/// A packet for this node's own addresses from a pod, here or out of the tunnel: to a hostPort, or an answer to whom this node
-/// masqueraded into the tunnel. Any other goes up the stack, counted under a path.
+/// A pod's packet to an address of this node, from a pod here or out of the tunnel: to a hostPort, or the reply to a flow that
+/// `to_overlay` masqueraded. Any other goes up the stack, counted under a path.
 ///
 /// # Errors
 /// As [`request`]; [`Drop::FragmentBeforeFirst`].

@@ -145,8 +145,8 @@ pub fn of_bare_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Result<(), Drop> 
     }
 }
 
-/// Refuses a pod network's source that arrives bare on an uplink, unless it comes by the link of the node that owns it,
-/// and, where that is asked for, from its link address.
+/// Drops a pod address that arrives bare on an uplink, unless it comes by its node's link, and, with
+/// `--check-link-addresses`, from its node's link address.
 ///
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].

@@ -66,8 +66,8 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     }
 }
 
-/// UDP GSO that the program decapsulates never reaches its socket, and of a list only the first packet would lose its outer headers. Both are left
-/// to the kernel's device.
+/// Large packets that the program must not decapsulate. The kernel drops UDP GSO afterwards, and only the first packet of a list would
+/// lose its outer headers. The VXLAN device handles both.
 #[inline(always)]
 fn is_other_segments(ctx: &TcContext, packet: &Parsed) -> bool {
     ctx.segment_payload() != 0

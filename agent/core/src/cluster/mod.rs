@@ -197,9 +197,9 @@ pub enum NodeProblem {
         /// What is wrong, and what to do.
         problem: flannel::Problem,
     },
-    /// An InternalIP beside the first that is not this node's alone.
+    /// A second InternalIP that another node or a podCIDR has as well.
     #[error(
-        "node {node}: its InternalIP {address} is left out, since another node or a podCIDR has it as well: give each node addresses of its own"
+        "node {node}: its second InternalIP {address} is ignored, because another node or a podCIDR has it as well: give each node its own addresses"
     )]
     DoubtfulAddress {
         /// Its name.
@@ -281,7 +281,7 @@ impl Cluster {
             Some((name.to_owned(), Skipped::Contradiction))
         }));
         problems.append(&mut contradictions);
-        problems.extend(accepted.leave_doubtful_addresses_out());
+        problems.extend(accepted.ignore_doubtful_addresses());
         let mut remote = accepted.nodes;
         let own = remote.remove(own_name);
         if own.is_none() && !records.iter().any(|record| record.name == own_name) {
@@ -368,8 +368,8 @@ impl Accepted {
         Ok(())
     }
 
-    /// Addresses beside the first that several nodes name, or that are pods', are nobody's.
-    fn leave_doubtful_addresses_out(&mut self) -> Vec<NodeProblem> {
+    /// Removes second addresses that several nodes have, or that lie in a podCIDR.
+    fn ignore_doubtful_addresses(&mut self) -> Vec<NodeProblem> {
         let mut named: BTreeMap<IpAddr, u32> = BTreeMap::new();
         for address in self.nodes.values().flat_map(Node::addresses) {
             *named.entry(address).or_default() += 1;
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_beside_the_first_are_one_nodes_alone() {
+    fn a_second_address_belongs_to_one_node_or_to_none() {
         let others = |records: &[NodeRecord]| {
             let (cluster, problems) = Cluster::from_records(records, "node1", &[]);
             let others = cluster.remote["node2"].other_addresses.clone();
@@ -464,7 +464,7 @@ mod tests {
         let (left, problems) = others(&[node1("192.0.2.2"), node2]);
         assert!(left.is_empty(), "{left:?}");
         assert!(
-            problems.len() == 2 && problems[1].contains("node2: its InternalIP 192.0.2.2"),
+            problems.len() == 2 && problems[1].contains("node2: its second InternalIP 192.0.2.2"),
             "{problems:?}"
         );
         let of_a_pod = record("node2", &["10.244.2.0/24"], &["10.200.0.2", "10.244.1.9"]);

@@ -24,17 +24,17 @@ use crate::wire;
 /// lives as long, and an ADD that needs the address waits.
 const PATIENCE: Duration = Duration::from_millis(3);
 
-/// An endpoint that is taken back, but for the purge of its flows and what follows.
+/// An endpoint whose removal waits for the purge of its flows.
 pub(super) struct Releasing {
     endpoint: Endpoint,
     why: &'static str,
-    /// What follows the purge.
+    /// Operations to do after the purge.
     rest: Vec<Op>,
     /// Who waits for it.
     waiting: Vec<oneshot::Sender<Outcome>>,
 }
 
-/// Of a release.
+/// The result of a release.
 type Outcome = Result<(), Failure>;
 
 impl Pods {
@@ -56,7 +56,7 @@ impl Pods {
         tokio::spawn(answer_in_time(outcome, reply));
     }
 
-    /// Begins to take everything of an endpoint back, and says where the outcome comes.
+    /// Starts to remove everything of an endpoint. The outcome arrives through the channel.
     async fn release(
         &mut self,
         state: &mut State,
@@ -78,7 +78,7 @@ impl Pods {
         outcome
     }
 
-    /// Takes everything of endpoints back. What fails does not keep the others from being taken. All are purged together.
+    /// Removes everything of endpoints. A failure does not stop the others. One purge serves all of them.
     pub(super) async fn release_all(
         &mut self,
         state: &mut State,
@@ -98,7 +98,7 @@ impl Pods {
         over.collect()
     }
 
-    /// Goes on with those whose flows were purged, or could not be.
+    /// Finishes the releases that waited for a purge of these addresses.
     pub(super) async fn finish_purged(
         &mut self,
         state: &mut State,
@@ -137,14 +137,14 @@ impl Pods {
 }
 
 impl Releasing {
-    /// Where its outcome comes.
+    /// Adds a channel for the outcome.
     fn outcome(&mut self) -> oneshot::Receiver<Outcome> {
         let (sender, receiver) = oneshot::channel();
         self.waiting.push(sender);
         receiver
     }
 
-    /// Does what follows the purge.
+    /// Does the operations after the purge, and reports the outcome.
     async fn finish(mut self, state: &mut State, purged: Outcome) {
         let rest = std::mem::take(&mut self.rest);
         let done = match purged {
@@ -170,7 +170,7 @@ impl Releasing {
     }
 }
 
-/// Answers a DEL with its outcome, and without it when [`PATIENCE`] ends.
+/// Answers a DEL with its outcome, or with success when [`PATIENCE`] ends first.
 async fn answer_in_time(outcome: oneshot::Receiver<Outcome>, reply: oneshot::Sender<Reply>) {
     match timeout(PATIENCE, outcome).await {
         Ok(Ok(done)) => answer(reply, done.map(|()| Reply::Deleted)),

@@ -32,7 +32,7 @@ use other::OtherPods;
 pub(super) use add::proposed;
 pub(super) use check::check;
 
-/// Why an endpoint is taken back that nobody asks to delete.
+/// The log line of a release that no runtime asked for.
 const DEVICE_GONE: &str = "released: its device is gone";
 
 /// What is under way for pods.
@@ -40,7 +40,7 @@ const DEVICE_GONE: &str = "released: its device is gone";
 pub(super) struct Pods {
     /// ADDs that are done but for the disk, by name of the host side.
     adding: BTreeMap<String, Adding>,
-    /// Endpoints that are taken back, but for the purge of flows and what follows, by name of the host side.
+    /// Releases that wait for a purge of flows, by name of the host side.
     releasing: BTreeMap<String, Releasing>,
     /// Whether the disk has refused a file since that was last asked.
     has_disk_failed: bool,

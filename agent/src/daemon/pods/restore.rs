@@ -58,7 +58,7 @@ impl Pods {
         for (mut endpoint, outcome) in self.release_all(state, due, DEVICE_GONE).await {
             if let Err(failure) = outcome {
                 not_released(state, &endpoint, &failure.message);
-                // The sweep tries again: no device has this number.
+                // The sweep tries again. No device has the number 0.
                 endpoint.ifindex = 0;
                 self.miss(state, endpoint.attachment.clone());
                 there.push(endpoint);

@@ -44,7 +44,7 @@ fn networks_are_excluded_and_included_again_without_a_restart() {
     assert_eq!(node.agent_pid(), pid, "without a restart");
 }
 
-/// What a cloud's nodes get their credentials from. It answers who has the node's address.
+/// A cloud's metadata service: it answers the node's address only.
 const METADATA: &str = "169.254.169.254";
 
 #[test]
@@ -81,7 +81,7 @@ fn a_link_local_server_of_the_node_sees_the_pods_address() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
-    // As node-local DNS has it, whose device is a dummy.
+    // Node-local DNS uses a dummy device, which this kernel lacks.
     node.ip("link add nodelocaldns type bridge\naddress add 169.254.20.10/32 dev nodelocaldns\n").unwrap();
     let server = udp(node, "169.254.20.10:53");
     let client = udp(&pod, "0.0.0.0:0");

@@ -13,7 +13,7 @@ use crate::sockets::PATIENCE;
 const SERVER: u16 = 5000;
 const CLIENT: u16 = 40000;
 const IP_HEADER: usize = 20;
-/// Of no key and no sequence number, around IPv4.
+/// GRE without a key and a sequence number, around a few bytes.
 const GRE: [u8; 8] = [0, 0, 8, 0, b'p', b'o', b'd', b's'];
 
 #[test]
@@ -69,7 +69,7 @@ fn what_authenticates_its_addresses_is_refused_and_counted() {
     client.send_to(&[0; 24], (lab.world_address(), 0)).unwrap();
     let grown = Counted::quiet(&lab).since(&before);
     assert_eq!(grown.drops(0).get(Drop::SnatImpossible.name()), Some(&1), "{grown}");
-    // A pod of the cluster sees who it is.
+    // Pods of the cluster see the sender's own address.
     let other = lab.node(0).add_pod("other").unwrap();
     let server = open(&other, SocketType::RAW, ipproto::AH, 0);
     client.send_to(&[0; 24], (other.address(), 0)).unwrap();
@@ -77,7 +77,7 @@ fn what_authenticates_its_addresses_is_refused_and_counted() {
     assert_eq!(peer, pod.address());
 }
 
-/// Of raw sockets, what is received begins with the IP header.
+/// A raw socket receives the IP header, too.
 fn open(ns: &Ns, kind: SocketType, protocol: Protocol, port: u16) -> UdpSocket {
     let open = || -> std::io::Result<UdpSocket> {
         let socket = socket(AddressFamily::INET, kind, Some(protocol))?;

@@ -76,7 +76,7 @@ pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
 fn reserve(ctx: &TcContext, packet: &Parsed) {
     let flow = &packet.flow;
     let needed = match flow.protocol {
-        // What routers and virtual addresses say to each other (OSPF, VRRP) has no answer.
+        // OSPF and VRRP send to groups: nothing replies.
         _ if packet.headers.is_multicast() => false,
         // Only who asks has the identifier as its port.
         protocol::ICMP => flow.source_port != Be16::ZERO,
@@ -87,7 +87,7 @@ fn reserve(ctx: &TcContext, packet: &Parsed) {
                 && !translation::is_node_port(flow.source_port)
                 && !belongs_to_socket(ctx, flow)
         }
-        // No lookup finds who has it.
+        // The kernel has no lookup for sockets of other protocols.
         _ => true,
     };
     if !needed {

@@ -1,4 +1,4 @@
-//! What enters the tunnel from addresses that the other nodes do not know this node by.
+//! Masquerades sources that the other nodes do not know, on their way into the tunnel.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -12,10 +12,10 @@ use crate::{
     packet::{Parsed, translate},
 };
 
-/// Gives a packet this node's address among its pods as its source: the answer comes back by the tunnel, and is translated there.
+/// Replaces the source with the overlay address. The reply comes back through the tunnel, where `from_overlay` restores the destination.
 ///
 /// # Errors
-/// The reason why it cannot be translated: the other node would drop it, and only that node would count it.
+/// Those of [`translation::check`] and [`translation::establish`]; [`Drop::SnatNoAddress`].
 #[inline(never)]
 pub fn into_tunnel(ctx: &TcContext, packet: &mut Parsed) -> Result<(), Drop> {
     flow::complete(packet)?;
@@ -38,7 +38,7 @@ pub fn into_tunnel(ctx: &TcContext, packet: &mut Parsed) -> Result<(), Drop> {
     translate(ctx, packet, &to)
 }
 
-/// Whether a packet of another node's pod has come out of the tunnel for somebody whom this node has masqueraded there.
+/// Whether a remote pod's packet is the reply to a flow that [`into_tunnel`] masqueraded.
 // A function of its own: the key would take its place on the stack of the caller.
 #[inline(never)]
 pub fn is_answer_from_tunnel(packet: &mut Parsed) -> bool {

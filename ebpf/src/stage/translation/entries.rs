@@ -14,8 +14,8 @@ use crate::{
     packet::{Fragment, Parsed},
 };
 
-/// Refuses what no translation can be made for. Of ICMP that are all but questions and their answers, which have an identifier; a later
-/// fragment is judged by its first one's translation.
+/// Refuses packets that cannot be translated: AH, and ICMP without an identifier. A later fragment passes, because its first one has
+/// decided.
 ///
 /// # Errors
 /// [`Drop::SnatProtocolUnknown`], [`Drop::SnatImpossible`].
