@@ -137,6 +137,9 @@ names! {
     NodeListStale, "node-list-stale", Degraded, "check that the API server, or the file of --nodes, can be read";
     /// A node, or a part of its entry, is not used. Subject: the problem.
     NodeProblem, "node-problem", Degraded, "correct that node's entry";
+    /// No link has this node's InternalIP.
+    InternalIpAbsent, "internal-ip-absent", Degraded,
+        "give the node the address, or have its kubelet report another (--node-ip); nothing is to do if the cloud maps the address one to one";
     /// Another node is out of reach. Subject: the node.
     NoRouteToNode, "no-route-to-node", Degraded, "give this node a route to that node's InternalIP";
     /// The route to another node leaves by a link without programs. Subject: the node.

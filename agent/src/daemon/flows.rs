@@ -49,7 +49,9 @@ pub(super) fn take(state: &mut State, collected: &Collected) {
 /// Who holds entries of a table, for the log.
 fn name_of(model: &Model, holder: &Holder) -> String {
     let pod = model.endpoints.values().find(|endpoint| Addr::from(endpoint.address) == holder.address);
+    let overlay = model.own.as_ref().map(|own| Addr::from(own.overlay_address()));
     match pod {
+        None if Some(holder.address) == overlay => "the masquerading into the tunnel".to_owned(),
         None if holder.address == Addr::UNSPECIFIED => "this node".to_owned(),
         None => format!("{:?}, which is no pod's any more,", holder.address),
         Some(pod) if holder.protocol == 0 => pod.to_string(),

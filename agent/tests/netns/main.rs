@@ -28,6 +28,7 @@ mod host_processes;
 mod icmp_errors;
 mod idle_clients;
 mod install;
+mod internal_ip;
 mod ipv6_router;
 mod known_flows;
 mod kube_proxy;

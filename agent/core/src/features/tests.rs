@@ -145,6 +145,27 @@ fn this_nodes_own_addresses_are_local() {
 }
 
 #[test]
+fn an_absent_internal_address_is_replaced_by_the_uplinks() {
+    let mut model = model(Mode::Vxlan);
+    model.uplinks[0].addresses = vec![ip("10.200.0.51"), ip("192.0.2.1")];
+    let slice = desired(&model, Scope::All);
+    assert!(!slice.tables.nodes.contains_key(&ip("10.200.0.1").into()));
+    assert_eq!(flags(&slice, ip("10.200.0.51")), abi::NODE_ADDRESS | abi::NODE_LOCAL);
+    assert_eq!(slice.tables.uplinks[&2].tunnel_address, ip("10.200.0.51").into());
+    assert_eq!(slice.tables.nodes[&net("10.244.2.0/24").into()].source, ip("10.200.0.51").into());
+    let source = Some(ip("10.200.0.51"));
+    assert_eq!(slice.routes[&net("10.244.2.0/24")], Route::Link { device: 9, gateway: None, source });
+    // Without any address on an uplink, the kernel chooses the source.
+    model.uplinks[0].addresses.clear();
+    let slice = desired(&model, Scope::All);
+    assert_eq!(slice.routes[&net("10.244.2.0/24")], Route::Link { device: 9, gateway: None, source: None });
+    // An address on another link, the loopback device for example, is an address of the node.
+    model.other_addresses.insert(ip("10.200.0.1"));
+    let slice = desired(&model, Scope::All);
+    assert_eq!(slice.tables.uplinks[&2].tunnel_address, ip("10.200.0.1").into());
+}
+
+#[test]
 fn all_internal_addresses_of_a_node_are_its_own() {
     let mut model = model(Mode::Vxlan);
     let node2 = model.remote.get_mut("node2").unwrap();

@@ -24,9 +24,10 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 }
 
 fn add_uplinks(slice: &mut Slice, model: &Model, own: &Node) {
+    let underlay = model.underlay_address().unwrap_or(own.address).into();
     for uplink in &model.uplinks {
         let ipv4 = uplink.addresses.first().map_or(Addr::UNSPECIFIED, |address| (*address).into());
-        let entry = abi::Uplink { ipv4, tunnel_address: own.address.into(), mtu: uplink.mtu, reserved: 0 };
+        let entry = abi::Uplink { ipv4, tunnel_address: underlay, mtu: uplink.mtu, reserved: 0 };
         slice.tables.uplinks.insert(uplink.index, entry);
     }
     if let (Some(device), Some(mtu)) = (model.vxlan, model.fitting_mtu()) {
@@ -38,7 +39,7 @@ fn add_uplinks(slice: &mut Slice, model: &Model, own: &Node) {
 fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
     let entry = |flags| abi::Node {
         tunnel_endpoint: own.address.into(),
-        source: own.address.into(),
+        source: model.underlay_address().unwrap_or(own.address).into(),
         uplink: 0,
         mtu: model.pod_mtu().unwrap_or_default(),
         node_id: own.id(),
@@ -48,7 +49,7 @@ fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
     nodes.insert(own.pod_network.into(), entry(abi::NODE_POD_NETWORK));
     let uplink_addresses = model.uplinks.iter().flat_map(|uplink| &uplink.addresses);
     let others = model.other_addresses.iter().filter(|address| !is_of_cluster(model, own, **address));
-    for address in uplink_addresses.chain(others).copied().chain([own.address]) {
+    for address in uplink_addresses.chain(others).copied() {
         let named = if own.addresses().any(|named| named == address) { abi::NODE_NAMED } else { 0 };
         nodes.insert(address.into(), entry(abi::NODE_ADDRESS | named));
     }

@@ -74,6 +74,28 @@ impl Model {
         towards_nodes.into_iter().chain(own).min().map(|underlay| self.mode.payload(underlay))
     }
 
+    /// The address by which this node and the others reach each other: the InternalIP. If no link has it, the first
+    /// uplink's first address takes its place: a cloud may map the InternalIP one to one. `None`: this node is not known.
+    pub fn underlay_address(&self) -> Option<IpAddr> {
+        let internal = self.own.as_ref()?.address;
+        if self.has_address(internal) {
+            return Some(internal);
+        }
+        let of_uplinks = self.uplinks.iter().find_map(|uplink| uplink.addresses.first().copied());
+        Some(of_uplinks.unwrap_or(internal))
+    }
+
+    /// The source of this node's routes to pods. `None`: the kernel chooses, since it refuses a source that no link has.
+    pub fn route_source(&self) -> Option<IpAddr> {
+        self.underlay_address().filter(|address| self.has_address(*address))
+    }
+
+    /// Whether one of this node's links has an address.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        let mut of_uplinks = self.uplinks.iter().flat_map(|uplink| &uplink.addresses);
+        of_uplinks.any(|of_link| *of_link == address) || self.other_addresses.contains(&address)
+    }
+
     /// The endpoint of an attachment. One whose file was lost is known by its device, whose name follows from the attachment.
     pub fn endpoint_of(&self, attachment: &Attachment) -> Option<&Endpoint> {
         let by_device = || {

@@ -38,6 +38,11 @@ impl Upkeep {
             }
             state.model.uplinks = uplinks;
         }
+        let absent = Some(own.address).filter(|address| !state.model.has_address(*address));
+        let absent = absent.zip(state.model.underlay_address()).map(|(absent, instead)| {
+            format!("no link has this node's InternalIP {absent}: packets to other nodes leave with {instead} instead")
+        });
+        state.conditions.update(ConditionName::InternalIpAbsent, absent);
         let doubtful = self.paths_asked.is_none() || self.paths_doubtful && self.paths_are_old();
         if doubtful || host.routes_differ(&state.host) {
             state.model.paths = ask_paths(state, host).await;
