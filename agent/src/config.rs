@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 use podwire_common::abi;
 use podwire_common::addr::Be16;
@@ -83,11 +83,9 @@ pub struct Config {
     /// of default routes.
     #[arg(long = "uplink", env = "PODWIRE_UPLINK", value_delimiter = ',', value_name = "DEVICE")]
     pub uplinks: Vec<String>,
-    /// In direct mode, drop a remote pod's packet that comes from another link address than its node's. The check stops
-    /// other hosts of the link that forge pods' addresses. It breaks nodes that send from several link addresses: bonds of
-    /// balance-alb and balance-tlb, VRRP, ARP proxies.
-    #[arg(long, env = "PODWIRE_CHECK_LINK_ADDRESSES", default_value_t = false, action = ArgAction::Set, value_name = "true|false")]
-    pub check_link_addresses: bool,
+    /// Link addresses that remote pods' packets may come from in direct mode.
+    #[arg(long, env = "PODWIRE_LINK_ADDRESSES", default_value = "any")]
+    pub link_addresses: LinkAddresses,
     /// MTU of the pods, bytes. Default: what fits the uplinks, tunnel headers included.
     #[arg(long, env = "PODWIRE_MTU", value_parser = clap::value_parser!(u32).range(576..=65535), value_name = "BYTES")]
     pub mtu: Option<u32>,
@@ -206,6 +204,15 @@ pub enum HostRulesSee {
     EachConnection,
 }
 
+/// `--link-addresses`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LinkAddresses {
+    /// Nodes may send from several, as balance-alb bonds, VRRP and ARP proxies do.
+    Any,
+    /// Only the node's, as the neighbour table has it: other hosts of the link cannot forge pods' addresses, and nodes that send from several are cut off.
+    Checked,
+}
+
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -271,9 +278,9 @@ impl Config {
                 Mode::Vxlan => abi::MODE_VXLAN,
                 Mode::Direct => abi::MODE_DIRECT,
             },
-            link_addresses: match self.check_link_addresses {
-                true => abi::LINK_ADDRESSES_CHECKED,
-                false => abi::LINK_ADDRESSES_ANY,
+            link_addresses: match self.link_addresses {
+                LinkAddresses::Any => abi::LINK_ADDRESSES_ANY,
+                LinkAddresses::Checked => abi::LINK_ADDRESSES_CHECKED,
             },
             vni: self.vni,
             vxlan_ifindex: vxlan.unwrap_or_default(),

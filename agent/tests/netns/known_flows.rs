@@ -103,7 +103,7 @@ fn node_that_leaves_returns_or_moves_takes_its_flows_along() {
 #[test]
 fn what_pretends_to_be_of_a_known_flow_is_dropped() {
     for mode in MODES {
-        let pair = Pair::with(mode, &["--check-link-addresses", "true"]);
+        let pair = Pair::with(mode, &["--link-addresses", "checked"]);
         let other = pair.lab.node(0).add_pod("other").unwrap();
         let stranger = pair.lab.add_host("stranger", "10.200.0.66".parse().unwrap()).unwrap();
         let [pod, far] = [&pair.pod, &pair.far];

@@ -29,7 +29,7 @@ fn a_node_may_send_from_several_link_addresses() {
 
 #[test]
 fn such_a_nodes_pods_are_cut_off_where_asked_for() {
-    let lab = lab(&["--check-link-addresses", "true"]);
+    let lab = lab(&["--link-addresses", "checked"]);
     let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
     // The nodes of a cluster have resolved each other.
     traffic::tcp_exchange(lab.node(0), lab.node(1), lab.node(1).address(), 8080, 1000).unwrap();

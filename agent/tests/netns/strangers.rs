@@ -175,7 +175,7 @@ struct Scene {
 fn arguments(mode: Mode) -> &'static [&'static str] {
     match mode {
         Mode::Vxlan => &[],
-        Mode::Direct => &["--check-link-addresses", "true"],
+        Mode::Direct => &["--link-addresses", "checked"],
     }
 }
 

@@ -146,7 +146,7 @@ pub fn of_bare_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Result<(), Drop> 
 }
 
 /// Drops a pod address that arrives bare on an uplink, unless it comes by its node's link, and, with
-/// `--check-link-addresses`, from its node's link address.
+/// `--link-addresses checked`, from its node's link address.
 ///
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].
