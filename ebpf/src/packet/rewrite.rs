@@ -156,7 +156,7 @@ fn translate_end(
         return Ok(());
     }
     let (from, to) = (u64::from(u32::from_ne_bytes(old)), u64::from(address.v4_be32()));
-    // ICMP and SCTP have no pseudo header.
+    // ICMP has no pseudo header.
     if packet.flow.protocol != protocol::ICMP
         && let Some((checksum_at, flags)) = transport_checksum(packet)
     {

@@ -30,7 +30,6 @@ fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
     let Some(path) = model.paths.get(&node.address).copied().or(fallback) else {
         return;
     };
-    let underlay = model.underlay_address().unwrap_or(own.address);
     let on_link = if path.gateway.is_none() { abi::NODE_ON_LINK } else { 0 };
     let vtep = node.vtep_mac.filter(|_| model.mode == Mode::Vxlan);
     let vtep_entry = vtep.map(|mac| (node.address.into(), abi::Vtep { mac, reserved: [0; 2] }));
@@ -38,7 +37,7 @@ fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
     let of_vtep = if vtep.is_some() { abi::NODE_VTEP } else { 0 };
     let entry = |flags| abi::Node {
         tunnel_endpoint: node.address.into(),
-        source: underlay.into(),
+        source: model.underlay_address(own).into(),
         uplink: path.device,
         mtu: model.mode.payload(path.mtu),
         node_id: node.id(),
@@ -50,7 +49,7 @@ fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
     }
 
     // A node without our programs answers by its own routes: to our address past the tunnel, where a pod's address is refused.
-    let source = if vtep.is_some() { Some(own.overlay_address()) } else { model.route_source() };
+    let source = if vtep.is_some() { Some(own.overlay_address()) } else { model.route_source(own) };
     let route = match (model.mode, model.vxlan) {
         (Mode::Vxlan, Some(device)) => Some(Route::Link { device, gateway: None, source }),
         // Behind a router the host's own routes must know the way: only they can name that router's routes to pods.

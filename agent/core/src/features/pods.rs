@@ -27,8 +27,8 @@ fn add_link(slice: &mut Slice, model: &Model, endpoint: &Endpoint) {
     slice.programs.insert(endpoint.ifindex, programs);
     let link = Link { mtu: endpoint.mtu, up: true, ..Link::down(endpoint) };
     slice.links.insert(endpoint.ifindex, link);
-    if model.own.is_some() {
-        let route = Route::Link { device: endpoint.ifindex, gateway: None, source: model.route_source() };
+    if let Some(own) = &model.own {
+        let route = Route::Link { device: endpoint.ifindex, gateway: None, source: model.route_source(own) };
         slice.routes.insert(endpoint.address.into(), route);
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 }
 
 fn add_uplinks(slice: &mut Slice, model: &Model, own: &Node) {
-    let underlay = model.underlay_address().unwrap_or(own.address).into();
+    let underlay = model.underlay_address(own).into();
     for uplink in &model.uplinks {
         let ipv4 = uplink.addresses.first().map_or(Addr::UNSPECIFIED, |address| (*address).into());
         let entry = abi::Uplink { ipv4, tunnel_address: underlay, mtu: uplink.mtu, reserved: 0 };
@@ -39,7 +39,7 @@ fn add_uplinks(slice: &mut Slice, model: &Model, own: &Node) {
 fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
     let entry = |flags| abi::Node {
         tunnel_endpoint: own.address.into(),
-        source: model.underlay_address().unwrap_or(own.address).into(),
+        source: model.underlay_address(own).into(),
         uplink: 0,
         mtu: model.pod_mtu().unwrap_or_default(),
         node_id: own.id(),

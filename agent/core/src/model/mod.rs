@@ -74,20 +74,19 @@ impl Model {
         towards_nodes.into_iter().chain(own).min().map(|underlay| self.mode.payload(underlay))
     }
 
-    /// The address by which this node and the others reach each other: the InternalIP. If no link has it, the first
-    /// uplink's first address takes its place: a cloud may map the InternalIP one to one. `None`: this node is not known.
-    pub fn underlay_address(&self) -> Option<IpAddr> {
-        let internal = self.own.as_ref()?.address;
-        if self.has_address(internal) {
-            return Some(internal);
+    /// The address by which this node and the others reach each other: the InternalIP of `own`. If no link has it, the first
+    /// uplink's first address takes its place: a cloud may map the InternalIP one to one.
+    pub fn underlay_address(&self, own: &Node) -> IpAddr {
+        if self.has_address(own.address) {
+            return own.address;
         }
         let of_uplinks = self.uplinks.iter().find_map(|uplink| uplink.addresses.first().copied());
-        Some(of_uplinks.unwrap_or(internal))
+        of_uplinks.unwrap_or(own.address)
     }
 
     /// The source of this node's routes to pods. `None`: the kernel chooses, since it refuses a source that no link has.
-    pub fn route_source(&self) -> Option<IpAddr> {
-        self.underlay_address().filter(|address| self.has_address(*address))
+    pub fn route_source(&self, own: &Node) -> Option<IpAddr> {
+        Some(self.underlay_address(own)).filter(|address| self.has_address(*address))
     }
 
     /// Whether one of this node's links has an address.

@@ -39,7 +39,8 @@ impl Upkeep {
             state.model.uplinks = uplinks;
         }
         let absent = Some(own.address).filter(|address| !state.model.has_address(*address));
-        let absent = absent.zip(state.model.underlay_address()).map(|(absent, instead)| {
+        let absent = absent.map(|absent| {
+            let instead = state.model.underlay_address(&own);
             format!("no link has this node's InternalIP {absent}: packets to other nodes leave with {instead} instead")
         });
         state.conditions.update(ConditionName::InternalIpAbsent, absent);
