@@ -120,7 +120,7 @@ names! {
     PinsMissing, "pins-missing", NoAdds, "mount a BPF file system at --bpf-dir again, writable";
     /// Kernel switches that pods need cannot be set.
     Switches, "switches", CutOff, "make the node's /proc/sys/net writable for the agent (--sysctl-dir), or set the switch";
-    /// Another tool's queueing discipline stands where the programs of an uplink belong. Subject: the uplink.
+    /// Another tool's queueing discipline stands where the programs of a link belong. Subject: the link.
     UplinkObstructed, "uplink-obstructed", CutOff, "remove the other discipline as the sentence says";
     /// The agent has not got a node list with this node yet, and cannot read one.
     NodeListUnread, "node-list-unread", Waiting, "check that the API server, or the file of --nodes, can be read";
@@ -144,6 +144,9 @@ names! {
     NoRouteToNode, "no-route-to-node", Degraded, "give this node a route to that node's InternalIP";
     /// The route to another node leaves by a link without programs. Subject: the node.
     RoutePastUplinks, "route-past-uplinks", Degraded, "name the link with --uplink";
+    /// The route for pods' packets to the world leads by a link without programs. Subject: the link.
+    LinkWithoutPrograms, "link-without-programs", Degraded,
+        "name the link with --uplink; or nothing, if pods need not reach what is behind it";
     /// The host's firewall may drop pods' packets. Subject: the place.
     FirewallDrops, "firewall-drops", Degraded, "run the commands that the sentence names";
     /// The host's firewall cannot be read.

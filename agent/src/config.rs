@@ -14,6 +14,7 @@ use podwire_common::addr::Be16;
 use podwire_common::names;
 use podwire_common::tables::Table;
 use podwire_core::model::Mode;
+use podwire_core::node_links::{LinkPattern, LinkRules};
 
 use crate::cni_server::SOCKET;
 use crate::dataplane::attach::UplinkXdp;
@@ -79,10 +80,13 @@ pub struct Config {
     /// hostPorts that the pods of this node may have at once, all together.
     #[arg(long, env = "PODWIRE_MAX_HOST_PORTS", default_value_t = Table::Frontends.row().entries, value_parser = clap::value_parser!(u32).range(16..=262_144), value_name = "ENTRIES")]
     pub max_host_ports: u32,
-    /// A link that leads out of this node; may be repeated. Default: the one that has the node's InternalIP, and those
-    /// of default routes.
-    #[arg(long = "uplink", env = "PODWIRE_UPLINK", value_delimiter = ',', value_name = "DEVICE")]
-    pub uplinks: Vec<String>,
+    /// Links that are uplinks beside those that the agent finds: the one with the node's InternalIP and those by which default routes
+    /// and routes to nodes lead. * and ? are wildcards; may be repeated.
+    #[arg(long = "uplink", env = "PODWIRE_UPLINK", value_delimiter = ',', value_name = "PATTERN")]
+    pub uplinks: Vec<LinkPattern>,
+    /// Links that get no programs, whatever else speaks for them. * and ? are wildcards; may be repeated.
+    #[arg(long, env = "PODWIRE_EXCLUDE_UPLINK", value_delimiter = ',', value_name = "PATTERN")]
+    pub exclude_uplink: Vec<LinkPattern>,
     /// Link addresses that remote pods' packets may come from in direct mode.
     #[arg(long, env = "PODWIRE_LINK_ADDRESSES", default_value = "any")]
     pub link_addresses: LinkAddresses,
@@ -235,6 +239,11 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// What is said of links by their names.
+    pub fn link_rules(&self) -> LinkRules {
+        LinkRules { uplinks: self.uplinks.clone(), excluded: self.exclude_uplink.clone() }
     }
 
     /// Where Node objects come from, as messages have it.

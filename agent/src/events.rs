@@ -35,6 +35,8 @@ pub enum Event {
     ConfigFile(Result<Unheeded, String>),
     /// Time to compare the kernel with what is wanted.
     Tick,
+    /// Others have changed a link, an address or a route.
+    LinksChanged,
     /// The tables were aged out.
     Collected(Collected),
     /// Somebody wants to know whether events are served at all.

@@ -3,6 +3,7 @@
 mod changes;
 mod disciplines;
 mod neighbours;
+mod notices;
 mod queues;
 mod removal;
 
@@ -17,7 +18,7 @@ use podwire_common::names::{ROUTE_PROTOCOL, VXLAN_DEVICE};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol,
@@ -28,6 +29,7 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageB
 
 pub use changes::Changes;
 pub use disciplines::Displaced;
+pub use notices::Notices;
 
 use podwire_core::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host, NextHop};
 use podwire_core::model::Path;
@@ -439,6 +441,7 @@ fn ignore_no_address(error: rtnetlink::Error) -> Result<(), rtnetlink::Error> {
 }
 
 fn device(message: &LinkMessage) -> Device {
+    let mut is_of_vrf = false;
     let mut device = Device {
         index: message.header.index,
         name: String::new(),
@@ -447,6 +450,7 @@ fn device(message: &LinkMessage) -> Device {
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         kind: DeviceKind::Other,
+        port_of: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -457,19 +461,44 @@ fn device(message: &LinkMessage) -> Device {
             }
             LinkAttribute::LinkInfo(infos) => {
                 device.kind = infos.iter().find_map(device_kind).unwrap_or_default();
+                is_of_vrf = infos.iter().any(|info| matches!(info, LinkInfo::PortKind(InfoPortKind::Vrf)));
             }
+            LinkAttribute::Controller(index) => device.port_of = Some(*index),
             _ => {}
         }
     }
+    device.port_of = device.port_of.filter(|_| !is_of_vrf);
     device
 }
 
 fn device_kind(info: &LinkInfo) -> Option<DeviceKind> {
-    match info {
-        LinkInfo::Kind(InfoKind::Veth) => Some(DeviceKind::Veth),
-        LinkInfo::Kind(InfoKind::Vxlan) => Some(DeviceKind::Vxlan),
-        _ => None,
-    }
+    let LinkInfo::Kind(kind) = info else {
+        return None;
+    };
+    Some(match kind {
+        InfoKind::Veth => DeviceKind::Veth,
+        InfoKind::Vxlan => DeviceKind::Vxlan,
+        InfoKind::Bridge => DeviceKind::Bridge,
+        InfoKind::Tun => DeviceKind::Tun,
+        InfoKind::Dummy => DeviceKind::Dummy,
+        InfoKind::Vrf => DeviceKind::Vrf,
+        InfoKind::BareUdp
+        | InfoKind::Geneve
+        | InfoKind::GreTap
+        | InfoKind::GreTap6
+        | InfoKind::GreTun
+        | InfoKind::GreTun6
+        | InfoKind::IpIp
+        | InfoKind::Ip6Tnl
+        | InfoKind::SitTun
+        | InfoKind::Vti
+        | InfoKind::Vti6
+        | InfoKind::ErSpan
+        | InfoKind::Ip6ErSpan
+        | InfoKind::Amt
+        | InfoKind::Xfrm => DeviceKind::OtherTunnel,
+        _ => DeviceKind::Other,
+    })
 }
 
 /// The filter of a message, if it has the agent's priority and handle.

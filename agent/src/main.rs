@@ -14,6 +14,7 @@ use podwire::dataplane::flows::Collector;
 use podwire::dataplane::pins;
 use podwire::dataplane::probe::Capabilities;
 use podwire::events::Event;
+use podwire::link_watch;
 use podwire::migrate_flannel;
 use podwire::nodes::file;
 use podwire::nodes::kube::{Pace, Source};
@@ -172,6 +173,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     tokio::spawn(stop_on(SignalKind::terminate(), events.clone()));
     tokio::spawn(stop_on(SignalKind::interrupt(), events.clone()));
     let mut watching = JoinSet::new();
+    watching.spawn(lasting(link_watch::watch(events.clone())));
     match nodes {
         Some(file) => watching.spawn(lasting(file::watch(file, events.clone()))),
         None => watching.spawn(lasting(api.watch(events.clone(), daemon.readiness()))),

@@ -116,20 +116,35 @@ pub struct Vtep {
     pub reserved: [u8; 2],
 }
 
-/// `UPLINKS`: ifindex → what leaves by that link is given these addresses.
+/// `LINKS`: ifindex → what the link is for.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
-pub struct Uplink {
-    /// IPv4 source of translated packets; [`Addr::UNSPECIFIED`] when the link has none.
+pub struct Link {
+    /// IPv4 source of packets that SNAT sends by this link; [`Addr::UNSPECIFIED`] if the link has no address.
     pub ipv4: Addr,
-    /// This node's InternalIP, where other nodes send VXLAN to; [`Addr::UNSPECIFIED`] while it is not known.
+    /// Of an uplink: this node's InternalIP, to which other nodes send VXLAN. Of any other link: [`Addr::UNSPECIFIED`].
     pub tunnel_address: Addr,
     /// Bytes of IP packet.
     pub mtu: u32,
+    /// `LINK_*`.
+    pub kind: u32,
+    /// Pods' packets that the programs dropped because the route leads by this link. The programs count them.
+    pub refused: u32,
     /// Explicit padding.
     pub reserved: u32,
 }
+
+/// [`Link::kind`]: leads to the other nodes or to the world. It takes the tunnel.
+pub const LINK_UPLINK: u32 = 1;
+/// [`Link::kind`]: leads to other hosts. It takes no tunnel packets.
+pub const LINK_SIDE: u32 = 2;
+/// [`Link::kind`]: leads to containers or machines of this host. Pods keep their addresses there.
+pub const LINK_INNER: u32 = 3;
+/// [`Link::kind`]: the VXLAN device. [`Link::ipv4`] is the overlay address.
+pub const LINK_OVERLAY: u32 = 4;
+/// [`Link::kind`]: has no programs. A pod's packet must not leave by it.
+pub const LINK_WITHOUT_PROGRAMS: u32 = 5;
 
 /// A 5-tuple: the key of `STACK_FLOWS` and `TRANSLATIONS`.
 ///
@@ -416,6 +431,15 @@ impl NextHop {
     pub const fn v4(address: [u8; 4]) -> Self {
         Self { family: FAMILY_IPV4, address: [u32::from_ne_bytes(address), 0, 0, 0] }
     }
+
+    /// Its IPv4 address; `None` of another family.
+    #[inline(always)]
+    pub const fn ipv4(&self) -> Option<Addr> {
+        match self.family {
+            FAMILY_IPV4 => Some(Addr::from_v4(self.address[0].to_ne_bytes())),
+            _ => None,
+        }
+    }
 }
 
 /// In [`NextHop::family`].
@@ -631,7 +655,7 @@ plain! {
     Guard: 24,
     Node: 48,
     Vtep: 8,
-    Uplink: 40,
+    Link: 48,
     Flow: 40,
     StackFlow: 8,
     FragmentKey: 40,

@@ -98,6 +98,10 @@ numbered! {
         ProgramMissing = 35 "program-missing",
         /// A pod sent AH to the world. AH authenticates the addresses, so SNAT cannot change them.
         SnatImpossible = 36 "snat-impossible",
+        /// The route to the world leads by a link that has none of the programs: the pod's address would leave bare.
+        LinkWithoutPrograms = 37 "link-without-programs",
+        /// VXLAN for this node by a link that is no uplink.
+        TunnelNotByUplink = 38 "tunnel-not-by-uplink",
     }
 }
 

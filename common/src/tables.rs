@@ -92,9 +92,9 @@ macro_rules! tables {
             entries 1024, option none, rank 1, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Link → address for translated packets, tunnel address, MTU. The VXLAN device's entry: the overlay address, no tunnel address.
-            UPLINKS, uplinks, Uplinks: Hash<u32, $crate::abi::Uplink>,
-            entries 64, option none, rank 2, share $crate::tables::Share::Unlimited
+            /// Link of the host → address for SNAT, tunnel address, MTU, kind.
+            LINKS, links, Links: LazyHash<u32, $crate::abi::Link>,
+            entries 4096, option none, rank 2, share $crate::tables::Share::Unlimited
         }
         Agent {
             /// Node address → node number.

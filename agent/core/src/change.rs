@@ -62,9 +62,15 @@ impl Value for abi::Guard {
     }
 }
 
+impl Value for abi::Link {
+    /// Programs write [`abi::Link::refused`].
+    fn keeping(self, there: &Self) -> Self {
+        Self { refused: there.refused, ..self }
+    }
+}
+
 impl Value for abi::Backend {}
 impl Value for abi::Node {}
-impl Value for abi::Uplink {}
 impl Value for abi::Vtep {}
 impl Value for u32 {}
 

@@ -1,4 +1,4 @@
-//! This machine's devices, addresses and routes, as the kernel lists them, and which of them are uplinks. Pure.
+//! This machine's devices, addresses and routes, as the kernel lists them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,9 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use podwire_common::addr::Mac;
 use podwire_common::names::{VETH_PREFIX, VXLAN_DEVICE};
-use thiserror::Error;
 
-use crate::model::Uplink;
 use crate::slice::Route;
 
 /// kube-proxy's, in its IPVS mode.
@@ -44,15 +42,27 @@ pub struct Device {
     pub loopback: bool,
     /// What it is, as far as that matters.
     pub kind: DeviceKind,
+    /// ifindex of the bridge, bond or team that it is a port of. A VRF has no ports: its links route.
+    pub port_of: Option<u32>,
 }
 
-/// Kinds of devices that the agent and the plugin make, and all others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Kinds of devices, as far as the agent tells them apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeviceKind {
     /// One end of a veth pair.
     Veth,
     /// A VXLAN device.
     Vxlan,
+    /// Another device that encapsulates IP or Ethernet in the kernel: Geneve, GRE, IP in IP and the like.
+    OtherTunnel,
+    /// A bridge.
+    Bridge,
+    /// A tun or tap.
+    Tun,
+    /// A dummy.
+    Dummy,
+    /// A VRF.
+    Vrf,
     /// Any other.
     #[default]
     Other,
@@ -96,53 +106,7 @@ pub struct NextHop {
     pub gateway: Option<IpAddr>,
 }
 
-/// Why there is no uplink.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum NoUplink {
-    /// `--uplink` names what is not there.
-    #[error("uplink {0} does not exist: correct --uplink")]
-    Unknown(String),
-    /// Nothing leads out.
-    #[error(
-        "no device has this node's InternalIP {0} and there is no default route: configure one, or name the device with --uplink"
-    )]
-    NoneFound(IpAddr),
-}
-
 impl Host {
-    /// The links that lead out: those named, or else the one that has the node's InternalIP and those of default
-    /// routes. The one with the InternalIP comes first.
-    ///
-    /// # Errors
-    /// [`NoUplink`].
-    pub fn uplinks(&self, named: &[String], internal: IpAddr) -> Result<Vec<Uplink>, NoUplink> {
-        let holder = self
-            .addresses
-            .iter()
-            .find(|entry| entry.address == internal)
-            .map(|entry| entry.device)
-            .filter(|index| self.leads_out(*index));
-        let mut chosen: Vec<u32> = if named.is_empty() {
-            let devices = self.default_next_hops().map(|hop| hop.device);
-            holder.into_iter().chain(devices.filter(|index| self.leads_out(*index))).collect()
-        } else {
-            let index = |name: &String| self.device(name).map(|device| device.index);
-            named
-                .iter()
-                .map(|name| index(name).ok_or_else(|| NoUplink::Unknown(name.clone())))
-                .collect::<Result<_, _>>()?
-        };
-        chosen.sort_by_key(|index| Some(*index) != holder);
-        let mut seen = BTreeSet::new();
-        let uplinks: Vec<_> = chosen
-            .into_iter()
-            .filter(|index| seen.insert(*index))
-            .filter_map(|index| self.devices.get(&index))
-            .map(|device| self.uplink(device, internal))
-            .collect();
-        if uplinks.is_empty() { Err(NoUplink::NoneFound(internal)) } else { Ok(uplinks) }
-    }
-
     /// What this node is reached by and reaches others by: the networks of links that lead out, its addresses there, and the routers of default
     /// routes. Such are the link with its InternalIP, and those of default routes.
     pub fn underlay(&self, internal: &[IpAddr]) -> Vec<IpNet> {
@@ -216,21 +180,6 @@ impl Host {
     pub fn name_of<'a>(&'a self, index: u32, given: &'a str) -> &'a str {
         self.devices.get(&index).map_or(given, |device| &device.name)
     }
-
-    fn leads_out(&self, index: u32) -> bool {
-        self.devices.get(&index).is_some_and(|device| !device.loopback && !is_own_device(&device.name))
-    }
-
-    fn uplink(&self, device: &Device, internal: IpAddr) -> Uplink {
-        let mut addresses: Vec<_> = self
-            .addresses
-            .iter()
-            .filter(|entry| entry.device == device.index && entry.global)
-            .map(|entry| entry.address)
-            .collect();
-        addresses.sort_by_key(|address| *address != internal);
-        Uplink { index: device.index, name: device.name.clone(), mtu: device.mtu, addresses }
-    }
 }
 
 /// Whether the agent or the plugin made the device, by its name.
@@ -262,6 +211,7 @@ mod tests {
             up: true,
             loopback,
             kind: DeviceKind::Other,
+            port_of: None,
         };
         let devices = [
             device(1, "lo", true),
@@ -289,52 +239,6 @@ mod tests {
             }],
             own_routes: BTreeMap::new(),
         }
-    }
-
-    fn names(uplinks: Result<Vec<Uplink>, NoUplink>) -> Vec<String> {
-        uplinks.unwrap().into_iter().map(|uplink| uplink.name).collect()
-    }
-
-    #[test]
-    fn devices_of_internal_address_and_default_route_are_uplinks() {
-        let uplinks = host().uplinks(&[], ip("10.200.0.1"));
-        assert_eq!(names(uplinks.clone()), ["eth0", "eth1"]);
-        assert_eq!(uplinks.unwrap()[0].addresses, [ip("10.200.0.1"), ip("192.0.2.7")]);
-    }
-
-    #[test]
-    fn a_device_that_is_both_is_one_uplink() {
-        assert_eq!(names(host().uplinks(&[], ip("198.51.100.1"))), ["eth1"]);
-    }
-
-    #[test]
-    fn each_next_hop_of_a_default_route_has_an_uplink() {
-        let mut host = host();
-        let gateway = Some(ip("10.200.0.254"));
-        host.foreign_routes[0].next_hops.push(NextHop { device: 2, gateway });
-        // The InternalIP is on no link that leads out, as where every router is told of it.
-        assert_eq!(names(host.uplinks(&[], ip("203.0.113.1"))), ["eth1", "eth0"]);
-        assert_eq!(host.default_devices().collect::<Vec<_>>(), ["eth1", "eth0"]);
-        let routers = ["198.51.100.254/32", "10.200.0.254/32"].map(|router| router.parse().unwrap());
-        let underlay = host.underlay(&[]);
-        assert!(routers.iter().all(|router| underlay.contains(router)), "{underlay:?}");
-    }
-
-    #[test]
-    fn named_uplinks_are_used_alone_and_have_to_exist() {
-        let named = ["eth1".to_owned()];
-        assert_eq!(names(host().uplinks(&named, ip("10.200.0.1"))), ["eth1"]);
-        let named = ["eth1".to_owned(), "eth0".to_owned()];
-        assert_eq!(names(host().uplinks(&named, ip("10.200.0.1"))), ["eth0", "eth1"]);
-        let error = host().uplinks(&["eth9".to_owned()], ip("10.200.0.1"));
-        assert_eq!(error, Err(NoUplink::Unknown("eth9".into())));
-    }
-
-    #[test]
-    fn without_either_there_is_no_uplink() {
-        let mut host = host();
-        host.foreign_routes.clear();
-        assert_eq!(host.uplinks(&[], ip("203.0.113.1")), Err(NoUplink::NoneFound(ip("203.0.113.1"))));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod host;
 pub mod host_ports;
 pub mod ipam;
 pub mod model;
+pub mod node_links;
 pub mod other_pods;
 pub mod plan;
 pub mod recovery;

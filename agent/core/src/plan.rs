@@ -166,7 +166,7 @@ mod tests {
     use crate::cluster::changes::changes;
     use crate::cluster::{Cluster, NodeRecord};
     use crate::features::{Scope, desired};
-    use crate::model::{Mode, Model, Node, Uplink};
+    use crate::model::{Mode, Model, Node, NodeLink, Role};
     use crate::slice::{Prefix, Tables};
 
     fn address(last: u8) -> Addr {
@@ -196,7 +196,7 @@ mod tests {
     // Few keys, so that the two sides meet often.
     prop_compose! {
         fn slice()(
-            uplinks in prop::collection::btree_map(0u32..4, 0u32..3, 0..4),
+            links in prop::collection::btree_map(0u32..4, 0u32..3, 0..4),
             tunnel_peers in prop::collection::btree_map(0u8..6, 0u32..3, 0..6),
             vteps in prop::collection::btree_map(0u8..6, 0u8..3, 0..6),
             nodes in prop::collection::btree_map((0u8..6, 120u32..=128), 0u32..3, 0..6),
@@ -206,7 +206,7 @@ mod tests {
             routes in prop::collection::btree_map(0u8..6, prop::option::of(0u32..3), 0..6),
             excluded in prop::collection::btree_map((0u8..6, 120u32..=128), Just(1u32), 0..4),
         ) -> Slice {
-            let uplink = |mtu| abi::Uplink { ipv4: address(1), tunnel_address: address(1), mtu, reserved: 0 };
+            let link = |mtu| abi::Link { ipv4: address(1), tunnel_address: address(1), mtu, kind: abi::LINK_UPLINK, refused: 0, reserved: 0 };
             let node = |flags| abi::Node {
                 tunnel_endpoint: address(1), source: address(2), uplink: 1, mtu: 1450, node_id: 1, flags,
             };
@@ -221,7 +221,7 @@ mod tests {
             );
             let prefix = |(last, bits)| Prefix { address: address(last), bits };
             let tables = Tables {
-                uplinks: uplinks.into_iter().map(|(key, mtu)| (key, uplink(mtu))).collect(),
+                links: links.into_iter().map(|(key, mtu)| (key, link(mtu))).collect(),
                 non_masquerade: excluded.into_iter().map(|(key, one)| (prefix(key), one)).collect(),
                 tunnel_peers: tunnel_peers.into_iter().map(|(key, id)| (address(key), id)).collect(),
                 vteps: vteps.into_iter().map(|(key, last)| (address(key), vtep(last))).collect(),
@@ -255,7 +255,7 @@ mod tests {
                 let own = "10.9.0.0/24".parse().unwrap();
                 model.own = Some(Node { name: "node0".into(), uid: None, pod_network: own, address: IpAddr::from([10, 8, 0, 1]), cordoned: false, other_addresses: Vec::new(), vtep_mac: None });
                 model.vxlan = Some(7);
-                model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new() });
+                model.links.push(NodeLink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new(), role: Role::Uplink });
                 model.remote = cluster.remote;
                 model
             };

@@ -114,6 +114,7 @@ mod tests {
             up: true,
             loopback: false,
             kind: DeviceKind::Veth,
+            port_of: None,
         };
         assert_eq!(check(&device, &[]), [lost()]);
         assert_eq!(check(&device, &[lost().address]), [], "it is known");

@@ -9,7 +9,7 @@ use podwire_common::tables::Table;
 use podwire_common::token_bucket::TokenBucket;
 
 use crate::change::{Change, Value, changes};
-use crate::model::Endpoint;
+use crate::model::{Endpoint, Role};
 
 /// Resources of every rank, in the order of the ranks ([`crate::plan::Rank`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +64,17 @@ pub enum Hooks {
     Overlay,
     /// `from_uplink` and `to_uplink`.
     Uplink,
+    /// `from_uplink` alone.
+    Inner,
+}
+
+impl From<Role> for Hooks {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Uplink | Role::Side => Self::Uplink,
+            Role::Inner => Self::Inner,
+        }
+    }
 }
 
 /// What limits how fast a link sends.

@@ -12,7 +12,7 @@ use podwire_core::plan::{Removals, plan};
 use tracing::{debug, error, info};
 
 use super::host::Upkeep;
-use super::host::uplinks::renew_paths;
+use super::host::links::renew_paths;
 use super::pods::Pods;
 use super::state::State;
 use crate::conditions::ConditionName;
@@ -203,8 +203,8 @@ async fn apply_changes(state: &mut State, upkeep: &mut Upkeep, before: &BTreeMap
         return false;
     }
     let mut reached = of(&state.model, &old);
-    renew_paths(state, &old, &new).await;
-    if state.model.pod_mtu() != state.pod_mtu {
+    let by_uplinks = renew_paths(state, &old, &new).await;
+    if !by_uplinks || state.model.pod_mtu() != state.pod_mtu {
         return false;
     }
     let ops = plan(&of(&state.model, &new), &reached, Removals::Allowed);

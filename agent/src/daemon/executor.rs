@@ -241,8 +241,8 @@ impl Executor {
         match (&change.now, &change.before) {
             (Some(Programs { hooks: Hooks::Pod, device }), _) => self.dataplane.attach_pod(device)?,
             (Some(Programs { hooks: Hooks::Overlay, device }), _) => self.dataplane.attach_overlay(device)?,
-            (Some(Programs { hooks: Hooks::Uplink, device }), _) => {
-                self.dataplane.attach_uplink(device, UplinkAttachment::Clsact, self.uplink_xdp)?;
+            (Some(Programs { hooks: hooks @ (Hooks::Uplink | Hooks::Inner), device }), _) => {
+                self.dataplane.attach_link(device, *hooks, UplinkAttachment::Clsact, self.uplink_xdp)?;
             }
             (None, Some(programs)) => self.dataplane.detach_pod(&programs.device),
             (None, None) => {}

@@ -41,6 +41,15 @@ pub(super) fn take(state: &mut State, collected: &Collected) {
     });
     let crowded: Vec<_> = crowded.collect();
     state.conditions.replace(ConditionName::HolderCrowded, crowded);
+    let refused = collected.refused.iter().map(|index| {
+        let device = state.host.devices.get(index).map_or_else(|| format!("link {index}"), |link| link.name.clone());
+        let sentence = format!(
+            "the route for pods' packets to the world leads by {device}, which has no programs of Podwire: they were dropped (link-without-programs)"
+        );
+        (device, sentence)
+    });
+    let refused: Vec<_> = refused.collect();
+    state.conditions.replace(ConditionName::LinkWithoutPrograms, refused);
     if let Err(error) = state.executor.dataplane.maps.clear_stack_only(&collected.recorded) {
         error!("housekeeping: {error}");
     }

@@ -110,7 +110,7 @@ impl Executor {
         let filters = self.links.filters(index).await?;
         let mut displaced = Vec::new();
         let found = [("ingress", filters.ingress), ("egress", filters.egress)];
-        for (program, (direction, found)) in programs_of(wanted.hooks).into_iter().zip(found) {
+        for (program, (direction, found)) in programs_of(wanted.hooks).iter().copied().zip(found) {
             let id = self.dataplane.program_id(program)?;
             if found.as_ref().is_none_or(|found| found.program != id) {
                 let device = wanted.device.clone();
@@ -121,12 +121,13 @@ impl Executor {
     }
 }
 
-/// The programs of ingress and egress.
-pub(super) fn programs_of(hooks: Hooks) -> [&'static str; 2] {
+/// The programs of ingress and, if there is one, egress.
+pub(super) fn programs_of(hooks: Hooks) -> &'static [&'static str] {
     match hooks {
-        Hooks::Pod => [programs::FROM_POD, programs::TO_POD],
-        Hooks::Overlay => [programs::FROM_OVERLAY, programs::TO_OVERLAY],
-        Hooks::Uplink => [programs::FROM_UPLINK, programs::TO_UPLINK],
+        Hooks::Pod => &[programs::FROM_POD, programs::TO_POD],
+        Hooks::Overlay => &[programs::FROM_OVERLAY, programs::TO_OVERLAY],
+        Hooks::Uplink => &[programs::FROM_UPLINK, programs::TO_UPLINK],
+        Hooks::Inner => &[programs::FROM_UPLINK],
     }
 }
 

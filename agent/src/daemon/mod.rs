@@ -192,6 +192,7 @@ impl Daemon {
                 configuration::take_config_file(&mut state.conditions, compared);
             }
             Event::Tick => self.tick().await,
+            Event::LinksChanged => host.look_at_changes(state, pods).await,
             Event::Collected(collected) => {
                 flows::take(state, &collected);
                 self.collected = collected;

@@ -15,7 +15,8 @@ use aya::programs::tc::{
 use aya::programs::xdp::XdpMode;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
 use podwire_common::names::programs;
-use podwire_core::model::Uplink;
+use podwire_core::model::NodeLink;
+use podwire_core::slice::Hooks;
 
 use super::error::DataplaneError;
 use super::{Dataplane, pins};
@@ -80,24 +81,31 @@ impl Dataplane {
         OVERLAY.iter().try_for_each(|(program, direction)| self.attach_filter(program, interface, *direction))
     }
 
-    /// Attaches `from_uplink` and `to_uplink`, and `uplink_xdp` where that is asked for, in place of those that are
-    /// there.
+    /// Attaches `from_uplink` to a link of the host, and `to_uplink` unless the link is an inner one, in place of those
+    /// that are there. Also `uplink_xdp` where that is asked for.
     ///
     /// # Errors
     /// [`DataplaneError::Attach`].
-    pub fn attach_uplink(
+    pub fn attach_link(
         &mut self,
         interface: &str,
+        hooks: Hooks,
         how: UplinkAttachment,
         xdp: UplinkXdp,
     ) -> Result<(), DataplaneError> {
+        let is_inner = hooks == Hooks::Inner;
         for (program, direction) in UPLINK {
             match how {
+                _ if is_inner && direction == Direction::Egress => {
+                    self.detach(program, interface)?;
+                    drop(existing_filter(interface, direction));
+                }
                 UplinkAttachment::Tcx => self.attach_tcx(program, interface, direction)?,
                 UplinkAttachment::Clsact => self.attach_filter(program, interface, direction)?,
             }
         }
         match xdp {
+            _ if is_inner => Ok(self.detach(programs::UPLINK_XDP, interface)?),
             UplinkXdp::Off => Ok(self.detach(programs::UPLINK_XDP, interface)?),
             UplinkXdp::Generic => self.attach_xdp(interface, XdpMode::Skb),
             UplinkXdp::Native => self.attach_xdp(interface, XdpMode::Driver),
@@ -119,14 +127,14 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Removes the pinned links that belong to nothing: their device is no uplink (any more), or this release has no such program.
+    /// Removes the pinned links that belong to nothing: their device has no role (any more), or this release has no such program.
     ///
     /// # Errors
     /// [`DataplaneError::File`].
-    pub fn detach_other_uplinks(&mut self, uplinks: &[Uplink]) -> Result<(), DataplaneError> {
-        let places: Vec<_> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
+    pub fn detach_other_links(&mut self, links: &[NodeLink]) -> Result<(), DataplaneError> {
+        let places: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
         let concerned = |pin: &Path| !pins::is_link_of(pin, &programs::CGROUP);
-        self.detach_others(concerned, &programs::UPLINK_LINKS, &places, "no uplink has it")
+        self.detach_others(concerned, &programs::UPLINK_LINKS, &places, "its link has no role")
     }
 
     fn attach_filter(

@@ -109,7 +109,8 @@ impl Maps {
     /// [`DataplaneError::Map`].
     pub fn collector(&self, conntrack: Option<Conntrack>) -> Result<Collector, DataplaneError> {
         let maps = self.another()?;
-        Ok(Collector { maps, conntrack, pressure: false, crowded: BTreeSet::new() })
+        let refused = refused(&maps)?;
+        Ok(Collector { maps, conntrack, pressure: false, crowded: BTreeSet::new(), refused })
     }
 }
 
@@ -139,6 +140,9 @@ pub struct Collected {
     pub crowded: BTreeSet<Holder>,
     /// Endpoints that were sent to the stack, have room in their share again, and whose flows are recorded.
     pub recorded: BTreeSet<Addr>,
+    /// Links without programs by which the route led for pods' packets since the last round, by ifindex. The programs dropped
+    /// those.
+    pub refused: BTreeSet<u32>,
     /// How full each table is that entries are added to and removed from.
     pub fill: BTreeMap<Table, Fill>,
 }
@@ -157,6 +161,8 @@ pub struct Collector {
     /// Of the last round.
     pressure: bool,
     crowded: BTreeSet<Holder>,
+    /// How many packets the programs had refused for each link, by ifindex.
+    refused: BTreeMap<u32, u32>,
 }
 
 impl Collector {
@@ -177,8 +183,16 @@ impl Collector {
         let capacity = self.maps.capacity(Table::StackFlows);
         self.maps.write_shares(TABLE_STACK_FLOWS, &tally, capacity)?;
         collected.recorded = self.record_flows_of_marked()?;
+        collected.refused = self.newly_refused()?;
         collected.fill = self.fill(&collected);
         Ok(collected)
+    }
+
+    /// The links whose count of refused packets has changed since the last round.
+    fn newly_refused(&mut self) -> Result<BTreeSet<u32>, DataplaneError> {
+        let before = std::mem::replace(&mut self.refused, refused(&self.maps)?);
+        let is_new = |(index, count): &(&u32, &u32)| before.get(index) != Some(count);
+        Ok(self.refused.iter().filter(is_new).map(|(index, _)| *index).collect())
     }
 
     /// Counts what was not counted already. A table that cannot be counted is left out.
@@ -345,6 +359,12 @@ impl Collector {
 /// what it gets from elsewhere too.
 fn holder_of(flow: &Flow, pods: &BTreeSet<Addr>) -> Holder {
     Holder::of_stack_flows(if pods.contains(&flow.source) { flow.source } else { flow.destination })
+}
+
+/// How many packets the programs have refused for each link, by ifindex.
+fn refused(maps: &Maps) -> Result<BTreeMap<u32, u32>, DataplaneError> {
+    let links = matching(&maps.links, names::LINKS, |_, link| link.refused != 0)?;
+    Ok(links.into_iter().map(|(index, link)| (index, link.refused)).collect())
 }
 
 /// The entries that match.

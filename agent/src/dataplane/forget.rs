@@ -18,7 +18,7 @@ use super::maps::Maps;
 /// | | by an address that was no pod's here | new: the address's region |
 /// | `NODES` | by the other end's prefix | the regions that the prefix covers |
 /// | `NON_MASQUERADE` | a known destination lies in none | new: the regions that the prefix covers |
-/// | `UPLINKS` | a known destination has its address | the uplink |
+/// | `LINKS` | a known destination has its address | the link |
 /// | `VTEPS` | a flow into the tunnel has its link address | the node |
 /// | `TUNNEL_PEERS` | the sender of a flow out of the tunnel is in it | removed: the node |
 /// | `FRONTENDS` | never: no flow to a node's own address is learnt but replies, which their translations decide | |
@@ -34,7 +34,7 @@ fn forgets(change: &TableChange) -> BTreeSet<u16> {
         TableChange::NonMasquerade(Change { key, now: Some(_), .. }) => {
             epoch::regions(&key.address, key.bits).collect()
         }
-        TableChange::Uplinks(Change { key, .. }) => [epoch::uplink(*key)].into(),
+        TableChange::Links(Change { key, .. }) => [epoch::uplink(*key)].into(),
         TableChange::Vteps(Change { key, .. }) | TableChange::TunnelPeers(Change { key, now: None, .. }) => {
             [epoch::node(key)].into()
         }
@@ -100,7 +100,14 @@ mod tests {
         let (pod, near, far) = (address("10.244.1.5"), address("10.200.0.2"), address("10.200.0.3"));
         let node =
             abi::Node { tunnel_endpoint: near, source: far, uplink: UPLINK, mtu: 1450, node_id: 1, flags: 0 };
-        let uplink = abi::Uplink { ipv4: far, tunnel_address: far, mtu: 1500, reserved: 0 };
+        let link = abi::Link {
+            ipv4: far,
+            tunnel_address: far,
+            mtu: 1500,
+            kind: abi::LINK_UPLINK,
+            refused: 0,
+            reserved: 0,
+        };
         let vtep = abi::Vtep { mac: Mac::default(), reserved: [0; 2] };
         let frontend = abi::Frontend { address: far, port: Be16::new(80), protocol: 6, reserved: 0 };
         let backend = abi::Backend { address: pod, port: Be16::new(80), reserved: [0; 2] };
@@ -155,10 +162,10 @@ mod tests {
                 }),
                 nothing.clone(),
             ),
-            ("an uplink", TableChange::Uplinks(Change::added(UPLINK, uplink)), vec![epoch::uplink(UPLINK)]),
+            ("a link", TableChange::Links(Change::added(UPLINK, link)), vec![epoch::uplink(UPLINK)]),
             (
-                "an uplink removed",
-                TableChange::Uplinks(Change { key: UPLINK, before: Some(uplink), now: None }),
+                "a link removed",
+                TableChange::Links(Change { key: UPLINK, before: Some(link), now: None }),
                 vec![epoch::uplink(UPLINK)],
             ),
             ("a VTEP", TableChange::Vteps(Change::added(near, vtep)), vec![epoch::node(&near)]),

@@ -48,7 +48,7 @@ fn every_pinned_map_dumps_with_field_names() {
                 "hairpin",
             ],
         ),
-        (maps::UPLINKS, &[], &["ipv4", "tunnel_address", "mtu"]),
+        (maps::LINKS, &[], &["ipv4", "tunnel_address", "mtu", "kind"]),
     ] {
         let entry = first(node, map);
         assert_fields(map, &entry["key"], key);

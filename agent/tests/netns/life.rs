@@ -6,7 +6,7 @@ use xtask::lab::{CniCall, Lab, Mode, Node, traffic};
 
 const MEBIBYTE: u64 = 1 << 20;
 /// What an agent writes: a restarted one must write the same.
-const CONFIGURED: [&str; 4] = [maps::ENDPOINTS, maps::NODES, maps::TUNNEL_PEERS, maps::UPLINKS];
+const CONFIGURED: [&str; 4] = [maps::ENDPOINTS, maps::NODES, maps::TUNNEL_PEERS, maps::LINKS];
 
 #[test]
 fn a_transfer_goes_on_while_the_agents_are_killed_and_come_back() {

@@ -35,6 +35,7 @@ mod kube_proxy;
 mod large;
 mod life;
 mod link_addresses;
+mod links;
 mod loopback;
 mod mtu;
 mod namespaces;

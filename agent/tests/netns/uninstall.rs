@@ -10,6 +10,7 @@ use podwire::dataplane::load;
 use podwire_common::abi::{ASK_EACH_DESTINATION, Config, LINK_ADDRESSES_ANY, MODE_DIRECT};
 use podwire_common::addr::Be16;
 use podwire_common::names::maps;
+use podwire_core::slice::Hooks;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Mode, Node, traffic};
 
@@ -223,7 +224,7 @@ fn without_tcx_an_uplink_keeps_only_what_others_have_put_on_it() {
                 netns_cookie: 0,
             };
             let mut dataplane = load::load(&config, &[], None).unwrap();
-            dataplane.attach_uplink("eth0", UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
+            dataplane.attach_link("eth0", Hooks::Uplink, UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
         };
         node.enter(attach).unwrap();
         let shown = |direction| node.exec(&["tc", "filter", "show", "dev", "eth0", direction]).unwrap();

@@ -15,9 +15,9 @@ use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::features::{Scope, desired};
 use podwire_core::model::{Attachment, Bandwidth};
-use podwire_core::model::{Endpoint, Mode, Model, Node, Path as Way, Uplink};
+use podwire_core::model::{Endpoint, Mode, Model, Node, NodeLink, Path as Way, Role};
 use podwire_core::plan::{Op, Removals, plan};
-use podwire_core::slice::Slice;
+use podwire_core::slice::{Hooks, Slice};
 use xtask::lab::{Ns, frames};
 
 use crate::kinds::{CLIENT, SERVER, ack, tunnelled};
@@ -144,7 +144,13 @@ impl Fixture {
             model.paths.insert(address.into(), Way { device: uplink, mtu: 1500, gateway: None });
         }
         let addresses = vec![NODE1.into()];
-        model.uplinks.push(Uplink { index: uplink, name: "up0".into(), mtu: 1500, addresses });
+        model.links.push(NodeLink {
+            index: uplink,
+            name: "up0".into(),
+            mtu: 1500,
+            addresses,
+            role: Role::Uplink,
+        });
         for (id, address, ifindex, pod_mac, host_mac) in
             [(1, POD_A, pod_a, POD_A_MAC, HOST_A_MAC), (2, POD_B, pod_b, POD_B_MAC, HOST_B_MAC)]
         {
@@ -181,7 +187,7 @@ impl Fixture {
 
     /// See [`Self::run_xdp`].
     pub fn use_loopback_as_uplink(&mut self) {
-        self.model.uplinks[0].index = 1;
+        self.model.links[0].index = 1;
         self.fill();
     }
 
@@ -194,7 +200,7 @@ impl Fixture {
         model.remote.insert(own.name.clone(), own);
         let path = model.paths.remove(&NODE2.into()).unwrap();
         model.paths.insert(NODE1.into(), path);
-        model.uplinks[0].addresses = vec![NODE2.into()];
+        model.links[0].addresses = vec![NODE2.into()];
         for (endpoint, address) in model.endpoints.values_mut().zip([REMOTE_POD, [10, 244, 2, 3].into()]) {
             (endpoint.address, endpoint.gateway) = (address.into(), [10, 244, 2, 1].into());
         }
@@ -347,7 +353,7 @@ impl Fixture {
         self.namespace.ip(&format!("link set {VXLAN_DEVICE} up"));
         self.loaded.attach_pod("pwa").unwrap();
         self.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
-        self.loaded.attach_uplink("up0", UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
+        self.loaded.attach_link("up0", Hooks::Uplink, UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
         self.attached = true;
     }
 

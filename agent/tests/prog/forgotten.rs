@@ -93,7 +93,7 @@ fn changes(node: &Fixture) -> Vec<(&'static str, Vec<TableChange>, Concerns)> {
     let of_node2 = now.nodes[&prefix("10.244.2.0/24")];
     let of_node3 = now.nodes[&prefix("10.244.3.0/24")];
     let set = |text: &str, node: abi::Node| change!(Nodes nodes, prefix(text), node);
-    let uplink = now.uplinks[&node.uplink];
+    let uplink = now.links[&node.uplink];
     let vtep = abi::Vtep { mac: Mac { bytes: [2; 6] }, reserved: [0; 2] };
     let frontend = abi::Frontend { address: NODE1.into(), port: Be16::new(80), protocol: 6, reserved: 0 };
     let backend = abi::Backend { address: POD_B.into(), port: Be16::new(80), reserved: [0; 2] };
@@ -131,8 +131,8 @@ fn changes(node: &Fixture) -> Vec<(&'static str, Vec<TableChange>, Concerns)> {
         ("a node's VTEP is gone", vec![remove!(Vteps vteps, NODE2.into())], Concerns::OfNode2),
         ("another node's VTEP", vec![change!(Vteps vteps, NODE3.into(), vtep)], Concerns::Nobody),
         ("a peer is gone", vec![remove!(TunnelPeers tunnel_peers, NODE2.into())], Concerns::OfNode2),
-        ("an uplink's addresses", vec![change!(Uplinks uplinks, node.uplink, uplink)], Concerns::OfWorld),
-        ("another uplink", vec![change!(Uplinks uplinks, 99, uplink)], Concerns::Nobody),
+        ("a link's addresses", vec![change!(Links links, node.uplink, uplink)], Concerns::OfWorld),
+        ("another link", vec![change!(Links links, 99, uplink)], Concerns::Nobody),
         (
             "an exclusion",
             vec![change!(NonMasquerade non_masquerade, prefix("198.51.100.0/24"), 1)],

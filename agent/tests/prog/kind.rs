@@ -10,6 +10,7 @@ use podwire_common::abi::{self, Flow, FlowKey};
 use podwire_common::names::{VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::Path;
 use podwire_core::model::Mode;
+use podwire_core::slice::Hooks;
 use xtask::lab::{Ns, frames};
 
 use crate::fixture::{Fixture, NODE1, WORLD};
@@ -224,7 +225,9 @@ impl Setting {
                 node.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
             }
             Wire::Uplink => {
-                node.loaded.attach_uplink("up0", UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
+                node.loaded
+                    .attach_link("up0", Hooks::Uplink, UplinkAttachment::Clsact, UplinkXdp::Off)
+                    .unwrap();
             }
         }
         node

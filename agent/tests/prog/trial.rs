@@ -6,7 +6,7 @@ use podwire_common::epoch::{self, FLOW_SLOTS};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
-use podwire_core::model::{Mode, Uplink};
+use podwire_core::model::{Mode, NodeLink, Role};
 
 use crate::fixture::*;
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, tunnelled};
@@ -109,7 +109,13 @@ impl Trial {
             let mut node = Fixture::with_programs(mode, &load);
             node.namespace.ip("route add default via 10.200.0.2 dev up0");
             let addresses = vec![NODE1.into()];
-            node.model.uplinks.push(Uplink { index: node.pod_b, name: "pwb".into(), mtu: 1500, addresses });
+            node.model.links.push(NodeLink {
+                index: node.pod_b,
+                name: "pwb".into(),
+                mtu: 1500,
+                addresses,
+                role: Role::Uplink,
+            });
             node.fill();
             for way in ways().into_iter().filter(|way| way.mode == mode) {
                 for transport in [ack, udp] {

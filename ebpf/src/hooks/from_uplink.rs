@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{NODE_LOCAL, NODE_POD_NETWORK},
+    abi::{LINK_UPLINK, NODE_LOCAL, NODE_POD_NETWORK},
     reason::Drop,
 };
 
@@ -45,7 +45,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         Ok(packet) => packet,
         Err(faulty) => return source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS),
     };
-    if !maps::is_direct() && is_tunnel(ctx, packet) {
+    if !maps::is_direct() && source::is_tunnel(packet) && is_for_tunnel(ctx, packet)? {
         return tunnel_in::on_uplink(ctx, packet);
     }
     if packet.is_error {
@@ -97,12 +97,18 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
 }
 
-/// Whether it is VXLAN for this node. Outer fragments are not: the host reassembles them for the VXLAN device.
+/// Whether a VXLAN packet is for the program. Outer fragments are not: the host reassembles them for the VXLAN device.
+///
+/// # Errors
+/// [`Drop::TunnelNotByUplink`]: the VXLAN device would take it from any link.
 #[inline(always)]
-fn is_tunnel(ctx: &TcContext, packet: &Parsed) -> bool {
-    !cfg!(feature = "through-device")
-        && source::is_tunnel(packet)
-        && matches!(packet.headers.fragment_part(), Fragment::Whole)
-        && maps::uplink(ctx.ifindex())
-            .is_some_and(|uplink| uplink.tunnel_address == packet.headers.destination_address())
+fn is_for_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<bool, Drop> {
+    let destination = packet.headers.destination_address();
+    match maps::link(ctx.ifindex()) {
+        Some(link) if link.kind == LINK_UPLINK => Ok(!cfg!(feature = "through-device")
+            && link.tunnel_address == destination
+            && matches!(packet.headers.fragment_part(), Fragment::Whole)),
+        Some(_) if maps::is_own_address(&destination) => Err(Drop::TunnelNotByUplink),
+        _ => Ok(false),
+    }
 }

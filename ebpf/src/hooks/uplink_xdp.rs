@@ -30,8 +30,8 @@ fn verdict(ctx: &XdpContext) -> Result<(), Drop> {
     if !is_tunnel {
         return Ok(());
     }
-    match maps::uplink(ctx.ingress_ifindex() as u32) {
-        Some(uplink) if uplink.tunnel_address == outer.destination_address() => {}
+    match maps::link(ctx.ingress_ifindex() as u32) {
+        Some(link) if link.tunnel_address == outer.destination_address() => {}
         _ => return Ok(()),
     }
     if !maps::is_tunnel_peer(&outer.source_address()) {

@@ -42,7 +42,7 @@ pub use flows::{
 pub use fragments::{fragment_ports, remember_fragment};
 pub use host_ports::{backend, forget_redirected_socket, redirected_socket, remember_redirected_socket};
 pub use jumps::jump;
-pub use nodes::{is_not_masqueraded, is_own_address, is_tunnel_peer, node, uplink, vtep};
+pub use nodes::{is_not_masqueraded, is_own_address, is_tunnel_peer, link, node, note_refused, vtep};
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};
 pub use translations::{TranslationEntry, add_translation, remove_translation, translation};

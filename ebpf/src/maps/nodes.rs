@@ -1,10 +1,12 @@
-//! Nodes, their links and the networks around them: `NODES`, `VTEPS`, `TUNNEL_PEERS`, `UPLINKS`, `NON_MASQUERADE`.
+//! Nodes, their links and the networks around them: `NODES`, `VTEPS`, `TUNNEL_PEERS`, `LINKS`, `NON_MASQUERADE`.
+
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use podwire_common::abi::{NODE_ADDRESS, NODE_LOCAL, Node, Uplink, Vtep};
+use podwire_common::abi::{Link, NODE_ADDRESS, NODE_LOCAL, Node, Vtep};
 use podwire_common::addr::Addr;
 
-use super::{NODES, NON_MASQUERADE, TUNNEL_PEERS, UPLINKS, VTEPS};
+use super::{LINKS, NODES, NON_MASQUERADE, TUNNEL_PEERS, VTEPS};
 
 /// The node that owns an address: by its podCIDR or as one of its own.
 // A function of its own: the key would take its place on the stack of every caller.
@@ -26,11 +28,23 @@ pub fn is_tunnel_peer(address: &Addr) -> bool {
     TUNNEL_PEERS.get_ptr(address).is_some()
 }
 
-/// The addresses of a link.
+/// What a link of the host is for.
 #[inline(always)]
-pub fn uplink(ifindex: u32) -> Option<&'static Uplink> {
+pub fn link(ifindex: u32) -> Option<&'static Link> {
     // SAFETY: as for endpoints.
-    unsafe { UPLINKS.get(ifindex) }
+    unsafe { LINKS.get(ifindex) }
+}
+
+/// Counts a packet that the programs dropped because the route leads by this link.
+#[inline(always)]
+pub fn note_refused(ifindex: u32) {
+    if let Some(link) = LINKS.get_ptr_mut(ifindex) {
+        // SAFETY: as for endpoints; an aligned word. Of two CPUs that count at once, one may be lost.
+        unsafe {
+            let refused = &raw mut (*link).refused;
+            write_volatile(refused, read_volatile(refused).wrapping_add(1));
+        }
+    }
 }
 
 /// Whether pods keep their own addresses towards a destination.

@@ -94,5 +94,5 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
 pub fn exceeds_link(ctx: &TcContext, packet: &Parsed, ifindex: u32) -> bool {
     packet.headers.version_length == 0x45
         && !matches!(packet.headers.fragment_part(), Fragment::Later)
-        && maps::uplink(ifindex).is_some_and(|uplink| packet.wire_length(ctx) > uplink.mtu)
+        && maps::link(ifindex).is_some_and(|link| packet.wire_length(ctx) > link.mtu)
 }

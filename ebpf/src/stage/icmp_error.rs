@@ -60,6 +60,6 @@ fn is_about_tunnel(ctx: &TcContext, packet: &Parsed) -> bool {
     packet.flow.protocol == protocol::UDP
         && packet.flow.source_port == maps::vxlan_port()
         && !maps::is_direct()
-        && maps::uplink(ctx.ifindex()).is_some_and(|uplink| uplink.tunnel_address == packet.flow.destination)
+        && maps::link(ctx.ifindex()).is_some_and(|link| link.tunnel_address == packet.flow.destination)
         && maps::is_tunnel_peer(&packet.flow.source)
 }

@@ -2,7 +2,10 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{ENDPOINT_EGRESS_LIMITED, Endpoint, NODE_LOCAL, NODE_ON_LINK, NODE_POD_NETWORK, Node},
+    abi::{
+        ENDPOINT_EGRESS_LIMITED, Endpoint, LINK_SIDE, LINK_UPLINK, Link, NODE_LOCAL, NODE_ON_LINK,
+        NODE_POD_NETWORK, Node,
+    },
     addr::{Addr, Mac},
     flow::protocol,
     reason::Drop,
@@ -101,8 +104,8 @@ pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<(), D
         return Ok(());
     }
     // What this node only routes between others keeps their addresses.
-    let is_uplink = came_by != maps::vxlan_ifindex() && maps::uplink(came_by).is_some();
-    if is_uplink && !maps::is_own_address(&packet.headers.source_address()) {
+    let is_routed = |link: &Link| matches!(link.kind, LINK_UPLINK | LINK_SIDE);
+    if maps::link(came_by).is_some_and(is_routed) && !maps::is_own_address(&packet.headers.source_address()) {
         return Ok(());
     }
     Err(Drop::VxlanFromPod)

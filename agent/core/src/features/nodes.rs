@@ -22,7 +22,7 @@ fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
     slice.tables.tunnel_peers.insert(node.address.into(), node.id());
     // A node that cannot be reached now keeps its entries, by the first uplink: what it sends is still its own, and
     // what is for it must not be taken for the world's.
-    let fallback = model.uplinks.first().map(|uplink| Path {
+    let fallback = model.uplinks().next().map(|uplink| Path {
         device: uplink.index,
         mtu: uplink.mtu,
         gateway: Some(Ipv4Addr::UNSPECIFIED.into()),

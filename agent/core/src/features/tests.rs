@@ -8,7 +8,7 @@ use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
 
 use super::*;
-use crate::model::{Bandwidth, Limit, Mode, Path, PortMapping, Transport, Uplink};
+use crate::model::{Bandwidth, Limit, Mode, NodeLink, Path, PortMapping, Role, Transport};
 use crate::slice::{Prefix, Route};
 
 fn ip(text: &str) -> IpAddr {
@@ -38,7 +38,7 @@ fn model(mode: Mode) -> Model {
     model.remote.insert("node2".into(), node("node2", "10.244.2.0/24", "10.200.0.2"));
     model.remote.insert("node3".into(), node("node3", "10.244.3.0/24", "10.201.0.3"));
     let addresses = vec![ip("10.200.0.1"), ip("192.0.2.1")];
-    model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses });
+    model.links.push(NodeLink { index: 2, name: "eth0".into(), mtu: 1500, addresses, role: Role::Uplink });
     model.paths.insert(ip("10.200.0.2"), Path { device: 2, mtu: 1500, gateway: None });
     let gateway = Some(ip("10.200.0.254"));
     model.paths.insert(ip("10.201.0.3"), Path { device: 2, mtu: 1500, gateway });
@@ -125,7 +125,7 @@ fn this_nodes_own_addresses_are_local() {
     let mut model = model(Mode::Vxlan);
     let own = model.own.as_mut().unwrap();
     own.other_addresses = vec![ip("192.0.2.1"), ip("192.0.2.99")];
-    model.uplinks[0].addresses.push(ip("192.0.2.100"));
+    model.links[0].addresses.push(ip("192.0.2.100"));
     let slice = desired(&model, Scope::All);
     const OWN: u32 = abi::NODE_ADDRESS | abi::NODE_LOCAL;
     for named in ["10.200.0.1", "192.0.2.1"] {
@@ -138,31 +138,31 @@ fn this_nodes_own_addresses_are_local() {
     let network = net("10.244.1.0/24");
     assert_eq!(flags(&slice, network), abi::NODE_POD_NETWORK | abi::NODE_LOCAL);
     assert_eq!(slice.routes[&network], Route::Unreachable);
-    assert_eq!(slice.tables.uplinks[&2].ipv4, ip("10.200.0.1").into());
-    assert_eq!(slice.tables.uplinks[&2].tunnel_address, ip("10.200.0.1").into());
-    assert_eq!(slice.tables.uplinks[&9].ipv4, ip("10.244.1.1").into(), "the VXLAN device's");
-    assert_eq!(slice.tables.uplinks[&9].tunnel_address, Addr::UNSPECIFIED);
+    assert_eq!(slice.tables.links[&2].ipv4, ip("10.200.0.1").into());
+    assert_eq!(slice.tables.links[&2].tunnel_address, ip("10.200.0.1").into());
+    assert_eq!(slice.tables.links[&9].ipv4, ip("10.244.1.1").into(), "the VXLAN device's");
+    assert_eq!(slice.tables.links[&9].tunnel_address, Addr::UNSPECIFIED);
 }
 
 #[test]
 fn an_absent_internal_address_is_replaced_by_the_uplinks() {
     let mut model = model(Mode::Vxlan);
-    model.uplinks[0].addresses = vec![ip("10.200.0.51"), ip("192.0.2.1")];
+    model.links[0].addresses = vec![ip("10.200.0.51"), ip("192.0.2.1")];
     let slice = desired(&model, Scope::All);
     assert!(!slice.tables.nodes.contains_key(&ip("10.200.0.1").into()));
     assert_eq!(flags(&slice, ip("10.200.0.51")), abi::NODE_ADDRESS | abi::NODE_LOCAL);
-    assert_eq!(slice.tables.uplinks[&2].tunnel_address, ip("10.200.0.51").into());
+    assert_eq!(slice.tables.links[&2].tunnel_address, ip("10.200.0.51").into());
     assert_eq!(slice.tables.nodes[&net("10.244.2.0/24").into()].source, ip("10.200.0.51").into());
     let source = Some(ip("10.200.0.51"));
     assert_eq!(slice.routes[&net("10.244.2.0/24")], Route::Link { device: 9, gateway: None, source });
     // Without any address on an uplink, the kernel chooses the source.
-    model.uplinks[0].addresses.clear();
+    model.links[0].addresses.clear();
     let slice = desired(&model, Scope::All);
     assert_eq!(slice.routes[&net("10.244.2.0/24")], Route::Link { device: 9, gateway: None, source: None });
     // An address on another link, the loopback device for example, is an address of the node.
     model.other_addresses.insert(ip("10.200.0.1"));
     let slice = desired(&model, Scope::All);
-    assert_eq!(slice.tables.uplinks[&2].tunnel_address, ip("10.200.0.1").into());
+    assert_eq!(slice.tables.links[&2].tunnel_address, ip("10.200.0.1").into());
 }
 
 #[test]
@@ -234,5 +234,5 @@ fn before_this_node_is_known_only_the_endpoints_are_wanted() {
     model.own = None;
     let slice = desired(&model, Scope::All);
     assert_eq!(slice.tables.endpoints.len(), 1);
-    assert!(slice.tables.nodes.is_empty() && slice.routes.is_empty() && slice.tables.uplinks.is_empty());
+    assert!(slice.tables.nodes.is_empty() && slice.routes.is_empty() && slice.tables.links.is_empty());
 }

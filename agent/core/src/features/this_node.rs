@@ -6,33 +6,43 @@ use podwire_common::abi;
 use podwire_common::addr::Addr;
 
 use super::Scope;
-use crate::model::{Model, Node};
-use crate::slice::{Hooks, Programs, Route, Slice};
+use crate::model::{Model, Node, Role};
+use crate::slice::{Programs, Route, Slice};
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     let mut slice = Slice::default();
     if scope.is_all() {
-        let filtered = model.filtered_uplinks.iter();
-        let programs = |device: &String| Programs { hooks: Hooks::Uplink, device: device.clone() };
-        slice.programs.extend(filtered.map(|(index, device)| (*index, programs(device))));
+        let filtered = model.links.iter().filter_map(|link| {
+            let device = model.filtered_links.get(&link.index)?.clone();
+            Some((link.index, Programs { hooks: link.role.into(), device }))
+        });
+        slice.programs.extend(filtered);
     }
     if let Some(own) = model.own.as_ref().filter(|_| scope.is_all()) {
-        add_uplinks(&mut slice, model, own);
+        add_links(&mut slice, model, own);
         add_own(&mut slice, model, own);
     }
     slice
 }
 
-fn add_uplinks(slice: &mut Slice, model: &Model, own: &Node) {
+fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
+    let (none, links) = (Addr::UNSPECIFIED, &mut slice.tables.links);
     let underlay = model.underlay_address(own).into();
-    for uplink in &model.uplinks {
-        let ipv4 = uplink.addresses.first().map_or(Addr::UNSPECIFIED, |address| (*address).into());
-        let entry = abi::Uplink { ipv4, tunnel_address: underlay, mtu: uplink.mtu, reserved: 0 };
-        slice.tables.uplinks.insert(uplink.index, entry);
+    let entry =
+        |kind, ipv4, mtu| abi::Link { ipv4, tunnel_address: none, mtu, kind, refused: 0, reserved: 0 };
+    for link in &model.links {
+        let ipv4 = link.addresses.first().map_or(none, |address| (*address).into());
+        let (kind, tunnel_address) = match link.role {
+            Role::Uplink => (abi::LINK_UPLINK, underlay),
+            Role::Side => (abi::LINK_SIDE, none),
+            Role::Inner => (abi::LINK_INNER, none),
+        };
+        links.insert(link.index, abi::Link { tunnel_address, ..entry(kind, ipv4, link.mtu) });
     }
+    let others = model.links_without_role.iter();
+    links.extend(others.map(|(index, mtu)| (*index, entry(abi::LINK_WITHOUT_PROGRAMS, none, *mtu))));
     if let (Some(device), Some(mtu)) = (model.vxlan, model.fitting_mtu()) {
-        let (ipv4, tunnel_address) = (own.overlay_address().into(), Addr::UNSPECIFIED);
-        slice.tables.uplinks.insert(device, abi::Uplink { ipv4, tunnel_address, mtu, reserved: 0 });
+        links.insert(device, entry(abi::LINK_OVERLAY, own.overlay_address().into(), mtu));
     }
 }
 
@@ -47,7 +57,7 @@ fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
     };
     let nodes = &mut slice.tables.nodes;
     nodes.insert(own.pod_network.into(), entry(abi::NODE_POD_NETWORK));
-    let uplink_addresses = model.uplinks.iter().flat_map(|uplink| &uplink.addresses);
+    let uplink_addresses = model.uplinks().flat_map(|uplink| &uplink.addresses);
     let others = model.other_addresses.iter().filter(|address| !is_of_cluster(model, own, **address));
     for address in uplink_addresses.chain(others).copied() {
         let named = if own.addresses().any(|named| named == address) { abi::NODE_NAMED } else { 0 };

@@ -26,10 +26,12 @@ pub struct Model {
     pub own: Option<Node>,
     /// The other nodes, by name.
     pub remote: BTreeMap<String, Node>,
-    /// The links that lead out of this node; the first bears the node's InternalIP unless none does.
-    pub uplinks: Vec<Uplink>,
+    /// The links of this node with a role: uplinks first. The first has the node's InternalIP if any uplink has.
+    pub links: Vec<NodeLink>,
     /// Those whose programs are filters, by ifindex: the kernel has no TCX.
-    pub filtered_uplinks: BTreeMap<u32, String>,
+    pub filtered_links: BTreeMap<u32, String>,
+    /// Links without a role by which a route may lead, by ifindex: their MTU in bytes.
+    pub links_without_role: BTreeMap<u32, u32>,
     /// This node's addresses on its other links.
     pub other_addresses: BTreeSet<IpAddr>,
     /// The way to each remote node's InternalIP. A node without an entry is not reachable now.
@@ -51,8 +53,9 @@ impl Model {
             vxlan: None,
             own: None,
             remote: BTreeMap::new(),
-            uplinks: Vec::new(),
-            filtered_uplinks: BTreeMap::new(),
+            links: Vec::new(),
+            filtered_links: BTreeMap::new(),
+            links_without_role: BTreeMap::new(),
             other_addresses: BTreeSet::new(),
             paths: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -70,7 +73,7 @@ impl Model {
     /// uplink is known.
     pub fn fitting_mtu(&self) -> Option<u32> {
         let towards_nodes = self.paths.values().map(|path| path.mtu).min();
-        let own = self.uplinks.first().map(|uplink| uplink.mtu);
+        let own = self.uplinks().next().map(|uplink| uplink.mtu);
         towards_nodes.into_iter().chain(own).min().map(|underlay| self.mode.payload(underlay))
     }
 
@@ -80,7 +83,7 @@ impl Model {
         if self.has_address(own.address) {
             return own.address;
         }
-        let of_uplinks = self.uplinks.iter().find_map(|uplink| uplink.addresses.first().copied());
+        let of_uplinks = self.uplinks().find_map(|uplink| uplink.addresses.first().copied());
         of_uplinks.unwrap_or(own.address)
     }
 
@@ -91,8 +94,18 @@ impl Model {
 
     /// Whether one of this node's links has an address.
     pub fn has_address(&self, address: IpAddr) -> bool {
-        let mut of_uplinks = self.uplinks.iter().flat_map(|uplink| &uplink.addresses);
-        of_uplinks.any(|of_link| *of_link == address) || self.other_addresses.contains(&address)
+        let mut of_links = self.links.iter().flat_map(|link| &link.addresses);
+        of_links.any(|of_link| *of_link == address) || self.other_addresses.contains(&address)
+    }
+
+    /// The links that lead to the other nodes or to the world.
+    pub fn uplinks(&self) -> impl Iterator<Item = &NodeLink> {
+        self.links.iter().filter(|link| link.role == Role::Uplink)
+    }
+
+    /// Whether a link is an uplink.
+    pub fn is_uplink(&self, index: u32) -> bool {
+        self.uplinks().any(|uplink| uplink.index == index)
     }
 
     /// The endpoint of an attachment. One whose file was lost is known by its device, whose name follows from the attachment.
@@ -184,9 +197,20 @@ pub fn overlay_address(pod_network: IpNet) -> IpAddr {
     }
 }
 
-/// A link that leads out of this node.
+/// What a link is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Leads to the other nodes or to the world.
+    Uplink,
+    /// Leads to other hosts.
+    Side,
+    /// Leads to containers or machines of this host.
+    Inner,
+}
+
+/// A link of this node with a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Uplink {
+pub struct NodeLink {
     /// ifindex.
     pub index: u32,
     /// Name.
@@ -195,6 +219,8 @@ pub struct Uplink {
     pub mtu: u32,
     /// Its global addresses, the one that translated packets get as their source first.
     pub addresses: Vec<IpAddr>,
+    /// What it is for.
+    pub role: Role,
 }
 
 /// How the kernel routes to an address.
@@ -216,7 +242,13 @@ mod tests {
     fn the_pod_mtu_follows_the_smallest_link_towards_a_node() {
         let mut model = Model::new(Mode::Vxlan, None);
         assert_eq!(model.pod_mtu(), None);
-        model.uplinks.push(Uplink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new() });
+        model.links.push(NodeLink {
+            index: 2,
+            name: "eth0".into(),
+            mtu: 1500,
+            addresses: Vec::new(),
+            role: Role::Uplink,
+        });
         assert_eq!(model.pod_mtu(), Some(1450));
         let path = Path { device: 3, mtu: 1400, gateway: None };
         model.paths.insert(IpAddr::from([10, 200, 0, 2]), path);

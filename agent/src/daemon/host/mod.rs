@@ -1,16 +1,18 @@
 //! The node's side of the network: uplinks, routes, programs, pins and kernel switches are kept as the model wants them.
 
+pub(super) mod links;
 mod pins;
 mod programs;
 mod reconcile;
 mod switches;
-pub(super) mod uplinks;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::dataplane::attach::UplinkAttachment;
+use podwire_core::slice::Programs;
+
+use crate::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use crate::dataplane::probe::Capabilities;
 use crate::links::Changes;
 use crate::lock::Lock;
@@ -27,8 +29,8 @@ pub(super) struct Upkeep {
     changes: Changes,
     /// When the kernel was last found, or made, as it is wanted; `None`: not yet, or no longer.
     settled: Option<Instant>,
-    /// Uplinks that have this process's programs, by ifindex.
-    attached: BTreeMap<u32, String>,
+    /// Links of the host that have this process's programs, by ifindex.
+    attached: BTreeMap<u32, (Programs, UplinkXdp)>,
     /// When the ways to the other nodes were last asked for.
     paths_asked: Option<Instant>,
     /// Whether anything has changed since then.

@@ -79,9 +79,9 @@ pub(super) async fn make_room(
     index: u32,
     name: &str,
 ) -> Result<bool, Error> {
-    let ours = programs_of(hooks);
-    let of_uplink = (hooks == Hooks::Uplink).then_some(&ours[..]);
-    match state.executor.links.remove_displacing(index, of_uplink).await? {
+    let of_others = matches!(hooks, Hooks::Uplink | Hooks::Inner);
+    let ours = of_others.then_some(programs_of(Hooks::Uplink));
+    match state.executor.links.remove_displacing(index, ours).await? {
         Displaced::No => {}
         Displaced::Removed => {
             warn!(device = name, "removed: another queueing discipline stood in the place of clsact");
@@ -89,7 +89,7 @@ pub(super) async fn make_room(
         }
         Displaced::InUse => {
             let why = format!(
-                "the uplink {name} has an `ingress` queueing discipline, or one with shared blocks, which holds filters of another tool: Podwire's programs need clsact in its place. Have that tool use clsact (`tc qdisc add dev {name} clsact`), and run `tc qdisc del dev {name} ingress`"
+                "the link {name} has an `ingress` queueing discipline, or one with shared blocks, which holds filters of another tool: Podwire's programs need clsact in its place. Have that tool use clsact (`tc qdisc add dev {name} clsact`), and run `tc qdisc del dev {name} ingress`"
             );
             state.conditions.set_for(ConditionName::UplinkObstructed, name, why);
             return Ok(false);

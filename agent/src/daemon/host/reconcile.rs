@@ -10,7 +10,7 @@ use podwire_core::features::{Scope, desired};
 use podwire_core::host::Host;
 use podwire_core::plan::{Op, Rank, Removals, plan};
 use podwire_core::slice::Slice;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::Upkeep;
 use super::pins::make_room;
@@ -43,13 +43,25 @@ impl Upkeep {
         self.paths_asked.is_none_or(|asked| asked.elapsed() > PATHS_VALID)
     }
 
+    /// Compares the kernel with what is wanted if the changes of others concern a link that packets may leave by.
+    pub(in crate::daemon) async fn look_at_changes(&mut self, state: &mut State, pods: &mut Pods) {
+        if state.model.own.is_none() {
+            return;
+        }
+        match state.executor.links.host().await {
+            Ok(host) if !host.routes_differ(&state.host) => {}
+            Ok(_) => drop(self.reconcile(state, pods).await),
+            Err(error) => error!("{error}"),
+        }
+    }
+
     /// One round; what fails is logged and tried again with the next. Whether nothing did.
     pub(in crate::daemon) async fn reconcile(&mut self, state: &mut State, pods: &mut Pods) -> bool {
         let failed = self.try_reconcile(state, pods).await.err().map(|error| error.to_string());
         match &failed {
             None => state.conditions.clear(ConditionName::NotSetUp),
             // Where nothing was served before, that is why nothing is served now.
-            Some(why) if state.model.uplinks.is_empty() || !self.is_set_up => {
+            Some(why) if state.model.uplinks().next().is_none() || !self.is_set_up => {
                 state.conditions.set(ConditionName::NotSetUp, why);
             }
             Some(_) => {}
@@ -76,14 +88,16 @@ impl Upkeep {
         state.model.other_addresses = host.own_addresses();
         look_at_host_addresses(state, &host);
         pods.other.look(state, &host).await;
-        let has_uplink = self.look_at_uplinks(state, &host).await;
-        let put_right = self.put_right(state, &host, has_uplink).await;
+        let has_uplink = self.look_at_links(state, &host).await;
+        // A link's entry follows its programs: while the table has none, no pod's packet leaves by the link.
+        let attached = if has_uplink { self.attach_links(state).await } else { Ok(()) };
+        self.put_right(state, &host, has_uplink).await?;
+        attached?;
         if !has_uplink {
-            return put_right;
+            return Ok(());
         }
-        self.attach_uplinks(state).await?;
+        self.detach_links(state)?;
         state.host = Arc::new(host);
-        put_right?;
         state.executor.dataplane.finish_upgrade()?;
         state.executor.dataplane.forget_other_loads()?;
         state.conditions.clear(ConditionName::NotSetUp);
@@ -94,7 +108,8 @@ impl Upkeep {
     /// Makes the kernel hold what is wanted. Without an uplink, only programs of links that are there.
     async fn put_right(&mut self, state: &mut State, host: &Host, has_uplink: bool) -> Result<(), Error> {
         if self.uplink_attachment == UplinkAttachment::Clsact {
-            state.model.filtered_uplinks.clone_from(&self.attached);
+            let names = self.attached.iter().map(|(index, (programs, _))| (*index, programs.device.clone()));
+            state.model.filtered_links = names.collect();
         }
         let mut want = desired(&state.model, Scope::All);
         name_as_they_are(&mut want, host);

@@ -1,6 +1,7 @@
 //! Kernel switches that pods depend on and that others change: set again, every ten seconds.
 
 use podwire_common::names::VXLAN_DEVICE;
+use podwire_core::model::Role;
 use tracing::warn;
 
 use super::Upkeep;
@@ -36,9 +37,10 @@ fn set_switches(state: &State, set: &mut Vec<String>) -> Result<(), Error> {
     if switches.enable_forwarding(state_dir)? {
         set.push("ip_forward".into());
     }
-    for uplink in &state.model.uplinks {
-        if switches.enable_forwarding_of(&uplink.name, state_dir)? {
-            set.push(format!("forwarding of {}", uplink.name));
+    // What made an inner link sees to its forwarding.
+    for link in state.model.links.iter().filter(|link| link.role != Role::Inner) {
+        if switches.enable_forwarding_of(&link.name, state_dir)? {
+            set.push(format!("forwarding of {}", link.name));
         }
     }
     let pods = state.model.endpoints.values().map(|pod| Switch::forwarding(&pod.host_interface));

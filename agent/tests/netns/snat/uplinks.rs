@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use podwire_common::abi::LINK_UPLINK;
 use xtask::lab::frames::Capture;
 use xtask::lab::{Lab, Mode, Node, Ns, connect, traffic};
 
@@ -109,9 +110,9 @@ fn reached_by_both(lab: &Lab, what: &str) {
     }
 }
 
-/// How many links have the programs of uplinks. The tunnel's device has an entry as well.
+/// How many links are uplinks.
 fn uplinks(node: &Node) -> usize {
-    node.map_dump("UPLINKS").unwrap().as_array().unwrap().len() - 1
+    crate::links::kinds(node).into_iter().filter(|(_, kind)| *kind == LINK_UPLINK).count()
 }
 
 /// A node with a second link to the world, and no agent yet: 192.168.7.1 and .2 are the ends of that link.

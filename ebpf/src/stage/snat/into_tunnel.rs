@@ -31,7 +31,7 @@ pub fn into_tunnel(ctx: &TcContext, packet: &mut Parsed) -> Result<(), Drop> {
     }
     translation::check(packet)?;
     let device = maps::vxlan_ifindex();
-    let tunnel = maps::uplink(device).ok_or(Drop::SnatNoAddress)?;
+    let tunnel = maps::link(device).ok_or(Drop::SnatNoAddress)?;
     let mut to = translation::begin(TRANSLATION_TUNNEL, device, &packet.flow);
     to.source = tunnel.ipv4;
     translation::establish(ctx, &packet.flow, &mut to)?;

@@ -74,8 +74,8 @@ fn address_towards(ctx: &TcContext, destination: &Addr) -> Result<Addr, Drop> {
     if let Some(address) = source_towards(ctx, destination) {
         return Ok(address);
     }
-    match maps::uplink(ctx.ifindex()) {
-        Some(uplink) if uplink.ipv4 != Addr::UNSPECIFIED => Ok(uplink.ipv4),
+    match maps::link(ctx.ifindex()) {
+        Some(link) if link.ipv4 != Addr::UNSPECIFIED => Ok(link.ipv4),
         _ => Err(Drop::SnatNoAddress),
     }
 }

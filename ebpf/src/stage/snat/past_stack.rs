@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Beginning, Endpoint, STATE_REPLIED, TRANSLATION_SNAT},
+    abi::{Beginning, Endpoint, LINK_WITHOUT_PROGRAMS, STATE_REPLIED, TRANSLATION_SNAT},
     addr::{Be16, Quad},
     flow::protocol,
     reason::{Drop, Path},
@@ -21,7 +21,7 @@ use crate::{
 /// them, translated here; otherwise up the stack.
 ///
 /// # Errors
-/// [`Drop::RewriteFailed`].
+/// [`Drop::LinkWithoutPrograms`], [`Drop::RewriteFailed`].
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint) -> Outcome {
     let begins = packet.begins_connection();
@@ -34,6 +34,7 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint) -> Ou
         }
         // Connection tracking has seen others of a TCP connection that is not known here: it has to see all.
         None if (begins || packet.flow.protocol != protocol::TCP) && !packet.is_error => {
+            refuse_bare(ctx, packet, endpoint)?;
             let imprint = imprint(ctx, packet, packet.headers.ttl.wrapping_sub(1));
             maps::note_beginning(&Beginning { flow: packet.flow, imprint });
             ctx.set_beginning();
@@ -123,6 +124,24 @@ fn past_stack(
 #[inline(never)]
 fn readdress(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> Result<(), Drop> {
     readdress_source(ctx, packet, source, port)
+}
+
+/// Refuses a pod's packet to the world that the kernel would send by a link without programs: the pod's address would leave with it.
+///
+/// # Errors
+/// [`Drop::LinkWithoutPrograms`].
+#[inline(never)]
+fn refuse_bare(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint) -> Result<(), Drop> {
+    let mut way = way_of_pod(packet, endpoint, 0);
+    if way.look_up_any(ctx) != Lookup::Found
+        || maps::link(way.ifindex).is_some_and(|link| link.kind != LINK_WITHOUT_PROGRAMS)
+        || way.next_hop.ipv4().is_some_and(|router| maps::endpoint(&router).is_some())
+        || maps::is_not_masqueraded(&packet.headers.destination_address())
+    {
+        return Ok(());
+    }
+    maps::note_refused(way.ifindex);
+    Err(Drop::LinkWithoutPrograms)
 }
 
 /// The way that the kernel's routes have for a pod's packet.

@@ -1,0 +1,203 @@
+//! The links of the node, and the ways to the other nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use podwire_core::host::{Host, is_own_device};
+use podwire_core::model::{Model, Node, NodeLink, Path, Role};
+use podwire_core::node_links::node_links;
+use podwire_core::slice::Programs;
+use tracing::info;
+
+use super::Upkeep;
+use super::pins::make_room;
+use crate::before::Before;
+use crate::conditions::ConditionName;
+use crate::daemon::state::State;
+use crate::dataplane::attach::{UplinkAttachment, UplinkXdp};
+use crate::error::Error;
+
+impl Upkeep {
+    /// Finds what the links are for and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
+    pub(super) async fn look_at_links(&mut self, state: &mut State, host: &Host) -> bool {
+        let Some(own) = state.model.own.clone() else {
+            return false;
+        };
+        let doubtful = self.paths_asked.is_none() || self.paths_doubtful && self.paths_are_old();
+        if doubtful || host.routes_differ(&state.host) {
+            state.model.paths = ask_paths(state, host).await;
+            self.paths_asked = Some(Instant::now());
+            self.paths_doubtful = false;
+        }
+        let to_nodes = state.model.paths.values().map(|path| path.device).collect();
+        let links = node_links(host, &state.config.link_rules(), &own, &to_nodes);
+        if !links.iter().any(|link| link.role == Role::Uplink) {
+            let why = format!(
+                "no link has this node's InternalIP {}, and there is no default route and no route to a node: configure one, or name the link with --uplink",
+                own.address
+            );
+            state.conditions.set(ConditionName::NoUplink, why);
+            return false;
+        }
+        state.conditions.clear(ConditionName::NoUplink);
+        if links != state.model.links {
+            tell_links(&links, &state.model.links);
+            state.model.links = links;
+        }
+        state.model.links_without_role = without_role(host, &state.model.links);
+        tell_paths(state, host);
+        let absent = Some(own.address).filter(|address| !state.model.has_address(*address));
+        let absent = absent.map(|absent| {
+            let instead = state.model.underlay_address(&own);
+            format!("no link has this node's InternalIP {absent}: packets to other nodes leave with {instead} instead")
+        });
+        state.conditions.update(ConditionName::InternalIpAbsent, absent);
+        let mtu = state.model.pod_mtu();
+        if mtu != state.pod_mtu {
+            state.pod_mtu = mtu;
+            tell_mtu(state);
+        }
+        true
+    }
+
+    /// Attaches the programs of each link's role.
+    pub(super) async fn attach_links(&mut self, state: &mut State) -> Result<(), Error> {
+        for link in state.model.links.clone() {
+            let programs = Programs { hooks: link.role.into(), device: link.name.clone() };
+            let xdp = if link.role == Role::Uplink { state.config.uplink_xdp } else { UplinkXdp::Off };
+            if self
+                .attached
+                .get(&link.index)
+                .is_some_and(|(attached, of)| *attached == programs && *of == xdp)
+            {
+                continue;
+            }
+            if self.uplink_attachment == UplinkAttachment::Clsact {
+                if !make_room(state, programs.hooks, link.index, &link.name).await? {
+                    continue;
+                }
+                if !state.executor.links.has_clsact(link.index).await? {
+                    let mut before = Before::load(&state.config.places.state_dir)?;
+                    before.without_clsact.insert(link.name.clone());
+                    before.save(&state.config.places.state_dir)?;
+                }
+            }
+            state.executor.dataplane.attach_link(&link.name, programs.hooks, self.uplink_attachment, xdp)?;
+            info!(device = link.name, role = ?link.role, how = ?self.uplink_attachment, ?xdp, "programs attached to the link");
+            self.attached.insert(link.index, (programs, xdp));
+        }
+        Ok(())
+    }
+
+    /// Takes the programs off links without a role.
+    pub(super) fn detach_links(&mut self, state: &mut State) -> Result<(), Error> {
+        self.attached.retain(|index, _| state.model.links.iter().any(|link| link.index == *index));
+        let has_role = |name: &str| state.model.links.iter().any(|link| link.name == name);
+        state.conditions.retain(ConditionName::UplinkObstructed, has_role);
+        Ok(state.executor.dataplane.detach_other_links(&state.model.links)?)
+    }
+}
+
+/// Logs the links that are new or have changed, and those that have no role any more.
+fn tell_links(now: &[NodeLink], before: &[NodeLink]) {
+    for link in now.iter().filter(|link| !before.contains(link)) {
+        let addresses: Vec<_> = link.addresses.iter().map(ToString::to_string).collect();
+        info!(device = link.name, role = ?link.role, mtu = link.mtu, addresses = addresses.join(", "), "link");
+    }
+    for link in before.iter().filter(|link| !now.iter().any(|other| other.index == link.index)) {
+        info!(device = link.name, was = ?link.role, "link has no role any more");
+    }
+}
+
+/// The links without a role by which a route may lead: each one's MTU in bytes.
+fn without_role(host: &Host, links: &[NodeLink]) -> BTreeMap<u32, u32> {
+    let has_role: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
+    let others = host.devices.values().filter(|device| {
+        !device.loopback
+            && device.port_of.is_none()
+            && !is_own_device(&device.name)
+            && !has_role.contains(&device.index)
+    });
+    others.map(|device| (device.index, device.mtu)).collect()
+}
+
+fn tell_mtu(state: &mut State) {
+    let (Some(mtu), Some(fitting)) = (state.pod_mtu, state.model.fitting_mtu()) else {
+        return;
+    };
+    info!(mtu, "MTU of new pods");
+    let too_large = format!(
+        "--mtu {mtu} is more than the {fitting} bytes that fit this node's uplinks: pods will be told so packet by packet"
+    );
+    state.conditions.update(ConditionName::MtuTooLarge, (mtu > fitting).then_some(too_large));
+}
+
+/// Asks for the ways to all nodes.
+async fn ask_paths(state: &State, host: &Host) -> BTreeMap<IpAddr, Path> {
+    let mut paths = BTreeMap::new();
+    for node in state.model.remote.values() {
+        let path = state.executor.links.path(node.address, host).await;
+        paths.extend(path.map(|path| (node.address, path)));
+    }
+    paths
+}
+
+/// Asks for the ways to these nodes, and forgets those to where nodes were before. `false`: one leads by a link that is no
+/// uplink yet.
+pub(in crate::daemon) async fn renew_paths(state: &mut State, before: &[Node], now: &[Node]) -> bool {
+    for node in before {
+        state.model.paths.remove(&node.address);
+    }
+    let mut by_uplinks = true;
+    for node in now {
+        let path = state.executor.links.path(node.address, &state.host).await;
+        by_uplinks &= path.is_none_or(|path| state.model.is_uplink(path.device));
+        state.model.paths.extend(path.map(|path| (node.address, path)));
+    }
+    for node in before {
+        state.conditions.clear_for(ConditionName::NoRouteToNode, &node.name);
+        state.conditions.clear_for(ConditionName::RoutePastUplinks, &node.name);
+    }
+    for node in now {
+        if let Some((name, sentence)) = report(&state.model, &state.host, node) {
+            state.conditions.set_for(name, &node.name, sentence);
+        }
+    }
+    by_uplinks
+}
+
+/// What an operator has to know of the ways to all nodes.
+fn tell_paths(state: &mut State, host: &Host) {
+    let (model, mut reports) = (&state.model, Vec::new());
+    for node in model.remote.values() {
+        reports.extend(report(model, host, node).map(|report| (node.name.clone(), report)));
+    }
+    for name in [ConditionName::NoRouteToNode, ConditionName::RoutePastUplinks] {
+        let of_name = reports.iter().filter(|(_, (of, _))| *of == name);
+        let of_name = of_name.map(|(node, (_, sentence))| (node.clone(), sentence.clone()));
+        state.conditions.replace(name, of_name);
+    }
+}
+
+/// What an operator has to know of the way to a node.
+fn report(model: &Model, host: &Host, node: &Node) -> Option<(ConditionName, String)> {
+    match model.paths.get(&node.address) {
+        Some(path) if model.is_uplink(path.device) => None,
+        Some(path) => {
+            let device = host.devices.get(&path.device).map_or("?", |device| &device.name);
+            let why = format!(
+                "the route to node {} ({}) leaves by {device}, which is no uplink",
+                node.name, node.address
+            );
+            Some((ConditionName::RoutePastUplinks, why))
+        }
+        None => {
+            let why = format!(
+                "there is no route to node {} (InternalIP {}): its pods are out of reach",
+                node.name, node.address
+            );
+            Some((ConditionName::NoRouteToNode, why))
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The kernel's notices of what others change.
+
+use podwire_common::names::ROUTE_PROTOCOL;
+use podwire_core::host::is_own_device;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
+
+use super::LinkError;
+use crate::files::FileError;
+
+/// Bytes for one datagram of notices: at most 8 kB (`NLMSG_GOODSIZE`, include/linux/netlink.h).
+const NOTICES: usize = 1 << 14;
+/// `ENOBUFS`.
+const NO_BUFFER_SPACE: i32 = 105;
+const WHAT: &str = "the kernel's notices of links";
+const GROUPS: [MulticastGroup; 4] =
+    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Nexthop];
+
+/// What the kernel tells of links, addresses and routes as they change.
+pub struct Notices(TokioSocket);
+
+impl Notices {
+    /// Begins to listen, in the network namespace of the calling thread. Has to be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`LinkError::File`] when the socket cannot be opened.
+    pub fn listen() -> Result<Self, LinkError> {
+        let open = || {
+            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+            let groups = GROUPS.iter().fold(0, |groups, group| groups | 1 << (*group as u32 - 1));
+            socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+            Ok(Self(socket))
+        };
+        Ok(open().map_err(FileError::of("open", WHAT))?)
+    }
+
+    /// Waits for notices, and says whether one is of something that the agent does not own.
+    ///
+    /// # Errors
+    /// [`LinkError::File`] when the socket cannot be read.
+    pub async fn is_of_others(&self) -> Result<bool, LinkError> {
+        let mut bytes = Vec::with_capacity(NOTICES);
+        match self.0.recv(&mut bytes).await {
+            Ok(()) => Ok(is_any_of_others(&bytes)),
+            // There were more notices than the socket holds.
+            Err(error) if error.raw_os_error() == Some(NO_BUFFER_SPACE) => Ok(true),
+            Err(error) => Err(FileError::of("read", WHAT)(error).into()),
+        }
+    }
+}
+
+fn is_any_of_others(mut bytes: &[u8]) -> bool {
+    while let Ok(notice) = NetlinkBuffer::new_checked(bytes) {
+        let length = notice.length() as usize;
+        let is_own =
+            NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).is_ok_and(|notice| is_own(&notice));
+        if !is_own {
+            return true;
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
+}
+
+/// Whether a notice is of a pod's link, of the tunnel, or of a route of the agent's.
+fn is_own(notice: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    let NetlinkPayload::InnerMessage(message) = &notice.payload else {
+        return true;
+    };
+    match message {
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+            name_of(link).is_some_and(is_own_device)
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+        }
+        _ => false,
+    }
+}
+
+fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}

@@ -1,0 +1,307 @@
+//! Nodes with several links: what each is for, and what a pod's packet does there.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use podwire_common::abi::{LINK_INNER, LINK_SIDE, LINK_UPLINK, LINK_WITHOUT_PROGRAMS};
+use podwire_common::names::maps;
+use podwire_common::reason::{Drop, Path};
+use serde_json::json;
+use xtask::lab::frames::{self, Capture};
+use xtask::lab::traffic::Route;
+use xtask::lab::{Lab, Mode, Node, Ns, connect, traffic};
+
+use crate::check::{Counted, Row, check};
+use crate::headers::Ip;
+use crate::packets::{Packet, Vxlan, inner, udp};
+use crate::refused::grown;
+use crate::snat::ask;
+use crate::sockets::{self, wait_until};
+use crate::sweep::{comes, goes};
+use crate::v4;
+
+/// The node's end of a link to a storage host, and that host's.
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 50, 1));
+const STORAGE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 50, 2));
+const BRIDGE: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1));
+const CONTAINER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2));
+
+#[test]
+fn a_side_link_translates_pods_and_answers_host_ports() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        let node = lab.node(0);
+        let storage = storage_host(&lab, "eth1");
+        let_be(node, "eth1", LINK_SIDE);
+        let pod = node.add_pod_with("pod", &host_port()).unwrap();
+        let far = lab.node(1).add_pod("far").unwrap();
+        let capture = Capture::start(node, "eth1").unwrap();
+        check(
+            &lab,
+            &[
+                Row::new("a pod to the storage host", (&pod, pod.address()), (&storage, STORAGE))
+                    .seen_as(HERE)
+                    .takes(&[(0, Path::SnatOut), (0, Path::SnatIn)]),
+                Row::new("the node itself", (node, HERE), (&storage, STORAGE)),
+                Row::new("pods elsewhere", (&pod, pod.address()), (&far, far.address())),
+            ],
+        );
+        let before = Counted::quiet(&lab);
+        let route = Route::translated((HERE, 8080).into(), 80);
+        let exchange = traffic::tcp_exchange_on(&storage, &pod, route, 1 << 20).unwrap();
+        assert_eq!(exchange.peer_seen_by_server.ip(), STORAGE, "{mode:?}");
+        let ways = [(0, Path::HostPortIn), (0, Path::HostPortOut)];
+        Counted::quiet(&lab).since(&before).expect(&ways, &[]).unwrap();
+        let frames = capture.finish().unwrap();
+        let bare = frames.iter().filter_map(|frame| Ip::of_frame(frame)).find(Ip::is_of_pod_network);
+        assert!(bare.is_none(), "{mode:?}: {bare:?}");
+    }
+}
+
+#[test]
+fn tunnel_packets_are_taken_by_uplinks_only() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let storage = storage_host(&lab, "eth1");
+    let container = docker(&lab);
+    let_be(node, "eth1", LINK_SIDE);
+    let_be(node, "docker0", LINK_INNER);
+    let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
+    let capture = Capture::start(&pod, "eth0").unwrap();
+    let forged = inner(&Packet::new(v4(far.address()), v4(pod.address()), udp(4000, 5000)));
+    for (host, link, address) in [(&storage, "eth1", HERE), (&container, "docker0", BRIDGE)] {
+        // In the other node's name, to any address of this one.
+        for destination in [address, node.address()] {
+            let tunnel = Vxlan::new(v4(lab.node(1).address()), v4(destination)).with(|outer| {
+                outer.source_mac = host.mac("eth0").unwrap();
+                outer.destination_mac = node.mac(link).unwrap();
+            });
+            let before = Counted::quiet(&lab);
+            frames::send(host, "eth0", &tunnel.around(&forged)).unwrap();
+            let grown = grown(&lab, &before);
+            assert_eq!(
+                grown.drops(0).get(Drop::TunnelNotByUplink.name()),
+                Some(&1),
+                "{link} to {destination}: {grown}"
+            );
+        }
+    }
+    let received = capture.finish().unwrap();
+    assert!(received.iter().all(|frame| frame[..6] != pod.eth0_mac()), "{received:02x?}");
+}
+
+#[test]
+fn containers_reach_host_ports_and_see_pods_as_they_are() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let container = docker(&lab);
+    let_be(node, "docker0", LINK_INNER);
+    let pod = node.add_pod_with("pod", &host_port()).unwrap();
+    check(
+        &lab,
+        &[
+            Row::new("a pod to a container", (&pod, pod.address()), (&container, CONTAINER)),
+            Row::new("a container to a pod", (&container, CONTAINER), (&pod, pod.address())),
+        ],
+    );
+    for address in [BRIDGE, node.address()] {
+        let before = Counted::quiet(&lab);
+        let route = Route::translated((address, 8080).into(), 80);
+        let exchange = traffic::tcp_exchange_on(&container, &pod, route, 1 << 20).unwrap();
+        assert_eq!(exchange.peer_seen_by_server.ip(), CONTAINER, "{address}");
+        let ways = [(0, Path::HostPortIn), (0, Path::HostPortOut)];
+        Counted::quiet(&lab).since(&before).expect(&ways, &[]).unwrap();
+    }
+}
+
+#[test]
+fn a_link_by_which_a_node_is_reached_is_an_uplink() {
+    let lab = Lab::builder().agents(false).build().unwrap();
+    let [one, two] = [lab.node(0), lab.node(1)];
+    connect(one, "eth1", two, "eth1").unwrap();
+    one.ip("address add 192.168.50.1/24 dev eth1\n").unwrap();
+    two.ip("address add 192.168.50.2/24 dev eth1\n").unwrap();
+    lab.nodes().iter().try_for_each(Node::start_agent).unwrap();
+    let_be(one, "eth1", LINK_SIDE);
+    let (near, far) = (one.add_pod("near").unwrap(), two.add_pod("far").unwrap());
+    let row = Row::new("before", (&near, near.address()), (&far, far.address()))
+        .takes(&[(0, Path::TunnelOut), (1, Path::TunnelIn)]);
+    check(&lab, &[row]);
+    one.ip(&format!("route add {} via 192.168.50.2 src {}\n", two.address(), one.address())).unwrap();
+    two.ip(&format!("route add {} via 192.168.50.1 src {}\n", one.address(), two.address())).unwrap();
+    let_be(one, "eth1", LINK_UPLINK);
+    let_be(two, "eth1", LINK_UPLINK);
+    let capture = Capture::start(one, "eth1").unwrap();
+    check(&lab, &[Row { name: "by the other link", ..row }]);
+    let frames = capture.finish().unwrap();
+    assert!(frames.len() > 100, "{} frames", frames.len());
+    one.ip(&format!("route delete {}\n", two.address())).unwrap();
+    two.ip(&format!("route delete {}\n", one.address())).unwrap();
+    let_be(one, "eth1", LINK_SIDE);
+    let_be(two, "eth1", LINK_SIDE);
+    check(&lab, &[Row { name: "and back", ..row }]);
+}
+
+#[test]
+fn no_pods_address_leaves_by_a_link_without_programs() {
+    let lab = Lab::builder().nodes(1).agent_arguments(&["--exclude-uplink", "eth*1"]).build().unwrap();
+    let node = lab.node(0);
+    let storage = storage_host(&lab, "eth1");
+    let_be(node, "eth1", LINK_WITHOUT_PROGRAMS);
+    let pod = node.add_pod("pod").unwrap();
+    let capture = Capture::start(node, "eth1").unwrap();
+    let before = Counted::quiet(&lab);
+    let server = sockets::udp(&storage, (STORAGE, 53));
+    let client = sockets::udp(&pod, ("0.0.0.0", 0));
+    client.send_to(b"bare", (STORAGE, 53)).unwrap();
+    assert!(traffic::ping(&pod, STORAGE, 56).is_err());
+    let grown = grown(&lab, &before);
+    assert!(grown.drops(0).get(Drop::LinkWithoutPrograms.name()) >= Some(&2), "{grown}");
+    comes(node, "link-without-programs", "eth1");
+    let frames = capture.finish().unwrap();
+    let bare = frames.iter().filter_map(|frame| Ip::of_frame(frame)).find(Ip::is_of_pod_network);
+    assert!(bare.is_none(), "{bare:?}");
+    // The world, and the node itself, are as they were; and the condition ends when nothing more is dropped.
+    traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8080, 1 << 16).unwrap();
+    traffic::ping(node, STORAGE, 56).unwrap();
+    goes(node, "link-without-programs");
+    drop(server);
+}
+
+#[test]
+fn pods_keep_their_address_by_any_link_where_asked_for() {
+    let arguments = ["--exclude-uplink", "eth1", "--non-masquerade-cidrs", "192.168.50.0/24"];
+    let lab = Lab::builder().nodes(1).agent_arguments(&arguments).build().unwrap();
+    let node = lab.node(0);
+    let storage = storage_host(&lab, "eth1");
+    storage.ip(&format!("route add {} via {HERE}\n", node.pod_cidr())).unwrap();
+    let_be(node, "eth1", LINK_WITHOUT_PROGRAMS);
+    let pod = node.add_pod("pod").unwrap();
+    check(&lab, &[Row::new("the storage host", (&pod, pod.address()), (&storage, STORAGE))]);
+}
+
+#[test]
+fn seventy_links_come_and_go() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let storage = storage_host(&lab, "eth1");
+    let others = lab.add_namespace("others").unwrap();
+    let pod = node.add_pod("pod").unwrap();
+    let range = 100..170u8;
+    for number in range.clone() {
+        connect(node, &format!("side{number}"), &others, &format!("side{number}")).unwrap();
+        node.ip(&format!("address add 192.168.{number}.1/24 dev side{number}\n")).unwrap();
+        others.ip(&format!("address add 192.168.{number}.2/24 dev side{number}\n")).unwrap();
+    }
+    for number in [100, 169] {
+        let_be(node, &format!("side{number}"), LINK_SIDE);
+        let there = IpAddr::from([192, 168, number, 2]);
+        let server = sockets::udp(&others, (there, 53));
+        let client = sockets::udp(&pod, ("0.0.0.0", 0));
+        let seen = ask(&client, &server, (there, 53).into(), "one of seventy");
+        assert_eq!(seen.ip(), IpAddr::from([192, 168, number, 1]));
+    }
+    for number in range {
+        node.ip(&format!("link delete side{number}\n")).unwrap();
+    }
+    let gone = wait_until(|| (kinds(node).len() == 3).then_some(()));
+    assert!(gone.is_some(), "{:?}", kinds(node));
+    let links = std::fs::read_dir(node.bpf_dir().join("links")).unwrap();
+    let of_side = links.filter(|link| link.as_ref().unwrap().file_name().to_string_lossy().contains("side"));
+    assert_eq!(of_side.count(), 0);
+    let row = Row::new("still", (&pod, pod.address()), (&storage, STORAGE)).seen_as(HERE);
+    check(&lab, &[row]);
+}
+
+#[test]
+fn a_bridge_becomes_the_uplink_under_traffic() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().mode(mode).build().unwrap();
+        let node = lab.node(0);
+        let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
+        let stream = traffic::tcp_stream(&near, &far, far.address(), 7000).unwrap();
+        stream.wait_for(1 << 20).unwrap();
+        let address = node.address();
+        node.ip(&format!(
+            "link add br0 type bridge\nlink set dev br0 up\nlink set dev eth0 master br0\n\
+             address delete {address}/24 dev eth0\naddress add {address}/24 dev br0\n\
+             route add default via 10.200.0.254 dev br0\n"
+        ))
+        .unwrap();
+        let_be(node, "br0", LINK_UPLINK);
+        let gone = wait_until(|| kind(node, "eth0").is_none().then_some(()));
+        assert!(gone.is_some(), "{:?}", kinds(node));
+        if let Err(error) = stream.wait_for(1 << 20) {
+            panic!("{mode:?}: {error}: {:?}", stream.finish());
+        }
+        stream.finish().unwrap();
+        let row = Row::new("pods", (&near, near.address()), (&far, far.address()));
+        let world = Row::new("the world", (&near, near.address()), (lab.world(), lab.world_address()));
+        check(&lab, &[row, world.seen_as(address)]);
+    }
+}
+
+#[test]
+fn an_uplink_that_is_not_there_keeps_nothing_from_serving() {
+    let lab = Lab::builder().nodes(1).agent_arguments(&["--uplink", "ens*,wlan0"]).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("pod").unwrap();
+    let row = Row::new("the world", (&pod, pod.address()), (lab.world(), lab.world_address()));
+    check(&lab, &[row.seen_as(node.address())]);
+    assert_eq!(crate::sweep::conditions(node), [""; 0]);
+}
+
+#[test]
+fn an_earlier_plugins_bridge_is_left_alone() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    node.ip("link add cni0 type bridge\naddress add 10.244.1.1/24 dev cni0\nlink set dev cni0 up\n").unwrap();
+    node.ip("link add vxlan42 type vxlan id 42 dstport 4790 dev eth0\naddress add 10.9.0.1/24 dev vxlan42\nlink set dev vxlan42 up\n").unwrap();
+    let_be(node, "cni0", LINK_WITHOUT_PROGRAMS);
+    let_be(node, "vxlan42", LINK_WITHOUT_PROGRAMS);
+}
+
+/// A namespace behind a link of node 1, with the node's and its own address on it and a default route by the node.
+fn storage_host(lab: &Lab, link: &str) -> Ns {
+    let storage = lab.add_namespace("storage").unwrap();
+    connect(lab.node(0), link, &storage, "eth0").unwrap();
+    lab.node(0).add_address(link, HERE, 24).unwrap();
+    storage.add_address("eth0", STORAGE, 24).unwrap();
+    storage
+}
+
+/// A container as Docker has it: behind a bridge of node 1's own.
+fn docker(lab: &Lab) -> Ns {
+    let (node, container) = (lab.node(0), lab.add_namespace("container").unwrap());
+    connect(node, "veth1", &container, "eth0").unwrap();
+    node.ip(&format!(
+        "link add docker0 type bridge\nlink set dev veth1 master docker0\n\
+         address add {BRIDGE}/16 dev docker0\nlink set dev docker0 up\n"
+    ))
+    .unwrap();
+    container.ip(&format!("address add {CONTAINER}/16 dev eth0\nroute add default via {BRIDGE}\n")).unwrap();
+    container
+}
+
+fn host_port() -> serde_json::Value {
+    json!({ "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }] })
+}
+
+/// Waits until a link is of this kind.
+fn let_be(node: &Node, link: &str, expected: u32) {
+    let found = wait_until(|| (kind(node, link) == Some(expected)).then_some(()));
+    assert!(found.is_some(), "{link}: {:?}, {}", kinds(node), node.agent_log_tail(20));
+}
+
+/// What the programs take a link for.
+fn kind(node: &Node, link: &str) -> Option<u32> {
+    let index = node.ifindex(link).unwrap();
+    kinds(node).into_iter().find(|(of, _)| *of == index).map(|(_, kind)| kind)
+}
+
+/// All links that the programs know, by ifindex.
+pub fn kinds(node: &Node) -> Vec<(u32, u32)> {
+    let number = |value: &serde_json::Value| u32::try_from(value.as_u64().unwrap()).unwrap();
+    let dump = node.map_dump(maps::LINKS).unwrap();
+    let entries = dump.as_array().unwrap().iter().map(|entry| &entry["formatted"]);
+    entries.map(|entry| (number(&entry["key"]), number(&entry["value"]["kind"]))).collect()
+}
