@@ -18,7 +18,8 @@ use podwire_common::names::{ROUTE_PROTOCOL, VXLAN_DEVICE};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+    LinkMessage,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol,
@@ -31,7 +32,7 @@ pub use changes::Changes;
 pub use disciplines::Displaced;
 pub use notices::Notices;
 
-use podwire_core::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host, NextHop};
+use podwire_core::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host, LinkHeader, NextHop};
 use podwire_core::model::Path;
 use podwire_core::slice::Route;
 
@@ -450,6 +451,7 @@ fn device(message: &LinkMessage) -> Device {
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         kind: DeviceKind::Other,
+        link_header: link_header(message.header.link_layer_type),
         port_of: None,
     };
     for attribute in &message.attributes {
@@ -469,6 +471,20 @@ fn device(message: &LinkMessage) -> Device {
     }
     device.port_of = device.port_of.filter(|_| !is_of_vrf);
     device
+}
+
+/// The kinds that the kernel sends without a link header (`dev_is_mac_header_xmit`, include/linux/if_arp.h) are those without.
+fn link_header(kind: LinkLayerType) -> LinkHeader {
+    match kind {
+        LinkLayerType::Ether | LinkLayerType::Loopback => LinkHeader::Ethernet,
+        LinkLayerType::None
+        | LinkLayerType::Rawip
+        | LinkLayerType::Ppp
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre => LinkHeader::None,
+        _ => LinkHeader::Other,
+    }
 }
 
 fn device_kind(info: &LinkInfo) -> Option<DeviceKind> {

@@ -188,10 +188,9 @@ fn restore_forwarding(switches: &Switches, before: &Before, others: &[String]) -
 
 /// What uplinks have where the kernel has no TCX, and the queueing discipline if an agent has made it and nothing else is on it.
 async fn remove_filters(links: &Links, device: &Device, before: &Before) -> Result<(), Error> {
-    const OURS: [&str; 2] = [programs::FROM_UPLINK, programs::TO_UPLINK];
     let filters = links.filters(device.index).await?;
     let found = [filters.ingress, filters.egress];
-    if found.iter().flatten().any(|filter| OURS.contains(&filter.name.as_str())) {
+    if found.iter().flatten().any(|filter| programs::UPLINK_LINKS.contains(&filter.name.as_str())) {
         attach::detach_filters(&device.name);
         info!(device = device.name, "programs detached");
     }

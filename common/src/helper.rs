@@ -46,6 +46,8 @@ helpers! {
     SkbStoreBytes "skb_store_bytes",
     /// `bpf_skb_adjust_room`.
     SkbAdjustRoom "skb_adjust_room",
+    /// `bpf_skb_change_head`.
+    SkbChangeHead "skb_change_head",
     /// `bpf_skb_change_tail`.
     SkbChangeTail "skb_change_tail",
     /// `bpf_skb_change_type`.
@@ -103,7 +105,7 @@ impl Helper {
 }
 
 /// Entries of the array of counts.
-pub const HELPER_SLOTS: usize = 32;
+pub const HELPER_SLOTS: usize = 64;
 
 /// The counts of a build with the feature `count-helpers`: [`HELPER_SLOTS`] 64-bit numbers, which are all that this section of the
 /// object holds.

@@ -71,30 +71,38 @@ pub mod programs {
     pub const FROM_UPLINK: &str = "from_uplink";
     /// TC egress of an uplink.
     pub const TO_UPLINK: &str = "to_uplink";
+    /// TC ingress of an uplink without link header: adds one and goes on with [`FROM_UPLINK`].
+    pub const FROM_BARE_UPLINK: &str = "from_bare_uplink";
+    /// TC egress of an uplink without link header.
+    pub const TO_BARE_UPLINK: &str = "to_bare_uplink";
     /// XDP of an uplink, off by default.
     pub const UPLINK_XDP: &str = "uplink_xdp";
-    /// A program that is attached nowhere: another one goes on with it. Its number is its place in [`JUMPS`](super::JUMPS).
+    /// A program with which another one goes on. Its number is its place in [`JUMPS`](super::JUMPS).
     #[repr(u32)]
     #[derive(Clone, Copy)]
     pub enum Jump {
         /// From [`FROM_POD`], where nothing is known of a packet's flow.
         FromPodNew,
+        /// From [`FROM_BARE_UPLINK`], when the frame has a link header.
+        FromUplink,
     }
 
     impl Jump {
         /// Every one, in order of number.
-        pub const ALL: [Self; 1] = [Self::FromPodNew];
+        pub const ALL: [Self; 2] = [Self::FromPodNew, Self::FromUplink];
 
         /// The program's name.
         pub const fn program(self) -> &'static str {
             match self {
                 Self::FromPodNew => "from_pod_new",
+                Self::FromUplink => FROM_UPLINK,
             }
         }
     }
 
     /// All that an uplink may have by pinned links.
-    pub const UPLINK_LINKS: [&str; 3] = [FROM_UPLINK, TO_UPLINK, UPLINK_XDP];
+    pub const UPLINK_LINKS: [&str; 5] =
+        [FROM_UPLINK, TO_UPLINK, FROM_BARE_UPLINK, TO_BARE_UPLINK, UPLINK_XDP];
     /// A TC program that does nothing, only in the build that counts helper calls.
     pub const EMPTY: &str = "empty";
     /// What is attached to the root of cgroup2, for this node's own processes.

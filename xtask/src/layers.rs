@@ -123,6 +123,7 @@ const RULES: &[Rule] = &[
             "agent/src/dataplane/numbers.rs",
             "agent/src/dataplane/pinned.rs",
             "agent/src/sockopt.rs",
+            "xtask/src/lab/tun.rs",
         ],
         forbidden: &["unsafe"],
         why: "unsafe stays where it can be read in one go",

@@ -42,8 +42,22 @@ pub struct Device {
     pub loopback: bool,
     /// What it is, as far as that matters.
     pub kind: DeviceKind,
+    /// What precedes the IP header of its packets.
+    pub link_header: LinkHeader,
     /// ifindex of the bridge, bond or team that it is a port of. A VRF has no ports: its links route.
     pub port_of: Option<u32>,
+}
+
+/// What precedes the IP header of a device's packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkHeader {
+    /// An Ethernet header.
+    #[default]
+    Ethernet,
+    /// Nothing.
+    None,
+    /// Something else: InfiniBand's, for example.
+    Other,
 }
 
 /// Kinds of devices, as far as the agent tells them apart.
@@ -211,6 +225,7 @@ mod tests {
             up: true,
             loopback,
             kind: DeviceKind::Other,
+            link_header: LinkHeader::Ethernet,
             port_of: None,
         };
         let devices = [

@@ -5,7 +5,7 @@
 //! | [`Role::Uplink`] | has the InternalIP, is a next hop of a default route or of a route to a node, or matches `--uplink` | everything |
 //! | [`Role::Side`] | any other link with a global address or a route of its own | hostPorts are answered, SNAT translates pods' sources, tunnel packets are dropped |
 //! | [`Role::Inner`] | a bridge that has only veths and taps as ports | hostPorts are answered, tunnel packets are dropped |
-//! | none | Podwire's own, `lo`, dummies, ports of bridges and bonds, VRF devices, others' tunnels, and links of an earlier pod network | nothing: a pod's packet to the world that the route leads there is dropped |
+//! | none | Podwire's own, `lo`, dummies, ports of bridges and bonds, VRF devices, others' tunnels, links of an earlier pod network, and links with another header than Ethernet's | nothing: a pod's packet to the world that the route leads there is dropped |
 //!
 //! Others' tunnels are kinds that encapsulate IP or Ethernet in the kernel: VXLAN, Geneve, GRE, IP in IP. A network of its own
 //! makes those. WireGuard, tun and ppp are the links of a VPN, which pods of other networks reach by masquerading: they count
@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 use wildmatch::WildMatch;
 
-use crate::host::{Device, DeviceKind, ForeignRoute, Host, is_own_device};
+use crate::host::{Device, DeviceKind, ForeignRoute, Host, LinkHeader, is_own_device};
 use crate::model::{Node, NodeLink, Role};
 
 /// The longest name of a link, bytes: `IFNAMSIZ` without the final zero.
@@ -81,7 +81,8 @@ fn link(host: &Host, device: &Device, role: Role, own: &Node) -> NodeLink {
         .map(|entry| entry.address)
         .collect();
     addresses.sort_by_key(|address| *address != own.address);
-    NodeLink { index: device.index, name: device.name.clone(), mtu: device.mtu, addresses, role }
+    let is_bare = device.link_header == LinkHeader::None;
+    NodeLink { index: device.index, name: device.name.clone(), mtu: device.mtu, addresses, role, is_bare }
 }
 
 /// What roles follow from, by ifindex.
@@ -139,6 +140,7 @@ impl<'a> View<'a> {
         if device.loopback
             || is_own_device(&device.name)
             || device.port_of.is_some()
+            || device.link_header == LinkHeader::Other
             || matches(&self.rules.excluded)
         {
             return None;
@@ -202,6 +204,11 @@ mod tests {
                 up: true,
                 loopback: *name == "lo",
                 kind: *kind,
+                link_header: match *name {
+                    "ib0" => LinkHeader::Other,
+                    "tun0" | "wg0" | "ppp0" => LinkHeader::None,
+                    _ => LinkHeader::Ethernet,
+                },
                 port_of: index(port_of),
             };
             host.devices.insert(index_of_row, device);
@@ -250,7 +257,7 @@ mod tests {
         use DeviceKind::{Bridge, Dummy, Other, OtherTunnel, Tun, Veth, Vrf, Vxlan};
         const POD: &str = "pw0123456789ab";
         #[rustfmt::skip]
-        let table: [(&str, &[Row], Option<Role>); 33] = [
+        let table: [(&str, &[Row], Option<Role>); 34] = [
             ("the InternalIP, and no route", &[("eth1", Other, "", "10.200.0.1/24", "")], UPLINK),
             ("the InternalIP on a bridge with a physical port", &[("br0", Bridge, "", "10.200.0.1/24", ""), ("eth1", Other, "br0", "", "")], UPLINK),
             ("the InternalIP on a bridge without one", &[("br0", Bridge, "", "10.200.0.1/24", ""), ("veth1", Veth, "br0", "", "")], UPLINK),
@@ -284,6 +291,7 @@ mod tests {
             ("a dummy with an address", &[("nodelocaldns", Dummy, "", "169.254.20.10/32", "")], None),
             ("a VRF", &[("vrf1", Vrf, "", "192.168.50.1/32", "192.168.60.0/24")], None),
             ("lo", &[("lo", Other, "", "127.0.0.1/8", "")], None),
+            ("InfiniBand", &[("ib0", Other, "", "10.200.0.1/24", "0.0.0.0/0")], None),
         ];
         for (what, rows, expected) in table {
             let found = roles(rows, "", "", &[]);
@@ -340,6 +348,14 @@ mod tests {
         let links = node_links(&host(&rows), &LinkRules::default(), &own(), &BTreeSet::new());
         let addresses: [IpAddr; 2] = ["10.200.0.1", "192.0.2.7"].map(|address| address.parse().unwrap());
         assert_eq!(links[0].addresses, addresses);
+    }
+
+    #[test]
+    fn a_link_without_link_header_is_told_apart() {
+        let rows = [ETH0, ("wg0", DeviceKind::Other, "", "10.9.0.1/24", "")];
+        let links = node_links(&host(&rows), &LinkRules::default(), &own(), &BTreeSet::new());
+        let found: Vec<_> = links.iter().map(|link| (link.name.as_str(), link.is_bare)).collect();
+        assert_eq!(found, [("eth0", false), ("wg0", true)]);
     }
 
     #[test]

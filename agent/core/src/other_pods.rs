@@ -110,6 +110,7 @@ mod tests {
             up: true,
             loopback: false,
             kind: DeviceKind::Other,
+            link_header: crate::host::LinkHeader::Ethernet,
             port_of: None,
         };
         let devices = [(2, "eth0"), (3, "cni0"), (4, "cali1"), (5, "pw0123456789ab"), (6, "podwire-vxlan")];

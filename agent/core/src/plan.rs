@@ -255,7 +255,7 @@ mod tests {
                 let own = "10.9.0.0/24".parse().unwrap();
                 model.own = Some(Node { name: "node0".into(), uid: None, pod_network: own, address: IpAddr::from([10, 8, 0, 1]), cordoned: false, other_addresses: Vec::new(), vtep_mac: None });
                 model.vxlan = Some(7);
-                model.links.push(NodeLink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new(), role: Role::Uplink });
+                model.links.push(NodeLink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new(), role: Role::Uplink, is_bare: false });
                 model.remote = cluster.remote;
                 model
             };

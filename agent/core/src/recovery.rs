@@ -114,6 +114,7 @@ mod tests {
             up: true,
             loopback: false,
             kind: DeviceKind::Veth,
+            link_header: crate::host::LinkHeader::Ethernet,
             port_of: None,
         };
         assert_eq!(check(&device, &[]), [lost()]);

@@ -9,7 +9,7 @@ use podwire_common::tables::Table;
 use podwire_common::token_bucket::TokenBucket;
 
 use crate::change::{Change, Value, changes};
-use crate::model::{Endpoint, Role};
+use crate::model::{Endpoint, NodeLink, Role};
 
 /// Resources of every rank, in the order of the ranks ([`crate::plan::Rank`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,15 +64,19 @@ pub enum Hooks {
     Overlay,
     /// `from_uplink` and `to_uplink`.
     Uplink,
+    /// `from_bare_uplink` and `to_bare_uplink`.
+    BareUplink,
     /// `from_uplink` alone.
     Inner,
 }
 
-impl From<Role> for Hooks {
-    fn from(role: Role) -> Self {
-        match role {
-            Role::Uplink | Role::Side => Self::Uplink,
-            Role::Inner => Self::Inner,
+impl NodeLink {
+    /// The programs that it has.
+    pub fn hooks(&self) -> Hooks {
+        match self.role {
+            Role::Uplink | Role::Side if self.is_bare => Hooks::BareUplink,
+            Role::Uplink | Role::Side => Hooks::Uplink,
+            Role::Inner => Hooks::Inner,
         }
     }
 }

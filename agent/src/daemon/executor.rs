@@ -241,7 +241,10 @@ impl Executor {
         match (&change.now, &change.before) {
             (Some(Programs { hooks: Hooks::Pod, device }), _) => self.dataplane.attach_pod(device)?,
             (Some(Programs { hooks: Hooks::Overlay, device }), _) => self.dataplane.attach_overlay(device)?,
-            (Some(Programs { hooks: hooks @ (Hooks::Uplink | Hooks::Inner), device }), _) => {
+            (
+                Some(Programs { hooks: hooks @ (Hooks::Uplink | Hooks::BareUplink | Hooks::Inner), device }),
+                _,
+            ) => {
                 self.dataplane.attach_link(device, *hooks, UplinkAttachment::Clsact, self.uplink_xdp)?;
             }
             (None, Some(programs)) => self.dataplane.detach_pod(&programs.device),

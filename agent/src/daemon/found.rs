@@ -127,6 +127,7 @@ pub(super) fn programs_of(hooks: Hooks) -> &'static [&'static str] {
         Hooks::Pod => &[programs::FROM_POD, programs::TO_POD],
         Hooks::Overlay => &[programs::FROM_OVERLAY, programs::TO_OVERLAY],
         Hooks::Uplink => &[programs::FROM_UPLINK, programs::TO_UPLINK],
+        Hooks::BareUplink => &[programs::FROM_BARE_UPLINK, programs::TO_BARE_UPLINK],
         Hooks::Inner => &[programs::FROM_UPLINK],
     }
 }

@@ -56,9 +56,6 @@ const POD: [(&str, Direction); 2] =
     [(programs::FROM_POD, Direction::Ingress), (programs::TO_POD, Direction::Egress)];
 const OVERLAY: [(&str, Direction); 2] =
     [(programs::FROM_OVERLAY, Direction::Ingress), (programs::TO_OVERLAY, Direction::Egress)];
-const UPLINK: [(&str, Direction); 2] =
-    [(programs::FROM_UPLINK, Direction::Ingress), (programs::TO_UPLINK, Direction::Egress)];
-
 impl Dataplane {
     /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth pair, in place of those that are there.
     ///
@@ -93,19 +90,23 @@ impl Dataplane {
         how: UplinkAttachment,
         xdp: UplinkXdp,
     ) -> Result<(), DataplaneError> {
-        let is_inner = hooks == Hooks::Inner;
-        for (program, direction) in UPLINK {
-            match how {
-                _ if is_inner && direction == Direction::Egress => {
-                    self.detach(program, interface)?;
-                    drop(existing_filter(interface, direction));
-                }
-                UplinkAttachment::Tcx => self.attach_tcx(program, interface, direction)?,
-                UplinkAttachment::Clsact => self.attach_filter(program, interface, direction)?,
+        let (ingress, egress) = match hooks {
+            Hooks::BareUplink => (programs::FROM_BARE_UPLINK, Some(programs::TO_BARE_UPLINK)),
+            Hooks::Inner => (programs::FROM_UPLINK, None),
+            _ => (programs::FROM_UPLINK, Some(programs::TO_UPLINK)),
+        };
+        self.attach_to_link(ingress, interface, Direction::Ingress, how)?;
+        match egress {
+            Some(program) => self.attach_to_link(program, interface, Direction::Egress, how)?,
+            None if how == UplinkAttachment::Clsact => drop(existing_filter(interface, Direction::Egress)),
+            None => {}
+        }
+        for program in programs::UPLINK_LINKS {
+            if program != ingress && Some(program) != egress && program != programs::UPLINK_XDP {
+                self.detach(program, interface)?;
             }
         }
         match xdp {
-            _ if is_inner => Ok(self.detach(programs::UPLINK_XDP, interface)?),
             UplinkXdp::Off => Ok(self.detach(programs::UPLINK_XDP, interface)?),
             UplinkXdp::Generic => self.attach_xdp(interface, XdpMode::Skb),
             UplinkXdp::Native => self.attach_xdp(interface, XdpMode::Driver),
@@ -135,6 +136,19 @@ impl Dataplane {
         let places: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
         let concerned = |pin: &Path| !pins::is_link_of(pin, &programs::CGROUP);
         self.detach_others(concerned, &programs::UPLINK_LINKS, &places, "its link has no role")
+    }
+
+    fn attach_to_link(
+        &mut self,
+        program: &'static str,
+        interface: &str,
+        direction: Direction,
+        how: UplinkAttachment,
+    ) -> Result<(), DataplaneError> {
+        match how {
+            UplinkAttachment::Tcx => self.attach_tcx(program, interface, direction),
+            UplinkAttachment::Clsact => self.attach_filter(program, interface, direction),
+        }
     }
 
     fn attach_filter(

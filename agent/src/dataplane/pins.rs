@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use podwire_common::abi::SCHEMA_VERSION;
 use podwire_common::names;
-use podwire_common::names::programs::{CGROUP, UPLINK_LINKS};
+use podwire_common::names::programs::{CGROUP, FROM_BARE_UPLINK, FROM_UPLINK, UPLINK_LINKS};
 use podwire_common::tables::{FIRST_LAYOUT, Table};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
@@ -250,7 +250,7 @@ pub(super) fn restore(folder: &Path) -> Result<bool, DataplaneError> {
 
 /// Names of the devices that pinned links of uplinks' programs are for.
 pub fn uplinks(folder: &Path) -> BTreeSet<String> {
-    let links = links_of(folder, &[names::programs::FROM_UPLINK]).unwrap_or_default();
+    let links = links_of(folder, &[FROM_UPLINK, FROM_BARE_UPLINK]).unwrap_or_default();
     links.into_iter().map(|(_, device)| device).collect()
 }
 

@@ -4,6 +4,7 @@
 
 mod agent_away;
 mod bandwidth;
+mod bare_links;
 mod bpftool;
 mod capabilities;
 mod changes;

@@ -150,6 +150,7 @@ impl Fixture {
             mtu: 1500,
             addresses,
             role: Role::Uplink,
+            is_bare: false,
         });
         for (id, address, ifindex, pod_mac, host_mac) in
             [(1, POD_A, pod_a, POD_A_MAC, HOST_A_MAC), (2, POD_B, pod_b, POD_B_MAC, HOST_B_MAC)]

@@ -115,6 +115,7 @@ impl Trial {
                 mtu: 1500,
                 addresses,
                 role: Role::Uplink,
+                is_bare: false,
             });
             node.fill();
             for way in ways().into_iter().filter(|way| way.mode == mode) {

@@ -60,6 +60,7 @@ helpers! {
     GetPrandomU32: fn bpf_get_prandom_u32() -> __u32;
     SkbLoadBytes: fn bpf_skb_load_bytes(skb: *const c_void, offset: __u32, to: *mut c_void, len: __u32) -> c_long;
     SkbChangeType: fn bpf_skb_change_type(skb: *mut __sk_buff, kind: __u32) -> c_long;
+    SkbChangeHead: fn bpf_skb_change_head(skb: *mut __sk_buff, len: __u32, flags: __u64) -> c_long;
     SkbChangeTail: fn bpf_skb_change_tail(skb: *mut __sk_buff, len: __u32, flags: __u64) -> c_long;
     SkbGetTunnelKey: fn bpf_skb_get_tunnel_key(skb: *mut __sk_buff, key: *mut bpf_tunnel_key, size: __u32, flags: __u64) -> c_long;
     SkbSetTunnelKey: fn bpf_skb_set_tunnel_key(skb: *mut __sk_buff, key: *mut bpf_tunnel_key, size: __u32, flags: __u64) -> c_long;

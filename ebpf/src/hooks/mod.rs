@@ -4,6 +4,7 @@ mod connect4;
 mod connect6;
 #[cfg(feature = "count-helpers")]
 mod empty;
+mod from_bare_uplink;
 mod from_overlay;
 mod from_pod;
 mod from_uplink;

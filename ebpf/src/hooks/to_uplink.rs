@@ -2,24 +2,30 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{NODE_LOCAL, NODE_OVERLAY, NODE_POD_NETWORK},
+    abi::{NODE_LOCAL, NODE_OVERLAY, NODE_POD_NETWORK, Node},
     reason::Drop,
 };
 
 use crate::{
     maps,
-    packet::{Headers, Place, Skb},
+    packet::{Headers, Parsed, Place, Skb},
     stage::{snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
 
 #[classifier]
 pub fn to_uplink(ctx: TcContext) -> i32 {
-    finish(&ctx, verdict(&ctx))
+    finish(&ctx, verdict::<false>(&ctx))
+}
+
+/// The same of a link without link header (tun, WireGuard, ppp): a packet starts with its IP header.
+#[classifier]
+pub fn to_bare_uplink(ctx: TcContext) -> i32 {
+    finish(&ctx, verdict::<true>(&ctx))
 }
 
 #[inline(always)]
-fn verdict(ctx: &TcContext) -> Outcome {
+fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
     if ctx.is_ready_to_leave() {
         return Ok(Verdict::PASS);
     }
@@ -28,7 +34,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     if ctx.has_foreign_vlan_tag() {
         return Ok(Verdict::PASS);
     }
-    let loaded = match place.load(ctx) {
+    let loaded = match if BARE { place.load_bare(ctx) } else { place.load(ctx) } {
         Ok(loaded) if loaded.headers().is_ipv4() => loaded,
         _ => return Ok(Verdict::PASS),
     };
@@ -49,7 +55,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
             && let Some(node) = maps::node(&packet.headers.destination_address())
             && node.flags & NODE_LOCAL == 0
         {
-            return tunnel_out::from_stack(ctx, packet, node);
+            return into_tunnel::<BARE>(ctx, packet, node);
         }
         return snat::host_out(ctx, packet);
     }
@@ -62,9 +68,17 @@ fn verdict(ctx: &TcContext) -> Outcome {
         Some(node) => {
             source::refuse_tunnel_from_pod(packet, node)?;
             stack_flow::record(packet, &source, &destination);
-            if maps::is_direct() { Ok(Verdict::PASS) } else { tunnel_out::from_stack(ctx, packet, node) }
+            if maps::is_direct() { Ok(Verdict::PASS) } else { into_tunnel::<BARE>(ctx, packet, node) }
         }
     }
+}
+
+#[inline(always)]
+fn into_tunnel<const BARE: bool>(ctx: &TcContext, packet: &mut Parsed, node: &Node) -> Outcome {
+    if BARE {
+        packet.add_link_header(ctx)?;
+    }
+    tunnel_out::from_stack(ctx, packet, node)
 }
 
 /// Whether the sender, no pod of this node, is the node's own address among its pods.

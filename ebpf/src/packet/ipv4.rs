@@ -10,7 +10,7 @@ use podwire_common::{
     reason::Drop,
 };
 
-use super::Skb;
+use super::{Skb, link_header};
 
 /// EtherTypes (IEEE 802).
 pub mod ethertype {
@@ -28,6 +28,8 @@ pub mod ethertype {
 
 const ETHERNET_LENGTH: u32 = 14;
 const MINIMUM_HEADER: u32 = 20;
+/// [`Parsed::base`] of a packet without link header: added to where an IP header is in a frame, it gives 0.
+const BARE: u32 = ETHERNET_LENGTH.wrapping_neg();
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
@@ -103,13 +105,20 @@ impl Headers {
     /// Where the transport header begins, in a frame that starts at `base`.
     #[inline(always)]
     pub fn transport_offset(&self, base: u32) -> u32 {
-        base + ETHERNET_LENGTH + self.header_length()
+        base.wrapping_add(ETHERNET_LENGTH) + self.header_length()
     }
 
     /// Whether the sender forbids fragments.
     #[inline(always)]
     pub fn dont_fragment(&self) -> bool {
         self.fragment.get() & DONT_FRAGMENT != 0
+    }
+
+    /// The bytes from [`Self::version_length`] to [`Self::destination`].
+    #[inline(always)]
+    fn ip_header(&mut self) -> &mut [u8; MINIMUM_HEADER as usize] {
+        // SAFETY: they are the last of the structure, which is as it is on the wire.
+        unsafe { &mut *(&raw mut *self).byte_add(ETHERNET_LENGTH as usize).cast() }
     }
 
     /// The IP header, addresses aside.
@@ -259,6 +268,18 @@ impl Place {
         ctx.read_into(0, &mut self.0.headers)?;
         Ok(Loaded { packet: &mut self.0 })
     }
+
+    /// As [`Self::load`], of a packet that starts with its IP header. The link addresses are unspecified.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`] when the packet is shorter than an IPv4 header.
+    #[inline(always)]
+    pub fn load_bare(&mut self, ctx: &TcContext) -> Result<Loaded<'_>, Drop> {
+        self.0.base = BARE;
+        self.0.headers.ethertype = Be16::new(ctx.ethertype());
+        ctx.load_into(0, self.0.headers.ip_header())?;
+        Ok(Loaded { packet: &mut self.0 })
+    }
 }
 
 /// A packet with its headers as they are on the wire; nothing is checked yet.
@@ -310,7 +331,7 @@ pub struct Parsed {
     /// Its 5-tuple; of an ICMP error, the 5-tuple that the error follows: its inner packet's, reversed. Ports of a later
     /// fragment are not known here and 0.
     pub flow: Flow,
-    /// Where the frame starts.
+    /// Where the frame starts, bytes. Where there is no link header: as far before the IP header as if there were one, modulo 2³².
     pub base: u32,
     /// IP header and payload of the packet, or of the whole large segment.
     pub length: u32,
@@ -343,6 +364,16 @@ impl Parsed {
         Ok(Loaded { packet: self })
     }
 
+    /// Gives a packet that has none a link header.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    #[inline(always)]
+    pub fn add_link_header(&mut self, ctx: &TcContext) -> Result<(), Drop> {
+        self.base = 0;
+        link_header::add(ctx)
+    }
+
     // In place and a function of its own, as all that need much stack: 512 bytes are all there is, and siblings share.
     #[inline(never)]
     fn parse(&mut self, ctx: &TcContext) -> Result<(), Drop> {
@@ -350,7 +381,7 @@ impl Parsed {
         if self.headers.version_length >> 4 != 4 || header_length < MINIMUM_HEADER {
             return Err(Drop::BadIpHeader);
         }
-        let available = ctx.bytes().wrapping_sub(self.base + ETHERNET_LENGTH);
+        let available = ctx.bytes().wrapping_sub(self.base.wrapping_add(ETHERNET_LENGTH));
         // The length field of a large segment is rewritten when it is cut: what counts is what is there.
         self.length =
             if ctx.segment_payload() != 0 { available } else { u32::from(self.headers.total_length.get()) };

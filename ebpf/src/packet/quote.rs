@@ -25,10 +25,16 @@ pub fn translate(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(
     translate_transport(ctx, packet, to, icmp)?;
     let (from, headers) = (&packet.flow, &packet.headers);
     if headers.source == from.source.v4() {
-        replace_own(ctx, packet.base + IP, SOURCE, headers.source, to.source.v4())?;
+        replace_own(ctx, packet.base.wrapping_add(IP), SOURCE, headers.source, to.source.v4())?;
     }
     if headers.destination == from.destination.v4() {
-        replace_own(ctx, packet.base + IP, DESTINATION, headers.destination, to.destination.v4())?;
+        replace_own(
+            ctx,
+            packet.base.wrapping_add(IP),
+            DESTINATION,
+            headers.destination,
+            to.destination.v4(),
+        )?;
     }
     Ok(())
 }

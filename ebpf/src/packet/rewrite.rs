@@ -162,9 +162,9 @@ fn translate_end(
     {
         replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | 4)?;
     }
-    helpers::l3_csum_replace(ctx, (packet.base + CHECKSUM) as usize, from, to, 4)
+    helpers::l3_csum_replace(ctx, packet.base.wrapping_add(CHECKSUM) as usize, from, to, 4)
         .map_err(|_| Drop::RewriteFailed)?;
-    ctx.store_at(packet.base + at, &address.v4())
+    ctx.store_at(packet.base.wrapping_add(at), &address.v4())
 }
 
 /// `place`: 0 for the source's port, 2 for the destination's. The identifier of an ICMP echo is the port of the side that

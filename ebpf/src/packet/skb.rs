@@ -32,6 +32,8 @@ pub trait Skb {
     fn bytes(&self) -> u32;
     /// The link that the hook is on.
     fn ifindex(&self) -> u32;
+    /// What the packet is, by its link.
+    fn ethertype(&self) -> u16;
     /// Whether a VLAN tag was taken out of the frame by the link.
     fn has_vlan_tag(&self) -> bool;
     /// Whether the frame belongs to a VLAN. A tag of VLAN 0 only bears a priority: the kernel takes the frame as untagged
@@ -92,6 +94,12 @@ impl Skb for TcContext {
     fn ifindex(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        // SAFETY: as above; in network order.
+        u16::from_be(unsafe { (*self.skb.skb).protocol } as u16)
     }
 
     #[inline(always)]

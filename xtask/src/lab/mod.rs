@@ -17,6 +17,7 @@
 pub mod frames;
 pub mod reference;
 pub mod traffic;
+pub mod tun;
 
 mod agent;
 mod cleanup;

@@ -38,7 +38,14 @@ fn model(mode: Mode) -> Model {
     model.remote.insert("node2".into(), node("node2", "10.244.2.0/24", "10.200.0.2"));
     model.remote.insert("node3".into(), node("node3", "10.244.3.0/24", "10.201.0.3"));
     let addresses = vec![ip("10.200.0.1"), ip("192.0.2.1")];
-    model.links.push(NodeLink { index: 2, name: "eth0".into(), mtu: 1500, addresses, role: Role::Uplink });
+    model.links.push(NodeLink {
+        index: 2,
+        name: "eth0".into(),
+        mtu: 1500,
+        addresses,
+        role: Role::Uplink,
+        is_bare: false,
+    });
     model.paths.insert(ip("10.200.0.2"), Path { device: 2, mtu: 1500, gateway: None });
     let gateway = Some(ip("10.200.0.254"));
     model.paths.insert(ip("10.201.0.3"), Path { device: 2, mtu: 1500, gateway });

@@ -14,7 +14,7 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     if scope.is_all() {
         let filtered = model.links.iter().filter_map(|link| {
             let device = model.filtered_links.get(&link.index)?.clone();
-            Some((link.index, Programs { hooks: link.role.into(), device }))
+            Some((link.index, Programs { hooks: link.hooks(), device }))
         });
         slice.programs.extend(filtered);
     }

@@ -221,6 +221,8 @@ pub struct NodeLink {
     pub addresses: Vec<IpAddr>,
     /// What it is for.
     pub role: Role,
+    /// Whether its packets have no link header.
+    pub is_bare: bool,
 }
 
 /// How the kernel routes to an address.
@@ -248,6 +250,7 @@ mod tests {
             mtu: 1500,
             addresses: Vec::new(),
             role: Role::Uplink,
+            is_bare: false,
         });
         assert_eq!(model.pod_mtu(), Some(1450));
         let path = Path { device: 3, mtu: 1400, gateway: None };

@@ -64,8 +64,11 @@ impl Upkeep {
     /// Attaches the programs of each link's role.
     pub(super) async fn attach_links(&mut self, state: &mut State) -> Result<(), Error> {
         for link in state.model.links.clone() {
-            let programs = Programs { hooks: link.role.into(), device: link.name.clone() };
-            let xdp = if link.role == Role::Uplink { state.config.uplink_xdp } else { UplinkXdp::Off };
+            let programs = Programs { hooks: link.hooks(), device: link.name.clone() };
+            let xdp = match link.role {
+                Role::Uplink if !link.is_bare => state.config.uplink_xdp,
+                _ => UplinkXdp::Off,
+            };
             if self
                 .attached
                 .get(&link.index)

@@ -6,7 +6,6 @@ use tracing::{error, warn};
 
 use super::Upkeep;
 use crate::conditions::ConditionName;
-use crate::daemon::found::programs_of;
 use crate::daemon::state::State;
 use crate::dataplane::{DataplaneError, pins};
 use crate::error::Error;
@@ -79,8 +78,8 @@ pub(super) async fn make_room(
     index: u32,
     name: &str,
 ) -> Result<bool, Error> {
-    let of_others = matches!(hooks, Hooks::Uplink | Hooks::Inner);
-    let ours = of_others.then_some(programs_of(Hooks::Uplink));
+    let of_others = !matches!(hooks, Hooks::Pod | Hooks::Overlay);
+    let ours = of_others.then_some(&programs::UPLINK_LINKS[..]);
     match state.executor.links.remove_displacing(index, ours).await? {
         Displaced::No => {}
         Displaced::Removed => {

@@ -40,10 +40,10 @@ fn a_node_without_an_uplink_says_that_its_pods_may_be_cut_off() {
     let pod = node.add_pod("pod").unwrap();
     node.ip(&format!("address flush dev {uplink}")).unwrap();
     let output = until(node, |output| !output.success);
-    failed(&output, UNAVAILABLE_AND_LIMITED, "no device has this node's InternalIP");
+    failed(&output, UNAVAILABLE_AND_LIMITED, "no link has this node's InternalIP");
     pod.delete().unwrap();
     // Nobody is left who could be cut off.
-    failed(&status(node), UNAVAILABLE, "no device has this node's InternalIP");
+    failed(&status(node), UNAVAILABLE, "no link has this node's InternalIP");
     node.ip(&format!("address add {address}/24 dev {uplink}\nroute add default via 10.200.0.254\n")).unwrap();
     succeeded(until(node, |output| output.success));
 }

@@ -1,0 +1,17 @@
+//! What arrives from the network by a link without link header (tun, WireGuard, ppp): TC ingress of that link.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use podwire_common::names::programs::Jump;
+
+use crate::{
+    packet::{Skb, add_link_header, ethertype},
+    verdict::{Decision, Verdict, finish, finish_or_jump},
+};
+
+#[classifier]
+pub fn from_bare_uplink(ctx: TcContext) -> i32 {
+    if ctx.ethertype() != ethertype::IPV4 {
+        return finish(&ctx, Ok(Verdict::PASS));
+    }
+    finish_or_jump(&ctx, add_link_header(&ctx).map(|()| Decision::NONE), Jump::FromUplink)
+}

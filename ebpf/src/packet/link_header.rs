@@ -1,0 +1,38 @@
+//! Packets of links that have no link header.
+
+use aya_ebpf::{EbpfContext as _, programs::TcContext};
+use podwire_common::{
+    addr::{Be16, Mac},
+    reason::Drop,
+};
+
+use super::{Skb, ethertype};
+use crate::helpers::bpf_skb_change_head;
+
+/// An Ethernet header.
+#[repr(C)]
+struct LinkHeader {
+    destination: Mac,
+    source: Mac,
+    ethertype: Be16,
+}
+
+const _: () = assert!(size_of::<LinkHeader>() == 14);
+
+/// Puts an Ethernet header with unspecified addresses in front of an IPv4 packet. The kernel takes it off again when the packet goes to
+/// the host stack or leaves by a link without one.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+// A function of its own: the header would take its place on the stack of `to_bare_uplink`.
+#[inline(never)]
+pub fn add(ctx: &TcContext) -> Result<(), Drop> {
+    // SAFETY: the context is valid.
+    let code = unsafe { bpf_skb_change_head(ctx.as_ptr().cast(), size_of::<LinkHeader>() as u32, 0) };
+    if code != 0 {
+        return Err(Drop::RewriteFailed);
+    }
+    let none = Mac::default();
+    let ethertype = Be16::new(ethertype::IPV4);
+    ctx.store_at(0, &LinkHeader { destination: none, source: none, ethertype })
+}
