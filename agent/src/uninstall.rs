@@ -89,8 +89,9 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     if let Some(routes @ 1..) = failures.note(links.remove_own_routes().await) {
         info!(routes, "routes removed");
     }
-    let uplinks: BTreeSet<String> =
-        pins::uplinks(&places.bpf_dir).into_iter().chain(host.default_devices()).collect();
+    let uplinks = pins::uplinks(&places.bpf_dir);
+    let uplinks = host.devices.values().filter(|device| uplinks.contains(&device.index));
+    let uplinks = uplinks.map(|device| device.name.clone()).chain(host.default_devices()).collect();
     let before = failures.note(Before::load(&places.state_dir)).unwrap_or_default();
     let restored = failures
         .note(restore_forwarding(&places.switches(), &before, &host.other_devices(&uplinks)))

@@ -19,9 +19,10 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use podwire_common::abi::SCHEMA_VERSION;
+use aya::maps::{HashMap, Map, MapData};
+use podwire_common::abi::{self, SCHEMA_VERSION};
 use podwire_common::names;
-use podwire_common::names::programs::{CGROUP, FROM_BARE_UPLINK, FROM_UPLINK, UPLINK_LINKS};
+use podwire_common::names::programs::{CGROUP, UPLINK_LINKS};
 use podwire_common::tables::{FIRST_LAYOUT, Table};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
@@ -248,10 +249,14 @@ pub(super) fn restore(folder: &Path) -> Result<bool, DataplaneError> {
     Ok(true)
 }
 
-/// Names of the devices that pinned links of uplinks' programs are for.
-pub fn uplinks(folder: &Path) -> BTreeSet<String> {
-    let links = links_of(folder, &[FROM_UPLINK, FROM_BARE_UPLINK]).unwrap_or_default();
-    links.into_iter().map(|(_, device)| device).collect()
+/// The uplinks that the pinned `LINKS` names, by ifindex. None if the map cannot be read.
+pub fn uplinks(folder: &Path) -> BTreeSet<u32> {
+    let links = MapData::from_pin(map(folder, Table::Links)).ok().map(Map::HashMap);
+    let Some(links) = links.and_then(|links| HashMap::<_, u32, abi::Link>::try_from(links).ok()) else {
+        return BTreeSet::new();
+    };
+    let uplinks = links.iter().flatten().filter(|(_, link)| link.kind == abi::LINK_UPLINK);
+    uplinks.map(|(index, _)| index).collect()
 }
 
 /// Removes every pin of a folder: first the links, with which programs come off what they are attached to; the version last, by which
