@@ -2,6 +2,7 @@
 
 mod changes;
 mod disciplines;
+mod ipsec;
 mod neighbours;
 mod notices;
 mod queues;
@@ -133,7 +134,7 @@ impl Links {
         Ok(Self { handle })
     }
 
-    /// Devices, addresses and routes as they are now.
+    /// Devices, addresses, routes and IPsec policies as they are now.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -153,6 +154,7 @@ impl Links {
         while let Some(message) = routes.try_next().await.map_err(netlink("list routes"))? {
             sort_route(&mut host, &message);
         }
+        host.policies = ipsec::policies().await?;
         Ok(host)
     }
 

@@ -104,6 +104,18 @@ pub const NODE_OVERLAY: u32 = 16;
 pub const NODE_VTEP: u32 = 32;
 /// The other nodes know this address of this node: an InternalIP of the Node object, or the [`NODE_OVERLAY`] address.
 pub const NODE_NAMED: u32 = 64;
+/// An IPsec policy of this host may match packets between this node's address and the other's: the tunnel goes through the VXLAN device.
+pub const NODE_IPSEC_TUNNEL: u32 = 128;
+/// An IPsec policy of this host may match packets between this node's pods and the entry's addresses: they go through the host stack.
+pub const NODE_IPSEC_PODS: u32 = 256;
+
+/// `NETWORKS`: pods keep their own addresses towards it.
+pub const NETWORK_KEEPS_ADDRESS: u32 = 1;
+/// `NETWORKS`: an IPsec policy of this host may match pods' packets to or from it: they go through the host stack.
+pub const NETWORK_THROUGH_STACK: u32 = 2;
+/// `NETWORKS`: an IPsec policy of this host may match packets that SNAT has given the node's address. It would have to be asked after SNAT,
+/// so the programs drop them.
+pub const NETWORK_REFUSED: u32 = 4;
 
 /// `VTEPS`: tunnel endpoint of a node with [`NODE_VTEP`] → its VXLAN device, where that is all that receives there.
 #[repr(C)]
@@ -344,6 +356,12 @@ pub struct Beginning {
     pub flow: Flow,
     /// What else a rule may change: a sum of traffic class, time to live, length, and of TCP the whole header.
     pub imprint: u32,
+    /// The link by which the kernel's routes lead (ifindex); 0: none is known.
+    pub link: u32,
+    /// The link address of the next hop; zeros while the kernel does not know it.
+    pub next_hop_mac: Mac,
+    /// Explicit padding.
+    pub reserved: [u8; 2],
 }
 
 /// The link addresses of a frame, in their order on the wire.
@@ -666,7 +684,7 @@ plain! {
     FlowKey: 16,
     NextHop: 20,
     Tunnel: 40,
-    Beginning: 44,
+    Beginning: 56,
     Macs: 12,
     Frontend: 20,
     Holder: 20,

@@ -102,6 +102,9 @@ numbered! {
         LinkWithoutPrograms = 37 "link-without-programs",
         /// VXLAN for this node by a link that is no uplink.
         TunnelNotByUplink = 38 "tunnel-not-by-uplink",
+        /// An IPsec policy of the host may ask for this packet's protection, and the programs would send it past the policy: one that SNAT
+        /// would translate to the node's address, or a hostPort's reply.
+        IpsecPolicy = 39 "ipsec-policy",
     }
 }
 

@@ -87,8 +87,8 @@ macro_rules! tables {
         $($($before)*)?
         // The agent's tables, in order of rank: an entry comes after the entries that it points at.
         Agent {
-            /// Network towards which pods keep their addresses → 1.
-            NON_MASQUERADE, non_masquerade, NonMasquerade: LpmTrie<$crate::addr::LpmAddr, u32>,
+            /// Network of the world → whether pods keep their addresses there, and what IPsec policies ask for.
+            NETWORKS, networks, Networks: LpmTrie<$crate::addr::LpmAddr, u32>,
             entries 1024, option none, rank 1, share $crate::tables::Share::Unlimited
         }
         Agent {

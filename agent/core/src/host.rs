@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use podwire_common::addr::Mac;
 use podwire_common::names::{VETH_PREFIX, VXLAN_DEVICE};
 
+use crate::ipsec::Policy;
 use crate::slice::Route;
 
 /// kube-proxy's, in its IPVS mode.
@@ -21,6 +22,8 @@ pub struct Host {
     pub addresses: Vec<DeviceAddress>,
     /// IPv4 unicast routes of the main table that are not the agent's.
     pub foreign_routes: Vec<ForeignRoute>,
+    /// IPsec policies that block packets or ask for IPsec.
+    pub policies: Vec<Policy>,
     /// Routes of the main table that bear the agent's protocol number.
     pub own_routes: BTreeMap<IpNet, Route>,
 }
@@ -174,12 +177,13 @@ impl Host {
         default.flat_map(|route| &route.next_hops)
     }
 
-    /// Whether a route lookup may now answer otherwise than it did in `before`. Pods come and go without that.
+    /// Whether a route lookup, or an IPsec policy, may now answer otherwise than it did in `before`. Pods come and go without that.
     pub fn routes_differ(&self, before: &Self) -> bool {
         fn underlay(host: &Host) -> impl Iterator<Item = &Device> {
             host.devices.values().filter(|device| !is_own_device(&device.name))
         }
-        self.foreign_routes != before.foreign_routes
+        self.policies != before.policies
+            || self.foreign_routes != before.foreign_routes
             || self.addresses != before.addresses
             || !underlay(self).eq(underlay(before))
     }
@@ -252,6 +256,7 @@ mod tests {
                 destination: IpNet::default(),
                 next_hops: vec![NextHop { device: 3, gateway: Some(ip("198.51.100.254")) }],
             }],
+            policies: Vec::new(),
             own_routes: BTreeMap::new(),
         }
     }

@@ -10,6 +10,7 @@ pub mod forward_policy;
 pub mod host;
 pub mod host_ports;
 pub mod ipam;
+pub mod ipsec;
 pub mod model;
 pub mod node_links;
 pub mod other_pods;

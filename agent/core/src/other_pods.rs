@@ -130,6 +130,7 @@ mod tests {
                 route("10.244.2.7/32", 4, None),
                 route("10.244.1.128/25", 4, None),
             ],
+            policies: Vec::new(),
             own_routes: BTreeMap::new(),
         }
     }

@@ -222,7 +222,7 @@ mod tests {
             let prefix = |(last, bits)| Prefix { address: address(last), bits };
             let tables = Tables {
                 links: links.into_iter().map(|(key, mtu)| (key, link(mtu))).collect(),
-                non_masquerade: excluded.into_iter().map(|(key, one)| (prefix(key), one)).collect(),
+                networks: excluded.into_iter().map(|(key, one)| (prefix(key), one)).collect(),
                 tunnel_peers: tunnel_peers.into_iter().map(|(key, id)| (address(key), id)).collect(),
                 vteps: vteps.into_iter().map(|(key, last)| (address(key), vtep(last))).collect(),
                 nodes: nodes.into_iter().map(|(key, flags)| (prefix(key), node(flags))).collect(),

@@ -17,7 +17,7 @@ use super::maps::Maps;
 /// | `ENDPOINTS` | by its pods' own entries | replaced or removed: the earlier endpoint |
 /// | | by an address that was no pod's here | new: the address's region |
 /// | `NODES` | by the other end's prefix | the regions that the prefix covers |
-/// | `NON_MASQUERADE` | a known destination lies in none | new: the regions that the prefix covers |
+/// | `NETWORKS` | a known destination is what its network says | the regions that the prefix covers |
 /// | `LINKS` | a known destination has its address | the link |
 /// | `VTEPS` | a flow into the tunnel has its link address | the node |
 /// | `TUNNEL_PEERS` | the sender of a flow out of the tunnel is in it | removed: the node |
@@ -31,14 +31,14 @@ fn forgets(change: &TableChange) -> BTreeSet<u16> {
         TableChange::Endpoints(Change { before: Some(before), .. }) => [epoch::endpoint(before.id)].into(),
         TableChange::Endpoints(Change { key, before: None, .. }) => [epoch::region(key)].into(),
         TableChange::Nodes(Change { key, .. }) => epoch::regions(&key.address, key.bits).collect(),
-        TableChange::NonMasquerade(Change { key, now: Some(_), .. }) => {
+        TableChange::Networks(Change { key, now: Some(_), .. }) => {
             epoch::regions(&key.address, key.bits).collect()
         }
         TableChange::Links(Change { key, .. }) => [epoch::uplink(*key)].into(),
         TableChange::Vteps(Change { key, .. }) | TableChange::TunnelPeers(Change { key, now: None, .. }) => {
             [epoch::node(key)].into()
         }
-        TableChange::NonMasquerade(_)
+        TableChange::Networks(_)
         | TableChange::TunnelPeers(_)
         | TableChange::Frontends(_)
         | TableChange::Guards(_) => BTreeSet::new(),
@@ -150,16 +150,12 @@ mod tests {
             ),
             (
                 "an exclusion",
-                TableChange::NonMasquerade(Change::added(prefix("192.0.2.0/24"), 1)),
+                TableChange::Networks(Change::added(prefix("192.0.2.0/24"), 1)),
                 vec![region("192.0.2.0")],
             ),
             (
                 "no exclusion",
-                TableChange::NonMasquerade(Change {
-                    key: prefix("192.0.2.0/24"),
-                    before: Some(1),
-                    now: None,
-                }),
+                TableChange::Networks(Change { key: prefix("192.0.2.0/24"), before: Some(1), now: None }),
                 nothing.clone(),
             ),
             ("a link", TableChange::Links(Change::added(UPLINK, link)), vec![epoch::uplink(UPLINK)]),

@@ -1,5 +1,8 @@
 //! The kernel's notices of what others change.
 
+use std::io;
+
+use netlink_packet_xfrm::constants::XFRMNLGRP_POLICY;
 use podwire_common::names::ROUTE_PROTOCOL;
 use podwire_core::host::is_own_device;
 use rtnetlink::MulticastGroup;
@@ -7,7 +10,7 @@ use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::RouteProtocol;
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
 use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 
 use super::LinkError;
@@ -21,8 +24,12 @@ const WHAT: &str = "the kernel's notices of links";
 const GROUPS: [MulticastGroup; 4] =
     [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Nexthop];
 
-/// What the kernel tells of links, addresses and routes as they change.
-pub struct Notices(TokioSocket);
+/// What the kernel tells of links, addresses, routes and IPsec policies as they change.
+pub struct Notices {
+    routes: TokioSocket,
+    /// `None`: the kernel has no IPsec.
+    policies: Option<TokioSocket>,
+}
 
 impl Notices {
     /// Begins to listen, in the network namespace of the calling thread. Has to be called within a tokio runtime.
@@ -30,13 +37,10 @@ impl Notices {
     /// # Errors
     /// [`LinkError::File`] when the socket cannot be opened.
     pub fn listen() -> Result<Self, LinkError> {
-        let open = || {
-            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-            let groups = GROUPS.iter().fold(0, |groups, group| groups | 1 << (*group as u32 - 1));
-            socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
-            Ok(Self(socket))
-        };
-        Ok(open().map_err(FileError::of("open", WHAT))?)
+        let groups = GROUPS.iter().fold(0, |groups, group| groups | 1 << (*group as u32 - 1));
+        let routes = open(NETLINK_ROUTE, groups).map_err(FileError::of("open", WHAT))?;
+        let policies = open(NETLINK_XFRM, 1 << (XFRMNLGRP_POLICY - 1)).ok();
+        Ok(Self { routes, policies })
     }
 
     /// Waits for notices, and says whether one is of something that the agent does not own.
@@ -44,13 +48,31 @@ impl Notices {
     /// # Errors
     /// [`LinkError::File`] when the socket cannot be read.
     pub async fn is_of_others(&self) -> Result<bool, LinkError> {
-        let mut bytes = Vec::with_capacity(NOTICES);
-        match self.0.recv(&mut bytes).await {
-            Ok(()) => Ok(is_any_of_others(&bytes)),
+        let (mut bytes, mut policy) = (Vec::with_capacity(NOTICES), Vec::with_capacity(NOTICES));
+        let outcome = tokio::select! {
+            outcome = self.routes.recv(&mut bytes) => outcome,
+            outcome = receive(self.policies.as_ref(), &mut policy) => outcome,
+        };
+        match outcome {
+            Ok(()) => Ok(!policy.is_empty() || is_any_of_others(&bytes)),
             // There were more notices than the socket holds.
             Err(error) if error.raw_os_error() == Some(NO_BUFFER_SPACE) => Ok(true),
             Err(error) => Err(FileError::of("read", WHAT)(error).into()),
         }
+    }
+}
+
+fn open(protocol: isize, groups: u32) -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocol)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+    Ok(socket)
+}
+
+/// Never, of a socket that is not there.
+async fn receive(socket: Option<&TokioSocket>, bytes: &mut Vec<u8>) -> io::Result<()> {
+    match socket {
+        Some(socket) => socket.recv(bytes).await,
+        None => std::future::pending().await,
     }
 }
 

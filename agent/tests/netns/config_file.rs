@@ -29,7 +29,7 @@ fn command_line_comes_before_environment_file_and_default() {
         let node = lab.node(0);
         let mtu = |environment: &&[(&str, &str)]| {
             node.start_agent_with(environment).unwrap();
-            let networks = node.map_dump(maps::NON_MASQUERADE).unwrap().as_array().unwrap().len();
+            let networks = node.map_dump(maps::NETWORKS).unwrap().as_array().unwrap().len();
             assert_eq!(networks, if environment.contains(&by_file) { 2 } else { 0 });
             let pod = node.add_pod("pod").unwrap();
             let link = pod.exec(&["ip", "-o", "link", "show", "eth0"]).unwrap();
@@ -179,5 +179,5 @@ impl ConfigMap {
 
 /// How many networks see pods' own addresses.
 fn excluded(node: &Node) -> usize {
-    node.map_dump(maps::NON_MASQUERADE).unwrap().as_array().unwrap_or(&vec![json!(0)]).len()
+    node.map_dump(maps::NETWORKS).unwrap().as_array().unwrap_or(&vec![json!(0)]).len()
 }

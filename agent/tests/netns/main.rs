@@ -30,6 +30,7 @@ mod icmp_errors;
 mod idle_clients;
 mod install;
 mod internal_ip;
+mod ipsec;
 mod ipv6_router;
 mod known_flows;
 mod kube_proxy;

@@ -133,16 +133,8 @@ fn changes(node: &Fixture) -> Vec<(&'static str, Vec<TableChange>, Concerns)> {
         ("a peer is gone", vec![remove!(TunnelPeers tunnel_peers, NODE2.into())], Concerns::OfNode2),
         ("a link's addresses", vec![change!(Links links, node.uplink, uplink)], Concerns::OfWorld),
         ("another link", vec![change!(Links links, 99, uplink)], Concerns::Nobody),
-        (
-            "an exclusion",
-            vec![change!(NonMasquerade non_masquerade, prefix("198.51.100.0/24"), 1)],
-            Concerns::OfWorld,
-        ),
-        (
-            "another exclusion",
-            vec![change!(NonMasquerade non_masquerade, prefix("192.0.2.0/24"), 1)],
-            Concerns::Nobody,
-        ),
+        ("an exclusion", vec![change!(Networks networks, prefix("198.51.100.0/24"), 1)], Concerns::OfWorld),
+        ("another exclusion", vec![change!(Networks networks, prefix("192.0.2.0/24"), 1)], Concerns::Nobody),
         ("a hostPort", vec![change!(Frontends frontends, frontend, backend)], Concerns::Nobody),
         ("another pod's limit", vec![change!(Guards guards, 99, guard)], Concerns::Nobody),
     ]

@@ -4,7 +4,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_LOCAL},
+    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL},
     flow::protocol,
     names::programs::Jump,
     reason::{Drop, Path},
@@ -101,7 +101,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         if node.flags & is_own == is_own {
             return frontend::from_pod(ctx, packet, Path::ToStack);
         }
-        if node.flags & NODE_LOCAL == 0 && !stack_flow::needs_stack(endpoint, packet) {
+        if node.flags & (NODE_LOCAL | NODE_IPSEC_PODS) == 0 && !stack_flow::needs_stack(endpoint, packet) {
             return match maps::is_direct() {
                 true => direct::from_pod(ctx, packet, endpoint, node),
                 false => tunnel_out::from_pod(ctx, packet, endpoint, node),

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{LINK_UPLINK, NODE_LOCAL, NODE_POD_NETWORK},
+    abi::{LINK_UPLINK, NODE_IPSEC_PODS, NODE_LOCAL, NODE_POD_NETWORK},
     reason::Drop,
 };
 
@@ -77,6 +77,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         return match sender {
             // Nobody else has this node's own addresses.
             Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::PodSourceNotFromNode),
+            Some(node) if maps::is_direct() && node.flags & NODE_IPSEC_PODS != 0 => Ok(Verdict::PASS),
             Some(node) if maps::is_direct() => direct::to_pod(ctx, packet, endpoint, Some(node)),
             // What a router on the way says about a flow that went past the stack goes past it as well: connection
             // tracking, which has not seen that flow, would call it invalid.

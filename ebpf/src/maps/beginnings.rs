@@ -15,13 +15,12 @@ pub fn note_beginning(beginning: &Beginning) {
     }
 }
 
-/// Whether this is the packet that this CPU noted last.
+/// What this CPU noted last, if that is of this packet.
 #[inline(always)]
-pub fn is_noted_beginning(flow: &Flow, imprint: u32) -> bool {
+pub fn noted_beginning(flow: &Flow, imprint: u32) -> Option<&'static Beginning> {
     // SAFETY: as above.
-    BEGINNINGS
-        .get_ptr_mut(0)
-        .is_some_and(|noted| unsafe { (*noted).imprint == imprint && (*noted).flow == *flow })
+    let noted = BEGINNINGS.get_ptr_mut(0).map(|noted| unsafe { &*noted });
+    noted.filter(|noted| noted.imprint == imprint && noted.flow == *flow)
 }
 
 /// Whether a flow was begun by somebody outside who reached the pod by its own address, no longer than `idle` nanoseconds

@@ -27,7 +27,7 @@ use podwire_common::{abi::KnownFlow, names::programs::Jump};
 
 use crate::helpers;
 
-pub use beginnings::{is_inbound_flow, is_noted_beginning, note_beginning, record_inbound_flow};
+pub use beginnings::{is_inbound_flow, note_beginning, noted_beginning, record_inbound_flow};
 pub use clock::{is_fresh, jiffies, now, random};
 pub use config::{
     asks_each_connection, checks_link_addresses, is_direct, netns_cookie, node_ports, skb_layout, snat_ports,
@@ -42,7 +42,9 @@ pub use flows::{
 pub use fragments::{fragment_ports, remember_fragment};
 pub use host_ports::{backend, forget_redirected_socket, redirected_socket, remember_redirected_socket};
 pub use jumps::jump;
-pub use nodes::{is_not_masqueraded, is_own_address, is_tunnel_peer, link, node, note_refused, vtep};
+pub use nodes::{
+    is_not_masqueraded, is_own_address, is_tunnel_peer, link, network, node, note_refused, vtep,
+};
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};
 pub use translations::{TranslationEntry, add_translation, remove_translation, translation};

@@ -1,12 +1,12 @@
-//! Nodes, their links and the networks around them: `NODES`, `VTEPS`, `TUNNEL_PEERS`, `LINKS`, `NON_MASQUERADE`.
+//! Nodes, their links and the networks around them: `NODES`, `VTEPS`, `TUNNEL_PEERS`, `LINKS`, `NETWORKS`.
 
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use podwire_common::abi::{Link, NODE_ADDRESS, NODE_LOCAL, Node, Vtep};
+use podwire_common::abi::{Link, NETWORK_KEEPS_ADDRESS, NODE_ADDRESS, NODE_LOCAL, Node, Vtep};
 use podwire_common::addr::Addr;
 
-use super::{LINKS, NODES, NON_MASQUERADE, TUNNEL_PEERS, VTEPS};
+use super::{LINKS, NETWORKS, NODES, TUNNEL_PEERS, VTEPS};
 
 /// The node that owns an address: by its podCIDR or as one of its own.
 // A function of its own: the key would take its place on the stack of every caller.
@@ -47,10 +47,17 @@ pub fn note_refused(ifindex: u32) {
     }
 }
 
-/// Whether pods keep their own addresses towards a destination.
+/// What is said of the network of the world that an address is in: `NETWORK_*`, 0 of most.
+// A function of its own: the key would take its place on the stack of every caller.
 #[inline(never)]
+pub fn network(address: &Addr) -> u32 {
+    NETWORKS.get(&Key::new(128, (*address).into())).map_or(0, |flags| *flags)
+}
+
+/// Whether pods keep their own addresses towards a destination.
+#[inline(always)]
 pub fn is_not_masqueraded(address: &Addr) -> bool {
-    NON_MASQUERADE.get(&Key::new(128, (*address).into())).is_some()
+    network(address) & NETWORK_KEEPS_ADDRESS != 0
 }
 
 /// Whether an address is one of this node itself.

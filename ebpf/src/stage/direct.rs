@@ -2,7 +2,8 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, Node, Translation},
+    abi::{Endpoint, NETWORK_REFUSED, NETWORK_THROUGH_STACK, NODE_IPSEC_PODS, Node, Translation},
+    addr::Addr,
     reason::{Drop, Path},
 };
 
@@ -60,9 +61,10 @@ pub fn to_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint, sender:
 /// A hostPort's reply, out by the link that its request came by. Its time to live has been seen to be above 1.
 ///
 /// # Errors
-/// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
+/// [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(never)]
 pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
+    refuse_past_policies(&to.destination)?;
     let mut way = Way::new(to.ifindex, to.source, to.destination, packet.wire_length(ctx));
     let mut found = way.look_up(ctx);
     if found == Lookup::Unknown {
@@ -87,6 +89,17 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     decrement_ttl(ctx, &packet.headers, 0)?;
     translate(ctx, packet, to)?;
     Ok(Verdict::redirect(Path::HostPortOut, way.leave(ctx)))
+}
+
+/// Refuses a reply that an IPsec policy may match: the stack would ask the policy, but the stack takes no packet from this node's own
+/// address out of a pod's link.
+#[inline(always)]
+fn refuse_past_policies(client: &Addr) -> Result<(), Drop> {
+    let node = maps::node(client).map_or(0, |node| node.flags & NODE_IPSEC_PODS);
+    if node != 0 || maps::network(client) & (NETWORK_THROUGH_STACK | NETWORK_REFUSED) != 0 {
+        return Err(Drop::IpsecPolicy);
+    }
+    Ok(())
 }
 
 /// Whether a packet without IP options that bears ports is too large for an uplink itself, and not for a link further on.

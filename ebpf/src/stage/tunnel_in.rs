@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::NODE_POD_NETWORK,
+    abi::{NODE_IPSEC_PODS, NODE_IPSEC_TUNNEL, NODE_POD_NETWORK, Node},
     addr::Addr,
     ecn,
     flow::protocol,
@@ -47,10 +47,14 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     // Before anything is looked up that a flow may be learnt from.
     packet.generation = maps::generation();
     check_outer(vni, &sender)?;
-    check_owner(packet, &sender)?;
+    let node = check_owner(packet, &sender)?;
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
         return Ok(Verdict::PASS);
     };
+    // The kernel asks its policies when the VXLAN device's socket receives the packet, and when it forwards what is inside.
+    if node.flags & (NODE_IPSEC_TUNNEL | NODE_IPSEC_PODS) != 0 {
+        return Ok(Verdict::PASS);
+    }
     if is_other_segments(ctx, packet) || packet.headers.ttl <= 1 {
         return Ok(Verdict::PASS);
     }
@@ -99,7 +103,7 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     }
     let mut place = Place::new();
     let packet = inner(ctx, place.load(ctx)?)?;
-    check_owner(packet, &key.remote)?;
+    let node = check_owner(packet, &key.remote)?;
     source::refuse_loopback(&packet.headers)?;
     // The inner link addresses are constants, which no device bears.
     ctx.set_packet_host();
@@ -111,7 +115,10 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
         return frontend::from_pod(ctx, packet, Path::TunnelToStack);
     };
     flow::complete(packet)?;
-    if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, packet) {
+    if packet.headers.ttl <= 1
+        || node.flags & NODE_IPSEC_PODS != 0
+        || stack_flow::needs_stack(endpoint, packet)
+    {
         return Ok(Verdict::stack(Path::TunnelToStack));
     }
     local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice)
@@ -138,14 +145,16 @@ fn inner<'a>(ctx: &TcContext, loaded: Loaded<'a>) -> Result<&'a mut Parsed, Drop
     Ok(loaded.parse(ctx)?)
 }
 
-/// The inner source must be the sending node's: in its podCIDRs, or one of its own addresses.
+/// The inner source must be the sending node's: in its podCIDRs, or one of its own addresses. Gives the source's entry.
 #[inline(always)]
-fn check_owner(packet: &Parsed, sender: &Addr) -> Result<(), Drop> {
+fn check_owner(packet: &Parsed, sender: &Addr) -> Result<&'static Node, Drop> {
     match maps::node(&packet.headers.source_address()) {
-        Some(node) if node.tunnel_endpoint == *sender => match node.flags & NODE_POD_NETWORK {
-            0 => Ok(()),
-            _ => icmp_error::check_from_pod(packet),
-        },
+        Some(node) if node.tunnel_endpoint == *sender => {
+            if node.flags & NODE_POD_NETWORK != 0 {
+                icmp_error::check_from_pod(packet)?;
+            }
+            Ok(node)
+        }
         _ => Err(Drop::InnerSourceNotOwned),
     }
 }

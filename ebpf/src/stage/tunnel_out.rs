@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, Macs, NODE_VTEP, Node, Translation},
+    abi::{Endpoint, Macs, NODE_IPSEC_TUNNEL, NODE_VTEP, Node, Translation},
     addr::Mac,
     ecn,
     names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
@@ -32,7 +32,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &No
     if lookup == Lookup::TooBig && too_big::can_answer(packet) {
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
-    if lookup == Lookup::Found && !cfg!(feature = "through-device") {
+    if lookup == Lookup::Found && !goes_through_device(node) {
         fastpath::learn_tunnel_out(
             ctx,
             packet,
@@ -94,7 +94,7 @@ fn way_to(ctx: &TcContext, packet: &Parsed, node: &Node) -> (Way, Lookup) {
         way.length = node.mtu + VXLAN_OVERHEAD;
         return (way, Lookup::TooBig);
     }
-    if cfg!(feature = "through-device") {
+    if goes_through_device(node) {
         return (way, Lookup::Found);
     }
     let lookup = way.look_up(ctx);
@@ -110,7 +110,7 @@ fn send(
     header: &FixedPart,
     path: Path,
 ) -> Outcome {
-    if cfg!(feature = "through-device") || lookup == Lookup::TooBig {
+    if goes_through_device(node) || lookup == Lookup::TooBig {
         // The VXLAN device sends it in outer fragments: what may be cut, and what came out of the stack, whose sender
         // this hook has no way back to.
         return through_device(ctx, packet, node, header);
@@ -123,6 +123,12 @@ fn send(
             Ok(Verdict::redirect(path, way.leave(ctx)))
         }
     }
+}
+
+/// Whether the VXLAN device makes the outer headers, so that the kernel asks its IPsec policies.
+#[inline(always)]
+fn goes_through_device(node: &Node) -> bool {
+    cfg!(feature = "through-device") || node.flags & NODE_IPSEC_TUNNEL != 0
 }
 
 /// The link addresses of inner frames towards a node.

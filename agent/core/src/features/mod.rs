@@ -2,7 +2,7 @@
 
 mod host_ports;
 mod limits;
-mod masquerade;
+mod networks;
 mod nodes;
 mod pods;
 mod this_node;
@@ -53,7 +53,7 @@ pub fn desired(model: &Model, scope: Scope<'_>) -> Slice {
         pods::desired,
         limits::desired,
         host_ports::desired,
-        masquerade::desired,
+        networks::desired,
         this_node::desired,
         nodes::desired,
         tunnel::desired,

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use podwire_common::abi;
 
 use super::Scope;
+use crate::ipsec;
 use crate::model::{Mode, Model, Node, Path};
 use crate::slice::{Route, Slice};
 
@@ -35,13 +36,14 @@ fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
     let vtep_entry = vtep.map(|mac| (node.address.into(), abi::Vtep { mac, reserved: [0; 2] }));
     slice.tables.vteps.extend(vtep_entry);
     let of_vtep = if vtep.is_some() { abi::NODE_VTEP } else { 0 };
+    let of_policies = ipsec::of_node(model, own, node);
     let entry = |flags| abi::Node {
         tunnel_endpoint: node.address.into(),
         source: model.underlay_address(own).into(),
         uplink: path.device,
         mtu: model.mode.payload(path.mtu),
         node_id: node.id(),
-        flags: flags | on_link | of_vtep,
+        flags: flags | on_link | of_vtep | of_policies,
     };
     slice.tables.nodes.insert(node.pod_network.into(), entry(abi::NODE_POD_NETWORK));
     for address in node.addresses() {

@@ -11,6 +11,8 @@ pub use endpoint::{
     Attachment, Bandwidth, Endpoint, Limit, PodName, PortMapping, Transport, format_mac, parse_mac,
 };
 
+use crate::ipsec::Policy;
+
 mod endpoint;
 
 /// Everything that the desired state of the data path follows from.
@@ -42,6 +44,8 @@ pub struct Model {
     pub without_device: BTreeSet<Attachment>,
     /// Networks towards which pods keep their own addresses.
     pub non_masquerade: BTreeSet<IpNet>,
+    /// The IPsec policies of the host.
+    pub policies: Vec<Policy>,
 }
 
 impl Model {
@@ -61,6 +65,7 @@ impl Model {
             endpoints: BTreeMap::new(),
             without_device: BTreeSet::new(),
             non_masquerade: BTreeSet::new(),
+            policies: Vec::new(),
         }
     }
 

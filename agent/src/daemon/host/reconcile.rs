@@ -10,7 +10,7 @@ use podwire_core::features::{Scope, desired};
 use podwire_core::host::Host;
 use podwire_core::plan::{Op, Rank, Removals, plan};
 use podwire_core::slice::Slice;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::Upkeep;
 use super::pins::make_room;
@@ -86,6 +86,7 @@ impl Upkeep {
             host = state.executor.links.host().await?;
         }
         state.model.other_addresses = host.own_addresses();
+        take_policies(state, &host);
         look_at_host_addresses(state, &host);
         pods.other.look(state, &host).await;
         let has_uplink = self.look_at_links(state, &host).await;
@@ -171,6 +172,18 @@ impl Upkeep {
         state.count_repairs(Repair::Link, links);
         state.count_repairs(Repair::LinkLimit, limits);
     }
+}
+
+fn take_policies(state: &mut State, host: &Host) {
+    if state.model.policies == host.policies {
+        return;
+    }
+    let policies = host.policies.len();
+    info!(
+        policies,
+        "IPsec policies of the host: packets that they may match take the host stack or the VXLAN device"
+    );
+    state.model.policies.clone_from(&host.policies);
 }
 
 /// By the names that links have now: somebody may have renamed them.

@@ -28,7 +28,7 @@ fn networks_are_excluded_and_included_again_without_a_restart() {
     assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), node.address());
 
     std::fs::write(path, "# partners\n198.51.100.0/28   # theirs\n\n").unwrap();
-    wait_for(node, "NON_MASQUERADE", 2);
+    wait_for(node, "NETWORKS", 2);
     assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), pod.address(), "excluded by the file");
 
     // A line that does not decode keeps the last good state, and is named.
@@ -37,7 +37,7 @@ fn networks_are_excluded_and_included_again_without_a_restart() {
     assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), pod.address(), "as before");
 
     std::fs::write(path, "").unwrap();
-    wait_for(node, "NON_MASQUERADE", 1);
+    wait_for(node, "NETWORKS", 1);
     assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), node.address(), "included again");
     goes(node, "non-masquerade-file");
     assert_eq!(seen_as(&lab, &pod, "192.0.2.10"), pod.address(), "the option stays");

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{STATE_REPLIED, TRANSLATION_SNAT},
+    abi::{NETWORK_KEEPS_ADDRESS, NETWORK_REFUSED, STATE_REPLIED, TRANSLATION_SNAT},
     addr::Addr,
     nat,
     reason::{Drop, Path},
@@ -25,6 +25,11 @@ use crate::{
 #[inline(never)]
 pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     flow::complete(packet)?;
+    let destination = packet.headers.destination_address();
+    let network = maps::network(&destination);
+    if network & (NETWORK_KEEPS_ADDRESS | NETWORK_REFUSED) == NETWORK_REFUSED {
+        return Err(Drop::IpsecPolicy);
+    }
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();
         // Otherwise the route has chosen another uplink: replies to the old one are lost anyway. An ICMP error ends nothing: it
@@ -43,11 +48,10 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
         }
     }
     let idle = nat::idle_timeout(STATE_REPLIED, packet.flow.protocol) * 1_000_000_000;
-    let destination = packet.headers.destination_address();
     // Only what a pod began is translated: a client outside is answered by the address that it asked. What a packet says by itself
     // needs no memory: anybody on the link can send something to a pod's own address.
     if (!packet.begins_connection() && maps::is_inbound_flow(&packet.flow, idle))
-        || maps::is_not_masqueraded(&destination)
+        || network & NETWORK_KEEPS_ADDRESS != 0
     {
         return Ok(Verdict::stack(Path::Untranslated));
     }

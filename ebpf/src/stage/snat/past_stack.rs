@@ -2,8 +2,11 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Beginning, Endpoint, LINK_WITHOUT_PROGRAMS, STATE_REPLIED, TRANSLATION_SNAT},
-    addr::{Be16, Quad},
+    abi::{
+        Beginning, Endpoint, LINK_WITHOUT_PROGRAMS, NETWORK_REFUSED, NETWORK_THROUGH_STACK, STATE_REPLIED,
+        TRANSLATION_SNAT,
+    },
+    addr::{Be16, Mac, Quad},
     flow::protocol,
     reason::{Drop, Path},
 };
@@ -34,10 +37,7 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint) -> Ou
         }
         // Connection tracking has seen others of a TCP connection that is not known here: it has to see all.
         None if (begins || packet.flow.protocol != protocol::TCP) && !packet.is_error => {
-            refuse_bare(ctx, packet, endpoint)?;
-            let imprint = imprint(ctx, packet, packet.headers.ttl.wrapping_sub(1));
-            maps::note_beginning(&Beginning { flow: packet.flow, imprint });
-            ctx.set_beginning();
+            begin(ctx, packet, endpoint)?;
         }
         _ => {}
     }
@@ -88,6 +88,11 @@ fn past_stack(
     endpoint: &Endpoint,
     entry: &TranslationEntry,
 ) -> Outcome {
+    if asks_policies(packet) {
+        // Policies of IPsec have come: the stack asks them from now on.
+        entry.set_past_stack(&packet.flow, false);
+        return Ok(Verdict::stack(Path::ToStack));
+    }
     let to = entry.get();
     let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
     match way.look_up_any(ctx) {
@@ -126,28 +131,46 @@ fn readdress(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> 
     readdress_source(ctx, packet, source, port)
 }
 
-/// Refuses a pod's packet to the world that the kernel would send by a link without programs: the pod's address would leave with it.
+/// Notes a flow's first packet, and the way that the kernel's routes have for it.
 ///
 /// # Errors
-/// [`Drop::LinkWithoutPrograms`].
+/// [`Drop::LinkWithoutPrograms`]: the pod's address would leave bare.
 #[inline(never)]
-fn refuse_bare(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint) -> Result<(), Drop> {
+fn begin(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint) -> Result<(), Drop> {
     let mut way = way_of_pod(packet, endpoint, 0);
-    if way.look_up_any(ctx) != Lookup::Found
-        || maps::link(way.ifindex).is_some_and(|link| link.kind != LINK_WITHOUT_PROGRAMS)
-        || way.next_hop.ipv4().is_some_and(|router| maps::endpoint(&router).is_some())
-        || maps::is_not_masqueraded(&packet.headers.destination_address())
-    {
-        return Ok(());
-    }
-    maps::note_refused(way.ifindex);
-    Err(Drop::LinkWithoutPrograms)
+    let link = match way.look_up_any(ctx) {
+        Lookup::Found if leads_out_bare(packet, &way) => {
+            maps::note_refused(way.ifindex);
+            return Err(Drop::LinkWithoutPrograms);
+        }
+        Lookup::Found => way.ifindex,
+        _ => 0,
+    };
+    let imprint = imprint(ctx, packet, packet.headers.ttl.wrapping_sub(1));
+    let (flow, next_hop_mac) = (packet.flow, way.next_hop_mac);
+    maps::note_beginning(&Beginning { flow, imprint, link, next_hop_mac, reserved: [0; 2] });
+    ctx.set_beginning();
+    Ok(())
+}
+
+/// Whether a pod's packet to the world would leave by a link without programs, and is not meant to keep the pod's address.
+#[inline(always)]
+fn leads_out_bare(packet: &Parsed, way: &Way) -> bool {
+    maps::link(way.ifindex).is_none_or(|link| link.kind == LINK_WITHOUT_PROGRAMS)
+        && way.next_hop.ipv4().is_none_or(|router| maps::endpoint(&router).is_none())
+        && !maps::is_not_masqueraded(&packet.headers.destination_address())
 }
 
 /// The way that the kernel's routes have for a pod's packet.
 #[inline(always)]
 fn way_of_pod(packet: &Parsed, endpoint: &Endpoint, length: u32) -> Way {
     Way::new(endpoint.ifindex, packet.headers.source_address(), packet.headers.destination_address(), length)
+}
+
+/// Whether an IPsec policy may match a pod's packet to the world.
+#[inline(always)]
+fn asks_policies(packet: &Parsed) -> bool {
+    maps::network(&packet.headers.destination_address()) & (NETWORK_THROUGH_STACK | NETWORK_REFUSED) != 0
 }
 
 /// Whether the host's rules have let the first packet of a pod's flow pass as it was, by the way that the programs would find for the
@@ -157,15 +180,21 @@ fn way_of_pod(packet: &Parsed, endpoint: &Endpoint, length: u32) -> Way {
 pub(super) fn is_untouched(ctx: &TcContext, packet: &Parsed) -> bool {
     if !ctx.is_unmarked_beginning()
         || !matches!(packet.headers.fragment_part(), Fragment::Whole)
-        || !maps::is_noted_beginning(&packet.flow, imprint(ctx, packet, packet.headers.ttl))
+        || asks_policies(packet)
     {
         return false;
     }
+    let Some(noted) = maps::noted_beginning(&packet.flow, imprint(ctx, packet, packet.headers.ttl)) else {
+        return false;
+    };
+    let (link, mac) = (ctx.ifindex(), packet.headers.destination_mac);
+    if noted.next_hop_mac != Mac::default() {
+        return noted.link == link && noted.next_hop_mac == mac;
+    }
+    // The link has no link addresses, or the kernel has asked for the neighbour's since.
     let Some(endpoint) = maps::endpoint(&packet.headers.source_address()) else {
         return false;
     };
     let mut way = way_of_pod(packet, endpoint, 0);
-    way.look_up_any(ctx) == Lookup::Found
-        && way.ifindex == ctx.ifindex()
-        && way.next_hop_mac == packet.headers.destination_mac
+    way.look_up_any(ctx) == Lookup::Found && way.ifindex == link && way.next_hop_mac == mac
 }

@@ -1,0 +1,169 @@
+//! What the IPsec policies of the host (xfrm) ask of pods' traffic. Pure.
+//!
+//! A redirect of the programs leads past the kernel's policies. So packets that a policy may match take the host stack, or the
+//! VXLAN device where the policy is about the nodes' own addresses. "May match" means that the networks of the policy's selector
+//! overlap those of the packets, in either order and whatever the direction: ports, marks and links are not looked at.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use podwire_common::abi;
+
+use crate::model::{Model, Node};
+
+/// When the kernel asks for a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// Before a packet is received.
+    In,
+    /// Before a packet is sent.
+    Out,
+    /// Before a packet is forwarded.
+    Forward,
+}
+
+/// A policy that blocks packets or asks for IPsec. One that only lets packets pass asks for nothing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Policy {
+    /// When.
+    pub direction: Direction,
+    /// Of packets from there.
+    pub source: IpNet,
+    /// Of packets to there.
+    pub destination: IpNet,
+}
+
+impl Policy {
+    /// The networks on the other side of packets of which one end is of `here`.
+    fn beyond(&self, here: impl Fn(&IpNet) -> bool) -> impl Iterator<Item = IpNet> {
+        let ends = [(self.source, self.destination), (self.destination, self.source)];
+        ends.into_iter().filter(move |(one, _)| here(one)).map(|(_, other)| other)
+    }
+}
+
+/// Whether a policy may match packets between two networks.
+fn may_match(policies: &[Policy], here: IpNet, there: IpNet) -> bool {
+    policies
+        .iter()
+        .any(|policy| policy.beyond(|end| overlap(end, &here)).any(|beyond| overlap(&beyond, &there)))
+}
+
+/// Flags of another node: `NODE_IPSEC_*`.
+pub fn of_node(model: &Model, own: &Node, node: &Node) -> u32 {
+    let policies = &model.policies;
+    if policies.is_empty() {
+        return 0;
+    }
+    let here = model.underlay_address(own).into();
+    let tunnel = may_match(policies, here, node.address.into());
+    let theirs = node.addresses().map(IpNet::from).chain([node.pod_network]);
+    let pods = theirs.into_iter().any(|there| may_match(policies, own.pod_network, there));
+    let flag = |flag, is_set| if is_set { flag } else { 0 };
+    flag(abi::NODE_IPSEC_TUNNEL, tunnel) | flag(abi::NODE_IPSEC_PODS, pods)
+}
+
+/// The networks of the world towards which pods' packets have to take the stack, or must not leave under this node's address,
+/// each with its flags: `NETWORK_*`.
+pub fn of_world(model: &Model, own: &Node) -> Vec<(IpNet, u32)> {
+    let is_pods = |end: &IpNet| overlap(end, &own.pod_network);
+    let is_own = |end: &IpNet| own_addresses(model).any(|address| end.contains(&address));
+    let mut networks = Vec::new();
+    for policy in &model.policies {
+        // Only policies of what is sent are asked for with the address that SNAT gives.
+        let is_past_snat =
+            policy.direction == Direction::Out && !is_pods(&policy.source) && is_own(&policy.source);
+        if is_past_snat {
+            networks.push((policy.destination, abi::NETWORK_REFUSED));
+        }
+        let through_stack = policy.beyond(|end| is_pods(end) || is_own(end));
+        networks.extend(through_stack.map(|network| (network, abi::NETWORK_THROUGH_STACK)));
+    }
+    networks
+}
+
+fn own_addresses(model: &Model) -> impl Iterator<Item = IpAddr> {
+    let of_links = model.links.iter().flat_map(|link| &link.addresses);
+    of_links.chain(&model.other_addresses).copied()
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Mode;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn node(number: u8) -> Node {
+        Node {
+            name: format!("node{number}"),
+            uid: None,
+            pod_network: net(&format!("10.244.{number}.0/24")),
+            address: [10, 200, 0, number].into(),
+            other_addresses: vec![[10, 201, 0, number].into()],
+            cordoned: false,
+            vtep_mac: None,
+        }
+    }
+
+    fn model(direction: Direction, source: &str, destination: &str) -> Model {
+        let mut model = Model::new(Mode::Vxlan, None);
+        model.other_addresses = [[10, 200, 0, 1].into(), [192, 168, 7, 1].into()].into();
+        model.policies = vec![Policy { direction, source: net(source), destination: net(destination) }];
+        model
+    }
+
+    #[test]
+    fn policy_between_nodes_concerns_the_tunnel_and_between_pods_the_pods() {
+        const TUNNEL: u32 = abi::NODE_IPSEC_TUNNEL;
+        const PODS: u32 = abi::NODE_IPSEC_PODS;
+        let table = [
+            ("10.200.0.1/32", "10.200.0.2/32", TUNNEL),
+            ("10.200.0.2/32", "10.200.0.1/32", TUNNEL),
+            ("10.200.0.0/24", "10.200.0.0/24", TUNNEL),
+            ("10.200.0.1/32", "10.200.0.3/32", 0),
+            ("10.200.0.9/32", "10.200.0.2/32", 0),
+            ("10.244.0.0/16", "10.244.0.0/16", PODS),
+            ("10.244.1.7/32", "10.244.2.0/24", PODS),
+            ("10.244.1.0/24", "10.201.0.2/32", PODS),
+            ("10.244.1.0/24", "10.244.3.0/24", 0),
+            ("0.0.0.0/0", "0.0.0.0/0", TUNNEL | PODS),
+            ("10.200.0.1/32", "0.0.0.0/0", TUNNEL),
+            ("198.51.100.0/24", "203.0.113.0/24", 0),
+        ];
+        for (source, destination, expected) in table {
+            for direction in [Direction::In, Direction::Out, Direction::Forward] {
+                let model = model(direction, source, destination);
+                let found = of_node(&model, &node(1), &node(2));
+                assert_eq!(found, expected, "{direction:?} {source} {destination}");
+            }
+        }
+    }
+
+    #[test]
+    fn policy_about_the_world_concerns_pods_or_what_snat_makes_of_them() {
+        const STACK: u32 = abi::NETWORK_THROUGH_STACK;
+        const REFUSED: u32 = abi::NETWORK_REFUSED;
+        let far = "203.0.113.0/24";
+        let table: [(Direction, &str, &str, &[u32]); 8] = [
+            (Direction::Out, "10.244.0.0/16", far, &[STACK]),
+            (Direction::Forward, far, "10.244.1.0/24", &[STACK]),
+            (Direction::Out, "0.0.0.0/0", far, &[STACK]),
+            (Direction::Out, "10.200.0.1/32", far, &[REFUSED, STACK]),
+            (Direction::Out, "192.168.7.0/24", far, &[REFUSED, STACK]),
+            (Direction::In, far, "10.200.0.1/32", &[STACK]),
+            (Direction::Out, "10.244.2.0/24", far, &[]),
+            (Direction::Out, "198.51.100.1/32", far, &[]),
+        ];
+        for (direction, source, destination, flags) in table {
+            let found = of_world(&model(direction, source, destination), &node(1));
+            let expected: Vec<_> = flags.iter().map(|flag| (net(far), *flag)).collect();
+            assert_eq!(found, expected, "{direction:?} {source} {destination}");
+        }
+    }
+}
