@@ -146,7 +146,9 @@ names! {
     RoutePastUplinks, "route-past-uplinks", Degraded, "name the link with --uplink";
     /// The route for pods' packets to the world leads by a link without programs. Subject: the link.
     LinkWithoutPrograms, "link-without-programs", Degraded,
-        "name the link with --uplink; or nothing, if pods need not reach what is behind it";
+        "have the route lead by another link, or name this one with --uplink unless --exclude-uplink does; nothing, if pods need not reach what is behind it";
+    /// As [`Self::UplinkObstructed`], of a link that is no uplink.
+    LinkObstructed, "link-obstructed", Degraded, "remove the other discipline as the sentence says";
     /// The host's firewall may drop pods' packets. Subject: the place.
     FirewallDrops, "firewall-drops", Degraded, "run the commands that the sentence names";
     /// The host's firewall cannot be read.

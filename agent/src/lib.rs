@@ -27,6 +27,7 @@ pub mod health;
 pub mod host_local;
 pub mod housekeeping;
 pub mod install;
+pub mod link_filters;
 pub mod link_watch;
 pub mod links;
 pub mod lock;

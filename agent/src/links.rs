@@ -483,8 +483,11 @@ fn link_header(kind: LinkLayerType) -> LinkHeader {
         | LinkLayerType::Rawip
         | LinkLayerType::Ppp
         | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
         | LinkLayerType::Sit
-        | LinkLayerType::Ipgre => LinkHeader::None,
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre
+        | LinkLayerType::Void => LinkHeader::None,
         _ => LinkHeader::Other,
     }
 }

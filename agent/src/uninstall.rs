@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use podwire_common::names::{VXLAN_DEVICE, programs};
+use podwire_common::names::VXLAN_DEVICE;
 use podwire_core::host::{Device, DeviceKind, Host};
 use tracing::{error, info, warn};
 
@@ -20,10 +20,11 @@ use crate::claim::Claim;
 use crate::cni_configuration;
 use crate::cni_server;
 use crate::config::{Logging, Places};
-use crate::dataplane::{attach, pins};
+use crate::dataplane::pins;
 use crate::error::Error;
 use crate::files::{FileError, absent_is_fine};
 use crate::install::{self, PLUGIN};
+use crate::link_filters;
 use crate::links::Links;
 use crate::lock::ClaimError;
 use crate::lock::Lock;
@@ -97,7 +98,7 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
         .note(restore_forwarding(&places.switches(), &before, &host.other_devices(&uplinks)))
         .is_some();
     for device in host.devices.values() {
-        failures.note(remove_filters(&links, device, &before).await);
+        failures.note(link_filters::remove(&links, device.index, &device.name, &before).await);
     }
     for error in pins::remove_all(&places.bpf_dir) {
         failures.note(Err::<(), _>(error));
@@ -183,20 +184,6 @@ fn restore_forwarding(switches: &Switches, before: &Before, others: &[String]) -
     match switches.restore_forwarding(before)? {
         Forwarding::NotChanged | Forwarding::AsBefore => {}
         Forwarding::ChangedSince => info!("forwarding is as somebody has set it since"),
-    }
-    Ok(())
-}
-
-/// What uplinks have where the kernel has no TCX, and the queueing discipline if an agent has made it and nothing else is on it.
-async fn remove_filters(links: &Links, device: &Device, before: &Before) -> Result<(), Error> {
-    let filters = links.filters(device.index).await?;
-    let found = [filters.ingress, filters.egress];
-    if found.iter().flatten().any(|filter| programs::UPLINK_LINKS.contains(&filter.name.as_str())) {
-        attach::detach_filters(&device.name);
-        info!(device = device.name, "programs detached");
-    }
-    if before.without_clsact.contains(&device.name) && links.remove_empty_clsact(device.index).await? {
-        info!(device = device.name, "clsact removed");
     }
     Ok(())
 }

@@ -157,6 +157,8 @@ pub const LINK_INNER: u32 = 3;
 pub const LINK_OVERLAY: u32 = 4;
 /// [`Link::kind`]: has no programs. A pod's packet must not leave by it.
 pub const LINK_WITHOUT_PROGRAMS: u32 = 5;
+/// [`Link::kind`]: a dummy. No packet leaves by it: a route that leads there is often for what a service's rules send elsewhere.
+pub const LINK_SINK: u32 = 6;
 
 /// A 5-tuple: the key of `STACK_FLOWS` and `TRANSLATIONS`.
 ///

@@ -177,15 +177,21 @@ impl Host {
         default.flat_map(|route| &route.next_hops)
     }
 
-    /// Whether a route lookup, or an IPsec policy, may now answer otherwise than it did in `before`. Pods come and go without that.
+    /// Whether a route lookup, or an IPsec policy, may now answer otherwise than it did in `before`. Pods come and go without that, and so do the ports of a bridge.
     pub fn routes_differ(&self, before: &Self) -> bool {
-        fn underlay(host: &Host) -> impl Iterator<Item = &Device> {
-            host.devices.values().filter(|device| !is_own_device(&device.name))
+        /// Ports lead nowhere themselves: what matters is which kinds a bridge has.
+        fn links(host: &Host) -> impl Iterator<Item = &Device> {
+            let others = host.devices.values().filter(|device| !is_own_device(&device.name));
+            others.filter(|device| device.port_of.is_none())
+        }
+        fn ports(host: &Host) -> BTreeSet<(u32, DeviceKind)> {
+            host.devices.values().filter_map(|device| Some((device.port_of?, device.kind))).collect()
         }
         self.policies != before.policies
             || self.foreign_routes != before.foreign_routes
             || self.addresses != before.addresses
-            || !underlay(self).eq(underlay(before))
+            || !links(self).eq(links(before))
+            || ports(self) != ports(before)
     }
 
     /// Host sides of pods' veth pairs, by their name.
@@ -291,6 +297,13 @@ mod tests {
         let mut after = before.clone();
         after.devices.remove(&4);
         assert!(!after.routes_differ(&before));
+        let port =
+            Device { index: 7, port_of: Some(3), kind: DeviceKind::Veth, ..before.devices[&2].clone() };
+        after.devices.insert(7, port.clone());
+        assert!(after.routes_differ(&before), "the bridge leads to containers now");
+        let mut more = after.clone();
+        more.devices.insert(8, Device { index: 8, ..port });
+        assert!(!more.routes_differ(&after), "one more container");
         after.devices.get_mut(&2).unwrap().mtu = 1400;
         assert!(after.routes_differ(&before));
     }

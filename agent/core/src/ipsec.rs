@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn policy_between_nodes_concerns_the_tunnel_and_between_pods_the_pods() {
+    fn policy_concerns_the_tunnel_the_pods_or_both() {
         const TUNNEL: u32 = abi::NODE_IPSEC_TUNNEL;
         const PODS: u32 = abi::NODE_IPSEC_PODS;
         let table = [
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn policy_about_the_world_concerns_pods_or_what_snat_makes_of_them() {
+    fn policy_about_the_world_concerns_pods_or_what_snat_gives() {
         const STACK: u32 = abi::NETWORK_THROUGH_STACK;
         const REFUSED: u32 = abi::NETWORK_REFUSED;
         let far = "203.0.113.0/24";

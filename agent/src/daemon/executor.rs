@@ -19,7 +19,7 @@ use tracing::{debug, info};
 use super::attempts::Attempts;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
-use crate::dataplane::attach::{UplinkAttachment, UplinkXdp};
+use crate::dataplane::attach::UplinkAttachment;
 use crate::dataplane::maps::Maps;
 use crate::error::Error;
 use crate::files::FileError;
@@ -50,7 +50,6 @@ pub(super) struct Executor {
     /// `None` until this node's podCIDR is known. Then it stays, whatever becomes of the node list.
     pub(super) pool: Option<Pool>,
     vxlan_port: u16,
-    uplink_xdp: UplinkXdp,
     /// Operations by which maps and routes were changed.
     operations: u64,
     /// What other threads do.
@@ -80,7 +79,6 @@ impl Executor {
             switches: config.places.switches(),
             pool: None,
             vxlan_port: config.vxlan_port,
-            uplink_xdp: config.uplink_xdp,
             operations: 0,
             working: JoinSet::new(),
             purger,
@@ -245,7 +243,7 @@ impl Executor {
                 Some(Programs { hooks: hooks @ (Hooks::Uplink | Hooks::BareUplink | Hooks::Inner), device }),
                 _,
             ) => {
-                self.dataplane.attach_link(device, *hooks, UplinkAttachment::Clsact, self.uplink_xdp)?;
+                self.dataplane.attach_link(change.key, device, *hooks, UplinkAttachment::Clsact, None)?;
             }
             (None, Some(programs)) => self.dataplane.detach_pod(&programs.device),
             (None, None) => {}

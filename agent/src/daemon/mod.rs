@@ -229,7 +229,7 @@ impl Daemon {
         configuration.tick(state);
         health.tick(state);
         pods.other.tick(state).await;
-        host.look_after_links_and_pins(state);
+        host.look_after_links_and_pins(state).await;
         host.look_after_switches(state);
         if !host.may_differ(pods) {
             return;

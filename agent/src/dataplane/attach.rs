@@ -79,27 +79,27 @@ impl Dataplane {
     }
 
     /// Attaches `from_uplink` to a link of the host, and `to_uplink` unless the link is an inner one, in place of those
-    /// that are there. Also `uplink_xdp` where that is asked for.
+    /// that are there. Also `uplink_xdp` where that is asked for; `None`: what is there of it stays.
     ///
     /// # Errors
     /// [`DataplaneError::Attach`].
     pub fn attach_link(
         &mut self,
+        index: u32,
         interface: &str,
         hooks: Hooks,
         how: UplinkAttachment,
-        xdp: UplinkXdp,
+        xdp: Option<UplinkXdp>,
     ) -> Result<(), DataplaneError> {
+        self.name_links_of(index, interface)?;
         let (ingress, egress) = match hooks {
             Hooks::BareUplink => (programs::FROM_BARE_UPLINK, Some(programs::TO_BARE_UPLINK)),
             Hooks::Inner => (programs::FROM_UPLINK, None),
             _ => (programs::FROM_UPLINK, Some(programs::TO_UPLINK)),
         };
         self.attach_to_link(ingress, interface, Direction::Ingress, how)?;
-        match egress {
-            Some(program) => self.attach_to_link(program, interface, Direction::Egress, how)?,
-            None if how == UplinkAttachment::Clsact => drop(existing_filter(interface, Direction::Egress)),
-            None => {}
+        if let Some(program) = egress {
+            self.attach_to_link(program, interface, Direction::Egress, how)?;
         }
         for program in programs::UPLINK_LINKS {
             if program != ingress && Some(program) != egress && program != programs::UPLINK_XDP {
@@ -107,9 +107,10 @@ impl Dataplane {
             }
         }
         match xdp {
-            UplinkXdp::Off => Ok(self.detach(programs::UPLINK_XDP, interface)?),
-            UplinkXdp::Generic => self.attach_xdp(interface, XdpMode::Skb),
-            UplinkXdp::Native => self.attach_xdp(interface, XdpMode::Driver),
+            None => Ok(()),
+            Some(UplinkXdp::Off) => Ok(self.detach(programs::UPLINK_XDP, interface)?),
+            Some(UplinkXdp::Generic) => self.attach_xdp(interface, XdpMode::Skb),
+            Some(UplinkXdp::Native) => self.attach_xdp(interface, XdpMode::Driver),
         }
     }
 

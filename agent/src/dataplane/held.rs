@@ -8,6 +8,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::programs::links::FdLink;
+use podwire_common::names::programs;
 use tracing::info;
 
 use super::attach::{Attaching, missing};
@@ -107,6 +108,37 @@ impl Dataplane {
             remove(pin)?;
         }
         Ok(taken)
+    }
+
+    /// Sees to it that the pins with a device's name are of its own links: a device may have got another name, or another device
+    /// this one's. Those of the other device come off.
+    ///
+    /// # Errors
+    /// [`DataplaneError::File`].
+    pub(super) fn name_links_of(&mut self, index: u32, interface: &str) -> Result<(), DataplaneError> {
+        let Some(folder) = self.bpf_dir.clone() else {
+            return Ok(());
+        };
+        for (program, name) in pins::links_of(&folder, &programs::UPLINK_LINKS)? {
+            let (pin, wanted) =
+                (pins::link(&folder, program, &name), pins::link(&folder, program, interface));
+            let Some(device) = self.device_of(&pin)? else { continue };
+            if device == index && name != interface {
+                self.detach(program, interface)?;
+                if let Some(mut link) = self.links.remove(&pin) {
+                    link.rename(&wanted).map_err(FileError::of("rename the link", &pin))?;
+                    self.links.insert(wanted, link);
+                }
+            } else if device != index && name == interface {
+                self.detach(program, interface)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn device_of(&self, pin: &Path) -> Result<Option<u32>, DataplaneError> {
+        let device = self.links.get(pin).map(Pinned::device).transpose();
+        Ok(device.map_err(FileError::of("look up the link", pin))?.flatten())
     }
 
     /// With a pin a link lives until that is removed, without one until the process ends.

@@ -113,6 +113,32 @@ impl Pinned {
     /// # Errors
     /// The kernel's.
     pub fn attached_program(&self) -> io::Result<Option<u32>> {
+        let info = self.info()?;
+        let [low, high] = info.place;
+        let attached = low != 0 || info.kind == BPF_LINK_TYPE_CGROUP && high != 0;
+        Ok(attached.then_some(info.program))
+    }
+
+    /// Of a link of a device: the device (ifindex). `None`: it is gone, or somebody detached the link.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn device(&self) -> io::Result<Option<u32>> {
+        let info = self.info()?;
+        Ok(Some(info.place[0]).filter(|index| *index != 0 && info.kind != BPF_LINK_TYPE_CGROUP))
+    }
+
+    /// Gives the pin another place on the same file system.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn rename(&mut self, path: &Path) -> io::Result<()> {
+        std::fs::rename(&self.path, path)?;
+        self.path = path.into();
+        Ok(())
+    }
+
+    fn info(&self) -> io::Result<LinkInfo> {
         let mut info = LinkInfo::default();
         let ask = Ask {
             descriptor: self.descriptor.as_raw_fd(),
@@ -120,9 +146,7 @@ impl Pinned {
             info: &raw mut info as u64,
         };
         bpf(BPF_OBJ_GET_INFO_BY_FD, ask)?;
-        let [low, high] = info.place;
-        let attached = low != 0 || info.kind == BPF_LINK_TYPE_CGROUP && high != 0;
-        Ok(attached.then_some(info.program))
+        Ok(info)
     }
 }
 

@@ -10,7 +10,7 @@ const MEBIBYTE: u64 = 1 << 20;
 const OBSTRUCTED: &str = "uplink-obstructed";
 const REATTACHED: &str = "podwire_programs_reattached_total";
 /// A kernel that says that it is 2.6 has no TCX, as far as the agent can tell.
-const WITHOUT_TCX: [&str; 2] = ["setarch", "--uname-2.6"];
+pub const WITHOUT_TCX: [&str; 2] = ["setarch", "--uname-2.6"];
 
 #[test]
 fn disciplines_in_the_place_of_clsact_are_replaced() {
@@ -97,7 +97,7 @@ fn replace(ns: &Ns, device: &str, discipline: &str) {
 }
 
 /// Whether a device has these programs at ingress and egress, each in its own direction only.
-fn has(ns: &Ns, device: &str, [ingress, egress]: [&str; 2]) -> bool {
+pub fn has(ns: &Ns, device: &str, [ingress, egress]: [&str; 2]) -> bool {
     let show = |direction| ns.exec(&["tc", "filter", "show", "dev", device, direction]).unwrap();
     let (from, to) = (show("ingress"), show("egress"));
     from.contains(ingress) && !from.contains(egress) && to.contains(egress) && !to.contains(ingress)

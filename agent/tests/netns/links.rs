@@ -11,6 +11,7 @@ use xtask::lab::traffic::Route;
 use xtask::lab::{Lab, Mode, Node, Ns, connect, traffic};
 
 use crate::check::{Counted, Row, check};
+use crate::disciplines::{WITHOUT_TCX, has};
 use crate::headers::Ip;
 use crate::packets::{Packet, Vxlan, inner, udp};
 use crate::refused::grown;
@@ -210,6 +211,108 @@ fn seventy_links_come_and_go() {
     assert_eq!(of_side.count(), 0);
     let row = Row::new("still", (&pod, pod.address()), (&storage, STORAGE)).seen_as(HERE);
     check(&lab, &[row]);
+}
+
+#[test]
+fn links_that_change_names_have_their_programs() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let storage = storage_host(&lab, "eth1");
+    let_be(node, "eth1", LINK_SIDE);
+    let pod = node.add_pod("pod").unwrap();
+    let row = Row::new("renamed", (&pod, pod.address()), (&storage, STORAGE)).seen_as(HERE);
+    node.ip("link set dev eth1 down\nlink set dev eth1 name store1\nlink set dev store1 up\n").unwrap();
+    has_pins(node, "store1", "eth1");
+    check(&lab, &[row]);
+    // Another link gets a name that one has just had, and both are there.
+    let other = lab.add_namespace("other").unwrap();
+    connect(node, "eth2", &other, "eth0").unwrap();
+    other.ip("address add 192.168.60.2/24 dev eth0\n").unwrap();
+    node.ip("link set dev store1 down\nlink set dev store1 name store0\nlink set dev store0 up\n\
+         link set dev eth2 down\nlink set dev eth2 name store1\nlink set dev store1 up\n\
+         address add 192.168.60.1/24 dev store1\n")
+        .unwrap();
+    has_pins(node, "store0", "eth1");
+    has_pins(node, "store1", "eth2");
+    let there = IpAddr::from([192, 168, 60, 2]);
+    let here = IpAddr::from([192, 168, 60, 1]);
+    let second = Row::new("the other link", (&pod, pod.address()), (&other, there)).seen_as(here);
+    check(&lab, &[Row { name: "renamed again", ..row }, second]);
+    assert_eq!(crate::sweep::conditions(node), [""; 0]);
+    // And an agent that starts finds them.
+    node.restart_agent().unwrap();
+    check(&lab, &[Row { name: "after a restart", ..row }, second]);
+}
+
+/// Waits until pins are named for a device, and none for another name.
+fn has_pins(node: &Node, device: &str, not: &str) {
+    let named = |name: &str| node.bpf_dir().join("links").join(format!("to_uplink-{name}")).exists();
+    let found = wait_until(|| (named(device) && !named(not)).then_some(()));
+    assert!(found.is_some(), "{device}: {}", node.agent_log_tail(20));
+    let_be(node, device, LINK_SIDE);
+}
+
+#[test]
+fn without_tcx_a_link_loses_its_programs_with_its_role() {
+    let lab = Lab::builder().nodes(1).agent_wrapper(&WITHOUT_TCX).build().unwrap();
+    let node = lab.node(0);
+    let storage = storage_host(&lab, "eth1");
+    let _container = docker(&lab);
+    let uplink = ["from_uplink", "to_uplink"];
+    let has_role = || has(node, "eth1", uplink).then_some(());
+    let is_bare = || {
+        let show = |direction| node.exec(&["tc", "filter", "show", "dev", "eth1", direction]).unwrap();
+        (!show("ingress").contains("uplink") && !show("egress").contains("uplink")).then_some(())
+    };
+    assert!(wait_until(has_role).is_some(), "{}", node.agent_log_tail(20));
+    let pod = node.add_pod("pod").unwrap();
+    check(&lab, &[Row::new("a side link", (&pod, pod.address()), (&storage, STORAGE)).seen_as(HERE)]);
+    let inner = wait_until(|| {
+        let show = |direction| node.exec(&["tc", "filter", "show", "dev", "docker0", direction]).unwrap();
+        (show("ingress").contains("from_uplink") && !show("egress").contains("uplink")).then_some(())
+    });
+    assert!(inner.is_some(), "{}", node.agent_log_tail(20));
+    node.ip("address delete 192.168.50.1/24 dev eth1\n").unwrap();
+    assert!(wait_until(is_bare).is_some(), "{}", node.agent_log_tail(20));
+    node.ip("address add 192.168.50.1/24 dev eth1\n").unwrap();
+    assert!(wait_until(has_role).is_some(), "{}", node.agent_log_tail(20));
+    // While no agent is there, too.
+    node.stop_agent().unwrap();
+    node.ip("address delete 192.168.50.1/24 dev eth1\n").unwrap();
+    node.start_agent().unwrap();
+    assert!(wait_until(is_bare).is_some(), "{}", node.agent_log_tail(20));
+}
+
+#[test]
+fn a_link_that_cannot_have_programs_keeps_no_other_from_them() {
+    let lab = Lab::builder().nodes(1).agent_wrapper(&WITHOUT_TCX).agents(false).build().unwrap();
+    let node = lab.node(0);
+    let storage = storage_host(&lab, "eth1");
+    let other = lab.add_namespace("other").unwrap();
+    connect(node, "eth2", &other, "eth0").unwrap();
+    node.ip("address add 192.168.60.1/24 dev eth2\n").unwrap();
+    other.ip("address add 192.168.60.2/24 dev eth0\n").unwrap();
+    // Another tool's filter stands where clsact belongs.
+    node.exec(&["tc", "qdisc", "add", "dev", "eth1", "ingress"]).unwrap();
+    let filter = ["tc", "filter", "add", "dev", "eth1", "ingress", "pref", "5", "protocol", "ip"];
+    let program = ["bpf", "direct-action", "bytecode", "1,6 0 0 4294967295"];
+    node.exec(&[&filter[..], &program].concat()).unwrap();
+    node.start_agent().unwrap();
+    comes(node, "link-obstructed", "eth1");
+    let_be(node, "eth2", LINK_SIDE);
+    let_be(node, "eth1", LINK_WITHOUT_PROGRAMS);
+    let pod = node.add_pod("pod").unwrap();
+    let there = IpAddr::from([192, 168, 60, 2]);
+    let here = IpAddr::from([192, 168, 60, 1]);
+    check(&lab, &[Row::new("the other link", (&pod, pod.address()), (&other, there)).seen_as(here)]);
+    let before = Counted::quiet(&lab);
+    sockets::udp(&pod, ("0.0.0.0", 0)).send_to(b"bare", (STORAGE, 53)).unwrap();
+    let grown = grown(&lab, &before);
+    assert_eq!(grown.drops(0).get(Drop::LinkWithoutPrograms.name()), Some(&1), "{grown}");
+    node.exec(&["tc", "qdisc", "delete", "dev", "eth1", "ingress"]).unwrap();
+    goes(node, "link-obstructed");
+    let_be(node, "eth1", LINK_SIDE);
+    check(&lab, &[Row::new("free again", (&pod, pod.address()), (&storage, STORAGE)).seen_as(HERE)]);
 }
 
 #[test]

@@ -209,6 +209,7 @@ fn without_tcx_an_uplink_keeps_only_what_others_have_put_on_it() {
             before.without_clsact.insert("eth0".into());
         }
         before.save(node.state_dir()).unwrap();
+        let index = node.ifindex("eth0").unwrap();
         let attach = || {
             let config = Config {
                 mode: MODE_DIRECT,
@@ -224,7 +225,9 @@ fn without_tcx_an_uplink_keeps_only_what_others_have_put_on_it() {
                 netns_cookie: 0,
             };
             let mut dataplane = load::load(&config, &[], None).unwrap();
-            dataplane.attach_link("eth0", Hooks::Uplink, UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
+            dataplane
+                .attach_link(index, "eth0", Hooks::Uplink, UplinkAttachment::Clsact, Some(UplinkXdp::Off))
+                .unwrap();
         };
         node.enter(attach).unwrap();
         let shown = |direction| node.exec(&["tc", "filter", "show", "dev", "eth0", direction]).unwrap();

@@ -354,7 +354,9 @@ impl Fixture {
         self.namespace.ip(&format!("link set {VXLAN_DEVICE} up"));
         self.loaded.attach_pod("pwa").unwrap();
         self.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
-        self.loaded.attach_link("up0", Hooks::Uplink, UplinkAttachment::Clsact, UplinkXdp::Off).unwrap();
+        self.loaded
+            .attach_link(self.uplink, "up0", Hooks::Uplink, UplinkAttachment::Clsact, Some(UplinkXdp::Off))
+            .unwrap();
         self.attached = true;
     }
 

@@ -8,7 +8,7 @@ use podwire_common::names::programs::{FROM_POD, Jump};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, JUMPS, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::change::Change;
-use podwire_core::model::Mode;
+use podwire_core::model::{Mode, Roleless};
 use podwire_core::slice::TableChange;
 
 use crate::fixture::*;
@@ -388,6 +388,38 @@ fn direct_flow_from_a_service_flows_port_takes_the_stack_too() {
     ] {
         node.check(what, FROM_POD, link, &packet.build(), Expect::Stack(Path::ToStack, packet.build()));
     }
+}
+
+#[test]
+fn first_packet_towards_a_link_without_programs_is_dropped() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    let (pod, uplink) = (node.pod_a, node.uplink);
+    node.namespace.ip("route add default via 10.200.0.2 dev up0");
+    let packet = from_a(WORLD, udp(40000, 53)).build();
+    let to_stack = || Expect::Stack(Path::ToStack, packet.clone());
+    node.check("an uplink", FROM_POD, pod, &packet, to_stack());
+    node.model.without_programs.insert(uplink);
+    node.fill();
+    node.check("not attached", FROM_POD, pod, &packet, Expect::Drop(Reason::LinkWithoutPrograms));
+    let error = from_a(WORLD, Transport::Icmp { kind: 3, code: 3, word: [0; 4] });
+    let quoted = behind_ethernet(&Packet::new(WORLD, POD_A, udp(53, 40000)).build());
+    let error = error.with(|packet| packet.payload = quoted).build();
+    node.check("an error begins nothing", FROM_POD, pod, &error, Expect::Stack(Path::ToStack, error.clone()));
+    // What a service's rules send elsewhere may have a route to a dummy.
+    node.model.links.clear();
+    node.model.links_without_role.insert(uplink, Roleless { mtu: 1500, is_sink: true });
+    node.fill();
+    node.check("a dummy", FROM_POD, pod, &packet, to_stack());
+    node.model.links_without_role.insert(uplink, Roleless { mtu: 1500, is_sink: false });
+    node.fill();
+    node.check("a tunnel of others", FROM_POD, pod, &packet, Expect::Drop(Reason::LinkWithoutPrograms));
+    node.model.non_masquerade.insert("198.51.100.0/24".parse().unwrap());
+    node.fill();
+    node.check("an excluded network", FROM_POD, pod, &packet, to_stack());
+    node.model.non_masquerade.clear();
+    node.model.links_without_role.clear();
+    node.fill();
+    node.check("a link that is not known", FROM_POD, pod, &packet, Expect::Drop(Reason::LinkWithoutPrograms));
 }
 
 #[test]

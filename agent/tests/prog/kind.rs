@@ -226,7 +226,13 @@ impl Setting {
             }
             Wire::Uplink => {
                 node.loaded
-                    .attach_link("up0", Hooks::Uplink, UplinkAttachment::Clsact, UplinkXdp::Off)
+                    .attach_link(
+                        node.uplink,
+                        "up0",
+                        Hooks::Uplink,
+                        UplinkAttachment::Clsact,
+                        Some(UplinkXdp::Off),
+                    )
                     .unwrap();
             }
         }

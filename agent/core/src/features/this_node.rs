@@ -37,10 +37,15 @@ fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
             Role::Side => (abi::LINK_SIDE, none),
             Role::Inner => (abi::LINK_INNER, none),
         };
-        links.insert(link.index, abi::Link { tunnel_address, ..entry(kind, ipv4, link.mtu) });
+        let of_role = abi::Link { tunnel_address, ..entry(kind, ipv4, link.mtu) };
+        let has_programs = !model.without_programs.contains(&link.index);
+        let bare = entry(abi::LINK_WITHOUT_PROGRAMS, none, link.mtu);
+        links.insert(link.index, if has_programs { of_role } else { bare });
     }
-    let others = model.links_without_role.iter();
-    links.extend(others.map(|(index, mtu)| (*index, entry(abi::LINK_WITHOUT_PROGRAMS, none, *mtu))));
+    for (index, link) in &model.links_without_role {
+        let kind = if link.is_sink { abi::LINK_SINK } else { abi::LINK_WITHOUT_PROGRAMS };
+        links.insert(*index, entry(kind, none, link.mtu));
+    }
     if let (Some(device), Some(mtu)) = (model.vxlan, model.fitting_mtu()) {
         links.insert(device, entry(abi::LINK_OVERLAY, own.overlay_address().into(), mtu));
     }

@@ -32,8 +32,10 @@ pub struct Model {
     pub links: Vec<NodeLink>,
     /// Those whose programs are filters, by ifindex: the kernel has no TCX.
     pub filtered_links: BTreeMap<u32, String>,
-    /// Links without a role by which a route may lead, by ifindex: their MTU in bytes.
-    pub links_without_role: BTreeMap<u32, u32>,
+    /// Those that have no programs yet, or cannot have them, by ifindex.
+    pub without_programs: BTreeSet<u32>,
+    /// Links without a role by which a route may lead, by ifindex.
+    pub links_without_role: BTreeMap<u32, Roleless>,
     /// This node's addresses on its other links.
     pub other_addresses: BTreeSet<IpAddr>,
     /// The way to each remote node's InternalIP. A node without an entry is not reachable now.
@@ -59,6 +61,7 @@ impl Model {
             remote: BTreeMap::new(),
             links: Vec::new(),
             filtered_links: BTreeMap::new(),
+            without_programs: BTreeSet::new(),
             links_without_role: BTreeMap::new(),
             other_addresses: BTreeSet::new(),
             paths: BTreeMap::new(),
@@ -211,6 +214,15 @@ pub enum Role {
     Side,
     /// Leads to containers or machines of this host.
     Inner,
+}
+
+/// A link without a role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roleless {
+    /// Bytes of IP packet.
+    pub mtu: u32,
+    /// Whether packets end there: a dummy.
+    pub is_sink: bool,
 }
 
 /// A link of this node with a role.

@@ -4,19 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use podwire_core::host::{Host, is_own_device};
-use podwire_core::model::{Model, Node, NodeLink, Path, Role};
+use ipnet::IpNet;
+use podwire_core::host::{Device, DeviceKind, Host, is_own_device};
+use podwire_core::model::{Model, Node, NodeLink, Path, Role, Roleless};
 use podwire_core::node_links::node_links;
-use podwire_core::slice::Programs;
+use podwire_core::slice::{Hooks, Programs};
 use tracing::info;
 
 use super::Upkeep;
 use super::pins::make_room;
 use crate::before::Before;
 use crate::conditions::ConditionName;
+use crate::daemon::attempts::Attempts;
 use crate::daemon::state::State;
 use crate::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use crate::error::Error;
+use crate::link_filters;
 
 impl Upkeep {
     /// Finds what the links are for and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
@@ -30,7 +33,7 @@ impl Upkeep {
             self.paths_asked = Some(Instant::now());
             self.paths_doubtful = false;
         }
-        let to_nodes = state.model.paths.values().map(|path| path.device).collect();
+        let to_nodes = links_to_nodes(&state.model, host);
         let links = node_links(host, &state.config.link_rules(), &own, &to_nodes);
         if !links.iter().any(|link| link.role == Role::Uplink) {
             let why = format!(
@@ -61,45 +64,88 @@ impl Upkeep {
         true
     }
 
-    /// Attaches the programs of each link's role.
+    /// Attaches the programs of each link's role. A link that cannot have them keeps no other from having them, and is among
+    /// [`Model::without_programs`].
     pub(super) async fn attach_links(&mut self, state: &mut State) -> Result<(), Error> {
+        let mut attempts = Attempts::default();
         for link in state.model.links.clone() {
-            let programs = Programs { hooks: link.hooks(), device: link.name.clone() };
-            let xdp = match link.role {
-                Role::Uplink if !link.is_bare => state.config.uplink_xdp,
-                _ => UplinkXdp::Off,
-            };
-            if self
-                .attached
-                .get(&link.index)
-                .is_some_and(|(attached, of)| *attached == programs && *of == xdp)
+            if !self.has_programs(state, &link)
+                && let Err(error) = self.attach_link(state, &link).await
+                && state
+                    .executor
+                    .links
+                    .device(&link.name)
+                    .await?
+                    .is_some_and(|there| there.index == link.index)
             {
-                continue;
+                attempts.note(Err(error));
             }
-            if self.uplink_attachment == UplinkAttachment::Clsact {
-                if !make_room(state, programs.hooks, link.index, &link.name).await? {
-                    continue;
-                }
-                if !state.executor.links.has_clsact(link.index).await? {
-                    let mut before = Before::load(&state.config.places.state_dir)?;
-                    before.without_clsact.insert(link.name.clone());
-                    before.save(&state.config.places.state_dir)?;
-                }
-            }
-            state.executor.dataplane.attach_link(&link.name, programs.hooks, self.uplink_attachment, xdp)?;
-            info!(device = link.name, role = ?link.role, how = ?self.uplink_attachment, ?xdp, "programs attached to the link");
-            self.attached.insert(link.index, (programs, xdp));
         }
+        let without = state.model.links.iter().filter(|link| !self.has_programs(state, link));
+        state.model.without_programs = without.map(|link| link.index).collect();
+        attempts.outcome()
+    }
+
+    fn has_programs(&self, state: &State, link: &NodeLink) -> bool {
+        self.attached.get(&link.index).is_some_and(|attached| *attached == programs_of(state, link))
+    }
+
+    async fn attach_link(&mut self, state: &mut State, link: &NodeLink) -> Result<(), Error> {
+        let (programs, xdp) = programs_of(state, link);
+        if self.uplink_attachment == UplinkAttachment::Clsact {
+            if !make_room(state, programs.hooks, link.index, &link.name).await? {
+                return Ok(());
+            }
+            if programs.hooks == Hooks::Inner {
+                // It may have been more.
+                link_filters::detach(&state.executor.links, link.index, &link.name).await?;
+            }
+            if !state.executor.links.has_clsact(link.index).await? {
+                let mut before = Before::load(&state.config.places.state_dir)?;
+                before.without_clsact.insert(link.name.clone());
+                before.save(&state.config.places.state_dir)?;
+            }
+        }
+        let (index, how) = (link.index, self.uplink_attachment);
+        state.executor.dataplane.attach_link(index, &link.name, programs.hooks, how, Some(xdp))?;
+        info!(device = link.name, role = ?link.role, ?how, ?xdp, "programs attached to the link");
+        self.attached.insert(index, (programs, xdp));
         Ok(())
     }
 
-    /// Takes the programs off links without a role.
-    pub(super) fn detach_links(&mut self, state: &mut State) -> Result<(), Error> {
-        self.attached.retain(|index, _| state.model.links.iter().any(|link| link.index == *index));
-        let has_role = |name: &str| state.model.links.iter().any(|link| link.name == name);
-        state.conditions.retain(ConditionName::UplinkObstructed, has_role);
+    /// Takes the programs off links without a role. Where programs are filters, those of an agent before are looked for once.
+    pub(super) async fn detach_links(&mut self, state: &mut State, host: &Host) -> Result<(), Error> {
+        let has_role = |index: &u32| state.model.links.iter().any(|link| link.index == *index);
+        let lost: BTreeSet<u32> = self.attached.keys().filter(|index| !has_role(index)).copied().collect();
+        if self.uplink_attachment == UplinkAttachment::Clsact {
+            let before = Before::load(&state.config.places.state_dir)?;
+            let is_due = |index: &u32| lost.contains(index) || !self.has_looked_for_filters;
+            for (index, device) in host.devices.iter().filter(|(index, _)| !has_role(index) && is_due(index))
+            {
+                if !is_own_device(&device.name) && !device.loopback {
+                    link_filters::remove(&state.executor.links, *index, &device.name, &before).await?;
+                }
+            }
+            self.has_looked_for_filters = true;
+        }
+        self.attached.retain(|index, _| has_role(index));
+        let links = &state.model.links;
+        let is = |name: &str, uplink| {
+            links.iter().any(|link| link.name == name && (link.role == Role::Uplink) == uplink)
+        };
+        state.conditions.retain(ConditionName::UplinkObstructed, |name| is(name, true));
+        state.conditions.retain(ConditionName::LinkObstructed, |name| is(name, false));
         Ok(state.executor.dataplane.detach_other_links(&state.model.links)?)
     }
+}
+
+/// What a link has of programs.
+fn programs_of(state: &State, link: &NodeLink) -> (Programs, UplinkXdp) {
+    let xdp = match link.role {
+        Role::Uplink if !link.is_bare => state.config.uplink_xdp,
+        _ => UplinkXdp::Off,
+    };
+    (Programs { hooks: link.hooks(), device: link.name.clone() }, xdp)
 }
 
 /// Logs the links that are new or have changed, and those that have no role any more.
@@ -113,8 +159,19 @@ fn tell_links(now: &[NodeLink], before: &[NodeLink]) {
     }
 }
 
-/// The links without a role by which a route may lead: each one's MTU in bytes.
-fn without_role(host: &Host, links: &[NodeLink]) -> BTreeMap<u32, u32> {
+/// The links by which the kernel routes to other nodes. Of a route with several next hops, each node's path names one.
+fn links_to_nodes(model: &Model, host: &Host) -> BTreeSet<u32> {
+    let leads_to_node = |network: &IpNet| {
+        network.prefix_len() > 0 && model.remote.values().any(|node| network.contains(&node.address))
+    };
+    let several = host.foreign_routes.iter().filter(|route| route.next_hops.len() > 1);
+    let several = several.filter(|route| leads_to_node(&route.destination));
+    let of_several = several.flat_map(|route| &route.next_hops).map(|hop| hop.device);
+    model.paths.values().map(|path| path.device).chain(of_several).collect()
+}
+
+/// The links without a role by which a route may lead.
+fn without_role(host: &Host, links: &[NodeLink]) -> BTreeMap<u32, Roleless> {
     let has_role: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
     let others = host.devices.values().filter(|device| {
         !device.loopback
@@ -122,7 +179,8 @@ fn without_role(host: &Host, links: &[NodeLink]) -> BTreeMap<u32, u32> {
             && !is_own_device(&device.name)
             && !has_role.contains(&device.index)
     });
-    others.map(|device| (device.index, device.mtu)).collect()
+    let is_sink = |device: &Device| device.kind == DeviceKind::Dummy;
+    others.map(|device| (device.index, Roleless { mtu: device.mtu, is_sink: is_sink(device) })).collect()
 }
 
 fn tell_mtu(state: &mut State) {

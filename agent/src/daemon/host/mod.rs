@@ -31,6 +31,8 @@ pub(super) struct Upkeep {
     settled: Option<Instant>,
     /// Links of the host that have this process's programs, by ifindex.
     attached: BTreeMap<u32, (Programs, UplinkXdp)>,
+    /// Whether filters that an agent before has left on other links were looked for.
+    has_looked_for_filters: bool,
     /// When the ways to the other nodes were last asked for.
     paths_asked: Option<Instant>,
     /// Whether anything has changed since then.
@@ -53,6 +55,7 @@ impl Upkeep {
             changes,
             settled: None,
             attached: BTreeMap::new(),
+            has_looked_for_filters: false,
             paths_asked: None,
             paths_doubtful: true,
             reattached: 0,

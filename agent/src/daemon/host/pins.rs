@@ -15,21 +15,26 @@ use crate::links::Displaced;
 impl Upkeep {
     /// Looks after what no notice tells of: links that somebody has detached, and pins that somebody has removed. A few questions to
     /// the kernel, whatever the number of pods.
-    pub(in crate::daemon) fn look_after_links_and_pins(&mut self, state: &mut State) {
+    pub(in crate::daemon) async fn look_after_links_and_pins(&mut self, state: &mut State) {
         let lost = state.executor.dataplane.take_lost_links().unwrap_or_else(|error| {
             error!("{error}");
             Vec::new()
         });
         for lost in &lost {
+            let is_of_link = !programs::CGROUP.contains(&lost.program.as_str());
+            // The kernel took it off with its device.
+            if is_of_link && matches!(state.executor.links.device(&lost.place).await, Ok(None)) {
+                continue;
+            }
             self.count_reattached(&lost.place, &lost.program, &lost.found);
+            if is_of_link {
+                // The next reconciliation attaches what is not there, and it is due.
+                self.attached.retain(|_, (programs, _)| programs.device != lost.place);
+                self.settled = None;
+            }
         }
         if lost.iter().any(|lost| programs::CGROUP.contains(&lost.program.as_str())) {
             self.attach_host_processes(state);
-        }
-        if lost.iter().any(|lost| !programs::CGROUP.contains(&lost.program.as_str())) {
-            // The next reconciliation attaches what is not there, and it is due.
-            self.attached.clear();
-            self.settled = None;
         }
         self.look_after_pins(state);
     }
@@ -78,6 +83,10 @@ pub(super) async fn make_room(
     index: u32,
     name: &str,
 ) -> Result<bool, Error> {
+    let obstructed = match state.model.is_uplink(index) {
+        true => ConditionName::UplinkObstructed,
+        false => ConditionName::LinkObstructed,
+    };
     let of_others = !matches!(hooks, Hooks::Pod | Hooks::Overlay);
     let ours = of_others.then_some(&programs::UPLINK_LINKS[..]);
     match state.executor.links.remove_displacing(index, ours).await? {
@@ -90,10 +99,10 @@ pub(super) async fn make_room(
             let why = format!(
                 "the link {name} has an `ingress` queueing discipline, or one with shared blocks, which holds filters of another tool: Podwire's programs need clsact in its place. Have that tool use clsact (`tc qdisc add dev {name} clsact`), and run `tc qdisc del dev {name} ingress`"
             );
-            state.conditions.set_for(ConditionName::UplinkObstructed, name, why);
+            state.conditions.set_for(obstructed, name, why);
             return Ok(false);
         }
     }
-    state.conditions.clear_for(ConditionName::UplinkObstructed, name);
+    state.conditions.clear_for(obstructed, name);
     Ok(true)
 }

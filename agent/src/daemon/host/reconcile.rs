@@ -90,15 +90,17 @@ impl Upkeep {
         look_at_host_addresses(state, &host);
         pods.other.look(state, &host).await;
         let has_uplink = self.look_at_links(state, &host).await;
-        // A link's entry follows its programs: while the table has none, no pod's packet leaves by the link.
+        // A link's entry follows its programs: before, no pod's packet leaves by the link.
         let attached = if has_uplink { self.attach_links(state).await } else { Ok(()) };
-        self.put_right(state, &host, has_uplink).await?;
-        attached?;
+        let put_right = self.put_right(state, &host, has_uplink).await;
         if !has_uplink {
-            return Ok(());
+            return put_right;
         }
-        self.detach_links(state)?;
+        if put_right.is_ok() {
+            self.detach_links(state, &host).await?;
+        }
         state.host = Arc::new(host);
+        put_right.and(attached)?;
         state.executor.dataplane.finish_upgrade()?;
         state.executor.dataplane.forget_other_loads()?;
         state.conditions.clear(ConditionName::NotSetUp);
@@ -117,6 +119,7 @@ impl Upkeep {
         let Found { have, displaced, unknown } = state.executor.find(&want, host).await?;
         for (_, uplink) in want.programs.iter().filter(|(index, _)| have.programs.contains_key(index)) {
             state.conditions.clear_for(ConditionName::UplinkObstructed, &uplink.device);
+            state.conditions.clear_for(ConditionName::LinkObstructed, &uplink.device);
         }
         let removals = if state.is_complete { Removals::Allowed } else { Removals::Withheld };
         let mut attempts = Attempts::default();

@@ -112,6 +112,10 @@ fn past_stack(
         }
         // What may be cut is cut by the router whose link is too small.
         Lookup::TooBig => way.ifindex = to.ifindex,
+        Lookup::Found if leads_out_bare(packet, &way) => {
+            maps::note_refused(way.ifindex);
+            return Err(Drop::LinkWithoutPrograms);
+        }
         // By another uplink its flow begins anew.
         _ => return Ok(Verdict::stack(Path::ToStack)),
     }
