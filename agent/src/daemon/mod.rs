@@ -265,6 +265,8 @@ impl Daemon {
             error!("read the counters: {error}");
             Counters::default()
         });
+        let mut collected = self.collected.clone();
+        collected.fill.extend(executor.dataplane.maps.fill());
         let firewall_drops = conditions.of(ConditionName::FirewallDrops);
         Figures {
             counters,
@@ -273,7 +275,7 @@ impl Daemon {
             skipped: self.cluster.skipped(),
             node_list_age: self.cluster.age(),
             addresses: executor.pool.as_ref().map_or(0, Pool::size),
-            collected: self.collected.clone(),
+            collected,
             reattached: self.host.reattached(),
             repairs: self.state.repairs.clone(),
             switches_set_again: self.host.switches_set_again(),

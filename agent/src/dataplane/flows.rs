@@ -14,7 +14,7 @@ use podwire_common::addr::Addr;
 use podwire_common::flow::can_go_direct;
 use podwire_common::names::maps as names;
 use podwire_common::nat;
-use podwire_common::tables::Table;
+use podwire_common::tables::{Owner, Table};
 use tracing::{info, warn};
 
 use super::batch;
@@ -195,15 +195,16 @@ impl Collector {
         Ok(self.refused.iter().filter(is_new).map(|(index, _)| *index).collect())
     }
 
-    /// Counts what was not counted already. A table that cannot be counted is left out.
+    /// Counts what was not counted already of the tables that programs fill. One that cannot be counted is left out.
     fn fill(&self, collected: &Collected) -> BTreeMap<Table, Fill> {
         let count = |table| match table {
             Table::Translations => Ok(collected.translations),
             Table::StackFlows => Ok(collected.stack_flows),
             _ => batch::count(self.maps.map(table)),
         };
+        let is_programs = |table: &Table| table.row().kind.fills() && table.row().owner != Owner::Agent;
         let mut fill = BTreeMap::new();
-        for table in Table::ALL.into_iter().filter(|table| table.row().kind.fills()) {
+        for table in Table::ALL.into_iter().filter(is_programs) {
             match count(table) {
                 Ok(entries) => {
                     fill.insert(table, Fill { entries, capacity: self.maps.capacity(table) });

@@ -1,7 +1,9 @@
 //! Typed access to the maps.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -9,11 +11,12 @@ use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpu
 use podwire_common::abi::{self, Count};
 use podwire_common::names::maps as names;
 use podwire_common::reason::{Drop, Path};
-use podwire_common::tables::{Share, Table};
+use podwire_common::tables::{Owner, Share, Table};
 use podwire_core::change::Change;
 use podwire_core::slice::{Prefix, TableChange, Tables};
 
 use super::error::DataplaneError;
+use super::flows::Fill;
 use super::numbers::Numbers;
 use crate::files::FileError;
 
@@ -80,13 +83,15 @@ macro_rules! handles {
             )*
             /// Entries that each has room for, in the order of [`Table::ALL`].
             capacities: [u32; Table::ALL.len()],
+            /// Entries that each of the agent's has, in the same order.
+            entries: [AtomicUsize; Table::ALL.len()],
         }
 
         impl Maps {
             fn open(ebpf: &mut Ebpf) -> Result<Self> {
                 $(let $field: handle!($kind, $key, $value) = take(ebpf, names::$name)?;)*
                 let capacities = [$(capacity($field.map(), names::$name)?),*];
-                Ok(Self { $($field,)* capacities })
+                Ok(Self { $($field,)* capacities, entries: Default::default() })
             }
 
             /// Other handles of the same maps.
@@ -98,7 +103,7 @@ macro_rules! handles {
                     let $field = map_of_kind!($kind)(reopen(self.$field.map(), names::$name)?);
                     let $field = $field.try_into().map_err(map_error("open", names::$name))?;
                 )*
-                Ok(Self { $($field,)* capacities: self.capacities })
+                Ok(Self { $($field,)* capacities: self.capacities, entries: Default::default() })
             }
 
             /// The map of a table.
@@ -155,6 +160,7 @@ impl Maps {
                     let (key, value) = entry.map_err(map_error("read", names::$name))?;
                     contents.$field.insert(key_from_map!($kind, key), value);
                 }
+                self.entries[Table::$variant as usize].store(contents.$field.len(), Ordering::Relaxed);
             )* };
         }
         podwire_common::agent_tables!(read);
@@ -191,8 +197,37 @@ impl Maps {
     /// [`DataplaneError::Map`].
     pub fn apply(&mut self, change: &TableChange) -> Result<()> {
         self.write(change)?;
+        self.count(change);
         self.forget_after(change);
         Ok(())
+    }
+
+    /// How full the tables are that the agent fills, as it was found last and has been changed since. A walk would cost more than all else
+    /// that an agent at rest does.
+    pub fn fill(&self) -> BTreeMap<Table, Fill> {
+        let agents = Table::ALL.into_iter().filter(|table| table.row().owner == Owner::Agent);
+        let entries = |table| self.entries[table as usize].load(Ordering::Relaxed);
+        agents
+            .map(|table| (table, Fill { entries: entries(table), capacity: self.capacity(table) }))
+            .collect()
+    }
+
+    fn count(&self, change: &TableChange) {
+        macro_rules! count_entry {
+            ($($owner:ident {
+                $(#[doc = $doc:literal])+
+                $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_rank:tt)*
+            })*) => {
+                match change { $(
+                    TableChange::$variant(Change { before, now, .. }) => {
+                        (&self.entries[Table::$variant as usize], before.is_some(), now.is_some())
+                    }
+                )* }
+            };
+        }
+        let (entries, was, is) = podwire_common::agent_tables!(count_entry);
+        let before = entries.load(Ordering::Relaxed);
+        entries.store((before + usize::from(is)).saturating_sub(usize::from(was)), Ordering::Relaxed);
     }
 
     fn write(&mut self, change: &TableChange) -> Result<()> {
