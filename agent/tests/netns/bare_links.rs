@@ -33,14 +33,7 @@ fn nodes_whose_internal_ips_are_on_tun_reach_each_other() {
 
 #[test]
 fn the_tunnel_goes_by_tun_where_the_route_to_a_node_does() {
-    let lab = Lab::builder().agents(false).build().unwrap();
-    let [one, two] = [lab.node(0), lab.node(1)];
-    let _cable = TunCable::connect(one, two, "tun0").unwrap();
-    for (node, other) in [(one, two), (two, one)] {
-        let (own, peer) = (node.address(), other.address());
-        node.ip(&format!("route add {peer} dev tun0 src {own}\n")).unwrap();
-    }
-    lab.nodes().iter().try_for_each(Node::start_agent).unwrap();
+    let (lab, _cable) = nodes_by_tun();
     pods_and_nodes(&lab, Mode::Vxlan);
 }
 
@@ -113,14 +106,8 @@ fn an_error_of_the_world_reaches_the_pod_by_tun() {
 /// What the host stack sends out bare with a pod's source goes into the tunnel, by a link without link header too.
 #[test]
 fn what_the_stack_sends_by_tun_is_encapsulated() {
-    let lab = Lab::builder().agents(false).build().unwrap();
+    let (lab, _cable) = nodes_by_tun();
     let [one, two] = [lab.node(0), lab.node(1)];
-    let _cable = TunCable::connect(one, two, "tun0").unwrap();
-    for (node, other) in [(one, two), (two, one)] {
-        let (own, peer) = (node.address(), other.address());
-        node.ip(&format!("route add {peer} dev tun0 src {own}\n")).unwrap();
-    }
-    lab.nodes().iter().try_for_each(Node::start_agent).unwrap();
     let near = one.add_pod("near").unwrap();
     let service: IpAddr = [10, 96, 0, 9].into();
     let backend = two.address();
@@ -134,6 +121,19 @@ fn what_the_stack_sends_by_tun_is_encapsulated() {
     assert_eq!(exchange.peer_seen_by_server.ip(), near.address());
     let ways = [(0, StackEncapsulated), (1, TunnelToStack)];
     Counted::quiet(&lab).since(&before).expect(&ways, &[]).unwrap();
+}
+
+/// Nodes whose routes to each other lead by a tun device.
+fn nodes_by_tun() -> (Lab, TunCable) {
+    let lab = Lab::builder().agents(false).build().unwrap();
+    let [one, two] = [lab.node(0), lab.node(1)];
+    let cable = TunCable::connect(one, two, "tun0").unwrap();
+    for (node, other) in [(one, two), (two, one)] {
+        let (own, peer) = (node.address(), other.address());
+        node.ip(&format!("route add {peer} dev tun0 src {own}\n")).unwrap();
+    }
+    lab.nodes().iter().try_for_each(Node::start_agent).unwrap();
+    (lab, cable)
 }
 
 /// A node whose default route leads by a tun device to a namespace that has [`WORLD`].
