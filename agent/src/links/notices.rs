@@ -8,6 +8,7 @@ use podwire_core::host::is_own_device;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
@@ -89,7 +90,7 @@ fn is_any_of_others(mut bytes: &[u8]) -> bool {
     false
 }
 
-/// Whether a notice is of a pod's link, of the tunnel, or of a route of the agent's.
+/// Whether a notice is of a pod's link, of the tunnel and its addresses, or of a route of the agent's.
 fn is_own(notice: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     let NetlinkPayload::InnerMessage(message) = &notice.payload else {
         return true;
@@ -97,6 +98,13 @@ fn is_own(notice: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
             name_of(link).is_some_and(is_own_device)
+        }
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            let label = address.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Label(name) => Some(name.as_str()),
+                _ => None,
+            });
+            label.is_some_and(is_own_device)
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
