@@ -1,4 +1,4 @@
-//! Puts the BPF object where the library embeds it from.
+//! Copies the BPF object into `OUT_DIR`, from where the library embeds it.
 
 use std::path::PathBuf;
 use std::{env, fs};

@@ -1,5 +1,8 @@
-//! What an agent found on its node and has changed, as far as it does not go with a device: `podwire uninstall` goes by it. Written into
-//! the state folder before the change, and valid until the next boot, which undoes such changes itself.
+//! The node's settings from before the agent changed them. `podwire uninstall` restores them.
+//!
+//! Only settings that do not end with a device are here. The agent writes them into the state
+//! folder before it changes them. They are valid until the next boot, because a boot itself undoes
+//! such changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,26 +15,30 @@ use tracing::warn;
 use crate::files;
 use crate::files::FileError;
 
-/// In the state folder.
+/// The file's name in the state folder.
 pub(crate) const FILE: &str = "before.json";
-/// The same before it has its name.
+/// The file's name while it is being written.
 pub(crate) const FILE_BEGUN: &str = "before.tmp";
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
-/// What was found.
+/// The node's settings before the agent's first change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Before {
     boot: String,
-    /// The kernel's switches, by path below `/proc/sys`: all that switching forwarding on has changed. Empty: it was on.
+    /// Earlier values of all kernel switches that change when forwarding is switched on, by path
+    /// below `/proc/sys`. Empty: forwarding was already on.
     pub switches: BTreeMap<String, String>,
     /// Devices that had no clsact queueing discipline.
     pub without_clsact: BTreeSet<String>,
 }
 
 impl Before {
-    /// What was written in this boot; nothing has been changed if nothing was. Where the file does not decode, it is not known, and what
-    /// is there stays.
+    /// Reads what an agent wrote in this boot.
+    ///
+    /// Returns an empty value if no agent wrote anything: then nothing has been changed. Also
+    /// returns an empty value for a file that does not decode. The earlier settings are then
+    /// unknown, and the current ones stay.
     ///
     /// # Errors
     /// [`FileError::Io`].
@@ -53,6 +60,8 @@ impl Before {
         }
     }
 
+    /// Writes the settings into the state folder.
+    ///
     /// # Errors
     /// [`FileError::Io`].
     pub fn save(&self, state_dir: &Path) -> Result<(), FileError> {
@@ -63,7 +72,7 @@ impl Before {
     }
 }
 
-/// A number of this boot.
+/// Returns the kernel's random id of this boot.
 ///
 /// # Errors
 /// [`FileError::Io`].

@@ -4,19 +4,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const MOUNTS: &str = "/proc/self/mounts";
-/// A file that every cgroup has but the root (Documentation/admin-guide/cgroup-v2.rst, "Core Interface Files").
+/// A file that every cgroup except the root has (Documentation/admin-guide/cgroup-v2.rst, "Core
+/// Interface Files").
 const NOT_AT_THE_ROOT: &str = "cgroup.type";
-/// A file that every cgroup has.
+/// A file that every cgroup has, the root included.
 const EVERYWHERE: &str = "cgroup.controllers";
 
-/// The root of the hierarchy: `given`, if any, as it is, otherwise the first mount that shows the root.
+/// Returns `given` if there is one, even if it is not the hierarchy's root. Otherwise returns the
+/// first mount that shows the root.
 ///
-/// In a container with a cgroup namespace of its own, `/sys/fs/cgroup` is only the container's part, and programs attached
-/// there would see no process but the container's. The manifest that runs the agent owes it the host's mount (a `hostPath` of
-/// the host's `/sys/fs/cgroup`) in whatever place.
+/// In a container with its own cgroup namespace, `/sys/fs/cgroup` is only the container's part.
+/// Programs attached there would see only the container's processes. The agent's manifest must
+/// therefore mount the host's `/sys/fs/cgroup` (`hostPath`), at any place.
 ///
 /// # Errors
-/// Why there is none, in a sentence for the operator.
+/// The reason why there is no such folder, as a sentence for the operator.
 pub fn root(given: Option<&Path>) -> Result<PathBuf, String> {
     if let Some(given) = given {
         return match given.join(EVERYWHERE).exists() {
@@ -39,7 +41,8 @@ pub fn root(given: Option<&Path>) -> Result<PathBuf, String> {
     }
 }
 
-/// Folders of type cgroup2 among lines as the kernel prints them (fstab(5): device, folder, type, options).
+/// Returns the mount points of type cgroup2 in lines as the kernel prints them (fstab(5): device,
+/// folder, type, options).
 fn mount_points(mounts: &str) -> impl Iterator<Item = PathBuf> {
     mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);

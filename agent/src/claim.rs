@@ -1,6 +1,7 @@
-//! Which network namespace the pods of a state folder are in.
+//! The network namespace in which the pods of a state folder are.
 //!
-//! An agent in another network namespace finds none of the pods' devices there. It must not take those pods for gone.
+//! An agent in another network namespace finds none of the pods' devices. It must not conclude that
+//! the pods are gone.
 
 use std::fs;
 use std::io;
@@ -14,23 +15,24 @@ use crate::files::{FileError, absent_is_fine};
 use crate::lock::ClaimError;
 use crate::{files, netns};
 
-/// In the state folder.
+/// The file's name in the state folder.
 pub(crate) const FILE: &str = "network-namespace.json";
-/// The same before it has its name.
+/// The file's name while it is being written.
 pub(crate) const FILE_BEGUN: &str = "network-namespace.tmp";
 
-/// Where an agent works.
+/// The boot, the network namespace and the folder of pins of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
     boot: String,
-    /// Its inode. Two namespaces that exist at the same time have different ones.
+    /// The namespace's inode number. Two namespaces that exist at the same time have different
+    /// ones.
     namespace: u64,
     bpf_dir: PathBuf,
 }
 
 impl Claim {
-    /// Of this process.
+    /// Returns the claim of this process.
     ///
     /// # Errors
     /// [`FileError::Io`].
@@ -40,9 +42,10 @@ impl Claim {
 
     /// Refuses a state folder of another network namespace. Touches nothing.
     ///
-    /// A boot ends all namespaces, so only the file of this boot counts. The restart of a node that is a container (kind)
-    /// ends the node's namespace within one boot. It ends the node's BPF file system as well: without a pin there, the
-    /// pods of the folder are gone.
+    /// A boot ends all namespaces, so a file of an earlier boot does not count. When a node that is
+    /// a container (kind) restarts, its namespace ends within the boot, and its BPF file system
+    /// too. So if the folder of pins is the same and is empty, the pods are gone, and the check
+    /// succeeds.
     ///
     /// # Errors
     /// [`ClaimError::AnotherNamespace`], [`ClaimError::File`].
@@ -64,7 +67,7 @@ impl Claim {
         Err(ClaimError::AnotherNamespace { path: state_dir.into(), file })
     }
 
-    /// Claims the state folder for this network namespace, unless it is claimed already.
+    /// Writes this claim into the state folder, unless the folder already has it.
     ///
     /// # Errors
     /// [`FileError::Io`].
@@ -91,7 +94,7 @@ fn read(file: &Path) -> Result<Option<Claim>, FileError> {
         .ok())
 }
 
-/// Whether nothing is in a folder, or there is none.
+/// Returns whether a folder is empty or absent.
 fn is_empty(folder: &Path) -> Result<bool, FileError> {
     let first = fs::read_dir(folder).and_then(|mut entries| entries.next().transpose());
     match first {

@@ -1,4 +1,5 @@
-//! The network configuration by which the runtime calls the plugin: where it is, what is in it, and which one of a folder a runtime takes.
+//! The network configuration with which the runtime calls the plugin: its place, its text, and
+//! which configuration of a folder a runtime takes.
 
 use std::fs;
 use std::io;
@@ -10,16 +11,18 @@ use serde_json::{Value, json};
 use crate::files;
 use crate::files::FileError;
 
-/// Its file name. Runtimes go by the order of names.
+/// The configuration's file name. Runtimes sort configurations by name.
 pub const FILE: &str = "10-podwire.conflist";
-/// For an agent with the default socket. It offers no version with STATUS, which runtimes call every few seconds from 1.1.0 on: while an agent
-/// is replaced the answer can only be that no pod can be added, and a node of which the runtime says that counts as not ready, for the pods
-/// that it has as well.
+/// The text for an agent with the default socket.
+///
+/// It offers no version that has STATUS (1.1.0 or later), because runtimes then call STATUS every
+/// few seconds. While an agent is being replaced, STATUS can only report that no pod can be added.
+/// The node then counts as not ready, which also affects the pods that it already has.
 const TEXT: &str = include_str!("../../manifests/10-podwire.conflist");
-/// What runtimes take for a network configuration.
+/// File name extensions of the files that runtimes take as network configurations.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
-/// What is in it for an agent with this socket.
+/// Returns the configuration's text for an agent with this socket.
 pub fn text(socket: &Path) -> String {
     if socket == Path::new(DEFAULT_SOCKET) {
         return TEXT.to_owned();
@@ -29,7 +32,7 @@ pub fn text(socket: &Path) -> String {
     format!("{configuration:#}\n")
 }
 
-/// Whether the folder's has this text.
+/// Returns whether the folder has the configuration with exactly this text.
 ///
 /// # Errors
 /// [`FileError::Io`], [`FileError::FolderOfAnother`].
@@ -42,7 +45,7 @@ pub fn is_there(folder: &Path, text: &str) -> Result<bool, FileError> {
     }
 }
 
-/// Writes it, in one step: runtimes look at the folder whenever it changes.
+/// Writes the configuration in one step, because runtimes read the folder whenever it changes.
 ///
 /// # Errors
 /// [`FileError::Io`], [`FileError::FolderOfAnother`].
@@ -50,7 +53,8 @@ pub fn write(folder: &Path, text: &str) -> Result<(), FileError> {
     files::replace(&folder.join(FILE), text.as_bytes()).map_err(FileError::in_shared(folder))
 }
 
-/// Removes it, and what an agent that was killed meanwhile has begun. Nothing happens when it is not there.
+/// Removes the configuration, and the unfinished file of an agent that was killed. A missing file
+/// is no error.
 ///
 /// # Errors
 /// [`FileError::Io`], [`FileError::FolderOfAnother`].
@@ -58,7 +62,8 @@ pub fn remove(folder: &Path) -> Result<(), FileError> {
     files::remove_shared(&folder.join(FILE))
 }
 
-/// The names of a folder's network configurations. A runtime takes the first, or asks for one by its network's name.
+/// Returns the names of a folder's network configurations, sorted. A runtime takes the first one,
+/// or the one with a given network name.
 ///
 /// # Errors
 /// [`FileError::Io`].

@@ -1,4 +1,5 @@
-//! The plugin's way in: a Unix socket that only root may use, one request to a connection.
+//! The plugin's entry to the agent: a Unix socket that only root may use, with one request per
+//! connection.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -25,28 +26,30 @@ use crate::lock::{Held, Lock};
 /// The socket's name in the run folder.
 pub const SOCKET: &str = "agent.sock";
 const HELD: Held = Held { name: "the socket", option: "--socket or --run-dir" };
-/// The plugin sends its request at once: a peer that does not is no plugin.
+/// Longest time to read a request or to write a reply. The plugin sends its request at once, so a
+/// slower peer is not the plugin.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
-/// Longer than the plugin waits: whoever is still there gets an answer.
+/// Longest time until the daemon answers. It is longer than the plugin waits, so a client that
+/// still waits gets a reply.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-/// Connections that are open at once. Requests beyond that wait in the socket's queue; a client that
-/// has sent none gives way.
+/// Largest number of connections open at once. Further requests wait in the socket's queue. A
+/// client that has sent no request loses its connection to a new one.
 const CONNECTIONS: usize = 128;
 
-/// The listening socket. Its file is removed when it is dropped.
+/// The listening socket. Dropping it removes its file.
 #[derive(Debug)]
 pub struct CniServer {
     listener: UnixListener,
     path: PathBuf,
-    /// Of its file: device and inode.
+    /// Device and inode of the socket's file.
     file: (u64, u64),
     lock: Lock,
-    /// Why no plugin reaches it, as it was last said.
+    /// The last logged reason why no plugin reaches the socket.
     unreachable: Option<String>,
 }
 
 impl CniServer {
-    /// Listens on a socket that [`hold`] holds. One that a dead agent left is replaced.
+    /// Listens on a socket that [`hold`] has locked. Replaces the socket of a dead agent.
     ///
     /// # Errors
     /// [`ClaimError::File`].
@@ -55,15 +58,18 @@ impl CniServer {
         Ok(Self { listener, path: path.into(), file, lock, unreachable: None })
     }
 
-    /// Whether the file that plugins connect to is this socket's.
+    /// Returns whether the file that plugins connect to is this socket's.
     fn has_its_file(&self) -> bool {
         identity(&self.path).is_ok_and(|file| file == self.file)
     }
 
-    /// Listens again when somebody has removed or replaced the socket's file: no plugin finds this one any more.
+    /// Listens again if the socket's file was removed or replaced, because plugins then no longer
+    /// find this socket.
     ///
     /// # Errors
-    /// [`ClaimError::File`]: only a new mount helps, which a container gets when it starts anew.
+    /// [`ClaimError::File`] if the socket's folder was removed under its mount. Only a new mount
+    /// helps, and a container gets one when it starts again. Other errors are logged, and the next
+    /// check tries again.
     fn listen_again(&mut self) -> Result<(), ClaimError> {
         match self.try_listen_again() {
             Ok(again) => {
@@ -98,10 +104,10 @@ impl CniServer {
         Ok(true)
     }
 
-    /// Serves until nobody receives the events any more.
+    /// Serves until the receiver of the events is dropped.
     ///
     /// # Errors
-    /// [`ClaimError::File`].
+    /// [`ClaimError::File`] if the socket's folder was removed under its mount.
     pub async fn serve(mut self, events: mpsc::Sender<Event>) -> Result<(), ClaimError> {
         let connections = Connections::new(CONNECTIONS);
         let mut looks = interval(INTERVAL);
@@ -123,7 +129,8 @@ impl CniServer {
                     }
                 }),
                 Err(error) => {
-                    // Out of file descriptors, most likely: others have to be closed first.
+                    // The process is probably out of file descriptors. Wait until others are
+                    // closed.
                     warn!("accept a plugin's connection: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -140,11 +147,12 @@ impl Drop for CniServer {
     }
 }
 
-/// Holds a socket against other agents, before anything of the node is touched. Its folder is made if it is not there.
+/// Locks a socket against other agents, before the agent touches anything on the node. Makes the
+/// socket's folder if it is missing.
 ///
 /// # Errors
-/// [`ClaimError::Locked`] with the agent that serves it; [`ClaimError::SocketInUse`] when another program does;
-/// [`ClaimError::File`].
+/// [`ClaimError::Locked`] with the agent that serves the socket; [`ClaimError::SocketInUse`] if
+/// another program serves it; [`ClaimError::File`].
 pub fn hold(socket: &Path) -> Result<Lock, ClaimError> {
     let lock = take_lock(socket)?;
     refuse_a_foreign_server(socket)?;
@@ -166,12 +174,13 @@ fn refuse_a_foreign_server(socket: &Path) -> Result<(), ClaimError> {
     }
 }
 
-/// A listening socket and its file: mode 0600 from its first moment under its name.
+/// Returns a listening socket and the identity of its file. The file has mode 0600 from the moment
+/// it gets its name.
 fn listen(path: &Path) -> Result<(UnixListener, (u64, u64)), ClaimError> {
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let _ = fs::remove_file(&temporary);
     let listener = UnixListener::bind(&temporary).map_err(|error| match (error.kind(), path.parent()) {
-        // It was there a moment ago.
+        // The folder existed a moment ago, so it was removed under its mount.
         (io::ErrorKind::NotFound, Some(folder)) => FileError::RemovedFolder { path: folder.into() },
         _ => FileError::of("listen on", &temporary)(error),
     })?;
@@ -182,7 +191,7 @@ fn listen(path: &Path) -> Result<(UnixListener, (u64, u64)), ClaimError> {
     Ok((listener, file))
 }
 
-/// Holds a socket that agents have used. `None`: none has.
+/// Locks a socket if an agent has ever used it. Returns `None` if no agent has.
 ///
 /// # Errors
 /// [`ClaimError::Locked`], [`ClaimError::File`].
@@ -191,7 +200,7 @@ pub(crate) fn hold_if_there(socket: &Path) -> Result<Option<Lock>, ClaimError> {
     if path.exists() { Lock::by_file(&path, HELD, socket).map(Some) } else { Ok(None) }
 }
 
-/// The file that an agent holds for as long as it serves a socket.
+/// Returns the path of the file that an agent locks while it serves a socket.
 pub(crate) fn lock_of(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
@@ -211,7 +220,7 @@ async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>, place: &
             Ok(Ok(request)) => {
                 place.keep();
                 tokio::select! {
-                    // Asked first: what nobody waits for any more is not to be begun.
+                    // Checked first: do not begin a request if the plugin no longer waits for it.
                     biased;
                     () = hung_up(&mut stream) => return Ok(()),
                     reply = ask(request, events) => reply,
@@ -231,12 +240,13 @@ async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>, place: &
     timeout(READ_DEADLINE, write).await?
 }
 
-/// Ends when the plugin has closed its side, given up or dead: a request is all that it sends.
+/// Waits until the plugin closes its side, because it gave up or died. The plugin sends nothing
+/// after its request.
 async fn hung_up(stream: &mut UnixStream) {
     let _ = stream.read(&mut [0; 1]).await;
 }
 
-/// Only root: the socket gives out addresses and attaches programs.
+/// Allows only root, because requests give out addresses and attach programs.
 fn authorize(uid: u32) -> Result<(), Failure> {
     if uid == 0 {
         return Ok(());
@@ -255,7 +265,7 @@ async fn read_request(stream: &mut UnixStream) -> Result<Request, Failure> {
 }
 
 fn decode(json: &[u8]) -> Result<Request, Failure> {
-    /// What every version of the protocol has.
+    /// The field that every version of the protocol has.
     #[derive(Deserialize)]
     struct AnyVersion {
         version: u32,
@@ -311,7 +321,7 @@ mod tests {
         Request::new(Call::Del(attachment))
     }
 
-    /// Sends raw bytes to a server whose daemon answers `Deleted`, and gives the answer.
+    /// Sends raw bytes to a server with a daemon that answers `Deleted`, and returns the answer.
     fn answer_to(bytes: Vec<u8>) -> Reply {
         with_server(move |path| {
             let mut stream = BlockingStream::connect(path).unwrap();
@@ -453,13 +463,13 @@ mod tests {
         fs::remove_dir_all(path.parent().unwrap()).unwrap();
         server.listen_again().unwrap();
         BlockingStream::connect(&path).unwrap();
-        // Of somebody who has ended since.
+        // The socket of a process that has ended.
         fs::remove_file(&path).unwrap();
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         server.listen_again().unwrap();
         BlockingStream::connect(&path).unwrap();
         assert!(server.has_its_file() && first.0 == server.file.0);
-        // Another's is left alone, also at the end.
+        // The socket of another live server stays, even when this server is dropped.
         fs::remove_file(&path).unwrap();
         let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
         server.listen_again().unwrap();
@@ -471,7 +481,7 @@ mod tests {
     fn a_folder_that_was_removed_under_its_mount_ends_the_server() {
         let folder = tempfile::tempdir().unwrap();
         let held = fs::File::open(folder.path()).unwrap();
-        // As by a mount, the folder is reached whether or not it has a name.
+        // Like a mount, this path reaches the folder even after the folder has lost its name.
         let path = PathBuf::from(format!("/proc/self/fd/{}/agent.sock", held.as_raw_fd()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();

@@ -1,40 +1,44 @@
-//! Everything that can be wrong with a node, by name. Pure.
+//! All problems that a node can have, by name. Pure.
 //!
-//! The owner of state says what holds. `/readyz`, STATUS, ADD and the gauge `podwire_condition` follow from the
-//! severities of what holds, and from nothing else. `/readyz?verbose` lists all of it. `/healthz` follows from no condition: it fails when the owner of
-//! state does not answer, and a restart of the agent cures none of these.
+//! The owner of state sets and clears the conditions. `/readyz`, ADD, STATUS and the gauge
+//! `podwire_condition` follow from the severities of the conditions that hold. STATUS also reports
+//! when no address is free. `/readyz?verbose` lists all conditions. No condition affects
+//! `/healthz`: it fails when the owner of state does not answer. A restart of the agent does not
+//! repair the node.
 //!
-//! A condition is logged when it begins, when its sentence changes, and when it ends.
+//! The agent logs a condition when it begins, when its sentence changes, and when it ends.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use tracing::{debug, error, info, warn};
 
-/// Subjects of one name that one change logs one by one: a list of nodes may bring thousands.
+/// Largest number of subjects of one name that one change logs individually. A node list may bring
+/// thousands.
 const LOGGED: usize = 10;
 
-/// What a condition keeps from working.
+/// What does not work while a condition holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
     /// The node's pods may be cut off, and ADD is refused.
     CutOff,
-    /// The node's pods may be cut off. ADD is tried, and the agent is as ready as before.
+    /// The node's pods may be cut off. ADD is tried, and the agent's readiness does not change.
     DataPath,
     /// ADD is refused; pods have their network.
     NoAdds,
-    /// The same, and what is missing comes by itself: this is how an agent starts.
+    /// ADD is refused; pods have their network. What is missing comes by itself: every agent starts
+    /// this way.
     Waiting,
     /// ADD is tried and fails; pods have their network.
     AddsFail,
-    /// Runtimes do not know of the agent; it serves those that do.
+    /// Runtimes do not know the agent. It serves those that do.
     Unannounced,
-    /// Something works worse than it could, or not at all for some.
+    /// Something works worse than it could, or does not work for some pods, nodes or processes.
     Degraded,
 }
 
 impl Severity {
-    /// As metrics have it.
+    /// Returns the name for metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::CutOff => "cut-off",
@@ -47,22 +51,22 @@ impl Severity {
         }
     }
 
-    /// Whether ADD is refused before anything is tried.
+    /// Returns whether ADD is refused before the agent tries anything.
     pub fn refuses_adds(self) -> bool {
         matches!(self, Self::CutOff | Self::NoAdds | Self::Waiting)
     }
 
-    /// Whether `/readyz` fails.
+    /// Returns whether `/readyz` fails.
     pub fn is_unready(self) -> bool {
         self.refuses_adds() || matches!(self, Self::AddsFail | Self::Unannounced)
     }
 
-    /// Whether STATUS tells that pods that are there may be cut off (code 51).
+    /// Returns whether STATUS reports that existing pods may be cut off (code 51).
     pub fn cuts_pods_off(self) -> bool {
         matches!(self, Self::CutOff | Self::DataPath)
     }
 
-    /// Whether STATUS tells that no pod can be added (code 50, or 51).
+    /// Returns whether STATUS reports that no pod can be added (code 50, or 51).
     pub fn keeps_pods_out(self) -> bool {
         self.cuts_pods_off() || self.refuses_adds() || self == Self::AddsFail
     }
@@ -72,35 +76,35 @@ impl Severity {
     }
 }
 
-/// Declares the names, each in one row: variant, name, severity, remedy. Of several conditions that hold, the one
-/// that is declared first is the reason that is shown.
+/// Declares the conditions, each in one row: variant, name, severity, remedy. If several conditions
+/// hold, the one declared first is shown as the reason.
 macro_rules! names {
     ($($(#[$doc:meta])+ $variant:ident, $name:literal, $severity:ident, $remedy:literal;)+) => {
-        /// What can be wrong.
+        /// The name of a problem.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum ConditionName {
             $($(#[$doc])+ $variant,)+
         }
 
         impl ConditionName {
-            /// All of them.
+            /// All names, the most important first.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// As metrics and the log have it.
+            /// Returns the name for metrics and the log.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)+
                 }
             }
 
-            /// What it keeps from working.
+            /// Returns what does not work while the condition holds.
             pub fn severity(self) -> Severity {
                 match self {
                     $(Self::$variant => Severity::$severity,)+
                 }
             }
 
-            /// What the operator does.
+            /// Returns what the operator should do.
             pub fn remedy(self) -> &'static str {
                 match self {
                     $(Self::$variant => $remedy,)+
@@ -111,136 +115,144 @@ macro_rules! names {
 }
 
 names! {
-    /// No link of this node leads out.
+    /// No link of this node leads to other nodes or to the world.
     NoUplink, "no-uplink", CutOff, "bring the link up, or name it with --uplink";
-    /// The last comparison of the kernel with what is wanted failed.
+    /// The agent could not bring the kernel into the wanted state at its last try.
     ReconcileFailed, "reconcile-failed", DataPath,
         "do what the sentence says; the agent tries again every ten seconds";
-    /// Maps or links are not pinned, and cannot be.
+    /// Maps or links are not pinned, and the agent cannot pin them.
     PinsMissing, "pins-missing", NoAdds, "mount a BPF file system at --bpf-dir again, writable";
-    /// Kernel switches that pods need cannot be set.
+    /// The agent cannot set kernel switches that pods need.
     Switches, "switches", CutOff, "make the node's /proc/sys/net writable for the agent (--sysctl-dir), or set the switch";
-    /// Another tool's queueing discipline stands where the programs of a link belong. Subject: the link.
+    /// Another tool's queueing discipline is in the place of an uplink's programs. Subject: the
+    /// link.
     UplinkObstructed, "uplink-obstructed", CutOff, "remove the other discipline as the sentence says";
-    /// The agent has not got a node list with this node yet, and cannot read one.
+    /// The agent has not read the node list yet or cannot read it, and knows no entry for this
+    /// node.
     NodeListUnread, "node-list-unread", Waiting, "check that the API server, or the file of --nodes, can be read";
-    /// The node list has no usable entry for this node, or has none any more.
+    /// The node list has no usable entry for this node, or no longer has one.
     OwnNodeMissing, "own-node-missing", Waiting,
         "check --node-name, and that the cluster gives this node a podCIDR and an InternalIP";
-    /// Nothing has gone through since something last kept ADD from being served.
+    /// The agent has not set up the kernel successfully since ADD was last refused.
     NotSetUp, "not-set-up", Waiting, "do what the sentence says; the agent tries again every ten seconds";
-    /// The state folder takes no file.
+    /// The state folder cannot be written, or its disk does not answer.
     StateFolder, "state-folder", AddsFail, "free or repair the disk of --state-dir";
-    /// The runtime's network configuration cannot be written.
+    /// The agent cannot write the runtime's network configuration.
     CniConfiguration, "cni-configuration", Unannounced, "make the folder of --cni-conf-dir writable";
     /// The node list may be out of date.
     NodeListStale, "node-list-stale", Degraded, "check that the API server, or the file of --nodes, can be read";
-    /// A node, or a part of its entry, is not used. Subject: the problem.
+    /// The agent does not use a node, or a part of its entry. Subject: the problem.
     NodeProblem, "node-problem", Degraded, "correct that node's entry";
     /// No link has this node's InternalIP.
     InternalIpAbsent, "internal-ip-absent", Degraded,
         "give the node the address, or have its kubelet report another (--node-ip); nothing is to do if the cloud maps the address one to one";
-    /// Another node is out of reach. Subject: the node.
+    /// This node has no route to another node. Subject: the node.
     NoRouteToNode, "no-route-to-node", Degraded, "give this node a route to that node's InternalIP";
-    /// The route to another node leaves by a link without programs. Subject: the node.
+    /// The route to another node leaves by a link that is not an uplink. Subject: the node.
     RoutePastUplinks, "route-past-uplinks", Degraded, "name the link with --uplink";
-    /// The route for pods' packets to the world leads by a link without programs. Subject: the link.
+    /// A route leads pods' packets to the world to a link without programs. The packets are
+    /// dropped. Subject: the link.
     LinkWithoutPrograms, "link-without-programs", Degraded,
         "have the route lead by another link, or name this one with --uplink unless --exclude-uplink does; nothing, if pods need not reach what is behind it";
-    /// As [`Self::UplinkObstructed`], of a link that is no uplink.
+    /// Like [`Self::UplinkObstructed`], for a link that is not an uplink.
     LinkObstructed, "link-obstructed", Degraded, "remove the other discipline as the sentence says";
-    /// The host's firewall may drop pods' packets. Subject: the place.
+    /// The host's firewall may drop pods' packets. Subject: the place in the firewall.
     FirewallDrops, "firewall-drops", Degraded, "run the commands that the sentence names";
-    /// The host's firewall cannot be read.
+    /// The agent cannot read the host's firewall.
     FirewallUnreadable, "firewall-unreadable", Degraded, "look at the chains of the forward hook yourself";
     /// The table of translations is nearly full.
     TranslationsNearlyFull, "translations-nearly-full", Degraded, "raise --max-translations";
-    /// A pod or a hostPort has nearly used its share of the table of translations. Subject: its address and port.
+    /// A pod or a hostPort has nearly used its share of the table of translations. Subject: its
+    /// address, port and protocol.
     HolderCrowded, "holder-crowded", Degraded, "raise --max-translations, where the flows are wanted";
-    /// The node's own processes do not reach hostPorts.
+    /// The node's own processes cannot reach hostPorts.
     HostProcesses, "host-processes", Degraded, "name the root of cgroup2 with --cgroup-dir";
-    /// Connection tracking does not answer.
+    /// The agent cannot query connection tracking.
     ConntrackUnavailable, "conntrack-unavailable", Degraded, "load nf_conntrack_netlink";
-    /// The addresses that host-local has given are not known.
+    /// The agent cannot read which addresses host-local has assigned.
     HostLocalUnreadable, "host-local-unreadable", Degraded, "make the folder of --cni-state-dir readable";
-    /// Addresses of the podCIDR are not given to pods, as others have them.
+    /// The agent assigns some addresses of the podCIDR to no pod, because something else uses them.
     AddressesOfOthers, "addresses-of-others", Degraded,
         "remove what another pod network has left on the node, once its pods are gone";
-    /// A hostPort is at an address that the node does not have. Subject: the pod's link.
+    /// A pod's hostIP is not an address of this node. Subject: the pod's link.
     HostIpAbsent, "host-ip-absent", Degraded, "give the node the address, or the pod another hostIP";
-    /// A file in the place of an endpoint's is none. Subject: the file.
+    /// A file in the endpoints' folder is not a usable endpoint file. Subject: the file.
     EndpointFile, "endpoint-file", Degraded, "remove the file; the agent looks again when it starts";
-    /// No file tells of a pod that the maps have, with its limits. Subject: its link.
+    /// No file describes a pod that the maps have, so its bandwidth limits are unknown. Subject:
+    /// the pod's link.
     EndpointRecovered, "endpoint-recovered", Degraded, "make the pod anew, if it is to be limited";
     /// The runtime takes another network configuration.
     OtherConfigurationFirst, "other-configuration-first", Degraded,
         "remove the other configuration, or rename it so that it comes after, and make its pods anew";
-    /// Pods' MTU is more than what fits the uplinks.
+    /// The pods' MTU is larger than what fits the uplinks.
     MtuTooLarge, "mtu-too-large", Degraded, "lower --mtu";
-    /// The node's podCIDR has no address for a pod.
+    /// The node's podCIDR is too small to have an address for a pod.
     NoRoomForPods, "no-room-for-pods", Degraded, "give the node a larger podCIDR";
-    /// A pod has an address outside the node's podCIDR. Subject: its link.
+    /// A pod has an address outside the node's podCIDR. Subject: the pod's link.
     PodsOutsidePodCidr, "pods-outside-pod-cidr", Degraded, "restart these pods";
-    /// A pod is gone, but what it had cannot be taken back. Subject: its link.
+    /// A pod's device is gone, but the agent cannot release its address yet. Subject: the pod's
+    /// link.
     NotReleased, "not-released", Degraded, "do what the sentence says; the agent tries again every ten seconds";
-    /// The file of `--non-masquerade-file` cannot be used.
+    /// The agent cannot use the file of `--non-masquerade-file`.
     NonMasqueradeFile, "non-masquerade-file", Degraded, "correct the file; the networks of before count meanwhile";
-    /// The file of `--config` cannot be used.
+    /// The agent cannot use the file of `--config`.
     ConfigFileUnusable, "config-file-unusable", Degraded,
         "correct the file: an agent could not be started with it";
-    /// The file of `--config` says otherwise than what the agent runs with.
+    /// The file of `--config` sets options differently from what the agent runs with.
     ConfigFileDiffers, "config-file-differs", Degraded, "restart the agent";
-    /// The file of `--config` says otherwise than the command line or the environment.
+    /// The file of `--config` sets options differently from the command line or the environment.
     ConfigFileOverridden, "config-file-overridden", Degraded, "take the options out of one of them";
 }
 
-/// Something that is wrong now.
+/// A problem that exists now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition<'a> {
-    /// Which.
+    /// The problem's name.
     pub name: ConditionName,
-    /// Of what, where there can be several; else empty.
+    /// The pod, node, link or file that has the problem; empty if a name has only one subject.
     pub subject: &'a str,
-    /// What an operator reads.
+    /// The sentence for the operator.
     pub sentence: &'a str,
 }
 
-/// Everything that is wrong now.
+/// All problems that exist now.
 #[derive(Clone, Debug, Default)]
 pub struct Conditions {
-    /// Name and subject, and the sentence.
+    /// The sentence for each name and subject.
     hold: BTreeMap<(ConditionName, String), String>,
 }
 
 impl Conditions {
-    /// Of an agent that has seen no node list yet. Every agent starts so, and nothing is logged.
+    /// Returns the conditions of an agent that has seen no node list yet. Logs nothing, because
+    /// every agent starts this way.
     pub fn at_start(sentence: String) -> Self {
         Self { hold: BTreeMap::from([((ConditionName::NodeListUnread, String::new()), sentence)]) }
     }
 
-    /// It holds, for this reason.
+    /// Records that a condition holds, with its sentence.
     pub fn set(&mut self, name: ConditionName, sentence: impl Into<String>) {
         self.set_for(name, "", sentence);
     }
 
-    /// It holds for one of several subjects.
+    /// Records that a condition holds for one of several subjects.
     pub fn set_for(&mut self, name: ConditionName, subject: impl Into<String>, sentence: impl Into<String>) {
         if let Some(begun) = self.insert(name, subject.into(), sentence.into()) {
             begun.log();
         }
     }
 
-    /// It holds for no subject.
+    /// Ends a condition for all subjects.
     pub fn clear(&mut self, name: ConditionName) {
         self.retain(name, |_| false);
     }
 
-    /// It does not hold for this subject.
+    /// Ends a condition for one subject.
     pub fn clear_for(&mut self, name: ConditionName, subject: &str) {
         self.retain(name, |other| other != subject);
     }
 
-    /// It holds if there is a sentence. Says whether that is news.
+    /// Records the condition if there is a sentence, and ends it otherwise. Returns whether
+    /// anything changed.
     pub fn update(&mut self, name: ConditionName, sentence: Option<String>) -> bool {
         let before = self.of(name).next().map(|condition| condition.sentence);
         if before == sentence.as_deref() {
@@ -253,7 +265,7 @@ impl Conditions {
         true
     }
 
-    /// It holds for these subjects, each with its sentence, and for no others.
+    /// Records that a condition holds for exactly these subjects, each with its sentence.
     pub fn replace(&mut self, name: ConditionName, sentences: impl IntoIterator<Item = (String, String)>) {
         let sentences: BTreeMap<String, String> = sentences.into_iter().collect();
         self.retain(name, |subject| sentences.contains_key(subject));
@@ -271,13 +283,13 @@ impl Conditions {
         }
     }
 
-    /// It holds no longer for the subjects that are not to be kept.
+    /// Ends a condition for every subject that `keep` rejects.
     pub fn retain(&mut self, name: ConditionName, keep: impl Fn(&str) -> bool) {
         let is_over = |(of, subject): &(ConditionName, String)| *of == name && !keep(subject);
         let over = self.hold.extract_if((name, String::new()).., |key, _| is_over(key));
         for (ended, ((_, subject), sentence)) in over.enumerate() {
             let (condition, is_waiting) = (name.name(), name.severity() == Severity::Waiting);
-            // An agent that waits no longer says "ready".
+            // The line "ready" reports the end of a wait.
             match ended < LOGGED && !is_waiting {
                 true => info!(condition, subject, "over"),
                 false => debug!(condition, subject, "over: {sentence}"),
@@ -285,39 +297,39 @@ impl Conditions {
         }
     }
 
-    /// Whether it holds for any subject.
+    /// Returns whether a condition holds for any subject.
     pub fn holds(&self, name: ConditionName) -> bool {
         self.of(name).next().is_some()
     }
 
-    /// All of one name, by subject.
+    /// Returns all conditions of one name, sorted by subject.
     pub fn of(&self, name: ConditionName) -> impl Iterator<Item = Condition<'_>> {
         let of_name = self.hold.range((name, String::new())..).take_while(move |((of, _), _)| *of == name);
         of_name.map(|((name, subject), sentence)| Condition { name: *name, subject, sentence })
     }
 
-    /// All that hold, the most important first.
+    /// Returns all conditions, the most important first.
     pub fn iter(&self) -> impl Iterator<Item = Condition<'_>> {
         ConditionName::ALL.iter().flat_map(|name| self.of(*name))
     }
 
-    /// How many subjects each name that holds has.
+    /// Returns the number of subjects for each name that holds.
     pub fn counts(&self) -> Vec<(ConditionName, usize)> {
         let count = |name: &ConditionName| (*name, self.of(*name).count());
         ConditionName::ALL.iter().map(count).filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Why ADD is refused, if it is.
+    /// Returns why ADD is refused, if it is.
     pub fn refusal(&self) -> Option<Condition<'_>> {
         self.first(Severity::refuses_adds)
     }
 
-    /// Why the agent is not ready, if it is not.
+    /// Returns why the agent is not ready, if it is not.
     pub fn unready(&self) -> Option<Condition<'_>> {
         self.first(Severity::is_unready)
     }
 
-    /// What STATUS tells, if anything: what may cut pods off comes first.
+    /// Returns what STATUS reports, if anything. Conditions that may cut pods off come first.
     pub fn status(&self) -> Option<Condition<'_>> {
         self.first(Severity::cuts_pods_off).or_else(|| self.first(Severity::keeps_pods_out))
     }
@@ -327,7 +339,7 @@ impl Conditions {
         names.copied().find_map(|name| self.of(name).next())
     }
 
-    /// What is new, if anything is.
+    /// Stores a sentence. Returns the condition, or `None` if it already had this sentence.
     fn insert(&mut self, name: ConditionName, subject: String, sentence: String) -> Option<Condition<'_>> {
         let key = (name, subject);
         if self.hold.get(&key) == Some(&sentence) {
@@ -361,7 +373,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    /// What is shown where these hold: by ADD, by `/readyz`, by STATUS.
+    /// Checks which conditions ADD, `/readyz` and STATUS show, in this order, while these hold.
     #[track_caller]
     fn check(hold: &[ConditionName], shown: [Option<ConditionName>; 3]) {
         let mut conditions = Conditions::default();
@@ -385,7 +397,7 @@ mod tests {
         check(&[ReconcileFailed], [None, None, Some(ReconcileFailed)]);
         check(&[OwnNodeMissing, StateFolder], [Some(OwnNodeMissing); 3]);
         check(&[NoUplink, ReconcileFailed, PinsMissing], [Some(NoUplink); 3]);
-        // What may cut pods off comes first where the runtime asks for it.
+        // STATUS shows conditions that may cut pods off first.
         check(&[Switches, PinsMissing], [Some(PinsMissing), Some(PinsMissing), Some(Switches)]);
         check(
             &[ReconcileFailed, OwnNodeMissing],

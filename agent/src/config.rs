@@ -22,85 +22,121 @@ use crate::netns;
 use crate::nodes::kube::Access;
 use crate::sysctl::Switches;
 
-/// Options of `podwire agent`. Each can be given as an environment variable as well.
+/// Options of `podwire agent`. Each one that `--help` lists also has an environment variable.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
-    /// More of these options, by their long names, in a YAML mapping: what the command line and the environment do not give. The agent tells of
-    /// changes, which count when it is restarted.
+    /// YAML file with more options, as a mapping from their long names to values.
+    ///
+    /// The command line and the environment take precedence over the file. The agent reads the file
+    /// when it starts. It reports later changes, which take effect when the agent is restarted.
     #[arg(long = "config", env = "PODWIRE_CONFIG", value_name = "FILE")]
     pub config_file: Option<PathBuf>,
     /// This node's name in the node list.
     #[arg(long, env = "PODWIRE_NODE_NAME")]
     pub node_name: String,
-    /// The node list: a file with the output of `kubectl get nodes -o json` or `-o yaml`. Default: Node objects come from the API server.
+    /// File with the node list: the output of `kubectl get nodes -o json` or `-o yaml`. Default:
+    /// the agent gets Node objects from the API server.
+    ///
+    /// The agent reads the file again when it changes.
     #[arg(long, env = "PODWIRE_NODES", value_name = "FILE", conflicts_with_all = ["kubeconfig", "api_server"])]
     pub nodes: Option<PathBuf>,
-    /// Where the API server is.
+    /// How the agent reaches the API server.
     #[command(flatten)]
     pub api: Access,
     /// How pod packets travel between nodes.
     #[arg(long, env = "PODWIRE_MODE", default_value = "vxlan", value_parser = mode())]
     pub mode: Mode,
-    /// UDP port of the tunnel.
+    /// UDP port of the VXLAN tunnel. It must be the same on all nodes.
     #[arg(long, env = "PODWIRE_VXLAN_PORT", default_value_t = names::VXLAN_PORT, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
     pub vxlan_port: u16,
-    /// VXLAN network identifier (24 bits).
+    /// VXLAN network identifier (24 bits). It must be the same on all nodes.
     #[arg(long, env = "PODWIRE_VNI", default_value_t = names::VNI, value_parser = clap::value_parser!(u32).range(..1 << 24))]
     pub vni: u32,
-    /// Source ports that pods' flows to the world are given when their own is taken. The default holds 20,000 flows to one
-    /// server with room to spare; it may overlap the range of the host's own sockets (ip_local_port_range), which are looked for.
+    /// Source ports for pods' flows to the world when the flow's own port is taken.
+    ///
+    /// The default has ample room for 20,000 flows to one server. The range may overlap the range
+    /// of the host's own sockets (ip_local_port_range): the programs look for these sockets and
+    /// leave their ports alone.
     #[arg(long, env = "PODWIRE_SNAT_PORTS", default_value = "32768-65535", value_name = "FIRST-LAST")]
     pub snat_ports: Ports,
-    /// Which of pods' TCP connections to the world begin in sight of the host's rules (iptables, nftables). Those of UDP all do.
+    /// Which TCP connections from pods to the world the host's rules (iptables, nftables) see.
+    ///
+    /// The rules see the first packet of such a connection. They see the first packet of every UDP
+    /// flow.
     #[arg(long, env = "PODWIRE_HOST_RULES_SEE", default_value = "each-destination")]
     pub host_rules_see: HostRulesSee,
-    /// The cluster's NodePorts (kube-apiserver's --service-node-port-range): never given to a pod's flow.
+    /// The cluster's NodePorts (kube-apiserver's --service-node-port-range). Pods' flows never get
+    /// them as source ports.
     #[arg(long, env = "PODWIRE_NODE_PORTS", default_value = "30000-32767", value_name = "FIRST-LAST")]
     pub node_ports: Ports,
-    /// Networks outside the cluster towards which pods keep their own addresses. Pod networks and nodes are such without
-    /// being named.
+    /// Networks outside the cluster that see pods' own addresses instead of the node's address.
+    ///
+    /// Pod networks and nodes need not be listed. Separate networks by commas; may be repeated.
     #[arg(long, env = "PODWIRE_NON_MASQUERADE_CIDRS", value_delimiter = ',', value_name = "NETWORK")]
     pub non_masquerade_cidrs: Vec<Ipv4Net>,
-    /// More of them, a network a line; read again when the file changes.
+    /// File with more networks for --non-masquerade-cidrs, one per line.
+    ///
+    /// A # begins a comment. The agent reads the file again when it changes. The file may be
+    /// missing, but its folder must exist.
     #[arg(long, env = "PODWIRE_NON_MASQUERADE_FILE", value_name = "FILE")]
     pub non_masquerade_file: Option<PathBuf>,
-    /// Entries of the table of translations: two for each flow of a pod to the world or to a hostPort, one for each of the
-    /// host's own that its rules have translated.
+    /// Size of the table of translations, in entries.
+    ///
+    /// Each flow from a pod to the world and each flow to a hostPort takes two entries. A flow of
+    /// the host itself that the host's rules translate takes one. Raise the size if the condition
+    /// translations-nearly-full or holder-crowded appears. A new size takes effect when the node
+    /// restarts.
     #[arg(long, env = "PODWIRE_MAX_TRANSLATIONS", default_value_t = Table::Translations.row().entries, value_parser = clap::value_parser!(u32).range(1024..=16_777_216), value_name = "ENTRIES")]
     pub max_translations: u32,
-    /// Entries of the table of flows that must return through the host stack, those of services for example.
+    /// Size of the table of flows that must return through the host stack (services' flows, for
+    /// example), in entries.
+    ///
+    /// A new size takes effect when the node restarts.
     #[arg(long, env = "PODWIRE_MAX_STACK_FLOWS", default_value_t = Table::StackFlows.row().entries, value_parser = clap::value_parser!(u32).range(16..=16_777_216), value_name = "ENTRIES")]
     pub max_stack_flows: u32,
-    /// Datagrams in fragments that are remembered at once.
+    /// Number of fragmented datagrams that the programs remember at once.
+    ///
+    /// A new number takes effect when the node restarts.
     #[arg(long, env = "PODWIRE_MAX_FRAGMENTS", default_value_t = Table::Fragments.row().entries, value_parser = clap::value_parser!(u32).range(64..=1_048_576), value_name = "ENTRIES")]
     pub max_fragments: u32,
-    /// Flows from outside to pods' own addresses that are remembered at once.
+    /// Number of flows from outside to pods' own addresses that the programs remember at once.
+    ///
+    /// A new number takes effect when the node restarts.
     #[arg(long, env = "PODWIRE_MAX_INBOUND_FLOWS", default_value_t = Table::InboundFlows.row().entries, value_parser = clap::value_parser!(u32).range(64..=16_777_216), value_name = "ENTRIES")]
     pub max_inbound_flows: u32,
-    /// hostPorts that the pods of this node may have at once, all together.
+    /// Number of hostPorts that all pods of this node together may have at once.
+    ///
+    /// A new number takes effect when the node restarts.
     #[arg(long, env = "PODWIRE_MAX_HOST_PORTS", default_value_t = Table::Frontends.row().entries, value_parser = clap::value_parser!(u32).range(16..=262_144), value_name = "ENTRIES")]
     pub max_host_ports: u32,
-    /// Links that are uplinks beside those that the agent finds: the one with the node's InternalIP and those by which default routes
-    /// and routes to nodes lead. * and ? are wildcards; may be repeated.
+    /// Links to use as uplinks, besides those that the agent finds. * and ? are wildcards; may be
+    /// repeated.
+    ///
+    /// The agent finds the link with the node's InternalIP, and the links of default routes and of
+    /// routes to nodes.
     #[arg(long = "uplink", env = "PODWIRE_UPLINK", value_delimiter = ',', value_name = "PATTERN")]
     pub uplinks: Vec<LinkPattern>,
-    /// Links that get no programs, whatever else speaks for them. * and ? are wildcards; may be repeated.
+    /// Links that get no programs, even if they match --uplink or the agent finds them. * and ? are
+    /// wildcards; may be repeated.
+    ///
+    /// Pods' packets to the world do not leave by these links.
     #[arg(long, env = "PODWIRE_EXCLUDE_UPLINK", value_delimiter = ',', value_name = "PATTERN")]
     pub exclude_uplink: Vec<LinkPattern>,
-    /// Link addresses that remote pods' packets may come from in direct mode.
+    /// Link addresses from which remote pods' packets may come in direct mode.
     #[arg(long, env = "PODWIRE_LINK_ADDRESSES", default_value = "any")]
     pub link_addresses: LinkAddresses,
-    /// MTU of the pods, bytes. Default: what fits the uplinks, tunnel headers included.
+    /// MTU of the pods in bytes. Default: the largest that fits the uplinks, tunnel headers
+    /// included.
     #[arg(long, env = "PODWIRE_MTU", value_parser = clap::value_parser!(u32).range(576..=65535), value_name = "BYTES")]
     pub mtu: Option<u32>,
-    /// Programs out of this file in place of the embedded ones, to measure two builds against each other. It is not looked at whether they
-    /// fit this agent.
+    /// File with programs to load instead of the embedded ones, to measure two builds against each
+    /// other. The agent does not check whether they fit.
     #[arg(long, value_name = "FILE", hide = true)]
     pub bpf_object: Option<PathBuf>,
-    /// The root of the cgroup2 hierarchy. Default: where it is mounted.
+    /// Root of the cgroup2 hierarchy. Default: the place where it is mounted.
     #[arg(long, env = "PODWIRE_CGROUP_DIR", value_name = "FOLDER")]
     pub cgroup_dir: Option<PathBuf>,
-    /// Where /healthz, /readyz and /metrics are served.
+    /// Address and port that serve /healthz, /readyz and /metrics.
     #[arg(
         long,
         env = "PODWIRE_METRICS_ADDRESS",
@@ -108,52 +144,60 @@ pub struct Config {
         value_name = "ADDRESS:PORT"
     )]
     pub metrics_address: SocketAddr,
-    /// Early drop of foreign VXLAN packets on uplinks.
+    /// XDP program on uplinks that drops foreign VXLAN packets early.
     #[arg(long, env = "PODWIRE_UPLINK_XDP", default_value = "off")]
     pub uplink_xdp: UplinkXdp,
-    /// Where CNI plugins remember things: addresses that host-local has given to pods of this node's network before are not handed out.
+    /// Folder where CNI plugins keep their state.
+    ///
+    /// The agent does not assign addresses of this node's podCIDR that host-local has assigned
+    /// there.
     #[arg(long, env = "PODWIRE_CNI_STATE_DIR", default_value = "/var/lib/cni", value_name = "FOLDER")]
     pub cni_state_dir: PathBuf,
-    /// Where its files are.
+    /// Where the agent has its files.
     #[command(flatten)]
     pub places: Places,
-    /// What it logs.
+    /// What the agent logs.
     #[command(flatten)]
     pub logging: Logging,
 }
 
-/// Where an agent has its files: options of every command that deals with them.
+/// Where an agent has its files: options of every command that uses these files.
 #[derive(Args, Clone, Debug)]
 pub struct Places {
-    /// Where addresses and endpoints are remembered.
+    /// Folder where the agent keeps addresses and endpoints.
     #[arg(long, env = "PODWIRE_STATE_DIR", default_value = "/var/lib/podwire", value_name = "FOLDER")]
     pub state_dir: PathBuf,
-    /// Where the socket is made.
+    /// Folder for the agent's socket.
     #[arg(long, env = "PODWIRE_RUN_DIR", default_value = "/run/podwire", value_name = "FOLDER")]
     pub run_dir: PathBuf,
-    /// The plugin's way in. Default: `agent.sock` in --run-dir.
+    /// Socket through which the plugin reaches the agent. Default: `agent.sock` in --run-dir.
     #[arg(long, env = "PODWIRE_SOCKET", value_name = "FILE")]
     pub socket: Option<PathBuf>,
-    /// Where maps and links are pinned: on a BPF file system.
+    /// Folder where the agent pins maps and links. It must be on a BPF file system.
     #[arg(long, env = "PODWIRE_BPF_DIR", default_value = "/sys/fs/bpf/podwire", value_name = "FOLDER")]
     pub bpf_dir: PathBuf,
-    /// Where the kernel's switches can be set: a folder with what is in /proc/sys, `net` of it at least. In a container /proc/sys itself is
-    /// read-only.
+    /// Folder with the kernel switches to set: /proc/sys or another mount of it, at least its
+    /// `net`.
+    ///
+    /// Use another mount where /proc/sys itself is read-only, as in a container.
     #[arg(long, env = "PODWIRE_SYSCTL_DIR", default_value = "/proc/sys", value_name = "FOLDER")]
     pub sysctl_dir: PathBuf,
-    /// Where the runtime looks for network configurations, /etc/cni/net.d on most nodes: the agent puts 10-podwire.conflist there when it
-    /// first serves, and back when it goes missing; uninstall removes it. Default: neither does.
+    /// Folder where the runtime looks for network configurations, /etc/cni/net.d on most nodes.
+    ///
+    /// The agent writes 10-podwire.conflist there when it first serves, and again when the file is
+    /// removed or changed. `podwire uninstall` removes the file. Default: no configuration is
+    /// written or removed.
     #[arg(long, env = "PODWIRE_CNI_CONF_DIR", value_name = "FOLDER")]
     pub cni_conf_dir: Option<PathBuf>,
 }
 
 impl Places {
-    /// The kernel's switches.
+    /// Returns the kernel's switches below --sysctl-dir.
     pub fn switches(&self) -> Switches {
         Switches::below(&self.sysctl_dir)
     }
 
-    /// The plugin's way in.
+    /// Returns the path of the socket through which the plugin reaches the agent.
     pub fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| self.run_dir.join(SOCKET))
     }
@@ -162,10 +206,11 @@ impl Places {
 /// Options of every command.
 #[derive(Args, Clone, Debug)]
 pub struct Logging {
-    /// What is logged: off, error, warn, info, debug, trace, or a filter such as `podwire::daemon=debug`.
+    /// What to log: off, error, warn, info, debug, trace, or a filter such as
+    /// `podwire::daemon=debug`.
     #[arg(long, env = "PODWIRE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
     pub log_level: String,
-    /// How it is logged.
+    /// Format of the log.
     #[arg(long, env = "PODWIRE_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 }
@@ -173,9 +218,9 @@ pub struct Logging {
 /// A range of ports, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// Host order.
+    /// The first port, host byte order.
     pub first: u16,
-    /// Host order.
+    /// The last port, host byte order.
     pub last: u16,
 }
 
@@ -198,36 +243,39 @@ impl FromStr for Ports {
     }
 }
 
-/// `--host-rules-see`.
+/// Values of `--host-rules-see`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum HostRulesSee {
-    /// One every second or so (256 ticks of the kernel) from each pod to each address and port, until one is not let pass as it is; all
-    /// others of that time pass as it did.
+    /// One connection from each pod to each address and port in 256 kernel ticks (0.26 to 2.6 s).
+    /// If the rules let it pass unchanged, all others in that time bypass the rules.
     EachDestination,
-    /// Every one: for rules that limit, count or log connections, or look at more of them than address and port.
+    /// Every connection. Use it for rules that limit, count or log connections, or check more than
+    /// address and port.
     EachConnection,
 }
 
-/// `--link-addresses`.
+/// Values of `--link-addresses`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LinkAddresses {
-    /// Nodes may send from several, as balance-alb bonds, VRRP and ARP proxies do.
+    /// No check. Nodes may send from several link addresses, as balance-alb bonds, VRRP and ARP
+    /// proxies do.
     Any,
-    /// Only the node's, as the neighbour table has it: other hosts of the link cannot forge pods' addresses, and nodes that send from several are cut off.
+    /// Only the node's, according to the neighbour table. Other hosts on the link cannot forge
+    /// pods' addresses, but nodes that send from several link addresses are cut off.
     Checked,
 }
 
-/// `--log-format`.
+/// Values of `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// A line to read.
+    /// Lines of text.
     Text,
-    /// A JSON object per line.
+    /// One JSON object per line.
     Json,
 }
 
 impl Config {
-    /// What each option by itself cannot tell.
+    /// Checks whether options contradict each other.
     ///
     /// # Errors
     /// Which options contradict each other, and what to do.
@@ -241,12 +289,12 @@ impl Config {
         Ok(())
     }
 
-    /// What is said of links by their names.
+    /// Returns the rules of `--uplink` and `--exclude-uplink` for links.
     pub fn link_rules(&self) -> LinkRules {
         LinkRules { uplinks: self.uplinks.clone(), excluded: self.exclude_uplink.clone() }
     }
 
-    /// Where Node objects come from, as messages have it.
+    /// Returns the source of Node objects, in words for messages.
     pub fn node_source(&self) -> String {
         match &self.nodes {
             Some(file) => format!("the node list {}", file.display()),
@@ -254,13 +302,13 @@ impl Config {
         }
     }
 
-    /// Networks that are not masqueraded, those of the file included.
+    /// Returns the networks that are not masqueraded, including those from the file.
     pub fn non_masquerade(&self, from_file: BTreeSet<IpNet>) -> BTreeSet<IpNet> {
         let named = self.non_masquerade_cidrs.iter().map(|network| IpNet::V4(network.trunc()));
         named.chain(from_file).collect()
     }
 
-    /// Sizes of the tables that options size, by name.
+    /// Returns the sizes of the tables that options size, by table name.
     pub fn map_sizes(&self) -> Vec<(&'static str, u32)> {
         let mut sizes = Vec::new();
         macro_rules! add {
@@ -280,7 +328,8 @@ impl Config {
         sizes
     }
 
-    /// What the programs are told at load.
+    /// Returns the configuration that the programs get when they are loaded. `vxlan` is the tunnel
+    /// device's ifindex.
     pub fn for_programs(&self, vxlan: Option<u32>) -> abi::Config {
         abi::Config {
             mode: match self.mode {
@@ -302,13 +351,14 @@ impl Config {
                 HostRulesSee::EachDestination => abi::ASK_EACH_DESTINATION,
                 HostRulesSee::EachConnection => abi::ASK_EACH_CONNECTION,
             },
-            // Without one no process is taken for the node's own: the capabilities tell why.
+            // Without a cookie (0), the programs treat no process as the node's own. The log of the
+            // capabilities says why there is none.
             netns_cookie: netns::cookie().unwrap_or_default(),
         }
     }
 }
 
-/// The values of `--mode`.
+/// Returns a parser for the values of `--mode`.
 fn mode() -> impl TypedValueParser<Value = Mode> {
     let value = |name, help| PossibleValue::new(name).help(help);
     let names = [

@@ -1,7 +1,8 @@
-//! The file of `--config`: a YAML mapping from the agent's options, by their long names, to values.
+//! The file of `--config`: a YAML mapping from the agent's long option names to values.
 //!
-//! What there is to be known of an option clap knows: the file's values are put behind the arguments of the command line, those of options
-//! that neither it nor the environment gives. So a new option needs nothing here.
+//! clap knows everything about each option. So the file's values are appended to the arguments of
+//! the command line, except for options that the command line or the environment gives. A new
+//! option needs no code here.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,28 +24,28 @@ use crate::watched_file::{Opened, WatchError, Watched};
 
 /// The subcommand that has the options.
 const AGENT: &str = "agent";
-/// As much as a ConfigMap holds, bytes.
+/// Largest size of the file in bytes: as much as a ConfigMap holds.
 const LARGEST: u64 = 1 << 20;
 /// The option that names the file.
 const CONFIG: &str = "config";
 
-/// Why a file is of no use.
+/// Why the file cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigFileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{0}")]
     Read(String),
-    /// Something in it is not as it has to be.
+    /// The file's content is wrong.
     #[error("the configuration {}: {reason}", path.display())]
     Content {
         /// The file.
         path: PathBuf,
-        /// What, with the key, and what is allowed.
+        /// What is wrong, with the key and the allowed values.
         reason: String,
     },
 }
 
-/// The command line, alone and with what the file of `--config` adds to it.
+/// The command line, with and without what the file of `--config` adds.
 #[derive(Debug)]
 pub struct CommandLine {
     command: Command,
@@ -52,11 +53,12 @@ pub struct CommandLine {
     complete: Vec<OsString>,
 }
 
-/// By long name, the values as they would follow it on the command line.
+/// By long name, the values that would follow it on the command line.
 type Values = BTreeMap<String, Vec<OsString>>;
 
 impl CommandLine {
-    /// Of the whole program's arguments, its name first. Wrong ones stay as they are: whoever parses them says so.
+    /// Takes all arguments of the program, with its name first, and reads the file of `--config`.
+    /// Keeps wrong arguments as they are: the caller parses them and reports the error.
     ///
     /// # Errors
     /// [`ConfigFileError`].
@@ -71,12 +73,13 @@ impl CommandLine {
         Ok(line)
     }
 
-    /// The arguments, and behind them what the file adds.
+    /// Returns the arguments, followed by what the file adds.
     pub fn arguments(&self) -> &[OsString] {
         &self.complete
     }
 
-    /// Sends, now and after every change of the file, what of it does not count, or what is wrong with it.
+    /// Sends an event now and after every change of the file: the options in it that have no
+    /// effect, or what is wrong with it.
     ///
     /// # Errors
     /// Those of [`Watched::watch`].
@@ -109,7 +112,8 @@ impl CommandLine {
         Ok(arguments)
     }
 
-    /// The options that the file wants otherwise than the command line or the environment, which come first.
+    /// Returns the options that the file sets differently from the command line or the environment,
+    /// which take precedence.
     fn overridden(&self, text: &str) -> Result<Vec<String>, String> {
         let given = self.matches().ok_or("the command line does not parse")?;
         let mut overridden = Vec::new();
@@ -121,7 +125,7 @@ impl CommandLine {
         Ok(overridden)
     }
 
-    /// An option's values on the command line or in the environment.
+    /// Returns an option's values from the command line or the environment.
     fn given_for(&self, given: &ArgMatches, name: &str) -> Result<Option<Vec<OsString>>, String> {
         let option = options(self.agent()?).find(|option| option.get_long() == Some(name));
         let id = option.map(|option| option.get_id().as_str()).filter(|id| {
@@ -130,14 +134,14 @@ impl CommandLine {
         Ok(id.map(|id| given.get_raw(id).into_iter().flatten().map(OsString::from).collect()))
     }
 
-    /// What is given of the agent's options, whether or not all that must be given is.
+    /// Returns the agent's options that are given, even if required ones are missing.
     fn matches(&self) -> Option<ArgMatches> {
         let lenient = self.command.clone().mut_subcommand(AGENT, optional);
         let matches = lenient.try_get_matches_from(&self.given).ok()?;
         matches.subcommand_matches(AGENT).cloned()
     }
 
-    /// What an agent with these arguments would run with.
+    /// Returns the values with which an agent with these arguments would run.
     fn options_of(&self, arguments: &[OsString]) -> Result<Values, String> {
         let matches = self.command.clone().try_get_matches_from(arguments).map_err(|error| told(&error))?;
         let matches = matches.subcommand_matches(AGENT).ok_or("the command line is no agent's")?;
@@ -158,14 +162,14 @@ fn watched(path: &Path) -> Watched {
     Watched { what: "the configuration", path: path.to_owned(), limit: LARGEST }
 }
 
-/// The options that a file may have.
+/// Returns the options that may be in the file.
 fn options(agent: &Command) -> impl Iterator<Item = &Arg> {
     agent.get_arguments().filter(|option| {
         !option.is_hide_set() && option.get_long().is_some_and(|long| long != CONFIG) && takes_values(option)
     })
 }
 
-/// `--help` does not.
+/// Returns whether an option takes values. `--help` does not.
 fn takes_values(option: &Arg) -> bool {
     matches!(option.get_action(), ArgAction::Set | ArgAction::Append)
 }
@@ -189,15 +193,15 @@ fn differences(running: &Values, wanted: &Values) -> Vec<String> {
     running.iter().filter(differs).map(|(name, _)| name.clone()).collect()
 }
 
-/// Every value that a file gives is one that its option takes.
+/// Parses the file, and checks that each value is valid for its option.
 fn parse(agent: &Command, text: &str) -> Result<Values, String> {
     let options = serde_saphyr::options! {
         with_snippet: false,
         strict_booleans: true,
-        // Refused below, in words for who reads them.
+        // Refused below, with a message for operators.
         duplicate_keys: DuplicateKeyPolicy::LastWins,
     };
-    // Nothing but comments.
+    // A file of comments has no mapping to read.
     let is_empty = text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
     let read = |deserializer: serde_saphyr::Deserializer<'_, '_>| deserializer.deserialize_map(Reader(agent));
     let values = match is_empty {
@@ -213,7 +217,7 @@ fn parse(agent: &Command, text: &str) -> Result<Values, String> {
     Ok(values)
 }
 
-/// What clap says, in one line.
+/// Returns clap's message in one line.
 fn told(error: &clap::Error) -> String {
     let text = error.to_string();
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -221,7 +225,7 @@ fn told(error: &clap::Error) -> String {
     said.collect::<Vec<_>>().join(" ").trim_start_matches("error: ").to_owned()
 }
 
-/// Reads the mapping, each value as its option has it.
+/// Reads the mapping. The key's option decides whether a value may be a list.
 struct Reader<'a>(&'a Command);
 
 impl<'de> Visitor<'de> for Reader<'_> {
@@ -272,7 +276,7 @@ fn unknown(agent: &Command, key: &str) -> String {
     format!("{key}: the agent has no option of that name; {hint}")
 }
 
-/// Of an option that may be repeated: a value or a list of them.
+/// Values of an option that may be repeated: one value or a list of values.
 struct OneOrMore(Vec<String>);
 
 impl<'de> de::Deserialize<'de> for OneOrMore {

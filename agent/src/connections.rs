@@ -22,23 +22,25 @@ struct Shared {
 struct Open {
     count: usize,
     next: u64,
-    /// Those that have sent no request yet, in the order in which they came.
+    /// Connections that have sent no request yet, in the order in which they came.
     idle: BTreeMap<u64, AbortHandle>,
 }
 
 impl Connections {
-    /// No more than `limit` are open at once.
+    /// Allows at most `limit` open connections.
     pub(crate) fn new(limit: usize) -> Self {
         Self(Arc::new(Shared { limit, open: Mutex::default(), closed: Notify::new() }))
     }
 
-    /// Waits until one more can be served: a place is free, or an idle connection has one.
+    /// Waits until one more connection can be served: a place is free, or an idle connection has
+    /// one.
     pub(crate) async fn room(&self) {
         loop {
             if self.0.open().count < self.0.limit {
                 return;
             }
-            // Those that have just come may have sent a request: it is read before anybody gives way.
+            // A new connection may already have sent its request. Let its task read the request
+            // first, so that the connection is no longer idle.
             yield_now().await;
             if !self.0.open().idle.is_empty() {
                 return;
@@ -47,12 +49,13 @@ impl Connections {
         }
     }
 
-    /// Serves a connection on a task of its own. An idle one is closed for it where there is no place left.
+    /// Serves a connection on its own task. If no place is free, closes the connection that has
+    /// been idle longest.
     pub(crate) fn spawn<F>(&self, serve: impl FnOnce(Place) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        // Held until the task is known: it cannot end before.
+        // Hold the lock until the task is registered: the task cannot end before.
         let mut open = self.0.open();
         if open.count >= self.0.limit
             && let Some((_, longest_idle)) = open.idle.pop_first()
@@ -73,7 +76,7 @@ impl Shared {
     }
 }
 
-/// A connection's place, which is free when this is dropped.
+/// A connection's place. Dropping it frees the place.
 #[derive(Debug)]
 pub(crate) struct Place {
     shared: Arc<Shared>,
@@ -81,7 +84,8 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The client has sent its request: the connection stays until that is answered.
+    /// Keeps the connection open until its request is answered. The task calls this when the client
+    /// has sent its request.
     pub(crate) fn keep(&self) {
         self.shared.open().idle.remove(&self.number);
     }
@@ -105,7 +109,8 @@ mod tests {
     use tokio::sync::oneshot;
     use tokio::time::timeout;
 
-    /// A connection that ends when the receiver's other end is dropped.
+    /// Opens a connection that stays open until it is closed for another one. The returned channel
+    /// shows whether it is open.
     fn open(connections: &Connections, keeps_its_place: bool) -> oneshot::Receiver<()> {
         let (open, ended) = oneshot::channel::<()>();
         connections.spawn(async move |place| {

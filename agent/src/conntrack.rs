@@ -1,4 +1,4 @@
-//! Questions to the kernel's connection tracking, over ctnetlink.
+//! Queries to the kernel's connection tracking, over ctnetlink.
 
 use std::io;
 use std::net::IpAddr;
@@ -14,12 +14,13 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use podwire_common::abi::Flow;
 use podwire_common::addr::{Addr, Be16};
 
-/// Room for one part of a list: more than the kernel puts into one (`nlk->max_recvmsg_len`, 32 KiB).
+/// Buffer size in bytes for one part of a list: more than the kernel puts into one part
+/// (`nlk->max_recvmsg_len`, 32 KiB).
 const PART: usize = 1 << 16;
-/// Room for one answer: an entry with all its attributes is a few hundred bytes.
+/// Buffer size in bytes for one answer: an entry with all its attributes is a few hundred bytes.
 const ANSWER: usize = 8192;
 
-/// A socket to connection tracking of the network namespace that it was opened in.
+/// A socket to the connection tracking of the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Conntrack {
     socket: Socket,
@@ -29,7 +30,7 @@ impl Conntrack {
     /// Opens the socket.
     ///
     /// # Errors
-    /// The kernel's: without ctnetlink there is no such protocol.
+    /// The kernel's error. Without ctnetlink, the kernel does not know this protocol.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
@@ -37,14 +38,16 @@ impl Conntrack {
         Ok(Self { socket })
     }
 
-    /// Whether a connection has this TCP or UDP 5-tuple, in either direction, before or after translation.
+    /// Returns whether a connection has this TCP or UDP 5-tuple, in either direction, before or
+    /// after translation.
     ///
     /// # Errors
-    /// The kernel's, for anything but "no such connection".
+    /// The kernel's error, except "no such connection".
     pub fn knows(&self, flow: &Flow) -> io::Result<bool> {
         let (source, destination) = (IpAddr::from(flow.source), IpAddr::from(flow.destination));
         let family = if source.is_ipv4() { NetfilterProtoFamily::IPv4 } else { NetfilterProtoFamily::IPv6 };
-        // The kernel finds an entry by either of its tuples, whichever attribute names it.
+        // The kernel finds an entry by the tuple of either direction, whichever attribute carries
+        // it.
         let tuple = ConntrackAttribute::CtaTupleOrig(vec![
             Tuple::Ip(vec![IPTuple::SourceAddress(source), IPTuple::DestinationAddress(destination)]),
             Tuple::Proto(vec![
@@ -65,13 +68,14 @@ impl Conntrack {
         }
     }
 
-    /// Both directions of every IPv4 connection, each as its packets arrive at the host stack: before
-    /// translation. Ports of a protocol that has none are 0.
+    /// Returns both directions of every IPv4 connection, each as its packets arrive at the host
+    /// stack, before translation. The ports of a protocol without ports are 0.
     ///
     /// # Errors
-    /// The kernel's, or an answer that does not decode.
+    /// The kernel's error, or an answer that does not decode.
     pub fn flows() -> io::Result<Vec<Flow>> {
-        // A socket of its own: what is left of a list that fails is no answer to the next question.
+        // Use a separate socket. After a list that fails, its remaining messages would be taken for
+        // the answer to the next query.
         let list = Self::open()?;
         list.ask(NetfilterProtoFamily::IPv4, Vec::new(), NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut flows = Vec::new();
@@ -114,7 +118,7 @@ impl Conntrack {
     }
 }
 
-/// The 5-tuple that an attribute gives, if it gives one.
+/// Returns the 5-tuple of an attribute, if it has one.
 fn flow_of(attribute: &ConntrackAttribute) -> Option<Flow> {
     let (ConntrackAttribute::CtaTupleOrig(tuple) | ConntrackAttribute::CtaTupleReply(tuple)) = attribute
     else {

@@ -1,5 +1,5 @@
-//! What can go wrong where several domains meet: an error of one of them. Each names the operation, the object and, where there is one,
-//! the way out.
+//! The error type for code that several domains serve. Each error names the operation, the object
+//! and, if there is one, the remedy.
 
 use podwire_cni::protocol::codes;
 use thiserror::Error;
@@ -11,19 +11,19 @@ use crate::lock::ClaimError;
 use crate::store::StateError;
 use crate::sysctl::SwitchError;
 
-/// An error of the kernel's or the disk's.
+/// An error from the kernel or the disk.
 #[derive(Debug, Error)]
 pub enum Error {
     /// A file or folder.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A folder or socket that somebody else uses.
+    /// A folder or socket that this process may not use.
     #[error(transparent)]
     Claim(#[from] ClaimError),
     /// The state folder.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A switch of the kernel's.
+    /// A kernel switch.
     #[error(transparent)]
     Switch(#[from] SwitchError),
     /// Devices, addresses, routes, queues, filters.
@@ -35,7 +35,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What a plugin is told with it: the choice of its domain.
+    /// Returns the CNI error code for the plugin, which the error's domain chooses.
     pub(crate) fn cni_code(&self) -> u32 {
         match self {
             Self::File(_) => FileError::CNI_CODE,

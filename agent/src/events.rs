@@ -1,5 +1,5 @@
-//! What the sources have to say, and what is asked of the owner of state. Sources send events, the daemon takes them;
-//! neither knows the other.
+//! The events for the owner of state, and the answers to its callers. Sources send events and the
+//! daemon takes them. Neither knows the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,72 +13,73 @@ use crate::conditions::{ConditionName, Conditions};
 use crate::dataplane::flows::Collected;
 use crate::dataplane::maps::Counters;
 
-/// What the sources have to say.
+/// An event from a source.
 #[derive(Debug)]
 pub enum Event {
-    /// The plugin asks for something.
+    /// The plugin sends a request.
     Call {
-        /// What.
+        /// The request.
         call: Box<Call>,
-        /// Where the answer goes.
+        /// The channel for the answer.
         reply: oneshot::Sender<Reply>,
     },
     /// A complete node list.
     Nodes(NodeList),
-    /// The node list cannot be had, or used as a whole; why.
+    /// The node list cannot be read, or cannot be used as a whole; the reason.
     NodeListUnusable(String),
-    /// The last complete node list is that of now again.
+    /// The source of the node list answered again; the last complete list is current.
     NodeListConfirmed,
     /// The networks of `--non-masquerade-file`, or why they cannot be used.
     NonMasquerade(Result<BTreeSet<IpNet>, String>),
-    /// What of the file of `--config` the agent does not run with, or what is wrong with it.
+    /// The options in the file of `--config` that the agent does not run with, or what is wrong
+    /// with it.
     ConfigFile(Result<Unheeded, String>),
-    /// Time to compare the kernel with what is wanted.
+    /// Time for the periodic checks, such as comparing the kernel with the wanted state.
     Tick,
-    /// Others have changed a link, an address or a route.
+    /// Another program changed a link, an address or a route.
     LinksChanged,
-    /// The tables were aged out.
+    /// The collector has removed expired entries from the tables.
     Collected(Collected),
-    /// Somebody wants to know whether events are served at all.
+    /// `/healthz` asks whether the daemon still takes events.
     Alive(oneshot::Sender<()>),
-    /// Somebody wants to see all that is wrong.
+    /// `/readyz?verbose` asks for all conditions that hold.
     Conditions(oneshot::Sender<Conditions>),
-    /// Somebody wants to see figures.
+    /// `/metrics` asks for the figures.
     Figures(oneshot::Sender<Figures>),
-    /// Time to end, with the data path left in place.
+    /// Time to stop; the data path stays in place.
     Stop,
 }
 
-/// Whether the agent does what it is there for.
+/// Whether the agent is ready to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// Yes.
+    /// The agent is ready.
     Ready,
-    /// No, and why.
+    /// The agent is not ready, for this reason.
     Waiting(String),
 }
 
-/// What others change on a node and the agent puts back.
+/// A change by another program that the agent undoes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Repair {
-    /// A queueing discipline in the place of clsact was removed.
+    /// Another queueing discipline was in the place of clsact, and was removed.
     Discipline,
-    /// The name of a pod's link.
+    /// A pod's link had another name.
     LinkName,
     /// A pod's link was down, or had another MTU.
     Link,
-    /// The limit of what a pod receives.
+    /// The limit on what a pod receives was missing or another one.
     LinkLimit,
-    /// Pins of maps and links.
+    /// Pins of maps or links were missing.
     Pin,
-    /// The state folder.
+    /// The state folder was removed.
     StateFolder,
-    /// The runtime's network configuration.
+    /// The runtime's network configuration was removed or changed.
     CniConfiguration,
 }
 
 impl Repair {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 7] = [
         Self::Discipline,
         Self::LinkName,
@@ -89,7 +90,7 @@ impl Repair {
         Self::CniConfiguration,
     ];
 
-    /// As metrics have it.
+    /// Returns the name for metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Discipline => "discipline",
@@ -106,41 +107,42 @@ impl Repair {
 /// Figures for operators.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
-    /// What the programs counted.
+    /// Packets and bytes that the programs counted.
     pub counters: Counters,
-    /// Pods of this node.
+    /// Number of pods of this node.
     pub endpoints: usize,
-    /// Nodes that can be used, this one included.
+    /// Number of nodes that can be used, this one included.
     pub nodes: usize,
-    /// Nodes that have no part in the pod network.
+    /// Number of nodes without a part in the pod network, by reason.
     pub skipped: BTreeMap<Skipped, usize>,
-    /// Since when the node list may be out of date; zero: it is not.
+    /// Time for which the node list may have been out of date; zero while it is current.
     pub node_list_age: Duration,
-    /// Addresses that can be handed out at all.
+    /// Number of addresses that the podCIDR has for pods, free or not.
     pub addresses: u32,
-    /// What the last round of ageing found in the tables.
+    /// What the collector found in the tables in its last round.
     pub collected: Collected,
-    /// Programs that something else had removed or replaced, and that were attached again.
+    /// Number of programs that something else had removed or replaced, and that the agent attached
+    /// again.
     pub reattached: u64,
-    /// What else others had changed on the node, and was put back.
+    /// Number of other changes that the agent undid, by kind.
     pub repairs: BTreeMap<Repair, u64>,
-    /// Kernel switches that something else had changed, and that were set again.
+    /// Number of kernel switches that something else had changed, and that the agent set again.
     pub switches_set_again: u64,
-    /// Operations by which maps and routes were changed.
+    /// Number of operations that changed maps and routes.
     pub operations: u64,
-    /// What is wrong, and for how many subjects.
+    /// The conditions that hold, and the number of subjects of each.
     pub conditions: Vec<(ConditionName, usize)>,
-    /// Where the host's firewall may drop pods' packets.
+    /// Places where the host's firewall may drop pods' packets.
     pub forward_policy_drops: Vec<String>,
-    /// Whether the agent's network configuration is the one that the runtime takes; `None`: it writes none.
+    /// Whether the runtime takes the agent's network configuration; `None`: the agent writes none.
     pub cni_configuration_first: Option<bool>,
 }
 
 /// The options of a file that the agent does not run with.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unheeded {
-    /// Those that were otherwise when the agent was started.
+    /// Options that had another value when the agent started.
     pub changed: Vec<String>,
-    /// Those that the command line or the environment gives otherwise.
+    /// Options that the command line or the environment sets differently.
     pub overridden: Vec<String>,
 }

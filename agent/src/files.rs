@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all, whenever the power goes.
+//! Files that a power cut at any moment leaves complete or absent.
 
 use podwire_cni::protocol::codes;
 use rustix::process::geteuid;
@@ -8,35 +8,36 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Ends the name of a file that is being written, until it gets its own.
+/// Extension of a file's name while the file is being written.
 const BEGUN: &str = "tmp";
 
-/// A file or folder, and what is wrong with it.
+/// An error about a file or folder.
 #[derive(Debug, Error)]
 pub enum FileError {
-    /// A file or folder.
+    /// An operation on a file or folder failed.
     #[error("{operation} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// A folder that another tool has made for a user of its own.
+    /// The folder belongs to another tool's user, so this process may not write there.
     #[error("{operation} {}: permission denied: {} belongs to user {owner}, and root without the capability DAC_OVERRIDE may not write there: run `chown root:root {}` on the node, or add the capability", path.display(), folder.display(), folder.display())]
     FolderOfAnother {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// The folder that it is in, or is.
+        /// The folder that contains it, or the folder itself.
         folder: PathBuf,
-        /// Its owner.
+        /// The folder's owner (user id).
         owner: u32,
     },
-    /// A folder without a name, in which nothing can be made: it was removed where it was mounted from.
+    /// The folder was removed at the source of its mount: it has no name, and nothing can be made
+    /// in it.
     #[error("{} is the mount of a folder that was removed: mount one that is there; a runtime does so when the container starts anew", path.display())]
     RemovedFolder {
         /// The folder.
@@ -45,16 +46,17 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// What a plugin is told with it.
+    /// The CNI error code for the plugin.
     pub(crate) const CNI_CODE: u32 = codes::IO_FAILURE;
 
-    /// For `map_err` on file operations.
+    /// Returns a conversion from an I/O error to this error, for `map_err`.
     pub fn of(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { operation, path, source }
     }
 
-    /// Of something in a folder that other tools use as well: whose it is, if that is why.
+    /// Returns a conversion for errors in a folder that other tools use as well. If permission was
+    /// denied because another user owns the folder, the error becomes [`Self::FolderOfAnother`].
     pub(crate) fn in_shared(folder: &Path) -> impl FnOnce(Self) -> Self {
         move |error| match (error, fs::metadata(folder).map(|folder| folder.uid())) {
             (Self::Io { operation, path, source }, Ok(owner))
@@ -67,7 +69,7 @@ impl FileError {
     }
 }
 
-/// A removal that found nothing to remove has succeeded.
+/// Treats a removal that found nothing to remove as a success.
 pub(crate) fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -75,7 +77,8 @@ pub(crate) fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Removes a file of a folder that others use as well, and what was begun of it by somebody who was killed. Nothing happens when neither is there.
+/// Removes a file from a folder that other tools use as well, and the unfinished file of a process
+/// that was killed. Missing files are no error.
 ///
 /// # Errors
 /// [`FileError::Io`], [`FileError::FolderOfAnother`].
@@ -89,17 +92,19 @@ pub(crate) fn remove_shared(path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Writes a file so that there is the one before or the whole of this one. It is for root alone.
+/// Replaces a file: at any moment there is the earlier file or all of the new one. Only root can
+/// read it (mode 0600).
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace_after(path, bytes, 0o600, || Ok(()))
 }
 
-/// The same of a program, which everybody may execute.
+/// Like [`replace`], for a program that everyone may execute (mode 0755).
 pub(crate) fn replace_executable(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace_after(path, bytes, 0o755, || Ok(()))
 }
 
-/// The same with something to be done when all is written and has not got its name.
+/// Like [`replace`], with a given mode. Calls `written` when the content is on disk and the file
+/// does not have its name yet.
 pub(crate) fn replace_after(
     path: &Path,
     bytes: &[u8],
@@ -110,7 +115,7 @@ pub(crate) fn replace_after(
     let write = || -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-        // Whatever the umask, and an attempt before.
+        // The umask, or the file of an earlier attempt, may give another mode.
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -123,7 +128,7 @@ pub(crate) fn replace_after(
     })
 }
 
-/// Has a folder's names outlive a power cut.
+/// Syncs a folder, so that the names in it survive a power cut.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), FileError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(FileError::of("sync", folder))
 }

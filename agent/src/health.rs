@@ -1,4 +1,4 @@
-//! /healthz, /readyz and /metrics.
+//! The HTTP endpoints /healthz, /readyz and /metrics.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -31,16 +31,17 @@ use crate::dataplane::flows::Fill;
 use crate::events::{Event, Figures, Readiness, Repair};
 use crate::files::FileError;
 
-/// The owner of state answers within this, or does not live: the slowest thing that it does by itself is a disk's.
+/// An owner of state that does not answer within this time is not alive. The slowest thing that it
+/// does itself is a disk access.
 const ALIVE: Duration = Duration::from_secs(4);
-/// A connection carries one request and its answer, and lasts no longer than this.
+/// Longest duration of a connection, which has one request and one answer.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
-/// Connections that are open at once.
+/// Largest number of connections open at once.
 const CONNECTIONS: usize = 64;
-/// Bytes of a request's head.
+/// Largest size of a request's head in bytes.
 const LARGEST_HEAD: usize = 16 << 10;
 
-/// Listens.
+/// Binds the listening socket.
 ///
 /// # Errors
 /// [`FileError::Io`].
@@ -97,7 +98,7 @@ struct Sources {
     patience: Duration,
 }
 
-/// Whether the owner of state answers at all, be it ready or not.
+/// Answers whether the owner of state responds at all, ready or not.
 async fn healthy(State(sources): State<Sources>) -> Response {
     let (reply, alive) = oneshot::channel();
     let ask = async {
@@ -111,7 +112,8 @@ async fn healthy(State(sources): State<Sources>) -> Response {
     }
 }
 
-/// With `?verbose` all that is wrong, a line each, after the answer.
+/// Answers whether the agent is ready. With `?verbose`, lists all conditions after that, one per
+/// line.
 async fn ready(State(sources): State<Sources>, RawQuery(query): RawQuery) -> Response {
     let (status, mut text) = match &*sources.readiness.borrow() {
         Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),

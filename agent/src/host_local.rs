@@ -1,4 +1,5 @@
-//! What the plugin host-local has given to containers: a file for each address, in a folder for each network.
+//! Addresses that the plugin host-local has assigned: one file per address, in one folder per
+//! network.
 
 use std::fs;
 use std::io;
@@ -9,10 +10,11 @@ use podwire_core::other_pods::{Held, Holder};
 
 use crate::files::FileError;
 
-/// Its folder in the one for what plugins remember, unless its configuration says otherwise (`dataDir`).
+/// host-local's folder in the folder for the plugins' state, unless its configuration names another
+/// one (`dataDir`).
 const NETWORKS: &str = "networks";
 
-/// Its addresses of a podCIDR. There are none where it has never been.
+/// Returns the addresses of a podCIDR that host-local has assigned; none if it was never used here.
 ///
 /// # Errors
 /// [`FileError::Io`].
@@ -28,7 +30,7 @@ pub fn held(cni_state_dir: &Path, network: IpNet) -> Result<Held, FileError> {
     Ok(held)
 }
 
-/// Of what is in a folder; nothing where there is none.
+/// Returns the names of a folder's entries; none if there is no such folder.
 fn names(folder: &Path) -> Result<Vec<String>, FileError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,

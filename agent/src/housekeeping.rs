@@ -1,4 +1,4 @@
-//! What ages out of the maps, and when.
+//! Which entries of the maps expire, and when.
 
 use std::time::Duration;
 
@@ -6,67 +6,74 @@ use podwire_common::abi::{ENDPOINT_STACK_ONLY, Flow, StackFlow, Translation};
 use podwire_common::flow::protocol;
 use podwire_common::nat::{idle_timeout, idle_timeout_under_pressure};
 
-/// How often the maps are looked through, and the kernel is compared with what is wanted if it has told of a change.
+/// Interval of the collector's rounds through the maps, and of the agent's periodic checks. A check
+/// compares the kernel with the wanted state if the kernel has reported a change.
 pub const INTERVAL: Duration = Duration::from_secs(10);
 
-/// After this much silence conntrack has certainly forgotten a flow: its own bound for an established TCP connection
-/// is five days (`nf_conntrack_tcp_timeout_established`), for anything else minutes.
+/// After this much silence, conntrack has certainly forgotten a TCP flow. Its own limit for an
+/// established TCP connection is five days (`nf_conntrack_tcp_timeout_established`).
 const STACK_FLOW_TCP: Duration = Duration::from_hours(5 * 24 + 1);
-/// The same for other protocols; conntrack's longest is `nf_conntrack_generic_timeout`, ten minutes.
+/// The same for other protocols. Conntrack's longest limit for these is ten minutes
+/// (`nf_conntrack_generic_timeout`).
 const STACK_FLOW_OTHER: Duration = Duration::from_mins(15);
 
-/// Share of `STACK_FLOWS` below which endpoints that were turned to the stack for want of room are turned back.
+/// Share of a table, as numerator and denominator, below which the table has room again. Endpoints
+/// that took the host stack because `STACK_FLOWS` had no room then leave it.
 const ROOM: (usize, usize) = (3, 4);
 
-/// After this much silence connection tracking is asked whether it still knows a flow.
+/// After this much silence, the collector asks connection tracking whether it still knows a flow.
 const SILENCE: Duration = Duration::from_mins(1);
-/// Questions to connection tracking in one round.
+/// Largest number of queries to connection tracking in one round.
 pub const QUESTIONS: usize = 2000;
 
-/// How long until the tables are looked through again: soon while one is nearly full.
+/// Returns the time until the collector's next round: short under pressure.
 pub fn pause(pressure: bool) -> Duration {
     if pressure { Duration::from_secs(1) } else { INTERVAL }
 }
 
-/// Whether a translation has been silent for too long. Each half tells the same.
+/// Returns whether a translation has been silent for too long. Both of its entries give the same
+/// result.
 pub fn translation_expired(flow: &Flow, translation: &Translation, now: u64, pressure: bool) -> bool {
     let timeout = if pressure { idle_timeout_under_pressure } else { idle_timeout };
     silent_for(translation.last_seen, now) > Duration::from_secs(timeout(translation.state, flow.protocol))
 }
 
-/// Whether a flow that goes through the stack has been silent for long enough to ask whether it is still there.
+/// Returns whether a flow through the host stack has been silent for long enough to ask connection
+/// tracking about it.
 pub fn is_silent(entry: StackFlow, now: u64) -> bool {
     silent_for(entry.last_seen, now) > SILENCE
 }
 
-/// Whether connection tracking finds the flow by its 5-tuple alone. ICMP needs type and code as well.
+/// Returns whether connection tracking finds the flow by its 5-tuple alone. ICMP needs type and
+/// code as well.
 pub fn can_be_asked_for(flow: &Flow) -> bool {
     matches!(flow.protocol, protocol::TCP | protocol::UDP)
 }
 
-/// Whether a flow that goes through the stack has been silent for so long that conntrack has none any more, whatever it
-/// says: for flows that cannot be asked for, and without connection tracking.
+/// Returns whether a flow through the host stack has been silent for so long that conntrack can no
+/// longer have it. For flows that cannot be asked for, and when connection tracking does not
+/// answer.
 pub fn stack_flow_expired(flow: &Flow, entry: StackFlow, now: u64) -> bool {
     let bound = if flow.protocol == protocol::TCP { STACK_FLOW_TCP } else { STACK_FLOW_OTHER };
     silent_for(entry.last_seen, now) > bound
 }
 
-/// Whether there is room again in a table of `capacity`.
+/// Returns whether a table of `capacity` entries has room again.
 pub fn has_room(used: usize, capacity: usize) -> bool {
     used * ROOM.1 < capacity * ROOM.0
 }
 
-/// Whether an endpoint was turned to the stack for want of room.
+/// Returns whether an endpoint's flows all take the host stack because `STACK_FLOWS` had no room.
 pub fn is_stack_only(flags: u32) -> bool {
     flags & ENDPOINT_STACK_ONLY != 0
 }
 
 fn silent_for(last_seen: u64, now: u64) -> Duration {
-    // A program may have written a later time than `now`, which was read before.
+    // A program may have written a later time: `now` was read before the entry.
     Duration::from_nanos(now.saturating_sub(last_seen))
 }
 
-/// `CLOCK_MONOTONIC` in nanoseconds, as the programs read it.
+/// Returns `CLOCK_MONOTONIC` in nanoseconds, the clock of the programs.
 pub fn now() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     u64::try_from(time.tv_sec).unwrap_or_default() * 1_000_000_000

@@ -1,4 +1,4 @@
-//! `podwire install`: the plugin gets to where the runtime looks for it.
+//! `podwire install`: copies the plugin to where the runtime looks for it.
 
 use std::env;
 use std::fs::{self, File};
@@ -14,19 +14,19 @@ use crate::config::Logging;
 use crate::files;
 use crate::files::FileError;
 
-/// The plugin's file name: what a network configuration calls it by.
+/// The plugin's file name, by which a network configuration names it.
 pub const PLUGIN: &str = "podwire-cni";
 
 /// Options of `podwire install`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Where the runtime looks for plugins, /opt/cni/bin on most nodes.
+    /// Folder where the runtime looks for plugins, /opt/cni/bin on most nodes.
     #[arg(long, env = "PODWIRE_CNI_BIN_DIR", value_name = "FOLDER")]
     pub cni_bin_dir: PathBuf,
-    /// The plugin. Default: `podwire-cni` beside this program.
+    /// Plugin file to copy. Default: `podwire-cni` beside this program.
     #[arg(long, env = "PODWIRE_PLUGIN", value_name = "FILE")]
     pub plugin: Option<PathBuf>,
-    /// What is logged.
+    /// What the command logs.
     #[command(flatten)]
     pub logging: Logging,
 }
@@ -34,7 +34,7 @@ pub struct Options {
 /// Why the plugin could not be installed.
 #[derive(Debug, Error)]
 pub enum InstallError {
-    /// The runtime's plugins are elsewhere.
+    /// The folder of plugins does not exist.
     #[error("the folder of plugins {} does not exist: create it, or name the one that the runtime has with --cni-bin-dir", path.display())]
     NoPluginFolder {
         /// The folder.
@@ -45,8 +45,8 @@ pub enum InstallError {
     File(#[from] FileError),
 }
 
-/// Copies the plugin, in place of an earlier one, which may be running: at any moment there is the whole of one of the two. What an
-/// attempt that was interrupted has left is written over.
+/// Replaces the plugin in one step, even while the earlier one runs: at any moment all of one of
+/// the two is there. Overwrites what an interrupted attempt has left.
 ///
 /// # Errors
 /// [`InstallError::NoPluginFolder`], [`InstallError::File`].
@@ -58,7 +58,7 @@ pub fn run(options: &Options) -> Result<(), InstallError> {
         io::ErrorKind::NotFound => InstallError::NoPluginFolder { path: folder.clone() },
         _ => FileError::in_shared(folder)(FileError::of("open the folder of plugins", folder)(error)).into(),
     })?;
-    // Two at once would write into one another's file before it has its name.
+    // Two installs at once would write into the same temporary file.
     flock(&held, FlockOperation::LockExclusive)
         .map_err(|errno| FileError::of("lock", folder)(errno.into()))?;
     let installed = folder.join(PLUGIN);
@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> Result<(), InstallError> {
     Ok(())
 }
 
-/// Takes the plugin away again, and what an attempt that was interrupted has left. Nothing happens when it is not there.
+/// Removes the plugin, and what an interrupted attempt has left. A missing plugin is no error.
 ///
 /// # Errors
 /// [`FileError::Io`], [`FileError::FolderOfAnother`].
@@ -128,7 +128,7 @@ mod tests {
         fs::write(&installed, "the one before").unwrap();
         let refusal = install(folder, &absent).unwrap_err().to_string();
         assert!(refusal.contains("absent") && refusal.contains("--plugin"), "{refusal}");
-        // As on a full disk: half of it is written.
+        // Like a full disk, this makes the write fail.
         fs::create_dir(folder.join("podwire-cni.tmp")).unwrap();
         let refusal = install(folder, Path::new("/bin/cat")).unwrap_err().to_string();
         assert!(refusal.contains("podwire-cni: "), "{refusal}");

@@ -1,11 +1,11 @@
 //! Podwire's node agent.
 //!
-//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send `events` to the one owner of
-//! state, `daemon`. Sources do not know the daemon. What the kernel should hold, and which operations
-//! lead there, is decided in the crate `podwire-core`, which cannot touch the world. The edges touch
-//! it: `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack`,
-//! `sysctl`, and on disk `store`, `before`, `claim`, `files`, `lock`, `cni_configuration` and
-//! `host_local`.
+//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send `events` to the one owner
+//! of state, `daemon`. Sources do not know the daemon. The crate `podwire-core` decides what the
+//! kernel should hold and which operations lead there; it has no access to kernel or disk. These
+//! modules have: `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only),
+//! `conntrack`, `sysctl`, and on disk `store`, `before`, `claim`, `files`, `lock`,
+//! `cni_configuration` and `host_local`.
 
 pub mod before;
 pub mod cgroup2;

@@ -1,4 +1,4 @@
-//! What links of the host have where the kernel has no TCX: filters, and the queueing discipline that they are on.
+//! Filters on the host's links and their queueing discipline, for kernels without TCX.
 
 use podwire_common::names::programs;
 use tracing::info;
@@ -8,8 +8,8 @@ use crate::dataplane::attach;
 use crate::error::Error;
 use crate::links::Links;
 
-/// Removes the filters of links' programs from a device, and clsact if an agent has made it and nothing else is on it. Nothing happens where
-/// there are none.
+/// Removes the filters of the links' programs from a device. Also removes clsact if an agent has
+/// made it and nothing else is on it. Missing filters are no error.
 ///
 /// # Errors
 /// [`Error::Link`].
@@ -21,7 +21,7 @@ pub async fn remove(links: &Links, index: u32, name: &str, before: &Before) -> R
     Ok(())
 }
 
-/// Removes the filters of links' programs from a device. Nothing happens where there are none.
+/// Removes the filters of the links' programs from a device. Missing filters are no error.
 ///
 /// # Errors
 /// [`Error::Link`].

@@ -1,5 +1,5 @@
-//! Tells the owner of state when others change links, addresses or routes. The look at the kernel every ten seconds would leave a
-//! new uplink without programs for as long.
+//! Tells the owner of state when other programs change links, addresses or routes. Without this, a
+//! new uplink would have no programs until the next check of the kernel, up to ten seconds later.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::events::Event;
 use crate::links::{LinkError, Notices};
 
-/// Changes come in groups: a link, its addresses, its routes.
+/// Waiting time for related changes: a link, its addresses and its routes change together.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Between two events: a host that starts many containers makes many links.
+/// Pause between two events: a host that starts many containers makes many links.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Sends [`Event::LinksChanged`] a moment after each change, for as long as somebody takes events.
+/// Sends [`Event::LinksChanged`] a moment after each change, until the receiver is dropped.
 ///
 /// # Errors
 /// [`LinkError::File`] when the kernel's notices cannot be read.

@@ -1,4 +1,4 @@
-//! Devices, addresses and routes: all that the agent says to the kernel's routing socket.
+//! Devices, addresses and routes: all communication with the kernel's routing socket.
 
 mod changes;
 mod disciplines;
@@ -39,29 +39,32 @@ use podwire_core::slice::Route;
 
 use crate::files::FileError;
 
-/// The metric of what is only for the case that there is no other route to a network. A bridge of the CNI plugin that was here before has one, by
-/// which its pods are reached; with the same metric ours would take its place.
+/// The metric of routes that count only if there is no other route to a network. A bridge of the
+/// CNI plugin that ran here before has its own route, which leads to its pods. With the same
+/// metric, the agent's route would replace it.
 const LAST: u32 = u32::MAX;
 
-/// `-ENODEV`, `-ENOENT`, `-ESRCH`: what a request about something that is not there is answered with.
+/// `-ENODEV`, `-ENOENT`, `-ESRCH`: the kernel's answers if the object of a request does not exist.
 const NOT_THERE: [i32; 3] = [-19, -2, -3];
 
-/// `-ENETUNREACH`, `-EHOSTUNREACH`, `-EACCES` (`prohibit`), `-EINVAL` (`blackhole`): the kernel's answers to a route lookup without a
-/// usable route.
+/// `-ENETUNREACH`, `-EHOSTUNREACH`, `-EACCES` (`prohibit`), `-EINVAL` (`blackhole`): the kernel's
+/// answers to a route lookup without a usable route.
 const UNREACHABLE: [i32; 4] = [-101, -113, -13, -22];
 
 /// `-EBUSY`.
 const BUSY: i32 = -16;
 
-/// `-EEXIST`, `-EADDRINUSE`: what a VXLAN device is refused with when its port is another's.
+/// `-EEXIST`, `-EADDRINUSE`: the kernel's answers if another device or socket has the port of a
+/// VXLAN device.
 const TAKEN: [i32; 2] = [-17, -98];
 
-/// What is on a device where the agent's filters belong: by direction, at their priority and handle.
+/// The filters at the place of the agent's filters on a device: by direction, at their priority and
+/// handle.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
-    /// What the device receives.
+    /// The filter for packets that the device receives.
     pub ingress: Option<Filter>,
-    /// What it sends.
+    /// The filter for packets that the device sends.
     pub egress: Option<Filter>,
 }
 
@@ -70,60 +73,61 @@ pub struct Filters {
 pub struct Filter {
     /// The kernel's number of its program; 0 for a filter without one.
     pub program: u32,
-    /// As whoever made it called the program.
+    /// The program's name, as given by the maker of the filter.
     pub name: String,
 }
 
 impl Filters {
-    /// Whether none is missing.
+    /// Returns whether both filters exist.
     pub fn both(&self) -> bool {
         self.ingress.is_some() && self.egress.is_some()
     }
 }
 
-/// The kernel's devices, addresses, routes, queues and filters, and what is wrong with them.
+/// An error about the kernel's devices, addresses, routes, queues and filters.
 #[derive(Debug, Error)]
 pub enum LinkError {
-    /// A request to the kernel's routing socket.
+    /// A request to the kernel's routing socket failed.
     #[error("{operation}: {source}")]
     Netlink {
-        /// What was tried, on what.
+        /// The operation and its object.
         operation: String,
         /// The kernel's answer.
         source: rtnetlink::Error,
     },
-    /// A device that has to be there is not.
+    /// A required device does not exist.
     #[error("device {name} does not exist")]
     NoDevice {
         /// Its name.
         name: String,
     },
-    /// Something about the device is not as it has to be.
+    /// A property of a device is wrong.
     #[error("device {name}: {problem}")]
     Device {
         /// Its name.
         name: String,
-        /// What is wrong and what to do.
+        /// The problem, and what to do.
         problem: String,
     },
-    /// The routing socket itself.
+    /// The routing socket itself failed.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
 impl LinkError {
-    /// What a plugin is told with it.
+    /// The CNI error code that the plugin gets for these errors.
     pub(crate) const CNI_CODE: u32 = codes::NETLINK_FAILURE;
 }
 
-/// A connection to the kernel's routing socket, in the network namespace of the thread that made it.
+/// A connection to the kernel's routing socket, in the network namespace of the thread that made
+/// it.
 #[derive(Clone, Debug)]
 pub struct Links {
     handle: Handle,
 }
 
 impl Links {
-    /// Connects. Has to be called within a tokio runtime.
+    /// Connects to the routing socket. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// [`LinkError::File`] when the socket cannot be opened.
@@ -134,7 +138,7 @@ impl Links {
         Ok(Self { handle })
     }
 
-    /// Devices, addresses, routes and IPsec policies as they are now.
+    /// Returns the current devices, addresses, routes and IPsec policies.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -158,7 +162,8 @@ impl Links {
         Ok(host)
     }
 
-    /// As [`Self::host`], for one pod: the devices with its link's number or name, and the kernel's route to its address.
+    /// Returns the part of [`Self::host`] for one pod: the devices with its link's number or name,
+    /// and the kernel's route to its address.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -168,7 +173,8 @@ impl Links {
             host.devices.insert(device.index, device);
         }
         let mut query = to(RouteMessageBuilder::<IpAddr>::new(), address.into()).build();
-        // Without the flag the kernel answers with the resolved path, which lacks the entry's protocol and table.
+        // Without this flag, the kernel answers with the resolved path, which lacks the entry's
+        // protocol and table.
         query.header.flags = RouteFlags::FibMatch;
         match self.handle.route().get(query).execute().try_next().await {
             Ok(route) => route.iter().for_each(|route| sort_route(&mut host, route)),
@@ -178,7 +184,7 @@ impl Links {
         Ok(host)
     }
 
-    /// The device of a name.
+    /// Returns the device with a name.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -186,7 +192,7 @@ impl Links {
         Ok(self.link(name).await?.as_ref().map(device))
     }
 
-    /// The device of a number.
+    /// Returns the device with a number.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -202,10 +208,11 @@ impl Links {
         }
     }
 
-    /// Gives a device a name. Before Linux 6.2 the kernel renames no device that is up: there it is set down for that moment.
+    /// Gives a device a name. Before Linux 6.2 the kernel does not rename a device that is up: then
+    /// this sets the device down for a moment.
     ///
     /// # Errors
-    /// [`LinkError::Netlink`]: another device has the name, for example.
+    /// [`LinkError::Netlink`], for example if another device has the name.
     pub async fn rename(&self, device: &Device, name: &str) -> Result<(), LinkError> {
         let rename = || {
             self.handle.link().change(LinkUnspec::new_with_index(device.index).name(name).build()).execute()
@@ -222,7 +229,8 @@ impl Links {
         renamed.map_err(failed())
     }
 
-    /// How the kernel routes to an address: policy rules included. `None` when it does not.
+    /// Returns how the kernel routes to an address, policy rules included. `None`: the kernel has
+    /// no way there.
     pub async fn path(&self, address: IpAddr, host: &Host) -> Option<Path> {
         let query = to(RouteMessageBuilder::<IpAddr>::new(), address.into()).build();
         let route = self.handle.route().get(query).execute().next().await?.ok()?;
@@ -244,8 +252,8 @@ impl Links {
         self.handle.route().add(message).replace().execute().await.map_err(netlink(operation))
     }
 
-    /// Removes one of the agent's routes. Nothing happens when it is not there: the kernel removes a route with its
-    /// device.
+    /// Removes one of the agent's routes. Does nothing if the route does not exist: the kernel
+    /// removes a route with its device.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -255,10 +263,11 @@ impl Links {
         unless_absent(result, || format!("remove the route to {destination}"))
     }
 
-    /// Removes every route with the agent's protocol number, in whatever table. Gives how many there were.
+    /// Removes every route with the agent's protocol number, from any table. Returns how many
+    /// routes it removed.
     ///
     /// # Errors
-    /// [`LinkError::Netlink`], after all have been tried.
+    /// [`LinkError::Netlink`], after it has tried all routes.
     pub async fn remove_own_routes(&self) -> Result<usize, LinkError> {
         let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut routes = self.handle.route().get(filter).execute();
@@ -288,7 +297,7 @@ impl Links {
         self.handle.link().change(message).execute().await.map_err(netlink(operation))
     }
 
-    /// Sets a device down. Nothing happens when it is not there.
+    /// Sets a device down. Does nothing if the device does not exist.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -298,8 +307,9 @@ impl Links {
         unless_absent(result, || format!("set {name} down"))
     }
 
-    /// The VXLAN device, made if it is not there or is not as it has to be. It is not set up here: it has no programs
-    /// yet. Says whether one that was there had to be replaced.
+    /// Returns the VXLAN device. Makes it if it does not exist, and replaces one with the wrong
+    /// properties. Leaves a new device down, because it has no programs yet. The second value says
+    /// whether an existing device was replaced.
     ///
     /// # Errors
     /// [`LinkError::Netlink`]; [`LinkError::Device`] when the port is taken.
@@ -312,7 +322,8 @@ impl Links {
             self.remove_device(message.header.index, VXLAN_DEVICE).await?;
             replaced = true;
         }
-        // No VNI and no peers: with collect-metadata (`external`) both come with each packet, from the programs.
+        // The device needs no VNI and no peers: with collect-metadata (`external`), the programs
+        // give both with each packet.
         let message = LinkMessageBuilder::<LinkVxlan>::new(VXLAN_DEVICE)
             .port(port)
             .collect_metadata(true)
@@ -329,7 +340,7 @@ impl Links {
         Ok((device.ok_or_else(|| LinkError::NoDevice { name: VXLAN_DEVICE.into() })?, replaced))
     }
 
-    /// Gives the VXLAN device an MTU and sets it up. Only then the kernel opens its port.
+    /// Gives the VXLAN device an MTU and sets it up. The kernel opens the device's port only now.
     ///
     /// # Errors
     /// [`LinkError::Netlink`]; [`LinkError::Device`] when the port is taken.
@@ -343,7 +354,7 @@ impl Links {
         }
     }
 
-    /// Who has the VXLAN device's port, and what to do.
+    /// Finds the holder of the VXLAN device's port, and returns an error that says what to do.
     async fn port_is_taken(&self, port: u16) -> Result<LinkError, LinkError> {
         let mut holder = None;
         let mut links = self.handle.link().get().execute();
@@ -373,7 +384,7 @@ impl Links {
         request.execute().await.map_err(netlink(format!("give {VXLAN_DEVICE} the address {address}")))
     }
 
-    /// Takes an address of a device back. Nothing happens when it is not there.
+    /// Removes an address from a device. Does nothing if the device does not have it.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -387,7 +398,7 @@ impl Links {
         unless_absent(result.or_else(ignore_no_address), || format!("remove the address {address}"))
     }
 
-    /// What is on a device where the agent's filters belong.
+    /// Returns the filters at the place of the agent's filters on a device.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -420,7 +431,7 @@ fn netlink(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Lin
     move |source| LinkError::Netlink { operation, source }
 }
 
-/// The negative errno of the kernel's answer.
+/// Returns the negative errno of the kernel's answer.
 fn code(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.code.map(|code| code.get()),
@@ -475,7 +486,8 @@ fn device(message: &LinkMessage) -> Device {
     device
 }
 
-/// The kinds that the kernel sends without a link header (`dev_is_mac_header_xmit`, include/linux/if_arp.h) are those without.
+/// Returns the kind of link header. [`LinkHeader::None`] is for the types that the kernel sends
+/// without one (`dev_is_mac_header_xmit`, include/linux/if_arp.h).
 fn link_header(kind: LinkLayerType) -> LinkHeader {
     match kind {
         LinkLayerType::Ether | LinkLayerType::Loopback => LinkHeader::Ethernet,
@@ -522,7 +534,7 @@ fn device_kind(info: &LinkInfo) -> Option<DeviceKind> {
     })
 }
 
-/// The filter of a message, if it has the agent's priority and handle.
+/// Returns the filter of a message, if it has the agent's priority and handle.
 fn filter(message: &TcMessage) -> Option<Filter> {
     if message.header.info >> 16 != 1 || u32::from(message.header.handle) != 1 {
         return None;
@@ -549,7 +561,7 @@ fn is_our_vxlan(message: &LinkMessage, wanted_port: u16) -> bool {
     })
 }
 
-/// What a VXLAN device is like; `None` of any other.
+/// Returns the properties of a VXLAN device. `None` for any other device.
 fn vxlan_data(message: &LinkMessage) -> Option<&[InfoVxlan]> {
     let infos = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
@@ -568,7 +580,7 @@ fn has_port(data: &[InfoVxlan], wanted: u16) -> bool {
 }
 
 fn device_address(message: &AddressMessage) -> Option<DeviceAddress> {
-    // Local is the device's own address; on point-to-point links Address is the peer's.
+    // Local is the device's own address. On point-to-point links, Address is the peer's.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address @ IpAddr::V4(_)) => Some(*address),
         _ => None,
@@ -612,7 +624,8 @@ fn sort_route(host: &mut Host, message: &RouteMessage) {
     }
 }
 
-/// Those of next hop objects too: the kernel lists what they stand for, unless `net.ipv4.nexthop_compat_mode` is 0.
+/// Returns the next hops of a route. This includes routes with a next hop object: the kernel also
+/// lists the next hops of the object, unless `net.ipv4.nexthop_compat_mode` is 0.
 fn next_hops(message: &RouteMessage) -> Vec<NextHop> {
     let several = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::MultiPath(next_hops) => Some(next_hops),
@@ -637,7 +650,7 @@ fn output(message: &RouteMessage) -> Option<u32> {
 fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
     attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
-        // An IPv4 route by an IPv6 router.
+        // An IPv4 route over an IPv6 router.
         RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
         _ => None,
     })
@@ -661,7 +674,7 @@ fn route_message(destination: IpNet, route: Route) -> RouteMessage {
     }
 }
 
-/// A route, or a question about one, to a network of either family.
+/// Gives a route, or a route lookup, a destination of either family.
 fn to(mut builder: RouteMessageBuilder<IpAddr>, network: IpNet) -> RouteMessageBuilder<IpAddr> {
     let message = builder.get_mut();
     message.header.address_family = family(network.addr());

@@ -1,4 +1,4 @@
-//! Files and folders that one process holds, so that no second agent uses them.
+//! Locks on files and folders, so that no second agent uses them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -11,39 +11,39 @@ use rustix::io::Errno;
 
 use crate::files::FileError;
 
-/// The kernel's list of locks, as far as their holders are in this process's PID namespace.
+/// The kernel's list of locks. It has only holders in this process's PID namespace.
 const LOCKS: &str = "/proc/locks";
 
 /// Why an agent may not use a folder or a socket.
 #[derive(Debug, Error)]
 pub enum ClaimError {
-    /// A second agent on one folder or socket.
+    /// Another process uses the folder or socket.
     #[error("{name} {} is in use by another agent, or by `podwire uninstall` (process {pid}, by the number that it has in its own container): end that one, or give this one another {option}", path.display())]
     Locked {
-        /// What is held.
+        /// What the other process uses, in an operator's words.
         name: &'static str,
-        /// The option by which an agent is given another one.
+        /// The option that gives an agent another one.
         option: &'static str,
-        /// Where it is.
+        /// Its path.
         path: PathBuf,
-        /// Who holds it, if that is known.
+        /// The id of the process that holds it, if known.
         pid: String,
     },
-    /// A state folder whose pods are elsewhere.
+    /// The pods of the state folder are in another network namespace.
     #[error("the pods of the state folder {} are in another network namespace of this machine, where their agent has run since the last boot: run this one there (hostNetwork: true), or give it another --state-dir and --bpf-dir; nothing was touched. If that namespace is gone, and its pods with it, remove {}", path.display(), file.display())]
     AnotherNamespace {
-        /// The folder.
+        /// The state folder.
         path: PathBuf,
-        /// What tells of the namespace.
+        /// The file that names the namespace.
         file: PathBuf,
     },
-    /// An agent that is in the way.
+    /// An agent runs, and `podwire uninstall` must not run beside it.
     #[error("an agent runs on this node and uses {}: stop it first, and whatever would start it again; nothing was touched", path.display())]
     AgentRuns {
         /// The state folder or the socket.
         path: PathBuf,
     },
-    /// A socket that somebody serves who does not hold its lock.
+    /// Another program serves the socket without holding its lock.
     #[error("another program serves {}: stop that one, or give this one another --socket", path.display())]
     SocketInUse {
         /// The socket.
@@ -54,16 +54,17 @@ pub enum ClaimError {
     File(#[from] FileError),
 }
 
-/// What is held, in an operator's words.
+/// Something to lock, in an operator's words.
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
-    /// "the state folder".
+    /// What it is: "the state folder", for example.
     pub name: &'static str,
-    /// The option by which an agent is given another one.
+    /// The option that gives an agent another one.
     pub option: &'static str,
 }
 
-/// A file or folder that this process holds, until this is dropped or the process ends, however it ends.
+/// A lock on a file or folder. The kernel releases it when this is dropped or when the process ends
+/// in any way.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
@@ -71,7 +72,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Holds something by a file of its own, which is made if it is not there. The file holds the process id.
+    /// Locks something by a separate file, which is made if it is missing. Writes the process id
+    /// into the file.
     ///
     /// # Errors
     /// [`ClaimError::Locked`] with the process that holds it, [`ClaimError::File`].
@@ -79,7 +81,7 @@ impl Lock {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(path).map_err(|error| match (error.kind(), path.parent()) {
-            // It was there a moment ago.
+            // The folder exists, but cannot take a file: it was removed under its mount.
             (io::ErrorKind::NotFound, Some(folder)) if folder.exists() => {
                 FileError::RemovedFolder { path: folder.into() }
             }
@@ -96,10 +98,11 @@ impl Lock {
         Ok(Self { path: path.into(), file })
     }
 
-    /// Holds a folder: on a file system that has no files of its own, too.
+    /// Locks a folder itself. This also works on a file system that has no ordinary files (BPF).
     ///
     /// # Errors
-    /// [`ClaimError::Locked`] with the process that holds it, if that can be known; [`ClaimError::File`].
+    /// [`ClaimError::Locked`] with the process that holds it, if that can be found out;
+    /// [`ClaimError::File`].
     pub fn folder(path: &Path, held: Held) -> Result<Self, ClaimError> {
         let file = File::open(path).map_err(FileError::of("open", path))?;
         if !try_hold(&file, path)? {
@@ -109,7 +112,7 @@ impl Lock {
         Ok(Self { path: path.into(), file })
     }
 
-    /// Whether what is held is what its path leads to.
+    /// Returns whether the path still leads to what is locked.
     pub fn is_there(&self) -> bool {
         let identity =
             |metadata: io::Result<fs::Metadata>| metadata.map(|found| (found.dev(), found.ino())).ok();
@@ -131,7 +134,8 @@ fn locked(held: Held, path: &Path, pid: &str) -> ClaimError {
     ClaimError::Locked { name: held.name, option: held.option, path: path.into(), pid: pid.into() }
 }
 
-/// The process that holds a lock on an open file, as the kernel lists it: `1: FLOCK  ADVISORY  WRITE 4711 00:1c:9 0 EOF`.
+/// Returns the process that holds a lock on an open file. The kernel lists such a lock like this:
+/// `1: FLOCK  ADVISORY  WRITE 4711 00:1c:9 0 EOF`.
 fn holder(file: &File) -> Option<String> {
     let found = file.metadata().ok()?;
     let (major, minor) = (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));

@@ -30,10 +30,11 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-/// Descriptors that suffice: all connections of socket and metrics, maps, programs, links, and files.
+/// Enough file descriptors for all connections of socket and metrics, maps, programs, links, and
+/// files.
 const DESCRIPTORS: u64 = 1024;
 
-/// Events that may wait for the owner of state.
+/// Largest number of events that wait for the owner of state.
 const QUEUE: usize = 256;
 
 /// A Kubernetes node's pod network in eBPF.
@@ -48,20 +49,23 @@ struct Cli {
 enum Command {
     /// Serve this node's pods, in the foreground.
     Agent(Box<Config>),
-    /// Copy the plugin to where the runtime looks for it, in one step, whether or not an earlier one runs.
+    /// Copy the plugin to where the runtime looks for it, in one step, even while an earlier one
+    /// runs.
     Install(install::Options),
-    /// Remove everything from this node that agents and the plugin have made, and cut its pods off. The agent has to be stopped before.
+    /// Remove everything that agents and the plugin have made on this node, and cut its pods off.
+    /// Stop the agent first.
     Uninstall(Options),
-    /// Do nothing until SIGTERM or SIGINT: what stays of a pod whose work another container of it has done.
+    /// Do nothing until SIGTERM or SIGINT, to keep a pod running after another of its containers
+    /// has done the work.
     Wait(Logging),
-    /// Print how a cluster is moved to Podwire.
+    /// Print how to move a cluster to Podwire.
     #[command(subcommand)]
     Migrate(Migrate),
 }
 
 #[derive(Subcommand)]
 enum Migrate {
-    /// From flannel: the configuration that stands for its own, and as comments behind it the steps.
+    /// Print the configuration that replaces flannel's, followed by the steps as comments.
     Flannel(migrate_flannel::Options),
 }
 
@@ -88,7 +92,7 @@ fn main() -> ExitCode {
     match run(command, command_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Each error says the whole of it: its sources would say the same again.
+            // Each error's message includes its sources. Logging them too would repeat them.
             error!("{error}");
             ExitCode::FAILURE
         }
@@ -97,7 +101,7 @@ fn main() -> ExitCode {
 
 fn start_log(logging: &Logging) -> Result<()> {
     let level = &logging.log_level;
-    // What the library logs of itself, the agent says in its own words.
+    // Silence the library: the agent logs these events itself.
     let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{level}"))
         .map_err(|error| anyhow!("--log-level {level}: {error}"))?;
     let log = tracing_subscriber::fmt()
@@ -112,7 +116,7 @@ fn start_log(logging: &Logging) -> Result<()> {
 }
 
 fn run(command: Command, command_line: CommandLine) -> Result<()> {
-    // One thread: there is one owner of state, and the rest waits.
+    // One thread is enough: one task owns the state, and all others wait most of the time.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
         Command::Agent(config) => runtime.block_on(serve(*config, command_line)),
@@ -160,7 +164,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
         pace: Pace::default(),
     };
     if nodes.is_none() {
-        // Before the node is changed.
+        // Fail before the node is changed.
         api.server.check().await?;
     }
     let mut daemon = Daemon::start(config, &capabilities, store, bpf_lock).await?;
@@ -187,16 +191,18 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     let mut serving = tokio::spawn(server.serve(events));
     tokio::select! {
         () = daemon.run(queue) => {}
-        // A node list that cannot be watched would leave this node alone in the cluster, silently.
+        // End the agent when a source fails. If the node list cannot be watched, for example, this
+        // node would silently lose touch with the cluster.
         Some(failed) = watching.join_next() => failed??,
-        // No plugin reaches an agent without it.
+        // Without the socket, no plugin reaches the agent.
         ended = &mut serving => return Ok(ended??),
     }
-    // It ends when the queue is gone, and the socket's file with it.
+    // The server ends when the queue is dropped, and removes the socket's file.
     Ok(serving.await??)
 }
 
-/// Raises the limit of open files where it is too low: a client must not keep the agent from opening one.
+/// Raises the limit of open files if it is too low, so that no client can keep the agent from
+/// opening a file.
 fn reserve_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= DESCRIPTORS) {
@@ -210,7 +216,7 @@ fn reserve_descriptors() {
     }
 }
 
-/// A source that ends only with the agent, or because it cannot be one.
+/// Runs a source that ends only when the agent does, or with an error that makes it useless.
 async fn lasting<E>(source: impl Future<Output = Result<(), E>>) -> Result<()>
 where
     anyhow::Error: From<E>,
@@ -238,8 +244,8 @@ async fn stop_on(kind: SignalKind, events: mpsc::Sender<Event>) {
     }
 }
 
-/// Ages the tables out for as long as somebody wants to know: a thread, since a look through a full table takes a tenth of a
-/// second.
+/// Removes expired entries from the tables until the receiver of the events is dropped. Runs on its
+/// own thread, because a round through a full table takes a tenth of a second.
 fn collect_in_background(mut collector: Collector, events: mpsc::Sender<Event>) {
     std::thread::spawn(move || {
         let mut pause = housekeeping::INTERVAL;

@@ -1,4 +1,5 @@
-//! `podwire migrate flannel`: what stands in Podwire's configuration for flannel's, and how a cluster is moved node by node.
+//! `podwire migrate flannel`: Podwire's configuration in place of flannel's, and the steps that
+//! move a cluster node by node.
 
 mod net_conf;
 
@@ -14,37 +15,39 @@ use net_conf::{Backend, NetConf};
 
 use crate::config::Logging;
 
-/// The steps; what stands in braces depends on flannel's configuration.
+/// The steps. The parts in braces depend on flannel's configuration.
 const STEPS: &str = include_str!("migrate_flannel/steps.txt");
 
 /// Options of `podwire migrate flannel`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Flannel's configuration, the key `net-conf.json` of its ConfigMap; `-`: standard input.
+    /// File with flannel's configuration, the key `net-conf.json` of its ConfigMap, or `-` for
+    /// standard input.
     #[arg(long, value_name = "FILE")]
     pub net_conf: PathBuf,
-    /// What is logged.
+    /// What the command logs.
     #[command(flatten)]
     pub logging: Logging,
 }
 
-/// Why there is nothing to print.
+/// Why nothing is printed.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    /// The file.
+    /// The file cannot be read.
     #[error("read {}: {source}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// What keeps the cluster from being moved as it is: everything at once, each with what to do.
+    /// All obstacles to moving the cluster as it is, each with what to do.
     #[error("this cluster cannot be moved node by node as it is:{}", list(.0))]
     Obstacles(Vec<String>),
 }
 
-/// Reads flannel's configuration; gives ours, with the steps as comments behind it: the whole is a file for `--config`.
+/// Reads flannel's configuration. Returns Podwire's, followed by the steps as comments. The whole
+/// text is a file for `--config`.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -98,7 +101,7 @@ fn configuration(backend: &Backend) -> String {
             let port = port.unwrap_or(VXLAN_PORT);
             let mut text = format!("mode: vxlan\nvni: {vni}\nvxlan-port: {port}\n");
             if let Some(mtu) = mtu {
-                // Flannel's is that of the packets between nodes.
+                // Flannel's MTU is for the packets between nodes, Podwire's for the pods.
                 writeln!(text, "mtu: {}", mtu - VXLAN_OVERHEAD).expect("a string takes everything");
             }
             text
@@ -127,7 +130,7 @@ mod tests {
         describe(&net_conf::parse(net_conf).unwrap())
     }
 
-    /// The agent's options as the printed text has them.
+    /// Returns the agent's options as the printed text sets them.
     fn options(text: &str) -> Config {
         let entries: BTreeMap<String, Value> = serde_saphyr::from_str(text).unwrap();
         let mut arguments: Vec<String> =

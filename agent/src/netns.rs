@@ -1,4 +1,4 @@
-//! The network namespace that the agent runs in, as BPF programs know it.
+//! The agent's network namespace, and the numbers that identify it.
 
 use std::fs;
 use std::io;
@@ -12,11 +12,11 @@ use crate::sockopt;
 /// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h, Linux 5.14).
 const SO_NETNS_COOKIE: i32 = 71;
 
-/// Where the kernel shows this thread's network namespace.
+/// The kernel's file for this thread's network namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// The inode of this thread's network namespace. Two namespaces that exist at the same time have different ones; one that
-/// is gone may have had the same.
+/// Returns the inode number of this thread's network namespace. Two namespaces that exist at the
+/// same time have different ones. A namespace that is gone may have had the same one.
 ///
 /// # Errors
 /// [`FileError::Io`].
@@ -24,10 +24,11 @@ pub fn inode() -> Result<u64, FileError> {
     Ok(fs::metadata(OWN).map_err(FileError::of("look up", OWN))?.ino())
 }
 
-/// The kernel's number of this thread's network namespace: never 0, and never another's while the system runs.
+/// Returns the kernel's cookie of this thread's network namespace. It is never 0, and no other
+/// namespace gets it while the system runs.
 ///
 /// # Errors
-/// The kernel's: it has no such socket option (before Linux 5.14).
+/// The kernel's error. Before Linux 5.14 it has no such socket option.
 pub fn cookie() -> io::Result<u64> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     let mut cookie = [0; size_of::<u64>()];

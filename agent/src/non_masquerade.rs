@@ -1,4 +1,4 @@
-//! Networks towards which pods keep their own addresses: the file of `--non-masquerade-file`.
+//! Networks that see pods' own addresses: the file of `--non-masquerade-file`.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,10 +11,10 @@ use tokio::sync::mpsc;
 use crate::events::Event;
 use crate::watched_file::{WatchError, Watched};
 
-/// More than 50,000 networks, and as much as a ConfigMap holds.
+/// Largest size of the file in bytes: as much as a ConfigMap holds, more than 50,000 networks.
 const LARGEST: u64 = 1 << 20;
 
-/// A line that is no network.
+/// A line that is not a network.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("line {number} of {}: `{text}` is no IPv4 network such as 192.0.2.0/24; the last good list stays", path.display())]
 pub struct BadLine {
@@ -23,8 +23,8 @@ pub struct BadLine {
     text: String,
 }
 
-/// Sends the file's networks as an event now and after every change, or why they cannot be used. A file that is not there has none: a ConfigMap
-/// may lack the key.
+/// Sends an event now and after every change: the file's networks, or why they cannot be used. A
+/// missing file has no networks, because a ConfigMap may lack the key.
 ///
 /// # Errors
 /// Those of [`Watched::watch`].
@@ -42,7 +42,7 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), Wat
     .await
 }
 
-/// A network a line; `#` begins a comment.
+/// Parses one network per line; `#` begins a comment.
 ///
 /// # Errors
 /// [`BadLine`].

@@ -1,20 +1,21 @@
-//! Socket options that no library reads safely: the one `getsockopt` of the agent.
+//! Socket options that no library reads safely. This is the agent's only `getsockopt`.
 
 #![expect(unsafe_code, reason = "a system call that takes a pointer and a length")]
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-/// Reads a socket option into a buffer, and gives the number of bytes that the kernel wrote. Some options read the
-/// buffer first, as the question.
+/// Reads a socket option into a buffer, and returns the number of bytes that the kernel wrote. For
+/// some options the kernel first reads the buffer, which then contains the query.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's error, or `InvalidInput` if the buffer is too large.
 pub fn get(socket: BorrowedFd<'_>, level: i32, option: i32, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = libc::socklen_t::try_from(buffer.len())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the buffer is too large"))?;
-    // SAFETY: the descriptor is open for as long as it is borrowed. The pointer and the length are one live, writable
-    // slice, and the kernel writes no more than the length; any bytes are a valid `[u8]`. The length is a live local.
+    // SAFETY: the descriptor is open for as long as it is borrowed. The pointer and the length are
+    // one live, writable slice. The kernel writes no more than the length, and any bytes are a
+    // valid `[u8]`. `length` is a live local.
     let outcome = unsafe {
         libc::getsockopt(socket.as_raw_fd(), level, option, buffer.as_mut_ptr().cast(), &raw mut length)
     };

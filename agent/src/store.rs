@@ -1,11 +1,12 @@
-//! The state folder: the only truth about addresses, and all that the agent writes to disk.
+//! The state folder: the only truth about addresses, and everything that an agent keeps on disk for
+//! the next one.
 //!
 //! ```text
-//! agent.lock                          held while an agent runs; holds its process id
-//! last-address                        where the round of addresses stands
+//! agent.lock                          locked while an agent runs; contains its process id
+//! last-address                        the address that was assigned last
 //! endpoints/<host interface>.json     one per pod
-//! before.json                         what the agent found and has changed on the node
-//! network-namespace.json              where the pods are
+//! before.json                         the node's settings before the agent changed them
+//! network-namespace.json              the network namespace of the pods
 //! nodes.json                          the last good node list of the API server
 //! ```
 
@@ -34,21 +35,21 @@ const LAST_ADDRESS: &str = "last-address";
 const ENDPOINTS: &str = "endpoints";
 /// The last good node list of the API server.
 pub const NODES: &str = "nodes.json";
-/// The same before it has its name.
+/// The file's name while it is being written.
 const NODES_BEGUN: &str = "nodes.tmp";
 
 /// Version of the files under `endpoints/`.
 const FORMAT: u32 = 1;
 
-/// Bytes of a file for one pod: a block of most file systems.
+/// Bytes of a trial write: one block of most file systems, which is enough for one pod's file.
 const TRIAL: usize = 4096;
 
-/// Bytes of an endpoint's file: far more than the plugin can ask for.
+/// Largest size of an endpoint's file in bytes: far more than the plugin can ask for.
 const LARGEST: u64 = 16 << 20;
-/// Why a file cannot be read that the next agent may read.
+/// Errors that pass by themselves: the next agent may be able to read the file.
 const OVER_IN_A_MOMENT: [i32; 4] = [libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EINTR];
 
-/// The longest address and the end of its line.
+/// Length in bytes of the longest address and its newline.
 const LAST_ADDRESS_LENGTH: usize = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff\n".len();
 
 /// What is wrong with the state folder.
@@ -59,12 +60,12 @@ pub enum StateError {
     Format {
         /// An endpoint's file.
         path: PathBuf,
-        /// What is there.
+        /// The file's format.
         found: u32,
-        /// The latest that this agent knows.
+        /// The latest format that this agent knows.
         expected: u32,
     },
-    /// Somebody else uses it.
+    /// This process may not use the folder.
     #[error(transparent)]
     Claim(#[from] ClaimError),
     /// A file or folder.
@@ -73,24 +74,24 @@ pub enum StateError {
 }
 
 impl StateError {
-    /// What a plugin is told with it.
+    /// The CNI error code for the plugin.
     pub(crate) const CNI_CODE: u32 = codes::IO_FAILURE;
 }
 
-/// The state folder, held by this process alone.
+/// The state folder, locked by this process.
 #[derive(Debug)]
 pub struct Store {
     endpoints: PathBuf,
     last_address: File,
     last_address_path: PathBuf,
-    /// The lock ends with the process, however that ends.
+    /// The kernel releases it when the process ends in any way.
     lock: Lock,
 }
 
-/// What is in the place of an endpoint's file and is none.
+/// An entry in the place of an endpoint's file that is not a usable one.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Corrupt {
-    /// Where it is now.
+    /// Its path now.
     pub path: PathBuf,
     /// What is wrong with it.
     pub reason: String,
@@ -104,7 +105,7 @@ struct Record {
 }
 
 impl Store {
-    /// Opens the folder, made if it is not there, and locks it.
+    /// Opens the folder and locks it. Makes the folder if it is missing.
     ///
     /// # Errors
     /// [`StateError::Claim`] with the process that holds it; [`StateError::File`].
@@ -117,15 +118,16 @@ impl Store {
         Ok(Self { endpoints, last_address, last_address_path: path, lock })
     }
 
-    /// Whether the folder is there, and this process holds it.
+    /// Returns whether the folder exists and this process holds it.
     pub fn is_there(&self) -> bool {
         self.lock.is_there() && self.endpoints.is_dir()
     }
 
-    /// Makes the folder again that somebody has removed, and holds it. What was in it is not.
+    /// Makes a removed folder again and locks it. The folder is then empty: the caller restores its
+    /// content.
     ///
     /// # Errors
-    /// As [`Self::open`], and [`StateError::File`].
+    /// Those of [`Self::open`].
     pub fn make_again(&mut self, folder: &Path) -> Result<(), StateError> {
         create(&self.endpoints)?;
         if !self.lock.is_there() {
@@ -135,8 +137,9 @@ impl Store {
         Ok(())
     }
 
-    /// Writes to the disk what an endpoint takes, in a file without a name, of which nothing stays. For another thread: a disk
-    /// may take its time.
+    /// Returns a function that writes as much as an endpoint's file to the disk, into a file
+    /// without a name that leaves nothing behind. Call it on another thread, because a disk may be
+    /// slow.
     pub fn trial(&self) -> impl FnOnce() -> Result<(), FileError> + Send + use<> {
         let folder = self.endpoints.clone();
         move || {
@@ -147,19 +150,20 @@ impl Store {
                 file.sync_all()
             });
             match written {
-                // Such a file system has no files without a name (NFS): its next ADD tells.
+                // This file system has no files without a name (NFS). Its next ADD shows whether it
+                // can write.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
                 written => written.map_err(FileError::of("write to", folder)),
             }
         }
     }
 
-    /// Every endpoint on disk. What does not decode is renamed to `*.corrupt` if that is possible, and reported: the others are
-    /// used.
+    /// Returns every endpoint on disk. Renames a file that does not decode to `*.corrupt` if
+    /// possible, and reports it; the others are used. Removes unfinished files.
     ///
     /// # Errors
-    /// [`StateError::Format`] when a later release wrote one of them: then nothing was touched. [`StateError::File`] when the folder cannot be
-    /// listed, or a file not be read now.
+    /// [`StateError::Format`] if a later release wrote one of the files; then nothing was touched.
+    /// [`StateError::File`] if the folder cannot be listed, or a file cannot be read now.
     pub fn load(&self) -> Result<(Vec<Endpoint>, Vec<Corrupt>), StateError> {
         let (mut endpoints, mut undecodable, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
         let entries = fs::read_dir(&self.endpoints).map_err(FileError::of("list", &self.endpoints))?;
@@ -170,7 +174,7 @@ impl Store {
                     Ok(endpoint) => endpoints.push(endpoint),
                     Err(reason) => undecodable.push((path, reason)),
                 },
-                // A write that never got its name: its ADD was never answered.
+                // An unfinished write: its ADD was never answered.
                 Some("tmp") => unnamed.push(path),
                 _ => {}
             }
@@ -181,7 +185,7 @@ impl Store {
         Ok((endpoints, corrupt))
     }
 
-    /// Writes an endpoint so that after a power cut either the whole of it is there or nothing.
+    /// Writes an endpoint. After a power cut its file is complete or absent.
     ///
     /// # Errors
     /// [`FileError::Io`].
@@ -189,7 +193,8 @@ impl Store {
         self.saving(endpoint)()
     }
 
-    /// What [`Self::save`] does, to be done by another thread: it waits for the disk twice.
+    /// Returns a function that does the work of [`Self::save`]. Call it on another thread, because
+    /// it waits for the disk twice.
     pub fn saving(&self, endpoint: &Endpoint) -> impl FnOnce() -> Result<(), FileError> + Send + use<> {
         let (folder, path) = (self.endpoints.clone(), self.path(endpoint));
         let record = Record { format: FORMAT, endpoint: endpoint.clone() };
@@ -203,7 +208,7 @@ impl Store {
         }
     }
 
-    /// Removes an endpoint. Nothing happens when it is not there.
+    /// Removes an endpoint. A missing file is no error.
     ///
     /// # Errors
     /// [`FileError::Io`].
@@ -216,16 +221,20 @@ impl Store {
         }
     }
 
-    /// The address that was handed out last. `None` when that is not known: the round starts anew.
+    /// Returns the address that was assigned last. `None` if it is not known: assignment then
+    /// starts with the podCIDR's first address for pods.
     pub fn last_address(&self) -> Option<IpAddr> {
         let mut text = [0; LAST_ADDRESS_LENGTH];
         let length = self.last_address.read_at(&mut text, 0).ok()?;
         std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
     }
 
-    /// Remembers the address that was handed out last, for the next agent. In place, as long as the one before, and not synced: it outlives
-    /// the process, and after a power cut no pod is left whose address would have to rest. A new file would cost an ADD more than all else on
-    /// disk that it waits for.
+    /// Stores the address that was assigned last, for the next agent.
+    ///
+    /// The write goes in place, with a constant length, and is not synced. It survives the process.
+    /// A power cut may lose it, but then no pod is left, so no address has to stay unused for a
+    /// while. A new file would cost an ADD more time than all other disk accesses for which it
+    /// waits.
     ///
     /// # Errors
     /// [`FileError::Io`].
@@ -241,21 +250,21 @@ impl Store {
     }
 }
 
-/// The folder of endpoints, and the state folder with it.
+/// Makes the folder of endpoints, and with it the state folder.
 fn create(endpoints: &Path) -> Result<(), FileError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(endpoints);
     made.map_err(FileError::of("create the state folder", endpoints))
 }
 
-/// A file that is kept open, as it is or empty.
+/// Opens a file to keep it open. Leaves its content, and makes an empty file if it is missing.
 fn open(path: &Path) -> Result<File, FileError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     options.open(path).map_err(FileError::of("open", path))
 }
 
-/// Keeps agents from a state folder for as long as the file is open, and changes nothing else in it. `None`: there is no such
-/// folder, or no agent has ever used it.
+/// Locks a state folder against agents for as long as the lock exists, and changes nothing else in
+/// it. Returns `None` if there is no such folder, or if no agent has ever used it.
 ///
 /// # Errors
 /// [`ClaimError::Locked`] with the process that holds it; [`ClaimError::File`].
@@ -263,7 +272,8 @@ pub fn hold(folder: &Path) -> Result<Option<Lock>, ClaimError> {
     if folder.join(LOCK).exists() { lock(folder).map(Some) } else { Ok(None) }
 }
 
-/// Every endpoint of a state folder that nobody uses any more, as far as the files can be read, and those that cannot.
+/// Returns the endpoints of a state folder that no agent uses any more, and the files that cannot
+/// be read.
 pub fn peek(folder: &Path) -> (Vec<Endpoint>, Vec<Corrupt>) {
     let (mut endpoints, mut corrupt) = (Vec::new(), Vec::new());
     let entries = fs::read_dir(folder.join(ENDPOINTS)).into_iter().flatten().flatten();
@@ -277,15 +287,15 @@ pub fn peek(folder: &Path) -> (Vec<Endpoint>, Vec<Corrupt>) {
     (endpoints, corrupt)
 }
 
-/// Removes all that agents keep in a state folder, what the node was like before only if nobody needs it any more. Nothing happens when it is
-/// not there.
+/// Removes everything that agents keep in a state folder. Removes the node's earlier settings only
+/// if they have been `restored`. A missing folder is no error.
 ///
 /// # Errors
 /// [`FileError::Io`] for each thing that could not be removed.
 pub fn erase(folder: &Path, restored: bool) -> Vec<FileError> {
     let endpoints = folder.join(ENDPOINTS);
     let removed = absent_is_fine(fs::remove_dir_all(&endpoints)).map_err(FileError::of("remove", endpoints));
-    // The lock last: while it is held no agent begins here.
+    // Remove the lock last: while it is held, no agent can start here.
     let before = if restored { &[before::FILE][..] } else { &[] };
     let others = [before::FILE_BEGUN, claim::FILE, claim::FILE_BEGUN, NODES, NODES_BEGUN, LAST_ADDRESS, LOCK];
     let files = before.iter().chain(&others).map(|name| {
@@ -305,10 +315,10 @@ fn decode(path: &Path) -> Result<Result<Endpoint, String>, StateError> {
         Err(error) if error.raw_os_error().is_some_and(|code| OVER_IN_A_MOMENT.contains(&code)) => {
             return Err(FileError::of("read", path)(error).into());
         }
-        // This entry's fault and no other's: a dangling link, a folder in its place, a bad sector.
+        // Only this entry is affected: a dangling link, a folder in its place, a bad sector.
         Err(error) => return Ok(Err(error.to_string())),
     };
-    /// What every format has.
+    /// The field that every format has.
     #[derive(Deserialize)]
     struct AnyFormat {
         format: u32,
@@ -333,9 +343,9 @@ fn decode(path: &Path) -> Result<Result<Endpoint, String>, StateError> {
     Ok(Ok(record.endpoint))
 }
 
-/// The whole of a file that is one, and of the size of one.
+/// Reads a whole file, if it is a regular file and not too large.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // A FIFO keeps whoever opens it waiting for a writer.
+    // Without `O_NONBLOCK`, opening a FIFO would wait for a writer.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -349,7 +359,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Gives a file that is of no use another name. One that cannot be renamed stays where it is.
+/// Renames a file that cannot be used. If that fails, the file stays where it is.
 fn set_aside(path: PathBuf, reason: String) -> Corrupt {
     let aside = path.with_extension("json.corrupt");
     match fs::rename(&path, &aside) {

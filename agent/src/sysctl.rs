@@ -1,8 +1,9 @@
-//! The kernel switches that pod traffic through the host stack depends on, and what they were before.
+//! The kernel switches on which pod traffic through the host stack depends, and their earlier
+//! values.
 //!
-//! Those of pods' links and of the tunnel's device go with them. Forwarding of the whole node and of
-//! its uplinks does not: the state folder says what was found, written before the change, and
-//! `podwire uninstall` goes by that.
+//! The switches of pods' links and of the tunnel's device end with these devices. Forwarding of the
+//! whole node and of its links does not. So the agent writes the earlier values into the state
+//! folder before it changes them, and `podwire uninstall` restores them.
 
 use podwire_cni::protocol::codes;
 use std::collections::BTreeMap;
@@ -18,50 +19,52 @@ use crate::before::Before;
 use crate::files::FileError;
 
 const FORWARDING: &str = "net/ipv4/ip_forward";
-/// Of each device, and of those to come (`default`): the kernel sets them all with the whole node's.
+/// The folder of each device's switches, and of those of future devices (`default`). When the whole
+/// node's forwarding changes, the kernel sets all devices' too.
 const DEVICES: &str = "net/ipv4/conf";
-/// The kernel sets it to the opposite of the whole node's forwarding (`inet_forward_change`, net/ipv4/devinet.c).
+/// The kernel sets it to the opposite of the whole node's forwarding (`inet_forward_change`,
+/// net/ipv4/devinet.c).
 const REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
 
 /// A switch that cannot be read or set.
 #[derive(Debug, Error)]
 pub enum SwitchError {
-    /// A switch of the kernel's in a folder where it can only be read.
+    /// The switch is in a folder that is read-only.
     #[error("write {}: read-only, as in a container: mount the node's /proc/sys/net writable, at /host/proc/sys/net for example, and say so with --sysctl-dir /host/proc/sys", path.display())]
     ReadOnly {
         /// The switch.
         path: PathBuf,
     },
-    /// The switch, or the file that says what it was.
+    /// The switch, or the file with its earlier value.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
 impl SwitchError {
-    /// What a plugin is told with it.
+    /// The CNI error code for the plugin.
     pub(crate) const CNI_CODE: u32 = codes::IO_FAILURE;
 }
 
-/// A switch that packets of pods depend on, and what it has to be.
+/// A switch on which pods' packets depend, and the value that it must have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Switch {
-    /// By path below the folder.
+    /// The path below the folder of switches.
     name: String,
     value: &'static str,
 }
 
 impl Switch {
-    /// Packets that come by a device are forwarded. The kernel asks this of the device alone, whatever
-    /// `ip_forward` says.
+    /// Returns the switch for forwarding packets that arrive by a device. The kernel checks only
+    /// the device's own switch, whatever `ip_forward` says.
     pub fn forwarding(device: &str) -> Self {
         Self { name: format!("{DEVICES}/{device}/forwarding"), value: "1" }
     }
 
-    /// Those of the tunnel's device:
+    /// Returns the switches of the tunnel's device. Besides forwarding:
     ///
-    /// - `rp_filter` is loose: what arrives through the tunnel from a node's own address would be
-    ///   routed back by the uplink, and strict mode drops it. The kernel takes the larger of this
-    ///   value and `all`'s, so a strict `all` does no harm.
+    /// - `rp_filter` is loose. A packet from a node's own address arrives through the tunnel, but
+    ///   its route back leaves by the uplink, so strict mode would drop it. The kernel takes the
+    ///   larger of this value and `all`'s, so a strict `all` does no harm.
     /// - `disable_ipv6`: the tunnel carries IPv4 only. Without this the kernel sends router
     ///   solicitations and group reports into it.
     pub fn of_tunnel(device: &str) -> [Self; 3] {
@@ -79,32 +82,34 @@ impl fmt::Display for Switch {
     }
 }
 
-/// What became of forwarding when it was to be as before.
+/// The result of restoring forwarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarding {
-    /// The agent has not changed it, not since the last boot.
+    /// The agent has not changed it since the last boot.
     NotChanged,
-    /// Somebody has switched it off since.
+    /// Another program has switched it off since.
     ChangedSince,
-    /// It was switched off, as it was.
+    /// The earlier values were restored.
     AsBefore,
 }
 
 /// The switches of this network namespace.
 #[derive(Clone, Debug)]
 pub struct Switches {
-    /// Where the kernel shows them: `/proc/sys`, or, where that is read-only, as in a container, another folder with the same in it.
+    /// Where the kernel shows the switches: `/proc/sys`. Where that is read-only, as in a
+    /// container, another folder with the same content.
     folder: PathBuf,
 }
 
 impl Switches {
-    /// Those below a folder.
+    /// Returns the switches below a folder.
     pub fn below(folder: &Path) -> Self {
         Self { folder: folder.into() }
     }
 
-    /// Pods' packets to what the stack decides about (ClusterIPs, the world) are forwarded by it. What was found goes into the state folder
-    /// first, unless that has what an earlier agent found. Gives whether it was off.
+    /// Switches on forwarding, so that the stack forwards pods' packets to destinations about which
+    /// it decides (ClusterIPs, the world). First writes the earlier values into the state folder,
+    /// unless an earlier agent's are there. Returns whether forwarding was off.
     ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
@@ -121,7 +126,7 @@ impl Switches {
         Ok(true)
     }
 
-    /// The same of one of the node's links.
+    /// Like [`Self::enable_forwarding`], for one of the node's links.
     ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
@@ -137,8 +142,9 @@ impl Switches {
         Ok(true)
     }
 
-    /// Switches forwarding on. What it was before is remembered first, and forgotten where it cannot be
-    /// switched on: then whoever does it is not to be undone.
+    /// Switches forwarding on. Saves the earlier values first. If forwarding cannot be switched on,
+    /// saves the previous record again: when another program switches it on later, uninstall must
+    /// not undo that.
     fn set_remembering(
         &self,
         name: &str,
@@ -154,7 +160,8 @@ impl Switches {
         set
     }
 
-    /// Sets a switch of a device that the agent or the plugin has made. Gives whether it was otherwise.
+    /// Sets a switch of a device that the agent or the plugin has made. Returns whether it had
+    /// another value.
     ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
@@ -166,8 +173,9 @@ impl Switches {
         Ok(is_otherwise)
     }
 
-    /// What a switch is where that is not what it has to be. A device may be gone; one whose MTU is
-    /// below 1280 has no switches of IPv6, and a kernel without IPv6 has none at all.
+    /// Returns a switch's value if it is not the required one. A missing switch is no error: the
+    /// device may be gone, a device with an MTU below 1280 has no IPv6 switches, and a kernel
+    /// without IPv6 has none at all.
     fn found(&self, switch: &Switch) -> Result<Option<String>, SwitchError> {
         match self.read(&switch.name) {
             Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -175,8 +183,9 @@ impl Switches {
         }
     }
 
-    /// Switches forwarding off again if the agent has switched it on, in this boot, and it is still on; and gives back what the kernel
-    /// changes with it, where that is still as it was left.
+    /// Switches forwarding off again, if the agent switched it on in this boot and it is still on.
+    /// Also restores what the kernel changed with it, where that still has the value that it got
+    /// then.
     ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
@@ -188,7 +197,7 @@ impl Switches {
             return Ok(Forwarding::ChangedSince);
         }
         if !before.switches.contains_key(FORWARDING) {
-            // It was on, and some links of the node were not forwarded for.
+            // Forwarding was on; only some links of the node had it off.
             for (name, value) in &before.switches {
                 if self.read(name).is_ok_and(|now| now == "1") {
                     self.set(name, value)?;
@@ -200,7 +209,8 @@ impl Switches {
         for (name, now) in self.switched_with_forwarding()? {
             let left_at = if name == REDIRECTS { "0" } else { "1" };
             let before = before.switches.get(&name).filter(|_| now == left_at);
-            // A device that has come since is as it would be if forwarding had never been on.
+            // A device that came later gets the value that it would have if forwarding had never
+            // been on.
             let otherwise = if now == left_at { "0".into() } else { now };
             wanted.insert(name, before.cloned().unwrap_or(otherwise));
         }
@@ -211,18 +221,19 @@ impl Switches {
         Ok(Forwarding::AsBefore)
     }
 
-    /// All that writing the whole node's forwarding changes, by path below the folder, as it is now.
+    /// Returns the current values of everything that changes with the whole node's forwarding, by
+    /// path below the folder.
     fn switched_with_forwarding(&self) -> Result<BTreeMap<String, String>, FileError> {
         let folder = self.folder.join(DEVICES);
         let mut names = vec![FORWARDING.to_owned(), REDIRECTS.to_owned()];
         for entry in fs::read_dir(&folder).map_err(FileError::of("list", &folder))? {
             let device = entry.map_err(FileError::of("list", &folder))?.file_name();
-            // `all` is the whole node's switch by another name.
+            // `all` is another name of the whole node's switch.
             if device != "all" {
                 names.push(format!("{DEVICES}/{}/forwarding", device.to_string_lossy()));
             }
         }
-        // A device may go in between.
+        // A device may disappear meanwhile.
         Ok(names.into_iter().filter_map(|name| self.read(&name).ok().map(|value| (name, value))).collect())
     }
 
@@ -232,7 +243,7 @@ impl Switches {
         Ok(value.trim().to_owned())
     }
 
-    /// Writes only what is not so already, and says what it changed.
+    /// Writes a value if it differs, and logs the change.
     fn set(&self, name: &str, value: &str) -> Result<(), SwitchError> {
         let before = self.read(name)?;
         if before == value {

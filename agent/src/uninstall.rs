@@ -1,7 +1,8 @@
-//! `podwire uninstall`: everything that agents and the plugin have made on this node goes.
+//! `podwire uninstall`: removes everything that agents and the plugin have made on this node.
 //!
-//! It goes by what is there and not by what an agent remembers, so it works after half of an earlier one, and without the state folder
-//! or the pins. What cannot be removed is named, and does not keep the rest from going.
+//! It looks at what is there, not at what an agent remembers. So it works after an interrupted
+//! uninstall, and without the state folder or the pins. It logs what it cannot remove, and removes
+//! the rest.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -31,43 +32,46 @@ use crate::lock::Lock;
 use crate::store;
 use crate::sysctl::{Forwarding, Switches};
 
-/// Where runtimes look for network configurations, unless told otherwise.
+/// The folder where runtimes look for network configurations by default.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
 
-/// Why a folder may be left: something else is in it, or it is mounted.
+/// Errors that leave a folder in place: it contains something else, it is mounted, or it is
+/// read-only.
 const LEFT: [io::ErrorKind; 3] =
     [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::ResourceBusy, io::ErrorKind::ReadOnlyFilesystem];
 
 /// Options of `podwire uninstall`: where the agent had its files.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// As the agent had them.
+    /// The same places as the agent's.
     #[command(flatten)]
     pub places: Places,
-    /// Where `podwire install` has put the plugin, which is removed as well. Default: it stays.
+    /// Folder where `podwire install` has put the plugin, to remove the plugin as well. Default:
+    /// the plugin stays.
     #[arg(long, env = "PODWIRE_CNI_BIN_DIR", value_name = "FOLDER")]
     pub cni_bin_dir: Option<PathBuf>,
-    /// What is logged.
+    /// What the command logs.
     #[command(flatten)]
     pub logging: Logging,
 }
 
-/// How many things could not be removed.
+/// The number of things that could not be removed.
 #[derive(Debug, Default)]
 struct Failures(usize);
 
 impl Failures {
-    /// Names the fault of an attempt, if it has one.
+    /// Logs and counts the error of an attempt, if there is one.
     fn note<T, E: Display>(&mut self, outcome: Result<T, E>) -> Option<T> {
         outcome.inspect_err(|error| error!("{error}")).inspect_err(|_| self.0 += 1).ok()
     }
 }
 
-/// Removes everything. Gives the number of things that could not be removed, each of which was named.
+/// Removes everything. Returns the number of things that could not be removed; the log names each.
 ///
 /// # Errors
-/// [`Error::Claim`] while an agent runs, or in another namespace; [`Error::File`] or [`Error::Link`] when that or what is there
-/// cannot be found out: then nothing was touched.
+/// [`Error::Claim`] if an agent runs, or if the pods are in another network namespace.
+/// [`Error::File`] or [`Error::Link`] if this, or what is there, cannot be found out. In these
+/// cases nothing was touched.
 pub async fn run(options: &Options) -> Result<usize, Error> {
     let places = &options.places;
     let socket = places.socket();
@@ -82,7 +86,7 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     let host = links.host().await?;
     let (pods, unreadable) = store::peek(&places.state_dir);
 
-    // First: the runtime calls the plugin no more.
+    // First, so that the runtime no longer calls the plugin.
     if let Some(folder) = &places.cni_conf_dir {
         failures.note(cni_configuration::remove(folder));
     }
@@ -103,8 +107,8 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     for error in pins::remove_all(&places.bpf_dir) {
         failures.note(Err::<(), _>(error));
     }
-    // Late: until here it has answered the runtime's DEL, which nobody else would. Before the lock's file goes, since then an agent may
-    // begin, with a plugin and a socket of its own.
+    // Late, because until here the plugin has answered the runtime's DEL, and nothing else would.
+    // But before the lock's file: after that an agent may start, with its own plugin and socket.
     if let Some(folder) = &options.cni_bin_dir {
         failures.note(install::remove(folder));
     }
@@ -133,9 +137,9 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     Ok(failures.0)
 }
 
-/// Holds what an agent with another state folder may hold.
+/// Locks the socket and the folder of pins, which an agent with another state folder may hold.
 fn refuse_beside_an_agent(socket: &Path, bpf_dir: &Path) -> Result<[Option<Lock>; 2], ClaimError> {
-    // Its locks tell as well, unless somebody has removed the folders.
+    // The agent's locks would also show it, unless the folders were removed.
     if UnixStream::connect(socket).is_ok() {
         return Err(ClaimError::AgentRuns { path: socket.into() });
     }
@@ -149,7 +153,8 @@ fn refuse_beside_an_agent(socket: &Path, bpf_dir: &Path) -> Result<[Option<Lock>
     ])
 }
 
-/// The pods' links and the tunnel's, with the programs, addresses and routes that they have. Gives the names of the pods'.
+/// Removes the pods' links and the tunnel's, with their programs, addresses and routes. Returns the
+/// names of the pods' links.
 async fn remove_devices(links: &Links, host: &Host, failures: &mut Failures) -> BTreeSet<String> {
     let mut cut = BTreeSet::new();
     for device in host.pod_devices() {
@@ -189,7 +194,8 @@ fn restore_forwarding(switches: &Switches, before: &Before, others: &[String]) -
 }
 
 fn remove_folder(folder: &Path) -> Result<(), FileError> {
-    // In a container the folder is a mount, which only who has made it can take away, in a root that is read-only.
+    // In a container the folder is a mount in a read-only root. Only the runtime that made the
+    // mount can remove it.
     match fs::remove_dir(folder) {
         Err(error) if LEFT.contains(&error.kind()) => {
             info!(path = %folder.display(), "the folder is left: {error}");
@@ -199,7 +205,7 @@ fn remove_folder(folder: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Who has copied it knows where else it is.
+/// Logs what an operator copied to the node and must remove. Only the operator knows all copies.
 fn name_what_is_left(options: &Options) {
     let folder = options.places.cni_conf_dir.as_deref().unwrap_or(Path::new(CONFIGURATIONS));
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();

@@ -1,8 +1,11 @@
 //! A file that is read again when it changes.
 //!
-//! The kernel tells of changes in the folders that lead to the file (inotify). A look every few
-//! seconds finds what it does not tell of: a folder or a link on the way that was replaced, a change on
-//! a file system without notices, and every change where inotify is used up.
+//! The kernel reports changes in the folders that lead to the file (inotify). A check every few
+//! seconds finds what the kernel does not report:
+//!
+//! - a folder or a link on the way that was replaced,
+//! - a change on a file system without notices,
+//! - every change when inotify's limits are used up.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -22,26 +25,26 @@ use tracing::{debug, warn};
 
 use crate::events::Event;
 
-/// Writers often make several events of one change.
+/// Waiting time after a notice: writers often make several events of one change.
 pub(crate) const SETTLE: Duration = Duration::from_millis(50);
 
-/// How often the file is looked at without a notice of the kernel's.
+/// Interval of checks without a notice from the kernel.
 const POLL: Duration = Duration::from_secs(5);
 
-/// A change that is younger than this may share its time with one that is still to come: the kernel's clock of files ticks
-/// (CONFIG_HZ, 100 at least).
+/// A change younger than this may have the same time as a later one, because the kernel's clock for
+/// files ticks (CONFIG_HZ, 100 at least).
 const SURE: Duration = Duration::from_millis(20);
 
-/// Symbolic links that are followed, as many as the kernel follows (MAXSYMLINKS).
+/// Largest number of symbolic links that are followed: as many as the kernel follows (MAXSYMLINKS).
 const LINKS: usize = 40;
 
 /// Why a file cannot be watched.
 #[derive(Debug, Error)]
 pub enum WatchError {
-    /// Its folder is not there.
+    /// The file's folder does not exist.
     #[error("the folder {} of {what} does not exist: create it, with the file in it or for it to come", path.display())]
     NoFolder {
-        /// What the file is.
+        /// The file's purpose, for messages.
         what: &'static str,
         /// The folder.
         path: PathBuf,
@@ -51,23 +54,24 @@ pub enum WatchError {
 /// A file to watch.
 #[derive(Clone, Debug)]
 pub struct Watched {
-    /// What it is, for messages.
+    /// The file's purpose, for messages.
     pub what: &'static str,
-    /// Where it is.
+    /// The file's path.
     pub path: PathBuf,
-    /// Its largest size, bytes.
+    /// The file's largest size in bytes.
     pub limit: u64,
 }
 
-/// A file that was opened to be read, no further than its largest size.
+/// An open file that is read up to its largest size.
 pub(crate) type Opened = Take<File>;
 
 impl Watched {
-    /// Sends what `event_of` makes of the file, or of the reason why it cannot be read, now and after every change. The file is read on a
-    /// thread of its own, so that a large one keeps nobody waiting.
+    /// Sends an event now and after every change. `event_of` makes it from the file, or from the
+    /// reason why the file cannot be read. A separate thread reads the file, so that a large file
+    /// delays nothing else.
     ///
     /// # Errors
-    /// [`WatchError`]. Otherwise it returns when nobody receives any more.
+    /// [`WatchError`]. Without an error, this returns when the receiver is dropped.
     pub async fn watch(
         self,
         events: &mpsc::Sender<Event>,
@@ -82,7 +86,7 @@ impl Watched {
         let mut notices = Notices::new(Arc::clone(&file), changes_in);
         let mut last = None;
         loop {
-            // Before the file is read: a change after that is told.
+            // Before the file is read, so that a change after the read is reported.
             notices.follow();
             let look = {
                 let (file, event_of) = (Arc::clone(&file), Arc::clone(&event_of));
@@ -112,14 +116,14 @@ impl Watched {
         }
     }
 
-    /// Reads the file unless it is as it was.
+    /// Reads the file if it has changed.
     fn look(
         &self,
         last: Option<Result<Seen, String>>,
         event_of: &impl Fn(Result<Opened, String>) -> Event,
     ) -> (Result<Seen, String>, Option<Event>) {
         let (mut seen, mut file) = apart(self.open());
-        // Other files of the folder change too, and the log may be one of them.
+        // Notices are also about other files of the folder, and the agent's log may be one of them.
         if last.as_ref() == Some(&seen) {
             return (seen, None);
         }
@@ -130,10 +134,10 @@ impl Watched {
         (seen, Some(event_of(file)))
     }
 
-    /// The text of the file.
+    /// Returns the text of the file.
     ///
     /// # Errors
-    /// Why it cannot be read, with what it is and its path.
+    /// Why the file cannot be read, with its purpose and path.
     pub(crate) fn read(&self) -> Result<String, String> {
         let (_, file) = self.open()?;
         io::read_to_string(file).map_err(|error| self.cannot("read", &error))
@@ -141,7 +145,7 @@ impl Watched {
 
     fn open(&self) -> Result<(Seen, Opened), String> {
         let open = || {
-            // Before it is opened: that alone does something to a device or a FIFO.
+            // Check before opening: to open a device or a FIFO already has an effect on it.
             self.check(&fs::metadata(&self.path)?)?;
             let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&self.path)?;
             let metadata = file.metadata()?;
@@ -176,7 +180,8 @@ fn apart(opened: Result<(Seen, Opened), String>) -> (Result<Seen, String>, Resul
     }
 }
 
-/// What tells one state of a file from another without reading it. A large list is not kept for that.
+/// What distinguishes one state of a file from another without reading it, so that a large list
+/// need not be kept for comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     file: (u64, u64),
@@ -193,7 +198,7 @@ impl Seen {
         }
     }
 
-    /// How long ago it was changed; zero where the wall clock was set back since.
+    /// Returns how long ago the file was changed; zero if the wall clock was set back since.
     fn age(&self) -> Duration {
         let since = Duration::new(self.changed.0.unsigned_abs(), self.changed.1 as u32);
         SystemTime::now().duration_since(UNIX_EPOCH + since).unwrap_or_default()
@@ -209,9 +214,9 @@ struct Notices {
     file: Arc<Watched>,
     changes: mpsc::Sender<()>,
     watcher: Option<RecommendedWatcher>,
-    /// Device and inode of each folder that is watched.
+    /// Device and inode of each watched folder.
     watched: BTreeMap<PathBuf, (u64, u64)>,
-    /// Why there are none, as it was last said.
+    /// The last logged reason why there are no notices.
     missing: Option<String>,
 }
 
@@ -220,12 +225,14 @@ impl Notices {
         Self { file, changes, watcher: None, watched: BTreeMap::new(), missing: None }
     }
 
-    /// A folder that was removed is watched no more, even if another has its name, device and inode now.
+    /// Forgets the watched folders. The kernel no longer watches a folder that was removed, even if
+    /// a new one has its name, device and inode.
     fn renew(&mut self) {
         self.watched.clear();
     }
 
-    /// Watches the folders that lead to the file now. Where that fails the file is still looked at.
+    /// Watches the folders that now lead to the file. If that fails, the periodic check still reads
+    /// the file.
     fn follow(&mut self) {
         let missing = self.try_follow().err().map(|error| error.to_string());
         if missing == self.missing {
@@ -248,7 +255,7 @@ impl Notices {
             none => none.insert(watcher(self.changes.clone())?),
         };
         for folder in folders_to(&self.file.path) {
-            // One that is not there is looked for again.
+            // A missing folder is tried again at the next check.
             let Ok(found) = fs::metadata(&folder).map(|metadata| identity(&metadata)) else { continue };
             if self.watched.get(&folder) == Some(&found) {
                 continue;
@@ -262,7 +269,8 @@ impl Notices {
     }
 }
 
-/// Folders, not the file: editors and ConfigMaps replace files by renaming. A symbolic link's target has a folder of its own.
+/// Returns the folders that lead to a file. The file itself is not enough: editors and ConfigMaps
+/// replace files by renaming. The target of a symbolic link has its own folder.
 fn folders_to(path: &Path) -> Vec<PathBuf> {
     let mut at = path.to_owned();
     let mut folders = vec![parent(&at)];
@@ -276,14 +284,14 @@ fn folders_to(path: &Path) -> Vec<PathBuf> {
 
 fn watcher(changes: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
     notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading is an event as well: answering it by reading would never end.
+        // Ignore reads: the agent answers a notice by reading, and that would never end.
         let reading = |event: &notify::Event| match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
             EventKind::Access(_) => true,
             _ => false,
         };
         if !event.as_ref().is_ok_and(reading) {
-            // Full: a change is announced already.
+            // If the channel is full, a change is already announced.
             let _ = changes.try_send(());
         }
     })

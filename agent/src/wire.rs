@@ -1,4 +1,5 @@
-//! Between what the plugin says and the model: each has its own types, so that the protocol may change without the model.
+//! Conversions between the protocol and the model. Each has its own types, so that the protocol can
+//! change without the model.
 
 use std::net::IpAddr;
 
@@ -8,18 +9,18 @@ use podwire_core::model::{
     Attachment, Bandwidth, Endpoint, Limit, PodName, PortMapping, Transport, format_mac,
 };
 
-/// What names an attachment.
+/// Converts the container ID and the interface name of an attachment.
 pub fn attachment(wire: &protocol::Attachment) -> Attachment {
     Attachment { container_id: wire.container_id.clone(), interface: wire.interface.clone() }
 }
 
-/// How fast a pod may be.
+/// Converts a pod's bandwidth limits.
 pub fn bandwidth(wire: protocol::Bandwidth) -> Bandwidth {
     let limit = |wire: protocol::Limit| Limit { rate: wire.rate, burst: wire.burst };
     Bandwidth { ingress: wire.ingress.map(limit), egress: wire.egress.map(limit) }
 }
 
-/// A pod's hostPorts.
+/// Converts a pod's hostPorts.
 pub fn port_mappings(wire: &[protocol::PortMapping]) -> Vec<PortMapping> {
     let mapping = |wire: &protocol::PortMapping| PortMapping {
         host_address: wire.host_address.map(IpAddr::V4),
@@ -33,12 +34,12 @@ pub fn port_mappings(wire: &[protocol::PortMapping]) -> Vec<PortMapping> {
     wire.iter().map(mapping).collect()
 }
 
-/// A pod's name.
+/// Converts a pod's name.
 pub fn pod_name(wire: &protocol::PodName) -> PodName {
     PodName { namespace: wire.namespace.clone(), name: wire.name.clone() }
 }
 
-/// What the plugin configures in the pod.
+/// Returns what the plugin configures in the pod.
 pub fn added(endpoint: &Endpoint) -> protocol::Added {
     protocol::Added {
         addresses: vec![IpNet::from(endpoint.address)],

@@ -12,13 +12,15 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::error::CniError;
 
-/// What a request may take from connecting to the last byte of the reply. Agents answer in milliseconds; one that
-/// has not after this long is stuck, and the runtime's own patience (kubelet: minutes) leaves room for a retry.
+/// Time for a request, from connecting to the last byte of the reply. Agents answer in
+/// milliseconds: after this long, the agent is stuck. The runtime's own patience (kubelet: minutes)
+/// leaves room for a retry.
 pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
-/// The same for taking back what a failed ADD may have left: shorter, as the runtime is waiting for the error.
+/// Time for the request that undoes a failed ADD. It is shorter, because the runtime waits for the
+/// error.
 pub(crate) const UNDO_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Why there is no answer, or not the one that was asked for.
+/// Why there is no answer, or only an unexpected one.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentError {
     #[error(
@@ -42,7 +44,7 @@ pub(crate) enum AgentError {
 }
 
 impl AgentError {
-    /// May the agent have done what was asked, although the answer did not come?
+    /// Returns whether the agent may have acted on the request, although no answer came.
     pub(crate) fn may_have_acted(&self) -> bool {
         match self {
             AgentError::Absent { .. } | AgentError::Connect { .. } | AgentError::Refused(_) => false,
@@ -68,7 +70,7 @@ impl From<AgentError> for CniError {
     }
 }
 
-/// Where the agent is, and how long it has for each request.
+/// The agent's socket, and the time that each request may take.
 pub(crate) struct Agent<'a> {
     pub(crate) socket: &'a Path,
     pub(crate) deadline: Duration,
@@ -82,7 +84,8 @@ impl Agent<'_> {
         }
     }
 
-    /// Whether an ADD would be refused for what it asks for. Nothing is done.
+    /// Asks whether the agent would refuse an ADD because of its contents. The agent does nothing
+    /// else.
     pub(crate) fn propose(&self, add: protocol::Add) -> Result<(), AgentError> {
         match self.ask(Call::Propose(Box::new(add)))? {
             Reply::Acceptable => Ok(()),
@@ -111,7 +114,7 @@ impl Agent<'_> {
         }
     }
 
-    /// How many attachments it has taken back.
+    /// Returns how many attachments the agent has released.
     pub(crate) fn gc(&self, gc: Gc) -> Result<u32, AgentError> {
         match self.ask(Call::Gc(gc))? {
             Reply::Collected(count) => Ok(count),
@@ -119,7 +122,7 @@ impl Agent<'_> {
         }
     }
 
-    /// An answer with which the plugin can do nothing.
+    /// Returns the error for an answer that the plugin cannot use.
     pub(crate) fn nonsense(&self, reason: impl ToString) -> AgentError {
         AgentError::Nonsense { socket: self.socket.to_owned(), reason: reason.to_string() }
     }
@@ -151,7 +154,8 @@ impl Agent<'_> {
             .map_err(|error| self.broken(error))
     }
 
-    /// By hand, because a connection to a listener with a full queue waits, and only a send timeout ends that.
+    /// Connects by hand: a connection to a listener with a full queue waits, and only a send
+    /// timeout ends that wait.
     fn connect(&self) -> Result<UnixStream, AgentError> {
         let connect = || {
             let address = SocketAddrUnix::new(self.socket)?;
@@ -166,7 +170,7 @@ impl Agent<'_> {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                     AgentError::Absent { socket, source }
                 }
-                // Nothing has been sent: the agent cannot have acted, but may when asked again.
+                // Nothing was sent, so the agent cannot have acted. It may act on a later request.
                 io::ErrorKind::WouldBlock => AgentError::Absent { socket, source },
                 _ => AgentError::Connect { socket, source },
             }
@@ -188,7 +192,7 @@ impl Agent<'_> {
     }
 }
 
-/// A stream whose every read and write ends at the same moment, however many there are.
+/// A stream with one end time for all reads and writes, however many there are.
 struct Timed {
     stream: UnixStream,
     end: Instant,
@@ -197,7 +201,7 @@ struct Timed {
 impl Timed {
     fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.end.saturating_duration_since(Instant::now());
-        // A timeout of zero would mean none at all.
+        // A timeout of zero would mean no timeout.
         if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
     }
 }
@@ -233,7 +237,7 @@ mod tests {
         Attachment { container_id: "c1".into(), interface: "eth0".into() }
     }
 
-    /// What a Del comes to when the agent treats the connection as `serve` does.
+    /// Returns the outcome of a DEL when the agent treats the connection as `serve` does.
     fn check(serve: impl FnOnce(UnixStream) + Send + 'static) -> Result<(), AgentError> {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("agent.sock");
@@ -268,7 +272,7 @@ mod tests {
 
     #[test]
     fn an_agent_that_says_nothing_is_given_up_at_the_deadline() {
-        // The server waits for the plugin to hang up, which it does only when it gives up.
+        // The server waits until the plugin hangs up. The plugin does so only when it gives up.
         let error = check(|mut stream| drop(stream.read_to_end(&mut Vec::new()))).unwrap_err();
         assert!(matches!(error, AgentError::Stalled { .. }), "{error}");
         assert!(error.may_have_acted());

@@ -1,4 +1,5 @@
-//! The `bandwidth` capability: how fast a pod may receive and send (CNI conventions, "Dynamic Plugin specific fields").
+//! The `bandwidth` capability: how fast a pod may receive and send (CNI conventions, "Dynamic
+//! Plugin specific fields").
 
 use std::num::NonZeroU64;
 
@@ -7,10 +8,11 @@ use podwire_cni::protocol::{Bandwidth, Limit};
 use crate::config_error::ConfigError;
 use crate::fields::{Fields, Keys};
 
-/// Bits per second: a full-sized packet of Ethernet's usual 1500 bytes takes a second. With less, TCP does not get under way.
+/// The lowest rate, bits per second: a full-sized packet of Ethernet's usual 1500 bytes takes one
+/// second. At lower rates TCP does not get under way.
 const LEAST_RATE: u64 = 12_000;
 
-/// The limits asked for. A rate of 0 is none, as for the reference plugin.
+/// Returns the requested limits. A rate of 0 means no limit, as for the reference plugin.
 pub(crate) fn parse(fields: &Fields<'_>) -> Result<Bandwidth, ConfigError> {
     let Some(fields) = fields.object("bandwidth", Keys::AnyCase)? else { return Ok(Bandwidth::default()) };
     Ok(Bandwidth {

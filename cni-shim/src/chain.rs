@@ -1,4 +1,5 @@
-//! Ours later in a list of plugins: what those before it have answered, to which our part is added.
+//! Podwire after other plugins in a list: reads their result, to which `podwire-cni` adds its own
+//! part.
 
 use std::net::IpAddr;
 
@@ -9,7 +10,7 @@ use crate::config_error::ConfigError;
 use crate::dns::Dns;
 use crate::fields::{Fields, Keys};
 
-/// The result of the plugins before ours, which have not made the pod's interface.
+/// The result of the plugins before this one. They have not made the pod's interface.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Earlier {
     pub(crate) interfaces: Vec<Value>,
@@ -19,8 +20,11 @@ pub(crate) struct Earlier {
 }
 
 impl Earlier {
-    /// Reads `prevResult`, if there is one. Refused is one that gives the pod that interface, or an address: Podwire's pods have one
-    /// interface, made by Podwire. Loopback's addresses are no such (the reference plugin `loopback` answers with them).
+    /// Reads `prevResult`, if there is one.
+    ///
+    /// A Podwire pod has one interface, made by Podwire. So this refuses a result that already has
+    /// that interface or an address of the pod. Loopback addresses may be there: the reference
+    /// plugin `loopback` returns them.
     pub(crate) fn parse(previous: Option<&Value>, interface: &str) -> Result<Self, ConfigError> {
         let Some(map) = previous.and_then(Value::as_object) else { return Ok(Earlier::default()) };
         let fields = Fields::at("prevResult", map, Keys::Exact);

@@ -18,8 +18,8 @@ use crate::runtime_config::RuntimeConfig;
 use crate::skim::skim;
 use crate::version::SpecVersion;
 
-/// The keys that the specification or this plugin gives a meaning. Those of a network configuration *list* are here
-/// too: a runtime that writes them into the plugin's own object does no harm.
+/// The keys that have a meaning in the specification or for this plugin. Keys of a network
+/// configuration *list* are among them: a runtime may copy them into the plugin's own object.
 const KNOWN: [&str; 17] = [
     "cniVersion",
     "cniVersions",
@@ -39,43 +39,44 @@ const KNOWN: [&str; 17] = [
     "disableGC",
     "loadOnlyInlinedPlugins",
 ];
-/// What GC is to keep. libcni 1.2.0 to 1.2.2 wrote it by the second name, as the specification 1.1.0 first had it.
+/// The keys for the attachments that GC must keep. libcni 1.2.0 to 1.2.2 wrote the second key,
+/// which the specification 1.1.0 had at first.
 const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
-/// What DEL, STATUS and GC read.
+/// The keys that DEL, STATUS and GC read.
 const NEEDED_BY_ALL: [&str; 6] =
     ["cniVersion", "name", "type", "socket", VALID_ATTACHMENTS[0], VALID_ATTACHMENTS[1]];
-/// What the kernel accepts on a link that carries IPv4 (`ETH_MIN_MTU` to `ETH_MAX_MTU`).
+/// The MTUs that the kernel accepts on a link with IPv4 (`ETH_MIN_MTU` to `ETH_MAX_MTU`).
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65535;
 
-/// What a call is to do, beyond its environment.
+/// The configuration of a call, beyond its environment.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) version: SpecVersion,
     /// `name`: the network that the attachment belongs to.
     pub(crate) network: String,
-    /// Where the agent listens.
+    /// Path of the agent's socket.
     pub(crate) socket: PathBuf,
-    /// MTU of the pod's link, bytes; none: the agent's choice.
+    /// MTU of the pod's link, bytes; `None`: the agent chooses.
     pub(crate) mtu: Option<u32>,
-    /// Addresses asked for, each with its full prefix length.
+    /// Requested addresses, each with its full prefix length.
     pub(crate) addresses: Vec<IpNet>,
     /// hostPorts.
     pub(crate) port_mappings: Vec<PortMapping>,
     /// The pod side's link address (`mac` capability).
     pub(crate) mac: Option<Mac>,
-    /// Routes that the pod gets beside its default one.
+    /// Routes that the pod gets in addition to its default one.
     pub(crate) routes: Vec<Asked>,
     /// How fast the pod may receive and send.
     pub(crate) bandwidth: Bandwidth,
-    /// What the result says of name resolution.
+    /// Name resolution, as the result reports it.
     pub(crate) dns: Dns,
-    /// `prevResult`: of ADD the result of earlier plugins, of CHECK that of the ADD.
+    /// `prevResult`: for ADD the result of earlier plugins, for CHECK the result of the ADD.
     pub(crate) previous: Option<Value>,
-    /// What GC is to keep, as it was written.
+    /// The attachments that GC must keep, still undecoded.
     valid_attachments: Option<Value>,
 }
 
-/// A configuration, and what the operator should hear about it.
+/// A configuration, and warnings about it for the operator.
 #[derive(Debug)]
 pub(crate) struct Parsed {
     pub(crate) config: Config,
@@ -83,15 +84,16 @@ pub(crate) struct Parsed {
 }
 
 impl Config {
-    /// Reads a configuration. `version` is set as soon as it is known, so that an error about a later key is told
-    /// in the version that the runtime speaks.
+    /// Reads a configuration. Sets `version` as soon as it is known, so that an error about a later
+    /// key is reported in the version that the runtime speaks.
     pub(crate) fn parse(json: &[u8], version: &mut SpecVersion) -> Result<Parsed, ConfigError> {
         let document: Value = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
         Self::of(document.as_object().ok_or(ConfigError::NotAnObject)?, version)
     }
 
-    /// The same for DEL, GC and STATUS, which need nothing that is for one pod (`runtimeConfig`, `routes`): what ADD has refused must not keep DEL
-    /// from succeeding, whatever its size, depth or text.
+    /// Reads a configuration for DEL, GC and STATUS, which need no keys about one pod
+    /// (`runtimeConfig`, `routes`). DEL must succeed for a configuration that ADD has refused,
+    /// whatever its size, depth or text.
     pub(crate) fn parse_for_others(
         json: impl io::Read,
         version: &mut SpecVersion,
@@ -132,14 +134,15 @@ impl Config {
         Ok(Parsed { config, warnings })
     }
 
-    /// The result that CHECK compares with.
+    /// Returns the result that CHECK compares with.
     pub(crate) fn previous_result(&self) -> Result<PreviousResult, ConfigError> {
         let missing = || ConfigError::Missing { field: "prevResult".to_owned() };
         let map = self.previous.as_ref().and_then(Value::as_object).ok_or_else(missing)?;
         PreviousResult::parse(&Fields::at("prevResult", map, Keys::Exact))
     }
 
-    /// The attachments that GC is to keep. One that does not decode is an error: guessing could cost a pod its network.
+    /// Returns the attachments that GC must keep. An entry that does not decode is an error: a
+    /// guess could cost a pod its network.
     pub(crate) fn valid_attachments(&self) -> Result<Vec<Attachment>, ConfigError> {
         let [key, _] = VALID_ATTACHMENTS;
         let missing = |field: String| ConfigError::Missing { field };
@@ -156,14 +159,16 @@ impl Config {
     }
 }
 
-/// What GC is to keep. `null` is a list without entries: Go's encoder writes it for one that nothing was added to, as a runtime without pods has
-/// it (CRI-O after a boot).
+/// Returns the list of attachments that GC must keep. `null` is an empty list: Go's encoder writes
+/// it for a list to which nothing was added. A runtime without pods has such a list (CRI-O after a
+/// boot).
 fn valid_attachments<'a>(fields: &Fields<'a>) -> Option<&'a Value> {
     let [own, other] = VALID_ATTACHMENTS.map(|key| fields.written(key));
     own.filter(|value| !value.is_null()).or(other).or(own)
 }
 
-/// A configuration without one is of the first version, which had no such key.
+/// Returns the configuration's version. A configuration without `cniVersion` has the first version,
+/// which did not have that key.
 fn spec_version(fields: &Fields<'_>) -> Result<SpecVersion, ConfigError> {
     let Some(text) = fields.string("cniVersion")?.filter(|text| !text.is_empty()) else {
         return Ok(SpecVersion::V0_1_0);
@@ -194,7 +199,7 @@ fn socket(fields: &Fields<'_>) -> Result<PathBuf, ConfigError> {
     Err(ConfigError::Invalid { field: "socket".to_owned(), found: path.to_owned(), reason })
 }
 
-/// Zero means "not set", as for the reference plugins.
+/// Returns the configured MTU. Zero means "not set", as for the reference plugins.
 fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, ConfigError> {
     match fields.unsigned("mtu")? {
         None | Some(0) => Ok(None),
@@ -207,10 +212,11 @@ fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, ConfigError> {
     }
 }
 
-/// Keys that change nothing here, and whose author should know.
+/// Returns warnings about keys that this plugin ignores, so that the author of the configuration
+/// knows.
 fn warnings(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
     let mut warnings = Vec::new();
-    // Keys with a dot are the specification's own later additions (`cni.dev/valid-attachments`).
+    // Keys with this prefix are later additions of the specification (`cni.dev/valid-attachments`).
     let unknown = fields.unknown(&KNOWN).into_iter().filter(|key| !key.starts_with("cni.dev/"));
     warnings
         .extend(unknown.map(|key| format!("unknown key {key:?} in the network configuration is ignored")));
@@ -240,7 +246,7 @@ mod tests {
         Ok(Config::parse(document.to_string().as_bytes(), &mut version)?)
     }
 
-    /// The smallest configuration, with keys added or replaced.
+    /// Returns the smallest configuration, with keys added or replaced.
     fn with(changes: &Value) -> Value {
         let mut document = json!({"cniVersion": "1.0.0", "name": "podwire", "type": "podwire-cni"});
         let map = document.as_object_mut().unwrap();
@@ -293,7 +299,8 @@ mod tests {
     fn the_configuration_that_is_shipped_is_taken_without_a_word() {
         let shipped = include_bytes!("../../manifests/10-podwire.conflist");
         let list: Value = serde_json::from_slice(shipped).unwrap();
-        // A runtime hands a plugin of a list its own object with the list's name and version (CNI specification, section 3).
+        // A runtime gives a plugin of a list its own object, with the list's name and version added
+        // (CNI specification, section 3).
         let mut plugin = list["plugins"][0].clone();
         plugin["cniVersion"] = list["cniVersion"].clone();
         plugin["name"] = list["name"].clone();

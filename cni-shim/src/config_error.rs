@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, and the code by which a runtime is told.
+//! Errors of a configuration, and the codes that report them to a runtime.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use podwire_cni::protocol::codes;
 use crate::error::CniError;
 use crate::version::SpecVersion;
 
-/// What is wrong with the configuration.
+/// An error of the configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("the network configuration on standard input is not JSON: {0}")]

@@ -1,4 +1,4 @@
-//! Name resolution: what the configuration, the runtime and earlier plugins say of it.
+//! Name resolution, as the configuration, the runtime and earlier plugins set it.
 
 use serde_json::{Map, Value, json};
 
@@ -15,7 +15,7 @@ pub(crate) struct Dns {
 }
 
 impl Dns {
-    /// The key `dns` of a configuration or a result.
+    /// Reads the key `dns` of a configuration or a result.
     pub(crate) fn parse(fields: &Fields<'_>) -> Result<Dns, ConfigError> {
         let Some(dns) = fields.object("dns", Keys::AnyCase)? else { return Ok(Dns::default()) };
         let owned = |key| Ok(dns.strings(key)?.into_iter().map(str::to_owned).collect());
@@ -27,7 +27,7 @@ impl Dns {
         })
     }
 
-    /// The same with whatever `other` says in its place.
+    /// Returns these settings, replaced by those that `other` sets.
     pub(crate) fn overridden_by(self, other: Dns) -> Dns {
         let lists = |own: Vec<String>, other: Vec<String>| if other.is_empty() { own } else { other };
         Dns {

@@ -1,4 +1,5 @@
-//! The environment of a call: `CNI_COMMAND` and what it needs (CNI specification, section "Parameters").
+//! The environment of a call: `CNI_COMMAND` and the variables that it needs (CNI specification,
+//! section "Parameters").
 
 use std::ffi::OsString;
 
@@ -9,7 +10,7 @@ use crate::error::CniError;
 use crate::mac::Mac;
 use crate::runtime_config::single_address;
 
-/// The kernel's `IFNAMSIZ`, terminating zero included.
+/// The kernel's `IFNAMSIZ`, including the terminating zero.
 const INTERFACE_NAME_SIZE: usize = 16;
 
 /// One call, with the variables that it needs.
@@ -17,11 +18,12 @@ const INTERFACE_NAME_SIZE: usize = 16;
 pub(crate) enum Invocation {
     Version,
     Add(Target),
-    /// DEL needs no namespace: deleting the host side takes the pod's with it.
+    /// DEL needs no namespace: the kernel deletes the pod's side together with the host side.
     Del(Attachment),
     Check(Target),
-    /// STATUS and GC are about no pod. The specification has runtimes set `CNI_PATH` for both, for plugins that execute others; this one does not
-    /// ask for what it has no use for.
+    /// STATUS and GC are not about a pod. The specification requires `CNI_PATH` from runtimes for
+    /// both, for plugins that execute others. This plugin executes none, so it does not require
+    /// `CNI_PATH`.
     Status,
     Gc,
 }
@@ -32,15 +34,15 @@ pub(crate) struct Target {
     pub(crate) attachment: Attachment,
     /// `CNI_NETNS`: path of the pod's network namespace.
     pub(crate) netns: String,
-    /// Out of `CNI_ARGS`, when the runtime is Kubernetes'.
+    /// From `CNI_ARGS`, if the runtime is Kubernetes'.
     pub(crate) pod: Option<PodName>,
-    /// `IP` out of `CNI_ARGS`: counts where the configuration asks for none.
+    /// `IP` from `CNI_ARGS`: used if the configuration requests no address.
     pub(crate) address: Option<IpNet>,
-    /// `MAC` out of `CNI_ARGS`, the same.
+    /// `MAC` from `CNI_ARGS`: used if the configuration requests none.
     pub(crate) mac: Option<Mac>,
 }
 
-/// What is wrong with the environment.
+/// An error of the environment.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum EnvironmentError {
     #[error("CNI_COMMAND is not set: podwire-cni is a CNI plugin, executed by a container runtime")]
@@ -70,7 +72,7 @@ impl From<EnvironmentError> for CniError {
 }
 
 impl Invocation {
-    /// Reads the call out of the environment that `lookup` gives.
+    /// Reads the call from the environment that `lookup` returns.
     pub(crate) fn parse(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, EnvironmentError> {
         let variables = Variables { lookup };
         match variables.get("CNI_COMMAND")?.as_deref() {
@@ -106,7 +108,7 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         Ok(Target { attachment, netns, pod: None, address: None, mac: None })
     }
 
-    /// Every one of `names`, or an error that names all that are missing.
+    /// Returns the values of all `names`, or an error with all missing names.
     fn require<const N: usize>(
         &self,
         command: &'static str,
@@ -127,7 +129,8 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         }
     }
 
-    /// An empty variable counts as one that is not set: runtimes write `CNI_NETNS=` for a pod that is gone.
+    /// Returns a variable. An empty one counts as not set: runtimes write `CNI_NETNS=` for a pod
+    /// that is gone.
     fn get(&self, name: &str) -> Result<Option<String>, EnvironmentError> {
         (self.lookup)(name)
             .filter(|value| !value.is_empty())
@@ -146,13 +149,15 @@ fn attachment(container_id: String, interface: String) -> Result<Attachment, Env
     Ok(Attachment { container_id, interface })
 }
 
-/// A container ID or a network name: a letter or digit, then letters, digits, `_`, `.` and `-`.
+/// Returns whether a text may be a container ID or a network name: a letter or digit, then letters,
+/// digits, `_`, `.` and `-`.
 pub(crate) fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
-/// The kernel's `dev_valid_name`, and what it takes for a pattern (`dev_alloc_name`): `eth%d` would make an `eth0`.
+/// Returns why the kernel would refuse a name (`dev_valid_name`), or take it for a pattern
+/// (`dev_alloc_name`): `eth%d` would make an `eth0`.
 fn interface_name_fault(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         Some("it is empty")
@@ -172,7 +177,7 @@ fn interface_name_fault(name: &str) -> Option<&'static str> {
 }
 
 impl Target {
-    /// Keys other than these belong to other plugins.
+    /// Reads `CNI_ARGS`. Other keys belong to other plugins.
     fn read_arguments(&mut self, arguments: &str) -> Result<(), EnvironmentError> {
         let (mut namespace, mut name) = (None, None);
         for pair in arguments.split(';').filter(|pair| !pair.is_empty()) {
@@ -209,7 +214,7 @@ mod tests {
         include_str!("../../testdata/cni-calls/hostports-and-bandwidth.del.env"),
     ];
 
-    /// The invocation of an environment written one `NAME=VALUE` to a line.
+    /// Returns the invocation for an environment with one `NAME=VALUE` on each line.
     fn parse(environment: &str) -> Result<Invocation, EnvironmentError> {
         Invocation::parse(|name| {
             environment
@@ -219,7 +224,7 @@ mod tests {
         })
     }
 
-    /// [`PLAIN`] with one variable changed.
+    /// Returns [`PLAIN`] with one variable changed.
     fn with(name: &str, value: &str) -> String {
         let kept: Vec<_> =
             PLAIN.lines().filter(|line| !line.starts_with(&format!("{name}="))).map(str::to_owned).collect();

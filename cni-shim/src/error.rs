@@ -1,8 +1,8 @@
-//! The error that a runtime is given.
+//! The error that the plugin reports to a runtime.
 
 use podwire_cni::protocol::codes;
 
-/// What the error object says (CNI specification, section "Error").
+/// The contents of the error object (CNI specification, section "Error").
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct CniError {
@@ -10,7 +10,7 @@ pub(crate) struct CniError {
     pub(crate) code: u32,
     /// What failed, for which object, and what to do.
     pub(crate) message: String,
-    /// More than one line needs, often empty.
+    /// More than fits in one line, often empty.
     pub(crate) details: String,
 }
 
@@ -19,7 +19,7 @@ impl CniError {
         CniError { code, message: message.into(), details: String::new() }
     }
 
-    /// A file, a socket, a step that failed.
+    /// Makes the error for a failed file, socket or step.
     pub(crate) fn io(operation: &str, source: std::io::Error) -> Self {
         CniError::new(codes::IO_FAILURE, format!("{operation}: {source}"))
     }

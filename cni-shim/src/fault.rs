@@ -1,11 +1,13 @@
-//! The numbered steps of a pod's life (ARCHITECTURE.md), and a process that stops after one of them: for tests. A release build has none of it.
+//! The numbered steps of a pod's life (ARCHITECTURE.md). For tests, a debug build can stop a
+//! process after one of them; a release build cannot.
 
 use std::io;
 
-/// Names the step and the fault: `add-7:kill`, `del-3:fail`, `del-7:wait:/run/go-on`. Read by debug builds.
+/// Environment variable with the step and the fault: `add-7:kill`, `del-3:fail`,
+/// `del-7:wait:/run/go-on`. Only debug builds read it.
 pub const VARIABLE: &str = "PODWIRE_FAULT";
 
-/// Which process takes a step.
+/// The process that takes a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Process {
     /// `podwire-cni`.
@@ -14,7 +16,7 @@ pub enum Process {
     Agent,
 }
 
-/// A step that has just been taken.
+/// A step that a process has just taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "`Step::what` says it")]
 pub enum Step {
@@ -49,19 +51,19 @@ pub enum Step {
     ProgramsReady,
 }
 
-/// What a process does after a step.
+/// The action of a process after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It ends at once, as by SIGKILL or a power cut of its own.
+    /// It kills itself with SIGKILL. To the process this is like a power cut.
     Kill,
-    /// The step fails, once.
+    /// It reports that the step failed, once.
     Fail,
-    /// The thread that has taken it waits until a file is there, once.
+    /// The thread that took the step waits until a file exists, once.
     Wait,
 }
 
 impl Fault {
-    /// As [`VARIABLE`] has it.
+    /// Returns the name that [`VARIABLE`] uses.
     pub fn name(self) -> &'static str {
         match self {
             Fault::Kill => "kill",
@@ -72,7 +74,8 @@ impl Fault {
 }
 
 impl Step {
-    /// Those of ADD, in their order: the agent's by its ranks of resources, upwards. The file is written while the kernel is told.
+    /// The steps of ADD, in order. The agent's steps go up the ranks of resources. The agent writes
+    /// the file while it configures the kernel.
     pub const ADD: [Step; 17] = [
         Step::PairMade,
         Step::AddAsked,
@@ -92,7 +95,7 @@ impl Step {
         Step::LinkRuns,
         Step::ResultPrinted,
     ];
-    /// Those of DEL: the agent's by its ranks, downwards.
+    /// The steps of DEL, in order. The agent's steps go down the ranks of resources.
     pub const DEL: [Step; 11] = [
         Step::DelAsked,
         Step::RouteRemoved,
@@ -107,10 +110,10 @@ impl Step {
         Step::LinkLookedFor,
     ];
 
-    /// Those of an agent's start.
+    /// The steps of an agent's start.
     pub const START: [Step; 1] = [Step::ProgramsReady];
 
-    /// `add-1`, `del-10`, `start-1`: what it is a step of, and the number within that.
+    /// Returns the operation and the step's number within it: `add-1`, `del-10`, `start-1`.
     pub fn name(self) -> String {
         let position = |steps: &[Step]| steps.iter().position(|step| *step == self).map(|index| index + 1);
         match (position(&Self::ADD), position(&Self::DEL)) {
@@ -120,7 +123,7 @@ impl Step {
         }
     }
 
-    /// Who takes it.
+    /// Returns the process that takes the step.
     pub fn process(self) -> Process {
         use Step::*;
         match self {
@@ -133,7 +136,7 @@ impl Step {
         }
     }
 
-    /// What has been done.
+    /// Returns a description of the completed step.
     pub fn what(self) -> &'static str {
         match self {
             Step::PairMade => "the veth pair is made",
@@ -167,10 +170,11 @@ impl Step {
     }
 }
 
-/// To be called when a step has been taken. Nothing happens unless [`VARIABLE`] names it.
+/// Applies the fault of [`VARIABLE`] if it names this step, which the caller has just taken.
+/// Otherwise does nothing.
 ///
 /// # Errors
-/// When the step is to fail.
+/// When the step has to fail.
 #[cfg(debug_assertions)]
 pub fn after(step: Step) -> io::Result<()> {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -194,7 +198,7 @@ pub fn after(step: Step) -> io::Result<()> {
     Err(io::Error::other(format!("{VARIABLE} is {asked}")))
 }
 
-/// Nothing.
+/// Does nothing: a release build has no faults.
 ///
 /// # Errors
 /// None.

@@ -1,19 +1,20 @@
-//! Typed access to the fields of a JSON object, with errors that name the field by its full path.
+//! Typed access to the fields of a JSON object. Errors name the field by its full path.
 
 use serde_json::{Map, Value};
 
 use crate::config_error::ConfigError;
 
-/// How an object's keys are compared.
+/// How keys of an object are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keys {
-    /// As they are written.
+    /// Exactly.
     Exact,
-    /// Either case, as Go's decoder does: containerd writes `HostPort` where the conventions say `hostPort`.
+    /// In upper or lower case, as in Go's decoder: containerd writes `HostPort`, but the
+    /// conventions say `hostPort`.
     AnyCase,
 }
 
-/// One JSON object and where it was found.
+/// A JSON object, and the path to it in the document.
 #[derive(Clone, Debug)]
 pub(crate) struct Fields<'a> {
     path: String,
@@ -22,33 +23,33 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The document itself.
+    /// Makes the fields of the document itself.
     pub(crate) fn root(map: &'a Map<String, Value>, keys: Keys) -> Self {
         Self::at("", map, keys)
     }
 
-    /// An object that was found at `path`.
+    /// Makes the fields of an object that was found at `path`.
     pub(crate) fn at(path: &str, map: &'a Map<String, Value>, keys: Keys) -> Self {
         Fields { path: path.to_owned(), map, keys }
     }
 
-    /// A field's full path, for messages.
+    /// Returns a field's full path, for messages.
     pub(crate) fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    /// The keys that are none of `known`, by full path.
+    /// Returns the full paths of the keys that are not in `known`.
     pub(crate) fn unknown(&self, known: &[&str]) -> Vec<String> {
         let unknown = self.map.keys().filter(|key| !known.iter().any(|known| self.same(key, known)));
         unknown.map(|key| self.path_of(key)).collect()
     }
 
-    /// A field's value; `null` counts as absent, as it does for Go.
+    /// Returns a field's value; `null` counts as absent, as for Go.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.written(key).filter(|value| !value.is_null())
     }
 
-    /// A field's value, `null` too.
+    /// Returns a field's value, even if it is `null`.
     pub(crate) fn written(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).or_else(|| {
             self.map.iter().find_map(|(candidate, value)| self.same(candidate, key).then_some(value))

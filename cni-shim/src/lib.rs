@@ -1,4 +1,5 @@
-//! What the plugin and the agent agree on: the protocol over the agent's Unix socket, and what a limit is to the kernel.
+//! The shared part of the plugin and the agent: the protocol over the agent's Unix socket, and the
+//! kernel's form of a pod's limit.
 
 pub mod fault;
 pub mod protocol;

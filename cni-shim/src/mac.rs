@@ -10,25 +10,25 @@ use rustix::rand::{GetRandomFlags, getrandom};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mac(pub(crate) [u8; 6]);
 
-/// A text that is no Ethernet address.
+/// A text that is not an Ethernet address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an Ethernet address such as 02:42:ac:11:00:02")]
 pub(crate) struct NotAMac(String);
 
 impl Mac {
-    /// What [`Self::unicast`] asks for.
+    /// The form that [`Self::unicast`] requires, for messages.
     pub(crate) const UNICAST: &'static str = "an interface's address is unicast, such as 02:42:ac:11:00:02";
 
-    /// The address in a text, if it is one that an interface can have.
+    /// Returns the address in a text, if an interface can have it.
     pub(crate) fn unicast(text: &str) -> Option<Self> {
         let is_unicast = |mac: &Mac| mac.0[0] & 0x01 == 0 && mac.0 != [0; 6];
         text.parse().ok().filter(is_unicast)
     }
 
-    /// A unicast, locally administered address out of the kernel's random bits.
+    /// Returns a unicast, locally administered address from the kernel's random bits.
     pub(crate) fn random() -> io::Result<Self> {
         let mut bytes = [0; 6];
-        // So few bytes come whole: getrandom(2) is not interrupted below 256 of them.
+        // One call returns all bytes: getrandom(2) is never interrupted for less than 256.
         getrandom(&mut bytes, GetRandomFlags::empty())?;
         bytes[0] = bytes[0] & !0x01 | 0x02;
         Ok(Mac(bytes))

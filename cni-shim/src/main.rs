@@ -1,7 +1,8 @@
 //! `podwire-cni`: the CNI plugin that a container runtime executes for every pod.
 //!
-//! It makes the veth pair, asks the node agent over its Unix socket, configures the pod's side with what the agent
-//! answers, and prints the CNI result. It lives for one call and knows neither BPF nor Kubernetes.
+//! It makes the veth pair, asks the node agent over its Unix socket, configures the pod's side with
+//! the agent's answer, and prints the CNI result. It lives for one call and knows neither BPF nor
+//! Kubernetes.
 
 mod agent;
 mod bandwidth;
@@ -37,17 +38,18 @@ use crate::environment::Invocation;
 use crate::error::CniError;
 use crate::version::SpecVersion;
 
-/// A network configuration is a few kilobytes; more than this is a runtime that feeds us something else. DEL, STATUS and GC take
-/// any size.
+/// The largest network configuration for ADD, CHECK and VERSION, bytes. A real one has a few
+/// kilobytes; a larger input is something else. DEL, STATUS and GC accept any size.
 const MAX_INPUT: u64 = 1 << 20;
 
 fn main() -> ExitCode {
-    // Until the configuration has named its version, errors are told in the newest one.
+    // Until the configuration has named its version, errors are reported in the newest one.
     let mut version = SpecVersion::NEWEST;
     match run(&mut version) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The runtime reads the error object on standard output; a failure to write it leaves the exit code.
+            // The runtime reads the error object from standard output. If writing fails, only the
+            // exit code remains.
             let _ = print(&result::error(version, &error));
             ExitCode::FAILURE
         }
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
 fn run(version: &mut SpecVersion) -> Result<(), CniError> {
     let invocation = Invocation::parse(|name| std::env::var_os(name))?;
     if let Invocation::Version = invocation {
-        // Somebody who asks by hand types no network configuration.
+        // When a person calls VERSION on a terminal, no network configuration comes.
         let input = if io::stdin().is_terminal() { Vec::new() } else { read_input()? };
         return print(&verbs::version(&input));
     }
@@ -73,7 +75,8 @@ fn run(version: &mut SpecVersion) -> Result<(), CniError> {
         Invocation::Version => Ok(()),
         Invocation::Add(target) => {
             let result = verbs::add(&config, &target)?;
-            // A runtime that never saw the result knows of no pod: nothing may stay for it.
+            // If the result cannot be written, the runtime does not know the pod: nothing may
+            // remain of it.
             print(&result)
                 .and_then(|()| verbs::taken(Step::ResultPrinted))
                 .inspect_err(|_| verbs::undo(&config, &target.attachment))
@@ -108,8 +111,9 @@ fn print(value: &serde_json::Value) -> Result<(), CniError> {
         .map_err(|error| CniError::io("write the result to standard output", error))
 }
 
-/// Says something to the operator that changes nothing: runtimes log the plugin's standard error.
+/// Tells the operator about something that does not change the outcome: runtimes log the plugin's
+/// standard error.
 fn note(message: &str) {
-    // With standard error closed there is nobody left to tell.
+    // If standard error is closed, no one reads the note.
     let _ = writeln!(io::stderr(), "podwire-cni: {message}");
 }

@@ -1,4 +1,4 @@
-//! Blocking rtnetlink: one request at a time, each waited for.
+//! Blocking rtnetlink: one request at a time, and the caller waits for each answer.
 
 use std::io;
 
@@ -13,9 +13,9 @@ use rustix::io::Errno;
 
 use crate::error::CniError;
 
-/// `NLMSGERR_ATTR_MSG`: the kernel's own words about a refusal.
+/// `NLMSGERR_ATTR_MSG`: the kernel's own message about a refusal.
 const ERROR_ATTRIBUTE_MESSAGE: u16 = 1;
-/// The refused request's header, which precedes the attributes of an error.
+/// Length of the refused request's header, which stands before the attributes of an error.
 const MESSAGE_HEADER_LENGTH: usize = 16;
 
 /// A request that the kernel refused.
@@ -24,7 +24,7 @@ const MESSAGE_HEADER_LENGTH: usize = 16;
 pub(crate) struct NetlinkError {
     operation: String,
     source: io::Error,
-    /// The kernel's own words, where it has any.
+    /// The kernel's own message, if there is one.
     reason: Option<String>,
 }
 
@@ -33,7 +33,7 @@ impl NetlinkError {
         NetlinkError { operation: operation.into(), source, reason: None }
     }
 
-    /// Is this the kernel saying that there is no such link?
+    /// Returns whether the kernel says that there is no such link.
     pub(crate) fn is_no_device(&self) -> bool {
         self.source.raw_os_error() == Some(Errno::NODEV.raw_os_error())
     }
@@ -45,21 +45,23 @@ impl From<NetlinkError> for CniError {
     }
 }
 
-/// A socket of the network namespace in which it was opened, wherever the process goes afterwards.
+/// A socket of the network namespace in which it was opened. It stays there when the process enters
+/// another one.
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
 }
 
 impl Netlink {
-    /// Opens a socket in the process's present network namespace.
+    /// Opens a socket in the process's current network namespace.
     pub(crate) fn open() -> Result<Self, NetlinkError> {
         let open = || {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind_auto()?;
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_ext_ack(true)?;
-            // Without the refused request in an error, its attributes follow the header at once.
+            // The error then contains no copy of the refused request, so its attributes follow the
+            // header directly.
             socket.set_cap_ack(true)?;
             Ok(socket)
         };
@@ -67,7 +69,8 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0 })
     }
 
-    /// Changes something; `operation` names it in the error. `flags` beyond request and acknowledgement.
+    /// Sends a request for a change. `operation` names it in the error. `flags` are flags beyond
+    /// request and acknowledgement.
     pub(crate) fn change(
         &mut self,
         operation: &str,
@@ -77,17 +80,17 @@ impl Netlink {
         self.exchange(operation, message, NLM_F_ACK | flags).map(drop)
     }
 
-    /// Asks for one object.
+    /// Requests one object.
     pub(crate) fn get(
         &mut self,
         operation: &str,
         message: RouteNetlinkMessage,
     ) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
-        // The acknowledgement ends the exchange the same way whether the answer came or not.
+        // With an acknowledgement, the exchange ends in the same way with or without an object.
         Ok(self.exchange(operation, message, NLM_F_ACK)?.into_iter().next())
     }
 
-    /// Asks for all objects of a kind.
+    /// Requests all objects of a kind.
     pub(crate) fn dump(
         &mut self,
         operation: &str,
@@ -153,7 +156,7 @@ impl<'a> Iterator for Parts<'a> {
 
     fn next(&mut self) -> Option<&'a [u8]> {
         let length = u32::from_ne_bytes(*self.0.first_chunk()?) as usize;
-        // A length that cannot be is handed on with all the rest: decoding then names the fault.
+        // With an impossible length, the rest is one part: the decoder then reports the error.
         let valid = (MESSAGE_HEADER_LENGTH..=self.0.len()).contains(&length);
         let length = if valid { length } else { self.0.len() };
         let part = &self.0[..length];

@@ -12,7 +12,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::error::CniError;
 use crate::netlink::{Netlink, NetlinkError};
 
-/// The namespace that the process started in: the node's.
+/// The namespace in which the process started: the node's.
 const OWN: &str = "/proc/thread-self/ns/net";
 
 /// `NSFS_MAGIC` (include/uapi/linux/magic.h): the file system of namespaces.
@@ -68,12 +68,13 @@ impl Netns {
         if !kind.is_file() {
             return Err(foreign(name_of(kind)));
         }
-        // Should it have become a FIFO meanwhile, nobody waits for its writer.
+        // The path may have become a FIFO since the check. With this flag, opening it does not wait
+        // for a writer.
         let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
         let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path);
         let file = file.map_err(|error| failed(path, error))?;
         let system = fstatfs(&file).map_err(|error| failed(path, error.into()))?;
-        // The field's type is the architecture's own; the magic number fits 32 bits.
+        // The field's type depends on the architecture; the magic number fits in 32 bits.
         if system.f_type as u64 & 0xffff_ffff != NAMESPACES {
             return Err(foreign("a file"));
         }
@@ -85,7 +86,8 @@ impl Netns {
         Ok(Netns { path: path.to_owned(), file, own })
     }
 
-    /// A netlink socket inside. The process is outside again afterwards; it has one thread, so nobody else was moved.
+    /// Opens a netlink socket inside the namespace, and returns to the node's. The process has one
+    /// thread, so nothing else runs inside.
     pub(crate) fn netlink(&self) -> Result<Netlink, NetnsError> {
         let path = || self.path.clone();
         enter(&self.file).map_err(|source| NetnsError::Enter { path: path(), source })?;

@@ -1,4 +1,4 @@
-//! The pod's side: what the agent gave it, set up inside its namespace, and compared with it later.
+//! The pod's side: sets up the agent's answer inside the pod's namespace, and compares it later.
 
 use std::net::IpAddr;
 
@@ -24,7 +24,7 @@ use crate::veth;
 /// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK_INDEX: u32 = 1;
 
-/// What a pod's link is to look like.
+/// How a pod's link must look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodNetwork {
     pub(crate) addresses: Vec<Address>,
@@ -34,14 +34,14 @@ pub(crate) struct PodNetwork {
     pub(crate) host_interface: String,
 }
 
-/// A pod's address and the only next hop that it has.
+/// A pod's address, and its only next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
     pub(crate) address: IpAddr,
     pub(crate) gateway: IpAddr,
 }
 
-/// An answer of the agent that no link can be configured with.
+/// An answer of the agent that cannot be used to configure a link.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unusable {
     #[error("no address")]
@@ -86,14 +86,14 @@ impl TryFrom<Added> for PodNetwork {
 }
 
 impl PodNetwork {
-    /// The pod's routes, those that the configuration asks for among them.
+    /// Returns the pod's routes, including those of the configuration.
     pub(crate) fn routes(&self, asked: &[Asked]) -> Result<Vec<Route>, ConfigError> {
         let gateways: Vec<_> = self.addresses.iter().map(|pair| pair.gateway).collect();
         routes::of_pod(&gateways, self.mtu, asked)
     }
 }
 
-/// Sets up `interface` inside the pod. `egress`: how fast it may send.
+/// Sets up `interface` inside the pod. `egress`: how fast the pod may send.
 pub(crate) fn configure(
     pod: &mut Netlink,
     interface: &str,
@@ -118,7 +118,8 @@ pub(crate) fn configure(
     routes.iter().try_for_each(|route| routes::add(pod, link.index, route))
 }
 
-/// What is not as [`configure`] left it, each fault by itself. Other links, addresses and routes are other plugins'.
+/// Returns each difference from the state that [`configure`] made. Other links, addresses and
+/// routes belong to other plugins.
 pub(crate) fn faults<'a>(
     pod: &mut Netlink,
     interface: &str,
@@ -175,7 +176,8 @@ fn set_up(pod: &mut Netlink, operation: &str, index: u32, mtu: Option<u32>) -> R
     pod.change(operation, RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Who sends waits here for his turn, in his own socket: nothing is lost to the limit further on.
+/// Limits the pod's egress in its own namespace. There a sender waits at its own socket, so no
+/// packet is lost to the limit further on.
 fn set_limit(
     pod: &mut Netlink,
     interface: &str,
@@ -203,7 +205,8 @@ fn add_address(pod: &mut Netlink, interface: &str, index: u32, address: IpAddr) 
     message.header.prefix_len = net.prefix_len();
     message.header.index = index;
     if address.is_ipv6() {
-        // The agent has given it to nobody else: waiting for duplicate address detection would only delay the pod.
+        // The agent gives each address to one pod only, so duplicate address detection would only
+        // delay the pod.
         message.header.flags = AddressHeaderFlags::Nodad;
     }
     message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
@@ -211,7 +214,7 @@ fn add_address(pod: &mut Netlink, interface: &str, index: u32, address: IpAddr) 
     pod.change(&operation, RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Permanent, so that the pod never has to ask who its gateway is.
+/// Adds a permanent entry, so that the pod never has to ask for its gateway's link address.
 fn add_neighbour(pod: &mut Netlink, index: u32, gateway: IpAddr, mac: Mac) -> Result<(), NetlinkError> {
     let mut message = NeighbourMessage::default();
     message.header.family = family_of(gateway);

@@ -8,17 +8,18 @@ use podwire_cni::protocol::{PortMapping, Transport};
 use crate::config_error::ConfigError;
 use crate::fields::Fields;
 
-/// An entry as it was written, its host address still of either family.
+/// An entry as it was written. Its host address may still have either family.
 struct Entry {
     mapping: PortMapping,
     is_any_ipv6: bool,
-    /// The host address's full path.
+    /// The full path of the host address, for messages.
     field: String,
 }
 
-/// The mappings asked for, and what the operator should hear about those that are left out.
+/// Returns the requested mappings, and warnings for the operator about those that are left out.
 ///
-/// Entries without a host port ask for nothing, as for the reference plugin: a runtime lists a pod's other ports as well.
+/// Entries without a host port request nothing, as for the reference plugin: a runtime also lists a
+/// pod's other ports.
 pub(crate) fn parse(fields: &Fields<'_>) -> Result<(Vec<PortMapping>, Vec<String>), ConfigError> {
     let mut entries = Vec::new();
     for fields in fields.objects("portMappings")? {
@@ -53,7 +54,7 @@ fn entry(fields: &Fields<'_>, host_port: NonZeroU16) -> Result<Entry, ConfigErro
     Ok(Entry { mapping, is_any_ipv6, field: fields.path_of("hostIP") })
 }
 
-/// Zero means "none", as Go leaves out fields.
+/// Returns a port. Zero means "not set", because Go leaves out fields in this way.
 fn port(fields: &Fields<'_>, key: &str) -> Result<Option<NonZeroU16>, ConfigError> {
     let Some(number) = fields.unsigned(key)? else { return Ok(None) };
     match u16::try_from(number) {
@@ -79,11 +80,14 @@ fn transport(fields: &Fields<'_>) -> Result<Transport, ConfigError> {
     }
 }
 
-/// The host address, `None` for each of the node's, and whether it was written as IPv6's "any".
+/// Returns the host address (`None` for all addresses of the node), and whether it was written as
+/// IPv6's "any".
 ///
-/// Alone, `::` is each address of the node, as it is for a socket. Beside an IPv4 form for the same port it is only the other
-/// family's half, and must not open more IPv4 addresses than that form does. A particular IPv6 address is refused: pods have none, and a
-/// pod that is there but not where it was asked for is found out late.
+/// - Alone, `::` means all addresses of the node, as for a socket.
+/// - Beside an IPv4 form for the same port, `::` is only the IPv6 half of that form. It must not
+///   open more IPv4 addresses than that form does.
+/// - A particular IPv6 address is refused, because pods have none. Otherwise the user would find
+///   out late that the pod does not answer at the requested address.
 fn host_address(fields: &Fields<'_>) -> Result<(Option<Ipv4Addr>, bool), ConfigError> {
     let text = fields.string("hostIP")?.unwrap_or_default();
     if text.is_empty() {

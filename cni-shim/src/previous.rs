@@ -1,4 +1,4 @@
-//! `prevResult`, as CHECK compares it: what the pod was given, as later plugins have left it.
+//! `prevResult`, as CHECK compares it: the result of ADD with the changes of later plugins.
 
 use ipnet::IpNet;
 
@@ -23,7 +23,7 @@ struct Interface {
     name: String,
     in_pod: bool,
     mac: String,
-    /// From 1.1.0 on.
+    /// Present from version 1.1.0 on.
     mtu: Option<u32>,
 }
 
@@ -54,7 +54,8 @@ impl PreviousResult {
         })
     }
 
-    /// Where it is not what the agent says of the attachment. More than that may be in it: other plugins add theirs.
+    /// Returns where the result differs from the agent's answer about the attachment. Additional
+    /// entries are allowed: other plugins add theirs.
     pub(crate) fn faults(&self, interface: &str, network: &PodNetwork) -> Vec<String> {
         let links =
             [(network.host_interface.as_str(), false, network.host_mac), (interface, true, network.pod_mac)];
@@ -71,7 +72,8 @@ impl PreviousResult {
             .collect()
     }
 
-    /// What the pod was given, as far as it says, for when the agent cannot. Its MTU is that of 1.1.0, or else `mtu`.
+    /// Returns the pod's network as far as the result contains it, for when the agent only reports
+    /// faults. Results before 1.1.0 contain no MTU: then it is `mtu`.
     pub(crate) fn network(&self, target: &Target, mtu: u32) -> Option<PodNetwork> {
         let host_interface = target.attachment.host_interface();
         let pair = |(address, gateway): &(String, Option<String>)| {
@@ -88,12 +90,13 @@ impl PreviousResult {
         })
     }
 
-    /// The MTU of the pod's interface, as a later plugin has left it.
+    /// Returns the MTU of the pod's interface, which a later plugin may have changed.
     pub(crate) fn mtu(&self, interface: &str) -> Option<u32> {
         self.interface(interface, true)?.mtu
     }
 
-    /// Whether a route of ours is still in it. One without a gateway never was.
+    /// Returns whether a route of Podwire is still in the result. A route without a gateway never
+    /// was in it, so for such a route the answer is true.
     pub(crate) fn lists(&self, route: &Route) -> bool {
         let is_it = |(destination, gateway): &(String, Option<String>)| {
             let destination = destination.parse::<IpNet>().map(|net| net.trunc());

@@ -1,9 +1,13 @@
 //! Requests and replies over the agent's Unix socket.
 //!
-//! One connection carries one request and one reply. Each is a frame: its length as four bytes in network order,
-//! then that many bytes of JSON, [`MAX_FRAME`] at most. Who closes its side before the reply has given up: a call that
-//! nobody waits for is not begun, and an ADD that was is undone. Unknown fields are refused: a field that one side takes
-//! seriously and the other never saw is how half a configuration gets applied.
+//! One connection carries one request and one reply. Each is a frame: its length as four bytes in
+//! network order, then that many bytes of JSON, [`MAX_FRAME`] at most.
+//!
+//! A plugin that closes its side before the reply has given up. The agent does not begin its call,
+//! and undoes an ADD that it has already begun.
+//!
+//! Both sides refuse unknown fields. Otherwise one side could rely on a field that the other
+//! ignores, and half a configuration would be applied.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -14,45 +18,47 @@ use ipnet::IpNet;
 use podwire_common::names::host_interface;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// The version of the protocol. The agent refuses every other one.
+/// The version of the protocol. The agent refuses all others.
 pub const VERSION: u32 = 1;
 /// The largest frame, in bytes of JSON.
 pub const MAX_FRAME: usize = 1 << 20;
-/// Where the agent listens unless told otherwise.
+/// Default path of the agent's socket.
 pub const DEFAULT_SOCKET: &str = "/run/podwire/agent.sock";
 
-/// One call of the plugin.
+/// A call of the plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// [`VERSION`]. The agent looks at it first.
     pub version: u32,
-    /// What is asked for.
+    /// The call itself.
     pub call: Call,
 }
 
 impl Request {
-    /// In this release's version.
+    /// Makes a request in this release's version.
     pub fn new(call: Call) -> Self {
         Self { version: VERSION, call }
     }
 }
 
-/// What the plugin asks for.
+/// The operation that the plugin requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Call {
-    /// Give the pod addresses and attach its link. Answered with [`Reply::Added`].
+    /// Gives the pod addresses and attaches its link. Answered with [`Reply::Added`].
     Add(Box<Add>),
-    /// Would this be refused? Nothing is done. Answered with [`Reply::Acceptable`].
+    /// Asks whether the agent would refuse this ADD. The agent does nothing else. Answered with
+    /// [`Reply::Acceptable`].
     Propose(Box<Add>),
-    /// Take everything back. Answered with [`Reply::Deleted`], also when there is nothing.
+    /// Removes everything of the attachment. Answered with [`Reply::Deleted`], even if there is
+    /// nothing.
     Del(Attachment),
-    /// Is the attachment as the agent made it? Answered with [`Reply::Checked`].
+    /// Asks whether the attachment is as the agent made it. Answered with [`Reply::Checked`].
     Check(Attachment),
-    /// Can an ADD be served now? Answered with [`Reply::Serving`].
+    /// Asks whether an ADD can be served now. Answered with [`Reply::Serving`].
     Status,
-    /// Take back what the runtime knows no more. Answered with [`Reply::Collected`].
+    /// Removes attachments that the runtime no longer knows. Answered with [`Reply::Collected`].
     Gc(Gc),
 }
 
@@ -60,13 +66,13 @@ pub enum Call {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gc {
-    /// `name` of the network configuration: those of other networks are not touched.
+    /// `name` of the network configuration. Attachments of other networks stay.
     pub network: String,
-    /// Every one that is to stay.
+    /// All attachments that must stay.
     pub valid: Vec<Attachment>,
 }
 
-/// What names an attachment (CNI specification, section 2: container ID and interface name).
+/// The identity of an attachment (CNI specification, section 2: container ID and interface name).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attachment {
@@ -80,23 +86,24 @@ pub struct Attachment {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Add {
-    /// Whose link it is.
+    /// The attachment that the link belongs to.
     pub attachment: Attachment,
     /// `CNI_NETNS`, for messages.
     pub netns: String,
-    /// Name of the host side: [`Attachment::host_interface`]. Exists, is down and has no program yet.
+    /// Name of the host side: [`Attachment::host_interface`]. The link exists, is down and has no
+    /// program yet.
     pub host_interface: String,
     /// The pod side's address, `aa:bb:cc:dd:ee:ff`.
     pub pod_mac: String,
-    /// The host side's address.
+    /// The host side's address, in the same form.
     pub host_mac: String,
-    /// Addresses asked for (`ips` capability); empty: the agent chooses.
+    /// Requested addresses (`ips` capability); empty: the agent chooses.
     pub addresses: Vec<IpNet>,
     /// The MTU that the network configuration sets, if any.
     pub mtu: Option<u32>,
     /// hostPorts (`portMappings` capability).
     pub port_mappings: Vec<PortMapping>,
-    /// `K8S_POD_NAMESPACE` and `K8S_POD_NAME` out of `CNI_ARGS`, for messages.
+    /// `K8S_POD_NAMESPACE` and `K8S_POD_NAME` from `CNI_ARGS`, for messages.
     pub pod: Option<PodName>,
     /// `name` of the network configuration.
     pub network: String,
@@ -108,38 +115,38 @@ pub struct Add {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bandwidth {
-    /// What the pod receives.
+    /// Limit for packets to the pod.
     pub ingress: Option<Limit>,
-    /// What it sends.
+    /// Limit for packets from the pod.
     pub egress: Option<Limit>,
 }
 
-/// A rate, and how much may pass at once after a pause.
+/// A rate, and the burst that may pass at once after a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
-    /// Bits per second.
+    /// Rate, bits per second.
     pub rate: NonZeroU64,
-    /// Bits; `None`: left to Podwire.
+    /// Burst, bits; `None`: Podwire chooses.
     pub burst: Option<NonZeroU64>,
 }
 
-/// A port of the node behind which the pod answers.
+/// A port of the node that leads to the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
-    /// The address of the node; `None`: each of its addresses.
+    /// The address of the node; `None`: all of its addresses.
     pub host_address: Option<Ipv4Addr>,
-    /// The port there.
+    /// The port of the node.
     pub host_port: NonZeroU16,
     /// The pod's port.
     pub container_port: NonZeroU16,
-    /// Of both.
+    /// Protocol of both ports.
     pub protocol: Transport,
 }
 
 impl fmt::Display for PortMapping {
-    /// As `*:9088/tcp to port 8080`.
+    /// Writes it as `*:9088/tcp to port 8080`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host_address {
             Some(address) => write!(f, "{address}")?,
@@ -153,9 +160,9 @@ impl fmt::Display for PortMapping {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
-    /// RFC 9293.
+    /// TCP (RFC 9293).
     Tcp,
-    /// RFC 768.
+    /// UDP (RFC 768).
     Udp,
 }
 
@@ -182,35 +189,35 @@ pub struct PodName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Reply {
-    /// The attachment is persisted, in the maps and has its programs.
+    /// The attachment is on disk and in the maps, and has its programs.
     Added(Added),
-    /// An ADD would not be refused for what it asks for.
+    /// The agent would not refuse the ADD because of its contents.
     Acceptable,
-    /// Nothing is left of it.
+    /// Nothing is left of the attachment.
     Deleted,
-    /// It is as it was made.
+    /// The attachment is as the agent made it.
     Checked(Added),
     /// An ADD can be served.
     Serving,
-    /// So many attachments were taken back.
+    /// The number of attachments that the agent released.
     Collected(u32),
-    /// Refused, with nothing left behind.
+    /// The agent refused the call or could not complete it. Nothing is left of a failed ADD.
     Failed(Failure),
 }
 
-/// What the plugin configures in the pod.
+/// The agent's answer for the configuration of the pod's side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Added {
-    /// One per family, with full prefix length (/32 or /128).
+    /// One address for each family, with full prefix length (/32 or /128).
     pub addresses: Vec<IpNet>,
-    /// The gateway of each family: a permanent neighbour with the host side's address.
+    /// The gateway of each family, a permanent neighbour with the host side's link address.
     pub gateways: Vec<IpAddr>,
     /// MTU of the pod's link, bytes.
     pub mtu: u32,
-    /// The pod side's address.
+    /// The pod side's link address.
     pub pod_mac: String,
-    /// The host side's address.
+    /// The host side's link address.
     pub host_mac: String,
     /// Name of the host side.
     pub host_interface: String,
@@ -229,7 +236,7 @@ pub struct Failure {
 
 /// Error codes (CNI specification, section "Error"); 100 and above are the plugin's own.
 pub mod codes {
-    /// The configuration's `cniVersion` is not one of ours.
+    /// The plugin does not support the configuration's `cniVersion`.
     pub const INCOMPATIBLE_VERSION: u32 = 1;
     /// The container is unknown or does not exist.
     pub const UNKNOWN_CONTAINER: u32 = 3;
@@ -249,20 +256,20 @@ pub mod codes {
     pub const UNAVAILABLE_AND_LIMITED: u32 = 51;
     /// The kernel refused a device, an address or a route.
     pub const NETLINK_FAILURE: u32 = 100;
-    /// No address of this node's podCIDRs is free.
+    /// No address in this node's podCIDRs is free.
     pub const ADDRESSES_EXHAUSTED: u32 = 101;
-    /// The address asked for is taken, or not of this node.
+    /// The requested address is taken, or does not belong to this node.
     pub const ADDRESS_UNAVAILABLE: u32 = 102;
-    /// The attachment is not as it was made.
+    /// The attachment is not as ADD made it.
     pub const CHECK_FAILED: u32 = 103;
-    /// The agent could not persist, attach or fill a map.
+    /// The agent could not write to disk, attach a program or fill a map.
     pub const AGENT_FAILURE: u32 = 104;
-    /// A hostPort asked for is another pod's, or the tunnel's.
+    /// A requested hostPort belongs to another pod, or to the tunnel.
     pub const HOST_PORT_UNAVAILABLE: u32 = 105;
 }
 
 impl Attachment {
-    /// Name of the host side of its veth pair.
+    /// Returns the name of the host side of its veth pair.
     pub fn host_interface(&self) -> String {
         host_interface(&self.container_id, &self.interface)
     }
@@ -277,7 +284,7 @@ pub fn write_frame(stream: &mut impl Write, message: &impl Serialize) -> io::Res
     stream.flush()
 }
 
-/// The bytes of one frame.
+/// Returns the bytes of one frame.
 ///
 /// # Errors
 /// `InvalidInput` when the JSON is larger than [`MAX_FRAME`].
@@ -293,7 +300,8 @@ pub fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
 /// Reads one frame.
 ///
 /// # Errors
-/// `InvalidData` when the frame is larger than [`MAX_FRAME`] or not the JSON of a `T`; otherwise the stream's own.
+/// `InvalidData` when the frame is larger than [`MAX_FRAME`] or not the JSON of a `T`; otherwise
+/// the stream's own.
 pub fn read_frame<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {
     let mut header = [0; 4];
     stream.read_exact(&mut header)?;
@@ -302,10 +310,10 @@ pub fn read_frame<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> 
     Ok(serde_json::from_slice(&json)?)
 }
 
-/// The length in a frame's first four bytes.
+/// Returns the length from a frame's first four bytes.
 ///
 /// # Errors
-/// `InvalidData` when it is larger than [`MAX_FRAME`].
+/// `InvalidData` when the length is larger than [`MAX_FRAME`].
 pub fn frame_length(header: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_be_bytes(header) as usize;
     if length > MAX_FRAME {

@@ -1,4 +1,4 @@
-//! What goes to standard output, in the version that the runtime asked for.
+//! The plugin's standard output, in the version that the runtime asked for.
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use crate::pod::PodNetwork;
 use crate::routes::Route;
 use crate::version::SpecVersion;
 
-/// What an ADD has made.
+/// The parts that an ADD has made.
 pub(crate) struct Made<'a> {
     pub(crate) target: &'a Target,
     pub(crate) network: &'a PodNetwork,
@@ -19,11 +19,12 @@ pub(crate) struct Made<'a> {
     pub(crate) dns: &'a Dns,
 }
 
-/// The result of an ADD (CNI specification, section "Result Types"): what earlier plugins answered, and our part after it.
+/// Returns the result of an ADD (CNI specification, section "Result Types"): the entries of earlier
+/// plugins, then Podwire's.
 pub(crate) fn success(version: SpecVersion, made: &Made<'_>, earlier: Earlier) -> Value {
     let dns = earlier.dns.overridden_by(made.dns.clone()).to_json();
-    // The route to the gateway itself is left out: without a next hop of its own, the specification lets a reader
-    // take it as one through the gateway.
+    // The route to the gateway itself is left out. It has no next hop, and the specification lets a
+    // reader take a route without one for a route through the gateway.
     let routes = made.routes.iter().filter(|route| route.gateway.is_some());
     if version < SpecVersion::V0_3_0 {
         return of_before_0_3_0(version, made, dns);
@@ -38,7 +39,7 @@ pub(crate) fn success(version: SpecVersion, made: &Made<'_>, earlier: Earlier) -
         "sandbox": made.target.netns,
     }));
     if version >= SpecVersion::V1_1_0 {
-        // Both ends of a pair have the same.
+        // Both ends of a pair have the same MTU.
         interfaces[pod_interface - 1]["mtu"] = json!(network.mtu);
         interfaces[pod_interface]["mtu"] = json!(network.mtu);
     }
@@ -62,7 +63,7 @@ pub(crate) fn success(version: SpecVersion, made: &Made<'_>, earlier: Earlier) -
     })
 }
 
-/// One address of each family, and its routes with it.
+/// Returns the old form: one address of each family, and the routes of that family with it.
 fn of_before_0_3_0(version: SpecVersion, made: &Made<'_>, dns: Value) -> Value {
     let mut result = json!({"cniVersion": version.as_str(), "dns": dns});
     for pair in &made.network.addresses {
@@ -76,7 +77,7 @@ fn of_before_0_3_0(version: SpecVersion, made: &Made<'_>, dns: Value) -> Value {
     result
 }
 
-/// The error object (CNI specification, section "Error").
+/// Returns the error object (CNI specification, section "Error").
 pub(crate) fn error(version: SpecVersion, error: &CniError) -> Value {
     let mut object = json!({"cniVersion": version.as_str(), "code": error.code, "msg": error.message});
     if !error.details.is_empty() {
@@ -85,7 +86,7 @@ pub(crate) fn error(version: SpecVersion, error: &CniError) -> Value {
     object
 }
 
-/// The answer to VERSION, in the version that the input names, if it names one.
+/// Returns the answer to VERSION, in the version that the input names, if it names one.
 pub(crate) fn versions(input: &[u8]) -> Value {
     let document = serde_json::from_slice::<Value>(input).unwrap_or_default();
     let asked = document["cniVersion"].as_str().filter(|version| !version.is_empty());

@@ -1,4 +1,4 @@
-//! The pod's routes: its own, and what the configuration asks for (`routes`).
+//! The pod's routes: its own, and those that the configuration requests (`routes`).
 
 mod kernel;
 
@@ -16,28 +16,32 @@ use crate::version::SpecVersion;
 
 /// `RT_TABLE_MAIN`.
 const TABLE_MAIN: u32 = 254;
-/// `RT_SCOPE_LINK`: of a route without a gateway. One with a gateway has to be wider.
+/// `RT_SCOPE_LINK`: the scope of a route without a gateway. A route with a gateway needs a wider
+/// scope.
 const SCOPE_LINK: u8 = 253;
-/// The largest that the kernel takes as they are (`fib_metrics`, `net/ipv4/metrics.c`): an IPv4 packet less some headers.
+/// Bounds of a route's MTU, bytes. The kernel takes values up to the upper bound, and up to
+/// [`LARGEST_ADVMSS`], as they are (`fib_metrics`, `net/ipv4/metrics.c`): the largest IPv4 packet
+/// less some headers.
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_520;
 const LARGEST_ADVMSS: u64 = 65_495;
-/// `IP6_RT_PRIO_USER`: what an IPv6 route without a priority gets.
+/// `IP6_RT_PRIO_USER`: the kernel's priority for an IPv6 route that names none.
 const IPV6_PRIORITY: u32 = 1024;
 
-/// What a route may have beyond destination and gateway (CNI specification 1.1.0, section "Success"); `None`: the kernel's default.
+/// Attributes of a route besides destination and gateway (CNI specification 1.1.0, section
+/// "Success"). `None`: the kernel's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
-    /// Bytes.
+    /// MTU, bytes.
     mtu: Option<u32>,
     /// The TCP segment size that is advertised, bytes.
     advmss: Option<u32>,
-    /// The lower, the sooner taken.
+    /// Of two routes, the kernel takes the one with the lower number.
     priority: Option<u32>,
     table: Option<u32>,
     scope: Option<u8>,
 }
 
-/// A route of the configuration, its gateway perhaps left to the pod's.
+/// A route of the configuration. Without a gateway it gets the pod's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     destination: IpNet,
@@ -54,7 +58,7 @@ pub(crate) struct Route {
     attributes: Attributes,
 }
 
-/// `routes` of the configuration.
+/// Reads `routes` of the configuration.
 pub(crate) fn parse(fields: &Fields<'_>) -> Result<Vec<Asked>, ConfigError> {
     fields.objects("routes")?.iter().map(Asked::parse).collect()
 }
@@ -90,7 +94,8 @@ impl Asked {
     }
 }
 
-/// Zero is let through, whatever the range: it means "not set", as for the reference plugins.
+/// Returns a number, which must be in the range. Zero is always accepted: it means "not set", as
+/// for the reference plugins.
 fn number(
     fields: &Fields<'_>,
     key: &str,
@@ -108,8 +113,9 @@ fn invalid(fields: &Fields<'_>, key: &str, found: &str, reason: &str) -> ConfigE
     ConfigError::Invalid { field: fields.path_of(key), found: found.to_owned(), reason: reason.to_owned() }
 }
 
-/// The routes of a pod whose gateways and MTU are known: one to each gateway, the default ones, and those asked for. One that repeats another
-/// gives that its attributes.
+/// Returns the routes of a pod with known gateways and MTU: one route to each gateway, the default
+/// routes, and the requested ones. A requested route that repeats one of the first two gives its
+/// attributes to that route.
 pub(crate) fn of_pod(gateways: &[IpAddr], mtu: u32, asked: &[Asked]) -> Result<Vec<Route>, ConfigError> {
     let mut routes: Vec<Route> = gateways
         .iter()
@@ -165,7 +171,8 @@ impl Route {
         Route { destination, gateway: Some(gateway), attributes: Attributes::default() }
     }
 
-    /// As a result of that version lists it; its attributes are those of 1.1.0.
+    /// Returns the route's entry in a result of that version. Only results of 1.1.0 list its
+    /// attributes.
     pub(crate) fn to_json(self, version: SpecVersion) -> Value {
         let mut route = json!({"dst": self.destination, "gw": self.gateway});
         let Attributes { mtu, advmss, priority, table, scope } = self.attributes;
@@ -195,17 +202,18 @@ impl Route {
         self.attributes.priority.filter(|priority| *priority != 0).unwrap_or(default)
     }
 
-    /// IPv6 routes have none.
+    /// Returns the scope. IPv6 routes have none.
     fn scope(&self) -> u8 {
         self.attributes.scope.filter(|_| self.is_ipv4()).unwrap_or_default()
     }
 
-    /// Where the kernel has room for one route.
+    /// Returns the place of the route: the kernel holds one route for each place.
     fn place(&self) -> (IpNet, u32, u32) {
         (self.destination, self.table(), self.priority())
     }
 
-    /// Whether the kernel's route is this one, with what it fills in.
+    /// Returns whether a route of the kernel is this one, apart from defaults that the kernel fills
+    /// in.
     fn is_same(&self, there: &Self) -> bool {
         self.place() == there.place()
             && self.scope() == there.scope()
@@ -215,7 +223,7 @@ impl Route {
 }
 
 impl fmt::Display for Route {
-    /// As `ip route` writes it, without the link.
+    /// Writes the route as `ip route` does, without the link.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.destination.prefix_len() {
             0 => f.write_str("default")?,

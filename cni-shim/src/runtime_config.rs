@@ -1,6 +1,8 @@
-//! `runtimeConfig`: what the runtime asks for this one pod (CNI conventions, "Dynamic Plugin specific fields").
+//! `runtimeConfig`: what the runtime requests for this one pod (CNI conventions, "Dynamic Plugin
+//! specific fields").
 //!
-//! Keys are taken in either case, as Go's decoder does: containerd writes the field names of its own structures.
+//! Keys match in upper or lower case, as in Go's decoder: containerd writes the field names of its
+//! own structures.
 
 use std::net::IpAddr;
 
@@ -16,10 +18,10 @@ use crate::port_mappings;
 
 const KNOWN: [&str; 5] = ["ips", "dns", "mac", "portMappings", "bandwidth"];
 
-/// The capabilities that this version applies, and warnings about the rest.
+/// The capabilities that this version applies, and warnings about other keys.
 #[derive(Debug, Default)]
 pub(crate) struct RuntimeConfig {
-    /// Addresses asked for, each with its full prefix length.
+    /// Requested addresses, each with its full prefix length.
     pub(crate) addresses: Vec<IpNet>,
     /// hostPorts.
     pub(crate) port_mappings: Vec<PortMapping>,
@@ -27,7 +29,7 @@ pub(crate) struct RuntimeConfig {
     pub(crate) mac: Option<Mac>,
     /// How fast the pod may receive and send.
     pub(crate) bandwidth: Bandwidth,
-    /// The pod's name resolution; it has no domain.
+    /// The pod's name resolution, without a domain.
     pub(crate) dns: Dns,
     pub(crate) warnings: Vec<String>,
 }
@@ -57,7 +59,8 @@ fn addresses(fields: &Fields<'_>) -> Result<Vec<IpNet>, ConfigError> {
     parsed.collect()
 }
 
-/// A pod's address stands alone on its link, so a prefix length that is written says nothing and is dropped.
+/// Returns an address without its prefix length. A pod's address is alone on its link, so a written
+/// prefix length has no meaning.
 pub(crate) fn single_address(text: &str) -> Option<IpNet> {
     let prefixed = text.parse::<IpNet>().map(|net| net.addr());
     prefixed.or_else(|_| text.parse::<IpAddr>()).map(IpNet::from).ok()

@@ -1,22 +1,24 @@
-//! Some values of a JSON object, out of an input of any size and depth.
+//! Reads some values of a JSON object, from an input of any size and depth.
 //!
-//! The rest is passed over and not kept: it may be what a JSON decoder refuses, such as half of a surrogate pair. So one call of
-//! the plugin takes bounded memory, and DEL needs no more of a configuration than it uses.
+//! The rest is skipped and not kept. It may be text that a JSON decoder refuses, such as half of a
+//! surrogate pair. So a call of the plugin needs bounded memory, and DEL depends only on the keys
+//! that it uses.
 
 use std::io::{self, BufReader, Bytes, Read};
 use std::iter::Peekable;
 
 use serde_json::{Map, Value};
 
-/// Bytes of a key that may be one of those wanted.
+/// The longest key that is compared with the wanted ones, bytes.
 const LARGEST_KEY: usize = 256;
-/// Bytes of a value that is kept.
+/// The largest value that is kept, bytes.
 const LARGEST_VALUE: usize = 1 << 20;
 
-/// The values of these keys. Of several with one key the last one counts.
+/// Returns the values of the wanted keys. If a key occurs more than once, its last value counts.
 ///
 /// # Errors
-/// `InvalidData` when the input is no object, ends early, or a value of these does not decode; otherwise the input's own.
+/// `InvalidData` when the input is no object, ends early, or a wanted value does not decode;
+/// otherwise the input's own.
 pub(crate) fn skim(input: impl Read, wanted: &[&str]) -> io::Result<Map<String, Value>> {
     let mut scanner = Scanner { bytes: BufReader::new(input).bytes().peekable() };
     if scanner.token()? != b'{' {
@@ -49,14 +51,14 @@ pub(crate) fn skim(input: impl Read, wanted: &[&str]) -> io::Result<Map<String, 
             other => return Err(invalid(&format!("unexpected {:?}", char::from(other)))),
         }
     }
-    // Whoever writes into a pipe is to come to an end.
+    // Reads the rest, so that a writer into a pipe can finish.
     for byte in scanner.bytes {
         byte?;
     }
     Ok(found)
 }
 
-/// What was read, unless it was more than may be kept.
+/// The bytes read, unless they were more than may be kept.
 struct Kept {
     bytes: Vec<u8>,
     room: usize,
@@ -91,7 +93,7 @@ impl<R: Read> Scanner<R> {
         self.bytes.next().unwrap_or_else(|| Err(invalid("EOF while it is not complete")))
     }
 
-    /// The next byte that is no whitespace.
+    /// Returns the next byte that is not whitespace.
     fn token(&mut self) -> io::Result<u8> {
         loop {
             let byte = self.next()?;
@@ -101,7 +103,7 @@ impl<R: Read> Scanner<R> {
         }
     }
 
-    /// The rest of a string, from its opening quotation mark on.
+    /// Reads the rest of a string, after its opening quotation mark.
     fn string(&mut self, kept: &mut Kept) -> io::Result<()> {
         kept.push(b'"');
         loop {
@@ -131,7 +133,7 @@ impl<R: Read> Scanner<R> {
                 b'}' | b']' => depth = depth.saturating_sub(1),
                 _ => {}
             }
-            // A number or a word ends before what follows it.
+            // A number or a word has no end of its own: it ends before the next byte.
             if depth == 0 && (b"\"}]".contains(&byte) || self.ends_here()) {
                 return Ok(());
             }

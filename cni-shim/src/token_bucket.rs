@@ -1,5 +1,6 @@
-//! A pod's limit as the kernel's token bucket filter (tc-tbf(8)): the root queueing discipline of the end of the veth pair that sends towards
-//! it. What a pod receives waits on the host side, what it sends on its own side.
+//! A pod's limit as the kernel's token bucket filter (tc-tbf(8)). It is the root queueing
+//! discipline of the sending end of the veth pair. Packets to the pod wait on the host side,
+//! packets from the pod on the pod's side.
 
 use std::num::NonZeroU64;
 
@@ -9,26 +10,28 @@ use podwire_common::token_bucket::TokenBucket;
 
 use crate::protocol::Limit;
 
-/// Its name to the kernel.
+/// The kernel's name of the filter.
 const KIND: &str = "tbf";
 /// Attributes of `linux/pkt_sched.h`.
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
-/// With a link layer named, the kernel asks for no table of rates (Linux 3.8).
+/// With a link layer named, the kernel requires no table of rates (Linux 3.8).
 const TC_LINKLAYER_ETHERNET: u8 = 1;
-/// `struct tc_tbf_qopt`: two of `struct tc_ratespec`, which has its rate last, then limit, buffer and MTU.
+/// `struct tc_tbf_qopt`: two times `struct tc_ratespec`, which ends with its rate, then limit,
+/// buffer and MTU.
 const PARAMETERS_LENGTH: usize = 36;
 const RATE_AT: usize = 8;
 const LIMIT_AT: usize = 24;
 
-/// The filter that keeps a limit on a link of an MTU, in bytes.
+/// Returns the filter that keeps a limit on a link with an MTU, in bytes.
 pub fn of_limit(limit: Limit, mtu: u32) -> TokenBucket {
     TokenBucket::new(limit.rate.get(), limit.burst.map(NonZeroU64::get), mtu)
 }
 
-/// A request (`RTM_NEWQDISC`) to make it the root of a device. With `NLM_F_CREATE` and `NLM_F_REPLACE` it takes the place of whatever
-/// is there; one that is there already is changed.
+/// Returns a request (`RTM_NEWQDISC`) that makes the filter the root of a device. With
+/// `NLM_F_CREATE` and `NLM_F_REPLACE` the kernel replaces any other queue there, and changes a
+/// token bucket filter in place.
 pub fn message(bucket: &TokenBucket, device: u32) -> TcMessage {
     let mut parameters = [0; PARAMETERS_LENGTH];
     parameters[1] = TC_LINKLAYER_ETHERNET;
@@ -50,8 +53,8 @@ pub fn message(bucket: &TokenBucket, device: u32) -> TcMessage {
     message
 }
 
-/// Whether one of the kernel's answers (`RTM_NEWQDISC`) is about this one at the root of a device. The burst is not compared: the kernel
-/// tells it as a time in units of its own.
+/// Returns whether an answer of the kernel (`RTM_NEWQDISC`) describes this filter at the root of a
+/// device. The burst is not compared: the kernel reports it as a time in units of its own.
 pub fn is_told_by(bucket: &TokenBucket, message: &TcMessage, device: u32) -> bool {
     message.header.index == device as i32
         && message.header.parent == TcHandle::ROOT
@@ -62,7 +65,8 @@ pub fn is_told_by(bucket: &TokenBucket, message: &TcMessage, device: u32) -> boo
         })
 }
 
-/// The library, which does not know this kind of queue, hands over all of its options as one.
+/// Compares the options. The library does not know this kind of queue, so it returns all options as
+/// one.
 fn is_described_by(bucket: &TokenBucket, option: &TcOption) -> bool {
     let TcOption::Other(options) = option else { return false };
     let mut bytes = vec![0; options.value_len()];
@@ -81,7 +85,8 @@ fn is_described_by(bucket: &TokenBucket, option: &TcOption) -> bool {
     rate_of_64_bits.or(rate.map(u64::from)) == Some(bucket.rate) && queue == Some(bucket.queue)
 }
 
-/// The largest stands for all that need more bits.
+/// Returns the rate for the 32-bit field. Its largest value stands for all rates that need more
+/// bits.
 fn rate_of_32_bits(bucket: &TokenBucket) -> u32 {
     u32::try_from(bucket.rate).unwrap_or(u32::MAX)
 }
@@ -96,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    /// As the kernel tells it: with a handle, and attributes of its own beside.
+    /// Returns the message as the kernel reports it: with a handle, and with more attributes.
     fn told(bucket: &TokenBucket) -> TcMessage {
         let mut message = super::message(bucket, 7);
         message.header.handle = TcHandle { major: 0x8001, minor: 0 };

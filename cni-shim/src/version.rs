@@ -3,19 +3,20 @@
 /// A version of the specification; later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SpecVersion {
-    /// The first; what a configuration without `cniVersion` means. A result has one address of each family.
+    /// The first version. A configuration without `cniVersion` means this one. A result has one
+    /// address of each family.
     V0_1_0,
-    /// VERSION.
+    /// Adds VERSION.
     V0_2_0,
-    /// Rich results, chaining.
+    /// Adds rich results and chaining.
     V0_3_0,
-    /// The same in better words.
+    /// The same in clearer words.
     V0_3_1,
-    /// CHECK, and the previous result on DEL.
+    /// Adds CHECK, and the previous result on DEL.
     V0_4_0,
-    /// No more `version` in an address of the result.
+    /// Removes `version` from an address of the result.
     V1_0_0,
-    /// STATUS, GC; MTU of interfaces and attributes of routes in the result.
+    /// Adds STATUS, GC, and to the result the MTU of interfaces and attributes of routes.
     V1_1_0,
 }
 
@@ -47,7 +48,7 @@ impl SpecVersion {
         Self::ALL.into_iter().find(|version| version.as_str() == text)
     }
 
-    /// All of them, as messages list them.
+    /// Returns all versions, as messages list them.
     pub(crate) fn list() -> String {
         Self::ALL.map(SpecVersion::as_str).join(", ")
     }

@@ -1,4 +1,4 @@
-//! Links: the veth pair between node and pod, and what the kernel says of a link.
+//! Links: the veth pair between node and pod, and the kernel's view of a link.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -14,10 +14,10 @@ use crate::mac::Mac;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::netns::Netns;
 
-/// The link watch runs once a second at least.
+/// The kernel's link watch runs at least once a second.
 const RUNNING_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A veth pair that is to be.
+/// A veth pair before it is made.
 #[derive(Debug)]
 pub(crate) struct Pair {
     pub(crate) host_interface: String,
@@ -26,23 +26,24 @@ pub(crate) struct Pair {
     pub(crate) pod_mac: Mac,
 }
 
-/// What the kernel says of a link.
+/// The kernel's view of a link.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) index: u32,
-    /// The index of its other end, in that one's namespace.
+    /// The index of its other end, in the namespace of that end.
     pub(crate) peer: Option<u32>,
     pub(crate) up: bool,
-    /// It has a carrier and a queue (RFC 2863: `up`).
+    /// The link has a carrier and a queue (RFC 2863: `up`).
     pub(crate) running: bool,
     pub(crate) mtu: Option<u32>,
     pub(crate) mac: Option<Mac>,
-    /// `veth`, `bridge` and the like; empty for a physical device.
+    /// `veth`, `bridge` and so on; empty for a physical device.
     pub(crate) kind: String,
 }
 
 impl Pair {
-    /// Names as given, and the pod's address if one is; otherwise addresses at random.
+    /// Plans a pair with the given names. The pod side has the given address, if any; all other
+    /// addresses are random.
     pub(crate) fn new(
         host_interface: String,
         pod_interface: String,
@@ -54,10 +55,12 @@ impl Pair {
         Ok(Pair { host_interface, pod_interface, host_mac: random()?, pod_mac })
     }
 
-    /// Creates both ends in one request, the pod's straight in its namespace, so that it never shows on the node.
+    /// Creates both ends in one request. The pod's end is created in the pod's namespace, so it
+    /// never appears on the node.
     ///
-    /// The addresses are set here and not later: udev and networkd replace those that a new link came up with. The
-    /// host side is down until the agent has attached its programs, and NOARP: it has no address to resolve with.
+    /// The request sets the addresses, because udev and networkd replace the first addresses of a
+    /// new link. The host side is down until the agent has attached its programs. It is NOARP,
+    /// because it has no address with which it could resolve others.
     pub(crate) fn create(&self, host: &mut Netlink, pod: &Netns) -> Result<(), NetlinkError> {
         let mut peer = LinkMessage::default();
         peer.attributes = vec![
@@ -82,7 +85,7 @@ impl Pair {
     }
 }
 
-/// The link of that name, if there is one.
+/// Returns the link with that name, if there is one.
 pub(crate) fn find(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, NetlinkError> {
     let mut message = LinkMessage::default();
     message.attributes =
@@ -96,9 +99,11 @@ pub(crate) fn find(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, Ne
     }
 }
 
-/// Waits until the host side carries what the node sends. Both ends are up, but the kernel gives a link its queue only when
-/// its link watch has run, a moment later; until then all that the host's stack sends to the pod is dropped. From Linux
-/// 6.8 on the question itself makes the link watch run, so that the first answer is the last.
+/// Waits until the host side carries what the node sends.
+///
+/// Both ends are up, but the kernel gives a link its queue only when its link watch has run, a
+/// moment later. Until then the kernel drops everything that the host's stack sends to the pod.
+/// From Linux 6.8 on, the query itself makes the link watch run, so the first answer is enough.
 pub(crate) fn wait_until_running(host: &mut Netlink, name: &str) -> Result<(), NetlinkError> {
     let deadline = Instant::now() + RUNNING_DEADLINE;
     loop {
@@ -115,7 +120,7 @@ pub(crate) fn wait_until_running(host: &mut Netlink, name: &str) -> Result<(), N
     }
 }
 
-/// Removes the host side of a pair, and the pod's with it. True when there was one.
+/// Removes the host side of a pair, and so the pod's side too. Returns true when there was a pair.
 pub(crate) fn delete(host: &mut Netlink, name: &str) -> Result<bool, NetlinkError> {
     let Some(link) = find(host, name)? else { return Ok(false) };
     if link.kind != "veth" {
@@ -126,14 +131,14 @@ pub(crate) fn delete(host: &mut Netlink, name: &str) -> Result<bool, NetlinkErro
     message.header.index = link.index;
     match host.change(&format!("remove the link {name}"), RouteNetlinkMessage::DelLink(message), 0) {
         Ok(()) => Ok(true),
-        // The pod's namespace went away in between, or the agent was faster.
+        // The pod's namespace has gone since the lookup, or the agent was faster.
         Err(error) if error.is_no_device() => Ok(true),
         Err(error) => Err(error),
     }
 }
 
 impl Link {
-    /// Whether the two are ends of one pair.
+    /// Returns whether the two links are ends of one pair.
     pub(crate) fn is_peer_of(&self, other: &Link) -> bool {
         self.peer == Some(other.index) && other.peer == Some(self.index)
     }

@@ -1,4 +1,4 @@
-//! The plugin's binary, run as a runtime runs it, between network namespaces made for each test.
+//! Runs the plugin's binary as a runtime does, between network namespaces made for each test.
 
 mod cases;
 mod lab;
@@ -123,7 +123,7 @@ fn results_come_in_the_version_asked_for() {
             }
         }
     }
-    // A configuration without a version is of the first one.
+    // A configuration without a version has the first one.
     let result = lab.call("ADD").config("cniVersion", Value::Null).run().json();
     assert_eq!((&result["cniVersion"], &result["ip4"]["gateway"]), (&json!("0.1.0"), &json!("10.244.1.1")));
 }

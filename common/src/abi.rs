@@ -1,16 +1,18 @@
-//! Keys and values of the pinned maps, and the constants that user space writes into the object at load.
+//! Keys and values of the pinned maps, and the constants that user space writes into the object at
+//! load.
 //!
-//! Every type is fixed-width with explicit padding: padding that the compiler chose would break key comparison,
-//! and an unknown byte would be an invalid `bool` or `enum`.
+//! Every type has a fixed width and explicit padding. Padding that the compiler chose would break
+//! key comparison. No field is a `bool` or an `enum`: an unexpected byte would be an invalid value
+//! of such a type.
 
 use crate::addr::{Addr, Be16, LpmAddr, Mac, Quad};
 use crate::epoch::FLOW_SLOTS;
 
-/// The layout of every pinned map together, and its number beside the pins. An agent takes over the
+/// The layout of all pinned maps together. Its number lies beside the pins. An agent takes over the
 /// maps of an earlier layout and refuses those of a later one.
 ///
-/// A release that changes a table's keys or values counts this up, gives the table the new number in
-/// [`Table::layout`](crate::tables::Table::layout), and adds a conversion to the agent.
+/// A release that changes a table's keys or values increments this, gives the table the new number
+/// in [`Table::layout`](crate::tables::Table::layout), and adds a conversion to the agent.
 pub const SCHEMA_VERSION: u32 = if cfg!(feature = "earlier-layout") { 0 } else { 1 };
 /// Bytes by which the entries of the artificial layout 0 are larger.
 const EARLIER: usize = if cfg!(feature = "earlier-layout") { 8 } else { 0 };
@@ -23,66 +25,74 @@ pub struct Endpoint {
     /// Reserved in the artificial layout 0.
     #[cfg(feature = "earlier-layout")]
     pub earlier: [u8; 8],
-    /// The host side of the pod's veth pair.
+    /// The host side of the pod's veth pair (ifindex).
     pub ifindex: u32,
     /// The agent's number for the endpoint; unique on the node while the endpoint lives.
     pub id: u32,
     /// `ENDPOINT_*` bits.
     pub flags: u32,
-    /// The largest IP packet, bytes, that its link takes.
+    /// The largest IP packet that the pod's link takes, bytes.
     pub mtu: u32,
-    /// The pod's own address on its link: the only source that it may send from.
+    /// The pod's own address on its link: the only source that the pod may use.
     pub pod_mac: Mac,
-    /// The host side's address: the pod's gateway's.
+    /// The host side's address, which is the gateway's for the pod.
     pub host_mac: Mac,
-    /// The address that the pod has as its gateway.
+    /// The pod's gateway address.
     pub gateway: Addr,
 }
 
 impl Endpoint {
-    /// The link addresses of what the endpoint is sent.
+    /// Returns the link addresses of frames to the endpoint.
     #[inline(always)]
     pub const fn macs(&self) -> Macs {
         Macs { destination: self.pod_mac, source: self.host_mac }
     }
 }
 
-/// Every flow of the endpoint goes through the host stack, because `STACK_FLOWS` was full when one of its flows
-/// had to be recorded. Set by the programs, cleared by the agent when there is room again.
+/// Every flow of the endpoint goes through the host stack, because one of its flows did not fit
+/// into `STACK_FLOWS`. The programs set the bit. The agent clears it when there is room again.
 pub const ENDPOINT_STACK_ONLY: u32 = 1;
-/// The endpoint is the backend of a hostPort: what it sends may be a reply to be translated back.
+/// The endpoint is the backend of a hostPort: its packets may be replies to translate back.
 pub const ENDPOINT_HAS_HOST_PORTS: u32 = 2;
-/// What the endpoint receives is limited: it waits in the queue of the host side, which nothing may go past.
+/// The endpoint's ingress is limited by the queue of the host side. The programs must send through
+/// that queue all packets to the pod except those larger than its link's MTU.
 pub const ENDPOINT_INGRESS_LIMITED: u32 = 4;
-/// What the endpoint sends is limited: its own side's queue sees to it, and [`Guard`] to that queue.
+/// The endpoint's egress is limited by the queue on its own side. [`Guard`] catches a pod that
+/// bypasses that queue.
 pub const ENDPOINT_EGRESS_LIMITED: u32 = 8;
 
-/// `EGRESS_GUARDS`: ifindex of a pod's host side → how fast it may send at the very most. Who sends through the queue on the pod's side
-/// never meets it; who gets around that (a raw socket can) gains nothing to speak of.
+/// `EGRESS_GUARDS`: ifindex of a pod's host side → the highest rate at which the pod may send.
+///
+/// A pod that sends through the queue on its own side never reaches this rate. A pod that bypasses
+/// the queue (a raw socket can) gains very little ([`crate::token_bucket::TokenBucket::guard`]).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Guard {
-    /// When all that has passed is paid for: `CLOCK_MONOTONIC`, nanoseconds. Written by the programs.
+    /// The time at which all bytes that passed are paid for: `CLOCK_MONOTONIC`, nanoseconds. The
+    /// programs write it.
     pub paid: u64,
-    /// What a byte of frame costs: picoseconds.
+    /// Cost of one byte of frame, picoseconds.
     pub cost: u64,
     /// How far ahead of now [`Self::paid`] may be, nanoseconds.
     pub credit: u64,
 }
 
-/// `NODES`: podCIDR or node address → the node that owns it. The key is an LPM key over an [`Addr`].
+/// `NODES`: podCIDR or node address → the node that owns it. The key is an LPM key over an
+/// [`Addr`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Node {
-    /// The node's InternalIP: the outer destination towards it and the only outer source from it.
+    /// The node's InternalIP: the outer destination of packets to it, and the only outer source of
+    /// packets from it.
     pub tunnel_endpoint: Addr,
-    /// Our own address towards it: the outer source.
+    /// This node's address towards it: the outer source.
     pub source: Addr,
-    /// Our link towards it (ifindex); 0 for this node's own entries.
+    /// This node's link towards it (ifindex); 0 for this node's own entries.
     pub uplink: u32,
-    /// The largest IP packet, in bytes, that a pod may send to it: the uplink's MTU less the tunnel's headers.
+    /// The largest IP packet that a pod may send to it, bytes: the uplink's MTU less the tunnel's
+    /// headers.
     pub mtu: u32,
     /// A number for display, derived from the node's name.
     pub node_id: u32,
@@ -98,31 +108,38 @@ pub const NODE_ADDRESS: u32 = 2;
 pub const NODE_LOCAL: u32 = 4;
 /// The node is reached on the link itself, without a router.
 pub const NODE_ON_LINK: u32 = 8;
-/// The entry is the address that the node has among its own pods: their gateway's.
+/// The entry is the node's address among its own pods: their gateway's.
 pub const NODE_OVERLAY: u32 = 16;
-/// The node takes inner frames for one link address only: that of its [`Vtep`].
+/// The node takes only inner frames to the link address in its [`Vtep`].
 pub const NODE_VTEP: u32 = 32;
-/// The other nodes know this address of this node: an InternalIP of the Node object, or the [`NODE_OVERLAY`] address.
+/// The other nodes know this address of this node: it is an InternalIP of the Node object, or the
+/// [`NODE_OVERLAY`] address.
 pub const NODE_NAMED: u32 = 64;
-/// An IPsec policy of this host may match packets between this node's address and the other's: the tunnel goes through the VXLAN device.
+/// An IPsec policy of this host may match packets between this node's address and the other node's.
+/// The tunnel goes through the VXLAN device.
 pub const NODE_IPSEC_TUNNEL: u32 = 128;
-/// An IPsec policy of this host may match packets between this node's pods and the entry's addresses: they go through the host stack.
+/// An IPsec policy of this host may match packets between this node's pods and the entry's
+/// addresses. These packets go through the host stack.
 pub const NODE_IPSEC_PODS: u32 = 256;
 
 /// `NETWORKS`: pods keep their own addresses towards it.
 pub const NETWORK_KEEPS_ADDRESS: u32 = 1;
-/// `NETWORKS`: an IPsec policy of this host may match pods' packets to or from it: they go through the host stack.
+/// `NETWORKS`: an IPsec policy of this host may match pods' packets to or from it. These packets go
+/// through the host stack.
 pub const NETWORK_THROUGH_STACK: u32 = 2;
-/// `NETWORKS`: an IPsec policy of this host may match packets that SNAT has given the node's address. It would have to be asked after SNAT,
-/// so the programs drop them.
+/// `NETWORKS`: an IPsec policy of this host may match packets to which SNAT has given the node's
+/// address. The kernel would have to ask the policy after SNAT but cannot, so the programs drop
+/// these packets.
 pub const NETWORK_REFUSED: u32 = 4;
 
-/// `VTEPS`: tunnel endpoint of a node with [`NODE_VTEP`] → its VXLAN device, where that is all that receives there.
+/// `VTEPS`: tunnel endpoint of a node with [`NODE_VTEP`] → the node's VXLAN device. It may be the
+/// only receiver there: a node of flannel has no programs of Podwire.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Vtep {
-    /// The device's link address. The kernel takes frames for any other for somebody else's, and drops them silently.
+    /// The device's link address. The kernel there silently drops inner frames to any other
+    /// address, because it takes them for another host's.
     pub mac: Mac,
     /// Explicit padding.
     pub reserved: [u8; 2],
@@ -133,15 +150,18 @@ pub struct Vtep {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Link {
-    /// IPv4 source of packets that SNAT sends by this link; [`Addr::UNSPECIFIED`] if the link has no address.
+    /// IPv4 source of packets that SNAT sends by this link; [`Addr::UNSPECIFIED`] if the link has
+    /// no address.
     pub ipv4: Addr,
-    /// Of an uplink: this node's InternalIP, to which other nodes send VXLAN. Of any other link: [`Addr::UNSPECIFIED`].
+    /// For an uplink: this node's InternalIP, to which other nodes send VXLAN. For any other link:
+    /// [`Addr::UNSPECIFIED`].
     pub tunnel_address: Addr,
-    /// Bytes of IP packet.
+    /// MTU, bytes of IP packet.
     pub mtu: u32,
     /// `LINK_*`.
     pub kind: u32,
-    /// Pods' packets that the programs dropped because the route leads by this link. The programs count them.
+    /// Pods' packets that the programs dropped because the route leads by this link. The programs
+    /// count them.
     pub refused: u32,
     /// Explicit padding.
     pub reserved: u32,
@@ -155,16 +175,17 @@ pub const LINK_SIDE: u32 = 2;
 pub const LINK_INNER: u32 = 3;
 /// [`Link::kind`]: the VXLAN device. [`Link::ipv4`] is the overlay address.
 pub const LINK_OVERLAY: u32 = 4;
-/// [`Link::kind`]: has no programs. A pod's packet must not leave by it.
+/// [`Link::kind`]: has no programs. A pod's packet must not leave by it with the pod's address.
 pub const LINK_WITHOUT_PROGRAMS: u32 = 5;
-/// [`Link::kind`]: a dummy. No packet leaves by it: a route that leads there is often for what a service's rules send elsewhere.
+/// [`Link::kind`]: a dummy. No packet leaves by it. Routes that lead there are often for service
+/// addresses, which the rules of a service send elsewhere.
 pub const LINK_SINK: u32 = 6;
 
 /// A 5-tuple: the key of `STACK_FLOWS` and `TRANSLATIONS`.
 ///
-/// ICMP echo has its identifier as the port of the side that asks: `source_port` in a request,
-/// `destination_port` in a reply; the other port is 0. So a reply is the exact reverse of its request. Protocols
-/// without ports have 0 in both.
+/// For ICMP echo and timestamp, the identifier is the port of the side that asks: `source_port` in
+/// a request, `destination_port` in a reply. The other port is 0. So a reply is the exact reverse
+/// of its request. Protocols without ports have 0 in both.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -173,9 +194,9 @@ pub struct Flow {
     pub source: Addr,
     /// Where it goes.
     pub destination: Addr,
-    /// Network order.
+    /// Source port, network order.
     pub source_port: Be16,
-    /// Network order.
+    /// Destination port, network order.
     pub destination_port: Be16,
     /// IP protocol number.
     pub protocol: u8,
@@ -183,7 +204,8 @@ pub struct Flow {
     pub reserved: [u8; 3],
 }
 
-/// `STACK_FLOWS`: a flow, as its next packet would come, that must go through the host stack.
+/// `STACK_FLOWS`: a flow that must go through the host stack. The key is the 5-tuple that its next
+/// packet would have.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -192,7 +214,7 @@ pub struct StackFlow {
     pub last_seen: u64,
 }
 
-/// `FRAGMENTS`: which datagram a fragment belongs to (RFC 791 section 3.2).
+/// `FRAGMENTS`: the datagram that a fragment belongs to (RFC 791 section 3.2).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -209,7 +231,7 @@ pub struct FragmentKey {
     pub reserved: [u8; 3],
 }
 
-/// The ports that only a datagram's first fragment bears.
+/// `FRAGMENTS`: the ports, which only a datagram's first fragment contains.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -222,7 +244,8 @@ pub struct FragmentPorts {
     pub early: u32,
 }
 
-/// `INBOUND_FLOWS`: a pod's flow that somebody outside began by the pod's own address, as the pod answers: never translated.
+/// `INBOUND_FLOWS`: a flow that a client outside began by the pod's own address. The key is the
+/// 5-tuple of the pod's answers. The programs never translate it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -231,11 +254,12 @@ pub struct InboundFlow {
     pub last_seen: u64,
 }
 
-/// `TRANSLATIONS`: a flow → what it becomes.
+/// `TRANSLATIONS`: a flow → the translated flow.
 ///
-/// A translation is two entries: the original flow → the translated one, and the translated flow's reverse → the
-/// original's. So a reply finds its own way back, and each half names the other ([`Self::other_half`]). They are made, refreshed
-/// and removed together, and tell the same state. The one exception is a [`TRANSLATION_RESERVATION`].
+/// A translation has two entries: the original flow → the translated one, and the translated
+/// flow's reverse → the original's reverse. So a reply finds its own way back, and each half
+/// names the other ([`Self::other_half`]). The programs make, refresh and remove both together, and
+/// both have the same state. The one exception is a [`TRANSLATION_RESERVATION`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -245,32 +269,32 @@ pub struct Translation {
     pub earlier: [u8; 8],
     /// `CLOCK_MONOTONIC`, nanoseconds; refreshed about once a second.
     pub last_seen: u64,
-    /// Where the packet comes from after translation.
+    /// Source address after translation.
     pub source: Addr,
-    /// Where it goes after translation.
+    /// Destination address after translation.
     pub destination: Addr,
-    /// Network order.
+    /// Source port after translation, network order.
     pub source_port: Be16,
-    /// Network order.
+    /// Destination port after translation, network order.
     pub destination_port: Be16,
-    /// The link on which the flow is seen from outside: to the world, or to the client of a hostPort.
+    /// The link on the outside of the flow: towards the world, or towards the client of a hostPort.
     pub ifindex: u32,
-    /// When the host's rules were asked about it ([`Self::past_stack`]), or about another connection by whose answer this one goes; the
-    /// kernel's jiffies, their lower half.
+    /// When the host's rules last saw a first packet: of this flow ([`Self::past_stack`]), or of
+    /// the other connection that decided for this one too. Lower half of the kernel's jiffies.
     pub asked: u32,
     /// `TRANSLATION_*`.
     pub kind: u8,
-    /// 0: the half of the original flow; 1: that of its replies.
+    /// 0: the half of the original flow; 1: the half of its replies.
     pub reply: u8,
     /// `STATE_*` bits.
     pub state: u8,
-    /// 1: a pod reaches itself by way of its node.
+    /// 1: a pod reaches itself through its node.
     pub hairpin: u8,
-    /// 1: the host's rules let the flow's first packet pass as it was; all others go past the host stack, both ways
-    /// ([`TRANSLATION_SNAT`]).
+    /// 1: the host's rules let the flow's first packet pass unchanged. All other packets go past
+    /// the host stack, both ways ([`TRANSLATION_SNAT`]).
     pub past_stack: u8,
-    /// 1: a packet of this half's direction went past the host stack, so that the next one is worth an entry in `FLOWS`. Short connections
-    /// have none.
+    /// 1: a packet of this half's direction has gone past the host stack, so the next one is worth
+    /// an entry in `FLOWS`. Short connections get no entry.
     pub is_long: u8,
     /// Explicit padding.
     pub reserved: [u8; 6],
@@ -278,14 +302,17 @@ pub struct Translation {
 
 /// A pod's flow to the world: its source becomes an address of the uplink.
 pub const TRANSLATION_SNAT: u8 = 1;
-/// A flow of this node itself whose 5-tuple a pod's translated flow had before it: its source port is replaced.
+/// A flow of this node itself. A pod's translated flow already had its 5-tuple, so its source port
+/// is replaced.
 pub const TRANSLATION_HOST: u8 = 2;
 /// A flow to a hostPort: its destination becomes the pod.
 pub const TRANSLATION_HOST_PORT: u8 = 3;
-/// A flow that leaves with an address of this node and has no socket here (the host's own rules have translated it), or is an
-/// echo. Nothing is translated; only the half of the replies is there, so that nobody else takes its 5-tuple.
+/// A flow that leaves with an address of this node and that no lookup of sockets finds: the host's
+/// own rules have translated it, it is an echo, or its protocol is neither TCP nor UDP. Nothing is
+/// translated. Only the half of the replies exists, so that no other flow takes the 5-tuple.
 pub const TRANSLATION_RESERVATION: u8 = 4;
-/// A flow into the tunnel from a source that the other nodes do not know: the source becomes this node's overlay address.
+/// A flow into the tunnel from a source that the other nodes do not know. The source becomes this
+/// node's overlay address.
 pub const TRANSLATION_TUNNEL: u8 = 5;
 
 /// A reply was seen.
@@ -294,21 +321,22 @@ pub const STATE_REPLIED: u8 = 1;
 pub const STATE_FIN: u8 = 2;
 /// A TCP FIN was seen in the direction of the replies.
 pub const STATE_REPLY_FIN: u8 = 4;
-/// A TCP RST came last, from the end whose address is checked: a pod or this node.
+/// A TCP RST came last, from the end with a checked address: a pod or this node.
 pub const STATE_RESET: u8 = 8;
 /// A packet followed in the original direction after a reply.
 pub const STATE_ESTABLISHED: u8 = 16;
-/// A TCP RST came last, from the other end. Anybody can invent one.
+/// A TCP RST came last, from the other end. It may be forged.
 pub const STATE_OUTSIDE_RESET: u8 = 32;
 
-/// `HOLDERS`: who holds how many entries of a table that never evicts. The value is a number of entries.
+/// `HOLDERS`: holder and table → how many entries the holder has in a table that never evicts.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Holder {
     /// A pod of this node; [`Addr::UNSPECIFIED`] for the node itself.
     pub address: Addr,
-    /// With a protocol: the pod's port behind a hostPort, whose clients' flows these are; network order.
+    /// With a protocol: the pod's port behind a hostPort, and the entries are the flows of its
+    /// clients. Network order.
     pub port: Be16,
     /// IP protocol number of a hostPort, else 0.
     pub protocol: u8,
@@ -317,7 +345,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Who answers for a pod's entries of `STACK_FLOWS`: the pod.
+    /// Returns the holder that a pod's entries of `STACK_FLOWS` count for: the pod.
     #[inline(always)]
     pub const fn of_stack_flows(local_pod: Addr) -> Self {
         Self { address: local_pod, port: Be16::ZERO, protocol: 0, table: TABLE_STACK_FLOWS }
@@ -326,13 +354,13 @@ impl Holder {
 
 /// `TRANSLATIONS`, in [`Holder::table`] and as the index of `ROOM`.
 pub const TABLE_TRANSLATIONS: u8 = 0;
-/// `STACK_FLOWS`, likewise.
+/// `STACK_FLOWS`, in [`Holder::table`] and as the index of `ROOM`.
 pub const TABLE_STACK_FLOWS: u8 = 1;
 /// Entries of `ROOM`.
 pub const TABLES: usize = 2;
 
-/// A 5-tuple of IPv4 in 16 bytes: the key of `FLOWS`, which every packet of a pod's is looked for in. Two rounds of the kernel's hash, where
-/// a [`Flow`] takes four.
+/// A 5-tuple of IPv4 in 16 bytes: the key of `FLOWS`, in which every packet of a pod is looked up.
+/// The kernel's hash takes two rounds for it, but four for a [`Flow`].
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -349,16 +377,18 @@ pub struct FlowKey {
     pub protocol: u32,
 }
 
-/// `BEGINNINGS`: a flow's first packet, as it is to leave if no rule of the host does anything to it.
+/// `BEGINNINGS`: a flow's first packet, as it must leave if no rule of the host changes anything.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Beginning {
-    /// Its flow.
+    /// The packet's flow.
     pub flow: Flow,
-    /// What else a rule may change: a sum of traffic class, time to live, length, and of TCP the whole header.
+    /// A sum over everything else that a rule may change: traffic class, time to live, length, and
+    /// for TCP the whole header.
     pub imprint: u32,
-    /// The link by which the kernel's routes lead (ifindex); 0: none is known.
+    /// The link by which the packet leaves according to the kernel's routes (ifindex); 0: not
+    /// known.
     pub link: u32,
     /// The link address of the next hop; zeros while the kernel does not know it.
     pub next_hop_mac: Mac,
@@ -377,22 +407,24 @@ pub struct Macs {
     pub source: Mac,
 }
 
-/// `FLOWS`: what was found out about a flow that goes past the host stack, so that its next packets need not ask again. All of it can be
-/// found out again, and is: an entry counts for [`KNOWN_FLOW_JIFFIES`], and as long as [`Self::epochs`] is the sum of `EPOCHS` over
-/// [`Self::slots`].
+/// `FLOWS`: what the programs have found out about a flow that goes past the host stack, so that
+/// its next packets need no other lookups. The programs can find all of it out again, and do: an
+/// entry counts for [`KNOWN_FLOW_JIFFIES`], and as long as [`Self::epochs`] is the sum of `EPOCHS`
+/// over [`Self::slots`].
 ///
-/// An entry says how its packets come, what is rewritten of them, and which way they leave. Each says so by itself: which
-/// of them go together is not the entry's matter.
+/// An entry says three things: how its packets come, what is rewritten, and which way they leave.
+/// The three are independent: the entry does not limit which of them go together.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct KnownFlow {
-    /// The key once more. Elements of an LRU are used again at once, and who has read an entry sees here whether it still was the same one
-    /// at the end.
+    /// A copy of the key. The kernel may reuse an element of an LRU at once. A reader compares this
+    /// copy last, to see that the element was still the same entry.
     pub key: FlowKey,
     /// The wrapping sum of the numbers in [`Self::slots`] when the flow was learnt.
     pub epochs: u32,
-    /// When it was asked: the kernel's jiffies, their lower half.
+    /// When the programs asked the kernel; in an entry for many flows, when they asked the host's
+    /// rules. Lower half of the kernel's jiffies.
     pub asked: u32,
     /// What the flow depends on: see [`crate::epoch`].
     pub slots: [u16; FLOW_SLOTS],
@@ -400,59 +432,61 @@ pub struct KnownFlow {
     pub from: u32,
     /// The link by which they leave: an uplink, or the host side of a pod's veth pair.
     pub to: u32,
-    /// The largest IP packet, bytes, that follows the entry; without the tunnel's headers.
+    /// The largest IP packet that follows the entry, bytes; without the tunnel's headers.
     pub mtu: u32,
-    /// The link address that the sender of the flow's first packet had.
+    /// The sender's link address in the flow's first packet.
     pub sender_mac: Mac,
     /// `FLOW_*` bits.
     pub flags: u8,
     /// `LEAVES_*`.
     pub leaves: u8,
-    /// Link addresses of a frame into a pod: its own address on its link, and its gateway's. Else zeros.
+    /// Link addresses of a frame into a pod: the pod's own and its gateway's. Otherwise zeros.
     pub macs: Macs,
-    /// Where its packets come from after rewriting.
+    /// Source address after rewriting.
     pub source: Quad,
-    /// Where they go after rewriting.
+    /// Destination address after rewriting.
     pub destination: Quad,
-    /// After rewriting, network order. 0 in an entry for many flows ([`Flow::destination_key`]): each has its own.
+    /// Source port after rewriting, network order. 0 in an entry for many flows
+    /// ([`Flow::destination_key`]): each flow has its own.
     pub source_port: Be16,
-    /// After rewriting, network order.
+    /// Destination port after rewriting, network order.
     pub destination_port: Be16,
-    /// What its packets are counted as: a number of [`crate::reason::Path`].
+    /// The path that its packets are counted under: a number of [`crate::reason::Path`].
     pub path: u16,
     /// Explicit padding.
     pub reserved: [u8; 2],
-    /// Out by an uplink: the router, or the node or host itself where there is none.
+    /// For packets that leave by an uplink: the router, or without a router the node or host
+    /// itself.
     pub next_hop: NextHop,
-    /// Of what comes or leaves in the tunnel.
+    /// For packets that come or leave in the tunnel.
     pub tunnel: Tunnel,
     /// Explicit padding.
     pub reserved2: [u8; 4],
 }
 
-/// The neighbour that packets are handed to, as the kernel takes it (`struct bpf_redir_neigh`). A packet of one family
-/// may go by a router of the other.
+/// The neighbour that the kernel sends packets to, in the kernel's form (`struct bpf_redir_neigh`).
+/// A packet of one family may go to a router of the other.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct NextHop {
     /// [`FAMILY_IPV4`], [`FAMILY_IPV6`]; [`FAMILY_UNKNOWN`]: the kernel looks for the route.
     pub family: u32,
-    /// In memory in network order; of IPv4 the first word.
+    /// Network order in memory; for IPv4 the first word.
     pub address: [u32; 4],
 }
 
 impl NextHop {
-    /// It is not known.
+    /// The next hop is not known.
     pub const UNKNOWN: Self = Self { family: FAMILY_UNKNOWN, address: [0; 4] };
 
-    /// One of IPv4.
+    /// Makes an IPv4 next hop.
     #[inline(always)]
     pub const fn v4(address: [u8; 4]) -> Self {
         Self { family: FAMILY_IPV4, address: [u32::from_ne_bytes(address), 0, 0, 0] }
     }
 
-    /// Its IPv4 address; `None` of another family.
+    /// Returns the IPv4 address; `None` for another family.
     #[inline(always)]
     pub const fn ipv4(&self) -> Option<Addr> {
         match self.family {
@@ -462,25 +496,26 @@ impl NextHop {
     }
 }
 
-/// In [`NextHop::family`].
+/// [`NextHop::family`]: not known.
 pub const FAMILY_UNKNOWN: u32 = 0;
 /// `AF_INET`.
 pub const FAMILY_IPV4: u32 = 2;
 /// `AF_INET6`.
 pub const FAMILY_IPV6: u32 = 10;
 
-/// Both ends of the tunnel on the underlay, and what the headers of packets into it have besides.
+/// Both ends of the tunnel on the underlay, and the other variable parts of the headers of packets
+/// into it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Tunnel {
-    /// This node's address. Unspecified where nothing is sent.
+    /// This node's address. Unspecified if nothing is sent.
     pub here: Addr,
-    /// The other node's.
+    /// The other node's address.
     pub there: Addr,
-    /// Of the outer header, network order.
+    /// Source port of the outer header, network order.
     pub source_port: Be16,
-    /// Destination of the inner frame.
+    /// Link destination of the inner frame.
     pub inner_mac: Mac,
 }
 
@@ -494,32 +529,33 @@ impl Tunnel {
     };
 }
 
-/// How long an entry of `FLOWS` counts: a quarter of a second where the kernel ticks 1000 times a second, a second with 250. What
-/// the kernel knows (routes, path MTU) is asked again after that.
+/// How long an entry of `FLOWS` counts: a quarter of a second if the kernel ticks 1000 times a
+/// second, one second with 250. After that the programs ask the kernel again (routes, path MTU).
 pub const KNOWN_FLOW_JIFFIES: u32 = 256;
-/// In [`KnownFlow::flags`]: only packets with [`KnownFlow::sender_mac`] follow the entry.
+/// [`KnownFlow::flags`]: only packets with [`KnownFlow::sender_mac`] follow the entry.
 pub const FLOW_OF_SENDER: u8 = 1;
-/// Its packets come in the tunnel, from [`Tunnel::there`]; the key is the inner flow. Without it they come bare.
+/// [`KnownFlow::flags`]: its packets come in the tunnel, from [`Tunnel::there`]; the key is the
+/// inner flow. Without this bit they come bare.
 pub const FLOW_IN_TUNNEL: u8 = 2;
-/// Source and source port are rewritten.
+/// [`KnownFlow::flags`]: source and source port are rewritten.
 pub const FLOW_REWRITES_SOURCE: u8 = 4;
-/// Destination and destination port are rewritten.
+/// [`KnownFlow::flags`]: destination and destination port are rewritten.
 pub const FLOW_REWRITES_DESTINATION: u8 = 8;
-/// In [`KnownFlow::leaves`]: into a pod, with [`KnownFlow::macs`].
+/// [`KnownFlow::leaves`]: into a pod, with [`KnownFlow::macs`].
 pub const LEAVES_INTO_POD: u8 = 1;
-/// Out by an uplink, to [`KnownFlow::next_hop`].
+/// [`KnownFlow::leaves`]: by an uplink, to [`KnownFlow::next_hop`].
 pub const LEAVES_BY_UPLINK: u8 = 2;
-/// The same inside [`KnownFlow::tunnel`].
+/// [`KnownFlow::leaves`]: by an uplink, to [`KnownFlow::next_hop`], inside [`KnownFlow::tunnel`].
 pub const LEAVES_IN_TUNNEL: u8 = 3;
 
-/// `FRONTENDS`: where a service of this node is reached.
+/// `FRONTENDS`: address and port of a hostPort.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Frontend {
-    /// An address of this node, or [`Addr::UNSPECIFIED`] for each of them.
+    /// An address of this node, or [`Addr::UNSPECIFIED`] for all of them.
     pub address: Addr,
-    /// Network order.
+    /// Port, network order.
     pub port: Be16,
     /// IP protocol number: TCP or UDP.
     pub protocol: u8,
@@ -527,27 +563,28 @@ pub struct Frontend {
     pub reserved: u8,
 }
 
-/// Who answers at a [`Frontend`].
+/// `FRONTENDS`: the pod behind a [`Frontend`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Backend {
-    /// A pod of this node.
+    /// Address of a pod of this node.
     pub address: Addr,
-    /// Network order.
+    /// The pod's port, network order.
     pub port: Be16,
     /// Explicit padding.
     pub reserved: [u8; 2],
 }
 
-/// `REDIRECTED_SOCKETS`: a socket of this node's own processes, and the pod that it was pointed at.
+/// `REDIRECTED_SOCKETS`: a socket of this node's own processes, and the pod that the programs
+/// pointed it at.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct RedirectedSocket {
-    /// The kernel's number of the socket; never reused while the system runs.
+    /// The kernel's number of the socket; never reused until a reboot.
     pub cookie: u64,
-    /// The pod.
+    /// The pod's address.
     pub address: Addr,
     /// The pod's port, network order.
     pub port: Be16,
@@ -555,20 +592,20 @@ pub struct RedirectedSocket {
     pub reserved: [u8; 6],
 }
 
-/// Where a process believes that its socket sends.
+/// `REDIRECTED_SOCKETS`: the address that the process asked for, and believes its socket sends to.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct SocketAddress {
     /// An address of this node, 127.0.0.0/8 included.
     pub address: Addr,
-    /// Network order.
+    /// Port, network order.
     pub port: Be16,
     /// Explicit padding.
     pub reserved: [u8; 2],
 }
 
-/// `DROPS` and `TRAFFIC`: what was counted under one reason or path.
+/// `DROPS` and `TRAFFIC`: the count for one reason or path.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -596,28 +633,29 @@ pub struct Config {
     pub vxlan_port: Be16,
     /// First of the source ports that SNAT chooses from when the flow's own is taken; host order.
     pub snat_port_first: u16,
-    /// Last of them; host order.
+    /// Last source port that SNAT chooses from; host order.
     pub snat_port_last: u16,
-    /// First port of Kubernetes' NodePort range, which is never taken for a translated flow; host order.
+    /// First port of Kubernetes' NodePort range, which the programs never take for a translated
+    /// flow; host order.
     pub node_port_first: u16,
-    /// Last of them; host order.
+    /// Last port of Kubernetes' NodePort range; host order.
     pub node_port_last: u16,
     /// `ASK_*`.
     pub ask: u16,
-    /// The network namespace of this node: processes elsewhere are none of its own.
+    /// Cookie of this node's network namespace. Processes in other namespaces are not this node's.
     pub netns_cookie: u64,
 }
 
 /// Read-only data of the object, written at load: where the running kernel's `struct sk_buff` has
-/// the fields that no context of a program shows. A program reads those of a checksum at once: they lie
-/// within [`SKB_WINDOW`] bytes.
+/// the fields that no context of a program shows. A program reads the fields of a checksum in one
+/// call, because they lie within [`SKB_WINDOW`] bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct SkbLayout {
-    /// The window's first byte, from the beginning of the structure.
+    /// Offset of the window, in bytes of the structure.
     pub window: u16,
-    /// The lower bit of `ip_summed`, which has two; in bits of the window.
+    /// The lower bit of the two-bit field `ip_summed`, in bits of the window.
     pub ip_summed: u16,
     /// The bit `encapsulation`, in bits of the window.
     pub encapsulation: u16,
@@ -629,7 +667,8 @@ pub struct SkbLayout {
     pub mac_header: u16,
     /// `head`, a pointer; in bytes of the structure.
     pub head: u16,
-    /// `end`, 32 bits, where `struct skb_shared_info` begins behind `head`; in bytes of the structure.
+    /// `end`, 32 bits: the offset from `head` at which `struct skb_shared_info` begins; in bytes of
+    /// the structure.
     pub end: u16,
     /// `gso_type` of `struct skb_shared_info`, 32 bits; in bytes of that structure.
     pub gso_type: u16,
@@ -638,10 +677,10 @@ pub struct SkbLayout {
 /// Bytes of the window of [`SkbLayout`].
 pub const SKB_WINDOW: usize = 64;
 
-/// The host's rules see the first packet of one of a pod's connections to a port of the world, and none of the others that begin within
-/// [`KNOWN_FLOW_JIFFIES`].
+/// The host's rules see the first packet of one of a pod's connections to a port of the world. They
+/// see no other connection that begins within [`KNOWN_FLOW_JIFFIES`].
 pub const ASK_EACH_DESTINATION: u16 = 0;
-/// The host's rules see the first packet of each.
+/// The host's rules see the first packet of each connection.
 pub const ASK_EACH_CONNECTION: u16 = 1;
 
 /// Pod packets travel between nodes inside VXLAN.
@@ -651,17 +690,18 @@ pub const MODE_DIRECT: u16 = 1;
 
 /// A remote pod's bare packet may come from any link address.
 pub const LINK_ADDRESSES_ANY: u16 = 0;
-/// It must come from its node's link address, if the kernel has a neighbour entry for that node.
+/// A remote pod's bare packet must come from its node's link address, if the kernel has a neighbour
+/// entry for that node.
 pub const LINK_ADDRESSES_CHECKED: u16 = 1;
 
-/// Types that the kernel and user space copy byte by byte, each with its size.
+/// Declares types that the kernel and user space copy byte by byte, each with its size.
 macro_rules! plain {
     ($($type:ty: $size:expr,)*) => { $(
         const _: () = assert!(size_of::<$type>() == $size);
         #[cfg(feature = "aya")]
         #[expect(unsafe_code, reason = "aya's marker for types that any bytes make a valid value of")]
-        // SAFETY: `repr(C)`, integers and byte arrays only. The size is the sum of the fields'
-        // sizes, so there is no padding.
+        // SAFETY: the types are `repr(C)` and consist of integers and byte arrays only. Their size
+        // is the sum of the fields' sizes, so there is no padding.
         unsafe impl aya::Pod for $type {}
     )* };
 }

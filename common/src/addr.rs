@@ -1,11 +1,12 @@
-//! Addresses and numbers in network byte order, laid out as byte arrays so that `bpftool` prints them readably.
+//! Addresses and numbers in network byte order, stored as byte arrays so that `bpftool` prints them
+//! readably.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An IP address of either family: 16 bytes in network order, IPv4 as v4-mapped (`::ffff:a.b.c.d`, RFC 4291
-/// section 2.5.5.2). The last four bytes of an IPv4 address are the dotted quad.
+/// An IP address of either family: 16 bytes in network order, IPv4 as v4-mapped (`::ffff:a.b.c.d`,
+/// RFC 4291 section 2.5.5.2). The last four bytes of an IPv4 address are the dotted quad.
 ///
-/// Aligned, since the compiler copies and compares for BPF byte by byte what is not.
+/// The type is aligned: for BPF, the compiler copies and compares unaligned types byte by byte.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Addr {
@@ -16,29 +17,31 @@ pub struct Addr {
 impl Addr {
     /// The address that stands for "none": `::`.
     pub const UNSPECIFIED: Self = Self { bytes: [0; 16] };
-    /// Bits of a v4-mapped address before its IPv4 part: added to an IPv4 prefix length in an LPM key.
+    /// Bits of a v4-mapped address before its IPv4 part. Add them to an IPv4 prefix length in an
+    /// LPM key.
     pub const V4_PREFIX_BITS: u32 = 96;
 
-    /// The v4-mapped form of four bytes in network order.
+    /// Returns the v4-mapped form of four bytes in network order.
     #[inline(always)]
     pub const fn from_v4(quad: [u8; 4]) -> Self {
         let [a, b, c, d] = quad;
         Self { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
     }
 
-    /// The last four bytes: the IPv4 address of a v4-mapped one, in network order.
+    /// Returns the last four bytes: the IPv4 address of a v4-mapped one, in network order.
     #[inline(always)]
     pub const fn v4(&self) -> [u8; 4] {
         [self.bytes[12], self.bytes[13], self.bytes[14], self.bytes[15]]
     }
 
-    /// The last four bytes as the integer that BPF helpers take for a `__be32`: network order in memory.
+    /// Returns the last four bytes as the integer that BPF helpers take for a `__be32`: network
+    /// order in memory.
     #[inline(always)]
     pub const fn v4_be32(&self) -> u32 {
         u32::from_ne_bytes(self.v4())
     }
 
-    /// Whether this is a v4-mapped address.
+    /// Returns whether this is a v4-mapped address.
     #[inline(always)]
     pub fn is_v4(&self) -> bool {
         let mut index = 0;
@@ -90,7 +93,7 @@ impl core::fmt::Debug for Addr {
     }
 }
 
-/// An IPv4 address alone. Aligned as [`Addr`] is.
+/// An IPv4 address alone. Aligned for the same reason as [`Addr`].
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Quad {
@@ -99,26 +102,26 @@ pub struct Quad {
 }
 
 impl Quad {
-    /// The last four bytes of an address.
+    /// Returns the last four bytes of an address.
     #[inline(always)]
     pub const fn of(address: &Addr) -> Self {
-        // By way of a word, which the compiler reads at once.
+        // Through a word, which the compiler reads at once.
         Self::from_be32(address.v4_be32())
     }
 
-    /// The integer that BPF helpers take for a `__be32`: network order in memory.
+    /// Returns the integer that BPF helpers take for a `__be32`: network order in memory.
     #[inline(always)]
     pub const fn be32(self) -> u32 {
         u32::from_ne_bytes(self.bytes)
     }
 
-    /// The v4-mapped address.
+    /// Returns the v4-mapped address.
     #[inline(always)]
     pub const fn address(self) -> Addr {
         Addr::from_v4(self.bytes)
     }
 
-    /// From the integer that BPF helpers take for a `__be32`: network order in memory.
+    /// Converts the integer that BPF helpers take for a `__be32`: network order in memory.
     #[inline(always)]
     pub const fn from_be32(address: u32) -> Self {
         Self { bytes: address.to_ne_bytes() }
@@ -132,7 +135,7 @@ impl core::fmt::Debug for Quad {
     }
 }
 
-/// An [`Addr`] in the key of an LPM trie, which is packed and takes nothing that is aligned.
+/// An [`Addr`] in the key of an LPM trie. That key is packed, so its parts cannot be aligned.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LpmAddr {
@@ -153,22 +156,23 @@ impl From<LpmAddr> for Addr {
     }
 }
 
-/// An Ethernet address. Aligned as [`Addr`] is.
+/// An Ethernet address. Aligned for the same reason as [`Addr`].
 #[repr(C, align(2))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Mac {
-    /// As on the wire.
+    /// The bytes in the order of the wire.
     pub bytes: [u8; 6],
 }
 
 impl Mac {
-    /// Whether the group bit is set: multicast and broadcast (IEEE 802 section 8.2).
+    /// Returns whether the group bit is set: multicast and broadcast (IEEE 802 section 8.2).
     #[inline(always)]
     pub const fn is_group(&self) -> bool {
         self.bytes[0] & 1 == 1
     }
 
-    /// Whether this is another one's address as well. By words: the compiler compares byte by byte for BPF.
+    /// Returns whether both addresses are equal. Compares words, because for BPF the compiler would
+    /// compare byte by byte.
     #[inline(always)]
     pub const fn is(self, other: Self) -> bool {
         let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (self.bytes, other.bytes);
@@ -177,7 +181,7 @@ impl Mac {
             && u16::from_ne_bytes([e, f]) == u16::from_ne_bytes([k, l])
     }
 
-    /// Whether this is `ff:ff:ff:ff:ff:ff`.
+    /// Returns whether this is `ff:ff:ff:ff:ff:ff`.
     #[inline(always)]
     pub fn is_broadcast(&self) -> bool {
         let mut index = 0;
@@ -199,7 +203,7 @@ impl core::fmt::Debug for Mac {
     }
 }
 
-/// A 16-bit number in network byte order. Aligned as [`Addr`] is.
+/// A 16-bit number in network byte order. Aligned for the same reason as [`Addr`].
 #[repr(C, align(2))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Be16 {
@@ -211,19 +215,19 @@ impl Be16 {
     /// Zero.
     pub const ZERO: Self = Self { bytes: [0; 2] };
 
-    /// From a number in host order.
+    /// Converts a number in host order.
     #[inline(always)]
     pub const fn new(host: u16) -> Self {
         Self { bytes: host.to_be_bytes() }
     }
 
-    /// The number in host order.
+    /// Returns the number in host order.
     #[inline(always)]
     pub const fn get(self) -> u16 {
         u16::from_be_bytes(self.bytes)
     }
 
-    /// The integer that BPF helpers take for a `__be16`: network order in memory.
+    /// Returns the integer that BPF helpers take for a `__be16`: network order in memory.
     #[inline(always)]
     pub const fn be16(self) -> u16 {
         u16::from_ne_bytes(self.bytes)

@@ -1,36 +1,37 @@
-//! A transport checksum that a sender leaves to the kernel: the kernel writes it when the packet
-//! leaves by a link that cannot, after every program has seen the packet.
+//! A transport checksum that a sender leaves to the kernel. The kernel writes it after every
+//! program has seen the packet, when the packet leaves by a link that cannot compute it.
 
 use crate::flow::protocol;
 
 /// Bytes of a UDP header.
 const UDP_HEADER: u16 = 8;
 
-/// Where the kernel writes a checksum, and from where on it sums.
+/// Where the kernel writes a checksum, and where its sum begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct ChecksumLeft {
-    /// The first byte that is summed, from the beginning of the frame.
+    /// The first byte that is summed, counted from the beginning of the frame.
     pub start: u16,
-    /// Where the sum is written, from [`Self::start`].
+    /// Where the sum is written, counted from [`Self::start`].
     pub offset: u16,
-    /// Whether the kernel calls the packet encapsulated: a tunnel device of the sender's made it,
-    /// and the checksum is the inner packet's. No packet socket can say so.
+    /// Whether the kernel calls the packet encapsulated: a tunnel device of the sender made it, and
+    /// the checksum is the inner packet's. A packet socket cannot set this.
     pub is_encapsulated: bool,
 }
 
 impl ChecksumLeft {
-    /// Whether the sum goes where no program looks: into the packet's own TCP, UDP or SCTP
-    /// checksum, or behind all headers into what the packet encapsulates. `transport` is where the
-    /// transport header begins in the frame; the packet is no fragment, since the kernel completes
-    /// a checksum before it cuts a packet.
+    /// Returns whether the kernel writes the sum where no program reads: into the packet's own TCP,
+    /// UDP or SCTP checksum, or into the encapsulated packet behind all headers.
+    ///
+    /// `transport` is where the transport header begins in the frame. The packet must not be a
+    /// fragment: the kernel completes a checksum before it fragments a packet.
     #[inline(always)]
     pub const fn is_own(self, protocol: u8, transport: u16) -> bool {
         let place = match protocol {
             protocol::TCP => 16,
             protocol::UDP => 6,
             protocol::SCTP => 8,
-            // Whatever its quote is of, it is read.
+            // The programs read the quote of an ICMP error, whatever packet it quotes.
             protocol::ICMP => return false,
             _ => return self.is_encapsulated && self.start >= transport,
         };

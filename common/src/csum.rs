@@ -1,6 +1,6 @@
 //! Internet checksum arithmetic (RFC 1071, RFC 1624).
 
-/// The sum of 16-bit words, folded to 16 bits in one's complement arithmetic.
+/// Returns the sum of 16-bit words, folded to 16 bits in one's complement arithmetic.
 #[inline(always)]
 pub const fn fold(mut sum: u32) -> u16 {
     sum = (sum & 0xffff) + (sum >> 16);
@@ -8,15 +8,16 @@ pub const fn fold(mut sum: u32) -> u16 {
     sum as u16
 }
 
-/// A checksum after one of the 16-bit words that it covers changed (RFC 1624, equation 3). All in the same byte
-/// order, whichever it is.
+/// Returns a checksum after one of the 16-bit words that it covers has changed (RFC 1624, equation
+/// 3). All three have the same byte order, no matter which.
 #[inline(always)]
 pub const fn replace(checksum: u16, old: u16, new: u16) -> u16 {
     let sum = !checksum as u32 + !old as u32 + new as u32;
     !fold(sum)
 }
 
-/// A checksum after four of the bytes that it covers changed, which begin at an even offset. Big-endian words.
+/// Returns a checksum after four of the bytes that it covers have changed. The four bytes begin at
+/// an even offset. Words are big-endian.
 #[inline(always)]
 pub const fn replace_quad(checksum: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
     let half = replace(checksum, u16::from_be_bytes([old[0], old[1]]), u16::from_be_bytes([new[0], new[1]]));
@@ -28,7 +29,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The checksum of whole words, from nothing.
+    /// Returns the checksum of whole words, computed from scratch.
     fn of_bytes(bytes: &[u8; 20]) -> u16 {
         let words = bytes.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
         !fold(words.sum())
@@ -37,7 +38,7 @@ mod tests {
     proptest! {
         #[test]
         fn an_incremental_update_equals_a_new_sum(mut header in any::<[u8; 20]>(), word in 0usize..10, new in any::<[u8; 2]>()) {
-            // The checksum field itself is word 5: it is not one of those that it covers.
+            // Word 5 is the checksum field itself, which the checksum does not cover.
             prop_assume!(word != 5);
             header[10] = 0;
             header[11] = 0;
@@ -45,7 +46,7 @@ mod tests {
             let old = [header[word * 2], header[word * 2 + 1]];
             header[word * 2..word * 2 + 2].copy_from_slice(&new);
             let updated = replace(before, u16::from_be_bytes(old), u16::from_be_bytes(new));
-            // Both zeros mean the same.
+            // 0x0000 and 0xffff mean the same.
             prop_assert_eq!(updated % 0xffff, of_bytes(&header) % 0xffff);
         }
     }
@@ -64,7 +65,7 @@ mod tests {
 
     #[test]
     fn the_checksum_of_a_known_header() {
-        // RFC 1071 leaves examples to the reader; this header is a captured one with its checksum zeroed.
+        // A captured header with its checksum set to zero.
         let header = [
             0x45, 0x00, 0x00, 0x73, 0x00, 0x00, 0x40, 0x00, 0x40, 0x11, 0x00, 0x00, 0xc0, 0xa8, 0x00, 0x01,
             0xc0, 0xa8, 0x00, 0xc7,

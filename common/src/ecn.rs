@@ -2,22 +2,23 @@
 
 /// The two ECN bits of a traffic class byte (RFC 3168 section 5).
 pub const MASK: u8 = 0b11;
-/// Not capable.
+/// Not ECN-capable.
 pub const NOT_ECT: u8 = 0b00;
-/// Capable, ECT(1).
+/// ECN-capable, ECT(1).
 pub const ECT_1: u8 = 0b01;
 /// Congestion experienced.
 pub const CE: u8 = 0b11;
 
-/// The outer traffic class for an inner one: DSCP and ECN copied (RFC 6040 section 4.1, normal mode; RFC 2983
-/// uniform model).
+/// Returns the outer traffic class for an inner one: copies DSCP and ECN (RFC 6040 section 4.1,
+/// normal mode; RFC 2983 uniform model).
 #[inline(always)]
 pub const fn encapsulate(inner: u8) -> u8 {
     inner
 }
 
-/// The inner traffic class after the outer one is taken off (RFC 6040 section 4.2, figure 4). `None`: congestion was
-/// marked on a packet that is not capable; it must be dropped.
+/// Returns the inner traffic class after the outer header is removed (RFC 6040 section 4.2, figure
+/// 4). `None`: the outer header marks congestion, but the inner packet is not ECN-capable. The
+/// caller must drop it.
 #[inline(always)]
 pub const fn decapsulate(outer: u8, inner: u8) -> Option<u8> {
     match (outer & MASK, inner & MASK) {

@@ -1,25 +1,28 @@
 //! What a known flow depends on, and what a change of the tables makes stale.
 //!
-//! Each subject (an endpoint, a node, an uplink, a region of addresses) has a slot of `EPOCHS`. A known flow holds the
-//! slots of its subjects and the sum of their numbers; a hit compares that sum. Whoever changes a subject writes the
-//! table, then `GENERATION`, then another number into the slot. Two subjects may share a slot: that costs a flow of one
-//! of them a judging, nothing else.
+//! Each subject (an endpoint, a node, an uplink, a region of addresses) has a slot of `EPOCHS`. A
+//! known flow holds the slots of its subjects and the sum of their numbers; a hit compares that
+//! sum. A writer that changes a subject writes the table first, then `GENERATION`, then a new
+//! number into the slot.
+//!
+//! Two subjects may share a slot. The only cost: a change of one also makes the other's flows
+//! stale, and the programs judge them again.
 
 use crate::addr::Addr;
 
-/// Numbers of `EPOCHS`.
+/// Slots in `EPOCHS`.
 pub const EPOCH_SLOTS: usize = 4096;
 /// The slot that every known flow holds.
 pub const ALL_FLOWS: u16 = 0;
-/// Slots of a known flow. One that holds fewer has [`ALL_FLOWS`] in the others.
+/// Slots of a known flow. A flow that needs fewer has [`ALL_FLOWS`] in the others.
 pub const FLOW_SLOTS: usize = 4;
 
-/// Number of `GENERATION` that the agent writes.
+/// Index of the number in `GENERATION` that the agent writes.
 pub const GENERATION_AGENT: usize = 0;
-/// Number of `GENERATION` that the programs change.
+/// Index of the number in `GENERATION` that the programs change.
 pub const GENERATION_PROGRAMS: usize = 1;
-/// Numbers of `GENERATION`. Each has one kind of writer, so that no change of the agent is lost; their sum is the
-/// generation.
+/// Numbers in `GENERATION`. Each number has one kind of writer, so that no change of the agent is
+/// lost. Their sum is the generation.
 pub const GENERATIONS: usize = 2;
 
 const ENDPOINT: u32 = 1;
@@ -27,30 +30,31 @@ const NODE: u32 = 2;
 const UPLINK: u32 = 3;
 const REGION: u32 = 4;
 
-/// Most regions that a change of one prefix names; a larger one forgets all flows.
+/// The most regions that a change of one prefix names. A larger prefix makes all flows stale.
 #[cfg(any(test, feature = "std"))]
 const MOST_REGIONS: u32 = 256;
 
-/// The slot of an endpoint, by [`crate::abi::Endpoint::id`].
+/// Returns the slot of an endpoint, by [`crate::abi::Endpoint::id`].
 #[inline(always)]
 pub const fn endpoint(id: u32) -> u16 {
     slot(ENDPOINT, id)
 }
 
-/// The slot of the node that has a tunnel endpoint.
+/// Returns the slot of the node with a tunnel endpoint.
 #[inline(always)]
 pub const fn node(tunnel_endpoint: &Addr) -> u16 {
     let [a, b, c, d] = words(tunnel_endpoint);
     slot(NODE, a.rotate_left(25) ^ b.rotate_left(17) ^ c.rotate_left(9) ^ d)
 }
 
-/// The slot of an uplink, by its ifindex.
+/// Returns the slot of an uplink, by its ifindex.
 #[inline(always)]
 pub const fn uplink(ifindex: u32) -> u16 {
     slot(UPLINK, ifindex)
 }
 
-/// The slot of the region of an address: the first 24 bits of an IPv4 address, the first 64 of an IPv6 address.
+/// Returns the slot of an address's region: the first 24 bits of an IPv4 address, the first 64 of
+/// an IPv6 address.
 #[inline(always)]
 pub const fn region(address: &Addr) -> u16 {
     let [a, b, _, _] = words(address);
@@ -82,7 +86,7 @@ const fn words(address: &Addr) -> [u32; 4] {
 
 #[inline(always)]
 const fn slot(kind: u32, subject: u32) -> u16 {
-    // Finalizer of MurmurHash3: every input bit reaches the upper ones, which choose the slot.
+    // Finalizer of MurmurHash3: every input bit reaches the upper bits, which choose the slot.
     let mut hash = subject.wrapping_add(kind.wrapping_mul(0x9e37_79b1));
     hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
     hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
@@ -90,25 +94,27 @@ const fn slot(kind: u32, subject: u32) -> u16 {
     1 + ((hash as u64 * (EPOCH_SLOTS as u64 - 1)) >> 32) as u16
 }
 
-/// Of a flow between two pods of this node.
+/// Returns the slots of a flow between two pods of this node.
 #[inline(always)]
 pub const fn of_neighbours(sender: u32, receiver: u32) -> [u16; FLOW_SLOTS] {
     [endpoint(sender), endpoint(receiver), ALL_FLOWS, ALL_FLOWS]
 }
 
-/// Of a flow between a pod here and a pod or process of a node. `there`: the address of the latter.
+/// Returns the slots of a flow between a pod here and a pod or process of another node. `there` is
+/// the address of the latter.
 #[inline(always)]
 pub const fn with_node(here: u32, tunnel_endpoint: &Addr, there: &Addr) -> [u16; FLOW_SLOTS] {
     [endpoint(here), node(tunnel_endpoint), region(there), ALL_FLOWS]
 }
 
-/// Of a flow between a pod here and the world.
+/// Returns the slots of a flow between a pod here and the world.
 #[inline(always)]
 pub const fn with_world(here: u32, link: u32, there: &Addr) -> [u16; FLOW_SLOTS] {
     [endpoint(here), uplink(link), region(there), ALL_FLOWS]
 }
 
-/// The slots of the regions that a prefix covers. `bits` counts from the first of all 128 bits.
+/// Returns the slots of the regions that a prefix covers. `bits` counts from the first of all 128
+/// bits.
 #[cfg(any(test, feature = "std"))]
 pub fn regions(prefix: &Addr, bits: u32) -> impl Iterator<Item = u16> + use<> {
     const QUAD: u32 = Addr::V4_PREFIX_BITS;
@@ -119,7 +125,7 @@ pub fn regions(prefix: &Addr, bits: u32) -> impl Iterator<Item = u16> + use<> {
         true => (u64::from(u32::from_be_bytes([0, x, y, z])), bits - QUAD, 24),
         false => (u64::from_be_bytes([a, b, c, d, e, f, g, h]), bits, 64),
     };
-    // A prefix of IPv6 that begins with zeros may cover all of IPv4.
+    // An IPv6 prefix that begins with zeros may cover all of IPv4.
     let is_large = of_region - length.min(of_region) > MOST_REGIONS.ilog2() || (!is_v4 && first == 0);
     let count = if is_large { 1 } else { 1_u64 << (of_region - length.min(of_region)) };
     (0..count).map(move |offset| {

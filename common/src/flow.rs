@@ -19,14 +19,17 @@ pub mod protocol {
     pub const UDP_LITE: u8 = 136;
 }
 
-/// In [`FlowKey::protocol`], beyond any protocol's number.
+/// A flag in [`FlowKey::protocol`], above every protocol number.
 const ANY_SOURCE_PORT: u32 = 0x100;
 
-/// Whether packets to an address may go past the host stack: it is a pod's of this node, or another node's. `node_flags`:
-/// of the node that owns it, asked for where it is no pod's here.
+/// Returns whether packets to an address may go past the host stack: the address belongs to a pod
+/// of this node or to another node.
+///
+/// `node_flags` returns the flags of the node that owns the address. It is called only if the
+/// address is not a pod's here.
 ///
 /// # Errors
-/// Those of `node_flags`.
+/// The errors of `node_flags`.
 #[inline(always)]
 pub fn can_go_direct<E>(
     is_pod_here: bool,
@@ -36,7 +39,7 @@ pub fn can_go_direct<E>(
 }
 
 impl Flow {
-    /// A flow of whatever protocol.
+    /// Makes a flow of any protocol.
     #[inline(always)]
     pub const fn new(
         source: Addr,
@@ -48,13 +51,13 @@ impl Flow {
         Self { source, destination, source_port, destination_port, protocol, reserved: [0; 3] }
     }
 
-    /// The same flow as its replies see it.
+    /// Returns the flow of the replies.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
         Self::new(self.destination, self.source, self.destination_port, self.source_port, self.protocol)
     }
 
-    /// The same flow, of IPv4, in fewer bytes.
+    /// Returns the same flow, of IPv4, in fewer bytes.
     #[inline(always)]
     pub const fn key(&self) -> FlowKey {
         FlowKey {
@@ -66,15 +69,17 @@ impl Flow {
         }
     }
 
-    /// The key of what is known of all of a pod's connections to one address and port: no flow's own.
+    /// Returns the key of the entry for all of a pod's connections to one address and port. No
+    /// single flow has this key.
     #[inline(always)]
     pub const fn destination_key(&self) -> FlowKey {
         let key = self.key();
         FlowKey { source_port: Be16::ZERO, protocol: key.protocol | ANY_SOURCE_PORT, ..key }
     }
 
-    /// A source port for the tunnel's outer header, so that underlay routers and NICs spread flows (RFC 7348
-    /// section 5): from the dynamic range, the same for every packet of one direction.
+    /// Returns a source port for the tunnel's outer header, so that underlay routers and NICs
+    /// spread flows (RFC 7348 section 5). It lies in the dynamic range and is the same for every
+    /// packet of one direction.
     #[inline(always)]
     pub fn tunnel_source_port(&self) -> Be16 {
         let ports = u32::from_ne_bytes([

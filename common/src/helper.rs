@@ -1,21 +1,23 @@
-//! What the programs ask of the kernel: what a build of the object that counts helper calls tells them apart by.
+//! The kernel helpers that the programs call. A build of the object that counts helper calls tells
+//! them apart by these numbers.
 
 use crate::abi::Flow;
 use crate::addr::{Addr, Be16};
 
 macro_rules! helpers {
     ($($(#[$attribute:meta])* $variant:ident $name:literal),* $(,)?) => {
-        /// A helper of the kernel, or an operation on a kind of map.
+        /// A kernel helper, or an operation on a kind of map.
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         #[cfg_attr(any(test, feature = "std"), derive(Debug))]
         pub enum Helper { $($(#[$attribute])* $variant),* }
 
         impl Helper {
-            /// Every one, in order of number.
+            /// All variants, in order of number.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The kernel's name of the helper, without `bpf_`; of a map operation, the kind of map and the operation.
+            /// Returns the kernel's name of the helper, without `bpf_`; for a map operation, the
+            /// kind of map and the operation.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),* }
             }
@@ -26,11 +28,12 @@ macro_rules! helpers {
 helpers! {
     /// Lookup in a hash.
     HashLookup "hash lookup",
-    /// Lookup in a hash that evicts what was least recently used.
+    /// Lookup in an LRU hash.
     LruLookup "lru lookup",
     /// Longest-prefix match.
     LpmLookup "lpm lookup",
-    /// Lookup in an array, per CPU or not. No call: the kernel puts a bounds check and an addition in its place.
+    /// Lookup in an array, per CPU or not. The kernel replaces the call with a bounds check and an
+    /// addition.
     ArrayLookup "array lookup (inlined)",
     /// An entry of a hash written.
     HashUpdate "hash update",
@@ -78,7 +81,7 @@ helpers! {
     SkRelease "sk_release",
     /// `bpf_ktime_get_ns`.
     KtimeGetNs "ktime_get_ns",
-    /// `bpf_jiffies64`. No call where the kernel puts a load in its place (x86-64).
+    /// `bpf_jiffies64`. The kernel replaces the call with a load on x86-64.
     Jiffies64 "jiffies64 (inlined)",
     /// `bpf_get_prandom_u32`.
     GetPrandomU32 "get_prandom_u32",
@@ -88,17 +91,17 @@ helpers! {
     GetNetnsCookie "get_netns_cookie",
     /// `bpf_probe_read_kernel`.
     ProbeReadKernel "probe_read_kernel",
-    /// `bpf_tail_call`. No call: the kernel puts a jump in its place.
+    /// `bpf_tail_call`. The kernel replaces the call with a jump.
     TailCall "tail_call (inlined)",
 }
 
 impl Helper {
-    /// Whether it looks for a key in a map, by a call.
+    /// Returns whether this is a lookup of a key in a map, by a call.
     pub const fn is_map_lookup(self) -> bool {
         matches!(self, Self::HashLookup | Self::LruLookup | Self::LpmLookup)
     }
 
-    /// Whether the kernel puts other instructions in the place of the call.
+    /// Returns whether the kernel replaces the call with other instructions.
     pub const fn is_inlined(self) -> bool {
         matches!(self, Self::ArrayLookup | Self::TailCall)
     }
@@ -107,12 +110,13 @@ impl Helper {
 /// Entries of the array of counts.
 pub const HELPER_SLOTS: usize = 64;
 
-/// The counts of a build with the feature `count-helpers`: [`HELPER_SLOTS`] 64-bit numbers, which are all that this section of the
-/// object holds.
+/// The section of the object that holds the counts of a build with the feature `count-helpers`:
+/// [`HELPER_SLOTS`] 64-bit numbers and nothing else.
 pub const HELPER_CALLS: &str = ".bss";
 
-/// In a build with the feature `count-helpers`: what the programs write at a moment of learning a flow, as if the agent
-/// or a program on another CPU wrote it just then. So a test can force each order of a change and a learning.
+/// In a build with the feature `count-helpers`: writes that the programs make at one moment while
+/// they learn a flow, as if the agent or a program on another CPU made them just then. So a test
+/// can force each order of change and learning.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -138,9 +142,9 @@ impl Moment {
         event: 0,
         flow: Flow::new(Addr::UNSPECIFIED, Addr::UNSPECIFIED, Be16::ZERO, Be16::ZERO, 0),
     };
-    /// In [`Self::event`].
+    /// Value of [`Self::event`]: [`Self::flow`] becomes a stack flow.
     pub const STACK_FLOW: u32 = 1;
-    /// In [`Self::event`].
+    /// Value of [`Self::event`]: the translation of [`Self::flow`] is removed.
     pub const TRANSLATION_GONE: u32 = 2;
 }
 
@@ -148,8 +152,8 @@ crate::abi::plain! {
     Moment: 56,
 }
 
-/// Moments of learning: before the epochs are read, after it, after `GENERATION` was compared, after the flow is in the
-/// table.
+/// The moments of learning: before the epochs are read, after that, after `GENERATION` was
+/// compared, and after the flow is in the table.
 pub const MOMENTS: usize = 4;
 
 /// The map of [`Moment`]s.

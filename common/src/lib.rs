@@ -1,5 +1,5 @@
-//! The ABI between Podwire's BPF programs and its user space, and the packet decisions that are pure
-//! arithmetic. Compiled for BPF and for the host; tested on the host.
+//! The ABI between Podwire's BPF programs and its user space, and those packet decisions that are
+//! pure arithmetic. Compiled for BPF and for the host; tested on the host.
 #![no_std]
 
 #[cfg(any(test, feature = "std"))]

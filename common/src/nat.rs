@@ -8,8 +8,8 @@ use crate::abi::{
 use crate::addr::{Addr, Be16};
 use crate::flow::protocol;
 
-/// How many ports are tried before a flow is refused. With 20,000 of the default range's 32,768 ports taken, all tries fail
-/// for one flow in 10^13.
+/// How many ports a flow tries before it is refused. With 20,000 of the default range's 32,768
+/// ports taken, all tries fail for one flow in 10^13.
 pub const PORT_ATTEMPTS: u32 = 64;
 /// TCP flags (RFC 9293 section 3.1).
 pub const TCP_FIN: u8 = 0x01;
@@ -20,24 +20,25 @@ pub const TCP_ACK: u8 = 0x10;
 /// Reset.
 pub const TCP_RST: u8 = 0x04;
 
-/// The port of an attempt: the flow's own first, then a walk through the range from a random start (RFC 6056).
+/// Returns the port of an attempt: the flow's own first, then a walk through the range from a
+/// random start (RFC 6056).
 #[inline(always)]
 pub const fn port_for_attempt(own: u16, attempt: u32, random: u32, first: u16, last: u16) -> u16 {
     if attempt == 0 {
         return own;
     }
-    // At least 1 for whatever bounds: the verifier refuses a division by zero, and so would a panic.
+    // At least 1 for any bounds: the verifier refuses a program that may divide by zero or panic.
     let span = last.wrapping_sub(first) as u32 + 1;
-    // A step that is odd and larger than most bursts of neighbours.
+    // The step is odd, and larger than most runs of adjacent ports in use.
     first.wrapping_add((random.wrapping_add(attempt.wrapping_mul(257)) % span) as u16)
 }
 
-/// The state of a translation after one more packet. `reply`: the packet travelled in the direction
-/// of the replies. `inside`: the packet came from the end whose address is checked, a pod or this
-/// node; the other end's address may be invented.
+/// Returns the state of a translation after one more packet. `reply`: the packet travelled in the
+/// direction of the replies. `inside`: the packet came from the end with a checked address, a pod
+/// or this node; the other end's address may be forged.
 ///
-/// The states are connection tracking's (`nf_conntrack_proto_tcp.c`, `nf_conntrack_proto_udp.c`):
-/// a flow is established by the third packet, the first one after a reply.
+/// The states are those of connection tracking (`nf_conntrack_proto_tcp.c`,
+/// `nf_conntrack_proto_udp.c`). The third packet, the first one after a reply, establishes a flow.
 #[inline(always)]
 pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bool, inside: bool) -> u8 {
     let replied = if reply { STATE_REPLIED } else { 0 };
@@ -50,8 +51,8 @@ pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bo
         return state | if inside { STATE_RESET } else { STATE_OUTSIDE_RESET };
     }
     if tcp_flags & TCP_SYN != 0 {
-        // An invented SYN must not turn an idle connection into one that waits for its handshake. A
-        // connection that ended gives its 5-tuple to the next one.
+        // A forged SYN must not return an idle connection to the handshake state. After a
+        // connection has ended, the next one may use its 5-tuple.
         return if is_open(state) { state } else { replied };
     }
     let fin = match (tcp_flags & TCP_FIN != 0, reply) {
@@ -59,37 +60,40 @@ pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bo
         (true, false) => STATE_FIN,
         (true, true) => STATE_REPLY_FIN,
     };
-    // Whoever goes on has not believed a reset, or is answered with another one.
+    // An end that continues did not accept the reset, or the other end will reset it once more.
     (state & !(STATE_RESET | STATE_OUTSIDE_RESET)) | replied | established | fin
 }
 
-/// Whether an end whose address is checked sends the packets of this direction of a translation.
+/// Returns whether the end with a checked address sends the packets of this direction of a
+/// translation.
 #[inline(always)]
 pub const fn is_inside(kind: u8, reply: bool) -> bool {
     matches!(kind, TRANSLATION_HOST_PORT | TRANSLATION_TUNNEL) == reply
 }
 
-/// Whether a TCP connection is established, and no end has begun to close it.
+/// Returns whether a TCP connection is established and neither end has begun to close it.
 #[inline(always)]
 const fn is_open(state: u8) -> bool {
     const CLOSING: u8 = STATE_FIN | STATE_REPLY_FIN | STATE_RESET | STATE_OUTSIDE_RESET;
     state & STATE_ESTABLISHED != 0 && state & CLOSING == 0
 }
 
-/// Whether a TCP connection is over: a checked end has reset it, or both sides have closed it.
+/// Returns whether a TCP connection is over: the end with a checked address reset it, or both ends
+/// closed it.
 #[inline(always)]
 pub const fn is_closed(state: u8) -> bool {
     const BOTH: u8 = STATE_FIN | STATE_REPLY_FIN;
     state & STATE_RESET != 0 || state & BOTH == BOTH
 }
 
-/// Seconds that a closed TCP connection is remembered: a little longer than its server does
-/// (`TCP_TIMEWAIT_LEN` of Linux, a minute), so that no other pod gets its port meanwhile.
+/// Seconds for which a closed TCP connection keeps its entry. The server remembers the connection
+/// for a little less (`TCP_TIMEWAIT_LEN` of Linux, one minute), so no other pod gets its port too
+/// early.
 const CLOSED_TIMEOUT: u64 = 65;
 
-/// Seconds of silence after which a translation is removed. Open and half closed TCP, and ICMP, follow
-/// RFC 5382 REQ-5 and RFC 5508 REQ-2; established UDP follows RFC 4787 REQ-5. Flows that wait for their
-/// third packet get the times of connection tracking.
+/// Returns after how many seconds of silence a translation is removed. Open and half closed TCP
+/// follow RFC 5382 REQ-5, ICMP follows RFC 5508 REQ-2, established UDP follows RFC 4787 REQ-5.
+/// Flows that wait for their third packet have the timeouts of connection tracking.
 pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
     let is_established = state & STATE_ESTABLISHED != 0;
     match protocol_number {
@@ -105,15 +109,15 @@ pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
     }
 }
 
-/// Whether SNAT may change the flow's ports. It cannot change SCTP's, whose checksum is a CRC over the whole packet; GRE, ESP and others
-/// have none.
+/// Returns whether SNAT may change the flow's ports. SCTP's checksum is a CRC over the whole
+/// packet, so SNAT cannot change SCTP's ports. GRE, ESP and others have no ports.
 #[inline(always)]
 pub const fn can_change_ports(protocol_number: u8) -> bool {
     matches!(protocol_number, protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::ICMP)
 }
 
-/// The same while the table, or the share of the translation's holder, is nearly full: what is over and
-/// what is not established leaves first.
+/// Returns the timeout while the table, or the holder's share of it, is nearly full. It is
+/// [`idle_timeout`], but shorter for flows that are over or not established: these leave first.
 pub const fn idle_timeout_under_pressure(state: u8, protocol_number: u8) -> u64 {
     let ordinary = idle_timeout(state, protocol_number);
     let short = if protocol_number == protocol::TCP && is_closed(state) {
@@ -128,7 +132,8 @@ pub const fn idle_timeout_under_pressure(state: u8, protocol_number: u8) -> u64 
     if short < ordinary { short } else { ordinary }
 }
 
-/// Who answers for a translation's entries. `flow` and `half` are an entry of `TRANSLATIONS`.
+/// Returns the holder that a translation's entries count for. `flow` and `half` are key and value
+/// of an entry of `TRANSLATIONS`.
 #[inline(always)]
 pub const fn holder(flow: &Flow, half: &Translation) -> Holder {
     let (address, port, protocol) = match (half.kind, half.reply != 0) {
@@ -136,7 +141,8 @@ pub const fn holder(flow: &Flow, half: &Translation) -> Holder {
         (TRANSLATION_SNAT, true) => (half.destination, Be16::ZERO, 0),
         (TRANSLATION_HOST_PORT, false) => (half.destination, half.destination_port, flow.protocol),
         (TRANSLATION_HOST_PORT, true) => (flow.source, flow.source_port, flow.protocol),
-        // The overlay address, which no pod has. These flows have a share of their own, apart from the node's.
+        // The overlay address belongs to no pod. So these flows have a share of their own, apart
+        // from the node's.
         (TRANSLATION_TUNNEL, false) => (half.source, Be16::ZERO, 0),
         (TRANSLATION_TUNNEL, true) => (flow.destination, Be16::ZERO, 0),
         _ => (Addr::UNSPECIFIED, Be16::ZERO, 0),
@@ -145,13 +151,13 @@ pub const fn holder(flow: &Flow, half: &Translation) -> Holder {
 }
 
 impl Translation {
-    /// What the flow of this half becomes.
+    /// Returns the flow that this half translates to.
     #[inline(always)]
     pub const fn translated(&self, protocol_number: u8) -> Flow {
         Flow::new(self.source, self.destination, self.source_port, self.destination_port, protocol_number)
     }
 
-    /// The key of the other half.
+    /// Returns the key of the other half.
     #[inline(always)]
     pub const fn other_half(&self, protocol_number: u8) -> Flow {
         self.translated(protocol_number).reversed()
@@ -184,7 +190,8 @@ mod tests {
         #[test]
         fn the_state_is_that_of_a_plain_reading_of_all_packets(packets in prop::collection::vec((0u8..32, any::<bool>()), 1..20)) {
             let state = packets.iter().fold(0, |state, (flags, reply)| next_state(state, protocol::TCP, *flags, *reply, !*reply));
-            // Slow and obvious: only what came since the last SYN counts that did not meet an open connection.
+            // Slow and obvious: only packets since the last SYN count. A SYN that met an open
+            // connection does not count.
             let mut rest: Vec<(u8, bool)> = Vec::new();
             let mut opened_by_reply = false;
             for &(flags, reply) in &packets {
@@ -215,7 +222,7 @@ mod tests {
         assert_eq!(port_for_attempt(40123, 0, 7, 1024, 2048), 40123);
     }
 
-    /// Whether packets since a SYN make a connection that is established and not closing.
+    /// Returns whether packets since a SYN make a connection that is established and not closing.
     fn plainly_open(packets: &[(u8, bool)], opened_by_reply: bool) -> bool {
         let plain: Vec<_> = packets.iter().filter(|(flags, _)| flags & TCP_RST == 0).collect();
         let first_reply = if opened_by_reply { Some(0) } else { plain.iter().position(|(_, reply)| *reply) };
@@ -273,7 +280,7 @@ mod tests {
         assert_eq!(timeout(tcp(invented, TCP_RST, OUT)), 65, "the pod confirms it");
         // The receiver believes a reset only with the right sequence number (RFC 5961 section 3).
         assert_eq!(timeout(tcp(invented, TCP_ACK, OUT)), 7440, "the pod goes on");
-        // Towards a hostPort the pod answers.
+        // For a hostPort, the pod is the end that answers.
         assert!(is_inside(TRANSLATION_HOST_PORT, true) && !is_inside(TRANSLATION_HOST_PORT, false));
         assert!(is_inside(TRANSLATION_SNAT, false) && !is_inside(TRANSLATION_SNAT, true));
     }

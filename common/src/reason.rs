@@ -1,4 +1,4 @@
-//! Why a packet was dropped, and which way one went: the indices of `DROPS` and `TRAFFIC`.
+//! Why a packet was dropped, and which path a packet took: the indices of `DROPS` and `TRAFFIC`.
 
 macro_rules! numbered {
     ($(#[$attr:meta])* $name:ident { $($(#[$variant_attr:meta])* $variant:ident = $number:literal $text:literal),* $(,)? }) => {
@@ -9,10 +9,10 @@ macro_rules! numbered {
         pub enum $name { $($(#[$variant_attr])* $variant = $number),* }
 
         impl $name {
-            /// Every one, in order of number.
+            /// All variants, in order of number.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The name that operators read in counters and metrics.
+            /// Returns the name that operators read in counters and metrics.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),* }
             }
@@ -21,98 +21,108 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// A reason for a drop. A number is never reused: operators compare counters across upgrades.
+    /// A reason for a drop. Numbers are never reused: operators compare counters across upgrades.
     Drop {
-        /// A header ends before its length says.
+        /// The frame ends before a header, or before the length that its IP header states.
         Truncated = 1 "truncated",
-        /// IPv4 version, header length or total length that cannot be.
+        /// The IPv4 version, header length or total length is impossible.
         BadIpHeader = 2 "bad-ip-header",
         /// A pod sent from a link address that is not its own.
         SourceMacNotOwned = 3 "source-mac-not-owned",
         /// A pod sent from an IP address that is not its own.
         SourceNotOwned = 4 "source-not-owned",
-        /// A pod sent a VLAN tag, or one came by an uplink inside a priority tag.
+        /// A pod sent a VLAN tag, or a frame from an uplink has a VLAN tag inside a priority tag.
         VlanTagged = 5 "vlan-tagged",
         /// A pod sent to a multicast address.
         Multicast = 6 "multicast",
         /// A pod sent to a broadcast address.
         Broadcast = 7 "broadcast",
-        /// A pod sent IPv6 and has no IPv6 address.
+        /// A pod sent IPv6, but has no IPv6 address.
         FamilyNotEnabled = 8 "family-not-enabled",
         /// A pod sent a frame that is neither IP nor ARP.
         EthertypeUnknown = 9 "ethertype-unknown",
         /// A pod sent ARP that is not a request for its own gateway.
         ArpNotForGateway = 10 "arp-not-for-gateway",
-        /// A pod sent VXLAN to a node, or to the world under its node's address; or a rule of the
-        /// host made such a packet of another.
+        /// A pod sent VXLAN to a node, or to the world under its node's address. Or a rule of the
+        /// host turned another packet into such a VXLAN packet.
         VxlanFromPod = 11 "vxlan-from-pod",
-        /// VXLAN from an address that is no node's.
+        /// VXLAN from an address that belongs to no node.
         TunnelPeerUnknown = 12 "tunnel-peer-unknown",
-        /// VXLAN with flags or a network identifier that are not ours.
+        /// VXLAN with other flags, or another network identifier, than Podwire's.
         TunnelVniUnknown = 13 "tunnel-vni-unknown",
-        /// VXLAN from a node that does not own the inner source.
+        /// VXLAN from a node that does not own the inner source address.
         InnerSourceNotOwned = 14 "inner-source-not-owned",
-        /// VXLAN that carries something else than IPv4.
+        /// VXLAN that does not carry IPv4.
         InnerProtocolUnknown = 15 "inner-protocol-unknown",
-        /// A pod network's source on an uplink, from somewhere that is not its node; or this node's own address.
+        /// A packet from an uplink has a pod's source address, but does not come from that pod's
+        /// node. Or its source is an address of this node.
         PodSourceNotFromNode = 16 "pod-source-not-from-node",
-        /// A fragment whose first has not been seen.
+        /// A later fragment, but the programs have not seen the first fragment of its datagram.
         FragmentWithoutFirst = 17 "fragment-without-first",
-        /// On the VXLAN device, or a pod's on an uplink, for a destination that no other node owns.
+        /// The host stack sent a packet into the VXLAN device that is not IPv4, or no other node
+        /// owns its destination. Or a pod's packet on an uplink is for an address of this node or
+        /// of its podCIDR.
         NoNodeForDestination = 18 "no-node-for-destination",
         /// A kernel helper refused to change the packet.
         RewriteFailed = 19 "rewrite-failed",
-        /// No free source port towards that destination. If SNAT cannot change the protocol's ports: another flow has this
-        /// flow's translated 5-tuple.
+        /// No free source port towards that destination. If SNAT cannot change the protocol's
+        /// ports: another flow has this flow's translated 5-tuple.
         SnatPortsExhausted = 20 "snat-ports-exhausted",
         /// The uplink that the route chose has no address to translate to.
         SnatNoAddress = 21 "snat-no-address",
-        /// ICMP other than echo, timestamp and errors.
+        /// SNAT cannot translate this ICMP message: it is neither an echo nor a timestamp, nor an
+        /// error about a translated flow.
         SnatProtocolUnknown = 22 "snat-protocol-unknown",
         /// The translation table is full.
         TranslationsFull = 23 "translations-full",
-        /// Congestion was marked on the outside of a packet that is not capable of it (RFC 6040 section 4.2).
+        /// The outer header marks congestion, but the inner packet is not ECN-capable (RFC 6040
+        /// section 4.2).
         EcnNotCapable = 24 "ecn-not-capable",
-        /// A pod network's source that is no pod's here, on its way out by an uplink.
+        /// A packet on its way out by an uplink has a source in a pod network, but no pod of this
+        /// node has that address.
         PodSourceUnknown = 25 "pod-source-unknown",
-        /// The first fragment of a datagram of a translated flow, whose later fragment came before it and was left to the
-        /// host: it cannot be completed any more.
+        /// The first fragment of a translated datagram arrived after a later one. The programs had
+        /// left the later one to the host, so the datagram cannot be completed.
         FragmentBeforeFirst = 26 "fragment-before-first",
         /// The pod behind a hostPort is gone.
         BackendGone = 27 "backend-gone",
-        /// No route by which a hostPort's reply could leave.
+        /// No route leads back for a hostPort's reply.
         NoRouteBack = 28 "no-route-back",
-        /// A pod sent more than its limit lets through: it has gone around the queue on its own side.
+        /// A pod exceeded its egress limit: it bypassed the queue on its own side of the veth pair.
         EgressLimitExceeded = 29 "egress-limit-exceeded",
-        /// A pod left a checksum to the kernel that is not the one of its own TCP, UDP or SCTP
-        /// header: the kernel would write it over what the programs have checked.
+        /// A pod left a checksum to the kernel that is not the checksum of the packet's own TCP,
+        /// UDP or SCTP header. The kernel would overwrite what the programs have checked.
         ChecksumNotOwn = 30 "checksum-not-own",
-        /// To or from 127.0.0.0/8, from a pod or by an uplink: no such packet leaves a host (RFC
-        /// 1122 section 3.2.1.3).
+        /// A packet to or from 127.0.0.0/8 came from a pod, from an uplink or out of the tunnel.
+        /// Such packets must not leave a host (RFC 1122 section 3.2.1.3).
         LoopbackAddress = 31 "loopback-address",
-        /// A pod sent an ICMP error about a packet that was not sent to it, or to somebody who had not sent that packet.
+        /// A pod sent an ICMP error about a packet that was not sent to this pod, or sent it to a
+        /// host that had not sent that packet.
         IcmpErrorNotOwned = 32 "icmp-error-not-owned",
-        /// A new flow of a pod, or to a hostPort, that has its share of the translation table already.
+        /// The pod, hostPort or node that the new flow counts for already has its share of the
+        /// translation table.
         TranslationShareUsed = 34 "translation-share-used",
-        /// The program that was to go on is not in the array of programs: somebody has emptied it.
+        /// The next program is missing from the array of programs: something emptied the array.
         ProgramMissing = 35 "program-missing",
         /// A pod sent AH to the world. AH authenticates the addresses, so SNAT cannot change them.
         SnatImpossible = 36 "snat-impossible",
-        /// The route to the world leads by a link that has none of the programs: the pod's address would leave bare.
+        /// The route to the world leads by a link without Podwire's programs: the packet would
+        /// leave with the pod's own address.
         LinkWithoutPrograms = 37 "link-without-programs",
-        /// VXLAN for this node by a link that is no uplink.
+        /// VXLAN for this node arrived by a link that is not an uplink.
         TunnelNotByUplink = 38 "tunnel-not-by-uplink",
-        /// An IPsec policy of the host may ask for this packet's protection, and the programs would send it past the policy: one that SNAT
-        /// would translate to the node's address, or a hostPort's reply.
+        /// An IPsec policy of the host may apply to this packet, but the programs would send it
+        /// past the policy. The packet is a hostPort's reply, or SNAT would give it the node's
+        /// address.
         IpsecPolicy = 39 "ipsec-policy",
     }
 }
 
-/// Entries of `DROPS`: one more than the largest reason, with room for more.
+/// Entries of `DROPS`: the largest reason plus one, and room for more.
 pub const DROP_SLOTS: usize = 64;
 
 numbered! {
-    /// A way that packets go.
+    /// A path that packets take.
     Path {
         /// Pod to pod on this node, past the host stack.
         Local = 0 "local",
@@ -120,13 +130,14 @@ numbered! {
         TunnelOut = 1 "tunnel-out",
         /// From another node, decapsulated by the program.
         TunnelIn = 2 "tunnel-in",
-        /// Pod to another node through the VXLAN device: what the program cannot encapsulate itself.
+        /// Pod to another node through the VXLAN device: the program did not encapsulate the packet
+        /// itself.
         TunnelOutDevice = 3 "tunnel-out-device",
         /// From another node, decapsulated by the VXLAN device and delivered past the host stack.
         TunnelInDevice = 4 "tunnel-in-device",
-        /// Pod to another node, as it is.
+        /// Pod to another node, without encapsulation.
         DirectOut = 5 "direct-out",
-        /// From another node, as it is.
+        /// From another node, without encapsulation.
         DirectIn = 6 "direct-in",
         /// Pod to the host stack.
         ToStack = 7 "to-stack",
@@ -136,29 +147,34 @@ numbered! {
         StackToTunnel = 9 "stack-to-tunnel",
         /// VXLAN device to the host stack.
         TunnelToStack = 10 "tunnel-to-stack",
-        /// A pod's packet from the host stack to another node, encapsulated on the uplink.
+        /// A pod's packet from the host stack to another node, encapsulated by the program on the
+        /// uplink.
         StackEncapsulated = 11 "stack-encapsulated",
-        /// Source translated on an uplink.
+        /// A pod's packet to the world, its source translated.
         SnatOut = 12 "snat-out",
-        /// A reply translated back on an uplink.
+        /// A reply from an uplink or out of the tunnel, translated back.
         SnatIn = 13 "snat-in",
         /// "Fragmentation needed" sent to a pod.
         TooBigAnswered = 14 "too-big-answered",
         /// A pod's ARP request for its gateway answered.
         ArpAnswered = 15 "arp-answered",
-        /// A flow could not be recorded because `STACK_FLOWS` is full: its endpoint now uses the stack.
+        /// A flow could not be recorded: its pod already has its share of `STACK_FLOWS`, or the map
+        /// is full. The pod now uses the stack for all flows.
         StackFlowsFull = 16 "stack-flows-full",
-        /// A flow of this node itself, moved off a source port that a pod's flow had before it.
+        /// A flow of this node itself with another source port: a pod's flow already used the
+        /// 5-tuple.
         HostSnatOut = 17 "host-snat-out",
-        /// A pod's packet to the world that keeps the pod's address: an excluded network, or a flow begun from there.
+        /// A pod's packet to the world that keeps the pod's address: the network is excluded from
+        /// SNAT, or the other end began the flow.
         Untranslated = 18 "untranslated",
         /// To a hostPort, translated to its pod.
         HostPortIn = 19 "host-port-in",
-        /// A hostPort's reply, translated back and sent the way its request came.
+        /// A hostPort's reply, translated back and sent the way that its request came.
         HostPortOut = 20 "host-port-out",
-        /// A pod to itself by a hostPort, either direction.
+        /// A pod to itself by a hostPort, in either direction.
         Hairpin = 21 "hairpin",
-        /// A 5-tuple could not be reserved for a flow of the host's own because `TRANSLATIONS` is full.
+        /// The programs could not reserve a 5-tuple for a flow of the host itself: `TRANSLATIONS`
+        /// is full, or the node already has its share.
         ReservationsFull = 22 "reservations-full",
     }
 }

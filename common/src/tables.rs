@@ -7,8 +7,8 @@
 //! # How to use the rows
 //!
 //! - `tables!(with)` expands to `with! { rows }`.
-//! - `agent_tables!(with)` expands to the same with only the rows that the agent fills, in the order
-//!   in which it writes them.
+//! - `agent_tables!(with)` expands to the same, but only with the tables that the agent fills, in
+//!   the order in which it writes them.
 //! - Both put further arguments before the rows: `tables!(with, more)` is `with! { more rows }`.
 //!
 //! A row is:
@@ -23,17 +23,17 @@
 //! | part | fragment | says |
 //! |---|---|---|
 //! | `Owner` | `ident` | a variant of [`Owner`] |
-//! | `NAME` | `ident` | the map's name in the object, which is also that of its pin |
+//! | `NAME` | `ident` | the map's name in the object, and its pin's |
 //! | `field` | `ident` | the name in `snake_case`, for fields and methods |
 //! | `Variant` | `ident` | the name in `CamelCase`: a variant of [`Table`] |
 //! | `Kind` | `ident` | a variant of [`Kind`] |
 //! | `Key`, `Value` | `ty` | types; arrays have the key `u32` |
 //! | `COUNT` | `expr` | entries, unless the option says otherwise |
 //! | `FIELD` | `ident` | the field of the agent's configuration that sizes the table, or `none` |
-//! | `RANK` | `tt` | a number, or `none`: the agent writes in this order and removes in the opposite |
+//! | `RANK` | `tt` | a number, or `none`: the agent writes in this order and removes in the reverse order |
 //! | `SHARE` | `expr` | a [`Share`]: how much of the table one endpoint may take |
 //!
-//! Where a type depends on the kind, the caller writes a small macro from kind to type. This makes a
+//! If a type depends on the kind, the caller writes a small macro from kind to type. This makes a
 //! structure with a field for each table that the agent fills, and an operation for each:
 //!
 //! ```
@@ -85,9 +85,11 @@ pub const FIRST_LAYOUT: u32 = 1;
 macro_rules! tables {
     ($($with:ident)::+ $(, $($before:tt)*)?) => { $($with)::+! {
         $($($before)*)?
-        // The agent's tables, in order of rank: an entry comes after the entries that it points at.
+        // The agent's tables, in order of rank. An entry's table comes after the tables that the
+        // entry refers to.
         Agent {
-            /// Network of the world → whether pods keep their addresses there, and what IPsec policies ask for.
+            /// Network of the world → whether pods keep their addresses there, and what IPsec
+            /// policies require.
             NETWORKS, networks, Networks: LpmTrie<$crate::addr::LpmAddr, u32>,
             entries 1024, option none, rank 1, share $crate::tables::Share::Unlimited
         }
@@ -102,19 +104,21 @@ macro_rules! tables {
             entries 8192, option none, rank 3, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Node address → link address that inner frames must have there. Only nodes that flannel
-            /// has announced have an entry.
-            // Allocated as it fills: it is empty unless a cluster is being moved.
+            /// Node address → link address that inner frames to it must have. Only nodes that
+            /// flannel has announced have an entry.
+            // Allocated as it fills: it is empty except while a cluster moves from flannel.
             VTEPS, vteps, Vteps: LazyHash<$crate::addr::Addr, $crate::abi::Vtep>,
             entries 8192, option none, rank 4, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// podCIDR or node address → tunnel endpoint, our source, uplink, MTU, flags.
+            /// podCIDR or node address → tunnel endpoint, source address towards it, uplink, MTU,
+            /// flags.
             NODES, nodes, Nodes: LpmTrie<$crate::addr::LpmAddr, $crate::abi::Node>,
             entries 16384, option none, rank 5, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Link of a limited pod → what a byte costs, until when all is paid.
+            /// Link of a pod with an egress limit → cost of a byte, time until which all bytes
+            /// are paid for, credit.
             EGRESS_GUARDS, guards, Guards: Hash<u32, $crate::abi::Guard>,
             entries 1024, option none, rank 6, share $crate::tables::Share::Unlimited
         }
@@ -124,8 +128,9 @@ macro_rules! tables {
             entries 1024, option none, rank 7, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Node address or 0 for every one, port, protocol → pod address, port.
-            // No share: the pod's specification names its hostPorts, and ADD refuses more than fit.
+            /// Node address (or 0 for all of them), port, protocol → pod address, port.
+            // No share: the pod's specification names its hostPorts, and ADD refuses hostPorts that
+            // do not fit.
             FRONTENDS, frontends, Frontends: Hash<$crate::abi::Frontend, $crate::abi::Backend>,
             entries 4096, option max_host_ports, rank 8, share $crate::tables::Share::Unlimited
         }
@@ -137,22 +142,22 @@ macro_rules! tables {
             share $crate::tables::Share::AsMuchAsIsFree($crate::abi::TABLE_STACK_FLOWS)
         }
         Programs {
-            /// 5-tuple → what it becomes. A translation has two entries.
-            // No LRU: the eviction of half a pair would break the connection.
+            /// 5-tuple → the translated 5-tuple, state, time. A translation has two entries.
+            // No LRU: the eviction of one entry of a pair would break the connection.
             TRANSLATIONS, translations, Translations: LazyHash<$crate::abi::Flow, $crate::abi::Translation>,
             entries 262_144, option max_translations, rank none,
             share $crate::tables::Share::AsMuchAsIsFree($crate::abi::TABLE_TRANSLATIONS)
         }
         Programs {
             /// Datagram → ports of its first fragment.
-            // No share: the kernel evicts the oldest, and a lost entry costs one datagram.
+            // No share: the kernel evicts the oldest entry, and a lost entry costs one datagram.
             FRAGMENTS, fragments, Fragments: LruHash<$crate::abi::FragmentKey, $crate::abi::FragmentPorts>,
             entries 8192, option max_fragments, rank none, share $crate::tables::Share::Unlimited
         }
         Programs {
-            /// A pod's flow that somebody outside began → when it was last seen.
-            // LRU without a share: clients outside can fill it, and the next packet of a flow brings
-            // its entry back.
+            /// Flow of a pod that a client outside began → when it was last seen.
+            // LRU without a share: clients outside can fill it, but the next packet of a flow adds
+            // its entry again.
             INBOUND_FLOWS, inbound_flows, InboundFlows: LruHash<$crate::abi::Flow, $crate::abi::InboundFlow>,
             entries 16384, option max_inbound_flows, rank none, share $crate::tables::Share::Unlimited
         }
@@ -164,37 +169,40 @@ macro_rules! tables {
             entries 16384, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Programs {
-            /// 5-tuple → what is known of a flow past the host stack.
-            // LRU without a share: the programs find all of it out again.
+            /// 5-tuple → what the programs know of a flow past the host stack.
+            // LRU without a share: the programs can find out everything again.
             FLOWS, flows, Flows: LruHash<$crate::abi::FlowKey, $crate::abi::KnownFlow>,
             entries 65536, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Both {
-            /// Who writes → a number that changes with everything that entries of `FLOWS` are made of.
+            /// 0 → one number for each kind of writer. It changes when a table changes that
+            /// entries of `FLOWS` depend on.
             GENERATION, generation, Generation: MappedArray<u32, [u32; $crate::epoch::GENERATIONS]>,
             entries 1, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Both {
-            /// Slot of `epoch` → a number that changes with the slot's subjects.
-            // A map and not the object's own data: it is pinned, so that it lives as long as `FLOWS`, which the programs of two
-            // loads share while an agent replaces another. The kernel inlines a lookup in an array, so there is no helper call.
-            // One element, since each lookup takes a key on the stack.
+            /// 0 → one number for each slot of `epoch`. It changes when a subject of the slot
+            /// changes.
+            // A pinned map and not the object's own data: it must live as long as `FLOWS`, which
+            // the programs of two loads share while one agent replaces another. The kernel inlines
+            // a lookup in an array, so there is no helper call. One element, because each lookup
+            // puts a key on the stack.
             EPOCHS, epochs, Epochs: MappedArray<u32, [u32; $crate::epoch::EPOCH_SLOTS]>,
             entries 1, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Programs {
-            /// 0 → the flow whose first packet this CPU handed to the host stack last.
+            /// 0 → the last flow for which this CPU handed the first packet to the host stack.
             BEGINNINGS, beginnings, Beginnings: PerCpuArray<u32, $crate::abi::Beginning>,
             entries 1, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Both {
-            /// Pod, hostPort or node, and table → entries of that table which it has.
-            // As many as there are pods and hostPorts, in both tables.
+            /// Pod, hostPort or node, and table → entries that it has in that table.
+            // Room for all pods and hostPorts, in both tables.
             HOLDERS, holders, Holders: LazyHash<$crate::abi::Holder, u32>,
             entries 16384, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Both {
-            /// Table with a share → free entries, as the programs count.
+            /// Table with a share → free entries, as the programs count them.
             ROOM, room, Room: Array<u32, u32>,
             entries $crate::abi::TABLES, option none, rank none, share $crate::tables::Share::Unlimited
         }
@@ -219,7 +227,7 @@ macro_rules! agent_tables {
     };
 }
 
-/// Of [`agent_tables!`]: drops the rows of other owners.
+/// Helper of [`agent_tables!`]: drops the rows of other owners.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! filled_by_agent {
@@ -232,7 +240,8 @@ macro_rules! filled_by_agent {
     };
 }
 
-/// Who adds and removes entries. The programs may write fields of entries that are the agent's.
+/// The side that adds and removes entries. The programs may also write fields of the agent's
+/// entries.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub enum Owner {
@@ -240,12 +249,12 @@ pub enum Owner {
     Agent,
     /// The programs; the agent removes stale entries.
     Programs,
-    /// Both count in it.
+    /// Both the agent and the programs write it.
     Both,
 }
 
 impl Owner {
-    /// For documents.
+    /// Returns the name for documents.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Agent => "agent",
@@ -255,28 +264,29 @@ impl Owner {
     }
 }
 
-/// What kind of map a table is.
+/// The kind of map that a table is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub enum Kind {
-    /// All memory is allocated when the map is made.
+    /// A hash with all memory allocated when the map is made.
     Hash,
     /// A hash that is allocated as it fills (`BPF_F_NO_PREALLOC`).
     LazyHash,
-    /// A hash that evicts what was used least recently.
+    /// A hash that evicts the least recently used entry.
     LruHash,
-    /// Longest prefix match.
+    /// A trie with longest prefix match.
     LpmTrie,
-    /// Every element is always there.
+    /// An array: every element always exists.
     Array,
-    /// The same, in the agent's memory as well (`BPF_F_MMAPABLE`): it writes single numbers, while programs write others.
+    /// An array that is also mapped into the agent's memory (`BPF_F_MMAPABLE`). The agent writes
+    /// single numbers while programs write others.
     MappedArray,
-    /// An array with values of each CPU.
+    /// An array with one value for each CPU.
     PerCpuArray,
 }
 
 impl Kind {
-    /// For documents.
+    /// Returns the name for documents.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Hash => "hash",
@@ -289,7 +299,8 @@ impl Kind {
         }
     }
 
-    /// Whether entries are added and removed: a table of this kind can be empty, and can be full.
+    /// Returns whether entries are added and removed, so that a table of this kind can be empty or
+    /// full.
     pub const fn fills(self) -> bool {
         matches!(self, Self::Hash | Self::LazyHash | Self::LruHash | Self::LpmTrie)
     }
@@ -299,31 +310,32 @@ impl Kind {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub enum Share {
-    /// All of it. Either endpoints do not decide what the table holds, or the row has the reason.
+    /// All of it. Either endpoints do not decide what the table holds, or a comment at the row
+    /// gives the reason.
     Unlimited,
-    /// No more entries than are free. The number is that of the table in
-    /// [`Holder`](crate::abi::Holder), and its index in `ROOM`.
+    /// No more entries than are free. The number is the table's in [`Holder`](crate::abi::Holder),
+    /// and its index in `ROOM`.
     AsMuchAsIsFree(u8),
 }
 
-/// What a row says.
+/// The contents of a row.
 pub struct Row {
-    /// In the object, and of the pin.
+    /// The map's name in the object, and its pin's.
     pub name: &'static str,
     /// Key → value.
     pub documentation: &'static [&'static str],
-    /// Who adds and removes entries.
+    /// The side that adds and removes entries.
     pub owner: Owner,
-    /// What kind of map it is.
+    /// The kind of map.
     pub kind: Kind,
     /// Entries, unless the option says otherwise.
     pub entries: u32,
     /// The field of the agent's configuration that sizes the table. The option has the same name,
     /// with dashes.
     pub option: Option<&'static str>,
-    /// The agent writes tables in this order, and removes from them in the opposite order.
+    /// The agent writes tables in this order, and removes from them in the reverse order.
     pub rank: Option<u8>,
-    /// How much of it one endpoint may take.
+    /// How much of the table one endpoint may take.
     pub share: Share,
 }
 
@@ -360,7 +372,7 @@ macro_rules! declare {
         )* }
 
         impl Table {
-            /// Every one.
+            /// All variants.
             pub const ALL: [Self; ROWS.len()] = [$(Self::$variant),*];
         }
 
@@ -380,17 +392,18 @@ macro_rules! declare {
 tables!(declare);
 
 impl Table {
-    /// What its row says.
+    /// Returns the table's row.
     pub const fn row(self) -> &'static Row {
         &ROWS[self as usize]
     }
 
-    /// Its name in the object and of its pin.
+    /// Returns the table's name in the object, and its pin's.
     pub const fn name(self) -> &'static str {
         self.row().name
     }
 
-    /// The layout ([`SCHEMA_VERSION`](crate::abi::SCHEMA_VERSION)) that changed its keys or values last.
+    /// Returns the last layout ([`SCHEMA_VERSION`](crate::abi::SCHEMA_VERSION)) that changed the
+    /// table's keys or values.
     pub const fn layout(self) -> u32 {
         match self {
             #[cfg(feature = "earlier-layout")]
@@ -399,9 +412,9 @@ impl Table {
         }
     }
 
-    /// Whether an upgrade takes the entries over when the layout changes. Arrays begin with zeros: what
-    /// they hold is counted again. The programs find out again what `FLOWS` holds, and the collector
-    /// counts for `HOLDERS`.
+    /// Returns whether an upgrade carries the entries over when the layout changes. Arrays begin
+    /// with zeros, and their numbers are counted again. The programs learn the contents of `FLOWS`
+    /// again, and the collector counts `HOLDERS` again.
     pub const fn is_carried_over(self) -> bool {
         self.row().kind.fills() && !matches!(self, Self::Flows | Self::Holders)
     }

@@ -1,20 +1,25 @@
-//! A pod's limit as the numbers of the kernel's token bucket filter (tc-tbf(8)), and of the guard behind it.
+//! A pod's limit as the numbers of the kernel's token bucket filter (tc-tbf(8)), and of the guard
+//! behind it.
 
-/// What the link adds to an IP packet.
+/// Bytes that the link adds to an IP packet.
 const ETHERNET: u64 = 14;
-/// What is not payload in an IP packet of TCP: 20 bytes of IPv4, 20 of TCP, 12 of timestamps.
+/// Bytes of a TCP packet that are not payload: 20 of IPv4, 20 of TCP, 12 of timestamps.
 const TCP_HEADERS: u64 = 52;
 
-/// What may pass at once after a pause, whatever is asked for: runtimes ask for 2^32 - 1 bits where nobody has asked, which would
-/// void a limit for minutes. It has to cover what the kernel's timers may be late by.
+/// The longest burst after a pause, even if the runtime asks for more. Runtimes ask for 2^32 - 1
+/// bits if the user sets no burst, and such a burst would void a limit for minutes. The burst must
+/// also cover how late the kernel's timers may fire.
 const LONGEST_BURST: Milliseconds = 20;
-/// Less would drop what is sent whole, and needs a timer for nearly every packet.
+/// With a smaller burst, the filter would drop packets that it cannot split, and would need a timer
+/// for nearly every packet.
 const SHORTEST_BURST_FRAMES: u64 = 10;
-/// What may wait: TCP fills a queue until it is told by a loss, and has to keep the link busy with what is left of its window.
+/// How much may wait. TCP fills a queue until it notices a loss. The rest of its window must then
+/// keep the link busy.
 const QUEUE: Milliseconds = 50;
 const SHORTEST_QUEUE_FRAMES: u64 = 50;
 
-/// How late what has passed a queue may be seen on the other side of the link: a busy CPU takes it when it gets to it.
+/// How late the programs may see a packet that has passed the queue: a busy CPU handles it with a
+/// delay.
 const GUARD_PATIENCE: Milliseconds = 100;
 
 type Milliseconds = u64;
@@ -31,10 +36,11 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// The one that keeps a limit on a link: `rate` in bits per second, `burst` in bits, `mtu` in bytes.
+    /// Returns the filter that keeps a limit on a link: `rate` in bits per second, `burst` in bits,
+    /// `mtu` in bytes.
     ///
-    /// The kernel counts frames, who asks for a rate means what TCP carries: a full-sized segment's frame is so much larger than its
-    /// payload, and the rate is larger by as much.
+    /// The kernel counts frames, but a requested rate means TCP payload. So the filter's rate is
+    /// larger by the factor by which a full-sized segment's frame is larger than its payload.
     pub fn new(rate: u64, burst: Option<u64>, mtu: u32) -> Self {
         let mtu = u64::from(mtu);
         let frame = mtu + ETHERNET;
@@ -49,8 +55,12 @@ impl TokenBucket {
         Self { rate, burst: bytes(burst), queue: bytes(queue) }
     }
 
-    /// What lets through all that has passed this one, and little more: what a byte costs, picoseconds, and how many nanoseconds' worth may
-    /// pass at once. A twentieth faster, and as much later as what has passed may be before it is counted.
+    /// Returns the guard's numbers: what a byte costs, in picoseconds, and how many nanoseconds'
+    /// worth of bytes may pass at once.
+    ///
+    /// The guard lets everything through that has passed this filter, and little more: its rate is
+    /// a twentieth higher. Its burst is longer by `GUARD_PATIENCE`, because packets may be counted
+    /// that late.
     pub fn guard(&self) -> (u64, u64) {
         let picoseconds = 20 * 1_000_000_000_000 / (21 * u128::from(self.rate));
         let burst = u128::from(self.burst) * 1_000_000_000 / u128::from(self.rate);
@@ -68,7 +78,7 @@ mod tests {
     fn the_rate_is_that_of_the_frames_that_carry_what_is_asked_for() {
         // 1398 bytes of payload in a frame of 1464.
         assert_eq!(TokenBucket::new(1_398_000 * 8, None, 1450).rate, 1_464_000);
-        // The largest that Kubernetes takes, 1P.
+        // 1P is the largest rate that Kubernetes takes.
         let large = TokenBucket::new(1_000_000_000_000_000, None, 65535);
         assert_eq!((large.burst, large.queue), (u32::MAX, u32::MAX));
         TokenBucket::new(u64::MAX, Some(u64::MAX), 68);
@@ -96,7 +106,8 @@ mod tests {
             let burst = f64::from(bucket.burst) / bucket.rate as f64 * 1e9;
             assert!((credit as f64 - burst - 1e8).abs() < 1e3, "{rate}: {credit}");
         }
-        // Whoever may send more than the guard's picoseconds can tell is not guarded.
+        // Whole picoseconds cannot express the cost of a byte at such a rate: the guard lets
+        // everything pass.
         assert_eq!(TokenBucket::new(u64::MAX, None, 1450).guard().0, 0);
     }
 }

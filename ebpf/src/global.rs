@@ -1,11 +1,13 @@
-//! Functions that the verifier checks once, by themselves and for whatever arguments (global functions, with pointers from Linux 5.12 on):
-//! inlined or as static functions they would be walked through again for each way into them, a million instructions in all.
+//! Global functions: the verifier checks each of them once, separately, for any arguments. Pointer
+//! arguments need Linux 5.12. If these functions were inlined or static, the verifier would walk
+//! through them on every path that leads to them, and it allows only a million instructions in
+//! total.
 
-/// Defines a global function of a socket buffer and references to whole values, `ref` or `mut`. What it answers where a
-/// pointer is null, which none of ours is, comes after `or`.
+/// Defines a global function that takes a socket buffer and references to whole values, `ref` or
+/// `mut`. After `or` comes the result for a null pointer, which these programs never pass.
 macro_rules! global {
     (fn $name:ident($ctx:ident, $($argument:ident: $kind:ident $type:ty),*) -> i32, or $otherwise:ident $body:block) => {
-        // SAFETY: nothing else bears the name.
+        // SAFETY: no other symbol has this name.
         #[unsafe(no_mangle)]
         #[inline(never)]
         #[expect(
@@ -16,7 +18,8 @@ macro_rules! global {
             skb: *mut aya_ebpf::bindings::__sk_buff,
             $($argument: $crate::global::pointer!($kind $type)),*
         ) -> i32 {
-            // SAFETY: the verifier lets in only null and pointers to whole values that nobody else writes meanwhile.
+            // SAFETY: the verifier admits only null and pointers to whole values. No other code
+            // writes them meanwhile.
             let ($(Some($argument),)*) = ($(unsafe { $crate::global::reference!($kind $argument) },)*) else {
                 return $otherwise;
             };

@@ -1,6 +1,7 @@
-//! Podwire's BPF programs: one hook per attach point, each the order of its stages.
+//! Podwire's BPF programs: one hook for each attach point. A hook lists its stages in order.
 //!
-//! The kernel is given `GPL` as the licence: `bpf_redirect_neigh` and others are GPL-only helpers.
+//! aya loads the programs with the licence `GPL`: `bpf_redirect_neigh` and others are GPL-only
+//! helpers.
 #![no_std]
 #![no_main]
 #![cfg_attr(all(feature = "count-helpers", target_arch = "bpf"), feature(asm_experimental_arch))]

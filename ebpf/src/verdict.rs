@@ -1,4 +1,4 @@
-//! What a hook decides, and the one place where a decision becomes a code and a count.
+//! The decision of a hook, and the one place that turns a decision into a code and a count.
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
@@ -11,9 +11,11 @@ use podwire_common::{
 
 use crate::{maps, packet::Skb};
 
-/// What becomes of a packet that is not dropped: a TC code, and the path that it is counted under. One number, all of which is always
-/// set: with an enum's fields that a variant lacks, the compiler computes with whatever a register held, and the verifier refuses that.
-/// With a reason to drop beside it, it fits one register.
+/// The decision about a packet that is not dropped: a TC code, and the path to count it under.
+///
+/// All of its fields are always set. With an enum, the compiler would also compute with fields that
+/// a variant lacks. Such a field is whatever a register holds, for example a pointer, and the
+/// verifier refuses that. Together with a drop reason, a verdict fits one register.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
     /// A path's number, or [`UNCOUNTED`].
@@ -23,22 +25,23 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// None of our business: other programs and the host stack see it as it came.
+    /// The packet passes unchanged to other programs and the host stack, and is not counted.
     pub const PASS: Self = Self::new(UNCOUNTED, TC_ACT_UNSPEC);
 
-    /// To the host stack, counted.
+    /// Makes the verdict that passes the packet to the host stack and counts it under `path`.
     #[inline(always)]
     pub const fn stack(path: Path) -> Self {
         Self::new(path as u16, TC_ACT_UNSPEC)
     }
 
-    /// Where a redirect helper said; its code.
+    /// Makes the verdict that returns a redirect helper's `code` and counts the packet under
+    /// `path`.
     #[inline(always)]
     pub const fn redirect(path: Path, code: i32) -> Self {
         Self::new(path as u16, code)
     }
 
-    /// As [`Self::redirect`], by the path's number.
+    /// Does the same as [`Self::redirect`], with the number of the path.
     #[inline(always)]
     pub const fn counted(path: u16, code: i32) -> Self {
         Self::new(path, code)
@@ -50,17 +53,17 @@ impl Verdict {
     }
 }
 
-/// In place of a path's number.
+/// The counter of a packet that is not counted.
 const UNCOUNTED: u16 = u16::MAX;
 
-/// What a program of sockets answers: the call goes on. None of ours refuses one.
+/// The result of a cgroup socket program: the call goes on. These programs never refuse a call.
 pub const ALLOW: i32 = 1;
 
 /// The outcome of a hook.
 pub type Outcome = Result<Verdict, Drop>;
 
-/// What a stage decided that may leave the decision to those behind it. One number as a verdict is, and for the same reason no
-/// `Option`: but only [`Self::verdict`] gets at it.
+/// The decision of a stage that may leave the packet to later stages. For the same reason as
+/// [`Verdict`], it is one number and not an `Option`. Only [`Self::verdict`] reads it.
 #[derive(Clone, Copy)]
 pub struct Decision(Verdict);
 
@@ -68,7 +71,7 @@ impl Decision {
     /// The stage decided nothing, and did nothing to the packet.
     pub const NONE: Self = Self(Verdict::new(UNCOUNTED - 1, TC_ACT_UNSPEC));
 
-    /// What it decided, if it did.
+    /// Returns the verdict, if the stage decided.
     #[inline(always)]
     pub fn verdict(self) -> Option<Verdict> {
         (self.0 != Self::NONE.0).then_some(self.0)
@@ -82,10 +85,11 @@ impl From<Verdict> for Decision {
     }
 }
 
-/// The outcome of a stage that may leave the decision to those behind it.
+/// The outcome of a stage that may leave the decision to later stages.
 pub type Attempt = Result<Decision, Drop>;
 
-/// The TC code of an outcome. "Unspecified" rather than "ok": programs that others attached after ours still run.
+/// Counts an outcome and returns its TC code. A packet that passes gets "unspecified" rather than
+/// "ok", so programs that others attached after these still run.
 #[inline(always)]
 pub fn finish(ctx: &TcContext, outcome: Outcome) -> i32 {
     match outcome {
@@ -102,7 +106,7 @@ pub fn finish(ctx: &TcContext, outcome: Outcome) -> i32 {
     }
 }
 
-/// As [`finish`]; what is not decided, another program decides.
+/// Does the same as [`finish`]. Without a decision, it continues with another program.
 #[inline(always)]
 pub fn finish_or_jump(ctx: &TcContext, attempt: Attempt, to: Jump) -> i32 {
     match attempt.map(Decision::verdict) {
@@ -115,7 +119,7 @@ pub fn finish_or_jump(ctx: &TcContext, attempt: Attempt, to: Jump) -> i32 {
     }
 }
 
-/// The XDP code of an outcome: `Ok` passes.
+/// Counts a drop, and returns the XDP code of an outcome. `Ok` passes the packet.
 #[inline(always)]
 pub fn finish_xdp(ctx: &XdpContext, outcome: Result<(), Drop>) -> u32 {
     match outcome {

@@ -1,4 +1,4 @@
-//! The BPF object, and the binaries that embed it.
+//! Builds of the BPF object and of the binaries that embed it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,20 +11,22 @@ use xtask::image;
 use crate::toolchain::{TARGET, Toolchain};
 use crate::{run, setup};
 
-/// Where the agent's build script takes the object from.
+/// The path from which the agent's build script reads the object.
 const OBJECT: &str = "target/bpf/podwire-ebpf";
-/// What compiled and linked both, a line each.
+/// The file with the versions of the object's compiler and linker, one per line.
 const TOOLCHAIN: &str = "target/bpf/toolchain";
-/// The feature with which the programs count the helpers that they call.
+/// The feature that makes the programs count their helper calls.
 pub(crate) const COUNT_HELPERS: &str = "count-helpers";
-/// The feature with which the maps have an artificial earlier layout, from which tests upgrade.
+/// The feature that gives the maps an artificial earlier layout. Tests upgrade from it.
 pub(crate) const EARLIER_LAYOUT: &str = "earlier-layout";
-/// Where the tests take the agent of that layout from.
+/// The path from which the tests take the agent with the earlier layout.
 const EARLIER_AGENT: &str = "target/earlier-layout/podwire";
-/// A kubelet executes the plugin for every pod: it stays small.
+/// The largest size of the plugin, in bytes. The runtime executes the plugin for every pod, so it
+/// must stay small.
 const PLUGIN_LIMIT: u64 = 3 << 20;
 
-/// Builds the object and the two binaries that are shipped: released, static, without a dependency on the system.
+/// Builds the object and the two shipped binaries: release profile, static, no dependency on system
+/// libraries.
 pub(crate) fn release() -> Result<()> {
     let toolchain = Toolchain::ensure()?;
     let folder = release_with(&toolchain)?;
@@ -36,7 +38,7 @@ pub(crate) fn release() -> Result<()> {
     Ok(())
 }
 
-/// Builds them and packs them into an image.
+/// Builds the object and the two binaries, and packs the binaries into an image.
 pub(crate) fn image(output: &Path) -> Result<()> {
     let binaries = release_with(&Toolchain::ensure()?)?;
     let archive = run::step("pack the image", || image::image(&binaries)?.archive())?;
@@ -45,32 +47,35 @@ pub(crate) fn image(output: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same, and the folder of the two.
+/// Does the builds of [`release`], and returns the folder of the two binaries.
 pub(crate) fn release_with(toolchain: &Toolchain) -> Result<PathBuf> {
     object(toolchain)?;
     let target = host_target()?;
     let mut command =
         run::cargo(&["build", "--release", "-p", "podwire", "-p", "podwire-cni", "--target", &target]);
-    // With an explicit target the flag is not given to build scripts and macros, which cannot be static.
+    // With an explicit target, cargo does not pass the flag to build scripts and macros. They
+    // cannot be static.
     command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
     run::step("cargo build --release (podwire, podwire-cni, static)", || run::visibly(&mut command))?;
     Ok(run::target_dir().join(&target).join("release"))
 }
 
-/// Builds the object, if anything of it has changed, and leaves beside it what compiled it.
+/// Builds the object if any input has changed, and writes the versions of its toolchain beside it.
 pub(crate) fn object(toolchain: &Toolchain) -> Result<PathBuf> {
     let object = object_with(toolchain, "")?;
     replace_if_changed(toolchain.versions()?.as_bytes(), &run::root().join(TOOLCHAIN))?;
     Ok(object)
 }
 
-/// The object with a feature of its package, beside the usual one, which has none.
+/// Builds the object with one feature of its package, or with none (`""`). The object with a
+/// feature lies beside the usual one.
 pub(crate) fn object_with(toolchain: &Toolchain, feature: &str) -> Result<PathBuf> {
     let (suffix, what) = match feature {
         "" => (String::new(), String::new()),
         _ => (format!("-{feature}"), format!(" ({feature})")),
     };
-    // Each build has a folder of its own: in one, they would put their results in the same place.
+    // Each feature has its own target folder: in a shared one, the builds would overwrite each
+    // other's result.
     let folder = run::root().join(format!("target/bpf-build{suffix}"));
     let object = run::root().join(format!("{OBJECT}{suffix}"));
     run::step(&format!("cargo build the BPF object{what}"), || {
@@ -84,22 +89,25 @@ pub(crate) fn object_with(toolchain: &Toolchain, feature: &str) -> Result<PathBu
     Ok(object)
 }
 
-/// The binaries of the demonstration and the tests, and their folder.
+/// Builds the binaries for the demonstration and the tests, and returns their folder.
 ///
-/// The dev profile: on two cores the agent takes a third of the time that a release build takes (`cargo build --timings`
-/// shows both), the tests share what is compiled, and what the lab measures runs in the kernel.
+/// They use the dev profile, for three reasons:
+/// - On two cores the agent compiles in a third of the time of a release build
+///   (`cargo build --timings` shows both).
+/// - The tests share the compiled crates.
+/// - The lab measures code that runs in the kernel.
 pub(crate) fn lab_binaries() -> Result<PathBuf> {
     let mut command = run::cargo(&["build", "-p", "podwire", "-p", "podwire-cni"]);
     run::step("cargo build (podwire, podwire-cni)", || run::visibly(&mut command))?;
     Ok(run::target_dir().join("debug"))
 }
 
-/// Everything that the demonstration stands on.
+/// Sets up and builds everything that the demonstration needs.
 pub(crate) fn for_lab() -> Result<()> {
     object(&setup::everything()?).map(|_| ())
 }
 
-/// Everything that tests and benches stand on.
+/// Sets up and builds everything that tests and benches need.
 pub(crate) fn for_tests() -> Result<()> {
     let toolchain = setup::everything()?;
     object_with(&toolchain, COUNT_HELPERS)?;
@@ -107,12 +115,12 @@ pub(crate) fn for_tests() -> Result<()> {
     earlier_agent(&object_with(&toolchain, EARLIER_LAYOUT)?)
 }
 
-/// The agent of the artificial earlier layout, beside today's.
+/// Builds the agent with the artificial earlier layout, beside the current agent.
 fn earlier_agent(object: &Path) -> Result<()> {
     let mut command = run::cargo(&["build", "-p", "podwire", "--features", EARLIER_LAYOUT]);
     command.env("PODWIRE_BPF_OBJECT", object);
     run::step(&format!("cargo build (podwire, {EARLIER_LAYOUT})"), || run::visibly(&mut command))?;
-    // The next build puts today's agent there: both builds name their result alike.
+    // Both builds use the same file name, so copy this agent before the next build overwrites it.
     let built = run::target_dir().join("debug/podwire");
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     let agent = run::root().join(EARLIER_AGENT);
@@ -122,7 +130,8 @@ fn earlier_agent(object: &Path) -> Result<()> {
     lab_binaries().map(drop)
 }
 
-/// A file that is written anew has the agent compiled anew.
+/// Writes a file only if its content differs: a rewritten object makes cargo compile the agent
+/// again.
 fn replace_if_changed(bytes: &[u8], to: &Path) -> Result<()> {
     if fs::read(to).is_ok_and(|old| old == bytes) {
         return Ok(());

@@ -5,16 +5,18 @@ use anyhow::Result;
 use crate::toolchain::Toolchain;
 use crate::{build, layers, run};
 
-/// All of them; the first that fails ends it.
+/// Runs all checks, and stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
-    // The agent embeds the object: without it, clippy cannot even run its build script.
+    // The agent embeds the object. Without the object, the agent's build script fails and clippy
+    // cannot run.
     build::object(&Toolchain::ensure()?)?;
     run::step("cargo fmt --check", || run::visibly(&mut run::cargo(&["fmt", "--all", "--check"])))?;
     run::step("layer rules", layers::check)?;
     run::step("cargo clippy", || {
         run::visibly(&mut run::cargo(&["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"]))
     })?;
-    // For the host: not every BPF toolchain has a clippy. The object aborts on panic, as it does in the kernel.
+    // Clippy checks the object's crate for the host, because not every BPF toolchain has clippy.
+    // The crate must abort on panic, as the object does in the kernel.
     for features in ["", build::COUNT_HELPERS, build::EARLIER_LAYOUT] {
         run::step(&format!("cargo clippy (BPF object, features: {features:?})"), || {
             let arguments = ["clippy", "--quiet", "--package", "podwire-ebpf", "--features", features];
@@ -32,7 +34,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// The table of attacks names tests; one that was renamed or removed is missed here.
+    /// This fails when `docs/attacks.md` names a test that was renamed or removed.
     #[test]
     fn every_test_that_the_table_of_attacks_names_exists() {
         let root = crate::run::root();

@@ -1,13 +1,13 @@
-//! A cluster's own binaries, found as Kubernetes' own test environment finds them.
+//! A real cluster's binaries, found in the same way as Kubernetes' own test environment finds them.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-/// Names the folder of the binaries.
+/// The variable that names the folder with the binaries.
 pub const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
-/// Where an API server and what it stores in are.
+/// The paths of an API server and of its store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binaries {
     /// The store.
@@ -17,10 +17,10 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Those of the folder that the environment names, if it names one.
+    /// Returns the binaries in the folder that the environment names; `None` if it names no folder.
     ///
     /// # Errors
-    /// When one of them is not there.
+    /// When the folder lacks one of the binaries.
     pub fn from_environment() -> Result<Option<Self>> {
         let folder = std::env::var_os(ASSETS).filter(|folder| !folder.is_empty());
         folder.map(|folder| Self::of(Path::new(&folder))).transpose()

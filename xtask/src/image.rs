@@ -1,4 +1,4 @@
-//! Podwire's own image: the two static binaries and their licences, and nothing else.
+//! Podwire's own image. It contains the two static binaries and their licences only.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,11 +8,12 @@ use serde_json::json;
 
 use crate::oci::{File, Image};
 
-/// As manifests name it, less the tag.
+/// The image's name in manifests, without the tag.
 pub const REPOSITORY: &str = "podwire/podwire";
-/// This release's tag.
+/// The tag of this release.
 pub const TAG: &str = env!("CARGO_PKG_VERSION");
-/// What runtimes put before a name without a registry, and then look for.
+/// The registry that runtimes put before an image name without a registry. They look for the full
+/// name.
 const REGISTRY: &str = "docker.io";
 
 const LICENCES: [(&str, &str); 2] = [
@@ -20,10 +21,10 @@ const LICENCES: [(&str, &str); 2] = [
     ("licenses/LICENSE-GPL-2.0", include_str!("../../LICENSE-GPL-2.0")),
 ];
 
-/// The image of a folder's `podwire` and `podwire-cni`, which must be static.
+/// Makes the image from `podwire` and `podwire-cni` in a folder. Both must be static.
 ///
 /// # Errors
-/// When one of them cannot be read.
+/// When one of the two cannot be read.
 pub fn image(binaries: &Path) -> Result<Image> {
     let mut files = BTreeMap::new();
     for name in ["podwire", "podwire-cni"] {

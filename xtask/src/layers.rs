@@ -1,6 +1,6 @@
-//! The layer rules: which folder may know what (ARCHITECTURE.md says why).
+//! The layer rules: which folder may depend on what. ARCHITECTURE.md gives the reasons.
 //!
-//! A rule is about source lines, so that a violation has a file and a line. Comments are not looked at.
+//! A rule looks at source lines, so a violation has a file and a line. Comments are ignored.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::run;
 
-/// What some files must not name.
+/// Paths that some files must not mention.
 struct Rule {
-    /// Files and folders, from the root of the repository.
+    /// Files and folders that the rule covers, relative to the repository.
     within: &'static [&'static str],
-    /// Files and folders of those that the rule is not about.
+    /// Files and folders in `within` that the rule does not cover.
     except: &'static [&'static str],
-    /// Paths as code would write them in full, or `unsafe`.
+    /// Paths in full, as in an import, or `unsafe`.
     forbidden: &'static [&'static str],
     why: &'static str,
 }
@@ -41,7 +41,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &["agent/src", "cni-shim/src"],
-        // Its variants carry what the edges got from their libraries.
+        // Variants of the error type carry errors of the libraries that the edges call.
         except: &["agent/src/dataplane", "agent/src/error.rs"],
         forbidden: &["aya"],
         why: "only dataplane/ knows BPF",
@@ -130,8 +130,10 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &["agent/src", "agent/core/src", "cni-shim/src"],
-        // A file's time is the wall clock's: if that jumps, a watched file is read 20 ms later, and the kept node list's age is told
-        // wrong. A condition of a Node object has a time for people to read.
+        // These modules need the wall clock:
+        // - File times are wall-clock times. If that clock jumps, the agent reads a watched file
+        //   20 ms later and reports a wrong age of the kept node list.
+        // - A condition of a Node object has a time for people to read.
         except: &[
             "agent/src/watched_file.rs",
             "agent/src/nodes/kube/cache.rs",
@@ -148,15 +150,15 @@ const RULES: &[Rule] = &[
     },
 ];
 
-/// Folders with functions whose names are not longer than [`LONGEST_NAME`], tests included.
+/// Folders in which no function name, tests included, may be longer than [`LONGEST_NAME`].
 const NAMED: [&str; 5] = ["agent", "cni-shim", "common", "ebpf", "xtask"];
-/// Characters. A longer name is a sentence, which belongs into a comment.
+/// Characters. A longer name is a sentence, and a sentence belongs in a comment.
 const LONGEST_NAME: usize = 60;
 
-/// Crates that the plugin must not be linked with: it starts in milliseconds and stays small.
+/// Crates that the plugin must not link: it has to start within milliseconds and stay small.
 const NOT_IN_PLUGIN: [&str; 5] = ["aya", "kube", "tokio", "k8s-openapi", "hyper"];
 
-/// All rules. Every violation is printed.
+/// Checks all rules, and prints every violation.
 pub(crate) fn check() -> Result<()> {
     let mut violations = Vec::new();
     for rule in RULES {
@@ -187,7 +189,7 @@ pub(crate) fn check() -> Result<()> {
         "{p}",
     ]))?;
     violations.extend(plugin_violations(&tree));
-    // An import of several things from one place is one violation.
+    // An import of several items from one forbidden path counts as one violation.
     violations.dedup();
     for violation in &violations {
         eprintln!("{violation}");
@@ -218,7 +220,7 @@ impl Rule {
     }
 }
 
-/// Rust files at or below a place; a place that does not exist has none.
+/// Collects the Rust files at or below a place. A place that does not exist adds no files.
 fn collect(place: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let path = run::root().join(place);
     if path.is_dir() {
@@ -233,7 +235,7 @@ fn collect(place: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Functions with too long a name.
+/// Returns a violation for each function name that is too long.
 fn long_names(file: &Path, text: &str) -> Vec<String> {
     let names = text.lines().enumerate().filter_map(|(index, line)| {
         let code = without_strings(line.split("//").next().unwrap_or_default());
@@ -248,7 +250,8 @@ fn long_names(file: &Path, text: &str) -> Vec<String> {
     found.collect()
 }
 
-/// Every path that the code mentions, with its line: imports in full, the rest as written. Keywords are words, too.
+/// Returns every path that the code mentions, with its line. Paths of imports are complete, all
+/// others are as written. Keywords count as paths, too.
 fn mentions(text: &str) -> Vec<(usize, String)> {
     let mut mentions = Vec::new();
     let mut import: Option<(usize, String)> = None;
@@ -276,7 +279,7 @@ fn mentions(text: &str) -> Vec<(usize, String)> {
     mentions
 }
 
-/// The paths of a use tree: `a::{b, c::d};` is `a::b` and `a::c::d`.
+/// Returns the paths of a use tree: `a::{b, c::d};` becomes `a::b` and `a::c::d`.
 fn flatten(tree: &str) -> Vec<String> {
     let (mut paths, mut prefixes, mut path) = (Vec::new(), Vec::new(), String::new());
     for character in tree.chars().filter(|character| !character.is_whitespace()) {
@@ -302,8 +305,8 @@ fn flatten(tree: &str) -> Vec<String> {
     paths
 }
 
-/// Whether a path is another or leads through it: `aya::maps` is within `aya`, `aya_ebpf` is not. A crate's name alone
-/// is only a word.
+/// Returns whether a path equals another or goes through it: `aya::maps` is within `aya`, but
+/// `aya_ebpf` is not. A crate's name alone does not count, because it may be any word.
 fn is_within(path: &str, other: &str) -> bool {
     match path.strip_prefix(other) {
         Some("") => other.contains("::") || other == "unsafe",
@@ -312,7 +315,8 @@ fn is_within(path: &str, other: &str) -> bool {
     }
 }
 
-/// Every other part between quotes is text; good enough for strings that end on their line.
+/// Removes the text between quotes: every second part of a line. This is right only for strings
+/// that end on their line.
 fn without_strings(code: &str) -> String {
     code.replace("\\\"", "").split('"').step_by(2).collect()
 }

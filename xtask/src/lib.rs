@@ -1,5 +1,7 @@
-//! The lab: nodes, pods and a world in network namespaces, with real agents and the real plugin. The
-//! demonstration and the agent's namespace tests are written on it. And what a cluster gets: image and manifests.
+//! The lab: nodes, pods and a world in network namespaces, with real agents and the real plugin.
+//! The demonstration and the agent's namespace tests are built on it.
+//!
+//! The library also makes the image and the manifests for a cluster.
 
 pub mod api_server;
 pub mod envtest;

@@ -1,4 +1,4 @@
-//! `cargo xtask …`: sets the machine up, builds, checks, tests, demonstrates and measures.
+//! `cargo xtask …`: set-up, builds, checks, tests, demonstration and measurements.
 
 mod bench;
 mod build;
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Everything that is done to this repository.
+/// Set up, build, check, test, demonstrate and measure Podwire.
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 struct Arguments {
@@ -30,36 +30,45 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Finds or installs what the BPF object, the demonstration and the tests need.
+    /// Find or install what the BPF object, the demonstration and the tests need.
     Setup,
-    /// Builds the BPF object and the two static release binaries.
+    /// Build the BPF object and the two static release binaries.
     Build,
-    /// Builds, and packs the two binaries into an image that runtimes import (OCI's layout): no engine and no registry is needed.
+    /// Build the two binaries and pack them into an image (OCI layout) for runtimes to import.
+    ///
+    /// Neither a container engine nor a registry is needed.
     Image {
-        /// The archive to write.
+        /// Archive to write.
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
     },
-    /// Writes `manifests/podwire.yaml`, `manifests/uninstall.yaml` and the chart's list of options, from the chart and the agent's help.
+    /// Write the manifests and the chart's list of options.
+    ///
+    /// The manifests, `manifests/podwire.yaml` and `manifests/uninstall.yaml`, come from the chart;
+    /// the list comes from the agent's help.
     Manifests,
-    /// Writes the table "Maps" of `ARCHITECTURE.md`, from the rows of `common/src/tables.rs`.
+    /// Write the table "Maps" of `ARCHITECTURE.md` from the rows of `common/src/tables.rs`.
     Tables,
-    /// Two nodes, a world and four pods on this machine: who reaches whom, how fast, and under which address.
+    /// Show who reaches whom, how fast, and from which address. Needs root.
+    ///
+    /// The demonstration has two nodes, four pods and a world on this machine.
     Demo(demo::Options),
-    /// Podwire beside the reference, its peers' way and the limit: latency, throughput, cost. Needs root.
+    /// Measure Podwire beside the reference, the peers' way and the limit. Needs root.
+    ///
+    /// The figures are latency, throughput and cost.
     Bench(bench::Options),
-    /// Formatting, lints and the layer rules.
+    /// Check formatting, lints and the layer rules.
     Check,
-    /// `check`, then every test. Needs root.
+    /// Run `check`, then every test. Needs root.
     Test(test::Options),
-    /// The tests that have a longer version, in it. Needs root.
+    /// Run the longer version of every test that has one. Needs root.
     Soak(test::Options),
 }
 
 fn main() -> ExitCode {
     match dispatch(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        // Not as `main`'s result: a backtrace would hide what the message says to do.
+        // `main` does not return the error: a backtrace would hide the advice in the message.
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

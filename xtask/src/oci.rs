@@ -1,7 +1,8 @@
-//! Container images as archives in OCI's image layout, which runtimes import without a registry or an engine (OCI Image Format
-//! Specification 1.1, image-layout.md).
+//! Container images as archives in OCI's image layout (OCI Image Format Specification 1.1,
+//! image-layout.md). Runtimes import them without a registry or an engine.
 //!
-//! One layer, and nothing in it that differs between two builds of the same files: times are 0, owners are root, names are sorted.
+//! An image has one layer. Two builds of the same files are identical: all times are 0, all owners
+//! are root, and names are sorted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,7 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
-/// Under which containerd keeps the image. Otherwise it would take the tag alone for its name.
+/// The annotation with the name under which containerd stores the image. Without it, containerd
+/// takes the tag alone as the name.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -20,35 +22,37 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// An image that is made of files and of nothing else.
+/// An image that is made of files only.
 pub struct Image {
-    /// With its registry and its tag, as the runtime's interface asks for it: `registry/owner/name:tag`.
+    /// Name with registry and tag, as the runtime's interface asks for it:
+    /// `registry/owner/name:tag`.
     pub name: String,
-    /// By path from the root, without the first slash.
+    /// Files by their path from the root, without the leading slash.
     pub files: BTreeMap<String, File>,
-    /// What is run and what the image says of itself: `config` of the specification's config.md (`Entrypoint`, `Labels`, …).
+    /// The image's entrypoint, labels and so on: `config` of the specification's config.md
+    /// (`Entrypoint`, `Labels`, …).
     pub config: Value,
 }
 
 /// A file in an image.
 pub struct File {
-    /// Permissions.
+    /// Permission bits.
     pub mode: u32,
-    /// What is in it.
+    /// Content.
     pub content: Vec<u8>,
 }
 
-/// A part of the layout, kept by its hash.
+/// A part of the layout, stored under its hash.
 struct Blob {
     digest: String,
     content: Vec<u8>,
 }
 
 impl Image {
-    /// The archive.
+    /// Packs the image into an archive.
     ///
     /// # Errors
-    /// When the name has no tag, or a path is longer than an archive can have.
+    /// When the name has no registry or no tag, or a path is too long for the archive format.
     pub fn archive(&self) -> Result<Vec<u8>> {
         let (repository, tag) = self.name.rsplit_once(':').context("the image's name has no tag")?;
         ensure!(!tag.contains('/') && repository.contains('/'), "`{}` lacks registry or tag", self.name);
@@ -83,12 +87,12 @@ impl Image {
 }
 
 impl File {
-    /// To be read.
+    /// Makes a file that is only read.
     pub fn text(content: impl Into<Vec<u8>>) -> Self {
         Self { mode: 0o644, content: content.into() }
     }
 
-    /// To be executed.
+    /// Makes a file that is executed.
     pub fn program(content: impl Into<Vec<u8>>) -> Self {
         Self { mode: 0o755, content: content.into() }
     }
@@ -108,7 +112,7 @@ impl Blob {
     }
 }
 
-/// The files with the folders above them.
+/// Packs the files and their parent folders.
 fn pack(files: &BTreeMap<String, File>) -> Result<Vec<u8>> {
     let mut archive = Builder::new(Vec::new());
     let mut folders = BTreeSet::new();
@@ -136,7 +140,8 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
     header
 }
 
-/// Quickly: the archive is a tenth larger than it could be, and made in a quarter of the time.
+/// Compresses with the fastest level: the archive is a tenth larger than with the best one, but
+/// takes a quarter of the time.
 fn compressed(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
     std::io::Write::write_all(&mut encoder, bytes)?;

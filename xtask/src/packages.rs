@@ -1,4 +1,4 @@
-//! Debian packages: which, what proves that one is there, and why.
+//! Debian packages: their names, the files that prove they are installed, and their purpose.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,8 @@ use anyhow::{Result, bail};
 
 use crate::run;
 
-/// A package that is looked for by what it brings: another system may have the same from elsewhere.
+/// A package. Its proof is a file that it installs, because another system may get the same file
+/// from another source.
 pub(crate) struct Package {
     name: &'static str,
     proof: Proof,
@@ -15,13 +16,13 @@ pub(crate) struct Package {
 }
 
 enum Proof {
-    /// A program of this name.
+    /// A program of this name in `PATH` or in root's folders.
     Program(&'static str),
-    /// This file.
+    /// A file at this path.
     File(&'static str),
 }
 
-/// What compiles and links the BPF object where no nightly toolchain does.
+/// Packages that compile the BPF object without a nightly toolchain.
 pub(crate) const BPF_TOOLCHAIN: [Package; 2] = [
     package("rustc-web", Proof::File("/usr/bin/rustc"), "a rustc whose LLVM has the BPF target"),
     package(
@@ -31,13 +32,13 @@ pub(crate) const BPF_TOOLCHAIN: [Package; 2] = [
     ),
 ];
 
-/// What bpf-linker is built with.
+/// Packages that are needed to build bpf-linker.
 pub(crate) const LINKER_BUILD: [Package; 2] = [
     package("llvm-22-dev", Proof::File("/usr/lib/llvm-22/bin/llvm-config"), "the LLVM that bpf-linker calls"),
     package("g++", Proof::Program("g++"), "links bpf-linker"),
 ];
 
-/// What demonstration and tests call.
+/// Packages that the demonstration and the tests need.
 pub(crate) const TOOLS: [Package; 14] = [
     package("iproute2", Proof::Program("ip"), "makes the lab's namespaces and links"),
     package("iputils-ping", Proof::Program("ping"), "measures round-trip times"),
@@ -67,11 +68,11 @@ pub(crate) const TOOLS: [Package; 14] = [
     ),
 ];
 
-/// What measurements call besides.
+/// Packages that measurements need in addition.
 pub(crate) const MEASUREMENTS: [Package; 1] =
     [package("iperf3", Proof::Program("iperf3"), "measures streams")];
 
-/// What runs tests on other kernels.
+/// Packages that run tests on other kernels.
 pub(crate) const EMULATION: [Package; 3] = [
     package(
         "qemu-system-x86",
@@ -83,7 +84,7 @@ pub(crate) const EMULATION: [Package; 3] = [
 ];
 
 impl Package {
-    /// Whether what it brings is there.
+    /// Returns whether the package's program or file exists.
     pub(crate) fn is_present(&self) -> bool {
         match self.proof {
             Proof::Program(name) => find_program(name).is_some(),
@@ -92,10 +93,11 @@ impl Package {
     }
 }
 
-/// Sees to it that these are there. Does nothing, quickly, when they are.
+/// Installs the packages that are missing. Returns at once when none is missing.
 ///
 /// # Errors
-/// When something is missing and cannot be installed: not Debian, not root, or apt failed. The message says what to do.
+/// When a package is missing and cannot be installed: this is not Debian, the user is not root, or
+/// apt failed. The message says what to do.
 pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
     let missing: Vec<&Package> = packages.iter().filter(|package| !package.is_present()).collect();
     if missing.is_empty() {
@@ -115,12 +117,12 @@ pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
     Ok(())
 }
 
-/// Whether apt is here and this is root.
+/// Returns whether this machine has apt and the user is root.
 pub(crate) fn can_install() -> bool {
     run::is_root() && find_program("apt-get").is_some()
 }
 
-/// Fetches the package lists and installs, or upgrades, these.
+/// Fetches the package lists, then installs or upgrades the packages.
 pub(crate) fn install(names: &[&str]) -> Result<()> {
     update()?;
     run::visibly(
@@ -133,12 +135,12 @@ pub(crate) fn update() -> Result<()> {
     run::visibly(apt().args(["update", "--quiet", "--quiet"]))
 }
 
-/// What a person types to install these.
+/// Returns the command line with which a person installs the packages.
 pub(crate) fn commands(names: &[&str]) -> String {
     format!("apt-get update && apt-get install --no-install-recommends {}", names.join(" "))
 }
 
-/// A program, also in the folders that only root has in `PATH`.
+/// Finds a program, also in the folders that only root has in `PATH`.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from);
@@ -146,7 +148,7 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 impl Package {
-    /// Its name in Debian.
+    /// Returns the package's name in Debian.
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }
@@ -158,7 +160,7 @@ const fn package(name: &'static str, proof: Proof, why: &'static str) -> Package
 
 fn apt() -> Command {
     let mut command = Command::new("apt-get");
-    // Without a terminal dpkg draws no progress bars into the log.
+    // Without a terminal, dpkg writes no progress bars to the log.
     command.env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "Dpkg::Use-Pty=0"]);
     command
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: what builds, demonstration and tests need, found or installed.
+//! `cargo xtask setup`: finds or installs what builds, demonstration and tests need.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::packages;
 use crate::toolchain::Toolchain;
 
-/// The BPF toolchain and the tools of demonstration and tests.
+/// Finds or installs the BPF toolchain and the tools for demonstration and tests.
 pub(crate) fn everything() -> Result<Toolchain> {
     let start = Instant::now();
     let toolchain = Toolchain::ensure()?;

@@ -16,14 +16,14 @@ const HEAD: &str = "
 |---|---|---|---|---|---|
 ";
 
-/// Writes the table.
+/// Writes the table into the document.
 pub(crate) fn write() -> Result<()> {
     let path = run::root().join(DOCUMENT);
     let text = fs::read_to_string(&path).context("read ARCHITECTURE.md")?;
     fs::write(&path, renewed(&text)?).context("write ARCHITECTURE.md")
 }
 
-/// The document with the current table.
+/// Returns the document with the current table.
 fn renewed(text: &str) -> Result<String> {
     let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let (before, after) =

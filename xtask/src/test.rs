@@ -1,4 +1,4 @@
-//! `cargo xtask test` and `soak`: every test there is, built once, one layer after the other.
+//! `cargo xtask test` and `soak`: builds every test once, then runs one layer after the other.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,32 +12,36 @@ use xtask::envtest::{ASSETS, Binaries};
 use crate::kernels::{Guest, Kernel, Report};
 use crate::{build, check, run};
 
-/// Says to tests that have a longer version that it is asked for; see [`xtask::lab::is_soak`].
+/// The variable that asks for the longer version of tests that have one; see
+/// [`xtask::lab::is_soak`].
 const SOAK: &str = "PODWIRE_SOAK";
-/// Layers that have a longer version.
+/// Layers with tests that have a longer version.
 const SOAK_LAYERS: [&str; 3] = ["netns", "plugin", "runtime"];
 
-/// The layer that asks a cluster's own API server, too, where there is one.
+/// The layer that also tests against a cluster's own API server, if its binaries are found.
 const KUBE_LAYER: &str = "kube";
-/// Layers that run on other kernels, too, and which of their tests: all of them, or those whose names contain this.
+/// Layers that also run on other kernels, and a filter: only tests with this text in their name run
+/// there. An empty filter means all tests.
 const KERNEL_LAYERS: [(&str, &str); 2] = [("prog", ""), ("netns", "every_path_between")];
-/// Asks tests for new records in place of comparisons.
+/// The variable that makes tests write a new record instead of comparing with the old one.
 const RECORD_ANEW: &str = "PODWIRE_RECORD";
 
-/// What to run.
+/// Options of `cargo xtask test` and `cargo xtask soak`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only this layer: `unit`, `doc`, or the name of an integration test (`prog`, `netns`, `plugin`, …).
+    /// Run only this layer: `unit`, `doc`, or an integration test (`prog`, `netns`, `plugin`, …).
     #[arg(long, value_name = "LAYER")]
     only: Option<String>,
-    /// Only the packet tables and the paths between pods and nodes, on this kernel of Debian's in an emulated machine.
+    /// Run the packet tables and the paths between pods and nodes only, on this Debian kernel.
+    ///
+    /// The kernel runs in an emulated machine.
     #[arg(long, value_name = "VERSION", conflicts_with = "only")]
     kernel: Option<Kernel>,
-    /// Only tests whose name contains this.
+    /// Run only tests with this text in their name.
     filter: Option<String>,
 }
 
-/// `check`, then every layer.
+/// Runs `check`, then every layer. With an option or a filter, runs only the tests that it selects.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_root()?;
     let start = Instant::now();
@@ -55,7 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     report(&layers, options, &[], start)
 }
 
-/// The layers that have a longer version, in it.
+/// Runs the longer version of the tests in the layers that have one.
 pub(crate) fn soak(options: &Options) -> Result<()> {
     ensure_root()?;
     let start = Instant::now();
@@ -65,11 +69,11 @@ pub(crate) fn soak(options: &Options) -> Result<()> {
     report(&layers, options, &[(SOAK, "1")], start)
 }
 
-/// Tests that run together.
+/// Tests that run as one group.
 struct Layer {
     name: String,
     programs: Vec<Program>,
-    /// Where they run; `None`: on this machine.
+    /// The machine that runs the tests; `None` is this machine.
     guest: Option<Guest>,
 }
 
@@ -78,7 +82,7 @@ struct Layer {
 struct Program {
     executable: PathBuf,
     package: PathBuf,
-    /// Only tests whose name contains this, where nothing else is asked for.
+    /// The default filter: only tests with this text in their name run if the user gives no filter.
     filter: &'static str,
 }
 
@@ -89,14 +93,15 @@ struct Tally {
     ignored: u64,
 }
 
-/// No test is skipped for want of privilege: a test that did not run has shown nothing.
+/// Fails unless the user is root. No test is skipped for lack of privilege: a skipped test proves
+/// nothing.
 fn ensure_root() -> Result<()> {
     ensure!(run::is_root(), "the tests load BPF programs and make network namespaces: run them as root");
     Ok(())
 }
 
-/// Builds every test at once, so that every package has the same features in all of them, and nothing is compiled
-/// twice. Integration tests have the binaries built with them.
+/// Builds all tests with one cargo command. So each package has the same features in all tests, and
+/// cargo compiles nothing twice. Cargo also builds the binaries that integration tests run.
 fn layers(options: &Options) -> Result<Vec<Layer>> {
     let messages = run::step("cargo test --no-run", || {
         let mut command = run::cargo(&["test", "--no-run", "--message-format", "json-render-diagnostics"]);
@@ -137,10 +142,10 @@ fn layers(options: &Options) -> Result<Vec<Layer>> {
     Ok(layers)
 }
 
-/// Adds a layer for each kernel.
+/// Adds one layer for each kernel.
 fn add_kernels(layers: &mut Vec<Layer>, kernels: &[Kernel]) -> Result<()> {
     if kernels.is_empty() {
-        // Perhaps only another layer is asked for.
+        // The user may have asked for another layer only.
         return Ok(());
     }
     let mut programs = Vec::new();
@@ -156,7 +161,7 @@ fn add_kernels(layers: &mut Vec<Layer>, kernels: &[Kernel]) -> Result<()> {
     Ok(())
 }
 
-/// Runs all, also after a failure, and ends with one line for each.
+/// Runs all layers, even after one has failed, and prints a line for each at the end.
 fn report(layers: &[Layer], options: &Options, environment: &[(&str, &str)], start: Instant) -> Result<()> {
     let cluster = Binaries::from_environment()?;
     let mut lines = Vec::new();
@@ -241,7 +246,8 @@ impl Program {
     }
 }
 
-/// Shows what the test harness prints, and counts with it. What a guest's first process says goes to its report.
+/// Prints the output of the test harness and adds its results to the tally. Lines of a guest's
+/// first process go to the guest's report instead.
 fn run_tests(command: &mut Command, tally: &mut Tally, mut report: Option<&mut Report>) -> Result<()> {
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("start {}", run::shown(command)))?;
@@ -264,7 +270,8 @@ fn run_tests(command: &mut Command, tally: &mut Tally, mut report: Option<&mut R
     Ok(())
 }
 
-/// Kills tests that hang: CI must say which, and not run into its own limit.
+/// A timer that kills tests that hang, so that CI names them before CI's own time limit ends the
+/// run.
 struct Watchdog {
     ended: std::sync::mpsc::Sender<()>,
 }
@@ -295,7 +302,7 @@ impl Drop for Watchdog {
 }
 
 impl Tally {
-    /// `test result: ok. 8 passed; 0 failed; 0 ignored; …`
+    /// Adds the numbers of a line such as `test result: ok. 8 passed; 0 failed; 0 ignored; …`.
     fn add(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         for part in result.split([';', '.']) {

@@ -1,4 +1,5 @@
-//! The toolchain of the BPF object: rustup's nightly, or Debian's rustc with its prebuilt core library.
+//! The toolchain of the BPF object: rustup's nightly, or Debian's rustc with its prebuilt core
+//! library.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,16 +9,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{packages, run};
 
-/// The target of the object.
+/// The object's target.
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
-/// The oldest bpf-linker that is known to emit BTF that kernel and aya take.
+/// The oldest bpf-linker known to emit BTF that both the kernel and aya accept.
 const LINKER_VERSION: Version = Version(0, 13, 0);
-/// The oldest of Debian's rustc that compiles the workspace's edition and the BPF crates' features.
+/// The oldest Debian rustc that compiles the workspace's edition and the features that the BPF
+/// crates use.
 const DEBIAN_RUSTC_VERSION: Version = Version(1, 96, 0);
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-/// What compiles and links the object.
+/// The compiler and the linker of the object.
 #[derive(Debug)]
 pub(crate) struct Toolchain {
     compiler: Compiler,
@@ -26,9 +28,9 @@ pub(crate) struct Toolchain {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compiler {
-    /// rustup's nightly with `rust-src`: the core library is compiled with the object.
+    /// rustup's nightly with `rust-src`. It compiles the core library together with the object.
     Nightly,
-    /// `rustc-web` and `libstd-rust-web-dev-bpf`: the core library is there.
+    /// `rustc-web`, with the prebuilt core library of `libstd-rust-web-dev-bpf`.
     Debian,
 }
 
@@ -36,11 +38,11 @@ enum Compiler {
 struct Version(u32, u32, u32);
 
 impl Toolchain {
-    /// Finds one, or installs Debian's: its parts come in versions that fit each other, while a nightly wants a linker
-    /// with an LLVM at least as new as its own.
+    /// Finds a toolchain, or installs Debian's. The versions of Debian's packages fit each other. A
+    /// nightly needs a linker with an LLVM that is at least as new as its own.
     ///
     /// # Errors
-    /// When there is none and none can be installed; the message says what to do.
+    /// When there is no toolchain and none can be installed. The message says what to do.
     pub(crate) fn ensure() -> Result<Self> {
         if let Some(linker) = find_linker()
             && let Some(compiler) = find_compiler()
@@ -58,7 +60,8 @@ impl Toolchain {
         Ok(Self { compiler: Compiler::Debian, linker })
     }
 
-    /// A `cargo build` of the object, to which only package and folder are missing.
+    /// Returns a `cargo build` command for the object. The caller adds the package and the target
+    /// folder.
     pub(crate) fn cargo_build(&self) -> Command {
         let mut command = match self.compiler {
             Compiler::Nightly => {
@@ -69,13 +72,13 @@ impl Toolchain {
             }
             Compiler::Debian => {
                 let mut command = run::cargo(&["build"]);
-                // The BPF crates use unstable features; the compiler is a stable release.
+                // The BPF crates use unstable features, but the compiler is a stable release.
                 command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
                 command
             }
         };
-        // The last one: LLVM's option for copies in order, which the linker sets otherwise, has every value that is filled with zeros filled
-        // by a call, byte by byte.
+        // The last flag turns off an LLVM option that the linker sets by default: to expand copies
+        // in order. With that option, LLVM fills every zeroed value through a call, byte by byte.
         let flags = format!(
             "-C debuginfo=2 -C linker={} -C link-arg=--btf -C link-arg=--disable-expand-memcpy-in-order",
             self.linker.display()
@@ -88,10 +91,10 @@ impl Toolchain {
         command
     }
 
-    /// What compiler and linker say of themselves, a line each.
+    /// Returns the versions of the compiler and the linker, one line each.
     ///
     /// # Errors
-    /// When one of them does not run.
+    /// When the compiler or the linker does not run.
     pub(crate) fn versions(&self) -> Result<String> {
         let mut compiler = match self.compiler {
             Compiler::Nightly => {
@@ -118,7 +121,8 @@ impl fmt::Display for Toolchain {
 }
 
 fn find_compiler() -> Option<Compiler> {
-    // Debian's first: finding it costs nothing, and its version does not change from day to day.
+    // Look for Debian's compiler first: the search costs nothing, and its version does not change
+    // daily.
     if debian_is_complete() {
         Some(Compiler::Debian)
     } else if nightly_has_source() {
@@ -134,14 +138,14 @@ fn debian_is_complete() -> bool {
 }
 
 fn nightly_has_source() -> bool {
-    // `+nightly` would have rustup install one; this only asks.
+    // `cargo +nightly` would make rustup install a nightly. This command only asks for one.
     let mut command = Command::new("rustup");
     command.args(["run", "nightly", "rustc", "--print", "sysroot"]);
     run::captured(&mut command)
         .is_ok_and(|sysroot| PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir())
 }
 
-/// One that the user has, or the one that an earlier setup built.
+/// Returns the user's linker if it is new enough, else the one that an earlier set-up built.
 fn find_linker() -> Option<PathBuf> {
     packages::find_program("bpf-linker")
         .into_iter()
@@ -149,7 +153,8 @@ fn find_linker() -> Option<PathBuf> {
         .find(|linker| program_version(Command::new(linker)).is_some_and(|version| version >= LINKER_VERSION))
 }
 
-/// In `target`, so that nothing of the user's is replaced and `cargo clean` takes it away.
+/// Returns the path of the linker that the set-up builds. It is in `target`: it replaces none of
+/// the user's programs, and `cargo clean` removes it.
 fn own_linker() -> PathBuf {
     own_tools().join("bin/bpf-linker")
 }
@@ -162,7 +167,7 @@ fn install_debian_compiler() -> Result<()> {
     if debian_is_complete() {
         return Ok(());
     }
-    // Also when they are there, but too old: apt upgrades what it is told to install.
+    // Install also packages that are there but too old: `apt-get install` upgrades them.
     let names = packages::BPF_TOOLCHAIN.each_ref().map(packages::Package::name);
     run::step(&format!("apt-get install {}", names.join(" ")), || packages::install(&names))?;
     ensure!(
@@ -202,7 +207,7 @@ fn instructions() -> String {
     )
 }
 
-/// The first version number that `--version` prints.
+/// Returns the first version number that `--version` prints.
 fn program_version(mut command: Command) -> Option<Version> {
     run::captured(command.arg("--version")).ok().and_then(|printed| Version::find(&printed))
 }

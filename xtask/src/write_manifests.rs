@@ -1,4 +1,4 @@
-//! `cargo xtask manifests`: writes what is made from the chart and from the agent's own help.
+//! `cargo xtask manifests`: writes the files that are made from the chart and the agent's help.
 
 use std::fs;
 use std::process::Command;
@@ -8,7 +8,8 @@ use xtask::manifests;
 
 use crate::{build, run, setup};
 
-/// The chart's list of options first: it is a part of what is rendered.
+/// Writes all files. The chart's list of options comes first, because the manifests are rendered
+/// from the chart with it.
 pub(crate) fn run() -> Result<()> {
     build::object(&setup::everything()?)?;
     let agent = build::lab_binaries()?.join("podwire");

@@ -1,4 +1,5 @@
-//! The lab without agents: what it makes, what its traffic says, and that nothing is left.
+//! Tests of the lab without agents: what it makes, what its traffic reports, and that nothing is
+//! left behind.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -7,7 +8,7 @@ use xtask::lab::frames::{self, Capture};
 use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Builder, Lab, Mode, connect};
 
-/// No agents: these tests are about the ground that agents stand on.
+/// Returns a builder without agents: these tests concern only the lab under the agents.
 fn ground() -> Builder {
     Lab::builder().agents(false)
 }
@@ -94,7 +95,7 @@ fn a_frame_arrives_as_it_was_sent() {
     let lab = ground().build().unwrap();
     let (left, right) = (lab.add_namespace("left").unwrap(), lab.add_namespace("right").unwrap());
     connect(&left, "a", &right, "b").unwrap();
-    // IEEE 802's local experimental EtherType.
+    // The local experimental EtherType of IEEE 802.
     let frame = [&right.mac("b").unwrap()[..], &left.mac("a").unwrap(), &[0x88, 0xb5], &[7; 46]].concat();
     let capture = Capture::start(&right, "b").unwrap();
     frames::send(&left, "a", &frame).unwrap();
@@ -126,7 +127,7 @@ fn nothing_is_left_of_a_lab_whose_test_panics() {
         let lab = ground().build().unwrap();
         name = lab.name().to_owned();
         assert_eq!(namespaces_of(&name).len(), 4);
-        // A process inside and a pin, as an agent leaves them.
+        // Leave a process in the namespace, as an agent does.
         lab.node(0).exec(&["sh", "-c", "sleep 600 >/dev/null 2>&1 &"]).unwrap();
         panic!("the test fails");
     }));

@@ -1,34 +1,34 @@
-//! One difference between what is there and what is wanted.
+//! One difference between the actual and the wanted state.
 
 use std::collections::BTreeMap;
 
 use podwire_common::abi;
 
-/// What happens to one entry. `before` and `now` are never both `None`.
+/// A change of one entry. `before` and `now` are never both `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change<K, V> {
-    /// Which entry.
+    /// Key of the entry.
     pub key: K,
-    /// Its value before; `None`: it is added.
+    /// Value before the change. `None`: the entry is added.
     pub before: Option<V>,
-    /// Its value afterwards; `None`: it is removed.
+    /// Value after the change. `None`: the entry is removed.
     pub now: Option<V>,
 }
 
 impl<K, V> Change<K, V> {
-    /// An entry that was not there.
+    /// Returns the change that adds an entry.
     pub fn added(key: K, now: V) -> Self {
         Self { key, before: None, now: Some(now) }
     }
 
-    /// Whether the entry goes.
+    /// Returns whether the change removes the entry.
     pub fn is_removal(&self) -> bool {
         self.now.is_none()
     }
 }
 
 impl<K: Ord + Clone, V: Clone> Change<K, V> {
-    /// Does the change to what is there.
+    /// Applies the change to existing entries.
     pub fn apply_to(&self, entries: &mut BTreeMap<K, V>) {
         match &self.now {
             Some(now) => drop(entries.insert(self.key.clone(), now.clone())),
@@ -39,14 +39,15 @@ impl<K: Ord + Clone, V: Clone> Change<K, V> {
 
 /// A value of a table, or of another resource.
 pub trait Value: Clone + PartialEq {
-    /// The value to write where `there` is: fields that programs write stay as they are.
+    /// Returns the value to write in place of `there`. Fields that programs write stay as they are.
     fn keeping(self, _there: &Self) -> Self {
         self
     }
 }
 
 impl Value for abi::Endpoint {
-    /// Programs set [`abi::ENDPOINT_STACK_ONLY`]. It stays while the entry is of the same endpoint.
+    /// Keeps [`abi::ENDPOINT_STACK_ONLY`], which programs set, while the entry is of the same
+    /// endpoint.
     fn keeping(mut self, there: &Self) -> Self {
         if (there.id, there.ifindex) == (self.id, self.ifindex) {
             self.flags |= there.flags & abi::ENDPOINT_STACK_ONLY;
@@ -56,14 +57,14 @@ impl Value for abi::Endpoint {
 }
 
 impl Value for abi::Guard {
-    /// Programs write [`abi::Guard::paid`].
+    /// Keeps [`abi::Guard::paid`], which programs write.
     fn keeping(self, there: &Self) -> Self {
         Self { paid: there.paid, ..self }
     }
 }
 
 impl Value for abi::Link {
-    /// Programs write [`abi::Link::refused`].
+    /// Keeps [`abi::Link::refused`], which programs write.
     fn keeping(self, there: &Self) -> Self {
         Self { refused: there.refused, ..self }
     }
@@ -74,7 +75,8 @@ impl Value for abi::Node {}
 impl Value for abi::Vtep {}
 impl Value for u32 {}
 
-/// The differences, in the order of the keys.
+/// Returns the differences: entries to write, then entries to remove, each in the order of the
+/// keys.
 pub fn changes<K: Ord + Clone, V: Value>(
     want: &BTreeMap<K, V>,
     have: &BTreeMap<K, V>,

@@ -1,26 +1,27 @@
-//! What a host's firewall may do to pods' packets that the host stack forwards, and what helps. Podwire writes no
-//! firewall rules: it says which ones are missing.
+//! Places where the host's firewall may drop pods' packets that the host stack forwards, and the
+//! remedies. Podwire writes no firewall rules: it names the missing ones.
 
 use std::fmt;
 
 use podwire_common::names::VETH_PREFIX;
 
-/// A place of the host's firewall that drops forwarded packets unless a rule accepts them, and has none for pods that
-/// is easily seen.
+/// A place of the host's firewall that drops forwarded packets unless a rule accepts them, and that
+/// has no easily recognised rule for pods.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// An nftables base chain with policy drop: iptables-nft's `FORWARD` is one.
+    /// An nftables base chain with policy drop, for example iptables-nft's `FORWARD`.
     Nftables {
-        /// Of the table.
+        /// Family of the table.
         family: Family,
         /// The table's name.
         table: String,
         /// The chain's name.
         chain: String,
     },
-    /// The FORWARD chain of legacy iptables has policy DROP.
+    /// The FORWARD chain of legacy iptables, with policy DROP.
     LegacyIptables,
-    /// firewalld's forward chain: its policy is accept, and its last rule refuses what no zone accepted.
+    /// firewalld's forward chain. Its policy is accept, but its last rule refuses packets that no
+    /// zone accepted.
     Firewalld,
 }
 
@@ -34,7 +35,7 @@ pub enum Family {
 }
 
 impl Place {
-    /// Which, in few words: a metric's label.
+    /// Returns a short name of the place: a metric's label.
     pub fn label(&self) -> String {
         match self {
             Self::Nftables { family, table, chain } => format!("nftables {family} {table} {chain}"),
@@ -43,7 +44,7 @@ impl Place {
         }
     }
 
-    /// What an operator is told: what may happen, why, and what helps.
+    /// Returns the text for an operator: what may happen, why, and the remedy.
     pub fn warning(&self, vxlan_port: Option<u16>) -> String {
         let why = match self {
             Self::Nftables { family, table, chain } => {
@@ -61,7 +62,8 @@ impl Place {
         )
     }
 
-    /// Commands that let pods' packets pass, both ways, on a node whose tunnel has that port.
+    /// Returns commands that let pods' packets pass in both directions. `vxlan_port`: the tunnel's
+    /// port, if the node has a tunnel.
     pub fn remedies(&self, vxlan_port: Option<u16>) -> Vec<String> {
         let nft = |family, table, chain, side| {
             format!("nft insert rule {family} {table} {chain} {side} \"{VETH_PREFIX}*\" accept")
@@ -69,8 +71,9 @@ impl Place {
         let iptables =
             |variant, side| format!("iptables-{variant} -I FORWARD {side} {VETH_PREFIX}+ -j ACCEPT");
         match self {
-            // What iptables made is changed with iptables. Which of the two variants `iptables` alone is differs from
-            // host to host, and the other one's rules would not help.
+            // Rules that iptables made are changed with iptables. Name the variant: `iptables`
+            // alone is iptables-nft on some hosts and iptables-legacy on others, and rules of the
+            // wrong variant do not help.
             Self::Nftables { family: Family::Ip, table, chain }
                 if table == "filter" && chain == "FORWARD" =>
             {
@@ -80,8 +83,8 @@ impl Place {
                 ["iifname", "oifname"].map(|side| nft(family, table, chain, side)).to_vec()
             }
             Self::LegacyIptables => ["-i", "-o"].map(|side| iptables("legacy", side)).to_vec(),
-            // What belongs to a connection is accepted, so replies need nothing; but those of other nodes come in the
-            // tunnel, whose port firewalld closes as well.
+            // firewalld accepts packets that belong to a connection, so replies need no rule. But
+            // replies from other nodes come in the tunnel, and firewalld closes its port as well.
             Self::Firewalld => {
                 let trust = format!("firewall-cmd --permanent --zone=trusted --add-interface={VETH_PREFIX}+");
                 let open = vxlan_port.map(|port| format!("firewall-cmd --permanent --add-port={port}/udp"));

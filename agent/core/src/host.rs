@@ -10,21 +10,22 @@ use podwire_common::names::{VETH_PREFIX, VXLAN_DEVICE};
 use crate::ipsec::Policy;
 use crate::slice::Route;
 
-/// kube-proxy's, in its IPVS mode.
+/// kube-proxy's device in IPVS mode.
 const IPVS_DEVICE: &str = "kube-ipvs0";
 
-/// One look at the kernel.
+/// A snapshot of the kernel's devices, addresses, routes and IPsec policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
-    /// By ifindex.
+    /// Devices by ifindex.
     pub devices: BTreeMap<u32, Device>,
-    /// IPv4 addresses, in the kernel's order: a device's primary one before its secondary ones.
+    /// IPv4 addresses in the kernel's order: a device's primary address comes before its secondary
+    /// ones.
     pub addresses: Vec<DeviceAddress>,
-    /// IPv4 unicast routes of the main table that are not the agent's.
+    /// IPv4 unicast routes of the main table that the agent did not make.
     pub foreign_routes: Vec<ForeignRoute>,
     /// IPsec policies that block packets or ask for IPsec.
     pub policies: Vec<Policy>,
-    /// Routes of the main table that bear the agent's protocol number.
+    /// Routes of the main table with the agent's protocol number.
     pub own_routes: BTreeMap<IpNet, Route>,
 }
 
@@ -35,31 +36,32 @@ pub struct Device {
     pub index: u32,
     /// Name.
     pub name: String,
-    /// Bytes of IP packet.
+    /// MTU: bytes of an IP packet.
     pub mtu: u32,
-    /// Link address, where it has one of six bytes.
+    /// Link address, if the device has one of six bytes.
     pub mac: Option<Mac>,
     /// IFF_UP.
     pub up: bool,
     /// IFF_LOOPBACK.
     pub loopback: bool,
-    /// What it is, as far as that matters.
+    /// Kind of the device, as far as it matters.
     pub kind: DeviceKind,
-    /// What precedes the IP header of its packets.
+    /// Header that precedes the IP header of its packets.
     pub link_header: LinkHeader,
-    /// ifindex of the bridge, bond or team that it is a port of. A VRF has no ports: its links route.
+    /// ifindex of the bridge, bond or team that the device is a port of. Devices of a VRF are not
+    /// its ports, because they route.
     pub port_of: Option<u32>,
 }
 
-/// What precedes the IP header of a device's packets.
+/// Header that precedes the IP header of a device's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinkHeader {
     /// An Ethernet header.
     #[default]
     Ethernet,
-    /// Nothing.
+    /// No header.
     None,
-    /// Something else: InfiniBand's, for example.
+    /// Another header, for example InfiniBand's.
     Other,
 }
 
@@ -70,7 +72,8 @@ pub enum DeviceKind {
     Veth,
     /// A VXLAN device.
     Vxlan,
-    /// Another device that encapsulates IP or Ethernet in the kernel: Geneve, GRE, IP in IP and the like.
+    /// Another device that encapsulates IP or Ethernet in the kernel: Geneve, GRE, IP in IP and the
+    /// like.
     OtherTunnel,
     /// A bridge.
     Bridge,
@@ -94,38 +97,45 @@ pub struct DeviceAddress {
     pub address: IpAddr,
     /// Its prefix length.
     pub prefix_length: u8,
-    /// Scope global: may appear on the wire as a source.
+    /// Whether the scope is global: the address may appear on the wire as a source.
     pub global: bool,
 }
 
 impl DeviceAddress {
-    /// The address with its prefix length. `None`: the kernel does not give such a length.
+    /// Returns the address with its prefix length. `None` for an invalid length, which the kernel
+    /// does not report.
     pub fn network(&self) -> Option<IpNet> {
         IpNet::new(self.address, self.prefix_length).ok()
     }
 }
 
-/// A route that somebody else made.
+/// A route that the agent did not make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignRoute {
-    /// Where to.
+    /// Destination of the route.
     pub destination: IpNet,
-    /// One, or several of which the kernel chooses one for each flow.
+    /// One next hop, or several. Of several, the kernel chooses one for each flow.
     pub next_hops: Vec<NextHop>,
 }
 
-/// Where a route leads.
+/// A next hop of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// ifindex.
     pub device: u32,
-    /// The router, 0.0.0.0 for an IPv6 router; `None`: the destination is on the link.
+    /// The router; an IPv4 route may have an IPv6 router. `None`: the destination is on the link.
     pub gateway: Option<IpAddr>,
 }
 
 impl Host {
-    /// What this node is reached by and reaches others by: the networks of links that lead out, its addresses there, and the routers of default
-    /// routes. Such are the link with its InternalIP, and those of default routes.
+    /// Returns the networks and addresses by which this node is reached and reaches others:
+    ///
+    /// - the networks of links that lead out,
+    /// - this node's addresses on these links,
+    /// - the routers of default routes.
+    ///
+    /// A link leads out if it has one of the `internal` addresses or is a next hop of a default
+    /// route.
     pub fn underlay(&self, internal: &[IpAddr]) -> Vec<IpNet> {
         let mut devices: BTreeSet<u32> = self.default_next_hops().map(|hop| hop.device).collect();
         let ours = self.addresses.iter().filter(|entry| internal.contains(&entry.address));
@@ -139,13 +149,17 @@ impl Host {
         there.flat_map(networks).chain(routers).collect()
     }
 
-    /// The device of a name.
+    /// Returns the device with a name.
     pub fn device(&self, name: &str) -> Option<&Device> {
         self.devices.values().find(|device| device.name == name)
     }
 
-    /// This node's global addresses, on whatever link. Not those of pods' links and of the tunnel's, which the agent sets, nor those of
-    /// `kube-ipvs0`: kube-proxy puts every service's address there, and a service's port is no hostPort.
+    /// Returns this node's global addresses on all links, without these:
+    ///
+    /// - loopback addresses (127.0.0.0/8);
+    /// - addresses of pods' links and of the tunnel, which the agent sets;
+    /// - addresses of `kube-ipvs0`: kube-proxy puts every service's address there, and a service's
+    ///   port is no hostPort.
     pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
         let is_nodes = |index| {
             let device = self.devices.get(&index);
@@ -158,7 +172,8 @@ impl Host {
             .collect()
     }
 
-    /// Devices that are up and neither loopback, nor the agent's or the plugin's, nor `uplinks`: what else may be forwarded for.
+    /// Returns the other devices that the host may forward for: those that are up and are neither
+    /// loopback, nor the agent's or the plugin's, nor `uplinks`.
     pub fn other_devices(&self, uplinks: &BTreeSet<String>) -> Vec<String> {
         let others = self.devices.values().filter(|device| {
             device.up && !device.loopback && !is_own_device(&device.name) && !uplinks.contains(&device.name)
@@ -166,25 +181,28 @@ impl Host {
         others.map(|device| device.name.clone()).collect()
     }
 
-    /// Names of the devices of default routes.
+    /// Returns the names of the devices of default routes.
     pub fn default_devices(&self) -> impl Iterator<Item = String> {
         self.default_next_hops().filter_map(|hop| Some(self.devices.get(&hop.device)?.name.clone()))
     }
 
-    /// The next hops of default routes.
+    /// Returns the next hops of default routes.
     fn default_next_hops(&self) -> impl Iterator<Item = &NextHop> {
         let default = self.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 0);
         default.flat_map(|route| &route.next_hops)
     }
 
-    /// Whether a route lookup, or an IPsec policy, may now answer otherwise than it did in `before`. Pods come and go without that, and so do the ports of a bridge.
+    /// Returns whether a route lookup, or an IPsec policy, may now answer differently than in
+    /// `before`. Pods' devices do not matter, and neither does one more port of a bridge if its
+    /// kind is known there.
     pub fn routes_differ(&self, before: &Self) -> bool {
         fn addresses(host: &Host) -> impl Iterator<Item = &DeviceAddress> {
             let is_own =
                 |index| host.devices.get(&index).is_some_and(|device: &Device| is_own_device(&device.name));
             host.addresses.iter().filter(move |entry| !is_own(entry.device))
         }
-        /// Ports lead nowhere themselves: what matters is which kinds a bridge has.
+        /// Returns the devices that are no ports. A port leads nowhere itself: only the kinds of a
+        /// bridge's ports matter.
         fn links(host: &Host) -> impl Iterator<Item = &Device> {
             let others = host.devices.values().filter(|device| !is_own_device(&device.name));
             others.filter(|device| device.port_of.is_none())
@@ -199,24 +217,24 @@ impl Host {
             || ports(self) != ports(before)
     }
 
-    /// Host sides of pods' veth pairs, by their name.
+    /// Returns the host sides of pods' veth pairs, recognised by their names.
     pub fn pod_devices(&self) -> impl Iterator<Item = &Device> {
         let veths = self.devices.values().filter(|device| device.kind == DeviceKind::Veth);
         veths.filter(|device| is_pods_device(&device.name))
     }
 
-    /// The name that a pod's device has now, which is `given` unless somebody has renamed it.
+    /// Returns the current name of a pod's device: `given`, unless another tool has renamed it.
     pub fn name_of<'a>(&'a self, index: u32, given: &'a str) -> &'a str {
         self.devices.get(&index).map_or(given, |device| &device.name)
     }
 }
 
-/// Whether the agent or the plugin made the device, by its name.
+/// Returns whether the agent or the plugin made the device, judged by its name.
 pub fn is_own_device(name: &str) -> bool {
     name == VXLAN_DEVICE || is_pods_device(name)
 }
 
-/// Whether the device is the host side of a pod's veth pair, by its name.
+/// Returns whether the device is the host side of a pod's veth pair, judged by its name.
 pub fn is_pods_device(name: &str) -> bool {
     let digits = name.strip_prefix(VETH_PREFIX);
     digits.is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
@@ -230,7 +248,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// lo, eth0 with the InternalIP, eth1 with the default route, a pod's device.
+    /// Returns a host with lo, eth0 with the InternalIP, eth1 with the default route, and a pod's
+    /// device.
     fn host() -> Host {
         let device = |index, name: &str, loopback| Device {
             index,

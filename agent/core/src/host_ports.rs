@@ -1,4 +1,4 @@
-//! Whether the hostPorts that a pod asks for are free. Pure.
+//! Checks whether the hostPorts that a pod asks for are free. Pure.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,48 +7,51 @@ use thiserror::Error;
 
 use crate::model::{Endpoint, PortMapping, Transport};
 
-/// Why a pod does not get its hostPorts.
+/// Reason why a pod does not get its hostPorts.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Unavailable {
-    /// Another pod has it.
+    /// Another pod has the hostPort.
     #[error(
         "hostPort {wanted}: pod {pod} has {taken} on this node already: choose another hostPort or hostIP, or delete that pod"
     )]
     Taken {
-        /// What was asked for.
+        /// The mapping that the pod asks for.
         wanted: PortMapping,
-        /// What is there.
+        /// The mapping that exists.
         taken: PortMapping,
-        /// Whose it is.
+        /// The pod that has it.
         pod: String,
     },
-    /// The tunnel's port.
+    /// The hostPort is the UDP port of the tunnel.
     #[error(
         "hostPort {0}: UDP {port} is the port of the tunnel between the nodes (--vxlan-port): choose another hostPort", port = .0.host_port
     )]
     Tunnel(PortMapping),
-    /// More than the node's table holds.
+    /// The node's table cannot hold so many hostPorts.
     #[error(
         "portMappings asks for {wanted} hostPorts, and pods of this node have {used} of the {capacity} that it can have: raise --max-host-ports and restart the node, or delete pods that have hostPorts"
     )]
     Full {
-        /// How many are asked for.
+        /// Number of hostPorts that the pod asks for.
         wanted: usize,
-        /// How many others have.
+        /// Number of hostPorts that other pods have.
         used: usize,
-        /// How many there can be.
+        /// Number of hostPorts that the node can have.
         capacity: usize,
     },
-    /// The same port twice.
+    /// The pod asks for the same hostPort twice, with different ports of its own.
     #[error("portMappings asks for {0} and for {1}, which cannot both be: leave one out")]
     Contradiction(PortMapping, PortMapping),
 }
 
-/// Whether hostPorts can be given. `others` are the endpoints of other attachments, `tunnel_port` the UDP port of the tunnel if
-/// there is one, `capacity` how many hostPorts the node can have.
+/// Checks whether a pod can get its hostPorts.
+///
+/// - `others`: endpoints of other attachments.
+/// - `tunnel_port`: UDP port of the tunnel, if there is one.
+/// - `capacity`: number of hostPorts that the node can have.
 ///
 /// # Errors
-/// The first that cannot.
+/// The first obstacle that is found.
 pub fn check<'a>(
     wanted: &[PortMapping],
     others: impl Iterator<Item = &'a Endpoint> + Clone,
@@ -78,13 +81,14 @@ pub fn check<'a>(
     Ok(())
 }
 
-/// The host addresses that are none of this node's `addresses`: what is mapped there is not reached before they are.
+/// Returns the host addresses that are not among this node's `addresses`. The hostPorts there are
+/// unreachable until the node has these addresses.
 pub fn foreign_addresses(wanted: &[PortMapping], addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
     let named = wanted.iter().filter_map(|mapping| mapping.host_address);
     named.filter(|address| !address.is_loopback() && !addresses.contains(address)).collect()
 }
 
-/// Whether one packet could be meant for both.
+/// Returns whether one packet could be meant for both mappings.
 fn overlap(one: &PortMapping, other: &PortMapping) -> bool {
     let same_address = match (one.host_address, other.host_address) {
         (Some(one), Some(other)) => one == other,
@@ -170,7 +174,8 @@ mod tests {
         let check = |capacity| super::check(&wanted, [&other].into_iter(), None, capacity);
         assert_eq!(check(3), Ok(()));
         assert_eq!(check(2), Err(Unavailable::Full { wanted: 2, used: 1, capacity: 2 }));
-        // A pod without any is not concerned by what a smaller table no longer holds.
+        // A pod without hostPorts does not fail when a smaller table no longer holds those of other
+        // pods.
         assert_eq!(super::check(&[], [&other].into_iter(), None, 0), Ok(()));
     }
 

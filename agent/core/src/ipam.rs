@@ -1,4 +1,4 @@
-//! Which addresses of the node's podCIDR are in use, and which is next. Pure.
+//! Tracks which addresses of the node's podCIDR are in use, and which one is next. Pure.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::other_pods::{Held, Holder};
 
-/// Why no address was given.
+/// Reason why no address was given.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum IpamError {
     /// Every address is in use.
@@ -20,10 +20,10 @@ pub enum IpamError {
         network: IpNet,
         /// Addresses that can be handed out.
         size: u32,
-        /// How many of them others have.
+        /// Number of these addresses that others hold.
         held: usize,
     },
-    /// There is none that a pod could have.
+    /// The podCIDR has no address that a pod could have.
     #[error(
         "podCIDR {0} has no room for pods: all that it has are the network's, the gateway's and the broadcast address; give the node a podCIDR of /30 or larger (/24 is usual)"
     )]
@@ -31,30 +31,30 @@ pub enum IpamError {
     /// The address asked for belongs to a pod.
     #[error("address {0} is in use by another pod: ask for a free one")]
     Taken(IpAddr),
-    /// The address asked for is somebody else's.
+    /// Others hold the address asked for.
     #[error(
         "address {address} is not Podwire's to give: {holder} has it; ask for another one, or remove that first"
     )]
     Held {
-        /// What was asked for.
+        /// The address asked for.
         address: IpAddr,
-        /// Who has it.
+        /// The holder of the address.
         holder: Holder,
     },
-    /// The address asked for is not of this node.
+    /// The address asked for is outside the node's podCIDR.
     #[error("address {address} is outside this node's podCIDR {network}")]
     Foreign {
-        /// What was asked for.
+        /// The address asked for.
         address: IpAddr,
         /// The podCIDR.
         network: IpNet,
     },
-    /// The address asked for has another use.
+    /// The address asked for is the network's, the gateway's or the broadcast address.
     #[error(
         "address {address} of podCIDR {network} is the network's, the gateway's or the broadcast address"
     )]
     Reserved {
-        /// What was asked for.
+        /// The address asked for.
         address: IpAddr,
         /// The podCIDR.
         network: IpNet,
@@ -63,42 +63,45 @@ pub enum IpamError {
 
 /// The addresses of a podCIDR.
 ///
-/// Handed out round robin: a freed address rests until all others have had their turn, so that what a dead pod's
-/// peers still send reaches nobody. The network's own, the first (the gateway's) and the broadcast address are never
-/// handed out.
+/// The pool hands them out round robin. A freed address rests until all others have had their turn,
+/// so that late packets for a dead pod do not reach another pod. The network's own address, the
+/// first one (the gateway's) and the broadcast address are never handed out.
 #[derive(Clone, Debug)]
 pub struct Pool {
     network: IpNet,
     taken: BTreeSet<IpAddr>,
-    /// Others have them, whether or not a pod of ours does.
+    /// Addresses that others hold, even if a pod of Podwire has the same address.
     held: Held,
     last: Option<IpAddr>,
 }
 
 impl Pool {
-    /// `taken` may hold addresses outside of `network`: those of pods older than a change of the podCIDR. `last` is
-    /// the address that was handed out last, after which the search starts.
+    /// Creates a pool.
+    ///
+    /// - `taken`: addresses in use. Some may be outside `network`: those of pods older than a
+    ///   change of the podCIDR.
+    /// - `last`: the address that was handed out last. The search starts after it.
     pub fn new(network: IpNet, taken: impl IntoIterator<Item = IpAddr>, last: Option<IpAddr>) -> Self {
         let taken = taken.into_iter().collect();
         Self { network: network.trunc(), taken, held: Held::new(), last }
     }
 
-    /// The podCIDR.
+    /// Returns the podCIDR.
     pub fn network(&self) -> IpNet {
         self.network
     }
 
-    /// The address that was handed out last.
+    /// Returns the address that was handed out last.
     pub fn last(&self) -> Option<IpAddr> {
         self.last
     }
 
-    /// Addresses that others have from now on, in place of those before.
+    /// Replaces the addresses that others hold.
     pub fn set_held(&mut self, held: Held) {
         self.held = held;
     }
 
-    /// Whether an address is one that can be handed out at all.
+    /// Returns whether the pool can hand out an address at all.
     pub fn can_give(&self, address: IpAddr) -> bool {
         self.network.contains(&address)
             && self.usable().is_some_and(|(first, end)| (first..=end).contains(&number(address)))
@@ -125,7 +128,7 @@ impl Pool {
         Ok(address)
     }
 
-    /// Whether an address is left that [`Self::allocate`] could give.
+    /// Checks whether an address is left that [`Self::allocate`] could give.
     ///
     /// # Errors
     /// [`IpamError::Exhausted`], [`IpamError::NoRoom`].
@@ -135,10 +138,11 @@ impl Pool {
         if used < self.size() as usize { Ok(()) } else { Err(self.exhausted()) }
     }
 
-    /// Takes the address asked for. The round goes on where it was.
+    /// Takes the address asked for. The round continues where it was.
     ///
     /// # Errors
-    /// [`IpamError::Foreign`], [`IpamError::Reserved`], [`IpamError::Held`] or [`IpamError::Taken`].
+    /// [`IpamError::Foreign`], [`IpamError::Reserved`], [`IpamError::Held`] or
+    /// [`IpamError::Taken`].
     pub fn take(&mut self, address: IpAddr) -> Result<(), IpamError> {
         let network = self.network;
         if !network.contains(&address) {
@@ -153,12 +157,12 @@ impl Pool {
         if self.taken.insert(address) { Ok(()) } else { Err(IpamError::Taken(address)) }
     }
 
-    /// Gives an address back. Nothing happens when it was not taken.
+    /// Gives an address back. Does nothing if it was not taken.
     pub fn release(&mut self, address: IpAddr) {
         self.taken.remove(&address);
     }
 
-    /// How many addresses can be handed out at all; of more than four billion, four billion.
+    /// Returns the number of addresses that can be handed out at all, at most [`u32::MAX`].
     pub fn size(&self) -> u32 {
         let size = self.usable().map_or(0, |(first, end)| end - first + 1);
         u32::try_from(size).unwrap_or(u32::MAX)
@@ -172,19 +176,19 @@ impl Pool {
         IpamError::Exhausted { network: self.network, size: self.size(), held }
     }
 
-    /// Those of others that none of our pods has as well.
+    /// Returns the usable addresses that others hold and that no pod of Podwire has as well.
     fn held_alone(&self) -> impl Iterator<Item = &IpAddr> {
         self.held.keys().filter(|address| self.can_give(**address) && !self.taken.contains(address))
     }
 
-    /// First and last address that can be handed out.
+    /// Returns the first and the last address that can be handed out, as numbers.
     fn usable(&self) -> Option<(u128, u128)> {
         let first = number(self.network.network()).checked_add(2)?;
         let end = number(self.network.broadcast()).checked_sub(1)?;
         (first <= end).then_some((first, end))
     }
 
-    /// The address of this network's family that has a number.
+    /// Returns the address of this network's family with a number.
     fn address(&self, number: u128) -> IpAddr {
         match self.network {
             IpNet::V4(_) => Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX)).into(),
@@ -193,7 +197,7 @@ impl Pool {
     }
 }
 
-/// An address of either family as a number.
+/// Returns an address of either family as a number.
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u32::from(address).into(),

@@ -1,8 +1,9 @@
-//! What the IPsec policies of the host (xfrm) ask of pods' traffic. Pure.
+//! What the IPsec policies of the host (xfrm) require of pods' traffic. Pure.
 //!
-//! A redirect of the programs leads past the kernel's policies. So packets that a policy may match take the host stack, or the
-//! VXLAN device where the policy is about the nodes' own addresses. "May match" means that the networks of the policy's selector
-//! overlap those of the packets, in either order and whatever the direction: ports, marks and links are not looked at.
+//! The programs' redirects bypass the kernel's policies. So packets that a policy may match take
+//! the host stack, or the VXLAN device if the policy is about the nodes' own addresses. A policy
+//! may match packets if the networks of its selector overlap those of the packets, in either order
+//! and in any direction. Ports, marks and links are not considered.
 
 use std::net::IpAddr;
 
@@ -11,7 +12,7 @@ use podwire_common::abi;
 
 use crate::model::{Model, Node};
 
-/// When the kernel asks for a policy.
+/// The moment at which the kernel applies a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
     /// Before a packet is received.
@@ -22,33 +23,35 @@ pub enum Direction {
     Forward,
 }
 
-/// A policy that blocks packets or asks for IPsec. One that only lets packets pass asks for nothing.
+/// A policy that blocks packets or requires IPsec. A policy that only lets packets pass is left
+/// out: it requires nothing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Policy {
-    /// When.
+    /// When the kernel applies the policy.
     pub direction: Direction,
-    /// Of packets from there.
+    /// Source network of the packets.
     pub source: IpNet,
-    /// Of packets to there.
+    /// Destination network of the packets.
     pub destination: IpNet,
 }
 
 impl Policy {
-    /// The networks on the other side of packets of which one end is of `here`.
+    /// Returns the other network of the selector for each of its two networks that satisfies
+    /// `here`.
     fn beyond(&self, here: impl Fn(&IpNet) -> bool) -> impl Iterator<Item = IpNet> {
         let ends = [(self.source, self.destination), (self.destination, self.source)];
         ends.into_iter().filter(move |(one, _)| here(one)).map(|(_, other)| other)
     }
 }
 
-/// Whether a policy may match packets between two networks.
+/// Returns whether a policy may match packets between two networks.
 fn may_match(policies: &[Policy], here: IpNet, there: IpNet) -> bool {
     policies
         .iter()
         .any(|policy| policy.beyond(|end| overlap(end, &here)).any(|beyond| overlap(&beyond, &there)))
 }
 
-/// Flags of another node: `NODE_IPSEC_*`.
+/// Returns flags of another node: `NODE_IPSEC_*`.
 pub fn of_node(model: &Model, own: &Node, node: &Node) -> u32 {
     let policies = &model.policies;
     if policies.is_empty() {
@@ -62,14 +65,14 @@ pub fn of_node(model: &Model, own: &Node, node: &Node) -> u32 {
     flag(abi::NODE_IPSEC_TUNNEL, tunnel) | flag(abi::NODE_IPSEC_PODS, pods)
 }
 
-/// The networks of the world towards which pods' packets have to take the stack, or must not leave under this node's address,
-/// each with its flags: `NETWORK_*`.
+/// Returns networks of the world with their flags (`NETWORK_*`): pods' packets to them have to take
+/// the stack, or must not leave with this node's address.
 pub fn of_world(model: &Model, own: &Node) -> Vec<(IpNet, u32)> {
     let is_pods = |end: &IpNet| overlap(end, &own.pod_network);
     let is_own = |end: &IpNet| own_addresses(model).any(|address| end.contains(&address));
     let mut networks = Vec::new();
     for policy in &model.policies {
-        // Only policies of what is sent are asked for with the address that SNAT gives.
+        // The kernel checks only policies for outgoing packets against the address that SNAT gives.
         let is_past_snat =
             policy.direction == Direction::Out && !is_pods(&policy.source) && is_own(&policy.source);
         if is_past_snat {

@@ -1,7 +1,11 @@
-//! What the node agent decides, without touching the world.
+//! The decisions of the node agent. This crate touches neither the kernel, nor the disk, nor the
+//! network.
 //!
-//! `model` is what the agent knows. `features` say what the kernel and the disk should hold because
-//! of it, and `plan` which operations lead there. All else here answers one question each.
+//! - `model`: what the agent knows.
+//! - `features`: what the kernel and the disk should hold according to the model.
+//! - `plan`: which operations lead there.
+//!
+//! Every other module answers one question.
 
 pub mod change;
 pub mod cluster;

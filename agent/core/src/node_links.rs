@@ -1,15 +1,15 @@
-//! What each link of this machine is for. Pure.
+//! The role of each link of this machine. Pure.
 //!
 //! | role | which links | what the programs do there |
 //! |---|---|---|
 //! | [`Role::Uplink`] | has the InternalIP, is a next hop of a default route or of a route to a node, or matches `--uplink` | everything |
 //! | [`Role::Side`] | any other link with a global address or a route of its own | hostPorts are answered, SNAT translates pods' sources, tunnel packets are dropped |
 //! | [`Role::Inner`] | a bridge that has only veths and taps as ports | hostPorts are answered, tunnel packets are dropped |
-//! | none | Podwire's own, `lo`, dummies, ports of bridges and bonds, VRF devices, others' tunnels, links of an earlier pod network, and links with another header than Ethernet's | nothing: a pod's packet to the world that the route leads there is dropped |
+//! | none | Podwire's own, `lo`, dummies, ports of bridges and bonds, VRF devices, others' tunnels, links of an earlier pod network, and links with another header than Ethernet's | nothing: pods' packets to the world that are routed there are dropped, except at a dummy |
 //!
-//! Others' tunnels are kinds that encapsulate IP or Ethernet in the kernel: VXLAN, Geneve, GRE, IP in IP. A network of its own
-//! makes those. WireGuard, tun and ppp are the links of a VPN, which pods of other networks reach by masquerading: they count
-//! as any other link.
+//! Others' tunnels are devices that encapsulate IP or Ethernet in the kernel: VXLAN, Geneve, GRE,
+//! IP in IP. Another pod network makes them. WireGuard, tun and ppp devices are the links of a VPN.
+//! Other pod networks masquerade pods' packets to a VPN, so these devices count as any other link.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -21,30 +21,30 @@ use wildmatch::WildMatch;
 use crate::host::{Device, DeviceKind, ForeignRoute, Host, LinkHeader, is_own_device};
 use crate::model::{Node, NodeLink, Role};
 
-/// The longest name of a link, bytes: `IFNAMSIZ` without the final zero.
+/// Longest name of a link, in bytes: `IFNAMSIZ` without the final zero.
 const LONGEST_NAME: usize = 15;
 
-/// What the operator says of links by their names.
+/// The operator's rules for links, by their names.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LinkRules {
-    /// These are uplinks too.
+    /// Links that are uplinks, too.
     pub uplinks: Vec<LinkPattern>,
-    /// These have no role.
+    /// Links that have no role.
     pub excluded: Vec<LinkPattern>,
 }
 
-/// Names of links: `*` stands for any characters, `?` for one.
+/// A pattern for names of links: `*` stands for any characters, `?` for one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinkPattern(WildMatch);
 
 impl LinkPattern {
-    /// Whether it names a link.
+    /// Returns whether the pattern matches the name of a link.
     pub fn matches(&self, name: &str) -> bool {
         self.0.matches(name)
     }
 }
 
-/// A pattern that fits no link.
+/// Error for a pattern that no link's name can match.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("no link can have such a name: it has 1 to 15 characters, no space and no /; * and ? are wildcards")]
 pub struct NoLinkName;
@@ -62,9 +62,10 @@ impl FromStr for LinkPattern {
     }
 }
 
-/// The links that have a role: uplinks first, of these the one with the InternalIP, and inner links last.
+/// Returns the links that have a role: first uplinks, then side links, then inner links. The uplink
+/// with the InternalIP comes first.
 ///
-/// `to_nodes`: the links by which the kernel routes to the other nodes.
+/// `to_nodes`: the links by which the kernel routes to the other nodes, by ifindex.
 pub fn node_links(host: &Host, rules: &LinkRules, own: &Node, to_nodes: &BTreeSet<u32>) -> Vec<NodeLink> {
     let view = View::new(host, rules, own, to_nodes);
     let roles = host.devices.values().filter_map(|device| Some((device, view.role(device)?)));
@@ -85,19 +86,19 @@ fn link(host: &Host, device: &Device, role: Role, own: &Node) -> NodeLink {
     NodeLink { index: device.index, name: device.name.clone(), mtu: device.mtu, addresses, role, is_bare }
 }
 
-/// What roles follow from, by ifindex.
+/// Facts that determine the roles of links, by ifindex.
 struct View<'a> {
     rules: &'a LinkRules,
     to_nodes: &'a BTreeSet<u32>,
-    /// Has the InternalIP.
+    /// Links that have the InternalIP.
     internal: BTreeSet<u32>,
-    /// Is a next hop of a default route.
+    /// Links that are a next hop of a default route.
     default: BTreeSet<u32>,
-    /// Has a global address, or is a next hop of another route.
+    /// Links that have a global address, or are a next hop of another route.
     routed: BTreeSet<u32>,
-    /// Has an address or a route within this node's podCIDR.
+    /// Links that have an address or a route within this node's podCIDR.
     of_pods: BTreeSet<u32>,
-    /// Bridges, and the kinds of their ports.
+    /// Kinds of the ports of each bridge.
     ports: BTreeMap<u32, BTreeSet<DeviceKind>>,
 }
 
@@ -168,7 +169,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whether a bridge has no port that leads out of this host.
+    /// Returns whether a bridge has no port that leads out of this host.
     fn leads_to_this_host(&self, bridge: u32) -> bool {
         let inner = [DeviceKind::Veth, DeviceKind::Tun].into();
         self.ports.get(&bridge).is_none_or(|kinds| kinds.is_subset(&inner))
@@ -182,7 +183,7 @@ mod tests {
     use super::*;
     use crate::host::{DeviceAddress, NextHop};
 
-    /// Name, kind, the device that it is a port of, addresses, routes.
+    /// Name, kind, name of the device that it is a port of, addresses, routes.
     type Row = (&'static str, DeviceKind, &'static str, &'static str, &'static str);
 
     /// Node 1 of an ordinary cluster: its InternalIP is on eth0, and so is the default route.
@@ -243,7 +244,7 @@ mod tests {
         text.split_whitespace().map(|pattern| pattern.parse().unwrap()).collect()
     }
 
-    /// Names and roles, in order.
+    /// Returns names and roles, in order.
     fn roles(rows: &[Row], uplinks: &str, excluded: &str, to_nodes: &[&str]) -> Vec<(String, Role)> {
         let host = host(rows);
         let rules = LinkRules { uplinks: patterns(uplinks), excluded: patterns(excluded) };
@@ -323,7 +324,8 @@ mod tests {
             let found = roles(&rows, uplinks, excluded, &[]);
             found.iter().map(|(name, role)| format!("{name} {role:?}")).collect::<Vec<_>>().join(", ")
         };
-        // The link with the InternalIP is first, and a port is none whatever is said.
+        // The link with the InternalIP is first. A port never gets a role, whatever the patterns
+        // say.
         assert_eq!(names("", ""), "eth0 Uplink, eth2 Side, bond0 Side");
         assert_eq!(names("eth*", ""), "eth0 Uplink, eth2 Uplink, bond0 Side");
         assert_eq!(names("eth? dummy0", ""), "eth0 Uplink, eth2 Uplink, dummy0 Uplink, bond0 Side");

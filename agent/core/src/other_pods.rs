@@ -1,5 +1,5 @@
-//! Addresses of this node's podCIDR that are somebody else's: pods of the CNI plugin that was here before, most likely. They are not handed
-//! out for as long as that is so. Pure.
+//! Addresses of this node's podCIDR that others hold: most likely pods of the CNI plugin that ran
+//! here before. The agent does not hand such addresses out while others hold them. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,19 +9,19 @@ use ipnet::IpNet;
 
 use crate::host::{Host, is_own_device};
 
-/// Addresses and who has them.
+/// Addresses and their holders.
 pub type Held = BTreeMap<IpAddr, Holder>;
 
-/// Who has an address, as far as this node can tell.
+/// The holder of an address, as far as this node can tell.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Holder {
-    /// The plugin host-local has given it to a container of the network of that name.
+    /// The plugin host-local has given the address to a container of the network with this name.
     HostLocal(String),
-    /// A device has it itself.
+    /// The device itself has the address.
     Device(String),
-    /// A route to it alone leads to a device.
+    /// A route to this address alone leads to the device.
     Route(String),
-    /// Somebody behind a device answers by it.
+    /// A neighbour behind the device uses the address.
     Neighbour(String),
 }
 
@@ -43,11 +43,12 @@ pub struct Neighbour {
     pub device: u32,
     /// Its address.
     pub address: IpAddr,
-    /// The kernel has not heard of it for some time, and does not ask until somebody sends to it.
+    /// Whether the entry is stale: the kernel has not heard from the neighbour for some time, and
+    /// does not ask for it until a packet is sent to it.
     pub is_stale: bool,
 }
 
-/// What devices and routes tell.
+/// Returns the addresses of a network that devices and routes hold.
 pub fn held_by_links(host: &Host, network: IpNet) -> Held {
     let name = |index: &u32| host.devices.get(index).map(|device| device.name.clone());
     let foreign = |index: &u32| name(index).filter(|name| !is_own_device(name));
@@ -60,7 +61,7 @@ pub fn held_by_links(host: &Host, network: IpNet) -> Held {
     routes.chain(addresses).filter(|(address, _)| network.contains(address)).collect()
 }
 
-/// What neighbours tell.
+/// Returns the addresses of a network that neighbours hold.
 pub fn held_by_neighbours(host: &Host, neighbours: &[Neighbour], network: IpNet) -> Held {
     let inside = neighbours.iter().filter(|neighbour| network.contains(&neighbour.address));
     let holder = |neighbour: &Neighbour| {
@@ -70,8 +71,9 @@ pub fn held_by_neighbours(host: &Host, neighbours: &[Neighbour], network: IpNet)
     inside.filter_map(holder).collect()
 }
 
-/// Whether there can be neighbours with addresses of the network: a device of somebody else's leads to some of it without a router. There are
-/// none otherwise, and a node may have thousands of others.
+/// Returns whether neighbours can have addresses of the network: only if a route that the agent did
+/// not make leads to a part of it without a router. Otherwise the caller need not list the
+/// neighbours: a node may have thousands of others.
 pub fn may_have_neighbours(host: &Host, network: IpNet) -> bool {
     host.foreign_routes.iter().any(|route| {
         let to = route.destination;
@@ -80,7 +82,7 @@ pub fn may_have_neighbours(host: &Host, network: IpNet) -> bool {
     })
 }
 
-/// How many each holder has, for a line in the log.
+/// Returns the number of addresses of each holder, for a line in the log.
 pub fn summary(held: &Held) -> String {
     let mut counts = BTreeMap::<&Holder, usize>::new();
     held.values().for_each(|holder| *counts.entry(holder).or_default() += 1);
@@ -100,7 +102,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// eth0, the bridge of another plugin, a device of a plugin without a bridge, a pod's and the tunnel's.
+    /// Returns a host with eth0, another plugin's bridge, a device of a plugin without a bridge, a
+    /// pod's device and the tunnel's.
     fn host() -> Host {
         let device = |index, name: &str| Device {
             index,

@@ -1,4 +1,4 @@
-//! What to do so that the kernel and the disk hold what is wanted.
+//! The operations that make the kernel and the disk hold the desired state.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,18 +9,18 @@ use crate::change::{Change, Value, changes};
 use crate::model::Endpoint;
 use crate::slice::{Link, Programs, Queue, Route, Slice, TableChange};
 
-/// The order in which resources are made; they are removed in the opposite order.
+/// The order in which resources are made. They are removed in the opposite order.
 ///
-/// An address is released after all flows that bear it are purged, and its endpoint's file is gone. Flows
-/// are purged after the tables by which programs make new ones are cleared. A link that is removed takes
-/// its queue and its programs with it.
+/// - An address is released after all its flows are purged and its endpoint's file is gone.
+/// - Flows are purged after the tables are cleared by which programs make new flows.
+/// - The kernel removes the queue and the programs of a link together with the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
     /// A pod's address.
     Address,
     /// An endpoint's file.
     File,
-    /// A pod's flows: from here on the programs may make some. Nothing is to be done for that.
+    /// A pod's flows: from here on the programs may make some. The agent does nothing for that.
     Flows,
     /// Filters on a link.
     Programs,
@@ -56,7 +56,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// When it is done.
+    /// Returns the rank of the operation.
     pub fn rank(&self) -> Rank {
         match self {
             Self::Address(_) => Rank::Address,
@@ -70,7 +70,7 @@ impl Op {
         }
     }
 
-    /// Whether something goes.
+    /// Returns whether the operation removes something.
     pub fn is_removal(&self) -> bool {
         match self {
             Self::Address(change) | Self::Flows(change) => change.is_removal(),
@@ -83,7 +83,7 @@ impl Op {
         }
     }
 
-    /// Does it to a slice.
+    /// Applies the operation to a slice.
     pub fn apply_to(&self, slice: &mut Slice) {
         match self {
             Self::Address(change) => change.apply_to(&mut slice.addresses),
@@ -98,16 +98,18 @@ impl Op {
     }
 }
 
-/// Whether what is there and not wanted may go.
+/// Whether a plan may remove resources that exist but are not wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removals {
     /// Yes.
     Allowed,
-    /// No: not everything is known yet, as before the first node list after a start.
+    /// No, because not everything is known yet: before the first node list after a start, for
+    /// example.
     Withheld,
 }
 
-/// The operations, in order: making goes up the ranks, then removing goes down. What stays is absent at no moment.
+/// Returns the operations in order: first those that make resources, up the ranks, then those that
+/// remove resources, down the ranks. A resource that stays is never absent in between.
 pub fn plan(want: &Slice, have: &Slice, removals: Removals) -> Vec<Op> {
     let by_rank = by_rank(want, have);
     let (mut ops, mut removing) = (Vec::new(), Vec::new());
@@ -122,7 +124,7 @@ pub fn plan(want: &Slice, have: &Slice, removals: Removals) -> Vec<Op> {
     ops
 }
 
-/// A list of changes for each rank, and for each table within its rank.
+/// Returns a list of changes for each rank. The rank of tables has a list for each table.
 fn by_rank(want: &Slice, have: &Slice) -> Vec<Vec<Op>> {
     fn of<K: Ord + Clone, V: Value>(
         want: &BTreeMap<K, V>,
@@ -146,7 +148,7 @@ fn by_rank(want: &Slice, have: &Slice) -> Vec<Vec<Op>> {
     by_rank
 }
 
-/// Whether an operation is done by the kernel when it removes a link.
+/// Returns whether the kernel does an operation itself when it removes a link.
 fn goes_with_link(op: &Op, want: &Slice, have: &Slice) -> bool {
     let index = match op {
         Op::Programs(change) => change.key,
@@ -178,7 +180,7 @@ mod tests {
         abi::Endpoint { ifindex: id, id, flags, mtu: 1450, pod_mac: mac, host_mac: mac, gateway: address(1) }
     }
 
-    // Few ranges and addresses: they go from one node to another.
+    // Few ranges and addresses, so that they move from one node to another.
     fn nodes() -> impl Strategy<Value = Vec<NodeRecord>> {
         let node = (1u8..6, 0u8..5, 23u8..=26, 1u8..6, any::<bool>());
         prop::collection::vec(node, 0..6).prop_map(|nodes| {
@@ -193,7 +195,7 @@ mod tests {
         })
     }
 
-    // Few keys, so that the two sides meet often.
+    // Few keys, so that both sides often have the same one.
     prop_compose! {
         fn slice()(
             links in prop::collection::btree_map(0u32..4, 0u32..3, 0..4),

@@ -1,7 +1,8 @@
-//! Endpoints whose file is lost: what the maps and the devices still tell of them. Pure.
+//! Endpoints that have lost their files: what the maps and the devices still show of them. Pure.
 //!
-//! Their pods live on, and nobody else may be given their addresses. Whose they are is not known; but the name of a device is made of
-//! its attachment's, so DEL and ADD find them by that ([`Model::endpoint_of`](crate::model::Model::endpoint_of)).
+//! Their pods still run, so no other pod may get their addresses. Their attachments are unknown.
+//! But the name of a device is derived from its attachment, so DEL and ADD find these endpoints by
+//! that name ([`Model::endpoint_of`](crate::model::Model::endpoint_of)).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,7 +16,8 @@ use crate::host::{Device, Host, is_pods_device};
 use crate::model::{Attachment, Bandwidth, Endpoint, PortMapping, Transport};
 use crate::slice::Tables;
 
-/// The endpoints in the maps that are none of `known` and whose device is there as the maps have it.
+/// Returns the endpoints in the maps that are not in `known` and that still have the device that
+/// the maps name.
 pub fn recovered(tables: &Tables, host: &Host, known: &BTreeSet<IpAddr>) -> Vec<Endpoint> {
     let lost = tables.endpoints.iter().filter_map(|(address, entry)| {
         let address = IpAddr::from(*address);
@@ -30,7 +32,8 @@ pub fn recovered(tables: &Tables, host: &Host, known: &BTreeSet<IpAddr>) -> Vec<
 fn endpoint(address: IpAddr, entry: &abi::Endpoint, device: &Device, tables: &Tables) -> Option<Endpoint> {
     let of_pod = tables.frontends.iter().filter(|(_, backend)| backend.address == Addr::from(address));
     Some(Endpoint {
-        // No container has an interface without a name.
+        // An empty interface name marks the endpoint as recovered: no container has an interface
+        // without a name.
         attachment: Attachment { container_id: device.name.clone(), interface: String::new() },
         netns: String::new(),
         host_interface: device.name.clone(),

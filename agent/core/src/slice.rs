@@ -1,4 +1,4 @@
-//! A part of what the kernel and the disk hold, or should hold, because of the model.
+//! A part of the state that the kernel and the disk hold, or should hold according to the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,24 +16,24 @@ use crate::model::{Endpoint, NodeLink, Role};
 pub struct Slice {
     /// Addresses that pods of this node have.
     pub addresses: BTreeMap<IpAddr, ()>,
-    /// By name of the host side: endpoints on disk.
+    /// Endpoints on disk, by name of the host side.
     pub files: BTreeMap<String, Endpoint>,
-    /// Pods' addresses that may have flows: programs make flows, the agent only purges them.
+    /// Pods' addresses that may have flows. Programs make flows; the agent only purges them.
     pub flows: BTreeMap<IpAddr, ()>,
-    /// By ifindex: programs that are filters.
+    /// Programs that are attached as filters, by ifindex.
     pub programs: BTreeMap<u32, Programs>,
-    /// By ifindex: limits of what pods receive.
+    /// Limits of what pods receive, by ifindex.
     pub queues: BTreeMap<u32, Queue>,
-    /// By ifindex: links of pods, and the tunnel's.
+    /// Links of pods, and the tunnel's link, by ifindex.
     pub links: BTreeMap<u32, Link>,
     /// The tables that the agent fills.
     pub tables: Tables,
-    /// Routes of the main table that bear the agent's protocol number.
+    /// Routes of the main table with the agent's protocol number.
     pub routes: BTreeMap<IpNet, Route>,
 }
 
 impl Slice {
-    /// Takes the resources of another slice as well.
+    /// Adds the resources of another slice.
     pub fn extend(&mut self, other: Self) {
         self.addresses.extend(other.addresses);
         self.files.extend(other.files);
@@ -46,16 +46,16 @@ impl Slice {
     }
 }
 
-/// The two filters of a link.
+/// The filters of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Programs {
-    /// Which ones.
+    /// The programs of the filters.
     pub hooks: Hooks,
     /// Name of the link.
     pub device: String,
 }
 
-/// Which programs a link has.
+/// The programs of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hooks {
     /// `from_pod` and `to_pod`.
@@ -71,7 +71,7 @@ pub enum Hooks {
 }
 
 impl NodeLink {
-    /// The programs that it has.
+    /// Returns the programs that the link has.
     pub fn hooks(&self) -> Hooks {
         match self.role {
             Role::Uplink | Role::Side if self.is_bare => Hooks::BareUplink,
@@ -81,7 +81,7 @@ impl NodeLink {
     }
 }
 
-/// What limits how fast a link sends.
+/// A queue that limits how fast a link sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     /// Name of the link.
@@ -95,7 +95,8 @@ pub struct Queue {
 pub struct Link {
     /// Its name.
     pub name: String,
-    /// Bytes of IP packet; 0 where that is open, as while it is down.
+    /// MTU: bytes of an IP packet. 0 where it is not determined: while the link is down, for
+    /// example.
     pub mtu: u32,
     /// Its link address; `None`: any.
     pub mac: Option<Mac>,
@@ -106,14 +107,14 @@ pub struct Link {
 }
 
 impl Link {
-    /// A pod's link as the plugin makes it.
+    /// Returns a pod's link in the state in which the plugin makes it.
     pub fn down(endpoint: &Endpoint) -> Self {
         let (name, mac) = (endpoint.host_interface.clone(), Some(endpoint.host_mac));
         Self { name, mtu: 0, mac, up: false, addresses: BTreeSet::new() }
     }
 }
 
-/// Where a route leads.
+/// Target of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// To a link.
@@ -122,10 +123,10 @@ pub enum Route {
         device: u32,
         /// The next hop; `None`: the destination is on the link (scope link).
         gateway: Option<IpAddr>,
-        /// The source that the node's own packets take.
+        /// The source of the node's own packets.
         source: Option<IpAddr>,
     },
-    /// Nowhere: the sender is told so.
+    /// Nowhere: the kernel tells the sender that the destination is unreachable.
     Unreachable,
 }
 
@@ -136,12 +137,12 @@ impl Value for Programs {}
 impl Value for Queue {}
 impl Value for Route {}
 
-/// The key of a table that finds the longest prefix.
+/// Key of a longest-prefix table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Prefix {
-    /// With every bit after the prefix zero.
+    /// The address. Every bit after the prefix is zero.
     pub address: Addr,
-    /// In bits of [`Addr`]: 96 more than an IPv4 prefix length.
+    /// Length of the prefix in bits of [`Addr`]: 96 more than an IPv4 prefix length.
     pub bits: u32,
 }
 
@@ -158,7 +159,7 @@ impl From<IpAddr> for Prefix {
     }
 }
 
-/// The key of a table of a kind.
+/// Type of a table's key, by the table's kind.
 macro_rules! key {
     (LpmTrie, $key:ty) => {
         Prefix
@@ -186,17 +187,17 @@ macro_rules! tables_of_agent {
         }
 
         impl Tables {
-            /// Takes the entries of others as well.
+            /// Adds the entries of other tables.
             pub fn extend(&mut self, other: Self) {
                 $(self.$field.extend(other.$field);)*
             }
 
-            /// The differences to what is there, a list for each table.
+            /// Returns the differences from `have`, a list for each table.
             pub(crate) fn changes(&self, have: &Self) -> Vec<Vec<TableChange>> {
                 vec![$(changes(&self.$field, &have.$field).map(TableChange::$variant).collect(),)*]
             }
 
-            /// Does a change.
+            /// Applies a change.
             pub fn apply(&mut self, change: &TableChange) {
                 match change {
                     $(TableChange::$variant(change) => change.apply_to(&mut self.$field),)*
@@ -205,14 +206,14 @@ macro_rules! tables_of_agent {
         }
 
         impl TableChange {
-            /// Whether the entry goes.
+            /// Returns whether the change removes the entry.
             pub fn is_removal(&self) -> bool {
                 match self {
                     $(Self::$variant(change) => change.is_removal(),)*
                 }
             }
 
-            /// Whose entry it is.
+            /// Returns the table of the entry.
             pub fn table(&self) -> Table {
                 match self {
                     $(Self::$variant(_) => Table::$variant,)*

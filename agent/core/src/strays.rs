@@ -1,20 +1,22 @@
-//! Devices that bear a pod's name and belong to no pod: an ADD that died between making the pair and asking the agent. Pure.
+//! Devices with a pod's name that belong to no pod. They remain if the plugin dies during an ADD,
+//! after it made the veth pair and before it asked the agent. Pure.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// So long a device may be without an owner: an ADD under way must not lose its link, and is over long before (the plugin gives
-/// an agent ten seconds).
+/// Time that a device may be without an owner. An ADD in progress must not lose its link. The ADD
+/// ends much earlier, because the plugin waits ten seconds for the agent.
 pub const GRACE: Duration = Duration::from_secs(60);
 
-/// Devices without an owner, by ifindex, and since when.
+/// Devices without an owner, by ifindex, and since when they have none.
 #[derive(Clone, Debug, Default)]
 pub struct Strays {
     since: BTreeMap<u32, Instant>,
 }
 
 impl Strays {
-    /// Takes note of the devices that have no owner now, and gives those that had none at any look for the whole grace.
+    /// Records the devices that have no owner now. Returns those that had none at every look for
+    /// the whole [`GRACE`].
     pub fn look(&mut self, ownerless: impl IntoIterator<Item = u32>, now: Instant) -> Vec<u32> {
         let before = std::mem::take(&mut self.since);
         self.since =
@@ -22,7 +24,7 @@ impl Strays {
         self.since.iter().filter(|(_, since)| is_over(**since, now)).map(|(index, _)| *index).collect()
     }
 
-    /// Whether the grace of one of them is over, and it is worth another look.
+    /// Returns whether the grace of a device is over, so that another look is worthwhile.
     pub fn due(&self, now: Instant) -> bool {
         self.since.values().any(|since| is_over(*since, now))
     }

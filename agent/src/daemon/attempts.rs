@@ -1,17 +1,17 @@
-//! Attempts that do not depend on each other: one that fails does not keep the others from being made.
+//! Attempts that do not depend on each other: if one fails, the others are still made.
 
 use tracing::error;
 
 use crate::error::Error;
 
-/// Each failure is told, and the first is what all of them have come to.
+/// A number of attempts. Each failure is logged, and the first one is the outcome of all.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     first_error: Option<Error>,
 }
 
 impl Attempts {
-    /// Takes note of one.
+    /// Records the outcome of one attempt.
     pub(super) fn note(&mut self, outcome: Result<(), Error>) {
         if let Err(error) = outcome {
             error!("{error}");
@@ -19,12 +19,12 @@ impl Attempts {
         }
     }
 
-    /// Whether one has failed so far.
+    /// Returns whether an attempt has failed so far.
     pub(super) fn has_failed(&self) -> bool {
         self.first_error.is_some()
     }
 
-    /// What all have come to.
+    /// Returns the outcome of all attempts.
     pub(super) fn outcome(self) -> Result<(), Error> {
         self.first_error.map_or(Ok(()), Err)
     }

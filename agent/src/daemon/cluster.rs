@@ -1,4 +1,4 @@
-//! What a node list changes.
+//! Applies node lists.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,25 +17,26 @@ use super::pods::Pods;
 use super::state::State;
 use crate::conditions::ConditionName;
 
-/// Changes of one list that are told one by one.
+/// Number of changes of one list that are logged one by one at level info.
 const TOLD: usize = 10;
 
-/// The node list: how good it is, and who has no part in the network.
+/// The state of the node list: whether it is current, and which nodes have no part in the network.
 #[derive(Debug, Default)]
 pub(super) struct NodeLists {
-    /// When the last list stopped to be that of now, as far as is known. `None`: it is.
+    /// When the node list began to be doubtful, and its age at that time. `None`: the list is
+    /// current, as far as is known.
     doubtful: Option<(Instant, Duration)>,
     /// Nodes that have no part in the pod network.
     skipped: BTreeMap<String, Skipped>,
 }
 
 impl NodeLists {
-    /// Since when the list may be out of date; zero: it is that of now.
+    /// Returns for how long the list may have been out of date. Zero: it is current.
     pub(super) fn age(&self) -> Duration {
         self.doubtful.map_or(Duration::ZERO, |(since, age)| since.elapsed() + age)
     }
 
-    /// How many nodes have no part in the pod network, by reason.
+    /// Returns the number of nodes without a part in the pod network, by reason.
     pub(super) fn skipped(&self) -> BTreeMap<Skipped, usize> {
         self.skipped.values().fold(BTreeMap::new(), |mut counts, reason| {
             *counts.entry(*reason).or_default() += 1;
@@ -43,7 +44,7 @@ impl NodeLists {
         })
     }
 
-    /// No list can be had, or used; the reason.
+    /// Notes that no list can be read or used, with the reason.
     pub(super) fn do_without(&mut self, state: &mut State, reason: String) {
         self.doubt(Duration::ZERO);
         if state.model.own.is_some() {
@@ -54,21 +55,21 @@ impl NodeLists {
         }
     }
 
-    /// The last complete node list is that of now.
+    /// Notes that the last complete node list is current.
     pub(super) fn confirm(&mut self, state: &mut State) {
         self.doubtful = None;
         state.conditions.clear(ConditionName::NodeListStale);
         state.conditions.clear(ConditionName::NodeListUnread);
     }
 
-    /// It was good so long ago at the latest.
+    /// Notes that the list was last known to be current `age` ago. An older note stays.
     fn doubt(&mut self, age: Duration) {
         if self.doubtful.is_none() || age > self.age() {
             self.doubtful = Some((Instant::now(), age));
         }
     }
 
-    /// The list is that of an earlier time.
+    /// Notes that the list is of an earlier time.
     fn distrust(&mut self, state: &mut State, age: Duration) {
         self.doubt(age);
         let unread = state.conditions.of(ConditionName::NodeListUnread).next();
@@ -78,7 +79,7 @@ impl NodeLists {
         state.conditions.clear(ConditionName::NodeListUnread);
     }
 
-    /// Takes a whole list, and has the kernel hold what follows from it.
+    /// Takes a whole list, and makes the kernel hold what follows from it.
     pub(super) async fn take(
         &mut self,
         state: &mut State,
@@ -106,7 +107,7 @@ impl NodeLists {
             let why = own_problem.as_ref().map(ToString::to_string);
             why.unwrap_or_else(|| format!("node {own_name} has no usable entry in {list}"))
         });
-        // Said once, as what is missing.
+        // Report this problem only once, as the condition `OwnNodeMissing`.
         let is_said = |problem: &NodeProblem| own_missing.is_some() && own_problem.as_ref() == Some(problem);
         let problems = problems.iter().filter(|problem| !is_said(problem)).map(ToString::to_string);
         state
@@ -129,8 +130,10 @@ impl NodeLists {
         let own_changed = cluster.own.is_some() && cluster.own != state.model.own;
         match (cluster.own, &state.model.own) {
             (Some(own), _) => state.model.own = Some(own),
-            // The pods that are there keep their network by the entry before, whoever else claims it now. And a list without this node may be
-            // anybody's: an empty one, another cluster's. What it lacks is kept as long as that is so.
+            // This node has no usable entry now. Its pods keep their network by the previous entry,
+            // even if another node claims it. A list without this node may be wrong as a whole:
+            // empty, or of another cluster. So nodes that it lacks are kept while this lasts,
+            // unless its entries contradict them.
             (None, Some(before)) => {
                 remote.retain(|_, node| !node.contradicts(before));
                 for (name, node) in &state.model.remote {
@@ -153,7 +156,8 @@ impl NodeLists {
             self.tell(&changed);
         }
         adopt_pod_network(state);
-        // What was not as wanted before, or concerns this node, is for a comparison with all that the kernel has.
+        // If the kernel did not hold what was wanted before, or if this node is concerned, compare
+        // everything that the kernel has.
         let is_small = !is_first
             && !own_changed
             && upkeep.is_settled()
@@ -185,13 +189,14 @@ impl NodeLists {
     }
 }
 
-/// Does what the changed nodes ask for and no more: the kernel held what was wanted before. `false`: it takes a comparison of all.
+/// Applies only what the changed nodes require: the kernel held what was wanted before. Returns
+/// `false` if everything must be compared.
 async fn apply_changes(state: &mut State, upkeep: &mut Upkeep, before: &BTreeMap<String, Node>) -> bool {
     let changed = changes(before, &state.model.remote);
     let old: Vec<Node> = changed.iter().filter_map(|change| change.before.cloned()).collect();
     let new: Vec<Node> = changed.iter().filter_map(|change| change.now.cloned()).collect();
     let of = |model: &Model, nodes: &[Node]| desired(model, Scope::Nodes(&nodes.iter().collect::<Vec<_>>()));
-    // Which of this node's addresses are its own is another question then.
+    // Such a node changes which of this node's addresses are its own.
     let is_ours = |node: &Node| {
         state
             .model
@@ -216,7 +221,7 @@ async fn apply_changes(state: &mut State, upkeep: &mut Upkeep, before: &BTreeMap
     done.is_ok()
 }
 
-/// Hands out addresses from the podCIDR of now; those of an earlier one stay with their pods.
+/// Hands out addresses from the current podCIDR. Addresses of an earlier one stay with their pods.
 fn adopt_pod_network(state: &mut State) {
     let Some(own) = &state.model.own else {
         return;

@@ -1,4 +1,4 @@
-//! Does what a plan says: the one place that changes disk, links, maps and routes.
+//! Carries out plans: the only place that changes disk, links, maps and routes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ use crate::links::Links;
 use crate::store::Store;
 use crate::sysctl::{Switch, Switches};
 
-/// What another thread has done while the owner went on.
+/// What another thread has done while the owner continued.
 pub(super) enum Joined {
     /// The file of the endpoint with this host side was written, or could not be.
     Saved(String, Result<(), FileError>),
@@ -35,33 +35,33 @@ pub(super) enum Joined {
     Purged(BTreeSet<IpAddr>, Result<(), Error>),
 }
 
-/// What comes back from a thread.
+/// Result of a thread.
 enum Work {
     Saved(String, Result<(), FileError>),
     Purged(Box<Maps>, BTreeSet<IpAddr>, Result<(), Error>),
 }
 
-/// Disk, links, maps, routes and addresses.
+/// The executor of plans, with access to disk, links, maps, routes and addresses.
 pub(super) struct Executor {
     pub(super) links: Links,
     pub(super) dataplane: Dataplane,
     pub(super) store: Store,
     pub(super) switches: Switches,
-    /// `None` until this node's podCIDR is known. Then it stays, whatever becomes of the node list.
+    /// `None` until this node's podCIDR is known. Then it stays, whatever happens to the node list.
     pub(super) pool: Option<Pool>,
     vxlan_port: u16,
-    /// Operations by which maps and routes were changed.
+    /// Number of operations that changed maps and routes.
     operations: u64,
-    /// What other threads do.
+    /// Work of other threads.
     working: JoinSet<Work>,
-    /// Handles of its own for the thread that purges flows. `None` while it is at work.
+    /// Separate handles for the thread that purges flows. `None` while that thread works.
     purger: Option<Box<Maps>>,
-    /// Addresses whose flows it is to purge next, in one walk through the tables.
+    /// Addresses to purge the flows of next, in one walk through the tables.
     to_purge: BTreeSet<IpAddr>,
 }
 
 impl Executor {
-    /// Nothing is done yet.
+    /// Creates an executor that has done nothing yet.
     ///
     /// # Errors
     /// [`Error::Dataplane`].
@@ -86,15 +86,15 @@ impl Executor {
         })
     }
 
-    /// Operations by which maps and routes were changed.
+    /// Returns the number of operations that changed maps and routes.
     pub(super) fn operations(&self) -> u64 {
         self.operations
     }
 
-    /// Does the operations up to the first that fails. `reached` is what is there afterwards.
+    /// Does the operations up to the first that fails. `reached` becomes what exists afterwards.
     ///
     /// # Errors
-    /// The one of that operation.
+    /// The error of that operation.
     pub(super) async fn run(&mut self, ops: Vec<Op>, reached: &mut Slice) -> Result<(), Error> {
         for op in ops {
             self.apply(&op).await?;
@@ -104,9 +104,13 @@ impl Executor {
         Ok(())
     }
 
-    /// As [`Self::run`], but other threads do what takes long, and [`Self::joined`] tells when that is over. Files are written while the
-    /// other operations are done: a disk takes longer than all of them; this is awaited before success is reported, or what was done is
-    /// reversed. The operations after a purge of flows are left to the caller.
+    /// Does operations like [`Self::run`], but other threads do what takes long, and
+    /// [`Self::joined`] returns their results:
+    ///
+    /// - Files are written while the other operations are done, because a disk takes longer than
+    ///   all of them. The caller must wait for the file before it reports success or reverses the
+    ///   operations.
+    /// - After a purge of flows, the remaining operations are left to the caller.
     pub(super) async fn start(&mut self, ops: Vec<Op>, reached: &mut Slice) -> Started {
         let (mut waits, mut rest) = (false, ops.into_iter());
         while let Some(op) = rest.next() {
@@ -135,7 +139,7 @@ impl Executor {
         Started { waits, rest: Vec::new(), done: Ok(()) }
     }
 
-    /// The next work of another thread that is over. `None`: no thread is at work.
+    /// Waits for work of another thread, and returns its result. `None`: no thread works.
     pub(super) async fn joined(&mut self) -> Option<Joined> {
         let work = self.working.join_next().await?;
         match work.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
@@ -148,7 +152,8 @@ impl Executor {
         }
     }
 
-    /// Has the flows purged that are to be, unless a walk is under way: the next one begins when it ends.
+    /// Starts a purge of the pending addresses, unless a walk is in progress: the next walk begins
+    /// when that one ends.
     fn purge(&mut self) {
         if self.to_purge.is_empty() {
             return;
@@ -163,11 +168,12 @@ impl Executor {
         }
     }
 
-    /// Does all operations. One that fails does not keep the others from being done, but no address is released after it. An operation on a
-    /// link that has gone meanwhile has not failed. `reached` is what is there afterwards.
+    /// Does all operations. If one fails, the others are still done, but no address is released
+    /// after it. An operation on a link that no longer exists does not count as failed. `reached`
+    /// becomes what exists afterwards.
     ///
     /// # Errors
-    /// The first; all are in the log.
+    /// The first error. All errors are logged.
     pub(super) async fn run_all(&mut self, ops: Vec<Op>, reached: &mut Slice) -> Result<(), Error> {
         let mut attempts = Attempts::default();
         for op in ops {
@@ -187,7 +193,7 @@ impl Executor {
         attempts.outcome()
     }
 
-    /// Whether a device has gone since the kernel was looked at.
+    /// Returns whether a device has gone since the kernel was looked at.
     pub(super) async fn is_gone(&self, index: u32, name: &str) -> Result<bool, Error> {
         Ok(self.links.device(name).await?.is_none_or(|device| device.index != index))
     }
@@ -206,7 +212,8 @@ impl Executor {
         }
     }
 
-    /// The pool has given the address already: a plan is about one that is known.
+    /// Releases an address, or saves the position of the round. The pool has given the address
+    /// already, because a plan is about a known address.
     fn change_address(&mut self, change: &Change<IpAddr, ()>) -> Result<(), Error> {
         let Some(pool) = &mut self.pool else { return Ok(()) };
         if change.is_removal() {
@@ -285,7 +292,8 @@ impl Executor {
         Ok(())
     }
 
-    /// By its number, and its name or its link address: a device that somebody else made meanwhile is not the pod's.
+    /// Removes a link by its ifindex, if its name or its link address matches, too: a device that
+    /// another tool made in the meantime is not the pod's.
     async fn remove_link(&mut self, index: u32, link: &Link) -> Result<(), Error> {
         if let Some(device) = self.links.device_at(index).await?
             && (device.name == link.name || link.mac.is_some() && device.mac == link.mac)
@@ -308,7 +316,8 @@ impl Executor {
         }
     }
 
-    /// What was translated to an address that this node had would go on leaving with it, and be answered by nobody.
+    /// Removes translations to an address that this node no longer has. Otherwise packets would
+    /// still leave with this address, and no reply would come.
     fn forget_address(&mut self, address: Addr) -> Result<(), Error> {
         let entries = self.dataplane.maps.forget_translations(address)?;
         info!(?address, entries, "translations removed: the address is no longer this node's");
@@ -326,7 +335,7 @@ impl Executor {
     }
 }
 
-/// What has become of operations that were started.
+/// State of operations that were started.
 pub(super) struct Started {
     /// Whether another thread is at work.
     pub(super) waits: bool,
@@ -336,7 +345,7 @@ pub(super) struct Started {
     pub(super) done: Result<(), Error>,
 }
 
-/// The link that an operation needs.
+/// Returns the link that an operation needs.
 fn device_of(op: &Op) -> Option<u32> {
     match op {
         Op::Programs(change) => Some(change.key),
@@ -347,12 +356,13 @@ fn device_of(op: &Op) -> Option<u32> {
     }
 }
 
-/// Where tests stop an agent: the numbered steps of a pod's life (ARCHITECTURE.md).
+/// Stops the agent after an operation if a test asks for it. The operations are the numbered steps
+/// of a pod's life (ARCHITECTURE.md).
 fn stop_after(op: &Op) -> Result<(), Error> {
     step_of(op).map_or(Ok(()), step)
 }
 
-/// A numbered step is over.
+/// Marks a numbered step as done. A test may stop the agent there.
 pub(super) fn step(step: Step) -> Result<(), Error> {
     Ok(fault::after(step).map_err(FileError::of("go on after", step.name()))?)
 }
@@ -360,7 +370,7 @@ pub(super) fn step(step: Step) -> Result<(), Error> {
 fn step_of(op: &Op) -> Option<Step> {
     let (made, removed) = match op {
         Op::Address(_) => (Step::AddressTaken, Step::Released),
-        // The file's own steps are taken by the thread that writes it.
+        // The thread that writes the file takes the file's own steps.
         Op::File(change) => return change.is_removal().then_some(Step::FileRemoved),
         Op::Flows(change) => return change.is_removal().then_some(Step::FlowsForgotten),
         Op::Programs(change) => return (!change.is_removal()).then_some(Step::ProgramsAttached),

@@ -1,4 +1,4 @@
-//! What the collector of flows has found.
+//! Takes the results of the collector of flows.
 
 use podwire_common::abi::Holder;
 use podwire_common::addr::Addr;
@@ -11,7 +11,7 @@ use crate::conntrack::Conntrack;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::error::Error;
 
-/// What ages the tables out beside this owner.
+/// Returns the collector that ages the tables out. It runs in a thread of its own.
 ///
 /// # Errors
 /// [`Error::Dataplane`].
@@ -25,7 +25,8 @@ pub(super) fn collector(state: &mut State) -> Result<Collector, Error> {
     Ok(state.executor.dataplane.maps.collector(conntrack.ok())?)
 }
 
-/// Says which tables and holders are under pressure, and lets pods past the host stack again that have room.
+/// Reports tables and holders under pressure, and links without programs at which pods' packets
+/// were dropped. Lets pods go past the host stack again when there is room for their flows.
 pub(super) fn take(state: &mut State, collected: &Collected) {
     let is_nearly_full = "the table of translations is nearly full: what is over leaves sooner";
     state
@@ -55,7 +56,7 @@ pub(super) fn take(state: &mut State, collected: &Collected) {
     }
 }
 
-/// Who holds entries of a table, for the log.
+/// Returns the name of a holder of table entries, for the log.
 fn name_of(model: &Model, holder: &Holder) -> String {
     let pod = model.endpoints.values().find(|endpoint| Addr::from(endpoint.address) == holder.address);
     let overlay = model.own.as_ref().map(|own| Addr::from(own.overlay_address()));

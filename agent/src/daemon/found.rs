@@ -1,4 +1,4 @@
-//! What the kernel holds of what is wanted.
+//! Finds which part of the desired state the kernel holds.
 
 use podwire_common::names::{VXLAN_DEVICE, programs};
 use podwire_core::host::{Device, Host};
@@ -8,17 +8,18 @@ use super::executor::Executor;
 use crate::error::Error;
 use crate::links::Filter;
 
-/// What the kernel was found to hold.
+/// The state that the kernel was found to hold.
 pub(super) struct Found {
-    /// Of the tables and routes all, of everything else what is wanted. What is on disk and in the programs' tables is taken to be there.
+    /// All entries of tables and all routes (from [`Executor::find_only`]: the wanted ones), and
+    /// the wanted part of everything else. Addresses, files and flows are assumed to be there.
     pub(super) have: Slice,
-    /// Programs that are not where they belong.
+    /// Programs that are not attached where they belong.
     pub(super) displaced: Vec<Displaced>,
-    /// Why programs or queues could not be looked at. They are taken to be there.
+    /// Why programs or queues could not be looked at. They are assumed to be there.
     pub(super) unknown: Vec<Error>,
 }
 
-/// A program that is not where it belongs.
+/// A program that is not attached where it belongs.
 pub(super) struct Displaced {
     /// ifindex.
     pub(super) index: u32,
@@ -28,12 +29,12 @@ pub(super) struct Displaced {
     pub(super) program: &'static str,
     /// `ingress` or `egress`.
     pub(super) direction: &'static str,
-    /// What is in its place.
+    /// The filter that is in its place, if any.
     pub(super) found: Option<Filter>,
 }
 
 impl Displaced {
-    /// What is in its place, for the log.
+    /// Returns a description of the filter in its place, for the log.
     pub(super) fn in_its_place(&self) -> String {
         match &self.found {
             None => "no filter".into(),
@@ -44,7 +45,7 @@ impl Displaced {
 }
 
 impl Executor {
-    /// Looks for all that is wanted, and for entries and routes that are not.
+    /// Looks for everything that is wanted, and for entries and routes that are not.
     ///
     /// # Errors
     /// [`Error::Dataplane`].
@@ -52,14 +53,15 @@ impl Executor {
         let tables = self.dataplane.maps.contents()?;
         let have = Slice { tables, routes: host.own_routes.clone(), ..assumed(want) };
         let mut found = self.find_on_links(want, have, host).await;
-        // A device to which somebody has given another link address is known, and reported elsewhere.
+        // Ignore a link address that another tool has changed. The start of the agent and CHECK
+        // report it.
         for (index, link) in &mut found.have.links {
             link.mac = want.links[index].mac;
         }
         Ok(found)
     }
 
-    /// Looks for these things and for nothing else.
+    /// Looks for the wanted resources only.
     ///
     /// # Errors
     /// [`Error::Dataplane`], [`Error::Link`].
@@ -71,7 +73,7 @@ impl Executor {
         found.unknown.pop().map_or(Ok(found), Err)
     }
 
-    /// Adds what is wanted of links, queues and programs, as far as it is there.
+    /// Adds the wanted links, queues and programs, as far as they exist.
     async fn find_on_links(&self, want: &Slice, mut have: Slice, host: &Host) -> Found {
         for (index, link) in &want.links {
             let found = host.devices.get(index).map(|device| found_link(device, link, host));
@@ -105,7 +107,7 @@ impl Executor {
         Ok(())
     }
 
-    /// The programs of a link that are not where they belong.
+    /// Returns the programs of a link that are not attached where they belong.
     async fn displaced(&self, index: u32, wanted: &Programs) -> Result<Vec<Displaced>, Error> {
         let filters = self.links.filters(index).await?;
         let mut displaced = Vec::new();
@@ -121,7 +123,7 @@ impl Executor {
     }
 }
 
-/// The programs of ingress and, if there is one, egress.
+/// Returns the ingress program and, if there is one, the egress program.
 pub(super) fn programs_of(hooks: Hooks) -> &'static [&'static str] {
     match hooks {
         Hooks::Pod => &[programs::FROM_POD, programs::TO_POD],
@@ -132,7 +134,7 @@ pub(super) fn programs_of(hooks: Hooks) -> &'static [&'static str] {
     }
 }
 
-/// What no look at the kernel tells.
+/// Returns the part of the desired state that no look at the kernel shows.
 fn assumed(want: &Slice) -> Slice {
     Slice {
         addresses: want.addresses.clone(),
@@ -143,7 +145,8 @@ fn assumed(want: &Slice) -> Slice {
 }
 
 fn found_link(device: &Device, wanted: &Link, host: &Host) -> Link {
-    // Only the tunnel's addresses are the agent's. One that is wanted counts if its scope is global.
+    // Only the tunnel's addresses are the agent's. A wanted address counts only if its scope is
+    // global.
     let is_tunnel = device.name == VXLAN_DEVICE;
     let addresses = host.addresses.iter().filter(|entry| is_tunnel && entry.device == device.index);
     let addresses = addresses.filter_map(|entry| Some((entry.network()?, entry.global)));

@@ -1,7 +1,8 @@
-//! The one owner of state. Everything else sends it events.
+//! The only owner of state. Everything else sends it events.
 //!
-//! Each component owns its own state, and works on the shared [`State`] while it is called. Who may call whom goes one way:
-//! `cluster` → `host` → `pods` → `state`, `executor`, `found`; `health` → `configuration`.
+//! Each component owns its own state, and works on the shared [`State`] while it is called. Calls
+//! go one way: `cluster` → `host` → `pods` → `state`, `executor`, `found`; `health` →
+//! `configuration`.
 
 mod attempts;
 mod cluster;
@@ -47,7 +48,7 @@ use host::Upkeep;
 use pods::Pods;
 use state::State;
 
-/// The one owner of state.
+/// The only owner of state.
 pub struct Daemon {
     state: State,
     pods: Pods,
@@ -55,27 +56,28 @@ pub struct Daemon {
     host: Upkeep,
     configuration: Configuration,
     health: Health,
-    /// What the last round of ageing found.
+    /// Result of the last round of ageing.
     collected: Collected,
 }
 
 impl Daemon {
-    /// Loads the programs, puts them in place of an earlier agent's, and takes over its endpoints. Nothing is deleted
-    /// but what belonged to pods whose device is gone.
+    /// Loads the programs, puts them in place of an earlier agent's, and takes over its endpoints.
+    /// Deletes nothing but the resources of pods that have lost their device.
     ///
     /// # Errors
-    /// Whatever keeps the data path from being there.
+    /// Anything that keeps the agent from setting up the data path.
     pub async fn start(
         config: Config,
         capabilities: &Capabilities,
         store: Store,
         bpf_lock: Lock,
     ) -> Result<Self, Error> {
-        // First what may refuse: another release's maps or state. The latter last: what it finds spoilt it sets aside.
+        // First check for maps or state of another release, which this release may refuse. State
+        // comes last, because loading it sets corrupt files aside.
         pins::check(&config.places.bpf_dir, CONVERSIONS)?;
         let (endpoints, corrupt) = store.load()?;
         Claim::own(&config.places.bpf_dir)?.save(&config.places.state_dir)?;
-        // Before anything is listed: what changes meanwhile is told.
+        // Listen before anything is listed, so that no change in between is missed.
         let changes = Changes::listen()?;
         let links = Links::new()?;
         config.places.switches().enable_forwarding(&config.places.state_dir)?;
@@ -109,7 +111,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Takes over pods and programs of an earlier agent.
+    /// Takes over the pods and programs of an earlier agent.
     async fn take_over(
         &mut self,
         capabilities: &Capabilities,
@@ -131,12 +133,12 @@ impl Daemon {
         Ok(())
     }
 
-    /// Whether the agent is ready, now and after every change.
+    /// Returns a receiver that gets the readiness now and after every change.
     pub fn readiness(&self) -> watch::Receiver<Readiness> {
         self.health.readiness()
     }
 
-    /// What ages the tables out beside this owner.
+    /// Returns the collector that ages the tables out. It runs in a thread of its own.
     ///
     /// # Errors
     /// [`Error::Dataplane`].
@@ -144,7 +146,7 @@ impl Daemon {
         flows::collector(&mut self.state)
     }
 
-    /// Serves events until [`Event::Stop`], or until nobody can send any more.
+    /// Serves events until [`Event::Stop`], or until all senders are gone.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         self.health.state_folder.try_it(&mut self.state);
         loop {
@@ -177,7 +179,8 @@ impl Daemon {
     async fn take(&mut self, event: Event) {
         let Self { state, pods, cluster, host, .. } = self;
         match event {
-            // Its plugin has given up, or is dead: it has taken its link back, or the next ADD or the sweep will.
+            // The plugin has given up, or is dead. It has removed its link, or the next ADD or the
+            // sweep will.
             Event::Call { call, reply } if reply.is_closed() => debug!(?call, "nobody waits for it"),
             Event::Call { call, reply } => self.serve(&call, reply).await,
             Event::Nodes(list) => cluster.take(state, host, pods, list).await,
@@ -204,7 +207,7 @@ impl Daemon {
         }
     }
 
-    /// Does what the plugin asks for. An ADD and a DEL may be answered later.
+    /// Does what the plugin asks for. Some ADDs and DELs are answered later.
     async fn serve(&mut self, call: &Call, reply: oneshot::Sender<Reply>) {
         let (state, pods) = (&mut self.state, &mut self.pods);
         let result = match call {
@@ -215,7 +218,8 @@ impl Daemon {
                 pods::check(state, &wire::attachment(attachment)).await.map(Reply::Checked)
             }
             Call::Status => {
-                // Without a line in the log: a runtime asks every few seconds, and what changes is logged when it does.
+                // No line in the log: a runtime asks every few seconds, and changes are logged when
+                // they happen.
                 let status = health::status(state);
                 return drop(reply.send(status.map_or_else(Reply::Failed, |()| Reply::Serving)));
             }
@@ -238,7 +242,7 @@ impl Daemon {
             let _ = host.reconcile(state, pods).await;
             return;
         }
-        // Before the first node list only what is gone is released.
+        // Before the first node list, only release pods without a device, and put names back.
         match state.executor.links.host().await {
             Ok(look) => {
                 pods.sweep(state, &look).await;
@@ -248,7 +252,7 @@ impl Daemon {
         }
     }
 
-    /// After every event, and before the next one is waited for.
+    /// Publishes the readiness. Called after every event, before the next one is awaited.
     fn tell_readiness(&mut self) {
         if self.pods.take_disk_failure() {
             self.health.state_folder.try_it(&mut self.state);

@@ -1,4 +1,5 @@
-//! What the components share: the model, what carries out its plans, and everything that is wrong.
+//! State that the components share: the model, the executor of its plans, and everything that is
+//! wrong.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,24 +12,26 @@ use crate::conditions::Conditions;
 use crate::config::Config;
 use crate::events::Repair;
 
-/// Handed to a component for as long as it works. Plain data: decisions are made by the components and by `podwire-core`.
+/// The shared state, lent to a component while it works. Plain data: the components and
+/// `podwire-core` make the decisions.
 pub(super) struct State {
     pub(super) config: Config,
     pub(super) model: Model,
     pub(super) executor: Executor,
     pub(super) conditions: Conditions,
-    /// The last look at the kernel's devices, addresses and routes.
+    /// The last snapshot of the kernel's devices, addresses and routes.
     pub(super) host: Arc<Host>,
-    /// Of new pods, bytes: what the ways to all the nodes leave, which are many.
+    /// MTU of new pods, in bytes: what fits the paths to all nodes. Kept here because the paths are
+    /// many.
     pub(super) pod_mtu: Option<u32>,
-    /// What others had changed and was put back.
+    /// Numbers of repairs: what others had changed and the agent put back.
     pub(super) repairs: BTreeMap<Repair, u64>,
-    /// Whether a complete node list of now was seen: nothing is removed before.
+    /// Whether a complete and current node list was seen. Nothing is removed before.
     pub(super) is_complete: bool,
 }
 
 impl State {
-    /// What others had changed is as it was again.
+    /// Counts repairs of what others had changed.
     pub(super) fn count_repairs(&mut self, what: Repair, count: u64) {
         *self.repairs.entry(what).or_default() += count;
     }

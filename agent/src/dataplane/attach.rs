@@ -1,9 +1,13 @@
-//! Attaching programs so that they outlive the agent and are replaced without a gap.
+//! Attaches programs so that they outlive the agent, and replaces them without a gap.
 //!
-//! Two ways. Pods' devices and the VXLAN device: classic filters (clsact) at a fixed priority and handle, held by the
-//! device; a TCX attachment would wait for an RCU grace period under the routing lock, 8 to 20 ms for each pod.
-//! Uplinks: TCX where the kernel has it (6.6), held by a pinned link, because there other tools attach programs too
-//! and must not displace these; on older kernels clsact as well.
+//! There are two ways:
+//!
+//! - Pods' devices and the VXLAN device get classic filters (clsact) at a fixed priority and
+//!   handle. The device holds the filters. A TCX attachment would wait for an RCU grace period
+//!   under the routing lock: 8 to 20 ms for each pod.
+//! - Uplinks get TCX links where the kernel has TCX (6.6), because other tools attach programs
+//!   there too and must not displace the agent's. A pinned link holds the attachment. Older kernels
+//!   use clsact here as well.
 
 use std::io;
 use std::path::Path;
@@ -21,18 +25,19 @@ use podwire_core::slice::Hooks;
 use super::error::DataplaneError;
 use super::{Dataplane, pins};
 
-/// Priority and handle of every filter that the agent makes: documented, so that other tools can keep clear.
+/// Priority and handle of every filter that the agent makes. They are documented, so that other
+/// tools can avoid them.
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// Where a filter sits.
+/// The side of a device that a filter is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     Ingress,
     Egress,
 }
 
-/// How uplinks get their programs.
+/// The way in which uplinks get their programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UplinkAttachment {
     /// TCX links, pinned.
@@ -57,7 +62,8 @@ const POD: [(&str, Direction); 2] =
 const OVERLAY: [(&str, Direction); 2] =
     [(programs::FROM_OVERLAY, Direction::Ingress), (programs::TO_OVERLAY, Direction::Egress)];
 impl Dataplane {
-    /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth pair, in place of those that are there.
+    /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth pair. Replaces the
+    /// programs that are there.
     ///
     /// # Errors
     /// [`DataplaneError::Attach`].
@@ -65,12 +71,14 @@ impl Dataplane {
         POD.iter().try_for_each(|(program, direction)| self.attach_filter(program, interface, *direction))
     }
 
-    /// Takes `from_pod` and `to_pod` off a device. Nothing happens when they or the device are not there.
+    /// Detaches `from_pod` and `to_pod` from a device. Does nothing if they or the device do not
+    /// exist.
     pub fn detach_pod(&mut self, interface: &str) {
         detach_filters(interface);
     }
 
-    /// Attaches `from_overlay` and `to_overlay` to the VXLAN device, in place of those that are there.
+    /// Attaches `from_overlay` and `to_overlay` to the VXLAN device. Replaces the programs that are
+    /// there.
     ///
     /// # Errors
     /// [`DataplaneError::Attach`].
@@ -78,8 +86,12 @@ impl Dataplane {
         OVERLAY.iter().try_for_each(|(program, direction)| self.attach_filter(program, interface, *direction))
     }
 
-    /// Attaches `from_uplink` to a link of the host, and `to_uplink` unless the link is an inner one, in place of those
-    /// that are there. Also `uplink_xdp` where that is asked for; `None`: what is there of it stays.
+    /// Attaches `from_uplink` to a link of the host, and `to_uplink` unless the link is an inner
+    /// one. A link without link header gets the bare variants. Replaces the programs that are
+    /// there.
+    ///
+    /// `xdp` says whether and how to attach `uplink_xdp`. `None` leaves the XDP program of the link
+    /// as it is.
     ///
     /// # Errors
     /// [`DataplaneError::Attach`].
@@ -114,8 +126,9 @@ impl Dataplane {
         }
     }
 
-    /// Puts the programs of uplinks in place of an earlier agent's, wherever there is a pinned link of one: before it is known which links are
-    /// uplinks, so that all programs of a node are replaced together.
+    /// Replaces the programs of an earlier agent in every pinned link of an uplink. This happens
+    /// before the agent knows which links are uplinks, so that all programs of a node are replaced
+    /// together.
     ///
     /// # Errors
     /// [`DataplaneError::File`].
@@ -129,7 +142,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Removes the pinned links that belong to nothing: their device has no role (any more), or this release has no such program.
+    /// Removes the pinned links without a purpose: their device has no role any more, or this
+    /// release has no such program.
     ///
     /// # Errors
     /// [`DataplaneError::File`].
@@ -168,7 +182,8 @@ impl Dataplane {
         let created =
             program.attach_with_options(interface, direction.into(), TcAttachOptions::Netlink(options));
         let id = match created {
-            // A request for the handle that is there, without NLM_F_EXCL, swaps the program of the filter in one step.
+            // The filter exists. A request for its handle without NLM_F_EXCL swaps the filter's
+            // program in one step.
             Err(ProgramError::TcError(TcError::NetlinkError(netlink)))
                 if is_there_already(netlink.raw_os_error()) =>
             {
@@ -232,7 +247,8 @@ impl Dataplane {
     }
 }
 
-/// Takes the agent's filters off a device, whoever's programs they have. Nothing happens where there are none.
+/// Removes the agent's filters from a device, whichever programs they run. Does nothing if there
+/// are none.
 pub fn detach_filters(interface: &str) {
     for direction in [Direction::Ingress, Direction::Egress] {
         if let Ok(link) = existing_filter(interface, direction) {
@@ -250,7 +266,8 @@ impl From<Direction> for TcAttachType {
     }
 }
 
-/// The agent's filter on a device, by its priority and handle. Detaches it when dropped.
+/// Returns a handle to the agent's filter on a device, by priority and handle. Dropping it detaches
+/// the filter.
 fn existing_filter(interface: &str, direction: Direction) -> io::Result<SchedClassifierLink> {
     SchedClassifierLink::attached(interface, direction.into(), PRIORITY, HANDLE, None)
 }
@@ -263,7 +280,7 @@ pub(super) fn missing(name: &str) -> DataplaneError {
     DataplaneError::load(name)("the embedded object has no such program")
 }
 
-/// What is being attached where: the context of whatever aya says meanwhile.
+/// A program and its target: the context of the errors that aya returns while attaching.
 pub(super) struct Attaching<'a> {
     pub(super) program: &'static str,
     pub(super) interface: &'a str,

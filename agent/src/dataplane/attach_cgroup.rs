@@ -1,7 +1,9 @@
-//! Attaching the programs of this node's own processes to cgroup2, so that they outlive the agent and are replaced without a gap.
+//! Attaches the programs for this node's own processes to cgroup2. They outlive the agent and are
+//! replaced without a gap.
 //!
-//! Attached to the root they run for every process of the machine. They act in this node's network namespace alone, so agents in
-//! several namespaces of one machine attach theirs side by side.
+//! A program at the root of cgroup2 runs for every process of the machine. These programs act only
+//! in this node's network namespace, so agents in several namespaces of one machine attach theirs
+//! side by side.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,7 +19,8 @@ use super::{Dataplane, pins};
 use crate::files::FileError;
 
 impl Dataplane {
-    /// Attaches the programs that point this node's own processes at pods behind hostPorts, in place of those that are there.
+    /// Attaches the programs that direct this node's own processes to pods behind hostPorts.
+    /// Replaces the programs that are there.
     ///
     /// # Errors
     /// [`DataplaneError::Attach`], [`DataplaneError::File`].
@@ -28,7 +31,7 @@ impl Dataplane {
         for program in programs::CGROUP {
             self.attach_to_cgroup(program, cgroup, &folder, &place)?;
         }
-        // What an agent with another `--cgroup-dir` has pinned.
+        // Links that an agent with another `--cgroup-dir` has pinned.
         let concerned = |pin: &Path| pins::is_link_of(pin, &programs::CGROUP);
         let why = "its cgroup is not the one of --cgroup-dir";
         self.detach_others(concerned, &programs::CGROUP, &[&place], why)
@@ -53,7 +56,8 @@ impl Dataplane {
             .ok_or_else(|| missing(name))?
             .try_into()
             .map_err(|source: ProgramError| attaching.failed(source))?;
-        // By a link it is always one of several (BPF_F_ALLOW_MULTI): the kernel refuses to be told so.
+        // A link attachment always allows several programs (BPF_F_ALLOW_MULTI). The kernel refuses
+        // the flag itself.
         let id =
             program.attach(folder, CgroupAttachMode::Single).map_err(|source| attaching.failed(source))?;
         let link = FdLink::try_from(program.take_link(id).map_err(|source| attaching.failed(source))?)

@@ -1,8 +1,8 @@
-//! The kernel's own types (BTF): where a structure has its members (kernel documentation,
+//! The kernel's own types (BTF): finds the members of structures (kernel documentation,
 //! `bpf/btf.rst`).
 
 const MAGIC: u16 = 0xeb9f;
-/// Bytes of a type without what its kind adds.
+/// Bytes of the part that all kinds of types have.
 const TYPE: usize = 12;
 const MEMBER: usize = 12;
 
@@ -13,7 +13,7 @@ const UNION: u32 = 5;
 const TYPEDEF: u32 = 8;
 const VOLATILE: u32 = 9;
 const CONST: u32 = 10;
-/// Structures are not nested deeper, nor names defined by so many others.
+/// The deepest nesting of structures, and the longest chain of type names, that is followed.
 const DEEPEST: usize = 16;
 
 /// A member of a structure.
@@ -21,7 +21,7 @@ const DEEPEST: usize = 16;
 pub struct Member {
     /// Its first bit, from the beginning of the structure.
     pub bit: u32,
-    /// How many it has.
+    /// Its length in bits.
     pub bits: u32,
 }
 
@@ -29,7 +29,7 @@ pub struct Member {
 pub struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
-    /// Where each type begins, by its number less one.
+    /// The position of each type. The index is the type's number minus one.
     places: Vec<usize>,
 }
 
@@ -38,19 +38,19 @@ pub struct Btf<'a> {
 struct Type<'a> {
     name: u32,
     kind: u32,
-    /// Whether members have the size of a bit field in the upper 8 bits of their offset.
+    /// Whether the upper 8 bits of a member's offset hold the size of a bit field.
     has_bit_fields: bool,
     /// Its size in bytes, or the type that it refers to.
     size_or_type: u32,
-    /// What its kind adds.
+    /// The part that depends on the kind.
     rest: &'a [u8],
 }
 
 impl<'a> Btf<'a> {
-    /// Reads the sections and finds each type's place.
+    /// Reads the sections and finds the position of each type.
     ///
     /// # Errors
-    /// What the bytes lack.
+    /// A description of what the bytes lack.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         if bytes.get(..2) != Some(&MAGIC.to_ne_bytes()) {
             return Err("it does not begin as the kernel's types do".into());
@@ -70,10 +70,10 @@ impl<'a> Btf<'a> {
         Ok(btf)
     }
 
-    /// A member of a structure, in whatever unnamed structures and unions within it.
+    /// Finds a member of a structure, also within its unnamed structures and unions.
     ///
     /// # Errors
-    /// When there is no such structure, or no such member.
+    /// There is no such structure, or no such member.
     pub fn member(&self, structure: &str, member: &str) -> Result<Member, String> {
         let found = self.places.iter().map(|place| self.at(*place));
         let found =
@@ -103,7 +103,7 @@ impl<'a> Btf<'a> {
         Ok(None)
     }
 
-    /// Bytes of a type.
+    /// Returns the size of a type in bytes.
     fn size(&self, mut id: u32) -> Result<u32, String> {
         for _ in 0..DEEPEST {
             let found = self.get(id)?;
@@ -158,7 +158,7 @@ fn number(bytes: &[u8], offset: usize) -> Result<u32, String> {
 pub mod tests {
     use super::*;
 
-    /// Types to be written as the kernel writes them.
+    /// Types that a test writes in the kernel's format.
     #[derive(Default)]
     pub struct Written {
         types: Vec<u8>,
@@ -171,7 +171,8 @@ pub mod tests {
             Self { strings: vec![0], ..Self::default() }
         }
 
-        /// Adds a type and gives its number. `info`: kind, flag and count as the format has them.
+        /// Adds a type and returns its number. `info` has kind, flag and count as the format
+        /// defines them.
         fn add(&mut self, name: &str, info: u32, size_or_type: u32, rest: &[u32]) -> u32 {
             let name = self.name(name);
             for number in [name, info, size_or_type].iter().chain(rest) {
@@ -203,7 +204,7 @@ pub mod tests {
             self.add("", POINTER << 24, to, &[])
         }
 
-        /// Kinds that are of no interest, each with what it adds.
+        /// Adds types of kinds that the agent skips, each with the part that its kind adds.
         pub fn others(&mut self) {
             self.pointer(1);
             self.add("", 3 << 24, 0, &[1, 1, 7]);
@@ -216,7 +217,8 @@ pub mod tests {
             self.add("a_tag", 17 << 24, 1, &[0]);
         }
 
-        /// Members: name, type, first bit, bits of a bit field or 0.
+        /// Adds a structure. Each member has a name, a type, a first bit, and the bits of a bit
+        /// field or 0.
         pub fn structure(&mut self, name: &str, members: &[(&str, u32, u32, u32)]) -> u32 {
             self.of_members(STRUCT, name, members)
         }

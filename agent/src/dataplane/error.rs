@@ -9,10 +9,10 @@ use thiserror::Error;
 use crate::files::FileError;
 use crate::lock::ClaimError;
 
-/// An operation on programs, maps or pins that failed, and its object.
+/// A failed operation on programs, maps or pins, and its object.
 #[derive(Debug, Error)]
 pub enum DataplaneError {
-    /// The object or one of its programs is refused.
+    /// The kernel or the loader refused the object or one of its programs.
     #[error("load {object}: {source}")]
     Load {
         /// The program, or the object as a whole.
@@ -20,12 +20,12 @@ pub enum DataplaneError {
         /// The kernel's or the loader's answer, the verifier's log included.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The kernel does not tell what the programs need to know.
+    /// The kernel does not provide the layout that the programs need.
     #[error("find out from {} where the kernel's struct sk_buff has a checksum that a sender leaves to it, and the kind of a large packet: {problem}: without that, pods can forge their sources, and Podwire does not start; it needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys of that kernel", path.display())]
     SkbLayout {
         /// The kernel's types.
         path: PathBuf,
-        /// What they lack.
+        /// The problem with them.
         problem: String,
     },
     /// A program cannot be attached.
@@ -38,52 +38,52 @@ pub enum DataplaneError {
         /// The kernel's answer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// An entry of a map.
+    /// An operation on an entry of a map failed.
     #[error("{operation} {map}: {source}")]
     Map {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The map.
         map: &'static str,
         /// The kernel's answer.
         source: MapError,
     },
-    /// The pinned maps are another release's.
+    /// Another release made the pinned maps.
     #[error("the maps under {} have layout version {found}, this agent knows {expected}: start the release that made them, or drain the node and remove the folder", path.display())]
     Schema {
         /// The folder of pins.
         path: PathBuf,
-        /// What is there.
+        /// The layout of the pins.
         found: String,
-        /// What this agent knows.
+        /// The layout of this agent.
         expected: u32,
     },
-    /// The pinned maps are of an earlier layout, and this release does not know one of them.
+    /// The pinned maps have an earlier layout, and this release cannot convert one of them.
     #[error("the maps under {} have layout version {found}, and this agent cannot convert its {table}: start the release that made them, or drain the node and remove the folder", path.display())]
     NoConversion {
         /// The folder of pins.
         path: PathBuf,
-        /// What is there.
+        /// The layout of the pins.
         found: u32,
-        /// The map.
+        /// The map without a conversion.
         table: &'static str,
     },
-    /// Not a BPF file system.
+    /// The folder is not on a BPF file system.
     #[error("{} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf` on the node, or name a folder that is with --bpf-dir", path.display())]
     NotBpfFileSystem {
         /// The folder of pins.
         path: PathBuf,
     },
-    /// Somebody else uses the folder of pins.
+    /// Another process uses the folder of pins.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// A pin, or a folder of pins.
+    /// An operation on a pin or on a folder of pins failed.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
 impl DataplaneError {
-    /// For `map_err` on what aya says of a program, or of the object as a whole.
+    /// Wraps an error of aya about a program, or about the object as a whole. For `map_err`.
     pub(super) fn load<E>(object: impl Into<String>) -> impl FnOnce(E) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -92,7 +92,7 @@ impl DataplaneError {
         move |source| Self::Load { object, source: source.into() }
     }
 
-    /// What a plugin is told with it.
+    /// Returns the CNI error code that the plugin gets for this error.
     pub(crate) fn cni_code(&self) -> u32 {
         match self {
             Self::File(_) => FileError::CNI_CODE,

@@ -1,4 +1,4 @@
-//! Flows and translations: what the programs write and the agent ages out.
+//! Flows and translations: the programs write them, and the agent removes stale ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,9 +25,9 @@ use crate::conntrack::Conntrack;
 use crate::housekeeping;
 
 impl Maps {
-    /// Removes every flow and translation of pods: what still arrives for their addresses is nobody's, and new pods
-    /// with the addresses start afresh. Walks the tables once, which takes as long as they are full: 70 ms for
-    /// 200,000 entries.
+    /// Removes every flow and translation of pods. Packets that still arrive for the addresses then
+    /// belong to no pod, and new pods with the addresses start without old state. Walks each table
+    /// once; the time depends on how full the tables are: 70 ms for 200,000 entries.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -43,7 +43,7 @@ impl Maps {
             removed.add(holder_of(flow, &pods));
         }
         self.give_back(TABLE_STACK_FLOWS, &removed)?;
-        // What is known of the pods' flows ended with their entries of `ENDPOINTS`.
+        // The pods' known flows became stale when their entries of `ENDPOINTS` were removed.
         self.remove_translations(&addresses)?;
         let inbound = matching(&self.inbound_flows, names::INBOUND_FLOWS, |flow, _| concerns(flow))?;
         for (flow, _) in &inbound {
@@ -52,8 +52,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Removes every translation of an address that this node has no more, and has the programs forget all flows: the
-    /// address may be the source of a known destination.
+    /// Removes every translation of an address that this node has lost. Then makes the programs
+    /// forget all known flows, because a known destination may have the address as its source.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -63,7 +63,7 @@ impl Maps {
         Ok(removed)
     }
 
-    /// Removes every translation that one of the addresses takes part in, before it or after.
+    /// Removes every translation with one of the addresses, on either side of the translation.
     fn remove_translations(&mut self, addresses: &BTreeSet<Addr>) -> Result<usize, DataplaneError> {
         let translations = matching(&self.translations, names::TRANSLATIONS, |flow, to| {
             [flow.source, flow.destination, to.source, to.destination]
@@ -79,8 +79,9 @@ impl Maps {
         Ok(translations.len())
     }
 
-    /// Lets the flows of endpoints go direct again that were sent to the stack because they had used up
-    /// their share of `STACK_FLOWS`. The flows that have to stay there are recorded by now.
+    /// Lets flows of endpoints go direct again. The programs had sent them to the stack because the
+    /// endpoints had used up their share of `STACK_FLOWS`. The flows that must stay on the stack
+    /// are recorded by now.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -91,11 +92,11 @@ impl Maps {
                 Ok(_) | Err(MapError::KeyNotFound) => continue,
                 Err(error) => return Err(map_error("read", names::ENDPOINTS)(error)),
             };
-            // A program may have failed to record another flow since.
+            // Since then, a program may again have had no room to record a flow.
             if !self.has_share_left(&Holder::of_stack_flows(*address))? {
                 continue;
             }
-            // Nothing is forgotten: while the pod was marked, no flow of it was learnt.
+            // No known flow needs to be forgotten: the programs learn no flow of a marked pod.
             endpoint.flags &= !ENDPOINT_STACK_ONLY;
             self.endpoints.insert(address, endpoint, 0).map_err(map_error("write", names::ENDPOINTS))?;
             info!(pod = ?address, "the table of stack flows has room again: the pod's flows may go direct");
@@ -103,7 +104,8 @@ impl Maps {
         Ok(())
     }
 
-    /// What ages the tables out, with handles of its own: it runs beside the owner of state, which never waits for a walk.
+    /// Returns the collector, with handles of its own. It runs beside the owner of state, which
+    /// never waits for a walk.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -114,51 +116,52 @@ impl Maps {
     }
 }
 
-/// How full a table is.
+/// The fill level of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fill {
-    /// Entries that were there.
+    /// Entries of the table.
     pub entries: usize,
-    /// Entries that there is room for.
+    /// The most entries that fit.
     pub capacity: usize,
 }
 
-/// What one round found and removed.
+/// The result of one round of the collector.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Entries of `TRANSLATIONS` that were there; two of a translation, one of a reservation.
+    /// Entries of `TRANSLATIONS` before the removal. A translation has two, a reservation one.
     pub translations: usize,
-    /// Entries that were removed.
+    /// Entries that the round removed.
     pub translations_expired: usize,
-    /// Entries of `STACK_FLOWS` that were there.
+    /// Entries of `STACK_FLOWS` before the removal.
     pub stack_flows: usize,
-    /// Entries that were removed.
+    /// Entries that the round removed.
     pub stack_flows_expired: usize,
     /// Whether the table of translations is nearly full.
     pub pressure: bool,
-    /// Who has nearly used up the share of the table of translations.
+    /// Holders that have nearly used up their share of the table of translations.
     pub crowded: BTreeSet<Holder>,
-    /// Endpoints that were sent to the stack, have room in their share again, and whose flows are recorded.
+    /// Endpoints that were sent to the stack, have room in their share again, and have all their
+    /// flows recorded.
     pub recorded: BTreeSet<Addr>,
-    /// Links without programs by which the route led for pods' packets since the last round, by ifindex. The programs dropped
-    /// those.
+    /// Links without programs over which the kernel's routes led pods' packets since the last
+    /// round, by ifindex. The programs dropped these packets.
     pub refused: BTreeSet<u32>,
-    /// How full each table is that entries are added to and removed from.
+    /// The fill level of each table that programs add entries to.
     pub fill: BTreeMap<Table, Fill>,
 }
 
 impl Collected {
-    /// Whether the next round is to come soon, and takes more.
+    /// Returns whether the next round should come soon and remove more.
     pub fn is_pressed(&self) -> bool {
         self.pressure || !self.crowded.is_empty()
     }
 }
 
-/// Ages translations and stack flows out.
+/// Removes stale translations and stack flows.
 pub struct Collector {
     maps: Maps,
     conntrack: Option<Conntrack>,
-    /// Of the last round.
+    /// Whether the table was nearly full in the last round.
     pressure: bool,
     crowded: BTreeSet<Holder>,
     /// How many packets the programs had refused for each link, by ifindex.
@@ -166,8 +169,9 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Removes what has been silent for too long at `now` (`CLOCK_MONOTONIC`, nanoseconds). A stack flow leaves when
-    /// connection tracking knows it no more, and without that after the longest time that it could.
+    /// Removes entries that were silent for too long at `now` (`CLOCK_MONOTONIC`, nanoseconds). A
+    /// stack flow goes when conntrack no longer knows it. Without conntrack, it goes after the
+    /// longest time that conntrack could have kept it.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -188,14 +192,15 @@ impl Collector {
         Ok(collected)
     }
 
-    /// The links whose count of refused packets has changed since the last round.
+    /// Returns the links with a changed count of refused packets since the last round.
     fn newly_refused(&mut self) -> Result<BTreeSet<u32>, DataplaneError> {
         let before = std::mem::replace(&mut self.refused, refused(&self.maps)?);
         let is_new = |(index, count): &(&u32, &u32)| before.get(index) != Some(count);
         Ok(self.refused.iter().filter(is_new).map(|(index, _)| *index).collect())
     }
 
-    /// Counts what was not counted already of the tables that programs fill. One that cannot be counted is left out.
+    /// Returns the fill level of the tables that programs fill, and counts the tables that this
+    /// round has not counted. Leaves out a table that cannot be counted.
     fn fill(&self, collected: &Collected) -> BTreeMap<Table, Fill> {
         let count = |table| match table {
             Table::Translations => Ok(collected.translations),
@@ -215,7 +220,8 @@ impl Collector {
         fill
     }
 
-    /// Both halves leave together: they tell the same time and state, and each names the other.
+    /// Removes both halves of a translation together: they have the same time and state, and each
+    /// names the other.
     fn collect_translations(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, DataplaneError> {
         let mut tally = Tally::default();
         let expired = matching(&self.maps.translations, names::TRANSLATIONS, |flow, half| {
@@ -226,18 +232,20 @@ impl Collector {
             housekeeping::translation_expired(flow, half, now, pressure)
         })?;
         for (flow, half) in expired {
-            // A packet may have come meanwhile.
+            // A packet may have arrived since the walk.
             match self.maps.translations.get(&flow, 0) {
                 Ok(there) if there.last_seen == half.last_seen => {}
                 _ => continue,
             }
             let other = half.other_half(flow.protocol);
-            // A reservation has none. And where a half was left alone, its other half's place may be somebody else's by now.
+            // A reservation has no other half. And if one half was left alone, another flow may
+            // have taken the other half's place by now.
             let has_other = match self.maps.translations.get(&other, 0) {
                 Ok(there) => there.other_half(flow.protocol) == flow,
                 Err(_) => false,
             };
-            // The way out first: while only the way back is left, nothing new is translated by half a pair.
+            // Remove the way out first. While only the way back is left, no packet is newly
+            // translated by half a pair.
             if has_other && half.reply != 0 {
                 remove(self.maps.translations.remove(&other), names::TRANSLATIONS)?;
             }
@@ -263,7 +271,8 @@ impl Collector {
             tally.add(holder(flow));
             housekeeping::is_silent(*entry, now)
         })?;
-        // Those that were silent longest first: a question costs some microseconds, so only so many are asked at a time.
+        // The flows that were silent longest come first. A question costs some microseconds, so
+        // each round asks only a limited number.
         silent.sort_unstable_by_key(|(_, entry)| entry.last_seen);
         let mut questions = housekeeping::QUESTIONS;
         for (flow, entry) in &silent {
@@ -275,7 +284,8 @@ impl Collector {
                     questions -= 1;
                     match conntrack.knows(flow) {
                         Ok(true) => {
-                            // Asked again only after the others: an idle connection may live for days.
+                            // The entry counts as seen now, so that the next rounds ask about the
+                            // others first: an idle connection may live for days.
                             self.maps
                                 .stack_flows
                                 .insert(flow, StackFlow { last_seen: now }, 0)
@@ -300,10 +310,10 @@ impl Collector {
         Ok(tally)
     }
 
-    /// Records the flows of endpoints that were sent to the stack, as far as these have room in their share
-    /// again. While an endpoint was marked, flows that began without a record may have gone silent: a
-    /// reply of such a flow would go past connection tracking as soon as the mark is gone. Connection
-    /// tracking knows all of them. Gives the endpoints all of whose flows are recorded.
+    /// Records the flows of endpoints that were sent to the stack, if they have room in their share
+    /// again. While an endpoint was marked, flows without a record may have begun and gone silent.
+    /// A reply of such a flow would bypass conntrack as soon as the mark is gone. Conntrack knows
+    /// all of these flows. Returns the endpoints with all their flows recorded.
     fn record_flows_of_marked(&mut self) -> Result<BTreeSet<Addr>, DataplaneError> {
         let mut marked = BTreeSet::new();
         for entry in self.maps.endpoints.iter() {
@@ -314,7 +324,7 @@ impl Collector {
                 marked.insert(address);
             }
         }
-        // Without connection tracking nobody can say which flows there are: the mark stays.
+        // Without conntrack, the agent cannot list the flows: the mark stays.
         if marked.is_empty() || self.conntrack.is_none() {
             return Ok(BTreeSet::new());
         }
@@ -356,19 +366,19 @@ impl Collector {
     }
 }
 
-/// Who answers for an entry of `STACK_FLOWS`, as the programs count: what a pod here sends is its own, and
-/// what it gets from elsewhere too.
+/// Returns the holder of an entry of `STACK_FLOWS`, as the programs count: a pod of this node holds
+/// the flows that it sends, and those that it receives from elsewhere.
 fn holder_of(flow: &Flow, pods: &BTreeSet<Addr>) -> Holder {
     Holder::of_stack_flows(if pods.contains(&flow.source) { flow.source } else { flow.destination })
 }
 
-/// How many packets the programs have refused for each link, by ifindex.
+/// Returns how many packets the programs have refused for each link, by ifindex.
 fn refused(maps: &Maps) -> Result<BTreeMap<u32, u32>, DataplaneError> {
     let links = matching(&maps.links, names::LINKS, |_, link| link.refused != 0)?;
     Ok(links.into_iter().map(|(index, link)| (index, link.refused)).collect())
 }
 
-/// The entries that match.
+/// Returns the matching entries.
 fn matching<K: Pod, V: Pod>(
     map: &HashMap<MapData, K, V>,
     name: &'static str,

@@ -1,5 +1,5 @@
-//! Which known flows are wrong after a change of a table, and how the programs are told. The list is pure and has a
-//! table of its own below.
+//! Decides which known flows a change of a table makes stale, and tells the programs. The decision
+//! is a pure function, described by a table.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -10,22 +10,22 @@ use podwire_core::slice::TableChange;
 
 use super::maps::Maps;
 
-/// The slots of the flows that may be judged otherwise after a change.
+/// Returns the slots of the flows that may get another verdict after a change.
 ///
 /// | table | a known flow depends on it | forgotten |
 /// |---|---|---|
 /// | `ENDPOINTS` | by its pods' own entries | replaced or removed: the earlier endpoint |
-/// | | by an address that was no pod's here | new: the address's region |
+/// | | by an address that no pod here had | new: the address's region |
 /// | `NODES` | by the other end's prefix | the regions that the prefix covers |
-/// | `NETWORKS` | a known destination is what its network says | the regions that the prefix covers |
+/// | `NETWORKS` | a known destination depends on its network's entry | the regions that the prefix covers |
 /// | `LINKS` | a known destination has its address | the link |
 /// | `VTEPS` | a flow into the tunnel has its link address | the node |
 /// | `TUNNEL_PEERS` | the sender of a flow out of the tunnel is in it | removed: the node |
-/// | `FRONTENDS` | never: no flow to a node's own address is learnt but replies, which their translations decide | |
+/// | `FRONTENDS` | never: of flows to a node's own address only replies are learnt, and their translations decide | |
 /// | `EGRESS_GUARDS` | never: no flow of a guarded pod is learnt, and the pod's own entry says so | |
 ///
-/// A flow holds the region of the other end's address, so `NODES` needs no entry of before: the same prefix names the
-/// same regions when it is added, replaced and removed.
+/// A flow holds the region of the other end's address, so `NODES` does not need the previous entry:
+/// the same prefix has the same regions when it is added, replaced and removed.
 fn forgets(change: &TableChange) -> BTreeSet<u16> {
     match change {
         TableChange::Endpoints(Change { before: Some(before), .. }) => [epoch::endpoint(before.id)].into(),
@@ -46,24 +46,27 @@ fn forgets(change: &TableChange) -> BTreeSet<u16> {
 }
 
 impl Maps {
-    /// The sum that a flow with these slots has when it is learnt now.
+    /// Returns the sum of epochs that a flow with these slots gets if it is learnt now.
     pub fn sum_of_epochs(&self, slots: &[u16]) -> u32 {
         let epoch = |slot: &u16| self.epochs.of(usize::from(*slot)).load(Ordering::Relaxed);
         slots.iter().map(epoch).fold(0, u32::wrapping_add)
     }
 
-    /// Has the programs forget what a change makes wrong. The table was written before.
+    /// Makes the programs forget the flows that a change makes stale. The caller has written the
+    /// table before.
     pub(super) fn forget_after(&self, change: &TableChange) {
         self.change_epochs(&forgets(change));
     }
 
-    /// Has the programs forget all known flows.
+    /// Makes the programs forget all known flows.
     pub fn forget_flows(&self) {
         self.change_epochs(&[ALL_FLOWS].into());
     }
 
-    /// In this order: a flow that is being learnt from what the table said before sees the other generation, or ends
-    /// with the epochs. In another order it would be learnt under the new numbers.
+    /// Changes `GENERATION` first, then the epochs. A program may be learning a flow by the old
+    /// entry of a table at this moment. It either sees the new generation and does not learn, or
+    /// its entry ends with the epochs. In the opposite order it could learn the stale flow with the
+    /// new epochs.
     fn change_epochs(&self, slots: &BTreeSet<u16>) {
         self.generation.of(GENERATION_AGENT).fetch_add(1, Ordering::SeqCst);
         for slot in slots {

@@ -1,7 +1,9 @@
-//! What the agent holds open beside its pins, and what it does when others take pins away or detach programs.
+//! Objects that the agent holds open beside their pins, and the repair of pins and links that other
+//! tools remove.
 //!
-//! A pin can be removed by anybody who may write to the folder, and a link be detached by whoever has `bpftool`. While the agent
-//! holds the objects open, the first takes nothing away from the data path; the second is found out about and mended.
+//! Any tool with write access to the folder can remove a pin, and `bpftool` can detach a link.
+//! While the agent holds the objects open, a removed pin does not affect the data path. The agent
+//! finds detached links and attaches the programs again.
 
 use std::fs;
 use std::os::fd::AsFd as _;
@@ -17,19 +19,19 @@ use super::pinned::Pinned;
 use super::{Dataplane, pins};
 use crate::files::{FileError, absent_is_fine};
 
-/// A link that does not do what it was made for.
+/// A link that no longer runs the agent's program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
     /// The program.
     pub program: String,
-    /// The device or the cgroup, as the link's pin has it.
+    /// The device or the cgroup, as the name of the link's pin has it.
     pub place: String,
-    /// What was found in place of the program.
+    /// What the agent found instead: another program, or none.
     pub found: String,
 }
 
 impl Dataplane {
-    /// The kernel's number of a loaded program.
+    /// Returns the kernel's number of a loaded program.
     ///
     /// # Errors
     /// [`DataplaneError::Load`].
@@ -38,11 +40,13 @@ impl Dataplane {
         Ok(program.info().map_err(DataplaneError::load(name))?.id())
     }
 
-    /// Pins again what is pinned no longer, and writes the version of the layout again. Gives what was missing, by name.
-    /// Not while maps of an earlier layout are taken over: until then the layout that counts is theirs.
+    /// Restores missing pins and the version of the layout. Returns the names of the objects that
+    /// were missing. Does nothing while the agent takes over maps of an earlier layout: until then
+    /// the earlier layout counts.
     ///
     /// # Errors
-    /// [`DataplaneError::NotBpfFileSystem`], [`DataplaneError::File`]: nothing more can be done until the next attempt.
+    /// [`DataplaneError::NotBpfFileSystem`], [`DataplaneError::File`]: the caller must try again
+    /// later.
     pub fn repair_pins(&self) -> Result<Vec<String>, DataplaneError> {
         let Some(folder) = self.bpf_dir.as_ref().filter(|_| self.upgrade.is_none()) else {
             return Ok(Vec::new());
@@ -62,8 +66,8 @@ impl Dataplane {
         Ok(repaired)
     }
 
-    /// Lets go of the links that somebody has detached or given another program, and gives them: what they were made for has to be
-    /// attached anew, which takes their pins over or away.
+    /// Drops the links that another tool has detached or given another program, and returns them.
+    /// The caller must attach their programs again; that takes over or removes the pins.
     ///
     /// # Errors
     /// [`DataplaneError::File`].
@@ -83,8 +87,8 @@ impl Dataplane {
         Ok(lost.into_iter().map(|(_, lost)| lost).collect())
     }
 
-    /// Puts a program in the place of the one that a pinned link holds. `false`: there is no such link, or what it was attached to
-    /// is gone; its pin is, too, then.
+    /// Replaces the program in a pinned link. `false`: there is no such link, or its target is
+    /// gone; then the pin is removed, too.
     pub(super) fn take_over(
         &mut self,
         name: &'static str,
@@ -103,15 +107,17 @@ impl Dataplane {
         if taken {
             self.links.insert(pin.into(), link);
         } else {
-            // The device or the cgroup is gone, perhaps replaced by one of the same name or number: the link is an empty shell.
+            // The device or the cgroup is gone; another one may have its name or number. The link
+            // has no effect any more.
             self.links.remove(pin);
             remove(pin)?;
         }
         Ok(taken)
     }
 
-    /// Sees to it that the pins with a device's name are of its own links: a device may have got another name, or another device
-    /// this one's. Those of the other device come off.
+    /// Makes sure that the pins with a device's name belong to that device. A device may have got
+    /// another name, or another device may have got this name. Links of the other device are
+    /// removed.
     ///
     /// # Errors
     /// [`DataplaneError::File`].
@@ -141,7 +147,8 @@ impl Dataplane {
         Ok(device.map_err(FileError::of("look up the link", pin))?.flatten())
     }
 
-    /// With a pin a link lives until that is removed, without one until the process ends.
+    /// Keeps a link. With a pin, the link lives until the pin is removed; without a pin, until the
+    /// process ends.
     pub(super) fn keep(
         &mut self,
         link: FdLink,
@@ -159,7 +166,7 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Removes the pinned link of a program and a device or cgroup. Nothing happens when there is none.
+    /// Removes the pinned link of a program and a device or cgroup. Does nothing if there is none.
     pub(super) fn detach(&mut self, program: &str, place: &str) -> Result<(), FileError> {
         let Some(folder) = &self.bpf_dir else {
             return Ok(());
@@ -169,7 +176,8 @@ impl Dataplane {
         remove(&pin)
     }
 
-    /// Removes the pinned links, as far as they are concerned, of anything but these programs and `places`.
+    /// Removes the pinned links that `concerned` selects, except the links of `programs` at
+    /// `places`.
     pub(super) fn detach_others(
         &mut self,
         concerned: impl Fn(&Path) -> bool,

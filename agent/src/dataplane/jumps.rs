@@ -1,9 +1,12 @@
-//! The array of the programs that others go on with. Each load has one of its own, which no other load uses: while an agent puts its
-//! programs in the place of an earlier one's, both are attached, and each goes on with its own.
+//! The array of the programs that other programs tail-call. Each load of the object has its own
+//! array. While an agent replaces the programs of an earlier one, programs of both are attached,
+//! and each uses the array of its own load.
 //!
-//! The kernel empties such an array when only programs hold it, attached as they may be. So it is filled and pinned before a program of
-//! its load is attached, under `programs/<number of the array>/`. The pins of other loads are removed when all programs have been found
-//! in their place: those of loads that were replaced, and of loads whose agent died before it attached anything.
+//! The kernel empties such an array when only programs hold it, even attached ones. So the agent
+//! fills and pins it before it attaches a program of the load, under
+//! `programs/<number of the array>/`. The agent removes the pins of other loads when all its
+//! programs are in place. Such pins come from loads that were replaced, and from agents that died
+//! before they attached anything.
 
 use std::fs;
 use std::io;
@@ -23,7 +26,8 @@ use super::pinned::Pinned;
 use super::{Dataplane, pins};
 use crate::files::{FileError, absent_is_fine};
 
-/// Fills the array with programs that are loaded. With a folder of pins: pins it, and gives it held open.
+/// Fills the array with loaded programs. With a folder of pins, pins the array and returns it held
+/// open.
 ///
 /// # Errors
 /// [`DataplaneError::Load`], [`DataplaneError::Map`], [`DataplaneError::File`].
@@ -50,13 +54,13 @@ pub(super) fn fill(ebpf: &mut Ebpf, folder: Option<&Path>) -> Result<Option<Pinn
 }
 
 impl Dataplane {
-    /// Removes the pins of other loads: to be called when none of their programs is attached any more.
+    /// Removes the pins of other loads. Call this when none of their programs is attached any more.
     ///
     /// # Errors
     /// [`DataplaneError::File`].
     pub fn forget_other_loads(&self) -> Result<(), DataplaneError> {
         let Some(folder) = &self.bpf_dir else { return Ok(()) };
-        // All others of them are pinned in the folder itself.
+        // All other pinned maps are in the folder itself.
         let own = self.pinned_maps.iter().find_map(|map| map.path().parent().filter(|load| *load != folder));
         for load in pins::loads(folder)? {
             if Some(load.as_path()) != own {

@@ -1,4 +1,4 @@
-//! Loading the embedded object.
+//! Loads the embedded object.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -16,16 +16,18 @@ use super::maps::Maps;
 use super::upgrade::Upgrade;
 use super::{Dataplane, jumps, pins, skb_layout};
 
-/// How often one program is given to the verifier.
+/// The most times that one program is given to the verifier.
 const ATTEMPTS: usize = 10;
-/// The object, as `cargo xtask build` made it.
+/// The object, as built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podwire-ebpf"));
 
-/// Loads every program of the embedded object, with maps of the given sizes. With a folder, maps are pinned there by name, and those that are
-/// pinned already are used again with all that is in them; without one, maps are new and end with the returned value.
+/// Loads every program of the embedded object, with maps of the given sizes. With a folder, maps
+/// are pinned there by name, and maps that are already pinned are used again with their content.
+/// Without a folder, the maps are new and end with the returned value.
 ///
 /// # Errors
-/// [`DataplaneError::Load`] with the verifier's answer; [`DataplaneError::SkbLayout`]; those of [`pins::prepare`].
+/// [`DataplaneError::Load`] with the verifier's answer; [`DataplaneError::SkbLayout`]; the errors
+/// of [`pins::prepare`].
 pub fn load(
     config: &Config,
     map_sizes: &[(&'static str, u32)],
@@ -34,10 +36,10 @@ pub fn load(
     load_object(OBJECT, config, map_sizes, bpf_dir)
 }
 
-/// The same with the object of a file: another build, to be measured against the embedded one.
+/// Loads the object from a file: another build, to be measured against the embedded one.
 ///
 /// # Errors
-/// As [`load`], and [`DataplaneError::Load`] when the file cannot be read.
+/// The errors of [`load`], and [`DataplaneError::Load`] when the file cannot be read.
 pub fn load_file(
     file: &Path,
     config: &Config,
@@ -48,10 +50,11 @@ pub fn load_file(
     load_object(&object, config, map_sizes, bpf_dir)
 }
 
-/// As [`load`], of another build of the object: the one that counts helper calls, for tests.
+/// Loads another build of the object, like [`load`]. Tests use this for the build that counts
+/// helper calls.
 ///
 /// # Errors
-/// Those of [`load`].
+/// The errors of [`load`].
 pub fn load_object(
     object: &[u8],
     config: &Config,
@@ -77,7 +80,8 @@ pub fn load_object(
     let mut maps = Maps::take(&mut ebpf)?;
     load_programs(&mut ebpf)?;
     let jumps = jumps::fill(&mut ebpf, bpf_dir)?;
-    // After the verifier has taken all programs: what it refuses, leaves the earlier release as it was.
+    // Only now, after the verifier has accepted all programs: if it refuses one, the earlier
+    // release stays as it was.
     if let (Some(upgrade), Some(folder)) = (&mut upgrade, bpf_dir) {
         upgrade.carry_over(folder, &mut maps)?;
     }
@@ -100,8 +104,8 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-/// The kernel gives verification up with EAGAIN when a signal or other work waits for the thread
-/// (`kernel/bpf/verifier.c`): then it is asked again.
+/// Loads a program, and tries again if the kernel gives up verification. The kernel does so with
+/// EAGAIN when a signal or other work waits for the thread (`kernel/bpf/verifier.c`).
 fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     for _ in 1..ATTEMPTS {
         match load() {

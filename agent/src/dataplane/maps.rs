@@ -22,7 +22,7 @@ use crate::files::FileError;
 
 type Result<T, E = DataplaneError> = std::result::Result<T, E>;
 
-/// The handle of a map of a kind.
+/// The type of the handle for a kind of map.
 macro_rules! handle {
     (LpmTrie, $key:ty, $value:ty) => { LpmTrie<MapData, $key, $value> };
     (MappedArray, $key:ty, $value:ty) => { Numbers<$value> };
@@ -31,7 +31,7 @@ macro_rules! handle {
     ($hash:ident, $key:ty, $value:ty) => { HashMap<MapData, $key, $value> };
 }
 
-/// aya's variant for a kind.
+/// aya's variant for a kind of map.
 macro_rules! map_of_kind {
     (Hash) => {
         Map::HashMap
@@ -50,7 +50,7 @@ macro_rules! map_of_kind {
     };
 }
 
-/// A key of a map as the model has it.
+/// Converts a key of a map to the model's key.
 macro_rules! key_from_map {
     (LpmTrie, $key:ident) => {
         Prefix { address: $key.data().into(), bits: $key.prefix_len() }
@@ -60,7 +60,7 @@ macro_rules! key_from_map {
     };
 }
 
-/// And the other way.
+/// Converts a key of the model to the map's key.
 macro_rules! key_to_map {
     (LpmTrie, $key:expr) => {
         Key::new($key.bits, $key.address.into())
@@ -81,9 +81,9 @@ macro_rules! handles {
                 $(#[doc = $doc])+
                 pub $field: handle!($kind, $key, $value),
             )*
-            /// Entries that each has room for, in the order of [`Table::ALL`].
+            /// The most entries that fit into each map, in the order of [`Table::ALL`].
             capacities: [u32; Table::ALL.len()],
-            /// Entries that each of the agent's has, in the same order.
+            /// Entries of each map that the agent fills, in the same order.
             entries: [AtomicUsize; Table::ALL.len()],
         }
 
@@ -94,7 +94,7 @@ macro_rules! handles {
                 Ok(Self { $($field,)* capacities, entries: Default::default() })
             }
 
-            /// Other handles of the same maps.
+            /// Opens further handles of the same maps.
             ///
             /// # Errors
             /// [`DataplaneError::Map`].
@@ -106,7 +106,7 @@ macro_rules! handles {
                 Ok(Self { $($field,)* capacities: self.capacities, entries: Default::default() })
             }
 
-            /// The map of a table.
+            /// Returns the map of a table.
             pub(super) fn map(&self, table: Table) -> &MapData {
                 match table {
                     $(Table::$variant => self.$field.map(),)*
@@ -118,7 +118,7 @@ macro_rules! handles {
 
 podwire_common::tables!(handles);
 
-/// What the programs counted, over all CPUs.
+/// The programs' counters, summed over all CPUs.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
     /// By reason.
@@ -128,7 +128,8 @@ pub struct Counters {
 }
 
 impl Maps {
-    /// Takes the maps out of a loaded object. They have to live as long as its programs are to be loaded.
+    /// Takes the maps out of a loaded object. The maps must live until the object's programs are
+    /// loaded.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
         let mut maps = Self::open(ebpf)?;
         for table in Table::ALL {
@@ -140,12 +141,12 @@ impl Maps {
         Ok(maps)
     }
 
-    /// How many entries a table has room for.
+    /// Returns how many entries fit into a table.
     pub fn capacity(&self, table: Table) -> usize {
         self.capacities[table as usize] as usize
     }
 
-    /// What the tables that the agent fills hold now.
+    /// Returns the present content of the tables that the agent fills.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -167,7 +168,7 @@ impl Maps {
         Ok(contents)
     }
 
-    /// As [`Self::contents`], of these entries only.
+    /// Returns the entries of [`Self::contents`] with the keys of `wanted`.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -191,7 +192,7 @@ impl Maps {
         Ok(contents)
     }
 
-    /// Does a change. The programs forget the known flows that it makes wrong, and no others.
+    /// Applies a change. The programs forget the known flows that it makes stale, and no others.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -202,8 +203,9 @@ impl Maps {
         Ok(())
     }
 
-    /// How full the tables are that the agent fills, as it was found last and has been changed since. A walk would cost more than all else
-    /// that an agent at rest does.
+    /// Returns the fill level of the tables that the agent fills, as of the last reading and all
+    /// changes since. Walking the tables would cost more than everything else that an agent at rest
+    /// does.
     pub fn fill(&self) -> BTreeMap<Table, Fill> {
         let agents = Table::ALL.into_iter().filter(|table| table.row().owner == Owner::Agent);
         let entries = |table| self.entries[table as usize].load(Ordering::Relaxed);
@@ -250,7 +252,7 @@ impl Maps {
         podwire_common::agent_tables!(write_entry)
     }
 
-    /// The entry of an endpoint.
+    /// Returns the entry of an endpoint.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -262,7 +264,7 @@ impl Maps {
         }
     }
 
-    /// What the programs counted.
+    /// Returns the programs' counters.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -316,7 +318,7 @@ fn write(result: Result<(), MapError>, map: &'static str) -> Result<()> {
     result.map_err(map_error("write", map))
 }
 
-/// Removes an entry that a program may have removed meanwhile.
+/// Accepts a removal that found no entry: a program may have removed it first.
 pub(super) fn remove(result: Result<(), MapError>, map: &'static str) -> Result<()> {
     match result {
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),

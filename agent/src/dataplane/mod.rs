@@ -1,4 +1,5 @@
-//! The BPF object in the kernel: loading, attaching, and the typed contents of its maps. Nothing else uses aya.
+//! The BPF object in the kernel: loading, attaching, and the typed contents of its maps. No other
+//! module uses aya.
 
 pub mod attach;
 mod attach_cgroup;
@@ -37,12 +38,14 @@ pub struct Dataplane {
     pub ebpf: Ebpf,
     /// Its maps.
     pub maps: Maps,
-    /// Where maps and links are pinned; `None`: nowhere, and everything ends with this value.
+    /// The folder of pinned maps and links. `None`: nothing is pinned, and everything ends with
+    /// this value.
     bpf_dir: Option<PathBuf>,
-    /// While maps of an earlier layout are taken over.
+    /// The upgrade, while the agent takes over maps of an earlier layout.
     upgrade: Option<Upgrade>,
     /// The pinned maps, held open.
     pinned_maps: Vec<Pinned>,
-    /// The pinned links that this process has attached or taken over, held open, by their pins.
+    /// The pinned links that this process has attached or taken over, held open. The key is the
+    /// pin.
     links: BTreeMap<PathBuf, Pinned>,
 }

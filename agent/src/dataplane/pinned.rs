@@ -1,6 +1,8 @@
-//! Objects that are pinned and that the agent holds open as well: what removes a pin takes nothing away, and the object can be
-//! pinned again. Links are replaced and looked at here, too: aya updates no links of cgroup programs, and tells of none whether
-//! it is still attached.
+//! Pinned objects that the agent also holds open. Removing the pin does not remove such an object,
+//! and the agent can pin it again.
+//!
+//! This module also replaces the programs of links and looks links up, because aya cannot: it does
+//! not update links of cgroup programs, and it does not tell whether a link is still attached.
 
 #![expect(
     unsafe_code,
@@ -18,7 +20,8 @@ const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
-/// Of `enum bpf_link_type`: its info has the cgroup's number of 64 bits, where those of devices have an ifindex of 32.
+/// Of `enum bpf_link_type`. The info of these links has the cgroup's 64-bit number where links of
+/// devices have a 32-bit ifindex.
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 
 /// The part of `union bpf_attr` for `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
@@ -46,7 +49,8 @@ struct Update {
     old_program: RawFd,
 }
 
-/// The beginning of `struct bpf_link_info`, and of its union what says where the link is attached.
+/// The beginning of `struct bpf_link_info`, and the part of its union that says where the link is
+/// attached.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -65,15 +69,15 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Opens what is pinned. `None`: nothing is.
+    /// Opens a pinned object. `None`: there is no such pin.
     ///
     /// # Errors
-    /// The kernel's: the pin is of another kind, or the folder is on no BPF file system.
+    /// The kernel's error: the pin is of another kind, or the folder is not on a BPF file system.
     pub fn open(path: &Path) -> io::Result<Option<Self>> {
         let name = CString::new(path.as_os_str().as_bytes())?;
         match bpf(BPF_OBJ_GET, Pin { path: name.as_ptr() as u64, descriptor: 0, flags: 0 }) {
             Ok(descriptor) => {
-                // SAFETY: the kernel has just made this descriptor for us.
+                // SAFETY: the kernel has just made this descriptor for this process.
                 let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
                 Ok(Some(Self { path: path.into(), descriptor }))
             }
@@ -82,36 +86,39 @@ impl Pinned {
         }
     }
 
-    /// Where it is pinned, or was.
+    /// Returns the path of the pin, even if the pin was removed.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Pins it again, where it was.
+    /// Pins the object again at the same path.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub fn pin(&self) -> io::Result<()> {
         let name = CString::new(self.path.as_os_str().as_bytes())?;
         let descriptor = u32::try_from(self.descriptor.as_raw_fd()).unwrap_or_default();
         bpf(BPF_OBJ_PIN, Pin { path: name.as_ptr() as u64, descriptor, flags: 0 }).map(drop)
     }
 
-    /// Of a link: puts a program in the place of the one that it holds, in one step.
+    /// Replaces the program of a link, in one step.
     ///
     /// # Errors
-    /// The kernel's: what the link was attached to is gone, or somebody detached it (`ENOLINK`), or the program is of another type
-    /// (`EINVAL`).
+    /// The kernel's error:
+    ///
+    /// - `ENOLINK`: the link's target is gone, or another tool detached the link;
+    /// - `EINVAL`: the program is of another type.
     pub fn replace_program(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         let link = self.descriptor.as_raw_fd();
         bpf(BPF_LINK_UPDATE, Update { link, new_program: program.as_raw_fd(), flags: 0, old_program: 0 })
             .map(drop)
     }
 
-    /// Of a link: the number of the program that it runs. `None`: it is attached to nothing (any more).
+    /// Returns the number of the program that a link runs. `None`: the link is not attached, or no
+    /// longer.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub fn attached_program(&self) -> io::Result<Option<u32>> {
         let info = self.info()?;
         let [low, high] = info.place;
@@ -119,19 +126,20 @@ impl Pinned {
         Ok(attached.then_some(info.program))
     }
 
-    /// Of a link of a device: the device (ifindex). `None`: it is gone, or somebody detached the link.
+    /// Returns the device (ifindex) of a link of a device. `None`: the device is gone, or another
+    /// tool detached the link.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub fn device(&self) -> io::Result<Option<u32>> {
         let info = self.info()?;
         Ok(Some(info.place[0]).filter(|index| *index != 0 && info.kind != BPF_LINK_TYPE_CGROUP))
     }
 
-    /// Gives the pin another place on the same file system.
+    /// Moves the pin to another path on the same file system.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub fn rename(&mut self, path: &Path) -> io::Result<()> {
         std::fs::rename(&self.path, path)?;
         self.path = path.into();
@@ -151,9 +159,10 @@ impl Pinned {
 }
 
 fn bpf<T>(command: libc::c_int, mut attributes: T) -> io::Result<RawFd> {
-    // SAFETY: of these commands the kernel reads the attributes, as many bytes as they have, and the path in them, a C string
-    // that outlives the call; what it reads beyond is zero to it. For BPF_OBJ_GET_INFO_BY_FD it writes to the `LinkInfo` that the
-    // attributes name, no more than the length beside it, and that length.
+    // SAFETY: for these commands the kernel reads the attributes, no more bytes than they have, and
+    // takes the rest as zero. It also reads the path in them, a C string that outlives the call.
+    // For BPF_OBJ_GET_INFO_BY_FD it writes to the `LinkInfo` that the attributes name, no more than
+    // the length beside it, and it writes that length.
     let outcome = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attributes, size_of::<T>()) };
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(outcome as RawFd) }
 }

@@ -1,17 +1,22 @@
-//! The folder of pins on the BPF file system: maps by their names, links under `links/`, what each load of the programs has for itself
-//! under `programs/`, and the layout's number.
+//! The folder of pins on the BPF file system. It holds:
+//!
+//! - maps, by their names;
+//! - links, under `links/`;
+//! - the pins that belong to one load of the programs, under `programs/`;
+//! - the layout's number.
 //!
 //! # Maps of two layouts
 //!
-//! While an agent takes over the maps of an earlier layout, those of both are there side by side. The
-//! pin of a table that a later layout has changed bears that layout's number: `TRANSLATIONS-2` beside
-//! `TRANSLATIONS`. So each release finds its own maps by their names, and both releases use the tables
-//! that are the same in both. Folders for each layout would need a second pin of those, and would move
-//! every map that operators look at.
+//! While an agent takes over the maps of an earlier layout, maps of both layouts exist side by
+//! side. If a later layout has changed a table, the name of the table's pin ends with that layout's
+//! number: `TRANSLATIONS-2` beside `TRANSLATIONS`. So each release finds its own maps by their
+//! names, and both releases share the tables that are the same in both. A folder for each layout
+//! would need a second pin of the shared tables, and would move every map that operators look at.
 //!
-//! `schema-version` says whose layout counts. It changes in one step, when all programs are the new
-//! ones. The agent of that layout removes every other layout's pins at its next start, if they are
-//! still there: those of an upgrade that was cut short at its very end, or that was rolled back.
+//! `schema-version` says which layout counts. It changes in one step, when all programs have been
+//! replaced. At its next start, the agent of that layout removes the pins that other layouts have
+//! left. Such pins come from an upgrade that was cut short at its very end, or that was rolled
+//! back.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,30 +41,32 @@ use crate::lock::{ClaimError, Held, Lock};
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FILE_SYSTEM: u64 = 0xcafe_4a11;
-/// Where a BPF file system is expected.
+/// The usual mount point of the BPF file system.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
-/// A symbolic link to the layout's number: the one thing beside folders and pins that a BPF file system can hold.
+/// A symbolic link to the layout's number. Beside folders and pins, a BPF file system can hold only
+/// symbolic links.
 const SCHEMA: &str = "schema-version";
-/// A symbolic link to the number of a layout whose maps have been filled, and until when: `2-at-8123456789`.
+/// A symbolic link that names a layout with filled maps, and the time until which they are filled:
+/// `2-at-8123456789`.
 const UPGRADE: &str = "upgrade";
-/// A symbolic link before it has its name.
+/// The name of a symbolic link until it is renamed to its final name.
 const BEGUN: &str = "next-link";
 const HELD: Held = Held { name: "the folder of pins", option: "--bpf-dir" };
 
-/// A map of an earlier layout that this release has another one for.
+/// A map of an earlier layout that has a successor in this release.
 #[derive(Debug)]
 pub(super) struct Earlier {
     pub table: Table,
-    /// The layout that changed it last.
+    /// The layout that last changed it.
     pub layout: u32,
     pub path: PathBuf,
 }
 
-/// Makes the folder ready for pins of this release's layout. Gives the maps of an earlier one that are
-/// there; `None`: the folder has no other layout.
+/// Prepares the folder for pins of this release's layout. Returns the maps that exist of an earlier
+/// layout. `None`: the folder has no other layout.
 ///
 /// # Errors
-/// [`DataplaneError::NotBpfFileSystem`]; those of [`check`].
+/// [`DataplaneError::NotBpfFileSystem`]; the errors of [`check`].
 pub(super) fn prepare(
     folder: &Path,
     conversions: &[Conversion],
@@ -78,7 +85,7 @@ pub(super) fn prepare(
     }
 }
 
-/// Holds the folder, which is made if it is not there, against other agents.
+/// Locks the folder against other agents. Creates it if it does not exist.
 ///
 /// # Errors
 /// [`DataplaneError::Claim`], [`DataplaneError::NotBpfFileSystem`], [`DataplaneError::File`].
@@ -88,7 +95,7 @@ pub fn hold(folder: &Path) -> Result<Lock, DataplaneError> {
     Ok(Lock::folder(folder, HELD)?)
 }
 
-/// The same if it is there.
+/// Locks the folder against other agents, if it exists.
 ///
 /// # Errors
 /// [`ClaimError::Locked`], [`ClaimError::File`].
@@ -96,8 +103,11 @@ pub fn hold_if_there(folder: &Path) -> Result<Option<Lock>, ClaimError> {
     if folder.exists() { Lock::folder(folder, HELD).map(Some) } else { Ok(None) }
 }
 
-/// Whether this release can use the pins: there are none, or they have its layout, or an earlier one
-/// from which there are conversions. Touches nothing.
+/// Checks whether this release can use the pins, and changes nothing. It can if:
+///
+/// - there are no pins;
+/// - the pins have its layout;
+/// - the pins have an earlier layout, and there are conversions from it.
 ///
 /// # Errors
 /// [`DataplaneError::Schema`], [`DataplaneError::NoConversion`], [`DataplaneError::File`].
@@ -121,7 +131,7 @@ pub fn check(folder: &Path, conversions: &[Conversion]) -> Result<(), DataplaneE
     }
 }
 
-/// The layout that counts. `None`: there is none yet.
+/// Returns the layout that counts. `None`: there is none yet.
 fn layout(folder: &Path) -> Result<Option<u32>, DataplaneError> {
     let Some(text) = read_link(&folder.join(SCHEMA))? else {
         return Ok(None);
@@ -131,7 +141,7 @@ fn layout(folder: &Path) -> Result<Option<u32>, DataplaneError> {
     text.parse().map(Some).map_err(mismatch)
 }
 
-/// The maps of the layout that was found which this release has other ones for.
+/// Returns the maps of layout `found` that have a successor in this release.
 fn earlier(folder: &Path, found: u32) -> Result<Vec<Earlier>, DataplaneError> {
     let maps = maps(folder)?;
     let of = |table: Table| {
@@ -143,14 +153,14 @@ fn earlier(folder: &Path, found: u32) -> Result<Vec<Earlier>, DataplaneError> {
     Ok(Table::ALL.into_iter().filter_map(of).collect())
 }
 
-/// What the name of a map's pin says.
+/// The parts of the name of a map's pin.
 struct MapPin {
     name: String,
     layout: u32,
 }
 
 impl MapPin {
-    /// `None`: no agent gives a map such a name.
+    /// Splits the name of a pin. `None`: no agent gives a map such a name.
     fn of(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?;
         let (name, layout) = match name.split_once('-') {
@@ -161,7 +171,8 @@ impl MapPin {
         is_like_ours.then(|| Self { name: name.into(), layout })
     }
 
-    /// Whether this release has a table of that name. A later one may have others.
+    /// Returns whether this release has a table of that name. A later release may have other
+    /// tables.
     fn is_known(&self) -> bool {
         names::maps::ALL.contains(&self.name.as_str())
     }
@@ -171,7 +182,7 @@ impl MapPin {
     }
 }
 
-/// Every pinned map, of whichever layout.
+/// Returns every pinned map, of any layout.
 fn maps(folder: &Path) -> Result<Vec<(MapPin, PathBuf)>, DataplaneError> {
     if !folder.exists() {
         return Ok(Vec::new());
@@ -180,8 +191,8 @@ fn maps(folder: &Path) -> Result<Vec<(MapPin, PathBuf)>, DataplaneError> {
     Ok(pins.filter_map(|path| Some((MapPin::of(&path)?, path))).collect())
 }
 
-/// Until when this layout's maps were filled by an upgrade that was cut short (`CLOCK_MONOTONIC`,
-/// nanoseconds). `None`: they were not, or not to the end.
+/// Returns the time until which an interrupted upgrade has filled this layout's maps
+/// (`CLOCK_MONOTONIC`, nanoseconds). `None`: no upgrade has filled them completely.
 ///
 /// # Errors
 /// [`DataplaneError::File`].
@@ -192,7 +203,7 @@ pub(super) fn filled_until(folder: &Path) -> Result<Option<u64>, DataplaneError>
     Ok(if layout == SCHEMA_VERSION.to_string() { time.parse().ok() } else { None })
 }
 
-/// Notes until when this layout's maps are filled.
+/// Writes down until when this layout's maps are filled.
 ///
 /// # Errors
 /// [`FileError::Io`].
@@ -200,7 +211,7 @@ pub(super) fn note_filled(folder: &Path, until: u64) -> Result<(), FileError> {
     replace_link(folder, UPGRADE, &format!("{SCHEMA_VERSION}-at-{until}"))
 }
 
-/// Says that this release's layout counts, and removes the others' pins.
+/// Makes this release's layout the one that counts, and removes the pins of other layouts.
 ///
 /// # Errors
 /// [`DataplaneError::File`].
@@ -209,7 +220,8 @@ pub(super) fn finish_upgrade(folder: &Path) -> Result<(), DataplaneError> {
     remove_other_layouts(folder)
 }
 
-/// Those of an upgrade from this layout are removed, too: it was rolled back.
+/// Removes the pins of other layouts. A later layout is among them if an upgrade from this layout
+/// was rolled back.
 fn remove_other_layouts(folder: &Path) -> Result<(), DataplaneError> {
     let is_another = |pin: &MapPin| {
         let is_known = pin.is_known() || pin.layout > SCHEMA_VERSION;
@@ -222,7 +234,7 @@ fn remove_other_layouts(folder: &Path) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-/// Opens every pinned map, so that it can be pinned again.
+/// Opens every pinned map, so that the agent can pin it again.
 ///
 /// # Errors
 /// [`FileError::Io`].
@@ -234,7 +246,8 @@ pub(super) fn hold_maps(folder: &Path) -> Result<Vec<Pinned>, FileError> {
     Table::ALL.into_iter().filter_map(open).collect()
 }
 
-/// Makes the folder anew under a running agent, which knows whose layout the maps have. Says whether anything was missing.
+/// Restores the folder under a running agent, which knows the layout of its maps. Returns whether
+/// anything was missing.
 ///
 /// # Errors
 /// [`DataplaneError::NotBpfFileSystem`] or [`DataplaneError::File`].
@@ -249,7 +262,8 @@ pub(super) fn restore(folder: &Path) -> Result<bool, DataplaneError> {
     Ok(true)
 }
 
-/// The uplinks that the pinned `LINKS` names, by ifindex. None if the map cannot be read.
+/// Returns the uplinks in the pinned map `LINKS`, by ifindex. The result is empty if the map cannot
+/// be read.
 pub fn uplinks(folder: &Path) -> BTreeSet<u32> {
     let links = MapData::from_pin(map(folder, Table::Links)).ok().map(Map::HashMap);
     let Some(links) = links.and_then(|links| HashMap::<_, u32, abi::Link>::try_from(links).ok()) else {
@@ -259,8 +273,10 @@ pub fn uplinks(folder: &Path) -> BTreeSet<u32> {
     uplinks.map(|(index, _)| index).collect()
 }
 
-/// Removes every pin of a folder: first the links, with which programs come off what they are attached to; the version last, by which
-/// the folder is known to be an agent's alone, whatever release's. Nothing happens when it is not there.
+/// Removes every pin of a folder. Does nothing if the folder does not exist.
+///
+/// - The links go first: their programs are then detached.
+/// - The version goes last: it marks the folder as used by agents alone, of any release.
 ///
 /// # Errors
 /// [`FileError::Io`] for each thing that could not be removed.
@@ -292,7 +308,7 @@ pub fn remove_all(folder: &Path) -> Vec<FileError> {
     failed
 }
 
-/// Where a map is pinned.
+/// Returns the path of a map's pin.
 pub fn map(folder: &Path, table: Table) -> PathBuf {
     match table.layout() {
         FIRST_LAYOUT => folder.join(table.name()),
@@ -300,17 +316,17 @@ pub fn map(folder: &Path, table: Table) -> PathBuf {
     }
 }
 
-/// The folder of what one load of the programs has for itself, by its number.
+/// Returns the folder for the pins that belong to one load of the programs, by the load's number.
 pub fn load(folder: &Path, number: u32) -> PathBuf {
     programs(folder).join(number.to_string())
 }
 
-/// The folder of those.
+/// Returns the parent folder of all loads.
 fn programs(folder: &Path) -> PathBuf {
     folder.join("programs")
 }
 
-/// What every load has for itself that is there. No agent makes anything there whose name is not a number.
+/// Returns the folders of all loads. Skips names that are not numbers: no agent makes them.
 ///
 /// # Errors
 /// [`FileError::Io`].
@@ -324,18 +340,18 @@ pub(super) fn loads(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     Ok(entries(&folder)?.into_iter().filter(is_load).collect())
 }
 
-/// The folder of pinned links.
+/// Returns the folder of pinned links.
 pub fn links(folder: &Path) -> PathBuf {
     folder.join("links")
 }
 
-/// Where the link of a program and an uplink, or a [`cgroup`], is pinned.
+/// Returns the path of the pin for the link of a program and an uplink or a [`cgroup`].
 pub fn link(folder: &Path, program: &str, interface: &str) -> PathBuf {
-    // A device name may hold a dot, which names on a BPF file system may not.
+    // A device name may contain a dot; names on a BPF file system may not.
     links(folder).join(format!("{program}-{}", interface.replace('.', "%2e")))
 }
 
-/// The pinned links of these programs: which, and the device.
+/// Returns the pinned links of these programs: each program and its device.
 ///
 /// # Errors
 /// [`DataplaneError::File`].
@@ -352,7 +368,7 @@ pub(super) fn links_of(
     Ok(links.iter().filter_map(of).collect())
 }
 
-/// Every pinned link.
+/// Returns every pinned link.
 ///
 /// # Errors
 /// [`DataplaneError::File`].
@@ -365,12 +381,13 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     entries.map(|entry| Ok(entry.map_err(FileError::of("list", folder))?.path())).collect()
 }
 
-/// What stands for a cgroup, given by its number, where [`link`] takes a device.
+/// Returns the name that stands for a cgroup where [`link`] takes a device. `id` is the cgroup's
+/// number.
 pub fn cgroup(id: u64) -> String {
     format!("cgroup-{id}")
 }
 
-/// Whether a path is a pinned link of one of these programs.
+/// Returns whether a path is a pinned link of one of these programs.
 pub fn is_link_of(path: &Path, programs: &[&str]) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.split_once('-').is_some_and(|(program, _)| programs.contains(&program))
@@ -386,7 +403,8 @@ fn ensure_bpf_file_system(folder: &Path) -> Result<(), DataplaneError> {
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("bpf", mount_point, "bpf", flags, None).map_err(|errno| match errno {
-        // A container without SYS_ADMIN. With it the mount would be the container's, and the pins would end with that.
+        // A container without SYS_ADMIN may not mount. With it, the mount would belong to the
+        // container, and the pins would end with the container.
         Errno::PERM => DataplaneError::NotBpfFileSystem { path: folder.into() },
         _ => FileError::of("mount a BPF file system at", mount_point)(errno.into()).into(),
     })?;
@@ -399,11 +417,12 @@ fn is_bpf_file_system(path: &Path) -> Result<bool, FileError> {
     let status = rustix::fs::statfs(there)
         .map_err(io::Error::from)
         .map_err(FileError::of("look up the file system of", there))?;
-    // The field's type is the architecture's own; the magic number fits 32 bits.
+    // The type of the field depends on the architecture; the magic number fits into 32 bits.
     Ok(status.f_type as u64 & 0xffff_ffff == BPF_FILE_SYSTEM)
 }
 
-/// Writes the layout's number, unless it is there. Before the first pin: pins without a number are never left behind.
+/// Writes the layout's number if it is missing. Call this before the first pin is made, so that
+/// pins never remain without a number.
 fn write_schema(folder: &Path) -> Result<(), FileError> {
     let path = folder.join(SCHEMA);
     match symlink(SCHEMA_VERSION.to_string(), &path) {
@@ -422,7 +441,7 @@ fn read_link(path: &Path) -> Result<Option<String>, FileError> {
     }
 }
 
-/// In one step, in place of what is there.
+/// Replaces a symbolic link in one step.
 fn replace_link(folder: &Path, name: &str, text: &str) -> Result<(), FileError> {
     let (path, begun) = (folder.join(name), folder.join(BEGUN));
     absent_is_fine(fs::remove_file(&begun)).map_err(FileError::of("remove", &begun))?;

@@ -1,4 +1,4 @@
-//! What the kernel can do: found out once at start, and printed.
+//! The kernel's capabilities: looked up once at start, and printed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,30 +17,33 @@ const OLDEST: KernelVersion = KernelVersion::new(6, 1, 0);
 /// The kernel's capabilities.
 #[derive(Clone, Debug)]
 pub struct Capabilities {
-    /// As `uname -r` prints it.
+    /// The release, as `uname -r` prints it.
     pub kernel: String,
-    /// Whether the programs are tested on one as old.
+    /// Whether the kernel is at least the oldest one that the programs are tested on.
     pub is_tested: bool,
-    /// Type information, without which `bpftool` shows no field names.
+    /// Whether the kernel has type information (BTF). Without it `bpftool` shows no field names,
+    /// and the programs cannot be loaded (`DataplaneError::SkbLayout`).
     pub btf: bool,
-    /// TCX attachment (6.6).
+    /// Whether the kernel has TCX attachment (6.6).
     pub tcx: bool,
-    /// `bpf_redirect_peer` (5.10).
+    /// Whether programs may call `bpf_redirect_peer` (5.10).
     pub redirect_peer: bool,
-    /// `bpf_redirect_neigh` (5.10).
+    /// Whether programs may call `bpf_redirect_neigh` (5.10).
     pub redirect_neigh: bool,
-    /// `bpf_probe_read_kernel`, which a kernel in lockdown for confidentiality refuses.
+    /// Whether programs may call `bpf_probe_read_kernel`. A kernel in lockdown for confidentiality
+    /// refuses it.
     pub read_kernel: bool,
-    /// The root of the cgroup2 hierarchy; why there is none to attach programs to.
+    /// The root of the cgroup2 hierarchy, or why there is none to attach programs to.
     pub cgroup2: Result<PathBuf, String>,
-    /// The number of this network namespace (5.14), without which its processes cannot be told from others; why not.
+    /// Whether the kernel has a number for this network namespace (5.14), or why not. Without the
+    /// number, programs cannot tell processes of this namespace from others.
     pub netns_cookie: Result<(), String>,
-    /// Connection tracking, in this network namespace.
+    /// Whether this network namespace has connection tracking.
     pub conntrack: bool,
 }
 
 impl Capabilities {
-    /// Asks the kernel.
+    /// Asks the kernel for each capability.
     pub fn probe(cgroup_dir: Option<&Path>) -> Self {
         let classifier = |helper| is_helper_supported(ProgramType::SchedClassifier, helper).unwrap_or(false);
         Self {
@@ -59,7 +62,8 @@ impl Capabilities {
         }
     }
 
-    /// One line in the log, and one more for what is missing that the data path needs.
+    /// Writes the capabilities to the log in one line, and a warning for each capability that the
+    /// data path needs and the kernel lacks.
     pub fn print(&self) {
         info!(
             kernel = self.kernel,
@@ -90,13 +94,14 @@ impl Capabilities {
         }
     }
 
-    /// Where the programs of this node's own processes are attached; why they cannot be.
+    /// Returns the cgroup for the programs of this node's own processes, or why they cannot be
+    /// attached.
     pub fn host_processes(&self) -> Result<&Path, &str> {
         self.netns_cookie.as_ref().map_err(String::as_str)?;
         self.cgroup2.as_deref().map_err(String::as_str)
     }
 
-    /// How uplinks get their programs.
+    /// Returns how uplinks get their programs.
     pub fn uplink_attachment(&self) -> UplinkAttachment {
         if self.tcx { UplinkAttachment::Tcx } else { UplinkAttachment::Clsact }
     }

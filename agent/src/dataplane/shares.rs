@@ -1,4 +1,5 @@
-//! Who holds how much of the tables that never evict: counted here exactly, and by the programs in between.
+//! Counts each holder's entries in the tables that never evict. The agent counts exactly, once a
+//! round; between two rounds the programs keep the counts.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use super::error::DataplaneError;
 use super::maps::{Maps, map_error, remove};
 use crate::housekeeping;
 
-/// The entries of one table, counted.
+/// The number of one table's entries for each holder.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     held: BTreeMap<Holder, u32>,
@@ -26,12 +27,12 @@ impl Tally {
         }
     }
 
-    /// Entries of the table.
+    /// Returns the number of entries in the table.
     pub(super) fn total(&self) -> usize {
         self.held.values().map(|held| *held as usize).sum()
     }
 
-    /// Those who have nearly as much as they may.
+    /// Returns the holders that have nearly used up their share.
     pub(super) fn crowded(&self, capacity: usize) -> impl Iterator<Item = Holder> {
         let room = capacity.saturating_sub(self.total());
         let crowded = move |held: u32| !housekeeping::has_room(held as usize, room);
@@ -40,7 +41,7 @@ impl Tally {
 }
 
 impl Maps {
-    /// Replaces what the programs have counted of a table of `capacity` entries.
+    /// Replaces the counts that the programs keep for a table of `capacity` entries.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -63,7 +64,7 @@ impl Maps {
         self.room.set(table.into(), room, 0).map_err(map_error("write", names::ROOM))
     }
 
-    /// Takes back what entries were counted for that the agent has removed.
+    /// Corrects the counts after the agent has removed entries.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -82,7 +83,7 @@ impl Maps {
         self.room.set(table.into(), room.saturating_add(more), 0).map_err(map_error("write", names::ROOM))
     }
 
-    /// Whether a holder may have many more entries than it has.
+    /// Returns whether a holder has much of its share left.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
@@ -92,13 +93,13 @@ impl Maps {
         Ok(housekeeping::has_room(held as usize, room as usize))
     }
 
-    /// Says how many entries a table has room for, unless the programs count already.
+    /// Writes how many entries fit into a table, unless the programs already count for it.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
     pub(super) fn begin_shares(&mut self, table: u8, capacity: usize) -> Result<(), DataplaneError> {
         let room = self.room.get(&table.into(), 0).map_err(map_error("read", names::ROOM))?;
-        // A table that is full gives an honest 0, which the next count corrects.
+        // A full table also has 0 here. The next count corrects the value that is written for it.
         if room > 0 {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! How large the maps are, and what memory that costs.
+//! The sizes of the maps, and the memory that they need.
 
 use podwire_common::tables::{Owner, Table};
 use tracing::{info, warn};
@@ -6,15 +6,15 @@ use tracing::{info, warn};
 use super::error::DataplaneError;
 use super::maps::{Maps, map_error};
 
-/// Of an element beside key and value: links, hash, reference (`struct htab_elem`, kernel/bpf/hashtab.c), and a pointer of the allocator's
-/// (kernel/bpf/memalloc.c).
+/// Bytes of a hash element beside key and value: links, hash, reference (`struct htab_elem`,
+/// kernel/bpf/hashtab.c), and a pointer of the allocator (kernel/bpf/memalloc.c).
 const ELEMENT: u64 = 48 + 8;
-/// Of a bucket (`struct bucket`).
+/// Bytes of a bucket (`struct bucket`).
 const BUCKET: u64 = 16;
 
 impl Maps {
-    /// Prints size and memory of each map that an option sizes or that traffic fills. A pinned map
-    /// keeps the size that it was made with: where the options ask for another one, the log says what
+    /// Logs size and memory of each map that an option sizes or that traffic fills. A pinned map
+    /// keeps the size that it was made with. If the options ask for another size, the log says what
     /// to do.
     ///
     /// # Errors
@@ -40,13 +40,14 @@ impl Maps {
     }
 }
 
-/// Whether an option sizes a table, or traffic fills it.
+/// Returns whether an option sizes a table, or traffic fills it.
 fn is_worth_a_line(table: Table) -> bool {
     let row = table.row();
     row.kind.fills() && (row.option.is_some() || row.owner == Owner::Programs)
 }
 
-/// Memory of a hash map, every entry used, at most: the kernel takes elements out of caches of a few sizes (kmalloc).
+/// Returns an upper limit, in bytes, for the memory of a hash map with every entry used. The kernel
+/// takes elements out of caches of a few sizes (kmalloc).
 fn bytes_when_full(key: u32, value: u32, entries: u32) -> u64 {
     const CACHES: [u64; 11] = [16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096];
     let element = ELEMENT + u64::from(key).next_multiple_of(8) + u64::from(value).next_multiple_of(8);

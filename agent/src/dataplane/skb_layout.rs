@@ -1,4 +1,5 @@
-//! Where the running kernel has what the programs read of a socket buffer beyond their context.
+//! The offsets of socket buffer fields in the running kernel: of the fields that the programs read
+//! and that their context lacks.
 
 use std::fs;
 use std::path::Path;
@@ -8,12 +9,12 @@ use podwire_common::abi::{SKB_WINDOW, SkbLayout};
 use super::btf::{Btf, Member};
 use super::error::DataplaneError;
 
-/// The kernel's types.
+/// The file with the kernel's types.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
-/// The structure's alignment: a window begins at a multiple of it.
+/// The alignment of the structure: a window begins at a multiple of it.
 const ALIGNMENT: u32 = 8;
 
-/// As the running kernel says.
+/// Returns the layout of the running kernel.
 ///
 /// # Errors
 /// [`DataplaneError::SkbLayout`].
@@ -31,7 +32,7 @@ fn of(path: &Path) -> Result<SkbLayout, DataplaneError> {
 fn layout(types: &Btf<'_>) -> Result<SkbLayout, String> {
     let member_of = |structure: &str, name: &str, bits: u32| -> Result<Member, String> {
         let found = types.member(structure, name)?;
-        // A bit field lies within one byte; a number at a multiple of its size.
+        // A bit field must be within one byte, and a number must be at a multiple of its size.
         let last = found.bit + bits - 1;
         let fits = if bits < 8 { found.bit / 8 == last / 8 } else { found.bit % bits == 0 };
         if found.bits != bits || !fits {
@@ -76,8 +77,9 @@ mod tests {
     use super::*;
     use crate::dataplane::btf::tests::Written;
 
-    /// The structure as kernels of a time have it: the byte of its flags, the bits of `ip_summed`
-    /// and `encapsulation` after it, and where the sum and the link header are.
+    /// Returns the layout of a structure as a kernel may have it. The parameters are: the byte
+    /// where the flags begin, the bits of `ip_summed` and `encapsulation` after that byte, and the
+    /// bytes of the checksum and of the link header.
     fn kernel(
         flags: u32,
         [summed, encapsulation]: [u32; 2],
@@ -90,7 +92,8 @@ mod tests {
         let word = written.typedef("__u16", short);
         let pair = written.structure("", &[("csum_start", word, 0, 0), ("csum_offset", word, 16, 0)]);
         let either = written.union(&[("csum", word, 0, 0), ("", pair, 0, 0)]);
-        // As `struct_group` makes them: once without a name, once with.
+        // The same members twice, as `struct_group` makes them: once without a name, once with a
+        // name.
         let headers = written.structure(
             "",
             &[
@@ -130,7 +133,7 @@ mod tests {
             gso_type: 24,
         };
         assert_eq!(kernel(128, [5, 20], 136, 182), Ok(expected));
-        // In the midst of eight bytes.
+        // The flags begin in the middle of eight bytes.
         let expected = SkbLayout {
             window: 128,
             ip_summed: 2 * 8 + 1,

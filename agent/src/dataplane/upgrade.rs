@@ -1,13 +1,13 @@
-//! Taking over pinned maps of an earlier layout, with the entries that are in them.
+//! Takes over pinned maps of an earlier layout, with their entries.
 //!
-//! 1. The agent makes the tables that its layout has changed, and fills them from the earlier ones. The
-//!    earlier programs forward meanwhile.
+//! 1. The agent makes the tables that its layout has changed, and fills them from the earlier ones.
+//!    The earlier programs forward in the meantime.
 //! 2. The agent replaces all programs.
-//! 3. The agent carries over what the earlier programs have written since step 1, and says that its own
-//!    layout counts. Then the earlier pins go ([`pins::finish_upgrade`]).
+//! 3. The agent carries over what the earlier programs have written since step 1, and writes down
+//!    that its own layout counts. Then it removes the earlier pins ([`pins::finish_upgrade`]).
 //!
-//! Until step 3 an earlier release finds its own maps as it left them. An agent that was killed in
-//! between is followed by one that carries over what was written since the last time.
+//! Until step 3, an earlier release finds its own maps as it left them. If the agent is killed in
+//! between, the next one carries over what was written since the last time.
 
 use std::mem::offset_of;
 use std::path::Path;
@@ -29,13 +29,13 @@ use crate::housekeeping;
 /// An upgrade that has not ended.
 pub(super) struct Upgrade {
     tables: Vec<Changed>,
-    /// Entries that were last used before have been carried over (`CLOCK_MONOTONIC`, nanoseconds).
-    /// `None`: no entry has.
+    /// Entries last used before this time are already carried over (`CLOCK_MONOTONIC`,
+    /// nanoseconds). `None`: no entry is.
     since: Option<u64>,
     carried: usize,
 }
 
-/// A table of another layout than before.
+/// A table with another layout than before.
 struct Changed {
     table: Table,
     earlier: MapData,
@@ -45,8 +45,8 @@ struct Changed {
 }
 
 impl Upgrade {
-    /// Opens the earlier maps. To be called before the new ones are made: those that an attempt has
-    /// made and not filled are removed, since no program uses them.
+    /// Opens the earlier maps. Call this before the new maps are made. It removes maps that an
+    /// earlier attempt made but did not fill; no program uses them.
     ///
     /// # Errors
     /// [`DataplaneError::NoConversion`], [`DataplaneError::Map`], [`DataplaneError::File`].
@@ -74,7 +74,7 @@ impl Upgrade {
         Ok(Self { tables, since, carried: 0 })
     }
 
-    /// Carries over what was not carried over yet, and notes until when.
+    /// Carries over the remaining entries, and writes down until when.
     ///
     /// # Errors
     /// [`DataplaneError::Map`], [`DataplaneError::File`].
@@ -82,7 +82,8 @@ impl Upgrade {
         let now = housekeeping::now();
         for changed in &mut self.tables {
             self.carried += match (changed.table.row().owner, self.since) {
-                // From then on the agent has written its own map alone.
+                // After the first pass, this agent has written its own map alone. The earlier
+                // programs may still have set marks.
                 (Owner::Agent, Some(_)) => changed.carry_marks_over(maps)?,
                 (_, since) => changed.carry_over(maps, since.unwrap_or(0))?,
             };
@@ -94,7 +95,8 @@ impl Upgrade {
 }
 
 impl Changed {
-    /// Carries over the entries that have been used since. Gives how many.
+    /// Carries over the entries last used at `since` or later, and those of tables that record no
+    /// time. Returns how many it wrote.
     fn carry_over(&mut self, maps: &Maps, since: u64) -> Result<usize, DataplaneError> {
         let map = maps.map(self.table);
         let mut carried = 0;
@@ -104,7 +106,7 @@ impl Changed {
                 continue;
             }
             let there = batch::get(map, &key).map_err(map_error("read", self.table.name()))?;
-            // The new programs have used it, too, and know it better.
+            // The new programs have used the entry, too: keep theirs, it is at least as recent.
             if there.is_some_and(|there| last_seen(self.table, &there) >= seen) {
                 continue;
             }
@@ -117,7 +119,8 @@ impl Changed {
         Ok(carried)
     }
 
-    /// Carries over what programs write into entries of the agent's: which pods use the stack only.
+    /// Carries over what programs write into entries of the agent: the marks of the pods that use
+    /// only the stack.
     fn carry_marks_over(&self, maps: &mut Maps) -> Result<usize, DataplaneError> {
         if self.table != Table::Endpoints {
             return Ok(0);
@@ -139,7 +142,7 @@ impl Changed {
         Ok(carried)
     }
 
-    /// The earlier map's, in today's form.
+    /// Returns the entries of the earlier map, converted.
     fn entries(&self) -> Result<Vec<Entry>, DataplaneError> {
         let mut entries = Vec::new();
         batch::for_each_raw(&self.earlier, |key, value| entries.extend((self.conversion.entry)(key, value)))
@@ -148,7 +151,7 @@ impl Changed {
     }
 }
 
-/// When an entry was used last. `None`: the table does not tell.
+/// Returns when an entry was last used. `None`: the table does not record it.
 fn last_seen(table: Table, value: &[u8]) -> Option<u64> {
     let at = match table {
         Table::StackFlows => offset_of!(StackFlow, last_seen),
@@ -160,10 +163,10 @@ fn last_seen(table: Table, value: &[u8]) -> Option<u64> {
 }
 
 impl Dataplane {
-    /// Ends an upgrade, if one is under way. To be called when every device has the new programs.
+    /// Ends an upgrade, if there is one. Call this when every device has the new programs.
     ///
     /// # Errors
-    /// [`DataplaneError::Map`], [`DataplaneError::File`]: the upgrade is still under way.
+    /// [`DataplaneError::Map`], [`DataplaneError::File`]: the upgrade has not ended.
     pub fn finish_upgrade(&mut self) -> Result<(), DataplaneError> {
         let (Some(upgrade), Some(folder)) = (&mut self.upgrade, &self.bpf_dir) else {
             return Ok(());

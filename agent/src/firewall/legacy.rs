@@ -1,4 +1,4 @@
-//! The FORWARD chain of legacy iptables, by the socket options of `ip_tables`
+//! The FORWARD chain of legacy iptables, read by the socket options of `ip_tables`
 //! (include/uapi/linux/netfilter_ipv4/ip_tables.h).
 
 use std::fs;
@@ -11,7 +11,8 @@ use rustix::net::{AddressFamily, SocketType, socket};
 use super::{Side, accept_both_ways};
 use crate::sockopt;
 
-/// The tables that this network namespace has: reading it makes none and loads no module, unlike the options below.
+/// The tables of this network namespace. Unlike the socket options below, reading this file creates
+/// no table and loads no module.
 const TABLES: &str = "/proc/net/ip_tables_names";
 const TABLE: &[u8] = b"filter";
 
@@ -21,12 +22,14 @@ const LEVEL: i32 = 0;
 const GET_INFO: i32 = 64;
 const GET_ENTRIES: i32 = 65;
 
-/// `struct ipt_getinfo`: name 32, valid hooks 4, five hook entries, five underflows, number and size of entries.
+/// `struct ipt_getinfo`: name 32, valid hooks 4, five hook entries, five underflows, number and
+/// size of entries.
 const INFO: usize = 84;
 const INFO_HOOK_ENTRIES: usize = 36;
 const INFO_UNDERFLOWS: usize = 56;
 const INFO_SIZE: usize = 80;
-/// `struct ipt_get_entries`: name 32, size 4, and 4 so that entries begin at a multiple of eight.
+/// `struct ipt_get_entries`: name 32, size 4, and 4 bytes of padding, so that entries begin at a
+/// multiple of eight.
 const ENTRIES: usize = 40;
 const NAME: usize = 32;
 /// `NF_INET_FORWARD`.
@@ -45,19 +48,21 @@ const ENTRY_TARGET: usize = 88;
 const ENTRY_NEXT: usize = 90;
 /// `IFNAMSIZ`.
 const INTERFACE: usize = 16;
-/// `struct xt_standard_target`: size 2, name 29 (empty for the standard target), revision 1, verdict 4.
+/// `struct xt_standard_target`: size 2, name 29 (empty for the standard target), revision 1,
+/// verdict 4.
 const TARGET_NAME: usize = 2;
 const TARGET_VERDICT: usize = 32;
 /// A verdict is kept as `-verdict - 1`; `NF_DROP` is 0, `NF_ACCEPT` 1.
 const DROP: i32 = -1;
 const ACCEPT: i32 = -2;
 
-/// Whether the chain drops what no rule accepts, and no rule accepts pods by the names of their links.
+/// Returns whether the chain drops packets that no rule accepts, and no rule accepts pods by the
+/// names of their links.
 pub(super) fn drops_pods() -> io::Result<bool> {
     match fs::read_to_string(TABLES) {
         Ok(tables) if tables.lines().any(|table| table.as_bytes() == TABLE) => {}
         Ok(_) => return Ok(false),
-        // No such file on a kernel without legacy iptables.
+        // A kernel without legacy iptables has no such file.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     }
@@ -68,21 +73,21 @@ pub(super) fn drops_pods() -> io::Result<bool> {
     let mut entries = question(ENTRIES + size as usize);
     entries[NAME..NAME + 4].copy_from_slice(&size.to_ne_bytes());
     match sockopt::get(socket.as_fd(), LEVEL, GET_ENTRIES, &mut entries) {
-        // EAGAIN: the table was replaced by one of another size since.
+        // EAGAIN: a table of another size has replaced this one in the meantime.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::Interrupted.into()),
         Err(error) => Err(error),
         Ok(_) => judge(&info, &entries[ENTRIES..]).ok_or_else(malformed),
     }
 }
 
-/// A buffer that begins with the table's name.
+/// Returns a buffer that begins with the table's name.
 fn question(length: usize) -> Vec<u8> {
     let mut buffer = vec![0; length];
     buffer[..TABLE.len()].copy_from_slice(TABLE);
     buffer
 }
 
-/// `None`: the table is not as the kernel lays it out.
+/// Returns whether the chain is in pods' way. `None`: the table does not have the kernel's layout.
 fn judge(info: &[u8], entries: &[u8]) -> Option<bool> {
     let mut position = u32_at(info, INFO_HOOK_ENTRIES + 4 * FORWARD)? as usize;
     // The policy is the chain's last entry.
@@ -98,7 +103,8 @@ fn judge(info: &[u8], entries: &[u8]) -> Option<bool> {
     Some(verdict == DROP && !accept_both_ways(&accepted))
 }
 
-/// The side on which an entry accepts whatever pods send or get; nothing when it looks at anything else.
+/// Returns the side on which an entry accepts everything that pods send or get. `None` if the entry
+/// looks at anything else.
 fn accepts(entry: &[u8]) -> Option<Side> {
     let (target, verdict) = standard_target(entry)?;
     let is_any = |from: usize, length: usize| {
@@ -110,7 +116,8 @@ fn accepts(entry: &[u8]) -> Option<Side> {
             && entry.get(mask..mask + prefix.len()).is_some_and(|mask| mask.iter().all(|byte| *byte == 0xff))
             && is_any(mask + prefix.len(), INTERFACE - prefix.len())
     };
-    // A match lies between the entry and its target.
+    // Matches are between the entry and its target, so an entry with matches has its target
+    // elsewhere.
     if target != ENTRY || verdict != ACCEPT || !is_any(ENTRY_MASKS, 8) || !is_any(ENTRY_OTHERS, 4) {
         return None;
     }
@@ -121,7 +128,8 @@ fn accepts(entry: &[u8]) -> Option<Side> {
     }
 }
 
-/// Where an entry's target is and its verdict; nothing for a target of an extension's.
+/// Returns the position and the verdict of an entry's target. `None` for the target of an
+/// extension.
 fn standard_target(entry: &[u8]) -> Option<(usize, i32)> {
     let target = usize::from(u16_at(entry, ENTRY_TARGET)?);
     let is_standard = *entry.get(target + TARGET_NAME)? == 0;
@@ -145,7 +153,7 @@ fn malformed() -> io::Error {
 mod tests {
     use super::*;
 
-    /// An entry with a standard target.
+    /// Returns an entry with a standard target.
     fn entry(verdict: i32) -> Vec<u8> {
         let mut entry = vec![0; ENTRY + 40];
         entry[ENTRY_TARGET..][..2].copy_from_slice(&(ENTRY as u16).to_ne_bytes());
@@ -154,7 +162,7 @@ mod tests {
         entry
     }
 
-    /// `-i pw+ -j ACCEPT`, or `-o`.
+    /// Returns the entry of `-i pw+ -j ACCEPT`, or of the same with `-o`.
     fn accepting(name: usize, mask: usize) -> Vec<u8> {
         let mut entry = entry(ACCEPT);
         entry[name..][..2].copy_from_slice(b"pw");
@@ -170,7 +178,8 @@ mod tests {
         accepting(ENTRY_OUT, ENTRY_OUT_MASK)
     }
 
-    /// The verdict on a FORWARD chain of these rules and that policy, behind an INPUT chain.
+    /// Returns the verdict on a FORWARD chain with these rules and that policy, after an INPUT
+    /// chain.
     fn judged(rules: &[Vec<u8>], policy: i32) -> Option<bool> {
         let mut entries = entry(ACCEPT);
         let mut info = vec![0; INFO];

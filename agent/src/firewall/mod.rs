@@ -1,4 +1,4 @@
-//! What the host's firewall holds about forwarded packets: read, never written, and with no program executed.
+//! Reads the host's firewall rules for forwarded packets. Writes nothing and executes no program.
 
 mod legacy;
 mod nftables;
@@ -8,13 +8,13 @@ use std::io;
 
 use podwire_core::forward_policy::Place;
 
-/// How often a dump is asked for again when the rules changed meanwhile.
+/// The most times that the agent asks for a dump while the rules keep changing.
 const ATTEMPTS: usize = 3;
 
-/// The places that may drop pods' packets, in this thread's network namespace.
+/// Returns the places that may drop pods' packets, in this thread's network namespace.
 ///
 /// # Errors
-/// The kernel's; [`io::ErrorKind::Interrupted`] when others change the rules all the time.
+/// The kernel's error; [`io::ErrorKind::Interrupted`] when the rules change in every attempt.
 pub fn look() -> io::Result<BTreeSet<Place>> {
     let mut places = nftables::places();
     for _ in 1..ATTEMPTS {
@@ -29,14 +29,14 @@ pub fn look() -> io::Result<BTreeSet<Place>> {
     Ok(places)
 }
 
-/// Which side of the host stack a rule sees pods on, by the names of their links.
+/// The side of the host stack on which a rule sees pods, by the names of their links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     FromPods,
     ToPods,
 }
 
-/// Whether rules accept pods' packets both ways.
+/// Returns whether rules accept pods' packets in both directions.
 fn accept_both_ways(accepted: &[Side]) -> bool {
     [Side::FromPods, Side::ToPods].iter().all(|side| accepted.contains(side))
 }

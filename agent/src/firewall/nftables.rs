@@ -1,7 +1,8 @@
-//! Base chains of nftables, over netlink (include/uapi/linux/netfilter/nf_tables.h): iptables-nft's and firewalld's,
-//! too.
+//! Base chains of nftables, read over netlink (include/uapi/linux/netfilter/nf_tables.h). The
+//! chains of iptables-nft and firewalld are among them.
 //!
-//! Answers are decoded here, attribute by attribute: of a rule only what makes it one that accepts pods matters.
+//! Answers are decoded here, attribute by attribute: of a rule, only the parts that make it accept
+//! pods matter.
 
 use std::io;
 
@@ -20,7 +21,7 @@ const ANSWER: usize = 32768;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_HEADER: usize = 16;
-/// `NLM_F_DUMP_INTR`: something changed while it was being listed.
+/// `NLM_F_DUMP_INTR`: the rules changed during the dump.
 const DUMP_INTERRUPTED: u16 = 0x10;
 /// `struct nfgenmsg`: family 1, version 1, resource 2.
 const GENERIC_HEADER: usize = 4;
@@ -63,10 +64,11 @@ const OUTPUT_NAME: u32 = 7;
 const EQUAL: u32 = 0;
 
 const FIREWALLD: &str = "firewalld";
-/// The chain that accepts all that the zone `trusted` forwards; until 0.9 its name had one letter more.
+/// The chain that accepts everything that the zone `trusted` forwards. Until firewalld 0.9 its name
+/// had one more letter.
 const FIREWALLD_TRUSTED: [&str; 2] = ["filter_FWD_trusted", "filter_FWDI_trusted"];
 
-/// The places of nftables that may drop pods' packets.
+/// Returns the places of nftables that may drop pods' packets.
 pub(super) fn places() -> io::Result<Vec<Place>> {
     let socket = open()?;
     let mut chains = Vec::new();
@@ -75,7 +77,7 @@ pub(super) fn places() -> io::Result<Vec<Place>> {
         chains.extend(forward_chain(payload));
     });
     match listed {
-        // No subsystem of that number: a kernel without nftables.
+        // A kernel without nftables has no subsystem of that number.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(Vec::new()),
         listed => listed?,
     }
@@ -86,7 +88,7 @@ pub(super) fn places() -> io::Result<Vec<Place>> {
     Ok(places)
 }
 
-/// A base chain that forwarded packets pass.
+/// A base chain that sees forwarded packets.
 #[derive(Debug, PartialEq, Eq)]
 struct ForwardChain {
     family: Family,
@@ -96,10 +98,10 @@ struct ForwardChain {
 }
 
 impl ForwardChain {
-    /// The chain, if it is in pods' way.
+    /// Returns the chain's place if the chain may drop pods' packets.
     fn place(self, socket: &Socket) -> io::Result<Option<Place>> {
         if self.table == FIREWALLD {
-            // The chain leads to others of its table, where zones are told apart.
+            // The chain jumps to other chains of its table, and those distinguish zones.
             let trusted = self.rules(socket, false)?.into_iter().any(|(side, verdict)| {
                 let chain =
                     matches!(&verdict, Verdict::Goto(chain) if FIREWALLD_TRUSTED.contains(&chain.as_str()));
@@ -116,7 +118,7 @@ impl ForwardChain {
         Ok((!accept_both_ways(&accepted)).then_some(Place::Nftables { family, table, chain }))
     }
 
-    /// The rules about pods, of this chain or of its whole table.
+    /// Returns the rules about pods, of this chain or of its whole table.
     fn rules(&self, socket: &Socket, of_chain: bool) -> io::Result<Vec<(Side, Verdict)>> {
         let mut attributes = vec![RuleAttribute::Table(self.table.clone())];
         if of_chain {
@@ -133,7 +135,7 @@ impl ForwardChain {
     }
 }
 
-/// What a rule does with a packet.
+/// The verdict of a rule.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Accept,
@@ -147,7 +149,7 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Asks for a list and takes the payload of each answer of that type.
+/// Asks for a list, and passes the payload of each answer of type `answer` to `take`.
 fn dump(
     socket: &Socket,
     family: NetfilterProtoFamily,
@@ -169,7 +171,8 @@ fn dump(
         for (kind, flags, payload) in messages(&received) {
             interrupted |= flags & DUMP_INTERRUPTED != 0;
             match kind {
-                // Both begin with an error number, negative; a list's end with 0 for none.
+                // Both types begin with a negative error number; at the end of a list, 0 stands for
+                // no error.
                 NLMSG_ERROR | NLMSG_DONE => {
                     let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
                     return match code {
@@ -185,7 +188,7 @@ fn dump(
     }
 }
 
-/// Type, flags and payload of each netlink message; what is cut off is left out.
+/// Returns type, flags and payload of each netlink message. Leaves out a truncated message.
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
@@ -196,7 +199,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
     })
 }
 
-/// Type and value of each netlink attribute; what is cut off is left out.
+/// Returns type and value of each netlink attribute. Leaves out a truncated attribute.
 fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(bytes, 0)?);
@@ -210,7 +213,7 @@ fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find_map(|(kind, value)| (kind == wanted).then_some(value))
 }
 
-/// A base chain on the forward hook of a family that has IPv4; nothing for another.
+/// Returns a base chain on the forward hook of a family with IPv4. `None` for any other chain.
 fn forward_chain(payload: &[u8]) -> Option<ForwardChain> {
     let family = match *payload.first()? {
         INET => Family::Inet,
@@ -229,13 +232,14 @@ fn forward_chain(payload: &[u8]) -> Option<ForwardChain> {
     })
 }
 
-/// A rule about all packets from pods, or all to them; nothing for one that looks at anything else.
+/// Returns a rule about all packets from pods, or all packets to pods. `None` for a rule that looks
+/// at anything else.
 fn rule_about_pods(payload: &[u8]) -> Option<(Side, Verdict)> {
     let expressions = attribute(payload.get(GENERIC_HEADER..)?, RULE_EXPRESSIONS)?;
     let mut parts = Vec::new();
     for (_, expression) in attributes(expressions) {
         let name = text(attribute(expression, EXPRESSION_NAME)?)?;
-        // iptables-nft's rules have one.
+        // Rules of iptables-nft have a counter.
         if name != "counter" {
             parts.push((name, attribute(expression, EXPRESSION_DATA)?));
         }
@@ -250,7 +254,7 @@ fn rule_about_pods(payload: &[u8]) -> Option<(Side, Verdict)> {
         _ => return None,
     };
     let is_equal = number(attribute(name, COMPARE_OPERATION)?)? == EQUAL;
-    // Without the 0 that ends a whole name: a prefix.
+    // A prefix lacks the 0 byte that ends a whole name.
     let is_pods = attribute(attribute(name, COMPARE_DATA)?, DATA_VALUE)? == VETH_PREFIX.as_bytes();
     let verdict = attribute(attribute(verdict, IMMEDIATE_DATA)?, DATA_VERDICT)?;
     let verdict = match number(attribute(verdict, VERDICT_CODE)?)? {
@@ -261,7 +265,7 @@ fn rule_about_pods(payload: &[u8]) -> Option<(Side, Verdict)> {
     (is_equal && is_pods).then_some((side, verdict))
 }
 
-/// nftables' numbers are in network byte order, unlike netlink's own.
+/// Decodes a number. nftables' numbers are in network byte order, unlike netlink's own.
 fn number(value: &[u8]) -> Option<u32> {
     value.first_chunk().copied().map(u32::from_be_bytes)
 }
@@ -304,7 +308,7 @@ mod tests {
         nested(1, &[encoded(EXPRESSION_NAME, name.as_bytes()), nested(EXPRESSION_DATA, data)])
     }
 
-    /// `iifname "pw*" counter accept`, with each part to be varied.
+    /// Returns the rule `iifname "pw*" counter accept`. The parameters vary each part.
     fn rule(key: u32, operation: u32, name: &[u8], verdict: u32, more: &[Vec<u8>]) -> Vec<u8> {
         let code = nested(DATA_VERDICT, &[encoded(VERDICT_CODE, &verdict.to_be_bytes())]);
         let mut expressions = more.to_vec();

@@ -1,5 +1,6 @@
-//! Whether anything of what [`Links::host`](super::Links::host) and [`Links::filters`](super::Links::filters) list has changed: the kernel tells, so that a node with
-//! thousands of routes need not list them all to know that they are as they were.
+//! Tells whether anything has changed that [`Links::host`](super::Links::host) and
+//! [`Links::filters`](super::Links::filters) list. The kernel sends notices of changes, so a node
+//! with thousands of routes does not have to list all of them to find out that nothing changed.
 
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
@@ -8,8 +9,13 @@ use rtnetlink::sys::{Socket, SocketAddr};
 use super::LinkError;
 use crate::files::FileError;
 
-/// Routing rules are not listed, but with other rules the kernel may route otherwise. A next hop object takes its routes with it, without
-/// a notice of theirs. `Tc`: filters and queueing disciplines.
+/// The groups of notices. Three of them need a reason:
+///
+/// - `Ipv4Rule`: the agent does not list routing rules, but other rules can make the kernel route
+///   differently.
+/// - `Nexthop`: a next hop object that is removed takes its routes with it, and the kernel sends no
+///   notices of these routes.
+/// - `Tc`: filters and queueing disciplines.
 const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
@@ -19,7 +25,7 @@ const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Tc,
 ];
 
-/// The kernel's notices, in the network namespace of the thread that made this.
+/// The socket for the kernel's notices, in the network namespace of the thread that made it.
 #[derive(Debug)]
 pub struct Changes {
     socket: Socket,
@@ -43,8 +49,8 @@ impl Changes {
         })
     }
 
-    /// Whether anything has changed since the last question, by this agent itself or by others. What has changed is not
-    /// looked at.
+    /// Returns whether anything has changed since the last call, by this agent or by others.
+    /// Discards the notices without decoding them.
     pub fn any(&mut self) -> bool {
         let mut changed = false;
         let mut start_of_a_notice = [0; 1];
@@ -52,7 +58,7 @@ impl Changes {
             match self.socket.recv(&mut &mut start_of_a_notice[..], 0) {
                 Ok(_) => changed = true,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return changed,
-                // There were more than the socket holds.
+                // The socket had no room for all notices.
                 Err(_) => return true,
             }
         }

@@ -1,4 +1,4 @@
-//! The queueing discipline that filters of a device are on.
+//! The queueing discipline that holds the filters of a device.
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_core::Nla as _;
@@ -6,23 +6,23 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 
 use super::{LinkError, Links, filter, netlink};
 
-/// TCA_INGRESS_BLOCK and TCA_EGRESS_BLOCK (include/uapi/linux/rtnetlink.h): filters are elsewhere, and
-/// may be those of other devices too.
+/// TCA_INGRESS_BLOCK and TCA_EGRESS_BLOCK (include/uapi/linux/rtnetlink.h): the filters are in a
+/// shared block, and may also be filters of other devices.
 const SHARED_BLOCKS: [u16; 2] = [13, 14];
 
-/// What became of a discipline in the place of clsact.
+/// The result of looking for a discipline in the place of clsact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Displaced {
-    /// There was none: the device has clsact, or nothing.
+    /// There was none: the device has clsact, or no discipline there.
     No,
-    /// It was removed.
+    /// The agent removed it.
     Removed,
-    /// Filters of others are on it.
+    /// It stays, because filters of other tools are on it.
     InUse,
 }
 
 impl Links {
-    /// Whether a device has a clsact queueing discipline, whoever made it.
+    /// Returns whether a device has a clsact queueing discipline, made by any tool.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -30,7 +30,8 @@ impl Links {
         Ok(self.discipline(device).await?.is_some_and(|message| is_clsact(&message)))
     }
 
-    /// Removes a device's clsact queueing discipline unless a filter is on it. `false`: there is none, or one that is used.
+    /// Removes a device's clsact queueing discipline unless it has a filter. `false`: there is no
+    /// clsact, or it is in use.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -44,13 +45,13 @@ impl Links {
         Ok(true)
     }
 
-    /// Removes what stands in the place of clsact:
+    /// Removes a discipline that stands in the place of clsact:
     ///
     /// - an `ingress` discipline: it has one block for both directions, so that the filter of one
-    ///   takes the other's place;
-    /// - clsact with shared blocks, whose filters the kernel changes by the block's number only.
+    ///   direction replaces the filter of the other;
+    /// - clsact with shared blocks: the kernel changes their filters only by the block's number.
     ///
-    /// `ours`: it stays where it has filters of other programs than these.
+    /// With `ours`, a discipline stays if it has filters of programs other than these.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -63,7 +64,8 @@ impl Links {
             return Ok(Displaced::No);
         };
         if let Some(ours) = ours {
-            // Without a handle a message tells of a priority, which filters of the agent share with none.
+            // A message without a handle describes a priority, not a filter. No other filters share
+            // the agent's priority.
             let is_ours = |message: &TcMessage| {
                 message.header.info >> 16 == 1
                     && (u32::from(message.header.handle) == 0
@@ -77,7 +79,7 @@ impl Links {
         Ok(Displaced::Removed)
     }
 
-    /// What a device has where clsact belongs.
+    /// Returns the discipline in the place of clsact.
     async fn discipline(&self, device: u32) -> Result<Option<TcMessage>, LinkError> {
         let index = i32::try_from(device).unwrap_or_default();
         let mut disciplines = self.handle.qdisc().get().execute();
@@ -92,7 +94,7 @@ impl Links {
         Ok(found)
     }
 
-    /// All filters of both directions, whosever they are.
+    /// Returns all filters of both directions, made by any tool.
     async fn filters_on(&self, device: u32) -> Result<Vec<TcMessage>, LinkError> {
         let index = i32::try_from(device).unwrap_or_default();
         let mut all = Vec::new();
@@ -120,7 +122,7 @@ fn is_clsact(message: &TcMessage) -> bool {
         .any(|attribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "clsact"))
 }
 
-/// clsact with blocks of its own.
+/// Returns whether a discipline is clsact without shared blocks.
 fn is_plain(message: &TcMessage) -> bool {
     let is_shared = |attribute: &TcAttribute| match attribute {
         TcAttribute::Other(other) => SHARED_BLOCKS.contains(&other.kind()),

@@ -23,10 +23,11 @@ use crate::files::FileError;
 const ANSWER: usize = 1 << 16;
 /// `EPROTONOSUPPORT`: the kernel has no xfrm.
 const NOT_SUPPORTED: i32 = 93;
-/// Of linux/in.h.
+/// From linux/in.h.
 const AF_INET: u16 = 2;
 
-/// Those of IPv4 that block packets or ask for IPsec, in order. None where the kernel has no IPsec.
+/// Returns the IPv4 policies that block packets or require IPsec, sorted. The result is empty if
+/// the kernel has no IPsec.
 ///
 /// # Errors
 /// [`LinkError::File`] when the kernel does not answer.
@@ -46,7 +47,7 @@ async fn read() -> io::Result<Vec<Policy>> {
     let default = XfrmMessage::GetPolicyDefault(DefaultMessage::default());
     let asked =
         ask(&socket, default, NLM_F_REQUEST | NLM_F_ACK, |answer| policies.extend(defaults(&answer))).await;
-    // Before Linux 5.15 there is no default but to let packets pass.
+    // Before Linux 5.15 there are no default policies: the kernel lets packets pass.
     if let Err(error) = asked
         && error.kind() != io::ErrorKind::InvalidInput
     {
@@ -57,7 +58,7 @@ async fn read() -> io::Result<Vec<Policy>> {
     Ok(policies)
 }
 
-/// Asks the kernel, and shows every message of its answer.
+/// Asks the kernel, and calls `show` for every message of its answer.
 async fn ask(
     socket: &TokioSocket,
     question: XfrmMessage,
@@ -95,7 +96,7 @@ fn policy(message: &XfrmMessage) -> Option<Policy> {
     };
     let asks =
         nlas.iter().any(|attribute| matches!(attribute, XfrmAttrs::Template(list) if !list.is_empty()));
-    // Policies of xfrm interfaces are for what is sent to those.
+    // A policy of an xfrm interface concerns only packets that are sent to that interface.
     let is_of_interface = nlas.iter().any(|attribute| matches!(attribute, XfrmAttrs::IfId(id) if *id != 0));
     let has_effect = info.action == XFRM_POLICY_BLOCK || asks;
     if !has_effect || is_of_interface {
@@ -105,14 +106,15 @@ fn policy(message: &XfrmMessage) -> Option<Policy> {
         XFRM_POLICY_IN => Direction::In,
         XFRM_POLICY_OUT => Direction::Out,
         XFRM_POLICY_FWD => Direction::Forward,
-        // Of one socket.
+        // A policy of one socket.
         _ => return None,
     };
     let (source, destination) = ends(&info.selector)?;
     Some(Policy { direction, source, destination })
 }
 
-/// The networks of a selector; `None` of another family. The kernel takes a selector without a family for both.
+/// Returns the networks of a selector. `None` for another family. The kernel applies a selector
+/// without a family to both families.
 fn ends(selector: &Selector) -> Option<(IpNet, IpNet)> {
     if selector.family != AF_INET
         && (selector.family != 0 || selector.prefixlen_s.max(selector.prefixlen_d) > 32)
@@ -126,7 +128,7 @@ fn ends(selector: &Selector) -> Option<(IpNet, IpNet)> {
     ))
 }
 
-/// What `ip xfrm policy setdefault` has set to block.
+/// Returns the defaults that `ip xfrm policy setdefault` has set to block.
 fn defaults(message: &XfrmMessage) -> Vec<Policy> {
     let XfrmMessage::GetPolicyDefault(DefaultMessage { user_policy }) = message else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! The kernel's neighbour table: who has answered by which address.
+//! The kernel's neighbour table: which neighbours have answered for which addresses.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,8 @@ use rtnetlink::packet_route::neighbour::{
 use super::{LinkError, Links, netlink};
 
 impl Links {
-    /// Those that have answered, or that somebody has written down.
+    /// Returns the neighbours that have answered, and the permanent entries that an operator or a
+    /// program has added.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -25,8 +26,8 @@ impl Links {
         Ok(neighbours)
     }
 
-    /// Has the kernel ask whether a stale one is still there, as if somebody had sent to it: within ten seconds it has answered, or its entry
-    /// has failed.
+    /// Makes the kernel check a stale neighbour, as if a packet had been sent to it. Within ten
+    /// seconds the neighbour has answered, or its entry has failed.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].

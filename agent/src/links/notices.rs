@@ -1,4 +1,4 @@
-//! The kernel's notices of what others change.
+//! The kernel's notices of changes that others make.
 
 use std::io;
 
@@ -25,7 +25,7 @@ const WHAT: &str = "the kernel's notices of links";
 const GROUPS: [MulticastGroup; 4] =
     [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Nexthop];
 
-/// What the kernel tells of links, addresses, routes and IPsec policies as they change.
+/// The kernel's notices of changed links, addresses, routes and IPsec policies.
 pub struct Notices {
     routes: TokioSocket,
     /// `None`: the kernel has no IPsec.
@@ -33,7 +33,8 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Begins to listen, in the network namespace of the calling thread. Has to be called within a tokio runtime.
+    /// Begins to listen, in the network namespace of the calling thread. Must be called within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// [`LinkError::File`] when the socket cannot be opened.
@@ -44,7 +45,8 @@ impl Notices {
         Ok(Self { routes, policies })
     }
 
-    /// Waits for notices, and says whether one is of something that the agent does not own.
+    /// Waits for notices, and returns whether any of them concerns an object that the agent does
+    /// not own.
     ///
     /// # Errors
     /// [`LinkError::File`] when the socket cannot be read.
@@ -56,7 +58,7 @@ impl Notices {
         };
         match outcome {
             Ok(()) => Ok(!policy.is_empty() || is_any_of_others(&bytes)),
-            // There were more notices than the socket holds.
+            // The socket had no room for all notices.
             Err(error) if error.raw_os_error() == Some(NO_BUFFER_SPACE) => Ok(true),
             Err(error) => Err(FileError::of("read", WHAT)(error).into()),
         }
@@ -69,7 +71,7 @@ fn open(protocol: isize, groups: u32) -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// Never, of a socket that is not there.
+/// Receives from a socket. Without a socket, it never returns.
 async fn receive(socket: Option<&TokioSocket>, bytes: &mut Vec<u8>) -> io::Result<()> {
     match socket {
         Some(socket) => socket.recv(bytes).await,
@@ -90,7 +92,8 @@ fn is_any_of_others(mut bytes: &[u8]) -> bool {
     false
 }
 
-/// Whether a notice is of a pod's link, of the tunnel and its addresses, or of a route of the agent's.
+/// Returns whether a notice concerns a pod's link, the tunnel and its addresses, or one of the
+/// agent's routes.
 fn is_own(notice: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     let NetlinkPayload::InnerMessage(message) = &notice.payload else {
         return true;

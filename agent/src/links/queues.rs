@@ -1,4 +1,4 @@
-//! Queues of pods' links: what limits how fast a pod receives.
+//! Queues of pods' links: they limit how fast a pod receives.
 
 use futures_util::{StreamExt, TryStreamExt};
 use podwire_cni::token_bucket;
@@ -16,14 +16,14 @@ use super::{LinkError, Links, netlink, unless_absent};
 pub struct Queues(Vec<TcMessage>);
 
 impl Queues {
-    /// Whether what a device sends is limited so.
+    /// Returns whether a device has this limit on what it sends.
     pub fn limit(&self, device: u32, bucket: &TokenBucket) -> bool {
         self.0.iter().any(|message| token_bucket::is_told_by(bucket, message, device))
     }
 }
 
 impl Links {
-    /// The queues as they are now.
+    /// Returns the current queues.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -32,10 +32,10 @@ impl Links {
         Ok(Queues(queues.try_collect().await.map_err(netlink("list queues"))?))
     }
 
-    /// Limits what a device sends, in place of whatever queue it has.
+    /// Limits what a device sends. Replaces any queue that the device has.
     ///
     /// # Errors
-    /// [`LinkError::Netlink`], when the kernel has no `tbf` queue for example.
+    /// [`LinkError::Netlink`], for example if the kernel has no `tbf` queue.
     pub async fn set_limit(&self, device: u32, name: &str, bucket: &TokenBucket) -> Result<(), LinkError> {
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(
             token_bucket::message(bucket, device),
@@ -52,7 +52,7 @@ impl Links {
         Ok(())
     }
 
-    /// Removes the limit of what a device sends. Nothing happens when there is none.
+    /// Removes the limit on what a device sends. Does nothing if there is none.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].

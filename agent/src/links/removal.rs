@@ -13,12 +13,13 @@ use tokio::task::spawn_blocking;
 use super::{LinkError, Links, NOT_THERE};
 use crate::files::FileError;
 
-/// Bytes for the kernel's report of a device, which has about 1.5 kB.
+/// Bytes for the kernel's report of a device. A report has about 1.5 kB.
 const ANSWER: usize = 1 << 14;
 
 impl Links {
-    /// Removes a device, and the other end of a pair with it. Does nothing if the device does not exist. When this
-    /// returns, no packet passes the device, it has no programs, and its name is free. The kernel frees it later.
+    /// Removes a device, and with it the other end of a pair. Does nothing if the device does not
+    /// exist. When this returns, no packet passes the device, it has no programs, and its name is
+    /// free. The kernel frees it later.
     ///
     /// # Errors
     /// [`LinkError::File`] with the kernel's error.
@@ -30,14 +31,16 @@ impl Links {
     }
 }
 
-/// The kernel blocks the requesting thread until no CPU uses the device: 12 ms and more, where the removal itself takes
-/// 0.5 ms. A separate thread makes the request, and this function waits for the kernel's report of the removal
-/// (`NLM_F_ECHO`, Linux 6.2). Earlier kernels send only the acknowledgement at the end.
+/// Removes a device by a request on a separate thread. The kernel blocks the requesting thread
+/// until no CPU uses the device: 12 ms and more, while the removal itself takes 0.5 ms. This
+/// function waits only for the kernel's report of the removal (`NLM_F_ECHO`, Linux 6.2). Earlier
+/// kernels send only the acknowledgement at the end.
 async fn remove(index: u32) -> io::Result<()> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-    // The kernel reports the other end of a pair, too: in the pod's namespace, to the socket with this port number there.
-    // Processes usually have their own number as the port. The agent's first routing socket took the agent's number, so
-    // the kernel gives this socket a random one.
+    // The kernel also reports the other end of a pair: in the pod's namespace, to the socket with
+    // this port number there. Processes usually have their own number as the port. The agent's
+    // first routing socket has taken the agent's number, so the kernel gives this socket a random
+    // one.
     socket.socket_mut().bind_auto()?;
     let socket = Arc::new(socket);
     let asking = Arc::clone(&socket);

@@ -1,49 +1,49 @@
-//! Flannel's `net-conf.json`, and what of it Podwire has no answer to.
+//! Flannel's `net-conf.json`, and the parts of it that Podwire does not support.
 
 use ipnet::Ipv4Net;
 use podwire_common::names::VXLAN_OVERHEAD;
 use serde_json::{Map, Value};
 
-/// What flannel on Windows has for a VNI and asks for as a port.
+/// VNI and UDP port that flannel needs on Windows nodes.
 const WINDOWS: (u32, u16) = (4096, 4789);
-/// The smallest MTU that pods may have, bytes.
+/// The smallest MTU for pods, in bytes.
 const LEAST_MTU: u32 = 576;
-/// Keys that only say which range a node gets where flannel allots them itself.
+/// Keys that only matter where flannel itself assigns ranges to nodes.
 const OWN_ALLOTMENT: [&str; 3] = ["SubnetLen", "SubnetMin", "SubnetMax"];
-/// Keys about IPv6, which [`Parser::families`] speaks of as a whole.
+/// Keys about IPv6. [`Parser::families`] reports them all at once.
 const IPV6: [&str; 5] = ["IPv6Network", "IPv6Networks", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"];
 
-/// What matters of flannel's configuration.
+/// The parts of flannel's configuration that matter to Podwire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NetConf {
     /// How packets travel between nodes.
     pub(super) backend: Backend,
-    /// Its rules are nftables'.
+    /// Whether flannel writes nftables rules; otherwise it writes iptables rules.
     pub(super) nftables: bool,
-    /// What the operator should know, and nothing that keeps nodes from being moved.
+    /// Notes for the operator about things that do not prevent a migration.
     pub(super) notes: Vec<String>,
 }
 
-/// A backend that Podwire's nodes can speak with.
+/// A backend with which Podwire's nodes can exchange packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backend {
     /// `vxlan`.
     Vxlan {
         /// Network identifier.
         vni: u32,
-        /// UDP port; `None`: the kernel's.
+        /// UDP port; `None`: the kernel's default.
         port: Option<u16>,
-        /// Of the packets between nodes, bytes; `None`: their links'.
+        /// MTU of the packets between nodes in bytes; `None`: the MTU of the nodes' links.
         mtu: Option<u32>,
     },
     /// `host-gw`.
     HostGateway,
 }
 
-/// Reads it. Keys are compared as flannel does, whose JSON decoder does not tell upper from lower case.
+/// Parses flannel's configuration. Ignores the case of keys, as flannel's JSON decoder does.
 ///
 /// # Errors
-/// Everything that keeps nodes from being moved, each with what to do.
+/// All obstacles to moving nodes, each with what to do.
 pub(super) fn parse(text: &str) -> Result<NetConf, Vec<String>> {
     let keys: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
         vec![format!("it is no net-conf.json ({error}): give the value of that key of flannel's ConfigMap, and nothing around it")]
@@ -65,9 +65,9 @@ pub(super) fn parse(text: &str) -> Result<NetConf, Vec<String>> {
     }
 }
 
-/// Keys that have not been looked at.
+/// Keys that the parser has not used yet.
 struct Keys {
-    /// Before each name, for messages.
+    /// The prefix of each name in messages.
     prefix: &'static str,
     keys: Map<String, Value>,
 }
@@ -141,7 +141,7 @@ impl Parser {
 
     fn vxlan(&mut self, keys: &mut Keys) -> Backend {
         let vni = self.number(keys, "VNI", (1 << 24) - 1).unwrap_or(podwire_common::names::VNI);
-        // 0 is what the kernel takes for its own.
+        // 0 makes the kernel take its default port.
         let port = self
             .number(keys, "Port", u16::MAX.into())
             .and_then(|port| u16::try_from(port).ok())
@@ -156,7 +156,8 @@ impl Parser {
         if self.flag(keys, "GBP", false) {
             self.obstacles.push("Backend.GBP is true: Podwire does not know VXLAN's group policy and refuses such packets. Set it to false, remove flannel's device on each node and restart flannel's pods before the first node is moved".into());
         }
-        // What flannel's device would learn from our frames nobody asks it for.
+        // `Learning` does not matter: nothing uses what flannel's device would learn from our
+        // frames.
         self.flag(keys, "Learning", false);
         let for_windows = [keys.take("MacPrefix"), keys.take("Name")].iter().any(Option::is_some);
         if for_windows || vni == WINDOWS.0 || port == Some(WINDOWS.1) {
@@ -191,7 +192,7 @@ impl Parser {
         number
     }
 
-    /// What nobody has asked for.
+    /// Adds a note for each key that the parser has not used.
     fn rest(&mut self, keys: Keys) {
         for name in keys.keys.keys() {
             self.notes.push(format!(

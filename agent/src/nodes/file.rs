@@ -1,4 +1,4 @@
-//! A file of Node objects: where it is, and what becomes of it.
+//! Reads Node objects from a file, and watches the file.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -13,28 +13,29 @@ use super::objects::{self, Entries};
 use crate::events::Event;
 use crate::watched_file::{WatchError, Watched};
 
-/// What is read at a time, bytes.
+/// Bytes that are read at a time.
 const CHUNK: usize = 64 << 10;
-/// Twice the 30 MB of 5,000 nodes.
+/// Largest size of the file in bytes: twice the 30 MB of 5,000 nodes.
 const LARGEST: u64 = 64 << 20;
 
-/// Why a file as a whole cannot be used.
+/// The reason why a file as a whole cannot be used.
 #[derive(Debug, Error)]
 pub enum FileError {
-    /// It is neither JSON nor YAML.
+    /// The text is neither JSON nor YAML.
     #[error("decode the node list {}: {reason} (expected: the output of `kubectl get nodes -o json` or `-o yaml`)", path.display())]
     Decode {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The place and the reason.
         reason: String,
     },
 }
 
-/// Sends the file's content as an event now and after every change, or why it cannot be used.
+/// Sends the file's content as an event now and after every change. If the file cannot be used, the
+/// event says why.
 ///
 /// # Errors
-/// Those of [`Watched::watch`].
+/// The errors of [`Watched::watch`].
 pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), WatchError> {
     let file = Watched { what: "the node list", path: path.clone(), limit: LARGEST };
     file.watch(&events, move |file| match file {
@@ -50,9 +51,11 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<Event>) -> Result<(), Wat
     .await
 }
 
-/// Decodes a `List` of nodes or a single one. Entries that do not decode are named among the problems and left out.
+/// Decodes a `List` of nodes or a single node. Leaves out entries that do not decode, and names
+/// them among the problems.
 ///
-/// An entry is decoded at a time: a list of 5,000 nodes has 30 MB. JSON is decoded as it is read, of YAML the text is held as a whole.
+/// Decodes one entry at a time, because a list of 5,000 nodes has 30 MB. JSON is decoded while it
+/// is read; the text of YAML is held as a whole.
 ///
 /// # Errors
 /// [`FileError::Decode`] when the text as a whole is neither.
@@ -168,7 +171,7 @@ mod tests {
         }
     }
 
-    /// Runs the watcher on a file of a temporary folder beside `steps`.
+    /// Runs `steps` beside a watcher of a file in a temporary folder.
     fn with_watcher<F: Future<Output = ()>>(steps: impl FnOnce(PathBuf, mpsc::Receiver<Event>) -> F) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nodes.json");
@@ -210,7 +213,7 @@ mod tests {
         });
     }
 
-    /// The next list, whatever was said of moments without one.
+    /// Returns the next list. Skips events that say that there was no usable list for a moment.
     async fn list_after(events: &mut mpsc::Receiver<Event>) -> Vec<String> {
         loop {
             match events.recv().await {
@@ -235,7 +238,7 @@ mod tests {
             let (sender, mut events) = mpsc::channel(8);
             let watching = tokio::spawn(watch(at("top/link/sub/nodes.json"), sender));
             assert_eq!(list_after(&mut events).await, ["first"]);
-            // Again and again: what is watched is another folder each time.
+            // Several rounds: each time the watcher watches another folder.
             for round in ["one", "two", "three"] {
                 let name = |what: &str| format!("{what} {round}");
                 fs::remove_dir_all(at("top/real/sub")).unwrap();
@@ -273,7 +276,7 @@ mod tests {
         });
     }
 
-    /// In a process of its own, whose user may have no instance of inotify.
+    /// Runs in a separate process with a user that may not have an inotify instance.
     #[test]
     fn a_file_is_looked_at_where_inotify_is_used_up() {
         const NAME: &str = "nodes::file::tests::a_file_is_looked_at_where_inotify_is_used_up";

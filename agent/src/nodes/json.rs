@@ -1,14 +1,14 @@
-//! One value of a larger document, as JSON, whatever the document is written in.
+//! One value of a larger document, converted to JSON from the document's format.
 
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// The most that etcd takes is 1.5 MiB.
+/// The largest value in bytes. etcd takes at most 1.5 MiB.
 const LARGEST: usize = 2 << 20;
 
-/// The text of a value. Only so much of it is held, however much the document has.
+/// The text of a value. Of a large document, only this much is held at a time.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Json(pub(super) String);
 
@@ -20,7 +20,7 @@ impl<'de> de::Deserialize<'de> for Json {
     }
 }
 
-/// Appends what it visits.
+/// Appends the values that it visits.
 struct Writer<'a>(&'a mut String);
 
 impl Writer<'_> {
@@ -87,7 +87,7 @@ impl<'de> Visitor<'de> for Writer<'_> {
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut sequence: A) -> Result<(), A::Error> {
         self.push("[")?;
         let mut separator = "";
-        // The separator stays where the sequence ends, and is taken back.
+        // The separator is written first, and removed again if the sequence ends there.
         loop {
             let before = self.0.len();
             self.push(separator)?;

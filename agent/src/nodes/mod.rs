@@ -1,4 +1,4 @@
-//! Where the node list comes from: the API server, or a file.
+//! The sources of the node list: the API server, or a file.
 
 pub mod file;
 mod json;

@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 
 use super::json::Json;
 
-/// The type of the addresses that nodes reach each other by.
+/// The type of the addresses over which nodes reach each other.
 const INTERNAL_ADDRESS: &str = "InternalIP";
-/// The condition of a node whose network somebody else has to see to.
+/// The condition of a node that waits for its network to be set up.
 pub(super) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
-/// Of a list: four times the nodes of the largest clusters.
+/// The most entries of a list: four times the nodes of the largest clusters.
 const MAX_ENTRIES: usize = 20_000;
-/// Of YAML; that of a Node object is less than 10.
+/// The deepest nesting of YAML. A Node object has fewer than 10 levels.
 const MAX_DEPTH: usize = 64;
 
-/// The entries of a list, as far as they were read.
+/// The entries of a list that were read.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     pub(super) records: Vec<NodeRecord>,
@@ -37,10 +37,11 @@ pub(super) fn from_json(reader: impl Read) -> Result<Entries, String> {
     document.map_err(|error| error.to_string())?.entries()
 }
 
-/// Reads YAML: its text is held as a whole, and of what it says one entry at a time.
+/// Reads YAML. Holds the text as a whole, but only one decoded entry at a time.
 pub(super) fn from_yaml(reader: impl Read) -> Result<Entries, String> {
     let text = std::io::read_to_string(reader).map_err(|error| error.to_string())?;
-    // The budget counts all of a document, whether or not anything of it is kept: large clusters pass.
+    // The budget counts the whole document, including parts that are not kept. So its other limits
+    // are off, and the lists of large clusters pass.
     let options = serde_saphyr::options! {
         with_snippet: false,
         budget: serde_saphyr::budget! {
@@ -59,7 +60,7 @@ fn other_kind(kind: Option<&str>) -> String {
     kind.map_or_else(|| "there is no `kind`".into(), |kind| format!("`kind` is `{kind}`"))
 }
 
-/// The name in an entry that does not decode.
+/// Returns the name in an entry that does not decode.
 fn name_of(text: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Named {
@@ -91,7 +92,7 @@ impl Entries {
     }
 }
 
-/// A list, or one node. Which, is said behind the entries.
+/// A list, or one node. `kind` says which, and it comes after the entries.
 #[derive(Deserialize)]
 struct Document {
     kind: Option<String>,
@@ -149,7 +150,8 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// The fields of a Node object that the agent reads; all others are left alone. Written, it is what the cache has.
+/// The fields of a Node object that the agent reads; it skips all others. The cache holds nodes in
+/// this form, too.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NodeObject {
@@ -283,7 +285,7 @@ impl From<&NodeRecord> for NodeObject {
             }),
             status: Some(Status {
                 addresses: Some(record.internal_addresses.iter().map(address).collect()),
-                // It is asked for anew when the list is.
+                // The agent gets the conditions again with the next list.
                 conditions: None,
                 node_info: Some(NodeInfo { operating_system: record.operating_system.clone() }),
             }),

@@ -1,4 +1,4 @@
-//! The list of an earlier time, for an agent that starts while the API server is away.
+//! The saved Node list of an earlier agent, for an agent that starts while the API server is away.
 
 use std::fs;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use xtask::api_server::{ApiServer, Fault};
 use crate::servers::kinds;
 use crate::watching::{Watching, by_url, eventually, node, open, pace, server};
 
-/// A server, and what an agent before has kept of its three nodes.
+/// Returns a server with three nodes, and the folder in which an earlier agent saved their list.
 async fn kept() -> (ApiServer, std::net::SocketAddr, TempDir) {
     let server = server(3);
     let address = open(&server, None);

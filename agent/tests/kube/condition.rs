@@ -35,7 +35,7 @@ async fn it_is_set_to_false_when_the_agent_serves_and_only_this_nodes() {
         server.put(unavailable(2)).await;
         let mut watching = Watching::of(&server);
         watching.list().await;
-        // Who does not serve says nothing.
+        // An agent that does not serve yet writes nothing.
         server.put(node(3)).await;
         watching.list().await;
         assert_eq!(writes(&server), [""; 0]);
@@ -57,7 +57,7 @@ async fn it_is_set_to_false_when_the_agent_serves_and_only_this_nodes() {
 async fn where_it_is_not_set_nothing_is_written() {
     for kind in kinds() {
         let server = kind.serve(2).await;
-        // Another one's, and the first of the list.
+        // The node with the condition is another node, and the first of the list.
         server.put(unavailable(0)).await;
         let mut watching = Watching::of(&server);
         watching.readiness.send_replace(Readiness::Ready);

@@ -1,4 +1,4 @@
-//! What goes wrong at the server and on the way.
+//! Faults of the API server and of the connection to it.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ async fn server_that_hangs_from_the_start_is_given_up_and_asked_again() {
 #[tokio::test]
 async fn a_server_that_has_nothing_to_say_is_no_trouble() {
     let server = server(2);
-    // As some are while no node changes.
+    // Some servers send no bookmark while no node changes.
     server.bookmark_every(Duration::from_secs(3600));
     let mut watching = Watching::start(open(&server, None));
     watching.list().await;
@@ -47,7 +47,7 @@ async fn a_server_that_has_nothing_to_say_is_no_trouble() {
 #[tokio::test]
 async fn half_a_list_is_never_told() {
     for streams in [true, false] {
-        // In the first object, in the middle, and shortly before the end.
+        // The cut is in the first object, in the middle of the list, or shortly before its end.
         for cut in [100, 20_000, 50_000] {
             let server = server(120);
             server.stream_lists(streams);
@@ -58,7 +58,7 @@ async fn half_a_list_is_never_told() {
                 let is_list = matches!(event, Event::Nodes(_));
                 assert!(!is_list, "a list, though the answer was cut after {cut} bytes");
             }
-            // Of what was sent of it, too, nothing stays.
+            // The agent must also drop the objects of the cut list that it did receive.
             server.delete("node1");
             server.fail(None);
             assert_eq!(watching.list().await.records.len(), 119, "cut after {cut} bytes");
@@ -74,7 +74,7 @@ async fn a_change_whose_line_is_cut_is_not_lost() {
     watching.list().await;
     server.stop();
     watching.trouble().await;
-    // The watch that goes on hears half of what is new.
+    // The resumed watch receives half of the line about the new node.
     server.fail(Some(Fault::CutAfter(150)));
     server.start().unwrap();
     server.put(node(3));
@@ -89,7 +89,7 @@ async fn a_slow_server_is_waited_for_as_long_as_it_sends() {
     for streams in [true, false] {
         let server = server(40);
         server.stream_lists(streams);
-        // Longer than the silence that is borne, in all.
+        // The whole answer takes longer than `Pace::silence`.
         server.fail(Some(Fault::Slow(500, Duration::from_millis(40))));
         let mut watching = Watching::start(open(&server, None));
         assert_eq!(watching.list().await.records.len(), 40);
@@ -163,7 +163,7 @@ async fn changes_meanwhile_are_told_together() {
     watching.list().await;
     for number in 2..=20 {
         server.put(node(number));
-        // One after the other, as they come.
+        // Put the nodes one after the other, as they join a cluster.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     assert_eq!(watching.list().await.records.len(), 20);
@@ -259,7 +259,7 @@ async fn a_list_that_is_about_to_be_told_is_not_confirmed_before() {
     assert_news_comes_first(&mut watching).await;
 }
 
-/// Nothing says that the list before is good, when it is not.
+/// Asserts that the source sends a new list before it confirms the earlier one, which is stale.
 async fn assert_news_comes_first(watching: &mut Watching) {
     loop {
         match watching.next().await {

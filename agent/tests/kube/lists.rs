@@ -1,11 +1,11 @@
-//! What there is, and what changes.
+//! Lists of nodes and changes to them.
 
 use serde_json::json;
 
 use crate::servers::{Kind, kinds};
 use crate::watching::{Watching, eventually, node, open, server};
 
-/// How many times the whole list was asked for, by pages or as a stream.
+/// Counts how often the whole list was requested, in pages or as a stream.
 fn lists(requests: &[String]) -> usize {
     let begins = |request: &&String| {
         request.contains("sendInitialEvents=true")
@@ -26,7 +26,7 @@ async fn first_list_is_told_when_it_is_whole_streamed_or_paged() {
         let as_asked = match kind {
             Kind::Streams => pages == 0,
             Kind::Pages => pages == 3,
-            // Which of the two depends on its release.
+            // A cluster's own API server does one of the two, depending on its release.
             Kind::Cluster(_) => pages == 0 || pages == 3,
         };
         assert!(as_asked, "{:#?}", server.requests());
@@ -77,7 +77,8 @@ async fn what_does_not_matter_to_the_network_is_not_told() {
         alive["metadata"]["labels"]["team"] = json!("blue");
         server.put(alive).await;
         server.put(node(3)).await;
-        // The next that is told is the third node, and the second as it was.
+        // The next list has the third node. The second node is as before, so no list was sent for
+        // it.
         assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
         assert!(watching.events.try_recv().is_err());
     }
@@ -91,7 +92,7 @@ async fn after_a_restart_of_the_server_the_watch_goes_on_where_it_was() {
         watching.list().await;
         let before = lists(&server.requests());
         server.stop().await;
-        // First that a connection has ended, perhaps.
+        // The first error may be that a connection has ended.
         while !watching.trouble().await.contains("refused") {}
         server.put(node(3)).await;
         server.start().await;
@@ -165,7 +166,7 @@ async fn a_bookmark_is_where_the_watch_goes_on() {
     let server = server(2);
     let mut watching = Watching::start(open(&server, None));
     watching.list().await;
-    // Others' changes: only a bookmark tells of them.
+    // Only a bookmark tells the agent about changes of other objects.
     server.forget_changes();
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     server.stop();

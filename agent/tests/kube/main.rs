@@ -1,7 +1,8 @@
-//! Node objects over HTTP: what the agent's source makes of an API server, and of its faults.
+//! Node objects over HTTP: how the agent's node source handles an API server and its faults.
 //!
-//! Where a cluster's own binaries are at hand (`xtask::envtest`), whatever needs no fault on demand is asked of those, too.
-//! No root, no packets. The same source feeds the agents of the network tests (`netns`).
+//! Where a cluster's own binaries are at hand (`xtask::envtest`), they run every test that needs no
+//! fault on demand, too. No test needs root or sends packets. The agents of the network tests
+//! (`netns`) use the same source.
 
 mod cache;
 mod cluster;

@@ -1,4 +1,4 @@
-//! A cluster's own API server that ends and begins again under an agent.
+//! A cluster's own API server that restarts while an agent uses it.
 
 use podwire::events::Event;
 use podwire::nodes::kube::Pace;
@@ -19,14 +19,15 @@ async fn no_node_is_missed_or_lost_while_the_api_server_restarts() {
     let mut watching = Watching::with(cluster.direct_access(), silent, tempfile::tempdir().unwrap());
     assert_eq!(watching.names().await, ["node1", "node2"]);
     for number in [3, 4] {
-        // From here on the agent asks all the time.
+        // The agent keeps asking while the API server restarts.
         cluster.restart().await;
         cluster.put(&node(number)).await;
         loop {
             match watching.next().await {
                 Event::Nodes(list) if list.records.len() == number as usize => break,
                 Event::Nodes(list) => assert_eq!(list.records.len() + 1, number as usize, "some are gone"),
-                // Refused, then perhaps: not ready, not yet allowed.
+                // The connection is refused first. After that, perhaps, the server is not ready, or
+                // does not authorize requests yet.
                 event => println!("{event:?}"),
             }
         }

@@ -1,4 +1,4 @@
-//! What the agent's account may do at a cluster's own API server, with the rights that the manifest gives.
+//! What the agent's account may do at a cluster's own API server, with the manifest's rights.
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -50,7 +50,8 @@ async fn a_nodes_spec_cannot_be_written_and_no_other_object() {
         let said = cluster.answer_to_agent(method.clone(), path, kind, body).await;
         assert_eq!(said, expected, "{method} {path} {body}");
     }
-    // By the way of the status no spec is reached. Labels are: it takes the admission policy to refuse that.
+    // A patch of the status cannot change the spec. It can change labels: only the admission policy
+    // refuses that.
     cluster.answer_to_agent(Method::PATCH, &status, STRATEGIC, &cordon).await;
     assert_eq!(cluster.node(OWN).await.unwrap()["spec"]["unschedulable"], Value::Null);
 }

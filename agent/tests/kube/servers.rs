@@ -1,4 +1,4 @@
-//! The API servers that the same tests ask.
+//! The API servers against which the same tests run.
 
 use podwire::nodes::kube::{Access, Pace};
 use serde_json::Value;
@@ -10,27 +10,27 @@ use xtask::envtest::Binaries;
 use crate::cluster::Cluster;
 use crate::watching::{by_url, node, open, pace, server};
 
-/// What kind of API server a test asks.
+/// The kind of API server that a test asks.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// Ours, which gives a list as the beginning of a watch.
+    /// The project's own server, which sends a list as the beginning of a watch.
     Streams,
-    /// Ours, which gives lists page by page.
+    /// The project's own server, which sends lists page by page.
     Pages,
-    /// A cluster's own.
+    /// A cluster's own API server.
     Cluster(Binaries),
 }
 
-/// Each kind that is at hand.
+/// Returns each kind that is at hand.
 pub fn kinds() -> Vec<Kind> {
     let cluster = Binaries::from_environment().unwrap().map(Kind::Cluster);
     [Kind::Streams, Kind::Pages].into_iter().chain(cluster).collect()
 }
 
 impl Kind {
-    /// One with some nodes, and an agent's account that may do what the manifest lets it.
+    /// Starts a server with some nodes. The agent's account has the manifest's rights there.
     pub async fn serve(self, nodes: u32) -> Server {
-        // Seen where a test fails.
+        // Cargo prints this when a test fails.
         println!("asking an API server of the kind {self:?}");
         match self {
             Kind::Cluster(binaries) => {
@@ -51,7 +51,7 @@ impl Kind {
     }
 }
 
-/// An API server that serves.
+/// An API server that is running.
 pub enum Server {
     Ours(ApiServer, SocketAddr),
     Cluster(Box<Cluster>),
@@ -65,7 +65,8 @@ impl Server {
         }
     }
 
-    /// What is quick in a test. A cluster's own is silent for a minute.
+    /// Returns short times for a test. A cluster's own server may be silent for a minute, so its
+    /// silence is longer.
     pub fn pace(&self) -> Pace {
         match self {
             Server::Ours(..) => pace(),
@@ -94,7 +95,7 @@ impl Server {
         }
     }
 
-    /// What the agent has asked so far: method, path, query.
+    /// Returns the agent's requests so far: method, path, query.
     pub fn requests(&self) -> Vec<String> {
         match self {
             Server::Ours(server, _) => server.requests(),
@@ -110,7 +111,7 @@ impl Server {
         }
     }
 
-    /// The agent is let in again.
+    /// Lets the agent connect again.
     pub async fn start(&mut self) {
         match self {
             Server::Ours(server, _) => server.start().unwrap(),
@@ -118,7 +119,7 @@ impl Server {
         }
     }
 
-    /// Who watches from an earlier version is told 410.
+    /// Makes the server answer 410 to a watch from an earlier version.
     pub async fn forget_changes(&mut self) {
         match self {
             Server::Ours(server, _) => server.forget_changes(),

@@ -1,4 +1,4 @@
-//! Who the agent is at the API server, and how it trusts it.
+//! How the agent and the API server prove their identities: tokens and certificates.
 
 use podwire::nodes::kube::{Access, Source};
 use tokio::sync::{mpsc, watch};
@@ -22,7 +22,7 @@ async fn a_token_that_has_expired_is_read_again() {
     assert_eq!(watching.names().await, ["node1", "node2"]);
 
     server.only_tokens(&["second"]);
-    // Who is connected already goes on until the connection ends.
+    // A connection that is open stays authenticated until it ends.
     server.stop();
     server.start().unwrap();
     let mut trouble = watching.trouble().await;
@@ -89,7 +89,7 @@ async fn a_new_certificate_authority_is_read() {
     assert_eq!(watching.names().await, ["node1", "node2"]);
 }
 
-/// Why a source does not begin at all.
+/// Returns the error with which a source refuses to start.
 async fn refusal(server: Access) -> String {
     let (events, _queue) = mpsc::channel(1);
     let (_readiness, is_ready) = watch::channel(podwire::events::Readiness::Ready);

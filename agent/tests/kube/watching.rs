@@ -1,4 +1,4 @@
-//! An API server, the source that asks it, and what the owner of state would be told.
+//! An API server, the agent's node source, and the events that the owner of state would get.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -17,12 +17,12 @@ use xtask::lab::traffic::reserved_address;
 
 use crate::servers::Server;
 
-/// Whatever is waited for comes much sooner, unless it never does.
+/// The longest wait for an event. An expected event comes much sooner.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The node whose agent is tested.
+/// The node of the tested agent.
 pub const OWN: &str = "node1";
 
-/// What is quick in a test.
+/// Returns short times for a test.
 pub fn pace() -> Pace {
     Pace {
         silence: Duration::from_secs(1),
@@ -33,18 +33,18 @@ pub fn pace() -> Pace {
     }
 }
 
-/// An API server with some nodes.
+/// Returns an API server with some nodes.
 pub fn server(nodes: u32) -> ApiServer {
     let server = ApiServer::new().unwrap();
     for number in 1..=nodes {
         server.put(node(number));
     }
-    // A silence is a fault here sooner than in life.
+    // `pace` makes one second of silence a fault, so bookmarks come more often than in a cluster.
     server.bookmark_every(Duration::from_millis(200));
     server
 }
 
-/// `node<number>` with podCIDR 10.x.y.0/24, as a kubelet reports it.
+/// Returns `node<number>` with podCIDR 10.x.y.0/24, as a kubelet reports it.
 pub fn node(number: u32) -> Value {
     let [_, _, high, low] = number.to_be_bytes();
     let pod_cidr = format!("10.{}.{low}.0/24", 32 + high);
@@ -60,14 +60,14 @@ pub fn node(number: u32) -> Value {
     })
 }
 
-/// Serves HTTP on a port of loopback, the same after a restart.
+/// Serves HTTP on a loopback port, which stays the same after a restart.
 pub fn open(server: &ApiServer, certificate: Option<Certificate>) -> SocketAddr {
     let address = reserved_address().unwrap();
     server.listen(move || TcpListener::bind(address), certificate).unwrap();
     address
 }
 
-/// A source at work.
+/// A running node source.
 pub struct Watching {
     pub events: mpsc::Receiver<Event>,
     pub readiness: watch::Sender<Readiness>,
@@ -76,12 +76,12 @@ pub struct Watching {
 }
 
 impl Watching {
-    /// Asks a server over HTTP.
+    /// Starts a source that asks a server over HTTP.
     pub fn start(address: SocketAddr) -> Self {
         Self::with(by_url(address), pace(), tempfile::tempdir().unwrap())
     }
 
-    /// Asks one of the servers that the same tests ask.
+    /// Starts a source that asks one of the servers against which the same tests run.
     pub fn of(server: &Server) -> Self {
         Self::with(server.access(), server.pace(), tempfile::tempdir().unwrap())
     }
@@ -95,17 +95,17 @@ impl Watching {
         Self { events, readiness, task, folder }
     }
 
-    /// The cache's file.
+    /// Returns the path of the cache's file.
     pub fn cache(&self) -> PathBuf {
         self.folder.path().join("nodes.json")
     }
 
-    /// The next event.
+    /// Waits for the next event.
     pub async fn next(&mut self) -> Event {
         timeout(PATIENCE, self.events.recv()).await.expect("nothing is told").expect("the source has ended")
     }
 
-    /// The next list; other events before it are no matter.
+    /// Waits for the next list and ignores other events before it.
     pub async fn list(&mut self) -> NodeList {
         loop {
             if let Event::Nodes(list) = self.next().await {
@@ -114,12 +114,12 @@ impl Watching {
         }
     }
 
-    /// Names in the next list.
+    /// Waits for the next list and returns its names.
     pub async fn names(&mut self) -> Vec<String> {
         self.list().await.records.into_iter().map(|record| record.name).collect()
     }
 
-    /// The first list of which this holds.
+    /// Waits for the first list that meets a condition.
     pub async fn until(&mut self, holds: impl Fn(&NodeList) -> bool) -> NodeList {
         loop {
             let list = self.list().await;
@@ -129,7 +129,7 @@ impl Watching {
         }
     }
 
-    /// Why the list cannot be had, as soon as it is told.
+    /// Waits for the next report that the list is unusable, and returns its reason.
     pub async fn trouble(&mut self) -> String {
         loop {
             if let Event::NodeListUnusable(reason) = self.next().await {
@@ -138,7 +138,7 @@ impl Watching {
         }
     }
 
-    /// Ends it as an agent's end does, and gives the folder with its cache.
+    /// Ends the source as an agent's end does, and returns the folder with its cache.
     pub async fn end(self) -> TempDir {
         self.task.abort();
         let _ = self.task.await;
@@ -146,12 +146,12 @@ impl Watching {
     }
 }
 
-/// `--api-server`.
+/// Returns the access of `--api-server`.
 pub fn by_url(address: SocketAddr) -> Access {
     Access { kubeconfig: None, api_server: Some(format!("http://{address}").parse().unwrap()) }
 }
 
-/// `--kubeconfig`, with the token in a file as a service account's is.
+/// Returns the access of `--kubeconfig`, with the token in a file as for a service account.
 pub fn by_kubeconfig(path: &Path, address: SocketAddr, certificate: &Certificate, token: &Path) -> Access {
     let authority = path.with_extension("crt");
     std::fs::write(&authority, certificate.pem()).unwrap();
@@ -165,7 +165,7 @@ pub fn by_kubeconfig(path: &Path, address: SocketAddr, certificate: &Certificate
     Access { kubeconfig: Some(path.into()), api_server: None }
 }
 
-/// Waits for what shows somewhere else.
+/// Waits for a condition that no event reports.
 pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
     let wait = async {
         while !holds() {

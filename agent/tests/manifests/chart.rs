@@ -1,4 +1,4 @@
-//! The chart, and what is rendered from it.
+//! The chart and the manifests rendered from it.
 
 use std::fs;
 use std::process::Command;
@@ -129,10 +129,10 @@ fn lines_for_a_part_of_flannels_nodes_choose_them() -> Result<()> {
     Ok(())
 }
 
-/// A manifest after what a text tells operators to do with it.
+/// Returns a manifest edited with a `sed` script that a text for operators names.
 fn edited(text: &str, script: &str, file: &str) -> Result<String> {
     let told = fs::read_to_string(manifests::root().join(text))?;
-    // Both manifests may be named in one line.
+    // One line may name both manifests.
     let line = told.lines().find(|line| line.contains(&format!("sed '{script}'")) && line.contains(file));
     line.with_context(|| format!("{text} lacks: sed '{script}' {file}"))?;
     let output = Command::new("sed").args([script, file]).current_dir(manifests::root()).output()?;
@@ -163,7 +163,8 @@ fn a_word_that_helms_yaml_takes_for_a_boolean_stays_a_word() -> Result<()> {
     let data = &find(&documents, "ConfigMap", "podwire")?["data"];
     let text = data["config.yaml"].as_str().context("no config.yaml")?;
     assert!(text.ends_with("\nuplink-xdp: \"off\"\n"), "{text}");
-    // Without quotes it is a boolean for helm, which the schema refuses; so no option may be one.
+    // Without quotes helm reads `off` as a boolean, which the schema refuses. So no option may be a
+    // boolean.
     let schema: Value =
         serde_json::from_str(&fs::read_to_string(manifests::chart().join("values.schema.json"))?)?;
     let kinds = &schema["properties"]["config"]["additionalProperties"]["type"];
@@ -196,12 +197,13 @@ fn the_schema_knows_every_value_and_no_other() -> Result<()> {
     let read = |name| fs::read_to_string(manifests::chart().join(name));
     let values: Value = serde_saphyr::from_str(&read("values.yaml")?)?;
     let mut schema: Value = serde_json::from_str(&read("values.schema.json")?)?;
-    // Every chart has it, whether or not it uses it.
+    // Helm gives every chart this value, whether or not the chart uses it.
     schema["properties"].as_object_mut().context("no properties")?.remove("global");
     compare(&values, &schema, "")
 }
 
-/// What the schema leaves open (no `properties`) is the operator's.
+/// Compares the keys of values and schema. Where the schema has no `properties`, the operator
+/// chooses the keys.
 fn compare(values: &Value, schema: &Value, path: &str) -> Result<()> {
     let Some(properties) = schema["properties"].as_object() else { return Ok(()) };
     let values = values.as_object().with_context(|| format!("{path} is no mapping"))?;

@@ -1,4 +1,4 @@
-//! Manifests as values.
+//! Manifests as JSON values.
 
 use std::collections::BTreeMap;
 
@@ -6,19 +6,19 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use xtask::manifests::Release;
 
-/// Each document of a text.
+/// Parses each document of a text.
 pub fn parse(text: &str) -> Result<Vec<Value>> {
     let documents: Vec<Value> =
         serde_saphyr::from_multiple(text).with_context(|| format!("parse:\n{text}"))?;
     Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
 }
 
-/// Each document that the chart gives with these values.
+/// Renders the chart with these values.
 pub fn rendered_with(values: Value) -> Result<Vec<Value>> {
     rendered(&Release { values, ..Release::default() })
 }
 
-/// Each document of a release.
+/// Renders each document of a release.
 pub fn rendered(release: &Release) -> Result<Vec<Value>> {
     let mut documents = Vec::new();
     for (name, text) in release.render()? {
@@ -27,7 +27,8 @@ pub fn rendered(release: &Release) -> Result<Vec<Value>> {
     Ok(documents)
 }
 
-/// Releases that differ from the default one, each in all that an operator may want at once.
+/// Returns releases that differ from the default one. Each sets all that an operator may want at
+/// once.
 pub fn other_releases() -> Vec<Release> {
     let of_k3s = json!({
         "cni": {
@@ -53,13 +54,13 @@ pub fn other_releases() -> Vec<Release> {
     ]
 }
 
-/// The one of a kind and name.
+/// Returns the document of a kind and name.
 pub fn find<'a>(documents: &'a [Value], kind: &str, name: &str) -> Result<&'a Value> {
     let found = documents.iter().find(|one| one["kind"] == kind && one["metadata"]["name"] == name);
     found.with_context(|| format!("there is no {kind} {name}"))
 }
 
-/// Containers of a DaemonSet with what they are for, those of the start first.
+/// Returns the containers of a DaemonSet, init containers first.
 pub fn containers(daemon_set: &Value) -> Result<Vec<&Value>> {
     let pod = &daemon_set["spec"]["template"]["spec"];
     let lists = [&pod["initContainers"], &pod["containers"]];
@@ -68,12 +69,12 @@ pub fn containers(daemon_set: &Value) -> Result<Vec<&Value>> {
     Ok(containers)
 }
 
-/// Words of a list.
+/// Returns the strings of a list.
 pub fn words(list: &Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// Folders that a container sees, with the volumes that they are of.
+/// Returns the folders that a container sees, with the names of their volumes.
 pub fn mounts(container: &Value) -> BTreeMap<&str, &str> {
     let mounts = container["volumeMounts"].as_array().into_iter().flatten();
     mounts.filter_map(|mount| Some((mount["mountPath"].as_str()?, mount["name"].as_str()?))).collect()

@@ -1,4 +1,4 @@
-//! One version and one image, wherever they are written.
+//! One version and one image name in all files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -61,7 +61,7 @@ fn the_same_files_are_the_same_archive_whenever_it_is_made() -> Result<()> {
         Image { name: "podwire.invalid/test:1".to_owned(), files, config: json!({}) }
     };
     let archive = image().archive()?;
-    // A time in it would be another by now.
+    // A timestamp in the archive would differ after this pause.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     assert!(archive == image().archive()?);
     let (_, files) = unpack(&archive)?;
@@ -77,7 +77,8 @@ fn an_image_without_registry_or_tag_has_no_archive() {
     }
 }
 
-/// An image's configuration, and the permissions of its files; all of root, and of no time.
+/// Returns an image's configuration and the permissions of its files. Asserts that all files have
+/// owner and time 0.
 fn unpack(archive: &[u8]) -> Result<(Value, BTreeMap<String, u32>)> {
     let mut parts = BTreeMap::new();
     for entry in tar::Archive::new(archive).entries()? {

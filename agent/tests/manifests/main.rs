@@ -1,6 +1,6 @@
-//! What a cluster is given says the same in every form, in Kubernetes' own terms, and in the program's.
+//! The manifests say the same in every form, in Kubernetes' terms and in the program's own.
 //!
-//! Needs what `cargo xtask setup` installs: the chart is rendered by Go's templates, which are helm's.
+//! Needs what `cargo xtask setup` installs: Go's templates, which are helm's, render the chart.
 
 mod chart;
 mod documents;

@@ -1,4 +1,4 @@
-//! What the manifests ask of the program, compared with what it says of itself.
+//! What the manifests ask of the program, compared with the program's own help.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,7 +31,8 @@ fn every_default_in_the_list_can_be_had_by_taking_its_mark_away() -> Result<()> 
     assert!(taken.contains(&"mode: vxlan") && taken.len() > 10, "{taken:?}");
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), taken.join("\n"))?;
-    // The last of what is looked at before anything is done, and wrong, so that nothing is.
+    // The agent checks the log level after all other options and before it changes anything. An
+    // invalid level shows that it took the others, and ends the agent there.
     let output = Command::new(env!("CARGO_BIN_EXE_podwire"))
         .args(["agent", "--node-name", "node1", "--log-level", "podwire=wrong", "--config"])
         .arg(file.path())
@@ -78,7 +79,8 @@ fn every_place_that_the_program_uses_is_mounted_and_no_other() -> Result<()> {
             let set = given.iter().find_map(|argument| argument.strip_prefix(&format!("--{}=", option.name)));
             let Some(place) = set.or(option.default.as_deref()) else { continue };
             let mount = mounts.keys().find(|mount| {
-                // Of the sysctls only the network's can be written in a container.
+                // `--sysctl-dir` names the whole folder of sysctls, but only its `net` folder is
+                // mounted: a container can write no others.
                 Path::new(place).starts_with(mount) || Path::new(mount).starts_with(place)
             });
             let mount = mount.with_context(|| format!("--{} {place} is not mounted", option.name))?;
@@ -155,7 +157,7 @@ fn each_container_has_the_capabilities_it_needs_and_no_other() -> Result<()> {
     })
 }
 
-/// Does this with every container of every release, and says of which an error is.
+/// Runs a check with every container of every release. An error names the container.
 fn each_container(check: impl Fn(&Value) -> Result<()>) -> Result<()> {
     for daemon_set in daemon_sets()? {
         for container in containers(&daemon_set)? {
@@ -175,7 +177,7 @@ fn daemon_sets() -> Result<Vec<Value>> {
     Ok(found)
 }
 
-/// The command that a container runs, and its options.
+/// Returns the command that a container runs, and the command's options.
 fn command(container: &Value) -> Result<(String, Vec<CommandOption>)> {
     ensure!(container["command"].is_null(), "the image says what is run");
     let name = *words(&container["args"]).first().context("no command")?;

@@ -1,4 +1,4 @@
-//! Nothing in the manifests is unknown to Kubernetes: its own types drop what they do not know.
+//! Kubernetes knows every field of the manifests: its own types drop unknown fields.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::admissionregistration::v1::{
@@ -67,7 +67,7 @@ fn round_trip<T: Serialize + DeserializeOwned>(document: &Value) -> Result<()> {
     Ok(())
 }
 
-/// What is not the same in two values, each by its path.
+/// Lists the differences between two values, each with its path.
 fn differences(given: &Value, kept: &Value, path: &str) -> Vec<String> {
     match (given, kept) {
         (Value::Object(given_fields), Value::Object(kept_fields)) => {

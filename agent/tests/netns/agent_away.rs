@@ -1,4 +1,5 @@
-//! An agent that stands still while many ask: each is told to try again, and nothing of it is done afterwards.
+//! An agent that stands still while many plugins call it. Each call ends with "try again later",
+//! and the agent carries none of them out afterwards.
 
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -12,7 +13,7 @@ use xtask::lab::{Lab, Node, Ns, traffic};
 
 use crate::sockets::wait_until;
 
-/// More than the agent serves at once (128).
+/// More calls than the agent serves at once (128).
 const CALLS: usize = 150;
 
 #[test]
@@ -39,7 +40,8 @@ fn calls_to_a_still_agent_try_again_later_and_leave_nothing() {
     });
     assert!(namespaces.iter().all(|ns| ns.exec(&["ip", "-br", "link"]).unwrap().lines().count() == 1));
     signal(node, Signal::CONT);
-    // The one that was deleted goes as soon as the agent has looked.
+    // One pod was deleted while the agent stood still. The agent releases it as soon as it has
+    // looked.
     let after = wait_until(|| Some(Left::by(node)).filter(|left| *left == before.without_one()));
     assert!(after.is_some(), "{:?} and not {before:?} but one\n{}", Left::by(node), node.agent_log_tail(20));
     for name in &names[..3] {
@@ -61,26 +63,26 @@ fn add_whose_plugin_has_died_is_not_carried_out() {
     let pod = node.add_pod("pod").unwrap();
     assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(), 1);
     assert_eq!(pod.address().to_string(), "10.244.1.2", "an address was given to nobody");
-    // Somebody who waits is served.
+    // An ADD with a waiting plugin is served.
     let reply: Reply = protocol::read_frame(&mut asked(node, Call::Add(Box::new(add)))).unwrap();
     assert!(matches!(&reply, Reply::Added(_)), "{reply:?}");
 }
 
-/// The same with an agent that waits for its disk, while calls wait for it.
+/// Like the test above, with an agent that waits for its disk while calls wait for it.
 #[test]
 fn waiting_add_is_not_begun_when_its_plugin_has_given_up() {
     const A_MOMENT: Duration = Duration::from_millis(300);
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let [stuck, waiting] = ["stuck", "waiting"].map(|container| made_by_hand(node, container));
-    // Whoever opens it to write waits for somebody who reads.
+    // The file is a named pipe: opening it for writing waits for a reader.
     let file = node.state_dir().join("endpoints").join(&stuck.host_interface).with_extension("tmp");
     assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
     let unknown = Attachment { container_id: "unknown".into(), interface: "eth0".into() };
     let mut first = asked(node, Call::Add(Box::new(stuck)));
     let linked = || node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len() == 1;
     assert!(wait_until(|| linked().then_some(())).is_some());
-    // A CHECK waits until all ADDs are on disk, and what comes after it waits for the CHECK.
+    // A CHECK waits until all ADDs are on disk. Later calls wait for the CHECK.
     let mut second = asked(node, Call::Check(unknown));
     std::thread::sleep(A_MOMENT);
     let third = asked(node, Call::Add(Box::new(waiting)));
@@ -93,11 +95,11 @@ fn waiting_add_is_not_begun_when_its_plugin_has_given_up() {
     let reply: Reply = protocol::read_frame(&mut second).unwrap();
     assert!(matches!(&reply, Reply::Failed(_)), "nobody knows it: {reply:?}");
     drop(reader);
-    // The first one's was given and taken back; the next one is still there.
+    // The first ADD got an address and gave it back. The next address is still free.
     assert_eq!(node.add_pod("pod").unwrap().address().to_string(), "10.244.1.3");
 }
 
-/// What a plugin asks for when it has made its link.
+/// Makes a pod's link as a plugin does, and returns the request that follows.
 fn made_by_hand(node: &Node, container_id: &str) -> Add {
     let attachment = Attachment { container_id: container_id.into(), interface: "eth0".into() };
     let host_interface = attachment.host_interface();
@@ -120,7 +122,7 @@ fn made_by_hand(node: &Node, container_id: &str) -> Add {
     }
 }
 
-/// A connection whose request was sent.
+/// Sends a request and returns its connection.
 fn asked(node: &Node, call: Call) -> UnixStream {
     let mut stream = UnixStream::connect(node.socket()).unwrap();
     protocol::write_frame(&mut stream, &Request::new(call)).unwrap();
@@ -132,7 +134,7 @@ fn signal(node: &Node, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
-/// What calls could leave behind, in numbers.
+/// The numbers of things that calls could leave behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Left {
     links: usize,

@@ -1,4 +1,5 @@
-//! Limited pods: what they receive and send passes the kernel's queues, by whatever way it comes, and nothing else about it changes.
+//! Pods with limits. All that they receive and send, on any path, passes the kernel's queues.
+//! Nothing else about it changes.
 
 use std::net::SocketAddr;
 
@@ -13,12 +14,12 @@ use crate::sockets::{udp, wait_until};
 use crate::sweep::repairs;
 
 const MODES: [Mode; 2] = [Mode::Vxlan, Mode::Direct];
-/// Bits per second, both ways: fast enough for tests.
+/// Bits per second, for both directions: fast enough for tests.
 const RATE: u64 = 200_000_000;
 const PORT: u16 = 8080;
 const HOST_PORT: u16 = 9088;
 const STREAM: u64 = 1 << 20;
-/// What the server of an exchange sends back.
+/// The bytes that the server of an exchange sends back.
 const ANSWER: u64 = 64 << 10;
 
 #[test]
@@ -94,7 +95,7 @@ fn what_comes_by_a_host_port_passes_the_queues_too() {
 fn segments_that_a_queue_has_cut_arrive_as_they_were_sent() {
     for mode in MODES {
         let lab = Lab::builder().mode(mode).build().unwrap();
-        // 20 ms of it are less than half of the largest segment.
+        // At this rate, 20 ms of traffic are less than half of the largest segment.
         let slow = json!({ "bandwidth": { "ingressRate": 10_000_000, "egressRate": 10_000_000 } });
         let pod = lab.node(0).add_pod_with("pod", &slow).unwrap();
         let [near, far] = [(0, "near"), (1, "far")].map(|(node, name)| lab.node(node).add_pod(name).unwrap());
@@ -109,7 +110,7 @@ fn segments_that_a_queue_has_cut_arrive_as_they_were_sent() {
     }
 }
 
-/// The world's links take more than the pods' do.
+/// The world's links have a larger MTU than pods' links.
 #[test]
 fn host_port_datagram_larger_than_the_pods_link_arrives() {
     for mode in MODES {
@@ -165,7 +166,7 @@ fn a_limit_outlives_the_agent_and_goes_with_its_pod() {
     for map in [maps::ENDPOINTS, maps::EGRESS_GUARDS] {
         assert_eq!(node.map_dump(map).unwrap(), json!([]), "{map}");
     }
-    // The address goes on without a limit.
+    // The next pod with the same address has no limit.
     let free = node.add_pod_with("free", &json!({ "ips": ["10.244.1.2/24"] })).unwrap();
     assert!(queue(node, free.host_interface()).is_none());
 }
@@ -179,7 +180,7 @@ fn a_limit_that_somebody_took_away_is_found_out_and_set_again() {
     let options = |ns: &Ns, device: &str| queue(ns, device).map(|queue| queue["options"].clone());
     let as_it_was = options(node, pod.host_interface());
 
-    // What stops who goes around the queue.
+    // `EGRESS_GUARDS` stops a pod that bypasses its queue. CHECK finds that the entry is missing.
     let guards = node.bpf_dir().join(maps::EGRESS_GUARDS).display().to_string();
     let link = node.ifindex(pod.host_interface()).unwrap().to_ne_bytes().map(|byte| byte.to_string());
     let key: Vec<_> = link.iter().map(String::as_str).collect();
@@ -187,7 +188,8 @@ fn a_limit_that_somebody_took_away_is_found_out_and_set_again() {
     let missing = checked(&pod, &both()).unwrap_err();
     assert!(missing.contains("EGRESS_GUARDS has no entry for what the pod sends"), "{missing}");
 
-    // On the pod's side nobody sets it again: what the pod's own processes may do there is theirs.
+    // The agent does not set the queue on the pod's side again: the pod's own processes may change
+    // it.
     pod.exec(&["tc", "qdisc", "del", "dev", "eth0", "root"]).unwrap();
     let missing = checked(&pod, &both()).unwrap_err();
     assert!(missing.contains("limit of 200000000 bits/s for what it sends is missing"), "{missing}");
@@ -224,14 +226,14 @@ fn who_goes_around_the_pods_queue_is_stopped_on_the_node() {
             let before = dropped().get(name).copied().unwrap_or_default();
             let (_server, socket) = (udp(other, ("0.0.0.0", PORT)), udp(&pod, ("0.0.0.0", 0)));
             let stopped = wait_until(|| {
-                // Two seconds' worth.
+                // Two seconds' worth of traffic.
                 for _ in 0..2500 {
                     socket.send_to(&[0; 1000], (address, PORT)).unwrap();
                 }
                 (dropped().get(name).copied().unwrap_or_default() > before).then_some(())
             });
             assert!(stopped.is_some(), "{mode:?}: nothing stops what goes to {address}: {:?}", dropped());
-            // TCP makes do with what is left.
+            // TCP gets through with the rest of the rate.
             traffic::tcp_exchange(&pod, other, address, PORT + 1, STREAM / 4).unwrap();
         }
     }
@@ -258,14 +260,14 @@ fn another_limit_is_refused_while_the_attachment_is_there() {
 }
 
 fn both() -> Value {
-    // The burst that runtimes ask for.
+    // Runtimes ask for this burst.
     let burst = u32::MAX;
     json!({ "bandwidth": {
         "IngressRate": RATE, "IngressBurst": burst, "EgressRate": RATE, "EgressBurst": burst,
     }})
 }
 
-/// CHECK as a runtime does it.
+/// Runs CHECK as a runtime does.
 fn checked(pod: &Pod, runtime_config: &Value) -> Result<(), String> {
     let mut call = pod.call().with_command("CHECK");
     call.config["prevResult"] = pod.result().clone();
@@ -274,7 +276,7 @@ fn checked(pod: &Pod, runtime_config: &Value) -> Result<(), String> {
     if output.success { Ok(()) } else { Err(output.answer["msg"].as_str().unwrap_or_default().to_owned()) }
 }
 
-/// A device's token bucket filter, as `tc` shows it.
+/// Returns a device's token bucket filter as `tc` shows it.
 fn queue(ns: &Ns, device: &str) -> Option<Value> {
     let queues = tc(ns, &["qdisc", "show", "dev", device]);
     queues.as_array().unwrap().iter().find(|queue| queue["kind"] == "tbf").cloned()
@@ -285,7 +287,7 @@ fn tc(ns: &Ns, arguments: &[&str]) -> Value {
     serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
 }
 
-/// A pod with limits and a hostPort, and whom it talks to.
+/// A pod with limits and a hostPort, and the pods that it talks to.
 struct Places {
     pod: Pod,
     near: Pod,
@@ -296,7 +298,8 @@ struct Places {
 impl Places {
     fn new(mode: Mode) -> Self {
         let lab = Lab::builder().mode(mode).build().unwrap();
-        // One packet is one packet everywhere: the queue counts a large one as its segments, the link as one.
+        // Send no large packets: the queue counts the segments of one, but the link counts it as
+        // one packet.
         for ns in lab.nodes().iter().map(|node| &**node).chain([lab.world()]) {
             ns.ip("link set dev eth0 gso_max_segs 1\n").unwrap();
         }
@@ -310,7 +313,7 @@ impl Places {
         Self { pod, near, far, lab }
     }
 
-    /// What has gone into the pod and out of it, and what of that has passed the queues.
+    /// Returns the packets that went into the pod and out of it, and those that passed the queues.
     fn passed(&self) -> [Passed; 2] {
         let stats = self.pod.exec(&["ip", "-s", "-j", "link", "show", "dev", "eth0"]).unwrap();
         let stats: Value = serde_json::from_str(&stats).unwrap();
@@ -326,7 +329,8 @@ impl Places {
         [count(self.lab.node(0), self.pod.host_interface(), "rx"), count(&self.pod, "eth0", "tx")]
     }
 
-    /// Every packet has passed a queue since, and at least so many bytes, received and sent.
+    /// Asserts that every packet since then has passed a queue, with at least these bytes received
+    /// and sent.
     #[track_caller]
     fn expect_passed(&self, before: &[Passed; 2], payload: [u64; 2], what: &str) {
         let after = self.passed();
@@ -339,12 +343,12 @@ impl Places {
     }
 }
 
-/// Since the pod was made.
+/// Counts since the pod was made.
 struct Passed {
     /// Packets that have passed the queue.
     queue: u64,
     /// Packets that have passed the pod's link.
     link: u64,
-    /// Of the packets that have passed the queue.
+    /// Bytes of the packets that have passed the queue.
     bytes: u64,
 }

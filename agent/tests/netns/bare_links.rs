@@ -1,4 +1,4 @@
-//! Links without link header: pods, nodes and the world by tun devices.
+//! Links without link header: pods, nodes and the world are connected by tun devices.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -37,7 +37,7 @@ fn the_tunnel_goes_by_tun_where_the_route_to_a_node_does() {
     pods_and_nodes(&lab, Mode::Vxlan);
 }
 
-/// Pods of both nodes and the nodes themselves talk by the programs' ways.
+/// Checks that pods of both nodes and the nodes talk to each other by the programs' paths.
 fn pods_and_nodes(lab: &Lab, mode: Mode) {
     let [one, two] = [lab.node(0), lab.node(1)];
     let (near, far) = (one.add_pod("near").unwrap(), two.add_pod("far").unwrap());
@@ -75,7 +75,7 @@ fn pods_reach_the_world_and_are_reached_by_tun() {
                 Row::new("the node to the world", (node, HERE), (&world, WORLD)),
             ],
         );
-        // Past the host's rules from the first packet on.
+        // These connections go past the host's rules from the first packet on.
         for _ in 0..4 {
             traffic::tcp_exchange(&pod, &world, WORLD, 8443, 1 << 20).unwrap();
         }
@@ -91,19 +91,20 @@ fn pods_reach_the_world_and_are_reached_by_tun() {
 fn an_error_of_the_world_reaches_the_pod_by_tun() {
     let (lab, world, _cable) = world_by_tun(Mode::Vxlan);
     let pod = lab.node(0).add_pod("pod").unwrap();
-    // Nobody listens: the answer is "port unreachable", about the translated packet.
+    // No socket listens there: the world answers "port unreachable" about the translated packet.
     let refused = crate::sockets::udp(&pod, ("0.0.0.0", 0));
     refused.connect((WORLD, 9)).unwrap();
     refused.send(b"?").unwrap();
     let error = refused.recv(&mut [0; 16]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
-    // A path that shrinks is told as well.
+    // The pod also learns of a path with a smaller MTU.
     world.ip("link set dev tun0 mtu 1200\n").unwrap();
     lab.node(0).ip("link set dev tun0 mtu 1200\n").unwrap();
     traffic::tcp_exchange(&pod, &world, WORLD, 8080, 1 << 20).unwrap();
 }
 
-/// What the host stack sends out bare with a pod's source goes into the tunnel, by a link without link header too.
+/// The host stack sends a packet with a pod's source out bare. It goes into the tunnel, also on a
+/// link without link header.
 #[test]
 fn what_the_stack_sends_by_tun_is_encapsulated() {
     let (lab, _cable) = nodes_by_tun();
@@ -123,7 +124,7 @@ fn what_the_stack_sends_by_tun_is_encapsulated() {
     Counted::quiet(&lab).since(&before).expect(&ways, &[]).unwrap();
 }
 
-/// Nodes whose routes to each other lead by a tun device.
+/// Returns nodes with routes to each other by a tun device.
 fn nodes_by_tun() -> (Lab, TunCable) {
     let lab = Lab::builder().agents(false).build().unwrap();
     let [one, two] = [lab.node(0), lab.node(1)];
@@ -136,7 +137,8 @@ fn nodes_by_tun() -> (Lab, TunCable) {
     (lab, cable)
 }
 
-/// A node whose default route leads by a tun device to a namespace that has [`WORLD`].
+/// Returns a node with a default route by a tun device, and the namespace behind it, which has
+/// [`WORLD`].
 fn world_by_tun(mode: Mode) -> (Lab, Ns, TunCable) {
     let lab = Lab::builder().nodes(1).mode(mode).agents(false).build().unwrap();
     let (node, world) = (lab.node(0), lab.add_namespace("far").unwrap());

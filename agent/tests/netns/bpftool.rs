@@ -1,4 +1,4 @@
-//! What an operator sees of the pinned maps.
+//! The pinned maps as an operator sees them.
 
 use podwire_common::names::maps;
 use serde_json::{Value, json};
@@ -83,7 +83,7 @@ fn every_map_is_pinned_under_its_name() {
     }
 }
 
-/// Something in every map: fragments, a translation, a flow through the stack.
+/// Adds something to every map: fragments, a translation, a flow through the stack.
 fn fill(lab: &Lab, pod: &xtask::lab::Pod, far: std::net::IpAddr) {
     traffic::udp_exchange(pod, lab.world(), lab.world_address(), 8080, 3000).unwrap();
     iptables(lab.node(0), &format!("-t nat -A PREROUTING -d 10.96.0.20/32 -j DNAT --to-destination {far}"));
@@ -96,14 +96,14 @@ fn first(node: &Node, map: &str) -> Value {
     dump[0]["formatted"].clone()
 }
 
-/// At least these: explicit padding is a field as well.
+/// Asserts that an entry has these fields. It may have more: explicit padding is a field as well.
 fn assert_fields(map: &str, shown: &Value, fields: &[&str]) {
     for field in fields {
         assert!(shown.get(field).is_some(), "{map} shows no {field}: {shown}");
     }
 }
 
-/// bpftool prints bytes as numbers or, in arrays of them, as hexadecimal text.
+/// Parses bytes, which bpftool prints as numbers or, in arrays, as hexadecimal text.
 fn numbers(shown: &Value) -> Vec<u8> {
     let byte = |value: &Value| match value {
         Value::String(text) => u8::from_str_radix(text.trim_start_matches("0x"), 16).unwrap(),

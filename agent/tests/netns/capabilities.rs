@@ -10,13 +10,16 @@ use crate::sockets::wait_until;
 const MEBIBYTE: u64 = 1 << 20;
 const FORWARDING: &str = "net/ipv4/ip_forward";
 
-/// What it needs, which the manifest gives it (and DAC_OVERRIDE, for folders of another owner's); without each one, what fails first:
+/// The capabilities that the agent needs. The manifest grants them, and DAC_OVERRIDE for folders of
+/// another owner. Without one of them, this fails first:
 ///
-/// - `bpf`: a map cannot be made.
-/// - `net_admin`: `ip_forward` cannot be set; then devices, routes, filters, the firewall's rules, connection tracking.
-/// - `perfmon`: the verifier refuses the programs ("pointer arithmetic with it prohibited for !root").
+/// - `bpf`: the agent cannot make a map.
+/// - `net_admin`: the agent cannot set `ip_forward`. Later, devices, routes, filters, the
+///   firewall's rules and connection tracking would fail.
+/// - `perfmon`: the verifier refuses the programs ("pointer arithmetic with it prohibited for
+///   !root").
 pub const NEEDED: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
-/// The same as `CapEff` has it: bits 12, 38 and 39 (include/uapi/linux/capability.h).
+/// The same capabilities in `CapEff`: bits 12, 38 and 39 (include/uapi/linux/capability.h).
 const MASK: &str = "000000c000001000";
 
 #[test]
@@ -29,7 +32,7 @@ fn agent_lives_with_the_manifests_capabilities_in_direct_mode() {
     whole_life(Mode::Direct);
 }
 
-/// Everything that an agent ever does, without a refusal.
+/// Runs everything that an agent ever does, and asserts that the kernel refuses none of it.
 fn whole_life(mode: Mode) {
     let lab = Lab::builder()
         .mode(mode)
@@ -85,7 +88,8 @@ fn whole_life(mode: Mode) {
     }
 }
 
-/// By every way that pods have: past the stack and through it, to a hostPort from outside and from a process of the node.
+/// Exchanges traffic on every path of a pod: past the stack and through it, and to a hostPort from
+/// outside and from a process of the node.
 fn talk(lab: &Lab, pod: &Pod, near: &Pod, far: &Pod) {
     let node = lab.node(0);
     for (server, address) in [

@@ -1,4 +1,4 @@
-//! The kernel's notices of what others change.
+//! The kernel's notices about changes that others make.
 
 use podwire::links::Changes;
 use xtask::lab::{Lab, Ns};
@@ -32,7 +32,7 @@ fn more_changes_than_the_kernel_keeps_notices_of_are_a_change() {
     let mut changes = ns.enter(Changes::listen).unwrap().unwrap();
     add_routes(&ns, 5000);
     assert!(changes.any());
-    // What was kept may be told after the loss.
+    // After the loss, the kernel may still deliver notices that it kept.
     assert!((0..3).any(|_| !changes.any()), "it does not end");
 }
 

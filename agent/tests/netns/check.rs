@@ -1,4 +1,5 @@
-//! One row of a table of paths: TCP, UDP and ICMP, whole and in fragments, seen from both ends and in the counters.
+//! Rows of a table of paths: TCP, UDP and ICMP, whole and in fragments, checked at both ends and in
+//! the counters.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,7 +16,7 @@ use xtask::lab::{Lab, Ns};
 const PORT: u16 = 8080;
 const STREAM: u64 = 1 << 20;
 const DATAGRAM: usize = 1000;
-/// The largest that IPv4 has: many fragments.
+/// The largest datagram of IPv4, which takes many fragments.
 const LARGEST_DATAGRAM: usize = 65_507;
 const ECHO: usize = 56;
 const ECHO_IN_FRAGMENTS: usize = 20_000;
@@ -23,24 +24,24 @@ const ECHO_IN_FRAGMENTS: usize = 20_000;
 /// A counter of a node (from 0).
 pub type Counter = (usize, Path);
 
-/// Who talks to whom, and what both ends and the counters must say.
+/// A client, a server, and what both ends and the counters must show.
 #[derive(Clone, Copy)]
 pub struct Row<'a> {
     pub name: &'a str,
     pub client: &'a Ns,
     pub server: &'a Ns,
-    /// Where the client sends to.
+    /// The address to which the client sends.
     pub destination: IpAddr,
-    /// The client, as the server must see it.
+    /// The client's address as the server must see it.
     pub seen_as: IpAddr,
-    /// These must grow with every protocol.
+    /// Paths that must grow with every protocol.
     pub takes: &'a [Counter],
-    /// These must not grow.
+    /// Paths that must not grow.
     pub avoids: &'a [Counter],
 }
 
 impl<'a> Row<'a> {
-    /// The client with its own address, to the server's own address.
+    /// Returns a row: the client, with its own address, sends to the server's own address.
     pub fn new(name: &'a str, client: (&'a Ns, IpAddr), server: (&'a Ns, IpAddr)) -> Self {
         Self {
             name,
@@ -53,12 +54,12 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// The destination becomes the server's on its way.
+    /// Sets a destination that is translated to the server's address on the way.
     pub fn by_way_of(self, destination: IpAddr) -> Self {
         Self { destination, ..self }
     }
 
-    /// The source is translated on its way.
+    /// Sets the source into which the client's address is translated on the way.
     pub fn seen_as(self, seen_as: IpAddr) -> Self {
         Self { seen_as, ..self }
     }
@@ -72,7 +73,8 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Fails with every protocol of the row that does not do as it should, and with what was counted meanwhile.
+/// Fails with every protocol of a row that does not do as it should, and with the counts of that
+/// time.
 pub fn check(lab: &Lab, rows: &[Row<'_>]) {
     let mut failures = String::new();
     for row in rows {
@@ -113,7 +115,7 @@ fn echo(row: &Row<'_>, size: usize) -> Result<IpAddr> {
     seen
 }
 
-/// What all nodes have counted.
+/// The counts of all nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     traffic: Vec<BTreeMap<&'static str, u64>>,
@@ -121,7 +123,7 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Now. A node that never had an agent has counted nothing.
+    /// Reads the counts now. A node that never had an agent has counted nothing.
     pub fn now(lab: &Lab) -> Self {
         let read = |node: &xtask::lab::Node| match node.bpf_dir().exists() {
             true => (node.traffic().unwrap(), node.drops().unwrap()),
@@ -131,7 +133,8 @@ impl Counted {
         Self { traffic, drops }
     }
 
-    /// When nothing more comes: the last acknowledgements of what ran before are counted.
+    /// Waits until no more packets come, and reads the counts. They then include the last
+    /// acknowledgements of earlier traffic.
     pub fn quiet(lab: &Lab) -> Self {
         let (start, mut last) = (Instant::now(), Self::now(lab));
         while start.elapsed() < Duration::from_secs(30) {
@@ -145,7 +148,7 @@ impl Counted {
         panic!("something goes on and on; counted since the beginning:{last}")
     }
 
-    /// What has grown.
+    /// Returns the counts that have grown.
     pub fn since(&self, before: &Self) -> Self {
         let difference = |after: &[BTreeMap<_, u64>], before: &[BTreeMap<_, u64>]| {
             let grown = |(after, before): (&BTreeMap<&'static str, u64>, &BTreeMap<&'static str, u64>)| {
@@ -160,17 +163,17 @@ impl Counted {
         }
     }
 
-    /// Packets of a path on a node (from 0).
+    /// Returns the packets of a path on a node (from 0).
     pub fn packets(&self, (node, path): Counter) -> u64 {
         self.traffic[node].get(path.name()).copied().unwrap_or_default()
     }
 
-    /// Drops of a node (from 0), by reason.
+    /// Returns the drops of a node (from 0), by reason.
     pub fn drops(&self, node: usize) -> &BTreeMap<&'static str, u64> {
         &self.drops[node]
     }
 
-    /// Of a difference: fails unless it holds these paths, not those, and no drop.
+    /// Fails unless this difference has the paths `takes`, none of `avoids`, and no drop.
     pub fn expect(&self, takes: &[Counter], avoids: &[Counter]) -> Result<()> {
         for counter in takes {
             ensure!(
@@ -203,7 +206,8 @@ impl std::fmt::Display for Counted {
     }
 }
 
-/// The echo requests that a namespace receives: a ping's answer does not tell whom the other end saw.
+/// A capture of the echo requests that a namespace receives. A ping's answer does not tell which
+/// source the other end saw.
 struct EchoRequests {
     tcpdump: Child,
 }
@@ -223,7 +227,7 @@ impl EchoRequests {
         Ok(Self { tcpdump })
     }
 
-    /// The first one's source. Waits for it only when there was one.
+    /// Returns the source of the first echo request. Waits for it only if one is expected.
     fn first_source(mut self, expected: bool) -> Result<IpAddr> {
         ensure!(expected, "no echo request was answered");
         let mut printed = String::new();

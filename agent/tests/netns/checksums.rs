@@ -1,5 +1,5 @@
-//! The kernel does what a pod leaves to it after every check: that may change nothing that was
-//! checked.
+//! A pod can leave a checksum to the kernel, which writes it after all checks of the programs. That
+//! must not change what the programs have checked.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -14,7 +14,7 @@ use crate::packets::{ETHERNET, Packet, Transport, udp};
 use crate::{sockets, v4};
 
 const PORTS: (u16, u16) = (4000, 5000);
-/// Where the transport header begins, without IP options.
+/// The offset of the transport header in a frame without IP options.
 const TRANSPORT: u16 = 34;
 const STARTS: std::ops::RangeInclusive<u16> = 0..=60;
 const OFFSETS: std::ops::RangeInclusive<u16> = 0..=30;
@@ -26,7 +26,7 @@ fn a_source_is_not_written_over_by_a_checksum() {
         for on in [true, false] {
             scene.offload(on);
             for receiver in scene.receivers() {
-                // The attack: the sum goes over the lower half of the source.
+                // The attack: the kernel would write the sum over the lower half of the source.
                 let frame = scene.frame(&receiver, datagram());
                 let case = format!("{mode:?}, offload {on}, {}", receiver.name);
                 scene.check_own(&case, &receiver, &frame, &[(26, 2)], None);
@@ -42,8 +42,8 @@ fn only_its_own_checksum_is_left_to_the_kernel() {
         for on in [true, false] {
             scene.offload(on);
             for receiver in scene.receivers() {
-                // In the midst of a connection connection tracking answers for the world: datagrams
-                // only.
+                // In the middle of a connection, connection tracking answers for the world. So the
+                // world gets only datagrams.
                 let tcp = (receiver.name != "the world").then_some((segment(), 16));
                 for (transport, offset) in [Some((datagram(), 6)), tcp].into_iter().flatten() {
                     let case = format!("{mode:?}, offload {on}, {}, {transport:?}", receiver.name);
@@ -89,7 +89,7 @@ fn a_fragment_leaves_no_checksum_and_icmp_neither() {
 
 #[test]
 fn no_kind_of_segments_changes_who_sent_them() {
-    /// `VIRTIO_NET_HDR_GSO_*`: TCPv4, UDP fragments, TCPv6, UDP; with ECN.
+    /// `VIRTIO_NET_HDR_GSO_*`: TCPv4, UDP fragments, TCPv6, UDP; TCPv4 and TCPv6 with ECN.
     const KINDS: [u8; 6] = [1, 3, 4, 5, 0x81, 0x84];
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
@@ -140,12 +140,12 @@ fn datagram() -> Transport {
     udp(PORTS.0, PORTS.1)
 }
 
-/// In the midst of its connection.
+/// Returns a segment in the middle of its connection.
 fn segment() -> Transport {
     Transport::Tcp { source: PORTS.0, destination: PORTS.1, flags: 16 }
 }
 
-/// A pod, and who receives from it.
+/// A pod, and the receivers of its packets.
 struct Scene {
     pod: Pod,
     near: Pod,
@@ -153,7 +153,7 @@ struct Scene {
     lab: Lab,
 }
 
-/// Who receives, and whom it must see.
+/// A receiver, and the source that it must see.
 struct Receiver<'a> {
     name: &'static str,
     ns: &'a Ns,
@@ -173,7 +173,7 @@ impl Scene {
         }
     }
 
-    /// Whether the node's uplink writes checksums and cuts segments itself.
+    /// Switches whether the node's uplink writes checksums and cuts segments itself.
     fn offload(&self, on: bool) {
         let on = if on { "on" } else { "off" };
         let node = self.lab.node(0);
@@ -203,8 +203,9 @@ impl Scene {
         self.packet(receiver, transport).build()
     }
 
-    /// Sends the frame with each checksum left, and ordinary ones between them, so that the flow is
-    /// known. Who receives sees the ordinary ones and the own one, the node refuses all others.
+    /// Sends the frame with each checksum in `left`, and ordinary frames between them, so that the
+    /// flow stays known. Asserts that the receiver gets the ordinary frames and the one with its
+    /// own checksum, and that the node refuses all others.
     fn check_own(
         &self,
         case: &str,
@@ -213,7 +214,7 @@ impl Scene {
         left: &[(u16, u16)],
         own: Option<(u16, u16)>,
     ) {
-        /// After so many comes an ordinary one.
+        /// The number of frames after which an ordinary one comes.
         const ORDINARY: usize = 20;
         let _socket = sockets::udp(receiver.ns, (Ipv4Addr::UNSPECIFIED, PORTS.1));
         let sender = Sender::open(&self.pod, "eth0");
@@ -245,13 +246,13 @@ impl Scene {
 }
 
 impl Receiver<'_> {
-    /// The IPv4 frames that came for it.
+    /// Returns the IPv4 frames to this receiver.
     fn received(&self, capture: Capture) -> Vec<Vec<u8>> {
         let frames = capture.finish().unwrap().into_iter();
         frames.filter(|frame| frame[..6] == self.mac && frame[12..14] == [8, 0]).collect()
     }
 
-    /// Fails unless addresses and ports are those of the pod and of this one.
+    /// Asserts that addresses and ports are those of the pod and of this receiver.
     fn assert_is_from_sender(&self, frame: &[u8], protocols: &[IpNumber]) {
         let header = Ipv4HeaderSlice::from_slice(&frame[ETHERNET..]).unwrap();
         let said = format!("{}: {frame:02x?}", self.name);

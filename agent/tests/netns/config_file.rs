@@ -1,4 +1,4 @@
-//! Options out of a file, which is mounted from a ConfigMap.
+//! Options from a file, which is mounted from a ConfigMap.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -59,7 +59,7 @@ fn changed_config_map_is_told_and_its_networks_count_at_once() {
 
     config_map.set(&[("config.yaml", options), ("non-masquerade", "192.0.2.0/24\n")]);
     wait_until(|| (excluded(node) == 1).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
-    // What the command line has of `mtu` stays, whatever the file says.
+    // `mtu` is on the command line too: it stays, whatever the file says.
     let changed = "vxlan-port: 8474\nmtu: 1300\nsnat-ports: 40000-50000\n";
     config_map.set(&[("config.yaml", changed), ("non-masquerade", "192.0.2.0/24\n198.51.100.0/24\n")]);
     wait_until(|| (excluded(node) == 2).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
@@ -72,7 +72,7 @@ fn changed_config_map_is_told_and_its_networks_count_at_once() {
     wait_until(|| (excluded(node) == 0).then_some(())).unwrap_or_else(|| panic!("{}", node.agent_log()));
     node.add_pod("pod").unwrap();
 
-    // What the command line has as well is overridden by nothing else.
+    // A value that is the same on the command line does not count as overridden.
     config_map.set(&[("config.yaml", "vxlan-port: 8473\nmtu: 1380\n")]);
     for name in [UNUSABLE, DIFFERS, OVERRIDDEN] {
         goes(node, name);
@@ -113,7 +113,7 @@ fn files_are_read_again_when_their_folder_is_replaced() {
     write("etc", 1300, "192.0.2.0/24\n");
     wait_until(|| (excluded(node) == 1 && !runs_with_it()).then_some(()))
         .unwrap_or_else(|| panic!("{}", node.agent_log()));
-    // By a link now, which another one takes the place of.
+    // Now the folder is a link, which another link replaces.
     write("other", 1400, "192.0.2.0/24\n198.51.100.0/24\n");
     fs::rename(at("etc"), at("before")).unwrap();
     symlink("other", at("etc")).unwrap();
@@ -137,8 +137,8 @@ fn a_config_that_is_no_regular_file_is_refused() {
     assert!(log.contains(config) && log.contains("no regular file"), "{log}");
 }
 
-/// A folder as a kubelet mounts it from a ConfigMap: each key is a link into `..data`, and that one to a folder with a whole state, which
-/// the next one takes the place of.
+/// A folder as a kubelet mounts it from a ConfigMap. Each key is a link into `..data`. `..data` is
+/// a link to a folder with a whole state, and the next state replaces that link.
 struct ConfigMap {
     folder: tempfile::TempDir,
 }
@@ -177,7 +177,7 @@ impl ConfigMap {
     }
 }
 
-/// How many networks see pods' own addresses.
+/// Returns how many networks see pods' own addresses.
 fn excluded(node: &Node) -> usize {
     node.map_dump(maps::NETWORKS).unwrap().as_array().unwrap_or(&vec![json!(0)]).len()
 }

@@ -1,4 +1,4 @@
-//! Other tools' queueing disciplines in the place of clsact.
+//! Queueing disciplines of other tools in the place of clsact.
 
 use xtask::lab::{Lab, Node, Ns, traffic};
 
@@ -9,7 +9,7 @@ use crate::sweep::{comes, metric, repairs, told};
 const MEBIBYTE: u64 = 1 << 20;
 const OBSTRUCTED: &str = "uplink-obstructed";
 const REATTACHED: &str = "podwire_programs_reattached_total";
-/// A kernel that says that it is 2.6 has no TCX, as far as the agent can tell.
+/// As far as the agent can tell, a kernel that reports version 2.6 has no TCX.
 pub const WITHOUT_TCX: [&str; 2] = ["setarch", "--uname-2.6"];
 
 #[test]
@@ -29,7 +29,7 @@ fn disciplines_in_the_place_of_clsact_are_replaced() {
     ] {
         assert!(wait_until(|| has(node, device, programs).then_some(())).is_some(), "{device}");
     }
-    // By the programs of both directions, past the stack and through it.
+    // Use the programs of both directions, past the stack and through it.
     for pod in [&pod, &shared] {
         traffic::tcp_exchange(pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
         traffic::tcp_exchange(&far, pod, pod.address(), 8080, MEBIBYTE).unwrap();
@@ -37,7 +37,7 @@ fn disciplines_in_the_place_of_clsact_are_replaced() {
         traffic::tcp_exchange(node, pod, pod.address(), 8080, MEBIBYTE).unwrap();
     }
     traffic::tcp_exchange(node, &far, far.address(), 8080, MEBIBYTE).unwrap();
-    // Nothing is attached again in the next round but what goes then.
+    // In the next round the agent attaches only what is removed then.
     next_round(node, &last);
     assert_eq!(metric(node, REATTACHED), (2 * 3 + 1).to_string(), "{}", node.agent_log_tail(30));
     assert_eq!(repairs(node, "discipline"), 3, "one on each device");
@@ -45,7 +45,7 @@ fn disciplines_in_the_place_of_clsact_are_replaced() {
 
 #[test]
 fn an_uplink_without_tcx_is_not_taken_from_other_tools() {
-    // No cgroup: for such a kernel the library would attach programs there that outlive the agent.
+    // No cgroup: for such a kernel, the library would attach programs there that outlive the agent.
     let builder = Lab::builder().agent_wrapper(&WITHOUT_TCX).agent_arguments(&["--cgroup-dir", "/proc"]);
     let lab = builder.build().unwrap();
     let node = lab.node(0);
@@ -55,7 +55,7 @@ fn an_uplink_without_tcx_is_not_taken_from_other_tools() {
     let (pod, last) = (node.add_pod("pod").unwrap(), node.add_pod("last").unwrap());
     let talks = || traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
 
-    // Nothing is on it.
+    // The uplink has no other tool's filters.
     replace(node, "eth0", "ingress");
     assert!(wait_until(|| has(node, "eth0", uplink).then_some(())).is_some(), "{}", node.agent_log_tail(20));
     talks();
@@ -80,13 +80,13 @@ fn an_uplink_without_tcx_is_not_taken_from_other_tools() {
     assert_eq!(told(node, OBSTRUCTED), [""; 0]);
     assert!(has(node, "eth0", uplink));
     talks();
-    // While the agent runs, too.
+    // The same while the agent runs.
     replace(node, "eth0", "ingress");
     node.exec(&[&words(filter)[..], &["1,6 0 0 4294967295"]].concat()).unwrap();
     assert!(wait_until(is_told).is_some(), "{}", node.agent_log_tail(20));
 }
 
-/// In the place of what a device has there.
+/// Replaces a device's discipline.
 fn replace(ns: &Ns, device: &str, discipline: &str) {
     let there = ["clsact", "ingress"].iter().any(|kind| {
         let delete = ["tc", "qdisc", "del", "dev", device, kind];
@@ -96,14 +96,16 @@ fn replace(ns: &Ns, device: &str, discipline: &str) {
     ns.exec(&[&["tc", "qdisc", "add", "dev", device][..], &words(discipline)].concat()).unwrap();
 }
 
-/// Whether a device has these programs at ingress and egress, each in its own direction only.
+/// Returns whether a device has these programs at ingress and egress, each in its own direction
+/// only.
 pub fn has(ns: &Ns, device: &str, [ingress, egress]: [&str; 2]) -> bool {
     let show = |direction| ns.exec(&["tc", "filter", "show", "dev", device, direction]).unwrap();
     let (from, to) = (show("ingress"), show("egress"));
     from.contains(ingress) && !from.contains(egress) && to.contains(egress) && !to.contains(ingress)
 }
 
-/// Takes a pod's filter away and waits until it is there again: all that was there before was looked at.
+/// Removes a pod's filter and waits until it is back. Then the agent has looked at everything that
+/// was there before.
 fn next_round(node: &Node, pod: &xtask::lab::Pod) {
     let device = pod.host_interface();
     node.exec(&["tc", "filter", "del", "dev", device, "egress"]).unwrap();

@@ -55,7 +55,7 @@ fn read_only_folder_refuses_new_pods_and_an_agent() {
     mount_bind(node.state_dir(), node.state_dir()).unwrap();
     set_read_only(node.state_dir(), true);
     refused(&lab, "new", "Read-only file system");
-    // The runtime is told that the pod is gone, and it is; only its address is not anybody else's yet.
+    // DEL succeeds, and the pod is gone. Only its address is not free yet.
     going.delete().unwrap();
     let wanted = json!({ "ips": [address] });
     node.kill_agent().unwrap();
@@ -116,7 +116,7 @@ fn a_disk_that_hangs_is_told_and_the_agent_lives() {
     run("umount", &[node.state_dir().to_str().unwrap()]);
 }
 
-/// A file system whose writers wait.
+/// A frozen file system: its writers wait.
 struct Frozen(PathBuf);
 
 impl Frozen {
@@ -141,7 +141,7 @@ fn run(program: &str, arguments: &[&str]) {
 fn a_removed_state_folder_comes_back_with_all_pods() {
     let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
     let node = lab.node(0);
-    // What is found goes into the folder, too.
+    // The agent saves the value that it finds here in the folder, too.
     node.sysctl("net/ipv4/ip_forward", "0").unwrap();
     node.start_agent().unwrap();
     assert!(node.state_dir().join("before.json").exists());
@@ -163,12 +163,12 @@ fn a_removed_state_folder_comes_back_with_all_pods() {
             "{:?}",
             Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before)
         );
-        // It is held, as the first one was.
+        // The agent has locked the new folder as it had locked the first.
         assert!(!node.run_second_agent().unwrap().success());
     }
     node.restart_agent().unwrap();
     assert_eq!(Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before), [""; 0]);
-    // Every pod has its file: no new one is made for it.
+    // Every pod has its file, so the agent makes no new one.
     assert_eq!(conditions(node), [""; 0]);
     let next = node.add_pod("next").unwrap();
     assert_eq!(
@@ -233,11 +233,12 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
         "{unlimited}"
     );
     assert!(file_of(node, gone).exists(), "it has a file again");
-    // All the others of the podCIDR are given out before one of theirs is: ask for it.
+    // The agent gives out all other addresses of the podCIDR before it reuses one. So ask for one
+    // of them.
     let taken = node.add_pod_with("taken", &json!({ "ips": [gone.address()] })).map(drop).unwrap_err();
     assert!(format!("{taken:#}").contains("in use by another pod"), "{taken:#}");
     xtask::lab::Ns::open(&node.cni_call("ADD", "taken", &json!({})).container_id).unwrap().remove().unwrap();
-    // A repeated ADD is answered with the same address, with its hostPorts and its limits too.
+    // The answer to a repeated ADD is the same address, for a pod with hostPorts and limits too.
     let again = node.add_pod_again("cut", &ports).unwrap();
     assert_eq!(again.address(), cut.address());
     pods.into_iter().for_each(|pod| pod.delete().unwrap());
@@ -310,7 +311,8 @@ fn state_or_maps_of_a_later_release_are_refused_untouched() {
     traffic::tcp_exchange(&pod, &far, far.address(), 8080, KIBIBYTE).unwrap();
 }
 
-/// What cannot be taken back wholly still has its address: the file would be there beside another pod's.
+/// A pod that the agent cannot remove completely keeps its address. Otherwise its file would be
+/// there beside another pod's.
 #[test]
 fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
     let lab = Lab::builder().node_file().nodes(1).build().unwrap();
@@ -323,13 +325,13 @@ fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
     going.delete().unwrap();
     comes(node, "not-released", &link);
     comes(node, "state-folder", "Read-only file system");
-    // Nothing else is wrong.
+    // No other condition is reported.
     assert_eq!(conditions(node).len(), 2, "{:?}", conditions(node));
     set_read_only(node.state_dir(), false);
     assert!(wait_until(|| (!file.exists()).then_some(())).is_some(), "{}", node.agent_log_tail(20));
     goes(node, "not-released");
 
-    // An ADD that can neither be ended nor undone.
+    // The agent can neither complete nor undo this ADD.
     let container_id = node.cni_call("ADD", "stuck", &json!({})).container_id;
     let stuck = Attachment { container_id, interface: "eth0".into() }.host_interface();
     let file = file_of_name(node, &stuck);
@@ -344,7 +346,7 @@ fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
     assert!(wait_until(|| added().then_some(())).is_some(), "{}", node.agent_log_tail(20));
 }
 
-/// As [`an_address_whose_file_cannot_be_removed_is_given_to_nobody`], when an agent starts.
+/// Like [`an_address_whose_file_cannot_be_removed_is_given_to_nobody`], when an agent starts.
 #[test]
 fn an_agent_serves_though_it_cannot_remove_a_file() {
     let lab = Lab::builder().node_file().nodes(1).build().unwrap();
@@ -379,7 +381,7 @@ fn file_with_anothers_address_and_no_device_costs_it_nothing() {
     let text = text.replace(pod.host_interface(), ghost).replace(&container_id, "ghost");
     fs::write(file_of_name(node, ghost), text).unwrap();
     let (endpoints, list) = (node.map_dump(maps::ENDPOINTS).unwrap(), lab.node_list().unwrap());
-    // Nothing is put right before the Node list has come.
+    // The agent repairs nothing before the Node list has come.
     lab.write_node_list("{").unwrap();
     node.spawn_agent().unwrap();
     comes(node, "node-list-unread", "decode the node list");
@@ -416,7 +418,7 @@ fn file_of_name(node: &Node, host_interface: &str) -> PathBuf {
     node.state_dir().join("endpoints").join(format!("{host_interface}.json"))
 }
 
-/// An ADD that fails for what the disk says, and leaves no file.
+/// Asserts that an ADD fails with the disk's error and leaves no file.
 #[track_caller]
 fn refused(lab: &Lab, name: &str, says: &str) {
     let node = lab.node(0);
@@ -428,7 +430,8 @@ fn refused(lab: &Lab, name: &str, says: &str) {
     assert!(message.contains(says) && message.contains(&folder.display().to_string()), "{output:?}");
 }
 
-/// The node says by itself that no pod can be added and why, and that it can when that was mended.
+/// Asserts that the node reports that no pod can be added and why, and reports success after the
+/// repair.
 #[track_caller]
 fn unavailable_until_mended(node: &Node, why: &str, mend: impl FnOnce()) {
     let said = |(status, text): &(u16, String)| *status == 503 && text.contains(why);
@@ -452,7 +455,8 @@ fn set_read_only(folder: &Path, read_only: bool) {
     mount_remount(folder, flags, "").unwrap();
 }
 
-/// `ENDPOINTS`, but for what tells of limits: how fast a pod may be only its file tells.
+/// Returns the entries of `ENDPOINTS` without the flags about limits: only a pod's file has its
+/// rates.
 fn without_limits(node: &Node) -> Vec<String> {
     let mut dump = node.map_dump(maps::ENDPOINTS).unwrap();
     for entry in dump.as_array_mut().unwrap() {
@@ -464,7 +468,7 @@ fn without_limits(node: &Node) -> Vec<String> {
     sorted(&dump)
 }
 
-/// Entries in an order of their own: a hash map has none.
+/// Returns the entries in a fixed order: a hash map has none.
 fn sorted(dump: &Value) -> Vec<String> {
     let mut entries: Vec<String> = dump.as_array().unwrap().iter().map(Value::to_string).collect();
     entries.sort();

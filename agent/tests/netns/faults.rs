@@ -1,7 +1,9 @@
-//! The fault matrix: the agent or the plugin stops at each numbered step of a pod's life, and nothing is lost and nothing left.
+//! The fault matrix: the agent or the plugin stops at each numbered step of a pod's life. Nothing
+//! may get lost, and nothing may be left.
 //!
-//! After every fault the runtime does one of the two things that runtimes do: it repeats the call, or it deletes what it has and begins
-//! anew with another container. Then disk, maps, pins, routes, devices, programs and the pod's own side are as after a run without fault.
+//! After every fault the runtime does what runtimes do. It repeats the call, or it deletes what it
+//! has and starts again with another container. Then disk, maps, pins, routes, devices, programs
+//! and the pod's own side are as after a run without a fault.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,12 +15,12 @@ use xtask::lab::{CniOutput, Lab, Node, Pod, traffic};
 
 use crate::footprint::Footprint;
 
-/// What the runtime does after a fault.
+/// The runtime's reaction to a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Retry {
-    /// The same call.
+    /// It repeats the call.
     Same,
-    /// DEL, then ADD of another container.
+    /// It runs DEL, and then ADD of another container.
     Anew,
 }
 
@@ -27,13 +29,13 @@ struct Row {
     step: Step,
     fault: Fault,
     retry: Retry,
-    /// What the runtime was told.
+    /// The answer to the runtime.
     answer: String,
-    /// Where the outcome is not that of a run without the fault.
+    /// Differences from the outcome of a run without the fault.
     differences: Vec<String>,
 }
 
-/// A node, and what is there with and without one pod.
+/// A node, and its footprint with and without one pod.
 struct Scene {
     lab: Lab,
     with_pod: Footprint,
@@ -52,7 +54,7 @@ fn retry_ends_the_same_whatever_stops_at_any_step() {
         .collect();
     let order: Vec<Step> = Step::ADD.into_iter().chain(Step::DEL).collect();
     rows.sort_by_key(|row| order.iter().position(|step| *step == row.step));
-    // Past the test harness, which shows only what a failed test has printed.
+    // Print past the test harness, which shows only the output of failed tests.
     std::io::stdout().write_all(table(&rows).as_bytes()).unwrap();
     assert_eq!(rows.len(), 4 * order.len() - 2);
     for row in rows {
@@ -68,7 +70,7 @@ fn retry_ends_the_same_whatever_stops_at_any_step() {
 
 fn rows(fault: Fault, retry: Retry) -> Vec<Row> {
     let scene = Scene::new();
-    // What has been printed cannot fail any more.
+    // A printed result cannot fail any more.
     let adds = Step::ADD.into_iter().filter(|step| (*step, fault) != (Step::ResultPrinted, Fault::Fail));
     let adds = adds.map(|step| scene.interrupted_add(step, fault, retry));
     let dels = Step::DEL.into_iter().map(|step| scene.interrupted_del(step, fault, retry));
@@ -96,7 +98,7 @@ impl Scene {
         let answer = self.interrupted("ADD", &name, step, fault);
         let mut differences = Vec::new();
         if fault == Fault::Fail {
-            // What was told to have failed has left nothing, before anybody asks again.
+            // An ADD that was reported as failed has left nothing, even before the next call.
             differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
         }
         let pod = match retry {
@@ -123,7 +125,8 @@ impl Scene {
             self.delete(&name);
             differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
         }
-        // The one before may never have been told that it is deleted: a runtime that gives up does not ask again.
+        // A runtime that gives up does not repeat DEL. The next pod must work even if the agent
+        // does not know of this DEL.
         let next = self.node().add_pod_with(&format!("{name}-next"), &json!({})).unwrap();
         self.use_it_without_ports(&next);
         next.delete().unwrap();
@@ -132,8 +135,8 @@ impl Scene {
         Row { step, fault, retry, answer: shown(&answer), differences }
     }
 
-    /// A call during which the process that takes the step stops after it, or finds that it failed. Then an agent serves: the same where
-    /// it could go on.
+    /// Makes a call. The process that takes the step stops after it, or finds that the step failed.
+    /// Then an agent serves: the same one if it could go on.
     fn interrupted(&self, command: &str, name: &str, step: Step, fault: Fault) -> CniOutput {
         let node = self.node();
         let fault_at = format!("{}:{}", step.name(), fault.name());
@@ -157,7 +160,8 @@ impl Scene {
         assert!(deleted.success, "{deleted:?}");
     }
 
-    /// Packets of all kinds that leave something behind: through the host's stack and to the hostPort.
+    /// Sends packets of all kinds that leave something behind: through the host's stack and to the
+    /// hostPort.
     fn use_it(&self, pod: &Pod) {
         self.use_it_without_ports(pod);
         let route = traffic::Route::translated((self.node().address(), 9088).into(), 8080);
@@ -170,7 +174,7 @@ impl Scene {
     }
 }
 
-/// A hostPort and limits, so that there is something of everything.
+/// Returns a hostPort and limits, so that a pod has something of every kind.
 fn wanted() -> Value {
     json!({
         "portMappings": [{ "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" }],

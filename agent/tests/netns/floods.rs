@@ -1,4 +1,4 @@
-//! Floods of new flows: whoever floods is refused, and the flows of everybody else still begin.
+//! Floods of new flows: the flooding holder is refused, and the flows of all others still begin.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -16,7 +16,7 @@ use crate::v4;
 
 /// Entries of `TRANSLATIONS` on every node.
 const TABLE: usize = 1024;
-/// More than the table has room for.
+/// More flows than the table has room for.
 const FLOOD: u16 = 3000;
 const HOST_PORT: u16 = 9088;
 const OTHER_HOST_PORT: u16 = 9089;
@@ -54,9 +54,10 @@ fn half_open_connections_to_a_host_port_expire() {
     let established =
         scene.translations().iter().filter(|entry| state(entry) & u64::from(STATE_ESTABLISHED) != 0).count();
     assert_eq!(established, 0, "nobody has sent a third packet");
-    // Those stay that the pod's own queue of half-open connections still answers.
+    // Entries remain for connections that the pod's own queue of half-open connections still
+    // answers.
     assert!(wait_until(|| (half_open() <= TABLE / 3).then_some(())).is_some(), "{} are left", half_open());
-    // The hostPort that was flooded serves again.
+    // The hostPort serves again after the flood.
     let route = Route::translated(SocketAddr::new(scene.node().address(), HOST_PORT), PORT);
     traffic::udp_exchange_on(scene.lab.world(), &scene.hosted, route, 1000).unwrap();
     connect_from(scene.lab.world(), "0.0.0.0:0", route.destination).unwrap();
@@ -70,13 +71,14 @@ fn established_connection_survives_the_flood_of_its_host_port() {
     stream.wait_for(1 << 16).unwrap();
     scene.invented(|source| Packet::new(source, v4(scene.node().address()), tcp(1000, HOST_PORT + 2)));
     assert!(scene.node().drops().unwrap()[Drop::TranslationShareUsed.name()] > 0);
-    // The agent looks soon, and takes what is not established first.
+    // The agent looks soon, and removes flows that are not established first.
     assert!(wait_until(|| (scene.translations().len() < TABLE / 3).then_some(())).is_some());
     stream.wait_for(1 << 16).unwrap();
     stream.finish().unwrap();
 }
 
-/// Slower, never wrong: with kube-proxy's rule against half a connection.
+/// Flows get slower, but none breaks, although kube-proxy's rule drops packets of half-seen
+/// connections.
 #[test]
 fn full_table_of_stack_flows_costs_no_connection() {
     for mode in [Mode::Vxlan, Mode::Direct] {
@@ -100,7 +102,8 @@ fn full_table_of_stack_flows_costs_no_connection() {
         });
         let full = || node.traffic().unwrap()[Path::StackFlowsFull.name()];
         assert!(full() > 0, "{mode:?}: the victim has used its share");
-        // The victim's flows take the stack, whichever side begins; of others, connections by a service are recorded still.
+        // The victim's flows take the stack, no matter which side begins them. The programs still
+        // record other pods' connections by a service.
         for (from, to) in [(&x, &victim), (&victim, &x), (&victim, &far), (&far, &victim), (&x, &y)] {
             traffic::tcp_exchange(from, to, to.address(), PORT + 1, 1 << 20)
                 .unwrap_or_else(|error| panic!("{mode:?}: {} to {}: {error:#}", from.name(), to.name()));
@@ -122,7 +125,7 @@ fn full_table_of_stack_flows_costs_no_connection() {
             entry.unwrap()["formatted"]["value"]["flags"].as_u64().unwrap() & 1 != 0
         };
         assert!(marked(&victim) && !marked(&y), "{mode:?}");
-        // A connection that began while the victim was marked goes on when the mark is gone, silent until then.
+        // This connection begins while the victim is marked. It must go on when the mark is gone.
         let route = Route::translated(SocketAddr::new(service(11).into(), 80), PORT);
         let quiet = traffic::tcp_stream_on(&x, &victim, route).unwrap();
         quiet.wait_for(1 << 16).unwrap();
@@ -134,7 +137,8 @@ fn full_table_of_stack_flows_costs_no_connection() {
     }
 }
 
-/// Removes the flooder's entries, as the agent does when connection tracking has forgotten their flows.
+/// Removes the flooder's entries, as the agent does when connection tracking has forgotten their
+/// flows.
 fn age_out_stack_flows(node: &Node) {
     let dump = node.map_dump(maps::STACK_FLOWS).unwrap();
     let pin = node.bpf_dir().join(maps::STACK_FLOWS);
@@ -158,7 +162,8 @@ const FLOODS: [&str; 6] = [
     "another node's pod to a hostPort",
 ];
 
-/// Pods of node 1 (one with hostPorts), one of node 2, and a host of the underlay that is no node.
+/// Pods of node 1 (two with hostPorts), one of node 2, and a host of the underlay that is not a
+/// node.
 struct Scene {
     lab: Lab,
     hosted: Pod,
@@ -188,7 +193,7 @@ impl Scene {
         let (pod, flooder) = (node.add_pod("pod").unwrap(), node.add_pod("flooder").unwrap());
         let far = lab.node(1).add_pod("far").unwrap();
         let evil = lab.add_host("evil", EVIL.into()).unwrap();
-        // It answers a SYN.
+        // The listener answers a SYN.
         let listener = listen(&hosted, ("0.0.0.0", PORT));
         Self { lab, hosted, other_hosted, pod, flooder, far, evil, _listener: listener }
     }
@@ -219,7 +224,7 @@ impl Scene {
         }
     }
 
-    /// Packets of a host of the underlay, each with another sender that does not exist.
+    /// Sends packets of a host of the underlay, each with a different invented sender.
     fn invented(&self, packet: impl Fn(Ipv4Addr) -> Packet) {
         let macs = (self.node().mac("eth0").unwrap(), self.evil.mac("eth0").unwrap());
         let frames: Vec<Vec<u8>> = (1..=FLOOD)
@@ -260,7 +265,7 @@ impl Scene {
     }
 }
 
-/// Raw packets of a pod, each from another port.
+/// Sends raw packets of a pod, each from another port.
 fn flood_from(pod: &Pod, packet: impl Fn(u16) -> Packet) {
     let macs = (pod.host_mac(), pod.eth0_mac());
     let frames: Vec<Vec<u8>> =

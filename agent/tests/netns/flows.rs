@@ -1,4 +1,5 @@
-//! Traffic of every kind at once, which goes on while something happens to the node, and is counted at both ends.
+//! Traffic of every kind at once. It goes on while something happens to the node, and both ends
+//! count it.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -14,19 +15,19 @@ const HOST_PORT: u16 = 9088;
 const PORT: u16 = 8080;
 const OTHER_HOST_PORT: u16 = 9089;
 const OTHER_PORT: u16 = 8081;
-/// Behind services.
+/// The pods' port behind services.
 const SERVED: u16 = 8090;
 const NEAR_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 20);
 const FAR_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 21);
 
-/// A TCP stream and 1,000 UDP datagrams a second each way, on every kind of path.
+/// A TCP stream, and 1,000 UDP datagrams a second each way, on every kind of path.
 pub struct Flows {
     paths: Vec<(&'static str, Stream, Datagrams)>,
     pods: [Pod; 4],
 }
 
 impl Flows {
-    /// Of pods of the first node of two.
+    /// Starts the traffic of pods of the first node of two.
     pub fn start(lab: &Lab) -> Self {
         let [client, near] = ["client", "near"].map(|name| lab.node(0).add_pod(name).unwrap());
         let far = lab.node(1).add_pod("far").unwrap();
@@ -38,7 +39,8 @@ impl Flows {
         ];
         let hosted = lab.node(0).add_pod_with("hosted", &json!({ "portMappings": ports })).unwrap();
         let host_port = Route::translated(SocketAddr::new(lab.node(0).address(), HOST_PORT), PORT);
-        // A service, in front of a pod of each node, and the rule that cuts what connection tracking does not know.
+        // A service in front of a pod of each node, and the rule that drops packets of connections
+        // that connection tracking does not know.
         drop_invalid(lab);
         for (address, pod) in [(NEAR_SERVICE, &near), (FAR_SERVICE, &far)] {
             for protocol in ["tcp", "udp"] {
@@ -77,7 +79,7 @@ impl Flows {
         Self { paths: paths.into(), pods: [client, near, far, hosted] }
     }
 
-    /// Waits until a fair amount of everything has arrived.
+    /// Waits until a fair amount of traffic has arrived on every path.
     pub fn go_on(&self) {
         for (name, stream, datagrams) in &self.paths {
             stream.wait_for(1 << 20).unwrap_or_else(|error| panic!("{name}: {error:#}"));
@@ -85,7 +87,7 @@ impl Flows {
         }
     }
 
-    /// New connections, to the world and to the hostPort.
+    /// Makes new connections, to the world and to a hostPort.
     pub fn begin_anew(&self, lab: &Lab) {
         let [client, _, _, hosted] = &self.pods;
         let world = Route::to(lab.world_address(), PORT + 3);
@@ -95,7 +97,8 @@ impl Flows {
         traffic::tcp_exchange_on(lab.world(), hosted, host_port, 1000).unwrap();
     }
 
-    /// Ends all, and prints what was sent and what has arrived. No datagram may be missing, and no stream broken.
+    /// Ends all traffic and prints what was sent and received. Asserts that no datagram is missing
+    /// and no stream is broken.
     pub fn finish(self, title: &str, mode: Mode) {
         let mut text = format!("\n{title}, {mode:?}\n");
         writeln!(
@@ -118,12 +121,12 @@ impl Flows {
                     lost.push(format!("{name}, {direction}: {count:?}"));
                 }
             }
-            // Fails when a byte is missing or wrong, or the connection was reset.
+            // This fails if a byte is missing or wrong, or if the connection was reset.
             let bytes = stream.finish().unwrap_or_else(|error| panic!("{name}: {error:#}")).bytes;
             writeln!(text, "| {name:<31} | {:<9} | {bytes:>12} | {bytes:>12} | {:>5} |", "TCP bytes", 0)
                 .unwrap();
         }
-        // Past the test harness, which shows only what a failed test has printed.
+        // Print past the test harness, which shows only the output of failed tests.
         std::io::stdout().write_all(text.as_bytes()).unwrap();
         assert_eq!(lost, [] as [String; 0]);
     }

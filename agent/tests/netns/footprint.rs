@@ -1,4 +1,5 @@
-//! All that pods leave on a node: disk, maps, pins, routes, devices, programs, and the pods' own side.
+//! All that pods leave on a node: disk, maps, pins, routes, devices, programs, and the pods' own
+//! side.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,8 +9,11 @@ use podwire_common::names::{ROUTE_PROTOCOL, VETH_PREFIX, maps};
 use serde_json::{Value, json};
 use xtask::lab::{Node, Ns, Pod};
 
-/// What changes with every packet, and is nobody's in particular; what belongs to sockets of the node's own processes; and counts that an
-/// agent that is killed leaves as they are, until they are counted again.
+/// Maps that are not compared:
+///
+/// - maps that change with every packet and belong to no pod in particular
+/// - the map about sockets of the node's own processes
+/// - counts that an agent leaves wrong when it is killed, until it counts again
 const NOT_COMPARED: [&str; 9] = [
     maps::DROPS,
     maps::TRAFFIC,
@@ -21,15 +25,17 @@ const NOT_COMPARED: [&str; 9] = [
     maps::HOLDERS,
     maps::ROOM,
 ];
-/// Not read either: held while an agent runs, and where the next address is looked for.
+/// Files that are not read either: the running agent's lock, and the place where it looks for the
+/// next address.
 const NOT_READ: [&str; 2] = ["agent.lock", "last-address"];
 
-/// By kind and name, each as text in which what is given out by chance (addresses, link addresses, numbers of links) bears a name instead.
+/// The objects by kind and name, as text. Names replace values that are assigned by chance:
+/// addresses, link addresses, numbers of links.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footprint(BTreeMap<String, String>);
 
 impl Footprint {
-    /// Of a node and those of its pods whose values are to be named.
+    /// Returns the footprint of a node. The values of these pods get names.
     pub fn of(node: &Node, pods: &[&Pod]) -> Self {
         let mut found = BTreeMap::new();
         let mut add = |kind: &str, name: &str, what: String| {
@@ -73,7 +79,7 @@ impl Footprint {
         for route in routes.lines() {
             add("route", route.trim(), String::new());
         }
-        // Every load of the programs has another number, so only their pins' count tells.
+        // Each load of the programs has another number, so only the number of its pins is compared.
         let of_load = node.bpf_dir().join("programs");
         let (of_loads, pins): (Vec<_>, Vec<_>) =
             below(node.bpf_dir()).into_iter().partition(|pin| pin.starts_with(&of_load));
@@ -81,7 +87,7 @@ impl Footprint {
         for pin in pins {
             add("pin", &pin.display().to_string(), String::new());
         }
-        // The node list is kept there some time after it has come.
+        // The agent saves the Node list some time after it has come.
         for file in below(node.state_dir()).into_iter().filter(|file| !file.ends_with("nodes.json")) {
             let name = file.file_name().unwrap().to_string_lossy().into_owned();
             let read = !NOT_READ.contains(&name.as_str());
@@ -92,7 +98,7 @@ impl Footprint {
             for entry in node.map_dump(map).unwrap().as_array().unwrap() {
                 let (key, mut value) = (&entry["formatted"]["key"], entry["formatted"]["value"].clone());
                 if *map == maps::EGRESS_GUARDS {
-                    // The time that is paid for goes on with each packet.
+                    // The time that is paid for moves on with each packet.
                     value["paid"] = Value::Null;
                     let index = |pod: &Pod| node.ifindex(pod.host_interface()).unwrap();
                     let owner = pods.iter().find(|pod| key.as_u64() == Some(index(pod).into()));
@@ -118,7 +124,7 @@ impl Footprint {
         Self(found.iter().map(|(key, value)| (named(key), named(value))).collect())
     }
 
-    /// Where the two differ, a line each; nothing when they are equal.
+    /// Lists the differences, one a line. An empty list means that the two are equal.
     pub fn differences(&self, wanted: &Self) -> Vec<String> {
         let keys: BTreeSet<_> = self.0.keys().chain(wanted.0.keys()).collect();
         let differs = keys.into_iter().filter(|key| self.0.get(*key) != wanted.0.get(*key));
@@ -128,7 +134,7 @@ impl Footprint {
     }
 }
 
-/// What one pod was given, and what it is called: longer values first, where one is in another.
+/// Returns a pod's values and their names. A value that contains another comes first.
 fn names_of(node: &Node, pod: &Pod, number: usize) -> Vec<(String, String)> {
     let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
     let list = |bytes: &[u8]| bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
@@ -153,7 +159,7 @@ fn names_of(node: &Node, pod: &Pod, number: usize) -> Vec<(String, String)> {
 
 fn json_of(ns: &Ns, command: &[&str]) -> Vec<Value> {
     let text = ns.exec(command).unwrap();
-    // `tc` prints nothing at all where there is nothing.
+    // `tc` prints nothing when there is nothing to list.
     if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text).unwrap() }
 }
 
@@ -161,7 +167,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// Every file, however deep.
+/// Lists every file below a folder.
 fn below(folder: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(folder).unwrap() {

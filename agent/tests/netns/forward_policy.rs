@@ -1,4 +1,4 @@
-//! A host whose firewall drops what it forwards: the agent says so, and what it advises helps.
+//! A host with a firewall that drops forwarded packets: the agent reports it, and its advice helps.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -11,8 +11,8 @@ use crate::sweep::{condition, goes, told};
 const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const DROPS: &str = "firewall-drops";
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What firewalld 1.3.3 makes of its default configuration, and of that with the advice followed, as
-/// `nft list ruleset` prints it.
+/// firewalld 1.3.3's rules for its default configuration, and for that configuration after the
+/// advice, as `nft list ruleset` prints them.
 const FIREWALLD: &str = include_str!("../../../testdata/firewalld/default.nft");
 const FIREWALLD_PODS_TRUSTED: &str = include_str!("../../../testdata/firewalld/pods-trusted.nft");
 
@@ -54,7 +54,7 @@ fn firewalld_is_told_with_the_commands_that_let_pods_pass() {
         "firewall-cmd --reload",
     ];
     assert_eq!(advice, commands);
-    // Here is no firewalld to take them: its rules afterwards.
+    // There is no firewalld here that could run the commands, so load the rules that it would make.
     scene.run("nft delete table inet firewalld");
     scene.nft(FIREWALLD_PODS_TRUSTED);
     scene.cured();
@@ -65,7 +65,7 @@ fn rules_for_one_way_do_not_silence_the_agent() {
     let scene = Scene::new();
     scene.run("iptables-nft -P FORWARD DROP");
     scene.run("iptables-nft -I FORWARD -i pw+ -j ACCEPT");
-    // What the world answers goes past the host's rules.
+    // The world's answers go past the host's rules.
     scene.reaches(&[scene.world()]);
     scene.cut(&[SERVICE], "nftables ip filter FORWARD");
 }
@@ -85,7 +85,7 @@ fn of_a_firewall_that_is_not_in_the_way_nothing_is_said() {
     scene.reaches(&[SERVICE, scene.world()]);
 }
 
-/// A pod whose node's firewall is to be changed, and all that it talks to.
+/// A pod on a node with a firewall that the test changes, and the destinations that it talks to.
 struct Scene {
     client: Pod,
     near: Pod,
@@ -94,7 +94,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Everything is reached.
+    /// Returns a scene where everything can be reached.
     fn new() -> Self {
         let lab = Lab::builder().build().unwrap();
         let scene = Self {
@@ -119,7 +119,7 @@ impl Scene {
         self.lab.world_address()
     }
 
-    /// As a person types it.
+    /// Runs a command as a person types it.
     fn run(&self, command: &str) {
         self.node().exec(&["sh", "-c", command]).unwrap();
     }
@@ -128,7 +128,8 @@ impl Scene {
         self.node().exec(&["nft", rules]).unwrap();
     }
 
-    /// These are not reached, pods are; a new agent says so, naming the place, and advises this.
+    /// Asserts that these addresses cannot be reached but pods can, and that a new agent reports it
+    /// with the place. Returns the commands that the agent advises.
     fn cut(&self, unreachable: &[IpAddr], place: &str) -> Vec<String> {
         for address in unreachable {
             assert!(traffic::ping(&self.client, *address, 56).is_err(), "{address} is reached");
@@ -142,7 +143,8 @@ impl Scene {
         advice.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     }
 
-    /// Everything is reached, the running agent says that the cause is gone, and a new one says nothing.
+    /// Asserts that everything can be reached, that the running agent reports the end of the
+    /// problem, and that a new agent reports nothing.
     fn cured(&self) {
         self.reaches(&[SERVICE, self.world()]);
         goes(self.node(), DROPS);
@@ -150,7 +152,8 @@ impl Scene {
         assert_eq!(self.warnings_of_new_agent(), [""; 0]);
     }
 
-    /// Both pods, whatever the firewall does, and these.
+    /// Asserts that both pods can be reached, whatever the firewall does, and so can these
+    /// addresses.
     fn reaches(&self, addresses: &[IpAddr]) {
         for address in [self.near.address(), self.far.address()].iter().chain(addresses) {
             traffic::ping(&self.client, *address, 56).unwrap();
@@ -170,7 +173,7 @@ impl Scene {
     }
 }
 
-/// What the agent's metrics server in a namespace answers.
+/// Returns the answer of the agent's metrics server in a namespace.
 fn get(ns: &Ns, path: &str) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let ask = || {

@@ -1,4 +1,4 @@
-//! What a pod sends leaves as no tunnel packet, whatever a rule of the host makes of it.
+//! A pod's packet never leaves as a tunnel packet, whatever a rule of the host makes of it.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ use crate::refused::grown;
 use crate::service::iptables;
 use crate::{sockets, v4};
 
-/// A UDP NodePort of kube-proxy's, behind which the other node's VXLAN port is.
+/// A UDP NodePort of kube-proxy with the other node's VXLAN port behind it.
 const NODE_PORT: u16 = 30472;
 
 #[test]
@@ -21,7 +21,8 @@ fn a_pods_tunnel_packet_is_not_masqueraded() {
     let [pod, other] = ["pod", "other"].map(|name| lab.node(0).add_pod(name).unwrap());
     let far = lab.node(1).add_pod("far").unwrap();
     let node = v4(lab.node(0).address());
-    // In the name of another pod of its node, whose packets the other node lets in from there.
+    // The inner source is another pod of the node: the other node accepts that pod's packets from
+    // there.
     let forged = inner(&Packet::new(v4(other.address()), v4(far.address()), udp(4000, 5000)));
     let tunnel = Vxlan::new(v4(pod.address()), node).around(&forged);
     let frame = Packet::new(v4(pod.address()), node, udp(4000, NODE_PORT))
@@ -30,7 +31,7 @@ fn a_pods_tunnel_packet_is_not_masqueraded() {
         .build();
     let masquerade = "POSTROUTING -p udp --dport 8472 -j MASQUERADE";
     let capture = Capture::start(&far, "eth0").unwrap();
-    // By the uplink, and through the tunnel to the address that the node has among its pods.
+    // Send by the uplink, and through the tunnel to the address that the node has among its pods.
     for address in [lab.node(1).address(), lab.node(1).gateway()] {
         for is_masqueraded in [true, false] {
             let dnat =
@@ -44,7 +45,8 @@ fn a_pods_tunnel_packet_is_not_masqueraded() {
             each("-A");
             let before = Counted::quiet(&lab);
             frames::send(&pod, "eth0", &frame).unwrap();
-            // The stack is between two hooks: both have counted.
+            // The packet passes a hook, the stack, and another hook: wait until both hooks have
+            // counted it.
             grown(&lab, &before);
             let grown = Counted::quiet(&lab).since(&before);
             let case = format!("to {address}, masqueraded {is_masqueraded}: {grown}");
@@ -56,7 +58,8 @@ fn a_pods_tunnel_packet_is_not_masqueraded() {
     }
     let received = capture.finish().unwrap();
     assert!(!received.iter().any(|frame| frame[..6] == far.eth0_mac()), "{received:02x?}");
-    // The tunnel itself goes by such a rule as well, and so does what the stack puts into it.
+    // The tunnel itself still works with such a rule, and so do packets that the stack puts into
+    // the tunnel.
     iptables(lab.node(0), &format!("-t nat -A {masquerade}"));
     traffic::tcp_exchange(&pod, &far, far.address(), 8080, 1 << 20).unwrap();
     traffic::tcp_exchange(lab.node(0), &far, far.address(), 8080, 1 << 20).unwrap();
@@ -72,7 +75,7 @@ fn a_process_of_the_node_may_use_the_tunnels_port() {
     let before = Counted::quiet(&lab);
     let socket = sockets::udp(lab.node(0), (Ipv4Addr::UNSPECIFIED, 0));
     socket.send_to(&[0; 60], (far_node, 8472)).unwrap();
-    // It gets there, and is judged there.
+    // The packet gets to the other node, which drops it.
     let grown = grown(&lab, &before);
     assert!(grown.drops(0).is_empty(), "{grown}");
     assert_eq!(grown.drops(1).get(Drop::TunnelVniUnknown.name()), Some(&1), "{grown}");

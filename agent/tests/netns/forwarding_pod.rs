@@ -1,4 +1,5 @@
-//! Pods that forward: what was decapsulated for them leaves again, large segments and all.
+//! Pods that forward packets: what was decapsulated for such a pod leaves again, large segments
+//! included.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -22,7 +23,7 @@ fn a_pod_forwards_to_and_from_a_namespace_behind_it() {
         gateway.ip("address add 192.168.7.1/24 dev inside").unwrap();
         behind.ip("address add 192.168.7.2/24 dev eth0\nroute add default via 192.168.7.1").unwrap();
         if mode == Mode::Vxlan {
-            // As the pod's: the world is not told of a smaller one yet.
+            // The same MTU as the pod's: the world does not learn of a smaller one yet.
             gateway.ip("link set inside mtu 1450").unwrap();
             behind.ip("link set eth0 mtu 1450").unwrap();
         }
@@ -94,7 +95,7 @@ fn a_pod_forwards_to_a_pod_of_another_node() {
 fn two_pods_run_a_vxlan_of_their_own() {
     let lab = Lab::builder().build().unwrap();
     let (client, server) = (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
-    // IANA's port, and the one that the nodes use between themselves.
+    // IANA's port, and the port that the nodes use for their own tunnel.
     for (number, port) in [(1, 4789), (2, 8472)] {
         let before = Counted::quiet(&lab);
         let device = |pod: &Pod, remote: &Pod, host: u8| {
@@ -137,7 +138,7 @@ fn udp_segments_of_one_call_arrive_as_so_many_datagrams() {
             (lab.world(), lab.world_address()),
         ] {
             let before = Counted::quiet(&lab);
-            // QUIC's size of datagram, and what fills a pod's frames.
+            // QUIC's datagram size, and a size that fills a pod's frames.
             for size in [1200, 1400] {
                 let exchange = traffic::udp_segments(&client, server, address, 8080, size, 40);
                 exchange.unwrap_or_else(|error| {
@@ -157,7 +158,7 @@ fn udp_segments_of_one_call_arrive_as_so_many_datagrams() {
     }
 }
 
-/// A pod that forwards everything, in its own name.
+/// Returns a pod that forwards everything with its own address as the source.
 fn forwarding_pod(node: &Node) -> Pod {
     let pod = node.add_pod("gateway").unwrap();
     pod.sysctl("net/ipv4/ip_forward", "1").unwrap();
@@ -165,7 +166,7 @@ fn forwarding_pod(node: &Node) -> Pod {
     pod
 }
 
-/// Segments stay whole from end to end: some frame is larger than any link's MTU.
+/// Asserts that segments stay whole from end to end: some frame is larger than any link's MTU.
 fn assert_large_segments(frames: &[Vec<u8>]) {
     let largest = frames.iter().map(Vec::len).max();
     assert!(largest > Some(9000), "the largest frame had {largest:?} bytes");

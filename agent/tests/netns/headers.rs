@@ -1,4 +1,4 @@
-//! What is read out of captured frames, and what the tunnel's outer headers say.
+//! Fields of captured frames, and the content of the tunnel's outer headers.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -20,22 +20,23 @@ pub struct Ip<'a> {
 }
 
 impl<'a> Ip<'a> {
-    /// Nothing when the frame carries something else.
+    /// Returns the packet in a frame, or `None` if the frame has something else.
     pub fn of_frame(frame: &'a [u8]) -> Option<Self> {
         let ethernet = Ethernet2Slice::from_slice_without_fcs(frame).ok()?;
         let packet = (ethernet.ether_type() == EtherType::IPV4).then(|| ethernet.payload_slice())?;
         let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
-        // To the frame's end: a large segment may be longer than the header's total length can say.
+        // Up to the frame's end: a large segment may be longer than the header's total length can
+        // say.
         Some(Self { payload: &packet[header.slice().len()..], header })
     }
 
-    /// Whether one of its ends is a pod.
+    /// Returns whether one of its ends is a pod.
     pub fn is_of_pod_network(&self) -> bool {
         let pod = |address: Ipv4Addr| address.octets().starts_with(&[10, 244]);
         pod(self.header.source_addr()) || pod(self.header.destination_addr())
     }
 
-    /// Whether one of its ends has this address.
+    /// Returns whether one of its ends has this address.
     pub fn has_end(&self, address: Ipv4Addr) -> bool {
         [self.header.source_addr(), self.header.destination_addr()].contains(&address)
     }
@@ -49,7 +50,7 @@ impl<'a> Ip<'a> {
         is_udp.then(|| UdpSlice::from_slice_lax(self.payload).ok())?
     }
 
-    /// What is inside, when this is a tunnel packet.
+    /// Returns the inner packet, if this is a tunnel packet.
     pub fn tunnelled(&self) -> Option<Ip<'a>> {
         let udp = self.udp().filter(|udp| udp.destination_port() == VXLAN_PORT)?;
         Self::of_frame(udp.payload().get(8..)?)
@@ -75,7 +76,7 @@ fn outer_headers_are_those_of_a_router_and_tell_flows_apart() {
         assert_eq!(udp.checksum(), 0);
         assert_eq!(udp.payload()[..8], [8, 0, 0, 0, 0, 0, VNI as u8, 0]);
         assert_eq!(outer.header.dont_fragment(), inner.header.dont_fragment());
-        // The pod sent 64, and its node forwarded the packet.
+        // The pod sent 64, and its node has forwarded the packet.
         assert_eq!(inner.header.ttl(), 63);
     }
     let of_client = source_ports.iter().filter(|(source, _)| *source == crate::v4(client.address())).count();
@@ -85,7 +86,8 @@ fn outer_headers_are_those_of_a_router_and_tell_flows_apart() {
 #[test]
 fn dscp_and_congestion_marks_are_copied_to_the_outside() {
     let (lab, client, server) = two_pods();
-    // Expedited forwarding, and the four ECN codepoints; "congestion experienced" is copied as well (RFC 6040).
+    // Expedited forwarding, and the four ECN codepoints. "Congestion experienced" is copied as well
+    // (RFC 6040).
     for class in [0xb8, 0x00, 0x01, 0x02, 0x03, 0xbb] {
         let frames = captured(&lab, || {
             let address = server.address().to_string();
@@ -107,7 +109,7 @@ fn dscp_and_congestion_marks_are_copied_to_the_outside() {
 #[test]
 fn a_full_size_transfer_needs_no_outer_fragments() {
     let (lab, client, server) = two_pods();
-    // Large segments would hide what reaches the wire.
+    // Large segments would hide the packets on the wire.
     for node in lab.nodes() {
         node.exec(&["ethtool", "-K", "eth0", "tso", "off", "gso", "off"]).unwrap();
     }
@@ -149,7 +151,7 @@ fn two_pods() -> (Lab, Pod, Pod) {
     (lab, client, server)
 }
 
-/// The frames that the first node and the underlay exchanged meanwhile.
+/// Returns the frames that the first node and the underlay exchanged during an action.
 fn captured(lab: &Lab, action: impl FnOnce()) -> Vec<Vec<u8>> {
     let capture = Capture::start(lab.underlay(), "node1").unwrap();
     action();

@@ -1,4 +1,4 @@
-//! hostPorts come and go with their pods: who gets one, who does not, and what is left.
+//! hostPorts come and go with their pods: which pod gets one, which is refused, and what is left.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
@@ -39,7 +39,7 @@ fn host_port_of_another_pod_is_refused_and_nothing_is_left() {
     refused(node, "two-ports-at-one", &twice, INVALID_CONFIGURATION, "cannot both be");
     let sctp = mappings(&[(9000, 80, "SCTP", None)]);
     refused(node, "SCTP", &sctp, INVALID_CONFIGURATION, "portMappings[0].protocol");
-    // The tunnel's port is one like any other for TCP, and without a tunnel.
+    // The tunnel's port is like any other for TCP, and in a network without a tunnel.
     node.add_pod_with("tcp", &mappings(&[(8472, 53, "tcp", None)])).unwrap();
     let lab = Lab::builder().nodes(1).mode(Mode::Direct).build().unwrap();
     lab.node(0).add_pod_with("direct", &tunnel).unwrap();
@@ -51,7 +51,7 @@ fn pods_share_a_host_port_by_protocol_and_address() {
     let node = lab.node(0);
     let address = node.address();
     let localhost = Some(Ipv4Addr::LOCALHOST.into());
-    // As the conformance tests of Kubernetes have it.
+    // The conformance tests of Kubernetes do the same.
     let pod =
         |name, protocol, address| node.add_pod_with(name, &mappings(&[(54323, PORT, protocol, address)]));
     pod("localhost", "TCP", localhost).unwrap();
@@ -90,7 +90,7 @@ fn repeated_add_changes_nothing_unless_ports_differ() {
     let wanted = mappings(&[(HOST_PORT, PORT, "tcp", None)]);
     let pod = node.add_pod_with("pod", &wanted).unwrap();
     let before = frontends(node);
-    // The plugin makes the pair anew; a runtime that repeats an ADD has seen the first fail.
+    // The plugin makes a new pair: a runtime repeats an ADD after the first one has failed.
     pod.ip("link delete eth0").unwrap();
     let again = pod.call().run().unwrap();
     assert!(again.success, "{again:?}");
@@ -120,7 +120,7 @@ fn del_frees_host_ports_even_with_an_unusable_configuration() {
     let refused = mappings(&[(HOST_PORT, PORT, "sctp", None)]);
     let deleted = node.cni_call("DEL", "other", &refused).run().unwrap();
     assert!(deleted.success, "{deleted:?}");
-    // Without an agent the plugin removes the link, and the agent the rest when it is back.
+    // Without an agent the plugin removes the link. The agent removes the rest when it is back.
     let pod = node.add_pod_with("again", &wanted).unwrap();
     node.kill_agent().unwrap();
     pod.delete().unwrap();
@@ -192,7 +192,7 @@ fn host_ports_work_on_without_the_agent_and_after_it_is_back() {
     }
 }
 
-/// What a server in a pod, which answers with a name, answers to a datagram by way of its hostPort.
+/// Asks a server in a pod by its hostPort, lets it answer with a name, and returns the answer.
 #[track_caller]
 fn answer_of(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, name: &str) -> String {
     client.send_to(b"who?", to).unwrap();
@@ -204,7 +204,8 @@ fn answer_of(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, name: &str)
     String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 
-/// An ADD, for a pod of that name, that is refused with a code and a message that names something, and leaves nothing.
+/// Asserts that an ADD for a pod is refused with a code and with a message that names something,
+/// and that it leaves nothing.
 #[track_caller]
 fn refused(node: &Node, what: &str, runtime_config: &Value, code: u32, names: &str) {
     let call = node.cni_call("ADD", what, runtime_config);
@@ -227,7 +228,7 @@ fn frontends(node: &Node) -> Vec<String> {
     entries(node, maps::FRONTENDS)
 }
 
-/// Entries in an order of their own: a hash map has none.
+/// Returns the entries in a fixed order: a hash map has none.
 fn entries(node: &Node, map: &str) -> Vec<String> {
     let dump = node.map_dump(map).unwrap();
     let mut entries: Vec<String> = dump.as_array().unwrap().iter().map(Value::to_string).collect();

@@ -1,4 +1,5 @@
-//! hostPorts: whoever reaches the node reaches the pod, past the host's own rules, and the pod sees who it is.
+//! hostPorts: every host that reaches the node reaches the pod, past the host's own rules. The pod
+//! sees the client's own address.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -20,18 +21,18 @@ use crate::sweep::{comes, goes};
 const HOST_IP_ABSENT: &str = "host-ip-absent";
 const UNSPECIFIED: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
-/// Where the pod listens.
+/// The port on which the pod listens.
 const PORT: u16 = 8080;
-/// On every address of the node.
+/// A hostPort on every address of the node.
 const ANYWHERE: u16 = 9088;
-/// On the node's InternalIP.
+/// A hostPort on the node's InternalIP.
 const HERE: u16 = 9089;
-/// A second way to the same pod.
+/// A second hostPort of the same pod.
 const SECOND: u16 = 9090;
 const STREAM: u64 = 1 << 20;
 const ECHOED: usize = 4 << 20;
 const DATAGRAM: usize = 1000;
-/// Three fragments.
+/// A datagram of three fragments.
 const LARGE_DATAGRAM: usize = 4000;
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -86,7 +87,7 @@ fn everybody_reaches_a_host_port(mode: Mode) {
     }
     assert!(failures.is_empty(), "{mode:?}\n{failures}");
     assert_eq!(places.forwarded(), 0, "the host's rules were asked");
-    // They are, where they should be: a pod's packet to the world.
+    // The rules do see what they should: a pod's packet to the world.
     let socket = udp(&places.near, "0.0.0.0:0");
     socket.send_to(b"dropped", (places.lab.world_address(), PORT)).unwrap();
     let counted = wait_until(|| (places.forwarded() == 1).then_some(()));
@@ -110,7 +111,8 @@ fn narrow_path_to_the_client_of_a_host_port_is_found_out() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let places = Places::new(mode);
         let lab = &places.lab;
-        // The route's MTU and not the link's: the client does not know, and says nothing of it in its SYN.
+        // Lower the MTU of the route, not of the link. Then the client does not know it, and does
+        // not announce it in its SYN.
         lab.underlay()
             .ip("route change 198.51.100.0/24 dev world src 198.51.100.1 proto kernel scope link mtu lock 1300\n")
             .unwrap();
@@ -136,7 +138,8 @@ fn narrow_link_is_found_out_though_datagrams_may_be_cut() {
         let (server, client) = (udp(&pod, (UNSPECIFIED, PORT)), udp(&other, (UNSPECIFIED, 0)));
         client.send_to(&[0; 100], ("192.168.7.1", ANYWHERE)).unwrap();
         let (_, peer) = server.recv_from(&mut [0; 100]).unwrap();
-        // The first is lost: nobody cuts it where it is. The second is cut by the pod.
+        // The first datagram is lost: where it is too large, it cannot be cut. The pod cuts the
+        // second one.
         for _ in 0..2 {
             server.send_to(&[0; LARGE_DATAGRAM], peer).unwrap();
         }
@@ -151,7 +154,7 @@ fn two_host_ports_of_one_pod_are_told_apart_from_one_client() {
         let places = Places::new(mode);
         let destinations = [ANYWHERE, SECOND].map(|port| SocketAddr::new(places.node().address(), port));
         for (index, client) in places.clients().iter().enumerate() {
-            // Each client its own: a connection that is over keeps its port for a while.
+            // Each client has its own port: a closed connection keeps its port for a while.
             let port = 45_000 + index as u16;
             let what = format!("{mode:?}, {}", client.name);
             let server = udp(&places.pod, (UNSPECIFIED, PORT));
@@ -162,7 +165,7 @@ fn two_host_ports_of_one_pod_are_told_apart_from_one_client() {
             });
             assert_eq!(peers.map(|peer| peer.ip()), [client.seen_as; 2], "{what}");
             assert_ne!(peers[0].port(), peers[1].port(), "{what}");
-            // Answered in the other order.
+            // Answer in the opposite order.
             for (peer, destination) in peers.into_iter().zip(destinations).rev() {
                 server.send_to(&[0; 100], peer).unwrap();
                 let (_, from) = socket.recv_from(&mut [0; 100]).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -220,7 +223,7 @@ fn every_address_of_the_node_is_every_one_that_it_has() {
     lab.underlay()
         .ip(&format!("route add 172.17.0.1 via {0}\nroute add 203.0.113.5 via {0}\n", node.address()))
         .unwrap();
-    // It looks at the addresses when it starts.
+    // The agent looks at the addresses when it starts.
     node.restart_agent().unwrap();
     goes(node, HOST_IP_ABSENT);
     for (address, port) in [(bridge, ANYWHERE), (later, ANYWHERE), (later, HERE)] {
@@ -231,7 +234,7 @@ fn every_address_of_the_node_is_every_one_that_it_has() {
     }
 }
 
-/// A pod with hostPorts, on a node whose host forwards nothing, and who reaches it.
+/// A pod with hostPorts on a node that forwards nothing by its own rules, and the pod's clients.
 struct Places {
     pod: Pod,
     near: Pod,
@@ -244,7 +247,7 @@ impl Places {
         let lab = Lab::builder().mode(mode).build().unwrap();
         for node in lab.nodes() {
             iptables(node, "-P FORWARD DROP");
-            // Behind whatever there is: it counts.
+            // This rule is behind all others and counts packets.
             iptables(node, "-A FORWARD -j DROP");
         }
         let address = lab.node(0).address();
@@ -268,10 +271,10 @@ impl Places {
         self.lab.node(0)
     }
 
-    /// Packets that the node's rules for forwarded ones have seen.
+    /// Returns the packets that the node's rules for forwarded packets have seen.
     fn forwarded(&self) -> u64 {
         let rules = self.node().exec(&["iptables", "-w", "-nvxL", "FORWARD"]).unwrap();
-        // Two lines of heading, then `pkts bytes target ...`.
+        // The output has two lines of heading, then `pkts bytes target ...`.
         let rule = rules.lines().nth(2).and_then(|line| line.split_whitespace().next());
         rule.unwrap_or_else(|| panic!("no rule: {rules}")).parse().unwrap()
     }
@@ -292,7 +295,7 @@ impl Places {
     }
 }
 
-/// Somebody, as the pod behind the hostPort must see them.
+/// A client, as the pod behind the hostPort must see it.
 struct Client<'a> {
     name: &'a str,
     ns: &'a Ns,
@@ -306,7 +309,8 @@ impl<'a> Client<'a> {
         Self { name, ns, seen_as, takes: &[HostPortIn, HostPortOut], avoids: &[Hairpin, FromStack, SnatOut] }
     }
 
-    /// The exchange succeeds (its answers come from where it sent to), the pod sees this client, and the packets took their way.
+    /// Checks that the exchange succeeds (its answers come from the address that was asked), that
+    /// the pod sees this client, and that the packets took the client's paths.
     fn check(&self, lab: &Lab, exchange: &dyn Fn() -> Result<Exchange>) -> Result<()> {
         let before = Counted::quiet(lab);
         let outcome = exchange();
@@ -345,11 +349,11 @@ fn echo_stream(from: &Ns, to: &Ns, destination: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// A `runtimeConfig` with hostPorts: port of the node, port of the pod, protocol, hostIP.
+/// Returns a `runtimeConfig` with hostPorts: the node's port, the pod's port, protocol, hostIP.
 pub fn mappings(wanted: &[(u16, u16, &str, Option<IpAddr>)]) -> Value {
     let entries = wanted.iter().map(|(host, container, protocol, address)| {
         let address = address.map(|address| address.to_string()).unwrap_or_default();
-        // As containerd spells them.
+        // containerd spells the keys like this.
         json!({ "HostPort": host, "ContainerPort": container, "Protocol": protocol, "HostIP": address })
     });
     json!({ "portMappings": entries.collect::<Value>() })

@@ -1,4 +1,5 @@
-//! This node's own processes and a pod's hostPort: by any address of the node, and only for them.
+//! The node's own processes reach a pod's hostPort by any address of the node. The programs for
+//! sockets redirect these processes only.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -18,7 +19,7 @@ use crate::sweep::comes;
 const MEBIBYTE: u64 = 1 << 20;
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const ALIAS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-/// The pods' own port, and their hostPort.
+/// The pods' own port and their hostPort.
 const PORT: u16 = 8080;
 const HOST_PORT: u16 = 18080;
 
@@ -30,14 +31,14 @@ fn connection_to_any_own_address_reaches_the_pod_and_names_it() {
         let to = SocketAddr::new(address, HOST_PORT);
         let exchange = traffic::tcp_exchange_on(node, &pod, Route::translated(to, PORT), MEBIBYTE).unwrap();
         assert_eq!(exchange.peer_seen_by_client, to);
-        // The pod sees the node as it is, and may answer it like anybody.
+        // The pod sees the node's own address, and can answer it like any other client.
         assert_eq!(exchange.peer_seen_by_server.ip(), node.address(), "{to}");
     }
-    // Linux takes 0.0.0.0 for 127.0.0.1.
+    // Linux treats 0.0.0.0 as 127.0.0.1.
     let _listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
     let client = connect(node, (Ipv4Addr::UNSPECIFIED, HOST_PORT)).unwrap();
     assert_eq!(client.peer_addr().unwrap(), (LOOPBACK, HOST_PORT).into());
-    // Nobody is there, nothing is changed.
+    // The programs change nothing for a port without a pod behind it, or for the pod's own address.
     assert_eq!(connect(node, (LOOPBACK, HOST_PORT + 1)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     let direct = connect(node, (pod.address(), PORT)).unwrap();
     assert_eq!(direct.peer_addr().unwrap(), (pod.address(), PORT).into());
@@ -55,7 +56,7 @@ fn a_connected_udp_socket_hears_the_address_that_it_asked_for() {
         assert_eq!(client.peer_addr().unwrap(), to);
         client.send(b"question").unwrap();
         assert_eq!(answered(&client, &server), to);
-        // With an address a datagram of a connected socket is looked at by itself.
+        // On a connected socket, a datagram with an address of its own is handled by itself.
         client.send_to(b"question", to).unwrap();
         assert_eq!(answered(&client, &server), to);
     }
@@ -68,7 +69,7 @@ fn a_datagram_is_answered_by_the_address_that_it_was_sent_to() {
     let other = pod_with_host_ports(node, "other", &[HostPort { port: HOST_PORT + 1, ..HostPort::udp() }]);
     let servers = [udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT)), udp(&other, (Ipv4Addr::UNSPECIFIED, PORT))];
     let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
-    // One socket, by turns: each answer is of the one that was asked, a pod's own address included.
+    // One socket asks them by turns. Each answer has the address that was asked, also a pod's own.
     for _ in 0..2 {
         for (to, server) in [
             (SocketAddr::new(LOOPBACK.into(), HOST_PORT), 0),
@@ -81,7 +82,7 @@ fn a_datagram_is_answered_by_the_address_that_it_was_sent_to() {
             assert_eq!(answered(&client, &servers[server]), to);
         }
     }
-    // Two at the same time.
+    // Two questions are open at the same time.
     let first = SocketAddr::new(LOOPBACK.into(), HOST_PORT);
     let second = SocketAddr::new(LOOPBACK.into(), HOST_PORT + 1);
     client.send_to(b"first", first).unwrap();
@@ -125,7 +126,8 @@ fn socket_bound_to_the_nodes_address_reaches_it_by_loopback() {
     let client = udp(node, (node.address(), 0));
     client.send_to(b"question", (LOOPBACK, HOST_PORT)).unwrap();
     assert_eq!(answered(&client, &server), (LOOPBACK, HOST_PORT).into());
-    // A limit: what is bound to 127.0.0.0/8 stays on this host, and finds whoever is there.
+    // A limit: a socket that is bound to 127.0.0.0/8 stays on this host, and reaches only listeners
+    // there.
     let refused = connect_from(node, (LOOPBACK, 0), (LOOPBACK, HOST_PORT)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     let _own = listen(node, (LOOPBACK, HOST_PORT));
@@ -148,7 +150,7 @@ fn a_host_ip_is_the_only_address_that_leads_to_its_pod() {
     refused(ALIAS.into(), HOST_PORT);
     connect(node, (node.address(), HOST_PORT + 1)).unwrap();
     refused(LOOPBACK.into(), HOST_PORT + 1);
-    // The port of the other protocol is another.
+    // The same port of the other protocol is another port.
     let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
     let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
     client.connect((LOOPBACK, HOST_PORT)).unwrap();
@@ -192,7 +194,7 @@ fn processes_of_pods_and_of_other_nodes_keep_their_127_0_0_1() {
         client.send_to(b"question", (LOOPBACK, HOST_PORT)).unwrap();
         assert_eq!(answered(&client, &server), (LOOPBACK, HOST_PORT).into());
     }
-    // The same port of two nodes is two pods.
+    // The same port leads to a different pod on each node.
     let far = pod_with_host_ports(other, "far", &[HostPort::tcp()]);
     let far_listener = listen(&far, (Ipv4Addr::UNSPECIFIED, PORT));
     let client = connect(other, (LOOPBACK, HOST_PORT)).unwrap();
@@ -220,7 +222,7 @@ fn returning_agent_replaces_its_one_program_of_each_kind() {
     assert_eq!(attached(node), first);
     stream.wait_for(MEBIBYTE).unwrap();
     ask();
-    // A datagram that was asked before the new agent is answered after it.
+    // The socket asks before the new agent starts. The answer comes afterwards.
     client.send_to(b"question", to).unwrap();
     node.start_agent().unwrap();
     assert_eq!(answered(&client, &server), to);
@@ -240,7 +242,7 @@ fn what_was_attached_to_another_cgroup_is_detached() {
     node.kill_agent().unwrap();
     let links = node.bpf_dir().join("links");
     for program in programs::CGROUP {
-        // The root's number is 1, and no cgroup has this one.
+        // The root's number is 1. No cgroup has this one.
         let pin = links.join(format!("{program}-cgroup-1"));
         fs::rename(&pin, links.join(format!("{program}-cgroup-{}", u64::MAX))).unwrap();
     }
@@ -275,10 +277,10 @@ fn without_a_cgroup_the_agent_serves_and_says_what_is_missing() {
     assert!(missing.contains("--cgroup-dir /proc is no cgroup2 hierarchy"), "{missing}");
 }
 
-/// A port of the node behind which a pod answers at [`PORT`].
+/// A port of the node with a pod's [`PORT`] behind it.
 #[derive(Clone, Copy, Debug)]
 struct HostPort {
-    /// `None`: every address of the node.
+    /// The node's address; `None`: every address of the node.
     address: Option<Ipv4Addr>,
     port: u16,
     protocol: &'static str,
@@ -308,20 +310,21 @@ fn pod_with_host_ports(node: &Node, name: &str, ports: &[HostPort]) -> Pod {
     node.add_pod_with(name, &host_ports::mappings(&mappings)).unwrap()
 }
 
-/// The programs of a node's agent at the root of cgroup2, by number and name: those that use its maps.
+/// Returns the programs of a node's agent at the root of cgroup2, by number and name. They are the
+/// ones that use its maps.
 fn attached(node: &Node) -> Vec<Attached> {
     let pin = node.bpf_dir().join(maps::REDIRECTED_SOCKETS);
     let map = bpftool(&["map", "show", "pinned", pin.to_str().unwrap()]).unwrap();
     let mut programs = on_the_root();
     programs.retain(|(id, _)| {
-        // Another lab's may have gone meanwhile.
+        // A program of another lab may be gone by now.
         let program = bpftool(&["prog", "show", "id", &id.to_string()]);
         program.is_some_and(|program| program["map_ids"].as_array().unwrap().contains(&map["id"]))
     });
     programs
 }
 
-/// Number and name of a program.
+/// The number and name of a program.
 type Attached = (u64, String);
 
 fn on_the_root() -> Vec<Attached> {
@@ -346,10 +349,10 @@ fn every_kind() -> Vec<&'static str> {
     kinds
 }
 
-/// `None`: what is asked for is not there.
+/// Runs bpftool. `None`: the object does not exist.
 fn bpftool(arguments: &[&str]) -> Option<Value> {
     let output = Command::new("bpftool").arg("--json").args(arguments).output().unwrap();
-    // Of a cgroup without programs it prints nothing.
+    // For a cgroup without programs bpftool prints nothing.
     if !output.status.success() || output.stdout.trim_ascii().is_empty() {
         return None;
     }
@@ -361,7 +364,7 @@ fn connect(ns: &Ns, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
     ns.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap()
 }
 
-/// The server answers a datagram, and the client says whose answer it was given.
+/// Lets the server answer a datagram, and returns the sender of the answer that the client sees.
 fn answered(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
     let mut buffer = [0; 64];
     let (length, peer) = server.recv_from(&mut buffer).unwrap();

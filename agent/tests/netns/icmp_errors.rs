@@ -1,4 +1,5 @@
-//! ICMP errors: a pod speaks of what was sent to it, to whoever sent it, and of nothing else.
+//! ICMP errors: a pod may send one only about a packet that it received, and only to that packet's
+//! sender.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,9 +20,9 @@ use crate::v4;
 /// "Fragmentation needed": the next hop takes 552 bytes.
 const NEEDED: Transport = Transport::Icmp { kind: 3, code: 4, word: [0, 0, 2, 40] };
 const PORT_UNREACHABLE: Transport = Transport::Icmp { kind: 3, code: 3, word: [0; 4] };
-/// Nobody listens there.
+/// A port on which no socket listens.
 const CLOSED: u16 = 9;
-/// The other pod's port, and the one that it talks to.
+/// The other pod's port, and the server's port.
 const PORTS: (u16, u16) = (40000, 443);
 
 #[test]
@@ -77,7 +78,7 @@ fn a_pod_sends_no_error_about_what_others_were_sent() {
             ),
         ];
         let capture = Capture::start(lab.world(), "eth0").unwrap();
-        // Its counters are compared, and traffic of its own would show.
+        // The stream must not change the counters that `refused` compares.
         between_nodes.finish().unwrap();
         refused(&lab, 0, (&liar, "eth0"), &rows);
         let seen = capture.finish().unwrap();
@@ -148,7 +149,7 @@ fn a_pod_tells_of_packets_too_large_for_what_it_forwards_to() {
     }
 }
 
-/// Whether a connected socket is told that nobody listens.
+/// Returns whether a connected socket learns that no socket listens.
 fn is_refused(from: &Ns, to: SocketAddr) -> bool {
     let socket = sockets::udp(from, (Ipv4Addr::UNSPECIFIED, 0));
     socket.connect(to).unwrap();
@@ -160,7 +161,7 @@ fn is_refused(from: &Ns, to: SocketAddr) -> bool {
     (0..20).any(|_| refusal().is_some())
 }
 
-/// What a namespace has learnt of a path.
+/// Returns the path MTU that a namespace has learnt.
 fn path_mtu(from: &Ns, to: IpAddr) -> Option<u32> {
     let route = from.exec(&["ip", "route", "get", &to.to_string()]).unwrap();
     let mtu = route.split(" mtu ").nth(1).and_then(|rest| rest.split_whitespace().next());

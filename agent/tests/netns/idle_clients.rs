@@ -1,4 +1,4 @@
-//! Clients that connect and send nothing: they keep nobody else from being served.
+//! Clients that connect and send nothing. All other clients are still served.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use xtask::lab::{Lab, Node};
 
-/// The agent raises the soft limit by itself.
+/// A low soft limit, which the agent raises by itself.
 const DESCRIPTORS: &str = "prlimit --nofile=64:1024";
 const METRICS: &str = "127.0.0.1:9790";
 
@@ -21,13 +21,13 @@ fn idle_clients_of_the_metrics_keep_nobody_from_being_served() {
     let node = lab.node(0);
     let connect = || TcpStream::connect(METRICS).unwrap();
     let mut clients = node.enter(|| (0..CLIENTS).map(|_| connect()).collect::<Vec<_>>()).unwrap();
-    // Of a request that does not end.
+    // These clients begin a request that does not end.
     for client in clients.iter_mut().rev().take(32) {
         let _ = client.write_all(b"GET /metrics HTTP/1.1\r\nHost: ");
     }
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Those that are closed come again.
+        // Clients keep coming: each new connection replaces an earlier one.
         scope.spawn(|| {
             node.enter(|| {
                 while !done.load(Ordering::Relaxed) {
@@ -80,7 +80,7 @@ fn idle_clients_of_the_socket_keep_no_pod_from_being_added() {
     });
 }
 
-/// This process holds the clients.
+/// Raises the limit of open files, since this process holds the clients.
 fn raise_descriptors(clients: usize) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -88,7 +88,7 @@ fn raise_descriptors(clients: usize) {
     setrlimit(Resource::Nofile, limit).unwrap();
 }
 
-/// What the agent answers by HTTP, head included.
+/// Returns the agent's answer by HTTP, with its head.
 pub fn get(node: &Node, path: &str) -> String {
     let Ok(mut stream) = node.enter(|| TcpStream::connect(METRICS)).unwrap() else {
         return "nobody listens".into();

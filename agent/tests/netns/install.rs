@@ -1,4 +1,5 @@
-//! What is put onto a node and taken away again: the plugin, and the configuration by which the runtime calls it.
+//! What is installed on a node and removed again: the plugin, and the configuration with which the
+//! runtime calls it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -65,7 +66,7 @@ fn unwritable_configuration_keeps_the_agent_from_being_ready() {
     let (status, text) = readyz(node);
     assert!(status == 503 && text.contains(OURS), "{status} {text}");
     assert_eq!(metric(node, "podwire_ready"), "0");
-    // Who calls the plugin by a configuration of another name is served.
+    // A runtime that calls the plugin by a configuration of another name is served.
     node.add_pod("pod").unwrap().delete().unwrap();
     assert!(run("mount", &["-o", "remount,rw"], &folder));
     node.wait_ready().unwrap();
@@ -110,14 +111,14 @@ fn configurations_of_others_are_left_alone_and_told_of() {
 fn the_plugin_that_is_installed_serves_and_goes_with_uninstall() {
     let (lab, _) = lab_with_configuration();
     let node = lab.node(0);
-    // Within the lab's folder, which unmounts what a failure has left there.
+    // The folder is within the lab's folder: the lab unmounts what a failed test leaves there.
     let folder = node.cni_state_dir().join("bin");
     fs::create_dir(&folder).unwrap();
     let plugin = folder.join("podwire-cni");
     let bin_dir = ["--cni-bin-dir", &folder.to_string_lossy()].map(str::to_owned);
     let bin_dir = bin_dir.each_ref().map(String::as_str);
     let install = || node.podwire(&[&["install"][..], &bin_dir].concat()).unwrap();
-    // A disk too small for it.
+    // The disk is too small for the plugin.
     let mount = |options: &str| assert!(run("mount", &["-t", "tmpfs", "-o", options, "tmpfs"], &folder));
     mount("size=64k");
     fs::write(&plugin, "the one before").unwrap();
@@ -140,7 +141,7 @@ fn the_plugin_that_is_installed_serves_and_goes_with_uninstall() {
     assert!(added.success, "{added:?}");
     let address = added.answer["ips"][0]["address"].as_str().unwrap();
     node.exec(&["ping", "-c", "1", "-W", "5", address.split('/').next().unwrap()]).unwrap();
-    // While it runs, as for a pod that is being added.
+    // Install again while the agent runs, as it does when pods are added.
     assert!(install().status.success());
     assert!(add.with_command("DEL").run().unwrap().success);
     ns.remove().unwrap();
@@ -202,7 +203,8 @@ fn owner_of_anothers_folder_is_named_and_what_helps() {
     assert!(done.status.success() && !left.iter().any(|path| path.exists()), "{}", text(&done));
 }
 
-/// An agent that begins as soon as it may puts a plugin and a socket of its own there.
+/// An agent that starts as soon as the lock is free puts its own plugin and socket there. So both
+/// must be removed before the lock.
 #[test]
 fn uninstall_keeps_agents_away_until_plugin_and_socket_go() {
     let (lab, _) = lab_with_configuration();
@@ -248,7 +250,7 @@ fn waiting_ends_with_the_signal_and_not_before() {
     }
 }
 
-/// A lab of one node, and the folder of its network configurations.
+/// Returns a lab of one node, and the folder of its network configurations.
 fn lab_with_configuration() -> (Lab, PathBuf) {
     let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
     let folder = lab.node(0).cni_conf_dir().to_owned();
@@ -263,7 +265,7 @@ fn inode(path: &Path) -> u64 {
     fs::metadata(path).unwrap().ino()
 }
 
-/// Names and sizes.
+/// Returns names and sizes.
 fn files(folder: &Path) -> BTreeMap<String, usize> {
     let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
     entries

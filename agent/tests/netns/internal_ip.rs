@@ -1,4 +1,5 @@
-//! Nodes whose InternalIP is on no link: a cloud's one-to-one NAT, or an address that DHCP has changed.
+//! Nodes with an InternalIP that is on no link: behind a cloud's one-to-one NAT, or after DHCP has
+//! changed an address.
 
 use std::net::IpAddr;
 
@@ -49,7 +50,7 @@ fn an_internal_address_that_goes_and_comes_is_told() {
         ))
         .unwrap();
         comes(node, "internal-ip-absent", "10.200.0.51");
-        // Nothing else is wrong, and the node's pods go on.
+        // No other condition is reported, and the node's pods keep their network.
         assert_eq!(conditions(node).len(), 1, "{mode:?}: {:?}", conditions(node));
         traffic::tcp_exchange(&one, &two, two.address(), 8080, 1 << 20).unwrap();
         let three = node.add_pod("three").unwrap();

@@ -1,5 +1,5 @@
-//! IPsec policies of the host hold for pods' traffic. The kernels of these tests have policies, but neither ESP nor AH: a policy that
-//! blocks shows whether it was asked.
+//! IPsec policies of the host hold for pods' traffic. The kernels of these tests have policies, but
+//! neither ESP nor AH. A policy that blocks shows whether the kernel asked it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -24,7 +24,8 @@ fn policies_between_nodes_hold_for_the_tunnel() {
     let (here, there) = (one.address(), two.address());
     let past = [(0, TunnelOut), (0, TunnelIn)];
     talks(&lab, &near, &far, &past, &[(0, TunnelOutDevice)]);
-    // Policies that only let packets pass, and those of others, change nothing.
+    // Policies that only let packets pass change nothing, and neither do policies about other
+    // traffic.
     for policy in [
         format!("src {here}/32 dst {there}/32 dir out action allow"),
         format!("src {here}/32 dst 10.200.0.99/32 dir out action block"),
@@ -52,7 +53,7 @@ fn policies_between_nodes_hold_for_the_tunnel() {
         Counted::quiet(&lab).since(&before).expect(&past, &[(0, TunnelOutDevice)]).ok()
     });
     assert!(back.is_some(), "past the stack again without policies");
-    // One that no packet matches in the end: all go by the device, and arrive.
+    // In the end no packet matches this policy: all packets take the device, and arrive.
     xfrm(one, &format!("add src {here}/32 dst {there}/32 proto tcp dir out action block"));
     let by_device = wait_until(|| {
         let before = Counted::quiet(&lab);
@@ -105,7 +106,7 @@ fn policies_about_the_world_hold_for_flows_that_are_there() {
     let server = udp(lab.world(), (lab.world_address(), 53));
     let client = udp(&pod, ("0.0.0.0", 40000));
     let to = SocketAddr::new(lab.world_address(), 53);
-    // Past the host's rules by now.
+    // By now the flow goes past the host's rules.
     for _ in 0..5 {
         ask(&client, &server, to, "before");
     }
@@ -163,7 +164,7 @@ fn a_default_that_blocks_is_a_policy_for_everything() {
     begins(&near, &far, far.address(), "the default");
 }
 
-/// `ip xfrm policy <words>` on a node.
+/// Runs `ip xfrm policy <words>` on a node.
 fn xfrm(node: &Node, words: &str) {
     let command: Vec<_> = ["ip", "xfrm", "policy"].into_iter().chain(words.split_whitespace()).collect();
     node.exec(&command).unwrap();
@@ -175,14 +176,14 @@ fn talks(lab: &Lab, near: &Pod, far: &Pod, takes: &[Counter], avoids: &[Counter]
     Counted::quiet(lab).since(&before).expect(takes, avoids).unwrap();
 }
 
-/// Waits until a ping is not answered.
+/// Waits until a ping gets no answer.
 fn ends(from: &Pod, _to: &Ns, address: IpAddr, why: &str) {
     let ended = wait_until(|| traffic::ping(from, address, 56).is_err().then_some(()));
     assert!(ended.is_some(), "{why}: the policy was not asked");
     assert!(traffic::ping(from, address, 56).is_err(), "{why}: once only");
 }
 
-/// Waits until a stream of TCP goes through.
+/// Waits until a TCP transfer succeeds.
 fn begins(from: &Pod, to: &Ns, address: IpAddr, why: &str) {
     let begun = wait_until(|| traffic::tcp_exchange(from, to, address, 8080, 1 << 16).ok());
     assert!(begun.is_some(), "{why}: not again");

@@ -1,4 +1,5 @@
-//! IPv4 routes by an IPv6 router: pods reach nodes and the world by them on every way past the host stack.
+//! IPv4 routes by an IPv6 router: pods reach nodes and the world by them, on every path past the
+//! host stack.
 
 use std::collections::BTreeSet;
 
@@ -60,7 +61,8 @@ fn an_ipv4_route_leads_by_an_ipv6_router() {
             assert_eq!(streamed.peer_seen_by_server.ip(), seen, "{mode:?}, {what}");
             grown.expect(&[(0, HostPortIn), (0, HostPortOut)], &[]).unwrap();
         }
-        // Connections to where another one has just been: past the host's rules from the first packet on.
+        // Later connections to the same destination: they go past the host's rules from the first
+        // packet on.
         for _ in 0..4 {
             traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8443, 1 << 20).unwrap();
         }
@@ -77,7 +79,7 @@ fn an_ipv4_route_leads_by_an_ipv6_router() {
     }
 }
 
-/// A lab has no IPv6 but where this switches it on.
+/// Switches IPv6 on for a link. A lab has no IPv6 elsewhere.
 fn allow_ipv6(ns: &Ns, link: &str) {
     ns.sysctl(&format!("net/ipv6/conf/{link}/disable_ipv6"), "0").unwrap();
 }

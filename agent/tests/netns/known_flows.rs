@@ -1,4 +1,5 @@
-//! What is known of a flow ends with what it was made of: with the very next packet, and not a moment later.
+//! A known flow ends with whatever it depends on: with the very next packet, and not a moment
+//! later.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -37,7 +38,7 @@ fn a_pod_that_gets_a_dead_ones_address_gets_its_packets() {
         for name in ["one", "two", "three"] {
             let pod = node.add_pod_with(name, &address).unwrap();
             let server = udp(&pod, ("0.0.0.0", SERVER));
-            // Each datagram is sent once: what was known of the last pod's flows ended before ADD answered.
+            // Each datagram is sent once: the last pod's known flows ended before ADD answered.
             for _ in 0..3 {
                 sockets.iter().for_each(|socket| exchange(socket, &server, to, &format!("{mode:?} {name}")));
             }
@@ -73,10 +74,10 @@ fn node_that_leaves_returns_or_moves_takes_its_flows_along() {
             "node2 never came back"
         );
         pair.drain();
-        // The maps come before the routes, which direct routing needs.
+        // The agent writes the maps before the routes, and direct routing needs the routes.
         pair.exchange_eventually(&format!("{mode:?}: it is back"));
 
-        // The same node by another address.
+        // The same node gets another address.
         let moved = Ipv4Addr::new(10, 200, 0, 12);
         there.add_address("eth0", moved.into(), 24).unwrap();
         let mut list = all.clone();
@@ -87,7 +88,8 @@ fn node_that_leaves_returns_or_moves_takes_its_flows_along() {
             wait_until(|| [here, there].iter().all(|node| knows(node)).then_some(())).is_some(),
             "{mode:?}"
         );
-        // Each agent for itself: when one is done, the other may not be, and direct routing has the kernel's routes to be changed.
+        // Each agent works for itself. When one is done, the other may not be, and direct routing
+        // needs changes of the kernel's routes.
         pair.exchange_eventually(&format!("{mode:?}: it has moved"));
         if mode == Mode::Vxlan {
             let capture = Capture::start(pair.lab.underlay(), "node1").unwrap();
@@ -196,7 +198,7 @@ fn unusual_packets_of_a_known_flow_are_treated_as_such() {
             let tagged = packets::tagged(&packet.build());
             refused(&pair.lab, 0, (pod, "eth0"), &[("in a VLAN", tagged, Drop::VlanTagged)]);
             known();
-            // No operations: 4 bytes in front of the ports.
+            // Options without an operation: 4 bytes in front of the ports.
             let options = packet.with(|packet| packet.options = vec![1, 1, 1, 1]).build();
             frames::send(pod, "eth0", &options).unwrap();
             let mut buffer = [0; 100];
@@ -239,7 +241,7 @@ fn host_port_answers_a_client_that_knows_the_pods_address() {
             exchange(&direct, &socket, pod, &format!("{mode:?}, round {round}, the pod"));
             exchange(&by_host_port, &socket, host_port, &format!("{mode:?}, round {round}, the hostPort"));
         }
-        // The pod sees one flow in both: from now on its answers come from the node.
+        // For the pod both are one flow: from now on its answers come from the node.
         exchange(
             &direct,
             &socket,
@@ -283,7 +285,7 @@ fn datagrams_are_not_lost_while_agents_are_killed_and_come_back() {
     }
 }
 
-/// A pod and one of another node, which exchange datagrams.
+/// A pod, and a pod of another node with which it exchanges datagrams.
 struct Pair {
     client: UdpSocket,
     server: UdpSocket,
@@ -298,7 +300,7 @@ impl Pair {
         Self::with(mode, &[])
     }
 
-    /// With a third node that has no part in it.
+    /// Returns the pair, in a lab with a third node that has no part in it.
     fn with(mode: Mode, arguments: &[&str]) -> Self {
         let lab = Lab::builder().mode(mode).nodes(3).agent_arguments(arguments).build().unwrap();
         let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
@@ -316,7 +318,7 @@ impl Pair {
         exchange(&self.client, &self.server, self.to, what);
     }
 
-    /// What arrived late is taken.
+    /// Discards datagrams that arrived late.
     fn drain(&self) {
         for socket in [&self.client, &self.server] {
             socket.set_nonblocking(true).unwrap();
@@ -330,7 +332,7 @@ impl Pair {
         }
     }
 
-    /// Asks until there is an answer.
+    /// Asks until an answer comes.
     fn exchange_eventually(&self, what: &str) {
         let timeout = self.client.read_timeout().unwrap();
         for socket in [&self.client, &self.server] {
@@ -350,7 +352,7 @@ impl Pair {
     }
 }
 
-/// A question and its answer, each sent once.
+/// Exchanges a question and its answer, each sent once.
 #[track_caller]
 fn exchange(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) {
     client.send_to(what.as_bytes(), to).unwrap();

@@ -1,4 +1,4 @@
-//! Much at once, with and without the offloads that make it cheap.
+//! Much traffic at once, with and without the offloads that make it cheap.
 
 use podwire_common::reason::Path::{TunnelIn, TunnelInDevice, TunnelOut};
 use serde_json::json;
@@ -8,7 +8,7 @@ use xtask::lab::{Lab, Mode, Ns};
 use crate::check::{Counted, Row, check};
 
 const GIBIBYTE: u64 = 1 << 30;
-/// `ethtool -K` settings, every one from everything on.
+/// Settings for `ethtool -K`. Each starts from [`USUAL`].
 const OFFLOADS: [&str; 8] = [
     "",
     "gro off",
@@ -20,12 +20,12 @@ const OFFLOADS: [&str; 8] = [
     "gro on rx-udp-gro-forwarding on",
     "tx-udp-segmentation off",
 ];
-/// The default: everything on but lists and UDP GRO forwarding.
+/// The default: everything is on but lists and UDP GRO forwarding.
 const USUAL: &str =
     "tx on rx on tso on gso on gro on rx-gro-list off rx-udp-gro-forwarding off tx-udp-segmentation on";
 const HOST_PORT: u16 = 8090;
 const STREAM: u64 = 20 << 20;
-/// Of a stream's timeouts. A stream whose packets are lost in numbers has dozens.
+/// The most timeouts that a stream may have. A stream that loses many packets has dozens.
 const MOST_TIMEOUTS: u64 = 10;
 
 #[test]
@@ -43,7 +43,8 @@ fn a_gibibyte_crosses_the_tunnel_unchanged() {
     }
     let grown = Counted::quiet(&lab).since(&before);
     grown.expect(&[(0, TunnelOut), (1, TunnelIn)], &[]).unwrap();
-    // Segments of 1410 bytes would be many more packets than this: the stream keeps its large ones on the way.
+    // With segments of 1410 bytes there would be many more packets: the stream keeps its large
+    // segments.
     let whole = GIBIBYTE / 1410 / 4 * rounds;
     assert!(grown.packets((0, TunnelOut)) < whole && grown.packets((1, TunnelIn)) < whole, "{grown}");
 }
@@ -137,7 +138,7 @@ fn offloads(mode: Mode) {
     }
 }
 
-/// How often TCP of these namespaces has waited for its retransmission timer.
+/// Returns how often TCP of these namespaces has waited for its retransmission timer.
 fn timeouts(namespaces: &[&Ns]) -> u64 {
     let of = |ns: &&Ns| {
         let counters = ns.exec(&["cat", "/proc/net/netstat"]).unwrap();

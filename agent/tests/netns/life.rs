@@ -1,11 +1,11 @@
-//! The data path without its agent: killed, restarted, away.
+//! The data path without its agent: the agent is killed, restarted or away.
 
 use podwire_common::names::maps;
 use serde_json::Value;
 use xtask::lab::{CniCall, Lab, Mode, Node, traffic};
 
 const MEBIBYTE: u64 = 1 << 20;
-/// What an agent writes: a restarted one must write the same.
+/// The maps that an agent writes. A restarted agent must write the same.
 const CONFIGURED: [&str; 4] = [maps::ENDPOINTS, maps::NODES, maps::TUNNEL_PEERS, maps::LINKS];
 
 #[test]
@@ -34,7 +34,7 @@ fn a_transfer_goes_on_while_the_agents_are_killed_and_come_back() {
         }
         let after = lab.nodes().iter().map(configured).collect::<Vec<_>>();
         assert_eq!(before, after, "{mode:?}");
-        // It serves, and what it gives out is nobody's.
+        // The agent serves ADD, and the address that it gives belongs to no other pod.
         let late = lab.node(0).add_pod("late").unwrap();
         assert!(![client.address(), near.address()].contains(&late.address()));
         traffic::tcp_exchange(&late, &far, far.address(), 8080, MEBIBYTE).unwrap();
@@ -66,7 +66,7 @@ fn without_an_agent_pods_can_be_deleted_but_not_added() {
     // "Try again later" (CNI specification, error codes).
     assert!(!refused.success && refused.answer["code"] == 11, "{refused:?}");
     node.start_agent().unwrap();
-    // The address of the one that went is free again: a fixed one is given to the next that asks.
+    // The address of the deleted pod is free again: the next ADD that asks for it gets it.
     let wanted = serde_json::json!({ "ips": [format!("{address}/24")] });
     let again = node.add_pod_with("again", &wanted).unwrap();
     assert_eq!(again.address(), address);
@@ -86,13 +86,13 @@ fn pod_keeps_its_address_over_a_restart_and_another_add() {
     let endpoints = node.map_dump(maps::ENDPOINTS).unwrap();
     assert_eq!(endpoints.as_array().unwrap().len(), 1);
     let deleted = repeated(pod.call(), "DEL");
-    // A runtime repeats DEL until it succeeds, and once more.
+    // A runtime repeats DEL until it succeeds, and then once more.
     assert!(deleted.run().unwrap().success);
     assert!(deleted.run().unwrap().success);
     assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), serde_json::json!([]));
 }
 
-/// Another command for the pod of an ADD.
+/// Returns another command for the pod of an ADD.
 fn repeated(added: &CniCall, command: &str) -> CniCall {
     let mut call = added.clone();
     call.command = command.to_owned();
@@ -103,7 +103,7 @@ fn configured(node: &Node) -> Vec<(&'static str, Vec<String>)> {
     CONFIGURED.map(|map| (map, sorted(node.map_dump(map).unwrap()))).to_vec()
 }
 
-/// Entries in an order of their own: a hash map has none.
+/// Returns the entries in a fixed order: a hash map has none.
 fn sorted(dump: Value) -> Vec<String> {
     let mut entries: Vec<String> = dump.as_array().unwrap().iter().map(Value::to_string).collect();
     entries.sort();

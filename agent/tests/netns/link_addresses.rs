@@ -7,7 +7,7 @@ use xtask::lab::{Lab, Mode, traffic};
 
 use crate::check::{Counted, Row, check};
 
-/// In place of node2's.
+/// The address that replaces node2's.
 const ANOTHER: [u8; 6] = [2, 0, 0, 0, 0xab, 1];
 
 #[test]
@@ -31,7 +31,7 @@ fn a_node_may_send_from_several_link_addresses() {
 fn such_a_nodes_pods_are_cut_off_where_asked_for() {
     let lab = lab(&["--link-addresses", "checked"]);
     let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
-    // The nodes of a cluster have resolved each other.
+    // The nodes resolve each other, as the nodes of a cluster have.
     traffic::tcp_exchange(lab.node(0), lab.node(1), lab.node(1).address(), 8080, 1000).unwrap();
     let before = Counted::quiet(&lab);
     let refused = traffic::udp_exchange(&pod, &far, far.address(), 8080, 100);
@@ -40,7 +40,8 @@ fn such_a_nodes_pods_are_cut_off_where_asked_for() {
     assert!(grown.drops(0).contains_key(Drop::PodSourceNotFromNode.name()), "{grown}");
 }
 
-/// The bridge between the nodes replaces the link address of node2's IPv4 frames. ARP keeps the true one.
+/// Returns a lab with a bridge that replaces the link address of node2's IPv4 frames. ARP keeps the
+/// true address.
 fn lab(arguments: &[&str]) -> Lab {
     let lab = Lab::builder().mode(Mode::Direct).agent_arguments(arguments).build().unwrap();
     let another = ANOTHER.map(|byte| format!("{byte:02x}")).join(":");

@@ -1,4 +1,4 @@
-//! Nodes with several links: what each is for, and what a pod's packet does there.
+//! Nodes with several links: the role of each link, and what happens to a pod's packet there.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -20,7 +20,7 @@ use crate::sockets::{self, wait_until};
 use crate::sweep::{comes, goes};
 use crate::v4;
 
-/// The node's end of a link to a storage host, and that host's.
+/// The node's end of a link to a storage host, and the storage host's end.
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 50, 1));
 const STORAGE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 50, 2));
 const BRIDGE: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1));
@@ -70,7 +70,7 @@ fn tunnel_packets_are_taken_by_uplinks_only() {
     let capture = Capture::start(&pod, "eth0").unwrap();
     let forged = inner(&Packet::new(v4(far.address()), v4(pod.address()), udp(4000, 5000)));
     for (host, link, address) in [(&storage, "eth1", HERE), (&container, "docker0", BRIDGE)] {
-        // In the other node's name, to any address of this one.
+        // The outer source is the other node. The destination is any address of this node.
         for destination in [address, node.address()] {
             let tunnel = Vxlan::new(v4(lab.node(1).address()), v4(destination)).with(|outer| {
                 outer.source_mac = host.mac("eth0").unwrap();
@@ -161,7 +161,8 @@ fn no_pods_address_leaves_by_a_link_without_programs() {
     let frames = capture.finish().unwrap();
     let bare = frames.iter().filter_map(|frame| Ip::of_frame(frame)).find(Ip::is_of_pod_network);
     assert!(bare.is_none(), "{bare:?}");
-    // The world, and the node itself, are as they were; and the condition ends when nothing more is dropped.
+    // The world and the node itself are reached as before. The condition ends when no more packets
+    // are dropped.
     traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8080, 1 << 16).unwrap();
     traffic::ping(node, STORAGE, 56).unwrap();
     goes(node, "link-without-programs");
@@ -224,7 +225,7 @@ fn links_that_change_names_have_their_programs() {
     node.ip("link set dev eth1 down\nlink set dev eth1 name store1\nlink set dev store1 up\n").unwrap();
     has_pins(node, "store1", "eth1");
     check(&lab, &[row]);
-    // Another link gets a name that one has just had, and both are there.
+    // A second link gets the name that the first has just had. Both have their programs.
     let other = lab.add_namespace("other").unwrap();
     connect(node, "eth2", &other, "eth0").unwrap();
     other.ip("address add 192.168.60.2/24 dev eth0\n").unwrap();
@@ -239,12 +240,12 @@ fn links_that_change_names_have_their_programs() {
     let second = Row::new("the other link", (&pod, pod.address()), (&other, there)).seen_as(here);
     check(&lab, &[Row { name: "renamed again", ..row }, second]);
     assert_eq!(crate::sweep::conditions(node), [""; 0]);
-    // And an agent that starts finds them.
+    // An agent that starts finds both links, too.
     node.restart_agent().unwrap();
     check(&lab, &[Row { name: "after a restart", ..row }, second]);
 }
 
-/// Waits until pins are named for a device, and none for another name.
+/// Waits until a device has pins with its name, and none with another name.
 fn has_pins(node: &Node, device: &str, not: &str) {
     let named = |name: &str| node.bpf_dir().join("links").join(format!("to_uplink-{name}")).exists();
     let found = wait_until(|| (named(device) && !named(not)).then_some(()));
@@ -276,7 +277,7 @@ fn without_tcx_a_link_loses_its_programs_with_its_role() {
     assert!(wait_until(is_bare).is_some(), "{}", node.agent_log_tail(20));
     node.ip("address add 192.168.50.1/24 dev eth1\n").unwrap();
     assert!(wait_until(has_role).is_some(), "{}", node.agent_log_tail(20));
-    // While no agent is there, too.
+    // The same while no agent runs.
     node.stop_agent().unwrap();
     node.ip("address delete 192.168.50.1/24 dev eth1\n").unwrap();
     node.start_agent().unwrap();
@@ -292,7 +293,7 @@ fn a_link_that_cannot_have_programs_keeps_no_other_from_them() {
     connect(node, "eth2", &other, "eth0").unwrap();
     node.ip("address add 192.168.60.1/24 dev eth2\n").unwrap();
     other.ip("address add 192.168.60.2/24 dev eth0\n").unwrap();
-    // Another tool's filter stands where clsact belongs.
+    // Another tool's filter is where clsact belongs.
     node.exec(&["tc", "qdisc", "add", "dev", "eth1", "ingress"]).unwrap();
     let filter = ["tc", "filter", "add", "dev", "eth1", "ingress", "pref", "5", "protocol", "ip"];
     let program = ["bpf", "direct-action", "bytecode", "1,6 0 0 4294967295"];
@@ -363,7 +364,7 @@ fn an_earlier_plugins_bridge_is_left_alone() {
     let_be(node, "vxlan42", LINK_WITHOUT_PROGRAMS);
 }
 
-/// A namespace behind a link of node 1, with the node's and its own address on it and a default route by the node.
+/// Returns a namespace behind a link of node 1. Both ends of the link have an address.
 fn storage_host(lab: &Lab, link: &str) -> Ns {
     let storage = lab.add_namespace("storage").unwrap();
     connect(lab.node(0), link, &storage, "eth0").unwrap();
@@ -372,7 +373,7 @@ fn storage_host(lab: &Lab, link: &str) -> Ns {
     storage
 }
 
-/// A container as Docker has it: behind a bridge of node 1's own.
+/// Returns a container as Docker sets it up: behind a bridge of node 1.
 fn docker(lab: &Lab) -> Ns {
     let (node, container) = (lab.node(0), lab.add_namespace("container").unwrap());
     connect(node, "veth1", &container, "eth0").unwrap();
@@ -395,13 +396,13 @@ fn let_be(node: &Node, link: &str, expected: u32) {
     assert!(found.is_some(), "{link}: {:?}, {}", kinds(node), node.agent_log_tail(20));
 }
 
-/// What the programs take a link for.
+/// Returns a link's kind, as the programs see it.
 fn kind(node: &Node, link: &str) -> Option<u32> {
     let index = node.ifindex(link).unwrap();
     kinds(node).into_iter().find(|(of, _)| *of == index).map(|(_, kind)| kind)
 }
 
-/// All links that the programs know, by ifindex.
+/// Returns all links that the programs know, by ifindex.
 pub fn kinds(node: &Node) -> Vec<(u32, u32)> {
     let number = |value: &serde_json::Value| u32::try_from(value.as_u64().unwrap()).unwrap();
     let dump = node.map_dump(maps::LINKS).unwrap();

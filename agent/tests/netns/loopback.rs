@@ -1,4 +1,4 @@
-//! A node's 127.0.0.1 is its own, also where `route_localnet` is set.
+//! A node's 127.0.0.1 is its own, even with `route_localnet`.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
@@ -22,7 +22,7 @@ fn nobody_reaches_a_nodes_127_0_0_1() {
         let [pod, far] = [0, 1].map(|node| lab.node(node).add_pod("pod").unwrap());
         let node = lab.node(0);
         node.sysctl("net/ipv4/conf/all/route_localnet", "1").unwrap();
-        // What comes from 127.0.0.1 is not asked where it comes from.
+        // The kernel must not reject the source 127.0.0.1 on its own.
         node.sysctl("net/ipv4/conf/all/rp_filter", "0").unwrap();
         let datagrams = sockets::udp(node, (LOOPBACK, PORT));
         datagrams.set_nonblocking(true).unwrap();
@@ -90,7 +90,7 @@ fn nobody_reaches_a_nodes_127_0_0_1() {
         }
         connections.set_nonblocking(true).unwrap();
         assert_eq!(connections.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
-        // The node's own processes do.
+        // The node's own processes do reach it.
         node.enter(|| TcpStream::connect((LOOPBACK, PORT))).unwrap().unwrap();
     }
 }

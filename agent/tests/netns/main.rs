@@ -1,4 +1,5 @@
-//! Two or more nodes in network namespaces, real packets: what a test run of a single program cannot show.
+//! Two or more nodes in network namespaces, with real packets: tests of what a test run of one
+//! program cannot show.
 //!
 //! Needs root, and the tools that `cargo xtask setup` installs.
 
@@ -71,7 +72,7 @@ mod world;
 
 use std::net::{IpAddr, Ipv4Addr};
 
-/// Whether there is time for long things in large numbers.
+/// Returns whether there is time for long tests.
 fn soak() -> bool {
     std::env::var_os("PODWIRE_SOAK").is_some_and(|value| value == "1")
 }

@@ -1,4 +1,5 @@
-//! Paths that take less than the sender thinks: "fragmentation needed" comes back, and connections live.
+//! Paths with a smaller MTU than the sender believes: "fragmentation needed" comes back, and
+//! connections go on.
 
 use podwire_common::reason::Path::TooBigAnswered;
 use rustix::io::Errno;
@@ -8,7 +9,7 @@ use crate::check::{Counted, Row, check};
 use crate::service::drop_invalid;
 use crate::sockets::{udp, wait_until};
 
-/// What the path shrinks to.
+/// The MTU to which the path shrinks.
 const SHRUNK: u32 = 1280;
 const MEBIBYTE: u64 = 1 << 20;
 
@@ -52,7 +53,7 @@ fn datagram_sender_is_told_when_a_known_flows_path_shrinks() {
             wait_until(|| sender.send(&[8; 1400]).err()).unwrap_or_else(|| panic!("{mode:?}: {}", route()));
         assert_eq!(Errno::from_io_error(&heard), Some(Errno::MSGSIZE), "{mode:?}");
         assert!(route().contains(&format!("mtu {told}")), "{mode:?}: {}", route());
-        // What was sent before may have got through in fragments.
+        // Earlier datagrams may have got through in fragments.
         receiver.set_nonblocking(true).unwrap();
         while receiver.recv(&mut [0; 2000]).is_ok() {}
         receiver.set_nonblocking(false).unwrap();
@@ -65,7 +66,7 @@ fn what_may_be_cut_and_what_the_node_sends_passes_a_shrunk_path() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let (lab, client, server) = behind_a_router(mode);
         shrink(&lab);
-        // From the first packet on: what may be cut waits for no ICMP.
+        // Packets that may be cut get through from the first one on: they need no ICMP error.
         let before = Counted::quiet(&lab);
         let cut = [1300, 3000].map(|size| traffic::ping(&client, server.address(), size));
         let grown = Counted::quiet(&lab).since(&before);
@@ -93,7 +94,7 @@ fn a_pod_whose_link_takes_more_than_the_path_is_told_so() {
         let lab = Lab::builder().mode(mode).build().unwrap();
         let (client, server) =
             (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
-        // Otherwise a veth drops silently what is larger than its peer's MTU.
+        // Otherwise a veth silently drops packets larger than its peer's MTU.
         for (node, pod) in [(lab.node(0), &client), (lab.node(1), &server)] {
             node.ip(&format!("link set {} mtu 9000", pod.host_interface())).unwrap();
             pod.ip("link set eth0 mtu 9000").unwrap();
@@ -107,14 +108,15 @@ fn a_pod_whose_link_takes_more_than_the_path_is_told_so() {
         }
         let refused = traffic::ping_unfragmented(&client, lab.world_address(), 1473).unwrap_err().to_string();
         assert!(refused.contains("mtu = 1500"), "{mode:?} to the world: {refused}");
-        // A connection whose both ends believe in 9000 bytes.
+        // Both ends of this connection believe that 9000 bytes fit.
         traffic::tcp_exchange(&client, &server, server.address(), 8080, 4 * MEBIBYTE).unwrap();
         traffic::tcp_exchange(&client, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
         assert_eq!(path_mtu(&client, &server), fits as u32);
     }
 }
 
-/// Streams both ways while the path to both nodes shrinks; the addresses that their servers saw.
+/// Runs streams in both directions while the path to both nodes shrinks. Returns the addresses that
+/// their servers saw.
 fn shrink_under_streams(lab: &Lab, client: &Pod, server: &Pod) -> (std::net::IpAddr, std::net::IpAddr) {
     let down = traffic::tcp_stream(client, server, server.address(), 8080).unwrap();
     let up = traffic::tcp_stream(server, client, client.address(), 8080).unwrap();
@@ -128,7 +130,8 @@ fn shrink_under_streams(lab: &Lab, client: &Pod, server: &Pod) -> (std::net::IpA
 
 fn behind_a_router(mode: Mode) -> (Lab, Pod, Pod) {
     let lab = Lab::builder().mode(mode).router(true).build().unwrap();
-    // Connection tracking knows nothing of flows that go past the stack, nor of what a router says about them.
+    // Connection tracking does not know flows that go past the stack, nor a router's errors about
+    // them.
     drop_invalid(&lab);
     let client = lab.node(0).add_pod("client").unwrap();
     let server = lab.node(1).add_pod("server").unwrap();
@@ -140,7 +143,7 @@ fn shrink(lab: &Lab) {
     lab.set_path_mtu(1, SHRUNK).unwrap();
 }
 
-/// What a pod has learnt of its path to another.
+/// Returns the path MTU that a pod has learnt for another pod.
 fn path_mtu(from: &Ns, to: &Pod) -> u32 {
     let route = from.exec(&["ip", "route", "get", &to.address().to_string()]).unwrap();
     let mtu = route.split(" mtu ").nth(1).and_then(|rest| rest.split_whitespace().next());

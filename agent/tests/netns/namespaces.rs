@@ -1,4 +1,4 @@
-//! The folders of one network namespace's agent, given to an agent or a removal in another one.
+//! The folders of an agent in one network namespace, used by an agent or a removal in another one.
 
 use std::fs;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ fn an_agent_in_another_namespace_touches_nothing() {
     check_refused("an agent", !ended.success(), &node.agent_log());
     let removal = node.uninstall_in(&elsewhere, &[]).unwrap();
     check_refused("a removal", !removal.status.success(), &String::from_utf8_lossy(&removal.stderr));
-    // The one agent that is right finds all as it was.
+    // The agent in the right namespace finds everything as it was.
     node.start_agent().unwrap();
     for pod in &pods {
         traffic::tcp_exchange(pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
@@ -43,7 +43,8 @@ fn an_agent_in_another_namespace_touches_nothing() {
     assert_eq!(Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before), [""; 0]);
 }
 
-/// kind, k3d: the node's container has another namespace then, in the same boot, and its own BPF file system.
+/// kind and k3d: a restarted node container has a new namespace in the same boot, and a new BPF
+/// file system.
 #[test]
 fn pods_of_a_restarted_node_container_are_released() {
     let lab = Lab::builder().nodes(1).build().unwrap();
@@ -52,7 +53,7 @@ fn pods_of_a_restarted_node_container_are_released() {
     let wanted = json!({ "ips": [pods[0].address()] });
     node.kill_agent().unwrap();
     change_claim(node, "namespace", json!(1));
-    // The pins are there: it was no restart.
+    // The pins still exist, so the node has not restarted.
     let refused = format!("{:#}", node.start_agent().unwrap_err());
     assert!(refused.contains("another network namespace"), "{refused}");
     for pod in &pods {
@@ -78,7 +79,7 @@ fn a_namespace_of_before_the_boot_counts_no_more() {
     let released = || (node.map_dump(maps::ENDPOINTS).unwrap() == json!([])).then_some(());
     assert!(wait_until(released).is_some(), "{}", node.agent_log_tail(20));
     assert_ne!(read_claim(node)["namespace"], 1, "the folder is this namespace's now");
-    // What an operator is told to do about a namespace that is gone.
+    // Do what an operator is told to do when a namespace is gone.
     node.kill_agent().unwrap();
     change_claim(node, "namespace", json!(1));
     fs::remove_file(claim(node)).unwrap();

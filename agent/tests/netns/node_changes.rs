@@ -1,4 +1,4 @@
-//! What becomes of a cluster's nodes at the API server, and what an agent makes of it.
+//! Changes of a cluster's nodes at the API server, and what an agent makes of them.
 
 use std::fs::File;
 use std::time::{Duration, SystemTime};
@@ -133,7 +133,8 @@ fn pod_cidr_that_changes_its_node_always_has_one() {
     one.start_agent().unwrap();
     lab.node(2).start_agent().unwrap();
     let client = one.add_pod("client").unwrap();
-    // The node that had it is gone for good; its successor bears another name and has the same range.
+    // The node with this podCIDR is gone for good. Its successor has another name and the same
+    // podCIDR.
     let api = lab.api_server().unwrap();
     let mut successor = api.node("node3").unwrap();
     set_pod_cidr(&mut successor, "10.244.2.0/24");
@@ -184,7 +185,7 @@ fn deleted_nodes_pods_are_dropped_and_counted_until_it_is_back() {
     assert_eq!(dropped(), 0);
     api.delete("node2");
     routes_without(one, "10.244.2.0/24");
-    // It talks on: its own agent keeps what it had.
+    // node2 still sends: its own agent keeps what it had.
     assert!(wait_until(|| (dropped() > 0).then_some(())).is_some(), "{:?}", one.drops());
     comes(two, OWN_MISSING, "this node, node2, is not in the node list");
     api.put(node);
@@ -271,7 +272,7 @@ fn without_the_api_server_all_goes_on_across_a_restart() {
 
     let before = dump(one, maps::NODES);
     one.kill_agent().unwrap();
-    // Meanwhile, unseen, a node leaves.
+    // A node leaves while the agent is away.
     api.delete("node3");
     let hour = Duration::from_secs(3600);
     File::open(&kept).unwrap().set_modified(SystemTime::now() - hour).unwrap();
@@ -320,9 +321,10 @@ fn a_list_that_comes_again_and_changes_nothing_writes_no_map() {
     api.stop();
     api.forget_changes();
     api.start().unwrap();
-    // Both nodes' agents.
+    // The agents of both nodes list again.
     assert!(wait_until(|| (lists() >= listed + 2).then_some(())).is_some(), "{:#?}", api.requests());
-    // What comes after it is seen, and is all that is done: a podCIDR, an address, a peer and a route.
+    // The agent sees the next change, and does nothing but this: a podCIDR, an address, a peer and
+    // a route.
     let mut third = api.node("node2").unwrap();
     third["metadata"] = json!({ "name": "node3" });
     set_pod_cidr(&mut third, "10.244.3.0/24");
@@ -346,14 +348,14 @@ fn dump(node: &Node, map: &str) -> Value {
     node.map_dump(map).unwrap()
 }
 
-/// Waits until the node sends to a podCIDR.
+/// Waits until the node has a route to a podCIDR.
 #[track_caller]
 fn routes_with(node: &Node, network: &str) {
     let leads = || routes(node).contains(network).then_some(());
     assert!(wait_until(leads).is_some(), "no route to {network}: {}", node.agent_log_tail(20));
 }
 
-/// Waits until it does not.
+/// Waits until the node has no route to a podCIDR.
 #[track_caller]
 fn routes_without(node: &Node, network: &str) {
     let is_gone = || (!routes(node).contains(network)).then_some(());
@@ -369,7 +371,7 @@ fn lines(node: &Node, level: &str, text: &str) -> Vec<String> {
     log.lines().filter(|line| line.contains(level) && line.contains(text)).map(str::to_owned).collect()
 }
 
-/// Waits for a line of the agent's log.
+/// Waits for a line in the agent's log.
 #[track_caller]
 fn said(node: &Node, level: &str, text: &str) {
     let found = wait_until(|| (!lines(node, level, text).is_empty()).then_some(()));

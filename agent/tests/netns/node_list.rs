@@ -44,7 +44,7 @@ fn a_malformed_entry_is_named_and_the_rest_works() {
             comes(node, "node-problem", name);
         }
     }
-    // Served before and after.
+    // The nodes serve pods as before.
     let (client, server) = (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
     traffic::tcp_exchange(&client, &server, server.address(), 8080, MEBIBYTE).unwrap();
 }
@@ -122,7 +122,7 @@ fn joining_node_is_reached_and_leaving_one_is_forgotten() {
     let before = nodes();
 
     lab.write_node_list(&all.to_string()).unwrap();
-    // Its podCIDR and its address.
+    // node3 has two entries: its podCIDR and its address.
     eventually("node3 is in NODES", || entries(&nodes()) == entries(&before) + 2, lab.node(0));
     lab.node(2).start_agent().unwrap();
     let server = lab.node(2).add_pod("server").unwrap();
@@ -162,12 +162,12 @@ fn entries(dump: &Value) -> usize {
     dump.as_array().unwrap().len()
 }
 
-/// The file of a lab's list.
+/// Returns the file of a lab's list.
 fn file_of(node: &Node) -> PathBuf {
     node.state_dir().ancestors().nth(2).unwrap().join("nodes.json")
 }
 
-/// The list is not used, and the agent answers as ever.
+/// Asserts that the agent does not use the list and still answers.
 fn is_refused(node: &Node, why: &str) {
     comes(node, STALE, why);
     node.add_pod(&format!("beside-{}", why.split(' ').next().unwrap())).unwrap();

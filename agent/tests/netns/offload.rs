@@ -1,4 +1,4 @@
-//! Frames that leave work to the kernel: a packet socket with a virtio header says which
+//! Frames that leave work to the kernel. A packet socket with a virtio header says which work
 //! (`PACKET_VNET_HDR`).
 
 #![expect(unsafe_code, reason = "two system calls that take a pointer and a length")]
@@ -11,19 +11,20 @@ use xtask::lab::Ns;
 
 const NEEDS_CHECKSUM: u8 = 1;
 
-/// What a frame leaves to the kernel (`struct virtio_net_hdr`).
+/// The work that a frame leaves to the kernel (`struct virtio_net_hdr`).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Offload {
-    /// Where a checksum begins in the frame, and where it goes from there.
+    /// The offset in the frame where a checksum begins, and the offset from there where it is
+    /// written.
     pub checksum: Option<(u16, u16)>,
-    /// `VIRTIO_NET_HDR_GSO_*`, and the payload of a segment.
+    /// `VIRTIO_NET_HDR_GSO_*`, and the payload of one segment.
     pub segments: Option<(u8, u16)>,
-    /// What the sender calls the length of all headers.
+    /// The length of all headers, as the sender states it.
     pub header_length: u16,
 }
 
 impl Offload {
-    /// A checksum that is left.
+    /// Returns a frame's request for a checksum.
     pub fn checksum(start: u16, offset: u16) -> Self {
         Self { checksum: Some((start, offset)), ..Self::default() }
     }
@@ -50,7 +51,7 @@ impl Sender {
         Self::open_for(ns, link, libc::ETH_P_IP)
     }
 
-    /// A socket that calls its frames those of a protocol (`ETH_P_*`), whatever they carry.
+    /// Opens a socket that marks its frames with a protocol (`ETH_P_*`), whatever they contain.
     pub fn open_for(ns: &Ns, link: &str, protocol: i32) -> Self {
         let ifindex = ns.ifindex(link).unwrap();
         let socket = ns.enter(|| socket(AddressFamily::PACKET, SocketType::RAW, None)).unwrap().unwrap();
@@ -64,7 +65,7 @@ impl Sender {
             sll_halen: 0,
             sll_addr: [0; 8],
         };
-        // SAFETY: the descriptor is open, and each pointer is that of a live local of the length
+        // SAFETY: the descriptor is open, and each pointer points to a live local with the length
         // beside it.
         let outcomes = unsafe {
             [
@@ -82,9 +83,9 @@ impl Sender {
         Self { socket }
     }
 
-    /// Whether the kernel takes the frame. The socket refuses what cannot be; segments that do not
-    /// fit their headers end at the link, for which the kernel has no other error than that memory
-    /// is missing.
+    /// Returns whether the kernel takes the frame. The socket refuses an impossible frame. Segments
+    /// that do not fit their headers end at the link, and the kernel's only error for that is that
+    /// memory is missing.
     pub fn send(&self, offload: &Offload, frame: &[u8]) -> bool {
         let message = [&offload.header(), frame].concat();
         match rustix::io::write(&self.socket, &message) {

@@ -1,4 +1,4 @@
-//! A node whose pods of before, by the reference plugins, are still there when the agent comes.
+//! A node where pods of the reference plugins still exist when the agent starts.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
     let node = lab.node(0);
     let [(old, calls), (_staying, _)] =
         [("old", "10.244.1.2"), ("staying", "10.244.1.3")].map(|(name, address)| {
-            // `bridge` and `host-local`, without portmap.
+            // The calls of `bridge` and `host-local`, without portmap.
             let mut calls = reference::calls(node, name, Join::Routes, Masquerade::Bridge, &json!({}));
             calls.truncate(1);
             let ns = Ns::create(&calls[0].container_id).unwrap();
@@ -30,7 +30,7 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
             traffic::tcp_exchange(node, &ns, address.parse().unwrap(), 8080, MEBIBYTE).unwrap();
             (ns, calls)
         });
-    // So that the kernel soon doubts who is there.
+    // Make the kernel soon doubt whether a neighbour is still there.
     for (switch, value) in [("base_reachable_time_ms", "1000"), ("delay_first_probe_time", "1")] {
         node.sysctl(&format!("net/ipv4/neigh/cni0/{switch}"), value).unwrap();
     }
@@ -48,7 +48,7 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
         pods.each_ref().map(|pod| pod.address().to_string()),
         ["10.244.1.4", "10.244.1.7", "10.244.1.8"]
     );
-    // Of the moment: no look of the agent's lies between.
+    // This file appears between two looks of the agent. ADD sees it nevertheless.
     let networks = node.cni_state_dir().join("networks/reference");
     fs::write(networks.join("10.244.1.9"), "another\neth0").unwrap();
     assert_eq!(node.add_pod("four").unwrap().address().to_string(), "10.244.1.10");
@@ -61,7 +61,7 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
     }
     traffic::tcp_exchange(&pods[0], &pods[1], pods[1].address(), 8080, MEBIBYTE).unwrap();
 
-    // The file of host-local is gone, the pod is not: the kernel has just heard of it.
+    // host-local's file is gone, but the pod is not: the kernel has just heard from it.
     fs::remove_file(networks.join("10.244.1.2")).unwrap();
     let refused = ask_for(node, "10.244.1.2");
     assert!(refused["msg"].as_str().unwrap().contains("a neighbour of device cni0"), "{refused}");
@@ -69,7 +69,7 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
     old.remove().unwrap();
     node.ip("link del other").unwrap();
     fs::remove_file(networks.join("10.244.1.9")).unwrap();
-    // The bridge stays, and with it the kernel's entry, until it has asked in vain.
+    // The bridge stays. So does the kernel's neighbour entry, until the kernel has asked in vain.
     comes(
         node,
         OF_OTHERS,
@@ -79,7 +79,7 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
     traffic::tcp_exchange(node, &pod, address, 8080, MEBIBYTE).unwrap();
 }
 
-/// What an ADD is answered that asks for an address.
+/// Returns the answer to an ADD that asks for an address.
 fn ask_for(node: &Node, address: &str) -> Value {
     let call = node.cni_call("ADD", "asking", &json!({ "ips": [format!("{address}/24")] }));
     let ns = Ns::create(&call.container_id).unwrap();

@@ -1,4 +1,5 @@
-//! Between pods and nodes: without translation, and past the host stack where both ends are pods.
+//! Traffic between pods and nodes: without translation, and past the host stack where both ends are
+//! pods.
 
 use podwire_common::reason::Path::{
     self, DirectIn, DirectOut, FromStack, Local, SnatIn, SnatOut, StackToTunnel, ToStack, TunnelIn,
@@ -8,9 +9,9 @@ use xtask::lab::{Builder, Lab, Mode, Node, Pod, traffic};
 
 use crate::check::{Counter, Row, check};
 
-/// What nothing between pods and nodes may do.
+/// Paths that no packet between pods and nodes may take.
 const TRANSLATED: [Counter; 4] = [(0, SnatOut), (0, SnatIn), (1, SnatOut), (1, SnatIn)];
-/// What packets between pods may not do: leave the fast path.
+/// Paths that no packet between pods may take: they leave the fast path.
 const SLOW: [Path; 6] = [ToStack, FromStack, TunnelOutDevice, TunnelInDevice, SnatOut, SnatIn];
 
 #[test]
@@ -91,7 +92,7 @@ fn slow() -> Vec<Counter> {
     [0, 1].into_iter().flat_map(|node| SLOW.map(|path| (node, path))).collect()
 }
 
-/// Two pods on a node, and one on the other.
+/// Two pods on a node, and one on the other node.
 struct Places {
     client: Pod,
     neighbour: Pod,

@@ -34,7 +34,7 @@ fn a_fixed_address_is_given_if_it_is_free_and_of_this_node() {
             address.split('/').next().unwrap(),
         );
     }
-    // In Go's spelling as well.
+    // Go's spelling of the key works as well.
     let second = node.add_pod_with("second", &json!({ "Ips": ["10.244.1.78"] })).unwrap();
     assert_eq!(second.address().to_string(), "10.244.1.78");
 }
@@ -68,7 +68,7 @@ fn a_repeated_add_that_is_refused_costs_the_pod_nothing() {
         assert_eq!(Footprint::of(node, &[&pod]).differences(&before), [""; 0], "{what}");
         traffic::tcp_exchange(&far, &pod, pod.address(), 8080, 1 << 16).unwrap();
     }
-    // While the agent is away nothing can take the link's place.
+    // While the agent is away, a repeated ADD cannot replace the link.
     node.kill_agent().unwrap();
     let output = repeated(json!({ "portMappings": port(9088) })).run().unwrap();
     assert!(!output.success && output.answer["code"] == 11, "{output:?}");
@@ -109,7 +109,8 @@ fn check_names_what_is_not_as_it_was_made() {
     check(&pod, Some("down"));
 }
 
-/// An ADD, for a pod of that name, that is refused with a code and a message that names something, and leaves nothing.
+/// Asserts that an ADD for a pod is refused with a code and with a message that names something,
+/// and that it leaves nothing.
 #[track_caller]
 fn refused(node: &Node, what: &str, runtime_config: &Value, mtu: Option<u32>, code: u32, names: &str) {
     let before = node.map_dump(maps::ENDPOINTS).unwrap();
@@ -128,7 +129,7 @@ fn refused(node: &Node, what: &str, runtime_config: &Value, mtu: Option<u32>, co
     assert_eq!(left.lines().count(), 1, "{what}: only loopback is left in the pod: {left}");
 }
 
-/// CHECK succeeds, or fails with a message that names the fault.
+/// Asserts that CHECK succeeds, or that it fails with a message that names the fault.
 #[track_caller]
 fn check(pod: &Pod, fault: Option<&str>) {
     let mut call = pod.call().with_command("CHECK");

@@ -1,4 +1,4 @@
-//! What no pod may send: dropped, and counted under its own reason.
+//! Packets that no pod may send: the node drops them, each counted under its own reason.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ use crate::v4;
 
 pub const OTHER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x66];
 
-/// Whose frame is refused, and why.
+/// A frame with its description, and the reason for which it is dropped.
 pub type Row<'a> = (&'a str, Vec<u8>, Drop);
 
 #[test]
@@ -71,7 +71,8 @@ fn a_pod_sends_only_what_is_its_own() {
         ];
         let sender = (&*pod, "eth0");
         refused(&lab, 0, sender, &rows);
-        // The frame that all of them were made of passes, and so does a question for the gateway.
+        // The frame from which all rows were made passes, and so does an ARP request for the
+        // gateway.
         let before = Counted::quiet(&lab);
         frames::send_all(&pod, "eth0", &[&good.build(), &ask(pod.eth0_mac(), own, gateway)]).unwrap();
         let out = if mode == Mode::Vxlan { Path::TunnelOut } else { Path::DirectOut };
@@ -96,7 +97,7 @@ fn a_source_route_leads_nowhere() {
                 .with(|packet| packet.options = options.clone());
             frames::send(&pod, "eth0", &packet.build()).unwrap();
         }
-        // What the pod sends after them arrives, and nothing came before it.
+        // What the pod sends afterwards arrives, and nothing came before it.
         for (receiver, to) in receivers.iter().zip([&other, &far]) {
             let sender = crate::sockets::udp(&pod, "0.0.0.0:4001");
             sender.send_to(b"last", (to.address(), 5000)).unwrap();
@@ -124,7 +125,8 @@ fn a_dead_pods_address_goes_nowhere() {
     assert!(leaked.is_none(), "{leaked:?}");
 }
 
-/// Sends each row's frame: the node counts one drop for that reason, and nothing else happens.
+/// Sends each row's frame. Asserts that the node counts one drop for the row's reason, and no
+/// packet on any path.
 pub fn refused(lab: &Lab, node: usize, (sender, link): (&Ns, &str), rows: &[Row<'_>]) {
     let mut failures = Vec::new();
     for (name, frame, reason) in rows {
@@ -139,7 +141,8 @@ pub fn refused(lab: &Lab, node: usize, (sender, link): (&Ns, &str), rows: &[Row<
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
-/// What is counted of what was just sent: waits for the first count, at most so long that none is an answer.
+/// Returns the counts of what was just sent. Waits for the first count, but no longer than two
+/// seconds.
 pub fn grown(lab: &Lab, before: &Counted) -> Counted {
     let start = Instant::now();
     loop {

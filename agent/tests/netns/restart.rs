@@ -15,7 +15,7 @@ fn restart_under_traffic_loses_no_datagram_and_no_connection() {
         let flows = Flows::start(&lab);
         for round in 0..if crate::soak() { 50 } else { 2 } {
             for node in lab.nodes() {
-                // As an operator does, and as the kernel does when memory is short.
+                // An operator stops it, or the kernel kills it when memory is short.
                 let end = if round % 2 == 0 { node.stop_agent() } else { node.kill_agent() };
                 end.unwrap();
             }
@@ -39,7 +39,8 @@ fn agent_that_dies_before_it_attaches_takes_no_programs_away() {
             die_before_attaching(node);
             assert_eq!(loads(node), 1 + dead);
             flows.go_on();
-            // What is known needs no second program: only what is new shows that the attached ones still go on with it.
+            // Known flows need no second program. Only new flows show that the attached programs
+            // still find theirs.
             flows.begin_anew(&lab);
         }
         node.start_agent().unwrap();
@@ -50,13 +51,13 @@ fn agent_that_dies_before_it_attaches_takes_no_programs_away() {
     }
 }
 
-/// Starts an agent that dies when its programs are loaded and none is attached.
+/// Starts an agent that dies after its programs are loaded and before one is attached.
 pub fn die_before_attaching(node: &Node) {
     let dies = format!("{}:{}", Step::ProgramsReady.name(), Fault::Kill.name());
     node.start_agent_with(&[(VARIABLE, &dies)]).unwrap_err();
 }
 
-/// Loads of the programs that have a pin.
+/// Returns the number of loads of the programs that have pins.
 pub fn loads(node: &Node) -> usize {
     fs::read_dir(node.bpf_dir().join("programs")).unwrap().count()
 }

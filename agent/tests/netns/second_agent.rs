@@ -1,4 +1,5 @@
-//! A second agent that shares one of three with the first: the state folder (`disk.rs`), the folder of pins, or the socket.
+//! A second agent that shares one of three things with the first: the state folder (`disk.rs`), the
+//! folder of pins, or the socket.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +9,7 @@ use xtask::lab::{Lab, Node, traffic};
 use crate::footprint::Footprint;
 use crate::sockets::wait_until;
 
-/// The first agent has the one of the lab.
+/// A port of its own: the first agent has the lab's.
 const METRICS: (&str, &str) = ("--metrics-address", "127.0.0.1:9791");
 
 #[test]
@@ -34,12 +35,12 @@ fn a_second_agent_on_one_folder_of_pins_is_refused() {
         traffic::udp_exchange(&pod, &far, far.address(), 8080, 100).unwrap();
     };
     refused();
-    // The folder that the first agent makes again is its own, too.
+    // The first agent also holds the folder that it makes again.
     fs::remove_dir_all(node.bpf_dir()).unwrap();
     let pinned = || node.bpf_dir().join("links/to_uplink-eth0").exists().then_some(());
     assert!(wait_until(pinned).is_some(), "{}", node.agent_log_tail(10));
     refused();
-    // Neither takes a removal with another state folder the pins away.
+    // A removal with another state folder does not remove the pins either.
     let removal = node
         .podwire(&[
             "uninstall",
@@ -88,7 +89,7 @@ fn folder(parent: &Path, name: &str) -> String {
     folder.display().to_string()
 }
 
-/// The filters of the tunnel's device, with their programs' numbers.
+/// Returns the filters of the tunnel's device, with their programs' numbers.
 fn overlay_programs(node: &Node) -> String {
     ["ingress", "egress"]
         .map(|direction| {

@@ -12,7 +12,7 @@ use xtask::lab::{Lab, Mode, Ns, Pod};
 use crate::check::{Counted, Row, check};
 use crate::headers::Ip;
 
-/// The API server's ClusterIP, as kubeadm and kind have it.
+/// The API server's ClusterIP in clusters of kubeadm and kind.
 const API_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 /// A service with pods behind it on the client's node.
 const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 20));
@@ -96,13 +96,13 @@ fn backend_that_is_also_reached_directly_keeps_ways_apart() {
     assert_eq!(direct.peer_seen_by_server, direct.client);
     traffic::udp_exchange(client, far, far.address(), 8081, 1000).unwrap();
     through_service.wait_for(1 << 20).unwrap();
-    // What goes through the service passes neither on this node.
+    // The flow through the service takes neither path on this node: these are the direct flows.
     Counted::now(&services.lab).since(&before).expect(&[(0, TunnelOut), (0, TunnelIn)], &[]).unwrap();
     let exchange = through_service.finish().unwrap();
     assert_eq!(exchange.peer_seen_by_server, exchange.client);
 }
 
-/// A client on the first node, and a service for each place that its backend can be.
+/// A client on the first node, and a service for each place where its backend can be.
 struct Services {
     client: Pod,
     near: Pod,
@@ -123,7 +123,7 @@ impl Services {
         drop_invalid(lab);
         let backends = [(API_SERVER, lab.node(1).address()), (NEAR, near.address()), (FAR, far.address())];
         for (service, backend) in backends {
-            // For every protocol: the rows ping a ClusterIP as well.
+            // The rules are for every protocol: the rows ping a ClusterIP as well.
             for chain in ["PREROUTING", "OUTPUT"] {
                 let rule = format!("-t nat -A {chain} -d {service}/32 -j DNAT --to-destination {backend}");
                 iptables(lab.node(0), &rule);
@@ -162,7 +162,8 @@ impl Services {
     }
 }
 
-/// kube-proxy's rule, on every node: half a connection that conntrack sees is cut.
+/// Adds kube-proxy's rule on every node: it drops packets of connections that conntrack sees only
+/// half.
 pub fn drop_invalid(lab: &Lab) {
     for node in lab.nodes() {
         iptables(node, "-A FORWARD -m conntrack --ctstate INVALID -j DROP");
@@ -175,7 +176,8 @@ pub fn iptables(ns: &Ns, rule: &str) {
     ns.exec(&command).unwrap();
 }
 
-/// In VXLAN mode none is on the wire between nodes; in direct routing they are all there is.
+/// Asserts that in VXLAN mode no frame between nodes has a bare pod address, and that in direct
+/// routing some have.
 fn assert_bare_pod_addresses(mode: Mode, frames: &[Vec<u8>]) {
     let bare = frames.iter().filter_map(|frame| Ip::of_frame(frame)).find(Ip::is_of_pod_network);
     assert_eq!(bare.is_some(), mode == Mode::Direct, "{bare:?}");

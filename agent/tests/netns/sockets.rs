@@ -1,4 +1,4 @@
-//! Sockets of a namespace, for tests that say more of them than an exchange does.
+//! Sockets in a namespace, for tests that need more control than an exchange gives.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
@@ -9,10 +9,10 @@ use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
 use xtask::lab::Ns;
 use xtask::lab::traffic::bound;
 
-/// The longest that anybody waits for the other end.
+/// The longest time that a socket waits for the other end.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A bound UDP socket.
+/// Returns a bound UDP socket.
 pub fn udp(ns: &Ns, address: impl ToSocketAddrs) -> UdpSocket {
     let address = one(address);
     let socket = ns.enter(|| bound(|| UdpSocket::bind(address))).unwrap().unwrap();
@@ -20,7 +20,7 @@ pub fn udp(ns: &Ns, address: impl ToSocketAddrs) -> UdpSocket {
     socket
 }
 
-/// A listening TCP socket, which waits no longer than others do.
+/// Returns a listening TCP socket, which waits no longer than other sockets.
 pub fn listen(ns: &Ns, address: impl ToSocketAddrs) -> TcpListener {
     let address = one(address);
     let listener = ns.enter(|| bound(|| TcpListener::bind(address))).unwrap().unwrap();
@@ -28,12 +28,13 @@ pub fn listen(ns: &Ns, address: impl ToSocketAddrs) -> TcpListener {
     listener
 }
 
-/// A TCP connection from an address and port of its own choice (0: the kernel's), which another one to elsewhere may have as well.
+/// Connects from a chosen address and port (0: the kernel's choice). Another connection, to another
+/// destination, may have the same source.
 pub fn connect_from(ns: &Ns, from: impl ToSocketAddrs, to: impl ToSocketAddrs) -> io::Result<TcpStream> {
     connect_by(ns, None, from, to)
 }
 
-/// As [`connect_from`], by a socket that is bound to a device, or to none.
+/// Like [`connect_from`], with a socket that is bound to a device, or to none.
 pub fn connect_by(
     ns: &Ns,
     device: Option<&str>,
@@ -57,7 +58,8 @@ pub fn connect_by(
     Ok(stream)
 }
 
-/// Asks again until there is an answer, for as long as the agent may take to look (its tick is ten seconds).
+/// Asks until there is an answer, for as long as the agent may take to look (its tick is ten
+/// seconds).
 pub fn wait_until<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + 6 * PATIENCE;
     loop {

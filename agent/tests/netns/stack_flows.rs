@@ -60,7 +60,7 @@ fn one_socket_reaches_a_backend_by_service_and_directly() {
                 node,
                 &format!("-t nat -A PREROUTING -d {service} -p udp --dport 53 -j DNAT --to-destination {to}"),
             );
-            // Bound before anything is sent: the client sends each datagram once.
+            // Bind the socket before anything is sent: the client sends each datagram once.
             let socket = udp(backend, ("0.0.0.0", PORT));
             let server = std::thread::spawn(move || {
                 for _ in 0..EXCHANGES {
@@ -92,7 +92,7 @@ fn with_a_full_table_pods_take_the_stack_and_lose_nothing() {
                 format!("-t nat -A PREROUTING -d {service} -p tcp --dport 80 -j DNAT --to-destination {to}");
             iptables(node, &rule);
         }
-        // A transfer that began past the stack goes on when its pod is sent through it.
+        // This transfer began past the stack. It goes on when its pod has to take the stack.
         let direct = traffic::tcp_stream(&client, &far, far.address(), 9000).unwrap();
         direct.wait_for(1 << 20).unwrap();
         let services = [("10.96.0.11:80", &near), ("10.96.0.12:80", &far)];
@@ -119,7 +119,7 @@ fn with_a_full_table_pods_take_the_stack_and_lose_nothing() {
     }
 }
 
-/// Sends to each in turn from one socket; who answered.
+/// Sends to each destination in turn from one socket, and returns the senders of the answers.
 fn exchange(client: &Ns, destinations: &[SocketAddr; EXCHANGES]) -> Vec<SocketAddr> {
     let socket = udp(client, "0.0.0.0:0");
     let ask = |destination| {

@@ -1,4 +1,4 @@
-//! Many pods at once, as a node that is drained and filled again sees them.
+//! Many pods at once, as on a node that is drained and filled again.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -15,9 +15,9 @@ use xtask::lab::{Lab, Node, Ns, Pod};
 use crate::footprint::Footprint;
 use crate::sockets::udp;
 
-/// Of 253 that the node has.
+/// The pods of a round, for which the node has 253 addresses.
 const PODS: usize = 200;
-/// So many that addresses which leaked in a round before would be missed.
+/// Enough rounds that addresses leaked in an earlier round would be missing.
 const ROUNDS: usize = 2;
 const AT_ONCE: usize = 8;
 
@@ -25,7 +25,7 @@ const AT_ONCE: usize = 8;
 fn two_hundred_pods_come_and_go_and_leave_nothing() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
-    // The first one leaves what stays: where the next address is looked for.
+    // The first pod leaves what stays: the place where the agent looks for the next address.
     node.add_pod("first").unwrap().delete().unwrap();
     let before = Footprint::of(node, &[]);
     for round in 0..if crate::soak() { 10 } else { ROUNDS } {
@@ -50,7 +50,7 @@ fn two_hundred_pods_come_and_go_and_leave_nothing() {
     }
 }
 
-/// An ADD waits for the disk while others go on.
+/// One ADD waits for the disk while others go on.
 #[test]
 fn pods_without_a_written_file_are_undone_while_others_come() {
     let lab = Lab::builder().nodes(1).build().unwrap();
@@ -66,7 +66,7 @@ fn pods_without_a_written_file_are_undone_while_others_come() {
     at_once(4 * AT_ONCE, |number| {
         if number % 2 == 1 {
             let name = format!("refused{number}");
-            // Where the file is to be written before it gets its name.
+            // The agent writes the file here, before the file gets its name.
             let obstacle = file(&name).with_extension("tmp");
             std::fs::create_dir(&obstacle).unwrap();
             let refused = format!("{:#}", node.add_pod(&name).map(drop).unwrap_err());
@@ -85,11 +85,11 @@ fn pods_without_a_written_file_are_undone_while_others_come() {
     assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
 }
 
-/// Calls of a storm, ADD and DEL together.
+/// The calls of a storm, ADD and DEL together.
 const CALLS: usize = 500;
 
-/// Agents and plugins are killed at random while pods come and go. Afterwards those that were added are as they should be, no
-/// address was given twice, and when all are deleted nothing is left.
+/// Agents and plugins are killed at random while pods come and go. Afterwards the added pods are as
+/// they should be, and no address was given twice. When all pods are deleted, nothing is left.
 #[test]
 fn five_hundred_calls_among_random_kills_leave_nothing() {
     let lab = Lab::builder().nodes(1).build().unwrap();
@@ -124,7 +124,7 @@ fn five_hundred_calls_among_random_kills_leave_nothing() {
             over.store(true, Ordering::Relaxed);
             told.agents_killed += killer.join().unwrap();
         });
-        // What was deleted without an agent is released by the next one.
+        // The next agent releases the pods that were deleted without an agent.
         node.restart_agent().unwrap();
         let pods: Vec<Pod> = pods.into_inner().unwrap();
         let addresses: BTreeSet<IpAddr> = pods.iter().map(Pod::address).collect();
@@ -143,11 +143,12 @@ fn five_hundred_calls_among_random_kills_leave_nothing() {
         assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
     }
     std::io::stdout().write_all(format!("\n{told:?}\n").as_bytes()).unwrap();
-    // Otherwise it shows nothing.
+    // Without kills the test would show nothing.
     assert!(told.agents_killed > 0 && told.plugins_killed > 0 && told.try_again > 0, "{told:?}");
 }
 
-/// As on a node that is drained while its agent is replaced: without an agent the plugin removes the links by itself.
+/// A node is drained while its agent is replaced: without an agent the plugin removes the links
+/// itself.
 #[test]
 fn an_agent_starts_while_pods_go() {
     let lab = Lab::builder().nodes(1).build().unwrap();
@@ -159,7 +160,8 @@ fn an_agent_starts_while_pods_go() {
         let pods: Vec<Pod> = pods.collect::<Result<_, _>>().unwrap();
         node.kill_agent().unwrap();
         node.spawn_agent().unwrap();
-        // Those last whose programs are replaced last, so that some go in between.
+        // Remove the links in the order in which their programs are replaced, so that some go in
+        // between.
         let mut names: Vec<&str> = pods.iter().map(Pod::host_interface).collect();
         names.sort_unstable();
         for name in names {
@@ -171,7 +173,7 @@ fn an_agent_starts_while_pods_go() {
     assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
 }
 
-/// What the runtime was told in storms.
+/// The runtime's calls in storms, and what it was told.
 #[derive(Debug, Default)]
 struct Told {
     calls: usize,
@@ -189,11 +191,13 @@ impl std::ops::AddAssign for Told {
     }
 }
 
-/// One of the runtime's threads: adds pods and deletes every other one, and whatever could not be added; leaves some.
+/// Runs one of the runtime's threads. It adds pods, deletes every other one and those that could
+/// not be added, and leaves some.
 fn storm(node: &Node, calls: &AtomicUsize, pods: &Mutex<Vec<Pod>>, name: &str) -> Told {
     let (mut told, mut left) = (Told::default(), 0);
     for number in 0.. {
-        // On a busy machine agents serve for a small part of the time: one pod at least is to be left.
+        // On a busy machine agents serve only a small part of the time. At least one pod must be
+        // left.
         if calls.load(Ordering::Relaxed) >= CALLS && !pods.lock().unwrap().is_empty() {
             break;
         }
@@ -211,14 +215,16 @@ fn storm(node: &Node, calls: &AtomicUsize, pods: &Mutex<Vec<Pod>>, name: &str) -
             Ok(output) => {
                 assert_eq!(output.answer["code"], 11, "{output:?}");
                 told.try_again += 1;
-                // As a runtime does: what is killed is to be in the midst of calls.
+                // A runtime waits before it tries again. So agents and plugins are killed in the
+                // middle of calls.
                 std::thread::sleep(Duration::from_millis(100));
             }
             Err(_) => told.plugins_killed += 1,
         }
         let mut deadline = Some(Duration::from_millis(random(20))).filter(|_| random(4) == 0);
         if added.is_ok_and(|output| output.success) && random(2) == 0 && left < 12 {
-            // The same once more: it has to be answered as before, by whatever agent there is then.
+            // Repeat the ADD. The answer must be the same as before, from whichever agent runs
+            // then.
             if let Ok(pod) = node.add_pod_again(&name, &serde_json::json!({})) {
                 pods.lock().unwrap().push(pod);
                 left += 1;
@@ -244,12 +250,12 @@ fn storm(node: &Node, calls: &AtomicUsize, pods: &Mutex<Vec<Pod>>, name: &str) -
     told
 }
 
-/// Below a bound.
+/// Returns a random number below a bound.
 fn random(bound: u64) -> u64 {
     RandomState::new().build_hasher().finish() % bound
 }
 
-/// ADD has answered: what the node sends from now on arrives, the first packet included.
+/// Asserts that packets of the node arrive as soon as ADD has answered, the first one included.
 fn receive_at_once(node: &Node, pod: &Pod) {
     let (client, server) = (udp(node, "0.0.0.0:0"), udp(pod, "0.0.0.0:8080"));
     client.send_to(b"at once", (pod.address(), 8080)).unwrap();
@@ -257,7 +263,7 @@ fn receive_at_once(node: &Node, pod: &Pod) {
     assert_eq!(received.ok(), Some(7), "the node's first packet to {} was lost", pod.address());
 }
 
-/// Does it so many times, eight at a time.
+/// Runs an action this many times, eight at a time.
 fn at_once(count: usize, action: impl Fn(usize) + Sync) {
     let action = &action;
     std::thread::scope(|scope| {

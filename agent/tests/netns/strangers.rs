@@ -1,4 +1,5 @@
-//! What no host beside the nodes may send to them: dropped, and counted under its own reason.
+//! Packets that no host beside the nodes may send to them: the nodes drop them, each counted under
+//! its own reason.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -22,14 +23,15 @@ fn nobody_but_a_node_sends_into_the_tunnel() {
     let (before, capture) = (Counted::quiet(&scene.lab), Capture::start(&scene.pod, "eth0").unwrap());
     refused(&scene.lab, 0, (&scene.stranger, "eth0"), &scene.tunnel_rows());
     assert!(capture.finish().unwrap().is_empty(), "the pod received something");
-    // The frame that the rows were made of, which claims to be the other node's, is let in.
+    // The node accepts the frame from which the rows were made: its source claims to be the other
+    // node.
     let admitted = scene.outer().around(&scene.inner());
     let capture = Capture::start(&scene.pod, "eth0").unwrap();
     let now = Counted::quiet(&scene.lab);
     assert_ne!(now, before);
     frames::send(&scene.stranger, "eth0", &admitted).unwrap();
     grown(&scene.lab, &now).expect(&[(0, Path::TunnelIn)], &[]).unwrap();
-    // The pod's answer is seen as well: nobody listens there.
+    // The capture also shows the pod's answer, since no socket listens there.
     let received = capture.finish().unwrap();
     assert_eq!(received.iter().filter(|frame| frame[..6] == scene.pod.eth0_mac()).count(), 1);
 }
@@ -44,13 +46,13 @@ fn xdp_drops_strangers_before_anything_else_sees_them() {
         .filter(|(name, ..)| !name.contains("options"))
         .collect();
     assert!(outer_rows.len() >= 2);
-    // Generic XDP comes before packet sockets, TC after them.
+    // Generic XDP runs before packet sockets, and TC after them.
     let capture = Capture::start(scene.lab.node(0), "eth0").unwrap();
     refused(&scene.lab, 0, (&scene.stranger, "eth0"), &outer_rows);
     let seen = capture.finish().unwrap();
     let stranger = scene.stranger.mac("eth0").unwrap();
     assert!(!seen.iter().any(|frame| frame[6..12] == stranger), "a stranger's frame passed XDP");
-    // What only the inner packet tells is left to TC, and the tunnel works.
+    // XDP leaves faults of the inner packet to TC, and the tunnel works.
     refused(&scene.lab, 0, (&scene.stranger, "eth0"), &[scene.inner_not_owned()]);
     traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address(), 8080, 1 << 20).unwrap();
 }
@@ -59,7 +61,7 @@ fn xdp_drops_strangers_before_anything_else_sees_them() {
 fn no_bare_pod_address_is_let_in_by_an_uplink() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode, arguments(mode));
-        // The nodes have resolved each other, as nodes of a cluster have.
+        // The nodes resolve each other, as nodes of a cluster have.
         traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address(), 8080, 1000).unwrap();
         let bare = |source| scene.to_node(Packet::new(source, v4(scene.pod.address()), udp(1, 2))).build();
         let rows: Vec<Row<'_>> = vec![
@@ -103,7 +105,7 @@ fn a_frame_to_a_group_is_checked_as_well() {
         let node = scene.lab.node(0);
         let socket = sockets::udp(node, (Ipv4Addr::UNSPECIFIED, PORT));
         socket.set_nonblocking(true).unwrap();
-        // As nodes of a cluster, which have resolved each other.
+        // The nodes resolve each other, as nodes of a cluster have.
         traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address(), 8080, 1000).unwrap();
         for group in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
             let to_node = |source| {
@@ -131,7 +133,7 @@ fn a_frame_to_a_group_is_checked_as_well() {
             }
             refused(&scene.lab, 0, (&scene.stranger, "eth0"), &rows);
             assert_eq!(socket.recv(&mut [0; 100]).unwrap_err().kind(), ErrorKind::WouldBlock);
-            // The stranger in its own name is the host's business, as ever.
+            // A packet with the stranger's own source is still left to the host.
             frames::send(&scene.stranger, "eth0", &to_node(STRANGER)).unwrap();
             socket.set_nonblocking(false).unwrap();
             assert_eq!(socket.recv_from(&mut [0; 100]).unwrap().1.ip(), IpAddr::V4(STRANGER));
@@ -171,7 +173,8 @@ struct Scene {
     lab: Lab,
 }
 
-/// Without a tunnel, only the link address tells a stranger from a node.
+/// Returns the agent's options. Without a tunnel, only the link address tells a stranger from a
+/// node.
 fn arguments(mode: Mode) -> &'static [&'static str] {
     match mode {
         Mode::Vxlan => &[],
@@ -198,7 +201,7 @@ impl Scene {
         packet.macs(self.node_mac, self.stranger_mac)
     }
 
-    /// From the other node, as far as its address tells.
+    /// Returns outer headers with the other node as the source.
     fn outer(&self) -> Vxlan {
         Vxlan::new(v4(self.lab.node(1).address()), v4(self.lab.node(0).address())).with(|outer| {
             outer.destination_mac = self.node_mac;
@@ -206,7 +209,7 @@ impl Scene {
         })
     }
 
-    /// From the other node's pod to this node's.
+    /// Returns an inner frame from the other node's pod to this node's.
     fn inner(&self) -> Vec<u8> {
         self.inner_from(v4(self.far.address()))
     }
@@ -268,7 +271,7 @@ impl Scene {
     }
 }
 
-/// An IPv4 frame in two fragments.
+/// Returns an IPv4 frame in two fragments.
 fn in_fragments(frame: &[u8]) -> Vec<Vec<u8>> {
     const FIRST: usize = 48;
     let (link, ip, payload) = (&frame[..14], &frame[14..34], &frame[34..]);

@@ -1,4 +1,4 @@
-//! What others take away is put back, and what belongs to nobody goes.
+//! The agent puts back what others take away, and removes what has no owner.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -150,7 +150,7 @@ fn before_the_first_node_list_only_gone_pods_are_released() {
     traffic::tcp_exchange(node, &staying, staying.address(), 8080, MEBIBYTE).unwrap();
 }
 
-/// udev and networkd are known for it.
+/// udev and networkd are known to change link addresses.
 #[test]
 fn pod_with_a_changed_link_address_keeps_its_network() {
     let lab = Lab::builder().build().unwrap();
@@ -192,14 +192,14 @@ fn a_renamed_link_gets_its_name_back() {
     assert!(wait_until(has_its_name).is_some(), "{}", node.agent_log_tail(20));
     assert_eq!(repairs(node, "link-name"), 1);
     serves();
-    // While no agent looks.
+    // Rename it while no agent looks.
     node.kill_agent().unwrap();
     rename();
     node.start_agent().unwrap();
     assert!(has_its_name().is_some(), "{}", node.agent_log_tail(20));
     assert_eq!(repairs(node, "link-name"), 1);
     serves();
-    // Without the maps, which know its number.
+    // Rename it without the maps, which know its number.
     node.kill_agent().unwrap();
     rename();
     std::fs::remove_dir_all(node.bpf_dir()).unwrap();
@@ -242,7 +242,7 @@ fn bpftool(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The number of the program of a device's filter at priority 1.
+/// Returns the number of the program in a device's filter at priority 1.
 fn program(node: &Node, device: &str, direction: &str) -> String {
     let shown = node.exec(&["tc", "-j", "filter", "show", "dev", device, direction, "pref", "1"]).unwrap();
     let shown: Value = serde_json::from_str(&shown).unwrap();
@@ -251,13 +251,13 @@ fn program(node: &Node, device: &str, direction: &str) -> String {
     ids.next_back().unwrap_or_else(|| panic!("no program: {shown}")).to_string()
 }
 
-/// Names of pinned links.
+/// Returns the names of pinned links.
 fn links(node: &Node) -> Vec<String> {
     let entries = std::fs::read_dir(node.bpf_dir().join("links")).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// In an order of their own: a hash map has none.
+/// Returns the entries in a fixed order: a hash map has none.
 fn entries(node: &Node, map: &str) -> Vec<String> {
     let dump = node.map_dump(map).unwrap();
     let mut entries: Vec<String> = dump.as_array().unwrap().iter().map(Value::to_string).collect();
@@ -284,7 +284,7 @@ fn copy_entry(node: &Node, map: &str, change: impl FnOnce(&mut Vec<u8>)) {
     bpftool(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-/// Status and body of /readyz.
+/// Returns status and body of /readyz.
 pub fn readyz(node: &Node) -> (u16, String) {
     let text = get(node, "/readyz");
     let status = text.split_whitespace().nth(1).and_then(|status| status.parse().ok());
@@ -304,7 +304,7 @@ fn try_get(node: &Node, path: &str) -> io::Result<String> {
     Ok(text)
 }
 
-/// For how many subjects a condition holds, by /metrics.
+/// Returns for how many subjects a condition holds, according to /metrics.
 pub fn condition(node: &Node, name: &str) -> usize {
     let text = get(node, "/metrics");
     let start = format!("podwire_condition{{condition=\"{name}\",");
@@ -312,13 +312,13 @@ pub fn condition(node: &Node, name: &str) -> usize {
     line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
 }
 
-/// The lines of /readyz that tell of a condition.
+/// Returns the lines of /readyz about a condition.
 pub fn told(node: &Node, name: &str) -> Vec<String> {
     let start = format!("{name} (");
     conditions(node).into_iter().filter(|line| line.starts_with(&start)).collect()
 }
 
-/// All of these lines.
+/// Returns the lines of /readyz about all conditions.
 pub fn conditions(node: &Node) -> Vec<String> {
     try_conditions(node).unwrap()
 }
@@ -329,7 +329,7 @@ fn try_conditions(node: &Node) -> io::Result<Vec<String>> {
     Ok(body.lines().skip(1).map(str::to_owned).collect())
 }
 
-/// Waits until a condition is told of in these words, also by an agent that has just been started.
+/// Waits until a condition is reported with these words. The agent may just have been started.
 #[track_caller]
 pub fn comes(node: &Node, name: &str, words: &str) -> String {
     let start = format!("{name} (");
@@ -338,19 +338,19 @@ pub fn comes(node: &Node, name: &str, words: &str) -> String {
     wait_until(line).unwrap_or_else(|| panic!("no {name} with {words}\n{}", node.agent_log_tail(20)))
 }
 
-/// Waits until a condition holds no longer.
+/// Waits until a condition no longer holds.
 #[track_caller]
 pub fn goes(node: &Node, name: &str) {
     let is_gone = || (condition(node, name) == 0).then_some(());
     wait_until(is_gone).unwrap_or_else(|| panic!("{:?}\n{}", told(node, name), node.agent_log_tail(20)));
 }
 
-/// How often something that others had changed was put back, by this agent.
+/// Returns how often this agent has put back something that others had changed.
 pub fn repairs(node: &Node, what: &str) -> u64 {
     metric(node, &format!("podwire_repairs_total{{what=\"{what}\"}}")).parse().unwrap()
 }
 
-/// A value out of /metrics.
+/// Returns a value of /metrics.
 pub fn metric(node: &Node, name: &str) -> String {
     let text = get(node, "/metrics");
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -370,7 +370,7 @@ fn pods_that_go_while_the_agent_looks_are_no_fault_of_the_node() {
                 thread::sleep(Duration::from_millis(30));
             }
         });
-        // What is new of its own node makes the agent look at the kernel.
+        // A change of its own Node object makes the agent look at the kernel.
         let api = lab.api_server().unwrap();
         let mut own = api.node(node.name()).unwrap();
         while !going.is_finished() {

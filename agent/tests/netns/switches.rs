@@ -9,7 +9,7 @@ use crate::sweep::{comes, conditions, metric, repairs};
 
 const MEBIBYTE: u64 = 1 << 20;
 const FORWARDING: &str = "net/ipv4/ip_forward";
-/// Before what follows: `/proc/sys` read-only.
+/// A script that runs a command with `/proc/sys` read-only.
 const CONTAINER: &str = r#"set -e
 mount --bind /proc/sys /proc/sys
 mount -o remount,bind,ro /proc/sys
@@ -28,7 +28,7 @@ fn switches_that_others_turn_off_are_set_again() {
         ("net/ipv4/conf/podwire-vxlan/rp_filter", "2"),
         ("net/ipv6/conf/podwire-vxlan/disable_ipv6", "1"),
     ];
-    // The second is the first by another name; the kernel sets all devices' with it.
+    // The second is the first by another name. The kernel sets those of all devices with it.
     for off in [&[FORWARDING][..], &["net/ipv4/conf/all/forwarding"], &of_devices.map(|(name, _)| name)] {
         off.iter().for_each(|name| node.sysctl(name, "0").unwrap());
         for (name, value) in [(FORWARDING, "1")].iter().chain(&of_devices) {
@@ -57,7 +57,7 @@ fn a_pod_is_forwarded_for_whatever_the_default_is() {
 #[test]
 fn switches_that_cannot_be_set_are_why_the_agent_is_not_ready() {
     let container = ["unshare", "--mount", "sh", "-c", CONTAINER, "sh"];
-    // In VXLAN mode it would not start: switches of the tunnel's device have to be set.
+    // In VXLAN mode the agent would not start: it has to set switches of the tunnel's device.
     let builder = Lab::builder().nodes(1).mode(Mode::Direct).agents(false).agent_wrapper(&container);
     let lab = builder.build().unwrap();
     let node = lab.node(0);
@@ -82,7 +82,7 @@ fn switches_that_cannot_be_set_are_why_the_agent_is_not_ready() {
     );
     traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
     assert_eq!(conditions(node), [""; 0]);
-    // Nothing was changed, so nothing is to be undone.
+    // The agent changed nothing, so a removal has nothing to undo.
     node.stop_agent().unwrap();
     assert!(node.uninstall().unwrap().status.success());
     assert_eq!(switch(node, FORWARDING), "1");

@@ -1,10 +1,11 @@
-//! An agent whose `/proc/sys` is read-only, as it is in a container.
+//! An agent with a read-only `/proc/sys`, as in a container.
 
 use xtask::lab::{Lab, traffic};
 
 const MEBIBYTE: u64 = 1 << 20;
 const FORWARDING: &str = "net/ipv4/ip_forward";
-/// Before what follows: `/proc/sys` read-only, and what it has of the network, writable, below the folder that comes first.
+/// A script that runs a command with `/proc/sys` read-only. The network's part of it is writable
+/// below the folder in the first argument.
 const CONTAINER: &str = r#"set -e
 mount --bind /proc/sys/net "$0/net"
 mount --bind /proc/sys /proc/sys
@@ -54,7 +55,7 @@ fn switches_are_set_or_the_way_to_set_them_is_told() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("--sysctl-dir"), "{said}");
     assert_eq!(forwarding(&with), "1\n", "{said}");
-    // What the node was like is still known.
+    // The node's earlier state is still known.
     let done = node.uninstall_with(&["--sysctl-dir", folder]).unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!(forwarding(&with), "0\n");

@@ -1,4 +1,5 @@
-//! Sources that the other nodes do not know: outside clients routed through a node, and a node's VIPs.
+//! Sources that the other nodes do not know: outside clients routed through a node, and a node's
+//! VIPs.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -38,7 +39,7 @@ fn a_node_talks_to_remote_pods_from_all_its_addresses() {
     node.add_address("eth0", VIP, 32).unwrap();
     assert_eq!(seen_as(node, &far, 7001), node.gateway(), "a VIP");
 
-    // The other nodes know an InternalIP.
+    // Make the VIP an InternalIP, which the other nodes know.
     let mut list = lab.node_list().unwrap();
     let addresses = list["items"][0]["status"]["addresses"].as_array_mut().unwrap();
     addresses.push(json!({ "type": "InternalIP", "address": VIP }));
@@ -48,7 +49,7 @@ fn a_node_talks_to_remote_pods_from_all_its_addresses() {
     let seen = wait_until(|| (seen_as(node, &far, 7002) == VIP).then_some(()));
     assert!(seen.is_some(), "an InternalIP: {}", seen_as(node, &far, 7003));
 
-    // And pods reach the node by it.
+    // Pods reach the node by this address, too.
     let server = udp(node, (VIP, 7004));
     let client = udp(&far, ("0.0.0.0", 0));
     let seen = ask(&client, &server, (VIP, 7004).into(), "a second InternalIP");
@@ -72,7 +73,7 @@ fn an_internal_address_of_two_nodes_is_nobodys() {
     assert_eq!(seen_as(lab.node(0), &far, 7001), lab.node(0).gateway());
 }
 
-/// The source that a pod sees when a node's process sends from the VIP and this port.
+/// Returns the source that a pod sees when a node's process sends from the VIP and this port.
 fn seen_as(node: &Node, pod: &Pod, port: u16) -> IpAddr {
     let server = udp(pod, ("0.0.0.0", port));
     let client = udp(node, (VIP, port));

@@ -1,4 +1,4 @@
-//! `podwire uninstall`: a node is as it was before its first agent.
+//! `podwire uninstall`: it leaves a node as it was before its first agent.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn a_node_is_left_as_it_was_before_its_first_agent() {
             .build()
             .unwrap();
         let node = lab.node(0);
-        // Not what the kernel makes of forwarding that is switched off.
+        // The kernel would not set these values by itself when forwarding is switched off.
         for (name, value) in [
             (FORWARDING, "0"),
             ("net/ipv4/conf/all/accept_redirects", "0"),
@@ -159,7 +159,7 @@ fn forwarding_that_others_rely_on_or_have_changed_stays() {
         node.sysctl(FORWARDING, before).unwrap();
         node.start_agent().unwrap();
         assert_eq!(forwarding(node), "1\n");
-        // What the first agent found counts, not the second one's own doing.
+        // The value that the first agent found counts, not the one that the first agent has set.
         node.restart_agent().unwrap();
         node.stop_agent().unwrap();
         if let Some(since) = since {
@@ -172,7 +172,8 @@ fn forwarding_that_others_rely_on_or_have_changed_stays() {
     assert_eq!(life(false, "0", None).0, "0");
     assert_eq!(life(false, "1", None).0, "1", "it was on before");
     assert_eq!(life(false, "0", Some("0")).0, "0");
-    // Somebody has switched it off while the agent ran, which has put it back: before the agent it was on, and without it off.
+    // Another tool switches forwarding off while the agent runs, and the agent puts it back. After
+    // the removal it is off, even if it was on before the agent.
     for (before, uplink) in [("0", "1\n"), ("1", "0\n")] {
         let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
         let node = lab.node(0);
@@ -246,7 +247,8 @@ fn without_tcx_an_uplink_keeps_only_what_others_have_put_on_it() {
     }
 }
 
-/// What the node has after pods have come, talked and been found by a hostPort. Gives how the node's pods are named.
+/// Adds pods, lets them talk, and reaches one by a hostPort. Returns the names that messages use
+/// for the node's pods.
 fn traffic_of_all_kinds(lab: &Lab) -> Vec<String> {
     let node = lab.node(0);
     let host_port =
@@ -273,7 +275,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Kernel objects of the node's agent: what kind, and which.
+/// Returns the kernel objects of the node's agent: kind and number.
 fn objects(node: &Node) -> Vec<[String; 2]> {
     let shown = |kind: &str, pin: &Path| -> Value {
         let output = Command::new("bpftool").args(["-j", kind, "show", "pinned"]).arg(pin).output().unwrap();
@@ -303,7 +305,7 @@ fn objects(node: &Node) -> Vec<[String; 2]> {
     objects
 }
 
-/// Names of the node's devices.
+/// Returns the names of the node's devices.
 fn devices(node: &Node) -> Vec<String> {
     let shown: Value = serde_json::from_str(&node.exec(&["ip", "-j", "link"]).unwrap()).unwrap();
     let links = shown.as_array().unwrap().iter();
@@ -367,7 +369,7 @@ fn switches_below(folder: &Path) -> BTreeMap<String, String> {
     found
 }
 
-/// Every file, however deep.
+/// Lists every file below a folder.
 fn below(folder: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut found = Vec::new();

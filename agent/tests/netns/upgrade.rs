@@ -1,5 +1,5 @@
-//! An agent takes over the maps of an earlier layout from the agent of that layout, under traffic of
-//! every kind. Nothing is lost, wherever the upgrade is cut short.
+//! An agent takes over the maps of an earlier layout from the agent of that layout, under traffic
+//! of every kind. Nothing is lost, wherever the upgrade is cut short.
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +11,11 @@ use crate::flows::Flows;
 use crate::restart::{die_before_attaching, loads};
 use crate::sockets::wait_until;
 
-/// Where `cargo xtask test` puts the agent of the artificial layout 0.
+/// The agent of the artificial layout 0, which `cargo xtask test` builds.
 const EARLIER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/earlier-layout/podwire");
 const EARLIER_TRANSLATIONS: &str = "TRANSLATIONS-0";
-/// `STATE_FIN`, `STATE_REPLY_FIN`, `STATE_RESET` and `STATE_OUTSIDE_RESET`: the translation ends soon.
+/// `STATE_FIN`, `STATE_REPLY_FIN`, `STATE_RESET` and `STATE_OUTSIDE_RESET`: the translation ends
+/// soon.
 const ENDING: u64 = 2 | 4 | 8 | 32;
 
 #[test]
@@ -27,12 +28,13 @@ fn an_upgrade_of_the_layout_under_traffic_loses_nothing() {
         for node in lab.nodes() {
             assert_eq!(layout(node), "0");
             let translations = upgrade(node);
-            // Those of the second node have no translations: only pods of the first one reach the world.
+            // The second node has no translations: only pods of the first reach the world.
             assert_eq!(translations > 0, node.name() == "node1");
             flows.go_on();
             flows.begin_anew(&lab);
         }
-        // Again, as from any other start; and the earlier release leaves the later maps alone.
+        // A later start works like any other. An agent of the earlier release leaves the later maps
+        // alone.
         let node = lab.node(0);
         node.restart_agent().unwrap();
         flows.go_on();
@@ -53,7 +55,7 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
         lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
         let node = lab.node(0);
         let flows = Flows::start(&lab);
-        // Rolled back before one of the later programs was attached.
+        // Roll back before one of the later programs is attached.
         node.kill_agent().unwrap();
         node.use_agent(None);
         die_before_attaching(node);
@@ -63,7 +65,8 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
         assert!(wait_until(|| (loads(node) == 1).then_some(())).is_some(), "{}", node.agent_log_tail(20));
         flows.begin_anew(&lab);
         let list = lab.node_list().unwrap().to_string();
-        // Without a Node list an upgrade does not end: the programs are replaced, the layout is not.
+        // Without a Node list an upgrade does not end: the programs are replaced, but the layout is
+        // not.
         lab.write_node_list("{").unwrap();
         node.kill_agent().unwrap();
         node.use_agent(None);
@@ -81,7 +84,7 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
             node.kill_agent().unwrap();
             flows.go_on();
         }
-        // Rolled back: the earlier release finds its maps.
+        // Roll back: the earlier release finds its maps.
         lab.write_node_list(&list).unwrap();
         node.use_agent(Some(Path::new(EARLIER)));
         node.start_agent().unwrap();
@@ -89,7 +92,7 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
         assert!(wait_until(|| (loads(node) == 1).then_some(())).is_some(), "those of before are gone");
         flows.go_on();
         flows.begin_anew(&lab);
-        // And is upgraded again, to the end.
+        // Upgrade again, to the end.
         assert!(upgrade(node) > 0);
         flows.go_on();
         flows.begin_anew(&lab);
@@ -97,8 +100,8 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
     }
 }
 
-/// From the agent of the earlier layout, which runs, to today's. Gives how many translations it had,
-/// all of which are there afterwards.
+/// Replaces the running agent of the earlier layout by today's. Returns the number of translations
+/// that it had. All of them must be there afterwards.
 fn upgrade(node: &Node) -> usize {
     node.kill_agent().unwrap();
     let before = node.map_dump(EARLIER_TRANSLATIONS).unwrap();
@@ -120,12 +123,12 @@ fn layout(node: &Node) -> String {
     fs::read_link(node.bpf_dir().join("schema-version")).unwrap().display().to_string()
 }
 
-/// Whether the maps of an upgrade that has not ended hold all that the earlier ones held.
+/// Returns whether the maps of an unfinished upgrade hold everything that the earlier maps held.
 fn is_filled(node: &Node) -> bool {
     node.bpf_dir().join("upgrade").is_symlink()
 }
 
-/// The numbers of the programs at the uplink and at the pods' links.
+/// Returns the numbers of the programs at the uplink and at the pods' links.
 fn programs(node: &Node) -> Vec<String> {
     let links = node.exec(&["ip", "-json", "link", "show", "type", "veth"]).unwrap();
     let links: Value = serde_json::from_str(&links).unwrap();
@@ -142,7 +145,7 @@ fn key(entry: &Value) -> String {
     entry["key"].to_string()
 }
 
-/// As fields.
+/// Returns an entry's value as fields.
 fn value(entry: &Value) -> &Value {
     &entry["formatted"]["value"]
 }

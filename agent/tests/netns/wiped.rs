@@ -1,4 +1,5 @@
-//! What is taken away under a running agent: its socket, its pins, and all that a reboot takes.
+//! What is removed under a running agent: its socket, its pins, and everything that a reboot
+//! removes.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -26,7 +27,7 @@ fn a_run_folder_that_is_removed_comes_back_with_the_socket() {
     traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
 }
 
-/// As in a container: the folder goes on the node, and its mount stays.
+/// The case of a container: the folder is removed on the node, but its mount stays.
 #[test]
 fn agent_without_its_run_folder_ends_and_the_next_serves() {
     let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
@@ -37,7 +38,7 @@ fn agent_without_its_run_folder_ends_and_the_next_serves() {
     mount(&["--bind", source.to_str().unwrap()], &run_dir);
     node.start_agent().unwrap();
     let pod = node.add_pod("pod").unwrap();
-    // It is in that folder.
+    // The log is in that folder.
     let mut log = std::fs::File::open(source.join("agent.log")).unwrap();
     std::fs::remove_dir_all(&source).unwrap();
     node.wait_for_agent_end().unwrap();
@@ -77,10 +78,11 @@ fn pins_removed_under_traffic_come_back_and_nothing_ends() {
     std::fs::remove_dir_all(node.bpf_dir()).unwrap();
     go_on();
     come_back(node, &before);
-    // Two of before, and the folder with all that is in it.
+    // The two pins from before, and then the folder with all that is in it.
     let links = before.iter().filter(|pin| pin.contains("/links/")).count();
     assert_eq!(repairs(node, "pin"), (2 + 1 + maps::ALL.len() + 1 + links) as u64, "{before:?}");
-    // Only what is pinned outlives an agent: what is new goes on with another program, out of the array of programs.
+    // Only pinned objects outlive an agent. A new flow needs a second program, from the pinned
+    // array of programs.
     node.kill_agent().unwrap();
     traffic::tcp_exchange(&client, &near, near.address(), 8090, MEBIBYTE).unwrap();
     // A new agent finds all that the first one had, and has an array of its own.
@@ -108,10 +110,10 @@ fn a_bpf_file_system_that_is_unmounted_is_done_without_or_said() {
     // The agent holds the folder: without `--lazy` the kernel refuses.
     assert!(Command::new("umount").arg("--lazy").arg(node.bpf_dir()).status().unwrap().success());
     assert_eq!(pins(node), Vec::<String>::new());
-    // The folder that it was mounted at is on a BPF file system itself.
+    // The folder under the mount is itself on a BPF file system.
     come_back(node, &before);
     traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
-    // Over it comes one that is none.
+    // Mount a file system of another kind over it.
     mount(&["-t", "tmpfs", "tmpfs"], node.bpf_dir());
     comes(node, "pins-missing", "not on a BPF file system");
     lab.add_namespace("node1-late").unwrap();
@@ -139,7 +141,8 @@ fn programs_for_a_new_tunnel_device_are_loaded_when_possible() {
     node.ip("link del podwire-vxlan").unwrap();
     comes(node, "reconcile-failed", "load the BPF object");
     std::fs::copy(built, object.path()).unwrap();
-    // What is larger than the path goes through the device, by its number in the programs.
+    // A datagram larger than the path goes through the device. The programs have the device's
+    // number.
     let arrives = || traffic::udp_exchange(&pod, &far, far.address(), 8080, 3000).ok();
     goes(node, "reconcile-failed");
     assert!(wait_until(arrives).is_some(), "{}", node.agent_log_tail(20));
@@ -161,7 +164,7 @@ fn a_limited_pod_is_guarded_again_before_the_node_list_has_come() {
     traffic::udp_exchange(node, &pod, pod.address(), 8080, 100).unwrap();
 }
 
-/// All that a node has in memory is gone, what it has on disk is there.
+/// After a reboot all that a node had in memory is gone, and what it had on disk is there.
 #[test]
 fn after_a_reboot_no_address_is_lost_and_none_is_taken_twice() {
     let lab = Lab::builder().build().unwrap();
@@ -183,13 +186,13 @@ fn after_a_reboot_no_address_is_lost_and_none_is_taken_twice() {
     node.start_agent().unwrap();
     assert_eq!(files(node), Vec::<String>::new(), "an address without a device was kept");
     assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), json!([]));
-    // The runtime makes each pod anew, in a sandbox of its own.
+    // The runtime makes each pod again, in a new sandbox.
     let after = ["four", "five", "six", "seven"].map(|name| node.add_pod(name).unwrap());
     let anew: Vec<_> = after.iter().map(|pod| crate::v4(pod.address())).collect();
     let next = |address: &std::net::Ipv4Addr, by: u32| std::net::Ipv4Addr::from(u32::from(*address) + by);
     let expected: Vec<_> = (1..=4).map(|by| next(addresses.last().unwrap(), by)).collect();
     assert_eq!(anew, expected, "the round goes on where it was");
-    // Those of before are free.
+    // The addresses from before the reboot are free.
     let again = node.add_pod_with("again", &json!({ "ips": [format!("{}/24", addresses[0])] })).unwrap();
     for pod in after.iter().chain([&again]) {
         traffic::tcp_exchange(pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
@@ -202,7 +205,7 @@ fn come_back(node: &Node, pins_before: &[String]) {
     assert!(back.is_some(), "{:?}\n{}", pins(node), node.agent_log_tail(20));
 }
 
-/// Names of all pins, and of the objects behind them, in order.
+/// Returns the names of all pins, and of the objects behind them, in order.
 fn pins(node: &Node) -> Vec<String> {
     let mut names = below(node.bpf_dir());
     for map in maps::ALL {
@@ -214,7 +217,7 @@ fn pins(node: &Node) -> Vec<String> {
             names.push(format!("{map} {}", shown["id"]));
         }
     }
-    // The kernel's own, in the root of a BPF file system.
+    // The kernel's own files in the root of a BPF file system.
     names.retain(|name| !name.ends_with(".debug"));
     names.sort();
     names

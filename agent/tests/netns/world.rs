@@ -36,7 +36,7 @@ fn pods_with_one_port_reach_one_server_under_different_ports() {
     assert_eq!(seen[0].1.ip(), lab.node(0).address());
     assert_eq!(seen[1].1.ip(), lab.node(0).address());
     assert_ne!(seen[0].1.port(), seen[1].1.port());
-    // Answered in the other order: each finds its own pod.
+    // Answer in the opposite order: each answer finds its own pod.
     for ((client, peer), pod) in seen.iter().zip(&pods).rev() {
         server.send_to(pod.name().as_bytes(), peer).unwrap();
         let mut buffer = [0; 100];

@@ -1,4 +1,4 @@
-//! Output of one node's hook is the input of the next node's: request and reply, both ways.
+//! One node's output is the next node's input: a request and its reply pass the hooks of two nodes.
 
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::reason::Path;
@@ -23,7 +23,7 @@ fn a_request_and_its_reply_cross_two_nodes() {
             let mut second = Fixture::node2(mode);
             let (link, pod_link) = (second.uplink, second.pod_a);
             let path = if mode == Mode::Vxlan { Path::TunnelIn } else { Path::DirectIn };
-            // Two routers: the time to live is two less.
+            // Two routers forward the packet, so its TTL is two less.
             let arrives = request.clone().with(|packet| packet.ttl -= 1).forwarded(POD_A_MAC, HOST_A_MAC);
             second.check("request", FROM_UPLINK, link, &wire, Expect::Redirect(path, arrives));
             let reply = Packet::new(REMOTE_POD, POD_A, answer).macs(HOST_A_MAC, POD_A_MAC);
@@ -38,8 +38,9 @@ fn a_request_and_its_reply_cross_two_nodes() {
     }
 }
 
-/// The frame with the link addresses that the kernel writes when it has resolved the next hop. Both nodes' uplinks bear the
-/// same address here; the sender's is the one that the receiver expects of its neighbour.
+/// Returns the frame with the link addresses that the kernel writes after it has resolved the next
+/// hop. In these tests the uplinks of both nodes have the same address. The sender's address is the
+/// one that the receiver expects of its neighbour.
 fn on_link(frame: &[u8], sender: [u8; 6]) -> Vec<u8> {
     [&UPLINK_MAC, &sender, &frame[12..]].concat()
 }

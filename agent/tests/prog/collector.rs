@@ -1,4 +1,4 @@
-//! What the agent ages out of the table of translations.
+//! Aging: the entries of `TRANSLATIONS` that the agent removes.
 
 use std::collections::BTreeSet;
 
@@ -32,14 +32,15 @@ fn half_a_pair_takes_nobody_elses_half_with_it() {
     let pair = node.translations();
     let is_open = |half: &Translation| half.state == STATE_REPLIED | STATE_ESTABLISHED;
     assert!(pair.len() == 2 && pair.values().all(is_open), "{pair:?}");
-    // Pod A had the port before. On kernels before 6.15 a removal may fail where two CPUs meet (EBUSY), and leave this.
+    // Pod A had the port before. On kernels before 6.15 a removal may fail where two CPUs meet
+    // (EBUSY) and leave this entry.
     let flow = |source: std::net::Ipv4Addr| {
         Flow::new(source.into(), WORLD.into(), Be16::new(40000), Be16::new(443), protocol::TCP)
     };
     let left = Translation { state: 0, ..pair[&flow(POD_B)] };
     node.loaded.maps.translations.insert(flow(POD_A), left, 0).unwrap();
     let mut collector = node.loaded.maps.collector(None).unwrap();
-    // Longer than a connection lives that was never answered, and shorter than one that was.
+    // Unanswered connections live shorter than these 300 s, answered ones longer.
     let collected = collector.collect(housekeeping::now() + 300 * SECOND).unwrap();
     assert_eq!(collected.translations_expired, 1);
     assert_eq!(node.translations(), pair);
@@ -79,7 +80,7 @@ fn a_round_counts_what_each_holder_has() {
     let expected = [(of(POD_A), 10), (of(POD_B), 2)];
     assert_eq!(node.holders(), expected.into(), "as the programs count");
     assert_eq!(node.room_for_translations(), capacity - 12);
-    // Two CPUs at once may lose a count; the programs' counts are replaced.
+    // Two CPUs that count at once may lose a count. The collector replaces the programs' counts.
     node.set_holder(of(POD_A), 7);
     let mut collector = node.loaded.maps.collector(None).unwrap();
     collector.collect(housekeeping::now()).unwrap();
@@ -102,7 +103,7 @@ fn who_has_a_share_already_is_refused_and_others_are_not() {
     node.check("pod A", TO_UPLINK, link, &from(POD_A, 40000), Expect::Drop(Drop::TranslationShareUsed));
     node.run(TO_UPLINK, link, &from(POD_B, 40000), 0);
     assert_eq!(node.translations().len(), 2, "pod B has a share of its own");
-    // A failed attempt gives back what it took.
+    // With room in its share, a flow of pod A takes two entries.
     node.set_holder(of_a, 4);
     node.run(TO_UPLINK, link, &from(POD_A, 40001), 0);
     assert_eq!(node.holders()[&of_a], 6);
@@ -134,7 +135,7 @@ macro_rules! keys_of {
 fn a_round_counts_the_entries_of_each_table() {
     let mut node = Fixture::new(Mode::Vxlan);
     let template = node.loaded.maps.nodes.iter().next().unwrap().unwrap().1;
-    // More than one call of the kernel gives.
+    // More entries than one system call returns.
     const NODES: u16 = 5000;
     for number in 0..NODES {
         let [high, low] = number.to_be_bytes();

@@ -1,5 +1,6 @@
-//! What a packet costs, counted: helper calls of each kind of packet and instructions of each program, against the record in
-//! `costs.json`. Counts, not times: whoever adds to them says so in the record.
+//! The cost of a packet, compared with the record in `costs.json`: helper calls of each kind of
+//! packet, and instructions of each program. These are counts, not times. A change that increases
+//! them updates the record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,18 +16,19 @@ use crate::fixture::Fixture;
 use crate::kinds::by_setting;
 
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/prog/costs.json");
-/// What compiled and linked the object: a line each.
+/// The file that names the object's compiler and linker, a line each.
 const TOOLCHAIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/toolchain");
-/// Asks for a new record in place of a comparison.
+/// The variable that asks for a new record instead of a comparison.
 pub const RECORD_ANEW: &str = "PODWIRE_RECORD";
 
 #[derive(Serialize, Deserialize)]
 struct Costs {
-    /// What the instructions depend on.
+    /// The tools and the kernel on which the number of instructions depends.
     built_by: BuiltBy,
-    /// By mode, of each program as the kernel has translated it, functions that it calls included.
+    /// Instructions by mode and program, as the kernel has translated them, with the functions that
+    /// the program calls.
     instructions: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Of each program and kind of packet, by the helper's name.
+    /// Calls by program, kind of packet and helper.
     helper_calls: BTreeMap<String, BTreeMap<String, Calls>>,
 }
 
@@ -34,7 +36,7 @@ struct Costs {
 pub struct BuiltBy {
     pub compiler: String,
     pub linker: String,
-    /// The verifier puts instructions of its own in place of some: major and minor version.
+    /// The kernel's major and minor version: its verifier replaces some instructions with its own.
     pub kernel: String,
 }
 
@@ -99,7 +101,8 @@ fn instructions() -> BTreeMap<String, BTreeMap<String, u64>> {
     [("vxlan", Mode::Vxlan), ("direct", Mode::Direct)].map(|(name, mode)| (name.to_owned(), of(mode))).into()
 }
 
-/// Of what the configuration rules out the verifier leaves nothing: none of it may be zero.
+/// Returns a node with all parts of the programs. The verifier removes code that the configuration
+/// rules out, so `netns_cookie` must not be 0 here.
 pub fn with_all_parts(mode: Mode) -> Fixture {
     Fixture::with_config(mode, |config| abi::Config { netns_cookie: 1, ..*config })
 }
@@ -123,14 +126,14 @@ impl std::fmt::Display for BuiltBy {
     }
 }
 
-/// Keys of either map, with what both have: nothing is the default.
+/// Returns the keys of both maps, with the two values. A missing value is the default.
 fn both<T: Clone + Default>(one: &BTreeMap<String, T>, other: &BTreeMap<String, T>) -> Vec<(String, [T; 2])> {
     let keys: BTreeSet<_> = one.keys().chain(other.keys()).collect();
     let values = |key| [one, other].map(|map| map.get(key).cloned().unwrap_or_default());
     keys.into_iter().map(|key| (key.clone(), values(key))).collect()
 }
 
-/// What, of which, recorded, now.
+/// The kind of count, the counted item, the recorded count, and the count now.
 type Difference = (String, String, u64, u64);
 
 fn compare(what: &str, recorded: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>) -> Vec<Difference> {
@@ -151,7 +154,7 @@ fn table(differences: &[Difference]) -> String {
     text
 }
 
-/// Past the test harness, which keeps what a test that passes has printed to itself.
+/// Prints past the test harness, which hides the output of a test that passes.
 pub fn say(text: &str) {
     std::io::stderr().write_all(format!("\n{text}\n\n").as_bytes()).unwrap();
 }

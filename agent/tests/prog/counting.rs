@@ -1,4 +1,4 @@
-//! The build of the programs that counts the helpers that they call.
+//! The build of the programs that counts helper calls.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use podwire_common::helper::{HELPER_CALLS, HELPER_SLOTS, Helper};
 use crate::fixture::Fixture;
 use crate::kind::Kind;
 
-/// Where `cargo xtask test` puts it.
+/// The object that `cargo xtask test` builds.
 const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire-ebpf-count-helpers");
 
 /// Calls by the helper's name.
 pub type Calls = BTreeMap<String, u64>;
 
-/// Loads it as the agent loads its own.
+/// Loads the object as the agent loads its own.
 pub fn load(config: &abi::Config) -> Dataplane {
     let object = std::fs::read(OBJECT)
         .unwrap_or_else(|error| panic!("read {OBJECT}: {error}: `cargo xtask test` builds it"));
@@ -27,17 +27,18 @@ pub fn load(config: &abi::Config) -> Dataplane {
 pub struct Counts([u64; HELPER_SLOTS]);
 
 impl Counts {
-    /// All that the programs have counted.
+    /// Reads all counts of the programs.
     fn read(loaded: &Dataplane) -> Self {
         let map = loaded.ebpf.map(HELPER_CALLS).expect("the object counts helper calls");
         Self(Array::<&MapData, _>::try_from(map).unwrap().get(&0, 0).unwrap())
     }
 
-    /// Those of one packet, which goes the way that it is meant to go. The next ones of its kind call for the same.
+    /// Counts the calls for one packet. Asserts that the packet is counted under its kind's path,
+    /// and that further packets of its kind cause the same calls.
     pub fn of(kind: &Kind, node: &mut Fixture) -> Self {
         const MORE: u64 = 3;
         let (calls, more, ways) = kind.on(node).fresh(|ready| {
-            // The packet that changes the state of its flow costs more than the next ones.
+            // The packet that changes the state of its flow costs more than the packets after it.
             if !kind.is_first {
                 ready.send(1);
             }
@@ -60,12 +61,12 @@ impl Counts {
         Self(std::array::from_fn(|slot| self.0[slot] - before.0[slot]))
     }
 
-    /// How many of some helpers.
+    /// Returns the number of calls of some helpers.
     pub fn sum(&self, of: impl Fn(Helper) -> bool) -> u64 {
         Helper::ALL.iter().filter(|helper| of(**helper)).map(|helper| self.0[*helper as usize]).sum()
     }
 
-    /// By name, without those that were not called.
+    /// Returns the calls by name, without helpers that were not called.
     pub fn by_name(&self) -> Calls {
         let all = Helper::ALL.iter().map(|helper| (helper.name().to_owned(), self.0[*helper as usize]));
         all.filter(|(_, calls)| *calls > 0).collect()

@@ -1,4 +1,5 @@
-//! A node's programs and maps, filled by the agent's own code, and one `check` for every table.
+//! A node's programs and maps, filled by the agent's own code, and one `check` for all packet
+//! tables.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -44,7 +45,7 @@ pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 1];
 pub const NODE2_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 2];
 pub const STRANGER_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 99];
 
-/// What pod A's own port, [`CLIENT`], becomes towards the world in [`Fixture::translate`].
+/// The port towards the world into which [`Fixture::translate`] translates pod A's port [`CLIENT`].
 pub const TRANSLATED: u16 = 61000;
 
 /// First and last of the ports that SNAT chooses from in these tests.
@@ -57,10 +58,11 @@ const UNSPECIFIED: u32 = u32::MAX;
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
 
-/// One node: a namespace with an uplink, the host sides of two pods' veth pairs and a VXLAN device, and programs with empty maps.
+/// A node: a namespace with an uplink, the host sides of two pods' veth pairs and a VXLAN device,
+/// and programs with empty maps.
 ///
-/// The links' other ends lead nowhere. Test runs deliver nothing; the links give the programs their ifindex and the
-/// kernel's routing table something to answer from.
+/// The other ends of the links lead nowhere. Test runs deliver nothing: they need the links for
+/// their ifindex, and for the routes that the kernel answers with.
 pub struct Fixture {
     pub loaded: Loaded,
     pub model: Model,
@@ -71,24 +73,24 @@ pub struct Fixture {
     attached: bool,
 }
 
-/// What a hook should do with a frame.
+/// The expected verdict of a hook.
 pub enum Expect {
-    /// Left alone, and not counted.
+    /// Neither changed nor counted.
     Pass,
-    /// To the host stack, counted under a path, with these bytes.
+    /// Passed to the host stack, counted under a path, with these bytes.
     Stack(Path, Vec<u8>),
     /// Redirected, counted under a path, with these bytes.
     Redirect(Path, Vec<u8>),
-    /// Dropped for a reason, counted under it.
+    /// Dropped, counted under a reason.
     Drop(Reason),
 }
 
-/// A flow between two addresses.
+/// Returns the flow between two addresses.
 pub fn flow_of(source: Ipv4Addr, destination: Ipv4Addr, ports: (u16, u16), protocol: u8) -> abi::Flow {
     abi::Flow::new(source.into(), destination.into(), Be16::new(ports.0), Be16::new(ports.1), protocol)
 }
 
-/// What a program made of a frame.
+/// A program's verdict and output for a frame.
 pub struct Ran {
     pub code: u32,
     pub frame: Vec<u8>,
@@ -99,15 +101,15 @@ impl Fixture {
         Self::with_programs(mode, Loaded::take)
     }
 
-    /// As [`Self::new`], with something else in the programs' configuration.
+    /// Like [`Self::new`], with a changed configuration of the programs.
     pub fn with_config(mode: Mode, change: impl FnOnce(&abi::Config) -> abi::Config) -> Self {
         Self::with_programs(mode, |config| Loaded::take(&change(config)))
     }
 
-    /// As [`Self::new`], with another build of the programs.
+    /// Like [`Self::new`], with another build of the programs.
     pub fn with_programs<L: Into<Loaded>>(mode: Mode, load: impl FnOnce(&abi::Config) -> L) -> Self {
         let namespace = Namespace::enter();
-        // The kernel's own neighbour discovery would show in counters.
+        // The kernel's own neighbour discovery would change the counters.
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         namespace.ip("link set lo up");
         let uplink = namespace.add_link("up0", UPLINK_MAC);
@@ -179,20 +181,21 @@ impl Fixture {
         fixture
     }
 
-    /// As [`Self::new`], with the loopback link as the uplink.
+    /// Like [`Self::new`], with the loopback link as the uplink.
     pub fn for_xdp(mode: Mode) -> Self {
         let mut fixture = Self::new(mode);
         fixture.use_loopback_as_uplink();
         fixture
     }
 
-    /// See [`Self::run_xdp`].
+    /// Makes the loopback link the uplink: see [`Self::run_xdp`].
     pub fn use_loopback_as_uplink(&mut self) {
         self.model.links[0].index = 1;
         self.fill();
     }
 
-    /// Node 2 as seen from itself: pod A's place is taken by [`REMOTE_POD`], node 1 is the neighbour.
+    /// Returns node 2 as seen from itself: [`REMOTE_POD`] has pod A's place, and node 1 is the
+    /// neighbour.
     pub fn node2(mode: Mode) -> Self {
         let mut fixture = Self::new(mode);
         let model = &mut fixture.model;
@@ -214,7 +217,7 @@ impl Fixture {
         fixture
     }
 
-    /// Writes what follows from the model into the maps, as the agent does.
+    /// Writes the map entries that follow from the model, as the agent does.
     pub fn fill(&mut self) {
         let tables = |tables| Slice { tables, ..Slice::default() };
         let want = tables(desired(&self.model, Scope::All).tables);
@@ -231,7 +234,7 @@ impl Fixture {
         self.check_segments(what, program, link, frame, 0, expect);
     }
 
-    /// As [`Self::check`], for a large segment.
+    /// Like [`Self::check`], for a large segment.
     #[track_caller]
     pub fn check_segments(
         &mut self,
@@ -272,7 +275,7 @@ impl Fixture {
 
     /// Runs a program on a frame that is on a link.
     pub fn run(&self, program: &str, link: u32, frame: &[u8], segment: u32) -> Ran {
-        // `struct __sk_buff` of `linux/bpf.h`: only these fields may be set for a test run.
+        // A test run may set only these fields of `struct __sk_buff` (`linux/bpf.h`).
         const IFINDEX: usize = 40;
         const GSO_SIZE: usize = 176;
         let mut context = [0; 192];
@@ -291,7 +294,7 @@ impl Fixture {
         Ran { code: result.return_value, frame: out }
     }
 
-    /// Runs a program on a frame again and again; the program leaves it as it is.
+    /// Runs a program on a frame many times. The program must leave the frame unchanged.
     pub fn run_often(&self, program: &str, link: u32, frame: &[u8], times: u32) {
         const IFINDEX: usize = 40;
         let mut context = [0; 192];
@@ -306,8 +309,9 @@ impl Fixture {
         program.test_run(options).unwrap();
     }
 
-    /// Sends a frame out of a link of the namespace, with the programs attached as the agent attaches them, and checks what
-    /// is counted: for what a test run cannot do (a cut IPv4 header, a tunnel key). `None`: it passes uncounted.
+    /// Sends a frame out of a link of the namespace, with the programs attached as the agent
+    /// attaches them, and checks the counters. This is for packets that a test run cannot have:
+    /// with a cut IPv4 header or a tunnel key. `None`: the frame passes uncounted.
     #[track_caller]
     pub fn check_on_wire(&mut self, what: &str, link: &str, frame: &[u8], counted: Option<&str>) {
         if !self.attached {
@@ -315,10 +319,11 @@ impl Fixture {
         }
         let namespace = Ns::open(&self.namespace.name).unwrap();
         let before = self.counters();
-        // The kernel tells the sender of a packet that a program drops on its way out.
+        // If a program drops the packet on its way out, the kernel returns an error to the sender.
         let sent = frames::send(&namespace, link, frame);
         assert!(sent.is_ok() || counted.is_some(), "{what}: {sent:?}");
-        // A packet is through before the next one of the same socket is sent: a marker behind it tells that it was seen.
+        // The marker follows the frame. When the marker is counted, the kernel has handled the
+        // frame.
         let mut marker = packets::ethernet([2; 6], POD_A_MAC, etherparse::EtherType(0x88b5));
         marker.resize(60, 0);
         frames::send(&namespace, "pwa-p", &marker).unwrap();
@@ -339,7 +344,7 @@ impl Fixture {
         }
     }
 
-    /// As [`Self::check_on_wire`], for the fragments of one packet that arrive on the uplink.
+    /// Like [`Self::check_on_wire`], for the fragments of one packet that arrive on the uplink.
     #[track_caller]
     pub fn check_fragments(&mut self, what: &str, fragments: &[Vec<u8>; 2], counted: &str) {
         self.check_on_wire(what, "up0-p", &fragments[0], None);
@@ -360,8 +365,8 @@ impl Fixture {
         self.attached = true;
     }
 
-    /// Runs the XDP program on a frame that is on the loopback link, whose ifindex is 1: of a veth pair the kernel would
-    /// ask for an attached program first.
+    /// Runs the XDP program on a frame of the loopback link, which has ifindex 1. For a link of a
+    /// veth pair the kernel would require an attached program.
     pub fn run_xdp(&mut self, frame: &[u8]) -> u32 {
         let mut out = vec![0; frame.len() + 256];
         let options =
@@ -370,7 +375,7 @@ impl Fixture {
         program.test_run(options).unwrap().return_value
     }
 
-    /// Packets by reason or path, as operators read them.
+    /// Returns the packets by reason or path, with the names that operators read.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let counters = self.loaded.maps.counters().unwrap();
         let drops = counters.drops.into_iter().map(|(reason, count)| (reason.name(), count));
@@ -378,7 +383,7 @@ impl Fixture {
         drops.chain(paths).map(|(name, count)| (name.to_owned(), count.packets)).collect()
     }
 
-    /// The flows that must go through the host stack.
+    /// Returns the flows that must go through the host stack.
     pub fn stack_flows(&self) -> Vec<abi::Flow> {
         self.loaded.maps.stack_flows.keys().map(Result::unwrap).collect()
     }
@@ -388,13 +393,14 @@ impl Fixture {
         self.loaded.maps.stack_flows.insert(flow, abi::StackFlow { last_seen: 0 }, 0).unwrap();
     }
 
-    /// Takes a reply's half, as if another flow had it.
+    /// Adds the reply's half of another flow's translation.
     pub fn add_translation(&mut self, reply: abi::Flow) {
         self.loaded.maps.translations.insert(reply, other_half(), 0).unwrap();
     }
 
-    /// Has every translated flow go past the host stack. That a rule of the host let its first packet pass as it was is told from hook to
-    /// hook in a field that no test run can set.
+    /// Lets every translated flow go past the host stack. A test run cannot get there by itself:
+    /// hooks pass on the host rules' answer about a first packet in a field that no test run can
+    /// set.
     pub fn set_past_stack(&mut self) {
         for (flow, half) in self.translations() {
             let half = abi::Translation { past_stack: 1, is_long: 1, ..half };
@@ -402,7 +408,8 @@ impl Fixture {
         }
     }
 
-    /// As [`Self::set_past_stack`] for flows of which no later packet has come; the rules were asked at a time, in jiffies.
+    /// Like [`Self::set_past_stack`], but without a later packet of these flows. `asked` is the
+    /// time, in jiffies, when the host's rules were asked.
     pub fn set_asked(&mut self, asked: u32) {
         for (flow, half) in self.translations() {
             let half = abi::Translation { past_stack: 1, asked, ..half };
@@ -410,7 +417,7 @@ impl Fixture {
         }
     }
 
-    /// The kernel's jiffies at this moment: an entry that a program makes says them.
+    /// Returns the kernel's jiffies, which a program writes into a new entry.
     pub fn jiffies(&mut self) -> u32 {
         let packet = packets::Packet::new(REMOTE_POD, POD_A, ack(1, 1));
         let frame = match self.model.mode {
@@ -424,7 +431,8 @@ impl Fixture {
         known.asked
     }
 
-    /// What is known of where a flow of pod A's leads, when the host's rules were asked at a time.
+    /// Returns the entry of `FLOWS` for the destination of a flow of pod A. `asked` is the time, in
+    /// jiffies, when the host's rules were asked.
     pub fn destination(&self, flow: &abi::Flow, asked: u32) -> abi::KnownFlow {
         let slots = epoch::with_world(1, self.uplink, &flow.destination);
         let key = flow.key();
@@ -452,7 +460,8 @@ impl Fixture {
         }
     }
 
-    /// The host's rules have just let a connection of pod A's to where a flow leads pass as it was.
+    /// Adds the entry for a flow's destination, as if the host's rules had just let a connection of
+    /// pod A to it pass unchanged.
     pub fn know_destination(&mut self, flow: &abi::Flow) -> abi::KnownFlow {
         let now = self.jiffies();
         let known = self.destination(flow, now);
@@ -472,7 +481,7 @@ impl Fixture {
         self.translations().keys().for_each(|flow| self.loaded.maps.translations.remove(flow).unwrap());
     }
 
-    /// A connection of a pod to the world that both sides have closed, long ago; its own port is the translated one.
+    /// Adds a connection of a pod to the world that both sides closed long ago. SNAT kept its port.
     pub fn add_closed(&mut self, pod: Ipv4Addr, port: u16, server: Ipv4Addr, server_port: u16) {
         let (port, server_port) = (Be16::new(port), Be16::new(server_port));
         let original = abi::Flow::new(pod.into(), server.into(), port, server_port, protocol::TCP);
@@ -504,7 +513,7 @@ impl Fixture {
         self.loaded.maps.translations.insert(out.other_half(protocol::TCP), back, 0).unwrap();
     }
 
-    /// Both halves of a flow of pod A to the world, that goes past the host stack.
+    /// Adds both halves of a flow of pod A to the world that goes past the host stack.
     pub fn translate(&mut self, protocol: u8) {
         let original = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol);
         let half = abi::Translation {
@@ -536,45 +545,45 @@ impl Fixture {
         translations.insert(half.other_half(protocol), back, 0).unwrap();
     }
 
-    /// Adds replies' halves until the table takes no more. `false`: it took all.
+    /// Adds replies' halves until the table is full. `false`: all of them found room.
     pub fn fill_translations(&mut self, replies: impl Iterator<Item = abi::Flow>) -> bool {
         let half = other_half();
         replies.into_iter().any(|reply| self.loaded.maps.translations.insert(reply, half, 0).is_err())
     }
 
-    /// Makes room for one.
+    /// Removes one entry, so that the table has room for another.
     pub fn remove_one_translation(&mut self) {
         let flow = self.loaded.maps.translations.keys().next().unwrap().unwrap();
         self.loaded.maps.translations.remove(&flow).unwrap();
     }
 
-    /// Who holds how many entries of tables.
+    /// Returns the holders, with their numbers of entries.
     pub fn holders(&self) -> BTreeMap<abi::Holder, u32> {
         self.loaded.maps.holders.iter().map(Result::unwrap).collect()
     }
 
-    /// As if a holder had so many entries.
+    /// Sets a holder's number of entries.
     pub fn set_holder(&mut self, holder: abi::Holder, entries: u32) {
         self.loaded.maps.holders.insert(holder, entries, 0).unwrap();
     }
 
-    /// Free entries of `TRANSLATIONS`, as the programs count.
+    /// Returns the free entries of `TRANSLATIONS` as the programs count them.
     pub fn room_for_translations(&self) -> usize {
         self.loaded.maps.room.get(&abi::TABLE_TRANSLATIONS.into(), 0).unwrap() as usize
     }
 
-    /// As if so many entries of `TRANSLATIONS` were free.
+    /// Sets the number of free entries of `TRANSLATIONS`.
     pub fn set_room_for_translations(&mut self, entries: u32) {
         self.loaded.maps.room.set(abi::TABLE_TRANSLATIONS.into(), entries, 0).unwrap();
     }
 
-    /// All translations.
+    /// Returns all translations.
     pub fn translations(&self) -> BTreeMap<abi::Flow, abi::Translation> {
         self.loaded.maps.translations.iter().map(Result::unwrap).collect()
     }
 }
 
-/// The replies' half of another pod's translation.
+/// Returns the reply's half of another pod's translation.
 fn other_half() -> abi::Translation {
     abi::Translation {
         asked: 0,

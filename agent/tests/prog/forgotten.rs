@@ -1,4 +1,4 @@
-//! What is forgotten of `FLOWS` when something changes: what the change makes wrong, and nothing else.
+//! A change ends the entries of `FLOWS` that it makes wrong, and no others.
 
 use aya::maps::{Array, MapData};
 use podwire_common::abi;
@@ -18,7 +18,7 @@ use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a};
 use crate::packets::*;
 use crate::trial::{ATTEMPTS, Kind, OURS, Trial, falsify};
 
-/// Which of the flows in [`Trial`] a change concerns.
+/// The flows of [`Trial`] that a change concerns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Concerns {
     Nobody,
@@ -47,7 +47,7 @@ fn a_change_ends_the_known_flows_that_it_concerns() {
         for (what, changes, concerns) in changes(&trial.node) {
             let what = format!("{}: {what}", trial.what());
             let is_concerned = concerns.includes(trial.way.kind);
-            // What is known may end by itself just then.
+            // A known flow may expire at the same moment.
             let attempts = if is_concerned { 1 } else { ATTEMPTS };
             let is_followed = (0..attempts).any(|_| is_followed_after(trial, &changes, &what));
             assert_eq!(is_followed, !is_concerned, "{what}: what is known counts");
@@ -55,7 +55,8 @@ fn a_change_ends_the_known_flows_that_it_concerns() {
     });
 }
 
-/// Whether a packet follows what was known before some changes; otherwise it is judged by what the tables say then.
+/// Returns whether a packet follows what was known before some changes. If not, asserts that the
+/// tables decide as they are then.
 fn is_followed_after(trial: &mut Trial, changes: &[TableChange], what: &str) -> bool {
     let plain = trial.sent(&trial.plain);
     let misled = trial.mislead();
@@ -66,12 +67,12 @@ fn is_followed_after(trial: &mut Trial, changes: &[TableChange], what: &str) -> 
     if seen != misled {
         assert_eq!(seen, trial.judged(&plain), "{what}");
     }
-    // As it was.
+    // Restore the tables.
     trial.node.fill();
     seen == misled
 }
 
-/// Changes of the agent's tables.
+/// Returns changes of the agent's tables.
 fn changes(node: &Fixture) -> Vec<(&'static str, Vec<TableChange>, Concerns)> {
     let now = desired(&node.model, Scope::All).tables;
     macro_rules! change {
@@ -150,7 +151,7 @@ impl IntoV4 for [u8; 4] {
     }
 }
 
-/// The table is written while the packet is judged: what the program has found out is stale.
+/// The agent writes a table while the program judges a packet, so the program's verdict is stale.
 #[test]
 fn what_changes_while_a_flow_is_learnt_ends_it() {
     Trial::each_with(counting::load, |trial| {
@@ -166,7 +167,8 @@ fn what_changes_while_a_flow_is_learnt_ends_it() {
                     assert_eq!(learn_while(trial, &writes), judged, "{what}: what is stale counts");
                 }
             }
-            // Without the agent's order there is one that learns what is stale: so the moments are forced.
+            // In the reverse order the program does learn a stale verdict. This shows that the test
+            // controls the moments.
             let judged = trial.judged(&plain);
             let reversed = [(0, epoch), (MOMENTS - 1, generation)];
             assert_ne!(learn_while(trial, &reversed), judged, "{}: nothing was forced", trial.what());
@@ -194,7 +196,8 @@ fn a_record_made_while_a_flow_is_learnt_ends_it() {
     });
 }
 
-/// What a packet becomes after another one was learnt from while others wrote; what was learnt is false.
+/// Lets a program learn a flow from a packet while others write, falsifies the learnt entry, and
+/// returns what becomes of the next packet.
 fn learn_while(trial: &mut Trial, writes: &[(usize, Moment)]) -> crate::trial::Seen {
     let plain = trial.sent(&trial.plain);
     prepare(trial);
@@ -207,14 +210,14 @@ fn learn_while(trial: &mut Trial, writes: &[(usize, Moment)]) -> crate::trial::S
     trial.see(&plain)
 }
 
-/// Nothing is known; a translated flow is translated.
+/// Empties `FLOWS`. A translated flow keeps its translation.
 fn prepare(trial: &mut Trial) {
     let plain = trial.sent(&trial.plain);
     trial.judged(&plain);
     trial.node.forget_known();
 }
 
-/// What is written at which moment of each learning from now on.
+/// Sets what the programs write at each moment of learning from now on.
 fn write_at(trial: &mut Trial, writes: &[(usize, Moment)]) {
     let map = trial.node.loaded.ebpf.map_mut(LEARNING).expect("the object that counts helper calls has it");
     let mut learning: Array<&mut MapData, Moment> = map.try_into().unwrap();
@@ -231,7 +234,7 @@ fn write_at(trial: &mut Trial, writes: &[(usize, Moment)]) {
     }
 }
 
-/// Errors that quote packets which this node has not sent.
+/// The errors quote packets that this node has not sent.
 #[test]
 fn foreign_icmp_errors_end_nothing_that_is_known() {
     const ERRORS: u32 = 10_000;
@@ -305,7 +308,7 @@ fn icmp_error_ends_the_flow_or_node_that_it_quotes() {
     }
 }
 
-/// "Fragmentation needed" about a packet, from somewhere on the way, to whoever has sent that one.
+/// Returns "fragmentation needed" about a packet, from a router on its way, to the packet's sender.
 fn error_about(quoted: &Packet) -> Vec<u8> {
     let icmp = Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] };
     let error = arriving(STRANGER, quoted.source, icmp);

@@ -1,6 +1,8 @@
-//! `from_overlay`: what the VXLAN device has decapsulated. A test run has no tunnel key, so all but the first of these
-//! packets are real: they arrive on the uplink as outer IP fragments or with outer options, which `from_uplink` leaves to
-//! the kernel, pass the device, and meet the program there.
+//! `from_overlay`: packets that the VXLAN device has decapsulated.
+//!
+//! A test run has no tunnel key, so all packets but the first are real. They arrive on the uplink
+//! as outer IP fragments or with outer options. `from_uplink` leaves those to the kernel, so they
+//! pass the device and reach the program there.
 
 use podwire_common::abi::Flow;
 use podwire_common::addr::Be16;
@@ -12,7 +14,8 @@ use podwire_core::model::Mode;
 use crate::fixture::*;
 use crate::packets::*;
 
-/// Outer headers from node 2 that `from_uplink` leaves to the VXLAN device: with an IP option.
+/// Returns outer headers from node 2 with an IP option, which `from_uplink` leaves to the VXLAN
+/// device.
 fn tunnel() -> Vxlan {
     Vxlan::new(NODE2, NODE1).with(|outer| {
         (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC);
@@ -112,7 +115,8 @@ fn every_reason_to_drop() {
     node.check_fragments("another network", &other_network, Reason::TunnelVniUnknown.name());
 }
 
-/// VXLAN in two outer fragments: only whole packets are looked into on the uplink.
+/// Returns a VXLAN packet in two outer fragments. On the uplink a program parses only whole
+/// packets.
 fn outer_fragments(source: std::net::Ipv4Addr, vni: u32, inner: &[u8]) -> [Vec<u8>; 2] {
     let whole = Vxlan::new(source, NODE1).with(|outer| outer.vni = vni).around(inner);
     let payload = whole[ETHERNET + 20..].to_vec();

@@ -1,4 +1,4 @@
-//! `from_pod`: what a pod sends.
+//! `from_pod`: packets that a pod sends.
 
 use aya::maps::ProgramArray;
 use podwire_common::abi::{self, ENDPOINT_STACK_ONLY, Flow};
@@ -14,12 +14,13 @@ use podwire_core::slice::TableChange;
 use crate::fixture::*;
 use crate::packets::*;
 
-/// A frame of pod A.
+/// Returns a packet of pod A.
 fn from_a(destination: std::net::Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(POD_A, destination, transport).macs(HOST_A_MAC, POD_A_MAC)
 }
 
-/// What node 2 should get of a packet of pod A, before the kernel has written the link addresses of the next hop.
+/// Returns a packet of pod A as node 2 should get it. The kernel has not yet written the next hop's
+/// link addresses.
 fn in_tunnel(packet: &Packet) -> Vec<u8> {
     let inner = inner(&packet.clone().with(|packet| packet.ttl -= 1));
     Vxlan::new(NODE1, NODE2)
@@ -119,7 +120,7 @@ fn a_packet_that_may_be_cut_may_be_cut_on_the_way_as_well() {
     let node = Fixture::new(Mode::Vxlan);
     let packet = from_a(REMOTE_POD, udp(1, 2)).with(|packet| packet.dont_fragment = false);
     let ran = node.run(FROM_POD, node.pod_a, &packet.build(), 0);
-    // Its outer identification is a random number: taken from what came out.
+    // The outer identification is random, so the test takes it from the output.
     let identification = u16::from_be_bytes([ran.frame[ETHERNET + 4], ran.frame[ETHERNET + 5]]);
     let inner = inner(&packet.clone().with(|packet| packet.ttl -= 1));
     let expected = Vxlan::new(NODE1, NODE2)
@@ -174,7 +175,7 @@ fn a_flow_that_came_out_of_the_stack_returns_through_it() {
             let up = Expect::Stack(Path::ToStack, packet.build());
             node.check(&format!("{mode:?} {destination}"), FROM_POD, link, &packet.build(), up);
         }
-        // An ICMP error follows the flow that it speaks of.
+        // An ICMP error follows the flow that it quotes.
         let received = Packet::new(POD_B, POD_A, tcp(40000, 80));
         let error = from_a(POD_B, Transport::Icmp { kind: 3, code: 3, word: [0; 4] })
             .with(|packet| packet.payload = behind_ethernet(&received.build()));
@@ -244,7 +245,7 @@ fn what_does_not_fit_and_may_be_cut_is_left_to_the_kernel() {
 
 #[test]
 fn what_the_kernel_refuses_to_encapsulate_goes_to_the_device() {
-    // Of a segment whose kind a test run cannot tell, the kernel refuses to grow the headers.
+    // A test run cannot set a segment's type. Without one the kernel refuses to grow the headers.
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.pod_a;
     let packet = from_a(REMOTE_POD, udp(1, 2)).with(|packet| packet.payload = vec![0; 3000]);
@@ -405,7 +406,8 @@ fn first_packet_towards_a_link_without_programs_is_dropped() {
     let quoted = behind_ethernet(&Packet::new(WORLD, POD_A, udp(53, 40000)).build());
     let error = error.with(|packet| packet.payload = quoted).build();
     node.check("an error begins nothing", FROM_POD, pod, &error, Expect::Stack(Path::ToStack, error.clone()));
-    // What a service's rules send elsewhere may have a route to a dummy.
+    // A service's address may have a route to a dummy: the service's rules then send the packet
+    // elsewhere.
     node.model.links.clear();
     node.model.links_without_role.insert(uplink, Roleless { mtu: 1500, is_sink: true });
     node.fill();

@@ -1,4 +1,4 @@
-//! `from_uplink`: what arrives from the network.
+//! `from_uplink`: packets that arrive from the network.
 
 use std::net::Ipv4Addr;
 
@@ -15,7 +15,7 @@ use podwire_core::model::Mode;
 use crate::fixture::*;
 use crate::packets::*;
 
-/// The tunnel's outer headers from node 2.
+/// Returns the tunnel's outer headers from node 2.
 fn tunnel() -> Vxlan {
     Vxlan::new(NODE2, NODE1).with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC))
 }
@@ -71,7 +71,7 @@ fn a_pod_is_reached_out_of_the_tunnel_past_the_stack() {
 fn congestion_marked_on_the_way_reaches_the_pod() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
-    // Outer, inner, delivered: RFC 6040. The whole table is tested beside the function.
+    // Outer, inner and delivered class (RFC 6040). The function's own tests have the whole table.
     for (outer, class, delivered) in
         [(0b11, 0b10, 0b11), (0b11, 0b1011_1001, 0b1011_1011), (0b01, 0b10, 0b01)]
     {
@@ -117,7 +117,7 @@ fn what_the_device_does_better_is_left_to_it() {
     }
     let segments = around(&to_a(REMOTE_POD, udp(1, 2)).with(|packet| packet.payload = vec![0; 3000]));
     node.check_segments("UDP segments", FROM_UPLINK, link, &segments, 1000, Expect::Pass);
-    // Of a segment whose kind a test run cannot tell, the kernel refuses to shrink the headers.
+    // A test run cannot set a segment's type. Without one the kernel refuses to shrink the headers.
     let segments = around(&to_a(REMOTE_POD, tcp(1, 2)).with(|packet| packet.payload = vec![0; 3000]));
     node.check_segments("what the kernel does not shrink", FROM_UPLINK, link, &segments, 1000, Expect::Pass);
 }
@@ -231,7 +231,7 @@ fn a_pod_networks_source_never_arrives_bare_beside_the_tunnel() {
     }
     let own = bare(NODE1, POD_A, tcp(1, 2)).build();
     node.check("this node's own", FROM_UPLINK, link, &own, Expect::Drop(Reason::PodSourceNotFromNode));
-    // The kernel takes a tag of VLAN 0 off and goes on with what is behind it.
+    // The kernel removes a tag of VLAN 0 and handles the frame behind it.
     let priority = |frame: &[u8]| [&frame[..12], &[0x81, 0, 0, 0], &frame[12..]].concat();
     let frame = bare(REMOTE_POD, POD_A, tcp(1, 2)).build();
     let reason = Reason::PodSourceNotFromNode.name();

@@ -1,4 +1,5 @@
-//! hostPorts: requests at `from_uplink` and `from_pod`, replies at `from_pod`, and what is said about them.
+//! hostPorts: requests at `from_uplink` and `from_pod`, replies at `from_pod`, and ICMP errors
+//! about them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -15,13 +16,13 @@ use podwire_core::model::{PortMapping, Transport as Protocol};
 use crate::fixture::*;
 use crate::packets::*;
 
-/// Pod A answers there on every address of the node, with [`POD_PORT`].
+/// A hostPort of pod A on every address of the node, with [`POD_PORT`] behind it.
 const HOST_PORT: u16 = 9088;
-/// On node 1's InternalIP only.
+/// A hostPort on node 1's InternalIP only.
 const HOST_PORT_HERE: u16 = 9089;
-/// For the node's own processes only.
+/// A hostPort for the node's own processes only.
 const HOST_PORT_LOOPBACK: u16 = 9090;
-/// On an address that the node does not have.
+/// A hostPort on an address that the node does not have.
 const HOST_PORT_ELSEWHERE: u16 = 9091;
 const POD_PORT: u16 = 8080;
 const CLIENT_PORT: u16 = 40000;
@@ -53,12 +54,12 @@ fn fixture(mode: Mode) -> Fixture {
     fixture
 }
 
-/// From a client on the link to this node.
+/// Returns a request of a client on the link to this node.
 fn request(client: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(client, destination, transport).macs(UPLINK_MAC, NODE2_MAC)
 }
 
-/// The reply of pod A as it sends it.
+/// Returns pod A's reply as pod A sends it.
 fn reply(client: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(POD_A, client, transport).macs(HOST_A_MAC, POD_A_MAC)
 }
@@ -77,7 +78,7 @@ fn flow(from: End, to: End, protocol: u8) -> Flow {
     Flow::new(from.0, to.0, from.1, to.1, protocol)
 }
 
-/// All translations, without their times.
+/// Returns all translations, without their times.
 fn translations(fixture: &Fixture) -> BTreeMap<Flow, Translation> {
     let timeless = |(flow, half)| (flow, Translation { last_seen: 0, ..half });
     fixture.translations().into_iter().map(timeless).collect()
@@ -118,7 +119,8 @@ fn a_request_reaches_the_pod_and_both_halves_are_there() {
             let mut node = fixture(mode);
             let link = node.uplink;
             let packet = request(STRANGER, NODE1, sent);
-            // The node's address is the pod's for its client: no router is on the way.
+            // For the client the node's address is the pod's own: no router is on the way, so the
+            // TTL stays.
             let expected = Packet { destination: POD_A, transport: arrives, ..packet.clone() };
             let expected = expected.macs(POD_A_MAC, HOST_A_MAC).build();
             let expect = || Expect::Redirect(Path::HostPortIn, expected.clone());
@@ -139,7 +141,7 @@ fn a_request_reaches_the_pod_and_both_halves_are_there() {
 #[test]
 fn a_reply_leaves_in_the_hosts_name_the_way_its_request_came() {
     for mode in [Mode::Vxlan, Mode::Direct] {
-        // Another node's process, too: its packets come and go bare.
+        // One client is a process of another node: its packets come and go bare.
         for client in [STRANGER, NODE2] {
             for (what, host_port, asked, answer, leaves) in [
                 (
@@ -180,7 +182,7 @@ fn an_error_about_a_reply_reaches_the_pod_in_its_own_terms() {
         ("TCP", tcp as fn(u16, u16) -> Transport, syn_ack as fn(u16, u16) -> _, syn_ack as fn(u16, u16) -> _),
         ("UDP", udp, udp, udp),
     ] {
-        // All of the packet, and no more of it than RFC 792 asks for.
+        // The error quotes the whole packet, or no more of it than RFC 792 requires.
         for quoted in [usize::MAX, 28] {
             let mut node = fixture(Mode::Vxlan);
             let link = node.uplink;
@@ -252,7 +254,7 @@ fn a_pod_of_the_node_reaches_another_and_is_seen_as_itself() {
     let arrives = Packet { source: NODE1, transport: udp(HOST_PORT, CLIENT_PORT), ..packet.clone() };
     let expect = Expect::Redirect(Path::HostPortOut, arrives.macs(POD_B_MAC, HOST_B_MAC).build());
     node.check("reply", FROM_POD, link_a, &packet.build(), expect);
-    // What pod A sends by itself is its own.
+    // A flow that pod A begins by itself is not translated.
     let packet = reply(POD_B, udp(POD_PORT, CLIENT_PORT + 1));
     let expect = Expect::Redirect(Path::Local, packet.forwarded(POD_B_MAC, HOST_B_MAC));
     node.check("no reply", FROM_POD, link_a, &packet.build(), expect);

@@ -1,5 +1,6 @@
-//! What the verifier of each kernel makes of each program, against the record in `kernels.json` and against its limit.
-//! `cargo xtask test --kernel 6.1` runs this on another kernel than this machine's.
+//! The verifier's counts for each program on each kernel, compared with the record in
+//! `kernels.json` and with the verifier's limit. `cargo xtask test --kernel 6.1` runs this on
+//! another kernel than this machine's.
 
 use std::collections::BTreeMap;
 use std::{env, fs};
@@ -10,18 +11,21 @@ use serde::{Deserialize, Serialize};
 use crate::costs::{BuiltBy, RECORD_ANEW, say, with_all_parts};
 
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/prog/kernels.json");
-/// The verifier gives up after so many (`BPF_COMPLEXITY_LIMIT_INSNS` of `linux/bpf.h`).
+/// The number of instructions after which the verifier gives up (`BPF_COMPLEXITY_LIMIT_INSNS` of
+/// `linux/bpf.h`).
 const LIMIT: u32 = 1_000_000;
-/// Of the limit, in percent: the next point release may count more.
+/// The part of the limit at which the test fails, in percent. The next point release may count
+/// more.
 const ALARM: u32 = 70;
-/// By how much a program may grow past its record, in percent. Point releases of a kernel differ a little.
+/// The growth over its record that a program may have, in percent. Point releases of a kernel
+/// differ a little.
 const TOLERANCE: u32 = 10;
 
 #[derive(Serialize, Deserialize, Default)]
 struct Record {
     compiler: String,
     linker: String,
-    /// By the kernel's major and minor version, and mode.
+    /// Programs by the kernel's major and minor version, and by mode.
     kernels: BTreeMap<String, BTreeMap<String, Programs>>,
 }
 
@@ -29,9 +33,9 @@ type Programs = BTreeMap<String, Size>;
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 struct Size {
-    /// Instructions as the kernel has translated them, functions that the program calls included.
+    /// Instructions as the kernel has translated them, with the functions that the program calls.
     translated: u32,
-    /// Instructions that the verifier has walked through, on all ways through the program.
+    /// Instructions that the verifier has walked through, on all paths through the program.
     verified: u32,
 }
 
@@ -84,7 +88,8 @@ fn sizes(mode: Mode) -> Programs {
     sizes.collect()
 }
 
-/// A line for each program that has more of something than was recorded, and for each that was not.
+/// Returns a line for each program that has grown past its record, and for each program without a
+/// record.
 fn grown(recorded: &BTreeMap<String, Programs>, now: &BTreeMap<String, Programs>) -> Vec<String> {
     let is_more = |recorded: u32, now: u32| now > recorded + recorded * TOLERANCE / 100;
     let mut lines = Vec::new();
@@ -105,7 +110,7 @@ fn grown(recorded: &BTreeMap<String, Programs>, now: &BTreeMap<String, Programs>
     lines
 }
 
-/// A line for each program that is near the limit.
+/// Returns a line for each program that is near the limit.
 fn alarming(now: &BTreeMap<String, Programs>) -> Vec<String> {
     let programs =
         now.iter().flat_map(|(mode, programs)| programs.iter().map(move |(name, size)| (mode, name, size)));

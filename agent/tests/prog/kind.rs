@@ -1,4 +1,5 @@
-//! One kind of packet on its way through one program: what is there before it, and how it is sent, as often as is asked for.
+//! One kind of packet on its way through one program: what precedes the packet, and how it is sent,
+//! as often as needed.
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -16,20 +17,22 @@ use xtask::lab::{Ns, frames};
 use crate::fixture::{Fixture, NODE1, WORLD};
 use crate::pool::empty_shares;
 
-/// What is known of a flow counts for [`KNOWN_FLOW_JIFFIES`](abi::KNOWN_FLOW_JIFFIES), a quarter of a second where the kernel ticks 1000
-/// times in one, and times are written anew after a second: a packet that comes as late as that costs more than one of its kind does.
+/// How long a prepared node stays usable. A known flow counts for
+/// [`KNOWN_FLOW_JIFFIES`](abi::KNOWN_FLOW_JIFFIES), a quarter of a second where the kernel has 1000
+/// jiffies a second. Programs update an entry's time after a second. A packet after either costs
+/// more than others of its kind.
 const FRESH: Duration = Duration::from_millis(200);
 /// How long packets may be on their way through the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Which link a packet is on.
+/// The link that a packet is on.
 #[derive(Clone, Copy, Debug)]
 pub enum Link {
     Uplink,
     PodA,
 }
 
-/// What a node is like; kinds of packets that want the same share one.
+/// The setup of a node. Kinds of packets with the same setup share a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
     mode: Mode,
@@ -37,7 +40,7 @@ pub struct Setting {
     wire: Wire,
 }
 
-/// What is attached. Only the program that is looked at: all that is counted is its own.
+/// What is attached. It is only the measured program, so all counts are that program's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wire {
     Nothing,
@@ -49,49 +52,51 @@ enum Wire {
 /// How packets get to the program.
 #[derive(Clone, Debug)]
 enum Way {
-    /// A test run.
+    /// By a test run.
     TestRun(Link, Vec<u8>),
-    /// A test run of the XDP program.
+    /// By a test run of the XDP program.
     Xdp(Vec<u8>),
-    /// On the wire, through the VXLAN device: a test run has no tunnel key.
+    /// On the wire, through the VXLAN device, because a test run has no tunnel key.
     Device(Vec<u8>),
-    /// From a UDP socket of the node to the world: a test run's packet belongs to none.
+    /// From a UDP socket of the node to the world, because a test run's packet belongs to no
+    /// socket.
     Socket,
 }
 
-/// What `FLOWS` has of a packet's flow.
+/// The entry of `FLOWS` for a packet's flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {
-    /// Nothing.
+    /// No entry.
     Nothing,
-    /// What was found out in an older generation.
+    /// An entry of an older generation.
     Once,
-    /// What counts.
+    /// An entry that counts.
     Now,
 }
 
 /// A kind of packet.
 #[derive(Clone, Debug)]
 pub struct Kind {
-    /// The program that is looked at.
+    /// The measured program.
     pub program: &'static str,
-    /// What distinguishes it from other kinds for this program.
+    /// What distinguishes this kind from others of the program.
     pub name: String,
-    /// The way that the program counts, if it counts one.
+    /// The path that the program counts, if it counts one.
     pub path: Option<Path>,
-    /// Where it is sent.
+    /// The node on which it is sent.
     pub setting: Setting,
     way: Way,
     before: Vec<(&'static str, Link, Vec<u8>)>,
     pub is_first: bool,
     known: Known,
     is_past_stack: bool,
-    /// Leads to where the host's rules have let another connection pass just now.
+    /// The flow to a destination that counts as known: the host's rules have just let another
+    /// connection to it pass.
     destination: Option<Flow>,
 }
 
 impl Kind {
-    /// A packet on a link.
+    /// Returns a kind of packet on a link.
     pub fn new(
         program: &'static str,
         name: impl Into<String>,
@@ -114,55 +119,59 @@ impl Kind {
         }
     }
 
-    /// Without a tunnel.
+    /// Chooses direct routing instead of the tunnel.
     pub fn direct(mut self) -> Self {
         self.setting.mode = Mode::Direct;
         self
     }
 
-    /// Packets that have come before it.
+    /// Adds a packet that comes before this one.
     pub fn after(mut self, program: &'static str, link: Link, frame: Vec<u8>) -> Self {
         self.before.push((program, link, frame));
         self
     }
 
-    /// With a hostPort of pod A: see [`crate::kinds`].
+    /// Gives pod A a hostPort: see [`crate::kinds`].
     pub fn with_host_port(mut self) -> Self {
         self.setting.has_host_port = true;
         self
     }
 
-    /// The first of its flow: what the program remembers of one is forgotten before the next.
+    /// Makes it the first packet of its flow: what a program remembers of one is removed before the
+    /// next.
     pub fn first(mut self) -> Self {
         self.is_first = true;
         self
     }
 
-    /// A later one, whose flow is judged anew: what was known of it has ended.
+    /// Makes it a later packet of a flow that a program judges again, because the flow's entry has
+    /// ended.
     pub fn judged_anew(mut self) -> Self {
         self.known = Known::Once;
         self
     }
 
-    /// A later one, whose flow is known. Of many in a row one is judged anew whenever what is known gets too old.
+    /// Makes it a later packet of a known flow. In a long series a program judges a packet again
+    /// whenever the entry gets too old.
     pub fn known(mut self) -> Self {
         self.known = Known::Now;
         self
     }
 
-    /// The host's rules have let the first packets of what is translated pass as they were.
+    /// Sets that the host's rules let the first packets of translated flows pass unchanged.
     pub fn past_stack(mut self) -> Self {
         self.is_past_stack = true;
         self
     }
 
-    /// The host's rules have just let another connection to where the flow leads pass as it was.
+    /// Sets that the host's rules have just let another connection to the flow's destination pass
+    /// unchanged.
     pub fn destination_known(mut self, flow: Flow) -> Self {
         self.destination = Some(flow);
         self
     }
 
-    /// The frame arrives on the uplink and comes out of the VXLAN device.
+    /// Sends the frame to the uplink, so that it comes out of the VXLAN device.
     pub fn through_device(mut self) -> Self {
         let Way::TestRun(_, frame) = self.way else { panic!("{}: no frame", self.name) };
         self.way = Way::Device(frame);
@@ -170,7 +179,7 @@ impl Kind {
         self
     }
 
-    /// The frame meets the XDP program.
+    /// Sends the frame to the XDP program.
     pub fn at_xdp(mut self) -> Self {
         let Way::TestRun(_, frame) = self.way else { panic!("{}: no frame", self.name) };
         self.way = Way::Xdp(frame);
@@ -178,14 +187,14 @@ impl Kind {
         self
     }
 
-    /// A UDP socket of the node sends it.
+    /// Sends it from a UDP socket of the node.
     pub fn by_socket(mut self) -> Self {
         self.way = Way::Socket;
         self.setting.wire = Wire::Uplink;
         self
     }
 
-    /// Makes a node of its setting one where such a packet is about to come.
+    /// Prepares a node of its setting for such a packet.
     pub fn on<'a>(&'a self, node: &'a mut Fixture) -> Ready<'a> {
         let socket = matches!(self.way, Way::Socket).then(|| {
             let socket = UdpSocket::bind((NODE1, 40000)).unwrap();
@@ -208,7 +217,7 @@ impl Kind {
 }
 
 impl Setting {
-    /// A node with these programs. The calling thread moves into its namespace.
+    /// Returns a node with these programs. The calling thread moves into its namespace.
     pub fn node(self, load: impl FnOnce(&abi::Config) -> Dataplane) -> Fixture {
         let mut node = Fixture::with_programs(self.mode, load);
         node.namespace.ip("route add default via 10.200.0.2 dev up0");
@@ -240,7 +249,7 @@ impl Setting {
     }
 }
 
-/// An entry of a map that has one for each flow.
+/// An entry of a map that has entries for flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Entry {
     StackFlow(Flow),
@@ -249,20 +258,21 @@ enum Entry {
     Known(FlowKey),
 }
 
-/// A node where a packet of a kind is about to come.
+/// A node that is prepared for packets of a kind.
 pub struct Ready<'a> {
     /// The node.
     pub node: &'a mut Fixture,
     kind: &'a Kind,
     socket: Option<UdpSocket>,
-    /// What a first packet leaves behind.
+    /// Entries that a first packet adds.
     made: Vec<Entry>,
-    /// Since when it is known where its packets lead.
+    /// When the destination was last made known.
     destination_known: Option<Instant>,
 }
 
 impl Ready<'_> {
-    /// Sends it so many times in a row; after each, forgets what the next one of its kind must not find.
+    /// Sends the packet several times in a row. After each, removes what the next one of its kind
+    /// must not find.
     pub fn send(&mut self, times: usize) {
         match &self.kind.way {
             Way::TestRun(link, frame) => {
@@ -282,7 +292,7 @@ impl Ready<'_> {
                 let namespace = Ns::open(&self.node.namespace.name).unwrap();
                 let seen = self.seen() + times as u64;
                 frames::send_all(&namespace, "up0-p", &vec![frame.as_slice(); times]).unwrap();
-                // A CPU that has much to do takes what arrives later, on a thread of the kernel.
+                // A busy CPU handles arriving packets later, on a kernel thread.
                 let deadline = Instant::now() + PATIENCE;
                 while self.seen() < seen {
                     assert!(Instant::now() < deadline, "{}: packets were lost on their way", self.kind.name);
@@ -297,11 +307,12 @@ impl Ready<'_> {
         }
     }
 
-    /// Does something with a node where everything that this packet finds was there less than a second ago.
+    /// Runs an action on a node where everything that the packet finds is younger than `FRESH`.
     pub fn fresh<T>(&mut self, action: impl Fn(&mut Self) -> T) -> T {
         for _ in 0..50 {
             let start = Instant::now();
-            // Again, so that it is not told again in the middle of the action, whose calls are counted.
+            // Make the destination known now. Within the action it would add to the calls that are
+            // counted.
             self.destination_known = None;
             self.prepare();
             let outcome = action(self);
@@ -315,7 +326,7 @@ impl Ready<'_> {
         );
     }
 
-    /// Packets that the program has counted.
+    /// Returns the packets that the program has counted.
     fn seen(&self) -> u64 {
         let path = self.kind.path.expect("a kind that passes the device is counted").name();
         self.node.counters().get(path).copied().unwrap_or(0)
@@ -330,7 +341,7 @@ impl Ready<'_> {
         }
         self.know_destination();
         if self.kind.known != Known::Nothing {
-            // What is known from before may end before the packet comes.
+            // An entry from before might end before the packet comes.
             self.node.loaded.maps.forget_flows();
             self.send(1);
         }
@@ -371,7 +382,8 @@ impl Ready<'_> {
             }
             .unwrap();
         }
-        // The programs have counted the entries: otherwise the pod would have used up its share at some time.
+        // The programs have counted the removed entries. Without this reset the pod would use up
+        // its share.
         empty_shares(maps);
         if self.kind.known == Known::Once {
             maps.forget_flows();

@@ -1,4 +1,4 @@
-//! The kinds of packets whose cost is counted and measured.
+//! The kinds of packets for which tests count the cost and the benchmark measures it.
 
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
@@ -24,10 +24,10 @@ pub const CLIENT: u16 = 40000;
 pub const SERVER: u16 = 80;
 /// A service's address, which only the host's rules know.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
-/// Pod A answers there on every address of the node, with [`SERVER`].
+/// A hostPort of pod A on every address of the node, with [`SERVER`] behind it.
 pub const HOST_PORT: u16 = 9088;
 
-/// All of them. A later packet is one of an established connection.
+/// Returns all kinds. A later packet is a packet of an established connection.
 fn kinds() -> Vec<Kind> {
     [
         known_kinds::kinds(),
@@ -46,7 +46,8 @@ fn kinds() -> Vec<Kind> {
     .concat()
 }
 
-/// All of them, by what their node is like. One node at a time: the thread is in its namespace.
+/// Returns all kinds, grouped by their node's setting. Use one node at a time: the thread is in its
+/// namespace.
 pub fn by_setting() -> Vec<(Setting, Vec<Kind>)> {
     let mut settings: Vec<(Setting, Vec<Kind>)> = Vec::new();
     for kind in kinds() {
@@ -72,44 +73,44 @@ pub fn add_host_port(node: &mut Fixture) {
     node.fill();
 }
 
-/// A client begins a connection.
+/// Returns the segment with which a client begins a connection.
 pub fn syn(source: u16, destination: u16) -> Transport {
     Transport::Tcp { source, destination, flags: 0x02 }
 }
 
-/// A server takes it.
+/// Returns the segment with which a server accepts a connection.
 pub fn syn_ack(source: u16, destination: u16) -> Transport {
     Transport::Tcp { source, destination, flags: 0x12 }
 }
 
-/// A packet of a connection that is there.
+/// Returns a segment of an established connection.
 pub fn ack(source: u16, destination: u16) -> Transport {
     Transport::Tcp { source, destination, flags: 0x10 }
 }
 
-/// Pod A sends it.
+/// Returns a packet that pod A sends.
 pub fn from_a(destination: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(POD_A, destination, transport).macs(HOST_A_MAC, POD_A_MAC)
 }
 
-/// It leaves by the uplink.
+/// Returns a packet that leaves by the uplink.
 pub fn out(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(source, destination, transport).macs(NODE2_MAC, UPLINK_MAC)
 }
 
-/// It arrives on the uplink.
+/// Returns a packet that arrives on the uplink.
 pub fn arriving(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(source, destination, transport).macs(UPLINK_MAC, NODE2_MAC)
 }
 
-/// Node 2's packet for pod A, in the tunnel.
+/// Returns node 2's packet for pod A, in the tunnel.
 pub fn tunnelled(packet: &Packet) -> Vec<u8> {
     Vxlan::new(NODE2, NODE1)
         .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC))
         .around(&inner(packet))
 }
 
-/// The first fragment of a datagram, and the last.
+/// Returns the first and the last fragment of a datagram.
 fn fragments(first: Packet) -> [Packet; 2] {
     let cut = |packet: &mut Packet, fragment| {
         (packet.dont_fragment, packet.fragment) = (false, fragment);
@@ -118,12 +119,12 @@ fn fragments(first: Packet) -> [Packet; 2] {
     [first.with(|packet| cut(packet, (0, true))), last.with(|packet| cut(packet, (2, false)))]
 }
 
-/// What `from_pod` is given.
+/// Returns a kind of packet for `from_pod`.
 pub fn from_pod(name: impl Into<String>, packet: &Packet, path: Path) -> Kind {
     Kind::new(FROM_POD, name, Link::PodA, packet.build(), Some(path))
 }
 
-/// What `from_uplink` is given.
+/// Returns a kind of packet for `from_uplink`.
 pub fn from_uplink(name: impl Into<String>, frame: Vec<u8>, path: Option<Path>) -> Kind {
     Kind::new(FROM_UPLINK, name, Link::Uplink, frame, path)
 }
@@ -157,7 +158,7 @@ fn fragments_of_pod() -> Vec<Kind> {
 }
 
 fn to_stack() -> Vec<Kind> {
-    // Out of the stack to pod A, which answers.
+    // A request comes out of the stack to pod A, and pod A answers.
     let request = |transport| Packet::new(POD_B, POD_A, transport).macs(HOST_A_MAC, HOST_A_MAC).build();
     vec![
         from_pod("to a service, TCP", &from_a(SERVICE, ack(CLIENT, SERVER)), Path::ToStack),
@@ -212,7 +213,8 @@ fn tunnel_in() -> Vec<Kind> {
     let to_a = |transport| Packet::new(REMOTE_POD, POD_A, transport);
     let [first, last] = fragments(to_a(udp(CLIENT, SERVER)));
     let fragment = |name, packet: &Packet| from_uplink(name, tunnelled(packet), Some(Path::TunnelIn));
-    // A service's backend here was asked by a pod there through the stack: so answers to pod A come that way.
+    // Pod A has asked a service through the stack, and the backend is on node 2. So the backend's
+    // answers take the stack, too.
     let of_stack = Packet::new(POD_A, REMOTE_POD, syn(CLIENT, SERVER)).macs([2; 6], [2; 6]).build();
     vec![
         fragment("VXLAN, UDP, first fragment", &first),
@@ -252,7 +254,7 @@ fn from_world() -> Vec<Kind> {
     ]
 }
 
-/// A packet of the world for pod A's own address.
+/// Returns a packet of the world for pod A's own address.
 fn own_address(transport: Transport) -> Vec<u8> {
     arriving(WORLD, POD_A, transport).build()
 }

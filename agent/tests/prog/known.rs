@@ -1,4 +1,5 @@
-//! `FLOWS`: a packet whose flow is known becomes what the stages would make of it, and follows what is known only as long as it counts.
+//! `FLOWS`: for a packet of a known flow, a program does what its stages would do. It follows an
+//! entry only as long as the entry counts.
 
 use podwire_common::abi::{self, FlowKey, KNOWN_FLOW_JIFFIES, KnownFlow, Macs, NextHop, Tunnel};
 use podwire_common::addr::{Be16, Mac, Quad};
@@ -25,7 +26,8 @@ fn known_flows_packet_becomes_what_the_stages_would_make_of_it() {
             ("as large as fits", trial.varied(|packet| packet.payload = vec![0x55; 1450 - 40])),
         ];
         if trial.is_tcp() {
-            // Of a segment whose kind a test run cannot tell, the kernel refuses to grow the headers.
+            // A test run cannot set a segment's type. Without one the kernel refuses to grow the
+            // headers.
             if trial.way.kind != Kind::TunnelOut {
                 packets.push(("a large segment", trial.large_segment()));
             }
@@ -144,7 +146,8 @@ fn other_packets_of_the_sender_do_not_follow_what_is_known() {
     Trial::each(|trial| {
         let kind = trial.way.kind;
         let mut other_link = Sent { link: trial.node.pod_b, ..trial.varied(|_| ()) };
-        // That one's own: a link passes on what is addressed to others.
+        // The frame must have that link's own address: a program leaves frames for other hosts
+        // alone.
         other_link.frame[..6].copy_from_slice(&HOST_B_MAC);
         let (source, destination) = trial.way.ports;
         let ports = [source.to_be_bytes(), destination.to_be_bytes()].concat();
@@ -282,7 +285,7 @@ fn what_is_recorded_about_a_flow_ends_what_is_known_of_it() {
         for (program, frame, gone) in recorded {
             node.forget_known();
             node.forget_recorded();
-            // Whatever is known of it.
+            // The entries may have any content: they get another flow's.
             node.run(FROM_POD, node.pod_a, &from_a(POD_B, udp(3, 4)).build(), 0);
             let some = flow_of(POD_A, POD_B, (3, 4), protocol::UDP);
             let known = node.loaded.maps.flows.get(&some.key(), 0).unwrap();

@@ -1,4 +1,5 @@
-//! Connections to where the host's rules have lately let another one pass as it was: they go past them from their first packet on.
+//! Known destinations: the host's rules have just let another connection to them pass unchanged.
+//! Connections to them go past the rules from their first packet on.
 
 use podwire_common::abi::{self, KNOWN_FLOW_JIFFIES, KnownFlow, STATE_FIN};
 use podwire_common::addr::Be16;
@@ -85,7 +86,7 @@ fn connection_to_a_known_destination_goes_past_the_stack() {
     }
 }
 
-/// Somebody on the uplink's link pretends to be the pod, in the midst of its flow.
+/// A host on the uplink's link pretends to be the pod, in the middle of the pod's flow.
 #[test]
 fn pods_side_of_a_past_stack_flow_is_refused_on_an_uplink() {
     for mode in [Mode::Vxlan, Mode::Direct] {
@@ -173,7 +174,7 @@ fn other_packets_than_the_pods_connection_are_seen_by_rules() {
     }
 }
 
-/// What the program makes of a packet is the same with what is known and without.
+/// Asserts that a program does the same with a packet whether or not something is known.
 #[track_caller]
 fn assert_is_judged(node: &mut Fixture, what: &str, link: u32, packet: &Packet, know: impl Fn(&mut Fixture)) {
     let mut seen = Vec::new();
@@ -202,12 +203,13 @@ fn add_default_route(node: &Fixture) {
     node.namespace.ip("route add default via 10.200.0.2 dev up0");
 }
 
-/// A connection of pod A to the world which the host's rules were asked about at a time, up to its third packet.
+/// Begins a connection of pod A to the world, up to its third packet. `asked` is when the host's
+/// rules were asked about it.
 fn begin(node: &mut Fixture, asked: u32) -> abi::Flow {
     begin_before(node, asked, |_| ())
 }
 
-/// As [`begin`], with something that happens before the third packet.
+/// Like [`begin`], with an event before the third packet.
 fn begin_before(node: &mut Fixture, asked: u32, happens: impl FnOnce(&mut Fixture)) -> abi::Flow {
     node.run(TO_UPLINK, node.uplink, &out(POD_A, WORLD, syn(CLIENT, SERVER)).build(), 0);
     node.run(FROM_UPLINK, node.uplink, &arriving(WORLD, NODE1, syn_ack(SERVER, CLIENT)).build(), 0);

@@ -1,4 +1,8 @@
-//! The kinds of packets of flows that `FLOWS` can have: the first of a flow, a later one that is judged anew, and one whose flow is known.
+//! Packets of flows that `FLOWS` can have, of three kinds:
+//!
+//! - the first packet of a flow
+//! - a later one that a program judges again
+//! - one of a known flow
 
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
@@ -11,7 +15,7 @@ use crate::kinds::{
 };
 use crate::packets::{Packet, Transport, udp};
 
-/// All of them.
+/// Returns all of them.
 pub fn kinds() -> Vec<Kind> {
     [
         flows("same node", |name, transport| from_pod(name, &from_a(POD_B, transport), Path::Local)),
@@ -34,7 +38,7 @@ pub fn kinds() -> Vec<Kind> {
     .concat()
 }
 
-/// Of a TCP flow and a UDP flow.
+/// Returns the kinds of a TCP flow and of a UDP flow.
 fn flows(way: &str, kind: impl Fn(String, Transport) -> Kind) -> Vec<Kind> {
     let (tcp, udp) = (|| ack(CLIENT, SERVER), || udp(CLIENT, SERVER));
     [
@@ -53,7 +57,8 @@ fn later(flow: &str, kind: impl Fn(String) -> Kind) -> Vec<Kind> {
     ]
 }
 
-/// After a request of pod A to the world, an answer to it, and the packet that establishes the flow.
+/// Puts three packets before this one: pod A's request to the world, the answer, and the packet
+/// that establishes the flow.
 fn answered(kind: Kind, request: Transport, answer: Transport, third: Transport) -> Kind {
     kind.after(TO_UPLINK, Link::Uplink, out(POD_A, WORLD, request).build())
         .after(FROM_UPLINK, Link::Uplink, arriving(WORLD, NODE1, answer).build())
@@ -68,7 +73,8 @@ fn answered_udp(kind: Kind) -> Kind {
     answered(kind, udp(CLIENT, SERVER), udp(SERVER, CLIENT), udp(CLIENT, SERVER))
 }
 
-/// The first of a flow, and all where the host's rules do something about it, take the stack.
+/// Returns packets to the world. The first packet of a flow takes the stack, and so do all packets
+/// of a flow that the host's rules change.
 fn to_world() -> Vec<Kind> {
     let kind = |name: String, transport, path| from_pod(name, &from_a(WORLD, transport), path);
     let to_stack = |name: &str, transport| kind(format!("to the world, {name}"), transport, Path::ToStack);

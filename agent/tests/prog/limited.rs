@@ -1,5 +1,5 @@
-//! Pods with a limit: every packet that goes past the host stack passes the queue of its receiver's link, of whatever kind it is, and each
-//! that is sent meets the guard.
+//! Pods with a limit. Packets of every kind that go past the host stack pass the queue of the
+//! receiver's link. Each packet that a limited pod sends passes the guard.
 
 use std::num::NonZeroU64;
 
@@ -26,7 +26,7 @@ fn megabit() -> Option<Limit> {
     Some(Limit { rate: NonZeroU64::new(1_000_000).unwrap(), burst: None })
 }
 
-/// Calls that send a packet to the other end of a link, and to a link.
+/// Returns the numbers of calls that send a packet to the other end of a link, and to a link.
 fn sent(kind: &Kind, node: &mut Fixture) -> [u64; 2] {
     let counts = Counts::of(kind, node);
     [Helper::RedirectPeer, Helper::Redirect].map(|helper| counts.sum(|called| called == helper))
@@ -36,7 +36,7 @@ fn sent(kind: &Kind, node: &mut Fixture) -> [u64; 2] {
 fn nothing_gets_into_a_limited_pod_past_the_queue_of_its_link() {
     let mut delivered = 0;
     for (setting, kinds) in by_setting() {
-        // One node at a time: the thread is in its namespace.
+        // Use one node at a time: the thread is in its namespace.
         let mut node = setting.node(counting::load);
         let free: Vec<_> = kinds.iter().map(|kind| (kind, sent(kind, &mut node))).collect();
         drop(node);
@@ -89,19 +89,20 @@ fn each_packet_of_a_limited_pod_meets_the_guard() {
                 let mut known = node.loaded.maps.flows.iter().map(|flow| flow.unwrap().1);
                 assert!(known.all(|known| known.from != link), "{mode:?}, to {to}: what it sends is known");
             }
-            // A large segment costs what its frames do: whoever makes his payload small has no more of them for it.
+            // A large segment costs as much as its frames. So a sender of small payloads pays for
+            // all headers.
             let large = [&frame[..], &[0; 2000]].concat();
             let paid = || node.loaded.maps.guards.get(&link, 0).unwrap().paid;
             let (before, frames) = (paid(), large.len() as u64 + 18 * 42);
             node.run(FROM_POD, link, &large, 100);
             assert!(paid() >= before + frames * guard.cost / 1000, "{mode:?}, to {to}: headers are free");
-            // Paid for until long after now: somebody has gone around the pod's queue.
+            // The guard is paid until long after now, as for a pod that bypasses its queue.
             let spent = abi::Guard { paid: u64::MAX / 2, ..guard };
             node.loaded.maps.guards.insert(link, spent, 0).unwrap();
             node.check("too much", FROM_POD, link, &frame, Expect::Drop(Reason::EgressLimitExceeded));
             let left = node.loaded.maps.guards.get(&link, 0).unwrap();
             assert_eq!(left, spent, "what is dropped costs nothing");
-            // An entry that is as it should be but for what the programs write is left as it is.
+            // The agent keeps an entry that differs only in what the programs write.
             node.fill();
             assert_eq!(node.loaded.maps.guards.get(&link, 0).unwrap(), spent);
             node.loaded.maps.guards.insert(link, guard, 0).unwrap();

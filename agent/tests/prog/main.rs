@@ -1,5 +1,5 @@
-//! Packet tables: every program with maps that the agent's own code filled, run by the kernel on one frame at a time.
-//! Checked are the verdict, the exact bytes, the counters and the maps.
+//! Packet tables: the kernel runs each program on one frame at a time, with maps that the agent's
+//! own code filled. The tables check the verdict, the exact bytes, the counters and the maps.
 
 mod chain;
 mod collector;

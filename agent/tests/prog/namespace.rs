@@ -1,4 +1,4 @@
-//! The network namespace that a node of these tests is in.
+//! The network namespace of a node in these tests.
 
 use std::os::fd::AsFd as _;
 use std::process::Command;
@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use podwire_common::addr::Mac;
 
-/// A network namespace that the calling thread is in from now on, gone when dropped.
+/// A network namespace that the calling thread enters. It is removed when this value is dropped.
 pub struct Namespace {
     pub name: String,
 }
 
 impl Namespace {
-    /// Makes one and moves the calling thread there.
+    /// Makes a namespace and moves the calling thread there.
     pub fn enter() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -28,7 +28,7 @@ impl Namespace {
         namespace
     }
 
-    /// Runs `ip` inside.
+    /// Runs `ip` in the namespace.
     pub fn ip(&self, arguments: &str) {
         let arguments: Vec<&str> = ["-n", &self.name].into_iter().chain(arguments.split(' ')).collect();
         run("ip", &arguments);

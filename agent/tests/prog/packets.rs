@@ -1,4 +1,4 @@
-//! Frames for the packet tables, and what a correct node makes of them.
+//! Frames for the packet tables, and the frames that a correct node makes of them.
 
 use std::net::Ipv4Addr;
 
@@ -14,7 +14,7 @@ pub const ETHERNET: usize = 14;
 /// Bytes of Ethernet, outer IPv4, UDP and VXLAN headers in front of an inner frame.
 pub const OUTER: usize = ETHERNET + 20 + 8 + 8;
 
-/// An IPv4 packet in an Ethernet frame, to be varied before it is built.
+/// An IPv4 packet in an Ethernet frame, which a test can vary before it is built.
 #[derive(Clone, Debug)]
 pub struct Packet {
     pub source_mac: [u8; 6],
@@ -50,28 +50,28 @@ pub enum Transport {
     EchoReply {
         identifier: u16,
     },
-    /// Any ICMP message: type, code and the second word, with what it quotes as the payload.
+    /// Any ICMP message: type, code and second word. The payload is the quoted packet.
     Icmp {
         kind: u8,
         code: u8,
         word: [u8; 4],
     },
-    /// A checksum that covers the header alone.
+    /// A UDP-Lite datagram with a checksum that covers only the header.
     UdpLite {
         source: u16,
         destination: u16,
     },
-    /// With whatever checksum: it covers no address.
+    /// An SCTP packet with any checksum: an SCTP checksum covers no address.
     Sctp {
         source: u16,
         destination: u16,
     },
-    /// A protocol that has no ports, or no transport header because a fragment follows its first.
+    /// A protocol without ports, or no transport header because the packet is a later fragment.
     None(u8),
 }
 
 impl Packet {
-    /// From an address to another, with whatever link addresses.
+    /// Returns a packet from one address to another, with link addresses 0.
     pub fn new(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Self {
         Self {
             source_mac: [0; 6],
@@ -100,14 +100,14 @@ impl Packet {
         self
     }
 
-    /// The frame.
+    /// Returns the frame.
     pub fn build(&self) -> Vec<u8> {
         let mut frame = ethernet(self.destination_mac, self.source_mac, EtherType::IPV4);
         frame.extend(self.ip());
         frame
     }
 
-    /// The frame as it looks after a node has forwarded it: link addresses and time to live.
+    /// Returns the frame after a node has forwarded it: with other link addresses and a lower TTL.
     pub fn forwarded(&self, destination: [u8; 6], source: [u8; 6]) -> Vec<u8> {
         self.clone().macs(destination, source).with(|packet| packet.ttl -= 1).build()
     }
@@ -209,24 +209,25 @@ pub fn udp(source: u16, destination: u16) -> Transport {
     Transport::Udp { source, destination, checksum: true }
 }
 
-/// An Ethernet header.
+/// Returns an Ethernet header.
 pub fn ethernet(destination: [u8; 6], source: [u8; 6], ether_type: EtherType) -> Vec<u8> {
     Ethernet2Header { destination, source, ether_type }.to_bytes().to_vec()
 }
 
-/// An 802.1Q tag put behind the link addresses of a frame.
+/// Inserts an 802.1Q tag behind the link addresses of a frame.
 pub fn tagged(frame: &[u8]) -> Vec<u8> {
     [&frame[..12], &[0x81, 0, 0, 7], &frame[12..]].concat()
 }
 
-/// "Fragmentation needed", about a tunnel packet from its receiver to node 2.
+/// Returns "fragmentation needed" about a tunnel packet to node 2, addressed to that packet's
+/// sender.
 pub fn about_the_tunnel(source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
     let quoted = Packet::new(destination, [10, 200, 0, 2].into(), udp(50000, VXLAN_PORT));
     let needed = Transport::Icmp { kind: 3, code: 4, word: [0, 0, 2, 40] };
     Packet::new(source, destination, needed).with(|packet| packet.payload = behind_ethernet(&quoted.build()))
 }
 
-/// An ARP request or reply.
+/// Returns an ARP request or reply.
 pub fn arp(operation: u16, mac: [u8; 6], sender: Ipv4Addr, target_mac: [u8; 6], target: Ipv4Addr) -> Vec<u8> {
     let destination = if operation == 1 { [0xff; 6] } else { target_mac };
     let mut frame = ethernet(destination, mac, EtherType::ARP);
@@ -239,7 +240,8 @@ pub fn arp(operation: u16, mac: [u8; 6], sender: Ipv4Addr, target_mac: [u8; 6], 
     frame
 }
 
-/// The outer headers of a VXLAN packet, to be varied before it is built around an inner frame.
+/// The outer headers of a VXLAN packet, which a test can vary before it is built around an inner
+/// frame.
 #[derive(Clone, Debug)]
 pub struct Vxlan {
     pub source_mac: [u8; 6],
@@ -257,7 +259,7 @@ pub struct Vxlan {
 }
 
 impl Vxlan {
-    /// From a node to another.
+    /// Returns the headers of a packet from one node to another.
     pub fn new(source: Ipv4Addr, destination: Ipv4Addr) -> Self {
         Self {
             source_mac: [0; 6],
@@ -280,7 +282,7 @@ impl Vxlan {
         self
     }
 
-    /// The whole frame around an inner one.
+    /// Returns the whole frame around an inner one.
     pub fn around(&self, inner: &[u8]) -> Vec<u8> {
         let vni = self.vni.to_be_bytes();
         let mut payload = vec![self.flags, 0, 0, 0, vni[1], vni[2], vni[3], 0];
@@ -303,12 +305,12 @@ impl Vxlan {
     }
 }
 
-/// An inner frame as the programs write it.
+/// Returns an inner frame as the programs write it.
 pub fn inner(packet: &Packet) -> Vec<u8> {
     packet.clone().macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build()
 }
 
-/// What follows its Ethernet header in a frame.
+/// Returns a frame without its Ethernet header.
 pub fn behind_ethernet(frame: &[u8]) -> Vec<u8> {
     frame[ETHERNET..].to_vec()
 }

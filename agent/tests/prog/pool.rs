@@ -1,5 +1,5 @@
-//! Loaded programs that one test leaves to the next. The verifier takes longer than all that a test does, most of all where the
-//! processor is emulated.
+//! Loaded programs that one test passes on to the next. The verifier takes longer than a test does,
+//! most of all on an emulated CPU.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
@@ -11,19 +11,20 @@ use podwire::dataplane::{Dataplane, load};
 use podwire_common::abi::Config;
 use podwire_common::tables::{Share, Table};
 
-/// With what they were configured.
+/// Idle programs, each with its configuration.
 static IDLE: Mutex<Vec<(Config, Dataplane)>> = Mutex::new(Vec::new());
 
-/// Loaded programs, their maps empty. When dropped, they wait for the next test that wants the same configuration.
+/// Loaded programs with empty maps. When dropped, they wait for the next test with the same
+/// configuration.
 pub struct Loaded {
-    /// `None` only while it is dropped.
+    /// `None` only during the drop.
     dataplane: Option<Dataplane>,
-    /// What to wait for; `None`: no other test may have them.
+    /// The configuration for which another test may take them; `None`: no other test may.
     config: Option<Config>,
 }
 
 impl Loaded {
-    /// The embedded object.
+    /// Takes idle programs with this configuration, or loads the embedded object.
     pub fn take(config: &Config) -> Self {
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         let found = idle.iter().position(|(other, _)| other == config);
@@ -33,7 +34,8 @@ impl Loaded {
         Self { dataplane: Some(dataplane), config: Some(*config) }
     }
 
-    /// Has them end with this value: something is attached.
+    /// Keeps other tests from using these programs, because they are attached. They end with this
+    /// value.
     pub fn keep(&mut self) {
         self.config = None;
     }
@@ -70,9 +72,9 @@ impl Drop for Loaded {
     }
 }
 
-/// Empties a map of a kind.
+/// Empties a map, by its kind.
 macro_rules! empty {
-    // They go on, as they do on a node.
+    // `GENERATION` and `EPOCHS` keep their numbers, as they do on a node.
     (MappedArray $name:ident, $map:expr, $value:ty) => {};
     (Array $name:ident, $map:expr, $value:ty) => {
         for slot in 0..$map.len() {
@@ -98,14 +100,15 @@ macro_rules! empty_all {
     })*) => { $(empty!($kind $name, $maps.$field, $value);)* };
 }
 
-/// Leaves what a new load has: but `GENERATION` and `EPOCHS` go on, as they do on a node.
+/// Brings maps to the state of a new load. Only `GENERATION` and `EPOCHS` keep their numbers, as
+/// they do on a node.
 fn empty(dataplane: &mut Dataplane) {
     let maps = &mut dataplane.maps;
     podwire_common::tables!(empty_all, maps);
     empty_shares(maps);
 }
 
-/// Takes back what all holders have of the tables, as the programs have counted it.
+/// Resets the programs' counts of entries by holder and of free entries.
 pub fn empty_shares(maps: &mut Maps) {
     for holder in maps.holders.keys().map(Result::unwrap).collect::<Vec<_>>() {
         maps.holders.remove(&holder).unwrap();

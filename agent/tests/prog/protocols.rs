@@ -1,4 +1,4 @@
-//! SNAT of every protocol: with ports, with ports that cannot change, without ports, and not at all.
+//! SNAT for every kind of protocol: with ports, with fixed ports, without ports, and without SNAT.
 
 use std::net::Ipv4Addr;
 
@@ -25,7 +25,7 @@ fn timestamp(kind: u8, identifier: u8) -> Transport {
     Transport::Icmp { kind, code: 0, word: [0, identifier, 0, 1] }
 }
 
-/// Requests and replies of protocols whose ports or identifiers SNAT may change.
+/// Returns requests and replies of protocols with ports or identifiers that SNAT may change.
 fn changeable() -> [(&'static str, Transport, Transport); 2] {
     [
         (
@@ -37,7 +37,7 @@ fn changeable() -> [(&'static str, Transport, Transport); 2] {
     ]
 }
 
-/// The same of protocols without ports, or with ports that SNAT cannot change.
+/// Returns the same for protocols without ports, or with ports that SNAT cannot change.
 fn fixed() -> [(&'static str, Transport, Transport); 4] {
     let alike = |what, number| (what, Transport::None(number), Transport::None(number));
     [
@@ -118,12 +118,12 @@ fn what_cannot_change_has_one_owner() {
         let second = out(POD_B, &request);
         node.check(what, TO_UPLINK, link, &second.build(), Expect::Drop(Reason::SnatPortsExhausted));
         assert_eq!(node.translations().len(), 2, "{what}: nothing is left of the second");
-        // Another server is free.
+        // Towards another server the port is free.
         let elsewhere = Packet { destination: STRANGER, ..second };
         let expected = Packet { source: NODE1, ..elsewhere.clone() };
         let expect = Expect::Stack(Path::SnatOut, expected.build());
         node.check(what, TO_UPLINK, link, &elsewhere.build(), expect);
-        // The node's own flow takes precedence: from now on, replies are the node's.
+        // The node's own flow takes precedence: from now on the replies go to the node.
         node.check(what, TO_UPLINK, link, &out(NODE1, &request).build(), Expect::Pass);
         node.check(what, FROM_UPLINK, link, &back(&answer).build(), Expect::Pass);
     }

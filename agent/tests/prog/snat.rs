@@ -1,4 +1,5 @@
-//! Source translation: whose ports are whose, who is left alone, and what is said about translated flows.
+//! SNAT: the owner of each port, flows that keep their source, and ICMP errors about translated
+//! flows.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -27,7 +28,7 @@ fn back(source: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(source, NODE1, transport).macs(UPLINK_MAC, STRANGER_MAC)
 }
 
-/// An ICMP error that quotes so many bytes of a packet.
+/// Returns an ICMP error that quotes at most this many bytes of a packet.
 fn about(quoted: &Packet, bytes: usize) -> (Transport, Vec<u8>) {
     let quote = behind_ethernet(&quoted.build());
     (Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] }, quote[..quote.len().min(bytes)].to_vec())
@@ -37,12 +38,12 @@ fn to_a_group(packet: &mut Packet) {
     packet.destination = Ipv4Addr::new(224, 0, 0, 5);
 }
 
-/// The source port that a frame without IP options leaves with.
+/// Returns the source port of a frame without IP options.
 fn source_port(frame: &[u8]) -> u16 {
     u16::from_be_bytes([frame[ETHERNET + 20], frame[ETHERNET + 21]])
 }
 
-/// Requests and the answers to them: what, request, answer.
+/// Returns exchanges: name, request, answer.
 fn exchanges() -> [(&'static str, Transport, Transport); 4] {
     let unsummed = |source, destination| Transport::Udp { source, destination, checksum: false };
     [
@@ -56,7 +57,7 @@ fn exchanges() -> [(&'static str, Transport, Transport); 4] {
 #[test]
 fn an_error_from_the_world_reaches_the_pod_in_its_own_terms() {
     for (what, request, _) in exchanges() {
-        // All of the packet, and no more of it than RFC 792 asks for.
+        // The error quotes the whole packet, or no more of it than RFC 792 requires.
         for bytes in [usize::MAX, 28] {
             let mut node = Fixture::new(Mode::Vxlan);
             let link = node.uplink;
@@ -83,7 +84,7 @@ fn an_error_to_whom_it_does_not_quote_is_not_translated() {
             .with(|packet| (packet.destination, packet.payload) = (destination, quote.clone()));
         node.check(&destination.to_string(), FROM_UPLINK, link, &error.build(), Expect::Pass);
     }
-    // The node's own: to somebody else of the world.
+    // The node's own error goes to another host of the world than the quoted one.
     let (transport, quote) = about(&Packet::new(WORLD, POD_A, udp(53, OWN)), usize::MAX);
     let error = out(NODE1, transport).with(|packet| (packet.destination, packet.payload) = (STRANGER, quote));
     node.check("the node's own", TO_UPLINK, link, &error.build(), Expect::Pass);
@@ -107,7 +108,7 @@ fn an_error_by_another_uplink_ends_no_translation() {
 #[test]
 fn error_about_an_answer_reaches_the_world_in_its_terms() {
     for (what, request, answer) in exchanges() {
-        // The pod itself, and the node whose route to the pod is too small.
+        // The sender is the pod itself, or the node when its route to the pod has too small an MTU.
         for (sender, seen_as, path) in [(POD_A, NODE1, Path::SnatOut), (NODE1, NODE1, Path::HostSnatOut)] {
             let mut node = Fixture::new(Mode::Vxlan);
             let link = node.uplink;
@@ -158,7 +159,7 @@ fn second_flow_of_the_host_gives_its_port_way_and_regains_it() {
         let reply = back(WORLD, with_port(&answer));
         let expected = Packet { transport: answer.clone(), ..reply.clone() };
         node.check(what, FROM_UPLINK, link, &reply.build(), Expect::Stack(Path::SnatIn, expected.build()));
-        // The pod's replies stay the pod's.
+        // The replies to the pod's flow still go to the pod.
         let reply = back(WORLD, answer);
         let expected = Packet { destination: POD_A, ..reply.clone() };
         node.check(what, FROM_UPLINK, link, &reply.build(), Expect::Stack(Path::SnatIn, expected.build()));
@@ -178,13 +179,14 @@ fn what_host_rules_translated_is_reserved_and_untouched() {
         node.check(what, TO_UPLINK, link, &out(NODE1, request.clone()).build(), Expect::Pass);
         let states: BTreeSet<_> =
             node.translations().into_values().map(|half| half.state & STATE_REPLIED).collect();
-        // A TCP SYN begins it anew.
+        // A TCP SYN begins the flow again.
         assert_eq!(states, BTreeSet::from([if what == "TCP" { 0 } else { STATE_REPLIED }]), "{what}");
         let ran = node.run(TO_UPLINK, link, &out(POD_A, request.clone()).build(), 0);
         let same = out(NODE1, request).build();
         assert_ne!(ran.frame, same, "{what}: the pod gets another port");
     }
-    // Nobody is reserved anything that begins nothing or has an address that is not the node's.
+    // A packet makes no reservation if it begins no flow, or if its source is not an address of the
+    // node.
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
     for (what, packet) in [
@@ -210,7 +212,7 @@ fn ports_that_are_kept_for_others_are_given_to_nobody() {
             let ran = node.run(TO_UPLINK, link, &out(POD_A, transport).build(), 0);
             assert!((SNAT_PORTS.0..=SNAT_PORTS.1).contains(&source_port(&ran.frame)), "{own}");
         }
-        // An identifier is no port.
+        // An ICMP identifier is not a port, so it stays.
         let echo = out(POD_A, Transport::EchoRequest { identifier: own });
         let expected = Packet { source: NODE1, ..echo.clone() };
         node.check("echo", TO_UPLINK, link, &echo.build(), Expect::Stack(Path::SnatOut, expected.build()));
@@ -229,12 +231,12 @@ fn a_flow_that_was_begun_outside_keeps_the_pods_address() {
             let expect = Expect::Stack(Path::Untranslated, answer.build());
             node.check(what, TO_UPLINK, link, &answer.build(), expect);
             assert!(node.translations().is_empty(), "{what}");
-            // To another port of the same host the pod speaks by itself.
+            // The pod itself begins a flow to another port of the same host.
             let own = out(POD_A, tcp(OWN, 8443));
             let expected = Packet { source: NODE1, ..own.clone() };
             node.check(what, TO_UPLINK, link, &own.build(), Expect::Stack(Path::SnatOut, expected.build()));
         }
-        // What cannot be translated is answered as well.
+        // A pod can also answer in a protocol that cannot be translated.
         let mut node = Fixture::new(mode);
         let link = node.uplink;
         let answer = out(POD_A, Transport::None(protocol::AH)).build();
@@ -292,7 +294,8 @@ fn both_halves_tell_one_state_whichever_direction_changes_it() {
 fn with_all_ports_taken_a_closed_connection_gives_up_its_own() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
-    // Every other port belonged to a connection of this pod that is over, the rest to another pod's, the flow's own among them.
+    // Every other port belonged to a closed connection of this pod. The rest, with the flow's own
+    // port, belonged to another pod.
     let own = 50_001;
     for port in (SNAT_PORTS.0..=SNAT_PORTS.1).chain([own]) {
         let pod = if port % 2 == 0 { POD_A } else { POD_B };

@@ -1,5 +1,5 @@
-//! `to_overlay`: what the host stack sends to other nodes' pods. The tunnel key that it sets is not in a test run's
-//! output: the bytes that leave are shown between namespaces.
+//! `to_overlay`: packets of the host stack to other nodes' pods. A test run's output lacks the
+//! tunnel key that the program sets. The tests between namespaces check the bytes that leave.
 
 use std::net::Ipv4Addr;
 

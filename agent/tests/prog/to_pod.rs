@@ -1,4 +1,4 @@
-//! `to_pod`: what the host stack sends to a pod.
+//! `to_pod`: packets of the host stack to a pod.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,8 @@ use podwire_core::model::Mode;
 use crate::fixture::*;
 use crate::packets::*;
 
-/// A frame of the stack for pod A: on a link without neighbours both addresses are the link's own.
+/// Returns a frame of the stack for pod A. On a link without neighbours both addresses are the
+/// link's own.
 fn to_a(source: Ipv4Addr, transport: Transport) -> Packet {
     Packet::new(source, POD_A, transport).macs(HOST_A_MAC, HOST_A_MAC)
 }

@@ -1,4 +1,4 @@
-//! `to_uplink`: what leaves for the network.
+//! `to_uplink`: packets that leave for the network.
 
 use std::net::Ipv4Addr;
 use std::sync::Barrier;
@@ -224,7 +224,7 @@ fn every_reason_to_drop() {
 fn flow_is_refused_when_every_port_it_may_try_is_taken() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
-    // The whole range and the flow's own port belong to replies to somebody else.
+    // The whole range and the flow's own port belong to replies of other flows.
     for port in (SNAT_PORTS.0..=SNAT_PORTS.1).chain([40000]) {
         let taken = Flow::new(WORLD.into(), NODE1.into(), Be16::new(443), Be16::new(port), protocol::TCP);
         node.add_translation(taken);
@@ -249,7 +249,7 @@ fn when_the_table_is_full_the_flow_is_refused() {
     let packet = out(POD_A, WORLD, tcp(40000, 443)).build();
     node.check("refused", TO_UPLINK, link, &packet, Expect::Drop(Reason::TranslationsFull));
     assert_eq!(node.translations().len(), before, "no half of a pair is left");
-    // With room for one half only, that half does not stay.
+    // With room for only one half, the program removes that half again.
     node.remove_one_translation();
     node.check("half a pair", TO_UPLINK, link, &packet, Expect::Drop(Reason::TranslationsFull));
     assert_eq!(node.translations().len(), before - 1, "no half of a pair is left");
@@ -260,7 +260,7 @@ fn packets_of_a_new_flow_on_several_cpus_share_a_translation() {
     const ROUNDS: u16 = 3000;
     let node = Fixture::new(Mode::Vxlan);
     let barrier = Barrier::new(2);
-    // A resolver's two questions leave by one socket, from wherever its threads run.
+    // A resolver sends two questions by one socket, from any CPUs on which its threads run.
     let send = || {
         let mut ran = Vec::new();
         for port in 1024..1024 + ROUNDS {

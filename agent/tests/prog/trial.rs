@@ -1,4 +1,5 @@
-//! Packets of one flow that goes past the host stack: what the stages make of one, and what follows from what is known of it.
+//! Packets of one flow that goes past the host stack: what the stages make of a packet, and what a
+//! known flow makes of it.
 
 use podwire_common::abi::{self, Flow, KnownFlow};
 use podwire_common::addr::{Mac, Quad};
@@ -13,14 +14,14 @@ use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, tunnelled};
 use crate::packets::*;
 use crate::pool::Loaded;
 
-/// Whoever follows what is known, and that is false, is told by it.
+/// A link address that shows that a program followed a falsified entry.
 const FALSE_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 0xff];
-/// An entry that this test wrote: the programs write 0.
+/// The mark of an entry that a test wrote: the programs write 0.
 pub const OURS: [u8; 2] = [1; 2];
-/// What is known may end by itself between two packets.
+/// A known flow may expire between two packets, so a test tries this often.
 pub const ATTEMPTS: usize = 20;
 
-/// Which one of the ways past the host stack.
+/// The ways past the host stack.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Local,
@@ -39,13 +40,13 @@ pub struct Way {
     mode: Mode,
     pub program: &'static str,
     pub kind: Kind,
-    /// A packet on it. The port of the server is the translated flow's too.
+    /// Returns a packet on this way. Its server port is also the translated flow's.
     packet: fn(Transport) -> Packet,
-    /// Ports of that packet.
+    /// The ports of that packet.
     pub ports: (u16, u16),
 }
 
-/// One of each kind.
+/// Returns one way of each kind.
 fn ways() -> [Way; 7] {
     let way = |what, mode, program, kind, packet: fn(Transport) -> Packet| Way {
         what,
@@ -76,34 +77,34 @@ fn ways() -> [Way; 7] {
     ]
 }
 
-/// What a program made of a packet, and what it counted.
+/// What a program made of a packet: the code, the counters that changed, and the bytes.
 pub type Seen = (u32, Vec<String>, String);
 
-/// A packet, and how it comes.
+/// A packet, with its link.
 pub struct Sent {
     pub link: u32,
     pub frame: Vec<u8>,
-    /// Bytes of a segment, of a large one.
+    /// The segment size of a large segment; 0 for others.
     pub segment: u32,
 }
 
-/// A node on which packets of one flow go one way.
+/// A node, and one flow with a way past its host stack.
 pub struct Trial {
     pub way: Way,
     pub node: Fixture,
-    /// As the program finds it in its packets.
+    /// The flow as the program finds it in its packets.
     pub flow: Flow,
-    /// One that every program remembers and takes as known.
+    /// A packet that makes every program remember the flow, and follow what is known of it.
     pub plain: Packet,
 }
 
 impl Trial {
-    /// Does something with each way, of TCP and of UDP.
+    /// Runs an action with each way, for TCP and for UDP.
     pub fn each(action: impl Fn(&mut Self)) {
         Self::each_with(Loaded::take, action);
     }
 
-    /// As [`Self::each`], with another build of the programs.
+    /// Like [`Self::each`], with another build of the programs.
     pub fn each_with<L: Into<Loaded>>(load: impl Fn(&abi::Config) -> L, action: impl Fn(&mut Self)) {
         for mode in [Mode::Vxlan, Mode::Direct] {
             let mut node = Fixture::with_programs(mode, &load);
@@ -134,34 +135,34 @@ impl Trial {
         Self { way, node, flow, plain }
     }
 
-    /// Otherwise UDP.
+    /// Returns whether the flow is TCP. Otherwise it is UDP.
     pub fn is_tcp(&self) -> bool {
         self.flow.protocol == protocol::TCP
     }
 
-    /// For messages.
+    /// Returns the name for messages.
     pub fn what(&self) -> String {
         format!("{}, {}", self.way.what, if self.is_tcp() { "TCP" } else { "UDP" })
     }
 
-    /// The packet where it comes.
+    /// Returns a packet as it arrives at the program.
     pub fn sent(&self, packet: &Packet) -> Sent {
         let link = if self.way.program == FROM_POD { self.node.pod_a } else { self.node.uplink };
         let is_tunnelled = self.way.kind == Kind::TunnelIn;
         Sent { link, frame: if is_tunnelled { tunnelled(packet) } else { packet.build() }, segment: 0 }
     }
 
-    /// The plain packet with something else about it.
+    /// Returns a variation of the plain packet.
     pub fn varied(&self, change: impl FnOnce(&mut Packet)) -> Sent {
         self.sent(&self.plain.clone().with(change))
     }
 
-    /// A large segment.
+    /// Returns a large segment.
     pub fn large_segment(&self) -> Sent {
         Sent { segment: 1000, ..self.varied(|packet| packet.payload = vec![0x55; 3000]) }
     }
 
-    /// What the program makes of it now.
+    /// Returns what the program makes of a packet now.
     pub fn see(&self, sent: &Sent) -> Seen {
         let before = self.node.counters();
         let ran = self.node.run(self.way.program, sent.link, &sent.frame, sent.segment);
@@ -170,7 +171,7 @@ impl Trial {
         (ran.code, counted.into_keys().collect(), hex(&ran.frame))
     }
 
-    /// What the stages make of it: nothing is known.
+    /// Returns what the stages make of a packet when nothing is known.
     pub fn judged(&mut self, sent: &Sent) -> Seen {
         self.node.forget_known();
         if matches!(self.way.kind, Kind::WorldOut | Kind::WorldIn) {
@@ -179,7 +180,8 @@ impl Trial {
         self.see(sent)
     }
 
-    /// What follows from what is known, changed before: and it was known, nothing has been written anew.
+    /// Returns what the program makes of a packet after a change of the known flow. It did use the
+    /// entry: no program has replaced it.
     pub fn known(&mut self, sent: &Sent, change: impl Fn(&mut KnownFlow)) -> Seen {
         for _ in 0..ATTEMPTS {
             let plain = self.sent(&self.plain);
@@ -196,7 +198,7 @@ impl Trial {
         panic!("{}: what is known is not used", self.what());
     }
 
-    /// After a packet has followed what is known, and that is false. What became of the packet.
+    /// Makes a packet follow a falsified entry, and returns what became of the packet.
     pub fn mislead(&mut self) -> Seen {
         let plain = self.sent(&self.plain);
         let truth = self.judged(&plain);
@@ -205,7 +207,8 @@ impl Trial {
         misled
     }
 
-    /// What an entry of the flow depends on. Pod A is endpoint 1, pod B is endpoint 2.
+    /// Returns the slots of `EPOCHS` that an entry of the flow depends on. Pod A is endpoint 1, pod
+    /// B is endpoint 2.
     pub fn slots(&self) -> [u16; FLOW_SLOTS] {
         match self.way.kind {
             Kind::Local => epoch::of_neighbours(1, 2),
@@ -214,12 +217,12 @@ impl Trial {
         }
     }
 
-    /// What is known of the flow, whether it counts or not.
+    /// Returns the flow's entry, whether it counts or not.
     pub fn entry(&self) -> Option<KnownFlow> {
         self.node.loaded.maps.flows.get(&self.flow.key(), 0).ok()
     }
 
-    /// Changes what is known.
+    /// Changes the flow's entry.
     pub fn change(&mut self, change: impl Fn(&mut KnownFlow)) {
         let mut known = self.entry().unwrap_or_else(|| panic!("{}: nothing is remembered", self.what()));
         change(&mut known);
@@ -234,7 +237,8 @@ fn protocol_of(packet: &Packet) -> u8 {
     }
 }
 
-/// Has whoever follows it write something that nothing else would lead to.
+/// Falsifies an entry, so that a program that follows it writes what it would never write
+/// otherwise.
 pub fn falsify(known: &mut KnownFlow) {
     let stranger = Quad::of(&STRANGER.into());
     match known.leaves {

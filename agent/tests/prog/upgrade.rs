@@ -1,5 +1,5 @@
-//! Taking over maps of an earlier layout, step by step: what is carried over, and what an agent that is
-//! killed half way leaves behind.
+//! Taking over maps of an earlier layout, step by step: what the agent carries over, and what an
+//! agent leaves when it is killed half way.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,21 +17,21 @@ use podwire_common::names::{VNI, VXLAN_PORT, maps};
 
 use crate::fixture::{POD_A, POD_B, WORLD};
 
-/// Where `cargo xtask test` puts the object of the artificial layout 0.
+/// The object of the artificial layout 0, which `cargo xtask test` builds.
 const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire-ebpf-earlier-layout");
 
-/// Reserved bytes before the fields that both layouts have.
+/// The reserved bytes before the fields that both layouts have.
 const RESERVED: usize = 8;
 const ENDPOINT: usize = RESERVED + size_of::<abi::Endpoint>();
 const TRANSLATION: usize = RESERVED + size_of::<abi::Translation>();
 /// The offset of `last_seen` in a translation of layout 0.
 const LAST_SEEN: usize = RESERVED;
 
-/// Where values of layout 0 have a field of these names.
+/// The offsets of these fields in values of layout 0.
 const ID: usize = RESERVED + std::mem::offset_of!(abi::Endpoint, id);
 const FLAGS: usize = RESERVED + std::mem::offset_of!(abi::Endpoint, flags);
 
-/// A folder of pins as an agent of layout 0 left it; removed at the end.
+/// A folder of pins as an agent of layout 0 left it. It is removed at the end.
 struct Scene {
     folder: PathBuf,
     endpoints: HashMap<MapData, Addr, [u8; ENDPOINT]>,
@@ -57,14 +57,15 @@ impl Scene {
         Self { folder, endpoints, translations }
     }
 
-    /// Programs of layout 0 have translated a flow, or forwarded a packet of it.
+    /// Acts as programs of layout 0 that translate a flow or forward a packet of it.
     fn translate(&mut self, port: u16, seen: u64) {
         let mut value: [u8; TRANSLATION] = std::array::from_fn(|at| at as u8);
         value[LAST_SEEN..LAST_SEEN + 8].copy_from_slice(&seen.to_ne_bytes());
         self.translations.insert(flow(port), value, 0).unwrap();
     }
 
-    /// The agent of layout 0 has made an endpoint, and its programs have set these flags.
+    /// Acts as an agent of layout 0 that makes an endpoint, and as its programs, which set these
+    /// flags.
     fn endpoint(&mut self, address: impl Into<Addr>, id: u32, flags: u32) {
         let mut value = [0; ENDPOINT];
         value[ID..ID + 4].copy_from_slice(&id.to_ne_bytes());
@@ -86,7 +87,7 @@ impl Scene {
         std::os::unix::fs::symlink(text, path).unwrap();
     }
 
-    /// Names of all pins, in order.
+    /// Returns the names of all pins, in order.
     fn pins(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.folder).unwrap();
         let mut names: Vec<_> =
@@ -107,7 +108,7 @@ fn entries_of_an_earlier_layout_are_converted() {
     let mut scene = Scene::new("converted");
     scene.endpoint(POD_A, 7, abi::ENDPOINT_HAS_HOST_PORTS);
     let seen = housekeeping::now();
-    // More than one call of the kernel gives.
+    // More entries than one system call returns.
     let ports = 1..=10_000;
     ports.clone().for_each(|port| scene.translate(port, seen));
     let new = scene.start();
@@ -133,8 +134,12 @@ fn what_earlier_programs_write_meanwhile_is_carried_over() {
     scene.endpoint(POD_B, 2, 0);
     let mut new = scene.start();
     assert_eq!([seen(&new, 1), seen(&new, 2)], [Some(before); 2]);
-    // The new programs have forwarded a packet of the first, the earlier ones one of the second and
-    // begun a third, and marked both pods. The agent has released one of these.
+    // Since then:
+    //
+    // - the new programs have forwarded a packet of the first flow
+    // - the earlier programs have forwarded one of the second flow, begun a third, and marked both
+    //   pods
+    // - the agent has released one of the pods
     let later = housekeeping::now() + 1_000_000;
     let half = new.maps.translations.get(&flow(1), 0).unwrap();
     new.maps.translations.insert(flow(1), abi::Translation { last_seen: later, ..half }, 0).unwrap();
@@ -146,7 +151,7 @@ fn what_earlier_programs_write_meanwhile_is_carried_over() {
     scene.endpoint(POD_B, 2, ENDPOINT_STACK_ONLY);
     new.maps.endpoints.remove(&POD_B.into()).unwrap();
     new.finish_upgrade().unwrap();
-    // The fourth was removed with its pod before.
+    // The fourth flow is older than the upgrade: it was removed with its pod.
     assert_eq!([1, 2, 3, 4].map(|port| seen(&new, port)), [Some(later), Some(later), Some(later), None]);
     let flags = |address: std::net::Ipv4Addr| new.maps.endpoint(address.into()).unwrap().map(|it| it.flags);
     assert_eq!([POD_A, POD_B].map(flags), [Some(ENDPOINT_STACK_ONLY), None]);
@@ -185,7 +190,8 @@ fn until_it_ends_an_upgrade_leaves_the_earlier_maps_alone() {
     assert_eq!(scene.layout(), Path::new("0"));
     assert!(before.iter().all(|pin| scene.pins().contains(pin)));
     assert!(scene.translations.get(&flow(1), 0).is_ok());
-    // The next agent goes on. What the one before it has removed from its own map does not come back.
+    // The next agent continues the upgrade. Entries that its predecessor removed from the new map
+    // do not come back.
     let mut new = scene.start();
     new.maps.translations.remove(&flow(1)).unwrap();
     drop(new);
@@ -200,7 +206,7 @@ fn an_attempt_that_did_not_fill_its_maps_is_begun_anew() {
     let mut scene = Scene::new("begun");
     scene.translate(1, housekeeping::now());
     drop(scene.start());
-    // As an agent leaves it that was killed while it filled them.
+    // This is the state after an agent was killed while it filled the new maps.
     fs::remove_file(scene.folder.join("upgrade")).unwrap();
     scene.translations.remove(&flow(1)).unwrap();
     scene.translate(2, housekeeping::now());
@@ -223,7 +229,7 @@ fn a_rolled_back_upgrade_is_removed_by_the_layout_that_counts() {
     let mut new = scene.start();
     new.finish_upgrade().unwrap();
     drop(new);
-    // As an agent of layout 2 leaves it, which changed a table and has a new one.
+    // This is the state that an agent of layout 2 leaves, with one changed table and one new table.
     for pin in ["TRANSLATIONS-2", "NEW_TABLE-2"] {
         let map = MapData::from_pin(scene.folder.join(maps::TRANSLATIONS)).unwrap();
         map.pin(scene.folder.join(pin)).unwrap();

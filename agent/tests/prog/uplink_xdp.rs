@@ -1,4 +1,4 @@
-//! `uplink_xdp`: early drop of tunnel packets.
+//! `uplink_xdp`: the early drop of tunnel packets.
 
 use podwire_common::names::programs::UPLINK_XDP;
 use podwire_common::reason::Drop as Reason;

@@ -1,4 +1,5 @@
-//! Towards a node whose VXLAN device takes frames for one link address only: every program that writes inner frames writes it.
+//! A node with a VXLAN device that takes frames for one link address only: every program that
+//! writes inner frames for it writes that address.
 
 use podwire_common::addr::Mac;
 use podwire_common::names::INNER_SOURCE_MAC;
@@ -13,7 +14,7 @@ use crate::packets::*;
 const VTEP: [u8; 6] = [0x6a, 0x0f, 0x33, 0xb2, 0x71, 0x5c];
 const OTHER: [u8; 6] = [0x6a, 0x0f, 0x33, 0xb2, 0x71, 0x5d];
 
-/// Node 1, which has been told of node 2's device.
+/// Returns node 1, which knows the link address of node 2's device.
 fn told() -> Fixture {
     let mut node = Fixture::new(Mode::Vxlan);
     tell(&mut node, Some(VTEP));
@@ -25,7 +26,7 @@ fn tell(node: &mut Fixture, mac: Option<[u8; 6]>) {
     node.fill();
 }
 
-/// What leaves for node 2 of a packet.
+/// Returns what leaves for node 2 when a packet is forwarded to it.
 fn in_tunnel(packet: &Packet, mac: [u8; 6]) -> Expect {
     let ports = (40000, 80);
     let flow = flow_of(packet.source, packet.destination, ports, 6);

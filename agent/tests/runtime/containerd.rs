@@ -1,9 +1,10 @@
 //! containerd with runc on a node of the lab, as it would run on a machine of its own.
 //!
-//! It has namespaces of its own for processes and mounts, and its own `/run` and `/var/lib`: what it and its containers
-//! start and mount ends with it, however the test ends, and what runtimes keep at fixed places (`/run/containerd`,
-//! `/run/netns`, `/var/lib/cni`) is neither the machine's nor left there. Its network namespace is the node's: there
-//! the plugin makes the host side of a pod's link.
+//! containerd has its own process and mount namespaces, and its own `/run` and `/var/lib`. So all
+//! its processes, containers and mounts end with it, however the test ends. Runtimes keep files at
+//! fixed places (`/run/containerd`, `/run/netns`, `/var/lib/cni`): this one neither uses the
+//! machine's files there nor leaves any. Its network namespace is the node's, where the plugin
+//! makes the host side of a pod's link.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,24 +22,29 @@ use xtask::lab::Node;
 use crate::cri::Cri;
 use crate::{eventually, image};
 
-/// containerd 1.x has every sandbox's loopback set up by this plugin, which must lie beside Podwire's.
+/// containerd 1.x sets up every sandbox's loopback with this plugin, so it must lie beside
+/// Podwire's.
 const LOOPBACK: &str = "/usr/lib/cni/loopback";
-/// Where Debian puts programs for root, which another distribution's root may not have in its path.
+/// Where Debian has programs for root. On another distribution root's path may lack these folders.
 const PROGRAMS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Where kubelet's containers are kept apart from others.
+/// The namespace that separates kubelet's containers from others.
 const NAMESPACE: &str = "k8s.io";
-/// First part of the name of a control group that belongs to a process; its id follows.
+/// First part of the name of a test process's control group. The process id follows.
 const CGROUP: &str = "podwire-runtime-test-";
-/// Where runtimes have plugins and network configurations unless told otherwise.
+/// Where runtimes look for plugins by default.
 pub const PLUGINS: &str = "/opt/cni/bin";
-/// The latter.
+/// Where runtimes look for network configurations by default.
 pub const NETWORKS: &str = "/etc/cni/net.d";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Gives the runtime its own `/var/lib`, `/opt`, BPF file system, changes to `/etc`, and its own `/run`, in which it finds
-/// nothing but the node's folder, with the agent's socket. Other labs' namespaces go from its mounts: they would come and
-/// go in what is compared. Mounts are shared with those of containers, as on a machine with systemd. The shell is the
-/// first process of its namespace and stays, to reap what loses its parent.
+/// The script that gives the runtime its own `/var/lib`, `/opt`, `/run` and BPF file system, and
+/// its own changes to `/etc`.
+///
+/// - The runtime's `/run` holds only the node's folder, with the agent's socket.
+/// - The script unmounts other labs' namespaces: they come and go, and the test compares mounts.
+/// - The runtime shares its mounts with its containers, as on a machine with systemd.
+/// - The shell is the first process of its namespace. It stays, to reap processes that lose their
+///   parent.
 const PRIVATE_FOLDERS: &str = r#"
 node_folder=$1 folder=$2 loopback=$3
 run=$folder/run
@@ -57,7 +63,7 @@ containerd --config "$folder/containerd.toml"
 exit $?
 "#;
 
-/// A running containerd; with everything that it started, killed when dropped.
+/// A running containerd. When it is dropped, it is killed with everything that it started.
 pub struct Containerd {
     unshare: Child,
     folder: PathBuf,
@@ -73,7 +79,7 @@ pub struct Process {
 }
 
 impl Containerd {
-    /// Starts it on a node, with the test's image, and with no network configuration.
+    /// Starts containerd on a node, with the test's image and without a network configuration.
     pub fn start(node: &Node) -> Result<Self> {
         for file in [LOOPBACK, image::BUSYBOX] {
             ensure!(Path::new(file).exists(), "there is no {file}: run `cargo xtask setup`");
@@ -83,7 +89,7 @@ impl Containerd {
             ensure!(found, "there is no {program} in {PROGRAMS}: run `cargo xtask setup`");
         }
         remove_cgroups(is_orphan)?;
-        // The lab removes it, also on Ctrl-C.
+        // The lab removes this folder, also on Ctrl-C.
         let node_folder = node.state_dir().parent().context("the state folder has no parent")?;
         let folder = node_folder.join("runtime");
         configure(&folder)?;
@@ -96,7 +102,7 @@ impl Containerd {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(folder.join("log"))?)
-            // A Ctrl-C is for the test, which ends the runtime with all that it runs.
+            // Ctrl-C must not reach the runtime: the test ends the runtime with all its processes.
             .process_group(0);
         let unshare = node.enter(|| command.spawn())?.context("start unshare (Debian package util-linux)")?;
         let cgroup = format!("{CGROUP}{}", std::process::id());
@@ -124,7 +130,7 @@ impl Containerd {
         Ok(())
     }
 
-    /// Its files on this machine; removed with the lab.
+    /// Returns the folder of its files on this machine. The lab removes it.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -134,7 +140,7 @@ impl Containerd {
         self.ctr(&["image", "import", &archive.to_string_lossy()])
     }
 
-    /// A connection to it, made when it knows the image.
+    /// Connects to the runtime, and waits until it knows the image.
     pub fn connect(&self) -> Result<Cri> {
         let cri = Cri::connect(&self.socket())?;
         eventually("the runtime knows the image", START_DEADLINE, || {
@@ -144,41 +150,42 @@ impl Containerd {
         Ok(cri)
     }
 
-    /// The control group for its pods, from the root of each hierarchy.
+    /// Returns the control group of its pods, relative to the root of each hierarchy.
     pub fn cgroup(&self) -> String {
         format!("/{}", self.cgroup)
     }
 
-    /// The folder that the web server of [`image`] serves, on this machine.
+    /// Returns the folder on this machine that the web server of [`image`] serves.
     pub fn web_folder(&self) -> PathBuf {
         self.folder.join("root").join(image::WEB_FOLDER.trim_start_matches('/'))
     }
 
-    /// A file of the runtime's, seen from outside.
+    /// Returns the path of one of the runtime's files, as seen from outside.
     pub fn file(&self, path: &str) -> Result<PathBuf> {
         Ok(PathBuf::from(format!("/proc/{}/root{path}", self.first()?)))
     }
 
-    /// What it mounted, where.
+    /// Returns the places where it has mounted file systems.
     pub fn mounts(&self) -> Result<Vec<String>> {
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.first()?))?;
         Ok(mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect())
     }
 
-    /// All processes that it started and that have not ended, containers' included, and its own.
+    /// Returns all its running processes: its own, those that it started, and its containers'.
     pub fn processes(&self) -> Result<Vec<Process>> {
         let namespace = fs::read_link(format!("/proc/{}/ns/pid_for_children", self.unshare.id()))
             .context("the runtime has ended")?;
-        // Its first process is killed in the end: it must never be this machine's.
+        // The test kills the first process of this namespace at the end. So the namespace must not
+        // be this machine's.
         let own = fs::read_link("/proc/self/ns/pid")?;
         ensure!(namespace != own, "the runtime has not been started yet");
         Ok(subfolders(Path::new("/proc"))?.iter().filter_map(|folder| process(folder, &namespace)).collect())
     }
 
-    /// What the kernel says (`/proc/…/status`) of the one process of that name in its containers.
+    /// Returns `/proc/…/status` of the only process with that name in its containers.
     pub fn process_status(&self, name: &str) -> Result<BTreeMap<String, String>> {
         for folder in subfolders(Path::new("/proc"))? {
-            // One that ends meanwhile is none of them.
+            // Files of a process that ends meanwhile read as empty, so it does not match.
             let read = |file| fs::read_to_string(folder.join(file)).unwrap_or_default();
             if read("comm").trim_end() == name && read("cgroup").contains(&self.cgroup) {
                 let status = read("status");
@@ -189,7 +196,7 @@ impl Containerd {
         bail!("no container runs {name}")
     }
 
-    /// Folders of control groups below the pods' own, in every hierarchy.
+    /// Returns the folders of control groups below the pods' own, in every hierarchy.
     pub fn cgroup_folders(&self) -> Result<Vec<PathBuf>> {
         let mut folders = Vec::new();
         for parent in self.cgroup_parents()? {
@@ -224,7 +231,8 @@ impl Containerd {
         format!("containerd's log ends\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
     }
 
-    /// Kills the first process of the namespace, and with it all others. When all are gone its parent ends.
+    /// Kills the first process of the namespace, and thereby all others. Its parent ends after
+    /// them.
     fn end(&mut self) -> Result<()> {
         match self.first() {
             Ok(first) => kill_process(first, Signal::KILL)?,
@@ -242,7 +250,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // Shown when the test fails.
+        // Cargo prints this when the test fails.
         eprintln!("--- {}", self.log_tail());
         if let Err(error) = self.end() {
             eprintln!("end the runtime: {error:#}");
@@ -250,7 +258,7 @@ impl Drop for Containerd {
     }
 }
 
-/// containerd's own configuration.
+/// Writes containerd's own configuration.
 fn configure(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     fs::write(
@@ -274,7 +282,7 @@ conf_dir = "{NETWORKS}"
     Ok(())
 }
 
-/// One of the two programs, where the lab looks for them.
+/// Returns the path of one of the two programs, from the folder that the lab uses.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let folder = match std::env::var_os("PODWIRE_BIN_DIR") {
         Some(folder) => PathBuf::from(folder),
@@ -288,7 +296,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// The process of a folder in `/proc` when it is one of that namespace, and has not ended meanwhile.
+/// Returns the process of a folder in `/proc`, if it is in that namespace and still runs.
 fn process(folder: &Path, namespace: &Path) -> Option<Process> {
     if fs::read_link(folder.join("ns/pid")).ok()? != namespace {
         return None;
@@ -303,7 +311,8 @@ fn process(folder: &Path, namespace: &Path) -> Option<Process> {
     })
 }
 
-/// `/sys/fs/cgroup` is the one hierarchy of version 2, or a folder with one for each controller of version 1.
+/// Returns the hierarchies of control groups: `/sys/fs/cgroup` itself (version 2), or its folders,
+/// one for each controller (version 1).
 fn hierarchies() -> Result<Vec<PathBuf>> {
     let root = PathBuf::from("/sys/fs/cgroup");
     let mut hierarchies = subfolders(&root)?;
@@ -311,7 +320,7 @@ fn hierarchies() -> Result<Vec<PathBuf>> {
     Ok(hierarchies)
 }
 
-/// Removes control groups of that name, and those in them, from every hierarchy.
+/// Removes the control groups with a matching name, and those in them, from every hierarchy.
 fn remove_cgroups(is_meant: impl Fn(&str) -> bool) -> Result<()> {
     for hierarchy in hierarchies()? {
         for parent in subfolders(&hierarchy)? {
@@ -326,7 +335,8 @@ fn remove_cgroups(is_meant: impl Fn(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether the process that a control group belongs to is gone: it was killed before it could remove it.
+/// Returns whether the process of a control group is gone. A process that was killed could not
+/// remove its group.
 fn is_orphan(cgroup: &str) -> bool {
     let owner = cgroup.strip_prefix(CGROUP);
     owner.is_some_and(|process| !Path::new("/proc").join(process).exists())
@@ -336,7 +346,7 @@ fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut folders = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let entry = entry?;
-        // What ends while it is looked at is no folder any more.
+        // An entry that disappears meanwhile is not a folder.
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             folders.push(entry.path());
         }

@@ -1,5 +1,5 @@
-//! What this test needs of the Container Runtime Interface, `runtime.v1` of Kubernetes' `api.proto`: calls as kubelet
-//! makes them.
+//! The calls of the Container Runtime Interface that this test needs, as kubelet makes them
+//! (`runtime.v1` of Kubernetes' `api.proto`).
 
 mod messages;
 
@@ -16,7 +16,7 @@ use tonic_prost::ProstCodec;
 
 pub use messages::*;
 
-/// A busy machine gets more than the second or two that a sandbox takes.
+/// A sandbox takes a second or two. A busy machine gets more time.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A connection to a runtime.
@@ -36,7 +36,8 @@ impl Cri {
         Ok(Self { tokio, channel })
     }
 
-    /// Whether the runtime itself and its network are ready: kubelet starts no pod before both are.
+    /// Returns whether the runtime and its network are ready. Kubelet starts no pod before both
+    /// are.
     pub fn is_ready(&self) -> Result<bool> {
         let answer: StatusResponse = self.call("RuntimeService/Status", Nothing {})?;
         let conditions = answer.status.unwrap_or_default().conditions;
@@ -45,21 +46,21 @@ impl Cri {
         Ok(holds("RuntimeReady") && holds("NetworkReady"))
     }
 
-    /// Whether the runtime has an image of that name.
+    /// Returns whether the runtime has an image of that name.
     pub fn has_image(&self, name: &str) -> Result<bool> {
         let wanted = ImageStatusRequest { image: Some(ImageSpec { image: name.to_owned() }) };
         let answer: ImageStatusResponse = self.call("ImageService/ImageStatus", wanted)?;
         Ok(answer.image.is_some())
     }
 
-    /// Makes a sandbox, which calls the plugin's ADD, and gives its id.
+    /// Makes a sandbox, which calls the plugin's ADD, and returns its id.
     pub fn run_sandbox(&self, config: &PodSandboxConfig) -> Result<String> {
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
         let answer: PodSandboxId = self.call("RuntimeService/RunPodSandbox", request)?;
         Ok(answer.pod_sandbox_id)
     }
 
-    /// The sandbox's address, as the runtime took it from the plugin's result.
+    /// Returns the sandbox's address, as the runtime took it from the plugin's result.
     pub fn sandbox_address(&self, sandbox: &str) -> Result<String> {
         let answer: PodSandboxStatusResponse = self
             .call("RuntimeService/PodSandboxStatus", PodSandboxId { pod_sandbox_id: sandbox.to_owned() })?;
@@ -67,7 +68,7 @@ impl Cri {
         Ok(network.with_context(|| format!("the sandbox {sandbox} has no network"))?.ip)
     }
 
-    /// Makes a container in a sandbox and starts it. Gives its id.
+    /// Makes a container in a sandbox, starts it, and returns its id.
     pub fn start_container(
         &self,
         sandbox: &str,
@@ -84,7 +85,8 @@ impl Cri {
         Ok(container.container_id)
     }
 
-    /// Runs a command in a container and gives its standard output; an error with all that it printed when it fails.
+    /// Runs a command in a container and returns its standard output. If the command fails, the
+    /// error has all that it printed.
     pub fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
         let request = ExecSyncRequest {
             container_id: container.to_owned(),
@@ -103,7 +105,7 @@ impl Cri {
         Ok(output.into_owned())
     }
 
-    /// With what a container has ended, if it has.
+    /// Returns a container's exit code, if the container has ended.
     pub fn exit_code(&self, container: &str) -> Result<Option<i32>> {
         /// `CONTAINER_EXITED`.
         const EXITED: i32 = 2;
@@ -118,7 +120,7 @@ impl Cri {
         self.end_container(container, 0)
     }
 
-    /// Has a container end, kills it when it has not after these seconds, and removes it.
+    /// Asks a container to end, kills it after `patience` seconds if it still runs, and removes it.
     pub fn end_container(&self, container: &str, patience: i64) -> Result<()> {
         let request = StopContainerRequest { container_id: container.to_owned(), timeout: patience };
         let Nothing {} = self.call("RuntimeService/StopContainer", request)?;

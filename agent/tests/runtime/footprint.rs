@@ -11,10 +11,10 @@ use xtask::lab::Node;
 
 use crate::containerd::Containerd;
 
-/// What there is of each kind. Two of them are equal when nothing came and nothing went in between.
+/// The objects of each kind. Two footprints are equal if no object came or went between them.
 pub type Footprint = BTreeMap<&'static str, Vec<String>>;
 
-/// What the plugin and the agent make for a pod. All of it is gone when DEL is answered.
+/// Returns what the plugin and the agent make for a pod. All of it is gone when DEL is answered.
 pub fn of_network(node: &Node) -> Result<Footprint> {
     Ok(sorted(Footprint::from([
         ("link", shown(node, &["link", "show"], "ifname")?),
@@ -24,7 +24,7 @@ pub fn of_network(node: &Node) -> Result<Footprint> {
     ])))
 }
 
-/// What the runtime makes for a pod.
+/// Returns what the runtime makes for a pod.
 pub fn of_runtime(runtime: &Containerd) -> Result<Footprint> {
     let cgroups = runtime.cgroup_folders()?;
     let mut footprint = Footprint::from([
@@ -45,7 +45,7 @@ pub fn of_runtime(runtime: &Containerd) -> Result<Footprint> {
     Ok(sorted(footprint))
 }
 
-/// What came and what went between two looks.
+/// Lists what came and what went between two looks.
 pub fn differences(before: &Footprint, after: &Footprint) -> Vec<String> {
     let mut differences = Vec::new();
     for (kind, before) in before {
@@ -66,7 +66,7 @@ fn sorted(mut footprint: Footprint) -> Footprint {
     footprint
 }
 
-/// One field of each object that `ip` lists.
+/// Returns one field of each object that `ip` lists.
 fn shown(node: &Node, what: &[&str], field: &str) -> Result<Vec<String>> {
     let shown = node.exec(&[&["ip", "-json"], what].concat())?;
     let objects: Vec<Value> = serde_json::from_str(&shown)?;
@@ -78,7 +78,7 @@ fn texts(list: &Value) -> Result<Vec<String>> {
     Ok(list.as_array().context("the dump is no list")?.iter().map(Value::to_string).collect())
 }
 
-/// A folder that is not there has nothing in it.
+/// Lists a folder. A folder that does not exist counts as empty.
 fn names(folder: &Path) -> Result<Vec<String>> {
     match fs::read_dir(folder) {
         Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),

@@ -1,5 +1,6 @@
-//! Images: Podwire's own, and that of the test's pods, Debian's static busybox and a web server's script that tells the client its
-//! address. Made here, loaded from nowhere.
+//! Two images, made here and downloaded from nowhere: Podwire's own and the one of the test's pods.
+//! The latter has Debian's static busybox and a web server's script that tells the client its
+//! address.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -15,18 +16,19 @@ use crate::containerd;
 
 /// A name that no registry can have (RFC 6761, section 6.4).
 pub const NAME: &str = "podwire.invalid/busybox:test";
-/// The one program in it.
+/// The only program in the image.
 pub const BUSYBOX: &str = "/bin/busybox";
 /// The folder that the web server serves.
 pub const WEB_FOLDER: &str = "/www";
-/// What the web server answers with the client's address.
+/// The page with which the web server answers the client's address.
 pub const PEER_PAGE: &str = "/cgi-bin/peer";
 
 /// The page's script in the image.
 const SCRIPT: &str = "www/cgi-bin/peer";
 
-/// Writes the image, and gives the archive's path. Its default command sleeps: the runtime holds a pod's namespaces open
-/// with it. The folder `root` beside it has the page for a web server that runs in no container.
+/// Writes the image and returns the archive's path. Its default command sleeps: with it the runtime
+/// holds a pod's namespaces open. The folder `root` beside it has the page for a web server that
+/// runs outside containers.
 pub fn write(folder: &Path) -> Result<PathBuf> {
     let busybox = fs::read(BUSYBOX).with_context(|| {
         format!("read {BUSYBOX} (Debian package busybox-static): run `cargo xtask setup`")
@@ -47,8 +49,9 @@ pub fn write(folder: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// Writes Podwire's image, and gives the archive's path. It is that of `cargo xtask image`, but for the libraries that the lab's
-/// binaries are linked with; those that `PODWIRE_BIN_DIR` names may be static.
+/// Writes Podwire's image and returns the archive's path. It is the image of `cargo xtask image`,
+/// with the libraries that the lab's binaries are linked with. The binaries that `PODWIRE_BIN_DIR`
+/// names may be static.
 pub fn podwire(folder: &Path) -> Result<PathBuf> {
     let program = containerd::binary("podwire")?;
     let mut image = xtask::image::image(program.parent().context("the program has no folder")?)?;
@@ -61,7 +64,7 @@ pub fn podwire(folder: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// The files that the loader takes, itself included.
+/// Returns the files that the loader needs, including the loader itself.
 fn libraries(program: &Path) -> Result<Vec<String>> {
     let output = Command::new("ldd").arg(program).output().context("run ldd (Debian package libc-bin)")?;
     let printed = String::from_utf8(output.stdout)?;

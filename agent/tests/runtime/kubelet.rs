@@ -1,5 +1,5 @@
-//! What kubelet does with a pod of a DaemonSet, as far as Podwire's manifests go: a pod that asks for more than is known here is
-//! refused, so that nothing in a manifest goes unnoticed.
+//! What kubelet does with a pod of a DaemonSet, as far as Podwire's manifests need it. A pod that
+//! asks for more is refused, so no field of a manifest goes unnoticed.
 
 mod translation;
 mod volumes;
@@ -18,25 +18,25 @@ use crate::containerd::Containerd;
 use crate::cri::{Cri, PodSandboxConfig};
 use crate::eventually;
 
-/// A container that has been started ends within this time when it is one that ends.
+/// The time within which an init container ends, and another container writes to its log.
 const END_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A kubelet of a node.
+/// The kubelet of a node.
 pub struct Kubelet<'a> {
     pub cri: &'a Cri,
     pub runtime: &'a Containerd,
     pub node: &'a Node,
-    /// What it knows of the cluster.
+    /// The ConfigMaps of the cluster.
     pub config_maps: Vec<ConfigMap>,
-    /// Variables that every container has: where services are.
+    /// Variables that every container has: the addresses of services.
     pub service_variables: Vec<(String, String)>,
-    /// Proves to the API server whose pod it is.
+    /// The pod's service account token for the API server.
     pub token: String,
     /// The API server's certificate authority.
     pub authority: String,
 }
 
-/// A pod that runs.
+/// A running pod.
 pub struct NodePod {
     config: PodSandboxConfig,
     sandbox: String,
@@ -45,7 +45,7 @@ pub struct NodePod {
 }
 
 impl Kubelet<'_> {
-    /// Starts a DaemonSet's pod, and comes back when all its containers are ready.
+    /// Starts a DaemonSet's pod, and returns when all its containers are ready.
     pub fn start(&self, daemon_set: &DaemonSet) -> Result<NodePod> {
         let name = daemon_set.metadata.name.as_deref().context("a DaemonSet without a name")?;
         let template = &daemon_set.spec.template;
@@ -71,7 +71,9 @@ impl Kubelet<'_> {
         for container in &spec.containers {
             let id = self.run(&pod, spec, container, &volumes)?;
             pod.containers.push(id.clone());
-            // It may be told to end before it listens for that: the first process of a container is told nothing that it does not listen for.
+            // The kernel sends the first process of a container only the signals that it handles.
+            // Wait until the program runs: otherwise a signal to end could come before the handler
+            // is there.
             eventually("the container has said something", END_DEADLINE, || {
                 ensure!(!self.log(&pod, container)?.is_empty());
                 Ok(())
@@ -86,7 +88,8 @@ impl Kubelet<'_> {
         Ok(pod)
     }
 
-    /// Ends a pod as the controller does before it starts the next one: every container gets the time that the pod's manifest gives it.
+    /// Ends a pod as the controller does before it starts the next one. Every container gets the
+    /// time that the pod's manifest gives it.
     pub fn stop(&self, pod: &NodePod) -> Result<()> {
         for container in &pod.containers {
             self.cri.end_container(container, pod.patience)?;
@@ -95,7 +98,7 @@ impl Kubelet<'_> {
         self.cri.remove_sandbox(&pod.sandbox)
     }
 
-    /// The log of a pod's container.
+    /// Returns the log of a pod's container.
     pub fn log(&self, pod: &NodePod, container: &Container) -> Result<String> {
         let path = format!("{}/{}.log", pod.config.log_directory, container.name);
         Ok(std::fs::read_to_string(self.runtime.file(&path)?)?)
@@ -127,7 +130,7 @@ impl Kubelet<'_> {
             }
             let answer = self.node.enter(|| ask(host, *port, path))??;
             let line = answer.lines().next().unwrap_or_default();
-            // As kubelet judges it: any status from 200 to 399.
+            // Kubelet accepts any status from 200 to 399.
             let is_well = matches!(line.split(' ').nth(1), Some(code) if code.starts_with(['2', '3']));
             ensure!(is_well, "{answer}");
             Ok(None)

@@ -1,9 +1,9 @@
-//! A runtime nobody here wrote calls the plugin: Debian's containerd with runc, driven through its Container Runtime
-//! Interface as kubelet drives it.
+//! A runtime that is not part of this project calls the plugin: Debian's containerd with runc,
+//! driven through its Container Runtime Interface as kubelet drives it.
 //!
-//! Not `ctr run --cni`, which passes neither capabilities nor `CNI_ARGS`, and not podman, which has its own way to
-//! call plugins: with the Container Runtime Interface, the calls are those that a cluster's nodes make
-//! (`testdata/cni-calls`), the spelling of hostPorts and bandwidth included.
+//! With this interface the calls are those on a cluster's nodes (`testdata/cni-calls`), also in
+//! their spelling of hostPorts and bandwidth. `ctr run --cni` would pass neither capabilities nor
+//! `CNI_ARGS`, and podman calls plugins in a way of its own.
 //!
 //! Needs root, and what `cargo xtask setup` installs.
 
@@ -30,11 +30,11 @@ use crate::cri::{
 use crate::image::BUSYBOX;
 
 const WEB_PORT: u16 = 8080;
-/// Not the unspecified IPv6 address, with which addresses are shown v4-mapped.
+/// An IPv4 address: a server on the unspecified IPv6 address shows clients' addresses v4-mapped.
 const WEB_LISTEN: &str = "0.0.0.0:8080";
-/// A container has been started before its program serves.
+/// How long a program may need to serve. Its container counts as started before that.
 const SERVE_DEADLINE: Duration = Duration::from_secs(60);
-/// The last of a container's processes ends a moment after its removal is answered.
+/// How long a container's last process may need to end after the runtime has answered the removal.
 const GONE_DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -60,19 +60,20 @@ fn two_containerd_pods_reach_each_other_and_leave_nothing() -> Result<()> {
     }
     assert_ne!(first.address, second.address);
 
-    // Each server sees who it really was.
+    // Each server sees the client's own address.
     assert_eq!(peer_seen(second.address, |command| first.exec(command))?, first.address);
     assert_eq!(peer_seen(first.address, |command| second.exec(command))?, second.address);
-    // As kubelet's probes come.
+    // Kubelet's probes come from the node's address.
     assert_eq!(peer_seen(first.address, |command| node.exec(command))?, node.address());
     let elsewhere = lab.node(1).add_pod("elsewhere")?;
     assert_eq!(peer_seen(second.address, |command| elsewhere.exec(command))?, elsewhere.address());
-    // The world knows nodes only.
+    // The world sees only nodes' addresses.
     for pod in [&first, &second] {
         assert_eq!(peer_seen(lab.world_address(), |command| pod.exec(command))?, node.address());
     }
 
-    // Whatever is looked for when the pods are gone was there: one for each pod at least.
+    // While the pods ran, each kind of object had at least one more for each pod. So the comparison
+    // below finds what is left of any kind.
     for (before, during) in [(&before.0, &during.0), (&before.1, &during.1)] {
         for (kind, found) in during {
             let new = found.len() - before[kind].len();
@@ -81,7 +82,7 @@ fn two_containerd_pods_reach_each_other_and_leave_nothing() -> Result<()> {
     }
     first.remove()?;
     second.remove()?;
-    // At once: the agent, which sweeps by itself, is not to get the time for it.
+    // Compare at once, before the agent could sweep anything.
     assert_eq!(footprint::differences(&before.0, &footprint::of_network(node)?), [""; 0]);
     eventually("nothing of the runtime's is left", GONE_DEADLINE, || {
         let differences = footprint::differences(&before.1, &footprint::of_runtime(&runtime)?);
@@ -90,7 +91,7 @@ fn two_containerd_pods_reach_each_other_and_leave_nothing() -> Result<()> {
     })
 }
 
-/// A sandbox with one container in it, which serves the client's address.
+/// A sandbox with one container, which serves the client's address.
 struct Pod<'a> {
     cri: &'a Cri,
     sandbox: String,
@@ -119,7 +120,8 @@ impl<'a> Pod<'a> {
         self.cri.exec(&self.container, command)
     }
 
-    /// As kubelet does it: the sandbox is stopped first, and with it its network.
+    /// Removes the pod as kubelet does: it stops the sandbox, and its network with it, before it
+    /// removes the sandbox.
     fn remove(self) -> Result<()> {
         self.cri.remove_container(&self.container)?;
         self.cri.stop_sandbox(&self.sandbox)?;
@@ -142,7 +144,8 @@ fn sandbox(name: &str, runtime: &Containerd) -> PodSandboxConfig {
     }
 }
 
-/// The runtime hands these to the plugin in its own spelling.
+/// Adds a hostPort and a bandwidth limit, which the runtime passes to the plugin in its own
+/// spelling.
 fn with_ports_and_bandwidth(config: PodSandboxConfig) -> PodSandboxConfig {
     PodSandboxConfig {
         port_mappings: vec![PortMapping { container_port: WEB_PORT.into(), host_port: 9088 }],
@@ -151,15 +154,16 @@ fn with_ports_and_bandwidth(config: PodSandboxConfig) -> PodSandboxConfig {
     }
 }
 
-/// The web server of the containers, in the world; it goes into the background when it listens, and ends with the lab.
+/// Starts the containers' web server in the world. It goes into the background when it listens, and
+/// ends with the lab.
 fn serve_in_the_world(lab: &Lab, runtime: &Containerd) -> Result<()> {
     let folder = runtime.web_folder();
     lab.world().exec(&[BUSYBOX, "httpd", "-p", WEB_LISTEN, "-h", &folder.to_string_lossy()])?;
     Ok(())
 }
 
-/// Asks the web server at an address for the client's: over TCP, both ways. Not with busybox' `wget`: Debian's static
-/// one crashes.
+/// Asks the web server at an address for the client's address: TCP in both directions. Busybox's
+/// `wget` is no choice: Debian's static one crashes.
 fn peer_seen(server: IpAddr, execute: impl Fn(&[&str]) -> Result<String>) -> Result<IpAddr> {
     let request = format!("printf 'GET {} HTTP/1.0\\r\\n\\r\\n'", image::PEER_PAGE);
     let command = format!("{request} | {BUSYBOX} nc -w 5 {server} {WEB_PORT}");
@@ -170,7 +174,7 @@ fn peer_seen(server: IpAddr, execute: impl Fn(&[&str]) -> Result<String>) -> Res
     })
 }
 
-/// The runtime has seen the network configuration, and has pods.
+/// Waits until the runtime has read the network configuration and can start pods.
 fn wait_for_network(cri: &Cri) -> Result<()> {
     eventually("the runtime's network is ready", SERVE_DEADLINE, || {
         ensure!(cri.is_ready()?);
@@ -178,7 +182,7 @@ fn wait_for_network(cri: &Cri) -> Result<()> {
     })
 }
 
-/// Tries until it succeeds; its last error when it does not in time.
+/// Tries until it succeeds. After the deadline it returns the last error.
 fn eventually<T>(what: &str, deadline: Duration, attempt: impl Fn() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {

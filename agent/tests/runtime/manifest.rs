@@ -1,4 +1,4 @@
-//! What is installed by the manifests for kubectl, run as kubelet runs it.
+//! The manifests for kubectl, run as kubelet runs them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
@@ -21,19 +21,22 @@ use crate::cri::Cri;
 use crate::kubelet::Kubelet;
 use crate::{Pod, SERVE_DEADLINE, eventually, image, sandbox, wait_for_network};
 
-/// Folders of the node that Podwire writes to, by what the manifests call them.
+/// Folders of the node that Podwire writes to, with the manifests' names for them.
 const FOLDERS: [&str; 5] = [PLUGINS, NETWORKS, "/run/podwire", "/var/lib/podwire", "/sys/fs/bpf"];
 
-/// Whose CNI's folders are where another tool has made them.
+/// The owner of CNI's folders on a node where another tool has made them.
 const OTHER_OWNER: u32 = 999;
 
-/// The underlay's address: the API server runs on no node.
+/// An address on the underlay: the API server runs on no node.
 const API_SERVER: &str = "10.200.0.254";
 const PORT: u16 = 6443;
 const TOKEN: &str = "of-the-service-account-of-this-pod";
 
-/// What the kernel says of an agent with the manifest's rights: CAP_DAC_OVERRIDE (1), CAP_NET_ADMIN (12), CAP_PERFMON (38) and CAP_BPF (39), a
-/// filter of system calls, and no way to more.
+/// The kernel's report about an agent with the manifest's rights:
+///
+/// - CAP_DAC_OVERRIDE (1), CAP_NET_ADMIN (12), CAP_PERFMON (38) and CAP_BPF (39)
+/// - a filter of system calls
+/// - no way to get more rights
 const RIGHTS: [(&str, &str); 5] = [
     ("CapEff", "000000c000001002"),
     ("CapPrm", "000000c000001002"),
@@ -92,7 +95,8 @@ fn manifests_install_roll_and_uninstall_and_leave_nothing() -> Result<()> {
     ensure!(cri.is_ready()?, "the network configuration went with the agent");
     reach_all()?;
     datagrams.wait_for(200)?;
-    // As an API server that cannot begin a watch with the list: it is asked for the list.
+    // The API server behaves like one that cannot begin a watch with a list, so the agent asks for
+    // the list.
     lab.api_server()?.stream_lists(false);
     let second_agent = kubelet.start(&agent)?;
     datagrams.wait_for(200)?;
@@ -133,7 +137,7 @@ fn kubelet<'a>(cri: &'a Cri, runtime: &'a Containerd, lab: &'a Lab) -> Result<Ku
     })
 }
 
-/// As a cloud provider leaves a new node.
+/// Sets the condition that a cloud provider sets on a new node.
 fn declare_network_unavailable(lab: &Lab) -> Result<()> {
     let server = lab.api_server()?;
     let mut node = server.node(lab.node(0).name()).context("the node is not there")?;
@@ -149,7 +153,8 @@ fn is_network_unavailable(lab: &Lab) -> Result<bool> {
     Ok(conditions.iter().any(|one| one["type"] == "NetworkUnavailable" && one["status"] == "True"))
 }
 
-/// That the manifest's role allows what was asked, and nothing else: resources and verbs as the API server makes them of requests.
+/// Asserts that the manifest's role allows the agent's requests and nothing else. Resources and
+/// verbs are derived from requests as the API server derives them.
 fn compare_with_the_rights(lab: &Lab) -> Result<()> {
     let role: ClusterRole = of_manifest("podwire.yaml", "ClusterRole")?;
     let rules = role.rules.context("a role without rules")?;
@@ -176,7 +181,7 @@ fn compare_with_the_rights(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The one document of a kind in a manifest.
+/// Returns the only document of a kind in a manifest.
 fn of_manifest<T: DeserializeOwned>(file: &str, kind: &str) -> Result<T> {
     let path = xtask::manifests::root().join("manifests").join(file);
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -185,7 +190,7 @@ fn of_manifest<T: DeserializeOwned>(file: &str, kind: &str) -> Result<T> {
     Ok(serde_json::from_value(found.with_context(|| format!("{file} has no {kind}"))?)?)
 }
 
-/// The network namespace of the runtime's one pod that has its own.
+/// Returns the network namespace of the runtime's only pod that has its own.
 fn only_namespace(runtime: &Containerd) -> Result<Ns> {
     let folder = runtime.file("/run/netns")?;
     let found: Vec<PathBuf> = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
@@ -193,7 +198,7 @@ fn only_namespace(runtime: &Containerd) -> Result<Ns> {
     Ns::at(path)
 }
 
-/// What there is on a node of what an agent or a plugin may have made.
+/// Lists what is on a node of the kinds that an agent or a plugin makes.
 fn footprint(node: &Node, runtime: &Containerd) -> Result<BTreeMap<String, Vec<String>>> {
     let mut found = BTreeMap::new();
     for command in [
@@ -217,7 +222,7 @@ fn footprint(node: &Node, runtime: &Containerd) -> Result<BTreeMap<String, Vec<S
     Ok(found)
 }
 
-/// Files below a folder, and folders in it; none where it is not there.
+/// Adds the files and folders below a folder. A folder that does not exist adds none.
 fn collect(folder: &Path, files: &mut Vec<String>) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -1,4 +1,4 @@
-//! How the kernel is told of a pod's routes, and asked what has become of them.
+//! Adds a pod's routes to the kernel, and compares them with the kernel's.
 
 use std::net::IpAddr;
 
@@ -12,10 +12,10 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::{Attributes, Route};
 use crate::netlink::{Netlink, NetlinkError};
 
-/// `RT_TABLE_COMPAT`: the table's number is too large for the header, and in an attribute.
+/// `RT_TABLE_COMPAT`: the table's number is too large for the header and is in an attribute.
 const TABLE_COMPAT: u8 = 252;
 
-/// Adds a route over the link of that index.
+/// Adds a route over the link with that index.
 pub(crate) fn add(pod: &mut Netlink, index: u32, route: &Route) -> Result<(), NetlinkError> {
     let mut message = RouteMessage::default();
     let table = route.table();
@@ -43,7 +43,7 @@ pub(crate) fn add(pod: &mut Netlink, index: u32, route: &Route) -> Result<(), Ne
     pod.change(&operation, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Which of `wanted` are not there as they should be, each by itself.
+/// Returns a fault for each route of `wanted` that is missing or different.
 pub(crate) fn faults<'a>(
     pod: &mut Netlink,
     interface: &str,
@@ -62,7 +62,7 @@ pub(crate) fn faults<'a>(
     Ok(wanted.filter_map(fault).collect())
 }
 
-/// The unicast routes over that link, of all tables.
+/// Returns the unicast routes over that link, from all tables.
 fn list(pod: &mut Netlink, index: u32) -> Result<Vec<Route>, NetlinkError> {
     let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
     let mut found = Vec::new();

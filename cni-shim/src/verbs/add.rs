@@ -1,4 +1,4 @@
-//! ADD: make the pair, ask the agent, configure the pod's side.
+//! ADD: makes the pair, asks the agent, configures the pod's side.
 
 use podwire_cni::fault::Step;
 use podwire_cni::protocol::{self, codes};
@@ -19,19 +19,20 @@ use crate::routes::Route;
 use crate::version::SpecVersion;
 use crate::veth::{self, Link, Pair};
 
-/// Attaches a pod. On an error nothing is left, neither here nor with the agent.
+/// Attaches a pod. After an error nothing is left, neither here nor in the agent.
 pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
     let earlier = match config.version >= SpecVersion::V0_3_0 {
         true => Earlier::parse(config.previous.as_ref(), &target.attachment.interface)?,
-        // No chaining yet: a key without a meaning.
+        // Versions before 0.3.0 have no chaining: the key has no meaning.
         false => Earlier::default(),
     };
     let netns = Netns::open(&target.netns)?;
     let mut host = Netlink::open()?;
     let mut inside = netns.netlink()?;
     let host_interface = target.attachment.host_interface();
-    // The name belongs to this attachment alone: whatever bears it is left from an ADD that was cut short, or was done. That
-    // one's pod keeps its link unless this ADD can take its place.
+    // Only this attachment uses the name. A link with the name is left from an ADD that was cut
+    // short or that succeeded. In the second case the pod keeps its link unless this ADD can
+    // replace it.
     let earlier_link = veth::find(&mut host, &host_interface)?;
     require_free(&mut inside, target, earlier_link.as_ref())?;
     let pod_mac = config.mac.or(target.mac);
@@ -65,14 +66,14 @@ struct Failed {
 }
 
 impl Failed {
-    /// After the agent had answered: it holds the attachment.
+    /// Makes the error of a step after the agent's answer: the agent may hold the attachment.
     fn after_the_agent(error: impl Into<CniError>) -> Self {
         Failed { error: error.into(), agent_may_hold_it: true }
     }
 }
 
-/// The name inside the pod must not be another link's (another network's, or what an image brought along). The other end of
-/// the attachment's own link is none.
+/// Refuses a name inside the pod that another link has (of another network, or from the image). The
+/// other end of the attachment's own link does not count.
 fn require_free(inside: &mut Netlink, target: &Target, earlier_link: Option<&Link>) -> Result<(), CniError> {
     let interface = &target.attachment.interface;
     match veth::find(inside, interface)? {
@@ -124,7 +125,7 @@ fn attach(
     Ok((network, routes))
 }
 
-/// What the agent is asked for.
+/// Returns the request to the agent.
 fn request(config: &Config, target: &Target, pair: &Pair) -> protocol::Add {
     protocol::Add {
         attachment: target.attachment.clone(),

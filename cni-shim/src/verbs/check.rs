@@ -1,4 +1,4 @@
-//! CHECK: the agent's view, the previous result and the kernel's state inside the pod, compared.
+//! CHECK: compares the agent's view, the previous result and the kernel's state inside the pod.
 
 use podwire_cni::protocol::codes;
 use podwire_cni::token_bucket;
@@ -13,7 +13,8 @@ use crate::pod::{self, PodNetwork};
 use crate::version::SpecVersion;
 use crate::veth;
 
-/// Fails with every fault named when the attachment is not as ADD left it. The node's side is the agent's to look at.
+/// Fails with all faults named when the attachment is not as ADD left it. The agent checks the
+/// node's side.
 pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
     require_version(config, "CHECK", SpecVersion::V0_4_0)?;
     let previous = config.previous_result()?;
@@ -28,7 +29,8 @@ pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
             faults.extend(previous.faults(interface, &network));
             Some(network)
         }
-        // The pod's side is looked at nonetheless, by what ADD had answered: then all faults are told at once.
+        // The pod's side is checked too, with ADD's earlier answer, so that one CHECK reports all
+        // faults.
         Err(AgentError::Refused(failure)) if failure.code == codes::CHECK_FAILED => {
             faults.push(failure.message);
             let mtu = veth::find(&mut inside, interface)?.and_then(|link| link.mtu);
@@ -38,10 +40,12 @@ pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
     };
     if let Some(mut network) = network {
         let routes = network.routes(&config.routes)?;
-        // One that is no longer in the result is another plugin's: a later one may have moved it (CNI specification, section "CHECK").
+        // A route that is no longer in the result belongs to another plugin: a later plugin may
+        // have moved it (CNI specification, section "CHECK").
         let routes = routes.iter().filter(|route| previous.lists(route));
         let egress = config.bandwidth.egress.map(|limit| (limit, token_bucket::of_limit(limit, network.mtu)));
-        // A later plugin may have lowered it; routes and limit are as they were made.
+        // A later plugin may have lowered the MTU. Routes and limit still depend on the MTU that
+        // ADD set.
         network.mtu = previous.mtu(interface).map_or(network.mtu, |mtu| mtu.min(network.mtu));
         faults.extend(pod::faults(&mut inside, interface, &network, routes, egress)?);
     }

@@ -1,4 +1,4 @@
-//! DEL: have the agent take everything back, and see to it that the link is gone in any case.
+//! DEL: asks the agent to remove everything, and makes sure that the link is gone in any case.
 
 use podwire_cni::fault::Step;
 use podwire_cni::protocol::Attachment;
@@ -11,7 +11,8 @@ use crate::netlink::Netlink;
 use crate::note;
 use crate::veth;
 
-/// Detaches a pod. Agent trouble is no error: the link goes, and an agent that comes back releases what has none.
+/// Detaches a pod. A failing agent is no error: the plugin removes the link, and the agent later
+/// releases attachments without a link.
 pub(crate) fn del(config: &Config, attachment: &Attachment) -> Result<(), CniError> {
     let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
     if let Err(error) = agent.del(attachment) {
@@ -22,7 +23,7 @@ pub(crate) fn del(config: &Config, attachment: &Attachment) -> Result<(), CniErr
     taken(Step::LinkLookedFor)
 }
 
-/// Takes back an ADD that had succeeded, and tells of trouble on standard error.
+/// Undoes an ADD that had succeeded, and reports failures on standard error.
 pub(crate) fn undo(config: &Config, attachment: &Attachment) {
     match Netlink::open() {
         Ok(mut host) => {
@@ -32,7 +33,7 @@ pub(crate) fn undo(config: &Config, attachment: &Attachment) {
     }
 }
 
-/// Takes back what an ADD had done; returns what could not be.
+/// Undoes an ADD, and returns what failed.
 pub(super) fn undo_with(
     config: &Config,
     attachment: &Attachment,

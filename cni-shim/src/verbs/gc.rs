@@ -1,4 +1,4 @@
-//! GC: have the agent take back what the runtime knows no more.
+//! GC: asks the agent to release attachments that the runtime no longer knows.
 
 use podwire_cni::protocol::Gc;
 
@@ -9,8 +9,8 @@ use crate::error::CniError;
 use crate::note;
 use crate::version::SpecVersion;
 
-/// Takes back the network's attachments that `cni.dev/valid-attachments` lacks, their links with them. Which links belong to which network only the
-/// agent knows, so without it nothing is done.
+/// Releases the network's attachments that are not in `cni.dev/valid-attachments`, and their links.
+/// Only the agent knows which links belong to which network, so without the agent nothing happens.
 pub(crate) fn gc(config: &Config) -> Result<(), CniError> {
     require_version(config, "GC", SpecVersion::V1_1_0)?;
     let gc = Gc { network: config.network.clone(), valid: config.valid_attachments()? };

@@ -1,4 +1,4 @@
-//! What each `CNI_COMMAND` does, one file per verb.
+//! The `CNI_COMMAND`s, one file for each verb.
 
 mod add;
 mod check;
@@ -20,12 +20,12 @@ use crate::config::Config;
 use crate::error::CniError;
 use crate::version::SpecVersion;
 
-/// A numbered step is over (ARCHITECTURE.md, "Life of a pod").
+/// Reports that a numbered step is over (ARCHITECTURE.md, "Life of a pod").
 pub(crate) fn taken(step: Step) -> Result<(), CniError> {
     fault::after(step).map_err(|error| CniError::io(step.what(), error))
 }
 
-/// VERSION: what the plugin speaks.
+/// Returns the answer to VERSION: the versions that the plugin speaks.
 pub(crate) fn version(input: &[u8]) -> Value {
     crate::result::versions(input)
 }

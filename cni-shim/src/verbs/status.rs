@@ -8,8 +8,9 @@ use crate::config::Config;
 use crate::error::CniError;
 use crate::version::SpecVersion;
 
-/// Fails with the reason when not: 50, or 51 when pods that are there may be cut off as well. Only the agent knows of those: while it is away or
-/// does not answer, the data path goes on.
+/// Fails with the reason when an ADD cannot be served: code 50, or 51 when existing pods may be cut
+/// off too. Only the agent can tell the latter. While the agent is away or does not answer, the
+/// data path continues, so the code is 50.
 pub(crate) fn status(config: &Config) -> Result<(), CniError> {
     require_version(config, "STATUS", SpecVersion::V1_1_0)?;
     let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };

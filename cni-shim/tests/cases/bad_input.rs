@@ -1,11 +1,11 @@
-//! Everything that a runtime or an operator can get wrong.
+//! Every mistake that a runtime or an operator can make.
 
 use podwire_cni::protocol::{Call, codes};
 use serde_json::{Value, json};
 
 use crate::lab::{Agent, Lab};
 
-/// What a call gets wrong, in its environment or its configuration, and what it is told: code, and what the message names.
+/// A mistake in the environment or the configuration of a call.
 enum Bad {
     Variable(&'static str, String),
     Key(&'static str, Value),
@@ -86,7 +86,7 @@ fn bad_input_is_refused_with_its_code_and_named() {
     }
     lab.ip_in_pod("link del taken0");
     lab.nothing_is_left();
-    // Only the gateway and the MTU of the pod tell what is wrong with some routes.
+    // Some mistakes in routes show only after the agent has told gateway and MTU of the pod.
     let asked = agent.requests();
     let added = asked.iter().filter(|call| matches!(call, Call::Add(_))).count();
     let taken_back = asked.iter().filter(|call| matches!(call, Call::Del(_))).count();

@@ -1,4 +1,4 @@
-//! CHECK, and what it compares.
+//! CHECK, and everything that it compares.
 
 use podwire_cni::protocol::{Call, codes};
 use serde_json::json;

@@ -53,7 +53,7 @@ fn gc_hands_the_agent_what_is_to_stay_and_needs_a_list() {
     output.succeeded();
     assert_eq!(output.stdout, "");
     assert!(output.stderr.contains("2 attachments"), "{}", output.stderr);
-    // What libcni makes of a list without entries.
+    // libcni writes `null` for a list without entries.
     gc().config(key, json!(null)).run().succeeded();
     let attachment = Attachment { container_id: "c1".into(), interface: "eth0".into() };
     let asked = [vec![attachment], vec![]].map(|valid| Call::Gc(Gc { network: "podwire".into(), valid }));

@@ -1,4 +1,5 @@
-//! Configurations that no JSON decoder takes, paths that are no namespaces, and ADDs that must not cost an earlier one its link.
+//! Configurations that no JSON decoder accepts, paths that are no network namespaces, and ADDs that
+//! must not remove the link of an earlier one.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -65,7 +66,7 @@ fn what_is_no_network_namespace_is_refused_at_once() {
         let said = format!("CNI_NETNS {path} is {found}, not a network namespace");
         lab.call("ADD").env("CNI_NETNS", &path).run().failed_with(codes::INVALID_ENVIRONMENT, &said);
     }
-    // A namespace, but none of the network.
+    // A namespace, but not a network namespace.
     let ipc = lab.call("ADD").env("CNI_NETNS", "/proc/self/ns/ipc").run();
     ipc.failed_with(codes::INVALID_ENVIRONMENT, "CNI_NETNS /proc/self/ns/ipc");
     lab.nothing_is_left();
@@ -91,7 +92,7 @@ fn a_refused_repetition_leaves_the_first_link() {
     is_as_before();
     assert!(matches!(agent.requests()[..], [Call::Propose(_)]));
     drop(agent);
-    // One that is accepted takes its place, also in another namespace.
+    // An accepted ADD replaces the link, even in another namespace.
     other.ip_in_pod("link del eth0");
     let _agent = Agent::start(&lab, |lab, request| lab.serve(request));
     lab.call("ADD").env("CNI_NETNS", &other.netns()).run().succeeded();
@@ -99,7 +100,7 @@ fn a_refused_repetition_leaves_the_first_link() {
     other.in_pod("link show dev eth0");
 }
 
-/// Each link's number and address: a new one has others.
+/// Returns each link's number and address. A new link has different ones.
 fn names(links: &Value) -> Vec<[String; 2]> {
     let links = links.as_array().unwrap().iter();
     links.map(|link| ["ifindex", "address"].map(|key| link[key].to_string())).collect()

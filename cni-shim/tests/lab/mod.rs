@@ -1,4 +1,5 @@
-//! A node and a pod, each a network namespace that goes when the test ends, and a stand-in for the node agent.
+//! A node and a pod, each a network namespace that is removed when the test ends, and a stand-in
+//! for the node agent.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,7 +15,8 @@ use tempfile::TempDir;
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_podwire-cni");
 
-/// Two namespaces and a folder for the agent's socket. Clones name the same ones; the first maker removes them.
+/// Two namespaces and a folder for the agent's socket. Clones share them; dropping the last clone
+/// removes them.
 #[derive(Clone)]
 pub(crate) struct Lab {
     spaces: Arc<Spaces>,
@@ -23,10 +25,10 @@ pub(crate) struct Lab {
 struct Spaces {
     node: String,
     pod: String,
-    /// The links that the kernel puts into a fresh namespace.
+    /// The links that the kernel makes in a new namespace.
     fresh: Vec<String>,
     folder: TempDir,
-    /// What the stand-in for the agent has given out.
+    /// The last answer to an ADD of the stand-in for the agent.
     added: Mutex<Option<Added>>,
 }
 
@@ -48,7 +50,7 @@ impl Lab {
         Lab { spaces: Arc::new(spaces) }
     }
 
-    /// `CNI_NETNS` of the pod.
+    /// Returns `CNI_NETNS` of the pod.
     pub(crate) fn netns(&self) -> String {
         format!("/var/run/netns/{}", self.spaces.pod)
     }
@@ -61,9 +63,9 @@ impl Lab {
         self.spaces.folder.path().join("agent.sock")
     }
 
-    /// A call as a runtime makes it for this pod.
+    /// Prepares a call as a runtime makes it for this pod.
     pub(crate) fn call(&self, command: &str) -> PluginCall {
-        // One that hangs is ended.
+        // Ends a call that hangs.
         let mut plugin = Command::new("timeout");
         plugin.args(["60", "ip", "netns", "exec", &self.spaces.node, PLUGIN]).env_clear();
         plugin.env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -82,7 +84,7 @@ impl Lab {
             .env("CNI_PATH", "/opt/cni/bin")
     }
 
-    /// What a working agent answers, as far as the plugin can tell.
+    /// Returns the answer of a working agent, as far as the plugin can tell.
     pub(crate) fn serve(&self, call: Call) -> Answer {
         let mut held = self.spaces.added.lock().unwrap();
         Answer::Reply(match call {
@@ -105,7 +107,7 @@ impl Lab {
                 let collected = u32::from(gc.valid.is_empty() && held.take().is_some());
                 Reply::Collected(collected)
             }
-            // The link is left to the plugin: it has to see to it in any case.
+            // The stand-in leaves the link to the plugin, which must remove it in any case.
             Call::Del(_) => {
                 *held = None;
                 Reply::Deleted
@@ -139,13 +141,14 @@ impl Lab {
 impl Drop for Spaces {
     fn drop(&mut self) {
         for name in [&self.node, &self.pod] {
-            // One that was never made cannot be removed; the test has failed already then.
+            // A namespace that was never made cannot be removed. In that case the test has already
+            // failed.
             let _ = Command::new("ip").args(["netns", "del", name]).status();
         }
     }
 }
 
-/// A call of the plugin that is being put together.
+/// A call of the plugin, before it runs.
 pub(crate) struct PluginCall {
     plugin: Command,
     config: Value,
@@ -175,7 +178,7 @@ impl PluginCall {
         self
     }
 
-    /// Standard output is full from the start.
+    /// Makes standard output full from the start.
     pub(crate) fn without_reader(mut self) -> Self {
         self.reader = false;
         self
@@ -200,7 +203,7 @@ impl PluginCall {
     }
 }
 
-/// What a call came to.
+/// The outcome of a call.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) success: bool,
@@ -227,13 +230,13 @@ impl Output {
     }
 }
 
-/// What the stand-in for the agent does with a request.
+/// How the stand-in for the agent treats a request.
 #[derive(Clone)]
 pub(crate) enum Answer {
     Reply(Reply),
     Bytes(Vec<u8>),
     HangUp,
-    /// Never an answer, and the connection stays open.
+    /// No answer, and the connection stays open.
     Stall,
 }
 
@@ -241,7 +244,7 @@ pub(crate) fn failed(code: u32, message: &str) -> Answer {
     Answer::Reply(Reply::Failed(Failure { code, message: message.to_owned() }))
 }
 
-/// Speaks the protocol on the lab's socket until it is dropped.
+/// A stand-in for the agent, which speaks the protocol on the lab's socket until it is dropped.
 pub(crate) struct Agent {
     socket: PathBuf,
     requests: Arc<Mutex<Vec<Call>>>,
@@ -267,7 +270,7 @@ impl Agent {
         Agent { socket, requests, stop, thread: Some(thread) }
     }
 
-    /// What has been asked so far.
+    /// Returns the requests so far.
     pub(crate) fn requests(&self) -> Vec<Call> {
         self.requests.lock().unwrap().clone()
     }
@@ -276,7 +279,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        // Wakes the thread out of `accept`.
+        // Wakes the thread in `accept`.
         let _ = UnixStream::connect(&self.socket);
         let ended = self.thread.take().map(JoinHandle::join);
         let _ = std::fs::remove_file(&self.socket);
@@ -286,7 +289,7 @@ impl Drop for Agent {
     }
 }
 
-/// Serves one connection; returns it when it is to stay open.
+/// Serves one connection. Returns it if it must stay open.
 fn serve(
     mut stream: UnixStream,
     record: &Mutex<Vec<Call>>,
@@ -300,7 +303,8 @@ fn serve(
         Answer::Bytes(bytes) => {
             stream.write_all(&bytes).unwrap();
             stream.shutdown(std::net::Shutdown::Write).unwrap();
-            // Until the plugin hangs up: closing with its bytes unread would reset the connection.
+            // Waits until the plugin hangs up: closing with unread bytes would reset the
+            // connection.
             let _ = stream.read_to_end(&mut Vec::new());
         }
         Answer::HangUp => {}

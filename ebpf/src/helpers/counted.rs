@@ -1,4 +1,4 @@
-//! Helpers that count themselves.
+//! Kernel helpers that count their calls.
 #![expect(unsafe_code, reason = "helpers take raw pointers")]
 
 use aya_ebpf::{
@@ -10,21 +10,23 @@ use aya_ebpf::{
 };
 use podwire_common::helper::{HELPER_SLOTS, Helper};
 
-/// The calls so far. A plain array and not a per-CPU map: an addition to it takes no stack, of which the programs have nothing
-/// left, and no branch that the verifier would have to follow both ways.
+/// The number of calls of each helper. This is a plain array, not a per-CPU map: adding to it needs
+/// no stack, and the programs have none left. It also needs no branch that the verifier would
+/// follow both ways.
 #[cfg_attr(
     not(target_arch = "bpf"),
     expect(dead_code, reason = "clippy reads it as the host would compile it")
 )]
 static mut HELPER_CALLS: [u64; HELPER_SLOTS] = [0; HELPER_SLOTS];
 
-/// Counts a call that has just returned. At that place the registers of its arguments are free, and assembly keeps the compiler from
-/// carrying the array's address from one call to the next in registers that the programs need.
+/// Counts a call that has just returned: then the argument registers are free. With assembly, the
+/// compiler cannot keep the array's address in a register from one call to the next. The programs
+/// need those registers.
 #[inline(always)]
 pub fn add<const HELPER: usize>() {
     const { assert!(HELPER < HELPER_SLOTS) };
     #[cfg(target_arch = "bpf")]
-    // SAFETY: the slot is within the array, and nothing else of the program is touched.
+    // SAFETY: the slot is within the array, and the assembly touches nothing else of the program.
     unsafe {
         core::arch::asm!(
             "r1 = {calls} ll",
@@ -40,13 +42,13 @@ pub fn add<const HELPER: usize>() {
 
 macro_rules! helpers {
     ($($helper:ident: fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => { $(
-        /// The kernel's helper of this name.
+        /// Calls the kernel's helper of this name, and counts the call.
         ///
         /// # Safety
         /// Pointers are valid for what the helper does with them.
         #[inline(always)]
         pub unsafe fn $name($($argument: $type),*) -> $result {
-            // SAFETY: by the contract.
+            // SAFETY: the caller keeps this function's contract.
             let result = unsafe { aya_ebpf::helpers::generated::$name($($argument),*) };
             add::<{ Helper::$helper as usize }>();
             result

@@ -1,4 +1,4 @@
-//! Maps that count the operations on them: those of aya's types that the programs use.
+//! aya's map types that the programs use, with operations that count themselves.
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and with user space")]
 
 use core::borrow::Borrow;
@@ -11,7 +11,7 @@ use podwire_common::helper::Helper;
 
 use super::counted::add;
 
-/// A map of the object.
+/// A map of the object, with counted operations.
 #[derive(Clone, Copy)]
 pub struct Counted<M: 'static>(pub &'static M);
 
@@ -19,19 +19,20 @@ macro_rules! counted_hash {
     ($type:ident, $lookup:ident, $update:ident, $delete:ident) => {
         #[allow(dead_code, reason = "one set of operations for both kinds")]
         impl<K, V, const ENTRIES: usize, const FLAGS: usize> Counted<$type<K, V, ENTRIES, FLAGS>> {
-            /// The value of a key.
+            /// Returns the value of a key.
             ///
             /// # Safety
-            /// The element may be removed, written and used again while the reference is there.
+            /// The caller must allow for the element being removed, overwritten or reused while the
+            /// reference exists.
             #[inline(always)]
             pub unsafe fn get(self, key: impl Borrow<K>) -> Option<&'static V> {
-                // SAFETY: by the contract.
+                // SAFETY: the caller keeps this function's contract.
                 let result = unsafe { self.0.get(key) };
                 add::<{ Helper::$lookup as usize }>();
                 result
             }
 
-            /// Where the value of a key is.
+            /// Returns a pointer to the value of a key.
             #[inline(always)]
             pub fn get_ptr(self, key: impl Borrow<K>) -> Option<*const V> {
                 let result = self.0.get_ptr(key);
@@ -39,7 +40,7 @@ macro_rules! counted_hash {
                 result
             }
 
-            /// Where the value of a key is, to be written.
+            /// Returns a pointer for writing the value of a key.
             #[inline(always)]
             pub fn get_ptr_mut(self, key: impl Borrow<K>) -> Option<*mut V> {
                 let result = self.0.get_ptr_mut(key);
@@ -50,7 +51,7 @@ macro_rules! counted_hash {
             /// Writes an entry.
             ///
             /// # Errors
-            /// The helper's.
+            /// The helper's error code.
             #[inline(always)]
             pub fn insert(self, key: impl Borrow<K>, value: impl Borrow<V>, flags: u64) -> Result<(), i32> {
                 let result = self.0.insert(key, value, flags);
@@ -61,7 +62,7 @@ macro_rules! counted_hash {
             /// Removes an entry.
             ///
             /// # Errors
-            /// The helper's.
+            /// The helper's error code.
             #[inline(always)]
             pub fn remove(self, key: impl Borrow<K>) -> Result<(), i32> {
                 let result = self.0.remove(key);
@@ -76,7 +77,7 @@ counted_hash!(HashMap, HashLookup, HashUpdate, HashDelete);
 counted_hash!(LruHashMap, LruLookup, LruUpdate, LruDelete);
 
 impl<K, V, const ENTRIES: usize, const FLAGS: usize> Counted<LpmTrie<K, V, ENTRIES, FLAGS>> {
-    /// The value of the longest prefix that matches.
+    /// Returns the value of the longest prefix that matches.
     #[inline(always)]
     pub fn get(self, key: &Key<K>) -> Option<&'static V> {
         let result = self.0.get(key);
@@ -86,7 +87,7 @@ impl<K, V, const ENTRIES: usize, const FLAGS: usize> Counted<LpmTrie<K, V, ENTRI
 }
 
 impl<T, const ENTRIES: usize, const FLAGS: usize> Counted<Array<T, ENTRIES, FLAGS>> {
-    /// Where an element is, to be written.
+    /// Returns a pointer for writing an element.
     #[inline(always)]
     pub fn get_ptr_mut(self, index: u32) -> Option<*mut T> {
         let element = self.0.get_ptr_mut(index);
@@ -96,7 +97,7 @@ impl<T, const ENTRIES: usize, const FLAGS: usize> Counted<Array<T, ENTRIES, FLAG
 }
 
 impl<T, const ENTRIES: usize, const FLAGS: usize> Counted<PerCpuArray<T, ENTRIES, FLAGS>> {
-    /// Where this CPU's element is, to be written.
+    /// Returns a pointer for writing this CPU's element.
     #[inline(always)]
     pub fn get_ptr_mut(self, index: u32) -> Option<*mut T> {
         let result = self.0.get_ptr_mut(index);
@@ -106,15 +107,15 @@ impl<T, const ENTRIES: usize, const FLAGS: usize> Counted<PerCpuArray<T, ENTRIES
 }
 
 impl<const PROGRAMS: usize> Counted<ProgramArray<PROGRAMS>> {
-    /// Goes on with a program; comes back where there is none.
+    /// Continues with another program. Returns only if the array has no such program.
     ///
     /// # Safety
-    /// Nothing that is left behind has to be dropped.
+    /// No value of the calling program may need to be dropped.
     #[inline(always)]
     pub unsafe fn tail_call<C: EbpfContext>(self, ctx: &C, index: u32) {
-        // Before it, since it does not come back.
+        // Count first: a successful tail call does not return.
         add::<{ Helper::TailCall as usize }>();
-        // SAFETY: by the contract.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { self.0.tail_call(ctx, index) }
     }
 }

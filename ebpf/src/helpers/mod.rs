@@ -1,5 +1,6 @@
-//! Every helper of the kernel that the programs call, under the kernel's names, and every map: one place, so that a build with the
-//! feature `count-helpers` counts all calls. Without it, these are the helpers and aya's maps themselves.
+//! All kernel helpers that the programs call, under the kernel's names, and all maps. They are in
+//! one place so that a build with the feature `count-helpers` counts every call. Without the
+//! feature, these are the plain helpers and aya's plain maps.
 #![expect(clippy::disallowed_methods, reason = "the one place that calls them")]
 
 #[cfg(feature = "count-helpers")]
@@ -28,7 +29,7 @@ pub use counted::{
     bpf_skc_lookup_tcp,
 };
 
-/// Counts a call, in the build that counts.
+/// Counts a call, in a build with `count-helpers`.
 #[inline(always)]
 fn count<const HELPER: usize>() {
     #[cfg(feature = "count-helpers")]
@@ -45,8 +46,8 @@ macro_rules! maps {
     )* };
 }
 
-/// Declares maps. The static that the loader knows is within the constant: nothing gets at a map but through its counted
-/// operations.
+/// Declares maps. The constant hides the static that the loader knows, so programs reach a map only
+/// through its counted operations.
 #[cfg(feature = "count-helpers")]
 macro_rules! maps {
     ($($(#[$attribute:meta])* static $name:ident: $type:ty = $new:expr;)*) => { $(
@@ -61,7 +62,7 @@ macro_rules! maps {
 
 pub(crate) use maps;
 
-/// Declares the maps of rows of [`podwire_common::tables!`].
+/// Declares a map for each row of [`podwire_common::tables!`].
 macro_rules! tables {
     ($($owner:ident {
         $(#[doc = $doc:literal])+
@@ -76,7 +77,7 @@ macro_rules! tables {
     };
 }
 
-/// The type of a map of a kind.
+/// Expands to the type of a map of a kind.
 macro_rules! map_type {
     (Hash, $key:ty, $value:ty, $entries:expr) => {
         aya_ebpf::btf_maps::HashMap<$key, $value, { $entries }>
@@ -105,10 +106,10 @@ macro_rules! map_type {
 
 pub(crate) use {map_type, tables};
 
-/// `bpf_skb_store_bytes` of a whole value. Offset from the start of the frame.
+/// Calls `bpf_skb_store_bytes` with a whole value. `offset` counts from the start of the frame.
 ///
 /// # Errors
-/// The helper's.
+/// The helper's error code.
 #[inline(always)]
 pub fn store<T>(ctx: &TcContext, offset: usize, value: &T, flags: u64) -> Result<(), c_long> {
     let result = ctx.store(offset, value, flags);
@@ -116,10 +117,10 @@ pub fn store<T>(ctx: &TcContext, offset: usize, value: &T, flags: u64) -> Result
     result
 }
 
-/// `bpf_skb_adjust_room`.
+/// Calls `bpf_skb_adjust_room`.
 ///
 /// # Errors
-/// The helper's.
+/// The helper's error code.
 #[inline(always)]
 pub fn adjust_room(ctx: &TcContext, bytes: i32, mode: u32, flags: u64) -> Result<(), c_long> {
     let result = ctx.adjust_room(bytes, mode, flags);
@@ -127,10 +128,10 @@ pub fn adjust_room(ctx: &TcContext, bytes: i32, mode: u32, flags: u64) -> Result
     result
 }
 
-/// `bpf_l3_csum_replace`.
+/// Calls `bpf_l3_csum_replace`.
 ///
 /// # Errors
-/// The helper's.
+/// The helper's error code.
 #[inline(always)]
 pub fn l3_csum_replace(ctx: &TcContext, offset: usize, from: u64, to: u64, size: u64) -> Result<(), c_long> {
     let result = ctx.l3_csum_replace(offset, from, to, size);
@@ -138,10 +139,10 @@ pub fn l3_csum_replace(ctx: &TcContext, offset: usize, from: u64, to: u64, size:
     result
 }
 
-/// `bpf_l4_csum_replace`.
+/// Calls `bpf_l4_csum_replace`.
 ///
 /// # Errors
-/// The helper's.
+/// The helper's error code.
 #[inline(always)]
 pub fn l4_csum_replace(ctx: &TcContext, offset: usize, from: u64, to: u64, flags: u64) -> Result<(), c_long> {
     let result = ctx.l4_csum_replace(offset, from, to, flags);

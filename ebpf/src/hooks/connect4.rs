@@ -1,4 +1,4 @@
-//! A process connects a socket: cgroup, IPv4.
+//! cgroup hook for IPv4: a process connects a socket.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

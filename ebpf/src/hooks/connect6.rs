@@ -1,4 +1,4 @@
-//! A process connects a socket that takes IPv4 as well: cgroup, IPv6.
+//! cgroup hook for IPv6: a process connects a socket that takes IPv4 as well.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

@@ -1,4 +1,5 @@
-//! Nothing: what the kernel's statistics cost by themselves, for benches. Only in the build that counts.
+//! A program that does nothing. Benches measure with it what the kernel's statistics cost by
+//! themselves. Only in a build with `count-helpers`.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 

@@ -1,4 +1,4 @@
-//! What arrives from the network by a link without link header (tun, WireGuard, ppp): TC ingress of that link.
+//! TC ingress of an uplink without link header (tun, WireGuard, ppp): packets from the network.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::names::programs::Jump;

@@ -1,4 +1,4 @@
-//! What the VXLAN device has decapsulated: TC ingress of that device.
+//! TC ingress of the VXLAN device: packets that the device has decapsulated.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 

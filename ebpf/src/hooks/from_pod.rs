@@ -1,6 +1,8 @@
-//! What a pod sends: TC ingress of the host side of its veth pair. What is known of a packet's flow is followed at once; everything
-//! else is another program's: so a packet that is known passes by fewer instructions, and the rest has all of the verifier's limits
-//! for itself.
+//! TC ingress of the host side of a pod's veth pair: packets that the pod sends.
+//!
+//! The first program handles packets of known flows and leaves all others to a second program. So a
+//! packet of a known flow runs through fewer instructions, and the second program has all of the
+//! verifier's limits for itself.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
@@ -25,7 +27,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
     finish_or_jump(&ctx, known(&ctx), Jump::FromPodNew)
 }
 
-/// What is not known.
+/// The second program: packets without a known flow.
 #[classifier]
 pub fn from_pod_new(ctx: TcContext) -> i32 {
     finish(&ctx, verdict(&ctx))
@@ -44,7 +46,7 @@ fn known(ctx: &TcContext) -> Attempt {
     let mut place = Place::new();
     match place.load(ctx)?.parse(ctx) {
         Ok(packet) => fastpath::from_pod(ctx, packet, known),
-        // Named by the other program.
+        // The second program names the fault.
         Err(_) => Ok(Decision::NONE),
     }
 }
@@ -72,7 +74,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     {
         return Ok(verdict);
     }
-    // Before anything is looked up that a flow may be learnt from.
+    // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
     source::keep_to_limit(ctx, endpoint)?;

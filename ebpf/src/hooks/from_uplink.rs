@@ -1,4 +1,5 @@
-//! What arrives from the network: TC ingress of an uplink. What is not ours passes untouched.
+//! TC ingress of an uplink: packets from the network. Packets that do not concern Podwire pass
+//! unchanged.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
@@ -20,10 +21,11 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn verdict(ctx: &TcContext) -> Outcome {
-    // Another node's program may have set it, where the underlay is made of veth pairs.
+    // If the underlay consists of veth pairs, another node's program may have set the
+    // ready-to-leave mark.
     ctx.clear_ready_to_leave();
     let mut place = Place::new();
-    // What bears a VLAN tag belongs to another link, and the stack drops what is for another host.
+    // A frame with a VLAN tag belongs to another link. The stack drops frames for another host.
     if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() {
         return Ok(Verdict::PASS);
     }
@@ -32,7 +34,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     };
     match loaded.headers().ethertype.get() {
         ethertype::IPV4 => {}
-        // The kernel would take off a second tag too, behind this program's back.
+        // The kernel would take off the second tag too, unseen by this program.
         ethertype::VLAN | ethertype::SERVICE_VLAN if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
         _ => return Ok(Verdict::PASS),
     }
@@ -54,14 +56,14 @@ fn verdict(ctx: &TcContext) -> Outcome {
     if let Some(verdict) = fastpath::from_uplink(ctx, packet)?.verdict() {
         return Ok(verdict);
     }
-    // Before anything is looked up that a flow may be learnt from.
+    // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     let translation = if packet.is_whole() { translation::of(packet) } else { None };
     if let Some(entry) = &translation
         && entry.get().past_stack != 0
         && entry.get().reply != 0
     {
-        // A reply: it has been seen what the other end is, when the flow began.
+        // A reply: the programs found out what the other end is when the flow began.
         return inbound::follow(ctx, packet, entry);
     }
     let sender = maps::node(&packet.headers.source_address());
@@ -75,16 +77,17 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     if let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) {
         return match sender {
-            // Nobody else has this node's own addresses.
+            // No packet from outside may have one of this node's own addresses as its source.
             Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::PodSourceNotFromNode),
             Some(node) if maps::is_direct() && node.flags & NODE_IPSEC_PODS != 0 => Ok(Verdict::PASS),
             Some(node) if maps::is_direct() => direct::to_pod(ctx, packet, endpoint, Some(node)),
-            // What a router on the way says about a flow that went past the stack goes past it as well: connection
-            // tracking, which has not seen that flow, would call it invalid.
+            // A router's ICMP error about a flow that bypassed the stack bypasses it too: conntrack
+            // has not seen that flow and would call the error invalid.
             None if maps::is_direct() && stack_flow::is_error_about_direct(packet) => {
                 direct::to_pod(ctx, packet, endpoint, None)
             }
-            // From the world to a pod's own address: the host's routing decides, and the pod answers in its own name.
+            // From the world to a pod's own address: the host's routing decides, and the pod
+            // answers with its own address.
             _ => {
                 inbound::record(packet);
                 Ok(Verdict::PASS)
@@ -98,10 +101,12 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
 }
 
-/// Whether a VXLAN packet is for the program. Outer fragments are not: the host reassembles them for the VXLAN device.
+/// Returns whether this program handles a VXLAN packet. It leaves outer fragments to the host,
+/// which reassembles them for the VXLAN device.
 ///
 /// # Errors
-/// [`Drop::TunnelNotByUplink`]: the VXLAN device would take it from any link.
+/// [`Drop::TunnelNotByUplink`] when the packet came by a link that is no uplink. The VXLAN device
+/// would take it from any link.
 #[inline(always)]
 fn is_for_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<bool, Drop> {
     let destination = packet.headers.destination_address();

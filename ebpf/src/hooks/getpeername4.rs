@@ -1,4 +1,4 @@
-//! A process asks whom its socket is connected with: cgroup, IPv4.
+//! cgroup hook for IPv4: a process asks for the peer of its socket.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

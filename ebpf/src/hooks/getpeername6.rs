@@ -1,4 +1,4 @@
-//! A process asks whom its socket is connected with, which takes IPv4 as well: cgroup, IPv6.
+//! cgroup hook for IPv6: a process asks for the peer of its socket, which takes IPv4 as well.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

@@ -1,4 +1,4 @@
-//! A process is told where a datagram comes from: cgroup, IPv4.
+//! cgroup hook for IPv4: the kernel tells a process where a datagram comes from.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

@@ -1,4 +1,5 @@
-//! A process is told where a datagram comes from, by a socket that takes IPv4 as well: cgroup, IPv6.
+//! cgroup hook for IPv6: the kernel tells a process where a datagram comes from. The socket takes
+//! IPv4 as well.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

@@ -1,4 +1,5 @@
-//! A process sends a datagram to an address: cgroup, IPv4. An IPv6 socket's datagrams to IPv4 addresses come here, too.
+//! cgroup hook for IPv4: a process sends a datagram to an address. An IPv6 socket's datagrams to
+//! IPv4 addresses come here, too.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

@@ -1,4 +1,4 @@
-//! What the host stack sends to other nodes' pods: TC egress of the VXLAN device.
+//! TC egress of the VXLAN device: packets that the host stack sends to other nodes' pods.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
@@ -22,7 +22,8 @@ pub fn to_overlay(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn verdict(ctx: &TcContext) -> Outcome {
     if get_tunnel_key(ctx).is_some() {
-        // From another hook, which could not encapsulate itself: it set the key, and this is no stack flow.
+        // Another hook set the key, because it could not encapsulate the packet itself. The packet
+        // is no stack flow.
         return Ok(Verdict::PASS);
     }
     let mut place = Place::new();
@@ -47,7 +48,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     Ok(Verdict::stack(Path::StackToTunnel))
 }
 
-/// Whether the other nodes would drop this source: a VIP of this node, or an outside host.
+/// Returns whether the other nodes would drop this source: a VIP of this node, or an outside host.
 #[inline(always)]
 fn is_unknown_elsewhere(source: &Addr) -> bool {
     match maps::node(source) {

@@ -1,5 +1,6 @@
-//! What the host stack sends to a pod: TC egress of the host side of its veth pair. Packets that other programs deliver
-//! with `bpf_redirect_peer` do not come here; those that have to pass the link's queue bear a mark.
+//! TC egress of the host side of a pod's veth pair: packets that the host stack sends to the pod.
+//! Packets that other programs deliver with `bpf_redirect_peer` do not come here. Packets that they
+//! send through the link's queue come here with a mark.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::reason::Path;
@@ -19,7 +20,7 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn verdict(ctx: &TcContext) -> Outcome {
     if ctx.is_ready_to_leave() {
-        // The field crosses namespaces.
+        // Clear the mark: the field crosses network namespaces.
         ctx.clear_ready_to_leave();
         return Ok(Verdict::PASS);
     }
@@ -35,7 +36,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
     };
     let packet = loaded.parse(ctx)?;
     stack_flow::record(packet, &destination, &packet.headers.source_address());
-    // The link has no neighbour entries: the stack left its own address where the pod's belongs.
+    // The link has no neighbour entries, so the stack wrote the link's own address where the pod's
+    // belongs.
     local::address_to_pod(ctx, endpoint)?;
     Ok(Verdict::stack(Path::FromStack))
 }

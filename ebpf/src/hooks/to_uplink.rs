@@ -1,4 +1,6 @@
-//! What leaves for the network: TC egress of an uplink. A pod's address never leaves bare outside direct routing.
+//! TC egress of an uplink: packets that leave for the network. A packet leaves with a pod's address
+//! only if that is intended: by direct routing, to a network that is not masqueraded, or in a flow
+//! that an outside client began.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
@@ -18,7 +20,8 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
     finish(&ctx, verdict::<false>(&ctx))
 }
 
-/// The same of a link without link header (tun, WireGuard, ppp): a packet starts with its IP header.
+/// Does the same for an uplink without link header (tun, WireGuard, ppp), where a packet starts
+/// with its IP header.
 #[classifier]
 pub fn to_bare_uplink(ctx: TcContext) -> i32 {
     finish(&ctx, verdict::<true>(&ctx))
@@ -30,7 +33,7 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::PASS);
     }
     let mut place = Place::new();
-    // What bears a VLAN tag belongs to another link.
+    // A frame with a VLAN tag belongs to another link.
     if ctx.has_foreign_vlan_tag() {
         return Ok(Verdict::PASS);
     }
@@ -49,7 +52,8 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
         }
         let is_overlay_address = sender?;
         source::refuse_forwarded_tunnel(ctx, packet)?;
-        // Asked by its address among the pods, this node answers with it: the other end knows it by the tunnel only.
+        // This node answers with its overlay address if it was asked by that address. The other end
+        // accepts that address only from the tunnel.
         if is_overlay_address
             && !maps::is_direct()
             && let Some(node) = maps::node(&packet.headers.destination_address())
@@ -63,7 +67,8 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
     let destination = packet.headers.destination_address();
     match maps::node(&destination) {
         None => snat::out(ctx, packet),
-        // This node's own, but the host's routes lead it out: a dead pod's address, or one that the node had.
+        // The address is this node's own, but the host's routes lead out. It belonged to a pod that
+        // is gone, or the node had it before.
         Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::NoNodeForDestination),
         Some(node) => {
             source::refuse_tunnel_from_pod(packet, node)?;
@@ -81,10 +86,12 @@ fn into_tunnel<const BARE: bool>(ctx: &TcContext, packet: &mut Parsed, node: &No
     tunnel_out::from_stack(ctx, packet, node)
 }
 
-/// Whether the sender, no pod of this node, is the node's own address among its pods.
+/// Returns whether the sender, which is no pod of this node, is the node's own address among its
+/// pods.
 ///
 /// # Errors
-/// [`Drop::PodSourceUnknown`] for a pod address without a pod here: the pod is gone, or the host forwards another node's pod.
+/// [`Drop::PodSourceUnknown`] for a pod address without a pod here: the pod is gone, or the host
+/// forwards another node's pod.
 #[inline(always)]
 fn sender_is_overlay_address(headers: &Headers) -> Result<bool, Drop> {
     match maps::node(&headers.source_address()) {

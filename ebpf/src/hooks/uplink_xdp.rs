@@ -1,4 +1,5 @@
-//! Early drop of tunnel packets that `from_uplink` would refuse for their outer headers: XDP of an uplink, off by default.
+//! XDP of an uplink, off by default: drops tunnel packets early that `from_uplink` would refuse for
+//! their outer headers.
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use podwire_common::{addr::Be16, flow::protocol, reason::Drop};
@@ -21,7 +22,7 @@ fn verdict(ctx: &XdpContext) -> Result<(), Drop> {
     };
     let outer = &headers.outer;
     let port = Be16 { bytes: [headers.udp[2], headers.udp[3]] };
-    // With IP options the headers are elsewhere: `from_uplink` sees to it.
+    // IP options move the headers: `from_uplink` checks such packets.
     let is_tunnel = outer.is_ipv4()
         && outer.version_length == 0x45
         && outer.protocol == protocol::UDP

@@ -1,4 +1,4 @@
-//! Who began a flow: `BEGINNINGS`, `INBOUND_FLOWS`.
+//! First packets of flows, and flows that outside clients began: `BEGINNINGS`, `INBOUND_FLOWS`.
 
 use aya_ebpf::bindings::BPF_ANY;
 use podwire_common::abi::{Beginning, Flow, InboundFlow};
@@ -10,27 +10,28 @@ use super::{BEGINNINGS, INBOUND_FLOWS};
 #[inline(always)]
 pub fn note_beginning(beginning: &Beginning) {
     if let Some(noted) = BEGINNINGS.get_ptr_mut(0) {
-        // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these hooks.
+        // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these
+        // hooks.
         unsafe { *noted = *beginning };
     }
 }
 
-/// What this CPU noted last, if that is of this packet.
+/// Returns what this CPU noted last, if it is about this packet.
 #[inline(always)]
 pub fn noted_beginning(flow: &Flow, imprint: u32) -> Option<&'static Beginning> {
-    // SAFETY: as above.
+    // SAFETY: this CPU's own element; see `note_beginning`.
     let noted = BEGINNINGS.get_ptr_mut(0).map(|noted| unsafe { &*noted });
     noted.filter(|noted| noted.imprint == imprint && noted.flow == *flow)
 }
 
-/// Whether a flow was begun by somebody outside who reached the pod by its own address, no longer than `idle` nanoseconds
-/// ago; seen now.
+/// Returns whether an outside client began a flow through the pod's own address. The flow must have
+/// been seen within the last `idle` nanoseconds. Marks it as seen now.
 #[inline(always)]
 pub fn is_inbound_flow(flow: &Flow, idle: u64) -> bool {
     let Some(entry) = INBOUND_FLOWS.get_ptr_mut(flow) else {
         return false;
     };
-    // SAFETY: as for endpoints.
+    // SAFETY: a map element; see `endpoint`.
     unsafe {
         if now().wrapping_sub((*entry).last_seen) > idle {
             return false;
@@ -40,11 +41,12 @@ pub fn is_inbound_flow(flow: &Flow, idle: u64) -> bool {
     true
 }
 
-/// Records a pod's flow as one that somebody outside began. What does not fit is made room for.
+/// Records a pod's flow as one that an outside client began. If the map is full, the kernel evicts
+/// the least recently used entry.
 #[inline(always)]
 pub fn record_inbound_flow(flow: &Flow) {
     if let Some(entry) = INBOUND_FLOWS.get_ptr_mut(flow) {
-        // SAFETY: as for endpoints.
+        // SAFETY: a map element; see `endpoint`.
         unsafe { refresh(&raw mut (*entry).last_seen) };
         return;
     }

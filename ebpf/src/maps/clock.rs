@@ -4,30 +4,31 @@ use podwire_common::abi::KNOWN_FLOW_JIFFIES;
 
 use crate::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 
-/// Entries are refreshed no more often than this, so that CPUs that share a flow do not fight over a cache line.
+/// The shortest time between two refreshes of an entry, nanoseconds. It keeps CPUs that share a
+/// flow from fighting over a cache line.
 pub(super) const REFRESH_NS: u64 = 1_000_000_000;
 
-/// `CLOCK_MONOTONIC`, nanoseconds.
+/// Returns `CLOCK_MONOTONIC` in nanoseconds.
 #[inline(always)]
 pub fn now() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// A random number of the kernel's.
+/// Returns a random number from the kernel.
 #[inline(always)]
 pub fn random() -> u32 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_get_prandom_u32() }
 }
 
-/// Whether what was found out at a time, in jiffies, still counts.
+/// Returns whether an answer from the time `asked`, in jiffies, still counts.
 #[inline(always)]
 pub fn is_fresh(asked: u32) -> bool {
     jiffies().wrapping_sub(asked) < KNOWN_FLOW_JIFFIES
 }
 
-/// The kernel's coarse clock, its lower half.
+/// Returns the lower 32 bits of the kernel's coarse clock, in jiffies.
 #[inline(always)]
 pub fn jiffies() -> u32 {
     // SAFETY: a helper without arguments.
@@ -39,7 +40,7 @@ pub fn jiffies() -> u32 {
 #[inline(always)]
 pub(super) unsafe fn refresh(last_seen: *mut u64) {
     let now = now();
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps this function's contract.
     unsafe {
         if now.wrapping_sub(*last_seen) > REFRESH_NS {
             *last_seen = now;

@@ -1,4 +1,5 @@
-//! What the loader writes into the object: configuration, and the layout of the kernel's socket buffers.
+//! Data that the loader writes into the object: the configuration, and the layout of the kernel's
+//! socket buffers.
 
 use core::ptr::read_volatile;
 
@@ -8,7 +9,7 @@ use podwire_common::abi::{
 };
 use podwire_common::addr::Be16;
 
-// SAFETY: the loader writes it by this name before the program runs; nothing else bears the name.
+// SAFETY: the loader writes it by this name before the program runs. No other symbol has the name.
 #[unsafe(no_mangle)]
 static CONFIG: Config = Config {
     mode: MODE_VXLAN,
@@ -24,7 +25,7 @@ static CONFIG: Config = Config {
     netns_cookie: 0,
 };
 
-// SAFETY: as above.
+// SAFETY: the loader writes it by this name, as `CONFIG`. No other symbol has the name.
 #[unsafe(no_mangle)]
 static SKB_LAYOUT: SkbLayout = SkbLayout {
     window: 0,
@@ -38,78 +39,79 @@ static SKB_LAYOUT: SkbLayout = SkbLayout {
     gso_type: 0,
 };
 
-/// Whether pods' packets travel between nodes as they are, and not inside VXLAN.
+/// Returns whether pods' packets travel between nodes unencapsulated, not inside VXLAN.
 #[inline(always)]
 pub fn is_direct() -> bool {
-    // SAFETY: a static; volatile, because the loader's value is not the one that the compiler sees.
+    // SAFETY: a static. Volatile: the loader replaces the value that the compiler sees.
     unsafe { read_volatile(&raw const CONFIG.mode) == MODE_DIRECT }
 }
 
-/// Whether a remote pod's bare packet must come from its node's link address.
+/// Returns whether a remote pod's unencapsulated packet must come from its node's link address.
 #[inline(always)]
 pub fn checks_link_addresses() -> bool {
-    // SAFETY: as above.
+    // SAFETY: a static; volatile as in `is_direct`.
     unsafe { read_volatile(&raw const CONFIG.link_addresses) == LINK_ADDRESSES_CHECKED }
 }
 
-/// VXLAN network identifier, host order.
+/// Returns the VXLAN network identifier, host order.
 #[inline(always)]
 pub fn vni() -> u32 {
-    // SAFETY: a static; volatile, because the loader's value is not the one that the compiler sees.
+    // SAFETY: a static; volatile as in `is_direct`.
     unsafe { read_volatile(&raw const CONFIG.vni) }
 }
 
-/// The VXLAN device.
+/// Returns the ifindex of the VXLAN device.
 #[inline(always)]
 pub fn vxlan_ifindex() -> u32 {
-    // SAFETY: a static; volatile, because the loader's value is not the one that the compiler sees.
+    // SAFETY: a static; volatile as in `is_direct`.
     unsafe { read_volatile(&raw const CONFIG.vxlan_ifindex) }
 }
 
-/// UDP port of the tunnel.
+/// Returns the UDP port of the tunnel.
 #[inline(always)]
 pub fn vxlan_port() -> Be16 {
-    // SAFETY: a static; volatile, because the loader's value is not the one that the compiler sees.
+    // SAFETY: a static; volatile as in `is_direct`.
     unsafe { read_volatile(&raw const CONFIG.vxlan_port) }
 }
 
-/// First and last of the source ports that SNAT chooses from; host order.
+/// Returns the first and the last source port that SNAT chooses from, host order.
 #[inline(always)]
 pub fn snat_ports() -> (u16, u16) {
-    // SAFETY: as above.
+    // SAFETY: a static; volatile as in `is_direct`.
     unsafe {
         (read_volatile(&raw const CONFIG.snat_port_first), read_volatile(&raw const CONFIG.snat_port_last))
     }
 }
 
-/// First and last of Kubernetes' NodePorts; host order.
+/// Returns the first and the last port of Kubernetes' NodePort range, host order.
 #[inline(always)]
 pub fn node_ports() -> (u16, u16) {
-    // SAFETY: as above.
+    // SAFETY: a static; volatile as in `is_direct`.
     unsafe {
         (read_volatile(&raw const CONFIG.node_port_first), read_volatile(&raw const CONFIG.node_port_last))
     }
 }
 
-/// Whether the host's rules see the first packet of each of a pod's connections to the world.
+/// Returns whether the host's rules see the first packet of each connection from a pod to the
+/// world.
 #[inline(always)]
 pub fn asks_each_connection() -> bool {
-    // SAFETY: as above.
+    // SAFETY: a static; volatile as in `is_direct`.
     unsafe { read_volatile(&raw const CONFIG.ask) == ASK_EACH_CONNECTION }
 }
 
-/// The network namespace of this node.
+/// Returns the cookie of this node's network namespace.
 #[inline(always)]
 pub fn netns_cookie() -> u64 {
-    // SAFETY: as above.
+    // SAFETY: a static; volatile as in `is_direct`.
     unsafe { read_volatile(&raw const CONFIG.netns_cookie) }
 }
 
-/// Where the running kernel's socket buffers have what no context shows.
+/// Returns where the running kernel's socket buffer has the fields that no context shows.
 #[inline(always)]
 pub fn skb_layout() -> SkbLayout {
-    // Field by field: the verifier has to know each number.
-    // SAFETY: as above.
+    // Field by field: the verifier must know each number.
+    // SAFETY: a static; volatile as in `is_direct`.
     unsafe {
         SkbLayout {
             window: read_volatile(&raw const SKB_LAYOUT.window),

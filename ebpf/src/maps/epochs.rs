@@ -1,4 +1,4 @@
-//! What known flows depend on: `GENERATION`, `EPOCHS`.
+//! The numbers that make known flows stale: `GENERATION`, `EPOCHS`.
 
 use core::ptr::{read_volatile, write_volatile};
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -8,7 +8,8 @@ use podwire_common::epoch::{EPOCH_SLOTS, FLOW_SLOTS, GENERATION_AGENT, GENERATIO
 use super::clock::random;
 use super::{EPOCHS, GENERATION};
 
-/// The sum of the numbers in some slots; `None` never: the element is always there.
+/// Returns the sum of the numbers in some slots. It never returns `None`, because the element
+/// always exists.
 #[inline(always)]
 pub(super) fn sum_of_epochs(slots: &[u16; FLOW_SLOTS]) -> Option<u32> {
     let epochs = EPOCHS.get_ptr_mut(0)?;
@@ -18,16 +19,16 @@ pub(super) fn sum_of_epochs(slots: &[u16; FLOW_SLOTS]) -> Option<u32> {
     Some(epoch(a).wrapping_add(epoch(b)).wrapping_add(epoch(c)).wrapping_add(epoch(d)))
 }
 
-/// Where the number of a slot is.
+/// Returns a pointer to the number of a slot.
 #[inline(always)]
 pub(super) fn at(epochs: *mut [u32; EPOCH_SLOTS], slot: u16) -> *mut u32 {
     const { assert!(EPOCH_SLOTS.is_power_of_two()) };
-    // For the verifier: what a map holds may be any number.
+    // The mask is for the verifier: a slot that comes from a map may be any number.
     epochs.cast::<u32>().wrapping_add(usize::from(slot) & (EPOCH_SLOTS - 1))
 }
 
-/// A number that is another one as soon as anything has changed that flows are judged by. Read it before judging what
-/// may be learnt.
+/// Returns a number that changes with everything that verdicts on flows depend on. Read it before
+/// judging a packet from which a flow may be learnt.
 #[inline(always)]
 pub fn generation() -> u32 {
     GENERATION.get_ptr_mut(0).map_or(0, |numbers| {
@@ -38,10 +39,11 @@ pub fn generation() -> u32 {
     })
 }
 
-/// Forgets what is known of the flows that hold a slot of [`epoch`]. The caller has written the table before.
+/// Makes all known flows stale that hold this slot (see [`epoch`]). The caller has written the
+/// table before.
 #[inline(never)]
 pub fn forget_flows_of(slot: u16) {
-    // In the agent's order: see `learn_flow`.
+    // In the same order as the agent: see `learn_flow`.
     if let Some(numbers) = GENERATION.get_ptr_mut(0) {
         change(numbers.cast::<u32>().wrapping_add(GENERATION_PROGRAMS));
     }
@@ -51,8 +53,8 @@ pub fn forget_flows_of(slot: u16) {
     }
 }
 
-/// Makes a number another one. By chance and not by one: two CPUs may write at the same time, and the one that comes
-/// second must not bring an earlier number back.
+/// Changes a number. It adds a random value, not 1: two CPUs may write at the same time, and the
+/// second write must not restore an earlier number.
 #[inline(always)]
 fn change(number: *mut u32) {
     // SAFETY: an aligned word of an array, which lives as long as the program.

@@ -1,4 +1,4 @@
-//! What is known of flows that go past the host stack: `FLOWS`.
+//! Known flows, which bypass the host stack: `FLOWS`.
 
 use core::ptr::read_volatile;
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -11,17 +11,18 @@ use super::epochs::{generation, sum_of_epochs};
 use super::moments::moment;
 use super::{FLOWS, NEW_FLOW};
 
-/// As [`forget_flow`], of the flow's reverse.
-// A function of its own: the key would take its place on the stack of every caller.
+/// Forgets what is known of a flow's reverse direction.
+// Not inlined: the key would take stack in every caller.
 #[inline(never)]
 pub fn forget_reverse(flow: &Flow) {
     let _ = FLOWS.remove(flow.reversed().key());
 }
 
-/// What is known of a flow, if that still counts.
+/// Returns what is known of a flow, unless it is stale.
 #[inline(always)]
 pub fn known_flow(key: &FlowKey) -> Option<&'static KnownFlow> {
-    // SAFETY: as for endpoints; an element that is used again meanwhile is told by its key.
+    // SAFETY: a map element; see `endpoint`. The key in the element shows whether the kernel has
+    // reused it: see `is_still`.
     let known = unsafe { FLOWS.get(key) }?;
     if !is_fresh(known.asked) || known.epochs != sum_of_epochs(&known.slots)? {
         return None;
@@ -29,20 +30,21 @@ pub fn known_flow(key: &FlowKey) -> Option<&'static KnownFlow> {
     Some(known)
 }
 
-/// Whether an entry is this flow's at this moment: asked after everything that is taken from it has been read.
+/// Returns whether an entry still belongs to this flow. The caller asks after it has read
+/// everything that it takes from the entry.
 #[inline(always)]
 pub fn is_still(known: &KnownFlow, key: &FlowKey) -> bool {
     let key = (&raw const *key).cast::<u64>();
-    // SAFETY: a key, two aligned words.
+    // SAFETY: a key is two aligned words.
     is_still_words(known, unsafe { [*key, *key.add(1)] })
 }
 
-/// As [`is_still`], with the key read from memory: the compiler would put it together again, byte by byte, from what it
-/// was made of.
+/// Does the same as [`is_still`], but reads the key from memory. Otherwise the compiler would
+/// assemble the key again, byte by byte, from the values that it was made of.
 #[inline(always)]
 pub fn is_still_in_place(known: &KnownFlow, key: &FlowKey) -> bool {
     let key = (&raw const *key).cast::<u64>();
-    // SAFETY: as above.
+    // SAFETY: a key is two aligned words.
     is_still_words(known, unsafe { [read_volatile(key), read_volatile(key.add(1))] })
 }
 
@@ -50,24 +52,27 @@ pub fn is_still_in_place(known: &KnownFlow, key: &FlowKey) -> bool {
 fn is_still_words(known: &KnownFlow, key: [u64; 2]) -> bool {
     compiler_fence(Ordering::SeqCst);
     let now = (&raw const known.key).cast::<u64>();
-    // SAFETY: as above. Volatile: others write the entry meanwhile.
+    // SAFETY: a key is two aligned words. Volatile: other CPUs may write the entry meanwhile.
     unsafe { read_volatile(now) == key[0] && read_volatile(now.add(1)) == key[1] }
 }
 
-/// Where this CPU puts together what is to be learnt of a flow.
+/// Returns the place where this CPU assembles a flow that it learns.
 #[inline(always)]
 pub fn new_flow() -> Option<&'static mut KnownFlow> {
-    // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these hooks.
+    // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these
+    // hooks.
     NEW_FLOW.get_ptr_mut(0).map(|known| unsafe { &mut *known })
 }
 
-/// Learns a flow that was judged since a [`generation`], unless anything has changed since then. A loss costs time,
-/// nothing else.
+/// Learns a flow that was judged since the [`generation`] `since`, unless anything has changed
+/// since then. If the flow is not learnt, its next packets only take longer.
 ///
-/// The agent writes a table, then `GENERATION`, then `EPOCHS`. The program reads in the other order. A verdict that is
-/// older than the table's change was judged before `GENERATION` changed: if the second reading does not see that change,
-/// the epochs change after they were read here, and the entry ends with them. Processors that reorder reads make this
-/// nearly sure, not quite; what is learnt ends by itself after [`KNOWN_FLOW_JIFFIES`].
+/// The agent writes a table, then `GENERATION`, then `EPOCHS`. The program reads them in the
+/// opposite order. A verdict that is older than the table's change was made before `GENERATION`
+/// changed. If the second read of `GENERATION` does not see that change, `EPOCHS` changes after
+/// this function read it, and the entry becomes stale. On processors that reorder reads, this is
+/// nearly certain but not guaranteed. In any case an entry becomes stale after
+/// [`KNOWN_FLOW_JIFFIES`].
 #[expect(
     clippy::needless_borrows_for_generic_args,
     reason = "a copy of the key would take its place on the stack"
@@ -89,14 +94,14 @@ pub fn learn_flow(known: &mut KnownFlow, since: u32) {
     moment(3);
 }
 
-/// Forgets what was found out about a flow.
-// A function of its own: the key would take its place on the stack of every caller.
+/// Forgets what is known of a flow.
+// Not inlined: the key would take stack in every caller.
 #[inline(never)]
 pub fn forget_flow(flow: &Flow) {
     let _ = FLOWS.remove(flow.key());
 }
 
-/// As [`forget_flow`], by what was remembered: its key is on the stack already.
+/// Forgets a flow by its entry: the key in the entry takes no stack.
 #[expect(
     clippy::needless_borrows_for_generic_args,
     reason = "a copy of the key would take its place on the stack"

@@ -1,4 +1,5 @@
-//! hostPorts, and the sockets that were pointed at pods behind them: `FRONTENDS`, `REDIRECTED_SOCKETS`.
+//! hostPorts, and the sockets that were redirected to pods behind them: `FRONTENDS`,
+//! `REDIRECTED_SOCKETS`.
 
 use aya_ebpf::bindings::BPF_ANY;
 use podwire_common::abi::{Backend, Frontend, RedirectedSocket, SocketAddress};
@@ -6,40 +7,42 @@ use podwire_common::addr::{Addr, Be16};
 
 use super::{FRONTENDS, REDIRECTED_SOCKETS};
 
-/// Who answers at an address and port: by a hostIP that is this address, or one that stands for all. Whether the address is this
-/// node's is another question ([`is_own_address`]).
+/// Returns the backend of an address and port. Its hostIP is this address, or the one that stands
+/// for all addresses. The function does not check whether the address is this node's own: see
+/// [`is_own_address`].
 #[inline(always)]
 pub fn backend(address: &Addr, port: Be16, protocol: u8) -> Option<Backend> {
     let mut frontend = Frontend { address: *address, port, protocol, reserved: 0 };
-    // SAFETY: as for endpoints.
+    // SAFETY: a map element; see `endpoint`.
     if let Some(backend) = unsafe { FRONTENDS.get(frontend) } {
         return Some(*backend);
     }
     frontend.address = Addr::UNSPECIFIED;
-    // SAFETY: as for endpoints.
+    // SAFETY: a map element; see `endpoint`.
     unsafe { FRONTENDS.get(frontend) }.copied()
 }
 
-/// Where a process believes that a socket sends which was pointed at a pod.
+/// Returns the address that a process asked for, if its socket was redirected to a pod.
 #[inline(always)]
 pub fn redirected_socket(socket: &RedirectedSocket) -> Option<SocketAddress> {
-    // SAFETY: as for endpoints; an element that is reused meanwhile misleads one answer, as an eviction would.
+    // SAFETY: a map element; see `endpoint`. A reused LRU element makes one answer wrong, as an
+    // eviction does.
     unsafe { REDIRECTED_SOCKETS.get(socket) }.copied()
 }
 
-/// Remembers where a process believes that a socket sends.
+/// Remembers the address that a process asked for, for its redirected socket.
 ///
 /// # Errors
-/// The helper's: memory is short.
+/// The helper's error code: memory is short.
 #[inline(always)]
 pub fn remember_redirected_socket(socket: &RedirectedSocket, address: &SocketAddress) -> Result<(), i32> {
     REDIRECTED_SOCKETS.insert(socket, address, BPF_ANY.into())
 }
 
-/// Forgets what a process believed that a socket sends to, if anything is remembered.
+/// Forgets the address that a process asked for, if one is remembered.
 #[inline(always)]
 pub fn forget_redirected_socket(socket: &RedirectedSocket) {
-    // A lookup takes no lock, and nearly all find nothing.
+    // Look up first: a lookup takes no lock, and nearly all lookups find nothing.
     if redirected_socket(socket).is_some() {
         let _ = REDIRECTED_SOCKETS.remove(socket);
     }

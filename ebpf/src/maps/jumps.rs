@@ -1,14 +1,15 @@
-//! The programs that others go on with.
+//! Jumps from one program to another: `JUMPS`.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::names::programs::Jump;
 
 use super::JUMPS;
 
-/// Goes on with another program, and does not come back. Where the array does not hold it, nothing happens. Only for a hook's
-/// own function: Linux 6.1 takes no jump out of a function on every architecture.
+/// Continues with another program and does not return. If the array lacks that program, the
+/// function returns. Call it only from a hook's own function: on some architectures Linux 6.1
+/// refuses a tail call from a subprogram.
 #[inline(always)]
 pub fn jump(ctx: &TcContext, to: Jump) {
-    // SAFETY: no value of the programs has anything to be dropped.
+    // SAFETY: no value of the programs needs to be dropped.
     unsafe { JUMPS.tail_call(ctx, to as u32) }
 }

@@ -1,5 +1,6 @@
-//! Every map and its typed lookups; configuration, time and random numbers, which come from outside the packet as well.
-//! Nothing else touches a map. One file a concept; all maps are declared here.
+//! All maps and their typed lookups. Also configuration, time and random numbers, which come from
+//! outside the packet as well. No other module touches a map. Each concept has a file; all maps are
+//! declared here.
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and with user space")]
 
 mod beginnings;
@@ -52,13 +53,15 @@ pub use translations::{TranslationEntry, add_translation, remove_translation, tr
 podwire_common::tables!(helpers::tables);
 
 helpers::maps! {
-    // Where a CPU puts a flow together before it is in `FLOWS`: the stack has no room for it. Of this load alone, so no row.
+    // The place where a CPU assembles a flow before the flow is in `FLOWS`: the stack has no room
+    // for it. The map belongs to this load alone, so it has no row.
     static NEW_FLOW: PerCpuArray<KnownFlow, 1> = PerCpuArray::new();
-    // What programs go on with, by `Jump`. Of this load alone: it is full before one of its programs is attached.
+    // Targets of jumps, by `Jump`. The map belongs to this load alone: the loader fills it before
+    // it attaches one of its programs.
     static JUMPS: ProgramArray<{ Jump::ALL.len() }> = ProgramArray::new();
 }
 
-// What tests have written while a flow is learnt: see `moment`.
+// Writes that a test orders for moments of learning: see `moment`.
 #[cfg(feature = "count-helpers")]
 helpers::maps! {
     static LEARNING: Array<Moment, MOMENTS> = Array::new();

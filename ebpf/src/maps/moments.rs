@@ -1,4 +1,5 @@
-//! Moments of learning: in the build with `count-helpers` a test has others write just then.
+//! Moments of learning. In a build with `count-helpers`, a test chooses what the agent or another
+//! CPU seems to write at each of them.
 
 #[cfg(feature = "count-helpers")]
 use aya_ebpf::bindings::BPF_ANY;
@@ -8,12 +9,12 @@ use podwire_common::{abi::StackFlow, epoch::GENERATION_AGENT, helper::Moment};
 #[cfg(feature = "count-helpers")]
 use super::{EPOCHS, FLOWS, GENERATION, LEARNING, STACK_FLOWS, TRANSLATIONS, epochs::at};
 
-/// A moment of learning: a test may have told what somebody else writes just then.
+/// Does nothing. With `count-helpers`, it writes what a test has chosen for this moment.
 #[cfg(not(feature = "count-helpers"))]
 #[inline(always)]
 pub(super) const fn moment(_: u32) {}
 
-// Its operations are not counted: the released programs do nothing here.
+// The operations are not counted (`.0`), because the released programs do nothing here.
 #[cfg(feature = "count-helpers")]
 #[inline(never)]
 pub(super) fn moment(index: u32) {
@@ -29,7 +30,7 @@ pub(super) fn moment(index: u32) {
     }
     if let Some(epochs) = EPOCHS.0.get_ptr_mut(0) {
         let epoch = at(epochs, writes.slot as u16);
-        // SAFETY: as above.
+        // SAFETY: an aligned word that no agent writes in a test run.
         unsafe { *epoch = (*epoch).wrapping_add(writes.epoch) };
     }
     let flow = &writes.flow;

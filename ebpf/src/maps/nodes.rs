@@ -1,4 +1,5 @@
-//! Nodes, their links and the networks around them: `NODES`, `VTEPS`, `TUNNEL_PEERS`, `LINKS`, `NETWORKS`.
+//! Nodes, their links and the networks around them: `NODES`, `VTEPS`, `TUNNEL_PEERS`, `LINKS`,
+//! `NETWORKS`.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -8,38 +9,40 @@ use podwire_common::addr::Addr;
 
 use super::{LINKS, NETWORKS, NODES, TUNNEL_PEERS, VTEPS};
 
-/// The node that owns an address: by its podCIDR or as one of its own.
-// A function of its own: the key would take its place on the stack of every caller.
+/// Returns the node that owns an address: by its podCIDR, or as one of the node's own addresses.
+// Not inlined: the key would take stack in every caller.
 #[inline(never)]
 pub fn node(address: &Addr) -> Option<&'static Node> {
     NODES.get(&Key::new(128, (*address).into()))
 }
 
-/// The VXLAN device of a node with [`NODE_VTEP`](podwire_common::abi::NODE_VTEP), by its tunnel endpoint.
+/// Returns the VXLAN device of a node with [`NODE_VTEP`](podwire_common::abi::NODE_VTEP), by the
+/// node's tunnel endpoint.
 #[inline(always)]
 pub fn vtep(address: &Addr) -> Option<&'static Vtep> {
-    // SAFETY: as for endpoints.
+    // SAFETY: a map element; see `endpoint`.
     unsafe { VTEPS.get(address) }
 }
 
-/// Whether an underlay address is a node's.
+/// Returns whether an underlay address is a node's.
 #[inline(always)]
 pub fn is_tunnel_peer(address: &Addr) -> bool {
     TUNNEL_PEERS.get_ptr(address).is_some()
 }
 
-/// What a link of the host is for.
+/// Returns what a link of the host is for.
 #[inline(always)]
 pub fn link(ifindex: u32) -> Option<&'static Link> {
-    // SAFETY: as for endpoints.
+    // SAFETY: a map element; see `endpoint`.
     unsafe { LINKS.get(ifindex) }
 }
 
-/// Counts a packet that the programs dropped because the route leads by this link.
+/// Counts a packet that the programs dropped because its route leads out by this link.
 #[inline(always)]
 pub fn note_refused(ifindex: u32) {
     if let Some(link) = LINKS.get_ptr_mut(ifindex) {
-        // SAFETY: as for endpoints; an aligned word. Of two CPUs that count at once, one may be lost.
+        // SAFETY: an aligned word of a map element; see `endpoint`. If two CPUs count at once, one
+        // count may be lost.
         unsafe {
             let refused = &raw mut (*link).refused;
             write_volatile(refused, read_volatile(refused).wrapping_add(1));
@@ -47,20 +50,20 @@ pub fn note_refused(ifindex: u32) {
     }
 }
 
-/// What is said of the network of the world that an address is in: `NETWORK_*`, 0 of most.
-// A function of its own: the key would take its place on the stack of every caller.
+/// Returns the `NETWORK_*` flags of the outside network that contains an address; 0 for most.
+// Not inlined: the key would take stack in every caller.
 #[inline(never)]
 pub fn network(address: &Addr) -> u32 {
     NETWORKS.get(&Key::new(128, (*address).into())).map_or(0, |flags| *flags)
 }
 
-/// Whether pods keep their own addresses towards a destination.
+/// Returns whether pods keep their own addresses towards a destination.
 #[inline(always)]
 pub fn is_not_masqueraded(address: &Addr) -> bool {
     network(address) & NETWORK_KEEPS_ADDRESS != 0
 }
 
-/// Whether an address is one of this node itself.
+/// Returns whether an address is one of this node's own.
 #[inline(always)]
 pub fn is_own_address(address: &Addr) -> bool {
     const OWN: u32 = NODE_LOCAL | NODE_ADDRESS;

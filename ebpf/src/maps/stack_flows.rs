@@ -9,13 +9,14 @@ use super::flows::{forget_flow, forget_reverse};
 use super::shares::{give_back, take_share};
 use super::{E2BIG, STACK_FLOWS};
 
-/// Whether a flow must go through the host stack; seen now.
+/// Returns whether a flow must go through the host stack, and marks it as seen now.
 #[inline(always)]
 pub fn is_stack_flow(flow: &Flow) -> bool {
     let Some(entry) = STACK_FLOWS.get_ptr_mut(flow) else {
         return false;
     };
-    // SAFETY: as for endpoints; the timestamp is a single aligned word and any writer's value is a recent time.
+    // SAFETY: a map element; see `endpoint`. The timestamp is one aligned word, and every writer
+    // writes a recent time.
     unsafe { refresh(&raw mut (*entry).last_seen) };
     true
 }
@@ -23,7 +24,8 @@ pub fn is_stack_flow(flow: &Flow) -> bool {
 /// Records a flow of a pod of this node that must go through the host stack.
 ///
 /// # Errors
-/// [`E2BIG`] when the pod has its share of the map; the helper's: the map is full, or memory is short.
+/// [`E2BIG`] when the pod has its share of the map. Otherwise the helper's error code: the map is
+/// full, or memory is short.
 #[inline(always)]
 pub fn record_stack_flow(flow: &Flow, local_pod: &Addr) -> Result<(), i32> {
     if is_stack_flow(flow) {
@@ -36,13 +38,14 @@ pub fn record_stack_flow(flow: &Flow, local_pod: &Addr) -> Result<(), i32> {
         give_back_stack_flow(local_pod);
         return Err(error);
     }
-    // After it: who has not seen the one finds the other gone, and looks again after having added it.
+    // Forget only after the insert. A program that learns the flow at this moment first adds it and
+    // then looks for this entry (`check_again`). So one of the two removes the known flow.
     forget_flow(flow);
     forget_reverse(flow);
     Ok(())
 }
 
-// Functions of their own: the key would take its place on the stack of every caller.
+// Not inlined: the key would take stack in every caller.
 #[inline(never)]
 fn take_share_of_stack_flows(local_pod: &Addr) -> bool {
     take_share(&Holder::of_stack_flows(*local_pod), 1)

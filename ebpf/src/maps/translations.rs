@@ -1,4 +1,4 @@
-//! Flows and what they become: `TRANSLATIONS`.
+//! Address translations of flows: `TRANSLATIONS`.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use podwire_common::abi::{Flow, Translation};
@@ -7,22 +7,23 @@ use super::clock::{REFRESH_NS, jiffies, now};
 use super::flows::forget_flow;
 use super::{FLOWS, TRANSLATIONS};
 
-/// One half of a translation, as it is in the map.
+/// One half of a translation, in the map.
 pub struct TranslationEntry(*mut Translation);
 
 impl TranslationEntry {
-    /// The half itself. What its fields say does not change while it is there, but for state and time.
+    /// Returns the half. While it exists, only its state, its times and the flags `past_stack` and
+    /// `is_long` change.
     #[inline(always)]
     pub fn get(&self) -> &'static Translation {
-        // SAFETY: as for endpoints.
+        // SAFETY: a map element; see `endpoint`.
         unsafe { &*self.0 }
     }
 
-    /// Seen now, in this state: both halves.
+    /// Marks both halves as seen now, in this state.
     #[inline(always)]
     pub fn touch(&self, protocol: u8, state: u8) {
         let now = now();
-        // SAFETY: as for endpoints.
+        // SAFETY: a map element; see `endpoint`.
         let (last_seen, known) = unsafe { ((*self.0).last_seen, (*self.0).state) };
         if known == state && now.wrapping_sub(last_seen) <= REFRESH_NS {
             return;
@@ -31,18 +32,20 @@ impl TranslationEntry {
         touch_other(self.get(), protocol, now, state);
     }
 
-    /// Whether a packet of this half's direction has gone past the host stack before this one.
+    /// Returns whether an earlier packet of this half's direction has bypassed the host stack.
+    /// Notes that this packet does.
     #[inline(always)]
     pub fn mark_long(&self) -> bool {
         let was_long = self.get().is_long != 0;
         if !was_long {
-            // SAFETY: as for endpoints; a byte is written whole.
+            // SAFETY: a map element; see `endpoint`. A byte is written whole.
             unsafe { (*self.0).is_long = 1 };
         }
         was_long
     }
 
-    /// Whether the flow goes past the host stack from now on: both halves, and what was found out about them.
+    /// Sets in both halves whether the flow bypasses the host stack from now on. Forgets what is
+    /// known of both directions.
     #[inline(always)]
     pub fn set_past_stack(&self, flow: &Flow, past_stack: bool) {
         if (self.get().past_stack != 0) != past_stack {
@@ -50,16 +53,16 @@ impl TranslationEntry {
         }
     }
 
-    /// The host's rules have been asked about this half's first packet.
+    /// Notes that the host's rules have just been asked about this half's first packet.
     #[inline(always)]
     pub fn set_asked(&self) {
-        // SAFETY: as for endpoints; a word is written whole.
+        // SAFETY: a map element; see `endpoint`. A word is written whole.
         unsafe { (*self.0).asked = jiffies() };
     }
 
     #[inline(always)]
     fn set(&self, now: u64, state: u8) {
-        // SAFETY: as for endpoints; each field is written whole.
+        // SAFETY: a map element; see `endpoint`. Each field is written whole.
         unsafe {
             (*self.0).last_seen = now;
             (*self.0).state = state;
@@ -69,19 +72,19 @@ impl TranslationEntry {
 
 #[inline(never)]
 fn set_both_past_stack(half: *mut Translation, flow: &Flow, past_stack: u8) {
-    // SAFETY: as for endpoints; a byte is written whole.
+    // SAFETY: a map element; see `endpoint`. A byte is written whole.
     unsafe { (*half).past_stack = past_stack };
-    // SAFETY: as above.
+    // SAFETY: a map element; see `endpoint`.
     let other_flow = unsafe { &*half }.other_half(flow.protocol);
     if let Some(other) = translation(&other_flow) {
-        // SAFETY: as above.
+        // SAFETY: a map element; see `endpoint`. A byte is written whole.
         unsafe { (*other.0).past_stack = past_stack };
     }
     forget_flow(flow);
     forget_flow(&other_flow);
 }
 
-// A function of its own: the key would take its place on the stack of every caller.
+// Not inlined: the key would take stack in every caller.
 #[inline(never)]
 fn touch_other(half: &Translation, protocol: u8, now: u64, state: u8) {
     if let Some(other) = translation(&half.other_half(protocol)) {
@@ -89,7 +92,7 @@ fn touch_other(half: &Translation, protocol: u8, now: u64, state: u8) {
     }
 }
 
-/// The translation of a flow.
+/// Returns the translation of a flow.
 #[inline(always)]
 pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
     TRANSLATIONS.get_ptr_mut(flow).map(TranslationEntry)
@@ -102,7 +105,8 @@ pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
 #[inline(always)]
 pub fn add_translation(flow: &Flow, translation: &Translation) -> Result<(), i32> {
     TRANSLATIONS.insert(flow, translation, BPF_NOEXIST.into())?;
-    // No call of `forget_flow`: this is the deepest place, and before Linux 6.8 a call takes 32 bytes of stack at least.
+    // Do not call `forget_flow`: this is the deepest place, and before Linux 6.8 a call takes at
+    // least 32 bytes of stack.
     let _ = FLOWS.remove(flow.key());
     Ok(())
 }

@@ -21,12 +21,12 @@ pub struct Arp {
     protocol: Be16,
     lengths: [u8; 2],
     operation: Be16,
-    /// Who asks.
+    /// Link address of the host that asks.
     pub sender_mac: Mac,
-    /// Who asks, network order.
+    /// IPv4 address of the host that asks, network order.
     pub sender: [u8; 4],
     target_mac: Mac,
-    /// Who is asked for, network order.
+    /// IPv4 address that is asked for, network order.
     pub target: [u8; 4],
 }
 
@@ -42,7 +42,7 @@ impl Arp {
         ctx.load_at(OFFSET)
     }
 
-    /// Whether it is a request about IPv4 over Ethernet.
+    /// Returns whether the packet is a request about IPv4 over Ethernet.
     #[inline(always)]
     pub fn is_request(&self) -> bool {
         self.hardware.get() == 1

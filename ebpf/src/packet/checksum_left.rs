@@ -1,6 +1,7 @@
-//! The checksum that a packet's sender left to the kernel. No field of a program's context shows it,
-//! so the program reads it from the kernel's own socket buffer. The context's address is the
-//! buffer's; the verifier lets a program of CAP_PERFMON give it to `bpf_probe_read_kernel`.
+//! The checksum that a packet's sender left to the kernel. No field of a program's context shows
+//! it, so the program reads it from the kernel's own socket buffer. The address of the context is
+//! the address of the buffer. With CAP_PERFMON, the verifier lets a program pass it to
+//! `bpf_probe_read_kernel`.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -14,15 +15,14 @@ use crate::helpers::bpf_probe_read_kernel;
 /// `linux/skbuff.h`.
 const CHECKSUM_PARTIAL: u8 = 3;
 
-/// A part of `struct sk_buff`, aligned as there.
+/// A part of `struct sk_buff`, with the same alignment.
 #[repr(C, align(8))]
 struct Window([u8; SKB_WINDOW]);
 
-/// The checksum that is left, if any.
+/// Returns the checksum that is left to the kernel, if any.
 ///
 /// # Errors
-/// [`Drop::ChecksumNotOwn`] when the kernel does not let it be read, or the sum begins before the
-/// frame.
+/// [`Drop::ChecksumNotOwn`] when the kernel refuses the read, or the sum begins before the frame.
 #[inline(always)]
 pub fn checksum_left(ctx: &TcContext, layout: SkbLayout) -> Result<Option<ChecksumLeft>, Drop> {
     let mut window = Window([0; SKB_WINDOW]);
@@ -45,17 +45,17 @@ pub fn checksum_left(ctx: &TcContext, layout: SkbLayout) -> Result<Option<Checks
 }
 
 impl Window {
-    /// A byte, shifted so that the bit is its lowest.
+    /// Returns a byte, shifted so that `bit` becomes its lowest bit.
     #[inline(always)]
     fn bits(&self, bit: u16) -> u8 {
-        // SAFETY: the loader has seen that it is within; the verifier, which knows the number,
-        // refuses what is not.
+        // SAFETY: the loader has checked that the byte is within the window. The verifier knows the
+        // number and refuses one beyond the window.
         unsafe { *self.0.as_ptr().add(usize::from(bit / 8)) >> (bit % 8) }
     }
 
     #[inline(always)]
     fn u16_at(&self, offset: u16) -> u16 {
-        // SAFETY: as above; the kernel aligns it.
+        // SAFETY: within the window, see `bits`; the kernel aligns the field.
         unsafe { *self.0.as_ptr().add(offset.into()).cast() }
     }
 }

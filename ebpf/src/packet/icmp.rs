@@ -20,8 +20,8 @@ const TTL: u8 = 64;
 const DESTINATION_UNREACHABLE: u8 = 3;
 const FRAGMENTATION_NEEDED: u8 = 4;
 
-/// Turns the packet into the "fragmentation needed" that answers it in a router's name. The packet has an IPv4 header
-/// without options.
+/// Turns the packet into the "fragmentation needed" error that answers it in a router's name. The
+/// packet has an IPv4 header without options.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
@@ -60,7 +60,7 @@ pub fn too_big(
     answer.headers.checksum = checksum::of_ip(&answer.headers);
     answer.checksum = checksum::finish(checksum::add(0, &raw const answer.kind, ICMP));
 
-    // A large segment stops being one, and what does not fit the answer goes.
+    // Cut the packet to the length of the answer. A large segment becomes a single packet.
     // SAFETY: the context is valid.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, LENGTH as u32, 0) } != 0 {
         return Err(Drop::RewriteFailed);

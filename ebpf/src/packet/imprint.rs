@@ -1,4 +1,4 @@
-//! What a rule of the host may change of a packet besides its addresses and ports.
+//! The imprint of a packet: all that a rule of the host may change besides addresses and ports.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::flow::protocol;
@@ -6,28 +6,29 @@ use podwire_common::flow::protocol;
 use super::{Parsed, checksum};
 use crate::helpers::bpf_skb_load_bytes;
 
-/// Of a TCP header, options included (RFC 9293).
+/// Least and most bytes of a TCP header, options included (RFC 9293).
 const LEAST: u32 = 20;
 const MOST: u32 = 60;
 const WORDS: usize = MOST as usize / 4;
 
-/// A sum of a packet's traffic class, length and, with this time to live, of TCP the whole header: clamping a segment size changes it, and so
-/// does every other rule that rewrites a first packet.
-// A function of its own: the header would take its place on the stack of every caller.
+/// Returns a sum over a packet's traffic class, its length, the TTL `ttl`, and for TCP the whole
+/// header. A rule that clamps the segment size changes the sum, and so does every other rule that
+/// rewrites a first packet.
+// Not inlined: the header would take stack in every caller.
 #[inline(never)]
 pub fn imprint(ctx: &TcContext, packet: &Parsed, ttl: u8) -> u32 {
     let headers = &packet.headers;
     let sum = u32::from(headers.traffic_class) << 24
         | u32::from(ttl) << 16
         | u32::from(headers.total_length.be16());
-    // As the verifier is shown it; whole words, fifteen at most.
+    // The mask shows the verifier the bound: whole words, 15 at most.
     let length = packet.repeated_headers.wrapping_sub(headers.header_length()) & MOST;
     if headers.protocol != protocol::TCP || length < LEAST {
         return sum;
     }
     let mut header = [0u32; WORDS];
     let at = headers.transport_offset(packet.base);
-    // SAFETY: the context is valid, and the value is as large as the length may be.
+    // SAFETY: the context is valid, and `header` has room for the largest length.
     let code = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), at, header.as_mut_ptr().cast(), length) };
     if code != 0 {
         return sum;

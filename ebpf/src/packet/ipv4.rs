@@ -28,7 +28,8 @@ pub mod ethertype {
 
 const ETHERNET_LENGTH: u32 = 14;
 const MINIMUM_HEADER: u32 = 20;
-/// [`Parsed::base`] of a packet without link header: added to where an IP header is in a frame, it gives 0.
+/// [`Parsed::base`] of a packet without link header. Added to an IP header's place in a frame, it
+/// gives 0.
 const BARE: u32 = ETHERNET_LENGTH.wrapping_neg();
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
@@ -36,8 +37,8 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// `linux/skbuff.h`.
 const GSO_BY_FRAGS: u32 = 0xffff;
 
-/// An Ethernet header and the fixed part of an IPv4 header, as on the wire. For another EtherType only the first
-/// three fields mean anything.
+/// An Ethernet header and the fixed part of an IPv4 header, as on the wire. For another EtherType
+/// only the first three fields mean anything.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Headers {
@@ -45,89 +46,89 @@ pub struct Headers {
     pub destination_mac: Mac,
     /// Link source.
     pub source_mac: Mac,
-    /// What follows.
+    /// EtherType of what follows.
     pub ethertype: Be16,
     /// Version and header length in words.
     pub version_length: u8,
     /// DSCP and ECN.
     pub traffic_class: u8,
-    /// Header and payload.
+    /// Bytes of header and payload.
     pub total_length: Be16,
-    /// Of the datagram.
+    /// Identification of the datagram.
     pub identification: [u8; 2],
-    /// Flags and offset.
+    /// Fragment flags and offset.
     pub fragment: Be16,
     /// Time to live.
     pub ttl: u8,
     /// IP protocol number.
     pub protocol: u8,
-    /// Of the header.
+    /// Checksum of the header.
     pub checksum: Be16,
-    /// Network order.
+    /// Source address, network order.
     pub source: [u8; 4],
-    /// Network order.
+    /// Destination address, network order.
     pub destination: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Headers>() == 34);
 
 impl Headers {
-    /// Whether the frame says that it carries IPv4.
+    /// Returns whether the frame says that it carries IPv4.
     #[inline(always)]
     pub fn is_ipv4(&self) -> bool {
         self.ethertype.get() == ethertype::IPV4
     }
 
-    /// The address that the packet comes from.
+    /// Returns the address that the packet comes from.
     #[inline(always)]
     pub fn source_address(&self) -> Addr {
         Addr::from_v4(self.source)
     }
 
-    /// The address that the packet goes to.
+    /// Returns the address that the packet goes to.
     #[inline(always)]
     pub fn destination_address(&self) -> Addr {
         Addr::from_v4(self.destination)
     }
 
-    /// Whether the destination is a group: 224.0.0.0/4.
+    /// Returns whether the destination is a multicast group: 224.0.0.0/4.
     #[inline(always)]
     pub fn is_multicast(&self) -> bool {
         self.destination[0] & 0xf0 == 0xe0
     }
 
-    /// Bytes of IPv4 header, options included.
+    /// Returns the bytes of the IPv4 header, options included.
     #[inline(always)]
     pub fn header_length(&self) -> u32 {
         u32::from(self.version_length & 0xf) * 4
     }
 
-    /// Where the transport header begins, in a frame that starts at `base`.
+    /// Returns the offset of the transport header, in a frame that starts at `base`.
     #[inline(always)]
     pub fn transport_offset(&self, base: u32) -> u32 {
         base.wrapping_add(ETHERNET_LENGTH) + self.header_length()
     }
 
-    /// Whether the sender forbids fragments.
+    /// Returns whether the sender forbids fragmentation.
     #[inline(always)]
     pub fn dont_fragment(&self) -> bool {
         self.fragment.get() & DONT_FRAGMENT != 0
     }
 
-    /// The bytes from [`Self::version_length`] to [`Self::destination`].
+    /// Returns the bytes from [`Self::version_length`] to [`Self::destination`].
     #[inline(always)]
     fn ip_header(&mut self) -> &mut [u8; MINIMUM_HEADER as usize] {
-        // SAFETY: they are the last of the structure, which is as it is on the wire.
+        // SAFETY: they are the last bytes of the structure, which has the layout of the wire.
         unsafe { &mut *(&raw mut *self).byte_add(ETHERNET_LENGTH as usize).cast() }
     }
 
-    /// The IP header, addresses aside.
+    /// Returns the IP header without its addresses.
     #[inline(always)]
     pub fn fixed_part(&self) -> FixedPart {
         self.fixed_part_with(self.ttl, self.checksum)
     }
 
-    /// The IP header, addresses aside, with one taken from the time to live.
+    /// Returns the IP header without its addresses, with the TTL decremented.
     #[inline(always)]
     pub fn decremented(&self) -> FixedPart {
         let (ttl, checksum) = self.after_hop();
@@ -148,7 +149,7 @@ impl Headers {
         }
     }
 
-    /// Time to live and checksum, with one taken from the former.
+    /// Returns TTL and checksum, with the TTL decremented.
     #[inline(always)]
     fn after_hop(&self) -> (u8, Be16) {
         let ttl = self.ttl - 1;
@@ -164,7 +165,8 @@ impl Headers {
         self.source_mac = macs.source;
     }
 
-    /// Takes one from the time to live, as a router does (RFC 1812 section 5.3.1). The caller has seen that it is above 1.
+    /// Decrements the TTL, as a router does (RFC 1812 section 5.3.1). The caller has checked that
+    /// it is above 1.
     #[inline(always)]
     pub fn decrement_ttl(&mut self) {
         (self.ttl, self.checksum) = self.after_hop();
@@ -178,7 +180,7 @@ impl Headers {
         self.replace_in_checksum(old, u16::from_ne_bytes([self.version_length, class]));
     }
 
-    /// Both words in network order.
+    /// Updates the checksum for a changed word. Both words are in network order.
     #[inline(always)]
     pub fn replace_in_checksum(&mut self, old: u16, new: u16) {
         self.checksum = self.replaced_checksum(old, new);
@@ -189,14 +191,14 @@ impl Headers {
         Be16 { bytes: csum::replace(self.checksum.be16(), old, new).to_ne_bytes() }
     }
 
-    /// Both addresses in network order.
+    /// Updates the checksum for a changed address. Both addresses are in network order.
     #[inline(always)]
     pub fn replace_address_in_checksum(&mut self, old: [u8; 4], new: [u8; 4]) {
         self.replace_in_checksum(u16::from_ne_bytes([old[0], old[1]]), u16::from_ne_bytes([new[0], new[1]]));
         self.replace_in_checksum(u16::from_ne_bytes([old[2], old[3]]), u16::from_ne_bytes([new[2], new[3]]));
     }
 
-    /// Which part of its datagram the packet is.
+    /// Returns which part of its datagram the packet is.
     #[inline(always)]
     pub fn fragment_part(&self) -> Fragment {
         let fragment = self.fragment.get();
@@ -209,7 +211,7 @@ impl Headers {
         }
     }
 
-    /// What names the datagram that a fragment belongs to.
+    /// Returns the key of the datagram that a fragment belongs to.
     #[inline(always)]
     pub fn fragment_key(&self) -> FragmentKey {
         FragmentKey {
@@ -241,21 +243,22 @@ pub struct FixedPart {
 pub enum Fragment {
     /// Not fragmented.
     Whole,
-    /// Bears the ports.
+    /// The first fragment, which carries the ports.
     First,
-    /// Bears none.
+    /// A later fragment, which does not carry the ports.
     Later,
 }
 
-/// A packet of which nothing is known: the place for one. 512 bytes of stack are all there is, so what is loaded and what is parsed
-/// stay where they are and become other types.
+/// The place for a packet that is not loaded yet. The stack has only 512 bytes. So a packet stays
+/// in its place when it is loaded and parsed, and only its type changes.
 pub struct Place(Parsed);
 
 impl Place {
-    /// An empty one.
+    /// Returns an empty place.
     #[inline(always)]
     pub fn new() -> Self {
-        // SAFETY: zeros are a value of every field. Field by field, the compiler would make it elsewhere on the stack first.
+        // SAFETY: zeros are a valid value of every field. If the fields were set one by one, the
+        // compiler would first make the value elsewhere on the stack.
         Self(unsafe { core::mem::zeroed() })
     }
 
@@ -269,7 +272,8 @@ impl Place {
         Ok(Loaded { packet: &mut self.0 })
     }
 
-    /// As [`Self::load`], of a packet that starts with its IP header. The link addresses are unspecified.
+    /// Loads the headers of a packet that starts with its IP header. The link addresses are
+    /// unspecified.
     ///
     /// # Errors
     /// [`Drop::Truncated`] when the packet is shorter than an IPv4 header.
@@ -282,14 +286,14 @@ impl Place {
     }
 }
 
-/// A packet with its headers as they are on the wire; nothing is checked yet.
+/// A packet with loaded headers, not yet checked.
 pub struct Loaded<'a> {
     packet: &'a mut Parsed,
 }
 
-/// What could not be parsed, and why.
+/// A packet that could not be parsed, and the reason.
 pub struct Faulty<'a> {
-    /// As they were loaded.
+    /// The headers as they were loaded.
     pub headers: &'a Headers,
     /// The fault.
     pub reason: Drop,
@@ -303,17 +307,17 @@ impl From<Faulty<'_>> for Drop {
 }
 
 impl<'a> Loaded<'a> {
-    /// What was loaded.
+    /// Returns the loaded headers.
     #[inline(always)]
     pub fn headers(&self) -> &Headers {
         &self.packet.headers
     }
 
-    /// Checks the headers, which say IPv4, and reads the 5-tuple.
+    /// Checks the headers and reads the 5-tuple. The caller has checked that the EtherType is IPv4.
     ///
     /// # Errors
-    /// [`Drop::BadIpHeader`] for a version, header length or total length that cannot be; [`Drop::Truncated`] when the
-    /// packet ends before a header does.
+    /// [`Drop::BadIpHeader`] for an impossible version, header length or total length;
+    /// [`Drop::Truncated`] when the packet ends before a header does.
     #[inline(always)]
     pub fn parse(self, ctx: &TcContext) -> Result<&'a mut Parsed, Faulty<'a>> {
         match self.packet.parse(ctx) {
@@ -326,45 +330,48 @@ impl<'a> Loaded<'a> {
 /// A checked IPv4 packet.
 #[repr(C)]
 pub struct Parsed {
-    /// As on the wire.
+    /// The headers as on the wire.
     pub headers: Headers,
-    /// Its 5-tuple; of an ICMP error, the 5-tuple that the error follows: its inner packet's, reversed. Ports of a later
-    /// fragment are not known here and 0.
+    /// The packet's 5-tuple. For an ICMP error it is the reversed 5-tuple of the quoted packet,
+    /// which is the flow that the error follows. The ports of a later fragment are not known here
+    /// and are 0.
     pub flow: Flow,
-    /// Where the frame starts, bytes. Where there is no link header: as far before the IP header as if there were one, modulo 2³².
+    /// Where the frame starts, bytes. Without a link header, the value is as if the IP header came
+    /// after one, modulo 2³².
     pub base: u32,
-    /// IP header and payload of the packet, or of the whole large segment.
+    /// Bytes of IP header and payload, of the packet or of the whole large segment.
     pub length: u32,
-    /// IP and transport headers that every segment of a large segment repeats.
+    /// Bytes of the IP and transport headers that each segment of a large segment repeats.
     pub repeated_headers: u32,
-    /// 0 unless TCP.
+    /// TCP flags; 0 for other protocols.
     pub tcp_flags: u8,
     /// Whether it is an ICMP error.
     pub is_error: bool,
     /// Whether it is an ICMP echo or timestamp, a request or a reply.
     pub is_query: bool,
-    /// Whether it is a first fragment, and a later one came before it.
+    /// Whether it is a first fragment that came after a later one.
     pub is_overtaken: bool,
-    /// When its judging began: a number of the caller's.
+    /// The generation when the programs began to judge the packet; the caller sets it.
     pub generation: u32,
 }
 
 impl Parsed {
-    /// Loads the headers of the frame that starts at `base`, within this packet, in its place.
+    /// Loads the headers of the inner frame that starts at `base`, in place of this packet's
+    /// headers.
     ///
     /// # Errors
     /// [`Drop::Truncated`] when there is no IPv4 header over Ethernet.
     #[inline(always)]
     pub fn load_inner(&mut self, ctx: &TcContext, base: u32) -> Result<Loaded<'_>, Drop> {
         self.base = base;
-        // All that parsing may leave as it is.
+        // Reset all fields that parsing may leave unchanged.
         (self.flow.source_port, self.flow.destination_port) = (Be16::ZERO, Be16::ZERO);
         (self.tcp_flags, self.is_error, self.is_query, self.is_overtaken) = (0, false, false, false);
         ctx.read_into(base, &mut self.headers)?;
         Ok(Loaded { packet: self })
     }
 
-    /// Gives a packet that has none a link header.
+    /// Adds a link header to a packet that has none.
     ///
     /// # Errors
     /// [`Drop::RewriteFailed`].
@@ -374,7 +381,8 @@ impl Parsed {
         link_header::add(ctx)
     }
 
-    // In place and a function of its own, as all that need much stack: 512 bytes are all there is, and siblings share.
+    // Works in place and is not inlined, as all functions that need much stack: the stack has only
+    // 512 bytes, and functions that are called one after the other share it.
     #[inline(never)]
     fn parse(&mut self, ctx: &TcContext) -> Result<(), Drop> {
         let header_length = self.headers.header_length();
@@ -382,7 +390,8 @@ impl Parsed {
             return Err(Drop::BadIpHeader);
         }
         let available = ctx.bytes().wrapping_sub(self.base.wrapping_add(ETHERNET_LENGTH));
-        // The length field of a large segment is rewritten when it is cut: what counts is what is there.
+        // The kernel rewrites the length field of a large segment when it cuts the segment. Until
+        // then only the actual length counts.
         self.length =
             if ctx.segment_payload() != 0 { available } else { u32::from(self.headers.total_length.get()) };
         if self.length < header_length {
@@ -401,7 +410,7 @@ impl Parsed {
         self.parse_transport(ctx, self.length - header_length)
     }
 
-    /// Whether it is TCP or UDP, without fragments and IP options.
+    /// Returns whether it is TCP or UDP, without fragments and IP options.
     #[inline(always)]
     pub fn is_whole(&self) -> bool {
         self.headers.version_length == 0x45
@@ -409,18 +418,20 @@ impl Parsed {
             && matches!(self.headers.protocol, protocol::TCP | protocol::UDP)
     }
 
-    /// Whether it is the first packet of a TCP connection.
+    /// Returns whether it is the first packet of a TCP connection.
     #[inline(always)]
     pub fn begins_connection(&self) -> bool {
         self.flow.protocol == protocol::TCP && self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
-    /// The largest IP packet that leaves on the wire: a segment of a large segment, or the packet itself.
+    /// Returns the bytes of the largest IP packet that leaves on the wire: a segment of a large
+    /// segment, or the packet itself.
     #[inline(always)]
     pub fn wire_length(&self, ctx: &TcContext) -> u32 {
         match ctx.segment_payload() {
             0 => self.length,
-            // Segments of different sizes (SCTP): the kernel knows them, this program does not.
+            // Segments of different sizes (SCTP): the kernel knows the sizes, but this program does
+            // not.
             GSO_BY_FRAGS => self.repeated_headers,
             payload => self.repeated_headers + payload,
         }
@@ -463,8 +474,8 @@ impl Parsed {
         Ok(())
     }
 
-    /// Takes the 5-tuple, reversed, of the packet that an ICMP error quotes: its IP header and at least 8 bytes more
-    /// (RFC 792).
+    /// Reads the reversed 5-tuple of the packet that an ICMP error quotes. The quote has the IP
+    /// header and at least 8 bytes more (RFC 792).
     #[inline(always)]
     fn parse_quote(&mut self, ctx: &TcContext, offset: u32, available: u32) -> Result<(), Drop> {
         let quoted: QuotedIpv4 = load_within(ctx, offset, available)?;
@@ -548,7 +559,8 @@ struct Icmp {
 }
 
 impl Icmp {
-    /// Destination unreachable, source quench, redirect, time exceeded, parameter problem.
+    /// Returns whether it is an error: destination unreachable, source quench, redirect, time
+    /// exceeded or parameter problem.
     #[inline(always)]
     fn is_error(&self) -> bool {
         matches!(self.kind, 3 | 4 | 5 | 11 | 12)
@@ -559,7 +571,8 @@ impl Icmp {
         matches!(self.kind, 0 | 8 | 13 | 14)
     }
 
-    /// Source and destination "ports" as [`Flow`] has them: the identifier on the side that asks.
+    /// Returns the source and destination "ports" as in [`Flow`]: the identifier is the port of the
+    /// side that asks.
     #[inline(always)]
     fn ports(&self) -> (Be16, Be16) {
         match self.kind {
@@ -587,7 +600,7 @@ pub(super) struct QuotedIpv4 {
 }
 
 impl QuotedIpv4 {
-    /// Bytes of a header, options included, by its first byte.
+    /// Returns the bytes of a header, options included, from its first byte.
     #[inline(always)]
     pub(super) fn length_of(version_length: u8) -> u32 {
         u32::from(version_length & 0xf) * 4

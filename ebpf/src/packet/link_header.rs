@@ -1,4 +1,4 @@
-//! Packets of links that have no link header.
+//! Link headers for packets of links that have none.
 
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use podwire_common::{
@@ -19,12 +19,12 @@ struct LinkHeader {
 
 const _: () = assert!(size_of::<LinkHeader>() == 14);
 
-/// Puts an Ethernet header with unspecified addresses in front of an IPv4 packet. The kernel takes it off again when the packet goes to
-/// the host stack or leaves by a link without one.
+/// Puts an Ethernet header with unspecified addresses in front of an IPv4 packet. The kernel
+/// removes it when the packet goes to the host stack or leaves by a link without link header.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
-// A function of its own: the header would take its place on the stack of `to_bare_uplink`.
+// Not inlined: the header would take stack in `to_bare_uplink`.
 #[inline(never)]
 pub fn add(ctx: &TcContext) -> Result<(), Drop> {
     // SAFETY: the context is valid.

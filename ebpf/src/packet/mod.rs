@@ -1,4 +1,5 @@
-//! Bytes only: checked loads, and the only stores, checksum fixes and redirects. No maps, no policy.
+//! Bytes only: checked loads, and the only stores, checksum fixes and redirects. No maps, no
+//! policy.
 #![expect(
     unsafe_code,
     reason = "kernel helpers and the fields of the context are reached through raw pointers"

@@ -1,5 +1,6 @@
-//! The packets that most are: TCP or UDP in the midst of its flow, without fragments, IP options and tags, its headers in one piece. Read in
-//! place, by few instructions.
+//! Plain packets, the most frequent ones: TCP or UDP in the middle of a flow, without fragments, IP
+//! options and tags, with the headers in one piece. The programs read them in place, with few
+//! instructions.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -16,7 +17,7 @@ use super::{Skb, ethertype};
 const ETHERNET_LENGTH: usize = 14;
 const UDP_END: usize = 42;
 const TCP_END: usize = 54;
-/// Flags and offset that a whole datagram does not have: more fragments, offset.
+/// Flags and offset that are 0 in a whole datagram: more fragments, and the fragment offset.
 const FRAGMENT: u16 = 0x3fff;
 
 /// A plain packet, in the frame.
@@ -25,7 +26,7 @@ pub struct Plain {
     frame: *const u8,
 }
 
-/// The front of a frame, up to within the source address: what a hop changes of it.
+/// The front of a frame, up to the middle of the source address. A hop changes only fields in it.
 #[repr(C, align(4))]
 struct Front {
     macs: Macs,
@@ -41,7 +42,8 @@ struct Front {
 }
 
 impl Plain {
-    /// The frame's packet if it is a plain one that may travel on. Anything else, faults included, is for [`Parsed`](super::Parsed).
+    /// Returns the frame's packet if it is a plain one that may travel on. All others, faulty
+    /// packets included, are for [`Parsed`](super::Parsed).
     #[inline(always)]
     pub fn of(ctx: &TcContext) -> Option<Self> {
         let (start, end) = (ctx.data(), ctx.data_end());
@@ -68,7 +70,7 @@ impl Plain {
             protocol::UDP => UDP_END,
             _ => return None,
         };
-        // The length field of a large segment is rewritten when it is cut.
+        // The kernel rewrites the length field of a large segment when it cuts the segment.
         if ctx.segment_payload() == 0 {
             let length = usize::from(u16::from_be(plain.u16_at::<16>())) + ETHERNET_LENGTH;
             if length < headers || length > ctx.bytes() as usize {
@@ -78,7 +80,7 @@ impl Plain {
         Some(plain)
     }
 
-    /// Its flow.
+    /// Returns the key of the packet's flow.
     #[inline(always)]
     pub fn key(&self) -> FlowKey {
         FlowKey {
@@ -90,16 +92,17 @@ impl Plain {
         }
     }
 
-    /// Whether a link address is the frame's sender.
+    /// Returns whether the frame comes from a link address.
     #[inline(always)]
     pub fn is_from(&self, mac: &Mac) -> bool {
         let words: *const u16 = core::ptr::from_ref(mac).cast();
-        // SAFETY: three aligned words. Volatile: the compiler would read them at once and take them apart again.
+        // SAFETY: three aligned words. Volatile: otherwise the compiler would read them at once and
+        // take them apart again.
         let word = |index| unsafe { words.add(index).read_volatile() };
         self.u16_at::<6>() == word(0) && self.u16_at::<8>() == word(1) && self.u16_at::<10>() == word(2)
     }
 
-    /// Takes one from the time to live, as a router does, and gives the frame other link addresses.
+    /// Decrements the TTL, as a router does, and replaces the frame's link addresses.
     ///
     /// # Errors
     /// [`Drop::RewriteFailed`].
@@ -134,19 +137,21 @@ impl Plain {
     #[inline(always)]
     fn u8_at<const OFFSET: usize>(&self) -> u8 {
         const { assert!(OFFSET < TCP_END) };
-        // SAFETY: within the headers that `of` has seen; the verifier refuses what is beyond the frame.
+        // SAFETY: within the headers that `of` has checked. The verifier refuses a read beyond the
+        // frame.
         unsafe { *self.frame.add(OFFSET) }
     }
 
     #[inline(always)]
     fn u16_at<const OFFSET: usize>(&self) -> u16 {
-        // SAFETY: as above. No frame begins at an odd address.
+        // SAFETY: within the headers, see `u8_at`. No frame begins at an odd address.
         unsafe { *self.frame.add(OFFSET).cast() }
     }
 
     #[inline(always)]
     fn u32_at<const OFFSET: usize>(&self) -> u32 {
-        // SAFETY: as above. Machines that can read words at aligned addresses only have IP headers there.
+        // SAFETY: within the headers, see `u8_at`. On machines that can read only aligned words, IP
+        // headers are aligned.
         unsafe { *self.frame.add(OFFSET).cast() }
     }
 }

@@ -1,4 +1,4 @@
-//! Translation of ICMP errors: what matters is the packet that they quote (RFC 5508 section 4.2).
+//! Translation of ICMP errors, by the packet that they quote (RFC 5508 section 4.2).
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{abi::Translation, addr::Be16, csum, flow::protocol, reason::Drop};
@@ -13,8 +13,9 @@ const DESTINATION: u32 = 16;
 const ICMP_HEADER: u32 = 8;
 const ICMP_CHECKSUM: u32 = 2;
 
-/// The quoted packet travels against the flow: what the flow comes from is where that was going. The error itself comes from, or
-/// goes to, whoever it does: of its own addresses only an end of the flow is translated.
+/// Translates an ICMP error. The quoted packet travelled against the flow: the flow's source is the
+/// quoted packet's destination. The error itself may come from and go to any address. Its own
+/// address is translated only if it is an end of the flow.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
@@ -39,12 +40,12 @@ pub fn translate(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(
     Ok(())
 }
 
-/// Addresses and checksum of the quoted IP header.
+/// Translates addresses and checksum of the quoted IP header.
 #[inline(never)]
 fn translate_header(ctx: &TcContext, packet: &Parsed, to: &Translation, icmp: u32) -> Result<(), Drop> {
     let start = icmp + ICMP_HEADER;
     let from = &packet.flow;
-    // One after the other: what is read before a helper call takes its place on the stack during the call.
+    // One after the other: a value that is read before a helper call takes stack during the call.
     store_quad(ctx, icmp, start + SOURCE, from.destination.v4(), to.destination.v4())?;
     store_quad(ctx, icmp, start + DESTINATION, from.source.v4(), to.source.v4())?;
     let old: Be16 = ctx.load_at(start + CHECKSUM)?;
@@ -53,7 +54,8 @@ fn translate_header(ctx: &TcContext, packet: &Parsed, to: &Translation, icmp: u3
     store_word(ctx, icmp, start + CHECKSUM, old, Be16::new(checksum))
 }
 
-/// Ports and checksum of the quoted packet. The quote may end before a TCP checksum: 8 bytes are all that RFC 792 asks for.
+/// Translates ports and checksum of the quoted packet. The quote may end before a TCP checksum:
+/// RFC 792 asks for only 8 bytes.
 #[inline(never)]
 fn translate_transport(ctx: &TcContext, packet: &Parsed, to: &Translation, icmp: u32) -> Result<(), Drop> {
     let version_length: u8 = ctx.load_at(icmp + ICMP_HEADER)?;
@@ -85,7 +87,7 @@ fn translate_transport(ctx: &TcContext, packet: &Parsed, to: &Translation, icmp:
     store_word(ctx, icmp, transport + destination_at, from.source_port, to.source_port)
 }
 
-/// A word of the quote. The error's own checksum covers all that it quotes.
+/// Stores a word of the quote. The error's own checksum covers the whole quote.
 #[inline(always)]
 fn store_word(ctx: &TcContext, icmp: u32, at: u32, old: Be16, new: Be16) -> Result<(), Drop> {
     if old == new {
@@ -110,7 +112,7 @@ fn cover(ctx: &TcContext, icmp: u32, old: u64, new: u64, size: u64) -> Result<()
         .map_err(|_| Drop::RewriteFailed)
 }
 
-/// An address of the error's own header. ICMP has no pseudo header.
+/// Replaces an address of the error's own header. ICMP has no pseudo header.
 #[inline(always)]
 fn replace_own(ctx: &TcContext, header: u32, at: u32, old: [u8; 4], new: [u8; 4]) -> Result<(), Drop> {
     if old == new {

@@ -1,4 +1,4 @@
-//! Where a packet leaves.
+//! Route lookups and redirects.
 
 use aya_ebpf::{
     EbpfContext,
@@ -19,30 +19,30 @@ use crate::helpers::{self, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 
 const AF_INET: u8 = FAMILY_IPV4 as u8;
 
-// A next hop is handed to the kernel as it is.
+// The kernel takes a next hop in this layout.
 const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
 
 /// A question to the kernel's routing table, and its answer.
 pub struct Way {
     /// The link to leave by; in the answer, the one that the route names.
     pub ifindex: u32,
-    /// Of the IP packet, bytes: only this lookup, unlike a redirect, knows path MTU exceptions. 0: not asked. In the answer: what the path
-    /// takes.
+    /// Bytes of the IP packet; 0: not asked. This lookup knows path MTU exceptions, but a redirect
+    /// does not. In the answer: the largest IP packet that the path takes.
     pub length: u32,
-    /// IPv4.
+    /// Source address, IPv4.
     pub source: Addr,
-    /// IPv4.
+    /// Destination address, IPv4.
     pub destination: Addr,
-    /// In the answer: the router, or the destination itself where there is none on the way.
+    /// In the answer: the router, or the destination itself if there is no router on the way.
     pub next_hop: NextHop,
-    /// In the answer: the next hop's link address as far as the kernel knows it, else zeros.
+    /// In the answer: the next hop's link address, or zeros if the kernel does not know it.
     pub next_hop_mac: Mac,
 }
 
-/// What the kernel's routing table says of a [`Way`].
+/// The kernel's answer to a [`Way`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Lookup {
-    /// There is one.
+    /// There is a route.
     Found,
     /// The path takes no more than [`Way::length`] bytes of IP packet.
     TooBig,
@@ -51,7 +51,7 @@ pub enum Lookup {
 }
 
 impl Way {
-    /// A question.
+    /// Makes a question to the kernel.
     #[inline(always)]
     pub fn new(ifindex: u32, source: Addr, destination: Addr, length: u32) -> Self {
         Self {
@@ -64,19 +64,19 @@ impl Way {
         }
     }
 
-    /// A way that was found before.
+    /// Returns a route that was found before.
     #[inline(always)]
     pub fn known(ifindex: u32, next_hop: NextHop, source: Addr, destination: Addr) -> Self {
         Self { ifindex, length: 0, source, destination, next_hop, next_hop_mac: Mac::default() }
     }
 
-    /// Asks the kernel for the way out by this link.
+    /// Asks the kernel for the route out by this link.
     #[inline(always)]
     pub fn look_up(&mut self, ctx: &TcContext) -> Lookup {
         self.ask(ctx, BPF_FIB_LOOKUP_OUTPUT)
     }
 
-    /// Asks the kernel for the way by whichever link its routes say, as for a packet that came in by this link.
+    /// Asks the kernel for the route by any link, as for a packet that came in by this link.
     #[inline(always)]
     pub fn look_up_any(&mut self, ctx: &TcContext) -> Lookup {
         self.ask(ctx, 0)
@@ -91,19 +91,21 @@ impl Way {
         query.__bindgen_anon_1.tot_len = self.length as u16;
         query.__bindgen_anon_3.ipv4_src = self.source.v4_be32();
         query.__bindgen_anon_4.ipv4_dst = self.destination.v4_be32();
-        // SAFETY: the context is valid, the size is that of the query.
+        // SAFETY: the context is valid, the size is the query's.
         let code = unsafe {
             helpers::bpf_fib_lookup(ctx.as_ptr(), &raw mut query, size_of::<bpf_fib_lookup>() as i32, flags)
         };
         match code as u32 {
-            // Without a link address there is a way all the same: the kernel asks for it.
+            // NO_NEIGH is a route too: the kernel resolves the link address later.
             BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
                 self.ifindex = query.ifindex;
-                // SAFETY: as below; where a length was asked for, the path's MTU is there now.
+                // SAFETY: the union has only integers. If a length was asked for, the helper wrote
+                // the path's MTU there.
                 self.length = unsafe { query.__bindgen_anon_1.mtu_result }.into();
                 self.next_hop.family = query.family.into();
                 // An IPv4 route may lead by an IPv6 router.
-                // SAFETY: the helper wrote the next hop, of either family, into the members of this union.
+                // SAFETY: the helper wrote the next hop, of either family, into the members of this
+                // union.
                 self.next_hop.address = unsafe { query.__bindgen_anon_4.ipv6_dst };
                 self.next_hop_mac = Mac { bytes: query.dmac };
                 Lookup::Found
@@ -117,15 +119,15 @@ impl Way {
         }
     }
 
-    /// Sends the packet this way.
+    /// Sends the packet along this route.
     #[inline(always)]
     pub fn leave(&self, ctx: &TcContext) -> i32 {
         leave(ctx, self.ifindex, &self.next_hop)
     }
 }
 
-/// Out of an uplink. The kernel resolves the next hop and writes the link header: so its neighbour entry is used, and asked
-/// for again when it is old.
+/// Sends the packet out of an uplink. The kernel resolves the next hop and writes the link header.
+/// So the kernel uses its neighbour entry, and asks for the neighbour again when the entry is old.
 #[inline(always)]
 pub fn leave(ctx: &TcContext, uplink: u32, next_hop: &NextHop) -> i32 {
     ctx.set_ready_to_leave();
@@ -138,8 +140,9 @@ pub fn leave(ctx: &TcContext, uplink: u32, next_hop: &NextHop) -> i32 {
     unsafe { bpf_redirect_neigh(uplink, parameters, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
 }
 
-/// The source that the kernel's routes choose for a destination by the link of the hook: that of the route, or the address of the
-/// link that fits the next hop. `None` where the kernel cannot say (before 6.7) or has no route.
+/// Returns the source that the kernel's routes choose for a destination by the hook's link: the
+/// route's source, or the link's address that fits the next hop. Returns `None` if the kernel
+/// cannot say (before Linux 6.7) or has no route.
 #[inline(never)]
 pub fn source_towards(ctx: &TcContext, destination: &Addr) -> Option<Addr> {
     // SAFETY: all fields are integers or unions of them.
@@ -147,7 +150,7 @@ pub fn source_towards(ctx: &TcContext, destination: &Addr) -> Option<Addr> {
     query.family = AF_INET;
     query.ifindex = ctx.ifindex();
     query.__bindgen_anon_4.ipv4_dst = destination.v4_be32();
-    // SAFETY: the context is valid, the size is that of the query.
+    // SAFETY: the context is valid, the size is the query's.
     let code = unsafe {
         helpers::bpf_fib_lookup(
             ctx.as_ptr(),
@@ -161,14 +164,14 @@ pub fn source_towards(ctx: &TcContext, destination: &Addr) -> Option<Addr> {
     (code as u32 == BPF_FIB_LKUP_RET_SUCCESS && source != 0).then(|| Addr::from_v4(source.to_ne_bytes()))
 }
 
-/// Out of a link; the link header is complete.
+/// Sends the packet out of a link. Its link header is complete.
 #[inline(always)]
 pub fn redirect(ifindex: u32) -> i32 {
     // SAFETY: a helper on integers.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
-/// Into the other end of a veth pair, as if it had just arrived there.
+/// Sends the packet into the other end of a veth pair, as if it had just arrived there.
 #[inline(always)]
 pub fn redirect_peer(ifindex: u32) -> i32 {
     // SAFETY: a helper on integers.

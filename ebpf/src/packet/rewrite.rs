@@ -19,7 +19,7 @@ const TTL: u32 = IP + 8;
 const CHECKSUM: u32 = IP + 10;
 const SOURCE: u32 = IP + 12;
 const DESTINATION: u32 = IP + 16;
-/// Of an ICMP echo, from the start of its header.
+/// Offset of the identifier in an ICMP echo, from the start of the ICMP header.
 const IDENTIFIER: u32 = 4;
 
 /// Sets both link addresses.
@@ -31,7 +31,7 @@ pub fn set_macs(ctx: &TcContext, macs: Macs) -> Result<(), Drop> {
     ctx.store_at(0, &macs)
 }
 
-/// The IP header as it is now, addresses aside.
+/// Returns the current IP header without its addresses.
 ///
 /// # Errors
 /// [`Drop::Truncated`].
@@ -40,7 +40,7 @@ pub fn fixed_part(ctx: &TcContext) -> Result<FixedPart, Drop> {
     ctx.load_at(IP)
 }
 
-/// Sets the IP header, addresses aside.
+/// Writes the IP header without its addresses.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -49,7 +49,7 @@ pub fn set_fixed_part(ctx: &TcContext, header: &FixedPart) -> Result<(), Drop> {
     ctx.store_at(IP, header)
 }
 
-/// Takes one from the time to live, as a router does. The caller has seen that it is above 1.
+/// Decrements the TTL, as a router does. The caller has checked that it is above 1.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -61,7 +61,7 @@ pub fn decrement_ttl(ctx: &TcContext, headers: &Headers, base: u32) -> Result<()
     ctx.store_at(base + TTL, &[changed.ttl, changed.protocol, checksum[0], checksum[1]])
 }
 
-/// Gives a plain TCP or UDP packet another source, and takes one from its time to live.
+/// Gives a plain TCP or UDP packet another source, and decrements its TTL.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -78,8 +78,8 @@ pub fn readdress_source(ctx: &TcContext, packet: &mut Parsed, source: Quad, port
     ctx.store_at(TTL, &[headers.ttl, headers.protocol, sum, sum2, a, b, c, d])
 }
 
-/// Gives a plain TCP or UDP packet another destination, takes one from its time to live, and writes the link addresses that its
-/// headers have.
+/// Gives a plain TCP or UDP packet another destination, decrements its TTL, and writes the link
+/// addresses of its headers.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -100,7 +100,7 @@ pub fn readdress_destination(
     ctx.store_at(0, headers)
 }
 
-/// The pseudo header's part of the transport checksum.
+/// Replaces an address in the transport checksum, which covers the pseudo header.
 #[inline(always)]
 fn replace_in_transport(ctx: &TcContext, packet: &Parsed, old: [u8; 4], address: Quad) -> Result<(), Drop> {
     let Some((checksum_at, flags)) = transport_checksum(packet) else {
@@ -110,11 +110,12 @@ fn replace_in_transport(ctx: &TcContext, packet: &Parsed, old: [u8; 4], address:
     replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | 4)
 }
 
-/// Rewrites a packet's flow: addresses, and ports or ICMP identifier where the packet bears them. Of an ICMP error it
-/// rewrites the quoted packet, and of its own addresses those that are the flow's.
+/// Rewrites a packet's flow: addresses, and ports or ICMP identifier if the packet carries them. In
+/// an ICMP error it rewrites the quoted packet. Of the error's own addresses, it rewrites those
+/// that are the flow's.
 ///
 /// # Errors
-/// [`Drop::RewriteFailed`], [`Drop::Truncated`].
+/// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn translate(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
     match podwire_translate(ctx.skb.skb, packet, to) {
@@ -143,7 +144,7 @@ fn translate_here(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<
     translate_port(ctx, packet, 2, packet.flow.destination_port, to.destination_port)
 }
 
-/// `at`: where the address is in a frame that starts at 0.
+/// Translates an address. `at`: its place in a frame that starts at 0.
 #[inline(always)]
 fn translate_end(
     ctx: &TcContext,
@@ -167,8 +168,8 @@ fn translate_end(
     ctx.store_at(packet.base.wrapping_add(at), &address.v4())
 }
 
-/// `place`: 0 for the source's port, 2 for the destination's. The identifier of an ICMP echo is the port of the side that
-/// asks, wherever that is.
+/// Translates a port. `place`: 0 for the source's port, 2 for the destination's. The identifier of
+/// an ICMP echo is the port of the side that asks, whichever side that is.
 #[inline(always)]
 fn translate_port(ctx: &TcContext, packet: &Parsed, place: u32, old: Be16, port: Be16) -> Result<(), Drop> {
     if old == port {
@@ -182,7 +183,8 @@ fn translate_port(ctx: &TcContext, packet: &Parsed, place: u32, old: Be16, port:
     ctx.store_at(packet.headers.transport_offset(packet.base) + place, &port)
 }
 
-/// Where the checksum is that covers ports, and how the kernel is to treat it. A later fragment has neither.
+/// Returns the offset of the checksum that covers the ports, and the flags with which the kernel
+/// updates it. A later fragment has neither ports nor checksum.
 #[inline(always)]
 fn transport_checksum(packet: &Parsed) -> Option<(u32, u32)> {
     if matches!(packet.headers.fragment_part(), Fragment::Later) {
@@ -191,9 +193,10 @@ fn transport_checksum(packet: &Parsed) -> Option<(u32, u32)> {
     let transport = packet.headers.transport_offset(packet.base);
     Some(match packet.flow.protocol {
         protocol::TCP => (transport + 16, 0),
-        // Zero means "none" and stays so (RFC 768).
+        // A zero checksum means "none" and stays zero (RFC 768).
         protocol::UDP => (transport + 6, BPF_F_MARK_MANGLED_0),
-        // Whatever part of the payload it covers, it covers the pseudo header and the ports (RFC 3828).
+        // It covers the pseudo header and the ports, however much of the payload it covers
+        // (RFC 3828).
         protocol::UDP_LITE => (transport + 6, 0),
         protocol::ICMP => (transport + 2, 0),
         _ => return None,

@@ -1,4 +1,4 @@
-//! The socket buffer that a TC program is given.
+//! The socket buffer of a TC program.
 
 use core::{mem::MaybeUninit, ptr::copy_nonoverlapping};
 
@@ -13,52 +13,57 @@ const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
 /// The bits of a VLAN tag that name the VLAN.
 const VLAN_ID: u32 = 0x0fff;
-/// Written into `tc_index`, which nothing else on a packet's way from hook to hook uses. Not the mark: that is seen by
-/// every rule of the host.
+/// The mark of a packet that is ready to leave, in `tc_index`. Nothing else uses that field on a
+/// packet's way from hook to hook. It is not in the packet mark, because every rule of the host
+/// sees that.
 const READY: u32 = 0x7077;
-/// The same place, another word.
+/// The mark of a flow's first packet, in the same field.
 const BEGINS: u32 = 0x7078;
 
-/// Offsets that the verifier is shown to be small; all headers are within, whatever options they have.
+/// Mask that shows the verifier a small offset. All headers are within it, whatever options they
+/// have.
 const NEAR: u32 = 0xff;
 
 /// Loads, stores and fields of a socket buffer.
 ///
-/// Helpers read and write paged data as well as linear, and unclone before a write. [`Skb::read_into`] spares a call. Stores do not:
-/// a program with a direct write anywhere unclones every packet before it starts, which costs as much and is done again by the helpers that
-/// follow.
+/// Helpers read and write paged data as well as linear data, and unclone the packet before a write.
+/// [`Skb::read_into`] avoids a helper call, but stores do not. A program with a direct write
+/// anywhere makes the kernel unclone every packet before the program starts. That costs as much as
+/// the call, and the helpers that follow do it again.
 pub trait Skb {
-    /// Length of the frame.
+    /// Returns the length of the frame.
     fn bytes(&self) -> u32;
-    /// The link that the hook is on.
+    /// Returns the link that the hook is on.
     fn ifindex(&self) -> u32;
-    /// What the packet is, by its link.
+    /// Returns the packet's EtherType, as its link found it.
     fn ethertype(&self) -> u16;
-    /// Whether a VLAN tag was taken out of the frame by the link.
+    /// Returns whether the link took a VLAN tag out of the frame.
     fn has_vlan_tag(&self) -> bool;
-    /// Whether the frame belongs to a VLAN. A tag of VLAN 0 only bears a priority: the kernel takes the frame as untagged
-    /// (IEEE 802.1Q section 6.8).
+    /// Returns whether the frame belongs to a VLAN. A tag of VLAN 0 carries only a priority: the
+    /// kernel treats the frame as untagged (IEEE 802.1Q section 6.8).
     fn has_foreign_vlan_tag(&self) -> bool;
-    /// The link by which the packet came to this host; 0 when it did not: a socket's, or the VXLAN
-    /// device's.
+    /// Returns the link by which the packet came to this host. It is 0 if the packet comes from a
+    /// socket or from the VXLAN device.
     fn ingress_ifindex(&self) -> u32;
-    /// Whether the link found the frame addressed to this host, and not to a group.
+    /// Returns whether the link found the frame addressed to this host, not to a group.
     fn is_for_this_host(&self) -> bool;
-    /// Whether the link found the frame addressed to another host.
+    /// Returns whether the link found the frame addressed to another host.
     fn is_for_another_host(&self) -> bool;
-    /// Payload bytes per segment of a large segment; 0 for a single packet.
+    /// Returns the payload bytes per segment of a large segment; 0 for a single packet.
     fn segment_payload(&self) -> u32;
     /// Loads a value at an offset from the start of the frame.
     ///
     /// # Errors
     /// [`Drop::Truncated`] when the frame ends before.
     fn load_at<T>(&self, offset: u32) -> Result<T, Drop>;
-    /// As [`Self::load_at`], in place: for values that are large beside the 512 bytes of stack.
+    /// Loads a value in place, as [`Self::load_at`] does, for values that are large compared with
+    /// the 512 bytes of stack.
     ///
     /// # Errors
     /// [`Drop::Truncated`] when the frame ends before.
     fn load_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop>;
-    /// As [`Self::load_into`], without a helper's call where the data is linear: for what every packet is asked.
+    /// Loads a value in place, without a helper call if the data is linear. Use it for values that
+    /// are read from every packet.
     ///
     /// # Errors
     /// [`Drop::Truncated`] when the frame ends before.
@@ -68,17 +73,22 @@ pub trait Skb {
     /// # Errors
     /// [`Drop::RewriteFailed`] when the kernel refuses.
     fn store_at<T>(&self, offset: u32, value: &T) -> Result<(), Drop>;
-    /// Says to [`Self::is_ready_to_leave`], further on this packet's way, that a program of ours has made it ready.
+    /// Marks the packet as made ready by one of these programs. [`Self::is_ready_to_leave`] sees
+    /// the mark further on the packet's way.
     fn set_ready_to_leave(&self);
-    /// Says to [`Self::is_beginning`], further on this packet's way, that the host stack was given a flow's first packet.
+    /// Marks the packet as a flow's first packet that the host stack gets. [`Self::is_beginning`]
+    /// sees the mark further on the packet's way.
     fn set_beginning(&self);
-    /// Whether [`Self::set_beginning`] was said, and no rule of the host has marked the packet since.
+    /// Returns whether the packet has the mark of [`Self::set_beginning`], and no rule of the host
+    /// has marked it since.
     fn is_unmarked_beginning(&self) -> bool;
-    /// Whether [`Self::set_beginning`] was said.
+    /// Returns whether the packet has the mark of [`Self::set_beginning`].
     fn is_beginning(&self) -> bool;
-    /// Takes back what a sender may have put where [`Self::set_ready_to_leave`] writes: the field crosses namespaces.
+    /// Clears the field that [`Self::set_ready_to_leave`] writes. The field crosses network
+    /// namespaces, so the sender may have set it.
     fn clear_ready_to_leave(&self);
-    /// Whether a program of ours has made the packet ready for the link that it leaves by.
+    /// Returns whether one of these programs has made the packet ready for the link by which it
+    /// leaves.
     fn is_ready_to_leave(&self) -> bool;
     /// Marks the packet as addressed to this host, whatever its link address says.
     fn set_packet_host(&self);
@@ -98,43 +108,43 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn ethertype(&self) -> u16 {
-        // SAFETY: as above; in network order.
+        // SAFETY: the context is valid while the program runs. The field is in network order.
         u16::from_be(unsafe { (*self.skb.skb).protocol } as u16)
     }
 
     #[inline(always)]
     fn has_vlan_tag(&self) -> bool {
-        // SAFETY: as above.
+        // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).vlan_present != 0 }
     }
 
     #[inline(always)]
     fn has_foreign_vlan_tag(&self) -> bool {
-        // SAFETY: as above.
+        // SAFETY: the context is valid while the program runs.
         self.has_vlan_tag() && unsafe { (*self.skb.skb).vlan_tci } & VLAN_ID != 0
     }
 
     #[inline(always)]
     fn is_for_this_host(&self) -> bool {
-        // SAFETY: as above.
+        // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).pkt_type == PACKET_HOST }
     }
 
     #[inline(always)]
     fn is_for_another_host(&self) -> bool {
-        // SAFETY: as above.
+        // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).pkt_type == PACKET_OTHERHOST }
     }
 
     #[inline(always)]
     fn ingress_ifindex(&self) -> u32 {
-        // SAFETY: as above.
+        // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).ingress_ifindex }
     }
 
     #[inline(always)]
     fn segment_payload(&self) -> u32 {
-        // SAFETY: as above.
+        // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).gso_size }
     }
 
@@ -149,7 +159,8 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn load_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop> {
-        // SAFETY: the context is valid, the size is that of the value, and only types made of bytes are loaded.
+        // SAFETY: the context is valid, the size is the value's, and only types made of bytes are
+        // loaded.
         let code = unsafe {
             bpf_skb_load_bytes(self.skb.skb.cast(), offset, (&raw mut *value).cast(), size_of::<T>() as u32)
         };
@@ -160,7 +171,8 @@ impl Skb for TcContext {
     fn read_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop> {
         let (start, value) = (self.data() + (offset & NEAR) as usize, &raw mut *value);
         if offset <= NEAR && start + size_of::<T>() <= self.data_end() {
-            // SAFETY: both are as large as the value, and the verifier refuses what is beyond the frame.
+            // SAFETY: both are as large as the value, and the verifier refuses a read beyond the
+            // frame.
             unsafe { copy::<T>(start as *const u8, value.cast()) };
             return Ok(());
         }
@@ -174,37 +186,37 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn set_ready_to_leave(&self) {
-        // SAFETY: as above; the field may be written by a TC program.
+        // SAFETY: the context is valid while the program runs. A TC program may write this field.
         unsafe { (*self.skb.skb).tc_index = READY };
     }
 
     #[inline(always)]
     fn set_beginning(&self) {
-        // SAFETY: as above.
+        // SAFETY: a field that a TC program may write; see `set_ready_to_leave`.
         unsafe { (*self.skb.skb).tc_index = BEGINS };
     }
 
     #[inline(always)]
     fn is_beginning(&self) -> bool {
-        // SAFETY: as above.
+        // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).tc_index == BEGINS }
     }
 
     #[inline(always)]
     fn is_unmarked_beginning(&self) -> bool {
-        // SAFETY: as above.
+        // SAFETY: the context is valid while the program runs.
         self.is_beginning() && unsafe { (*self.skb.skb).mark } == 0
     }
 
     #[inline(always)]
     fn clear_ready_to_leave(&self) {
-        // SAFETY: as above.
+        // SAFETY: a field that a TC program may write; see `set_ready_to_leave`.
         unsafe { (*self.skb.skb).tc_index = 0 };
     }
 
     #[inline(always)]
     fn is_ready_to_leave(&self) -> bool {
-        // SAFETY: as above.
+        // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).tc_index == READY }
     }
 
@@ -216,10 +228,11 @@ impl Skb for TcContext {
 }
 
 /// # Safety
-/// Both are as large as the type, and aligned as it is. No frame begins at an odd address, nor a header in it.
+/// Both pointers are valid for the whole type and aligned as it is. No frame begins at an odd
+/// address, and no header in it does.
 #[inline(always)]
 unsafe fn copy<T>(from: *const u8, to: *mut u8) {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps this function's contract.
     unsafe {
         if align_of::<T>().is_multiple_of(2) {
             copy_nonoverlapping(from.cast::<u16>(), to.cast::<u16>(), size_of::<T>() / 2);
@@ -229,11 +242,11 @@ unsafe fn copy<T>(from: *const u8, to: *mut u8) {
     }
 }
 
-// A function of its own: it is hardly ever called.
+// Not inlined: it is rarely called.
 #[inline(never)]
 fn load_paged(ctx: &TcContext, offset: u32, value: *mut c_void, size: u32) -> Result<(), Drop> {
-    // SAFETY: the context is valid, the size is that of the value, and only types made of bytes are loaded. No value has more bytes than the
-    // mask, which is for the verifier.
+    // SAFETY: the context is valid, the size is the value's, and only types made of bytes are
+    // loaded. No value has more bytes than the mask, which is for the verifier.
     let code = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, value, size & NEAR) };
     if code == 0 { Ok(()) } else { Err(Drop::Truncated) }
 }

@@ -1,4 +1,4 @@
-//! Sockets of this node that a packet belongs to, or would.
+//! Lookups of this node's sockets for packets.
 
 use aya_ebpf::{
     bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1},
@@ -14,8 +14,8 @@ use crate::helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 /// The network namespace of the hook.
 const THIS_NAMESPACE: u64 = u64::MAX;
 
-/// Whether a socket here would receive the replies to a translated TCP or UDP flow: a connection, one that was just begun or has just ended
-/// included, or whatever listens on the port.
+/// Returns whether a socket of this node would receive the replies to a translated TCP or UDP flow.
+/// That is a connection, even one that has just begun or just ended, or a listener on the port.
 #[inline(never)]
 pub fn has_socket(ctx: &TcContext, to: &Translation, protocol_number: u8) -> bool {
     let mut tuple = bpf_sock_tuple {
@@ -30,8 +30,8 @@ pub fn has_socket(ctx: &TcContext, to: &Translation, protocol_number: u8) -> boo
     };
     let length = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
     let skb = ctx.skb.skb.cast();
-    // SAFETY: the context is valid, and the length is that of the member that was filled. The verifier sees to it that what was
-    // found is released.
+    // SAFETY: the context is valid, and the length is the filled member's. The verifier ensures
+    // that a found socket is released.
     unsafe {
         let socket = match protocol_number {
             protocol::TCP => bpf_skc_lookup_tcp(skb, &raw mut tuple, length, THIS_NAMESPACE, 0),
@@ -46,12 +46,16 @@ pub fn has_socket(ctx: &TcContext, to: &Translation, protocol_number: u8) -> boo
     true
 }
 
-/// Whether the packet comes from a socket that [`has_socket`] finds for its replies. Not so what was forwarded, what the host's
-/// rules have translated, what the kernel sends by itself, and what is bound to a device: a socket is looked for as by the hook's link, which may be
-/// another.
+/// Returns whether the packet comes from a socket that [`has_socket`] finds for its replies. That
+/// is not the case if
+///
+/// - the packet was forwarded,
+/// - the host's rules have translated it,
+/// - the kernel sent it by itself,
+/// - the socket is bound to a device: the lookup is for the hook's link, which may be another.
 #[inline(always)]
 pub fn belongs_to_socket(ctx: &TcContext, flow: &Flow) -> bool {
-    // SAFETY: the context is valid; the verifier knows the pointer as a socket's, or null.
+    // SAFETY: the context is valid. The verifier knows that the pointer is a socket's, or null.
     unsafe {
         let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
         if socket.is_null() {

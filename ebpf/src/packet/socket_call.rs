@@ -1,4 +1,4 @@
-//! The call on a socket that a cgroup program is given: the address in it, and whose socket it is.
+//! The socket call that a cgroup program sees: its address and its socket.
 
 use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use podwire_common::{
@@ -13,24 +13,25 @@ const STREAM: u32 = 1;
 const DATAGRAM: u32 = 2;
 /// First byte of 127.0.0.0/8 (RFC 1122 section 3.2.1.3).
 const LOOPBACK: u8 = 127;
-/// What `::ffff:0:0/96` begins with.
+/// The first three words of `::ffff:0:0/96`.
 const V4_MAPPED: [u32; 3] = [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff])];
 
-/// A call with an address: the one that the process gives, or the one that it is about to be given.
+/// A call with an address: the process has passed it, or the kernel is about to return it.
 pub trait SocketCall {
-    /// The kernel's context.
+    /// Returns the kernel's context.
     fn context(&self) -> *mut bpf_sock_addr;
 
-    /// The address in the call.
+    /// Returns the address in the call.
     fn address(&self) -> Addr;
 
     /// Replaces the address in the call by another IPv4 address.
     fn set_address(&self, address: &Addr);
 
-    /// The port in the call.
+    /// Returns the port in the call.
     #[inline(always)]
     fn port(&self) -> Be16 {
-        // SAFETY: the context is valid. The port is in the first two bytes of the word, in network order.
+        // SAFETY: the context is valid. The port is in the first two bytes of the word, in network
+        // order.
         let word = unsafe { (*self.context()).user_port };
         Be16 { bytes: (word as u16).to_ne_bytes() }
     }
@@ -38,11 +39,11 @@ pub trait SocketCall {
     /// Replaces the port in the call.
     #[inline(always)]
     fn set_port(&self, port: Be16) {
-        // SAFETY: as above; the kernel takes a whole word only.
+        // SAFETY: the context is valid; the kernel takes only a whole word.
         unsafe { (*self.context()).user_port = u32::from(port.be16()) };
     }
 
-    /// IP protocol number of the socket: TCP or UDP, otherwise nothing.
+    /// Returns the socket's IP protocol number if it is TCP or UDP.
     #[inline(always)]
     fn protocol(&self) -> Option<u8> {
         // SAFETY: the context is valid.
@@ -56,32 +57,32 @@ pub trait SocketCall {
         }
     }
 
-    /// The kernel's number of the socket.
+    /// Returns the kernel's number of the socket.
     #[inline(always)]
     fn socket_cookie(&self) -> u64 {
         // SAFETY: the context is valid.
         unsafe { bpf_get_socket_cookie(self.context().cast()) }
     }
 
-    /// The kernel's number of the socket's network namespace.
+    /// Returns the kernel's number of the socket's network namespace.
     #[inline(always)]
     fn netns_cookie(&self) -> u64 {
         // SAFETY: the context is valid.
         unsafe { bpf_get_netns_cookie(self.context().cast()) }
     }
 
-    /// Whether the process has bound the socket to an address of 127.0.0.0/8.
+    /// Returns whether the process has bound the socket to an address of 127.0.0.0/8.
     #[inline(always)]
     fn is_bound_to_loopback(&self) -> bool {
-        // SAFETY: the context is valid; the verifier knows the pointer as a socket's.
+        // SAFETY: the context is valid; the verifier knows that the pointer is a socket's.
         let own = unsafe { (*(*self.context()).__bindgen_anon_1.sk).src_ip4 };
         own.to_ne_bytes()[0] == LOOPBACK
     }
 
-    /// Whether the socket is connected with an IPv4 address and port.
+    /// Returns whether the socket is connected to an IPv4 address and port.
     #[inline(always)]
     fn is_connected_with(&self, address: &Addr, port: Be16) -> bool {
-        // SAFETY: as above.
+        // SAFETY: the context is valid; the verifier knows that the pointer is a socket's.
         let (peer, peer_port) = unsafe {
             let socket = (*self.context()).__bindgen_anon_1.sk;
             ((*socket).dst_ip4, (*socket).dst_port)
@@ -90,7 +91,7 @@ pub trait SocketCall {
     }
 }
 
-/// A call of an IPv4 program.
+/// A call that an IPv4 program sees.
 pub struct Ipv4Call(pub SockAddrContext);
 
 impl SocketCall for Ipv4Call {
@@ -107,12 +108,13 @@ impl SocketCall for Ipv4Call {
 
     #[inline(always)]
     fn set_address(&self, address: &Addr) {
-        // SAFETY: as above.
+        // SAFETY: the context is valid.
         unsafe { (*self.context()).user_ip4 = address.v4_be32() };
     }
 }
 
-/// A call of an IPv6 program: on a socket that takes IPv4 as well, an IPv4 address is v4-mapped.
+/// A call that an IPv6 program sees. On a socket that takes IPv4 as well, an IPv4 address is
+/// v4-mapped.
 pub struct Ipv6Call(pub SockAddrContext);
 
 impl SocketCall for Ipv6Call {
@@ -123,7 +125,7 @@ impl SocketCall for Ipv6Call {
 
     #[inline(always)]
     fn address(&self) -> Addr {
-        // SAFETY: the context is valid. Word by word: the verifier lets in nothing larger.
+        // SAFETY: the context is valid. Word by word: the verifier allows no larger read.
         let [a, b, c, d] = unsafe { (*self.context()).user_ip6 };
         let mut bytes = [0; 16];
         for (index, word) in [a, b, c, d].into_iter().enumerate() {
@@ -137,12 +139,12 @@ impl SocketCall for Ipv6Call {
     #[inline(always)]
     fn set_address(&self, address: &Addr) {
         let [a, b, c] = V4_MAPPED;
-        // SAFETY: as above.
+        // SAFETY: the context is valid.
         unsafe { (*self.context()).user_ip6 = [a, b, c, address.v4_be32()] };
     }
 }
 
-/// Whether an address is one of 127.0.0.0/8.
+/// Returns whether an address is one of 127.0.0.0/8.
 #[inline(always)]
 pub fn is_loopback(address: &Addr) -> bool {
     address.is_v4() && address.v4()[0] == LOOPBACK

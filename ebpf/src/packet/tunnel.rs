@@ -18,11 +18,12 @@ use podwire_common::{
 use super::{FixedPart, Headers, Skb, Way, checksum, ethertype};
 use crate::helpers::{self, bpf_get_prandom_u32, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 
-/// Bytes from the outer Ethernet header to the inner one's beginning, which is also what is added to a frame.
+/// Bytes from the start of the outer Ethernet header to the start of the inner one. Encapsulation
+/// adds as many bytes to a frame.
 pub const OUTER_LENGTH: u32 = VXLAN_OVERHEAD;
 const TTL: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000;
-/// "The VNI is valid".
+/// The flag "the VNI is valid".
 const VXLAN_FLAGS: u8 = 0x08;
 const INNER_ETHERNET: u64 = 14;
 const ENCAPSULATE: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
@@ -31,27 +32,28 @@ const ENCAPSULATE: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
     | BPF_F_ADJ_ROOM_FIXED_GSO) as u64
     | ((INNER_ETHERNET & BPF_ADJ_ROOM_ENCAP_L2_MASK as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT);
 
-/// What distinguishes one outer header from another.
+/// The fields in which outer headers differ.
 pub struct Outer {
-    /// From the inner flow.
+    /// Source port, derived from the inner flow.
     pub source_port: Be16,
-    /// The tunnel's.
+    /// The tunnel's port.
     pub destination_port: Be16,
     /// Network identifier, host order.
     pub vni: u32,
     /// DSCP and ECN.
     pub traffic_class: u8,
-    /// Copied from the inner packet, so that path MTU discovery sees the tunnel.
+    /// The inner packet's flag, so that path MTU discovery sees the tunnel.
     pub dont_fragment: bool,
-    /// Of the inner frame.
+    /// Link destination of the inner frame.
     pub inner_destination_mac: Mac,
 }
 
-/// Adds the outer headers and an inner Ethernet header in front of the IP packet, whose own header becomes `inner`.
+/// Adds the outer headers and an inner Ethernet header in front of the IP packet, and replaces the
+/// packet's own header with `inner`.
 ///
 /// # Errors
-/// [`Refused`] when the kernel does not let the frame grow, with the frame as it was: it is encapsulated already (a
-/// pod's own tunnel, or what a decapsulation left behind).
+/// [`Refused`] when the kernel does not let the frame grow; the frame is unchanged. The frame is
+/// encapsulated already: by a pod's own tunnel, or by what a decapsulation left behind.
 #[inline(always)]
 pub fn encapsulate(
     ctx: &TcContext,
@@ -68,7 +70,7 @@ pub struct Refused;
 
 #[inline(never)]
 fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: &FixedPart) -> Result<(), Drop> {
-    // Of a large segment the kernel writes both lengths again when it cuts it.
+    // The kernel rewrites both lengths of a large segment when it cuts the segment.
     let length = ctx.bytes() as u16;
     let ip_length = length.wrapping_sub(14);
     let (fragment, identification) = match outer.dont_fragment {
@@ -97,7 +99,8 @@ fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: &FixedPart) -> 
         source_port: outer.source_port,
         destination_port: outer.destination_port,
         udp_length: Be16::new(ip_length.wrapping_sub(20)),
-        // None: receivers keep their receive offload, and the inner checksum covers what matters (RFC 6935).
+        // No checksum: receivers keep their receive offload, and the inner checksum covers what
+        // matters (RFC 6935).
         udp_checksum: Be16::ZERO,
         vxlan: [VXLAN_FLAGS, 0, 0, 0, a, b, c, 0],
         inner_destination_mac: outer.inner_destination_mac,
@@ -119,7 +122,8 @@ pub fn decapsulate(ctx: &TcContext) -> Result<(), Refused> {
         .map_err(|_| Refused)
 }
 
-/// The network identifier of the VXLAN header at an offset; `None` when its flags are not VXLAN's.
+/// Returns the network identifier of the VXLAN header at an offset, or `None` if its flags are not
+/// VXLAN's.
 ///
 /// # Errors
 /// [`Drop::Truncated`].
@@ -129,7 +133,7 @@ pub fn vni_of(ctx: &TcContext, offset: u32) -> Result<Option<u32>, Drop> {
     Ok((header[0] == VXLAN_FLAGS).then(|| u32::from_be_bytes([0, header[4], header[5], header[6]])))
 }
 
-/// What the VXLAN device knows of a packet's outer header.
+/// The parts of a packet's outer header that the VXLAN device passes on.
 pub struct TunnelKey {
     /// The sender.
     pub remote: Addr,
@@ -137,12 +141,12 @@ pub struct TunnelKey {
     pub vni: u32,
 }
 
-/// The tunnel key of a packet; `None` when it has none.
+/// Returns the tunnel key of a packet, or `None` if it has none.
 #[inline(never)]
 pub fn get_tunnel_key(ctx: &TcContext) -> Option<TunnelKey> {
     // SAFETY: all fields are integers or unions of them.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-    // SAFETY: the context is valid, the size is that of the key, and the helper fills the IPv4 member.
+    // SAFETY: the context is valid, the size is the key's, and the helper fills the IPv4 member.
     unsafe {
         if bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) != 0 {
             return None;
@@ -171,7 +175,7 @@ pub fn set_tunnel_key(
     key.tunnel_ttl = TTL;
     key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(destination.v4());
     key.__bindgen_anon_3.local_ipv4 = u32::from_be_bytes(source.v4());
-    // SAFETY: as above.
+    // SAFETY: the context is valid, and the size is the key's.
     let code = unsafe {
         bpf_skb_set_tunnel_key(
             ctx.skb.skb,

@@ -16,7 +16,7 @@ pub struct XdpHeaders {
     pub vxlan: [u8; 8],
 }
 
-/// The headers; `None` when the frame ends before.
+/// Returns the headers, or `None` if the frame ends before they do.
 #[inline(always)]
 pub fn load(ctx: &XdpContext) -> Option<XdpHeaders> {
     let start = ctx.data();

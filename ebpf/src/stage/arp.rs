@@ -1,5 +1,5 @@
-//! A pod asks for its gateway's link address. The gateway is a permanent neighbour in the pod, so this serves tools that
-//! ask all the same.
+//! Answers to a pod's ARP request for its gateway. The gateway is a permanent neighbour in the pod,
+//! so this serves only tools that ask anyway.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{

@@ -1,4 +1,4 @@
-//! Nothing that was checked is written over afterwards.
+//! Protects what the programs have checked: the kernel must not write a checksum over it later.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::reason::Drop;
@@ -8,12 +8,12 @@ use crate::{
     packet::{Fragment, Place, checksum_left},
 };
 
-/// Refuses a pod's packet whose checksum the kernel is to write anywhere but where the packet's own
-/// is.
+/// Refuses a pod's packet if the kernel is to write its checksum anywhere but into the packet's own
+/// checksum (see `ChecksumLeft::is_own`).
 ///
 /// # Errors
 /// [`Drop::ChecksumNotOwn`].
-// A function of its own: the stack that it needs is free again when it returns.
+// Not inlined: its stack is free when it returns.
 #[inline(never)]
 pub fn of_pod(ctx: &TcContext) -> Result<(), Drop> {
     let Some(left) = checksum_left(ctx, maps::skb_layout())? else {

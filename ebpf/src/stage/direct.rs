@@ -1,4 +1,4 @@
-//! To and from other nodes as the packets are, without a tunnel.
+//! Direct routing: packets to and from other nodes, without a tunnel.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -14,7 +14,7 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// A pod's packet, past the host stack, by the host's own route.
+/// Sends a pod's packet past the host stack, by the host's own route.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -34,7 +34,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &No
         Lookup::TooBig if too_big::can_answer(packet) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
-        // The stack cuts what may be cut, and answers where there is no route.
+        // The stack fragments the packet if it may, and answers if there is no route.
         Lookup::TooBig | Lookup::Unknown => return Ok(Verdict::stack(Path::ToStack)),
     }
     fastpath::learn_direct_out(ctx, packet, endpoint, node, &way);
@@ -42,7 +42,8 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &No
     Ok(Verdict::redirect(Path::DirectOut, way.leave(ctx)))
 }
 
-/// A packet for a pod of this node: of another node's pod or of the node itself, which is learnt, or a router's.
+/// Delivers a packet to a pod of this node. With a `sender`, the node that owns the source, the
+/// flow is learnt. Without one, a router sent the packet.
 ///
 /// # Errors
 /// [`Drop::FragmentWithoutFirst`], [`Drop::RewriteFailed`].
@@ -58,7 +59,8 @@ pub fn to_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint, sender:
     local::deliver(ctx, &mut packet.headers, endpoint, Path::DirectIn)
 }
 
-/// A hostPort's reply, out by the link that its request came by. Its time to live has been seen to be above 1.
+/// Sends a hostPort's reply out by the link by which its request came. The caller has checked that
+/// the TTL is above 1.
 ///
 /// # Errors
 /// [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
@@ -68,21 +70,22 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     let mut way = Way::new(to.ifindex, to.source, to.destination, packet.wire_length(ctx));
     let mut found = way.look_up(ctx);
     if found == Lookup::Unknown {
-        // No route leads back by that link.
+        // No route leads back by that link: use the link that the routes name.
         way.ifindex = ctx.ifindex();
         found = way.look_up_any(ctx);
     }
     match found {
         Lookup::Found => {}
-        // Before it is translated: the pod knows its own packet only.
+        // Answer before the translation: the pod knows only its own packet.
         Lookup::TooBig if too_big::can_answer(packet) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
-        // Nobody would cut it here, and what is larger than the link is lost without a word.
+        // No one fragments the packet here, and the kernel drops it silently if it is larger than
+        // the link.
         Lookup::TooBig if exceeds_link(ctx, packet, to.ifindex) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
-        // What may be cut is cut by the router whose link is too small.
+        // The router in front of the small link fragments the packet if it may.
         Lookup::TooBig => way.ifindex = to.ifindex,
         Lookup::Unknown => return Err(Drop::NoRouteBack),
     }
@@ -91,8 +94,8 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     Ok(Verdict::redirect(Path::HostPortOut, way.leave(ctx)))
 }
 
-/// Refuses a reply that an IPsec policy may match: the stack would ask the policy, but the stack takes no packet from this node's own
-/// address out of a pod's link.
+/// Refuses a reply that an IPsec policy may match. Only the stack would ask the policy, but the
+/// stack takes no packet with this node's own source address from a pod's link.
 #[inline(always)]
 fn refuse_past_policies(client: &Addr) -> Result<(), Drop> {
     let node = maps::node(client).map_or(0, |node| node.flags & NODE_IPSEC_PODS);
@@ -102,7 +105,8 @@ fn refuse_past_policies(client: &Addr) -> Result<(), Drop> {
     Ok(())
 }
 
-/// Whether a packet without IP options that bears ports is too large for an uplink itself, and not for a link further on.
+/// Returns whether a packet is too large for an uplink itself, not only for a link further on. Only
+/// a packet with ports and without IP options counts.
 #[inline(always)]
 pub fn exceeds_link(ctx: &TcContext, packet: &Parsed, ifindex: u32) -> bool {
     packet.headers.version_length == 0x45

@@ -1,4 +1,4 @@
-//! Fragments: only the first bears the ports that the others need.
+//! Fragments: only the first one carries the ports that the others need.
 
 use podwire_common::{abi::FragmentPorts, addr::Be16, reason::Drop};
 
@@ -7,10 +7,11 @@ use crate::{
     packet::{Fragment, Parsed},
 };
 
-/// Completes a packet's 5-tuple: a first fragment is remembered, a later one is given its first one's ports.
+/// Completes a packet's 5-tuple: remembers the ports of a first fragment, and gives them to later
+/// ones.
 ///
 /// # Errors
-/// [`Drop::FragmentWithoutFirst`] when the first has not been seen, or too long ago.
+/// [`Drop::FragmentWithoutFirst`] when the first fragment was not seen, or was seen too long ago.
 #[inline(never)]
 pub fn complete(packet: &mut Parsed) -> Result<(), Drop> {
     match packet.headers.fragment_part() {
@@ -36,8 +37,9 @@ pub fn complete(packet: &mut Parsed) -> Result<(), Drop> {
     Ok(())
 }
 
-/// Remembers that a fragment came before its datagram's first. It cannot be known whose it is: it is left to the host, which can
-/// wait for the first and needs it if the datagram is its own.
+/// Remembers that a fragment came before the first one of its datagram. The datagram's flow is not
+/// known yet, so the caller leaves the fragment to the host. The host can wait for the first
+/// fragment, and needs this one if the datagram is the host's own.
 #[inline(never)]
 pub fn note_early(packet: &Parsed) {
     let ports = FragmentPorts { source_port: Be16::ZERO, destination_port: Be16::ZERO, early: 1 };

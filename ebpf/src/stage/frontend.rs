@@ -1,4 +1,5 @@
-//! hostPorts: addresses and ports of this node behind which a pod answers, past the host stack in both directions.
+//! hostPorts: a pod answers at addresses and ports of this node, past the host stack in both
+//! directions.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -14,14 +15,15 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// The first packet of a flow to a hostPort is delivered to the pod behind it; anything else passes.
+/// Delivers the first packet of a flow to a hostPort to the pod behind it. All other packets pass.
 ///
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::RewriteFailed`], those of [`translation::establish`].
 #[inline(never)]
 pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
     let flow = &packet.flow;
-    // A connection begins with its first packet: what comes later and is not known is answered by the host, with a reset.
+    // A TCP connection begins with its first packet. The host answers a later packet without a
+    // translation with a reset.
     let begins = match flow.protocol {
         protocol::TCP => packet.begins_connection(),
         protocol::UDP => true,
@@ -37,7 +39,7 @@ pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
     to.destination = backend.address;
     to.destination_port = backend.port;
     if flow.source == backend.address {
-        // The pod would answer itself directly: it must see somebody else.
+        // The pod would answer itself directly, so it must see another source.
         let endpoint = maps::endpoint(&backend.address).ok_or(Drop::BackendGone)?;
         to.source = endpoint.gateway;
         to.hairpin = 1;
@@ -46,8 +48,9 @@ pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
     deliver(ctx, packet, &to, Path::HostPortIn)
 }
 
-/// A pod's packet to an address of this node, from a pod here or out of the tunnel: to a hostPort, or the reply to a flow that
-/// `to_overlay` masqueraded. Any other goes up the stack, counted under a path.
+/// Handles a pod's packet to an address of this node, from a pod here or out of the tunnel. It goes
+/// to a hostPort, or it is the reply to a flow that `to_overlay` masqueraded. All other packets go
+/// to the host stack, counted under `otherwise`.
 ///
 /// # Errors
 /// As [`request`]; [`Drop::FragmentBeforeFirst`].
@@ -78,7 +81,8 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, otherwise: Path) -> Outcome {
     }
 }
 
-/// The translation of a reply from behind a hostPort: `None` when it is none.
+/// Returns the translation of a reply from behind a hostPort, or `None` if the packet is no such
+/// reply.
 #[inline(always)]
 pub fn reply_of_pod(packet: &Parsed) -> Option<&'static Translation> {
     let entry = translation::of(packet)?;
@@ -90,7 +94,8 @@ pub fn reply_of_pod(packet: &Parsed) -> Option<&'static Translation> {
     Some(half)
 }
 
-/// Only for what is an address of this node as well: a hostIP may be anybody's, and 127.0.0.1 is for the node's own processes.
+/// Returns the backend of the destination, if that is an address of this node. A hostIP may be any
+/// address, and 127.0.0.1 is for the node's own processes.
 #[inline(always)]
 fn backend_of(packet: &Parsed) -> Option<Backend> {
     let flow = &packet.flow;
@@ -98,8 +103,8 @@ fn backend_of(packet: &Parsed) -> Option<Backend> {
     maps::is_own_address(&flow.destination).then_some(backend)
 }
 
-/// Delivers a request to the pod behind a hostPort, or a reply to a client that is a pod here. The time to live stays: for its
-/// client, the node's address is the pod's.
+/// Delivers a request to the pod behind a hostPort, or a reply to a client that is a pod here. The
+/// TTL stays: to the client, the node's address is the pod's.
 ///
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::RewriteFailed`].
@@ -110,10 +115,11 @@ pub fn deliver(ctx: &TcContext, packet: &Parsed, to: &Translation, path: Path) -
     local::hand_over(ctx, endpoint, if to.hairpin == 0 { path } else { Path::Hairpin })
 }
 
-/// Sends a pod's reply back to whoever came by its hostPort, the way the request came, and never through the host's own rules.
+/// Sends a pod's reply back to the client of its hostPort. The reply takes the way of the request,
+/// and bypasses the host's own rules. If its TTL has run out, it goes to the host stack.
 ///
 /// # Errors
-/// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
+/// [`Drop::BackendGone`], [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
     if maps::endpoint(&to.destination).is_some() {

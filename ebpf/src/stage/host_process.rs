@@ -1,8 +1,9 @@
-//! This node's own processes reach a pod behind a hostPort by any address of the node: their sockets are pointed at the pod when
-//! they say where to, and they are told of the address that they asked for. Not one packet is translated.
+//! hostPorts for this node's own processes, by any address of the node. When a process names a
+//! destination, the program redirects its socket to the pod. When the process asks for the peer, it
+//! gets the address that it named. No packet is translated.
 //!
-//! The programs run for every process of the machine, and those of other network namespaces are none of this node's: a pod's
-//! 127.0.0.1 is its own. Nothing is ever refused here.
+//! The programs run for every process of the machine, but act only in this node's network
+//! namespace: a pod's 127.0.0.1 is its own. They never refuse a call.
 
 use podwire_common::{
     abi::{Backend, RedirectedSocket, SocketAddress},
@@ -14,10 +15,10 @@ use crate::{
     packet::{SocketCall, is_loopback},
 };
 
-/// The address that Linux takes 0.0.0.0 for as a destination.
+/// The address that Linux uses for the destination 0.0.0.0.
 const LOOPBACK: Addr = Addr::from_v4([127, 0, 0, 1]);
 
-/// A process says where its socket is to connect.
+/// Handles the address to which a process connects its socket.
 #[inline(always)]
 pub fn connect(call: &impl SocketCall) {
     if is_of_this_node(call) {
@@ -25,10 +26,11 @@ pub fn connect(call: &impl SocketCall) {
     }
 }
 
-/// A process says where its socket is to send one datagram.
+/// Handles the address to which a process sends one datagram.
 #[inline(always)]
 pub fn send(call: &impl SocketCall) {
-    // With a connected IPv6 socket the kernel comes here by itself, with the address that the socket was pointed at.
+    // With a connected IPv6 socket, the kernel itself calls this program, with the address to which
+    // the socket was redirected.
     if is_of_this_node(call) && !call.is_connected_with(&call.address(), call.port()) {
         point_at_pod(call);
     }
@@ -40,24 +42,28 @@ fn point_at_pod(call: &impl SocketCall) {
         return;
     };
     let asked = asked_for(call);
-    // The kernel lets no packet from 127.0.0.0/8 out by another link than loopback: the call would fail (EINVAL).
+    // The kernel sends packets from 127.0.0.0/8 only by the loopback link, so a redirected call
+    // would fail (EINVAL).
     let backend = if call.is_bound_to_loopback() { None } else { backend_of(&asked, protocol) };
     match backend {
         Some(backend) => {
             let socket = redirected(call, backend.address, backend.port);
             if maps::redirected_socket(&socket).is_none_or(|known| known != asked) {
-                // What is lost with an entry is what the process is told, not the connection.
+                // If the entry is lost, the process sees the pod's address, but the connection
+                // works.
                 let _ = maps::remember_redirected_socket(&socket, &asked);
             }
             call.set_address(&backend.address);
             call.set_port(backend.port);
         }
-        // The socket may have been pointed there before, and now the process means the pod itself.
+        // The socket may have been redirected to this address before. Now the process means the pod
+        // itself.
         None => maps::forget_redirected_socket(&redirected(call, asked.address, asked.port)),
     }
 }
 
-/// A process is told where a datagram comes from, or whom its socket is connected with.
+/// Shows a process the address that it asked for, as the source of a datagram or as the peer of its
+/// socket.
 #[inline(always)]
 pub fn show(call: &impl SocketCall) {
     if !is_of_this_node(call) || call.protocol().is_none() {
@@ -89,7 +95,8 @@ fn redirected(call: &impl SocketCall, address: Addr, port: Be16) -> RedirectedSo
     RedirectedSocket { cookie: call.socket_cookie(), address, port, reserved: [0; 6] }
 }
 
-/// As for packets, only behind an address of this node: a hostIP may be anybody's.
+/// Returns the backend of an address of this node, 127.0.0.0/8 included. As for packets, other
+/// addresses do not count, because a hostIP may be any address.
 #[inline(always)]
 fn backend_of(asked: &SocketAddress, protocol: u8) -> Option<Backend> {
     let backend = maps::backend(&asked.address, asked.port, protocol)?;

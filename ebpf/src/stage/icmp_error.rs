@@ -1,7 +1,8 @@
-//! ICMP errors: who may say what about which packet.
+//! ICMP errors: which sender may send an error about which packet.
 //!
-//! Whoever believes an error ends a connection, or sends smaller packets (RFC 5927). Only the quoted packet says which
-//! flow it is about, so the quote has to fit the error's sender and receiver.
+//! A host that believes an error ends a connection, or sends smaller packets (RFC 5927). Only the
+//! quoted packet says which flow the error is about. So the quote must fit the error's sender and
+//! receiver.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{epoch, flow::protocol, reason::Drop};
@@ -11,10 +12,11 @@ use crate::{
     packet::{Parsed, Skb},
 };
 
-/// Refuses a pod's error, unless the quoted packet was sent to that pod, and the error goes to that packet's sender.
+/// Refuses a pod's error, unless the quoted packet was sent to that pod, and the error goes to the
+/// quoted packet's sender.
 ///
-/// A pod that forwards needs no more: packets for other addresses never reach a pod, so it translates, and quotes its
-/// own address.
+/// A pod that forwards needs no exception. Packets for other addresses never reach a pod, so such a
+/// pod translates, and quotes its own address.
 ///
 /// # Errors
 /// [`Drop::IcmpErrorNotOwned`].
@@ -27,18 +29,20 @@ pub fn check_from_pod(packet: &Parsed) -> Result<(), Drop> {
     Ok(())
 }
 
-/// Whether an error goes to the sender of the quoted packet. Any router may send it; connection tracking asks for the
-/// same (`nf_conntrack_inet_error` in the kernel).
+/// Returns whether an error goes to the sender of the quoted packet. Any router may send such an
+/// error. Conntrack requires the same (`nf_conntrack_inet_error` in the kernel).
 #[inline(always)]
 pub fn goes_to_sender(packet: &Parsed) -> bool {
     packet.headers.destination == packet.flow.destination.v4()
 }
 
-/// Forgets what is known of the flow that an error from the network quotes, or of the flows with the node that the
-/// quoted tunnel packet went to: the path may take less now. Nothing else is forgotten, so errors about packets that
-/// this node has not sent change nothing.
+/// Forgets what is known of the flow that an error from the network quotes, because the path may
+/// take only smaller packets now. If the error quotes a tunnel packet, the function forgets all
+/// flows with the node to which that packet went. Nothing else is forgotten, so errors about
+/// packets that this node has not sent change nothing.
 ///
-/// Errors that pods and other nodes' pods send do not come here: they tell nothing of a path that was asked for.
+/// Errors from this node's pods, and errors in the tunnel, do not come here: they say nothing of a
+/// path that the programs have looked up.
 #[inline(never)]
 pub fn forget(ctx: &TcContext, packet: &Parsed) {
     if !goes_to_sender(packet) {
@@ -48,13 +52,13 @@ pub fn forget(ctx: &TcContext, packet: &Parsed) {
         return maps::forget_flows_of(epoch::node(&packet.flow.source));
     }
     match maps::translation(&packet.flow) {
-        // What was sent is the translated flow; the pod's own is what is known.
+        // The node sent the translated flow, but the known flow is the pod's own.
         Some(entry) => maps::forget_flow(&entry.get().other_half(packet.flow.protocol)),
         None => maps::forget_reverse(&packet.flow),
     }
 }
 
-/// Whether an error is about a tunnel packet of this node.
+/// Returns whether an error is about a tunnel packet of this node.
 #[inline(always)]
 fn is_about_tunnel(ctx: &TcContext, packet: &Parsed) -> bool {
     packet.flow.protocol == protocol::UDP

@@ -1,4 +1,5 @@
-//! What arrives from the network for this node's own addresses: replies to translated flows, and requests to hostPorts.
+//! Packets from the network to this node's own addresses: replies to translated flows, and requests
+//! to hostPorts.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -13,10 +14,11 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// Translates a packet that is not for a pod's own address. `translation`: the one that a whole packet follows.
+/// Translates a packet that is not for a pod's own address. `translation`: the one that a whole
+/// packet follows.
 ///
 /// # Errors
-/// The reason why what is a translated flow's goes no further.
+/// The reason to drop a packet of a translated flow.
 #[inline(never)]
 pub fn from_network(ctx: &TcContext, packet: &mut Parsed, translation: Option<TranslationEntry>) -> Outcome {
     if !packet.is_error && translation::check(packet).is_err() {
@@ -58,7 +60,7 @@ pub fn follow(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) ->
     }
 }
 
-/// Records that somebody outside reaches a pod by its own address.
+/// Records that an outside client reaches a pod by the pod's own address.
 #[inline(never)]
 pub fn record(packet: &Parsed) {
     if !packet.is_error {

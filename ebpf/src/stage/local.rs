@@ -11,10 +11,10 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// Of a frame's header.
+/// Bytes of a frame's link header.
 const ETHERNET_LENGTH: u32 = 14;
 
-/// Hands a frame, whose time to live has been seen to be above 1, to a pod.
+/// Delivers a frame to a pod, and decrements its TTL. The caller has checked that it is above 1.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -24,7 +24,8 @@ pub fn deliver(ctx: &TcContext, headers: &mut Headers, endpoint: &Endpoint, path
     Ok(Verdict::redirect(path, into_endpoint(ctx, endpoint)))
 }
 
-/// As [`deliver`], by a link and the pod's and the gateway's link addresses: to a pod without a limit.
+/// Does the same as [`deliver`] for a pod without an ingress limit. `link`: the host side of its
+/// veth pair. `macs`: the pod's and the gateway's link addresses.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -34,7 +35,7 @@ pub fn send(ctx: &TcContext, headers: &mut Headers, macs: Macs, link: u32, path:
     Ok(Verdict::redirect(path, into(ctx, link)))
 }
 
-/// Writes the hop of a frame that goes into a pod.
+/// Decrements the TTL and writes the link addresses of a frame that goes to a pod.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -45,7 +46,7 @@ pub fn pass_on(ctx: &TcContext, headers: &mut Headers, macs: Macs) -> Result<(),
     ctx.store_at(0, headers)
 }
 
-/// As [`deliver`], for a frame whose time to live has been taken care of.
+/// Does the same as [`deliver`], but leaves the TTL as it is.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -55,18 +56,21 @@ pub fn hand_over(ctx: &TcContext, endpoint: &Endpoint, path: Path) -> Outcome {
     Ok(Verdict::redirect(path, into_endpoint(ctx, endpoint)))
 }
 
-/// Sends a finished frame into a pod: through the queue of its link where that limits what the pod receives, else past it.
+/// Sends a finished frame to a pod: through the queue of its link if the pod has an ingress limit,
+/// otherwise past the queue.
 #[inline(always)]
 pub fn into_endpoint(ctx: &TcContext, endpoint: &Endpoint) -> i32 {
     if endpoint.flags & ENDPOINT_INGRESS_LIMITED == 0 {
         return into(ctx, endpoint.ifindex);
     }
-    // Behind the queue the link drops what is larger than its MTU, and tells nobody. A datagram to a hostPort may be: the world's MTU is not
-    // the pods'.
+    // Behind the queue, the link silently drops frames larger than its MTU. A datagram to a
+    // hostPort may be larger, because the world's MTU is not the pods'. Such a frame goes past the
+    // queue.
     if ctx.bytes() > endpoint.mtu + ETHERNET_LENGTH && ctx.segment_payload() == 0 {
         return into(ctx, endpoint.ifindex);
     }
-    // Nobody takes it for the stack's: replies may go as this packet has come.
+    // With the mark, `to_pod` does not take the frame for one from the stack: replies may go past
+    // the stack as well.
     ctx.set_ready_to_leave();
     redirect(endpoint.ifindex)
 }
@@ -74,7 +78,7 @@ pub fn into_endpoint(ctx: &TcContext, endpoint: &Endpoint) -> i32 {
 /// Sends a finished frame through a link into the pod, past its queue.
 #[inline(always)]
 pub fn into(ctx: &TcContext, link: u32) -> i32 {
-    // By itself the kernel does this from 6.15 only.
+    // Before Linux 6.15 the kernel does not do this by itself.
     if !ctx.is_for_this_host() {
         ctx.set_packet_host();
     }

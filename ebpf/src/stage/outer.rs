@@ -1,4 +1,4 @@
-//! The outer headers of what goes through the tunnel.
+//! Outer headers of packets into the tunnel.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -13,7 +13,8 @@ use crate::{
     verdict::{Attempt, Decision, Verdict},
 };
 
-/// A pod's packet whose way is known; [`Decision::NONE`], and nothing has happened to it, when the kernel refuses.
+/// Encapsulates and sends a pod's packet by a known route. Returns [`Decision::NONE`], with the
+/// packet unchanged, if the kernel refuses.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
@@ -27,7 +28,7 @@ pub fn send_known(ctx: &TcContext, packet: &mut Parsed, way: &Way, source_port: 
     Ok(Verdict::redirect(Path::TunnelOut, way.leave(ctx)).into())
 }
 
-/// What distinguishes a packet's outer headers from another one's.
+/// Returns the fields of a packet's outer headers that differ from packet to packet.
 #[inline(always)]
 pub fn outer_of(packet: &Parsed, source_port: Be16, inner_destination_mac: Mac) -> Outer {
     Outer {

@@ -1,4 +1,4 @@
-//! Is the sender who it says it is?
+//! Checks whether a sender is who it claims to be.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -19,10 +19,11 @@ use crate::{
 /// The first byte of 127.0.0.0/8.
 const LOOPBACK: u8 = 127;
 
-/// The endpoint that a frame from a pod's link comes from.
+/// Returns the endpoint that a frame from a pod's link comes from.
 ///
 /// # Errors
-/// [`Drop::SourceNotOwned`] when the address is not the pod's, [`Drop::SourceMacNotOwned`] when the link address is not.
+/// [`Drop::SourceNotOwned`] when the address is not the pod's, [`Drop::SourceMacNotOwned`] when the
+/// link address is not.
 #[inline(always)]
 pub fn of_pod(ctx: &TcContext, address: &Addr, mac: Mac) -> Result<&'static Endpoint, Drop> {
     let endpoint = maps::endpoint(address).ok_or(Drop::SourceNotOwned)?;
@@ -35,7 +36,8 @@ pub fn of_pod(ctx: &TcContext, address: &Addr, mac: Mac) -> Result<&'static Endp
     Ok(endpoint)
 }
 
-/// Refuses what a pod sends faster than its limit. The queue on its own side has seen to that, unless the pod has gone around it.
+/// Refuses packets that a pod sends faster than its limit. The queue on the pod's side keeps the
+/// limit, so only a pod that has bypassed that queue meets this check.
 ///
 /// # Errors
 /// [`Drop::EgressLimitExceeded`].
@@ -47,7 +49,8 @@ pub fn keep_to_limit(ctx: &TcContext, endpoint: &Endpoint) -> Result<(), Drop> {
     Err(Drop::EgressLimitExceeded)
 }
 
-/// Why a pod's packet that cannot be parsed is refused. A false sender is told before a fault.
+/// Returns the reason to refuse a pod's packet that cannot be parsed. A false sender is reported
+/// before a fault.
 #[inline(never)]
 pub fn of_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Drop {
     let (address, mac) = (faulty.headers.source_address(), faulty.headers.source_mac);
@@ -57,7 +60,8 @@ pub fn of_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Drop {
     }
 }
 
-/// Bytes of all the frames that a large segment becomes, as the queue on the pod's side counts them, or a little less.
+/// Returns the bytes of all frames that a large segment becomes, as the queue on the pod's side
+/// counts them, or a little less.
 #[inline(always)]
 fn bytes_of_frames(ctx: &TcContext) -> u32 {
     // Ethernet, IPv4, and UDP or TCP with timestamps.
@@ -70,7 +74,7 @@ fn bytes_of_frames(ctx: &TcContext) -> u32 {
     bytes + (bytes.saturating_sub(HEADERS) / payload).saturating_sub(1) * LEAST_HEADERS
 }
 
-/// Whether a packet looks like one of the tunnel's, wherever it goes.
+/// Returns whether a packet looks like a tunnel packet, wherever it goes.
 #[inline(always)]
 pub fn is_tunnel(packet: &Parsed) -> bool {
     packet.flow.protocol == protocol::UDP
@@ -78,8 +82,8 @@ pub fn is_tunnel(packet: &Parsed) -> bool {
         && !packet.is_error
 }
 
-/// Refuses tunnel packets that a pod made itself and sends to a node, this one included: the node would take them for
-/// another node's.
+/// Refuses tunnel packets that a pod made itself and sends to a node, even to this one. The node
+/// would take them for another node's.
 ///
 /// # Errors
 /// [`Drop::VxlanFromPod`].
@@ -91,9 +95,9 @@ pub fn refuse_tunnel_from_pod(packet: &Parsed, node: &Node) -> Result<(), Drop> 
     Ok(())
 }
 
-/// Refuses tunnel packets that a host's rule made of another's: translated to this node's address,
-/// the other nodes would take them for its own. The tunnel's own packets, and those of this node's
-/// sockets, came by no link.
+/// Refuses tunnel packets that a rule of the host made from others. They have this node's address
+/// as their source, so the other nodes would take them for this node's. The tunnel's own packets,
+/// and packets of this node's sockets, came by no link: they pass.
 ///
 /// # Errors
 /// [`Drop::VxlanFromPod`].
@@ -103,7 +107,7 @@ pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<(), D
     if maps::is_direct() || came_by == 0 || !is_tunnel(packet) {
         return Ok(());
     }
-    // What this node only routes between others keeps their addresses.
+    // Packets that this node only routes between others keep their addresses.
     let is_routed = |link: &Link| matches!(link.kind, LINK_UPLINK | LINK_SIDE);
     if maps::link(came_by).is_some_and(is_routed) && !maps::is_own_address(&packet.headers.source_address()) {
         return Ok(());
@@ -111,8 +115,7 @@ pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<(), D
     Err(Drop::VxlanFromPod)
 }
 
-/// Refuses the addresses of a host to itself. The kernel lets them in where `route_localnet` is
-/// set.
+/// Refuses loopback addresses. The kernel lets them in if `route_localnet` is set.
 ///
 /// # Errors
 /// [`Drop::LoopbackAddress`].
@@ -124,7 +127,8 @@ pub fn refuse_loopback(headers: &Headers) -> Result<(), Drop> {
     Ok(())
 }
 
-/// Refuses a pod network's source in a frame to a group: no node forwards a pod's packet in one.
+/// Refuses a pod's source address in a frame to a group: no node forwards a pod's packet in such a
+/// frame.
 ///
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].
@@ -136,7 +140,7 @@ pub fn of_group_frame(headers: &Headers) -> Result<(), Drop> {
     }
 }
 
-/// As [`of_bare_packet`], for what cannot be parsed.
+/// Does the same as [`of_bare_packet`] for a packet that cannot be parsed.
 ///
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].
@@ -148,8 +152,9 @@ pub fn of_bare_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Result<(), Drop> 
     }
 }
 
-/// Drops a pod address that arrives bare on an uplink, unless it comes by its node's link, and, with
-/// `--link-addresses checked`, from its node's link address.
+/// Refuses a pod's source address that arrives unencapsulated on an uplink. It may arrive only with
+/// direct routing, by its node's link, and with `--link-addresses checked` only from its node's
+/// link address.
 ///
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].
@@ -164,8 +169,9 @@ pub fn of_bare_packet(ctx: &TcContext, headers: &Headers, node: &Node) -> Result
     if node.flags & NODE_ON_LINK == 0 || !maps::checks_link_addresses() {
         return Ok(());
     }
-    // The kernel's own neighbour entry tells whose frame this is; none is kept. Where the kernel has no entry yet the
-    // packet passes: refusing it would cut off a node that never had to ask for our address.
+    // The kernel's own neighbour entry shows which node the frame comes from; the programs keep no
+    // such table. If the kernel has no entry yet, the packet passes: a refusal would cut off a node
+    // that never had to ask for this node's address.
     let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, 0);
     let known = way.look_up(ctx) == Lookup::Found && way.next_hop_mac != Mac::default();
     if known && way.next_hop_mac != headers.source_mac {

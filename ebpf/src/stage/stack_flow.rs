@@ -1,4 +1,5 @@
-//! Path symmetry: a flow that came to us out of the host stack returns through it (invariant 1).
+//! Path symmetry: the replies of a flow that came out of the host stack return through it
+//! (invariant 1).
 
 use core::convert::Infallible;
 
@@ -15,15 +16,16 @@ use crate::{
     packet::{Fragment, Parsed},
 };
 
-/// Whether a packet between a pod and somebody else must go through the host stack: its own flow was recorded, or its
-/// reverse. The latter is a client that has reached a backend through a service and now reaches it directly from the same
-/// port: its answers take the stack, so it must as well, where connection tracking keeps the two apart.
+/// Returns whether a packet from or to a pod must go through the host stack: its flow was recorded,
+/// or the reverse flow. The reverse flow was recorded if a client has reached a backend through a
+/// service and now reaches it directly from the same port. The answers take the stack, so the
+/// client's packets must do so as well: there conntrack keeps the two flows apart.
 #[inline(never)]
 pub fn needs_stack(endpoint: &Endpoint, packet: &Parsed) -> bool {
     if endpoint.flags & ENDPOINT_STACK_ONLY != 0 || maps::is_stack_flow(&packet.flow) {
         return true;
     }
-    // Of TCP the first packet decides, and the rest is found by the lookup above.
+    // For TCP the first packet decides. The lookup above finds the later ones.
     let is_tcp = packet.flow.protocol == protocol::TCP;
     if packet.is_error || (is_tcp && !packet.begins_connection()) {
         return false;
@@ -39,8 +41,9 @@ pub fn needs_stack(endpoint: &Endpoint, packet: &Parsed) -> bool {
 
 /// Records, for a packet that came out of the host stack, that its replies must go back through it.
 ///
-/// `local_pod` is the end on this node, `other` the far one. Nothing is recorded where replies could not go past the stack:
-/// towards this node itself or the world they go up anyway. ICMP errors mark nothing: they follow the flow they speak of.
+/// `local_pod` is the end on this node, `other` the far one. Nothing is recorded if replies could
+/// not bypass the stack: to this node itself or to the world they take it anyway. ICMP errors
+/// record nothing: they follow the flow that they quote.
 #[inline(never)]
 pub fn record(packet: &Parsed, local_pod: &Addr, other: &Addr) {
     if packet.is_error
@@ -50,13 +53,14 @@ pub fn record(packet: &Parsed, local_pod: &Addr, other: &Addr) {
         return;
     }
     if maps::record_stack_flow(&packet.flow.reversed(), local_pod).is_err() {
-        // Slower, never wrong.
+        // All flows of the pod are slower now, but never wrong.
         maps::set_stack_only(local_pod);
         maps::count_path(Path::StackFlowsFull, 0);
     }
 }
 
-/// Whether it is an ICMP error about what its receiver has sent to somebody whom packets reach past the stack.
+/// Returns whether the packet is an ICMP error about a packet that its receiver has sent to an
+/// address reached past the stack.
 #[inline(never)]
 pub fn is_error_about_direct(packet: &Parsed) -> bool {
     packet.is_error && icmp_error::goes_to_sender(packet) && leads_past_stack(&packet.flow.source)

@@ -9,17 +9,18 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// Whether [`answer`] can speak of the packet: it forbids fragments and has no IP options, whose length would vary the
-/// quote. The others are left to the kernel.
+/// Returns whether [`answer`] can report the packet: it forbids fragmentation, and has no IP
+/// options, which would change the length of the quote. All other packets are left to the kernel.
 #[inline(always)]
 pub fn can_answer(packet: &Parsed) -> bool {
     packet.headers.dont_fragment() && packet.headers.version_length == 0x45
 }
 
-/// Tells the pod, in its gateway's name, how much the path takes.
+/// Tells the pod, in its gateway's name, the largest packet that the path takes.
 ///
-/// The program does it itself because the stack would answer with the MTU of its route, which knows nothing of a
-/// path that shrank: forwarded packets do not see path MTU exceptions (`ip_forward_use_pmtu` is off by default).
+/// The program answers itself, because the stack would answer with the MTU of its route, even if
+/// the path takes less by now. Forwarded packets do not see path MTU exceptions
+/// (`ip_forward_use_pmtu` is off by default).
 ///
 /// # Errors
 /// [`podwire_common::reason::Drop::RewriteFailed`].

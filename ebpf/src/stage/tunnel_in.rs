@@ -1,4 +1,4 @@
-//! From another node inside VXLAN.
+//! Packets from another node inside VXLAN.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -16,23 +16,25 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// A VXLAN packet for this node, as it arrives on an uplink: delivered from here, or left to the VXLAN device.
+/// Handles a VXLAN packet for this node that arrives on an uplink: delivers it, or leaves it to the
+/// VXLAN device.
 ///
 /// # Errors
-/// The reason why the tunnel does not take it.
+/// The reason why the tunnel refuses the packet.
 #[inline(never)]
 pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     let vni = vni_of(ctx, packet.headers.transport_offset(0) + 8)?;
     let (sender, outer_class) = (packet.headers.source_address(), packet.headers.traffic_class);
     if packet.headers.version_length != 0x45 {
-        // The outer headers are not where the fast way expects them. The device's ingress checks the rest.
+        // The outer headers are not where the fast path expects them. `from_overlay` checks the
+        // rest.
         check_outer(vni, &sender)?;
         return Ok(Verdict::PASS);
     }
-    // In place of the outer packet: there is no room on the stack for both.
+    // Load in place of the outer packet: the stack has no room for both.
     let packet = match packet.load_inner(ctx, OUTER_LENGTH).and_then(|loaded| inner(ctx, loaded)) {
         Ok(packet) => packet,
-        // A false sender is told before a fault.
+        // A false sender is reported before a fault.
         Err(reason) => return Err(check_outer(vni, &sender).err().unwrap_or(reason)),
     };
     if vni == Some(maps::vni())
@@ -44,22 +46,24 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
             false => Ok(Verdict::PASS),
         };
     }
-    // Before anything is looked up that a flow may be learnt from.
+    // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     check_outer(vni, &sender)?;
     let node = check_owner(packet, &sender)?;
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
         return Ok(Verdict::PASS);
     };
-    // The kernel asks its policies when the VXLAN device's socket receives the packet, and when it forwards what is inside.
+    // The kernel asks its policies when the VXLAN device's socket receives the packet, and when it
+    // forwards the inner packet.
     if node.flags & (NODE_IPSEC_TUNNEL | NODE_IPSEC_PODS) != 0 {
         return Ok(Verdict::PASS);
     }
     if is_other_segments(ctx, packet) || packet.headers.ttl <= 1 {
         return Ok(Verdict::PASS);
     }
-    // A later fragment may have overtaken its first here, which came in outer fragments and takes the slower way
-    // through the device: behind it in the device's queue it is in order again.
+    // A later fragment may have overtaken its first one, if that came in outer fragments and takes
+    // the slower path through the device. Behind it in the device's queue, the later fragment is in
+    // order again.
     if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
@@ -70,15 +74,17 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     }
 }
 
-/// Large packets that the program must not decapsulate. The kernel drops UDP GSO afterwards, and only the first packet of a list would
-/// lose its outer headers. The VXLAN device handles both.
+/// Returns whether the program must not decapsulate a large packet. The kernel drops UDP GSO
+/// afterwards, and of a list only the first packet would lose its outer headers. The VXLAN device
+/// handles both.
 #[inline(always)]
 fn is_other_segments(ctx: &TcContext, packet: &Parsed) -> bool {
     ctx.segment_payload() != 0
         && (packet.headers.protocol != protocol::TCP || is_list(ctx, maps::skb_layout()))
 }
 
-/// Decapsulates a packet; `false`: the kernel refuses, and it is left to the VXLAN device.
+/// Decapsulates a packet. Returns `false` if the kernel refuses; the packet is left to the VXLAN
+/// device.
 #[inline(always)]
 fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Parsed) -> Result<bool, Drop> {
     let class = ecn::decapsulate(outer_class, packet.headers.traffic_class).ok_or(Drop::EcnNotCapable)?;
@@ -89,15 +95,15 @@ fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Parsed) -> Result<bool,
     Ok(true)
 }
 
-/// A packet that the VXLAN device has decapsulated.
+/// Handles a packet that the VXLAN device has decapsulated.
 ///
 /// # Errors
-/// The reason why the tunnel does not take it.
+/// The reason why the tunnel refuses the packet.
 #[inline(always)]
 pub fn on_device(ctx: &TcContext) -> Outcome {
     let key = get_tunnel_key(ctx).ok_or(Drop::TunnelPeerUnknown)?;
     check_outer(Some(key.vni), &key.remote)?;
-    // A tag inside has been taken out of the frame by the VXLAN device.
+    // The VXLAN device has taken an inner VLAN tag out of the frame.
     if ctx.has_vlan_tag() {
         return Err(Drop::InnerProtocolUnknown);
     }
@@ -105,7 +111,7 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     let packet = inner(ctx, place.load(ctx)?)?;
     let node = check_owner(packet, &key.remote)?;
     source::refuse_loopback(&packet.headers)?;
-    // The inner link addresses are constants, which no device bears.
+    // The inner link addresses are constants that no device has.
     ctx.set_packet_host();
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
         if flow::complete(packet).is_err() {
@@ -124,7 +130,7 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice)
 }
 
-/// Checks what the outer headers say, before anything of the inner packet is believed.
+/// Checks the outer headers, before the programs believe anything in the inner packet.
 #[inline(always)]
 fn check_outer(vni: Option<u32>, sender: &Addr) -> Result<(), Drop> {
     if !maps::is_tunnel_peer(sender) {
@@ -145,7 +151,8 @@ fn inner<'a>(ctx: &TcContext, loaded: Loaded<'a>) -> Result<&'a mut Parsed, Drop
     Ok(loaded.parse(ctx)?)
 }
 
-/// The inner source must be the sending node's: in its podCIDRs, or one of its own addresses. Gives the source's entry.
+/// Checks that the sending node owns the inner source: the source is in the node's podCIDRs, or is
+/// one of its own addresses. Returns the entry of the source.
 #[inline(always)]
 fn check_owner(packet: &Parsed, sender: &Addr) -> Result<&'static Node, Drop> {
     match maps::node(&packet.headers.source_address()) {

@@ -1,4 +1,4 @@
-//! Towards another node inside VXLAN.
+//! Packets to another node inside VXLAN.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -19,7 +19,7 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// A pod's packet, past the host stack.
+/// Sends a pod's packet past the host stack.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -45,7 +45,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &No
     send(ctx, packet, node, (&way, lookup), &packet.headers.decremented(), Path::TunnelOut)
 }
 
-/// A hostPort's reply to another node's pod. Its time to live has been seen to be above 1.
+/// Sends a hostPort's reply to another node's pod. The caller has checked that the TTL is above 1.
 ///
 /// # Errors
 /// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
@@ -53,7 +53,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &No
 pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
     let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
     let (way, lookup) = way_to(ctx, packet, node);
-    // Before it is translated: the pod knows its own packet only.
+    // Answer before the translation: the pod knows only its own packet.
     if lookup == Lookup::TooBig && too_big::can_answer(packet) {
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
@@ -63,7 +63,8 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     send(ctx, packet, node, (&way, lookup), &translated, Path::HostPortOut)
 }
 
-/// A pod's packet that the host stack sends out bare: it is put into the tunnel instead.
+/// Puts a packet into the tunnel that the host stack sends out unencapsulated. Its source is a
+/// pod's address or this node's overlay address.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -84,8 +85,8 @@ pub fn address_to_node(ctx: &TcContext, packet: &Parsed, node: &Node) -> Result<
     set_tunnel_key(ctx, &node.source, &node.tunnel_endpoint, maps::vni(), class)
 }
 
-/// The way to a node on the underlay. When the packet is too large, [`Way::length`] says how much the path takes, outer
-/// headers included.
+/// Returns the route to a node on the underlay. If the packet is too large, [`Way::length`] is the
+/// most that the path takes, outer headers included.
 #[inline(always)]
 fn way_to(ctx: &TcContext, packet: &Parsed, node: &Node) -> (Way, Lookup) {
     let length = packet.wire_length(ctx);
@@ -111,8 +112,9 @@ fn send(
     path: Path,
 ) -> Outcome {
     if goes_through_device(node) || lookup == Lookup::TooBig {
-        // The VXLAN device sends it in outer fragments: what may be cut, and what came out of the stack, whose sender
-        // this hook has no way back to.
+        // The VXLAN device sends large packets in outer fragments, if the packets may be
+        // fragmented. It also does so with packets out of the stack, because this hook has no way
+        // back to their sender.
         return through_device(ctx, packet, node, header);
     }
     let outer = outer_of(packet, packet.flow.tunnel_source_port(), inner_macs(node).destination);
@@ -125,16 +127,18 @@ fn send(
     }
 }
 
-/// Whether the VXLAN device makes the outer headers, so that the kernel asks its IPsec policies.
+/// Returns whether the VXLAN device makes the outer headers, so that the kernel asks its IPsec
+/// policies.
 #[inline(always)]
 fn goes_through_device(node: &Node) -> bool {
     cfg!(feature = "through-device") || node.flags & NODE_IPSEC_TUNNEL != 0
 }
 
-/// The link addresses of inner frames towards a node.
+/// Returns the link addresses of inner frames to a node.
 #[inline(always)]
 fn inner_macs(node: &Node) -> Macs {
-    // Not the device's own address, which may be the receiver's too (cloned machines): that one drops it silently.
+    // Not the device's own address: on cloned machines the receiver may have the same one, and
+    // drops such frames silently.
     Macs { destination: inner_destination(node), source: Mac { bytes: INNER_SOURCE_MAC } }
 }
 
@@ -144,7 +148,7 @@ fn inner_destination(node: &Node) -> Mac {
     vtep.map_or(Mac { bytes: INNER_DESTINATION_MAC }, |vtep| vtep.mac)
 }
 
-// A function of its own: its key would take its place on the stack of every caller.
+// Not inlined: its key would take stack in every caller.
 #[inline(never)]
 fn through_device(ctx: &TcContext, packet: &Parsed, node: &Node, header: &FixedPart) -> Outcome {
     set_fixed_part(ctx, header)?;

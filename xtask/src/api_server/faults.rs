@@ -1,24 +1,26 @@
-//! What an API server, or the way to it, does wrong.
+//! Faults of an API server, or of the connection to it.
 
 use std::time::Duration;
 
-/// One fault, which lasts until another one is asked for.
+/// A fault. It lasts until another one is requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Requests get no answer, and watches hear nothing any more; connections stay.
+    /// Requests get no answer, and watches get no more events. Connections stay open.
     Hang,
-    /// Every answer is this status, with its Status object; watches that are there go on.
+    /// Every answer has this status, with a Status object. Watches that exist already go on.
     Status(u16),
-    /// Each answer ends after so many bytes of its body, wherever that is, and the connection with it.
+    /// Each answer ends after this number of body bytes, even in the middle of an object. Its
+    /// connection ends with it.
     CutAfter(usize),
-    /// Each answer's body comes in pieces of so many bytes, with this pause between them.
+    /// The body of each answer comes in pieces of this number of bytes, with this pause between
+    /// them.
     Slow(usize, Duration),
-    /// Every watch ends at once and without a word, also those that are there.
+    /// Every watch ends at once and without an event, and so do the watches that exist already.
     WatchesEnd,
-    /// Every watch that begins is told this error, and ends.
+    /// Every new watch gets this error and ends.
     WatchesFail(u16),
-    /// Every watch that begins after a version is refused with this status.
+    /// Every new watch from a version is refused with this status.
     VersionsRefused(u16),
-    /// The page after the first is too old: 410.
+    /// Every page after the first is refused as too old: 410.
     PagesExpire,
 }

@@ -1,7 +1,9 @@
-//! A Kubernetes API server as far as a node agent sees one: Node objects, listed and watched over HTTP, with versions, bookmarks, pages,
-//! streamed lists and the errors that the real one gives; and with faults on demand.
+//! A Kubernetes API server, as far as a node agent sees one. It lists and watches Node objects over
+//! HTTP, with versions, bookmarks, pages, streamed lists and the errors of the real server. It
+//! makes faults on demand.
 //!
-//! It holds what it is given in memory. Where a cluster's own binaries are at hand, tests ask those as well (`crate::envtest`).
+//! The server keeps its objects in memory. Where a cluster's own binaries are at hand, tests also
+//! run against them (`crate::envtest`).
 
 mod faults;
 mod requests;
@@ -24,17 +26,17 @@ use crate::lab::traffic::bound;
 
 use store::Store;
 
-/// Makes the socket again that a stopped server had.
+/// Makes the listening socket, and makes it again after a stop.
 type Bind = Box<dyn Fn() -> io::Result<TcpListener> + Send + Sync>;
 
-/// A running API server; ends when dropped.
+/// A running API server. It ends when it is dropped.
 pub struct ApiServer {
     shared: Arc<Shared>,
     doors: Mutex<Vec<(Bind, Option<Certificate>)>>,
     runtime: Mutex<Option<Runtime>>,
 }
 
-/// What requests see.
+/// The state that all requests share.
 struct Shared {
     store: Store,
     settings: Mutex<Settings>,
@@ -42,12 +44,12 @@ struct Shared {
     listed: Mutex<Option<Instant>>,
 }
 
-/// How it behaves.
+/// The server's behaviour.
 #[derive(Clone, Debug)]
 struct Settings {
-    /// Who may ask; empty: everybody.
+    /// Accepted bearer tokens. If empty, every client may ask.
     tokens: Vec<String>,
-    /// Between two bookmarks of a watch.
+    /// The interval between two bookmarks of a watch.
     bookmarks: Duration,
     /// Whether a watch may begin with the list (`sendInitialEvents`).
     streams_lists: bool,
@@ -55,7 +57,7 @@ struct Settings {
 }
 
 impl ApiServer {
-    /// One without nodes that nobody reaches yet.
+    /// Makes a server without nodes. It listens nowhere until [`ApiServer::listen`].
     ///
     /// # Errors
     /// When no runtime can be made.
@@ -75,7 +77,8 @@ impl ApiServer {
         Ok(Self { shared: Arc::new(shared), doors: Mutex::default(), runtime: Mutex::new(Some(runtime()?)) })
     }
 
-    /// Serves HTTP, or with a certificate HTTPS, on what `bind` makes: now and after every [`ApiServer::start`].
+    /// Serves on the socket that `bind` makes, now and after every [`ApiServer::start`]. With a
+    /// certificate it serves HTTPS, otherwise HTTP.
     ///
     /// # Errors
     /// Those of `bind`.
@@ -89,19 +92,20 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Ends every connection and refuses new ones. What it holds stays, as etcd's does.
+    /// Ends every connection and refuses new ones. The objects stay, as they do in etcd.
     pub fn stop(&self) {
         if let Some(runtime) = lock(&self.runtime).take() {
-            // Its threads are gone when this is back: the ports are free. On a thread of its own, as who calls may be a runtime's.
+            // When `shutdown_timeout` returns, the runtime's threads have ended and the ports are
+            // free. It gets a thread of its own, because the caller may be a thread of a runtime.
             let stopping = std::thread::spawn(|| runtime.shutdown_timeout(Duration::from_secs(5)));
             drop(stopping.join());
         }
     }
 
-    /// Serves again after [`ApiServer::stop`], at the same places.
+    /// Serves again after [`ApiServer::stop`], at the same addresses.
     ///
     /// # Errors
-    /// When a place is taken.
+    /// When a port is taken.
     pub fn start(&self) -> Result<()> {
         *lock(&self.runtime) = Some(runtime()?);
         for (bind, certificate) in &*lock(&self.doors) {
@@ -110,64 +114,67 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Creates or updates a Node object: its version is a new one, and its uid stays unless it has another.
+    /// Creates or updates a Node object. It gets a new version, and keeps its uid unless `node` has
+    /// one.
     pub fn put(&self, node: Value) {
         self.shared.store.put(node);
     }
 
-    /// Deletes one. None of that name is no error.
+    /// Deletes a Node object. It is no error if none has this name.
     pub fn delete(&self, name: &str) {
         self.shared.store.delete(name);
     }
 
-    /// Makes its content that of a List. What is the same stays untouched.
+    /// Replaces all objects with those of a List. Objects that are equal stay as they are.
     pub fn set(&self, list: &Value) {
         self.shared.store.set(list["items"].as_array().map_or(&[], Vec::as_slice));
     }
 
-    /// All of them, as `kubectl get nodes -o json` prints them.
+    /// Returns all objects, as `kubectl get nodes -o json` prints them.
     pub fn list(&self) -> Value {
         json!({ "apiVersion": "v1", "kind": "List", "items": self.shared.store.nodes() })
     }
 
-    /// A Node object, as it is now.
+    /// Returns the current Node object.
     pub fn node(&self, name: &str) -> Option<Value> {
         self.shared.store.node(name)
     }
 
-    /// Forgets what changed until now: who watches from an earlier version is told 410, and has to list anew.
+    /// Forgets all changes so far. A client that watches from an earlier version gets 410 and has
+    /// to list again.
     pub fn forget_changes(&self) {
         self.shared.store.forget_changes();
     }
 
-    /// Only these bearer tokens are let in from now on.
+    /// Accepts only these bearer tokens from now on.
     pub fn only_tokens(&self, tokens: &[&str]) {
         self.settings().tokens = tokens.iter().map(|token| (*token).to_owned()).collect();
     }
 
-    /// Between two bookmarks of each watch.
+    /// Sets the interval between two bookmarks of each watch.
     pub fn bookmark_every(&self, interval: Duration) {
         self.settings().bookmarks = interval;
     }
 
-    /// Whether a list can be had as the beginning of a watch. Older servers refuse that with 422.
+    /// Sets whether a watch may begin with a list. Older servers refuse such a watch with 422.
     pub fn stream_lists(&self, does: bool) {
         self.settings().streams_lists = does;
     }
 
-    /// What goes wrong from now on.
+    /// Sets the fault that applies from now on; `None` ends it.
     pub fn fail(&self, fault: Option<Fault>) {
         self.settings().fault = fault;
-        // Watches that are there look again.
+        // Wake the watches that exist, so that they see the fault.
         self.shared.store.wake();
     }
 
-    /// What was asked so far: method, path, query.
+    /// Returns all requests so far: method, path, query.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
     }
 
-    /// When the last whole list was handed to the connection.
+    /// Returns the time at which a watch last gave its initial list to the connection. A watch
+    /// without an initial list counts, too.
     pub fn listed(&self) -> Option<Instant> {
         *lock(&self.shared.listed)
     }

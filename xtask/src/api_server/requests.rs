@@ -1,4 +1,5 @@
-//! Requests and their answers, in the API server's own words (Kubernetes API concepts, "Efficient detection of changes").
+//! Requests and their answers, in the API server's own words (Kubernetes API concepts, "Efficient
+//! detection of changes").
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use super::store::{Change, Kind};
 use super::{Fault, Shared, lock};
 
-/// What was given to a connection is on its way after this.
+/// The time within which a connection has sent the bytes that it was given.
 const SENDING: Duration = Duration::from_millis(20);
 const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
 
@@ -30,7 +31,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Notes the request, asks for the token, and is at fault where that is wanted.
+/// Records the request, checks its token, and applies the fault that was requested.
 async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     lock(&shared.requests).push(format!("{} {}", request.method(), request.uri()));
     let settings = lock(&shared.settings).clone();
@@ -46,7 +47,7 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
         Some(Fault::Status(code)) => status(code, "Fault", "this fault was asked for"),
         Some(Fault::CutAfter(bytes)) => next.run(request).await.map(|body| cut(body, bytes)),
         Some(Fault::Slow(piece, pause)) => next.run(request).await.map(|body| slow(body, piece, pause)),
-        // Of some requests only.
+        // These faults concern some requests only. Their handlers apply them.
         Some(Fault::WatchesEnd | Fault::WatchesFail(_) | Fault::VersionsRefused(_) | Fault::PagesExpire)
         | None => next.run(request).await,
     }
@@ -122,10 +123,10 @@ fn watch(shared: Arc<Shared>, parameters: &Parameters) -> Response {
     let deadline = Instant::now() + Duration::from_secs(parameters.timeout_seconds.unwrap_or(3600));
     let bookmarks = parameters.allow_watch_bookmarks.then_some(settings.bookmarks);
     let later = stream::unfold(Watcher::new(shared, from, deadline, bookmarks), |watcher| watcher.next());
-    // Pieces of some size: a line each would be a system call each.
+    // Join lines into pieces: each piece costs a system call.
     let first: Vec<Bytes> = first.chunks(16).map(|lines| Bytes::from(lines.concat())).collect();
     let listing = Arc::clone(&listed_by);
-    // Polled when all before it is taken.
+    // The stream polls this part after the connection has taken all parts before it.
     let end = stream::once(async move { *lock(&listing.listed) = Some(std::time::Instant::now()) });
     let first = stream::iter(first).chain(end.filter_map(|()| async { None }));
     let lines = first.chain(later).map(Ok::<_, std::io::Error>);
@@ -136,7 +137,7 @@ fn events(lines: Body) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], lines).into_response()
 }
 
-/// One who watches.
+/// A watch of one client.
 struct Watcher {
     shared: Arc<Shared>,
     versions: tokio::sync::watch::Receiver<u64>,
@@ -193,7 +194,8 @@ impl Watcher {
     }
 }
 
-/// What a cloud provider's nodes need: conditions are merged by their type.
+/// Merges the patch's conditions into the node's by their type. The nodes of a cloud provider need
+/// this.
 async fn patch_status(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
@@ -219,7 +221,7 @@ async fn patch_status(
     axum::Json(node).into_response()
 }
 
-/// The type comes first, as the real one has it.
+/// Encodes an event of a watch. The type comes first, as in the real server's events.
 fn line(kind: Kind, object: &str) -> String {
     let kind = match kind {
         Kind::Added => "ADDED",
@@ -251,7 +253,7 @@ fn status(code: u16, reason: &str, message: &str) -> Response {
     (code_of_http, axum::Json(status_object(code, reason, message))).into_response()
 }
 
-/// The first bytes, and then the connection ends.
+/// Sends the first bytes of a body, then fails the connection.
 fn cut(body: Body, bytes: usize) -> Body {
     let mut left = bytes;
     let cut = body.into_data_stream().then(move |piece| {
@@ -260,7 +262,7 @@ fn cut(body: Body, bytes: usize) -> Body {
         left -= piece.as_ref().map_or(0, Bytes::len);
         async move {
             if is_over {
-                // What is not sent yet when a connection fails is not sent at all.
+                // A connection that fails drops what it has not sent yet.
                 tokio::time::sleep(SENDING).await;
                 return Err(std::io::Error::other("the answer is cut here, as was asked for"));
             }

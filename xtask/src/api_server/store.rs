@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::lock;
 
-/// What became of an object.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Added,
@@ -16,36 +16,37 @@ pub(super) enum Kind {
     Deleted,
 }
 
-/// One change, as watchers are told of it.
+/// A change, as watchers receive it.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub(super) version: u64,
     pub(super) kind: Kind,
-    /// The object, encoded.
+    /// The encoded object.
     pub(super) object: String,
 }
 
-/// The objects. Shared by all who ask.
+/// The Node objects, shared by all requests.
 pub(super) struct Store {
     state: Mutex<State>,
-    /// The last version: a new one wakes the watchers.
+    /// The latest version. A new one wakes the watchers.
     version: watch::Sender<u64>,
 }
 
 struct State {
-    /// Decoded and encoded.
+    /// Objects by name, decoded and encoded.
     nodes: BTreeMap<String, (Value, String)>,
     changes: Vec<Change>,
     version: u64,
     /// Changes up to this version are forgotten.
     forgotten: u64,
-    /// For uids.
+    /// The number of uids given out.
     made: u64,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        // As if something had been there before: 0 has a meaning of its own.
+        // Start at a higher version, as if objects had existed before: version 0 has a special
+        // meaning.
         let state =
             State { nodes: BTreeMap::new(), changes: Vec::new(), version: 100, forgotten: 100, made: 0 };
         Self { state: Mutex::new(state), version: watch::Sender::new(100) }
@@ -95,7 +96,7 @@ impl Store {
 
     pub(super) fn forget_changes(&self) {
         let mut state = self.state();
-        // As when others than nodes have changed meanwhile.
+        // Act as if an object of another kind had changed: all kinds share the versions.
         state.version += 1;
         state.forgotten = state.version;
         state.changes.clear();
@@ -113,7 +114,8 @@ impl Store {
         self.version.subscribe()
     }
 
-    /// The encoded objects after a name, so many at most, whether there are more, and the version.
+    /// Returns up to `limit` encoded objects with names after `after`. Also returns the last one's
+    /// name if there are more objects, and the version.
     pub(super) fn page(&self, after: Option<&str>, limit: usize) -> (Vec<String>, Option<String>, u64) {
         let state = self.state();
         let mut rest = state.nodes.iter().filter(|(name, _)| after.is_none_or(|after| name.as_str() > after));
@@ -123,7 +125,7 @@ impl Store {
         (page.into_iter().map(|(_, (_, text))| text.clone()).collect(), more, state.version)
     }
 
-    /// The changes after a version; `None` when they are forgotten.
+    /// Returns the changes after a version, or `None` if the store has forgotten some of them.
     pub(super) fn changes_after(&self, version: u64) -> Option<Vec<Change>> {
         let state = self.state();
         if version < state.forgotten {
@@ -145,7 +147,7 @@ impl State {
         let before = self.nodes.get(&name);
         let kind = if before.is_some() { Kind::Modified } else { Kind::Added };
         let there = before.map(|(node, _)| node["metadata"]["uid"].clone());
-        // A malformed object on purpose may have no room for these.
+        // A deliberately malformed object may have no place for these fields.
         if let Some(metadata) = node.get_mut("metadata").and_then(Value::as_object_mut) {
             self.made += 1;
             let new = json!(format!("00000000-0000-4000-8000-{:012x}", self.made));
@@ -174,7 +176,7 @@ fn name_of(node: &Value) -> &str {
     node["metadata"]["name"].as_str().unwrap_or_default()
 }
 
-/// Whether they differ in nothing but what the server itself gives out.
+/// Returns whether the objects are equal except for the fields that the server sets itself.
 fn is_same(there: &Value, node: &Value) -> bool {
     let mut node = node.clone();
     for given in ["resourceVersion", "uid"] {

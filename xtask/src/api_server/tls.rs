@@ -1,4 +1,4 @@
-//! HTTPS with a certificate that is made for the occasion.
+//! HTTPS with a certificate that is made for one test.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::server::TlsStream;
 
-/// A certificate that vouches for itself.
+/// A self-signed certificate.
 #[derive(Clone)]
 pub struct Certificate {
     pem: String,
@@ -22,10 +22,10 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// One for these names and addresses.
+    /// Makes a certificate for these names and addresses.
     ///
     /// # Errors
-    /// When one of them is no name and no address.
+    /// When one of them is neither a name nor an address.
     pub fn new(names: &[&str]) -> Result<Self> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let CertifiedKey { cert, signing_key } =
@@ -38,12 +38,12 @@ impl Certificate {
         Ok(Self { pem: cert.pem(), key: signing_key.serialize_pem(), config: Arc::new(config) })
     }
 
-    /// What a client has to trust, PEM.
+    /// Returns the certificate that a client has to trust, PEM.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// Its private key, PEM.
+    /// Returns the private key, PEM.
     pub fn key_pem(&self) -> &str {
         &self.key
     }
@@ -65,7 +65,7 @@ impl axum::serve::Listener for Listener {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
             let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-            // A client that does not trust it has gone: the next one.
+            // A client that does not trust the certificate has gone. Accept the next one.
             if let Ok(stream) = self.acceptor.accept(stream).await {
                 return (stream, address);
             }

@@ -1,4 +1,5 @@
-//! What the agent itself needs in a large cluster: memory, time at rest, and time until a Node list is in the maps.
+//! The agent's own cost in a large cluster: memory, CPU time at rest, and the time until a Node
+//! list is in the maps.
 
 use std::fs;
 use std::thread;
@@ -16,25 +17,27 @@ use crate::bench::crowd::{Crowd, NODES};
 use crate::bench::record::{Record, Report};
 use crate::bench::site::{self, Place, Programs, Way};
 
-/// Megabytes; at its highest.
+/// The most memory, in megabytes, at its peak.
 const MOST_MEMORY: f64 = 40.0;
-/// Percent of a core.
+/// The most CPU time, in percent of a core.
 const MOST_TIME: f64 = 0.1;
-/// Seconds.
+/// The longest delay, in seconds.
 const MOST_DELAY: f64 = 1.0;
-/// An agent looks at the consequences of a change for so long.
+/// The time for which an agent still looks at the consequences of a change.
 const SETTLING: Duration = Duration::from_secs(75);
-/// So long an agent is left alone: what it does every two minutes shows at least once.
+/// The time for which an agent is left alone: what it does every two minutes happens at least once.
 const REST: Duration = Duration::from_secs(130);
-/// With flows in the tables, which end after two minutes: it looks through them every ten seconds.
+/// The rest with flows in the tables. The agent goes through the tables every ten seconds, and
+/// removes unanswered flows after 30 seconds.
 const REST_WITH_FLOWS: Duration = Duration::from_secs(30);
-/// What an agent says when a list's nodes are in its maps.
+/// The agent's log message when the nodes of a list are in its maps.
 const APPLIED: &str = "node list applied";
 const APPLY_DEADLINE: Duration = Duration::from_secs(60);
-/// The core that the agent has to itself.
+/// The core that the agent has for itself.
 const CORE: usize = 1;
 
-/// From the Node list's renaming to complete maps, the agent on one core: 4,999 nodes are new to it.
+/// Measures the time from the rename of the Node list to complete maps, with the agent on one core.
+/// 4,999 nodes are new to the agent.
 pub(crate) fn apply(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
     let lab = on_one_core(|| site::podwire(programs, Way::VXLAN, Place::World))?;
     let node = lab.node(0);
@@ -43,7 +46,7 @@ pub(crate) fn apply(programs: &Programs, effort: Effort, report: &mut Report) ->
     for round in 0..=effort.rounds {
         let delay = apply_list(&lab, node, &large)?;
         let entries = node.map_dump(maps::NODES)?.as_array().map_or(0, Vec::len);
-        // A podCIDR and an address of each.
+        // Each node has two entries: its podCIDR and its address.
         ensure!(entries >= 2 * usize::from(NODES), "{entries} entries in the map of nodes");
         apply_list(&lab, node, &small)?;
         if round > 0 {
@@ -54,10 +57,10 @@ pub(crate) fn apply(programs: &Programs, effort: Effort, report: &mut Report) ->
     Ok(())
 }
 
-/// Memory at its highest and now, and time of a core at rest.
+/// Measures the agent's peak memory, its current memory, and its CPU time at rest.
 pub(crate) fn at_rest(crowd: &Crowd, report: &mut Report) -> Result<()> {
     let node = crowd.node();
-    // One more change of the list, with all the pods there.
+    // Change the list once more, now that all pods exist.
     apply_list(&crowd.lab, node, &crowd.lab.node_list_with(NODES - 3)?)?;
     apply_list(&crowd.lab, node, &crowd.lab.node_list_with(NODES - 2)?)?;
     let pid = node.agent_pid().context("the agent has ended")?;
@@ -69,7 +72,7 @@ pub(crate) fn at_rest(crowd: &Crowd, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What flows cost the agent and the kernel's maps.
+/// Measures what flows cost the agent, and how much memory the kernel's maps take.
 pub(crate) fn with_flows(crowd: &Crowd, report: &mut Report) -> Result<()> {
     crowd.refresh_flows()?;
     crowd.check_flows()?;
@@ -81,20 +84,20 @@ pub(crate) fn with_flows(crowd: &Crowd, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Percent.
+/// Returns the process's CPU time during a rest, in percent of a core.
 fn share_of_a_core(pid: u32, rest: Duration) -> Result<f64> {
     let (before, start) = (process_time(pid)?, Instant::now());
     thread::sleep(rest);
     Ok((process_time(pid)? - before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
 }
 
-/// What a process has had of the cores until now.
+/// Returns the CPU time that a process has used so far.
 pub(crate) fn process_time(pid: u32) -> Result<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?)).context("find the agent's clock")?;
     Ok(Duration::from(clock.now()?))
 }
 
-/// A line of `/proc/<pid>/status`.
+/// Returns the value of a line of `/proc/<pid>/status`, in megabytes.
 pub(crate) fn megabytes(pid: u32, line: &str) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let value = text.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')?.strip_suffix(" kB"));
@@ -102,7 +105,7 @@ pub(crate) fn megabytes(pid: u32, line: &str) -> Result<f64> {
     Ok(kibibytes * 1024.0 / 1e6)
 }
 
-/// What the kernel has accounted to the pinned maps.
+/// Returns the memory that the kernel has accounted to the pinned maps, in megabytes.
 pub(crate) fn map_memory(node: &Node) -> Result<f64> {
     let mut bytes = 0.0;
     for map in maps::ALL {
@@ -114,7 +117,7 @@ pub(crate) fn map_memory(node: &Node) -> Result<f64> {
     Ok(bytes / 1e6)
 }
 
-/// Replaces the list; how long until the agent says that it is in the maps.
+/// Replaces the Node list, and returns the time until the agent logs that the list is in the maps.
 fn apply_list(lab: &Lab, node: &Node, list: &str) -> Result<Duration> {
     let said = || node.agent_log().matches(APPLIED).count();
     let before = said();
@@ -129,7 +132,7 @@ fn apply_list(lab: &Lab, node: &Node, list: &str) -> Result<Duration> {
     bail!("{} did not say \"{APPLIED}\" within {} s", node.name(), APPLY_DEADLINE.as_secs())
 }
 
-/// Processes that are started meanwhile stay on one core.
+/// Runs an action on a thread that stays on [`CORE`]. Processes that it starts stay there, too.
 pub(crate) fn on_one_core<T: Send>(action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {

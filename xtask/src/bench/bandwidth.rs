@@ -1,4 +1,5 @@
-//! How near TCP comes to the rate that a pod's limit asks for, both directions, wherever the other end is.
+//! How close TCP comes to the rate of a pod's limit, in both directions and at every place of the
+//! other end.
 
 use anyhow::Result;
 use serde_json::json;
@@ -9,13 +10,13 @@ use crate::bench::client::{Direction, Stream};
 use crate::bench::record::{Record, Report, Target};
 use crate::bench::site::{Place, Programs, Site, Way, podwire};
 
-/// Megabits per second.
+/// Rates of the limits, in megabits per second.
 const RATES: [u32; 3] = [10, 100, 1000];
-/// Nearer than this is near enough.
+/// The deviation from the rate that still meets the target, as a share.
 const TOLERANCE: f64 = 0.05;
-/// A stream goes through so many turns: what a burst lets through at its start should not show.
+/// The length of a stream in turns. A stream of this length hides the burst at its start.
 const TURNS: u32 = 20;
-/// Kubernetes and containerd ask for this burst, bits, whatever the rate.
+/// The burst that Kubernetes and containerd ask for at every rate, in bits.
 const BURST: u64 = (1 << 32) - 1;
 
 const PLACES: [(&str, Mode, Place); 4] = [
@@ -25,14 +26,14 @@ const PLACES: [(&str, Mode, Place); 4] = [
     ("world", Mode::Vxlan, Place::World),
 ];
 
-/// One limit, at one place.
+/// One limit at one place.
 struct Case {
     figure: String,
-    /// Megabits per second.
+    /// The limit, in megabits per second.
     rate: u32,
     direction: Direction,
     site: Site,
-    /// Of payload, Mbit/s.
+    /// The payload rate of each round, in Mbit/s.
     arrived: Vec<f64>,
 }
 
@@ -57,7 +58,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     Ok(())
 }
 
-/// A limited pod for each, and one other end for all.
+/// Adds a limited pod for each case, and one server for all cases.
 fn cases_at(name: &str, lab: &Lab, place: Place) -> Result<Vec<Case>> {
     let node = lab.node(0);
     let (server, address): (Ns, _) = match place {

@@ -37,7 +37,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
         one_way.record(&format!("{vxlan}-peers"), VXLAN, PEERS, added, below, report)?;
         one_way.record(&format!("{vxlan}-nftables"), VXLAN, FLANNEL_NFTABLES, added, None, report)?;
         one_way.record(&format!("{vxlan}-xdp"), XDP, FLANNEL, added, None, report)?;
-        // The target is about TCP.
+        // The target concerns TCP only.
         let target = (transport == Transport::Tcp).then_some(Target::AtMost(0.3));
         one_way.record(&format!("cross-node-direct-{name}"), DIRECT, HOST_GW, added, target, report)?;
         if programs.other.is_some() {

@@ -1,4 +1,4 @@
-//! A figure's chart: a bar for each contestant, its quartiles as a line.
+//! The chart of a figure: a bar for each contestant, and a line for its quartiles.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub(crate) struct Chart {
     pub(crate) bars: Vec<Bar>,
 }
 
-/// A contestant's.
+/// A contestant's median and quartiles.
 #[derive(Debug)]
 pub(crate) struct Bar {
     pub(crate) name: String,
@@ -46,7 +46,7 @@ impl Chart {
             .margin(8)
             .x_label_area_size(24)
             .y_label_area_size(210)
-            // Room for the numbers beside the bars.
+            // Leave room for the numbers beside the bars.
             .build_cartesian_2d(0.0..largest * 1.15, (0..rows - 1).into_segmented())?;
         chart
             .configure_mesh()
@@ -79,7 +79,7 @@ impl Chart {
         Ok(())
     }
 
-    /// Rows are counted from below.
+    /// Returns the name of the contestant in a row. Rows are counted from below.
     fn name_at(&self, rows: u32, row: u32) -> String {
         let index = rows.checked_sub(row + 1).map(|index| index as usize);
         index.and_then(|index| self.bars.get(index)).map(|bar| bar.name.clone()).unwrap_or_default()

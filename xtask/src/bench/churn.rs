@@ -1,5 +1,5 @@
-//! What changes elsewhere cost a flow that has nothing to do with them: 100 additions and removals a second of nodes,
-//! pods and hostPorts, on the node of the flow's client.
+//! The cost of unrelated changes for a flow: nodes, pods and hostPorts that the flow does not use
+//! come and go. The node of the flow's client sees 100 additions and removals a second.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,21 +23,24 @@ use crate::bench::site::{Programs, Site};
 
 const QUIET: &str = "podwire, quiet";
 const CHURN: &str = "podwire, 100 changes a second";
-/// Changes in a second: each an addition or a removal of one node, pod or hostPort.
+/// Changes a second. Each adds or removes one node, pod or hostPort.
 const CHANGES: u32 = 100;
-/// One ADD and one DEL of a pod with a hostPort, which are four of the changes, to so many of nodes.
+/// The number of nodes that are added, and also of nodes that are removed, for each ADD or DEL of
+/// the pod. An ADD or DEL is two changes, because the pod has a hostPort.
 const NODES_TO_A_POD: usize = 21;
-/// Nodes that come and go. Half of them are there: the agent takes what changes within a second together, so a node
-/// stays for two.
+/// Nodes that come and go; half of them exist at any time. A node exists for two seconds, because
+/// the agent handles the changes of one second together.
 const OTHERS: u16 = 200;
-/// The agents and what changes; the flow's ends are on the other core.
+/// The core of the agents and of the changes. The flow's ends are on the other core.
 const CORE: usize = 0;
-/// An agent takes changes of nodes together for a second: a turn has to see several of these.
+/// The length of a measurement in turns. The agent handles the changes of one second together, so a
+/// measurement has to contain several such batches.
 const TURNS: u32 = 15;
-/// Packets of both directions that are judged in a second. A flow is judged once in 256 jiffies whatever happens: eight
-/// times a second where the kernel ticks 1000 times.
+/// The most packets a second, both directions together, that take the slow path. Each direction
+/// takes it once in 256 jiffies in any case. With 1000 jiffies a second, both together take it
+/// eight times.
 const MOST_JUDGED: f64 = 20.0;
-/// From the first change until the changes show.
+/// The time from the first change until the agent works on changes.
 const BEGINNING: Duration = Duration::from_secs(2);
 
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
@@ -45,7 +48,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     share_of_known(&cluster(programs, Some(&programs.counting))?, effort, report)
 }
 
-/// Two nodes whose agents ask an API server.
+/// Makes two nodes with agents that ask an API server.
 fn cluster(programs: &Programs, object: Option<&Path>) -> Result<Lab> {
     let mut builder = Lab::builder().cable(true).nodes(2).agents(false).binaries(&programs.binaries);
     if let Some(object) = object {
@@ -69,7 +72,8 @@ fn latency(lab: &Lab, effort: Effort, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The share of the pods' packets that took the known way. The others ask the kernel for a route.
+/// Measures the share of the pods' packets that take the fast path. All others ask the kernel for a
+/// route.
 fn share_of_known(lab: &Lab, effort: Effort, report: &mut Report) -> Result<()> {
     let site = site(lab)?;
     let pair = RoundTrips::start(&site, Transport::Udp)?;
@@ -102,7 +106,7 @@ fn site(lab: &Lab) -> Result<Site> {
     Ok(Site::of_pods(CHURN, &client, &server))
 }
 
-/// Measures while nodes, pods and hostPorts come and go. Fails when they did not.
+/// Measures while nodes, pods and hostPorts come and go. Fails if they did not.
 fn beside_changes<T: Send>(lab: &Lab, measure: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let is_over = AtomicBool::new(false);
     let all: Value = serde_json::from_str(&lab.node_list_with(OTHERS)?)?;
@@ -117,7 +121,8 @@ fn beside_changes<T: Send>(lab: &Lab, measure: impl FnOnce() -> Result<T> + Send
         let elapsed = start.elapsed().as_secs_f64();
         is_over.store(true, Ordering::Relaxed);
         changes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        // A node alone is several entries and routes; of the last second's changes not all are there yet.
+        // This bound is low: the change of one node alone writes several entries and routes. The
+        // agent has not yet done all changes of the last second.
         let least = (elapsed - 1.0) * f64::from(CHANGES);
         ensure!(
             written as f64 >= least,
@@ -139,7 +144,7 @@ fn change(lab: &Lab, others: &[Value], is_over: &AtomicBool) -> Result<()> {
     while !is_over.load(Ordering::Relaxed) {
         let mut changes = 1;
         if number % (2 * NODES_TO_A_POD) == 0 {
-            // One entry of a pod and one of a hostPort.
+            // The ADD or DEL is two changes more: the pod and its hostPort.
             match is_there {
                 false => drop(milliseconds(&pod.run()?)?),
                 true => drop(delete(&pod)?),
@@ -164,7 +169,7 @@ fn change(lab: &Lab, others: &[Value], is_over: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// Does something on a thread that stays on the core of what changes, and processes that it starts.
+/// Runs an action on a thread that stays on [`CORE`]. Processes that it starts stay there, too.
 fn on_core<T: Send>(action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {

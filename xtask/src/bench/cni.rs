@@ -1,7 +1,9 @@
-//! ADD as a runtime has it done: the whole process, from its start to its end; of the reference each plugin of the chain, without
-//! what the runtime does between them.
+//! The time of an ADD as a container runtime causes it: from the start of the plugin's process to
+//! its end. For the reference, the times of the chain's plugins are added, without the runtime's
+//! own work between them.
 //!
-//! Nothing is pinned, as a runtime pins nothing: Podwire's are two processes, the reference's have several threads.
+//! The bench pins nothing to a core, because a runtime pins nothing. An ADD of Podwire runs in two
+//! processes; the plugins of the reference have several threads.
 
 use std::sync::Barrier;
 
@@ -15,7 +17,7 @@ use crate::bench::record::{Report, Target};
 use crate::bench::site::{self, FLANNEL, Place, Programs, VXLAN, Way};
 use crate::bench::statistics::quantile;
 
-/// Calls of a round: the 99th percentile of a round is its second longest.
+/// Calls of a round. With this number, the 99th percentile is the second longest call.
 const CALLS: usize = 104;
 /// Calls at the same moment, as a kubelet makes them for a deployment.
 const AT_ONCE: usize = 8;
@@ -31,7 +33,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     })?;
     for (figure, at_once) in [("cni-add", 1), ("cni-add-8", AT_ONCE)] {
         let mut rounds = [Rounds::default(), Rounds::default()];
-        // The first round does not count: binaries and tables are in caches after it.
+        // The first round does not count: it brings binaries and tables into the caches.
         for round in 0..=effort.rounds {
             let mut times = [Vec::new(), Vec::new()];
             for (ours, theirs) in ours.chunks_mut(at_once).zip(theirs.chunks_mut(at_once)) {
@@ -54,13 +56,13 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     Ok(())
 }
 
-/// What a pod is attached with.
+/// The calls that attach a pod.
 enum Attachment {
     Podwire(Box<CniCall>),
     Chain(Vec<CniCall>),
 }
 
-/// Percentiles, round by round.
+/// Percentiles of each round.
 #[derive(Default)]
 struct Rounds {
     p50: Vec<f64>,
@@ -75,7 +77,7 @@ impl Rounds {
 }
 
 impl Attachment {
-    /// How long it took, milliseconds.
+    /// Runs the ADD, and returns its duration in milliseconds.
     fn add(&mut self) -> Result<f64> {
         let output = match self {
             Self::Podwire(call) => call.run()?,
@@ -92,25 +94,25 @@ impl Attachment {
     }
 }
 
-/// ADD of a pod of that name, by Podwire.
+/// Returns the call with which Podwire adds a pod of this name.
 pub(crate) fn call(node: &Node, pod: &str) -> CniCall {
     node.cni_call("ADD", pod, &serde_json::json!({}))
 }
 
-/// How long an ADD took, if it succeeded.
+/// Returns the duration of an ADD in milliseconds. Fails if the ADD failed.
 pub(crate) fn milliseconds(output: &CniOutput) -> Result<f64> {
     ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
     Ok(output.took.as_secs_f64() * 1e3)
 }
 
-/// The DEL of an ADD; how long it took, milliseconds.
+/// Runs the DEL for an ADD, and returns its duration in milliseconds.
 pub(crate) fn delete(add: &CniCall) -> Result<f64> {
     let output = add.with_command("DEL").run()?;
     ensure!(output.success, "DEL failed: {}\n{}", output.answer, output.stderr);
     Ok(output.took.as_secs_f64() * 1e3)
 }
 
-/// Namespaces that are there before anything is measured.
+/// Makes the namespaces and calls of a round, before anything is measured.
 fn attachments(node: &Node, attachment: impl Fn(&Node, &str) -> Attachment) -> Result<Vec<Attachment>> {
     let one = |number| {
         let pod = format!("pod{number}");
@@ -120,7 +122,7 @@ fn attachments(node: &Node, attachment: impl Fn(&Node, &str) -> Attachment) -> R
     (0..CALLS).map(one).collect()
 }
 
-/// All at the same moment; how long each took.
+/// Runs all ADDs at the same moment, and returns the duration of each in milliseconds.
 fn add_together(attachments: &mut [Attachment]) -> Result<Vec<f64>> {
     let start = Barrier::new(attachments.len());
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Contestants that take turns.
+//! Comparisons of contestants that take turns.
 
 use anyhow::{Context as _, Result};
 
@@ -7,7 +7,7 @@ use crate::bench::chart::{Bar, Chart};
 use crate::bench::record::{Record, Report, Target};
 use crate::bench::statistics::{interquartile_range, median, quantile};
 
-/// Who is compared; one turn's measurement of so many quantities at once.
+/// A contestant: its name, and one turn, which measures all quantities at once.
 pub(crate) struct Contestant<'a, const QUANTITIES: usize> {
     name: String,
     turn: Box<dyn FnMut() -> Result<[f64; QUANTITIES]> + 'a>,
@@ -19,27 +19,29 @@ impl<'a, const QUANTITIES: usize> Contestant<'a, QUANTITIES> {
     }
 }
 
-/// What one quantity was for each contestant, round by round.
+/// One quantity for each contestant, round by round.
 pub(crate) struct Comparison {
     figure: String,
     unit: &'static str,
     names: Vec<String>,
-    /// By contestant, then by round.
+    /// Values by contestant, then by round.
     values: Vec<Vec<f64>>,
 }
 
-/// What a ratio is made of.
+/// The terms of a ratio.
 #[derive(Clone, Copy)]
 pub(crate) enum Ratio<'a> {
-    /// What each adds to the limit's.
+    /// The cost that each contestant adds to the limit.
     AddedTo(&'a str),
     /// The values themselves.
     Plain,
 }
 
 impl Comparison {
-    /// Lets all take their turns, after one round that does not count: caches, neighbours and tables of flows are warm then. The
-    /// order turns round in every other round. One comparison for each figure and its unit.
+    /// Runs all rounds, and returns a comparison for each figure. In each round every contestant
+    /// has one turn; every second round has the reverse order.
+    ///
+    /// The first round does not count: it warms caches, neighbour entries and tables of flows.
     pub(crate) fn run_all<const QUANTITIES: usize>(
         figures: [(&str, &'static str); QUANTITIES],
         effort: Effort,
@@ -71,7 +73,8 @@ impl Comparison {
         Ok(comparisons)
     }
 
-    /// Of what was measured already: each contestant's name and its values, round by round.
+    /// Makes a comparison from values that were measured already: names of contestants, and their
+    /// values round by round.
     pub(crate) fn of_rounds(figure: &str, unit: &'static str, contestants: Vec<(&str, Vec<f64>)>) -> Self {
         let (names, values) = contestants.into_iter().map(|(name, values)| (name.to_owned(), values)).unzip();
         Self { figure: figure.to_owned(), unit, names, values }
@@ -118,7 +121,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Every contestant's median and quartiles.
+    /// Returns the chart: the median and the quartiles of every contestant.
     pub(crate) fn chart(&self) -> Chart {
         let bars = self.names.iter().zip(&self.values).map(|(name, values)| Bar {
             name: name.clone(),
@@ -145,7 +148,8 @@ mod tests {
 
     #[test]
     fn the_ratio_is_taken_round_by_round() {
-        // The machine becomes slower: all of them do, and the added cost's ratio stays what it is.
+        // The machine becomes slower for all contestants. The ratio of the added costs must not
+        // change.
         let slower = |by: f64| {
             let mut turn = 0.0;
             move || {
@@ -166,7 +170,7 @@ mod tests {
             .unwrap();
         let record = &report.records[0];
         assert_eq!((record.ratio, record.spread, record.rounds), (0.25, 0.0, 7));
-        // The first round does not count: the medians are those of turns 2 to 8.
+        // The first round does not count: these are the medians of turns 2 to 8.
         assert_eq!((record.ours, record.limit), (15.0, Some(10.0)));
         assert_eq!(record.met, Some(true));
     }

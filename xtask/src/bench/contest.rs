@@ -1,4 +1,4 @@
-//! What is measured at a set of sites, whichever they are.
+//! Measurements at any set of sites.
 
 use anyhow::Result;
 
@@ -8,14 +8,14 @@ use crate::bench::comparison::{Comparison, Contestant, Ratio};
 use crate::bench::record::{Report, Target};
 use crate::bench::site::{LIMIT, Site};
 
-/// A stream needs time to find its pace.
+/// The length of a stream in turns: a stream needs time to reach its rate.
 const STREAM_TURNS: u32 = 5;
 
-/// Latency of a request or of a response, and the core's busy time for both together.
+/// Latency of one direction, and the core's busy time for a request and its response together.
 pub(crate) struct Latencies {
-    /// One way, µs.
+    /// One-way latency, µs.
     pub(crate) one_way: Comparison,
-    /// Of a round trip, µs.
+    /// Busy time of a round trip, µs.
     pub(crate) cpu: Comparison,
 }
 
@@ -68,7 +68,7 @@ fn one(
 }
 
 impl Latencies {
-    /// The figure itself, the busy time beside it, and both charts.
+    /// Records the one-way latency and the busy time, and adds both charts.
     pub(crate) fn report(
         &self,
         figure: &str,

@@ -1,4 +1,4 @@
-//! What the cluster's nodes cost the agent of one of them, out of an API server over HTTP.
+//! The agent's cost for the nodes of its cluster, which it gets from an API server over HTTP.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,22 +15,22 @@ use crate::bench::crowd::{NODES, read_gauge};
 use crate::bench::record::{Record, Report};
 use crate::bench::site::Programs;
 
-/// Seconds.
+/// The longest delay, in seconds.
 const MOST_DELAY: f64 = 2.0;
-/// Megabytes; at its highest.
+/// The most memory, in megabytes, at its peak.
 const MOST_MEMORY: f64 = 40.0;
-/// Percent of a core.
+/// The most CPU time, in percent of a core.
 const MOST_TIME: f64 = 5.0;
 /// Node objects that change in a second.
 const CHANGES: u32 = 100;
-/// How long they do.
+/// The time for which they change.
 const CHANGING: Duration = Duration::from_secs(20);
-/// An agent that has lost its server asks again within half a minute.
+/// The longest wait for the agent. An agent that has lost its server asks again within 30 seconds.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// What an agent says when a list's nodes are in its maps.
+/// The agent's log message when the nodes of a list are in its maps.
 const APPLIED: &str = "node list applied";
 
-/// The agent has a core to itself, the API server the other one.
+/// Runs all measurements. The agent has one core for itself, and the API server the other.
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
     let lab = Lab::builder().cable(true).nodes(1).agents(false).binaries(&programs.binaries).build()?;
     let (node, api) = (lab.node(0), lab.api_server()?);
@@ -63,7 +63,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     changes("control-plane-changes", node, api, &all, effort, &moved, report)
 }
 
-/// From the list's last byte to complete maps: all but one of the nodes are new.
+/// Measures the time from the last byte of a list to complete maps. All nodes but one are new.
 fn lists(node: &Node, api: &ApiServer, all: &Value, effort: Effort, report: &mut Report) -> Result<()> {
     let alone = json!({ "items": [all["items"][0]] });
     let mut delays = Vec::new();
@@ -76,7 +76,7 @@ fn lists(node: &Node, api: &ApiServer, all: &Value, effort: Effort, report: &mut
         let end = until_applied(node, NODES, said)?;
         let listed = api.listed().context("no list was asked for")?;
         let entries = node.map_dump(maps::NODES)?.as_array().map_or(0, Vec::len);
-        // A podCIDR and an address of each.
+        // Each node has two entries: its podCIDR and its address.
         ensure!(entries >= 2 * usize::from(NODES), "{entries} entries in the map of nodes");
         if round > 0 {
             delays.push(end.duration_since(listed).as_secs_f64());
@@ -91,7 +91,8 @@ fn lists(node: &Node, api: &ApiServer, all: &Value, effort: Effort, report: &mut
     Ok(())
 }
 
-/// The same after a start of the agent, whose maps are there: all is compared.
+/// Measures the same after a restart of the agent. The maps are full already, and the agent
+/// compares all of their entries.
 fn starts(node: &Node, api: &ApiServer, effort: Effort, report: &mut Report) -> Result<()> {
     let mut delays = Vec::new();
     for round in 0..=effort.rounds {
@@ -108,13 +109,13 @@ fn starts(node: &Node, api: &ApiServer, effort: Effort, report: &mut Report) -> 
     Ok(())
 }
 
-/// The whole list comes again, and nothing is written.
+/// Sends the whole list again. The agent must write nothing.
 fn resync(node: &Node, api: &ApiServer, report: &mut Report) -> Result<()> {
     let pid = node.agent_pid().context("the agent has ended")?;
     let before = read_gauge(node, "podwire_operations_total")?;
     let used = process_time(pid)?;
     api.stop();
-    // Not before: a list may have been under way.
+    // Read this only after the stop: a list may have been on its way.
     let listed = api.listed();
     api.forget_changes();
     api.start()?;
@@ -135,7 +136,7 @@ fn resync(node: &Node, api: &ApiServer, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// So many objects change every second: what the agent takes of a core meanwhile.
+/// Changes [`CHANGES`] objects a second, and measures the agent's share of a core.
 fn changes(
     figure: &str,
     node: &Node,
@@ -154,7 +155,7 @@ fn changes(
         let mut due = start;
         while start.elapsed() < CHANGING {
             let mut object = others[number % others.len()].clone();
-            // Not as it is in the list, and not as the last time.
+            // The object must differ from the list's and from its last version.
             change(&mut object, 1 + (number / others.len()) as u32);
             api.put(object);
             number += 1;
@@ -168,7 +169,7 @@ fn changes(
     Ok(())
 }
 
-/// How often it has said so of a list of this length.
+/// Returns how often the agent has logged that it applied a list of this length.
 fn applied(node: &Node, nodes: u16) -> usize {
     let said = format!("{APPLIED} nodes={nodes}");
     node.agent_log().lines().filter(|line| line.ends_with(&said)).count()

@@ -1,4 +1,5 @@
-//! A cluster as large as one is meant to be: the nodes of its list, the pods of one node, and their flows.
+//! A cluster of the largest supported size: the nodes of its list, the pods of one node, and their
+//! flows.
 
 use std::io::{IoSlice, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
@@ -13,41 +14,43 @@ use crate::bench::site::{self, Place, Programs, Way};
 
 /// Nodes of the cluster.
 pub(crate) const NODES: u16 = 5000;
-/// Pods of its first node. Three more fit its podCIDR.
+/// Pods of the first node. Its podCIDR has room for three more.
 pub(crate) const PODS: usize = 250;
-/// Flows of its pods to the world.
+/// Flows to the world, from the last of these pods.
 const FLOWS: usize = 100_000;
-/// What they have in tables: each an entry in each direction.
+/// Table entries of the flows: one for each direction of a flow.
 const FLOW_ENTRIES: usize = 2 * FLOWS;
-/// Twice the usual table: three quarters of that would be taken by flows that nobody has answered, and then the agent ends such sooner.
+/// Twice the default size of the table. In a table of the default size, the unanswered flows would
+/// fill three quarters, and then the agent ends such flows sooner.
 pub(crate) const WAY: Way<'_> = Way { arguments: &["--max-translations", "524288"], ..Way::VXLAN };
-/// Ports of the world that one of a pod's sockets sends to.
+/// Ports of the world to which each of the pod's sockets sends.
 const FLOWS_OF_A_SOCKET: u16 = 25_000;
-/// The first of them: behind the tunnel's, which is nobody's towards the world.
+/// The first of these ports. It is above the VXLAN port: in VXLAN mode, the programs drop what a
+/// pod sends to that port of the world.
 const FIRST_PORT: u16 = 10_000;
 /// Datagrams in one system call.
 const BATCH: usize = 50;
-/// A host of the world. What is sent there is dropped behind the node.
+/// A host in the world. The second node drops the packets for it.
 const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 254);
-/// The agent counts its tables' entries every ten seconds.
+/// The longest wait for the agent, which counts the entries of its tables every ten seconds.
 const COUNTED: Duration = Duration::from_secs(25);
-/// The longest that agents may take to apply a Node list.
+/// The longest time that agents may take to apply a Node list.
 const APPLIED: Duration = Duration::from_secs(60);
 const METRICS: &str = "127.0.0.1:9790";
 
-/// Two nodes among many; the first has all the pods.
+/// A large cluster in which two nodes are real. The first has [`PODS`] pods, the second has one.
 pub(crate) struct Crowd {
-    /// Of the first node; the last one sends the flows.
+    /// Pods of the first node. The last one sends the flows.
     pub(crate) pods: Vec<Pod>,
-    /// Of the second node.
+    /// A pod of the second node.
     pub(crate) elsewhere: Pod,
     pub(crate) lab: Lab,
     sockets: Vec<UdpSocket>,
 }
 
 impl Crowd {
-    /// Everything but the flows.
+    /// Makes everything except the flows.
     pub(crate) fn assemble(programs: &Programs) -> Result<Self> {
         let lab = site::podwire(programs, WAY, Place::CrossNode)?;
         lab.write_node_list(&lab.node_list_with(NODES - 2)?)?;
@@ -62,19 +65,20 @@ impl Crowd {
         Ok(Self { sockets: sockets?, pods, elsewhere, lab })
     }
 
-    /// The node with the pods.
+    /// Returns the node with the pods.
     pub(crate) fn node(&self) -> &Node {
         self.lab.node(0)
     }
 
-    /// Sends a datagram of every flow: nobody answers, so that a flow is remembered for two minutes.
+    /// Sends a datagram of every flow. Nothing answers, so the agent removes a flow after
+    /// 30 seconds.
     pub(crate) fn refresh_flows(&self) -> Result<()> {
         self.sockets
             .iter()
             .try_for_each(|socket| send_to_all(socket).context("send a datagram of every flow"))
     }
 
-    /// Waits until the agent has counted the flows. Fails when there are fewer than there should be.
+    /// Waits until the agent has counted all flows. Fails if there are too few.
     pub(crate) fn check_flows(&self) -> Result<()> {
         wait_for(self.node(), "podwire_translations", FLOW_ENTRIES, COUNTED)
     }
@@ -106,7 +110,8 @@ pub(crate) fn read_gauge(node: &Node, gauge: &str) -> Result<usize> {
     Ok(value.with_context(|| format!("no {gauge} in {text}"))?.trim().parse()?)
 }
 
-/// The second node is the first one's way to the world: it takes what is for the router, and drops what is for the world.
+/// Makes the second node the first one's way to the world. It receives the packets for the router,
+/// and drops those for the world.
 fn drop_the_worlds_packets(lab: &Lab) -> Result<()> {
     let (node, other) = (lab.node(0), lab.node(1));
     let mac = other.mac(other.uplink())?.map(|byte| format!("{byte:02x}")).join(":");

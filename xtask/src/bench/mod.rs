@@ -1,7 +1,8 @@
-//! `cargo xtask bench`: Podwire beside what it replaces, its peers' way and the limit, in one run.
+//! `cargo xtask bench`: compares Podwire with the plugins that it replaces, with the peers' way and
+//! with the limit, in one run.
 //!
-//! Contestants take turns within every round, both ends of a measurement are pinned, and the ratio is taken round by round:
-//! what disturbs the machine disturbs all of them.
+//! Contestants take turns within every round. Both ends of a measurement are pinned to cores. The
+//! ratio is taken round by round, so a disturbance of the machine affects all contestants.
 
 mod agent_cost;
 mod bandwidth;
@@ -37,28 +38,32 @@ use crate::bench::record::Report;
 use crate::bench::site::Programs;
 use crate::{build, packages, run, setup};
 
-/// Fewer rounds have no median worth the name.
+/// The fewest rounds with a meaningful median.
 const FEWEST_ROUNDS: usize = 7;
 
-/// What to measure.
+/// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// What to measure; everything but `programs` unless told otherwise.
+    /// Groups of figures to measure; all but `programs` by default.
     #[arg(value_enum)]
     groups: Vec<Group>,
-    /// Also writes `results.json` and a chart for each figure there; of `programs`, `programs.json` and `programs.md`.
+    /// Write results and a chart for each figure to this folder.
+    ///
+    /// The results are `results.json` and `results.md`. `programs` writes `programs.json` and
+    /// `programs.md`, without charts.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// How often every contestant has its turn.
+    /// Number of rounds, 7 at least. Every contestant has one turn in each.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// How long a turn takes, milliseconds; a stream's is five times as long.
+    /// Length of a turn, milliseconds. A stream lasts 5 turns (in `bandwidth` 20), a flow of
+    /// `churn` 15.
     #[arg(long, default_value_t = 200)]
     turn: u64,
-    /// How many packets of each kind `programs` sends.
+    /// Packets of each kind that `programs` sends.
     #[arg(long, default_value = "1000000")]
     packets: NonZeroU32,
-    /// Another build of the BPF object, as one more contestant.
+    /// Another build of the BPF object to compare as one more contestant.
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
 }
@@ -74,26 +79,26 @@ enum Group {
     Snat,
     /// New connections of pods to the world.
     Connect,
-    /// ADD, from the plugin's start to its end.
+    /// ADD, from the start of the plugin to its end.
     Cni,
     /// A node with 250 pods in a cluster of 5,000 nodes.
     Scale,
-    /// The Node objects of a cluster of 5,000, out of an API server over HTTP.
+    /// 5,000 Node objects from an API server over HTTP.
     ControlPlane,
-    /// From the start of an agent, with 250 pods to take over, to the first ADD that is served.
+    /// From the start of an agent that takes over 250 pods to the end of its first ADD.
     Restart,
-    /// A flow beside 100 changes a second that have nothing to do with it.
+    /// A flow beside 100 unrelated changes a second.
     Churn,
-    /// Pods with a limit: what TCP carries beside what was asked for.
+    /// TCP of pods with a bandwidth limit: the rate beside the limit.
     Bandwidth,
-    /// Each program alone with each kind of packet: nothing is compared, so only when asked for.
+    /// Each program alone with each kind of packet. Not compared, so measured only on request.
     Programs,
 }
 
-/// Adds what it measures to the report.
+/// A measurement that adds its figures to the report.
 type Contest = fn(&Programs, Effort, &mut Report) -> Result<()>;
 
-/// What every measurement has in common.
+/// Rounds and length of a turn, for all measurements.
 #[derive(Clone, Copy, Debug)]
 struct Effort {
     rounds: usize,
@@ -117,7 +122,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Podwire beside its contestants.
+/// Measures Podwire beside the other contestants.
 fn compare(options: &Options, contests: &[(&Group, Contest)]) -> Result<()> {
     let toolchain = setup::everything()?;
     packages::ensure(&packages::MEASUREMENTS)?;
@@ -152,7 +157,7 @@ fn what_it_cannot_show() -> Result<String> {
 }
 
 impl Group {
-    /// None of what is measured alone.
+    /// Returns the group's measurement, or `None` if the group compares nothing.
     fn contest(self) -> Option<Contest> {
         Some(match self {
             Self::SameNode => same_node::measure,

@@ -1,4 +1,4 @@
-//! What a packet costs each program alone: `agent/benches/programs.rs`, as a table.
+//! The cost of a packet in each program alone: runs `agent/benches/programs.rs` and prints a table.
 
 use std::fs;
 use std::num::NonZeroU32;
@@ -13,7 +13,7 @@ use tabled::settings::Style;
 use crate::bench::record::markdown;
 use crate::{build, run};
 
-/// What the bench says of a kind of packet, as far as the table has it.
+/// The bench's results for a kind of packet, as far as the table shows them.
 #[derive(Deserialize)]
 struct Cost {
     program: String,
@@ -38,7 +38,8 @@ struct Row {
     map_lookups: u64,
 }
 
-/// Sends so many packets of each kind, shows what they cost, and writes it to `programs.json` and `programs.md` in a folder.
+/// Sends this number of packets of each kind and prints their costs. With a folder, also writes
+/// `programs.json` and `programs.md` there.
 pub(crate) fn measure(packets: NonZeroU32, folder: Option<&Path>) -> Result<()> {
     build::for_tests()?;
     let packets = packets.to_string();

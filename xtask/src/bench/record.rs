@@ -1,4 +1,4 @@
-//! What was measured, as `results.json`, the table and the charts have it.
+//! Results, for `results.json`, the table and the charts.
 
 use std::fs;
 use std::path::Path;
@@ -15,31 +15,31 @@ use crate::bench::statistics::{interquartile_range, median};
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Record {
-    /// Its name, as the list of targets has it.
+    /// The figure's name in the list of targets.
     pub(crate) figure: String,
-    /// Median of Podwire's.
+    /// Median of Podwire.
     pub(crate) ours: f64,
-    /// Median of what it is compared with; none where only a target is.
+    /// Median of the contestant that Podwire is compared with. `None` if there is only a target.
     pub(crate) reference: Option<f64>,
-    /// Median without any network of pods.
+    /// Median without any pod network.
     pub(crate) limit: Option<f64>,
-    /// What the target is about: the median of the rounds' ratios.
+    /// The median of the rounds' ratios. The target applies to this value.
     pub(crate) ratio: f64,
     pub(crate) target: Option<Target>,
-    /// Whether the ratio is on the target's side; none without a target.
+    /// Whether the ratio meets the target. `None` without a target.
     pub(crate) met: Option<bool>,
-    /// Of `ours`, `reference` and `limit`.
+    /// The unit of `ours`, `reference` and `limit`.
     pub(crate) unit: &'static str,
     pub(crate) rounds: usize,
     /// Interquartile range of the rounds' ratios.
     pub(crate) spread: f64,
-    /// What the ratio is made of.
+    /// The terms of the ratio.
     pub(crate) ratio_of: String,
 }
 
 impl Record {
-    /// Of values that have nothing beside them, round by round: compared with the most that they should be, if that is
-    /// said.
+    /// Makes a record of values without a reference, one for each round. They are compared with
+    /// `most`, the largest value that meets the target. Without `most` there is no target.
     pub(crate) fn alone(figure: &str, unit: &'static str, values: &[f64], most: Option<f64>) -> Self {
         let ratios: Vec<f64> = values.iter().map(|value| value / most.unwrap_or(1.0)).collect();
         let (ratio, target) = (median(&ratios), most.map(|_| Target::AtMost(1.0)));
@@ -63,7 +63,7 @@ impl Record {
 }
 
 impl Record {
-    /// Of values that are to be near another one, round by round.
+    /// Makes a record of values that should be close to `asked`, one for each round.
     pub(crate) fn beside(
         figure: &str,
         unit: &'static str,
@@ -89,7 +89,7 @@ impl Record {
     }
 }
 
-/// What a ratio should be.
+/// The range of a ratio that meets the target.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Target {
@@ -108,7 +108,7 @@ impl Target {
     }
 }
 
-/// Everything of a run.
+/// All results of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) records: Vec<Record>,
@@ -116,7 +116,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// For people.
+    /// Returns the results as a table for people.
     pub(crate) fn table(&self) -> String {
         self.rows().with(Style::sharp()).to_string()
     }
@@ -125,7 +125,7 @@ impl Report {
         Table::new(self.records.iter().map(Row::of))
     }
 
-    /// `results.json`, the table as `results.md`, and a chart for each figure.
+    /// Writes `results.json`, the table as `results.md`, and a chart for each figure.
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder)?;
         let mut text = serde_json::to_string_pretty(&self.records)?;
@@ -178,7 +178,7 @@ impl Row {
     }
 }
 
-/// A table as Markdown has it.
+/// Returns a table in Markdown.
 pub(crate) fn markdown(mut table: Table) -> String {
     format!("{}\n", table.with(Style::markdown()))
 }

@@ -1,4 +1,4 @@
-//! How long a node is without an agent when that is replaced.
+//! The time for which a node has no agent while its agent is replaced.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,14 @@ use crate::bench::crowd::PODS;
 use crate::bench::record::{Record, Report};
 use crate::bench::site::{self, Place, Programs, Way};
 
-/// Seconds.
+/// The longest delay, in seconds.
 const MOST_DELAY: f64 = 1.0;
 const DEADLINE: Duration = Duration::from_secs(30);
-/// What a runtime is told while nobody serves: CNI specification, "Error".
+/// The error code of a plugin while no agent serves (CNI specification, "Error").
 const TRY_AGAIN_LATER: u64 = 11;
 
-/// From the agent's start to the end of the first ADD that it serves; kubelet would ask less often.
+/// Measures from the agent's start to the end of the first ADD that the agent serves. The bench
+/// repeats the ADD without a pause; a kubelet would ask less often.
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
     let lab = site::podwire(programs, Way::VXLAN, Place::CrossNode)?;
     let node = lab.node(0);

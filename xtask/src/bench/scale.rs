@@ -1,4 +1,4 @@
-//! What a large cluster costs: ADD and forwarding beside a node that has nothing, and the agent by itself.
+//! The cost of a large cluster: ADD and forwarding beside a node without one, and the agent alone.
 
 use std::thread;
 use std::time::Duration;
@@ -17,10 +17,12 @@ use crate::bench::{Effort, agent_cost, contest};
 
 const CROWDED: &str = "podwire, 250 pods, 5,000 nodes";
 const EMPTY: &str = "podwire, alone";
-/// Calls of a round, each followed by its DEL.
+/// Calls of a round. A DEL follows each call.
 const CALLS: usize = 20;
-/// When a device goes, the kernel looks through connection tracking, which all nodes of a lab share, for what was masqueraded to
-/// it, and the agent through its tables for the pod's flows: behind the DEL, and not to be taken for the next call's work.
+/// The pause after a DEL, so that work left by the DEL does not slow down the next call:
+/// - The kernel searches connection tracking, which all nodes of a lab share, for connections that
+///   were masqueraded to the removed device.
+/// - The agent searches its tables for the pod's flows.
 const AFTER_DEL: Duration = Duration::from_millis(200);
 
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
@@ -52,7 +54,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     Ok(())
 }
 
-/// One pod more, on the full node and on the empty one in turns.
+/// Adds one more pod, on the full node and on the empty node in turns.
 fn adds(crowd: &Crowd, empty: &Node, effort: Effort, report: &mut Report) -> Result<()> {
     let prepared = |node: &Node| -> Result<CniCall> {
         let call = call(node, "more");
@@ -65,7 +67,8 @@ fn adds(crowd: &Crowd, empty: &Node, effort: Effort, report: &mut Report) -> Res
         crowd.refresh_flows()?;
         let mut times = [const { Vec::new() }; 4];
         for call in 0..CALLS {
-            // As a runtime does: each pod has containers of its own. An ADD of the same one would wait for its DEL's purge.
+            // Use a new container ID for each call, as a runtime does. An ADD of the same ID would
+            // wait until the agent has purged the deleted pod's flows.
             for other in [&mut crowded, &mut empty] {
                 other.container_id = format!("more-{round}-{call}");
             }

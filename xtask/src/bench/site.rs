@@ -1,4 +1,4 @@
-//! Places to measure at: a client and a server, and what lies between them.
+//! Sites of a measurement: a client, a server, and the network between them.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -7,41 +7,41 @@ use anyhow::{Context as _, Result, ensure};
 use xtask::lab::reference::{self, Join, Masquerade};
 use xtask::lab::{Builder, KubeProxy, Lab, Mode, Node, Ns, Pod, connect};
 
-/// What is measured: the shipped binaries, and other builds of the BPF object.
+/// The shipped binaries, and other builds of the BPF object.
 pub(crate) struct Programs {
     /// The folder of the two static release binaries.
     pub(crate) binaries: PathBuf,
-    /// The object that leaves VXLAN to a device, as the peers do.
+    /// The object that leaves VXLAN to a device, as the peers' programs do.
     pub(crate) through_device: PathBuf,
     /// The object that counts helper calls.
     pub(crate) counting: PathBuf,
-    /// One more, if somebody wants to know.
+    /// Another build of the object, if the user names one.
     pub(crate) other: Option<PathBuf>,
 }
 
-/// A client, a server, and the network between them, which ends with this.
+/// A client, a server, and the network between them. The site owns the network if it made it.
 pub(crate) struct Site {
     pub(crate) client: Ns,
     pub(crate) server: Ns,
-    /// The server's, for the client.
+    /// The address at which the client reaches the server.
     pub(crate) address: IpAddr,
-    /// As tables and charts call it.
+    /// The site's name in tables and charts.
     pub(crate) name: String,
     _lab: Option<Lab>,
 }
 
-/// Where the two are.
+/// The places of client and server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Pods of one node.
+    /// Two pods on one node.
     SameNode,
-    /// Pods of two nodes.
+    /// Two pods on two nodes.
     CrossNode,
-    /// A pod and the world, joined to the node by its uplink.
+    /// A pod and the world. The node's uplink joins the world to the node.
     World,
 }
 
-/// Names that figures are told by.
+/// Names of sites in figures.
 pub(crate) const LIMIT: &str = "limit: one veth pair";
 pub(crate) const VXLAN: &str = "podwire, VXLAN";
 pub(crate) const DIRECT: &str = "podwire, direct";
@@ -52,13 +52,13 @@ pub(crate) const FLANNEL: &str = "bridge, iptables";
 pub(crate) const FLANNEL_NFTABLES: &str = "bridge, nftables";
 pub(crate) const HOST_GW: &str = "bridge, routes, iptables";
 
-/// Podwire's ways.
+/// A configuration of Podwire.
 #[derive(Clone, Copy)]
 pub(crate) struct Way<'a> {
     pub(crate) mode: Mode,
-    /// What else the agents are told.
+    /// Additional arguments of the agents.
     pub(crate) arguments: &'static [&'static str],
-    /// Another build of the object.
+    /// Another build of the object, in place of the embedded one.
     pub(crate) object: Option<&'a Path>,
 }
 
@@ -68,8 +68,8 @@ impl Way<'_> {
 }
 
 impl Site {
-    /// Who is compared where there is one node: the limit, Podwire in both modes, the reference with both kinds of rules, and another object if
-    /// somebody wants to know.
+    /// Makes the contestants for measurements with one node: the limit, Podwire in both modes, the
+    /// reference with both kinds of rules, and the user's object if there is one.
     pub(crate) fn usual(programs: &Programs, place: Place) -> Result<Vec<Self>> {
         let mut sites = vec![
             Self::limit(LIMIT, place)?,
@@ -84,7 +84,8 @@ impl Site {
         Ok(sites)
     }
 
-    /// Nothing but one veth pair: between two namespaces, or between two nodes without rules.
+    /// Makes a site of one veth pair only: between two namespaces, or between two nodes without
+    /// rules.
     pub(crate) fn limit(name: &str, place: Place) -> Result<Self> {
         let lab = Lab::builder().node_file().agents(false).cable(true).build()?;
         if place != Place::SameNode {
@@ -105,7 +106,8 @@ impl Site {
         Ok(Self { client, server, address: far, name: name.to_owned(), _lab: Some(lab) })
     }
 
-    /// Podwire, released, in its default configuration, on nodes that have kube-proxy's rules.
+    /// Makes a site of Podwire, on nodes with kube-proxy's rules. The agents are release builds in
+    /// their default configuration, except for `way`.
     pub(crate) fn podwire(name: &str, programs: &Programs, way: Way<'_>, place: Place) -> Result<Self> {
         Self::between(name, podwire(programs, way, place)?, place, |node, pod| {
             let pod = node.add_pod(pod)?;
@@ -113,7 +115,7 @@ impl Site {
         })
     }
 
-    /// The reference, on nodes that have kube-proxy's rules.
+    /// Makes a site of the reference, on nodes with kube-proxy's rules.
     pub(crate) fn reference(name: &str, join: Join, masquerade: Masquerade, place: Place) -> Result<Self> {
         Self::between(name, reference(join, masquerade, place)?, place, |node, pod| {
             let mut calls = reference::calls(node, pod, join, masquerade, &serde_json::json!({}));
@@ -126,12 +128,12 @@ impl Site {
         })
     }
 
-    /// Two pods of a lab that outlives this.
+    /// Makes a site of two pods. Their lab outlives the site.
     pub(crate) fn of_pods(name: &str, client: &Pod, server: &Pod) -> Self {
         Self::of_namespaces(name, client, server, server.address())
     }
 
-    /// Two ends of a lab that outlives this.
+    /// Makes a site of two namespaces. Their lab outlives the site.
     pub(crate) fn of_namespaces(name: &str, client: &Ns, server: &Ns, address: IpAddr) -> Self {
         Self { client: client.clone(), server: server.clone(), address, name: name.to_owned(), _lab: None }
     }
@@ -152,7 +154,7 @@ impl Site {
     }
 }
 
-/// Nodes with agents and kube-proxy's rules, and no pods.
+/// Makes a lab with agents and with kube-proxy's rules, but without pods.
 pub(crate) fn podwire(programs: &Programs, way: Way<'_>, place: Place) -> Result<Lab> {
     let mut builder =
         builder(place).mode(way.mode).binaries(&programs.binaries).agent_arguments(way.arguments);
@@ -167,7 +169,7 @@ pub(crate) fn podwire(programs: &Programs, way: Way<'_>, place: Place) -> Result
     Ok(lab)
 }
 
-/// Nodes with flannel's and kube-proxy's rules, and no pods.
+/// Makes a lab with flannel's and kube-proxy's rules, but without pods.
 pub(crate) fn reference(join: Join, masquerade: Masquerade, place: Place) -> Result<Lab> {
     let lab = builder(place).agents(false).build()?;
     let kube_proxy = match masquerade {

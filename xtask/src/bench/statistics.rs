@@ -1,16 +1,17 @@
 //! Order statistics.
 
-/// The value that half of them do not exceed, interpolated; not a number when there are none.
+/// Returns the interpolated median; NaN if there are no values.
 pub(crate) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// The distance between the first and the third quartile.
+/// Returns the distance between the first and the third quartile.
 pub(crate) fn interquartile_range(values: &[f64]) -> f64 {
     quantile(values, 0.75) - quantile(values, 0.25)
 }
 
-/// The value that this share of them does not exceed, interpolated; not a number when there are none.
+/// Returns the interpolated value that this share of the values does not exceed; NaN if there are
+/// none.
 pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -21,7 +22,7 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     low + (high - low) * (place - below)
 }
 
-/// Four significant figures.
+/// Formats a number with four significant figures.
 pub(crate) fn short(value: f64) -> String {
     let decimals = (3 - value.abs().max(f64::MIN_POSITIVE).log10().floor() as i32).clamp(0, 6) as usize;
     format!("{value:.decimals$}")

@@ -1,4 +1,4 @@
-//! Pod to the world, whose address for the pod is the node's.
+//! Pod to the world. The world sees the node's address as the pod's address.
 
 use anyhow::Result;
 
@@ -13,7 +13,7 @@ pub(crate) fn round_trips(programs: &Programs, effort: Effort, report: &mut Repo
     for (transport, name) in [(Transport::Tcp, "tcp-rr"), (Transport::Udp, "udp-rr")] {
         let figure = format!("world-snat-{name}");
         let latencies = contest::round_trips(&figure, transport, &sites, effort)?;
-        // The target is about TCP.
+        // The target concerns TCP only.
         let target = (transport == Transport::Tcp).then_some(Target::AtMost(0.5));
         latencies.report(&figure, VXLAN, FLANNEL, target, report)?;
         let (added, one_way) = (Ratio::AddedTo(LIMIT), &latencies.one_way);

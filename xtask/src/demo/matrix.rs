@@ -1,4 +1,4 @@
-//! Who reaches whom, how fast, and under which address.
+//! The matrix: who reaches whom, how fast, and from which address.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,28 +9,28 @@ use tabled::settings::Style;
 use xtask::lab::{Lab, Ns, Pod, traffic};
 
 const PORT: u16 = 8080;
-/// Enough for large segments.
+/// Enough bytes for large segments.
 const TCP_BYTES: u64 = 256 * 1024;
 const UDP_BYTES: usize = 1200;
 
-/// One end of a cell.
+/// A row or a column of the matrix.
 struct Place<'a> {
     name: String,
     ns: &'a Ns,
     address: IpAddr,
-    /// The address that the world must see it under.
+    /// The address that the world must see as the source.
     seen_by_world: IpAddr,
     is_world: bool,
 }
 
-/// What a cell showed.
+/// The result of a cell.
 enum Cell {
     Itself,
     Reached { rtt: Duration, seen: IpAddr, expected: IpAddr, translated: bool },
     Failed(String),
 }
 
-/// Prints the matrix. The number of cells that are wrong.
+/// Prints the matrix, and returns the number of wrong cells.
 pub(crate) fn show(lab: &Lab, pods: &[Pod]) -> Result<usize> {
     let places = places(lab, pods);
     let mut table = Builder::default();
@@ -96,7 +96,7 @@ fn probe(from: &Place<'_>, to: &Place<'_>) -> Cell {
 }
 
 fn exchange(from: &Place<'_>, to: &Place<'_>) -> Result<Cell> {
-    // The first resolves neighbours on the way.
+    // The first ping only resolves the neighbours on the way.
     traffic::ping(from.ns, to.address, 56)?;
     let rtt = traffic::ping(from.ns, to.address, 56)?.rtt;
     let tcp = traffic::tcp_exchange(from.ns, to.ns, to.address, PORT, TCP_BYTES)?;

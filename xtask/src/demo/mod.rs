@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the main job on one machine, without a cluster.
+//! `cargo xtask demo`: Podwire's main job on one machine, without a cluster.
 
 mod matrix;
 mod throughput;
@@ -10,10 +10,10 @@ use xtask::lab::{self, Lab, Mode, Node, Pod};
 
 use crate::{build, run};
 
-/// The name of a demonstration that outlives its command.
+/// The name of a demonstration that goes on after its command has ended.
 const KEPT: &str = "podwire-demo";
 
-/// How to demonstrate.
+/// Options of `cargo xtask demo`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// How pod packets travel between nodes.
@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// Leave nodes, pods and agents running, and say how to enter a pod.
     #[arg(long)]
     keep: bool,
-    /// Remove what an earlier `--keep` has left.
+    /// Remove what an earlier `--keep` left.
     #[arg(long, conflicts_with = "keep")]
     remove: bool,
 }
@@ -33,10 +33,10 @@ enum ModeOption {
     Direct,
 }
 
-/// Who talks to whom in the demonstration.
+/// The lab of the demonstration, and its pods.
 struct Stage {
     lab: Lab,
-    /// Two on each node, in order of nodes.
+    /// Two pods for each node, in the order of the nodes.
     pods: Vec<Pod>,
 }
 
@@ -88,7 +88,7 @@ impl Stage {
         Ok(Self { lab, pods })
     }
 
-    /// Prints everything there is to see. The number of wrong cells.
+    /// Prints all results, and returns the number of wrong cells.
     fn show(&self) -> Result<usize> {
         let wrong = matrix::show(&self.lab, &self.pods)?;
         throughput::show(&self.lab, &self.pods)?;

@@ -1,4 +1,4 @@
-//! How much a path carries: one TCP stream, both ends in this process.
+//! Throughput of a path: one TCP stream with both ends in this process.
 
 use std::net::IpAddr;
 use std::time::Duration;

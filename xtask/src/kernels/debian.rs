@@ -1,4 +1,4 @@
-//! Debian's kernels, unpacked below `target`. Nothing is installed: this machine keeps the kernel that it has.
+//! Debian's kernels, unpacked below `target`. None is installed: this machine keeps its kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,13 @@ use anyhow::{Context as _, Result, bail};
 use super::{Files, Kernel};
 use crate::{packages, run};
 
-/// The newest of a line, which is fetched once.
+/// Fetches the newest kernel of a line, unless one has been fetched before.
 pub(super) fn fetch(kernel: Kernel) -> Result<Files> {
     let folder = run::target_dir().join(format!("kernels/{kernel}"));
     if !folder.is_dir() {
         run::step(&format!("fetch Debian's Linux {kernel}"), || {
-            // Lists that are missing or old name no kernel, or one that is gone.
+            // Without package lists, apt knows no kernel. Old lists name a kernel that Debian has
+            // removed.
             unpack(kernel, &folder).or_else(|_| {
                 packages::update()?;
                 unpack(kernel, &folder)
@@ -36,7 +37,7 @@ fn unpack(kernel: Kernel, to: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(&unfinished);
     fs::create_dir_all(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
     let mut download = Command::new("apt-get");
-    // As root: apt's own user may not write here.
+    // Run as root: apt's own user may not write to this folder.
     download.args(["download", "--quiet", "--quiet", "-o", "APT::Sandbox::User=root", package]);
     run::visibly(download.current_dir(&unfinished))?;
     let archive = only(&unfinished, package)?;
@@ -49,7 +50,7 @@ fn prefix(kernel: Kernel) -> String {
     format!("linux-image-{kernel}.")
 }
 
-/// The package of the highest version; `-dbg` and `-unsigned` are other packages.
+/// Returns the package with the highest version. `-dbg` and `-unsigned` are other packages.
 fn newest(kernel: Kernel, names: &str) -> Option<&str> {
     let version = |name: &&str| -> Vec<u32> {
         let rest = name.strip_prefix(&prefix(kernel)).unwrap_or_default();
@@ -60,7 +61,7 @@ fn newest(kernel: Kernel, names: &str) -> Option<&str> {
     names.lines().filter(|name| name.ends_with("-cloud-amd64")).max_by_key(version)
 }
 
-/// The one file or folder of a folder whose name begins so.
+/// Returns the one file or folder in `folder` with a name that starts with `beginning`.
 fn only(folder: &Path, beginning: &str) -> Result<PathBuf> {
     let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
     for entry in entries {

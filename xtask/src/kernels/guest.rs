@@ -1,4 +1,5 @@
-//! One test program in a virtual machine: from a root file system in memory, with its output on a serial port.
+//! A test program in a virtual machine. The machine boots from a root file system in memory; the
+//! program's output goes to a serial port.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,15 +11,16 @@ use super::initramfs::Initramfs;
 use super::{Files, Kernel};
 use crate::{packages, run};
 
-/// What the tests make links and attach programs with; what they need themselves is loaded before.
+/// Kernel modules with which the tests make links and attach programs. The guest loads the modules
+/// that they depend on first.
 const MODULES: [&str; 5] = ["bridge", "veth", "vxlan", "sch_ingress", "cls_bpf"];
-/// What they call.
+/// Programs that the tests call.
 const TOOLS: [&str; 4] = ["ip", "bpftool", "ping", "tcpdump"];
-/// What the lab starts, in the folder of cargo's `dev` profile.
+/// Programs that the lab starts, in the folder of cargo's `dev` profile.
 const BINARIES: [&str; 2] = ["podwire", "podwire-cni"];
-/// The agent reads it before it asks the API server.
+/// The certificates that the agent reads before it asks the API server.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
-/// What the packet tables read, where it is there.
+/// Files that the packet tables read. Files that do not exist are left out.
 const DATA: [&str; 5] = [
     "target/bpf/podwire-ebpf-count-helpers",
     "target/bpf/podwire-ebpf-earlier-layout",
@@ -26,35 +28,36 @@ const DATA: [&str; 5] = [
     "agent/tests/prog/costs.json",
     RECORD,
 ];
-/// What they write when they are asked for a new record.
+/// The file that the packet tables write when a new record is requested.
 const RECORD: &str = "agent/tests/prog/kernels.json";
 const BUSYBOX: &str = "/bin/busybox";
-/// tcpdump runs as a user of its own, and ends where there is none of that name.
+/// The guest's users. tcpdump runs as the user `tcpdump`, and exits if there is none.
 const USERS: (&str, &str) = ("/etc/passwd", "root:x:0:0::/:\ntcpdump:x:100:100::/:\n");
-/// Busybox' programs that the first process calls.
+/// Applets of Busybox that the guest's first process calls.
 const APPLETS: [&str; 6] = ["cat", "insmod", "mount", "poweroff", "sh", "stty"];
-/// Begins a line that is not the tests'.
+/// The start of the lines that the guest's first process prints. Lines of the tests have another
+/// start.
 const MARK: &str = "podwire-guest: ";
 const RECORD_BEGINS: &str = "record begins";
 const RECORD_ENDS: &str = "record ends";
 
-/// A virtual machine that has not started.
+/// A virtual machine that has not been started.
 pub(crate) struct Guest {
     kernel: Kernel,
     files: Files,
 }
 
-/// What its first process has said.
+/// The output of a guest's first process.
 #[derive(Default)]
 pub(crate) struct Report {
-    /// The test program's.
+    /// The exit status of the test program.
     status: Option<String>,
     record: String,
     is_in_record: bool,
 }
 
 impl Guest {
-    /// Fetches what is missing.
+    /// Fetches the kernel and QEMU if they are missing.
     ///
     /// # Errors
     /// Those of [`Kernel::fetch`].
@@ -62,7 +65,8 @@ impl Guest {
         Ok(Self { kernel, files: kernel.fetch()? })
     }
 
-    /// QEMU, whose standard output is that of the program, and of [`Report`].
+    /// Returns a command that starts QEMU. Its standard output has the lines of the test program
+    /// and those for [`Report`].
     ///
     /// # Errors
     /// When a file cannot be read or written.
@@ -83,7 +87,9 @@ impl Guest {
             .arg("-serial")
             .arg(format!("file:{}", self.path("console").display()))
             .args(["-serial", "stdio", "-append"])
-            // A panic restarts the machine, and QEMU ends instead. On a busy machine the timer that is checked comes late.
+            // With `panic=-1` a panic reboots the machine, and `-no-reboot` makes QEMU exit
+            // instead. With `no_timer_check` the kernel does not check its timer, which is late on
+            // a busy machine.
             .arg("console=ttyS0 quiet panic=-1 no_timer_check mitigations=off")
             .arg("-kernel")
             .arg(&self.files.image)
@@ -93,10 +99,11 @@ impl Guest {
         Ok(command)
     }
 
-    /// Judges how it ended.
+    /// Checks the exit status, and stores a new record if there is one.
     ///
     /// # Errors
-    /// When the program failed, or the machine ended before it.
+    /// When the program failed, when the machine ended before the program, or when the record
+    /// cannot be written.
     pub(crate) fn finish(&self, report: &Report) -> Result<()> {
         let console = self.path("console");
         let said = || String::from_utf8_lossy(&fs::read(&console).unwrap_or_default()).into_owned();
@@ -148,7 +155,7 @@ impl Guest {
 }
 
 impl Report {
-    /// Whether a line is the first process's, and not the program's.
+    /// Takes a line of the guest's first process. Returns `false` for a line of the test program.
     pub(crate) fn takes(&mut self, line: &str) -> bool {
         match line.strip_prefix(MARK) {
             Some(RECORD_BEGINS) => self.is_in_record = true,
@@ -161,7 +168,8 @@ impl Report {
     }
 }
 
-/// The first process: it makes the machine one that tests can run on, runs them, and switches it off.
+/// Returns the script of the first process. It prepares the machine for tests, runs them, and
+/// switches the machine off.
 fn init(program: &Path, folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let link = APPLETS.map(|applet| format!("{BUSYBOX} ln -s {BUSYBOX} /bin/{applet}\n")).concat();
     let environment: String =
@@ -199,18 +207,18 @@ echo \"{MARK}$status\"
     )
 }
 
-/// As a shell takes it for one word.
+/// Quotes a text so that a shell takes it as one word.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// What a program is linked with, the loader included.
+/// Returns the libraries that a program is linked with, including the loader.
 fn libraries(executable: &Path) -> Result<Vec<PathBuf>> {
     let printed = run::captured(Command::new("ldd").arg(executable))?;
     Ok(printed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
 }
 
-/// [`MODULES`] and what they depend on, which comes first.
+/// Reads [`MODULES`] and the modules that they depend on. Each comes after those it depends on.
 fn modules(folder: &Path) -> Result<Vec<Vec<u8>>> {
     let found = run::captured(Command::new("find").arg(folder).args(["-name", "*.ko*"]))?;
     let files: Vec<(String, &Path)> =
@@ -229,7 +237,7 @@ fn add_module(
     loaded: &mut Vec<String>,
     modules: &mut Vec<Vec<u8>>,
 ) -> Result<()> {
-    // What has no file is a part of the kernel.
+    // A module without a file is built into the kernel.
     let Some((_, file)) = files.iter().find(|(other, _)| other == name) else { return Ok(()) };
     if loaded.iter().any(|other| other == name) {
         return Ok(());
@@ -252,13 +260,14 @@ fn unpacked(file: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// `vxlan` of `…/vxlan.ko.xz`; names have underscores where files may have hyphens.
+/// Returns `vxlan` for `…/vxlan.ko.xz`. Module names have underscores where file names may have
+/// hyphens.
 fn module_name(file: &Path) -> String {
     let file = file.file_name().unwrap_or_default().to_string_lossy();
     file.split('.').next().unwrap_or_default().replace('-', "_")
 }
 
-/// `depends=udp_tunnel,ip6_udp_tunnel` of its section `.modinfo`.
+/// Returns the modules in `depends=udp_tunnel,ip6_udp_tunnel` of a module's section `.modinfo`.
 fn dependencies(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(at) = module.windows(KEY.len()).position(|bytes| bytes == KEY) else { return Vec::new() };

@@ -1,4 +1,5 @@
-//! A root file system in memory, as the kernel takes one at boot: a cpio archive (`Documentation/driver-api/early-userspace/buffer-format.rst`).
+//! A root file system in memory, in the form that the kernel takes at boot: a cpio archive
+//! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use anyhow::{Context as _, Result};
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
-/// Its files and folders, by their paths without the leading slash: a folder comes before what is in it.
+/// Files and folders by path, without the leading slash. So a folder comes before its content.
 #[derive(Default)]
 pub(super) struct Initramfs {
     entries: BTreeMap<PathBuf, Entry>,
@@ -20,14 +21,14 @@ struct Entry {
 }
 
 impl Initramfs {
-    /// A folder, with those that it is in.
+    /// Adds a folder and its parent folders.
     pub(super) fn add_folder(&mut self, path: &Path) {
         for folder in path.ancestors() {
             self.add(folder, Entry { mode: FOLDER, content: Vec::new() });
         }
     }
 
-    /// A file, with the folders that it is in. Any file may be executed.
+    /// Adds a file and its parent folders. Every file is executable.
     pub(super) fn add_file(&mut self, path: &Path, content: Vec<u8>) {
         if let Some(folder) = path.parent() {
             self.add_folder(folder);
@@ -35,7 +36,7 @@ impl Initramfs {
         self.add(path, Entry { mode: PROGRAM, content });
     }
 
-    /// A file of this machine's, under the same path.
+    /// Adds a file of this machine under the same path.
     pub(super) fn add_own_file(&mut self, path: &Path) -> Result<()> {
         let content = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
         self.add_file(path, content);
@@ -49,7 +50,7 @@ impl Initramfs {
         }
     }
 
-    /// The archive.
+    /// Returns the archive.
     pub(super) fn archive(&self) -> Vec<u8> {
         let mut archive = Vec::new();
         for (number, (path, entry)) in (1..).zip(&self.entries) {
@@ -61,7 +62,8 @@ impl Initramfs {
 }
 
 fn append(archive: &mut Vec<u8>, number: u32, name: &str, entry: &Entry) {
-    // Number, mode, owner, group, links, time, size, two devices of two parts each, length of the name, checksum.
+    // Inode number, mode, owner, group, links, time, size, two device numbers of two parts each,
+    // length of the name, checksum.
     let fields = [
         number as usize,
         entry.mode as usize,
@@ -88,7 +90,7 @@ fn append(archive: &mut Vec<u8>, number: u32, name: &str, entry: &Entry) {
     pad(archive);
 }
 
-/// To a multiple of four bytes.
+/// Pads the archive to a multiple of four bytes.
 fn pad(archive: &mut Vec<u8>) {
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
@@ -97,7 +99,7 @@ fn pad(archive: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    /// The names in an archive, and the sizes of the files.
+    /// Returns the names in an archive, and the sizes of the files.
     fn listed(mut archive: &[u8]) -> Vec<(String, usize)> {
         let mut entries = Vec::new();
         while !archive.is_empty() {

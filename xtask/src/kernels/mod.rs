@@ -1,5 +1,5 @@
-//! Other kernels than this machine's: Debian's, in a virtual machine whose processor QEMU emulates. A test program runs there as
-//! it is, with the libraries that it is linked with here.
+//! Debian's kernels, in a virtual machine with a processor that QEMU emulates. Test programs run
+//! there unchanged, with the libraries that they are linked with on this machine.
 
 mod debian;
 mod guest;
@@ -14,39 +14,39 @@ pub(crate) use guest::{Guest, Report};
 
 use crate::packages;
 
-/// A kernel that the programs have to run on.
+/// A kernel on which the programs have to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kernel {
-    /// Debian 12's: the oldest that Podwire promises to run on.
+    /// Debian 12's kernel, the oldest that Podwire supports.
     #[value(name = "6.1")]
     Linux6_1,
-    /// Debian 13's.
+    /// Debian 13's kernel.
     #[value(name = "6.12")]
     Linux6_12,
 }
 
-/// A kernel's files, here.
+/// The files of a kernel, on this machine.
 pub(crate) struct Files {
-    /// What QEMU starts.
+    /// The kernel image that QEMU boots.
     image: PathBuf,
-    /// `kernel` of its modules' folder.
+    /// The folder `kernel` in the folder of the kernel's modules.
     modules: PathBuf,
 }
 
 impl Kernel {
-    /// All of them.
+    /// All kernels.
     pub(crate) const ALL: [Self; 2] = [Self::Linux6_1, Self::Linux6_12];
 
-    /// Sees to it that QEMU and the kernel are here.
+    /// Installs QEMU and fetches the kernel, if they are missing.
     ///
     /// # Errors
-    /// When something is missing and apt cannot bring it.
+    /// When something is missing and apt cannot install or fetch it.
     pub(crate) fn fetch(self) -> Result<Files> {
         packages::ensure(&packages::EMULATION)?;
         debian::fetch(self)
     }
 
-    /// Major and minor version.
+    /// Returns major and minor version.
     const fn version(self) -> &'static str {
         match self {
             Self::Linux6_1 => "6.1",

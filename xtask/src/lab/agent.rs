@@ -1,4 +1,4 @@
-//! An agent's process.
+//! The process of an agent.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
@@ -13,14 +13,16 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lab::Ns;
 
-/// The folder of the binaries, when it is not the one that this executable was built into.
+/// The variable that names the folder of the binaries. Without it, the lab uses the folder into
+/// which this executable was built.
 const BIN_DIR: &str = "PODWIRE_BIN_DIR";
-/// An agent serves ADD within a second; a busy machine gets more.
-// The verifier needs more than 20 s of an emulated processor.
+/// The longest wait until an agent is ready. An agent serves ADD within a second; a busy machine
+/// gets more time.
+// On an emulated processor, the verifier alone needs more than 20 s.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
-/// Where agents serve `/readyz`, unless they are told otherwise.
+/// The address at which agents serve `/readyz` by default.
 const METRICS: &str = "127.0.0.1:9790";
 const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -53,14 +55,14 @@ impl Binaries {
     }
 }
 
-/// An agent that was started; killed when dropped.
+/// A running agent. It is killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Agent {
     child: Child,
 }
 
 impl Agent {
-    /// Starts the agent in a namespace; its output is appended to the log.
+    /// Starts the agent in a namespace, and appends its output to the log.
     pub(crate) fn spawn(
         ns: &Ns,
         command_line: &[String],
@@ -84,7 +86,7 @@ impl Agent {
         Ok(Self { child })
     }
 
-    /// Waits until it is ready, in this namespace, and its socket answers.
+    /// Waits until the agent in this namespace is ready and its socket answers.
     pub(crate) fn wait_ready(&mut self, ns: &Ns, socket: &Path) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -99,7 +101,7 @@ impl Agent {
         }
     }
 
-    /// Waits for its end, which somebody else has seen to.
+    /// Waits until the agent has ended. The agent ends by itself, or the caller has ended it.
     pub(crate) fn wait_end(mut self) -> Result<ExitStatus> {
         let start = Instant::now();
         loop {
@@ -115,14 +117,14 @@ impl Agent {
         self.child.id()
     }
 
-    /// SIGKILL: nothing is tidied up.
+    /// Sends SIGKILL. The agent cleans up nothing.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// SIGTERM, and its exit.
+    /// Sends SIGTERM, and waits for a successful exit.
     pub(crate) fn stop(mut self) -> Result<()> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let start = Instant::now();
@@ -136,14 +138,15 @@ impl Agent {
         bail!("it did not end within {} s of SIGTERM", STOP_DEADLINE.as_secs())
     }
 
-    /// Forgets the process, which lives on.
+    /// Leaves the process running.
     #[expect(clippy::disallowed_methods, reason = "the agent outlives this process")]
     pub(crate) fn keep(self) {
         std::mem::forget(self);
     }
 }
 
-/// What the agent of the calling thread's namespace answers to a probe. It listens before it answers.
+/// Asks the agent in the calling thread's namespace whether it is ready. The agent listens before
+/// it answers, so the read has a time limit.
 fn is_ready() -> io::Result<bool> {
     let mut stream = TcpStream::connect(METRICS)?;
     stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
@@ -160,7 +163,7 @@ impl Drop for Agent {
     }
 }
 
-/// `target/<profile>`, above `deps` when the executable is a test.
+/// Returns `target/<profile>`. It is the parent of `deps` if the executable is a test.
 fn profile_folder() -> Result<PathBuf> {
     let executable = std::env::current_exe().context("find the running executable")?;
     let folder = executable.parent().context("the running executable is in no folder")?;

@@ -1,4 +1,4 @@
-//! Everything that a lab leaves outside its process, found by the lab's name.
+//! Removal of everything that a lab leaves outside its process. The lab's name identifies it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,23 +11,24 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lab::process;
 
-/// First part of the name of a lab that belongs to a process; its id follows.
+/// The prefix of a lab's name, if the lab belongs to a process. The process id follows.
 pub(crate) const PREFIX: &str = "pwlab";
 const NAMESPACES: &str = "/run/netns";
-/// Exit status of a process that ended on Ctrl-C: 128 and the signal's number.
+/// Exit status of a process that ended on Ctrl-C: 128 plus the signal's number.
 const INTERRUPTED: i32 = 130;
 
-/// Labs of this process that are still there.
+/// Names of this process's labs that still exist.
 static REGISTERED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// A lab's claim to its name. Removes everything of that name when dropped, and on Ctrl-C.
+/// A lab's claim to its name. When it is dropped, and on Ctrl-C, everything with this name is
+/// removed.
 #[derive(Debug)]
 pub(crate) struct Registration {
     name: String,
 }
 
 impl Registration {
-    /// Removes what killed processes have left, too.
+    /// Claims a name. Also removes the labs of killed processes.
     pub(crate) fn new(name: String) -> Result<Self> {
         prepare_process()?;
         ensure!(
@@ -41,7 +42,7 @@ impl Registration {
         &self.name
     }
 
-    /// Gives the claim up: what there is stays.
+    /// Gives up the claim without removing anything.
     pub(crate) fn keep(&self) {
         registered().remove(&self.name);
     }
@@ -57,11 +58,11 @@ impl Drop for Registration {
     }
 }
 
-/// Removes a lab by name: its processes, namespaces (with every device in them), pins and folder. True when there was
-/// something to remove.
+/// Removes a lab by name: its processes, namespaces (with all devices in them), pins and folder.
+/// Returns whether anything was removed.
 ///
 /// # Errors
-/// At the first thing that could not be removed, after trying all.
+/// The first removal that failed, after all have been tried.
 pub fn remove(name: &str) -> Result<bool> {
     let namespaces = namespaces(name)?;
     let found = !namespaces.is_empty() || folder(name).exists() || bpf_folder(name).exists();
@@ -74,23 +75,24 @@ pub fn remove(name: &str) -> Result<bool> {
     Ok(found)
 }
 
-/// Removes a namespace, and kills what runs in it: it was started there.
+/// Removes a namespace, and kills the processes in it: they were started there.
 pub(crate) fn remove_namespace(namespace: &str) -> Result<()> {
     kill_inside(namespace)?;
     process::ip_batch(&format!("netns del {namespace}\n"))
 }
 
-/// State, sockets and logs. In memory, and no folder that others may write to.
+/// Returns the folder for state, sockets and logs. It is in memory, and only root can write to
+/// `/run`.
 pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new("/run").join(name)
 }
 
-/// Pins.
+/// Returns the folder for pins.
 pub(crate) fn bpf_folder(name: &str) -> PathBuf {
     Path::new("/sys/fs/bpf").join(name)
 }
 
-/// Once for each process.
+/// Handles Ctrl-C and removes orphaned labs, once in each process.
 fn prepare_process() -> Result<()> {
     static ONCE: Once = Once::new();
     let mut outcome = Ok(());
@@ -126,7 +128,7 @@ fn namespaces(name: &str) -> Result<Vec<String>> {
 fn all_namespaces() -> Result<Vec<String>> {
     match std::fs::read_dir(NAMESPACES) {
         Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
-        // Before the first `ip netns add` there is no such folder.
+        // The folder does not exist before the first `ip netns add`.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).with_context(|| format!("list {NAMESPACES}")),
     }
@@ -141,7 +143,7 @@ fn kill_inside(namespace: &str) -> Result<()> {
     for pid in String::from_utf8_lossy(&output.stdout).split_whitespace() {
         let pid = Pid::from_raw(pid.parse().with_context(|| format!("{pid:?} is no process id"))?);
         if let Some(pid) = pid.filter(|pid| *pid != rustix::process::getpid()) {
-            // It may have ended since.
+            // The process may have ended in the meantime.
             let _ = kill_process(pid, Signal::KILL);
         }
     }
@@ -157,11 +159,11 @@ fn remove_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Whatever a test has mounted there.
+/// Unmounts everything that a test has mounted below a folder.
 fn unmount_below(folder: &Path) -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
     let places = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
-    // The last first: one may lie upon another.
+    // Unmount in reverse order: a mount may lie on top of an earlier one.
     for place in places.filter(|place| place.starts_with(folder)).collect::<Vec<_>>().into_iter().rev() {
         rustix::mount::unmount(place, rustix::mount::UnmountFlags::DETACH)
             .with_context(|| format!("unmount {}", place.display()))?;
@@ -169,7 +171,8 @@ fn unmount_below(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Labs whose process is gone: it was killed before it could remove them.
+/// Removes labs of processes that no longer exist. They were killed before they could remove their
+/// labs.
 fn remove_orphans() -> Result<()> {
     let names: BTreeSet<String> = all_namespaces()?
         .iter()
@@ -180,7 +183,7 @@ fn remove_orphans() -> Result<()> {
     names.iter().try_for_each(|name| remove(name).map(|_| ()))
 }
 
-/// The process id in a lab's name.
+/// Returns the process id in a lab's name.
 fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.split_once('x')?.0.parse().ok()
 }

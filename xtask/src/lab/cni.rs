@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 
 use crate::lab::{Ns, process};
 
-/// kubelet gives a sandbox four minutes; the plugin's own deadline is far below this.
+/// The time after which the lab kills a plugin. kubelet gives a sandbox four minutes; the plugin
+/// has a much shorter deadline of its own.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// One call. Every field may be changed before [`CniCall::run`].
+/// A call of a plugin. Every field may be changed before [`CniCall::run`].
 #[derive(Clone, Debug)]
 pub struct CniCall {
     /// `CNI_COMMAND`.
@@ -27,24 +28,25 @@ pub struct CniCall {
     pub args: String,
     /// The network configuration on standard input.
     pub config: Value,
-    /// More variables of the environment.
+    /// Additional environment variables.
     pub environment: Vec<(String, String)>,
-    /// After which it is killed.
+    /// The time after which the plugin is killed.
     pub deadline: Duration,
     node: Ns,
     plugin: PathBuf,
 }
 
-/// What the plugin answered.
+/// The plugin's answer.
 #[derive(Clone, Debug)]
 pub struct CniOutput {
-    /// Whether it ended with 0.
+    /// Whether the plugin exited with 0.
     pub success: bool,
-    /// What it printed on standard output: the result, or the error object; null when nothing.
+    /// The JSON on standard output: the result or the error object, or null if there was no output.
     pub answer: Value,
-    /// What it printed on standard error.
+    /// The text on standard error.
     pub stderr: String,
-    /// From before the plugin's start to after its end; of a chain the sum over its plugins.
+    /// The time from before the plugin's start to after its end. For a chain, the sum over its
+    /// plugins.
     pub took: Duration,
 }
 
@@ -79,25 +81,25 @@ impl CniCall {
         }
     }
 
-    /// The same call with another `CNI_COMMAND`.
+    /// Returns the same call with another `CNI_COMMAND`.
     pub fn with_command(&self, command: &str) -> Self {
         Self { command: command.to_owned(), ..self.clone() }
     }
 
-    /// The same call of another plugin, with its own network configuration.
+    /// Returns the same call for another plugin, with its network configuration.
     pub fn of_plugin(&self, plugin: &Path, config: Value) -> Self {
         Self { plugin: plugin.to_owned(), config, ..self.clone() }
     }
 
-    /// The plugin's binary.
+    /// Returns the path of the plugin's binary.
     pub fn plugin(&self) -> &Path {
         &self.plugin
     }
 
-    /// Runs it on the node.
+    /// Runs the plugin on the node.
     ///
     /// # Errors
-    /// When the plugin cannot be run, does not end in time, or prints something else than JSON.
+    /// When the plugin cannot be run, does not end in time, or prints something other than JSON.
     pub fn run(&self) -> Result<CniOutput> {
         let mut command = Command::new(&self.plugin);
         command
@@ -108,7 +110,7 @@ impl CniCall {
             .env("CNI_IFNAME", &self.interface)
             .env("CNI_ARGS", &self.args)
             .env("CNI_PATH", self.plugin.parent().unwrap_or(Path::new("/")))
-            // A runtime has one, and plugins of others look for iptables there.
+            // A runtime has a PATH, and other plugins look for iptables in it.
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         let input = serde_json::to_vec(&self.config)?;

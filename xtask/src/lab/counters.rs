@@ -1,4 +1,4 @@
-//! Pinned maps, read the way an operator reads them: through bpftool.
+//! Pinned maps, read with bpftool as an operator reads them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,12 +11,12 @@ use serde_json::Value;
 
 use crate::lab::process;
 
-/// What was counted, over all CPUs.
+/// Packets and bytes of a counter, summed over all CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Packets; a large segment counts as one.
+    /// Packets. A large segment counts as one.
     pub packets: u64,
-    /// Bytes of frame.
+    /// Bytes of the frames.
     pub bytes: u64,
 }
 
@@ -24,7 +24,7 @@ pub(crate) fn dump(pin: &Path) -> Result<Value> {
     bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])
 }
 
-/// Calls of a helper, as the programs behind a pinned link count them.
+/// Returns the calls of a helper from the counts that the program of a pinned link keeps.
 pub(crate) fn helper_calls(link: &Path, helper: Helper) -> Result<u64> {
     let number = |value: &Value, field: &str| {
         value[field]
@@ -65,7 +65,7 @@ fn bpftool(arguments: &[&str]) -> Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("decode what `bpftool {what}` says"))
 }
 
-/// A per-CPU array of counts; slots without a name or with nothing counted are left out.
+/// Reads a per-CPU array of counters. Leaves out slots without a name, and slots that are zero.
 pub(crate) fn read(
     pin: &Path,
     names: impl Iterator<Item = (u32, &'static str)>,

@@ -1,4 +1,5 @@
-//! Raw Ethernet frames: what a pod or a stranger may try to send, and what a link carried.
+//! Raw Ethernet frames: frames that a pod or a stranger may try to send, and frames that a link
+//! carried.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -11,25 +12,26 @@ use pnet_datalink::{Channel, Config, DataLinkReceiver, DataLinkSender, NetworkIn
 
 use crate::lab::Ns;
 
-/// How long a capture goes on after it was asked to end: what was sent before arrives within it.
+/// The time for which a capture goes on after its end is requested. Frames sent before arrive in
+/// this time.
 const GRACE: Duration = Duration::from_millis(100);
-/// How often a quiet capture looks whether it should end.
+/// The interval at which a capture without frames checks whether it should end.
 const POLL: Duration = Duration::from_millis(20);
-/// The largest frame that is read: a GSO segment with its headers.
+/// The largest frame that a capture reads: a GSO segment with its headers.
 const LARGEST: usize = 1 << 17;
 
-/// Sends one frame as it is, from a link's own side.
+/// Sends one frame unchanged out of a link.
 ///
 /// # Errors
-/// When there is no such link, or the kernel refuses the frame.
+/// When there is no such link, or when the kernel refuses the frame.
 pub fn send(ns: &Ns, link: &str, frame: &[u8]) -> Result<()> {
     send_all(ns, link, &[frame])
 }
 
-/// Sends frames as they are, in order.
+/// Sends frames unchanged, in order.
 ///
 /// # Errors
-/// When there is no such link, or the kernel refuses a frame.
+/// When there is no such link, or when the kernel refuses a frame.
 pub fn send_all(ns: &Ns, link: &str, frames: &[&[u8]]) -> Result<()> {
     let (mut sender, _) = open(ns, link)?;
     for frame in frames {
@@ -39,7 +41,8 @@ pub fn send_all(ns: &Ns, link: &str, frames: &[&[u8]]) -> Result<()> {
     Ok(())
 }
 
-/// Every frame that a link sends and receives, until [`Capture::finish`]. A large segment is one frame.
+/// A capture of all frames that a link sends and receives, until [`Capture::finish`]. A large
+/// segment is one frame.
 #[derive(Debug)]
 pub struct Capture {
     stop: Arc<AtomicBool>,
@@ -47,7 +50,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Begins: what is sent after this returns is seen.
+    /// Starts a capture. It has every frame that is sent after this function has returned.
     ///
     /// # Errors
     /// When there is no such link.
@@ -75,7 +78,7 @@ impl Capture {
         Ok(Self { stop, thread })
     }
 
-    /// Ends a moment later, and gives the frames in order.
+    /// Ends the capture a moment later, and returns the frames in order.
     ///
     /// # Errors
     /// When the socket failed.

@@ -1,14 +1,14 @@
-//! kube-proxy, by the rules that it wrote for a running cluster: that of `testdata/kube-proxy`, whose nodes have the names and
-//! addresses of a lab's.
+//! kube-proxy's rules, as kube-proxy wrote them for the running cluster of `testdata/kube-proxy`.
+//! Its nodes have the names and addresses of a lab's nodes.
 
 use anyhow::Result;
 
 use crate::lab::Node;
 
-/// `nft list table ip kube-proxy` and `iptables-save` of the two nodes.
+/// The folder with `nft list table ip kube-proxy` and `iptables-save` of the two nodes.
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/kube-proxy");
 
-/// How kube-proxy writes its rules.
+/// The proxy mode, and so the kind of the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KubeProxy {
     /// `--proxy-mode=nftables`.
@@ -18,10 +18,10 @@ pub enum KubeProxy {
 }
 
 impl KubeProxy {
-    /// Writes that node's rules.
+    /// Writes the rules of this node.
     ///
     /// # Errors
-    /// When the node is none of the first two, or the tool refuses.
+    /// When the node is not one of the first two, or when the tool refuses.
     pub fn write_rules(self, node: &Node) -> Result<()> {
         match self {
             Self::Nftables => node.exec(&["nft", "-f", &format!("{RULES}/nftables-{}.nft", node.name())]),

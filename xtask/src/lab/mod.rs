@@ -1,4 +1,4 @@
-//! Two or more nodes, an underlay and a world, as a test or the demonstration asks for them.
+//! Two or more nodes, an underlay and a world, built for a test or the demonstration.
 //!
 //! ```no_run
 //! use xtask::lab::{Lab, Mode, traffic};
@@ -11,8 +11,9 @@
 //! # anyhow::Ok(())
 //! ```
 //!
-//! Everything is named after the lab and the process that made it, and removed when the [`Lab`] is dropped: after a
-//! panic and on Ctrl-C too. What a killed process left is removed by the next lab.
+//! Every name contains the lab's name. By default, that contains the process id. Everything is
+//! removed when the [`Lab`] is dropped, also after a panic and on Ctrl-C. The next lab removes what
+//! a killed process left.
 
 pub mod frames;
 pub mod reference;
@@ -53,7 +54,8 @@ use crate::lab::agent::Binaries;
 use crate::lab::cleanup::Registration;
 use crate::lab::topology::Topology;
 
-/// Where every node finds the API server. Not port 6443: services of tests lead there.
+/// The address of the API server on every node. Port 6443 would clash with services of tests, which
+/// lead there.
 const API_SERVER: &str = "127.0.0.1:7443";
 
 /// How pod packets travel between nodes.
@@ -61,12 +63,12 @@ const API_SERVER: &str = "127.0.0.1:7443";
 pub enum Mode {
     /// Inside VXLAN.
     Vxlan,
-    /// As they are.
+    /// Unchanged.
     Direct,
 }
 
 impl Mode {
-    /// As the agent's `--mode` has it.
+    /// Returns the value of the agent's `--mode`.
     pub fn name(self) -> &'static str {
         match self {
             Mode::Vxlan => "vxlan",
@@ -75,7 +77,7 @@ impl Mode {
     }
 }
 
-/// Whether a test that has a longer version should run it: `cargo xtask soak` asks for it.
+/// Returns whether tests should run their longer version, as `cargo xtask soak` asks.
 pub fn is_soak() -> bool {
     std::env::var_os("PODWIRE_SOAK").is_some()
 }
@@ -88,7 +90,7 @@ pub fn is_soak() -> bool {
 /// | underlay | unless a cable joins the nodes: a bridge with 10.200.0.254/24; with a router 10.200.N.254/24 towards node N |
 /// | world | `eth0` 198.51.100.10/24 behind the underlay, which routes between all |
 ///
-/// IPv6 is off everywhere, so that no neighbour discovery of the kernel's shows in counters.
+/// IPv6 is off everywhere, so that the kernel's neighbour discovery does not appear in counters.
 #[derive(Debug)]
 pub struct Lab {
     nodes: Vec<Node>,
@@ -99,7 +101,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A lab of two nodes in VXLAN mode, unless told otherwise.
+    /// Returns the builder of a lab. By default the lab has two nodes in VXLAN mode.
     pub fn builder() -> Builder {
         Builder {
             name: None,
@@ -117,51 +119,53 @@ impl Lab {
         }
     }
 
-    /// A node, from 0: `node(0)` is `node1`.
+    /// Returns a node, counted from 0: `node(0)` is `node1`.
     pub fn node(&self, index: usize) -> &Node {
         &self.nodes[index]
     }
 
-    /// All nodes.
+    /// Returns all nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// What joins the nodes and the world: a bridge or a router.
+    /// Returns the namespace that joins the nodes and the world: a bridge or a router.
     pub fn underlay(&self) -> &Ns {
         &self.topology.underlay
     }
 
-    /// A host that knows nothing of the cluster.
+    /// Returns a host that is not part of the cluster.
     pub fn world(&self) -> &Ns {
         &self.topology.world
     }
 
-    /// 198.51.100.10.
+    /// Returns the world's address, 198.51.100.10.
     pub fn world_address(&self) -> IpAddr {
         topology::WORLD
     }
 
-    /// An empty namespace, loopback up, removed with the lab: what a pod forwards for, for example.
+    /// Makes an empty namespace with loopback up, for example one for which a pod forwards. It is
+    /// removed with the lab.
     ///
     /// # Errors
-    /// When a namespace of that name exists, or the kernel refuses.
+    /// When a namespace with this name exists, or when the kernel refuses.
     pub fn add_namespace(&self, name: &str) -> Result<Ns> {
         Ns::create(&format!("{}-{name}", self.name()))
     }
 
-    /// A host on the underlay that is no node, with `eth0` and an address of 10.200.0.0/24 (none of the nodes').
+    /// Makes a host on the underlay that is not a node. It has `eth0` and an unused address of
+    /// 10.200.0.0/24.
     ///
     /// # Errors
-    /// When the lab has a router in place of the bridge, or the kernel refuses.
+    /// When the lab has a router or a cable in place of the bridge, or when the kernel refuses.
     pub fn add_host(&self, name: &str, address: IpAddr) -> Result<Ns> {
         let host = self.add_namespace(name)?;
         self.topology.join_bridge(&host, name, address)?;
         Ok(host)
     }
 
-    /// Makes the router's path towards a node (from 0) smaller: it answers what is larger and may not be fragmented
-    /// with ICMP.
+    /// Sets a smaller MTU on the router's path to a node, counted from 0. The router answers a
+    /// larger packet that must not be fragmented with an ICMP error.
     ///
     /// # Errors
     /// When the lab has no router.
@@ -169,10 +173,10 @@ impl Lab {
         self.topology.set_path_mtu(node, mtu)
     }
 
-    /// The Node list that the agents have, as `kubectl get nodes -o json` prints it.
+    /// Returns the agents' Node list, as `kubectl get nodes -o json` prints it.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// When the file cannot be read or decoded.
     pub fn node_list(&self) -> Result<Value> {
         match &self.nodes_from {
             NodesFrom::ApiServer(server) => Ok(server.list()),
@@ -184,10 +188,11 @@ impl Lab {
         }
     }
 
-    /// Replaces the Node list: a file at once (rename), whatever the text is; at the API server object by object.
+    /// Replaces the Node list. A file is replaced in one step (rename) and may get any text. The
+    /// objects of an API server are replaced one by one.
     ///
     /// # Errors
-    /// When the file cannot be written, or what an API server is to have is no list.
+    /// When the file cannot be written, or when the text for an API server is not JSON.
     pub fn write_node_list(&self, text: &str) -> Result<()> {
         match &self.nodes_from {
             NodesFrom::ApiServer(server) => {
@@ -198,10 +203,10 @@ impl Lab {
         }
     }
 
-    /// What the agents ask for nodes.
+    /// Returns the API server from which the agents get nodes.
     ///
     /// # Errors
-    /// When they read a file ([`Builder::node_file`]).
+    /// When the agents read a file ([`Builder::node_file`]).
     pub fn api_server(&self) -> Result<&ApiServer> {
         match &self.nodes_from {
             NodesFrom::ApiServer(server) => Ok(server),
@@ -209,20 +214,22 @@ impl Lab {
         }
     }
 
-    /// A Node list of the lab's nodes and of so many others, which are nowhere.
+    /// Returns a Node list with the lab's nodes, and with this number of other nodes that do not
+    /// exist.
     ///
     /// # Errors
-    /// When the list that it is made of does not decode.
+    /// When the template of the list cannot be decoded.
     pub fn node_list_with(&self, others: u16) -> Result<String> {
         node_list::render(&self.topology, others)
     }
 
-    /// The lab's name: the first part of every namespace's, and the name of its folder on the BPF filesystem.
+    /// Returns the lab's name. Every namespace's name starts with it, and the lab's folder on the
+    /// BPF filesystem has this name.
     pub fn name(&self) -> &str {
         self.registration.name()
     }
 
-    /// Lets everything live on when the lab is dropped; [`remove`] takes it away.
+    /// Keeps everything alive after the lab is dropped. [`remove`] removes it later.
     pub fn keep(mut self) {
         self.kept = true;
         for node in &self.nodes {
@@ -250,16 +257,16 @@ impl Drop for Lab {
     }
 }
 
-/// Where agents have their nodes from.
+/// The source of the agents' nodes.
 #[derive(Debug)]
 enum NodesFrom {
-    /// Served to each node on its own loopback, so that no link of the lab is needed for it.
+    /// Served to each node on its own loopback, so that this traffic needs no link of the lab.
     ApiServer(ApiServer),
     File(PathBuf),
 }
 
 impl NodesFrom {
-    /// Makes it reachable from the nodes. Gives the agents' arguments for it.
+    /// Makes the source reachable from the nodes, and returns the agents' arguments for it.
     fn open(&self, topology: &Topology) -> Result<[String; 2]> {
         match self {
             Self::File(path) => Ok(["--nodes".into(), path.to_string_lossy().into_owned()]),
@@ -276,7 +283,7 @@ impl NodesFrom {
     }
 }
 
-/// What a lab is to be. Made by [`Lab::builder`].
+/// The wanted properties of a lab. Made by [`Lab::builder`].
 #[derive(Clone, Debug)]
 pub struct Builder {
     name: Option<String>,
@@ -294,95 +301,100 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A name of its own in place of one made of the process id: for a lab that outlives its process.
+    /// Sets the lab's name, for a lab that outlives its process. By default the name has the
+    /// process id.
     pub fn name(mut self, name: &str) -> Self {
         self.name = Some(name.to_owned());
         self
     }
 
-    /// How pod packets travel between nodes.
+    /// Sets how pod packets travel between nodes.
     pub fn mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
     }
 
-    /// How many nodes; 2 unless told otherwise.
+    /// Sets the number of nodes; 2 by default.
     pub fn nodes(mut self, nodes: usize) -> Self {
         self.nodes = nodes;
         self
     }
 
-    /// MTU of every underlay link, bytes.
+    /// Sets the MTU of every underlay link, bytes.
     pub fn underlay_mtu(mut self, mtu: u32) -> Self {
         self.underlay_mtu = mtu;
         self
     }
 
-    /// A router in place of the bridge: no two nodes are on one link, and [`Lab::set_path_mtu`] works.
+    /// Puts a router in place of the bridge: no two nodes share a link, and [`Lab::set_path_mtu`]
+    /// works.
     pub fn router(mut self, router: bool) -> Self {
         self.router = router;
         self
     }
 
-    /// A cable in place of the bridge: the node's uplink is one end of a veth pair, the other node's the other end, or with one
-    /// node the world's. So nothing but the ends' own work is on the way, which is what a measurement wants.
+    /// Puts a cable in place of the bridge: a veth pair joins the uplinks of the two nodes, or with
+    /// one node the node's uplink and the world. So a measurement includes only the work of the two
+    /// ends.
     pub fn cable(mut self, cable: bool) -> Self {
         self.cable = cable;
         self
     }
 
-    /// Nodes that had Docker before they had a network: the bridge `docker0`, 172.17.0.1/16, comes before the uplink in
-    /// the kernel's list of devices. That is where masquerading looks for an address when the device that a packet
-    /// leaves by has none.
+    /// Gives the nodes Docker's bridge `docker0` (172.17.0.1/16) before their uplink. So `docker0`
+    /// comes first in the kernel's list of devices. In this list, masquerading searches for an
+    /// address when the device by which a packet leaves has none.
     pub fn docker(mut self, docker: bool) -> Self {
         self.docker = docker;
         self
     }
 
-    /// Without agents nothing but the namespaces, links and folders is made; [`Node::start_agent`] starts one later.
+    /// Sets whether agents are started. Without them the lab makes namespaces, links and folders
+    /// only; [`Node::start_agent`] starts an agent later.
     pub fn agents(mut self, agents: bool) -> Self {
         self.agents = agents;
         self
     }
 
-    /// A file of Node objects in place of an API server: for a lab that outlives its process, and for what only files do.
+    /// Uses a file of Node objects in place of an API server: for a lab that outlives its process,
+    /// and for behaviour that only a file has.
     pub fn node_file(mut self) -> Self {
         self.node_file = true;
         self
     }
 
-    /// More arguments for every agent.
+    /// Adds arguments for every agent.
     pub fn agent_arguments(mut self, arguments: &[&str]) -> Self {
         self.agent_arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         self
     }
 
-    /// A command that ends in executing what its last arguments say, in its own place: every agent and uninstall is started by it. `setpriv` and
-    /// `unshare` are such.
+    /// Sets a command that starts every agent and every uninstall, for example `setpriv` or
+    /// `unshare`. It must replace its own process with the command in its last arguments.
     pub fn agent_wrapper(mut self, command: &[&str]) -> Self {
         self.agent_wrapper = command.iter().map(|part| (*part).to_owned()).collect();
         self
     }
 
-    /// The folder with `podwire` and `podwire-cni`. Otherwise `PODWIRE_BIN_DIR`, then the folder that the running
-    /// executable was built into.
+    /// Sets the folder with `podwire` and `podwire-cni`. By default it is `PODWIRE_BIN_DIR`; if
+    /// that is not set, the folder into which the running executable was built.
     pub fn binaries(mut self, folder: &Path) -> Self {
         self.binaries = Some(folder.to_owned());
         self
     }
 
-    /// Makes it, and waits until the agents serve.
+    /// Makes the lab, and waits until the agents serve.
     ///
     /// # Errors
-    /// When not root, when a binary is missing, when the kernel refuses, or when an agent is not ready in time (with
-    /// the end of its log). Whatever was made by then is removed.
+    /// When the user is not root, when a binary is missing, when the kernel refuses, or when an
+    /// agent is not ready in time (with the end of its log). Everything made so far is removed.
     pub fn build(self) -> Result<Lab> {
         ensure!(rustix::process::geteuid().is_root(), "the lab makes network namespaces: run it as root");
         let binaries = Binaries::find(self.binaries.as_deref())?;
         if self.agents {
             binaries.check()?;
         }
-        // From here on a failure drops the registration, which removes what there is.
+        // From here on, a failure drops the registration, and that removes everything made so far.
         let registration = Registration::new(self.name.clone().unwrap_or_else(unique_name))?;
         let folder = cleanup::folder(registration.name());
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
@@ -415,7 +427,7 @@ impl Builder {
     }
 }
 
-/// `pwlab<pid>x<number>`: several labs may be there at once, of one process or of many.
+/// Returns `pwlab<pid>x<number>`, so that one or many processes can have several labs at once.
 fn unique_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{}{}x{}", cleanup::PREFIX, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))

@@ -19,13 +19,13 @@ use crate::lab::pod::Pod;
 use crate::lab::topology::{NodePlace, UPLINK};
 use crate::lab::{Builder, CniCall, Ns, cleanup};
 
-/// A node. It is its network namespace, too: whatever takes an [`Ns`] takes a node.
+/// A node. It dereferences to its network namespace, so it is accepted where an [`Ns`] is expected.
 #[derive(Debug)]
 pub struct Node {
     lab: String,
     place: NodePlace,
     binaries: Binaries,
-    /// In place of the agent among [`Self::binaries`].
+    /// The binary that replaces the agent of [`Self::binaries`].
     other_agent: Mutex<Option<PathBuf>>,
     arguments: Vec<String>,
     wrapper: Vec<String>,
@@ -82,91 +82,94 @@ impl Node {
         })
     }
 
-    /// Its name in the Node list.
+    /// Returns the node's name in the Node list.
     pub fn name(&self) -> &str {
         &self.place.name
     }
 
-    /// Its InternalIP.
+    /// Returns the node's InternalIP.
     pub fn address(&self) -> IpAddr {
         self.place.address.into()
     }
 
-    /// The pods' gateway: the first address of its podCIDR.
+    /// Returns the pods' gateway: the first address of the podCIDR.
     pub fn gateway(&self) -> IpAddr {
         let number = self.place.name.trim_start_matches("node").parse().unwrap_or_default();
         Ipv4Addr::new(10, 244, number, 1).into()
     }
 
-    /// Its podCIDR.
+    /// Returns the podCIDR.
     pub fn pod_cidr(&self) -> &str {
         &self.place.pod_cidr
     }
 
-    /// The link to the underlay.
+    /// Returns the name of the link to the underlay.
     pub fn uplink(&self) -> &'static str {
         UPLINK
     }
 
-    /// Where the agent keeps endpoints.
+    /// Returns the folder in which the agent keeps endpoints.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
     }
 
-    /// Where the runtime would look for network configurations.
+    /// Returns the folder in which the runtime would look for network configurations.
     pub fn cni_conf_dir(&self) -> &Path {
         &self.cni_conf_dir
     }
 
-    /// Where the reference plugins remember what they have given to whom, a folder for each of them.
+    /// Returns the folder in which the reference plugins store what they have assigned. Each plugin
+    /// has its own subfolder.
     pub fn cni_state_dir(&self) -> &Path {
         &self.cni_state_dir
     }
 
-    /// Where the agent's pins are.
+    /// Returns the folder of the agent's pins.
     pub fn bpf_dir(&self) -> &Path {
         &self.bpf_dir
     }
 
-    /// The agent's socket.
+    /// Returns the path of the agent's socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("agent.sock")
     }
 
-    /// Makes a namespace and has the plugin make it a pod, with interface `eth0`.
+    /// Makes a namespace, and lets the plugin make it a pod with the interface `eth0`.
     ///
     /// # Errors
-    /// When the plugin fails; with the error that it printed.
+    /// When the plugin fails, with the error that it printed.
     pub fn add_pod(&self, name: &str) -> Result<Pod> {
         self.add_pod_with(name, &serde_json::json!({}))
     }
 
-    /// The same with a `runtimeConfig` (`{"ips": ["10.244.1.77/24"]}`).
+    /// Adds a pod as [`Node::add_pod`] does, with a `runtimeConfig`
+    /// (`{"ips": ["10.244.1.77/24"]}`).
     ///
     /// # Errors
-    /// When the plugin fails; with the error that it printed.
+    /// When the plugin fails, with the error that it printed.
     pub fn add_pod_with(&self, name: &str, runtime_config: &Value) -> Result<Pod> {
         Ns::create(&self.pod_namespace(name))?;
         self.add_pod_again(name, runtime_config)
     }
 
-    /// The same in the namespace that an earlier attempt has left.
+    /// Adds a pod as [`Node::add_pod_with`] does, in the namespace that an earlier attempt left.
     ///
     /// # Errors
-    /// As [`Node::add_pod`].
+    /// When there is no such namespace, and those of [`Node::add_pod`].
     pub fn add_pod_again(&self, name: &str, runtime_config: &Value) -> Result<Pod> {
         let ns = Ns::open(&self.pod_namespace(name))?;
         Pod::add(ns, self.cni_call("ADD", name, runtime_config))
     }
 
-    /// A call of the plugin on this node for the pod of that name (`ADD`, `DEL`, `CHECK`), whether or not there is one.
+    /// Returns a call of the plugin (`ADD`, `DEL`, `CHECK`) on this node, for the pod with this
+    /// name. The pod need not exist.
     pub fn cni_call(&self, command: &str, pod: &str, runtime_config: &Value) -> CniCall {
         let namespace = self.pod_namespace(pod);
         let netns = Path::new("/run/netns").join(&namespace);
         CniCall::new(self, &self.binaries.plugin, &self.socket(), command, &namespace, &netns, runtime_config)
     }
 
-    /// Has its next agents be of another build; `None`: of the lab's own again.
+    /// Sets the binary of the node's next agents; `None` selects the lab's own again.
     pub fn use_agent(&self, agent: Option<&Path>) {
         *self.other_agent.lock().unwrap_or_else(PoisonError::into_inner) = agent.map(Path::to_owned);
     }
@@ -174,33 +177,34 @@ impl Node {
     /// Starts the agent and waits until it serves.
     ///
     /// # Errors
-    /// When it ends or is not ready in time; with the end of its log.
+    /// When the agent ends or is not ready in time, with the end of its log.
     pub fn start_agent(&self) -> Result<()> {
         self.spawn_agent()?;
         self.wait_ready()
     }
 
-    /// The same with variables in its environment.
+    /// Starts the agent with additional environment variables, and waits until it serves.
     ///
     /// # Errors
-    /// As [`Node::start_agent`].
+    /// Those of [`Node::start_agent`].
     pub fn start_agent_with(&self, environment: &[(&str, &str)]) -> Result<()> {
         self.spawn_agent_with(environment)?;
         self.wait_ready()
     }
 
-    /// Runs another agent with the same arguments beside the first, until it ends.
+    /// Runs another agent with the same arguments beside the first, and waits for its end.
     ///
     /// # Errors
-    /// When it cannot be run, or does not end in time.
+    /// When the agent cannot be run or does not end in time.
     pub fn run_second_agent(&self) -> Result<ExitStatus> {
         self.run_second_agent_in(self, &[])
     }
 
-    /// The same in another namespace, with other values of these options. Its log is the first one's.
+    /// Runs another agent as [`Node::run_second_agent`] does, in another namespace and with other
+    /// values for some options. It writes to the first agent's log.
     ///
     /// # Errors
-    /// As [`Node::run_second_agent`].
+    /// Those of [`Node::run_second_agent`].
     pub fn run_second_agent_in(&self, ns: &Ns, options: &[(&str, &str)]) -> Result<ExitStatus> {
         let mut command = self.agent_command();
         for (option, value) in options {
@@ -213,29 +217,29 @@ impl Node {
         agent.wait_end().with_context(|| format!("wait for the end of {}'s second agent", self.name()))
     }
 
-    /// Waits for the end of an agent that ends by itself.
+    /// Waits until an agent that ends by itself has ended.
     ///
     /// # Errors
-    /// When it does not within ten seconds.
+    /// When it does not end within 60 seconds.
     pub fn wait_for_agent_end(&self) -> Result<()> {
         let Some(agent) = self.agent().take() else { return Ok(()) };
         agent.wait_end().with_context(|| format!("wait for the end of {}'s agent", self.name()))?;
         Ok(())
     }
 
-    /// SIGKILL. No agent is no error.
+    /// Kills the agent with SIGKILL. It is no error if there is no agent.
     ///
     /// # Errors
-    /// When it cannot be killed.
+    /// When the agent cannot be killed.
     pub fn kill_agent(&self) -> Result<()> {
         let Some(agent) = self.agent().take() else { return Ok(()) };
         agent.kill().with_context(|| format!("kill the agent of {}", self.name()))
     }
 
-    /// SIGTERM, and waits for its end.
+    /// Ends the agent with SIGTERM, and waits until it has ended.
     ///
     /// # Errors
-    /// When it does not end in time, or not with success.
+    /// When the agent does not end in time, or does not exit with 0.
     pub fn stop_agent(&self) -> Result<()> {
         let Some(agent) = self.agent().take() else { return Ok(()) };
         agent
@@ -243,35 +247,35 @@ impl Node {
             .with_context(|| format!("stop the agent of {}\n{}", self.name(), self.agent_log_tail(20)))
     }
 
-    /// SIGKILL, and a new one that serves.
+    /// Kills the agent with SIGKILL, then starts a new one and waits until it serves.
     ///
     /// # Errors
-    /// As [`Node::start_agent`].
+    /// Those of [`Node::start_agent`].
     pub fn restart_agent(&self) -> Result<()> {
         self.kill_agent()?;
         self.start_agent()
     }
 
-    /// Runs `podwire uninstall` with the agent's folders, whatever its exit status.
+    /// Runs `podwire uninstall` with the agent's folders. Any exit status is accepted.
     ///
     /// # Errors
-    /// When it cannot be run or takes too long.
+    /// When the command cannot be run or takes too long.
     pub fn uninstall(&self) -> Result<Output> {
         self.uninstall_with(&[])
     }
 
-    /// The same with more arguments.
+    /// Runs [`Node::uninstall`] with additional arguments.
     ///
     /// # Errors
-    /// As [`Node::uninstall`].
+    /// Those of [`Node::uninstall`].
     pub fn uninstall_with(&self, arguments: &[&str]) -> Result<Output> {
         self.uninstall_in(self, arguments)
     }
 
-    /// The same in another namespace.
+    /// Runs [`Node::uninstall_with`] in another namespace.
     ///
     /// # Errors
-    /// As [`Node::uninstall`].
+    /// Those of [`Node::uninstall`].
     pub fn uninstall_in(&self, ns: &Ns, arguments: &[&str]) -> Result<Output> {
         let [run, state, bpf, conf] = [&self.run_dir, &self.state_dir, &self.bpf_dir, &self.cni_conf_dir]
             .map(|folder| folder.to_string_lossy());
@@ -279,10 +283,11 @@ impl Node {
         self.podwire_in(ns, &[&["uninstall"], &folders[..], arguments].concat())
     }
 
-    /// Runs `podwire` on the node as its agent is started, for a minute at most, whatever its exit status.
+    /// Runs `podwire` on the node, with the wrapper of its agent, for a minute at most. Any exit
+    /// status is accepted.
     ///
     /// # Errors
-    /// When it cannot be run or takes too long.
+    /// When the command cannot be run or takes too long.
     pub fn podwire(&self, arguments: &[&str]) -> Result<Output> {
         self.podwire_in(self, arguments)
     }
@@ -293,32 +298,33 @@ impl Node {
         ns.output(&wrapper.chain([&*binary]).chain(arguments.iter().copied()).collect::<Vec<_>>())
     }
 
-    /// The agent's process id, while it runs.
+    /// Returns the agent's process id while the agent runs.
     pub fn agent_pid(&self) -> Option<u32> {
         self.agent().as_ref().map(Agent::pid)
     }
 
-    /// All that its agents have logged.
+    /// Returns everything that the node's agents have logged.
     pub fn agent_log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// The last lines of [`Node::agent_log`].
+    /// Returns the last lines of [`Node::agent_log`].
     pub fn agent_log_tail(&self, lines: usize) -> String {
         let log = self.agent_log();
         let all: Vec<&str> = log.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
-    /// A pinned map, as `bpftool -j map dump` prints it.
+    /// Returns the content of a pinned map, as `bpftool -j map dump` prints it.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// When there is no map with this name.
     pub fn map_dump(&self, map: &str) -> Result<Value> {
         counters::dump(&self.bpf_dir.join(map))
     }
 
-    /// Packets dropped so far, by [`Drop::name`]; reasons that never occurred are not there.
+    /// Returns the packets dropped so far, by [`Drop::name`]. Reasons that never occurred are left
+    /// out.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -326,7 +332,7 @@ impl Node {
         Ok(packets(&self.drop_counts()?))
     }
 
-    /// As [`Node::drops`], with bytes.
+    /// Returns the same as [`Node::drops`], with bytes.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -335,7 +341,8 @@ impl Node {
         counters::read(&self.bpf_dir.join(maps::DROPS), reasons)
     }
 
-    /// Packets seen so far, by [`TrafficPath::name`]; paths that none took are not there.
+    /// Returns the packets seen so far, by [`TrafficPath::name`]. Paths without packets are left
+    /// out.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -343,7 +350,7 @@ impl Node {
         Ok(packets(&self.traffic_counts()?))
     }
 
-    /// As [`Node::traffic`], with bytes.
+    /// Returns the same as [`Node::traffic`], with bytes.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -352,19 +359,20 @@ impl Node {
         counters::read(&self.bpf_dir.join(maps::TRAFFIC), paths)
     }
 
-    /// Calls of a helper by the programs that the agent has loaded, which are the build that counts them.
+    /// Returns the calls of a helper by the programs that the agent has loaded. The agent must have
+    /// loaded the object that counts them.
     ///
     /// # Errors
-    /// When the programs of the uplink have no such counts.
+    /// When the uplink's program has no such counts.
     pub fn helper_calls(&self, helper: Helper) -> Result<u64> {
         let link = self.bpf_dir.join("links").join(format!("{}-{}", programs::FROM_UPLINK, self.uplink()));
         counters::helper_calls(&link, helper)
     }
 
-    /// Starts the agent and does not wait for it.
+    /// Starts the agent without waiting until it serves.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When the agent cannot be started.
     pub fn spawn_agent(&self) -> Result<()> {
         self.spawn_agent_with(&[])
     }
@@ -378,7 +386,7 @@ impl Node {
     /// Waits until the agent that was started serves.
     ///
     /// # Errors
-    /// As [`Node::start_agent`].
+    /// Those of [`Node::start_agent`].
     pub fn wait_ready(&self) -> Result<()> {
         let mut agent = self.agent();
         let agent = agent.as_mut().context("no agent was started");
@@ -394,7 +402,7 @@ impl Node {
         }
     }
 
-    /// What starts the agent: program and arguments.
+    /// Returns the command line that starts the agent.
     fn agent_command(&self) -> Vec<String> {
         let other = self.other_agent.lock().unwrap_or_else(PoisonError::into_inner);
         let binary = other.as_ref().unwrap_or(&self.binaries.agent).to_string_lossy().into_owned();

@@ -1,4 +1,5 @@
-//! The Node list that agents read: what a cluster printed, with the lab's names and addresses in place of its own.
+//! The agents' Node list: the list that a real cluster printed, with the names and addresses of the
+//! lab.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -10,10 +11,11 @@ use serde_json::{Value, json};
 
 use crate::lab::topology::Topology;
 
-/// `kubectl get nodes -o json` of a running cluster.
+/// The output of `kubectl get nodes -o json` in a running cluster.
 const PRINTED: &str = include_str!("../../../testdata/kubernetes/nodes.json");
 
-/// The lab's nodes, and so many others that nobody has seen, each with all that a kubelet says of its node.
+/// Returns a list of the lab's nodes and of this number of invented nodes. Each has all fields that
+/// a kubelet reports.
 pub(crate) fn render(topology: &Topology, others: u16) -> Result<String> {
     let mut list: Value = serde_json::from_str(PRINTED).context("decode testdata/kubernetes/nodes.json")?;
     let template = list["items"][0].clone();
@@ -25,7 +27,7 @@ pub(crate) fn render(topology: &Topology, others: u16) -> Result<String> {
         entry(&template, &format!("elsewhere{number}"), &format!("10.{}.{low}.0/24", 32 + high), address)
     });
     list["items"] = there.chain(elsewhere).collect();
-    // As kubectl indents.
+    // Indent as kubectl does.
     let mut text = Vec::new();
     let indented = PrettyFormatter::with_indent(b"    ");
     list.serialize(&mut Serializer::with_formatter(&mut text, indented))?;
@@ -44,7 +46,7 @@ fn entry(template: &Value, name: &str, pod_cidr: &str, address: Ipv4Addr) -> Val
     node
 }
 
-/// Writes beside and renames: an agent never reads half a list.
+/// Writes a new file and renames it, so that an agent never reads half a list.
 pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
     let beside = path.with_extension("json.new");
     std::fs::write(&beside, text).with_context(|| format!("write {}", beside.display()))?;

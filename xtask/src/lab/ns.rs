@@ -21,15 +21,16 @@ pub struct Ns {
 }
 
 impl Ns {
-    /// Makes a namespace with loopback up and IPv6 off. Whoever makes it removes it; [`super::Lab`] does for its own.
+    /// Makes a namespace with loopback up and IPv6 off. The caller removes it; [`super::Lab`]
+    /// removes its own namespaces.
     ///
     /// # Errors
-    /// When one of that name exists, or the kernel refuses.
+    /// When a namespace with this name exists, or when the kernel refuses.
     pub fn create(name: &str) -> Result<Self> {
         process::ip_batch(&format!("netns add {name}\n"))?;
         let ns = Self::open(name)?;
         ns.enter(|| {
-            // No such file where the kernel has no IPv6.
+            // A kernel without IPv6 does not have these files.
             drop(std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"));
             drop(std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"));
         })?;
@@ -37,15 +38,15 @@ impl Ns {
         Ok(ns)
     }
 
-    /// An existing namespace.
+    /// Opens an existing namespace.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// When there is no namespace with this name.
     pub fn open(name: &str) -> Result<Self> {
         Ok(Self { name: name.to_owned(), ..Self::at(&path_of(name))? })
     }
 
-    /// A namespace that somebody else has made, by a file that is one: that of a runtime's pod, for example.
+    /// Opens a namespace by its file, for example that of a pod that a runtime made.
     ///
     /// # Errors
     /// When there is no such file.
@@ -54,7 +55,7 @@ impl Ns {
         Ok(Self { name: path.display().to_string(), file: Arc::new(file) })
     }
 
-    /// Removes it, and kills what runs in it.
+    /// Removes the namespace, and kills the processes in it.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -62,20 +63,21 @@ impl Ns {
         cleanup::remove_namespace(&self.name)
     }
 
-    /// Its name, as `ip netns` lists it.
+    /// Returns the name, as `ip netns` lists it.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its file, as a runtime gives it in `CNI_NETNS`.
+    /// Returns the path of the namespace's file, as a runtime gives it in `CNI_NETNS`.
     pub fn path(&self) -> PathBuf {
         path_of(&self.name)
     }
 
-    /// Does something inside, on a thread of its own. Processes started there stay inside.
+    /// Runs an action in the namespace, on a thread of its own. Processes that it starts stay in
+    /// the namespace.
     ///
     /// # Errors
-    /// When the thread cannot enter.
+    /// When the thread cannot enter the namespace.
     pub fn enter<T: Send>(&self, action: impl FnOnce() -> T + Send) -> Result<T> {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -86,7 +88,7 @@ impl Ns {
         })
     }
 
-    /// Starts something inside, on a thread of its own.
+    /// Starts an action in the namespace, on a thread of its own.
     pub fn spawn<T: Send + 'static>(
         &self,
         action: impl FnOnce() -> Result<T> + Send + 'static,
@@ -98,10 +100,10 @@ impl Ns {
         })
     }
 
-    /// Runs a command inside, for a minute at most, and gives its standard output.
+    /// Runs a command in the namespace, for a minute at most, and returns its standard output.
     ///
     /// # Errors
-    /// When it cannot be run, takes too long or fails; with what it printed.
+    /// When the command cannot be run, takes too long or fails, with its output.
     pub fn exec(&self, command: &[&str]) -> Result<String> {
         let output = self.output(command)?;
         if !output.status.success() {
@@ -117,10 +119,10 @@ impl Ns {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs a command inside, for a minute at most, whatever its exit status.
+    /// Runs a command in the namespace, for a minute at most. Any exit status is accepted.
     ///
     /// # Errors
-    /// When it cannot be run or takes too long.
+    /// When the command cannot be run or takes too long.
     pub fn output(&self, command: &[&str]) -> Result<Output> {
         let (program, arguments) = command.split_first().context("an empty command")?;
         self.enter(|| {
@@ -129,7 +131,7 @@ impl Ns {
         .with_context(|| format!("run `{}` in {}", command.join(" "), self.name))
     }
 
-    /// Runs lines of `ip`'s own language inside, all in one process.
+    /// Runs commands of `ip` in the namespace, one per line, all in one process.
     ///
     /// # Errors
     /// At the first line that fails.
@@ -140,16 +142,16 @@ impl Ns {
     /// Sets a sysctl, given as a path below `/proc/sys` (`net/ipv4/ip_forward`).
     ///
     /// # Errors
-    /// When there is none, or it refuses the value.
+    /// When there is no such sysctl, or when it refuses the value.
     pub fn sysctl(&self, path: &str, value: &str) -> Result<()> {
         self.enter(|| std::fs::write(format!("/proc/sys/{path}"), value))?
             .with_context(|| format!("set {path} to {value} in {}", self.name))
     }
 
-    /// The index of a link.
+    /// Returns the index of a link.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// When there is no link with this name.
     pub fn ifindex(&self, link: &str) -> Result<u32> {
         let find = || {
             let socket =
@@ -159,10 +161,10 @@ impl Ns {
         self.enter(find)?.with_context(|| format!("find the link {link} in {}", self.name))
     }
 
-    /// The Ethernet address of a link.
+    /// Returns the Ethernet address of a link.
     ///
     /// # Errors
-    /// When there is no link of that name.
+    /// When there is no link with this name.
     pub fn mac(&self, link: &str) -> Result<[u8; 6]> {
         let shown = self.exec(&["ip", "-json", "link", "show", "dev", link])?;
         let links: serde_json::Value = serde_json::from_str(&shown)?;
@@ -184,7 +186,7 @@ impl Ns {
     }
 }
 
-/// Six bytes out of `aa:bb:cc:dd:ee:ff`.
+/// Returns the six bytes of `aa:bb:cc:dd:ee:ff`.
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let bytes: Result<Vec<u8>, _> = text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
     let bytes = bytes.with_context(|| format!("{text:?} is no Ethernet address"))?;

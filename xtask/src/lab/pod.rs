@@ -1,4 +1,4 @@
-//! A pod: a namespace that the plugin has given an interface.
+//! A pod: a namespace with an interface made by the plugin.
 
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -9,9 +9,9 @@ use serde_json::Value;
 use crate::lab::ns::parse_mac;
 use crate::lab::{CniCall, Ns, cleanup};
 
-/// A pod. It is its network namespace, too: whatever takes an [`Ns`] takes a pod.
+/// A pod. It dereferences to its network namespace, so it is accepted where an [`Ns`] is expected.
 ///
-/// Dropping it changes nothing; the lab removes it, or [`Pod::delete`] as a runtime would.
+/// A drop changes nothing. The lab removes the pod, or [`Pod::delete`] does as a runtime would.
 #[derive(Debug)]
 pub struct Pod {
     ns: Ns,
@@ -57,45 +57,46 @@ impl Pod {
         })
     }
 
-    /// What the plugin printed.
+    /// Returns the plugin's answer.
     pub fn result(&self) -> &Value {
         &self.result
     }
 
-    /// Its first address.
+    /// Returns the pod's first address.
     pub fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// Its default route's gateway.
+    /// Returns the gateway of the pod's default route.
     pub fn gateway(&self) -> IpAddr {
         self.gateway
     }
 
-    /// Its interface's Ethernet address.
+    /// Returns the Ethernet address of the pod's interface.
     pub fn eth0_mac(&self) -> [u8; 6] {
         self.mac
     }
 
-    /// The node's end of its veth pair.
+    /// Returns the name of the node's end of the pod's veth pair.
     pub fn host_interface(&self) -> &str {
         &self.host_interface
     }
 
-    /// That end's Ethernet address: the gateway's.
+    /// Returns the Ethernet address of the node's end, which is the gateway's.
     pub fn host_mac(&self) -> [u8; 6] {
         self.host_mac
     }
 
-    /// The ADD call that made it; [`CniCall::with_command`] makes a DEL or a CHECK of it.
+    /// Returns the ADD call that made the pod; [`CniCall::with_command`] turns it into a DEL or a
+    /// CHECK.
     pub fn call(&self) -> &CniCall {
         &self.call
     }
 
-    /// DEL as a runtime does it, then its namespace is removed.
+    /// Runs a DEL as a runtime does, then removes the namespace.
     ///
     /// # Errors
-    /// When the plugin fails, or something runs on in the namespace.
+    /// When the plugin fails, or when the namespace cannot be removed.
     pub fn delete(self) -> Result<()> {
         let output = self.call.with_command("DEL").run()?;
         ensure!(output.success, "DEL of {} failed: {}\n{}", self.ns.name(), output.answer, output.stderr);

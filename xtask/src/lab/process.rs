@@ -1,4 +1,4 @@
-//! Processes with a deadline: a hang is a failure with a message.
+//! Processes with a deadline: a process that hangs becomes an error with a message.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -8,20 +8,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The longest that a command in a namespace may run.
+/// The longest time for which a command in a namespace may run.
 pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a killed process may take to end.
+/// The longest wait until a killed process has ended.
 const REAPED: Duration = Duration::from_secs(60);
 
-/// Runs a command to its end. It is killed at the deadline.
+/// Runs a command to its end, or kills it at the deadline.
 ///
 /// # Errors
-/// When it cannot be started or does not end in time.
+/// When the command cannot be started or does not end in time.
 pub(crate) fn output(command: &mut Command, input: Option<&[u8]>, deadline: Duration) -> Result<Output> {
     Ok(timed(command, input, deadline)?.0)
 }
 
-/// The same, and how long it took: from before its start to after its end.
+/// Runs a command as [`output`] does, and also returns the time from before its start to after its
+/// end.
 pub(crate) fn timed(
     command: &mut Command,
     input: Option<&[u8]>,
@@ -35,7 +36,8 @@ pub(crate) fn timed(
         .spawn()
         .with_context(|| format!("start {}", command.get_program().display()))?;
     if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
-        // A process that ends without reading says why in its output.
+        // Ignore a failed write: a process that ends without reading its input gives the reason in
+        // its output.
         drop(stdin.write_all(input));
     }
     let pid = Pid::from_child(&child);
@@ -45,7 +47,8 @@ pub(crate) fn timed(
         Ok((output, took)) => Ok((output?, took)),
         Err(_) => {
             let _ = kill_process(pid, Signal::KILL);
-            // Only when it has ended does nothing of it happen any more.
+            // Wait for the end, so that the process cannot do anything after this function has
+            // returned.
             let _ = receiver.recv_timeout(REAPED);
             bail!(
                 "{} did not end within {} s and was killed",

@@ -1,5 +1,5 @@
-//! What Podwire takes the place of: the reference plugins `bridge`, `host-local` and `portmap`, and what flannel sets up
-//! around them.
+//! The network that Podwire replaces: the reference plugins `bridge`, `host-local` and `portmap`,
+//! and flannel's set-up around them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,33 +9,34 @@ use serde_json::{Value, json};
 
 use crate::lab::{CniCall, CniOutput, Lab, Node};
 
-/// Where Debian's containernetworking-plugins are.
+/// The folder of Debian's containernetworking-plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 const BRIDGE: &str = "cni0";
-/// What all nodes' podCIDRs are taken from.
+/// The network that contains all podCIDRs.
 const CLUSTER: &str = "10.244.0.0/16";
-/// Flannel's device, with the VNI and the port that it has unless told otherwise.
+/// The name of flannel's device. The lab makes it with flannel's defaults: VNI 1 and port 8472.
 pub const VXLAN: &str = "flannel.1";
-/// What VXLAN over IPv4 adds to a packet, bytes.
+/// The bytes that VXLAN over IPv4 adds to a packet.
 const VXLAN_OVERHEAD: u32 = 50;
 
-/// How the nodes' bridges are joined.
+/// The connection between the nodes' bridges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Join {
-    /// A route for each node: flannel's `host-gw`.
+    /// A route for each node, as flannel's `host-gw` has it.
     Routes,
-    /// One kernel VXLAN device; for each node a route, a neighbour entry and an FDB entry, all permanent: flannel's `vxlan`.
+    /// One kernel VXLAN device, as flannel's `vxlan` has it. Each node has a route, a neighbour
+    /// entry and an FDB entry, all permanent.
     Vxlan,
 }
 
-/// Who masquerades what pods send to the world.
+/// The component that masquerades what pods send to the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Masquerade {
-    /// The plugin `bridge`, by its `ipMasq`.
+    /// The plugin `bridge`, with its `ipMasq`.
     Bridge,
-    /// Flannel's rules, by `iptables`.
+    /// Flannel's rules, written with `iptables`.
     Iptables,
-    /// Flannel's rules, by nftables.
+    /// Flannel's rules, written with nftables.
     Nftables,
 }
 
@@ -60,12 +61,12 @@ pub fn set_up(lab: &Lab, join: Join, masquerade: Masquerade) -> Result<()> {
     Ok(())
 }
 
-/// A node's own part: flannel's rules, and with [`Join::Vxlan`] its device.
+/// Sets up one node: flannel's rules, and with [`Join::Vxlan`] flannel's device.
 ///
 /// # Errors
 /// When the kernel or a tool refuses.
 pub fn set_up_node(node: &Node, join: Join, masquerade: Masquerade) -> Result<()> {
-    // What Kubernetes asks of a node with a bridge.
+    // Kubernetes requires this setting on a node with a bridge.
     node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
     match masquerade {
         Masquerade::Bridge => {}
@@ -83,7 +84,8 @@ pub fn set_up_node(node: &Node, join: Join, masquerade: Masquerade) -> Result<()
     Ok(())
 }
 
-/// What flannel writes on a node when it learns of another one: whose device has this link address, as that one's annotation says.
+/// Adds the entries that flannel adds on a node when it learns of another node. `mac` is the link
+/// address of the other node's device; flannel reads it from that node's annotation.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -99,7 +101,8 @@ pub fn add_peer(node: &Node, other: &Node, mac: [u8; 6]) -> Result<()> {
     Ok(())
 }
 
-/// The annotations that flannel writes to the Node object of a node whose device has this link address.
+/// Returns the annotations that flannel writes to a Node object. `mac` is the link address of the
+/// node's device.
 pub fn annotations(node: &Node, mac: [u8; 6]) -> Value {
     let data = json!({ "VNI": 1, "VtepMAC": format_mac(mac) }).to_string();
     json!({
@@ -114,7 +117,8 @@ fn format_mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// The calls that add a pod, in their order, with the MTU that the way of joining leaves of an uplink's 1500 bytes.
+/// Returns the calls that add a pod, in order. Their MTU is 1500 bytes of the uplink less the
+/// overhead of `join`.
 pub fn calls(
     node: &Node,
     pod: &str,
@@ -154,8 +158,8 @@ pub fn calls(
         .into()
 }
 
-/// ADD by a chain of plugins: each hears what the one before it answered (CNI specification, "Section 3"). The last answer, or
-/// the first refusal.
+/// Runs an ADD by a chain of plugins. Each plugin gets the answer of the one before it (CNI
+/// specification, "Section 3"). Returns the last answer, or the first failure.
 ///
 /// # Errors
 /// When a plugin cannot be run.
@@ -180,10 +184,10 @@ pub fn add(calls: &mut [CniCall]) -> Result<CniOutput> {
     last.context("an empty chain")
 }
 
-/// DEL by a chain of plugins: backwards, and all are told.
+/// Runs a DEL by a chain of plugins, in reverse order.
 ///
 /// # Errors
-/// When one of them fails.
+/// When one of them fails. The plugins before it in the chain are not called then.
 pub fn delete(calls: &[CniCall]) -> Result<()> {
     for call in calls.iter().rev() {
         let output = call.with_command("DEL").run()?;
@@ -192,13 +196,14 @@ pub fn delete(calls: &[CniCall]) -> Result<()> {
     Ok(())
 }
 
-/// The address of flannel's device: the podCIDR's first.
+/// Returns the address of flannel's device: the first one of the podCIDR.
 fn network_address(node: &Node) -> &str {
     node.pod_cidr().split('/').next().unwrap_or_default()
 }
 
-/// What flanneld writes when it is told to masquerade (`--ip-masq`, as its manifest has it): from pods to the world, and
-/// to pods of other nodes; and that what pods send and receive may be forwarded.
+/// Writes flanneld's rules for `--ip-masq`, which its manifest sets. They masquerade packets from
+/// pods to the world, and packets from outside the pod network to pods of other nodes. They also
+/// accept all forwarded packets from and to pods.
 fn iptables_rules(node: &Node) -> Result<()> {
     let own = node.pod_cidr();
     for rule in [
@@ -218,7 +223,7 @@ fn iptables_rules(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The same in one nftables table.
+/// Writes the same rules in one nftables table.
 fn nftables_rules(node: &Node) -> Result<()> {
     let own = node.pod_cidr();
     node.exec(&[

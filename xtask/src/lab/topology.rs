@@ -1,4 +1,4 @@
-//! Namespaces and links of a lab: nodes, underlay, world.
+//! Namespaces and links of a lab: nodes, underlay and world.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,16 +9,16 @@ use crate::lab::{Builder, Mode, Ns};
 
 /// The world's address.
 pub(crate) const WORLD: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
-/// The nodes' default gateway, where there is no router.
+/// The nodes' default gateway in a lab without a router.
 const GATEWAY: &str = "10.200.0.254";
 const WORLD_GATEWAY: &str = "198.51.100.1";
-/// Every node's link to the underlay.
+/// The name of every node's link to the underlay.
 pub(crate) const UPLINK: &str = "eth0";
 const BRIDGE: &str = "br0";
 const DOCKER: &str = "docker0";
 const DOCKER_ADDRESS: &str = "172.17.0.1";
 
-/// The lab's fixed part.
+/// The fixed part of a lab.
 #[derive(Debug)]
 pub(crate) struct Topology {
     pub(crate) nodes: Vec<NodePlace>,
@@ -31,7 +31,7 @@ pub(crate) struct Topology {
     mode: Mode,
 }
 
-/// Where a node is.
+/// A node's namespace and addresses.
 #[derive(Clone, Debug)]
 pub(crate) struct NodePlace {
     pub(crate) name: String,
@@ -63,7 +63,8 @@ impl Topology {
         Ok(topology)
     }
 
-    /// Puts a namespace on the underlay's bridge: `eth0` there, a port of its name here.
+    /// Puts a namespace on the underlay's bridge: `eth0` in the namespace, and a port named `port`
+    /// in the bridge.
     pub(crate) fn join_bridge(&self, ns: &Ns, port: &str, address: IpAddr) -> Result<()> {
         ensure!(!self.router && !self.cable, "this lab has no bridge to put {port} on");
         connect(&self.underlay, port, ns, UPLINK)?;
@@ -74,7 +75,8 @@ impl Topology {
     pub(crate) fn set_path_mtu(&self, node: usize, mtu: u32) -> Result<()> {
         ensure!(self.router, "only a lab with a router has a path whose MTU can shrink");
         let node = &self.nodes[node];
-        // The route's MTU and not the link's: a veth drops silently what is larger than its peer's MTU.
+        // Set the MTU of the route and not of the link: a veth silently drops packets that are
+        // larger than its peer's MTU.
         let mut lines = format!(
             "route change {} dev {} src {} proto kernel scope link mtu lock {mtu}\n",
             node.subnet, node.name, node.gateway
@@ -95,7 +97,8 @@ impl Topology {
         self.world
             .ip(&format!("address add {WORLD}/24 dev {UPLINK}\nroute add default via {WORLD_GATEWAY}\n"))?;
         if !self.router {
-            // A bridge of fixed address: one that takes over a port's may change it when the next port joins.
+            // Give the bridge a fixed address. A bridge without one takes the address of a port,
+            // and may change it when the next port joins.
             self.underlay.ip(&format!(
                 "link add name {BRIDGE} address 02:00:0a:c8:00:fe mtu {} type bridge\nlink set dev {BRIDGE} up\naddress add {GATEWAY}/24 dev {BRIDGE}\n",
                 self.mtu
@@ -134,16 +137,17 @@ impl Topology {
         let mut lines =
             format!("link set dev {name} mtu {}\naddress add {gateway}/24 dev {name}\n", self.mtu);
         if self.mode == Mode::Direct {
-            // What direct routing asks of a network whose nodes are not on one link.
+            // Direct routing requires such routes in a network that does not have all nodes on one
+            // link.
             lines += &format!("route add {pod_cidr} via {address}\n");
         }
         self.underlay.ip(&lines)?;
         node.ns.ip(&self.uplink_lines(*address, gateway))
     }
 
-    /// What a node has before it has an uplink.
+    /// Prepares a node before it gets its uplink.
     fn prepare(&self, node: &NodePlace) -> Result<()> {
-        // As every Kubernetes node has it.
+        // Every Kubernetes node has this setting.
         node.ns.sysctl("net/ipv4/ip_forward", "1")?;
         if self.docker {
             node.ns.ip(&format!(

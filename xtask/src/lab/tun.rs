@@ -1,4 +1,5 @@
-//! A link without link header between two namespaces: a tun device on each side, and a wire that carries packets from one to the other.
+//! A link without link header between two namespaces: a tun device on each side, and a wire that
+//! carries packets between the devices.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -13,15 +14,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::lab::Ns;
 
-/// How often a quiet wire looks whether it should end.
+/// The interval at which a wire without packets checks whether it should end.
 const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-/// The largest packet: a segment of any size in one piece.
+/// The largest packet: a segment of any size is one packet.
 const LARGEST: usize = 1 << 16;
-/// Of linux/if_tun.h: IP packets, and nothing in front of them.
+/// From linux/if_tun.h: a device of IP packets without a header before them.
 const IFF_TUN: u16 = 1;
 const IFF_NO_PI: u16 = 0x1000;
 
-/// The wire. The devices end with it.
+/// The wire between the two devices. The devices end with it.
 #[derive(Debug)]
 pub struct TunCable {
     stop: Arc<AtomicBool>,
@@ -29,10 +30,11 @@ pub struct TunCable {
 }
 
 impl TunCable {
-    /// Makes a tun device of this name in both namespaces, and sets both up. They have no addresses.
+    /// Makes a tun device with this name in both namespaces, and sets both up. They have no
+    /// addresses.
     ///
     /// # Errors
-    /// When the kernel has no tun devices (`/dev/net/tun`), or the name is taken.
+    /// When the kernel has no tun devices (`/dev/net/tun`), or when the name is taken.
     pub fn connect(one: &Ns, other: &Ns, name: &str) -> Result<Self> {
         let (here, there) = (open(one, name)?, open(other, name)?);
         one.ip(&format!("link set dev {name} up\n"))?;
@@ -72,15 +74,16 @@ fn open(ns: &Ns, name: &str) -> Result<File> {
     })?
 }
 
-/// `TUNSETIFF` with a `struct ifreq`.
+/// Calls `TUNSETIFF` with a `struct ifreq`.
 #[expect(unsafe_code, reason = "the ioctl takes a pointer")]
 fn attach(file: &File, request: &[u8; 40]) -> nix::Result<()> {
     nix::ioctl_write_ptr_bad!(set_interface, nix::request_code_write!(b'T', 202, size_of::<i32>()), [u8; 40]);
-    // SAFETY: the descriptor is a tun's, and the kernel reads a `struct ifreq`, which has 40 bytes.
+    // SAFETY: the descriptor is a tun device's, and the kernel reads a `struct ifreq` of 40 bytes.
     unsafe { set_interface(file.as_raw_fd(), request) }.map(drop)
 }
 
-/// Until it is to end, or a device is gone. What the receiving side has no room for is lost, as on a wire.
+/// Carries packets until `stop` is set or a device is gone. As on a wire, packets are lost if the
+/// receiving side has no room for them.
 fn carry(mut from: File, mut to: File, stop: &AtomicBool) {
     let mut packet = vec![0; LARGEST];
     while !stop.load(Ordering::Relaxed) {

@@ -1,4 +1,5 @@
-//! What a cluster is given: the chart, and what is rendered from it for kubectl. The chart is the source.
+//! The chart for a cluster, and the manifests that are rendered from it for kubectl. The chart is
+//! the source of both.
 
 mod options;
 mod reference;
@@ -14,30 +15,31 @@ use serde_json::{Value, json};
 pub use options::CommandOption;
 pub use reference::config_reference;
 
-/// The chart's part that kubectl gets as a manifest of its own: for helm it is a hook.
+/// The template that becomes a separate manifest for kubectl. For helm it is a hook.
 const UNINSTALL: &str = "uninstall.yaml";
 
 /// An installation of the chart.
 #[derive(Clone, Debug)]
 pub struct Release {
-    /// In place of those of `values.yaml`.
+    /// Values that replace those of `values.yaml`.
     pub values: Value,
-    /// The namespace.
+    /// The namespace of the installation.
     pub namespace: String,
 }
 
 impl Default for Release {
-    /// What the manifests for kubectl are rendered with.
+    /// Returns the release from which the manifests for kubectl are rendered.
     fn default() -> Self {
         Self { values: json!({}), namespace: "kube-system".to_owned() }
     }
 }
 
 impl Release {
-    /// Renders the chart: the text of each template, by its file's name.
+    /// Renders the chart, and returns the text of each template by file name.
     ///
     /// # Errors
-    /// When Go or its YAML library is missing, or with what a template lacks.
+    /// When Go or its YAML library is missing, or when a template cannot be rendered. The message
+    /// has the reason.
     pub fn render(&self) -> Result<BTreeMap<String, String>> {
         let request = json!({
             "Values": self.values,
@@ -48,14 +50,14 @@ impl Release {
             .args(["run", "xtask/src/manifests/render.go"])
             .arg(chart())
             .current_dir(root())
-            // Debian's libraries, and no network.
+            // Use Debian's libraries and no network.
             .envs([("GO111MODULE", "off"), ("GOPATH", "/usr/share/gocode"), ("GOFLAGS", "")])
             .env("GOCACHE", root().join("target/go"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().context("start go: `cargo xtask setup` installs it")?;
-        // It reads all before it writes anything.
+        // render.go reads all of its input before it writes, so neither side can block.
         child.stdin.take().context("go has no input")?.write_all(request.to_string().as_bytes())?;
         let output = child.wait_with_output()?;
         ensure!(
@@ -67,10 +69,11 @@ impl Release {
     }
 }
 
-/// The manifests for kubectl, by path in the repository: the chart with its own values.
+/// Renders the manifests for kubectl from the chart with its own values. Returns them by path in
+/// the repository.
 ///
 /// # Errors
-/// As [`Release::render`].
+/// Those of [`Release::render`].
 pub fn for_kubectl() -> Result<BTreeMap<PathBuf, String>> {
     let mut rendered = Release::default().render()?;
     let uninstall = rendered.remove(UNINSTALL).context("the chart has no uninstall.yaml")?;
@@ -87,10 +90,11 @@ pub fn for_kubectl() -> Result<BTreeMap<PathBuf, String>> {
     ]))
 }
 
-/// The list of the agent's options in the chart: its path in the repository, and its text for an agent that prints this help.
+/// Returns the chart's list of the agent's options: its path in the repository, and its text for an
+/// agent that prints this help.
 ///
 /// # Errors
-/// When the chart cannot be read, or the help has no options.
+/// When the chart cannot be read, or when the help lists no options.
 pub fn reference(help: &str) -> Result<(PathBuf, String)> {
     let agent = chart().join("templates/daemonset.yaml");
     let pod = std::fs::read_to_string(&agent).with_context(|| format!("read {}", agent.display()))?;
@@ -99,20 +103,20 @@ pub fn reference(help: &str) -> Result<(PathBuf, String)> {
     Ok(("manifests/chart/config.yaml".into(), config_reference(&free)))
 }
 
-/// The options that a command's `--help` lists.
+/// Returns the options that a command's `--help` lists.
 ///
 /// # Errors
-/// When there are none.
+/// When it lists none.
 pub fn options(help: &str) -> Result<Vec<CommandOption>> {
     options::parse(help)
 }
 
-/// The chart's folder.
+/// Returns the folder of the chart.
 pub fn chart() -> PathBuf {
     root().join("manifests/chart")
 }
 
-/// The repository.
+/// Returns the folder of the repository.
 pub fn root() -> &'static Path {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package)

@@ -1,24 +1,25 @@
-//! A command's options, read from what it prints for `--help`: what manifests say is compared with the program itself.
+//! A command's options, read from its `--help`. So manifests are compared with the program itself.
 
 use anyhow::{Result, ensure};
 
 /// An option of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommandOption {
-    /// Without the dashes.
+    /// The name without the dashes.
     pub name: String,
-    /// What kind of value it takes: `PORT`.
+    /// The placeholder of its value, for example `PORT`.
     pub value: String,
-    /// What it is for, a paragraph or a possible value a line.
+    /// The description; each line is a paragraph or a possible value.
     pub description: Vec<String>,
-    /// The variable that may be set in its place.
+    /// The environment variable that may be set instead.
     pub variable: Option<String>,
-    /// What it is when nothing is given.
+    /// The value if the option is not given.
     pub default: Option<String>,
 }
 
 impl CommandOption {
-    /// Whether a pod's manifest sets it, or it names what lies in the pod's own file system.
+    /// Returns whether the pod's manifest sets the option, or the option names something in the
+    /// pod's own file system.
     pub fn is_the_pods(&self, manifest: &str) -> bool {
         let is_set = manifest.contains(&format!("--{}=", self.name))
             || self.variable.as_ref().is_some_and(|variable| manifest.contains(variable));
@@ -26,7 +27,8 @@ impl CommandOption {
     }
 }
 
-/// Options begin at the seventh column, what is said of them at the eleventh (clap's form of long help).
+/// Parses clap's long help: options begin at the seventh column, and their descriptions at the
+/// eleventh.
 pub(super) fn parse(help: &str) -> Result<Vec<CommandOption>> {
     let mut options: Vec<CommandOption> = Vec::new();
     let (_, listed) = help.split_once("\nOptions:\n").unwrap_or_default();
@@ -36,7 +38,7 @@ pub(super) fn parse(help: &str) -> Result<Vec<CommandOption>> {
             let value = value.trim_matches(['<', '>']).to_owned();
             options.push(CommandOption { name: name.to_owned(), value, ..CommandOption::default() });
         } else if line.starts_with("  -") {
-            // `-h, --help` is every command's.
+            // Every command has `-h, --help`. It is the last option.
             break;
         } else if let Some(option) = options.last_mut() {
             option.add(line.trim());

@@ -1,8 +1,8 @@
-//! The list of options that an operator edits.
+//! The list of options for an operator to edit.
 
 use crate::manifests::CommandOption;
 
-/// Columns of a comment.
+/// The largest width of a comment line, in columns.
 const WIDTH: usize = 118;
 const HEAD: &str = "\
 # Options of the agent, each with its default. To set one, take away the # before its name.
@@ -10,7 +10,7 @@ const HEAD: &str = "\
 # kubectl --namespace kube-system rollout restart daemonset podwire
 ";
 
-/// Every option, commented out.
+/// Returns the list of all options, each commented out.
 pub fn config_reference(options: &[&CommandOption]) -> String {
     let entries = options.iter().map(|option| {
         let description: String = option.description.iter().map(|line| comment(line)).collect();
@@ -20,13 +20,13 @@ pub fn config_reference(options: &[&CommandOption]) -> String {
     std::iter::once(HEAD.to_owned()).chain(entries).collect()
 }
 
-/// A value as a word: YAML 1.1, which helm reads, takes some words for booleans.
+/// Returns a value as a YAML string. helm reads YAML 1.1, which takes some words as booleans.
 fn in_yaml(value: &str) -> String {
     let is_boolean = ["y", "n", "yes", "no", "on", "off", "true", "false"].contains(&value);
     if is_boolean { format!("\"{value}\"") } else { value.to_owned() }
 }
 
-/// A line as a comment, of as many lines as it needs.
+/// Formats a text as comment lines.
 fn comment(text: &str) -> String {
     let mut lines = vec![String::from("#")];
     for word in text.split_whitespace() {

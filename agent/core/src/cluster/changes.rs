@@ -1,20 +1,20 @@
-//! What has become of the other nodes from one node list to the next. Pure.
+//! Changes of the other nodes from one node list to the next. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::model::Node;
 
-/// One node that is not as it was.
+/// A node that has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change<'a> {
-    /// `None`: it has joined.
+    /// `None`: the node has joined.
     pub before: Option<&'a Node>,
-    /// `None`: it has left.
+    /// `None`: the node has left.
     pub now: Option<&'a Node>,
 }
 
-/// The nodes that differ, by name.
+/// Returns the nodes that differ: first those that have left, then the others, each by name.
 pub fn changes<'a>(before: &'a BTreeMap<String, Node>, now: &'a BTreeMap<String, Node>) -> Vec<Change<'a>> {
     let left = before.iter().filter(|(name, _)| !now.contains_key(*name));
     let left = left.map(|(_, node)| Change { before: Some(node), now: None });
@@ -23,7 +23,7 @@ pub fn changes<'a>(before: &'a BTreeMap<String, Node>, now: &'a BTreeMap<String,
 }
 
 impl Change<'_> {
-    /// Its name.
+    /// Returns the node's name.
     pub fn name(&self) -> &str {
         self.now.or(self.before).map_or("", |node| &node.name)
     }

@@ -1,6 +1,8 @@
-//! What flannel has written to Node objects: while a cluster is moved, pods of its nodes and of ours reach each other.
+//! What flannel has written to Node objects. While a cluster is moved from flannel to Podwire, pods
+//! on flannel's nodes and on Podwire's nodes reach each other.
 //!
-//! Nothing is written, and what it has written may stay behind: a node of ours takes frames for any link address.
+//! The agent writes no such annotations. Those that flannel has written may stay behind: a Podwire
+//! node accepts frames for any link address.
 
 use std::net::IpAddr;
 
@@ -11,7 +13,7 @@ use thiserror::Error;
 use super::{NodeProblem, NodeRecord};
 use crate::model::{Mode, parse_mac};
 
-/// The annotations that are read.
+/// The annotations that the agent reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Annotations {
     #[serde(rename = "flannel.alpha.coreos.com/backend-type")]
@@ -22,25 +24,26 @@ pub struct Annotations {
     public_ip: Option<String>,
 }
 
-/// A node as flannel has announced it.
+/// Flannel's announcement of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// How it sends and receives; why that is not understood.
+    /// How the node sends and receives, or why the annotations are not understood.
     backend: Result<Backend, String>,
-    /// As they were read.
+    /// The annotations as they were read.
     annotations: Annotations,
 }
 
-/// How a node of flannel's sends and receives.
+/// How a flannel node sends and receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Backend {
-    /// By a VXLAN device, which takes frames for this link address only. Old releases did not write the VNI.
+    /// By a VXLAN device, which accepts frames for this link address only. Old releases of flannel
+    /// did not write the VNI.
     Vxlan { vni: Option<u32>, mac: Mac },
-    /// By another backend, named.
+    /// By another backend, with this name.
     Other(String),
 }
 
-/// Why pods of a node that flannel has announced may be out of reach.
+/// Reason why pods of a node that flannel has announced may be out of reach.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
 pub enum Problem {
     /// The annotation does not decode.
@@ -48,7 +51,7 @@ pub enum Problem {
         "annotation flannel.alpha.coreos.com/backend-data is not understood ({0}) and left out: if flannel runs there, its pods are out of reach until it is restarted and writes it anew; else remove the annotation"
     )]
     Malformed(String),
-    /// Another backend than the one that fits `--mode`.
+    /// The backend is not the one that fits `--mode`.
     #[error(
         "flannel's backend there is {backend}, and --mode is {mode}: its pods and this node's are out of each other's reach; {way_out}; where flannel runs no more, remove its annotations"
     )]
@@ -60,30 +63,30 @@ pub enum Problem {
         /// What to do.
         way_out: &'static str,
     },
-    /// Another VNI than `--vni`.
+    /// The VNI is not the one of `--vni`.
     #[error(
         "flannel's VNI there is {theirs}, and --vni is {ours}: its pods and this node's are out of each other's reach; give all agents --vni {theirs}; where flannel runs no more, remove its annotations"
     )]
     Vni {
-        /// The annotation's.
+        /// VNI in the annotation.
         theirs: u32,
         /// `--vni`.
         ours: u32,
     },
-    /// Another address than the InternalIP.
+    /// The address is not the InternalIP.
     #[error(
         "flannel's public-ip there is {public}, and its InternalIP is {internal}: flannel's nodes send tunnel packets by the one and agents by the other, and each refuses the other's; start flannel with --iface or --public-ip so that it uses the InternalIP, or kubelet with --node-ip; where flannel runs no more, remove its annotations"
     )]
     Address {
-        /// The annotation's.
+        /// Address in the annotation.
         public: String,
-        /// The node's.
+        /// InternalIP of the node.
         internal: IpAddr,
     },
 }
 
 impl Lease {
-    /// What the annotations say; `None`: flannel has written none.
+    /// Returns the announcement in the annotations. `None`: they name no backend.
     pub fn from_annotations(annotations: Annotations) -> Option<Self> {
         let Annotations { backend_type, backend_data, .. } = &annotations;
         if backend_type.is_none() && backend_data.is_none() {
@@ -96,12 +99,12 @@ impl Lease {
         Some(Self { backend, annotations })
     }
 
-    /// What flannel has written.
+    /// Returns the annotations that flannel has written.
     pub fn annotations(&self) -> &Annotations {
         &self.annotations
     }
 
-    /// The only link address that its VXLAN device takes frames for.
+    /// Returns the only link address for which the node's VXLAN device accepts frames.
     pub fn vtep_mac(&self) -> Option<Mac> {
         match self.backend {
             Ok(Backend::Vxlan { mac, .. }) => Some(mac),
@@ -146,7 +149,7 @@ impl Lease {
     }
 }
 
-/// What is to be said of nodes that flannel has announced, for an agent with these options.
+/// Returns the problems of nodes that flannel has announced, for an agent with these options.
 pub fn problems(records: &[NodeRecord], mode: Mode, vni: u32) -> impl Iterator<Item = NodeProblem> {
     let announced = records.iter().filter_map(|record| Some((record, record.flannel.as_ref()?)));
     announced.flat_map(move |(record, lease)| {

@@ -1,4 +1,4 @@
-//! The node list: where it comes from, and what of it can be used.
+//! The node list, and which of its nodes can be used.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,28 +13,29 @@ pub mod changes;
 
 pub mod flannel;
 
-/// What names a node, before its name, where an entry does not decode.
+/// Prefix of a node's name in [`NodeProblem::Malformed`].
 pub const ENTRY: &str = "node ";
 
-/// What a source has to say: every Node object that there is.
+/// A node list from a source: every Node object that exists.
 #[derive(Debug)]
 pub struct NodeList {
     /// Its entries.
     pub records: Vec<NodeRecord>,
-    /// Those of them that do not decode.
+    /// Entries that do not decode.
     pub problems: Vec<NodeProblem>,
-    /// How long ago it was known to be true: zero for what the source says now, more for the last good list of an earlier time.
+    /// Time since the list was last known to be true. Zero if the source says it now, more for the
+    /// last good list of an earlier time.
     pub age: Duration,
 }
 
-/// What the agent reads of a Node object.
+/// The fields of a Node object that the agent reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeRecord {
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.uid`: another one is another object of the same name.
+    /// `metadata.uid`. Another uid means another object with the same name.
     pub uid: Option<String>,
-    /// `metadata.creationTimestamp` (RFC 3339, in UTC: the later text is the later time).
+    /// `metadata.creationTimestamp` (RFC 3339 in UTC, so that the later text is the later time).
     pub created: Option<String>,
     /// `spec.podCIDRs`, or `spec.podCIDR` alone.
     pub pod_networks: Vec<IpNet>,
@@ -44,9 +45,10 @@ pub struct NodeRecord {
     pub internal_addresses: Vec<IpAddr>,
     /// `status.nodeInfo.operatingSystem`, or the label `kubernetes.io/os`.
     pub operating_system: Option<String>,
-    /// Whether the condition `NetworkUnavailable` is true: a cloud provider sets it until somebody has seen to the network.
+    /// Whether the condition `NetworkUnavailable` is true. A cloud provider sets it until the
+    /// node's network is set up.
     pub network_unavailable: bool,
-    /// What flannel has announced of it.
+    /// Flannel's announcement of the node.
     pub flannel: Option<flannel::Lease>,
 }
 
@@ -57,11 +59,11 @@ pub struct Cluster {
     pub own: Option<Node>,
     /// The others, by name.
     pub remote: BTreeMap<String, Node>,
-    /// Those that are left out without being at fault.
+    /// The nodes that are left out, by name.
     pub skipped: BTreeMap<String, Skipped>,
 }
 
-/// Why a node has no part in the pod network, as it is.
+/// Reason why a node has no part in the pod network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Skipped {
     /// It has no IPv4 podCIDR, or none yet.
@@ -77,7 +79,7 @@ pub enum Skipped {
 }
 
 impl Skipped {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 5] = [
         Self::NoPodNetwork,
         Self::NoInternalAddress,
@@ -86,7 +88,7 @@ impl Skipped {
         Self::Malformed,
     ];
 
-    /// As metrics have it.
+    /// Returns the name that metrics use.
     pub fn name(self) -> &'static str {
         match self {
             Self::NoPodNetwork => "no-pod-cidr",
@@ -98,7 +100,7 @@ impl Skipped {
     }
 }
 
-/// Why a node, or a part of its entry, is left out.
+/// Reason why a node, or a part of its entry, is left out.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
 pub enum NodeProblem {
     /// An entry of the list does not decode.
@@ -131,19 +133,19 @@ pub enum NodeProblem {
         /// Its name.
         node: String,
     },
-    /// Two nodes, one range.
+    /// The podCIDRs of two nodes overlap.
     #[error("node {node} is skipped: its podCIDR {network} overlaps {other_network} of node {other}")]
     Overlap {
         /// The younger, or the later by name: skipped.
         node: String,
         /// Its podCIDR.
         network: IpNet,
-        /// The other: kept.
+        /// The other node: kept.
         other: String,
-        /// That one's podCIDR.
+        /// The other node's podCIDR.
         other_network: IpNet,
     },
-    /// Two nodes, one address.
+    /// Two nodes have the same InternalIP.
     #[error(
         "node {node} is skipped: its InternalIP {address} is node {other}'s as well, whose object is not older"
     )]
@@ -152,10 +154,10 @@ pub enum NodeProblem {
         node: String,
         /// The address.
         address: IpAddr,
-        /// The other: kept.
+        /// The other node: kept.
         other: String,
     },
-    /// A podCIDR that would take this node's own network away.
+    /// A podCIDR contains a part of this node's own network, and would make it unreachable.
     #[error(
         "node {node} is skipped: in its podCIDR {network} is {here}, by which this node is reached or reaches others: give the cluster another pod network"
     )]
@@ -164,10 +166,10 @@ pub enum NodeProblem {
         node: String,
         /// Its podCIDR.
         network: IpNet,
-        /// A network of an uplink, an address of this node's there, or its router.
+        /// A network of an uplink, an address of this node there, or its router.
         here: IpNet,
     },
-    /// A podCIDR that no pod can have an address of.
+    /// A podCIDR from which no pod can have an address.
     #[error(
         "node {node} is skipped: its podCIDR {network} is no network of pods: loopback, multicast, link-local, or larger than a /8"
     )]
@@ -177,19 +179,19 @@ pub enum NodeProblem {
         /// Its podCIDR.
         network: IpNet,
     },
-    /// Two entries, one name.
+    /// Two entries have the same name.
     #[error("node {node} is listed more than once: the first entry is used")]
     SameName {
         /// The name.
         node: String,
     },
-    /// This node is not there.
+    /// This node is not in the list.
     #[error("this node, {node}, is not in the node list: waiting for it (is --node-name right?)")]
     OwnMissing {
         /// `--node-name`.
         node: String,
     },
-    /// A node of flannel's, or one that was.
+    /// A problem of a node that runs flannel, or ran it.
     #[error("node {node}: {problem}")]
     Flannel {
         /// Its name.
@@ -207,17 +209,22 @@ pub enum NodeProblem {
         /// The address.
         address: IpAddr,
     },
-    /// Dual stack.
+    /// IPv6 podCIDRs of dual-stack nodes are ignored.
     #[error("IPv6 podCIDRs are ignored: pods get IPv4 addresses only")]
     Ipv6Ignored,
 }
 
 impl Cluster {
-    /// Sorts out which entries of a node list can be used. Of two with one address the younger object is kept, whose kubelet has just said so: the
-    /// other is that of a machine that is gone. Of two podCIDRs that overlap the older object's is: a newcomer takes nothing from those that are
-    /// there. Otherwise the name decides, so that every node of the cluster decides alike.
+    /// Decides which entries of a node list can be used:
     ///
-    /// No podCIDR takes `underlay` away: the networks of this node's uplinks, its addresses and routers there.
+    /// - Of two nodes with one address, the younger object is used: its kubelet has just reported
+    ///   the address, so the machine of the other object is gone.
+    /// - Of two podCIDRs that overlap, the older object's is used: a new node takes nothing from
+    ///   existing ones.
+    /// - Otherwise the name decides, so that every node of the cluster decides alike.
+    ///
+    /// No other node's podCIDR may contain an entry of `underlay`: the networks of this node's
+    /// uplinks, and its addresses and routers there.
     pub fn from_records(
         records: &[NodeRecord],
         own_name: &str,
@@ -255,7 +262,8 @@ impl Cluster {
             };
             let address = node.address;
             let candidate = Candidate { node, created: record.created.as_deref() };
-            // By name: of two of one age the earlier is there already.
+            // The records are sorted by name: of two of the same age, the earlier name is there
+            // already.
             let (kept, other) = match by_address.remove(&address) {
                 Some(there) if there.created < candidate.created => (candidate, Some(there)),
                 Some(there) => (there, Some(candidate)),
@@ -292,7 +300,7 @@ impl Cluster {
 }
 
 impl NodeProblem {
-    /// Whether it is what keeps this node from serving.
+    /// Returns whether the problem keeps the node with this name from serving.
     pub fn concerns(&self, name: &str) -> bool {
         match self {
             Self::Malformed { .. } => self.malformed() == Some(name),
@@ -300,7 +308,7 @@ impl NodeProblem {
         }
     }
 
-    /// What an entry that does not decode is called.
+    /// Returns the name or position of an entry that does not decode.
     pub fn malformed(&self) -> Option<&str> {
         match self {
             Self::Malformed { entry, .. } => Some(entry.strip_prefix(ENTRY).unwrap_or(entry)),
@@ -308,7 +316,7 @@ impl NodeProblem {
         }
     }
 
-    /// The node that has no part in the network for it.
+    /// Returns the node that has no part in the network because of the problem.
     fn node(&self) -> Option<&str> {
         match self {
             Self::NoPodNetwork { node }
@@ -328,13 +336,13 @@ impl NodeProblem {
     }
 }
 
-/// A node whose entry is complete.
+/// A node with a complete entry.
 struct Candidate<'a> {
     node: Node,
     created: Option<&'a str>,
 }
 
-/// The nodes so far, with what finds a contradiction without comparing every pair.
+/// The nodes so far, with an index that finds a contradiction without comparing every pair.
 #[derive(Default)]
 struct Accepted {
     nodes: BTreeMap<String, Node>,
@@ -355,7 +363,8 @@ impl Accepted {
         if network.prefix_len() < 8 || first.is_loopback() || first.is_multicast() || is_odd {
             return Err(NodeProblem::NoNetworkOfPods { node: node.name, network });
         }
-        // The accepted networks do not overlap: of those that begin before this one ends only the last can reach in.
+        // The accepted networks do not overlap. So of those that begin before this one ends, only
+        // the last can reach into it.
         let before = self.networks.range(..=node.pod_network.broadcast()).next_back();
         if let Some((_, (other_network, other))) = before
             && other_network.broadcast() >= node.pod_network.network()
@@ -394,14 +403,15 @@ impl Accepted {
 }
 
 impl Skipped {
-    /// What is nothing to worry about with others keeps this node from serving.
+    /// Returns the problem if this node is skipped. The reason is harmless for other nodes, but it
+    /// keeps this node from serving.
     fn of_this_node(self, node: &str) -> Option<NodeProblem> {
         let node = node.into();
         match self {
             Self::NoPodNetwork => Some(NodeProblem::NoPodNetwork { node }),
             Self::NoInternalAddress => Some(NodeProblem::NoInternalAddress { node }),
             Self::OtherSystem => Some(NodeProblem::OtherSystem { node }),
-            // Said with more.
+            // Other problems report these with more detail.
             Self::Contradiction | Self::Malformed => None,
         }
     }

@@ -14,7 +14,7 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     slice
 }
 
-/// An endpoint's entries in `FRONTENDS`.
+/// Returns an endpoint's entries in `FRONTENDS`.
 pub fn frontends(endpoint: &Endpoint) -> impl Iterator<Item = (abi::Frontend, abi::Backend)> {
     endpoint.port_mappings.iter().map(|mapping| {
         let port = Be16::new(mapping.container_port.get());
@@ -22,7 +22,7 @@ pub fn frontends(endpoint: &Endpoint) -> impl Iterator<Item = (abi::Frontend, ab
     })
 }
 
-/// Where a hostPort is reached: its key in `FRONTENDS`.
+/// Returns the key in `FRONTENDS` under which a hostPort is reached.
 pub fn frontend(mapping: &PortMapping) -> abi::Frontend {
     abi::Frontend {
         address: mapping.host_address.map_or(Addr::UNSPECIFIED, Addr::from),

@@ -1,4 +1,4 @@
-//! How fast pods receive and send.
+//! Limits of what pods receive and send.
 
 use super::Scope;
 use crate::model::Model;

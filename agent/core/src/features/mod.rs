@@ -1,4 +1,4 @@
-//! What the kernel and the disk should hold because of the model, a file for each feature.
+//! What the kernel and the disk should hold according to the model: one file for each feature.
 
 mod host_ports;
 mod limits;
@@ -14,14 +14,14 @@ pub use pods::endpoint_entry;
 use crate::model::{Endpoint, Model, Node};
 use crate::slice::Slice;
 
-/// Which part of it is asked for.
+/// The part of the desired state that a caller asks for.
 #[derive(Clone, Copy, Debug)]
 pub enum Scope<'a> {
-    /// All.
+    /// Everything.
     All,
-    /// What is there for one pod.
+    /// The resources of one pod.
     Endpoint(&'a Endpoint),
-    /// What is there for these other nodes. None of it depends on a node that is not among them.
+    /// The resources of these other nodes. None of them depends on a node that is not in the list.
     Nodes(&'a [&'a Node]),
 }
 
@@ -47,7 +47,8 @@ impl<'a> Scope<'a> {
     }
 }
 
-/// What should be held. Without this node's own entry in the node list, only what the endpoints alone decide.
+/// Returns the desired state. Without this node's own entry in the node list, it has no entries for
+/// nodes and links, and no routes.
 pub fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     let features = [
         pods::desired,

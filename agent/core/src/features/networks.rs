@@ -1,4 +1,5 @@
-//! Networks of the world towards which pods keep their own addresses, or the host's IPsec policies have a say.
+//! Networks of the world to which pods keep their own addresses, or to which the host's IPsec
+//! policies apply.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +31,8 @@ fn networks(model: &Model) -> BTreeMap<IpNet, u32> {
     networks
 }
 
-/// A lookup finds the longest prefix only: it has the flags of the shorter ones as well.
+/// Returns each network with its own flags and those of the networks that contain it: a lookup
+/// finds only the longest prefix.
 fn with_what_contains_them(networks: &BTreeMap<IpNet, u32>) -> impl Iterator<Item = (IpNet, u32)> {
     networks.keys().map(|network| {
         let around = networks.iter().filter(|(other, _)| other.contains(network));

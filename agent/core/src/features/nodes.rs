@@ -21,8 +21,9 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 
 fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
     slice.tables.tunnel_peers.insert(node.address.into(), node.id());
-    // A node that cannot be reached now keeps its entries, by the first uplink: what it sends is still its own, and
-    // what is for it must not be taken for the world's.
+    // A node that is unreachable now keeps its entries, with the first uplink as its path. Packets
+    // from its addresses are still its own, and packets to them must not be taken for packets to
+    // the world.
     let fallback = model.uplinks().next().map(|uplink| Path {
         device: uplink.index,
         mtu: uplink.mtu,
@@ -50,11 +51,13 @@ fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
         slice.tables.nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
     }
 
-    // A node without our programs answers by its own routes: to our address past the tunnel, where a pod's address is refused.
+    // A node without Podwire's programs replies by its own routes. To this node's InternalIP it
+    // would reply past the tunnel, where this node refuses a pod's address as a source.
     let source = if vtep.is_some() { Some(own.overlay_address()) } else { model.route_source(own) };
     let route = match (model.mode, model.vxlan) {
         (Mode::Vxlan, Some(device)) => Some(Route::Link { device, gateway: None, source }),
-        // Behind a router the host's own routes must know the way: only they can name that router's routes to pods.
+        // A node behind a router gets no route from the agent. The host's own routes must know the
+        // way: only they can name that router's routes to pods.
         (Mode::Direct, _) if path.gateway.is_none() => {
             Some(Route::Link { device: path.device, gateway: Some(node.address), source })
         }

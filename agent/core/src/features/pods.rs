@@ -1,4 +1,4 @@
-//! Pods of this node: their addresses, files, links, entries and routes.
+//! Pods of this node: their addresses, files, links, map entries and routes.
 
 use podwire_common::abi;
 
@@ -13,7 +13,7 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
         slice.files.insert(endpoint.host_interface.clone(), endpoint.clone());
         slice.flows.insert(endpoint.address, ());
         slice.tables.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
-        // Without a device nothing can be attached to it, and no route lead there.
+        // Without a device there is nothing to attach programs to, and no route can lead there.
         if !model.without_device.contains(&endpoint.attachment) {
             add_link(&mut slice, model, endpoint);
         }
@@ -33,7 +33,7 @@ fn add_link(slice: &mut Slice, model: &Model, endpoint: &Endpoint) {
     }
 }
 
-/// An endpoint's entry in `ENDPOINTS`.
+/// Returns an endpoint's entry in `ENDPOINTS`.
 pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
     let flag = |is_set, flag| if is_set { flag } else { 0 };
     abi::Endpoint {

@@ -70,11 +70,12 @@ fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
     }
     let overlay = entry(abi::NODE_ADDRESS | abi::NODE_OVERLAY | abi::NODE_NAMED);
     nodes.insert(own.overlay_address().into(), overlay);
-    // A dead pod's address must not follow the default route into the world.
+    // A packet to a dead pod's address must not follow the default route into the world.
     slice.routes.insert(own.pod_network, Route::Unreachable);
 }
 
-/// Whether an address is another node's or a pod's, whoever else bears it: a bridge of an earlier network may.
+/// Returns whether an address is another node's or a pod's. A device of this node may have it as
+/// well: a bridge of an earlier network, for example.
 fn is_of_cluster(model: &Model, own: &Node, address: IpAddr) -> bool {
     let is_of = |node: &Node| {
         node.pod_network.contains(&address) || node.addresses().any(|of_node| of_node == address)

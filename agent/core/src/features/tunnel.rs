@@ -7,8 +7,11 @@ use super::Scope;
 use crate::model::Model;
 use crate::slice::{Hooks, Link, Programs, Slice};
 
-/// The device bears the overlay address, so that packets which the host masquerades into the tunnel get a source that comes
-/// back. An address that pods of an earlier podCIDR have as their gateway stays as long as these pods do.
+/// Returns the desired state of the VXLAN device.
+///
+/// The device has the overlay address so that packets that the host masquerades into the tunnel get
+/// a source to which replies come back. It also has the gateway addresses of pods from an earlier
+/// podCIDR, as long as these pods live.
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     let mut slice = Slice::default();
     let Some(device) = model.vxlan.filter(|_| scope.is_all()) else {

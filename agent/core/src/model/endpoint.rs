@@ -10,7 +10,7 @@ use podwire_common::names::host_interface;
 use podwire_common::token_bucket::TokenBucket;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A pod's attachment, as persisted and as put into the maps.
+/// A pod's attachment, as the agent persists it and writes it into the maps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Endpoint {
@@ -20,45 +20,49 @@ pub struct Endpoint {
     pub netns: String,
     /// Name of the veth pair's host side.
     pub host_interface: String,
-    /// ifindex of the host side. Not persisted: a reboot gives out new ones.
+    /// ifindex of the host side. Not persisted: after a reboot the kernel gives out new ones.
     #[serde(skip)]
     pub ifindex: u32,
-    /// Unique on the node while the endpoint lives.
+    /// Number of the endpoint, unique on the node while the endpoint lives.
     pub id: u32,
-    /// The pod side's address.
+    /// Link address of the pod side.
     #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
     pub pod_mac: Mac,
-    /// The host side's address.
+    /// Link address of the host side.
     #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
     pub host_mac: Mac,
     /// The pod's address.
     pub address: IpAddr,
-    /// Its gateway: kept with the endpoint because the node's podCIDR may change while the pod lives.
+    /// The pod's gateway. Kept with the endpoint because the node's podCIDR may change while the
+    /// pod lives.
     pub gateway: IpAddr,
-    /// Of the pod's link, bytes.
+    /// MTU of the pod's link, in bytes.
     pub mtu: u32,
-    /// Its hostPorts.
+    /// The pod's hostPorts.
     pub port_mappings: Vec<PortMapping>,
-    /// The pod's name, where the runtime gave it.
+    /// The pod's name, if the runtime gave it.
     pub pod: Option<PodName>,
-    /// The network configuration that it was made by. `None`: the endpoint's file was lost.
+    /// Name of the network configuration that the pod was added with. `None`: the endpoint's file
+    /// was lost.
     pub network: Option<String>,
-    /// How fast it may receive and send.
+    /// Limits of what the pod receives and sends.
     pub bandwidth: Bandwidth,
 }
 
 impl Endpoint {
-    /// Whether its file was lost, so that neither its container nor its limits are known (`recovery.rs`).
+    /// Returns whether the endpoint's file was lost. Then neither the container nor the limits are
+    /// known (`recovery.rs`).
     pub fn is_recovered(&self) -> bool {
         self.attachment.interface.is_empty()
     }
 
-    /// What limits how fast it receives, on the host side of its veth pair.
+    /// Returns the limit of what the pod receives, for the host side of its veth pair.
     pub fn ingress_limit(&self) -> Option<TokenBucket> {
         self.bandwidth.ingress.map(|limit| limit.bucket(self.mtu))
     }
 
-    /// What keeps it from sending faster than the queue on its own side lets it.
+    /// Returns the guard that keeps the pod from sending faster than the queue on the pod's side
+    /// allows.
     pub fn guard(&self) -> Option<abi::Guard> {
         let bucket = self.bandwidth.egress.map(|limit| limit.bucket(self.mtu))?;
         let (cost, credit) = bucket.guard();
@@ -67,7 +71,8 @@ impl Endpoint {
 }
 
 impl fmt::Display for Endpoint {
-    /// The pod's name where known, else the container, and the address.
+    /// Writes the pod's name if it is known, else the container. The address and the name of the
+    /// host side follow.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.pod {
             Some(pod) => write!(f, "{}/{}", pod.namespace, pod.name)?,
@@ -78,66 +83,66 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// What names an attachment (CNI specification, section 2: container ID and interface name).
+/// Key of an attachment (CNI specification, section 2: container ID and interface name).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attachment {
     /// `CNI_CONTAINERID`.
     pub container_id: String,
-    /// `CNI_IFNAME`: the name inside the pod.
+    /// `CNI_IFNAME`: the interface's name inside the pod.
     pub interface: String,
 }
 
 impl Attachment {
-    /// Name of the host side of its veth pair.
+    /// Returns the name of the host side of the attachment's veth pair.
     pub fn host_interface(&self) -> String {
         host_interface(&self.container_id, &self.interface)
     }
 }
 
-/// How fast a pod may receive and send.
+/// Limits of what a pod receives and sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bandwidth {
-    /// What the pod receives.
+    /// Limit of what the pod receives.
     pub ingress: Option<Limit>,
-    /// What it sends.
+    /// Limit of what the pod sends.
     pub egress: Option<Limit>,
 }
 
-/// A rate, and how much may pass at once after a pause.
+/// A rate, and the amount that may pass at once after a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
     /// Bits per second.
     pub rate: NonZeroU64,
-    /// Bits; `None`: left to Podwire.
+    /// Bits. `None`: Podwire chooses.
     pub burst: Option<NonZeroU64>,
 }
 
 impl Limit {
-    /// The filter that keeps it on a link of an MTU, in bytes.
+    /// Returns the token bucket that enforces the limit on a link with this MTU (bytes).
     fn bucket(self, mtu: u32) -> TokenBucket {
         TokenBucket::new(self.rate.get(), self.burst.map(NonZeroU64::get), mtu)
     }
 }
 
-/// A port of the node behind which the pod answers.
+/// A port of the node that leads to a port of the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
-    /// The address of the node; `None`: each of its addresses.
+    /// The node's address of the hostPort. `None`: every address of the node.
     pub host_address: Option<IpAddr>,
-    /// The port there.
+    /// The port on the node.
     pub host_port: NonZeroU16,
     /// The pod's port.
     pub container_port: NonZeroU16,
-    /// Of both.
+    /// Protocol of both ports.
     pub protocol: Transport,
 }
 
 impl fmt::Display for PortMapping {
-    /// As `*:9088/tcp to port 8080`.
+    /// Writes `*:9088/tcp to port 8080`, for example.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host_address {
             Some(address) => write!(f, "{address}")?,
@@ -203,7 +208,7 @@ fn mac_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::E
 
 #[cfg(any(test, feature = "examples"))]
 impl Endpoint {
-    /// One for tests, with nothing asked for.
+    /// Returns an endpoint for tests, without hostPorts and limits.
     pub fn example() -> Self {
         let attachment = Attachment { container_id: "c".into(), interface: "eth0".into() };
         Self {

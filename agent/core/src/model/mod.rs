@@ -1,4 +1,5 @@
-//! What the agent knows: the node list, this machine's links and the pods. Plain data; no kernel, no disk.
+//! What the agent knows: the node list, this machine's links and the pods. Plain data, without
+//! access to the kernel or the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,43 +16,46 @@ use crate::ipsec::Policy;
 
 mod endpoint;
 
-/// Everything that the desired state of the data path follows from.
+/// Everything that determines the desired state of the data path.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// How pod packets travel between nodes.
     pub mode: Mode,
-    /// `--mtu`: the pods' MTU in bytes, whatever the uplinks say.
+    /// `--mtu`: the pods' MTU in bytes, regardless of the uplinks.
     pub mtu_override: Option<u32>,
     /// ifindex of the VXLAN device; `None` in direct mode.
     pub vxlan: Option<u32>,
-    /// This node as the node list has it; `None` until a list names it completely.
+    /// This node's entry in the node list. `None` until a list has a complete one.
     pub own: Option<Node>,
     /// The other nodes, by name.
     pub remote: BTreeMap<String, Node>,
-    /// The links of this node with a role: uplinks first. The first has the node's InternalIP if any uplink has.
+    /// This node's links with a role, uplinks first. The first link has the node's InternalIP if
+    /// any uplink has it.
     pub links: Vec<NodeLink>,
-    /// Those whose programs are filters, by ifindex: the kernel has no TCX.
+    /// Links with a role that have filters as programs, because the kernel has no TCX: ifindex →
+    /// name.
     pub filtered_links: BTreeMap<u32, String>,
-    /// Those that have no programs yet, or cannot have them, by ifindex.
+    /// Links with a role that have no programs yet, or cannot have them, by ifindex.
     pub without_programs: BTreeSet<u32>,
-    /// Links without a role by which a route may lead, by ifindex.
+    /// Links without a role to which a route may lead, by ifindex.
     pub links_without_role: BTreeMap<u32, Roleless>,
-    /// This node's addresses on its other links.
+    /// This node's global addresses on all links, also on those without a role
+    /// ([`Host::own_addresses`](crate::host::Host::own_addresses)).
     pub other_addresses: BTreeSet<IpAddr>,
-    /// The way to each remote node's InternalIP. A node without an entry is not reachable now.
+    /// The path to each remote node's InternalIP. A node without an entry is not reachable now.
     pub paths: BTreeMap<IpAddr, Path>,
     /// The pods of this node.
     pub endpoints: BTreeMap<Attachment, Endpoint>,
-    /// Those of them whose device was not found.
+    /// Attachments of endpoints for which the agent found no device.
     pub without_device: BTreeSet<Attachment>,
-    /// Networks towards which pods keep their own addresses.
+    /// Networks to which pods keep their own addresses.
     pub non_masquerade: BTreeSet<IpNet>,
     /// The IPsec policies of the host.
     pub policies: Vec<Policy>,
 }
 
 impl Model {
-    /// A model that knows nothing yet.
+    /// Creates a model that knows nothing yet.
     pub fn new(mode: Mode, mtu_override: Option<u32>) -> Self {
         Self {
             mode,
@@ -72,21 +76,23 @@ impl Model {
         }
     }
 
-    /// The pods' MTU in bytes: what fits, unless it is overridden. `None` while no uplink is known.
+    /// Returns the pods' MTU in bytes: the override, else what fits. `None` while no uplink is
+    /// known.
     pub fn pod_mtu(&self) -> Option<u32> {
         self.fitting_mtu().map(|fitting| self.mtu_override.unwrap_or(fitting))
     }
 
-    /// The largest IP packet, in bytes, that fits every link towards a node, tunnel headers included. `None` while no
-    /// uplink is known.
+    /// Returns the largest IP packet, in bytes, that fits every link towards a node, together with
+    /// the tunnel's headers. `None` while no uplink is known.
     pub fn fitting_mtu(&self) -> Option<u32> {
         let towards_nodes = self.paths.values().map(|path| path.mtu).min();
         let own = self.uplinks().next().map(|uplink| uplink.mtu);
         towards_nodes.into_iter().chain(own).min().map(|underlay| self.mode.payload(underlay))
     }
 
-    /// The address by which this node and the others reach each other: the InternalIP of `own`. If no link has it, the first
-    /// uplink's first address takes its place: a cloud may map the InternalIP one to one.
+    /// Returns the address by which this node and the others reach each other: the InternalIP of
+    /// `own`. If no link has it, returns the first address of an uplink instead: a cloud may map
+    /// the InternalIP to it one to one.
     pub fn underlay_address(&self, own: &Node) -> IpAddr {
         if self.has_address(own.address) {
             return own.address;
@@ -95,28 +101,30 @@ impl Model {
         of_uplinks.unwrap_or(own.address)
     }
 
-    /// The source of this node's routes to pods. `None`: the kernel chooses, since it refuses a source that no link has.
+    /// Returns the source of this node's routes to pods. `None`: the kernel chooses, because it
+    /// refuses a source that no link has.
     pub fn route_source(&self, own: &Node) -> Option<IpAddr> {
         Some(self.underlay_address(own)).filter(|address| self.has_address(*address))
     }
 
-    /// Whether one of this node's links has an address.
+    /// Returns whether one of this node's links has an address.
     pub fn has_address(&self, address: IpAddr) -> bool {
         let mut of_links = self.links.iter().flat_map(|link| &link.addresses);
         of_links.any(|of_link| *of_link == address) || self.other_addresses.contains(&address)
     }
 
-    /// The links that lead to the other nodes or to the world.
+    /// Returns the links that lead to the other nodes or to the world.
     pub fn uplinks(&self) -> impl Iterator<Item = &NodeLink> {
         self.links.iter().filter(|link| link.role == Role::Uplink)
     }
 
-    /// Whether a link is an uplink.
+    /// Returns whether a link is an uplink.
     pub fn is_uplink(&self, index: u32) -> bool {
         self.uplinks().any(|uplink| uplink.index == index)
     }
 
-    /// The endpoint of an attachment. One whose file was lost is known by its device, whose name follows from the attachment.
+    /// Returns the endpoint of an attachment. An endpoint without its file is found by the name of
+    /// its device, which follows from the attachment.
     pub fn endpoint_of(&self, attachment: &Attachment) -> Option<&Endpoint> {
         let by_device = || {
             let device = attachment.host_interface();
@@ -125,7 +133,7 @@ impl Model {
         self.endpoints.get(attachment).or_else(by_device)
     }
 
-    /// Endpoints whose address is outside the node's podCIDR of now.
+    /// Returns the endpoints with an address outside the node's current podCIDR.
     pub fn outside_pod_network(&self) -> impl Iterator<Item = &Endpoint> {
         let network = self.own.as_ref().map(|node| node.pod_network);
         self.endpoints
@@ -139,12 +147,12 @@ impl Model {
 pub enum Mode {
     /// Inside VXLAN.
     Vxlan,
-    /// As they are: the network between the nodes routes pod addresses.
+    /// Without encapsulation: the network between the nodes routes pod addresses.
     Direct,
 }
 
 impl Mode {
-    /// Bytes of IP packet that fit a link of `mtu` bytes.
+    /// Returns the largest IP packet, in bytes, that fits a link with an MTU of `mtu` bytes.
     pub fn payload(self, mtu: u32) -> u32 {
         match self {
             Self::Vxlan => mtu.saturating_sub(VXLAN_OVERHEAD),
@@ -153,51 +161,54 @@ impl Mode {
     }
 }
 
-/// A node whose entry in the node list is complete.
+/// A node with a complete entry in the node list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.uid`, where the source has one.
+    /// `metadata.uid`, if the source has one.
     pub uid: Option<String>,
     /// Its IPv4 podCIDR.
     pub pod_network: IpNet,
-    /// Its IPv4 InternalIP: the first, where it has several.
+    /// Its first IPv4 InternalIP.
     pub address: IpAddr,
     /// Its other IPv4 InternalIPs.
     pub other_addresses: Vec<IpAddr>,
-    /// Whether it takes no new pods. Those that it has keep their network.
+    /// Whether the node is cordoned: it takes no new pods, but its pods keep their network.
     pub cordoned: bool,
-    /// The only link address that it takes tunnelled frames for, as far as flannel says; `None`: any.
+    /// The only link address for which the node accepts tunnelled frames, according to flannel.
+    /// `None`: it accepts any.
     pub vtep_mac: Option<Mac>,
 }
 
 impl Node {
-    /// A number for display: 32-bit FNV-1a of the name, so that every node computes the same.
+    /// Returns a number for display: 32-bit FNV-1a of the name, so that every node computes the
+    /// same.
     pub fn id(&self) -> u32 {
         self.name
             .bytes()
             .fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
     }
 
-    /// Whether both cannot be true: the podCIDRs overlap, or the addresses are the same.
+    /// Returns whether the two entries contradict each other: the podCIDRs overlap, or the
+    /// addresses are the same.
     pub fn contradicts(&self, other: &Self) -> bool {
         let (one, two) = (self.pod_network, other.pod_network);
         self.address == other.address || one.contains(&two.network()) || two.contains(&one.network())
     }
 
-    /// All its IPv4 InternalIPs.
+    /// Returns all IPv4 InternalIPs of the node.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         [self.address].into_iter().chain(self.other_addresses.iter().copied())
     }
 
-    /// The first address of the podCIDR: the pods' gateway and the node's overlay address.
+    /// Returns the first address of the podCIDR: the pods' gateway and the node's overlay address.
     pub fn overlay_address(&self) -> IpAddr {
         overlay_address(self.pod_network)
     }
 }
 
-/// The first address of a podCIDR after the network's own.
+/// Returns the first address of a podCIDR after the network's own.
 pub fn overlay_address(pod_network: IpNet) -> IpAddr {
     match pod_network.network() {
         IpAddr::V4(network) => Ipv4Addr::from(u32::from(network).saturating_add(1)).into(),
@@ -205,7 +216,7 @@ pub fn overlay_address(pod_network: IpNet) -> IpAddr {
     }
 }
 
-/// What a link is for.
+/// Purpose of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Leads to the other nodes or to the world.
@@ -219,9 +230,9 @@ pub enum Role {
 /// A link without a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Roleless {
-    /// Bytes of IP packet.
+    /// MTU: bytes of an IP packet.
     pub mtu: u32,
-    /// Whether packets end there: a dummy.
+    /// Whether packets end in the link: a dummy.
     pub is_sink: bool,
 }
 
@@ -232,11 +243,11 @@ pub struct NodeLink {
     pub index: u32,
     /// Name.
     pub name: String,
-    /// Bytes of IP packet.
+    /// MTU: bytes of an IP packet.
     pub mtu: u32,
-    /// Its global addresses, the one that translated packets get as their source first.
+    /// Its global addresses. The first one is the source of translated packets.
     pub addresses: Vec<IpAddr>,
-    /// What it is for.
+    /// Purpose of the link.
     pub role: Role,
     /// Whether its packets have no link header.
     pub is_bare: bool,
@@ -245,11 +256,11 @@ pub struct NodeLink {
 /// How the kernel routes to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// ifindex of the link it leaves by.
+    /// ifindex of the link by which packets leave.
     pub device: u32,
     /// That link's MTU in bytes.
     pub mtu: u32,
-    /// The router; `None`: on the link itself.
+    /// The router. `None`: the address is on the link itself.
     pub gateway: Option<IpAddr>,
 }
 

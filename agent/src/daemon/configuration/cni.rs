@@ -1,4 +1,5 @@
-//! The runtime's folder of network configurations: ours is put there and kept there, others are left alone and told of.
+//! The runtime's folder of network configurations. The agent puts its own there and keeps it there.
+//! It leaves others alone and reports them.
 
 use std::path::PathBuf;
 
@@ -9,12 +10,13 @@ use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
 use crate::files::FileError;
 
-/// What was last seen and said of the folder.
+/// What the agent last saw in the folder, and has logged.
 #[derive(Debug)]
 pub(in crate::daemon) struct CniConfiguration {
     folder: PathBuf,
     text: String,
-    /// Whether the agent could ever serve: before, pods would get no network by it. What an earlier agent has written stays.
+    /// Whether the agent could ever serve. Before that it writes nothing, because pods would get no
+    /// network by it. A configuration from an earlier agent stays.
     begun: bool,
     written: bool,
     /// The folder's configurations, by name.
@@ -22,7 +24,7 @@ pub(in crate::daemon) struct CniConfiguration {
 }
 
 impl CniConfiguration {
-    /// `None`: whoever installs the agent writes the configuration.
+    /// Returns `None` without `--cni-conf-dir`: then the installer writes the configuration.
     pub(in crate::daemon) fn new(config: &Config) -> Option<Self> {
         let folder = config.places.cni_conf_dir.clone()?;
         Some(Self::of(folder, cni_configuration::text(&config.places.socket())))
@@ -32,7 +34,7 @@ impl CniConfiguration {
         Self { folder, text, begun: false, written: false, found: Vec::new() }
     }
 
-    /// The agent can serve.
+    /// Notes that the agent can serve. The first call writes the configuration.
     pub(in crate::daemon) fn begin(&mut self, conditions: &mut Conditions) {
         if !self.begun {
             self.begun = true;
@@ -40,14 +42,15 @@ impl CniConfiguration {
         }
     }
 
-    /// Puts ours where it belongs, once the agent could serve. Says whether somebody had removed or changed it.
+    /// Writes the agent's configuration if it is missing or changed, once the agent could serve.
+    /// Returns whether another tool had removed or changed it.
     pub(in crate::daemon) fn look(&mut self, conditions: &mut Conditions) -> bool {
         let (written_again, failed) = match self.try_look() {
             Ok(written_again) => (written_again, None),
             Err(error) => (false, Some(error)),
         };
         if failed.is_some() {
-            // Whatever is first there, it is not known to be ours.
+            // Without a list, do not assume that the agent's configuration is the first.
             self.found.clear();
         }
         let problem =
@@ -63,7 +66,7 @@ impl CniConfiguration {
         written_again
     }
 
-    /// Whether a runtime that takes the first configuration takes ours.
+    /// Returns whether a runtime that takes the first configuration takes the agent's.
     pub(in crate::daemon) fn is_first(&self) -> bool {
         self.found.first().is_some_and(|first| first == FILE)
     }

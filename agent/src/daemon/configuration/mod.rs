@@ -1,4 +1,5 @@
-//! Files that configure: the runtime's folder of network configurations, the file of `--config`, the one of `--non-masquerade-file`.
+//! Configuration files: the runtime's folder of network configurations, the file of `--config` and
+//! the file of `--non-masquerade-file`.
 
 mod cni;
 
@@ -13,18 +14,18 @@ use crate::config::Config;
 use crate::events::{Repair, Unheeded};
 use cni::CniConfiguration;
 
-/// What was last seen of them.
+/// What the agent last saw of the runtime's folder.
 pub(super) struct Configuration {
     cni: Option<CniConfiguration>,
 }
 
 impl Configuration {
-    /// Nothing was looked at yet.
+    /// Creates the state before the first look.
     pub(super) fn new(config: &Config) -> Self {
         Self { cni: CniConfiguration::new(config) }
     }
 
-    /// The agent can serve: runtimes may know of it.
+    /// Announces the agent to runtimes, because it can serve.
     pub(super) fn announce(&mut self, conditions: &mut Conditions) {
         if let Some(cni) = &mut self.cni {
             cni.begin(conditions);
@@ -39,13 +40,14 @@ impl Configuration {
         }
     }
 
-    /// Whether the agent's network configuration is the one that the runtime takes; `None`: it writes none.
+    /// Returns whether the runtime takes the agent's network configuration. `None`: the agent
+    /// writes none.
     pub(super) fn is_cni_first(&self) -> Option<bool> {
         self.cni.as_ref().map(CniConfiguration::is_first)
     }
 }
 
-/// Takes the networks of `--non-masquerade-file`. Says whether the model has changed.
+/// Takes the networks of `--non-masquerade-file`. Returns whether the model has changed.
 pub(super) fn take_non_masquerade(state: &mut State, networks: Result<BTreeSet<IpNet>, String>) -> bool {
     match networks {
         Ok(networks) => {
@@ -61,7 +63,8 @@ pub(super) fn take_non_masquerade(state: &mut State, networks: Result<BTreeSet<I
     }
 }
 
-/// Options are parsed once: what a later file says counts for the next agent.
+/// Reports options in the file of `--config` that the agent does not run with. The agent parses
+/// options once, so a changed file takes effect at the next start.
 pub(super) fn take_config_file(conditions: &mut Conditions, compared: Result<Unheeded, String>) {
     let unusable = compared.as_ref().err();
     conditions.update(

@@ -9,31 +9,31 @@ use crate::conditions::{ConditionName, Conditions};
 use crate::config::Config;
 use crate::firewall;
 
-/// Ticks between two looks while nothing is in the way. While something is, each tick looks: who changes a rule is
-/// told soon whether it helped.
+/// Ticks between two looks while the firewall drops nothing. Otherwise each tick looks, so that an
+/// operator who changes a rule soon sees whether it helped.
 const TICKS: u32 = 6;
 
-/// When to look, and for what.
+/// When to look at the firewall, and the port that its remedies name.
 #[derive(Debug)]
 pub(super) struct Firewall {
     ticks: u32,
-    /// The tunnel's, if there is one.
+    /// The tunnel's port, if there is a tunnel.
     vxlan_port: Option<u16>,
 }
 
 impl Firewall {
-    /// Nothing was looked at yet.
+    /// Creates the state before the first look.
     pub(super) fn new(config: &Config) -> Self {
         let vxlan_port = (config.mode == Mode::Vxlan).then_some(config.vxlan_port);
         Self { ticks: 0, vxlan_port }
     }
 
-    /// Says which places may drop pods' packets.
+    /// Reports the places that may drop pods' packets.
     pub(super) fn look(&mut self, conditions: &mut Conditions) {
         self.ticks = 0;
         let found = match firewall::look() {
             Ok(found) => found,
-            // Others change the rules at this moment: the next look is soon enough.
+            // Another tool is changing the rules at this moment: the next look is soon enough.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
             Err(error) => {
                 let why = format!("whether the host's firewall drops pods' packets cannot be told: {error}");
@@ -45,7 +45,7 @@ impl Firewall {
         conditions.replace(ConditionName::FirewallDrops, found.iter().map(said));
     }
 
-    /// Looks when it is time.
+    /// Looks at the firewall if a look is due.
     pub(super) fn tick(&mut self, conditions: &mut Conditions) {
         self.ticks += 1;
         if conditions.holds(ConditionName::FirewallDrops) || self.ticks >= TICKS {

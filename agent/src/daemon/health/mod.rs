@@ -1,4 +1,4 @@
-//! Whether the agent can do what it is there for: what `/readyz` and STATUS tell.
+//! Whether the agent can do its work, as `/readyz` and STATUS report it.
 
 mod firewall;
 mod state_folder;
@@ -18,7 +18,7 @@ use crate::events::Readiness;
 use firewall::Firewall;
 use state_folder::StateFolder;
 
-/// What is looked at from time to time, and who wants to know whether the agent is ready.
+/// Checks that run from time to time, and the receivers of the readiness.
 pub(super) struct Health {
     pub(super) state_folder: StateFolder,
     firewall: Firewall,
@@ -26,7 +26,7 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Not ready, for this reason.
+    /// Creates the state of an agent that is not ready for this reason.
     pub(super) fn new(config: &Config, before: Before, why: String) -> Self {
         Self {
             state_folder: StateFolder::new(before),
@@ -40,18 +40,18 @@ impl Health {
         self.firewall.look(conditions);
     }
 
-    /// Looks at the host's firewall when it is time, and has the state folder tried.
+    /// Looks at the host's firewall if a look is due, and starts a trial of the state folder.
     pub(super) fn tick(&mut self, state: &mut State) {
         self.firewall.tick(&mut state.conditions);
         self.state_folder.try_it(state);
     }
 
-    /// Whether the agent is ready, now and after every change.
+    /// Returns a receiver that gets the readiness now and after every change.
     pub(super) fn readiness(&self) -> watch::Receiver<Readiness> {
         self.readiness.subscribe()
     }
 
-    /// Tells what has changed. After every event, and before the next one is waited for.
+    /// Publishes a changed readiness. Called after every event, before the next one is awaited.
     pub(super) fn tell(&self, conditions: &mut Conditions, configuration: &mut Configuration) {
         if conditions.unready().is_none() {
             configuration.announce(conditions);
@@ -71,12 +71,15 @@ impl Health {
     }
 }
 
-/// Whether an ADD can be served, and a pod would have its network.
+/// Checks whether an ADD can be served and would give its pod a network. The error has one of two
+/// codes:
 ///
-/// 51 ("and the pods that are there may have limited connectivity") when the data path itself is in doubt: no uplink is left, or what
-/// the maps and routes should hold could not be written at the last try. An ADD would still be tried in the latter case, but nobody can
-/// vouch for its pod. 50 for all the rest, pods have their network meanwhile: a Node list that was not read yet or that lacks
-/// this node, a state folder that takes no file, no free address. 50 also where there is no pod that could be cut off.
+/// - 51 ("and the pods that are there may have limited connectivity") if the data path itself is in
+///   doubt and there are pods. Examples: no uplink is left, or the last attempt to write maps and
+///   routes failed. After such a failure the agent still tries an ADD, but the pod may not have its
+///   network.
+/// - 50 otherwise: pods have their network, or there are none. Examples: the node list was not read
+///   yet or lacks this node, the state folder takes no file, no address is free.
 pub(super) fn status(state: &State) -> Result<(), Failure> {
     if let Some(why) = state.conditions.status() {
         let (severity, why) = (why.name.severity(), why.sentence);

@@ -1,4 +1,5 @@
-//! Whether the state folder takes what an ADD has to write. What fails is told before an ADD has to fail.
+//! Checks whether the state folder takes the files of an ADD, so that a failure is reported before
+//! an ADD fails.
 
 use std::time::Instant;
 
@@ -15,28 +16,28 @@ use crate::events::Repair;
 use crate::files::FileError;
 use crate::housekeeping::INTERVAL;
 
-/// What is known of the state folder.
+/// What the agent knows of the state folder.
 #[derive(Debug)]
 pub(in crate::daemon) struct StateFolder {
-    /// One write at most: a disk that hangs costs one thread.
+    /// At most one write, so that a disk that hangs blocks only one thread.
     writing: JoinSet<Result<(), FileError>>,
     asked: Option<Instant>,
-    /// What the node was like before the agent changed it, as the state folder had it last.
+    /// State of the node before the agent changed it, as last read from the state folder.
     before: Before,
 }
 
 impl StateFolder {
-    /// Of a state folder that has not been tried yet.
+    /// Creates the state for a folder that has not been tried yet.
     pub(super) fn new(before: Before) -> Self {
         Self { writing: JoinSet::new(), asked: None, before }
     }
 
-    /// The outcome of the last trial. `None`: there is none to wait for.
+    /// Returns the outcome of the last trial. `None`: no trial is in progress.
     pub(in crate::daemon) async fn outcome(&mut self) -> Option<Result<Result<(), FileError>, JoinError>> {
         self.writing.join_next().await
     }
 
-    /// Has another thread write as much as an ADD does. The answer is an event of its own.
+    /// Has another thread write as much as an ADD does. [`Self::outcome`] returns its result.
     pub(in crate::daemon) fn try_it(&mut self, state: &mut State) {
         let folder = self;
         if folder.writing.is_empty() {
@@ -52,7 +53,7 @@ impl StateFolder {
         }
     }
 
-    /// Takes the answer of the state folder. One that somebody has removed is made again.
+    /// Takes the outcome of a trial. Makes the state folder again if another tool has removed it.
     pub(in crate::daemon) fn take_trial(
         &mut self,
         state: &mut State,

@@ -1,4 +1,4 @@
-//! The links of the node, and the ways to the other nodes.
+//! The links of the node, and the paths to the other nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,7 +22,8 @@ use crate::error::Error;
 use crate::link_filters;
 
 impl Upkeep {
-    /// Finds what the links are for and the ways to the other nodes. `false`: there is no uplink, and nothing can be done.
+    /// Finds the roles of the links and the paths to the other nodes. Returns `false` if this node
+    /// is not known or has no uplink: then nothing can be done.
     pub(super) async fn look_at_links(&mut self, state: &mut State, host: &Host) -> bool {
         let Some(own) = state.model.own.clone() else {
             return false;
@@ -64,8 +65,8 @@ impl Upkeep {
         true
     }
 
-    /// Attaches the programs of each link's role. A link that cannot have them keeps no other from having them, and is among
-    /// [`Model::without_programs`].
+    /// Attaches the programs of each link's role. If a link cannot have them, the others still get
+    /// theirs, and the link is added to [`Model::without_programs`].
     pub(super) async fn attach_links(&mut self, state: &mut State) -> Result<(), Error> {
         let mut attempts = Attempts::default();
         for link in state.model.links.clone() {
@@ -97,7 +98,7 @@ impl Upkeep {
                 return Ok(());
             }
             if programs.hooks == Hooks::Inner {
-                // It may have been more.
+                // The link may have had another role, with more programs.
                 link_filters::detach(&state.executor.links, link.index, &link.name).await?;
             }
             if !state.executor.links.has_clsact(link.index).await? {
@@ -113,7 +114,8 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Takes the programs off links without a role. Where programs are filters, those of an agent before are looked for once.
+    /// Removes the programs from links without a role. Where programs are filters, looks once for
+    /// those of an earlier agent.
     pub(super) async fn detach_links(&mut self, state: &mut State, host: &Host) -> Result<(), Error> {
         let has_role = |index: &u32| state.model.links.iter().any(|link| link.index == *index);
         let lost: BTreeSet<u32> = self.attached.keys().filter(|index| !has_role(index)).copied().collect();
@@ -139,7 +141,7 @@ impl Upkeep {
     }
 }
 
-/// What a link has of programs.
+/// Returns the programs that a link should have.
 fn programs_of(state: &State, link: &NodeLink) -> (Programs, UplinkXdp) {
     let xdp = match link.role {
         Role::Uplink if !link.is_bare => state.config.uplink_xdp,
@@ -159,7 +161,8 @@ fn tell_links(now: &[NodeLink], before: &[NodeLink]) {
     }
 }
 
-/// The links by which the kernel routes to other nodes. Of a route with several next hops, each node's path names one.
+/// Returns the links by which the kernel routes to other nodes. Of a route with several next hops,
+/// a node's path names only one, so all of them are added.
 fn links_to_nodes(model: &Model, host: &Host) -> BTreeSet<u32> {
     let leads_to_node = |network: &IpNet| {
         network.prefix_len() > 0 && model.remote.values().any(|node| network.contains(&node.address))
@@ -170,7 +173,7 @@ fn links_to_nodes(model: &Model, host: &Host) -> BTreeSet<u32> {
     model.paths.values().map(|path| path.device).chain(of_several).collect()
 }
 
-/// The links without a role by which a route may lead.
+/// Returns the links without a role to which a route may lead.
 fn without_role(host: &Host, links: &[NodeLink]) -> BTreeMap<u32, Roleless> {
     let has_role: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
     let others = host.devices.values().filter(|device| {
@@ -194,7 +197,7 @@ fn tell_mtu(state: &mut State) {
     state.conditions.update(ConditionName::MtuTooLarge, (mtu > fitting).then_some(too_large));
 }
 
-/// Asks for the ways to all nodes.
+/// Asks the kernel for the paths to all nodes.
 async fn ask_paths(state: &State, host: &Host) -> BTreeMap<IpAddr, Path> {
     let mut paths = BTreeMap::new();
     for node in state.model.remote.values() {
@@ -204,8 +207,8 @@ async fn ask_paths(state: &State, host: &Host) -> BTreeMap<IpAddr, Path> {
     paths
 }
 
-/// Asks for the ways to these nodes, and forgets those to where nodes were before. `false`: one leads by a link that is no
-/// uplink yet.
+/// Asks the kernel for the paths to the nodes in `now`, and forgets the paths to those in `before`.
+/// Returns `false` if a path leads by a link that is no uplink yet.
 pub(in crate::daemon) async fn renew_paths(state: &mut State, before: &[Node], now: &[Node]) -> bool {
     for node in before {
         state.model.paths.remove(&node.address);
@@ -228,7 +231,7 @@ pub(in crate::daemon) async fn renew_paths(state: &mut State, before: &[Node], n
     by_uplinks
 }
 
-/// What an operator has to know of the ways to all nodes.
+/// Reports what an operator has to know of the paths to all nodes.
 fn tell_paths(state: &mut State, host: &Host) {
     let (model, mut reports) = (&state.model, Vec::new());
     for node in model.remote.values() {
@@ -241,7 +244,7 @@ fn tell_paths(state: &mut State, host: &Host) {
     }
 }
 
-/// What an operator has to know of the way to a node.
+/// Returns what an operator has to know of the path to a node.
 fn report(model: &Model, host: &Host, node: &Node) -> Option<(ConditionName, String)> {
     match model.paths.get(&node.address) {
         Some(path) if model.is_uplink(path.device) => None,

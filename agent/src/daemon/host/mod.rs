@@ -1,4 +1,5 @@
-//! The node's side of the network: uplinks, routes, programs, pins and kernel switches are kept as the model wants them.
+//! The node's side of the network: keeps uplinks, routes, programs, pins and kernel switches as the
+//! model wants them.
 
 pub(super) mod links;
 mod pins;
@@ -19,34 +20,35 @@ use crate::lock::Lock;
 
 pub(super) use programs::{NO_HOST_PROCESSES, load, tunnel_device};
 
-/// What was done to the kernel, and when it was last found as it is wanted.
+/// What the agent did to the kernel, and when it last found the kernel as wanted.
 pub(super) struct Upkeep {
     uplink_attachment: UplinkAttachment,
-    /// Where the programs of this node's own processes are attached, if anywhere.
+    /// The cgroup to which the programs for this node's own processes are attached, if any.
     cgroup: Option<PathBuf>,
-    /// Of the folder of pins.
+    /// Lock of the folder of pins.
     bpf_lock: Lock,
     changes: Changes,
-    /// When the kernel was last found, or made, as it is wanted; `None`: not yet, or no longer.
+    /// When the kernel was last found, or made, as wanted. `None`: not yet, or no longer.
     settled: Option<Instant>,
     /// Links of the host that have this process's programs, by ifindex.
     attached: BTreeMap<u32, (Programs, UplinkXdp)>,
-    /// Whether filters that an agent before has left on other links were looked for.
+    /// Whether the agent has looked for filters that an earlier agent left on other links.
     has_looked_for_filters: bool,
-    /// When the ways to the other nodes were last asked for.
+    /// When the agent last asked for the paths to the other nodes.
     paths_asked: Option<Instant>,
     /// Whether anything has changed since then.
     paths_doubtful: bool,
-    /// Programs that were attached again.
+    /// Number of programs that were attached again.
     reattached: u64,
-    /// Kernel switches that were set again.
+    /// Number of kernel switches that were set again.
     switches_set_again: u64,
-    /// Whether the kernel was made as it is wanted since a condition last kept ADD from being served.
+    /// Whether the kernel was made as wanted since a condition last kept ADD from being served.
     is_set_up: bool,
 }
 
 impl Upkeep {
-    /// Nothing was looked at yet. `changes` listens before anything is listed: what changes meanwhile is told.
+    /// Creates the state before the first look. `changes` must listen before anything is listed, so
+    /// that no change in between is missed.
     pub(super) fn new(capabilities: &Capabilities, bpf_lock: Lock, changes: Changes) -> Self {
         Self {
             uplink_attachment: capabilities.uplink_attachment(),
@@ -64,32 +66,33 @@ impl Upkeep {
         }
     }
 
-    /// Programs that something else had removed or replaced, and that were attached again.
+    /// Returns the number of programs that others had removed or replaced, and that the agent
+    /// attached again.
     pub(super) fn reattached(&self) -> u64 {
         self.reattached
     }
 
-    /// Kernel switches that something else had changed, and that were set again.
+    /// Returns the number of kernel switches that others had changed, and that the agent set again.
     pub(super) fn switches_set_again(&self) -> u64 {
         self.switches_set_again
     }
 
-    /// Whether the kernel holds what was wanted last.
+    /// Returns whether the kernel holds what was wanted last.
     pub(super) fn is_settled(&self) -> bool {
         self.settled.is_some()
     }
 
-    /// The kernel may not hold what is wanted.
+    /// Notes that the kernel may not hold what is wanted.
     pub(super) fn unsettle(&mut self) {
         self.settled = None;
     }
 
-    /// Something keeps ADD from being served.
+    /// Notes that a condition keeps ADD from being served.
     pub(super) fn note_refusal(&mut self) {
         self.is_set_up = false;
     }
 
-    /// The ways to the other nodes are asked for with the next round.
+    /// Has the next round ask for the paths to the other nodes.
     pub(super) fn ask_paths_again(&mut self) {
         self.paths_asked = None;
     }

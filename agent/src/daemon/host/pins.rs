@@ -1,4 +1,4 @@
-//! What others take away is put back: links, pins, and the queueing discipline that filters need.
+//! Puts back what others remove: links, pins, and the queueing discipline that filters need.
 
 use podwire_common::names::programs;
 use podwire_core::slice::Hooks;
@@ -13,8 +13,8 @@ use crate::events::Repair;
 use crate::links::Displaced;
 
 impl Upkeep {
-    /// Looks after what no notice tells of: links that somebody has detached, and pins that somebody has removed. A few questions to
-    /// the kernel, whatever the number of pods.
+    /// Looks for losses that the kernel does not report: links that others have detached, and pins
+    /// that others have removed. Asks the kernel a few questions, whatever the number of pods.
     pub(in crate::daemon) async fn look_after_links_and_pins(&mut self, state: &mut State) {
         let lost = state.executor.dataplane.take_lost_links().unwrap_or_else(|error| {
             error!("{error}");
@@ -22,13 +22,13 @@ impl Upkeep {
         });
         for lost in &lost {
             let is_of_link = !programs::CGROUP.contains(&lost.program.as_str());
-            // The kernel took it off with its device.
+            // The kernel detached it together with its device.
             if is_of_link && matches!(state.executor.links.device(&lost.place).await, Ok(None)) {
                 continue;
             }
             self.count_reattached(&lost.place, &lost.program, &lost.found);
             if is_of_link {
-                // The next reconciliation attaches what is not there, and it is due.
+                // The next reconciliation attaches what is missing, and it is due.
                 self.attached.retain(|_, (programs, _)| programs.device != lost.place);
                 self.settled = None;
             }
@@ -62,7 +62,8 @@ impl Upkeep {
         }
     }
 
-    /// Holds the folder of pins again when somebody has removed it, and pins what is missing. Gives what was.
+    /// Holds the folder of pins again if another tool has removed it, and pins what is missing.
+    /// Returns what was missing.
     fn repair_pins(&mut self, state: &State) -> Result<Vec<String>, DataplaneError> {
         if !self.bpf_lock.is_there() {
             self.bpf_lock = pins::hold(&state.config.places.bpf_dir)?;
@@ -76,7 +77,8 @@ impl Upkeep {
     }
 }
 
-/// Sees to it that nothing stands where clsact belongs. `false`: it is another tool's, on a link of the node.
+/// Removes a queueing discipline that stands in the place of clsact. Returns `false` if it has
+/// another tool's filters, on a link of the node: then it stays.
 pub(super) async fn make_room(
     state: &mut State,
     hooks: Hooks,

@@ -1,4 +1,4 @@
-//! Loading programs, and putting them in the place of an earlier agent's.
+//! Loads programs, and puts them in the place of an earlier agent's.
 
 use std::sync::Arc;
 
@@ -16,18 +16,20 @@ use crate::error::Error;
 use crate::links::Links;
 use crate::sysctl::Switch;
 
-/// What a node lacks without the programs of its own processes.
+/// Consequence for a node without the programs for its own processes.
 pub(in crate::daemon) const NO_HOST_PROCESSES: &str =
     "this node's own processes do not reach pods' hostPorts by the node's addresses, 127.0.0.1 included";
 
 impl Upkeep {
-    /// Makes the tunnel's device and everything that refers to it anew, when somebody removed it.
+    /// Makes the tunnel's device again, and everything that refers to it, after another tool
+    /// removed it.
     pub(super) async fn rebuild_tunnel(&mut self, state: &mut State, pods: &mut Pods) -> Result<(), Error> {
         warn!("device {VXLAN_DEVICE} was removed or replaced: it is made anew");
         let vxlan = tunnel_device(&state.config, &state.executor.links).await?;
-        // The programs know the device by its number, which is written into them at load.
+        // The programs know the device by its ifindex, which is written into them at load.
         state.executor.dataplane = load(&state.config, vxlan)?;
-        // What fails after this is attached by the next round; had this been known before, no round would load them.
+        // Update the model only after the load: if the load fails, the next round must try it
+        // again. If a later step fails, the next round attaches the programs.
         state.model.vxlan = vxlan;
         self.replace_programs(state, pods).await?;
         self.attached.clear();
@@ -35,7 +37,8 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Those of everything that is known: what an earlier agent's did from here on is done by these.
+    /// Replaces the programs at all known places. From here on, these programs do the work of an
+    /// earlier agent's.
     pub(in crate::daemon) async fn replace_programs(
         &self,
         state: &mut State,
@@ -52,11 +55,13 @@ impl Upkeep {
             let host = Arc::clone(&state.host);
             let device = host.name_of(pod.ifindex, &pod.host_interface);
             if let Err(error) = state.executor.dataplane.attach_pod(device) {
-                // A plugin has deleted its pod meanwhile, as it does without an agent: no other pod is to pay for that.
+                // A plugin has deleted its pod in the meantime, as it also does without an agent.
+                // That must not fail the other pods.
                 if state.executor.is_gone(pod.ifindex, device).await? {
                     pods.miss(state, pod.attachment);
                 } else {
-                    // It keeps the programs that it has; the next look at the kernel tries again.
+                    // The pod keeps the programs that it has. The next look at the kernel tries
+                    // again.
                     error!(%pod, "{error}");
                 }
             }
@@ -64,7 +69,8 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Pods do without: what fails here is told and no more.
+    /// Attaches the programs for the node's own processes. Pods do not need them, so a failure is
+    /// only reported.
     pub(super) fn attach_host_processes(&self, state: &mut State) {
         if let Some(cgroup) = &self.cgroup {
             let failed = state.executor.dataplane.attach_host_processes(cgroup).err();
@@ -77,7 +83,7 @@ impl Upkeep {
 /// Loads the programs, with the maps that are pinned.
 ///
 /// # Errors
-/// Of programs, maps and pins.
+/// [`DataplaneError`] of programs, maps and pins.
 pub(in crate::daemon) fn load(config: &Config, vxlan: Option<u32>) -> Result<Dataplane, DataplaneError> {
     let (constants, sizes, pins) =
         (config.for_programs(vxlan), config.map_sizes(), Some(config.places.bpf_dir.as_path()));
@@ -87,7 +93,8 @@ pub(in crate::daemon) fn load(config: &Config, vxlan: Option<u32>) -> Result<Dat
     }
 }
 
-/// The VXLAN device's ifindex; in direct mode none, and one that an earlier mode left is removed.
+/// Returns the VXLAN device's ifindex, and makes the device if necessary. In direct mode, removes a
+/// device that an earlier mode left, and returns `None`.
 pub(in crate::daemon) async fn tunnel_device(config: &Config, links: &Links) -> Result<Option<u32>, Error> {
     if config.mode == Mode::Direct {
         if let Some(device) = links.device(VXLAN_DEVICE).await? {

@@ -1,5 +1,5 @@
-//! Making the kernel hold what the model wants: after each node list, soon after the kernel has told of a change, and every two
-//! minutes against what others did to the maps.
+//! Makes the kernel hold what the model wants: after each node list, soon after the kernel reports
+//! a change, and every two minutes, because others may have changed the maps.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,14 +23,15 @@ use crate::dataplane::attach::UplinkAttachment;
 use crate::error::Error;
 use crate::events::Repair;
 
-/// A change of policy routing shows in none of the lists that are compared: while anything changes, the ways are asked for
-/// again after this.
+/// Age at which the agent asks for the paths again if anything has changed. The lists that it
+/// compares do not show a change of policy routing.
 const PATHS_VALID: Duration = Duration::from_secs(60);
-/// The kernel tells of devices, addresses and routes. What others did to the maps it does not: all is compared after this.
+/// Age at which the agent compares everything. The kernel reports changes of devices, addresses and
+/// routes, but not what others did to the maps.
 const SETTLED: Duration = Duration::from_secs(120);
 
 impl Upkeep {
-    /// Whether there is a reason to compare the kernel with what is wanted.
+    /// Returns whether there is a reason to compare the kernel with what is wanted.
     pub(in crate::daemon) fn may_differ(&mut self, pods: &Pods) -> bool {
         let changed = self.changes.any();
         self.paths_doubtful |= changed;
@@ -43,7 +44,8 @@ impl Upkeep {
         self.paths_asked.is_none_or(|asked| asked.elapsed() > PATHS_VALID)
     }
 
-    /// Compares the kernel with what is wanted if the changes of others concern a link that packets may leave by.
+    /// Compares the kernel with what is wanted, if the changes of others concern a link that
+    /// packets may leave by.
     pub(in crate::daemon) async fn look_at_changes(&mut self, state: &mut State, pods: &mut Pods) {
         if state.model.own.is_none() {
             return;
@@ -55,12 +57,13 @@ impl Upkeep {
         }
     }
 
-    /// One round; what fails is logged and tried again with the next. Whether nothing did.
+    /// Does one round. Failures are logged, and the next round tries again. Returns whether nothing
+    /// failed and ADD can be served.
     pub(in crate::daemon) async fn reconcile(&mut self, state: &mut State, pods: &mut Pods) -> bool {
         let failed = self.try_reconcile(state, pods).await.err().map(|error| error.to_string());
         match &failed {
             None => state.conditions.clear(ConditionName::NotSetUp),
-            // Where nothing was served before, that is why nothing is served now.
+            // Nothing was served before, so this failure is the reason why nothing is served now.
             Some(why) if state.model.uplinks().next().is_none() || !self.is_set_up => {
                 state.conditions.set(ConditionName::NotSetUp, why);
             }
@@ -78,7 +81,7 @@ impl Upkeep {
         if pods.put_names_back(state, &host).await {
             host = state.executor.links.host().await?;
         }
-        // Before programs are loaded anew: they take the maps that are pinned.
+        // Repair pins before programs are loaded again, because they take the pinned maps.
         self.look_after_pins(state);
         let tunnel = host.device(VXLAN_DEVICE).map(|device| device.index);
         if state.model.vxlan.is_some() && state.model.vxlan != tunnel {
@@ -90,7 +93,8 @@ impl Upkeep {
         look_at_host_addresses(state, &host);
         pods.other.look(state, &host).await;
         let has_uplink = self.look_at_links(state, &host).await;
-        // A link's entry follows its programs: before, no pod's packet leaves by the link.
+        // Attach a link's programs before its entry is written: until then, no pod's packet leaves
+        // by the link.
         let attached = if has_uplink { self.attach_links(state).await } else { Ok(()) };
         let put_right = self.put_right(state, &host, has_uplink).await;
         if !has_uplink {
@@ -108,7 +112,8 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Makes the kernel hold what is wanted. Without an uplink, only programs of links that are there.
+    /// Makes the kernel hold what is wanted. Without an uplink, restores only the programs of links
+    /// that exist.
     async fn put_right(&mut self, state: &mut State, host: &Host, has_uplink: bool) -> Result<(), Error> {
         if self.uplink_attachment == UplinkAttachment::Clsact {
             let names = self.attached.iter().map(|(index, (programs, _))| (*index, programs.device.clone()));
@@ -145,7 +150,7 @@ impl Upkeep {
         attempts.outcome()
     }
 
-    /// What others have changed, and is now as it was.
+    /// Reports what others had changed and the agent has put back.
     fn tell_repairs(&mut self, state: &mut State, repairs: &[Op], displaced: &[Displaced], reached: &Slice) {
         for displaced in displaced.iter().filter(|lost| reached.programs.contains_key(&lost.index)) {
             self.count_reattached(&displaced.device, displaced.program, &displaced.in_its_place());
@@ -189,7 +194,7 @@ fn take_policies(state: &mut State, host: &Host) {
     state.model.policies.clone_from(&host.policies);
 }
 
-/// By the names that links have now: somebody may have renamed them.
+/// Uses the current names of links, because another tool may have renamed them.
 fn name_as_they_are(want: &mut Slice, host: &Host) {
     let name = |index: &u32, name: &mut String| *name = host.name_of(*index, name).to_owned();
     want.programs.iter_mut().for_each(|(index, programs)| name(index, &mut programs.device));

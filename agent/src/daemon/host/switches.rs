@@ -1,4 +1,5 @@
-//! Kernel switches that pods depend on and that others change: set again, every ten seconds.
+//! Kernel switches that pods depend on and that others change. The agent sets them again every ten
+//! seconds.
 
 use podwire_common::names::VXLAN_DEVICE;
 use podwire_core::model::Role;
@@ -11,7 +12,7 @@ use crate::error::Error;
 use crate::sysctl::Switch;
 
 impl Upkeep {
-    /// Sets switches again. Where one cannot be set the agent is not ready, and says why.
+    /// Sets switches again. If one cannot be set, the agent is not ready, and says why.
     pub(in crate::daemon) fn look_after_switches(&mut self, state: &mut State) {
         let mut set = Vec::new();
         let outcome = set_switches(state, &mut set);
@@ -31,13 +32,13 @@ impl Upkeep {
     }
 }
 
-/// The whole node's first: the kernel sets all devices' with it.
+/// Sets the node-wide switch first, because the kernel sets those of all devices with it.
 fn set_switches(state: &State, set: &mut Vec<String>) -> Result<(), Error> {
     let (switches, state_dir) = (&state.executor.switches, &state.config.places.state_dir);
     if switches.enable_forwarding(state_dir)? {
         set.push("ip_forward".into());
     }
-    // What made an inner link sees to its forwarding.
+    // The tool that made an inner link also sets its forwarding.
     for link in state.model.links.iter().filter(|link| link.role != Role::Inner) {
         if switches.enable_forwarding_of(&link.name, state_dir)? {
             set.push(format!("forwarding of {}", link.name));

@@ -1,4 +1,4 @@
-//! ADD: answered only when disk, maps and programs agree.
+//! ADD: the agent answers only when disk, maps and programs agree.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -26,21 +26,21 @@ use crate::files::FileError;
 use crate::links::LinkError;
 use crate::wire;
 
-/// The least MTU of IPv4 (RFC 791).
+/// The smallest MTU of IPv4 (RFC 791).
 const LEAST_MTU: u32 = 68;
 
-/// An ADD whose endpoint is being written to disk.
+/// An ADD that waits for its endpoint's file to be written.
 pub(super) struct Adding {
     endpoint: Endpoint,
-    /// What is there so far.
+    /// Resources that exist so far.
     reached: Slice,
-    /// What became of all the rest.
+    /// Result of all other operations.
     done: Result<(), Error>,
     reply: oneshot::Sender<Reply>,
 }
 
 impl Pods {
-    /// Serves an ADD. It is answered later, by [`Self::finish_joined`], unless it is refused.
+    /// Serves an ADD. Unless it is refused, [`Self::finish_joined`] answers it later.
     pub(in crate::daemon) async fn add(
         &mut self,
         state: &mut State,
@@ -49,7 +49,8 @@ impl Pods {
     ) {
         let mut prepared = self.prepare(state, add).await;
         if prepared.is_err() && self.is_anything_under_way() {
-            // Perhaps because of what an ADD holds that is about to fail, or a DEL that is about to end.
+            // The reason may be an ADD that holds something and is about to fail, or a DEL that is
+            // about to end.
             self.finish_all_joined(state).await;
             prepared = self.prepare(state, add).await;
         }
@@ -59,7 +60,8 @@ impl Pods {
         }
     }
 
-    /// The endpoint that is asked for, with its address, and what of it is there. The model has it.
+    /// Returns the endpoint that the ADD asks for, with its address, and its existing resources.
+    /// Adds the endpoint to the model.
     async fn prepare(&mut self, state: &mut State, add: &Add) -> Result<(Endpoint, Slice), Failure> {
         let mut endpoint = proposed(state, add)?;
         endpoint.ifindex = checked_device(state, &endpoint).await?;
@@ -68,7 +70,7 @@ impl Pods {
             Some(known) => {
                 endpoint.address = known.address;
                 there = desired(&state.model, Scope::Endpoint(&known));
-                // The plugin has replaced the link, and everything on it went with the earlier one.
+                // The plugin has replaced the link. Everything on the earlier link went with it.
                 (there.programs, there.queues, there.links, there.routes) = Default::default();
                 state.model.endpoints.remove(&known.attachment);
             }
@@ -109,7 +111,8 @@ impl Pods {
         })
     }
 
-    /// Makes all of an endpoint. The ADD is answered when its file is on disk: ADDs of other pods are served meanwhile.
+    /// Makes all resources of an endpoint. The ADD is answered when the endpoint's file is on disk;
+    /// the agent serves ADDs of other pods meanwhile.
     async fn connect(
         &mut self,
         state: &mut State,
@@ -120,7 +123,7 @@ impl Pods {
         let want = desired(&state.model, Scope::Endpoint(&endpoint));
         let ops = plan(&want, &there, Removals::Allowed);
         let mut reached = there;
-        // Taken from the pool already, whatever comes of the rest.
+        // The pool has given the address already, whether or not the operations succeed.
         reached.addresses.insert(endpoint.address, ());
         let Started { waits, done, .. } = state.executor.start(ops, &mut reached).await;
         let adding = Adding { endpoint, reached, done, reply };
@@ -130,14 +133,15 @@ impl Pods {
         }
     }
 
-    /// Answers an ADD whose endpoint was written to disk, or could not be.
+    /// Answers an ADD after its endpoint was written to disk, or could not be.
     pub(super) async fn finish_saved(
         &mut self,
         state: &mut State,
         name: String,
         saved: Result<(), FileError>,
     ) {
-        // Only now, also where the rest has failed: a file that is undone must not be written afterwards.
+        // Wait for the write even if the other operations failed: it must not create the file after
+        // the undo.
         self.has_disk_failed |= saved.is_err();
         if let Some(mut adding) = self.adding.remove(&name) {
             adding.done = adding.done.and(saved.map_err(Error::from));
@@ -167,7 +171,7 @@ impl Pods {
     }
 }
 
-/// Reverses what an ADD has reached. The device stays: the plugin made it and removes it.
+/// Reverses what an ADD has done. The device stays: the plugin made it and removes it.
 async fn undo(state: &mut State, endpoint: &Endpoint, mut reached: Slice) {
     let links = BTreeMap::from([(endpoint.ifindex, Link::down(endpoint))]);
     let before = Slice { links, ..Slice::default() };
@@ -180,10 +184,10 @@ async fn undo(state: &mut State, endpoint: &Endpoint, mut reached: Slice) {
     }
 }
 
-/// The endpoint that is asked for, its address and device still open.
+/// Returns the endpoint that the ADD asks for, still without address and device.
 ///
 /// # Errors
-/// Why an ADD would be refused.
+/// The reason why an ADD would be refused.
 pub(in crate::daemon) fn proposed(state: &State, add: &Add) -> Result<Endpoint, Failure> {
     if let Some(why) = state.conditions.refusal() {
         return Err(refuse(codes::TRY_AGAIN_LATER, format!("the agent is not ready: {}", why.sentence)));
@@ -251,7 +255,7 @@ fn check_host_ports(
     host_interface: &str,
     known: Option<&Endpoint>,
 ) -> Result<(), Failure> {
-    // Flows that are under way know the ports of before: only DEL ends them.
+    // Existing flows know the previous ports, and only DEL ends them.
     if let Some(known) = known
         && sorted(&known.port_mappings) != sorted(wanted)
     {
@@ -270,7 +274,7 @@ fn check_host_ports(
     })
 }
 
-/// The smallest number that no endpoint has.
+/// Returns the smallest number that no endpoint has.
 fn free_id(state: &State) -> u32 {
     let mut used: Vec<_> = state.model.endpoints.values().map(|endpoint| endpoint.id).collect();
     used.sort_unstable();
@@ -280,7 +284,7 @@ fn free_id(state: &State) -> u32 {
     )
 }
 
-/// The device's ifindex, once it is what the plugin says it made.
+/// Returns the device's ifindex, if the device is what the plugin says it made.
 async fn checked_device(state: &State, endpoint: &Endpoint) -> Result<u32, Failure> {
     let name = endpoint.host_interface.clone();
     let device = state.executor.links.device(&name).await.map_err(failure)?;

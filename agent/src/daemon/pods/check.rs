@@ -1,5 +1,5 @@
-//! CHECK: an attachment compared with what the kernel has of it. Every operation that would have to be done is a fault, and all are
-//! named at once.
+//! CHECK: compares an attachment with what the kernel has of it. Every operation that would be
+//! necessary is a fault, and the answer names all of them.
 
 use podwire_cni::protocol::{Added, Failure, codes};
 use podwire_common::abi;
@@ -16,7 +16,7 @@ use crate::daemon::state::State;
 use crate::error::Error;
 use crate::wire;
 
-/// Compares an attachment.
+/// Compares an attachment with the kernel.
 ///
 /// # Errors
 /// What is wrong, with a CNI code.
@@ -39,7 +39,8 @@ async fn faults(state: &State, endpoint: &Endpoint) -> Result<Vec<String>, Error
     let Found { have, displaced, .. } = state.executor.find_only(&want, &host).await?;
     let ops = plan(&want, &have, Removals::Withheld);
     let is_gone = !have.links.contains_key(&endpoint.ifindex);
-    // What is known to have no device wants none.
+    // No link is wanted for an endpoint that is known to have no device, so report the missing one
+    // here.
     let is_missed = state.model.without_device.contains(&endpoint.attachment);
     let missed = if is_missed { link_faults(endpoint, None, &host) } else { Vec::new() };
     let faults = ops.iter().flat_map(|op| match op {
@@ -56,7 +57,8 @@ fn program_fault(displaced: &Displaced) -> String {
     let Displaced { device, program, direction, found, .. } = displaced;
     match found {
         None => format!("{program} is not attached to the {direction} of {device}"),
-        // Another agent's, or one of before this agent: it may have other maps, and no one counts its drops.
+        // It is another agent's program, or is from before this agent. It may use other maps, and
+        // its drops are not counted.
         Some(found) => {
             format!("the {direction} of {device} has program {}, not this agent's {program}", found.program)
         }
@@ -115,7 +117,7 @@ fn table_faults(endpoint: &Endpoint, change: &TableChange) -> Vec<String> {
 }
 
 fn entry_faults(endpoint: &Endpoint, have: abi::Endpoint, want: abi::Endpoint) -> Vec<String> {
-    // Taken apart, so that a field that is added to the entry cannot be forgotten here.
+    // Destructured, so that a field that is added to the entry cannot be forgotten here.
     let abi::Endpoint {
         #[cfg(feature = "earlier-layout")]
             earlier: _,

@@ -1,4 +1,4 @@
-//! DEL and GC: what is taken back.
+//! DEL and GC: the agent takes resources back.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,18 +19,19 @@ use crate::daemon::state::State;
 use crate::error::Error;
 use crate::wire;
 
-/// How long a DEL waits for the purge of the pod's flows. It takes 1 ms where the tables are empty, and 70 ms with 200,000 entries,
-/// which no runtime needs to wait for: the address and the endpoint's file are kept until it is over, whether or not the agent
-/// lives as long, and an ADD that needs the address waits.
+/// Time that a DEL waits for the purge of the pod's flows. The purge takes 1 ms if the tables are
+/// empty, and 70 ms with 200,000 entries; no runtime needs to wait that long. The address and the
+/// endpoint's file are kept until the purge is over, even if the agent ends before. An ADD that
+/// needs the address waits.
 const PATIENCE: Duration = Duration::from_millis(3);
 
-/// An endpoint whose removal waits for the purge of its flows.
+/// An endpoint that is removed after the purge of its flows.
 pub(super) struct Releasing {
     endpoint: Endpoint,
     why: &'static str,
     /// Operations to do after the purge.
     rest: Vec<Op>,
-    /// Who waits for it.
+    /// Calls that wait for the outcome.
     waiting: Vec<oneshot::Sender<Outcome>>,
 }
 
@@ -38,8 +39,9 @@ pub(super) struct Releasing {
 type Outcome = Result<(), Failure>;
 
 impl Pods {
-    /// Serves a DEL. Nothing happens when there is no such attachment. It is answered when everything is taken back, or when the purge of
-    /// the pod's flows takes longer than [`PATIENCE`].
+    /// Serves a DEL. Does nothing if there is no such attachment. The DEL is answered when
+    /// everything is taken back, or when the purge of the pod's flows takes longer than
+    /// [`PATIENCE`].
     pub(in crate::daemon) async fn del(
         &mut self,
         state: &mut State,
@@ -78,7 +80,8 @@ impl Pods {
         outcome
     }
 
-    /// Removes everything of endpoints. A failure does not stop the others. One purge serves all of them.
+    /// Removes everything of endpoints. A failure does not stop the others. One or two purges serve
+    /// all of them.
     pub(super) async fn release_all(
         &mut self,
         state: &mut State,
@@ -114,8 +117,8 @@ impl Pods {
         }
     }
 
-    /// Takes back every attachment of the network that is not to stay. What fails does not keep the others
-    /// from being taken. An endpoint whose file was lost has no known network, so it stays.
+    /// Takes back every attachment of the network that is not listed as valid. A failure does not
+    /// stop the others. An endpoint that has lost its file has no known network, so it stays.
     pub(in crate::daemon) async fn collect_garbage(
         &mut self,
         state: &mut State,
@@ -137,7 +140,7 @@ impl Pods {
 }
 
 impl Releasing {
-    /// Adds a channel for the outcome.
+    /// Adds a channel for the outcome, and returns its receiver.
     fn outcome(&mut self) -> oneshot::Receiver<Outcome> {
         let (sender, receiver) = oneshot::channel();
         self.waiting.push(sender);
@@ -174,7 +177,7 @@ impl Releasing {
 async fn answer_in_time(outcome: oneshot::Receiver<Outcome>, reply: oneshot::Sender<Reply>) {
     match timeout(PATIENCE, outcome).await {
         Ok(Ok(done)) => answer(reply, done.map(|()| Reply::Deleted)),
-        // The agent ends: who asked is told so.
+        // The agent ends. The dropped `reply` tells the caller.
         Ok(Err(_)) => {}
         Err(_) => answer(reply, Ok(Reply::Deleted)),
     }

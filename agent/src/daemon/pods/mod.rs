@@ -1,6 +1,7 @@
-//! The pods of this node: ADD, DEL, CHECK, GC, and what happens when a device goes.
+//! The pods of this node: ADD, DEL, CHECK, GC, and what happens when a device disappears.
 //!
-//! What takes long is done by other threads: ADDs and DELs of other pods are served meanwhile, everything else waits.
+//! Other threads do what takes long. Meanwhile the agent serves ADDs and DELs of other pods;
+//! everything else waits.
 
 mod add;
 mod check;
@@ -35,33 +36,34 @@ pub(super) use check::check;
 /// The log line of a release that no runtime asked for.
 const DEVICE_GONE: &str = "released: its device is gone";
 
-/// What is under way for pods.
+/// Work in progress for pods.
 #[derive(Default)]
 pub(super) struct Pods {
-    /// ADDs that are done but for the disk, by name of the host side.
+    /// ADDs that only wait for the disk, by name of the host side.
     adding: BTreeMap<String, Adding>,
     /// Releases that wait for a purge of flows, by name of the host side.
     releasing: BTreeMap<String, Releasing>,
-    /// Whether the disk has refused a file since that was last asked.
+    /// Whether the disk has refused a file since [`Self::take_disk_failure`] was last called.
     has_disk_failed: bool,
-    /// Endpoints whose device was not found, and since when.
+    /// Endpoints without a device, and since when it is missing.
     missed: BTreeMap<Attachment, Instant>,
     /// Devices that no endpoint owns.
     strays: Strays,
-    /// Addresses of the podCIDR that others have.
+    /// Addresses of the podCIDR that others hold.
     pub(super) other: OtherPods,
 }
 
 impl Pods {
-    /// Whether the disk has refused a file since this was last asked.
+    /// Returns whether the disk has refused a file since the last call.
     pub(super) fn take_disk_failure(&mut self) -> bool {
         std::mem::take(&mut self.has_disk_failed)
     }
 
-    /// Whether an event can be dealt with while other threads are at work: so can ADDs and DELs of other pods.
+    /// Returns whether an event can be served while other threads work: ADDs and DELs of other pods
+    /// can.
     pub(super) fn can_overlap(&self, event: &Event) -> bool {
         let Event::Call { call, .. } = event else {
-            // A disk that takes its time is no reason to be taken for dead.
+            // A slow disk must not make the agent look dead.
             return matches!(event, Event::Alive(_));
         };
         match &**call {
@@ -78,14 +80,14 @@ impl Pods {
         !self.adding.is_empty() || !self.releasing.is_empty()
     }
 
-    /// Waits for all other threads, and answers who waits for them.
+    /// Waits for all other threads, and answers the calls that wait for them.
     pub(super) async fn finish_all_joined(&mut self, state: &mut State) {
         while let Some(joined) = state.executor.joined().await {
             self.finish_joined(state, joined).await;
         }
     }
 
-    /// Goes on with what another thread was waited for.
+    /// Continues with the result of another thread.
     pub(super) async fn finish_joined(&mut self, state: &mut State, joined: Joined) {
         match joined {
             Joined::Saved(name, outcome) => self.finish_saved(state, name, outcome).await,
@@ -93,30 +95,30 @@ impl Pods {
         }
     }
 
-    /// Whether no endpoint's device is missed.
+    /// Returns whether every endpoint has its device.
     pub(super) fn has_all_devices(&self) -> bool {
         self.missed.is_empty()
     }
 
-    /// Whether a device without an owner is due to be removed.
+    /// Returns whether a device without an owner is due to be removed.
     pub(super) fn has_due_strays(&self) -> bool {
         self.strays.due(Instant::now())
     }
 
-    /// An endpoint's device was not found.
+    /// Notes that an endpoint's device was not found.
     pub(super) fn miss(&mut self, state: &mut State, attachment: Attachment) {
         state.model.without_device.insert(attachment.clone());
         self.missed.insert(attachment, Instant::now());
     }
 }
 
-/// The next sweep tries again.
+/// Reports that an endpoint was not released. The next sweep tries again.
 fn not_released(state: &mut State, endpoint: &Endpoint, why: &str) {
     let why = format!("the device of {endpoint} is gone, but its address cannot be released yet: {why}");
     state.conditions.set_for(ConditionName::NotReleased, &endpoint.host_interface, why);
 }
 
-/// All of an endpoint is taken back.
+/// Forgets an endpoint after all of it was taken back.
 fn forget(state: &mut State, endpoint: &Endpoint) {
     state.model.endpoints.remove(&endpoint.attachment);
     state.model.without_device.remove(&endpoint.attachment);
@@ -130,7 +132,7 @@ fn forget(state: &mut State, endpoint: &Endpoint) {
     }
 }
 
-/// Whether the node has the addresses that hostPorts are at.
+/// Reports pods with hostPorts at addresses that the node does not have.
 pub(super) fn look_at_host_addresses(state: &mut State, host: &Host) {
     let own = host.own_addresses();
     let pods = state.model.endpoints.values().filter(|pod| !pod.port_mappings.is_empty());
@@ -147,7 +149,8 @@ pub(super) fn look_at_host_addresses(state: &mut State, host: &Host) {
     state.conditions.replace(ConditionName::HostIpAbsent, absent);
 }
 
-/// Answers a call. The plugin may have given up at this very moment: what was done stays and is undone by its DEL.
+/// Answers a call. The plugin may have given up at this very moment. Then what was done stays, and
+/// the pod's DEL undoes it.
 pub(super) fn answer(reply: oneshot::Sender<Reply>, result: Result<Reply, Failure>) {
     let _ = reply.send(result.unwrap_or_else(|failure| {
         warn!(code = failure.code, "refused: {failure}");

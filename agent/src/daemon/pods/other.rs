@@ -1,4 +1,5 @@
-//! Which addresses of the podCIDR others have: looked at with the kernel's routes, and host-local's files before each address that is given.
+//! Finds the addresses of the podCIDR that others hold. The agent looks at links and neighbours
+//! when it looks at the kernel's routes, and at host-local's files before it gives an address.
 
 use ipnet::IpNet;
 use podwire_core::host::Host;
@@ -11,7 +12,7 @@ use crate::daemon::state::State;
 use crate::error::Error;
 use crate::host_local;
 
-/// What was last found.
+/// What the last look found.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct OtherPods {
     links: Held,
@@ -20,7 +21,7 @@ pub(in crate::daemon) struct OtherPods {
 }
 
 impl OtherPods {
-    /// Where devices, routes or neighbours may have changed.
+    /// Looks again after devices, routes or neighbours may have changed.
     pub(in crate::daemon) async fn look(&mut self, state: &mut State, host: &Host) {
         let Some(network) = state.executor.pool.as_ref().map(Pool::network) else { return };
         self.links = other_pods::held_by_links(host, network);
@@ -31,7 +32,8 @@ impl OtherPods {
         self.look_at_host_local(state);
     }
 
-    /// The same while there are neighbours, of whose going the kernel does not tell.
+    /// Looks again as long as there are neighbours, because the kernel does not report when one
+    /// leaves. Otherwise looks at host-local's files only.
     pub(in crate::daemon) async fn tick(&mut self, state: &mut State) {
         if self.neighbours.is_empty() {
             return self.look_at_host_local(state);
@@ -42,7 +44,7 @@ impl OtherPods {
         }
     }
 
-    /// As little as a folder that is not there, on most nodes.
+    /// Looks at host-local's files. On most nodes this only finds that there is no such folder.
     pub(super) fn look_at_host_local(&mut self, state: &mut State) {
         let Some(pool) = &mut state.executor.pool else { return };
         let found = self;
@@ -51,13 +53,13 @@ impl OtherPods {
                 found.host_local = held;
                 None
             }
-            // What it held stays held.
+            // Keep the addresses of the last successful look.
             Err(error) => {
                 Some(format!("which addresses host-local has given is not known (--cni-state-dir): {error}"))
             }
         };
         state.conditions.update(ConditionName::HostLocalUnreadable, unreadable);
-        // Of several that tell of one address the surest comes last.
+        // If several sources name one address, the surest comes last and wins.
         let mut held = found.neighbours.clone();
         held.extend(found.links.clone());
         held.extend(found.host_local.clone());
@@ -78,7 +80,7 @@ async fn neighbours_within(state: &State, host: &Host, network: IpNet) -> Result
     let neighbours = state.executor.links.neighbours().await?;
     let held = other_pods::held_by_neighbours(host, &neighbours, network);
     for stale in neighbours.iter().filter(|neighbour| neighbour.is_stale) {
-        // The kernel keeps the entry of a pod that is gone for as long as nobody sends to it.
+        // The kernel keeps the entry of a pod that is gone until a packet is sent to it.
         if held.contains_key(&stale.address) {
             state.executor.links.ask_neighbour(stale).await?;
         }

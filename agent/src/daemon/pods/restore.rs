@@ -1,4 +1,4 @@
-//! Endpoints of an earlier agent.
+//! Takes over the endpoints of an earlier agent.
 
 use podwire_common::abi::{self, ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_core::features::{Scope, desired};
@@ -16,7 +16,8 @@ use crate::error::Error;
 use crate::store::Corrupt;
 
 impl Pods {
-    /// Takes over what an earlier agent has left: the endpoints of the state folder, and those that only maps and devices tell of.
+    /// Takes over what an earlier agent left: the endpoints in the state folder, and those that
+    /// only maps and devices show.
     ///
     /// # Errors
     /// [`Error::Dataplane`], [`Error::File`], [`Error::Link`].
@@ -46,7 +47,8 @@ impl Pods {
         }
         let mut due = Vec::new();
         for endpoint in gone {
-            // Two files with one address: a folder that was put back from a copy, for example. What the maps and routes have is the other's.
+            // Two files have one address, for example after the folder was restored from a copy.
+            // The map entries and routes are those of the other endpoint.
             match there.iter().find(|other| other.address == endpoint.address) {
                 Some(other) => {
                     warn!(pod = %endpoint, "its file is removed: its device is gone, and its address is that of {other}");
@@ -58,7 +60,7 @@ impl Pods {
         for (mut endpoint, outcome) in self.release_all(state, due, DEVICE_GONE).await {
             if let Err(failure) = outcome {
                 not_released(state, &endpoint, &failure.message);
-                // The sweep tries again. No device has the number 0.
+                // The sweep tries again. No device has the ifindex 0.
                 endpoint.ifindex = 0;
                 self.miss(state, endpoint.attachment.clone());
                 there.push(endpoint);
@@ -73,7 +75,8 @@ impl Pods {
     }
 }
 
-/// The tables as the endpoints want them. Programs may use them already; nothing goes.
+/// Writes the entries of the endpoints into the tables. Programs may use the tables already, so
+/// nothing is removed.
 fn restore_tables(state: &mut State, contents: Tables) -> Result<(), Error> {
     let maps = &mut state.executor.dataplane.maps;
     let tables = |tables| Slice { tables, ..Slice::default() };
@@ -86,7 +89,7 @@ fn restore_tables(state: &mut State, contents: Tables) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes over what the maps and devices tell of and no file does.
+/// Takes over endpoints that the maps and devices show, but that have no file.
 fn recover(state: &mut State, contents: &Tables) {
     let known = state.model.endpoints.values().map(|endpoint| endpoint.address).collect();
     for endpoint in recovered(contents, &state.host, &known) {
@@ -103,11 +106,12 @@ fn recover(state: &mut State, contents: &Tables) {
     }
 }
 
-/// The host side's ifindex, if it is still the device that the pod was given: by its link address, or by its number. A device
-/// that somebody has renamed is known by its link address.
+/// Returns the host side's ifindex, if it is still the device that the pod got. The device is
+/// recognised by its link address or its ifindex. A renamed device is recognised by its link
+/// address only.
 fn device_of(endpoint: &Endpoint, entry: Option<abi::Endpoint>, host: &Host) -> Option<u32> {
     let renamed = || {
-        // A device with the name of another pod's is that pod's.
+        // A device with the name of another pod's device is that pod's.
         let is_renamed = |device: &&Device| device.kind == DeviceKind::Veth && !is_pods_device(&device.name);
         let mut renamed = host.devices.values().filter(is_renamed);
         renamed.find(|device| device.mac == Some(endpoint.host_mac)).map(|device| device.index)

@@ -11,12 +11,15 @@ use super::{DEVICE_GONE, Pods, not_released};
 use crate::daemon::state::State;
 use crate::events::Repair;
 
-/// A plugin that adds an attachment again removes its link and asks the agent milliseconds later.
+/// Time that the sweep waits for a plugin. A plugin that adds an attachment again removes the
+/// attachment's link, and asks the agent milliseconds later.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
 
 impl Pods {
-    /// Releases the endpoints whose device is gone: their pod is, whether or not anybody says so. Not at once: the plugin replaces the link of an attachment that is added again, which keeps its address. Once the node list is known,
-    /// devices that no endpoint owns are removed after a grace.
+    /// Releases the endpoints that have lost their device: their pods are gone, even if no DEL
+    /// arrives. Waits [`REPLACED_WITHIN`] first, because the plugin replaces the link of an
+    /// attachment that is added again, and the attachment keeps its address. Once the node list is
+    /// known, removes devices that no endpoint owns, after a grace.
     pub(in crate::daemon) async fn sweep(&mut self, state: &mut State, host: &Host) {
         let is_gone = |endpoint: &&Endpoint| !host.devices.contains_key(&endpoint.ifindex);
         let gone: Vec<Endpoint> = state.model.endpoints.values().filter(is_gone).cloned().collect();
@@ -24,7 +27,8 @@ impl Pods {
         let mut due = Vec::new();
         for endpoint in gone {
             let since = missed_before.get(&endpoint.attachment).copied().unwrap_or(now);
-            // As long as it has no device, nothing can be attached to it, and no route lead there.
+            // While the endpoint has no device, nothing can be attached to it, and no route can
+            // lead there.
             self.missed.insert(endpoint.attachment.clone(), since);
             if now.duration_since(since) >= REPLACED_WITHIN {
                 due.push(endpoint);
@@ -40,7 +44,7 @@ impl Pods {
         self.remove_strays(state, host).await;
     }
 
-    /// Gives pods' devices their names back. Says whether any had lost it.
+    /// Gives pods' devices their names back. Returns whether any device had lost its name.
     pub(in crate::daemon) async fn put_names_back(&self, state: &mut State, host: &Host) -> bool {
         let renamed = state.model.endpoints.values().filter_map(|endpoint| {
             let device = host.devices.get(&endpoint.ifindex)?;

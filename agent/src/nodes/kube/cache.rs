@@ -1,6 +1,6 @@
-//! The last good node list on disk, for an agent that starts while the API server is away.
+//! The last good node list on disk, for an agent that starts while the API server does not answer.
 //!
-//! It is what `--nodes` reads. That it was confirmed since it was written is the file's time.
+//! `--nodes` can read the file. The file's time says when the list was last confirmed.
 
 use std::fs::File;
 use std::io::{BufReader, Seek as _};
@@ -21,15 +21,15 @@ use crate::files::FileError;
 #[derive(Debug)]
 pub(super) struct Cache {
     path: PathBuf,
-    /// Whether the file is still as an earlier agent left it, and was not looked at.
+    /// Whether the file is still the one of an earlier agent, and this agent has not read it.
     pub(super) is_unread: bool,
-    /// Whether there is a newer list.
+    /// Whether there is a list that is newer than the file.
     pub(super) is_old: bool,
     confirmed: Option<tokio::time::Instant>,
     saving: Option<JoinHandle<Result<(), FileError>>>,
     /// Why the last attempt failed.
     failure: Option<String>,
-    /// Between two notes that the list is still good.
+    /// The time between two confirmations that the list is still good.
     interval: Duration,
 }
 
@@ -38,7 +38,8 @@ impl Cache {
         Self { path, is_unread: true, is_old: false, confirmed: None, saving: None, failure: None, interval }
     }
 
-    /// What an earlier agent left. `None` when there is nothing of use, which is told.
+    /// Reads the list of an earlier agent. `None` if there is no usable list; the log says why it
+    /// cannot be used.
     pub(super) fn load(&mut self) -> Option<NodeList> {
         self.is_unread = false;
         match read(&self.path) {
@@ -54,8 +55,9 @@ impl Cache {
         self.saving.is_some()
     }
 
-    /// Begins to write the list if it is newer than the file's, beside the runtime: a disk takes its time. Otherwise notes now and then that it
-    /// is still good.
+    /// Begins to write the list if it is newer than the file's list. Otherwise confirms from time
+    /// to time, by the file's time, that the file is still good. Both happen on a separate thread,
+    /// because a disk can be slow.
     pub(super) fn save<'a>(&mut self, records: impl Iterator<Item = &'a NodeRecord>) {
         let is_due = self.confirmed.is_none_or(|since| since.elapsed() >= self.interval);
         if !self.is_old && !is_due {
@@ -63,7 +65,7 @@ impl Cache {
         }
         let path = self.path.clone();
         let text = self.is_old.then(|| encode(records));
-        // A list that comes meanwhile is a newer one.
+        // A list that comes from now on is newer than the one being written.
         self.is_old = false;
         self.saving = Some(tokio::task::spawn_blocking(move || match text {
             Some(text) => files::replace(&path, &text),
@@ -73,7 +75,7 @@ impl Cache {
         }));
     }
 
-    /// Waits for the end of what was begun; for ever where nothing was.
+    /// Waits until the current write has ended. Without a current write, it never returns.
     pub(super) async fn saved(&mut self) {
         let Some(saving) = &mut self.saving else { return std::future::pending().await };
         let outcome = match saving.await {
@@ -88,7 +90,7 @@ impl Cache {
                 self.confirmed = Some(tokio::time::Instant::now());
             }
             Err(failure) => {
-                // The next attempt writes the whole of it.
+                // The next attempt must write the whole list.
                 self.is_old = true;
                 if self.failure.as_ref() != Some(&failure) {
                     error!("keep the node list for a restart without the API server: {failure}");
@@ -112,12 +114,13 @@ fn encode<'a>(records: impl Iterator<Item = &'a NodeRecord>) -> Vec<u8> {
         boot: before::boot().unwrap_or_default(),
         items: records.map(NodeObject::from).collect(),
     };
-    // Maps with text for keys, and text: nothing that JSON lacks.
+    // This cannot fail: JSON has all types of these values, and all keys are text.
     serde_json::to_vec(&list).unwrap_or_default()
 }
 
-/// Of this boot only: before an agent starts after a reboot, its kubelet has heard of it from the API server, and the node may be another one by its
-/// object.
+/// Reads the list, if it is from this boot. After a reboot, kubelet gets the agent's pod from the
+/// API server before it starts the agent, so the agent does not need the file. And the node may
+/// have another object by then.
 fn read(path: &Path) -> Result<Option<NodeList>, String> {
     #[derive(Deserialize)]
     struct Boot {
@@ -132,7 +135,8 @@ fn read(path: &Path) -> Result<Option<NodeList>, String> {
     };
     let written =
         file.metadata().and_then(|metadata| metadata.modified()).map_err(|error| error.to_string())?;
-    // A clock that was set back meanwhile: no age is better than a wrong one.
+    // If the clock was set back, a minimal age is better than a wrong one. It is not zero, because
+    // zero stands for a current list.
     let age = SystemTime::now().duration_since(written).unwrap_or_default().max(Duration::from_nanos(1));
     let Boot { boot } = serde_json::from_reader(BufReader::new(&file)).map_err(|error| error.to_string())?;
     if boot.is_some_and(|boot| Ok(boot) != before::boot().map_err(|_| ())) {

@@ -1,4 +1,4 @@
-//! How the API server is reached.
+//! The connection to the API server.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,53 +13,57 @@ use tokio::sync::watch;
 use tower::limit::RateLimitLayer;
 use tower::util::{MapRequestLayer, MapResponseLayer};
 
-/// A connection is made within this, or not at all.
+/// The time limit for making a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// So many requests at most in this time: the pages of the largest cluster. What ends without an error is asked for again at once.
+/// The most requests in a period: enough for the pages of the largest cluster. A request that ends
+/// without an error is repeated at once, so only this limit slows it down.
 const REQUESTS: (u64, Duration) = (30, Duration::from_secs(6));
 
-/// Where the API server is, and who the agent is there. Otherwise as a pod is told: address and port by environment, certificate and
-/// token by the service account's files.
+/// The API server's address, and the agent's credentials for it. The default is what every pod
+/// gets: address and port from the environment, certificate and token from the service account's
+/// files.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Access {
     /// How the API server is reached, in place of what a pod is told by its service account.
     #[arg(long, env = "PODWIRE_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// The API server's address, in place of the one in --kubeconfig or the service's: where the agent is to do without kube-proxy.
+    /// The API server's address, in place of the one in --kubeconfig or the service's: where the
+    /// agent is to do without kube-proxy.
     #[arg(long, env = "PODWIRE_API_SERVER", value_name = "URL", value_parser = parse_url)]
     pub api_server: Option<http::Uri>,
 }
 
-/// Why the API server cannot be asked.
+/// The reason why the agent cannot ask the API server.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Neither a pod's environment nor an option.
+    /// Neither a pod's environment nor an option names the API server.
     #[error(
         "where is the API server? This is no pod ({0}): name a file with --kubeconfig or an address with --api-server, or give the node list as a file with --nodes"
     )]
     NoPod(InClusterError),
-    /// The service account's files.
+    /// The service account's files cannot be read.
     #[error("read the service account's files: {0} (is automountServiceAccountToken on?)")]
     ServiceAccount(InClusterError),
-    /// `--kubeconfig`.
+    /// The file of `--kubeconfig` cannot be read.
     #[error("read --kubeconfig {}: {reason}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: KubeconfigError,
     },
-    /// The configuration is contradictory, or a certificate cannot be used.
+    /// The configuration is contradictory, or a certificate is unusable.
     #[error("prepare to ask the API server {url}: {reason}")]
     Client {
         /// Its address.
         url: http::Uri,
-        /// What is wrong.
+        /// The problem.
         reason: Box<kube::Error>,
     },
 }
 
-/// Who tells a token to whoever listens on the way has given it away.
+/// Parses the API server's URL. Refuses plain HTTP except to a loopback address, because it would
+/// show the token to everyone on the path.
 fn parse_url(text: &str) -> Result<http::Uri, String> {
     let url: http::Uri = text.parse().map_err(|error| format!("`{text}` is no URL: {error}"))?;
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
@@ -76,7 +80,8 @@ fn parse_url(text: &str) -> Result<http::Uri, String> {
 }
 
 impl Access {
-    /// Whether it says where the API server is, and what is named can be read. Nothing is asked.
+    /// Checks that the options name an API server, and that the named files can be read. Sends no
+    /// request.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -85,7 +90,8 @@ impl Access {
         client(config, watch::channel(()).0).map(|_| ())
     }
 
-    /// Reads files and environment: again for each client, as tokens and certificates change. Also gives the address.
+    /// Reads files and environment, and returns the configuration with the server's address. Call
+    /// this again for each client, because tokens and certificates change.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -110,16 +116,17 @@ impl Access {
             config.cluster_url = url.clone();
         }
         config.connect_timeout = Some(CONNECT);
-        // Most API servers send a bookmark every minute; a watch that is silent for longer is resumed.
+        // Most API servers send a bookmark every minute. A watch that is silent for longer is
+        // resumed.
         config.read_timeout = Some(silence);
         config.reset_reader_on_write = true;
-        // Whoever asks has pauses of its own between attempts.
+        // The callers pause between attempts themselves.
         config.default_retry = false;
         Ok(config)
     }
 }
 
-/// A client that says so when the server has answered.
+/// Returns a client that reports to `answered` whenever the server has answered successfully.
 ///
 /// # Errors
 /// [`ClientError::Client`].
@@ -138,8 +145,10 @@ pub(super) fn client(config: Config, answered: watch::Sender<()>) -> Result<Clie
     Ok(builder.with_layer(&note).with_layer(&RateLimitLayer::new(requests, period)).build())
 }
 
-/// `watcher` begins a streamed list at version 0, which is any that the server has in its cache, as old as that may be. Without a version it is
-/// that of now, as a list of pages is: what is missing there is removed.
+/// Makes `watcher` ask for a current list. It begins a streamed list at version 0, for which the
+/// server may send any version in its cache, however old. Without a version, the server sends the
+/// current list, as it does for a list in pages. The list must be current, because the agent
+/// removes nodes that are missing from it.
 fn as_of_now<B>(mut request: http::Request<B>) -> http::Request<B> {
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     if path.contains("sendInitialEvents=true")
@@ -154,7 +163,7 @@ fn as_of_now<B>(mut request: http::Request<B>) -> http::Request<B> {
     request
 }
 
-/// An error with what it came of: libraries say the reason there.
+/// Returns the text of an error with its causes: libraries give the reason there.
 pub(super) fn whole(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -1,5 +1,5 @@
-//! This node's condition `NetworkUnavailable`: a cloud provider sets it to true for every new node, and nothing is scheduled there until
-//! somebody has seen to the network and says so.
+//! This node's condition `NetworkUnavailable`. A cloud provider sets it to true for every new node.
+//! The scheduler places no pods on the node until a network agent sets it to false.
 
 use std::time::Duration;
 
@@ -14,12 +14,14 @@ use super::client::{self, whole};
 use super::object::WatchedNode;
 use crate::events::Readiness;
 
-/// After an attempt that failed, and after one that has not shown yet; twice as long after each that follows it.
+/// The pause after an attempt, whether it failed or has no visible effect yet. It doubles after
+/// each further attempt.
 const PAUSE: Duration = Duration::from_secs(15);
-/// The longest of these pauses: somebody may set it to true again and again.
+/// The longest pause. Another program may set the condition to true again and again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
-/// Sets it to false whenever it is true and this agent serves. Nothing else of the node is written, and nothing while it is not true.
+/// Sets the condition to false whenever it is true and this agent is ready. Writes nothing else to
+/// the node, and nothing while the condition is not true.
 pub(super) async fn see_to(
     source: Source,
     mut unavailable: watch::Receiver<bool>,
@@ -35,7 +37,7 @@ pub(super) async fn see_to(
         {
             return;
         }
-        // It may have been somebody else meanwhile.
+        // Another program may have set it to false in the meantime.
         if *unavailable.borrow() {
             match set_to_false(&source).await {
                 Ok(()) => info!("this node's condition NetworkUnavailable is false now"),
@@ -49,7 +51,8 @@ pub(super) async fn see_to(
     }
 }
 
-/// With a client of its own: it is seldom, and tokens and certificates change meanwhile.
+/// Sets the condition with a new client: this happens rarely, and tokens and certificates change in
+/// the meantime.
 async fn set_to_false(source: &Source) -> Result<(), String> {
     let config = source.server.config(source.pace.silence).await.map_err(|error| whole(&error))?;
     let (answered, _) = watch::channel(());

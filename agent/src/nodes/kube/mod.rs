@@ -1,4 +1,4 @@
-//! Node objects from the API server: listed once, then watched.
+//! Gets Node objects from the API server: one list, then a watch.
 
 mod cache;
 mod client;
@@ -24,37 +24,39 @@ use podwire_core::cluster::{NodeList, NodeProblem, NodeRecord};
 use self::object::WatchedNode;
 use crate::events::{Event, Readiness};
 
-/// Nodes of a page, where the API server does not stream the list. A page is held as a whole.
+/// Nodes of a page, where the API server does not stream the list. The agent holds a whole page at
+/// a time.
 const PAGE: u32 = 200;
 
-/// How many times as long as between two writes of the cache it is between two notes that it is still good.
+/// The time between two confirmations of the cache, as a multiple of the time between two writes.
 const CONFIRMING: u32 = 6;
 
-/// What the agent wants of the API server.
+/// Settings for the API server as a source of nodes.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// Where it is.
+    /// The access to the server.
     pub server: Access,
-    /// This node: the one whose condition is seen to.
+    /// This node's name: the agent also sets this node's condition.
     pub node_name: String,
-    /// Where the last good list is kept.
+    /// The path of the cache with the last good list.
     pub cache: PathBuf,
-    /// How long things may take.
+    /// Time limits and pauses.
     pub pace: Pace,
 }
 
-/// How long things may take.
+/// Time limits and pauses.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Nothing was heard on a connection: it is given up.
+    /// Silence on a connection after which the agent gives it up.
     pub silence: Duration,
-    /// After the start, without a list: then the one of an earlier time is used.
+    /// Time without a list after the start until the agent uses the cached list.
     pub patience: Duration,
-    /// Between two lists for the owner of state. What changes meanwhile is told together.
+    /// Time between two lists for the owner of state. Changes in between are sent together.
     pub rest: Duration,
-    /// Between two writes of the cache.
+    /// Time between two writes of the cache.
     pub saving: Duration,
-    /// After an attempt that failed, at the longest. It begins with less than two seconds, and doubles.
+    /// The longest pause after a failed attempt. The first pause is less than two seconds, and it
+    /// doubles.
     pub pause: Duration,
 }
 
@@ -71,8 +73,8 @@ impl Default for Pace {
 }
 
 impl Source {
-    /// Sends the nodes as an event when the first list is whole and after every change, until nobody receives any more. What fails is
-    /// told, and tried again after a pause.
+    /// Sends the nodes as an event when the first list is complete and after every change. Ends
+    /// when the receiver is closed. Reports an error, and tries again after a pause.
     ///
     /// # Errors
     /// [`ClientError`] when the configuration cannot be used in the first place.
@@ -105,7 +107,7 @@ impl Source {
             answered: None,
             trusted: config.root_cert.clone(),
         };
-        // TLS is in the client: a certificate that cannot be used shows here.
+        // The client sets up TLS: an unusable certificate shows here.
         let mut client = client::client(config, answered.clone())?;
         info!(url = follower.url, "Node objects come from the API server");
         let seeing_to = tokio::spawn(condition::see_to(self.clone(), is_unavailable, readiness));
@@ -119,7 +121,8 @@ impl Source {
                 seeing_to.abort();
                 return Ok(());
             }
-            // Files may be half written at this moment: then it goes on as it was, and comes here again.
+            // The files may be half written at this moment. Then the old client goes on, and the
+            // agent reads the files again after the next attempt.
             let renewed = match self.server.config(self.pace.silence).await {
                 Ok(config) => {
                     let trusted = config.root_cert.clone();
@@ -138,7 +141,7 @@ impl Source {
     }
 }
 
-/// What one attempt after the other has come to.
+/// The state that successive attempts share.
 struct Follower<'a> {
     source: &'a Source,
     url: String,
@@ -151,26 +154,26 @@ struct Follower<'a> {
     strategy: InitialListStrategy,
     pauses: DefaultBackoff,
     known: BTreeMap<String, Result<NodeRecord, NodeProblem>>,
-    /// What has come of a list that is not whole yet.
+    /// The nodes of a list that is not complete yet.
     listing: BTreeMap<String, Result<NodeRecord, NodeProblem>>,
-    /// Whether a whole list was there.
+    /// Whether there was a complete list.
     has_list: bool,
     unsent: bool,
     next_send: Instant,
     next_save: Instant,
-    /// Why the server does not answer.
+    /// The reason why the server does not answer.
     lost: Option<String>,
-    /// Whether `known` is older than the list that is asked for.
+    /// Whether the requested list is not complete yet, so that `known` is older than it.
     is_listing: bool,
-    /// When the server's last answer counts as one, unless something is wrong with it until then.
+    /// The time from which the server's last answer counts, unless an error comes before.
     answered: Option<Instant>,
-    /// What the client trusts.
+    /// The certificates that the client trusts.
     trusted: Option<Vec<Vec<u8>>>,
 }
 
 #[derive(PartialEq, Eq)]
 enum Next {
-    /// With another client, or in another way.
+    /// Continue with another client, or in another way.
     Again,
     Stop,
 }
@@ -178,10 +181,11 @@ enum Next {
 type Nodes<'a> = Pin<Box<dyn Stream<Item = Result<watcher::Event<WatchedNode>, WatchError>> + Send + 'a>>;
 
 impl Follower<'_> {
-    /// Takes what comes, until it has to be asked for in another way.
+    /// Takes events until the agent must ask in another way.
     async fn follow(&mut self, mut nodes: Nodes<'_>) -> Next {
         self.is_listing = true;
-        // Of an attempt to begin anew, too: no server is asked twice without a pause.
+        // The end of the current pause. Starting over also waits for it, so that no server is asked
+        // twice without a pause.
         let mut resume = Instant::now();
         let mut anew = false;
         let patience = Instant::now() + self.source.pace.patience;
@@ -200,7 +204,7 @@ impl Follower<'_> {
                     let silent = format!("no list within {:?}", self.source.pace.patience);
                     self.use_cache(&silent).await;
                 }
-                // A watch may still be told an error, first thing.
+                // A watch can begin with an error, so the answer does not count at once.
                 Ok(()) = self.answers.changed(), if !self.is_listing => {
                     self.answered = Some(Instant::now() + self.source.pace.rest);
                 }
@@ -208,8 +212,9 @@ impl Follower<'_> {
                 () = sleep_until(resume), if is_paused => {}
                 event = nodes.next(), if !is_paused => match event {
                     Some(Ok(event)) => self.take(event),
-                    // An API server may have nothing to say for long: some send no bookmark while no node changes. Whether more is
-                    // wrong shows when the watch is resumed, at once.
+                    // An API server may have nothing to send for a long time: some send no
+                    // bookmarks while no node changes. `watcher` resumes the watch at once, and any
+                    // other problem shows then.
                     Some(Err(WatchError::WatchFailed(kube::Error::ReadEvents(broken)))) if !self.is_listing => {
                         debug!("the watch of nodes is resumed: {}", client::whole(&broken));
                     }
@@ -248,7 +253,8 @@ impl Follower<'_> {
                 self.answers.mark_unchanged();
                 self.answered = Some(Instant::now());
             }
-            // A kubelet tells of its node every few minutes, and nearly always of nothing that matters here.
+            // A kubelet updates its node every few minutes, and nearly always without a change of
+            // these fields.
             Watched::Apply(node) => {
                 let name = node.name().to_owned();
                 if self.known.get(&name) != Some(&node.decoded) {
@@ -267,7 +273,7 @@ impl Follower<'_> {
         self.cache.is_old = true;
         let records = self.known.values().filter_map(|node| node.as_ref().ok()).cloned().collect();
         let problems = self.known.values().filter_map(|node| node.as_ref().err()).cloned().collect();
-        // Nobody receives: that is seen where it is waited for.
+        // A closed receiver is not an error here: `follow` waits for that.
         let _ = self.events.send(Event::Nodes(NodeList { records, problems, age: Duration::ZERO })).await;
         self.unsent = false;
         self.next_send = Instant::now() + self.source.pace.rest;
@@ -280,18 +286,18 @@ impl Follower<'_> {
         }
     }
 
-    /// Says why the server cannot be asked. Whether it has to be asked in another way.
+    /// Reports why the server cannot be asked. Returns whether the agent must ask in another way.
     async fn note(&mut self, error: &WatchError) -> bool {
         let status = status_of(error);
         self.answers.mark_unchanged();
         self.answered = None;
-        // Also later: it may be another release now.
+        // Check this after later errors, too: the server may run another release by then.
         if matches!(status, Some(400 | 422)) && self.strategy == InitialListStrategy::StreamingList {
             info!("the API server does not stream lists: they are asked for page by page");
             self.strategy = InitialListStrategy::ListWatch;
             return true;
         }
-        // A version that is too old: the list is asked for anew, and that is all.
+        // The version is too old. Only a new list is needed; the server is not reported as lost.
         if status == Some(410) {
             info!("the API server no longer knows the changes since: the node list is asked for anew");
             return matches!(error, WatchError::WatchStartFailed(_));
@@ -312,18 +318,18 @@ impl Follower<'_> {
         status == Some(401) || status.is_none() && self.trusts_what_was().await
     }
 
-    /// Whether the files name other certificates now than those that the client trusts.
+    /// Returns whether the files now name other certificates than those that the client trusts.
     async fn trusts_what_was(&self) -> bool {
         let now = self.source.server.config(self.source.pace.silence).await;
         now.is_ok_and(|now| now.root_cert != self.trusted)
     }
 
-    /// The server has answered, and all of it is good.
+    /// Notes that the server has answered and no error followed.
     async fn found(&mut self) {
         self.answered = None;
         if self.lost.take().is_some() {
             info!(url = self.url, "the API server answers again");
-            // A list that is newer says so itself.
+            // A list that is about to be sent needs no confirmation.
             if self.has_list && !self.unsent {
                 let _ = self.events.send(Event::NodeListConfirmed).await;
             }
@@ -346,7 +352,7 @@ impl Follower<'_> {
     }
 }
 
-/// The HTTP status of an answer, if there was one.
+/// Returns the HTTP status of an answer, if there was one.
 fn status_of(error: &WatchError) -> Option<u16> {
     match error {
         WatchError::InitialListFailed(kube::Error::Api(status))

@@ -1,4 +1,4 @@
-//! A Node object as the API server sends it: what the agent reads of it, or why that cannot be read.
+//! A Node object from the API server: the parts that the agent reads, or why it cannot read them.
 
 use std::borrow::Cow;
 
@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 
 use super::super::objects::Entries;
 
-/// One Node object. That it does not decode is its own misfortune and not the list's.
+/// One Node object. If it does not decode, the rest of the list is still used.
 #[derive(Clone, Debug)]
 pub(super) struct WatchedNode {
-    /// Name and resource version, no more: the rest of it is most of a Node object.
+    /// Only name and resource version: the other fields are most of a Node object.
     metadata: ObjectMeta,
     pub(super) decoded: Result<NodeRecord, NodeProblem>,
 }
@@ -48,7 +48,7 @@ impl<'de> Deserialize<'de> for WatchedNode {
                 resource_version: metadata.resource_version,
                 ..ObjectMeta::default()
             },
-            // What is no record is a problem: one entry went in.
+            // One entry went in, so there is either a record or a problem.
             decoded: match (entries.records.pop(), entries.problems.pop()) {
                 (Some(record), _) => Ok(record),
                 (None, Some(problem)) => Err(problem),

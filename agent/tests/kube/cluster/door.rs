@@ -1,4 +1,4 @@
-//! The way to an API server, which can be shut while the server goes on.
+//! A proxy in front of an API server. A test can shut it while the server keeps running.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// An address of its own that leads to another one.
+/// A proxy with an address of its own, which forwards connections to another address.
 pub(super) struct Door {
     pub(super) address: SocketAddr,
     beyond: SocketAddr,
@@ -14,7 +14,7 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// Shut.
+    /// Returns a proxy that is shut.
     pub(super) fn new(address: SocketAddr, beyond: SocketAddr) -> Self {
         Self { address, beyond, keeper: None }
     }
@@ -28,7 +28,7 @@ impl Door {
                 let (mut here, _) = listener.accept().await.unwrap();
                 connections.spawn(async move {
                     if let Ok(mut there) = TcpStream::connect(beyond).await {
-                        // One of them went away: so does the other.
+                        // When one side closes its connection, the proxy closes the other.
                         let _ = copy_bidirectional(&mut here, &mut there).await;
                     }
                 });

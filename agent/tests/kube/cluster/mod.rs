@@ -1,4 +1,4 @@
-//! A cluster's own API server, as its administrator and its agent see it.
+//! A cluster's own API server, with an administrator's client and the agent's account.
 
 mod door;
 mod processes;
@@ -19,7 +19,7 @@ use self::processes::{Processes, free_address};
 use crate::watching::by_kubeconfig;
 
 const ADMIN_TOKEN: &str = "administrator";
-/// What the agent is installed with.
+/// The manifest that installs the agent.
 const MANIFEST: &str = include_str!("../../../../manifests/podwire.yaml");
 const NODES: &str = "/api/v1/nodes";
 
@@ -33,7 +33,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Serves, and knows the agent's account, which has no rights yet.
+    /// Starts a server with the agent's account, which has no rights yet. Returns when it serves.
     pub async fn start(binaries: Binaries) -> Self {
         let processes = Processes::start(binaries);
         let admin = client(&processes, ADMIN_TOKEN).await;
@@ -41,7 +41,7 @@ impl Cluster {
         door.open().await;
         let cluster = Self { processes, door, admin, folder: tempfile::tempdir().unwrap() };
         cluster.serves().await;
-        // The API server makes it, too, sooner or later.
+        // The API server creates this namespace as well, but at a time of its own.
         let namespace = json!({ "metadata": { "name": "kube-system" } });
         let _ = cluster.ask(Method::POST, "/api/v1/namespaces", Some(&namespace)).await;
         cluster.make("ServiceAccount", "/api/v1/namespaces/kube-system/serviceaccounts").await;
@@ -55,12 +55,13 @@ impl Cluster {
         self.make("ClusterRoleBinding", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings").await;
     }
 
-    /// How the agent gets there: through the door.
+    /// Returns the agent's access through the door.
     pub fn access(&self) -> Access {
         self.access_by(self.door.address)
     }
 
-    /// How the agent gets there past the door: it meets what there is at that time.
+    /// Returns the agent's access past the door. There the agent meets the server as it is at that
+    /// time.
     pub fn direct_access(&self) -> Access {
         self.access_by(self.processes.address)
     }
@@ -72,13 +73,13 @@ impl Cluster {
 
     /// Creates or updates a Node object.
     pub async fn put(&self, node: &Value) {
-        // Kubelets bring the status along when they register, too.
+        // A Node object that a kubelet registers includes its status as well.
         let created = self.ask(Method::POST, NODES, Some(node)).await;
         if !matches!(created, Err(StatusCode::CONFLICT)) {
             created.unwrap_or_else(|status| panic!("create {node}: {status}"));
             return;
         }
-        // The status is a resource of its own: what is in the object itself changes nothing there.
+        // The status is a resource of its own: an update of the object itself does not change it.
         let path = format!("{NODES}/{}", node["metadata"]["name"].as_str().unwrap());
         for path in [path.clone(), format!("{path}/status")] {
             let updated = self.ask(Method::PUT, &path, Some(node)).await;
@@ -95,7 +96,7 @@ impl Cluster {
         self.ask(Method::GET, &format!("{NODES}/{name}"), None).await.ok()
     }
 
-    /// What was asked so far, but for the administrator: method, path, query.
+    /// Returns the agent's requests so far: method, path, query. The administrator's are left out.
     pub fn requests(&self) -> Vec<String> {
         let log = self.processes.audit_log();
         let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -106,19 +107,20 @@ impl Cluster {
             .collect()
     }
 
-    /// The agent gets there no more.
+    /// Shuts the door between the agent and the API server.
     pub async fn stop(&mut self) {
         self.door.shut().await;
     }
 
-    /// The agent gets there again.
+    /// Opens the door between the agent and the API server.
     pub async fn start_again(&mut self) {
         self.door.open().await;
     }
 
-    /// Another process at the same address, with another cache of changes: it begins after all versions that there are.
+    /// Replaces the API server's process. The new one has the same address and an empty watch
+    /// cache, which begins after all versions that exist now.
     pub async fn restart(&mut self) {
-        // Versions are the store's, whatever changes in it.
+        // Versions belong to the store: a change of any object increases them.
         let other = json!({ "metadata": { "generateName": "other-" } });
         self.ask(Method::POST, "/api/v1/namespaces", Some(&other)).await.unwrap();
         self.processes.stop_api_server();
@@ -126,7 +128,7 @@ impl Cluster {
         self.serves().await;
     }
 
-    /// The token that the agent has is worth nothing any more, as soon as the API server has forgotten that it was.
+    /// Invalidates the agent's token. The restart empties the API server's cache of valid tokens.
     pub async fn revoke_token(&mut self) {
         let accounts = "/api/v1/namespaces/kube-system/serviceaccounts";
         self.ask(Method::DELETE, &format!("{accounts}/podwire"), None).await.unwrap();
@@ -134,12 +136,12 @@ impl Cluster {
         self.restart().await;
     }
 
-    /// As a kubelet gives it to a pod.
+    /// Gives the agent a new token, as a kubelet gives it to a pod.
     pub async fn renew_token(&self) {
         self.write_token(&self.new_token().await);
     }
 
-    /// What the API server says to the agent's own account.
+    /// Returns the API server's status for a request of the agent's own account.
     pub async fn answer_to_agent(&self, method: Method, path: &str, kind: &str, body: &Value) -> StatusCode {
         let token = std::fs::read_to_string(self.folder.path().join("token")).unwrap();
         let agent = client(&self.processes, &token).await;
@@ -158,7 +160,7 @@ impl Cluster {
         panic!("kube-apiserver does not serve:\n{}", self.processes.last_words());
     }
 
-    /// Makes the manifest's object of a kind.
+    /// Creates the manifest's object of a kind.
     async fn make(&self, kind: &str, path: &str) {
         let documents: Vec<Value> = serde_saphyr::from_multiple(MANIFEST).unwrap();
         let of_kind = |one: &&Value| one["kind"] == kind && one["metadata"]["name"] == "podwire";
@@ -187,7 +189,7 @@ impl Cluster {
 
 const JSON: &str = "application/json";
 
-/// Who the token says, past the door.
+/// Returns a client with the token's identity, which connects past the door.
 async fn client(processes: &Processes, token: &str) -> Client {
     let folder = tempfile::tempdir().unwrap();
     let [config, file] = ["config", "token"].map(|name| folder.path().join(name));
@@ -199,7 +201,7 @@ async fn client(processes: &Processes, token: &str) -> Client {
     Client::try_from(config).unwrap()
 }
 
-/// The answer's text, or the status that it was refused with. Without any answer: 503.
+/// Returns the answer's text, or the status of a refusal. Without any answer the status is 503.
 async fn send(
     client: &Client,
     method: Method,

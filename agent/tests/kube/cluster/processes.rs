@@ -1,4 +1,4 @@
-//! etcd and kube-apiserver as processes of this one.
+//! etcd and kube-apiserver as child processes of the test.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -14,14 +14,14 @@ use xtask::lab::traffic::reserved_address;
 
 use super::ADMIN_TOKEN;
 
-/// Every request that is not the administrator's, when it arrives.
+/// Logs every request on arrival, except the administrator's.
 const AUDIT_POLICY: &str = r#"{
   "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
   "omitStages": ["ResponseStarted", "ResponseComplete", "Panic"],
   "rules": [{ "level": "None", "users": ["admin"] }, { "level": "Metadata" }]
 }"#;
 
-/// One process, which ends with this value, and with the thread that made it.
+/// A process that ends when this value is dropped, or when the thread that started it ends.
 struct Process(Child);
 
 impl Process {
@@ -47,9 +47,9 @@ impl Drop for Process {
     }
 }
 
-/// A store and an API server in front of it, on loopback, with their files in a folder of their own.
+/// etcd and the API server in front of it, on loopback, with their files in one folder.
 pub(super) struct Processes {
-    // The API server ends first.
+    // Fields are dropped in order: the API server ends before its store.
     api_server: Option<Process>,
     _etcd: Process,
     binaries: Binaries,
@@ -60,7 +60,7 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    /// Both are started; neither may serve yet.
+    /// Starts both processes and does not wait until they serve.
     pub(super) fn start(binaries: Binaries) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
@@ -91,7 +91,8 @@ impl Processes {
         processes
     }
 
-    /// At the same address as before. What it had in memory is gone, what etcd has is not.
+    /// Starts the API server at the same address as before. It loses what it had in memory; etcd
+    /// keeps its data.
     pub(super) fn start_api_server(&mut self) {
         let path = |name: &str| self.folder.path().join(name);
         let arguments = [
@@ -108,7 +109,7 @@ impl Processes {
             option("service-account-key-file", path("server.crt")),
             option("service-account-signing-key-file", path("server.key")),
             option("service-cluster-ip-range", "10.0.0.0/24"),
-            // Nothing that is not asked for is written: versions are the tests'.
+            // The API server writes nothing on its own: only the tests' writes change versions.
             option("endpoint-reconciler-type", "none"),
             option("audit-policy-file", path("audit.json")),
             option("audit-log-path", path("audit.log")),
@@ -121,12 +122,12 @@ impl Processes {
         self.api_server = None;
     }
 
-    /// One request a line, as JSON.
+    /// Returns the log, with one request a line as JSON.
     pub(super) fn audit_log(&self) -> String {
         fs::read_to_string(self.folder.path().join("audit.log")).unwrap_or_default()
     }
 
-    /// The last words of the API server, for a test that gives up.
+    /// Returns the end of the API server's log, for a test that gives up.
     pub(super) fn last_words(&self) -> String {
         let log = fs::read_to_string(self.folder.path().join("kube-apiserver.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -134,7 +135,7 @@ impl Processes {
     }
 }
 
-/// A port that nobody listens on.
+/// Returns an address with a port on which no socket listens.
 pub(super) fn free_address() -> SocketAddr {
     reserved_address().unwrap()
 }

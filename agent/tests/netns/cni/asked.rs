@@ -1,4 +1,5 @@
-//! What a configuration, or the runtime for one pod, asks for: seen in the pod and by its packets.
+//! Values that a configuration, or the runtime for one pod, asks for: seen in the pod and by its
+//! packets.
 
 use serde_json::json;
 use xtask::lab::{Lab, traffic};
@@ -20,16 +21,16 @@ fn pod_talks_by_the_addresses_and_routes_that_were_asked_for() {
     assert_eq!(address(&result), "10.244.1.77");
     assert_eq!(pod.ns.mac("eth0").unwrap(), [2, 0, 0, 0, 0, 10]);
     succeeded(pod.run("CHECK", Some(&result)));
-    // from_pod lets pass what bears this link address, and to_pod sends to it.
+    // `from_pod` accepts this link address as the source, and `to_pod` sends to it.
     let to = address(&result).parse().unwrap();
     traffic::tcp_exchange(&far, &pod.ns, to, 8080, 100_000).unwrap();
     traffic::tcp_exchange(&pod.ns, lab.world(), lab.world_address(), 8080, 100_000).unwrap();
     let unfragmented = |address, size| traffic::ping_unfragmented(&pod.ns, address, size);
-    // With 28 bytes of headers.
+    // The headers add 28 bytes.
     unfragmented(lab.world_address(), 1272).unwrap();
     assert!(unfragmented(lab.world_address(), 1273).is_err(), "larger than the route's MTU");
     unfragmented(far.address(), 1422).unwrap();
-    // An ADD that is repeated gives the new link the same.
+    // A repeated ADD gives the new link the same values.
     let again = pod.add();
     assert_eq!(
         (address(&again).as_str(), &again["interfaces"][1]["mac"]),

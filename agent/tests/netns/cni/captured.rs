@@ -1,4 +1,4 @@
-//! Calls as a runtime made them, byte for byte: default socket, its own namespace paths.
+//! A runtime's calls, byte for byte: with the default socket and its own namespace paths.
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -32,7 +32,7 @@ fn the_captured_calls_work_as_they_are() {
             traffic::tcp_exchange_on(lab.world(), &pod, tcp, 1000).unwrap();
             let udp = traffic::Route::translated(to(9089), 8081);
             traffic::udp_exchange_on(lab.world(), &pod, udp, 1000).unwrap();
-            // Of the node alone.
+            // This hostPort is for the node's own processes only.
             let local = traffic::Route::translated(SocketAddr::new([127, 0, 0, 1].into(), 9090), 8080);
             traffic::tcp_exchange_on(node, &pod, local, 1000).unwrap();
         }
@@ -41,8 +41,9 @@ fn the_captured_calls_work_as_they_are() {
     }
 }
 
-/// Runs the plugin with that input and that environment, in a view of the file system in which `/run/podwire` is the node's run folder and the
-/// namespace's path the pod's.
+/// Runs the plugin with a call's input and environment. In its view of the file system,
+/// `/run/podwire` is the node's run folder, and the call's namespace path leads to the pod's
+/// namespace.
 fn call(node: &Node, pod: &Ns, name: &str, verb: &str) -> Output {
     let read = |kind: &str| std::fs::read(format!("{CALLS}/{name}.{verb}.{kind}")).unwrap();
     let environment = String::from_utf8(read("env")).unwrap();
@@ -50,7 +51,7 @@ fn call(node: &Node, pod: &Ns, name: &str, verb: &str) -> Output {
     let plugin = node.cni_call("ADD", name, &Value::Null);
     let socket = node.socket();
     let mut command = Command::new("unshare");
-    // `unshare` makes mounts private: nothing of this is seen outside, and it ends with the process.
+    // `unshare` makes mounts private: they are not visible outside, and end with the process.
     command.args(["--mount", "sh", "-eu", "-c", VIEW, "sh"]);
     command.arg(node.state_dir().with_file_name("view")).arg(socket.parent().unwrap());
     command.arg(pod.path()).arg(Path::new(path).file_name().unwrap()).arg(plugin.plugin());
@@ -63,7 +64,8 @@ fn call(node: &Node, pod: &Ns, name: &str, verb: &str) -> Output {
     output
 }
 
-/// A folder for the view, the node's run folder, the pod's namespace, its name for the runtime, the plugin; then the environment.
+/// Arguments: a folder for the view, the node's run folder, the pod's namespace, its name for the
+/// runtime, the plugin. The environment follows.
 const VIEW: &str = r#"
 view=$1 run=$2 netns=$3 name=$4 plugin=$5
 shift 5

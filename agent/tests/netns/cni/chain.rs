@@ -1,4 +1,4 @@
-//! Lists of plugins, ours first and ours later, with the reference plugins that Debian has.
+//! Lists of plugins with ours first or later, and with the reference plugins that Debian has.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::footprint::Footprint;
 use crate::sockets::wait_until;
 
 const PLUGINS: &str = "/usr/lib/cni";
-/// The newest that Debian's plugins speak.
+/// The newest version that Debian's plugins speak.
 const VERSION: &str = "1.0.0";
 
 #[test]
@@ -31,11 +31,11 @@ fn plugins_after_ours_build_on_its_result() {
     let result = succeeded(reference::add(&mut calls).unwrap());
     assert_eq!(result["interfaces"].as_array().unwrap().len(), 2, "{result}");
     assert_eq!(container.ns.exec(&["cat", "/proc/sys/net/core/somaxconn"]).unwrap().trim(), "500");
-    // Not portmap itself: Debian's looks for its IPv6 rules as well, of which a pod with IPv4 alone has none.
+    // Leave out portmap itself: Debian's also looks for its IPv6 rules, and an IPv4 pod has none.
     check(&calls[..2], &result);
     let to = address(&result).parse().unwrap();
     traffic::tcp_exchange(&far, &container.ns, to, 8080, 100_000).unwrap();
-    // Through the rules of portmap, which knows the pod by our result.
+    // The packets pass the rules of portmap, which took the pod's address from our result.
     let route = traffic::Route::translated((node.address(), 9080).into(), 8080);
     traffic::tcp_exchange_on(lab.world(), &container.ns, route, 100_000).unwrap();
     reference::delete(&calls).unwrap();
@@ -80,9 +80,9 @@ fn after_another_main_plugin_ours_refuses_and_leaves_nothing() {
         INVALID_CONFIGURATION,
         "take that plugin out of the list, or put podwire-cni into a list of its own",
     );
-    // A runtime takes back what it has begun.
+    // A runtime deletes what an ADD has begun.
     reference::delete(&calls).unwrap();
-    // The other plugin's link was one of the node's for a moment.
+    // The other plugin's link was one of the node's links for a moment.
     let left = wait_until(|| (Footprint::of(node, &[]) == before).then_some(()));
     assert!(left.is_some(), "{:?}", Footprint::of(node, &[]));
 }
@@ -99,7 +99,7 @@ fn other(container: &Container, plugin: &str, keys: &Value) -> CniCall {
     container.call.of_plugin(&Path::new(PLUGINS).join(plugin), config)
 }
 
-/// CHECK by all of them, each with the whole result.
+/// Runs CHECK with all of them, each with the whole result.
 #[track_caller]
 fn check(calls: &[CniCall], result: &Value) {
     for call in calls {

@@ -1,4 +1,4 @@
-//! CHECK with the real agent: what others did to a pod's link, programs, map entries and route.
+//! CHECK with the real agent, after others changed a pod's link, programs, map entries and route.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use super::{CHECK_FAILED, Container, UNKNOWN_CONTAINER, address, failed, host_si
 fn every_fault_of_the_nodes_and_the_pods_side_is_named_at_once() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
-    // In another namespace, so that it does the pod nothing: a program that is not this agent's.
+    // A program of another agent. It is in another namespace, so it does the pod no harm.
     let foreign = foreign_program(lab.node(1), &lab);
     let runtime = json!({"portMappings": [
         {"hostPort": 9000, "containerPort": 80, "protocol": "tcp"},
@@ -35,7 +35,8 @@ fn every_fault_of_the_nodes_and_the_pods_side_is_named_at_once() {
         format!("route default via {} dev eth0 is missing", node.gateway()),
     ];
     let mut said = String::new();
-    // The agent mends some of it when it looks, every ten seconds after a change: then everything is broken again.
+    // When the agent looks, every ten seconds after a change, it repairs some of this. Then the
+    // test breaks everything again.
     for _ in 0..3 {
         let replace = [
             "tc",
@@ -79,14 +80,14 @@ fn a_host_side_that_is_gone_is_named() {
     let result = pod.add();
     node.ip(&format!("link del {}", host_side(&pod))).unwrap();
     let output = pod.run("CHECK", Some(&result));
-    // The agent releases an endpoint whose device is gone as soon as it looks.
+    // The agent releases an endpoint without a device as soon as it looks.
     if output.answer["code"] != UNKNOWN_CONTAINER {
         failed(&output, CHECK_FAILED, &format!("{} is gone on the node", host_side(&pod)));
         failed(&output, CHECK_FAILED, "eth0 is missing in the pod");
     }
 }
 
-/// `from_pod` of another node's agent, pinned where the lab is removed.
+/// Returns `from_pod` of another node's agent, pinned in a folder that the lab removes.
 fn foreign_program(node: &Node, lab: &Lab) -> PathBuf {
     let pod = node.add_pod("foreign").unwrap();
     let shown =
@@ -123,7 +124,7 @@ fn delete_frontend(node: &Node, port: u16) {
     }
 }
 
-/// In decimal, as `bpftool` takes them.
+/// Returns bytes in decimal, as `bpftool` takes them.
 fn bytes(dumped: &Value) -> Vec<String> {
     let byte =
         |byte: &Value| u8::from_str_radix(byte.as_str().unwrap().trim_start_matches("0x"), 16).unwrap();

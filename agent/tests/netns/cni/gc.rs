@@ -1,4 +1,4 @@
-//! GC: what goes and what stays.
+//! GC: what it removes and what it keeps.
 
 use podwire_common::names::maps;
 use serde_json::json;
@@ -18,7 +18,7 @@ fn an_attachment_whose_network_is_not_known_is_kept() {
     let [old, new] = ["old", "new"].map(|name| Container::new(node, name));
     let result = old.add();
     node.stop_agent().unwrap();
-    // The file does not name the network.
+    // Remove the network's name from the file.
     for file in std::fs::read_dir(node.state_dir().join("endpoints")).unwrap() {
         let path = file.unwrap().path();
         let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();

@@ -1,4 +1,5 @@
-//! The CNI specification's verbs, asked of the real plugin and the real agent as runtimes ask.
+//! The verbs of the CNI specification, run with the real plugin and the real agent as runtimes run
+//! them.
 
 mod asked;
 mod captured;
@@ -22,11 +23,11 @@ pub const UNAVAILABLE: u32 = 50;
 const UNAVAILABLE_AND_LIMITED: u32 = 51;
 const CHECK_FAILED: u32 = 103;
 
-/// The versions that the plugin speaks, and the first one of each verb that is not of the first.
+/// The versions that the plugin speaks. CHECK came with 0.4.0, GC and STATUS with 1.1.0.
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 const NEWEST: &str = "1.1.0";
 
-/// A container whose namespace is there, attached or not.
+/// A container with a namespace, attached or not.
 struct Container {
     ns: Ns,
     call: CniCall,
@@ -39,7 +40,8 @@ impl Container {
         Self { ns: Ns::create(&call.container_id).unwrap(), call }
     }
 
-    /// The same, on a node where another one has left what stays: where the next address is looked for.
+    /// Returns a container on a node where an earlier one was added and deleted. What that one
+    /// leaves is already there: the place where the agent looks for the next address.
     fn after_another(node: &Node, name: &str) -> Self {
         let earlier = Self::new(node, "earlier");
         earlier.add();
@@ -47,7 +49,7 @@ impl Container {
         Self::new(node, name)
     }
 
-    /// A verb, with the result of its ADD where the specification has it.
+    /// Runs a verb, with the result of its ADD where the specification requires it.
     fn run(&self, verb: &str, previous: Option<&Value>) -> CniOutput {
         let mut call = self.call.with_command(verb);
         if let Some(previous) = previous {
@@ -60,13 +62,13 @@ impl Container {
         succeeded(self.run("ADD", None))
     }
 
-    /// As GC lists it.
+    /// Returns the attachment as GC lists it.
     fn attachment(&self) -> Value {
         json!({ "containerID": self.call.container_id, "ifname": self.call.interface })
     }
 }
 
-/// A node without an agent, whose podCIDR has room for one pod.
+/// Returns a node without an agent. Its podCIDR has room for one pod.
 fn lab_for_one_pod() -> Lab {
     let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
     let mut list = lab.node_list().unwrap();
@@ -89,7 +91,7 @@ pub fn status(node: &Node) -> CniOutput {
     of_the_node(node, "STATUS").run().unwrap()
 }
 
-/// A call that is for no pod. Its variables are left empty, which is as good as not set.
+/// Returns a call that concerns no pod. Its variables are empty, which counts as not set.
 fn of_the_node(node: &Node, verb: &str) -> CniCall {
     let mut call = node.cni_call(verb, "", &json!({}));
     call.config["cniVersion"] = json!(NEWEST);
@@ -110,7 +112,7 @@ pub fn failed(output: &CniOutput, code: u32, says: &str) {
     assert!(output.answer["msg"].as_str().unwrap().contains(says), "{says:?}: {output:?}");
 }
 
-/// The pod's address in a result of whatever version.
+/// Returns the pod's address in a result of any version.
 fn address(result: &Value) -> String {
     let old = &result["ip4"]["ip"];
     let ips = result["ips"].as_array();
@@ -119,7 +121,7 @@ fn address(result: &Value) -> String {
     text.trim_end_matches("/32").to_owned()
 }
 
-/// The name of its link on the node.
+/// Returns the name of the container's link on the node.
 fn host_side(container: &Container) -> String {
     let call = &container.call;
     Attachment { container_id: call.container_id.clone(), interface: call.interface.clone() }.host_interface()

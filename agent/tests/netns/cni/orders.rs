@@ -1,4 +1,4 @@
-//! Every verb in every order that a runtime may use.
+//! Every verb, in every order that a runtime may use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,8 @@ use crate::footprint::Footprint;
 use crate::sockets::wait_until;
 use crate::sweep::metric;
 
-/// What may come next. Of the two containers only one is deleted and checked by itself: they are alike.
+/// The possible steps. Only one of the two containers is deleted and checked by itself: they are
+/// alike.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     AddOne,
@@ -42,9 +43,9 @@ const STEPS: [Step; 8] = [
 struct Model<'a> {
     node: &'a Node,
     containers: [Container; 2],
-    /// What ADD answered of those that are attached.
+    /// The results of ADD for the attached containers.
     attached: [Option<Value>; 2],
-    /// What it answered last, whether or not they still are.
+    /// The last results of ADD, whether or not the containers are still attached.
     last: [Value; 2],
     stays: (String, String),
 }
@@ -110,7 +111,7 @@ impl Model<'_> {
         }
     }
 
-    /// Disk, map, devices, routes and the pods' own links.
+    /// Compares disk, map, devices, routes and the pods' own links.
     fn compare(&self, when: &str) {
         let mut wanted = BTreeMap::from([self.stays.clone()]);
         for (container, attached) in self.containers.iter().zip(&self.attached) {
@@ -166,7 +167,7 @@ fn attachment_added_again_keeps_its_address_while_agent_looks() {
     let node = lab.node(0);
     let pod = Container::new(node, "pod");
     let mut others = 0;
-    // What is new of its own node makes the agent look at the kernel.
+    // A change of its own Node object makes the agent look at the kernel.
     let mut look = || {
         others += 1;
         let mut list: Value = serde_json::from_str(&lab.node_list_with(others).unwrap()).unwrap();
@@ -177,7 +178,7 @@ fn attachment_added_again_keeps_its_address_while_agent_looks() {
         assert!(applied.is_some(), "the Node list of {others} others is not applied");
     };
     let before = address(&pod.add());
-    // What the plugin begins with when it adds an attachment again.
+    // The plugin begins with this when it adds an attachment again.
     node.ip(&format!("link del {}", host_side(&pod))).unwrap();
     look();
     look();
@@ -187,7 +188,8 @@ fn attachment_added_again_keeps_its_address_while_agent_looks() {
     assert!(released.is_some(), "its device stays away, and it is not released");
 }
 
-/// Numbers of [`STEPS`] in which any three that may follow each other do, once: a de Bruijn sequence, and the first two of it again at its end.
+/// Returns indices of [`STEPS`] in which every sequence of three steps occurs once. This is a de
+/// Bruijn sequence, with its first two elements repeated at the end.
 fn every_three_in_a_row() -> Vec<usize> {
     fn extend(word: &mut [usize; 4], length: usize, period: usize, sequence: &mut Vec<usize>) {
         if length > 3 {

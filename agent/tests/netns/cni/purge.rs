@@ -1,4 +1,4 @@
-//! DEL, while the purge of the pod's flows takes longer than a runtime has to wait.
+//! DEL, when the purge of the pod's flows takes longer than a runtime should wait.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use xtask::lab::{Lab, Node};
 
 use super::{Container, address, host_side, lab_for_one_pod, succeeded};
 
-/// Starts the agent so that its first purge goes on until the file that is given is there.
+/// Starts the agent so that its first purge lasts until the returned file exists.
 fn with_a_long_purge(node: &Node) -> PathBuf {
     let over = node.state_dir().with_file_name("the-purge-is-over");
     let fault = format!("{}:{}:{}", Step::FlowsForgotten.name(), Fault::Wait.name(), over.display());
@@ -32,11 +32,11 @@ fn del_does_not_wait_for_a_long_purge_and_the_address_does() {
     let given = address(&old.add());
     succeeded(old.run("DEL", None));
     assert!(file_of(node, &old).exists(), "the agent may be killed, and the next one has to purge");
-    // As a runtime does that has not heard the answer.
+    // A runtime repeats a DEL when it has not received the answer.
     succeeded(old.run("DEL", None));
     thread::scope(|scope| {
         let adding = scope.spawn(|| new.add());
-        // Time to ask. Whether or not it has, the answer has to be the same.
+        // Time for the call to start. The answer must be the same if it has not.
         thread::sleep(Duration::from_millis(300));
         fs::write(&over, "").unwrap();
         assert_eq!(address(&adding.join().unwrap()), given);
@@ -61,14 +61,14 @@ fn pods_are_added_and_deleted_while_flows_are_purged() {
     succeeded(with_port(&first).run().unwrap());
     let given = address(&second.add());
     succeeded(first.run("DEL", None));
-    // Its turn comes with the next walk.
+    // The next walk purges the second pod's flows.
     succeeded(second.run("DEL", None));
     assert!(file_of(node, &second).exists());
     let other = third.add();
     assert_ne!(address(&other), given, "that one is not free yet");
     succeeded(third.run("DEL", None));
     thread::scope(|scope| {
-        // The hostPort is the first pod's until that is released.
+        // The hostPort belongs to the first pod until the agent has released that pod.
         let adding = scope.spawn(|| succeeded(with_port(&last).run().unwrap()));
         thread::sleep(Duration::from_millis(300));
         fs::write(&over, "").unwrap();

@@ -1,4 +1,4 @@
-//! STATUS: whether ADD can be served, and why not.
+//! STATUS: whether the agent can serve ADD, and if not, why.
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ fn status_follows_the_agent() {
     assert_eq!(succeeded(status(node)), Value::Null);
     let pod = node.add_pod("pod").unwrap();
 
-    // The Node list lacks this node: the pods that are there go on.
+    // The Node list lacks this node. Its pods keep their network.
     let mut without = list.clone();
     without["items"].as_array_mut().unwrap().retain(|item| item["metadata"]["name"] != node.name());
     lab.write_node_list(&without.to_string()).unwrap();
@@ -42,7 +42,7 @@ fn a_node_without_an_uplink_says_that_its_pods_may_be_cut_off() {
     let output = until(node, |output| !output.success);
     failed(&output, UNAVAILABLE_AND_LIMITED, "no link has this node's InternalIP");
     pod.delete().unwrap();
-    // Nobody is left who could be cut off.
+    // No pod is left that could be cut off.
     failed(&status(node), UNAVAILABLE, "no link has this node's InternalIP");
     node.ip(&format!("address add {address}/24 dev {uplink}\nroute add default via 10.200.0.254\n")).unwrap();
     succeeded(until(node, |output| output.success));
@@ -66,7 +66,7 @@ fn a_data_path_that_cannot_be_mended_is_told() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("pod").unwrap();
-    // Somebody takes the tunnel's device away, and its port.
+    // Another tool removes the tunnel's device and takes its port.
     node.ip("link del podwire-vxlan").unwrap();
     let taken = node.enter(|| UdpSocket::bind("0.0.0.0:8472")).unwrap().unwrap();
     let output = until(node, |output| !output.success);
@@ -76,7 +76,7 @@ fn a_data_path_that_cannot_be_mended_is_told() {
     pod.delete().unwrap();
 }
 
-/// The agent looks at changes of the kernel every ten seconds.
+/// Waits for a status. The agent looks at changes of the kernel every ten seconds.
 fn until(node: &Node, good: impl Fn(&CniOutput) -> bool) -> CniOutput {
     let start = Instant::now();
     loop {

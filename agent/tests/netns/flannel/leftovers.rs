@@ -1,4 +1,4 @@
-//! What flannel leaves on a node that becomes ours.
+//! What flannel leaves on a node that Podwire takes over.
 
 use xtask::lab::reference::{self, Join, Masquerade, VXLAN};
 use xtask::lab::{Lab, traffic};
@@ -36,7 +36,7 @@ fn flannels_bridge_and_rules_on_the_node_break_nothing() {
     let lab = Lab::builder().agents(false).build().unwrap();
     for node in lab.nodes() {
         reference::set_up_node(node, Join::Routes, Masquerade::Iptables).unwrap();
-        // With a pod, so that the bridge runs.
+        // With a pod the bridge runs.
         let before = add_pod(node, "before", &serde_json::json!({})).unwrap();
         assert!(answers(node, before.address));
         node.start_agent().unwrap();

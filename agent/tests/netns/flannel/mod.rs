@@ -1,5 +1,5 @@
-//! While a cluster is moved: `node1` is ours, `node2` is still flannel's, with a kernel VXLAN device, a bridge and the reference
-//! plugins, set up as flannel does it.
+//! A cluster in the middle of its migration. `node1` is ours. `node2` is still flannel's: it has a
+//! kernel VXLAN device, a bridge and the reference plugins, set up as flannel does it.
 
 mod leftovers;
 mod paths;
@@ -15,18 +15,19 @@ use xtask::lab::{Builder, Lab, Node, Ns, Pod, traffic};
 
 use crate::host_ports::mappings;
 
-/// What flannel's device on `node1` had, before the node was ours: its annotation stays.
+/// The link address that flannel's device on `node1` had before the node was ours. Its annotation
+/// stays.
 const OLD_MAC: [u8; 6] = [0x6a, 0x0f, 0x33, 0xb2, 0x71, 0x5c];
-/// The pod's own port behind hostPorts.
+/// The pod's own port, behind the hostPorts.
 const PORT: u16 = 8080;
 /// The hostPort of each of the two pods.
 const HOST_PORT: u16 = 9088;
 
-/// The two nodes and a pod on each, with hostPorts.
+/// The two nodes, and a pod with hostPorts on each.
 struct Scene {
-    /// Ours.
+    /// The pod of our node.
     pod: Pod,
-    /// Flannel's.
+    /// The pod of flannel's node.
     far: FlannelPod,
     lab: Lab,
 }
@@ -69,13 +70,13 @@ impl Scene {
         self.lab.node(1)
     }
 
-    /// The source of what flannel's node itself sends to pods.
+    /// Returns the source of packets that flannel's node itself sends to pods.
     fn flannels_device(&self) -> IpAddr {
         "10.244.2.0".parse().unwrap()
     }
 }
 
-/// Has the Node list say of each node what flannel has written; `None`: nothing.
+/// Writes flannel's annotations for each node into the Node list; `None`: no annotation.
 fn announce(lab: &Lab, macs: [Option<[u8; 6]>; 2]) -> Result<()> {
     let mut list = lab.node_list()?;
     for (index, mac) in macs.into_iter().enumerate() {
@@ -95,13 +96,14 @@ fn add_pod(node: &Node, name: &str, runtime_config: &Value) -> Result<FlannelPod
     Ok(FlannelPod { ns, address })
 }
 
-/// Whether one ping comes back within a second.
+/// Returns whether a ping is answered within a second.
 fn answers(from: &Ns, to: IpAddr) -> bool {
     from.output(&["ping", "-n", "-c1", "-W1", &to.to_string()]).unwrap().status.success()
 }
 
-/// A pod reaches a node, which sees it by its own address. The server of datagrams is bound to the node's address: otherwise it
-/// answers by the one that flannel's routes, and ours to a node that was flannel's, have as their source.
+/// Checks that a namespace reaches a node, and with which source the node sees it. The datagram
+/// server is bound to the node's address. Otherwise it would answer from the source of flannel's
+/// routes, and of our routes to a node that was flannel's.
 fn reach_node(from: &Ns, seen_as: IpAddr, node: &Node) -> Result<()> {
     let destination = SocketAddr::new(node.address(), PORT);
     let route = traffic::Route { destination, listen: destination };
@@ -115,7 +117,7 @@ fn reach_node(from: &Ns, seen_as: IpAddr, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// A client of a hostPort, by TCP and UDP; whom the pod behind it saw.
+/// Asks a hostPort by TCP and UDP. Returns the clients' addresses that the pod behind it saw.
 fn ask_host_port(from: &Ns, to: &Ns, address: IpAddr) -> Result<[IpAddr; 2]> {
     let route = traffic::Route::translated(SocketAddr::new(address, HOST_PORT), PORT);
     let stream = traffic::tcp_exchange_on(from, to, route, 1 << 20).context("TCP")?;

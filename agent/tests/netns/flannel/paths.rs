@@ -1,4 +1,4 @@
-//! Every way between the two kinds of nodes, seen from both ends.
+//! Every path between the two kinds of nodes, checked at both ends.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -27,11 +27,12 @@ fn flannels_and_our_pods_and_nodes_reach_each_other() {
         &[
             Row::new("our pod to flannel's", pod, far).takes(direct),
             Row::new("flannel's pod to ours", far, pod).takes(direct),
-            // Its answers would not come through the tunnel, were it asked by our node's own address.
+            // With our node's own address as the source, the answers would not come through the
+            // tunnel.
             Row::new("our node to flannel's pod", (ours, ours.gateway()), far).takes(&[(0, StackToTunnel)]),
             Row::new("flannel's node to our pod", (flannels, scene.flannels_device()), pod).takes(direct),
             Row::new("our pod to flannel's device", pod, (flannels, scene.flannels_device())).takes(direct),
-            // Flannel masquerades what leaves the pod network.
+            // Flannel masquerades packets that leave the pod network.
             Row::new("flannel's pod to our node", far, (ours, ours.address())).seen_as(flannels.address()),
             Row::new("flannel's pod to our overlay address", far, (ours, ours.gateway())),
             Row::new("our node to flannel's node", (ours, ours.address()), (flannels, flannels.address())),
@@ -56,7 +57,8 @@ fn large_segments_and_datagrams_cross_between_the_two_kinds() {
         assert!(packets < whole / 4, "a stream keeps its large segments on the way: {grown}");
         traffic::udp_segments(from.0, to.0, to.1, PORT, 1200, 40).unwrap();
     }
-    // What a pod has decapsulated before is encapsulated by the device: as is what may be cut and is too large.
+    // The VXLAN device encapsulates packets that were decapsulated here before. It also
+    // encapsulates packets that are too large and may be cut, like this one.
     let before = Counted::quiet(&scene.lab);
     scene.pod.ip("link set eth0 mtu 9000").unwrap();
     scene.ours().ip(&format!("link set {} mtu 9000", scene.pod.host_interface())).unwrap();
@@ -86,7 +88,8 @@ fn connections_live_when_the_path_to_flannels_nodes_shrinks() {
     up.wait_for(8 * MEBIBYTE).unwrap();
     assert_eq!(down.finish().unwrap().peer_seen_by_server.ip(), scene.pod.address());
     assert_eq!(up.finish().unwrap().peer_seen_by_server.ip(), scene.far.address);
-    // Flannel's device lets routers cut what it sends: the outer fragments are put together for ours.
+    // Flannel's device lets routers cut its packets. The kernel reassembles the outer fragments for
+    // our device.
     let grown = Counted::quiet(&scene.lab).since(&before);
     grown.expect(&[(0, TooBigAnswered), (0, TunnelInDevice)], &[]).unwrap();
 }
@@ -99,7 +102,8 @@ fn host_ports_of_either_kind_answer_clients_of_the_other() {
     let asked = ask_host_port(&scene.far, &scene.pod, ours.address()).unwrap();
     assert_eq!(asked, seen(flannels.address()), "flannel masquerades what leaves the pod network");
     assert_eq!(ask_host_port(flannels, &scene.pod, ours.address()).unwrap(), seen(flannels.address()));
-    // By the address that the node has among its pods: the request and its reply are in the tunnel.
+    // The client uses the address that the node has among its pods: request and reply are in the
+    // tunnel.
     let before = Counted::quiet(&scene.lab);
     let asked = ask_host_port(&scene.far, &scene.pod, ours.gateway()).unwrap();
     assert_eq!(asked, seen(scene.far.address));
@@ -144,7 +148,7 @@ fn flannels_host_gw_and_direct_routing_reach_each_other() {
     let (ours, flannels) = (lab.node(0), lab.node(1));
     reference::set_up_node(flannels, Join::Routes, Masquerade::Iptables).unwrap();
     flannels.ip(&format!("route add {} via {}\n", ours.pod_cidr(), ours.address())).unwrap();
-    // As flannel has left it here.
+    // Flannel has left this route on our node.
     ours.ip(&format!("route add {} via {}\n", flannels.pod_cidr(), flannels.address())).unwrap();
     ours.start_agent().unwrap();
     let none = serde_json::json!({});

@@ -1,4 +1,4 @@
-//! What flannel has announced changes, or is left behind.
+//! Flannel's announcements change, or are left behind.
 
 use podwire_common::names::maps;
 use podwire_common::reason::Path::{TunnelIn, TunnelOut};
@@ -18,7 +18,7 @@ fn connection_follows_flannels_device_to_a_new_link_address() {
     let scene = Scene::new(Lab::builder());
     let stream = traffic::tcp_stream(&scene.pod, &scene.far, scene.far.address, PORT).unwrap();
     stream.wait_for(4 * MEBIBYTE).unwrap();
-    // As when flannel's device was made anew.
+    // This is the state after flannel has recreated its device.
     scene
         .flannels()
         .ip(&format!(
@@ -81,7 +81,7 @@ fn what_of_flannels_keeps_nodes_apart_is_said() {
     annotations["flannel.alpha.coreos.com/public-ip"] = "192.0.2.7".into();
     lab.write_node_list(&list.to_string()).unwrap();
     lab.node(0).start_agent().unwrap();
-    // The agent may be ready a moment before.
+    // The agent may be ready a moment before it reports this.
     let says = |text: &str| comes(lab.node(0), "node-problem", text);
     says("node node2: flannel's VNI there is 4096, and --vni is 1");
     says("node node2: flannel's public-ip there is 192.0.2.7");

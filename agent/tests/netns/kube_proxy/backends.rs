@@ -1,4 +1,5 @@
-//! Both ends of a service's flows: backends that say who they are and whom they see, and clients that want to know.
+//! Both ends of a service's flows: backends that send their name and the client's address, and
+//! clients that read them.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -13,11 +14,12 @@ use xtask::lab::Ns;
 
 use crate::sockets::{listen, udp};
 
-/// The longest that a client waits.
+/// The longest time that a client waits.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often a server looks whether it should end.
+/// How often a server checks whether it should end.
 const POLL: Duration = Duration::from_millis(50);
-/// More than any path's MTU, and less than a socket's buffer: both ends may write before either reads.
+/// More than any path's MTU, and less than a socket's buffer: both ends may write before either
+/// reads.
 const PIECE: usize = 32 * 1024;
 
 /// Servers that run until this is dropped.
@@ -28,10 +30,10 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// Says `name peer` to every client, then sends back what it is sent.
+    /// Sends `name peer` to every client, then sends back what it receives.
     pub fn tcp(&mut self, ns: &Ns, name: &str, port: u16) {
         let listener = listen(ns, (Ipv4Addr::UNSPECIFIED, port));
-        // Accepting ends after as long as receiving would (socket(7)).
+        // The receive timeout ends `accept` as well (socket(7)).
         set_socket_timeout(&listener, Timeout::Recv, Some(POLL)).unwrap();
         let (name, stop) = (name.to_owned(), Arc::clone(&self.stop));
         self.threads.push(std::thread::spawn(move || {
@@ -39,7 +41,7 @@ impl Backends {
                 while !stop.load(Ordering::Relaxed) {
                     if let Ok((stream, peer)) = listener.accept() {
                         let (name, stop) = (&name, &stop);
-                        // A client that goes away is the client's matter.
+                        // When a client goes away, that is no error of the server.
                         connections.spawn(move || drop(echo(stream, &format!("{name} {peer}\n"), stop)));
                     }
                 }
@@ -87,11 +89,11 @@ fn echo(mut stream: TcpStream, greeting: &str, stop: &AtomicBool) -> std::io::Re
     Ok(())
 }
 
-/// Who answered, and what both ends saw.
+/// The backend that answered, and what both ends saw.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub backend: String,
-    /// The client, as the backend saw it.
+    /// The client's address as the backend saw it.
     pub seen: SocketAddr,
     /// The client's own address.
     pub client: SocketAddr,
@@ -108,16 +110,16 @@ impl Answer {
 /// An open connection.
 pub struct Connection {
     reader: BufReader<TcpStream>,
-    /// Where it was made to.
+    /// The address to which it was made.
     pub server: SocketAddr,
     pub answer: Answer,
 }
 
 impl Connection {
-    /// Connects, and reads who answers.
+    /// Connects, and reads the backend's greeting.
     ///
     /// # Errors
-    /// When it is refused (with [`std::io::Error`] as the cause) or takes more than ten seconds.
+    /// When it is refused (with [`std::io::Error`] as the cause) or takes more than `PATIENCE`.
     pub fn open(from: &Ns, destination: SocketAddr) -> Result<Self> {
         let what = || format!("TCP from {} to {destination}", from.name());
         let stream = from.enter(|| TcpStream::connect_timeout(&destination, PATIENCE))?.with_context(what)?;
@@ -131,10 +133,10 @@ impl Connection {
         Ok(Self { reader, server: destination, answer })
     }
 
-    /// Sends so many bytes and compares what comes back.
+    /// Sends this many bytes and compares what comes back.
     ///
     /// # Errors
-    /// When a byte is missing or wrong, or takes more than ten seconds.
+    /// When a byte is missing or wrong, or takes more than `PATIENCE`.
     pub fn echo(&mut self, bytes: usize) -> Result<()> {
         let payload = payload(PIECE);
         let mut received = vec![0; PIECE];
@@ -151,10 +153,11 @@ impl Connection {
     }
 }
 
-/// Sends one datagram from a new socket, and takes an answer from where it was sent to only.
+/// Sends one datagram from a new socket, and accepts an answer only from the address that was
+/// asked.
 ///
 /// # Errors
-/// When none comes within ten seconds, or not with the same length and payload.
+/// When no answer comes within `PATIENCE`, or one with another length or payload.
 pub fn ask_by_udp(from: &Ns, destination: SocketAddr, size: usize) -> Result<Answer> {
     let what = || format!("UDP from {} to {destination} ({size} bytes)", from.name());
     let socket = from.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
@@ -170,10 +173,10 @@ pub fn ask_by_udp(from: &Ns, destination: SocketAddr, size: usize) -> Result<Ans
     Answer::new(str::from_utf8(&answer[..end])?, socket.local_addr()?)
 }
 
-/// Succeeds when a connection is refused, and neither made nor left without an answer.
+/// Succeeds when a connection is refused. It must be neither made nor left without an answer.
 ///
 /// # Errors
-/// When it is not.
+/// When the connection is made, or stays without an answer.
 pub fn expect_refusal(from: &Ns, destination: SocketAddr) -> Result<()> {
     match from.enter(|| TcpStream::connect_timeout(&destination, PATIENCE))? {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
@@ -181,7 +184,7 @@ pub fn expect_refusal(from: &Ns, destination: SocketAddr) -> Result<()> {
     }
 }
 
-/// Whose period is no power of two, as sizes of buffers and segments are.
+/// Returns bytes with a period that is no power of two, unlike sizes of buffers and segments.
 fn payload(size: usize) -> Vec<u8> {
     (0..251).cycle().take(size).collect()
 }

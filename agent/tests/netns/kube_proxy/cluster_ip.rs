@@ -1,4 +1,4 @@
-//! Pods and the nodes' own processes as clients.
+//! Pods and the nodes' own processes as clients of services.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::table::Protocol::{self, Tcp, Udp};
 use super::table::{Row, Seen, check};
 use super::{Cluster, DNS, KUBERNETES, NOBODY, SOLO, WEB, WEB_EXTERNAL, WEB_STICKY, WEB_TCP, WEB_UDP, v4};
 
-/// So many connections would go to two of three backends if chance chose.
+/// With a random choice, this many connections would go to at least two of three backends.
 const STICKY: usize = 20;
 
 #[test]
@@ -87,7 +87,7 @@ fn a_service_without_endpoints_refuses_at_once() {
         for client in clients {
             expect_refusal(client, NOBODY).unwrap();
             if cluster.proxy == KubeProxy::Nftables {
-                // A port that the service does not have.
+                // This is a port that the service does not have.
                 expect_refusal(client, v4([10, 96, 66, 215], 8080)).unwrap();
             }
         }

@@ -1,4 +1,4 @@
-//! Many flows, long ones, and which of them connection tracking knows.
+//! Many flows, long flows, and the flows that connection tracking knows.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -14,14 +14,15 @@ use super::{Cluster, WEB, WEB_TCP, WEB_UDP};
 
 const IN_A_ROW: usize = 1000;
 const IN_A_ROW_SOAK: usize = 20_000;
-/// Connections with each of three backends, whatever chance does.
+/// Enough connections that each of three backends gets some, whatever chance does.
 const ENOUGH: usize = 40;
-/// How many direct flows come and go while long connections are silent, how often these speak again, and how long they
-/// are silent at least.
+/// While long connections are silent: how many direct flows come and go, how often the long
+/// connections speak again, and how long they are silent at least.
 const IDLE: (usize, usize, Duration) = (20_000, 4, Duration::ZERO);
-/// Longer than the agent lets a flow be silent before it asks connection tracking about it.
+/// The silence is longer than the agent waits before it asks connection tracking about a flow.
 const IDLE_SOAK: (usize, usize, Duration) = (2_000_000, 1, Duration::from_secs(75));
-/// Source ports of those flows; and how many wait for an answer at once, which a socket's buffer has room for.
+/// The source ports of those flows. `AT_ONCE` of them wait for an answer at the same time: a
+/// socket's buffer has room for that.
 const SOURCE_PORTS: std::ops::Range<u16> = 30_000..55_000;
 const AT_ONCE: usize = 100;
 
@@ -54,7 +55,7 @@ fn conntrack_holds_service_flows_and_nothing_that_goes_direct() {
             connection.echo(100_000).unwrap();
         }
         let datagram = ask_by_udp(client, WEB_UDP, 4000).unwrap();
-        // From a pod that has asked no service: it has no port that one knows.
+        // This pod has asked no service, so it uses no port of a flow by a service.
         let other = cluster.pod("dns");
         let near_and_far = ["web-1", "web-2"].map(|name| SocketAddr::new(cluster.pod(name).address(), 8081));
         let direct_datagrams =
@@ -117,7 +118,7 @@ fn idle_connections_through_a_service_outlive_many_direct_flows() {
     });
 }
 
-/// What a node's connection tracking knows, as `conntrack -L` prints it.
+/// The entries of a node's connection tracking, as `conntrack -L` prints them.
 struct Tracked {
     entries: Vec<String>,
 }
@@ -128,7 +129,8 @@ impl Tracked {
         Self { entries: printed.lines().map(str::to_owned).collect() }
     }
 
-    /// The entry whose first packet went from here to there. No two protocols here have a destination in common.
+    /// Returns the entry of a flow by the ends of its first packet. No two protocols here have a
+    /// destination in common.
     fn find(&self, from: SocketAddr, to: SocketAddr) -> Option<&str> {
         let tuple = format!(" src={} dst={} sport={} dport={} ", from.ip(), to.ip(), from.port(), to.port());
         // The reply's tuple comes second.
@@ -138,8 +140,8 @@ impl Tracked {
     }
 }
 
-/// Connects from a port that is none of these: a pod that reaches a backend through its service and directly from the
-/// same port takes the stack both times.
+/// Connects from a port that is none of these. A pod that reaches a backend through its service and
+/// directly from the same port takes the stack both times.
 fn open_from_another_port(from: &Ns, to: SocketAddr, ports: &BTreeSet<u16>) -> Connection {
     loop {
         let connection = Connection::open(from, to).unwrap();
@@ -149,7 +151,7 @@ fn open_from_another_port(from: &Ns, to: SocketAddr, ports: &BTreeSet<u16>) -> C
     }
 }
 
-/// So many flows of a datagram and its answer to one port, each from a port of its own.
+/// Makes flows to one port, each from a port of its own, with a datagram and its answer.
 fn direct_flows(from: &Pod, to: &Pod, port: u16, count: usize) -> Result<()> {
     let server = to.enter(|| bind(port))??;
     let server = std::thread::spawn(move || -> Result<()> {

@@ -1,4 +1,4 @@
-//! ICMP errors about flows through a service reach the end that they are for, under the service's address.
+//! ICMP errors about flows through a service reach the right end, with the service's address.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -9,10 +9,10 @@ use xtask::lab::{Lab, Mode, Ns};
 use super::backends::{Connection, ask_by_udp, expect_refusal};
 use super::{Cluster, DNS, SOLO, WEB_UDP};
 
-/// What the path between the nodes shrinks to.
+/// The MTU to which the path between the nodes shrinks.
 const SHRUNK: u32 = 1280;
 const MEBIBYTE: usize = 1 << 20;
-/// No more than the kernel answers without a pause (`icmp_ratelimit`, icmp(7)).
+/// No more errors than the kernel sends without a pause (`icmp_ratelimit`, icmp(7)).
 const REFUSALS: usize = 3;
 
 #[test]
@@ -40,7 +40,8 @@ fn a_connection_through_a_service_lives_when_the_path_shrinks() {
         cluster.lab.set_path_mtu(0, SHRUNK).unwrap();
         cluster.lab.set_path_mtu(1, SHRUNK).unwrap();
         connections.iter_mut().for_each(|connection| connection.echo(8 * MEBIBYTE).unwrap());
-        // In a tunnel, what the backend sends past the stack is told so; what comes out of the stack is cut outside.
+        // In a tunnel, a backend learns of the MTU for what it sends past the stack. Packets out of
+        // the stack are cut outside.
         let overhead = if cluster.mode == Mode::Vxlan { 50 } else { 0 };
         assert_eq!(path_mtu(solo, client.address()), Some(SHRUNK - overhead));
         let expected = (cluster.mode == Mode::Direct).then_some(SHRUNK);
@@ -53,7 +54,7 @@ fn a_connection_through_a_service_lives_when_the_path_shrinks() {
     });
 }
 
-/// What a connected socket is told about the datagram that it has sent.
+/// Returns the error that a connected socket gets about the datagram that it has sent.
 fn udp_error(from: &Ns, destination: SocketAddr) -> ErrorKind {
     let socket = from.enter(|| UdpSocket::bind(("0.0.0.0", 0))).unwrap().unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -62,7 +63,7 @@ fn udp_error(from: &Ns, destination: SocketAddr) -> ErrorKind {
     socket.recv(&mut [0; 100]).expect_err("nobody listens").kind()
 }
 
-/// What a pod has learnt of a path.
+/// Returns the path MTU that a pod has learnt.
 fn path_mtu(from: &Ns, to: IpAddr) -> Option<u32> {
     let route = from.exec(&["ip", "route", "get", &to.to_string()]).unwrap();
     let mtu = route.split(" mtu ").nth(1).and_then(|rest| rest.split_whitespace().next());

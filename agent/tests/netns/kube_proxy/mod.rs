@@ -1,5 +1,6 @@
-//! Beside kube-proxy, with the rules that it wrote for a running cluster in its two modes: the nodes, pods and services
-//! are that cluster's. Where it translates, both directions of a flow pass the host's stack.
+//! Podwire beside kube-proxy, with the rules that kube-proxy wrote for a running cluster in its two
+//! modes. The nodes, pods and services are that cluster's. Where kube-proxy translates a flow, both
+//! directions pass the host's stack.
 
 mod backends;
 mod cluster_ip;
@@ -16,19 +17,19 @@ use xtask::lab::{Builder, KubeProxy, Lab, Mode, Node, Ns, Pod, connect};
 
 use backends::Backends;
 
-/// Three backends: `WEB`. TCP and UDP.
+/// Three backends: `WEB`. For TCP and UDP.
 const WEB_TCP: SocketAddr = v4([10, 96, 66, 215], 80);
 const WEB_UDP: SocketAddr = v4([10, 96, 66, 215], 81);
 const WEB: &[&str] = &["web-1", "web-2", "web-3"];
-/// The same backends; each client stays with one.
+/// The same backends. Each client stays with one.
 const WEB_STICKY: SocketAddr = v4([10, 96, 100, 133], 80);
-/// The same backends by an external IP.
+/// The same backends, by an external IP.
 const WEB_EXTERNAL: SocketAddr = v4([198, 51, 100, 7], 80);
 /// One backend, on the second node.
 const SOLO: SocketAddr = v4([10, 96, 93, 248], 80);
 /// No backend.
 const NOBODY: SocketAddr = v4([10, 96, 59, 99], 80);
-/// The cluster's DNS, on the first node. TCP and UDP.
+/// The cluster's DNS, on the first node. For TCP and UDP.
 const DNS: SocketAddr = v4([10, 96, 0, 10], 53);
 /// The API server: a process of the first node.
 const KUBERNETES: SocketAddr = v4([10, 96, 0, 1], 443);
@@ -44,7 +45,7 @@ const PODS: [(usize, &str, u8); 7] = [
     (1, "client-2", 5),
 ];
 
-/// The first of a node's devices, before the uplink.
+/// The address of a node's first device, which comes before the uplink.
 const DOCKER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1));
 
 const fn v4(address: [u8; 4], port: u16) -> SocketAddr {
@@ -52,14 +53,16 @@ const fn v4(address: [u8; 4], port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), port)
 }
 
-/// The cluster that kube-proxy wrote its rules for, running.
+/// The running cluster for which kube-proxy wrote its rules.
 ///
-/// Its nodes have two devices with addresses besides the uplink: `docker0`, and a second uplink to the neighbour.
+/// Its nodes have two devices with addresses besides the uplink: `docker0`, and a second uplink to
+/// the neighbour.
 struct Cluster {
     pods: BTreeMap<&'static str, Pod>,
-    /// A host that shares a link with each node, `eth1` with 10.201.N.1: it reaches the node's own address over that.
+    /// A host that shares a link with each node, `eth1` with 10.201.N.1. It reaches the node's own
+    /// address by that link.
     neighbour: Ns,
-    /// Of every node, before the agent and the first pod came.
+    /// The rules of every node, before the agent and the first pod came.
     rules: Vec<Rules>,
     proxy: KubeProxy,
     mode: Mode,
@@ -67,7 +70,8 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// In both modes of Podwire's with both of kube-proxy's; and afterwards every node has the rules that it had.
+    /// Runs a test in both modes of Podwire with both modes of kube-proxy. Afterwards every node
+    /// must have the same rules as before.
     fn each(test: impl Fn(&Self)) {
         Self::each_of(&Lab::builder(), test);
     }
@@ -75,7 +79,7 @@ impl Cluster {
     fn each_of(builder: &Builder, test: impl Fn(&Self)) {
         for mode in [Mode::Vxlan, Mode::Direct] {
             for proxy in [KubeProxy::Nftables, KubeProxy::Iptables] {
-                // Shown when the test fails.
+                // Cargo prints this when a test fails.
                 println!("{mode:?}, kube-proxy with {proxy:?}");
                 let cluster = Self::new(builder.clone().mode(mode), mode, proxy);
                 test(&cluster);
@@ -112,7 +116,7 @@ impl Cluster {
         &self.pods[name]
     }
 
-    /// What the services lead to.
+    /// Starts the backends of the services.
     fn serve(&self) -> Backends {
         let mut backends = Backends::default();
         for name in WEB {
@@ -126,14 +130,14 @@ impl Cluster {
         backends
     }
 
-    /// The node (from 0) that a backend is on.
+    /// Returns the node (from 0) of a backend.
     fn node_of(&self, backend: &str) -> usize {
         let pod = PODS.iter().find(|(_, name, _)| *name == backend);
         let node = || self.lab.nodes().iter().position(|node| node.name() == backend);
         pod.map(|(node, ..)| *node).or_else(node).unwrap()
     }
 
-    /// A node's (from 0) second uplink.
+    /// Returns the address of a node's (from 0) second uplink.
     fn second_address(node: usize) -> IpAddr {
         [10, 201, node as u8 + 1, 1].into()
     }
@@ -145,7 +149,7 @@ fn add_pod(node: &Node, name: &str, byte: u8) -> Pod {
     node.add_pod_with(name, &json!({ "ips": [format!("{a}.{b}.{c}.{byte}/24")] })).unwrap()
 }
 
-/// All of a node's rules, without what they have counted and whom they have seen.
+/// All rules of a node, without their counts and the clients that they have seen.
 #[derive(Debug, PartialEq, Eq)]
 struct Rules {
     nft: Vec<String>,
@@ -163,7 +167,7 @@ impl Rules {
                 "}" => false,
                 _ => in_dynamic_set,
             };
-            // The clients of a service with affinity.
+            // Leave out the clients of a service with affinity.
             !(in_dynamic_set && (line.contains("elements = {") || line.contains("expires")))
         };
         Self {
@@ -171,7 +175,7 @@ impl Rules {
             iptables: iptables
                 .lines()
                 .filter(|line| !line.starts_with('#'))
-                // `:INPUT ACCEPT [12:3456]`
+                // A line looks like `:INPUT ACCEPT [12:3456]`.
                 .map(|line| line.split(" [").next().unwrap_or_default().to_owned())
                 .collect(),
         }

@@ -1,4 +1,4 @@
-//! The world as the client: NodePorts, on nodes that have more devices with addresses than their uplink.
+//! The world as the client: NodePorts, on nodes with more addressed devices than their uplink.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,9 +10,9 @@ use super::{Cluster, WEB};
 
 const WEB_TCP: u16 = 30080;
 const WEB_UDP: u16 = 30081;
-/// `externalTrafficPolicy: Local`.
+/// A NodePort with `externalTrafficPolicy: Local`.
 const WEB_LOCAL: u16 = 30082;
-/// The backends that a node has itself.
+/// The backends on each node.
 const LOCAL: [&[&str]; 2] = [&["web-1"], &["web-2", "web-3"]];
 
 #[test]
@@ -83,7 +83,8 @@ fn a_pod_reaches_node_ports_of_both_nodes() {
                 row("client-1", 1, Udp, WEB_UDP),
                 row("web-2", 0, Tcp, WEB_TCP),
                 row("web-2", 1, Tcp, WEB_TCP),
-                // On its own node a pod is let through to every backend, with its own address.
+                // On its own node, kube-proxy lets a pod through to every backend, with the pod's
+                // own address.
                 Row::pod(cluster, "pod to a local NodePort", "client-1", Tcp, port(0, WEB_LOCAL), WEB),
             ],
         );
@@ -91,7 +92,7 @@ fn a_pod_reaches_node_ports_of_both_nodes() {
 }
 
 impl Cluster {
-    /// The neighbour, as a node (from 0) sees it.
+    /// Returns the neighbour as a node (from 0) sees it.
     fn neighbour(&self, node: usize) -> (&Ns, IpAddr) {
         (&self.neighbour, IpAddr::from([10, 201, node as u8 + 1, 66]))
     }

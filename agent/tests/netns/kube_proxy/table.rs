@@ -1,4 +1,5 @@
-//! Rows of a table of services: who asks, who may answer, and whom these see.
+//! Rows of a table of services: the client, the backends that may answer, and the source that they
+//! see.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,28 +13,30 @@ use super::backends::{Answer, Connection, ask_by_udp};
 use super::{Cluster, DOCKER};
 use crate::check::{Counted, Counter};
 
-/// So often that each of three backends, of which one is chosen at random each time, is not missed once in 10^30 rows.
+/// The number of attempts at most. kube-proxy picks one of three backends at random each time. So
+/// fewer than one in 10^30 rows misses a backend.
 const ATTEMPTS: usize = 200;
-/// A service with one backend is asked more than once, too: the second connection meets what the first has left.
+/// The number of attempts at least, for a service with one backend too: the second connection meets
+/// what the first one left.
 const AT_LEAST: usize = 3;
-/// More than any MTU here.
+/// More bytes than any MTU here.
 const STREAM: usize = 100_000;
-/// One that fits into a packet, and one that does not.
+/// A datagram that fits into a packet, and one that does not.
 const DATAGRAMS: [usize; 2] = [1000, 4000];
 
-/// As a service has it.
+/// The protocol of a service's port.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     Tcp,
     Udp,
 }
 
-/// Whom a backend sees.
+/// The source that a backend sees.
 #[derive(Clone, Copy)]
 pub enum Seen {
     /// The client's own address.
     Client,
-    /// One of this node's (from 0).
+    /// An address of this node (from 0).
     Node(usize),
 }
 
@@ -45,13 +48,13 @@ pub struct Row<'a> {
     service: SocketAddr,
     backends: &'a [&'a str],
     seen: Seen,
-    /// Where a client that is its own backend is masqueraded.
+    /// The node (from 0) that masquerades a client that is its own backend.
     node: usize,
     takes: Vec<Counter>,
 }
 
 impl<'a> Row<'a> {
-    /// A pod, which every service here sees under its own address.
+    /// Returns a row with a pod as the client. Every service here sees a pod under its own address.
     pub fn pod(
         cluster: &'a Cluster,
         name: &'static str,
@@ -73,7 +76,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// A client whose address has become the node's (from 0) when it arrives.
+    /// Returns a row with a client that arrives with the node's (from 0) address as its source.
     pub fn masqueraded(
         name: &'static str,
         client: (&'a Ns, IpAddr),
@@ -85,14 +88,14 @@ impl<'a> Row<'a> {
         Self { name, client, protocol, service, backends, seen: Seen::Node(node), node, takes: Vec::new() }
     }
 
-    /// Whom its backends see, where it is not what others of its kind are seen as.
+    /// Sets the source that backends see, where it differs from similar rows.
     pub fn seen_as(self, seen: Seen) -> Self {
         Self { seen, ..self }
     }
 }
 
-/// Fails with every row of which one connection or datagram fails, a backend is missing, or sees another client; and with
-/// every packet that was dropped.
+/// Fails with every row in which a connection or datagram fails, a backend is missing, or a backend
+/// sees another client. Also fails with every dropped packet.
 pub fn check(cluster: &Cluster, rows: &[Row<'_>]) {
     let _backends = cluster.serve();
     let mut failures = String::new();
@@ -156,8 +159,9 @@ impl Row<'_> {
 }
 
 impl Cluster {
-    /// What a node (from 0) may masquerade as towards a backend. Answers of its own pods come to it under any address of
-    /// its own, and the kernel takes the first: a pod's device has none.
+    /// Returns the addresses that a node (from 0) may masquerade as towards a backend. Answers of
+    /// its own pods reach the node under any of its addresses. The kernel takes the first one,
+    /// since a pod's device has none.
     fn masquerade_addresses(&self, node: usize, backend: &str) -> Vec<IpAddr> {
         let lab_node = self.lab.node(node);
         let is_pod = self.pods.contains_key(backend);

@@ -1,11 +1,11 @@
-//! The list. A case leaves the cluster as it found it.
+//! The list of cases. Each case leaves the cluster as it found it.
 
 use super::cluster::Cluster;
 use super::{Outcome, host_port, pods};
 
-/// A client's wish.
+/// Something that a client wants to do.
 pub struct Case {
-    /// As the table has it.
+    /// The name in the table.
     pub name: String,
     /// Tries it.
     pub run: Box<dyn Fn(&Cluster) -> Outcome + Send + Sync>,
@@ -17,7 +17,7 @@ impl Case {
     }
 }
 
-/// All. The last ones make a path smaller, and the kernel remembers that for a while.
+/// Returns all cases. The last ones make a path smaller, and the kernel remembers that for a while.
 pub fn cases() -> Vec<Case> {
     [
         host_port::reached(),

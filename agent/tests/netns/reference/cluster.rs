@@ -1,5 +1,5 @@
-//! Two nodes, their pods and a world, with one network or the other. Pods are made by a chain of plugins, as a runtime
-//! calls them: ours is a chain of one.
+//! Two nodes, their pods and a world, with one network or the other. A chain of plugins makes the
+//! pods, as a runtime calls them. Podwire's chain has one plugin.
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::Deref;
@@ -13,31 +13,31 @@ use xtask::lab::{CniCall, CniOutput, Lab, Mode, Node, Ns, traffic};
 
 use crate::host_ports::mappings;
 
-/// Where everybody listens.
+/// The port on which all servers listen.
 pub const PORT: u16 = 8080;
-/// Leads to the pod on every address of its node.
+/// A hostPort of the pod on every address of its node.
 pub const ANYWHERE: u16 = 9088;
-/// Leads to it on the node's InternalIP.
+/// A hostPort of the pod on the node's InternalIP.
 pub const HERE: u16 = 9089;
-/// Leads to a port of the pod where nobody listens; the node has somebody at this one, so that who hears of a closed port
-/// has been to the pod.
+/// A hostPort with a port of the pod behind it on which no socket listens. The node has a listener
+/// on this port itself. So a client that gets a refusal has reached the pod.
 pub const CLOSED: u16 = 9090;
-/// How the nodes' bridges are joined.
+/// The way in which the nodes' bridges are joined.
 const JOIN: Join = Join::Routes;
 
-/// What makes the pods and carries their packets.
+/// The plugins that make the pods and carry their packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// The reference plugins, with the masquerading that `bridge` has (`ipMasq`).
+    /// The reference plugins, with `bridge`'s own masquerading (`ipMasq`).
     BridgeAndPortmap,
-    /// The same with flannel's rules in its place.
+    /// The reference plugins, with flannel's rules instead.
     Flannel,
-    /// Ours.
+    /// Podwire.
     Podwire(Mode),
 }
 
 impl Network {
-    /// A column's heading.
+    /// Returns a column's heading.
     pub fn name(self) -> &'static str {
         match self {
             Network::BridgeAndPortmap => "bridge + portmap",
@@ -55,7 +55,7 @@ impl Network {
         }
     }
 
-    /// The calls that add a pod, in their order.
+    /// Returns the calls that add a pod, in order.
     fn calls(self, node: &Node, name: &str, wanted: &[HostPort]) -> Vec<CniCall> {
         let runtime_config = mappings(wanted);
         match self.masquerade() {
@@ -64,7 +64,8 @@ impl Network {
         }
     }
 
-    /// The longest that anybody waits. The reference is expected to fail cases; a SYN's first repetition (a second) has time.
+    /// Returns the longest time that any end waits. It is short for the reference plugins, which
+    /// are expected to fail cases. A SYN's first repetition (after a second) still has time.
     fn patience(self) -> Duration {
         match self {
             Network::BridgeAndPortmap | Network::Flannel => Duration::from_millis(1500),
@@ -73,36 +74,36 @@ impl Network {
     }
 }
 
-/// What the cases run on.
+/// The nodes, pods and world on which the cases run.
 pub struct Cluster {
-    /// With the hostPorts.
+    /// The pod with the hostPorts.
     pub pod: Pod,
-    /// On the same node.
+    /// A pod on the same node.
     pub near: Pod,
-    /// On the other node.
+    /// A pod on the other node.
     pub far: Pod,
     /// The node with the hostPorts.
     pub node: Place,
-    /// The other one.
+    /// The other node.
     pub other: Place,
-    /// Outside.
+    /// A host outside the cluster.
     pub world: Place,
-    /// What it is made of.
+    /// The lab of the cluster.
     pub lab: Lab,
     network: Network,
     next_port: AtomicU16,
     _behind_closed: (TcpListener, UdpSocket),
 }
 
-/// Somebody with a server of each protocol, bound for as long as there is the cluster.
+/// A namespace with a server for each protocol, bound as long as the cluster exists.
 pub struct Place {
-    /// Where.
+    /// The namespace.
     pub ns: Ns,
-    /// Its own.
+    /// Its own address.
     pub address: IpAddr,
-    /// At [`PORT`].
+    /// The TCP server, at [`PORT`].
     pub tcp: TcpListener,
-    /// At [`PORT`].
+    /// The UDP server, at [`PORT`].
     pub udp: UdpSocket,
 }
 
@@ -112,11 +113,11 @@ pub struct Pod {
     chain: Vec<CniCall>,
 }
 
-/// Port of the node, port of the pod, protocol, hostIP.
+/// The node's port, the pod's port, the protocol, the hostIP.
 pub type HostPort = (u16, u16, &'static str, Option<IpAddr>);
 
 impl Cluster {
-    /// With its pods.
+    /// Returns a cluster with its pods.
     pub fn new(network: Network) -> Result<Self> {
         let builder = Lab::builder();
         let lab = match network {
@@ -154,12 +155,12 @@ impl Cluster {
         })
     }
 
-    /// Another pod on the node with the hostPorts.
+    /// Adds another pod on the node with the hostPorts.
     pub fn add_pod(&self, name: &str, wanted: &[HostPort]) -> Result<Pod> {
         Pod::add(self.network, self.lab.node(0), name, wanted).with_context(|| format!("pod {name}"))
     }
 
-    /// What a runtime is told about such a pod, which is deleted at once.
+    /// Returns the runtime's answer for such a pod, which is deleted at once.
     pub fn try_pod(&self, name: &str, wanted: &[HostPort]) -> Result<CniOutput> {
         let mut chain = self.network.calls(self.lab.node(0), name, wanted);
         Ns::create(&chain[0].container_id)?;
@@ -168,12 +169,12 @@ impl Cluster {
         Ok(answer)
     }
 
-    /// The longest that anybody waits.
+    /// Returns the longest time that any end waits.
     pub fn patience(&self) -> Duration {
         self.network.patience()
     }
 
-    /// A port that no case had before, and that is nobody's by chance.
+    /// Returns a port that no case has had, and that the kernel gives to no other socket by chance.
     pub fn unused_port(&self) -> u16 {
         self.next_port.fetch_add(1, Ordering::Relaxed)
     }
@@ -181,15 +182,16 @@ impl Cluster {
 
 impl Place {
     fn new(ns: Ns, address: IpAddr, patience: Duration) -> Result<Self> {
-        // To all addresses, a UDP server would answer by the one that the kernel prefers.
+        // A UDP server that is bound to all addresses would answer from the one that the kernel
+        // prefers.
         let (tcp, udp) = bound(&ns, (address, PORT))?;
-        // It is the limit of accept, too (socket(7)).
+        // This is also the limit of `accept` (socket(7)).
         set_socket_timeout(&tcp, Timeout::Recv, Some(patience))?;
         udp.set_read_timeout(Some(patience))?;
         Ok(Self { ns, address, tcp, udp })
     }
 
-    /// Whether an address is one of its own: that it can be bound says so.
+    /// Returns whether an address is its own: only then it can be bound.
     pub fn has(&self, address: IpAddr) -> Result<bool> {
         Ok(self.ns.enter(|| UdpSocket::bind((address, 0)))?.is_ok())
     }
@@ -206,7 +208,7 @@ impl Pod {
         Ok(Self { place: Place::new(ns, address, network.patience())?, chain })
     }
 
-    /// As a runtime deletes it. Its namespace goes with the lab.
+    /// Deletes the pod as a runtime does. Its namespace goes with the lab.
     pub fn delete(self) -> Result<()> {
         reference::delete(&self.chain)
     }
@@ -220,7 +222,7 @@ impl Deref for Pod {
     }
 }
 
-/// A server of each protocol.
+/// Binds a server for each protocol.
 fn bound(ns: &Ns, to: (IpAddr, u16)) -> Result<(TcpListener, UdpSocket)> {
     let bind = || Ok((TcpListener::bind(to)?, UdpSocket::bind(to)?));
     ns.enter(|| traffic::bound(bind))?.with_context(|| format!("listen at {to:?} in {}", ns.name()))

@@ -9,16 +9,16 @@ use super::talk::{self, Protocol};
 use super::{Fault, Outcome, demand};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-/// As the conformance tests of Kubernetes have it.
+/// The port that Kubernetes' conformance tests use.
 const CONFORMANCE: u16 = 54323;
-/// For pods that come and go.
+/// The hostPort of pods that come and go.
 const REPLACED: u16 = 9091;
-/// Three fragments.
+/// A datagram of three fragments.
 const LARGE_DATAGRAM: usize = 4000;
-/// More than all buffers on the way hold: most of it goes over the smaller path.
+/// More bytes than all buffers on the way hold, so that most of them cross the smaller path.
 const TRANSFER: usize = 16 << 20;
 
-/// Who asks, and by which address of the node.
+/// A client, and the address of the node that it uses.
 #[derive(Clone, Copy)]
 struct Client {
     name: &'static str,
@@ -41,7 +41,7 @@ fn node(cluster: &Cluster) -> IpAddr {
 }
 
 impl Client {
-    /// Asks the pod. Whom it saw.
+    /// Asks the pod, and returns the source that the pod saw.
     fn ask(self, cluster: &Cluster, protocol: Protocol, port: u16) -> Outcome<IpAddr> {
         let to = SocketAddr::new((self.address)(cluster), port);
         talk::ask(cluster, protocol, &(self.place)(cluster).ns, &cluster.pod, to)
@@ -90,7 +90,7 @@ pub fn shared() -> Vec<Case> {
     ]
 }
 
-/// As a process of the node, as the conformance test's client is one.
+/// Asks from a process of the node, like the client of the conformance test.
 fn conformance(cluster: &Cluster) -> Outcome {
     let address = cluster.node.address;
     let add =
@@ -98,7 +98,7 @@ fn conformance(cluster: &Cluster) -> Outcome {
     let pods = [add("local", "tcp", LOOPBACK)?, add("tcp", "tcp", address)?, add("udp", "udp", address)?];
     let outcome = (|| {
         let [local, tcp, udp] = &pods;
-        // `curl --interface` with the node's address.
+        // The equivalent of `curl --interface` with the node's address.
         let (from, to) = (SocketAddr::new(address, 0), SocketAddr::new(LOOPBACK, CONFORMANCE));
         let client = talk::connect(cluster, &cluster.node.ns, from, to)?;
         talk::accept(cluster, &client, local)?;
@@ -138,7 +138,8 @@ fn next_pod(cluster: &Cluster, goes_on: bool) -> Outcome {
     let sockets = clients.map(|client| talk::udp(cluster, &(client.place)(cluster).ns, port));
     let sockets = sockets.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     for name in ["one", "another"] {
-        // The namespaces of dead pods are there as long as the lab.
+        // The namespaces of deleted pods last as long as the lab, so each pod has a name of its
+        // own.
         let pod = cluster.add_pod(&format!("{name}-{port}"), &[(REPLACED, PORT, "udp", None)])?;
         let mut answers = clients.iter().zip(&sockets).map(|(client, socket)| {
             talk::ask_by(socket, &pod, to, 100)
@@ -196,12 +197,12 @@ pub fn smaller_path() -> Vec<Case> {
         let mut client = talk::connect(cluster, &cluster.world.ns, talk::ANY, to)?;
         let (mut server, _) = talk::accept(cluster, &client, &cluster.pod)?;
         std::thread::scope(|scope| {
-            // It fails, after the network's patience, when the client gives up.
+            // This fails when the client gives up, after the network's patience.
             scope.spawn(move || server.write_all(&vec![7; TRANSFER]));
             let mut buffer = vec![0; TRANSFER];
             let (first, rest) = buffer.split_at_mut(1 << 20);
             demand(client.read_exact(first).is_ok(), || "the transfer does not begin".to_owned())?;
-            // The route's MTU and not the link's, which the client would know of.
+            // Lower the MTU of the route, not of the link: the client would know the link's MTU.
             let route = "route change 198.51.100.0/24 dev world src 198.51.100.1 proto kernel scope link";
             cluster.lab.underlay().ip(&format!("{route} mtu lock 1280\n"))?;
             let outcome = client.read_exact(rest);
@@ -214,7 +215,7 @@ pub fn smaller_path() -> Vec<Case> {
     })]
 }
 
-/// A case for each client and protocol.
+/// Returns a case for each client and protocol.
 fn each<const CLIENTS: usize>(
     clients: [Client; CLIENTS],
     what: &str,
@@ -228,7 +229,7 @@ fn each<const CLIENTS: usize>(
 }
 
 impl Fault {
-    /// Says whose it is.
+    /// Adds the name of the client to the reason.
     fn of(self, whose: &str) -> Self {
         match self {
             Fault::Wrong(reason) => Fault::Wrong(format!("{whose}: {reason}")),

@@ -1,6 +1,8 @@
-//! The same clients beside the reference plugins: `bridge` with `host-local` and `portmap`, and plain routes between nodes.
+//! The same clients beside the reference plugins: `bridge` with `host-local` and `portmap`, and
+//! plain routes between nodes.
 //!
-//! Prints who passes what. The reference's answers are reported, ours are demanded.
+//! Prints which network passes which case. The reference plugins' results are only reported.
+//! Podwire must pass every case.
 
 mod cases;
 mod cluster;
@@ -24,10 +26,10 @@ const NETWORKS: [Network; 4] = [
     Network::Podwire(Mode::Direct),
 ];
 
-/// What went wrong in a case.
+/// The reason why a case has failed.
 #[derive(Debug)]
 pub enum Fault {
-    /// The case could not be tried: the test is broken, and nobody's fault is shown.
+    /// The case could not be tried. The test is broken, and shows no fault of a network.
     SetUp(anyhow::Error),
     /// The network did something else than it should.
     Wrong(String),
@@ -39,13 +41,13 @@ impl<E: Into<anyhow::Error>> From<E> for Fault {
     }
 }
 
-/// Of a case.
+/// The outcome of a case.
 pub type Outcome<T = ()> = Result<T, Fault>;
 
-/// What became of the cases on one network; why one failed.
+/// The outcomes of the cases on one network. An error says why a case failed.
 type Column = Vec<Result<(), String>>;
 
-/// The network's fault unless this holds.
+/// Reports the network's fault unless a condition holds.
 fn demand(holds: bool, otherwise: impl FnOnce() -> String) -> Outcome {
     if holds { Ok(()) } else { Err(Fault::Wrong(otherwise())) }
 }
@@ -53,13 +55,13 @@ fn demand(holds: bool, otherwise: impl FnOnce() -> String) -> Outcome {
 #[test]
 fn what_reference_plugins_pass_and_fail_passes_here() {
     let cases = cases();
-    // Side by side: whoever fails waits.
+    // Run the networks side by side: a failing case waits.
     let columns: [Column; 4] = std::thread::scope(|scope| {
         let cases = &cases;
         let running = NETWORKS.map(|network| scope.spawn(move || column(network, cases)));
         running.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
-    // Past the test harness, which shows only what a failed test has printed.
+    // Print past the test harness, which shows only the output of failed tests.
     std::io::stdout().write_all(table(&cases, &columns).as_bytes()).unwrap();
     let (reference, ours) = columns.split_at(2);
     for (case, outcome) in ours.iter().flat_map(|column| cases.iter().zip(column)) {
@@ -73,7 +75,7 @@ fn what_reference_plugins_pass_and_fail_passes_here() {
     }
 }
 
-/// All cases on one network, one after the other.
+/// Runs all cases on one network, one after the other.
 fn column(network: Network, cases: &[Case]) -> Column {
     let cluster = Cluster::new(network).unwrap_or_else(|error| panic!("{}: {error:#}", network.name()));
     let run = |case: &Case| match (case.run)(&cluster) {
@@ -88,7 +90,7 @@ fn passed(column: &Column) -> usize {
     column.iter().filter(|outcome| outcome.is_ok()).count()
 }
 
-/// As the documentation has it.
+/// Returns the table as the documentation has it.
 fn table(cases: &[Case], columns: &[Column]) -> String {
     let mut rows = vec![["case"].into_iter().chain(NETWORKS.map(Network::name)).map(str::to_owned).collect()];
     for (number, case) in cases.iter().enumerate() {

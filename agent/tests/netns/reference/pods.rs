@@ -1,4 +1,4 @@
-//! Pods as clients: of each other, of nodes, and of the world.
+//! Pods as clients of each other, of nodes, and of the world.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -72,7 +72,8 @@ fn world(cluster: &Cluster) -> SocketAddr {
     SocketAddr::new(cluster.world.address, PORT)
 }
 
-/// Two flows, the second from the port that the world sees the first by: both begin, and both go on.
+/// Starts two flows. The second one's source port is the port under which the world sees the first.
+/// Both must begin and go on.
 fn one_port(cluster: &Cluster, protocol: Protocol, first: &Place, second: &Place) -> Outcome {
     let start =
         |place: &Place, port| talk::start(cluster, protocol, &place.ns, port, &cluster.world, world(cluster));
@@ -92,7 +93,7 @@ fn traceroute(cluster: &Cluster) -> Outcome {
     let hops: Vec<&str> =
         traced.lines().skip(1).map(|line| line.split_whitespace().nth(1).unwrap_or_default()).collect();
     let node: [IpAddr; 2] = [cluster.node.address, cluster.lab.node(0).gateway()];
-    // By which of its addresses the node answers is its own affair.
+    // The node may answer from any of its addresses.
     let shown = matches!(hops[..], [one, "10.200.0.254", last]
         if last == world && node.iter().any(|address| one == address.to_string()));
     demand(shown, || format!("shows {}", hops.join(", ")))?;

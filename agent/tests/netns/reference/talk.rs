@@ -1,4 +1,5 @@
-//! Questions and answers that wait no longer than the network's patience, and say what went wrong in few words.
+//! Questions and answers that wait no longer than the network's patience, with short reasons for
+//! failures.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -13,12 +14,12 @@ use xtask::lab::{Ns, traffic};
 use super::cluster::{Cluster, Place};
 use super::{Fault, Outcome, demand};
 
-/// Of a client that has no wish.
+/// The source of a client that may have any address and port.
 pub const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-/// Somebody said no.
+/// The end of the reason for a refusal.
 pub const REFUSED: &str = "is refused";
 
-/// What a case is about.
+/// The protocol of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Tcp,
@@ -36,13 +37,14 @@ impl Protocol {
     }
 }
 
-/// A client that has been answered, still there.
+/// A client that has been answered and is still open.
 pub enum Flow {
     Tcp { client: TcpStream, server: TcpStream },
     Udp { client: UdpSocket, to: SocketAddr },
 }
 
-/// A client of its own, any port: a question, an answer. Who the server saw.
+/// Asks a question from a new client with any port, and gets an answer. Returns the source that the
+/// server saw.
 pub fn ask(
     cluster: &Cluster,
     protocol: Protocol,
@@ -53,7 +55,7 @@ pub fn ask(
     Ok(start(cluster, protocol, from, 0, server, to)?.1.ip())
 }
 
-/// The same from a particular port; it goes on.
+/// Like [`ask`], from a particular port. The flow stays open.
 pub fn start(
     cluster: &Cluster,
     protocol: Protocol,
@@ -80,7 +82,7 @@ pub fn start(
 }
 
 impl Flow {
-    /// Another question, another answer.
+    /// Exchanges another question and answer.
     pub fn go_on(&self, place: &Place) -> Outcome {
         let (client, server) = match self {
             Flow::Tcp { client, server } => (client, server),
@@ -97,7 +99,7 @@ impl Flow {
     }
 }
 
-/// Connects, from an address or a port that may be said.
+/// Connects from an address or port that may be given.
 pub fn connect(cluster: &Cluster, from: &Ns, source: SocketAddr, to: SocketAddr) -> Outcome<TcpStream> {
     let patience = Some(cluster.patience());
     let bound = || -> io::Result<_> {
@@ -113,7 +115,8 @@ pub fn connect(cluster: &Cluster, from: &Ns, source: SocketAddr, to: SocketAddr)
     Ok(socket.into())
 }
 
-/// The server's end of a connection, and whom it sees. Others that came earlier and were given up are passed over.
+/// Returns the server's end of a connection and the source that it sees. Skips earlier connections
+/// that were given up.
 pub fn accept(cluster: &Cluster, mut client: &TcpStream, server: &Place) -> Outcome<(TcpStream, SocketAddr)> {
     let sent = unique(100);
     client.write_all(&sent).map_err(|error| wrong("the question", &error))?;
@@ -131,7 +134,7 @@ pub fn accept(cluster: &Cluster, mut client: &TcpStream, server: &Place) -> Outc
     }
 }
 
-/// A client's socket. It is not connected: it shows who answers.
+/// Returns a client's socket. It is not connected, so it shows which address answers.
 pub fn udp(cluster: &Cluster, ns: &Ns, port: u16) -> Result<UdpSocket> {
     let socket = ns
         .enter(|| traffic::bound(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))))?
@@ -140,7 +143,7 @@ pub fn udp(cluster: &Cluster, ns: &Ns, port: u16) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// A datagram of so many bytes, and one back. Who the server saw.
+/// Exchanges datagrams of this size. Returns the source that the server saw.
 pub fn ask_by(client: &UdpSocket, server: &Place, to: SocketAddr, size: usize) -> Outcome<SocketAddr> {
     let (question, answer) = (unique(size), unique(size));
     client.send_to(&question, to).map_err(|error| wrong("the question", &error))?;
@@ -151,7 +154,7 @@ pub fn ask_by(client: &UdpSocket, server: &Place, to: SocketAddr, size: usize) -
     Ok(peer)
 }
 
-/// A datagram to where nobody listens, of a socket that is told so.
+/// Sends a datagram to a port without a listener, from a socket that gets the error.
 pub fn ask_nobody(cluster: &Cluster, ns: &Ns, to: SocketAddr) -> Outcome {
     let client = udp(cluster, ns, 0)?;
     ns.enter(|| client.connect(to))??;
@@ -159,7 +162,7 @@ pub fn ask_nobody(cluster: &Cluster, ns: &Ns, to: SocketAddr) -> Outcome {
     client.recv(&mut [0; 100]).map(|_| ()).map_err(|error| wrong("the question", &error))
 }
 
-/// Waits for one datagram; others are late and of an earlier case.
+/// Waits for one datagram. Other datagrams are late ones of an earlier case.
 fn hear(socket: &UdpSocket, expected: &[u8]) -> io::Result<(usize, SocketAddr)> {
     let mut buffer = vec![0; 65536];
     loop {
@@ -170,17 +173,17 @@ fn hear(socket: &UdpSocket, expected: &[u8]) -> io::Result<(usize, SocketAddr)> 
     }
 }
 
-/// Bytes that no other question or answer has.
+/// Returns bytes that no other question or answer has.
 fn unique(size: usize) -> Vec<u8> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     number.into_iter().cycle().take(size).collect()
 }
 
-/// Nothing came, or somebody said no: these are different.
+/// Returns the fault for an error. It tells a missing answer from a refusal.
 fn wrong(what: &str, error: &io::Error) -> Fault {
     let how = match Errno::from_io_error(error) {
-        // What is late has one name for each call.
+        // Each call has its own error for a timeout.
         Some(Errno::AGAIN | Errno::TIMEDOUT | Errno::INPROGRESS) => "is lost".to_owned(),
         Some(Errno::CONNREFUSED) => REFUSED.to_owned(),
         Some(Errno::CONNRESET) => "is reset".to_owned(),

@@ -1,4 +1,5 @@
-//! ICMP errors about translated flows, both ways: each end is told about the flow that it knows.
+//! ICMP errors about translated flows, in both directions: each end learns about the flow that it
+//! knows.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,14 +31,15 @@ fn connection_to_the_world_lives_when_its_path_shrinks() {
 
 #[test]
 fn the_world_is_told_when_an_answer_does_not_fit_the_pod() {
-    // The tunnel's room is taken off the pod's MTU: what fits the uplink may not fit the pod.
+    // The pod's MTU leaves room for the tunnel's headers: what fits the uplink may not fit the pod.
     let lab = Lab::builder().nodes(1).mode(Mode::Vxlan).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
     let server = udp(lab.world(), "0.0.0.0:53");
     let client = udp(&pod, "0.0.0.0:40000");
     let peer = ask(&client, &server, SocketAddr::new(lab.world_address(), 53), "question");
-    // 1472 bytes and the headers fill the uplink's 1500; the kernel forbids fragments while it knows no better.
+    // 1472 bytes and the headers fill the uplink's 1500. The kernel forbids fragments as long as it
+    // knows no smaller MTU.
     server.send_to(&[7; 1472], peer).unwrap();
     let route = wait_until(|| {
         let route = lab.world().exec(&["ip", "route", "get", &node.address().to_string()]).unwrap();
@@ -72,7 +74,7 @@ fn a_closed_port_of_a_pod_is_told_to_the_world() {
     drop(client);
     server.connect(peer).unwrap();
     server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    // A process that another test is starting may hold the client's socket for a moment.
+    // A process that another test starts may hold the client's socket for a moment.
     let refused = wait_until(|| {
         server.send(b"answer").and_then(|_| server.recv(&mut [0; 10])).err().filter(is_refusal)
     });

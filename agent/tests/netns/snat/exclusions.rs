@@ -31,7 +31,7 @@ fn networks_are_excluded_and_included_again_without_a_restart() {
     wait_for(node, "NETWORKS", 2);
     assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), pod.address(), "excluded by the file");
 
-    // A line that does not decode keeps the last good state, and is named.
+    // With a line that does not decode, the agent keeps the last good state and reports the line.
     std::fs::write(path, "198.51.100.0/28\n198.51.100.x\n").unwrap();
     comes(node, "non-masquerade-file", "198.51.100.x");
     assert_eq!(seen_as(&lab, &pod, "198.51.100.10"), pod.address(), "as before");
@@ -44,7 +44,7 @@ fn networks_are_excluded_and_included_again_without_a_restart() {
     assert_eq!(node.agent_pid(), pid, "without a restart");
 }
 
-/// A cloud's metadata service: it answers the node's address only.
+/// A cloud's metadata service, which answers only the node's address.
 const METADATA: &str = "169.254.169.254";
 
 #[test]
@@ -89,7 +89,7 @@ fn a_link_local_server_of_the_node_sees_the_pods_address() {
     assert_eq!(seen.ip(), pod.address());
 }
 
-/// Who a server of the world sees when the pod asks it, from a port that was not used before.
+/// Returns the source that a server of the world sees when the pod asks it from an unused port.
 fn seen_as(lab: &Lab, pod: &Pod, address: &str) -> std::net::IpAddr {
     let server = udp(lab.world(), format!("{address}:53"));
     let client = udp(pod, "0.0.0.0:0");

@@ -1,4 +1,4 @@
-//! Datagrams in fragments, of translated flows.
+//! Datagrams of translated flows in fragments.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -39,7 +39,7 @@ fn fragment_before_first_is_counted_and_the_hosts_own_pass() {
         let fragments = cut(&lab, peer, &large);
         let backwards: Vec<&[u8]> = fragments.iter().rev().map(Vec::as_slice).collect();
         frames::send_all(lab.underlay(), "node1", &backwards).unwrap();
-        // One that is whole comes after them: what they make has been seen by then.
+        // A whole datagram follows. When it arrives, the node has handled the fragments.
         server.send_to(b"after", peer).unwrap();
         let mut buffer = vec![0; 5000];
         let (length, _) = client.recv_from(&mut buffer).unwrap();
@@ -59,7 +59,8 @@ fn overtaken(node: &Node) -> u64 {
     node.drops().unwrap().get(Reason::FragmentBeforeFirst.name()).copied().unwrap_or_default()
 }
 
-/// A datagram without UDP checksum from the world to the node, cut in three, as its frames arrive.
+/// Returns the frames of a datagram without UDP checksum from the world to the node, cut into three
+/// fragments.
 fn cut(lab: &Lab, to: SocketAddr, payload: &[u8]) -> Vec<Vec<u8>> {
     const PIECE: usize = 1400;
     let (IpAddr::V4(source), IpAddr::V4(destination)) = (lab.world_address(), to.ip()) else {

@@ -1,4 +1,5 @@
-//! The node's own flows keep every packet, whichever flow had the 5-tuple first: a pod's or theirs.
+//! The node's own flows keep every packet, no matter whether they or a pod's flow had the 5-tuple
+//! first.
 
 use std::net::SocketAddr;
 
@@ -85,7 +86,8 @@ fn port_that_host_rules_gave_to_a_container_is_not_taken() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
-    // A container of another engine, masqueraded to one certain port: no socket on the node knows it.
+    // A container of another engine is masqueraded to a fixed port. No socket on the node has that
+    // flow.
     let container = lab.add_namespace("container").unwrap();
     xtask::lab::connect(node, "br-other", &container, "eth0").unwrap();
     node.ip("address add 172.17.0.1/24 dev br-other\n").unwrap();
@@ -146,7 +148,7 @@ fn no_flow_is_given_a_port_that_the_node_keeps_for_others() {
     let pod = node.add_pod("client").unwrap();
     let server = udp(lab.world(), "0.0.0.0:53");
     let to = SocketAddr::new(lab.world_address(), 53);
-    // Somebody on the host listens: its port is not given away either.
+    // A socket of the host listens here: SNAT does not take its port either.
     let _listening = udp(node, "0.0.0.0:32900");
     for own in (30000..30020).chain([8472, 32767, 32900]) {
         let client = udp(&pod, format!("0.0.0.0:{own}"));
@@ -155,7 +157,7 @@ fn no_flow_is_given_a_port_that_the_node_keeps_for_others() {
     }
 }
 
-/// The two that send, in the order in which they begin.
+/// Returns the two senders in the order in which they begin.
 fn order<'a>(first: First, pod: &'a xtask::lab::Ns, host: &'a xtask::lab::Ns) -> [&'a xtask::lab::Ns; 2] {
     match first {
         First::Pod => [pod, host],

@@ -12,9 +12,9 @@ use super::{ask, assert_alive};
 use crate::service::{drop_invalid, iptables};
 use crate::sockets::{connect_from, listen, udp};
 
-/// An address that nobody has: a rule makes another of it.
+/// A service's address. No host has it: a rule translates it.
 const SERVICE: &str = "10.96.0.9";
-/// Longer than what was found out about a flow counts.
+/// Longer than a known flow counts, on kernels with at least 250 jiffies a second.
 const A_WHILE: Duration = Duration::from_millis(1200);
 
 #[test]
@@ -65,7 +65,8 @@ fn one_socket_reaches_an_outer_server_directly_and_by_service() {
                     to,
                     &format!("{first:?} first, forgotten: {forgotten}, {number}: {by:?}"),
                 );
-                // Connection tracking sees nothing of what goes past it, and forgets it after half a minute.
+                // Connection tracking does not see packets that go past it, and forgets the flow
+                // after half a minute.
                 if forgotten && number == 1 {
                     scene.node().exec(&["conntrack", "-F"]).unwrap();
                 }
@@ -82,12 +83,13 @@ fn unanswered_flow_begun_before_its_rule_is_seen_by_it() {
         let server = udp(scene.lab.world(), "0.0.0.0:53");
         let client = udp(&scene.pod, "0.0.0.0:40000");
         let to = SocketAddr::new(SERVICE.parse().unwrap(), 53);
-        // The node was not ready: the address of a service goes out into the world, where nobody has it.
+        // The node's rules are not there yet: the service's address goes out into the world, where
+        // no host has it.
         for _ in 0..3 {
             client.send_to(b"too early", to).unwrap();
         }
         serve_outside(&scene);
-        // As kube-proxy does after it has written a service's rules (stale entries of UDP).
+        // kube-proxy does this after it has written a service's rules (stale entries of UDP).
         scene.node().exec(&["conntrack", "-D", "-p", "udp", "--orig-dst", SERVICE]).unwrap();
         ask(&client, &server, to, &format!("{mode:?}"));
     }
@@ -95,7 +97,7 @@ fn unanswered_flow_begun_before_its_rule_is_seen_by_it() {
 
 #[test]
 fn a_flow_follows_the_hosts_routing_policy_for_its_whole_life() {
-    /// How a flow comes to its own routing table: rules of iptables, and a routing rule.
+    /// Ways to give a flow a routing table of its own: rules of iptables, and a routing rule.
     const POLICIES: [(&str, &[&str], &str); 3] = [
         ("a mark", &["-t mangle -A PREROUTING -i pw+ -d 203.0.113.9 -j MARK --set-mark 7"], "fwmark 7"),
         (
@@ -111,7 +113,7 @@ fn a_flow_follows_the_hosts_routing_policy_for_its_whole_life() {
     for (policy, rules, routing) in POLICIES {
         let scene = Scene::new(Mode::Vxlan);
         let node = scene.node();
-        // It has the address itself: nobody else knows the way there.
+        // The gateway has the address itself, so only this route leads there.
         let gateway = scene.lab.add_host("gateway", "10.200.0.253".parse().unwrap()).unwrap();
         gateway.ip("address add 203.0.113.9/32 dev eth0\n").unwrap();
         traffic::ping(node, "10.200.0.253".parse().unwrap(), 56).unwrap();
@@ -122,7 +124,7 @@ fn a_flow_follows_the_hosts_routing_policy_for_its_whole_life() {
         let to = "203.0.113.9:5353".parse().unwrap();
         let (server, listener) = (udp(&gateway, to), listen(&gateway, "203.0.113.9:5443"));
         let client = udp(&scene.pod, "0.0.0.0:40000");
-        // One that begins while the other is known.
+        // The connection begins while the flow of datagrams is known.
         let first = ask(&client, &server, to, policy);
         let connection = connect_from(&scene.pod, "0.0.0.0:0", "203.0.113.9:5443").unwrap();
         let (accepted, _) = listener.accept().unwrap();
@@ -231,12 +233,12 @@ fn what_the_host_keeps_or_refuses_is_kept_and_refused() {
     }
 }
 
-/// What a connected socket hears when it sends.
+/// Returns the error that a connected socket gets when it sends.
 fn refusal(socket: &UdpSocket) -> ErrorKind {
     socket.send(b"?").and_then(|_| socket.recv(&mut [0; 10])).unwrap_err().kind()
 }
 
-/// The service's rules: both protocols, to the world's server.
+/// Adds the service's rules: for both protocols, to the world's server.
 fn serve_outside(scene: &Scene) {
     let world = scene.lab.world_address();
     for protocol in ["tcp", "udp"] {

@@ -1,4 +1,4 @@
-//! A client outside that reaches a pod by the pod's own address is answered from that address.
+//! A client outside that reaches a pod by the pod's own address gets answers from that address.
 
 use std::net::SocketAddr;
 
@@ -27,7 +27,7 @@ fn a_client_that_is_routed_to_a_pod_is_answered_by_it() {
         let counted = node.traffic().unwrap();
         assert!(counted[Path::Untranslated.name()] > 0, "{mode:?}: {counted:?}");
 
-        // What the pod begins itself is translated, to the same host too.
+        // Flows that the pod begins itself are translated, to the same host too.
         let (server, client) = (udp(lab.world(), "0.0.0.0:53"), udp(&pod, "0.0.0.0:40000"));
         let seen = ask(&client, &server, SocketAddr::new(lab.world_address(), 53), "begun by the pod");
         assert_eq!(seen.ip(), node.address(), "{mode:?}");

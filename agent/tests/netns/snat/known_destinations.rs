@@ -1,4 +1,5 @@
-//! Connections of pods to where the host's rules have lately let another one pass as it was: they begin past the rules.
+//! Connections of pods to known destinations: the host's rules have just let another connection
+//! pass unchanged, so these begin past the rules.
 
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -10,9 +11,10 @@ use super::past_stack::{Connection, Scene};
 use crate::service::{drop_invalid, iptables};
 use crate::sockets::{connect_by, connect_from, listen, wait_until};
 
-/// So many connections come one after the other.
+/// The number of connections, one after the other.
 const CONNECTIONS: usize = 30;
-/// The kernel says this to everyone; of ICMP errors it limits the number.
+/// A refusal by TCP reset: the kernel sends one to every client, but limits the number of ICMP
+/// errors.
 const RESET: &str = "-p tcp -j REJECT --reject-with tcp-reset";
 
 #[test]
@@ -109,13 +111,14 @@ fn a_service_in_front_of_a_known_destination_stays_a_service() {
     }
 }
 
-/// The programs look for sockets where a connection begins: here that is the pod's link.
+/// The programs look for the host's sockets where a connection begins: here that is the pod's link.
 #[test]
 fn uplink_bound_connection_of_the_host_keeps_its_port() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         let node = scene.node();
-        // Each port once: a process that another test is starting may hold a closed socket for a moment.
+        // Use each port once: a process that another test starts may hold a closed socket for a
+        // moment.
         for own in 40000..40005 {
             let from = ("0.0.0.0", own);
             let by_host = connect_by(node, Some(node.uplink()), from, scene.to(443)).unwrap();
@@ -132,7 +135,7 @@ fn uplink_bound_connection_of_the_host_keeps_its_port() {
     }
 }
 
-/// Whether connection tracking has an entry for a connection from this port.
+/// Returns whether connection tracking has an entry for a connection from this port.
 fn is_tracked(scene: &Scene, port: u16) -> bool {
     let tracked = scene.node().exec(&["conntrack", "-L", "-p", "tcp"]).unwrap();
     tracked.contains(&format!(" sport={port} dport=443 "))

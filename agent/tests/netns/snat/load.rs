@@ -1,4 +1,4 @@
-//! Many flows to one server. Fewer in the ordinary run than in `soak`.
+//! Many flows to one server: fewer in the ordinary run than in `soak`.
 
 use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
@@ -25,7 +25,8 @@ fn thousands_of_connections_to_one_server_are_open_at_once() {
     let (lab, pods) = lab();
     lab.world().sysctl("net/core/somaxconn", "32768").unwrap();
     lab.world().sysctl("net/ipv4/tcp_max_syn_backlog", "32768").unwrap();
-    // The kernel establishes them; the server takes them one by one when all are there.
+    // The kernel establishes the connections. The server accepts them one by one when all are
+    // there.
     let server = listen(lab.world(), format!("0.0.0.0:{PORT}"));
     rustix::net::listen(&server, 32_768).unwrap();
     let to = SocketAddr::new(lab.world_address(), PORT);
@@ -49,16 +50,16 @@ fn thousands_of_connections_to_one_server_are_open_at_once() {
     assert_nothing_refused(&lab);
 }
 
-/// Connections that are open and use up none of the process's file numbers, of which there may be fewer than connections: they lie in
-/// a socket's queue.
+/// Open connections that use none of the process's file descriptors: there may be fewer descriptors
+/// than connections. The connections lie in a socket's queue.
 struct Parked {
     queue: UnixStream,
     messages: usize,
-    // While it is there the queue is not closed.
+    // The queue stays open as long as this exists.
     _sender: UnixStream,
 }
 
-/// File descriptors of one message (`SCM_MAX_FD` is 253).
+/// The file descriptors of one message (`SCM_MAX_FD` is 253).
 const BATCH: usize = 100;
 
 impl Parked {
@@ -74,7 +75,7 @@ impl Parked {
         Self { queue, messages: connections.len().div_ceil(BATCH), _sender: sender }
     }
 
-    /// One batch after the other, each closed before the next.
+    /// Returns the connections batch by batch. Each batch is closed before the next.
     fn take(self) -> impl Iterator<Item = TcpStream> {
         (0..self.messages).flat_map(move |_| {
             let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
@@ -101,7 +102,8 @@ fn short_connections_in_a_row_never_run_out_of_ports() {
     let server = listen(lab.world(), format!("0.0.0.0:{PORT}"));
     let to = SocketAddr::new(lab.world_address(), PORT);
     std::thread::scope(|scope| {
-        // The server closes first: it is the one that remembers the connection for a minute.
+        // The server closes first, so the server is the end that remembers the connection for a
+        // minute.
         let serving = scope.spawn(|| {
             for _ in 0..connections {
                 drop(server.accept().unwrap());
@@ -129,7 +131,7 @@ fn lab() -> (Lab, Vec<Pod>) {
     (lab, pods)
 }
 
-/// The same in each pod, all at once.
+/// Runs an action in each pod, in all of them at once.
 fn on_every_pod<T: Send>(pods: &[Pod], action: impl Fn(&Pod) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(|| action(pod))).collect();

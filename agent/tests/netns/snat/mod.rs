@@ -1,4 +1,4 @@
-//! Source translation beside everybody else who uses the node's address.
+//! SNAT beside all other users of the node's address.
 
 mod errors;
 mod exclusions;
@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
 use crate::sockets::PATIENCE;
 
-/// Both ends of a connection speak, and hear what the other said.
+/// Asserts that each end of a connection receives what the other end sends.
 pub fn assert_alive(client: &TcpStream, server: &TcpStream, what: &str) {
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     for (mut from, mut to) in [(client, server), (server, client)] {
@@ -28,7 +28,7 @@ pub fn assert_alive(client: &TcpStream, server: &TcpStream, what: &str) {
     }
 }
 
-/// A question and its answer; who the server saw.
+/// Exchanges a question and its answer. Returns the source that the server saw.
 pub fn ask(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -> SocketAddr {
     client.send_to(what.as_bytes(), to).unwrap();
     let mut buffer = vec![0; 65536];
@@ -40,7 +40,7 @@ pub fn ask(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -
     peer
 }
 
-/// What a server sees of a node that it knows by this address.
+/// Returns the source that a server sees of a node, when it knows the node by this address.
 fn of_node(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
 }

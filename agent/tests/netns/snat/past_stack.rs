@@ -1,4 +1,5 @@
-//! Pods' flows to the world: the host's rules see the first packet, and all others go past them, in both directions.
+//! Pods' flows to the world: the host's rules see the first packet. All others go past the rules,
+//! in both directions.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,7 +14,7 @@ use crate::service::{drop_invalid, iptables};
 use crate::sockets::{PATIENCE, connect_from, listen, udp, wait_until};
 
 const MEBIBYTE: usize = 1 << 20;
-/// So many connections come one after the other from so few ports.
+/// The number of connections, one after the other, from the few source ports of `PORTS`.
 const CONNECTIONS: usize = 300;
 const PORTS: &str = "40000 40019";
 
@@ -57,7 +58,7 @@ fn connections_past_the_rules_end_as_they_should() {
         for (first, second) in [(by_pod.client, by_pod.server), (by_world.server, by_world.client)] {
             end_by_halves(first, second);
         }
-        // Who closes last waits for the acknowledgement of the other.
+        // The side that closes last waits for the other's acknowledgement.
         for (ns, side) in [(world, "world"), (&*scene.pod, "pod")] {
             let waiting = || ns.exec(&["ss", "-Htan", "state", "last-ack"]).unwrap();
             assert!(
@@ -117,7 +118,7 @@ fn few_ports_serve_many_connections_beside_kube_proxys_rule() {
     for number in 0..CONNECTIONS {
         let Connection { client, server } = scene.connect();
         assert_alive(&client, &server, &format!("connection {number}"));
-        // The server closes first: the client's port is free at once.
+        // The server closes first, so the client's port is free at once.
         drop(server);
         assert_eq!((&client).read(&mut [0]).unwrap(), 0, "connection {number}");
     }
@@ -138,7 +139,7 @@ fn error_about_a_flow_that_conntrack_forgot_reaches_the_pod() {
         scene.node().exec(&["conntrack", "-F"]).unwrap();
         drop(server);
         client.connect(scene.to(53)).unwrap();
-        // A process that another test is starting may hold the server's socket for a moment.
+        // A process that another test starts may hold the server's socket for a moment.
         client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let refused = wait_until(|| {
             let error = client.send(b"anybody?").and_then(|_| client.recv(&mut [0; 10])).err()?;
@@ -184,8 +185,8 @@ fn a_path_that_shrinks_is_told_to_the_sender_of_datagrams() {
     }
 }
 
-/// A node with a pod, and a world. The way there is resolved: a first packet that waits for its next hop's link address is not
-/// seen to leave as it came.
+/// A node with a pod, and a world. The next hop to the world is already resolved. Otherwise the
+/// first packet would wait for the link address, and the programs would not see it leave unchanged.
 pub(super) struct Scene {
     pub(super) pod: Pod,
     listener: TcpListener,
@@ -215,13 +216,13 @@ impl Scene {
         self.connect_to(self.lab.world_address())
     }
 
-    /// To the world's server by whatever address leads there.
+    /// Connects to the world's server by any address that leads there.
     pub(super) fn connect_to(&self, address: IpAddr) -> Connection {
         let client = connect_from(&self.pod, "0.0.0.0:0", (address, 443)).unwrap();
         Connection { client, server: self.accept() }
     }
 
-    /// The world's end of a connection, whoever of the node has begun it.
+    /// Accepts a connection and returns the world's end. The pod or the host may have begun it.
     pub(super) fn accept(&self) -> TcpStream {
         let (server, peer) = self.listener.accept().unwrap();
         assert_eq!(peer.ip(), self.node().address());
@@ -230,18 +231,18 @@ impl Scene {
     }
 }
 
-/// Both ends of one.
+/// Both ends of a connection.
 pub(super) struct Connection {
     pub(super) client: TcpStream,
     pub(super) server: TcpStream,
 }
 
-/// Whatever is forwarded is refused, at once.
+/// Refuses all forwarded packets at once.
 fn reject_all(node: &Node) {
     iptables(node, "-I FORWARD -j REJECT");
 }
 
-/// One side is done, the other goes on for a while.
+/// Ends a connection by halves: one side is done, and the other goes on for a while.
 fn end_by_halves(first: TcpStream, second: TcpStream) {
     first.shutdown(Shutdown::Write).unwrap();
     for end in [&first, &second] {

@@ -1,4 +1,4 @@
-//! Pods' packets to the world of other protocols than TCP, UDP and ICMP.
+//! Pods' packets to the world with other protocols than TCP, UDP and ICMP.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 
@@ -77,7 +77,7 @@ fn what_authenticates_its_addresses_is_refused_and_counted() {
     assert_eq!(peer, pod.address());
 }
 
-/// A raw socket receives the IP header, too.
+/// Opens a socket. A raw socket receives the IP header, too.
 fn open(ns: &Ns, kind: SocketType, protocol: Protocol, port: u16) -> UdpSocket {
     let open = || -> std::io::Result<UdpSocket> {
         let socket = socket(AddressFamily::INET, kind, Some(protocol))?;

@@ -1,4 +1,5 @@
-//! The source is the address that the node itself would have used: that of the uplink which the route chose.
+//! The source is the address that the node itself would use: the address of the uplink that the
+//! route chooses.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +23,7 @@ fn each_uplink_gives_its_own_address_that_fits() {
             .build()
             .unwrap();
         let node = lab.node(0);
-        // A second network, with two addresses of the node's on it, and a bridge that leads nowhere.
+        // A second network with two of the node's addresses, and a bridge that leads nowhere.
         let other = lab.add_namespace("other").unwrap();
         connect(node, "eth1", &other, "eth0").unwrap();
         node.ip("address add 192.168.7.1/24 dev eth1\naddress add 192.168.8.1/24 dev eth1\n").unwrap();
@@ -52,7 +53,7 @@ fn each_uplink_gives_its_own_address_that_fits() {
 /// The default route by both links of [`two_links_to_the_world`].
 const TWO_NEXT_HOPS: &str =
     "route replace default nexthop via 10.200.0.254 dev eth0 nexthop via 192.168.7.2 dev eth1\n";
-/// The same by next hop objects.
+/// The same route with next hop objects.
 const GROUP: &str = "nexthop add id 1 via 10.200.0.254 dev eth0\nnexthop add id 2 via 192.168.7.2 dev eth1\n\
     nexthop add id 10 group 1/2\nroute replace default nhid 10\n";
 
@@ -83,7 +84,8 @@ fn a_next_hop_that_comes_later_is_an_uplink_too() {
     }
 }
 
-/// A pod's flows to many addresses of the world leave by both links, each with that link's address; nothing else does.
+/// Asserts that a pod's flows to many addresses of the world leave by both links, each with that
+/// link's address, and that no packet leaves with a pod's address.
 fn reached_by_both(lab: &Lab, what: &str) {
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
@@ -110,12 +112,13 @@ fn reached_by_both(lab: &Lab, what: &str) {
     }
 }
 
-/// How many links are uplinks.
+/// Returns the number of uplinks.
 fn uplinks(node: &Node) -> usize {
     crate::links::kinds(node).into_iter().filter(|(_, kind)| *kind == LINK_UPLINK).count()
 }
 
-/// A node with a second link to the world, and no agent yet: 192.168.7.1 and .2 are the ends of that link.
+/// Returns a node with a second link to the world, and without an agent. The ends of that link are
+/// 192.168.7.1 and 192.168.7.2.
 fn two_links_to_the_world() -> Lab {
     let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
     let node = lab.node(0);
@@ -125,7 +128,8 @@ fn two_links_to_the_world() -> Lab {
     lab
 }
 
-/// A node with two uplinks to the world: 192.168.7.1 and .2 are the ends of the second.
+/// Returns a node with two uplinks to the world. The ends of the second are 192.168.7.1 and
+/// 192.168.7.2.
 pub fn two_uplinks() -> Lab {
     let lab =
         Lab::builder().nodes(1).agent_arguments(&["--uplink", "eth0,eth1"]).agents(false).build().unwrap();
@@ -164,7 +168,7 @@ fn flow_follows_its_route_to_another_uplink_and_back() {
         if !change.is_empty() {
             node.ip(&format!("route {change} 198.51.100.10 via 192.168.7.2\n")).unwrap();
         }
-        // What is known of a flow counts for a second at most. Nothing is lost meanwhile: the old way is there.
+        // A known flow counts for 256 jiffies. Nothing is lost meanwhile: the old path still works.
         let moved = wait_until(|| (ask(&client, &server, to, change).ip() == source).then_some(()));
         assert!(moved.is_some(), "{change}: the flow never left with {source}");
         for _ in 0..3 {
@@ -177,7 +181,7 @@ fn flow_follows_its_route_to_another_uplink_and_back() {
 fn flow_with_a_lost_node_address_gets_the_present_one() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
-    // The address that the world sees is not the node's InternalIP, so that it can go.
+    // The world sees an address that is not the node's InternalIP, so the test can remove it.
     node.ip("address add 10.200.0.77/24 dev eth0\nroute change default via 10.200.0.254 src 10.200.0.77\n")
         .unwrap();
     let pod = node.add_pod("client").unwrap();
@@ -188,12 +192,12 @@ fn flow_with_a_lost_node_address_gets_the_present_one() {
     wait_until(|| knows(node, "10.200.0.77").then_some(())).unwrap();
     node.ip("route change default via 10.200.0.254\naddress del 10.200.0.77/24 dev eth0\n").unwrap();
     wait_until(|| (!knows(node, "10.200.0.77")).then_some(())).unwrap();
-    // The list of addresses comes before what was translated to them.
+    // The agent updates the list of addresses before it removes the translations to one of them.
     let moved = wait_until(|| (ask(&client, &server, to, "after").ip() == node.address()).then_some(()));
     assert!(moved.is_some(), "the flow never left with the node's present address");
 }
 
-/// Whether the agent has an address among the node's own.
+/// Returns whether the agent has an address among the node's own.
 fn knows(node: &Node, address: &str) -> bool {
     let octets: Vec<_> =
         address.parse::<std::net::Ipv4Addr>().unwrap().octets().map(|byte| byte.to_string()).into();

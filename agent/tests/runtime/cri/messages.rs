@@ -1,11 +1,11 @@
-//! The messages, with the fields that are used: generating them needs `protoc`, and the plugin's test needs a few dozen of
-//! them. Numbers are the protocol's and never change.
+//! The messages, with the fields that are used. They are written by hand: generating them needs
+//! `protoc`, and this test needs a few dozen. The protocol's numbers never change.
 
 use std::collections::BTreeMap;
 
 use prost::Message;
 
-/// A message without fields, or whose fields are not looked at.
+/// A message without fields, or with fields that the test does not read.
 #[derive(Clone, PartialEq, Message)]
 pub struct Nothing {}
 
@@ -52,33 +52,34 @@ pub struct ImageStatusResponse {
 /// A pod, before it has containers.
 #[derive(Clone, PartialEq, Message)]
 pub struct PodSandboxConfig {
-    /// Its name in Kubernetes.
+    /// The pod's name in Kubernetes.
     #[prost(message, optional, tag = "1")]
     pub metadata: Option<PodSandboxMetadata>,
-    /// Where its containers' logs are.
+    /// The folder with the containers' logs.
     #[prost(string, tag = "3")]
     pub log_directory: String,
-    /// Its resolver; goes to the plugin as the `dns` capability.
+    /// The pod's resolver. The runtime passes it to the plugin as the `dns` capability.
     #[prost(message, optional, tag = "4")]
     pub dns_config: Option<DnsConfig>,
-    /// Its hostPorts; go to the plugin as the `portMappings` capability.
+    /// The pod's hostPorts. The runtime passes them to the plugin as the `portMappings` capability.
     #[prost(message, repeated, tag = "5")]
     pub port_mappings: Vec<PortMapping>,
-    /// `kubernetes.io/ingress-bandwidth` and its like go to the plugin as the `bandwidth` capability.
+    /// The runtime passes `kubernetes.io/ingress-bandwidth` and similar annotations to the plugin
+    /// as the `bandwidth` capability.
     #[prost(btree_map = "string, string", tag = "7")]
     pub annotations: BTreeMap<String, String>,
-    /// What only Linux has.
+    /// Settings that exist only on Linux.
     #[prost(message, optional, tag = "8")]
     pub linux: Option<LinuxPodSandboxConfig>,
 }
 
-/// A pod's name. Goes to the plugin in `CNI_ARGS`.
+/// A pod's name. The runtime passes it to the plugin in `CNI_ARGS`.
 #[derive(Clone, PartialEq, Message)]
 pub struct PodSandboxMetadata {
     /// Name.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// Unique in the cluster's life.
+    /// An id that the cluster uses only once.
     #[prost(string, tag = "2")]
     pub uid: String,
     /// Namespace.
@@ -94,7 +95,7 @@ pub struct DnsConfig {
     pub servers: Vec<String>,
 }
 
-/// A hostPort. TCP: the protocol's number is 0, which is not sent.
+/// A hostPort for TCP: that protocol's number is 0, so the field is not sent.
 #[derive(Clone, PartialEq, Message)]
 pub struct PortMapping {
     /// The pod's port.
@@ -105,21 +106,21 @@ pub struct PortMapping {
     pub host_port: i32,
 }
 
-/// What only Linux has.
+/// Settings of a pod that exist only on Linux.
 #[derive(Clone, PartialEq, Message)]
 pub struct LinuxPodSandboxConfig {
-    /// The control group of the pod's own.
+    /// The pod's own control group.
     #[prost(string, tag = "1")]
     pub cgroup_parent: String,
-    /// What the sandbox may do.
+    /// The sandbox's rights.
     #[prost(message, optional, tag = "2")]
     pub security_context: Option<LinuxSandboxSecurityContext>,
 }
 
-/// What a sandbox may do.
+/// A sandbox's rights.
 #[derive(Clone, PartialEq, Message)]
 pub struct LinuxSandboxSecurityContext {
-    /// Whose namespaces it is in.
+    /// The namespaces that it is in.
     #[prost(message, optional, tag = "1")]
     pub namespace_options: Option<NamespaceOption>,
 }
@@ -157,33 +158,33 @@ pub struct PodSandboxNetworkStatus {
 /// A container.
 #[derive(Clone, PartialEq, Message)]
 pub struct ContainerConfig {
-    /// Its name in the pod.
+    /// The container's name in the pod.
     #[prost(message, optional, tag = "1")]
     pub metadata: Option<ContainerMetadata>,
-    /// What it is made of.
+    /// The container's image.
     #[prost(message, optional, tag = "2")]
     pub image: Option<ImageSpec>,
-    /// What it runs. Default: the image's.
+    /// The command. Default: the image's.
     #[prost(string, repeated, tag = "3")]
     pub command: Vec<String>,
-    /// What that is told.
+    /// The command's arguments.
     #[prost(string, repeated, tag = "4")]
     pub args: Vec<String>,
-    /// Its environment.
+    /// The environment.
     #[prost(message, repeated, tag = "6")]
     pub envs: Vec<KeyValue>,
-    /// What it sees of the node.
+    /// Folders and files of the node in the container.
     #[prost(message, repeated, tag = "7")]
     pub mounts: Vec<Mount>,
-    /// Its log, below the pod's folder.
+    /// The path of the log, relative to the pod's folder.
     #[prost(string, tag = "11")]
     pub log_path: String,
-    /// What only Linux has.
+    /// Settings that exist only on Linux.
     #[prost(message, optional, tag = "15")]
     pub linux: Option<LinuxContainerConfig>,
 }
 
-/// A variable.
+/// An environment variable.
 #[derive(Clone, PartialEq, Message)]
 pub struct KeyValue {
     /// Name.
@@ -197,13 +198,13 @@ pub struct KeyValue {
 /// A folder or file of the node in a container.
 #[derive(Clone, PartialEq, Message)]
 pub struct Mount {
-    /// There.
+    /// The path in the container.
     #[prost(string, tag = "1")]
     pub container_path: String,
-    /// Here.
+    /// The path on the node.
     #[prost(string, tag = "2")]
     pub host_path: String,
-    /// Not to be written.
+    /// Whether the container cannot write there.
     #[prost(bool, tag = "3")]
     pub readonly: bool,
     /// `PRIVATE` 0, `HOST_TO_CONTAINER` 1, `BIDIRECTIONAL` 2.
@@ -211,62 +212,62 @@ pub struct Mount {
     pub propagation: i32,
 }
 
-/// What only Linux has.
+/// Settings of a container that exist only on Linux.
 #[derive(Clone, PartialEq, Message)]
 pub struct LinuxContainerConfig {
-    /// What it may use.
+    /// The container's resources.
     #[prost(message, optional, tag = "1")]
     pub resources: Option<LinuxContainerResources>,
-    /// What it may do.
+    /// The container's rights.
     #[prost(message, optional, tag = "2")]
     pub security_context: Option<LinuxContainerSecurityContext>,
 }
 
-/// What a container may use.
+/// A container's resources.
 #[derive(Clone, PartialEq, Message)]
 pub struct LinuxContainerResources {
-    /// Of a processor, in 1024ths.
+    /// The share of a CPU, in 1024ths.
     #[prost(int64, tag = "3")]
     pub cpu_shares: i64,
-    /// Bytes.
+    /// The memory limit, in bytes.
     #[prost(int64, tag = "4")]
     pub memory_limit_in_bytes: i64,
 }
 
-/// What a container may do.
+/// A container's rights.
 #[derive(Clone, PartialEq, Message)]
 pub struct LinuxContainerSecurityContext {
-    /// Of root's powers.
+    /// Its capabilities.
     #[prost(message, optional, tag = "1")]
     pub capabilities: Option<Capability>,
-    /// Whose namespaces it is in.
+    /// The namespaces that it is in.
     #[prost(message, optional, tag = "3")]
     pub namespace_options: Option<NamespaceOption>,
-    /// SELinux's label.
+    /// The SELinux label.
     #[prost(message, optional, tag = "4")]
     pub selinux_options: Option<SeLinuxOption>,
-    /// User.
+    /// The user's id.
     #[prost(message, optional, tag = "5")]
     pub run_as_user: Option<Int64Value>,
-    /// Its root file system is not to be written.
+    /// Whether the container cannot write its root file system.
     #[prost(bool, tag = "7")]
     pub readonly_rootfs: bool,
-    /// Nothing that it executes may have more rights than itself.
+    /// Whether no program that it executes can have more rights than the container itself.
     #[prost(bool, tag = "11")]
     pub no_new_privs: bool,
-    /// Group.
+    /// The group's id.
     #[prost(message, optional, tag = "12")]
     pub run_as_group: Option<Int64Value>,
-    /// Not to be seen.
+    /// Paths that the container cannot see.
     #[prost(string, repeated, tag = "13")]
     pub masked_paths: Vec<String>,
-    /// Not to be written.
+    /// Paths that the container cannot write.
     #[prost(string, repeated, tag = "14")]
     pub readonly_paths: Vec<String>,
-    /// System calls.
+    /// The filter of system calls.
     #[prost(message, optional, tag = "15")]
     pub seccomp: Option<SecurityProfile>,
-    /// AppArmor.
+    /// The AppArmor profile.
     #[prost(message, optional, tag = "16")]
     pub apparmor: Option<SecurityProfile>,
 }
@@ -274,15 +275,15 @@ pub struct LinuxContainerSecurityContext {
 /// Capabilities, without `CAP_`.
 #[derive(Clone, PartialEq, Message)]
 pub struct Capability {
-    /// More than the runtime gives by itself.
+    /// Capabilities in addition to the runtime's default.
     #[prost(string, repeated, tag = "1")]
     pub add_capabilities: Vec<String>,
-    /// Less than that.
+    /// Capabilities of the runtime's default that the container does not get.
     #[prost(string, repeated, tag = "2")]
     pub drop_capabilities: Vec<String>,
 }
 
-/// Whose namespaces: `POD` 0, `CONTAINER` 1, `NODE` 2.
+/// The namespaces to use: `POD` 0, `CONTAINER` 1, `NODE` 2.
 #[derive(Clone, PartialEq, Message)]
 pub struct NamespaceOption {
     /// Network.
@@ -296,7 +297,7 @@ pub struct NamespaceOption {
     pub ipc: i32,
 }
 
-/// SELinux's label.
+/// An SELinux label.
 #[derive(Clone, PartialEq, Message)]
 pub struct SeLinuxOption {
     /// User.
@@ -324,7 +325,7 @@ pub struct Int64Value {
 /// A profile: `RuntimeDefault` 0, `Unconfined` 1.
 #[derive(Clone, PartialEq, Message)]
 pub struct SecurityProfile {
-    /// Which.
+    /// The profile's number.
     #[prost(int32, tag = "1")]
     pub profile_type: i32,
 }

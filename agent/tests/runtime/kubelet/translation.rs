@@ -1,4 +1,4 @@
-//! A pod's manifest in the runtime's words.
+//! Translates a pod's manifest into messages of the Container Runtime Interface.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{
@@ -18,7 +18,8 @@ use crate::cri::{
 /// Where programs look for their pod's token.
 const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// What kubelet has runtimes hide, and keep from being written, in containers that are not privileged.
+/// The paths that the runtime hides in unprivileged containers for kubelet. `READ_ONLY` has those
+/// that it makes read-only.
 const MASKED: [&str; 10] = [
     "/proc/asound",
     "/proc/acpi",
@@ -33,7 +34,7 @@ const MASKED: [&str; 10] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// What is translated below, or concerns what happens before a pod is on a node.
+/// The fields that are translated below, or that matter only before a pod is on a node.
 const OF_A_POD: [&str; 15] = [
     "affinity",
     "automountServiceAccountToken",
@@ -70,7 +71,7 @@ const OF_A_CONTAINER: [&str; 12] = [
 const OF_THE_CONTAINERS_SECURITY: [&str; 3] =
     ["allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem"];
 
-/// That all of it is translated.
+/// Checks that every field is translated.
 pub fn refuse_what_is_not_known(spec: &PodSpec) -> Result<()> {
     only(spec, &OF_A_POD)?;
     only(&spec.security_context, &OF_ITS_SECURITY)?;
@@ -203,7 +204,7 @@ fn security(spec: &PodSpec, container: &Container) -> Result<LinuxContainerSecur
     })
 }
 
-/// Those of the node's network; the pod's own otherwise.
+/// Returns the namespaces of a pod: the node's network if the pod asks for it, otherwise its own.
 fn namespaces(spec: &PodSpec) -> NamespaceOption {
     NamespaceOption { network: if spec.host_network == Some(true) { 2 } else { 0 }, pid: 1, ipc: 0 }
 }
@@ -227,7 +228,7 @@ fn resources(wanted: Option<&ResourceRequirements>) -> Result<LinuxContainerReso
     let memory = amount("memory", |wanted| wanted.limits.clone());
     Ok(LinuxContainerResources {
         cpu_shares: match cpu.as_deref().map(|cpu| cpu.strip_suffix('m').context("a share in whole CPUs")) {
-            // kubelet's conversion, with its least.
+            // Kubelet converts in this way, with the same minimum.
             Some(thousandths) => (thousandths?.parse::<i64>()? * 1024 / 1000).max(2),
             None => 2,
         },

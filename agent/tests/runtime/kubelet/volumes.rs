@@ -10,10 +10,10 @@ use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, HostPathVolumeSource, Po
 
 use super::Kubelet;
 
-/// Where each of a pod's volumes is on the node, by name.
+/// The path on the node of each of a pod's volumes, by name.
 pub type Volumes = BTreeMap<String, String>;
 
-/// Under which a pod has its token; the API server adds it to pods that ask for one.
+/// The name of the volume with a pod's token. The API server adds it to pods that ask for one.
 pub const TOKEN: &str = "kube-api-access";
 
 impl Kubelet<'_> {
@@ -57,7 +57,7 @@ impl Kubelet<'_> {
         Ok(path.to_owned())
     }
 
-    /// Files that are replaced all at once: links into a folder, which is a link itself.
+    /// Writes files that can all be replaced at once: links into a folder, which is a link itself.
     fn write(&self, path: &str, files: &BTreeMap<String, String>) -> Result<()> {
         let folder = self.runtime.file(path)?;
         if folder.exists() {

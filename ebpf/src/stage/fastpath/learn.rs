@@ -1,4 +1,4 @@
-//! What the stages have found out becomes known.
+//! Learning: a flow that the stages have judged becomes a known flow.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -19,19 +19,21 @@ use crate::{
     packet::{Parsed, Skb, Way},
 };
 
-/// Whether packets into a pod have to pass the queue of its link: what is known leads past it.
+/// Returns whether packets to a pod must pass the queue of its link. Packets of known flows bypass
+/// that queue.
 #[inline(always)]
 fn is_limited(to: &Endpoint) -> bool {
     to.flags & ENDPOINT_INGRESS_LIMITED != 0
 }
 
-/// Whether each packet of a pod's has to be looked at: what is known does not ask for its limit.
+/// Returns whether the programs must check each packet of a pod against its limit. Packets of known
+/// flows are not checked.
 #[inline(always)]
 fn is_guarded(from: &Endpoint) -> bool {
     from.flags & ENDPOINT_EGRESS_LIMITED != 0
 }
 
-/// Learns that a flow leads from a pod to another one here.
+/// Learns a flow from a pod to another pod of this node.
 #[inline(always)]
 pub fn learn_local(ctx: &TcContext, packet: &Parsed, from: &Endpoint, to: &Endpoint) {
     if !is_guarded(from) && is_learnable_in(packet, to) {
@@ -49,7 +51,7 @@ fn add_local(ctx: &TcContext, packet: &Parsed, from: &Endpoint, to: &Endpoint) {
     maps::learn_flow(known, packet.generation);
 }
 
-/// Learns that a flow leads from a node by direct routing into a pod.
+/// Learns a flow from a node to a pod by direct routing.
 #[inline(always)]
 pub fn learn_direct_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, from: &Node) {
     if is_learnable_in(packet, to) {
@@ -67,7 +69,7 @@ fn add_direct_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, from: &Node) {
     maps::learn_flow(known, packet.generation);
 }
 
-/// Learns that a flow leads out of the tunnel into a pod. `sender`: the outer source.
+/// Learns a flow that comes out of the tunnel to a pod. `sender`: the outer source.
 #[inline(always)]
 pub fn learn_tunnel_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, sender: &Addr) {
     if is_learnable_in(packet, to) {
@@ -91,7 +93,8 @@ fn is_learnable_in(packet: &Parsed, to: &Endpoint) -> bool {
     is_plain(packet) && !is_limited(to)
 }
 
-/// Learns by which way a pod's flow leaves by direct routing to a node, whose packets of this size were seen to fit it.
+/// Learns the route of a pod's flow to a node by direct routing. The caller has seen that packets
+/// of this size fit it.
 #[inline(always)]
 pub fn learn_direct_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, node: &Node, way: &Way) {
     if is_plain(packet) && !is_guarded(from) {
@@ -109,7 +112,8 @@ fn add_direct_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, node: &Node
     maps::learn_flow(known, packet.generation);
 }
 
-/// As [`learn_direct_out`], through the tunnel. `inner`: the destination of inner frames; `mtu`: of what is within.
+/// Learns the route of a pod's flow through the tunnel. `inner`: the destination of inner frames.
+/// `mtu`: the largest inner packet, bytes.
 #[inline(always)]
 pub fn learn_tunnel_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, inner: Mac, mtu: u32) {
     if is_plain(packet) && !is_guarded(from) {
@@ -118,7 +122,7 @@ pub fn learn_tunnel_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: 
     }
 }
 
-/// Inner frames, as they go through the tunnel.
+/// The inner frames of a flow in the tunnel.
 struct Inner {
     mac: Mac,
     mtu: u32,
@@ -138,7 +142,8 @@ fn add_tunnel_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, 
     maps::learn_flow(known, packet.generation);
 }
 
-/// Learns by which way a pod's flow to the world leaves, and under which address; of a flow's first plain packet, where it leads.
+/// Learns the route of a pod's flow to the world, and its source address. From a flow's first plain
+/// packet it learns only the destination.
 #[inline(always)]
 pub fn learn_world_out(
     ctx: &TcContext,
@@ -157,11 +162,11 @@ pub fn learn_world_out(
     }
 }
 
-/// Whether what the host's rules let a flow do is also true of the pod's other connections to the same port.
-// Not in `add_destination`, beside the entry on its stack.
+/// Returns whether the host's rules would treat the pod's other connections to the same address and
+/// port as they treat this one.
 #[inline(always)]
 fn tells_of_destination(packet: &Parsed, half: &Translation) -> bool {
-    // What they said of this connection too long ago, they need not say of another.
+    // What the rules said of this connection too long ago need not hold for another.
     !maps::asks_each_connection()
         && packet.flow.protocol == protocol::TCP
         && maps::is_fresh(half.asked)
@@ -184,7 +189,7 @@ fn add_destination(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way,
     maps::learn_flow(known, packet.generation);
 }
 
-/// An entry of what leaves to the world under another address.
+/// Returns an entry for a flow that leaves for the world under another address.
 #[inline(always)]
 fn to_world(
     ctx: &TcContext,
@@ -201,8 +206,9 @@ fn to_world(
     Some(known)
 }
 
-/// Adds an entry, unless the translation has gone meanwhile or was taken back to the stack: the program that did so removed the entry
-/// before it was there.
+/// Learns a flow, unless its translation has been removed or sent back to the stack meanwhile. The
+/// program that did so also deleted this entry, maybe before it was inserted. So check again after
+/// the insert.
 #[inline(always)]
 fn learn_world(packet: &Parsed, known: &mut KnownFlow) {
     maps::learn_flow(known, packet.generation);
@@ -211,7 +217,7 @@ fn learn_world(packet: &Parsed, known: &mut KnownFlow) {
     }
 }
 
-/// Learns which pod replies from the world are for.
+/// Learns the pod to which replies from the world go.
 #[inline(always)]
 pub fn learn_world_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, half: &TranslationEntry) {
     if is_learnable_in(packet, to) && half.mark_long() {
@@ -246,7 +252,7 @@ fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
     known.macs = endpoint.macs();
 }
 
-/// An entry of a packet's flow, which says nothing yet of the way that its packets go.
+/// Returns an entry for a packet's flow, which does not yet say where its packets go.
 #[inline(always)]
 fn entry(
     ctx: &TcContext,
@@ -281,7 +287,9 @@ fn entry(
     Some(known)
 }
 
-/// What would have led elsewhere may have come while the packet was judged: who has added that has removed the entry before it was there.
+/// Forgets the learnt flow if a stack flow or a translation was added while the packet was judged.
+/// The program that added it also deleted this entry, maybe before it was inserted. So check again
+/// after the insert.
 #[inline(never)]
 fn check_again(packet: &Parsed) {
     let flow = &packet.flow;

@@ -1,4 +1,4 @@
-//! What is known of a packet.
+//! Lookups of known flows.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -13,7 +13,8 @@ use crate::{
     packet::{Parsed, Plain, Skb},
 };
 
-/// A pod's packet that is a plain one, and what is known of its flow. The sender has been found to be the one that the flow is known of.
+/// Returns a pod's packet and its known flow, if the packet is plain. The packet came by the link
+/// and from the link address that the flow is known for.
 #[inline(always)]
 pub fn of_pod(ctx: &TcContext) -> Option<(Plain, &'static KnownFlow)> {
     let plain = Plain::of(ctx)?;
@@ -21,7 +22,8 @@ pub fn of_pod(ctx: &TcContext) -> Option<(Plain, &'static KnownFlow)> {
     (known.from == ctx.ifindex() && plain.is_from(&known.sender_mac)).then_some((plain, known))
 }
 
-/// The link and the addresses into the pod that an inner packet from another node is for.
+/// Returns the link and the link addresses by which an inner packet from another node reaches its
+/// pod, if its flow is known.
 #[inline(always)]
 pub fn from_tunnel(ctx: &TcContext, packet: &mut Parsed, sender: &Addr) -> Option<(u32, Macs)> {
     let key = packet.flow.key();
@@ -33,20 +35,21 @@ pub fn from_tunnel(ctx: &TcContext, packet: &mut Parsed, sender: &Addr) -> Optio
     maps::is_still_in_place(known, &key).then_some(way)
 }
 
-/// Where a pod's connection leads to which the host's rules let all others pass as they were, the last one asked not long ago.
+/// The known destination of a pod's connection: the host's rules lately let other connections to it
+/// pass unchanged.
 pub struct Destination {
-    /// The uplink.
+    /// The uplink to leave by.
     pub uplink: u32,
-    /// Its router, or the destination itself.
+    /// The router, or the destination itself.
     pub next_hop: NextHop,
-    /// What the pod's address becomes.
+    /// The address that replaces the pod's.
     pub source: Addr,
-    /// When the rules were asked: jiffies.
+    /// When the host's rules were asked: jiffies.
     pub asked: u32,
 }
 
-/// What is known of all of a pod's connections to the address and port that a plain TCP packet goes to, or one that begins or ends a
-/// connection.
+/// Returns what is known of all connections from a pod to one address and port. The packet is plain
+/// TCP, or begins or ends a connection.
 #[inline(always)]
 pub fn destination_of(ctx: &TcContext, packet: &Parsed) -> Option<Destination> {
     let headers = &packet.headers;
@@ -71,7 +74,7 @@ pub fn destination_of(ctx: &TcContext, packet: &Parsed) -> Option<Destination> {
     maps::is_still(known, &key).then_some(found)
 }
 
-/// What is known of a packet's flow. `key`: the flow's.
+/// Returns the known flow of a packet. `key`: the flow's key.
 #[inline(always)]
 pub(super) fn of(ctx: &TcContext, packet: &Parsed, key: &FlowKey) -> Option<&'static KnownFlow> {
     if !is_plain(packet) || packet.headers.ttl <= 1 {
@@ -80,7 +83,8 @@ pub(super) fn of(ctx: &TcContext, packet: &Parsed, key: &FlowKey) -> Option<&'st
     maps::known_flow(key).filter(|known| known.from == ctx.ifindex())
 }
 
-/// Whether a packet is TCP or UDP in the midst of its flow, without fragments and options.
+/// Returns whether a packet is TCP or UDP in the middle of its flow, without fragments and IP
+/// options.
 #[inline(always)]
 pub(super) fn is_plain(packet: &Parsed) -> bool {
     packet.is_whole() && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0

@@ -1,7 +1,9 @@
-//! What is known of a flow that goes past the host stack: one lookup in place of all others, and of what they are asked of.
+//! The fast path: known flows, which bypass the host stack. One lookup replaces all others, and
+//! also the questions to the kernel's routes.
 //!
-//! An entry holds for a part of a second, and ends with the first change of anything that it was made of. What is no plain TCP or
-//! UDP packet in the midst of its flow goes the whole way through the stages.
+//! An entry becomes stale after [`KNOWN_FLOW_JIFFIES`](podwire_common::abi::KNOWN_FLOW_JIFFIES),
+//! and with the first change of anything that it depends on. Packets other than plain TCP or UDP in
+//! the middle of a flow go through all stages.
 
 mod learn;
 mod lookup;

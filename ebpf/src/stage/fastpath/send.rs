@@ -1,4 +1,4 @@
-//! Packets that follow what is known.
+//! Sending packets of known flows.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -20,13 +20,15 @@ use crate::{
     verdict::{Attempt, Decision, Verdict},
 };
 
-/// Whether a pod's flow leads to another one here, and only its hop is to be written.
+/// Returns whether a pod's flow leads to another pod of this node, and only TTL and link addresses
+/// change.
 #[inline(always)]
 pub fn is_to_neighbour(known: &KnownFlow) -> bool {
     known.leaves == LEAVES_INTO_POD && known.flags & (FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION) == 0
 }
 
-/// A pod's packet to another one here; [`Decision::NONE`] when the entry has become another flow's meanwhile.
+/// Sends a pod's packet to another pod of this node. Returns [`Decision::NONE`] if the entry has
+/// become another flow's meanwhile.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
@@ -40,7 +42,8 @@ pub fn to_neighbour(ctx: &TcContext, plain: Plain, known: &KnownFlow) -> Attempt
     Ok(Verdict::redirect(Path::Local, local::into(ctx, to)).into())
 }
 
-/// A pod's packet that leaves the node; [`Decision::NONE`] when it does not fit what is known.
+/// Sends a pod's packet out of the node. Returns [`Decision::NONE`] if it does not fit the known
+/// flow.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
@@ -81,7 +84,8 @@ fn by_uplink(ctx: &TcContext, packet: &mut Parsed, known: &KnownFlow) -> Attempt
     Ok(Verdict::counted(path, leave(ctx, to, &next_hop)).into())
 }
 
-/// A packet as it arrived on an uplink, of direct routing or from the world; otherwise as [`from_pod`].
+/// Delivers a packet that arrived on an uplink, by direct routing or from the world. Returns
+/// [`Decision::NONE`] as [`from_pod`] does.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).

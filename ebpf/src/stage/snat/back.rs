@@ -10,7 +10,8 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// What becomes of a packet from the network that follows a translation of this node's or its pods' own flows.
+/// Translates a packet from the network that follows a translation of a flow of this node or its
+/// pods.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -23,7 +24,7 @@ pub fn back(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) -> O
     if to.past_stack != 0
         && packet.headers.ttl > 1
         && let Some(endpoint) = maps::endpoint(&to.destination)
-        // The sender of what does not fit the pod's link is told by the stack.
+        // If the packet does not fit the pod's link, the stack tells its sender.
         && packet.wire_length(ctx) <= endpoint.mtu
     {
         fastpath::learn_world_in(ctx, packet, endpoint, entry);

@@ -1,4 +1,4 @@
-//! Packets of this node itself: a pod's flow and one of the node never share a 5-tuple.
+//! Packets of this node itself. A pod's flow and one of the node never share a 5-tuple.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -16,11 +16,12 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// A packet of this node itself, or one that its rules have given its address: where a pod's flow has its 5-tuple, it gets another
-/// source port; and nobody takes its own from it.
+/// Handles a packet of this node itself, or one that the host's rules have masqueraded. If a pod's
+/// flow has its 5-tuple, the packet gets another source port. Otherwise its 5-tuple is kept from
+/// pods' flows.
 ///
 /// # Errors
-/// As [`out`].
+/// As [`out`](fn@super::out).
 #[inline(never)]
 pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     if source::is_tunnel(packet) || flow::complete(packet).is_err() {
@@ -28,7 +29,8 @@ pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     }
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();
-        // The node's own errors about translated flows quote what the pod knows, which nobody outside does.
+        // The node's own errors about translated flows quote the pod's address, which no outside
+        // host knows.
         if half.kind == TRANSLATION_HOST || packet.is_error {
             translation::touch(&entry, packet);
             translate(ctx, packet, half)?;
@@ -58,7 +60,7 @@ pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
                         translate(ctx, packet, &to)?;
                         Ok(Verdict::stack(Path::HostSnatOut))
                     }
-                    // There is room for one of the two only, and it is this node's.
+                    // Only one of the two flows fits, and this node's flow wins.
                     Err(_) if kind == TRANSLATION_SNAT => {
                         translation::remove(&packet.flow.reversed(), entry.get());
                         Ok(Verdict::PASS)
@@ -71,17 +73,17 @@ pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     }
 }
 
-/// Keeps the 5-tuple of a flow from being taken whose owner no lookup of sockets would find.
+/// Reserves the 5-tuple of a flow if no lookup of sockets would find its owner.
 #[inline(never)]
 fn reserve(ctx: &TcContext, packet: &Parsed) {
     let flow = &packet.flow;
     let needed = match flow.protocol {
         // OSPF and VRRP send to groups: nothing replies.
         _ if packet.headers.is_multicast() => false,
-        // Only who asks has the identifier as its port.
+        // Only the side that asks has the identifier as its port.
         protocol::ICMP => flow.source_port != Be16::ZERO,
-        // A connection is known by its first packet: what answers one that came from outside begins nothing. And what nobody is given
-        // need not be kept.
+        // A TCP connection is recognized by its first packet: an answer to an outside client begins
+        // nothing. NodePorts are never given to a flow, so they need no reservation.
         protocol::TCP | protocol::UDP => {
             (flow.protocol != protocol::TCP || packet.begins_connection())
                 && !translation::is_node_port(flow.source_port)

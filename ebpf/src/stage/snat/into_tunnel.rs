@@ -12,7 +12,8 @@ use crate::{
     packet::{Parsed, translate},
 };
 
-/// Replaces the source with the overlay address. The reply comes back through the tunnel, where `from_overlay` restores the destination.
+/// Replaces the source with the overlay address. The reply comes back through the tunnel, where
+/// `from_overlay` restores the destination.
 ///
 /// # Errors
 /// Those of [`translation::check`] and [`translation::establish`]; [`Drop::SnatNoAddress`].
@@ -38,8 +39,8 @@ pub fn into_tunnel(ctx: &TcContext, packet: &mut Parsed) -> Result<(), Drop> {
     translate(ctx, packet, &to)
 }
 
-/// Whether a remote pod's packet is the reply to a flow that [`into_tunnel`] masqueraded.
-// A function of its own: the key would take its place on the stack of the caller.
+/// Returns whether a remote pod's packet is the reply to a flow that [`into_tunnel`] masqueraded.
+// Not inlined: the key would take stack in the caller.
 #[inline(never)]
 pub fn is_answer_from_tunnel(packet: &mut Parsed) -> bool {
     if flow::complete(packet).is_err() {

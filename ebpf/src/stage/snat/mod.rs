@@ -1,4 +1,5 @@
-//! Pods' flows to the world bear the address of the uplink that the route chose; this node's own flows keep theirs.
+//! SNAT: pods' flows to the world get the address of the uplink that the route chose. This node's
+//! own flows keep their addresses.
 
 mod back;
 mod host;

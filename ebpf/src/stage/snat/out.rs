@@ -21,7 +21,8 @@ use crate::{
 /// Translates the source of a pod's packet that leaves for the world.
 ///
 /// # Errors
-/// The reason why it cannot be translated: it never leaves with the pod's address unless it is meant to.
+/// The reason why the packet cannot be translated. It leaves with the pod's address only if that is
+/// intended.
 #[inline(never)]
 pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     flow::complete(packet)?;
@@ -32,8 +33,9 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     }
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();
-        // Otherwise the route has chosen another uplink: replies to the old one are lost anyway. An ICMP error ends nothing: it
-        // speaks of the flow that its receiver knows, by whatever uplink.
+        // If the uplink differs, the route has chosen another one, and replies to the old one are
+        // lost anyway. An ICMP error ends no translation: it concerns the flow that its receiver
+        // knows, by any uplink.
         if half.kind == TRANSLATION_SNAT && (half.ifindex == ctx.ifindex() || packet.is_error) {
             if ctx.is_beginning() {
                 entry.set_past_stack(&packet.flow, is_untouched(ctx, packet));
@@ -48,8 +50,10 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
         }
     }
     let idle = nat::idle_timeout(STATE_REPLIED, packet.flow.protocol) * 1_000_000_000;
-    // Only what a pod began is translated: a client outside is answered by the address that it asked. What a packet says by itself
-    // needs no memory: anybody on the link can send something to a pod's own address.
+    // Only a flow that a pod began is translated: an outside client gets its answer from the
+    // address that it asked. The first packet of a TCP connection shows by itself that the pod
+    // began, so `INBOUND_FLOWS` does not count then. Anyone on the link can make an entry there, by
+    // a packet to a pod's own address.
     if (!packet.begins_connection() && maps::is_inbound_flow(&packet.flow, idle))
         || network & NETWORK_KEEPS_ADDRESS != 0
     {
@@ -59,7 +63,8 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
         return Err(Drop::SnatProtocolUnknown);
     }
     translation::check(packet)?;
-    // It would leave with a node's address, which other nodes believe, and may reach one by an address that is in no list.
+    // The packet would leave with a node's address, which other nodes believe. It may reach one of
+    // them by an address that is in no list.
     if !maps::is_direct() && source::is_tunnel(packet) {
         return Err(Drop::VxlanFromPod);
     }
@@ -72,7 +77,7 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     Ok(Verdict::stack(Path::SnatOut))
 }
 
-/// The address that the node itself would send from by this uplink.
+/// Returns the address from which the node itself would send by this uplink.
 #[inline(always)]
 fn address_towards(ctx: &TcContext, destination: &Addr) -> Result<Addr, Drop> {
     if let Some(address) = source_towards(ctx, destination) {

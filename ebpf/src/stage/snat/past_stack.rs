@@ -1,4 +1,5 @@
-//! Pods' packets for the world, as they come from the pod: past the host's rules where these have let the flow pass as it was.
+//! Pods' packets to the world, as they come from the pod. They bypass the host's rules if the rules
+//! have let the flow pass unchanged.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -20,22 +21,25 @@ use crate::{
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
-/// A pod's packet for the world. The host's rules have seen the first one of its flow and let it pass as it was: then it goes past
-/// them, translated here; otherwise up the stack.
+/// Handles a pod's packet to the world. If the host's rules have let the first packet of its flow
+/// pass unchanged, this packet is translated here and bypasses them. Otherwise it goes to the host
+/// stack.
 ///
 /// # Errors
 /// [`Drop::LinkWithoutPrograms`], [`Drop::RewriteFailed`].
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint) -> Outcome {
     let begins = packet.begins_connection();
-    // What nobody has answered yet begins anew with each packet: who writes the host's rules later, as kube-proxy does while a node
-    // starts, has connection tracking forget such flows of UDP, so that they are seen by the new rules.
+    // An unanswered flow begins again with each packet. Other programs may write the host's rules
+    // later, as kube-proxy does while a node starts. They then make conntrack forget such UDP
+    // flows, so that the new rules see them.
     let answered = translation::of(packet).filter(|entry| !begins && entry.get().state & STATE_REPLIED != 0);
     match answered {
         Some(entry) if entry.get().past_stack != 0 && packet.headers.ttl > 1 => {
             return past_stack(ctx, packet, endpoint, &entry);
         }
-        // Connection tracking has seen others of a TCP connection that is not known here: it has to see all.
+        // A TCP connection that is unknown here but not new stays with the stack: conntrack has
+        // seen its earlier packets and must see all.
         None if (begins || packet.flow.protocol != protocol::TCP) && !packet.is_error => {
             begin(ctx, packet, endpoint)?;
         }
@@ -44,8 +48,9 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint) -> Ou
     Ok(Verdict::stack(Path::ToStack))
 }
 
-/// A packet of a pod's connection to where the host's rules have lately let another one's first packet pass as it was: this one goes past
-/// them from its own first packet on. [`Decision::NONE`] for anything else.
+/// Sends a packet of a pod's connection to a known destination: the host's rules have lately let
+/// another connection's first packet to it pass unchanged. This connection bypasses the rules from
+/// its own first packet on. Returns [`Decision::NONE`] for all other packets.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`], [`Drop::SnatPortsExhausted`], [`Drop::TranslationShareUsed`],
@@ -71,7 +76,7 @@ pub fn to_known_destination(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
         to.source = destination.source;
         (to.past_stack, to.asked) = (1, destination.asked);
         translation::establish(ctx, &packet.flow, &mut to)?;
-        // Another CPU was first with the same flow, and has asked them.
+        // Another CPU was first with the same flow, and has asked the host's rules.
         if to.past_stack == 0 || to.ifindex != uplink {
             return Ok(Decision::NONE);
         }
@@ -89,7 +94,7 @@ fn past_stack(
     entry: &TranslationEntry,
 ) -> Outcome {
     if asks_policies(packet) {
-        // Policies of IPsec have come: the stack asks them from now on.
+        // IPsec policies have been added: from now on the stack asks them.
         entry.set_past_stack(&packet.flow, false);
         return Ok(Verdict::stack(Path::ToStack));
     }
@@ -99,24 +104,25 @@ fn past_stack(
         Lookup::Found if way.ifindex == to.ifindex => {
             fastpath::learn_world_out(ctx, packet, endpoint, &way, entry)
         }
-        // Before it is translated: the pod knows its own packet only.
+        // Answer before the translation: the pod knows only its own packet.
         Lookup::TooBig if too_big::can_answer(packet) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
-        // The stack cuts what may be cut and is larger than the link; but of TCP connection tracking would let nothing pass.
+        // The stack fragments a packet that is larger than the link, if it may. But conntrack would
+        // let no TCP packet of this flow pass, so the program answers that.
         Lookup::TooBig if direct::exceeds_link(ctx, packet, to.ifindex) => {
             return match packet.flow.protocol {
                 protocol::TCP => too_big::answer(ctx, packet, endpoint, way.length),
                 _ => Ok(Verdict::stack(Path::ToStack)),
             };
         }
-        // What may be cut is cut by the router whose link is too small.
+        // The router in front of the small link fragments the packet if it may.
         Lookup::TooBig => way.ifindex = to.ifindex,
         Lookup::Found if leads_out_bare(packet, &way) => {
             maps::note_refused(way.ifindex);
             return Err(Drop::LinkWithoutPrograms);
         }
-        // By another uplink its flow begins anew.
+        // The route leads by another uplink, where the flow begins again.
         _ => return Ok(Verdict::stack(Path::ToStack)),
     }
     translation::touch(entry, packet);
@@ -129,16 +135,16 @@ fn past_stack(
     Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
 }
 
-// A function of its own: what it computes with would take its place on the stack of both callers.
+// Not inlined: its values would take stack in both callers.
 #[inline(never)]
 fn readdress(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> Result<(), Drop> {
     readdress_source(ctx, packet, source, port)
 }
 
-/// Notes a flow's first packet, and the way that the kernel's routes have for it.
+/// Notes a flow's first packet, and the route that the kernel has for it.
 ///
 /// # Errors
-/// [`Drop::LinkWithoutPrograms`]: the pod's address would leave bare.
+/// [`Drop::LinkWithoutPrograms`] when the packet would leave with the pod's address.
 #[inline(never)]
 fn begin(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint) -> Result<(), Drop> {
     let mut way = way_of_pod(packet, endpoint, 0);
@@ -157,7 +163,8 @@ fn begin(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint) -> Result<(), Dr
     Ok(())
 }
 
-/// Whether a pod's packet to the world would leave by a link without programs, and is not meant to keep the pod's address.
+/// Returns whether a pod's packet to the world would leave by a link without programs, although it
+/// is not meant to keep the pod's address.
 #[inline(always)]
 fn leads_out_bare(packet: &Parsed, way: &Way) -> bool {
     maps::link(way.ifindex).is_none_or(|link| link.kind == LINK_WITHOUT_PROGRAMS)
@@ -165,21 +172,27 @@ fn leads_out_bare(packet: &Parsed, way: &Way) -> bool {
         && !maps::is_not_masqueraded(&packet.headers.destination_address())
 }
 
-/// The way that the kernel's routes have for a pod's packet.
+/// Returns the question for the kernel's route of a pod's packet.
 #[inline(always)]
 fn way_of_pod(packet: &Parsed, endpoint: &Endpoint, length: u32) -> Way {
     Way::new(endpoint.ifindex, packet.headers.source_address(), packet.headers.destination_address(), length)
 }
 
-/// Whether an IPsec policy may match a pod's packet to the world.
+/// Returns whether an IPsec policy may match a pod's packet to the world.
 #[inline(always)]
 fn asks_policies(packet: &Parsed) -> bool {
     maps::network(&packet.headers.destination_address()) & (NETWORK_THROUGH_STACK | NETWORK_REFUSED) != 0
 }
 
-/// Whether the host's rules have let the first packet of a pod's flow pass as it was, by the way that the programs would find for the
-/// others: no other destination, no mark, no other link or router, and nothing else about the packet. Where they have not, they have to see
-/// the whole flow.
+/// Returns whether the host's rules have let the first packet of a pod's flow pass unchanged, by
+/// the route that the programs would find for the other packets. That is the case if
+///
+/// - the destination is the same,
+/// - the packet has no mark,
+/// - link and router are the same,
+/// - nothing else of the packet has changed.
+///
+/// Otherwise the rules must see the whole flow.
 #[inline(never)]
 pub(super) fn is_untouched(ctx: &TcContext, packet: &Parsed) -> bool {
     if !ctx.is_unmarked_beginning()
@@ -195,7 +208,7 @@ pub(super) fn is_untouched(ctx: &TcContext, packet: &Parsed) -> bool {
     if noted.next_hop_mac != Mac::default() {
         return noted.link == link && noted.next_hop_mac == mac;
     }
-    // The link has no link addresses, or the kernel has asked for the neighbour's since.
+    // The link has no link addresses, or the kernel has resolved the neighbour since.
     let Some(endpoint) = maps::endpoint(&packet.headers.source_address()) else {
         return false;
     };

@@ -15,34 +15,34 @@ use crate::{
     packet::has_socket,
 };
 
-/// As [`maps::add_translation`], for a flow and a translation that a global function was given.
-// A function of its own: both copies would take their place on the stack of the caller.
+/// Does the same as [`maps::add_translation`], for arguments of a global function.
+// Not inlined: both copies would take stack in the caller.
 #[inline(never)]
 fn add(original: &Flow, to: &Translation) -> Result<(), i32> {
     let (key, value) = (*original, *to);
     maps::add_translation(&key, &value)
 }
 
-/// What became of an attempt.
+/// The result of an attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Try {
-    /// Both halves are there.
+    /// Both halves exist.
     Done,
-    /// The flow has a translation by now.
+    /// The flow has another translation by now.
     There,
-    /// The port is somebody else's.
+    /// Another flow or a socket has the port.
     Taken,
     /// The table is full, or memory is short.
     Failed,
 }
 
-/// [`Closed::last_seen`] of a connection that has the same pod.
+/// [`Closed::last_seen`] of a connection of the same pod.
 pub const SAME_POD: u64 = 0;
 
-/// A closed connection that could give way.
+/// A closed connection that could give up its port.
 #[repr(C)]
 pub struct Closed {
-    /// The older the better.
+    /// When it was last seen; the older, the better.
     pub last_seen: u64,
     /// Its port.
     pub port: Be16,
@@ -50,7 +50,7 @@ pub struct Closed {
     pub reserved: [u16; 3],
 }
 
-/// Tries to make both halves with the source port that `to` has.
+/// Tries to add both halves with the source port in `to`.
 #[inline(always)]
 pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
     match podwire_try_port(ctx.skb.skb, original, to, oldest) {
@@ -96,7 +96,8 @@ fn try_port_here(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mu
         }
         return Try::Taken;
     }
-    // Also where the replies' half was there for this very flow: another CPU is about to add this one.
+    // Also if the replies' half already existed for this very flow: another CPU is about to add
+    // this half.
     let Err(error) = add(original, to) else {
         return Try::Done;
     };
@@ -113,7 +114,8 @@ fn try_port_here(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mu
     }
 }
 
-/// Whether the half that is there for a flow is the one that was wanted: another CPU has completed this pair.
+/// Returns whether the existing half of a flow is the wanted one: another CPU has completed this
+/// pair.
 #[inline(never)]
 fn leads_to(original: &Flow, to: &Translation) -> bool {
     added(original).is_some_and(|entry| {
@@ -122,17 +124,17 @@ fn leads_to(original: &Flow, to: &Translation) -> bool {
     })
 }
 
-/// What became of the replies' half.
+/// The result for the replies' half.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reply {
     Added,
-    /// It is there, for this very flow.
+    /// It exists already, for this very flow.
     OfTheSameFlow,
     Taken,
     Failed,
 }
 
-// Functions of their own, one after the other: the keys and values share their place on the stack.
+// Not inlined and called one after the other: their keys and values share the stack.
 #[inline(never)]
 fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Reply {
     let reply = to.other_half(original.protocol);
@@ -157,7 +159,8 @@ fn remove_reply(to: &Translation, protocol_number: u8) {
     maps::remove_translation(&to.other_half(protocol_number));
 }
 
-/// Whose the half is that is there in place of the wanted one.
+/// Says which flow has the existing half in place of the wanted one, and notes a closed connection
+/// in `oldest`.
 #[inline(always)]
 fn meet(reply: &Flow, wanted: &Translation, oldest: &mut Closed) -> Reply {
     let Some(entry) = maps::translation(reply) else {
@@ -184,8 +187,8 @@ fn meet(reply: &Flow, wanted: &Translation, oldest: &mut Closed) -> Reply {
     Reply::Taken
 }
 
-/// Ports that are nobody's for a flow: the tunnel's, NodePorts, hostPorts. A connection to one of them would find the wrong
-/// flow's replies.
+/// Returns whether a port must stay free of translated flows: the tunnel's port, NodePorts and
+/// hostPorts. Otherwise a connection to such a port would match the replies of a translated flow.
 #[inline(never)]
 fn is_kept_free(address: &Addr, port: Be16, protocol_number: u8) -> bool {
     if protocol_number == protocol::ICMP {

@@ -1,4 +1,4 @@
-//! Translations that are there: finding, keeping and removing them.
+//! Existing translations: finding, keeping and removing them.
 
 use podwire_common::{
     abi::{Flow, Translation},
@@ -14,8 +14,8 @@ use crate::{
     packet::{Fragment, Parsed},
 };
 
-/// Refuses packets that cannot be translated: AH, and ICMP without an identifier. A later fragment passes, because its first one has
-/// decided.
+/// Refuses packets that cannot be translated: AH, and ICMP without an identifier. A later fragment
+/// passes, because the first one has decided.
 ///
 /// # Errors
 /// [`Drop::SnatProtocolUnknown`], [`Drop::SnatImpossible`].
@@ -30,7 +30,8 @@ pub fn check(packet: &Parsed) -> Result<(), Drop> {
     }
 }
 
-/// The translation that a packet follows. An ICMP error follows one only to the sender of the quoted packet.
+/// Returns the translation that a packet follows. An ICMP error follows one only if it goes to the
+/// sender of the quoted packet.
 #[inline(always)]
 pub fn of(packet: &Parsed) -> Option<TranslationEntry> {
     if packet.is_error && !icmp_error::goes_to_sender(packet) {
@@ -52,7 +53,7 @@ pub fn touch(entry: &TranslationEntry, packet: &Parsed) {
     entry.touch(packet.flow.protocol, state);
 }
 
-/// A translation of a kind that changes nothing of a flow yet.
+/// Returns a translation that does not change the flow yet.
 #[inline(always)]
 pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
     Translation {
@@ -75,10 +76,10 @@ pub fn begin(kind: u8, ifindex: u32, flow: &Flow) -> Translation {
     }
 }
 
-/// Entries of a translation.
+/// Entries that a translation takes.
 const PAIR: u32 = 2;
 
-// Functions of their own: the key would take its place on the stack of every caller.
+// Not inlined: the key would take stack in every caller.
 #[inline(never)]
 pub(super) fn take_share(original: &Flow, to: &Translation) -> bool {
     maps::take_share(&nat::holder(original, to), PAIR)
@@ -89,16 +90,16 @@ pub(super) fn give_back(flow: &Flow, half: &Translation) {
     maps::give_back(&nat::holder(flow, half), PAIR);
 }
 
-/// The translation of a flow that a global function was given.
-// Before Linux 6.2 the verifier takes keys and values from the stack, from packets and from map elements, but not from the
-// memory that a global function was given a pointer to.
+/// Returns the translation of a flow that is an argument of a global function.
+// Copies the key. Before Linux 6.2 the verifier takes keys and values from the stack, from packets
+// and from map elements, but not from a global function's arguments.
 #[inline(always)]
 pub(super) fn added(original: &Flow) -> Option<TranslationEntry> {
     let key = *original;
     maps::translation(&key)
 }
 
-/// Whether a port is of Kubernetes' NodePort range.
+/// Returns whether a port is in Kubernetes' NodePort range.
 #[inline(always)]
 pub fn is_node_port(port: Be16) -> bool {
     let (first, last) = maps::node_ports();
@@ -106,7 +107,8 @@ pub fn is_node_port(port: Be16) -> bool {
 }
 
 /// Removes both halves of a translation.
-// One function after the other and not one in the other: before Linux 6.8 each takes its stack in steps of 32 bytes.
+// Calls one function after the other, not one from the other: before Linux 6.8 each takes its stack
+// in steps of 32 bytes.
 #[inline(always)]
 pub fn remove(flow: &Flow, half: &Translation) {
     remove_halves(flow, half);
@@ -120,7 +122,7 @@ fn remove_halves(flow: &Flow, half: &Translation) {
     maps::remove_translation(&other);
 }
 
-/// Keeps the 5-tuple that a flow's replies have from being taken. `false`: there is no room for that.
+/// Reserves the 5-tuple of a flow's replies. Returns `false` if there is no room for it.
 #[inline(never)]
 pub fn reserve(reply: &Flow, reservation: &Translation) -> bool {
     let holder = nat::holder(reply, reservation);

@@ -1,4 +1,4 @@
-//! Making both halves of a translation.
+//! Adding both halves of a translation.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -14,12 +14,13 @@ use super::{
 };
 use crate::{global::global, maps};
 
-/// Makes both halves of a translation: the original flow becomes what `to` says, with a source port of its own where that one is
-/// somebody else's.
+/// Adds both halves of a translation: the original flow becomes what `to` says. If another flow or
+/// a socket has the source port in `to`, the function chooses another one.
 ///
-/// Replies must find one owner only. So their half is written first, which fails where there is another, and then it is looked for
-/// a socket: one that begins later finds the half when its first packet leaves. While that half is there alone nothing is
-/// translated yet.
+/// Replies must find only one owner. So the function adds their half first, which fails if another
+/// flow has it. Then it looks for a socket. If a socket begins later, `to_uplink` finds the half
+/// when the socket's first packet leaves. While only the replies' half exists, nothing is
+/// translated.
 ///
 /// # Errors
 /// [`Drop::SnatPortsExhausted`], [`Drop::TranslationsFull`], [`Drop::TranslationShareUsed`].
@@ -61,7 +62,7 @@ fn establish_here(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Res
     outcome.map(|_| ())
 }
 
-/// Who made a pair.
+/// Where a pair was made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Made {
     Here,
@@ -76,7 +77,7 @@ fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Res
     let mut oldest = Closed { last_seen: u64::MAX, port: Be16::ZERO, reserved: [0; 3] };
     let mut attempt = 0;
     while attempt < nat::PORT_ATTEMPTS {
-        // Read again for each attempt: kept, they would take their place on the stack.
+        // Read again for each attempt: kept values would take stack.
         let (first, last) = maps::snat_ports();
         if attempt > 0 && !nat::can_change_ports(original.protocol) {
             break;
@@ -94,8 +95,9 @@ fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Res
     if oldest.last_seen == u64::MAX {
         return Err(Drop::SnatPortsExhausted);
     }
-    // A connection that is over gives way: one of the same pod, or the oldest of those that were met. Its server may still
-    // remember it, and takes another pod's timestamps for old ones (RFC 7323 section 5).
+    // A closed connection gives up its port: one of the same pod, or else the oldest of those
+    // found. The server may still remember the connection, and would take another pod's timestamps
+    // for old ones (RFC 7323 section 5).
     to.source_port = oldest.port;
     remove_closed(to, original.protocol);
     match try_port(ctx, original, to, &mut oldest) {
@@ -105,7 +107,7 @@ fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Res
     }
 }
 
-/// Another CPU was first with the same flow: its translation is as good.
+/// Uses the translation of another CPU, which was first with the same flow.
 #[inline(never)]
 fn adopt(original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
     *to = *added(original).ok_or(Drop::TranslationsFull)?.get();

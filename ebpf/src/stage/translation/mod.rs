@@ -1,4 +1,5 @@
-//! What every kind of address translation shares: finding one, making both of its halves, choosing a port.
+//! Common parts of all kinds of address translation: finding a translation, adding both of its
+//! halves, choosing a port.
 
 mod attempt;
 mod entries;

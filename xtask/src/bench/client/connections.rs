@@ -1,5 +1,6 @@
-//! New connections, one after the other: the server closes each as soon as it has it, and the client waits for that. So neither runs ahead of
-//! the other, and no queue of connections overflows.
+//! New connections, one after the other. The server closes each connection as soon as it has
+//! accepted it, and the client waits for that. So neither end runs ahead of the other, and no queue
+//! of connections overflows.
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,10 +14,11 @@ use anyhow::{Context as _, Result, ensure};
 use super::{CORE, PATIENCE, joined, pinned};
 use crate::bench::site::Site;
 
-/// A turn's connections go to a port that no turn had before: none meets what is left of an earlier one.
+/// The first server port. Each turn uses a port of its own, so that its connections do not meet
+/// leftovers of an earlier turn.
 const FIRST_PORT: u16 = 10_000;
 
-/// A client that connects and closes, and a server that accepts, both on one core.
+/// A client that connects and closes, and a server that accepts. Both run on one core.
 pub(crate) struct Connections<'a> {
     site: &'a Site,
     next_port: u16,
@@ -27,7 +29,8 @@ impl<'a> Connections<'a> {
         Self { site, next_port: FIRST_PORT }
     }
 
-    /// Connections per second: from the client's SYN to its own FIN.
+    /// Returns the connections per second. A connection lasts from the client's SYN to the client's
+    /// FIN.
     pub(crate) fn measure(&mut self, turn: Duration) -> Result<f64> {
         let peer = SocketAddr::new(self.site.address, self.next_port);
         self.next_port += 1;
@@ -45,7 +48,7 @@ impl<'a> Connections<'a> {
             Ok(connections as f64 / start.elapsed().as_secs_f64())
         }));
         stop.store(true, Ordering::Relaxed);
-        // The last one, which wakes the server up.
+        // One more connection, to wake up the server.
         let woken = self.site.client.enter(|| TcpStream::connect_timeout(&peer, PATIENCE))?;
         drop(woken);
         joined(server).context("accept")?;

@@ -1,4 +1,5 @@
-//! Traffic that is measured: both ends are threads of this process, each in its namespace and on its core.
+//! Traffic for measurements. Both ends are threads of this process, each in its namespace and on
+//! its core.
 
 mod connections;
 mod packets;
@@ -18,14 +19,15 @@ use anyhow::{Context as _, Result, anyhow};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use xtask::lab::Ns;
 
-/// Where both ends are when the cost of a path is measured, and the receiver of a stream. Interrupts of these machines come to core 0.
+/// The core of both ends when the cost of a path is measured, and of the server of a stream or of a
+/// flood of datagrams. Interrupts of these machines go to core 0.
 const CORE: usize = 1;
-/// Where the sender of a stream is.
+/// The core of the client of a stream or of a flood of datagrams.
 const OTHER_CORE: usize = 0;
-/// The longest that a socket waits for the other end.
+/// The longest time that a socket waits for the other end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Does something in a namespace, on a thread that one core runs.
+/// Runs an action in a namespace, on a thread that is pinned to one core.
 fn pinned<T: Send + 'static>(
     ns: &Ns,
     core: usize,
@@ -39,18 +41,19 @@ fn pinned<T: Send + 'static>(
     })
 }
 
-/// What a thread has come to.
+/// Waits for a thread and returns its result.
 fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
     thread.join().map_err(|_| anyhow!("a thread of the measurement panicked"))?
 }
 
-/// What the kernel has accounted to a core as busy so far, interrupts included.
+/// Returns the busy time that the kernel has accounted to a core so far, interrupts included.
 fn busy_time(core: usize) -> Result<Duration> {
     let name = format!("cpu{core} ");
     let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
     let line = text.lines().find_map(|line| line.strip_prefix(&name)).context("/proc/stat lacks a core")?;
     let ticks: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    // user nice system idle iowait irq softirq (proc_stat(5)); USER_HZ is 100 on every architecture that matters here.
+    // The columns are user, nice, system, idle, iowait, irq, softirq (proc_stat(5)). USER_HZ is 100
+    // on every architecture that matters here.
     let busy: u64 = ticks
         .iter()
         .enumerate()

@@ -1,4 +1,4 @@
-//! Small datagrams, as many as a core can send.
+//! Small datagrams, as many as one core can send.
 
 use std::io::{ErrorKind, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
@@ -13,15 +13,17 @@ use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg, setsoc
 use super::{CORE, OTHER_CORE, PATIENCE, joined, pinned};
 use crate::bench::site::Site;
 
-/// Payload with which a frame has 64 bytes: Ethernet 14, IPv4 20, UDP 8.
+/// Payload of a frame of 64 bytes: Ethernet 14, IPv4 20, UDP 8.
 const PAYLOAD: usize = 22;
-/// Datagrams in one system call: their own cost counts, not that of the calls.
+/// Datagrams of one system call, so that the cost of the datagrams counts and not that of the
+/// calls.
 const BATCH: usize = 32;
 const PORT: u16 = 9100;
-/// Room for what has arrived and was not counted yet, bytes.
+/// Receive buffer for datagrams that are not yet counted, bytes.
 const BUFFER: usize = 4 << 20;
 
-/// Datagrams per second that arrive while one core sends what it can, and the other one takes them.
+/// Returns the datagrams per second that arrive while one core sends as many as it can and another
+/// core receives them.
 pub(crate) fn packets_per_second(site: &Site, turn: Duration) -> Result<f64> {
     let peer = SocketAddr::new(site.address, PORT);
     let receiver = site.server.enter(|| UdpSocket::bind(peer))?.context("bind the receiver")?;
@@ -44,7 +46,7 @@ pub(crate) fn packets_per_second(site: &Site, turn: Duration) -> Result<f64> {
         let stop = Arc::clone(&stop);
         move || flood(&sender, &stop)
     });
-    // The beginning does not count: caches are cold, and the receiver's core wakes up.
+    // The start does not count: caches are cold, and the receiver's core has to wake up.
     std::thread::sleep(turn / 10);
     let (before, start) = (count.load(Ordering::Relaxed), Instant::now());
     std::thread::sleep(turn);
@@ -62,7 +64,7 @@ fn flood(socket: &UdpSocket, stop: &AtomicBool) -> Result<()> {
     let mut headers = MultiHeaders::preallocate(BATCH, None);
     while !stop.load(Ordering::Relaxed) {
         match sendmmsg(socket.as_raw_fd(), &mut headers, &datagrams, addresses, [], MsgFlags::empty()) {
-            // Nobody listens yet, or no more.
+            // The receiver does not listen yet, or no longer.
             Ok(_) | Err(nix::Error::ECONNREFUSED | nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -70,8 +72,8 @@ fn flood(socket: &UdpSocket, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-// `recv`, and not `recvmmsg`: only who asks for the sender's address runs the programs that agents have attached to the whole machine, those
-// of the other contestants too.
+// Use `recv` instead of `recvmmsg`. A receiver that asks for the sender's address runs the cgroup
+// programs of all agents on this machine, also those of other contestants.
 fn receive(socket: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Result<()> {
     let mut datagram = [0; PAYLOAD];
     while !stop.load(Ordering::Relaxed) {

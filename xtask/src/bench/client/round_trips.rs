@@ -1,4 +1,4 @@
-//! Request and response, one at a time.
+//! Requests and responses, one at a time.
 
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ use crate::bench::statistics::median;
 /// Payload of a request and of a response, bytes.
 const MESSAGE: usize = 64;
 const PORT: u16 = 9000;
-/// A datagram that ends the server: shorter than a request.
+/// The datagram that ends the server. It is shorter than a request.
 const END: &[u8] = b"end";
 
 /// TCP or UDP.
@@ -28,7 +28,7 @@ pub(crate) enum Transport {
     Udp,
 }
 
-/// A client and a server that know each other, both on one core: what they wait for is the path's cost and nothing else.
+/// A connected client and server on one core. So they wait only for the path.
 pub(crate) struct RoundTrips<'a> {
     site: &'a Site,
     transport: Transport,
@@ -36,17 +36,17 @@ pub(crate) struct RoundTrips<'a> {
     server: Option<JoinHandle<Result<()>>>,
 }
 
-/// What a turn has shown.
+/// The results of a turn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency {
-    /// Half of the round trip, microseconds: the median of all.
+    /// Half of a round trip, microseconds: the median of all round trips.
     pub(crate) one_way: f64,
     /// Busy time of the core per round trip, microseconds.
     pub(crate) cpu: f64,
 }
 
 impl<'a> RoundTrips<'a> {
-    /// Connects the two.
+    /// Connects client and server.
     pub(crate) fn start(site: &'a Site, transport: Transport) -> Result<Self> {
         let peer = SocketAddr::new(site.address, PORT);
         let (server, client) = match transport {
@@ -65,7 +65,7 @@ impl<'a> RoundTrips<'a> {
             Transport::Udp => {
                 let socket = site.server.enter(|| UdpSocket::bind(peer))?.context("bind")?;
                 let server = pinned(&site.server, CORE, move || {
-                    // The first request tells who asks.
+                    // The first request has the client's address.
                     let (_, client) = socket.peek_from(&mut [0; MESSAGE])?;
                     socket.connect(client)?;
                     answer(&socket.into())
@@ -82,12 +82,12 @@ impl<'a> RoundTrips<'a> {
         Ok(Self { site, transport, client: Arc::new(client), server: Some(server) })
     }
 
-    /// Where they are.
+    /// Returns the site of client and server.
     pub(crate) fn site(&self) -> &'a Site {
         self.site
     }
 
-    /// Asks for as long as a turn takes.
+    /// Sends requests for one turn.
     pub(crate) fn measure(&self, turn: Duration) -> Result<Latency> {
         let client = Arc::clone(&self.client);
         joined(pinned(&self.site.client, CORE, move || {
@@ -114,7 +114,8 @@ impl Drop for RoundTrips<'_> {
             Transport::Tcp => shutdown(&*self.client, Shutdown::Both),
             Transport::Udp => send(&*self.client, END, SendFlags::empty()).map(|_| ()),
         };
-        // A server that nobody has asked yet still waits: it is left to the process's end.
+        // If the end signal could not be sent, the server may still wait. Leave it to the end of
+        // the process.
         if let (Ok(()), Some(server)) = (ended, self.server.take()) {
             drop(joined(server));
         }
@@ -145,7 +146,7 @@ fn answer(server: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Calls again what a signal has interrupted.
+/// Repeats a call that a signal has interrupted.
 fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<(T, usize)>) -> Result<usize> {
     loop {
         match call() {

@@ -1,4 +1,4 @@
-//! A TCP stream, by iperf3.
+//! A TCP stream of iperf3.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use crate::bench::site::Site;
 
 const PORT: &str = "5201";
 
-/// Which way the payload goes.
+/// The direction of the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     ToServer,
     FromServer,
 }
 
-/// A server that waits for streams, and ends with this.
+/// A server that waits for streams. It ends when this is dropped.
 pub(crate) struct Stream<'a> {
     site: &'a Site,
     server: Child,
@@ -32,12 +32,13 @@ impl<'a> Stream<'a> {
         Ok(Self { site, server })
     }
 
-    /// What arrives in a turn of whole seconds, Gbit/s of payload; the sender is on one core and the receiver on the other.
+    /// Returns the payload rate at the receiver, Gbit/s. The turn is rounded down to whole seconds,
+    /// one at least. Sender and receiver run on different cores.
     pub(crate) fn measure(&self, turn: Duration) -> Result<f64> {
         self.measure_in(Direction::ToServer, turn)
     }
 
-    /// As [`Self::measure`], in a direction.
+    /// Measures as [`Self::measure`] does, in the given direction.
     pub(crate) fn measure_in(&self, direction: Direction, turn: Duration) -> Result<f64> {
         let printed = ask(self.site, direction, turn)?;
         let rate = printed["end"]["sum_received"]["bits_per_second"].as_f64();
@@ -54,7 +55,7 @@ impl Drop for Stream<'_> {
     }
 }
 
-/// Until the server listens.
+/// Runs the iperf3 client, and tries again until the server listens.
 fn ask(site: &Site, direction: Direction, turn: Duration) -> Result<Value> {
     let (address, seconds) = (site.address.to_string(), turn.as_secs().max(1).to_string());
     let affinity = format!("{OTHER_CORE},{CORE}");
@@ -77,7 +78,7 @@ fn ask(site: &Site, direction: Direction, turn: Duration) -> Result<Value> {
     loop {
         let printed: Value =
             serde_json::from_str(&site.client.exec(&command)?).context("decode what iperf3 says")?;
-        // It ends with success all the same.
+        // iperf3 exits with success even after an error.
         match printed["error"].as_str() {
             None => return Ok(printed),
             Some(error) if start.elapsed() > PATIENCE => bail!("iperf3: {error}"),

@@ -1,4 +1,5 @@
-//! Datagrams both ways at a steady rate, counted at both ends: what a disturbance loses shows as a number.
+//! Datagrams in both directions at a steady rate, counted at both ends: the number of lost
+//! datagrams shows the effect of a disturbance.
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,32 +14,32 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::{PATIENCE, Route, bound};
 use crate::lab::Ns;
 
-/// Between two datagrams of one end.
+/// The interval between two datagrams of one end.
 const INTERVAL: Duration = Duration::from_millis(1);
-/// A busy machine may leave a reader without a CPU for a while.
+/// Receive buffer, bytes: on a busy machine, a reader may have no CPU for a while.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// After the last datagram was sent nothing more comes when nothing has come for so long.
+/// The silence after which an end stops, once the last datagram has been sent.
 const SILENCE: Duration = Duration::from_millis(500);
-/// A number, and what makes a packet of usual size.
+/// Bytes of a datagram: its number, and padding to the size of a usual packet.
 const SIZE: usize = 100;
 
-/// What one direction has come to.
+/// The result of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Datagrams that were to be sent.
+    /// Datagrams that were due and given to the kernel.
     pub sent: u64,
-    /// Different ones that arrived.
+    /// Different datagrams that arrived.
     pub received: u64,
 }
 
 impl Count {
-    /// Those that did not arrive.
+    /// Returns the number of datagrams that did not arrive.
     pub fn lost(self) -> u64 {
         self.sent - self.received
     }
 }
 
-/// 1,000 datagrams a second in each direction, until [`Datagrams::finish`].
+/// A flow of 1,000 datagrams a second in each direction, until [`Datagrams::finish`].
 #[derive(Debug)]
 pub struct Datagrams {
     stop: Arc<AtomicBool>,
@@ -46,17 +47,17 @@ pub struct Datagrams {
     ends: Option<[JoinHandle<Result<End>>; 2]>,
 }
 
-/// What one end has sent and got.
+/// The datagrams of one end.
 struct End {
     sent: u64,
     received: u64,
 }
 
 impl Datagrams {
-    /// Begins, and returns when datagrams of both ends arrive at the other.
+    /// Starts the flow, and returns once 100 datagrams have arrived, both directions together.
     ///
     /// # Errors
-    /// When none does within ten seconds.
+    /// When a socket cannot be bound, or when the datagrams do not arrive within ten seconds.
     pub fn start(from: &Ns, to: &Ns, route: Route) -> Result<Self> {
         let bind = |ns: &Ns, address: SocketAddr| -> Result<UdpSocket> {
             let socket = ns
@@ -68,7 +69,7 @@ impl Datagrams {
         let server = bind(to, route.listen)?;
         let client = bind(from, SocketAddr::new(route.listen.ip(), 0))?;
         client.connect(route.destination)?;
-        // The server learns from the first one, which is not counted, where the client is.
+        // The server learns the client's address from the first datagram, which is not counted.
         client.send(&[0])?;
         server.set_read_timeout(Some(PATIENCE))?;
         let (_, peer) = server
@@ -85,10 +86,10 @@ impl Datagrams {
         Ok(datagrams)
     }
 
-    /// Waits until so many more have arrived, of both directions together.
+    /// Waits until this number of further datagrams has arrived, both directions together.
     ///
     /// # Errors
-    /// When they do not within ten seconds.
+    /// When they do not arrive within ten seconds.
     pub fn wait_for(&self, more: u64) -> Result<()> {
         let (start, target) = (Instant::now(), self.arrived.load(Ordering::Relaxed) + more);
         while self.arrived.load(Ordering::Relaxed) < target {
@@ -100,7 +101,8 @@ impl Datagrams {
         Ok(())
     }
 
-    /// Ends it and waits for what is under way: from the client to the server, and back.
+    /// Stops sending, and waits for the datagrams on their way. Returns the counts from client to
+    /// server, and from server to client.
     ///
     /// # Errors
     /// When an end could not send or receive.
@@ -125,7 +127,7 @@ impl Drop for Datagrams {
     }
 }
 
-/// One end, which sends what is due and takes what comes until then.
+/// Runs one end: it sends the datagrams that are due, and receives until the next one is due.
 fn run(socket: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) -> Result<End> {
     let start = Instant::now();
     let (mut sent, mut seen, mut last) = (0, HashSet::new(), Instant::now());
@@ -136,13 +138,14 @@ fn run(socket: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) -> Result<End
             while u128::from(sent) < due {
                 let mut datagram = [0; SIZE];
                 datagram[..8].copy_from_slice(&u64::to_be_bytes(sent));
-                // Also one that the kernel refuses is one that does not arrive.
+                // A datagram that the kernel refuses counts as one that does not arrive.
                 let _ = socket.send(&datagram);
                 sent += 1;
             }
         }
         socket.set_read_timeout(Some(INTERVAL))?;
-        // Otherwise nothing for a moment, a strange one, or an error that an earlier one has met.
+        // Ignore all else: a timeout, a datagram of another size, or an ICMP error for an earlier
+        // datagram.
         if let Ok(SIZE) = socket.recv(&mut buffer) {
             let number = buffer.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
             if number.is_some_and(|number| seen.insert(number)) {

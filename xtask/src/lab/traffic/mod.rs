@@ -1,8 +1,8 @@
-//! Traffic between namespaces, from sockets of this process: no tool is needed, both ends say what they saw, and
-//! nothing waits without a limit.
+//! Traffic between namespaces, from sockets of this process. No tool is needed, both ends report
+//! what they saw, and every wait has a limit.
 //!
-//! The server's end listens on the unspecified address unless told otherwise, so that a destination may be translated
-//! on its way (a ClusterIP): see [`Route`].
+//! By default the server listens on the unspecified address, so that a destination such as a
+//! ClusterIP may be translated on the way: see [`Route`].
 
 mod datagrams;
 mod pattern;
@@ -21,11 +21,11 @@ pub use ping::{PingReply, ping, ping_unfragmented};
 pub use tcp::{Stream, tcp_exchange, tcp_exchange_on, tcp_stream, tcp_stream_on};
 pub use udp::{udp_exchange, udp_exchange_on, udp_segments};
 
-/// The longest that a socket waits for the other end.
+/// The longest time that a socket waits for the other end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Calls again what a signal has interrupted: with a time limit, the kernel does not restart a socket's call by itself
-/// (signal(7)).
+/// Repeats a call that a signal has interrupted. The kernel does not restart a socket's call with a
+/// time limit (signal(7)).
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -35,8 +35,9 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::R
     }
 }
 
-/// Binds a socket to an address that the exchange before had. A process that another thread is starting at that moment
-/// holds a copy of that exchange's socket until it executes its program: so what is in use is tried again for a while.
+/// Binds a socket to an address that an earlier exchange used, and retries while the address is in
+/// use. Another thread may be starting a process at that moment. The new process holds a copy of
+/// the earlier socket until it executes its program.
 ///
 /// # Errors
 /// Those of `bind`.
@@ -52,8 +53,9 @@ pub fn bound<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// An address of loopback whose port the kernel gives to nobody else until this process ends. A socket holds it that does not
-/// listen, beside which servers may, one after the other (`SO_REUSEADDR`): between two, no other process takes it.
+/// Returns a loopback address with a port that the kernel gives to no other process until this
+/// process ends. A socket that does not listen holds the port. Servers may bind it as well, one
+/// after the other (`SO_REUSEADDR`); between two servers, no other process can take it.
 ///
 /// # Errors
 /// When every port is in use.
@@ -61,7 +63,7 @@ pub fn reserved_address() -> io::Result<SocketAddr> {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    // Only for its address: it never listens.
+    // The conversion is only for `local_addr`: this socket never listens.
     let socket = TcpListener::from(socket);
     let address = socket.local_addr()?;
     #[expect(clippy::disallowed_methods, reason = "it holds the port until this process ends")]
@@ -69,17 +71,17 @@ pub fn reserved_address() -> io::Result<SocketAddr> {
     Ok(address)
 }
 
-/// Where the client sends to, and where the server listens.
+/// The client's destination, and the address on which the server listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The client's destination.
     pub destination: SocketAddr,
-    /// The server's own address and port.
+    /// The server's address and port.
     pub listen: SocketAddr,
 }
 
 impl Route {
-    /// Nothing is translated on the way: the server listens on that port of every address.
+    /// Makes a route without translation: the server listens on this port of every address.
     pub fn to(address: IpAddr, port: u16) -> Self {
         Self {
             destination: SocketAddr::new(address, port),
@@ -87,36 +89,36 @@ impl Route {
         }
     }
 
-    /// The destination becomes the server's port on its way.
+    /// Makes a route with a destination that is translated to the server's port on the way.
     pub fn translated(destination: SocketAddr, server_port: u16) -> Self {
         Self { destination, listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), server_port) }
     }
 }
 
-/// What both ends saw. Returned only when every byte arrived as it was sent.
+/// Observations of both ends. An exchange returns them only when every byte arrived as it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exchange {
-    /// The client, as the server saw it.
+    /// The client's address, as the server saw it.
     pub peer_seen_by_server: SocketAddr,
-    /// The client's own address, as it saw it.
+    /// The client's address, as the client saw it.
     pub client: SocketAddr,
-    /// The server, as the client saw it: where the answer came from.
+    /// The server's address, as the client saw it: the source of the answer.
     pub peer_seen_by_client: SocketAddr,
-    /// Payload from the client that the server read and compared.
+    /// Payload bytes from the client that the server read and compared.
     pub bytes: u64,
-    /// From the first byte sent to the answer.
+    /// The time from the first byte sent to the answer.
     pub duration: Duration,
-    /// The longest that the server waited for the next byte.
+    /// The longest time for which the server waited for the next byte.
     pub longest_pause: Duration,
 }
 
 impl Exchange {
-    /// Whether the server saw another client than there was.
+    /// Returns whether the server saw another address than the client's own.
     pub fn source_translated(&self) -> bool {
         self.peer_seen_by_server != self.client
     }
 
-    /// Payload rate, bits per second.
+    /// Returns the payload rate in bits per second.
     pub fn bits_per_second(&self) -> f64 {
         self.bytes as f64 * 8.0 / self.duration.as_secs_f64()
     }

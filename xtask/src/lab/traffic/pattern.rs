@@ -1,15 +1,17 @@
-//! Payload that shows a byte lost, doubled, moved or changed: compared byte by byte, which is more than a checksum.
+//! Payload that reveals a lost, doubled, moved or changed byte. The receiver compares every byte,
+//! which is stricter than a checksum.
 
 use std::sync::OnceLock;
 
 use anyhow::{Result, ensure};
 
-/// A prime: no shift by a packet, a page or a window repeats it.
+/// The period of the payload, bytes. It is a prime, so that a shift by a packet, a page or a window
+/// never gives the same bytes.
 const PERIOD: usize = 1_048_573;
-/// The largest piece.
+/// The largest piece, bytes.
 pub(crate) const PIECE: usize = 256 * 1024;
 
-/// The bytes from an offset on.
+/// Returns the bytes from an offset on.
 pub(crate) fn piece(offset: u64, length: usize) -> &'static [u8] {
     static PATTERN: OnceLock<Vec<u8>> = OnceLock::new();
     let pattern = PATTERN.get_or_init(|| {

@@ -14,18 +14,19 @@ pub struct PingReply {
     pub rtt: Duration,
 }
 
-/// Pings once with that many bytes of payload; the answer has five seconds.
+/// Pings once with this number of payload bytes, and waits five seconds for the answer.
 ///
 /// # Errors
-/// When there is no answer; with what ping printed.
+/// When there is no answer, with the output of ping.
 pub fn ping(from: &Ns, address: IpAddr, size: usize) -> Result<PingReply> {
     run(from, address, size, "dont")
 }
 
-/// The same with "don't fragment": what is larger than the MTU that the kernel knows of the path is not even sent.
+/// Pings as [`ping`] does, with "don't fragment". The kernel refuses to send a packet that is
+/// larger than the path MTU it knows.
 ///
 /// # Errors
-/// When there is no answer; with what ping printed (with the MTU).
+/// When there is no answer, with the output of ping, which has the MTU.
 pub fn ping_unfragmented(from: &Ns, address: IpAddr, size: usize) -> Result<PingReply> {
     run(from, address, size, "do")
 }

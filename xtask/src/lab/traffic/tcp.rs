@@ -13,26 +13,28 @@ use super::pattern::{self, PIECE};
 use super::{Exchange, PATIENCE, Route, bound, uninterrupted};
 use crate::lab::Ns;
 
-/// The server answers with as many bytes as it got, up to this: both directions carry payload.
+/// The largest answer, bytes. The server answers with as many bytes as it got, up to this number,
+/// so that both directions carry payload.
 const ANSWER: u64 = 64 * 1024;
 
-/// The client connects and sends so many bytes, the server compares them and answers.
+/// Connects, and sends this number of bytes from client to server. The server compares them and
+/// answers.
 ///
 /// # Errors
-/// When a byte is missing or wrong, or either end waits for more than ten seconds.
+/// When a byte is missing or wrong, or when an end waits for more than ten seconds.
 pub fn tcp_exchange(from: &Ns, to: &Ns, address: IpAddr, port: u16, bytes: u64) -> Result<Exchange> {
     tcp_exchange_on(from, to, Route::to(address, port), bytes)
 }
 
-/// The same with a destination that is translated on its way.
+/// Runs the exchange of [`tcp_exchange`] to a destination that may be translated on the way.
 ///
 /// # Errors
-/// As [`tcp_exchange`].
+/// Those of [`tcp_exchange`].
 pub fn tcp_exchange_on(from: &Ns, to: &Ns, route: Route, bytes: u64) -> Result<Exchange> {
     start(from, to, route, bytes)?.join()
 }
 
-/// A transfer from `from` to `to` that goes on until [`Stream::finish`].
+/// Starts a transfer from `from` to `to` that goes on until [`Stream::finish`].
 ///
 /// # Errors
 /// When the connection cannot be made.
@@ -40,7 +42,7 @@ pub fn tcp_stream(from: &Ns, to: &Ns, address: IpAddr, port: u16) -> Result<Stre
     tcp_stream_on(from, to, Route::to(address, port))
 }
 
-/// The same with a destination that is translated on its way.
+/// Starts the transfer of [`tcp_stream`] to a destination that may be translated on the way.
 ///
 /// # Errors
 /// When the connection cannot be made.
@@ -50,7 +52,7 @@ pub fn tcp_stream_on(from: &Ns, to: &Ns, route: Route) -> Result<Stream> {
     Ok(stream)
 }
 
-/// A transfer under way. Ends when dropped.
+/// A running transfer. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Stream {
     progress: Arc<Progress>,
@@ -58,15 +60,15 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Payload that has arrived so far.
+    /// Returns the payload bytes that have arrived so far.
     pub fn bytes(&self) -> u64 {
         self.progress.received.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more bytes have arrived.
+    /// Waits until this number of further bytes has arrived.
     ///
     /// # Errors
-    /// When they do not within ten seconds, or the transfer has failed.
+    /// When they do not arrive within ten seconds, or when the transfer has failed.
     pub fn wait_for(&self, more: u64) -> Result<()> {
         let (start, target) = (Instant::now(), self.bytes() + more);
         while self.bytes() < target {
@@ -84,10 +86,10 @@ impl Stream {
         Ok(())
     }
 
-    /// Ends it properly (FIN and answer) and says what both ends saw.
+    /// Ends the transfer in order (FIN and answer), and returns what both ends saw.
     ///
     /// # Errors
-    /// When a byte was missing or wrong, or either end waited for more than ten seconds.
+    /// When a byte was missing or wrong, or when an end waited for more than ten seconds.
     pub fn finish(self) -> Result<Exchange> {
         self.progress.stop.store(true, Ordering::Relaxed);
         self.join()
@@ -165,7 +167,7 @@ fn start(from: &Ns, to: &Ns, route: Route, bytes: u64) -> Result<Stream> {
 
 fn send(destination: SocketAddr, bytes: u64, progress: &Progress) -> Result<Sent> {
     let connected = TcpStream::connect_timeout(&destination, PATIENCE);
-    // The server stops listening for a client that will not come.
+    // Tell the server to stop listening: this client will not come.
     let mut stream =
         connected.inspect_err(|_| progress.stop.store(true, Ordering::Relaxed)).context("connect")?;
     limit(&stream)?;
@@ -208,7 +210,7 @@ fn receive(listener: &TcpListener, progress: &Progress) -> Result<Received> {
     Ok(Received { peer, bytes, longest_pause })
 }
 
-/// The standard library has no accept with a deadline.
+/// Accepts a connection within [`PATIENCE`]. The standard library has no accept with a deadline.
 fn accept(listener: &TcpListener, progress: &Progress) -> Result<(TcpStream, SocketAddr)> {
     listener.set_nonblocking(true)?;
     let start = Instant::now();

@@ -9,28 +9,28 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::{Exchange, PATIENCE, Route, bound, pattern, uninterrupted};
 use crate::lab::Ns;
 
-/// The client sends one datagram of so many bytes (65507 at most), the server sends it back.
+/// Sends one datagram of this number of bytes (65507 at most) to the server, which sends it back.
 ///
 /// # Errors
-/// When either does not arrive within ten seconds, has another length or other bytes, or the answer comes from
-/// somewhere else than the datagram went to.
+/// When one of the two does not arrive within ten seconds, when its length or bytes differ, or when
+/// the answer comes from another address than the destination.
 pub fn udp_exchange(from: &Ns, to: &Ns, address: IpAddr, port: u16, size: usize) -> Result<Exchange> {
     udp_exchange_on(from, to, Route::to(address, port), size)
 }
 
-/// The same with a destination that is translated on its way.
+/// Runs the exchange of [`udp_exchange`] to a destination that may be translated on the way.
 ///
 /// # Errors
-/// As [`udp_exchange`].
+/// Those of [`udp_exchange`].
 pub fn udp_exchange_on(from: &Ns, to: &Ns, route: Route, size: usize) -> Result<Exchange> {
     run(from, to, route, size, 1)
 }
 
-/// The client gives the kernel so many datagrams of that size as one (UDP GSO, as QUIC does), the server sends the
-/// first one back. `size * count` is 65507 at most.
+/// Gives the kernel `count` datagrams of `size` bytes in one call (UDP GSO, as QUIC does). The
+/// server sends the first one back. `size * count` is 65507 at most.
 ///
 /// # Errors
-/// As [`udp_exchange`], for each datagram.
+/// Those of [`udp_exchange`], for each datagram.
 pub fn udp_segments(
     from: &Ns,
     to: &Ns,
@@ -74,7 +74,7 @@ fn exchange(
     size: usize,
     count: usize,
 ) -> Result<(SocketAddr, Duration)> {
-    // A connected socket takes answers from nowhere else.
+    // A connected socket accepts answers from its destination only.
     socket.connect(destination).context("connect")?;
     let local = socket.local_addr()?;
     if count > 1 {
