@@ -1,4 +1,4 @@
-//! The numbered steps of a pod's life (ARCHITECTURE.md). For tests, a debug build can stop a
+//! The numbered steps of a pod's life (docs/design/life-of-a-pod.md). For tests, a debug build can stop a
 //! process after one of them; a release build cannot.
 
 use std::io;

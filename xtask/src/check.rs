@@ -1,9 +1,9 @@
-//! `cargo xtask check`: formatting, lints, layer rules.
+//! `cargo xtask check`: formatting, lints, layer rules, documents.
 
 use anyhow::Result;
 
 use crate::toolchain::Toolchain;
-use crate::{build, layers, run};
+use crate::{build, documents, layers, run};
 
 /// Runs all checks, and stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
@@ -12,6 +12,7 @@ pub(crate) fn run() -> Result<()> {
     build::object(&Toolchain::ensure()?)?;
     run::step("cargo fmt --check", || run::visibly(&mut run::cargo(&["fmt", "--all", "--check"])))?;
     run::step("layer rules", layers::check)?;
+    run::step("documents", documents::check)?;
     run::step("cargo clippy", || {
         run::visibly(&mut run::cargo(&["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"]))
     })?;

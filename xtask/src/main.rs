@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod documents;
 mod kernels;
 mod layers;
 mod packages;

@@ -357,7 +357,7 @@ fn device_of(op: &Op) -> Option<u32> {
 }
 
 /// Stops the agent after an operation if a test asks for it. The operations are the numbered steps
-/// of a pod's life (ARCHITECTURE.md).
+/// of a pod's life (docs/design/life-of-a-pod.md).
 fn stop_after(op: &Op) -> Result<(), Error> {
     step_of(op).map_or(Ok(()), step)
 }

@@ -80,7 +80,7 @@ fn values_reach_what_they_are_for() -> Result<()> {
 }
 
 #[test]
-fn the_lines_for_kubectl_in_the_readme_do_what_the_values_do() -> Result<()> {
+fn the_lines_for_kubectl_do_what_the_values_do() -> Result<()> {
     let [bin, conf] = ["/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/agent/etc/cni/net.d"];
     let k3s = format!("s#/opt/cni/bin#{bin}#g; s#/etc/cni/net.d#{conf}#g");
     let both = &["podwire", "podwire-uninstall"][..];
@@ -97,7 +97,7 @@ fn the_lines_for_kubectl_in_the_readme_do_what_the_values_do() -> Result<()> {
         let rendered = rendered_with(values)?;
         for name in names {
             let file = format!("manifests/{}.yaml", name.trim_start_matches("podwire-"));
-            let edited = documents::parse(&edited("README.md", script, &file)?)?;
+            let edited = documents::parse(&edited("docs/install.md", script, &file)?)?;
             assert_eq!(find(&edited, "DaemonSet", name)?, find(&rendered, "DaemonSet", name)?, "{script}");
         }
     }

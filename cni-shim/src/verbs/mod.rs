@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::error::CniError;
 use crate::version::SpecVersion;
 
-/// Reports that a numbered step is over (ARCHITECTURE.md, "Life of a pod").
+/// Reports that a numbered step is over (docs/design/life-of-a-pod.md).
 pub(crate) fn taken(step: Step) -> Result<(), CniError> {
     fault::after(step).map_err(|error| CniError::io(step.what(), error))
 }
