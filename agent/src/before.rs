@@ -54,7 +54,7 @@ impl Before {
             Ok(found) if found.boot == nothing.boot => Ok(found),
             Ok(_) => Ok(nothing),
             Err(error) => {
-                warn!(path = %path.display(), "what this node was like before the agent is not known: {error}");
+                warn!(path = %path.display(), "the file does not decode, so the node's settings from before the agent are unknown: {error}");
                 Ok(nothing)
             }
         }

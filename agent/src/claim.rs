@@ -90,7 +90,7 @@ fn read(file: &Path) -> Result<Option<Claim>, FileError> {
     };
     let claim = serde_json::from_slice(&json);
     Ok(claim
-        .map_err(|error| warn!(path = %file.display(), "the file does not decode and is replaced: {error}"))
+        .map_err(|error| warn!(path = %file.display(), "the file does not decode and is ignored: {error}"))
         .ok())
 }
 

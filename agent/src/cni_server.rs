@@ -74,7 +74,7 @@ impl CniServer {
         match self.try_listen_again() {
             Ok(again) => {
                 if again {
-                    warn!(socket = %self.path.display(), "the socket's file was removed or replaced: a new one is listened on");
+                    warn!(socket = %self.path.display(), "another program removed or replaced the socket's file: the agent made a new one and listens on it");
                 }
                 self.unreachable = None;
             }
@@ -83,7 +83,7 @@ impl CniServer {
                 let why = Some(error.to_string());
                 if self.unreachable != why {
                     error!(
-                        "the socket's file was removed or replaced, and no plugin reaches this agent: {error}"
+                        "the socket's file or its lock was removed or replaced, and the agent cannot make it again, so plugins may not reach this agent: {error}"
                     );
                     self.unreachable = why;
                 }
@@ -125,13 +125,13 @@ impl CniServer {
             match accepted {
                 Ok((stream, _)) => connections.spawn(async move |place| {
                     if let Err(error) = converse(stream, &events, &place).await {
-                        debug!("connection of a plugin: {error}");
+                        debug!("the connection of a plugin failed: {error}");
                     }
                 }),
                 Err(error) => {
                     // The process is probably out of file descriptors. Wait until others are
                     // closed.
-                    warn!("accept a plugin's connection: {error}");
+                    warn!("cannot accept a plugin's connection: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -228,7 +228,7 @@ async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>, place: &
             }
             Ok(Err(failure)) => Reply::Failed(failure),
             Err(_) => Reply::Failed(refused(format!(
-                "no complete request came within {} s",
+                "the plugin sent no complete request within {} s",
                 READ_DEADLINE.as_secs()
             ))),
         },
@@ -292,7 +292,7 @@ async fn ask(request: Request, events: &mpsc::Sender<Event>) -> Reply {
         Ok(Err(_)) => Reply::Failed(stopping()),
         Err(_) => Reply::Failed(Failure {
             code: codes::TRY_AGAIN_LATER,
-            message: format!("the agent did not get to the request within {} s", ANSWER_DEADLINE.as_secs()),
+            message: format!("the agent did not finish the request within {} s", ANSWER_DEADLINE.as_secs()),
         }),
     }
 }

@@ -121,87 +121,87 @@ names! {
     ReconcileFailed, "reconcile-failed", DataPath,
         "do what the sentence says; the agent tries again every ten seconds";
     /// Maps or links are not pinned, and the agent cannot pin them.
-    PinsMissing, "pins-missing", NoAdds, "mount a BPF file system at --bpf-dir again, writable";
+    PinsMissing, "pins-missing", NoAdds, "mount a writable BPF file system at --bpf-dir again";
     /// The agent cannot set kernel switches that pods need.
-    Switches, "switches", CutOff, "make the node's /proc/sys/net writable for the agent (--sysctl-dir), or set the switch";
+    Switches, "switches", CutOff, "make the node's /proc/sys/net writable for the agent (--sysctl-dir), or set the switch yourself";
     /// Another tool's queueing discipline is in the place of an uplink's programs. Subject: the
     /// link.
-    UplinkObstructed, "uplink-obstructed", CutOff, "remove the other discipline as the sentence says";
+    UplinkObstructed, "uplink-obstructed", CutOff, "remove the other queueing discipline as the sentence says";
     /// The agent has not read the node list yet or cannot read it, and knows no entry for this
     /// node.
-    NodeListUnread, "node-list-unread", Waiting, "check that the API server, or the file of --nodes, can be read";
+    NodeListUnread, "node-list-unread", Waiting, "check that the agent can reach the API server, or read the file of --nodes";
     /// The node list has no usable entry for this node, or no longer has one.
     OwnNodeMissing, "own-node-missing", Waiting,
         "check --node-name, and that the cluster gives this node a podCIDR and an InternalIP";
     /// The agent has not set up the kernel successfully since ADD was last refused.
     NotSetUp, "not-set-up", Waiting, "do what the sentence says; the agent tries again every ten seconds";
     /// The state folder cannot be written, or its disk does not answer.
-    StateFolder, "state-folder", AddsFail, "free or repair the disk of --state-dir";
+    StateFolder, "state-folder", AddsFail, "free space on the disk of --state-dir, or repair the disk";
     /// The agent cannot write the runtime's network configuration.
-    CniConfiguration, "cni-configuration", Unannounced, "make the folder of --cni-conf-dir writable";
+    CniConfiguration, "cni-configuration", Unannounced, "make the folder of --cni-conf-dir writable for the agent";
     /// The node list may be out of date.
-    NodeListStale, "node-list-stale", Degraded, "check that the API server, or the file of --nodes, can be read";
+    NodeListStale, "node-list-stale", Degraded, "check that the agent can reach the API server, or read the file of --nodes";
     /// The agent does not use a node, or a part of its entry. Subject: the problem.
-    NodeProblem, "node-problem", Degraded, "correct that node's entry";
+    NodeProblem, "node-problem", Degraded, "correct the node's entry that the sentence names";
     /// No link has this node's InternalIP.
     InternalIpAbsent, "internal-ip-absent", Degraded,
-        "give the node the address, or have its kubelet report another (--node-ip); nothing is to do if the cloud maps the address one to one";
+        "give the node the address, or set its kubelet's --node-ip to an address that the node has; do nothing if the cloud maps the address one to one";
     /// This node has no route to another node. Subject: the node.
     NoRouteToNode, "no-route-to-node", Degraded, "give this node a route to that node's InternalIP";
     /// The route to another node leaves by a link that is not an uplink. Subject: the node.
-    RoutePastUplinks, "route-past-uplinks", Degraded, "name the link with --uplink";
+    RoutePastUplinks, "route-past-uplinks", Degraded, "route by an uplink, or name this link with --uplink and not with --exclude-uplink";
     /// A route leads pods' packets to the world to a link without programs. The packets are
     /// dropped. Subject: the link.
     LinkWithoutPrograms, "link-without-programs", Degraded,
-        "have the route lead by another link, or name this one with --uplink unless --exclude-uplink does; nothing, if pods need not reach what is behind it";
+        "route by another link, or name this link with --uplink and not with --exclude-uplink; do nothing if pods need not reach the networks behind it";
     /// Like [`Self::UplinkObstructed`], for a link that is not an uplink.
-    LinkObstructed, "link-obstructed", Degraded, "remove the other discipline as the sentence says";
+    LinkObstructed, "link-obstructed", Degraded, "remove the other queueing discipline as the sentence says";
     /// The host's firewall may drop pods' packets. Subject: the place in the firewall.
     FirewallDrops, "firewall-drops", Degraded, "run the commands that the sentence names";
     /// The agent cannot read the host's firewall.
-    FirewallUnreadable, "firewall-unreadable", Degraded, "look at the chains of the forward hook yourself";
+    FirewallUnreadable, "firewall-unreadable", Degraded, "check yourself whether the chains of the forward hook drop pods' packets";
     /// The table of translations is nearly full.
     TranslationsNearlyFull, "translations-nearly-full", Degraded, "raise --max-translations";
     /// A pod or a hostPort has nearly used its share of the table of translations. Subject: its
     /// address, port and protocol.
-    HolderCrowded, "holder-crowded", Degraded, "raise --max-translations, where the flows are wanted";
+    HolderCrowded, "holder-crowded", Degraded, "raise --max-translations if these flows are legitimate";
     /// The node's own processes cannot reach hostPorts.
-    HostProcesses, "host-processes", Degraded, "name the root of cgroup2 with --cgroup-dir";
+    HostProcesses, "host-processes", Degraded, "name the root of the cgroup2 hierarchy with --cgroup-dir";
     /// The agent cannot query connection tracking.
-    ConntrackUnavailable, "conntrack-unavailable", Degraded, "load nf_conntrack_netlink";
+    ConntrackUnavailable, "conntrack-unavailable", Degraded, "load the kernel module nf_conntrack_netlink";
     /// The agent cannot read which addresses host-local has assigned.
-    HostLocalUnreadable, "host-local-unreadable", Degraded, "make the folder of --cni-state-dir readable";
+    HostLocalUnreadable, "host-local-unreadable", Degraded, "make the folder of --cni-state-dir readable for the agent";
     /// The agent assigns some addresses of the podCIDR to no pod, because something else uses them.
     AddressesOfOthers, "addresses-of-others", Degraded,
-        "remove what another pod network has left on the node, once its pods are gone";
+        "once the pods of the other pod network are gone, remove its leftovers from the node";
     /// A pod's hostIP is not an address of this node. Subject: the pod's link.
-    HostIpAbsent, "host-ip-absent", Degraded, "give the node the address, or the pod another hostIP";
+    HostIpAbsent, "host-ip-absent", Degraded, "give the node the address, or give the pod another hostIP";
     /// A file in the endpoints' folder is not a usable endpoint file. Subject: the file.
-    EndpointFile, "endpoint-file", Degraded, "remove the file; the agent looks again when it starts";
+    EndpointFile, "endpoint-file", Degraded, "remove the file; the agent checks the folder again at its next start";
     /// No file describes a pod that the maps have, so its bandwidth limits are unknown. Subject:
     /// the pod's link.
-    EndpointRecovered, "endpoint-recovered", Degraded, "make the pod anew, if it is to be limited";
+    EndpointRecovered, "endpoint-recovered", Degraded, "recreate the pod if it needs its bandwidth limits";
     /// The runtime takes another network configuration.
     OtherConfigurationFirst, "other-configuration-first", Degraded,
-        "remove the other configuration, or rename it so that it comes after, and make its pods anew";
+        "remove the other configuration, or rename it so that it comes after Podwire's; then recreate the pods that used it";
     /// The pods' MTU is larger than what fits the uplinks.
     MtuTooLarge, "mtu-too-large", Degraded, "lower --mtu";
     /// The node's podCIDR is too small to have an address for a pod.
     NoRoomForPods, "no-room-for-pods", Degraded, "give the node a larger podCIDR";
     /// A pod has an address outside the node's podCIDR. Subject: the pod's link.
-    PodsOutsidePodCidr, "pods-outside-pod-cidr", Degraded, "restart these pods";
+    PodsOutsidePodCidr, "pods-outside-pod-cidr", Degraded, "recreate these pods, so that they get new addresses";
     /// A pod's device is gone, but the agent cannot release its address yet. Subject: the pod's
     /// link.
     NotReleased, "not-released", Degraded, "do what the sentence says; the agent tries again every ten seconds";
     /// The agent cannot use the file of `--non-masquerade-file`.
-    NonMasqueradeFile, "non-masquerade-file", Degraded, "correct the file; the networks of before count meanwhile";
+    NonMasqueradeFile, "non-masquerade-file", Degraded, "correct the file; until then the agent uses the previous networks";
     /// The agent cannot use the file of `--config`.
     ConfigFileUnusable, "config-file-unusable", Degraded,
-        "correct the file: an agent could not be started with it";
+        "correct the file: the agent cannot start with it";
     /// The file of `--config` sets options differently from what the agent runs with.
     ConfigFileDiffers, "config-file-differs", Degraded, "restart the agent";
     /// The file of `--config` sets options differently from the command line or the environment.
-    ConfigFileOverridden, "config-file-overridden", Degraded, "take the options out of one of them";
+    ConfigFileOverridden, "config-file-overridden", Degraded, "remove these options from the file, or from the command line and the environment";
 }
 
 /// A problem that exists now.
@@ -279,7 +279,7 @@ impl Conditions {
             }
         }
         if let Some(more @ 1..) = begun.checked_sub(LOGGED) {
-            warn!(condition = name.name(), more, "others, which --log-level debug names");
+            warn!(condition = name.name(), more, "more of this name; --log-level debug names them");
         }
     }
 
@@ -291,8 +291,8 @@ impl Conditions {
             let (condition, is_waiting) = (name.name(), name.severity() == Severity::Waiting);
             // The line "ready" reports the end of a wait.
             match ended < LOGGED && !is_waiting {
-                true => info!(condition, subject, "over"),
-                false => debug!(condition, subject, "over: {sentence}"),
+                true => info!(condition, subject, "condition over"),
+                false => debug!(condition, subject, "condition over: {sentence}"),
             }
         }
     }

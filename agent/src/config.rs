@@ -283,7 +283,7 @@ impl Config {
         let (snat, kept) = (self.snat_ports, self.node_ports);
         if kept.first <= snat.first && snat.last <= kept.last {
             return Err(format!(
-                "--snat-ports {snat} leaves no port: all are NodePorts (--node-ports {kept}); give it a range beside them"
+                "--snat-ports {snat} leaves no port, because all of them are NodePorts (--node-ports {kept}): give --snat-ports a range that also has other ports"
             ));
         }
         Ok(())

@@ -144,7 +144,7 @@ impl CommandLine {
     /// Returns the values with which an agent with these arguments would run.
     fn options_of(&self, arguments: &[OsString]) -> Result<Values, String> {
         let matches = self.command.clone().try_get_matches_from(arguments).map_err(|error| told(&error))?;
-        let matches = matches.subcommand_matches(AGENT).ok_or("the command line is no agent's")?;
+        let matches = matches.subcommand_matches(AGENT).ok_or("the command line does not run the agent")?;
         Config::from_arg_matches(matches).map_err(|error| told(&error))?.check()?;
         let values = |option: &Arg| {
             let raw = matches.get_raw(option.get_id().as_str()).into_iter().flatten();
@@ -248,7 +248,7 @@ impl<'de> Visitor<'de> for Reader<'_> {
             let reason = match (read.is_empty(), values.contains_key(&key)) {
                 (false, false) => None,
                 (true, _) => Some("it has no value: give it one, or leave it out"),
-                (_, true) => Some("it is there twice"),
+                (_, true) => Some("it is there twice: remove one of the two"),
             };
             if let Some(reason) = reason {
                 return Err(de::Error::custom(format!("{key}: {reason}")));
@@ -270,7 +270,7 @@ fn unknown(agent: &Command, key: &str) -> String {
         _ => None,
     });
     let hint = nearest.map_or_else(
-        || "`podwire agent --help` lists them".to_owned(),
+        || "`podwire agent --help` lists the options".to_owned(),
         |nearest| format!("the nearest is `{nearest}`"),
     );
     format!("{key}: the agent has no option of that name; {hint}")

@@ -64,7 +64,7 @@ impl Conntrack {
             NetlinkPayload::InnerMessage(_) => Ok(true),
             NetlinkPayload::Error(error) if error.to_io().kind() == io::ErrorKind::NotFound => Ok(false),
             NetlinkPayload::Error(error) => Err(error.to_io()),
-            other => Err(invalid(format!("an answer that was not expected: {other:?}"))),
+            other => Err(invalid(format!("unexpected answer: {other:?}"))),
         }
     }
 

@@ -38,7 +38,7 @@ pub enum FileError {
     },
     /// The folder was removed at the source of its mount: it has no name, and nothing can be made
     /// in it.
-    #[error("{} is the mount of a folder that was removed: mount one that is there; a runtime does so when the container starts anew", path.display())]
+    #[error("{} is the mount of a folder that was removed: mount an existing folder there; a container gets one when it starts again", path.display())]
     RemovedFolder {
         /// The folder.
         path: PathBuf,

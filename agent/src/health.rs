@@ -69,7 +69,7 @@ pub async fn serve(
         match listener.accept().await {
             Ok((stream, _)) => connections.spawn(|place| converse(stream, router.clone(), place)),
             Err(error) => {
-                warn!("accept a connection for health and metrics: {error}");
+                warn!("could not accept a connection for health and metrics: {error}");
                 sleep(Duration::from_millis(100)).await;
             }
         }
@@ -87,7 +87,7 @@ async fn converse(stream: TcpStream, router: Router, place: Place) {
         .max_buf_size(LARGEST_HEAD)
         .serve_connection(TokioIo::new(stream), answer);
     if let Ok(Err(error)) = timeout(CONNECTION_DEADLINE, connection).await {
-        debug!("connection for health and metrics: {error}");
+        debug!("a connection for health and metrics failed: {error}");
     }
 }
 
@@ -105,7 +105,7 @@ async fn healthy(State(sources): State<Sources>) -> Response {
         sources.events.send(Event::Alive(reply)).await.ok()?;
         alive.await.ok()
     };
-    let silent = (StatusCode::SERVICE_UNAVAILABLE, "the agent's owner of state does not answer\n");
+    let silent = (StatusCode::SERVICE_UNAVAILABLE, "the agent's main task does not answer\n");
     match timeout(sources.patience, ask).await {
         Ok(Some(())) => "ok\n".into_response(),
         Ok(None) | Err(_) => silent.into_response(),
@@ -155,7 +155,7 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
     let traffic = figures.counters.traffic.iter().map(|(path, count)| ([("path", path.name())], *count));
     counters(&mut registry, "forwarded", "handled by the programs, by path", traffic);
     gauge(&mut registry, "endpoints", "Pods of this node", figures.endpoints);
-    gauge(&mut registry, "nodes", "Nodes that can be used, this one included", figures.nodes);
+    gauge(&mut registry, "nodes", "Nodes that the agent uses, including this node", figures.nodes);
     let skipped = Family::<Labels, Gauge>::default();
     for reason in Skipped::ALL {
         let count = figures.skipped.get(&reason).copied().unwrap_or_default();
@@ -163,28 +163,28 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
     }
     registry.register(
         "nodes_skipped",
-        "Node objects that have no part in the pod network, by reason",
+        "Nodes that the agent does not use in the pod network, by reason",
         skipped,
     );
     gauge(
         &mut registry,
         "node_list_age_seconds",
-        "How long ago the node list was known to be true: 0 while its source answers",
+        "Seconds since the node list was last known to be current: 0 while its source answers",
         figures.node_list_age.as_secs() as usize,
     );
     gauge(
         &mut registry,
         "addresses",
-        "Addresses of this node's podCIDR that can be handed out",
+        "Addresses of this node's podCIDR that pods can have, assigned or free",
         figures.addresses as usize,
     );
     let collected = &figures.collected;
-    gauge(&mut registry, "translations", "Entries of TRANSLATIONS at the last look", collected.translations);
-    gauge(&mut registry, "stack_flows", "Entries of STACK_FLOWS at the last look", collected.stack_flows);
+    gauge(&mut registry, "translations", "Entries of TRANSLATIONS at the last count", collected.translations);
+    gauge(&mut registry, "stack_flows", "Entries of STACK_FLOWS at the last count", collected.stack_flows);
     gauge(
         &mut registry,
         "pressure",
-        "1 while TRANSLATIONS is nearly full and what is over leaves sooner",
+        "1 while TRANSLATIONS is nearly full and the agent removes finished flows sooner",
         usize::from(collected.pressure),
     );
     fill(&mut registry, &collected.fill);
@@ -192,7 +192,7 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
     reattached.inc_by(figures.reattached);
     registry.register(
         "programs_reattached",
-        "Programs that something else had removed or replaced, attached again",
+        "Programs that the agent attached again after another tool removed or replaced them",
         reattached,
     );
     let repairs = Family::<Labels, Counter>::default();
@@ -200,17 +200,17 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         let count = figures.repairs.get(&repair).copied().unwrap_or_default();
         repairs.get_or_create(&[("what", repair.name())]).inc_by(count);
     }
-    registry.register("repairs", "What else others had changed on the node, put back, by kind", repairs);
+    registry.register("repairs", "Other repairs after a tool changed the node, by kind", repairs);
     let switches: Counter = Counter::default();
     switches.inc_by(figures.switches_set_again);
     registry.register(
         "switches_set_again",
-        "Kernel switches that pods depend on and something else had changed, set again",
+        "Kernel switches that the agent set again after another tool changed them",
         switches,
     );
     let operations: Counter = Counter::default();
     operations.inc_by(figures.operations);
-    registry.register("operations", "Changes of single entries of maps and of routes", operations);
+    registry.register("operations", "Changes that the agent made to map entries and routes", operations);
     let in_the_way = Family::<[(&'static str, String); 1], Gauge>::default();
     for place in &figures.forward_policy_drops {
         in_the_way.get_or_create(&[("where", place.clone())]).set(1);
@@ -222,12 +222,12 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
     }
     registry.register(
         "condition",
-        "What is wrong with the node, and what that keeps from working; for how many pods, nodes or places, or 1",
+        "Conditions that hold, by name and severity: the number of affected pods, nodes or places, or 1",
         conditions,
     );
     registry.register(
         "forward_policy_drop",
-        "Where the host's firewall may drop pods' packets to services and the world",
+        "1 for each place where the host's firewall may drop pods' packets to services and the world",
         in_the_way,
     );
     if let Some(first) = figures.cni_configuration_first {
@@ -238,7 +238,7 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
             usize::from(first),
         );
     }
-    gauge(&mut registry, "ready", "1 when ADD is served", usize::from(is_ready));
+    gauge(&mut registry, "ready", "1 while /readyz answers that the agent is ready", usize::from(is_ready));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -260,8 +260,8 @@ fn fill(registry: &mut Registry, fill: &BTreeMap<Table, Fill>) {
         entries.get_or_create(&[("table", table.name())]).set(fill.entries as i64);
         capacity.get_or_create(&[("table", table.name())]).set(fill.capacity as i64);
     }
-    registry.register("table_entries", "Entries of a table at the last look", entries);
-    registry.register("table_max_entries", "Entries that a table has room for", capacity);
+    registry.register("table_entries", "Entries of a table at the last count", entries);
+    registry.register("table_max_entries", "Largest number of entries of a table", capacity);
 }
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: usize) {

@@ -35,7 +35,7 @@ pub struct Options {
 #[derive(Debug, Error)]
 pub enum InstallError {
     /// The folder of plugins does not exist.
-    #[error("the folder of plugins {} does not exist: create it, or name the one that the runtime has with --cni-bin-dir", path.display())]
+    #[error("the folder of plugins {} does not exist: create it, or set --cni-bin-dir to the folder where the runtime looks for plugins", path.display())]
     NoPluginFolder {
         /// The folder.
         path: PathBuf,

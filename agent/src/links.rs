@@ -366,10 +366,10 @@ impl Links {
         }
         let problem = match holder {
             Some(holder) => format!(
-                "its UDP port {port} belongs to the VXLAN device {holder}: see to it that what has made that one (flannel?) runs here no more, then remove it: `ip link delete {holder}`"
+                "its UDP port {port} belongs to the VXLAN device {holder}: stop the program that made that device (flannel?) on this node, then remove the device: `ip link delete {holder}`"
             ),
             None => format!(
-                "its UDP port {port} belongs to a socket: `ss -lunp sport = {port}` shows whose; end that, or choose another --vxlan-port, the same on all nodes"
+                "its UDP port {port} belongs to a socket: `ss -lunp sport = {port}` shows its process; stop that process, or set another --vxlan-port, the same on all nodes"
             ),
         };
         Ok(LinkError::Device { name: VXLAN_DEVICE.into(), problem })

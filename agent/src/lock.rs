@@ -18,7 +18,7 @@ const LOCKS: &str = "/proc/locks";
 #[derive(Debug, Error)]
 pub enum ClaimError {
     /// Another process uses the folder or socket.
-    #[error("{name} {} is in use by another agent, or by `podwire uninstall` (process {pid}, by the number that it has in its own container): end that one, or give this one another {option}", path.display())]
+    #[error("{name} {} is in use by another agent, or by `podwire uninstall` (process {pid}, by the number that one of the two containers shows): stop that process, or give this agent another {option}", path.display())]
     Locked {
         /// What the other process uses, in an operator's words.
         name: &'static str,
@@ -30,7 +30,7 @@ pub enum ClaimError {
         pid: String,
     },
     /// The pods of the state folder are in another network namespace.
-    #[error("the pods of the state folder {} are in another network namespace of this machine, where their agent has run since the last boot: run this one there (hostNetwork: true), or give it another --state-dir and --bpf-dir; nothing was touched. If that namespace is gone, and its pods with it, remove {}", path.display(), file.display())]
+    #[error("the pods of the state folder {} are in another network namespace of this machine, where their agent has run since the last boot; nothing was touched. Run podwire in that namespace (hostNetwork: true), or give it another --state-dir and --bpf-dir. If that namespace and its pods are gone, remove {}", path.display(), file.display())]
     AnotherNamespace {
         /// The state folder.
         path: PathBuf,
@@ -38,13 +38,13 @@ pub enum ClaimError {
         file: PathBuf,
     },
     /// An agent runs, and `podwire uninstall` must not run beside it.
-    #[error("an agent runs on this node and uses {}: stop it first, and whatever would start it again; nothing was touched", path.display())]
+    #[error("an agent runs on this node and uses {}: first stop the agent, and everything that starts it again; nothing was touched", path.display())]
     AgentRuns {
         /// The state folder or the socket.
         path: PathBuf,
     },
     /// Another program serves the socket without holding its lock.
-    #[error("another program serves {}: stop that one, or give this one another --socket", path.display())]
+    #[error("another program serves the socket {}: stop that program, or give this agent another --socket", path.display())]
     SocketInUse {
         /// The socket.
         path: PathBuf,

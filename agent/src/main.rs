@@ -132,11 +132,13 @@ fn run(command: Command, command_line: CommandLine) -> Result<()> {
 
 async fn uninstall(options: &Options) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("devices, routes and programs are removed: run it as root");
+        bail!("`podwire uninstall` removes devices, routes and programs: run it as root");
     }
     match uninstall::run(options).await? {
         0 => Ok(()),
-        failed => bail!("not all could be removed ({failed}, named above): see to that and run it again"),
+        failed => bail!(
+            "podwire could not remove everything ({failed} errors above): correct their causes, then run `podwire uninstall` again"
+        ),
     }
 }
 
@@ -210,9 +212,11 @@ fn reserve_descriptors() {
     }
     let current = limit.maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit }) {
-        warn!("raise the limit of open files to {current}: {error}");
+        warn!("cannot raise the limit of open files to {current}: {error}");
     } else if current < DESCRIPTORS {
-        warn!("the agent may open {current} files only: give it {DESCRIPTORS} (LimitNOFILE=, ulimit -n)");
+        warn!(
+            "the agent may open only {current} files: raise its limit to {DESCRIPTORS} (LimitNOFILE=, ulimit -n)"
+        );
     }
 }
 
@@ -240,7 +244,7 @@ async fn stop_on(kind: SignalKind, events: mpsc::Sender<Event>) {
             signals.recv().await;
             let _ = events.send(Event::Stop).await;
         }
-        Err(error) => error!("listen for signals: {error}"),
+        Err(error) => error!("cannot listen for signals: {error}"),
     }
 }
 
@@ -258,7 +262,7 @@ fn collect_in_background(mut collector: Collector, events: mpsc::Sender<Event>) 
                         return;
                     }
                 }
-                Err(error) => error!("age the tables out: {error}"),
+                Err(error) => error!("cannot remove expired entries from the tables: {error}"),
             }
         }
     });

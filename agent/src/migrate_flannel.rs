@@ -73,7 +73,7 @@ fn list(items: &[String]) -> String {
 fn describe(conf: &NetConf) -> String {
     let mut text = configuration(&conf.backend);
     if !conf.notes.is_empty() {
-        text += "\n# To know\n#\n";
+        text += "\n# Notes\n#\n";
         for note in &conf.notes {
             writeln!(text, "# - {note}").expect("a string takes everything");
         }

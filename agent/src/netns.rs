@@ -34,7 +34,7 @@ pub fn cookie() -> io::Result<u64> {
     let mut cookie = [0; size_of::<u64>()];
     let length = sockopt::get(socket.as_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
     if length != cookie.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes in place of 8")));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes instead of 8")));
     }
     Ok(u64::from_ne_bytes(cookie))
 }

@@ -16,7 +16,7 @@ const LARGEST: u64 = 1 << 20;
 
 /// A line that is not a network.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("line {number} of {}: `{text}` is no IPv4 network such as 192.0.2.0/24; the last good list stays", path.display())]
+#[error("line {number} of {}: `{text}` is not an IPv4 network such as 192.0.2.0/24; the agent keeps the last good list", path.display())]
 pub struct BadLine {
     path: PathBuf,
     number: usize,

@@ -338,7 +338,7 @@ fn decode(path: &Path) -> Result<Result<Endpoint, String>, StateError> {
     };
     let named = path.file_stem().and_then(|stem| stem.to_str());
     if named != Some(&record.endpoint.host_interface) {
-        return Ok(Err(format!("it is about {}, not what its name says", record.endpoint.host_interface)));
+        return Ok(Err(format!("it describes {}, but has another name", record.endpoint.host_interface)));
     }
     Ok(Ok(record.endpoint))
 }
@@ -349,7 +349,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::other("it is no file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     if metadata.len() > LARGEST {
         return Err(io::Error::other(format!("it is larger than {LARGEST} bytes")));
@@ -364,13 +364,13 @@ fn set_aside(path: PathBuf, reason: String) -> Corrupt {
     let aside = path.with_extension("json.corrupt");
     match fs::rename(&path, &aside) {
         Ok(()) => Corrupt { path: aside, reason },
-        Err(error) => Corrupt { reason: format!("{reason}; rename it to *.corrupt: {error}"), path },
+        Err(error) => Corrupt { reason: format!("{reason}; cannot rename it to *.corrupt: {error}"), path },
     }
 }
 
 fn remove_unnamed(path: PathBuf) -> Option<Corrupt> {
     let error = absent_is_fine(fs::remove_file(&path)).err()?;
-    Some(Corrupt { reason: format!("remove it: {error}"), path })
+    Some(Corrupt { reason: format!("cannot remove it: {error}"), path })
 }
 
 #[cfg(test)]

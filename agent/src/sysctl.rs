@@ -30,7 +30,7 @@ const REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
 #[derive(Debug, Error)]
 pub enum SwitchError {
     /// The switch is in a folder that is read-only.
-    #[error("write {}: read-only, as in a container: mount the node's /proc/sys/net writable, at /host/proc/sys/net for example, and say so with --sysctl-dir /host/proc/sys", path.display())]
+    #[error("write {}: it is read-only, as in a container. Mount the node's /proc/sys/net writable, for example at /host/proc/sys/net, and set --sysctl-dir /host/proc/sys", path.display())]
     ReadOnly {
         /// The switch.
         path: PathBuf,

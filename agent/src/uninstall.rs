@@ -125,10 +125,10 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     name_what_is_left(options);
 
     for file in &unreadable {
-        warn!(path = %file.path.display(), reason = file.reason, "whose file this was is not known");
+        warn!(path = %file.path.display(), reason = file.reason, "the file cannot be used, so the name of its pod is unknown");
     }
     for device in cut.iter().filter(|device| !pods.iter().any(|pod| pod.host_interface == **device)) {
-        warn!(device, "cut off: a pod that no file names");
+        warn!(device, "cut off: a pod without a file, so its name is unknown");
     }
     for pod in &pods {
         warn!(%pod, container = pod.attachment.container_id, "cut off");
@@ -166,7 +166,7 @@ async fn remove_devices(links: &Links, host: &Host, failures: &mut Failures) -> 
         Some(device) if device.kind == DeviceKind::Vxlan => {
             failures.note(remove_device(links, device).await);
         }
-        Some(_) => warn!("{VXLAN_DEVICE} is left: it is no VXLAN device, so no agent has made it"),
+        Some(_) => warn!("{VXLAN_DEVICE} stays: it is not a VXLAN device, so no agent made it"),
         None => {}
     }
     cut
@@ -182,13 +182,13 @@ fn restore_forwarding(switches: &Switches, before: &Before, others: &[String]) -
     if !others.is_empty() && !before.switches.is_empty() {
         warn!(
             devices = others.join(", "),
-            "forwarding (ip_forward) is left switched on, although the agent has done so: this node may forward for these devices, too"
+            "forwarding (ip_forward) stays on, although the agent switched it on: this node may forward for these devices, too"
         );
         return Ok(());
     }
     match switches.restore_forwarding(before)? {
         Forwarding::NotChanged | Forwarding::AsBefore => {}
-        Forwarding::ChangedSince => info!("forwarding is as somebody has set it since"),
+        Forwarding::ChangedSince => info!("forwarding stays off: another program switched it off"),
     }
     Ok(())
 }
@@ -198,7 +198,7 @@ fn remove_folder(folder: &Path) -> Result<(), FileError> {
     // mount can remove it.
     match fs::remove_dir(folder) {
         Err(error) if LEFT.contains(&error.kind()) => {
-            info!(path = %folder.display(), "the folder is left: {error}");
+            info!(path = %folder.display(), "the folder stays: {error}");
             Ok(())
         }
         other => absent_is_fine(other).map_err(FileError::of("remove", folder)),
@@ -211,11 +211,11 @@ fn name_what_is_left(options: &Options) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
         if fs::read_to_string(&path).is_ok_and(|text| text.contains(PLUGIN)) {
-            warn!(path = %path.display(), "left: the runtime calls the plugin for as long as it is there");
+            warn!(path = %path.display(), "this network configuration stays, and the runtime calls the plugin while it is there: remove it");
         }
     }
     let plugin = if options.cni_bin_dir.is_none() { ", the plugin podwire-cni" } else { "" };
     info!(
-        "left, as it was not made but copied: the program podwire{plugin}, and the node list where there is one"
+        "these files stay, because an operator copied them: the program podwire{plugin}, and the node list if there is one"
     );
 }

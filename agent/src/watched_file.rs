@@ -42,7 +42,7 @@ const LINKS: usize = 40;
 #[derive(Debug, Error)]
 pub enum WatchError {
     /// The file's folder does not exist.
-    #[error("the folder {} of {what} does not exist: create it, with the file in it or for it to come", path.display())]
+    #[error("the folder {} of {what} does not exist: create it; the file may come later", path.display())]
     NoFolder {
         /// The file's purpose, for messages.
         what: &'static str,
@@ -162,7 +162,7 @@ impl Watched {
         if metadata.len() > self.limit {
             let (size, limit) = (metadata.len(), self.limit);
             return Err(io::Error::other(format!(
-                "it has {size} bytes, more than the {limit} that are read"
+                "it has {size} bytes, more than the {limit} that the agent reads"
             )));
         }
         Ok(())
@@ -240,7 +240,7 @@ impl Notices {
         }
         if let Some(why) = &missing {
             warn!(
-                "the kernel tells of no changes of {} {}, which is looked at every {} s instead: {why} (fs.inotify.max_user_instances, fs.inotify.max_user_watches)",
+                "the kernel does not report changes of {} {}, so the agent checks for them every {} s: {why} (see fs.inotify.max_user_instances and fs.inotify.max_user_watches)",
                 self.file.what,
                 self.file.path.display(),
                 POLL.as_secs()

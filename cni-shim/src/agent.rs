@@ -25,7 +25,7 @@ pub(crate) const UNDO_DEADLINE: Duration = Duration::from_secs(3);
 pub(crate) enum AgentError {
     #[error(
         "the podwire agent is not running or not ready: nobody listens on {}: {source}; \
-         start it, or set \"socket\" in the network configuration",
+         start the agent, or set \"socket\" in the network configuration",
         .socket.display()
     )]
     Absent { socket: PathBuf, source: io::Error },
@@ -37,7 +37,7 @@ pub(crate) enum AgentError {
     Closed { socket: PathBuf },
     #[error("talk to the podwire agent on {}: {source}", .socket.display())]
     Broken { socket: PathBuf, source: io::Error },
-    #[error("the podwire agent on {} answered what this plugin does not understand: {reason}", .socket.display())]
+    #[error("the podwire agent on {} sent an answer that this plugin does not understand: {reason}", .socket.display())]
     Nonsense { socket: PathBuf, reason: String },
     #[error("{0}")]
     Refused(Failure),
@@ -130,12 +130,12 @@ impl Agent<'_> {
     fn unexpected(&self, reply: &Reply) -> AgentError {
         match reply {
             Reply::Failed(failure) => AgentError::Refused(failure.clone()),
-            Reply::Added(_) => self.nonsense("it answered \"added\" to something else"),
-            Reply::Acceptable => self.nonsense("it answered \"acceptable\" to something else"),
-            Reply::Deleted => self.nonsense("it answered \"deleted\" to something else"),
-            Reply::Checked(_) => self.nonsense("it answered \"checked\" to something else"),
-            Reply::Serving => self.nonsense("it answered \"serving\" to something else"),
-            Reply::Collected(_) => self.nonsense("it answered \"collected\" to something else"),
+            Reply::Added(_) => self.nonsense("it answered \"added\" to another request"),
+            Reply::Acceptable => self.nonsense("it answered \"acceptable\" to another request"),
+            Reply::Deleted => self.nonsense("it answered \"deleted\" to another request"),
+            Reply::Checked(_) => self.nonsense("it answered \"checked\" to another request"),
+            Reply::Serving => self.nonsense("it answered \"serving\" to another request"),
+            Reply::Collected(_) => self.nonsense("it answered \"collected\" to another request"),
         }
     }
 

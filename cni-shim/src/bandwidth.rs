@@ -31,11 +31,11 @@ fn limit(fields: &Fields<'_>, rate_key: &str, burst_key: &str) -> Result<Option<
     match (number(rate_key)?, number(burst_key)?) {
         (None, None) => Ok(None),
         (None, Some(burst)) => {
-            Err(invalid(burst_key, burst, format!("a burst is of a rate: set {rate_key} as well")))
+            Err(invalid(burst_key, burst, format!("a burst needs a rate: set {rate_key} as well")))
         }
         (Some(rate), _) if rate.get() < LEAST_RATE => {
             let reason =
-                format!("a rate is in bits per second, {LEAST_RATE} at least; 0 or none is no limit");
+                format!("a rate is in bits per second, {LEAST_RATE} at least; 0 or no rate means no limit");
             Err(invalid(rate_key, rate, reason))
         }
         (Some(rate), burst) => Ok(Some(Limit { rate, burst })),
@@ -84,8 +84,8 @@ mod tests {
         for (value, field) in [
             (json!({"ingressRate": 11_999}), "ingressRate is \"11999\": a rate is in bits per second"),
             (json!({"EgressRate": 1}), "egressRate is \"1\": a rate is in bits per second"),
-            (json!({"ingressBurst": 1}), "ingressBurst is \"1\": a burst is of a rate"),
-            (json!({"egressRate": 0, "egressBurst": 1}), "egressBurst is \"1\": a burst is of a rate"),
+            (json!({"ingressBurst": 1}), "ingressBurst is \"1\": a burst needs a rate"),
+            (json!({"egressRate": 0, "egressBurst": 1}), "egressBurst is \"1\": a burst needs a rate"),
             (json!({"ingressRate": "1M"}), "ingressRate is \"1M\", not a number"),
             (json!({"ingressRate": -1}), "ingressRate is -1, not a number"),
             (json!({"egressRate": 1.5}), "egressRate is 1.5, not a number"),

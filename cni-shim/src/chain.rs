@@ -56,7 +56,7 @@ fn already(fields: &Fields<'_>, key: &str, found: &str, what: &str) -> ConfigErr
         field: fields.path_of(key),
         found: found.to_owned(),
         reason: format!(
-            "a plugin before podwire-cni in the list {what}, which podwire-cni does itself: take that plugin out of the list, or put \
+            "a plugin before podwire-cni in the list {what}, but podwire-cni does that itself: take that plugin out of the list, or put \
              podwire-cni into a list of its own with another interface name"
         ),
     }

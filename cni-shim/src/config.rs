@@ -195,7 +195,7 @@ fn socket(fields: &Fields<'_>) -> Result<PathBuf, ConfigError> {
     if Path::new(path).is_absolute() {
         return Ok(path.into());
     }
-    let reason = "the agent's socket is named by an absolute path".to_owned();
+    let reason = "the path of the agent's socket must be absolute".to_owned();
     Err(ConfigError::Invalid { field: "socket".to_owned(), found: path.to_owned(), reason })
 }
 
@@ -222,10 +222,11 @@ fn warnings(fields: &Fields<'_>) -> Result<Vec<String>, ConfigError> {
         .extend(unknown.map(|key| format!("unknown key {key:?} in the network configuration is ignored")));
     if fields.object("ipam", Keys::Exact)?.is_some_and(|ipam| !ipam.unknown(&[]).is_empty()) {
         warnings
-            .push("ipam is ignored: the node agent gives addresses out of the node's podCIDRs".to_owned());
+            .push("ipam is ignored: the node agent assigns addresses from the node's podCIDRs".to_owned());
     }
     if fields.boolean("ipMasq")?.is_some() {
-        warnings.push("ipMasq is ignored: the node agent translates what leaves the cluster".to_owned());
+        warnings
+            .push("ipMasq is ignored: the node agent masquerades traffic that leaves the cluster".to_owned());
     }
     fields.object("args", Keys::Exact)?;
     fields.object("capabilities", Keys::Exact)?;

@@ -170,7 +170,7 @@ fn interface_name_fault(name: &str) -> Option<&'static str> {
     } else if name.contains(char::is_whitespace) {
         Some("it contains whitespace")
     } else if name.contains('%') {
-        Some("it contains '%', for which the kernel would put a number")
+        Some("it contains '%', which the kernel would replace with a number")
     } else {
         None
     }

@@ -46,11 +46,11 @@ pub(crate) struct Address {
 pub(crate) enum Unusable {
     #[error("no address")]
     NoAddress,
-    #[error("{0} has not the full prefix length of a pod's address")]
+    #[error("{0} does not have the full prefix length of a pod's address")]
     Prefix(IpNet),
     #[error("{0} has no gateway of its family")]
     NoGateway(IpAddr),
-    #[error("two addresses of one family, {0} the second")]
+    #[error("two addresses of one family: {0} is the second")]
     SecondOfFamily(IpAddr),
     #[error(transparent)]
     Mac(#[from] NotAMac),
@@ -308,9 +308,9 @@ mod tests {
     fn an_answer_that_no_link_can_be_configured_with_is_named() {
         for (addresses, gateways, said) in [
             (&[][..], &["10.244.1.1"][..], "no address"),
-            (&["10.244.1.7/24"], &["10.244.1.1"], "10.244.1.7/24 has not the full prefix length"),
+            (&["10.244.1.7/24"], &["10.244.1.1"], "10.244.1.7/24 does not have the full prefix length"),
             (&["10.244.1.7/32"], &["fd00::1"], "10.244.1.7 has no gateway"),
-            (&["10.244.1.7/32", "10.244.1.8/32"], &["10.244.1.1"], "10.244.1.8 the second"),
+            (&["10.244.1.7/32", "10.244.1.8/32"], &["10.244.1.1"], "10.244.1.8 is the second"),
         ] {
             let error = PodNetwork::try_from(added(addresses, gateways)).unwrap_err();
             assert!(error.to_string().contains(said), "{error}");

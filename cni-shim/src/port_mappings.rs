@@ -32,7 +32,7 @@ pub(crate) fn parse(fields: &Fields<'_>) -> Result<(Vec<PortMapping>, Vec<String
     for entry in &entries {
         if entry.is_any_ipv6 && has_ipv4_form(&entries, entry) {
             warnings.push(format!(
-                "{} is \"::\" beside an IPv4 address for the same port: it is ignored, as pods have IPv4 addresses only",
+                "{} is \"::\" beside an IPv4 address for the same port: it is ignored, because pods have only IPv4 addresses",
                 entry.field
             ));
         } else if !mappings.contains(&entry.mapping) {
@@ -75,7 +75,7 @@ fn transport(fields: &Fields<'_>) -> Result<Transport, ConfigError> {
         _ => Err(ConfigError::Invalid {
             field: fields.path_of("protocol"),
             found: text.to_owned(),
-            reason: "hostPorts are for tcp and udp".to_owned(),
+            reason: "hostPorts work only with tcp and udp".to_owned(),
         }),
     }
 }

@@ -103,7 +103,7 @@ fn number(
 ) -> Result<Option<u32>, ConfigError> {
     let Some(number) = fields.unsigned(key)? else { return Ok(None) };
     if number != 0 && !range.contains(&number) {
-        let reason = format!("it is between {} and {}", range.start(), range.end());
+        let reason = format!("it must be between {} and {}", range.start(), range.end());
         return Err(invalid(fields, key, &number.to_string(), &reason));
     }
     Ok(u32::try_from(number).ok())
@@ -148,8 +148,9 @@ pub(crate) fn of_pod(gateways: &[IpAddr], mtu: u32, asked: &[Asked]) -> Result<V
             }
             Some(there) if *there == route => {}
             Some(there) => {
-                let reason =
-                    format!("the pod has the route {there} already: give one another priority or table");
+                let reason = format!(
+                    "the pod has the route {there} already: give one of the two another priority or table"
+                );
                 return Err(wrong("dst", asked.destination.to_string(), reason));
             }
         }

@@ -90,7 +90,7 @@ struct Scanner<R: Read> {
 
 impl<R: Read> Scanner<R> {
     fn next(&mut self) -> io::Result<u8> {
-        self.bytes.next().unwrap_or_else(|| Err(invalid("EOF while it is not complete")))
+        self.bytes.next().unwrap_or_else(|| Err(invalid("EOF before the end of the object")))
     }
 
     /// Returns the next byte that is not whitespace.

@@ -113,7 +113,7 @@ pub(crate) fn wait_until_running(host: &mut Netlink, name: &str) -> Result<(), N
             link => {
                 let state = if link.is_some() { "it does not run" } else { "it is gone" };
                 let error =
-                    io::Error::new(io::ErrorKind::TimedOut, format!("{state}, with both ends set up"));
+                    io::Error::new(io::ErrorKind::TimedOut, format!("{state}, but both ends are set up"));
                 return Err(NetlinkError::new(format!("wait for the link {name}"), error));
             }
         }

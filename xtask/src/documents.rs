@@ -21,12 +21,13 @@ const PAGE: usize = 300;
 pub(crate) fn check() -> Result<()> {
     let root = run::root();
     let mut faults = Vec::new();
-    for file in documents(&root)? {
-        let text = fs::read_to_string(root.join(&file)).with_context(|| format!("read {}", file.display()))?;
+    for file in documents(root)? {
+        let text =
+            fs::read_to_string(root.join(&file)).with_context(|| format!("read {}", file.display()))?;
         let name = file.to_string_lossy().into_owned();
         faults.extend(faults_of_page(&name, &text));
         for (line, link) in links(&text) {
-            if let Some(fault) = fault_of_link(&root, &file, &link) {
+            if let Some(fault) = fault_of_link(root, &file, &link) {
                 faults.push(format!("{name}:{line}: {fault}"));
             }
         }
@@ -152,7 +153,7 @@ mod tests {
     #[test]
     fn links_lead_to_files_and_headings() {
         let root = run::root();
-        let fault = |link: &str| fault_of_link(&root, Path::new("docs/performance.md"), link);
+        let fault = |link: &str| fault_of_link(root, Path::new("docs/performance.md"), link);
         assert_eq!(fault("../README.md"), None);
         assert_eq!(fault("../README.md#podwire"), None);
         assert_eq!(fault("nowhere.md").unwrap(), "the link nowhere.md leads to no file");

@@ -51,13 +51,13 @@ impl Place {
                 format!("the policy of chain {chain} in nftables table {family} {table} is drop")
             }
             Self::LegacyIptables => "the policy of chain FORWARD in legacy iptables is DROP".to_owned(),
-            Self::Firewalld => "firewalld refuses what none of its zones accepts".to_owned(),
+            Self::Firewalld => "firewalld refuses packets that none of its zones accepts".to_owned(),
         };
         let remedies =
             self.remedies(vxlan_port).iter().map(|command| format!("`{command}`")).collect::<Vec<_>>();
         format!(
             "the host's firewall may drop pods' packets to services and the world unless a rule accepts them \
-             (pod to pod does not pass there): {why}; what lets them pass: {}",
+             (traffic between pods does not pass there): {why}; what lets them pass: {}",
             remedies.join(", ")
         )
     }

@@ -29,7 +29,7 @@ pub enum Unavailable {
     Tunnel(PortMapping),
     /// The node's table cannot hold so many hostPorts.
     #[error(
-        "portMappings asks for {wanted} hostPorts, and pods of this node have {used} of the {capacity} that it can have: raise --max-host-ports and restart the node, or delete pods that have hostPorts"
+        "portMappings asks for {wanted} hostPorts, but pods of this node already have {used} of the {capacity} that it can have: raise --max-host-ports and restart the node, or delete pods that have hostPorts"
     )]
     Full {
         /// Number of hostPorts that the pod asks for.

@@ -25,7 +25,7 @@ pub enum IpamError {
     },
     /// The podCIDR has no address that a pod could have.
     #[error(
-        "podCIDR {0} has no room for pods: all that it has are the network's, the gateway's and the broadcast address; give the node a podCIDR of /30 or larger (/24 is usual)"
+        "podCIDR {0} has no room for pods: it has only the network's, the gateway's and the broadcast address; give the node a podCIDR of /30 or larger (/24 is usual)"
     )]
     NoRoom(IpNet),
     /// The address asked for belongs to a pod.
@@ -33,7 +33,7 @@ pub enum IpamError {
     Taken(IpAddr),
     /// Others hold the address asked for.
     #[error(
-        "address {address} is not Podwire's to give: {holder} has it; ask for another one, or remove that first"
+        "Podwire cannot give address {address}: {holder} has it; ask for another address, or remove that holder first"
     )]
     Held {
         /// The address asked for.

@@ -46,7 +46,9 @@ impl LinkPattern {
 
 /// Error for a pattern that no link's name can match.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("no link can have such a name: it has 1 to 15 characters, no space and no /; * and ? are wildcards")]
+#[error(
+    "no link can have this name: names have 1 to 15 characters, no space and no /; * and ? are wildcards"
+)]
 pub struct NoLinkName;
 
 impl FromStr for LinkPattern {

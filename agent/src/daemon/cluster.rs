@@ -73,7 +73,7 @@ impl NodeLists {
     fn distrust(&mut self, state: &mut State, age: Duration) {
         self.doubt(age);
         let unread = state.conditions.of(ConditionName::NodeListUnread).next();
-        let why = unread.map_or("the node list is that of an earlier time", |unread| unread.sentence);
+        let why = unread.map_or("the node list may be out of date", |unread| unread.sentence);
         let why = format!("{why}; the last good node list is used");
         state.conditions.set(ConditionName::NodeListStale, why);
         state.conditions.clear(ConditionName::NodeListUnread);
@@ -116,7 +116,7 @@ impl NodeLists {
         state.conditions.update(ConditionName::OwnNodeMissing, own_missing);
         for (name, reason) in &cluster.skipped {
             if self.skipped.get(name) != Some(reason) {
-                debug!(node = name, reason = reason.name(), "has no part in the pod network");
+                debug!(node = name, reason = reason.name(), "the node has no part in the pod network");
             }
         }
         self.skipped = cluster.skipped;
@@ -184,7 +184,7 @@ impl NodeLists {
             debug!("{}", say(change));
         }
         if let Some(more @ 1..) = changes.len().checked_sub(TOLD) {
-            info!(more, "other nodes have changed, which --log-level debug names");
+            info!(more, "more nodes have changed; --log-level debug names them");
         }
     }
 }
@@ -215,7 +215,7 @@ async fn apply_changes(state: &mut State, upkeep: &mut Upkeep, before: &BTreeMap
     let ops = plan(&of(&state.model, &new), &reached, Removals::Allowed);
     let done = state.executor.run_all(ops, &mut reached).await;
     if let Err(error) = &done {
-        error!("apply what has changed of {} nodes: {error}", old.len().max(new.len()));
+        error!("could not apply the changes of {} nodes: {error}", old.len().max(new.len()));
         upkeep.unsettle();
     }
     done.is_ok()
@@ -236,14 +236,14 @@ fn adopt_pod_network(state: &mut State) {
         None => state.executor.store.last_address(),
     };
     state.executor.pool = Some(Pool::new(network, taken, last));
-    info!(%network, "addresses are handed out from this node's podCIDR");
+    info!(%network, "new pods get addresses from this node's podCIDR");
     let no_room = match state.executor.pool.as_ref().map(Pool::has_free) {
         Some(Err(error @ IpamError::NoRoom(_))) => Some(error.to_string()),
         _ => None,
     };
     state.conditions.update(ConditionName::NoRoomForPods, no_room);
     let outside = state.model.outside_pod_network().map(|pod| {
-        let why = format!("{pod} has an address outside the node's podCIDR {network}: it keeps it, but other nodes refuse what it sends");
+        let why = format!("{pod} has an address outside the node's podCIDR {network}: the pod keeps the address, but other nodes drop its packets");
         (pod.host_interface.clone(), why)
     });
     state.conditions.replace(ConditionName::PodsOutsidePodCidr, outside.collect::<Vec<_>>());

@@ -18,7 +18,7 @@ use crate::error::Error;
 pub(super) fn collector(state: &mut State) -> Result<Collector, Error> {
     let conntrack = Conntrack::open().map_err(|error| {
         let sentence = format!(
-            "flows through the host stack leave after fixed times: no connection tracking to ask: {error}"
+            "the agent cannot query connection tracking, so flows through the host stack expire after fixed times: {error}"
         );
         state.conditions.set(ConditionName::ConntrackUnavailable, sentence);
     });
@@ -28,13 +28,13 @@ pub(super) fn collector(state: &mut State) -> Result<Collector, Error> {
 /// Reports tables and holders under pressure, and links without programs at which pods' packets
 /// were dropped. Lets pods go past the host stack again when there is room for their flows.
 pub(super) fn take(state: &mut State, collected: &Collected) {
-    let is_nearly_full = "the table of translations is nearly full: what is over leaves sooner";
+    let is_nearly_full = "the table of translations is nearly full: the agent removes finished flows sooner";
     state
         .conditions
         .update(ConditionName::TranslationsNearlyFull, collected.pressure.then(|| is_nearly_full.to_owned()));
     let crowded = collected.crowded.iter().map(|holder| {
         let sentence = format!(
-            "{} has nearly used its share of the table of translations: its flows that are over or not established leave sooner, and new ones may be refused (translation-share-used)",
+            "{} has nearly used its share of the table of translations: the agent removes its finished and not yet established flows sooner, and new flows may be dropped (translation-share-used)",
             name_of(&state.model, holder)
         );
         let Holder { address, port, protocol, .. } = holder;
@@ -45,14 +45,14 @@ pub(super) fn take(state: &mut State, collected: &Collected) {
     let refused = collected.refused.iter().map(|index| {
         let device = state.host.devices.get(index).map_or_else(|| format!("link {index}"), |link| link.name.clone());
         let sentence = format!(
-            "the route for pods' packets to the world leads by {device}, which has no programs of Podwire: they were dropped (link-without-programs)"
+            "a route leads pods' packets to the world by {device}, which has no programs of Podwire: the packets were dropped (link-without-programs)"
         );
         (device, sentence)
     });
     let refused: Vec<_> = refused.collect();
     state.conditions.replace(ConditionName::LinkWithoutPrograms, refused);
     if let Err(error) = state.executor.dataplane.maps.clear_stack_only(&collected.recorded) {
-        error!("housekeeping: {error}");
+        error!("could not let pods' flows go past the host stack again: {error}");
     }
 }
 
@@ -63,7 +63,7 @@ fn name_of(model: &Model, holder: &Holder) -> String {
     match pod {
         None if Some(holder.address) == overlay => "the masquerading into the tunnel".to_owned(),
         None if holder.address == Addr::UNSPECIFIED => "this node".to_owned(),
-        None => format!("{:?}, which is no pod's any more,", holder.address),
+        None => format!("{:?}, an address that no pod has any more,", holder.address),
         Some(pod) if holder.protocol == 0 => pod.to_string(),
         Some(pod) => format!("the hostPort that leads to port {} of {pod}", holder.port.get()),
     }

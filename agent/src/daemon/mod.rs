@@ -181,7 +181,7 @@ impl Daemon {
         match event {
             // The plugin has given up, or is dead. It has removed its link, or the next ADD or the
             // sweep will.
-            Event::Call { call, reply } if reply.is_closed() => debug!(?call, "nobody waits for it"),
+            Event::Call { call, reply } if reply.is_closed() => debug!(?call, "dropped: plugin has given up"),
             Event::Call { call, reply } => self.serve(&call, reply).await,
             Event::Nodes(list) => cluster.take(state, host, pods, list).await,
             Event::NodeListUnusable(reason) => cluster.do_without(state, reason),
@@ -266,7 +266,7 @@ impl Daemon {
     fn figures(&self) -> Figures {
         let State { model, executor, conditions, .. } = &self.state;
         let counters = executor.dataplane.maps.counters().unwrap_or_else(|error| {
-            error!("read the counters: {error}");
+            error!("could not read the counters: {error}");
             Counters::default()
         });
         let mut collected = self.collected.clone();

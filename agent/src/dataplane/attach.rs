@@ -150,7 +150,7 @@ impl Dataplane {
     pub fn detach_other_links(&mut self, links: &[NodeLink]) -> Result<(), DataplaneError> {
         let places: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
         let concerned = |pin: &Path| !pins::is_link_of(pin, &programs::CGROUP);
-        self.detach_others(concerned, &programs::UPLINK_LINKS, &places, "its link has no role")
+        self.detach_others(concerned, &programs::UPLINK_LINKS, &places, "no longer needed on its device")
     }
 
     fn attach_to_link(

@@ -33,7 +33,7 @@ impl Dataplane {
         }
         // Links that an agent with another `--cgroup-dir` has pinned.
         let concerned = |pin: &Path| pins::is_link_of(pin, &programs::CGROUP);
-        let why = "its cgroup is not the one of --cgroup-dir";
+        let why = "the agent uses another cgroup now (--cgroup-dir)";
         self.detach_others(concerned, &programs::CGROUP, &[&place], why)
     }
 

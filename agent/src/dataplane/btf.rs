@@ -53,13 +53,13 @@ impl<'a> Btf<'a> {
     /// A description of what the bytes lack.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         if bytes.get(..2) != Some(&MAGIC.to_ne_bytes()) {
-            return Err("it does not begin as the kernel's types do".into());
+            return Err("the file does not begin with the magic number of BTF".into());
         }
         let header = number(bytes, 4)?;
         let section = |offset: usize| -> Result<&'a [u8], String> {
             let (start, length) =
                 (header as usize + number(bytes, offset)? as usize, number(bytes, offset + 4)?);
-            bytes.get(start..start + length as usize).ok_or_else(|| "it ends too early".into())
+            bytes.get(start..start + length as usize).ok_or_else(|| "the file ends too early".into())
         };
         let mut btf = Self { types: section(8)?, strings: section(16)?, places: Vec::new() };
         let mut place = 0;
@@ -111,10 +111,10 @@ impl<'a> Btf<'a> {
                 INT | STRUCT | UNION => return Ok(found.size_or_type),
                 POINTER => return Ok(size_of::<*const u8>() as u32),
                 TYPEDEF | VOLATILE | CONST => id = found.size_or_type,
-                kind => return Err(format!("a type of kind {kind} in place of a number")),
+                kind => return Err(format!("a member has a type of kind {kind}, which has no size")),
             }
         }
-        Err("a type that is defined by too many others".into())
+        Err("a chain of types is too long".into())
     }
 
     fn get(&self, id: u32) -> Result<Type<'a>, String> {
@@ -131,7 +131,7 @@ impl<'a> Btf<'a> {
             STRUCT | UNION | 15 | 19 => count * 12,
             6 | 13 => count * 8,
             POINTER | 7..=12 | 16 | 18 => 0,
-            _ => return Err(format!("there is a kind of type ({kind}) that is not known")),
+            _ => return Err(format!("types of kind {kind} are unknown to this release")),
         };
         let start = place + TYPE;
         Ok(Type {
@@ -151,7 +151,7 @@ impl<'a> Btf<'a> {
 
 fn number(bytes: &[u8], offset: usize) -> Result<u32, String> {
     let bytes = bytes.get(offset..offset + 4).and_then(|bytes| bytes.try_into().ok());
-    bytes.map(u32::from_ne_bytes).ok_or_else(|| "it ends too early".into())
+    bytes.map(u32::from_ne_bytes).ok_or_else(|| "the file ends too early".into())
 }
 
 #[cfg(test)]

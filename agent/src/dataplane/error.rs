@@ -21,7 +21,7 @@ pub enum DataplaneError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel does not provide the layout that the programs need.
-    #[error("find out from {} where the kernel's struct sk_buff has a checksum that a sender leaves to it, and the kind of a large packet: {problem}: without that, pods can forge their sources, and Podwire does not start; it needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys of that kernel", path.display())]
+    #[error("cannot find in {} the fields of the kernel's struct sk_buff that the programs read: {problem}. Without these fields pods could forge their source addresses, so the agent does not start. Run a kernel with CONFIG_DEBUG_INFO_BTF, and mount the /sys of that kernel", path.display())]
     SkbLayout {
         /// The kernel's types.
         path: PathBuf,
@@ -69,7 +69,7 @@ pub enum DataplaneError {
         table: &'static str,
     },
     /// The folder is not on a BPF file system.
-    #[error("{} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf` on the node, or name a folder that is with --bpf-dir", path.display())]
+    #[error("{} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf` on the node, or set --bpf-dir to a folder on a BPF file system", path.display())]
     NotBpfFileSystem {
         /// The folder of pins.
         path: PathBuf,

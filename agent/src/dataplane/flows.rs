@@ -99,7 +99,7 @@ impl Maps {
             // No known flow needs to be forgotten: the programs learn no flow of a marked pod.
             endpoint.flags &= !ENDPOINT_STACK_ONLY;
             self.endpoints.insert(address, endpoint, 0).map_err(map_error("write", names::ENDPOINTS))?;
-            info!(pod = ?address, "the table of stack flows has room again: the pod's flows may go direct");
+            info!(pod = ?address, "the pod has room again in its share of the table of stack flows: its flows may take the fast path again");
         }
         Ok(())
     }
@@ -214,7 +214,7 @@ impl Collector {
                 Ok(entries) => {
                     fill.insert(table, Fill { entries, capacity: self.maps.capacity(table) });
                 }
-                Err(error) => warn!("count the entries of {}: {error}", table.name()),
+                Err(error) => warn!("cannot count the entries of {}: {error}", table.name()),
             }
         }
         fill
@@ -294,7 +294,7 @@ impl Collector {
                         }
                         Ok(false) => true,
                         Err(error) => {
-                            warn!("ask connection tracking for {flow:?}: {error}");
+                            warn!("cannot ask connection tracking for {flow:?}: {error}");
                             housekeeping::stack_flow_expired(flow, *entry, now)
                         }
                     }
@@ -331,7 +331,9 @@ impl Collector {
         let flows = match Conntrack::flows() {
             Ok(flows) => flows,
             Err(error) => {
-                warn!("list the flows of connection tracking: {error}: pods that use the stack stay there");
+                warn!(
+                    "cannot list the entries of connection tracking, so pods that use only the host stack stay on it: {error}"
+                );
                 return Ok(BTreeSet::new());
             }
         };

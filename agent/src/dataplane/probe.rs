@@ -56,7 +56,7 @@ impl Capabilities {
             read_kernel: classifier(BpfHelper::BPF_FUNC_probe_read_kernel),
             cgroup2: cgroup2::root(cgroup_dir),
             netns_cookie: netns::cookie().map(drop).map_err(|error| {
-                format!("the kernel tells no number of the network namespace (Linux 5.14): {error}")
+                format!("the kernel gives no cookie of the network namespace (it needs Linux 5.14 or later): {error}")
             }),
             conntrack: Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists(),
         }
@@ -89,7 +89,7 @@ impl Capabilities {
             );
         } else if !self.read_kernel {
             warn!(
-                "the kernel refuses bpf_probe_read_kernel, without which pods can forge their sources: boot it without lockdown=confidentiality (lockdown=integrity will do)"
+                "the kernel refuses bpf_probe_read_kernel, so it will not load the programs: boot it without lockdown=confidentiality (lockdown=integrity is fine)"
             );
         }
     }

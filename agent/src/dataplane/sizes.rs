@@ -32,7 +32,7 @@ impl Maps {
                 warn!(
                     map = name,
                     entries,
-                    "{wanted} entries are asked for: the map is pinned with what is in it and keeps its size until the node restarts"
+                    "the options ask for {wanted} entries, but the pinned map keeps its entries and its size until the node restarts"
                 );
             }
         }

@@ -37,7 +37,7 @@ fn layout(types: &Btf<'_>) -> Result<SkbLayout, String> {
         let fits = if bits < 8 { found.bit / 8 == last / 8 } else { found.bit % bits == 0 };
         if found.bits != bits || !fits {
             return Err(format!(
-                "{structure}.{name} has {} bits at bit {}, not {bits}",
+                "{structure}.{name} has {} bits at bit {}, and the programs can read only {bits} aligned bits",
                 found.bits, found.bit
             ));
         }
@@ -55,7 +55,7 @@ fn layout(types: &Btf<'_>) -> Result<SkbLayout, String> {
     let window = first / 8 / ALIGNMENT * ALIGNMENT;
     let end = fields.iter().map(|field| field.bit + field.bits).max().unwrap_or_default();
     if end > (window + SKB_WINDOW as u32) * 8 {
-        return Err(format!("sk_buff has them in more than {SKB_WINDOW} bytes"));
+        return Err(format!("these fields of sk_buff do not fit into {SKB_WINDOW} bytes"));
     }
     let [ip_summed, encapsulation, csum_start, csum_offset, mac_header] =
         fields.map(|field| (field.bit - window * 8) as u16);

@@ -70,7 +70,7 @@ impl Upgrade {
                 tables.push(Changed { table, earlier, conversion, left_behind: 0 });
             }
         }
-        info!("the pinned maps have an earlier layout: they are taken over");
+        info!("the pinned maps have an earlier layout: the agent takes them over");
         Ok(Self { tables, since, carried: 0 })
     }
 
@@ -176,7 +176,7 @@ impl Dataplane {
         info!(
             layout = SCHEMA_VERSION,
             entries = upgrade.carried,
-            "the maps of the earlier layout are taken over"
+            "the agent has taken over the maps of the earlier layout"
         );
         for changed in upgrade.tables.iter().filter(|changed| changed.left_behind > 0) {
             let option =

@@ -46,14 +46,16 @@ pub(super) enum Backend {
 /// All obstacles to moving nodes, each with what to do.
 pub(super) fn parse(text: &str) -> Result<NetConf, Vec<String>> {
     let keys: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
-        vec![format!("it is no net-conf.json ({error}): give the value of that key of flannel's ConfigMap, and nothing around it")]
+        vec![format!(
+            "this is not a net-conf.json ({error}): give only the value of that key of flannel's ConfigMap"
+        )]
     })?;
     let mut parser = Parser::default();
     let mut keys = Keys { prefix: "", keys };
     parser.families(&mut keys);
     let nftables = parser.flag(&mut keys, "EnableNFTables", false);
     if OWN_ALLOTMENT.map(|key| keys.take(key)).iter().any(Option::is_some) {
-        parser.notes.push("SubnetLen, SubnetMin and SubnetMax count where flannel allots ranges itself (etcd). Podwire takes each node's spec.podCIDR, as flannel does with --kube-subnet-mgr; without that a cluster cannot be moved node by node.".into());
+        parser.notes.push("SubnetLen, SubnetMin and SubnetMax have an effect only where flannel assigns ranges itself (etcd). Podwire uses each node's spec.podCIDR, as flannel does with --kube-subnet-mgr. Without --kube-subnet-mgr, a cluster cannot be moved node by node.".into());
     }
     let backend = parser.backend(keys.take("Backend"));
     parser.rest(keys);
@@ -96,7 +98,7 @@ impl Parser {
             self.obstacles.push("EnableIPv4 is false: Podwire gives pods IPv4 addresses only".into());
         }
         if ipv6 {
-            self.notes.push("EnableIPv6 is true: Podwire gives pods IPv4 addresses only. What uses IPv6 between pods, or services with IPv6 addresses, loses it with the first node that is moved.".into());
+            self.notes.push("EnableIPv6 is true: Podwire gives pods IPv4 addresses only. IPv6 between pods, and services with IPv6 addresses, stop working with the first node that you move.".into());
         }
         match keys.take("Network") {
             Some(Value::String(network)) if network.parse::<Ipv4Net>().is_ok() => {}
@@ -112,7 +114,7 @@ impl Parser {
         let keys = match backend {
             Some(Value::Object(keys)) => keys,
             None => {
-                self.obstacles.push("there is no Backend, for which flannel takes `udp`: have flannel use vxlan on all nodes first".into());
+                self.obstacles.push("there is no Backend, so flannel uses `udp`, which Podwire does not support: make flannel use vxlan on all nodes first".into());
                 return None;
             }
             other => {
@@ -127,11 +129,11 @@ impl Parser {
             "vxlan" => self.vxlan(&mut keys),
             "host-gw" => Backend::HostGateway,
             "wireguard" | "ipsec" => {
-                self.obstacles.push(format!("Backend.Type is {name}: Podwire does not encrypt, and its nodes do not reach flannel's that do. If the network between the nodes can be trusted, have flannel use vxlan on all nodes first"));
+                self.obstacles.push(format!("Backend.Type is {name}: Podwire does not encrypt, so its nodes cannot reach flannel's encrypting nodes. If you trust the network between the nodes, make flannel use vxlan on all nodes first"));
                 return None;
             }
             _ => {
-                self.obstacles.push(format!("Backend.Type is {}: Podwire's nodes reach those of vxlan and host-gw. Have flannel use vxlan on all nodes first", shown(kind)));
+                self.obstacles.push(format!("Backend.Type is {}: Podwire's nodes can reach flannel's nodes only with vxlan or host-gw. Make flannel use vxlan on all nodes first", shown(kind)));
                 return None;
             }
         };
@@ -148,20 +150,20 @@ impl Parser {
             .filter(|port| *port != 0);
         let mtu = self.number(keys, "MTU", u16::MAX.into()).filter(|mtu| *mtu != 0);
         if let Some(mtu) = mtu.filter(|mtu| *mtu < LEAST_MTU + VXLAN_OVERHEAD) {
-            self.obstacles.push(format!("Backend.MTU is {mtu}: less than {VXLAN_OVERHEAD} for the tunnel and {LEAST_MTU} for pods' packets"));
+            self.obstacles.push(format!("Backend.MTU is {mtu}: it must leave {VXLAN_OVERHEAD} bytes for the tunnel and at least {LEAST_MTU} bytes for pods' packets"));
         }
         if self.flag(keys, "DirectRouting", false) {
-            self.obstacles.push("Backend.DirectRouting is true: flannel's nodes send to those on their link past the tunnel, which Podwire refuses in its VXLAN mode. Set it to false and restart flannel's pods (`kubectl -n kube-flannel rollout restart daemonset kube-flannel-ds`) before the first node is moved".into());
+            self.obstacles.push("Backend.DirectRouting is true: flannel's nodes send to nodes on the same link outside the tunnel, and Podwire refuses such packets in its VXLAN mode. Set it to false and restart flannel's pods (`kubectl -n kube-flannel rollout restart daemonset kube-flannel-ds`) before you move the first node".into());
         }
         if self.flag(keys, "GBP", false) {
-            self.obstacles.push("Backend.GBP is true: Podwire does not know VXLAN's group policy and refuses such packets. Set it to false, remove flannel's device on each node and restart flannel's pods before the first node is moved".into());
+            self.obstacles.push("Backend.GBP is true: Podwire does not support VXLAN's group policy and refuses such packets. Set it to false, remove flannel's device on each node, and restart flannel's pods before you move the first node".into());
         }
         // `Learning` does not matter: nothing uses what flannel's device would learn from our
         // frames.
         self.flag(keys, "Learning", false);
         let for_windows = [keys.take("MacPrefix"), keys.take("Name")].iter().any(Option::is_some);
         if for_windows || vni == WINDOWS.0 || port == Some(WINDOWS.1) {
-            self.notes.push("VNI 4096, port 4789, MacPrefix or Name are what flannel needs for nodes with Windows. Podwire does not run there, and whether its nodes and such nodes reach each other was never tried: try it with the first node. Flannel has to stay for them, with its annotations on all nodes.".into());
+            self.notes.push("Flannel needs VNI 4096, port 4789, MacPrefix and Name for Windows nodes. Podwire does not run on Windows, and the traffic between its nodes and Windows nodes is not tested: test it with the first node that you move. Flannel must stay on the Windows nodes, and its annotations on all nodes.".into());
         }
         Backend::Vxlan { vni, port, mtu }
     }
@@ -196,7 +198,7 @@ impl Parser {
     fn rest(&mut self, keys: Keys) {
         for name in keys.keys.keys() {
             self.notes.push(format!(
-                "{}{name} is not known here, and left out: flannel's documentation says what it is for.",
+                "{}{name} is not known to Podwire, so the configuration leaves it out: flannel's documentation describes it.",
                 keys.prefix
             ));
         }
@@ -243,7 +245,7 @@ mod tests {
 
     #[test]
     fn what_podwire_cannot_join_is_refused_by_name() {
-        refused("10.244.0.0/16", "no net-conf.json");
+        refused("10.244.0.0/16", "not a net-conf.json");
         refused(r#"{ "Backend": { "Type": "vxlan" } }"#, "Network is missing");
         refused(r#"{ "Network": "fd00::/48", "Backend": { "Type": "vxlan" } }"#, "Network is \"fd00::/48\"");
         refused(

@@ -52,6 +52,6 @@ pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
     if faults.is_empty() {
         return Ok(());
     }
-    let message = format!("{interface} in {} is not as it was made: {}", target.netns, faults.join("; "));
-    Err(CniError::new(codes::CHECK_FAILED, message).with_details("the pod has to be made anew"))
+    let message = format!("{interface} in {} is not as ADD made it: {}", target.netns, faults.join("; "));
+    Err(CniError::new(codes::CHECK_FAILED, message).with_details("delete the pod and create it again"))
 }

@@ -16,7 +16,9 @@ use crate::veth;
 pub(crate) fn del(config: &Config, attachment: &Attachment) -> Result<(), CniError> {
     let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
     if let Err(error) = agent.del(attachment) {
-        note(&format!("{error}; the link is removed here, the address is released when the agent is back"));
+        note(&format!(
+            "{error}; the plugin removes the link itself, and the address is released when the agent is back"
+        ));
     }
     taken(Step::DelAnswered)?;
     veth::delete(&mut Netlink::open()?, &attachment.host_interface())?;

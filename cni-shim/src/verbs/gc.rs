@@ -17,7 +17,7 @@ pub(crate) fn gc(config: &Config) -> Result<(), CniError> {
     let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
     let collected = agent.gc(gc)?;
     if collected > 0 {
-        note(&format!("{collected} attachments that the runtime knows no more were released"));
+        note(&format!("the agent released {collected} attachments that the runtime no longer knows"));
     }
     Ok(())
 }

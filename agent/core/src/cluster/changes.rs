@@ -38,7 +38,7 @@ impl fmt::Display for Change<'_> {
             }
             (Some(before), None) => write!(
                 f,
-                "node {name} has left (podCIDR {}, InternalIP {}): its pods are no longer reached, and what they send is dropped",
+                "node {name} has left (podCIDR {}, InternalIP {}): its pods can no longer be reached, and their packets are dropped",
                 before.pod_network, before.address
             ),
             (Some(before), Some(now)) => write_difference(f, before, now),
@@ -56,7 +56,7 @@ fn write_difference(f: &mut fmt::Formatter<'_>, before: &Node, now: &Node) -> fm
         Ok(())
     };
     if before.uid != now.uid {
-        say("was made anew".into())?;
+        say("was created again".into())?;
     }
     if before.pod_network != now.pod_network {
         say(format!("has podCIDR {} in place of {}", now.pod_network, before.pod_network))?;
@@ -116,14 +116,14 @@ mod tests {
             &[one.clone(), same.clone()],
             std::slice::from_ref(&same),
             &[
-                "node node2 has left (podCIDR 10.244.2.0/24, InternalIP 10.200.0.2): its pods are no longer reached, and what they send is dropped",
+                "node node2 has left (podCIDR 10.244.2.0/24, InternalIP 10.200.0.2): its pods can no longer be reached, and their packets are dropped",
             ],
         );
         check(
             std::slice::from_ref(&one),
             &[node("node2", "b", "10.244.7.0/24", "10.200.0.7")],
             &[
-                "node node2 was made anew, has podCIDR 10.244.7.0/24 in place of 10.244.2.0/24, has InternalIP 10.200.0.7 in place of 10.200.0.2",
+                "node node2 was created again, has podCIDR 10.244.7.0/24 in place of 10.244.2.0/24, has InternalIP 10.200.0.7 in place of 10.200.0.2",
             ],
         );
         let cordoned = Node { cordoned: true, ..one.clone() };

@@ -48,12 +48,12 @@ enum Backend {
 pub enum Problem {
     /// The annotation does not decode.
     #[error(
-        "annotation flannel.alpha.coreos.com/backend-data is not understood ({0}) and left out: if flannel runs there, its pods are out of reach until it is restarted and writes it anew; else remove the annotation"
+        "annotation flannel.alpha.coreos.com/backend-data is not understood ({0}) and ignored: if flannel runs on that node, its pods cannot be reached until you restart flannel, which writes the annotation again; if flannel does not run there, remove the annotation"
     )]
     Malformed(String),
     /// The backend is not the one that fits `--mode`.
     #[error(
-        "flannel's backend there is {backend}, and --mode is {mode}: its pods and this node's are out of each other's reach; {way_out}; where flannel runs no more, remove its annotations"
+        "flannel's backend there is {backend}, but --mode is {mode}: its pods and this node's pods cannot reach each other; {way_out}; if flannel no longer runs there, remove its annotations"
     )]
     Backend {
         /// Its name.
@@ -65,7 +65,7 @@ pub enum Problem {
     },
     /// The VNI is not the one of `--vni`.
     #[error(
-        "flannel's VNI there is {theirs}, and --vni is {ours}: its pods and this node's are out of each other's reach; give all agents --vni {theirs}; where flannel runs no more, remove its annotations"
+        "flannel's VNI there is {theirs}, and --vni is {ours}: its pods and this node's pods cannot reach each other; give all agents --vni {theirs}; if flannel no longer runs there, remove its annotations"
     )]
     Vni {
         /// VNI in the annotation.
@@ -75,7 +75,7 @@ pub enum Problem {
     },
     /// The address is not the InternalIP.
     #[error(
-        "flannel's public-ip there is {public}, and its InternalIP is {internal}: flannel's nodes send tunnel packets by the one and agents by the other, and each refuses the other's; start flannel with --iface or --public-ip so that it uses the InternalIP, or kubelet with --node-ip; where flannel runs no more, remove its annotations"
+        "flannel's public-ip there is {public}, and its InternalIP is {internal}: flannel uses the public-ip for tunnel packets and agents use the InternalIP, and each drops the other's packets; start flannel with --iface or --public-ip so that it uses the InternalIP, or start kubelet with --node-ip; if flannel no longer runs there, remove its annotations"
     )]
     Address {
         /// Address in the annotation.
@@ -169,7 +169,7 @@ fn vxlan(data: &str) -> Result<Backend, String> {
     }
     let data: Data = serde_json::from_str(data).map_err(|error| error.to_string())?;
     let mac = parse_mac(&data.mac).filter(|mac| !mac.is_group() && *mac != Mac::default());
-    let mac = mac.ok_or_else(|| format!("VtepMAC `{}` is no device's link address", data.mac))?;
+    let mac = mac.ok_or_else(|| format!("VtepMAC `{}` is not a device's link address", data.mac))?;
     Ok(Backend::Vxlan { vni: data.vni, mac })
 }
 

@@ -128,7 +128,9 @@ pub enum NodeProblem {
         node: String,
     },
     /// This node's object says that it does not run Linux.
-    #[error("this node, {node}, runs another operating system by its Node object (is --node-name right?)")]
+    #[error(
+        "this node, {node}, runs another operating system, according to its Node object (is --node-name right?)"
+    )]
     OtherSystem {
         /// Its name.
         node: String,
@@ -147,7 +149,7 @@ pub enum NodeProblem {
     },
     /// Two nodes have the same InternalIP.
     #[error(
-        "node {node} is skipped: its InternalIP {address} is node {other}'s as well, whose object is not older"
+        "node {node} is skipped: its InternalIP {address} is node {other}'s as well, and the agent prefers the newer Node object: give each node its own address"
     )]
     SameAddress {
         /// The older, or the later by name: skipped.
@@ -159,7 +161,7 @@ pub enum NodeProblem {
     },
     /// A podCIDR contains a part of this node's own network, and would make it unreachable.
     #[error(
-        "node {node} is skipped: in its podCIDR {network} is {here}, by which this node is reached or reaches others: give the cluster another pod network"
+        "node {node} is skipped: in its podCIDR {network} is {here}, which this node's uplink or default gateway uses: give the cluster another pod network"
     )]
     OverlapsUnderlay {
         /// Its name.
@@ -171,7 +173,7 @@ pub enum NodeProblem {
     },
     /// A podCIDR from which no pod can have an address.
     #[error(
-        "node {node} is skipped: its podCIDR {network} is no network of pods: loopback, multicast, link-local, or larger than a /8"
+        "node {node} is skipped: its podCIDR {network} cannot be a pod network: it is in 0.0.0.0/8, loopback, multicast, link-local, or larger than a /8"
     )]
     NoNetworkOfPods {
         /// Its name.
@@ -585,11 +587,11 @@ mod tests {
             ("10.200.0.0/24", "in its podCIDR 10.200.0.0/24 is 10.200.0.0/24"),
             ("10.200.0.0/28", "is 10.200.0.1/32"),
             ("10.0.0.0/8", "in its podCIDR 10.0.0.0/8 is 10.200.0.0/24"),
-            ("127.0.0.0/24", "no network of pods"),
-            ("224.1.0.0/24", "no network of pods"),
-            ("169.254.3.0/24", "no network of pods"),
-            ("0.0.0.0/8", "no network of pods"),
-            ("64.0.0.0/2", "no network of pods"),
+            ("127.0.0.0/24", "cannot be a pod network"),
+            ("224.1.0.0/24", "cannot be a pod network"),
+            ("169.254.3.0/24", "cannot be a pod network"),
+            ("0.0.0.0/8", "cannot be a pod network"),
+            ("64.0.0.0/2", "cannot be a pod network"),
         ] {
             let records = [own.clone(), record("node2", &[network], &["10.200.0.2"])];
             check(&records, Some("node1"), &[], &[message]);

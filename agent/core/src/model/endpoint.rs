@@ -76,7 +76,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.pod {
             Some(pod) => write!(f, "{}/{}", pod.namespace, pod.name)?,
-            None if self.is_recovered() => f.write_str("a pod without name")?,
+            None if self.is_recovered() => f.write_str("a pod without a name")?,
             None => write!(f, "container {}", self.attachment.container_id)?,
         }
         write!(f, " ({}, {})", self.address, self.host_interface)

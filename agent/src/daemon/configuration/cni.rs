@@ -54,11 +54,11 @@ impl CniConfiguration {
             self.found.clear();
         }
         let problem =
-            failed.map(|why| format!("the runtime's network configuration (--cni-conf-dir): {why}"));
+            failed.map(|why| format!("the agent cannot keep its CNI configuration in --cni-conf-dir: {why}"));
         conditions.update(ConditionName::CniConfiguration, problem);
         let other = self.found.first().filter(|first| *first != FILE).map(|first| {
             format!(
-                "{}/{first} comes before {FILE}: the runtime takes it, and new pods get that network and not Podwire's",
+                "{}/{first} comes before {FILE}: the runtime takes it, so new pods get that network instead of Podwire's",
                 self.folder.display()
             )
         });
@@ -83,7 +83,7 @@ impl CniConfiguration {
             match self.written {
                 false => info!(path = %path.display(), "network configuration written"),
                 true => {
-                    warn!(path = %path.display(), "network configuration written again: somebody has removed or changed it")
+                    warn!(path = %path.display(), "network configuration written again: another tool removed or changed it")
                 }
             }
         }

@@ -51,7 +51,7 @@ impl Configuration {
 pub(super) fn take_non_masquerade(state: &mut State, networks: Result<BTreeSet<IpNet>, String>) -> bool {
     match networks {
         Ok(networks) => {
-            info!(networks = networks.len(), "the list of networks that are not masqueraded was read");
+            info!(networks = networks.len(), "the agent read the list of networks that are not masqueraded");
             state.conditions.clear(ConditionName::NonMasqueradeFile);
             state.model.non_masquerade = state.config.non_masquerade(networks);
             true
@@ -70,20 +70,20 @@ pub(super) fn take_config_file(conditions: &mut Conditions, compared: Result<Unh
     conditions.update(
         ConditionName::ConfigFileUnusable,
         unusable
-            .map(|reason| format!("{reason}; the agent goes on as it is, but could not be started again")),
+            .map(|reason| format!("{reason}; the agent continues, but cannot start again with this file")),
     );
     let Ok(Unheeded { changed, overridden }) = compared else { return };
     let sentence =
         |options: &[String], what| (!options.is_empty()).then(|| format!("{what}: {}", options.join(", ")));
     conditions.update(
         ConditionName::ConfigFileOverridden,
-        sentence(&overridden, "--config has options without effect, as the command line or the environment, which come first, say otherwise"),
+        sentence(&overridden, "these options of --config have no effect, because the command line or the environment, which take precedence, set them differently"),
     );
     conditions.update(
         ConditionName::ConfigFileDiffers,
-        sentence(&changed, "--config says otherwise than what the agent runs with, and takes effect when the agent is restarted"),
+        sentence(&changed, "these options of --config differ from what the agent runs with, and take effect at its next start"),
     );
     if changed.is_empty() {
-        info!("the agent runs with what counts of --config");
+        info!("the agent runs with all options of --config, except those that are overridden");
     }
 }

@@ -36,7 +36,8 @@ impl Firewall {
             // Another tool is changing the rules at this moment: the next look is soon enough.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
             Err(error) => {
-                let why = format!("whether the host's firewall drops pods' packets cannot be told: {error}");
+                let why =
+                    format!("the agent cannot tell whether the host's firewall drops pods' packets: {error}");
                 return conditions.set(ConditionName::FirewallUnreadable, why);
             }
         };

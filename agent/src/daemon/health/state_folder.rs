@@ -70,7 +70,7 @@ impl StateFolder {
         let problem = outcome.err();
         state.conditions.update(
             ConditionName::StateFolder,
-            problem.map(|error| format!("the state folder cannot be written, and no pod be added: {error}")),
+            problem.map(|error| format!("the agent cannot write to the state folder or add pods: {error}")),
         );
     }
 
@@ -89,7 +89,7 @@ impl StateFolder {
         warn!(
             path = %state.config.places.state_dir.display(),
             endpoints = state.model.endpoints.len(),
-            "somebody has removed the state folder: made again, with all that was in it"
+            "another tool removed the state folder: the agent made it again with its contents"
         );
         state.count_repairs(Repair::StateFolder, 1);
         Ok(())

@@ -38,7 +38,7 @@ impl Upkeep {
         let links = node_links(host, &state.config.link_rules(), &own, &to_nodes);
         if !links.iter().any(|link| link.role == Role::Uplink) {
             let why = format!(
-                "no link has this node's InternalIP {}, and there is no default route and no route to a node: configure one, or name the link with --uplink",
+                "no link has this node's InternalIP {}, and there is no default route and no route to a node: configure one of these, or name the link with --uplink",
                 own.address
             );
             state.conditions.set(ConditionName::NoUplink, why);
@@ -192,7 +192,7 @@ fn tell_mtu(state: &mut State) {
     };
     info!(mtu, "MTU of new pods");
     let too_large = format!(
-        "--mtu {mtu} is more than the {fitting} bytes that fit this node's uplinks: pods will be told so packet by packet"
+        "--mtu {mtu} is more than the {fitting} bytes that fit this node's uplinks: pods get the ICMP error `fragmentation needed` for larger packets"
     );
     state.conditions.update(ConditionName::MtuTooLarge, (mtu > fitting).then_some(too_large));
 }
@@ -251,14 +251,14 @@ fn report(model: &Model, host: &Host, node: &Node) -> Option<(ConditionName, Str
         Some(path) => {
             let device = host.devices.get(&path.device).map_or("?", |device| &device.name);
             let why = format!(
-                "the route to node {} ({}) leaves by {device}, which is no uplink",
+                "the route to node {} ({}) leaves by {device}, which is not an uplink",
                 node.name, node.address
             );
             Some((ConditionName::RoutePastUplinks, why))
         }
         None => {
             let why = format!(
-                "there is no route to node {} (InternalIP {}): its pods are out of reach",
+                "there is no route to node {} (InternalIP {}): this node's pods cannot reach its pods",
                 node.name, node.address
             );
             Some((ConditionName::NoRouteToNode, why))

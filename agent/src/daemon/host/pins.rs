@@ -49,12 +49,12 @@ impl Upkeep {
                 *state.repairs.entry(Repair::Pin).or_default() += count;
                 warn!(
                     missing = missing.join(", "),
-                    "somebody has removed pins from {folder}: pinned again, with all that was in the maps"
+                    "another tool removed pins from {folder}: the agent pinned the maps and links again, and the maps kept their entries"
                 );
                 None
             }
             Err(error) => Some(format!(
-                "pins are missing from {folder} and cannot be made again, so that pods lose their network when this agent ends: {error}"
+                "pins are missing from {folder}, and the agent cannot make them again; pods lose their network when this agent ends: {error}"
             )),
         };
         if state.conditions.update(ConditionName::PinsMissing, unpinned) {
@@ -73,7 +73,7 @@ impl Upkeep {
 
     pub(super) fn count_reattached(&mut self, device: &str, program: &str, found: &str) {
         self.reattached += 1;
-        warn!(device, program, found, "program attached again: something else has removed or replaced it");
+        warn!(device, program, found, "program attached again: another tool removed or replaced it");
     }
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn make_room(
     match state.executor.links.remove_displacing(index, ours).await? {
         Displaced::No => {}
         Displaced::Removed => {
-            warn!(device = name, "removed: another queueing discipline stood in the place of clsact");
+            warn!(device = name, "removed another tool's queueing discipline from the place of clsact");
             state.count_repairs(Repair::Discipline, 1);
         }
         Displaced::InUse => {

@@ -18,13 +18,13 @@ use crate::sysctl::Switch;
 
 /// Consequence for a node without the programs for its own processes.
 pub(in crate::daemon) const NO_HOST_PROCESSES: &str =
-    "this node's own processes do not reach pods' hostPorts by the node's addresses, 127.0.0.1 included";
+    "this node's own processes do not reach pods' hostPorts at the node's addresses, including 127.0.0.1";
 
 impl Upkeep {
     /// Makes the tunnel's device again, and everything that refers to it, after another tool
     /// removed it.
     pub(super) async fn rebuild_tunnel(&mut self, state: &mut State, pods: &mut Pods) -> Result<(), Error> {
-        warn!("device {VXLAN_DEVICE} was removed or replaced: it is made anew");
+        warn!("device {VXLAN_DEVICE} was removed or replaced: the agent makes it again");
         let vxlan = tunnel_device(&state.config, &state.executor.links).await?;
         // The programs know the device by its ifindex, which is written into them at load.
         state.executor.dataplane = load(&state.config, vxlan)?;
@@ -105,7 +105,7 @@ pub(in crate::daemon) async fn tunnel_device(config: &Config, links: &Links) -> 
     }
     let (device, replaced) = links.ensure_vxlan(config.vxlan_port).await?;
     if replaced {
-        warn!("device {VXLAN_DEVICE} was not as configured: it is made anew");
+        warn!("device {VXLAN_DEVICE} was not as configured: the agent replaced it");
     }
     for switch in Switch::of_tunnel(VXLAN_DEVICE) {
         config.places.switches().put_right(&switch)?;

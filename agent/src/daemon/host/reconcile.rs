@@ -164,13 +164,13 @@ impl Upkeep {
                 {
                     if let Some(pod) = pod(key) {
                         let (device, was_up, mtu) = (&before.name, before.up, before.mtu);
-                        warn!(%pod, device, was_up, mtu, "set up: something else had changed the pod's link on the node");
+                        warn!(%pod, device, was_up, mtu, "set up again: another tool changed the pod's link on the node");
                         links += 1;
                     }
                 }
                 Op::Queue(Change { key, .. }) if reached.queues.contains_key(key) => {
                     if let Some(pod) = pod(key) {
-                        warn!(%pod, "the limit of what it receives was missing or another one: it is set again");
+                        warn!(%pod, "the limit of what the pod receives was missing or different: the agent set it again");
                         limits += 1;
                     }
                 }
@@ -189,7 +189,7 @@ fn take_policies(state: &mut State, host: &Host) {
     let policies = host.policies.len();
     info!(
         policies,
-        "IPsec policies of the host: packets that they may match take the host stack or the VXLAN device"
+        "the host's IPsec policies changed: packets that they may match take the host stack or the VXLAN device, or are dropped (ipsec-policy)"
     );
     state.model.policies.clone_from(&host.policies);
 }

@@ -20,11 +20,11 @@ impl Upkeep {
             self.switches_set_again += set.len() as u64;
             warn!(
                 switches = set.join(", "),
-                "set again: something else has changed these kernel switches, which pods' traffic needs; find out what (sysctl.d, networkd, a container engine) and have it leave them"
+                "kernel switches set again: another tool changed them, but pods' traffic needs them; find that tool (sysctl.d, networkd, a container engine) and make it leave them alone"
             );
         }
         let unswitched = outcome.err().map(|error| {
-            format!("pods are cut off from services and the world while forwarding is off: {error}")
+            format!("the agent cannot set a kernel switch that pods need; while forwarding is off, pods are cut off from services and the world: {error}")
         });
         if state.conditions.update(ConditionName::Switches, unswitched) {
             self.settled = None;

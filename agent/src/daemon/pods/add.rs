@@ -94,11 +94,11 @@ impl Pods {
             [] => pool.allocate(),
             [asked @ IpNet::V4(_)] => pool.take(asked.addr()).map(|()| asked.addr()),
             [other] => {
-                let message = format!("address {other} is asked for: this node has IPv4 addresses only");
+                let message = format!("ADD asks for address {other}, but this node has only IPv4 addresses");
                 return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
             }
             several => {
-                let message = format!("{} addresses are asked for: a pod gets one per family", several.len());
+                let message = format!("ADD asks for {} addresses: a pod gets one per family", several.len());
                 return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
             }
         };
@@ -156,7 +156,7 @@ impl Pods {
             return answer(reply, Err(failure(error)));
         }
         if reply.is_closed() {
-            warn!(pod = %endpoint, "undone: its plugin has given up waiting, or is dead");
+            warn!(pod = %endpoint, "ADD undone: its plugin has stopped waiting, or is dead");
             return undo(state, &endpoint, reached).await;
         }
         info!(pod = %endpoint, container = endpoint.attachment.container_id, "added");
@@ -179,7 +179,7 @@ async fn undo(state: &mut State, endpoint: &Endpoint, mut reached: Slice) {
     match state.executor.run_all(ops, &mut reached).await {
         Ok(()) => forget(state, endpoint),
         Err(error) => {
-            error!(pod = %endpoint, "undo a failed ADD: {error}; its address is kept until that is done");
+            error!(pod = %endpoint, "could not undo a failed ADD: {error}; the agent keeps the pod's address until it has undone the ADD");
         }
     }
 }
@@ -196,7 +196,7 @@ pub(in crate::daemon) fn proposed(state: &State, add: &Add) -> Result<Endpoint, 
     let expected = attachment.host_interface();
     if add.host_interface != expected {
         let message = format!(
-            "the host side is to be named {expected}, not {}: install plugin and agent of one release",
+            "the agent expects a host side named {expected}, but the plugin made {}: install plugin and agent from one release",
             add.host_interface
         );
         return Err(refuse(codes::DECODING_FAILURE, message));
@@ -211,7 +211,7 @@ pub(in crate::daemon) fn proposed(state: &State, add: &Add) -> Result<Endpoint, 
         && let Some(other) = add.addresses.iter().find(|asked| asked.addr() != known.address)
     {
         let message = format!(
-            "address {other} is asked for, but the attachment has {} already: DEL it first",
+            "ADD asks for address {other}, but the attachment already has {}: DEL it first",
             known.address
         );
         return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
@@ -259,7 +259,7 @@ fn check_host_ports(
     if let Some(known) = known
         && sorted(&known.port_mappings) != sorted(wanted)
     {
-        let message = "other portMappings are asked for than the attachment has: DEL it first".into();
+        let message = "ADD asks for other portMappings than the attachment has: DEL it first".into();
         return Err(refuse(codes::INVALID_CONFIGURATION, message));
     }
     let tunnel_port = (state.config.mode == Mode::Vxlan).then_some(state.config.vxlan_port);
@@ -294,7 +294,7 @@ async fn checked_device(state: &State, endpoint: &Endpoint) -> Result<u32, Failu
     if device.mac != Some(endpoint.host_mac) {
         let has = device.mac.map_or_else(|| "none".into(), format_mac);
         let problem = format!(
-            "its link address is {has}, not {} as it was made with: keep other tools (udev, networkd) off devices named pw*",
+            "its link address is {has}, but the plugin made it with {}: keep other tools (udev, networkd) off devices named pw*",
             format_mac(endpoint.host_mac)
         );
         return Err(failure(LinkError::Device { name, problem }));
@@ -319,7 +319,7 @@ fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {
         }
         Some(mtu) if mtu < LEAST_MTU => Err(refuse(
             codes::INVALID_CONFIGURATION,
-            format!("mtu: {mtu} is less than the {LEAST_MTU} bytes of IPv4"),
+            format!("mtu: {mtu} is less than the minimum of IPv4, {LEAST_MTU} bytes"),
         )),
         Some(mtu) => Ok(mtu),
     }

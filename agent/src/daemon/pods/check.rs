@@ -100,7 +100,7 @@ fn table_faults(endpoint: &Endpoint, change: &TableChange) -> Vec<String> {
         }
         TableChange::Endpoints(_) => vec![format!("ENDPOINTS has no entry for {}", endpoint.address)],
         TableChange::Guards(_) => vec![format!(
-            "EGRESS_GUARDS has no entry for what the pod sends by {}, or another one",
+            "EGRESS_GUARDS has no entry for what the pod sends by {}, or a wrong one",
             endpoint.host_interface
         )],
         TableChange::Frontends(Change { key, before, .. }) => {
@@ -148,7 +148,7 @@ fn entry_faults(endpoint: &Endpoint, have: abi::Endpoint, want: abi::Endpoint) -
 fn fault(endpoint: &Endpoint, op: &Op) -> String {
     match op {
         Op::Queue(_) => format!(
-            "the limit of what the pod receives is missing on {}, or another one",
+            "the limit of what the pod receives is missing on {}, or is wrong",
             endpoint.host_interface
         ),
         Op::Route(Change { before: Some(have), now: Some(want), .. }) => {

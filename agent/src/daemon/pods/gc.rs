@@ -131,7 +131,7 @@ impl Pods {
         let garbage: Vec<_> = state.model.endpoints.values().filter(is_garbage).cloned().collect();
         let mut collected = 0;
         let mut failed = Ok(());
-        for (_, outcome) in self.release_all(state, garbage, "released: the runtime knows it no more").await {
+        for (_, outcome) in self.release_all(state, garbage, "released: the runtime does not list it").await {
             collected += u32::from(outcome.is_ok());
             failed = failed.and(outcome);
         }

@@ -140,7 +140,7 @@ pub(super) fn look_at_host_addresses(state: &mut State, host: &Host) {
         let absent = host_ports::foreign_addresses(&pod.port_mappings, &own);
         let addresses: Vec<_> = absent.iter().map(ToString::to_string).collect();
         let why = format!(
-            "hostIP {} is no address of this node: the hostPorts of {pod} answer when it is",
+            "hostIP {} is not an address of this node: the hostPorts of {pod} do not answer there until it is",
             addresses.join(", ")
         );
         (!absent.is_empty()).then(|| (pod.host_interface.clone(), why))

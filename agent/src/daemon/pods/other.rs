@@ -27,7 +27,7 @@ impl OtherPods {
         self.links = other_pods::held_by_links(host, network);
         match neighbours_within(state, host, network).await {
             Ok(held) => self.neighbours = held,
-            Err(error) => error!("addresses that others have: {error}"),
+            Err(error) => error!("could not find the podCIDR's addresses that other tools use: {error}"),
         }
         self.look_at_host_local(state);
     }
@@ -40,7 +40,7 @@ impl OtherPods {
         }
         match state.executor.links.host().await {
             Ok(host) => self.look(state, &host).await,
-            Err(error) => error!("addresses that others have: {error}"),
+            Err(error) => error!("could not find the podCIDR's addresses that other tools use: {error}"),
         }
     }
 
@@ -55,7 +55,7 @@ impl OtherPods {
             }
             // Keep the addresses of the last successful look.
             Err(error) => {
-                Some(format!("which addresses host-local has given is not known (--cni-state-dir): {error}"))
+                Some(format!("the agent cannot read host-local's addresses (--cni-state-dir): {error}"))
             }
         };
         state.conditions.update(ConditionName::HostLocalUnreadable, unreadable);

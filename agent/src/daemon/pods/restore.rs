@@ -30,7 +30,7 @@ impl Pods {
         let spoilt = corrupt.iter().map(|Corrupt { path, reason }| {
             let path = path.display().to_string();
             let why =
-                format!("{path} is left alone: no endpoint's file, or one that does not decode: {reason}");
+                format!("the agent does not use {path}, because it is not an endpoint file or does not decode: {reason}");
             (path, why)
         });
         state.conditions.replace(ConditionName::EndpointFile, spoilt);
@@ -51,7 +51,7 @@ impl Pods {
             // The map entries and routes are those of the other endpoint.
             match there.iter().find(|other| other.address == endpoint.address) {
                 Some(other) => {
-                    warn!(pod = %endpoint, "its file is removed: its device is gone, and its address is that of {other}");
+                    warn!(pod = %endpoint, "endpoint file removed: the device of this pod is gone, and {other} has its address");
                     state.executor.store.remove(&endpoint)?;
                 }
                 None => due.push(endpoint),
@@ -93,14 +93,14 @@ fn restore_tables(state: &mut State, contents: Tables) -> Result<(), Error> {
 fn recover(state: &mut State, contents: &Tables) {
     let known = state.model.endpoints.values().map(|endpoint| endpoint.address).collect();
     for endpoint in recovered(contents, &state.host, &known) {
-        warn!(pod = %endpoint, "no file tells of this pod, but its link is there: it keeps its network and its address");
+        warn!(pod = %endpoint, "no file describes this pod, but its link exists: the pod keeps its network and its address");
         let limits = ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED;
         if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
-            let why = format!("no file tells of {endpoint}: how fast it may be is not known any more");
+            let why = format!("no file describes {endpoint}: how fast it may be is unknown");
             state.conditions.set_for(ConditionName::EndpointRecovered, &endpoint.host_interface, why);
         }
         if let Err(error) = state.executor.store.save(&endpoint) {
-            error!(pod = %endpoint, "only the maps tell of it, and a reboot ends them: {error}");
+            error!(pod = %endpoint, "only the maps describe this pod, and a reboot clears them: {error}");
         }
         state.model.endpoints.insert(endpoint.attachment.clone(), endpoint);
     }
@@ -130,7 +130,7 @@ fn known_device(endpoint: &Endpoint, entry: Option<abi::Endpoint>, device: &Devi
     if is_same {
         warn!(
             pod = %endpoint,
-            "somebody has given {} another link address: give it {} again, and keep other tools (udev, networkd) off devices named pw*",
+            "another tool has given {} a different link address: set it to {} again, and keep other tools (udev, networkd) off devices named pw*",
             device.name, format_mac(endpoint.host_mac)
         );
     }

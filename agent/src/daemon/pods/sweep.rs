@@ -59,11 +59,11 @@ impl Pods {
                     count += 1;
                     warn!(
                         pod = %endpoint, device = device.name,
-                        "somebody has renamed the pod's link: it has its name again; keep other tools (udev, networkd) off devices named pw*"
+                        "another tool has renamed the pod's link: the agent gave it its name back; keep other tools (udev, networkd) off devices named pw*"
                     );
                 }
                 Err(error) => {
-                    error!(pod = %endpoint, device = device.name, "somebody has renamed the pod's link: {error}")
+                    error!(pod = %endpoint, device = device.name, "another tool has renamed the pod's link, and the agent cannot rename it back: {error}")
                 }
             }
         }
@@ -79,7 +79,7 @@ impl Pods {
                 continue;
             };
             match state.executor.links.remove_device(index, &device.name).await {
-                Ok(()) => info!(device = device.name, "removed: for a minute no pod has owned it"),
+                Ok(()) => info!(device = device.name, "link removed: no pod has owned it for a minute"),
                 Err(error) => error!("{error}"),
             }
         }

@@ -71,7 +71,7 @@ impl Cache {
             Some(text) => files::replace(&path, &text),
             None => File::open(&path)
                 .and_then(|file| file.set_modified(SystemTime::now()))
-                .map_err(FileError::of("note the time of", &path)),
+                .map_err(FileError::of("set the time of", &path)),
         }));
     }
 
@@ -93,7 +93,7 @@ impl Cache {
                 // The next attempt must write the whole list.
                 self.is_old = true;
                 if self.failure.as_ref() != Some(&failure) {
-                    error!("keep the node list for a restart without the API server: {failure}");
+                    error!("cannot save the node list for a restart without the API server: {failure}");
                     self.failure = Some(failure);
                 }
             }

@@ -38,7 +38,7 @@ pub struct Access {
 pub enum ClientError {
     /// Neither a pod's environment nor an option names the API server.
     #[error(
-        "where is the API server? This is no pod ({0}): name a file with --kubeconfig or an address with --api-server, or give the node list as a file with --nodes"
+        "the agent does not know the API server's address, because it does not run in a pod ({0}): set --kubeconfig or --api-server, or give the node list as a file with --nodes"
     )]
     NoPod(InClusterError),
     /// The service account's files cannot be read.
@@ -53,7 +53,7 @@ pub enum ClientError {
         reason: KubeconfigError,
     },
     /// The configuration is contradictory, or a certificate is unusable.
-    #[error("prepare to ask the API server {url}: {reason}")]
+    #[error("set up the client for the API server {url}: {reason}")]
     Client {
         /// Its address.
         url: http::Uri,
@@ -65,7 +65,7 @@ pub enum ClientError {
 /// Parses the API server's URL. Refuses plain HTTP except to a loopback address, because it would
 /// show the token to everyone on the path.
 fn parse_url(text: &str) -> Result<http::Uri, String> {
-    let url: http::Uri = text.parse().map_err(|error| format!("`{text}` is no URL: {error}"))?;
+    let url: http::Uri = text.parse().map_err(|error| format!("`{text}` is not a URL: {error}"))?;
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     let is_loopback =
         host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
@@ -73,9 +73,9 @@ fn parse_url(text: &str) -> Result<http::Uri, String> {
         Some("https") => Ok(url),
         Some("http") if is_loopback => Ok(url),
         Some("http") => {
-            Err(format!("`{text}` would tell the token to everybody on the way: https:// it has to be"))
+            Err(format!("`{text}` would show the token to everyone on the network path: use https://"))
         }
-        _ => Err(format!("`{text}` is no URL such as https://10.0.0.5:6443")),
+        _ => Err(format!("`{text}` is not a URL such as https://10.0.0.5:6443")),
     }
 }
 

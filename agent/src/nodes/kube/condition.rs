@@ -40,9 +40,9 @@ pub(super) async fn see_to(
         // Another program may have set it to false in the meantime.
         if *unavailable.borrow() {
             match set_to_false(&source).await {
-                Ok(()) => info!("this node's condition NetworkUnavailable is false now"),
+                Ok(()) => info!("the agent set this node's condition NetworkUnavailable to false"),
                 Err(reason) => warn!(
-                    "set this node's condition NetworkUnavailable to false (patch nodes/status; pods are not scheduled here until it is): {reason}"
+                    "cannot set this node's condition NetworkUnavailable to false, and no pods are scheduled here until it is false (the agent needs the right to patch nodes/status): {reason}"
                 ),
             }
             tokio::time::sleep(pause).await;

@@ -135,7 +135,7 @@ impl Source {
                     client = renewed;
                     follower.trusted = trusted;
                 }
-                Err(error) => warn!("{error}; going on with what was read before"),
+                Err(error) => warn!("{error}; the agent goes on with the credentials that it read before"),
             }
         }
     }
@@ -201,7 +201,7 @@ impl Follower<'_> {
                 () = sleep_until(self.next_save), if !self.cache.is_saving() => self.save(),
                 () = self.cache.saved() => {}
                 () = sleep_until(patience), if self.awaits_cache() => {
-                    let silent = format!("no list within {:?}", self.source.pace.patience);
+                    let silent = format!("the API server sent no complete list within {:?}", self.source.pace.patience);
                     self.use_cache(&silent).await;
                 }
                 // A watch can begin with an error, so the answer does not count at once.
@@ -293,17 +293,19 @@ impl Follower<'_> {
         self.answered = None;
         // Check this after later errors, too: the server may run another release by then.
         if matches!(status, Some(400 | 422)) && self.strategy == InitialListStrategy::StreamingList {
-            info!("the API server does not stream lists: they are asked for page by page");
+            info!("the API server does not stream lists: the agent asks for them page by page");
             self.strategy = InitialListStrategy::ListWatch;
             return true;
         }
         // The version is too old. Only a new list is needed; the server is not reported as lost.
         if status == Some(410) {
-            info!("the API server no longer knows the changes since: the node list is asked for anew");
+            info!(
+                "the API server no longer has the changes since the last list: the agent asks for the whole list again"
+            );
             return matches!(error, WatchError::WatchStartFailed(_));
         }
         let hint = match status {
-            Some(401) => " (the token is not, or no longer, valid: it is read again)",
+            Some(401) => " (the token is not valid: the agent reads it again)",
             Some(403) => " (is the ClusterRole bound to the agent's service account?)",
             _ => "",
         };
@@ -346,7 +348,7 @@ impl Follower<'_> {
         };
         warn!(
             path = %self.source.cache.display(), nodes = list.records.len(), age = ?list.age,
-            "going on with the last good node list: {why}"
+            "the agent uses the last good node list: {why}"
         );
         let _ = self.events.send(Event::Nodes(list)).await;
     }
