@@ -31,6 +31,7 @@ pub mod link_filters;
 pub mod link_watch;
 pub mod links;
 pub mod lock;
+pub mod memory;
 pub mod migrate_flannel;
 pub mod netns;
 pub mod nodes;

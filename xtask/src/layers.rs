@@ -122,6 +122,7 @@ const RULES: &[Rule] = &[
             "agent/src/dataplane/batch.rs",
             "agent/src/dataplane/numbers.rs",
             "agent/src/dataplane/pinned.rs",
+            "agent/src/memory.rs",
             "agent/src/sockopt.rs",
             "xtask/src/lab/tun.rs",
         ],

@@ -38,6 +38,7 @@ use crate::error::Error;
 use crate::events::{Event, Figures, Readiness};
 use crate::links::{Changes, Links};
 use crate::lock::Lock;
+use crate::memory;
 use crate::store::{Corrupt, Store};
 use crate::wire;
 use cluster::NodeLists;
@@ -85,6 +86,7 @@ impl Daemon {
         model.vxlan = host::tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
         let dataplane = host::load(&config, model.vxlan)?;
+        memory::give_back();
         step(Step::ProgramsReady)?;
         dataplane.maps.print_sizes(&config.map_sizes())?;
         let why = format!("{} has not been read yet", config.node_source());

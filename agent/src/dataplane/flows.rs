@@ -112,7 +112,15 @@ impl Maps {
     pub fn collector(&self, conntrack: Option<Conntrack>) -> Result<Collector, DataplaneError> {
         let maps = self.another()?;
         let refused = refused(&maps)?;
-        Ok(Collector { maps, conntrack, pressure: false, crowded: BTreeSet::new(), refused })
+        Ok(Collector {
+            maps,
+            conntrack,
+            pressure: false,
+            crowded: BTreeSet::new(),
+            refused,
+            fill: BTreeMap::new(),
+            until_count: 0,
+        })
     }
 }
 
@@ -166,7 +174,15 @@ pub struct Collector {
     crowded: BTreeSet<Holder>,
     /// How many packets the programs had refused for each link, by ifindex.
     refused: BTreeMap<u32, u32>,
+    /// The fill levels of the last round.
+    fill: BTreeMap<Table, Fill>,
+    /// Rounds until the tables that no round walks are counted again.
+    until_count: u32,
 }
+
+/// Rounds between two counts of tables that are walked for their count alone. At every round those
+/// walks would be a third of an idle agent's work.
+const COUNT_ROUNDS: u32 = 6;
 
 impl Collector {
     /// Removes entries that were silent for too long at `now` (`CLOCK_MONOTONIC`, nanoseconds). A
@@ -188,7 +204,8 @@ impl Collector {
         self.maps.write_shares(TABLE_STACK_FLOWS, &tally, capacity)?;
         collected.recorded = self.record_flows_of_marked()?;
         collected.refused = self.newly_refused()?;
-        collected.fill = self.fill(&collected);
+        self.count_entries(&collected);
+        collected.fill.clone_from(&self.fill);
         Ok(collected)
     }
 
@@ -199,25 +216,29 @@ impl Collector {
         Ok(self.refused.iter().filter(is_new).map(|(index, _)| *index).collect())
     }
 
-    /// Returns the fill level of the tables that programs fill, and counts the tables that this
-    /// round has not counted. Leaves out a table that cannot be counted.
-    fn fill(&self, collected: &Collected) -> BTreeMap<Table, Fill> {
-        let count = |table| match table {
-            Table::Translations => Ok(collected.translations),
-            Table::StackFlows => Ok(collected.stack_flows),
-            _ => batch::count(self.maps.map(table)),
-        };
+    /// Takes the fill levels of the tables that programs fill: each round of those that it walks
+    /// anyway, now and then of the others. Leaves out a table that cannot be counted.
+    fn count_entries(&mut self, collected: &Collected) {
+        let is_due = self.until_count == 0;
+        self.until_count = if is_due { COUNT_ROUNDS } else { self.until_count } - 1;
         let is_programs = |table: &Table| table.row().kind.fills() && table.row().owner != Owner::Agent;
-        let mut fill = BTreeMap::new();
         for table in Table::ALL.into_iter().filter(is_programs) {
-            match count(table) {
+            let entries = match table {
+                Table::Translations => Ok(collected.translations),
+                Table::StackFlows => Ok(collected.stack_flows),
+                _ if is_due => batch::count(self.maps.map(table)),
+                _ => continue,
+            };
+            match entries {
                 Ok(entries) => {
-                    fill.insert(table, Fill { entries, capacity: self.maps.capacity(table) });
+                    self.fill.insert(table, Fill { entries, capacity: self.maps.capacity(table) });
                 }
-                Err(error) => warn!("cannot count the entries of {}: {error}", table.name()),
+                Err(error) => {
+                    self.fill.remove(&table);
+                    warn!("cannot count the entries of {}: {error}", table.name());
+                }
             }
         }
-        fill
     }
 
     /// Removes both halves of a translation together: they have the same time and state, and each

@@ -5,13 +5,17 @@ use std::collections::BTreeSet;
 use aya::maps::lpm_trie::Key;
 use podwire::dataplane::flows::Fill;
 use podwire::housekeeping;
-use podwire_common::abi::{Flow, Holder, STATE_ESTABLISHED, STATE_REPLIED, TABLE_TRANSLATIONS, Translation};
-use podwire_common::addr::{Addr, Be16};
+use podwire_common::abi::{
+    Flow, Holder, STATE_ESTABLISHED, STATE_REPLIED, TABLE_TRANSLATIONS, Translation, Vtep,
+};
+use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::Drop;
 use podwire_common::tables::Table;
+use podwire_core::change::Change;
 use podwire_core::model::Mode;
+use podwire_core::slice::TableChange;
 
 use crate::fixture::*;
 use crate::packets::*;
@@ -145,7 +149,10 @@ fn a_round_counts_the_entries_of_each_table() {
     let out = Packet::new(POD_B, WORLD, tcp(40000, 443)).macs(STRANGER_MAC, UPLINK_MAC);
     let link = node.uplink;
     node.run(TO_UPLINK, link, &out.build(), 0);
-    let collected = node.loaded.maps.collector(None).unwrap().collect(SECOND).unwrap();
+    let mut collected = node.loaded.maps.collector(None).unwrap().collect(SECOND).unwrap();
+    // The agent counts its own tables when it reads them.
+    node.loaded.maps.contents().unwrap();
+    collected.fill.extend(node.loaded.maps.fill());
     let counted = podwire_common::tables!(keys_of_each, node);
     for (table, entries) in counted {
         let fill = entries.map(|entries| Fill { entries, capacity: node.loaded.maps.capacity(table) });
@@ -157,4 +164,16 @@ fn a_round_counts_the_entries_of_each_table() {
         "{:?}",
         collected.fill
     );
+    // And when it changes them.
+    let (key, vtep) = (Addr::from_v4([10, 99, 0, 1]), Vtep { mac: Mac::default(), reserved: [0; 2] });
+    let vteps = |node: &Fixture| node.loaded.maps.fill()[&Table::Vteps].entries;
+    let before = vteps(&node);
+    for (change, more) in [
+        (Change { key, before: None, now: Some(vtep) }, 1),
+        (Change { key, before: Some(vtep), now: Some(vtep) }, 1),
+        (Change { key, before: Some(vtep), now: None }, 0),
+    ] {
+        node.loaded.maps.apply(&TableChange::Vteps(change)).unwrap();
+        assert_eq!(vteps(&node), before + more);
+    }
 }
