@@ -15,6 +15,7 @@ use podwire_common::tables::{Owner, Share, Table};
 use podwire_core::change::Change;
 use podwire_core::slice::{Prefix, TableChange, Tables};
 
+use super::batch;
 use super::error::DataplaneError;
 use super::flows::Fill;
 use super::numbers::Numbers;
@@ -48,6 +49,12 @@ macro_rules! map_of_kind {
     ($same_name:ident) => {
         Map::$same_name
     };
+}
+
+/// The type of a key as the map has it.
+macro_rules! raw_key {
+    (LpmTrie, $key:ty) => { Key<$key> };
+    ($hash:ident, $key:ty) => { $key };
 }
 
 /// Converts a key of a map to the model's key.
@@ -157,10 +164,14 @@ impl Maps {
                 $(#[doc = $doc:literal])+
                 $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_rank:tt)*
             })*) => { $(
-                for entry in self.$field.iter() {
-                    let (key, value) = entry.map_err(map_error("read", names::$name))?;
-                    contents.$field.insert(key_from_map!($kind, key), value);
-                }
+                let walk = batch::for_each(
+                    self.$field.map().fd().as_fd(),
+                    |key: &raw_key!($kind, $key), value: &$value| {
+                        let key = *key;
+                        contents.$field.insert(key_from_map!($kind, key), *value);
+                    },
+                );
+                walk.map_err(|error| map_error("read", names::$name)(error.into()))?;
                 self.entries[Table::$variant as usize].store(contents.$field.len(), Ordering::Relaxed);
             )* };
         }

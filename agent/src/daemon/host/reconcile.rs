@@ -45,14 +45,17 @@ impl Upkeep {
     }
 
     /// Compares the kernel with what is wanted, if the changes of others concern a link that
-    /// packets may leave by.
+    /// packets may leave by. Only then it waits for the threads that work for pods.
     pub(in crate::daemon) async fn look_at_changes(&mut self, state: &mut State, pods: &mut Pods) {
         if state.model.own.is_none() {
             return;
         }
         match state.executor.links.host().await {
             Ok(host) if !host.routes_differ(&state.host) => {}
-            Ok(_) => drop(self.reconcile(state, pods).await),
+            Ok(_) => {
+                pods.finish_all_joined(state).await;
+                let _ = self.reconcile(state, pods).await;
+            }
             Err(error) => error!("{error}"),
         }
     }

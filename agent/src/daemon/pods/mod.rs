@@ -60,11 +60,11 @@ impl Pods {
     }
 
     /// Returns whether an event can be served while other threads work: ADDs and DELs of other pods
-    /// can.
+    /// can. Changed links can too, because most need nothing but a look.
     pub(super) fn can_overlap(&self, event: &Event) -> bool {
         let Event::Call { call, .. } = event else {
             // A slow disk must not make the agent look dead.
-            return matches!(event, Event::Alive(_));
+            return matches!(event, Event::Alive(_) | Event::LinksChanged);
         };
         match &**call {
             Call::Add(add) => {
