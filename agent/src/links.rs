@@ -16,6 +16,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use podwire_common::addr::Mac;
 use podwire_common::names::{ROUTE_PROTOCOL, VXLAN_DEVICE};
+use rtnetlink::packet_core::{DecodeError, NetlinkBuffer, NetlinkDeserializable, NetlinkMessage};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
@@ -27,7 +28,7 @@ use rtnetlink::packet_route::route::{
     RouteScope, RouteType, RouteVia,
 };
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, MulticastGroup, RouteMessageBuilder};
 
 pub use changes::Changes;
 pub use disciplines::Displaced;
@@ -437,6 +438,23 @@ fn code(error: &rtnetlink::Error) -> Option<i32> {
         rtnetlink::Error::NetlinkError(message) => message.code.map(|code| code.get()),
         _ => None,
     }
+}
+
+/// Returns the bits of multicast groups, as a socket is bound to them.
+fn mask(groups: &[MulticastGroup]) -> u32 {
+    groups.iter().fold(0, |mask, group| mask | 1 << (*group as u32 - 1))
+}
+
+/// Returns the messages of one datagram, in order. An item is an error if its bytes are no message.
+fn messages<T: NetlinkDeserializable>(
+    mut bytes: &[u8],
+) -> impl Iterator<Item = Result<NetlinkMessage<T>, DecodeError>> {
+    std::iter::from_fn(move || {
+        let length = NetlinkBuffer::new_checked(bytes).ok()?.length() as usize;
+        let message = NetlinkMessage::deserialize(bytes);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
 }
 
 fn unless_absent(

@@ -6,7 +6,7 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
-use super::LinkError;
+use super::{LinkError, mask};
 use crate::files::FileError;
 
 /// The groups of notices. Three of them need a reason:
@@ -39,8 +39,7 @@ impl Changes {
     pub fn listen() -> Result<Self, LinkError> {
         let open = || {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
-            let groups = GROUPS.iter().fold(0, |groups, group| groups | 1 << (*group as u32 - 1));
-            socket.bind(&SocketAddr::new(0, groups))?;
+            socket.bind(&SocketAddr::new(0, mask(&GROUPS)))?;
             socket.set_non_blocking(true)?;
             Ok(socket)
         };

@@ -10,13 +10,11 @@ use netlink_packet_xfrm::constants::{
 use netlink_packet_xfrm::policy::{DefaultMessage, DelGetMessage, ModifyMessage};
 use netlink_packet_xfrm::{Selector, UserPolicyDefault, XfrmAttrs, XfrmMessage};
 use podwire_core::ipsec::{Direction, Policy};
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
-};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::protocols::NETLINK_XFRM;
 use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 
-use super::LinkError;
+use super::{LinkError, messages};
 use crate::files::FileError;
 
 /// Bytes for one datagram of the kernel's answer.
@@ -74,18 +72,14 @@ async fn ask(
     loop {
         let mut answer = Vec::with_capacity(ANSWER);
         socket.recv(&mut answer).await?;
-        let mut rest = answer.as_slice();
-        while let Ok(message) = NetlinkBuffer::new_checked(rest) {
-            let length = message.length() as usize;
-            let message = NetlinkMessage::<XfrmMessage>::deserialize(rest).map_err(io::Error::other)?;
-            match message.payload {
+        for message in messages(&answer) {
+            match message.map_err(io::Error::other)?.payload {
                 NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 NetlinkPayload::InnerMessage(message) => show(message),
                 _ => {}
             }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
     }
 }

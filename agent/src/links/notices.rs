@@ -6,7 +6,7 @@ use netlink_packet_xfrm::constants::XFRMNLGRP_POLICY;
 use podwire_common::names::ROUTE_PROTOCOL;
 use podwire_core::host::is_own_device;
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
@@ -14,7 +14,7 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
 use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 
-use super::LinkError;
+use super::{LinkError, mask, messages};
 use crate::files::FileError;
 
 /// Bytes for one datagram of notices: at most 8 kB (`NLMSG_GOODSIZE`, include/linux/netlink.h).
@@ -39,8 +39,7 @@ impl Notices {
     /// # Errors
     /// [`LinkError::File`] when the socket cannot be opened.
     pub fn listen() -> Result<Self, LinkError> {
-        let groups = GROUPS.iter().fold(0, |groups, group| groups | 1 << (*group as u32 - 1));
-        let routes = open(NETLINK_ROUTE, groups).map_err(FileError::of("open", WHAT))?;
+        let routes = open(NETLINK_ROUTE, mask(&GROUPS)).map_err(FileError::of("open", WHAT))?;
         let policies = open(NETLINK_XFRM, 1 << (XFRMNLGRP_POLICY - 1)).ok();
         Ok(Self { routes, policies })
     }
@@ -79,17 +78,8 @@ async fn receive(socket: Option<&TokioSocket>, bytes: &mut Vec<u8>) -> io::Resul
     }
 }
 
-fn is_any_of_others(mut bytes: &[u8]) -> bool {
-    while let Ok(notice) = NetlinkBuffer::new_checked(bytes) {
-        let length = notice.length() as usize;
-        let is_own =
-            NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).is_ok_and(|notice| is_own(&notice));
-        if !is_own {
-            return true;
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    false
+fn is_any_of_others(bytes: &[u8]) -> bool {
+    messages(bytes).any(|notice| !notice.is_ok_and(|notice| is_own(&notice)))
 }
 
 /// Returns whether a notice concerns a pod's link, the tunnel and its addresses, or one of the
