@@ -53,6 +53,14 @@ pub struct Device {
     pub port_of: Option<u32>,
 }
 
+impl Device {
+    /// Returns whether it is another link of the node than loopback and those that the agent or the
+    /// plugin made.
+    pub fn is_foreign(&self) -> bool {
+        !self.loopback && !is_own_device(&self.name)
+    }
+}
+
 /// Header that precedes the IP header of a device's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinkHeader {
@@ -175,9 +183,10 @@ impl Host {
     /// Returns the other devices that the host may forward for: those that are up and are neither
     /// loopback, nor the agent's or the plugin's, nor `uplinks`.
     pub fn other_devices(&self, uplinks: &BTreeSet<String>) -> Vec<String> {
-        let others = self.devices.values().filter(|device| {
-            device.up && !device.loopback && !is_own_device(&device.name) && !uplinks.contains(&device.name)
-        });
+        let others = self
+            .devices
+            .values()
+            .filter(|device| device.up && device.is_foreign() && !uplinks.contains(&device.name));
         others.map(|device| device.name.clone()).collect()
     }
 

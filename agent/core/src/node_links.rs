@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 use wildmatch::WildMatch;
 
-use crate::host::{Device, DeviceKind, ForeignRoute, Host, LinkHeader, is_own_device};
+use crate::host::{Device, DeviceKind, ForeignRoute, Host, LinkHeader};
 use crate::model::{Node, NodeLink, Role};
 
 /// Longest name of a link, in bytes: `IFNAMSIZ` without the final zero.
@@ -140,8 +140,7 @@ impl<'a> View<'a> {
     fn role(&self, device: &Device) -> Option<Role> {
         let index = &device.index;
         let matches = |patterns: &[LinkPattern]| patterns.iter().any(|pattern| pattern.matches(&device.name));
-        if device.loopback
-            || is_own_device(&device.name)
+        if !device.is_foreign()
             || device.port_of.is_some()
             || device.link_header == LinkHeader::Other
             || matches(&self.rules.excluded)

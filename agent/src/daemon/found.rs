@@ -1,10 +1,11 @@
 //! Finds which part of the desired state the kernel holds.
 
-use podwire_common::names::{VXLAN_DEVICE, programs};
+use podwire_common::names::VXLAN_DEVICE;
 use podwire_core::host::{Device, Host};
-use podwire_core::slice::{Hooks, Link, Programs, Slice};
+use podwire_core::slice::{Link, Programs, Slice};
 
 use super::executor::Executor;
+use crate::dataplane::attach::programs_of;
 use crate::error::Error;
 use crate::links::Filter;
 
@@ -120,17 +121,6 @@ impl Executor {
             }
         }
         Ok(displaced)
-    }
-}
-
-/// Returns the ingress program and, if there is one, the egress program.
-pub(super) fn programs_of(hooks: Hooks) -> &'static [&'static str] {
-    match hooks {
-        Hooks::Pod => &[programs::FROM_POD, programs::TO_POD],
-        Hooks::Overlay => &[programs::FROM_OVERLAY, programs::TO_OVERLAY],
-        Hooks::Uplink => &[programs::FROM_UPLINK, programs::TO_UPLINK],
-        Hooks::BareUplink => &[programs::FROM_BARE_UPLINK, programs::TO_BARE_UPLINK],
-        Hooks::Inner => &[programs::FROM_UPLINK],
     }
 }
 

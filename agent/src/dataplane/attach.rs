@@ -57,10 +57,17 @@ pub enum UplinkXdp {
     Native,
 }
 
-const POD: [(&str, Direction); 2] =
-    [(programs::FROM_POD, Direction::Ingress), (programs::TO_POD, Direction::Egress)];
-const OVERLAY: [(&str, Direction); 2] =
-    [(programs::FROM_OVERLAY, Direction::Ingress), (programs::TO_OVERLAY, Direction::Egress)];
+/// Returns the ingress program of hooks and, if there is one, the egress program.
+pub fn programs_of(hooks: Hooks) -> &'static [&'static str] {
+    match hooks {
+        Hooks::Pod => &[programs::FROM_POD, programs::TO_POD],
+        Hooks::Overlay => &[programs::FROM_OVERLAY, programs::TO_OVERLAY],
+        Hooks::Uplink => &[programs::FROM_UPLINK, programs::TO_UPLINK],
+        Hooks::BareUplink => &[programs::FROM_BARE_UPLINK, programs::TO_BARE_UPLINK],
+        Hooks::Inner => &[programs::FROM_UPLINK],
+    }
+}
+
 impl Dataplane {
     /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth pair. Replaces the
     /// programs that are there.
@@ -68,7 +75,7 @@ impl Dataplane {
     /// # Errors
     /// [`DataplaneError::Attach`].
     pub fn attach_pod(&mut self, interface: &str) -> Result<(), DataplaneError> {
-        POD.iter().try_for_each(|(program, direction)| self.attach_filter(program, interface, *direction))
+        self.attach_hooks(Hooks::Pod, interface, UplinkAttachment::Clsact)
     }
 
     /// Detaches `from_pod` and `to_pod` from a device. Does nothing if they or the device do not
@@ -83,7 +90,7 @@ impl Dataplane {
     /// # Errors
     /// [`DataplaneError::Attach`].
     pub fn attach_overlay(&mut self, interface: &str) -> Result<(), DataplaneError> {
-        OVERLAY.iter().try_for_each(|(program, direction)| self.attach_filter(program, interface, *direction))
+        self.attach_hooks(Hooks::Overlay, interface, UplinkAttachment::Clsact)
     }
 
     /// Attaches `from_uplink` to a link of the host, and `to_uplink` unless the link is an inner
@@ -104,17 +111,9 @@ impl Dataplane {
         xdp: Option<UplinkXdp>,
     ) -> Result<(), DataplaneError> {
         self.name_links_of(index, interface)?;
-        let (ingress, egress) = match hooks {
-            Hooks::BareUplink => (programs::FROM_BARE_UPLINK, Some(programs::TO_BARE_UPLINK)),
-            Hooks::Inner => (programs::FROM_UPLINK, None),
-            _ => (programs::FROM_UPLINK, Some(programs::TO_UPLINK)),
-        };
-        self.attach_to_link(ingress, interface, Direction::Ingress, how)?;
-        if let Some(program) = egress {
-            self.attach_to_link(program, interface, Direction::Egress, how)?;
-        }
+        self.attach_hooks(hooks, interface, how)?;
         for program in programs::UPLINK_LINKS {
-            if program != ingress && Some(program) != egress && program != programs::UPLINK_XDP {
+            if program != programs::UPLINK_XDP && !programs_of(hooks).contains(&program) {
                 self.detach(program, interface)?;
             }
         }
@@ -153,17 +152,19 @@ impl Dataplane {
         self.detach_others(concerned, &programs::UPLINK_LINKS, &places, "no longer needed on its device")
     }
 
-    fn attach_to_link(
+    fn attach_hooks(
         &mut self,
-        program: &'static str,
+        hooks: Hooks,
         interface: &str,
-        direction: Direction,
         how: UplinkAttachment,
     ) -> Result<(), DataplaneError> {
-        match how {
-            UplinkAttachment::Tcx => self.attach_tcx(program, interface, direction),
-            UplinkAttachment::Clsact => self.attach_filter(program, interface, direction),
+        for (program, direction) in programs_of(hooks).iter().zip([Direction::Ingress, Direction::Egress]) {
+            match how {
+                UplinkAttachment::Tcx => self.attach_tcx(program, interface, direction)?,
+                UplinkAttachment::Clsact => self.attach_filter(program, interface, direction)?,
+            }
         }
+        Ok(())
     }
 
     fn attach_filter(

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use podwire_core::host::{Device, DeviceKind, Host, is_own_device};
+use podwire_core::host::{Device, DeviceKind, Host};
 use podwire_core::model::{Model, Node, NodeLink, Path, Role, Roleless};
 use podwire_core::node_links::node_links;
 use podwire_core::slice::{Hooks, Programs};
@@ -88,11 +88,11 @@ impl Upkeep {
     }
 
     fn has_programs(&self, state: &State, link: &NodeLink) -> bool {
-        self.attached.get(&link.index).is_some_and(|attached| *attached == programs_of(state, link))
+        self.attached.get(&link.index).is_some_and(|attached| *attached == wanted_programs(state, link))
     }
 
     async fn attach_link(&mut self, state: &mut State, link: &NodeLink) -> Result<(), Error> {
-        let (programs, xdp) = programs_of(state, link);
+        let (programs, xdp) = wanted_programs(state, link);
         if self.uplink_attachment == UplinkAttachment::Clsact {
             if !make_room(state, programs.hooks, link.index, &link.name).await? {
                 return Ok(());
@@ -124,7 +124,7 @@ impl Upkeep {
             let is_due = |index: &u32| lost.contains(index) || !self.has_looked_for_filters;
             for (index, device) in host.devices.iter().filter(|(index, _)| !has_role(index) && is_due(index))
             {
-                if !is_own_device(&device.name) && !device.loopback {
+                if device.is_foreign() {
                     link_filters::remove(&state.executor.links, *index, &device.name, &before).await?;
                 }
             }
@@ -142,7 +142,7 @@ impl Upkeep {
 }
 
 /// Returns the programs that a link should have.
-fn programs_of(state: &State, link: &NodeLink) -> (Programs, UplinkXdp) {
+fn wanted_programs(state: &State, link: &NodeLink) -> (Programs, UplinkXdp) {
     let xdp = match link.role {
         Role::Uplink if !link.is_bare => state.config.uplink_xdp,
         _ => UplinkXdp::Off,
@@ -177,10 +177,7 @@ fn links_to_nodes(model: &Model, host: &Host) -> BTreeSet<u32> {
 fn without_role(host: &Host, links: &[NodeLink]) -> BTreeMap<u32, Roleless> {
     let has_role: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
     let others = host.devices.values().filter(|device| {
-        !device.loopback
-            && device.port_of.is_none()
-            && !is_own_device(&device.name)
-            && !has_role.contains(&device.index)
+        device.is_foreign() && device.port_of.is_none() && !has_role.contains(&device.index)
     });
     let is_sink = |device: &Device| device.kind == DeviceKind::Dummy;
     others.map(|device| (device.index, Roleless { mtu: device.mtu, is_sink: is_sink(device) })).collect()
