@@ -21,6 +21,11 @@ impl<K, V> Change<K, V> {
         Self { key, before: None, now: Some(now) }
     }
 
+    /// Returns whether the change adds an entry that was not there.
+    pub fn is_addition(&self) -> bool {
+        self.before.is_none() && self.now.is_some()
+    }
+
     /// Returns whether the change removes the entry.
     pub fn is_removal(&self) -> bool {
         self.now.is_none()

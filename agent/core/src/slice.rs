@@ -213,6 +213,13 @@ macro_rules! tables_of_agent {
                 }
             }
 
+            /// Returns whether the change adds an entry that was not there.
+            pub fn is_addition(&self) -> bool {
+                match self {
+                    $(Self::$variant(change) => change.is_addition(),)*
+                }
+            }
+
             /// Returns the table of the entry.
             pub fn table(&self) -> Table {
                 match self {

@@ -226,21 +226,13 @@ impl Maps {
     }
 
     fn count(&self, change: &TableChange) {
-        macro_rules! count_entry {
-            ($($owner:ident {
-                $(#[doc = $doc:literal])+
-                $name:ident, $field:ident, $variant:ident: $kind:ident<$key:ty, $value:ty>, $($sizes_and_rank:tt)*
-            })*) => {
-                match change { $(
-                    TableChange::$variant(Change { before, now, .. }) => {
-                        (&self.entries[Table::$variant as usize], before.is_some(), now.is_some())
-                    }
-                )* }
-            };
-        }
-        let (entries, was, is) = podwire_common::agent_tables!(count_entry);
+        let entries = &self.entries[change.table() as usize];
         let before = entries.load(Ordering::Relaxed);
-        entries.store((before + usize::from(is)).saturating_sub(usize::from(was)), Ordering::Relaxed);
+        if change.is_addition() {
+            entries.store(before + 1, Ordering::Relaxed);
+        } else if change.is_removal() {
+            entries.store(before.saturating_sub(1), Ordering::Relaxed);
+        }
     }
 
     fn write(&mut self, change: &TableChange) -> Result<()> {
