@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::oci::{File, Image};
+use crate::archive::File;
+use crate::oci::Image;
 
 /// The image's name in manifests, without the tag.
 pub const REPOSITORY: &str = "podwire/podwire";

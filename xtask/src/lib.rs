@@ -4,6 +4,7 @@
 //! The library also makes the image and the manifests for a cluster.
 
 pub mod api_server;
+pub mod archive;
 pub mod envtest;
 pub mod image;
 pub mod lab;

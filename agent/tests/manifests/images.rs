@@ -6,7 +6,8 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use xtask::oci::{File, Image};
+use xtask::archive::File;
+use xtask::oci::Image;
 use xtask::{image, manifests};
 
 use crate::documents::{self, containers};

@@ -10,7 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use xtask::oci::{File, Image};
+use xtask::archive::File;
+use xtask::oci::Image;
 
 use crate::containerd;
 
