@@ -9,4 +9,5 @@ pub mod envtest;
 pub mod image;
 pub mod lab;
 pub mod manifests;
+pub mod matrix;
 pub mod oci;

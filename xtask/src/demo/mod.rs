@@ -1,12 +1,12 @@
 //! `cargo xtask demo`: Podwire's main job on one machine, without a cluster.
 
-mod matrix;
 mod throughput;
 
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 use xtask::lab::{self, Lab, Mode, Node, Pod};
+use xtask::matrix;
 
 use crate::{build, run};
 

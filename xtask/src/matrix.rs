@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use tabled::builder::Builder;
 use tabled::settings::Style;
-use xtask::lab::{Lab, Ns, Pod, traffic};
+
+use crate::lab::{Lab, Ns, Pod, traffic};
 
 const PORT: u16 = 8080;
 /// Enough bytes for large segments.
@@ -31,7 +32,10 @@ enum Cell {
 }
 
 /// Prints the matrix, and returns the number of wrong cells.
-pub(crate) fn show(lab: &Lab, pods: &[Pod]) -> Result<usize> {
+///
+/// # Errors
+/// None: a failure is the text of its cell.
+pub fn show(lab: &Lab, pods: &[Pod]) -> Result<usize> {
     let places = places(lab, pods);
     let mut table = Builder::default();
     table.push_record([String::new()].into_iter().chain(places.iter().map(|to| to.name.clone())));
