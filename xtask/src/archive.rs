@@ -63,7 +63,7 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
 /// takes a quarter of the time.
 ///
 /// # Errors
-/// None that memory can have.
+/// None in practice: writing to memory does not fail.
 pub fn compressed(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
     std::io::Write::write_all(&mut encoder, bytes)?;

@@ -23,7 +23,7 @@ pub(crate) const EARLIER_LAYOUT: &str = "earlier-layout";
 const EARLIER_AGENT: &str = "target/earlier-layout/podwire";
 /// The largest size of the plugin, in bytes. The runtime executes the plugin for every pod, so it
 /// must stay small.
-const PLUGIN_LIMIT: u64 = 3 << 20;
+const PLUGIN_LIMIT: usize = 3 << 20;
 
 /// Builds the object and the two shipped binaries: release profile, static, no dependency on system
 /// libraries.
@@ -53,9 +53,11 @@ pub(crate) fn release_with(toolchain: &Toolchain) -> Result<PathBuf> {
     let target = host_target()?;
     let mut command =
         run::cargo(&["build", "--release", "-p", "podwire", "-p", "podwire-cni", "--target", &target]);
-    // With an explicit target, cargo does not pass the flag to build scripts and macros. They
+    // With an explicit target, cargo does not pass the flags to build scripts and macros. They
     // cannot be static.
-    command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let mut flags = run::path_flags(&run::target_dir());
+    flags.push("-Ctarget-feature=+crt-static".to_owned());
+    run::set_flags(&mut command, &flags);
     run::step("cargo build --release (podwire, podwire-cni, static)", || run::visibly(&mut command))?;
     Ok(run::target_dir().join(&target).join("release"))
 }
@@ -79,8 +81,8 @@ pub(crate) fn object_with(toolchain: &Toolchain, feature: &str) -> Result<PathBu
     let folder = run::root().join(format!("target/bpf-build{suffix}"));
     let object = run::root().join(format!("{OBJECT}{suffix}"));
     run::step(&format!("cargo build the BPF object{what}"), || {
-        let mut command = toolchain.cargo_build();
-        command.args(["--package", "podwire-ebpf", "--features", feature, "--target-dir"]).arg(&folder);
+        let mut command = toolchain.cargo_build(&folder);
+        command.args(["--package", "podwire-ebpf", "--features", feature]);
         run::visibly(&mut command)
     })?;
     let built = folder.join(TARGET).join("release/podwire-ebpf");
@@ -146,10 +148,17 @@ fn host_target() -> Result<String> {
     Ok(printed.trim().to_owned())
 }
 
-fn size(file: &Path) -> Result<u64> {
-    Ok(fs::metadata(file).with_context(|| format!("look at {}", file.display()))?.len())
+/// Returns the version of the compiler of the binaries, as one line.
+pub(crate) fn compiler_version() -> Result<String> {
+    run::captured(std::process::Command::new("rustc").arg("--version"))
 }
 
-fn size_text(bytes: u64) -> String {
+fn size(file: &Path) -> Result<usize> {
+    let bytes = fs::metadata(file).with_context(|| format!("look at {}", file.display()))?.len();
+    Ok(usize::try_from(bytes)?)
+}
+
+/// Returns a size for people to read.
+pub(crate) fn size_text(bytes: usize) -> String {
     format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -1,6 +1,7 @@
-//! `cargo xtask check`: formatting, lints, layer rules, documents.
+//! `cargo xtask check`: formatting, lints, layer rules, documents, licences.
 
 use anyhow::Result;
+use xtask::licences;
 
 use crate::toolchain::Toolchain;
 use crate::{build, documents, layers, run};
@@ -13,6 +14,7 @@ pub(crate) fn run() -> Result<()> {
     run::step("cargo fmt --check", || run::visibly(&mut run::cargo(&["fmt", "--all", "--check"])))?;
     run::step("layer rules", layers::check)?;
     run::step("documents", documents::check)?;
+    run::step("licences", licences::check)?;
     run::step("cargo clippy", || {
         run::visibly(&mut run::cargo(&["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"]))
     })?;

@@ -1,4 +1,4 @@
-//! Podwire's own image. It contains the two static binaries and their licences only.
+//! Podwire's own image. It contains the two static binaries and the licences, and nothing else.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::archive::File;
+use crate::licences;
 use crate::oci::Image;
 
 /// The image's name in manifests, without the tag.
@@ -17,23 +18,34 @@ pub const TAG: &str = env!("CARGO_PKG_VERSION");
 /// name.
 const REGISTRY: &str = "docker.io";
 
-const LICENCES: [(&str, &str); 2] = [
-    ("licenses/LICENSE", include_str!("../../LICENSE")),
-    ("licenses/LICENSE-GPL-2.0", include_str!("../../LICENSE-GPL-2.0")),
-];
+/// The names of the shipped binaries.
+pub const BINARIES: [&str; 2] = ["podwire", "podwire-cni"];
+
+/// Returns the licences that go with the binaries, by file name.
+///
+/// # Errors
+/// Those of [`licences::third_party`].
+pub fn licence_texts() -> Result<BTreeMap<&'static str, String>> {
+    Ok(BTreeMap::from([
+        ("LICENSE", include_str!("../../LICENSE").to_owned()),
+        ("LICENSE-GPL-2.0", include_str!("../../LICENSE-GPL-2.0").to_owned()),
+        ("THIRD-PARTY-LICENSES", licences::third_party()?),
+    ]))
+}
 
 /// Makes the image from `podwire` and `podwire-cni` in a folder. Both must be static.
 ///
 /// # Errors
-/// When one of the two cannot be read.
+/// When one of the two cannot be read, and those of [`licence_texts`].
 pub fn image(binaries: &Path) -> Result<Image> {
     let mut files = BTreeMap::new();
-    for name in ["podwire", "podwire-cni"] {
+    for name in BINARIES {
         let path = binaries.join(name);
         let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         files.insert(name.to_owned(), File::program(content));
     }
-    files.extend(LICENCES.map(|(path, text)| (path.to_owned(), File::text(text))));
+    let licences = licence_texts()?;
+    files.extend(licences.into_iter().map(|(name, text)| (format!("licenses/{name}"), File::text(text))));
     let config = json!({
         "Entrypoint": ["/podwire"],
         "Labels": {

@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn banned_crate_of_the_plugin_is_named_for_each_of_its_parts() {
         let tree =
-            "podwire-cni v0.1.0 (/x)\nserde v1.0.0\ntokio v1.54.0\ntokio-util v0.7.0\nayatollah v1.0.0\n";
+            "podwire-cni v0.2.0 (/x)\nserde v1.0.0\ntokio v1.54.0\ntokio-util v0.7.0\nayatollah v1.0.0\n";
         assert_eq!(plugin_violations(tree).len(), 2);
     }
 }

@@ -8,6 +8,7 @@ pub mod archive;
 pub mod envtest;
 pub mod image;
 pub mod lab;
+pub mod licences;
 pub mod manifests;
 pub mod matrix;
 pub mod oci;

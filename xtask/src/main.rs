@@ -1,4 +1,4 @@
-//! `cargo xtask …`: set-up, builds, checks, tests, demonstration and measurements.
+//! `cargo xtask …`: set-up, builds, checks, tests, demonstration, measurements and releases.
 
 mod bench;
 mod build;
@@ -8,6 +8,7 @@ mod documents;
 mod kernels;
 mod layers;
 mod packages;
+mod release;
 mod run;
 mod setup;
 mod tables;
@@ -43,6 +44,15 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
     },
+    /// Build what a release consists of: image, binaries, manifests, chart, checksums.
+    ///
+    /// The same source and compilers give the same bytes. `docs/releasing.md` has the steps of a
+    /// release.
+    Release {
+        /// Folder to write; it must be empty or absent.
+        #[arg(long, value_name = "FOLDER")]
+        output: PathBuf,
+    },
     /// Write the manifests and the chart's list of options.
     ///
     /// The manifests, `manifests/podwire.yaml` and `manifests/uninstall.yaml`, come from the chart;
@@ -58,7 +68,7 @@ enum Command {
     ///
     /// The figures are latency, throughput and cost.
     Bench(bench::Options),
-    /// Check formatting, lints and the layer rules.
+    /// Check formatting, lints, layer rules, documents and licences.
     Check,
     /// Run `check`, then every test. Needs root.
     Test(test::Options),
@@ -82,6 +92,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Setup => setup::everything().map(|_| ()),
         Command::Build => build::release(),
         Command::Image { output } => build::image(&output),
+        Command::Release { output } => release::make(&output),
         Command::Manifests => write_manifests::run(),
         Command::Tables => tables::write(),
         Command::Demo(options) => demo::run(&options),

@@ -11,8 +11,7 @@ const OWN_PACKAGE: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
 
 /// Returns the folder of the repository.
 pub(crate) fn root() -> &'static Path {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package.parent().unwrap_or(package)
+    xtask::manifests::root()
 }
 
 /// Returns the folder of cargo's builds for the host: `CARGO_TARGET_DIR` if it is set, else
@@ -34,6 +33,26 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
         }
     }
     command
+}
+
+/// Returns compiler flags that replace this machine's folders in what the compiler writes: panic
+/// messages and debug information hold the paths of source files. So a build does not depend on
+/// where the checkout, the build folder and cargo's registry lie.
+///
+/// `builds` is the build's target folder.
+pub(crate) fn path_flags(builds: &Path) -> Vec<String> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    // Where two folders match, the last one counts.
+    let folders =
+        [(home.as_deref(), "/cargo"), (Some(root()), "/podwire"), (Some(builds), "/podwire/target")];
+    let known = folders.into_iter().filter_map(|(folder, name)| Some((folder?, name)));
+    known.map(|(folder, name)| format!("--remap-path-prefix={}={name}", folder.display())).collect()
+}
+
+/// Sets the compiler's flags of a cargo command; they may contain spaces.
+pub(crate) fn set_flags(command: &mut Command, flags: &[String]) {
+    command.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
 }
 
 /// Runs a step that may take long. Prints its name before, and its duration after.

@@ -2,7 +2,7 @@
 //! library.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -60,9 +60,9 @@ impl Toolchain {
         Ok(Self { compiler: Compiler::Debian, linker })
     }
 
-    /// Returns a `cargo build` command for the object. The caller adds the package and the target
-    /// folder.
-    pub(crate) fn cargo_build(&self) -> Command {
+    /// Returns a `cargo build` command for the object, with this target folder. The caller adds the
+    /// package.
+    pub(crate) fn cargo_build(&self, builds: &Path) -> Command {
         let mut command = match self.compiler {
             Compiler::Nightly => {
                 let mut command = Command::new("rustup");
@@ -79,15 +79,11 @@ impl Toolchain {
         };
         // The last flag turns off an LLVM option that the linker sets by default: to expand copies
         // in order. With that option, LLVM fills every zeroed value through a call, byte by byte.
-        let flags = format!(
-            "-C debuginfo=2 -C linker={} -C link-arg=--btf -C link-arg=--disable-expand-memcpy-in-order",
-            self.linker.display()
-        );
-        command
-            .current_dir(run::root())
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env("RUSTFLAGS", flags)
-            .args(["--release", "--target", TARGET]);
+        let mut flags = run::path_flags(builds);
+        flags.extend(["-Cdebuginfo=2".to_owned(), format!("-Clinker={}", self.linker.display())]);
+        flags.extend(["-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order"].map(str::to_owned));
+        run::set_flags(&mut command, &flags);
+        command.current_dir(run::root()).args(["--release", "--target", TARGET, "--target-dir"]).arg(builds);
         command
     }
 

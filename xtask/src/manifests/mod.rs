@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -117,7 +118,13 @@ pub fn chart() -> PathBuf {
 }
 
 /// Returns the folder of the repository.
+///
+/// `cargo run` says where this package lies now; the compiler said where it lay. They differ after
+/// a checkout was moved or copied with its builds.
 pub fn root() -> &'static Path {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package.parent().unwrap_or(package)
+    static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let now = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        now.filter(|folder| folder.ends_with("xtask")).unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into())
+    });
+    PACKAGE.parent().unwrap_or(&PACKAGE)
 }
