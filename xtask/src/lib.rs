@@ -12,3 +12,5 @@ pub mod licences;
 pub mod manifests;
 pub mod matrix;
 pub mod oci;
+pub mod picture;
+pub mod transcripts;

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod docs;
 mod documents;
 mod kernels;
 mod layers;
@@ -58,8 +59,8 @@ enum Command {
     /// The manifests, `manifests/podwire.yaml` and `manifests/uninstall.yaml`, come from the chart;
     /// the list comes from the agent's help.
     Manifests,
-    /// Write the table "Maps" of `ARCHITECTURE.md` from the rows of `common/src/tables.rs`.
-    Tables,
+    /// Write the documents' picture, table of maps and output of commands. Needs root.
+    Docs,
     /// Show who reaches whom, how fast, and from which address. Needs root.
     ///
     /// The demonstration has two nodes, four pods and a world on this machine.
@@ -94,7 +95,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Image { output } => build::image(&output),
         Command::Release { output } => release::make(&output),
         Command::Manifests => write_manifests::run(),
-        Command::Tables => tables::write(),
+        Command::Docs => docs::write(),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Check => check::run(),

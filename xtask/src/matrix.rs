@@ -31,11 +31,8 @@ enum Cell {
     Failed(String),
 }
 
-/// Prints the matrix, and returns the number of wrong cells.
-///
-/// # Errors
-/// None: a failure is the text of its cell.
-pub fn show(lab: &Lab, pods: &[Pod]) -> Result<usize> {
+/// Probes every pair of places. Returns the table of the results, and a line for each wrong cell.
+pub fn table(lab: &Lab, pods: &[Pod]) -> (String, Vec<String>) {
     let places = places(lab, pods);
     let mut table = Builder::default();
     table.push_record([String::new()].into_iter().chain(places.iter().map(|to| to.name.clone())));
@@ -49,14 +46,7 @@ pub fn show(lab: &Lab, pods: &[Pod]) -> Result<usize> {
             );
         }
     }
-    println!(
-        "\nFrom each row to each column: round-trip time of a ping; TCP, UDP and ICMP each; NAT if the server saw another address"
-    );
-    println!("{}", table.build().with(Style::rounded()));
-    for complaint in &wrong {
-        println!("WRONG {complaint}");
-    }
-    Ok(wrong.len())
+    (format!("{}\n", table.build().with(Style::rounded())), wrong)
 }
 
 fn places<'a>(lab: &'a Lab, pods: &'a [Pod]) -> Vec<Place<'a>> {

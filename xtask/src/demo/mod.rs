@@ -90,10 +90,18 @@ impl Stage {
 
     /// Prints all results, and returns the number of wrong cells.
     fn show(&self) -> Result<usize> {
-        let wrong = matrix::show(&self.lab, &self.pods)?;
+        let (table, wrong) =
+            run::step("ping, TCP and UDP between all of them", || Ok(matrix::table(&self.lab, &self.pods)))?;
+        println!(
+            "\nFrom each row to each column: round-trip time of a ping; TCP, UDP and ICMP each; NAT if the server saw another address"
+        );
+        print!("{table}");
+        for complaint in &wrong {
+            println!("WRONG {complaint}");
+        }
         throughput::show(&self.lab, &self.pods)?;
         self.show_endpoints(self.lab.node(0))?;
-        Ok(wrong)
+        Ok(wrong.len())
     }
 
     fn show_endpoints(&self, node: &Node) -> Result<()> {

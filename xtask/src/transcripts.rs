@@ -1,0 +1,193 @@
+//! What commands print, as the documents show it: each is run in a lab of two nodes.
+//!
+//! A document has a place for each: the line `<!-- cargo xtask docs: NAME -->`, then an indented
+//! block.
+
+use std::fs;
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use podwire_common::names::maps;
+use serde_json::json;
+
+use crate::lab::traffic::{self, Route};
+use crate::lab::{Lab, Node, Pod};
+use crate::manifests::root;
+use crate::matrix;
+
+/// The usual folder of pins. The documents show it in place of the lab's.
+const PINS: &str = "/sys/fs/bpf/podwire";
+/// An address of a service, and its port.
+const SERVICE: (&str, u16) = ("10.96.0.10", 80);
+const SERVER_PORT: u16 = 8080;
+
+/// The printed text of one place.
+pub struct Transcript {
+    /// The document's path in the repository.
+    pub document: &'static str,
+    /// The name of the place.
+    pub name: &'static str,
+    /// The command after `# `, where there is one, and what it printed.
+    pub text: String,
+}
+
+/// Runs all commands in a lab.
+///
+/// # Errors
+/// When the lab cannot be built, or a command fails.
+pub fn record() -> Result<Vec<Transcript>> {
+    let lab = Lab::builder().node_file().build()?;
+    let (node, other) = (lab.node(0), lab.node(1));
+    let ports = json!({
+        "portMappings": [{ "hostPort": 9088, "containerPort": SERVER_PORT, "protocol": "tcp" }],
+        "bandwidth": { "ingressRate": 50_000_000, "ingressBurst": 1_000_000 },
+    });
+    let pods =
+        [node.add_pod_with("a", &ports)?, node.add_pod("b")?, other.add_pod("c")?, other.add_pod("d")?];
+    let (table, wrong) = matrix::table(&lab, &pods);
+    ensure!(wrong.is_empty(), "the matrix is wrong: {}", wrong.join("; "));
+    make_traffic(node, &pods)?;
+
+    let inspect = |name, command: &[&str]| -> Result<Transcript> {
+        Ok(Transcript { document: "docs/inspect.md", name, text: run(node, command)? })
+    };
+    let pin = |map: &str| node.bpf_dir().join(map).to_string_lossy().into_owned();
+    let dump = |map| inspect(map, &["bpftool", "map", "dump", "pinned", &pin(map)]);
+    let lookup = |map, key: &str| {
+        let pin = pin(map);
+        let command: Vec<&str> =
+            ["bpftool", "map", "lookup", "pinned", &pin, "key"].into_iter().chain(key.split(' ')).collect();
+        inspect(map, &command)
+    };
+    Ok(vec![
+        Transcript { document: "README.md", name: "demo", text: table },
+        dump(maps::ENDPOINTS)?,
+        lookup(maps::NODES, &format!("128 0 0 0 0 0 0 0 0 0 0 0 0 0 255 255 {}", spaced(other)))?,
+        dump(maps::FRONTENDS)?,
+        dump(maps::STACK_FLOWS)?,
+        lookup(maps::DROPS, "7 0 0 0")?,
+        inspect("qdisc", &["tc", "-s", "qdisc", "show", "dev", pods[0].host_interface()])?,
+    ])
+}
+
+/// Returns the document with the text in its place.
+///
+/// # Errors
+/// When the document has no such place.
+pub fn renewed(document: &str, transcript: &Transcript) -> Result<String> {
+    let (before, _, after) = place(document, transcript.name)
+        .with_context(|| format!("{} has no place {}", transcript.document, transcript.name))?;
+    // An empty line would end the block.
+    let lines = transcript.text.lines().filter(|line| !line.trim().is_empty());
+    let lines = lines.map(|line| format!("    {}\n", line.trim_end()));
+    Ok(format!("{before}{}{after}", lines.collect::<String>()))
+}
+
+/// Returns why the document's text is stale: its words are not those of the transcript. Numbers may
+/// differ.
+///
+/// # Errors
+/// When the document cannot be read or has no such place.
+pub fn fault(transcript: &Transcript) -> Result<Option<String>> {
+    let path = root().join(transcript.document);
+    let document = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let (_, shown, _) = place(&document, transcript.name)
+        .with_context(|| format!("{} has no place {}", transcript.document, transcript.name))?;
+    let is_fresh = shape(shown) == shape(&transcript.text);
+    Ok((!is_fresh).then(|| {
+        format!(
+            "{}: the output {} is stale: run `cargo xtask docs`. Now it is\n{}",
+            transcript.document, transcript.name, transcript.text
+        )
+    }))
+}
+
+fn make_traffic(node: &Node, pods: &[Pod; 4]) -> Result<()> {
+    let [first, _, far, _] = pods;
+    let (address, port) = SERVICE;
+    let port_text = port.to_string();
+    let backend = format!("{}:{SERVER_PORT}", far.address());
+    let rule = ["iptables", "-w", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", address, "--dport"];
+    let target = [&*port_text, "-j", "DNAT", "--to-destination", &backend];
+    node.exec(&rule.into_iter().chain(target).collect::<Vec<_>>())?;
+    let route = Route {
+        destination: (address.parse::<IpAddr>()?, port).into(),
+        listen: (far.address(), SERVER_PORT).into(),
+    };
+    traffic::tcp_exchange_on(first, far, route, 4096)?;
+    // Its answer never comes: the programs drop broadcasts.
+    first.output(&["ping", "-b", "-c2", "-i0.2", "-W1", "255.255.255.255"])?;
+    Ok(())
+}
+
+/// Runs a command on the node. Returns it and its output, as a terminal shows them.
+fn run(node: &Node, command: &[&str]) -> Result<String> {
+    let printed = node.exec(command)?;
+    let shown = command.join(" ").replace(&node.bpf_dir().to_string_lossy().into_owned(), PINS);
+    Ok(format!("# {shown}\n{printed}"))
+}
+
+fn spaced(node: &Node) -> String {
+    node.address().to_string().replace('.', " ")
+}
+
+/// Splits a document into what stands before a place's block, the block, and the rest.
+fn place<'a>(document: &'a str, name: &str) -> Option<(&'a str, &'a str, &'a str)> {
+    let mark = format!("<!-- cargo xtask docs: {name} -->\n\n");
+    let begin = document.find(&mark)? + mark.len();
+    let rest = &document[begin..];
+    let block: usize =
+        rest.split_inclusive('\n').take_while(|line| line.starts_with("    ")).map(str::len).sum();
+    Some((&document[..begin], &rest[..block], &rest[block..]))
+}
+
+/// Returns the different lines of a text, without what differs between two runs: numbers, the names
+/// of links, the widths of columns. Lines that come again do not count, as there is a block of them
+/// for each processor or pod.
+fn shape(text: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let words = line.split([' ', ',', '─', ':']).map(|word| {
+            let is_link = word.len() == 14 && word.starts_with("pw");
+            let numbers = word.replace(|letter: char| letter.is_ascii_digit(), "0");
+            if is_link { "pw…".to_owned() } else { squeezed(&numbers) }
+        });
+        let shape = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+        if !shape.is_empty() && !lines.contains(&shape) {
+            lines.push(shape);
+        }
+    }
+    lines
+}
+
+/// Returns the word with one `0` for each row of them.
+fn squeezed(word: &str) -> String {
+    let mut letters: Vec<char> = word.chars().collect();
+    letters.dedup_by(|one, other| *one == '0' && *other == '0');
+    letters.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENT: &str = "Text\n<!-- cargo xtask docs: links -->\n\n    # old\n    1\n\nmore\n";
+
+    #[test]
+    fn a_place_takes_a_new_text() {
+        let transcript = Transcript { document: "a.md", name: "links", text: "# new\n\n2 \n3\n".to_owned() };
+        let renewed = renewed(DOCUMENT, &transcript).unwrap();
+        assert_eq!(renewed, "Text\n<!-- cargo xtask docs: links -->\n\n    # new\n    2\n    3\n\nmore\n");
+        let other = Transcript { name: "pods", ..transcript };
+        assert!(super::renewed(DOCUMENT, &other).is_err());
+    }
+
+    #[test]
+    fn numbers_make_no_output_stale_but_words_do() {
+        let shown = "│ pod a │ 0.039 ms NAT │\n├──────┤\n\"bytes\": [1,22,255\n]\npw44ac1a02f855 sent 7";
+        let same = "│ pod a   │ 12.4 ms NAT │\n├─┤\n\"bytes\": [3,4,5\n]\n]\npw0123456789ab sent 70";
+        assert_eq!(shape(shown), shape(same));
+        assert_ne!(shape(shown), shape(&same.replace("sent", "dropped")));
+        assert_ne!(shape(shown), shape(&same.replace(" NAT", "")));
+    }
+}
