@@ -1,11 +1,20 @@
-//! What a packet costs each program, in nanoseconds by the kernel's own statistics. Prints one JSON list, which `cargo xtask bench programs`
-//! shows as a table.
+//! Measures the cost of a packet in each program, in nanoseconds, with the kernel's own statistics.
+//! Prints one JSON list. `cargo xtask bench programs` shows it as a table.
 //!
-//! `cargo bench --profile dev -p podwire --bench programs [-- --runs 1000000 --cpu 1 --only from_pod]`, as root: what is measured runs in the
-//! kernel, however this program is compiled. Each packet is sent by a system call of its own, so that each begins from the same bytes and
-//! the same maps; what a first packet leaves behind is removed before the next. Of packets whose flow is known, one in a part of a second is
-//! judged anew, as it is on a node. The statistics read the clock twice for each packet, which is part of every figure: the program `empty`,
-//! which does nothing, shows how much.
+//! Run it as root. The profile does not matter, because the measured programs run in the kernel:
+//!
+//! ```text
+//! cargo bench --profile dev -p podwire --bench programs
+//!     [-- --runs 1000000 --cpu 1 --only from_pod]
+//! ```
+//!
+//! A separate system call sends each packet, so each packet begins with the same bytes and the same
+//! maps. Before the benchmark sends the next packet, it removes the entries that a first packet has
+//! added. The entry of a known flow gets too old after a part of a second. Then the program judges
+//! one packet of the flow again, as it does on a node.
+//!
+//! The statistics read the clock twice for each packet. Every figure includes this time. The figure
+//! of the program `empty`, which does nothing, shows how much it is.
 
 #[path = "../tests/prog/counting.rs"]
 mod counting;
@@ -38,7 +47,7 @@ use counting::{Calls, Counts};
 use fixture::Fixture;
 use kind::{Kind, Link};
 
-/// A figure is the median of so many.
+/// Number of blocks of packets. A figure is the median of its blocks.
 const BLOCKS: usize = 11;
 
 #[derive(clap::Parser)]
@@ -49,7 +58,7 @@ struct Options {
     /// The CPU that everything runs on.
     #[arg(long, default_value_t = 0)]
     cpu: usize,
-    /// Only kinds whose program and name, with a colon between, contain this.
+    /// Measure only the kinds with this text in `program: name`.
     #[arg(long, default_value = "")]
     only: String,
     /// Given by cargo.
@@ -63,15 +72,16 @@ struct Cost {
     kind: String,
     /// Packets.
     runs: usize,
-    /// Of one packet: the median of the blocks, the least and the most.
+    /// Time for one packet: median, smallest and largest figure of the blocks.
     ns: f64,
     ns_least: f64,
     ns_most: f64,
-    /// Of the whole program, as the kernel has translated it: not of the way that this packet takes.
+    /// Instructions of the whole program after the kernel has translated it. A packet runs only a
+    /// part of them.
     instructions: u32,
-    /// Calls for one packet, but for those that the kernel inlines.
+    /// Calls for one packet, except array lookups and tail calls, which the kernel inlines.
     helper_calls: u64,
-    /// Those of them that look for a key in a map.
+    /// The calls among them that look up a key in a map.
     map_lookups: u64,
     calls: Calls,
 }
@@ -79,8 +89,11 @@ struct Cost {
 fn main() -> Result<()> {
     let options = Options::parse();
     let jit = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
-        .context("ask for the compiler of BPF")?;
-    ensure!(jit.trim() != "0", "programs are interpreted here (net.core.bpf_jit_enable is 0)");
+        .context("read whether the kernel compiles BPF programs")?;
+    ensure!(
+        jit.trim() != "0",
+        "the kernel interprets BPF programs here (net.core.bpf_jit_enable is 0): set it to 1"
+    );
     let mut cpus = CpuSet::new();
     cpus.set(options.cpu);
     sched_setaffinity(None, &cpus).with_context(|| format!("stay on CPU {}", options.cpu))?;

@@ -1,8 +1,8 @@
 //! The node's settings from before the agent changed them. `podwire uninstall` restores them.
 //!
-//! Only settings that do not end with a device are here. The agent writes them into the state
-//! folder before it changes them. They are valid until the next boot, because a boot itself undoes
-//! such changes.
+//! The file has only settings that stay after the agent's own devices (pods' links, the tunnel) are
+//! gone. The agent writes them into the state folder before it changes them. They are valid until
+//! the next boot, because a boot itself undoes such changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,8 +26,8 @@ const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 #[serde(deny_unknown_fields)]
 pub struct Before {
     boot: String,
-    /// Earlier values of all kernel switches that change when forwarding is switched on, by path
-    /// below `/proc/sys`. Empty: forwarding was already on.
+    /// Earlier values of the kernel switches that changed when the agent switched forwarding on for
+    /// the node or for one link, by path below `/proc/sys`. Empty: forwarding was already on.
     pub switches: BTreeMap<String, String>,
     /// Devices that had no clsact queueing discipline.
     pub without_clsact: BTreeSet<String>,

@@ -41,8 +41,8 @@ pub fn root(given: Option<&Path>) -> Result<PathBuf, String> {
     }
 }
 
-/// Returns the mount points of type cgroup2 in lines as the kernel prints them (fstab(5): device,
-/// folder, type, options).
+/// Returns the mount points of type cgroup2. `mounts` has one mount per line, in the kernel's
+/// format (fstab(5): device, folder, type, options).
 fn mount_points(mounts: &str) -> impl Iterator<Item = PathBuf> {
     mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);

@@ -42,9 +42,9 @@ impl Claim {
 
     /// Refuses a state folder of another network namespace. Touches nothing.
     ///
-    /// A boot ends all namespaces, so a file of an earlier boot does not count. When a node that is
-    /// a container (kind) restarts, its namespace ends within the boot, and its BPF file system
-    /// too. So if the folder of pins is the same and is empty, the pods are gone, and the check
+    /// A boot ends all namespaces, so a file of an earlier boot does not count. But a node can be a
+    /// container (kind). When it restarts, it loses its namespace and its BPF file system without a
+    /// boot. So if the folder of pins is the same and is empty, the pods are gone, and the check
     /// succeeds.
     ///
     /// # Errors

@@ -29,8 +29,8 @@ const HELD: Held = Held { name: "the socket", option: "--socket or --run-dir" };
 /// Longest time to read a request or to write a reply. The plugin sends its request at once, so a
 /// slower peer is not the plugin.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest time until the daemon answers. It is longer than the plugin waits, so a client that
-/// still waits gets a reply.
+/// Longest time until the daemon answers. The plugin gives up earlier. Any other client that waits
+/// as long gets an error as the reply.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// Largest number of connections open at once. Further requests wait in the socket's queue. A
 /// client that has sent no request loses its connection to a new one.

@@ -1,10 +1,10 @@
-//! All problems that a node can have, by name. Pure.
+//! All problems that a node can have, by name. This module accesses no kernel and no disk.
 //!
 //! The owner of state sets and clears the conditions. `/readyz`, ADD, STATUS and the gauge
 //! `podwire_condition` follow from the severities of the conditions that hold. STATUS also reports
 //! when no address is free. `/readyz?verbose` lists all conditions. No condition affects
-//! `/healthz`: it fails when the owner of state does not answer. A restart of the agent does not
-//! repair the node.
+//! `/healthz`, because a restart of the agent does not repair the node. `/healthz` fails only when
+//! the owner of state does not answer.
 //!
 //! The agent logs a condition when it begins, when its sentence changes, and when it ends.
 
@@ -31,7 +31,8 @@ pub enum Severity {
     Waiting,
     /// ADD is tried and fails; pods have their network.
     AddsFail,
-    /// Runtimes do not know the agent. It serves those that do.
+    /// Runtimes may not know the agent, because it cannot write their network configuration. It
+    /// serves every runtime that calls it.
     Unannounced,
     /// Something works worse than it could, or does not work for some pods, nodes or processes.
     Degraded,
@@ -133,7 +134,8 @@ names! {
     /// The node list has no usable entry for this node, or no longer has one.
     OwnNodeMissing, "own-node-missing", Waiting,
         "check --node-name, and that the cluster gives this node a podCIDR and an InternalIP";
-    /// The agent has not set up the kernel successfully since ADD was last refused.
+    /// A condition made the agent refuse ADD, and the agent has not set up the kernel successfully
+    /// since then.
     NotSetUp, "not-set-up", Waiting, "do what the sentence says; the agent tries again every ten seconds";
     /// The state folder cannot be written, or its disk does not answer.
     StateFolder, "state-folder", AddsFail, "free space on the disk of --state-dir, or repair the disk";
@@ -184,7 +186,7 @@ names! {
     /// The runtime takes another network configuration.
     OtherConfigurationFirst, "other-configuration-first", Degraded,
         "remove the other configuration, or rename it so that it comes after Podwire's; then recreate the pods that used it";
-    /// The pods' MTU is larger than what fits the uplinks.
+    /// The pods' MTU is too large for the uplinks.
     MtuTooLarge, "mtu-too-large", Degraded, "lower --mtu";
     /// The node's podCIDR is too small to have an address for a pod.
     NoRoomForPods, "no-room-for-pods", Degraded, "give the node a larger podCIDR";
@@ -279,7 +281,7 @@ impl Conditions {
             }
         }
         if let Some(more @ 1..) = begun.checked_sub(LOGGED) {
-            warn!(condition = name.name(), more, "more of this name; --log-level debug names them");
+            warn!(condition = name.name(), more, "more subjects have it; --log-level debug logs them");
         }
     }
 

@@ -201,7 +201,7 @@ fn parse(agent: &Command, text: &str) -> Result<Values, String> {
         // Refused below, with a message for operators.
         duplicate_keys: DuplicateKeyPolicy::LastWins,
     };
-    // A file of comments has no mapping to read.
+    // A file with only comments and empty lines has no mapping to read.
     let is_empty = text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
     let read = |deserializer: serde_saphyr::Deserializer<'_, '_>| deserializer.deserialize_map(Reader(agent));
     let values = match is_empty {

@@ -55,7 +55,8 @@ impl Connections {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        // Hold the lock until the task is registered: the task cannot end before.
+        // Hold the lock until the task is registered. Otherwise the task could end first, and its
+        // handle would stay in `idle`.
         let mut open = self.0.open();
         if open.count >= self.0.limit
             && let Some((_, longest_idle)) = open.idle.pop_first()

@@ -1,5 +1,5 @@
-//! The error type for code that several domains serve. Each error names the operation, the object
-//! and, if there is one, the remedy.
+//! The error type for code that uses several domains: files, locks, state, switches, links,
+//! programs. Each error names the operation, the object and, if there is one, the remedy.
 
 use podwire_cni::protocol::codes;
 use thiserror::Error;

@@ -25,7 +25,8 @@ pub enum Event {
     },
     /// A complete node list.
     Nodes(NodeList),
-    /// The node list cannot be read, or cannot be used as a whole; the reason.
+    /// The agent cannot read the node list, or the list as a whole does not decode. The event has
+    /// the reason.
     NodeListUnusable(String),
     /// The source of the node list answered again; the last complete list is current.
     NodeListConfirmed,
@@ -36,7 +37,7 @@ pub enum Event {
     ConfigFile(Result<Unheeded, String>),
     /// Time for the periodic checks, such as comparing the kernel with the wanted state.
     Tick,
-    /// Another program changed a link, an address or a route.
+    /// Another program changed a link, an address, a route or an IPsec policy.
     LinksChanged,
     /// The collector has removed expired entries from the tables.
     Collected(Collected),
@@ -68,7 +69,7 @@ pub enum Repair {
     LinkName,
     /// A pod's link was down, or had another MTU.
     Link,
-    /// The limit on what a pod receives was missing or another one.
+    /// The limit on what a pod receives was missing, or had another value.
     LinkLimit,
     /// Pins of maps or links were missing.
     Pin,
@@ -113,7 +114,7 @@ pub struct Figures {
     pub endpoints: usize,
     /// Number of nodes that can be used, this one included.
     pub nodes: usize,
-    /// Number of nodes without a part in the pod network, by reason.
+    /// Number of nodes that the agent does not use in the pod network, by reason.
     pub skipped: BTreeMap<Skipped, usize>,
     /// Time for which the node list may have been out of date; zero while it is current.
     pub node_list_age: Duration,

@@ -1,4 +1,4 @@
-//! Files that a power cut at any moment leaves complete or absent.
+//! Writes files so that each of them is complete or absent after a power cut.
 
 use podwire_cni::protocol::codes;
 use rustix::process::geteuid;

@@ -200,7 +200,7 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
         let count = figures.repairs.get(&repair).copied().unwrap_or_default();
         repairs.get_or_create(&[("what", repair.name())]).inc_by(count);
     }
-    registry.register("repairs", "Other repairs after a tool changed the node, by kind", repairs);
+    registry.register("repairs", "Other changes by tools that the agent undid, by kind", repairs);
     let switches: Counter = Counter::default();
     switches.inc_by(figures.switches_set_again);
     registry.register(
@@ -284,7 +284,7 @@ mod tests {
         let (_, readiness) = watch::channel(Readiness::Waiting("for nodes".into()));
         let sources = Sources { events, readiness, patience: Duration::from_secs(60) };
         let asked = tokio::spawn(healthy(State(sources.clone())));
-        let Some(Event::Alive(reply)) = queue.recv().await else { panic!("it is not asked") };
+        let Some(Event::Alive(reply)) = queue.recv().await else { panic!("the daemon is not asked") };
         reply.send(()).unwrap();
         assert_eq!(asked.await.unwrap().status(), StatusCode::OK, "alive, though not ready");
 

@@ -7,7 +7,8 @@ use podwire_common::flow::protocol;
 use podwire_common::nat::{idle_timeout, idle_timeout_under_pressure};
 
 /// Interval of the collector's rounds through the maps, and of the agent's periodic checks. A check
-/// compares the kernel with the wanted state if the kernel has reported a change.
+/// compares the kernel with the wanted state only for a reason, such as a change that the kernel
+/// has reported, or a last comparison that failed or is too old.
 pub const INTERVAL: Duration = Duration::from_secs(10);
 
 /// After this much silence, conntrack has certainly forgotten a TCP flow. Its own limit for an
@@ -17,8 +18,8 @@ const STACK_FLOW_TCP: Duration = Duration::from_hours(5 * 24 + 1);
 /// (`nf_conntrack_generic_timeout`).
 const STACK_FLOW_OTHER: Duration = Duration::from_mins(15);
 
-/// Share of a table, as numerator and denominator, below which the table has room again. Endpoints
-/// that took the host stack because `STACK_FLOWS` had no room then leave it.
+/// Fill level, as numerator and denominator, below which a table, or the share of a holder in it,
+/// has room again. A pod with all flows on the host stack can then get the fast path back.
 const ROOM: (usize, usize) = (3, 4);
 
 /// After this much silence, the collector asks connection tracking whether it still knows a flow.
@@ -51,8 +52,8 @@ pub fn can_be_asked_for(flow: &Flow) -> bool {
 }
 
 /// Returns whether a flow through the host stack has been silent for so long that conntrack can no
-/// longer have it. For flows that cannot be asked for, and when connection tracking does not
-/// answer.
+/// longer have it. The collector uses this if it cannot ask about the flow ([`can_be_asked_for`]),
+/// or if connection tracking does not answer.
 pub fn stack_flow_expired(flow: &Flow, entry: StackFlow, now: u64) -> bool {
     let bound = if flow.protocol == protocol::TCP { STACK_FLOW_TCP } else { STACK_FLOW_OTHER };
     silent_for(entry.last_seen, now) > bound
@@ -63,7 +64,8 @@ pub fn has_room(used: usize, capacity: usize) -> bool {
     used * ROOM.1 < capacity * ROOM.0
 }
 
-/// Returns whether an endpoint's flows all take the host stack because `STACK_FLOWS` had no room.
+/// Returns whether all flows of an endpoint take the host stack, because `STACK_FLOWS` had no room
+/// for one of them.
 pub fn is_stack_only(flags: u32) -> bool {
     flags & ENDPOINT_STACK_ONLY != 0
 }

@@ -45,8 +45,9 @@ pub enum InstallError {
     File(#[from] FileError),
 }
 
-/// Replaces the plugin in one step, even while the earlier one runs: at any moment all of one of
-/// the two is there. Overwrites what an interrupted attempt has left.
+/// Replaces the plugin in one step, even while the earlier one runs. At any moment the folder has a
+/// complete plugin, the earlier one or the new one. Overwrites what an interrupted attempt has
+/// left.
 ///
 /// # Errors
 /// [`InstallError::NoPluginFolder`], [`InstallError::File`].

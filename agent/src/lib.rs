@@ -1,10 +1,11 @@
 //! Podwire's node agent.
 //!
-//! Sources (`cni_server`, `nodes`, `housekeeping`'s clock, signals) send `events` to the one owner
-//! of state, `daemon`. Sources do not know the daemon. The crate `podwire-core` decides what the
-//! kernel should hold and which operations lead there; it has no access to kernel or disk. These
-//! modules have: `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only),
-//! `conntrack`, `sysctl`, and on disk `store`, `before`, `claim`, `files`, `lock`,
+//! Sources (`cni_server`, `nodes`, `link_watch`, `watched_file`, and in `main` the clock, the
+//! collector and the signals) send `events` to the one owner of state, `daemon`. Sources do not
+//! know the daemon. The crate `podwire-core` decides what the kernel should hold and which
+//! operations lead there; it has no access to kernel or disk. These modules access the kernel:
+//! `dataplane` (BPF), `links` (devices, addresses, routes), `firewall` (read only), `conntrack` and
+//! `sysctl`. These modules access the disk: `store`, `before`, `claim`, `files`, `lock`,
 //! `cni_configuration` and `host_local`.
 
 pub mod before;

@@ -1,5 +1,6 @@
-//! Tells the owner of state when other programs change links, addresses or routes. Without this, a
-//! new uplink would have no programs until the next check of the kernel, up to ten seconds later.
+//! Tells the owner of state when other programs change links, addresses, routes or IPsec policies.
+//! Without this, a new uplink would have no programs until the next check of the kernel, up to ten
+//! seconds later.
 
 use std::time::Duration;
 

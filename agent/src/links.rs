@@ -59,8 +59,8 @@ const BUSY: i32 = -16;
 /// VXLAN device.
 const TAKEN: [i32; 2] = [-17, -98];
 
-/// The filters at the place of the agent's filters on a device: by direction, at their priority and
-/// handle.
+/// The filters on a device that have the priority and the handle of the agent's filters, by
+/// direction. Another tool may have made them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
     /// The filter for packets that the device receives.
@@ -142,7 +142,7 @@ impl Links {
     /// Returns the current devices, addresses, routes and IPsec policies.
     ///
     /// # Errors
-    /// [`LinkError::Netlink`].
+    /// [`LinkError::Netlink`]; [`LinkError::File`] when the IPsec policies cannot be read.
     pub async fn host(&self) -> Result<Host, LinkError> {
         let mut host = Host::default();
         let mut links = self.handle.link().get().execute();
@@ -313,7 +313,8 @@ impl Links {
     /// whether an existing device was replaced.
     ///
     /// # Errors
-    /// [`LinkError::Netlink`]; [`LinkError::Device`] when the port is taken.
+    /// [`LinkError::Netlink`], [`LinkError::NoDevice`]; [`LinkError::Device`] when the port is
+    /// taken; [`LinkError::File`] when the wrong device cannot be removed.
     pub async fn ensure_vxlan(&self, port: u16) -> Result<(Device, bool), LinkError> {
         let mut replaced = false;
         if let Some(message) = self.link(VXLAN_DEVICE).await? {
@@ -399,7 +400,7 @@ impl Links {
         unless_absent(result.or_else(ignore_no_address), || format!("remove the address {address}"))
     }
 
-    /// Returns the filters at the place of the agent's filters on a device.
+    /// Returns a device's filters that have the priority and the handle of the agent's filters.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
@@ -440,7 +441,7 @@ fn code(error: &rtnetlink::Error) -> Option<i32> {
     }
 }
 
-/// Returns the bits of multicast groups, as a socket is bound to them.
+/// Returns the multicast groups as the bit mask that a socket binds to.
 fn mask(groups: &[MulticastGroup]) -> u32 {
     groups.iter().fold(0, |mask, group| mask | 1 << (*group as u32 - 1))
 }

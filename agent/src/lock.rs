@@ -18,7 +18,7 @@ const LOCKS: &str = "/proc/locks";
 #[derive(Debug, Error)]
 pub enum ClaimError {
     /// Another process uses the folder or socket.
-    #[error("{name} {} is in use by another agent, or by `podwire uninstall` (process {pid}, by the number that one of the two containers shows): stop that process, or give this agent another {option}", path.display())]
+    #[error("{name} {} is in use by another agent, or by `podwire uninstall` (process {pid}; the number can be from the other container's PID namespace): stop that process, or give this agent another {option}", path.display())]
     Locked {
         /// What the other process uses, in an operator's words.
         name: &'static str,

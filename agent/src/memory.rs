@@ -2,9 +2,9 @@
 
 #![expect(unsafe_code, reason = "a function of the C library")]
 
-/// Gives freed memory back to the kernel. Call it after work that takes much memory and is rare: a
-/// load of the programs reads the types of the whole kernel, a whole node list is compared with
-/// everything that the kernel holds. The C library would keep that memory for good.
+/// Gives freed memory back to the kernel. The C library would keep that memory for good. Call this
+/// after rare work that takes much memory: a load of the programs, because it reads the types of
+/// the whole kernel, or a comparison of the node list with everything that the kernel holds.
 pub fn give_back() {
     // glibc alone has such a function.
     #[cfg(target_env = "gnu")]

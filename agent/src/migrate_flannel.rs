@@ -75,7 +75,7 @@ fn describe(conf: &NetConf) -> String {
     if !conf.notes.is_empty() {
         text += "\n# Notes\n#\n";
         for note in &conf.notes {
-            writeln!(text, "# - {note}").expect("a string takes everything");
+            writeln!(text, "# - {note}").expect("a write to a string never fails");
         }
     }
     let device = match conf.backend {
@@ -89,7 +89,7 @@ fn describe(conf: &NetConf) -> String {
     text += "\n";
     let steps = STEPS.replace("{devices}", &device).replace("{rules}", rules);
     for line in steps.lines() {
-        writeln!(text, "{}", format!("# {line}").trim_end()).expect("a string takes everything");
+        writeln!(text, "{}", format!("# {line}").trim_end()).expect("a write to a string never fails");
     }
     text
 }
@@ -102,7 +102,7 @@ fn configuration(backend: &Backend) -> String {
             let mut text = format!("mode: vxlan\nvni: {vni}\nvxlan-port: {port}\n");
             if let Some(mtu) = mtu {
                 // Flannel's MTU is for the packets between nodes, Podwire's for the pods.
-                writeln!(text, "mtu: {}", mtu - VXLAN_OVERHEAD).expect("a string takes everything");
+                writeln!(text, "mtu: {}", mtu - VXLAN_OVERHEAD).expect("a write to a string never fails");
             }
             text
         }

@@ -13,9 +13,9 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 pub fn get(socket: BorrowedFd<'_>, level: i32, option: i32, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = libc::socklen_t::try_from(buffer.len())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the buffer is too large"))?;
-    // SAFETY: the descriptor is open for as long as it is borrowed. The pointer and the length are
-    // one live, writable slice. The kernel writes no more than the length, and any bytes are a
-    // valid `[u8]`. `length` is a live local.
+    // SAFETY: the descriptor is open for as long as it is borrowed. The pointer and the length
+    // describe one live, writable slice. The kernel writes no more than the length, and any bytes
+    // are a valid `[u8]`. `length` is a live local.
     let outcome = unsafe {
         libc::getsockopt(socket.as_raw_fd(), level, option, buffer.as_mut_ptr().cast(), &raw mut length)
     };

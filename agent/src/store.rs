@@ -88,7 +88,7 @@ pub struct Store {
     lock: Lock,
 }
 
-/// An entry in the place of an endpoint's file that is not a usable one.
+/// An entry of the endpoints' folder that is not a usable endpoint file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Corrupt {
     /// Its path now.
@@ -137,9 +137,9 @@ impl Store {
         Ok(())
     }
 
-    /// Returns a function that writes as much as an endpoint's file to the disk, into a file
-    /// without a name that leaves nothing behind. Call it on another thread, because a disk may be
-    /// slow.
+    /// Returns a function that tries whether the disk takes as many bytes as an endpoint's file
+    /// has. It writes them into a file without a name, so nothing is left behind. Call it on
+    /// another thread, because a disk may be slow.
     pub fn trial(&self) -> impl FnOnce() -> Result<(), FileError> + Send + use<> {
         let folder = self.endpoints.clone();
         move || {
@@ -150,8 +150,8 @@ impl Store {
                 file.sync_all()
             });
             match written {
-                // This file system has no files without a name (NFS). Its next ADD shows whether it
-                // can write.
+                // This file system has no files without a name (NFS). The next ADD shows whether
+                // the agent can write to it.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
                 written => written.map_err(FileError::of("write to", folder)),
             }
@@ -232,9 +232,9 @@ impl Store {
     /// Stores the address that was assigned last, for the next agent.
     ///
     /// The write goes in place, with a constant length, and is not synced. It survives the process.
-    /// A power cut may lose it, but then no pod is left, so no address has to stay unused for a
-    /// while. A new file would cost an ADD more time than all other disk accesses for which it
-    /// waits.
+    /// A power cut may lose it. But a power cut also ends all pods, so the next pod may get any
+    /// address at once. A new file would cost an ADD more time than all other disk accesses for
+    /// which it waits.
     ///
     /// # Errors
     /// [`FileError::Io`].

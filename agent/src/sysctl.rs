@@ -1,9 +1,10 @@
 //! The kernel switches on which pod traffic through the host stack depends, and their earlier
 //! values.
 //!
-//! The switches of pods' links and of the tunnel's device end with these devices. Forwarding of the
-//! whole node and of its links does not. So the agent writes the earlier values into the state
-//! folder before it changes them, and `podwire uninstall` restores them.
+//! The switches of pods' links and of the tunnel's device are gone as soon as these devices are
+//! removed. But forwarding of the whole node and of its links stays on. So the agent writes the
+//! earlier values into the state folder before it changes them, and `podwire uninstall` restores
+//! them.
 
 use podwire_cni::protocol::codes;
 use std::collections::BTreeMap;
@@ -19,8 +20,8 @@ use crate::before::Before;
 use crate::files::FileError;
 
 const FORWARDING: &str = "net/ipv4/ip_forward";
-/// The folder of each device's switches, and of those of future devices (`default`). When the whole
-/// node's forwarding changes, the kernel sets all devices' too.
+/// The folder with the switches of each device, and of future devices (`default`). When forwarding
+/// of the whole node changes, the kernel also sets it for every device.
 const DEVICES: &str = "net/ipv4/conf";
 /// The kernel sets it to the opposite of the whole node's forwarding (`inet_forward_change`,
 /// net/ipv4/devinet.c).
@@ -107,9 +108,10 @@ impl Switches {
         Self { folder: folder.into() }
     }
 
-    /// Switches on forwarding, so that the stack forwards pods' packets to destinations about which
-    /// it decides (ClusterIPs, the world). First writes the earlier values into the state folder,
-    /// unless an earlier agent's are there. Returns whether forwarding was off.
+    /// Switches forwarding on, so that the host stack forwards the pods' packets that the programs
+    /// leave to it (to ClusterIPs and to the world). First writes the earlier values into the state
+    /// folder, unless an agent has already written them since the last boot. Returns whether
+    /// forwarding was off.
     ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
@@ -184,8 +186,8 @@ impl Switches {
     }
 
     /// Switches forwarding off again, if the agent switched it on in this boot and it is still on.
-    /// Also restores what the kernel changed with it, where that still has the value that it got
-    /// then.
+    /// Also restores the switches that the kernel changed at the same time, if they still have the
+    /// values that the kernel gave them.
     ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].

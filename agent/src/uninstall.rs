@@ -70,8 +70,8 @@ impl Failures {
 ///
 /// # Errors
 /// [`Error::Claim`] if an agent runs, or if the pods are in another network namespace.
-/// [`Error::File`] or [`Error::Link`] if this, or what is there, cannot be found out. In these
-/// cases nothing was touched.
+/// [`Error::File`] or [`Error::Link`] if the program cannot find out whether this is so, or which
+/// devices and routes the node has. In these cases nothing was touched.
 pub async fn run(options: &Options) -> Result<usize, Error> {
     let places = &options.places;
     let socket = places.socket();
@@ -107,8 +107,9 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     for error in pins::remove_all(&places.bpf_dir) {
         failures.note(Err::<(), _>(error));
     }
-    // Late, because until here the plugin has answered the runtime's DEL, and nothing else would.
-    // But before the lock's file: after that an agent may start, with its own plugin and socket.
+    // Remove the plugin late, because until here it answers the runtime's DEL, and no other program
+    // does. But remove it before the lock's file: without that file an agent may start, and bring
+    // its own plugin and socket.
     if let Some(folder) = &options.cni_bin_dir {
         failures.note(install::remove(folder));
     }
@@ -139,7 +140,7 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
 
 /// Locks the socket and the folder of pins, which an agent with another state folder may hold.
 fn refuse_beside_an_agent(socket: &Path, bpf_dir: &Path) -> Result<[Option<Lock>; 2], ClaimError> {
-    // The agent's locks would also show it, unless the folders were removed.
+    // The locks below also show an agent that runs, but not if its folders were removed.
     if UnixStream::connect(socket).is_ok() {
         return Err(ClaimError::AgentRuns { path: socket.into() });
     }

@@ -31,8 +31,8 @@ pub(crate) const SETTLE: Duration = Duration::from_millis(50);
 /// Interval of checks without a notice from the kernel.
 const POLL: Duration = Duration::from_secs(5);
 
-/// A change younger than this may have the same time as a later one, because the kernel's clock for
-/// files ticks (CONFIG_HZ, 100 at least).
+/// If a change is younger than this, the next change may get the same time. The kernel's clock for
+/// file times advances only once per tick (CONFIG_HZ, 100 at least).
 const SURE: Duration = Duration::from_millis(20);
 
 /// Largest number of symbolic links that are followed: as many as the kernel follows (MAXSYMLINKS).
@@ -180,8 +180,8 @@ fn apart(opened: Result<(Seen, Opened), String>) -> (Result<Seen, String>, Resul
     }
 }
 
-/// What distinguishes one state of a file from another without reading it, so that a large list
-/// need not be kept for comparison.
+/// The properties that show whether a file has changed. With them the agent does not have to read
+/// the file, or to keep a large list for comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     file: (u64, u64),

@@ -12,9 +12,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::error::CniError;
 
-/// Time for a request, from connecting to the last byte of the reply. Agents answer in
-/// milliseconds: after this long, the agent is stuck. The runtime's own patience (kubelet: minutes)
-/// leaves room for a retry.
+/// Time for a request, from connecting to the last byte of the reply. An agent answers in
+/// milliseconds. An agent that has not answered after this time is stuck. The runtime waits longer
+/// (kubelet: minutes), so it can retry.
 pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Time for the request that undoes a failed ADD. It is shorter, because the runtime waits for the
 /// error.
@@ -154,8 +154,8 @@ impl Agent<'_> {
             .map_err(|error| self.broken(error))
     }
 
-    /// Connects by hand: a connection to a listener with a full queue waits, and only a send
-    /// timeout ends that wait.
+    /// Sets a send timeout before it connects, which `UnixStream::connect` cannot do. A connection
+    /// to a listener with a full queue waits, and only that timeout ends the wait.
     fn connect(&self) -> Result<UnixStream, AgentError> {
         let connect = || {
             let address = SocketAddrUnix::new(self.socket)?;

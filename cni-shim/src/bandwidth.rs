@@ -9,7 +9,7 @@ use crate::config_error::ConfigError;
 use crate::fields::{Fields, Keys};
 
 /// The lowest rate, bits per second: a full-sized packet of Ethernet's usual 1500 bytes takes one
-/// second. At lower rates TCP does not get under way.
+/// second. At lower rates a TCP transfer does not start.
 const LEAST_RATE: u64 = 12_000;
 
 /// Returns the requested limits. A rate of 0 means no limit, as for the reference plugin.

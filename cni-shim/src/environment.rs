@@ -21,9 +21,9 @@ pub(crate) enum Invocation {
     /// DEL needs no namespace: the kernel deletes the pod's side together with the host side.
     Del(Attachment),
     Check(Target),
-    /// STATUS and GC are not about a pod. The specification requires `CNI_PATH` from runtimes for
-    /// both, for plugins that execute others. This plugin executes none, so it does not require
-    /// `CNI_PATH`.
+    /// STATUS and GC are not about a pod. The specification tells runtimes to set `CNI_PATH` for
+    /// both, because a plugin may execute other plugins. This plugin executes none, so it does not
+    /// require `CNI_PATH`.
     Status,
     Gc,
 }
@@ -177,7 +177,7 @@ fn interface_name_fault(name: &str) -> Option<&'static str> {
 }
 
 impl Target {
-    /// Reads `CNI_ARGS`. Other keys belong to other plugins.
+    /// Reads this plugin's keys of `CNI_ARGS`. All other keys belong to other plugins.
     fn read_arguments(&mut self, arguments: &str) -> Result<(), EnvironmentError> {
         let (mut namespace, mut name) = (None, None);
         for pair in arguments.split(';').filter(|pair| !pair.is_empty()) {

@@ -10,7 +10,7 @@ pub(crate) struct CniError {
     pub(crate) code: u32,
     /// What failed, for which object, and what to do.
     pub(crate) message: String,
-    /// More than fits in one line, often empty.
+    /// Additional text after the message, often empty.
     pub(crate) details: String,
 }
 

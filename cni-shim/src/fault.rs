@@ -1,5 +1,5 @@
-//! The numbered steps of a pod's life (docs/design/life-of-a-pod.md). For tests, a debug build can stop a
-//! process after one of them; a release build cannot.
+//! The numbered steps of a pod's life (docs/design/life-of-a-pod.md). For tests, a debug build can
+//! stop a process after one of them; a release build cannot.
 
 use std::io;
 

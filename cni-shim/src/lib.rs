@@ -1,5 +1,5 @@
-//! The shared part of the plugin and the agent: the protocol over the agent's Unix socket, and the
-//! kernel's form of a pod's limit.
+//! The shared part of the plugin and the agent: the protocol over the agent's Unix socket, and a
+//! pod's bandwidth limit in the kernel's form.
 
 pub mod fault;
 pub mod protocol;

@@ -28,7 +28,8 @@ impl Mac {
     /// Returns a unicast, locally administered address from the kernel's random bits.
     pub(crate) fn random() -> io::Result<Self> {
         let mut bytes = [0; 6];
-        // One call returns all bytes: getrandom(2) is never interrupted for less than 256.
+        // One call returns all bytes: a signal never interrupts getrandom(2) for less than 256
+        // bytes.
         getrandom(&mut bytes, GetRandomFlags::empty())?;
         bytes[0] = bytes[0] & !0x01 | 0x02;
         Ok(Mac(bytes))

@@ -176,8 +176,8 @@ fn set_up(pod: &mut Netlink, operation: &str, index: u32, mtu: Option<u32>) -> R
     pod.change(operation, RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Limits the pod's egress in its own namespace. There a sender waits at its own socket, so no
-/// packet is lost to the limit further on.
+/// Limits the pod's egress in its own namespace. There the queue makes the sender's socket wait. A
+/// limit further along the path could only drop the packets.
 fn set_limit(
     pod: &mut Netlink,
     interface: &str,

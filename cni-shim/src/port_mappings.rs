@@ -54,7 +54,7 @@ fn entry(fields: &Fields<'_>, host_port: NonZeroU16) -> Result<Entry, ConfigErro
     Ok(Entry { mapping, is_any_ipv6, field: fields.path_of("hostIP") })
 }
 
-/// Returns a port. Zero means "not set", because Go leaves out fields in this way.
+/// Returns a port. Zero means "not set": in Go, a number that is not set is zero.
 fn port(fields: &Fields<'_>, key: &str) -> Result<Option<NonZeroU16>, ConfigError> {
     let Some(number) = fields.unsigned(key)? else { return Ok(None) };
     match u16::try_from(number) {

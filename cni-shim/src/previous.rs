@@ -72,8 +72,8 @@ impl PreviousResult {
             .collect()
     }
 
-    /// Returns the pod's network as far as the result contains it, for when the agent only reports
-    /// faults. Results before 1.1.0 contain no MTU: then it is `mtu`.
+    /// Returns the pod's network as far as the result contains it. CHECK uses it when the agent
+    /// reports only faults. Results before 1.1.0 contain no MTU: then the function uses `mtu`.
     pub(crate) fn network(&self, target: &Target, mtu: u32) -> Option<PodNetwork> {
         let host_interface = target.attachment.host_interface();
         let pair = |(address, gateway): &(String, Option<String>)| {

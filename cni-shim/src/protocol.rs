@@ -3,8 +3,8 @@
 //! One connection carries one request and one reply. Each is a frame: its length as four bytes in
 //! network order, then that many bytes of JSON, [`MAX_FRAME`] at most.
 //!
-//! A plugin that closes its side before the reply has given up. The agent does not begin its call,
-//! and undoes an ADD that it has already begun.
+//! If a plugin closes its side before the reply comes, it has given up. Then the agent does not
+//! begin the call, or undoes an ADD that it has already begun.
 //!
 //! Both sides refuse unknown fields. Otherwise one side could rely on a field that the other
 //! ignores, and half a configuration would be applied.

@@ -19,8 +19,8 @@ const TABLE_MAIN: u32 = 254;
 /// `RT_SCOPE_LINK`: the scope of a route without a gateway. A route with a gateway needs a wider
 /// scope.
 const SCOPE_LINK: u8 = 253;
-/// Bounds of a route's MTU, bytes. The kernel takes values up to the upper bound, and up to
-/// [`LARGEST_ADVMSS`], as they are (`fib_metrics`, `net/ipv4/metrics.c`): the largest IPv4 packet
+/// Bounds of a route's MTU, bytes. The upper bound and [`LARGEST_ADVMSS`] are the largest values
+/// that the kernel does not reduce (`fib_metrics`, `net/ipv4/metrics.c`): the largest IPv4 packet
 /// less some headers.
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_520;
 const LARGEST_ADVMSS: u64 = 65_495;
@@ -114,8 +114,10 @@ fn invalid(fields: &Fields<'_>, key: &str, found: &str, reason: &str) -> ConfigE
 }
 
 /// Returns the routes of a pod with known gateways and MTU: one route to each gateway, the default
-/// routes, and the requested ones. A requested route that repeats one of the first two gives its
-/// attributes to that route.
+/// routes, and the requested ones. A requested route may repeat the destination, table and priority
+/// of an earlier one in this list. It replaces the earlier route if that one has a gateway and no
+/// attributes, for example the default route. Any other repetition is an error, unless the two
+/// routes are equal.
 pub(crate) fn of_pod(gateways: &[IpAddr], mtu: u32, asked: &[Asked]) -> Result<Vec<Route>, ConfigError> {
     let mut routes: Vec<Route> = gateways
         .iter()

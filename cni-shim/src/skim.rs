@@ -58,7 +58,7 @@ pub(crate) fn skim(input: impl Read, wanted: &[&str]) -> io::Result<Map<String, 
     Ok(found)
 }
 
-/// The bytes read, unless they were more than may be kept.
+/// The bytes that were read. It is empty if they were more than it may keep.
 struct Kept {
     bytes: Vec<u8>,
     room: usize,

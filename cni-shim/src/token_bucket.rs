@@ -24,7 +24,7 @@ const PARAMETERS_LENGTH: usize = 36;
 const RATE_AT: usize = 8;
 const LIMIT_AT: usize = 24;
 
-/// Returns the filter that keeps a limit on a link with an MTU, in bytes.
+/// Returns the filter for a limit on a link. `mtu` is the link's MTU in bytes.
 pub fn of_limit(limit: Limit, mtu: u32) -> TokenBucket {
     TokenBucket::new(limit.rate.get(), limit.burst.map(NonZeroU64::get), mtu)
 }

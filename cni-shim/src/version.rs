@@ -10,7 +10,7 @@ pub(crate) enum SpecVersion {
     V0_2_0,
     /// Adds rich results and chaining.
     V0_3_0,
-    /// The same in clearer words.
+    /// Changes only the wording of the specification.
     V0_3_1,
     /// Adds CHECK, and the previous result on DEL.
     V0_4_0,

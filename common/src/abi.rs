@@ -14,7 +14,7 @@ use crate::epoch::FLOW_SLOTS;
 /// A release that changes a table's keys or values increments this, gives the table the new number
 /// in [`Table::layout`](crate::tables::Table::layout), and adds a conversion to the agent.
 pub const SCHEMA_VERSION: u32 = if cfg!(feature = "earlier-layout") { 0 } else { 1 };
-/// Bytes by which the entries of the artificial layout 0 are larger.
+/// Bytes by which entries are larger in the artificial layout 0, from which tests upgrade.
 const EARLIER: usize = if cfg!(feature = "earlier-layout") { 8 } else { 0 };
 
 /// `ENDPOINTS`: pod address → how to reach that pod on this node.
@@ -108,7 +108,7 @@ pub const NODE_ADDRESS: u32 = 2;
 pub const NODE_LOCAL: u32 = 4;
 /// The node is reached on the link itself, without a router.
 pub const NODE_ON_LINK: u32 = 8;
-/// The entry is the node's address among its own pods: their gateway's.
+/// The entry is the node's overlay address: the gateway of its own pods.
 pub const NODE_OVERLAY: u32 = 16;
 /// The node takes only inner frames to the link address in its [`Vtep`].
 pub const NODE_VTEP: u32 = 32;
@@ -160,16 +160,17 @@ pub struct Link {
     pub mtu: u32,
     /// `LINK_*`.
     pub kind: u32,
-    /// Pods' packets that the programs dropped because the route leads by this link. The programs
-    /// count them.
+    /// Number of pods' packets that the programs dropped because the route goes out by this link.
+    /// The programs count it.
     pub refused: u32,
     /// Explicit padding.
     pub reserved: u32,
 }
 
-/// [`Link::kind`]: leads to the other nodes or to the world. It takes the tunnel.
+/// [`Link::kind`]: leads to the other nodes or to the world. The programs accept tunnel packets
+/// there.
 pub const LINK_UPLINK: u32 = 1;
-/// [`Link::kind`]: leads to other hosts. It takes no tunnel packets.
+/// [`Link::kind`]: leads to other hosts. The programs drop tunnel packets there.
 pub const LINK_SIDE: u32 = 2;
 /// [`Link::kind`]: leads to containers or machines of this host. Pods keep their addresses there.
 pub const LINK_INNER: u32 = 3;
@@ -177,8 +178,8 @@ pub const LINK_INNER: u32 = 3;
 pub const LINK_OVERLAY: u32 = 4;
 /// [`Link::kind`]: has no programs. A pod's packet must not leave by it with the pod's address.
 pub const LINK_WITHOUT_PROGRAMS: u32 = 5;
-/// [`Link::kind`]: a dummy. No packet leaves by it. Routes that lead there are often for service
-/// addresses, which the rules of a service send elsewhere.
+/// [`Link::kind`]: a dummy. No packet leaves by it. Hosts often have a route there for service
+/// addresses: the host's rules send these packets elsewhere before they leave.
 pub const LINK_SINK: u32 = 6;
 
 /// A 5-tuple: the key of `STACK_FLOWS` and `TRANSLATIONS`.
@@ -204,8 +205,8 @@ pub struct Flow {
     pub reserved: [u8; 3],
 }
 
-/// `STACK_FLOWS`: a flow that must go through the host stack. The key is the 5-tuple that its next
-/// packet would have.
+/// `STACK_FLOWS`: a flow that must go through the host stack. The key is the 5-tuple of the packets
+/// that must go there.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -244,7 +245,7 @@ pub struct FragmentPorts {
     pub early: u32,
 }
 
-/// `INBOUND_FLOWS`: a flow that a client outside began by the pod's own address. The key is the
+/// `INBOUND_FLOWS`: a flow that a client outside began, to the pod's own address. The key is the
 /// 5-tuple of the pod's answers. The programs never translate it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -279,8 +280,9 @@ pub struct Translation {
     pub destination_port: Be16,
     /// The link on the outside of the flow: towards the world, or towards the client of a hostPort.
     pub ifindex: u32,
-    /// When the host's rules last saw a first packet: of this flow ([`Self::past_stack`]), or of
-    /// the other connection that decided for this one too. Lower half of the kernel's jiffies.
+    /// When the host's rules last decided: on this flow's first packet, or on the first packet of
+    /// the other connection that decides for this flow too ([`Self::past_stack`]). Lower half of
+    /// the kernel's jiffies.
     pub asked: u32,
     /// `TRANSLATION_*`.
     pub kind: u8,
@@ -290,8 +292,9 @@ pub struct Translation {
     pub state: u8,
     /// 1: a pod reaches itself through its node.
     pub hairpin: u8,
-    /// 1: the host's rules let the flow's first packet pass unchanged. All other packets go past
-    /// the host stack, both ways ([`TRANSLATION_SNAT`]).
+    /// 1: the host's rules let the flow's first packet pass unchanged, or the first packet of an
+    /// earlier connection to the same address and port. All packets but that one go past the host
+    /// stack, both ways ([`TRANSLATION_SNAT`]).
     pub past_stack: u8,
     /// 1: a packet of this half's direction has gone past the host stack, so the next one is worth
     /// an entry in `FLOWS`. Short connections get no entry.
@@ -333,10 +336,11 @@ pub const STATE_OUTSIDE_RESET: u8 = 32;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Holder {
-    /// A pod of this node; [`Addr::UNSPECIFIED`] for the node itself.
+    /// A pod of this node, or the overlay address for flows of [`TRANSLATION_TUNNEL`];
+    /// [`Addr::UNSPECIFIED`] for the node itself.
     pub address: Addr,
-    /// With a protocol: the pod's port behind a hostPort, and the entries are the flows of its
-    /// clients. Network order.
+    /// The pod's port behind a hostPort: then the entries are the flows of the hostPort's clients.
+    /// Else 0. Network order.
     pub port: Be16,
     /// IP protocol number of a hostPort, else 0.
     pub protocol: u8,
@@ -408,12 +412,12 @@ pub struct Macs {
 }
 
 /// `FLOWS`: what the programs have found out about a flow that goes past the host stack, so that
-/// its next packets need no other lookups. The programs can find all of it out again, and do: an
-/// entry counts for [`KNOWN_FLOW_JIFFIES`], and as long as [`Self::epochs`] is the sum of `EPOCHS`
-/// over [`Self::slots`].
+/// its next packets need no other lookups. The programs use an entry only for
+/// [`KNOWN_FLOW_JIFFIES`], and only while [`Self::epochs`] is the sum of `EPOCHS` over
+/// [`Self::slots`]. After that they find all of it out again.
 ///
 /// An entry says three things: how its packets come, what is rewritten, and which way they leave.
-/// The three are independent: the entry does not limit which of them go together.
+/// The three are independent: the type allows every combination.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -509,7 +513,7 @@ pub const FAMILY_IPV6: u32 = 10;
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Tunnel {
-    /// This node's address. Unspecified if nothing is sent.
+    /// This node's address. Unspecified if the flow's packets do not leave in the tunnel.
     pub here: Addr,
     /// The other node's address.
     pub there: Addr,
@@ -647,8 +651,8 @@ pub struct Config {
 }
 
 /// Read-only data of the object, written at load: where the running kernel's `struct sk_buff` has
-/// the fields that no context of a program shows. A program reads the fields of a checksum in one
-/// call, because they lie within [`SKB_WINDOW`] bytes.
+/// the fields that a program's context does not expose. A program reads the fields of a checksum in
+/// one call, because they lie within [`SKB_WINDOW`] bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -677,8 +681,9 @@ pub struct SkbLayout {
 /// Bytes of the window of [`SkbLayout`].
 pub const SKB_WINDOW: usize = 64;
 
-/// The host's rules see the first packet of one of a pod's connections to a port of the world. They
-/// see no other connection that begins within [`KNOWN_FLOW_JIFFIES`].
+/// The host's rules see the first packet of one of a pod's TCP connections to an address and port
+/// of the world. When that connection has an answer, the pod's other connections to the same
+/// address and port bypass the rules, until [`KNOWN_FLOW_JIFFIES`] after that first packet.
 pub const ASK_EACH_DESTINATION: u16 = 0;
 /// The host's rules see the first packet of each connection.
 pub const ASK_EACH_CONNECTION: u16 = 1;

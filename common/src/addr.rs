@@ -105,7 +105,7 @@ impl Quad {
     /// Returns the last four bytes of an address.
     #[inline(always)]
     pub const fn of(address: &Addr) -> Self {
-        // Through a word, which the compiler reads at once.
+        // As one word: the compiler reads it at once, and not byte by byte.
         Self::from_be32(address.v4_be32())
     }
 

@@ -25,8 +25,8 @@ const ANY_SOURCE_PORT: u32 = 0x100;
 /// Returns whether packets to an address may go past the host stack: the address belongs to a pod
 /// of this node or to another node.
 ///
-/// `node_flags` returns the flags of the node that owns the address. It is called only if the
-/// address is not a pod's here.
+/// `node_flags` returns the flags of the node that owns the address. This function calls it only if
+/// no pod of this node has the address.
 ///
 /// # Errors
 /// The errors of `node_flags`.
@@ -57,7 +57,7 @@ impl Flow {
         Self::new(self.destination, self.source, self.destination_port, self.source_port, self.protocol)
     }
 
-    /// Returns the same flow, of IPv4, in fewer bytes.
+    /// Returns the compact form of an IPv4 flow: its key in `FLOWS`.
     #[inline(always)]
     pub const fn key(&self) -> FlowKey {
         FlowKey {

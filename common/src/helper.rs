@@ -101,7 +101,8 @@ impl Helper {
         matches!(self, Self::HashLookup | Self::LruLookup | Self::LpmLookup)
     }
 
-    /// Returns whether the kernel replaces the call with other instructions.
+    /// Returns whether the kernel replaces the call with other instructions. [`Self::Jiffies64`] is
+    /// left out, although the kernel replaces that call on x86-64.
     pub const fn is_inlined(self) -> bool {
         matches!(self, Self::ArrayLookup | Self::TailCall)
     }
@@ -116,7 +117,7 @@ pub const HELPER_CALLS: &str = ".bss";
 
 /// In a build with the feature `count-helpers`: writes that the programs make at one moment while
 /// they learn a flow, as if the agent or a program on another CPU made them just then. So a test
-/// can force each order of change and learning.
+/// can place a change at each moment of learning.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]

@@ -106,7 +106,7 @@ pub mod programs {
         }
     }
 
-    /// All programs that an uplink may have by pinned links.
+    /// All programs that the agent may attach to an uplink with a pinned BPF link.
     pub const UPLINK_LINKS: [&str; 5] =
         [FROM_UPLINK, TO_UPLINK, FROM_BARE_UPLINK, TO_BARE_UPLINK, UPLINK_XDP];
     /// A TC program that does nothing. Only the build that counts helper calls has it.

@@ -38,7 +38,8 @@ pub const fn port_for_attempt(own: u16, attempt: u32, random: u32, first: u16, l
 /// or this node; the other end's address may be forged.
 ///
 /// The states are those of connection tracking (`nf_conntrack_proto_tcp.c`,
-/// `nf_conntrack_proto_udp.c`). The third packet, the first one after a reply, establishes a flow.
+/// `nf_conntrack_proto_udp.c`). The third packet establishes a flow: the first packet in the
+/// original direction after a reply.
 #[inline(always)]
 pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bool, inside: bool) -> u8 {
     let replied = if reply { STATE_REPLIED } else { 0 };
@@ -64,8 +65,8 @@ pub const fn next_state(state: u8, protocol_number: u8, tcp_flags: u8, reply: bo
     (state & !(STATE_RESET | STATE_OUTSIDE_RESET)) | replied | established | fin
 }
 
-/// Returns whether the end with a checked address sends the packets of this direction of a
-/// translation.
+/// Returns whether packets of a translation in this direction come from the end with a checked
+/// address: a pod or this node.
 #[inline(always)]
 pub const fn is_inside(kind: u8, reply: bool) -> bool {
     matches!(kind, TRANSLATION_HOST_PORT | TRANSLATION_TUNNEL) == reply
@@ -91,9 +92,9 @@ pub const fn is_closed(state: u8) -> bool {
 /// early.
 const CLOSED_TIMEOUT: u64 = 65;
 
-/// Returns after how many seconds of silence a translation is removed. Open and half closed TCP
-/// follow RFC 5382 REQ-5, ICMP follows RFC 5508 REQ-2, established UDP follows RFC 4787 REQ-5.
-/// Flows that wait for their third packet have the timeouts of connection tracking.
+/// Returns for how many seconds a translation may be idle before the agent removes it. Open and
+/// half closed TCP follow RFC 5382 REQ-5, ICMP follows RFC 5508 REQ-2, established UDP follows RFC
+/// 4787 REQ-5. Flows that wait for their third packet have the timeouts of connection tracking.
 pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
     let is_established = state & STATE_ESTABLISHED != 0;
     match protocol_number {
@@ -117,7 +118,8 @@ pub const fn can_change_ports(protocol_number: u8) -> bool {
 }
 
 /// Returns the timeout while the table, or the holder's share of it, is nearly full. It is
-/// [`idle_timeout`], but shorter for flows that are over or not established: these leave first.
+/// [`idle_timeout`], but shorter for flows that are over, not established, or reset from outside:
+/// these leave first.
 pub const fn idle_timeout_under_pressure(state: u8, protocol_number: u8) -> u64 {
     let ordinary = idle_timeout(state, protocol_number);
     let short = if protocol_number == protocol::TCP && is_closed(state) {

@@ -59,9 +59,9 @@ numbered! {
         PodSourceNotFromNode = 16 "pod-source-not-from-node",
         /// A later fragment, but the programs have not seen the first fragment of its datagram.
         FragmentWithoutFirst = 17 "fragment-without-first",
-        /// The host stack sent a packet into the VXLAN device that is not IPv4, or no other node
-        /// owns its destination. Or a pod's packet on an uplink is for an address of this node or
-        /// of its podCIDR.
+        /// The host stack sent a packet into the VXLAN device, but the packet is not IPv4 or no
+        /// other node owns its destination. Or a pod's packet on an uplink is for an address of
+        /// this node or of its podCIDR.
         NoNodeForDestination = 18 "no-node-for-destination",
         /// A kernel helper refused to change the packet.
         RewriteFailed = 19 "rewrite-failed",
@@ -106,7 +106,7 @@ numbered! {
         ProgramMissing = 35 "program-missing",
         /// A pod sent AH to the world. AH authenticates the addresses, so SNAT cannot change them.
         SnatImpossible = 36 "snat-impossible",
-        /// The route to the world leads by a link without Podwire's programs: the packet would
+        /// The route to the world goes out by a link without Podwire's programs: the packet would
         /// leave with the pod's own address.
         LinkWithoutPrograms = 37 "link-without-programs",
         /// VXLAN for this node arrived by a link that is not an uplink.
@@ -171,7 +171,7 @@ numbered! {
         HostPortIn = 19 "host-port-in",
         /// A hostPort's reply, translated back and sent the way that its request came.
         HostPortOut = 20 "host-port-out",
-        /// A pod to itself by a hostPort, in either direction.
+        /// A pod to itself through a hostPort, in either direction.
         Hairpin = 21 "hairpin",
         /// The programs could not reserve a 5-tuple for a flow of the host itself: `TRANSLATIONS`
         /// is full, or the node already has its share.

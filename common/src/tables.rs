@@ -33,8 +33,8 @@
 //! | `RANK` | `tt` | a number, or `none`: the agent writes in this order and removes in the reverse order |
 //! | `SHARE` | `expr` | a [`Share`]: how much of the table one endpoint may take |
 //!
-//! If a type depends on the kind, the caller writes a small macro from kind to type. This makes a
-//! structure with a field for each table that the agent fills, and an operation for each:
+//! If a type depends on the kind, the caller writes a small macro from kind to type. This example
+//! makes a structure with a field for each table that the agent fills, and an operation for each:
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -313,8 +313,8 @@ pub enum Share {
     /// All of it. Either endpoints do not decide what the table holds, or a comment at the row
     /// gives the reason.
     Unlimited,
-    /// No more entries than are free. The number is the table's in [`Holder`](crate::abi::Holder),
-    /// and its index in `ROOM`.
+    /// As many entries as are still free: one flooding endpoint gets half of the table. The number
+    /// is the table's in [`Holder`](crate::abi::Holder), and its index in `ROOM`.
     AsMuchAsIsFree(u8),
 }
 
@@ -425,11 +425,11 @@ const _: () = {
     while table < ROWS.len() {
         match (ROWS[table].owner, ROWS[table].rank) {
             (Owner::Agent, Some(rank)) => {
-                assert!(rank > last, "the agent's rows stand in the order of their ranks");
+                assert!(rank > last, "the rows of Owner::Agent must be in order of rank");
                 last = rank;
             }
-            (Owner::Agent, None) => panic!("a table of the agent's has a rank"),
-            (_, rank) => assert!(rank.is_none(), "only tables of the agent's have a rank"),
+            (Owner::Agent, None) => panic!("a row of Owner::Agent needs a rank"),
+            (_, rank) => assert!(rank.is_none(), "only a row of Owner::Agent may have a rank"),
         }
         table += 1;
     }

@@ -1,5 +1,5 @@
-//! A pod's limit as the numbers of the kernel's token bucket filter (tc-tbf(8)), and of the guard
-//! behind it.
+//! Converts a pod's limit to the parameters of the kernel's token bucket filter (tc-tbf(8)), and of
+//! the guard behind it.
 
 /// Bytes that the link adds to an IP packet.
 const ETHERNET: u64 = 14;
@@ -40,7 +40,7 @@ impl TokenBucket {
     /// `mtu` in bytes.
     ///
     /// The kernel counts frames, but a requested rate means TCP payload. So the filter's rate is
-    /// larger by the factor by which a full-sized segment's frame is larger than its payload.
+    /// the requested rate, times the frame size of a full-sized segment, divided by its payload.
     pub fn new(rate: u64, burst: Option<u64>, mtu: u32) -> Self {
         let mtu = u64::from(mtu);
         let frame = mtu + ETHERNET;
@@ -55,8 +55,8 @@ impl TokenBucket {
         Self { rate, burst: bytes(burst), queue: bytes(queue) }
     }
 
-    /// Returns the guard's numbers: what a byte costs, in picoseconds, and how many nanoseconds'
-    /// worth of bytes may pass at once.
+    /// Returns the guard's numbers: the cost of a byte in picoseconds, and the credit in
+    /// nanoseconds. Bytes that together cost no more than the credit may pass at once.
     ///
     /// The guard lets everything through that has passed this filter, and little more: its rate is
     /// a twentieth higher. Its burst is longer by `GUARD_PATIENCE`, because packets may be counted

@@ -1,4 +1,4 @@
-//! What `cargo xtask check` asks of the documents: lengths of lines and pages, and links that lead somewhere.
+//! Checks the documents for `cargo xtask check`: lengths of lines and pages, and targets of links.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ const PAGE: usize = 300;
 /// Reads all documents.
 ///
 /// # Errors
-/// The number of faults, each of which was printed with its file and line.
+/// The number of faults. Each fault was printed with its file and line.
 pub(crate) fn check() -> Result<()> {
     let root = run::root();
     let mut faults = Vec::new();
@@ -41,7 +41,8 @@ pub(crate) fn check() -> Result<()> {
     }
 }
 
-/// The Markdown files of the repository's root and of `docs/`, from the root. Results of measurements are left out.
+/// The Markdown files of the repository's root and of `docs/`, as paths from the root. Results of
+/// measurements are left out.
 fn documents(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for folder in ["", "docs", "docs/design"] {

@@ -37,7 +37,7 @@ const RULES: &[Rule] = &[
         within: &["agent/src"],
         except: &["agent/src/daemon", "agent/src/main.rs"],
         forbidden: &["crate::daemon"],
-        why: "sources and edges do not know who takes their events",
+        why: "sources and edges do not know the receiver of their events",
     },
     Rule {
         within: &["agent/src", "cni-shim/src"],
@@ -68,7 +68,7 @@ const RULES: &[Rule] = &[
         within: &["ebpf/src/hooks"],
         except: &[],
         forbidden: &["crate::packet::rewrite", "crate::packet::redirect"],
-        why: "a hook is the order of its stages: it looks up which, and changes nothing itself",
+        why: "a hook is the order of its stages: it looks up which stage is next, and changes nothing itself",
     },
     Rule {
         within: &["ebpf/src"],
@@ -85,7 +85,7 @@ const RULES: &[Rule] = &[
         within: &["ebpf/src/hooks", "ebpf/src/stage", "ebpf/src/verdict.rs"],
         except: &[],
         forbidden: &["crate::helpers"],
-        why: "the kernel is asked by packet/ and maps",
+        why: "hooks and stages ask the kernel only through packet/ and maps",
     },
     Rule {
         within: &["ebpf/src/helpers"],
@@ -109,7 +109,7 @@ const RULES: &[Rule] = &[
         within: &["ebpf/src/stage"],
         except: &[],
         forbidden: &["crate::hooks"],
-        why: "stages do not know who calls them",
+        why: "stages do not know their caller",
     },
     Rule {
         within: &["agent/src", "agent/core/src", "cni-shim/src", "common/src", "ebpf/src", "xtask/src"],
@@ -127,7 +127,7 @@ const RULES: &[Rule] = &[
             "xtask/src/lab/tun.rs",
         ],
         forbidden: &["unsafe"],
-        why: "unsafe stays where it can be read in one go",
+        why: "unsafe stays in a few places that a reader can check",
     },
     Rule {
         within: &["agent/src", "agent/core/src", "cni-shim/src"],

@@ -51,7 +51,7 @@ pub trait Value: Clone + PartialEq {
 }
 
 impl Value for abi::Endpoint {
-    /// Keeps [`abi::ENDPOINT_STACK_ONLY`], which programs set, while the entry is of the same
+    /// Keeps [`abi::ENDPOINT_STACK_ONLY`], which programs set, if both entries describe the same
     /// endpoint.
     fn keeping(mut self, there: &Self) -> Self {
         if (there.id, there.ifindex) == (self.id, self.ifindex) {

@@ -5,8 +5,8 @@ use std::fmt;
 
 use podwire_common::names::VETH_PREFIX;
 
-/// A place of the host's firewall that drops forwarded packets unless a rule accepts them, and that
-/// has no easily recognised rule for pods.
+/// A place of the host's firewall that drops forwarded packets unless a rule accepts them. The
+/// agent has recognised no rule there that accepts pods' packets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// An nftables base chain with policy drop, for example iptables-nft's `FORWARD`.

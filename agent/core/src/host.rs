@@ -54,8 +54,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Returns whether it is another link of the node than loopback and those that the agent or the
-    /// plugin made.
+    /// Returns whether the device is neither loopback nor one that the agent or the plugin made.
     pub fn is_foreign(&self) -> bool {
         !self.loopback && !is_own_device(&self.name)
     }
@@ -202,16 +201,16 @@ impl Host {
     }
 
     /// Returns whether a route lookup, or an IPsec policy, may now answer differently than in
-    /// `before`. Pods' devices do not matter, and neither does one more port of a bridge if its
-    /// kind is known there.
+    /// `before`. Pods' devices do not matter. One more port of a bridge does not matter if the
+    /// bridge already had a port of that kind.
     pub fn routes_differ(&self, before: &Self) -> bool {
         fn addresses(host: &Host) -> impl Iterator<Item = &DeviceAddress> {
             let is_own =
                 |index| host.devices.get(&index).is_some_and(|device: &Device| is_own_device(&device.name));
             host.addresses.iter().filter(move |entry| !is_own(entry.device))
         }
-        /// Returns the devices that are no ports. A port leads nowhere itself: only the kinds of a
-        /// bridge's ports matter.
+        /// Returns the devices that are not ports. The kernel routes to a bridge or bond and not to
+        /// its ports: only the kinds of a bridge's ports matter.
         fn links(host: &Host) -> impl Iterator<Item = &Device> {
             let others = host.devices.values().filter(|device| !is_own_device(&device.name));
             others.filter(|device| device.port_of.is_none())

@@ -70,7 +70,7 @@ pub enum IpamError {
 pub struct Pool {
     network: IpNet,
     taken: BTreeSet<IpAddr>,
-    /// Addresses that others hold, even if a pod of Podwire has the same address.
+    /// Addresses that others hold. A pod of Podwire may have the same address.
     held: Held,
     last: Option<IpAddr>,
 }
@@ -78,8 +78,8 @@ pub struct Pool {
 impl Pool {
     /// Creates a pool.
     ///
-    /// - `taken`: addresses in use. Some may be outside `network`: those of pods older than a
-    ///   change of the podCIDR.
+    /// - `taken`: addresses in use. After a change of the podCIDR, older pods have addresses
+    ///   outside `network`.
     /// - `last`: the address that was handed out last. The search starts after it.
     pub fn new(network: IpNet, taken: impl IntoIterator<Item = IpAddr>, last: Option<IpAddr>) -> Self {
         let taken = taken.into_iter().collect();
@@ -101,7 +101,8 @@ impl Pool {
         self.held = held;
     }
 
-    /// Returns whether the pool can hand out an address at all.
+    /// Returns whether the pool could hand out this address if it were free: the address is in the
+    /// podCIDR and not reserved.
     pub fn can_give(&self, address: IpAddr) -> bool {
         self.network.contains(&address)
             && self.usable().is_some_and(|(first, end)| (first..=end).contains(&number(address)))
@@ -138,7 +139,8 @@ impl Pool {
         if used < self.size() as usize { Ok(()) } else { Err(self.exhausted()) }
     }
 
-    /// Takes the address asked for. The round continues where it was.
+    /// Takes the address that the caller asks for. The next [`Self::allocate`] continues the round
+    /// where it was.
     ///
     /// # Errors
     /// [`IpamError::Foreign`], [`IpamError::Reserved`], [`IpamError::Held`] or
@@ -188,7 +190,7 @@ impl Pool {
         (first <= end).then_some((first, end))
     }
 
-    /// Returns the address of this network's family with a number.
+    /// Converts a number to an address of this network's family.
     fn address(&self, number: u128) -> IpAddr {
         match self.network {
             IpNet::V4(_) => Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX)).into(),

@@ -36,8 +36,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Returns the other network of the selector for each of its two networks that satisfies
-    /// `here`.
+    /// Checks both networks of the selector. For each one that satisfies `here`, returns the other
+    /// one.
     fn beyond(&self, here: impl Fn(&IpNet) -> bool) -> impl Iterator<Item = IpNet> {
         let ends = [(self.source, self.destination), (self.destination, self.source)];
         ends.into_iter().filter(move |(one, _)| here(one)).map(|(_, other)| other)

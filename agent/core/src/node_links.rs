@@ -4,12 +4,13 @@
 //! |---|---|---|
 //! | [`Role::Uplink`] | has the InternalIP, is a next hop of a default route or of a route to a node, or matches `--uplink` | everything |
 //! | [`Role::Side`] | any other link with a global address or a route of its own | hostPorts are answered, SNAT translates pods' sources, tunnel packets are dropped |
-//! | [`Role::Inner`] | a bridge that has only veths and taps as ports | hostPorts are answered, tunnel packets are dropped |
-//! | none | Podwire's own, `lo`, dummies, ports of bridges and bonds, VRF devices, others' tunnels, links of an earlier pod network, and links with another header than Ethernet's | nothing: pods' packets to the world that are routed there are dropped, except at a dummy |
+//! | [`Role::Inner`] | a bridge with such an address or route, and with no ports other than veths and taps | hostPorts are answered, tunnel packets are dropped |
+//! | none | Podwire's own, `lo`, dummies, ports of bridges and bonds, VRF devices, others' tunnels, links of an earlier pod network, links with a link header that is not Ethernet's, and links that match `--exclude-uplink` | no programs run there: `from_pod` drops pods' packets to the world that the host routes there, except at a dummy |
 //!
 //! Others' tunnels are devices that encapsulate IP or Ethernet in the kernel: VXLAN, Geneve, GRE,
-//! IP in IP. Another pod network makes them. WireGuard, tun and ppp devices are the links of a VPN.
-//! Other pod networks masquerade pods' packets to a VPN, so these devices count as any other link.
+//! IP in IP. They belong to another pod network. WireGuard, tun and ppp devices belong to a VPN,
+//! and other pod networks masquerade pods' packets to a VPN. So these devices get a role like any
+//! other link.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -27,7 +28,7 @@ const LONGEST_NAME: usize = 15;
 /// The operator's rules for links, by their names.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LinkRules {
-    /// Links that are uplinks, too.
+    /// Links that are uplinks in addition to those that the agent finds.
     pub uplinks: Vec<LinkPattern>,
     /// Links that have no role.
     pub excluded: Vec<LinkPattern>,

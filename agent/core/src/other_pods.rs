@@ -71,9 +71,10 @@ pub fn held_by_neighbours(host: &Host, neighbours: &[Neighbour], network: IpNet)
     inside.filter_map(holder).collect()
 }
 
-/// Returns whether neighbours can have addresses of the network: only if a route that the agent did
-/// not make leads to a part of it without a router. Otherwise the caller need not list the
-/// neighbours: a node may have thousands of others.
+/// Returns whether neighbours can have addresses of the network. They can only if a route leads to
+/// a part of it without a router, and the agent did not make that route. Default routes do not
+/// count. If this returns `false`, the caller need not list the neighbours: a node may have
+/// thousands.
 pub fn may_have_neighbours(host: &Host, network: IpNet) -> bool {
     host.foreign_routes.iter().any(|route| {
         let to = route.destination;

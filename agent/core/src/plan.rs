@@ -12,7 +12,8 @@ use crate::slice::{Link, Programs, Queue, Route, Slice, TableChange};
 /// The order in which resources are made. They are removed in the opposite order.
 ///
 /// - An address is released after all its flows are purged and its endpoint's file is gone.
-/// - Flows are purged after the tables are cleared by which programs make new flows.
+/// - The agent purges a pod's flows after it has removed the pod's entries from the tables: until
+///   then the programs may make new flows.
 /// - The kernel removes the queue and the programs of a link together with the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
@@ -20,7 +21,8 @@ pub enum Rank {
     Address,
     /// An endpoint's file.
     File,
-    /// A pod's flows: from here on the programs may make some. The agent does nothing for that.
+    /// A pod's flows. The programs make them, so the agent does nothing here on the way up. On the
+    /// way down it purges them.
     Flows,
     /// Filters on a link.
     Programs,
@@ -41,7 +43,7 @@ pub enum Op {
     Address(Change<IpAddr, ()>),
     /// An endpoint's file is written or removed.
     File(Box<Change<String, Endpoint>>),
-    /// A pod's flows may come, or are purged.
+    /// The programs may make a pod's flows from now on, or the agent purges them.
     Flows(Change<IpAddr, ()>),
     /// Filters are attached to a link or detached.
     Programs(Change<u32, Programs>),

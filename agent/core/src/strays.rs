@@ -1,11 +1,11 @@
-//! Devices with a pod's name that belong to no pod. They remain if the plugin dies during an ADD,
-//! after it made the veth pair and before it asked the agent. Pure.
+//! Devices that are named like a pod's link but belong to no pod. They remain if the plugin dies
+//! during an ADD, after it made the veth pair and before it asked the agent. Pure.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Time that a device may be without an owner. An ADD in progress must not lose its link. The ADD
-/// ends much earlier, because the plugin waits ten seconds for the agent.
+/// How long a device may have no owner before the agent removes it. An ADD in progress must not
+/// lose its link, but it ends much earlier: the plugin waits only ten seconds for the agent.
 pub const GRACE: Duration = Duration::from_secs(60);
 
 /// Devices without an owner, by ifindex, and since when they have none.
@@ -15,8 +15,8 @@ pub struct Strays {
 }
 
 impl Strays {
-    /// Records the devices that have no owner now. Returns those that had none at every look for
-    /// the whole [`GRACE`].
+    /// Records the devices that have no owner now. Returns those that had no owner at any look
+    /// during the last [`GRACE`] or longer.
     pub fn look(&mut self, ownerless: impl IntoIterator<Item = u32>, now: Instant) -> Vec<u32> {
         let before = std::mem::take(&mut self.since);
         self.since =
@@ -24,7 +24,7 @@ impl Strays {
         self.since.iter().filter(|(_, since)| is_over(**since, now)).map(|(index, _)| *index).collect()
     }
 
-    /// Returns whether the grace of a device is over, so that another look is worthwhile.
+    /// Returns whether [`GRACE`] is over for any device, so that the caller should look again.
     pub fn due(&self, now: Instant) -> bool {
         self.since.values().any(|since| is_over(*since, now))
     }

@@ -70,7 +70,7 @@ impl NodeLists {
         }
     }
 
-    /// Notes that the list is of an earlier time.
+    /// Notes that the list is the last good one, of this age.
     fn distrust(&mut self, state: &mut State, age: Duration) {
         self.doubt(age);
         let unread = state.conditions.of(ConditionName::NodeListUnread).next();
@@ -131,10 +131,11 @@ impl NodeLists {
         let own_changed = cluster.own.is_some() && cluster.own != state.model.own;
         match (cluster.own, &state.model.own) {
             (Some(own), _) => state.model.own = Some(own),
-            // This node has no usable entry now. Its pods keep their network by the previous entry,
-            // even if another node claims it. A list without this node may be wrong as a whole:
-            // empty, or of another cluster. So nodes that it lacks are kept while this lasts,
-            // unless its entries contradict them.
+            // The list has no usable entry for this node now. This node's pods keep their network
+            // by the previous entry, even if another node claims it. A list without this node may
+            // be wrong as a whole: it may be empty, or come from another cluster. So the agent also
+            // keeps the other nodes that the list lacks, until the list has this node again. It
+            // drops those that an entry of the list contradicts.
             (None, Some(before)) => {
                 remote.retain(|_, node| !node.contradicts(before));
                 for (name, node) in &state.model.remote {
@@ -191,14 +192,15 @@ impl NodeLists {
     }
 }
 
-/// Applies only what the changed nodes require: the kernel held what was wanted before. Returns
-/// `false` if everything must be compared.
+/// Applies only what the changed nodes require. The kernel must hold what was wanted before the
+/// change. Returns `false` if everything must be compared.
 async fn apply_changes(state: &mut State, upkeep: &mut Upkeep, before: &BTreeMap<String, Node>) -> bool {
     let changed = changes(before, &state.model.remote);
     let old: Vec<Node> = changed.iter().filter_map(|change| change.before.cloned()).collect();
     let new: Vec<Node> = changed.iter().filter_map(|change| change.now.cloned()).collect();
     let of = |model: &Model, nodes: &[Node]| desired(model, Scope::Nodes(&nodes.iter().collect::<Vec<_>>()));
-    // Such a node changes which of this node's addresses are its own.
+    // This node also has an address of the changed node, or of the changed node's podCIDR. The
+    // change decides whether `NODES` lists this address as this node's own.
     let is_ours = |node: &Node| {
         state
             .model

@@ -1,4 +1,4 @@
-//! Carries out plans: the only place that changes disk, links, maps and routes.
+//! Carries out plans: each operation of a plan changes disk, links, maps or routes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -56,7 +56,7 @@ pub(super) struct Executor {
     working: JoinSet<Work>,
     /// Separate handles for the thread that purges flows. `None` while that thread works.
     purger: Option<Box<Maps>>,
-    /// Addresses to purge the flows of next, in one walk through the tables.
+    /// Addresses for the next purge. One walk through the tables purges the flows of all of them.
     to_purge: BTreeSet<IpAddr>,
 }
 
@@ -212,8 +212,8 @@ impl Executor {
         }
     }
 
-    /// Releases an address, or saves the position of the round. The pool has given the address
-    /// already, because a plan is about a known address.
+    /// Releases an address, or saves which address the pool gave last. A plan names its address, so
+    /// the pool has given the address before.
     fn change_address(&mut self, change: &Change<IpAddr, ()>) -> Result<(), Error> {
         let Some(pool) = &mut self.pool else { return Ok(()) };
         if change.is_removal() {
@@ -292,8 +292,8 @@ impl Executor {
         Ok(())
     }
 
-    /// Removes a link by its ifindex, if its name or its link address matches, too: a device that
-    /// another tool made in the meantime is not the pod's.
+    /// Removes a link by its ifindex, if its name or its link address matches, too. Another tool
+    /// may have made a device with this ifindex in the meantime.
     async fn remove_link(&mut self, index: u32, link: &Link) -> Result<(), Error> {
         if let Some(device) = self.links.device_at(index).await?
             && (device.name == link.name || link.mac.is_some() && device.mac == link.mac)
@@ -370,7 +370,7 @@ pub(super) fn step(step: Step) -> Result<(), Error> {
 fn step_of(op: &Op) -> Option<Step> {
     let (made, removed) = match op {
         Op::Address(_) => (Step::AddressTaken, Step::Released),
-        // The thread that writes the file takes the file's own steps.
+        // The thread that writes the file marks the steps of writing itself.
         Op::File(change) => return change.is_removal().then_some(Step::FileRemoved),
         Op::Flows(change) => return change.is_removal().then_some(Step::FlowsForgotten),
         Op::Programs(change) => return (!change.is_removal()).then_some(Step::ProgramsAttached),

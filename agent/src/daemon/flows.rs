@@ -11,7 +11,8 @@ use crate::conntrack::Conntrack;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::error::Error;
 
-/// Returns the collector that ages the tables out. It runs in a thread of its own.
+/// Returns the collector, which removes stale entries from the tables. It runs in a thread of its
+/// own.
 ///
 /// # Errors
 /// [`Error::Dataplane`].

@@ -11,12 +11,14 @@ use crate::links::Filter;
 
 /// The state that the kernel was found to hold.
 pub(super) struct Found {
-    /// All entries of tables and all routes (from [`Executor::find_only`]: the wanted ones), and
-    /// the wanted part of everything else. Addresses, files and flows are assumed to be there.
+    /// All entries of tables, all routes, and the wanted part of everything else.
+    /// [`Executor::find_only`] looks only for the wanted entries and routes. The agent does not
+    /// look for addresses, files and flows, but assumes that they are there.
     pub(super) have: Slice,
     /// Programs that are not attached where they belong.
     pub(super) displaced: Vec<Displaced>,
-    /// Why programs or queues could not be looked at. They are assumed to be there.
+    /// Why the agent could not look at programs or queues. It assumes that these programs and
+    /// queues are there.
     pub(super) unknown: Vec<Error>,
 }
 
@@ -124,7 +126,7 @@ impl Executor {
     }
 }
 
-/// Returns the part of the desired state that no look at the kernel shows.
+/// Returns the part of the desired state that the agent does not look for, but assumes.
 fn assumed(want: &Slice) -> Slice {
     Slice {
         addresses: want.addresses.clone(),

@@ -57,13 +57,14 @@ pub struct Daemon {
     host: Upkeep,
     configuration: Configuration,
     health: Health,
-    /// Result of the last round of ageing.
+    /// Result of the collector's last round.
     collected: Collected,
 }
 
 impl Daemon {
     /// Loads the programs, puts them in place of an earlier agent's, and takes over its endpoints.
-    /// Deletes nothing but the resources of pods that have lost their device.
+    /// Deletes only the resources of pods that have lost their device, leftover pins, and a VXLAN
+    /// device that does not fit the options.
     ///
     /// # Errors
     /// Anything that keeps the agent from setting up the data path.
@@ -73,8 +74,8 @@ impl Daemon {
         store: Store,
         bpf_lock: Lock,
     ) -> Result<Self, Error> {
-        // First check for maps or state of another release, which this release may refuse. State
-        // comes last, because loading it sets corrupt files aside.
+        // First check maps and state: another release may have made them, and this release may
+        // refuse them. The state comes after the maps, because loading it sets corrupt files aside.
         pins::check(&config.places.bpf_dir, CONVERSIONS)?;
         let (endpoints, corrupt) = store.load()?;
         Claim::own(&config.places.bpf_dir)?.save(&config.places.state_dir)?;
@@ -140,7 +141,8 @@ impl Daemon {
         self.health.readiness()
     }
 
-    /// Returns the collector that ages the tables out. It runs in a thread of its own.
+    /// Returns the collector, which removes stale entries from the tables. It runs in a thread of
+    /// its own.
     ///
     /// # Errors
     /// [`Error::Dataplane`].

@@ -1,5 +1,4 @@
-//! State that the components share: the model, the executor of its plans, and everything that is
-//! wrong.
+//! State that the components share: the model, the executor of its plans, and the conditions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,12 +20,13 @@ pub(super) struct State {
     pub(super) conditions: Conditions,
     /// The last snapshot of the kernel's devices, addresses and routes.
     pub(super) host: Arc<Host>,
-    /// MTU of new pods, in bytes: what fits the paths to all nodes. Kept here because the paths are
-    /// many.
+    /// MTU of new pods, in bytes: `--mtu`, or what fits the paths to all nodes. An ADD reads it
+    /// here, because there are too many paths to compare for each ADD.
     pub(super) pod_mtu: Option<u32>,
     /// Numbers of repairs: what others had changed and the agent put back.
     pub(super) repairs: BTreeMap<Repair, u64>,
-    /// Whether a complete and current node list was seen. Nothing is removed before.
+    /// Whether a complete and current node list was seen. Before that, unwanted routes, map entries
+    /// and pods' devices without an owner stay.
     pub(super) is_complete: bool,
 }
 

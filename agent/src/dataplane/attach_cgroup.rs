@@ -56,8 +56,8 @@ impl Dataplane {
             .ok_or_else(|| missing(name))?
             .try_into()
             .map_err(|source: ProgramError| attaching.failed(source))?;
-        // A link attachment always allows several programs (BPF_F_ALLOW_MULTI). The kernel refuses
-        // the flag itself.
+        // A link attachment always allows several programs, as BPF_F_ALLOW_MULTI does. The kernel
+        // refuses a link attachment that sets this flag.
         let id =
             program.attach(folder, CgroupAttachMode::Single).map_err(|source| attaching.failed(source))?;
         let link = FdLink::try_from(program.take_link(id).map_err(|source| attaching.failed(source))?)

@@ -10,7 +10,7 @@ pub type Entry = (Vec<u8>, Vec<u8>);
 pub struct Conversion {
     /// The table.
     pub table: Table,
-    /// The layout that last changed the table before this release's layout did.
+    /// The earlier layout of the table: the last one that changed the table before this release's.
     pub from: u32,
     /// Converts an old key and value to new ones. `None`: the entry is left behind.
     pub entry: fn(&[u8], &[u8]) -> Option<Entry>,

@@ -92,7 +92,7 @@ impl Maps {
                 Ok(_) | Err(MapError::KeyNotFound) => continue,
                 Err(error) => return Err(map_error("read", names::ENDPOINTS)(error)),
             };
-            // Since then, a program may again have had no room to record a flow.
+            // Since the collector's round, a program may again have had no room to record a flow.
             if !self.has_share_left(&Holder::of_stack_flows(*address))? {
                 continue;
             }
@@ -176,7 +176,7 @@ pub struct Collector {
     refused: BTreeMap<u32, u32>,
     /// The fill levels of the last round.
     fill: BTreeMap<Table, Fill>,
-    /// Rounds until the tables that no round walks are counted again.
+    /// Rounds until the next count of the tables that are walked for their count alone.
     until_count: u32,
 }
 
@@ -216,8 +216,9 @@ impl Collector {
         Ok(self.refused.iter().filter(is_new).map(|(index, _)| *index).collect())
     }
 
-    /// Takes the fill levels of the tables that programs fill: each round of those that it walks
-    /// anyway, now and then of the others. Leaves out a table that cannot be counted.
+    /// Updates the fill levels of the tables that programs fill. Every round walks `TRANSLATIONS`
+    /// and `STACK_FLOWS` anyway, so their counts are at hand. The others are counted once in
+    /// [`COUNT_ROUNDS`] rounds. A table that cannot be counted has no fill level.
     fn count_entries(&mut self, collected: &Collected) {
         let is_due = self.until_count == 0;
         self.until_count = if is_due { COUNT_ROUNDS } else { self.until_count } - 1;
@@ -265,8 +266,8 @@ impl Collector {
                 Ok(there) => there.other_half(flow.protocol) == flow,
                 Err(_) => false,
             };
-            // Remove the way out first. While only the way back is left, no packet is newly
-            // translated by half a pair.
+            // Remove the half of the way out first. Alone, it would still translate the flow's
+            // packets, but their replies would find no translation.
             if has_other && half.reply != 0 {
                 remove(self.maps.translations.remove(&other), names::TRANSLATIONS)?;
             }

@@ -17,11 +17,11 @@ use super::maps::Maps;
 /// | `ENDPOINTS` | by its pods' own entries | replaced or removed: the earlier endpoint |
 /// | | by an address that no pod here had | new: the address's region |
 /// | `NODES` | by the other end's prefix | the regions that the prefix covers |
-/// | `NETWORKS` | a known destination depends on its network's entry | the regions that the prefix covers |
+/// | `NETWORKS` | a known destination depends on its network's entry | new or replaced: the regions that the prefix covers |
 /// | `LINKS` | a known destination has its address | the link |
 /// | `VTEPS` | a flow into the tunnel has its link address | the node |
 /// | `TUNNEL_PEERS` | the sender of a flow out of the tunnel is in it | removed: the node |
-/// | `FRONTENDS` | never: of flows to a node's own address only replies are learnt, and their translations decide | |
+/// | `FRONTENDS` | never: for a node's own address the programs learn only replies, which depend on their translations | |
 /// | `EGRESS_GUARDS` | never: no flow of a guarded pod is learnt, and the pod's own entry says so | |
 ///
 /// A flow holds the region of the other end's address, so `NODES` does not need the previous entry:
@@ -65,8 +65,8 @@ impl Maps {
 
     /// Changes `GENERATION` first, then the epochs. A program may be learning a flow by the old
     /// entry of a table at this moment. It either sees the new generation and does not learn, or
-    /// its entry ends with the epochs. In the opposite order it could learn the stale flow with the
-    /// new epochs.
+    /// the new epochs make its entry stale. In the opposite order it could learn the stale flow
+    /// with the new epochs.
     fn change_epochs(&self, slots: &BTreeSet<u16>) {
         self.generation.of(GENERATION_AGENT).fetch_add(1, Ordering::SeqCst);
         for slot in slots {

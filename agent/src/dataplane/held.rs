@@ -41,8 +41,8 @@ impl Dataplane {
     }
 
     /// Restores missing pins and the version of the layout. Returns the names of the objects that
-    /// were missing. Does nothing while the agent takes over maps of an earlier layout: until then
-    /// the earlier layout counts.
+    /// were missing. Does nothing while the agent takes over maps of an earlier layout, because the
+    /// earlier layout still counts then.
     ///
     /// # Errors
     /// [`DataplaneError::NotBpfFileSystem`], [`DataplaneError::File`]: the caller must try again

@@ -15,13 +15,13 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-/// Of `enum bpf_cmd` (include/uapi/linux/bpf.h).
+/// Commands of bpf(2): `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
-/// Of `enum bpf_link_type`. The info of these links has the cgroup's 64-bit number where links of
-/// devices have a 32-bit ifindex.
+/// The type of a cgroup's link: `enum bpf_link_type`. The info of such a link has the cgroup's
+/// 64-bit number where a device's link has a 32-bit ifindex.
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 
 /// The part of `union bpf_attr` for `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
@@ -72,7 +72,7 @@ impl Pinned {
     /// Opens a pinned object. `None`: there is no such pin.
     ///
     /// # Errors
-    /// The kernel's error: the pin is of another kind, or the folder is not on a BPF file system.
+    /// The kernel's error: the path is not a pin, or the folder is not on a BPF file system.
     pub fn open(path: &Path) -> io::Result<Option<Self>> {
         let name = CString::new(path.as_os_str().as_bytes())?;
         match bpf(BPF_OBJ_GET, Pin { path: name.as_ptr() as u64, descriptor: 0, flags: 0 }) {

@@ -276,7 +276,8 @@ pub fn uplinks(folder: &Path) -> BTreeSet<u32> {
 /// Removes every pin of a folder. Does nothing if the folder does not exist.
 ///
 /// - The links go first: their programs are then detached.
-/// - The version goes last: it marks the folder as used by agents alone, of any release.
+/// - The version goes last: as long as it exists, every pin in the folder counts as an agent's, of
+///   whichever release.
 ///
 /// # Errors
 /// [`FileError::Io`] for each thing that could not be removed.
@@ -403,8 +404,8 @@ fn ensure_bpf_file_system(folder: &Path) -> Result<(), DataplaneError> {
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("bpf", mount_point, "bpf", flags, None).map_err(|errno| match errno {
-        // A container without SYS_ADMIN may not mount. With it, the mount would belong to the
-        // container, and the pins would end with the container.
+        // A container without SYS_ADMIN may not mount. SYS_ADMIN would not help: the mount would
+        // belong to the container, and the pins would end with the container.
         Errno::PERM => DataplaneError::NotBpfFileSystem { path: folder.into() },
         _ => FileError::of("mount a BPF file system at", mount_point)(errno.into()).into(),
     })?;

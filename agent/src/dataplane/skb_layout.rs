@@ -1,5 +1,5 @@
-//! The offsets of socket buffer fields in the running kernel: of the fields that the programs read
-//! and that their context lacks.
+//! The offsets, in the running kernel, of the socket buffer fields that the programs read and that
+//! their context lacks.
 
 use std::fs;
 use std::path::Path;

@@ -74,7 +74,8 @@ impl Upgrade {
         Ok(Self { tables, since, carried: 0 })
     }
 
-    /// Carries over the remaining entries, and writes down until when.
+    /// Carries over the remaining entries, and writes down the time up to which the new maps are
+    /// filled.
     ///
     /// # Errors
     /// [`DataplaneError::Map`], [`DataplaneError::File`].
@@ -82,8 +83,8 @@ impl Upgrade {
         let now = housekeeping::now();
         for changed in &mut self.tables {
             self.carried += match (changed.table.row().owner, self.since) {
-                // After the first pass, this agent has written its own map alone. The earlier
-                // programs may still have set marks.
+                // After the first pass, this agent wrote only to its own map, so the earlier map
+                // has no new entries. But the earlier programs may have set marks in it.
                 (Owner::Agent, Some(_)) => changed.carry_marks_over(maps)?,
                 (_, since) => changed.carry_over(maps, since.unwrap_or(0))?,
             };

@@ -56,8 +56,8 @@ const TARGET_VERDICT: usize = 32;
 const DROP: i32 = -1;
 const ACCEPT: i32 = -2;
 
-/// Returns whether the chain drops packets that no rule accepts, and no rule accepts pods by the
-/// names of their links.
+/// Returns whether the chain's policy drops packets, and its rules do not accept pods' packets in
+/// both directions by the names of pods' links.
 pub(super) fn drops_pods() -> io::Result<bool> {
     match fs::read_to_string(TABLES) {
         Ok(tables) if tables.lines().any(|table| table.as_bytes() == TABLE) => {}
@@ -103,8 +103,8 @@ fn judge(info: &[u8], entries: &[u8]) -> Option<bool> {
     Some(verdict == DROP && !accept_both_ways(&accepted))
 }
 
-/// Returns the side on which an entry accepts everything that pods send or get. `None` if the entry
-/// looks at anything else.
+/// Returns the side on which an entry accepts all packets of pods. `None` for any other entry, such
+/// as one that checks more than the name of the link.
 fn accepts(entry: &[u8]) -> Option<Side> {
     let (target, verdict) = standard_target(entry)?;
     let is_any = |from: usize, length: usize| {

@@ -8,13 +8,14 @@ use std::io;
 
 use podwire_core::forward_policy::Place;
 
-/// The most times that the agent asks for a dump while the rules keep changing.
+/// Largest number of attempts to read nftables' rules while they keep changing.
 const ATTEMPTS: usize = 3;
 
 /// Returns the places that may drop pods' packets, in this thread's network namespace.
 ///
 /// # Errors
-/// The kernel's error; [`io::ErrorKind::Interrupted`] when the rules change in every attempt.
+/// The kernel's error; [`io::ErrorKind::Interrupted`] when nftables' rules change in every attempt,
+/// or when legacy iptables' table changes while the agent reads it.
 pub fn look() -> io::Result<BTreeSet<Place>> {
     let mut places = nftables::places();
     for _ in 1..ATTEMPTS {

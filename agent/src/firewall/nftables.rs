@@ -1,8 +1,8 @@
 //! Base chains of nftables, read over netlink (include/uapi/linux/netfilter/nf_tables.h). The
 //! chains of iptables-nft and firewalld are among them.
 //!
-//! Answers are decoded here, attribute by attribute: of a rule, only the parts that make it accept
-//! pods matter.
+//! This module decodes the answers itself, attribute by attribute. It needs only the parts of a
+//! rule that show whether the rule accepts pods.
 
 use std::io;
 
@@ -232,8 +232,8 @@ fn forward_chain(payload: &[u8]) -> Option<ForwardChain> {
     })
 }
 
-/// Returns a rule about all packets from pods, or all packets to pods. `None` for a rule that looks
-/// at anything else.
+/// Returns a rule about all packets from pods, or all packets to pods. `None` for any other rule,
+/// such as one that checks more than the name of the link.
 fn rule_about_pods(payload: &[u8]) -> Option<(Side, Verdict)> {
     let expressions = attribute(payload.get(GENERIC_HEADER..)?, RULE_EXPRESSIONS)?;
     let mut parts = Vec::new();
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(rule_about_pods(&rule(OUTPUT_NAME, EQUAL, b"pw", ACCEPT, &[])), accepted(Side::ToPods));
         let tcp_only = expression("meta", &[encoded(META_KEY, &16_u32.to_be_bytes())]);
         for (other, what) in [
-            (rule(INPUT_NAME, EQUAL, b"pw\0", ACCEPT, &[]), "a link that is named so"),
+            (rule(INPUT_NAME, EQUAL, b"pw\0", ACCEPT, &[]), "one link with exactly this name"),
             (rule(INPUT_NAME, EQUAL, b"eth", ACCEPT, &[]), "other links"),
             (rule(INPUT_NAME, 1, b"pw", ACCEPT, &[]), "all but pods"),
             (rule(INPUT_NAME, EQUAL, b"pw", DROP, &[]), "dropped"),

@@ -1,6 +1,8 @@
 //! Tells whether anything has changed that [`Links::host`](super::Links::host) and
-//! [`Links::filters`](super::Links::filters) list. The kernel sends notices of changes, so a node
-//! with thousands of routes does not have to list all of them to find out that nothing changed.
+//! [`Links::filters`](super::Links::filters) list, except IPsec policies.
+//! [`Notices`](super::Notices) reports changes of these. The kernel sends notices of changes, so a
+//! node with thousands of routes does not have to list all of them to find out that nothing
+//! changed.
 
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;

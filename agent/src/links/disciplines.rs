@@ -64,8 +64,8 @@ impl Links {
             return Ok(Displaced::No);
         };
         if let Some(ours) = ours {
-            // A message without a handle describes a priority, not a filter. No other filters share
-            // the agent's priority.
+            // A message without a handle describes a priority, not a filter. Each filter at that
+            // priority has its own message.
             let is_ours = |message: &TcMessage| {
                 message.header.info >> 16 == 1
                     && (u32::from(message.header.handle) == 0

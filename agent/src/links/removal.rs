@@ -37,10 +37,10 @@ impl Links {
 /// kernels send only the acknowledgement at the end.
 async fn remove(index: u32) -> io::Result<()> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-    // The kernel also reports the other end of a pair: in the pod's namespace, to the socket with
-    // this port number there. Processes usually have their own number as the port. The agent's
-    // first routing socket has taken the agent's number, so the kernel gives this socket a random
-    // one.
+    // The kernel also reports the other end of a pair: in the pod's namespace, to the socket there
+    // that has the same port number as this socket. No program in the pod should get that report.
+    // Programs usually get their process id as the port number. But the agent's first routing
+    // socket has taken the agent's process id, so the kernel gives this socket a random number.
     socket.socket_mut().bind_auto()?;
     let socket = Arc::new(socket);
     let asking = Arc::clone(&socket);

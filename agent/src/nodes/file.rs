@@ -331,7 +331,7 @@ mod tests {
     fn unusable(event: Option<Event>, why: &str) {
         match event {
             Some(Event::NodeListUnusable(reason)) => assert!(reason.contains(why), "{reason}"),
-            other => panic!("{other:?} and not that the list is unusable: {why}"),
+            other => panic!("the list should be unusable ({why}), but the event is {other:?}"),
         }
     }
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 /// The largest value in bytes. etcd takes at most 1.5 MiB.
 const LARGEST: usize = 2 << 20;
 
-/// The text of a value. Of a large document, only this much is held at a time.
+/// The text of a value. The agent decodes a large list value by value, and holds the text of only
+/// one at a time.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Json(pub(super) String);
 

@@ -37,7 +37,7 @@ async fn agent_that_starts_without_the_server_uses_the_kept_list() {
         watching.trouble().await;
         let list = watching.list().await;
         assert_eq!(list.records.len(), 3);
-        assert!(!list.age.is_zero(), "it is told from what is true now");
+        assert!(!list.age.is_zero(), "a kept list has an age");
         server.delete("node3").await;
         server.start().await;
         let list = watching.list().await;
@@ -93,12 +93,12 @@ async fn while_the_server_answers_the_age_is_none_and_then_it_grows() {
     };
     let age = || fs::metadata(&cache).unwrap().modified().unwrap().elapsed().unwrap_or_default();
     an_hour_old();
-    eventually("it is noted that the list is still good", || age() < Duration::from_secs(1800)).await;
+    eventually("the agent renews the file's time", || age() < Duration::from_secs(1800)).await;
     server.stop();
     watching.trouble().await;
     an_hour_old();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(age() > Duration::from_secs(1800), "nobody has said that it is still good");
+    assert!(age() > Duration::from_secs(1800), "the agent renewed the file's time without an answer");
 }
 
 #[tokio::test]

@@ -88,6 +88,6 @@ async fn it_is_set_with_the_token_that_there_is_now() {
     eventually("the condition is written", || !writes(&server).is_empty()).await;
     while condition(&server, OWN).await != "False" {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        assert_eq!(writes(&server).len(), 1, "refused");
+        assert_eq!(writes(&server).len(), 1, "the first write was refused");
     }
 }

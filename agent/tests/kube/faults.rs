@@ -53,7 +53,7 @@ async fn half_a_list_is_never_told() {
             server.stream_lists(streams);
             server.fail(Some(Fault::CutAfter(cut)));
             let mut watching = Watching::start(open(&server, None));
-            eventually("it is asked again", || server.requests().len() > 1).await;
+            eventually("the agent asks again", || server.requests().len() > 1).await;
             while let Ok(event) = watching.events.try_recv() {
                 let is_list = matches!(event, Event::Nodes(_));
                 assert!(!is_list, "a list, though the answer was cut after {cut} bytes");
@@ -79,7 +79,7 @@ async fn a_change_whose_line_is_cut_is_not_lost() {
     server.start().unwrap();
     server.put(node(3));
     let asked = server.requests().len();
-    eventually("it is asked twice", || server.requests().len() > asked + 1).await;
+    eventually("the agent asks twice", || server.requests().len() > asked + 1).await;
     server.fail(None);
     assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
 }
@@ -109,7 +109,7 @@ async fn pages_that_expire_begin_anew() {
             .filter(|request| request.contains("limit=") && !request.contains("continue="))
             .count()
     };
-    eventually("it begins anew", || firsts() > 1).await;
+    eventually("the agent begins again with the first page", || firsts() > 1).await;
     server.fail(None);
     assert_eq!(watching.list().await.records.len(), 500);
 }
@@ -135,7 +135,7 @@ async fn the_same_trouble_is_told_once() {
     let mut watching = Watching::start(open(&server, None));
     watching.trouble().await;
     let asked = server.requests().len();
-    eventually("it is asked again", || server.requests().len() > asked + 1).await;
+    eventually("the agent asks again", || server.requests().len() > asked + 1).await;
     assert!(watching.events.try_recv().is_err());
     server.fail(None);
     assert_eq!(watching.names().await, ["node1"]);
@@ -196,7 +196,7 @@ async fn an_answer_that_turns_out_an_error_confirms_nothing() {
     server.fail(Some(Fault::WatchesFail(500)));
     let asked = server.requests().len();
     server.start().unwrap();
-    eventually("it is asked three times", || server.requests().len() >= asked + 3).await;
+    eventually("the agent asks three times", || server.requests().len() >= asked + 3).await;
     while let Ok(event) = watching.events.try_recv() {
         assert!(!matches!(event, Event::NodeListConfirmed), "confirmed by a watch that failed");
     }
@@ -217,7 +217,7 @@ async fn half_a_list_confirms_nothing() {
         server.fail(Some(fault));
         let asked = server.requests().len();
         server.start().unwrap();
-        eventually("it is asked some times", || server.requests().len() >= asked + 4).await;
+        eventually("the agent asks four times", || server.requests().len() >= asked + 4).await;
         while let Ok(event) = watching.events.try_recv() {
             assert!(!matches!(event, Event::NodeListConfirmed), "confirmed by half a list");
         }
@@ -264,7 +264,7 @@ async fn assert_news_comes_first(watching: &mut Watching) {
     loop {
         match watching.next().await {
             Event::Nodes(_) => return,
-            event => assert!(!matches!(event, Event::NodeListConfirmed), "confirmed"),
+            event => assert!(!matches!(event, Event::NodeListConfirmed), "the stale list was confirmed"),
         }
     }
 }

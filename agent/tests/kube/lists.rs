@@ -155,7 +155,7 @@ async fn a_list_that_is_asked_for_anew_and_the_same_is_not_told() {
         server.stop().await;
         server.forget_changes().await;
         server.start().await;
-        eventually("it is listed again", || lists(&server.requests()) > before).await;
+        eventually("the agent lists again", || lists(&server.requests()) > before).await;
         server.put(node(3)).await;
         assert_eq!(watching.names().await, ["node1", "node2", "node3"]);
     }
@@ -166,7 +166,7 @@ async fn a_bookmark_is_where_the_watch_goes_on() {
     let server = server(2);
     let mut watching = Watching::start(open(&server, None));
     watching.list().await;
-    // Only a bookmark tells the agent about changes of other objects.
+    // `forget_changes` raises the version. Only a bookmark tells the agent the new version.
     server.forget_changes();
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     server.stop();

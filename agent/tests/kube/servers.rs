@@ -21,7 +21,7 @@ pub enum Kind {
     Cluster(Binaries),
 }
 
-/// Returns each kind that is at hand.
+/// Returns the kinds that can run on this machine. A cluster's own server needs its binaries.
 pub fn kinds() -> Vec<Kind> {
     let cluster = Binaries::from_environment().unwrap().map(Kind::Cluster);
     [Kind::Streams, Kind::Pages].into_iter().chain(cluster).collect()
@@ -65,8 +65,8 @@ impl Server {
         }
     }
 
-    /// Returns short times for a test. A cluster's own server may be silent for a minute, so its
-    /// silence is longer.
+    /// Returns short times for a test. A cluster's own server may be silent for a minute, so
+    /// `silence` is longer for that server.
     pub fn pace(&self) -> Pace {
         match self {
             Server::Ours(..) => pace(),

@@ -63,7 +63,7 @@ async fn a_server_whose_certificate_is_not_trusted_is_not_talked_to() {
     let mut watching = Watching::with(access, pace(), folder);
     let trouble = watching.trouble().await;
     assert!(trouble.contains("certificate"), "{trouble}");
-    assert_eq!(server.requests(), [""; 0], "no token goes to whoever is there");
+    assert_eq!(server.requests(), [""; 0], "the agent sends its token only to a server that it trusts");
 }
 
 #[tokio::test]

@@ -102,7 +102,7 @@ impl Watching {
 
     /// Waits for the next event.
     pub async fn next(&mut self) -> Event {
-        timeout(PATIENCE, self.events.recv()).await.expect("nothing is told").expect("the source has ended")
+        timeout(PATIENCE, self.events.recv()).await.expect("no event came").expect("the source has ended")
     }
 
     /// Waits for the next list and ignores other events before it.

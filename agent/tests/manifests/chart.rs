@@ -13,7 +13,7 @@ use crate::documents::{self, containers, find, rendered_with, words};
 fn the_manifests_for_kubectl_are_what_the_chart_renders() -> Result<()> {
     for (path, text) in manifests::for_kubectl()? {
         let there = fs::read_to_string(manifests::root().join(&path))?;
-        assert!(there == text, "{} is another: `cargo xtask manifests` writes it", path.display());
+        assert!(there == text, "{} is stale: run `cargo xtask manifests`", path.display());
     }
     Ok(())
 }
@@ -129,7 +129,8 @@ fn lines_for_a_part_of_flannels_nodes_choose_them() -> Result<()> {
     Ok(())
 }
 
-/// Returns a manifest edited with a `sed` script that a text for operators names.
+/// Edits a manifest with a `sed` script, and returns the result. Fails unless the document `text`
+/// tells operators to run this script on this manifest.
 fn edited(text: &str, script: &str, file: &str) -> Result<String> {
     let told = fs::read_to_string(manifests::root().join(text))?;
     // One line may name both manifests.
@@ -148,10 +149,10 @@ fn no_agent_and_no_removal_are_on_one_node() -> Result<()> {
     let kept_off =
         &uninstall["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
     assert_eq!(kept_off[0]["topologyKey"], "kubernetes.io/hostname");
-    let chosen = kept_off[0]["labelSelector"]["matchLabels"].as_object().context("nothing is kept off")?;
+    let chosen = kept_off[0]["labelSelector"]["matchLabels"].as_object().context("no labels to match")?;
     let own = &uninstall["metadata"]["labels"];
     assert!(chosen.iter().all(|(name, value)| agent[name] == *value), "{chosen:?}");
-    assert!(chosen.iter().any(|(name, value)| own[name] != *value), "of two of its own one could not come");
+    assert!(chosen.iter().any(|(name, value)| own[name] != *value), "an uninstall pod keeps off another");
     Ok(())
 }
 

@@ -27,8 +27,8 @@ pub fn rendered(release: &Release) -> Result<Vec<Value>> {
     Ok(documents)
 }
 
-/// Returns releases that differ from the default one. Each sets all that an operator may want at
-/// once.
+/// Returns the default release and two others: one for k3s, one with a private registry. Each of
+/// the two sets many values at once.
 pub fn other_releases() -> Vec<Release> {
     let of_k3s = json!({
         "cni": {

@@ -1,6 +1,6 @@
-//! The manifests say the same in every form, in Kubernetes' terms and in the program's own.
+//! Compares the manifests with the chart, with Kubernetes' own types and with the program's help.
 //!
-//! Needs what `cargo xtask setup` installs: Go's templates, which are helm's, render the chart.
+//! Needs what `cargo xtask setup` installs. Go's templates, which helm uses too, render the chart.
 
 mod chart;
 mod documents;

@@ -15,7 +15,7 @@ use crate::documents::{self, containers, find, mounts, words};
 fn the_charts_list_of_options_is_the_agents() -> Result<()> {
     let (path, text) = manifests::reference(&help("agent")?)?;
     let there = fs::read_to_string(manifests::root().join(&path))?;
-    assert!(there == text, "{} is another: `cargo xtask manifests` writes it", path.display());
+    assert!(there == text, "{} is stale: run `cargo xtask manifests`", path.display());
     Ok(())
 }
 
@@ -179,7 +179,7 @@ fn daemon_sets() -> Result<Vec<Value>> {
 
 /// Returns the command that a container runs, and the command's options.
 fn command(container: &Value) -> Result<(String, Vec<CommandOption>)> {
-    ensure!(container["command"].is_null(), "the image says what is run");
+    ensure!(container["command"].is_null(), "a container must run the image's entrypoint");
     let name = *words(&container["args"]).first().context("no command")?;
     let options = manifests::options(&help(name)?).with_context(|| format!("podwire {name}"))?;
     Ok((name.to_owned(), options))

@@ -1,4 +1,5 @@
-//! Kubernetes knows every field of the manifests: its own types drop unknown fields.
+//! Kubernetes knows every field of the manifests. The tests decode each document into Kubernetes'
+//! own types, which drop unknown fields.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::admissionregistration::v1::{

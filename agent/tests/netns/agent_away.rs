@@ -40,10 +40,10 @@ fn calls_to_a_still_agent_try_again_later_and_leave_nothing() {
     });
     assert!(namespaces.iter().all(|ns| ns.exec(&["ip", "-br", "link"]).unwrap().lines().count() == 1));
     signal(node, Signal::CONT);
-    // One pod was deleted while the agent stood still. The agent releases it as soon as it has
-    // looked.
+    // The plugin removed the deleted pod's link itself, since the agent stood still. The agent
+    // releases the endpoint when it next compares the kernel with its state.
     let after = wait_until(|| Some(Left::by(node)).filter(|left| *left == before.without_one()));
-    assert!(after.is_some(), "{:?} and not {before:?} but one\n{}", Left::by(node), node.agent_log_tail(20));
+    assert!(after.is_some(), "{:?}, not {before:?} less one\n{}", Left::by(node), node.agent_log_tail(20));
     for name in &names[..3] {
         assert!(node.cni_call("ADD", name, &json!({})).run().unwrap().success);
     }
@@ -62,13 +62,13 @@ fn add_whose_plugin_has_died_is_not_carried_out() {
     signal(node, Signal::CONT);
     let pod = node.add_pod("pod").unwrap();
     assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(), 1);
-    assert_eq!(pod.address().to_string(), "10.244.1.2", "an address was given to nobody");
+    assert_eq!(pod.address().to_string(), "10.244.1.2", "a dropped ADD has taken an address");
     // An ADD with a waiting plugin is served.
     let reply: Reply = protocol::read_frame(&mut asked(node, Call::Add(Box::new(add)))).unwrap();
     assert!(matches!(&reply, Reply::Added(_)), "{reply:?}");
 }
 
-/// Like the test above, with an agent that waits for its disk while calls wait for it.
+/// Like the test above, but the agent waits for its disk, and other calls wait for the agent.
 #[test]
 fn waiting_add_is_not_begun_when_its_plugin_has_given_up() {
     const A_MOMENT: Duration = Duration::from_millis(300);
@@ -91,9 +91,9 @@ fn waiting_add_is_not_begun_when_its_plugin_has_given_up() {
     std::thread::sleep(A_MOMENT);
     let reader = std::fs::File::open(&file).unwrap();
     let reply: Reply = protocol::read_frame(&mut first).unwrap();
-    assert!(matches!(&reply, Reply::Failed(_)), "what is no file cannot be synced: {reply:?}");
+    assert!(matches!(&reply, Reply::Failed(_)), "a named pipe cannot be synced: {reply:?}");
     let reply: Reply = protocol::read_frame(&mut second).unwrap();
-    assert!(matches!(&reply, Reply::Failed(_)), "nobody knows it: {reply:?}");
+    assert!(matches!(&reply, Reply::Failed(_)), "the attachment is unknown: {reply:?}");
     drop(reader);
     // The first ADD got an address and gave it back. The next address is still free.
     assert_eq!(node.add_pod("pod").unwrap().address().to_string(), "10.244.1.3");

@@ -1,5 +1,5 @@
-//! Pods with limits. All that they receive and send, on any path, passes the kernel's queues.
-//! Nothing else about it changes.
+//! Pods with limits. Everything that they receive and send passes the kernel's queues, on every
+//! path. A limit changes nothing else about their packets.
 
 use std::net::SocketAddr;
 
@@ -219,7 +219,7 @@ fn who_goes_around_the_pods_queue_is_stopped_on_the_node() {
         for (other, address) in others {
             traffic::tcp_exchange(&pod, other, address, PORT, STREAM).unwrap();
         }
-        assert!(dropped().is_empty(), "{mode:?}: who keeps to the queue is left alone: {:?}", dropped());
+        assert!(dropped().is_empty(), "{mode:?}: packets through the queue were dropped: {:?}", dropped());
         pod.exec(&["tc", "qdisc", "del", "dev", "eth0", "root"]).unwrap();
         let name = Drop::EgressLimitExceeded.name();
         for (other, address) in others {
@@ -232,7 +232,7 @@ fn who_goes_around_the_pods_queue_is_stopped_on_the_node() {
                 }
                 (dropped().get(name).copied().unwrap_or_default() > before).then_some(())
             });
-            assert!(stopped.is_some(), "{mode:?}: nothing stops what goes to {address}: {:?}", dropped());
+            assert!(stopped.is_some(), "{mode:?}: no packet to {address} was dropped: {:?}", dropped());
             // TCP gets through with the rest of the rate.
             traffic::tcp_exchange(&pod, other, address, PORT + 1, STREAM / 4).unwrap();
         }
@@ -329,8 +329,8 @@ impl Places {
         [count(self.lab.node(0), self.pod.host_interface(), "rx"), count(&self.pod, "eth0", "tx")]
     }
 
-    /// Asserts that every packet since then has passed a queue, with at least these bytes received
-    /// and sent.
+    /// Asserts that every packet since `before` passed a queue, and that the pod received and sent
+    /// at least the bytes of `payload`.
     #[track_caller]
     fn expect_passed(&self, before: &[Passed; 2], payload: [u64; 2], what: &str) {
         let after = self.passed();

@@ -103,8 +103,8 @@ fn an_error_of_the_world_reaches_the_pod_by_tun() {
     traffic::tcp_exchange(&pod, &world, WORLD, 8080, 1 << 20).unwrap();
 }
 
-/// The host stack sends a packet with a pod's source out bare. It goes into the tunnel, also on a
-/// link without link header.
+/// The host stack routes a pod's packet for a service to the other node. The packet must not leave
+/// bare: the program puts it into the tunnel, on a link without link header too.
 #[test]
 fn what_the_stack_sends_by_tun_is_encapsulated() {
     let (lab, _cable) = nodes_by_tun();

@@ -11,7 +11,7 @@ const MEBIBYTE: u64 = 1 << 20;
 const FORWARDING: &str = "net/ipv4/ip_forward";
 
 /// The capabilities that the agent needs. The manifest grants them, and DAC_OVERRIDE for folders of
-/// another owner. Without one of them, this fails first:
+/// another owner. Without one of them the agent fails, first at this:
 ///
 /// - `bpf`: the agent cannot make a map.
 /// - `net_admin`: the agent cannot set `ip_forward`. Later, devices, routes, filters, the

@@ -33,7 +33,7 @@ fn more_changes_than_the_kernel_keeps_notices_of_are_a_change() {
     add_routes(&ns, 5000);
     assert!(changes.any());
     // After the loss, the kernel may still deliver notices that it kept.
-    assert!((0..3).any(|_| !changes.any()), "it does not end");
+    assert!((0..3).any(|_| !changes.any()), "the notices do not end");
 }
 
 fn add_routes(ns: &Ns, count: u32) {

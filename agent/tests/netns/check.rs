@@ -73,8 +73,8 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Fails with every protocol of a row that does not do as it should, and with the counts of that
-/// time.
+/// Asserts that every protocol of every row behaves as the row says. Fails with a list of those
+/// that do not, each with the counts of its exchange.
 pub fn check(lab: &Lab, rows: &[Row<'_>]) {
     let mut failures = String::new();
     for row in rows {
@@ -145,7 +145,7 @@ impl Counted {
             }
             last = next;
         }
-        panic!("something goes on and on; counted since the beginning:{last}")
+        panic!("packets still arrive after 30 seconds; since the beginning {last}")
     }
 
     /// Returns the counts that have grown.

@@ -42,8 +42,8 @@ fn only_its_own_checksum_is_left_to_the_kernel() {
         for on in [true, false] {
             scene.offload(on);
             for receiver in scene.receivers() {
-                // In the middle of a connection, connection tracking answers for the world. So the
-                // world gets only datagrams.
+                // A segment without a SYN stays with the host stack on its way to the world, and
+                // conntrack judges it there. So the world gets only datagrams.
                 let tcp = (receiver.name != "the world").then_some((segment(), 16));
                 for (transport, offset) in [Some((datagram(), 6)), tcp].into_iter().flatten() {
                     let case = format!("{mode:?}, offload {on}, {}, {transport:?}", receiver.name);

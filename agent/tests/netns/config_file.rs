@@ -54,7 +54,7 @@ fn changed_config_map_is_told_and_its_networks_count_at_once() {
     let lab = Lab::builder().nodes(1).agent_arguments(&arguments).build().unwrap();
     let node = lab.node(0);
     let overridden = comes(node, OVERRIDDEN, "mtu");
-    assert!(overridden.contains(": mtu ["), "no other option is: {overridden}");
+    assert!(overridden.contains(": mtu ["), "not only mtu is overridden: {overridden}");
     assert_eq!([condition(node, DIFFERS), condition(node, NETWORKS)], [0, 0], "without networks");
 
     config_map.set(&[("config.yaml", options), ("non-masquerade", "192.0.2.0/24\n")]);

@@ -37,7 +37,7 @@ fn disciplines_in_the_place_of_clsact_are_replaced() {
         traffic::tcp_exchange(node, pod, pod.address(), 8080, MEBIBYTE).unwrap();
     }
     traffic::tcp_exchange(node, &far, far.address(), 8080, MEBIBYTE).unwrap();
-    // In the next round the agent attaches only what is removed then.
+    // In the next round the agent attaches again only the filter that `next_round` removes.
     next_round(node, &last);
     assert_eq!(metric(node, REATTACHED), (2 * 3 + 1).to_string(), "{}", node.agent_log_tail(30));
     assert_eq!(repairs(node, "discipline"), 3, "one on each device");
@@ -70,7 +70,7 @@ fn an_uplink_without_tcx_is_not_taken_from_other_tools() {
     assert!(readyz.contains("clsact") && readyz.contains("tc qdisc del dev eth0 ingress"), "{readyz}");
     next_round(node, &last);
     let obstructed = comes(node, OBSTRUCTED, "eth0");
-    assert_eq!(told(node, OBSTRUCTED), [obstructed], "and no other uplink");
+    assert_eq!(told(node, OBSTRUCTED), [obstructed], "another uplink is reported too");
     let shown = node.exec(&words("tc filter show dev eth0 ingress")).unwrap();
     assert!(shown.contains("pref 5") && !shown.contains("uplink"), "{shown}");
 
@@ -104,8 +104,8 @@ pub fn has(ns: &Ns, device: &str, [ingress, egress]: [&str; 2]) -> bool {
     from.contains(ingress) && !from.contains(egress) && to.contains(egress) && !to.contains(ingress)
 }
 
-/// Removes a pod's filter and waits until it is back. Then the agent has looked at everything that
-/// was there before.
+/// Removes a pod's filter and waits until the agent attaches it again. By then the agent has
+/// handled all earlier changes, too.
 fn next_round(node: &Node, pod: &xtask::lab::Pod) {
     let device = pod.host_interface();
     node.exec(&["tc", "filter", "del", "dev", device, "egress"]).unwrap();

@@ -81,7 +81,7 @@ fn a_full_disk_is_told_before_an_add_fails() {
         unavailable_until_mended(node, "No space left on device", || fs::remove_file(&filler).unwrap());
     }
     node.add_pod("pod").unwrap();
-    assert_eq!(below_endpoints(node).len(), 1, "nothing stays of what was tried");
+    assert_eq!(below_endpoints(node).len(), 1, "a trial of the disk left a file");
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_removed_state_folder_comes_back_with_all_pods() {
     assert_eq!(
         u32::from(crate::v4(next.address())),
         u32::from(crate::v4(pods[1].address())) + 1,
-        "the round goes on"
+        "the agent did not go on after the last address"
     );
 }
 
@@ -311,8 +311,8 @@ fn state_or_maps_of_a_later_release_are_refused_untouched() {
     traffic::tcp_exchange(&pod, &far, far.address(), 8080, KIBIBYTE).unwrap();
 }
 
-/// A pod that the agent cannot remove completely keeps its address. Otherwise its file would be
-/// there beside another pod's.
+/// A pod that the agent cannot remove completely keeps its address. Otherwise two files could name
+/// the same address.
 #[test]
 fn an_address_whose_file_cannot_be_removed_is_given_to_nobody() {
     let lab = Lab::builder().node_file().nodes(1).build().unwrap();

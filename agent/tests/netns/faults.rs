@@ -135,8 +135,8 @@ impl Scene {
         Row { step, fault, retry, answer: shown(&answer), differences }
     }
 
-    /// Makes a call. The process that takes the step stops after it, or finds that the step failed.
-    /// Then an agent serves: the same one if it could go on.
+    /// Makes a call. The process of the step dies after the step, or sees the step fail. Afterwards
+    /// an agent serves: a new one if the agent died, otherwise the same.
     fn interrupted(&self, command: &str, name: &str, step: Step, fault: Fault) -> CniOutput {
         let node = self.node();
         let fault_at = format!("{}:{}", step.name(), fault.name());

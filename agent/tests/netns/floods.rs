@@ -53,9 +53,9 @@ fn half_open_connections_to_a_host_port_expire() {
     let state = |entry: &Value| entry["formatted"]["value"]["state"].as_u64().unwrap();
     let established =
         scene.translations().iter().filter(|entry| state(entry) & u64::from(STATE_ESTABLISHED) != 0).count();
-    assert_eq!(established, 0, "nobody has sent a third packet");
-    // Entries remain for connections that the pod's own queue of half-open connections still
-    // answers.
+    assert_eq!(established, 0, "no sender has completed a handshake");
+    // The pod's kernel still answers the half-open connections in the listener's queue, so their
+    // entries remain.
     assert!(wait_until(|| (half_open() <= TABLE / 3).then_some(())).is_some(), "{} are left", half_open());
     // The hostPort serves again after the flood.
     let route = Route::translated(SocketAddr::new(scene.node().address(), HOST_PORT), PORT);
@@ -71,14 +71,15 @@ fn established_connection_survives_the_flood_of_its_host_port() {
     stream.wait_for(1 << 16).unwrap();
     scene.invented(|source| Packet::new(source, v4(scene.node().address()), tcp(1000, HOST_PORT + 2)));
     assert!(scene.node().drops().unwrap()[Drop::TranslationShareUsed.name()] > 0);
-    // The agent looks soon, and removes flows that are not established first.
+    // Under pressure the agent walks the table every second. Flows that are not established expire
+    // after a few seconds of silence, but the established flow stays.
     assert!(wait_until(|| (scene.translations().len() < TABLE / 3).then_some(())).is_some());
     stream.wait_for(1 << 16).unwrap();
     stream.finish().unwrap();
 }
 
-/// Flows get slower, but none breaks, although kube-proxy's rule drops packets of half-seen
-/// connections.
+/// Flows get slower, but none breaks, although kube-proxy's rule drops packets in conntrack's state
+/// INVALID.
 #[test]
 fn full_table_of_stack_flows_costs_no_connection() {
     for mode in [Mode::Vxlan, Mode::Direct] {
@@ -101,7 +102,7 @@ fn full_table_of_stack_flows_costs_no_connection() {
             Packet::new(v4(flooder.address()), service(11), udp(port, 80)).with(|packet| packet.ttl = 64)
         });
         let full = || node.traffic().unwrap()[Path::StackFlowsFull.name()];
-        assert!(full() > 0, "{mode:?}: the victim has used its share");
+        assert!(full() > 0, "{mode:?}: the victim has not used up its share");
         // The victim's flows take the stack, no matter which side begins them. The programs still
         // record other pods' connections by a service.
         for (from, to) in [(&x, &victim), (&victim, &x), (&victim, &far), (&far, &victim), (&x, &y)] {

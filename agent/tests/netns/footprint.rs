@@ -25,8 +25,8 @@ const NOT_COMPARED: [&str; 9] = [
     maps::HOLDERS,
     maps::ROOM,
 ];
-/// Files that are not read either: the running agent's lock, and the place where it looks for the
-/// next address.
+/// Files that are compared by their names only: the running agent's lock, and the address that the
+/// agent assigned last.
 const NOT_READ: [&str; 2] = ["agent.lock", "last-address"];
 
 /// The objects by kind and name, as text. Names replace values that are assigned by chance:
@@ -79,7 +79,8 @@ impl Footprint {
         for route in routes.lines() {
             add("route", route.trim(), String::new());
         }
-        // Each load of the programs has another number, so only the number of its pins is compared.
+        // Each load of the programs has its pins in a folder of its own number, so only the count
+        // of these pins is compared.
         let of_load = node.bpf_dir().join("programs");
         let (of_loads, pins): (Vec<_>, Vec<_>) =
             below(node.bpf_dir()).into_iter().partition(|pin| pin.starts_with(&of_load));
@@ -98,7 +99,7 @@ impl Footprint {
             for entry in node.map_dump(map).unwrap().as_array().unwrap() {
                 let (key, mut value) = (&entry["formatted"]["key"], entry["formatted"]["value"].clone());
                 if *map == maps::EGRESS_GUARDS {
-                    // The time that is paid for moves on with each packet.
+                    // The programs write another time into `paid` with each packet.
                     value["paid"] = Value::Null;
                     let index = |pod: &Pod| node.ifindex(pod.host_interface()).unwrap();
                     let owner = pods.iter().find(|pod| key.as_u64() == Some(index(pod).into()));

@@ -136,7 +136,7 @@ impl Scene {
         }
         self.reaches(&[]);
         let warnings = self.warnings_of_new_agent();
-        let [warning] = &warnings[..] else { panic!("not one warning: {warnings:?}") };
+        let [warning] = &warnings[..] else { panic!("expected exactly one warning: {warnings:?}") };
         let metric = format!("podwire_forward_policy_drop{{where=\"{place}\"}} 1");
         assert!(self.metrics().lines().any(|line| line == metric), "{metric} is missing");
         let (_, advice) = warning.split_once("; what lets them pass: ").unwrap();

@@ -21,8 +21,8 @@ fn a_pods_tunnel_packet_is_not_masqueraded() {
     let [pod, other] = ["pod", "other"].map(|name| lab.node(0).add_pod(name).unwrap());
     let far = lab.node(1).add_pod("far").unwrap();
     let node = v4(lab.node(0).address());
-    // The inner source is another pod of the node: the other node accepts that pod's packets from
-    // there.
+    // The inner source is another pod of this node: the other node accepts that pod's packets from
+    // this node.
     let forged = inner(&Packet::new(v4(other.address()), v4(far.address()), udp(4000, 5000)));
     let tunnel = Vxlan::new(v4(pod.address()), node).around(&forged);
     let frame = Packet::new(v4(pod.address()), node, udp(4000, NODE_PORT))

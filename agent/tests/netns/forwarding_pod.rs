@@ -1,5 +1,5 @@
-//! Pods that forward packets: what was decapsulated for such a pod leaves again, large segments
-//! included.
+//! Pods that forward packets. A node sends on the packets that it has decapsulated for such a pod,
+//! large segments included.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -23,7 +23,8 @@ fn a_pod_forwards_to_and_from_a_namespace_behind_it() {
         gateway.ip("address add 192.168.7.1/24 dev inside").unwrap();
         behind.ip("address add 192.168.7.2/24 dev eth0\nroute add default via 192.168.7.1").unwrap();
         if mode == Mode::Vxlan {
-            // The same MTU as the pod's: the world does not learn of a smaller one yet.
+            // The same MTU as the pod's: no packet is too large here. `snat/errors.rs` tests that
+            // the world learns of a smaller one.
             gateway.ip("link set inside mtu 1450").unwrap();
             behind.ip("link set eth0 mtu 1450").unwrap();
         }

@@ -90,7 +90,7 @@ fn repeated_add_changes_nothing_unless_ports_differ() {
     let wanted = mappings(&[(HOST_PORT, PORT, "tcp", None)]);
     let pod = node.add_pod_with("pod", &wanted).unwrap();
     let before = frontends(node);
-    // The plugin makes a new pair: a runtime repeats an ADD after the first one has failed.
+    // A runtime repeats an ADD after the first one has failed. The plugin makes a new pair then.
     pod.ip("link delete eth0").unwrap();
     let again = pod.call().run().unwrap();
     assert!(again.success, "{again:?}");
@@ -221,7 +221,7 @@ fn refused(node: &Node, what: &str, runtime_config: &Value, code: u32, names: &s
 #[track_caller]
 fn failed(output: &CniOutput, code: u32, names: &str) {
     assert!(!output.success && output.answer["code"] == code, "{output:?}");
-    assert!(output.answer["msg"].as_str().unwrap().contains(names), "not {names}: {output:?}");
+    assert!(output.answer["msg"].as_str().unwrap().contains(names), "{names} is missing: {output:?}");
 }
 
 fn frontends(node: &Node) -> Vec<String> {

@@ -86,12 +86,12 @@ fn everybody_reaches_a_host_port(mode: Mode) {
         }
     }
     assert!(failures.is_empty(), "{mode:?}\n{failures}");
-    assert_eq!(places.forwarded(), 0, "the host's rules were asked");
+    assert_eq!(places.forwarded(), 0, "packets passed the host's rules");
     // The rules do see what they should: a pod's packet to the world.
     let socket = udp(&places.near, "0.0.0.0:0");
     socket.send_to(b"dropped", (places.lab.world_address(), PORT)).unwrap();
     let counted = wait_until(|| (places.forwarded() == 1).then_some(()));
-    assert!(counted.is_some(), "the rule that drops counts nothing");
+    assert!(counted.is_some(), "the DROP rule has not counted the packet");
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn narrow_path_to_the_client_of_a_host_port_is_found_out() {
         let destination = SocketAddr::new(places.node().address(), ANYWHERE);
         echo_stream(lab.world(), &places.pod, destination).unwrap();
         let known = places.pod.exec(&["ip", "route", "get", &lab.world_address().to_string()]).unwrap();
-        assert!(known.contains("mtu 1300"), "{mode:?}: the pod was told: {known}");
+        assert!(known.contains("mtu 1300"), "{mode:?}: the pod has not learnt the MTU: {known}");
     }
 }
 
@@ -138,8 +138,8 @@ fn narrow_link_is_found_out_though_datagrams_may_be_cut() {
         let (server, client) = (udp(&pod, (UNSPECIFIED, PORT)), udp(&other, (UNSPECIFIED, 0)));
         client.send_to(&[0; 100], ("192.168.7.1", ANYWHERE)).unwrap();
         let (_, peer) = server.recv_from(&mut [0; 100]).unwrap();
-        // The first datagram is lost: where it is too large, it cannot be cut. The pod cuts the
-        // second one.
+        // The first datagram is lost: its fragments are too large for the link, and the programs
+        // cannot cut them. They tell the pod the MTU, and the second one has smaller fragments.
         for _ in 0..2 {
             server.send_to(&[0; LARGE_DATAGRAM], peer).unwrap();
         }
@@ -345,7 +345,7 @@ fn echo_stream(from: &Ns, to: &Ns, destination: SocketAddr) -> Result<()> {
         writing.join().unwrap().context("send")
     })?;
     server.join().unwrap().context("server")?;
-    ensure!(received == sent, "{} bytes came back of {}, or others", received.len(), sent.len());
+    ensure!(received == sent, "{} of {} bytes came back, or other bytes", received.len(), sent.len());
     Ok(())
 }
 

@@ -56,7 +56,8 @@ fn a_connected_udp_socket_hears_the_address_that_it_asked_for() {
         assert_eq!(client.peer_addr().unwrap(), to);
         client.send(b"question").unwrap();
         assert_eq!(answered(&client, &server), to);
-        // On a connected socket, a datagram with an address of its own is handled by itself.
+        // On a connected socket, a process may name an address for one datagram too. The program
+        // then redirects that datagram.
         client.send_to(b"question", to).unwrap();
         assert_eq!(answered(&client, &server), to);
     }
@@ -69,7 +70,8 @@ fn a_datagram_is_answered_by_the_address_that_it_was_sent_to() {
     let other = pod_with_host_ports(node, "other", &[HostPort { port: HOST_PORT + 1, ..HostPort::udp() }]);
     let servers = [udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT)), udp(&other, (Ipv4Addr::UNSPECIFIED, PORT))];
     let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
-    // One socket asks them by turns. Each answer has the address that was asked, also a pod's own.
+    // One socket asks them by turns. Each answer comes from the address that the socket asked, a
+    // pod's own address included.
     for _ in 0..2 {
         for (to, server) in [
             (SocketAddr::new(LOOPBACK.into(), HOST_PORT), 0),
@@ -242,7 +244,7 @@ fn what_was_attached_to_another_cgroup_is_detached() {
     node.kill_agent().unwrap();
     let links = node.bpf_dir().join("links");
     for program in programs::CGROUP {
-        // The root's number is 1. No cgroup has this one.
+        // The root cgroup has the number 1. No cgroup has the number in the new name.
         let pin = links.join(format!("{program}-cgroup-1"));
         fs::rename(&pin, links.join(format!("{program}-cgroup-{}", u64::MAX))).unwrap();
     }

@@ -116,7 +116,7 @@ fn a_pods_closed_port_is_told_by_every_way() {
             ("the pod itself by the hostPort", &pod, host_port),
         ];
         for (who, ns, to) in table {
-            assert!(is_refused(ns, to), "{mode:?}, {who}: nobody said that the port is closed");
+            assert!(is_refused(ns, to), "{mode:?}, {who}: no error about the closed port came");
         }
         for node in lab.nodes() {
             assert!(node.drops().unwrap().is_empty(), "{mode:?}: {:?}", node.drops().unwrap());
@@ -144,7 +144,7 @@ fn a_pod_tells_of_packets_too_large_for_what_it_forwards_to() {
                 socket.send_to(&[7; 1400], (pod.address(), 5000)).ok();
                 path_mtu(client, pod.address()).filter(|mtu| *mtu == 1280)
             });
-            assert!(told.is_some(), "{mode:?}: {} was not told", client.name());
+            assert!(told.is_some(), "{mode:?}: {} has not learnt the MTU", client.name());
         }
     }
 }

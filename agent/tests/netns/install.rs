@@ -44,7 +44,7 @@ fn the_configuration_comes_when_the_agent_serves_and_stays() {
     assert_eq!(
         (fs::read_to_string(&ours).unwrap(), self::inode(&ours)),
         (written.clone(), inode),
-        "written anew"
+        "the agent has written the file again"
     );
     node.start_agent().unwrap();
     for damage in [|ours: &Path| fs::remove_file(ours), |ours: &Path| fs::write(ours, "{}")] {
@@ -73,7 +73,7 @@ fn unwritable_configuration_keeps_the_agent_from_being_ready() {
     assert!(folder.join(OURS).exists());
     assert!(run("mount", &["-o", "remount,ro"], &folder));
     node.restart_agent().unwrap();
-    assert_eq!(condition(node, CONFIGURATION), 0, "it is there as it is to be: {}", node.agent_log());
+    assert_eq!(condition(node, CONFIGURATION), 0, "the file is already right: {}", node.agent_log());
     node.stop_agent().unwrap();
     assert!(run("umount", &[], &folder));
 }
@@ -90,7 +90,7 @@ fn configurations_of_others_are_left_alone_and_told_of() {
     node.start_agent().unwrap();
     comes(node, OTHER_FIRST, "05-other.conf comes before");
     assert_eq!(metric(node, FIRST), "0");
-    assert_eq!(metric(node, "podwire_ready"), "1", "pods that it has already are served");
+    assert_eq!(metric(node, "podwire_ready"), "1", "the agent still serves the pods that the node has");
     assert!(lines(node, "87-podman.conflist is left alone")[0].contains("INFO"), "{}", node.agent_log());
     fs::rename(&others[0], folder.join("95-other.conf")).unwrap();
     comes(node, OTHER_FIRST, "10-flannel.conflist comes before");
@@ -141,7 +141,7 @@ fn the_plugin_that_is_installed_serves_and_goes_with_uninstall() {
     assert!(added.success, "{added:?}");
     let address = added.answer["ips"][0]["address"].as_str().unwrap();
     node.exec(&["ping", "-c", "1", "-W", "5", address.split('/').next().unwrap()]).unwrap();
-    // Install again while the agent runs, as it does when pods are added.
+    // Install again while the agent runs. The new file must serve the pod's DEL.
     assert!(install().status.success());
     assert!(add.with_command("DEL").run().unwrap().success);
     ns.remove().unwrap();

@@ -52,8 +52,9 @@ fn policies_between_nodes_hold_for_the_tunnel() {
         traffic::tcp_exchange(&near, &far, far.address(), 8080, 1 << 20).unwrap();
         Counted::quiet(&lab).since(&before).expect(&past, &[(0, TunnelOutDevice)]).ok()
     });
-    assert!(back.is_some(), "past the stack again without policies");
-    // In the end no packet matches this policy: all packets take the device, and arrive.
+    assert!(back.is_some(), "no packet goes past the stack again after the policies are gone");
+    // This policy is about TCP, but the tunnel is UDP: no packet matches it. Before long all
+    // packets take the device because there is a policy, and arrive.
     xfrm(one, &format!("add src {here}/32 dst {there}/32 proto tcp dir out action block"));
     let by_device = wait_until(|| {
         let before = Counted::quiet(&lab);
@@ -180,11 +181,11 @@ fn talks(lab: &Lab, near: &Pod, far: &Pod, takes: &[Counter], avoids: &[Counter]
 fn ends(from: &Pod, _to: &Ns, address: IpAddr, why: &str) {
     let ended = wait_until(|| traffic::ping(from, address, 56).is_err().then_some(()));
     assert!(ended.is_some(), "{why}: the policy was not asked");
-    assert!(traffic::ping(from, address, 56).is_err(), "{why}: once only");
+    assert!(traffic::ping(from, address, 56).is_err(), "{why}: only one ping got no answer");
 }
 
 /// Waits until a TCP transfer succeeds.
 fn begins(from: &Pod, to: &Ns, address: IpAddr, why: &str) {
     let begun = wait_until(|| traffic::tcp_exchange(from, to, address, 8080, 1 << 16).ok());
-    assert!(begun.is_some(), "{why}: not again");
+    assert!(begun.is_some(), "{why}: no transfer succeeds again");
 }

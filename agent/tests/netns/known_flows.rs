@@ -1,5 +1,5 @@
-//! A known flow ends with whatever it depends on: with the very next packet, and not a moment
-//! later.
+//! A known flow ends when anything that it depends on changes. The very next packet no longer
+//! follows it.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -193,7 +193,7 @@ fn unusual_packets_of_a_known_flow_are_treated_as_such() {
             let told = |frame: &Vec<u8>| frame[..6] == pod.eth0_mac() && frame[23] == 1 && frame[34] == 11;
             std::thread::sleep(Duration::from_millis(50));
             let heard = capture.finish().unwrap();
-            assert!(heard.iter().any(told), "{mode:?}: nobody said that a packet's time was over, to {to}");
+            assert!(heard.iter().any(told), "{mode:?}: no time-exceeded error came about a packet to {to}");
             known();
             let tagged = packets::tagged(&packet.build());
             refused(&pair.lab, 0, (pod, "eth0"), &[("in a VLAN", tagged, Drop::VlanTagged)]);
@@ -241,7 +241,8 @@ fn host_port_answers_a_client_that_knows_the_pods_address() {
             exchange(&direct, &socket, pod, &format!("{mode:?}, round {round}, the pod"));
             exchange(&by_host_port, &socket, host_port, &format!("{mode:?}, round {round}, the hostPort"));
         }
-        // For the pod both are one flow: from now on its answers come from the node.
+        // For the pod, the direct flow and this hostPort flow are the same. From now on its answers
+        // come from the node.
         exchange(
             &direct,
             &socket,

@@ -24,14 +24,14 @@ fn a_node_may_send_from_several_link_addresses() {
         ],
     );
     let frames = capture.finish().unwrap();
-    assert!(frames.iter().any(|frame| frame[6..12] == ANOTHER), "the link address was never another");
+    assert!(frames.iter().any(|frame| frame[6..12] == ANOTHER), "no frame came from the other link address");
 }
 
 #[test]
 fn such_a_nodes_pods_are_cut_off_where_asked_for() {
     let lab = lab(&["--link-addresses", "checked"]);
     let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
-    // The nodes resolve each other, as the nodes of a cluster have.
+    // Let the nodes resolve each other: the nodes of a real cluster have done so before.
     traffic::tcp_exchange(lab.node(0), lab.node(1), lab.node(1).address(), 8080, 1000).unwrap();
     let before = Counted::quiet(&lab);
     let refused = traffic::udp_exchange(&pod, &far, far.address(), 8080, 100);

@@ -1,5 +1,5 @@
-//! Two or more nodes in network namespaces, with real packets: tests of what a test run of one
-//! program cannot show.
+//! Tests with one or more nodes in network namespaces and with real packets. They show what the
+//! kernel's test run of one program cannot show.
 //!
 //! Needs root, and the tools that `cargo xtask setup` installs.
 

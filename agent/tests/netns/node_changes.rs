@@ -37,7 +37,7 @@ fn node_made_anew_with_another_pod_cidr_is_reached_there() {
     exchange(&client, &new);
     exchange(&new, &client);
     let known = dump(one, maps::NODES);
-    assert!(!known.to_string().contains("10,244,2,0"), "nothing leads to the podCIDR before: {known}");
+    assert!(!known.to_string().contains("10,244,2,0"), "the earlier podCIDR is still known: {known}");
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_node_is_followed_to_another_address() {
     traffic::tcp_exchange(one, &server, server.address(), 8080, MEBIBYTE).unwrap();
     assert!(
         !dump(one, maps::TUNNEL_PEERS).to_string().contains("10,200,0,2]"),
-        "the address before is no peer's"
+        "the earlier address is still a peer's"
     );
 }
 
@@ -281,7 +281,7 @@ fn without_the_api_server_all_goes_on_across_a_restart() {
     let later = one.add_pod("later").unwrap();
     exchange(&later, &server);
     exchange(&client, &server);
-    assert_eq!(dump(one, maps::NODES), before, "nothing is removed before the list of now has come");
+    assert_eq!(dump(one, maps::NODES), before, "the agent removed an entry before it had the current list");
     let age = || metric(one, "podwire_node_list_age_seconds").parse::<u64>().unwrap();
     assert!(age() >= hour.as_secs(), "{}", age());
 

@@ -174,7 +174,7 @@ fn is_refused(node: &Node, why: &str) {
     assert!(get(node, "/healthz").starts_with("HTTP/1.1 200"));
 }
 
-/// Waits for what an agent does by itself.
+/// Waits until an agent has done something by itself.
 fn eventually(what: &str, holds: impl Fn() -> bool, node: &Node) {
     let start = Instant::now();
     while !holds() {

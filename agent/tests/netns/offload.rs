@@ -83,9 +83,9 @@ impl Sender {
         Self { socket }
     }
 
-    /// Returns whether the kernel takes the frame. The socket refuses an impossible frame. Segments
-    /// that do not fit their headers end at the link, and the kernel's only error for that is that
-    /// memory is missing.
+    /// Returns whether the kernel takes the frame. The socket refuses an impossible frame (EINVAL).
+    /// The link drops segments that do not fit their headers, and the kernel reports that as
+    /// ENOMEM.
     pub fn send(&self, offload: &Offload, frame: &[u8]) -> bool {
         let message = [&offload.header(), frame].concat();
         match rustix::io::write(&self.socket, &message) {

@@ -40,7 +40,7 @@ fn agent_that_dies_before_it_attaches_takes_no_programs_away() {
             assert_eq!(loads(node), 1 + dead);
             flows.go_on();
             // Known flows need no second program. Only new flows show that the attached programs
-            // still find theirs.
+            // still find the second programs to which they jump.
             flows.begin_anew(&lab);
         }
         node.start_agent().unwrap();
@@ -57,7 +57,7 @@ pub fn die_before_attaching(node: &Node) {
     node.start_agent_with(&[(VARIABLE, &dies)]).unwrap_err();
 }
 
-/// Returns the number of loads of the programs that have pins.
+/// Returns how many loads of the programs still have pins.
 pub fn loads(node: &Node) -> usize {
     fs::read_dir(node.bpf_dir().join("programs")).unwrap().count()
 }

@@ -96,7 +96,8 @@ fn backend_that_is_also_reached_directly_keeps_ways_apart() {
     assert_eq!(direct.peer_seen_by_server, direct.client);
     traffic::udp_exchange(client, far, far.address(), 8081, 1000).unwrap();
     through_service.wait_for(1 << 20).unwrap();
-    // The flow through the service takes neither path on this node: these are the direct flows.
+    // The flow through the service takes neither path on this node. So the direct flows made these
+    // counts grow.
     Counted::now(&services.lab).since(&before).expect(&[(0, TunnelOut), (0, TunnelIn)], &[]).unwrap();
     let exchange = through_service.finish().unwrap();
     assert_eq!(exchange.peer_seen_by_server, exchange.client);
@@ -162,8 +163,8 @@ impl Services {
     }
 }
 
-/// Adds kube-proxy's rule on every node: it drops packets of connections that conntrack sees only
-/// half.
+/// Adds kube-proxy's rule on every node. It drops packets in conntrack's state INVALID, for example
+/// if conntrack has seen only one direction of their connection.
 pub fn drop_invalid(lab: &Lab) {
     for node in lab.nodes() {
         iptables(node, "-A FORWARD -m conntrack --ctstate INVALID -j DROP");

@@ -25,7 +25,7 @@ const AT_ONCE: usize = 8;
 fn two_hundred_pods_come_and_go_and_leave_nothing() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
-    // The first pod leaves what stays: the place where the agent looks for the next address.
+    // The first pod leaves a file for good: `last-address`.
     node.add_pod("first").unwrap().delete().unwrap();
     let before = Footprint::of(node, &[]);
     for round in 0..if crate::soak() { 10 } else { ROUNDS } {
@@ -160,8 +160,8 @@ fn an_agent_starts_while_pods_go() {
         let pods: Vec<Pod> = pods.collect::<Result<_, _>>().unwrap();
         node.kill_agent().unwrap();
         node.spawn_agent().unwrap();
-        // Remove the links in the order in which their programs are replaced, so that some go in
-        // between.
+        // Remove the links in the order in which the agent replaces their programs, so that some
+        // links go while the agent is at work on them.
         let mut names: Vec<&str> = pods.iter().map(Pod::host_interface).collect();
         names.sort_unstable();
         for name in names {

@@ -61,7 +61,7 @@ fn xdp_drops_strangers_before_anything_else_sees_them() {
 fn no_bare_pod_address_is_let_in_by_an_uplink() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode, arguments(mode));
-        // The nodes resolve each other, as nodes of a cluster have.
+        // Let the nodes resolve each other: the nodes of a real cluster have done so before.
         traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address(), 8080, 1000).unwrap();
         let bare = |source| scene.to_node(Packet::new(source, v4(scene.pod.address()), udp(1, 2))).build();
         let rows: Vec<Row<'_>> = vec![
@@ -105,7 +105,7 @@ fn a_frame_to_a_group_is_checked_as_well() {
         let node = scene.lab.node(0);
         let socket = sockets::udp(node, (Ipv4Addr::UNSPECIFIED, PORT));
         socket.set_nonblocking(true).unwrap();
-        // The nodes resolve each other, as nodes of a cluster have.
+        // Let the nodes resolve each other: the nodes of a real cluster have done so before.
         traffic::tcp_exchange(&scene.pod, &scene.far, scene.far.address(), 8080, 1000).unwrap();
         for group in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
             let to_node = |source| {
@@ -162,7 +162,7 @@ fn a_frame_to_a_group_reaches_no_host_port() {
     assert_eq!(received.iter().filter(|frame| frame[..6] == pod.eth0_mac()).count(), 1);
 }
 
-/// A host beside the nodes that is none of them.
+/// Nodes, their pods, and a stranger: a host on the nodes' network that is not a node.
 struct Scene {
     pod: Pod,
     other: Pod,

@@ -61,7 +61,7 @@ fn removed_or_replaced_programs_are_attached_again() {
         })
     };
     let told = wait_until(|| expected.iter().all(said).then_some(()));
-    assert!(told.is_some(), "not all was found: {}", node.agent_log_tail(30));
+    assert!(told.is_some(), "the agent has not reported every program: {}", node.agent_log_tail(30));
     let before = Counted::quiet(&lab);
     for pod in [&filter, &qdisc, &replaced] {
         let mut check = pod.call().with_command("CHECK");
@@ -120,7 +120,7 @@ fn what_nobody_owns_goes_and_a_stray_link_after_a_minute() {
     );
     std::thread::sleep(Duration::from_secs(60).saturating_sub(begun.elapsed()));
     assert!(wait_until(|| (!is_there(stray)).then_some(())).is_some(), "{}", node.agent_log_tail(20));
-    assert!(is_there("pw00000000000b"), "it is no pod's: a bridge");
+    assert!(is_there("pw00000000000b"), "the agent removed a bridge, which is not a pod's link");
     assert!(is_there(pod.host_interface()));
     traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
 }
@@ -199,7 +199,7 @@ fn a_renamed_link_gets_its_name_back() {
     assert!(has_its_name().is_some(), "{}", node.agent_log_tail(20));
     assert_eq!(repairs(node, "link-name"), 1);
     serves();
-    // Rename it without the maps, which know its number.
+    // Rename it and remove the maps, which hold its ifindex.
     node.kill_agent().unwrap();
     rename();
     std::fs::remove_dir_all(node.bpf_dir()).unwrap();

@@ -28,7 +28,8 @@ fn switches_that_others_turn_off_are_set_again() {
         ("net/ipv4/conf/podwire-vxlan/rp_filter", "2"),
         ("net/ipv6/conf/podwire-vxlan/disable_ipv6", "1"),
     ];
-    // The second is the first by another name. The kernel sets those of all devices with it.
+    // `all/forwarding` is another name of `ip_forward`. With either, the kernel sets `forwarding`
+    // of all devices, too.
     for off in [&[FORWARDING][..], &["net/ipv4/conf/all/forwarding"], &of_devices.map(|(name, _)| name)] {
         off.iter().for_each(|name| node.sysctl(name, "0").unwrap());
         for (name, value) in [(FORWARDING, "1")].iter().chain(&of_devices) {
@@ -51,7 +52,7 @@ fn a_pod_is_forwarded_for_whatever_the_default_is() {
     node.sysctl("net/ipv4/conf/default/forwarding", "0").unwrap();
     let pod = node.add_pod("pod").unwrap();
     traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
-    assert_eq!(switch(node, "net/ipv4/conf/default/forwarding"), "0", "it is the node's");
+    assert_eq!(switch(node, "net/ipv4/conf/default/forwarding"), "0", "the agent changed the default");
 }
 
 #[test]

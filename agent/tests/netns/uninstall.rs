@@ -173,7 +173,8 @@ fn forwarding_that_others_rely_on_or_have_changed_stays() {
     assert_eq!(life(false, "1", None).0, "1", "it was on before");
     assert_eq!(life(false, "0", Some("0")).0, "0");
     // Another tool switches forwarding off while the agent runs, and the agent puts it back. After
-    // the removal it is off, even if it was on before the agent.
+    // the removal it is off, even if it was on before the agent. If it was on, eth0 gets back the
+    // value that the kernel set when the other tool switched forwarding off.
     for (before, uplink) in [("0", "1\n"), ("1", "0\n")] {
         let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
         let node = lab.node(0);
@@ -186,7 +187,7 @@ fn forwarding_that_others_rely_on_or_have_changed_stays() {
         let done = node.uninstall().unwrap();
         assert!(done.status.success() && forwarding(node) == "0\n", "{before}: {}", text(&done));
         let shown = node.exec(&["cat", "/proc/sys/net/ipv4/conf/eth0/forwarding"]).unwrap();
-        assert_eq!(shown, uplink, "{before}: what the kernel has made of others' switching it off stays");
+        assert_eq!(shown, uplink, "{before}: eth0's forwarding after the removal");
     }
     let (value, said) = life(true, "0", None);
     assert!(value == "1" && said.contains("devices=\"docker0\""), "{said}");

@@ -77,7 +77,7 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
             let replaced = || programs(node).iter().zip(&before).all(is_replaced).then_some(());
             assert!(wait_until(replaced).is_some(), "{}", node.agent_log_tail(20));
             assert!(is_filled(node));
-            assert!(loads(node) > 1, "programs of before may be attached");
+            assert!(loads(node) > 1, "the pins of the earlier programs are gone, but these may be attached");
             flows.go_on();
             flows.begin_anew(&lab);
             assert_eq!(layout(node), "0");
@@ -89,7 +89,7 @@ fn an_upgrade_cut_short_or_rolled_back_loses_nothing() {
         node.use_agent(Some(Path::new(EARLIER)));
         node.start_agent().unwrap();
         assert!(!is_filled(node) && !node.bpf_dir().join("TRANSLATIONS").exists());
-        assert!(wait_until(|| (loads(node) == 1).then_some(())).is_some(), "those of before are gone");
+        assert!(wait_until(|| (loads(node) == 1).then_some(())).is_some(), "other pins are left");
         flows.go_on();
         flows.begin_anew(&lab);
         // Upgrade again, to the end.

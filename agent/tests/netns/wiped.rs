@@ -191,7 +191,7 @@ fn after_a_reboot_no_address_is_lost_and_none_is_taken_twice() {
     let anew: Vec<_> = after.iter().map(|pod| crate::v4(pod.address())).collect();
     let next = |address: &std::net::Ipv4Addr, by: u32| std::net::Ipv4Addr::from(u32::from(*address) + by);
     let expected: Vec<_> = (1..=4).map(|by| next(addresses.last().unwrap(), by)).collect();
-    assert_eq!(anew, expected, "the round goes on where it was");
+    assert_eq!(anew, expected, "the agent did not go on after the last address");
     // The addresses from before the reboot are free.
     let again = node.add_pod_with("again", &json!({ "ips": [format!("{}/24", addresses[0])] })).unwrap();
     for pod in after.iter().chain([&again]) {

@@ -36,8 +36,8 @@ fn half_a_pair_takes_nobody_elses_half_with_it() {
     let pair = node.translations();
     let is_open = |half: &Translation| half.state == STATE_REPLIED | STATE_ESTABLISHED;
     assert!(pair.len() == 2 && pair.values().all(is_open), "{pair:?}");
-    // Pod A had the port before. On kernels before 6.15 a removal may fail where two CPUs meet
-    // (EBUSY) and leave this entry.
+    // Pod A had the port before. Before Linux 6.15 a removal may fail with EBUSY, when two CPUs use
+    // the same bucket, and leave this entry.
     let flow = |source: std::net::Ipv4Addr| {
         Flow::new(source.into(), WORLD.into(), Be16::new(40000), Be16::new(443), protocol::TCP)
     };
@@ -164,7 +164,7 @@ fn a_round_counts_the_entries_of_each_table() {
         "{:?}",
         collected.fill
     );
-    // And when it changes them.
+    // The agent also updates the counts when it changes its tables.
     let (key, vtep) = (Addr::from_v4([10, 99, 0, 1]), Vtep { mac: Mac::default(), reserved: [0; 2] });
     let vteps = |node: &Fixture| node.loaded.maps.fill()[&Table::Vteps].entries;
     let before = vteps(&node);

@@ -45,7 +45,7 @@ fn a_packet_costs_what_is_recorded() {
     let now = Costs { built_by: BuiltBy::now(), instructions: instructions(), helper_calls: helper_calls() };
     if env::var_os(RECORD_ANEW).is_some() {
         fs::write(RECORD, serde_json::to_string_pretty(&now).unwrap() + "\n").unwrap();
-        say(&format!("{RECORD} is written anew"));
+        say(&format!("{RECORD} has the new counts"));
         return;
     }
     let text = fs::read_to_string(RECORD).unwrap_or_else(|error| panic!("read {RECORD}: {error}"));
@@ -69,7 +69,7 @@ fn a_packet_costs_what_is_recorded() {
     }
     assert!(
         differences.is_empty(),
-        "packets do not cost what is recorded. If that is meant: `{RECORD_ANEW}=1 cargo xtask test --only prog costs`\n{}",
+        "packets cost more or less than the record says. If this is intended, run `{RECORD_ANEW}=1 cargo xtask test --only prog costs`\n{}",
         table(&differences)
     );
 }

@@ -51,9 +51,9 @@ impl Counts {
             (one.since(&before), after.since(&one), ways_after.into_keys().collect::<Vec<_>>())
         });
         let repeated = calls.0.map(|count| count * MORE);
-        assert_eq!(more.0, repeated, "{}: {}: calls of {MORE} more", kind.program, kind.name);
+        assert_eq!(more.0, repeated, "{}: {}: calls for {MORE} more packets", kind.program, kind.name);
         let meant: Vec<_> = kind.path.into_iter().map(|path| path.name().to_owned()).collect();
-        assert_eq!(ways, meant, "{}: {}: the way that it went", kind.program, kind.name);
+        assert_eq!(ways, meant, "{}: {}: the packet's path", kind.program, kind.name);
         calls
     }
 

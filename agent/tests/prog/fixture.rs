@@ -45,7 +45,7 @@ pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 1];
 pub const NODE2_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 2];
 pub const STRANGER_MAC: [u8; 6] = [2, 0, 0, 0, 0xc, 99];
 
-/// The port towards the world into which [`Fixture::translate`] translates pod A's port [`CLIENT`].
+/// The port that the world sees in place of pod A's port [`CLIENT`], after [`Fixture::translate`].
 pub const TRANSLATED: u16 = 61000;
 
 /// First and last of the ports that SNAT chooses from in these tests.
@@ -61,8 +61,8 @@ const REDIRECT: u32 = 7;
 /// A node: a namespace with an uplink, the host sides of two pods' veth pairs and a VXLAN device,
 /// and programs with empty maps.
 ///
-/// The other ends of the links lead nowhere. Test runs deliver nothing: they need the links for
-/// their ifindex, and for the routes that the kernel answers with.
+/// The other ends of the links lead nowhere: a test run delivers no packet. It needs the links for
+/// their ifindex, and for the routes that the kernel's lookups return.
 pub struct Fixture {
     pub loaded: Loaded,
     pub model: Model,
@@ -275,7 +275,8 @@ impl Fixture {
 
     /// Runs a program on a frame that is on a link.
     pub fn run(&self, program: &str, link: u32, frame: &[u8], segment: u32) -> Ran {
-        // A test run may set only these fields of `struct __sk_buff` (`linux/bpf.h`).
+        // Offsets in `struct __sk_buff` (`linux/bpf.h`) of fields that a test run may set. It may
+        // not set most others.
         const IFINDEX: usize = 40;
         const GSO_SIZE: usize = 176;
         let mut context = [0; 192];
@@ -398,9 +399,9 @@ impl Fixture {
         self.loaded.maps.translations.insert(reply, other_half(), 0).unwrap();
     }
 
-    /// Lets every translated flow go past the host stack. A test run cannot get there by itself:
-    /// hooks pass on the host rules' answer about a first packet in a field that no test run can
-    /// set.
+    /// Lets every translated flow go past the host stack. A test run cannot reach this state by
+    /// itself: the hooks pass on the host rules' answer about a first packet in `tc_index`, and no
+    /// test run can set that field.
     pub fn set_past_stack(&mut self) {
         for (flow, half) in self.translations() {
             let half = abi::Translation { past_stack: 1, is_long: 1, ..half };
@@ -408,8 +409,8 @@ impl Fixture {
         }
     }
 
-    /// Like [`Self::set_past_stack`], but without a later packet of these flows. `asked` is the
-    /// time, in jiffies, when the host's rules were asked.
+    /// Like [`Self::set_past_stack`], but no packet has gone past the stack yet: `is_long` stays as
+    /// it is. `asked` is the time, in jiffies, when the host's rules were asked.
     pub fn set_asked(&mut self, asked: u32) {
         for (flow, half) in self.translations() {
             let half = abi::Translation { past_stack: 1, asked, ..half };

@@ -50,13 +50,13 @@ fn a_change_ends_the_known_flows_that_it_concerns() {
             // A known flow may expire at the same moment.
             let attempts = if is_concerned { 1 } else { ATTEMPTS };
             let is_followed = (0..attempts).any(|_| is_followed_after(trial, &changes, &what));
-            assert_eq!(is_followed, !is_concerned, "{what}: what is known counts");
+            assert_eq!(is_followed, !is_concerned, "{what}: whether the packet follows the known flow");
         }
     });
 }
 
-/// Returns whether a packet follows what was known before some changes. If not, asserts that the
-/// tables decide as they are then.
+/// Applies changes after a program has learnt the flow. Returns whether the next packet still
+/// follows the learnt entry. If it does not, asserts that the tables decide as they are now.
 fn is_followed_after(trial: &mut Trial, changes: &[TableChange], what: &str) -> bool {
     let plain = trial.sent(&trial.plain);
     let misled = trial.mislead();
@@ -113,8 +113,8 @@ fn changes(node: &Fixture) -> Vec<(&'static str, Vec<TableChange>, Concerns)> {
         ),
         ("a node's entry", vec![set("10.244.2.0/24", of_node2)], Concerns::OfNode2),
         ("a node is gone", vec![remove("10.244.2.0/24")], Concerns::OfNode2),
-        ("its prefix is another's", vec![set("10.244.2.0/24", of_node3)], Concerns::OfNode2),
-        ("a part of it is another's", vec![set("10.244.2.0/30", of_node3)], Concerns::OfNode2),
+        ("another node has its prefix", vec![set("10.244.2.0/24", of_node3)], Concerns::OfNode2),
+        ("another node has a part of its prefix", vec![set("10.244.2.0/30", of_node3)], Concerns::OfNode2),
         ("another node is gone", vec![remove("10.244.3.0/24")], Concerns::Nobody),
         ("another node's address is gone", vec![remove("10.200.0.3/32")], Concerns::Nobody),
         (
@@ -164,14 +164,14 @@ fn what_changes_while_a_flow_is_learnt_ends_it() {
                     let what = format!("{}: slot {slot}, moments {first}, {second}", trial.what());
                     let judged = trial.judged(&plain);
                     let writes = [(first, generation), (second, epoch)];
-                    assert_eq!(learn_while(trial, &writes), judged, "{what}: what is stale counts");
+                    assert_eq!(learn_while(trial, &writes), judged, "{what}: a stale entry decides");
                 }
             }
             // In the reverse order the program does learn a stale verdict. This shows that the test
             // controls the moments.
             let judged = trial.judged(&plain);
             let reversed = [(0, epoch), (MOMENTS - 1, generation)];
-            assert_ne!(learn_while(trial, &reversed), judged, "{}: nothing was forced", trial.what());
+            assert_ne!(learn_while(trial, &reversed), judged, "{}: no moment was forced", trial.what());
         }
     });
 }
@@ -190,7 +190,7 @@ fn a_record_made_while_a_flow_is_learnt_ends_it() {
             write_at(trial, &[(moment, write)]);
             trial.see(&plain);
             write_at(trial, &[]);
-            assert_eq!(trial.entry(), None, "{}: moment {moment}: it is known", trial.what());
+            assert_eq!(trial.entry(), None, "{}: moment {moment}: the flow was learnt", trial.what());
             trial.node.forget_recorded();
         }
     });
@@ -257,7 +257,7 @@ fn foreign_icmp_errors_end_nothing_that_is_known() {
             let (before, known) = (trial.see(&plain), trial.entry());
             trial.node.run_often(FROM_UPLINK, trial.node.uplink, &error_about(&quoted), ERRORS);
             assert_eq!(trial.entry(), known, "{what}: the entry");
-            assert_eq!(trial.see(&plain), before, "{what}: it does not count");
+            assert_eq!(trial.see(&plain), before, "{what}: the entry does not decide");
             assert_eq!(trial.node.loaded.maps.flows.keys().count(), 1, "{what}: something was learnt");
         }
     });

@@ -67,7 +67,7 @@ fn a_pod_is_reached_past_the_stack_or_through_it() {
         ("for this node", Packet::new(REMOTE_POD, NODE1, udp(40000, 9)), Path::TunnelToStack),
         ("an error of the other node's", about_the_tunnel(NODE2, NODE1), Path::TunnelToStack),
         (
-            "the end of its time to live",
+            "TTL 1, so it expires here",
             to_a(REMOTE_POD, tcp(1, 2)).with(|packet| packet.ttl = 1),
             Path::TunnelToStack,
         ),

@@ -155,8 +155,8 @@ fn what_is_not_known_or_is_the_nodes_own_goes_up_the_stack() {
         ("this node", from_a(NODE1, tcp(40000, 10250))),
         ("the gateway", from_a(GATEWAY, Transport::EchoRequest { identifier: 7 })),
         ("no such pod here", from_a([10, 244, 1, 200].into(), tcp(40000, 80))),
-        ("time to live ends here", from_a(POD_B, tcp(40000, 80)).with(|packet| packet.ttl = 1)),
-        ("and towards a node", from_a(REMOTE_POD, tcp(40000, 80)).with(|packet| packet.ttl = 1)),
+        ("TTL 1, to a pod of this node", from_a(POD_B, tcp(40000, 80)).with(|packet| packet.ttl = 1)),
+        ("TTL 1, to another node's pod", from_a(REMOTE_POD, tcp(40000, 80)).with(|packet| packet.ttl = 1)),
         ("VXLAN to the world", from_a(WORLD, udp(40000, VXLAN_PORT))),
     ];
     for (what, packet) in table {
@@ -291,7 +291,7 @@ fn every_reason_to_drop() {
     let table = [
         ("another pod's address", good.clone().with(|p| p.source = POD_B).build(), Reason::SourceNotOwned),
         ("the node's address", good.clone().with(|p| p.source = NODE1).build(), Reason::SourceNotOwned),
-        ("nobody's address", good.clone().with(|p| p.source = WORLD).build(), Reason::SourceNotOwned),
+        ("the world's address", good.clone().with(|p| p.source = WORLD).build(), Reason::SourceNotOwned),
         ("another's MAC", good.clone().macs(HOST_A_MAC, POD_B_MAC).build(), Reason::SourceMacNotOwned),
         ("a VLAN tag", tagged(&good.build()), Reason::VlanTagged),
         ("a service tag", ethertype(0x88a8), Reason::VlanTagged),

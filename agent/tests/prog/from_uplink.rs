@@ -101,7 +101,7 @@ fn what_the_device_does_better_is_left_to_it() {
         ),
         ("for this node", around(&Packet::new(REMOTE_POD, NODE1, tcp(40000, 80)))),
         ("for no pod here", around(&Packet::new(REMOTE_POD, [10, 244, 1, 99].into(), tcp(1, 2)))),
-        ("the end of its time to live", around(&tcp_packet.clone().with(|packet| packet.ttl = 1))),
+        ("TTL 1", around(&tcp_packet.clone().with(|packet| packet.ttl = 1))),
         ("outer IP options", tunnel().with(|outer| outer.options = vec![1; 4]).around(&inner(&tcp_packet))),
         (
             "an outer fragment",
@@ -202,7 +202,7 @@ fn every_reason_to_drop_out_of_the_tunnel() {
         ("half an inner IPv4 header", tunnel().around(&frame[..ETHERNET + 10]), Reason::Truncated),
         ("half an inner TCP header", tunnel().around(&frame[..ETHERNET + 30]), Reason::Truncated),
         (
-            "congestion on a packet not capable of it",
+            "congestion marked on a packet without ECN",
             tunnel().with(|t| t.traffic_class = 3).around(&frame),
             Reason::EcnNotCapable,
         ),
@@ -237,7 +237,7 @@ fn a_pod_networks_source_never_arrives_bare_beside_the_tunnel() {
     let reason = Reason::PodSourceNotFromNode.name();
     node.check_on_wire("a priority tag", "up0-p", &priority(&frame), Some(reason));
     let reason = Reason::VlanTagged.name();
-    node.check_on_wire("two of them", "up0-p", &priority(&priority(&frame)), Some(reason));
+    node.check_on_wire("two priority tags", "up0-p", &priority(&priority(&frame)), Some(reason));
     node.check_on_wire("another VLAN's", "up0-p", &tagged(&frame), None);
 }
 
@@ -254,7 +254,7 @@ fn without_a_tunnel_a_pod_is_reached_as_locally() {
     node.add_stack_flow(flow(&stack, (40001, 80), protocol::TCP));
     node.check("a stack flow", FROM_UPLINK, link, &stack.build(), Expect::Pass);
     let last = bare(REMOTE_POD, POD_A, tcp(40000, 80)).with(|packet| packet.ttl = 1);
-    node.check("the end of its time to live", FROM_UPLINK, link, &last.build(), Expect::Pass);
+    node.check("TTL 1", FROM_UPLINK, link, &last.build(), Expect::Pass);
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn what_a_router_says_about_a_direct_flow_goes_past_the_stack() {
     let table = [
         ("about a stack flow", Packet::new(POD_A, REMOTE_POD, tcp(40001, 80))),
         ("about a flow to the world", Packet::new(POD_A, WORLD, tcp(40000, 80))),
-        ("about somebody else's flow", Packet::new(POD_B, REMOTE_POD, tcp(40000, 80))),
+        ("about another pod's flow", Packet::new(POD_B, REMOTE_POD, tcp(40000, 80))),
     ];
     for (what, sent) in &table {
         node.check(what, FROM_UPLINK, link, &about(sent).build(), Expect::Pass);
@@ -364,6 +364,6 @@ fn a_reply_from_the_world_is_translated_back() {
         let expect = Expect::Stack(Path::SnatIn, expected.build());
         node.check(what, FROM_UPLINK, link, &reply.build(), expect);
         let unrelated = Packet { source: STRANGER, ..reply };
-        node.check("from somebody else", FROM_UPLINK, link, &unrelated.build(), Expect::Pass);
+        node.check("from a stranger", FROM_UPLINK, link, &unrelated.build(), Expect::Pass);
     }
 }

@@ -119,8 +119,8 @@ fn a_request_reaches_the_pod_and_both_halves_are_there() {
             let mut node = fixture(mode);
             let link = node.uplink;
             let packet = request(STRANGER, NODE1, sent);
-            // For the client the node's address is the pod's own: no router is on the way, so the
-            // TTL stays.
+            // The client takes the node for the pod, without a router between them. So the program
+            // keeps the TTL.
             let expected = Packet { destination: POD_A, transport: arrives, ..packet.clone() };
             let expected = expected.macs(POD_A_MAC, HOST_A_MAC).build();
             let expect = || Expect::Redirect(Path::HostPortIn, expected.clone());
@@ -165,7 +165,7 @@ fn a_reply_leaves_in_the_hosts_name_the_way_its_request_came() {
                 node.check(&format!("{mode:?}: {what}"), FROM_POD, pod_link, &answer.build(), expect);
                 let last = answer.clone().with(|packet| packet.ttl = 1);
                 let expect = Expect::Stack(Path::ToStack, last.build());
-                node.check("the end of its time to live", FROM_POD, pod_link, &last.build(), expect);
+                node.check("TTL 1", FROM_POD, pod_link, &last.build(), expect);
             }
         }
         let mut node = fixture(mode);
@@ -302,7 +302,7 @@ fn what_is_for_no_host_port_is_the_hosts() {
         let arrives = Packet { destination: POD_A, transport: udp(client_port, POD_PORT), ..packet.clone() };
         let arrives = arrives.macs(POD_A_MAC, HOST_A_MAC);
         let expect = Expect::Redirect(Path::HostPortIn, arrives.build());
-        let what = format!("an address that the node has got since, port {port}");
+        let what = format!("an address that the node got later, port {port}");
         node.check(&what, FROM_UPLINK, link, &packet.build(), expect);
     }
 }

@@ -17,8 +17,8 @@ const LIMIT: u32 = 1_000_000;
 /// The part of the limit at which the test fails, in percent. The next point release may count
 /// more.
 const ALARM: u32 = 70;
-/// The growth over its record that a program may have, in percent. Point releases of a kernel
-/// differ a little.
+/// How much a program may grow past its record, in percent. Point releases of a kernel differ a
+/// little.
 const TOLERANCE: u32 = 10;
 
 #[derive(Serialize, Deserialize, Default)]
@@ -53,14 +53,14 @@ fn every_program_is_far_from_the_verifiers_limit() {
         (record.compiler, record.linker) = (built_by.compiler, built_by.linker);
         record.kernels.insert(built_by.kernel, now.clone());
         fs::write(RECORD, serde_json::to_string_pretty(&record).unwrap() + "\n").unwrap();
-        say(&format!("{RECORD} is written anew"));
+        say(&format!("{RECORD} has the new counts"));
     } else if (&record.compiler, &record.linker) != (&built_by.compiler, &built_by.linker) {
         say(&format!("WARNING: programs are not compared with {RECORD}: another toolchain recorded it"));
     } else if let Some(recorded) = record.kernels.get(&built_by.kernel) {
         let grown = grown(recorded, &now);
         assert!(
             grown.is_empty(),
-            "programs have grown on Linux {}. If that is meant: `{RECORD_ANEW}=1 cargo xtask test --kernel {0} kernels`\n{}",
+            "programs have grown on Linux {}. If this is intended, run `{RECORD_ANEW}=1 cargo xtask test --kernel {0} kernels`\n{}",
             built_by.kernel,
             grown.join("\n")
         );
@@ -82,7 +82,7 @@ fn sizes(mode: Mode) -> Programs {
     let sizes = programs.map(|(name, program)| {
         let info = program.info().unwrap();
         let translated = info.size_translated().expect("root sees every program") / BYTES;
-        let verified = info.verified_instruction_count().expect("the kernel counts since 5.16");
+        let verified = info.verified_instruction_count().expect("the kernel counts them since 5.16");
         (name.to_owned(), Size { translated, verified })
     });
     sizes.collect()

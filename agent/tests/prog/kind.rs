@@ -1,5 +1,5 @@
-//! One kind of packet on its way through one program: what precedes the packet, and how it is sent,
-//! as often as needed.
+//! One kind of packet on its way through one program: the packets that come before it, and a way to
+//! send it as often as needed.
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -17,10 +17,10 @@ use xtask::lab::{Ns, frames};
 use crate::fixture::{Fixture, NODE1, WORLD};
 use crate::pool::empty_shares;
 
-/// How long a prepared node stays usable. A known flow counts for
+/// How long a prepared node stays usable. A known flow is valid for
 /// [`KNOWN_FLOW_JIFFIES`](abi::KNOWN_FLOW_JIFFIES), a quarter of a second where the kernel has 1000
-/// jiffies a second. Programs update an entry's time after a second. A packet after either costs
-/// more than others of its kind.
+/// jiffies a second. Programs update an entry's time after a second. A packet after either of these
+/// times costs more than others of its kind.
 const FRESH: Duration = Duration::from_millis(200);
 /// How long packets may be on their way through the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ enum Known {
     Nothing,
     /// An entry of an older generation.
     Once,
-    /// An entry that counts.
+    /// A valid entry.
     Now,
 }
 
@@ -137,8 +137,8 @@ impl Kind {
         self
     }
 
-    /// Makes it the first packet of its flow: what a program remembers of one is removed before the
-    /// next.
+    /// Makes it the first packet of its flow. After each such packet, the test removes the entries
+    /// that the packet added.
     pub fn first(mut self) -> Self {
         self.is_first = true;
         self
@@ -341,7 +341,7 @@ impl Ready<'_> {
         }
         self.know_destination();
         if self.kind.known != Known::Nothing {
-            // An entry from before might end before the packet comes.
+            // Refresh the entry: an earlier one might expire before the packet comes.
             self.node.loaded.maps.forget_flows();
             self.send(1);
         }

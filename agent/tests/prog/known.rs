@@ -1,5 +1,5 @@
 //! `FLOWS`: for a packet of a known flow, a program does what its stages would do. It follows an
-//! entry only as long as the entry counts.
+//! entry only as long as the entry is valid.
 
 use podwire_common::abi::{self, FlowKey, KNOWN_FLOW_JIFFIES, KnownFlow, Macs, NextHop, Tunnel};
 use podwire_common::addr::{Be16, Mac, Quad};
@@ -21,7 +21,7 @@ fn known_flows_packet_becomes_what_the_stages_would_make_of_it() {
             ("plain", trial.varied(|_| ())),
             ("DSCP and ECN", trial.varied(|packet| packet.traffic_class = 0xb9)),
             ("congestion seen before", trial.varied(|packet| packet.traffic_class = 3)),
-            ("the least time to live", trial.varied(|packet| packet.ttl = 2)),
+            ("TTL 2", trial.varied(|packet| packet.ttl = 2)),
             ("odd length", trial.varied(|packet| packet.payload = vec![0x55; 333])),
             ("as large as fits", trial.varied(|packet| packet.payload = vec![0x55; 1450 - 40])),
         ];
@@ -176,7 +176,7 @@ fn other_packets_of_the_sender_do_not_follow_what_is_known() {
                 sent.frame[at..][..bytes.len()].copy_from_slice(bytes);
                 sent
             };
-            others.push(("for a group of stations", with(0, &[1])));
+            others.push(("to a multicast MAC", with(0, &[1])));
             others.push(("a length that ends within its headers", with(16, &27u16.to_be_bytes())));
             others.push(("a length beyond the frame", with(16, &u16::MAX.to_be_bytes())));
         }
@@ -226,11 +226,11 @@ fn what_is_known_ends_with_what_it_was_made_of() {
     type Event = fn(&mut Trial);
     let events: [(&str, Event); 4] = [
         ("the agent forgets all", |trial| trial.node.loaded.maps.forget_flows()),
-        ("its time is over", |trial| {
+        ("it has expired", |trial| {
             trial.change(|known| known.asked = known.asked.wrapping_sub(KNOWN_FLOW_JIFFIES));
         }),
         ("another epoch", |trial| trial.change(|known| known.epochs ^= 1)),
-        ("an element that another flow has by now", |trial| {
+        ("another flow has its element now", |trial| {
             trial.change(|known| known.key.source_port.bytes[0] ^= 2)
         }),
     ];
@@ -241,7 +241,7 @@ fn what_is_known_ends_with_what_it_was_made_of() {
             trial.mislead();
             event(trial);
             assert_eq!(trial.see(&plain), judged, "{}: {what}", trial.what());
-            let entry = trial.entry().expect("it is remembered anew");
+            let entry = trial.entry().expect("the program remembers the flow again");
             assert_eq!(entry.reserved, [0; 2], "{}: {what}", trial.what());
         }
     });
@@ -296,7 +296,7 @@ fn what_is_recorded_about_a_flow_ends_what_is_known_of_it() {
             node.run(program, link, &frame, 0);
             let flows: Vec<FlowKey> = node.loaded.maps.flows.keys().map(Result::unwrap).collect();
             for flow in gone {
-                assert!(!flows.contains(&flow.key()), "{program}: {flow:?} is known still");
+                assert!(!flows.contains(&flow.key()), "{program}: {flow:?} is still known");
             }
             assert!(flows.contains(&other.key()), "{program}: another flow is forgotten");
         }

@@ -1,5 +1,5 @@
-//! Known destinations: the host's rules have just let another connection to them pass unchanged.
-//! Connections to them go past the rules from their first packet on.
+//! Known destinations: the host's rules have just let a connection to such a destination pass
+//! unchanged. Further connections to it go past the rules from their first packet on.
 
 use podwire_common::abi::{self, KNOWN_FLOW_JIFFIES, KnownFlow, STATE_FIN};
 use podwire_common::addr::Be16;
@@ -29,7 +29,7 @@ fn where_a_connection_leads_is_not_remembered_otherwise() {
     add_default_route(&strict);
     let now = strict.jiffies();
     let there = begin(&mut strict, now);
-    assert_eq!(destination_of(&strict, &there), None, "each connection is to be seen by the rules");
+    assert_eq!(destination_of(&strict, &there), None, "the rules must see each connection");
     drop(strict);
 
     let mut node = node(Mode::Vxlan);
@@ -50,7 +50,7 @@ fn where_a_connection_leads_is_not_remembered_otherwise() {
     node.model.non_masquerade.insert("198.51.100.0/24".parse().unwrap());
     let now = node.jiffies();
     begin_before(&mut node, now, Fixture::fill);
-    assert_eq!(destination_of(&node, &there), None, "the pod is to keep its address there by now");
+    assert_eq!(destination_of(&node, &there), None, "the pod keeps its address there by now");
 }
 
 #[test]
@@ -142,9 +142,9 @@ fn other_packets_than_the_pods_connection_are_seen_by_rules() {
     }
     type Change = fn(&mut KnownFlow);
     let changes: [(&str, Change); 3] = [
-        ("its time is over", |known| known.asked = known.asked.wrapping_sub(KNOWN_FLOW_JIFFIES)),
+        ("it has expired", |known| known.asked = known.asked.wrapping_sub(KNOWN_FLOW_JIFFIES)),
         ("another epoch", |known| known.epochs ^= 1),
-        ("an element that another flow has by now", |known| known.key.source_port = Be16::new(1)),
+        ("another flow has its element now", |known| known.key.source_port = Be16::new(1)),
     ];
     for (what, change) in changes {
         assert_is_judged(&mut node, what, pod, &plain, |node| {

@@ -1,4 +1,4 @@
-//! Packets of flows that `FLOWS` can have, of three kinds:
+//! Packets of flows that can have an entry in `FLOWS`, of three kinds:
 //!
 //! - the first packet of a flow
 //! - a later one that a program judges again

@@ -1,5 +1,5 @@
-//! Pods with a limit. Packets of every kind that go past the host stack pass the queue of the
-//! receiver's link. Each packet that a limited pod sends passes the guard.
+//! Pods with a bandwidth limit. Packets that go past the host stack to such a pod still go through
+//! the queue of the pod's link. The guard accounts for each packet that such a pod sends.
 
 use std::num::NonZeroU64;
 
@@ -47,7 +47,7 @@ fn nothing_gets_into_a_limited_pod_past_the_queue_of_its_link() {
             assert_eq!(
                 limited,
                 [0, peer + link],
-                "{}: {}: to the peer, to the link",
+                "{}: {}: packets to the peer, and to the link",
                 kind.program,
                 kind.name
             );
@@ -87,7 +87,7 @@ fn each_packet_of_a_limited_pod_meets_the_guard() {
                     "{mode:?}, to {to}, packet {packet}: it was not accounted for"
                 );
                 let mut known = node.loaded.maps.flows.iter().map(|flow| flow.unwrap().1);
-                assert!(known.all(|known| known.from != link), "{mode:?}, to {to}: what it sends is known");
+                assert!(known.all(|known| known.from != link), "{mode:?}, to {to}: FLOWS has its flow");
             }
             // A large segment costs as much as its frames. So a sender of small payloads pays for
             // all headers.
@@ -96,7 +96,7 @@ fn each_packet_of_a_limited_pod_meets_the_guard() {
             let (before, frames) = (paid(), large.len() as u64 + 18 * 42);
             node.run(FROM_POD, link, &large, 100);
             assert!(paid() >= before + frames * guard.cost / 1000, "{mode:?}, to {to}: headers are free");
-            // The guard is paid until long after now, as for a pod that bypasses its queue.
+            // `paid` is far ahead of now, as after a pod has bypassed its queue.
             let spent = abi::Guard { paid: u64::MAX / 2, ..guard };
             node.loaded.maps.guards.insert(link, spent, 0).unwrap();
             node.check("too much", FROM_POD, link, &frame, Expect::Drop(Reason::EgressLimitExceeded));

@@ -135,7 +135,7 @@ fn second_flow_of_the_host_gives_its_port_way_and_regains_it() {
             .translations()
             .into_iter()
             .find(|(_, half)| half.kind == TRANSLATION_HOST && half.reply == 0);
-        let (flow, half) = moved.unwrap_or_else(|| panic!("{what}: the host's flow stays where it was"));
+        let (flow, half) = moved.unwrap_or_else(|| panic!("{what}: the host's flow keeps its port"));
         assert_eq!(flow.source, NODE1.into());
         let port = half.source_port.get();
         assert!((SNAT_PORTS.0..=SNAT_PORTS.1).contains(&port), "{what}: {port}");
@@ -195,8 +195,8 @@ fn what_host_rules_translated_is_reserved_and_untouched() {
         ("an echo's answer", out(NODE1, Transport::EchoReply { identifier: 7 })),
         ("a NodePort's answer", out(NODE1, tcp(NODE_PORTS.0, 443))),
         ("the tunnel", out(NODE1, udp(OWN, VXLAN_PORT))),
-        ("a router's guest", out(STRANGER, tcp(OWN, 443))),
-        ("a router's greeting to its group", out(NODE1, Transport::None(89)).with(to_a_group)),
+        ("a stranger's packet that the node routes", out(STRANGER, tcp(OWN, 443))),
+        ("an OSPF hello to its group", out(NODE1, Transport::None(89)).with(to_a_group)),
     ] {
         node.check(what, TO_UPLINK, link, &packet.build(), Expect::Pass);
         assert!(node.translations().is_empty(), "{what}");
@@ -286,7 +286,7 @@ fn both_halves_tell_one_state_whichever_direction_changes_it() {
         assert_eq!(halves.len(), 2);
         assert!(halves.values().all(|half| half.state == state), "{state:#b}: {halves:?}");
         let times: BTreeSet<_> = halves.values().map(|half| half.last_seen).collect();
-        assert_eq!(times.len(), 1, "and the same time");
+        assert_eq!(times.len(), 1, "both halves have the same time");
     }
 }
 
@@ -294,8 +294,8 @@ fn both_halves_tell_one_state_whichever_direction_changes_it() {
 fn with_all_ports_taken_a_closed_connection_gives_up_its_own() {
     let mut node = Fixture::new(Mode::Vxlan);
     let link = node.uplink;
-    // Every other port belonged to a closed connection of this pod. The rest, with the flow's own
-    // port, belonged to another pod.
+    // Closed connections hold all ports. This pod's connections have the even ports. Another pod's
+    // have the odd ports and the flow's own port.
     let own = 50_001;
     for port in (SNAT_PORTS.0..=SNAT_PORTS.1).chain([own]) {
         let pod = if port % 2 == 0 { POD_A } else { POD_B };
@@ -306,14 +306,14 @@ fn with_all_ports_taken_a_closed_connection_gives_up_its_own() {
     let port = source_port(&ran.frame);
     assert_eq!(ran.frame, Packet { transport: tcp(port, 443), ..out(NODE1, tcp(own, 443)) }.build());
     let translations = node.translations();
-    assert_eq!(translations.len(), before, "a pair for a pair");
+    assert_eq!(translations.len(), before, "the new pair replaces one pair");
     let reply = Flow::new(WORLD.into(), NODE1.into(), Be16::new(443), Be16::new(port), protocol::TCP);
     let half: &Translation = &translations[&reply];
     assert_eq!((half.destination_port.get(), half.kind, half.state), (own, TRANSLATION_SNAT, 0));
     assert_eq!(
         port % 2,
         0,
-        "one of the same pod: its server may still know it, and the pod's timestamps go on"
+        "not the same pod's port: a server that still knows it expects that pod's later timestamps"
     );
     for (flow, half) in &translations {
         let other = &translations[&half.other_half(flow.protocol)];

@@ -58,7 +58,7 @@ fn every_reason_to_drop() {
     let mut wrong = good.build();
     wrong[ETHERNET] = 0x44;
     let table = [
-        ("nobody's address", out(NODE1, WORLD, tcp(1, 2)).build(), Reason::NoNodeForDestination),
+        ("an address of no node", out(NODE1, WORLD, tcp(1, 2)).build(), Reason::NoNodeForDestination),
         ("this node's pod network", out(NODE1, POD_B, tcp(1, 2)).build(), Reason::NoNodeForDestination),
         ("a VLAN tag", tagged(&good.build()), Reason::NoNodeForDestination),
         ("half a TCP header", good.build()[..ETHERNET + 30].to_vec(), Reason::Truncated),

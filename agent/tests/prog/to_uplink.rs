@@ -102,7 +102,7 @@ fn a_closing_connection_is_marked() {
     node.check("SYN", TO_UPLINK, link, &open.build(), translated(&open));
     let close = out(POD_A, WORLD, Transport::Tcp { source: 40000, destination: 443, flags: 0x11 });
     node.check("FIN", TO_UPLINK, link, &close.build(), translated(&close));
-    assert!(node.translations().values().all(|half| half.state == STATE_FIN), "both halves tell the same");
+    assert!(node.translations().values().all(|half| half.state == STATE_FIN), "both halves have one state");
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn every_reason_to_drop() {
             Reason::PodSourceUnknown,
         ),
         (
-            "what authenticates its addresses",
+            "AH, which authenticates the addresses",
             out(POD_A, WORLD, Transport::None(protocol::AH)).build(),
             Reason::SnatImpossible,
         ),
@@ -244,7 +244,7 @@ fn when_the_table_is_full_the_flow_is_refused() {
     let full = fillers.map(|(from, port)| {
         Flow::new(WORLD.into(), STRANGER.into(), Be16::new(from), Be16::new(port), protocol::UDP)
     });
-    assert!(node.fill_translations(full), "the table takes more than was tried");
+    assert!(node.fill_translations(full), "the table has room for more entries");
     let before = node.translations().len();
     let packet = out(POD_A, WORLD, tcp(40000, 443)).build();
     node.check("refused", TO_UPLINK, link, &packet, Expect::Drop(Reason::TranslationsFull));
@@ -293,7 +293,7 @@ fn with_a_full_table_a_pods_flow_gives_way_to_the_nodes_own() {
     let full = fillers.map(|(from, port)| {
         Flow::new(WORLD.into(), STRANGER.into(), Be16::new(from), Be16::new(port), protocol::UDP)
     });
-    assert!(node.fill_translations(full), "the table takes more than was tried");
+    assert!(node.fill_translations(full), "the table has room for more entries");
     let own = out(NODE1, WORLD, udp(40000, 53)).build();
     node.check("the node's", TO_UPLINK, link, &own, Expect::Pass);
     let reply = Packet::new(WORLD, NODE1, udp(53, 40000)).macs(UPLINK_MAC, STRANGER_MAC).build();

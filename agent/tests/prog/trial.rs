@@ -40,7 +40,7 @@ pub struct Way {
     mode: Mode,
     pub program: &'static str,
     pub kind: Kind,
-    /// Returns a packet on this way. Its server port is also the translated flow's.
+    /// Makes a packet on this way. [`Fixture::translate`] uses the same server port.
     packet: fn(Transport) -> Packet,
     /// The ports of that packet.
     pub ports: (u16, u16),
@@ -94,7 +94,8 @@ pub struct Trial {
     pub node: Fixture,
     /// The flow as the program finds it in its packets.
     pub flow: Flow,
-    /// A packet that makes every program remember the flow, and follow what is known of it.
+    /// A packet from which the program learns the flow. Once the flow is known, the packet follows
+    /// the entry.
     pub plain: Packet,
 }
 
@@ -180,8 +181,8 @@ impl Trial {
         self.see(sent)
     }
 
-    /// Returns what the program makes of a packet after a change of the known flow. It did use the
-    /// entry: no program has replaced it.
+    /// Returns what the program makes of a packet after a change of the known flow. The entry still
+    /// has the test's mark afterwards: the program used it and learnt no other.
     pub fn known(&mut self, sent: &Sent, change: impl Fn(&mut KnownFlow)) -> Seen {
         for _ in 0..ATTEMPTS {
             let plain = self.sent(&self.plain);
@@ -195,7 +196,7 @@ impl Trial {
                 return seen;
             }
         }
-        panic!("{}: what is known is not used", self.what());
+        panic!("{}: the program does not use the entry", self.what());
     }
 
     /// Makes a packet follow a falsified entry, and returns what became of the packet.
@@ -203,7 +204,7 @@ impl Trial {
         let plain = self.sent(&self.plain);
         let truth = self.judged(&plain);
         let misled = self.known(&plain, falsify);
-        assert_ne!(misled, truth, "{}: what is false shows", self.what());
+        assert_ne!(misled, truth, "{}: the falsified entry has no effect", self.what());
         misled
     }
 

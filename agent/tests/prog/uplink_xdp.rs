@@ -40,11 +40,11 @@ fn the_tunnel_and_everything_else_passes() {
             stranger.clone().with(|t| t.destination = WORLD).around(&frame),
         ),
         (
-            "with outer IP options: seen later",
+            "with outer IP options: a later hook checks it",
             stranger.clone().with(|t| t.options = vec![1; 4]).around(&frame),
         ),
         (
-            "an outer fragment: seen later",
+            "an outer fragment: a later hook checks it",
             stranger
                 .with(|t| {
                     (t.dont_fragment, t.fragment) = (false, (2, false));

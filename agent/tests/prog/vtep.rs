@@ -54,7 +54,7 @@ fn a_pods_packets_bear_it_the_first_and_those_of_a_known_flow() {
     tell(&mut node, Some(VTEP));
     let ran = node.run(FROM_POD, link, &other_node.build(), 0);
     let inner_destination = &ran.frame[ETHERNET + 36..][..6];
-    assert_eq!(inner_destination, usual, "another node's frames are as ever");
+    assert_eq!(inner_destination, usual, "frames to another node have the usual address");
 }
 
 #[test]

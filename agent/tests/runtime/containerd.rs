@@ -269,7 +269,7 @@ version = 2
 [plugins."io.containerd.internal.v1.opt"]
 path = "/var/lib/containerd/opt"
 [plugins."io.containerd.grpc.v1.cri"]
-# A container's root, as a continuous integration's often is, may lack CAP_SYS_RESOURCE.
+# Root in a container, as on many CI machines, may lack CAP_SYS_RESOURCE.
 restrict_oom_score_adj = true
 sandbox_image = "{}"
 [plugins."io.containerd.grpc.v1.cri".cni]

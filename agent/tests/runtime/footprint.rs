@@ -45,7 +45,7 @@ pub fn of_runtime(runtime: &Containerd) -> Result<Footprint> {
     Ok(sorted(footprint))
 }
 
-/// Lists what came and what went between two looks.
+/// Lists what came and what went between two footprints.
 pub fn differences(before: &Footprint, after: &Footprint) -> Vec<String> {
     let mut differences = Vec::new();
     for (kind, before) in before {

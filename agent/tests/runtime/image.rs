@@ -1,6 +1,6 @@
-//! Two images, made here and downloaded from nowhere: Podwire's own and the one of the test's pods.
-//! The latter has Debian's static busybox and a web server's script that tells the client its
-//! address.
+//! Two images, which the test makes here and never downloads: Podwire's own, and one for the test's
+//! pods. The second has Debian's static busybox, and a web server's script that tells the client
+//! its address.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};

@@ -1,9 +1,9 @@
 //! A runtime that is not part of this project calls the plugin: Debian's containerd with runc,
 //! driven through its Container Runtime Interface as kubelet drives it.
 //!
-//! With this interface the calls are those on a cluster's nodes (`testdata/cni-calls`), also in
-//! their spelling of hostPorts and bandwidth. `ctr run --cni` would pass neither capabilities nor
-//! `CNI_ARGS`, and podman calls plugins in a way of its own.
+//! Through this interface containerd makes the same calls as on a cluster's nodes
+//! (`testdata/cni-calls`), with the same spelling of hostPorts and bandwidth. `ctr run --cni` would
+//! pass neither capabilities nor `CNI_ARGS`, and podman calls plugins in a way of its own.
 //!
 //! Needs root, and what `cargo xtask setup` installs.
 

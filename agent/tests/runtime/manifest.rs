@@ -21,7 +21,7 @@ use crate::cri::Cri;
 use crate::kubelet::Kubelet;
 use crate::{Pod, SERVE_DEADLINE, eventually, image, sandbox, wait_for_network};
 
-/// Folders of the node that Podwire writes to, with the manifests' names for them.
+/// The node's folders that Podwire writes to, at the paths that the manifests give.
 const FOLDERS: [&str; 5] = [PLUGINS, NETWORKS, "/run/podwire", "/var/lib/podwire", "/sys/fs/bpf"];
 
 /// The owner of CNI's folders on a node where another tool has made them.
@@ -67,7 +67,7 @@ fn manifests_install_roll_and_uninstall_and_leave_nothing() -> Result<()> {
     let agent: DaemonSet = of_manifest("podwire.yaml", "DaemonSet")?;
     let first_agent = kubelet.start(&agent)?;
     wait_for_network(&cri)?;
-    eventually("the node's network is no longer said to be unavailable", SERVE_DEADLINE, || {
+    eventually("the condition NetworkUnavailable is no longer true", SERVE_DEADLINE, || {
         ensure!(!is_network_unavailable(&lab)?);
         Ok(())
     })?;
@@ -167,7 +167,7 @@ fn compare_with_the_rights(lab: &Lab) -> Result<()> {
             ("GET", "/api/v1/nodes") if query.contains("watch=") => ("nodes", "watch"),
             ("GET", "/api/v1/nodes") => ("nodes", "list"),
             ("PATCH", path) if path == format!("/api/v1/nodes/{name}/status") => ("nodes/status", "patch"),
-            _ => bail!("{request}: what right does that take?"),
+            _ => bail!("{request}: the test does not know its right"),
         });
     }
     let granted: BTreeSet<(&str, &str)> = rules
@@ -198,7 +198,7 @@ fn only_namespace(runtime: &Containerd) -> Result<Ns> {
     Ns::at(path)
 }
 
-/// Lists what is on a node of the kinds that an agent or a plugin makes.
+/// Lists a node's objects of the kinds that an agent or a plugin makes.
 fn footprint(node: &Node, runtime: &Containerd) -> Result<BTreeMap<String, Vec<String>>> {
     let mut found = BTreeMap::new();
     for command in [

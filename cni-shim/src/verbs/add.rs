@@ -72,8 +72,8 @@ impl Failed {
     }
 }
 
-/// Refuses a name inside the pod that another link has (of another network, or from the image). The
-/// other end of the attachment's own link does not count.
+/// Refuses a name that another link inside the pod already has: a link of another network, or one
+/// that was there from the start. The other end of the attachment's own link does not count.
 fn require_free(inside: &mut Netlink, target: &Target, earlier_link: Option<&Link>) -> Result<(), CniError> {
     let interface = &target.attachment.interface;
     match veth::find(inside, interface)? {

@@ -13,7 +13,7 @@ use crate::pod::{self, PodNetwork};
 use crate::version::SpecVersion;
 use crate::veth;
 
-/// Fails with all faults named when the attachment is not as ADD left it. The agent checks the
+/// Fails if the attachment is not as ADD left it. The error names all faults. The agent checks the
 /// node's side.
 pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
     require_version(config, "CHECK", SpecVersion::V0_4_0)?;

@@ -1,4 +1,4 @@
-//! Tables of cases, and the verbs that make and delete nothing.
+//! Tables of cases, and the verbs CHECK, STATUS and GC.
 
 mod bad_input;
 mod check;

@@ -1,5 +1,5 @@
-//! A program that does nothing. Benches measure with it what the kernel's statistics cost by
-//! themselves. Only in a build with `count-helpers`.
+//! A program that does nothing. The benchmark runs it to measure the cost of the kernel's own
+//! statistics. Only a build with `count-helpers` has it.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 

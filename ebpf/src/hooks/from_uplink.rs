@@ -63,7 +63,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
         && entry.get().past_stack != 0
         && entry.get().reply != 0
     {
-        // A reply: the programs found out what the other end is when the flow began.
+        // A reply. The programs looked up the other end when the flow began, so they do not look it
+        // up again.
         return inbound::follow(ctx, packet, entry);
     }
     let sender = maps::node(&packet.headers.source_address());

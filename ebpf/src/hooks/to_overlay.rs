@@ -23,7 +23,7 @@ pub fn to_overlay(ctx: TcContext) -> i32 {
 fn verdict(ctx: &TcContext) -> Outcome {
     if get_tunnel_key(ctx).is_some() {
         // Another hook set the key, because it could not encapsulate the packet itself. The packet
-        // is no stack flow.
+        // does not belong to a stack flow.
         return Ok(Verdict::PASS);
     }
     let mut place = Place::new();

@@ -52,8 +52,8 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
         }
         let is_overlay_address = sender?;
         source::refuse_forwarded_tunnel(ctx, packet)?;
-        // This node answers with its overlay address if it was asked by that address. The other end
-        // accepts that address only from the tunnel.
+        // This node answers from its overlay address if the request went to that address. The other
+        // end accepts that address only from the tunnel.
         if is_overlay_address
             && !maps::is_direct()
             && let Some(node) = maps::node(&packet.headers.destination_address())
@@ -86,8 +86,8 @@ fn into_tunnel<const BARE: bool>(ctx: &TcContext, packet: &mut Parsed, node: &No
     tunnel_out::from_stack(ctx, packet, node)
 }
 
-/// Returns whether the sender, which is no pod of this node, is the node's own address among its
-/// pods.
+/// Returns whether the sender is this node's overlay address: its address among its own pods. The
+/// caller has checked that the sender is no pod of this node.
 ///
 /// # Errors
 /// [`Drop::PodSourceUnknown`] for a pod address without a pod here: the pod is gone, or the host

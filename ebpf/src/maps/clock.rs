@@ -22,7 +22,8 @@ pub fn random() -> u32 {
     unsafe { bpf_get_prandom_u32() }
 }
 
-/// Returns whether an answer from the time `asked`, in jiffies, still counts.
+/// Returns whether an answer of the kernel or of the host's rules is recent enough to use. `asked`
+/// is the time of the question, in jiffies.
 #[inline(always)]
 pub fn is_fresh(asked: u32) -> bool {
     jiffies().wrapping_sub(asked) < KNOWN_FLOW_JIFFIES

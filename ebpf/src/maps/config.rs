@@ -107,7 +107,8 @@ pub fn netns_cookie() -> u64 {
     unsafe { read_volatile(&raw const CONFIG.netns_cookie) }
 }
 
-/// Returns where the running kernel's socket buffer has the fields that no context shows.
+/// Returns the offsets of those fields of the running kernel's socket buffer that a program's
+/// context does not show.
 #[inline(always)]
 pub fn skb_layout() -> SkbLayout {
     // Field by field: the verifier must know each number.

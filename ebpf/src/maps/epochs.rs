@@ -27,8 +27,8 @@ pub(super) fn at(epochs: *mut [u32; EPOCH_SLOTS], slot: u16) -> *mut u32 {
     epochs.cast::<u32>().wrapping_add(usize::from(slot) & (EPOCH_SLOTS - 1))
 }
 
-/// Returns a number that changes with everything that verdicts on flows depend on. Read it before
-/// judging a packet from which a flow may be learnt.
+/// Returns the generation. This number changes when a table changes that verdicts on flows depend
+/// on. Read it before judging a packet from which a flow may be learnt.
 #[inline(always)]
 pub fn generation() -> u32 {
     GENERATION.get_ptr_mut(0).map_or(0, |numbers| {

@@ -1,6 +1,6 @@
-//! All maps and their typed lookups. Also configuration, time and random numbers, which come from
-//! outside the packet as well. No other module touches a map. Each concept has a file; all maps are
-//! declared here.
+//! All maps and their typed lookups. The module also has configuration, time and random numbers,
+//! because they come from outside the packet too. No other module touches a map. Each concept has a
+//! file; all maps are declared here.
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and with user space")]
 
 mod beginnings;
@@ -54,14 +54,14 @@ podwire_common::tables!(helpers::tables);
 
 helpers::maps! {
     // The place where a CPU assembles a flow before the flow is in `FLOWS`: the stack has no room
-    // for it. The map belongs to this load alone, so it has no row.
+    // for it. Each load of the programs has its own map, so the map has no row in `tables!`.
     static NEW_FLOW: PerCpuArray<KnownFlow, 1> = PerCpuArray::new();
-    // Targets of jumps, by `Jump`. The map belongs to this load alone: the loader fills it before
-    // it attaches one of its programs.
+    // Targets of jumps, by `Jump`. Each load of the programs has its own map: the loader fills it
+    // before it attaches one of these programs.
     static JUMPS: ProgramArray<{ Jump::ALL.len() }> = ProgramArray::new();
 }
 
-// Writes that a test orders for moments of learning: see `moment`.
+// The writes that a test chooses for each moment of learning: see `moment`.
 #[cfg(feature = "count-helpers")]
 helpers::maps! {
     static LEARNING: Array<Moment, MOMENTS> = Array::new();

@@ -1,5 +1,5 @@
-//! Moments of learning. In a build with `count-helpers`, a test chooses what the agent or another
-//! CPU seems to write at each of them.
+//! Moments at which a program learns a flow. In a build with `count-helpers`, a test chooses a
+//! write for each moment. The program makes that write in place of the agent or another CPU.
 
 #[cfg(feature = "count-helpers")]
 use aya_ebpf::bindings::BPF_ANY;

@@ -30,7 +30,7 @@ pub fn is_tunnel_peer(address: &Addr) -> bool {
     TUNNEL_PEERS.get_ptr(address).is_some()
 }
 
-/// Returns what a link of the host is for.
+/// Returns the kind, addresses and MTU of a link of the host.
 #[inline(always)]
 pub fn link(ifindex: u32) -> Option<&'static Link> {
     // SAFETY: a map element; see `endpoint`.

@@ -33,7 +33,7 @@ impl TranslationEntry {
     }
 
     /// Returns whether an earlier packet of this half's direction has bypassed the host stack.
-    /// Notes that this packet does.
+    /// Records that this packet has bypassed it.
     #[inline(always)]
     pub fn mark_long(&self) -> bool {
         let was_long = self.get().is_long != 0;
@@ -105,8 +105,8 @@ pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
 #[inline(always)]
 pub fn add_translation(flow: &Flow, translation: &Translation) -> Result<(), i32> {
     TRANSLATIONS.insert(flow, translation, BPF_NOEXIST.into())?;
-    // Do not call `forget_flow`: this is the deepest place, and before Linux 6.8 a call takes at
-    // least 32 bytes of stack.
+    // Do not call `forget_flow`: this is the deepest point of the call chain, and before Linux 6.8
+    // a call takes at least 32 bytes of stack.
     let _ = FLOWS.remove(flow.key());
     Ok(())
 }

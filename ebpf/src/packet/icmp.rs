@@ -12,7 +12,7 @@ use crate::helpers::bpf_skb_change_tail;
 
 const ETHERNET: usize = 14;
 const IP: usize = 20;
-/// An IPv4 header without options and 8 bytes more: what RFC 792 asks to be quoted.
+/// RFC 792 asks for this quote: the IPv4 header, here without options, and 8 bytes more.
 const QUOTE: usize = 28;
 const ICMP: usize = 8 + QUOTE;
 const LENGTH: usize = ETHERNET + IP + ICMP;

@@ -97,7 +97,7 @@ impl Headers {
         self.destination[0] & 0xf0 == 0xe0
     }
 
-    /// Returns the bytes of the IPv4 header, options included.
+    /// Returns the length of the IPv4 header in bytes, options included.
     #[inline(always)]
     pub fn header_length(&self) -> u32 {
         u32::from(self.version_length & 0xf) * 4
@@ -424,8 +424,8 @@ impl Parsed {
         self.flow.protocol == protocol::TCP && self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
-    /// Returns the bytes of the largest IP packet that leaves on the wire: a segment of a large
-    /// segment, or the packet itself.
+    /// Returns the length in bytes of the largest IP packet that leaves on the wire. This is one
+    /// segment of a large segment, or the packet itself.
     #[inline(always)]
     pub fn wire_length(&self, ctx: &TcContext) -> u32 {
         match ctx.segment_payload() {
@@ -600,7 +600,8 @@ pub(super) struct QuotedIpv4 {
 }
 
 impl QuotedIpv4 {
-    /// Returns the bytes of a header, options included, from its first byte.
+    /// Returns the length of a header in bytes, options included. `version_length` is the header's
+    /// first byte.
     #[inline(always)]
     pub(super) fn length_of(version_length: u8) -> u32 {
         u32::from(version_length & 0xf) * 4

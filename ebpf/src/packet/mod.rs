@@ -1,5 +1,5 @@
-//! Bytes only: checked loads, and the only stores, checksum fixes and redirects. No maps, no
-//! policy.
+//! This module works on bytes. It has the checked loads, and all stores, checksum fixes and
+//! redirects of the programs. It has no maps and no policy.
 #![expect(
     unsafe_code,
     reason = "kernel helpers and the fields of the context are reached through raw pointers"

@@ -51,7 +51,7 @@ pub enum Lookup {
 }
 
 impl Way {
-    /// Makes a question to the kernel.
+    /// Prepares a question to the kernel.
     #[inline(always)]
     pub fn new(ifindex: u32, source: Addr, destination: Addr, length: u32) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Changes to addresses, ports and counters of a packet, with every checksum that covers them.
+//! Changes to addresses, ports and TTL of a packet, with every checksum that covers them.
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},

@@ -54,19 +54,19 @@ pub trait Skb {
     /// Loads a value at an offset from the start of the frame.
     ///
     /// # Errors
-    /// [`Drop::Truncated`] when the frame ends before.
+    /// [`Drop::Truncated`] when the frame ends before the value does.
     fn load_at<T>(&self, offset: u32) -> Result<T, Drop>;
     /// Loads a value in place, as [`Self::load_at`] does, for values that are large compared with
     /// the 512 bytes of stack.
     ///
     /// # Errors
-    /// [`Drop::Truncated`] when the frame ends before.
+    /// [`Drop::Truncated`] when the frame ends before the value does.
     fn load_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop>;
     /// Loads a value in place, without a helper call if the data is linear. Use it for values that
     /// are read from every packet.
     ///
     /// # Errors
-    /// [`Drop::Truncated`] when the frame ends before.
+    /// [`Drop::Truncated`] when the frame ends before the value does.
     fn read_into<T>(&self, offset: u32, value: &mut T) -> Result<(), Drop>;
     /// Stores a value at an offset from the start of the frame.
     ///
@@ -228,8 +228,8 @@ impl Skb for TcContext {
 }
 
 /// # Safety
-/// Both pointers are valid for the whole type and aligned as it is. No frame begins at an odd
-/// address, and no header in it does.
+/// Both pointers are valid for the whole type. If the type's alignment is even, both addresses are
+/// even: no frame begins at an odd address, and no header in it does.
 #[inline(always)]
 unsafe fn copy<T>(from: *const u8, to: *mut u8) {
     // SAFETY: the caller keeps this function's contract.

@@ -52,8 +52,9 @@ pub struct Outer {
 /// packet's own header with `inner`.
 ///
 /// # Errors
-/// [`Refused`] when the kernel does not let the frame grow; the frame is unchanged. The frame is
-/// encapsulated already: by a pod's own tunnel, or by what a decapsulation left behind.
+/// [`Refused`] when the kernel does not let the frame grow; the frame is unchanged. The kernel
+/// refuses a frame that it takes for encapsulated already. A pod's own tunnel has encapsulated it,
+/// or an earlier decapsulation has left the kernel's mark behind.
 #[inline(always)]
 pub fn encapsulate(
     ctx: &TcContext,

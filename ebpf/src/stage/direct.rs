@@ -80,8 +80,8 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
         Lookup::TooBig if too_big::can_answer(packet) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
-        // No one fragments the packet here, and the kernel drops it silently if it is larger than
-        // the link.
+        // Past the stack, nothing fragments the packet. If it is larger than the link, the kernel
+        // drops it silently.
         Lookup::TooBig if exceeds_link(ctx, packet, to.ifindex) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
@@ -94,8 +94,9 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     Ok(Verdict::redirect(Path::HostPortOut, way.leave(ctx)))
 }
 
-/// Refuses a reply that an IPsec policy may match. Only the stack would ask the policy, but the
-/// stack takes no packet with this node's own source address from a pod's link.
+/// Refuses a reply that an IPsec policy may match. Only the stack would ask the policy. But the
+/// translated reply has this node's own address as its source, and the stack accepts no such packet
+/// from a pod's link.
 #[inline(always)]
 fn refuse_past_policies(client: &Addr) -> Result<(), Drop> {
     let node = maps::node(client).map_or(0, |node| node.flags & NODE_IPSEC_PODS);

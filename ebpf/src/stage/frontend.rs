@@ -104,7 +104,8 @@ fn backend_of(packet: &Parsed) -> Option<Backend> {
 }
 
 /// Delivers a request to the pod behind a hostPort, or a reply to a client that is a pod here. The
-/// TTL stays: to the client, the node's address is the pod's.
+/// TTL stays as it is: the client takes the node's address for the pod's, so it must see no hop
+/// between them.
 ///
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::RewriteFailed`].

@@ -14,8 +14,8 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// Translates a packet that is not for a pod's own address. `translation`: the one that a whole
-/// packet follows.
+/// Translates a packet that is not for a pod's own address. `translation` is the entry of the
+/// packet's flow. The caller looks it up only for a whole packet.
 ///
 /// # Errors
 /// The reason to drop a packet of a translated flow.

@@ -1,4 +1,4 @@
-//! Stages: look something up, let `common` decide, rewrite the packet.
+//! A stage looks something up, lets `common` decide, and rewrites the packet.
 
 pub mod arp;
 pub mod checksum;

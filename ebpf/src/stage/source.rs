@@ -95,9 +95,9 @@ pub fn refuse_tunnel_from_pod(packet: &Parsed, node: &Node) -> Result<(), Drop> 
     Ok(())
 }
 
-/// Refuses tunnel packets that a rule of the host made from others. They have this node's address
-/// as their source, so the other nodes would take them for this node's. The tunnel's own packets,
-/// and packets of this node's sockets, came by no link: they pass.
+/// Refuses packets that a rule of the host has rewritten into tunnel packets. They have this node's
+/// address as their source, so the other nodes would take them for this node's. The tunnel's own
+/// packets, and packets of this node's sockets, came by no link: they pass.
 ///
 /// # Errors
 /// [`Drop::VxlanFromPod`].
@@ -171,7 +171,7 @@ pub fn of_bare_packet(ctx: &TcContext, headers: &Headers, node: &Node) -> Result
     }
     // The kernel's own neighbour entry shows which node the frame comes from; the programs keep no
     // such table. If the kernel has no entry yet, the packet passes: a refusal would cut off a node
-    // that never had to ask for this node's address.
+    // that never had to ask for this node's link address.
     let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, 0);
     let known = way.look_up(ctx) == Lookup::Found && way.next_hop_mac != Mac::default();
     if known && way.next_hop_mac != headers.source_mac {

@@ -16,10 +16,10 @@ use crate::{
     packet::{Fragment, Parsed},
 };
 
-/// Returns whether a packet from or to a pod must go through the host stack: its flow was recorded,
-/// or the reverse flow. The reverse flow was recorded if a client has reached a backend through a
-/// service and now reaches it directly from the same port. The answers take the stack, so the
-/// client's packets must do so as well: there conntrack keeps the two flows apart.
+/// Returns whether a packet from or to a pod must go through the host stack, because its flow or
+/// the reverse flow was recorded. The reverse flow was recorded if a client has reached a backend
+/// through a service and now reaches it directly from the same port. The answers take the stack, so
+/// the client's packets must take it too. There conntrack keeps the two flows apart.
 #[inline(never)]
 pub fn needs_stack(endpoint: &Endpoint, packet: &Parsed) -> bool {
     if endpoint.flags & ENDPOINT_STACK_ONLY != 0 || maps::is_stack_flow(&packet.flow) {

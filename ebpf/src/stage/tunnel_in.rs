@@ -61,9 +61,9 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     if is_other_segments(ctx, packet) || packet.headers.ttl <= 1 {
         return Ok(Verdict::PASS);
     }
-    // A later fragment may have overtaken its first one, if that came in outer fragments and takes
-    // the slower path through the device. Behind it in the device's queue, the later fragment is in
-    // order again.
+    // A later fragment may have overtaken its first one. The first one then came in outer
+    // fragments, and takes the slower path through the device. The later fragment takes the same
+    // path, so it queues behind the first one.
     if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
@@ -74,9 +74,9 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     }
 }
 
-/// Returns whether the program must not decapsulate a large packet. The kernel drops UDP GSO
-/// afterwards, and of a list only the first packet would lose its outer headers. The VXLAN device
-/// handles both.
+/// Returns whether the program must not decapsulate a large packet. The kernel would drop a UDP GSO
+/// packet after the decapsulation. In a list, only the first packet would lose its outer headers.
+/// The VXLAN device handles both.
 #[inline(always)]
 fn is_other_segments(ctx: &TcContext, packet: &Parsed) -> bool {
     ctx.segment_payload() != 0

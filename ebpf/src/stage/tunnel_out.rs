@@ -63,8 +63,8 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     send(ctx, packet, node, (&way, lookup), &translated, Path::HostPortOut)
 }
 
-/// Puts a packet into the tunnel that the host stack sends out unencapsulated. Its source is a
-/// pod's address or this node's overlay address.
+/// Takes a packet that the host stack sends out unencapsulated, and puts it into the tunnel. Its
+/// source is a pod's address or this node's overlay address.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
@@ -112,9 +112,9 @@ fn send(
     path: Path,
 ) -> Outcome {
     if goes_through_device(node) || lookup == Lookup::TooBig {
-        // The VXLAN device sends large packets in outer fragments, if the packets may be
-        // fragmented. It also does so with packets out of the stack, because this hook has no way
-        // back to their sender.
+        // The VXLAN device sends large packets in outer fragments. A pod's large packet comes here
+        // only if `too_big` cannot answer it. A large packet of the stack always comes here,
+        // because this hook has no way back to its sender.
         return through_device(ctx, packet, node, header);
     }
     let outer = outer_of(packet, packet.flow.tunnel_source_port(), inner_macs(node).destination);
@@ -137,8 +137,8 @@ fn goes_through_device(node: &Node) -> bool {
 /// Returns the link addresses of inner frames to a node.
 #[inline(always)]
 fn inner_macs(node: &Node) -> Macs {
-    // Not the device's own address: on cloned machines the receiver may have the same one, and
-    // drops such frames silently.
+    // The source is not the device's own address but a constant: on cloned machines the receiver
+    // may have the same address, and drops frames from it silently.
     Macs { destination: inner_destination(node), source: Mac { bytes: INNER_SOURCE_MAC } }
 }
 

@@ -2,8 +2,8 @@
 //! HTTP, with versions, bookmarks, pages, streamed lists and the errors of the real server. It
 //! makes faults on demand.
 //!
-//! The server keeps its objects in memory. Where a cluster's own binaries are at hand, tests also
-//! run against them (`crate::envtest`).
+//! The server keeps its objects in memory. If `crate::envtest` finds etcd and kube-apiserver, tests
+//! also run against them.
 
 mod faults;
 mod requests;

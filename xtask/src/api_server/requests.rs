@@ -194,8 +194,8 @@ impl Watcher {
     }
 }
 
-/// Merges the patch's conditions into the node's by their type. The nodes of a cloud provider need
-/// this.
+/// Merges the patch's conditions into the node's by their type. The agent sends such a patch for a
+/// node of a cloud provider.
 async fn patch_status(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
@@ -204,7 +204,7 @@ async fn patch_status(
 ) -> Response {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if kind != Some(STRATEGIC_MERGE) {
-        return status(415, "UnsupportedMediaType", "the body is to be a strategic merge patch");
+        return status(415, "UnsupportedMediaType", "the body must be a strategic merge patch");
     }
     let (Some(mut node), Ok(patch)) = (shared.store.node(&name), serde_json::from_slice::<Value>(&body))
     else {

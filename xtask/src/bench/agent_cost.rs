@@ -23,9 +23,10 @@ const MOST_MEMORY: f64 = 40.0;
 const MOST_TIME: f64 = 0.1;
 /// The longest delay, in seconds.
 const MOST_DELAY: f64 = 1.0;
-/// The time for which an agent still looks at the consequences of a change.
+/// The wait until an agent is at rest: it asks for paths again up to 60 seconds after a change.
 const SETTLING: Duration = Duration::from_secs(75);
-/// The time for which an agent is left alone: what it does every two minutes happens at least once.
+/// How long an agent is left alone. The work that it does every two minutes happens at least once
+/// in this time.
 const REST: Duration = Duration::from_secs(130);
 /// The rest with flows in the tables. The agent goes through the tables every ten seconds, and
 /// removes unanswered flows after 30 seconds.

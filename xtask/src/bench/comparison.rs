@@ -133,7 +133,7 @@ impl Comparison {
 
     fn of(&self, name: &str) -> Result<&[f64]> {
         let index = self.names.iter().position(|known| known == name);
-        let index = index.with_context(|| format!("{}: nobody is called {name}", self.figure))?;
+        let index = index.with_context(|| format!("{}: there is no contestant {name}", self.figure))?;
         Ok(&self.values[index])
     }
 }

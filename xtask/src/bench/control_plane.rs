@@ -121,7 +121,7 @@ fn resync(node: &Node, api: &ApiServer, report: &mut Report) -> Result<()> {
     api.start()?;
     let start = Instant::now();
     while api.listed() == listed {
-        ensure!(start.elapsed() < DEADLINE, "the list is not asked for anew");
+        ensure!(start.elapsed() < DEADLINE, "the agent does not ask for the list again");
         thread::sleep(Duration::from_millis(10));
     }
     thread::sleep(Duration::from_secs(2));

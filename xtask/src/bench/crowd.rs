@@ -110,8 +110,8 @@ pub(crate) fn read_gauge(node: &Node, gauge: &str) -> Result<usize> {
     Ok(value.with_context(|| format!("no {gauge} in {text}"))?.trim().parse()?)
 }
 
-/// Makes the second node the first one's way to the world. It receives the packets for the router,
-/// and drops those for the world.
+/// Makes the second node the first node's router to the world. The second node drops the packets to
+/// the world.
 fn drop_the_worlds_packets(lab: &Lab) -> Result<()> {
     let (node, other) = (lab.node(0), lab.node(1));
     let mac = other.mac(other.uplink())?.map(|byte| format!("{byte:02x}")).join(":");

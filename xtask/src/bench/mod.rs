@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: compares Podwire with the plugins that it replaces, with the peers' way and
-//! with the limit, in one run.
+//! `cargo xtask bench`: compares Podwire with the plugins that it replaces, with the peers' way (a
+//! VXLAN device) and with the limit (a bare veth pair), in one run.
 //!
 //! Contestants take turns within every round. Both ends of a measurement are pinned to cores. The
 //! ratio is taken round by round, so a disturbance of the machine affects all contestants.

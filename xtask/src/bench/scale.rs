@@ -1,4 +1,5 @@
-//! The cost of a large cluster: ADD and forwarding beside a node without one, and the agent alone.
+//! The cost of a large cluster: ADD and forwarding, compared with a cluster of two nodes, and the
+//! agent's own cost.
 
 use std::thread;
 use std::time::Duration;

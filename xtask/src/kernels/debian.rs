@@ -70,7 +70,7 @@ fn only(folder: &Path, beginning: &str) -> Result<PathBuf> {
             return Ok(entry.path());
         }
     }
-    bail!("{} has no {beginning}*: remove {0}, it is fetched again", folder.display())
+    bail!("{} has no {beginning}*: remove {0}, and the next run fetches it again", folder.display())
 }
 
 #[cfg(test)]

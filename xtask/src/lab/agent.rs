@@ -108,7 +108,7 @@ impl Agent {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            ensure!(start.elapsed() < STOP_DEADLINE, "it lives on after {} s", STOP_DEADLINE.as_secs());
+            ensure!(start.elapsed() < STOP_DEADLINE, "it still runs after {} s", STOP_DEADLINE.as_secs());
             std::thread::sleep(POLL);
         }
     }

@@ -24,7 +24,7 @@ pub(crate) fn dump(pin: &Path) -> Result<Value> {
     bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])
 }
 
-/// Returns the calls of a helper from the counts that the program of a pinned link keeps.
+/// Returns how often a helper was called. The counts are in a map of the pinned link's program.
 pub(crate) fn helper_calls(link: &Path, helper: Helper) -> Result<u64> {
     let number = |value: &Value, field: &str| {
         value[field]

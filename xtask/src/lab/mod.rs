@@ -196,7 +196,7 @@ impl Lab {
     pub fn write_node_list(&self, text: &str) -> Result<()> {
         match &self.nodes_from {
             NodesFrom::ApiServer(server) => {
-                server.set(&serde_json::from_str(text).context("an API server has lists only")?);
+                server.set(&serde_json::from_str(text).context("an API server takes only a JSON list")?);
                 Ok(())
             }
             NodesFrom::File(path) => node_list::replace(path, text),

@@ -46,7 +46,7 @@ impl Ns {
         Ok(Self { name: name.to_owned(), ..Self::at(&path_of(name))? })
     }
 
-    /// Opens a namespace by its file, for example that of a pod that a runtime made.
+    /// Opens a namespace by its file, for example the namespace of a pod that a runtime made.
     ///
     /// # Errors
     /// When there is no such file.

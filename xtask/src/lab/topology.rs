@@ -73,7 +73,7 @@ impl Topology {
     }
 
     pub(crate) fn set_path_mtu(&self, node: usize, mtu: u32) -> Result<()> {
-        ensure!(self.router, "only a lab with a router has a path whose MTU can shrink");
+        ensure!(self.router, "only a lab with a router can shrink a path's MTU");
         let node = &self.nodes[node];
         // Set the MTU of the route and not of the link: a veth silently drops packets that are
         // larger than its peer's MTU.

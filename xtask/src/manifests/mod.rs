@@ -1,5 +1,4 @@
-//! The chart for a cluster, and the manifests that are rendered from it for kubectl. The chart is
-//! the source of both.
+//! The chart for a cluster, and the two manifests for kubectl that are rendered from it.
 
 mod options;
 mod reference;

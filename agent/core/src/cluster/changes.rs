@@ -66,7 +66,7 @@ fn write_difference(f: &mut fmt::Formatter<'_>, before: &Node, now: &Node) -> fm
     }
     if before.vtep_mac != now.vtep_mac {
         say(match now.vtep_mac {
-            Some(mac) => format!("takes frames for {mac:?} (flannel's annotation)"),
+            Some(mac) => format!("accepts frames for {mac:?} only (flannel's annotation)"),
             None => "is no longer announced by flannel".into(),
         })?;
     }

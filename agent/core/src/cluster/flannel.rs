@@ -1,8 +1,8 @@
-//! What flannel has written to Node objects. While a cluster is moved from flannel to Podwire, pods
-//! on flannel's nodes and on Podwire's nodes reach each other.
+//! Reads what flannel has written to Node objects. So pods on flannel's nodes and on Podwire's
+//! nodes reach each other while an operator moves a cluster from flannel to Podwire.
 //!
-//! The agent writes no such annotations. Those that flannel has written may stay behind: a Podwire
-//! node accepts frames for any link address.
+//! The agent writes no such annotations. Flannel's annotations may stay on a node that now runs
+//! Podwire: they do no harm, because such a node accepts frames for any link address.
 
 use std::net::IpAddr;
 

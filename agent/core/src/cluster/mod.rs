@@ -23,8 +23,8 @@ pub struct NodeList {
     pub records: Vec<NodeRecord>,
     /// Entries that do not decode.
     pub problems: Vec<NodeProblem>,
-    /// Time since the list was last known to be true. Zero if the source says it now, more for the
-    /// last good list of an earlier time.
+    /// Age of the list: the time since the source last confirmed it. Zero if the source sends it
+    /// now; more if it is the last good list from the disk.
     pub age: Duration,
 }
 
@@ -138,7 +138,7 @@ pub enum NodeProblem {
     /// The podCIDRs of two nodes overlap.
     #[error("node {node} is skipped: its podCIDR {network} overlaps {other_network} of node {other}")]
     Overlap {
-        /// The younger, or the later by name: skipped.
+        /// The skipped node: its object is younger, or as old and its name is later.
         node: String,
         /// Its podCIDR.
         network: IpNet,
@@ -152,7 +152,7 @@ pub enum NodeProblem {
         "node {node} is skipped: its InternalIP {address} is node {other}'s as well, and the agent prefers the newer Node object: give each node its own address"
     )]
     SameAddress {
-        /// The older, or the later by name: skipped.
+        /// The skipped node: its object is older, or as old and its name is later.
         node: String,
         /// The address.
         address: IpAddr,
@@ -264,8 +264,8 @@ impl Cluster {
             };
             let address = node.address;
             let candidate = Candidate { node, created: record.created.as_deref() };
-            // The records are sorted by name: of two of the same age, the earlier name is there
-            // already.
+            // The records come in order of name. So of two objects of the same age, the one with
+            // the earlier name is in `by_address` already, and stays.
             let (kept, other) = match by_address.remove(&address) {
                 Some(there) if there.created < candidate.created => (candidate, Some(there)),
                 Some(there) => (there, Some(candidate)),
@@ -405,8 +405,8 @@ impl Accepted {
 }
 
 impl Skipped {
-    /// Returns the problem if this node is skipped. The reason is harmless for other nodes, but it
-    /// keeps this node from serving.
+    /// Returns the problem to report if the skipped node is this one. That other nodes are skipped
+    /// for this reason is harmless, but this node cannot serve.
     fn of_this_node(self, node: &str) -> Option<NodeProblem> {
         let node = node.into();
         match self {

@@ -22,7 +22,7 @@ pub fn frontends(endpoint: &Endpoint) -> impl Iterator<Item = (abi::Frontend, ab
     })
 }
 
-/// Returns the key in `FRONTENDS` under which a hostPort is reached.
+/// Returns a hostPort's key in `FRONTENDS`.
 pub fn frontend(mapping: &PortMapping) -> abi::Frontend {
     abi::Frontend {
         address: mapping.host_address.map_or(Addr::UNSPECIFIED, Addr::from),

@@ -21,7 +21,7 @@ pub enum Scope<'a> {
     All,
     /// The resources of one pod.
     Endpoint(&'a Endpoint),
-    /// The resources of these other nodes. None of them depends on a node that is not in the list.
+    /// The resources of these other nodes. They do not depend on nodes outside this list.
     Nodes(&'a [&'a Node]),
 }
 

@@ -21,9 +21,9 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 
 fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
     slice.tables.tunnel_peers.insert(node.address.into(), node.id());
-    // A node that is unreachable now keeps its entries, with the first uplink as its path. Packets
-    // from its addresses are still its own, and packets to them must not be taken for packets to
-    // the world.
+    // A node that is unreachable now keeps its entries, with the first uplink as its path. Without
+    // them the programs would drop packets that still arrive from its addresses, and would take
+    // packets to these addresses for packets to the world.
     let fallback = model.uplinks().next().map(|uplink| Path {
         device: uplink.index,
         mtu: uplink.mtu,
@@ -51,13 +51,14 @@ fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
         slice.tables.nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
     }
 
-    // A node without Podwire's programs replies by its own routes. To this node's InternalIP it
-    // would reply past the tunnel, where this node refuses a pod's address as a source.
+    // A node without Podwire's programs replies by its own routes. If this node sent from its
+    // InternalIP, the reply would come outside the tunnel. This node would drop it there, because
+    // the source is a pod's address. So the source is the overlay address.
     let source = if vtep.is_some() { Some(own.overlay_address()) } else { model.route_source(own) };
     let route = match (model.mode, model.vxlan) {
         (Mode::Vxlan, Some(device)) => Some(Route::Link { device, gateway: None, source }),
-        // A node behind a router gets no route from the agent. The host's own routes must know the
-        // way: only they can name that router's routes to pods.
+        // The agent makes no route to a node behind a router: it cannot know which router has
+        // routes to pods. The host's own routes must lead to that node's pods.
         (Mode::Direct, _) if path.gateway.is_none() => {
             Some(Route::Link { device: path.device, gateway: Some(node.address), source })
         }

@@ -73,7 +73,7 @@ fn limit_of_each_direction_has_its_flag_and_guard() {
         assert_eq!(
             slice.tables.guards.into_keys().collect::<Vec<_>>(),
             guarded,
-            "by the link that it sends by"
+            "the key is the host side of the pod's veth pair"
         );
     }
 }
@@ -110,7 +110,7 @@ fn node_of_flannel_is_sent_to_at_its_device() {
         Route::Unreachable => None,
     };
     assert_eq!(source("10.244.2.0/24"), Some(ip("10.244.1.1")));
-    assert_eq!(source("10.244.3.0/24"), Some(ip("10.200.0.1")), "the others are as ever");
+    assert_eq!(source("10.244.3.0/24"), Some(ip("10.200.0.1")), "other nodes' routes keep their source");
     moving.mode = Mode::Direct;
     let slice = desired(&moving, Scope::All);
     assert!(slice.tables.vteps.is_empty(), "there is no tunnel");

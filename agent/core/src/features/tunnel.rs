@@ -9,9 +9,9 @@ use crate::slice::{Hooks, Link, Programs, Slice};
 
 /// Returns the desired state of the VXLAN device.
 ///
-/// The device has the overlay address so that packets that the host masquerades into the tunnel get
-/// a source to which replies come back. It also has the gateway addresses of pods from an earlier
-/// podCIDR, as long as these pods live.
+/// The host masquerades some packets into the tunnel. The device has the overlay address so that
+/// these packets get a source to which replies come back. It also has the gateway addresses of pods
+/// from an earlier podCIDR, as long as these pods live.
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     let mut slice = Slice::default();
     let Some(device) = model.vxlan.filter(|_| scope.is_all()) else {

@@ -25,15 +25,15 @@ pub struct Model {
     pub mtu_override: Option<u32>,
     /// ifindex of the VXLAN device; `None` in direct mode.
     pub vxlan: Option<u32>,
-    /// This node's entry in the node list. `None` until a list has a complete one.
+    /// This node's entry in the node list. `None` until the agent gets a list with a complete one.
     pub own: Option<Node>,
     /// The other nodes, by name.
     pub remote: BTreeMap<String, Node>,
     /// This node's links with a role, uplinks first. The first link has the node's InternalIP if
     /// any uplink has it.
     pub links: Vec<NodeLink>,
-    /// Links with a role that have filters as programs, because the kernel has no TCX: ifindex →
-    /// name.
+    /// Links with a role on which the programs are TC filters, because the kernel has no TCX:
+    /// ifindex → name.
     pub filtered_links: BTreeMap<u32, String>,
     /// Links with a role that have no programs yet, or cannot have them, by ifindex.
     pub without_programs: BTreeSet<u32>,
@@ -101,8 +101,8 @@ impl Model {
         of_uplinks.unwrap_or(own.address)
     }
 
-    /// Returns the source of this node's routes to pods. `None`: the kernel chooses, because it
-    /// refuses a source that no link has.
+    /// Returns the source of this node's routes to pods. `None` if no link has the address: the
+    /// kernel refuses such a source, so the route names none and the kernel chooses.
     pub fn route_source(&self, own: &Node) -> Option<IpAddr> {
         Some(self.underlay_address(own)).filter(|address| self.has_address(*address))
     }
@@ -123,8 +123,8 @@ impl Model {
         self.uplinks().any(|uplink| uplink.index == index)
     }
 
-    /// Returns the endpoint of an attachment. An endpoint without its file is found by the name of
-    /// its device, which follows from the attachment.
+    /// Returns the endpoint of an attachment. If the endpoint has lost its file, this finds it by
+    /// the name of its device, which is derived from the attachment.
     pub fn endpoint_of(&self, attachment: &Attachment) -> Option<&Endpoint> {
         let by_device = || {
             let device = attachment.host_interface();
@@ -232,7 +232,7 @@ pub enum Role {
 pub struct Roleless {
     /// MTU: bytes of an IP packet.
     pub mtu: u32,
-    /// Whether packets end in the link: a dummy.
+    /// Whether the link discards every packet: a dummy.
     pub is_sink: bool,
 }
 

@@ -15,8 +15,9 @@ use crate::files::FileError;
 pub(in crate::daemon) struct CniConfiguration {
     folder: PathBuf,
     text: String,
-    /// Whether the agent could ever serve. Before that it writes nothing, because pods would get no
-    /// network by it. A configuration from an earlier agent stays.
+    /// Whether the agent has been able to serve at least once. Before that it writes no
+    /// configuration, because the runtime would use it and pods would get no network. A
+    /// configuration from an earlier agent stays.
     begun: bool,
     written: bool,
     /// The folder's configurations, by name.
@@ -42,8 +43,8 @@ impl CniConfiguration {
         }
     }
 
-    /// Writes the agent's configuration if it is missing or changed, once the agent could serve.
-    /// Returns whether another tool had removed or changed it.
+    /// Writes the agent's configuration if it is missing or changed. Does nothing before
+    /// [`Self::begin`]. Returns whether another tool had removed or changed the configuration.
     pub(in crate::daemon) fn look(&mut self, conditions: &mut Conditions) -> bool {
         let (written_again, failed) = match self.try_look() {
             Ok(written_again) => (written_again, None),
@@ -66,7 +67,8 @@ impl CniConfiguration {
         written_again
     }
 
-    /// Returns whether a runtime that takes the first configuration takes the agent's.
+    /// Returns whether the agent's configuration is the first in the folder. The runtime takes the
+    /// first one.
     pub(in crate::daemon) fn is_first(&self) -> bool {
         self.found.first().is_some_and(|first| first == FILE)
     }

@@ -13,7 +13,7 @@ use crate::firewall;
 /// operator who changes a rule soon sees whether it helped.
 const TICKS: u32 = 6;
 
-/// When to look at the firewall, and the port that its remedies name.
+/// When to look at the firewall, and the port that the warnings name.
 #[derive(Debug)]
 pub(super) struct Firewall {
     ticks: u32,

@@ -37,7 +37,8 @@ impl StateFolder {
         self.writing.join_next().await
     }
 
-    /// Has another thread write as much as an ADD does. [`Self::outcome`] returns its result.
+    /// Starts a trial: another thread writes as much as an ADD does. [`Self::outcome`] returns the
+    /// result.
     pub(in crate::daemon) fn try_it(&mut self, state: &mut State) {
         let folder = self;
         if folder.writing.is_empty() {

@@ -23,7 +23,7 @@ use crate::link_filters;
 
 impl Upkeep {
     /// Finds the roles of the links and the paths to the other nodes. Returns `false` if this node
-    /// is not known or has no uplink: then nothing can be done.
+    /// is not known or has no uplink. Then the agent can only restore programs.
     pub(super) async fn look_at_links(&mut self, state: &mut State, host: &Host) -> bool {
         let Some(own) = state.model.own.clone() else {
             return false;
@@ -114,8 +114,9 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Removes the programs from links without a role. Where programs are filters, looks once for
-    /// those of an earlier agent.
+    /// Removes the programs from links without a role. On a kernel without TCX the programs are
+    /// filters, and an earlier agent may have left some on other links. So this looks at all other
+    /// links once.
     pub(super) async fn detach_links(&mut self, state: &mut State, host: &Host) -> Result<(), Error> {
         let has_role = |index: &u32| state.model.links.iter().any(|link| link.index == *index);
         let lost: BTreeSet<u32> = self.attached.keys().filter(|index| !has_role(index)).copied().collect();
@@ -161,8 +162,8 @@ fn tell_links(now: &[NodeLink], before: &[NodeLink]) {
     }
 }
 
-/// Returns the links by which the kernel routes to other nodes. Of a route with several next hops,
-/// a node's path names only one, so all of them are added.
+/// Returns the links by which the kernel routes to other nodes. If a route has several next hops, a
+/// node's path names only one of them. So this adds the links of all next hops.
 fn links_to_nodes(model: &Model, host: &Host) -> BTreeSet<u32> {
     let leads_to_node = |network: &IpNet| {
         network.prefix_len() > 0 && model.remote.values().any(|node| network.contains(&node.address))

@@ -28,7 +28,8 @@ pub(super) struct Upkeep {
     /// Lock of the folder of pins.
     bpf_lock: Lock,
     changes: Changes,
-    /// When the kernel was last found, or made, as wanted. `None`: not yet, or no longer.
+    /// When the agent last compared the kernel with what is wanted and repaired all differences.
+    /// `None`: it has not done so yet, or the kernel may differ again.
     settled: Option<Instant>,
     /// Links of the host that have this process's programs, by ifindex.
     attached: BTreeMap<u32, (Programs, UplinkXdp)>,
@@ -42,7 +43,7 @@ pub(super) struct Upkeep {
     reattached: u64,
     /// Number of kernel switches that were set again.
     switches_set_again: u64,
-    /// Whether the kernel was made as wanted since a condition last kept ADD from being served.
+    /// Whether a round has succeeded since a condition last refused ADD.
     is_set_up: bool,
 }
 
@@ -92,7 +93,7 @@ impl Upkeep {
         self.is_set_up = false;
     }
 
-    /// Has the next round ask for the paths to the other nodes.
+    /// Makes the next round ask for the paths to the other nodes.
     pub(super) fn ask_paths_again(&mut self) {
         self.paths_asked = None;
     }

@@ -28,7 +28,7 @@ impl Upkeep {
             }
             self.count_reattached(&lost.place, &lost.program, &lost.found);
             if is_of_link {
-                // The next reconciliation attaches what is missing, and it is due.
+                // The next reconciliation attaches what is missing. An unset `settled` makes it due.
                 self.attached.retain(|_, (programs, _)| programs.device != lost.place);
                 self.settled = None;
             }
@@ -62,7 +62,7 @@ impl Upkeep {
         }
     }
 
-    /// Holds the folder of pins again if another tool has removed it, and pins what is missing.
+    /// Locks the folder of pins again if another tool has removed it, and pins what is missing.
     /// Returns what was missing.
     fn repair_pins(&mut self, state: &State) -> Result<Vec<String>, DataplaneError> {
         if !self.bpf_lock.is_there() {
@@ -77,8 +77,8 @@ impl Upkeep {
     }
 }
 
-/// Removes a queueing discipline that stands in the place of clsact. Returns `false` if it has
-/// another tool's filters, on a link of the node: then it stays.
+/// Removes a queueing discipline that stands in the place of clsact. On a link of the host, a
+/// discipline with another tool's filters stays: this sets a condition and returns `false`.
 pub(super) async fn make_room(
     state: &mut State,
     hooks: Hooks,
@@ -99,7 +99,7 @@ pub(super) async fn make_room(
         }
         Displaced::InUse => {
             let why = format!(
-                "the link {name} has an `ingress` queueing discipline, or one with shared blocks, which holds filters of another tool: Podwire's programs need clsact in its place. Have that tool use clsact (`tc qdisc add dev {name} clsact`), and run `tc qdisc del dev {name} ingress`"
+                "the link {name} has an `ingress` queueing discipline, or one with shared blocks, which holds filters of another tool: Podwire's programs need clsact in its place. Make that tool use clsact (`tc qdisc add dev {name} clsact`), and run `tc qdisc del dev {name} ingress`"
             );
             state.conditions.set_for(obstructed, name, why);
             return Ok(false);

@@ -37,8 +37,8 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Replaces the programs at all known places. From here on, these programs do the work of an
-    /// earlier agent's.
+    /// Replaces the programs at all known places. From then on, these programs forward instead of
+    /// the programs of an earlier agent.
     pub(in crate::daemon) async fn replace_programs(
         &self,
         state: &mut State,
@@ -55,8 +55,8 @@ impl Upkeep {
             let host = Arc::clone(&state.host);
             let device = host.name_of(pod.ifindex, &pod.host_interface);
             if let Err(error) = state.executor.dataplane.attach_pod(device) {
-                // A plugin has deleted its pod in the meantime, as it also does without an agent.
-                // That must not fail the other pods.
+                // A plugin has removed the pod's link in the meantime: on a DEL it does so without
+                // an agent, too. The other pods must still get their programs.
                 if state.executor.is_gone(pod.ifindex, device).await? {
                     pods.miss(state, pod.attachment);
                 } else {

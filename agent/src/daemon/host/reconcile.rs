@@ -23,8 +23,8 @@ use crate::dataplane::attach::UplinkAttachment;
 use crate::error::Error;
 use crate::events::Repair;
 
-/// Age at which the agent asks for the paths again if anything has changed. The lists that it
-/// compares do not show a change of policy routing.
+/// Age at which the agent asks for the paths again if the kernel has reported any change. A change
+/// of policy routing is not in the lists of links, addresses and routes that it compares.
 const PATHS_VALID: Duration = Duration::from_secs(60);
 /// Age at which the agent compares everything. The kernel reports changes of devices, addresses and
 /// routes, but not what others did to the maps.
@@ -44,8 +44,8 @@ impl Upkeep {
         self.paths_asked.is_none_or(|asked| asked.elapsed() > PATHS_VALID)
     }
 
-    /// Compares the kernel with what is wanted, if the changes of others concern a link that
-    /// packets may leave by. Only then it waits for the threads that work for pods.
+    /// Compares the kernel with what is wanted, if a route lookup or an IPsec policy may now give
+    /// another result. Only then does it wait for the threads that work for pods.
     pub(in crate::daemon) async fn look_at_changes(&mut self, state: &mut State, pods: &mut Pods) {
         if state.model.own.is_none() {
             return;

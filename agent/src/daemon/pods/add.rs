@@ -49,8 +49,8 @@ impl Pods {
     ) {
         let mut prepared = self.prepare(state, add).await;
         if prepared.is_err() && self.is_anything_under_way() {
-            // The reason may be an ADD that holds something and is about to fail, or a DEL that is
-            // about to end.
+            // The failure may be temporary: another ADD may hold the address or hostPort and then
+            // fail, or a DEL may be about to release it.
             self.finish_all_joined(state).await;
             prepared = self.prepare(state, add).await;
         }

@@ -1,5 +1,5 @@
-//! CHECK: compares an attachment with what the kernel has of it. Every operation that would be
-//! necessary is a fault, and the answer names all of them.
+//! CHECK: compares an attachment with what the kernel has of it. Every operation that a repair
+//! would need is a fault. The answer names all faults.
 
 use podwire_cni::protocol::{Added, Failure, codes};
 use podwire_common::abi;
@@ -57,8 +57,8 @@ fn program_fault(displaced: &Displaced) -> String {
     let Displaced { device, program, direction, found, .. } = displaced;
     match found {
         None => format!("{program} is not attached to the {direction} of {device}"),
-        // It is another agent's program, or is from before this agent. It may use other maps, and
-        // its drops are not counted.
+        // Another agent attached this program, for example an earlier one. The program may use
+        // other maps, and this agent does not count its drops.
         Some(found) => {
             format!("the {direction} of {device} has program {}, not this agent's {program}", found.program)
         }

@@ -1,7 +1,7 @@
 //! The pods of this node: ADD, DEL, CHECK, GC, and what happens when a device disappears.
 //!
-//! Other threads do what takes long. Meanwhile the agent serves ADDs and DELs of other pods;
-//! everything else waits.
+//! Other threads do what takes long. Meanwhile the agent serves ADDs and DELs of other pods, looks
+//! at changed links, and answers whether it is alive; everything else waits.
 
 mod add;
 mod check;
@@ -59,8 +59,8 @@ impl Pods {
         std::mem::take(&mut self.has_disk_failed)
     }
 
-    /// Returns whether an event can be served while other threads work: ADDs and DELs of other pods
-    /// can. Changed links can too, because most need nothing but a look.
+    /// Returns whether an event can be served while other threads work. ADDs and DELs of other pods
+    /// can. A notice of changed links can, too: after most notices the agent only lists the links.
     pub(super) fn can_overlap(&self, event: &Event) -> bool {
         let Event::Call { call, .. } = event else {
             // A slow disk must not make the agent look dead.

@@ -80,7 +80,8 @@ async fn neighbours_within(state: &State, host: &Host, network: IpNet) -> Result
     let neighbours = state.executor.links.neighbours().await?;
     let held = other_pods::held_by_neighbours(host, &neighbours, network);
     for stale in neighbours.iter().filter(|neighbour| neighbour.is_stale) {
-        // The kernel keeps the entry of a pod that is gone until a packet is sent to it.
+        // The kernel keeps the entry of a pod that is gone until a packet is sent to it. So make
+        // the kernel check the neighbour.
         if held.contains_key(&stale.address) {
             state.executor.links.ask_neighbour(stale).await?;
         }

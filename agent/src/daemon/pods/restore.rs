@@ -47,8 +47,8 @@ impl Pods {
         }
         let mut due = Vec::new();
         for endpoint in gone {
-            // Two files have one address, for example after the folder was restored from a copy.
-            // The map entries and routes are those of the other endpoint.
+            // Two files may have the same address, for example after the folder was restored from a
+            // copy. Then the map entries and routes belong to the other endpoint.
             match there.iter().find(|other| other.address == endpoint.address) {
                 Some(other) => {
                     warn!(pod = %endpoint, "endpoint file removed: the device of this pod is gone, and {other} has its address");

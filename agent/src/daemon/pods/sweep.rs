@@ -19,7 +19,7 @@ impl Pods {
     /// Releases the endpoints that have lost their device: their pods are gone, even if no DEL
     /// arrives. Waits [`REPLACED_WITHIN`] first, because the plugin replaces the link of an
     /// attachment that is added again, and the attachment keeps its address. Once the node list is
-    /// known, removes devices that no endpoint owns, after a grace.
+    /// known, removes devices that no endpoint has owned for a minute.
     pub(in crate::daemon) async fn sweep(&mut self, state: &mut State, host: &Host) {
         let is_gone = |endpoint: &&Endpoint| !host.devices.contains_key(&endpoint.ifindex);
         let gone: Vec<Endpoint> = state.model.endpoints.values().filter(is_gone).cloned().collect();
@@ -27,8 +27,8 @@ impl Pods {
         let mut due = Vec::new();
         for endpoint in gone {
             let since = missed_before.get(&endpoint.attachment).copied().unwrap_or(now);
-            // While the endpoint has no device, nothing can be attached to it, and no route can
-            // lead there.
+            // While the endpoint is missed, the model wants no programs and no route for it:
+            // without a device the agent can make neither.
             self.missed.insert(endpoint.attachment.clone(), since);
             if now.duration_since(since) >= REPLACED_WITHIN {
                 due.push(endpoint);

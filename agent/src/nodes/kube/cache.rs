@@ -55,9 +55,9 @@ impl Cache {
         self.saving.is_some()
     }
 
-    /// Begins to write the list if it is newer than the file's list. Otherwise confirms from time
-    /// to time, by the file's time, that the file is still good. Both happen on a separate thread,
-    /// because a disk can be slow.
+    /// Begins to write the list if it is newer than the file's list. Otherwise sets the file's time
+    /// to now once in each interval: the time says until when the file was good. Both happen on a
+    /// separate thread, because a disk can be slow.
     pub(super) fn save<'a>(&mut self, records: impl Iterator<Item = &'a NodeRecord>) {
         let is_due = self.confirmed.is_none_or(|since| since.elapsed() >= self.interval);
         if !self.is_old && !is_due {
@@ -182,7 +182,7 @@ mod tests {
         let list = Cache::new(path, Duration::ZERO).load().unwrap();
         assert_eq!(list.records, records);
         assert_eq!(list.problems, []);
-        assert!(!list.age.is_zero(), "what is of an earlier time is told from what is of now by its age");
+        assert!(!list.age.is_zero(), "a cached list has an age, and only a current list has none");
     }
 
     #[test]

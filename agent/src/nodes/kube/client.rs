@@ -24,7 +24,8 @@ const REQUESTS: (u64, Duration) = (30, Duration::from_secs(6));
 /// files.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Access {
-    /// How the API server is reached, in place of what a pod is told by its service account.
+    /// A kubeconfig file with the API server's address and the agent's credentials. The default is
+    /// the pod's service account.
     #[arg(long, env = "PODWIRE_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// The API server's address, in place of the one in --kubeconfig or the service's: where the

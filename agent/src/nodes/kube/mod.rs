@@ -49,7 +49,7 @@ pub struct Source {
 pub struct Pace {
     /// Silence on a connection after which the agent gives it up.
     pub silence: Duration,
-    /// Time without a list after the start until the agent uses the cached list.
+    /// Time after the start that the agent waits for a list. Then it uses the cached list.
     pub patience: Duration,
     /// Time between two lists for the owner of state. Changes in between are sent together.
     pub rest: Duration,

@@ -41,7 +41,7 @@ impl Cluster {
         door.open().await;
         let cluster = Self { processes, door, admin, folder: tempfile::tempdir().unwrap() };
         cluster.serves().await;
-        // The API server creates this namespace as well, but at a time of its own.
+        // The API server creates this namespace as well, but perhaps later than the test needs it.
         let namespace = json!({ "metadata": { "name": "kube-system" } });
         let _ = cluster.ask(Method::POST, "/api/v1/namespaces", Some(&namespace)).await;
         cluster.make("ServiceAccount", "/api/v1/namespaces/kube-system/serviceaccounts").await;
@@ -60,8 +60,8 @@ impl Cluster {
         self.access_by(self.door.address)
     }
 
-    /// Returns the agent's access past the door. There the agent meets the server as it is at that
-    /// time.
+    /// Returns the agent's access to the server's own address, past the door. During a restart the
+    /// agent then meets the server itself: it refuses the connection, or is not ready yet.
     pub fn direct_access(&self) -> Access {
         self.access_by(self.processes.address)
     }
@@ -117,10 +117,11 @@ impl Cluster {
         self.door.open().await;
     }
 
-    /// Replaces the API server's process. The new one has the same address and an empty watch
-    /// cache, which begins after all versions that exist now.
+    /// Replaces the API server's process. The new process has the same address. Its watch cache is
+    /// empty and begins after all versions that exist now, so it answers 410 to a watch from an
+    /// earlier version.
     pub async fn restart(&mut self) {
-        // Versions belong to the store: a change of any object increases them.
+        // etcd has one version for all objects. The new object raises it above the agent's version.
         let other = json!({ "metadata": { "generateName": "other-" } });
         self.ask(Method::POST, "/api/v1/namespaces", Some(&other)).await.unwrap();
         self.processes.stop_api_server();

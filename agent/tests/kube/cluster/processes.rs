@@ -109,7 +109,8 @@ impl Processes {
             option("service-account-key-file", path("server.crt")),
             option("service-account-signing-key-file", path("server.key")),
             option("service-cluster-ip-range", "10.0.0.0/24"),
-            // The API server writes nothing on its own: only the tests' writes change versions.
+            // Without a reconciler the API server does not write its own endpoints. Such writes
+            // would increase versions, as the tests' own writes do.
             option("endpoint-reconciler-type", "none"),
             option("audit-policy-file", path("audit.json")),
             option("audit-log-path", path("audit.log")),

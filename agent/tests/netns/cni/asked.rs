@@ -1,5 +1,5 @@
-//! Values that a configuration, or the runtime for one pod, asks for: seen in the pod and by its
-//! packets.
+//! Values that the configuration or, for one pod, the runtime asks for. The test looks for them in
+//! the pod and in its packets.
 
 use serde_json::json;
 use xtask::lab::{Lab, traffic};

@@ -82,7 +82,8 @@ fn after_another_main_plugin_ours_refuses_and_leaves_nothing() {
     );
     // A runtime deletes what an ADD has begun.
     reference::delete(&calls).unwrap();
-    // The other plugin's link was one of the node's links for a moment.
+    // For a moment, the other plugin's link was one of the node's links. The agent may keep pins
+    // and an entry of `LINKS` for it until the next comparison.
     let left = wait_until(|| (Footprint::of(node, &[]) == before).then_some(()));
     assert!(left.is_some(), "{:?}", Footprint::of(node, &[]));
 }
@@ -99,7 +100,7 @@ fn other(container: &Container, plugin: &str, keys: &Value) -> CniCall {
     container.call.of_plugin(&Path::new(PLUGINS).join(plugin), config)
 }
 
-/// Runs CHECK with all of them, each with the whole result.
+/// Runs CHECK of each plugin, with the result of the whole list.
 #[track_caller]
 fn check(calls: &[CniCall], result: &Value) {
     for call in calls {

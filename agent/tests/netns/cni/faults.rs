@@ -35,7 +35,7 @@ fn every_fault_of_the_nodes_and_the_pods_side_is_named_at_once() {
         format!("route default via {} dev eth0 is missing", node.gateway()),
     ];
     let mut said = String::new();
-    // When the agent looks, every ten seconds after a change, it repairs some of this. Then the
+    // The agent notices a change within ten seconds, and repairs some of these faults. Then the
     // test breaks everything again.
     for _ in 0..3 {
         let replace = [
@@ -80,7 +80,8 @@ fn a_host_side_that_is_gone_is_named() {
     let result = pod.add();
     node.ip(&format!("link del {}", host_side(&pod))).unwrap();
     let output = pod.run("CHECK", Some(&result));
-    // The agent releases an endpoint without a device as soon as it looks.
+    // The agent may have found already that the device is missing. Then it has released the
+    // endpoint.
     if output.answer["code"] != UNKNOWN_CONTAINER {
         failed(&output, CHECK_FAILED, &format!("{} is gone on the node", host_side(&pod)));
         failed(&output, CHECK_FAILED, "eth0 is missing in the pod");

@@ -40,8 +40,8 @@ impl Container {
         Self { ns: Ns::create(&call.container_id).unwrap(), call }
     }
 
-    /// Returns a container on a node where an earlier one was added and deleted. What that one
-    /// leaves is already there: the place where the agent looks for the next address.
+    /// Returns a container on a node where an earlier one was added and deleted. The earlier one
+    /// leaves a file for good, `last-address`, so every footprint of the test has it.
     fn after_another(node: &Node, name: &str) -> Self {
         let earlier = Self::new(node, "earlier");
         earlier.add();

@@ -175,7 +175,7 @@ fn attachment_added_again_keeps_its_address_while_agent_looks() {
         lab.write_node_list(&list.to_string()).unwrap();
         let nodes = (others + 1).to_string();
         let applied = wait_until(|| (metric(node, "podwire_nodes") == nodes).then_some(()));
-        assert!(applied.is_some(), "the Node list of {others} others is not applied");
+        assert!(applied.is_some(), "the Node list with {others} other nodes is not applied");
     };
     let before = address(&pod.add());
     // The plugin begins with this when it adds an attachment again.
@@ -185,7 +185,7 @@ fn attachment_added_again_keeps_its_address_while_agent_looks() {
     assert_eq!(address(&pod.add()), before);
     node.ip(&format!("link del {}", host_side(&pod))).unwrap();
     let released = wait_until(|| endpoints_of(node).is_empty().then_some(()));
-    assert!(released.is_some(), "its device stays away, and it is not released");
+    assert!(released.is_some(), "the device is gone for good, but the endpoint is not released");
 }
 
 /// Returns indices of [`STEPS`] in which every sequence of three steps occurs once. This is a de

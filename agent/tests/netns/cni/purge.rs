@@ -31,7 +31,7 @@ fn del_does_not_wait_for_a_long_purge_and_the_address_does() {
     let [old, new] = ["old", "new"].map(|name| Container::new(node, name));
     let given = address(&old.add());
     succeeded(old.run("DEL", None));
-    assert!(file_of(node, &old).exists(), "the agent may be killed, and the next one has to purge");
+    assert!(file_of(node, &old).exists(), "the file must stay: a later agent has to purge");
     // A runtime repeats a DEL when it has not received the answer.
     succeeded(old.run("DEL", None));
     thread::scope(|scope| {
@@ -65,7 +65,7 @@ fn pods_are_added_and_deleted_while_flows_are_purged() {
     succeeded(second.run("DEL", None));
     assert!(file_of(node, &second).exists());
     let other = third.add();
-    assert_ne!(address(&other), given, "that one is not free yet");
+    assert_ne!(address(&other), given, "the address was given out before the purge ended");
     succeeded(third.run("DEL", None));
     thread::scope(|scope| {
         // The hostPort belongs to the first pod until the agent has released that pod.

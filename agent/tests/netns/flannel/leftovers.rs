@@ -36,11 +36,11 @@ fn flannels_bridge_and_rules_on_the_node_break_nothing() {
     let lab = Lab::builder().agents(false).build().unwrap();
     for node in lab.nodes() {
         reference::set_up_node(node, Join::Routes, Masquerade::Iptables).unwrap();
-        // With a pod the bridge runs.
+        // The bridge has a carrier only with a pod.
         let before = add_pod(node, "before", &serde_json::json!({})).unwrap();
         assert!(answers(node, before.address));
         node.start_agent().unwrap();
-        assert!(answers(node, before.address), "a pod of before goes on as long as its bridge is there");
+        assert!(answers(node, before.address), "a pod from before the agent does not answer");
     }
     let runtime_config = serde_json::json!({ "ips": ["10.244.1.77/24"] });
     let pod = lab.node(0).add_pod_with("pod", &runtime_config).unwrap();

@@ -102,8 +102,9 @@ fn answers(from: &Ns, to: IpAddr) -> bool {
 }
 
 /// Checks that a namespace reaches a node, and with which source the node sees it. The datagram
-/// server is bound to the node's address. Otherwise it would answer from the source of flannel's
-/// routes, and of our routes to a node that was flannel's.
+/// server is bound to the node's address. Otherwise the kernel would take the answer's source from
+/// the route. Flannel's routes have another source, and so have our routes to a node that was
+/// flannel's.
 fn reach_node(from: &Ns, seen_as: IpAddr, node: &Node) -> Result<()> {
     let destination = SocketAddr::new(node.address(), PORT);
     let route = traffic::Route { destination, listen: destination };

@@ -173,7 +173,7 @@ fn flannel_node_hears_only_a_node_with_its_annotation() {
     assert!(answers(&scene.pod, scene.far.address));
     announce(&scene.lab, [Some(OLD_MAC), None]).unwrap();
     let lost = wait_until(|| (!answers(&scene.pod, scene.far.address)).then_some(()));
-    assert!(lost.is_some(), "the kernel's device takes any frame: nothing here shows anything");
+    assert!(lost.is_some(), "flannel's device takes any frame, so this test shows nothing");
     announce(&scene.lab, [Some(OLD_MAC), Some(scene.flannels().mac(VXLAN).unwrap())]).unwrap();
     let back = wait_until(|| answers(&scene.pod, scene.far.address).then_some(()));
     assert!(back.is_some(), "{}", scene.ours().agent_log_tail(20));

@@ -35,7 +35,7 @@ fn connection_follows_flannels_device_to_a_new_link_address() {
     assert_eq!(stream.finish().unwrap().peer_seen_by_server.ip(), scene.pod.address());
     announce(&scene.lab, [None, None]).unwrap();
     let gone = wait_until(|| vteps().as_array().unwrap().is_empty().then_some(()));
-    assert!(gone.is_some(), "an entry that nobody announces is removed: {}", vteps());
+    assert!(gone.is_some(), "an entry without an announcement stays: {}", vteps());
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn what_of_flannels_keeps_nodes_apart_is_said() {
     assert!(wait_until(|| (entries() == 0).then_some(())).is_some());
     assert!(
         !lab.node(0).map_dump(maps::NODES).unwrap().as_array().unwrap().is_empty(),
-        "it is used all the same"
+        "the node is not used"
     );
 }
 

@@ -14,7 +14,7 @@ use super::{Cluster, WEB, WEB_TCP, WEB_UDP};
 
 const IN_A_ROW: usize = 1000;
 const IN_A_ROW_SOAK: usize = 20_000;
-/// Enough connections that each of three backends gets some, whatever chance does.
+/// So many connections that a random choice gives each of three backends some of them.
 const ENOUGH: usize = 40;
 /// While long connections are silent: how many direct flows come and go, how often the long
 /// connections speak again, and how long they are silent at least.
@@ -55,7 +55,7 @@ fn conntrack_holds_service_flows_and_nothing_that_goes_direct() {
             connection.echo(100_000).unwrap();
         }
         let datagram = ask_by_udp(client, WEB_UDP, 4000).unwrap();
-        // This pod has asked no service, so it uses no port of a flow by a service.
+        // This pod has asked no service. So its direct flows share no port with a service's flow.
         let other = cluster.pod("dns");
         let near_and_far = ["web-1", "web-2"].map(|name| SocketAddr::new(cluster.pod(name).address(), 8081));
         let direct_datagrams =
@@ -68,7 +68,7 @@ fn conntrack_holds_service_flows_and_nothing_that_goes_direct() {
             assert_eq!(
                 there.find(answer.client, WEB_TCP),
                 None,
-                "the backend's node takes it past its stack"
+                "the flow has passed the stack of the backend's node"
             );
         }
         let entry = here.find(datagram.client, WEB_UDP).unwrap();

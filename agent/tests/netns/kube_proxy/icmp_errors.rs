@@ -40,8 +40,8 @@ fn a_connection_through_a_service_lives_when_the_path_shrinks() {
         cluster.lab.set_path_mtu(0, SHRUNK).unwrap();
         cluster.lab.set_path_mtu(1, SHRUNK).unwrap();
         connections.iter_mut().for_each(|connection| connection.echo(8 * MEBIBYTE).unwrap());
-        // In a tunnel, a backend learns of the MTU for what it sends past the stack. Packets out of
-        // the stack are cut outside.
+        // In VXLAN mode only the backend learns the MTU: its packets go past the stack. The
+        // client's packets come out of the stack, and routers may fragment their outer packets.
         let overhead = if cluster.mode == Mode::Vxlan { 50 } else { 0 };
         assert_eq!(path_mtu(solo, client.address()), Some(SHRUNK - overhead));
         let expected = (cluster.mode == Mode::Direct).then_some(SHRUNK);

@@ -84,7 +84,7 @@ impl Cluster {
                 let cluster = Self::new(builder.clone().mode(mode), mode, proxy);
                 test(&cluster);
                 let rules: Vec<Rules> = cluster.lab.nodes().iter().map(Rules::of).collect();
-                assert_eq!(rules, cluster.rules, "not only kube-proxy's rules");
+                assert_eq!(rules, cluster.rules, "the node does not have the rules that it had before");
             }
         }
     }

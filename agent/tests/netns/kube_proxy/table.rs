@@ -13,10 +13,10 @@ use super::backends::{Answer, Connection, ask_by_udp};
 use super::{Cluster, DOCKER};
 use crate::check::{Counted, Counter};
 
-/// The number of attempts at most. kube-proxy picks one of three backends at random each time. So
+/// The maximum number of attempts. kube-proxy picks one of three backends at random each time. So
 /// fewer than one in 10^30 rows misses a backend.
 const ATTEMPTS: usize = 200;
-/// The number of attempts at least, for a service with one backend too: the second connection meets
+/// The minimum number of attempts, for a service with one backend too: the second connection meets
 /// what the first one left.
 const AT_LEAST: usize = 3;
 /// More bytes than any MTU here.
@@ -94,8 +94,8 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Fails with every row in which a connection or datagram fails, a backend is missing, or a backend
-/// sees another client. Also fails with every dropped packet.
+/// Asserts that in each row all connections and datagrams succeed, all backends answer, they see
+/// the right client, and no packet is dropped. Fails with a list of the other rows.
 pub fn check(cluster: &Cluster, rows: &[Row<'_>]) {
     let _backends = cluster.serve();
     let mut failures = String::new();
@@ -117,7 +117,7 @@ impl Row<'_> {
         let mut answered = BTreeSet::new();
         for attempt in 1..=ATTEMPTS {
             for answer in self.ask()? {
-                ensure!(self.backends.contains(&answer.backend.as_str()), "{answer:?} from a stranger");
+                ensure!(self.backends.contains(&answer.backend.as_str()), "{answer:?} from another backend");
                 self.expect_seen(cluster, &answer)?;
                 answered.insert(answer.backend);
             }
@@ -159,9 +159,9 @@ impl Row<'_> {
 }
 
 impl Cluster {
-    /// Returns the addresses that a node (from 0) may masquerade as towards a backend. Answers of
-    /// its own pods reach the node under any of its addresses. The kernel takes the first one,
-    /// since a pod's device has none.
+    /// Returns the source addresses that a node (from 0) may use when it masquerades towards a
+    /// backend. Answers of its own pods reach the node under any of its addresses. The kernel takes
+    /// the node's first address, since a pod's device has none.
     fn masquerade_addresses(&self, node: usize, backend: &str) -> Vec<IpAddr> {
         let lab_node = self.lab.node(node);
         let is_pod = self.pods.contains_key(backend);

@@ -1,5 +1,5 @@
-//! Two nodes, their pods and a world, with one network or the other. A chain of plugins makes the
-//! pods, as a runtime calls them. Podwire's chain has one plugin.
+//! Two nodes, their pods and a world, with one of the networks that the test compares. A chain of
+//! plugins makes the pods, as a runtime calls them. Podwire's chain has one plugin.
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::Deref;
@@ -160,7 +160,8 @@ impl Cluster {
         Pod::add(self.network, self.lab.node(0), name, wanted).with_context(|| format!("pod {name}"))
     }
 
-    /// Returns the runtime's answer for such a pod, which is deleted at once.
+    /// Adds a pod like [`Self::add_pod`] and deletes it at once. Returns the answer to its ADD,
+    /// which may be a refusal.
     pub fn try_pod(&self, name: &str, wanted: &[HostPort]) -> Result<CniOutput> {
         let mut chain = self.network.calls(self.lab.node(0), name, wanted);
         Ns::create(&chain[0].container_id)?;

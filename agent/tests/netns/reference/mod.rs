@@ -1,5 +1,5 @@
-//! The same clients beside the reference plugins: `bridge` with `host-local` and `portmap`, and
-//! plain routes between nodes.
+//! The same clients with Podwire and with the reference plugins: `bridge` with `host-local` and
+//! `portmap`, and plain routes between nodes.
 //!
 //! Prints which network passes which case. The reference plugins' results are only reported.
 //! Podwire must pass every case.
@@ -31,7 +31,7 @@ const NETWORKS: [Network; 4] = [
 pub enum Fault {
     /// The case could not be tried. The test is broken, and shows no fault of a network.
     SetUp(anyhow::Error),
-    /// The network did something else than it should.
+    /// The network did not do what it should.
     Wrong(String),
 }
 
@@ -70,7 +70,7 @@ fn what_reference_plugins_pass_and_fail_passes_here() {
     for column in reference {
         assert!(
             passed(column) * 3 >= cases.len(),
-            "they fail nearly everything: are they set up as they should?"
+            "the reference plugins fail nearly every case: their setup may be wrong"
         );
     }
 }

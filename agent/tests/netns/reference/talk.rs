@@ -99,7 +99,7 @@ impl Flow {
     }
 }
 
-/// Connects from an address or port that may be given.
+/// Connects from `source`, which may be [`ANY`].
 pub fn connect(cluster: &Cluster, from: &Ns, source: SocketAddr, to: SocketAddr) -> Outcome<TcpStream> {
     let patience = Some(cluster.patience());
     let bound = || -> io::Result<_> {

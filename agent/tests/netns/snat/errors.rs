@@ -25,7 +25,7 @@ fn connection_to_the_world_lives_when_its_path_shrinks() {
         stream.wait_for(4 << 20).unwrap();
         stream.finish().unwrap();
         let route = pod.exec(&["ip", "route", "get", &lab.world_address().to_string()]).unwrap();
-        assert!(route.contains("mtu 1280"), "the pod was told: {route}");
+        assert!(route.contains("mtu 1280"), "the pod has not learnt the MTU: {route}");
     }
 }
 
@@ -78,7 +78,7 @@ fn a_closed_port_of_a_pod_is_told_to_the_world() {
     let refused = wait_until(|| {
         server.send(b"answer").and_then(|_| server.recv(&mut [0; 10])).err().filter(is_refusal)
     });
-    assert!(refused.is_some(), "nobody said that the port is closed");
+    assert!(refused.is_some(), "no error about the closed port came");
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn fragment_before_first_is_counted_and_the_hosts_own_pass() {
         }
         let counted = overtaken(node) - before;
         if arrives {
-            assert_eq!((length, counted), (large.len(), 0), "the host puts its own together in any order");
+            assert_eq!((length, counted), (large.len(), 0), "the host reassembles fragments in any order");
         } else {
             assert_eq!((&buffer[..length], counted), (&b"after"[..], 1));
         }

@@ -14,7 +14,8 @@ use crate::sockets::{connect_from, listen, udp};
 
 /// A service's address. No host has it: a rule translates it.
 const SERVICE: &str = "10.96.0.9";
-/// Longer than a known flow counts, on kernels with at least 250 jiffies a second.
+/// Longer than an entry of `FLOWS` is valid (256 jiffies), on kernels with at least 250 jiffies a
+/// second.
 const A_WHILE: Duration = Duration::from_millis(1200);
 
 #[test]
@@ -113,7 +114,7 @@ fn a_flow_follows_the_hosts_routing_policy_for_its_whole_life() {
     for (policy, rules, routing) in POLICIES {
         let scene = Scene::new(Mode::Vxlan);
         let node = scene.node();
-        // The gateway has the address itself, so only this route leads there.
+        // The gateway itself has 203.0.113.9, so only the route by the gateway leads there.
         let gateway = scene.lab.add_host("gateway", "10.200.0.253".parse().unwrap()).unwrap();
         gateway.ip("address add 203.0.113.9/32 dev eth0\n").unwrap();
         traffic::ping(node, "10.200.0.253".parse().unwrap(), 56).unwrap();

@@ -27,7 +27,7 @@ fn the_rules_see_some_connections_or_each_as_is_asked_for() {
             assert_alive(&client, &server, &format!("{mode:?}"));
             let port = client.local_addr().unwrap().port();
             drop(client);
-            assert_eq!((&server).read(&mut [0]).unwrap(), 0, "{mode:?}: the client's end is heard");
+            assert_eq!((&server).read(&mut [0]).unwrap(), 0, "{mode:?}: the server sees the client's FIN");
             (!is_tracked(&scene, port)).then_some(())
         });
         assert!(unseen.is_some(), "{mode:?}: the rules see every connection");
@@ -111,7 +111,9 @@ fn a_service_in_front_of_a_known_destination_stays_a_service() {
     }
 }
 
-/// The programs look for the host's sockets where a connection begins: here that is the pod's link.
+/// The pod's connection begins past the rules, so the program at the pod's link looks for the
+/// host's sockets. That lookup does not find a socket that is bound to the uplink: the reservation
+/// of the host's flow must keep the port.
 #[test]
 fn uplink_bound_connection_of_the_host_keeps_its_port() {
     for mode in [Mode::Vxlan, Mode::Direct] {

@@ -40,7 +40,7 @@ pub fn ask(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -
     peer
 }
 
-/// Returns the source that a server sees of a node, when it knows the node by this address.
+/// Returns the source that a server sees: this address and this port of a node.
 fn of_node(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
 }

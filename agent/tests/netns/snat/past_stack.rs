@@ -37,7 +37,7 @@ fn what_the_hosts_rules_let_begin_goes_on_past_them() {
         assert_eq!(
             refused.map(|error| error.kind()),
             Some(ErrorKind::ConnectionRefused),
-            "what begins is seen by the rule before long"
+            "the new rule sees no new connection"
         );
         let other = udp(&scene.pod, "0.0.0.0:0");
         other.connect(to).unwrap();
@@ -80,7 +80,7 @@ fn connections_past_the_rules_end_as_they_should() {
         let entries: Vec<_> = tracked.lines().filter(|line| line.contains(" dport=443 ")).collect();
         assert!(
             !entries.is_empty(),
-            "{mode:?}: the rules have seen the first packet of the first one: {tracked}"
+            "{mode:?}: the rules have not seen the first packet of any connection: {tracked}"
         );
         assert!(entries.iter().all(|entry| entry.contains("SYN_SENT")), "{mode:?}: {tracked}");
     }
@@ -103,7 +103,7 @@ fn lossy_half_closed_transfer_lives_beside_kube_proxys_rule() {
             transfer(from, to, data);
         }
         client.shutdown(Shutdown::Write).unwrap();
-        assert_eq!((&server).read(&mut [0]).unwrap(), 0, "the client's end is heard");
+        assert_eq!((&server).read(&mut [0]).unwrap(), 0, "the server sees the client's FIN");
         transfer(&server, &client, &there);
         drop(server);
         assert_eq!((&client).read(&mut [0]).unwrap(), 0, "{mode:?}");
@@ -145,7 +145,7 @@ fn error_about_a_flow_that_conntrack_forgot_reaches_the_pod() {
             let error = client.send(b"anybody?").and_then(|_| client.recv(&mut [0; 10])).err()?;
             (error.kind() == ErrorKind::ConnectionRefused).then_some(())
         });
-        assert!(refused.is_some(), "{mode:?}: nobody said that the port is closed");
+        assert!(refused.is_some(), "{mode:?}: no error about the closed port came");
     }
 }
 
@@ -159,7 +159,7 @@ fn pings_that_have_been_answered_go_past_the_rules() {
         ping("7777").unwrap();
         reject_all(scene.node());
         ping("7777").unwrap_or_else(|error| panic!("{mode:?}: {error}"));
-        assert!(ping("7778").is_err(), "{mode:?}: one that begins now");
+        assert!(ping("7778").is_err(), "{mode:?}: a new ping went past the rule");
     }
 }
 

@@ -168,7 +168,8 @@ fn flow_follows_its_route_to_another_uplink_and_back() {
         if !change.is_empty() {
             node.ip(&format!("route {change} 198.51.100.10 via 192.168.7.2\n")).unwrap();
         }
-        // A known flow counts for 256 jiffies. Nothing is lost meanwhile: the old path still works.
+        // An entry of `FLOWS` is valid for 256 jiffies. Nothing is lost meanwhile: the old path
+        // still works.
         let moved = wait_until(|| (ask(&client, &server, to, change).ip() == source).then_some(()));
         assert!(moved.is_some(), "{change}: the flow never left with {source}");
         for _ in 0..3 {

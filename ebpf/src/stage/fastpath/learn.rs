@@ -93,8 +93,8 @@ fn is_learnable_in(packet: &Parsed, to: &Endpoint) -> bool {
     is_plain(packet) && !is_limited(to)
 }
 
-/// Learns the route of a pod's flow to a node by direct routing. The caller has seen that packets
-/// of this size fit it.
+/// Learns the route of a pod's flow to a node by direct routing. The caller has checked that
+/// packets of this size fit the route.
 #[inline(always)]
 pub fn learn_direct_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, node: &Node, way: &Way) {
     if is_plain(packet) && !is_guarded(from) {
@@ -166,7 +166,7 @@ pub fn learn_world_out(
 /// port as they treat this one.
 #[inline(always)]
 fn tells_of_destination(packet: &Parsed, half: &Translation) -> bool {
-    // What the rules said of this connection too long ago need not hold for another.
+    // An old verdict of the rules on this connection need not hold for another connection.
     !maps::asks_each_connection()
         && packet.flow.protocol == protocol::TCP
         && maps::is_fresh(half.asked)

@@ -13,8 +13,8 @@ use crate::{
     packet::{Parsed, Plain, Skb},
 };
 
-/// Returns a pod's packet and its known flow, if the packet is plain. The packet came by the link
-/// and from the link address that the flow is known for.
+/// Returns a pod's packet and its known flow. Returns `None` unless the packet is plain, and comes
+/// by the link and from the link address in the flow's entry.
 #[inline(always)]
 pub fn of_pod(ctx: &TcContext) -> Option<(Plain, &'static KnownFlow)> {
     let plain = Plain::of(ctx)?;

@@ -10,8 +10,8 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// Translates a packet from the network that follows a translation of a flow of this node or its
-/// pods.
+/// Translates a packet from the network. `entry` is the translation of a flow of this node or of
+/// one of its pods.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].

@@ -17,8 +17,8 @@ use crate::{
 };
 
 /// Handles a packet of this node itself, or one that the host's rules have masqueraded. If a pod's
-/// flow has its 5-tuple, the packet gets another source port. Otherwise its 5-tuple is kept from
-/// pods' flows.
+/// flow has its 5-tuple, the packet gets another source port. Otherwise the program makes sure that
+/// no pod's flow gets this 5-tuple later.
 ///
 /// # Errors
 /// As [`out`](fn@super::out).
@@ -82,8 +82,9 @@ fn reserve(ctx: &TcContext, packet: &Parsed) {
         _ if packet.headers.is_multicast() => false,
         // Only the side that asks has the identifier as its port.
         protocol::ICMP => flow.source_port != Be16::ZERO,
-        // A TCP connection is recognized by its first packet: an answer to an outside client begins
-        // nothing. NodePorts are never given to a flow, so they need no reservation.
+        // Only the first packet of a TCP connection needs a reservation: the answer to an outside
+        // client begins no connection. The programs never give a NodePort to a flow, so NodePorts
+        // need no reservation.
         protocol::TCP | protocol::UDP => {
             (flow.protocol != protocol::TCP || packet.begins_connection())
                 && !translation::is_node_port(flow.source_port)

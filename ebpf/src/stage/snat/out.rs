@@ -33,9 +33,9 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     }
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();
-        // If the uplink differs, the route has chosen another one, and replies to the old one are
-        // lost anyway. An ICMP error ends no translation: it concerns the flow that its receiver
-        // knows, by any uplink.
+        // If the uplink differs, the route has changed, and replies by the old uplink are lost
+        // anyway. An ICMP error ends no translation, whatever its uplink: it is about the flow that
+        // its receiver knows.
         if half.kind == TRANSLATION_SNAT && (half.ifindex == ctx.ifindex() || packet.is_error) {
             if ctx.is_beginning() {
                 entry.set_past_stack(&packet.flow, is_untouched(ctx, packet));
@@ -63,8 +63,8 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
         return Err(Drop::SnatProtocolUnknown);
     }
     translation::check(packet)?;
-    // The packet would leave with a node's address, which other nodes believe. It may reach one of
-    // them by an address that is in no list.
+    // This tunnel packet would leave with the node's address, which the other nodes trust. It may
+    // reach one of them by an address that `NODES` does not have.
     if !maps::is_direct() && source::is_tunnel(packet) {
         return Err(Drop::VxlanFromPod);
     }

@@ -109,7 +109,7 @@ fn past_stack(
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
         // The stack fragments a packet that is larger than the link, if it may. But conntrack would
-        // let no TCP packet of this flow pass, so the program answers that.
+        // let no TCP packet of this flow pass, so the program answers a TCP packet itself.
         Lookup::TooBig if direct::exceeds_link(ctx, packet, to.ifindex) => {
             return match packet.flow.protocol {
                 protocol::TCP => too_big::answer(ctx, packet, endpoint, way.length),
@@ -172,7 +172,7 @@ fn leads_out_bare(packet: &Parsed, way: &Way) -> bool {
         && !maps::is_not_masqueraded(&packet.headers.destination_address())
 }
 
-/// Returns the question for the kernel's route of a pod's packet.
+/// Prepares the question for the route of a pod's packet.
 #[inline(always)]
 fn way_of_pod(packet: &Parsed, endpoint: &Endpoint, length: u32) -> Way {
     Way::new(endpoint.ifindex, packet.headers.source_address(), packet.headers.destination_address(), length)

@@ -96,8 +96,8 @@ fn try_port_here(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mu
         }
         return Try::Taken;
     }
-    // Also if the replies' half already existed for this very flow: another CPU is about to add
-    // this half.
+    // Add this half even if another CPU has added the replies' half of this very flow. That CPU is
+    // about to add this half too, and one of the two succeeds.
     let Err(error) = add(original, to) else {
         return Try::Done;
     };
@@ -159,8 +159,8 @@ fn remove_reply(to: &Translation, protocol_number: u8) {
     maps::remove_translation(&to.other_half(protocol_number));
 }
 
-/// Says which flow has the existing half in place of the wanted one, and notes a closed connection
-/// in `oldest`.
+/// Returns whether the existing half belongs to this flow or to another. Writes a closed connection
+/// to `oldest` if it should give up its port before the one there.
 #[inline(always)]
 fn meet(reply: &Flow, wanted: &Translation, oldest: &mut Closed) -> Reply {
     let Some(entry) = maps::translation(reply) else {

@@ -40,7 +40,8 @@ pub fn of(packet: &Parsed) -> Option<TranslationEntry> {
     maps::translation(&packet.flow)
 }
 
-/// Marks a translation as seen now; an ICMP error is no sign of life.
+/// Marks a translation as seen now. An ICMP error changes nothing, because it does not show that
+/// the flow is alive.
 #[inline(always)]
 pub fn touch(entry: &TranslationEntry, packet: &Parsed) {
     if packet.is_error {
@@ -107,8 +108,8 @@ pub fn is_node_port(port: Be16) -> bool {
 }
 
 /// Removes both halves of a translation.
-// Calls one function after the other, not one from the other: before Linux 6.8 each takes its stack
-// in steps of 32 bytes.
+// Calls the two functions one after the other, not nested: before Linux 6.8 each nested function
+// takes stack in steps of 32 bytes.
 #[inline(always)]
 pub fn remove(flow: &Flow, half: &Translation) {
     remove_halves(flow, half);

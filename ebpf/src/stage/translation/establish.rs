@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{global::global, maps};
 
-/// Adds both halves of a translation: the original flow becomes what `to` says. If another flow or
-/// a socket has the source port in `to`, the function chooses another one.
+/// Adds both halves of a translation: the original flow becomes the flow in `to`. If another flow
+/// or a socket has the source port in `to`, the function chooses another one.
 ///
 /// Replies must find only one owner. So the function adds their half first, which fails if another
 /// flow has it. Then it looks for a socket. If a socket begins later, `to_uplink` finds the half

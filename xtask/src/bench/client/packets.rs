@@ -15,8 +15,7 @@ use crate::bench::site::Site;
 
 /// Payload of a frame of 64 bytes: Ethernet 14, IPv4 20, UDP 8.
 const PAYLOAD: usize = 22;
-/// Datagrams of one system call, so that the cost of the datagrams counts and not that of the
-/// calls.
+/// Datagrams in one system call. In a batch, the cost of the call itself hardly counts.
 const BATCH: usize = 32;
 const PORT: u16 = 9100;
 /// Receive buffer for datagrams that are not yet counted, bytes.
@@ -73,7 +72,7 @@ fn flood(socket: &UdpSocket, stop: &AtomicBool) -> Result<()> {
 }
 
 // Use `recv` instead of `recvmmsg`. A receiver that asks for the sender's address runs the cgroup
-// programs of all agents on this machine, also those of other contestants.
+// programs of all agents on this machine, the other contestants' agents included.
 fn receive(socket: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Result<()> {
     let mut datagram = [0; PAYLOAD];
     while !stop.load(Ordering::Relaxed) {
