@@ -24,8 +24,8 @@ pub(crate) const UNDO_DEADLINE: Duration = Duration::from_secs(3);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentError {
     #[error(
-        "the podwire agent is not running or not ready: nobody listens on {}: {source}; \
-         start the agent, or set \"socket\" in the network configuration",
+        "the podwire agent is not running, not ready or overloaded: no agent accepts connections on {}: \
+         {source}; start the agent, or set \"socket\" in the network configuration",
         .socket.display()
     )]
     Absent { socket: PathBuf, source: io::Error },
@@ -334,7 +334,7 @@ mod tests {
         for socket in [missing, dead] {
             let error = Agent { socket: &socket, deadline: DEADLINE }.del(&attachment()).unwrap_err();
             assert!(error.to_string().contains(socket.to_str().unwrap()), "{error}");
-            assert!(error.to_string().contains("not running or not ready"), "{error}");
+            assert!(error.to_string().contains("not running, not ready or overloaded"), "{error}");
             assert_eq!(CniError::from(error).code, codes::TRY_AGAIN_LATER);
         }
     }

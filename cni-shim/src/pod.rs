@@ -184,7 +184,7 @@ fn set_limit(
     index: u32,
     bucket: TokenBucket,
 ) -> Result<(), NetlinkError> {
-    let operation = format!("limit what {interface} sends in the pod (needs the kernel's tbf queue)");
+    let operation = format!("limit the rate of {interface} in the pod (needs the kernel's tbf queue)");
     let request = RouteNetlinkMessage::NewQueueDiscipline(token_bucket::message(&bucket, index));
     pod.change(&operation, request, NLM_F_CREATE | NLM_F_REPLACE)
 }

@@ -159,7 +159,8 @@ numbered! {
         /// A pod's ARP request for its gateway answered.
         ArpAnswered = 15 "arp-answered",
         /// A flow could not be recorded: its pod already has its share of `STACK_FLOWS`, or the map
-        /// is full. The pod now uses the stack for all flows.
+        /// is full. If the packet came out of the host's stack, all flows of the pod use the stack
+        /// from now on.
         StackFlowsFull = 16 "stack-flows-full",
         /// A flow of this node itself with another source port: a pod's flow already used the
         /// 5-tuple.

@@ -57,7 +57,7 @@ impl Place {
             self.remedies(vxlan_port).iter().map(|command| format!("`{command}`")).collect::<Vec<_>>();
         format!(
             "the host's firewall may drop pods' packets to services and the world unless a rule accepts them \
-             (traffic between pods does not pass there): {why}; what lets them pass: {}",
+             (traffic between pods does not pass there): {why}; let them pass with {}",
             remedies.join(", ")
         )
     }

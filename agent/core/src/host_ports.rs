@@ -40,7 +40,7 @@ pub enum Unavailable {
         capacity: usize,
     },
     /// The pod asks for the same hostPort twice, with different ports of its own.
-    #[error("portMappings asks for {0} and for {1}, which cannot both be: leave one out")]
+    #[error("portMappings asks for {0} and for {1}: a hostPort leads to one port, so leave one out")]
     Contradiction(PortMapping, PortMapping),
 }
 

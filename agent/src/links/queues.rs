@@ -41,7 +41,7 @@ impl Links {
             token_bucket::message(bucket, device),
         ));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        let operation = || format!("limit what {name} sends to its pod (needs the kernel's tbf queue)");
+        let operation = || format!("limit the rate of {name} to its pod (needs the kernel's tbf queue)");
         let mut handle = self.handle.clone();
         let mut answers = handle.request(request).map_err(netlink(operation()))?;
         while let Some(answer) = answers.next().await {

@@ -229,7 +229,7 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
     assert_eq!(spoilt.len(), 2, "{spoilt:?}");
     let [unlimited] = &recovered[..] else { panic!("{recovered:?}") };
     assert!(
-        unlimited.contains(cut.host_interface()) && unlimited.contains("how fast it may be"),
+        unlimited.contains(cut.host_interface()) && unlimited.contains("its bandwidth is unknown"),
         "{unlimited}"
     );
     assert!(file_of(node, gone).exists(), "it has a file again");

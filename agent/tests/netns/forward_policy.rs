@@ -139,7 +139,7 @@ impl Scene {
         let [warning] = &warnings[..] else { panic!("expected exactly one warning: {warnings:?}") };
         let metric = format!("podwire_forward_policy_drop{{where=\"{place}\"}} 1");
         assert!(self.metrics().lines().any(|line| line == metric), "{metric} is missing");
-        let (_, advice) = warning.split_once("; what lets them pass: ").unwrap();
+        let (_, advice) = warning.split_once("; let them pass with ").unwrap();
         advice.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     }
 

@@ -229,7 +229,7 @@ fn a_pod_cidr_that_is_the_nodes_own_network_takes_nobody_off_it() {
         let before = one.exec(&["ip", "route"]).unwrap();
         set_pod_cidr(&mut wrong, network);
         api.put(wrong.clone());
-        comes(one, PROBLEM, &format!("in its podCIDR {network} is 10.200.0.0/24"));
+        comes(one, PROBLEM, &format!("its podCIDR {network} contains 10.200.0.0/24"));
         assert_eq!(one.exec(&["ip", "route"]).unwrap(), before);
         one.exec(&["ping", "-c", "1", "-W", "5", "10.200.0.254"]).unwrap();
     }

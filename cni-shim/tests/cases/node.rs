@@ -36,7 +36,7 @@ fn status_says_nothing_when_add_can_be_served_and_why_when_not() {
         let _agent = answer(answer_to);
         status().run().failed_with(codes::UNAVAILABLE, said);
     }
-    status().run().failed_with(codes::UNAVAILABLE, "nobody listens");
+    status().run().failed_with(codes::UNAVAILABLE, "no agent accepts");
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn gc_hands_the_agent_what_is_to_stay_and_needs_a_list() {
     let gc = || lab.call("GC").config("cniVersion", json!("1.1.0"));
     let key = "cni.dev/valid-attachments";
     let valid = json!([{"containerID": "c1", "ifname": "eth0"}]);
-    gc().config(key, valid.clone()).run().failed_with(codes::TRY_AGAIN_LATER, "nobody listens");
+    gc().config(key, valid.clone()).run().failed_with(codes::TRY_AGAIN_LATER, "no agent accepts");
     let agent = Agent::start(&lab, |_, _| Answer::Reply(Reply::Collected(2)));
     gc().run().failed_with(codes::INVALID_CONFIGURATION, "cni.dev/valid-attachments is missing");
     assert_eq!(agent.requests(), []);
@@ -75,5 +75,5 @@ fn a_verb_is_refused_in_a_version_that_did_not_have_it() {
         }
     }
     let call = lab.call("CHECK").config("prevResult", json!({}));
-    call.run().failed_with(codes::TRY_AGAIN_LATER, "not running or not ready");
+    call.run().failed_with(codes::TRY_AGAIN_LATER, "not running, not ready or overloaded");
 }

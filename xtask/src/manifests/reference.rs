@@ -3,10 +3,10 @@
 use crate::manifests::CommandOption;
 
 /// The largest width of a comment line, in columns.
-const WIDTH: usize = 118;
+const WIDTH: usize = 100;
 const HEAD: &str = "\
-# Options of the agent, each with its default. To set one, take away the # before its name.
-# Agents read this file when they start; they all start anew with
+# Options of the agent, each with its default. To set one, remove the # before its name.
+# Agents read this file when they start. To restart them all:
 # kubectl --namespace kube-system rollout restart daemonset podwire
 ";
 

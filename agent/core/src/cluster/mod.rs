@@ -161,7 +161,7 @@ pub enum NodeProblem {
     },
     /// A podCIDR contains a part of this node's own network, and would make it unreachable.
     #[error(
-        "node {node} is skipped: in its podCIDR {network} is {here}, which this node's uplink or default gateway uses: give the cluster another pod network"
+        "node {node} is skipped: its podCIDR {network} contains {here}, which this node's uplink or default gateway uses: give the cluster another pod network"
     )]
     OverlapsUnderlay {
         /// Its name.
@@ -584,9 +584,9 @@ mod tests {
     fn pod_cidr_over_this_nodes_own_network_is_not_used() {
         let own = record("node1", &["10.244.1.0/24"], &["10.200.0.1"]);
         for (network, message) in [
-            ("10.200.0.0/24", "in its podCIDR 10.200.0.0/24 is 10.200.0.0/24"),
-            ("10.200.0.0/28", "is 10.200.0.1/32"),
-            ("10.0.0.0/8", "in its podCIDR 10.0.0.0/8 is 10.200.0.0/24"),
+            ("10.200.0.0/24", "its podCIDR 10.200.0.0/24 contains 10.200.0.0/24"),
+            ("10.200.0.0/28", "contains 10.200.0.1/32"),
+            ("10.0.0.0/8", "its podCIDR 10.0.0.0/8 contains 10.200.0.0/24"),
             ("127.0.0.0/24", "cannot be a pod network"),
             ("224.1.0.0/24", "cannot be a pod network"),
             ("169.254.3.0/24", "cannot be a pod network"),

@@ -220,7 +220,7 @@ pub(in crate::daemon) fn proposed(state: &State, add: &Add) -> Result<Endpoint, 
     check_host_ports(state, &port_mappings, &expected, known)?;
     let bandwidth = wire::bandwidth(add.bandwidth);
     if known.is_some_and(|known| !known.is_recovered() && known.bandwidth != bandwidth) {
-        let message = "another bandwidth is asked for than the attachment has: DEL it first".into();
+        let message = "the attachment has another bandwidth than this ADD asks for: DEL it first".into();
         return Err(refuse(codes::INVALID_CONFIGURATION, message));
     }
     let own = state.model.own.as_ref();

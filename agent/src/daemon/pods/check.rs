@@ -100,7 +100,7 @@ fn table_faults(endpoint: &Endpoint, change: &TableChange) -> Vec<String> {
         }
         TableChange::Endpoints(_) => vec![format!("ENDPOINTS has no entry for {}", endpoint.address)],
         TableChange::Guards(_) => vec![format!(
-            "EGRESS_GUARDS has no entry for what the pod sends by {}, or a wrong one",
+            "EGRESS_GUARDS has no entry, or a wrong one, for the pod's packets from {}",
             endpoint.host_interface
         )],
         TableChange::Frontends(Change { key, before, .. }) => {

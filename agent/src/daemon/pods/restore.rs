@@ -96,7 +96,7 @@ fn recover(state: &mut State, contents: &Tables) {
         warn!(pod = %endpoint, "no file describes this pod, but its link exists: the pod keeps its network and its address");
         let limits = ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED;
         if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
-            let why = format!("no file describes {endpoint}: how fast it may be is unknown");
+            let why = format!("no file describes {endpoint}: its bandwidth is unknown");
             state.conditions.set_for(ConditionName::EndpointRecovered, &endpoint.host_interface, why);
         }
         if let Err(error) = state.executor.store.save(&endpoint) {

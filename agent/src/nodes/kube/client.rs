@@ -28,8 +28,8 @@ pub struct Access {
     /// the pod's service account.
     #[arg(long, env = "PODWIRE_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// The API server's address, in place of the one in --kubeconfig or the service's: where the
-    /// agent is to do without kube-proxy.
+    /// The API server's address. It replaces the one of --kubeconfig or of the service account. Set
+    /// it if the agent must reach the API server without kube-proxy.
     #[arg(long, env = "PODWIRE_API_SERVER", value_name = "URL", value_parser = parse_url)]
     pub api_server: Option<http::Uri>,
 }

@@ -48,7 +48,7 @@ fn without_a_list_or_an_agent_nothing_goes() {
         "cni.dev/valid-attachments is missing",
     );
     node.kill_agent().unwrap();
-    failed(&gc(node, "podwire", &[]), TRY_AGAIN_LATER, "nobody listens");
+    failed(&gc(node, "podwire", &[]), TRY_AGAIN_LATER, "no agent accepts");
     node.start_agent().unwrap();
     assert_eq!(there(), before);
     succeeded(pod.run("CHECK", Some(&result)));

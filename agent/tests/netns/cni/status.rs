@@ -12,7 +12,7 @@ use super::{Container, UNAVAILABLE, UNAVAILABLE_AND_LIMITED, failed, lab_for_one
 fn status_follows_the_agent() {
     let lab = Lab::builder().agents(false).build().unwrap();
     let node = lab.node(0);
-    failed(&status(node), UNAVAILABLE, "nobody listens");
+    failed(&status(node), UNAVAILABLE, "no agent accepts");
     let list = lab.node_list().unwrap();
     node.start_agent().unwrap();
     assert_eq!(succeeded(status(node)), Value::Null);
@@ -29,7 +29,7 @@ fn status_follows_the_agent() {
     succeeded(until(node, |output| output.success));
 
     node.kill_agent().unwrap();
-    failed(&status(node), UNAVAILABLE, "nobody listens");
+    failed(&status(node), UNAVAILABLE, "no agent accepts");
 }
 
 #[test]
