@@ -22,7 +22,10 @@ fn version_tells_what_is_spoken() {
 #[test]
 fn add_without_an_agent_asks_to_try_again_and_leaves_nothing() {
     let lab = Lab::new();
-    let said = format!("not running, not ready or overloaded: no agent accepts connections on {}", lab.socket().display());
+    let said = format!(
+        "not running, not ready or overloaded: no agent accepts connections on {}",
+        lab.socket().display()
+    );
     lab.call("ADD").run().failed_with(codes::TRY_AGAIN_LATER, &said);
     // A socket file that an agent left behind when it was killed.
     drop(UnixListener::bind(lab.socket()).unwrap());
