@@ -104,9 +104,10 @@ pub(crate) fn lab_binaries() -> Result<PathBuf> {
     Ok(run::target_dir().join("debug"))
 }
 
-/// Sets up and builds everything that the demonstration needs.
-pub(crate) fn for_lab() -> Result<()> {
-    object(&setup::everything()?).map(|_| ())
+/// Sets up and builds everything that the demonstration needs. Returns the binaries' folder.
+pub(crate) fn for_demonstration() -> Result<PathBuf> {
+    object(&setup::for_demonstration()?)?;
+    lab_binaries()
 }
 
 /// Sets up and builds everything that tests and benches need.

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use xtask::{picture, transcripts};
 
-use crate::{build, run, tables};
+use crate::{build, run, setup, tables};
 
 /// Writes everything.
 pub(crate) fn write() -> Result<()> {
@@ -14,7 +14,7 @@ pub(crate) fn write() -> Result<()> {
         replace(palette.path, |_| Ok(picture::draw(palette)))?;
     }
     replace(tables::DOCUMENT, tables::renewed)?;
-    build::for_lab()?;
+    build::object(&setup::everything()?)?;
     build::lab_binaries()?;
     let recorded = run::step("what commands print, on two nodes", transcripts::record)?;
     for transcript in &recorded {

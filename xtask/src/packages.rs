@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
@@ -38,11 +39,15 @@ pub(crate) const LINKER_BUILD: [Package; 2] = [
     package("g++", Proof::Program("g++"), "links bpf-linker"),
 ];
 
-/// Packages that the demonstration and the tests need.
-pub(crate) const TOOLS: [Package; 14] = [
+/// Packages that the demonstration needs.
+pub(crate) const DEMONSTRATION: [Package; 3] = [
     package("iproute2", Proof::Program("ip"), "makes the lab's namespaces and links"),
     package("iputils-ping", Proof::Program("ping"), "measures round-trip times"),
     package("bpftool", Proof::Program("bpftool"), "dumps maps as an operator does"),
+];
+
+/// Packages that the tests need in addition.
+pub(crate) const TESTS: [Package; 11] = [
     package("iptables", Proof::Program("iptables"), "translates a ClusterIP as kube-proxy does"),
     package("nftables", Proof::Program("nft"), "makes a firewall that is not iptables'"),
     package("conntrack", Proof::Program("conntrack"), "empties connection tracking"),
@@ -125,14 +130,17 @@ pub(crate) fn can_install() -> bool {
 /// Fetches the package lists, then installs or upgrades the packages.
 pub(crate) fn install(names: &[&str]) -> Result<()> {
     update()?;
-    run::visibly(
-        apt().args(["install", "--yes", "--quiet", "--quiet", "--no-install-recommends"]).args(names),
-    )
+    run::visibly(apt().args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(names))
 }
 
-/// Fetches the package lists.
+/// Fetches the package lists, once in a run of this program.
 pub(crate) fn update() -> Result<()> {
-    run::visibly(apt().args(["update", "--quiet", "--quiet"]))
+    static IS_DONE: AtomicBool = AtomicBool::new(false);
+    if !IS_DONE.load(Ordering::Relaxed) {
+        run::visibly(apt().args(["update", "--quiet"]))?;
+        IS_DONE.store(true, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 /// Returns the command line with which a person installs the packages.

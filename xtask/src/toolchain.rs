@@ -178,8 +178,7 @@ fn install_linker() -> Result<PathBuf> {
     packages::ensure(&packages::LINKER_BUILD)?;
     run::step(&format!("cargo install bpf-linker {LINKER_VERSION} (about a minute)"), || {
         let version = LINKER_VERSION.to_string();
-        let mut command =
-            run::cargo(&["install", "--quiet", "--locked", "bpf-linker", "--version", &version]);
+        let mut command = run::cargo(&["install", "--locked", "bpf-linker", "--version", &version]);
         command
             .args(["--no-default-features", "--features", "llvm-22", "--root"])
             .arg(own_tools())

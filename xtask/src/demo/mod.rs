@@ -50,8 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("{word}");
         return Ok(());
     }
-    build::for_lab()?;
-    let binaries = build::lab_binaries()?;
+    let binaries = build::for_demonstration()?;
     let mode = match options.mode {
         ModeOption::Vxlan => Mode::Vxlan,
         ModeOption::Direct => Mode::Direct,
