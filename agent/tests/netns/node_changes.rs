@@ -1,5 +1,7 @@
 //! Changes of a cluster's nodes at the API server, and what an agent makes of them.
 
+#![expect(clippy::disallowed_methods, reason = "a file's time is wall-clock time")]
+
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
