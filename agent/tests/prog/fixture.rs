@@ -394,6 +394,16 @@ impl Fixture {
         self.loaded.maps.stack_flows.insert(flow, abi::StackFlow { last_seen: 0 }, 0).unwrap();
     }
 
+    /// Makes the flows that outside clients began older.
+    pub fn age_inbound_flows(&mut self, by: Duration) {
+        let flows: Vec<_> = self.loaded.maps.inbound_flows.iter().map(Result::unwrap).collect();
+        for (flow, abi::InboundFlow { last_seen }) in flows {
+            // The clock of a machine that has just started may be less than `by`.
+            let last_seen = last_seen.wrapping_sub(by.as_nanos() as u64);
+            self.loaded.maps.inbound_flows.insert(flow, abi::InboundFlow { last_seen }, 0).unwrap();
+        }
+    }
+
     /// Adds the reply's half of another flow's translation.
     pub fn add_translation(&mut self, reply: abi::Flow) {
         self.loaded.maps.translations.insert(reply, other_half(), 0).unwrap();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use podwire_common::abi::{
     Flow, STATE_ESTABLISHED, STATE_FIN, STATE_OUTSIDE_RESET, STATE_REPLIED, STATE_REPLY_FIN,
@@ -244,6 +245,29 @@ fn a_flow_that_was_begun_outside_keeps_the_pods_address() {
         let request = Packet::new(WORLD, POD_A, Transport::None(protocol::AH)).macs(UPLINK_MAC, STRANGER_MAC);
         node.check("AH", FROM_UPLINK, link, &request.build(), Expect::Pass);
         node.check("AH", TO_UPLINK, link, &answer.clone(), Expect::Stack(Path::Untranslated, answer));
+    }
+}
+
+#[test]
+fn a_flow_begun_outside_is_known_until_it_is_idle_too_long() {
+    // Seconds as `idle_timeout` has them for established flows.
+    for (what, request, answer, timeout) in [
+        ("TCP", tcp(443, OWN), Transport::Tcp { source: OWN, destination: 443, flags: 0x10 }, 7440),
+        ("UDP", udp(443, OWN), udp(OWN, 443), 300),
+    ] {
+        for (idle, is_known) in [(timeout - 5, true), (timeout + 5, false)] {
+            let mut node = Fixture::new(Mode::Vxlan);
+            let link = node.uplink;
+            let request = Packet::new(WORLD, POD_A, request.clone()).macs(UPLINK_MAC, STRANGER_MAC);
+            node.check(what, FROM_UPLINK, link, &request.build(), Expect::Pass);
+            node.age_inbound_flows(Duration::from_secs(idle));
+            let answer = out(POD_A, answer.clone());
+            let expected = match is_known {
+                true => Expect::Stack(Path::Untranslated, answer.build()),
+                false => Expect::Stack(Path::SnatOut, Packet { source: NODE1, ..answer.clone() }.build()),
+            };
+            node.check(&format!("{what}, idle for {idle} s"), TO_UPLINK, link, &answer.build(), expected);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{NETWORK_KEEPS_ADDRESS, NETWORK_REFUSED, STATE_REPLIED, TRANSLATION_SNAT},
+    abi::{NETWORK_KEEPS_ADDRESS, NETWORK_REFUSED, STATE_ESTABLISHED, TRANSLATION_SNAT},
     addr::Addr,
     nat,
     reason::{Drop, Path},
@@ -49,7 +49,7 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
             translation::remove(&packet.flow, half);
         }
     }
-    let idle = nat::idle_timeout(STATE_REPLIED, packet.flow.protocol) * 1_000_000_000;
+    let idle = nat::idle_timeout(STATE_ESTABLISHED, packet.flow.protocol) * 1_000_000_000;
     // Only a flow that a pod began is translated: an outside client gets its answer from the
     // address that it asked. The first packet of a TCP connection shows by itself that the pod
     // began, so `INBOUND_FLOWS` does not count then. Anyone on the link can make an entry there, by
