@@ -1,0 +1,357 @@
+//! A packet of a hook: loading its headers, checking them, reading its 5-tuple (RFC 791, RFC 9293,
+//! RFC 768, RFC 792).
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::Flow,
+    addr::{Addr, Be16},
+    flow::protocol,
+    nat::{TCP_ACK, TCP_SYN},
+    reason::Drop,
+};
+
+use super::{
+    Skb,
+    ipv4::{ETHERNET_LENGTH, FRAGMENT_OFFSET, Fragment, Headers, MINIMUM_HEADER, QuotedIpv4},
+    link_header,
+};
+
+/// [`Parsed::base`] of a packet without link header. Added to an IP header's place in a frame, it
+/// gives 0.
+const BARE: u32 = ETHERNET_LENGTH.wrapping_neg();
+/// `linux/skbuff.h`.
+const GSO_BY_FRAGS: u32 = 0xffff;
+
+/// The place for a packet that is not loaded yet. The stack has only 512 bytes. So a packet stays
+/// in its place when it is loaded and parsed, and only its type changes.
+pub struct Place(Parsed);
+
+impl Place {
+    /// Returns an empty place.
+    #[inline(always)]
+    pub fn new() -> Self {
+        // SAFETY: zeros are a valid value of every field. If the fields were set one by one, the
+        // compiler would first make the value elsewhere on the stack.
+        Self(unsafe { core::mem::zeroed() })
+    }
+
+    /// Loads the headers of a frame.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`] when the frame is shorter than an IPv4 header over Ethernet.
+    #[inline(always)]
+    pub fn load(&mut self, ctx: &TcContext) -> Result<Loaded<'_>, Drop> {
+        ctx.read_into(0, &mut self.0.headers)?;
+        Ok(Loaded { packet: &mut self.0 })
+    }
+
+    /// Loads the headers of a packet that starts with its IP header. The link addresses are
+    /// unspecified.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`] when the packet is shorter than an IPv4 header.
+    #[inline(always)]
+    pub fn load_bare(&mut self, ctx: &TcContext) -> Result<Loaded<'_>, Drop> {
+        self.0.base = BARE;
+        self.0.headers.ethertype = Be16::new(ctx.ethertype());
+        ctx.load_into(0, self.0.headers.ip_header())?;
+        Ok(Loaded { packet: &mut self.0 })
+    }
+}
+
+/// A packet with loaded headers, not yet checked.
+pub struct Loaded<'a> {
+    packet: &'a mut Parsed,
+}
+
+/// A packet that could not be parsed, and the reason.
+pub struct Faulty<'a> {
+    /// The headers as they were loaded.
+    pub headers: &'a Headers,
+    /// The fault.
+    pub reason: Drop,
+}
+
+impl From<Faulty<'_>> for Drop {
+    #[inline(always)]
+    fn from(faulty: Faulty<'_>) -> Self {
+        faulty.reason
+    }
+}
+
+impl<'a> Loaded<'a> {
+    /// Returns the loaded headers.
+    #[inline(always)]
+    pub fn headers(&self) -> &Headers {
+        &self.packet.headers
+    }
+
+    /// Checks the headers and reads the 5-tuple. The caller has checked that the EtherType is IPv4.
+    ///
+    /// # Errors
+    /// [`Drop::BadIpHeader`] for an impossible version, header length or total length;
+    /// [`Drop::Truncated`] when the packet ends before a header does.
+    #[inline(always)]
+    pub fn parse(self, ctx: &TcContext) -> Result<&'a mut Parsed, Faulty<'a>> {
+        match self.packet.parse(ctx) {
+            Ok(()) => Ok(self.packet),
+            Err(reason) => Err(Faulty { headers: &self.packet.headers, reason }),
+        }
+    }
+}
+
+/// A checked IPv4 packet.
+#[repr(C)]
+pub struct Parsed {
+    /// The headers as on the wire.
+    pub headers: Headers,
+    /// The packet's 5-tuple. For an ICMP error it is the reversed 5-tuple of the quoted packet,
+    /// which is the flow that the error follows. The ports of a later fragment are not known here
+    /// and are 0.
+    pub flow: Flow,
+    /// Where the frame starts, bytes. Without a link header, the value is as if the IP header came
+    /// after one, modulo 2³².
+    pub base: u32,
+    /// Bytes of IP header and payload, of the packet or of the whole large segment.
+    pub length: u32,
+    /// Bytes of the IP and transport headers that each segment of a large segment repeats.
+    pub repeated_headers: u32,
+    /// TCP flags; 0 for other protocols.
+    pub tcp_flags: u8,
+    /// Whether it is an ICMP error.
+    pub is_error: bool,
+    /// Whether it is an ICMP echo or timestamp, a request or a reply.
+    pub is_query: bool,
+    /// Whether it is a first fragment that came after a later one.
+    pub is_overtaken: bool,
+    /// The generation when the programs began to judge the packet; the caller sets it.
+    pub generation: u32,
+}
+
+impl Parsed {
+    /// Loads the headers of the inner frame that starts at `base`, in place of this packet's
+    /// headers.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`] when there is no IPv4 header over Ethernet.
+    #[inline(always)]
+    pub fn load_inner(&mut self, ctx: &TcContext, base: u32) -> Result<Loaded<'_>, Drop> {
+        self.base = base;
+        // Reset all fields that parsing may leave unchanged.
+        (self.flow.source_port, self.flow.destination_port) = (Be16::ZERO, Be16::ZERO);
+        (self.tcp_flags, self.is_error, self.is_query, self.is_overtaken) = (0, false, false, false);
+        ctx.read_into(base, &mut self.headers)?;
+        Ok(Loaded { packet: self })
+    }
+
+    /// Adds a link header to a packet that has none.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    #[inline(always)]
+    pub fn add_link_header(&mut self, ctx: &TcContext) -> Result<(), Drop> {
+        self.base = 0;
+        link_header::add(ctx)
+    }
+
+    // Works in place and is not inlined, as all functions that need much stack: the stack has only
+    // 512 bytes, and functions that are called one after the other share it.
+    #[inline(never)]
+    fn parse(&mut self, ctx: &TcContext) -> Result<(), Drop> {
+        let header_length = self.headers.header_length();
+        if self.headers.version_length >> 4 != 4 || header_length < MINIMUM_HEADER {
+            return Err(Drop::BadIpHeader);
+        }
+        let available = ctx.bytes().wrapping_sub(self.base.wrapping_add(ETHERNET_LENGTH));
+        // The kernel rewrites the length field of a large segment when it cuts the segment. Until
+        // then only the actual length counts.
+        self.length =
+            if ctx.segment_payload() != 0 { available } else { u32::from(self.headers.total_length.get()) };
+        if self.length < header_length {
+            return Err(Drop::BadIpHeader);
+        }
+        if self.length > available {
+            return Err(Drop::Truncated);
+        }
+        self.flow.source = self.headers.source_address();
+        self.flow.destination = self.headers.destination_address();
+        self.flow.protocol = self.headers.protocol;
+        self.repeated_headers = header_length;
+        if matches!(self.headers.fragment_part(), Fragment::Later) {
+            return Ok(());
+        }
+        self.parse_transport(ctx, self.length - header_length)
+    }
+
+    /// Returns whether it is TCP or UDP, without fragments and IP options.
+    #[inline(always)]
+    pub fn is_whole(&self) -> bool {
+        self.headers.version_length == 0x45
+            && matches!(self.headers.fragment_part(), Fragment::Whole)
+            && matches!(self.headers.protocol, protocol::TCP | protocol::UDP)
+    }
+
+    /// Returns whether it is the first packet of a TCP connection.
+    #[inline(always)]
+    pub fn begins_connection(&self) -> bool {
+        self.flow.protocol == protocol::TCP && self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// Returns the length in bytes of the largest IP packet that leaves on the wire. This is one
+    /// segment of a large segment, or the packet itself.
+    #[inline(always)]
+    pub fn wire_length(&self, ctx: &TcContext) -> u32 {
+        match ctx.segment_payload() {
+            0 => self.length,
+            // Segments of different sizes (SCTP): the kernel knows the sizes, but this program does
+            // not.
+            GSO_BY_FRAGS => self.repeated_headers,
+            payload => self.repeated_headers + payload,
+        }
+    }
+
+    #[inline(always)]
+    fn parse_transport(&mut self, ctx: &TcContext, available: u32) -> Result<(), Drop> {
+        let offset = self.headers.transport_offset(self.base);
+        match self.flow.protocol {
+            protocol::TCP => {
+                let tcp: Tcp = read_within(ctx, offset, available)?;
+                self.flow.source_port = tcp.source_port;
+                self.flow.destination_port = tcp.destination_port;
+                self.tcp_flags = tcp.flags;
+                self.repeated_headers += u32::from(tcp.data_offset >> 4) * 4;
+            }
+            protocol::UDP | protocol::UDP_LITE => {
+                let udp: Ports = read_within(ctx, offset, available)?;
+                self.flow.source_port = udp.source_port;
+                self.flow.destination_port = udp.destination_port;
+                self.repeated_headers += size_of::<Ports>() as u32;
+            }
+            protocol::SCTP => {
+                let sctp: Ports = read_within(ctx, offset, available)?;
+                self.flow.source_port = sctp.source_port;
+                self.flow.destination_port = sctp.destination_port;
+            }
+            protocol::ICMP => {
+                let icmp: Icmp = load_within(ctx, offset, available)?;
+                if icmp.is_error() {
+                    self.is_error = true;
+                    let quote = size_of::<Icmp>() as u32;
+                    return self.parse_quote(ctx, offset + quote, available - quote);
+                }
+                self.is_query = icmp.is_query();
+                (self.flow.source_port, self.flow.destination_port) = icmp.ports();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Reads the reversed 5-tuple of the packet that an ICMP error quotes. The quote has the IP
+    /// header and at least 8 bytes more (RFC 792).
+    #[inline(always)]
+    fn parse_quote(&mut self, ctx: &TcContext, offset: u32, available: u32) -> Result<(), Drop> {
+        let quoted: QuotedIpv4 = load_within(ctx, offset, available)?;
+        let header_length = QuotedIpv4::length_of(quoted.version_length);
+        if quoted.version_length >> 4 != 4 || header_length < MINIMUM_HEADER {
+            return Err(Drop::BadIpHeader);
+        }
+        self.flow.source = Addr::from_v4(quoted.destination);
+        self.flow.destination = Addr::from_v4(quoted.source);
+        self.flow.protocol = quoted.protocol;
+        if quoted.fragment.get() & FRAGMENT_OFFSET != 0 {
+            return Ok(());
+        }
+        let offset = offset + header_length;
+        let available = available.saturating_sub(header_length);
+        match quoted.protocol {
+            protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::SCTP => {
+                let ports: Ports = load_within(ctx, offset, available)?;
+                self.flow.source_port = ports.destination_port;
+                self.flow.destination_port = ports.source_port;
+            }
+            protocol::ICMP => {
+                let icmp: Icmp = load_within(ctx, offset, available)?;
+                (self.flow.destination_port, self.flow.source_port) = icmp.ports();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn load_within<T>(ctx: &TcContext, offset: u32, available: u32) -> Result<T, Drop> {
+    if available < size_of::<T>() as u32 {
+        return Err(Drop::Truncated);
+    }
+    ctx.load_at(offset)
+}
+
+#[inline(always)]
+fn read_within<T: Default>(ctx: &TcContext, offset: u32, available: u32) -> Result<T, Drop> {
+    if available < size_of::<T>() as u32 {
+        return Err(Drop::Truncated);
+    }
+    let mut value = T::default();
+    ctx.read_into(offset, &mut value)?;
+    Ok(value)
+}
+
+/// The first 8 bytes of UDP, UDP-Lite and SCTP, and of TCP in an ICMP error.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Ports {
+    source_port: Be16,
+    destination_port: Be16,
+    rest: [u8; 4],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Tcp {
+    source_port: Be16,
+    destination_port: Be16,
+    sequence: [u8; 4],
+    acknowledgement: [u8; 4],
+    data_offset: u8,
+    flags: u8,
+    window: [u8; 2],
+    checksum: [u8; 2],
+    urgent: [u8; 2],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Icmp {
+    kind: u8,
+    code: u8,
+    checksum: [u8; 2],
+    identifier: Be16,
+    sequence: [u8; 2],
+}
+
+impl Icmp {
+    /// Returns whether it is an error: destination unreachable, source quench, redirect, time
+    /// exceeded or parameter problem.
+    #[inline(always)]
+    fn is_error(&self) -> bool {
+        matches!(self.kind, 3 | 4 | 5 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn is_query(&self) -> bool {
+        matches!(self.kind, 0 | 8 | 13 | 14)
+    }
+
+    /// Returns the source and destination "ports" as in [`Flow`]: the identifier is the port of the
+    /// side that asks.
+    #[inline(always)]
+    fn ports(&self) -> (Be16, Be16) {
+        match self.kind {
+            8 | 13 => (self.identifier, Be16::ZERO),
+            0 | 14 => (Be16::ZERO, self.identifier),
+            _ => (Be16::ZERO, Be16::ZERO),
+        }
+    }
+}
