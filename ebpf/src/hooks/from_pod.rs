@@ -14,7 +14,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Headers, Place, Skb, ethertype},
+    packet::{Headers, Ip as _, Place, Skb, ethertype},
     stage::{
         arp, checksum, direct, fastpath, flow, frontend, icmp_error, local, snat, source, stack_flow,
         tunnel_out,
@@ -88,7 +88,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     let destination = packet.headers.destination_address();
     if let Some(other) = maps::endpoint(&destination) {
-        if packet.headers.ttl <= 1
+        if packet.headers.ttl() <= 1
             || other.flags & ENDPOINT_STACK_ONLY != 0
             || stack_flow::needs_stack(endpoint, packet)
         {
@@ -116,10 +116,10 @@ fn verdict(ctx: &TcContext) -> Outcome {
 
 #[inline(always)]
 fn refuse_group(headers: &Headers) -> Result<(), Drop> {
-    if headers.destination == [255; 4] || headers.destination_mac.is_broadcast() {
+    if headers.ip.destination == [255; 4] || headers.destination_mac.is_broadcast() {
         return Err(Drop::Broadcast);
     }
-    if headers.is_multicast() || headers.destination_mac.is_group() {
+    if headers.ip.is_multicast() || headers.destination_mac.is_group() {
         return Err(Drop::Multicast);
     }
     Ok(())

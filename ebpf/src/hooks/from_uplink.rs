@@ -114,7 +114,7 @@ fn is_for_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<bool, Drop> {
     match maps::link(ctx.ifindex()) {
         Some(link) if link.kind == LINK_UPLINK => Ok(!cfg!(feature = "through-device")
             && link.tunnel_address == destination
-            && matches!(packet.headers.fragment_part(), Fragment::Whole)),
+            && matches!(packet.fragment_part(), Fragment::Whole)),
         Some(_) if maps::is_own_address(&destination) => Err(Drop::TunnelNotByUplink),
         _ => Ok(false),
     }

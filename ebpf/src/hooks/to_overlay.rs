@@ -28,7 +28,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     let mut place = Place::new();
     let loaded = place.load(ctx)?;
-    if !loaded.headers().is_ipv4() {
+    if !loaded.headers().is_ip() {
         return Err(Drop::NoNodeForDestination);
     }
     let destination = loaded.headers().destination_address();

@@ -26,7 +26,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     let mut place = Place::new();
     let loaded = match place.load(ctx) {
-        Ok(loaded) if loaded.headers().is_ipv4() => loaded,
+        Ok(loaded) if loaded.headers().is_ip() => loaded,
         _ => return Ok(Verdict::PASS),
     };
     let destination = loaded.headers().destination_address();

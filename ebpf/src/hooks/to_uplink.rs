@@ -38,7 +38,7 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::PASS);
     }
     let loaded = match if BARE { place.load_bare(ctx) } else { place.load(ctx) } {
-        Ok(loaded) if loaded.headers().is_ipv4() => loaded,
+        Ok(loaded) if loaded.headers().is_ip() => loaded,
         _ => return Ok(Verdict::PASS),
     };
     let source = loaded.headers().source_address();

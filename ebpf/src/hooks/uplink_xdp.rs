@@ -6,7 +6,7 @@ use podwire_common::{addr::Be16, flow::protocol, reason::Drop};
 
 use crate::{
     maps,
-    packet::{Fragment, load_xdp},
+    packet::{Fragment, Ip as _, load_xdp},
     verdict::finish_xdp,
 };
 
@@ -23,10 +23,10 @@ fn verdict(ctx: &XdpContext) -> Result<(), Drop> {
     let outer = &headers.outer;
     let port = Be16 { bytes: [headers.udp[2], headers.udp[3]] };
     // IP options move the headers: `from_uplink` checks such packets.
-    let is_tunnel = outer.is_ipv4()
-        && outer.version_length == 0x45
-        && outer.protocol == protocol::UDP
-        && matches!(outer.fragment_part(), Fragment::Whole)
+    let is_tunnel = outer.is_ip()
+        && outer.ip.version_length == 0x45
+        && outer.ip.protocol == protocol::UDP
+        && matches!(outer.ip.fragment_part(&()), Fragment::Whole)
         && port == maps::vxlan_port();
     if !is_tunnel {
         return Ok(());

@@ -2,13 +2,13 @@
 
 use podwire_common::{addr::Be16, csum};
 
-use super::Headers;
+use super::Ipv4;
 use crate::helpers::bpf_csum_diff;
 
 /// Returns the checksum of an IPv4 header without options. Its checksum field must be zero.
 #[inline(always)]
-pub fn of_ip(headers: &Headers) -> Be16 {
-    let words = (&raw const headers.version_length).cast::<u16>();
+pub fn of_ip(header: &Ipv4) -> Be16 {
+    let words = (&raw const header.version_length).cast::<u16>();
     let mut sum = 0;
     let mut index = 0;
     while index < 10 {

@@ -7,7 +7,7 @@ use podwire_common::{
     reason::Drop,
 };
 
-use super::{Headers, Skb, checksum};
+use super::{Headers, Ipv4, Skb, checksum};
 use crate::helpers::bpf_skb_change_tail;
 
 const ETHERNET: usize = 14;
@@ -38,16 +38,18 @@ pub fn too_big(
             destination_mac: headers.source_mac,
             source_mac: *router_mac,
             ethertype: headers.ethertype,
-            version_length: 0x45,
-            traffic_class: 0,
-            total_length: Be16::new((IP + ICMP) as u16),
-            identification: [0; 2],
-            fragment: Be16::ZERO,
-            ttl: TTL,
-            protocol: protocol::ICMP,
-            checksum: Be16::ZERO,
-            source: router.v4(),
-            destination: headers.source,
+            ip: Ipv4 {
+                version_length: 0x45,
+                traffic_class: 0,
+                total_length: Be16::new((IP + ICMP) as u16),
+                identification: [0; 2],
+                fragment: Be16::ZERO,
+                ttl: TTL,
+                protocol: protocol::ICMP,
+                checksum: Be16::ZERO,
+                source: router.v4(),
+                destination: headers.ip.source,
+            },
         },
         kind: DESTINATION_UNREACHABLE,
         code: FRAGMENTATION_NEEDED,
@@ -57,7 +59,7 @@ pub fn too_big(
         quote: [0; QUOTE],
     };
     ctx.load_into(ETHERNET as u32, &mut answer.quote)?;
-    answer.headers.checksum = checksum::of_ip(&answer.headers);
+    answer.headers.ip.checksum = checksum::of_ip(&answer.headers.ip);
     answer.checksum = checksum::finish(checksum::add(0, &raw const answer.kind, ICMP));
 
     // Cut the packet to the length of the answer. A large segment becomes a single packet.

@@ -17,17 +17,15 @@ const WORDS: usize = MOST as usize / 4;
 // Not inlined: the header would take stack in every caller.
 #[inline(never)]
 pub fn imprint(ctx: &TcContext, packet: &Parsed, ttl: u8) -> u32 {
-    let headers = &packet.headers;
-    let sum = u32::from(headers.traffic_class) << 24
-        | u32::from(ttl) << 16
-        | u32::from(headers.total_length.be16());
+    let ip = &packet.headers.ip;
+    let sum = u32::from(ip.traffic_class) << 24 | u32::from(ttl) << 16 | u32::from(ip.total_length.be16());
     // The mask shows the verifier the bound: whole words, 15 at most.
-    let length = packet.repeated_headers.wrapping_sub(headers.header_length()) & MOST;
-    if headers.protocol != protocol::TCP || length < LEAST {
+    let length = packet.repeated_headers.wrapping_sub(packet.header_length()) & MOST;
+    if ip.protocol != protocol::TCP || length < LEAST {
         return sum;
     }
     let mut header = [0u32; WORDS];
-    let at = headers.transport_offset(packet.base);
+    let at = packet.transport_offset();
     // SAFETY: the context is valid, and `header` has room for the largest length.
     let code = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), at, header.as_mut_ptr().cast(), length) };
     if code != 0 {

@@ -8,6 +8,7 @@
 mod arp;
 mod checksum;
 mod checksum_left;
+mod headers;
 mod icmp;
 mod imprint;
 mod ipv4;
@@ -26,9 +27,10 @@ mod xdp;
 
 pub use arp::Arp;
 pub use checksum_left::checksum_left;
+pub use headers::{ETHERNET_LENGTH, Fragment, Headers, Ip, ethertype};
 pub use icmp::too_big;
 pub use imprint::imprint;
-pub use ipv4::{FixedPart, Fragment, Headers, ethertype};
+pub use ipv4::{FixedPart, Ipv4};
 pub use link_header::add as add_link_header;
 pub use list::is_list;
 pub use parsed::{Faulty, Loaded, Parsed, Place};

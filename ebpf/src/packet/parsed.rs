@@ -1,18 +1,18 @@
-//! A packet of a hook: loading its headers, checking them, reading its 5-tuple (RFC 791, RFC 9293,
-//! RFC 768, RFC 792).
+//! A packet of a hook: loading its headers, checking them, reading its 5-tuple (RFC 9293, RFC 768,
+//! RFC 792).
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::Flow,
-    addr::{Addr, Be16},
+    abi::{Flow, FragmentKey},
+    addr::Be16,
     flow::protocol,
     nat::{TCP_ACK, TCP_SYN},
     reason::Drop,
 };
 
 use super::{
-    Skb,
-    ipv4::{ETHERNET_LENGTH, FRAGMENT_OFFSET, Fragment, Headers, MINIMUM_HEADER, QuotedIpv4},
+    Ipv4, Skb,
+    headers::{ETHERNET_LENGTH, Fragment, Headers, IcmpKind, Ip},
     link_header,
 };
 
@@ -24,9 +24,9 @@ const GSO_BY_FRAGS: u32 = 0xffff;
 
 /// The place for a packet that is not loaded yet. The stack has only 512 bytes. So a packet stays
 /// in its place when it is loaded and parsed, and only its type changes.
-pub struct Place(Parsed);
+pub struct Place<I: Ip = Ipv4>(Parsed<I>);
 
-impl Place {
+impl<I: Ip> Place<I> {
     /// Returns an empty place.
     #[inline(always)]
     pub fn new() -> Self {
@@ -38,9 +38,9 @@ impl Place {
     /// Loads the headers of a frame.
     ///
     /// # Errors
-    /// [`Drop::Truncated`] when the frame is shorter than an IPv4 header over Ethernet.
+    /// [`Drop::Truncated`] when the frame is shorter than an IP header over Ethernet.
     #[inline(always)]
-    pub fn load(&mut self, ctx: &TcContext) -> Result<Loaded<'_>, Drop> {
+    pub fn load(&mut self, ctx: &TcContext) -> Result<Loaded<'_, I>, Drop> {
         ctx.read_into(0, &mut self.0.headers)?;
         Ok(Loaded { packet: &mut self.0 })
     }
@@ -49,9 +49,9 @@ impl Place {
     /// unspecified.
     ///
     /// # Errors
-    /// [`Drop::Truncated`] when the packet is shorter than an IPv4 header.
+    /// [`Drop::Truncated`] when the packet is shorter than an IP header.
     #[inline(always)]
-    pub fn load_bare(&mut self, ctx: &TcContext) -> Result<Loaded<'_>, Drop> {
+    pub fn load_bare(&mut self, ctx: &TcContext) -> Result<Loaded<'_, I>, Drop> {
         self.0.base = BARE;
         self.0.headers.ethertype = Be16::new(ctx.ethertype());
         ctx.load_into(0, self.0.headers.ip_header())?;
@@ -60,39 +60,40 @@ impl Place {
 }
 
 /// A packet with loaded headers, not yet checked.
-pub struct Loaded<'a> {
-    packet: &'a mut Parsed,
+pub struct Loaded<'a, I: Ip = Ipv4> {
+    packet: &'a mut Parsed<I>,
 }
 
 /// A packet that could not be parsed, and the reason.
-pub struct Faulty<'a> {
+pub struct Faulty<'a, I: Ip = Ipv4> {
     /// The headers as they were loaded.
-    pub headers: &'a Headers,
+    pub headers: &'a Headers<I>,
     /// The fault.
     pub reason: Drop,
 }
 
-impl From<Faulty<'_>> for Drop {
+impl<I: Ip> From<Faulty<'_, I>> for Drop {
     #[inline(always)]
-    fn from(faulty: Faulty<'_>) -> Self {
+    fn from(faulty: Faulty<'_, I>) -> Self {
         faulty.reason
     }
 }
 
-impl<'a> Loaded<'a> {
+impl<'a, I: Ip> Loaded<'a, I> {
     /// Returns the loaded headers.
     #[inline(always)]
-    pub fn headers(&self) -> &Headers {
+    pub fn headers(&self) -> &Headers<I> {
         &self.packet.headers
     }
 
-    /// Checks the headers and reads the 5-tuple. The caller has checked that the EtherType is IPv4.
+    /// Checks the headers and reads the 5-tuple. The caller has checked that the EtherType is the
+    /// family's.
     ///
     /// # Errors
     /// [`Drop::BadIpHeader`] for an impossible version, header length or total length;
     /// [`Drop::Truncated`] when the packet ends before a header does.
     #[inline(always)]
-    pub fn parse(self, ctx: &TcContext) -> Result<&'a mut Parsed, Faulty<'a>> {
+    pub fn parse(self, ctx: &TcContext) -> Result<&'a mut Parsed<I>, Faulty<'a, I>> {
         match self.packet.parse(ctx) {
             Ok(()) => Ok(self.packet),
             Err(reason) => Err(Faulty { headers: &self.packet.headers, reason }),
@@ -100,11 +101,13 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// A checked IPv4 packet.
+/// A checked IP packet.
 #[repr(C)]
-pub struct Parsed {
+pub struct Parsed<I: Ip = Ipv4> {
     /// The headers as on the wire.
-    pub headers: Headers,
+    pub headers: Headers<I>,
+    /// What the walk along the headers has found.
+    walk: I::Walk,
     /// The packet's 5-tuple. For an ICMP error it is the reversed 5-tuple of the quoted packet,
     /// which is the flow that the error follows. The ports of a later fragment are not known here
     /// and are 0.
@@ -120,7 +123,7 @@ pub struct Parsed {
     pub tcp_flags: u8,
     /// Whether it is an ICMP error.
     pub is_error: bool,
-    /// Whether it is an ICMP echo or timestamp, a request or a reply.
+    /// Whether it is an ICMP request with an identifier, such as an echo, or the reply to one.
     pub is_query: bool,
     /// Whether it is a first fragment that came after a later one.
     pub is_overtaken: bool,
@@ -128,14 +131,14 @@ pub struct Parsed {
     pub generation: u32,
 }
 
-impl Parsed {
+impl<I: Ip> Parsed<I> {
     /// Loads the headers of the inner frame that starts at `base`, in place of this packet's
     /// headers.
     ///
     /// # Errors
-    /// [`Drop::Truncated`] when there is no IPv4 header over Ethernet.
+    /// [`Drop::Truncated`] when there is no IP header over Ethernet.
     #[inline(always)]
-    pub fn load_inner(&mut self, ctx: &TcContext, base: u32) -> Result<Loaded<'_>, Drop> {
+    pub fn load_inner(&mut self, ctx: &TcContext, base: u32) -> Result<Loaded<'_, I>, Drop> {
         self.base = base;
         // Reset all fields that parsing may leave unchanged.
         (self.flow.source_port, self.flow.destination_port) = (Be16::ZERO, Be16::ZERO);
@@ -154,19 +157,56 @@ impl Parsed {
         link_header::add(ctx)
     }
 
+    /// Returns the bytes in front of the transport header, without the link header.
+    #[inline(always)]
+    pub fn header_length(&self) -> u32 {
+        self.headers.ip.header_length(&self.walk)
+    }
+
+    /// Returns the offset of the transport header in the frame.
+    #[inline(always)]
+    pub fn transport_offset(&self) -> u32 {
+        self.base.wrapping_add(ETHERNET_LENGTH) + self.header_length()
+    }
+
+    /// Returns which part of its datagram the packet is.
+    #[inline(always)]
+    pub fn fragment_part(&self) -> Fragment {
+        self.headers.ip.fragment_part(&self.walk)
+    }
+
+    /// Returns the key of the datagram that a fragment belongs to.
+    #[inline(always)]
+    pub fn fragment_key(&self) -> FragmentKey {
+        FragmentKey {
+            source: self.headers.source_address(),
+            destination: self.headers.destination_address(),
+            identification: self.headers.ip.identification(&self.walk),
+            protocol: self.headers.ip.protocol(&self.walk),
+            reserved: [0; 3],
+        }
+    }
+
+    /// Returns whether the packet has neither IP options nor extension headers.
+    #[inline(always)]
+    pub fn has_bare_header(&self) -> bool {
+        self.headers.ip.is_bare(&self.walk)
+    }
+
     // Works in place and is not inlined, as all functions that need much stack: the stack has only
     // 512 bytes, and functions that are called one after the other share it.
     #[inline(never)]
     fn parse(&mut self, ctx: &TcContext) -> Result<(), Drop> {
-        let header_length = self.headers.header_length();
-        if self.headers.version_length >> 4 != 4 || header_length < MINIMUM_HEADER {
+        if !self.headers.ip.is_possible() {
             return Err(Drop::BadIpHeader);
         }
-        let available = ctx.bytes().wrapping_sub(self.base.wrapping_add(ETHERNET_LENGTH));
+        let start = self.base.wrapping_add(ETHERNET_LENGTH);
+        let available = ctx.bytes().wrapping_sub(start);
+        self.headers.ip.walk(ctx, start, &mut self.walk)?;
+        let header_length = self.header_length();
         // The kernel rewrites the length field of a large segment when it cuts the segment. Until
         // then only the actual length counts.
-        self.length =
-            if ctx.segment_payload() != 0 { available } else { u32::from(self.headers.total_length.get()) };
+        self.length = if ctx.segment_payload() != 0 { available } else { self.headers.ip.total_length() };
         if self.length < header_length {
             return Err(Drop::BadIpHeader);
         }
@@ -175,9 +215,9 @@ impl Parsed {
         }
         self.flow.source = self.headers.source_address();
         self.flow.destination = self.headers.destination_address();
-        self.flow.protocol = self.headers.protocol;
+        self.flow.protocol = self.headers.ip.protocol(&self.walk);
         self.repeated_headers = header_length;
-        if matches!(self.headers.fragment_part(), Fragment::Later) {
+        if matches!(self.fragment_part(), Fragment::Later) {
             return Ok(());
         }
         self.parse_transport(ctx, self.length - header_length)
@@ -186,9 +226,9 @@ impl Parsed {
     /// Returns whether it is TCP or UDP, without fragments and IP options.
     #[inline(always)]
     pub fn is_whole(&self) -> bool {
-        self.headers.version_length == 0x45
-            && matches!(self.headers.fragment_part(), Fragment::Whole)
-            && matches!(self.headers.protocol, protocol::TCP | protocol::UDP)
+        self.has_bare_header()
+            && matches!(self.fragment_part(), Fragment::Whole)
+            && matches!(self.headers.ip.protocol(&self.walk), protocol::TCP | protocol::UDP)
     }
 
     /// Returns whether it is the first packet of a TCP connection.
@@ -212,7 +252,7 @@ impl Parsed {
 
     #[inline(always)]
     fn parse_transport(&mut self, ctx: &TcContext, available: u32) -> Result<(), Drop> {
-        let offset = self.headers.transport_offset(self.base);
+        let offset = self.transport_offset();
         match self.flow.protocol {
             protocol::TCP => {
                 let tcp: Tcp = read_within(ctx, offset, available)?;
@@ -232,15 +272,16 @@ impl Parsed {
                 self.flow.source_port = sctp.source_port;
                 self.flow.destination_port = sctp.destination_port;
             }
-            protocol::ICMP => {
+            icmp if icmp == I::ICMP => {
                 let icmp: Icmp = load_within(ctx, offset, available)?;
-                if icmp.is_error() {
+                let kind = I::icmp_kind(icmp.kind);
+                if kind == IcmpKind::Error {
                     self.is_error = true;
                     let quote = size_of::<Icmp>() as u32;
                     return self.parse_quote(ctx, offset + quote, available - quote);
                 }
-                self.is_query = icmp.is_query();
-                (self.flow.source_port, self.flow.destination_port) = icmp.ports();
+                self.is_query = matches!(kind, IcmpKind::Request | IcmpKind::Reply);
+                (self.flow.source_port, self.flow.destination_port) = icmp.ports(kind);
             }
             _ => {}
         }
@@ -251,28 +292,24 @@ impl Parsed {
     /// header and at least 8 bytes more (RFC 792).
     #[inline(always)]
     fn parse_quote(&mut self, ctx: &TcContext, offset: u32, available: u32) -> Result<(), Drop> {
-        let quoted: QuotedIpv4 = load_within(ctx, offset, available)?;
-        let header_length = QuotedIpv4::length_of(quoted.version_length);
-        if quoted.version_length >> 4 != 4 || header_length < MINIMUM_HEADER {
-            return Err(Drop::BadIpHeader);
-        }
-        self.flow.source = Addr::from_v4(quoted.destination);
-        self.flow.destination = Addr::from_v4(quoted.source);
+        let quoted = I::quoted(ctx, offset, available)?;
+        self.flow.source = quoted.destination;
+        self.flow.destination = quoted.source;
         self.flow.protocol = quoted.protocol;
-        if quoted.fragment.get() & FRAGMENT_OFFSET != 0 {
+        if quoted.is_later_fragment {
             return Ok(());
         }
-        let offset = offset + header_length;
-        let available = available.saturating_sub(header_length);
+        let offset = offset + quoted.header_length;
+        let available = available.saturating_sub(quoted.header_length);
         match quoted.protocol {
             protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::SCTP => {
                 let ports: Ports = load_within(ctx, offset, available)?;
                 self.flow.source_port = ports.destination_port;
                 self.flow.destination_port = ports.source_port;
             }
-            protocol::ICMP => {
+            icmp if icmp == I::ICMP => {
                 let icmp: Icmp = load_within(ctx, offset, available)?;
-                (self.flow.destination_port, self.flow.source_port) = icmp.ports();
+                (self.flow.destination_port, self.flow.source_port) = icmp.ports(I::icmp_kind(icmp.kind));
             }
             _ => {}
         }
@@ -281,7 +318,7 @@ impl Parsed {
 }
 
 #[inline(always)]
-fn load_within<T>(ctx: &TcContext, offset: u32, available: u32) -> Result<T, Drop> {
+pub(super) fn load_within<T>(ctx: &TcContext, offset: u32, available: u32) -> Result<T, Drop> {
     if available < size_of::<T>() as u32 {
         return Err(Drop::Truncated);
     }
@@ -332,25 +369,13 @@ struct Icmp {
 }
 
 impl Icmp {
-    /// Returns whether it is an error: destination unreachable, source quench, redirect, time
-    /// exceeded or parameter problem.
-    #[inline(always)]
-    fn is_error(&self) -> bool {
-        matches!(self.kind, 3 | 4 | 5 | 11 | 12)
-    }
-
-    #[inline(always)]
-    fn is_query(&self) -> bool {
-        matches!(self.kind, 0 | 8 | 13 | 14)
-    }
-
     /// Returns the source and destination "ports" as in [`Flow`]: the identifier is the port of the
     /// side that asks.
     #[inline(always)]
-    fn ports(&self) -> (Be16, Be16) {
-        match self.kind {
-            8 | 13 => (self.identifier, Be16::ZERO),
-            0 | 14 => (Be16::ZERO, self.identifier),
+    fn ports(&self, kind: IcmpKind) -> (Be16, Be16) {
+        match kind {
+            IcmpKind::Request => (self.identifier, Be16::ZERO),
+            IcmpKind::Reply => (Be16::ZERO, self.identifier),
             _ => (Be16::ZERO, Be16::ZERO),
         }
     }

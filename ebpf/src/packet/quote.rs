@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{abi::Translation, addr::Be16, csum, flow::protocol, reason::Drop};
 
-use super::{Parsed, Skb, ipv4::QuotedIpv4};
+use super::{Parsed, Skb, ipv4::length_of};
 use crate::helpers;
 
 const IP: u32 = 14;
@@ -21,21 +21,15 @@ const ICMP_CHECKSUM: u32 = 2;
 /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
 #[inline(always)]
 pub fn translate(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
-    let icmp = packet.headers.transport_offset(packet.base);
+    let icmp = packet.transport_offset();
     translate_header(ctx, packet, to, icmp)?;
     translate_transport(ctx, packet, to, icmp)?;
-    let (from, headers) = (&packet.flow, &packet.headers);
-    if headers.source == from.source.v4() {
-        replace_own(ctx, packet.base.wrapping_add(IP), SOURCE, headers.source, to.source.v4())?;
+    let (from, own) = (&packet.flow, &packet.headers.ip);
+    if own.source == from.source.v4() {
+        replace_own(ctx, packet.base.wrapping_add(IP), SOURCE, own.source, to.source.v4())?;
     }
-    if headers.destination == from.destination.v4() {
-        replace_own(
-            ctx,
-            packet.base.wrapping_add(IP),
-            DESTINATION,
-            headers.destination,
-            to.destination.v4(),
-        )?;
+    if own.destination == from.destination.v4() {
+        replace_own(ctx, packet.base.wrapping_add(IP), DESTINATION, own.destination, to.destination.v4())?;
     }
     Ok(())
 }
@@ -59,7 +53,7 @@ fn translate_header(ctx: &TcContext, packet: &Parsed, to: &Translation, icmp: u3
 #[inline(never)]
 fn translate_transport(ctx: &TcContext, packet: &Parsed, to: &Translation, icmp: u32) -> Result<(), Drop> {
     let version_length: u8 = ctx.load_at(icmp + ICMP_HEADER)?;
-    let transport = icmp + ICMP_HEADER + QuotedIpv4::length_of(version_length);
+    let transport = icmp + ICMP_HEADER + length_of(version_length);
     let from = &packet.flow;
     let (source_at, destination_at, checksum_at) = match from.protocol {
         protocol::TCP => (0, 2, 16),

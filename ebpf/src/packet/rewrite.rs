@@ -11,7 +11,7 @@ use podwire_common::{
     reason::Drop,
 };
 
-use super::{FixedPart, Fragment, Headers, Parsed, Skb, quote};
+use super::{FixedPart, Fragment, Headers, Ip as _, Parsed, Skb, quote};
 use crate::{global::global, helpers};
 
 const IP: u32 = 14;
@@ -55,7 +55,7 @@ pub fn set_fixed_part(ctx: &TcContext, header: &FixedPart) -> Result<(), Drop> {
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn decrement_ttl(ctx: &TcContext, headers: &Headers, base: u32) -> Result<(), Drop> {
-    let mut changed = *headers;
+    let mut changed = headers.ip;
     changed.decrement_ttl();
     let checksum = changed.checksum.bytes;
     ctx.store_at(base + TTL, &[changed.ttl, changed.protocol, checksum[0], checksum[1]])
@@ -67,15 +67,15 @@ pub fn decrement_ttl(ctx: &TcContext, headers: &Headers, base: u32) -> Result<()
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn readdress_source(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> Result<(), Drop> {
-    let old = packet.headers.source;
+    let old = packet.headers.ip.source;
     replace_in_transport(ctx, packet, old, source)?;
     translate_port(ctx, packet, 0, packet.flow.source_port, port)?;
-    let headers = &mut packet.headers;
-    headers.decrement_ttl();
-    headers.source = source.bytes;
-    headers.replace_address_in_checksum(old, source.bytes);
-    let ([sum, sum2], [a, b, c, d]) = (headers.checksum.bytes, headers.source);
-    ctx.store_at(TTL, &[headers.ttl, headers.protocol, sum, sum2, a, b, c, d])
+    let ip = &mut packet.headers.ip;
+    ip.decrement_ttl();
+    ip.source = source.bytes;
+    ip.replace_address_in_checksum(old, source.bytes);
+    let ([sum, sum2], [a, b, c, d]) = (ip.checksum.bytes, ip.source);
+    ctx.store_at(TTL, &[ip.ttl, ip.protocol, sum, sum2, a, b, c, d])
 }
 
 /// Gives a plain TCP or UDP packet another destination, decrements its TTL, and writes the link
@@ -90,14 +90,14 @@ pub fn readdress_destination(
     destination: Quad,
     port: Be16,
 ) -> Result<(), Drop> {
-    let old = packet.headers.destination;
+    let old = packet.headers.ip.destination;
     replace_in_transport(ctx, packet, old, destination)?;
     translate_port(ctx, packet, 2, packet.flow.destination_port, port)?;
-    let headers = &mut packet.headers;
-    headers.decrement_ttl();
-    headers.destination = destination.bytes;
-    headers.replace_address_in_checksum(old, destination.bytes);
-    ctx.store_at(0, headers)
+    let ip = &mut packet.headers.ip;
+    ip.decrement_ttl();
+    ip.destination = destination.bytes;
+    ip.replace_address_in_checksum(old, destination.bytes);
+    ctx.store_at(0, &packet.headers)
 }
 
 /// Replaces an address in the transport checksum, which covers the pseudo header.
@@ -138,8 +138,8 @@ fn translate_here(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<
     if packet.is_error {
         return quote::translate(ctx, packet, to);
     }
-    translate_end(ctx, packet, SOURCE, packet.headers.source, &to.source)?;
-    translate_end(ctx, packet, DESTINATION, packet.headers.destination, &to.destination)?;
+    translate_end(ctx, packet, SOURCE, packet.headers.ip.source, &to.source)?;
+    translate_end(ctx, packet, DESTINATION, packet.headers.ip.destination, &to.destination)?;
     translate_port(ctx, packet, 0, packet.flow.source_port, to.source_port)?;
     translate_port(ctx, packet, 2, packet.flow.destination_port, to.destination_port)
 }
@@ -180,17 +180,17 @@ fn translate_port(ctx: &TcContext, packet: &Parsed, place: u32, old: Be16, port:
     };
     replace_l4(ctx, checksum_at, old.be16().into(), port.be16().into(), flags | 2)?;
     let place = if packet.flow.protocol == protocol::ICMP { IDENTIFIER } else { place };
-    ctx.store_at(packet.headers.transport_offset(packet.base) + place, &port)
+    ctx.store_at(packet.transport_offset() + place, &port)
 }
 
 /// Returns the offset of the checksum that covers the ports, and the flags with which the kernel
 /// updates it. A later fragment has neither ports nor checksum.
 #[inline(always)]
 fn transport_checksum(packet: &Parsed) -> Option<(u32, u32)> {
-    if matches!(packet.headers.fragment_part(), Fragment::Later) {
+    if matches!(packet.fragment_part(), Fragment::Later) {
         return None;
     }
-    let transport = packet.headers.transport_offset(packet.base);
+    let transport = packet.transport_offset();
     Some(match packet.flow.protocol {
         protocol::TCP => (transport + 16, 0),
         // A zero checksum means "none" and stays zero (RFC 768).

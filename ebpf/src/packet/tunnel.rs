@@ -15,7 +15,7 @@ use podwire_common::{
     reason::Drop,
 };
 
-use super::{FixedPart, Headers, Skb, Way, checksum, ethertype};
+use super::{FixedPart, Headers, Ipv4, Skb, Way, checksum, ethertype};
 use crate::helpers::{self, bpf_get_prandom_u32, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 
 /// Bytes from the start of the outer Ethernet header to the start of the inner one. Encapsulation
@@ -86,16 +86,18 @@ fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: &FixedPart) -> 
             destination_mac: Mac::default(),
             source_mac: Mac::default(),
             ethertype: Be16::new(ethertype::IPV4),
-            version_length: 0x45,
-            traffic_class: outer.traffic_class,
-            total_length: Be16::new(ip_length),
-            identification: identification.to_ne_bytes(),
-            fragment: Be16::new(fragment),
-            ttl: TTL,
-            protocol: protocol::UDP,
-            checksum: Be16::ZERO,
-            source: way.source.v4(),
-            destination: way.destination.v4(),
+            ip: Ipv4 {
+                version_length: 0x45,
+                traffic_class: outer.traffic_class,
+                total_length: Be16::new(ip_length),
+                identification: identification.to_ne_bytes(),
+                fragment: Be16::new(fragment),
+                ttl: TTL,
+                protocol: protocol::UDP,
+                checksum: Be16::ZERO,
+                source: way.source.v4(),
+                destination: way.destination.v4(),
+            },
         },
         source_port: outer.source_port,
         destination_port: outer.destination_port,
@@ -109,7 +111,7 @@ fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: &FixedPart) -> 
         inner_ethertype: Be16::new(ethertype::IPV4),
         inner: *inner,
     };
-    headers.outer.checksum = checksum::of_ip(&headers.outer);
+    headers.outer.ip.checksum = checksum::of_ip(&headers.outer.ip);
     ctx.store_at(0, &headers)
 }
 

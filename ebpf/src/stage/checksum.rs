@@ -5,7 +5,7 @@ use podwire_common::reason::Drop;
 
 use crate::{
     maps,
-    packet::{Fragment, Place, checksum_left},
+    packet::{ETHERNET_LENGTH, Fragment, Ip as _, Place, checksum_left},
 };
 
 /// Refuses a pod's packet if the kernel is to write its checksum anywhere but into the packet's own
@@ -19,11 +19,11 @@ pub fn of_pod(ctx: &TcContext) -> Result<(), Drop> {
     let Some(left) = checksum_left(ctx, maps::skb_layout())? else {
         return Ok(());
     };
-    let mut place = Place::new();
+    let mut place: Place = Place::new();
     let loaded = place.load(ctx).map_err(|_| Drop::ChecksumNotOwn)?;
-    let headers = loaded.headers();
-    let is_own = headers.is_ipv4()
-        && matches!(headers.fragment_part(), Fragment::Whole)
-        && left.is_own(headers.protocol, headers.transport_offset(0) as u16);
+    let (headers, ip) = (loaded.headers(), &loaded.headers().ip);
+    let is_own = headers.is_ip()
+        && matches!(ip.fragment_part(&()), Fragment::Whole)
+        && left.is_own(ip.protocol, (ETHERNET_LENGTH + ip.header_length(&())) as u16);
     if is_own { Ok(()) } else { Err(Drop::ChecksumNotOwn) }
 }

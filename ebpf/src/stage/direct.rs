@@ -20,7 +20,7 @@ use crate::{
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &Node) -> Outcome {
-    if packet.headers.ttl <= 1 {
+    if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
     let mut way = Way::new(
@@ -50,7 +50,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &No
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint, sender: Option<&Node>) -> Outcome {
     flow::complete(packet)?;
-    if packet.headers.ttl <= 1 || stack_flow::needs_stack(endpoint, packet) {
+    if packet.headers.ttl() <= 1 || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
     if let Some(node) = sender {
@@ -110,7 +110,7 @@ fn refuse_past_policies(client: &Addr) -> Result<(), Drop> {
 /// a packet with ports and without IP options counts.
 #[inline(always)]
 pub fn exceeds_link(ctx: &TcContext, packet: &Parsed, ifindex: u32) -> bool {
-    packet.headers.version_length == 0x45
-        && !matches!(packet.headers.fragment_part(), Fragment::Later)
+    packet.has_bare_header()
+        && !matches!(packet.fragment_part(), Fragment::Later)
         && maps::link(ifindex).is_some_and(|link| packet.wire_length(ctx) > link.mtu)
 }

@@ -14,10 +14,10 @@ use crate::{
 /// [`Drop::FragmentWithoutFirst`] when the first fragment was not seen, or was seen too long ago.
 #[inline(never)]
 pub fn complete(packet: &mut Parsed) -> Result<(), Drop> {
-    match packet.headers.fragment_part() {
+    match packet.fragment_part() {
         Fragment::Whole => {}
         Fragment::First => {
-            let key = packet.headers.fragment_key();
+            let key = packet.fragment_key();
             packet.is_overtaken = maps::fragment_ports(&key).is_some_and(|ports| ports.early != 0);
             let ports = FragmentPorts {
                 source_port: packet.flow.source_port,
@@ -27,7 +27,7 @@ pub fn complete(packet: &mut Parsed) -> Result<(), Drop> {
             maps::remember_fragment(&key, ports);
         }
         Fragment::Later => {
-            let ports = maps::fragment_ports(&packet.headers.fragment_key())
+            let ports = maps::fragment_ports(&packet.fragment_key())
                 .filter(|ports| ports.early == 0)
                 .ok_or(Drop::FragmentWithoutFirst)?;
             packet.flow.source_port = ports.source_port;
@@ -43,5 +43,5 @@ pub fn complete(packet: &mut Parsed) -> Result<(), Drop> {
 #[inline(never)]
 pub fn note_early(packet: &Parsed) {
     let ports = FragmentPorts { source_port: Be16::ZERO, destination_port: Be16::ZERO, early: 1 };
-    maps::remember_fragment(&packet.headers.fragment_key(), ports);
+    maps::remember_fragment(&packet.fragment_key(), ports);
 }

@@ -126,7 +126,7 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     if maps::endpoint(&to.destination).is_some() {
         return deliver(ctx, packet, to, Path::HostPortOut);
     }
-    if packet.headers.ttl <= 1 {
+    if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
     if to.ifindex != maps::vxlan_ifindex() {

@@ -22,7 +22,7 @@ use crate::{
 /// [`Drop::IcmpErrorNotOwned`].
 #[inline(always)]
 pub fn check_from_pod(packet: &Parsed) -> Result<(), Drop> {
-    let is_receiver = packet.headers.source == packet.flow.source.v4();
+    let is_receiver = packet.headers.ip.source == packet.flow.source.v4();
     if packet.is_error && !(is_receiver && goes_to_sender(packet)) {
         return Err(Drop::IcmpErrorNotOwned);
     }
@@ -33,7 +33,7 @@ pub fn check_from_pod(packet: &Parsed) -> Result<(), Drop> {
 /// error. Conntrack requires the same (`nf_conntrack_inet_error` in the kernel).
 #[inline(always)]
 pub fn goes_to_sender(packet: &Parsed) -> bool {
-    packet.headers.destination == packet.flow.destination.v4()
+    packet.headers.ip.destination == packet.flow.destination.v4()
 }
 
 /// Forgets what is known of the flow that an error from the network quotes, because the path may

@@ -7,7 +7,7 @@ use podwire_common::{
 };
 
 use crate::{
-    packet::{Headers, Skb, redirect, redirect_peer, set_macs},
+    packet::{Headers, Ip as _, Skb, redirect, redirect_peer, set_macs},
     verdict::{Outcome, Verdict},
 };
 
@@ -41,7 +41,7 @@ pub fn send(ctx: &TcContext, headers: &mut Headers, macs: Macs, link: u32, path:
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn pass_on(ctx: &TcContext, headers: &mut Headers, macs: Macs) -> Result<(), Drop> {
-    headers.decrement_ttl();
+    headers.ip.decrement_ttl();
     headers.set_macs(macs);
     ctx.store_at(0, headers)
 }

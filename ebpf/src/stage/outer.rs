@@ -9,7 +9,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Outer, Parsed, Way, encapsulate},
+    packet::{Ip as _, Outer, Parsed, Way, encapsulate},
     verdict::{Attempt, Decision, Verdict},
 };
 
@@ -21,7 +21,7 @@ use crate::{
 #[inline(always)]
 pub fn send_known(ctx: &TcContext, packet: &mut Parsed, way: &Way, source_port: Be16, inner: Mac) -> Attempt {
     let outer = outer_of(packet, source_port, inner);
-    let Ok(stored) = encapsulate(ctx, way, &outer, &packet.headers.decremented()) else {
+    let Ok(stored) = encapsulate(ctx, way, &outer, &packet.headers.ip.decremented()) else {
         return Ok(Decision::NONE);
     };
     stored?;
@@ -35,8 +35,8 @@ pub fn outer_of(packet: &Parsed, source_port: Be16, inner_destination_mac: Mac) 
         source_port,
         destination_port: maps::vxlan_port(),
         vni: maps::vni(),
-        traffic_class: ecn::encapsulate(packet.headers.traffic_class),
-        dont_fragment: packet.headers.dont_fragment(),
+        traffic_class: ecn::encapsulate(packet.headers.ip.traffic_class()),
+        dont_fragment: packet.headers.ip.dont_fragment(),
         inner_destination_mac,
     }
 }

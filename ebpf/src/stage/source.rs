@@ -121,7 +121,7 @@ pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<(), D
 /// [`Drop::LoopbackAddress`].
 #[inline(always)]
 pub fn refuse_loopback(headers: &Headers) -> Result<(), Drop> {
-    if headers.source[0] == LOOPBACK || headers.destination[0] == LOOPBACK {
+    if headers.ip.source[0] == LOOPBACK || headers.ip.destination[0] == LOOPBACK {
         return Err(Drop::LoopbackAddress);
     }
     Ok(())

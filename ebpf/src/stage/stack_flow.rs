@@ -46,10 +46,7 @@ pub fn needs_stack(endpoint: &Endpoint, packet: &Parsed) -> bool {
 /// record nothing: they follow the flow that they quote.
 #[inline(never)]
 pub fn record(packet: &Parsed, local_pod: &Addr, other: &Addr) {
-    if packet.is_error
-        || matches!(packet.headers.fragment_part(), Fragment::Later)
-        || !leads_past_stack(other)
-    {
+    if packet.is_error || matches!(packet.fragment_part(), Fragment::Later) || !leads_past_stack(other) {
         return;
     }
     if maps::record_stack_flow(&packet.flow.reversed(), local_pod).is_err() {

@@ -5,7 +5,7 @@ use podwire_common::{abi::Endpoint, reason::Path};
 
 use super::local;
 use crate::{
-    packet::{Parsed, too_big},
+    packet::{Ip as _, Parsed, too_big},
     verdict::{Outcome, Verdict},
 };
 
@@ -13,7 +13,7 @@ use crate::{
 /// options, which would change the length of the quote. All other packets are left to the kernel.
 #[inline(always)]
 pub fn can_answer(packet: &Parsed) -> bool {
-    packet.headers.dont_fragment() && packet.headers.version_length == 0x45
+    packet.headers.ip.dont_fragment() && packet.has_bare_header()
 }
 
 /// Tells the pod, in its gateway's name, the largest packet that the path takes.

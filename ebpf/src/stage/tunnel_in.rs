@@ -12,7 +12,9 @@ use podwire_common::{
 use super::{fastpath, flow, frontend, icmp_error, local, source, stack_flow};
 use crate::{
     maps,
-    packet::{Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, get_tunnel_key, is_list, vni_of},
+    packet::{
+        Ip as _, Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, get_tunnel_key, is_list, vni_of,
+    },
     verdict::{Outcome, Verdict},
 };
 
@@ -23,9 +25,9 @@ use crate::{
 /// The reason why the tunnel refuses the packet.
 #[inline(never)]
 pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
-    let vni = vni_of(ctx, packet.headers.transport_offset(0) + 8)?;
-    let (sender, outer_class) = (packet.headers.source_address(), packet.headers.traffic_class);
-    if packet.headers.version_length != 0x45 {
+    let vni = vni_of(ctx, packet.transport_offset() + 8)?;
+    let (sender, outer_class) = (packet.headers.source_address(), packet.headers.ip.traffic_class());
+    if !packet.has_bare_header() {
         // The outer headers are not where the fast path expects them. `from_overlay` checks the
         // rest.
         check_outer(vni, &sender)?;
@@ -58,7 +60,7 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     if node.flags & (NODE_IPSEC_TUNNEL | NODE_IPSEC_PODS) != 0 {
         return Ok(Verdict::PASS);
     }
-    if is_other_segments(ctx, packet) || packet.headers.ttl <= 1 {
+    if is_other_segments(ctx, packet) || packet.headers.ttl() <= 1 {
         return Ok(Verdict::PASS);
     }
     // A later fragment may have overtaken its first one. The first one then came in outer
@@ -80,18 +82,19 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
 #[inline(always)]
 fn is_other_segments(ctx: &TcContext, packet: &Parsed) -> bool {
     ctx.segment_payload() != 0
-        && (packet.headers.protocol != protocol::TCP || is_list(ctx, maps::skb_layout()))
+        && (packet.headers.ip.protocol != protocol::TCP || is_list(ctx, maps::skb_layout()))
 }
 
 /// Decapsulates a packet. Returns `false` if the kernel refuses; the packet is left to the VXLAN
 /// device.
 #[inline(always)]
 fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Parsed) -> Result<bool, Drop> {
-    let class = ecn::decapsulate(outer_class, packet.headers.traffic_class).ok_or(Drop::EcnNotCapable)?;
+    let class =
+        ecn::decapsulate(outer_class, packet.headers.ip.traffic_class()).ok_or(Drop::EcnNotCapable)?;
     if decapsulate(ctx).is_err() {
         return Ok(false);
     }
-    packet.headers.set_traffic_class(class);
+    packet.headers.ip.set_traffic_class(class);
     Ok(true)
 }
 
@@ -121,7 +124,7 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
         return frontend::from_pod(ctx, packet, Path::TunnelToStack);
     };
     flow::complete(packet)?;
-    if packet.headers.ttl <= 1
+    if packet.headers.ttl() <= 1
         || node.flags & NODE_IPSEC_PODS != 0
         || stack_flow::needs_stack(endpoint, packet)
     {
@@ -145,7 +148,7 @@ fn check_outer(vni: Option<u32>, sender: &Addr) -> Result<(), Drop> {
 /// Parses the inner packet.
 #[inline(always)]
 fn inner<'a>(ctx: &TcContext, loaded: Loaded<'a>) -> Result<&'a mut Parsed, Drop> {
-    if !loaded.headers().is_ipv4() {
+    if !loaded.headers().is_ip() {
         return Err(Drop::InnerProtocolUnknown);
     }
     Ok(loaded.parse(ctx)?)

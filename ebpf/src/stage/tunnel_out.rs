@@ -13,8 +13,8 @@ use super::{fastpath, outer::outer_of, too_big};
 use crate::{
     maps,
     packet::{
-        FixedPart, Lookup, Parsed, Way, decrement_ttl, encapsulate, fixed_part, redirect, set_fixed_part,
-        set_macs, set_tunnel_key, translate,
+        FixedPart, Ip as _, Lookup, Parsed, Way, decrement_ttl, encapsulate, fixed_part, redirect,
+        set_fixed_part, set_macs, set_tunnel_key, translate,
     },
     verdict::{Outcome, Verdict},
 };
@@ -25,7 +25,7 @@ use crate::{
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &Node) -> Outcome {
-    if packet.headers.ttl <= 1 {
+    if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
     let (way, lookup) = way_to(ctx, packet, node);
@@ -42,7 +42,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &No
             (way.length - VXLAN_OVERHEAD).min(node.mtu),
         );
     }
-    send(ctx, packet, node, (&way, lookup), &packet.headers.decremented(), Path::TunnelOut)
+    send(ctx, packet, node, (&way, lookup), &packet.headers.ip.decremented(), Path::TunnelOut)
 }
 
 /// Sends a hostPort's reply to another node's pod. The caller has checked that the TTL is above 1.
@@ -71,7 +71,7 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
 #[inline(never)]
 pub fn from_stack(ctx: &TcContext, packet: &Parsed, node: &Node) -> Outcome {
     let (way, lookup) = way_to(ctx, packet, node);
-    send(ctx, packet, node, (&way, lookup), &packet.headers.fixed_part(), Path::StackEncapsulated)
+    send(ctx, packet, node, (&way, lookup), &packet.headers.ip.fixed_part(), Path::StackEncapsulated)
 }
 
 /// Tells the VXLAN device which node a packet is for.
@@ -81,7 +81,7 @@ pub fn from_stack(ctx: &TcContext, packet: &Parsed, node: &Node) -> Outcome {
 #[inline(always)]
 pub fn address_to_node(ctx: &TcContext, packet: &Parsed, node: &Node) -> Result<(), Drop> {
     set_macs(ctx, inner_macs(node))?;
-    let class = ecn::encapsulate(packet.headers.traffic_class);
+    let class = ecn::encapsulate(packet.headers.ip.traffic_class());
     set_tunnel_key(ctx, &node.source, &node.tunnel_endpoint, maps::vni(), class)
 }
 

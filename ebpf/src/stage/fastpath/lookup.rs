@@ -54,7 +54,7 @@ pub struct Destination {
 pub fn destination_of(ctx: &TcContext, packet: &Parsed) -> Option<Destination> {
     let headers = &packet.headers;
     let is_odd = packet.tcp_flags & TCP_SYN != 0 && packet.tcp_flags & (TCP_ACK | TCP_FIN | TCP_RST) != 0;
-    if headers.protocol != protocol::TCP || !packet.is_whole() || headers.ttl <= 1 || is_odd {
+    if headers.ip.protocol != protocol::TCP || !packet.is_whole() || headers.ttl() <= 1 || is_odd {
         return None;
     }
     let key = packet.flow.destination_key();
@@ -77,7 +77,7 @@ pub fn destination_of(ctx: &TcContext, packet: &Parsed) -> Option<Destination> {
 /// Returns the known flow of a packet. `key`: the flow's key.
 #[inline(always)]
 pub(super) fn of(ctx: &TcContext, packet: &Parsed, key: &FlowKey) -> Option<&'static KnownFlow> {
-    if !is_plain(packet) || packet.headers.ttl <= 1 {
+    if !is_plain(packet) || packet.headers.ttl() <= 1 {
         return None;
     }
     maps::known_flow(key).filter(|known| known.from == ctx.ifindex())

@@ -22,7 +22,7 @@ pub fn back(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) -> O
         return Ok(Verdict::PASS);
     }
     if to.past_stack != 0
-        && packet.headers.ttl > 1
+        && packet.headers.ttl() > 1
         && let Some(endpoint) = maps::endpoint(&to.destination)
         // If the packet does not fit the pod's link, the stack tells its sender.
         && packet.wire_length(ctx) <= endpoint.mtu

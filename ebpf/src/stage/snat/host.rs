@@ -12,7 +12,7 @@ use podwire_common::{
 use super::super::{flow, source, translation};
 use crate::{
     maps,
-    packet::{Parsed, Skb, belongs_to_socket, translate},
+    packet::{Ip as _, Parsed, Skb, belongs_to_socket, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -79,7 +79,7 @@ fn reserve(ctx: &TcContext, packet: &Parsed) {
     let flow = &packet.flow;
     let needed = match flow.protocol {
         // OSPF and VRRP send to groups: nothing replies.
-        _ if packet.headers.is_multicast() => false,
+        _ if packet.headers.ip.is_multicast() => false,
         // Only the side that asks has the identifier as its port.
         protocol::ICMP => flow.source_port != Be16::ZERO,
         // Only the first packet of a TCP connection needs a reservation: the answer to an outside

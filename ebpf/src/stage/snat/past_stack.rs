@@ -35,7 +35,7 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint) -> Ou
     // flows, so that the new rules see them.
     let answered = translation::of(packet).filter(|entry| !begins && entry.get().state & STATE_REPLIED != 0);
     match answered {
-        Some(entry) if entry.get().past_stack != 0 && packet.headers.ttl > 1 => {
+        Some(entry) if entry.get().past_stack != 0 && packet.headers.ttl() > 1 => {
             return past_stack(ctx, packet, endpoint, &entry);
         }
         // A TCP connection that is unknown here but not new stays with the stack: conntrack has
@@ -156,7 +156,7 @@ fn begin(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint) -> Result<(), Dr
         Lookup::Found => way.ifindex,
         _ => 0,
     };
-    let imprint = imprint(ctx, packet, packet.headers.ttl.wrapping_sub(1));
+    let imprint = imprint(ctx, packet, packet.headers.ttl().wrapping_sub(1));
     let (flow, next_hop_mac) = (packet.flow, way.next_hop_mac);
     maps::note_beginning(&Beginning { flow, imprint, link, next_hop_mac, reserved: [0; 2] });
     ctx.set_beginning();
@@ -196,12 +196,12 @@ fn asks_policies(packet: &Parsed) -> bool {
 #[inline(never)]
 pub(super) fn is_untouched(ctx: &TcContext, packet: &Parsed) -> bool {
     if !ctx.is_unmarked_beginning()
-        || !matches!(packet.headers.fragment_part(), Fragment::Whole)
+        || !matches!(packet.fragment_part(), Fragment::Whole)
         || asks_policies(packet)
     {
         return false;
     }
-    let Some(noted) = maps::noted_beginning(&packet.flow, imprint(ctx, packet, packet.headers.ttl)) else {
+    let Some(noted) = maps::noted_beginning(&packet.flow, imprint(ctx, packet, packet.headers.ttl())) else {
         return false;
     };
     let (link, mac) = (ctx.ifindex(), packet.headers.destination_mac);

@@ -22,7 +22,7 @@ use crate::{
 #[inline(never)]
 pub fn check(packet: &Parsed) -> Result<(), Drop> {
     match packet.flow.protocol {
-        protocol::ICMP if !packet.is_query && !matches!(packet.headers.fragment_part(), Fragment::Later) => {
+        protocol::ICMP if !packet.is_query && !matches!(packet.fragment_part(), Fragment::Later) => {
             Err(Drop::SnatProtocolUnknown)
         }
         protocol::AH => Err(Drop::SnatImpossible),

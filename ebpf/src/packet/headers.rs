@@ -1,0 +1,180 @@
+//! The headers in front of a packet's transport, and what differs between the families of IP.
+
+use aya_ebpf::programs::TcContext;
+use podwire_common::{
+    abi::Macs,
+    addr::{Addr, Be16, Mac},
+    reason::Drop,
+};
+
+use super::Ipv4;
+
+/// EtherTypes (IEEE 802).
+pub mod ethertype {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd;
+    /// Customer VLAN tag.
+    pub const VLAN: u16 = 0x8100;
+    /// Service VLAN tag.
+    pub const SERVICE_VLAN: u16 = 0x88a8;
+}
+
+/// Bytes of a frame's link header.
+pub const ETHERNET_LENGTH: u32 = 14;
+
+/// An Ethernet header and an IP header, as on the wire. For another EtherType only the first three
+/// fields mean anything.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Headers<I = Ipv4> {
+    /// Link destination.
+    pub destination_mac: Mac,
+    /// Link source.
+    pub source_mac: Mac,
+    /// EtherType of what follows.
+    pub ethertype: Be16,
+    /// IP header.
+    pub ip: I,
+}
+
+/// A family of IP: the part of its header that every packet has.
+pub trait Ip: Copy {
+    /// EtherType of the family.
+    const ETHERTYPE: u16;
+    /// Bytes of this part of the header.
+    const LENGTH: u32;
+    /// Protocol number of the family's ICMP.
+    const ICMP: u8;
+    /// The header without its addresses, as on the wire.
+    type FixedPart: Copy;
+    /// What only a walk along the headers shows. Zeros are a valid value.
+    type Walk: Copy;
+
+    /// Returns the address that the packet comes from.
+    fn source(&self) -> Addr;
+    /// Returns the address that the packet goes to.
+    fn destination(&self) -> Addr;
+    /// Returns the time to live.
+    fn ttl(&self) -> u8;
+    /// Returns DSCP and ECN.
+    fn traffic_class(&self) -> u8;
+    /// Sets DSCP and ECN.
+    fn set_traffic_class(&mut self, class: u8);
+    /// Decrements the time to live, as a router does. The caller has checked that it is above 1.
+    fn decrement_ttl(&mut self);
+    /// Returns the header without its addresses.
+    fn fixed_part(&self) -> Self::FixedPart;
+    /// Returns the header without its addresses, with the time to live decremented.
+    fn decremented(&self) -> Self::FixedPart;
+    /// Returns whether the destination is a multicast group.
+    fn is_multicast(&self) -> bool;
+    /// Returns whether routers must not fragment the packet.
+    fn dont_fragment(&self) -> bool;
+    /// Returns whether version and length of the header are possible.
+    fn is_possible(&self) -> bool;
+    /// Returns the bytes of header and payload, as the header says.
+    fn total_length(&self) -> u32;
+    /// Walks along the headers of a packet at `start`, up to the transport header.
+    ///
+    /// # Errors
+    /// The reason why there is no transport header.
+    fn walk(&self, ctx: &TcContext, start: u32, walk: &mut Self::Walk) -> Result<(), Drop>;
+    /// Returns the bytes in front of the transport header.
+    fn header_length(&self, walk: &Self::Walk) -> u32;
+    /// Returns the protocol number of the transport.
+    fn protocol(&self, walk: &Self::Walk) -> u8;
+    /// Returns which part of its datagram the packet is.
+    fn fragment_part(&self, walk: &Self::Walk) -> Fragment;
+    /// Returns the datagram's identification, network order.
+    fn identification(&self, walk: &Self::Walk) -> [u8; 4];
+    /// Returns whether nothing stands between this part of the header and the transport header.
+    fn is_bare(&self, walk: &Self::Walk) -> bool;
+    /// Returns the kind of an ICMP message by its type.
+    fn icmp_kind(kind: u8) -> IcmpKind;
+    /// Reads the header of a packet that an ICMP error quotes at `offset`.
+    ///
+    /// # Errors
+    /// [`Drop::BadIpHeader`], [`Drop::Truncated`].
+    fn quoted(ctx: &TcContext, offset: u32, available: u32) -> Result<Quoted, Drop>;
+}
+
+/// Kind of an ICMP message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum IcmpKind {
+    /// An error, which quotes a packet.
+    Error,
+    /// A request with an identifier.
+    Request,
+    /// The reply to one.
+    Reply,
+    /// Anything else.
+    Other,
+}
+
+/// The header of a quoted packet.
+pub struct Quoted {
+    /// Where the packet came from.
+    pub source: Addr,
+    /// Where it went.
+    pub destination: Addr,
+    /// Protocol number of its transport.
+    pub protocol: u8,
+    /// Whether its transport header is not in this packet.
+    pub is_later_fragment: bool,
+    /// Bytes in front of its transport header.
+    pub header_length: u32,
+}
+
+/// Part of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fragment {
+    /// Not fragmented.
+    Whole,
+    /// The first fragment, which carries the ports.
+    First,
+    /// A later fragment, which does not carry the ports.
+    Later,
+}
+
+impl<I: Ip> Headers<I> {
+    /// Returns whether the frame says that it carries this family.
+    #[inline(always)]
+    pub fn is_ip(&self) -> bool {
+        self.ethertype.get() == I::ETHERTYPE
+    }
+
+    /// Returns the address that the packet comes from.
+    #[inline(always)]
+    pub fn source_address(&self) -> Addr {
+        self.ip.source()
+    }
+
+    /// Returns the address that the packet goes to.
+    #[inline(always)]
+    pub fn destination_address(&self) -> Addr {
+        self.ip.destination()
+    }
+
+    /// Returns the time to live.
+    #[inline(always)]
+    pub fn ttl(&self) -> u8 {
+        self.ip.ttl()
+    }
+
+    /// Returns the bytes of the IP header.
+    #[inline(always)]
+    pub(super) fn ip_header(&mut self) -> &mut I {
+        &mut self.ip
+    }
+
+    /// Sets both link addresses.
+    #[inline(always)]
+    pub fn set_macs(&mut self, macs: Macs) {
+        self.destination_mac = macs.destination;
+        self.source_mac = macs.source;
+    }
+}
