@@ -200,7 +200,7 @@ impl Seen {
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "a file's time is wall-clock time; after a jump the file is read 20 ms later"
+        reason = "a file's time is wall-clock time; after a jump the file is only read a little later"
     )]
     /// Returns how long ago the file was changed; zero if the wall clock was set back since.
     fn age(&self) -> Duration {

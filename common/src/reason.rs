@@ -99,6 +99,7 @@ numbered! {
         /// A pod sent an ICMP error about a packet that was not sent to this pod, or sent it to a
         /// host that had not sent that packet.
         IcmpErrorNotOwned = 32 "icmp-error-not-owned",
+        // 33 was never released.
         /// The pod, hostPort or node that the new flow counts for already has its share of the
         /// translation table.
         TranslationShareUsed = 34 "translation-share-used",

@@ -1,6 +1,6 @@
 //! `cargo xtask check`: formatting, lints, layer rules, documents, licences.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use xtask::licences;
 
 use crate::toolchain::Toolchain;
@@ -11,7 +11,9 @@ pub(crate) fn run() -> Result<()> {
     // The agent embeds the object. Without the object, the agent's build script fails and clippy
     // cannot run.
     build::object(&Toolchain::ensure()?)?;
-    run::step("cargo fmt --check", || run::visibly(&mut run::cargo(&["fmt", "--all", "--check"])))?;
+    run::step("cargo fmt --check", || {
+        run::visibly(&mut run::cargo(&["fmt", "--all", "--check"])).context("run `cargo fmt --all`")
+    })?;
     run::step("layer rules", layers::check)?;
     run::step("documents", documents::check)?;
     run::step("licences", licences::check)?;

@@ -69,7 +69,7 @@ fn a_packet_costs_what_is_recorded() {
     }
     assert!(
         differences.is_empty(),
-        "packets cost more or less than the record says. If this is intended, run `{RECORD_ANEW}=1 cargo xtask test --only prog costs`\n{}",
+        "packets cost more or less than the record says. If this is intended, record what CONTRIBUTING.md lists under \"Some files are made by commands\"\n{}",
         table(&differences)
     );
 }

@@ -69,6 +69,8 @@ fn verdict(ctx: &TcContext) -> Outcome {
         Ok(packet) => packet,
         Err(faulty) => return Err(source::of_faulty(ctx, &faulty)),
     };
+    // These packets skip all checks below. A check that may refuse them needs its condition in
+    // `fastpath::destination_of` too.
     if packet.flow.protocol == protocol::TCP
         && let Some(verdict) = snat::to_known_destination(ctx, packet)?.verdict()
     {
