@@ -1,0 +1,268 @@
+//! IPv6 packets that a pod sends.
+
+use std::net::Ipv6Addr;
+
+use podwire_common::abi;
+use podwire_common::addr::Be16;
+use podwire_common::flow::protocol;
+use podwire_common::names::programs::FROM_POD;
+use podwire_common::names::{GATEWAY6, INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
+use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::model::Mode;
+
+use crate::fixture::*;
+use crate::packets::{Transport, Vxlan, behind_ethernet, tagged, tcp, udp};
+use crate::packets6::{Extension, Packet6};
+
+const POD: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 2);
+const NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 3);
+const OVERLAY: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 1);
+const REMOTE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 2, 0, 0, 0, 2);
+const WORLD6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 10);
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// Group of the link addresses of IPv6 groups (RFC 2464 section 7).
+const GROUP_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+
+/// Returns a node with IPv6 pods.
+fn node(mode: Mode) -> Fixture {
+    let mut fixture = Fixture::new(mode);
+    let model = &mut fixture.model;
+    let network = |number: u8| format!("fd00:10:244:{number}::/64").parse().unwrap();
+    model.own.as_mut().unwrap().pod_network = network(1);
+    for (name, number) in [("node2", 2), ("node3", 3)] {
+        model.remote.get_mut(name).unwrap().pod_network = network(number);
+    }
+    for (endpoint, address) in model.endpoints.values_mut().zip([POD, NEIGHBOUR]) {
+        (endpoint.address, endpoint.gateway) = (address.into(), OVERLAY.into());
+    }
+    fixture.fill();
+    fixture
+}
+
+fn to(destination: Ipv6Addr, transport: Transport) -> Packet6 {
+    Packet6::new(POD, destination, transport).macs(HOST_A_MAC, POD_A_MAC)
+}
+
+fn delivered(packet: &Packet6) -> Expect {
+    Expect::Redirect(Path::Local, packet.forwarded(POD_B_MAC, HOST_B_MAC))
+}
+
+/// Returns an ICMPv6 message with this hop limit.
+fn message(destination: Ipv6Addr, kind: u8, hop_limit: u8, body: &[u8]) -> Packet6 {
+    to(destination, Transport::Icmp { kind, code: 0, word: [0; 4] }).with(|packet| {
+        packet.hop_limit = hop_limit;
+        packet.payload = body.to_vec();
+    })
+}
+
+fn solicitation(target: Ipv6Addr) -> Packet6 {
+    let option = [&[1, 1][..], &POD_A_MAC].concat();
+    message(ALL_NODES, 135, 255, &[&target.octets()[..], &option].concat()).macs(GROUP_MAC, POD_A_MAC)
+}
+
+#[test]
+fn packets_reach_a_pod_of_the_same_node() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let mut node = node(mode);
+        let link = node.pod_a;
+        for (what, transport) in [
+            ("TCP", tcp(40000, 80)),
+            ("UDP", udp(40000, 53)),
+            ("echo", Transport::EchoRequest { identifier: 7 }),
+            ("its reply", Transport::EchoReply { identifier: 7 }),
+            ("a protocol without ports", Transport::None(47)),
+            ("no next header", Transport::None(59)),
+        ] {
+            let packet = to(NEIGHBOUR, transport).with(|packet| packet.traffic_class = 0xb9);
+            node.check(what, FROM_POD, link, &packet.build(), delivered(&packet));
+        }
+        let last = to(NEIGHBOUR, udp(1, 2)).with(|packet| packet.hop_limit = 1).build();
+        node.check("the last hop", FROM_POD, link, &last, Expect::Stack(Path::ToStack, last.clone()));
+        let own = to(OVERLAY, tcp(40000, 10250)).build();
+        node.check("to this node", FROM_POD, link, &own, Expect::Stack(Path::ToStack, own.clone()));
+    }
+}
+
+#[test]
+fn packets_to_another_node_leave_in_the_tunnel() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    for (transport, protocol) in [(tcp(40000, 80), protocol::TCP), (udp(40000, 80), protocol::UDP)] {
+        let packet = to(REMOTE, transport);
+        let flow = abi::Flow::new(POD.into(), REMOTE.into(), Be16::new(40000), Be16::new(80), protocol);
+        let inner = packet.forwarded(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
+        let outer = Vxlan::new(NODE1, NODE2)
+            .with(|outer| outer.source_port = flow.tunnel_source_port().get())
+            .around(&inner);
+        let expect = Expect::Redirect(Path::TunnelOut, outer);
+        node.check(&format!("protocol {protocol}"), FROM_POD, link, &packet.build(), expect);
+    }
+}
+
+#[test]
+fn too_large_packets_are_answered_with_the_mtu() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    let of_length = |length: usize| to(REMOTE, udp(40000, 80)).with(|p| p.payload = vec![7; length - 48]);
+    let fits = of_length(1450);
+    assert_eq!(node.run(FROM_POD, link, &fits.build(), 0).frame.len(), 14 + 1450 + 50);
+    let large = of_length(1451);
+    let answer =
+        Packet6::new(OVERLAY, POD, Transport::Icmp { kind: 2, code: 0, word: 1450_u32.to_be_bytes() })
+            .macs(POD_A_MAC, HOST_A_MAC)
+            .with(|packet| packet.payload = behind_ethernet(&large.build())[..48].to_vec());
+    let expect = Expect::Redirect(Path::TooBigAnswered, answer.build());
+    node.check("one byte more", FROM_POD, link, &large.build(), expect);
+}
+
+#[test]
+fn the_gateway_is_advertised_to_pods_that_ask() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    let gateway = Ipv6Addr::from(GATEWAY6);
+    let target = [&GATEWAY6[..], &[2, 1], &HOST_A_MAC].concat();
+    let answer = Packet6::new(gateway, POD, Transport::Icmp { kind: 136, code: 0, word: [0xe0, 0, 0, 0] })
+        .macs(POD_A_MAC, HOST_A_MAC)
+        .with(|packet| (packet.hop_limit, packet.payload) = (255, target));
+    let asked = solicitation(gateway);
+    let unicast = asked.clone().with(|packet| packet.destination = gateway).macs(HOST_A_MAC, POD_A_MAC);
+    for (what, asked) in [("by group", asked), ("by address", unicast)] {
+        let expect = Expect::Redirect(Path::ArpAnswered, answer.build());
+        node.check(what, FROM_POD, link, &asked.build(), expect);
+    }
+}
+
+#[test]
+fn neighbour_discovery_ends_at_the_link() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    let gateway = Ipv6Addr::from(GATEWAY6);
+    let bare = solicitation(gateway).with(|packet| packet.payload.truncate(8));
+    let report = message(ALL_NODES, 143, 1, &[0; 4])
+        .with(|packet| packet.extensions.push(Extension::of(protocol::HOP_BY_HOP)));
+    for (what, packet, reason) in [
+        (
+            "duplicate address detection",
+            solicitation(POD).with(|p| p.source = Ipv6Addr::UNSPECIFIED),
+            Reason::NeighbourChatter,
+        ),
+        ("router solicitation", message(ALL_NODES, 133, 255, &[]), Reason::NeighbourChatter),
+        ("neighbour advertisement", message(ALL_NODES, 136, 255, &[0; 16]), Reason::NeighbourChatter),
+        ("MLD 1 report", message(ALL_NODES, 131, 1, &[0; 16]), Reason::NeighbourChatter),
+        ("MLD 2 report", report, Reason::NeighbourChatter),
+        ("router advertisement", message(ALL_NODES, 134, 255, &[0; 8]), Reason::RouterAdvertisement),
+        ("redirect", message(NEIGHBOUR, 137, 255, &[0; 32]), Reason::RedirectFromPod),
+        ("for another pod", solicitation(NEIGHBOUR), Reason::SolicitationNotForGateway),
+        ("for the node's address", solicitation(OVERLAY), Reason::SolicitationNotForGateway),
+        (
+            "through a router",
+            solicitation(gateway).with(|p| p.hop_limit = 64),
+            Reason::SolicitationNotForGateway,
+        ),
+        ("without its target", bare, Reason::SolicitationNotForGateway),
+        (
+            "in another pod's name",
+            solicitation(gateway).with(|p| p.source = NEIGHBOUR),
+            Reason::SourceNotOwned,
+        ),
+        ("from a foreign MAC", solicitation(gateway).macs(GROUP_MAC, POD_B_MAC), Reason::SourceMacNotOwned),
+    ] {
+        node.check(what, FROM_POD, link, &packet.build(), Expect::Drop(reason));
+    }
+}
+
+#[test]
+fn addresses_and_frames_that_a_pod_may_not_send() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    let good = to(NEIGHBOUR, udp(40000, 80));
+    let from = |source: Ipv6Addr| good.clone().with(|packet| packet.source = source).build();
+    let towards = |destination: Ipv6Addr| to(destination, udp(40000, 80)).build();
+    let mapped = POD_A.to_ipv6_mapped();
+    let mut wrong_version = good.build();
+    wrong_version[14] = 0x45;
+    let mut short = good.build();
+    short.truncate(14 + 40);
+    for (what, frame, reason) in [
+        ("from nowhere", from(Ipv6Addr::UNSPECIFIED), Reason::AddressNeverOnWire),
+        ("from ::1", from(Ipv6Addr::LOCALHOST), Reason::AddressNeverOnWire),
+        ("from a mapped address", from(mapped), Reason::AddressNeverOnWire),
+        ("from a group", from(ALL_NODES), Reason::AddressNeverOnWire),
+        ("to nowhere", towards(Ipv6Addr::UNSPECIFIED), Reason::AddressNeverOnWire),
+        ("to ::1", towards(Ipv6Addr::LOCALHOST), Reason::AddressNeverOnWire),
+        ("to a mapped address", towards(mapped), Reason::AddressNeverOnWire),
+        ("from a link-local address", from(LINK_LOCAL), Reason::LinkLocalAddress),
+        ("to a link-local address", towards(LINK_LOCAL), Reason::LinkLocalAddress),
+        ("to a group", towards(ALL_NODES), Reason::Multicast),
+        ("another pod's address", from(NEIGHBOUR), Reason::SourceNotOwned),
+        ("a remote pod's address", from(REMOTE), Reason::SourceNotOwned),
+        ("another's MAC", good.clone().macs(HOST_A_MAC, POD_B_MAC).build(), Reason::SourceMacNotOwned),
+        ("a VLAN tag", tagged(&good.build()), Reason::VlanTagged),
+        ("version 4 in an IPv6 frame", wrong_version, Reason::BadIpHeader),
+        ("the end within the packet", short, Reason::Truncated),
+        ("to the world, which is not translated yet", towards(WORLD6), Reason::FamilyNotEnabled),
+    ] {
+        node.check(what, FROM_POD, link, &frame, Expect::Drop(reason));
+    }
+}
+
+#[test]
+fn extension_headers_are_walked_along_up_to_a_bound() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    let with = |kinds: &[u8]| {
+        to(NEIGHBOUR, udp(40000, 80))
+            .with(|packet| packet.extensions = kinds.iter().map(|kind| Extension::of(*kind)).collect())
+    };
+    const HOP: u8 = protocol::HOP_BY_HOP;
+    const DESTINATION: u8 = protocol::DESTINATION_OPTIONS;
+    for kinds in [
+        &[HOP][..],
+        &[protocol::ROUTING],
+        &[DESTINATION],
+        &[protocol::AH],
+        &[HOP, DESTINATION],
+        &[DESTINATION, HOP],
+        &[protocol::AH, DESTINATION],
+        &[DESTINATION, protocol::AH],
+        &[DESTINATION, DESTINATION],
+        &[HOP, DESTINATION, protocol::ROUTING, protocol::AH, DESTINATION, DESTINATION],
+    ] {
+        let packet = with(kinds);
+        node.check(&format!("{kinds:?}"), FROM_POD, link, &packet.build(), delivered(&packet));
+    }
+    let seven = with(&[DESTINATION; 7]).build();
+    node.check("seven", FROM_POD, link, &seven, Expect::Drop(Reason::ExtensionHeaders));
+    for length in [1, 4, 7] {
+        let mut cut = with(&[HOP]).build();
+        cut.truncate(14 + 40 + length);
+        node.check(&format!("{length} bytes"), FROM_POD, link, &cut, Expect::Drop(Reason::Truncated));
+    }
+    // The header says that it is longer than the packet.
+    let beyond = with(&[DESTINATION]).with(|packet| packet.extensions[0].rest[0] = 9).build();
+    node.check("a length beyond the packet", FROM_POD, link, &beyond, Expect::Drop(Reason::BadIpHeader));
+}
+
+#[test]
+fn fragments_follow_their_first() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    let fragment = |offset, has_more, id, transport| {
+        to(NEIGHBOUR, transport)
+            .with(|packet| packet.extensions.push(Extension::fragment(offset, has_more, id)))
+    };
+    let atomic = fragment(0, false, 1, udp(40000, 80));
+    node.check("atomic", FROM_POD, link, &atomic.build(), delivered(&atomic));
+    let later = fragment(2, false, 2, Transport::None(protocol::UDP));
+    let alone = Expect::Drop(Reason::FragmentWithoutFirst);
+    node.check("before its first", FROM_POD, link, &later.build(), alone);
+    let first = fragment(0, true, 2, udp(40000, 80));
+    node.check("the first", FROM_POD, link, &first.build(), delivered(&first));
+    node.check("after its first", FROM_POD, link, &later.build(), delivered(&later));
+    let other = fragment(2, false, 3, Transport::None(protocol::UDP)).build();
+    node.check("another datagram's", FROM_POD, link, &other, Expect::Drop(Reason::FragmentWithoutFirst));
+    // A later fragment that claims more headers: they would be payload.
+    let hidden = fragment(2, false, 2, Transport::None(protocol::DESTINATION_OPTIONS)).build();
+    node.check("headers in payload", FROM_POD, link, &hidden, Expect::Drop(Reason::ExtensionHeaders));
+}
