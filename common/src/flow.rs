@@ -5,14 +5,24 @@ use crate::addr::{Addr, Be16, Quad};
 
 /// IP protocol numbers (IANA).
 pub mod protocol {
+    /// IPv6's extension header of hop-by-hop options (RFC 8200 section 4.3).
+    pub const HOP_BY_HOP: u8 = 0;
     /// ICMP.
     pub const ICMP: u8 = 1;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6's extension header for routing (RFC 8200 section 4.4).
+    pub const ROUTING: u8 = 43;
+    /// IPv6's extension header of fragments (RFC 8200 section 4.5).
+    pub const FRAGMENT: u8 = 44;
     /// The authentication header (RFC 4302).
     pub const AH: u8 = 51;
+    /// ICMP for IPv6 (RFC 4443).
+    pub const ICMPV6: u8 = 58;
+    /// IPv6's extension header of options for the destination (RFC 8200 section 4.6).
+    pub const DESTINATION_OPTIONS: u8 = 60;
     /// SCTP.
     pub const SCTP: u8 = 132;
     /// UDP-Lite (RFC 3828).

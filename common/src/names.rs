@@ -17,6 +17,8 @@ pub const INNER_SOURCE_MAC: [u8; 6] = [0x02, 0x70, 0x77, 0x00, 0x00, 0x01];
 /// Destination of inner frames that the programs write. A receiving program accepts any address and
 /// sets the packet type itself. A node that receives without a program has a [`crate::abi::Vtep`].
 pub const INNER_DESTINATION_MAC: [u8; 6] = [0x02, 0x70, 0x77, 0x00, 0x00, 0x02];
+/// The pods' IPv6 gateway, the same on every node: a pod's link-local traffic ends at its link.
+pub const GATEWAY6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 /// `rtm_protocol` of the agent's routes, so that the agent removes only its own.
 pub const ROUTE_PROTOCOL: u8 = 112;
 
@@ -91,17 +93,20 @@ pub mod programs {
         FromPodNew,
         /// From [`FROM_BARE_UPLINK`], after it has added the link header.
         FromUplink,
+        /// From [`FROM_POD`], for IPv6.
+        FromPod6,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 2] = [Self::FromPodNew, Self::FromUplink];
+        pub const ALL: [Self; 3] = [Self::FromPodNew, Self::FromUplink, Self::FromPod6];
 
         /// Returns the program's name.
         pub const fn program(self) -> &'static str {
             match self {
                 Self::FromPodNew => "from_pod_new",
                 Self::FromUplink => FROM_UPLINK,
+                Self::FromPod6 => "from_pod6",
             }
         }
     }

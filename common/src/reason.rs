@@ -116,6 +116,24 @@ numbered! {
         /// past the policy. The packet is a hostPort's reply, or SNAT would give it the node's
         /// address.
         IpsecPolicy = 39 "ipsec-policy",
+        /// An IPv6 packet has more extension headers than the programs walk along, or its first
+        /// fragment does not have them all.
+        ExtensionHeaders = 40 "extension-headers",
+        /// An address that no IPv6 packet on a wire may have: `::`, `::1`, a v4-mapped address, or
+        /// a multicast address as the source.
+        AddressNeverOnWire = 41 "address-never-on-wire",
+        /// A pod sent a neighbour solicitation for another address than its gateway's, or one that
+        /// is malformed. Solicitations of duplicate address detection count as `neighbour-chatter`.
+        SolicitationNotForGateway = 42 "solicitation-not-for-gateway",
+        /// A pod sent a router advertisement.
+        RouterAdvertisement = 43 "router-advertisement",
+        /// A pod sent an IPv6 redirect.
+        RedirectFromPod = 44 "redirect-from-pod",
+        /// Router solicitations, MLD reports, duplicate address detection and neighbour
+        /// advertisements: every IPv6 stack sends them, and a pod's link has no one for them.
+        NeighbourChatter = 45 "neighbour-chatter",
+        /// A packet from or to a link-local address: no program forwards it.
+        LinkLocalAddress = 46 "link-local-address",
     }
 }
 
@@ -157,7 +175,7 @@ numbered! {
         SnatIn = 13 "snat-in",
         /// "Fragmentation needed" sent to a pod.
         TooBigAnswered = 14 "too-big-answered",
-        /// A pod's ARP request for its gateway answered.
+        /// A pod's ARP request or neighbour solicitation for its gateway answered.
         ArpAnswered = 15 "arp-answered",
         /// A flow could not be recorded: its pod already has its share of `STACK_FLOWS`, or the map
         /// is full. If the packet came out of the host's stack, all flows of the pod use the stack

@@ -15,6 +15,10 @@ use crate::v4;
 
 pub const OTHER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x66];
 
+const GLOBAL: [u8; 16] = [0xfd, 0, 0, 0x10, 2, 0x44, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2];
+const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+const ALL_ROUTERS: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+
 /// A frame with its description, and the reason for which it is dropped.
 pub type Row<'a> = (&'a str, Vec<u8>, Drop);
 
@@ -37,7 +41,13 @@ fn a_pod_sends_only_what_is_its_own() {
         };
         let ask = |mac, sender, target| arp(1, mac, sender, [0; 6], target);
         let ethernet = |ether_type| {
-            [packets::ethernet(pod.host_mac(), pod.eth0_mac(), ether_type), vec![0x60; 46]].concat()
+            [packets::ethernet(pod.host_mac(), pod.eth0_mac(), ether_type), vec![0; 46]].concat()
+        };
+        let icmpv6 = |source: [u8; 16], destination: [u8; 16], kind| {
+            let ip = [&[0x60, 0, 0, 0, 0, 24, 58, 255][..], &source, &destination].concat();
+            let message = [&[kind][..], &[0; 23]].concat();
+            let ethernet = packets::ethernet(pod.host_mac(), pod.eth0_mac(), EtherType::IPV6);
+            [ethernet, ip, message].concat()
         };
         let injected = inner(&Packet::new(v4(other.address()), v4(far.address()), udp(1, 2)));
         let rows: Vec<Row<'_>> = vec![
@@ -57,7 +67,14 @@ fn a_pod_sends_only_what_is_its_own() {
             ("a multicast link address", to_mac([1, 0, 0x5e, 0, 0, 1]).build(), Drop::Multicast),
             ("the broadcast address", to(Ipv4Addr::BROADCAST).build(), Drop::Broadcast),
             ("the broadcast link address", to_mac([0xff; 6]).build(), Drop::Broadcast),
-            ("IPv6", ethernet(EtherType::IPV6), Drop::FamilyNotEnabled),
+            ("IPv6 from an address that it lacks", icmpv6(GLOBAL, GLOBAL, 128), Drop::SourceNotOwned),
+            ("IPv6 from nowhere", icmpv6([0; 16], GLOBAL, 128), Drop::AddressNeverOnWire),
+            ("IPv6 from a link-local address", icmpv6(LINK_LOCAL, GLOBAL, 128), Drop::LinkLocalAddress),
+            ("a router solicitation", icmpv6(LINK_LOCAL, ALL_ROUTERS, 133), Drop::NeighbourChatter),
+            ("duplicate address detection", icmpv6([0; 16], ALL_ROUTERS, 135), Drop::NeighbourChatter),
+            ("a router advertisement", icmpv6(LINK_LOCAL, ALL_ROUTERS, 134), Drop::RouterAdvertisement),
+            ("an IPv6 redirect", icmpv6(LINK_LOCAL, GLOBAL, 137), Drop::RedirectFromPod),
+            ("IPv6 of version 0", ethernet(EtherType::IPV6), Drop::SourceNotOwned),
             ("neither IP nor ARP", ethernet(EtherType(0x88b5)), Drop::EthertypeUnknown),
             ("ARP for another pod", ask(pod.eth0_mac(), own, v4(other.address())), Drop::ArpNotForGateway),
             ("ARP for itself", ask(pod.eth0_mac(), own, own), Drop::ArpNotForGateway),

@@ -295,7 +295,7 @@ fn every_reason_to_drop() {
         ("another's MAC", good.clone().macs(HOST_A_MAC, POD_B_MAC).build(), Reason::SourceMacNotOwned),
         ("a VLAN tag", tagged(&good.build()), Reason::VlanTagged),
         ("a service tag", ethertype(0x88a8), Reason::VlanTagged),
-        ("IPv6", ethertype(0x86dd), Reason::FamilyNotEnabled),
+        ("IPv6 that is none", ethertype(0x86dd), Reason::SourceNotOwned),
         ("neither IP nor ARP", ethertype(0x88cc), Reason::EthertypeUnknown),
         (
             "a multicast address",

@@ -1,12 +1,12 @@
-//! IPv6 packets that a pod sends.
+//! IPv6 packets, at every hook that they come to.
 
 use std::net::Ipv6Addr;
 
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
-use podwire_common::names::programs::FROM_POD;
-use podwire_common::names::{GATEWAY6, INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
+use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
+use podwire_common::names::{GATEWAY6, INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VNI};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::Mode;
 
@@ -265,4 +265,105 @@ fn fragments_follow_their_first() {
     // A later fragment that claims more headers: they would be payload.
     let hidden = fragment(2, false, 2, Transport::None(protocol::DESTINATION_OPTIONS)).build();
     node.check("headers in payload", FROM_POD, link, &hidden, Expect::Drop(Reason::ExtensionHeaders));
+}
+
+#[test]
+fn packets_of_the_stack_reach_a_pod_and_their_flow_is_recorded() {
+    for (what, source, transport, reply, protocol) in [
+        ("another pod", NEIGHBOUR, tcp(40000, 80), (80, 40000), protocol::TCP),
+        ("a remote pod", REMOTE, udp(40000, 53), (53, 40000), protocol::UDP),
+        ("an echo", NEIGHBOUR, Transport::EchoRequest { identifier: 7 }, (0, 7), protocol::ICMPV6),
+    ] {
+        let mut node = node(Mode::Vxlan);
+        let packet = Packet6::new(source, POD, transport).macs(HOST_A_MAC, HOST_A_MAC);
+        let delivered = packet.clone().macs(POD_A_MAC, HOST_A_MAC).build();
+        let link = node.pod_a;
+        node.check(what, TO_POD, link, &packet.build(), Expect::Stack(Path::FromStack, delivered));
+        let flow =
+            abi::Flow::new(POD.into(), source.into(), Be16::new(reply.0), Be16::new(reply.1), protocol);
+        assert_eq!(node.stack_flows(), [flow], "{what}");
+        // From now on the pod's answer takes the stack too.
+        assert!(
+            matches!(protocol, protocol::ICMPV6)
+                || answer_takes_the_stack(&mut node, source, reply, protocol)
+        );
+    }
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    let for_another = Packet6::new(REMOTE, NEIGHBOUR, udp(1, 2)).build();
+    node.check("another pod's", TO_POD, link, &for_another, Expect::Pass);
+}
+
+fn answer_takes_the_stack(node: &mut Fixture, to_pod: Ipv6Addr, ports: (u16, u16), protocol: u8) -> bool {
+    let transport = match protocol {
+        protocol::TCP => Transport::Tcp { source: ports.0, destination: ports.1, flags: 0x12 },
+        _ => udp(ports.0, ports.1),
+    };
+    let answer = to(to_pod, transport).build();
+    let before = node.counters();
+    node.run(FROM_POD, node.pod_a, &answer, 0);
+    node.counters().get(Path::ToStack.name()) != before.get(Path::ToStack.name())
+}
+
+#[test]
+fn packets_of_the_stack_leave_in_the_device() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.uplink;
+    for (what, source) in [("this node's", OVERLAY), ("a pod's", POD)] {
+        let packet = Packet6::new(source, REMOTE, tcp(40000, 80));
+        let leaves = packet.clone().macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build();
+        node.check(what, TO_OVERLAY, link, &packet.build(), Expect::Stack(Path::StackToTunnel, leaves));
+    }
+    for (what, source, destination, reason) in [
+        ("to the world", OVERLAY, WORLD6, Reason::NoNodeForDestination),
+        ("to this node", OVERLAY, POD, Reason::NoNodeForDestination),
+        ("from a stranger", WORLD6, REMOTE, Reason::FamilyNotEnabled),
+    ] {
+        let packet = Packet6::new(source, destination, tcp(40000, 80)).build();
+        node.check(what, TO_OVERLAY, link, &packet, Expect::Drop(reason));
+    }
+}
+
+#[test]
+fn tunnel_packets_go_to_the_device_and_from_there_to_a_pod() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.uplink;
+    let macs = |outer: &mut Vxlan| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC);
+    let tunnel = |source| Vxlan::new(source, NODE1).with(macs);
+    let inner = |source, destination| {
+        let packet = Packet6::new(source, destination, udp(40000, 80));
+        packet.macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build()
+    };
+    let good = inner(REMOTE, POD);
+    node.check("from a node", FROM_UPLINK, link, &tunnel(NODE2).around(&good), Expect::Pass);
+    let stranger = tunnel(STRANGER).around(&good);
+    node.check("from a stranger", FROM_UPLINK, link, &stranger, Expect::Drop(Reason::TunnelPeerUnknown));
+    let wrong = tunnel(NODE2).with(|outer| outer.vni = VNI + 1).around(&good);
+    node.check("another network", FROM_UPLINK, link, &wrong, Expect::Drop(Reason::TunnelVniUnknown));
+    for (what, frame, counted) in [
+        ("to a pod", good, Path::TunnelInDevice.name()),
+        ("to the node", inner(REMOTE, OVERLAY), Path::TunnelToStack.name()),
+        ("from this node's pod", inner(NEIGHBOUR, POD), Reason::InnerSourceNotOwned.name()),
+        ("from the world", inner(WORLD6, POD), Reason::InnerSourceNotOwned.name()),
+        ("to a link-local address", inner(REMOTE, LINK_LOCAL), Reason::LinkLocalAddress.name()),
+    ] {
+        node.check_on_wire(what, "up0-p", &tunnel(NODE2).around(&frame), Some(counted));
+    }
+}
+
+#[test]
+fn no_pods_packet_leaves_untranslated() {
+    for (mode, to_node) in
+        [(Mode::Vxlan, Expect::Drop(Reason::FamilyNotEnabled)), (Mode::Direct, Expect::Pass)]
+    {
+        let mut node = node(mode);
+        let link = node.uplink;
+        let from = |source, destination| {
+            Packet6::new(source, destination, tcp(40000, 80)).macs(NODE2_MAC, UPLINK_MAC).build()
+        };
+        node.check("the node's own", TO_UPLINK, link, &from(WORLD6, REMOTE), Expect::Pass);
+        let refused = Expect::Drop(Reason::FamilyNotEnabled);
+        node.check("to the world", TO_UPLINK, link, &from(POD, WORLD6), refused);
+        node.check("to a remote pod", TO_UPLINK, link, &from(POD, REMOTE), to_node);
+    }
 }

@@ -6,7 +6,9 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL},
+    abi::{
+        ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, Endpoint, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL,
+    },
     flow::protocol,
     names::programs::Jump,
     reason::{Drop, Path},
@@ -14,17 +16,26 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Headers, Ip as _, Place, Skb, ethertype},
+    packet::{Headers, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{
-        arp, checksum, direct, fastpath, flow, frontend, icmp_error, local, snat, source, stack_flow,
-        tunnel_out,
+        arp, checksum, direct, fastpath, flow, frontend, icmp_error, local, neighbour, snat, source,
+        stack_flow, tunnel_out,
     },
     verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
 };
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
+    if ctx.ethertype() == ethertype::IPV6 {
+        return finish_or_jump(&ctx, Ok(Decision::NONE), Jump::FromPod6);
+    }
     finish_or_jump(&ctx, known(&ctx), Jump::FromPodNew)
+}
+
+/// The program for IPv6.
+#[classifier]
+pub fn from_pod6(ctx: TcContext) -> i32 {
+    finish(&ctx, verdict6(&ctx))
 }
 
 /// The second program: packets without a known flow.
@@ -36,14 +47,14 @@ pub fn from_pod_new(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn known(ctx: &TcContext) -> Attempt {
     ctx.clear_ready_to_leave();
-    checksum::of_pod(ctx)?;
+    checksum::of_pod::<Ipv4>(ctx)?;
     let Some((plain, known)) = fastpath::of_pod(ctx) else {
         return Ok(Decision::NONE);
     };
     if fastpath::is_to_neighbour(known) {
         return fastpath::to_neighbour(ctx, plain, known);
     }
-    let mut place = Place::new();
+    let mut place = Place::<Ipv4>::new();
     match place.load(ctx)?.parse(ctx) {
         Ok(packet) => fastpath::from_pod(ctx, packet, known),
         // The second program names the fault.
@@ -53,7 +64,7 @@ fn known(ctx: &TcContext) -> Attempt {
 
 #[inline(always)]
 fn verdict(ctx: &TcContext) -> Outcome {
-    let mut place = Place::new();
+    let mut place = Place::<Ipv4>::new();
     let loaded = place.load(ctx)?;
     match loaded.headers().ethertype.get() {
         _ if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
@@ -78,16 +89,76 @@ fn verdict(ctx: &TcContext) -> Outcome {
     }
     // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
-    let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
-    source::keep_to_limit(ctx, endpoint)?;
-    icmp_error::check_from_pod(packet)?;
-    flow::complete(packet)?;
-
+    let endpoint = sender(ctx, packet)?;
     if endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0
         && let Some(to) = frontend::reply_of_pod(packet)
     {
         return frontend::reply(ctx, packet, endpoint, to);
     }
+    to_pod_or_node(
+        ctx,
+        packet,
+        endpoint,
+        |packet| frontend::from_pod(ctx, packet, Path::ToStack),
+        |packet| snat::from_pod(ctx, packet, endpoint),
+    )
+}
+
+#[inline(always)]
+fn verdict6(ctx: &TcContext) -> Outcome {
+    ctx.clear_ready_to_leave();
+    checksum::of_pod::<Ipv6>(ctx)?;
+    let mut place = Place::<Ipv6>::new();
+    let loaded = place.load(ctx)?;
+    if ctx.has_vlan_tag() {
+        return Err(Drop::VlanTagged);
+    }
+    if !loaded.headers().is_ip() {
+        return Err(Drop::EthertypeUnknown);
+    }
+    let packet = match loaded.parse(ctx) {
+        Ok(packet) => packet,
+        Err(faulty) => return Err(source::of_faulty(ctx, &faulty)),
+    };
+    if let Some(verdict) = neighbour::on_link(ctx, packet)?.verdict() {
+        return Ok(verdict);
+    }
+    source::refuse_unroutable(&packet.headers)?;
+    if packet.headers.ip.is_multicast() || packet.headers.destination_mac.is_group() {
+        return Err(Drop::Multicast);
+    }
+    // Read the generation before the first lookup from which a flow may be learnt.
+    packet.generation = maps::generation();
+    let endpoint = sender(ctx, packet)?;
+    to_pod_or_node(
+        ctx,
+        packet,
+        endpoint,
+        |_| Ok(Verdict::stack(Path::ToStack)),
+        // The programs do not translate IPv6 yet.
+        |_| Err(Drop::FamilyNotEnabled),
+    )
+}
+
+/// Returns the pod that a packet comes from, and completes the packet's flow.
+#[inline(always)]
+fn sender<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Result<&'static Endpoint, Drop> {
+    let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
+    source::keep_to_limit(ctx, endpoint)?;
+    icmp_error::check_from_pod(packet)?;
+    flow::complete(packet)?;
+    Ok(endpoint)
+}
+
+/// Sends a packet to another pod or node. `to_this_node` and `to_world` handle the others.
+#[inline(always)]
+fn to_pod_or_node<I: Ip>(
+    ctx: &TcContext,
+    packet: &mut Parsed<I>,
+    endpoint: &Endpoint,
+    to_this_node: impl FnOnce(&mut Parsed<I>) -> Outcome,
+    to_world: impl FnOnce(&mut Parsed<I>) -> Outcome,
+) -> Outcome {
     let destination = packet.headers.destination_address();
     if let Some(other) = maps::endpoint(&destination) {
         if packet.headers.ttl() <= 1
@@ -103,7 +174,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         source::refuse_tunnel_from_pod(packet, node)?;
         let is_own = NODE_LOCAL | NODE_ADDRESS;
         if node.flags & is_own == is_own {
-            return frontend::from_pod(ctx, packet, Path::ToStack);
+            return to_this_node(packet);
         }
         if node.flags & (NODE_LOCAL | NODE_IPSEC_PODS) == 0 && !stack_flow::needs_stack(endpoint, packet) {
             return match maps::is_direct() {
@@ -113,7 +184,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         }
         return Ok(Verdict::stack(Path::ToStack));
     }
-    snat::from_pod(ctx, packet, endpoint)
+    to_world(packet)
 }
 
 #[inline(always)]

@@ -9,7 +9,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Fragment, Parsed, Place, Skb, ethertype},
+    packet::{Fragment, Ipv4, Parsed, Place, Skb, ethertype},
     stage::{direct, fastpath, icmp_error, inbound, source, stack_flow, translation, tunnel_in},
     verdict::{Outcome, Verdict, finish},
 };
@@ -24,7 +24,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     // If the underlay consists of veth pairs, another node's program may have set the
     // ready-to-leave mark.
     ctx.clear_ready_to_leave();
-    let mut place = Place::new();
+    let mut place = Place::<Ipv4>::new();
     // A frame with a VLAN tag belongs to another link. The stack drops frames for another host.
     if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() {
         return Ok(Verdict::PASS);

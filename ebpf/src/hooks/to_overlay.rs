@@ -9,7 +9,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Place, get_tunnel_key},
+    packet::{Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype, get_tunnel_key},
     stage::{snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
@@ -26,13 +26,31 @@ fn verdict(ctx: &TcContext) -> Outcome {
         // does not belong to a stack flow.
         return Ok(Verdict::PASS);
     }
-    let mut place = Place::new();
+    if ctx.ethertype() == ethertype::IPV6 {
+        return from_stack6(ctx);
+    }
+    from_stack::<Ipv4>(ctx, |packet| snat::into_tunnel(ctx, packet))
+}
+
+// Not inlined: the packet would take stack beside the one of IPv4.
+#[inline(never)]
+fn from_stack6(ctx: &TcContext) -> Outcome {
+    // The programs do not translate IPv6 yet.
+    from_stack::<Ipv6>(ctx, |_| Err(Drop::FamilyNotEnabled))
+}
+
+/// Sends a packet to its node. `masquerade` replaces a source that the other nodes do not know.
+#[inline(always)]
+fn from_stack<I: Ip>(
+    ctx: &TcContext,
+    masquerade: impl FnOnce(&mut Parsed<I>) -> Result<(), Drop>,
+) -> Outcome {
+    let mut place = Place::<I>::new();
     let loaded = place.load(ctx)?;
     if !loaded.headers().is_ip() {
         return Err(Drop::NoNodeForDestination);
     }
-    let destination = loaded.headers().destination_address();
-    let node = match maps::node(&destination) {
+    let node = match maps::node(&loaded.headers().destination_address()) {
         Some(node) if node.flags & NODE_LOCAL == 0 => node,
         _ => return Err(Drop::NoNodeForDestination),
     };
@@ -40,9 +58,9 @@ fn verdict(ctx: &TcContext) -> Outcome {
     source::refuse_forwarded_tunnel(ctx, packet)?;
     let source = packet.headers.source_address();
     if maps::endpoint(&source).is_some() {
-        stack_flow::record(packet, &source, &destination);
+        stack_flow::record(packet, &source, &packet.headers.destination_address());
     } else if is_unknown_elsewhere(&source) {
-        snat::into_tunnel(ctx, packet)?;
+        masquerade(packet)?;
     }
     tunnel_out::address_to_node(ctx, packet, node)?;
     Ok(Verdict::stack(Path::StackToTunnel))

@@ -7,7 +7,7 @@ use podwire_common::reason::Path;
 
 use crate::{
     maps,
-    packet::{Place, Skb},
+    packet::{Ip, Ipv4, Ipv6, Place, Skb, ethertype},
     stage::{local, stack_flow},
     verdict::{Outcome, Verdict, finish},
 };
@@ -24,7 +24,21 @@ fn verdict(ctx: &TcContext) -> Outcome {
         ctx.clear_ready_to_leave();
         return Ok(Verdict::PASS);
     }
-    let mut place = Place::new();
+    if ctx.ethertype() == ethertype::IPV6 {
+        return from_stack6(ctx);
+    }
+    from_stack::<Ipv4>(ctx)
+}
+
+// Not inlined: the packet would take stack beside the one of IPv4.
+#[inline(never)]
+fn from_stack6(ctx: &TcContext) -> Outcome {
+    from_stack::<Ipv6>(ctx)
+}
+
+#[inline(always)]
+fn from_stack<I: Ip>(ctx: &TcContext) -> Outcome {
+    let mut place = Place::<I>::new();
     let loaded = match place.load(ctx) {
         Ok(loaded) if loaded.headers().is_ip() => loaded,
         _ => return Ok(Verdict::PASS),

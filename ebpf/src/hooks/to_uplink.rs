@@ -10,7 +10,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Headers, Parsed, Place, Skb},
+    packet::{ETHERNET_LENGTH, Headers, Ip as _, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
@@ -32,10 +32,13 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
     if ctx.is_ready_to_leave() {
         return Ok(Verdict::PASS);
     }
-    let mut place = Place::new();
+    let mut place = Place::<Ipv4>::new();
     // A frame with a VLAN tag belongs to another link.
     if ctx.has_foreign_vlan_tag() {
         return Ok(Verdict::PASS);
+    }
+    if ctx.ethertype() == ethertype::IPV6 {
+        return refuse_pod6(ctx, if BARE { 0 } else { ETHERNET_LENGTH });
     }
     let loaded = match if BARE { place.load_bare(ctx) } else { place.load(ctx) } {
         Ok(loaded) if loaded.headers().is_ip() => loaded,
@@ -75,6 +78,21 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
             stack_flow::record(packet, &source, &destination);
             if maps::is_direct() { Ok(Verdict::PASS) } else { into_tunnel::<BARE>(ctx, packet, node) }
         }
+    }
+}
+
+/// Refuses IPv6 packets with a pod's address, except by direct routing to a node: the programs do
+/// not translate IPv6 yet. `start`: where the IP header starts.
+// Not inlined: the addresses would take stack in the caller.
+#[inline(never)]
+fn refuse_pod6(ctx: &TcContext, start: u32) -> Outcome {
+    let ip: Ipv6 = ctx.load_at(start)?;
+    if maps::endpoint(&ip.source()).is_none() {
+        return Ok(Verdict::PASS);
+    }
+    match maps::node(&ip.destination()) {
+        Some(node) if maps::is_direct() && node.flags & NODE_LOCAL == 0 => Ok(Verdict::PASS),
+        _ => Err(Drop::FamilyNotEnabled),
     }
 }
 

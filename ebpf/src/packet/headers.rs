@@ -49,6 +49,10 @@ pub trait Ip: Copy {
     const LENGTH: u32;
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
+    /// Offset in the header of what a hop changes.
+    const HOP: u32;
+    /// The bytes that a hop changes, as on the wire.
+    type Hop;
     /// The header without its addresses, as on the wire.
     type FixedPart: Copy;
     /// What only a walk along the headers shows. Zeros are a valid value.
@@ -66,6 +70,12 @@ pub trait Ip: Copy {
     fn set_traffic_class(&mut self, class: u8);
     /// Decrements the time to live, as a router does. The caller has checked that it is above 1.
     fn decrement_ttl(&mut self);
+    /// Returns the bytes that a hop changes, with the time to live decremented.
+    fn hop(&self) -> Self::Hop;
+    /// Returns whether the packet comes from an address.
+    fn is_from(&self, address: &Addr) -> bool;
+    /// Returns whether the packet goes to an address.
+    fn is_to(&self, address: &Addr) -> bool;
     /// Returns the header without its addresses.
     fn fixed_part(&self) -> Self::FixedPart;
     /// Returns the header without its addresses, with the time to live decremented.
@@ -91,10 +101,26 @@ pub trait Ip: Copy {
     fn fragment_part(&self, walk: &Self::Walk) -> Fragment;
     /// Returns the datagram's identification, network order.
     fn identification(&self, walk: &Self::Walk) -> [u8; 4];
+    /// Returns the protocol number that tells a datagram from others of the same identification.
+    fn datagram_protocol(&self) -> u8;
+    /// Returns whether an authentication header covers the addresses.
+    fn is_authenticated(&self, walk: &Self::Walk) -> bool;
     /// Returns whether nothing stands between this part of the header and the transport header.
     fn is_bare(&self, walk: &Self::Walk) -> bool;
     /// Returns the kind of an ICMP message by its type.
     fn icmp_kind(kind: u8) -> IcmpKind;
+    /// Turns a packet without options and extension headers into the error that answers it in a
+    /// router's name: it does not fit a link of `mtu` bytes.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
+    fn too_big(
+        ctx: &TcContext,
+        headers: &Headers<Self>,
+        router: &Addr,
+        router_mac: &Mac,
+        mtu: u32,
+    ) -> Result<(), Drop>;
     /// Reads the header of a packet that an ICMP error quotes at `offset`.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The ICMP error that a router sends when a packet does not fit (RFC 1191).
+//! The ICMP error that a router sends when an IPv4 packet does not fit (RFC 1191).
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -31,7 +31,7 @@ pub fn too_big(
     headers: &Headers,
     router: &Addr,
     router_mac: &Mac,
-    mtu: u16,
+    mtu: u32,
 ) -> Result<(), Drop> {
     let mut answer = Answer {
         headers: Headers {
@@ -55,7 +55,7 @@ pub fn too_big(
         code: FRAGMENTATION_NEEDED,
         checksum: Be16::ZERO,
         unused: [0; 2],
-        mtu: Be16::new(mtu),
+        mtu: Be16::new(mtu as u16),
         quote: [0; QUOTE],
     };
     ctx.load_into(ETHERNET as u32, &mut answer.quote)?;

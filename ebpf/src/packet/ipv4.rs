@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    addr::{Addr, Be16},
+    addr::{Addr, Be16, Mac},
     csum,
     flow::protocol,
     reason::Drop,
@@ -10,6 +10,7 @@ use podwire_common::{
 
 use super::{
     headers::{Fragment, Headers, IcmpKind, Ip, Quoted, ethertype},
+    icmp,
     parsed::load_within,
 };
 
@@ -50,6 +51,9 @@ impl Ip for Ipv4 {
     const ETHERTYPE: u16 = ethertype::IPV4;
     const LENGTH: u32 = MINIMUM_HEADER;
     const ICMP: u8 = protocol::ICMP;
+    const HOP: u32 = 8;
+    /// TTL, protocol and checksum.
+    type Hop = [u8; 4];
     type FixedPart = FixedPart;
     type Walk = ();
 
@@ -84,6 +88,22 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn decrement_ttl(&mut self) {
         (self.ttl, self.checksum) = self.after_hop();
+    }
+
+    #[inline(always)]
+    fn hop(&self) -> [u8; 4] {
+        let (ttl, checksum) = self.after_hop();
+        [ttl, self.protocol, checksum.bytes[0], checksum.bytes[1]]
+    }
+
+    #[inline(always)]
+    fn is_from(&self, address: &Addr) -> bool {
+        self.source == address.v4()
+    }
+
+    #[inline(always)]
+    fn is_to(&self, address: &Addr) -> bool {
+        self.destination == address.v4()
     }
 
     #[inline(always)]
@@ -153,6 +173,16 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
+    fn datagram_protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    #[inline(always)]
+    fn is_authenticated(&self, _: &()) -> bool {
+        self.protocol == protocol::AH
+    }
+
+    #[inline(always)]
     fn is_bare(&self, _: &()) -> bool {
         self.version_length == 0x45
     }
@@ -167,6 +197,17 @@ impl Ip for Ipv4 {
             0 | 14 => IcmpKind::Reply,
             _ => IcmpKind::Other,
         }
+    }
+
+    #[inline(always)]
+    fn too_big(
+        ctx: &TcContext,
+        headers: &Headers<Self>,
+        router: &Addr,
+        router_mac: &Mac,
+        mtu: u32,
+    ) -> Result<(), Drop> {
+        icmp::too_big(ctx, headers, router, router_mac, mtu)
     }
 
     #[inline(always)]

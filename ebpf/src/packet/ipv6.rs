@@ -1,4 +1,5 @@
-//! IPv6 headers (RFC 8200).
+//! IPv6 headers (RFC 8200). A packet may have six extension headers: as many as stand before the
+//! transport in the order that RFC 8200 section 4.1 recommends.
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
@@ -15,9 +16,6 @@ use super::{
 };
 
 const FIXED_HEADER: u32 = 40;
-/// The most extension headers that a packet may have. RFC 8200 section 4.1 recommends an order in
-/// which six stand before the transport.
-const MOST_HEADERS: u32 = 6;
 const MORE_FRAGMENTS: u16 = 1;
 const FRAGMENT_OFFSET: u16 = 0xfff8;
 
@@ -81,6 +79,8 @@ impl Ip for Ipv6 {
     const ETHERTYPE: u16 = ethertype::IPV6;
     const LENGTH: u32 = FIXED_HEADER;
     const ICMP: u8 = protocol::ICMPV6;
+    const HOP: u32 = 7;
+    type Hop = u8;
     type FixedPart = FixedPart6;
     type Walk = Walk6;
 
@@ -113,6 +113,21 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn decrement_ttl(&mut self) {
         self.hop_limit -= 1;
+    }
+
+    #[inline(always)]
+    fn hop(&self) -> u8 {
+        self.hop_limit - 1
+    }
+
+    #[inline(always)]
+    fn is_from(&self, address: &Addr) -> bool {
+        self.source == address.bytes
+    }
+
+    #[inline(always)]
+    fn is_to(&self, address: &Addr) -> bool {
+        self.destination == address.bytes
     }
 
     #[inline(always)]
@@ -251,41 +266,56 @@ fn part_of(fragment: u16) -> Fragment {
 
 /// Walks along the extension headers of a packet at `start`. `first`: the protocol number of what
 /// follows the fixed header.
-// Not inlined: packets and quoted packets share it.
+// Not inlined: packets and quoted packets share it. Written out, without a loop: Linux 6.1 refuses
+// the loop that the compiler makes, and the bound is visible to every verifier.
 #[inline(never)]
 fn walk_along(ctx: &TcContext, start: u32, first: u8, walk: &mut Walk6) -> Result<(), Drop> {
     *walk = Walk6 { length: FIXED_HEADER, protocol: first, ..Walk6::START };
-    let mut count = 0;
-    loop {
-        let is_extension = matches!(
-            walk.protocol,
-            protocol::HOP_BY_HOP
-                | protocol::ROUTING
-                | protocol::FRAGMENT
-                | protocol::DESTINATION_OPTIONS
-                | protocol::AH
-        );
-        if !is_extension {
-            return Ok(());
-        }
-        // What follows the fragment header of a later fragment is payload.
-        if count == MOST_HEADERS || matches!(part_of(walk.fragment), Fragment::Later) {
-            return Err(Drop::ExtensionHeaders);
-        }
-        let extension: Extension = ctx.load_at(start + walk.length)?;
-        match walk.protocol {
-            protocol::FRAGMENT => {
-                walk.fragment = extension.fragment.get();
-                walk.identification = extension.identification;
-                walk.length += 8;
-            }
-            protocol::AH => {
-                walk.is_authenticated = true;
-                walk.length += (u32::from(extension.length) + 2) * 4;
-            }
-            _ => walk.length += (u32::from(extension.length) + 1) * 8,
-        }
-        walk.protocol = extension.next_header;
-        count += 1;
+    let is_at_end = step(ctx, start, walk)?
+        || step(ctx, start, walk)?
+        || step(ctx, start, walk)?
+        || step(ctx, start, walk)?
+        || step(ctx, start, walk)?
+        || step(ctx, start, walk)?
+        || !is_extension(walk.protocol);
+    if is_at_end { Ok(()) } else { Err(Drop::ExtensionHeaders) }
+}
+
+/// Walks past one extension header. Returns whether the walk is at its end.
+#[inline(always)]
+fn step(ctx: &TcContext, start: u32, walk: &mut Walk6) -> Result<bool, Drop> {
+    if !is_extension(walk.protocol) {
+        return Ok(true);
     }
+    // What follows the fragment header of a later fragment is payload.
+    if matches!(part_of(walk.fragment), Fragment::Later) {
+        return Err(Drop::ExtensionHeaders);
+    }
+    let extension: Extension = ctx.load_at(start + walk.length)?;
+    match walk.protocol {
+        protocol::FRAGMENT => {
+            walk.fragment = extension.fragment.get();
+            walk.identification = extension.identification;
+            walk.length += 8;
+        }
+        protocol::AH => {
+            walk.is_authenticated = true;
+            walk.length += (u32::from(extension.length) + 2) * 4;
+        }
+        _ => walk.length += (u32::from(extension.length) + 1) * 8,
+    }
+    walk.protocol = extension.next_header;
+    Ok(false)
+}
+
+#[inline(always)]
+fn is_extension(number: u8) -> bool {
+    matches!(
+        number,
+        protocol::HOP_BY_HOP
+            | protocol::ROUTING
+            | protocol::FRAGMENT
+            | protocol::DESTINATION_OPTIONS
+            | protocol::AH
+    )
 }

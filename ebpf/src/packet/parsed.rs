@@ -86,6 +86,17 @@ impl<'a, I: Ip> Loaded<'a, I> {
         &self.packet.headers
     }
 
+    /// Walks along the headers up to the transport, without any other check.
+    ///
+    /// # Errors
+    /// The reason why there is no transport header.
+    #[inline(always)]
+    pub fn walk(self, ctx: &TcContext) -> Result<&'a Parsed<I>, Drop> {
+        let packet = self.packet;
+        packet.headers.ip.walk(ctx, packet.base.wrapping_add(ETHERNET_LENGTH), &mut packet.walk)?;
+        Ok(packet)
+    }
+
     /// Checks the headers and reads the 5-tuple. The caller has checked that the EtherType is the
     /// family's.
     ///
@@ -163,6 +174,12 @@ impl<I: Ip> Parsed<I> {
         self.headers.ip.header_length(&self.walk)
     }
 
+    /// Returns the protocol number of the transport. Of an ICMP error it is the error's own.
+    #[inline(always)]
+    pub fn protocol(&self) -> u8 {
+        self.headers.ip.protocol(&self.walk)
+    }
+
     /// Returns the offset of the transport header in the frame.
     #[inline(always)]
     pub fn transport_offset(&self) -> u32 {
@@ -182,7 +199,7 @@ impl<I: Ip> Parsed<I> {
             source: self.headers.source_address(),
             destination: self.headers.destination_address(),
             identification: self.headers.ip.identification(&self.walk),
-            protocol: self.headers.ip.protocol(&self.walk),
+            protocol: self.headers.ip.datagram_protocol(),
             reserved: [0; 3],
         }
     }

@@ -11,7 +11,7 @@ use podwire_common::{
     reason::Drop,
 };
 
-use super::{FixedPart, Fragment, Headers, Ip as _, Parsed, Skb, quote};
+use super::{Fragment, Headers, Ip, Parsed, Skb, quote};
 use crate::{global::global, helpers};
 
 const IP: u32 = 14;
@@ -36,7 +36,7 @@ pub fn set_macs(ctx: &TcContext, macs: Macs) -> Result<(), Drop> {
 /// # Errors
 /// [`Drop::Truncated`].
 #[inline(always)]
-pub fn fixed_part(ctx: &TcContext) -> Result<FixedPart, Drop> {
+pub fn fixed_part<I: Ip>(ctx: &TcContext) -> Result<I::FixedPart, Drop> {
     ctx.load_at(IP)
 }
 
@@ -45,7 +45,7 @@ pub fn fixed_part(ctx: &TcContext) -> Result<FixedPart, Drop> {
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn set_fixed_part(ctx: &TcContext, header: &FixedPart) -> Result<(), Drop> {
+pub fn set_fixed_part<I: Ip>(ctx: &TcContext, header: &I::FixedPart) -> Result<(), Drop> {
     ctx.store_at(IP, header)
 }
 
@@ -54,11 +54,8 @@ pub fn set_fixed_part(ctx: &TcContext, header: &FixedPart) -> Result<(), Drop> {
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn decrement_ttl(ctx: &TcContext, headers: &Headers, base: u32) -> Result<(), Drop> {
-    let mut changed = headers.ip;
-    changed.decrement_ttl();
-    let checksum = changed.checksum.bytes;
-    ctx.store_at(base + TTL, &[changed.ttl, changed.protocol, checksum[0], checksum[1]])
+pub fn decrement_ttl<I: Ip>(ctx: &TcContext, headers: &Headers<I>, base: u32) -> Result<(), Drop> {
+    ctx.store_at(base + IP + I::HOP, &headers.ip.hop())
 }
 
 /// Gives a plain TCP or UDP packet another source, and decrements its TTL.

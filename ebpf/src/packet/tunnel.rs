@@ -15,7 +15,7 @@ use podwire_common::{
     reason::Drop,
 };
 
-use super::{FixedPart, Headers, Ipv4, Skb, Way, checksum, ethertype};
+use super::{FixedPart, Headers, Ip, Ipv4, Skb, Way, checksum, ethertype};
 use crate::helpers::{self, bpf_get_prandom_u32, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 
 /// Bytes from the start of the outer Ethernet header to the start of the inner one. Encapsulation
@@ -56,21 +56,21 @@ pub struct Outer {
 /// refuses a frame that it takes for encapsulated already. A pod's own tunnel has encapsulated it,
 /// or an earlier decapsulation has left the kernel's mark behind.
 #[inline(always)]
-pub fn encapsulate(
+pub fn encapsulate<I: Ip>(
     ctx: &TcContext,
     way: &Way,
     outer: &Outer,
-    inner: &FixedPart,
+    inner: &I::FixedPart,
 ) -> Result<Result<(), Drop>, Refused> {
     helpers::adjust_room(ctx, OUTER_LENGTH as i32, BPF_ADJ_ROOM_MAC, ENCAPSULATE).map_err(|_| Refused)?;
-    Ok(store_outer(ctx, way, outer, inner))
+    Ok(store_outer::<I>(ctx, way, outer, inner))
 }
 
 /// The kernel refused to change the room for headers; nothing happened to the frame.
 pub struct Refused;
 
 #[inline(never)]
-fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: &FixedPart) -> Result<(), Drop> {
+fn store_outer<I: Ip>(ctx: &TcContext, way: &Way, outer: &Outer, inner: &I::FixedPart) -> Result<(), Drop> {
     // The kernel rewrites both lengths of a large segment when it cuts the segment.
     let length = ctx.bytes() as u16;
     let ip_length = length.wrapping_sub(14);
@@ -108,7 +108,7 @@ fn store_outer(ctx: &TcContext, way: &Way, outer: &Outer, inner: &FixedPart) -> 
         vxlan: [VXLAN_FLAGS, 0, 0, 0, a, b, c, 0],
         inner_destination_mac: outer.inner_destination_mac,
         inner_source_mac: Mac { bytes: INNER_SOURCE_MAC },
-        inner_ethertype: Be16::new(ethertype::IPV4),
+        inner_ethertype: Be16::new(I::ETHERTYPE),
         inner: *inner,
     };
     headers.outer.ip.checksum = checksum::of_ip(&headers.outer.ip);
@@ -191,7 +191,7 @@ pub fn set_tunnel_key(
 }
 
 #[repr(C)]
-struct OuterHeaders {
+struct OuterHeaders<F> {
     outer: Headers,
     source_port: Be16,
     destination_port: Be16,
@@ -201,7 +201,7 @@ struct OuterHeaders {
     inner_destination_mac: Mac,
     inner_source_mac: Mac,
     inner_ethertype: Be16,
-    inner: FixedPart,
+    inner: F,
 }
 
-const _: () = assert!(size_of::<OuterHeaders>() == 76);
+const _: () = assert!(size_of::<OuterHeaders<FixedPart>>() == 76);

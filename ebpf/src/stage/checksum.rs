@@ -5,7 +5,7 @@ use podwire_common::reason::Drop;
 
 use crate::{
     maps,
-    packet::{ETHERNET_LENGTH, Fragment, Ip as _, Place, checksum_left},
+    packet::{Fragment, Ip, Place, checksum_left},
 };
 
 /// Refuses a pod's packet if the kernel is to write its checksum anywhere but into the packet's own
@@ -15,15 +15,17 @@ use crate::{
 /// [`Drop::ChecksumNotOwn`].
 // Not inlined: its stack is free when it returns.
 #[inline(never)]
-pub fn of_pod(ctx: &TcContext) -> Result<(), Drop> {
+pub fn of_pod<I: Ip>(ctx: &TcContext) -> Result<(), Drop> {
     let Some(left) = checksum_left(ctx, maps::skb_layout())? else {
         return Ok(());
     };
-    let mut place: Place = Place::new();
+    let mut place = Place::<I>::new();
     let loaded = place.load(ctx).map_err(|_| Drop::ChecksumNotOwn)?;
-    let (headers, ip) = (loaded.headers(), &loaded.headers().ip);
-    let is_own = headers.is_ip()
-        && matches!(ip.fragment_part(&()), Fragment::Whole)
-        && left.is_own(ip.protocol, (ETHERNET_LENGTH + ip.header_length(&())) as u16);
+    if !loaded.headers().is_ip() {
+        return Err(Drop::ChecksumNotOwn);
+    }
+    let packet = loaded.walk(ctx).map_err(|_| Drop::ChecksumNotOwn)?;
+    let is_own = matches!(packet.fragment_part(), Fragment::Whole)
+        && left.is_own(packet.protocol(), packet.transport_offset() as u16);
     if is_own { Ok(()) } else { Err(Drop::ChecksumNotOwn) }
 }

@@ -10,7 +10,7 @@ use podwire_common::{
 use super::{fastpath, flow, local, stack_flow, too_big};
 use crate::{
     maps,
-    packet::{Fragment, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
+    packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -19,7 +19,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &Node) -> Outcome {
+pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, node: &Node) -> Outcome {
     if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
@@ -48,7 +48,12 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &No
 /// # Errors
 /// [`Drop::FragmentWithoutFirst`], [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn to_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint, sender: Option<&Node>) -> Outcome {
+pub fn to_pod<I: Ip>(
+    ctx: &TcContext,
+    packet: &mut Parsed<I>,
+    endpoint: &Endpoint,
+    sender: Option<&Node>,
+) -> Outcome {
     flow::complete(packet)?;
     if packet.headers.ttl() <= 1 || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);

@@ -4,7 +4,7 @@ use podwire_common::{abi::FragmentPorts, addr::Be16, reason::Drop};
 
 use crate::{
     maps,
-    packet::{Fragment, Parsed},
+    packet::{Fragment, Ip, Parsed},
 };
 
 /// Completes a packet's 5-tuple: remembers the ports of a first fragment, and gives them to later
@@ -13,7 +13,7 @@ use crate::{
 /// # Errors
 /// [`Drop::FragmentWithoutFirst`] when the first fragment was not seen, or was seen too long ago.
 #[inline(never)]
-pub fn complete(packet: &mut Parsed) -> Result<(), Drop> {
+pub fn complete<I: Ip>(packet: &mut Parsed<I>) -> Result<(), Drop> {
     match packet.fragment_part() {
         Fragment::Whole => {}
         Fragment::First => {
@@ -41,7 +41,7 @@ pub fn complete(packet: &mut Parsed) -> Result<(), Drop> {
 /// known yet, so the caller leaves the fragment to the host. The host can wait for the first
 /// fragment, and needs this one if the datagram is the host's own.
 #[inline(never)]
-pub fn note_early(packet: &Parsed) {
+pub fn note_early<I: Ip>(packet: &Parsed<I>) {
     let ports = FragmentPorts { source_port: Be16::ZERO, destination_port: Be16::ZERO, early: 1 };
     maps::remember_fragment(&packet.fragment_key(), ports);
 }

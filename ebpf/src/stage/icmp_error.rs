@@ -9,7 +9,7 @@ use podwire_common::{epoch, flow::protocol, reason::Drop};
 
 use crate::{
     maps,
-    packet::{Parsed, Skb},
+    packet::{Ip, Parsed, Skb},
 };
 
 /// Refuses a pod's error, unless the quoted packet was sent to that pod, and the error goes to the
@@ -21,8 +21,8 @@ use crate::{
 /// # Errors
 /// [`Drop::IcmpErrorNotOwned`].
 #[inline(always)]
-pub fn check_from_pod(packet: &Parsed) -> Result<(), Drop> {
-    let is_receiver = packet.headers.ip.source == packet.flow.source.v4();
+pub fn check_from_pod<I: Ip>(packet: &Parsed<I>) -> Result<(), Drop> {
+    let is_receiver = packet.headers.ip.is_from(&packet.flow.source);
     if packet.is_error && !(is_receiver && goes_to_sender(packet)) {
         return Err(Drop::IcmpErrorNotOwned);
     }
@@ -32,8 +32,8 @@ pub fn check_from_pod(packet: &Parsed) -> Result<(), Drop> {
 /// Returns whether an error goes to the sender of the quoted packet. Any router may send such an
 /// error. Conntrack requires the same (`nf_conntrack_inet_error` in the kernel).
 #[inline(always)]
-pub fn goes_to_sender(packet: &Parsed) -> bool {
-    packet.headers.ip.destination == packet.flow.destination.v4()
+pub fn goes_to_sender<I: Ip>(packet: &Parsed<I>) -> bool {
+    packet.headers.ip.is_to(&packet.flow.destination)
 }
 
 /// Forgets what is known of the flow that an error from the network quotes, because the path may

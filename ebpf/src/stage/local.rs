@@ -7,7 +7,7 @@ use podwire_common::{
 };
 
 use crate::{
-    packet::{Headers, Ip as _, Skb, redirect, redirect_peer, set_macs},
+    packet::{Headers, Ip, Skb, redirect, redirect_peer, set_macs},
     verdict::{Outcome, Verdict},
 };
 
@@ -19,7 +19,7 @@ const ETHERNET_LENGTH: u32 = 14;
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn deliver(ctx: &TcContext, headers: &mut Headers, endpoint: &Endpoint, path: Path) -> Outcome {
+pub fn deliver<I: Ip>(ctx: &TcContext, headers: &mut Headers<I>, endpoint: &Endpoint, path: Path) -> Outcome {
     pass_on(ctx, headers, endpoint.macs())?;
     Ok(Verdict::redirect(path, into_endpoint(ctx, endpoint)))
 }
@@ -30,7 +30,7 @@ pub fn deliver(ctx: &TcContext, headers: &mut Headers, endpoint: &Endpoint, path
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn send(ctx: &TcContext, headers: &mut Headers, macs: Macs, link: u32, path: Path) -> Outcome {
+pub fn send<I: Ip>(ctx: &TcContext, headers: &mut Headers<I>, macs: Macs, link: u32, path: Path) -> Outcome {
     pass_on(ctx, headers, macs)?;
     Ok(Verdict::redirect(path, into(ctx, link)))
 }
@@ -40,7 +40,7 @@ pub fn send(ctx: &TcContext, headers: &mut Headers, macs: Macs, link: u32, path:
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn pass_on(ctx: &TcContext, headers: &mut Headers, macs: Macs) -> Result<(), Drop> {
+pub fn pass_on<I: Ip>(ctx: &TcContext, headers: &mut Headers<I>, macs: Macs) -> Result<(), Drop> {
     headers.ip.decrement_ttl();
     headers.set_macs(macs);
     ctx.store_at(0, headers)

@@ -10,6 +10,7 @@ pub mod host_process;
 pub mod icmp_error;
 pub mod inbound;
 pub mod local;
+pub mod neighbour;
 pub mod outer;
 pub mod snat;
 pub mod source;

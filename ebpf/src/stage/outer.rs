@@ -9,7 +9,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Ip as _, Outer, Parsed, Way, encapsulate},
+    packet::{Ip, Ipv4, Outer, Parsed, Way, encapsulate},
     verdict::{Attempt, Decision, Verdict},
 };
 
@@ -21,7 +21,7 @@ use crate::{
 #[inline(always)]
 pub fn send_known(ctx: &TcContext, packet: &mut Parsed, way: &Way, source_port: Be16, inner: Mac) -> Attempt {
     let outer = outer_of(packet, source_port, inner);
-    let Ok(stored) = encapsulate(ctx, way, &outer, &packet.headers.ip.decremented()) else {
+    let Ok(stored) = encapsulate::<Ipv4>(ctx, way, &outer, &packet.headers.ip.decremented()) else {
         return Ok(Decision::NONE);
     };
     stored?;
@@ -30,7 +30,7 @@ pub fn send_known(ctx: &TcContext, packet: &mut Parsed, way: &Way, source_port: 
 
 /// Returns the fields of a packet's outer headers that differ from packet to packet.
 #[inline(always)]
-pub fn outer_of(packet: &Parsed, source_port: Be16, inner_destination_mac: Mac) -> Outer {
+pub fn outer_of<I: Ip>(packet: &Parsed<I>, source_port: Be16, inner_destination_mac: Mac) -> Outer {
     Outer {
         source_port,
         destination_port: maps::vxlan_port(),

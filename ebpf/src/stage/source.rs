@@ -13,7 +13,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Faulty, Headers, Lookup, Parsed, Skb, Way},
+    packet::{Faulty, Headers, Ip, Ipv6, Lookup, Parsed, Skb, Way},
 };
 
 /// The first byte of 127.0.0.0/8.
@@ -52,7 +52,7 @@ pub fn keep_to_limit(ctx: &TcContext, endpoint: &Endpoint) -> Result<(), Drop> {
 /// Returns the reason to refuse a pod's packet that cannot be parsed. A false sender is reported
 /// before a fault.
 #[inline(never)]
-pub fn of_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Drop {
+pub fn of_faulty<I: Ip>(ctx: &TcContext, faulty: &Faulty<'_, I>) -> Drop {
     let (address, mac) = (faulty.headers.source_address(), faulty.headers.source_mac);
     match of_pod(ctx, &address, mac).and_then(|endpoint| keep_to_limit(ctx, endpoint)) {
         Ok(()) => faulty.reason,
@@ -76,7 +76,7 @@ fn bytes_of_frames(ctx: &TcContext) -> u32 {
 
 /// Returns whether a packet looks like a tunnel packet, wherever it goes.
 #[inline(always)]
-pub fn is_tunnel(packet: &Parsed) -> bool {
+pub fn is_tunnel<I: Ip>(packet: &Parsed<I>) -> bool {
     packet.flow.protocol == protocol::UDP
         && packet.flow.destination_port == maps::vxlan_port()
         && !packet.is_error
@@ -88,7 +88,7 @@ pub fn is_tunnel(packet: &Parsed) -> bool {
 /// # Errors
 /// [`Drop::VxlanFromPod`].
 #[inline(always)]
-pub fn refuse_tunnel_from_pod(packet: &Parsed, node: &Node) -> Result<(), Drop> {
+pub fn refuse_tunnel_from_pod<I: Ip>(packet: &Parsed<I>, node: &Node) -> Result<(), Drop> {
     if is_tunnel(packet) && node.flags & NODE_POD_NETWORK == 0 {
         return Err(Drop::VxlanFromPod);
     }
@@ -102,7 +102,7 @@ pub fn refuse_tunnel_from_pod(packet: &Parsed, node: &Node) -> Result<(), Drop> 
 /// # Errors
 /// [`Drop::VxlanFromPod`].
 #[inline(always)]
-pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<(), Drop> {
+pub fn refuse_forwarded_tunnel<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<(), Drop> {
     let came_by = ctx.ingress_ifindex();
     if maps::is_direct() || came_by == 0 || !is_tunnel(packet) {
         return Ok(());
@@ -123,6 +123,24 @@ pub fn refuse_forwarded_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<(), D
 pub fn refuse_loopback(headers: &Headers) -> Result<(), Drop> {
     if headers.ip.source[0] == LOOPBACK || headers.ip.destination[0] == LOOPBACK {
         return Err(Drop::LoopbackAddress);
+    }
+    Ok(())
+}
+
+/// Refuses IPv6 addresses that a packet on a wire never has, and link-local ones, which no program
+/// forwards.
+///
+/// # Errors
+/// [`Drop::AddressNeverOnWire`], [`Drop::LinkLocalAddress`].
+// Not inlined: the addresses would take stack in the caller.
+#[inline(never)]
+pub fn refuse_unroutable(headers: &Headers<Ipv6>) -> Result<(), Drop> {
+    let (source, destination) = (headers.source_address(), headers.destination_address());
+    if source.is_never_on_a_wire() || source.is_multicast() || destination.is_never_on_a_wire() {
+        return Err(Drop::AddressNeverOnWire);
+    }
+    if source.is_link_local() || destination.is_link_local() {
+        return Err(Drop::LinkLocalAddress);
     }
     Ok(())
 }

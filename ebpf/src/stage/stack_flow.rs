@@ -13,7 +13,7 @@ use podwire_common::{
 use super::icmp_error;
 use crate::{
     maps,
-    packet::{Fragment, Parsed},
+    packet::{Fragment, Ip, Parsed},
 };
 
 /// Returns whether a packet from or to a pod must go through the host stack, because its flow or
@@ -21,7 +21,7 @@ use crate::{
 /// through a service and now reaches it directly from the same port. The answers take the stack, so
 /// the client's packets must take it too. There conntrack keeps the two flows apart.
 #[inline(never)]
-pub fn needs_stack(endpoint: &Endpoint, packet: &Parsed) -> bool {
+pub fn needs_stack<I: Ip>(endpoint: &Endpoint, packet: &Parsed<I>) -> bool {
     if endpoint.flags & ENDPOINT_STACK_ONLY != 0 || maps::is_stack_flow(&packet.flow) {
         return true;
     }
@@ -45,7 +45,7 @@ pub fn needs_stack(endpoint: &Endpoint, packet: &Parsed) -> bool {
 /// not bypass the stack: to this node itself or to the world they take it anyway. ICMP errors
 /// record nothing: they follow the flow that they quote.
 #[inline(never)]
-pub fn record(packet: &Parsed, local_pod: &Addr, other: &Addr) {
+pub fn record<I: Ip>(packet: &Parsed<I>, local_pod: &Addr, other: &Addr) {
     if packet.is_error || matches!(packet.fragment_part(), Fragment::Later) || !leads_past_stack(other) {
         return;
     }
@@ -59,7 +59,7 @@ pub fn record(packet: &Parsed, local_pod: &Addr, other: &Addr) {
 /// Returns whether the packet is an ICMP error about a packet that its receiver has sent to an
 /// address reached past the stack.
 #[inline(never)]
-pub fn is_error_about_direct(packet: &Parsed) -> bool {
+pub fn is_error_about_direct<I: Ip>(packet: &Parsed<I>) -> bool {
     packet.is_error && icmp_error::goes_to_sender(packet) && leads_past_stack(&packet.flow.source)
 }
 

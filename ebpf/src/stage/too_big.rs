@@ -5,14 +5,14 @@ use podwire_common::{abi::Endpoint, reason::Path};
 
 use super::local;
 use crate::{
-    packet::{Ip as _, Parsed, too_big},
+    packet::{Ip, Parsed},
     verdict::{Outcome, Verdict},
 };
 
 /// Returns whether [`answer`] can report the packet: it forbids fragmentation, and has no IP
 /// options, which would change the length of the quote. All other packets are left to the kernel.
 #[inline(always)]
-pub fn can_answer(packet: &Parsed) -> bool {
+pub fn can_answer<I: Ip>(packet: &Parsed<I>) -> bool {
     packet.headers.ip.dont_fragment() && packet.has_bare_header()
 }
 
@@ -25,7 +25,7 @@ pub fn can_answer(packet: &Parsed) -> bool {
 /// # Errors
 /// [`podwire_common::reason::Drop::RewriteFailed`].
 #[inline(always)]
-pub fn answer(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, mtu: u32) -> Outcome {
-    too_big(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, mtu as u16)?;
+pub fn answer<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, mtu: u32) -> Outcome {
+    I::too_big(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, mtu)?;
     Ok(Verdict::redirect(Path::TooBigAnswered, local::into_endpoint(ctx, endpoint)))
 }

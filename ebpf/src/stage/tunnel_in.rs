@@ -13,7 +13,8 @@ use super::{fastpath, flow, frontend, icmp_error, local, source, stack_flow};
 use crate::{
     maps,
     packet::{
-        Ip as _, Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, get_tunnel_key, is_list, vni_of,
+        Ip, Ipv4, Ipv6, Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, ethertype, get_tunnel_key,
+        is_list, vni_of,
     },
     verdict::{Outcome, Verdict},
 };
@@ -34,7 +35,13 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
         return Ok(Verdict::PASS);
     }
     // Load in place of the outer packet: the stack has no room for both.
-    let packet = match packet.load_inner(ctx, OUTER_LENGTH).and_then(|loaded| inner(ctx, loaded)) {
+    let loaded = packet.load_inner(ctx, OUTER_LENGTH);
+    // The VXLAN device decapsulates IPv6, and `from_overlay` checks the rest.
+    if loaded.as_ref().is_ok_and(|loaded| loaded.headers().ethertype.get() == ethertype::IPV6) {
+        check_outer(vni, &sender)?;
+        return Ok(Verdict::PASS);
+    }
+    let packet = match loaded.and_then(|loaded| inner(ctx, loaded)) {
         Ok(packet) => packet,
         // A false sender is reported before a fault.
         Err(reason) => return Err(check_outer(vni, &sender).err().unwrap_or(reason)),
@@ -110,10 +117,41 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
     if ctx.has_vlan_tag() {
         return Err(Drop::InnerProtocolUnknown);
     }
-    let mut place = Place::new();
+    if ctx.ethertype() == ethertype::IPV6 {
+        return decapsulated6(ctx, &key.remote);
+    }
+    decapsulated::<Ipv4>(
+        ctx,
+        &key.remote,
+        |packet| source::refuse_loopback(&packet.headers),
+        |packet| frontend::from_pod(ctx, packet, Path::TunnelToStack),
+    )
+}
+
+// Not inlined: the packet would take stack beside the one of IPv4.
+#[inline(never)]
+fn decapsulated6(ctx: &TcContext, sender: &Addr) -> Outcome {
+    decapsulated::<Ipv6>(
+        ctx,
+        sender,
+        |packet| source::refuse_unroutable(&packet.headers),
+        |_| Ok(Verdict::stack(Path::TunnelToStack)),
+    )
+}
+
+/// Handles a packet that the VXLAN device has decapsulated. `refuse` refuses addresses, `to_node`
+/// handles a packet that is for no pod.
+#[inline(always)]
+fn decapsulated<I: Ip>(
+    ctx: &TcContext,
+    sender: &Addr,
+    refuse: impl FnOnce(&Parsed<I>) -> Result<(), Drop>,
+    to_node: impl FnOnce(&Parsed<I>) -> Outcome,
+) -> Outcome {
+    let mut place = Place::<I>::new();
     let packet = inner(ctx, place.load(ctx)?)?;
-    let node = check_owner(packet, &key.remote)?;
-    source::refuse_loopback(&packet.headers)?;
+    let node = check_owner(packet, sender)?;
+    refuse(packet)?;
     // The inner link addresses are constants that no device has.
     ctx.set_packet_host();
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
@@ -121,7 +159,7 @@ pub fn on_device(ctx: &TcContext) -> Outcome {
             flow::note_early(packet);
             return Ok(Verdict::stack(Path::TunnelToStack));
         }
-        return frontend::from_pod(ctx, packet, Path::TunnelToStack);
+        return to_node(packet);
     };
     flow::complete(packet)?;
     if packet.headers.ttl() <= 1
@@ -147,7 +185,7 @@ fn check_outer(vni: Option<u32>, sender: &Addr) -> Result<(), Drop> {
 
 /// Parses the inner packet.
 #[inline(always)]
-fn inner<'a>(ctx: &TcContext, loaded: Loaded<'a>) -> Result<&'a mut Parsed, Drop> {
+fn inner<'a, I: Ip>(ctx: &TcContext, loaded: Loaded<'a, I>) -> Result<&'a mut Parsed<I>, Drop> {
     if !loaded.headers().is_ip() {
         return Err(Drop::InnerProtocolUnknown);
     }
@@ -157,7 +195,7 @@ fn inner<'a>(ctx: &TcContext, loaded: Loaded<'a>) -> Result<&'a mut Parsed, Drop
 /// Checks that the sending node owns the inner source: the source is in the node's podCIDRs, or is
 /// one of its own addresses. Returns the entry of the source.
 #[inline(always)]
-fn check_owner(packet: &Parsed, sender: &Addr) -> Result<&'static Node, Drop> {
+fn check_owner<I: Ip>(packet: &Parsed<I>, sender: &Addr) -> Result<&'static Node, Drop> {
     match maps::node(&packet.headers.source_address()) {
         Some(node) if node.tunnel_endpoint == *sender => {
             if node.flags & NODE_POD_NETWORK != 0 {

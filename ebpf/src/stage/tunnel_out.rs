@@ -13,8 +13,8 @@ use super::{fastpath, outer::outer_of, too_big};
 use crate::{
     maps,
     packet::{
-        FixedPart, Ip as _, Lookup, Parsed, Way, decrement_ttl, encapsulate, fixed_part, redirect,
-        set_fixed_part, set_macs, set_tunnel_key, translate,
+        Ip, Ipv4, Lookup, Parsed, Way, decrement_ttl, encapsulate, fixed_part, redirect, set_fixed_part,
+        set_macs, set_tunnel_key, translate,
     },
     verdict::{Outcome, Verdict},
 };
@@ -24,7 +24,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, node: &Node) -> Outcome {
+pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, node: &Node) -> Outcome {
     if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
@@ -59,7 +59,7 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
     translate(ctx, packet, to)?;
-    let translated = fixed_part(ctx)?;
+    let translated = fixed_part::<Ipv4>(ctx)?;
     send(ctx, packet, node, (&way, lookup), &translated, Path::HostPortOut)
 }
 
@@ -79,7 +79,7 @@ pub fn from_stack(ctx: &TcContext, packet: &Parsed, node: &Node) -> Outcome {
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn address_to_node(ctx: &TcContext, packet: &Parsed, node: &Node) -> Result<(), Drop> {
+pub fn address_to_node<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Result<(), Drop> {
     set_macs(ctx, inner_macs(node))?;
     let class = ecn::encapsulate(packet.headers.ip.traffic_class());
     set_tunnel_key(ctx, &node.source, &node.tunnel_endpoint, maps::vni(), class)
@@ -88,7 +88,7 @@ pub fn address_to_node(ctx: &TcContext, packet: &Parsed, node: &Node) -> Result<
 /// Returns the route to a node on the underlay. If the packet is too large, [`Way::length`] is the
 /// most that the path takes, outer headers included.
 #[inline(always)]
-fn way_to(ctx: &TcContext, packet: &Parsed, node: &Node) -> (Way, Lookup) {
+fn way_to<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> (Way, Lookup) {
     let length = packet.wire_length(ctx);
     let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, length + VXLAN_OVERHEAD);
     if length > node.mtu {
@@ -103,12 +103,12 @@ fn way_to(ctx: &TcContext, packet: &Parsed, node: &Node) -> (Way, Lookup) {
 }
 
 #[inline(always)]
-fn send(
+fn send<I: Ip>(
     ctx: &TcContext,
-    packet: &Parsed,
+    packet: &Parsed<I>,
     node: &Node,
     (way, lookup): (&Way, Lookup),
-    header: &FixedPart,
+    header: &I::FixedPart,
     path: Path,
 ) -> Outcome {
     if goes_through_device(node) || lookup == Lookup::TooBig {
@@ -118,7 +118,7 @@ fn send(
         return through_device(ctx, packet, node, header);
     }
     let outer = outer_of(packet, packet.flow.tunnel_source_port(), inner_macs(node).destination);
-    match encapsulate(ctx, way, &outer, header) {
+    match encapsulate::<I>(ctx, way, &outer, header) {
         Err(_) => through_device(ctx, packet, node, header),
         Ok(stored) => {
             stored?;
@@ -150,8 +150,8 @@ fn inner_destination(node: &Node) -> Mac {
 
 // Not inlined: its key would take stack in every caller.
 #[inline(never)]
-fn through_device(ctx: &TcContext, packet: &Parsed, node: &Node, header: &FixedPart) -> Outcome {
-    set_fixed_part(ctx, header)?;
+fn through_device<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node, header: &I::FixedPart) -> Outcome {
+    set_fixed_part::<I>(ctx, header)?;
     address_to_node(ctx, packet, node)?;
     Ok(Verdict::redirect(Path::TunnelOutDevice, redirect(maps::vxlan_ifindex())))
 }

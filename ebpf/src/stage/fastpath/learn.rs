@@ -16,7 +16,7 @@ use podwire_common::{
 use super::lookup::is_plain;
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Parsed, Skb, Way},
+    packet::{Ip, Parsed, Skb, Way},
 };
 
 /// Returns whether packets to a pod must pass the queue of its link. Packets of known flows bypass
@@ -35,7 +35,7 @@ fn is_guarded(from: &Endpoint) -> bool {
 
 /// Learns a flow from a pod to another pod of this node.
 #[inline(always)]
-pub fn learn_local(ctx: &TcContext, packet: &Parsed, from: &Endpoint, to: &Endpoint) {
+pub fn learn_local<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, to: &Endpoint) {
     if !is_guarded(from) && is_learnable_in(packet, to) {
         add_local(ctx, packet, from, to);
         check_again(packet);
@@ -43,7 +43,7 @@ pub fn learn_local(ctx: &TcContext, packet: &Parsed, from: &Endpoint, to: &Endpo
 }
 
 #[inline(never)]
-fn add_local(ctx: &TcContext, packet: &Parsed, from: &Endpoint, to: &Endpoint) {
+fn add_local<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, to: &Endpoint) {
     let slots = epoch::of_neighbours(from.id, to.id);
     let Some(known) = entry(ctx, packet, slots, Path::Local) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -53,7 +53,7 @@ fn add_local(ctx: &TcContext, packet: &Parsed, from: &Endpoint, to: &Endpoint) {
 
 /// Learns a flow from a node to a pod by direct routing.
 #[inline(always)]
-pub fn learn_direct_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, from: &Node) {
+pub fn learn_direct_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, from: &Node) {
     if is_learnable_in(packet, to) {
         add_direct_in(ctx, packet, to, from);
         check_again(packet);
@@ -61,7 +61,7 @@ pub fn learn_direct_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, from: &N
 }
 
 #[inline(never)]
-fn add_direct_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, from: &Node) {
+fn add_direct_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, from: &Node) {
     let slots = epoch::with_node(to.id, &from.tunnel_endpoint, &packet.flow.source);
     let Some(known) = entry(ctx, packet, slots, Path::DirectIn) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -71,7 +71,7 @@ fn add_direct_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, from: &Node) {
 
 /// Learns a flow that comes out of the tunnel to a pod. `sender`: the outer source.
 #[inline(always)]
-pub fn learn_tunnel_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, sender: &Addr) {
+pub fn learn_tunnel_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, sender: &Addr) {
     if is_learnable_in(packet, to) {
         add_tunnel_in(ctx, packet, to, sender);
         check_again(packet);
@@ -79,7 +79,7 @@ pub fn learn_tunnel_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, sender: 
 }
 
 #[inline(never)]
-fn add_tunnel_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, sender: &Addr) {
+fn add_tunnel_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, sender: &Addr) {
     let slots = epoch::with_node(to.id, sender, &packet.flow.source);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelIn) else { return };
     known.flags = FLOW_IN_TUNNEL;
@@ -89,14 +89,14 @@ fn add_tunnel_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, sender: &Addr)
 }
 
 #[inline(always)]
-fn is_learnable_in(packet: &Parsed, to: &Endpoint) -> bool {
+fn is_learnable_in<I: Ip>(packet: &Parsed<I>, to: &Endpoint) -> bool {
     is_plain(packet) && !is_limited(to)
 }
 
 /// Learns the route of a pod's flow to a node by direct routing. The caller has checked that
 /// packets of this size fit the route.
 #[inline(always)]
-pub fn learn_direct_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, node: &Node, way: &Way) {
+pub fn learn_direct_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, node: &Node, way: &Way) {
     if is_plain(packet) && !is_guarded(from) {
         add_direct_out(ctx, packet, from, node, way);
         check_again(packet);
@@ -104,7 +104,7 @@ pub fn learn_direct_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, node:
 }
 
 #[inline(never)]
-fn add_direct_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, node: &Node, way: &Way) {
+fn add_direct_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, node: &Node, way: &Way) {
     let slots = epoch::with_node(from.id, &node.tunnel_endpoint, &way.destination);
     let Some(known) = entry(ctx, packet, slots, Path::DirectOut) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -115,7 +115,14 @@ fn add_direct_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, node: &Node
 /// Learns the route of a pod's flow through the tunnel. `inner`: the destination of inner frames.
 /// `mtu`: the largest inner packet, bytes.
 #[inline(always)]
-pub fn learn_tunnel_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, inner: Mac, mtu: u32) {
+pub fn learn_tunnel_out<I: Ip>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    from: &Endpoint,
+    way: &Way,
+    inner: Mac,
+    mtu: u32,
+) {
     if is_plain(packet) && !is_guarded(from) {
         add_tunnel_out(ctx, packet, from, way, &Inner { mac: inner, mtu });
         check_again(packet);
@@ -129,7 +136,7 @@ struct Inner {
 }
 
 #[inline(never)]
-fn add_tunnel_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, inner: &Inner) {
+fn add_tunnel_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, way: &Way, inner: &Inner) {
     let slots = epoch::with_node(from.id, &way.destination, &packet.flow.destination);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -254,9 +261,9 @@ fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
 
 /// Returns an entry for a packet's flow, which does not yet say where its packets go.
 #[inline(always)]
-fn entry(
+fn entry<I: Ip>(
     ctx: &TcContext,
-    packet: &Parsed,
+    packet: &Parsed<I>,
     slots: [u16; FLOW_SLOTS],
     path: Path,
 ) -> Option<&'static mut KnownFlow> {
@@ -291,7 +298,7 @@ fn entry(
 /// The program that added it also deleted this entry, maybe before it was inserted. So check again
 /// after the insert.
 #[inline(never)]
-fn check_again(packet: &Parsed) {
+fn check_again<I: Ip>(packet: &Parsed<I>) {
     let flow = &packet.flow;
     if maps::is_stack_flow(flow)
         || maps::translation(flow).is_some()

@@ -10,7 +10,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Parsed, Plain, Skb},
+    packet::{Ip, Parsed, Plain, Skb, ethertype},
 };
 
 /// Returns a pod's packet and its known flow. Returns `None` unless the packet is plain, and comes
@@ -83,9 +83,11 @@ pub(super) fn of(ctx: &TcContext, packet: &Parsed, key: &FlowKey) -> Option<&'st
     maps::known_flow(key).filter(|known| known.from == ctx.ifindex())
 }
 
-/// Returns whether a packet is TCP or UDP in the middle of its flow, without fragments and IP
-/// options.
+/// Returns whether a packet is IPv4 with TCP or UDP in the middle of its flow, without fragments
+/// and IP options. `FLOWS` has no room for the addresses of IPv6.
 #[inline(always)]
-pub(super) fn is_plain(packet: &Parsed) -> bool {
-    packet.is_whole() && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0
+pub(super) fn is_plain<I: Ip>(packet: &Parsed<I>) -> bool {
+    I::ETHERTYPE == ethertype::IPV4
+        && packet.is_whole()
+        && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0
 }
