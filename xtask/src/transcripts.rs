@@ -147,10 +147,9 @@ fn place<'a>(document: &'a str, name: &str) -> Option<(&'a str, &'a str, &'a str
 fn shape(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for line in text.lines() {
-        let words = line.split([' ', ',', '─', ':']).map(|word| {
+        let words = line.split([' ', ',', '─']).map(|word| {
             let is_link = word.len() == 14 && word.starts_with("pw");
-            let numbers = word.replace(|letter: char| letter.is_ascii_digit(), "0");
-            if is_link { "pw…".to_owned() } else { squeezed(&numbers) }
+            if is_link { "pw…".to_owned() } else { without_numbers(word) }
         });
         let shape = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
         if !shape.is_empty() && !lines.contains(&shape) {
@@ -160,9 +159,18 @@ fn shape(text: &str) -> Vec<String> {
     lines
 }
 
-/// Returns the word with one `0` for each row of them.
-fn squeezed(word: &str) -> String {
-    let mut letters: Vec<char> = word.chars().collect();
+/// Returns the word with one `0` for each number, also for one with a decimal point, and for the
+/// hexadecimal handle of a queueing discipline (`8089:`).
+fn without_numbers(word: &str) -> String {
+    let is_handle = word.strip_suffix(':').is_some_and(|handle| {
+        (1..=4).contains(&handle.len()) && handle.chars().all(|letter| letter.is_ascii_hexdigit())
+    });
+    if is_handle {
+        return "0:".to_owned();
+    }
+    let number = |letter: char| letter.is_ascii_digit() || letter == '.';
+    let mut letters: Vec<char> =
+        word.chars().map(|letter| if number(letter) { '0' } else { letter }).collect();
     letters.dedup_by(|one, other| *one == '0' && *other == '0');
     letters.into_iter().collect()
 }
@@ -184,8 +192,8 @@ mod tests {
 
     #[test]
     fn numbers_make_no_output_stale_but_words_do() {
-        let shown = "│ pod a │ 0.039 ms NAT │\n├──────┤\n\"bytes\": [1,22,255\n]\npw44ac1a02f855 sent 7";
-        let same = "│ pod a   │ 12.4 ms NAT │\n├─┤\n\"bytes\": [3,4,5\n]\n]\npw0123456789ab sent 70";
+        let shown = "│ pod a │ 0.039 ms NAT │\n├──────┤\n\"bytes\": [1,22,255\n]\npw44ac1a02f855 sent 7\ntbf 8089: lat 30ms";
+        let same = "│ pod a   │ 12.4 ms NAT │\n├─┤\n\"bytes\": [3,4,5\n]\n]\npw0123456789ab sent 70\ntbf a9e2: lat 30.9ms";
         assert_eq!(shape(shown), shape(same));
         assert_ne!(shape(shown), shape(&same.replace("sent", "dropped")));
         assert_ne!(shape(shown), shape(&same.replace(" NAT", "")));

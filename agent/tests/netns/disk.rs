@@ -404,7 +404,7 @@ fn second_agent_on_a_state_folder_is_told_the_firsts_number() {
     let second = node.run_second_agent().unwrap();
     assert!(!second.success(), "it runs beside the first");
     let log = node.agent_log();
-    assert!(log.contains(&format!("(process {pid}, by the number")), "{log}");
+    assert!(log.contains(&format!("(process {pid}; the number")), "{log}");
     assert_eq!(Footprint::of(node, &[&pod]), before);
     traffic::udp_exchange(node, &pod, pod.address(), 8080, 100).unwrap();
     node.add_pod("served").unwrap();

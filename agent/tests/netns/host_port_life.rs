@@ -36,7 +36,7 @@ fn host_port_of_another_pod_is_refused_and_nothing_is_left() {
     let tunnel = mappings(&[(8472, 53, "udp", None)]);
     refused(node, "the-tunnels-port", &tunnel, HOST_PORT_UNAVAILABLE, "--vxlan-port");
     let twice = mappings(&[(9000, 80, "tcp", None), (9000, 81, "tcp", None)]);
-    refused(node, "two-ports-at-one", &twice, INVALID_CONFIGURATION, "cannot both be");
+    refused(node, "two-ports-at-one", &twice, INVALID_CONFIGURATION, "a hostPort leads to one port");
     let sctp = mappings(&[(9000, 80, "SCTP", None)]);
     refused(node, "SCTP", &sctp, INVALID_CONFIGURATION, "portMappings[0].protocol");
     // The tunnel's port is like any other for TCP, and in a network without a tunnel.
