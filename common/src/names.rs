@@ -95,11 +95,13 @@ pub mod programs {
         FromUplink,
         /// From [`FROM_POD`], for IPv6.
         FromPod6,
+        /// From [`FROM_UPLINK`], for IPv6.
+        FromUplink6,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 3] = [Self::FromPodNew, Self::FromUplink, Self::FromPod6];
+        pub const ALL: [Self; 4] = [Self::FromPodNew, Self::FromUplink, Self::FromPod6, Self::FromUplink6];
 
         /// Returns the program's name.
         pub const fn program(self) -> &'static str {
@@ -107,6 +109,7 @@ pub mod programs {
                 Self::FromPodNew => "from_pod_new",
                 Self::FromUplink => FROM_UPLINK,
                 Self::FromPod6 => "from_pod6",
+                Self::FromUplink6 => "from_uplink6",
             }
         }
     }

@@ -367,3 +367,71 @@ fn no_pods_packet_leaves_untranslated() {
         node.check("to a remote pod", TO_UPLINK, link, &from(POD, REMOTE), to_node);
     }
 }
+
+/// Gives the node's uplink an IPv6 address, and a route to node 2's pods. For forwarded packets
+/// the kernel looks at the MTU of an IPv6 route only if it is locked (`ip6_mtu_from_fib6`).
+fn route_ipv6(node: &Fixture) {
+    for (switch, value) in [("disable_ipv6", "0"), ("forwarding", "1")] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/up0/{switch}"), value).unwrap();
+    }
+    for change in [
+        "-6 addr add fd00:10:200::1/64 dev up0 nodad",
+        "-6 neigh add fd00:10:200::2 lladdr 02:00:00:00:0c:02 dev up0 nud permanent",
+        "-6 route add fd00:10:244:2::/64 via fd00:10:200::2 dev up0 mtu lock 1400",
+    ] {
+        node.namespace.ip(change);
+    }
+}
+
+#[test]
+fn by_direct_routing_the_hosts_route_decides() {
+    let mut node = node(Mode::Direct);
+    let link = node.pod_a;
+    let packet = to(REMOTE, udp(40000, 80));
+    let stack = Expect::Stack(Path::ToStack, packet.build());
+    node.check("without a route", FROM_POD, link, &packet.build(), stack);
+    route_ipv6(&node);
+    let expect = Expect::Redirect(Path::DirectOut, packet.forwarded(HOST_A_MAC, POD_A_MAC));
+    node.check("by the route", FROM_POD, link, &packet.build(), expect);
+    let large = packet.with(|packet| packet.payload = vec![7; 1401 - 48]);
+    let answer =
+        Packet6::new(OVERLAY, POD, Transport::Icmp { kind: 2, code: 0, word: 1400_u32.to_be_bytes() })
+            .macs(POD_A_MAC, HOST_A_MAC)
+            .with(|packet| packet.payload = behind_ethernet(&large.build())[..48].to_vec());
+    let expect = Expect::Redirect(Path::TooBigAnswered, answer.build());
+    node.check("larger than the route's MTU", FROM_POD, link, &large.build(), expect);
+}
+
+#[test]
+fn a_pods_source_comes_from_its_node_only() {
+    let bare =
+        |source, destination| Packet6::new(source, destination, udp(40000, 80)).macs(UPLINK_MAC, NODE2_MAC);
+    let spoofed = || Expect::Drop(Reason::PodSourceNotFromNode);
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let mut node = node(mode);
+        let link = node.uplink;
+        let good = bare(REMOTE, POD);
+        let expect = match mode {
+            Mode::Vxlan => spoofed(),
+            Mode::Direct => Expect::Redirect(Path::DirectIn, good.forwarded(POD_A_MAC, HOST_A_MAC)),
+        };
+        node.check("a remote pod's", FROM_UPLINK, link, &good.build(), expect);
+        for (what, source) in [("a pod's of this node", NEIGHBOUR), ("this node's own", OVERLAY)] {
+            node.check(what, FROM_UPLINK, link, &bare(source, POD).build(), spoofed());
+        }
+        let cut = &bare(NEIGHBOUR, POD).build()[..14 + 44];
+        node.check("cut short", FROM_UPLINK, link, cut, spoofed());
+        let group = bare(NEIGHBOUR, ALL_NODES).macs(GROUP_MAC, NODE2_MAC).build();
+        node.check("to a group", FROM_UPLINK, link, &group, spoofed());
+        for (what, source, destination) in [
+            ("from the world", WORLD6, POD),
+            ("to the node", WORLD6, OVERLAY),
+            ("between others", WORLD6, LINK_LOCAL),
+        ] {
+            node.check(what, FROM_UPLINK, link, &bare(source, destination).build(), Expect::Pass);
+        }
+        let last = bare(REMOTE, POD).with(|packet| packet.hop_limit = 1).build();
+        let expect = if mode == Mode::Direct { Expect::Pass } else { spoofed() };
+        node.check("the last hop", FROM_UPLINK, link, &last, expect);
+    }
+}

@@ -3,20 +3,30 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{LINK_UPLINK, NODE_IPSEC_PODS, NODE_LOCAL, NODE_POD_NETWORK},
+    abi::{Endpoint, LINK_UPLINK, NODE_IPSEC_PODS, NODE_LOCAL, NODE_POD_NETWORK, Node},
+    names::programs::Jump,
     reason::Drop,
 };
 
 use crate::{
     maps,
-    packet::{Fragment, Ipv4, Parsed, Place, Skb, ethertype},
+    packet::{Fragment, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{direct, fastpath, icmp_error, inbound, source, stack_flow, translation, tunnel_in},
-    verdict::{Outcome, Verdict, finish},
+    verdict::{Decision, Outcome, Verdict, finish, finish_or_jump},
 };
 
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
+    if ctx.ethertype() == ethertype::IPV6 {
+        return finish_or_jump(&ctx, Ok(Decision::NONE), Jump::FromUplink6);
+    }
     finish(&ctx, verdict(&ctx))
+}
+
+/// The program for IPv6.
+#[classifier]
+pub fn from_uplink6(ctx: TcContext) -> i32 {
+    finish(&ctx, verdict6(&ctx))
 }
 
 #[inline(always)]
@@ -77,28 +87,75 @@ fn verdict(ctx: &TcContext) -> Outcome {
         icmp_error::check_from_pod(packet)?;
     }
     if let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) {
-        return match sender {
-            // No packet from outside may have one of this node's own addresses as its source.
-            Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::PodSourceNotFromNode),
-            Some(node) if maps::is_direct() && node.flags & NODE_IPSEC_PODS != 0 => Ok(Verdict::PASS),
-            Some(node) if maps::is_direct() => direct::to_pod(ctx, packet, endpoint, Some(node)),
-            // A router's ICMP error about a flow that bypassed the stack bypasses it too: conntrack
-            // has not seen that flow and would call the error invalid.
-            None if maps::is_direct() && stack_flow::is_error_about_direct(packet) => {
-                direct::to_pod(ctx, packet, endpoint, None)
-            }
-            // From the world to a pod's own address: the host's routing decides, and the pod
-            // answers with its own address.
-            _ => {
-                inbound::record(packet);
-                Ok(Verdict::PASS)
-            }
-        };
+        return to_pod(ctx, packet, endpoint, sender, inbound::record);
     }
     match sender {
         // The kernel refuses its own addresses as a source; a hostPort must not let them in.
         Some(node) if node.flags & NODE_LOCAL != 0 => Ok(Verdict::PASS),
         _ => inbound::from_network(ctx, packet, translation),
+    }
+}
+
+/// Delivers a packet for a pod of this node. By direct routing it may bypass the stack.
+/// `from_outside` sees packets that no node sent.
+#[inline(always)]
+fn to_pod<I: Ip>(
+    ctx: &TcContext,
+    packet: &mut Parsed<I>,
+    endpoint: &Endpoint,
+    sender: Option<&Node>,
+    from_outside: impl FnOnce(&Parsed<I>),
+) -> Outcome {
+    match sender {
+        // No packet from outside may have one of this node's own addresses as its source.
+        Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::PodSourceNotFromNode),
+        Some(node) if maps::is_direct() && node.flags & NODE_IPSEC_PODS != 0 => Ok(Verdict::PASS),
+        Some(node) if maps::is_direct() => direct::to_pod(ctx, packet, endpoint, Some(node)),
+        // A router's ICMP error about a flow that bypassed the stack bypasses it too: conntrack has
+        // not seen that flow and would call the error invalid.
+        None if maps::is_direct() && stack_flow::is_error_about_direct(packet) => {
+            direct::to_pod(ctx, packet, endpoint, None)
+        }
+        // From the world to a pod's own address: the host's routing decides, and the pod answers
+        // with its own address.
+        _ => {
+            from_outside(packet);
+            Ok(Verdict::PASS)
+        }
+    }
+}
+
+#[inline(always)]
+fn verdict6(ctx: &TcContext) -> Outcome {
+    ctx.clear_ready_to_leave();
+    let mut place = Place::<Ipv6>::new();
+    if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() {
+        return Ok(Verdict::PASS);
+    }
+    let loaded = match place.load(ctx) {
+        Ok(loaded) if loaded.headers().is_ip() => loaded,
+        _ => return Ok(Verdict::PASS),
+    };
+    if !ctx.is_for_this_host() {
+        source::of_group_frame(loaded.headers())?;
+        return Ok(Verdict::PASS);
+    }
+    let packet = match loaded.parse(ctx) {
+        Ok(packet) => packet,
+        Err(faulty) => return source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS),
+    };
+    // Read the generation before the first lookup from which a flow may be learnt.
+    packet.generation = maps::generation();
+    let sender = maps::node(&packet.headers.source_address());
+    if let Some(node) = sender {
+        source::of_bare_packet(ctx, &packet.headers, node)?;
+        if node.flags & NODE_POD_NETWORK != 0 {
+            icmp_error::check_from_pod(packet)?;
+        }
+    }
+    match maps::endpoint(&packet.headers.destination_address()) {
+        Some(endpoint) => to_pod(ctx, packet, endpoint, sender, |_| ()),
+        None => Ok(Verdict::PASS),
     }
 }
 

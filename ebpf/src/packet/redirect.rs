@@ -10,14 +10,15 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use podwire_common::{
-    abi::{FAMILY_IPV4, FAMILY_UNKNOWN, NextHop},
+    abi::{FAMILY_IPV4, FAMILY_IPV6, FAMILY_UNKNOWN, NextHop},
     addr::{Addr, Mac},
 };
 
-use super::Skb;
+use super::{Ip, Skb, ethertype};
 use crate::helpers::{self, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 
 const AF_INET: u8 = FAMILY_IPV4 as u8;
+const AF_INET6: u8 = FAMILY_IPV6 as u8;
 
 // The kernel takes a next hop in this layout.
 const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
@@ -29,9 +30,9 @@ pub struct Way {
     /// Bytes of the IP packet; 0: not asked. This lookup knows path MTU exceptions, but a redirect
     /// does not. In the answer: the largest IP packet that the path takes.
     pub length: u32,
-    /// Source address, IPv4.
+    /// Source address.
     pub source: Addr,
-    /// Destination address, IPv4.
+    /// Destination address, of the same family.
     pub destination: Addr,
     /// In the answer: the router, or the destination itself if there is no router on the way.
     pub next_hop: NextHop,
@@ -70,30 +71,51 @@ impl Way {
         Self { ifindex, length: 0, source, destination, next_hop, next_hop_mac: Mac::default() }
     }
 
-    /// Asks the kernel for the route out by this link.
+    /// Asks the kernel for the route out by this link. `I`: the addresses' family.
     #[inline(always)]
-    pub fn look_up(&mut self, ctx: &TcContext) -> Lookup {
-        self.ask(ctx, BPF_FIB_LOOKUP_OUTPUT)
+    pub fn look_up<I: Ip>(&mut self, ctx: &TcContext) -> Lookup {
+        self.ask::<I>(ctx, BPF_FIB_LOOKUP_OUTPUT)
     }
 
     /// Asks the kernel for the route by any link, as for a packet that came in by this link.
     #[inline(always)]
-    pub fn look_up_any(&mut self, ctx: &TcContext) -> Lookup {
-        self.ask(ctx, 0)
+    pub fn look_up_any<I: Ip>(&mut self, ctx: &TcContext) -> Lookup {
+        self.ask::<I>(ctx, 0)
+    }
+
+    // One function for each family: together their values would take more stack.
+    #[inline(always)]
+    fn ask<I: Ip>(&mut self, ctx: &TcContext, flags: u32) -> Lookup {
+        if I::ETHERTYPE == ethertype::IPV4 { self.ask4(ctx, flags) } else { self.ask6(ctx, flags) }
     }
 
     #[inline(never)]
-    fn ask(&mut self, ctx: &TcContext, flags: u32) -> Lookup {
+    fn ask4(&mut self, ctx: &TcContext, flags: u32) -> Lookup {
         // SAFETY: all fields are integers or unions of them.
         let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
         query.family = AF_INET;
-        query.ifindex = self.ifindex;
-        query.__bindgen_anon_1.tot_len = self.length as u16;
         query.__bindgen_anon_3.ipv4_src = self.source.v4_be32();
         query.__bindgen_anon_4.ipv4_dst = self.destination.v4_be32();
+        self.answer(ctx, &mut query, flags)
+    }
+
+    #[inline(never)]
+    fn ask6(&mut self, ctx: &TcContext, flags: u32) -> Lookup {
+        // SAFETY: all fields are integers or unions of them.
+        let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        query.family = AF_INET6;
+        query.__bindgen_anon_3.ipv6_src = self.source.words();
+        query.__bindgen_anon_4.ipv6_dst = self.destination.words();
+        self.answer(ctx, &mut query, flags)
+    }
+
+    #[inline(always)]
+    fn answer(&mut self, ctx: &TcContext, query: &mut bpf_fib_lookup, flags: u32) -> Lookup {
+        query.ifindex = self.ifindex;
+        query.__bindgen_anon_1.tot_len = self.length as u16;
         // SAFETY: the context is valid, the size is the query's.
         let code = unsafe {
-            helpers::bpf_fib_lookup(ctx.as_ptr(), &raw mut query, size_of::<bpf_fib_lookup>() as i32, flags)
+            helpers::bpf_fib_lookup(ctx.as_ptr(), &raw mut *query, size_of::<bpf_fib_lookup>() as i32, flags)
         };
         match code as u32 {
             // NO_NEIGH is a route too: the kernel resolves the link address later.

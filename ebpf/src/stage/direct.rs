@@ -10,7 +10,7 @@ use podwire_common::{
 use super::{fastpath, flow, local, stack_flow, too_big};
 use crate::{
     maps,
-    packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
+    packet::{Fragment, Ip, Ipv4, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -29,7 +29,7 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint,
         packet.headers.destination_address(),
         packet.wire_length(ctx),
     );
-    match way.look_up(ctx) {
+    match way.look_up::<I>(ctx) {
         Lookup::Found => {}
         Lookup::TooBig if too_big::can_answer(packet) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
@@ -73,11 +73,11 @@ pub fn to_pod<I: Ip>(
 pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
     refuse_past_policies(&to.destination)?;
     let mut way = Way::new(to.ifindex, to.source, to.destination, packet.wire_length(ctx));
-    let mut found = way.look_up(ctx);
+    let mut found = way.look_up::<Ipv4>(ctx);
     if found == Lookup::Unknown {
         // No route leads back by that link: use the link that the routes name.
         way.ifindex = ctx.ifindex();
-        found = way.look_up_any(ctx);
+        found = way.look_up_any::<Ipv4>(ctx);
     }
     match found {
         Lookup::Found => {}

@@ -13,7 +13,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Faulty, Headers, Ip, Ipv6, Lookup, Parsed, Skb, Way},
+    packet::{Faulty, Headers, Ip, Ipv4, Ipv6, Lookup, Parsed, Skb, Way},
 };
 
 /// The first byte of 127.0.0.0/8.
@@ -151,7 +151,7 @@ pub fn refuse_unroutable(headers: &Headers<Ipv6>) -> Result<(), Drop> {
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].
 #[inline(always)]
-pub fn of_group_frame(headers: &Headers) -> Result<(), Drop> {
+pub fn of_group_frame<I: Ip>(headers: &Headers<I>) -> Result<(), Drop> {
     match maps::node(&headers.source_address()) {
         Some(node) if node.flags & NODE_POD_NETWORK != 0 => Err(Drop::PodSourceNotFromNode),
         _ => Ok(()),
@@ -163,7 +163,7 @@ pub fn of_group_frame(headers: &Headers) -> Result<(), Drop> {
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].
 #[inline(never)]
-pub fn of_bare_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Result<(), Drop> {
+pub fn of_bare_faulty<I: Ip>(ctx: &TcContext, faulty: &Faulty<'_, I>) -> Result<(), Drop> {
     match maps::node(&faulty.headers.source_address()) {
         Some(node) => of_bare_packet(ctx, faulty.headers, node),
         None => Ok(()),
@@ -177,7 +177,7 @@ pub fn of_bare_faulty(ctx: &TcContext, faulty: &Faulty<'_>) -> Result<(), Drop> 
 /// # Errors
 /// [`Drop::PodSourceNotFromNode`].
 #[inline(never)]
-pub fn of_bare_packet(ctx: &TcContext, headers: &Headers, node: &Node) -> Result<(), Drop> {
+pub fn of_bare_packet<I: Ip>(ctx: &TcContext, headers: &Headers<I>, node: &Node) -> Result<(), Drop> {
     if node.flags & NODE_POD_NETWORK == 0 {
         return Ok(());
     }
@@ -191,7 +191,7 @@ pub fn of_bare_packet(ctx: &TcContext, headers: &Headers, node: &Node) -> Result
     // such table. If the kernel has no entry yet, the packet passes: a refusal would cut off a node
     // that never had to ask for this node's link address.
     let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, 0);
-    let known = way.look_up(ctx) == Lookup::Found && way.next_hop_mac != Mac::default();
+    let known = way.look_up::<Ipv4>(ctx) == Lookup::Found && way.next_hop_mac != Mac::default();
     if known && way.next_hop_mac != headers.source_mac {
         return Err(Drop::PodSourceNotFromNode);
     }

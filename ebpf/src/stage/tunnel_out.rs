@@ -98,7 +98,7 @@ fn way_to<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> (Way, Look
     if goes_through_device(node) {
         return (way, Lookup::Found);
     }
-    let lookup = way.look_up(ctx);
+    let lookup = way.look_up::<Ipv4>(ctx);
     (way, lookup)
 }
 

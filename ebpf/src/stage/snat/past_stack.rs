@@ -16,7 +16,7 @@ use super::super::{direct, fastpath, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{
-        Fragment, Lookup, Parsed, Skb, Way, decrement_ttl, imprint, leave, readdress_source, translate,
+        Fragment, Ipv4, Lookup, Parsed, Skb, Way, decrement_ttl, imprint, leave, readdress_source, translate,
     },
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
@@ -100,7 +100,7 @@ fn past_stack(
     }
     let to = entry.get();
     let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
-    match way.look_up_any(ctx) {
+    match way.look_up_any::<Ipv4>(ctx) {
         Lookup::Found if way.ifindex == to.ifindex => {
             fastpath::learn_world_out(ctx, packet, endpoint, &way, entry)
         }
@@ -148,7 +148,7 @@ fn readdress(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> 
 #[inline(never)]
 fn begin(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint) -> Result<(), Drop> {
     let mut way = way_of_pod(packet, endpoint, 0);
-    let link = match way.look_up_any(ctx) {
+    let link = match way.look_up_any::<Ipv4>(ctx) {
         Lookup::Found if leads_out_bare(packet, &way) => {
             maps::note_refused(way.ifindex);
             return Err(Drop::LinkWithoutPrograms);
@@ -213,5 +213,5 @@ pub(super) fn is_untouched(ctx: &TcContext, packet: &Parsed) -> bool {
         return false;
     };
     let mut way = way_of_pod(packet, endpoint, 0);
-    way.look_up_any(ctx) == Lookup::Found && way.ifindex == link && way.next_hop_mac == mac
+    way.look_up_any::<Ipv4>(ctx) == Lookup::Found && way.ifindex == link && way.next_hop_mac == mac
 }
