@@ -224,9 +224,9 @@ pub struct FragmentKey {
     pub source: Addr,
     /// Where it goes.
     pub destination: Addr,
-    /// IPv4 identification in the last two bytes, network order.
+    /// Network order; of IPv4 the last two bytes.
     pub identification: [u8; 4],
-    /// IP protocol number.
+    /// IP protocol number; 0 for IPv6, where it does not tell datagrams apart.
     pub protocol: u8,
     /// Explicit padding, zero: part of the key.
     pub reserved: [u8; 3],
@@ -242,7 +242,11 @@ pub struct FragmentPorts {
     /// As in [`Flow::destination_port`].
     pub destination_port: Be16,
     /// 1: a later fragment came before the first, and neither port is known.
-    pub early: u32,
+    pub early: u8,
+    /// IP protocol number. In IPv6 only the first fragment is certain to have it.
+    pub protocol: u8,
+    /// Explicit padding, zero.
+    pub reserved: [u8; 2],
 }
 
 /// `INBOUND_FLOWS`: a flow that a client outside began, to the pod's own address. The key is the

@@ -32,7 +32,7 @@ impl ChecksumLeft {
             protocol::UDP => 6,
             protocol::SCTP => 8,
             // The programs read the quote of an ICMP error, whatever packet it quotes.
-            protocol::ICMP => return false,
+            protocol::ICMP | protocol::ICMPV6 => return false,
             _ => return self.is_encapsulated && self.start >= transport,
         };
         if self.start == transport && self.offset == place {

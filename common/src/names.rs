@@ -97,11 +97,14 @@ pub mod programs {
         FromPod6,
         /// From [`FROM_UPLINK`], for IPv6.
         FromUplink6,
+        /// From [`FROM_OVERLAY`], for IPv6.
+        FromOverlay6,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 4] = [Self::FromPodNew, Self::FromUplink, Self::FromPod6, Self::FromUplink6];
+        pub const ALL: [Self; 5] =
+            [Self::FromPodNew, Self::FromUplink, Self::FromPod6, Self::FromUplink6, Self::FromOverlay6];
 
         /// Returns the program's name.
         pub const fn program(self) -> &'static str {
@@ -110,6 +113,7 @@ pub mod programs {
                 Self::FromUplink => FROM_UPLINK,
                 Self::FromPod6 => "from_pod6",
                 Self::FromUplink6 => "from_uplink6",
+                Self::FromOverlay6 => "from_overlay6",
             }
         }
     }

@@ -262,9 +262,66 @@ fn fragments_follow_their_first() {
     node.check("after its first", FROM_POD, link, &later.build(), delivered(&later));
     let other = fragment(2, false, 3, Transport::None(protocol::UDP)).build();
     node.check("another datagram's", FROM_POD, link, &other, Expect::Drop(Reason::FragmentWithoutFirst));
-    // A later fragment that claims more headers: they would be payload.
-    let hidden = fragment(2, false, 2, Transport::None(protocol::DESTINATION_OPTIONS)).build();
-    node.check("headers in payload", FROM_POD, link, &hidden, Expect::Drop(Reason::ExtensionHeaders));
+    // Each fragment names the header with which the first one begins, here in front of UDP.
+    let options = Extension::of(protocol::DESTINATION_OPTIONS);
+    let first = fragment(0, true, 4, udp(40000, 80)).with(|packet| packet.extensions.push(options));
+    let later = fragment(2, false, 4, Transport::None(protocol::DESTINATION_OPTIONS));
+    node.check("the first, with options", FROM_POD, link, &first.build(), delivered(&first));
+    node.check("a later one of it", FROM_POD, link, &later.build(), delivered(&later));
+    // The payload looks like a router advertisement.
+    let echo = fragment(0, true, 5, Transport::EchoRequest { identifier: 7 });
+    let rest = fragment(2, false, 5, Transport::None(protocol::ICMPV6)).with(|p| p.payload = vec![134; 16]);
+    node.check("an echo", FROM_POD, link, &echo.build(), delivered(&echo));
+    node.check("the rest of the echo", FROM_POD, link, &rest.build(), delivered(&rest));
+    let twice = fragment(0, true, 6, udp(40000, 80))
+        .with(|packet| packet.extensions.push(Extension::fragment(0, false, 7)));
+    let refused = Expect::Drop(Reason::ExtensionHeaders);
+    node.check("two fragment headers", FROM_POD, link, &twice.build(), refused);
+}
+
+#[test]
+fn a_pod_sends_errors_only_about_packets_that_it_received() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    let quoted = |from, to, extensions: &[u8]| {
+        Packet6::new(from, to, udp(40000, 80))
+            .with(|packet| packet.extensions = extensions.iter().map(|kind| Extension::of(*kind)).collect())
+    };
+    let error = |quoted: Packet6| {
+        to(NEIGHBOUR, Transport::Icmp { kind: 1, code: 4, word: [0; 4] })
+            .with(|packet| packet.payload = behind_ethernet(&quoted.build()))
+    };
+    for (what, quoted) in [
+        ("what it received", quoted(NEIGHBOUR, POD, &[])),
+        ("with options", quoted(NEIGHBOUR, POD, &[protocol::DESTINATION_OPTIONS; 2])),
+    ] {
+        let error = error(quoted);
+        node.check(what, FROM_POD, link, &error.build(), delivered(&error));
+    }
+    for (what, quoted) in [
+        ("what another received", quoted(NEIGHBOUR, REMOTE, &[])),
+        ("what its receiver did not send", quoted(REMOTE, POD, &[])),
+    ] {
+        let refused = Expect::Drop(Reason::IcmpErrorNotOwned);
+        node.check(what, FROM_POD, link, &error(quoted).build(), refused);
+    }
+    let cut = error(quoted(NEIGHBOUR, POD, &[])).with(|packet| packet.payload.truncate(30)).build();
+    node.check("half a quote", FROM_POD, link, &cut, Expect::Drop(Reason::Truncated));
+}
+
+#[test]
+fn no_error_names_less_than_the_least_mtu() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.pod_a;
+    for path in node.model.paths.values_mut() {
+        path.mtu = 1300;
+    }
+    node.fill();
+    // The VXLAN device sends such packets in outer fragments.
+    let packet = to(REMOTE, udp(40000, 80)).with(|packet| packet.payload = vec![7; 1260 - 48]);
+    let inner = packet.forwarded(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
+    let expect = Expect::Redirect(Path::TunnelOutDevice, inner);
+    node.check("larger than the path, smaller than 1280", FROM_POD, link, &packet.build(), expect);
 }
 
 #[test]
@@ -283,10 +340,7 @@ fn packets_of_the_stack_reach_a_pod_and_their_flow_is_recorded() {
             abi::Flow::new(POD.into(), source.into(), Be16::new(reply.0), Be16::new(reply.1), protocol);
         assert_eq!(node.stack_flows(), [flow], "{what}");
         // From now on the pod's answer takes the stack too.
-        assert!(
-            matches!(protocol, protocol::ICMPV6)
-                || answer_takes_the_stack(&mut node, source, reply, protocol)
-        );
+        assert!(answer_takes_the_stack(&mut node, source, reply, protocol), "{what}");
     }
     let mut node = node(Mode::Vxlan);
     let link = node.pod_a;
@@ -297,6 +351,7 @@ fn packets_of_the_stack_reach_a_pod_and_their_flow_is_recorded() {
 fn answer_takes_the_stack(node: &mut Fixture, to_pod: Ipv6Addr, ports: (u16, u16), protocol: u8) -> bool {
     let transport = match protocol {
         protocol::TCP => Transport::Tcp { source: ports.0, destination: ports.1, flags: 0x12 },
+        protocol::ICMPV6 => Transport::EchoReply { identifier: ports.1 },
         _ => udp(ports.0, ports.1),
     };
     let answer = to(to_pod, transport).build();
@@ -362,6 +417,14 @@ fn no_pods_packet_leaves_untranslated() {
             Packet6::new(source, destination, tcp(40000, 80)).macs(NODE2_MAC, UPLINK_MAC).build()
         };
         node.check("the node's own", TO_UPLINK, link, &from(WORLD6, REMOTE), Expect::Pass);
+        let gone = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 9);
+        let unknown = Expect::Drop(Reason::PodSourceUnknown);
+        node.check("a pod's that is gone", TO_UPLINK, link, &from(gone, WORLD6), unknown);
+        let expect = match mode {
+            Mode::Vxlan => Expect::Drop(Reason::PodSourceUnknown),
+            Mode::Direct => Expect::Pass,
+        };
+        node.check("another node's pod", TO_UPLINK, link, &from(REMOTE, WORLD6), expect);
         let refused = Expect::Drop(Reason::FamilyNotEnabled);
         node.check("to the world", TO_UPLINK, link, &from(POD, WORLD6), refused);
         node.check("to a remote pod", TO_UPLINK, link, &from(POD, REMOTE), to_node);

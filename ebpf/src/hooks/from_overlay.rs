@@ -1,10 +1,24 @@
 //! TC ingress of the VXLAN device: packets that the device has decapsulated.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
+use podwire_common::names::programs::Jump;
 
-use crate::{stage::tunnel_in, verdict::finish};
+use crate::{
+    packet::{Skb, ethertype},
+    stage::tunnel_in,
+    verdict::{Decision, finish, finish_or_jump},
+};
 
 #[classifier]
 pub fn from_overlay(ctx: TcContext) -> i32 {
+    if ctx.ethertype() == ethertype::IPV6 {
+        return finish_or_jump(&ctx, Ok(Decision::NONE), Jump::FromOverlay6);
+    }
     finish(&ctx, tunnel_in::on_device(&ctx))
+}
+
+/// The program for IPv6.
+#[classifier]
+pub fn from_overlay6(ctx: TcContext) -> i32 {
+    finish(&ctx, tunnel_in::on_device6(&ctx))
 }

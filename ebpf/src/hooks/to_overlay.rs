@@ -26,7 +26,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         // does not belong to a stack flow.
         return Ok(Verdict::PASS);
     }
-    if ctx.ethertype() == ethertype::IPV6 {
+    if ctx.frame_ethertype() == ethertype::IPV6 {
         return from_stack6(ctx);
     }
     from_stack::<Ipv4>(ctx, |packet| snat::into_tunnel(ctx, packet))

@@ -24,7 +24,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         ctx.clear_ready_to_leave();
         return Ok(Verdict::PASS);
     }
-    if ctx.ethertype() == ethertype::IPV6 {
+    if ctx.frame_ethertype() == ethertype::IPV6 {
         return from_stack6(ctx);
     }
     from_stack::<Ipv4>(ctx)

@@ -37,7 +37,8 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
     if ctx.has_foreign_vlan_tag() {
         return Ok(Verdict::PASS);
     }
-    if ctx.ethertype() == ethertype::IPV6 {
+    let ethertype = if BARE { ctx.ethertype() } else { ctx.frame_ethertype() };
+    if ethertype == ethertype::IPV6 {
         return refuse_pod6(ctx, if BARE { 0 } else { ETHERNET_LENGTH });
     }
     let loaded = match if BARE { place.load_bare(ctx) } else { place.load(ctx) } {
@@ -86,9 +87,20 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
 // Not inlined: the addresses would take stack in the caller.
 #[inline(never)]
 fn refuse_pod6(ctx: &TcContext, start: u32) -> Outcome {
-    let ip: Ipv6 = ctx.load_at(start)?;
-    if maps::endpoint(&ip.source()).is_none() {
+    let Ok(ip) = ctx.load_at::<Ipv6>(start) else {
         return Ok(Verdict::PASS);
+    };
+    if maps::endpoint(&ip.source()).is_none() {
+        return match maps::node(&ip.source()) {
+            // The pod is gone, or the host forwards another node's pod.
+            Some(node)
+                if node.flags & NODE_POD_NETWORK != 0
+                    && (node.flags & NODE_LOCAL != 0 || !maps::is_direct()) =>
+            {
+                Err(Drop::PodSourceUnknown)
+            }
+            _ => Ok(Verdict::PASS),
+        };
     }
     match maps::node(&ip.destination()) {
         Some(node) if maps::is_direct() && node.flags & NODE_LOCAL == 0 => Ok(Verdict::PASS),

@@ -49,6 +49,8 @@ pub trait Ip: Copy {
     const LENGTH: u32;
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
+    /// The least MTU that an error about a packet that does not fit may name.
+    const LEAST_MTU: u32;
     /// Offset in the header of what a hop changes.
     const HOP: u32;
     /// The bytes that a hop changes, as on the wire.
@@ -103,8 +105,6 @@ pub trait Ip: Copy {
     fn identification(&self, walk: &Self::Walk) -> [u8; 4];
     /// Returns the protocol number that tells a datagram from others of the same identification.
     fn datagram_protocol(&self) -> u8;
-    /// Returns whether an authentication header covers the addresses.
-    fn is_authenticated(&self, walk: &Self::Walk) -> bool;
     /// Returns whether nothing stands between this part of the header and the transport header.
     fn is_bare(&self, walk: &Self::Walk) -> bool;
     /// Returns the kind of an ICMP message by its type.

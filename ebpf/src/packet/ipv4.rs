@@ -51,6 +51,7 @@ impl Ip for Ipv4 {
     const ETHERTYPE: u16 = ethertype::IPV4;
     const LENGTH: u32 = MINIMUM_HEADER;
     const ICMP: u8 = protocol::ICMP;
+    const LEAST_MTU: u32 = 0;
     const HOP: u32 = 8;
     /// TTL, protocol and checksum.
     type Hop = [u8; 4];
@@ -175,11 +176,6 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn datagram_protocol(&self) -> u8 {
         self.protocol
-    }
-
-    #[inline(always)]
-    fn is_authenticated(&self, _: &()) -> bool {
-        self.protocol == protocol::AH
     }
 
     #[inline(always)]

@@ -61,8 +61,8 @@ pub struct Walk6 {
     fragment: u16,
     /// Protocol number of the transport.
     protocol: u8,
-    /// Whether there is an authentication header.
-    is_authenticated: bool,
+    /// Whether there is a fragment header.
+    has_fragment_header: bool,
 }
 
 /// The beginning of every extension header. Of a fragment header it is the whole.
@@ -79,6 +79,8 @@ impl Ip for Ipv6 {
     const ETHERTYPE: u16 = ethertype::IPV6;
     const LENGTH: u32 = FIXED_HEADER;
     const ICMP: u8 = protocol::ICMPV6;
+    // RFC 8200 section 5. Linux ignores an error that says less.
+    const LEAST_MTU: u32 = 1280;
     const HOP: u32 = 7;
     type Hop = u8;
     type FixedPart = FixedPart6;
@@ -202,11 +204,6 @@ impl Ip for Ipv6 {
         walk.length == FIXED_HEADER
     }
 
-    #[inline(always)]
-    fn is_authenticated(&self, walk: &Walk6) -> bool {
-        walk.is_authenticated
-    }
-
     // RFC 4443 section 2.1.
     #[inline(always)]
     fn icmp_kind(kind: u8) -> IcmpKind {
@@ -249,7 +246,7 @@ impl Ip for Ipv6 {
 
 impl Walk6 {
     const START: Self =
-        Self { length: 0, identification: [0; 4], fragment: 0, protocol: 0, is_authenticated: false };
+        Self { length: 0, identification: [0; 4], fragment: 0, protocol: 0, has_fragment_header: false };
 }
 
 #[inline(always)]
@@ -277,31 +274,30 @@ fn walk_along(ctx: &TcContext, start: u32, first: u8, walk: &mut Walk6) -> Resul
         || step(ctx, start, walk)?
         || step(ctx, start, walk)?
         || step(ctx, start, walk)?
-        || !is_extension(walk.protocol);
+        || !is_extension(walk.protocol)
+        || matches!(part_of(walk.fragment), Fragment::Later);
     if is_at_end { Ok(()) } else { Err(Drop::ExtensionHeaders) }
 }
 
 /// Walks past one extension header. Returns whether the walk is at its end.
 #[inline(always)]
 fn step(ctx: &TcContext, start: u32, walk: &mut Walk6) -> Result<bool, Drop> {
-    if !is_extension(walk.protocol) {
+    // What follows the fragment header of a later fragment is payload. The header names what the
+    // first fragment begins with (RFC 8200 section 4.5).
+    if !is_extension(walk.protocol) || matches!(part_of(walk.fragment), Fragment::Later) {
         return Ok(true);
-    }
-    // What follows the fragment header of a later fragment is payload.
-    if matches!(part_of(walk.fragment), Fragment::Later) {
-        return Err(Drop::ExtensionHeaders);
     }
     let extension: Extension = ctx.load_at(start + walk.length)?;
     match walk.protocol {
+        // The kernel accepts only one.
+        protocol::FRAGMENT if walk.has_fragment_header => return Err(Drop::ExtensionHeaders),
         protocol::FRAGMENT => {
+            walk.has_fragment_header = true;
             walk.fragment = extension.fragment.get();
             walk.identification = extension.identification;
             walk.length += 8;
         }
-        protocol::AH => {
-            walk.is_authenticated = true;
-            walk.length += (u32::from(extension.length) + 2) * 4;
-        }
+        protocol::AH => walk.length += (u32::from(extension.length) + 2) * 4,
         _ => walk.length += (u32::from(extension.length) + 1) * 8,
     }
     walk.protocol = extension.next_header;

@@ -7,6 +7,8 @@ use podwire_common::reason::Drop;
 
 use crate::helpers::{self, bpf_skb_change_type, bpf_skb_load_bytes};
 
+/// Offset of the EtherType in a frame.
+const ETHERTYPE: u32 = 12;
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
 /// `PACKET_OTHERHOST`.
@@ -37,6 +39,9 @@ pub trait Skb {
     fn ifindex(&self) -> u32;
     /// Returns the packet's EtherType, as its link found it.
     fn ethertype(&self) -> u16;
+    /// Returns the EtherType in the frame, or 0 if the frame ends before it. A sender on this host
+    /// chooses [`Self::ethertype`] as it likes, but not what receivers read here.
+    fn frame_ethertype(&self) -> u16;
     /// Returns whether the link took a VLAN tag out of the frame.
     fn has_vlan_tag(&self) -> bool;
     /// Returns whether the frame belongs to a VLAN. A tag of VLAN 0 carries only a priority: the
@@ -110,6 +115,15 @@ impl Skb for TcContext {
     fn ethertype(&self) -> u16 {
         // SAFETY: the context is valid while the program runs. The field is in network order.
         u16::from_be(unsafe { (*self.skb.skb).protocol } as u16)
+    }
+
+    #[inline(always)]
+    fn frame_ethertype(&self) -> u16 {
+        let mut ethertype = [0; 2];
+        match self.read_into(ETHERTYPE, &mut ethertype) {
+            Ok(()) => u16::from_be_bytes(ethertype),
+            Err(_) => 0,
+        }
     }
 
     #[inline(always)]

@@ -31,7 +31,7 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint,
     );
     match way.look_up::<I>(ctx) {
         Lookup::Found => {}
-        Lookup::TooBig if too_big::can_answer(packet) => {
+        Lookup::TooBig if too_big::can_answer(packet, way.length) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
         // The stack fragments the packet if it may, and answers if there is no route.
@@ -82,7 +82,7 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     match found {
         Lookup::Found => {}
         // Answer before the translation: the pod knows only its own packet.
-        Lookup::TooBig if too_big::can_answer(packet) => {
+        Lookup::TooBig if too_big::can_answer(packet, way.length) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
         // Past the stack, nothing fragments the packet. If it is larger than the link, the kernel

@@ -23,6 +23,8 @@ pub fn complete<I: Ip>(packet: &mut Parsed<I>) -> Result<(), Drop> {
                 source_port: packet.flow.source_port,
                 destination_port: packet.flow.destination_port,
                 early: 0,
+                protocol: packet.flow.protocol,
+                reserved: [0; 2],
             };
             maps::remember_fragment(&key, ports);
         }
@@ -32,6 +34,10 @@ pub fn complete<I: Ip>(packet: &mut Parsed<I>) -> Result<(), Drop> {
                 .ok_or(Drop::FragmentWithoutFirst)?;
             packet.flow.source_port = ports.source_port;
             packet.flow.destination_port = ports.destination_port;
+            // Entries of an agent before have no protocol.
+            if ports.protocol != 0 {
+                packet.flow.protocol = ports.protocol;
+            }
         }
     }
     Ok(())
@@ -42,6 +48,12 @@ pub fn complete<I: Ip>(packet: &mut Parsed<I>) -> Result<(), Drop> {
 /// fragment, and needs this one if the datagram is the host's own.
 #[inline(never)]
 pub fn note_early<I: Ip>(packet: &Parsed<I>) {
-    let ports = FragmentPorts { source_port: Be16::ZERO, destination_port: Be16::ZERO, early: 1 };
+    let ports = FragmentPorts {
+        source_port: Be16::ZERO,
+        destination_port: Be16::ZERO,
+        early: 1,
+        protocol: 0,
+        reserved: [0; 2],
+    };
     maps::remember_fragment(&packet.fragment_key(), ports);
 }

@@ -11,7 +11,7 @@ use podwire_common::{
 
 use super::{local, source};
 use crate::{
-    packet::{Ipv6, ON_LINK_HOP_LIMIT, Parsed, Skb, advertise_gateway},
+    packet::{Fragment, Ipv6, ON_LINK_HOP_LIMIT, Parsed, Skb, advertise_gateway},
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
@@ -42,7 +42,10 @@ struct Solicitation {
 /// solicitation.
 #[inline(never)]
 pub fn on_link(ctx: &TcContext, packet: &Parsed<Ipv6>) -> Attempt {
-    if packet.flow.protocol != protocol::ICMPV6 || packet.is_error {
+    let has_message = packet.flow.protocol == protocol::ICMPV6
+        && !packet.is_error
+        && !matches!(packet.fragment_part(), Fragment::Later);
+    if !has_message {
         return Ok(Decision::NONE);
     }
     let kind: u8 = ctx.load_at(packet.transport_offset())?;

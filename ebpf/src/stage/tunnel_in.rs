@@ -105,52 +105,48 @@ fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Parsed) -> Result<bool,
     Ok(true)
 }
 
-/// Handles a packet that the VXLAN device has decapsulated.
+/// Handles an IPv4 packet that the VXLAN device has decapsulated.
 ///
 /// # Errors
 /// The reason why the tunnel refuses the packet.
 #[inline(always)]
 pub fn on_device(ctx: &TcContext) -> Outcome {
+    decapsulated::<Ipv4>(
+        ctx,
+        |packet| source::refuse_loopback(&packet.headers),
+        |packet| frontend::from_pod(ctx, packet, Path::TunnelToStack),
+    )
+}
+
+/// Does the same for IPv6.
+///
+/// # Errors
+/// The reason why the tunnel refuses the packet.
+#[inline(always)]
+pub fn on_device6(ctx: &TcContext) -> Outcome {
+    decapsulated::<Ipv6>(
+        ctx,
+        |packet| source::refuse_unroutable(&packet.headers),
+        |_| Ok(Verdict::stack(Path::TunnelToStack)),
+    )
+}
+
+/// `refuse` refuses addresses, `to_node` handles a packet that is for no pod.
+#[inline(always)]
+fn decapsulated<I: Ip>(
+    ctx: &TcContext,
+    refuse: impl FnOnce(&Parsed<I>) -> Result<(), Drop>,
+    to_node: impl FnOnce(&Parsed<I>) -> Outcome,
+) -> Outcome {
     let key = get_tunnel_key(ctx).ok_or(Drop::TunnelPeerUnknown)?;
     check_outer(Some(key.vni), &key.remote)?;
     // The VXLAN device has taken an inner VLAN tag out of the frame.
     if ctx.has_vlan_tag() {
         return Err(Drop::InnerProtocolUnknown);
     }
-    if ctx.ethertype() == ethertype::IPV6 {
-        return decapsulated6(ctx, &key.remote);
-    }
-    decapsulated::<Ipv4>(
-        ctx,
-        &key.remote,
-        |packet| source::refuse_loopback(&packet.headers),
-        |packet| frontend::from_pod(ctx, packet, Path::TunnelToStack),
-    )
-}
-
-// Not inlined: the packet would take stack beside the one of IPv4.
-#[inline(never)]
-fn decapsulated6(ctx: &TcContext, sender: &Addr) -> Outcome {
-    decapsulated::<Ipv6>(
-        ctx,
-        sender,
-        |packet| source::refuse_unroutable(&packet.headers),
-        |_| Ok(Verdict::stack(Path::TunnelToStack)),
-    )
-}
-
-/// Handles a packet that the VXLAN device has decapsulated. `refuse` refuses addresses, `to_node`
-/// handles a packet that is for no pod.
-#[inline(always)]
-fn decapsulated<I: Ip>(
-    ctx: &TcContext,
-    sender: &Addr,
-    refuse: impl FnOnce(&Parsed<I>) -> Result<(), Drop>,
-    to_node: impl FnOnce(&Parsed<I>) -> Outcome,
-) -> Outcome {
     let mut place = Place::<I>::new();
     let packet = inner(ctx, place.load(ctx)?)?;
-    let node = check_owner(packet, sender)?;
+    let node = check_owner(packet, &key.remote)?;
     refuse(packet)?;
     // The inner link addresses are constants that no device has.
     ctx.set_packet_host();

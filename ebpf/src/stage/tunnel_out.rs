@@ -29,7 +29,7 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint,
         return Ok(Verdict::stack(Path::ToStack));
     }
     let (way, lookup) = way_to(ctx, packet, node);
-    if lookup == Lookup::TooBig && too_big::can_answer(packet) {
+    if lookup == Lookup::TooBig && too_big::can_answer(packet, way.length.saturating_sub(VXLAN_OVERHEAD)) {
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
     if lookup == Lookup::Found && !goes_through_device(node) {
@@ -54,7 +54,7 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
     let (way, lookup) = way_to(ctx, packet, node);
     // Answer before the translation: the pod knows only its own packet.
-    if lookup == Lookup::TooBig && too_big::can_answer(packet) {
+    if lookup == Lookup::TooBig && too_big::can_answer(packet, way.length.saturating_sub(VXLAN_OVERHEAD)) {
         return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
     }
     decrement_ttl(ctx, &packet.headers, 0)?;

@@ -105,7 +105,7 @@ fn past_stack(
             fastpath::learn_world_out(ctx, packet, endpoint, &way, entry)
         }
         // Answer before the translation: the pod knows only its own packet.
-        Lookup::TooBig if too_big::can_answer(packet) => {
+        Lookup::TooBig if too_big::can_answer(packet, way.length) => {
             return too_big::answer(ctx, packet, endpoint, way.length);
         }
         // The stack fragments a packet that is larger than the link, if it may. But conntrack would
