@@ -11,7 +11,7 @@ use crate::{build, run, setup, tables};
 /// Writes everything.
 pub(crate) fn write() -> Result<()> {
     for palette in &picture::PALETTES {
-        replace(palette.path, |_| Ok(picture::draw(palette)))?;
+        save(palette.path, &picture::draw(palette))?;
     }
     replace(tables::DOCUMENT, tables::renewed)?;
     build::object(&setup::everything()?)?;
@@ -23,14 +23,18 @@ pub(crate) fn write() -> Result<()> {
     Ok(())
 }
 
-/// Replaces a file of the repository by what `new` makes of its text. The file may be absent.
+/// Replaces a document by what `new` makes of its text.
 fn replace(path: &str, new: impl FnOnce(&str) -> Result<String>) -> Result<()> {
+    let old = fs::read_to_string(run::root().join(path)).with_context(|| format!("read {path}"))?;
+    save(path, &new(&old)?)
+}
+
+fn save(path: &str, text: &str) -> Result<()> {
     let file = run::root().join(path);
-    let old = fs::read_to_string(&file).unwrap_or_default();
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
-    fs::write(&file, new(&old)?).with_context(|| format!("write {path}"))?;
+    fs::write(&file, text).with_context(|| format!("write {path}"))?;
     println!("{path}");
     Ok(())
 }

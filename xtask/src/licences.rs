@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -31,7 +31,13 @@ const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 /// The packages that are shipped.
 const SHIPPED: [&str; 3] = ["podwire", "podwire-cni", "podwire-ebpf"];
 /// Beginnings of the names of licence files in crates, in upper case.
-const FILES: [&str; 5] = ["LICEN", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
+const LICENCES: [&str; 3] = ["LICEN", "COPYING", "UNLICENSE"];
+/// Beginnings of the names of files that go with a licence.
+const NOTICES: [&str; 2] = ["COPYRIGHT", "NOTICE"];
+/// Names of folders of a crate whose code is in no binary.
+const NOT_LINKED: [&str; 4] = ["tests", "benches", "examples", "fuzz"];
+/// The licence of the C library that the static binaries contain.
+const C_LIBRARY: &str = "LGPL-2.1-or-later";
 /// The licence of a crate that ships no text, if the crate may be used under it.
 const OWN: (&str, &str) = ("Apache-2.0", include_str!("../../LICENSE"));
 const HEAD: &str = "\
@@ -39,7 +45,9 @@ Third-party software in Podwire's binaries
 
 The binaries are linked with the crates below, each under the licence that it names. They also
 contain Rust's standard library (MIT OR Apache-2.0) and, because they are static, the GNU C library
-(LGPL-2.1-or-later). To link them with another C library, build Podwire from its source.
+(LGPL-2.1-or-later, its text is the last one below) and the unwinder of GCC
+(GPL-3.0-or-later WITH GCC-exception-3.1). To link them with another C library, build Podwire from
+its source.
 ";
 
 /// What `cargo metadata` prints, as far as it is used here.
@@ -92,7 +100,7 @@ struct DependencyKind {
 /// of every shipped licence is at hand.
 ///
 /// # Errors
-/// The number of crates that must not be used. Each was printed with the reason.
+/// The number of faults. Each was printed.
 pub fn check() -> Result<()> {
     let metadata = Metadata::read()?;
     let mut faults: Vec<String> = metadata.packages.iter().filter_map(Package::fault).collect();
@@ -104,7 +112,7 @@ pub fn check() -> Result<()> {
     for fault in &faults {
         eprintln!("{fault}");
     }
-    ensure!(faults.is_empty(), "{} crates must not be used", faults.len());
+    ensure!(faults.is_empty(), "{} faults in the licences of the crates", faults.len());
     Ok(())
 }
 
@@ -123,6 +131,8 @@ pub fn third_party() -> Result<String> {
     let mut parts: Vec<(Vec<String>, String)> =
         crates.into_iter().map(|(text, names)| (names.into_iter().collect(), text)).collect();
     parts.sort();
+    let of_c_library = spdx::license_id(C_LIBRARY).with_context(|| format!("spdx lacks {C_LIBRARY}"))?;
+    parts.push((vec![format!("GNU C library ({C_LIBRARY})")], of_c_library.text().to_owned()));
     let rule = "-".repeat(80);
     let parts = parts
         .iter()
@@ -204,29 +214,42 @@ impl Package {
         Ok(expression.evaluate(|one| licences.contains(&one.to_string().as_str())))
     }
 
-    /// Returns the licence texts in the crate's folder.
+    /// Returns the licence texts in the crate's folder, with those of code that it has copied.
     fn texts(&self) -> Result<Vec<String>> {
         let folder = self.manifest_path.parent().context("a manifest without a folder")?;
         let mut texts = BTreeMap::new();
-        let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
-        for entry in entries {
-            let entry = entry.with_context(|| format!("list {}", folder.display()))?;
-            let name = entry.file_name().to_string_lossy().to_uppercase();
-            if FILES.iter().any(|beginning| name.starts_with(beginning)) && entry.path().is_file() {
-                let bytes =
-                    fs::read(entry.path()).with_context(|| format!("read {}", entry.path().display()))?;
-                texts.insert(name, String::from_utf8_lossy(&bytes).replace("\r\n", "\n"));
-            }
-        }
-        if texts.is_empty() {
+        collect(folder, &mut texts)?;
+        let is_licensed = texts.keys().any(|file| begins_with(file, &LICENCES));
+        if !is_licensed {
             let (own, text) = OWN;
             if !self.is_allowed(&[own])? {
                 bail!("{} has no licence text that could be shipped with the binaries", self.title());
             }
-            texts.insert(own.to_owned(), text.to_owned());
+            texts.insert(own.into(), text.to_owned());
         }
         Ok(texts.into_values().collect())
     }
+}
+
+/// Collects the licence files at or below a folder.
+fn collect(folder: &Path, texts: &mut BTreeMap<PathBuf, String>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let path = entry.with_context(|| format!("list {}", folder.display()))?.path();
+        let is_linked = || !NOT_LINKED.iter().any(|name| path.ends_with(name));
+        if path.is_dir() && is_linked() {
+            collect(&path, texts)?;
+        } else if path.is_file() && (begins_with(&path, &LICENCES) || begins_with(&path, &NOTICES)) {
+            let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            texts.insert(path, String::from_utf8_lossy(&bytes).replace("\r\n", "\n"));
+        }
+    }
+    Ok(())
+}
+
+fn begins_with(path: &Path, beginnings: &[&str]) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_uppercase();
+    // A module named `license.rs` is no licence.
+    !name.ends_with(".RS") && beginnings.iter().any(|beginning| name.starts_with(beginning))
 }
 
 #[cfg(test)]
@@ -270,6 +293,9 @@ mod tests {
         assert!(text == third_party().unwrap(), "two calls give two texts");
         let lists = |name: &str| text.lines().any(|line| line.starts_with(&format!("{name} ")));
         assert!(["aya", "aya-ebpf", "kube", "rustix", "nix"].map(lists).iter().all(|is_listed| *is_listed));
+        assert!(text.contains("GNU LESSER GENERAL PUBLIC LICENSE"));
+        // Code that tracing-core has copied has a licence of its own.
+        assert!(text.contains("Mathijs van de Nes"), "licences in folders of a crate are missing");
         // plotters draws charts of the benches, proptest makes inputs of tests, syn is in macros.
         assert_eq!(["plotters", "proptest", "syn", "podwire-common"].map(lists), [false; 4]);
     }

@@ -5,7 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 use xtask::archive::{File, compressed, pack};
 use xtask::image::{self, BINARIES, TAG};
@@ -26,7 +26,7 @@ pub(crate) fn make(output: &Path) -> Result<()> {
     let toolchain = Toolchain::ensure()?;
     let binaries = build::release_with(&toolchain)?;
     let mut files = run::step("pack the release", || packed(&binaries))?;
-    let compilers = format!("{}{}", build::compiler_version()?, toolchain.versions()?);
+    let compilers = format!("{}{}", build::compiler_versions()?, toolchain.versions()?);
     files.insert("TOOLCHAIN".to_owned(), File::text(compilers));
     files.insert(CHECKSUMS.to_owned(), File::text(checksums(&files)));
     for (name, file) in &files {
@@ -82,6 +82,9 @@ fn collect(folder: &Path, name: &str, files: &mut BTreeMap<String, File>) -> Res
         let path = entry.with_context(|| format!("list {}", folder.display()))?.path();
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         let name = format!("{name}/{file}");
+        if file.starts_with('.') || file.ends_with('~') {
+            bail!("{} is no part of the chart: remove it", path.display());
+        }
         if path.is_dir() {
             collect(&path, &name, files)?;
         } else {

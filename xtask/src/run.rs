@@ -41,11 +41,18 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 ///
 /// `builds` is the build's target folder.
 pub(crate) fn path_flags(builds: &Path) -> Vec<String> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let home = |variable: &str, usual: &str| {
+        let named = std::env::var_os(variable).map(PathBuf::from);
+        named.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(usual)))
+    };
+    let (cargo, rustup) = (home("CARGO_HOME", ".cargo"), home("RUSTUP_HOME", ".rustup"));
     // Where two folders match, the last one counts.
-    let folders =
-        [(home.as_deref(), "/cargo"), (Some(root()), "/podwire"), (Some(builds), "/podwire/target")];
+    let folders = [
+        (cargo.as_deref(), "/cargo"),
+        (rustup.as_deref(), "/rustup"),
+        (Some(root()), "/podwire"),
+        (Some(builds), "/podwire/target"),
+    ];
     let known = folders.into_iter().filter_map(|(folder, name)| Some((folder?, name)));
     known.map(|(folder, name)| format!("--remap-path-prefix={}={name}", folder.display())).collect()
 }

@@ -3,11 +3,13 @@
 //! A document has a place for each: the line `<!-- cargo xtask docs: NAME -->`, then an indented
 //! block.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use podwire_common::names::maps;
+use podwire_common::reason::Drop;
 use serde_json::json;
 
 use crate::lab::traffic::{self, Route};
@@ -83,6 +85,17 @@ pub fn renewed(document: &str, transcript: &Transcript) -> Result<String> {
     Ok(format!("{before}{}{after}", lines.collect::<String>()))
 }
 
+/// Returns the names of a document's places.
+///
+/// # Errors
+/// When the document cannot be read.
+pub fn places(document: &str) -> Result<BTreeSet<String>> {
+    let path = root().join(document);
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let marks = text.lines().filter_map(|line| line.strip_prefix("<!-- cargo xtask docs: "));
+    Ok(marks.filter_map(|rest| rest.strip_suffix(" -->")).map(str::to_owned).collect())
+}
+
 /// Returns why the document's text is stale: its words are not those of the transcript. Numbers may
 /// differ.
 ///
@@ -117,6 +130,7 @@ fn make_traffic(node: &Node, pods: &[Pod; 4]) -> Result<()> {
     traffic::tcp_exchange_on(first, far, route, 4096)?;
     // Its answer never comes: the programs drop broadcasts.
     first.output(&["ping", "-b", "-c2", "-i0.2", "-W1", "255.255.255.255"])?;
+    ensure!(node.drops()?.contains_key(Drop::Broadcast.name()), "the broadcast was not counted");
     Ok(())
 }
 
