@@ -88,8 +88,9 @@ impl Footprint {
         for pin in pins {
             add("pin", &pin.display().to_string(), String::new());
         }
-        // The agent saves the Node list some time after it has come.
-        for file in below(node.state_dir()).into_iter().filter(|file| !file.ends_with("nodes.json")) {
+        // The agent saves the Node list some time after it has come, first as `nodes.tmp`.
+        let is_node_list = |file: &PathBuf| file.ends_with("nodes.json") || file.ends_with("nodes.tmp");
+        for file in below(node.state_dir()).into_iter().filter(|file| !is_node_list(file)) {
             let name = file.file_name().unwrap().to_string_lossy().into_owned();
             let read = !NOT_READ.contains(&name.as_str());
             let content = if read { std::fs::read_to_string(&file).unwrap() } else { String::new() };
