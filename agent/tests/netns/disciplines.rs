@@ -1,6 +1,6 @@
 //! Queueing disciplines of other tools in the place of clsact.
 
-use xtask::lab::{Lab, Node, Ns, traffic};
+use xtask::lab::{Builder, Lab, Node, Ns, traffic};
 
 use crate::idle_clients::get;
 use crate::sockets::wait_until;
@@ -9,8 +9,13 @@ use crate::sweep::{comes, metric, repairs, told};
 const MEBIBYTE: u64 = 1 << 20;
 const OBSTRUCTED: &str = "uplink-obstructed";
 const REATTACHED: &str = "podwire_programs_reattached_total";
-/// As far as the agent can tell, a kernel that reports version 2.6 has no TCX.
-pub const WITHOUT_TCX: [&str; 2] = ["setarch", "--uname-2.6"];
+
+/// Returns a builder of labs on a kernel without TCX: as far as the agent can tell, a kernel that
+/// reports version 2.6 has none.
+pub fn without_tcx() -> Builder {
+    // No cgroup: for such a kernel, the library would attach programs there that outlive the agent.
+    Lab::builder().agent_wrapper(&["setarch", "--uname-2.6"]).agent_arguments(&["--cgroup-dir", "/proc"])
+}
 
 #[test]
 fn disciplines_in_the_place_of_clsact_are_replaced() {
@@ -45,9 +50,7 @@ fn disciplines_in_the_place_of_clsact_are_replaced() {
 
 #[test]
 fn an_uplink_without_tcx_is_not_taken_from_other_tools() {
-    // No cgroup: for such a kernel, the library would attach programs there that outlive the agent.
-    let builder = Lab::builder().agent_wrapper(&WITHOUT_TCX).agent_arguments(&["--cgroup-dir", "/proc"]);
-    let lab = builder.build().unwrap();
+    let lab = without_tcx().build().unwrap();
     let node = lab.node(0);
     let uplink = ["from_uplink", "to_uplink"];
     assert!(has(node, "eth0", uplink), "{}", node.agent_log());

@@ -11,7 +11,7 @@ use xtask::lab::traffic::Route;
 use xtask::lab::{Lab, Mode, Node, Ns, connect, traffic};
 
 use crate::check::{Counted, Row, check};
-use crate::disciplines::{WITHOUT_TCX, has};
+use crate::disciplines::{has, without_tcx};
 use crate::headers::Ip;
 use crate::packets::{Packet, Vxlan, inner, udp};
 use crate::refused::grown;
@@ -255,7 +255,7 @@ fn has_pins(node: &Node, device: &str, not: &str) {
 
 #[test]
 fn without_tcx_a_link_loses_its_programs_with_its_role() {
-    let lab = Lab::builder().nodes(1).agent_wrapper(&WITHOUT_TCX).build().unwrap();
+    let lab = without_tcx().nodes(1).build().unwrap();
     let node = lab.node(0);
     let storage = storage_host(&lab, "eth1");
     let _container = docker(&lab);
@@ -286,7 +286,7 @@ fn without_tcx_a_link_loses_its_programs_with_its_role() {
 
 #[test]
 fn a_link_that_cannot_have_programs_keeps_no_other_from_them() {
-    let lab = Lab::builder().nodes(1).agent_wrapper(&WITHOUT_TCX).agents(false).build().unwrap();
+    let lab = without_tcx().nodes(1).agents(false).build().unwrap();
     let node = lab.node(0);
     let storage = storage_host(&lab, "eth1");
     let other = lab.add_namespace("other").unwrap();
