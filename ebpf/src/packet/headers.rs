@@ -45,8 +45,6 @@ pub struct Headers<I = Ipv4> {
 pub trait Ip: Copy {
     /// EtherType of the family.
     const ETHERTYPE: u16;
-    /// Bytes of this part of the header.
-    const LENGTH: u32;
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
     /// The least MTU that an error about a packet that does not fit may name.
@@ -189,12 +187,6 @@ impl<I: Ip> Headers<I> {
     #[inline(always)]
     pub fn ttl(&self) -> u8 {
         self.ip.ttl()
-    }
-
-    /// Returns the bytes of the IP header.
-    #[inline(always)]
-    pub(super) fn ip_header(&mut self) -> &mut I {
-        &mut self.ip
     }
 
     /// Sets both link addresses.

@@ -49,7 +49,6 @@ const _: () = assert!(size_of::<Headers<Ipv4>>() == 34);
 
 impl Ip for Ipv4 {
     const ETHERTYPE: u16 = ethertype::IPV4;
-    const LENGTH: u32 = MINIMUM_HEADER;
     const ICMP: u8 = protocol::ICMP;
     const LEAST_MTU: u32 = 0;
     const HOP: u32 = 8;

@@ -77,7 +77,6 @@ struct Extension {
 
 impl Ip for Ipv6 {
     const ETHERTYPE: u16 = ethertype::IPV6;
-    const LENGTH: u32 = FIXED_HEADER;
     const ICMP: u8 = protocol::ICMPV6;
     // RFC 8200 section 5. Linux ignores an error that says less.
     const LEAST_MTU: u32 = 1280;

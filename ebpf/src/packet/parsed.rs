@@ -54,7 +54,7 @@ impl<I: Ip> Place<I> {
     pub fn load_bare(&mut self, ctx: &TcContext) -> Result<Loaded<'_, I>, Drop> {
         self.0.base = BARE;
         self.0.headers.ethertype = Be16::new(ctx.ethertype());
-        ctx.load_into(0, self.0.headers.ip_header())?;
+        ctx.load_into(0, &mut self.0.headers.ip)?;
         Ok(Loaded { packet: &mut self.0 })
     }
 }

@@ -7,12 +7,9 @@ use podwire_common::{
 };
 
 use crate::{
-    packet::{Headers, Ip, Skb, redirect, redirect_peer, set_macs},
+    packet::{ETHERNET_LENGTH, Headers, Ip, Skb, redirect, redirect_peer, set_macs},
     verdict::{Outcome, Verdict},
 };
-
-/// Bytes of a frame's link header.
-const ETHERNET_LENGTH: u32 = 14;
 
 /// Delivers a frame to a pod, and decrements its TTL. The caller has checked that it is above 1.
 ///
