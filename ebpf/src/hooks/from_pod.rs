@@ -124,9 +124,7 @@ fn verdict6(ctx: &TcContext) -> Outcome {
         return Ok(verdict);
     }
     source::refuse_unroutable(&packet.headers)?;
-    if packet.headers.ip.is_multicast() || packet.headers.destination_mac.is_group() {
-        return Err(Drop::Multicast);
-    }
+    refuse_multicast(&packet.headers)?;
     // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     let endpoint = sender(ctx, packet)?;
@@ -192,6 +190,11 @@ fn refuse_group(headers: &Headers) -> Result<(), Drop> {
     if headers.ip.destination == [255; 4] || headers.destination_mac.is_broadcast() {
         return Err(Drop::Broadcast);
     }
+    refuse_multicast(headers)
+}
+
+#[inline(always)]
+fn refuse_multicast<I: Ip>(headers: &Headers<I>) -> Result<(), Drop> {
     if headers.ip.is_multicast() || headers.destination_mac.is_group() {
         return Err(Drop::Multicast);
     }
