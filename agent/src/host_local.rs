@@ -14,17 +14,17 @@ use crate::files::FileError;
 /// one (`dataDir`).
 const NETWORKS: &str = "networks";
 
-/// Returns the addresses of a podCIDR that host-local has assigned; none if it was never used here.
+/// Returns the addresses of podCIDRs that host-local has assigned; none if it was never used here.
 ///
 /// # Errors
 /// [`FileError::Io`].
-pub fn held(cni_state_dir: &Path, network: IpNet) -> Result<Held, FileError> {
+pub fn held(cni_state_dir: &Path, networks: &[IpNet]) -> Result<Held, FileError> {
     let folder = cni_state_dir.join(NETWORKS);
     let mut held = Held::new();
     for name in names(&folder)? {
         let addresses = names(&folder.join(&name))?;
         let addresses = addresses.iter().filter_map(|address| address.parse().ok());
-        let addresses = addresses.filter(|address| network.contains(address));
+        let addresses = addresses.filter(|address| networks.iter().any(|network| network.contains(address)));
         held.extend(addresses.map(|address| (address, Holder::HostLocal(name.clone()))));
     }
     Ok(held)
@@ -53,8 +53,8 @@ mod tests {
     #[test]
     fn a_file_is_an_address_and_the_others_are_none() {
         let folder = tempfile::tempdir().unwrap();
-        let network: IpNet = "10.244.1.0/24".parse().unwrap();
-        assert_eq!(held(folder.path(), network).unwrap(), Held::new());
+        let network: [IpNet; 1] = ["10.244.1.0/24".parse().unwrap()];
+        assert_eq!(held(folder.path(), &network).unwrap(), Held::new());
         for file in
             ["cbr0/10.244.1.2", "cbr0/10.244.2.2", "cbr0/last_reserved_ip.0", "cbr0/lock", "other/10.244.1.3"]
         {
@@ -66,6 +66,6 @@ mod tests {
         let of = |network: &str| Holder::HostLocal(network.into());
         let expected = [("10.244.1.2", of("cbr0")), ("10.244.1.3", of("other"))];
         let expected = expected.map(|(address, holder)| (address.parse().unwrap(), holder));
-        assert_eq!(held(folder.path(), network).unwrap(), expected.into());
+        assert_eq!(held(folder.path(), &network).unwrap(), expected.into());
     }
 }

@@ -9,7 +9,7 @@ mod queues;
 mod removal;
 
 use podwire_cni::protocol::codes;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -18,7 +18,7 @@ use podwire_common::addr::Mac;
 use podwire_common::names::{ROUTE_PROTOCOL, VXLAN_DEVICE};
 use rtnetlink::packet_core::{DecodeError, NetlinkBuffer, NetlinkDeserializable, NetlinkMessage};
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
     LinkMessage,
@@ -154,33 +154,47 @@ impl Links {
         while let Some(message) = addresses.try_next().await.map_err(netlink("list addresses"))? {
             host.addresses.extend(device_address(&message));
         }
-        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut routes = self.handle.route().get(filter).execute();
-        while let Some(message) = routes.try_next().await.map_err(netlink("list routes"))? {
+        for message in self.routes().await? {
             sort_route(&mut host, &message);
         }
         host.policies = ipsec::policies().await?;
         Ok(host)
     }
 
+    /// Returns all routes of both families.
+    async fn routes(&self) -> Result<Vec<RouteMessage>, LinkError> {
+        let mut found = Vec::new();
+        for of_family in
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
+            let mut routes = self.handle.route().get(of_family).execute();
+            while let Some(message) = routes.try_next().await.map_err(netlink("list routes"))? {
+                found.push(message);
+            }
+        }
+        Ok(found)
+    }
+
     /// Returns the part of [`Self::host`] for one pod: the devices with its link's number or name,
-    /// and the kernel's route to its address.
+    /// and the kernel's routes to its addresses.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
-    pub async fn host_of_pod(&self, index: u32, name: &str, address: IpAddr) -> Result<Host, LinkError> {
+    pub async fn host_of_pod(&self, index: u32, name: &str, addresses: &[IpAddr]) -> Result<Host, LinkError> {
         let mut host = Host::default();
         for device in [self.device_at(index).await?, self.device(name).await?].into_iter().flatten() {
             host.devices.insert(device.index, device);
         }
-        let mut query = to(RouteMessageBuilder::<IpAddr>::new(), address.into()).build();
-        // Without this flag, the kernel answers with the resolved path, which lacks the entry's
-        // protocol and table.
-        query.header.flags = RouteFlags::FibMatch;
-        match self.handle.route().get(query).execute().try_next().await {
-            Ok(route) => route.iter().for_each(|route| sort_route(&mut host, route)),
-            Err(error) if code(&error).is_some_and(|code| UNREACHABLE.contains(&code)) => {}
-            Err(error) => return Err(netlink(format!("look up the route to {address}"))(error)),
+        for address in addresses {
+            let mut query = to(RouteMessageBuilder::<IpAddr>::new(), (*address).into()).build();
+            // Without this flag, the kernel answers with the resolved path, which lacks the entry's
+            // protocol and table.
+            query.header.flags = RouteFlags::FibMatch;
+            match self.handle.route().get(query).execute().try_next().await {
+                Ok(route) => route.iter().for_each(|route| sort_route(&mut host, route)),
+                Err(error) if code(&error).is_some_and(|code| UNREACHABLE.contains(&code)) => {}
+                Err(error) => return Err(netlink(format!("look up the route to {address}"))(error)),
+            }
         }
         Ok(host)
     }
@@ -270,15 +284,9 @@ impl Links {
     /// # Errors
     /// [`LinkError::Netlink`], after it has tried all routes.
     pub async fn remove_own_routes(&self) -> Result<usize, LinkError> {
-        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut routes = self.handle.route().get(filter).execute();
-        let (mut removed, mut failed, mut own) = (0, None, Vec::new());
-        while let Some(message) = routes.try_next().await.map_err(netlink("list routes"))? {
-            if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
-                own.push(message);
-            }
-        }
-        for message in own {
+        let (mut removed, mut failed) = (0, None);
+        let is_own = |route: &RouteMessage| route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+        for message in self.routes().await?.into_iter().filter(is_own) {
             let operation = || format!("remove a route of protocol {ROUTE_PROTOCOL}");
             match unless_absent(self.handle.route().del(message).execute().await, operation) {
                 Ok(()) => removed += 1,
@@ -377,12 +385,16 @@ impl Links {
         Ok(LinkError::Device { name: VXLAN_DEVICE.into(), problem })
     }
 
-    /// Gives the VXLAN device an address of scope global.
+    /// Gives the VXLAN device an address of scope global. No other host has it, so the kernel does
+    /// not look for duplicates: a tentative address could not be used for a second.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
     pub async fn add_address(&self, device: u32, address: IpNet) -> Result<(), LinkError> {
-        let request = self.handle.address().add(device, address.addr(), address.prefix_len()).replace();
+        let mut request = self.handle.address().add(device, address.addr(), address.prefix_len()).replace();
+        if address.addr().is_ipv6() {
+            request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+        }
         request.execute().await.map_err(netlink(format!("give {VXLAN_DEVICE} the address {address}")))
     }
 
@@ -599,36 +611,53 @@ fn has_port(data: &[InfoVxlan], wanted: u16) -> bool {
 }
 
 fn device_address(message: &AddressMessage) -> Option<DeviceAddress> {
-    // Local is the device's own address. On point-to-point links, Address is the peer's.
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address @ IpAddr::V4(_)) => Some(*address),
+    // Local is the device's own address. On point-to-point links, Address is the peer's. In IPv6,
+    // Local is there only then.
+    let own = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
         _ => None,
-    });
-    local.map(|address| DeviceAddress {
+    };
+    let first = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    };
+    let local = message.attributes.iter().find_map(own);
+    let address = local.or_else(|| message.attributes.iter().find_map(first))?;
+    let has = |flags: AddressHeaderFlags| message.header.flags.intersects(flags);
+    // Not usable yet, or never: another host has it.
+    let is_unusable = has(AddressHeaderFlags::Tentative) && !has(AddressHeaderFlags::Optimistic)
+        || has(AddressHeaderFlags::Dadfailed);
+    // The same bit means "secondary" in IPv4 and "temporary" in IPv6 (`IFA_F_TEMPORARY`).
+    let is_temporary = address.is_ipv6() && has(AddressHeaderFlags::Secondary);
+    (!is_unusable).then(|| DeviceAddress {
         device: message.header.index,
         address,
         prefix_length: message.header.prefix_len,
         global: message.header.scope == AddressScope::Universe,
+        lasting: !is_temporary && !has(AddressHeaderFlags::Deprecated),
     })
 }
 
 fn sort_route(host: &mut Host, message: &RouteMessage) {
-    if message.header.address_family != AddressFamily::Inet
-        || message.header.table != RouteHeader::RT_TABLE_MAIN
-    {
+    let unspecified: IpAddr = match message.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return,
+    };
+    if message.header.table != RouteHeader::RT_TABLE_MAIN {
         return;
     }
     let address = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        RouteAttribute::Destination(address) => ip_of(address),
         _ => None,
     });
     let length = message.header.destination_prefix_length;
-    let Ok(destination) = IpNet::new(address.unwrap_or(Ipv4Addr::UNSPECIFIED).into(), length) else {
+    let Ok(destination) = IpNet::new(address.unwrap_or(unspecified), length) else {
         return;
     };
     if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
         let source = message.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+            RouteAttribute::PrefSource(address) => ip_of(address),
             _ => None,
         });
         let route = match (message.header.kind, output(message)) {
@@ -638,9 +667,21 @@ fn sort_route(host: &mut Host, message: &RouteMessage) {
             _ => Route::Unreachable,
         };
         host.own_routes.insert(destination, route);
-    } else if message.header.kind == RouteType::Unicast {
+    } else if message.header.kind == RouteType::Unicast && !is_link_local(destination.addr()) {
         host.foreign_routes.push(ForeignRoute { destination, next_hops: next_hops(message) });
     }
+}
+
+fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Returns the next hops of a route. This includes routes with a next hop object: the kernel also
@@ -668,7 +709,7 @@ fn output(message: &RouteMessage) -> Option<u32> {
 
 fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
     attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Gateway(address) => ip_of(address),
         // An IPv4 route over an IPv6 router.
         RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
         _ => None,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! agent.lock                          locked while an agent runs; contains its process id
-//! last-address                        the address that was assigned last
+//! last-address                        the addresses that were assigned last, a line for each family
 //! endpoints/<host interface>.json     one per pod
 //! before.json                         the node's settings before the agent changed them
 //! network-namespace.json              the network namespace of the pods
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use podwire_cni::fault::{self, Step};
-use podwire_core::model::Endpoint;
+use podwire_core::model::{Endpoint, Family};
 use serde::{Deserialize, Serialize};
 
 use crate::before;
@@ -49,7 +49,7 @@ const LARGEST: u64 = 16 << 20;
 /// Errors that pass by themselves: the next agent may be able to read the file.
 const OVER_IN_A_MOMENT: [i32; 4] = [libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EINTR];
 
-/// Length in bytes of the longest address and its newline.
+/// Length in bytes of a line of the file of last addresses: the longest address and a newline.
 const LAST_ADDRESS_LENGTH: usize = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff\n".len();
 
 /// What is wrong with the state folder.
@@ -221,15 +221,16 @@ impl Store {
         }
     }
 
-    /// Returns the address that was assigned last. `None` if it is not known: assignment then
-    /// starts with the podCIDR's first address for pods.
-    pub fn last_address(&self) -> Option<IpAddr> {
+    /// Returns the address of a family that was assigned last. `None` if it is not known:
+    /// assignment then starts with the podCIDR's first address for pods.
+    pub fn last_address(&self, family: Family) -> Option<IpAddr> {
         let mut text = [0; LAST_ADDRESS_LENGTH];
-        let length = self.last_address.read_at(&mut text, 0).ok()?;
-        std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
+        let length = self.last_address.read_at(&mut text, place_of(family)).ok()?;
+        let address = std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()?;
+        Some(address).filter(|address| Family::of(*address) == family)
     }
 
-    /// Stores the address that was assigned last, for the next agent.
+    /// Stores the address of its family that was assigned last, for the next agent.
     ///
     /// The write goes in place, with a constant length, and is not synced. It survives the process.
     /// A power cut may lose it. But a power cut also ends all pods, so the next pod may get any
@@ -241,12 +242,20 @@ impl Store {
     pub fn save_last_address(&self, address: IpAddr) -> Result<(), FileError> {
         let text = format!("{address:<0$}\n", LAST_ADDRESS_LENGTH - 1);
         self.last_address
-            .write_all_at(text.as_bytes(), 0)
+            .write_all_at(text.as_bytes(), place_of(Family::of(address)))
             .map_err(FileError::of("write", &self.last_address_path))
     }
 
     fn path(&self, endpoint: &Endpoint) -> PathBuf {
         self.endpoints.join(format!("{}.json", endpoint.host_interface))
+    }
+}
+
+/// Returns where the line of a family begins in the file of last addresses.
+fn place_of(family: Family) -> u64 {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => LAST_ADDRESS_LENGTH as u64,
     }
 }
 
@@ -502,8 +511,12 @@ mod tests {
     fn the_round_of_addresses_outlives_the_agent() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        assert_eq!(store.last_address(), None);
-        store.save_last_address(IpAddr::from([10, 244, 1, 9])).unwrap();
-        assert_eq!(store.last_address(), Some(IpAddr::from([10, 244, 1, 9])));
+        let last = || Family::ALL.map(|family| store.last_address(family));
+        assert_eq!(last(), [None; 2]);
+        let (v4, v6) = (IpAddr::from([10, 244, 1, 9]), "fd00:10:244:1::9".parse().unwrap());
+        store.save_last_address(v6).unwrap();
+        assert_eq!(last(), [None, Some(v6)]);
+        store.save_last_address(v4).unwrap();
+        assert_eq!(last(), [Some(v4), Some(v6)]);
     }
 }

@@ -14,18 +14,39 @@ use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
+use podwire_core::model::Family;
 use tracing::info;
 
 use crate::before::Before;
 use crate::files::FileError;
 
-const FORWARDING: &str = "net/ipv4/ip_forward";
-/// The folder with the switches of each device, and of future devices (`default`). When forwarding
-/// of the whole node changes, the kernel also sets it for every device.
-const DEVICES: &str = "net/ipv4/conf";
-/// The kernel sets it to the opposite of the whole node's forwarding (`inet_forward_change`,
-/// net/ipv4/devinet.c).
-const REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
+/// The switches of forwarding of a family.
+struct Names {
+    /// The switch of the whole node. When it changes, the kernel also sets the switch of every
+    /// device.
+    node: &'static str,
+    /// The folder with the switches of each device, and of future devices (`default`).
+    devices: &'static str,
+    /// A switch that the kernel sets to the opposite of the node's (`inet_forward_change`,
+    /// net/ipv4/devinet.c).
+    opposite: Option<&'static str>,
+}
+
+const fn names(family: Family) -> Names {
+    match family {
+        Family::V4 => Names {
+            node: "net/ipv4/ip_forward",
+            devices: "net/ipv4/conf",
+            opposite: Some("net/ipv4/conf/all/accept_redirects"),
+        },
+        Family::V6 => {
+            Names { node: "net/ipv6/conf/all/forwarding", devices: "net/ipv6/conf", opposite: None }
+        }
+    }
+}
+
+/// Value of `accept_ra` with which a device accepts router advertisements although it forwards.
+const ACCEPTS_AS_ROUTER: &str = "2";
 
 /// A switch that cannot be read or set.
 #[derive(Debug, Error)]
@@ -55,10 +76,25 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Returns the switch for forwarding packets that arrive by a device. The kernel checks only
-    /// the device's own switch, whatever `ip_forward` says.
-    pub fn forwarding(device: &str) -> Self {
-        Self { name: format!("{DEVICES}/{device}/forwarding"), value: "1" }
+    fn of_device(family: Family, device: &str, switch: &str, value: &'static str) -> Self {
+        Self { name: format!("{}/{device}/{switch}", names(family).devices), value }
+    }
+
+    /// Returns the switch for forwarding packets of a family that arrive by a device. The kernel
+    /// checks the device's own switch, whatever the node's is. In IPv6 it checks the node's, and
+    /// `bpf_fib_lookup` checks the device's.
+    pub fn forwarding(family: Family, device: &str) -> Self {
+        Self::of_device(family, device, "forwarding", "1")
+    }
+
+    /// Returns the switches of the host side of a pod's link.
+    pub fn of_pod(device: &str, has_ipv6: bool) -> Vec<Self> {
+        let mut switches = vec![Self::forwarding(Family::V4, device)];
+        if has_ipv6 {
+            switches.push(Self::of_device(Family::V6, device, "disable_ipv6", "0"));
+            switches.push(Self::forwarding(Family::V6, device));
+        }
+        switches
     }
 
     /// Returns the switches of the tunnel's device. Besides forwarding:
@@ -66,14 +102,24 @@ impl Switch {
     /// - `rp_filter` is loose. A packet from a node's own address arrives through the tunnel, but
     ///   its route back leaves by the uplink, so strict mode would drop it. The kernel takes the
     ///   larger of this value and `all`'s, so a strict `all` does no harm.
-    /// - `disable_ipv6`: the tunnel carries IPv4 only. Without this the kernel sends router
-    ///   solicitations and group reports into it.
-    pub fn of_tunnel(device: &str) -> [Self; 3] {
-        [
-            Self::forwarding(device),
-            Self { name: format!("{DEVICES}/{device}/rp_filter"), value: "2" },
-            Self { name: format!("net/ipv6/conf/{device}/disable_ipv6"), value: "1" },
-        ]
+    /// - In IPv6 the device has no addresses but those that the agent gives it: it generates none
+    ///   (`addr_gen_mode` 1) and accepts no router advertisements.
+    /// - On a node without IPv6 pods, the device has no IPv6. Otherwise the kernel would send
+    ///   router solicitations and group reports into the tunnel.
+    pub fn of_tunnel(device: &str, has_ipv6: bool) -> Vec<Self> {
+        let ipv6 = |switch, value| Self::of_device(Family::V6, device, switch, value);
+        let mut switches =
+            vec![Self::forwarding(Family::V4, device), Self::of_device(Family::V4, device, "rp_filter", "2")];
+        switches.extend(match has_ipv6 {
+            false => vec![ipv6("disable_ipv6", "1")],
+            true => vec![
+                ipv6("addr_gen_mode", "1"),
+                ipv6("accept_ra", "0"),
+                ipv6("disable_ipv6", "0"),
+                Self::forwarding(Family::V6, device),
+            ],
+        });
+        switches
     }
 }
 
@@ -113,18 +159,42 @@ impl Switches {
     /// folder, unless an agent has already written them since the last boot. Returns whether
     /// forwarding was off.
     ///
+    /// `learning`: links that may learn their routes from router advertisements (IPv6). A node that
+    /// forwards does not accept them, and the kernel removes the routes that it has learned, unless
+    /// `accept_ra` is 2.
+    ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
-    pub fn enable_forwarding(&self, state_dir: &Path) -> Result<bool, SwitchError> {
-        if self.read(FORWARDING)? == "1" {
+    pub fn enable_forwarding(
+        &self,
+        family: Family,
+        learning: &[&str],
+        state_dir: &Path,
+    ) -> Result<bool, SwitchError> {
+        let node = names(family).node;
+        if self.read(node)? == "1" {
             return Ok(false);
         }
         let before = Before::load(state_dir)?;
         let mut with_these = before.clone();
-        if !before.switches.contains_key(FORWARDING) {
-            with_these.switches = self.switched_with_forwarding()?;
+        let mut accepting = Vec::new();
+        for link in learning {
+            let accepts = format!("{}/{link}/accept_ra", names(Family::V6).devices);
+            let forwards = Switch::forwarding(Family::V6, link).name;
+            if self.has(&accepts, "1") && self.has(&forwards, "0") {
+                with_these.switches.entry(accepts.clone()).or_insert_with(|| "1".into());
+                accepting.push(accepts);
+            }
         }
-        self.set_remembering(FORWARDING, &before, &with_these, state_dir)?;
+        if !before.switches.contains_key(node) {
+            with_these.switches.extend(self.switched_with_forwarding(family)?);
+        }
+        with_these.save(state_dir)?;
+        let set = || {
+            accepting.iter().try_for_each(|accepts| self.set(accepts, ACCEPTS_AS_ROUTER))?;
+            self.set(node, "1")
+        };
+        self.or_as_before(set(), &before, state_dir)?;
         Ok(true)
     }
 
@@ -132,30 +202,32 @@ impl Switches {
     ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
-    pub fn enable_forwarding_of(&self, device: &str, state_dir: &Path) -> Result<bool, SwitchError> {
-        let switch = Switch::forwarding(device);
+    pub fn enable_forwarding_of(
+        &self,
+        family: Family,
+        device: &str,
+        state_dir: &Path,
+    ) -> Result<bool, SwitchError> {
+        let switch = Switch::forwarding(family, device);
         let Some(found) = self.found(&switch)? else {
             return Ok(false);
         };
         let before = Before::load(state_dir)?;
         let mut with_this = before.clone();
         with_this.switches.entry(switch.name.clone()).or_insert(found);
-        self.set_remembering(&switch.name, &before, &with_this, state_dir)?;
+        with_this.save(state_dir)?;
+        self.or_as_before(self.set(&switch.name, "1"), &before, state_dir)?;
         Ok(true)
     }
 
-    /// Switches forwarding on. Saves the earlier values first. If forwarding cannot be switched on,
-    /// saves the previous record again: when another program switches it on later, uninstall must
-    /// not undo that.
-    fn set_remembering(
+    /// If forwarding could not be switched on, saves the previous record again: when another
+    /// program switches it on later, uninstall must not undo that.
+    fn or_as_before(
         &self,
-        name: &str,
+        set: Result<(), SwitchError>,
         before: &Before,
-        with_these: &Before,
         state_dir: &Path,
     ) -> Result<(), SwitchError> {
-        with_these.save(state_dir)?;
-        let set = self.set(name, "1");
         if set.is_err() {
             before.save(state_dir)?;
         }
@@ -185,39 +257,44 @@ impl Switches {
         }
     }
 
-    /// Switches forwarding off again, if the agent switched it on in this boot and it is still on.
-    /// Also restores the switches that the kernel changed at the same time, if they still have the
-    /// values that the kernel gave them.
+    /// Switches forwarding of a family off again, if the agent switched it on in this boot and it
+    /// is still on. Also restores the switches that the agent or the kernel changed at the same
+    /// time, if they still have the values that they got then.
     ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
-    pub fn restore_forwarding(&self, before: &Before) -> Result<Forwarding, SwitchError> {
-        if before.switches.is_empty() {
+    pub fn restore_forwarding(&self, family: Family, before: &Before) -> Result<Forwarding, SwitchError> {
+        let Names { node, devices, opposite } = names(family);
+        let is_of_family = |name: &str| name == node || name.starts_with(devices) || Some(name) == opposite;
+        let before: BTreeMap<_, _> = before.switches.iter().filter(|(name, _)| is_of_family(name)).collect();
+        if before.is_empty() {
             return Ok(Forwarding::NotChanged);
         }
-        if self.read(FORWARDING)? != "1" {
+        if self.read(node)? != "1" {
             return Ok(Forwarding::ChangedSince);
         }
-        if !before.switches.contains_key(FORWARDING) {
-            // Forwarding was on; only some links of the node had it off.
-            for (name, value) in &before.switches {
-                if self.read(name).is_ok_and(|now| now == "1") {
-                    self.set(name, value)?;
-                }
-            }
-            return Ok(Forwarding::AsBefore);
-        }
+        let is_node_wide = before.keys().any(|name| *name == node);
+        let left_at = |name: &str| match name {
+            _ if Some(name) == opposite => "0",
+            _ if name.ends_with("/accept_ra") => ACCEPTS_AS_ROUTER,
+            _ => "1",
+        };
         let mut wanted = BTreeMap::new();
-        for (name, now) in self.switched_with_forwarding()? {
-            let left_at = if name == REDIRECTS { "0" } else { "1" };
-            let before = before.switches.get(&name).filter(|_| now == left_at);
-            // A device that came later gets the value that it would have if forwarding had never
-            // been on.
-            let otherwise = if now == left_at { "0".into() } else { now };
-            wanted.insert(name, before.cloned().unwrap_or(otherwise));
+        for (name, value) in before {
+            if self.has(name, left_at(name)) {
+                wanted.insert(name.clone(), value.clone());
+            }
         }
-        self.set(FORWARDING, "0")?;
-        for (name, value) in wanted.iter().filter(|(name, _)| *name != FORWARDING) {
+        if is_node_wide {
+            for (name, now) in self.switched_with_forwarding(family)? {
+                // A device that came later gets the value that it would have if forwarding had
+                // never been on.
+                let otherwise = if now == left_at(&name) { "0".into() } else { now };
+                wanted.entry(name).or_insert(otherwise);
+            }
+            self.set(node, "0")?;
+        }
+        for (name, value) in wanted.iter().filter(|(name, _)| *name != node) {
             self.set(name, value)?;
         }
         Ok(Forwarding::AsBefore)
@@ -225,18 +302,23 @@ impl Switches {
 
     /// Returns the current values of everything that changes with the whole node's forwarding, by
     /// path below the folder.
-    fn switched_with_forwarding(&self) -> Result<BTreeMap<String, String>, FileError> {
-        let folder = self.folder.join(DEVICES);
-        let mut names = vec![FORWARDING.to_owned(), REDIRECTS.to_owned()];
+    fn switched_with_forwarding(&self, family: Family) -> Result<BTreeMap<String, String>, FileError> {
+        let Names { node, devices, opposite } = names(family);
+        let folder = self.folder.join(devices);
+        let mut names: Vec<_> = [Some(node), opposite].into_iter().flatten().map(str::to_owned).collect();
         for entry in fs::read_dir(&folder).map_err(FileError::of("list", &folder))? {
             let device = entry.map_err(FileError::of("list", &folder))?.file_name();
             // `all` is another name of the whole node's switch.
             if device != "all" {
-                names.push(format!("{DEVICES}/{}/forwarding", device.to_string_lossy()));
+                names.push(format!("{devices}/{}/forwarding", device.to_string_lossy()));
             }
         }
         // A device may disappear meanwhile.
         Ok(names.into_iter().filter_map(|name| self.read(&name).ok().map(|value| (name, value))).collect())
+    }
+
+    fn has(&self, name: &str, value: &str) -> bool {
+        self.read(name).is_ok_and(|now| now == value)
     }
 
     fn read(&self, name: &str) -> Result<String, FileError> {

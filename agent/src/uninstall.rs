@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use podwire_common::names::VXLAN_DEVICE;
 use podwire_core::host::{Device, DeviceKind, Host};
+use podwire_core::model::Family;
 use tracing::{error, info, warn};
 
 use crate::before::Before;
@@ -187,9 +188,13 @@ fn restore_forwarding(switches: &Switches, before: &Before, others: &[String]) -
         );
         return Ok(());
     }
-    match switches.restore_forwarding(before)? {
-        Forwarding::NotChanged | Forwarding::AsBefore => {}
-        Forwarding::ChangedSince => info!("forwarding stays off: another program switched it off"),
+    for family in Family::ALL {
+        match switches.restore_forwarding(family, before)? {
+            Forwarding::NotChanged | Forwarding::AsBefore => {}
+            Forwarding::ChangedSince => {
+                info!("forwarding of {family} stays off: another program switched it off");
+            }
+        }
     }
     Ok(())
 }

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podwire_cni::protocol;
+use podwire_common::names::GATEWAY6;
 use podwire_core::model::{
-    Attachment, Bandwidth, Endpoint, Limit, PodName, PortMapping, Transport, format_mac,
+    Attachment, Bandwidth, Endpoint, Limit, PodAddress, PodName, PortMapping, Transport, format_mac,
 };
 
 /// Converts the container ID and the interface name of an attachment.
@@ -39,11 +40,20 @@ pub fn pod_name(wire: &protocol::PodName) -> PodName {
     PodName { namespace: wire.namespace.clone(), name: wire.name.clone() }
 }
 
+/// Returns the pod's next hop. In IPv6 it is link-local, as a router's is (RFC 4861 section 4.2):
+/// the same for every pod, whatever the podCIDR.
+fn gateway(of_family: &PodAddress) -> IpAddr {
+    match of_family.gateway {
+        IpAddr::V4(gateway) => gateway.into(),
+        IpAddr::V6(_) => IpAddr::from(GATEWAY6),
+    }
+}
+
 /// Returns what the plugin configures in the pod.
 pub fn added(endpoint: &Endpoint) -> protocol::Added {
     protocol::Added {
-        addresses: vec![IpNet::from(endpoint.address)],
-        gateways: vec![endpoint.gateway],
+        addresses: endpoint.addresses().map(IpNet::from).collect(),
+        gateways: endpoint.pod_addresses.iter().map(gateway).collect(),
         mtu: endpoint.mtu,
         pod_mac: format_mac(endpoint.pod_mac),
         host_mac: format_mac(endpoint.host_mac),

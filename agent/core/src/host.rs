@@ -18,10 +18,12 @@ const IPVS_DEVICE: &str = "kube-ipvs0";
 pub struct Host {
     /// Devices by ifindex.
     pub devices: BTreeMap<u32, Device>,
-    /// IPv4 addresses in the kernel's order: a device's primary address comes before its secondary
-    /// ones.
+    /// Addresses of both families in the kernel's order: a device's primary address comes before
+    /// its secondary ones. An IPv6 address that is tentative, or that another host has, is left
+    /// out.
     pub addresses: Vec<DeviceAddress>,
-    /// IPv4 unicast routes of the main table that the agent did not make.
+    /// Unicast routes of the main table that the agent did not make, without those to link-local
+    /// addresses: every IPv6 link has such a route.
     pub foreign_routes: Vec<ForeignRoute>,
     /// IPsec policies that block packets or ask for IPsec.
     pub policies: Vec<Policy>,
@@ -106,6 +108,9 @@ pub struct DeviceAddress {
     pub prefix_length: u8,
     /// Whether the scope is global: the address may appear on the wire as a source.
     pub global: bool,
+    /// Whether new flows may have it as their source: it is not an IPv6 address that is temporary
+    /// (RFC 8981) or deprecated (RFC 4862 section 5.5.4).
+    pub lasting: bool,
 }
 
 impl DeviceAddress {
@@ -281,6 +286,7 @@ mod tests {
             address: ip(address),
             prefix_length: 24,
             global,
+            lasting: true,
         };
         Host {
             devices: devices.into_iter().map(|device| (device.index, device)).collect(),
@@ -310,6 +316,7 @@ mod tests {
                 address: ip(address),
                 prefix_length: 32,
                 global,
+                lasting: true,
             });
         };
         add(4, "pw0123456789ab", "192.0.2.8", true);

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use thiserror::Error;
 
+use crate::model::Family;
 use crate::other_pods::{Held, Holder};
 
 /// Reason why no address was given.
@@ -41,6 +42,12 @@ pub enum IpamError {
         /// The holder of the address.
         holder: Holder,
     },
+    /// No podCIDR of the node has the family of the address asked for.
+    #[error("address {0} is of a family of which this node has no podCIDR: leave it out")]
+    NoNetworkOfFamily(IpAddr),
+    /// Two addresses of one family are asked for.
+    #[error("address {0} is the second of its family: a pod gets one of each")]
+    SecondOfFamily(IpAddr),
     /// The address asked for is outside the node's podCIDR.
     #[error("address {address} is outside this node's podCIDR {network}")]
     Foreign {
@@ -199,6 +206,114 @@ impl Pool {
     }
 }
 
+/// The pools of a node's podCIDRs, in the order of the Node object. A pod gets an address of each.
+#[derive(Clone, Debug, Default)]
+pub struct Pools(Vec<Pool>);
+
+impl Pools {
+    /// Uses these podCIDRs from now on. Keeps the pool of a podCIDR that stays. Returns whether any
+    /// podCIDR is new or gone.
+    ///
+    /// - `taken`: addresses in use, of either family.
+    /// - `last`: the address of a family that was handed out last before there was a pool.
+    pub fn adopt(
+        &mut self,
+        networks: &[IpNet],
+        taken: &BTreeSet<IpAddr>,
+        last: impl Fn(Family) -> Option<IpAddr>,
+    ) -> bool {
+        if self.networks().eq(networks.iter().copied()) {
+            return false;
+        }
+        let before = std::mem::take(&mut self.0);
+        let pool = |network: &IpNet| {
+            let family = Family::of(network.addr());
+            let of_family = before.iter().find(|pool| Family::of(pool.network.addr()) == family);
+            match of_family {
+                Some(pool) if pool.network == *network => pool.clone(),
+                Some(pool) => Pool::new(*network, taken.iter().copied(), pool.last),
+                None => Pool::new(*network, taken.iter().copied(), last(family)),
+            }
+        };
+        self.0 = networks.iter().map(pool).collect();
+        true
+    }
+
+    /// Returns whether no podCIDR is known yet.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the podCIDRs.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        self.0.iter().map(|pool| pool.network)
+    }
+
+    /// Returns the addresses that were handed out last.
+    pub fn last(&self) -> impl Iterator<Item = IpAddr> {
+        self.0.iter().filter_map(|pool| pool.last)
+    }
+
+    /// Replaces the addresses that others hold, and leaves out those that no pool would give.
+    /// Returns the others.
+    pub fn set_held(&mut self, mut held: Held) -> Held {
+        held.retain(|address, _| self.0.iter().any(|pool| pool.can_give(*address)));
+        self.0.iter_mut().for_each(|pool| pool.set_held(held.clone()));
+        held
+    }
+
+    /// Takes an address of each podCIDR: the one of `asked`, or else the next free one. If one
+    /// cannot be had, takes none.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn allocate(&mut self, asked: &[IpAddr]) -> Result<Vec<IpAddr>, IpamError> {
+        let family = |address: &IpAddr| Family::of(*address);
+        for (place, address) in asked.iter().enumerate() {
+            if !self.networks().any(|network| family(&network.addr()) == family(address)) {
+                return Err(IpamError::NoNetworkOfFamily(*address));
+            }
+            if asked[..place].iter().any(|before| family(before) == family(address)) {
+                return Err(IpamError::SecondOfFamily(*address));
+            }
+        }
+        let mut given = Vec::new();
+        for pool in &mut self.0 {
+            let asked = asked.iter().find(|asked| family(asked) == family(&pool.network.addr()));
+            let taken = match asked {
+                Some(asked) => pool.take(*asked).map(|()| *asked),
+                None => pool.allocate(),
+            };
+            match taken {
+                Ok(address) => given.push(address),
+                Err(error) => {
+                    given.into_iter().for_each(|address| self.release(address));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(given)
+    }
+
+    /// Gives an address back. Does nothing if it was not taken.
+    pub fn release(&mut self, address: IpAddr) {
+        self.0.iter_mut().for_each(|pool| pool.release(address));
+    }
+
+    /// Checks whether [`Self::allocate`] could give an address of each podCIDR.
+    ///
+    /// # Errors
+    /// [`IpamError::Exhausted`], [`IpamError::NoRoom`].
+    pub fn has_free(&self) -> Result<(), IpamError> {
+        self.0.iter().try_for_each(Pool::has_free)
+    }
+
+    /// Returns the number of pods that can have addresses: the size of the smallest pool.
+    pub fn size(&self) -> u32 {
+        self.0.iter().map(Pool::size).min().unwrap_or_default()
+    }
+}
+
 /// Returns an address of either family as a number.
 fn number(address: IpAddr) -> u128 {
     match address {
@@ -302,6 +417,52 @@ mod tests {
             assert_eq!(pool(network).has_free(), no_room);
         }
         assert_eq!(pool("10.244.1.0/30").allocate(), Ok(ip("10.244.1.2")));
+    }
+
+    fn pools(networks: &[&str]) -> Pools {
+        let mut pools = Pools::default();
+        let networks: Vec<_> = networks.iter().map(|network| network.parse().unwrap()).collect();
+        assert!(pools.adopt(&networks, &BTreeSet::new(), |_| None));
+        pools
+    }
+
+    #[test]
+    fn a_pod_gets_an_address_of_each_pod_cidr_in_their_order() {
+        let mut pools = pools(&["fd00:10:244:1::/64", "10.244.1.0/30"]);
+        assert_eq!(pools.size(), 1);
+        assert_eq!(pools.allocate(&[]), Ok(["fd00:10:244:1::2", "10.244.1.2"].map(ip).into()));
+        assert!(matches!(pools.allocate(&[]), Err(IpamError::Exhausted { size: 1, .. })));
+        assert!(matches!(pools.has_free(), Err(IpamError::Exhausted { size: 1, .. })));
+        pools.release(ip("10.244.1.2"));
+        // The failed attempt has given its IPv6 address back.
+        let asked = ["fd00:10:244:1::3", "10.244.1.2"].map(ip);
+        assert_eq!(pools.allocate(&asked), Ok(asked.into()));
+    }
+
+    #[test]
+    fn addresses_asked_for_have_a_pod_cidr_and_differ_in_family() {
+        let mut both = pools(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
+        assert_eq!(
+            both.allocate(&[ip("fd00:10:244:1::77")]),
+            Ok(["10.244.1.2", "fd00:10:244:1::77"].map(ip).into())
+        );
+        let two = ["10.244.1.3", "10.244.1.4"].map(ip);
+        assert_eq!(both.allocate(&two), Err(IpamError::SecondOfFamily(two[1])));
+        let mut one = pools(&["10.244.1.0/24"]);
+        let other = ip("fd00:10:244:1::77");
+        assert_eq!(one.allocate(&[other]), Err(IpamError::NoNetworkOfFamily(other)));
+    }
+
+    #[test]
+    fn a_family_comes_and_goes_without_a_change_to_the_other() {
+        let mut pools = pools(&["10.244.1.0/24"]);
+        pools.allocate(&[]).unwrap();
+        let both = ["10.244.1.0/24", "fd00::/112"].map(|network| network.parse().unwrap());
+        assert!(pools.adopt(&both, &BTreeSet::new(), |_| Some(ip("fd00::7"))));
+        assert!(!pools.adopt(&both, &BTreeSet::new(), |_| None));
+        assert_eq!(pools.allocate(&[]), Ok(["10.244.1.3", "fd00::8"].map(ip).into()));
+        assert!(pools.adopt(&both[..1], &BTreeSet::new(), |_| None));
+        assert_eq!(pools.allocate(&[]), Ok(vec![ip("10.244.1.4")]));
     }
 
     proptest! {

@@ -59,8 +59,9 @@ pub fn of_node(model: &Model, own: &Node, node: &Node) -> u32 {
     }
     let here = model.underlay_address(own).into();
     let tunnel = may_match(policies, here, node.address.into());
-    let theirs = node.addresses().map(IpNet::from).chain([node.pod_network]);
-    let pods = theirs.into_iter().any(|there| may_match(policies, own.pod_network, there));
+    let mut theirs = node.addresses().map(IpNet::from).chain(node.pod_networks.iter().copied());
+    let ours = &own.pod_networks;
+    let pods = theirs.any(|there| ours.iter().any(|here| may_match(policies, *here, there)));
     let flag = |flag, is_set| if is_set { flag } else { 0 };
     flag(abi::NODE_IPSEC_TUNNEL, tunnel) | flag(abi::NODE_IPSEC_PODS, pods)
 }
@@ -68,7 +69,7 @@ pub fn of_node(model: &Model, own: &Node, node: &Node) -> u32 {
 /// Returns networks of the world with their flags (`NETWORK_*`): pods' packets to them have to take
 /// the stack, or must not leave with this node's address.
 pub fn of_world(model: &Model, own: &Node) -> Vec<(IpNet, u32)> {
-    let is_pods = |end: &IpNet| overlap(end, &own.pod_network);
+    let is_pods = |end: &IpNet| own.pod_networks.iter().any(|network| overlap(end, network));
     let is_own = |end: &IpNet| own_addresses(model).any(|address| end.contains(&address));
     let mut networks = Vec::new();
     for policy in &model.policies {
@@ -106,7 +107,7 @@ mod tests {
         Node {
             name: format!("node{number}"),
             uid: None,
-            pod_network: net(&format!("10.244.{number}.0/24")),
+            pod_networks: vec![net(&format!("10.244.{number}.0/24"))],
             address: [10, 200, 0, number].into(),
             other_addresses: vec![[10, 201, 0, number].into()],
             cordoned: false,

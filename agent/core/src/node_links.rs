@@ -81,10 +81,10 @@ fn link(host: &Host, device: &Device, role: Role, own: &Node) -> NodeLink {
     let mut addresses: Vec<_> = host
         .addresses
         .iter()
-        .filter(|entry| entry.device == device.index && entry.global)
+        .filter(|entry| entry.device == device.index && entry.global && entry.lasting)
         .map(|entry| entry.address)
         .collect();
-    addresses.sort_by_key(|address| *address != own.address);
+    addresses.sort_by_key(|address| !own.first_addresses().any(|internal| internal == *address));
     let is_bare = device.link_header == LinkHeader::None;
     NodeLink { index: device.index, name: device.name.clone(), mtu: device.mtu, addresses, role, is_bare }
 }
@@ -93,13 +93,13 @@ fn link(host: &Host, device: &Device, role: Role, own: &Node) -> NodeLink {
 struct View<'a> {
     rules: &'a LinkRules,
     to_nodes: &'a BTreeSet<u32>,
-    /// Links that have the InternalIP.
+    /// Links that have the first InternalIP of a family.
     internal: BTreeSet<u32>,
     /// Links that are a next hop of a default route.
     default: BTreeSet<u32>,
     /// Links that have a global address, or are a next hop of another route.
     routed: BTreeSet<u32>,
-    /// Links that have an address or a route within this node's podCIDR.
+    /// Links that have an address or a route within this node's podCIDRs.
     of_pods: BTreeSet<u32>,
     /// Kinds of the ports of each bridge.
     ports: BTreeMap<u32, BTreeSet<DeviceKind>>,
@@ -111,7 +111,7 @@ impl<'a> View<'a> {
         let devices = |routes: &mut dyn Iterator<Item = &ForeignRoute>| -> BTreeSet<u32> {
             routes.flat_map(|route| &route.next_hops).map(|hop| hop.device).collect()
         };
-        let is_of_pods = |network: &IpNet| own.pod_network.contains(network);
+        let is_of_pods = |network: &IpNet| own.pod_networks.iter().any(|own| own.contains(network));
         let (routes, addresses) = (&host.foreign_routes, &host.addresses);
         let global = addresses.iter().filter(|entry| entry.global);
         let of_pods = addresses.iter().filter(|entry| is_of_pods(&entry.address.into()));
@@ -120,7 +120,7 @@ impl<'a> View<'a> {
             to_nodes,
             internal: global
                 .clone()
-                .filter(|entry| entry.address == own.address)
+                .filter(|entry| own.first_addresses().any(|internal| internal == entry.address))
                 .map(|entry| entry.device)
                 .collect(),
             default: devices(&mut routes.iter().filter(is_default)),
@@ -219,7 +219,13 @@ mod tests {
                 let network: IpNet = network.parse().unwrap();
                 let (address, prefix_length) = (network.addr(), network.prefix_len());
                 let global = !address.is_loopback();
-                host.addresses.push(DeviceAddress { device: index_of_row, address, prefix_length, global });
+                host.addresses.push(DeviceAddress {
+                    device: index_of_row,
+                    address,
+                    prefix_length,
+                    global,
+                    lasting: true,
+                });
             }
             for destination in routes.split_whitespace() {
                 let next_hops = vec![NextHop { device: index_of_row, gateway: None }];
@@ -234,7 +240,7 @@ mod tests {
         Node {
             name: "node1".into(),
             uid: None,
-            pod_network: "10.244.1.0/24".parse().unwrap(),
+            pod_networks: vec!["10.244.1.0/24".parse().unwrap()],
             address: "10.200.0.1".parse().unwrap(),
             other_addresses: Vec::new(),
             cordoned: false,

@@ -118,8 +118,13 @@ mod tests {
             port_of: None,
         };
         let devices = [(2, "eth0"), (3, "cni0"), (4, "cali1"), (5, "pw0123456789ab"), (6, "podwire-vxlan")];
-        let address =
-            |device, address| DeviceAddress { device, address: ip(address), prefix_length: 24, global: true };
+        let address = |device, address| DeviceAddress {
+            device,
+            address: ip(address),
+            prefix_length: 24,
+            global: true,
+            lasting: true,
+        };
         let route = |destination, device, gateway| ForeignRoute {
             destination: net(destination),
             next_hops: vec![NextHop { device, gateway }],

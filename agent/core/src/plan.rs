@@ -257,7 +257,7 @@ mod tests {
                 let cluster = Cluster::from_records(records, "node0", &[]).0;
                 let mut model = Model::new(Mode::Vxlan, Some(1450));
                 let own = "10.9.0.0/24".parse().unwrap();
-                model.own = Some(Node { name: "node0".into(), uid: None, pod_network: own, address: IpAddr::from([10, 8, 0, 1]), cordoned: false, other_addresses: Vec::new(), vtep_mac: None });
+                model.own = Some(Node { name: "node0".into(), uid: None, pod_networks: vec![own], address: IpAddr::from([10, 8, 0, 1]), cordoned: false, other_addresses: Vec::new(), vtep_mac: None });
                 model.vxlan = Some(7);
                 model.links.push(NodeLink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new(), role: Role::Uplink, is_bare: false });
                 model.remote = cluster.remote;
@@ -309,7 +309,7 @@ mod tests {
         model.own = Some(Node {
             name: "node0".into(),
             uid: None,
-            pod_network: own,
+            pod_networks: vec![own],
             address,
             cordoned: false,
             other_addresses: Vec::new(),

@@ -4,7 +4,7 @@
 //! But the name of a device is derived from its attachment, so DEL and ADD find these endpoints by
 //! that name ([`Model::endpoint_of`](crate::model::Model::endpoint_of)).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
@@ -13,25 +13,30 @@ use podwire_common::addr::Addr;
 use podwire_common::flow::protocol;
 
 use crate::host::{Device, Host, is_pods_device};
-use crate::model::{Attachment, Bandwidth, Endpoint, PortMapping, Transport};
+use crate::model::{Attachment, Bandwidth, Endpoint, PodAddress, PortMapping, Transport};
 use crate::slice::Tables;
 
 /// Returns the endpoints in the maps that are not in `known` and that still have the device that
 /// the maps name.
 pub fn recovered(tables: &Tables, host: &Host, known: &BTreeSet<IpAddr>) -> Vec<Endpoint> {
-    let lost = tables.endpoints.iter().filter_map(|(address, entry)| {
+    let mut lost: BTreeMap<u32, Endpoint> = BTreeMap::new();
+    for (address, entry) in &tables.endpoints {
         let address = IpAddr::from(*address);
-        let device = host.devices.get(&entry.ifindex)?;
+        let Some(device) = host.devices.get(&entry.ifindex) else { continue };
         let is_lost =
             !known.contains(&address) && is_pods_device(&device.name) && device.mac == Some(entry.host_mac);
-        if is_lost { endpoint(address, entry, device, tables) } else { None }
-    });
-    lost.collect()
+        if is_lost {
+            let endpoint = lost.entry(entry.ifindex).or_insert_with(|| endpoint(entry, device));
+            endpoint.pod_addresses.push(PodAddress { address, gateway: entry.gateway.into() });
+            endpoint.port_mappings.extend(port_mappings(address, tables));
+        }
+    }
+    lost.into_values().collect()
 }
 
-fn endpoint(address: IpAddr, entry: &abi::Endpoint, device: &Device, tables: &Tables) -> Option<Endpoint> {
-    let of_pod = tables.frontends.iter().filter(|(_, backend)| backend.address == Addr::from(address));
-    Some(Endpoint {
+/// Returns the endpoint of an entry, without its addresses and hostPorts.
+fn endpoint(entry: &abi::Endpoint, device: &Device) -> Endpoint {
+    Endpoint {
         // An empty interface name marks the endpoint as recovered: no container has an interface
         // without a name.
         attachment: Attachment { container_id: device.name.clone(), interface: String::new() },
@@ -41,14 +46,18 @@ fn endpoint(address: IpAddr, entry: &abi::Endpoint, device: &Device, tables: &Ta
         id: entry.id,
         pod_mac: entry.pod_mac,
         host_mac: entry.host_mac,
-        address,
-        gateway: entry.gateway.into(),
+        pod_addresses: Vec::new(),
         mtu: device.mtu,
-        port_mappings: of_pod.filter_map(|(frontend, backend)| port_mapping(frontend, backend)).collect(),
+        port_mappings: Vec::new(),
         pod: None,
         network: None,
         bandwidth: Bandwidth::default(),
-    })
+    }
+}
+
+fn port_mappings(address: IpAddr, tables: &Tables) -> impl Iterator<Item = PortMapping> {
+    let of_pod = tables.frontends.iter().filter(move |(_, backend)| backend.address == Addr::from(address));
+    of_pod.filter_map(|(frontend, backend)| port_mapping(frontend, backend))
 }
 
 fn port_mapping(frontend: &Frontend, backend: &Backend) -> Option<PortMapping> {
@@ -91,6 +100,12 @@ mod tests {
                 mapping(None, Transport::Tcp),
                 mapping(Some(IpAddr::from([10, 200, 0, 1])), Transport::Udp),
             ],
+            pod_addresses: [("10.244.1.2", "10.244.1.1"), ("fd00:10:244:1::2", "fd00:10:244:1::1")]
+                .map(|(address, gateway)| PodAddress {
+                    address: address.parse().unwrap(),
+                    gateway: gateway.parse().unwrap(),
+                })
+                .into(),
             pod: None,
             ..Endpoint::example()
         }
@@ -99,8 +114,10 @@ mod tests {
     fn check(device: &Device, known: &[IpAddr]) -> Vec<Endpoint> {
         let lost = lost();
         let mut tables = Tables::default();
-        let entry = abi::Endpoint { mtu: u16::MAX.into(), ..endpoint_entry(&lost) };
-        tables.endpoints.insert(lost.address.into(), entry);
+        for of_family in &lost.pod_addresses {
+            let entry = abi::Endpoint { mtu: u16::MAX.into(), ..endpoint_entry(&lost, of_family.gateway) };
+            tables.endpoints.insert(of_family.address.into(), entry);
+        }
         tables.frontends.extend(frontends(&lost));
         let mut host = Host::default();
         host.devices.insert(device.index, device.clone());
@@ -121,7 +138,7 @@ mod tests {
             port_of: None,
         };
         assert_eq!(check(&device, &[]), [lost()]);
-        assert_eq!(check(&device, &[lost().address]), [], "it is known");
+        assert_eq!(check(&device, &lost().addresses().collect::<Vec<_>>()), [], "it is known");
         assert_eq!(check(&Device { index: 8, ..device.clone() }, &[]), [], "its device is gone");
         let other = Mac { bytes: [2; 6] };
         assert_eq!(check(&Device { mac: Some(other), ..device.clone() }, &[]), [], "another device");

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use podwire_core::cluster::changes::{Change, changes};
-use podwire_core::cluster::{Cluster, NodeList, NodeProblem, Skipped, flannel};
+use podwire_core::cluster::{Cluster, NodeList, NodeProblem, Skipped, flannel, without_next_hop};
 use podwire_core::features::{Scope, desired};
-use podwire_core::ipam::{IpamError, Pool};
-use podwire_core::model::{Model, Node};
+use podwire_core::ipam::IpamError;
+use podwire_core::model::{Endpoint, Mode, Model, Node};
 use podwire_core::plan::{Removals, plan};
 use tracing::{debug, error, info};
 
@@ -101,7 +101,12 @@ impl NodeLists {
             problems.retain(|problem| !matches!(problem, NodeProblem::OwnMissing { .. }));
         }
         let of_flannel = flannel::problems(&list.records, state.config.mode, state.config.vni);
-        let problems: Vec<_> = list.problems.into_iter().chain(problems).chain(of_flannel).collect();
+        let by_routing = match state.config.mode {
+            Mode::Direct => without_next_hop(cluster.own.iter().chain(cluster.remote.values())),
+            Mode::Vxlan => Vec::new(),
+        };
+        let problems: Vec<_> =
+            list.problems.into_iter().chain(problems).chain(of_flannel).chain(by_routing).collect();
         let own_problem = problems.iter().find(|problem| problem.concerns(&own_name)).cloned();
         let own_missing = cluster.own.is_none().then(|| {
             let list = state.config.node_source();
@@ -157,7 +162,7 @@ impl NodeLists {
         if had_list {
             self.tell(&changed);
         }
-        adopt_pod_network(state);
+        adopt_pod_networks(state);
         // If the kernel did not hold what was wanted before, or if this node is concerned, compare
         // everything that the kernel has.
         let is_small = !is_first
@@ -206,7 +211,7 @@ async fn apply_changes(state: &mut State, upkeep: &mut Upkeep, before: &BTreeMap
             .model
             .other_addresses
             .iter()
-            .any(|address| node.address == *address || node.pod_network.contains(address))
+            .any(|address| node.addresses().any(|of_node| of_node == *address) || node.has_pod(*address))
     };
     if old.iter().chain(&new).any(is_ours) {
         return false;
@@ -225,30 +230,28 @@ async fn apply_changes(state: &mut State, upkeep: &mut Upkeep, before: &BTreeMap
     done.is_ok()
 }
 
-/// Hands out addresses from the current podCIDR. Addresses of an earlier one stay with their pods.
-fn adopt_pod_network(state: &mut State) {
+/// Hands out addresses from the current podCIDRs. Addresses of earlier ones stay with their pods.
+fn adopt_pod_networks(state: &mut State) {
     let Some(own) = &state.model.own else {
         return;
     };
-    let network = own.pod_network;
-    if state.executor.pool.as_ref().is_some_and(|pool| pool.network() == network) {
+    let taken = state.model.endpoints.values().flat_map(Endpoint::addresses).collect();
+    let store = &state.executor.store;
+    if !state.executor.pools.adopt(&own.pod_networks, &taken, |family| store.last_address(family)) {
         return;
     }
-    let taken = state.model.endpoints.values().map(|endpoint| endpoint.address);
-    let last = match &state.executor.pool {
-        Some(pool) => pool.last(),
-        None => state.executor.store.last_address(),
-    };
-    state.executor.pool = Some(Pool::new(network, taken, last));
-    info!(%network, "new pods get addresses from this node's podCIDR");
-    let no_room = match state.executor.pool.as_ref().map(Pool::has_free) {
-        Some(Err(error @ IpamError::NoRoom(_))) => Some(error.to_string()),
+    let networks: Vec<_> = own.pod_networks.iter().map(ToString::to_string).collect();
+    let networks = networks.join(" and ");
+    info!(networks, "new pods get addresses from this node's podCIDRs");
+    let no_room = match state.executor.pools.has_free() {
+        Err(error @ IpamError::NoRoom(_)) => Some(error.to_string()),
         _ => None,
     };
     state.conditions.update(ConditionName::NoRoomForPods, no_room);
-    let outside = state.model.outside_pod_network().map(|pod| {
-        let why = format!("{pod} has an address outside the node's podCIDR {network}: the pod keeps the address, but other nodes drop its packets");
+    let outside = state.model.outside_pod_networks().map(|pod| {
+        let why = format!("{pod} has an address outside the node's podCIDR {networks}: the pod keeps the address, but other nodes drop its packets");
         (pod.host_interface.clone(), why)
     });
-    state.conditions.replace(ConditionName::PodsOutsidePodCidr, outside.collect::<Vec<_>>());
+    let outside: Vec<_> = outside.collect();
+    state.conditions.replace(ConditionName::PodsOutsidePodCidr, outside);
 }

@@ -9,8 +9,8 @@ use podwire_common::abi;
 use podwire_common::addr::Addr;
 use podwire_common::names::VXLAN_DEVICE;
 use podwire_core::change::Change;
-use podwire_core::ipam::Pool;
-use podwire_core::model::Endpoint;
+use podwire_core::ipam::Pools;
+use podwire_core::model::{Endpoint, Family};
 use podwire_core::plan::Op;
 use podwire_core::slice::{Hooks, Link, Programs, Queue, Route, Slice, TableChange};
 use tokio::task::JoinSet;
@@ -47,8 +47,9 @@ pub(super) struct Executor {
     pub(super) dataplane: Dataplane,
     pub(super) store: Store,
     pub(super) switches: Switches,
-    /// `None` until this node's podCIDR is known. Then it stays, whatever happens to the node list.
-    pub(super) pool: Option<Pool>,
+    /// Empty until this node's podCIDRs are known. Then they stay, whatever happens to the node
+    /// list.
+    pub(super) pools: Pools,
     vxlan_port: u16,
     /// Number of operations that changed maps and routes.
     operations: u64,
@@ -77,7 +78,7 @@ impl Executor {
             dataplane,
             store,
             switches: config.places.switches(),
-            pool: None,
+            pools: Pools::default(),
             vxlan_port: config.vxlan_port,
             operations: 0,
             working: JoinSet::new(),
@@ -212,18 +213,16 @@ impl Executor {
         }
     }
 
-    /// Releases an address, or saves which address the pool gave last. A plan names its address, so
-    /// the pool has given the address before.
+    /// Releases an address, or saves which addresses the pools gave last. A plan names its address,
+    /// so a pool has given the address before.
     fn change_address(&mut self, change: &Change<IpAddr, ()>) -> Result<(), Error> {
-        let Some(pool) = &mut self.pool else { return Ok(()) };
         if change.is_removal() {
-            pool.release(change.key);
+            self.pools.release(change.key);
             return Ok(());
         }
-        if let Some(last) = pool.last() {
-            self.store.save_last_address(last)?;
-        }
-        Ok(())
+        let family = Family::of(change.key);
+        let last = self.pools.last().find(|last| Family::of(*last) == family);
+        last.map_or(Ok(()), |last| Ok(self.store.save_last_address(last)?))
     }
 
     fn change_file(&self, change: &Change<String, Endpoint>) -> Result<(), Error> {
@@ -282,7 +281,10 @@ impl Executor {
                 info!(device = link.name, mtu = link.mtu, "tunnel device set up");
             }
             (Some(link), _) if link.up => {
-                self.switches.put_right(&Switch::forwarding(&link.name))?;
+                let has_ipv6 = self.pools.networks().any(|network| network.addr().is_ipv6());
+                for switch in Switch::of_pod(&link.name, has_ipv6) {
+                    self.switches.put_right(&switch)?;
+                }
                 self.links.set_mtu_and_up(index, &link.name, link.mtu).await?;
             }
             (Some(link), _) => self.links.set_down(index, &link.name).await?,

@@ -1,8 +1,10 @@
 //! Takes the results of the collector of flows.
 
+use std::net::IpAddr;
+
 use podwire_common::abi::Holder;
 use podwire_common::addr::Addr;
-use podwire_core::model::Model;
+use podwire_core::model::{Model, Node};
 use tracing::error;
 
 use super::state::State;
@@ -59,10 +61,11 @@ pub(super) fn take(state: &mut State, collected: &Collected) {
 
 /// Returns the name of a holder of table entries, for the log.
 fn name_of(model: &Model, holder: &Holder) -> String {
-    let pod = model.endpoints.values().find(|endpoint| Addr::from(endpoint.address) == holder.address);
-    let overlay = model.own.as_ref().map(|own| Addr::from(own.overlay_address()));
+    let is_holder = |address: IpAddr| Addr::from(address) == holder.address;
+    let pod = model.endpoints.values().find(|endpoint| endpoint.addresses().any(is_holder));
+    let is_overlay = model.own.iter().flat_map(Node::overlay_addresses).any(is_holder);
     match pod {
-        None if Some(holder.address) == overlay => "the masquerading into the tunnel".to_owned(),
+        None if is_overlay => "the masquerading into the tunnel".to_owned(),
         None if holder.address == Addr::UNSPECIFIED => "this node".to_owned(),
         None => format!("{:?}, an address that no pod has any more,", holder.address),
         Some(pod) if holder.protocol == 0 => pod.to_string(),

@@ -20,8 +20,7 @@ use std::sync::Arc;
 
 use podwire_cni::fault::Step;
 use podwire_cni::protocol::{Call, Reply};
-use podwire_core::ipam::Pool;
-use podwire_core::model::{Endpoint, Model};
+use podwire_core::model::{Endpoint, Family, Model};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info};
 
@@ -82,7 +81,7 @@ impl Daemon {
         // Listen before anything is listed, so that no change in between is missed.
         let changes = Changes::listen()?;
         let links = Links::new()?;
-        config.places.switches().enable_forwarding(&config.places.state_dir)?;
+        config.places.switches().enable_forwarding(Family::V4, &[], &config.places.state_dir)?;
         let mut model = Model::new(config.mode, config.mtu);
         model.vxlan = host::tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
@@ -282,7 +281,7 @@ impl Daemon {
             nodes: model.remote.len() + usize::from(model.own.is_some()),
             skipped: self.cluster.skipped(),
             node_list_age: self.cluster.age(),
-            addresses: executor.pool.as_ref().map_or(0, Pool::size),
+            addresses: executor.pools.size(),
             collected,
             reattached: self.host.reattached(),
             repairs: self.state.repairs.clone(),

@@ -11,18 +11,21 @@ use rtnetlink::sys::{Socket, SocketAddr};
 use super::{LinkError, mask};
 use crate::files::FileError;
 
-/// The groups of notices. Three of them need a reason:
+/// The groups of notices. Some of them need a reason:
 ///
-/// - `Ipv4Rule`: the agent does not list routing rules, but other rules can make the kernel route
+/// - `Ipv4Rule`, `Ipv6Rule`: the agent does not list routing rules, but other rules can make the kernel route
 ///   differently.
 /// - `Nexthop`: a next hop object that is removed takes its routes with it, and the kernel sends no
 ///   notices of these routes.
 /// - `Tc`: filters and queueing disciplines.
-const GROUPS: [MulticastGroup; 6] = [
+const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv6Rule,
     MulticastGroup::Nexthop,
     MulticastGroup::Tc,
 ];

@@ -16,7 +16,7 @@ use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::features::{Scope, desired};
 use podwire_core::model::{Attachment, Bandwidth};
-use podwire_core::model::{Endpoint, Mode, Model, Node, NodeLink, Path as Way, Role};
+use podwire_core::model::{Endpoint, Mode, Model, Node, NodeLink, Path as Way, PodAddress, Role};
 use podwire_core::plan::{Op, Removals, plan};
 use podwire_core::slice::{Hooks, Slice};
 use xtask::lab::{Ns, frames};
@@ -166,8 +166,7 @@ impl Fixture {
                 id,
                 pod_mac: Mac { bytes: pod_mac },
                 host_mac: Mac { bytes: host_mac },
-                address: address.into(),
-                gateway: GATEWAY.into(),
+                pod_addresses: vec![PodAddress { address: address.into(), gateway: GATEWAY.into() }],
                 mtu: 1450,
                 port_mappings: Vec::new(),
                 pod: None,
@@ -206,7 +205,8 @@ impl Fixture {
         model.paths.insert(NODE1.into(), path);
         model.links[0].addresses = vec![NODE2.into()];
         for (endpoint, address) in model.endpoints.values_mut().zip([REMOTE_POD, [10, 244, 2, 3].into()]) {
-            (endpoint.address, endpoint.gateway) = (address.into(), [10, 244, 2, 1].into());
+            endpoint.pod_addresses =
+                vec![PodAddress { address: address.into(), gateway: [10, 244, 2, 1].into() }];
         }
         let link_address = Mac { bytes: UPLINK_MAC };
         fixture.namespace.ip("addr del 10.200.0.1/24 dev up0");
@@ -618,7 +618,7 @@ fn node(name: &str, pod_network: &str, address: Ipv4Addr) -> Node {
     Node {
         name: name.into(),
         uid: None,
-        pod_network: pod_network.parse().unwrap(),
+        pod_networks: vec![pod_network.parse().unwrap()],
         address: address.into(),
         cordoned: false,
         other_addresses: Vec::new(),

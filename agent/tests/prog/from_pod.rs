@@ -198,7 +198,10 @@ fn an_endpoint_whose_flows_could_not_be_recorded_uses_the_stack() {
     let mut node = Fixture::new(Mode::Vxlan);
     let entry = abi::Endpoint {
         flags: ENDPOINT_STACK_ONLY,
-        ..podwire_core::features::endpoint_entry(node.model.endpoints.values().next().unwrap())
+        ..podwire_core::features::endpoint_entry(
+            node.model.endpoints.values().next().unwrap(),
+            GATEWAY.into(),
+        )
     };
     assert_eq!(entry.ifindex, node.pod_a);
     node.loaded.maps.apply(&TableChange::Endpoints(Change::added(POD_A.into(), entry))).unwrap();

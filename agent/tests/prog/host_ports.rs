@@ -43,7 +43,12 @@ fn fixture(mode: Mode) -> Fixture {
         (Some(Ipv4Addr::LOCALHOST), HOST_PORT_LOOPBACK),
         (Some(ELSEWHERE), HOST_PORT_ELSEWHERE),
     ];
-    let pod = fixture.model.endpoints.values_mut().find(|endpoint| endpoint.address == POD_A).unwrap();
+    let pod = fixture
+        .model
+        .endpoints
+        .values_mut()
+        .find(|endpoint| endpoint.addresses().any(|address| address == POD_A))
+        .unwrap();
     pod.port_mappings = addresses
         .iter()
         .flat_map(|(address, number)| {
@@ -313,7 +318,7 @@ fn a_flow_to_a_pod_that_is_gone_is_dropped() {
     let link = node.uplink;
     let packet = request(STRANGER, NODE1, udp(CLIENT_PORT, HOST_PORT)).build();
     node.run(FROM_UPLINK, link, &packet, 0);
-    node.model.endpoints.retain(|_, endpoint| endpoint.address != POD_A);
+    node.model.endpoints.retain(|_, endpoint| endpoint.addresses().all(|address| address != POD_A));
     node.fill();
     node.check("its flow is still there", FROM_UPLINK, link, &packet, Expect::Drop(Reason::BackendGone));
     node.loaded.maps.forget_pods(&BTreeSet::from([POD_A.into()])).unwrap();

@@ -8,7 +8,7 @@ use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
 use podwire_common::names::{GATEWAY6, INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VNI};
 use podwire_common::reason::{Drop as Reason, Path};
-use podwire_core::model::Mode;
+use podwire_core::model::{Mode, PodAddress};
 
 use crate::fixture::*;
 use crate::packets::{Transport, Vxlan, behind_ethernet, tagged, tcp, udp};
@@ -29,12 +29,12 @@ fn node(mode: Mode) -> Fixture {
     let mut fixture = Fixture::new(mode);
     let model = &mut fixture.model;
     let network = |number: u8| format!("fd00:10:244:{number}::/64").parse().unwrap();
-    model.own.as_mut().unwrap().pod_network = network(1);
+    model.own.as_mut().unwrap().pod_networks = vec![network(1)];
     for (name, number) in [("node2", 2), ("node3", 3)] {
-        model.remote.get_mut(name).unwrap().pod_network = network(number);
+        model.remote.get_mut(name).unwrap().pod_networks = vec![network(number)];
     }
     for (endpoint, address) in model.endpoints.values_mut().zip([POD, NEIGHBOUR]) {
-        (endpoint.address, endpoint.gateway) = (address.into(), OVERLAY.into());
+        endpoint.pod_addresses = vec![PodAddress { address: address.into(), gateway: OVERLAY.into() }];
     }
     fixture.fill();
     fixture

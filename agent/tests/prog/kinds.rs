@@ -61,7 +61,12 @@ pub fn by_setting() -> Vec<(Setting, Vec<Kind>)> {
 
 /// Gives pod A its hostPort.
 pub fn add_host_port(node: &mut Fixture) {
-    let pod = node.model.endpoints.values_mut().find(|endpoint| endpoint.address == POD_A).unwrap();
+    let pod = node
+        .model
+        .endpoints
+        .values_mut()
+        .find(|endpoint| endpoint.addresses().any(|address| address == POD_A))
+        .unwrap();
     let port = |number| NonZeroU16::new(number).unwrap();
     let mapping = |protocol| PortMapping {
         host_address: None,

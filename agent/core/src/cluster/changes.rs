@@ -34,12 +34,13 @@ impl fmt::Display for Change<'_> {
         let name = self.name();
         match (self.before, self.now) {
             (None, Some(now)) => {
-                write!(f, "node {name} has joined: podCIDR {}, InternalIP {}", now.pod_network, now.address)
+                write!(f, "node {name} has joined: podCIDR {}, InternalIP {}", networks(now), now.address)
             }
             (Some(before), None) => write!(
                 f,
                 "node {name} has left (podCIDR {}, InternalIP {}): its pods can no longer be reached, and their packets are dropped",
-                before.pod_network, before.address
+                networks(before),
+                before.address
             ),
             (Some(before), Some(now)) => write_difference(f, before, now),
             (None, None) => Ok(()),
@@ -58,8 +59,8 @@ fn write_difference(f: &mut fmt::Formatter<'_>, before: &Node, now: &Node) -> fm
     if before.uid != now.uid {
         say("was created again".into())?;
     }
-    if before.pod_network != now.pod_network {
-        say(format!("has podCIDR {} in place of {}", now.pod_network, before.pod_network))?;
+    if before.pod_networks != now.pod_networks {
+        say(format!("has podCIDR {} in place of {}", networks(now), networks(before)))?;
     }
     if before.address != now.address {
         say(format!("has InternalIP {} in place of {}", now.address, before.address))?;
@@ -77,6 +78,10 @@ fn write_difference(f: &mut fmt::Formatter<'_>, before: &Node, now: &Node) -> fm
     }
 }
 
+fn networks(node: &Node) -> String {
+    node.pod_networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,7 +90,7 @@ mod tests {
         Node {
             name: name.into(),
             uid: Some(uid.into()),
-            pod_network: pod_network.parse().unwrap(),
+            pod_networks: vec![pod_network.parse().unwrap()],
             address: address.parse().unwrap(),
             cordoned: false,
             other_addresses: Vec::new(),

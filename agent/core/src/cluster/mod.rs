@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::model::Node;
+use crate::model::{Family, Node};
 
 pub mod changes;
 
@@ -66,7 +66,7 @@ pub struct Cluster {
 /// Reason why a node has no part in the pod network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Skipped {
-    /// It has no IPv4 podCIDR, or none yet.
+    /// It has no podCIDR, or none yet.
     NoPodNetwork,
     /// It has no IPv4 InternalIP, or none yet.
     NoInternalAddress,
@@ -111,9 +111,9 @@ pub enum NodeProblem {
         /// What is wrong with it.
         reason: String,
     },
-    /// This node has no IPv4 podCIDR.
+    /// This node has no podCIDR.
     #[error(
-        "this node, {node}, has no IPv4 network in spec.podCIDR: waiting for it (is the cluster's podCIDR allocation on? kube-controller-manager --allocate-node-cidrs)"
+        "this node, {node}, has no network in spec.podCIDRs: waiting for it (is the cluster's podCIDR allocation on? kube-controller-manager --allocate-node-cidrs)"
     )]
     NoPodNetwork {
         /// Its name.
@@ -173,7 +173,7 @@ pub enum NodeProblem {
     },
     /// A podCIDR from which no pod can have an address.
     #[error(
-        "node {node} is skipped: its podCIDR {network} cannot be a pod network: it is in 0.0.0.0/8, loopback, multicast, link-local, or larger than a /8"
+        "node {node} is skipped: its podCIDR {network} cannot be a pod network: it is in 0.0.0.0/8, ::/8, loopback, multicast, link-local, or larger than a /8"
     )]
     NoNetworkOfPods {
         /// Its name.
@@ -211,9 +211,30 @@ pub enum NodeProblem {
         /// The address.
         address: IpAddr,
     },
-    /// IPv6 podCIDRs of dual-stack nodes are ignored.
-    #[error("IPv6 podCIDRs are ignored: pods get IPv4 addresses only")]
-    Ipv6Ignored,
+    /// Other nodes have podCIDRs of a family of which this node has none.
+    #[error(
+        "this node, {node}, has no {family} podCIDR, but node {other} has: this node's pods get no {family} address (is the podCIDR allocation of the cluster dual-stack? kube-controller-manager --cluster-cidr)"
+    )]
+    NoPodNetworkOfFamily {
+        /// This node's name.
+        node: String,
+        /// The family.
+        family: Family,
+        /// A node that has one.
+        other: String,
+    },
+    /// By direct routing, the next hop to a node's pods is the node's InternalIP of their family.
+    #[error(
+        "node {node} has the podCIDR {network}, but no {family} address of type InternalIP: without a tunnel its {family} pods are reached only by routes that the host already has (kubelet --node-ip)"
+    )]
+    NoNextHopOfFamily {
+        /// The node's name.
+        node: String,
+        /// Its podCIDR.
+        network: IpNet,
+        /// The family.
+        family: Family,
+    },
 }
 
 impl Cluster {
@@ -240,12 +261,6 @@ impl Cluster {
             } else {
                 by_name.insert(&record.name, record);
             }
-        }
-        if records
-            .iter()
-            .any(|record| record.pod_networks.iter().any(|network| matches!(network, IpNet::V6(_))))
-        {
-            problems.push(NodeProblem::Ipv6Ignored);
         }
 
         let mut skipped = BTreeMap::new();
@@ -294,6 +309,7 @@ impl Cluster {
         problems.extend(accepted.ignore_doubtful_addresses());
         let mut remote = accepted.nodes;
         let own = remote.remove(own_name);
+        problems.extend(own.iter().flat_map(|own| families_missing(own, &remote)));
         if own.is_none() && !records.iter().any(|record| record.name == own_name) {
             problems.push(NodeProblem::OwnMissing { node: own_name.into() });
         }
@@ -333,7 +349,8 @@ impl NodeProblem {
             | Self::SameName { .. }
             | Self::Flannel { .. }
             | Self::DoubtfulAddress { .. }
-            | Self::Ipv6Ignored => None,
+            | Self::NoPodNetworkOfFamily { .. }
+            | Self::NoNextHopOfFamily { .. } => None,
         }
     }
 }
@@ -353,29 +370,40 @@ struct Accepted {
 
 impl Accepted {
     fn add(&mut self, node: Node, underlay: &[IpNet]) -> Result<(), NodeProblem> {
-        let network = node.pod_network;
+        for network in node.pod_networks.iter().copied() {
+            self.check(&node.name, network, underlay)?;
+        }
+        for network in &node.pod_networks {
+            self.networks.insert(network.network(), (*network, node.name.clone()));
+        }
+        self.nodes.insert(node.name.clone(), node);
+        Ok(())
+    }
+
+    fn check(&self, name: &str, network: IpNet, underlay: &[IpNet]) -> Result<(), NodeProblem> {
+        let node = || name.to_owned();
         if let Some(here) = underlay.iter().find(|here| network.contains(*here)) {
-            return Err(NodeProblem::OverlapsUnderlay { node: node.name, network, here: *here });
+            return Err(NodeProblem::OverlapsUnderlay { node: node(), network, here: *here });
         }
         let first = network.network();
         let is_odd = match first {
             IpAddr::V4(first) => first.is_link_local() || first.octets()[0] == 0,
-            IpAddr::V6(first) => first.is_unicast_link_local() || first.is_unspecified(),
+            // Unspecified, loopback, and addresses that contain IPv4 addresses (RFC 4291 section
+            // 2.5.5) are in `::/8`.
+            IpAddr::V6(first) => first.is_unicast_link_local() || first.octets()[0] == 0,
         };
         if network.prefix_len() < 8 || first.is_loopback() || first.is_multicast() || is_odd {
-            return Err(NodeProblem::NoNetworkOfPods { node: node.name, network });
+            return Err(NodeProblem::NoNetworkOfPods { node: node(), network });
         }
         // The accepted networks do not overlap. So of those that begin before this one ends, only
         // the last can reach into it.
-        let before = self.networks.range(..=node.pod_network.broadcast()).next_back();
+        let before = self.networks.range(..=network.broadcast()).next_back();
         if let Some((_, (other_network, other))) = before
-            && other_network.broadcast() >= node.pod_network.network()
+            && other_network.broadcast() >= network.network()
         {
-            let (network, other_network, other) = (node.pod_network, *other_network, other.clone());
-            return Err(NodeProblem::Overlap { node: node.name, network, other, other_network });
+            let (other_network, other) = (*other_network, other.clone());
+            return Err(NodeProblem::Overlap { node: node(), network, other, other_network });
         }
-        self.networks.insert(node.pod_network.network(), (node.pod_network, node.name.clone()));
-        self.nodes.insert(node.name.clone(), node);
         Ok(())
     }
 
@@ -423,16 +451,56 @@ fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
     if record.operating_system.as_deref().is_some_and(|system| system != "linux") {
         return Err(Skipped::OtherSystem);
     }
-    // IPv6 podCIDRs are ignored so far.
-    let pod_network = record.pod_networks.iter().find(|network| network.network().is_ipv4());
-    let pod_network = pod_network.map(IpNet::trunc);
-    let mut addresses = record.internal_addresses.iter().copied().filter(IpAddr::is_ipv4);
-    let pod_network = pod_network.ok_or(Skipped::NoPodNetwork)?;
-    let address = addresses.next().ok_or(Skipped::NoInternalAddress)?;
-    let other_addresses = addresses.filter(|other| *other != address).collect();
+    // Kubernetes allows one podCIDR of each family.
+    let of_family = |family| {
+        let mut networks = record.pod_networks.iter();
+        networks.find(|network| Family::of(network.addr()) == family).map(IpNet::trunc)
+    };
+    let mut pod_networks: Vec<_> = Family::ALL.into_iter().filter_map(of_family).collect();
+    if record.pod_networks.first().is_some_and(|first| Family::of(first.addr()) == Family::V6) {
+        pod_networks.reverse();
+    }
+    if pod_networks.is_empty() {
+        return Err(Skipped::NoPodNetwork);
+    }
+    // The tunnel takes IPv4 so far.
+    let address = record.internal_addresses.iter().copied().find(IpAddr::is_ipv4);
+    let address = address.ok_or(Skipped::NoInternalAddress)?;
+    let mut other_addresses = Vec::new();
+    for other in record.internal_addresses.iter().copied().filter(|other| *other != address) {
+        let is_link_local = matches!(other, IpAddr::V6(other) if other.is_unicast_link_local());
+        if !is_link_local && !other_addresses.contains(&other) {
+            other_addresses.push(other);
+        }
+    }
     let (name, uid, cordoned) = (record.name.clone(), record.uid.clone(), record.cordoned);
     let vtep_mac = record.flannel.as_ref().and_then(flannel::Lease::vtep_mac);
-    Ok(Node { name, uid, pod_network, address, other_addresses, cordoned, vtep_mac })
+    Ok(Node { name, uid, pod_networks, address, other_addresses, cordoned, vtep_mac })
+}
+
+/// Returns what this node lacks to serve every family of the cluster.
+fn families_missing(own: &Node, remote: &BTreeMap<String, Node>) -> Vec<NodeProblem> {
+    let has = |node: &Node, family| node.overlay_address(family).is_some();
+    let missing = Family::ALL.into_iter().filter(|family| !has(own, *family));
+    missing
+        .filter_map(|family| {
+            let other = remote.values().find(|other| has(other, family))?;
+            let (node, other) = (own.name.clone(), other.name.clone());
+            Some(NodeProblem::NoPodNetworkOfFamily { node, family, other })
+        })
+        .collect()
+}
+
+/// Returns, for direct routing, the nodes with pods of a family of which they have no InternalIP.
+pub fn without_next_hop<'a>(nodes: impl Iterator<Item = &'a Node>) -> Vec<NodeProblem> {
+    let problems = nodes.flat_map(|node| {
+        node.pod_networks.iter().filter_map(move |network| {
+            let (node, network, family) = (node, *network, Family::of(network.addr()));
+            let is_missing = node.address_of(family).is_none();
+            is_missing.then(|| NodeProblem::NoNextHopOfFamily { node: node.name.clone(), network, family })
+        })
+    });
+    problems.collect()
 }
 
 #[cfg(test)]
@@ -472,9 +540,10 @@ mod tests {
             record("node2", &["10.244.2.0/24"], &["10.200.0.2", "fd00::2", "192.0.2.2", "10.200.0.2"]);
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let node1 = |address| record("node1", &["10.244.1.0/24"], &["10.200.0.1", address]);
-        assert_eq!(others(&[node1("192.0.2.1"), node2.clone()]), (vec![ip("192.0.2.2")], vec![]));
+        let both = vec![ip("fd00::2"), ip("192.0.2.2")];
+        assert_eq!(others(&[node1("192.0.2.1"), node2.clone()]), (both, vec![]));
         let (left, problems) = others(&[node1("192.0.2.2"), node2]);
-        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(left, [ip("fd00::2")]);
         assert!(
             problems.len() == 2 && problems[1].contains("node2: its second InternalIP 192.0.2.2"),
             "{problems:?}"
@@ -519,7 +588,7 @@ mod tests {
             &[record("node1", &[], &["10.200.0.1"])],
             None,
             &[],
-            &[&format!("{waiting}has no IPv4 network")],
+            &[&format!("{waiting}has no network in spec.podCIDRs")],
         );
         check(
             &[record("node1", &["10.244.1.0/24"], &[])],
@@ -605,10 +674,52 @@ mod tests {
     }
 
     #[test]
-    fn of_a_dual_stack_node_the_ipv4_half_is_used() {
-        let both = ["fd00:244:1::/64", "10.244.1.0/24"];
-        let records = [record("node1", &both, &["fd00::1", "10.200.0.1"])];
-        check(&records, Some("node1"), &[], &["IPv6 podCIDRs are ignored"]);
+    fn dual_stack_node_keeps_the_order_of_its_object() {
+        let addresses = ["fd00::1", "10.200.0.1", "fe80::1", "fd00::1", "fd00::2"];
+        for (networks, expected) in [
+            (&["fd00:244:1::/64", "10.244.1.0/24"][..], &["fd00:244:1::/64", "10.244.1.0/24"][..]),
+            (&["10.244.1.0/24", "fd00:244:1::/64"], &["10.244.1.0/24", "fd00:244:1::/64"]),
+            (&["fd00:244:1::/64"], &["fd00:244:1::/64"]),
+            (&["10.244.1.0/24", "10.244.9.0/24"], &["10.244.1.0/24"]),
+        ] {
+            let records = [record("node1", networks, &addresses)];
+            let (cluster, problems) = Cluster::from_records(&records, "node1", &[]);
+            let own = cluster.own.unwrap();
+            let found: Vec<_> = own.pod_networks.iter().map(ToString::to_string).collect();
+            assert_eq!((found, problems), (expected.iter().map(ToString::to_string).collect(), vec![]));
+            let found: Vec<_> = own.addresses().map(|address| address.to_string()).collect();
+            assert_eq!(found, ["10.200.0.1", "fd00::1", "fd00::2"]);
+        }
+    }
+
+    #[test]
+    fn families_that_a_node_lacks_are_said() {
+        let dual = record("node2", &["10.244.2.0/24", "fd00:244:2::/64"], &["10.200.0.2"]);
+        let own = record("node1", &["10.244.1.0/24"], &["10.200.0.1", "fd00::1"]);
+        let records = [own, dual];
+        check(
+            &records,
+            Some("node1"),
+            &["node2"],
+            &["this node, node1, has no IPv6 podCIDR, but node node2"],
+        );
+        let remote = Cluster::from_records(&records, "node1", &[]).0.remote;
+        let problems = without_next_hop(remote.values());
+        assert!(problems.len() == 1 && problems[0].to_string().contains("node2 has the podCIDR fd00:244:2"));
+    }
+
+    #[test]
+    fn each_pod_cidr_of_a_node_is_checked() {
+        let own = record("node1", &["10.244.1.0/24", "fd00:244:1::/64"], &["10.200.0.1"]);
+        for (network, message) in [
+            ("fd00:244:1::/112", "its podCIDR fd00:244:1::/112 overlaps fd00:244:1::/64 of node node1"),
+            ("::ffff:10.9.0.0/112", "cannot be a pod network"),
+            ("fe80::/64", "cannot be a pod network"),
+            ("ff02::/64", "cannot be a pod network"),
+        ] {
+            let records = [own.clone(), record("node2", &["10.244.2.0/24", network], &["10.200.0.2"])];
+            check(&records, Some("node1"), &[], &[message]);
+        }
     }
 
     #[test]
@@ -632,7 +743,7 @@ mod tests {
                 })
                 .collect();
             let (cluster, problems) = Cluster::from_records(&records, "node0", &[]);
-            let networks: Vec<_> = cluster.own.iter().chain(cluster.remote.values()).map(|node| node.pod_network).collect();
+            let networks: Vec<_> = cluster.own.iter().chain(cluster.remote.values()).flat_map(|node| node.pod_networks.clone()).collect();
             for (index, one) in networks.iter().enumerate() {
                 for other in &networks[..index] {
                     prop_assert!(!one.contains(&other.network()) && !other.contains(&one.network()), "{} {}", one, other);

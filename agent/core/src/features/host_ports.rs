@@ -5,7 +5,7 @@ use podwire_common::addr::{Addr, Be16};
 use podwire_common::flow::protocol;
 
 use super::Scope;
-use crate::model::{Endpoint, Model, PortMapping, Transport};
+use crate::model::{Endpoint, Family, Model, PortMapping, Transport};
 use crate::slice::Slice;
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
@@ -16,9 +16,13 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 
 /// Returns an endpoint's entries in `FRONTENDS`.
 pub fn frontends(endpoint: &Endpoint) -> impl Iterator<Item = (abi::Frontend, abi::Backend)> {
-    endpoint.port_mappings.iter().map(|mapping| {
-        let port = Be16::new(mapping.container_port.get());
-        (frontend(mapping), abi::Backend { address: endpoint.address.into(), port, reserved: [0; 2] })
+    // The programs translate no IPv6 yet.
+    let address = endpoint.address_of(Family::V4);
+    address.into_iter().flat_map(|address| {
+        endpoint.port_mappings.iter().map(move |mapping| {
+            let port = Be16::new(mapping.container_port.get());
+            (frontend(mapping), abi::Backend { address: address.into(), port, reserved: [0; 2] })
+        })
     })
 }
 

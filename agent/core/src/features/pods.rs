@@ -1,18 +1,23 @@
 //! Pods of this node: their addresses, files, links, map entries and routes.
 
+use std::net::IpAddr;
+
 use podwire_common::abi;
 
 use super::Scope;
-use crate::model::{Endpoint, Model};
+use crate::model::{Endpoint, Family, Model};
 use crate::slice::{Hooks, Link, Programs, Route, Slice};
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     let mut slice = Slice::default();
     for endpoint in scope.endpoints(model) {
-        slice.addresses.insert(endpoint.address, ());
         slice.files.insert(endpoint.host_interface.clone(), endpoint.clone());
-        slice.flows.insert(endpoint.address, ());
-        slice.tables.endpoints.insert(endpoint.address.into(), endpoint_entry(endpoint));
+        for of_family in &endpoint.pod_addresses {
+            slice.addresses.insert(of_family.address, ());
+            slice.flows.insert(of_family.address, ());
+            let entry = endpoint_entry(endpoint, of_family.gateway);
+            slice.tables.endpoints.insert(of_family.address.into(), entry);
+        }
         // Without a device there is nothing to attach programs to, and no route can lead there.
         if !model.without_device.contains(&endpoint.attachment) {
             add_link(&mut slice, model, endpoint);
@@ -27,14 +32,15 @@ fn add_link(slice: &mut Slice, model: &Model, endpoint: &Endpoint) {
     slice.programs.insert(endpoint.ifindex, programs);
     let link = Link { mtu: endpoint.mtu, up: true, ..Link::down(endpoint) };
     slice.links.insert(endpoint.ifindex, link);
-    if let Some(own) = &model.own {
-        let route = Route::Link { device: endpoint.ifindex, gateway: None, source: model.route_source(own) };
-        slice.routes.insert(endpoint.address.into(), route);
+    for (own, address) in model.own.iter().flat_map(|own| endpoint.addresses().map(move |of| (own, of))) {
+        let source = model.route_source(own, Family::of(address));
+        let route = Route::Link { device: endpoint.ifindex, gateway: None, source };
+        slice.routes.insert(address.into(), route);
     }
 }
 
-/// Returns an endpoint's entry in `ENDPOINTS`.
-pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
+/// Returns an endpoint's entry in `ENDPOINTS` for the address with this gateway.
+pub fn endpoint_entry(endpoint: &Endpoint, gateway: IpAddr) -> abi::Endpoint {
     let flag = |is_set, flag| if is_set { flag } else { 0 };
     abi::Endpoint {
         #[cfg(feature = "earlier-layout")]
@@ -47,6 +53,6 @@ pub fn endpoint_entry(endpoint: &Endpoint) -> abi::Endpoint {
         mtu: endpoint.mtu,
         pod_mac: endpoint.pod_mac,
         host_mac: endpoint.host_mac,
-        gateway: endpoint.gateway.into(),
+        gateway: gateway.into(),
     }
 }

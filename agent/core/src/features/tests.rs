@@ -23,7 +23,7 @@ fn node(name: &str, pod_network: &str, address: &str) -> Node {
     Node {
         name: name.into(),
         uid: None,
-        pod_network: net(pod_network),
+        pod_networks: vec![net(pod_network)],
         address: ip(address),
         cordoned: false,
         other_addresses: Vec::new(),

@@ -6,7 +6,7 @@ use podwire_common::abi;
 use podwire_common::addr::Addr;
 
 use super::Scope;
-use crate::model::{Model, Node, Role};
+use crate::model::{Family, Model, Node, Role};
 use crate::slice::{Programs, Route, Slice};
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
@@ -31,7 +31,7 @@ fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
     let entry =
         |kind, ipv4, mtu| abi::Link { ipv4, tunnel_address: none, mtu, kind, refused: 0, reserved: 0 };
     for link in &model.links {
-        let ipv4 = link.addresses.first().map_or(none, |address| (*address).into());
+        let ipv4 = link.address_of(Family::V4).map_or(none, Addr::from);
         let (kind, tunnel_address) = match link.role {
             Role::Uplink => (abi::LINK_UPLINK, underlay),
             Role::Side => (abi::LINK_SIDE, none),
@@ -47,7 +47,8 @@ fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
         links.insert(*index, entry(kind, none, link.mtu));
     }
     if let (Some(device), Some(mtu)) = (model.vxlan, model.fitting_mtu()) {
-        links.insert(device, entry(abi::LINK_OVERLAY, own.overlay_address().into(), mtu));
+        let ipv4 = own.overlay_address(Family::V4).map_or(none, Addr::from);
+        links.insert(device, entry(abi::LINK_OVERLAY, ipv4, mtu));
     }
 }
 
@@ -61,7 +62,6 @@ fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
         flags: flags | abi::NODE_LOCAL,
     };
     let nodes = &mut slice.tables.nodes;
-    nodes.insert(own.pod_network.into(), entry(abi::NODE_POD_NETWORK));
     let uplink_addresses = model.uplinks().flat_map(|uplink| &uplink.addresses);
     let others = model.other_addresses.iter().filter(|address| !is_of_cluster(model, own, **address));
     for address in uplink_addresses.chain(others).copied() {
@@ -69,16 +69,17 @@ fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
         nodes.insert(address.into(), entry(abi::NODE_ADDRESS | named));
     }
     let overlay = entry(abi::NODE_ADDRESS | abi::NODE_OVERLAY | abi::NODE_NAMED);
-    nodes.insert(own.overlay_address().into(), overlay);
-    // A packet to a dead pod's address must not follow the default route into the world.
-    slice.routes.insert(own.pod_network, Route::Unreachable);
+    nodes.extend(own.overlay_addresses().map(|address| (address.into(), overlay)));
+    for network in &own.pod_networks {
+        nodes.insert((*network).into(), entry(abi::NODE_POD_NETWORK));
+        // A packet to a dead pod's address must not follow the default route into the world.
+        slice.routes.insert(*network, Route::Unreachable);
+    }
 }
 
 /// Returns whether an address is another node's or a pod's. A device of this node may have it as
 /// well: a bridge of an earlier network, for example.
 fn is_of_cluster(model: &Model, own: &Node, address: IpAddr) -> bool {
-    let is_of = |node: &Node| {
-        node.pod_network.contains(&address) || node.addresses().any(|of_node| of_node == address)
-    };
-    own.pod_network.contains(&address) || model.remote.values().any(is_of)
+    let is_of = |node: &Node| node.has_pod(address) || node.addresses().any(|of_node| of_node == address);
+    own.has_pod(address) || model.remote.values().any(is_of)
 }

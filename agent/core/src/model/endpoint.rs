@@ -10,6 +10,8 @@ use podwire_common::names::host_interface;
 use podwire_common::token_bucket::TokenBucket;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::Family;
+
 /// A pod's attachment, as the agent persists it and writes it into the maps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,11 +33,9 @@ pub struct Endpoint {
     /// Link address of the host side.
     #[serde(serialize_with = "mac_to_text", deserialize_with = "mac_from_text")]
     pub host_mac: Mac,
-    /// The pod's address.
-    pub address: IpAddr,
-    /// The pod's gateway. Kept with the endpoint because the node's podCIDR may change while the
-    /// pod lives.
-    pub gateway: IpAddr,
+    /// The pod's addresses in the order of the Node object's podCIDRs: one or two, and at most one
+    /// of each family.
+    pub pod_addresses: Vec<PodAddress>,
     /// MTU of the pod's link, in bytes.
     pub mtu: u32,
     /// The pod's hostPorts.
@@ -56,6 +56,21 @@ impl Endpoint {
         self.attachment.interface.is_empty()
     }
 
+    /// Returns the pod's addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.pod_addresses.iter().map(|of_family| of_family.address)
+    }
+
+    /// Returns the pod's address of a family.
+    pub fn address_of(&self, family: Family) -> Option<IpAddr> {
+        self.addresses().find(|address| Family::of(*address) == family)
+    }
+
+    /// Returns whether one of the two endpoints has an address of the other.
+    pub fn shares_address(&self, other: &Self) -> bool {
+        self.addresses().any(|address| other.addresses().any(|of_other| of_other == address))
+    }
+
     /// Returns the limit of what the pod receives, for the host side of its veth pair.
     pub fn ingress_limit(&self) -> Option<TokenBucket> {
         self.bandwidth.ingress.map(|limit| limit.bucket(self.mtu))
@@ -71,7 +86,7 @@ impl Endpoint {
 }
 
 impl fmt::Display for Endpoint {
-    /// Writes the pod's name if it is known, else the container. The address and the name of the
+    /// Writes the pod's name if it is known, else the container. The addresses and the name of the
     /// host side follow.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.pod {
@@ -79,8 +94,24 @@ impl fmt::Display for Endpoint {
             None if self.is_recovered() => f.write_str("a pod without a name")?,
             None => write!(f, "container {}", self.attachment.container_id)?,
         }
-        write!(f, " ({}, {})", self.address, self.host_interface)
+        f.write_str(" (")?;
+        for address in self.addresses() {
+            write!(f, "{address}, ")?;
+        }
+        write!(f, "{})", self.host_interface)
     }
+}
+
+/// A pod's address of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// The node's overlay address of this family when the pod was added: the source of the
+    /// programs' ICMP errors, and the pod's gateway in IPv4. Kept with the endpoint because the
+    /// node's podCIDR may change while the pod lives.
+    pub gateway: IpAddr,
 }
 
 /// Key of an attachment (CNI specification, section 2: container ID and interface name).
@@ -219,8 +250,10 @@ impl Endpoint {
             id: 1,
             pod_mac: Mac { bytes: [2, 0, 0, 0, 0, 1] },
             host_mac: Mac { bytes: [2, 0, 0, 0, 0, 2] },
-            address: IpAddr::from([10, 244, 1, 2]),
-            gateway: IpAddr::from([10, 244, 1, 1]),
+            pod_addresses: vec![PodAddress {
+                address: IpAddr::from([10, 244, 1, 2]),
+                gateway: IpAddr::from([10, 244, 1, 1]),
+            }],
             mtu: 1450,
             port_mappings: Vec::new(),
             pod: Some(PodName { namespace: "default".into(), name: "web".into() }),

@@ -2,6 +2,7 @@
 //! access to the kernel or the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -9,7 +10,8 @@ use podwire_common::addr::Mac;
 use podwire_common::names::VXLAN_OVERHEAD;
 
 pub use endpoint::{
-    Attachment, Bandwidth, Endpoint, Limit, PodName, PortMapping, Transport, format_mac, parse_mac,
+    Attachment, Bandwidth, Endpoint, Limit, PodAddress, PodName, PortMapping, Transport, format_mac,
+    parse_mac,
 };
 
 use crate::ipsec::Policy;
@@ -94,17 +96,27 @@ impl Model {
     /// `own`. If no link has it, returns the first address of an uplink instead: a cloud may map
     /// the InternalIP to it one to one.
     pub fn underlay_address(&self, own: &Node) -> IpAddr {
-        if self.has_address(own.address) {
-            return own.address;
-        }
-        let of_uplinks = self.uplinks().find_map(|uplink| uplink.addresses.first().copied());
-        of_uplinks.unwrap_or(own.address)
+        self.present_address(own.address)
     }
 
-    /// Returns the source of this node's routes to pods. `None` if no link has the address: the
-    /// kernel refuses such a source, so the route names none and the kernel chooses.
-    pub fn route_source(&self, own: &Node) -> Option<IpAddr> {
-        Some(self.underlay_address(own)).filter(|address| self.has_address(*address))
+    /// Returns an InternalIP of this node, or what a cloud may map to it: if no link has it, the
+    /// first address of its family on an uplink.
+    fn present_address(&self, internal: IpAddr) -> IpAddr {
+        if self.has_address(internal) {
+            return internal;
+        }
+        let family = Family::of(internal);
+        self.uplinks().find_map(|uplink| uplink.address_of(family)).unwrap_or(internal)
+    }
+
+    /// Returns the source of this node's routes to pods of a family. `None` if no link has an
+    /// InternalIP of that family: the kernel refuses such a source, so the route names none and the
+    /// kernel chooses. With a tunnel, the tunnel's own address is that choice.
+    pub fn route_source(&self, own: &Node, family: Family) -> Option<IpAddr> {
+        let internal = own.address_of(family).map(|internal| self.present_address(internal));
+        internal
+            .filter(|address| self.has_address(*address))
+            .or_else(|| own.overlay_address(family).filter(|_| self.vxlan.is_some() && internal.is_none()))
     }
 
     /// Returns whether one of this node's links has an address.
@@ -133,12 +145,46 @@ impl Model {
         self.endpoints.get(attachment).or_else(by_device)
     }
 
-    /// Returns the endpoints with an address outside the node's current podCIDR.
-    pub fn outside_pod_network(&self) -> impl Iterator<Item = &Endpoint> {
-        let network = self.own.as_ref().map(|node| node.pod_network);
-        self.endpoints
-            .values()
-            .filter(move |endpoint| network.is_some_and(|network| !network.contains(&endpoint.address)))
+    /// Returns the endpoints with an address outside the node's current podCIDRs.
+    pub fn outside_pod_networks(&self) -> impl Iterator<Item = &Endpoint> {
+        let is_outside = |endpoint: &&Endpoint| {
+            let own = self.own.as_ref();
+            own.is_some_and(|own| !endpoint.addresses().all(|address| own.has_pod(address)))
+        };
+        self.endpoints.values().filter(is_outside)
+    }
+
+    /// Returns this node's family of addresses that its pods get, in the order of the Node object.
+    pub fn pod_families(&self) -> impl Iterator<Item = Family> {
+        self.own.iter().flat_map(|own| &own.pod_networks).map(|network| Family::of(network.addr()))
+    }
+}
+
+/// Family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4 (RFC 791).
+    V4,
+    /// IPv6 (RFC 8200).
+    V6,
+}
+
+impl Family {
+    /// Both families.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Returns the family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
     }
 }
 
@@ -168,11 +214,11 @@ pub struct Node {
     pub name: String,
     /// `metadata.uid`, if the source has one.
     pub uid: Option<String>,
-    /// Its IPv4 podCIDR.
-    pub pod_network: IpNet,
-    /// Its first IPv4 InternalIP.
+    /// Its podCIDRs in the order of the Node object: one or two, and at most one of each family.
+    pub pod_networks: Vec<IpNet>,
+    /// Its first IPv4 InternalIP: the address of the tunnel.
     pub address: IpAddr,
-    /// Its other IPv4 InternalIPs.
+    /// Its other InternalIPs, of either family, in the order of the Node object.
     pub other_addresses: Vec<IpAddr>,
     /// Whether the node is cordoned: it takes no new pods, but its pods keep their network.
     pub cordoned: bool,
@@ -190,21 +236,43 @@ impl Node {
             .fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
     }
 
-    /// Returns whether the two entries contradict each other: the podCIDRs overlap, or the
-    /// addresses are the same.
+    /// Returns whether the two entries contradict each other: podCIDRs overlap, or the addresses
+    /// are the same.
     pub fn contradicts(&self, other: &Self) -> bool {
-        let (one, two) = (self.pod_network, other.pod_network);
-        self.address == other.address || one.contains(&two.network()) || two.contains(&one.network())
+        let overlap = |one: &IpNet, two: &IpNet| one.contains(two) || two.contains(one);
+        self.address == other.address
+            || self.pod_networks.iter().any(|one| other.pod_networks.iter().any(|two| overlap(one, two)))
     }
 
-    /// Returns all IPv4 InternalIPs of the node.
+    /// Returns all InternalIPs of the node.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         [self.address].into_iter().chain(self.other_addresses.iter().copied())
     }
 
-    /// Returns the first address of the podCIDR: the pods' gateway and the node's overlay address.
-    pub fn overlay_address(&self) -> IpAddr {
-        overlay_address(self.pod_network)
+    /// Returns the first InternalIP of a family.
+    pub fn address_of(&self, family: Family) -> Option<IpAddr> {
+        self.addresses().find(|address| Family::of(*address) == family)
+    }
+
+    /// Returns the first InternalIP of each family: by direct routing, the next hops to its pods.
+    pub fn first_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        Family::ALL.into_iter().filter_map(|family| self.address_of(family))
+    }
+
+    /// Returns whether an address is in a podCIDR of the node.
+    pub fn has_pod(&self, address: IpAddr) -> bool {
+        self.pod_networks.iter().any(|network| network.contains(&address))
+    }
+
+    /// Returns the first address of each podCIDR: the node's overlay addresses. The one of IPv4 is
+    /// also its pods' gateway.
+    pub fn overlay_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.pod_networks.iter().map(|network| overlay_address(*network))
+    }
+
+    /// Returns the overlay address of a family.
+    pub fn overlay_address(&self, family: Family) -> Option<IpAddr> {
+        self.overlay_addresses().find(|address| Family::of(*address) == family)
     }
 }
 
@@ -245,12 +313,20 @@ pub struct NodeLink {
     pub name: String,
     /// MTU: bytes of an IP packet.
     pub mtu: u32,
-    /// Its global addresses. The first one is the source of translated packets.
+    /// Its global addresses, without those that may not be a source for long (temporary and
+    /// deprecated ones). The first of each family is the source of translated packets.
     pub addresses: Vec<IpAddr>,
     /// Purpose of the link.
     pub role: Role,
     /// Whether its packets have no link header.
     pub is_bare: bool,
+}
+
+impl NodeLink {
+    /// Returns the first address of a family.
+    pub fn address_of(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| Family::of(*address) == family)
+    }
 }
 
 /// How the kernel routes to an address.

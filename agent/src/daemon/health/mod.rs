@@ -4,7 +4,6 @@ mod firewall;
 mod state_folder;
 
 use podwire_cni::protocol::{Failure, codes};
-use podwire_core::ipam::Pool;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -96,6 +95,5 @@ pub(super) fn status(state: &State) -> Result<(), Failure> {
         };
         return Err(refuse(code, message));
     }
-    let free = state.executor.pool.as_ref().map_or(Ok(()), Pool::has_free);
-    free.map_err(|error| refuse(codes::UNAVAILABLE, error.to_string()))
+    state.executor.pools.has_free().map_err(|error| refuse(codes::UNAVAILABLE, error.to_string()))
 }

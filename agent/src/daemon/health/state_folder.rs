@@ -3,7 +3,6 @@
 
 use std::time::Instant;
 
-use podwire_core::ipam::Pool;
 use tokio::task::{JoinError, JoinSet};
 use tracing::warn;
 
@@ -82,8 +81,9 @@ impl StateFolder {
         if !(self.before.switches.is_empty() && self.before.without_clsact.is_empty()) {
             self.before.save(&places.state_dir)?;
         }
-        let last = state.executor.pool.as_ref().and_then(Pool::last);
-        last.map_or(Ok(()), |last| state.executor.store.save_last_address(last))?;
+        for last in state.executor.pools.last() {
+            state.executor.store.save_last_address(last)?;
+        }
         for endpoint in state.model.endpoints.values() {
             state.executor.store.save(endpoint)?;
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use podwire_core::host::{Device, DeviceKind, Host};
-use podwire_core::model::{Model, Node, NodeLink, Path, Role, Roleless};
+use podwire_core::model::{Family, Mode, Model, Node, NodeLink, Path, Role, Roleless};
 use podwire_core::node_links::node_links;
 use podwire_core::slice::{Hooks, Programs};
 use tracing::info;
@@ -166,7 +166,8 @@ fn tell_links(now: &[NodeLink], before: &[NodeLink]) {
 /// node's path names only one of them. So this adds the links of all next hops.
 fn links_to_nodes(model: &Model, host: &Host) -> BTreeSet<u32> {
     let leads_to_node = |network: &IpNet| {
-        network.prefix_len() > 0 && model.remote.values().any(|node| network.contains(&node.address))
+        let contains = |node: &Node| next_hops(model.mode, node).any(|address| network.contains(&address));
+        network.prefix_len() > 0 && model.remote.values().any(contains)
     };
     let several = host.foreign_routes.iter().filter(|route| route.next_hops.len() > 1);
     let several = several.filter(|route| leads_to_node(&route.destination));
@@ -198,24 +199,34 @@ fn tell_mtu(state: &mut State) {
 /// Asks the kernel for the paths to all nodes.
 async fn ask_paths(state: &State, host: &Host) -> BTreeMap<IpAddr, Path> {
     let mut paths = BTreeMap::new();
-    for node in state.model.remote.values() {
-        let path = state.executor.links.path(node.address, host).await;
-        paths.extend(path.map(|path| (node.address, path)));
+    for address in state.model.remote.values().flat_map(|node| next_hops(state.model.mode, node)) {
+        let path = state.executor.links.path(address, host).await;
+        paths.extend(path.map(|path| (address, path)));
     }
     paths
+}
+
+/// Returns the addresses of a node to which this node needs a path.
+fn next_hops(mode: Mode, node: &Node) -> impl Iterator<Item = IpAddr> {
+    let is_needed = move |address: &IpAddr| match mode {
+        Mode::Vxlan => *address == node.address,
+        Mode::Direct => node.overlay_address(Family::of(*address)).is_some(),
+    };
+    node.first_addresses().filter(is_needed)
 }
 
 /// Asks the kernel for the paths to the nodes in `now`, and forgets the paths to those in `before`.
 /// Returns `false` if a path leads by a link that is no uplink yet.
 pub(in crate::daemon) async fn renew_paths(state: &mut State, before: &[Node], now: &[Node]) -> bool {
-    for node in before {
-        state.model.paths.remove(&node.address);
+    let mode = state.model.mode;
+    for address in before.iter().flat_map(|node| next_hops(mode, node)) {
+        state.model.paths.remove(&address);
     }
     let mut by_uplinks = true;
-    for node in now {
-        let path = state.executor.links.path(node.address, &state.host).await;
+    for address in now.iter().flat_map(|node| next_hops(mode, node)) {
+        let path = state.executor.links.path(address, &state.host).await;
         by_uplinks &= path.is_none_or(|path| state.model.is_uplink(path.device));
-        state.model.paths.extend(path.map(|path| (node.address, path)));
+        state.model.paths.extend(path.map(|path| (address, path)));
     }
     for node in before {
         state.conditions.clear_for(ConditionName::NoRouteToNode, &node.name);
@@ -242,22 +253,26 @@ fn tell_paths(state: &mut State, host: &Host) {
     }
 }
 
-/// Returns what an operator has to know of the path to a node.
+/// Returns what an operator has to know of the paths to a node.
 fn report(model: &Model, host: &Host, node: &Node) -> Option<(ConditionName, String)> {
-    match model.paths.get(&node.address) {
+    next_hops(model.mode, node).find_map(|address| report_path(model, host, node, address))
+}
+
+fn report_path(model: &Model, host: &Host, node: &Node, address: IpAddr) -> Option<(ConditionName, String)> {
+    match model.paths.get(&address) {
         Some(path) if model.is_uplink(path.device) => None,
         Some(path) => {
             let device = host.devices.get(&path.device).map_or("?", |device| &device.name);
             let why = format!(
-                "the route to node {} ({}) leaves by {device}, which is not an uplink",
-                node.name, node.address
+                "the route to node {} ({address}) leaves by {device}, which is not an uplink",
+                node.name
             );
             Some((ConditionName::RoutePastUplinks, why))
         }
         None => {
             let why = format!(
-                "there is no route to node {} (InternalIP {}): this node's pods cannot reach its pods",
-                node.name, node.address
+                "there is no route to node {} (InternalIP {address}): this node's pods cannot reach its pods",
+                node.name
             );
             Some((ConditionName::NoRouteToNode, why))
         }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use podwire_core::model::Family;
 use podwire_core::slice::Programs;
 
 use crate::dataplane::attach::{UplinkAttachment, UplinkXdp};
@@ -41,6 +42,8 @@ pub(super) struct Upkeep {
     paths_doubtful: bool,
     /// Number of programs that were attached again.
     reattached: u64,
+    /// Families of the pods for which the kernel switches are set.
+    prepared: Vec<Family>,
     /// Number of kernel switches that were set again.
     switches_set_again: u64,
     /// Whether a round has succeeded since a condition last refused ADD.
@@ -62,6 +65,7 @@ impl Upkeep {
             paths_asked: None,
             paths_doubtful: true,
             reattached: 0,
+            prepared: Vec::new(),
             switches_set_again: 0,
             is_set_up: false,
         }

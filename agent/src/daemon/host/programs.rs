@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use podwire_common::names::VXLAN_DEVICE;
-use podwire_core::model::{Endpoint, Mode};
+use podwire_core::model::{Endpoint, Family, Mode};
 use tracing::{error, info, warn};
 
 use super::Upkeep;
@@ -107,8 +107,7 @@ pub(in crate::daemon) async fn tunnel_device(config: &Config, links: &Links) -> 
     if replaced {
         warn!("device {VXLAN_DEVICE} was not as configured: the agent replaced it");
     }
-    for switch in Switch::of_tunnel(VXLAN_DEVICE) {
-        config.places.switches().put_right(&switch)?;
-    }
+    // The node's families are not known yet. IPv6 follows when they are.
+    config.places.switches().put_right(&Switch::forwarding(Family::V4, VXLAN_DEVICE))?;
     Ok(Some(device.index))
 }

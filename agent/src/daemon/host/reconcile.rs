@@ -96,6 +96,9 @@ impl Upkeep {
         look_at_host_addresses(state, &host);
         pods.other.look(state, &host).await;
         let has_uplink = self.look_at_links(state, &host).await;
+        if has_uplink {
+            self.prepare_families(state)?;
+        }
         // Attach a link's programs before its entry is written: until then, no pod's packet leaves
         // by the link.
         let attached = if has_uplink { self.attach_links(state).await } else { Ok(()) };

@@ -2,7 +2,7 @@
 //! seconds.
 
 use podwire_common::names::VXLAN_DEVICE;
-use podwire_core::model::Role;
+use podwire_core::model::{Family, Role};
 use tracing::warn;
 
 use super::Upkeep;
@@ -30,26 +30,65 @@ impl Upkeep {
             self.settled = None;
         }
     }
+
+    /// Sets the switches of the families of the node's pods, when the node's podCIDRs are first
+    /// known and when they change.
+    pub(super) fn prepare_families(&mut self, state: &State) -> Result<(), Error> {
+        let families: Vec<_> = state.model.pod_families().collect();
+        if families == self.prepared {
+            return Ok(());
+        }
+        for family in forwarded_families(state) {
+            enable_forwarding(state, family)?;
+        }
+        if state.model.vxlan.is_some() {
+            for switch in Switch::of_tunnel(VXLAN_DEVICE, state.has_ipv6_pods()) {
+                state.executor.switches.put_right(&switch)?;
+            }
+        }
+        self.prepared = families;
+        Ok(())
+    }
 }
 
-/// Sets the node-wide switch first, because the kernel sets those of all devices with it.
+/// Sets the node-wide switches first, because the kernel sets those of all devices with them.
 fn set_switches(state: &State, set: &mut Vec<String>) -> Result<(), Error> {
     let (switches, state_dir) = (&state.executor.switches, &state.config.places.state_dir);
-    if switches.enable_forwarding(state_dir)? {
-        set.push("ip_forward".into());
-    }
-    // The tool that made an inner link also sets its forwarding.
-    for link in state.model.links.iter().filter(|link| link.role != Role::Inner) {
-        if switches.enable_forwarding_of(&link.name, state_dir)? {
-            set.push(format!("forwarding of {}", link.name));
+    let has_ipv6 = state.has_ipv6_pods();
+    for family in forwarded_families(state) {
+        if enable_forwarding(state, family)? {
+            set.push(format!("forwarding of {family}"));
+        }
+        // The tool that made an inner link also sets its forwarding.
+        for link in state.model.links.iter().filter(|link| link.role != Role::Inner) {
+            if switches.enable_forwarding_of(family, &link.name, state_dir)? {
+                set.push(format!("forwarding of {family} of {}", link.name));
+            }
         }
     }
-    let pods = state.model.endpoints.values().map(|pod| Switch::forwarding(&pod.host_interface));
-    let tunnel = state.model.vxlan.map(|_| Switch::of_tunnel(VXLAN_DEVICE));
+    let pods = state
+        .model
+        .endpoints
+        .values()
+        .flat_map(|pod| Switch::of_pod(&pod.host_interface, pod.address_of(Family::V6).is_some()));
+    let tunnel = state.model.vxlan.map(|_| Switch::of_tunnel(VXLAN_DEVICE, has_ipv6));
     for switch in tunnel.into_iter().flatten().chain(pods) {
         if switches.put_right(&switch)? {
             set.push(switch.to_string());
         }
     }
     Ok(())
+}
+
+/// Returns the families that the node forwards: those of its pods, and always IPv4.
+fn forwarded_families(state: &State) -> impl Iterator<Item = Family> {
+    let has_ipv6 = state.has_ipv6_pods();
+    Family::ALL.into_iter().filter(move |family| *family == Family::V4 || has_ipv6)
+}
+
+fn enable_forwarding(state: &State, family: Family) -> Result<bool, Error> {
+    let links = state.model.links.iter().filter(|link| family == Family::V6 && link.role != Role::Inner);
+    let learning: Vec<_> = links.map(|link| link.name.as_str()).collect();
+    let places = &state.config.places;
+    Ok(state.executor.switches.enable_forwarding(family, &learning, &places.state_dir)?)
 }

@@ -1,7 +1,6 @@
 //! ADD: the agent answers only when disk, maps and programs agree.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -11,7 +10,7 @@ use podwire_common::tables::Table;
 use podwire_core::features::{Scope, desired};
 use podwire_core::host_ports::{self, Unavailable};
 use podwire_core::ipam::IpamError;
-use podwire_core::model::{Endpoint, Mode, PortMapping, format_mac, parse_mac};
+use podwire_core::model::{Endpoint, Family, Mode, PodAddress, PortMapping, format_mac, parse_mac};
 use podwire_core::plan::{Removals, plan};
 use podwire_core::slice::{Link, Slice};
 use tokio::sync::oneshot;
@@ -28,6 +27,8 @@ use crate::wire;
 
 /// The smallest MTU of IPv4 (RFC 791).
 const LEAST_MTU: u32 = 68;
+/// The smallest MTU of IPv6 (RFC 8200 section 5). The kernel switches IPv6 off on a smaller link.
+const LEAST_MTU_OF_IPV6: u32 = 1280;
 
 /// An ADD that waits for its endpoint's file to be written.
 pub(super) struct Adding {
@@ -68,13 +69,13 @@ impl Pods {
         let mut there = Slice::default();
         match state.model.endpoint_of(&endpoint.attachment).cloned() {
             Some(known) => {
-                endpoint.address = known.address;
+                endpoint.pod_addresses.clone_from(&known.pod_addresses);
                 there = desired(&state.model, Scope::Endpoint(&known));
                 // The plugin has replaced the link. Everything on the earlier link went with it.
                 (there.programs, there.queues, there.links, there.routes) = Default::default();
                 state.model.endpoints.remove(&known.attachment);
             }
-            None => endpoint.address = self.allocate(state, &add.addresses)?,
+            None => endpoint.pod_addresses = self.allocate(state, &add.addresses)?,
         }
         there.links.insert(endpoint.ifindex, Link::down(&endpoint));
         state.model.without_device.remove(&endpoint.attachment);
@@ -82,33 +83,27 @@ impl Pods {
         Ok((endpoint, there))
     }
 
-    fn allocate(&mut self, state: &mut State, asked: &[IpNet]) -> Result<IpAddr, Failure> {
+    fn allocate(&mut self, state: &mut State, asked: &[IpNet]) -> Result<Vec<PodAddress>, Failure> {
         self.other.look_at_host_local(state);
-        let Some(pool) = &mut state.executor.pool else {
+        let Some(own) = state.model.own.as_ref().filter(|_| !state.executor.pools.is_empty()) else {
             return Err(refuse(
                 codes::TRY_AGAIN_LATER,
                 "the agent is not ready: this node's podCIDR is not known".into(),
             ));
         };
-        let address = match asked {
-            [] => pool.allocate(),
-            [asked @ IpNet::V4(_)] => pool.take(asked.addr()).map(|()| asked.addr()),
-            [other] => {
-                let message = format!("ADD asks for address {other}, but this node has only IPv4 addresses");
-                return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
-            }
-            several => {
-                let message = format!("ADD asks for {} addresses: a pod gets one per family", several.len());
-                return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
-            }
-        };
-        address.map_err(|error| {
+        let asked: Vec<_> = asked.iter().map(IpNet::addr).collect();
+        let given = state.executor.pools.allocate(&asked).map_err(|error| {
             let code = match error {
                 IpamError::Exhausted { .. } | IpamError::NoRoom(_) => codes::ADDRESSES_EXHAUSTED,
                 _ => codes::ADDRESS_UNAVAILABLE,
             };
             refuse(code, error.to_string())
-        })
+        })?;
+        let with_gateway = given.into_iter().filter_map(|address| {
+            let gateway = own.overlay_address(Family::of(address))?;
+            Some(PodAddress { address, gateway })
+        });
+        Ok(with_gateway.collect())
     }
 
     /// Makes all resources of an endpoint. The ADD is answered when the endpoint's file is on disk;
@@ -123,8 +118,8 @@ impl Pods {
         let want = desired(&state.model, Scope::Endpoint(&endpoint));
         let ops = plan(&want, &there, Removals::Allowed);
         let mut reached = there;
-        // The pool has given the address already, whether or not the operations succeed.
-        reached.addresses.insert(endpoint.address, ());
+        // The pools have given the addresses already, whether or not the operations succeed.
+        reached.addresses.extend(endpoint.addresses().map(|address| (address, ())));
         let Started { waits, done, .. } = state.executor.start(ops, &mut reached).await;
         let adding = Adding { endpoint, reached, done, reply };
         match waits {
@@ -184,7 +179,7 @@ async fn undo(state: &mut State, endpoint: &Endpoint, mut reached: Slice) {
     }
 }
 
-/// Returns the endpoint that the ADD asks for, still without address and device.
+/// Returns the endpoint that the ADD asks for, still without addresses and device.
 ///
 /// # Errors
 /// The reason why an ADD would be refused.
@@ -208,11 +203,13 @@ pub(in crate::daemon) fn proposed(state: &State, add: &Add) -> Result<Endpoint, 
     };
     let known = state.model.endpoint_of(&attachment);
     if let Some(known) = known
-        && let Some(other) = add.addresses.iter().find(|asked| asked.addr() != known.address)
+        && let Some(other) =
+            add.addresses.iter().find(|asked| !known.addresses().any(|of| of == asked.addr()))
     {
+        let there: Vec<_> = known.addresses().map(|address| address.to_string()).collect();
         let message = format!(
             "ADD asks for address {other}, but the attachment already has {}: DEL it first",
-            known.address
+            there.join(" and ")
         );
         return Err(refuse(codes::ADDRESS_UNAVAILABLE, message));
     }
@@ -223,14 +220,13 @@ pub(in crate::daemon) fn proposed(state: &State, add: &Add) -> Result<Endpoint, 
         let message = "the attachment has another bandwidth than this ADD asks for: DEL it first".into();
         return Err(refuse(codes::INVALID_CONFIGURATION, message));
     }
-    let own = state.model.own.as_ref();
-    let gateway = known.map(|known| known.gateway).or(own.map(|own| own.overlay_address()));
-    let (Some(gateway), Some(fitting)) = (gateway, state.pod_mtu) else {
+    let Some(fitting) = state.pod_mtu.filter(|_| known.is_some() || state.model.own.is_some()) else {
         return Err(refuse(
             codes::TRY_AGAIN_LATER,
             "the agent is not ready: this node is not known yet".into(),
         ));
     };
+    let has_ipv6 = state.model.pod_families().any(|family| family == Family::V6);
     Ok(Endpoint {
         attachment,
         netns: add.netns.clone(),
@@ -239,9 +235,8 @@ pub(in crate::daemon) fn proposed(state: &State, add: &Add) -> Result<Endpoint, 
         id: known.map_or_else(|| free_id(state), |known| known.id),
         pod_mac: mac(&add.pod_mac)?,
         host_mac: mac(&add.host_mac)?,
-        address: Ipv4Addr::UNSPECIFIED.into(),
-        gateway,
-        mtu: wanted_mtu(add.mtu, fitting)?,
+        pod_addresses: Vec::new(),
+        mtu: wanted_mtu(add.mtu, fitting, has_ipv6)?,
         port_mappings,
         pod: add.pod.as_ref().map(wire::pod_name),
         network: Some(add.network.clone()),
@@ -308,7 +303,8 @@ fn sorted(mappings: &[PortMapping]) -> Vec<PortMapping> {
     mappings
 }
 
-fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {
+fn wanted_mtu(configured: Option<u32>, fitting: u32, has_ipv6: bool) -> Result<u32, Failure> {
+    let (least, family) = if has_ipv6 { (LEAST_MTU_OF_IPV6, Family::V6) } else { (LEAST_MTU, Family::V4) };
     match configured {
         None => Ok(fitting),
         Some(mtu) if mtu > fitting => {
@@ -317,9 +313,9 @@ fn wanted_mtu(configured: Option<u32>, fitting: u32) -> Result<u32, Failure> {
             );
             Err(refuse(codes::INVALID_CONFIGURATION, message))
         }
-        Some(mtu) if mtu < LEAST_MTU => Err(refuse(
+        Some(mtu) if mtu < least => Err(refuse(
             codes::INVALID_CONFIGURATION,
-            format!("mtu: {mtu} is less than the minimum of IPv4, {LEAST_MTU} bytes"),
+            format!("mtu: {mtu} is less than the minimum of {family}, {least} bytes"),
         )),
         Some(mtu) => Ok(mtu),
     }
@@ -331,11 +327,15 @@ mod tests {
 
     #[test]
     fn a_configured_mtu_has_to_fit() {
-        assert_eq!(wanted_mtu(None, 1450), Ok(1450));
-        assert_eq!(wanted_mtu(Some(1400), 1450), Ok(1400));
-        let failure = wanted_mtu(Some(1500), 1450).unwrap_err();
+        assert_eq!(wanted_mtu(None, 1450, true), Ok(1450));
+        assert_eq!(wanted_mtu(Some(1400), 1450, true), Ok(1400));
+        let failure = wanted_mtu(Some(1500), 1450, true).unwrap_err();
         assert_eq!(failure.code, codes::INVALID_CONFIGURATION);
         assert!(failure.message.contains("1500") && failure.message.contains("1450"), "{failure}");
-        assert_eq!(wanted_mtu(Some(67), 1450).unwrap_err().code, codes::INVALID_CONFIGURATION);
+        assert_eq!(wanted_mtu(Some(68), 1450, false), Ok(68));
+        for (mtu, has_ipv6) in [(67, false), (1279, true)] {
+            let failure = wanted_mtu(Some(mtu), 1450, has_ipv6).unwrap_err();
+            assert_eq!(failure.code, codes::INVALID_CONFIGURATION);
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! CHECK: compares an attachment with what the kernel has of it. Every operation that a repair
 //! would need is a fault. The answer names all faults.
 
+use std::net::IpAddr;
+
 use podwire_cni::protocol::{Added, Failure, codes};
 use podwire_common::abi;
 use podwire_core::change::Change;
@@ -33,8 +35,9 @@ pub(in crate::daemon) async fn check(state: &State, attachment: &Attachment) -> 
 }
 
 async fn faults(state: &State, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
-    let Endpoint { ifindex, host_interface, address, .. } = endpoint;
-    let host = state.executor.links.host_of_pod(*ifindex, host_interface, *address).await?;
+    let Endpoint { ifindex, host_interface, .. } = endpoint;
+    let addresses: Vec<_> = endpoint.addresses().collect();
+    let host = state.executor.links.host_of_pod(*ifindex, host_interface, &addresses).await?;
     let want = desired(&state.model, Scope::Endpoint(endpoint));
     let Found { have, displaced, .. } = state.executor.find_only(&want, &host).await?;
     let ops = plan(&want, &have, Removals::Withheld);
@@ -95,10 +98,12 @@ fn link_faults(endpoint: &Endpoint, found: Option<&Link>, host: &Host) -> Vec<St
 
 fn table_faults(endpoint: &Endpoint, change: &TableChange) -> Vec<String> {
     match change {
-        TableChange::Endpoints(Change { before: Some(have), now: Some(want), .. }) => {
-            entry_faults(endpoint, *have, *want)
+        TableChange::Endpoints(Change { key, before: Some(have), now: Some(want) }) => {
+            entry_faults(IpAddr::from(*key), *have, *want)
         }
-        TableChange::Endpoints(_) => vec![format!("ENDPOINTS has no entry for {}", endpoint.address)],
+        TableChange::Endpoints(Change { key, .. }) => {
+            vec![format!("ENDPOINTS has no entry for {}", IpAddr::from(*key))]
+        }
         TableChange::Guards(_) => vec![format!(
             "EGRESS_GUARDS has no entry, or a wrong one, for the pod's packets from {}",
             endpoint.host_interface
@@ -116,7 +121,7 @@ fn table_faults(endpoint: &Endpoint, change: &TableChange) -> Vec<String> {
     }
 }
 
-fn entry_faults(endpoint: &Endpoint, have: abi::Endpoint, want: abi::Endpoint) -> Vec<String> {
+fn entry_faults(address: IpAddr, have: abi::Endpoint, want: abi::Endpoint) -> Vec<String> {
     // Destructured, so that a field that is added to the entry cannot be forgotten here.
     let abi::Endpoint {
         #[cfg(feature = "earlier-layout")]
@@ -141,7 +146,7 @@ fn entry_faults(endpoint: &Endpoint, have: abi::Endpoint, want: abi::Endpoint) -
     ]
     .into_iter()
     .filter(|(_, have, want)| have != want)
-    .map(|(field, have, want)| format!("ENDPOINTS has {field} {have} for {}, not {want}", endpoint.address))
+    .map(|(field, have, want)| format!("ENDPOINTS has {field} {have} for {address}, not {want}"))
     .collect()
 }
 
@@ -151,10 +156,10 @@ fn fault(endpoint: &Endpoint, op: &Op) -> String {
             "the limit of what the pod receives is missing on {}, or is wrong",
             endpoint.host_interface
         ),
-        Op::Route(Change { before: Some(have), now: Some(want), .. }) => {
-            format!("the host's route to {} is {have:?}, not {want:?}", endpoint.address)
+        Op::Route(Change { key, before: Some(have), now: Some(want) }) => {
+            format!("the host's route to {} is {have:?}, not {want:?}", key.addr())
         }
-        Op::Route(_) => format!("the host's route to {} is missing", endpoint.address),
+        Op::Route(Change { key, .. }) => format!("the host's route to {} is missing", key.addr()),
         other => format!("{:?} is not as it should be", other.rank()),
     }
 }

@@ -109,8 +109,9 @@ impl Pods {
         purged: Result<(), Error>,
     ) {
         let purged = purged.map_err(failure);
-        let is_purged =
-            |_: &String, releasing: &mut Releasing| addresses.contains(&releasing.endpoint.address);
+        let is_purged = |_: &String, releasing: &mut Releasing| {
+            releasing.endpoint.addresses().all(|address| addresses.contains(&address))
+        };
         let over: Vec<_> = self.releasing.extract_if(.., is_purged).collect();
         for (_, releasing) in over {
             releasing.finish(state, purged.clone()).await;

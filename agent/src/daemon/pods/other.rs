@@ -3,7 +3,6 @@
 
 use ipnet::IpNet;
 use podwire_core::host::Host;
-use podwire_core::ipam::Pool;
 use podwire_core::other_pods::{self, Held};
 use tracing::error;
 
@@ -23,9 +22,9 @@ pub(in crate::daemon) struct OtherPods {
 impl OtherPods {
     /// Looks again after devices, routes or neighbours may have changed.
     pub(in crate::daemon) async fn look(&mut self, state: &mut State, host: &Host) {
-        let Some(network) = state.executor.pool.as_ref().map(Pool::network) else { return };
-        self.links = other_pods::held_by_links(host, network);
-        match neighbours_within(state, host, network).await {
+        let networks: Vec<_> = state.executor.pools.networks().collect();
+        self.links = networks.iter().flat_map(|network| other_pods::held_by_links(host, *network)).collect();
+        match neighbours_within(state, host, &networks).await {
             Ok(held) => self.neighbours = held,
             Err(error) => error!("could not find the podCIDR's addresses that other tools use: {error}"),
         }
@@ -46,9 +45,9 @@ impl OtherPods {
 
     /// Looks at host-local's files. On most nodes this only finds that there is no such folder.
     pub(super) fn look_at_host_local(&mut self, state: &mut State) {
-        let Some(pool) = &mut state.executor.pool else { return };
+        let networks: Vec<_> = state.executor.pools.networks().collect();
         let found = self;
-        let unreadable = match host_local::held(&state.config.cni_state_dir, pool.network()) {
+        let unreadable = match host_local::held(&state.config.cni_state_dir, &networks) {
             Ok(held) => {
                 found.host_local = held;
                 None
@@ -63,22 +62,26 @@ impl OtherPods {
         let mut held = found.neighbours.clone();
         held.extend(found.links.clone());
         held.extend(found.host_local.clone());
-        held.retain(|address, _| pool.can_give(*address));
+        let held = state.executor.pools.set_held(held);
         let others = (!held.is_empty()).then(|| {
             let (count, holders) = (held.len(), other_pods::summary(&held));
             format!("{count} addresses of the podCIDR are not given to pods, as others have them ({holders})")
         });
         state.conditions.update(ConditionName::AddressesOfOthers, others);
-        pool.set_held(held);
     }
 }
 
-async fn neighbours_within(state: &State, host: &Host, network: IpNet) -> Result<Held, Error> {
-    if !other_pods::may_have_neighbours(host, network) {
+async fn neighbours_within(state: &State, host: &Host, networks: &[IpNet]) -> Result<Held, Error> {
+    let may_have = |network: &&IpNet| other_pods::may_have_neighbours(host, **network);
+    let networks: Vec<_> = networks.iter().filter(may_have).collect();
+    if networks.is_empty() {
         return Ok(Held::new());
     }
     let neighbours = state.executor.links.neighbours().await?;
-    let held = other_pods::held_by_neighbours(host, &neighbours, network);
+    let held: Held = networks
+        .into_iter()
+        .flat_map(|network| other_pods::held_by_neighbours(host, &neighbours, *network))
+        .collect();
     for stale in neighbours.iter().filter(|neighbour| neighbour.is_stale) {
         // The kernel keeps the entry of a pod that is gone until a packet is sent to it. So make
         // the kernel check the neighbour.

@@ -1,5 +1,7 @@
 //! Takes over the endpoints of an earlier agent.
 
+use std::net::IpAddr;
+
 use podwire_common::abi::{self, ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED};
 use podwire_core::features::{Scope, desired};
 use podwire_core::host::{Device, DeviceKind, Host, is_pods_device};
@@ -36,7 +38,10 @@ impl Pods {
         state.conditions.replace(ConditionName::EndpointFile, spoilt);
         let (mut there, mut gone) = (Vec::new(), Vec::new());
         for mut endpoint in endpoints {
-            let entry = state.executor.dataplane.maps.endpoint(endpoint.address)?;
+            let mut entry = None;
+            for address in endpoint.addresses() {
+                entry = entry.or(state.executor.dataplane.maps.endpoint(address)?);
+            }
             match device_of(&endpoint, entry, &state.host) {
                 Some(ifindex) => {
                     endpoint.ifindex = ifindex;
@@ -49,7 +54,7 @@ impl Pods {
         for endpoint in gone {
             // Two files may have the same address, for example after the folder was restored from a
             // copy. Then the map entries and routes belong to the other endpoint.
-            match there.iter().find(|other| other.address == endpoint.address) {
+            match there.iter().find(|other| other.shares_address(&endpoint)) {
                 Some(other) => {
                     warn!(pod = %endpoint, "endpoint file removed: the device of this pod is gone, and {other} has its address");
                     state.executor.store.remove(&endpoint)?;
@@ -91,11 +96,12 @@ fn restore_tables(state: &mut State, contents: Tables) -> Result<(), Error> {
 
 /// Takes over endpoints that the maps and devices show, but that have no file.
 fn recover(state: &mut State, contents: &Tables) {
-    let known = state.model.endpoints.values().map(|endpoint| endpoint.address).collect();
+    let known = state.model.endpoints.values().flat_map(Endpoint::addresses).collect();
     for endpoint in recovered(contents, &state.host, &known) {
         warn!(pod = %endpoint, "no file describes this pod, but its link exists: the pod keeps its network and its address");
         let limits = ENDPOINT_INGRESS_LIMITED | ENDPOINT_EGRESS_LIMITED;
-        if contents.endpoints[&endpoint.address.into()].flags & limits != 0 {
+        let is_limited = |address: IpAddr| contents.endpoints[&address.into()].flags & limits != 0;
+        if endpoint.addresses().any(is_limited) {
             let why = format!("no file describes {endpoint}: its bandwidth is unknown");
             state.conditions.set_for(ConditionName::EndpointRecovered, &endpoint.host_interface, why);
         }
