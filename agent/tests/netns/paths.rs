@@ -5,7 +5,7 @@ use podwire_common::reason::Path::{
     self, DirectIn, DirectOut, FromStack, Local, SnatIn, SnatOut, StackToTunnel, ToStack, TunnelIn,
     TunnelInDevice, TunnelOut, TunnelOutDevice, TunnelToStack,
 };
-use xtask::lab::{Builder, Lab, Mode, Node, Pod, traffic};
+use xtask::lab::{Builder, Families, Lab, Mode, Node, Pod, traffic};
 
 use crate::check::{Counter, Row, check};
 
@@ -29,67 +29,85 @@ fn in_a_tunnel_a_node_answers_by_its_address_among_its_pods_too() {
 
 #[test]
 fn tunnelled_every_path_between_pods_and_nodes_is_untranslated() {
-    let places = Places::new(Lab::builder().mode(Mode::Vxlan));
-    let slow = slow();
-    check(
-        &places.lab,
-        &[
-            places.local(&slow),
-            Row::new("pod to pod of the other node", places.client(), places.remote())
-                .takes(&[(0, TunnelOut), (1, TunnelIn), (1, TunnelOut), (0, TunnelIn)])
-                .avoids(&slow),
-            Row::new("pod of the other node to pod", places.remote(), places.client())
-                .takes(&[(0, TunnelOut), (1, TunnelIn), (1, TunnelOut), (0, TunnelIn)])
-                .avoids(&slow),
-            places.node_to_own_pod(),
-            places.pod_to_own_node(),
-            Row::new("node to pod of the other node", places.node(0), places.remote())
-                .takes(&[(0, StackToTunnel), (1, TunnelIn), (1, TunnelOut), (0, TunnelToStack)])
-                .avoids(&TRANSLATED),
-            Row::new("pod to the other node", places.client(), places.node(1))
-                .takes(&[(0, TunnelOut), (1, TunnelToStack), (1, StackToTunnel), (0, TunnelIn)])
-                .avoids(&TRANSLATED),
+    for families in Families::ALL {
+        let places = Places::new(Lab::builder().mode(Mode::Vxlan).families(families));
+        for family in places.families() {
+            check(&places.lab, &tunnelled(&places, family));
+        }
+    }
+}
+
+fn tunnelled<'a>(places: &'a Places, family: usize) -> [Row<'a>; 7] {
+    // Inner IPv6 comes out of the VXLAN device.
+    let is_ipv6 = places.client(family).1.is_ipv6();
+    let [between_pods, from_node, to_node]: [&[Counter]; 3] = match is_ipv6 {
+        false => [
+            &[(0, TunnelOut), (1, TunnelIn), (1, TunnelOut), (0, TunnelIn)],
+            &[(0, StackToTunnel), (1, TunnelIn), (1, TunnelOut), (0, TunnelToStack)],
+            &[(0, TunnelOut), (1, TunnelToStack), (1, StackToTunnel), (0, TunnelIn)],
         ],
-    );
+        true => [
+            &[(0, TunnelOut), (1, TunnelInDevice), (1, TunnelOut), (0, TunnelInDevice)],
+            &[(0, StackToTunnel), (1, TunnelInDevice), (1, TunnelOut), (0, TunnelToStack)],
+            &[(0, TunnelOut), (1, TunnelToStack), (1, StackToTunnel), (0, TunnelInDevice)],
+        ],
+    };
+    let slow = if is_ipv6 { &[] } else { places.slow() };
+    [
+        places.local(family),
+        Row::new("pod to pod of the other node", places.client(family), places.remote(family))
+            .takes(between_pods)
+            .avoids(slow),
+        Row::new("pod of the other node to pod", places.remote(family), places.client(family))
+            .takes(between_pods)
+            .avoids(slow),
+        places.node_to_own_pod(family),
+        places.pod_to_own_node(family),
+        Row::new("node to pod of the other node", places.node(0, family), places.remote(family))
+            .takes(from_node)
+            .avoids(&TRANSLATED),
+        Row::new("pod to the other node", places.client(family), places.node(1, family))
+            .takes(to_node)
+            .avoids(&TRANSLATED),
+    ]
 }
 
 #[test]
 fn direct_every_path_between_pods_and_nodes_is_untranslated() {
-    check_direct(&Places::new(Lab::builder().mode(Mode::Direct)));
+    for families in Families::ALL {
+        check_direct(&Places::new(Lab::builder().mode(Mode::Direct).families(families)));
+    }
 }
 
 #[test]
 fn in_direct_routing_the_hosts_own_routes_lead_through_a_router() {
-    check_direct(&Places::new(Lab::builder().mode(Mode::Direct).router(true)));
+    check_direct(&Places::new(Lab::builder().mode(Mode::Direct).families(Families::Dual).router(true)));
 }
 
 fn check_direct(places: &Places) {
-    let slow = slow();
-    let both_ways = [(0, DirectOut), (1, DirectIn), (1, DirectOut), (0, DirectIn)];
-    check(
-        &places.lab,
-        &[
-            places.local(&slow),
-            Row::new("pod to pod of the other node", places.client(), places.remote())
-                .takes(&both_ways)
-                .avoids(&slow),
-            Row::new("pod of the other node to pod", places.remote(), places.client())
-                .takes(&both_ways)
-                .avoids(&slow),
-            places.node_to_own_pod(),
-            places.pod_to_own_node(),
-            Row::new("node to pod of the other node", places.node(0), places.remote())
-                .takes(&[(1, DirectIn), (1, DirectOut)])
-                .avoids(&TRANSLATED),
-            Row::new("pod to the other node", places.client(), places.node(1))
-                .takes(&[(0, DirectOut), (0, DirectIn)])
-                .avoids(&TRANSLATED),
-        ],
-    );
-}
-
-fn slow() -> Vec<Counter> {
-    [0, 1].into_iter().flat_map(|node| SLOW.map(|path| (node, path))).collect()
+    const BOTH_WAYS: [Counter; 4] = [(0, DirectOut), (1, DirectIn), (1, DirectOut), (0, DirectIn)];
+    for family in places.families() {
+        check(
+            &places.lab,
+            &[
+                places.local(family),
+                Row::new("pod to pod of the other node", places.client(family), places.remote(family))
+                    .takes(&BOTH_WAYS)
+                    .avoids(places.slow()),
+                Row::new("pod of the other node to pod", places.remote(family), places.client(family))
+                    .takes(&BOTH_WAYS)
+                    .avoids(places.slow()),
+                places.node_to_own_pod(family),
+                places.pod_to_own_node(family),
+                Row::new("node to pod of the other node", places.node(0, family), places.remote(family))
+                    .takes(&[(1, DirectIn), (1, DirectOut)])
+                    .avoids(&TRANSLATED),
+                Row::new("pod to the other node", places.client(family), places.node(1, family))
+                    .takes(&[(0, DirectOut), (0, DirectIn)])
+                    .avoids(&TRANSLATED),
+            ],
+        );
+    }
 }
 
 /// Two pods on a node, and one on the other node.
@@ -97,11 +115,13 @@ struct Places {
     client: Pod,
     neighbour: Pod,
     remote: Pod,
+    slow: Vec<Counter>,
     lab: Lab,
 }
 
 type End<'a> = (&'a xtask::lab::Ns, std::net::IpAddr);
 
+/// The ends have an address for each family of the lab: `family` is the place in its order.
 impl Places {
     fn new(lab: Builder) -> Self {
         let lab = lab.build().unwrap();
@@ -109,37 +129,47 @@ impl Places {
             client: lab.node(0).add_pod("client").unwrap(),
             neighbour: lab.node(0).add_pod("neighbour").unwrap(),
             remote: lab.node(1).add_pod("remote").unwrap(),
+            slow: [0, 1].into_iter().flat_map(|node| SLOW.map(|path| (node, path))).collect(),
             lab,
         }
     }
 
-    fn client(&self) -> End<'_> {
-        (&self.client, self.client.address())
+    fn families(&self) -> std::ops::Range<usize> {
+        0..self.client.addresses().len()
     }
 
-    fn remote(&self) -> End<'_> {
-        (&self.remote, self.remote.address())
+    fn slow(&self) -> &[Counter] {
+        &self.slow
     }
 
-    fn node(&self, index: usize) -> End<'_> {
+    fn client(&self, family: usize) -> End<'_> {
+        (&self.client, self.client.addresses()[family])
+    }
+
+    fn remote(&self, family: usize) -> End<'_> {
+        (&self.remote, self.remote.addresses()[family])
+    }
+
+    fn node(&self, index: usize, family: usize) -> End<'_> {
         let node: &Node = self.lab.node(index);
-        (node, node.address())
+        (node, node.addresses()[family])
     }
 
-    fn local<'a>(&'a self, slow: &'a [Counter]) -> Row<'a> {
-        Row::new("pod to pod of the same node", self.client(), (&self.neighbour, self.neighbour.address()))
+    fn local(&self, family: usize) -> Row<'_> {
+        let neighbour = (&*self.neighbour, self.neighbour.addresses()[family]);
+        Row::new("pod to pod of the same node", self.client(family), neighbour)
             .takes(&[(0, Local)])
-            .avoids(slow)
+            .avoids(&self.slow)
     }
 
-    fn node_to_own_pod(&self) -> Row<'_> {
-        Row::new("node to its own pod", self.node(0), self.client())
+    fn node_to_own_pod(&self, family: usize) -> Row<'_> {
+        Row::new("node to its own pod", self.node(0, family), self.client(family))
             .takes(&[(0, FromStack), (0, ToStack)])
             .avoids(&TRANSLATED)
     }
 
-    fn pod_to_own_node(&self) -> Row<'_> {
-        Row::new("pod to its own node", self.client(), self.node(0))
+    fn pod_to_own_node(&self, family: usize) -> Row<'_> {
+        Row::new("pod to its own node", self.client(family), self.node(0, family))
             .takes(&[(0, FromStack), (0, ToStack)])
             .avoids(&TRANSLATED)
     }

@@ -77,6 +77,40 @@ impl Mode {
     }
 }
 
+/// Families of addresses in a lab.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 alone. IPv6 is off everywhere.
+    #[default]
+    V4,
+    /// IPv6 pods alone. Nodes have both families, the underlay carries IPv4.
+    V6,
+    /// Both, IPv4 first.
+    Dual,
+    /// Both, IPv6 first.
+    DualV6First,
+}
+
+impl Families {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::V4, Self::V6, Self::Dual, Self::DualV6First];
+
+    /// Returns whether the lab has IPv6 at all.
+    pub(crate) fn has_ipv6(self) -> bool {
+        self != Self::V4
+    }
+
+    /// Puts values of both families into the lab's order, and leaves out those that it lacks.
+    pub(crate) fn of<T>(self, v4: T, v6: T) -> Vec<T> {
+        match self {
+            Self::V4 => vec![v4],
+            Self::V6 => vec![v6],
+            Self::Dual => vec![v4, v6],
+            Self::DualV6First => vec![v6, v4],
+        }
+    }
+}
+
 /// Returns whether tests should run their longer version, as `cargo xtask soak` asks.
 pub fn is_soak() -> bool {
     std::env::var_os("PODWIRE_SOAK").is_some()
@@ -90,7 +124,10 @@ pub fn is_soak() -> bool {
 /// | underlay | unless a cable joins the nodes: a bridge with 10.200.0.254/24; with a router 10.200.N.254/24 towards node N |
 /// | world | `eth0` 198.51.100.10/24 behind the underlay, which routes between all |
 ///
-/// IPv6 is off everywhere, so that the kernel's neighbour discovery does not appear in counters.
+/// With IPv6 ([`Builder::families`]), the same namespaces also have these addresses: node N
+/// fd00:10:200::N/64, with a router fd00:10:200:N::1/64; pods fd00:10:244:N::/64; the underlay
+/// fd00:10:200::254, with a router fd00:10:200:N::254; the world 2001:db8::10/64. Otherwise IPv6 is
+/// off everywhere.
 #[derive(Debug)]
 pub struct Lab {
     nodes: Vec<Node>,
@@ -106,6 +143,7 @@ impl Lab {
         Builder {
             name: None,
             mode: Mode::Vxlan,
+            families: Families::default(),
             nodes: 2,
             underlay_mtu: 1500,
             router: false,
@@ -142,6 +180,11 @@ impl Lab {
     /// Returns the world's address, 198.51.100.10.
     pub fn world_address(&self) -> IpAddr {
         topology::WORLD
+    }
+
+    /// Returns the world's addresses, in the order of the lab's families.
+    pub fn world_addresses(&self) -> Vec<IpAddr> {
+        self.topology.families.of(topology::WORLD, topology::WORLD6)
     }
 
     /// Makes an empty namespace with loopback up, for example one for which a pod forwards. It is
@@ -288,6 +331,7 @@ impl NodesFrom {
 pub struct Builder {
     name: Option<String>,
     mode: Mode,
+    families: Families,
     nodes: usize,
     underlay_mtu: u32,
     router: bool,
@@ -311,6 +355,12 @@ impl Builder {
     /// Sets how pod packets travel between nodes.
     pub fn mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
+        self
+    }
+
+    /// Sets the families of addresses that nodes, pods and the world have.
+    pub fn families(mut self, families: Families) -> Self {
+        self.families = families;
         self
     }
 

@@ -17,13 +17,14 @@ use crate::lab::agent::{Agent, Binaries};
 use crate::lab::counters::{self, Counts};
 use crate::lab::pod::Pod;
 use crate::lab::topology::{NodePlace, UPLINK};
-use crate::lab::{Builder, CniCall, Ns, cleanup};
+use crate::lab::{Builder, CniCall, Families, Ns, cleanup};
 
 /// A node. It dereferences to its network namespace, so it is accepted where an [`Ns`] is expected.
 #[derive(Debug)]
 pub struct Node {
     lab: String,
     place: NodePlace,
+    families: Families,
     binaries: Binaries,
     /// The binary that replaces the agent of [`Self::binaries`].
     other_agent: Mutex<Option<PathBuf>>,
@@ -69,6 +70,7 @@ impl Node {
         Ok(Self {
             lab: lab.to_owned(),
             place: place.clone(),
+            families: wanted.families,
             binaries: binaries.clone(),
             other_agent: Mutex::new(None),
             arguments,
@@ -90,6 +92,11 @@ impl Node {
     /// Returns the node's InternalIP.
     pub fn address(&self) -> IpAddr {
         self.place.address.into()
+    }
+
+    /// Returns the node's InternalIPs, in the order of its podCIDRs.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.families.of(self.place.address.into(), self.place.address6.into())
     }
 
     /// Returns the pods' gateway: the first address of the podCIDR.
@@ -148,7 +155,11 @@ impl Node {
     /// # Errors
     /// When the plugin fails, with the error that it printed.
     pub fn add_pod_with(&self, name: &str, runtime_config: &Value) -> Result<Pod> {
-        Ns::create(&self.pod_namespace(name))?;
+        let namespace = self.pod_namespace(name);
+        match self.families.has_ipv6() {
+            true => Ns::create_as_the_kernel_does(&namespace)?,
+            false => Ns::create(&namespace)?,
+        };
         self.add_pod_again(name, runtime_config)
     }
 

@@ -1,7 +1,7 @@
 //! The agents' Node list: the list that a real cluster printed, with the names and addresses of the
 //! lab.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -19,12 +19,21 @@ const PRINTED: &str = include_str!("../../../testdata/kubernetes/nodes.json");
 pub(crate) fn render(topology: &Topology, others: u16) -> Result<String> {
     let mut list: Value = serde_json::from_str(PRINTED).context("decode testdata/kubernetes/nodes.json")?;
     let template = list["items"][0].clone();
-    let there =
-        topology.nodes.iter().map(|place| entry(&template, &place.name, &place.pod_cidr, place.address));
+    let there = topology.nodes.iter().map(|place| {
+        let pod_cidrs = topology.families.of(place.pod_cidr.clone(), place.pod_cidr6.clone());
+        // Without IPv6 pods a node has no IPv6 address; with them it has both, as the underlay
+        // carries IPv4.
+        let mut addresses = vec![IpAddr::from(place.address)];
+        if topology.families.has_ipv6() {
+            addresses.push(place.address6.into());
+        }
+        entry(&template, &place.name, &pod_cidrs, &addresses)
+    });
     let elsewhere = (0..others).map(|number| {
         let [high, low] = number.to_be_bytes();
         let address = Ipv4Addr::new(10, 190, high, low);
-        entry(&template, &format!("elsewhere{number}"), &format!("10.{}.{low}.0/24", 32 + high), address)
+        let pod_cidr = format!("10.{}.{low}.0/24", 32 + high);
+        entry(&template, &format!("elsewhere{number}"), &[pod_cidr], &[address.into()])
     });
     list["items"] = there.chain(elsewhere).collect();
     // Indent as kubectl does.
@@ -34,15 +43,14 @@ pub(crate) fn render(topology: &Topology, others: u16) -> Result<String> {
     Ok(String::from_utf8(text)?)
 }
 
-fn entry(template: &Value, name: &str, pod_cidr: &str, address: Ipv4Addr) -> Value {
+fn entry(template: &Value, name: &str, pod_cidrs: &[String], addresses: &[IpAddr]) -> Value {
     let mut node = template.clone();
     node["metadata"]["name"] = json!(name);
     node["metadata"]["labels"]["kubernetes.io/hostname"] = json!(name);
-    node["spec"] = json!({ "podCIDR": pod_cidr, "podCIDRs": [pod_cidr] });
-    node["status"]["addresses"] = json!([
-        { "address": address, "type": "InternalIP" },
-        { "address": name, "type": "Hostname" },
-    ]);
+    node["spec"] = json!({ "podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs });
+    let internal = addresses.iter().map(|address| json!({ "address": address, "type": "InternalIP" }));
+    let hostname = json!({ "address": name, "type": "Hostname" });
+    node["status"]["addresses"] = internal.chain([hostname]).collect();
     node
 }
 

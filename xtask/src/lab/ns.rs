@@ -27,13 +27,22 @@ impl Ns {
     /// # Errors
     /// When a namespace with this name exists, or when the kernel refuses.
     pub fn create(name: &str) -> Result<Self> {
-        process::ip_batch(&format!("netns add {name}\n"))?;
-        let ns = Self::open(name)?;
+        let ns = Self::create_as_the_kernel_does(name)?;
         ns.enter(|| {
             // A kernel without IPv6 does not have these files.
             drop(std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"));
             drop(std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"));
         })?;
+        Ok(ns)
+    }
+
+    /// Makes a namespace as [`Ns::create`] does, but with the kernel's settings of IPv6.
+    ///
+    /// # Errors
+    /// Those of [`Ns::create`].
+    pub fn create_as_the_kernel_does(name: &str) -> Result<Self> {
+        process::ip_batch(&format!("netns add {name}\n"))?;
+        let ns = Self::open(name)?;
         ns.ip("link set lo up")?;
         Ok(ns)
     }

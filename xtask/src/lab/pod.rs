@@ -17,7 +17,7 @@ pub struct Pod {
     ns: Ns,
     call: CniCall,
     result: Value,
-    address: IpAddr,
+    addresses: Vec<IpAddr>,
     gateway: IpAddr,
     host_interface: String,
     mac: [u8; 6],
@@ -29,14 +29,21 @@ impl Pod {
         let output = call.run()?;
         ensure!(output.success, "ADD of {} failed: {}\n{}", ns.name(), output.answer, output.stderr);
         let result = output.answer;
-        let ip = &result["ips"][0];
+        let ips = result["ips"].as_array().context("the result of ADD has no ips")?;
         let read = |value: &Value| value.as_str().map(str::to_owned);
         let field = |value: &Value, what: &str| {
             read(value).with_context(|| format!("the result of ADD has no {what}: {result}"))
         };
-        let address = field(&ip["address"], "address")?;
-        let address = address.split('/').next().unwrap_or_default().parse()?;
-        let gateway = field(&ip["gateway"], "gateway")?.parse()?;
+        let addresses: Result<Vec<IpAddr>> = ips
+            .iter()
+            .map(|ip| {
+                let address = field(&ip["address"], "address")?;
+                Ok(address.split('/').next().unwrap_or_default().parse()?)
+            })
+            .collect();
+        let addresses = addresses?;
+        ensure!(!addresses.is_empty(), "the result of ADD has no address: {result}");
+        let gateway = field(&ips[0]["gateway"], "gateway")?.parse()?;
         // The pod's interface has a sandbox, the host side has none (CNI specification, "Success").
         let interfaces = result["interfaces"].as_array().context("the result of ADD has no interfaces")?;
         let host = interfaces.iter().find(|link| link["sandbox"].as_str().unwrap_or_default().is_empty());
@@ -49,7 +56,7 @@ impl Pod {
             host_interface: field(&host["name"], "interface name")?,
             host_mac: parse_mac(&field(&host["mac"], "mac")?)?,
             mac: parse_mac(&field(&pod["mac"], "mac")?)?,
-            address,
+            addresses,
             gateway,
             result,
             call,
@@ -64,7 +71,12 @@ impl Pod {
 
     /// Returns the pod's first address.
     pub fn address(&self) -> IpAddr {
-        self.address
+        self.addresses[0]
+    }
+
+    /// Returns the pod's addresses, one of each family, in the order of the plugin's answer.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
     }
 
     /// Returns the gateway of the pod's default route.

@@ -1,17 +1,21 @@
 //! Namespaces and links of a lab: nodes, underlay and world.
 
 use std::fmt::Display;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail, ensure};
 
-use crate::lab::{Builder, Mode, Ns};
+use crate::lab::{Builder, Families, Mode, Ns};
 
 /// The world's address.
 pub(crate) const WORLD: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
+/// The world's IPv6 address.
+pub(crate) const WORLD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10));
 /// The nodes' default gateway in a lab without a router.
 const GATEWAY: &str = "10.200.0.254";
+const GATEWAY6: &str = "fd00:10:200::254";
 const WORLD_GATEWAY: &str = "198.51.100.1";
+const WORLD_GATEWAY6: &str = "2001:db8::1";
 /// The name of every node's link to the underlay.
 pub(crate) const UPLINK: &str = "eth0";
 const BRIDGE: &str = "br0";
@@ -24,6 +28,7 @@ pub(crate) struct Topology {
     pub(crate) nodes: Vec<NodePlace>,
     pub(crate) underlay: Ns,
     pub(crate) world: Ns,
+    pub(crate) families: Families,
     router: bool,
     cable: bool,
     docker: bool,
@@ -37,22 +42,26 @@ pub(crate) struct NodePlace {
     pub(crate) name: String,
     pub(crate) ns: Ns,
     pub(crate) address: Ipv4Addr,
+    pub(crate) address6: Ipv6Addr,
     pub(crate) pod_cidr: String,
+    pub(crate) pod_cidr6: String,
     gateway: Ipv4Addr,
+    gateway6: Ipv6Addr,
     subnet: String,
+    subnet6: String,
 }
 
 impl Topology {
     pub(crate) fn build(lab: &str, wanted: &Builder) -> Result<Self> {
-        let underlay = Ns::create(&format!("{lab}-underlay"))?;
-        let world = Ns::create(&format!("{lab}-world"))?;
-        let nodes: Result<Vec<NodePlace>> = (1..=wanted.nodes)
-            .map(|number| NodePlace::new(lab, u8::try_from(number)?, wanted.router))
-            .collect();
+        let underlay = create(&format!("{lab}-underlay"), wanted.families)?;
+        let world = create(&format!("{lab}-world"), wanted.families)?;
+        let nodes: Result<Vec<NodePlace>> =
+            (1..=wanted.nodes).map(|number| NodePlace::new(lab, u8::try_from(number)?, wanted)).collect();
         let topology = Self {
             nodes: nodes?,
             underlay,
             world,
+            families: wanted.families,
             router: wanted.router,
             cable: wanted.cable,
             docker: wanted.docker,
@@ -72,6 +81,15 @@ impl Topology {
         ns.ip(&self.uplink_lines(address, GATEWAY))
     }
 
+    /// Gives a link IPv6 addresses and routes. `lines` name it.
+    fn ip6(&self, ns: &Ns, lines: impl FnOnce() -> String) -> Result<()> {
+        if self.families.has_ipv6() { ns.ip(&lines()) } else { Ok(()) }
+    }
+
+    fn uplink_lines6(&self, address: impl Display, gateway: impl Display) -> String {
+        format!("address add {address}/64 dev {UPLINK} nodad\nroute add default via {gateway} dev {UPLINK}\n")
+    }
+
     pub(crate) fn set_path_mtu(&self, node: usize, mtu: u32) -> Result<()> {
         ensure!(self.router, "only a lab with a router can shrink a path's MTU");
         let node = &self.nodes[node];
@@ -84,7 +102,18 @@ impl Topology {
         if self.mode == Mode::Direct {
             lines += &format!("route change {} via {} mtu lock {mtu}\n", node.pod_cidr, node.address);
         }
-        self.underlay.ip(&lines)
+        self.underlay.ip(&lines)?;
+        self.ip6(&self.underlay, || {
+            let mut lines = format!(
+                "route replace {} dev {} proto kernel metric 256 mtu lock {mtu}\n",
+                node.subnet6, node.name
+            );
+            if self.mode == Mode::Direct {
+                lines +=
+                    &format!("route replace {} via {} mtu lock {mtu}\n", node.pod_cidr6, node.address6);
+            }
+            lines
+        })
     }
 
     fn join(&self) -> Result<()> {
@@ -96,6 +125,11 @@ impl Topology {
         self.underlay.ip(&format!("address add {WORLD_GATEWAY}/24 dev world\n"))?;
         self.world
             .ip(&format!("address add {WORLD}/24 dev {UPLINK}\nroute add default via {WORLD_GATEWAY}\n"))?;
+        if self.families.has_ipv6() {
+            self.underlay.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            self.underlay.ip(&format!("address add {WORLD_GATEWAY6}/64 dev world nodad\n"))?;
+            self.world.ip(&self.uplink_lines6(WORLD6, WORLD_GATEWAY6))?;
+        }
         if !self.router {
             // Give the bridge a fixed address. A bridge without one takes the address of a port,
             // and may change it when the next port joins.
@@ -103,6 +137,7 @@ impl Topology {
                 "link add name {BRIDGE} address 02:00:0a:c8:00:fe mtu {} type bridge\nlink set dev {BRIDGE} up\naddress add {GATEWAY}/24 dev {BRIDGE}\n",
                 self.mtu
             ))?;
+            self.ip6(&self.underlay, || format!("address add {GATEWAY6}/64 dev {BRIDGE} nodad\n"))?;
         }
         self.nodes.iter().try_for_each(|node| self.join_node(node))
     }
@@ -114,6 +149,11 @@ impl Topology {
                 self.world.ip(&format!(
                     "address add {GATEWAY}/24 dev {UPLINK}\naddress add {WORLD}/32 dev {UPLINK}\n"
                 ))?;
+                self.ip6(&self.world, || {
+                    format!(
+                        "address add {GATEWAY6}/64 dev {UPLINK} nodad\naddress add {WORLD6}/128 dev {UPLINK} nodad\n"
+                    )
+                })?;
             }
             [one, other] => connect(&one.ns, UPLINK, &other.ns, UPLINK)?,
             nodes => {
@@ -123,6 +163,7 @@ impl Topology {
         for node in &self.nodes {
             self.prepare(node)?;
             node.ns.ip(&self.uplink_lines(node.address, GATEWAY))?;
+            self.ip6(&node.ns, || self.uplink_lines6(node.address6, GATEWAY6))?;
         }
         Ok(())
     }
@@ -130,9 +171,10 @@ impl Topology {
     fn join_node(&self, node: &NodePlace) -> Result<()> {
         self.prepare(node)?;
         if !self.router {
-            return self.join_bridge(&node.ns, &node.name, node.address.into());
+            self.join_bridge(&node.ns, &node.name, node.address.into())?;
+            return self.ip6(&node.ns, || self.uplink_lines6(node.address6, GATEWAY6));
         }
-        let NodePlace { name, address, gateway, pod_cidr, .. } = node;
+        let NodePlace { name, address, gateway, pod_cidr, address6, gateway6, pod_cidr6, .. } = node;
         connect(&self.underlay, name, &node.ns, UPLINK)?;
         let mut lines =
             format!("link set dev {name} mtu {}\naddress add {gateway}/24 dev {name}\n", self.mtu);
@@ -142,7 +184,15 @@ impl Topology {
             lines += &format!("route add {pod_cidr} via {address}\n");
         }
         self.underlay.ip(&lines)?;
-        node.ns.ip(&self.uplink_lines(*address, gateway))
+        node.ns.ip(&self.uplink_lines(*address, gateway))?;
+        self.ip6(&self.underlay, || {
+            let mut lines = format!("address add {gateway6}/64 dev {name} nodad\n");
+            if self.mode == Mode::Direct {
+                lines += &format!("route add {pod_cidr6} via {address6} dev {name}\n");
+            }
+            lines
+        })?;
+        self.ip6(&node.ns, || self.uplink_lines6(address6, gateway6))
     }
 
     /// Prepares a node before it gets its uplink.
@@ -166,11 +216,16 @@ impl Topology {
 }
 
 impl NodePlace {
-    fn new(lab: &str, number: u8, router: bool) -> Result<Self> {
+    fn new(lab: &str, number: u8, wanted: &Builder) -> Result<Self> {
         let name = format!("node{number}");
-        let (net, host) = if router { (number, 1) } else { (0, number) };
+        let (net, host) = if wanted.router { (number, 1) } else { (0, number) };
+        let ipv6 = |net: u8, host| Ipv6Addr::new(0xfd00, 0x10, 0x200, net.into(), 0, 0, 0, host);
         Ok(Self {
-            ns: Ns::create(&format!("{lab}-{name}"))?,
+            ns: create(&format!("{lab}-{name}"), wanted.families)?,
+            address6: ipv6(net, host.into()),
+            gateway6: ipv6(net, 0x254),
+            subnet6: format!("{}/64", ipv6(net, 0)),
+            pod_cidr6: format!("fd00:10:244:{number}::/64"),
             address: Ipv4Addr::new(10, 200, net, host),
             gateway: Ipv4Addr::new(10, 200, net, 254),
             subnet: format!("10.200.{net}.0/24"),
@@ -178,6 +233,10 @@ impl NodePlace {
             name,
         })
     }
+}
+
+fn create(name: &str, families: Families) -> Result<Ns> {
+    if families.has_ipv6() { Ns::create_as_the_kernel_does(name) } else { Ns::create(name) }
 }
 
 /// Joins two namespaces with a veth pair, both ends up.

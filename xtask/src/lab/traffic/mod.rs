@@ -11,7 +11,7 @@ mod tcp;
 mod udp;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, socket, sockopt};
@@ -83,15 +83,20 @@ pub struct Route {
 impl Route {
     /// Makes a route without translation: the server listens on this port of every address.
     pub fn to(address: IpAddr, port: u16) -> Self {
-        Self {
-            destination: SocketAddr::new(address, port),
-            listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
-        }
+        Self::translated(SocketAddr::new(address, port), port)
     }
 
     /// Makes a route with a destination that is translated to the server's port on the way.
     pub fn translated(destination: SocketAddr, server_port: u16) -> Self {
-        Self { destination, listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), server_port) }
+        Self { destination, listen: SocketAddr::new(unspecified(destination), server_port) }
+    }
+}
+
+/// Returns the unspecified address of the family of an address.
+pub(crate) fn unspecified(like: SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 

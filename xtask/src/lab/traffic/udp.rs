@@ -1,12 +1,12 @@
 //! UDP between namespaces.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{Exchange, PATIENCE, Route, bound, pattern, uninterrupted};
+use super::{Exchange, PATIENCE, Route, bound, pattern, uninterrupted, unspecified};
 use crate::lab::Ns;
 
 /// Sends one datagram of this number of bytes (65507 at most) to the server, which sends it back.
@@ -44,11 +44,7 @@ pub fn udp_segments(
 
 fn run(from: &Ns, to: &Ns, route: Route, size: usize, count: usize) -> Result<Exchange> {
     let server = bind(to, route.listen)?;
-    let any: IpAddr = match route.listen {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let client = bind(from, SocketAddr::new(any, 0))?;
+    let client = bind(from, SocketAddr::new(unspecified(route.listen), 0))?;
     let server = std::thread::spawn(move || serve(&server, size, count));
     let sent = exchange(&client, route.destination, size, count)
         .with_context(|| format!("UDP from {} to {}", from.name(), route.destination));
