@@ -8,7 +8,7 @@ use podwire_cni::protocol::{Attachment, PodName, codes};
 
 use crate::error::CniError;
 use crate::mac::Mac;
-use crate::runtime_config::single_address;
+use crate::runtime_config::pod_addresses;
 
 /// The kernel's `IFNAMSIZ`, including the terminating zero.
 const INTERFACE_NAME_SIZE: usize = 16;
@@ -36,8 +36,9 @@ pub(crate) struct Target {
     pub(crate) netns: String,
     /// From `CNI_ARGS`, if the runtime is Kubernetes'.
     pub(crate) pod: Option<PodName>,
-    /// `IP` from `CNI_ARGS`: used if the configuration requests no address.
-    pub(crate) address: Option<IpNet>,
+    /// `IP` from `CNI_ARGS`, one address of each family at most: used if the configuration requests
+    /// no address.
+    pub(crate) addresses: Vec<IpNet>,
     /// `MAC` from `CNI_ARGS`: used if the configuration requests none.
     pub(crate) mac: Option<Mac>,
 }
@@ -105,7 +106,7 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         let [container_id, netns, interface] =
             self.require(command, ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"])?;
         let attachment = attachment(container_id, interface)?;
-        Ok(Target { attachment, netns, pod: None, address: None, mac: None })
+        Ok(Target { attachment, netns, pod: None, addresses: Vec::new(), mac: None })
     }
 
     /// Returns the values of all `names`, or an error with all missing names.
@@ -187,9 +188,10 @@ impl Target {
             match key {
                 "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
                 "K8S_POD_NAME" => name = Some(value.to_owned()),
+                // A comma separates two addresses, as for the reference plugin `static`.
                 "IP" if !value.is_empty() => {
-                    let reason = "an address looks like 10.244.1.7";
-                    self.address = Some(single_address(value).ok_or_else(|| wrong("IP", reason))?);
+                    let texts: Vec<_> = value.split(',').map(str::trim).collect();
+                    self.addresses = pod_addresses(&texts).map_err(|(_, reason)| wrong("IP", reason))?;
                 }
                 "MAC" if !value.is_empty() => {
                     self.mac = Some(Mac::unicast(value).ok_or_else(|| wrong("MAC", Mac::UNICAST))?);
@@ -271,11 +273,16 @@ mod tests {
         else {
             panic!("not an ADD")
         };
-        assert_eq!(target.address, Some("10.244.1.7/32".parse().unwrap()));
+        assert_eq!(target.addresses, ["10.244.1.7/32".parse().unwrap()]);
         assert_eq!(target.mac, Some(Mac([2, 0, 0, 0, 0, 1])));
         assert!(parse(&with("CNI_ARGS", "IP=;MAC=")).is_ok());
+        let Ok(Invocation::Add(target)) = parse(&with("CNI_ARGS", "IP=fd00::7/64, 10.244.1.7")) else {
+            panic!("not an ADD")
+        };
+        assert_eq!(target.addresses, ["fd00::7/128", "10.244.1.7/32"].map(|net| net.parse().unwrap()));
         for (arguments, said) in [
             ("IP=here", "CNI_ARGS has IP=\"here\": an address looks like"),
+            ("IP=fd00::7,fd00::8", "CNI_ARGS has IP=\"fd00::7,fd00::8\": a pod has one address of each"),
             (
                 "MAC=01:00:5e:00:00:01",
                 "CNI_ARGS has MAC=\"01:00:5e:00:00:01\": an interface's address is unicast",

@@ -13,6 +13,7 @@ mod dns;
 mod environment;
 mod error;
 mod fields;
+mod ipv6;
 mod mac;
 mod netlink;
 mod netns;

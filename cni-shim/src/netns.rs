@@ -86,14 +86,18 @@ impl Netns {
         Ok(Netns { path: path.to_owned(), file, own })
     }
 
-    /// Opens a netlink socket inside the namespace, and returns to the node's. The process has one
-    /// thread, so nothing else runs inside.
+    /// Opens a netlink socket inside the namespace.
     pub(crate) fn netlink(&self) -> Result<Netlink, NetnsError> {
-        let path = || self.path.clone();
-        enter(&self.file).map_err(|source| NetnsError::Enter { path: path(), source })?;
-        let netlink = Netlink::open();
+        self.inside(Netlink::open)?.map_err(|source| NetnsError::Netlink { path: self.path.clone(), source })
+    }
+
+    /// Runs a function inside the namespace, and returns to the node's. The process has one thread,
+    /// so nothing else runs inside.
+    pub(crate) fn inside<T>(&self, run: impl FnOnce() -> T) -> Result<T, NetnsError> {
+        enter(&self.file).map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
+        let result = run();
         enter(&self.own).map_err(|source| NetnsError::Return { source })?;
-        netlink.map_err(|source| NetnsError::Netlink { path: path(), source })
+        Ok(result)
     }
 }
 

@@ -11,18 +11,22 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::tc::TcMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use podwire_cni::protocol::{Added, Limit};
+use podwire_cni::protocol::{Added, Limit, codes};
 use podwire_cni::token_bucket;
 use podwire_common::token_bucket::TokenBucket;
 
 use crate::config_error::ConfigError;
+use crate::error::CniError;
+use crate::ipv6;
 use crate::mac::{Mac, NotAMac};
 use crate::netlink::{Netlink, NetlinkError};
+use crate::netns::Netns;
 use crate::routes::{self, Asked, Route};
 use crate::veth;
 
 /// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK_INDEX: u32 = 1;
+const LOOPBACK: &str = "lo";
 
 /// How a pod's link must look.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +58,24 @@ pub(crate) enum Unusable {
     SecondOfFamily(IpAddr),
     #[error(transparent)]
     Mac(#[from] NotAMac),
+}
+
+/// An MTU with which the kernel takes IPv6 off the pod's link.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the pod's address {address} needs a link with an MTU of at least {} bytes (RFC 8200 section 5), not {mtu}: raise mtu \
+     in the network configuration, or the MTU of the node's uplinks",
+    ipv6::MIN_MTU
+)]
+pub(crate) struct MtuTooSmall {
+    address: IpAddr,
+    mtu: u32,
+}
+
+impl From<MtuTooSmall> for CniError {
+    fn from(error: MtuTooSmall) -> Self {
+        CniError::new(codes::INVALID_CONFIGURATION, error.to_string())
+    }
 }
 
 impl TryFrom<Added> for PodNetwork {
@@ -91,6 +113,41 @@ impl PodNetwork {
         let gateways: Vec<_> = self.addresses.iter().map(|pair| pair.gateway).collect();
         routes::of_pod(&gateways, self.mtu, asked)
     }
+
+    pub(crate) fn has_ipv6(&self) -> bool {
+        self.ipv6().is_some()
+    }
+
+    /// Returns an error if the link's MTU is too small for the pod's addresses.
+    pub(crate) fn require_mtu(&self) -> Result<(), MtuTooSmall> {
+        match self.ipv6() {
+            Some(address) if self.mtu < ipv6::MIN_MTU => Err(MtuTooSmall { address, mtu: self.mtu }),
+            _ => Ok(()),
+        }
+    }
+
+    fn ipv6(&self) -> Option<IpAddr> {
+        self.addresses.iter().map(|pair| pair.address).find(IpAddr::is_ipv6)
+    }
+}
+
+/// Sets the IPv6 switches inside a pod that has an IPv6 address. The link is still down.
+pub(crate) fn switch_ipv6_on(netns: &Netns, interface: &str) -> Result<(), CniError> {
+    netns.inside(|| {
+        ipv6::set(interface, &ipv6::OF_PAIR)?;
+        ipv6::set(LOOPBACK, &ipv6::OF_LOOPBACK)
+    })??;
+    Ok(())
+}
+
+/// Returns each difference from what [`switch_ipv6_on`] has set.
+fn ipv6_faults(netns: &Netns, interface: &str) -> Result<Vec<String>, CniError> {
+    let faults = netns.inside(|| {
+        let own = ipv6::faults(interface, &ipv6::OF_PAIR)?;
+        let loopback = ipv6::faults(LOOPBACK, &ipv6::OF_LOOPBACK)?;
+        Ok::<_, ipv6::SwitchError>([own, loopback].concat())
+    })??;
+    Ok(faults.into_iter().map(|fault| format!("{fault} in the pod")).collect())
 }
 
 /// Sets up `interface` inside the pod. `egress`: how fast the pod may send.
@@ -118,15 +175,16 @@ pub(crate) fn configure(
     routes.iter().try_for_each(|route| routes::add(pod, link.index, route))
 }
 
-/// Returns each difference from the state that [`configure`] made. Other links, addresses and
-/// routes belong to other plugins.
+/// Returns each difference from the state that [`configure`] and [`switch_ipv6_on`] made. Other
+/// links, addresses and routes belong to other plugins.
 pub(crate) fn faults<'a>(
+    netns: &Netns,
     pod: &mut Netlink,
     interface: &str,
     network: &PodNetwork,
     wanted: impl Iterator<Item = &'a Route>,
     egress: Option<(Limit, TokenBucket)>,
-) -> Result<Vec<String>, NetlinkError> {
+) -> Result<Vec<String>, CniError> {
     let Some(link) = veth::find(pod, interface)? else {
         return Ok(vec![format!("{interface} is missing in the pod")]);
     };
@@ -164,6 +222,9 @@ pub(crate) fn faults<'a>(
         );
     }
     faults.extend(routes::faults(pod, interface, link.index, wanted)?);
+    if network.has_ipv6() {
+        faults.extend(ipv6_faults(netns, interface)?);
+    }
     Ok(faults)
 }
 

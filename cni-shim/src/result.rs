@@ -108,7 +108,7 @@ pub(crate) mod tests {
             attachment: Attachment { container_id: "c1".into(), interface: "eth0".into() },
             netns: "/run/netns/pod".into(),
             pod: None,
-            address: None,
+            addresses: Vec::new(),
             mac: None,
         }
     }

@@ -12,6 +12,7 @@ pub(crate) use kernel::{add, faults};
 
 use crate::config_error::ConfigError;
 use crate::fields::Fields;
+use crate::ipv6;
 use crate::version::SpecVersion;
 
 /// `RT_TABLE_MAIN`.
@@ -19,10 +20,12 @@ const TABLE_MAIN: u32 = 254;
 /// `RT_SCOPE_LINK`: the scope of a route without a gateway. A route with a gateway needs a wider
 /// scope.
 const SCOPE_LINK: u8 = 253;
-/// Bounds of a route's MTU, bytes. The upper bound and [`LARGEST_ADVMSS`] are the largest values
-/// that the kernel does not reduce (`fib_metrics`, `net/ipv4/metrics.c`): the largest IPv4 packet
-/// less some headers.
-const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_520;
+/// The smallest MTU of an IPv4 route, bytes (RFC 791 section 3.2).
+const SMALLEST_MTU: u32 = 68;
+/// The largest MTU of a route and the largest segment size that the kernel does not reduce, bytes
+/// (`fib_metrics`, `net/ipv4/metrics.c`): the largest IPv4 packet less some headers. IPv6 has the
+/// same bounds.
+const LARGEST_MTU: u64 = 65_520;
 const LARGEST_ADVMSS: u64 = 65_495;
 /// `IP6_RT_PRIO_USER`: the kernel's priority for an IPv6 route that names none.
 const IPV6_PRIORITY: u32 = 1024;
@@ -83,8 +86,9 @@ impl Asked {
                 })?)
             }
         };
+        let smallest_mtu = if destination.addr().is_ipv4() { SMALLEST_MTU } else { ipv6::MIN_MTU };
         let attributes = Attributes {
-            mtu: number(fields, "mtu", MTU_RANGE)?.filter(|mtu| *mtu != 0),
+            mtu: number(fields, "mtu", smallest_mtu.into()..=LARGEST_MTU)?.filter(|mtu| *mtu != 0),
             advmss: number(fields, "advmss", 1..=LARGEST_ADVMSS)?.filter(|advmss| *advmss != 0),
             priority: number(fields, "priority", 0..=u32::MAX.into())?,
             table: number(fields, "table", 0..=u32::MAX.into())?,
@@ -254,10 +258,13 @@ mod tests {
     use crate::fields::Keys;
 
     fn of(routes: &Value) -> Result<Vec<String>, String> {
+        with_gateways(&["10.244.1.1".parse().unwrap()], routes)
+    }
+
+    fn with_gateways(gateways: &[IpAddr], routes: &Value) -> Result<Vec<String>, String> {
         let document = json!({ "routes": routes });
         let fields = Fields::root(document.as_object().unwrap(), Keys::Exact);
-        let gateway = "10.244.1.1".parse().unwrap();
-        let routes = parse(&fields).and_then(|asked| of_pod(&[gateway], 1450, &asked));
+        let routes = parse(&fields).and_then(|asked| of_pod(gateways, 1450, &asked));
         routes
             .map(|routes| routes.iter().map(ToString::to_string).collect())
             .map_err(|error| error.to_string())
@@ -318,6 +325,35 @@ mod tests {
         }
         let twice = json!([{"dst": "10.0.0.0/8", "mtu": 1300}, {"dst": "10.0.0.0/8", "mtu": 1200}]);
         assert!(of(&twice).unwrap_err().starts_with("routes[1].dst is \"10.0.0.0/8\""));
+    }
+
+    #[test]
+    fn each_family_has_its_gateway_and_its_bounds() {
+        let gateways = ["10.244.1.1", "fe80::1"].map(|gateway| gateway.parse().unwrap());
+        let of = |routes: Value| with_gateways(&gateways, &routes);
+        let own = ["10.244.1.1/32", "default via 10.244.1.1", "fe80::1/128", "default via fe80::1"];
+        assert_eq!(of(json!([])).unwrap(), own);
+        // The networks of a cluster whose earlier plugin was configured with both default routes.
+        assert_eq!(of(json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}])).unwrap(), own);
+        assert_eq!(
+            of(json!([{"dst": "2001:db8::7/32", "gw": "fe80::1", "mtu": 1280}])).unwrap()[4],
+            "2001:db8::/32 via fe80::1 mtu 1280"
+        );
+        for (route, said) in [
+            (
+                json!({"dst": "2001:db8::/32", "mtu": 1279}),
+                "routes[0].mtu is \"1279\": it must be between 1280 and 65520",
+            ),
+            (
+                json!({"dst": "2001:db8::/32", "gw": "fd00:10:244::1"}),
+                "routes[0].gw is \"fd00:10:244::1\": the pod's only next hop is its gateway, fe80::1",
+            ),
+            (json!({"dst": "2001:db8::/32", "gw": "10.244.1.1"}), "routes[0].gw is \"10.244.1.1\""),
+            (json!({"dst": "fe80::1/128"}), "routes[0].dst is \"fe80::1/128\": the pod has the route"),
+        ] {
+            let error = of(json!([route])).unwrap_err();
+            assert!(error.starts_with(said), "{route}: {error}");
+        }
     }
 
     #[test]

@@ -49,21 +49,31 @@ impl RuntimeConfig {
 }
 
 fn addresses(fields: &Fields<'_>) -> Result<Vec<IpNet>, ConfigError> {
-    let parsed = fields.strings("ips")?.into_iter().map(|text| {
-        single_address(text).ok_or_else(|| ConfigError::Invalid {
-            field: fields.path_of("ips"),
-            found: text.to_owned(),
-            reason: "an address looks like 10.244.1.7 or 10.244.1.7/24".to_owned(),
-        })
-    });
-    parsed.collect()
+    pod_addresses(&fields.strings("ips")?).map_err(|(found, reason)| ConfigError::Invalid {
+        field: fields.path_of("ips"),
+        found: found.to_owned(),
+        reason: reason.to_owned(),
+    })
 }
 
-/// Returns an address without its prefix length. A pod's address is alone on its link, so a written
-/// prefix length has no meaning.
-pub(crate) fn single_address(text: &str) -> Option<IpNet> {
-    let prefixed = text.parse::<IpNet>().map(|net| net.addr());
-    prefixed.or_else(|_| text.parse::<IpAddr>()).map(IpNet::from).ok()
+/// Returns the addresses that a pod asks for, or the text that cannot be one of them and the reason.
+///
+/// A pod's address is alone on its link, so a written prefix length has no meaning. A pod has one
+/// address of each family at most.
+pub(crate) fn pod_addresses<'a>(texts: &[&'a str]) -> Result<Vec<IpNet>, (&'a str, &'static str)> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for text in texts {
+        let prefixed = text.parse::<IpNet>().map(|net| net.addr());
+        let address = prefixed
+            .or_else(|_| text.parse::<IpAddr>())
+            .map_err(|_| (*text, "an address looks like 10.244.1.7, 10.244.1.7/24 or fd00:10:244:1::7"))?
+            .to_canonical();
+        if addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            return Err((*text, "a pod has one address of each family at most"));
+        }
+        addresses.push(address);
+    }
+    Ok(addresses.into_iter().map(IpNet::from).collect())
 }
 
 fn mac(fields: &Fields<'_>) -> Result<Option<Mac>, ConfigError> {
@@ -98,11 +108,23 @@ mod tests {
 
     #[test]
     fn addresses_come_with_or_without_a_prefix_and_stand_alone() {
-        let parsed = parse(&json!({"ips": ["10.244.1.7/24", "10.244.1.8", "fd00::7/64"]})).unwrap();
-        assert_eq!(
-            parsed.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["10.244.1.7/32", "10.244.1.8/32", "fd00::7/128"]
-        );
+        for (written, addresses) in [
+            (["10.244.1.7/24", "fd00::7"], ["10.244.1.7/32", "fd00::7/128"]),
+            (["fd00::7/64", "10.244.1.7"], ["fd00::7/128", "10.244.1.7/32"]),
+            (["fd00::7/64", "::ffff:10.244.1.7"], ["fd00::7/128", "10.244.1.7/32"]),
+        ] {
+            let parsed = parse(&json!({ "ips": written })).unwrap();
+            assert_eq!(parsed.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), addresses);
+        }
+    }
+
+    #[test]
+    fn a_second_address_of_a_family_is_refused() {
+        for texts in [["10.244.1.7", "10.244.1.8"], ["fd00::7/64", "fd00::8"]] {
+            let error = parse(&json!({ "ips": texts })).unwrap_err();
+            let said = format!("ips is {:?}: a pod has one address of each family", texts[1]);
+            assert!(error.to_string().starts_with(&said), "{error}");
+        }
     }
 
     #[test]

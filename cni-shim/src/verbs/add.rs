@@ -11,6 +11,7 @@ use crate::chain::Earlier;
 use crate::config::Config;
 use crate::environment::Target;
 use crate::error::CniError;
+use crate::ipv6;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::pod::{self, PodNetwork};
@@ -44,7 +45,7 @@ pub(crate) fn add(config: &Config, target: &Target) -> Result<Value, CniError> {
     }
 
     pair.create(&mut host, &netns)?;
-    match attach(config, target, &pair, &mut host, &mut inside) {
+    match attach(config, target, &pair, &mut host, &netns, &mut inside) {
         Ok((network, routes)) => {
             let made = Made { target, network: &network, routes: &routes, dns: &config.dns };
             Ok(result::success(config.version, &made, earlier))
@@ -98,9 +99,13 @@ fn attach(
     target: &Target,
     pair: &Pair,
     host: &mut Netlink,
+    netns: &Netns,
     inside: &mut Netlink,
 ) -> Result<(PodNetwork, Vec<Route>), Failed> {
     taken(Step::PairMade).map_err(Failed::after_the_agent)?;
+    // The agent sets the host side up, so its switches come first. Only a pod with an IPv6 address
+    // needs them, and no one knows its addresses yet.
+    let host_side_is_switched = ipv6::set(&pair.host_interface, &ipv6::OF_PAIR);
     let agent = Agent { socket: &config.socket, deadline: REQUEST_DEADLINE };
     let added = agent.add(request(config, target, pair)).map_err(|error| {
         let agent_may_hold_it = error.may_have_acted();
@@ -116,6 +121,11 @@ fn attach(
         return Err(Failed::after_the_agent(agent.nonsense(reason)));
     }
     taken(Step::AddAnswered).map_err(Failed::after_the_agent)?;
+    network.require_mtu().map_err(Failed::after_the_agent)?;
+    if network.has_ipv6() {
+        host_side_is_switched.map_err(Failed::after_the_agent)?;
+        pod::switch_ipv6_on(netns, &target.attachment.interface).map_err(Failed::after_the_agent)?;
+    }
     let routes = network.routes(&config.routes).map_err(Failed::after_the_agent)?;
     pod::configure(inside, &target.attachment.interface, &network, &routes, config.bandwidth.egress)
         .map_err(Failed::after_the_agent)?;
@@ -134,7 +144,7 @@ fn request(config: &Config, target: &Target, pair: &Pair) -> protocol::Add {
         pod_mac: pair.pod_mac.to_string(),
         host_mac: pair.host_mac.to_string(),
         addresses: match config.addresses[..] {
-            [] => target.address.into_iter().collect(),
+            [] => target.addresses.clone(),
             _ => config.addresses.clone(),
         },
         mtu: config.mtu,

@@ -8,6 +8,7 @@ use crate::agent::{Agent, AgentError, REQUEST_DEADLINE};
 use crate::config::Config;
 use crate::environment::Target;
 use crate::error::CniError;
+use crate::ipv6;
 use crate::netns::Netns;
 use crate::pod::{self, PodNetwork};
 use crate::version::SpecVersion;
@@ -47,7 +48,10 @@ pub(crate) fn check(config: &Config, target: &Target) -> Result<(), CniError> {
         // A later plugin may have lowered the MTU. Routes and limit still depend on the MTU that
         // ADD set.
         network.mtu = previous.mtu(interface).map_or(network.mtu, |mtu| mtu.min(network.mtu));
-        faults.extend(pod::faults(&mut inside, interface, &network, routes, egress)?);
+        faults.extend(pod::faults(&netns, &mut inside, interface, &network, routes, egress)?);
+        if network.has_ipv6() {
+            faults.extend(ipv6::faults(&network.host_interface, &ipv6::OF_PAIR)?);
+        }
     }
     if faults.is_empty() {
         return Ok(());

@@ -2,5 +2,6 @@
 
 mod bad_input;
 mod check;
+mod ipv6;
 mod node;
 mod odd_input;

@@ -2,6 +2,7 @@
 //! for the node agent.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,10 +11,17 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use podwire_cni::protocol::{self, Added, Call, Failure, Reply, Request};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_podwire-cni");
+
+/// Addresses of a pod with their gateways, in the order of the agent's answer.
+pub(crate) type Addresses = &'static [(&'static str, &'static str)];
+pub(crate) const IPV4: Addresses = &[("10.244.1.7/32", "10.244.1.1")];
+pub(crate) const IPV6: Addresses = &[("fd00:10:244:1::7/128", "fe80::1")];
+pub(crate) const DUAL: Addresses = &[IPV4[0], IPV6[0]];
 
 /// Two namespaces and a folder for the agent's socket. Clones share them; dropping the last clone
 /// removes them.
@@ -86,13 +94,18 @@ impl Lab {
 
     /// Returns the answer of a working agent, as far as the plugin can tell.
     pub(crate) fn serve(&self, call: Call) -> Answer {
+        self.serve_with(IPV4, call)
+    }
+
+    /// The same, for a pod with these addresses.
+    pub(crate) fn serve_with(&self, addresses: Addresses, call: Call) -> Answer {
         let mut held = self.spaces.added.lock().unwrap();
         Answer::Reply(match call {
             Call::Add(add) => {
                 self.ip_on_node(&format!("link set {} up", add.host_interface));
                 let added = Added {
-                    addresses: vec!["10.244.1.7/32".parse().unwrap()],
-                    gateways: vec!["10.244.1.1".parse().unwrap()],
+                    addresses: addresses.iter().map(|(address, _)| address.parse().unwrap()).collect(),
+                    gateways: addresses.iter().map(|(_, gateway)| gateway.parse().unwrap()).collect(),
                     mtu: add.mtu.unwrap_or(1450),
                     pod_mac: add.pod_mac,
                     host_mac: add.host_mac,
@@ -136,6 +149,25 @@ impl Lab {
     pub(crate) fn ip_on_node(&self, arguments: &str) {
         ip_in(&self.spaces.node, arguments);
     }
+}
+
+/// Runs a function in a thread inside a network namespace, and returns its result.
+pub(crate) fn inside<T: Send>(netns: &str, run: impl FnOnce() -> T + Send) -> T {
+    let enter = || {
+        let file = std::fs::File::open(netns).unwrap();
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        run()
+    };
+    thread::scope(|scope| scope.spawn(enter).join().unwrap())
+}
+
+/// Returns an IPv6 switch of a link of the current network namespace.
+pub(crate) fn ipv6_switch(link: &str, name: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{link}/{name}")).unwrap().trim().to_owned()
+}
+
+pub(crate) fn set_ipv6_switch(link: &str, name: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/{name}"), value).unwrap();
 }
 
 impl Drop for Spaces {
