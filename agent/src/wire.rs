@@ -24,7 +24,7 @@ pub fn bandwidth(wire: protocol::Bandwidth) -> Bandwidth {
 /// Converts a pod's hostPorts.
 pub fn port_mappings(wire: &[protocol::PortMapping]) -> Vec<PortMapping> {
     let mapping = |wire: &protocol::PortMapping| PortMapping {
-        host_address: wire.host_address.map(IpAddr::V4),
+        host_address: wire.host_address,
         host_port: wire.host_port,
         container_port: wire.container_port,
         protocol: match wire.protocol {

@@ -114,6 +114,10 @@ impl PodNetwork {
         routes::of_pod(&gateways, self.mtu, asked)
     }
 
+    pub(crate) fn has_ipv4(&self) -> bool {
+        self.addresses.iter().any(|pair| pair.address.is_ipv4())
+    }
+
     pub(crate) fn has_ipv6(&self) -> bool {
         self.ipv6().is_some()
     }

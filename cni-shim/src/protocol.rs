@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU64};
 
 use ipnet::IpNet;
@@ -135,8 +135,9 @@ pub struct Limit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
-    /// The address of the node; `None`: all of its addresses.
-    pub host_address: Option<Ipv4Addr>,
+    /// The address of the node. `0.0.0.0`: all of its IPv4 addresses; `::`: all of its IPv6
+    /// addresses; `None`: all addresses of both families.
+    pub host_address: Option<IpAddr>,
     /// The port of the node.
     pub host_port: NonZeroU16,
     /// The pod's port.
@@ -146,13 +147,13 @@ pub struct PortMapping {
 }
 
 impl fmt::Display for PortMapping {
-    /// Writes it as `*:9088/tcp to port 8080`.
+    /// Writes it as `*:9088/tcp to port 8080` or `[::]:9088/tcp to port 8080`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host_address {
-            Some(address) => write!(f, "{address}")?,
-            None => f.write_str("*")?,
+            Some(address) => SocketAddr::new(address, self.host_port.get()).fmt(f)?,
+            None => write!(f, "*:{}", self.host_port)?,
         }
-        write!(f, ":{}/{} to port {}", self.host_port, self.protocol, self.container_port)
+        write!(f, "/{} to port {}", self.protocol, self.container_port)
     }
 }
 

@@ -37,11 +37,10 @@ pub(crate) struct RuntimeConfig {
 impl RuntimeConfig {
     pub(crate) fn parse(fields: &Fields<'_>) -> Result<Self, ConfigError> {
         let unknown = fields.unknown(&KNOWN).into_iter();
-        let mut warnings: Vec<_> = unknown
+        let warnings = unknown
             .map(|key| format!("unknown key {key:?} in the network configuration is ignored"))
             .collect();
-        let (port_mappings, left_out) = port_mappings::parse(fields)?;
-        warnings.extend(left_out);
+        let port_mappings = port_mappings::parse(fields)?;
         let (addresses, mac, dns) = (addresses(fields)?, mac(fields)?, dns(fields)?);
         let bandwidth = bandwidth::parse(fields)?;
         Ok(RuntimeConfig { addresses, port_mappings, mac, bandwidth, dns, warnings })

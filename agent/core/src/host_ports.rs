@@ -85,13 +85,19 @@ pub fn check<'a>(
 /// unreachable until the node has these addresses.
 pub fn foreign_addresses(wanted: &[PortMapping], addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
     let named = wanted.iter().filter_map(|mapping| mapping.host_address);
-    named.filter(|address| !address.is_loopback() && !addresses.contains(address)).collect()
+    let is_nodes =
+        |address: &IpAddr| address.is_unspecified() || address.is_loopback() || addresses.contains(address);
+    named.filter(|address| !is_nodes(address)).collect()
 }
 
 /// Returns whether one packet could be meant for both mappings.
 fn overlap(one: &PortMapping, other: &PortMapping) -> bool {
+    // Without an address, a mapping is for all addresses of both families.
     let same_address = match (one.host_address, other.host_address) {
-        (Some(one), Some(other)) => one == other,
+        (Some(one), Some(other)) => {
+            let is_any = one.is_unspecified() || other.is_unspecified();
+            one == other || is_any && one.is_ipv4() == other.is_ipv4()
+        }
         _ => true,
     };
     same_address && (one.host_port, one.protocol) == (other.host_port, other.protocol)
@@ -100,12 +106,16 @@ fn overlap(one: &PortMapping, other: &PortMapping) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
     use std::num::NonZeroU16;
 
     const TUNNEL: Option<u16> = Some(8472);
     const ONE: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 200, 0, 1)));
     const OTHER: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    const ANY: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    const ONE6: Option<IpAddr> = Some(IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)));
+    const OTHER6: Option<IpAddr> = Some(IpAddr::V6(Ipv6Addr::LOCALHOST));
+    const ANY6: Option<IpAddr> = Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
 
     fn check<'a>(
         wanted: &[PortMapping],
@@ -133,16 +143,34 @@ mod tests {
     fn pods_share_a_port_only_by_protocol_or_particular_addresses() {
         use Transport::{Tcp, Udp};
         for (one, other, is_free) in [
-            (mapping(None, Tcp, 80, 8080), mapping(None, Tcp, 80, 8080), false),
             (mapping(ONE, Tcp, 80, 8080), mapping(ONE, Tcp, 80, 8081), false),
-            (mapping(None, Tcp, 80, 8080), mapping(ONE, Tcp, 80, 8080), false),
-            (mapping(ONE, Tcp, 80, 8080), mapping(None, Tcp, 80, 8080), false),
-            (mapping(ONE, Tcp, 80, 8080), mapping(OTHER, Tcp, 80, 8080), true),
             (mapping(None, Tcp, 80, 8080), mapping(None, Udp, 80, 8080), true),
             (mapping(None, Tcp, 80, 8080), mapping(None, Tcp, 81, 8080), true),
         ] {
-            let found = check(&[one], [endpoint(other)].iter(), TUNNEL);
-            assert_eq!(found.is_ok(), is_free, "{one} beside {other}");
+            check_both_ways(one, other, is_free);
+        }
+        let addresses = [None, ANY, ONE, OTHER, ANY6, ONE6, OTHER6];
+        // A row and a column for each address: 1 where both may have the port.
+        let is_free = [
+            [0, 0, 0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 1, 1, 1],
+            [0, 0, 0, 1, 1, 1, 1],
+            [0, 0, 1, 0, 1, 1, 1],
+            [0, 1, 1, 1, 0, 0, 0],
+            [0, 1, 1, 1, 0, 0, 1],
+            [0, 1, 1, 1, 0, 1, 0],
+        ];
+        for (one, row) in addresses.iter().zip(is_free) {
+            for (other, is_free) in addresses.iter().zip(row) {
+                check_both_ways(mapping(*one, Tcp, 80, 8080), mapping(*other, Tcp, 80, 8080), is_free == 1);
+            }
+        }
+    }
+
+    fn check_both_ways(one: PortMapping, other: PortMapping, is_free: bool) {
+        for (wanted, taken) in [(one, other), (other, one)] {
+            let found = check(&[wanted], [endpoint(taken)].iter(), TUNNEL);
+            assert_eq!(found.is_ok(), is_free, "{wanted} beside {taken}");
             if let Err(refusal) = found {
                 assert!(refusal.to_string().contains("default/web"), "{refusal}");
             }
@@ -181,9 +209,9 @@ mod tests {
 
     #[test]
     fn host_addresses_that_the_node_lacks_are_told() {
-        let wanted = [ONE, OTHER, None, Some(IpAddr::from([192, 0, 2, 9]))]
+        let wanted = [ONE, OTHER, None, ANY, ANY6, OTHER6, ONE6, Some(IpAddr::from([192, 0, 2, 9]))]
             .map(|address| mapping(address, Transport::Tcp, 80, 80));
         let found = foreign_addresses(&wanted, &ONE.into_iter().collect());
-        assert_eq!(found, [IpAddr::from([192, 0, 2, 9])].into());
+        assert_eq!(found, ONE6.into_iter().chain([IpAddr::from([192, 0, 2, 9])]).collect());
     }
 }

@@ -14,7 +14,9 @@ use crate::error::CniError;
 use crate::ipv6;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
+use crate::note;
 use crate::pod::{self, PodNetwork};
+use crate::port_mappings;
 use crate::result::{self, Made};
 use crate::routes::Route;
 use crate::version::SpecVersion;
@@ -122,6 +124,10 @@ fn attach(
     }
     taken(Step::AddAnswered).map_err(Failed::after_the_agent)?;
     network.require_mtu().map_err(Failed::after_the_agent)?;
+    port_mappings::unserved(&config.port_mappings, network.has_ipv4(), network.has_ipv6())
+        .map_err(Failed::after_the_agent)?
+        .iter()
+        .for_each(|warning| note(warning));
     if network.has_ipv6() {
         host_side_is_switched.map_err(Failed::after_the_agent)?;
         pod::switch_ipv6_on(netns, &target.attachment.interface).map_err(Failed::after_the_agent)?;

@@ -238,6 +238,35 @@ fn ipv6_routes_of_the_configuration_are_set_and_checked() {
 }
 
 #[test]
+fn host_addresses_that_the_pods_families_cannot_serve_are_told() {
+    for (addresses, host_ip, said) in [
+        (IPV4, "::", "hostPort [::]:80/tcp to port 8080 is ignored: the pod has no IPv6 address"),
+        (IPV6, "0.0.0.0", "hostPort 0.0.0.0:80/tcp to port 8080 is ignored: the pod has no IPv4 address"),
+        (DUAL, "::", ""),
+        (DUAL, "fd00::1", ""),
+        (IPV4, "", ""),
+    ] {
+        let lab = Lab::new();
+        let _agent = serving(&lab, addresses);
+        let output = with_host_port(&lab, host_ip);
+        output.succeeded();
+        assert_eq!(output.stderr.trim_start_matches("podwire-cni: ").trim_end(), said, "{host_ip}");
+    }
+    for (addresses, host_ip) in [(IPV4, "fd00::1"), (IPV6, "10.200.0.1")] {
+        let lab = Lab::new();
+        let agent = serving(&lab, addresses);
+        with_host_port(&lab, host_ip).failed_with(codes::INVALID_CONFIGURATION, "the pod has no IPv");
+        assert!(matches!(agent.requests()[..], [Call::Add(_), Call::Del(_)]));
+        lab.nothing_is_left();
+    }
+}
+
+fn with_host_port(lab: &Lab, host_ip: &str) -> crate::lab::Output {
+    let mapping = json!({"hostPort": 80, "containerPort": 8080, "hostIP": host_ip});
+    lab.call("ADD").config("runtimeConfig", json!({"portMappings": [mapping]})).run()
+}
+
+#[test]
 fn calls_of_a_dual_stack_cluster_are_answered_like_the_reference() {
     let calls = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/dual-stack/cni-calls");
     for name in ["plain", "hostports-and-bandwidth"] {
