@@ -130,7 +130,8 @@ numbered! {
         /// A pod sent an IPv6 redirect.
         RedirectFromPod = 44 "redirect-from-pod",
         /// Router solicitations, MLD reports, duplicate address detection and neighbour
-        /// advertisements: every IPv6 stack sends them, and a pod's link has no one for them.
+        /// advertisements: every IPv6 stack sends them, and neither a pod's link nor the tunnel has
+        /// anyone for them.
         NeighbourChatter = 45 "neighbour-chatter",
         /// A packet from or to a link-local address: no program forwards it.
         LinkLocalAddress = 46 "link-local-address",

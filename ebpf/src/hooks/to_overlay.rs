@@ -9,10 +9,15 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype, get_tunnel_key},
+    packet::{ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype, get_tunnel_key},
     stage::{snat, source, stack_flow, tunnel_out},
     verdict::{Outcome, Verdict, finish},
 };
+
+/// Offset of the destination from the start of the IPv6 header (RFC 8200 section 3).
+const IPV6_DESTINATION: u32 = 24;
+/// First bytes of a group of the link (RFC 4291 section 2.7).
+const LINK_LOCAL_SCOPE: [u8; 2] = [0xff, 0x02];
 
 #[classifier]
 pub fn to_overlay(ctx: TcContext) -> i32 {
@@ -35,6 +40,10 @@ fn verdict(ctx: &TcContext) -> Outcome {
 // Not inlined: the packet would take stack beside the one of IPv4.
 #[inline(never)]
 fn from_stack6(ctx: &TcContext) -> Outcome {
+    // The kernel reports the groups of the device's own addresses (RFC 3810).
+    if ctx.load_at(ETHERNET_LENGTH + IPV6_DESTINATION) == Ok(LINK_LOCAL_SCOPE) {
+        return Err(Drop::NeighbourChatter);
+    }
     // The programs do not translate IPv6 yet.
     from_stack::<Ipv6>(ctx, |_| Err(Drop::FamilyNotEnabled))
 }
