@@ -68,8 +68,8 @@ impl Conntrack {
         }
     }
 
-    /// Returns both directions of every IPv4 connection, each as its packets arrive at the host
-    /// stack, before translation. The ports of a protocol without ports are 0.
+    /// Returns both directions of every connection of either family, each as its packets arrive at
+    /// the host stack, before translation. The ports of a protocol without ports are 0.
     ///
     /// # Errors
     /// The kernel's error, or an answer that does not decode.
@@ -77,7 +77,7 @@ impl Conntrack {
         // Use a separate socket. After a list that fails, its remaining messages would be taken for
         // the answer to the next query.
         let list = Self::open()?;
-        list.ask(NetfilterProtoFamily::IPv4, Vec::new(), NLM_F_REQUEST | NLM_F_DUMP)?;
+        list.ask(NetfilterProtoFamily::Unspec, Vec::new(), NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut flows = Vec::new();
         let mut part = Vec::with_capacity(PART);
         loop {
@@ -131,10 +131,8 @@ fn flow_of(attribute: &ConntrackAttribute) -> Option<Flow> {
             Tuple::Ip(addresses) => {
                 for address in addresses {
                     match address {
-                        IPTuple::SourceAddress(IpAddr::V4(address)) => source = Some(Addr::from(*address)),
-                        IPTuple::DestinationAddress(IpAddr::V4(address)) => {
-                            destination = Some(Addr::from(*address));
-                        }
+                        IPTuple::SourceAddress(address) => source = Some(Addr::from(*address)),
+                        IPTuple::DestinationAddress(address) => destination = Some(Addr::from(*address)),
                         _ => {}
                     }
                 }

@@ -1,6 +1,6 @@
 //! Flows that go through the host stack, and how they end.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use podwire::conntrack::Conntrack;
 use podwire_common::abi::Flow;
@@ -45,6 +45,29 @@ fn conntrack_knows_a_translated_connection_by_its_reply() {
     assert!(!knows(node, other), "another port");
     node.exec(&["conntrack", "-F"]).unwrap();
     assert!(!knows(node, reply), "forgotten");
+}
+
+#[test]
+fn conntrack_tells_the_flows_of_both_families() {
+    let lab = Lab::builder().agents(false).nodes(1).build().unwrap();
+    let host = lab.add_namespace("host").unwrap();
+    host.sysctl("net/ipv6/conf/lo/disable_ipv6", "0").unwrap();
+    // Only a rule makes the kernel track connections.
+    host.exec(&["nft", "add table inet t; add chain inet t c { type filter hook input priority 0; }"])
+        .unwrap();
+    host.exec(&["nft", "add rule inet t c ct state established accept"]).unwrap();
+    for address in ["127.0.0.1", "::1"].map(|address| address.parse::<IpAddr>().unwrap()) {
+        let receiver = udp(&host, SocketAddr::new(address, PORT));
+        let sender = udp(&host, SocketAddr::new(address, PORT + 1));
+        sender.send_to(b"tracked", receiver.local_addr().unwrap()).unwrap();
+        let (there, here) = (Be16::new(PORT), Be16::new(PORT + 1));
+        let flow = Flow::new(address.into(), address.into(), here, there, protocol::UDP);
+        let reply = Flow::new(address.into(), address.into(), there, here, protocol::UDP);
+        let listed = host.enter(|| Conntrack::flows().unwrap()).unwrap();
+        assert!(listed.contains(&flow) && listed.contains(&reply), "{listed:?}");
+        assert!(knows(&host, flow) && knows(&host, reply), "{flow:?}");
+        assert!(!knows(&host, Flow { protocol: protocol::TCP, ..flow }), "{flow:?}");
+    }
 }
 
 #[test]
