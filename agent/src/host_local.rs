@@ -53,11 +53,18 @@ mod tests {
     #[test]
     fn a_file_is_an_address_and_the_others_are_none() {
         let folder = tempfile::tempdir().unwrap();
-        let network: [IpNet; 1] = ["10.244.1.0/24".parse().unwrap()];
-        assert_eq!(held(folder.path(), &network).unwrap(), Held::new());
-        for file in
-            ["cbr0/10.244.1.2", "cbr0/10.244.2.2", "cbr0/last_reserved_ip.0", "cbr0/lock", "other/10.244.1.3"]
-        {
+        let of_pods = |network: &str| held(folder.path(), &[network.parse().unwrap()]).unwrap();
+        assert_eq!(of_pods("10.244.1.0/24"), Held::new());
+        for file in [
+            "cbr0/10.244.1.2",
+            "cbr0/10.244.2.2",
+            "cbr0/fd00:10:244:1::2",
+            "cbr0/last_reserved_ip.0",
+            "cbr0/last_reserved_ip.1",
+            "cbr0/lock",
+            "other/10.244.1.3",
+            "other/fd00:10:244:2::3",
+        ] {
             let path = folder.path().join(NETWORKS).join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "container\neth0").unwrap();
@@ -66,6 +73,8 @@ mod tests {
         let of = |network: &str| Holder::HostLocal(network.into());
         let expected = [("10.244.1.2", of("cbr0")), ("10.244.1.3", of("other"))];
         let expected = expected.map(|(address, holder)| (address.parse().unwrap(), holder));
-        assert_eq!(held(folder.path(), &network).unwrap(), expected.into());
+        assert_eq!(of_pods("10.244.1.0/24"), expected.into());
+        let expected = [("fd00:10:244:1::2".parse().unwrap(), of("cbr0"))];
+        assert_eq!(of_pods("fd00:10:244:1::/64"), expected.into());
     }
 }

@@ -52,7 +52,8 @@ pub struct Neighbour {
 pub fn held_by_links(host: &Host, network: IpNet) -> Held {
     let name = |index: &u32| host.devices.get(index).map(|device| device.name.clone());
     let foreign = |index: &u32| name(index).filter(|name| !is_own_device(name));
-    let routes = host.foreign_routes.iter().filter(|route| route.destination.prefix_len() == 32);
+    let is_of_one_address = |to: &IpNet| to.prefix_len() == to.max_prefix_len();
+    let routes = host.foreign_routes.iter().filter(|route| is_of_one_address(&route.destination));
     let routes = routes.flat_map(|route| route.next_hops.iter().map(|hop| (route.destination, hop.device)));
     let routes = routes.filter_map(|(to, device)| Some((to.network(), Holder::Route(foreign(&device)?))));
     let addresses = host.addresses.iter();
@@ -131,13 +132,25 @@ mod tests {
         };
         Host {
             devices: devices.into_iter().map(|(index, name)| (index, device(index, name))).collect(),
-            addresses: vec![address(2, "10.200.0.1"), address(3, "10.244.1.9"), address(6, "10.244.1.1")],
+            addresses: vec![
+                address(2, "10.200.0.1"),
+                address(3, "10.244.1.9"),
+                address(3, "fd00:10:244:1::9"),
+                address(6, "10.244.1.1"),
+                address(6, "fd00:10:244:1::1"),
+            ],
             foreign_routes: vec![
                 route("0.0.0.0/0", 2, Some(ip("10.200.0.254"))),
                 route("10.244.1.77/32", 4, None),
                 route("10.244.1.78/32", 5, None),
                 route("10.244.2.7/32", 4, None),
                 route("10.244.1.128/25", 4, None),
+                route("::/0", 2, Some(ip("fe80::1"))),
+                route("fe80::/64", 2, None),
+                route("fd00:10:244:1::77/128", 4, None),
+                route("fd00:10:244:1::78/128", 5, None),
+                route("fd00:10:244:2::7/128", 4, None),
+                route("fd00:10:244:1:8000::/65", 4, None),
             ],
             policies: Vec::new(),
             own_routes: BTreeMap::new(),
@@ -151,6 +164,11 @@ mod tests {
             (ip("10.244.1.77"), Holder::Route("cali1".into())),
         ];
         assert_eq!(held_by_links(&host(), net("10.244.1.0/24")), expected.into());
+        let expected = [
+            (ip("fd00:10:244:1::9"), Holder::Device("cni0".into())),
+            (ip("fd00:10:244:1::77"), Holder::Route("cali1".into())),
+        ];
+        assert_eq!(held_by_links(&host(), net("fd00:10:244:1::/64")), expected.into());
     }
 
     #[test]
@@ -161,9 +179,17 @@ mod tests {
             neighbour(5, "10.244.1.3"),
             neighbour(2, "10.200.0.254"),
             neighbour(99, "10.244.1.4"),
+            neighbour(3, "fd00:10:244:1::2"),
+            neighbour(5, "fd00:10:244:1::3"),
+            neighbour(3, "fe80::2"),
         ];
+        for (network, address) in
+            [("10.244.1.0/24", "10.244.1.2"), ("fd00:10:244:1::/64", "fd00:10:244:1::2")]
+        {
+            let held = held_by_neighbours(&host(), &all, net(network));
+            assert_eq!(held, [(ip(address), Holder::Neighbour("cni0".into()))].into());
+        }
         let held = held_by_neighbours(&host(), &all, net("10.244.1.0/24"));
-        assert_eq!(held, [(ip("10.244.1.2"), Holder::Neighbour("cni0".into()))].into());
         assert_eq!(summary(&held), "a neighbour of device cni0: 1");
     }
 
@@ -171,6 +197,8 @@ mod tests {
     fn neighbours_are_asked_for_only_on_links_that_overlap() {
         assert!(may_have_neighbours(&host(), net("10.244.1.0/24")));
         assert!(!may_have_neighbours(&host(), net("10.244.3.0/24")));
+        assert!(may_have_neighbours(&host(), net("fd00:10:244:1::/64")));
+        assert!(!may_have_neighbours(&host(), net("fd00:10:244:3::/64")));
         let mut flat = host();
         let destination = net("10.244.0.0/16");
         let next_hops = vec![NextHop { device: 3, gateway: None }];

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
 use podwire_core::other_pods::Neighbour;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -12,13 +11,13 @@ use rtnetlink::packet_route::neighbour::{
 use super::{LinkError, Links, netlink};
 
 impl Links {
-    /// Returns the neighbours that have answered, and the permanent entries that an operator or a
-    /// program has added.
+    /// Returns the neighbours of both families that have answered, and the permanent entries that an
+    /// operator or a program has added.
     ///
     /// # Errors
     /// [`LinkError::Netlink`].
     pub async fn neighbours(&self) -> Result<Vec<Neighbour>, LinkError> {
-        let mut entries = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        let mut entries = self.handle.neighbours().get().execute();
         let mut neighbours = Vec::new();
         while let Some(message) = entries.try_next().await.map_err(netlink("list neighbours"))? {
             neighbours.extend(neighbour(&message));
@@ -50,6 +49,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     );
     let address = message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
         _ => None,
     });
     let is_stale = message.header.state == NeighbourState::Stale;
