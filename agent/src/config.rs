@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
-use ipnet::{IpNet, Ipv4Net};
+use clap::{ArgAction, Args, ValueEnum};
+use ipnet::{IpNet, Ipv6Net};
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::names;
@@ -73,13 +73,19 @@ pub struct Config {
     ///
     /// Pod networks and nodes need not be listed. Separate networks by commas; may be repeated.
     #[arg(long, env = "PODWIRE_NON_MASQUERADE_CIDRS", value_delimiter = ',', value_name = "NETWORK")]
-    pub non_masquerade_cidrs: Vec<Ipv4Net>,
+    pub non_masquerade_cidrs: Vec<IpNet>,
     /// File with more networks for --non-masquerade-cidrs, one per line.
     ///
     /// A # begins a comment. The agent reads the file again when it changes. The file may be
     /// missing, but its folder must exist.
     #[arg(long, env = "PODWIRE_NON_MASQUERADE_FILE", value_name = "FILE")]
     pub non_masquerade_file: Option<PathBuf>,
+    /// Whether pods' IPv6 packets to the world leave with the node's address.
+    ///
+    /// Use false only if the world routes answers to pods' own IPv6 addresses to the nodes.
+    /// Otherwise the packets leave and no answer comes back.
+    #[arg(long, env = "PODWIRE_MASQUERADE_IPV6", default_value_t = true, action = ArgAction::Set, value_name = "BOOLEAN")]
+    pub masquerade_ipv6: bool,
     /// Size of the table of translations, in entries.
     ///
     /// Each flow from a pod to the world and each flow to a hostPort takes two entries. A flow of
@@ -304,8 +310,9 @@ impl Config {
 
     /// Returns the networks that are not masqueraded, including those from the file.
     pub fn non_masquerade(&self, from_file: BTreeSet<IpNet>) -> BTreeSet<IpNet> {
-        let named = self.non_masquerade_cidrs.iter().map(|network| IpNet::V4(network.trunc()));
-        named.chain(from_file).collect()
+        let named = self.non_masquerade_cidrs.iter().map(IpNet::trunc);
+        let all_of_ipv6 = (!self.masquerade_ipv6).then(|| Ipv6Net::default().into());
+        named.chain(all_of_ipv6).chain(from_file).collect()
     }
 
     /// Returns the sizes of the tables that options size, by table name.
@@ -373,17 +380,35 @@ mod tests {
     use super::*;
     use clap::Parser as _;
 
-    #[test]
-    fn ports_that_are_all_kept_for_others_are_refused() {
+    fn parse(arguments: &[&str]) -> Config {
         #[derive(clap::Parser)]
         struct Cli {
             #[command(flatten)]
             config: Config,
         }
-        let check = |ports: &str| {
-            let arguments = ["podwire", "--node-name", "n", "--nodes", "/n", "--snat-ports", ports];
-            Cli::parse_from(arguments).config.check()
+        let required = ["podwire", "--node-name", "n", "--nodes", "/n"];
+        Cli::parse_from(required.iter().chain(arguments)).config
+    }
+
+    #[test]
+    fn networks_of_both_families_are_excluded_and_all_of_ipv6() {
+        let excluded = |arguments: &[&str]| {
+            let from_file = ["2001:db8::/32".parse().unwrap()].into();
+            let networks = parse(arguments).non_masquerade(from_file).into_iter();
+            networks.map(|network| network.to_string()).collect::<Vec<_>>()
         };
+        assert_eq!(excluded(&[]), ["2001:db8::/32"]);
+        assert_eq!(
+            excluded(&["--non-masquerade-cidrs", "10.9.8.7/8,fd00::7/8"]),
+            ["10.0.0.0/8", "2001:db8::/32", "fd00::/8"]
+        );
+        assert_eq!(excluded(&["--masquerade-ipv6", "true"]), ["2001:db8::/32"]);
+        assert_eq!(excluded(&["--masquerade-ipv6", "false"]), ["::/0", "2001:db8::/32"]);
+    }
+
+    #[test]
+    fn ports_that_are_all_kept_for_others_are_refused() {
+        let check = |ports: &str| parse(&["--snat-ports", ports]).check();
         assert_eq!(check("32000-33000"), Ok(()));
         let refusal = check("30500-31000").unwrap_err();
         assert!(refusal.contains("30500-31000") && refusal.contains("30000-32767"), "{refusal}");

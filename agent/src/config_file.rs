@@ -322,9 +322,10 @@ mod tests {
 
     #[test]
     fn values_are_what_the_file_says_to_the_letter() {
-        let text = "# ours\nuplink-xdp: off\nvni: 7\nnode-name: 1e3\nuplink: [eth0, eth1]\nnon-masquerade-cidrs: 10.0.0.0/8\nlog-level: \"podwire::daemon=debug\"\n";
-        let expected: [(&str, &[&str]); 6] = [
+        let text = "# ours\nuplink-xdp: off\nvni: 7\nnode-name: 1e3\nuplink: [eth0, eth1]\nnon-masquerade-cidrs: 10.0.0.0/8\nmasquerade-ipv6: false\nlog-level: \"podwire::daemon=debug\"\n";
+        let expected: [(&str, &[&str]); 7] = [
             ("log-level", &["podwire::daemon=debug"]),
+            ("masquerade-ipv6", &["false"]),
             ("node-name", &["1e3"]),
             ("non-masquerade-cidrs", &["10.0.0.0/8"]),
             ("uplink", &["eth0", "eth1"]),

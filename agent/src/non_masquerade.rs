@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -16,7 +16,7 @@ const LARGEST: u64 = 1 << 20;
 
 /// A line that is not a network.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("line {number} of {}: `{text}` is not an IPv4 network such as 192.0.2.0/24; the agent keeps the last good list", path.display())]
+#[error("line {number} of {}: `{text}` is not a network such as 192.0.2.0/24 or 2001:db8::/32; the agent keeps the last good list", path.display())]
 pub struct BadLine {
     path: PathBuf,
     number: usize,
@@ -53,7 +53,7 @@ pub fn parse(path: &Path, text: &str) -> Result<BTreeSet<IpNet>, BadLine> {
         .filter(|(_, network)| !network.is_empty())
         .map(|(number, network)| {
             let bad = BadLine { path: path.into(), number, text: network.into() };
-            network.parse::<Ipv4Net>().map(|network| IpNet::V4(network.trunc())).map_err(|_| bad)
+            network.parse::<IpNet>().map(|network| network.trunc()).map_err(|_| bad)
         })
         .collect()
 }
@@ -68,15 +68,17 @@ mod tests {
 
     #[test]
     fn a_line_is_a_network_a_comment_or_nothing() {
-        let networks = parsed("# ours\n10.0.0.0/8\n\n  192.0.2.77/24 # theirs\n").unwrap();
-        let expected = ["10.0.0.0/8", "192.0.2.0/24"].map(|text| text.parse().unwrap());
+        let networks = parsed("# ours\n10.0.0.0/8\n\n  192.0.2.77/24 # theirs\n2001:db8::7/32\n").unwrap();
+        let expected = ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"].map(|text| text.parse().unwrap());
         assert_eq!(networks, expected.into());
         assert_eq!(parsed(""), Ok(BTreeSet::new()));
     }
 
     #[test]
     fn a_line_that_is_no_network_is_named() {
-        let refusal = parsed("10.0.0.0/8\n10.0.0.0/33\n").unwrap_err().to_string();
-        assert!(refusal.contains("line 2 of /etc/networks") && refusal.contains("10.0.0.0/33"), "{refusal}");
+        for network in ["10.0.0.0/33", "2001:db8::/129", "2001:db8::"] {
+            let refusal = parsed(&format!("10.0.0.0/8\n{network}\n")).unwrap_err().to_string();
+            assert!(refusal.contains("line 2 of /etc/networks") && refusal.contains(network), "{refusal}");
+        }
     }
 }

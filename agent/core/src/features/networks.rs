@@ -2,14 +2,18 @@
 //! policies apply.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use podwire_common::abi;
 
 use super::Scope;
 use crate::ipsec;
 use crate::model::Model;
 use crate::slice::{Prefix, Slice};
+
+/// The first v4-mapped address (RFC 4291 section 2.5.5.2).
+const V4_MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
     let mut slice = Slice::default();
@@ -27,6 +31,11 @@ fn networks(model: &Model) -> BTreeMap<IpNet, u32> {
     let mut networks = BTreeMap::new();
     for (network, flag) in kept.chain(of_policies) {
         *networks.entry(network).or_default() |= flag;
+    }
+    // An IPv6 network such as ::/0 also contains the form that IPv4 addresses have in the table
+    // (`Addr`). Then an entry for all IPv4 addresses keeps its flags from them.
+    if networks.keys().any(|network| network.contains(&IpAddr::V6(V4_MAPPED))) {
+        networks.entry(Ipv4Net::default().into()).or_default();
     }
     networks
 }
@@ -54,5 +63,17 @@ mod tests {
         assert_eq!(found, [(nets[0], 2), (nets[1], 3), (nets[2], 4)].into());
         model.non_masquerade.insert(nets[0]);
         assert_eq!(networks(&model), [(nets[0], abi::NETWORK_KEEPS_ADDRESS)].into());
+    }
+
+    #[test]
+    fn all_of_ipv6_leaves_ipv4_alone() {
+        let mut model = Model::new(Mode::Vxlan, None);
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        model.non_masquerade = ["::/0", "10.0.0.0/8"].map(net).into();
+        const KEPT: u32 = abi::NETWORK_KEEPS_ADDRESS;
+        let found: BTreeMap<_, _> = with_what_contains_them(&networks(&model)).collect();
+        assert_eq!(found, [(net("::/0"), KEPT), (net("0.0.0.0/0"), 0), (net("10.0.0.0/8"), KEPT)].into());
+        model.non_masquerade = ["fd00::/8"].map(net).into();
+        assert_eq!(networks(&model), [(net("fd00::/8"), KEPT)].into());
     }
 }
