@@ -20,26 +20,41 @@ pub enum Place {
     },
     /// The FORWARD chain of legacy iptables, with policy DROP.
     LegacyIptables,
+    /// The FORWARD chain of legacy ip6tables, with policy DROP.
+    LegacyIp6tables,
     /// firewalld's forward chain. Its policy is accept, but its last rule refuses packets that no
     /// zone accepted.
     Firewalld,
 }
 
-/// A family of nftables tables that sees forwarded IPv4.
+/// A family of nftables tables that sees forwarded IP packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     /// IPv4.
     Ip,
+    /// IPv6.
+    Ip6,
     /// IPv4 and IPv6.
     Inet,
 }
 
 impl Place {
+    /// Returns whether the place sees IPv4 packets.
+    pub fn sees_ipv4(&self) -> bool {
+        !matches!(self, Self::Nftables { family: Family::Ip6, .. } | Self::LegacyIp6tables)
+    }
+
+    /// Returns whether the place sees IPv6 packets.
+    pub fn sees_ipv6(&self) -> bool {
+        !matches!(self, Self::Nftables { family: Family::Ip, .. } | Self::LegacyIptables)
+    }
+
     /// Returns a short name of the place: a metric's label.
     pub fn label(&self) -> String {
         match self {
             Self::Nftables { family, table, chain } => format!("nftables {family} {table} {chain}"),
             Self::LegacyIptables => "legacy iptables filter FORWARD".to_owned(),
+            Self::LegacyIp6tables => "legacy ip6tables filter FORWARD".to_owned(),
             Self::Firewalld => "firewalld".to_owned(),
         }
     }
@@ -51,6 +66,7 @@ impl Place {
                 format!("the policy of chain {chain} in nftables table {family} {table} is drop")
             }
             Self::LegacyIptables => "the policy of chain FORWARD in legacy iptables is DROP".to_owned(),
+            Self::LegacyIp6tables => "the policy of chain FORWARD in legacy ip6tables is DROP".to_owned(),
             Self::Firewalld => "firewalld refuses packets that none of its zones accepts".to_owned(),
         };
         let remedies =
@@ -68,8 +84,9 @@ impl Place {
         let nft = |family, table, chain, side| {
             format!("nft insert rule {family} {table} {chain} {side} \"{VETH_PREFIX}*\" accept")
         };
-        let iptables =
-            |variant, side| format!("iptables-{variant} -I FORWARD {side} {VETH_PREFIX}+ -j ACCEPT");
+        let iptables = |program| {
+            ["-i", "-o"].map(|side| format!("{program} -I FORWARD {side} {VETH_PREFIX}+ -j ACCEPT")).to_vec()
+        };
         match self {
             // Rules that iptables made are changed with iptables. Name the variant: `iptables`
             // alone is iptables-nft on some hosts and iptables-legacy on others, and rules of the
@@ -77,12 +94,18 @@ impl Place {
             Self::Nftables { family: Family::Ip, table, chain }
                 if table == "filter" && chain == "FORWARD" =>
             {
-                ["-i", "-o"].map(|side| iptables("nft", side)).to_vec()
+                iptables("iptables-nft")
+            }
+            Self::Nftables { family: Family::Ip6, table, chain }
+                if table == "filter" && chain == "FORWARD" =>
+            {
+                iptables("ip6tables-nft")
             }
             Self::Nftables { family, table, chain } => {
                 ["iifname", "oifname"].map(|side| nft(family, table, chain, side)).to_vec()
             }
-            Self::LegacyIptables => ["-i", "-o"].map(|side| iptables("legacy", side)).to_vec(),
+            Self::LegacyIptables => iptables("iptables-legacy"),
+            Self::LegacyIp6tables => iptables("ip6tables-legacy"),
             // firewalld accepts packets that belong to a connection, so replies need no rule. But
             // replies from other nodes come in the tunnel, and firewalld closes its port as well.
             Self::Firewalld => {
@@ -98,6 +121,7 @@ impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ip => "ip",
+            Self::Ip6 => "ip6",
             Self::Inet => "inet",
         })
     }
@@ -115,6 +139,7 @@ mod tests {
     fn each_place_is_cured_with_its_own_tool() {
         for (place, first) in [
             (nftables(Family::Ip, "filter", "FORWARD"), "iptables-nft -I FORWARD -i pw+ -j ACCEPT"),
+            (nftables(Family::Ip6, "filter", "FORWARD"), "ip6tables-nft -I FORWARD -i pw+ -j ACCEPT"),
             (
                 nftables(Family::Inet, "filter", "FORWARD"),
                 "nft insert rule inet filter FORWARD iifname \"pw*\" accept",
@@ -123,7 +148,12 @@ mod tests {
                 nftables(Family::Ip, "host", "forward"),
                 "nft insert rule ip host forward iifname \"pw*\" accept",
             ),
+            (
+                nftables(Family::Ip6, "host", "forward"),
+                "nft insert rule ip6 host forward iifname \"pw*\" accept",
+            ),
             (Place::LegacyIptables, "iptables-legacy -I FORWARD -i pw+ -j ACCEPT"),
+            (Place::LegacyIp6tables, "ip6tables-legacy -I FORWARD -i pw+ -j ACCEPT"),
             (Place::Firewalld, "firewall-cmd --permanent --zone=trusted --add-interface=pw+"),
         ] {
             let (said, remedies) = (place.warning(Some(8472)), place.remedies(Some(8472)));
@@ -138,6 +168,20 @@ mod tests {
         assert!(opens(&Place::Firewalld, Some(4789)));
         assert!(!opens(&Place::Firewalld, None), "direct routing has no tunnel");
         assert!(!opens(&Place::LegacyIptables, Some(4789)));
+    }
+
+    #[test]
+    fn a_place_sees_the_families_of_its_table() {
+        for (place, sees) in [
+            (nftables(Family::Ip, "t", "c"), (true, false)),
+            (nftables(Family::Ip6, "t", "c"), (false, true)),
+            (nftables(Family::Inet, "t", "c"), (true, true)),
+            (Place::LegacyIptables, (true, false)),
+            (Place::LegacyIp6tables, (false, true)),
+            (Place::Firewalld, (true, true)),
+        ] {
+            assert_eq!((place.sees_ipv4(), place.sees_ipv6()), sees, "{place:?}");
+        }
     }
 
     #[test]

@@ -11,11 +11,12 @@ use podwire_core::forward_policy::Place;
 /// Largest number of attempts to read nftables' rules while they keep changing.
 const ATTEMPTS: usize = 3;
 
-/// Returns the places that may drop pods' packets, in this thread's network namespace.
+/// Returns the places that may drop pods' packets of either family, in this thread's network
+/// namespace.
 ///
 /// # Errors
 /// The kernel's error; [`io::ErrorKind::Interrupted`] when nftables' rules change in every attempt,
-/// or when legacy iptables' table changes while the agent reads it.
+/// or when a legacy table changes while the agent reads it.
 pub fn look() -> io::Result<BTreeSet<Place>> {
     let mut places = nftables::places();
     for _ in 1..ATTEMPTS {
@@ -24,8 +25,10 @@ pub fn look() -> io::Result<BTreeSet<Place>> {
         }
     }
     let mut places: BTreeSet<Place> = places?.into_iter().collect();
-    if legacy::drops_pods()? {
-        places.insert(Place::LegacyIptables);
+    for (tables, place) in [(&legacy::IPV4, Place::LegacyIptables), (&legacy::IPV6, Place::LegacyIp6tables)] {
+        if tables.drop_pods()? {
+            places.insert(place);
+        }
     }
     Ok(places)
 }

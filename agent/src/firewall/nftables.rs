@@ -28,9 +28,10 @@ const GENERIC_HEADER: usize = 4;
 /// `NFNL_SUBSYS_NFTABLES` << 8, with `NFT_MSG_NEWCHAIN`, `NFT_MSG_NEWRULE`.
 const NEW_CHAIN: u16 = 10 << 8 | 3;
 const NEW_RULE: u16 = 10 << 8 | 6;
-/// `NFPROTO_INET`, `NFPROTO_IPV4`.
+/// `NFPROTO_INET`, `NFPROTO_IPV4`, `NFPROTO_IPV6`.
 const INET: u8 = 1;
 const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 
 /// An attribute's type without its flags.
 const TYPE: u16 = 0x3fff;
@@ -126,6 +127,7 @@ impl ForwardChain {
         }
         let family = match self.family {
             Family::Ip => NetfilterProtoFamily::IPv4,
+            Family::Ip6 => NetfilterProtoFamily::IPv6,
             Family::Inet => NetfilterProtoFamily::Inet,
         };
         let mut rules = Vec::new();
@@ -213,11 +215,12 @@ fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find_map(|(kind, value)| (kind == wanted).then_some(value))
 }
 
-/// Returns a base chain on the forward hook of a family with IPv4. `None` for any other chain.
+/// Returns a base chain on the forward hook of a family with IP. `None` for any other chain.
 fn forward_chain(payload: &[u8]) -> Option<ForwardChain> {
     let family = match *payload.first()? {
         INET => Family::Inet,
         IPV4 => Family::Ip,
+        IPV6 => Family::Ip6,
         _ => return None,
     };
     let payload = payload.get(GENERIC_HEADER..)?;
@@ -334,7 +337,7 @@ mod tests {
         };
         assert_eq!(forward_chain(&chain(IPV4, FORWARD, DROP)), found(Family::Ip, true));
         assert_eq!(forward_chain(&chain(INET, FORWARD, ACCEPT)), found(Family::Inet, false));
-        assert_eq!(forward_chain(&chain(10, FORWARD, DROP)), None, "IPv6");
+        assert_eq!(forward_chain(&chain(IPV6, FORWARD, DROP)), found(Family::Ip6, true));
         assert_eq!(forward_chain(&chain(7, FORWARD, DROP)), None, "a bridge");
         assert_eq!(forward_chain(&chain(IPV4, 1, DROP)), None, "the input hook");
     }

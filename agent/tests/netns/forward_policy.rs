@@ -4,6 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use podwire::firewall;
+use podwire_core::forward_policy::Place;
 use xtask::lab::{Lab, Node, Ns, Pod, traffic};
 
 use crate::sweep::{condition, goes, told};
@@ -83,6 +85,44 @@ fn of_a_firewall_that_is_not_in_the_way_nothing_is_said() {
     assert_eq!(scene.warnings_of_new_agent(), [""; 0]);
     assert!(!scene.metrics().contains("podwire_forward_policy_drop{"));
     scene.reaches(&[SERVICE, scene.world()]);
+}
+
+#[test]
+fn places_of_ipv6_are_found_and_their_remedies_lift_them() {
+    let lab = Lab::builder().agents(false).nodes(1).build().unwrap();
+    for (number, (made_by, label)) in [
+        ("ip6tables-nft -P FORWARD DROP", "nftables ip6 filter FORWARD"),
+        ("ip6tables-legacy -w -P FORWARD DROP", "legacy ip6tables filter FORWARD"),
+        (
+            "nft 'table ip6 host { chain c { type filter hook forward priority 10; policy drop; }; }'",
+            "nftables ip6 host c",
+        ),
+        (
+            "nft 'table inet host { chain c { type filter hook forward priority 10; policy drop; }; }'",
+            "nftables inet host c",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let host = lab.add_namespace(&format!("host{number}")).unwrap();
+        let run = |command: &str| host.exec(&["sh", "-c", command]).unwrap();
+        let look = || host.enter(|| firewall::look().unwrap()).unwrap();
+        // Rules for some packets only, and for one way only, accept too little.
+        run("ip6tables-legacy -w -A FORWARD -i pw+ -p tcp -j ACCEPT");
+        assert_eq!(look(), [].into(), "{label}");
+        run(made_by);
+        let found = look();
+        let labels: Vec<_> = found.iter().map(Place::label).collect();
+        assert_eq!(labels, [label]);
+        let place = found.first().unwrap();
+        assert!(place.sees_ipv6(), "{label}");
+        let remedies = place.remedies(Some(8472));
+        run(&remedies[0]);
+        assert_eq!(look(), found, "{label}: one way only");
+        run(&remedies[1]);
+        assert_eq!(look(), [].into(), "{label}");
+    }
 }
 
 /// A pod on a node with a firewall that the test changes, and the destinations that it talks to.

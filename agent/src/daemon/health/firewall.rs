@@ -43,7 +43,9 @@ impl Firewall {
         };
         conditions.clear(ConditionName::FirewallUnreadable);
         let said = |place: &Place| (place.label(), place.warning(self.vxlan_port));
-        conditions.replace(ConditionName::FirewallDrops, found.iter().map(said));
+        // Pods have only IPv4 addresses so far.
+        let in_the_way = found.iter().filter(|place| place.sees_ipv4());
+        conditions.replace(ConditionName::FirewallDrops, in_the_way.map(said));
     }
 
     /// Looks at the firewall if a look is due.
