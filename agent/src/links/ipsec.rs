@@ -3,12 +3,12 @@
 use std::io;
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_xfrm::constants::{
     XFRM_POLICY_BLOCK, XFRM_POLICY_FWD, XFRM_POLICY_IN, XFRM_POLICY_OUT, XFRM_USERPOLICY_BLOCK,
 };
 use netlink_packet_xfrm::policy::{DefaultMessage, DelGetMessage, ModifyMessage};
-use netlink_packet_xfrm::{Selector, UserPolicyDefault, XfrmAttrs, XfrmMessage};
+use netlink_packet_xfrm::{Address, Selector, UserPolicyDefault, XfrmAttrs, XfrmMessage};
 use podwire_core::ipsec::{Direction, Policy};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::protocols::NETLINK_XFRM;
@@ -21,10 +21,12 @@ use crate::files::FileError;
 const ANSWER: usize = 1 << 16;
 /// `EPROTONOSUPPORT`: the kernel has no xfrm.
 const NOT_SUPPORTED: i32 = 93;
-/// From linux/in.h.
+/// From linux/socket.h.
+const AF_UNSPEC: u16 = 0;
 const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 
-/// Returns the IPv4 policies that block packets or require IPsec, sorted. The result is empty if
+/// Returns the policies of both families that block packets or require IPsec, sorted. The result is empty if
 /// the kernel has no IPsec.
 ///
 /// # Errors
@@ -84,9 +86,10 @@ async fn ask(
     }
 }
 
-fn policy(message: &XfrmMessage) -> Option<Policy> {
+/// Returns the policies of a message. There are two if the selector has no family.
+fn policy(message: &XfrmMessage) -> Vec<Policy> {
     let XfrmMessage::AddPolicy(ModifyMessage { user_policy_info: info, nlas }) = message else {
-        return None;
+        return Vec::new();
     };
     let asks =
         nlas.iter().any(|attribute| matches!(attribute, XfrmAttrs::Template(list) if !list.is_empty()));
@@ -94,32 +97,34 @@ fn policy(message: &XfrmMessage) -> Option<Policy> {
     let is_of_interface = nlas.iter().any(|attribute| matches!(attribute, XfrmAttrs::IfId(id) if *id != 0));
     let has_effect = info.action == XFRM_POLICY_BLOCK || asks;
     if !has_effect || is_of_interface {
-        return None;
+        return Vec::new();
     }
     let direction = match info.direction {
         XFRM_POLICY_IN => Direction::In,
         XFRM_POLICY_OUT => Direction::Out,
         XFRM_POLICY_FWD => Direction::Forward,
         // A policy of one socket.
-        _ => return None,
+        _ => return Vec::new(),
     };
-    let (source, destination) = ends(&info.selector)?;
-    Some(Policy { direction, source, destination })
+    let ends = [AF_INET, AF_INET6].into_iter().filter_map(|family| ends(&info.selector, family));
+    ends.map(|(source, destination)| Policy { direction, source, destination }).collect()
 }
 
-/// Returns the networks of a selector. `None` for another family. The kernel applies a selector
-/// without a family to both families.
-fn ends(selector: &Selector) -> Option<(IpNet, IpNet)> {
-    if selector.family != AF_INET
-        && (selector.family != 0 || selector.prefixlen_s.max(selector.prefixlen_d) > 32)
-    {
+/// Returns a selector's networks of a family. `None` for a selector of the other family. The kernel
+/// applies a selector without a family to both families.
+fn ends(selector: &Selector, family: u16) -> Option<(IpNet, IpNet)> {
+    if ![family, AF_UNSPEC].contains(&selector.family) {
         return None;
     }
-    let network = |address: IpAddr, length| Some(IpNet::new(address, length).ok()?.trunc());
-    Some((
-        network(selector.saddr.to_ipv4().into(), selector.prefixlen_s)?,
-        network(selector.daddr.to_ipv4().into(), selector.prefixlen_d)?,
-    ))
+    let network = |address: &Address, length| {
+        let address = match family {
+            AF_INET => IpAddr::V4(address.to_ipv4()),
+            _ => IpAddr::V6(address.to_ipv6()),
+        };
+        // A prefix length that is too large for IPv4 belongs to IPv6.
+        Some(IpNet::new(address, length).ok()?.trunc())
+    };
+    Some((network(&selector.saddr, selector.prefixlen_s)?, network(&selector.daddr, selector.prefixlen_d)?))
 }
 
 /// Returns the defaults that `ip xfrm policy setdefault` has set to block.
@@ -128,8 +133,9 @@ fn defaults(message: &XfrmMessage) -> Vec<Policy> {
         return Vec::new();
     };
     let UserPolicyDefault { input, forward, output } = *user_policy;
-    let any = IpNet::from(Ipv4Net::default());
+    let any: [IpNet; 2] = [Ipv4Net::default().into(), Ipv6Net::default().into()];
     let all = [(input, Direction::In), (output, Direction::Out), (forward, Direction::Forward)];
     let blocked = all.into_iter().filter(|(action, _)| *action == XFRM_USERPOLICY_BLOCK);
-    blocked.map(|(_, direction)| Policy { direction, source: any, destination: any }).collect()
+    let of_both = |(_, direction)| any.map(|any| Policy { direction, source: any, destination: any });
+    blocked.flat_map(of_both).collect()
 }

@@ -3,11 +3,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use podwire::links::Links;
 use podwire_common::reason::Drop;
 use podwire_common::reason::Path::{
     DirectIn, DirectOut, FromStack, ToStack, TunnelIn, TunnelInDevice, TunnelOut, TunnelOutDevice,
     TunnelToStack,
 };
+use podwire_core::ipsec::{Direction, Policy};
 use serde_json::json;
 use xtask::lab::{Lab, Mode, Node, Ns, Pod, traffic};
 
@@ -166,6 +168,36 @@ fn a_default_that_blocks_is_a_policy_for_everything() {
 }
 
 /// Runs `ip xfrm policy <words>` on a node.
+#[test]
+fn policies_of_both_families_are_read() {
+    let lab = Lab::builder().agents(false).nodes(1).build().unwrap();
+    let node = lab.node(0);
+    for policy in [
+        "src 10.1.0.0/16 dst 10.2.0.7/32 dir fwd action block",
+        "src fd00:1::/64 dst fd00:2::7/128 dir out action block",
+        "src fd00:3::/64 dst fd00:4::/64 dir out action allow",
+    ] {
+        xfrm(node, &format!("add {policy}"));
+    }
+    xfrm(node, "setdefault in block");
+    let read = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { Links::new().unwrap().host().await.unwrap().policies })
+    };
+    let policy = |direction, source: &str, destination: &str| Policy {
+        direction,
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+    };
+    let expected = [
+        policy(Direction::In, "0.0.0.0/0", "0.0.0.0/0"),
+        policy(Direction::In, "::/0", "::/0"),
+        policy(Direction::Out, "fd00:1::/64", "fd00:2::7/128"),
+        policy(Direction::Forward, "10.1.0.0/16", "10.2.0.7/32"),
+    ];
+    assert_eq!(node.enter(read).unwrap(), expected);
+}
+
 fn xfrm(node: &Node, words: &str) {
     let command: Vec<_> = ["ip", "xfrm", "policy"].into_iter().chain(words.split_whitespace()).collect();
     node.exec(&command).unwrap();
