@@ -20,15 +20,19 @@ pub struct Annotations {
     backend_type: Option<String>,
     #[serde(rename = "flannel.alpha.coreos.com/backend-data")]
     backend_data: Option<String>,
+    #[serde(rename = "flannel.alpha.coreos.com/backend-v6-data")]
+    backend_v6_data: Option<String>,
     #[serde(rename = "flannel.alpha.coreos.com/public-ip")]
     public_ip: Option<String>,
+    #[serde(rename = "flannel.alpha.coreos.com/public-ipv6")]
+    public_ipv6: Option<String>,
 }
 
 /// Flannel's announcement of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// How the node sends and receives, or why the annotations are not understood.
-    backend: Result<Backend, String>,
+    /// How the node sends and receives.
+    backend: Backend,
     /// The annotations as they were read.
     annotations: Annotations,
 }
@@ -36,11 +40,22 @@ pub struct Lease {
 /// How a flannel node sends and receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Backend {
-    /// By a VXLAN device, which accepts frames for this link address only. Old releases of flannel
-    /// did not write the VNI.
-    Vxlan { vni: Option<u32>, mac: Mac },
+    /// By a VXLAN device for each family: `flannel.VNI` for tunnel packets with IPv4 headers and
+    /// `flannel-v6.VNI` for those with IPv6 headers. `None`: flannel has no device of that family.
+    Vxlan { ipv4: Option<Announced>, ipv6: Option<Announced> },
     /// By another backend, with this name.
     Other(String),
+}
+
+/// A VXLAN device, or why its annotation is not understood.
+type Announced = Result<Vtep, String>;
+
+/// A VXLAN device, which accepts frames for its link address only. Old releases of flannel did not
+/// write the VNI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Vtep {
+    vni: Option<u32>,
+    mac: Mac,
 }
 
 /// Reason why pods of a node that flannel has announced may be out of reach.
@@ -48,9 +63,14 @@ enum Backend {
 pub enum Problem {
     /// The annotation does not decode.
     #[error(
-        "annotation flannel.alpha.coreos.com/backend-data is not understood ({0}) and ignored: if flannel runs on that node, its pods cannot be reached until you restart flannel, which writes the annotation again; if flannel does not run there, remove the annotation"
+        "annotation flannel.alpha.coreos.com/{annotation} is not understood ({reason}) and ignored: if flannel runs on that node, its pods cannot be reached until you restart flannel, which writes the annotation again; if flannel does not run there, remove the annotation"
     )]
-    Malformed(String),
+    Malformed {
+        /// The annotation, without its prefix.
+        annotation: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The backend is not the one that fits `--mode`.
     #[error(
         "flannel's backend there is {backend}, but --mode is {mode}: its pods and this node's pods cannot reach each other; {way_out}; if flannel no longer runs there, remove its annotations"
@@ -75,9 +95,11 @@ pub enum Problem {
     },
     /// The address is not the InternalIP.
     #[error(
-        "flannel's public-ip there is {public}, and its InternalIP is {internal}: flannel uses the public-ip for tunnel packets and agents use the InternalIP, and each drops the other's packets; start flannel with --iface or --public-ip so that it uses the InternalIP, or start kubelet with --node-ip; if flannel no longer runs there, remove its annotations"
+        "flannel's {annotation} there is {public}, and its InternalIP is {internal}: flannel uses the {annotation} for tunnel packets and agents use the InternalIP, and each drops the other's packets; start flannel with --iface or --{annotation} so that it uses the InternalIP, or start kubelet with --node-ip; if flannel no longer runs there, remove its annotations"
     )]
     Address {
+        /// `public-ip` or `public-ipv6`.
+        annotation: &'static str,
         /// Address in the annotation.
         public: String,
         /// InternalIP of the node.
@@ -88,13 +110,21 @@ pub enum Problem {
 impl Lease {
     /// Returns the announcement in the annotations. `None`: they name no backend.
     pub fn from_annotations(annotations: Annotations) -> Option<Self> {
-        let Annotations { backend_type, backend_data, .. } = &annotations;
-        if backend_type.is_none() && backend_data.is_none() {
+        let Annotations { backend_type, backend_data, backend_v6_data, .. } = &annotations;
+        if backend_type.is_none() && backend_data.is_none() && backend_v6_data.is_none() {
             return None;
         }
         let backend = match backend_type {
-            Some(other) if other != "vxlan" => Ok(Backend::Other(other.clone())),
-            _ => vxlan(backend_data.as_deref().unwrap_or_default()),
+            Some(other) if other != "vxlan" => Backend::Other(other.clone()),
+            _ => {
+                let ipv6 = backend_v6_data.as_deref().map(vxlan);
+                // Flannel writes no backend-data if it has IPv6 only.
+                let ipv4 = match backend_data {
+                    None if ipv6.is_some() => None,
+                    data => Some(vxlan(data.as_deref().unwrap_or_default())),
+                };
+                Backend::Vxlan { ipv4, ipv6 }
+            }
         };
         Some(Self { backend, annotations })
     }
@@ -104,24 +134,45 @@ impl Lease {
         &self.annotations
     }
 
-    /// Returns the only link address for which the node's VXLAN device accepts frames.
+    /// Returns the only link address for which the node's VXLAN device accepts frames: that of its
+    /// IPv4 device, or of its IPv6 device if flannel has IPv6 only.
     pub fn vtep_mac(&self) -> Option<Mac> {
-        match self.backend {
-            Ok(Backend::Vxlan { mac, .. }) => Some(mac),
-            _ => None,
+        match &self.backend {
+            Backend::Vxlan { ipv4, ipv6 } => mac(ipv4.as_ref().or(ipv6.as_ref())),
+            Backend::Other(_) => None,
         }
     }
 
-    fn problems(&self, internal: Option<IpAddr>, mode: Mode, vni: u32) -> Vec<Problem> {
+    /// Returns the only link address for which the node accepts frames in tunnel packets to this
+    /// address of it. Each family has a device of its own, whatever the family of the inner packet.
+    pub fn vtep_mac_at(&self, address: IpAddr) -> Option<Mac> {
+        match &self.backend {
+            Backend::Vxlan { ipv4, ipv6 } => mac(if address.is_ipv4() { ipv4 } else { ipv6 }.as_ref()),
+            Backend::Other(_) => None,
+        }
+    }
+
+    /// `internal`: the node's InternalIPs.
+    fn problems(&self, internal: &[IpAddr], mode: Mode, vni: u32) -> Vec<Problem> {
         let mut problems = Vec::new();
         match (&self.backend, mode) {
-            (Err(reason), Mode::Vxlan) => problems.push(Problem::Malformed(reason.clone())),
-            (Ok(Backend::Vxlan { vni: Some(theirs), .. }), Mode::Vxlan) if *theirs != vni => {
-                problems.push(Problem::Vni { theirs: *theirs, ours: vni });
+            (Backend::Vxlan { ipv4, ipv6 }, Mode::Vxlan) => {
+                for (annotation, announced) in [("backend-data", ipv4), ("backend-v6-data", ipv6)] {
+                    match announced {
+                        Some(Err(reason)) => {
+                            problems.push(Problem::Malformed { annotation, reason: reason.clone() });
+                        }
+                        Some(Ok(Vtep { vni: Some(theirs), .. })) if *theirs != vni => {
+                            problems.push(Problem::Vni { theirs: *theirs, ours: vni });
+                        }
+                        _ => {}
+                    }
+                }
+                // Both devices have the same VNI.
+                problems.dedup();
             }
-            (Ok(Backend::Vxlan { .. }), Mode::Vxlan) => {}
-            (Ok(Backend::Other(name)), Mode::Direct) if name == "host-gw" => {}
-            (Ok(Backend::Other(name)), Mode::Vxlan) => problems.push(Problem::Backend {
+            (Backend::Other(name), Mode::Direct) if name == "host-gw" => {}
+            (Backend::Other(name), Mode::Vxlan) => problems.push(Problem::Backend {
                 backend: name.clone(),
                 mode: "vxlan",
                 way_out: match name.as_str() {
@@ -129,21 +180,27 @@ impl Lease {
                     _ => "have flannel use vxlan before nodes are moved",
                 },
             }),
-            (Ok(Backend::Other(name)), Mode::Direct) => problems.push(Problem::Backend {
+            (Backend::Other(name), Mode::Direct) => problems.push(Problem::Backend {
                 backend: name.clone(),
                 mode: "direct",
                 way_out: "have flannel use host-gw before nodes are moved",
             }),
-            (Ok(Backend::Vxlan { .. }) | Err(_), Mode::Direct) => problems.push(Problem::Backend {
+            (Backend::Vxlan { .. }, Mode::Direct) => problems.push(Problem::Backend {
                 backend: "vxlan".into(),
                 mode: "direct",
                 way_out: "--mode vxlan reaches them",
             }),
         }
-        if let (Some(public), Some(internal)) = (&self.annotations.public_ip, internal)
-            && public.parse() != Ok(internal)
+        let Annotations { public_ip, public_ipv6, .. } = &self.annotations;
+        for (annotation, public, is_ipv4) in
+            [("public-ip", public_ip, true), ("public-ipv6", public_ipv6, false)]
         {
-            problems.push(Problem::Address { public: public.clone(), internal });
+            let internal = internal.iter().find(|address| address.is_ipv4() == is_ipv4);
+            if let (Some(public), Some(internal)) = (public, internal)
+                && public.parse() != Ok(*internal)
+            {
+                problems.push(Problem::Address { annotation, public: public.clone(), internal: *internal });
+            }
         }
         problems
     }
@@ -153,13 +210,16 @@ impl Lease {
 pub fn problems(records: &[NodeRecord], mode: Mode, vni: u32) -> impl Iterator<Item = NodeProblem> {
     let announced = records.iter().filter_map(|record| Some((record, record.flannel.as_ref()?)));
     announced.flat_map(move |(record, lease)| {
-        let internal = record.internal_addresses.iter().find(|address| address.is_ipv4()).copied();
-        let problems = lease.problems(internal, mode, vni).into_iter();
+        let problems = lease.problems(&record.internal_addresses, mode, vni).into_iter();
         problems.map(|problem| NodeProblem::Flannel { node: record.name.clone(), problem })
     })
 }
 
-fn vxlan(data: &str) -> Result<Backend, String> {
+fn mac(announced: Option<&Announced>) -> Option<Mac> {
+    announced?.as_ref().ok().map(|vtep| vtep.mac)
+}
+
+fn vxlan(data: &str) -> Announced {
     #[derive(Deserialize)]
     struct Data {
         #[serde(rename = "VNI")]
@@ -170,7 +230,7 @@ fn vxlan(data: &str) -> Result<Backend, String> {
     let data: Data = serde_json::from_str(data).map_err(|error| error.to_string())?;
     let mac = parse_mac(&data.mac).filter(|mac| !mac.is_group() && *mac != Mac::default());
     let mac = mac.ok_or_else(|| format!("VtepMAC `{}` is not a device's link address", data.mac))?;
-    Ok(Backend::Vxlan { vni: data.vni, mac })
+    Ok(Vtep { vni: data.vni, mac })
 }
 
 #[cfg(test)]
@@ -185,8 +245,18 @@ mod tests {
             backend_type: Some(backend.into()),
             backend_data: Some(data.into()),
             public_ip: Some("10.200.0.2".into()),
+            ..Annotations::default()
         };
         Lease::from_annotations(annotations).unwrap()
+    }
+
+    /// Returns what flannel writes to a node of a dual-stack cluster.
+    fn dual(v6_data: &str, public_ipv6: &str) -> Annotations {
+        Annotations {
+            backend_v6_data: Some(v6_data.into()),
+            public_ipv6: Some(public_ipv6.into()),
+            ..lease("vxlan", GOOD).annotations
+        }
     }
 
     fn check(lease: &Lease, mode: Mode, vni: u32, internal: &str, messages: &[&str]) {
@@ -212,6 +282,35 @@ mod tests {
         let old = lease("vxlan", r#"{"VtepMAC":"6a:0f:33:b2:71:5c"}"#);
         assert_eq!(old.vtep_mac(), Some(MAC));
         check(&old, Mode::Vxlan, 5, "10.200.0.2", &[]);
+    }
+
+    #[test]
+    fn each_family_has_a_device_of_its_own() {
+        let (ipv4, ipv6): (IpAddr, IpAddr) = ("10.200.0.2".parse().unwrap(), "fd00::2".parse().unwrap());
+        let other = Mac { bytes: [0x6a, 0, 0, 0, 0, 6] };
+        let good6 = r#"{"VNI":1,"VtepMAC":"6a:00:00:00:00:06"}"#;
+        let both = Lease::from_annotations(dual(good6, "fd00::2")).unwrap();
+        assert_eq!((both.vtep_mac_at(ipv4), both.vtep_mac_at(ipv6)), (Some(MAC), Some(other)));
+        check(&both, Mode::Vxlan, 1, "10.200.0.2", &[]);
+        check(&both, Mode::Vxlan, 7, "10.200.0.2", &["give all agents --vni 1;"]);
+        let elsewhere = Lease::from_annotations(dual(good6, "fd00::9")).unwrap();
+        check(
+            &elsewhere,
+            Mode::Vxlan,
+            1,
+            "10.200.0.2",
+            &["public-ipv6 there is fd00::9, and its InternalIP is fd00::2"],
+        );
+        let spoilt = Lease::from_annotations(dual("{}", "fd00::2")).unwrap();
+        assert_eq!((spoilt.vtep_mac_at(ipv4), spoilt.vtep_mac_at(ipv6)), (Some(MAC), None));
+        check(&spoilt, Mode::Vxlan, 1, "10.200.0.2", &["backend-v6-data is not understood"]);
+        // A cluster with IPv6 only.
+        let annotations = Annotations { backend_data: None, public_ip: None, ..dual(good6, "fd00::2") };
+        let only6 = Lease::from_annotations(annotations).unwrap();
+        assert_eq!((only6.vtep_mac(), only6.vtep_mac_at(ipv4)), (Some(other), None));
+        check(&only6, Mode::Vxlan, 1, "10.200.0.2", &[]);
+        let gateway = Annotations { backend_type: Some("host-gw".into()), ..dual("null", "fd00::2") };
+        check(&Lease::from_annotations(gateway).unwrap(), Mode::Direct, 1, "10.200.0.2", &[]);
     }
 
     #[test]
