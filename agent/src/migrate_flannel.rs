@@ -8,7 +8,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use podwire_common::names::{VXLAN_OVERHEAD, VXLAN_PORT};
+use podwire_common::names::VXLAN_PORT;
 use thiserror::Error;
 
 use net_conf::{Backend, NetConf};
@@ -71,38 +71,92 @@ fn list(items: &[String]) -> String {
 }
 
 fn describe(conf: &NetConf) -> String {
-    let mut text = configuration(&conf.backend);
+    let mut text = configuration(conf);
     if !conf.notes.is_empty() {
         text += "\n# Notes\n#\n";
         for note in &conf.notes {
             writeln!(text, "# - {note}").expect("a write to a string never fails");
         }
     }
-    let device = match conf.backend {
-        Backend::Vxlan { vni, .. } => format!("ip link delete flannel.{vni}; ip link delete cni0"),
-        Backend::HostGateway => "ip link delete cni0".into(),
-    };
-    let rules = match conf.nftables {
-        true => "nft delete table ip flannel-ipv4",
-        false => "iptables-save | grep -v -i flannel | iptables-restore",
-    };
     text += "\n";
-    let steps = STEPS.replace("{devices}", &device).replace("{rules}", rules);
+    let steps = STEPS
+        .replace("{columns}", &of_each(conf, |family| column(family).into(), ","))
+        .replace("{devices}", &devices(conf))
+        .replace("{rules}", &of_each(conf, |family| rules(conf, family), "; "))
+        .replace("{annotations}", &of_each(conf, |family| annotations(family).into(), " "));
     for line in steps.lines() {
         writeln!(text, "{}", format!("# {line}").trim_end()).expect("a write to a string never fails");
     }
     text
 }
 
-fn configuration(backend: &Backend) -> String {
-    match *backend {
+/// A family of pods' addresses, for which flannel has its own devices, rules and annotations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+/// Returns the parts for each family that flannel has on, IPv4 first.
+fn of_each(conf: &NetConf, part: impl Fn(Family) -> String, separator: &str) -> String {
+    let families = [(Family::Ipv4, conf.families.ipv4), (Family::Ipv6, conf.families.ipv6)];
+    let parts = families.into_iter().filter(|(_, is_on)| *is_on).map(|(family, _)| part(family));
+    parts.collect::<Vec<_>>().join(separator)
+}
+
+/// Returns the column with the address that flannel uses, for `kubectl get nodes`.
+fn column(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => r"FLANNEL:.metadata.annotations.flannel\.alpha\.coreos\.com/public-ip",
+        Family::Ipv6 => r"FLANNEL6:.metadata.annotations.flannel\.alpha\.coreos\.com/public-ipv6",
+    }
+}
+
+/// Returns commands that remove flannel's devices.
+fn devices(conf: &NetConf) -> String {
+    let tunnel = |vni: u32| {
+        let device = |family| match family {
+            Family::Ipv4 => format!("ip link delete flannel.{vni}; "),
+            Family::Ipv6 => format!("ip link delete flannel-v6.{vni}; "),
+        };
+        of_each(conf, device, "")
+    };
+    let tunnels = match conf.backend {
+        Backend::Vxlan { vni, .. } => tunnel(vni),
+        Backend::HostGateway => String::new(),
+    };
+    format!("{tunnels}ip link delete cni0")
+}
+
+/// Returns a command that removes flannel's rules of a family.
+fn rules(conf: &NetConf, family: Family) -> String {
+    match (conf.nftables, family) {
+        (true, Family::Ipv4) => "nft delete table ip flannel-ipv4",
+        (true, Family::Ipv6) => "nft delete table ip6 flannel-ipv6",
+        (false, Family::Ipv4) => "iptables-save | grep -v -i flannel | iptables-restore",
+        (false, Family::Ipv6) => "ip6tables-save | grep -v -i flannel | ip6tables-restore",
+    }
+    .into()
+}
+
+/// Returns arguments of `kubectl annotate` that remove flannel's annotations of a family.
+fn annotations(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "flannel.alpha.coreos.com/backend-data- flannel.alpha.coreos.com/public-ip-",
+        Family::Ipv6 => "flannel.alpha.coreos.com/backend-v6-data- flannel.alpha.coreos.com/public-ipv6-",
+    }
+}
+
+fn configuration(conf: &NetConf) -> String {
+    match conf.backend {
         Backend::HostGateway => "mode: direct\n".into(),
         Backend::Vxlan { vni, port, mtu } => {
             let port = port.unwrap_or(VXLAN_PORT);
             let mut text = format!("mode: vxlan\nvni: {vni}\nvxlan-port: {port}\n");
             if let Some(mtu) = mtu {
                 // Flannel's MTU is for the packets between nodes, Podwire's for the pods.
-                writeln!(text, "mtu: {}", mtu - VXLAN_OVERHEAD).expect("a write to a string never fails");
+                let mtu = mtu - conf.families.overhead();
+                writeln!(text, "mtu: {mtu}").expect("a write to a string never fails");
             }
             text
         }
@@ -158,7 +212,39 @@ mod tests {
         {
             assert!(text.contains(step), "{step}\n{text}");
         }
-        assert!(!text.contains("{rules}") && !text.contains("{devices}"), "{text}");
+        assert_eq!(placeholders(&text), [""; 0]);
+        assert!(!text.contains("ipv6") && !text.contains("v6-data"), "{text}");
+    }
+
+    /// Returns the parts in braces that nothing has replaced.
+    fn placeholders(text: &str) -> Vec<&str> {
+        ["{columns}", "{devices}", "{rules}", "{annotations}"]
+            .into_iter()
+            .filter(|part| text.contains(part))
+            .collect()
+    }
+
+    #[test]
+    fn each_family_of_flannels_is_checked_and_removed() {
+        const BACKEND: &str = r#""Backend": { "Type": "vxlan", "MTU": 1400 }"#;
+        let both = format!(
+            r#"{{ "Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48", {BACKEND} }}"#
+        );
+        let only6 = format!(
+            r#"{{ "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48", "EnableNFTables": true, {BACKEND} }}"#
+        );
+        let ipv4 = ["ip link delete flannel.1;", "com/public-ip,", "backend-data- "];
+        let ipv6 = ["ip link delete flannel-v6.1;", "com/public-ipv6,", "backend-v6-data- "];
+        for (net_conf, has_ipv4, rules) in [
+            (&both, true, "iptables-restore; ip6tables-save | grep -v -i flannel | ip6tables-restore"),
+            (&only6, false, "nft delete table ip6 flannel-ipv6"),
+        ] {
+            let text = printed(net_conf);
+            assert_eq!(options(&text).mtu, Some(1330));
+            assert!(ipv6.iter().chain([&rules]).all(|part| text.contains(part)), "{text}");
+            assert!(ipv4.iter().all(|part| text.contains(part) == has_ipv4), "{text}");
+            assert_eq!(placeholders(&text), [""; 0]);
+        }
     }
 
     #[test]

@@ -1,27 +1,48 @@
 //! Flannel's `net-conf.json`, and the parts of it that Podwire does not support.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use podwire_common::names::VXLAN_OVERHEAD;
 use serde_json::{Map, Value};
 
 /// VNI and UDP port that flannel needs on Windows nodes.
 const WINDOWS: (u32, u16) = (4096, 4789);
-/// The smallest MTU for pods, in bytes.
-const LEAST_MTU: u32 = 576;
 /// Keys that only matter where flannel itself assigns ranges to nodes.
-const OWN_ALLOTMENT: [&str; 3] = ["SubnetLen", "SubnetMin", "SubnetMax"];
-/// Keys about IPv6. [`Parser::families`] reports them all at once.
-const IPV6: [&str; 5] = ["IPv6Network", "IPv6Networks", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"];
+const OWN_ALLOTMENT: [&str; 6] =
+    ["SubnetLen", "SubnetMin", "SubnetMax", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"];
 
 /// The parts of flannel's configuration that matter to Podwire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NetConf {
+    /// The families of pods' addresses.
+    pub(super) families: Families,
     /// How packets travel between nodes.
     pub(super) backend: Backend,
     /// Whether flannel writes nftables rules; otherwise it writes iptables rules.
     pub(super) nftables: bool,
     /// Notes for the operator about things that do not prevent a migration.
     pub(super) notes: Vec<String>,
+}
+
+/// The families of pods' addresses. At least one is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Families {
+    /// `EnableIPv4`.
+    pub(super) ipv4: bool,
+    /// `EnableIPv6`.
+    pub(super) ipv6: bool,
+}
+
+impl Families {
+    /// Bytes that the tunnel adds to a packet of a pod. Flannel's tunnel packets with IPv6 inside
+    /// have an IPv6 header, which is 20 bytes longer than an IPv4 header.
+    pub(super) fn overhead(self) -> u32 {
+        if self.ipv6 { VXLAN_OVERHEAD + 20 } else { VXLAN_OVERHEAD }
+    }
+
+    /// Returns the smallest MTU for pods, in bytes (RFC 791, RFC 8200 section 5).
+    fn least_mtu(self) -> u32 {
+        if self.ipv6 { 1280 } else { 576 }
+    }
 }
 
 /// A backend with which Podwire's nodes can exchange packets.
@@ -52,16 +73,16 @@ pub(super) fn parse(text: &str) -> Result<NetConf, Vec<String>> {
     })?;
     let mut parser = Parser::default();
     let mut keys = Keys { prefix: "", keys };
-    parser.families(&mut keys);
+    let families = parser.families(&mut keys);
     let nftables = parser.flag(&mut keys, "EnableNFTables", false);
     if OWN_ALLOTMENT.map(|key| keys.take(key)).iter().any(Option::is_some) {
-        parser.notes.push("SubnetLen, SubnetMin and SubnetMax have an effect only where flannel assigns ranges itself (etcd). Podwire uses each node's spec.podCIDR, as flannel does with --kube-subnet-mgr. Without --kube-subnet-mgr, a cluster cannot be moved node by node.".into());
+        parser.notes.push("SubnetLen, SubnetMin, SubnetMax and those for IPv6 have an effect only where flannel assigns ranges itself (etcd). Podwire uses each node's spec.podCIDR, as flannel does with --kube-subnet-mgr. Without --kube-subnet-mgr, a cluster cannot be moved node by node.".into());
     }
-    let backend = parser.backend(keys.take("Backend"));
+    let backend = parser.backend(keys.take("Backend"), families);
     parser.rest(keys);
     match backend {
         Some(backend) if parser.obstacles.is_empty() => {
-            Ok(NetConf { backend, nftables, notes: parser.notes })
+            Ok(NetConf { families, backend, nftables, notes: parser.notes })
         }
         _ => Err(parser.obstacles),
     }
@@ -88,29 +109,34 @@ struct Parser {
 }
 
 impl Parser {
-    fn families(&mut self, keys: &mut Keys) {
+    fn families(&mut self, keys: &mut Keys) -> Families {
         let ipv4 = self.flag(keys, "EnableIPv4", true);
         let ipv6 = self.flag(keys, "EnableIPv6", false);
-        for key in IPV6 {
-            keys.take(key);
+        if !ipv4 && !ipv6 {
+            self.obstacles.push(
+                "EnableIPv4 is false and EnableIPv6 is not true: pods need addresses of one family at least"
+                    .into(),
+            );
         }
-        if !ipv4 {
-            self.obstacles.push("EnableIPv4 is false: Podwire gives pods IPv4 addresses only".into());
+        self.network(keys, "Network", ipv4, "the IPv4 network of all pods, such as \"10.244.0.0/16\"");
+        self.network(keys, "IPv6Network", ipv6, "the IPv6 network of all pods, such as \"fd00:10:244::/48\"");
+        if ipv4 && ipv6 {
+            self.notes.push("EnableIPv4 and EnableIPv6 are both true: pods get an address of each family, in the order of the node's spec.podCIDRs. Flannel puts IPv4 first; on a node whose podCIDRs begin with IPv6, Podwire puts IPv6 first. Flannel tunnels each family between the nodes' addresses of that family: test both with the first node that you move.".into());
         }
-        if ipv6 {
-            self.notes.push("EnableIPv6 is true: Podwire gives pods IPv4 addresses only. IPv6 between pods, and services with IPv6 addresses, stop working with the first node that you move.".into());
-        }
-        match keys.take("Network") {
-            Some(Value::String(network)) if network.parse::<Ipv4Net>().is_ok() => {}
-            None if !ipv4 => {}
-            other => self.obstacles.push(format!(
-                "Network is {}: it must be the IPv4 network of all pods, such as \"10.244.0.0/16\"",
-                shown(other)
-            )),
+        Families { ipv4, ipv6 }
+    }
+
+    /// Checks the network of a family. Flannel ignores the key if the family is off.
+    fn network(&mut self, keys: &mut Keys, name: &str, is_on: bool, must: &str) {
+        let found = keys.take(name);
+        let text = found.as_ref().and_then(Value::as_str).unwrap_or_default();
+        let is_of_family = |network: IpNet| network.addr().is_ipv4() == (name == "Network");
+        if is_on && !text.parse().is_ok_and(is_of_family) {
+            self.obstacles.push(format!("{name} is {}: it must be {must}", shown(found)));
         }
     }
 
-    fn backend(&mut self, backend: Option<Value>) -> Option<Backend> {
+    fn backend(&mut self, backend: Option<Value>, families: Families) -> Option<Backend> {
         let keys = match backend {
             Some(Value::Object(keys)) => keys,
             None => {
@@ -126,7 +152,7 @@ impl Parser {
         let kind = keys.take("Type");
         let name = kind.as_ref().and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
         let backend = match name.as_str() {
-            "vxlan" => self.vxlan(&mut keys),
+            "vxlan" => self.vxlan(&mut keys, families),
             "host-gw" => Backend::HostGateway,
             "wireguard" | "ipsec" => {
                 self.obstacles.push(format!("Backend.Type is {name}: Podwire does not encrypt, so its nodes cannot reach flannel's encrypting nodes. If you trust the network between the nodes, make flannel use vxlan on all nodes first"));
@@ -141,7 +167,7 @@ impl Parser {
         Some(backend)
     }
 
-    fn vxlan(&mut self, keys: &mut Keys) -> Backend {
+    fn vxlan(&mut self, keys: &mut Keys, families: Families) -> Backend {
         let vni = self.number(keys, "VNI", (1 << 24) - 1).unwrap_or(podwire_common::names::VNI);
         // 0 makes the kernel take its default port.
         let port = self
@@ -149,8 +175,9 @@ impl Parser {
             .and_then(|port| u16::try_from(port).ok())
             .filter(|port| *port != 0);
         let mtu = self.number(keys, "MTU", u16::MAX.into()).filter(|mtu| *mtu != 0);
-        if let Some(mtu) = mtu.filter(|mtu| *mtu < LEAST_MTU + VXLAN_OVERHEAD) {
-            self.obstacles.push(format!("Backend.MTU is {mtu}: it must leave {VXLAN_OVERHEAD} bytes for the tunnel and at least {LEAST_MTU} bytes for pods' packets"));
+        let (overhead, least) = (families.overhead(), families.least_mtu());
+        if let Some(mtu) = mtu.filter(|mtu| *mtu < least + overhead) {
+            self.obstacles.push(format!("Backend.MTU is {mtu}: it must leave {overhead} bytes for the tunnel and at least {least} bytes for pods' packets"));
         }
         if self.flag(keys, "DirectRouting", false) {
             self.obstacles.push("Backend.DirectRouting is true: flannel's nodes send to nodes on the same link outside the tunnel, and Podwire refuses such packets in its VXLAN mode. Set it to false and restart flannel's pods (`kubectl -n kube-flannel rollout restart daemonset kube-flannel-ds`) before you move the first node".into());
@@ -233,9 +260,10 @@ mod tests {
     #[test]
     fn what_flannel_takes_without_being_told_is_taken() {
         let backend = Backend::Vxlan { vni: 1, port: None, mtu: None };
+        let families = Families { ipv4: true, ipv6: false };
         assert_eq!(
             vxlan(r#"{ "Type": "vxlan" }"#),
-            Ok(NetConf { backend, nftables: false, notes: Vec::new() })
+            Ok(NetConf { families, backend, nftables: false, notes: Vec::new() })
         );
         assert_eq!(
             vxlan(r#"{ "type": "vxlan", "Port": 0, "MTU": 0, "Learning": true }"#).unwrap().backend,
@@ -248,9 +276,20 @@ mod tests {
         refused("10.244.0.0/16", "not a net-conf.json");
         refused(r#"{ "Backend": { "Type": "vxlan" } }"#, "Network is missing");
         refused(r#"{ "Network": "fd00::/48", "Backend": { "Type": "vxlan" } }"#, "Network is \"fd00::/48\"");
+        let only6 = r#""EnableIPv4": false, "EnableIPv6": true"#;
+        for (keys, expected) in [
+            (r#""EnableIPv4": false"#, "one family at least"),
+            (only6, "IPv6Network is missing"),
+            (r#""Network": "10.244.0.0/16", "EnableIPv6": true"#, "IPv6Network is missing"),
+            (&format!(r#"{only6}, "IPv6Network": "10.244.0.0/16""#), "IPv6Network is \"10.244.0.0/16\""),
+        ] {
+            refused(&format!(r#"{{ {keys}, "Backend": {{ "Type": "vxlan" }} }}"#), expected);
+        }
         refused(
-            r#"{ "EnableIPv4": false, "EnableIPv6": true, "Backend": { "Type": "vxlan" } }"#,
-            "EnableIPv4",
+            &format!(
+                r#"{{ {only6}, "IPv6Network": "fd00::/48", "Backend": {{ "Type": "vxlan", "MTU": 1349 }} }}"#
+            ),
+            "it must leave 70 bytes for the tunnel and at least 1280 bytes",
         );
         refused(r#"{ "Network": "10.244.0.0/16" }"#, "there is no Backend");
         let network = r#""Network": "10.244.0.0/16""#;
@@ -277,7 +316,11 @@ mod tests {
         };
         let vxlan = r#""Type": "vxlan""#;
         noted(&conf("", vxlan), &[]);
-        noted(&conf(r#""EnableIPv6": true, "IPv6Network": "fd00::/48","#, vxlan), &["EnableIPv6"]);
+        noted(&conf(r#""EnableIPv6": true, "IPv6Network": "fd00::/48","#, vxlan), &["in the order of"]);
+        let only6 = r#"{ "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": { "Type": "vxlan", "MTU": 1350 } }"#;
+        noted(only6, &[]);
+        assert_eq!(parse(only6).unwrap().families, Families { ipv4: false, ipv6: true });
+        noted(&conf(r#""IPv6SubnetLen": 64,"#, vxlan), &["--kube-subnet-mgr"]);
         noted(&conf(r#""SubnetLen": 24, "SubnetMin": "10.244.1.0","#, vxlan), &["--kube-subnet-mgr"]);
         noted(&conf(r#""Colour": "red","#, vxlan), &["Colour is not known"]);
         noted(&conf("", r#""Type": "vxlan", "VNI": 4096, "Port": 4789"#), &["Windows"]);
