@@ -1,12 +1,16 @@
 //! A node where pods of the reference plugins still exist when the agent starts.
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 
+use podwire::links::Links;
 use podwire_cni::protocol::codes;
+use podwire_core::other_pods::Neighbour;
 use serde_json::{Value, json};
 use xtask::lab::reference::{self, Join, Masquerade};
 use xtask::lab::{Lab, Node, Ns, traffic};
 
+use crate::sockets::{udp, wait_until};
 use crate::sweep::comes;
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -77,6 +81,51 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
     );
     let pod = node.add_pod_with("five", &json!({ "ips": ["10.244.1.2/24"] })).unwrap();
     traffic::tcp_exchange(node, &pod, address, 8080, MEBIBYTE).unwrap();
+}
+
+/// The agent reads both families' neighbours, and asks a stale one that does not answer.
+#[test]
+fn neighbours_of_both_families_are_read_and_asked() {
+    let lab = Lab::builder().agents(false).nodes(1).build().unwrap();
+    let [host, peer] = ["host", "peer"].map(|name| lab.add_namespace(name).unwrap());
+    host.ip(&format!("link add there type veth peer name here netns {}", peer.name())).unwrap();
+    let addresses = ["10.9.0.2", "fd00:9::2"].map(|address| address.parse::<IpAddr>().unwrap());
+    for (ns, link, number) in [(&host, "there", 1), (&peer, "here", 2)] {
+        ns.sysctl(&format!("net/ipv6/conf/{link}/disable_ipv6"), "0").unwrap();
+        ns.ip(&format!(
+            "address add 10.9.0.{number}/24 dev {link}\naddress add fd00:9::{number}/64 dev {link} nodad\nlink set {link} up"
+        ))
+        .unwrap();
+    }
+    for family in ["ipv4", "ipv6"] {
+        host.sysctl(&format!("net/{family}/neigh/there/delay_first_probe_time"), "1").unwrap();
+    }
+    let device = host.ifindex("there").unwrap();
+    let read = || on_links(&host, async |links| links.neighbours().await.unwrap());
+    for address in addresses {
+        let receiver = udp(&peer, SocketAddr::new(address, 9));
+        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        udp(&host, any).send_to(b"there?", receiver.local_addr().unwrap()).unwrap();
+        receiver.recv(&mut [0; 8]).unwrap();
+        let is_it = |neighbour: &&Neighbour| (neighbour.device, neighbour.address) == (device, address);
+        assert!(read().iter().find(is_it).is_some_and(|neighbour| !neighbour.is_stale), "{address}");
+        peer.ip(&format!("address del {address}/{} dev here", if address.is_ipv4() { 24 } else { 64 }))
+            .unwrap();
+        host.ip(&format!("neighbour change {address} dev there nud stale")).unwrap();
+        let stale = *read().iter().find(is_it).unwrap();
+        assert!(stale.is_stale, "{address}");
+        on_links(&host, async |links| links.ask_neighbour(&stale).await.unwrap());
+        wait_until(|| (!read().iter().any(|neighbour| is_it(&neighbour))).then_some(())).unwrap();
+    }
+}
+
+/// Runs a future with the routing socket of a namespace.
+fn on_links<T: Send>(ns: &Ns, act: impl AsyncFnOnce(Links) -> T + Send) -> T {
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { act(Links::new().unwrap()).await })
+    };
+    ns.enter(run).unwrap()
 }
 
 /// Returns the answer to an ADD that asks for an address.

@@ -267,7 +267,7 @@ fn with_host_port(lab: &Lab, host_ip: &str) -> crate::lab::Output {
 }
 
 #[test]
-fn calls_of_a_dual_stack_cluster_are_answered_like_the_reference() {
+fn calls_of_a_dual_stack_cluster_get_the_references_answer() {
     let calls = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/dual-stack/cni-calls");
     for name in ["plain", "hostports-and-bandwidth"] {
         let read = |suffix: &str| std::fs::read_to_string(format!("{calls}/{name}.add.{suffix}")).unwrap();

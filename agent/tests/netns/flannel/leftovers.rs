@@ -68,15 +68,25 @@ fn printed_steps_remove_all_that_flannel_has_left_on_a_node() {
         let node = lab.node(0);
         reference::set_up_node(node, Join::Vxlan, masquerade).unwrap();
         add_pod(node, "before", &serde_json::json!({})).unwrap();
+        let shown = |command: &str| node.exec(&["sh", "-c", command]).unwrap();
+        // Flannel's device and rules for IPv6.
+        shown("ip link add flannel-v6.1 type vxlan id 1 dstport 8473");
+        shown(match nftables {
+            true => {
+                "nft 'table ip6 flannel-ipv6 { chain forward { type filter hook forward priority 0; }; }'"
+            }
+            false => "ip6tables -N FLANNEL-FWD && ip6tables -A FORWARD -j FLANNEL-FWD",
+        });
         let left = || {
-            let shown = |command: &[&str]| node.exec(command).unwrap();
-            let all =
-                shown(&["ip", "link"]) + &shown(&["iptables-save"]) + &shown(&["nft", "list", "ruleset"]);
-            ["flannel", "FLANNEL", "cni0"].into_iter().filter(|what| all.contains(what)).collect::<Vec<_>>()
+            let all = shown("ip link; iptables-save; ip6tables-save; nft list ruleset");
+            ["flannel.1", "flannel-v6", "flannel-ipv", "FLANNEL", "cni0"]
+                .into_iter()
+                .filter(|what| all.contains(what))
+                .collect::<Vec<_>>()
         };
-        assert!(left().len() > 1, "{:?}", left());
+        assert_eq!(left().len(), 4, "{:?}", left());
         let conf = format!(
-            r#"{{"Network":"10.244.0.0/16","EnableNFTables":{nftables},"Backend":{{"Type":"vxlan"}}}}"#
+            r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48","EnableNFTables":{nftables},"Backend":{{"Type":"vxlan"}}}}"#
         );
         let migrate =
             format!("echo '{conf}' | {} migrate flannel --net-conf -", env!("CARGO_BIN_EXE_podwire"));
