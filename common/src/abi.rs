@@ -494,11 +494,13 @@ impl NextHop {
         Self { family: FAMILY_IPV4, address: [u32::from_ne_bytes(address), 0, 0, 0] }
     }
 
-    /// Returns the IPv4 address; `None` for another family.
+    /// Returns the address if it is of a family, `FAMILY_*`.
     #[inline(always)]
-    pub const fn ipv4(&self) -> Option<Addr> {
-        match self.family {
+    pub const fn address_of(&self, family: u32) -> Option<Addr> {
+        match family {
+            _ if self.family != family => None,
             FAMILY_IPV4 => Some(Addr::from_v4(self.address[0].to_ne_bytes())),
+            FAMILY_IPV6 => Some(Addr::from_words(self.address)),
             _ => None,
         }
     }
@@ -561,7 +563,8 @@ pub const LEAVES_IN_TUNNEL: u8 = 3;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct Frontend {
-    /// An address of this node, or [`Addr::UNSPECIFIED`] for all of them.
+    /// An address of this node; 0.0.0.0 for all of its IPv4 addresses, `::` for all of its IPv6
+    /// addresses.
     pub address: Addr,
     /// Port, network order.
     pub port: Be16,

@@ -61,6 +61,14 @@ impl Addr {
         ]
     }
 
+    /// Returns the address of which these are the words, as they lie in memory.
+    #[inline(always)]
+    pub const fn from_words([first, second, third, fourth]: [u32; 4]) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+        let ([i, j, k, l], [m, n, o, p]) = (third.to_ne_bytes(), fourth.to_ne_bytes());
+        Self { bytes: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] }
+    }
+
     /// Returns whether this is an IPv6 multicast address: ff00::/8 (RFC 4291 section 2.7).
     #[inline(always)]
     pub const fn is_multicast(&self) -> bool {

@@ -24,6 +24,19 @@ pub const fn replace_quad(checksum: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
     replace(half, u16::from_be_bytes([old[2], old[3]]), u16::from_be_bytes([new[2], new[3]]))
 }
 
+/// Returns a checksum after an IPv6 address that it covers was replaced. The address begins at an
+/// even offset. The checksum is big-endian.
+#[inline(always)]
+pub const fn replace_address(checksum: u16, old: &[u8; 16], new: &[u8; 16]) -> u16 {
+    let (mut sum, mut at) = (!checksum as u32, 0);
+    while at < 16 {
+        sum += !u16::from_be_bytes([old[at], old[at + 1]]) as u32;
+        sum += u16::from_be_bytes([new[at], new[at + 1]]) as u32;
+        at += 2;
+    }
+    !fold(sum)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +73,17 @@ mod tests {
             let old = [header[at], header[at + 1], header[at + 2], header[at + 3]];
             header[at..at + 4].copy_from_slice(&new);
             prop_assert_eq!(replace_quad(before, old, new) % 0xffff, of_bytes(&header) % 0xffff);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_replaced_address_equals_a_new_sum(mut header in any::<[u8; 20]>(), new in any::<[u8; 16]>()) {
+            (header[0], header[1]) = (0, 0);
+            let before = of_bytes(&header);
+            let old: [u8; 16] = header[4..].try_into().unwrap();
+            header[4..].copy_from_slice(&new);
+            prop_assert_eq!(replace_address(before, &old, &new) % 0xffff, of_bytes(&header) % 0xffff);
         }
     }
 

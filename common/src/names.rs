@@ -99,12 +99,26 @@ pub mod programs {
         FromUplink6,
         /// From [`FROM_OVERLAY`], for IPv6.
         FromOverlay6,
+        /// From [`TO_UPLINK`], for IPv6.
+        ToUplink6,
+        /// From [`TO_BARE_UPLINK`], for IPv6.
+        ToBareUplink6,
+        /// From [`TO_OVERLAY`], for IPv6.
+        ToOverlay6,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 5] =
-            [Self::FromPodNew, Self::FromUplink, Self::FromPod6, Self::FromUplink6, Self::FromOverlay6];
+        pub const ALL: [Self; 8] = [
+            Self::FromPodNew,
+            Self::FromUplink,
+            Self::FromPod6,
+            Self::FromUplink6,
+            Self::FromOverlay6,
+            Self::ToUplink6,
+            Self::ToBareUplink6,
+            Self::ToOverlay6,
+        ];
 
         /// Returns the program's name.
         pub const fn program(self) -> &'static str {
@@ -114,6 +128,9 @@ pub mod programs {
                 Self::FromPod6 => "from_pod6",
                 Self::FromUplink6 => "from_uplink6",
                 Self::FromOverlay6 => "from_overlay6",
+                Self::ToUplink6 => "to_uplink6",
+                Self::ToBareUplink6 => "to_bare_uplink6",
+                Self::ToOverlay6 => "to_overlay6",
             }
         }
     }

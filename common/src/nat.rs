@@ -103,7 +103,7 @@ pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
         protocol::TCP if is_established => 240,
         protocol::UDP | protocol::UDP_LITE if is_established => 300,
         protocol::UDP | protocol::UDP_LITE => 30,
-        protocol::ICMP => 60,
+        protocol::ICMP | protocol::ICMPV6 => 60,
         // SCTP sends heartbeats every 30 s. GRE and ESP tunnels may be idle for minutes.
         _ if is_established => 600,
         _ => 60,
@@ -111,10 +111,11 @@ pub const fn idle_timeout(state: u8, protocol_number: u8) -> u64 {
 }
 
 /// Returns whether SNAT may change the flow's ports. SCTP's checksum is a CRC over the whole
-/// packet, so SNAT cannot change SCTP's ports. GRE, ESP and others have no ports.
+/// packet, so SNAT cannot change SCTP's ports. GRE, ESP and others have no ports. `icmp`: the number
+/// of the family's ICMP.
 #[inline(always)]
-pub const fn can_change_ports(protocol_number: u8) -> bool {
-    matches!(protocol_number, protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::ICMP)
+pub const fn can_change_ports(protocol_number: u8, icmp: u8) -> bool {
+    matches!(protocol_number, protocol::TCP | protocol::UDP | protocol::UDP_LITE) || protocol_number == icmp
 }
 
 /// Returns the timeout while the table, or the holder's share of it, is nearly full. It is

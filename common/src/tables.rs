@@ -99,40 +99,46 @@ macro_rules! tables {
             entries 4096, option none, rank 2, share $crate::tables::Share::Unlimited
         }
         Agent {
+            /// Link of the host → IPv6 address for SNAT. Links without one have no entry.
+            // Not a field of `LINKS`: a larger value there would be another layout.
+            SOURCES6, sources6, Sources6: LazyHash<u32, $crate::addr::Addr>,
+            entries 4096, option none, rank 3, share $crate::tables::Share::Unlimited
+        }
+        Agent {
             /// Node address → node number.
             TUNNEL_PEERS, tunnel_peers, TunnelPeers: Hash<$crate::addr::Addr, u32>,
-            entries 8192, option none, rank 3, share $crate::tables::Share::Unlimited
+            entries 8192, option none, rank 4, share $crate::tables::Share::Unlimited
         }
         Agent {
             /// Node address → link address that inner frames to it must have. Only nodes that
             /// flannel has announced have an entry.
             // Allocated as it fills: it is empty except while a cluster moves from flannel.
             VTEPS, vteps, Vteps: LazyHash<$crate::addr::Addr, $crate::abi::Vtep>,
-            entries 8192, option none, rank 4, share $crate::tables::Share::Unlimited
+            entries 8192, option none, rank 5, share $crate::tables::Share::Unlimited
         }
         Agent {
             /// podCIDR or node address → tunnel endpoint, source address towards it, uplink, MTU,
             /// flags.
             NODES, nodes, Nodes: LpmTrie<$crate::addr::LpmAddr, $crate::abi::Node>,
-            entries 16384, option none, rank 5, share $crate::tables::Share::Unlimited
+            entries 16384, option none, rank 6, share $crate::tables::Share::Unlimited
         }
         Agent {
             /// Link of a pod with an egress limit → cost of a byte, time until which all bytes
             /// are paid for, credit.
             EGRESS_GUARDS, guards, Guards: Hash<u32, $crate::abi::Guard>,
-            entries 1024, option none, rank 6, share $crate::tables::Share::Unlimited
+            entries 1024, option none, rank 7, share $crate::tables::Share::Unlimited
         }
         Agent {
             /// Pod address → link, link addresses, gateway, flags.
             ENDPOINTS, endpoints, Endpoints: Hash<$crate::addr::Addr, $crate::abi::Endpoint>,
-            entries 1024, option none, rank 7, share $crate::tables::Share::Unlimited
+            entries 1024, option none, rank 8, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Node address (or 0 for all of them), port, protocol → pod address, port.
+            /// Node address (or 0 for all of a family), port, protocol → pod address, port.
             // No share: the pod's specification names its hostPorts, and ADD refuses hostPorts that
             // do not fit.
             FRONTENDS, frontends, Frontends: Hash<$crate::abi::Frontend, $crate::abi::Backend>,
-            entries 4096, option max_host_ports, rank 8, share $crate::tables::Share::Unlimited
+            entries 4096, option max_host_ports, rank 9, share $crate::tables::Share::Unlimited
         }
         Programs {
             /// 5-tuple → when the flow was last seen. The flow must go through the host stack.

@@ -31,7 +31,26 @@ pub fn recovered(tables: &Tables, host: &Host, known: &BTreeSet<IpAddr>) -> Vec<
             endpoint.port_mappings.extend(port_mappings(address, tables));
         }
     }
+    lost.values_mut().for_each(join_families);
     lost.into_values().collect()
+}
+
+/// Joins the hostPorts that lead to every address of the pod from all of the node's addresses: they
+/// were asked for as one, without an address.
+fn join_families(endpoint: &mut Endpoint) {
+    let of_any = |mapping: &PortMapping| PortMapping { host_address: None, ..*mapping };
+    let is_wide = |mapping: &&PortMapping| mapping.host_address.is_some_and(|address| address.is_unspecified());
+    let wide: Vec<_> = endpoint.port_mappings.iter().filter(is_wide).map(of_any).collect();
+    let families = endpoint.pod_addresses.len();
+    let is_whole = |mapping: &PortMapping| wide.iter().filter(|wide| *wide == mapping).count() == families;
+    for mapping in endpoint.port_mappings.iter_mut().filter(|mapping| is_wide(&&**mapping)) {
+        let joined = of_any(mapping);
+        if is_whole(&joined) {
+            *mapping = joined;
+        }
+    }
+    endpoint.port_mappings.sort_unstable();
+    endpoint.port_mappings.dedup();
 }
 
 /// Returns the endpoint of an entry, without its addresses and hostPorts.
@@ -62,9 +81,7 @@ fn port_mappings(address: IpAddr, tables: &Tables) -> impl Iterator<Item = PortM
 
 fn port_mapping(frontend: &Frontend, backend: &Backend) -> Option<PortMapping> {
     Some(PortMapping {
-        host_address: Some(frontend.address)
-            .filter(|address| *address != Addr::UNSPECIFIED)
-            .map(IpAddr::from),
+        host_address: Some(frontend.address.into()),
         host_port: NonZeroU16::new(frontend.port.get())?,
         container_port: NonZeroU16::new(backend.port.get())?,
         protocol: match frontend.protocol {
@@ -98,6 +115,7 @@ mod tests {
             ifindex: 7,
             port_mappings: vec![
                 mapping(None, Transport::Tcp),
+                mapping(Some(IpAddr::from([0, 0, 0, 0])), Transport::Udp),
                 mapping(Some(IpAddr::from([10, 200, 0, 1])), Transport::Udp),
             ],
             pod_addresses: [("10.244.1.2", "10.244.1.1"), ("fd00:10:244:1::2", "fd00:10:244:1::1")]

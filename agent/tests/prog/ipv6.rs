@@ -14,18 +14,21 @@ use crate::fixture::*;
 use crate::packets::{Transport, Vxlan, behind_ethernet, tagged, tcp, udp};
 use crate::packets6::{Extension, Packet6};
 
-const POD: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 2);
-const NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 3);
-const OVERLAY: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 1);
-const REMOTE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 2, 0, 0, 0, 2);
-const WORLD6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 10);
-const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
-const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+pub const POD: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 2);
+pub const NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 3);
+pub const OVERLAY: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 1);
+pub const REMOTE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 2, 0, 0, 0, 2);
+pub const WORLD6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 10);
+/// The node's address on the uplink.
+pub const NODE1_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 1);
+pub const NODE2_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 2);
+pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// Group of the link addresses of IPv6 groups (RFC 2464 section 7).
 const GROUP_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
 /// Returns a node with IPv6 pods.
-fn node(mode: Mode) -> Fixture {
+pub fn node(mode: Mode) -> Fixture {
     let mut fixture = Fixture::new(mode);
     let model = &mut fixture.model;
     let network = |number: u8| format!("fd00:10:244:{number}::/64").parse().unwrap();
@@ -36,6 +39,7 @@ fn node(mode: Mode) -> Fixture {
     for (endpoint, address) in model.endpoints.values_mut().zip([POD, NEIGHBOUR]) {
         endpoint.pod_addresses = vec![PodAddress { address: address.into(), gateway: OVERLAY.into() }];
     }
+    model.links[0].addresses.push(NODE1_6.into());
     fixture.fill();
     fixture
 }
@@ -201,7 +205,6 @@ fn addresses_and_frames_that_a_pod_may_not_send() {
         ("a VLAN tag", tagged(&good.build()), Reason::VlanTagged),
         ("version 4 in an IPv6 frame", wrong_version, Reason::BadIpHeader),
         ("the end within the packet", short, Reason::Truncated),
-        ("to the world, which is not translated yet", towards(WORLD6), Reason::FamilyNotEnabled),
     ] {
         node.check(what, FROM_POD, link, &frame, Expect::Drop(reason));
     }
@@ -372,7 +375,6 @@ fn packets_of_the_stack_leave_in_the_device() {
     for (what, source, destination, reason) in [
         ("to the world", OVERLAY, WORLD6, Reason::NoNodeForDestination),
         ("to this node", OVERLAY, POD, Reason::NoNodeForDestination),
-        ("from a stranger", WORLD6, REMOTE, Reason::FamilyNotEnabled),
     ] {
         let packet = Packet6::new(source, destination, tcp(40000, 80)).build();
         node.check(what, TO_OVERLAY, link, &packet, Expect::Drop(reason));
@@ -407,33 +409,54 @@ fn tunnel_packets_go_to_the_device_and_from_there_to_a_pod() {
 }
 
 #[test]
-fn no_pods_packet_leaves_untranslated() {
-    for (mode, to_node) in
-        [(Mode::Vxlan, Expect::Drop(Reason::FamilyNotEnabled)), (Mode::Direct, Expect::Pass)]
-    {
+fn no_pods_packet_leaves_bare() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
         let mut node = node(mode);
         let link = node.uplink;
         let from = |source, destination| {
-            Packet6::new(source, destination, tcp(40000, 80)).macs(NODE2_MAC, UPLINK_MAC).build()
+            Packet6::new(source, destination, tcp(40000, 80)).macs(NODE2_MAC, UPLINK_MAC)
         };
-        node.check("the node's own", TO_UPLINK, link, &from(WORLD6, REMOTE), Expect::Pass);
+        node.check("the node's own", TO_UPLINK, link, &from(WORLD6, REMOTE).build(), Expect::Pass);
         let gone = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 9);
         let unknown = Expect::Drop(Reason::PodSourceUnknown);
-        node.check("a pod's that is gone", TO_UPLINK, link, &from(gone, WORLD6), unknown);
+        node.check("a pod's that is gone", TO_UPLINK, link, &from(gone, WORLD6).build(), unknown);
         let expect = match mode {
             Mode::Vxlan => Expect::Drop(Reason::PodSourceUnknown),
             Mode::Direct => Expect::Pass,
         };
-        node.check("another node's pod", TO_UPLINK, link, &from(REMOTE, WORLD6), expect);
-        let refused = Expect::Drop(Reason::FamilyNotEnabled);
-        node.check("to the world", TO_UPLINK, link, &from(POD, WORLD6), refused);
-        node.check("to a remote pod", TO_UPLINK, link, &from(POD, REMOTE), to_node);
+        node.check("another node's pod", TO_UPLINK, link, &from(REMOTE, WORLD6).build(), expect);
+        for destination in [gone, OVERLAY, NODE1_6] {
+            let refused = Expect::Drop(Reason::NoNodeForDestination);
+            node.check("to this node", TO_UPLINK, link, &from(POD, destination).build(), refused);
+        }
+        let to_pod = from(POD, REMOTE);
+        let expect = match mode {
+            Mode::Vxlan => Expect::Redirect(Path::StackEncapsulated, in_tunnel(&to_pod)),
+            Mode::Direct => Expect::Pass,
+        };
+        node.check("to a remote pod", TO_UPLINK, link, &to_pod.build(), expect);
+        let reply = abi::Flow::new(REMOTE.into(), POD.into(), Be16::new(80), Be16::new(40000), protocol::TCP);
+        assert_eq!(node.stack_flows(), [reply], "the answer must find conntrack");
+        let answer = from(OVERLAY, REMOTE);
+        let expect = match mode {
+            Mode::Vxlan => Expect::Redirect(Path::StackEncapsulated, in_tunnel(&answer)),
+            Mode::Direct => Expect::Pass,
+        };
+        node.check("the overlay address's answer", TO_UPLINK, link, &answer.build(), expect);
     }
+}
+
+/// Returns the frame of a packet to node 2 that a program has encapsulated. The hop limit stays.
+fn in_tunnel(packet: &Packet6) -> Vec<u8> {
+    let (source, destination) = (packet.source.into(), packet.destination.into());
+    let flow = abi::Flow::new(source, destination, Be16::new(40000), Be16::new(80), protocol::TCP);
+    let inner = packet.clone().macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build();
+    Vxlan::new(NODE1, NODE2).with(|outer| outer.source_port = flow.tunnel_source_port().get()).around(&inner)
 }
 
 /// Gives the node's uplink an IPv6 address, and a route to node 2's pods. For forwarded packets
 /// the kernel looks at the MTU of an IPv6 route only if it is locked (`ip6_mtu_from_fib6`).
-fn route_ipv6(node: &Fixture) {
+pub fn route_ipv6(node: &Fixture) {
     for (switch, value) in [("disable_ipv6", "0"), ("forwarding", "1")] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/up0/{switch}"), value).unwrap();
     }

@@ -12,6 +12,8 @@ mod from_pod;
 mod from_uplink;
 mod host_ports;
 mod ipv6;
+mod ipv6_host_ports;
+mod ipv6_world;
 mod kernels;
 mod kind;
 mod kinds;

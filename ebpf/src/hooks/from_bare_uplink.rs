@@ -10,8 +10,9 @@ use crate::{
 
 #[classifier]
 pub fn from_bare_uplink(ctx: TcContext) -> i32 {
-    if ctx.ethertype() != ethertype::IPV4 {
+    let ethertype = ctx.ethertype();
+    if !matches!(ethertype, ethertype::IPV4 | ethertype::IPV6) {
         return finish(&ctx, Ok(Verdict::PASS));
     }
-    finish_or_jump(&ctx, add_link_header(&ctx).map(|()| Decision::NONE), Jump::FromUplink)
+    finish_or_jump(&ctx, add_link_header(&ctx, ethertype).map(|()| Decision::NONE), Jump::FromUplink)
 }

@@ -6,9 +6,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
-    abi::{
-        ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, Endpoint, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL,
-    },
+    abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL},
     flow::protocol,
     names::programs::Jump,
     reason::{Drop, Path},
@@ -18,7 +16,7 @@ use crate::{
     maps,
     packet::{Headers, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{
-        arp, checksum, direct, fastpath, flow, frontend, icmp_error, local, neighbour, snat, source,
+        arp, checksum, direct, ends, fastpath, flow, frontend, icmp_error, local, neighbour, snat, source,
         stack_flow, tunnel_out,
     },
     verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
@@ -87,21 +85,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
     {
         return Ok(verdict);
     }
-    // Read the generation before the first lookup from which a flow may be learnt.
-    packet.generation = maps::generation();
-    let endpoint = sender(ctx, packet)?;
-    if endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0
-        && let Some(to) = frontend::reply_of_pod(packet)
-    {
-        return frontend::reply(ctx, packet, endpoint, to);
-    }
-    to_pod_or_node(
-        ctx,
-        packet,
-        endpoint,
-        |packet| frontend::from_pod(ctx, packet, Path::ToStack),
-        |packet| snat::from_pod(ctx, packet, endpoint),
-    )
+    judge(ctx, packet)
 }
 
 #[inline(always)]
@@ -125,40 +109,25 @@ fn verdict6(ctx: &TcContext) -> Outcome {
     }
     source::refuse_unroutable(&packet.headers)?;
     refuse_multicast(&packet.headers)?;
-    // Read the generation before the first lookup from which a flow may be learnt.
-    packet.generation = maps::generation();
-    let endpoint = sender(ctx, packet)?;
-    to_pod_or_node(
-        ctx,
-        packet,
-        endpoint,
-        |_| Ok(Verdict::stack(Path::ToStack)),
-        // The programs do not translate IPv6 yet.
-        |_| Err(Drop::FamilyNotEnabled),
-    )
+    judge(ctx, packet)
 }
 
-/// Returns the pod that a packet comes from, and completes the packet's flow.
+/// Sends a packet to wherever its addresses lead.
 #[inline(always)]
-fn sender<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Result<&'static Endpoint, Drop> {
-    let endpoint = source::of_pod(ctx, &packet.headers.source_address(), packet.headers.source_mac)?;
+fn judge<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+    // Read the generation before the first lookup from which a flow may be learnt.
+    packet.generation = maps::generation();
+    let endpoint = source::of_headers(ctx, &packet.headers)?;
     source::keep_to_limit(ctx, endpoint)?;
     icmp_error::check_from_pod(packet)?;
     flow::complete(packet)?;
-    Ok(endpoint)
-}
-
-/// Sends a packet to another pod or node. `to_this_node` and `to_world` handle the others.
-#[inline(always)]
-fn to_pod_or_node<I: Ip>(
-    ctx: &TcContext,
-    packet: &mut Parsed<I>,
-    endpoint: &Endpoint,
-    to_this_node: impl FnOnce(&mut Parsed<I>) -> Outcome,
-    to_world: impl FnOnce(&mut Parsed<I>) -> Outcome,
-) -> Outcome {
+    if endpoint.flags & ENDPOINT_HAS_HOST_PORTS != 0
+        && let Some(to) = frontend::reply_of_pod(packet)
+    {
+        return frontend::reply(ctx, packet, endpoint, to);
+    }
     let destination = packet.headers.destination_address();
-    if let Some(other) = maps::endpoint(&destination) {
+    if let Some(other) = ends::receiving_pod(&packet.headers, &destination) {
         if packet.headers.ttl() <= 1
             || other.flags & ENDPOINT_STACK_ONLY != 0
             || stack_flow::needs_stack(endpoint, packet)
@@ -168,11 +137,11 @@ fn to_pod_or_node<I: Ip>(
         fastpath::learn_local(ctx, packet, endpoint, other);
         return local::deliver(ctx, &mut packet.headers, other, Path::Local);
     }
-    if let Some(node) = maps::node(&destination) {
+    if let Some(node) = ends::receiving_node(&packet.headers, &destination) {
         source::refuse_tunnel_from_pod(packet, node)?;
         let is_own = NODE_LOCAL | NODE_ADDRESS;
         if node.flags & is_own == is_own {
-            return to_this_node(packet);
+            return frontend::from_pod(ctx, packet, Path::ToStack);
         }
         if node.flags & (NODE_LOCAL | NODE_IPSEC_PODS) == 0 && !stack_flow::needs_stack(endpoint, packet) {
             return match maps::is_direct() {
@@ -182,7 +151,7 @@ fn to_pod_or_node<I: Ip>(
         }
         return Ok(Verdict::stack(Path::ToStack));
     }
-    to_world(packet)
+    snat::from_pod(ctx, packet, endpoint)
 }
 
 #[inline(always)]

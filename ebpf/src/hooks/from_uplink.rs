@@ -11,7 +11,7 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Fragment, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
-    stage::{direct, fastpath, icmp_error, inbound, source, stack_flow, translation, tunnel_in},
+    stage::{direct, ends, fastpath, icmp_error, inbound, source, stack_flow, translation, tunnel_in},
     verdict::{Decision, Outcome, Verdict, finish, finish_or_jump},
 };
 
@@ -66,6 +66,34 @@ fn verdict(ctx: &TcContext) -> Outcome {
     if let Some(verdict) = fastpath::from_uplink(ctx, packet)?.verdict() {
         return Ok(verdict);
     }
+    judge(ctx, packet)
+}
+
+#[inline(always)]
+fn verdict6(ctx: &TcContext) -> Outcome {
+    ctx.clear_ready_to_leave();
+    let mut place = Place::<Ipv6>::new();
+    if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() {
+        return Ok(Verdict::PASS);
+    }
+    let loaded = match place.load(ctx) {
+        Ok(loaded) if loaded.headers().is_ip() => loaded,
+        _ => return Ok(Verdict::PASS),
+    };
+    source::refuse_mapped(loaded.headers())?;
+    if !ctx.is_for_this_host() {
+        source::of_group_frame(loaded.headers())?;
+        return Ok(Verdict::PASS);
+    }
+    match loaded.parse(ctx) {
+        Ok(packet) => judge(ctx, packet),
+        Err(faulty) => source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS),
+    }
+}
+
+/// Judges a packet that belongs neither to the tunnel nor to a known flow.
+#[inline(always)]
+fn judge<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     let translation = if packet.is_whole() { translation::of(packet) } else { None };
@@ -77,7 +105,7 @@ fn verdict(ctx: &TcContext) -> Outcome {
         // up again.
         return inbound::follow(ctx, packet, entry);
     }
-    let sender = maps::node(&packet.headers.source_address());
+    let sender = ends::sending_node(&packet.headers, &packet.headers.source_address());
     if let Some(node) = sender {
         source::of_bare_packet(ctx, &packet.headers, node)?;
     }
@@ -86,8 +114,9 @@ fn verdict(ctx: &TcContext) -> Outcome {
     {
         icmp_error::check_from_pod(packet)?;
     }
-    if let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) {
-        return to_pod(ctx, packet, endpoint, sender, inbound::record);
+    let destination = packet.headers.destination_address();
+    if let Some(endpoint) = ends::receiving_pod(&packet.headers, &destination) {
+        return to_pod(ctx, packet, endpoint, sender);
     }
     match sender {
         // The kernel refuses its own addresses as a source; a hostPort must not let them in.
@@ -97,14 +126,12 @@ fn verdict(ctx: &TcContext) -> Outcome {
 }
 
 /// Delivers a packet for a pod of this node. By direct routing it may bypass the stack.
-/// `from_outside` sees packets that no node sent.
 #[inline(always)]
 fn to_pod<I: Ip>(
     ctx: &TcContext,
     packet: &mut Parsed<I>,
     endpoint: &Endpoint,
     sender: Option<&Node>,
-    from_outside: impl FnOnce(&Parsed<I>),
 ) -> Outcome {
     match sender {
         // No packet from outside may have one of this node's own addresses as its source.
@@ -119,43 +146,9 @@ fn to_pod<I: Ip>(
         // From the world to a pod's own address: the host's routing decides, and the pod answers
         // with its own address.
         _ => {
-            from_outside(packet);
+            inbound::record(packet);
             Ok(Verdict::PASS)
         }
-    }
-}
-
-#[inline(always)]
-fn verdict6(ctx: &TcContext) -> Outcome {
-    ctx.clear_ready_to_leave();
-    let mut place = Place::<Ipv6>::new();
-    if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() {
-        return Ok(Verdict::PASS);
-    }
-    let loaded = match place.load(ctx) {
-        Ok(loaded) if loaded.headers().is_ip() => loaded,
-        _ => return Ok(Verdict::PASS),
-    };
-    if !ctx.is_for_this_host() {
-        source::of_group_frame(loaded.headers())?;
-        return Ok(Verdict::PASS);
-    }
-    let packet = match loaded.parse(ctx) {
-        Ok(packet) => packet,
-        Err(faulty) => return source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS),
-    };
-    // Read the generation before the first lookup from which a flow may be learnt.
-    packet.generation = maps::generation();
-    let sender = maps::node(&packet.headers.source_address());
-    if let Some(node) = sender {
-        source::of_bare_packet(ctx, &packet.headers, node)?;
-        if node.flags & NODE_POD_NETWORK != 0 {
-            icmp_error::check_from_pod(packet)?;
-        }
-    }
-    match maps::endpoint(&packet.headers.destination_address()) {
-        Some(endpoint) => to_pod(ctx, packet, endpoint, sender, |_| ()),
-        None => Ok(Verdict::PASS),
     }
 }
 

@@ -5,48 +5,63 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
     abi::{NODE_LOCAL, NODE_OVERLAY, NODE_POD_NETWORK, Node},
+    names::programs::Jump,
     reason::Drop,
 };
 
 use crate::{
     maps,
-    packet::{ETHERNET_LENGTH, Headers, Ip as _, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
-    stage::{snat, source, stack_flow, tunnel_out},
-    verdict::{Outcome, Verdict, finish},
+    packet::{Headers, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
+    stage::{ends, snat, source, stack_flow, tunnel_out},
+    verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
 };
 
 #[classifier]
 pub fn to_uplink(ctx: TcContext) -> i32 {
-    finish(&ctx, verdict::<false>(&ctx))
+    finish_or_jump(&ctx, verdict::<false>(&ctx), Jump::ToUplink6)
 }
 
 /// Does the same for an uplink without link header (tun, WireGuard, ppp), where a packet starts
 /// with its IP header.
 #[classifier]
 pub fn to_bare_uplink(ctx: TcContext) -> i32 {
-    finish(&ctx, verdict::<true>(&ctx))
+    finish_or_jump(&ctx, verdict::<true>(&ctx), Jump::ToBareUplink6)
+}
+
+/// The program for IPv6.
+#[classifier]
+pub fn to_uplink6(ctx: TcContext) -> i32 {
+    finish(&ctx, judge::<Ipv6, false>(&ctx))
+}
+
+/// The program for IPv6, for an uplink without link header.
+#[classifier]
+pub fn to_bare_uplink6(ctx: TcContext) -> i32 {
+    finish(&ctx, judge::<Ipv6, true>(&ctx))
 }
 
 #[inline(always)]
-fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
-    if ctx.is_ready_to_leave() {
-        return Ok(Verdict::PASS);
-    }
-    let mut place = Place::<Ipv4>::new();
+fn verdict<const BARE: bool>(ctx: &TcContext) -> Attempt {
     // A frame with a VLAN tag belongs to another link.
-    if ctx.has_foreign_vlan_tag() {
-        return Ok(Verdict::PASS);
+    if ctx.is_ready_to_leave() || ctx.has_foreign_vlan_tag() {
+        return Ok(Verdict::PASS.into());
     }
     let ethertype = if BARE { ctx.ethertype() } else { ctx.frame_ethertype() };
     if ethertype == ethertype::IPV6 {
-        return refuse_pod6(ctx, if BARE { 0 } else { ETHERNET_LENGTH });
+        return Ok(Decision::NONE);
     }
+    judge::<Ipv4, BARE>(ctx).map(Decision::from)
+}
+
+#[inline(always)]
+fn judge<I: Ip, const BARE: bool>(ctx: &TcContext) -> Outcome {
+    let mut place = Place::<I>::new();
     let loaded = match if BARE { place.load_bare(ctx) } else { place.load(ctx) } {
         Ok(loaded) if loaded.headers().is_ip() => loaded,
         _ => return Ok(Verdict::PASS),
     };
     let source = loaded.headers().source_address();
-    if maps::endpoint(&source).is_none() {
+    if ends::sending_pod(loaded.headers(), &source).is_none() {
         let sender = sender_is_overlay_address(loaded.headers());
         let Ok(packet) = loaded.parse(ctx) else {
             return sender.map(|_| Verdict::PASS);
@@ -60,56 +75,30 @@ fn verdict<const BARE: bool>(ctx: &TcContext) -> Outcome {
         // end accepts that address only from the tunnel.
         if is_overlay_address
             && !maps::is_direct()
-            && let Some(node) = maps::node(&packet.headers.destination_address())
+            && let Some(node) = ends::receiving_node(&packet.headers, &packet.headers.destination_address())
             && node.flags & NODE_LOCAL == 0
         {
-            return into_tunnel::<BARE>(ctx, packet, node);
+            return into_tunnel::<I, BARE>(ctx, packet, node);
         }
         return snat::host_out(ctx, packet);
     }
     let packet = loaded.parse(ctx)?;
     let destination = packet.headers.destination_address();
-    match maps::node(&destination) {
+    match ends::receiving_node(&packet.headers, &destination) {
         None => snat::out(ctx, packet),
         // The address is this node's own, but the host's routes lead out. It belonged to a pod that
         // is gone, or the node had it before.
         Some(node) if node.flags & NODE_LOCAL != 0 => Err(Drop::NoNodeForDestination),
         Some(node) => {
             source::refuse_tunnel_from_pod(packet, node)?;
-            stack_flow::record(packet, &source, &destination);
-            if maps::is_direct() { Ok(Verdict::PASS) } else { into_tunnel::<BARE>(ctx, packet, node) }
+            stack_flow::record_from_pod(packet, &source, &destination);
+            if maps::is_direct() { Ok(Verdict::PASS) } else { into_tunnel::<I, BARE>(ctx, packet, node) }
         }
     }
 }
 
-/// Refuses IPv6 packets with a pod's address, except by direct routing to a node: the programs do
-/// not translate IPv6 yet. `start`: where the IP header starts.
-// Not inlined: the addresses would take stack in the caller.
-#[inline(never)]
-fn refuse_pod6(ctx: &TcContext, start: u32) -> Outcome {
-    let Ok(ip) = ctx.load_at::<Ipv6>(start) else {
-        return Ok(Verdict::PASS);
-    };
-    if maps::endpoint(&ip.source()).is_none() {
-        return match maps::node(&ip.source()) {
-            // The pod is gone, or the host forwards another node's pod.
-            Some(node)
-                if node.flags & NODE_POD_NETWORK != 0
-                    && (node.flags & NODE_LOCAL != 0 || !maps::is_direct()) =>
-            {
-                Err(Drop::PodSourceUnknown)
-            }
-            _ => Ok(Verdict::PASS),
-        };
-    }
-    match maps::node(&ip.destination()) {
-        Some(node) if maps::is_direct() && node.flags & NODE_LOCAL == 0 => Ok(Verdict::PASS),
-        _ => Err(Drop::FamilyNotEnabled),
-    }
-}
-
 #[inline(always)]
-fn into_tunnel<const BARE: bool>(ctx: &TcContext, packet: &mut Parsed, node: &Node) -> Outcome {
+fn into_tunnel<I: Ip, const BARE: bool>(ctx: &TcContext, packet: &mut Parsed<I>, node: &Node) -> Outcome {
     if BARE {
         packet.add_link_header(ctx)?;
     }
@@ -123,8 +112,8 @@ fn into_tunnel<const BARE: bool>(ctx: &TcContext, packet: &mut Parsed, node: &No
 /// [`Drop::PodSourceUnknown`] for a pod address without a pod here: the pod is gone, or the host
 /// forwards another node's pod.
 #[inline(always)]
-fn sender_is_overlay_address(headers: &Headers) -> Result<bool, Drop> {
-    match maps::node(&headers.source_address()) {
+fn sender_is_overlay_address<I: Ip>(headers: &Headers<I>) -> Result<bool, Drop> {
+    match ends::sending_node(headers, &headers.source_address()) {
         Some(node) if node.flags & NODE_POD_NETWORK == 0 => Ok(node.flags & NODE_OVERLAY != 0),
         Some(node) if node.flags & NODE_LOCAL != 0 || !maps::is_direct() => Err(Drop::PodSourceUnknown),
         _ => Ok(false),

@@ -1,5 +1,7 @@
 //! Address translations of flows: `TRANSLATIONS`.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use podwire_common::abi::{Flow, Translation};
 
@@ -8,7 +10,9 @@ use super::flows::forget_flow;
 use super::{FLOWS, TRANSLATIONS};
 
 /// One half of a translation, in the map.
-pub struct TranslationEntry(*mut Translation);
+// Not a plain pointer: `None` is then a null pointer, and no second value that may be uninitialized.
+// The verifier refuses to pass on such a value.
+pub struct TranslationEntry(NonNull<Translation>);
 
 impl TranslationEntry {
     /// Returns the half. While it exists, only its state, its times and the flags `past_stack` and
@@ -16,7 +20,7 @@ impl TranslationEntry {
     #[inline(always)]
     pub fn get(&self) -> &'static Translation {
         // SAFETY: a map element; see `endpoint`.
-        unsafe { &*self.0 }
+        unsafe { self.0.as_ref() }
     }
 
     /// Marks both halves as seen now, in this state.
@@ -24,7 +28,7 @@ impl TranslationEntry {
     pub fn touch(&self, protocol: u8, state: u8) {
         let now = now();
         // SAFETY: a map element; see `endpoint`.
-        let (last_seen, known) = unsafe { ((*self.0).last_seen, (*self.0).state) };
+        let (last_seen, known) = unsafe { ((*self.0.as_ptr()).last_seen, (*self.0.as_ptr()).state) };
         if known == state && now.wrapping_sub(last_seen) <= REFRESH_NS {
             return;
         }
@@ -39,7 +43,7 @@ impl TranslationEntry {
         let was_long = self.get().is_long != 0;
         if !was_long {
             // SAFETY: a map element; see `endpoint`. A byte is written whole.
-            unsafe { (*self.0).is_long = 1 };
+            unsafe { (*self.0.as_ptr()).is_long = 1 };
         }
         was_long
     }
@@ -49,7 +53,7 @@ impl TranslationEntry {
     #[inline(always)]
     pub fn set_past_stack(&self, flow: &Flow, past_stack: bool) {
         if (self.get().past_stack != 0) != past_stack {
-            set_both_past_stack(self.0, flow, past_stack.into());
+            set_both_past_stack(self.0.as_ptr(), flow, past_stack.into());
         }
     }
 
@@ -57,15 +61,15 @@ impl TranslationEntry {
     #[inline(always)]
     pub fn set_asked(&self) {
         // SAFETY: a map element; see `endpoint`. A word is written whole.
-        unsafe { (*self.0).asked = jiffies() };
+        unsafe { (*self.0.as_ptr()).asked = jiffies() };
     }
 
     #[inline(always)]
     fn set(&self, now: u64, state: u8) {
         // SAFETY: a map element; see `endpoint`. Each field is written whole.
         unsafe {
-            (*self.0).last_seen = now;
-            (*self.0).state = state;
+            (*self.0.as_ptr()).last_seen = now;
+            (*self.0.as_ptr()).state = state;
         }
     }
 }
@@ -78,7 +82,7 @@ fn set_both_past_stack(half: *mut Translation, flow: &Flow, past_stack: u8) {
     let other_flow = unsafe { &*half }.other_half(flow.protocol);
     if let Some(other) = translation(&other_flow) {
         // SAFETY: a map element; see `endpoint`. A byte is written whole.
-        unsafe { (*other.0).past_stack = past_stack };
+        unsafe { (*other.0.as_ptr()).past_stack = past_stack };
     }
     forget_flow(flow);
     forget_flow(&other_flow);
@@ -95,7 +99,7 @@ fn touch_other(half: &Translation, protocol: u8, now: u64, state: u8) {
 /// Returns the translation of a flow.
 #[inline(always)]
 pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
-    TRANSLATIONS.get_ptr_mut(flow).map(TranslationEntry)
+    NonNull::new(TRANSLATIONS.get_ptr_mut(flow)?).map(TranslationEntry)
 }
 
 /// Adds one half of a translation if there is none.

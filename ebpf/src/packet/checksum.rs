@@ -26,6 +26,14 @@ pub fn finish(sum: u32) -> Be16 {
     Be16 { bytes: (!csum::fold(sum)).to_ne_bytes() }
 }
 
+/// Returns how a sum changes when an IPv6 address is replaced.
+#[inline(always)]
+pub fn difference(old: &[u8; 16], new: &[u8; 16]) -> u32 {
+    let (old, new) = (old.as_ptr().cast_mut().cast(), new.as_ptr().cast_mut().cast());
+    // SAFETY: the helper only reads, and both pointers cover the length.
+    unsafe { bpf_csum_diff(old, 16, new, 16, 0) as u32 }
+}
+
 /// Adds `length` bytes at a pointer to a sum. `length` is a multiple of four.
 #[inline(always)]
 pub fn add(sum: u32, start: *const u8, length: usize) -> u32 {

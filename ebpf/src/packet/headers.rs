@@ -2,12 +2,12 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::Macs,
+    abi::{Macs, Translation},
     addr::{Addr, Be16, Mac},
     reason::Drop,
 };
 
-use super::Ipv4;
+use super::{Ipv4, Parsed, rewrite};
 
 /// EtherTypes (IEEE 802).
 pub mod ethertype {
@@ -49,8 +49,22 @@ pub trait Ip: Copy {
     const ICMP: u8;
     /// The least MTU that an error about a packet that does not fit may name.
     const LEAST_MTU: u32;
+    /// `AF_*` of the family, as in [`podwire_common::abi::NextHop::family`].
+    const FAMILY: u32;
+    /// The hostIP that stands for all addresses of the family.
+    const ANY_ADDRESS: Addr;
     /// Offset in the header of what a hop changes.
     const HOP: u32;
+    /// Offset of the source in the header.
+    const SOURCE: u32;
+    /// Offset of the destination in the header.
+    const DESTINATION: u32;
+    /// Offset of the header's own checksum, if it has one.
+    const CHECKSUM: Option<u32>;
+    /// Whether the checksum of the family's ICMP covers the addresses (RFC 4443 section 2.3).
+    const ICMP_COVERS_ADDRESSES: bool;
+    /// An address as in the header.
+    type Address: Copy + PartialEq;
     /// The bytes that a hop changes, as on the wire.
     type Hop;
     /// The header without its addresses, as on the wire.
@@ -62,6 +76,17 @@ pub trait Ip: Copy {
     fn source(&self) -> Addr;
     /// Returns the address that the packet goes to.
     fn destination(&self) -> Addr;
+    /// Returns the source as in the header.
+    fn raw_source(&self) -> &Self::Address;
+    /// Returns the destination as in the header.
+    fn raw_destination(&self) -> &Self::Address;
+    /// Returns an address of the family as in the header.
+    fn raw(address: &Addr) -> &Self::Address;
+    /// Returns how a sum changes in which an address is replaced: the arguments `from`, `to` and
+    /// size of the kernel's checksum helpers.
+    fn change(old: &Self::Address, new: &Self::Address) -> (u64, u64, u32);
+    /// Returns a checksum after an address that it covers was replaced. Words are big-endian.
+    fn replaced(checksum: u16, old: &Self::Address, new: &Self::Address) -> u16;
     /// Returns the time to live.
     fn ttl(&self) -> u8;
     /// Returns DSCP and ECN.
@@ -88,6 +113,8 @@ pub trait Ip: Copy {
     fn is_possible(&self) -> bool;
     /// Returns the bytes of header and payload, as the header says.
     fn total_length(&self) -> u32;
+    /// Returns the length field, whatever it covers.
+    fn length_field(&self) -> Be16;
     /// Walks along the headers of a packet at `start`, up to the transport header.
     ///
     /// # Errors
@@ -105,6 +132,9 @@ pub trait Ip: Copy {
     fn datagram_protocol(&self) -> u8;
     /// Returns whether nothing stands between this part of the header and the transport header.
     fn is_bare(&self, walk: &Self::Walk) -> bool;
+    /// Returns whether the packet has an authentication header, which covers the addresses. Only
+    /// IPv6 has it in front of the transport; in IPv4 it is the transport.
+    fn is_authenticated(&self, walk: &Self::Walk) -> bool;
     /// Returns the kind of an ICMP message by its type.
     fn icmp_kind(kind: u8) -> IcmpKind;
     /// Turns a packet without options and extension headers into the error that answers it in a
@@ -124,6 +154,47 @@ pub trait Ip: Copy {
     /// # Errors
     /// [`Drop::BadIpHeader`], [`Drop::Truncated`].
     fn quoted(ctx: &TcContext, offset: u32, available: u32) -> Result<Quoted, Drop>;
+    /// Remembers [`Quoted::header_length`], if [`Self::quoted_header_length`] could not find it out
+    /// at once.
+    fn remember_quoted(walk: &mut Self::Walk, header_length: u32);
+    /// Returns [`Quoted::header_length`] of the packet that is quoted at `offset`.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`].
+    fn quoted_header_length(ctx: &TcContext, offset: u32, walk: &Self::Walk) -> Result<u32, Drop>;
+    /// Rewrites a packet's flow. See [`super::translate`].
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    fn translate(ctx: &TcContext, packet: &Parsed<Self>, to: &Translation) -> Result<(), Drop>;
+
+    /// Translates a packet that leaves past the stack, and decrements its TTL. Only its source
+    /// changes.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    #[inline(always)]
+    fn translate_source(ctx: &TcContext, packet: &mut Parsed<Self>, to: &Translation) -> Result<(), Drop> {
+        rewrite::decrement_ttl(ctx, &packet.headers, 0)?;
+        Self::translate(ctx, packet, to)
+    }
+
+    /// Translates a packet that goes to a pod past the stack, decrements its TTL, and replaces its
+    /// link addresses. Only its destination changes.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    #[inline(always)]
+    fn translate_destination(
+        ctx: &TcContext,
+        packet: &mut Parsed<Self>,
+        to: &Translation,
+        macs: Macs,
+    ) -> Result<(), Drop> {
+        rewrite::decrement_ttl(ctx, &packet.headers, 0)?;
+        Self::translate(ctx, packet, to)?;
+        rewrite::set_macs(ctx, macs)
+    }
 }
 
 /// Kind of an ICMP message.

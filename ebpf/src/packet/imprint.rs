@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::flow::protocol;
 
-use super::{Parsed, checksum};
+use super::{Ip, Parsed, checksum};
 use crate::helpers::bpf_skb_load_bytes;
 
 /// Least and most bytes of a TCP header, options included (RFC 9293).
@@ -16,12 +16,13 @@ const WORDS: usize = MOST as usize / 4;
 /// rewrites a first packet.
 // Not inlined: the header would take stack in every caller.
 #[inline(never)]
-pub fn imprint(ctx: &TcContext, packet: &Parsed, ttl: u8) -> u32 {
+pub fn imprint<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, ttl: u8) -> u32 {
     let ip = &packet.headers.ip;
-    let sum = u32::from(ip.traffic_class) << 24 | u32::from(ttl) << 16 | u32::from(ip.total_length.be16());
+    let sum =
+        u32::from(ip.traffic_class()) << 24 | u32::from(ttl) << 16 | u32::from(ip.length_field().be16());
     // The mask shows the verifier the bound: whole words, 15 at most.
     let length = packet.repeated_headers.wrapping_sub(packet.header_length()) & MOST;
-    if ip.protocol != protocol::TCP || length < LEAST {
+    if packet.protocol() != protocol::TCP || length < LEAST {
         return sum;
     }
     let mut header = [0u32; WORDS];

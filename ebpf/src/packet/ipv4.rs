@@ -2,16 +2,19 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    addr::{Addr, Be16, Mac},
+    abi::{FAMILY_IPV4, Macs, Translation},
+    addr::{Addr, Be16, Mac, Quad},
     csum,
     flow::protocol,
     reason::Drop,
 };
 
 use super::{
+    Parsed, Skb as _,
     headers::{Fragment, Headers, IcmpKind, Ip, Quoted, ethertype},
     icmp,
     parsed::load_within,
+    rewrite,
 };
 
 const MINIMUM_HEADER: u32 = 20;
@@ -51,7 +54,14 @@ impl Ip for Ipv4 {
     const ETHERTYPE: u16 = ethertype::IPV4;
     const ICMP: u8 = protocol::ICMP;
     const LEAST_MTU: u32 = 0;
+    const FAMILY: u32 = FAMILY_IPV4;
+    const ANY_ADDRESS: Addr = Addr::from_v4([0; 4]);
     const HOP: u32 = 8;
+    const SOURCE: u32 = 12;
+    const DESTINATION: u32 = 16;
+    const CHECKSUM: Option<u32> = Some(10);
+    const ICMP_COVERS_ADDRESSES: bool = false;
+    type Address = [u8; 4];
     /// TTL, protocol and checksum.
     type Hop = [u8; 4];
     type FixedPart = FixedPart;
@@ -65,6 +75,32 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn destination(&self) -> Addr {
         Addr::from_v4(self.destination)
+    }
+
+    #[inline(always)]
+    fn raw_source(&self) -> &[u8; 4] {
+        &self.source
+    }
+
+    #[inline(always)]
+    fn raw_destination(&self) -> &[u8; 4] {
+        &self.destination
+    }
+
+    #[inline(always)]
+    fn raw(address: &Addr) -> &[u8; 4] {
+        let Some(quad) = address.bytes.last_chunk() else { unreachable!() };
+        quad
+    }
+
+    #[inline(always)]
+    fn change(old: &[u8; 4], new: &[u8; 4]) -> (u64, u64, u32) {
+        (u32::from_ne_bytes(*old).into(), u32::from_ne_bytes(*new).into(), 4)
+    }
+
+    #[inline(always)]
+    fn replaced(checksum: u16, old: &[u8; 4], new: &[u8; 4]) -> u16 {
+        csum::replace_quad(checksum, *old, *new)
     }
 
     #[inline(always)]
@@ -138,6 +174,11 @@ impl Ip for Ipv4 {
         self.total_length.get().into()
     }
 
+    #[inline(always)]
+    fn length_field(&self) -> Be16 {
+        self.total_length
+    }
+
     // The fixed part says all.
     #[inline(always)]
     fn walk(&self, _: &TcContext, _: u32, _: &mut ()) -> Result<(), Drop> {
@@ -182,6 +223,11 @@ impl Ip for Ipv4 {
         self.version_length == 0x45
     }
 
+    #[inline(always)]
+    fn is_authenticated(&self, _: &()) -> bool {
+        false
+    }
+
     // Errors: destination unreachable, source quench, redirect, time exceeded, parameter problem
     // (RFC 792). Echo and timestamp have identifiers.
     #[inline(always)]
@@ -218,6 +264,49 @@ impl Ip for Ipv4 {
             is_later_fragment: quoted.fragment.get() & FRAGMENT_OFFSET != 0,
             header_length: quoted.header_length(&()),
         })
+    }
+
+    #[inline(always)]
+    fn remember_quoted(_: &mut (), _: u32) {}
+
+    #[inline(always)]
+    fn quoted_header_length(ctx: &TcContext, offset: u32, _: &()) -> Result<u32, Drop> {
+        Ok(length_of(ctx.load_at(offset)?))
+    }
+
+    #[inline(always)]
+    fn translate(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
+        rewrite::translate4(ctx, packet, to)
+    }
+
+    #[inline(always)]
+    fn translate_source(ctx: &TcContext, packet: &mut Parsed, to: &Translation) -> Result<(), Drop> {
+        if packet.is_whole() {
+            return rewrite::readdress_source_apart(ctx, packet, Quad::of(&to.source), to.source_port);
+        }
+        rewrite::decrement_ttl(ctx, &packet.headers, 0)?;
+        Self::translate(ctx, packet, to)
+    }
+
+    #[inline(always)]
+    fn translate_destination(
+        ctx: &TcContext,
+        packet: &mut Parsed,
+        to: &Translation,
+        macs: Macs,
+    ) -> Result<(), Drop> {
+        if packet.is_whole() {
+            packet.headers.set_macs(macs);
+            return rewrite::readdress_destination(
+                ctx,
+                packet,
+                Quad::of(&to.destination),
+                to.destination_port,
+            );
+        }
+        rewrite::decrement_ttl(ctx, &packet.headers, 0)?;
+        Self::translate(ctx, packet, to)?;
+        rewrite::set_macs(ctx, macs)
     }
 }
 
@@ -267,7 +356,7 @@ impl Ipv4 {
 /// Returns the length of a header in bytes, options included. `version_length` is the header's
 /// first byte.
 #[inline(always)]
-pub(super) fn length_of(version_length: u8) -> u32 {
+fn length_of(version_length: u8) -> u32 {
     u32::from(version_length & 0xf) * 4
 }
 

@@ -3,21 +3,33 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
+    abi::{FAMILY_IPV6, Translation},
     addr::{Addr, Be16, Mac},
+    csum,
     flow::protocol,
     reason::Drop,
 };
 
 use super::{
-    Skb,
+    Parsed, Skb, checksum,
     headers::{Fragment, Headers, IcmpKind, Ip, Quoted, ethertype},
     icmp6,
     parsed::load_within,
+    rewrite,
 };
+use crate::global::global;
 
 const FIXED_HEADER: u32 = 40;
 const MORE_FRAGMENTS: u16 = 1;
 const FRAGMENT_OFFSET: u16 = 0xfff8;
+/// [`Walk6::flags`]: there is a fragment header.
+const FRAGMENT_HEADER: u8 = 1;
+/// [`Walk6::flags`]: there is an authentication header.
+const AUTHENTICATION_HEADER: u8 = 2;
+/// [`Walk6::flags`]: the packet is a first fragment.
+const FIRST: u8 = 4;
+/// [`Walk6::flags`]: the packet is a later fragment.
+const LATER: u8 = 8;
 
 /// The fixed IPv6 header, as on the wire.
 #[repr(C)]
@@ -53,16 +65,16 @@ pub struct FixedPart6 {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Walk6 {
-    /// Bytes in front of the transport header, the fixed header included.
-    length: u32,
     /// The datagram's identification, network order; 0 without a fragment header.
     identification: [u8; 4],
-    /// Offset and flags of the fragment header; 0 without one.
-    fragment: u16,
+    /// Bytes in front of the transport header, the fixed header included.
+    length: u16,
+    /// Of an ICMP error: bytes in front of the transport header of the quoted packet.
+    quoted_length: u16,
     /// Protocol number of the transport.
     protocol: u8,
-    /// Whether there is a fragment header.
-    has_fragment_header: bool,
+    /// [`FRAGMENT_HEADER`], [`AUTHENTICATION_HEADER`], [`FIRST`], [`LATER`].
+    flags: u8,
 }
 
 /// The beginning of every extension header. Of a fragment header it is the whole.
@@ -80,7 +92,14 @@ impl Ip for Ipv6 {
     const ICMP: u8 = protocol::ICMPV6;
     // RFC 8200 section 5. Linux ignores an error that says less.
     const LEAST_MTU: u32 = 1280;
+    const FAMILY: u32 = FAMILY_IPV6;
+    const ANY_ADDRESS: Addr = Addr::UNSPECIFIED;
     const HOP: u32 = 7;
+    const SOURCE: u32 = 8;
+    const DESTINATION: u32 = 24;
+    const CHECKSUM: Option<u32> = None;
+    const ICMP_COVERS_ADDRESSES: bool = true;
+    type Address = [u8; 16];
     type Hop = u8;
     type FixedPart = FixedPart6;
     type Walk = Walk6;
@@ -93,6 +112,32 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn destination(&self) -> Addr {
         Addr { bytes: self.destination }
+    }
+
+    #[inline(always)]
+    fn raw_source(&self) -> &[u8; 16] {
+        &self.source
+    }
+
+    #[inline(always)]
+    fn raw_destination(&self) -> &[u8; 16] {
+        &self.destination
+    }
+
+    #[inline(always)]
+    fn raw(address: &Addr) -> &[u8; 16] {
+        &address.bytes
+    }
+
+    // The helpers take no more than four bytes at once, but also a difference.
+    #[inline(always)]
+    fn change(old: &[u8; 16], new: &[u8; 16]) -> (u64, u64, u32) {
+        (0, checksum::difference(old, new).into(), 0)
+    }
+
+    #[inline(always)]
+    fn replaced(checksum: u16, old: &[u8; 16], new: &[u8; 16]) -> u16 {
+        csum::replace_address(checksum, old, new)
     }
 
     #[inline(always)]
@@ -168,13 +213,18 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
+    fn length_field(&self) -> Be16 {
+        self.payload_length
+    }
+
+    #[inline(always)]
     fn walk(&self, ctx: &TcContext, start: u32, walk: &mut Walk6) -> Result<(), Drop> {
         walk_along(ctx, start, self.next_header, walk)
     }
 
     #[inline(always)]
     fn header_length(&self, walk: &Walk6) -> u32 {
-        walk.length
+        walk.length.into()
     }
 
     #[inline(always)]
@@ -184,7 +234,11 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn fragment_part(&self, walk: &Walk6) -> Fragment {
-        part_of(walk.fragment)
+        match walk.flags & (FIRST | LATER) {
+            0 => Fragment::Whole,
+            FIRST => Fragment::First,
+            _ => Fragment::Later,
+        }
     }
 
     #[inline(always)]
@@ -200,7 +254,12 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn is_bare(&self, walk: &Walk6) -> bool {
-        walk.length == FIXED_HEADER
+        walk.length == FIXED_HEADER as u16
+    }
+
+    #[inline(always)]
+    fn is_authenticated(&self, walk: &Walk6) -> bool {
+        walk.flags & AUTHENTICATION_HEADER != 0
     }
 
     // RFC 4443 section 2.1.
@@ -237,67 +296,107 @@ impl Ip for Ipv6 {
             source: quoted.source(),
             destination: quoted.destination(),
             protocol: walk.protocol,
-            is_later_fragment: matches!(part_of(walk.fragment), Fragment::Later),
-            header_length: walk.length,
+            is_later_fragment: walk.flags & LATER != 0,
+            header_length: walk.length.into(),
         })
+    }
+
+    #[inline(always)]
+    fn remember_quoted(walk: &mut Walk6, header_length: u32) {
+        walk.quoted_length = header_length as u16;
+    }
+
+    #[inline(always)]
+    fn quoted_header_length(_: &TcContext, _: u32, walk: &Walk6) -> Result<u32, Drop> {
+        Ok(walk.quoted_length.into())
+    }
+
+    #[inline(always)]
+    fn translate(ctx: &TcContext, packet: &Parsed<Self>, to: &Translation) -> Result<(), Drop> {
+        rewrite::translate6(ctx, packet, to)
     }
 }
 
 impl Walk6 {
-    const START: Self =
-        Self { length: 0, identification: [0; 4], fragment: 0, protocol: 0, has_fragment_header: false };
-}
-
-#[inline(always)]
-fn part_of(fragment: u16) -> Fragment {
-    if fragment & FRAGMENT_OFFSET != 0 {
-        Fragment::Later
-    } else if fragment & MORE_FRAGMENTS != 0 {
-        Fragment::First
-    } else {
-        // An atomic fragment is a whole packet (RFC 6946).
-        Fragment::Whole
-    }
+    const START: Self = Self { identification: [0; 4], length: 0, quoted_length: 0, protocol: 0, flags: 0 };
 }
 
 /// Walks along the extension headers of a packet at `start`. `first`: the protocol number of what
 /// follows the fixed header.
-// Not inlined: packets and quoted packets share it. Written out, without a loop: Linux 6.1 refuses
-// the loop that the compiler makes, and the bound is visible to every verifier.
-#[inline(never)]
+#[inline(always)]
 fn walk_along(ctx: &TcContext, start: u32, first: u8, walk: &mut Walk6) -> Result<(), Drop> {
-    *walk = Walk6 { length: FIXED_HEADER, protocol: first, ..Walk6::START };
-    let is_at_end = step(ctx, start, walk)?
-        || step(ctx, start, walk)?
-        || step(ctx, start, walk)?
-        || step(ctx, start, walk)?
-        || step(ctx, start, walk)?
-        || step(ctx, start, walk)?
+    // The function counts from the start of the frame.
+    *walk = Walk6 { length: (start + FIXED_HEADER) as u16, protocol: first, ..Walk6::START };
+    let code = podwire_walk6(ctx.skb.skb, walk);
+    walk.length = walk.length.wrapping_sub(start as u16);
+    match code {
+        DONE => Ok(()),
+        CUT => Err(Drop::Truncated),
+        _ => Err(Drop::ExtensionHeaders),
+    }
+}
+
+const DONE: i32 = 0;
+const CUT: i32 = 1;
+const REFUSED: i32 = 2;
+
+// Global: the verifier would otherwise follow the code behind each walk for every outcome.
+global! {
+    fn podwire_walk6(ctx, walk: mut Walk6) -> i32, or REFUSED {
+        match walk_to_end(ctx, walk) {
+            Ok(()) => DONE,
+            Err(Drop::Truncated) => CUT,
+            Err(_) => REFUSED,
+        }
+    }
+}
+
+// Written out, without a loop: Linux 6.1 refuses the loop that the compiler makes, and the bound is
+// visible to every verifier.
+#[inline(always)]
+fn walk_to_end(ctx: &TcContext, walk: &mut Walk6) -> Result<(), Drop> {
+    let is_at_end = step(ctx, walk)?
+        || step(ctx, walk)?
+        || step(ctx, walk)?
+        || step(ctx, walk)?
+        || step(ctx, walk)?
+        || step(ctx, walk)?
         || !is_extension(walk.protocol)
-        || matches!(part_of(walk.fragment), Fragment::Later);
+        || walk.flags & LATER != 0;
     if is_at_end { Ok(()) } else { Err(Drop::ExtensionHeaders) }
 }
 
 /// Walks past one extension header. Returns whether the walk is at its end.
 #[inline(always)]
-fn step(ctx: &TcContext, start: u32, walk: &mut Walk6) -> Result<bool, Drop> {
+fn step(ctx: &TcContext, walk: &mut Walk6) -> Result<bool, Drop> {
     // What follows the fragment header of a later fragment is payload. The header names what the
     // first fragment begins with (RFC 8200 section 4.5).
-    if !is_extension(walk.protocol) || matches!(part_of(walk.fragment), Fragment::Later) {
+    if !is_extension(walk.protocol) || walk.flags & LATER != 0 {
         return Ok(true);
     }
-    let extension: Extension = ctx.load_at(start + walk.length)?;
+    let extension: Extension = ctx.load_at(walk.length.into())?;
     match walk.protocol {
         // The kernel accepts only one.
-        protocol::FRAGMENT if walk.has_fragment_header => return Err(Drop::ExtensionHeaders),
+        protocol::FRAGMENT if walk.flags & FRAGMENT_HEADER != 0 => return Err(Drop::ExtensionHeaders),
         protocol::FRAGMENT => {
-            walk.has_fragment_header = true;
-            walk.fragment = extension.fragment.get();
+            let fragment = extension.fragment.get();
+            walk.flags |= FRAGMENT_HEADER
+                | if fragment & FRAGMENT_OFFSET != 0 {
+                    LATER
+                } else if fragment & MORE_FRAGMENTS != 0 {
+                    FIRST
+                } else {
+                    // An atomic fragment is a whole packet (RFC 6946).
+                    0
+                };
             walk.identification = extension.identification;
             walk.length += 8;
         }
-        protocol::AH => walk.length += (u32::from(extension.length) + 2) * 4,
-        _ => walk.length += (u32::from(extension.length) + 1) * 8,
+        protocol::AH => {
+            walk.flags |= AUTHENTICATION_HEADER;
+            walk.length += (u16::from(extension.length) + 2) * 4;
+        }
+        _ => walk.length += (u16::from(extension.length) + 1) * 8,
     }
     walk.protocol = extension.next_header;
     Ok(false)

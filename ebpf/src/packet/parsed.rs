@@ -165,7 +165,7 @@ impl<I: Ip> Parsed<I> {
     #[inline(always)]
     pub fn add_link_header(&mut self, ctx: &TcContext) -> Result<(), Drop> {
         self.base = 0;
-        link_header::add(ctx)
+        link_header::add(ctx, I::ETHERTYPE)
     }
 
     /// Returns the bytes in front of the transport header, without the link header.
@@ -202,6 +202,22 @@ impl<I: Ip> Parsed<I> {
             protocol: self.headers.ip.datagram_protocol(),
             reserved: [0; 3],
         }
+    }
+
+    /// Returns the bytes in front of the transport header of the packet that an error quotes at
+    /// `offset`.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`].
+    #[inline(always)]
+    pub fn quoted_header_length(&self, ctx: &TcContext, offset: u32) -> Result<u32, Drop> {
+        I::quoted_header_length(ctx, offset, &self.walk)
+    }
+
+    /// Returns whether the packet has an authentication header in front of its transport.
+    #[inline(always)]
+    pub fn is_authenticated(&self) -> bool {
+        self.headers.ip.is_authenticated(&self.walk)
     }
 
     /// Returns whether the packet has neither IP options nor extension headers.
@@ -313,6 +329,7 @@ impl<I: Ip> Parsed<I> {
         self.flow.source = quoted.destination;
         self.flow.destination = quoted.source;
         self.flow.protocol = quoted.protocol;
+        I::remember_quoted(&mut self.walk, quoted.header_length);
         if quoted.is_later_fragment {
             return Ok(());
         }

@@ -166,12 +166,15 @@ pub fn leave(ctx: &TcContext, uplink: u32, next_hop: &NextHop) -> i32 {
 /// route's source, or the link's address that fits the next hop. Returns `None` if the kernel
 /// cannot say (before Linux 6.7) or has no route.
 #[inline(never)]
-pub fn source_towards(ctx: &TcContext, destination: &Addr) -> Option<Addr> {
+pub fn source_towards<I: Ip>(ctx: &TcContext, destination: &Addr) -> Option<Addr> {
     // SAFETY: all fields are integers or unions of them.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    query.family = AF_INET;
+    query.family = I::FAMILY as u8;
     query.ifindex = ctx.ifindex();
-    query.__bindgen_anon_4.ipv4_dst = destination.v4_be32();
+    match I::FAMILY {
+        FAMILY_IPV4 => query.__bindgen_anon_4.ipv4_dst = destination.v4_be32(),
+        _ => query.__bindgen_anon_4.ipv6_dst = destination.words(),
+    }
     // SAFETY: the context is valid, the size is the query's.
     let code = unsafe {
         helpers::bpf_fib_lookup(
@@ -181,9 +184,17 @@ pub fn source_towards(ctx: &TcContext, destination: &Addr) -> Option<Addr> {
             BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC,
         )
     };
+    if code as u32 != BPF_FIB_LKUP_RET_SUCCESS {
+        return None;
+    }
+    if I::FAMILY == FAMILY_IPV6 {
+        // SAFETY: the helper wrote the source into this member.
+        let source = Addr::from_words(unsafe { query.__bindgen_anon_3.ipv6_src });
+        return (source != Addr::UNSPECIFIED).then_some(source);
+    }
     // SAFETY: the helper wrote the source into this member.
     let source = unsafe { query.__bindgen_anon_3.ipv4_src };
-    (code as u32 == BPF_FIB_LKUP_RET_SUCCESS && source != 0).then(|| Addr::from_v4(source.to_ne_bytes()))
+    (source != 0).then(|| Addr::from_v4(source.to_ne_bytes()))
 }
 
 /// Sends the packet out of a link. Its link header is complete.

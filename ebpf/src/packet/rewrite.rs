@@ -1,24 +1,21 @@
 //! Changes to addresses, ports and TTL of a packet, with every checksum that covers them.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     programs::TcContext,
 };
 use podwire_common::{
     abi::{Macs, Translation},
-    addr::{Addr, Be16, Quad},
+    addr::{Be16, Quad},
     flow::protocol,
     reason::Drop,
 };
 
-use super::{Fragment, Headers, Ip, Parsed, Skb, quote};
+use super::{Fragment, Headers, Ip, Ipv6, Parsed, Skb, quote};
 use crate::{global::global, helpers};
 
 const IP: u32 = 14;
 const TTL: u32 = IP + 8;
-const CHECKSUM: u32 = IP + 10;
-const SOURCE: u32 = IP + 12;
-const DESTINATION: u32 = IP + 16;
 /// Offset of the identifier in an ICMP echo, from the start of the ICMP header.
 const IDENTIFIER: u32 = 4;
 
@@ -55,7 +52,7 @@ pub fn set_fixed_part<I: Ip>(ctx: &TcContext, header: &I::FixedPart) -> Result<(
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
 pub fn decrement_ttl<I: Ip>(ctx: &TcContext, headers: &Headers<I>, base: u32) -> Result<(), Drop> {
-    ctx.store_at(base + IP + I::HOP, &headers.ip.hop())
+    store_in_header::<I, _>(ctx, base + IP + I::HOP, &headers.ip.hop())
 }
 
 /// Gives a plain TCP or UDP packet another source, and decrements its TTL.
@@ -73,6 +70,18 @@ pub fn readdress_source(ctx: &TcContext, packet: &mut Parsed, source: Quad, port
     ip.replace_address_in_checksum(old, source.bytes);
     let ([sum, sum2], [a, b, c, d]) = (ip.checksum.bytes, ip.source);
     ctx.store_at(TTL, &[ip.ttl, ip.protocol, sum, sum2, a, b, c, d])
+}
+
+/// Does the same as [`readdress_source`].
+// Not inlined: its values would take stack in every caller.
+#[inline(never)]
+pub fn readdress_source_apart(
+    ctx: &TcContext,
+    packet: &mut Parsed,
+    source: Quad,
+    port: Be16,
+) -> Result<(), Drop> {
+    readdress_source(ctx, packet, source, port)
 }
 
 /// Gives a plain TCP or UDP packet another destination, decrements its TTL, and writes the link
@@ -114,8 +123,23 @@ fn replace_in_transport(ctx: &TcContext, packet: &Parsed, old: [u8; 4], address:
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn translate(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
+pub fn translate<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Result<(), Drop> {
+    I::translate(ctx, packet, to)
+}
+
+/// Does the same as [`translate`] for IPv4.
+#[inline(always)]
+pub(super) fn translate4(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
     match podwire_translate(ctx.skb.skb, packet, to) {
+        DONE => Ok(()),
+        _ => Err(Drop::RewriteFailed),
+    }
+}
+
+/// Does the same as [`translate`] for IPv6.
+#[inline(always)]
+pub(super) fn translate6(ctx: &TcContext, packet: &Parsed<Ipv6>, to: &Translation) -> Result<(), Drop> {
+    match podwire_translate6(ctx.skb.skb, packet, to) {
         DONE => Ok(()),
         _ => Err(Drop::RewriteFailed),
     }
@@ -130,45 +154,112 @@ global! {
     }
 }
 
+global! {
+    fn podwire_translate6(ctx, packet: ref Parsed<Ipv6>, to: ref Translation) -> i32, or FAILED {
+        let outcome = match packet.is_error {
+            true => quote::translate_quote(ctx, packet, to).and_then(|()| translate_own6(ctx, packet, to)),
+            false => translate_ends6(ctx, packet, to),
+        };
+        if outcome.is_ok() { DONE } else { FAILED }
+    }
+}
+
+// Not inlined, as the next one: their addresses would take stack beside the translation of a quote.
+#[inline(never)]
+fn translate_own6(ctx: &TcContext, packet: &Parsed<Ipv6>, to: &Translation) -> Result<(), Drop> {
+    quote::translate_own(ctx, packet, to)
+}
+
+#[inline(never)]
+fn translate_ends6(ctx: &TcContext, packet: &Parsed<Ipv6>, to: &Translation) -> Result<(), Drop> {
+    translate_ends(ctx, packet, to)
+}
+
 #[inline(always)]
 fn translate_here(ctx: &TcContext, packet: &Parsed, to: &Translation) -> Result<(), Drop> {
     if packet.is_error {
         return quote::translate(ctx, packet, to);
     }
-    translate_end(ctx, packet, SOURCE, packet.headers.ip.source, &to.source)?;
-    translate_end(ctx, packet, DESTINATION, packet.headers.ip.destination, &to.destination)?;
+    translate_ends(ctx, packet, to)
+}
+
+#[inline(always)]
+fn translate_ends<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation) -> Result<(), Drop> {
+    translate_end(ctx, packet, I::SOURCE, packet.headers.ip.raw_source(), I::raw(&to.source))?;
+    translate_end(ctx, packet, I::DESTINATION, packet.headers.ip.raw_destination(), I::raw(&to.destination))?;
     translate_port(ctx, packet, 0, packet.flow.source_port, to.source_port)?;
     translate_port(ctx, packet, 2, packet.flow.destination_port, to.destination_port)
 }
 
-/// Translates an address. `at`: its place in a frame that starts at 0.
+/// Translates an address. `place`: its offset in the IP header.
 #[inline(always)]
-fn translate_end(
+fn translate_end<I: Ip>(
     ctx: &TcContext,
-    packet: &Parsed,
-    at: u32,
-    old: [u8; 4],
-    address: &Addr,
+    packet: &Parsed<I>,
+    place: u32,
+    old: &I::Address,
+    address: &I::Address,
 ) -> Result<(), Drop> {
-    if old == address.v4() {
+    if old == address {
         return Ok(());
     }
-    let (from, to) = (u64::from(u32::from_ne_bytes(old)), u64::from(address.v4_be32()));
-    // ICMP has no pseudo header.
-    if packet.flow.protocol != protocol::ICMP
-        && let Some((checksum_at, flags)) = transport_checksum(packet)
+    let change = I::change(old, address);
+    if (I::ICMP_COVERS_ADDRESSES || packet.flow.protocol != I::ICMP)
+        && let Some(checksum) = transport_checksum(packet)
     {
-        replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | 4)?;
+        replace_in_pseudo_header(ctx, checksum, change)?;
     }
-    helpers::l3_csum_replace(ctx, packet.base.wrapping_add(CHECKSUM) as usize, from, to, 4)
-        .map_err(|_| Drop::RewriteFailed)?;
-    ctx.store_at(packet.base.wrapping_add(at), &address.v4())
+    replace_address::<I>(ctx, packet.base.wrapping_add(IP), place, change, address)
+}
+
+/// Updates a transport checksum after a change of the pseudo header. `checksum`: its place and
+/// flags. `change`: see [`Ip::change`].
+#[inline(always)]
+pub(super) fn replace_in_pseudo_header(
+    ctx: &TcContext,
+    (checksum_at, flags): (u32, u32),
+    (from, to, size): (u64, u64, u32),
+) -> Result<(), Drop> {
+    replace_l4(ctx, checksum_at, from, to, flags | BPF_F_PSEUDO_HDR | size)
+}
+
+/// Replaces an address of the IP header at `header`, and updates the header's own checksum.
+/// `change`: see [`Ip::change`].
+#[inline(always)]
+pub(super) fn replace_address<I: Ip>(
+    ctx: &TcContext,
+    header: u32,
+    place: u32,
+    (from, to, size): (u64, u64, u32),
+    new: &I::Address,
+) -> Result<(), Drop> {
+    if let Some(at) = I::CHECKSUM {
+        helpers::l3_csum_replace(ctx, header.wrapping_add(at) as usize, from, to, size.into())
+            .map_err(|_| Drop::RewriteFailed)?;
+    }
+    store_in_header::<I, _>(ctx, header.wrapping_add(place), new)
+}
+
+/// Stores a changed part of an IP header.
+///
+/// A NIC may have summed up the whole packet (`CHECKSUM_COMPLETE`). In IPv4, a change and the
+/// header's own checksum cancel each other in that sum. In IPv6 nothing cancels the change here.
+#[inline(always)]
+fn store_in_header<I: Ip, T>(ctx: &TcContext, at: u32, value: &T) -> Result<(), Drop> {
+    let flags = if I::CHECKSUM.is_some() { 0 } else { BPF_F_RECOMPUTE_CSUM };
+    helpers::store(ctx, at as usize, value, flags.into()).map_err(|_| Drop::RewriteFailed)
 }
 
 /// Translates a port. `place`: 0 for the source's port, 2 for the destination's. The identifier of
 /// an ICMP echo is the port of the side that asks, whichever side that is.
 #[inline(always)]
-fn translate_port(ctx: &TcContext, packet: &Parsed, place: u32, old: Be16, port: Be16) -> Result<(), Drop> {
+fn translate_port<I: Ip>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    place: u32,
+    old: Be16,
+    port: Be16,
+) -> Result<(), Drop> {
     if old == port {
         return Ok(());
     }
@@ -176,26 +267,26 @@ fn translate_port(ctx: &TcContext, packet: &Parsed, place: u32, old: Be16, port:
         return Ok(());
     };
     replace_l4(ctx, checksum_at, old.be16().into(), port.be16().into(), flags | 2)?;
-    let place = if packet.flow.protocol == protocol::ICMP { IDENTIFIER } else { place };
+    let place = if packet.flow.protocol == I::ICMP { IDENTIFIER } else { place };
     ctx.store_at(packet.transport_offset() + place, &port)
 }
 
 /// Returns the offset of the checksum that covers the ports, and the flags with which the kernel
 /// updates it. A later fragment has neither ports nor checksum.
 #[inline(always)]
-fn transport_checksum(packet: &Parsed) -> Option<(u32, u32)> {
+fn transport_checksum<I: Ip>(packet: &Parsed<I>) -> Option<(u32, u32)> {
     if matches!(packet.fragment_part(), Fragment::Later) {
         return None;
     }
     let transport = packet.transport_offset();
     Some(match packet.flow.protocol {
         protocol::TCP => (transport + 16, 0),
-        // A zero checksum means "none" and stays zero (RFC 768).
+        // A zero checksum means "none" and stays zero (RFC 768). IPv6 has it only in tunnels (RFC 6935).
         protocol::UDP => (transport + 6, BPF_F_MARK_MANGLED_0),
         // It covers the pseudo header and the ports, however much of the payload it covers
         // (RFC 3828).
         protocol::UDP_LITE => (transport + 6, 0),
-        protocol::ICMP => (transport + 2, 0),
+        icmp if icmp == I::ICMP => (transport + 2, 0),
         _ => return None,
     })
 }

@@ -10,7 +10,7 @@ use podwire_common::{
 use super::{fastpath, flow, local, stack_flow, too_big};
 use crate::{
     maps,
-    packet::{Fragment, Ip, Ipv4, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
+    packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -70,14 +70,14 @@ pub fn to_pod<I: Ip>(
 /// # Errors
 /// [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
+pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
     refuse_past_policies(&to.destination)?;
     let mut way = Way::new(to.ifindex, to.source, to.destination, packet.wire_length(ctx));
-    let mut found = way.look_up::<Ipv4>(ctx);
+    let mut found = way.look_up::<I>(ctx);
     if found == Lookup::Unknown {
         // No route leads back by that link: use the link that the routes name.
         way.ifindex = ctx.ifindex();
-        found = way.look_up_any::<Ipv4>(ctx);
+        found = way.look_up_any::<I>(ctx);
     }
     match found {
         Lookup::Found => {}
@@ -114,7 +114,7 @@ fn refuse_past_policies(client: &Addr) -> Result<(), Drop> {
 /// Returns whether a packet is too large for an uplink itself, not only for a link further on. Only
 /// a packet with ports and without IP options counts.
 #[inline(always)]
-pub fn exceeds_link(ctx: &TcContext, packet: &Parsed, ifindex: u32) -> bool {
+pub fn exceeds_link<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, ifindex: u32) -> bool {
     packet.has_bare_header()
         && !matches!(packet.fragment_part(), Fragment::Later)
         && maps::link(ifindex).is_some_and(|link| packet.wire_length(ctx) > link.mtu)

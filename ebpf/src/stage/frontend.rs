@@ -3,7 +3,9 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Backend, Endpoint, TRANSLATION_HOST_PORT, TRANSLATION_TUNNEL, Translation},
+    abi::{
+        Backend, Endpoint, FAMILY_IPV4, FAMILY_IPV6, TRANSLATION_HOST_PORT, TRANSLATION_TUNNEL, Translation,
+    },
     flow::protocol,
     reason::{Drop, Path},
 };
@@ -11,7 +13,7 @@ use podwire_common::{
 use super::{direct, local, translation, tunnel_out};
 use crate::{
     maps,
-    packet::{Parsed, Skb, translate},
+    packet::{Ip, Parsed, Skb, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -20,7 +22,7 @@ use crate::{
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::RewriteFailed`], those of [`translation::establish`].
 #[inline(never)]
-pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
+pub fn request<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Outcome {
     let flow = &packet.flow;
     // A TCP connection begins with its first packet. The host answers a later packet without a
     // translation with a reset.
@@ -29,7 +31,11 @@ pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
         protocol::UDP => true,
         _ => false,
     };
-    if !begins || packet.is_error {
+    if !begins || packet.is_error || packet.is_authenticated() {
+        return Ok(Verdict::PASS);
+    }
+    // The pod could not answer: a pod's link-local traffic ends at its link.
+    if I::FAMILY == FAMILY_IPV6 && flow.source.is_link_local() {
         return Ok(Verdict::PASS);
     }
     let Some(backend) = backend_of(packet) else {
@@ -44,7 +50,7 @@ pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
         to.source = endpoint.gateway;
         to.hairpin = 1;
     }
-    translation::establish(ctx, flow, &mut to)?;
+    translation::establish::<I>(ctx, flow, &mut to)?;
     deliver(ctx, packet, &to, Path::HostPortIn)
 }
 
@@ -55,7 +61,7 @@ pub fn request(ctx: &TcContext, packet: &Parsed) -> Outcome {
 /// # Errors
 /// As [`request`]; [`Drop::FragmentBeforeFirst`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &Parsed, otherwise: Path) -> Outcome {
+pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, otherwise: Path) -> Outcome {
     let outcome = match translation::of(packet) {
         Some(entry) if entry.get().kind == TRANSLATION_HOST_PORT && entry.get().reply == 0 => {
             if packet.is_overtaken {
@@ -84,7 +90,7 @@ pub fn from_pod(ctx: &TcContext, packet: &Parsed, otherwise: Path) -> Outcome {
 /// Returns the translation of a reply from behind a hostPort, or `None` if the packet is no such
 /// reply.
 #[inline(always)]
-pub fn reply_of_pod(packet: &Parsed) -> Option<&'static Translation> {
+pub fn reply_of_pod<I: Ip>(packet: &Parsed<I>) -> Option<&'static Translation> {
     let entry = translation::of(packet)?;
     let half = entry.get();
     if half.kind != TRANSLATION_HOST_PORT || half.reply == 0 {
@@ -97,9 +103,20 @@ pub fn reply_of_pod(packet: &Parsed) -> Option<&'static Translation> {
 /// Returns the backend of the destination, if that is an address of this node. A hostIP may be any
 /// address, and 127.0.0.1 is for the node's own processes.
 #[inline(always)]
-fn backend_of(packet: &Parsed) -> Option<Backend> {
+fn backend_of<I: Ip>(packet: &Parsed<I>) -> Option<&'static Backend> {
+    if I::FAMILY == FAMILY_IPV4 { look_up(packet) } else { look_up_apart(packet) }
+}
+
+// Not inlined: the key would take stack in the caller.
+#[inline(never)]
+fn look_up_apart<I: Ip>(packet: &Parsed<I>) -> Option<&'static Backend> {
+    look_up(packet)
+}
+
+#[inline(always)]
+fn look_up<I: Ip>(packet: &Parsed<I>) -> Option<&'static Backend> {
     let flow = &packet.flow;
-    let backend = maps::backend(&flow.destination, flow.destination_port, flow.protocol)?;
+    let backend = maps::backend(&flow.destination, &I::ANY_ADDRESS, flow.destination_port, flow.protocol)?;
     maps::is_own_address(&flow.destination).then_some(backend)
 }
 
@@ -110,7 +127,7 @@ fn backend_of(packet: &Parsed) -> Option<Backend> {
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn deliver(ctx: &TcContext, packet: &Parsed, to: &Translation, path: Path) -> Outcome {
+pub fn deliver<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Translation, path: Path) -> Outcome {
     let endpoint = maps::endpoint(&to.destination).ok_or(Drop::BackendGone)?;
     translate(ctx, packet, to)?;
     local::hand_over(ctx, endpoint, if to.hairpin == 0 { path } else { Path::Hairpin })
@@ -122,7 +139,7 @@ pub fn deliver(ctx: &TcContext, packet: &Parsed, to: &Translation, path: Path) -
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::IpsecPolicy`], [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
+pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
     if maps::endpoint(&to.destination).is_some() {
         return deliver(ctx, packet, to, Path::HostPortOut);
     }

@@ -98,7 +98,9 @@ fn redirected(call: &impl SocketCall, address: Addr, port: Be16) -> RedirectedSo
 /// Returns the backend of an address of this node, 127.0.0.0/8 included. As for packets, other
 /// addresses do not count, because a hostIP may be any address.
 #[inline(always)]
-fn backend_of(asked: &SocketAddress, protocol: u8) -> Option<Backend> {
-    let backend = maps::backend(&asked.address, asked.port, protocol)?;
+fn backend_of(asked: &SocketAddress, protocol: u8) -> Option<&'static Backend> {
+    // A pod's IPv4 address is no destination for an IPv6 socket that does not name an IPv4 address.
+    let any = if asked.address.is_v4() { Addr::from_v4([0; 4]) } else { Addr::UNSPECIFIED };
+    let backend = maps::backend(&asked.address, &any, asked.port, protocol)?;
     (is_loopback(&asked.address) || maps::is_own_address(&asked.address)).then_some(backend)
 }

@@ -10,7 +10,7 @@ use podwire_common::{
 use super::{flow, frontend, snat, translation};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::Parsed,
+    packet::{Ip, Parsed},
     verdict::{Outcome, Verdict},
 };
 
@@ -20,7 +20,11 @@ use crate::{
 /// # Errors
 /// The reason to drop a packet of a translated flow.
 #[inline(never)]
-pub fn from_network(ctx: &TcContext, packet: &mut Parsed, translation: Option<TranslationEntry>) -> Outcome {
+pub fn from_network<I: Ip>(
+    ctx: &TcContext,
+    packet: &mut Parsed<I>,
+    translation: Option<TranslationEntry>,
+) -> Outcome {
     if !packet.is_error && translation::check(packet).is_err() {
         return Ok(Verdict::PASS);
     }
@@ -39,7 +43,7 @@ pub fn from_network(ctx: &TcContext, packet: &mut Parsed, translation: Option<Tr
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn follow(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) -> Outcome {
+pub fn follow<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let half = entry.get();
     let is_ours = match half.kind {
         TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RESERVATION => half.reply != 0,
@@ -62,7 +66,7 @@ pub fn follow(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) ->
 
 /// Records that an outside client reaches a pod by the pod's own address.
 #[inline(never)]
-pub fn record(packet: &Parsed) {
+pub fn record<I: Ip>(packet: &Parsed<I>) {
     if !packet.is_error {
         maps::record_inbound_flow(&packet.flow.reversed());
     }

@@ -3,6 +3,7 @@
 pub mod arp;
 pub mod checksum;
 pub mod direct;
+pub mod ends;
 pub mod fastpath;
 pub mod flow;
 pub mod frontend;

@@ -11,6 +11,7 @@ use podwire_common::{
     reason::Drop,
 };
 
+use super::ends;
 use crate::{
     maps,
     packet::{Faulty, Headers, Ip, Ipv4, Ipv6, Lookup, Parsed, Skb, Way},
@@ -26,7 +27,25 @@ const LOOPBACK: u8 = 127;
 /// link address is not.
 #[inline(always)]
 pub fn of_pod(ctx: &TcContext, address: &Addr, mac: Mac) -> Result<&'static Endpoint, Drop> {
-    let endpoint = maps::endpoint(address).ok_or(Drop::SourceNotOwned)?;
+    check_pod(ctx, maps::endpoint(address), mac)
+}
+
+/// Does the same as [`of_pod`] for the source of a packet.
+///
+/// # Errors
+/// Those of [`of_pod`].
+#[inline(always)]
+pub fn of_headers<I: Ip>(ctx: &TcContext, headers: &Headers<I>) -> Result<&'static Endpoint, Drop> {
+    check_pod(ctx, ends::sending_pod(headers, &headers.source_address()), headers.source_mac)
+}
+
+#[inline(always)]
+fn check_pod(
+    ctx: &TcContext,
+    endpoint: Option<&'static Endpoint>,
+    mac: Mac,
+) -> Result<&'static Endpoint, Drop> {
+    let endpoint = endpoint.ok_or(Drop::SourceNotOwned)?;
     if endpoint.ifindex != ctx.ifindex() {
         return Err(Drop::SourceNotOwned);
     }
@@ -53,8 +72,7 @@ pub fn keep_to_limit(ctx: &TcContext, endpoint: &Endpoint) -> Result<(), Drop> {
 /// before a fault.
 #[inline(never)]
 pub fn of_faulty<I: Ip>(ctx: &TcContext, faulty: &Faulty<'_, I>) -> Drop {
-    let (address, mac) = (faulty.headers.source_address(), faulty.headers.source_mac);
-    match of_pod(ctx, &address, mac).and_then(|endpoint| keep_to_limit(ctx, endpoint)) {
+    match of_headers(ctx, faulty.headers).and_then(|endpoint| keep_to_limit(ctx, endpoint)) {
         Ok(()) => faulty.reason,
         Err(reason) => reason,
     }
@@ -141,6 +159,19 @@ pub fn refuse_unroutable(headers: &Headers<Ipv6>) -> Result<(), Drop> {
     }
     if source.is_link_local() || destination.is_link_local() {
         return Err(Drop::LinkLocalAddress);
+    }
+    Ok(())
+}
+
+/// Refuses IPv6 packets with v4-mapped addresses: the tables would take them for IPv4's.
+///
+/// # Errors
+/// [`Drop::AddressNeverOnWire`].
+// Not inlined: the addresses would take stack in the caller.
+#[inline(never)]
+pub fn refuse_mapped(headers: &Headers<Ipv6>) -> Result<(), Drop> {
+    if headers.source_address().is_v4() || headers.destination_address().is_v4() {
+        return Err(Drop::AddressNeverOnWire);
     }
     Ok(())
 }

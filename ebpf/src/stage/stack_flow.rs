@@ -4,7 +4,7 @@
 use core::convert::Infallible;
 
 use podwire_common::{
-    abi::{ENDPOINT_STACK_ONLY, Endpoint},
+    abi::{ENDPOINT_STACK_ONLY, Endpoint, FAMILY_IPV4},
     addr::Addr,
     flow::{can_go_direct, protocol},
     reason::Path,
@@ -54,6 +54,19 @@ pub fn record<I: Ip>(packet: &Parsed<I>, local_pod: &Addr, other: &Addr) {
         maps::set_stack_only(local_pod);
         maps::count_path(Path::StackFlowsFull, 0);
     }
+}
+
+/// Does the same as [`record`] for a packet from a pod here to another node. `source` and
+/// `destination`: the packet's.
+#[inline(always)]
+pub fn record_from_pod<I: Ip>(packet: &Parsed<I>, source: &Addr, destination: &Addr) {
+    if I::FAMILY == FAMILY_IPV4 { record(packet, source, destination) } else { record_apart(packet) }
+}
+
+// Not inlined: the addresses would take stack beside the packet.
+#[inline(never)]
+fn record_apart<I: Ip>(packet: &Parsed<I>) {
+    record(packet, &packet.headers.source_address(), &packet.headers.destination_address());
 }
 
 /// Returns whether the packet is an ICMP error about a packet that its receiver has sent to an

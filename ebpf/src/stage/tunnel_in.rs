@@ -9,7 +9,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{fastpath, flow, frontend, icmp_error, local, source, stack_flow};
+use super::{ends, fastpath, flow, frontend, icmp_error, local, source, stack_flow};
 use crate::{
     maps,
     packet::{
@@ -127,7 +127,7 @@ pub fn on_device6(ctx: &TcContext) -> Outcome {
     decapsulated::<Ipv6>(
         ctx,
         |packet| source::refuse_unroutable(&packet.headers),
-        |_| Ok(Verdict::stack(Path::TunnelToStack)),
+        |packet| frontend::from_pod(ctx, packet, Path::TunnelToStack),
     )
 }
 
@@ -150,7 +150,8 @@ fn decapsulated<I: Ip>(
     refuse(packet)?;
     // The inner link addresses are constants that no device has.
     ctx.set_packet_host();
-    let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
+    let destination = packet.headers.destination_address();
+    let Some(endpoint) = ends::receiving_pod(&packet.headers, &destination) else {
         if flow::complete(packet).is_err() {
             flow::note_early(packet);
             return Ok(Verdict::stack(Path::TunnelToStack));
@@ -192,7 +193,7 @@ fn inner<'a, I: Ip>(ctx: &TcContext, loaded: Loaded<'a, I>) -> Result<&'a mut Pa
 /// one of its own addresses. Returns the entry of the source.
 #[inline(always)]
 fn check_owner<I: Ip>(packet: &Parsed<I>, sender: &Addr) -> Result<&'static Node, Drop> {
-    match maps::node(&packet.headers.source_address()) {
+    match ends::sending_node(&packet.headers, &packet.headers.source_address()) {
         Some(node) if node.tunnel_endpoint == *sender => {
             if node.flags & NODE_POD_NETWORK != 0 {
                 icmp_error::check_from_pod(packet)?;

@@ -50,7 +50,7 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint,
 /// # Errors
 /// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Translation) -> Outcome {
+pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
     let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
     let (way, lookup) = way_to(ctx, packet, node);
     // Answer before the translation: the pod knows only its own packet.
@@ -59,7 +59,7 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
     translate(ctx, packet, to)?;
-    let translated = fixed_part::<Ipv4>(ctx)?;
+    let translated = fixed_part::<I>(ctx)?;
     send(ctx, packet, node, (&way, lookup), &translated, Path::HostPortOut)
 }
 
@@ -69,7 +69,7 @@ pub fn reply(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint, to: &Transla
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_stack(ctx: &TcContext, packet: &Parsed, node: &Node) -> Outcome {
+pub fn from_stack<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Outcome {
     let (way, lookup) = way_to(ctx, packet, node);
     send(ctx, packet, node, (&way, lookup), &packet.headers.ip.fixed_part(), Path::StackEncapsulated)
 }

@@ -1,11 +1,13 @@
 //! hostPorts: which pod answers at a port of this node.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use podwire_common::abi;
-use podwire_common::addr::{Addr, Be16};
+use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
 
 use super::Scope;
-use crate::model::{Endpoint, Family, Model, PortMapping, Transport};
+use crate::model::{Endpoint, Model, PortMapping, Transport};
 use crate::slice::Slice;
 
 pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
@@ -16,29 +18,30 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 
 /// Returns an endpoint's entries in `FRONTENDS`: no entry for host addresses of the other family.
 pub fn frontends(endpoint: &Endpoint) -> impl Iterator<Item = (abi::Frontend, abi::Backend)> {
-    // The programs translate no IPv6 yet.
-    let address = endpoint.address_of(Family::V4);
-    address.into_iter().flat_map(|address| {
-        let is_served = move |mapping: &&PortMapping| {
-            mapping.host_address.is_none_or(|host_address| host_address.is_ipv4() == address.is_ipv4())
-        };
-        endpoint.port_mappings.iter().filter(is_served).map(move |mapping| {
+    endpoint.port_mappings.iter().flat_map(|mapping| {
+        endpoint.addresses().filter_map(move |address| {
             let port = Be16::new(mapping.container_port.get());
-            (frontend(mapping), abi::Backend { address: address.into(), port, reserved: [0; 2] })
+            let backend = abi::Backend { address: address.into(), port, reserved: [0; 2] };
+            Some((frontend(mapping, address)?, backend))
         })
     })
 }
 
-/// Returns a hostPort's key in `FRONTENDS`. All addresses of a family have the key of all addresses.
-pub fn frontend(mapping: &PortMapping) -> abi::Frontend {
-    let particular = mapping.host_address.filter(|address| !address.is_unspecified());
-    abi::Frontend {
-        address: particular.map_or(Addr::UNSPECIFIED, Addr::from),
+/// Returns a hostPort's key in `FRONTENDS` for a pod's address. `None`: the hostPort has an address
+/// of the other family, so it does not lead to this one.
+pub fn frontend(mapping: &PortMapping, address: IpAddr) -> Option<abi::Frontend> {
+    let every = match address {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let host_address = mapping.host_address.unwrap_or(every);
+    (host_address.is_ipv4() == address.is_ipv4()).then(|| abi::Frontend {
+        address: host_address.into(),
         port: Be16::new(mapping.host_port.get()),
         protocol: match mapping.protocol {
             Transport::Tcp => protocol::TCP,
             Transport::Udp => protocol::UDP,
         },
         reserved: 0,
-    }
+    })
 }

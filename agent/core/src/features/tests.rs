@@ -152,6 +152,20 @@ fn this_nodes_own_addresses_are_local() {
 }
 
 #[test]
+fn links_have_a_source_for_each_family() {
+    let mut model = model(Mode::Vxlan);
+    model.own.as_mut().unwrap().pod_networks = vec![net("fd00:10:244:1::/64")];
+    let addresses = ["fd00:10:200::1", "10.200.0.1", "fd00:10:200::2", "10.200.0.2"];
+    model.links[0].addresses = addresses.map(ip).into();
+    let tables = desired(&model, Scope::All).tables;
+    assert_eq!((tables.links[&2].ipv4, tables.links[&9].ipv4), (ip("10.200.0.1").into(), Addr::UNSPECIFIED));
+    let expected = [(2, ip("fd00:10:200::1").into()), (9, ip("fd00:10:244:1::1").into())];
+    assert_eq!(tables.sources6, BTreeMap::from(expected));
+    model.without_programs.insert(2);
+    assert!(!desired(&model, Scope::All).tables.sources6.contains_key(&2), "no packet leaves by it");
+}
+
+#[test]
 fn an_absent_internal_address_is_replaced_by_the_uplinks() {
     let mut model = model(Mode::Vxlan);
     model.links[0].addresses = vec![ip("10.200.0.51"), ip("192.0.2.1")];
@@ -212,10 +226,39 @@ fn a_host_port_is_a_frontend_and_marks_its_endpoint() {
         |address, protocol| abi::Frontend { address, port: Be16::new(9088), protocol, reserved: 0 };
     let backend = abi::Backend { address: ip("10.244.1.2").into(), port: Be16::new(8080), reserved: [0; 2] };
     let expected = BTreeMap::from([
-        (frontend(Addr::UNSPECIFIED, protocol::TCP), backend),
+        (frontend(ip("0.0.0.0").into(), protocol::TCP), backend),
         (frontend(ip("10.200.0.1").into(), protocol::UDP), backend),
     ]);
     assert_eq!(slice.tables.frontends, expected);
+}
+
+#[test]
+fn a_host_port_leads_to_addresses_of_its_family() {
+    let mut model = model(Mode::Vxlan);
+    let endpoint = model.endpoints.values_mut().next().unwrap();
+    let port = |number| NonZeroU16::new(number).unwrap();
+    endpoint.port_mappings = [None, Some("::"), Some("0.0.0.0"), Some("10.200.0.1"), Some("fd00:10:200::1")]
+        .into_iter()
+        .zip(9000..)
+        .map(|(address, number)| PortMapping {
+            host_address: address.map(ip),
+            host_port: port(number),
+            container_port: port(8080),
+            protocol: Transport::Tcp,
+        })
+        .collect();
+    for (address, expected) in [
+        ("10.244.1.2", [("0.0.0.0", 9000), ("0.0.0.0", 9002), ("10.200.0.1", 9003)]),
+        ("fd00:10:244:1::2", [("::", 9000), ("::", 9001), ("fd00:10:200::1", 9004)]),
+    ] {
+        endpoint.pod_addresses[0].address = ip(address);
+        let found = frontends(endpoint).map(|(key, backend)| {
+            assert_eq!(backend.address, ip(address).into());
+            (key.address, key.port.get())
+        });
+        let found: Vec<(Addr, u16)> = found.collect();
+        assert_eq!(found, expected.map(|(address, port)| (ip(address).into(), port)));
+    }
 }
 
 #[test]

@@ -26,7 +26,8 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 }
 
 fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
-    let (none, links) = (Addr::UNSPECIFIED, &mut slice.tables.links);
+    let none = Addr::UNSPECIFIED;
+    let (links, sources6) = (&mut slice.tables.links, &mut slice.tables.sources6);
     let underlay = model.underlay_address(own).into();
     let entry =
         |kind, ipv4, mtu| abi::Link { ipv4, tunnel_address: none, mtu, kind, refused: 0, reserved: 0 };
@@ -41,6 +42,9 @@ fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
         let has_programs = !model.without_programs.contains(&link.index);
         let bare = entry(abi::LINK_WITHOUT_PROGRAMS, none, link.mtu);
         links.insert(link.index, if has_programs { of_role } else { bare });
+        if has_programs && let Some(address) = link.address_of(Family::V6) {
+            sources6.insert(link.index, address.into());
+        }
     }
     for (index, link) in &model.links_without_role {
         let kind = if link.is_sink { abi::LINK_SINK } else { abi::LINK_WITHOUT_PROGRAMS };
@@ -49,6 +53,7 @@ fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
     if let (Some(device), Some(mtu)) = (model.vxlan, model.fitting_mtu()) {
         let ipv4 = own.overlay_address(Family::V4).map_or(none, Addr::from);
         links.insert(device, entry(abi::LINK_OVERLAY, ipv4, mtu));
+        sources6.extend(own.overlay_address(Family::V6).map(|address| (device, address.into())));
     }
 }
 

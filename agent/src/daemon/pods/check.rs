@@ -109,7 +109,9 @@ fn table_faults(endpoint: &Endpoint, change: &TableChange) -> Vec<String> {
             endpoint.host_interface
         )],
         TableChange::Frontends(Change { key, before, .. }) => {
-            let is_of = |mapping: &&PortMapping| frontend(mapping) == *key;
+            let is_of = |mapping: &&PortMapping| {
+                endpoint.addresses().any(|address| frontend(mapping, address) == Some(*key))
+            };
             let mapping = endpoint.port_mappings.iter().find(is_of).map(ToString::to_string);
             let mapping = mapping.unwrap_or_else(|| format!("{key:?}"));
             vec![match before {

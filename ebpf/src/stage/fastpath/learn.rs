@@ -152,9 +152,9 @@ fn add_tunnel_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, w
 /// Learns the route of a pod's flow to the world, and its source address. From a flow's first plain
 /// packet it learns only the destination.
 #[inline(always)]
-pub fn learn_world_out(
+pub fn learn_world_out<I: Ip>(
     ctx: &TcContext,
-    packet: &Parsed,
+    packet: &Parsed<I>,
     from: &Endpoint,
     way: &Way,
     half: &TranslationEntry,
@@ -172,7 +172,7 @@ pub fn learn_world_out(
 /// Returns whether the host's rules would treat the pod's other connections to the same address and
 /// port as they treat this one.
 #[inline(always)]
-fn tells_of_destination(packet: &Parsed, half: &Translation) -> bool {
+fn tells_of_destination<I: Ip>(packet: &Parsed<I>, half: &Translation) -> bool {
     // An old verdict of the rules on this connection need not hold for another connection.
     !maps::asks_each_connection()
         && packet.flow.protocol == protocol::TCP
@@ -181,14 +181,14 @@ fn tells_of_destination(packet: &Parsed, half: &Translation) -> bool {
 }
 
 #[inline(never)]
-fn add_world_out(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, to: &Translation) {
+fn add_world_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, way: &Way, to: &Translation) {
     let Some(known) = to_world(ctx, packet, from, way, to) else { return };
     known.source_port = to.source_port;
     learn_world(packet, known);
 }
 
 #[inline(never)]
-fn add_destination(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way, to: &Translation) {
+fn add_destination<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, way: &Way, to: &Translation) {
     let Some(known) = to_world(ctx, packet, from, way, to) else { return };
     known.key = packet.flow.destination_key();
     known.asked = to.asked;
@@ -198,9 +198,9 @@ fn add_destination(ctx: &TcContext, packet: &Parsed, from: &Endpoint, way: &Way,
 
 /// Returns an entry for a flow that leaves for the world under another address.
 #[inline(always)]
-fn to_world(
+fn to_world<I: Ip>(
     ctx: &TcContext,
-    packet: &Parsed,
+    packet: &Parsed<I>,
     from: &Endpoint,
     way: &Way,
     to: &Translation,
@@ -217,7 +217,7 @@ fn to_world(
 /// program that did so also deleted this entry, maybe before it was inserted. So check again after
 /// the insert.
 #[inline(always)]
-fn learn_world(packet: &Parsed, known: &mut KnownFlow) {
+fn learn_world<I: Ip>(packet: &Parsed<I>, known: &mut KnownFlow) {
     maps::learn_flow(known, packet.generation);
     if maps::translation(&packet.flow).is_none_or(|half| half.get().past_stack == 0) {
         maps::forget_known(known);
@@ -226,14 +226,14 @@ fn learn_world(packet: &Parsed, known: &mut KnownFlow) {
 
 /// Learns the pod to which replies from the world go.
 #[inline(always)]
-pub fn learn_world_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, half: &TranslationEntry) {
+pub fn learn_world_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, half: &TranslationEntry) {
     if is_learnable_in(packet, to) && half.mark_long() {
         add_world_in(ctx, packet, to, half.get());
     }
 }
 
 #[inline(never)]
-fn add_world_in(ctx: &TcContext, packet: &Parsed, to: &Endpoint, half: &Translation) {
+fn add_world_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, half: &Translation) {
     let slots = epoch::with_world(to.id, ctx.ifindex(), &packet.flow.source);
     let Some(known) = entry(ctx, packet, slots, Path::SnatIn) else { return };
     known.flags = FLOW_REWRITES_DESTINATION;

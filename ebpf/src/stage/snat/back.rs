@@ -1,12 +1,12 @@
 //! Replies from the network to translated flows.
 
 use aya_ebpf::programs::TcContext;
-use podwire_common::{abi::TRANSLATION_RESERVATION, addr::Quad, reason::Path};
+use podwire_common::{abi::TRANSLATION_RESERVATION, reason::Path};
 
 use super::super::{fastpath, local};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Parsed, decrement_ttl, readdress_destination, translate},
+    packet::{Ip, Parsed, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -16,7 +16,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn back(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) -> Outcome {
+pub fn back<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let to = entry.get();
     if to.kind == TRANSLATION_RESERVATION {
         return Ok(Verdict::PASS);
@@ -28,14 +28,8 @@ pub fn back(ctx: &TcContext, packet: &mut Parsed, entry: &TranslationEntry) -> O
         && packet.wire_length(ctx) <= endpoint.mtu
     {
         fastpath::learn_world_in(ctx, packet, endpoint, entry);
-        if packet.is_whole() {
-            packet.headers.set_macs(endpoint.macs());
-            readdress_destination(ctx, packet, Quad::of(&to.destination), to.destination_port)?;
-            return Ok(Verdict::redirect(Path::SnatIn, local::into_endpoint(ctx, endpoint)));
-        }
-        decrement_ttl(ctx, &packet.headers, 0)?;
-        translate(ctx, packet, to)?;
-        return local::hand_over(ctx, endpoint, Path::SnatIn);
+        I::translate_destination(ctx, packet, to, endpoint.macs())?;
+        return Ok(Verdict::redirect(Path::SnatIn, local::into_endpoint(ctx, endpoint)));
     }
     translate(ctx, packet, to)?;
     Ok(Verdict::stack(Path::SnatIn))

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{NODE_LOCAL, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT},
+    abi::{Flow, NODE_LOCAL, TRANSLATION_HOST, TRANSLATION_RESERVATION, TRANSLATION_SNAT},
     addr::Be16,
     flow::protocol,
     nat,
@@ -12,7 +12,7 @@ use podwire_common::{
 use super::super::{flow, source, translation};
 use crate::{
     maps,
-    packet::{Ip as _, Parsed, Skb, belongs_to_socket, translate},
+    packet::{Ip, Parsed, Skb, belongs_to_socket, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 /// # Errors
 /// As [`out`](fn@super::out).
 #[inline(never)]
-pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
+pub fn host_out<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     if source::is_tunnel(packet) || flow::complete(packet).is_err() {
         return Ok(Verdict::PASS);
     }
@@ -41,9 +41,10 @@ pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     if packet.is_error || translation::check(packet).is_err() {
         return Ok(Verdict::PASS);
     }
-    match maps::translation(&packet.flow.reversed()) {
+    let reply = packet.flow.reversed();
+    match maps::translation(&reply) {
         None => {
-            reserve(ctx, packet);
+            reserve(ctx, packet, &reply);
             Ok(Verdict::PASS)
         }
         Some(entry) => match entry.get().kind {
@@ -53,16 +54,16 @@ pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
                 entry.touch(packet.flow.protocol, state);
                 Ok(Verdict::PASS)
             }
-            kind @ (TRANSLATION_SNAT | TRANSLATION_HOST) => {
+            TRANSLATION_SNAT | TRANSLATION_HOST => {
                 let mut to = translation::begin(TRANSLATION_HOST, ctx.ifindex(), &packet.flow);
-                match translation::establish(ctx, &packet.flow, &mut to) {
+                match translation::establish::<I>(ctx, &packet.flow, &mut to) {
                     Ok(()) => {
                         translate(ctx, packet, &to)?;
                         Ok(Verdict::stack(Path::HostSnatOut))
                     }
                     // Only one of the two flows fits, and this node's flow wins.
-                    Err(_) if kind == TRANSLATION_SNAT => {
-                        translation::remove(&packet.flow.reversed(), entry.get());
+                    Err(_) if entry.get().kind == TRANSLATION_SNAT => {
+                        translation::remove(&reply, entry.get());
                         Ok(Verdict::PASS)
                     }
                     Err(reason) => Err(reason),
@@ -73,22 +74,23 @@ pub fn host_out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     }
 }
 
-/// Reserves the 5-tuple of a flow if no lookup of sockets would find its owner.
+/// Reserves the 5-tuple of a flow if no lookup of sockets would find its owner. `reply`: the flow of
+/// the replies.
 #[inline(never)]
-fn reserve(ctx: &TcContext, packet: &Parsed) {
+fn reserve<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, reply: &Flow) {
     let flow = &packet.flow;
     let needed = match flow.protocol {
         // OSPF and VRRP send to groups: nothing replies.
         _ if packet.headers.ip.is_multicast() => false,
         // Only the side that asks has the identifier as its port.
-        protocol::ICMP => flow.source_port != Be16::ZERO,
+        icmp if icmp == I::ICMP => flow.source_port != Be16::ZERO,
         // Only the first packet of a TCP connection needs a reservation: the answer to an outside
         // client begins no connection. The programs never give a NodePort to a flow, so NodePorts
         // need no reservation.
         protocol::TCP | protocol::UDP => {
             (flow.protocol != protocol::TCP || packet.begins_connection())
                 && !translation::is_node_port(flow.source_port)
-                && !belongs_to_socket(ctx, flow)
+                && !belongs_to_socket::<I>(ctx, flow)
         }
         // The kernel has no lookup for sockets of other protocols.
         _ => true,
@@ -99,10 +101,9 @@ fn reserve(ctx: &TcContext, packet: &Parsed) {
     if maps::node(&flow.source).is_none_or(|node| node.flags & NODE_LOCAL == 0) {
         return;
     }
-    let reply = flow.reversed();
-    let mut reservation = translation::begin(TRANSLATION_RESERVATION, ctx.ifindex(), &reply);
+    let mut reservation = translation::begin(TRANSLATION_RESERVATION, ctx.ifindex(), reply);
     reservation.reply = 1;
-    if !translation::reserve(&reply, &reservation) {
+    if !translation::reserve(reply, &reservation) {
         maps::count_path(Path::ReservationsFull, 0);
     }
 }

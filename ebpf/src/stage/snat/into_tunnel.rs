@@ -6,10 +6,13 @@ use podwire_common::{
     reason::Drop,
 };
 
-use super::super::{flow, translation};
+use super::{
+    super::{flow, translation},
+    out::address_of,
+};
 use crate::{
     maps,
-    packet::{Parsed, translate},
+    packet::{Ip, Parsed, translate},
 };
 
 /// Replaces the source with the overlay address. The reply comes back through the tunnel, where
@@ -18,7 +21,7 @@ use crate::{
 /// # Errors
 /// Those of [`translation::check`] and [`translation::establish`]; [`Drop::SnatNoAddress`].
 #[inline(never)]
-pub fn into_tunnel(ctx: &TcContext, packet: &mut Parsed) -> Result<(), Drop> {
+pub fn into_tunnel<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Result<(), Drop> {
     flow::complete(packet)?;
     if let Some(entry) = translation::of(packet) {
         let half = entry.get();
@@ -32,17 +35,16 @@ pub fn into_tunnel(ctx: &TcContext, packet: &mut Parsed) -> Result<(), Drop> {
     }
     translation::check(packet)?;
     let device = maps::vxlan_ifindex();
-    let tunnel = maps::link(device).ok_or(Drop::SnatNoAddress)?;
     let mut to = translation::begin(TRANSLATION_TUNNEL, device, &packet.flow);
-    to.source = tunnel.ipv4;
-    translation::establish(ctx, &packet.flow, &mut to)?;
+    to.source = address_of::<I>(device)?;
+    translation::establish::<I>(ctx, &packet.flow, &mut to)?;
     translate(ctx, packet, &to)
 }
 
 /// Returns whether a remote pod's packet is the reply to a flow that [`into_tunnel`] masqueraded.
 // Not inlined: the key would take stack in the caller.
 #[inline(never)]
-pub fn is_answer_from_tunnel(packet: &mut Parsed) -> bool {
+pub fn is_answer_from_tunnel<I: Ip>(packet: &mut Parsed<I>) -> bool {
     if flow::complete(packet).is_err() {
         return false;
     }

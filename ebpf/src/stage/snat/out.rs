@@ -2,7 +2,9 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{NETWORK_KEEPS_ADDRESS, NETWORK_REFUSED, STATE_ESTABLISHED, TRANSLATION_SNAT},
+    abi::{
+        FAMILY_IPV4, FAMILY_IPV6, NETWORK_KEEPS_ADDRESS, NETWORK_REFUSED, STATE_ESTABLISHED, TRANSLATION_SNAT,
+    },
     addr::Addr,
     nat,
     reason::{Drop, Path},
@@ -14,7 +16,7 @@ use super::{
 };
 use crate::{
     maps,
-    packet::{Parsed, Skb, source_towards, translate},
+    packet::{Ip, Parsed, Skb, source_towards, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -24,7 +26,7 @@ use crate::{
 /// The reason why the packet cannot be translated. It leaves with the pod's address only if that is
 /// intended.
 #[inline(never)]
-pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
+pub fn out<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     flow::complete(packet)?;
     let destination = packet.headers.destination_address();
     let network = maps::network(&destination);
@@ -69,21 +71,35 @@ pub fn out(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
         return Err(Drop::VxlanFromPod);
     }
     let mut to = translation::begin(TRANSLATION_SNAT, ctx.ifindex(), &packet.flow);
-    to.source = address_towards(ctx, &destination)?;
+    to.source = address_towards::<I>(ctx, &destination)?;
     to.past_stack = is_untouched(ctx, packet).into();
     to.asked = maps::jiffies();
-    translation::establish(ctx, &packet.flow, &mut to)?;
+    translation::establish::<I>(ctx, &packet.flow, &mut to)?;
     translate(ctx, packet, &to)?;
     Ok(Verdict::stack(Path::SnatOut))
 }
 
 /// Returns the address from which the node itself would send by this uplink.
 #[inline(always)]
-fn address_towards(ctx: &TcContext, destination: &Addr) -> Result<Addr, Drop> {
-    if let Some(address) = source_towards(ctx, destination) {
-        return Ok(address);
+fn address_towards<I: Ip>(ctx: &TcContext, destination: &Addr) -> Result<Addr, Drop> {
+    match source_towards::<I>(ctx, destination) {
+        // With `use_tempaddr`, the kernel may choose a temporary address (RFC 8981). Replies must
+        // still find the node when that address has gone, so the agent keeps it out of `NODES`.
+        Some(address) if I::FAMILY == FAMILY_IPV4 || maps::is_own_address(&address) => Ok(address),
+        _ => address_of::<I>(ctx.ifindex()),
     }
-    match maps::link(ctx.ifindex()) {
+}
+
+/// Returns a link's own address of the family.
+///
+/// # Errors
+/// [`Drop::SnatNoAddress`].
+#[inline(always)]
+pub(super) fn address_of<I: Ip>(ifindex: u32) -> Result<Addr, Drop> {
+    if I::FAMILY == FAMILY_IPV6 {
+        return maps::source6(ifindex).copied().ok_or(Drop::SnatNoAddress);
+    }
+    match maps::link(ifindex) {
         Some(link) if link.ipv4 != Addr::UNSPECIFIED => Ok(link.ipv4),
         _ => Err(Drop::SnatNoAddress),
     }

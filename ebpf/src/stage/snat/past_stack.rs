@@ -7,7 +7,7 @@ use podwire_common::{
         Beginning, Endpoint, LINK_WITHOUT_PROGRAMS, NETWORK_REFUSED, NETWORK_THROUGH_STACK, STATE_REPLIED,
         TRANSLATION_SNAT,
     },
-    addr::{Be16, Mac, Quad},
+    addr::{Mac, Quad},
     flow::protocol,
     reason::{Drop, Path},
 };
@@ -15,9 +15,7 @@ use podwire_common::{
 use super::super::{direct, fastpath, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{
-        Fragment, Ipv4, Lookup, Parsed, Skb, Way, decrement_ttl, imprint, leave, readdress_source, translate,
-    },
+    packet::{Fragment, Ip, Ipv4, Lookup, Parsed, Skb, Way, imprint, leave, readdress_source_apart},
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
@@ -28,7 +26,7 @@ use crate::{
 /// # Errors
 /// [`Drop::LinkWithoutPrograms`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, endpoint: &Endpoint) -> Outcome {
+pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint: &Endpoint) -> Outcome {
     let begins = packet.begins_connection();
     // An unanswered flow begins again with each packet. Other programs may write the host's rules
     // later, as kube-proxy does while a node starts. They then make conntrack forget such UDP
@@ -75,21 +73,21 @@ pub fn to_known_destination(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
         let mut to = translation::begin(TRANSLATION_SNAT, uplink, &packet.flow);
         to.source = destination.source;
         (to.past_stack, to.asked) = (1, destination.asked);
-        translation::establish(ctx, &packet.flow, &mut to)?;
+        translation::establish::<Ipv4>(ctx, &packet.flow, &mut to)?;
         // Another CPU was first with the same flow, and has asked the host's rules.
         if to.past_stack == 0 || to.ifindex != uplink {
             return Ok(Decision::NONE);
         }
         (Quad::of(&to.source), to.source_port)
     };
-    readdress(ctx, packet, source, port)?;
+    readdress_source_apart(ctx, packet, source, port)?;
     Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, &destination.next_hop)).into())
 }
 
 #[inline(always)]
-fn past_stack(
+fn past_stack<I: Ip>(
     ctx: &TcContext,
-    packet: &mut Parsed,
+    packet: &mut Parsed<I>,
     endpoint: &Endpoint,
     entry: &TranslationEntry,
 ) -> Outcome {
@@ -100,7 +98,7 @@ fn past_stack(
     }
     let to = entry.get();
     let mut way = way_of_pod(packet, endpoint, packet.wire_length(ctx));
-    match way.look_up_any::<Ipv4>(ctx) {
+    match way.look_up_any::<I>(ctx) {
         Lookup::Found if way.ifindex == to.ifindex => {
             fastpath::learn_world_out(ctx, packet, endpoint, &way, entry)
         }
@@ -126,19 +124,8 @@ fn past_stack(
         _ => return Ok(Verdict::stack(Path::ToStack)),
     }
     translation::touch(entry, packet);
-    if packet.is_whole() {
-        readdress(ctx, packet, Quad::of(&to.source), to.source_port)?;
-    } else {
-        decrement_ttl(ctx, &packet.headers, 0)?;
-        translate(ctx, packet, to)?;
-    }
+    I::translate_source(ctx, packet, to)?;
     Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
-}
-
-// Not inlined: its values would take stack in both callers.
-#[inline(never)]
-fn readdress(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> Result<(), Drop> {
-    readdress_source(ctx, packet, source, port)
 }
 
 /// Notes a flow's first packet, and the route that the kernel has for it.
@@ -146,9 +133,9 @@ fn readdress(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> 
 /// # Errors
 /// [`Drop::LinkWithoutPrograms`] when the packet would leave with the pod's address.
 #[inline(never)]
-fn begin(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint) -> Result<(), Drop> {
+fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint) -> Result<(), Drop> {
     let mut way = way_of_pod(packet, endpoint, 0);
-    let link = match way.look_up_any::<Ipv4>(ctx) {
+    let link = match way.look_up_any::<I>(ctx) {
         Lookup::Found if leads_out_bare(packet, &way) => {
             maps::note_refused(way.ifindex);
             return Err(Drop::LinkWithoutPrograms);
@@ -166,21 +153,21 @@ fn begin(ctx: &TcContext, packet: &Parsed, endpoint: &Endpoint) -> Result<(), Dr
 /// Returns whether a pod's packet to the world would leave by a link without programs, although it
 /// is not meant to keep the pod's address.
 #[inline(always)]
-fn leads_out_bare(packet: &Parsed, way: &Way) -> bool {
+fn leads_out_bare<I: Ip>(packet: &Parsed<I>, way: &Way) -> bool {
     maps::link(way.ifindex).is_none_or(|link| link.kind == LINK_WITHOUT_PROGRAMS)
-        && way.next_hop.ipv4().is_none_or(|router| maps::endpoint(&router).is_none())
+        && way.next_hop.address_of(I::FAMILY).is_none_or(|router| maps::endpoint(&router).is_none())
         && !maps::is_not_masqueraded(&packet.headers.destination_address())
 }
 
 /// Prepares the question for the route of a pod's packet.
 #[inline(always)]
-fn way_of_pod(packet: &Parsed, endpoint: &Endpoint, length: u32) -> Way {
+fn way_of_pod<I: Ip>(packet: &Parsed<I>, endpoint: &Endpoint, length: u32) -> Way {
     Way::new(endpoint.ifindex, packet.headers.source_address(), packet.headers.destination_address(), length)
 }
 
 /// Returns whether an IPsec policy may match a pod's packet to the world.
 #[inline(always)]
-fn asks_policies(packet: &Parsed) -> bool {
+fn asks_policies<I: Ip>(packet: &Parsed<I>) -> bool {
     maps::network(&packet.headers.destination_address()) & (NETWORK_THROUGH_STACK | NETWORK_REFUSED) != 0
 }
 
@@ -194,7 +181,7 @@ fn asks_policies(packet: &Parsed) -> bool {
 ///
 /// Otherwise the rules must see the whole flow.
 #[inline(never)]
-pub(super) fn is_untouched(ctx: &TcContext, packet: &Parsed) -> bool {
+pub(super) fn is_untouched<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> bool {
     if !ctx.is_unmarked_beginning()
         || !matches!(packet.fragment_part(), Fragment::Whole)
         || asks_policies(packet)
@@ -213,5 +200,5 @@ pub(super) fn is_untouched(ctx: &TcContext, packet: &Parsed) -> bool {
         return false;
     };
     let mut way = way_of_pod(packet, endpoint, 0);
-    way.look_up_any::<Ipv4>(ctx) == Lookup::Found && way.ifindex == link && way.next_hop_mac == mac
+    way.look_up_any::<I>(ctx) == Lookup::Found && way.ifindex == link && way.next_hop_mac == mac
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Flow, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, Translation},
+    abi::{FAMILY_IPV4, Flow, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, Translation},
     addr::{Addr, Be16},
     flow::protocol,
     nat,
@@ -12,7 +12,7 @@ use super::entries::{added, is_node_port};
 use crate::{
     global::global,
     maps::{self, EBUSY, EEXIST},
-    packet::has_socket,
+    packet::{Ip, Ipv4, Ipv6, has_socket},
 };
 
 /// Does the same as [`maps::add_translation`], for arguments of a global function.
@@ -52,8 +52,12 @@ pub struct Closed {
 
 /// Tries to add both halves with the source port in `to`.
 #[inline(always)]
-pub fn try_port(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
-    match podwire_try_port(ctx.skb.skb, original, to, oldest) {
+pub fn try_port<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
+    let skb = ctx.skb.skb;
+    match match I::FAMILY {
+        FAMILY_IPV4 => podwire_try_port(skb, original, to, oldest),
+        _ => podwire_try_port6(skb, original, to, oldest),
+    } {
         DONE => Try::Done,
         TAKEN => Try::Taken,
         THERE => Try::There,
@@ -68,19 +72,30 @@ const FAILED: i32 = 3;
 
 global! {
     fn podwire_try_port(ctx, original: ref Flow, to: ref Translation, oldest: mut Closed) -> i32, or FAILED {
-        match try_port_here(ctx, original, to, oldest) {
-            Try::Done => DONE,
-            Try::Taken => TAKEN,
-            Try::There => THERE,
-            Try::Failed => FAILED,
-        }
+        try_port_here::<Ipv4>(ctx, original, to, oldest)
+    }
+}
+
+global! {
+    fn podwire_try_port6(ctx, original: ref Flow, to: ref Translation, oldest: mut Closed) -> i32, or FAILED {
+        try_port_here::<Ipv6>(ctx, original, to, oldest)
     }
 }
 
 #[inline(always)]
-fn try_port_here(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
+fn try_port_here<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> i32 {
+    match attempt::<I>(ctx, original, to, oldest) {
+        Try::Done => DONE,
+        Try::Taken => TAKEN,
+        Try::There => THERE,
+        Try::Failed => FAILED,
+    }
+}
+
+#[inline(always)]
+fn attempt<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mut Closed) -> Try {
     let is_node_address = to.kind != TRANSLATION_HOST_PORT;
-    if is_node_address && is_kept_free(&to.source, to.source_port, original.protocol) {
+    if is_node_address && is_kept_free::<I>(&to.source, to.source_port, original.protocol) {
         return Try::Taken;
     }
     let reply = add_reply(original, to, oldest);
@@ -90,7 +105,7 @@ fn try_port_here(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &mu
         Reply::Failed => return Try::Failed,
     }
     // A pod's own port behind a hostPort is in the pod's namespace: no socket here can have it.
-    if is_node_address && has_socket(ctx, to, original.protocol) {
+    if is_node_address && has_socket::<I>(ctx, to, original.protocol) {
         if reply == Reply::Added {
             remove_reply(to, original.protocol);
         }
@@ -190,12 +205,12 @@ fn meet(reply: &Flow, wanted: &Translation, oldest: &mut Closed) -> Reply {
 /// Returns whether a port must stay free of translated flows: the tunnel's port, NodePorts and
 /// hostPorts. Otherwise a connection to such a port would match the replies of a translated flow.
 #[inline(never)]
-fn is_kept_free(address: &Addr, port: Be16, protocol_number: u8) -> bool {
-    if protocol_number == protocol::ICMP {
+fn is_kept_free<I: Ip>(address: &Addr, port: Be16, protocol_number: u8) -> bool {
+    if protocol_number == I::ICMP {
         return false;
     }
     if is_node_port(port) || port == maps::vxlan_port() {
         return true;
     }
-    maps::backend(address, port, protocol_number).is_some()
+    maps::backend(address, &I::ANY_ADDRESS, port, protocol_number).is_some()
 }

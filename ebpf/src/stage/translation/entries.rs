@@ -11,7 +11,7 @@ use podwire_common::{
 use super::super::icmp_error;
 use crate::{
     maps::{self, EEXIST, TranslationEntry},
-    packet::{Fragment, Parsed},
+    packet::{Fragment, Ip, Parsed},
 };
 
 /// Refuses packets that cannot be translated: AH, and ICMP without an identifier. A later fragment
@@ -20,21 +20,23 @@ use crate::{
 /// # Errors
 /// [`Drop::SnatProtocolUnknown`], [`Drop::SnatImpossible`].
 #[inline(never)]
-pub fn check(packet: &Parsed) -> Result<(), Drop> {
+pub fn check<I: Ip>(packet: &Parsed<I>) -> Result<(), Drop> {
     match packet.flow.protocol {
-        protocol::ICMP if !packet.is_query && !matches!(packet.fragment_part(), Fragment::Later) => {
+        icmp if icmp == I::ICMP && !packet.is_query && !matches!(packet.fragment_part(), Fragment::Later) => {
             Err(Drop::SnatProtocolUnknown)
         }
         protocol::AH => Err(Drop::SnatImpossible),
+        _ if packet.is_authenticated() => Err(Drop::SnatImpossible),
         _ => Ok(()),
     }
 }
 
 /// Returns the translation that a packet follows. An ICMP error follows one only if it goes to the
-/// sender of the quoted packet.
+/// sender of the quoted packet. A packet with an authentication header follows none, because no
+/// address of it can change.
 #[inline(always)]
-pub fn of(packet: &Parsed) -> Option<TranslationEntry> {
-    if packet.is_error && !icmp_error::goes_to_sender(packet) {
+pub fn of<I: Ip>(packet: &Parsed<I>) -> Option<TranslationEntry> {
+    if packet.is_authenticated() || (packet.is_error && !icmp_error::goes_to_sender(packet)) {
         return None;
     }
     maps::translation(&packet.flow)
@@ -43,7 +45,7 @@ pub fn of(packet: &Parsed) -> Option<TranslationEntry> {
 /// Marks a translation as seen now. An ICMP error changes nothing, because it does not show that
 /// the flow is alive.
 #[inline(always)]
-pub fn touch(entry: &TranslationEntry, packet: &Parsed) {
+pub fn touch<I: Ip>(entry: &TranslationEntry, packet: &Parsed<I>) {
     if packet.is_error {
         return;
     }
@@ -124,7 +126,7 @@ fn remove_halves(flow: &Flow, half: &Translation) {
 }
 
 /// Reserves the 5-tuple of a flow's replies. Returns `false` if there is no room for it.
-#[inline(never)]
+#[inline(always)]
 pub fn reserve(reply: &Flow, reservation: &Translation) -> bool {
     let holder = nat::holder(reply, reservation);
     if !maps::take_share(&holder, 1) {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Flow, Translation},
+    abi::{FAMILY_IPV4, Flow, Translation},
     addr::Be16,
     nat,
     reason::Drop,
@@ -10,9 +10,13 @@ use podwire_common::{
 
 use super::{
     attempt::{Closed, SAME_POD, Try, try_port},
-    entries::{added, give_back, remove, take_share},
+    entries::{added, give_back, take_share},
 };
-use crate::{global::global, maps};
+use crate::{
+    global::global,
+    maps,
+    packet::{Ip, Ipv4, Ipv6},
+};
 
 /// Adds both halves of a translation: the original flow becomes the flow in `to`. If another flow
 /// or a socket has the source port in `to`, the function chooses another one.
@@ -25,8 +29,12 @@ use crate::{global::global, maps};
 /// # Errors
 /// [`Drop::SnatPortsExhausted`], [`Drop::TranslationsFull`], [`Drop::TranslationShareUsed`].
 #[inline(always)]
-pub fn establish(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<(), Drop> {
-    match podwire_establish(ctx.skb.skb, original, to) {
+pub fn establish<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<(), Drop> {
+    let skb = ctx.skb.skb;
+    match match I::FAMILY {
+        FAMILY_IPV4 => podwire_establish(skb, original, to),
+        _ => podwire_establish6(skb, original, to),
+    } {
         DONE => Ok(()),
         PORTS_EXHAUSTED => Err(Drop::SnatPortsExhausted),
         SHARE_USED => Err(Drop::TranslationShareUsed),
@@ -41,21 +49,32 @@ const FULL: i32 = 3;
 
 global! {
     fn podwire_establish(ctx, original: ref Flow, to: mut Translation) -> i32, or FULL {
-        match establish_here(ctx, original, to) {
-            Ok(()) => DONE,
-            Err(Drop::SnatPortsExhausted) => PORTS_EXHAUSTED,
-            Err(Drop::TranslationShareUsed) => SHARE_USED,
-            Err(_) => FULL,
-        }
+        establish_here::<Ipv4>(ctx, original, to)
+    }
+}
+
+global! {
+    fn podwire_establish6(ctx, original: ref Flow, to: mut Translation) -> i32, or FULL {
+        establish_here::<Ipv6>(ctx, original, to)
     }
 }
 
 #[inline(always)]
-fn establish_here(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<(), Drop> {
+fn establish_here<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation) -> i32 {
+    match establish_share::<I>(ctx, original, to) {
+        Ok(()) => DONE,
+        Err(Drop::SnatPortsExhausted) => PORTS_EXHAUSTED,
+        Err(Drop::TranslationShareUsed) => SHARE_USED,
+        Err(_) => FULL,
+    }
+}
+
+#[inline(always)]
+fn establish_share<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<(), Drop> {
     if !take_share(original, to) {
         return Err(Drop::TranslationShareUsed);
     }
-    let outcome = establish_pair(ctx, original, to);
+    let outcome = establish_pair::<I>(ctx, original, to);
     if outcome != Ok(Made::Here) {
         give_back(original, to);
     }
@@ -71,7 +90,7 @@ enum Made {
 }
 
 #[inline(always)]
-fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
+fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
     let random = maps::random();
     let own = to.source_port.get();
     let mut oldest = Closed { last_seen: u64::MAX, port: Be16::ZERO, reserved: [0; 3] };
@@ -79,12 +98,12 @@ fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Res
     while attempt < nat::PORT_ATTEMPTS {
         // Read again for each attempt: kept values would take stack.
         let (first, last) = maps::snat_ports();
-        if attempt > 0 && !nat::can_change_ports(original.protocol) {
+        if attempt > 0 && !nat::can_change_ports(original.protocol, I::ICMP) {
             break;
         }
         to.source_port = Be16::new(nat::port_for_attempt(own, attempt, random, first, last));
         attempt += 1;
-        match try_port(ctx, original, to, &mut oldest) {
+        match try_port::<I>(ctx, original, to, &mut oldest) {
             Try::Done => return Ok(Made::Here),
             Try::There => return adopt(original, to),
             Try::Taken if oldest.last_seen == SAME_POD => break,
@@ -100,7 +119,7 @@ fn establish_pair(ctx: &TcContext, original: &Flow, to: &mut Translation) -> Res
     // for old ones (RFC 7323 section 5).
     to.source_port = oldest.port;
     remove_closed(to, original.protocol);
-    match try_port(ctx, original, to, &mut oldest) {
+    match try_port::<I>(ctx, original, to, &mut oldest) {
         Try::Done => Ok(Made::Here),
         Try::There => adopt(original, to),
         _ => Err(Drop::SnatPortsExhausted),
@@ -114,10 +133,16 @@ fn adopt(original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
     Ok(Made::Elsewhere)
 }
 
+// Both keys have one place on the stack: this is near the deepest point of the call chain.
 #[inline(never)]
 fn remove_closed(to: &Translation, protocol_number: u8) {
-    let reply = to.other_half(protocol_number);
-    if let Some(entry) = maps::translation(&reply) {
-        remove(&reply, entry.get());
-    }
+    let mut key = to.other_half(protocol_number);
+    let Some(entry) = maps::translation(&key) else {
+        return;
+    };
+    let half = entry.get();
+    give_back(&key, half);
+    maps::remove_translation(&key);
+    key = half.other_half(protocol_number);
+    maps::remove_translation(&key);
 }
