@@ -38,6 +38,9 @@ pub struct Row<'a> {
     pub takes: &'a [Counter],
     /// Paths that must not grow.
     pub avoids: &'a [Counter],
+    /// Whether the server learns only from an error how large its answers may be. In IPv6 no router
+    /// fragments them.
+    pub learns_mtu: bool,
 }
 
 impl<'a> Row<'a> {
@@ -51,6 +54,7 @@ impl<'a> Row<'a> {
             seen_as: client.1,
             takes: &[],
             avoids: &[],
+            learns_mtu: false,
         }
     }
 
@@ -62,6 +66,11 @@ impl<'a> Row<'a> {
     /// Sets the source into which the client's address is translated on the way.
     pub fn seen_as(self, seen_as: IpAddr) -> Self {
         Self { seen_as, ..self }
+    }
+
+    /// Says that the first answer that is larger than the path takes is lost.
+    pub fn learns_mtu(self) -> Self {
+        Self { learns_mtu: true, ..self }
     }
 
     pub fn takes(self, takes: &'a [Counter]) -> Self {
@@ -87,6 +96,10 @@ pub fn check(lab: &Lab, rows: &[Row<'_>]) {
         };
         protocol("TCP", &|| peer(traffic::tcp_exchange_on(row.client, row.server, route, STREAM)));
         protocol("UDP", &|| peer(udp(DATAGRAM)));
+        if row.learns_mtu {
+            let lost = udp(LARGEST_DATAGRAM).is_err();
+            assert!(lost, "{}: the answer was no larger than the path takes", row.name);
+        }
         protocol("UDP in fragments", &|| peer(udp(LARGEST_DATAGRAM)));
         protocol("ICMP", &|| echo(row, ECHO));
         protocol("ICMP in fragments", &|| echo(row, ECHO_IN_FRAGMENTS));

@@ -1,12 +1,15 @@
 //! Pods and the world outside the cluster.
 
+use std::net::IpAddr;
+
+use etherparse::{LaxNetSlice, LaxSlicedPacket};
+use ipnet::IpNet;
 use podwire_common::names::maps;
 use podwire_common::reason::Path::{SnatIn, SnatOut};
 use xtask::lab::frames::Capture;
-use xtask::lab::{Lab, Mode};
+use xtask::lab::{Families, Lab, Mode};
 
 use crate::check::{Counted, Row, check};
-use crate::headers::Ip;
 use crate::sockets::udp;
 
 #[test]
@@ -49,18 +52,45 @@ fn pods_with_one_port_reach_one_server_under_different_ports() {
 }
 
 fn the_world_sees_a_pod_as_its_node(mode: Mode) {
-    let lab = Lab::builder().mode(mode).build().unwrap();
-    let pods = [0, 1].map(|node| lab.node(node).add_pod("client").unwrap());
-    let capture = Capture::start(lab.world(), "eth0").unwrap();
-    let row = |node: usize| {
-        let address = lab.world_address();
-        Row::new("pod to the world", (&pods[node], pods[node].address()), (lab.world(), address))
-            .seen_as(lab.node(node).address())
-    };
-    check(&lab, &[row(0).takes(&[(0, SnatOut), (0, SnatIn)]), row(1).takes(&[(1, SnatOut), (1, SnatIn)])]);
-    let frames = capture.finish().unwrap();
-    let packets: Vec<Ip<'_>> = frames.iter().filter_map(|frame| Ip::of_frame(frame)).collect();
-    assert!(!packets.is_empty());
-    let bare = packets.iter().find(|packet| packet.is_of_pod_network());
-    assert!(bare.is_none(), "a pod's address reached the world: {bare:?}");
+    for families in [Families::Dual, Families::V6] {
+        let lab = Lab::builder().mode(mode).families(families).build().unwrap();
+        let pods = [0, 1].map(|node| lab.node(node).add_pod("client").unwrap());
+        let capture = Capture::start(lab.world(), "eth0").unwrap();
+        for (family, address) in lab.world_addresses().into_iter().enumerate() {
+            let row = |node: usize| {
+                let pod = (&*pods[node], pods[node].addresses()[family]);
+                let row = Row::new("pod to the world", pod, (lab.world(), address))
+                    .seen_as(lab.node(node).addresses()[family]);
+                // The world's link takes more than the pods' links in VXLAN mode.
+                let learns = mode == Mode::Vxlan && address.is_ipv6();
+                if learns { row.learns_mtu() } else { row }
+            };
+            let rows = [row(0).takes(&[(0, SnatOut), (0, SnatIn)]), row(1).takes(&[(1, SnatOut), (1, SnatIn)])];
+            check(&lab, &rows);
+        }
+        let frames = capture.finish().unwrap();
+        let ends: Vec<_> = frames.iter().filter_map(|frame| ends(frame)).collect();
+        for address in lab.world_addresses() {
+            assert!(ends.iter().any(|(_, destination)| *destination == address), "{ends:?}");
+        }
+        let of_pods: [IpNet; 2] = ["10.244.0.0/16", "fd00:10:244::/48"].map(|net| net.parse().unwrap());
+        let is_pods = |address: &IpAddr| of_pods.iter().any(|network| network.contains(address));
+        let bare = ends.iter().find(|(source, destination)| is_pods(source) || is_pods(destination));
+        assert!(bare.is_none(), "a pod's address reached the world: {bare:?}");
+    }
+}
+
+/// Returns source and destination of the IP packet in a frame.
+fn ends(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match LaxSlicedPacket::from_ethernet(frame).ok()?.net? {
+        LaxNetSlice::Ipv4(packet) => {
+            let header = packet.header();
+            Some((header.source_addr().into(), header.destination_addr().into()))
+        }
+        LaxNetSlice::Ipv6(packet) => {
+            let header = packet.header();
+            Some((header.source_addr().into(), header.destination_addr().into()))
+        }
+        LaxNetSlice::Arp(_) => None,
+    }
 }
