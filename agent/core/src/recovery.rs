@@ -39,7 +39,8 @@ pub fn recovered(tables: &Tables, host: &Host, known: &BTreeSet<IpAddr>) -> Vec<
 /// were asked for as one, without an address.
 fn join_families(endpoint: &mut Endpoint) {
     let of_any = |mapping: &PortMapping| PortMapping { host_address: None, ..*mapping };
-    let is_wide = |mapping: &&PortMapping| mapping.host_address.is_some_and(|address| address.is_unspecified());
+    let is_wide =
+        |mapping: &&PortMapping| mapping.host_address.is_some_and(|address| address.is_unspecified());
     let wide: Vec<_> = endpoint.port_mappings.iter().filter(is_wide).map(of_any).collect();
     let families = endpoint.pod_addresses.len();
     let is_whole = |mapping: &PortMapping| wide.iter().filter(|wide| *wide == mapping).count() == families;

@@ -131,7 +131,7 @@ impl Daemon {
             state.host = Arc::new(state.executor.links.host().await?);
         }
         self.host.replace_programs(state, pods).await?;
-        self.health.look_at_firewall(&mut state.conditions);
+        self.health.look_at_firewall(state);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use podwire_core::host::Host;
-use podwire_core::model::{Endpoint, Family, Model};
+use podwire_core::model::Model;
 
 use super::executor::Executor;
 use crate::conditions::Conditions;
@@ -31,13 +31,6 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Returns whether this node has an IPv6 podCIDR, or pods from one that it had.
-    pub(super) fn has_ipv6_pods(&self) -> bool {
-        let has_ipv6 = |pod: &Endpoint| pod.address_of(Family::V6).is_some();
-        self.model.pod_families().any(|family| family == Family::V6)
-            || self.model.endpoints.values().any(has_ipv6)
-    }
-
     /// Counts repairs of what others had changed.
     pub(super) fn count_repairs(&mut self, what: Repair, count: u64) {
         *self.repairs.entry(what).or_default() += count;

@@ -65,7 +65,8 @@ fn the_world_sees_a_pod_as_its_node(mode: Mode) {
                 let learns = mode == Mode::Vxlan && address.is_ipv6();
                 if learns { row.learns_mtu() } else { row }
             };
-            let rows = [row(0).takes(&[(0, SnatOut), (0, SnatIn)]), row(1).takes(&[(1, SnatOut), (1, SnatIn)])];
+            let rows =
+                [row(0).takes(&[(0, SnatOut), (0, SnatIn)]), row(1).takes(&[(1, SnatOut), (1, SnatIn)])];
             check(&lab, &rows);
         }
         let frames = capture.finish().unwrap();

@@ -32,7 +32,12 @@ const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 0x99);
 fn fixture(mode: Mode) -> Fixture {
     let mut fixture = node(mode);
     let port = |number| NonZeroU16::new(number).unwrap();
-    let pod = fixture.model.endpoints.values_mut().find(|endpoint| endpoint.addresses().any(|address| address == POD)).unwrap();
+    let pod = fixture
+        .model
+        .endpoints
+        .values_mut()
+        .find(|endpoint| endpoint.addresses().any(|address| address == POD))
+        .unwrap();
     let addresses: [(Option<IpAddr>, u16); 5] = [
         (None, HOST_PORT),
         (Some(NODE1_6.into()), HOST_PORT_HERE),

@@ -109,8 +109,7 @@ impl Topology {
                 node.subnet6, node.name
             );
             if self.mode == Mode::Direct {
-                lines +=
-                    &format!("route replace {} via {} mtu lock {mtu}\n", node.pod_cidr6, node.address6);
+                lines += &format!("route replace {} via {} mtu lock {mtu}\n", node.pod_cidr6, node.address6);
             }
             lines
         })

@@ -154,9 +154,17 @@ impl Model {
         self.endpoints.values().filter(is_outside)
     }
 
-    /// Returns this node's family of addresses that its pods get, in the order of the Node object.
+    /// Returns the families of addresses that pods of this node get, in the order of the Node
+    /// object.
     pub fn pod_families(&self) -> impl Iterator<Item = Family> {
         self.own.iter().flat_map(|own| &own.pod_networks).map(|network| Family::of(network.addr()))
+    }
+
+    /// Returns whether pods of this node get addresses of a family, or have them from a podCIDR
+    /// that the node had.
+    pub fn has_pods_of(&self, family: Family) -> bool {
+        self.pod_families().any(|of_pods| of_pods == family)
+            || self.endpoints.values().any(|endpoint| endpoint.address_of(family).is_some())
     }
 }
 

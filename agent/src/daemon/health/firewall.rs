@@ -3,10 +3,11 @@
 use std::io;
 
 use podwire_core::forward_policy::Place;
-use podwire_core::model::Mode;
+use podwire_core::model::{Family, Mode};
 
-use crate::conditions::{ConditionName, Conditions};
+use crate::conditions::ConditionName;
 use crate::config::Config;
+use crate::daemon::state::State;
 use crate::firewall;
 
 /// Ticks between two looks while the firewall drops nothing. Otherwise each tick looks, so that an
@@ -17,6 +18,8 @@ const TICKS: u32 = 6;
 #[derive(Debug)]
 pub(super) struct Firewall {
     ticks: u32,
+    /// The families of the pods at the last look: IPv4, IPv6.
+    families: [bool; 2],
     /// The tunnel's port, if there is a tunnel.
     vxlan_port: Option<u16>,
 }
@@ -25,12 +28,13 @@ impl Firewall {
     /// Creates the state before the first look.
     pub(super) fn new(config: &Config) -> Self {
         let vxlan_port = (config.mode == Mode::Vxlan).then_some(config.vxlan_port);
-        Self { ticks: 0, vxlan_port }
+        Self { ticks: 0, families: [false; 2], vxlan_port }
     }
 
     /// Reports the places that may drop pods' packets.
-    pub(super) fn look(&mut self, conditions: &mut Conditions) {
+    pub(super) fn look(&mut self, state: &mut State) {
         self.ticks = 0;
+        let State { model, conditions, .. } = state;
         let found = match firewall::look() {
             Ok(found) => found,
             // Another tool is changing the rules at this moment: the next look is soon enough.
@@ -43,16 +47,22 @@ impl Firewall {
         };
         conditions.clear(ConditionName::FirewallUnreadable);
         let said = |place: &Place| (place.label(), place.warning(self.vxlan_port));
-        // Pods have only IPv4 addresses so far.
-        let in_the_way = found.iter().filter(|place| place.sees_ipv4());
+        self.families = Family::ALL.map(|family| model.has_pods_of(family));
+        let [ipv4, ipv6] = self.families;
+        let sees_pods = |place: &&Place| ipv4 && place.sees_ipv4() || ipv6 && place.sees_ipv6();
+        let in_the_way = found.iter().filter(sees_pods);
         conditions.replace(ConditionName::FirewallDrops, in_the_way.map(said));
     }
 
     /// Looks at the firewall if a look is due.
-    pub(super) fn tick(&mut self, conditions: &mut Conditions) {
+    pub(super) fn tick(&mut self, state: &mut State) {
         self.ticks += 1;
-        if conditions.holds(ConditionName::FirewallDrops) || self.ticks >= TICKS {
-            self.look(conditions);
+        let families = Family::ALL.map(|family| state.model.has_pods_of(family));
+        if state.conditions.holds(ConditionName::FirewallDrops)
+            || self.ticks >= TICKS
+            || families != self.families
+        {
+            self.look(state);
         }
     }
 }

@@ -35,13 +35,13 @@ impl Health {
     }
 
     /// Looks at the host's firewall now.
-    pub(super) fn look_at_firewall(&mut self, conditions: &mut Conditions) {
-        self.firewall.look(conditions);
+    pub(super) fn look_at_firewall(&mut self, state: &mut State) {
+        self.firewall.look(state);
     }
 
     /// Looks at the host's firewall if a look is due, and starts a trial of the state folder.
     pub(super) fn tick(&mut self, state: &mut State) {
-        self.firewall.tick(&mut state.conditions);
+        self.firewall.tick(state);
         self.state_folder.try_it(state);
     }
 

@@ -42,7 +42,7 @@ impl Upkeep {
             enable_forwarding(state, family)?;
         }
         if state.model.vxlan.is_some() {
-            for switch in Switch::of_tunnel(VXLAN_DEVICE, state.has_ipv6_pods()) {
+            for switch in Switch::of_tunnel(VXLAN_DEVICE, state.model.has_pods_of(Family::V6)) {
                 state.executor.switches.put_right(&switch)?;
             }
         }
@@ -54,7 +54,7 @@ impl Upkeep {
 /// Sets the node-wide switches first, because the kernel sets those of all devices with them.
 fn set_switches(state: &State, set: &mut Vec<String>) -> Result<(), Error> {
     let (switches, state_dir) = (&state.executor.switches, &state.config.places.state_dir);
-    let has_ipv6 = state.has_ipv6_pods();
+    let has_ipv6 = state.model.has_pods_of(Family::V6);
     for family in forwarded_families(state) {
         if enable_forwarding(state, family)? {
             set.push(format!("forwarding of {family}"));
@@ -82,7 +82,7 @@ fn set_switches(state: &State, set: &mut Vec<String>) -> Result<(), Error> {
 
 /// Returns the families that the node forwards: those of its pods, and always IPv4.
 fn forwarded_families(state: &State) -> impl Iterator<Item = Family> {
-    let has_ipv6 = state.has_ipv6_pods();
+    let has_ipv6 = state.model.has_pods_of(Family::V6);
     Family::ALL.into_iter().filter(move |family| *family == Family::V4 || has_ipv6)
 }
 
