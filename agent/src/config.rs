@@ -13,7 +13,7 @@ use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::names;
 use podwire_common::tables::Table;
-use podwire_core::model::Mode;
+use podwire_core::model::{Family, Mode};
 use podwire_core::node_links::{LinkPattern, LinkRules};
 
 use crate::cni_server::SOCKET;
@@ -46,6 +46,12 @@ pub struct Config {
     /// How pod packets travel between nodes.
     #[arg(long, env = "PODWIRE_MODE", default_value = "vxlan", value_parser = mode())]
     pub mode: Mode,
+    /// Family of the tunnel between two nodes that have an InternalIP of each.
+    ///
+    /// Between other nodes the tunnel has the family that both have. The tunnel carries pods'
+    /// packets of both families.
+    #[arg(long, env = "PODWIRE_TUNNEL_FAMILY", default_value = "ipv4", value_parser = family())]
+    pub tunnel_family: Family,
     /// UDP port of the VXLAN tunnel. It must be the same on all nodes.
     #[arg(long, env = "PODWIRE_VXLAN_PORT", default_value_t = names::VXLAN_PORT, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
     pub vxlan_port: u16,
@@ -373,6 +379,13 @@ fn mode() -> impl TypedValueParser<Value = Mode> {
         value("direct", "As they are: the network between the nodes routes pod addresses"),
     ];
     PossibleValuesParser::new(names).map(|name| if name == "direct" { Mode::Direct } else { Mode::Vxlan })
+}
+
+/// Returns a parser for the values of `--tunnel-family`.
+fn family() -> impl TypedValueParser<Value = Family> {
+    let value = |name, help| PossibleValue::new(name).help(help);
+    let names = [value("ipv4", "IPv4: headers of 50 bytes"), value("ipv6", "IPv6: headers of 70 bytes")];
+    PossibleValuesParser::new(names).map(|name| if name == "ipv6" { Family::V6 } else { Family::V4 })
 }
 
 #[cfg(test)]

@@ -337,6 +337,9 @@ impl Links {
         let message = LinkMessageBuilder::<LinkVxlan>::new(VXLAN_DEVICE)
             .port(port)
             .collect_metadata(true)
+            // The programs send without the outer UDP checksum: the inner one covers what matters
+            // (RFC 6935).
+            .udp_zero_csum6_rx(true)
             .learning(false)
             .arp(false)
             .build();
@@ -589,6 +592,7 @@ fn is_our_vxlan(message: &LinkMessage, wanted_port: u16) -> bool {
     vxlan_data(message).is_some_and(|data| {
         has_port(data, wanted_port)
             && data.iter().any(|info| matches!(info, InfoVxlan::CollectMetadata(true)))
+            && data.iter().any(|info| matches!(info, InfoVxlan::UDPZeroCsumRX(true)))
     })
 }
 

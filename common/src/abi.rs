@@ -121,6 +121,8 @@ pub const NODE_IPSEC_TUNNEL: u32 = 128;
 /// An IPsec policy of this host may match packets between this node's pods and the entry's
 /// addresses. These packets go through the host stack.
 pub const NODE_IPSEC_PODS: u32 = 256;
+/// The tunnel to the node is IPv6. It goes through the VXLAN device.
+pub const NODE_TUNNEL_IPV6: u32 = 512;
 
 /// `NETWORKS`: pods keep their own addresses towards it.
 pub const NETWORK_KEEPS_ADDRESS: u32 = 1;

@@ -11,6 +11,8 @@ pub const VNI: u32 = 1;
 /// Bytes that VXLAN over IPv4 adds to an IP packet: IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC
 /// 7348 section 5).
 pub const VXLAN_OVERHEAD: u32 = 50;
+/// Bytes that VXLAN over IPv6 adds: the IPv6 header has 40 (RFC 8200 section 3).
+pub const VXLAN_OVERHEAD_IPV6: u32 = 70;
 /// Source of inner frames that the programs write: unicast, locally administered, and the address
 /// of no VXLAN device.
 pub const INNER_SOURCE_MAC: [u8; 6] = [0x02, 0x70, 0x77, 0x00, 0x00, 0x01];

@@ -57,8 +57,9 @@ pub fn of_node(model: &Model, own: &Node, node: &Node) -> u32 {
     if policies.is_empty() {
         return 0;
     }
-    let here = model.underlay_address(own).into();
-    let tunnel = may_match(policies, here, node.address.into());
+    let tunnel = model
+        .tunnel_between(own, node)
+        .is_some_and(|(here, there)| may_match(policies, model.present_address(here).into(), there.into()));
     let mut theirs = node.addresses().map(IpNet::from).chain(node.pod_networks.iter().copied());
     let ours = &own.pod_networks;
     let pods = theirs.any(|there| ours.iter().any(|here| may_match(policies, *here, there)));
@@ -108,8 +109,7 @@ mod tests {
             name: format!("node{number}"),
             uid: None,
             pod_networks: vec![net(&format!("10.244.{number}.0/24"))],
-            address: [10, 200, 0, number].into(),
-            other_addresses: vec![[10, 201, 0, number].into()],
+            internal_addresses: vec![[10, 200, 0, number].into(), [10, 201, 0, number].into()],
             cordoned: false,
             vtep_mac: None,
         }

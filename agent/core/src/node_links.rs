@@ -73,7 +73,8 @@ pub fn node_links(host: &Host, rules: &LinkRules, own: &Node, to_nodes: &BTreeSe
     let view = View::new(host, rules, own, to_nodes);
     let roles = host.devices.values().filter_map(|device| Some((device, view.role(device)?)));
     let mut links: Vec<_> = roles.map(|(device, role)| link(host, device, role, own)).collect();
-    links.sort_by_key(|link| (link.role, !link.addresses.contains(&own.address), link.index));
+    let has_internal = |link: &NodeLink| own.first_addresses().any(|of| link.addresses.contains(&of));
+    links.sort_by_key(|link| (link.role, !has_internal(link), link.index));
     links
 }
 
@@ -241,8 +242,7 @@ mod tests {
             name: "node1".into(),
             uid: None,
             pod_networks: vec!["10.244.1.0/24".parse().unwrap()],
-            address: "10.200.0.1".parse().unwrap(),
-            other_addresses: Vec::new(),
+            internal_addresses: vec!["10.200.0.1".parse().unwrap()],
             cordoned: false,
             vtep_mac: None,
         }

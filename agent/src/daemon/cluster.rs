@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use podwire_core::cluster::changes::{Change, changes};
-use podwire_core::cluster::{Cluster, NodeList, NodeProblem, Skipped, flannel, without_next_hop};
+use podwire_core::cluster::{
+    Cluster, NodeList, NodeProblem, Skipped, flannel, without_common_family, without_next_hop,
+};
 use podwire_core::features::{Scope, desired};
 use podwire_core::ipam::IpamError;
 use podwire_core::model::{Endpoint, Mode, Model, Node};
@@ -101,12 +103,13 @@ impl NodeLists {
             problems.retain(|problem| !matches!(problem, NodeProblem::OwnMissing { .. }));
         }
         let of_flannel = flannel::problems(&list.records, state.config.mode, state.config.vni);
-        let by_routing = match state.config.mode {
-            Mode::Direct => without_next_hop(cluster.own.iter().chain(cluster.remote.values())),
-            Mode::Vxlan => Vec::new(),
+        let of_families = match (state.config.mode, &cluster.own) {
+            (Mode::Direct, own) => without_next_hop(own.iter().chain(cluster.remote.values())),
+            (Mode::Vxlan, Some(own)) => without_common_family(own, cluster.remote.values()),
+            (Mode::Vxlan, None) => Vec::new(),
         };
         let problems: Vec<_> =
-            list.problems.into_iter().chain(problems).chain(of_flannel).chain(by_routing).collect();
+            list.problems.into_iter().chain(problems).chain(of_flannel).chain(of_families).collect();
         let own_problem = problems.iter().find(|problem| problem.concerns(&own_name)).cloned();
         let own_missing = cluster.own.is_none().then(|| {
             let list = state.config.node_source();

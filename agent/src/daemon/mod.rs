@@ -83,6 +83,7 @@ impl Daemon {
         let links = Links::new()?;
         config.places.switches().enable_forwarding(Family::V4, &[], &config.places.state_dir)?;
         let mut model = Model::new(config.mode, config.mtu);
+        model.tunnel_family = config.tunnel_family;
         model.vxlan = host::tunnel_device(&config, &links).await?;
         model.non_masquerade = config.non_masquerade(BTreeSet::new());
         let dataplane = host::load(&config, model.vxlan)?;

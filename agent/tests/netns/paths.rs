@@ -1,6 +1,7 @@
 //! Traffic between pods and nodes: without translation, and past the host stack where both ends are
 //! pods.
 
+use podwire_common::names::maps;
 use podwire_common::reason::Path::{
     self, DirectIn, DirectOut, FromStack, Local, SnatIn, SnatOut, StackToTunnel, ToStack, TunnelIn,
     TunnelInDevice, TunnelOut, TunnelOutDevice, TunnelToStack,
@@ -32,15 +33,34 @@ fn tunnelled_every_path_between_pods_and_nodes_is_untranslated() {
     for families in Families::ALL {
         let places = Places::new(Lab::builder().mode(Mode::Vxlan).families(families));
         for family in places.families() {
-            check(&places.lab, &tunnelled(&places, family));
+            check(&places.lab, &tunnelled(&places, family, families == Families::V6Only));
         }
     }
 }
 
-fn tunnelled<'a>(places: &'a Places, family: usize) -> [Row<'a>; 7] {
-    // Inner IPv6 comes out of the VXLAN device.
+#[test]
+fn option_chooses_the_family_of_the_tunnel() {
+    let arguments = ["--tunnel-family", "ipv6"];
+    let places = Places::new(Lab::builder().families(Families::Dual).agent_arguments(&arguments));
+    let both_ways = [(0, TunnelOutDevice), (1, TunnelInDevice), (1, TunnelOutDevice), (0, TunnelInDevice)];
+    for family in places.families() {
+        let row = Row::new("pod to pod of the other node", places.client(family), places.remote(family));
+        check(&places.lab, &[row.takes(&both_ways)]);
+    }
+    let outer = places.lab.node(0).addresses()[1];
+    let peers = places.lab.node(1).map_dump(maps::TUNNEL_PEERS).unwrap().to_string();
+    assert!(outer.is_ipv6() && peers.contains("253,0,0,16,2,0"), "{outer}: {peers}");
+}
+
+fn tunnelled<'a>(places: &'a Places, family: usize, is_ipv6_tunnel: bool) -> [Row<'a>; 7] {
+    // Inner IPv6 comes out of the VXLAN device, and an IPv6 tunnel's packets also go in there.
     let is_ipv6 = places.client(family).1.is_ipv6();
     let [between_pods, from_node, to_node]: [&[Counter]; 3] = match is_ipv6 {
+        true if is_ipv6_tunnel => [
+            &[(0, TunnelOutDevice), (1, TunnelInDevice), (1, TunnelOutDevice), (0, TunnelInDevice)],
+            &[(0, StackToTunnel), (1, TunnelInDevice), (1, TunnelOutDevice), (0, TunnelToStack)],
+            &[(0, TunnelOutDevice), (1, TunnelToStack), (1, StackToTunnel), (0, TunnelInDevice)],
+        ],
         false => [
             &[(0, TunnelOut), (1, TunnelIn), (1, TunnelOut), (0, TunnelIn)],
             &[(0, StackToTunnel), (1, TunnelIn), (1, TunnelOut), (0, TunnelToStack)],

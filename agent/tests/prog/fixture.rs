@@ -619,9 +619,8 @@ fn node(name: &str, pod_network: &str, address: Ipv4Addr) -> Node {
         name: name.into(),
         uid: None,
         pod_networks: vec![pod_network.parse().unwrap()],
-        address: address.into(),
+        internal_addresses: vec![address.into()],
         cordoned: false,
-        other_addresses: Vec::new(),
         vtep_mac: None,
     }
 }

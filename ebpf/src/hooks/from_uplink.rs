@@ -85,10 +85,15 @@ fn verdict6(ctx: &TcContext) -> Outcome {
         source::of_group_frame(loaded.headers())?;
         return Ok(Verdict::PASS);
     }
-    match loaded.parse(ctx) {
-        Ok(packet) => judge(ctx, packet),
-        Err(faulty) => source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS),
+    let packet = match loaded.parse(ctx) {
+        Ok(packet) => packet,
+        Err(faulty) => return source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS),
+    };
+    // The VXLAN device takes an IPv6 tunnel's packets.
+    if !maps::is_direct() && source::is_tunnel(packet) && is_for_tunnel(ctx, packet)? {
+        return Ok(Verdict::PASS);
     }
+    judge(ctx, packet)
 }
 
 /// Judges a packet that belongs neither to the tunnel nor to a known flow.
@@ -159,7 +164,7 @@ fn to_pod<I: Ip>(
 /// [`Drop::TunnelNotByUplink`] when the packet came by a link that is no uplink. The VXLAN device
 /// would take it from any link.
 #[inline(always)]
-fn is_for_tunnel(ctx: &TcContext, packet: &Parsed) -> Result<bool, Drop> {
+fn is_for_tunnel<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Drop> {
     let destination = packet.headers.destination_address();
     match maps::link(ctx.ifindex()) {
         Some(link) if link.kind == LINK_UPLINK => Ok(!cfg!(feature = "through-device")

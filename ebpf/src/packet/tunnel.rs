@@ -1,10 +1,11 @@
-//! VXLAN over IPv4: the outer headers, written and removed here or by the VXLAN device (RFC 7348).
+//! VXLAN: the outer headers (RFC 7348). Those over IPv4 are written and removed here or by the VXLAN
+//! device, those over IPv6 by the device.
 
 use aya_ebpf::{
     bindings::{
         BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
+        BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
     },
     programs::TcContext,
 };
@@ -144,48 +145,76 @@ pub struct TunnelKey {
     pub vni: u32,
 }
 
+/// `-EPROTO`: the packet has a tunnel key of IPv6, but one of IPv4 was asked for.
+const OTHER_FAMILY: i64 = -71;
+
 /// Returns the tunnel key of a packet, or `None` if it has none.
 #[inline(never)]
 pub fn get_tunnel_key(ctx: &TcContext) -> Option<TunnelKey> {
     // SAFETY: all fields are integers or unions of them.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-    // SAFETY: the context is valid, the size is the key's, and the helper fills the IPv4 member.
+    let size = size_of::<bpf_tunnel_key>() as u32;
+    // SAFETY: the context is valid, and the size is the key's.
+    match unsafe { bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size, 0) } {
+        0 => {
+            // SAFETY: without a flag the helper has filled the IPv4 members.
+            let remote = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+            return Some(TunnelKey { remote: Addr::from_v4(remote.to_be_bytes()), vni: key.tunnel_id });
+        }
+        OTHER_FAMILY => {}
+        _ => return None,
+    }
+    // SAFETY: the same, and with this flag the helper fills the IPv6 members, in network order.
     unsafe {
-        if bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) != 0 {
+        if bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size, BPF_F_TUNINFO_IPV6.into()) != 0 {
             return None;
         }
-        let remote = Addr::from_v4(key.__bindgen_anon_1.remote_ipv4.to_be_bytes());
+        let remote = Addr::from_words(key.__bindgen_anon_1.remote_ipv6);
         Some(TunnelKey { remote, vni: key.tunnel_id })
     }
 }
 
-/// Tells the VXLAN device where to send a packet.
+/// The tunnel's ends, of one family.
+pub struct TunnelEnds<'a> {
+    /// This node's address.
+    pub source: &'a Addr,
+    /// The other node's.
+    pub destination: &'a Addr,
+    /// Whether they are IPv6 addresses.
+    pub are_ipv6: bool,
+}
+
+/// Tells the VXLAN device where to send a packet. `label`: the flow label of an IPv6 tunnel (RFC
+/// 6438), at most 20 bits.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
 pub fn set_tunnel_key(
     ctx: &TcContext,
-    source: &Addr,
-    destination: &Addr,
+    ends: &TunnelEnds<'_>,
     vni: u32,
     class: u8,
+    label: u16,
 ) -> Result<(), Drop> {
     // SAFETY: all fields are integers or unions of them.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     key.tunnel_id = vni;
     key.tunnel_tos = class;
     key.tunnel_ttl = TTL;
-    key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(destination.v4());
-    key.__bindgen_anon_3.local_ipv4 = u32::from_be_bytes(source.v4());
+    let mut flags = BPF_F_ZERO_CSUM_TX;
+    if ends.are_ipv6 {
+        flags |= BPF_F_TUNINFO_IPV6;
+        key.tunnel_label = label.into();
+        key.__bindgen_anon_1.remote_ipv6 = ends.destination.words();
+        key.__bindgen_anon_3.local_ipv6 = ends.source.words();
+    } else {
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(ends.destination.v4());
+        key.__bindgen_anon_3.local_ipv4 = u32::from_be_bytes(ends.source.v4());
+    }
     // SAFETY: the context is valid, and the size is the key's.
     let code = unsafe {
-        bpf_skb_set_tunnel_key(
-            ctx.skb.skb,
-            &raw mut key,
-            size_of::<bpf_tunnel_key>() as u32,
-            BPF_F_ZERO_CSUM_TX.into(),
-        )
+        bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags.into())
     };
     if code == 0 { Ok(()) } else { Err(Drop::RewriteFailed) }
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, Macs, NODE_IPSEC_TUNNEL, NODE_VTEP, Node, Translation},
+    abi::{Endpoint, Macs, NODE_IPSEC_TUNNEL, NODE_TUNNEL_IPV6, NODE_VTEP, Node, Translation},
     addr::Mac,
     ecn,
     names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
@@ -13,8 +13,8 @@ use super::{fastpath, outer::outer_of, too_big};
 use crate::{
     maps,
     packet::{
-        Ip, Ipv4, Lookup, Parsed, Way, decrement_ttl, encapsulate, fixed_part, redirect, set_fixed_part,
-        set_macs, set_tunnel_key, translate,
+        Ip, Ipv4, Lookup, Parsed, TunnelEnds, Way, decrement_ttl, encapsulate, fixed_part, redirect,
+        set_fixed_part, set_macs, set_tunnel_key, translate,
     },
     verdict::{Outcome, Verdict},
 };
@@ -82,7 +82,12 @@ pub fn from_stack<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Ou
 pub fn address_to_node<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Result<(), Drop> {
     set_macs(ctx, inner_macs(node))?;
     let class = ecn::encapsulate(packet.headers.ip.traffic_class());
-    set_tunnel_key(ctx, &node.source, &node.tunnel_endpoint, maps::vni(), class)
+    let ends = TunnelEnds {
+        source: &node.source,
+        destination: &node.tunnel_endpoint,
+        are_ipv6: node.flags & NODE_TUNNEL_IPV6 != 0,
+    };
+    set_tunnel_key(ctx, &ends, maps::vni(), class, packet.flow.tunnel_source_port().get())
 }
 
 /// Returns the route to a node on the underlay. If the packet is too large, [`Way::length`] is the
@@ -127,11 +132,11 @@ fn send<I: Ip>(
     }
 }
 
-/// Returns whether the VXLAN device makes the outer headers, so that the kernel asks its IPsec
-/// policies.
+/// Returns whether the VXLAN device makes the outer headers: those of IPv6, and those of packets for
+/// which the kernel has to ask its IPsec policies.
 #[inline(always)]
 fn goes_through_device(node: &Node) -> bool {
-    cfg!(feature = "through-device") || node.flags & NODE_IPSEC_TUNNEL != 0
+    cfg!(feature = "through-device") || node.flags & (NODE_IPSEC_TUNNEL | NODE_TUNNEL_IPV6) != 0
 }
 
 /// Returns the link addresses of inner frames to a node.

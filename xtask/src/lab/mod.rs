@@ -83,8 +83,10 @@ pub enum Families {
     /// IPv4 alone. IPv6 is off everywhere.
     #[default]
     V4,
-    /// IPv6 pods alone. Nodes have both families, the underlay carries IPv4.
+    /// IPv6 pods alone. Nodes have both families, and the tunnel is IPv4.
     V6,
+    /// IPv6 alone: nodes have no IPv4 address.
+    V6Only,
     /// Both, IPv4 first.
     Dual,
     /// Both, IPv6 first.
@@ -93,18 +95,23 @@ pub enum Families {
 
 impl Families {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::V4, Self::V6, Self::Dual, Self::DualV6First];
+    pub const ALL: [Self; 5] = [Self::V4, Self::V6, Self::V6Only, Self::Dual, Self::DualV6First];
 
     /// Returns whether the lab has IPv6 at all.
     pub(crate) fn has_ipv6(self) -> bool {
         self != Self::V4
     }
 
+    /// Returns whether nodes have IPv4 addresses.
+    pub(crate) fn has_ipv4(self) -> bool {
+        self != Self::V6Only
+    }
+
     /// Puts values of both families into the lab's order, and leaves out those that it lacks.
     pub(crate) fn of<T>(self, v4: T, v6: T) -> Vec<T> {
         match self {
             Self::V4 => vec![v4],
-            Self::V6 => vec![v6],
+            Self::V6 | Self::V6Only => vec![v6],
             Self::Dual => vec![v4, v6],
             Self::DualV6First => vec![v6, v4],
         }

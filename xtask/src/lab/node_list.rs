@@ -21,12 +21,10 @@ pub(crate) fn render(topology: &Topology, others: u16) -> Result<String> {
     let template = list["items"][0].clone();
     let there = topology.nodes.iter().map(|place| {
         let pod_cidrs = topology.families.of(place.pod_cidr.clone(), place.pod_cidr6.clone());
-        // Without IPv6 pods a node has no IPv6 address; with them it has both, as the underlay
-        // carries IPv4.
-        let mut addresses = vec![IpAddr::from(place.address)];
-        if topology.families.has_ipv6() {
-            addresses.push(place.address6.into());
-        }
+        let families = topology.families;
+        let ipv4 = families.has_ipv4().then(|| IpAddr::from(place.address));
+        let ipv6 = families.has_ipv6().then(|| IpAddr::from(place.address6));
+        let addresses: Vec<_> = ipv4.into_iter().chain(ipv6).collect();
         entry(&template, &place.name, &pod_cidrs, &addresses)
     });
     let elsewhere = (0..others).map(|number| {

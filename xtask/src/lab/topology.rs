@@ -207,10 +207,11 @@ impl Topology {
     }
 
     fn uplink_lines(&self, address: impl Display, gateway: impl Display) -> String {
-        format!(
-            "link set dev {UPLINK} mtu {}\naddress add {address}/24 dev {UPLINK}\nroute add default via {gateway}\n",
-            self.mtu
-        )
+        let mut lines = format!("link set dev {UPLINK} mtu {}\n", self.mtu);
+        if self.families.has_ipv4() {
+            lines += &format!("address add {address}/24 dev {UPLINK}\nroute add default via {gateway}\n");
+        }
+        lines
     }
 }
 

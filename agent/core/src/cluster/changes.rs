@@ -34,13 +34,13 @@ impl fmt::Display for Change<'_> {
         let name = self.name();
         match (self.before, self.now) {
             (None, Some(now)) => {
-                write!(f, "node {name} has joined: podCIDR {}, InternalIP {}", networks(now), now.address)
+                write!(f, "node {name} has joined: podCIDR {}, InternalIP {}", networks(now), addresses(now))
             }
             (Some(before), None) => write!(
                 f,
                 "node {name} has left (podCIDR {}, InternalIP {}): its pods can no longer be reached, and their packets are dropped",
                 networks(before),
-                before.address
+                addresses(before)
             ),
             (Some(before), Some(now)) => write_difference(f, before, now),
             (None, None) => Ok(()),
@@ -62,8 +62,8 @@ fn write_difference(f: &mut fmt::Formatter<'_>, before: &Node, now: &Node) -> fm
     if before.pod_networks != now.pod_networks {
         say(format!("has podCIDR {} in place of {}", networks(now), networks(before)))?;
     }
-    if before.address != now.address {
-        say(format!("has InternalIP {} in place of {}", now.address, before.address))?;
+    if before.internal_addresses != now.internal_addresses {
+        say(format!("has InternalIP {} in place of {}", addresses(now), addresses(before)))?;
     }
     if before.vtep_mac != now.vtep_mac {
         say(match now.vtep_mac {
@@ -79,7 +79,15 @@ fn write_difference(f: &mut fmt::Formatter<'_>, before: &Node, now: &Node) -> fm
 }
 
 fn networks(node: &Node) -> String {
-    node.pod_networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+    listed(&node.pod_networks)
+}
+
+fn addresses(node: &Node) -> String {
+    listed(&node.internal_addresses)
+}
+
+fn listed(all: &[impl ToString]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 #[cfg(test)]
@@ -91,9 +99,8 @@ mod tests {
             name: name.into(),
             uid: Some(uid.into()),
             pod_networks: vec![pod_network.parse().unwrap()],
-            address: address.parse().unwrap(),
+            internal_addresses: vec![address.parse().unwrap()],
             cordoned: false,
-            other_addresses: Vec::new(),
             vtep_mac: None,
         }
     }

@@ -68,7 +68,7 @@ pub struct Cluster {
 pub enum Skipped {
     /// It has no podCIDR, or none yet.
     NoPodNetwork,
-    /// It has no IPv4 InternalIP, or none yet.
+    /// It has no InternalIP, or none yet.
     NoInternalAddress,
     /// It does not run Linux.
     OtherSystem,
@@ -119,9 +119,9 @@ pub enum NodeProblem {
         /// Its name.
         node: String,
     },
-    /// This node has no IPv4 InternalIP.
+    /// This node has no InternalIP.
     #[error(
-        "this node, {node}, has no IPv4 address of type InternalIP in status.addresses: waiting for it (kubelet --node-ip)"
+        "this node, {node}, has no address of type InternalIP in status.addresses: waiting for it (kubelet --node-ip)"
     )]
     NoInternalAddress {
         /// Its name.
@@ -223,6 +223,14 @@ pub enum NodeProblem {
         /// A node that has one.
         other: String,
     },
+    /// The tunnel needs addresses of one family at both ends.
+    #[error(
+        "node {node} has no InternalIP of a family that this node has: no tunnel leads to its pods (kubelet --node-ip)"
+    )]
+    NoCommonFamily {
+        /// The other node's name.
+        node: String,
+    },
     /// By direct routing, the next hop to a node's pods is the node's InternalIP of their family.
     #[error(
         "node {node} has the podCIDR {network}, but no {family} address of type InternalIP: without a tunnel its {family} pods are reached only by routes that the host already has (kubelet --node-ip)"
@@ -264,38 +272,21 @@ impl Cluster {
         }
 
         let mut skipped = BTreeMap::new();
-        let mut by_address: BTreeMap<IpAddr, Candidate<'_>> = BTreeMap::new();
-        let mut contradictions = Vec::new();
+        let mut candidates = Vec::new();
         for record in by_name.into_values() {
-            let node = match complete(record) {
-                Ok(node) => node,
+            match complete(record) {
+                Ok(node) => candidates.push(Candidate { node, created: record.created.as_deref() }),
                 Err(reason) => {
                     if record.name == own_name {
                         problems.extend(reason.of_this_node(own_name));
                     }
                     skipped.insert(record.name.clone(), reason);
-                    continue;
                 }
-            };
-            let address = node.address;
-            let candidate = Candidate { node, created: record.created.as_deref() };
-            // The records come in order of name. So of two objects of the same age, the one with
-            // the earlier name is in `by_address` already, and stays.
-            let (kept, other) = match by_address.remove(&address) {
-                Some(there) if there.created < candidate.created => (candidate, Some(there)),
-                Some(there) => (there, Some(candidate)),
-                None => (candidate, None),
-            };
-            contradictions.extend(other.map(|other| NodeProblem::SameAddress {
-                node: other.node.name,
-                address,
-                other: kept.node.name.clone(),
-            }));
-            by_address.insert(address, kept);
+            }
         }
-        let mut candidates: Vec<_> = by_address.into_values().collect();
         candidates
             .sort_by(|one, other| (one.created, &one.node.name).cmp(&(other.created, &other.node.name)));
+        let mut contradictions = leave_out_replaced(&mut candidates);
         let mut accepted = Accepted::default();
         for Candidate { node, .. } in candidates {
             let underlay = if node.name == own_name { &[] } else { underlay };
@@ -350,6 +341,7 @@ impl NodeProblem {
             | Self::Flannel { .. }
             | Self::DoubtfulAddress { .. }
             | Self::NoPodNetworkOfFamily { .. }
+            | Self::NoCommonFamily { .. }
             | Self::NoNextHopOfFamily { .. } => None,
         }
     }
@@ -359,6 +351,32 @@ impl NodeProblem {
 struct Candidate<'a> {
     node: Node,
     created: Option<&'a str>,
+}
+
+/// Removes the nodes of which another node has the first address of a family: of two, the older
+/// object, or of the same age the one with the later name.
+fn leave_out_replaced(candidates: &mut Vec<Candidate<'_>>) -> Vec<NodeProblem> {
+    let mut owners: BTreeMap<IpAddr, (Option<&str>, String)> = BTreeMap::new();
+    for Candidate { node, created } in &*candidates {
+        for address in node.first_addresses() {
+            let is_younger = owners.get(&address).is_none_or(|(there, _)| there < created);
+            if is_younger {
+                owners.insert(address, (*created, node.name.clone()));
+            }
+        }
+    }
+    let mut problems = Vec::new();
+    candidates.retain(|Candidate { node, .. }| {
+        let replaced = node.first_addresses().find_map(|address| {
+            let (_, other) = &owners[&address];
+            let node = node.name.clone();
+            (*other != node).then(|| NodeProblem::SameAddress { node, address, other: other.clone() })
+        });
+        let stays = replaced.is_none();
+        problems.extend(replaced);
+        stays
+    });
+    problems
 }
 
 /// The nodes so far, with an index that finds a contradiction without comparing every pair.
@@ -419,8 +437,9 @@ impl Accepted {
         };
         let mut problems = Vec::new();
         for node in self.nodes.values_mut() {
-            node.other_addresses.retain(|address| {
-                let is_doubtful = named[address] > 1 || is_pods(address);
+            let first: Vec<_> = node.first_addresses().collect();
+            node.internal_addresses.retain(|address| {
+                let is_doubtful = !first.contains(address) && (named[address] > 1 || is_pods(address));
                 if is_doubtful {
                     problems
                         .push(NodeProblem::DoubtfulAddress { node: node.name.clone(), address: *address });
@@ -463,19 +482,19 @@ fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
     if pod_networks.is_empty() {
         return Err(Skipped::NoPodNetwork);
     }
-    // The tunnel takes IPv4 so far.
-    let address = record.internal_addresses.iter().copied().find(IpAddr::is_ipv4);
-    let address = address.ok_or(Skipped::NoInternalAddress)?;
-    let mut other_addresses = Vec::new();
-    for other in record.internal_addresses.iter().copied().filter(|other| *other != address) {
-        let is_link_local = matches!(other, IpAddr::V6(other) if other.is_unicast_link_local());
-        if !is_link_local && !other_addresses.contains(&other) {
-            other_addresses.push(other);
+    let mut internal_addresses = Vec::new();
+    for address in record.internal_addresses.iter().copied() {
+        let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        if !is_link_local && !internal_addresses.contains(&address) {
+            internal_addresses.push(address);
         }
+    }
+    if internal_addresses.is_empty() {
+        return Err(Skipped::NoInternalAddress);
     }
     let (name, uid, cordoned) = (record.name.clone(), record.uid.clone(), record.cordoned);
     let vtep_mac = record.flannel.as_ref().and_then(flannel::Lease::vtep_mac);
-    Ok(Node { name, uid, pod_networks, address, other_addresses, cordoned, vtep_mac })
+    Ok(Node { name, uid, pod_networks, internal_addresses, cordoned, vtep_mac })
 }
 
 /// Returns what this node lacks to serve every family of the cluster.
@@ -488,6 +507,17 @@ fn families_missing(own: &Node, remote: &BTreeMap<String, Node>) -> Vec<NodeProb
             let (node, other) = (own.name.clone(), other.name.clone());
             Some(NodeProblem::NoPodNetworkOfFamily { node, family, other })
         })
+        .collect()
+}
+
+/// Returns, for tunnels, the nodes with which this node has no family in common.
+pub fn without_common_family<'a>(own: &Node, remote: impl Iterator<Item = &'a Node>) -> Vec<NodeProblem> {
+    let has_one = |node: &Node| {
+        Family::ALL.into_iter().any(|family| own.address_of(family).and(node.address_of(family)).is_some())
+    };
+    remote
+        .filter(|node| !has_one(node))
+        .map(|node| NodeProblem::NoCommonFamily { node: node.name.clone() })
         .collect()
 }
 
@@ -533,7 +563,7 @@ mod tests {
     fn a_second_address_belongs_to_one_node_or_to_none() {
         let others = |records: &[NodeRecord]| {
             let (cluster, problems) = Cluster::from_records(records, "node1", &[]);
-            let others = cluster.remote["node2"].other_addresses.clone();
+            let others = cluster.remote["node2"].internal_addresses[1..].to_vec();
             (others, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
         let node2 =
@@ -594,7 +624,7 @@ mod tests {
             &[record("node1", &["10.244.1.0/24"], &[])],
             None,
             &[],
-            &[&format!("{waiting}has no IPv4 address")],
+            &[&format!("{waiting}has no address of type InternalIP")],
         );
         let mut other = record("node1", &["10.244.1.0/24"], &["10.200.0.1"]);
         other.operating_system = Some("windows".into());
@@ -688,7 +718,7 @@ mod tests {
             let found: Vec<_> = own.pod_networks.iter().map(ToString::to_string).collect();
             assert_eq!((found, problems), (expected.iter().map(ToString::to_string).collect(), vec![]));
             let found: Vec<_> = own.addresses().map(|address| address.to_string()).collect();
-            assert_eq!(found, ["10.200.0.1", "fd00::1", "fd00::2"]);
+            assert_eq!(found, ["fd00::1", "10.200.0.1", "fd00::2"]);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use podwire_common::abi;
+use podwire_common::addr::Mac;
 
 use super::Scope;
 use crate::ipsec;
@@ -20,34 +21,42 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 }
 
 fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
-    slice.tables.tunnel_peers.insert(node.address.into(), node.id());
-    let vtep = node.vtep_mac.filter(|_| model.mode == Mode::Vxlan);
+    let tunnel = model.tunnel_between(own, node);
+    if model.mode == Mode::Vxlan && tunnel.is_none() {
+        return;
+    }
+    // The other node may prefer another family.
+    slice.tables.tunnel_peers.extend(node.first_addresses().map(|address| (address.into(), node.id())));
+    let tunnel = tunnel.filter(|_| model.mode == Mode::Vxlan);
+    // Flannel's device of IPv4 has this address.
+    let vtep = node.vtep_mac.filter(|_| tunnel.is_some_and(|(_, there)| there.is_ipv4()));
     for family in Family::ALL {
-        // Inside the tunnel, both families travel to the node's address of the underlay.
-        let next_hop = match model.mode {
-            Mode::Vxlan => Some(node.address),
-            Mode::Direct => node.address_of(family),
-        };
+        // Inside the tunnel, both families travel between the same addresses.
+        let ends = tunnel.or_else(|| Some((own.address_of(family)?, node.address_of(family)?)));
+        let next_hop = ends.map(|(_, there)| there);
         let Some(path) = path_to(model, next_hop) else {
             return;
         };
+        let (here, there) = ends.unwrap_or((own.first_address(), node.first_address()));
         let on_link = if path.gateway.is_none() { abi::NODE_ON_LINK } else { 0 };
         let of_vtep = if vtep.is_some() { abi::NODE_VTEP } else { 0 };
         let of_policies = ipsec::of_node(model, own, node);
+        let is_ipv6_tunnel = tunnel.is_some_and(|(_, there)| there.is_ipv6());
+        let of_tunnel = if is_ipv6_tunnel { abi::NODE_TUNNEL_IPV6 } else { 0 };
         let entry = |flags| abi::Node {
-            tunnel_endpoint: node.address.into(),
-            source: model.underlay_address(own).into(),
+            tunnel_endpoint: there.into(),
+            source: model.present_address(here).into(),
             uplink: path.device,
-            mtu: model.mode.payload(path.mtu),
+            mtu: model.mode.payload(path.mtu, Family::of(there)),
             node_id: node.id(),
-            flags: flags | on_link | of_vtep | of_policies,
+            flags: flags | on_link | of_vtep | of_policies | of_tunnel,
         };
         let networks = node.pod_networks.iter().filter(|network| Family::of(network.addr()) == family);
         for network in networks {
             slice.tables.nodes.insert((*network).into(), entry(abi::NODE_POD_NETWORK));
             // Without a podCIDR of its own, this node takes no part in the pod network of the family.
             if own.overlay_address(family).is_some() {
-                let route = route(model, own, node, family, next_hop, path);
+                let route = route(model, own, vtep, family, next_hop, path);
                 slice.routes.extend(route.map(|route| (*network, route)));
             }
         }
@@ -55,8 +64,9 @@ fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
             slice.tables.nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
         }
     }
-    let vtep_entry = vtep.map(|mac| (node.address.into(), abi::Vtep { mac, reserved: [0; 2] }));
-    slice.tables.vteps.extend(vtep_entry);
+    if let (Some(mac), Some((_, there))) = (vtep, tunnel) {
+        slice.tables.vteps.insert(there.into(), abi::Vtep { mac, reserved: [0; 2] });
+    }
 }
 
 /// Returns the path to a node. A node that is unreachable now keeps its entries, with the first
@@ -77,7 +87,7 @@ fn path_to(model: &Model, next_hop: Option<IpAddr>) -> Option<Path> {
 fn route(
     model: &Model,
     own: &Node,
-    node: &Node,
+    vtep: Option<Mac>,
     family: Family,
     next_hop: Option<IpAddr>,
     path: Path,
@@ -85,9 +95,9 @@ fn route(
     // A node without Podwire's programs replies by its own routes. If this node sent from its
     // InternalIP, the reply would come outside the tunnel. This node would drop it there, because
     // the source is a pod's address. So the source is the overlay address.
-    let source = match node.vtep_mac {
-        Some(_) if model.mode == Mode::Vxlan => own.overlay_address(family),
-        _ => model.route_source(own, family),
+    let source = match vtep {
+        Some(_) => own.overlay_address(family),
+        None => model.route_source(own, family),
     };
     match (model.mode, model.vxlan) {
         (Mode::Vxlan, Some(device)) => Some(Route::Link { device, gateway: None, source }),

@@ -24,9 +24,8 @@ fn node(name: &str, pod_network: &str, address: &str) -> Node {
         name: name.into(),
         uid: None,
         pod_networks: vec![net(pod_network)],
-        address: ip(address),
+        internal_addresses: vec![ip(address)],
         cordoned: false,
-        other_addresses: Vec::new(),
         vtep_mac: None,
     }
 }
@@ -131,7 +130,7 @@ fn without_a_tunnel_only_nodes_on_the_link_get_a_route() {
 fn this_nodes_own_addresses_are_local() {
     let mut model = model(Mode::Vxlan);
     let own = model.own.as_mut().unwrap();
-    own.other_addresses = vec![ip("192.0.2.1"), ip("192.0.2.99")];
+    own.internal_addresses.extend(["192.0.2.1", "192.0.2.99"].map(ip));
     model.links[0].addresses.push(ip("192.0.2.100"));
     let slice = desired(&model, Scope::All);
     const OWN: u32 = abi::NODE_ADDRESS | abi::NODE_LOCAL;
@@ -190,7 +189,7 @@ fn an_absent_internal_address_is_replaced_by_the_uplinks() {
 fn all_internal_addresses_of_a_node_are_its_own() {
     let mut model = model(Mode::Vxlan);
     let node2 = model.remote.get_mut("node2").unwrap();
-    node2.other_addresses = vec![ip("192.0.2.2")];
+    node2.internal_addresses.push(ip("192.0.2.2"));
     let slice = desired(&model, Scope::All);
     assert_eq!(slice.tables.nodes[&ip("192.0.2.2").into()], slice.tables.nodes[&ip("10.200.0.2").into()]);
 }

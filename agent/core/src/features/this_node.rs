@@ -28,7 +28,9 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
     let none = Addr::UNSPECIFIED;
     let (links, sources6) = (&mut slice.tables.links, &mut slice.tables.sources6);
-    let underlay = model.underlay_address(own).into();
+    // The programs decapsulate IPv4 alone. The VXLAN device takes IPv6 tunnel packets.
+    let internal = own.address_of(Family::V4);
+    let underlay = internal.map_or(none, |internal| model.present_address(internal).into());
     let entry =
         |kind, ipv4, mtu| abi::Link { ipv4, tunnel_address: none, mtu, kind, refused: 0, reserved: 0 };
     for link in &model.links {
@@ -59,8 +61,8 @@ fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
 
 fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
     let entry = |flags| abi::Node {
-        tunnel_endpoint: own.address.into(),
-        source: model.underlay_address(own).into(),
+        tunnel_endpoint: own.first_address().into(),
+        source: model.present_address(own.first_address()).into(),
         uplink: 0,
         mtu: model.pod_mtu().unwrap_or_default(),
         node_id: own.id(),

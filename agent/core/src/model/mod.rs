@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use podwire_common::addr::Mac;
-use podwire_common::names::VXLAN_OVERHEAD;
+use podwire_common::names::{VXLAN_OVERHEAD, VXLAN_OVERHEAD_IPV6};
 
 pub use endpoint::{
     Attachment, Bandwidth, Endpoint, Limit, PodAddress, PodName, PortMapping, Transport, format_mac,
@@ -23,6 +23,8 @@ mod endpoint;
 pub struct Model {
     /// How pod packets travel between nodes.
     pub mode: Mode,
+    /// `--tunnel-family`: the family of the tunnel to nodes with which this node has both.
+    pub tunnel_family: Family,
     /// `--mtu`: the pods' MTU in bytes, regardless of the uplinks.
     pub mtu_override: Option<u32>,
     /// ifindex of the VXLAN device; `None` in direct mode.
@@ -61,6 +63,7 @@ impl Model {
     pub fn new(mode: Mode, mtu_override: Option<u32>) -> Self {
         Self {
             mode,
+            tunnel_family: Family::V4,
             mtu_override,
             vxlan: None,
             own: None,
@@ -87,21 +90,48 @@ impl Model {
     /// Returns the largest IP packet, in bytes, that fits every link towards a node, together with
     /// the tunnel's headers. `None` while no uplink is known.
     pub fn fitting_mtu(&self) -> Option<u32> {
-        let towards_nodes = self.paths.values().map(|path| path.mtu).min();
-        let own = self.uplinks().next().map(|uplink| uplink.mtu);
-        towards_nodes.into_iter().chain(own).min().map(|underlay| self.mode.payload(underlay))
+        let payload = |family, mtu| self.mode.payload(mtu, family);
+        let towards_nodes = self.paths.iter().map(|(to, path)| payload(Family::of(*to), path.mtu));
+        let family = self.own.as_ref().map_or(self.tunnel_family, |own| self.tunnel_family_of(own));
+        let own = self.uplinks().next().map(|uplink| payload(family, uplink.mtu));
+        towards_nodes.chain(own).min()
     }
 
-    /// Returns the address by which this node and the others reach each other: the InternalIP of
-    /// `own`. If no link has it, returns the first address of an uplink instead: a cloud may map
-    /// the InternalIP to it one to one.
-    pub fn underlay_address(&self, own: &Node) -> IpAddr {
-        self.present_address(own.address)
+    /// Returns the family of the tunnel to nodes that have it, too: the preferred one, if this node
+    /// has an InternalIP of it.
+    fn tunnel_family_of(&self, own: &Node) -> Family {
+        match own.address_of(self.tunnel_family) {
+            Some(_) => self.tunnel_family,
+            None => Family::of(own.first_address()),
+        }
     }
 
-    /// Returns an InternalIP of this node, or what a cloud may map to it: if no link has it, the
-    /// first address of its family on an uplink.
-    fn present_address(&self, internal: IpAddr) -> IpAddr {
+    /// Returns the InternalIPs of this node and of another between which tunnel packets travel: of
+    /// the preferred family if both nodes have it, else of the family that both have. `None`: there
+    /// is no such family.
+    pub fn tunnel_between(&self, own: &Node, node: &Node) -> Option<(IpAddr, IpAddr)> {
+        let of = |family| Some((own.address_of(family)?, node.address_of(family)?));
+        of(self.tunnel_family).or_else(|| Family::ALL.into_iter().find_map(of))
+    }
+
+    /// Returns the addresses of another node to which this node needs a path: the tunnel's other
+    /// end, or by direct routing the next hop to its pods of each family.
+    pub fn next_hops(&self, own: &Node, node: &Node) -> impl Iterator<Item = IpAddr> {
+        let tunnel = match self.mode {
+            Mode::Vxlan => self.tunnel_between(own, node).map(|(_, there)| there),
+            Mode::Direct => None,
+        };
+        let of_pods = Family::ALL
+            .into_iter()
+            .filter(|family| self.mode == Mode::Direct && node.overlay_address(*family).is_some());
+        let routed = of_pods.filter_map(|family| node.address_of(family)).collect::<Vec<_>>();
+        tunnel.into_iter().chain(routed)
+    }
+
+    /// Returns the address by which this node and the others reach each other: an InternalIP of
+    /// this node. If no link has it, returns the first address of its family on an uplink instead:
+    /// a cloud may map the InternalIP to it one to one.
+    pub fn present_address(&self, internal: IpAddr) -> IpAddr {
         if self.has_address(internal) {
             return internal;
         }
@@ -207,10 +237,12 @@ pub enum Mode {
 
 impl Mode {
     /// Returns the largest IP packet, in bytes, that fits a link with an MTU of `mtu` bytes.
-    pub fn payload(self, mtu: u32) -> u32 {
-        match self {
-            Self::Vxlan => mtu.saturating_sub(VXLAN_OVERHEAD),
-            Self::Direct => mtu,
+    /// `family`: of the tunnel.
+    pub fn payload(self, mtu: u32, family: Family) -> u32 {
+        match (self, family) {
+            (Self::Direct, _) => mtu,
+            (Self::Vxlan, Family::V4) => mtu.saturating_sub(VXLAN_OVERHEAD),
+            (Self::Vxlan, Family::V6) => mtu.saturating_sub(VXLAN_OVERHEAD_IPV6),
         }
     }
 }
@@ -224,10 +256,8 @@ pub struct Node {
     pub uid: Option<String>,
     /// Its podCIDRs in the order of the Node object: one or two, and at most one of each family.
     pub pod_networks: Vec<IpNet>,
-    /// Its first IPv4 InternalIP: the address of the tunnel.
-    pub address: IpAddr,
-    /// Its other InternalIPs, of either family, in the order of the Node object.
-    pub other_addresses: Vec<IpAddr>,
+    /// Its InternalIPs, of either family, in the order of the Node object: at least one.
+    pub internal_addresses: Vec<IpAddr>,
     /// Whether the node is cordoned: it takes no new pods, but its pods keep their network.
     pub cordoned: bool,
     /// The only link address for which the node accepts tunnelled frames, according to flannel.
@@ -244,17 +274,22 @@ impl Node {
             .fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
     }
 
-    /// Returns whether the two entries contradict each other: podCIDRs overlap, or the addresses
-    /// are the same.
+    /// Returns whether the two entries contradict each other: podCIDRs overlap, or the first
+    /// addresses of a family are the same.
     pub fn contradicts(&self, other: &Self) -> bool {
         let overlap = |one: &IpNet, two: &IpNet| one.contains(two) || two.contains(one);
-        self.address == other.address
+        self.first_addresses().any(|one| other.first_addresses().any(|two| one == two))
             || self.pod_networks.iter().any(|one| other.pod_networks.iter().any(|two| overlap(one, two)))
     }
 
     /// Returns all InternalIPs of the node.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        [self.address].into_iter().chain(self.other_addresses.iter().copied())
+        self.internal_addresses.iter().copied()
+    }
+
+    /// Returns the first InternalIP.
+    pub fn first_address(&self) -> IpAddr {
+        self.addresses().next().unwrap_or(Ipv4Addr::UNSPECIFIED.into())
     }
 
     /// Returns the first InternalIP of a family.
@@ -262,7 +297,7 @@ impl Node {
         self.addresses().find(|address| Family::of(*address) == family)
     }
 
-    /// Returns the first InternalIP of each family: by direct routing, the next hops to its pods.
+    /// Returns the first InternalIP of each family: those by which other nodes know it.
     pub fn first_addresses(&self) -> impl Iterator<Item = IpAddr> {
         Family::ALL.into_iter().filter_map(|family| self.address_of(family))
     }
@@ -372,5 +407,55 @@ mod tests {
         assert_eq!(model.pod_mtu(), Some(1400));
         model.mtu_override = Some(1280);
         assert_eq!(model.pod_mtu(), Some(1280));
+    }
+
+    fn node(addresses: &[&str]) -> Node {
+        Node {
+            name: "node".into(),
+            uid: None,
+            pod_networks: vec!["10.244.1.0/24".parse().unwrap()],
+            internal_addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            cordoned: false,
+            vtep_mac: None,
+        }
+    }
+
+    #[test]
+    fn tunnel_has_a_family_that_both_nodes_have() {
+        let mut model = Model::new(Mode::Vxlan, None);
+        let nodes = [&["10.200.0.1"][..], &["fd00::1"], &["fd00::2", "10.200.0.2"]].map(node);
+        let [v4, v6, both] = &nodes;
+        let mut ends = |one, other, preferred| {
+            model.tunnel_family = preferred;
+            let ends = model.tunnel_between(one, other);
+            ends.map(|(here, there)| format!("{here} {there}")).unwrap_or_default()
+        };
+        for preferred in Family::ALL {
+            assert_eq!(ends(v4, both, preferred), "10.200.0.1 10.200.0.2");
+            assert_eq!(ends(both, v6, preferred), "fd00::2 fd00::1");
+            assert_eq!(ends(v4, v6, preferred), "");
+        }
+        assert_eq!(ends(both, both, Family::V4), "10.200.0.2 10.200.0.2");
+        assert_eq!(ends(both, both, Family::V6), "fd00::2 fd00::2");
+    }
+
+    #[test]
+    fn headers_of_the_tunnel_count_by_its_family() {
+        let mut model = Model::new(Mode::Vxlan, None);
+        model.links.push(NodeLink {
+            index: 2,
+            name: "eth0".into(),
+            mtu: 1500,
+            addresses: Vec::new(),
+            role: Role::Uplink,
+            is_bare: false,
+        });
+        model.own = Some(node(&["fd00::1"]));
+        assert_eq!(model.pod_mtu(), Some(1430));
+        model.own = Some(node(&["fd00::1", "10.200.0.1"]));
+        assert_eq!(model.pod_mtu(), Some(1450));
+        let path = Path { device: 2, mtu: 1500, gateway: None };
+        model.paths.insert("fd00::2".parse().unwrap(), path);
+        assert_eq!(model.pod_mtu(), Some(1430), "a node without IPv4");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use podwire_core::host::{Device, DeviceKind, Host};
-use podwire_core::model::{Family, Mode, Model, Node, NodeLink, Path, Role, Roleless};
+use podwire_core::model::{Model, Node, NodeLink, Path, Role, Roleless};
 use podwire_core::node_links::node_links;
 use podwire_core::slice::{Hooks, Programs};
 use tracing::info;
@@ -39,7 +39,7 @@ impl Upkeep {
         if !links.iter().any(|link| link.role == Role::Uplink) {
             let why = format!(
                 "no link has this node's InternalIP {}, and there is no default route and no route to a node: configure one of these, or name the link with --uplink",
-                own.address
+                own.first_address()
             );
             state.conditions.set(ConditionName::NoUplink, why);
             return false;
@@ -51,12 +51,14 @@ impl Upkeep {
         }
         state.model.links_without_role = without_role(host, &state.model.links);
         tell_paths(state, host);
-        let absent = Some(own.address).filter(|address| !state.model.has_address(*address));
+        let absent = own.first_addresses().filter(|address| !state.model.has_address(*address));
         let absent = absent.map(|absent| {
-            let instead = state.model.underlay_address(&own);
-            format!("no link has this node's InternalIP {absent}: packets to other nodes leave with {instead} instead")
+            let instead = state.model.present_address(absent);
+            let why = format!("no link has this node's InternalIP {absent}: packets to other nodes leave with {instead} instead");
+            (absent.to_string(), why)
         });
-        state.conditions.update(ConditionName::InternalIpAbsent, absent);
+        let absent: Vec<_> = absent.collect();
+        state.conditions.replace(ConditionName::InternalIpAbsent, absent);
         let mtu = state.model.pod_mtu();
         if mtu != state.pod_mtu {
             state.pod_mtu = mtu;
@@ -165,9 +167,9 @@ fn tell_links(now: &[NodeLink], before: &[NodeLink]) {
 /// Returns the links by which the kernel routes to other nodes. If a route has several next hops, a
 /// node's path names only one of them. So this adds the links of all next hops.
 fn links_to_nodes(model: &Model, host: &Host) -> BTreeSet<u32> {
+    let next_hops = next_hops(model, model.remote.values());
     let leads_to_node = |network: &IpNet| {
-        let contains = |node: &Node| next_hops(model.mode, node).any(|address| network.contains(&address));
-        network.prefix_len() > 0 && model.remote.values().any(contains)
+        network.prefix_len() > 0 && next_hops.iter().any(|address| network.contains(address))
     };
     let several = host.foreign_routes.iter().filter(|route| route.next_hops.len() > 1);
     let several = several.filter(|route| leads_to_node(&route.destination));
@@ -199,31 +201,27 @@ fn tell_mtu(state: &mut State) {
 /// Asks the kernel for the paths to all nodes.
 async fn ask_paths(state: &State, host: &Host) -> BTreeMap<IpAddr, Path> {
     let mut paths = BTreeMap::new();
-    for address in state.model.remote.values().flat_map(|node| next_hops(state.model.mode, node)) {
+    for address in next_hops(&state.model, state.model.remote.values()) {
         let path = state.executor.links.path(address, host).await;
         paths.extend(path.map(|path| (address, path)));
     }
     paths
 }
 
-/// Returns the addresses of a node to which this node needs a path.
-fn next_hops(mode: Mode, node: &Node) -> impl Iterator<Item = IpAddr> {
-    let is_needed = move |address: &IpAddr| match mode {
-        Mode::Vxlan => *address == node.address,
-        Mode::Direct => node.overlay_address(Family::of(*address)).is_some(),
-    };
-    node.first_addresses().filter(is_needed)
+/// Returns the addresses of other nodes to which this node needs a path.
+fn next_hops<'a>(model: &'a Model, nodes: impl IntoIterator<Item = &'a Node>) -> Vec<IpAddr> {
+    let Some(own) = &model.own else { return Vec::new() };
+    nodes.into_iter().flat_map(|node| model.next_hops(own, node)).collect()
 }
 
 /// Asks the kernel for the paths to the nodes in `now`, and forgets the paths to those in `before`.
 /// Returns `false` if a path leads by a link that is no uplink yet.
 pub(in crate::daemon) async fn renew_paths(state: &mut State, before: &[Node], now: &[Node]) -> bool {
-    let mode = state.model.mode;
-    for address in before.iter().flat_map(|node| next_hops(mode, node)) {
+    for address in next_hops(&state.model, before) {
         state.model.paths.remove(&address);
     }
     let mut by_uplinks = true;
-    for address in now.iter().flat_map(|node| next_hops(mode, node)) {
+    for address in next_hops(&state.model, now) {
         let path = state.executor.links.path(address, &state.host).await;
         by_uplinks &= path.is_none_or(|path| state.model.is_uplink(path.device));
         state.model.paths.extend(path.map(|path| (address, path)));
@@ -255,7 +253,7 @@ fn tell_paths(state: &mut State, host: &Host) {
 
 /// Returns what an operator has to know of the paths to a node.
 fn report(model: &Model, host: &Host, node: &Node) -> Option<(ConditionName, String)> {
-    next_hops(model.mode, node).find_map(|address| report_path(model, host, node, address))
+    next_hops(model, [node]).into_iter().find_map(|address| report_path(model, host, node, address))
 }
 
 fn report_path(model: &Model, host: &Host, node: &Node, address: IpAddr) -> Option<(ConditionName, String)> {
