@@ -3,11 +3,11 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{Macs, Translation},
-    addr::{Addr, Be16, Mac},
+    addr::{Addr, Be16, FlowAddr, Mac},
     reason::Drop,
 };
 
-use super::{Ipv4, Parsed, rewrite};
+use super::{Ipv4, Parsed};
 
 /// EtherTypes (IEEE 802).
 pub mod ethertype {
@@ -65,6 +65,8 @@ pub trait Ip: Copy {
     const ICMP_COVERS_ADDRESSES: bool;
     /// An address as in the header.
     type Address: Copy + PartialEq;
+    /// An address in the family's table of known flows.
+    type FlowAddr: FlowAddr;
     /// The bytes that a hop changes, as on the wire.
     type Hop;
     /// The header without its addresses, as on the wire.
@@ -167,34 +169,27 @@ pub trait Ip: Copy {
     /// # Errors
     /// [`Drop::RewriteFailed`].
     fn translate(ctx: &TcContext, packet: &Parsed<Self>, to: &Translation) -> Result<(), Drop>;
-
-    /// Translates a packet that leaves past the stack, and decrements its TTL. Only its source
-    /// changes.
+    /// Gives a plain TCP or UDP packet another source, and decrements its TTL.
     ///
     /// # Errors
     /// [`Drop::RewriteFailed`].
-    #[inline(always)]
-    fn translate_source(ctx: &TcContext, packet: &mut Parsed<Self>, to: &Translation) -> Result<(), Drop> {
-        rewrite::decrement_ttl(ctx, &packet.headers, 0)?;
-        Self::translate(ctx, packet, to)
-    }
-
-    /// Translates a packet that goes to a pod past the stack, decrements its TTL, and replaces its
-    /// link addresses. Only its destination changes.
-    ///
-    /// # Errors
-    /// [`Drop::RewriteFailed`].
-    #[inline(always)]
-    fn translate_destination(
+    fn readdress_source(
         ctx: &TcContext,
         packet: &mut Parsed<Self>,
-        to: &Translation,
-        macs: Macs,
-    ) -> Result<(), Drop> {
-        rewrite::decrement_ttl(ctx, &packet.headers, 0)?;
-        Self::translate(ctx, packet, to)?;
-        rewrite::set_macs(ctx, macs)
-    }
+        source: Self::FlowAddr,
+        port: Be16,
+    ) -> Result<(), Drop>;
+    /// Gives a plain TCP or UDP packet another destination, decrements its TTL, and writes the link
+    /// addresses of its headers.
+    ///
+    /// # Errors
+    /// [`Drop::RewriteFailed`].
+    fn readdress_destination(
+        ctx: &TcContext,
+        packet: &mut Parsed<Self>,
+        destination: Self::FlowAddr,
+        port: Be16,
+    ) -> Result<(), Drop>;
 }
 
 /// Kind of an ICMP message.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FAMILY_IPV4, Macs, Translation},
+    abi::{FAMILY_IPV4, Translation},
     addr::{Addr, Be16, Mac, Quad},
     csum,
     flow::protocol,
@@ -62,6 +62,7 @@ impl Ip for Ipv4 {
     const CHECKSUM: Option<u32> = Some(10);
     const ICMP_COVERS_ADDRESSES: bool = false;
     type Address = [u8; 4];
+    type FlowAddr = Quad;
     /// TTL, protocol and checksum.
     type Hop = [u8; 4];
     type FixedPart = FixedPart;
@@ -280,33 +281,18 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
-    fn translate_source(ctx: &TcContext, packet: &mut Parsed, to: &Translation) -> Result<(), Drop> {
-        if packet.is_whole() {
-            return rewrite::readdress_source_apart(ctx, packet, Quad::of(&to.source), to.source_port);
-        }
-        rewrite::decrement_ttl(ctx, &packet.headers, 0)?;
-        Self::translate(ctx, packet, to)
+    fn readdress_source(ctx: &TcContext, packet: &mut Parsed, source: Quad, port: Be16) -> Result<(), Drop> {
+        rewrite::readdress_source(ctx, packet, source, port)
     }
 
     #[inline(always)]
-    fn translate_destination(
+    fn readdress_destination(
         ctx: &TcContext,
         packet: &mut Parsed,
-        to: &Translation,
-        macs: Macs,
+        destination: Quad,
+        port: Be16,
     ) -> Result<(), Drop> {
-        if packet.is_whole() {
-            packet.headers.set_macs(macs);
-            return rewrite::readdress_destination(
-                ctx,
-                packet,
-                Quad::of(&to.destination),
-                to.destination_port,
-            );
-        }
-        rewrite::decrement_ttl(ctx, &packet.headers, 0)?;
-        Self::translate(ctx, packet, to)?;
-        rewrite::set_macs(ctx, macs)
+        rewrite::readdress_destination(ctx, packet, destination, port)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FAMILY_IPV6, Translation},
+    abi::{FAMILY_IPV6, Macs, Translation},
     addr::{Addr, Be16, Mac},
     csum,
     flow::protocol,
@@ -100,6 +100,7 @@ impl Ip for Ipv6 {
     const CHECKSUM: Option<u32> = None;
     const ICMP_COVERS_ADDRESSES: bool = true;
     type Address = [u8; 16];
+    type FlowAddr = Addr;
     type Hop = u8;
     type FixedPart = FixedPart6;
     type Walk = Walk6;
@@ -314,6 +315,34 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn translate(ctx: &TcContext, packet: &Parsed<Self>, to: &Translation) -> Result<(), Drop> {
         rewrite::translate6(ctx, packet, to)
+    }
+
+    #[inline(always)]
+    fn readdress_source(
+        ctx: &TcContext,
+        packet: &mut Parsed<Self>,
+        source: Addr,
+        port: Be16,
+    ) -> Result<(), Drop> {
+        rewrite::readdress_transport(ctx, packet, (&packet.headers.ip.source, &source.bytes))?;
+        rewrite::translate_port(ctx, packet, 0, packet.flow.source_port, port)?;
+        packet.headers.ip.source = source.bytes;
+        rewrite::forward6(ctx, packet)
+    }
+
+    #[inline(always)]
+    fn readdress_destination(
+        ctx: &TcContext,
+        packet: &mut Parsed<Self>,
+        destination: Addr,
+        port: Be16,
+    ) -> Result<(), Drop> {
+        rewrite::readdress_transport(ctx, packet, (&packet.headers.ip.destination, &destination.bytes))?;
+        rewrite::translate_port(ctx, packet, 2, packet.flow.destination_port, port)?;
+        packet.headers.ip.destination = destination.bytes;
+        let headers = &packet.headers;
+        rewrite::set_macs(ctx, Macs { destination: headers.destination_mac, source: headers.source_mac })?;
+        rewrite::forward6(ctx, packet)
     }
 }
 

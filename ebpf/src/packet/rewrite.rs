@@ -72,18 +72,6 @@ pub fn readdress_source(ctx: &TcContext, packet: &mut Parsed, source: Quad, port
     ctx.store_at(TTL, &[ip.ttl, ip.protocol, sum, sum2, a, b, c, d])
 }
 
-/// Does the same as [`readdress_source`].
-// Not inlined: its values would take stack in every caller.
-#[inline(never)]
-pub fn readdress_source_apart(
-    ctx: &TcContext,
-    packet: &mut Parsed,
-    source: Quad,
-    port: Be16,
-) -> Result<(), Drop> {
-    readdress_source(ctx, packet, source, port)
-}
-
 /// Gives a plain TCP or UDP packet another destination, decrements its TTL, and writes the link
 /// addresses of its headers.
 ///
@@ -106,7 +94,33 @@ pub fn readdress_destination(
     ctx.store_at(0, &packet.headers)
 }
 
-/// Replaces an address in the transport checksum, which covers the pseudo header.
+/// Replaces an IPv6 address in the transport checksum.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(always)]
+pub(super) fn readdress_transport(
+    ctx: &TcContext,
+    packet: &Parsed<Ipv6>,
+    (old, new): (&[u8; 16], &[u8; 16]),
+) -> Result<(), Drop> {
+    match transport_checksum(packet) {
+        Some(checksum) => replace_in_pseudo_header(ctx, checksum, Ipv6::change(old, new)),
+        None => Ok(()),
+    }
+}
+
+/// Decrements the hop limit, and stores the IP header with the addresses in it.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`].
+#[inline(always)]
+pub(super) fn forward6(ctx: &TcContext, packet: &mut Parsed<Ipv6>) -> Result<(), Drop> {
+    packet.headers.ip.decrement_ttl();
+    store_in_header::<Ipv6, _>(ctx, IP, &packet.headers.ip)
+}
+
+/// Replaces an IPv4 address in the transport checksum, which covers the pseudo header.
 #[inline(always)]
 fn replace_in_transport(ctx: &TcContext, packet: &Parsed, old: [u8; 4], address: Quad) -> Result<(), Drop> {
     let Some((checksum_at, flags)) = transport_checksum(packet) else {
@@ -253,7 +267,7 @@ fn store_in_header<I: Ip, T>(ctx: &TcContext, at: u32, value: &T) -> Result<(), 
 /// Translates a port. `place`: 0 for the source's port, 2 for the destination's. The identifier of
 /// an ICMP echo is the port of the side that asks, whichever side that is.
 #[inline(always)]
-fn translate_port<I: Ip>(
+pub(super) fn translate_port<I: Ip>(
     ctx: &TcContext,
     packet: &Parsed<I>,
     place: u32,

@@ -1,12 +1,12 @@
 //! Replies from the network to translated flows.
 
 use aya_ebpf::programs::TcContext;
-use podwire_common::{abi::TRANSLATION_RESERVATION, reason::Path};
+use podwire_common::{abi::TRANSLATION_RESERVATION, addr::FlowAddr as _, reason::Path};
 
 use super::super::{fastpath, local};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Ip, Parsed, translate},
+    packet::{Ip, Parsed, decrement_ttl, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -28,8 +28,14 @@ pub fn back<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationE
         && packet.wire_length(ctx) <= endpoint.mtu
     {
         fastpath::learn_world_in(ctx, packet, endpoint, entry);
-        I::translate_destination(ctx, packet, to, endpoint.macs())?;
-        return Ok(Verdict::redirect(Path::SnatIn, local::into_endpoint(ctx, endpoint)));
+        if packet.is_whole() {
+            packet.headers.set_macs(endpoint.macs());
+            I::readdress_destination(ctx, packet, I::FlowAddr::of(&to.destination), to.destination_port)?;
+            return Ok(Verdict::redirect(Path::SnatIn, local::into_endpoint(ctx, endpoint)));
+        }
+        decrement_ttl(ctx, &packet.headers, 0)?;
+        translate(ctx, packet, to)?;
+        return local::hand_over(ctx, endpoint, Path::SnatIn);
     }
     translate(ctx, packet, to)?;
     Ok(Verdict::stack(Path::SnatIn))

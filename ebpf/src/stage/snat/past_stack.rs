@@ -7,7 +7,7 @@ use podwire_common::{
         Beginning, Endpoint, LINK_WITHOUT_PROGRAMS, NETWORK_REFUSED, NETWORK_THROUGH_STACK, STATE_REPLIED,
         TRANSLATION_SNAT,
     },
-    addr::{Mac, Quad},
+    addr::{Be16, FlowAddr as _, Mac, Quad},
     flow::protocol,
     reason::{Drop, Path},
 };
@@ -15,7 +15,7 @@ use podwire_common::{
 use super::super::{direct, fastpath, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Fragment, Ip, Ipv4, Lookup, Parsed, Skb, Way, imprint, leave, readdress_source_apart},
+    packet::{Fragment, Ip, Ipv4, Lookup, Parsed, Skb, Way, decrement_ttl, imprint, leave, translate},
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
@@ -80,7 +80,7 @@ pub fn to_known_destination(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
         }
         (Quad::of(&to.source), to.source_port)
     };
-    readdress_source_apart(ctx, packet, source, port)?;
+    readdress(ctx, packet, source, port)?;
     Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, &destination.next_hop)).into())
 }
 
@@ -124,8 +124,24 @@ fn past_stack<I: Ip>(
         _ => return Ok(Verdict::stack(Path::ToStack)),
     }
     translation::touch(entry, packet);
-    I::translate_source(ctx, packet, to)?;
+    if packet.is_whole() {
+        readdress(ctx, packet, I::FlowAddr::of(&to.source), to.source_port)?;
+    } else {
+        decrement_ttl(ctx, &packet.headers, 0)?;
+        translate(ctx, packet, to)?;
+    }
     Ok(Verdict::redirect(Path::SnatOut, way.leave(ctx)))
+}
+
+// Not inlined: its values would take stack in both callers.
+#[inline(never)]
+fn readdress<I: Ip>(
+    ctx: &TcContext,
+    packet: &mut Parsed<I>,
+    source: I::FlowAddr,
+    port: Be16,
+) -> Result<(), Drop> {
+    I::readdress_source(ctx, packet, source, port)
 }
 
 /// Notes a flow's first packet, and the route that the kernel has for it.
