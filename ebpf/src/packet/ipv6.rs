@@ -3,7 +3,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FAMILY_IPV6, Macs, Translation},
+    abi::{FAMILY_IPV6, Translation},
     addr::{Addr, Be16, Mac},
     csum,
     flow::protocol,
@@ -12,7 +12,7 @@ use podwire_common::{
 
 use super::{
     Parsed, Skb, checksum,
-    headers::{Fragment, Headers, IcmpKind, Ip, Quoted, ethertype},
+    headers::{ETHERNET_LENGTH, Fragment, Headers, IcmpKind, Ip, Quoted, ethertype},
     icmp6,
     parsed::load_within,
     rewrite,
@@ -326,8 +326,10 @@ impl Ip for Ipv6 {
     ) -> Result<(), Drop> {
         rewrite::readdress_transport(ctx, packet, (&packet.headers.ip.source, &source.bytes))?;
         rewrite::translate_port(ctx, packet, 0, packet.flow.source_port, port)?;
-        packet.headers.ip.source = source.bytes;
-        rewrite::forward6(ctx, packet)
+        let ip = &mut packet.headers.ip;
+        ip.source = source.bytes;
+        ip.decrement_ttl();
+        rewrite::store_in_header::<Self, _>(ctx, ETHERNET_LENGTH, ip)
     }
 
     #[inline(always)]
@@ -340,9 +342,8 @@ impl Ip for Ipv6 {
         rewrite::readdress_transport(ctx, packet, (&packet.headers.ip.destination, &destination.bytes))?;
         rewrite::translate_port(ctx, packet, 2, packet.flow.destination_port, port)?;
         packet.headers.ip.destination = destination.bytes;
-        let headers = &packet.headers;
-        rewrite::set_macs(ctx, Macs { destination: headers.destination_mac, source: headers.source_mac })?;
-        rewrite::forward6(ctx, packet)
+        packet.headers.ip.decrement_ttl();
+        rewrite::store_in_parts(ctx, &packet.headers)
     }
 }
 

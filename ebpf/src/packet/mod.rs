@@ -40,7 +40,8 @@ pub use parsed::{Faulty, Loaded, Parsed, Place};
 pub use plain::Plain;
 pub use redirect::{Lookup, Way, leave, redirect, redirect_peer, source_towards};
 pub use rewrite::{
-    decrement_ttl, fixed_part, readdress_destination, readdress_source, set_fixed_part, set_macs, translate,
+    decrement_ttl, fixed_part, readdress_destination, readdress_source, set_fixed_part, set_macs,
+    store_in_parts, translate,
 };
 pub use skb::Skb;
 pub use socket::{belongs_to_socket, has_socket};

@@ -110,14 +110,16 @@ pub(super) fn readdress_transport(
     }
 }
 
-/// Decrements the hop limit, and stores the IP header with the addresses in it.
+/// Stores the headers of a frame that starts at 0: link addresses and IP header apart. A NIC's sum
+/// over the packet begins behind the link header: see `store_in_header`.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
-#[inline(always)]
-pub(super) fn forward6(ctx: &TcContext, packet: &mut Parsed<Ipv6>) -> Result<(), Drop> {
-    packet.headers.ip.decrement_ttl();
-    store_in_header::<Ipv6, _>(ctx, IP, &packet.headers.ip)
+// Not inlined: it is called for IPv6 only, and must not change the code for IPv4.
+#[inline(never)]
+pub fn store_in_parts<I: Ip>(ctx: &TcContext, headers: &Headers<I>) -> Result<(), Drop> {
+    set_macs(ctx, Macs { destination: headers.destination_mac, source: headers.source_mac })?;
+    store_in_header::<I, _>(ctx, IP, &headers.ip)
 }
 
 /// Replaces an IPv4 address in the transport checksum, which covers the pseudo header.
@@ -259,7 +261,7 @@ pub(super) fn replace_address<I: Ip>(
 /// A NIC may have summed up the whole packet (`CHECKSUM_COMPLETE`). In IPv4, a change and the
 /// header's own checksum cancel each other in that sum. In IPv6 nothing cancels the change here.
 #[inline(always)]
-fn store_in_header<I: Ip, T>(ctx: &TcContext, at: u32, value: &T) -> Result<(), Drop> {
+pub(super) fn store_in_header<I: Ip, T>(ctx: &TcContext, at: u32, value: &T) -> Result<(), Drop> {
     let flags = if I::CHECKSUM.is_some() { 0 } else { BPF_F_RECOMPUTE_CSUM };
     helpers::store(ctx, at as usize, value, flags.into()).map_err(|_| Drop::RewriteFailed)
 }

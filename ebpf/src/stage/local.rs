@@ -2,12 +2,12 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{ENDPOINT_INGRESS_LIMITED, Endpoint, Macs},
+    abi::{ENDPOINT_INGRESS_LIMITED, Endpoint, FAMILY_IPV4, Macs},
     reason::{Drop, Path},
 };
 
 use crate::{
-    packet::{ETHERNET_LENGTH, Headers, Ip, Skb, redirect, redirect_peer, set_macs},
+    packet::{ETHERNET_LENGTH, Headers, Ip, Skb, redirect, redirect_peer, set_macs, store_in_parts},
     verdict::{Outcome, Verdict},
 };
 
@@ -40,7 +40,7 @@ pub fn send<I: Ip>(ctx: &TcContext, headers: &mut Headers<I>, macs: Macs, link: 
 pub fn pass_on<I: Ip>(ctx: &TcContext, headers: &mut Headers<I>, macs: Macs) -> Result<(), Drop> {
     headers.ip.decrement_ttl();
     headers.set_macs(macs);
-    ctx.store_at(0, headers)
+    if I::FAMILY == FAMILY_IPV4 { ctx.store_at(0, headers) } else { store_in_parts(ctx, headers) }
 }
 
 /// Does the same as [`deliver`], but leaves the TTL as it is.
