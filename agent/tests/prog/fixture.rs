@@ -353,7 +353,7 @@ impl Fixture {
     }
 
     /// Attaches every program to its link and makes the VXLAN device.
-    fn attach(&mut self) {
+    pub fn attach(&mut self) {
         self.loaded.keep();
         self.namespace
             .ip(&format!("link add {VXLAN_DEVICE} type vxlan external dstport {VXLAN_PORT} nolearning"));

@@ -13,6 +13,7 @@ mod from_uplink;
 mod host_ports;
 mod ipv6;
 mod ipv6_host_ports;
+mod ipv6_traffic;
 mod ipv6_world;
 mod kernels;
 mod kind;
