@@ -15,7 +15,7 @@ use crate::{packages, run};
 /// that they depend on first.
 const MODULES: [&str; 5] = ["bridge", "veth", "vxlan", "sch_ingress", "cls_bpf"];
 /// Programs that the tests call.
-const TOOLS: [&str; 4] = ["ip", "bpftool", "ping", "tcpdump"];
+const TOOLS: [&str; 5] = ["ip", "bpftool", "ethtool", "ping", "tcpdump"];
 /// Programs that the lab starts, in the folder of cargo's `dev` profile.
 const BINARIES: [&str; 2] = ["podwire", "podwire-cni"];
 /// The certificates that the agent reads before it asks the API server.
