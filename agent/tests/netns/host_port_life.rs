@@ -139,7 +139,8 @@ fn check_finds_a_host_port_that_is_not_there() {
     let map = node.bpf_dir().join(maps::FRONTENDS).to_string_lossy().into_owned();
     let [high, low] = HOST_PORT.to_be_bytes().map(|byte| byte.to_string());
     let mut delete = vec!["bpftool", "map", "delete", "pinned", &map, "key"];
-    delete.extend(["0"; 16]);
+    // 0.0.0.0: all IPv4 addresses of the node.
+    delete.extend(["0"; 10].into_iter().chain(["255"; 2]).chain(["0"; 4]));
     delete.extend([high.as_str(), &low, "6", "0"]);
     node.exec(&delete).unwrap();
     failed(&check.run().unwrap(), CHECK_FAILED, "the hostPort *:9088/tcp to port 8080 is missing");
