@@ -89,7 +89,12 @@ fn pattern() -> Vec<u8> {
 #[test]
 fn streams_to_the_world_and_to_a_host_port_arrive_with_and_without_offloads() {
     let mut node = node(Mode::Vxlan);
-    let pod = node.model.endpoints.values_mut().find(|endpoint| endpoint.address == POD).unwrap();
+    let pod = node
+        .model
+        .endpoints
+        .values_mut()
+        .find(|endpoint| endpoint.addresses().any(|address| address == POD))
+        .unwrap();
     let port = std::num::NonZeroU16::new(PORT).unwrap();
     pod.port_mappings = [Protocol::Tcp, Protocol::Udp]
         .map(|protocol| PortMapping { host_address: None, host_port: port, container_port: port, protocol })
