@@ -21,6 +21,7 @@ use thiserror::Error;
 use podwire_cni::fault::{self, Step};
 use podwire_core::model::{Endpoint, Family};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::before;
 use crate::claim;
@@ -39,7 +40,9 @@ pub const NODES: &str = "nodes.json";
 const NODES_BEGUN: &str = "nodes.tmp";
 
 /// Version of the files under `endpoints/`.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The version that release 0.2.0 wrote: an endpoint has one address.
+const FORMAT_OF_ONE_ADDRESS: u32 = 1;
 
 /// Bytes of a trial write: one block of most file systems, which is enough for one pod's file.
 const TRIAL: usize = 4096;
@@ -327,21 +330,20 @@ fn decode(path: &Path) -> Result<Result<Endpoint, String>, StateError> {
         // Only this entry is affected: a dangling link, a folder in its place, a bad sector.
         Err(error) => return Ok(Err(error.to_string())),
     };
-    /// The field that every format has.
-    #[derive(Deserialize)]
-    struct AnyFormat {
-        format: u32,
-    }
-    match serde_json::from_slice(&bytes) {
-        Ok(AnyFormat { format }) if format > FORMAT => {
-            return Err(StateError::Format { path: path.into(), found: format, expected: FORMAT });
+    let mut record: Value = match serde_json::from_slice(&bytes) {
+        Ok(record) => record,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    match record["format"].as_u64() {
+        Some(format) if format > u64::from(FORMAT) => {
+            let found = u32::try_from(format).unwrap_or(u32::MAX);
+            return Err(StateError::Format { path: path.into(), found, expected: FORMAT });
         }
-        Ok(AnyFormat { format }) if format < FORMAT => {
-            return Ok(Err(format!("there is no format {format}")));
-        }
+        Some(format) if format == u64::from(FORMAT_OF_ONE_ADDRESS) => convert_one_address(&mut record),
+        Some(format) if format < u64::from(FORMAT) => return Ok(Err(format!("there is no format {format}"))),
         _ => {}
     }
-    let record: Record = match serde_json::from_slice(&bytes) {
+    let record: Record = match serde_json::from_value(record) {
         Ok(record) => record,
         Err(error) => return Ok(Err(error.to_string())),
     };
@@ -350,6 +352,15 @@ fn decode(path: &Path) -> Result<Result<Endpoint, String>, StateError> {
         return Ok(Err(format!("it describes {}, but has another name", record.endpoint.host_interface)));
     }
     Ok(Ok(record.endpoint))
+}
+
+/// Converts a record of [`FORMAT_OF_ONE_ADDRESS`].
+fn convert_one_address(record: &mut Value) {
+    record["format"] = FORMAT.into();
+    if let Some(endpoint) = record["endpoint"].as_object_mut() {
+        let [address, gateway] = ["address", "gateway"].map(|field| endpoint.remove(field));
+        endpoint.insert("pod_addresses".into(), json!([{ "address": address, "gateway": gateway }]));
+    }
 }
 
 /// Reads a whole file, if it is a regular file and not too large.
@@ -410,6 +421,23 @@ mod tests {
         found.sort_by(|one, other| one.attachment.cmp(&other.attachment));
         assert_eq!(found, [endpoint("a"), endpoint("b")]);
         assert_eq!(corrupt, []);
+    }
+
+    #[test]
+    fn endpoint_of_the_first_release_keeps_its_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let path = store.path(&endpoint("a"));
+        store.save(&endpoint("a")).unwrap();
+        let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        record["format"] = 1.into();
+        let of_first = record["endpoint"].as_object_mut().unwrap();
+        let addresses = of_first.remove("pod_addresses").unwrap();
+        for field in ["address", "gateway"] {
+            of_first.insert(field.into(), addresses[0][field].clone());
+        }
+        fs::write(&path, record.to_string()).unwrap();
+        assert_eq!(store.load().unwrap(), (vec![endpoint("a")], vec![]));
     }
 
     #[test]
@@ -486,11 +514,11 @@ mod tests {
         store.save(&endpoint("a")).unwrap();
         let endpoints = folder.path().join("endpoints");
         let later = fs::read_to_string(store.path(&endpoint("a"))).unwrap();
-        fs::write(store.path(&endpoint("b")), later.replace("\"format\": 1", "\"format\": 2")).unwrap();
+        fs::write(store.path(&endpoint("b")), later.replace("\"format\": 2", "\"format\": 3")).unwrap();
         fs::write(endpoints.join("pw000000000001.json"), b"{\"form").unwrap();
         fs::write(endpoints.join("pw000000000003.tmp"), b"half").unwrap();
         let error = store.load().unwrap_err().to_string();
-        assert!(error.contains(&endpoint("b").host_interface) && error.contains("format 2"), "{error}");
+        assert!(error.contains(&endpoint("b").host_interface) && error.contains("format 3"), "{error}");
         assert_eq!(fs::read_dir(&endpoints).unwrap().count(), 4);
         assert!(
             endpoints.join("pw000000000001.json").exists() && endpoints.join("pw000000000003.tmp").exists()
