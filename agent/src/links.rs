@@ -34,7 +34,9 @@ pub use changes::Changes;
 pub use disciplines::Displaced;
 pub use notices::Notices;
 
-use podwire_core::host::{Device, DeviceAddress, DeviceKind, ForeignRoute, Host, LinkHeader, NextHop};
+use podwire_core::host::{
+    Device, DeviceAddress, DeviceKind, ForeignRoute, Host, Lifetime, LinkHeader, NextHop,
+};
 use podwire_core::model::Path;
 use podwire_core::slice::Route;
 
@@ -631,14 +633,18 @@ fn device_address(message: &AddressMessage) -> Option<DeviceAddress> {
     // Not usable yet, or never: another host has it.
     let is_unusable = has(AddressHeaderFlags::Tentative) && !has(AddressHeaderFlags::Optimistic)
         || has(AddressHeaderFlags::Dadfailed);
-    // The same bit means "secondary" in IPv4 and "temporary" in IPv6 (`IFA_F_TEMPORARY`).
-    let is_temporary = address.is_ipv6() && has(AddressHeaderFlags::Secondary);
+    let lifetime = match address {
+        // The same bit means "secondary" in IPv4 and "temporary" in IPv6 (`IFA_F_TEMPORARY`).
+        IpAddr::V6(_) if has(AddressHeaderFlags::Secondary) => Lifetime::Temporary,
+        _ if has(AddressHeaderFlags::Deprecated) => Lifetime::Deprecated,
+        _ => Lifetime::Lasting,
+    };
     (!is_unusable).then(|| DeviceAddress {
         device: message.header.index,
         address,
         prefix_length: message.header.prefix_len,
         global: message.header.scope == AddressScope::Universe,
-        lasting: !is_temporary && !has(AddressHeaderFlags::Deprecated),
+        lifetime,
     })
 }
 

@@ -108,9 +108,20 @@ pub struct DeviceAddress {
     pub prefix_length: u8,
     /// Whether the scope is global: the address may appear on the wire as a source.
     pub global: bool,
-    /// Whether new flows may have it as their source: it is not an IPv6 address that is temporary
-    /// (RFC 8981) or deprecated (RFC 4862 section 5.5.4).
-    pub lasting: bool,
+    /// For how long flows may have it as their source.
+    pub lifetime: Lifetime,
+}
+
+/// For how long an address may be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Until someone removes it.
+    #[default]
+    Lasting,
+    /// No new flow should use it (RFC 4862 section 5.5.4). It still belongs to the node.
+    Deprecated,
+    /// Another one replaces it within a day (RFC 8981). It is for the node's own connections.
+    Temporary,
 }
 
 impl DeviceAddress {
@@ -169,6 +180,7 @@ impl Host {
     /// Returns this node's global addresses on all links, without these:
     ///
     /// - loopback addresses (127.0.0.0/8);
+    /// - temporary IPv6 addresses: translated flows would outlive them;
     /// - addresses of pods' links and of the tunnel, which the agent sets;
     /// - addresses of `kube-ipvs0`: kube-proxy puts every service's address there, and a service's
     ///   port is no hostPort.
@@ -179,7 +191,8 @@ impl Host {
         };
         self.addresses
             .iter()
-            .filter(|entry| entry.global && !entry.address.is_loopback() && is_nodes(entry.device))
+            .filter(|entry| entry.global && entry.lifetime != Lifetime::Temporary)
+            .filter(|entry| !entry.address.is_loopback() && is_nodes(entry.device))
             .map(|entry| entry.address)
             .collect()
     }
@@ -286,7 +299,7 @@ mod tests {
             address: ip(address),
             prefix_length: 24,
             global,
-            lasting: true,
+            lifetime: Lifetime::Lasting,
         };
         Host {
             devices: devices.into_iter().map(|device| (device.index, device)).collect(),
@@ -316,7 +329,7 @@ mod tests {
                 address: ip(address),
                 prefix_length: 32,
                 global,
-                lasting: true,
+                lifetime: Lifetime::Lasting,
             });
         };
         add(4, "pw0123456789ab", "192.0.2.8", true);
@@ -326,7 +339,16 @@ mod tests {
         add(8, "link", "169.254.0.1", false);
         add(1, "lo", "127.0.0.2", true);
         add(1, "lo", "203.0.113.1", true);
-        let own = ["10.200.0.1", "172.17.0.1", "192.0.2.7", "198.51.100.1", "203.0.113.1"].map(ip);
+        add(2, "eth0", "2001:db8::7", true);
+        add(2, "eth0", "2001:db8::8", true);
+        for (address, lifetime) in
+            [("2001:db8::7", Lifetime::Deprecated), ("2001:db8::8", Lifetime::Temporary)]
+        {
+            let mut addresses = host.addresses.iter_mut();
+            addresses.find(|entry| entry.address == ip(address)).unwrap().lifetime = lifetime;
+        }
+        let own =
+            ["10.200.0.1", "172.17.0.1", "192.0.2.7", "198.51.100.1", "203.0.113.1", "2001:db8::7"].map(ip);
         assert_eq!(host.own_addresses(), own.into());
     }
 

@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 use wildmatch::WildMatch;
 
-use crate::host::{Device, DeviceKind, ForeignRoute, Host, LinkHeader};
+use crate::host::{Device, DeviceKind, ForeignRoute, Host, Lifetime, LinkHeader};
 use crate::model::{Node, NodeLink, Role};
 
 /// Longest name of a link, in bytes: `IFNAMSIZ` without the final zero.
@@ -82,7 +82,7 @@ fn link(host: &Host, device: &Device, role: Role, own: &Node) -> NodeLink {
     let mut addresses: Vec<_> = host
         .addresses
         .iter()
-        .filter(|entry| entry.device == device.index && entry.global && entry.lasting)
+        .filter(|entry| entry.device == device.index && entry.global && entry.lifetime == Lifetime::Lasting)
         .map(|entry| entry.address)
         .collect();
     addresses.sort_by_key(|address| !own.first_addresses().any(|internal| internal == *address));
@@ -225,7 +225,7 @@ mod tests {
                     address,
                     prefix_length,
                     global,
-                    lasting: true,
+                    lifetime: Lifetime::Lasting,
                 });
             }
             for destination in routes.split_whitespace() {

@@ -124,7 +124,7 @@ mod tests {
             address: ip(address),
             prefix_length: 24,
             global: true,
-            lasting: true,
+            lifetime: crate::host::Lifetime::Lasting,
         };
         let route = |destination, device, gateway| ForeignRoute {
             destination: net(destination),
