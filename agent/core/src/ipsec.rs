@@ -51,15 +51,14 @@ fn may_match(policies: &[Policy], here: IpNet, there: IpNet) -> bool {
         .any(|policy| policy.beyond(|end| overlap(end, &here)).any(|beyond| overlap(&beyond, &there)))
 }
 
-/// Returns flags of another node: `NODE_IPSEC_*`.
-pub fn of_node(model: &Model, own: &Node, node: &Node) -> u32 {
+/// Returns flags of another node: `NODE_IPSEC_*`. `ends`: the InternalIPs of both nodes between
+/// which tunnel packets travel.
+pub fn of_node(model: &Model, own: &Node, node: &Node, (here, there): (IpAddr, IpAddr)) -> u32 {
     let policies = &model.policies;
     if policies.is_empty() {
         return 0;
     }
-    let tunnel = model
-        .tunnel_between(own, node)
-        .is_some_and(|(here, there)| may_match(policies, model.present_address(here).into(), there.into()));
+    let tunnel = may_match(policies, model.present_address(here).into(), there.into());
     let mut theirs = node.addresses().map(IpNet::from).chain(node.pod_networks.iter().copied());
     let ours = &own.pod_networks;
     let pods = theirs.any(|there| ours.iter().any(|here| may_match(policies, *here, there)));
@@ -111,7 +110,7 @@ mod tests {
             pod_networks: vec![net(&format!("10.244.{number}.0/24"))],
             internal_addresses: vec![[10, 200, 0, number].into(), [10, 201, 0, number].into()],
             cordoned: false,
-            vtep_mac: None,
+            vtep_macs: std::collections::BTreeMap::new(),
         }
     }
 
@@ -143,7 +142,8 @@ mod tests {
         for (source, destination, expected) in table {
             for direction in [Direction::In, Direction::Out, Direction::Forward] {
                 let model = model(direction, source, destination);
-                let found = of_node(&model, &node(1), &node(2));
+                let ends = ([10, 200, 0, 1].into(), [10, 200, 0, 2].into());
+                let found = of_node(&model, &node(1), &node(2), ends);
                 assert_eq!(found, expected, "{direction:?} {source} {destination}");
             }
         }

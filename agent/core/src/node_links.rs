@@ -244,7 +244,7 @@ mod tests {
             pod_networks: vec!["10.244.1.0/24".parse().unwrap()],
             internal_addresses: vec!["10.200.0.1".parse().unwrap()],
             cordoned: false,
-            vtep_mac: None,
+            vtep_macs: BTreeMap::new(),
         }
     }
 

@@ -259,7 +259,7 @@ mod tests {
                 let cluster = Cluster::from_records(records, "node0", &[]).0;
                 let mut model = Model::new(Mode::Vxlan, Some(1450));
                 let own = "10.9.0.0/24".parse().unwrap();
-                model.own = Some(Node { name: "node0".into(), uid: None, pod_networks: vec![own], internal_addresses: vec![IpAddr::from([10, 8, 0, 1])], cordoned: false, vtep_mac: None });
+                model.own = Some(Node { name: "node0".into(), uid: None, pod_networks: vec![own], internal_addresses: vec![IpAddr::from([10, 8, 0, 1])], cordoned: false, vtep_macs: BTreeMap::new() });
                 model.vxlan = Some(7);
                 model.links.push(NodeLink { index: 2, name: "eth0".into(), mtu: 1500, addresses: Vec::new(), role: Role::Uplink, is_bare: false });
                 model.remote = cluster.remote;
@@ -314,7 +314,7 @@ mod tests {
             pod_networks: vec![own],
             internal_addresses: vec![address],
             cordoned: false,
-            vtep_mac: None,
+            vtep_macs: BTreeMap::new(),
         });
         model
     }

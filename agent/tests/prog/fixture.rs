@@ -621,7 +621,7 @@ fn node(name: &str, pod_network: &str, address: Ipv4Addr) -> Node {
         pod_networks: vec![pod_network.parse().unwrap()],
         internal_addresses: vec![address.into()],
         cordoned: false,
-        vtep_mac: None,
+        vtep_macs: BTreeMap::new(),
     }
 }
 

@@ -5,7 +5,7 @@ use podwire_common::addr::Mac;
 use podwire_common::names::INNER_SOURCE_MAC;
 use podwire_common::names::programs::{FROM_POD, TO_OVERLAY, TO_UPLINK};
 use podwire_common::reason::Path;
-use podwire_core::model::Mode;
+use podwire_core::model::{Family, Mode};
 
 use crate::fixture::*;
 use crate::kinds::{ack, from_a, out};
@@ -22,7 +22,8 @@ fn told() -> Fixture {
 }
 
 fn tell(node: &mut Fixture, mac: Option<[u8; 6]>) {
-    node.model.remote.get_mut("node2").unwrap().vtep_mac = mac.map(|bytes| Mac { bytes });
+    node.model.remote.get_mut("node2").unwrap().vtep_macs =
+        mac.map(|bytes| (Family::V4, Mac { bytes })).into_iter().collect();
     node.fill();
 }
 

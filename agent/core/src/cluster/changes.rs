@@ -65,10 +65,11 @@ fn write_difference(f: &mut fmt::Formatter<'_>, before: &Node, now: &Node) -> fm
     if before.internal_addresses != now.internal_addresses {
         say(format!("has InternalIP {} in place of {}", addresses(now), addresses(before)))?;
     }
-    if before.vtep_mac != now.vtep_mac {
-        say(match now.vtep_mac {
-            Some(mac) => format!("accepts frames for {mac:?} only (flannel's annotation)"),
-            None => "is no longer announced by flannel".into(),
+    if before.vtep_macs != now.vtep_macs {
+        let macs: Vec<_> = now.vtep_macs.values().map(|mac| format!("{mac:?}")).collect();
+        say(match macs.is_empty() {
+            false => format!("accepts frames for {} only (flannel's annotation)", macs.join(" and ")),
+            true => "is no longer announced by flannel".into(),
         })?;
     }
     match (before.cordoned, now.cordoned) {
@@ -101,7 +102,7 @@ mod tests {
             pod_networks: vec![pod_network.parse().unwrap()],
             internal_addresses: vec![address.parse().unwrap()],
             cordoned: false,
-            vtep_mac: None,
+            vtep_macs: BTreeMap::new(),
         }
     }
 

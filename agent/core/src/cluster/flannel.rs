@@ -4,6 +4,7 @@
 //! The agent writes no such annotations. Flannel's annotations may stay on a node that now runs
 //! Podwire: they do no harm, because such a node accepts frames for any link address.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use podwire_common::addr::Mac;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{NodeProblem, NodeRecord};
-use crate::model::{Mode, parse_mac};
+use crate::model::{Family, Mode, parse_mac};
 
 /// The annotations that the agent reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -134,22 +135,12 @@ impl Lease {
         &self.annotations
     }
 
-    /// Returns the only link address for which the node's VXLAN device accepts frames: that of its
-    /// IPv4 device, or of its IPv6 device if flannel has IPv6 only.
-    pub fn vtep_mac(&self) -> Option<Mac> {
-        match &self.backend {
-            Backend::Vxlan { ipv4, ipv6 } => mac(ipv4.as_ref().or(ipv6.as_ref())),
-            Backend::Other(_) => None,
-        }
-    }
-
-    /// Returns the only link address for which the node accepts frames in tunnel packets to this
-    /// address of it. Each family has a device of its own, whatever the family of the inner packet.
-    pub fn vtep_mac_at(&self, address: IpAddr) -> Option<Mac> {
-        match &self.backend {
-            Backend::Vxlan { ipv4, ipv6 } => mac(if address.is_ipv4() { ipv4 } else { ipv6 }.as_ref()),
-            Backend::Other(_) => None,
-        }
+    /// Returns the link addresses of the node's VXLAN devices, by the family of the tunnel packets
+    /// that each takes. A device accepts frames to its own address only.
+    pub fn vtep_macs(&self) -> BTreeMap<Family, Mac> {
+        let Backend::Vxlan { ipv4, ipv6 } = &self.backend else { return BTreeMap::new() };
+        let of_family = |(family, device): (_, &Option<_>)| Some((family, mac(device.as_ref())?));
+        [(Family::V4, ipv4), (Family::V6, ipv6)].into_iter().filter_map(of_family).collect()
     }
 
     /// `internal`: the node's InternalIPs.
@@ -277,20 +268,19 @@ mod tests {
     #[test]
     fn node_of_flannels_has_the_link_address_that_it_wrote() {
         let good = lease("vxlan", GOOD);
-        assert_eq!(good.vtep_mac(), Some(MAC));
+        assert_eq!(good.vtep_macs(), [(Family::V4, MAC)].into());
         check(&good, Mode::Vxlan, 1, "10.200.0.2", &[]);
         let old = lease("vxlan", r#"{"VtepMAC":"6a:0f:33:b2:71:5c"}"#);
-        assert_eq!(old.vtep_mac(), Some(MAC));
+        assert_eq!(old.vtep_macs(), [(Family::V4, MAC)].into());
         check(&old, Mode::Vxlan, 5, "10.200.0.2", &[]);
     }
 
     #[test]
     fn each_family_has_a_device_of_its_own() {
-        let (ipv4, ipv6): (IpAddr, IpAddr) = ("10.200.0.2".parse().unwrap(), "fd00::2".parse().unwrap());
         let other = Mac { bytes: [0x6a, 0, 0, 0, 0, 6] };
         let good6 = r#"{"VNI":1,"VtepMAC":"6a:00:00:00:00:06"}"#;
         let both = Lease::from_annotations(dual(good6, "fd00::2")).unwrap();
-        assert_eq!((both.vtep_mac_at(ipv4), both.vtep_mac_at(ipv6)), (Some(MAC), Some(other)));
+        assert_eq!(both.vtep_macs(), [(Family::V4, MAC), (Family::V6, other)].into());
         check(&both, Mode::Vxlan, 1, "10.200.0.2", &[]);
         check(&both, Mode::Vxlan, 7, "10.200.0.2", &["give all agents --vni 1;"]);
         let elsewhere = Lease::from_annotations(dual(good6, "fd00::9")).unwrap();
@@ -302,12 +292,12 @@ mod tests {
             &["public-ipv6 there is fd00::9, and its InternalIP is fd00::2"],
         );
         let spoilt = Lease::from_annotations(dual("{}", "fd00::2")).unwrap();
-        assert_eq!((spoilt.vtep_mac_at(ipv4), spoilt.vtep_mac_at(ipv6)), (Some(MAC), None));
+        assert_eq!(spoilt.vtep_macs(), [(Family::V4, MAC)].into());
         check(&spoilt, Mode::Vxlan, 1, "10.200.0.2", &["backend-v6-data is not understood"]);
         // A cluster with IPv6 only.
         let annotations = Annotations { backend_data: None, public_ip: None, ..dual(good6, "fd00::2") };
         let only6 = Lease::from_annotations(annotations).unwrap();
-        assert_eq!((only6.vtep_mac(), only6.vtep_mac_at(ipv4)), (Some(other), None));
+        assert_eq!(only6.vtep_macs(), [(Family::V6, other)].into());
         check(&only6, Mode::Vxlan, 1, "10.200.0.2", &[]);
         let gateway = Annotations { backend_type: Some("host-gw".into()), ..dual("null", "fd00::2") };
         check(&Lease::from_annotations(gateway).unwrap(), Mode::Direct, 1, "10.200.0.2", &[]);
@@ -334,7 +324,7 @@ mod tests {
             r#"{"VNI":1,"VtepMAC":"ff:ff:ff:ff:ff:ff"}"#,
         ] {
             let bad = lease("vxlan", data);
-            assert_eq!(bad.vtep_mac(), None, "{data}");
+            assert_eq!(bad.vtep_macs(), BTreeMap::new(), "{data}");
             check(&bad, Mode::Vxlan, 1, "10.200.0.2", &["backend-data is not understood"]);
         }
     }

@@ -493,8 +493,8 @@ fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
         return Err(Skipped::NoInternalAddress);
     }
     let (name, uid, cordoned) = (record.name.clone(), record.uid.clone(), record.cordoned);
-    let vtep_mac = record.flannel.as_ref().and_then(flannel::Lease::vtep_mac);
-    Ok(Node { name, uid, pod_networks, internal_addresses, cordoned, vtep_mac })
+    let vtep_macs = record.flannel.as_ref().map(flannel::Lease::vtep_macs).unwrap_or_default();
+    Ok(Node { name, uid, pod_networks, internal_addresses, cordoned, vtep_macs })
 }
 
 /// Returns what this node lacks to serve every family of the cluster.

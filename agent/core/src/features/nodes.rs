@@ -21,52 +21,63 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 }
 
 fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
-    let tunnel = model.tunnel_between(own, node);
-    if model.mode == Mode::Vxlan && tunnel.is_none() {
-        return;
+    for family in Family::ALL {
+        let tunnel = match model.mode {
+            // Unless the node runs flannel, both families travel between the same addresses.
+            Mode::Vxlan => model.tunnel_between(own, node, family),
+            Mode::Direct => None,
+        };
+        if model.mode == Mode::Vxlan && tunnel.is_none() {
+            return;
+        }
+        add_family(slice, model, own, node, family, tunnel);
     }
     // The other node may prefer another family.
     slice.tables.tunnel_peers.extend(node.first_addresses().map(|address| (address.into(), node.id())));
-    let tunnel = tunnel.filter(|_| model.mode == Mode::Vxlan);
-    // Flannel's device of IPv4 has this address.
-    let vtep = node.vtep_mac.filter(|_| tunnel.is_some_and(|(_, there)| there.is_ipv4()));
-    for family in Family::ALL {
-        // Inside the tunnel, both families travel between the same addresses.
-        let ends = tunnel.or_else(|| Some((own.address_of(family)?, node.address_of(family)?)));
-        let next_hop = ends.map(|(_, there)| there);
-        let Some(path) = path_to(model, next_hop) else {
-            return;
-        };
-        let (here, there) = ends.unwrap_or((own.first_address(), node.first_address()));
-        let on_link = if path.gateway.is_none() { abi::NODE_ON_LINK } else { 0 };
-        let of_vtep = if vtep.is_some() { abi::NODE_VTEP } else { 0 };
-        let of_policies = ipsec::of_node(model, own, node);
-        let is_ipv6_tunnel = tunnel.is_some_and(|(_, there)| there.is_ipv6());
-        let of_tunnel = if is_ipv6_tunnel { abi::NODE_TUNNEL_IPV6 } else { 0 };
-        let entry = |flags| abi::Node {
-            tunnel_endpoint: there.into(),
-            source: model.present_address(here).into(),
-            uplink: path.device,
-            mtu: model.mode.payload(path.mtu, Family::of(there)),
-            node_id: node.id(),
-            flags: flags | on_link | of_vtep | of_policies | of_tunnel,
-        };
-        let networks = node.pod_networks.iter().filter(|network| Family::of(network.addr()) == family);
-        for network in networks {
-            slice.tables.nodes.insert((*network).into(), entry(abi::NODE_POD_NETWORK));
-            // Without a podCIDR of its own, this node takes no part in the pod network of the family.
-            if own.overlay_address(family).is_some() {
-                let route = route(model, own, vtep, family, next_hop, path);
-                slice.routes.extend(route.map(|route| (*network, route)));
-            }
-        }
-        for address in node.addresses().filter(|address| Family::of(*address) == family) {
-            slice.tables.nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
+}
+
+/// Adds the part of one family. `tunnel`: its ends, if there is one.
+fn add_family(
+    slice: &mut Slice,
+    model: &Model,
+    own: &Node,
+    node: &Node,
+    family: Family,
+    tunnel: Option<(IpAddr, IpAddr)>,
+) {
+    let ends = tunnel.or_else(|| Some((own.address_of(family)?, node.address_of(family)?)));
+    let next_hop = ends.map(|(_, there)| there);
+    let Some(path) = path_to(model, next_hop) else {
+        return;
+    };
+    let (here, there) = ends.unwrap_or((own.first_address(), node.first_address()));
+    let vtep = tunnel.and_then(|_| node.vtep_macs.get(&Family::of(there)).copied());
+    let flag = |flag, is_set| if is_set { flag } else { 0 };
+    let common = ipsec::of_node(model, own, node, (here, there))
+        | flag(abi::NODE_ON_LINK, path.gateway.is_none())
+        | flag(abi::NODE_VTEP, vtep.is_some())
+        | flag(abi::NODE_TUNNEL_IPV6, tunnel.is_some() && there.is_ipv6());
+    let entry = |flags| abi::Node {
+        tunnel_endpoint: there.into(),
+        source: model.present_address(here).into(),
+        uplink: path.device,
+        mtu: model.mode.payload(path.mtu, Family::of(there)),
+        node_id: node.id(),
+        flags: flags | common,
+    };
+    let networks = node.pod_networks.iter().filter(|network| Family::of(network.addr()) == family);
+    for network in networks {
+        slice.tables.nodes.insert((*network).into(), entry(abi::NODE_POD_NETWORK));
+        // Without a podCIDR of its own, this node takes no part in the pod network of the family.
+        if own.overlay_address(family).is_some() {
+            let route = route(model, own, vtep, family, next_hop, path);
+            slice.routes.extend(route.map(|route| (*network, route)));
         }
     }
-    if let (Some(mac), Some((_, there))) = (vtep, tunnel) {
-        slice.tables.vteps.insert(there.into(), abi::Vtep { mac, reserved: [0; 2] });
+    for address in node.addresses().filter(|address| Family::of(*address) == family) {
+        slice.tables.nodes.insert(address.into(), entry(abi::NODE_ADDRESS));
     }
+    slice.tables.vteps.extend(vtep.map(|mac| (there.into(), abi::Vtep { mac, reserved: [0; 2] })));
 }
 
 /// Returns the path to a node. A node that is unreachable now keeps its entries, with the first

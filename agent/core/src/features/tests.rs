@@ -8,7 +8,7 @@ use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::flow::protocol;
 
 use super::*;
-use crate::model::{Bandwidth, Limit, Mode, NodeLink, Path, PortMapping, Role, Transport};
+use crate::model::{Bandwidth, Family, Limit, Mode, NodeLink, Path, PortMapping, Role, Transport};
 use crate::slice::{Prefix, Route};
 
 fn ip(text: &str) -> IpAddr {
@@ -26,7 +26,7 @@ fn node(name: &str, pod_network: &str, address: &str) -> Node {
         pod_networks: vec![net(pod_network)],
         internal_addresses: vec![ip(address)],
         cordoned: false,
-        vtep_mac: None,
+        vtep_macs: BTreeMap::new(),
     }
 }
 
@@ -97,7 +97,7 @@ fn remote_nodes_are_reached_through_the_tunnel() {
 fn node_of_flannel_is_sent_to_at_its_device() {
     let mac = Mac { bytes: [6; 6] };
     let mut moving = model(Mode::Vxlan);
-    moving.remote.get_mut("node2").unwrap().vtep_mac = Some(mac);
+    moving.remote.get_mut("node2").unwrap().vtep_macs = [(Family::V4, mac)].into();
     let slice = desired(&moving, Scope::All);
     let vtep = abi::Vtep { mac, reserved: [0; 2] };
     assert_eq!(slice.tables.vteps, BTreeMap::from([(ip("10.200.0.2").into(), vtep)]));
@@ -114,6 +114,63 @@ fn node_of_flannel_is_sent_to_at_its_device() {
     let slice = desired(&moving, Scope::All);
     assert!(slice.tables.vteps.is_empty(), "there is no tunnel");
     assert_eq!(flags(&slice, ip("10.200.0.2")) & abi::NODE_VTEP, 0);
+}
+
+/// Returns [`model`] with a second family on this node and on node 2.
+fn dual(mode: Mode) -> Model {
+    let mut model = model(mode);
+    let node2 = model.remote.get_mut("node2").unwrap();
+    for (number, node) in [(1, model.own.as_mut().unwrap()), (2, node2)] {
+        node.pod_networks.push(net(&format!("fd00:10:244:{number}::/64")));
+        node.internal_addresses.push(ip(&format!("fd00:10:200::{number}")));
+    }
+    model.links[0].addresses.push(ip("fd00:10:200::1"));
+    model.paths.insert(ip("fd00:10:200::2"), Path { device: 2, mtu: 1500, gateway: None });
+    model
+}
+
+#[test]
+fn both_families_travel_in_one_tunnel_unless_flannel_has_two() {
+    let mut model = dual(Mode::Vxlan);
+    let ends = |model: &Model, network| {
+        let slice = desired(model, Scope::All);
+        let entry = slice.tables.nodes[&net(network).into()];
+        (IpAddr::from(entry.source), IpAddr::from(entry.tunnel_endpoint), entry.mtu, entry.flags)
+    };
+    let [v4, v6] = ["10.244.2.0/24", "fd00:10:244:2::/64"];
+    let flags = abi::NODE_POD_NETWORK | abi::NODE_ON_LINK;
+    for network in [v4, v6] {
+        assert_eq!(ends(&model, network), (ip("10.200.0.1"), ip("10.200.0.2"), 1450, flags));
+    }
+    let macs = [5, 6].map(|last| Mac { bytes: [last; 6] });
+    let node2 = model.remote.get_mut("node2").unwrap();
+    node2.vtep_macs = [(Family::V4, macs[0]), (Family::V6, macs[1])].into();
+    let flags = flags | abi::NODE_VTEP;
+    assert_eq!(ends(&model, v4), (ip("10.200.0.1"), ip("10.200.0.2"), 1450, flags));
+    let ipv6 = (ip("fd00:10:200::1"), ip("fd00:10:200::2"), 1430, flags | abi::NODE_TUNNEL_IPV6);
+    assert_eq!(ends(&model, v6), ipv6);
+    let slice = desired(&model, Scope::All);
+    let of = |address: &str| slice.tables.vteps[&ip(address).into()].mac;
+    assert_eq!([of("10.200.0.2"), of("fd00:10:200::2")], macs);
+    assert_eq!(slice.tables.tunnel_peers.len(), 3, "both addresses of node 2, and node 3");
+    let source = |network| match slice.routes[&net(network)] {
+        Route::Link { source, .. } => source,
+        Route::Unreachable => None,
+    };
+    let overlay = ["10.244.1.1", "fd00:10:244:1::1"].map(|address| Some(ip(address)));
+    assert_eq!([source(v4), source(v6)], overlay);
+}
+
+#[test]
+fn each_family_is_routed_by_the_internal_address_of_it() {
+    let slice = desired(&dual(Mode::Direct), Scope::All);
+    for (network, gateway, source) in [
+        ("10.244.2.0/24", "10.200.0.2", "10.200.0.1"),
+        ("fd00:10:244:2::/64", "fd00:10:200::2", "fd00:10:200::1"),
+    ] {
+        let route = Route::Link { device: 2, gateway: Some(ip(gateway)), source: Some(ip(source)) };
+        assert_eq!(slice.routes[&net(network)], route);
+    }
 }
 
 #[test]

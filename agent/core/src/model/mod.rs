@@ -108,24 +108,23 @@ impl Model {
 
     /// Returns the InternalIPs of this node and of another between which tunnel packets travel: of
     /// the preferred family if both nodes have it, else of the family that both have. `None`: there
-    /// is no such family.
-    pub fn tunnel_between(&self, own: &Node, node: &Node) -> Option<(IpAddr, IpAddr)> {
+    /// is no such family. `inner`: the family of the pods' packets. Flannel has a tunnel of its own
+    /// for each.
+    pub fn tunnel_between(&self, own: &Node, node: &Node, inner: Family) -> Option<(IpAddr, IpAddr)> {
         let of = |family| Some((own.address_of(family)?, node.address_of(family)?));
-        of(self.tunnel_family).or_else(|| Family::ALL.into_iter().find_map(of))
+        let of_flannel = Some(inner).filter(|family| node.vtep_macs.contains_key(family)).and_then(of);
+        of_flannel.or_else(|| of(self.tunnel_family)).or_else(|| Family::ALL.into_iter().find_map(of))
     }
 
     /// Returns the addresses of another node to which this node needs a path: the tunnel's other
     /// end, or by direct routing the next hop to its pods of each family.
-    pub fn next_hops(&self, own: &Node, node: &Node) -> impl Iterator<Item = IpAddr> {
-        let tunnel = match self.mode {
-            Mode::Vxlan => self.tunnel_between(own, node).map(|(_, there)| there),
-            Mode::Direct => None,
+    pub fn next_hops(&self, own: &Node, node: &Node) -> BTreeSet<IpAddr> {
+        let families = Family::ALL.into_iter().filter(|family| node.overlay_address(*family).is_some());
+        let next_hop = |family| match self.mode {
+            Mode::Vxlan => self.tunnel_between(own, node, family).map(|(_, there)| there),
+            Mode::Direct => node.address_of(family),
         };
-        let of_pods = Family::ALL
-            .into_iter()
-            .filter(|family| self.mode == Mode::Direct && node.overlay_address(*family).is_some());
-        let routed = of_pods.filter_map(|family| node.address_of(family)).collect::<Vec<_>>();
-        tunnel.into_iter().chain(routed)
+        families.filter_map(next_hop).collect()
     }
 
     /// Returns the address by which this node and the others reach each other: an InternalIP of
@@ -260,9 +259,9 @@ pub struct Node {
     pub internal_addresses: Vec<IpAddr>,
     /// Whether the node is cordoned: it takes no new pods, but its pods keep their network.
     pub cordoned: bool,
-    /// The only link address for which the node accepts tunnelled frames, according to flannel.
-    /// `None`: it accepts any.
-    pub vtep_mac: Option<Mac>,
+    /// The link addresses of flannel's VXLAN devices on the node, by the tunnel's family. Such a
+    /// device takes only frames to its own address. Empty: the node does not run flannel.
+    pub vtep_macs: BTreeMap<Family, Mac>,
 }
 
 impl Node {
@@ -416,7 +415,7 @@ mod tests {
             pod_networks: vec!["10.244.1.0/24".parse().unwrap()],
             internal_addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             cordoned: false,
-            vtep_mac: None,
+            vtep_macs: BTreeMap::new(),
         }
     }
 
@@ -427,7 +426,7 @@ mod tests {
         let [v4, v6, both] = &nodes;
         let mut ends = |one, other, preferred| {
             model.tunnel_family = preferred;
-            let ends = model.tunnel_between(one, other);
+            let ends = model.tunnel_between(one, other, Family::V6);
             ends.map(|(here, there)| format!("{here} {there}")).unwrap_or_default()
         };
         for preferred in Family::ALL {
@@ -437,6 +436,9 @@ mod tests {
         }
         assert_eq!(ends(both, both, Family::V4), "10.200.0.2 10.200.0.2");
         assert_eq!(ends(both, both, Family::V6), "fd00::2 fd00::2");
+        let mac = Mac { bytes: [6; 6] };
+        let flannels = Node { vtep_macs: [(Family::V4, mac), (Family::V6, mac)].into(), ..both.clone() };
+        assert_eq!(ends(both, &flannels, Family::V4), "fd00::2 fd00::2", "its tunnel of IPv6 packets");
     }
 
     #[test]

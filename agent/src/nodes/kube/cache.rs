@@ -164,7 +164,7 @@ mod tests {
             "flannel.alpha.coreos.com/backend-data": r#"{"VNI":1,"VtepMAC":"6a:00:00:00:00:01"}"#,
         });
         let flannel = Lease::from_annotations(serde_json::from_value(annotations).unwrap());
-        assert!(flannel.as_ref().unwrap().vtep_mac().is_some());
+        assert!(!flannel.as_ref().unwrap().vtep_macs().is_empty());
         NodeRecord {
             name: name.into(),
             uid: Some("0c11".into()),
