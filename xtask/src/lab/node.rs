@@ -110,6 +110,11 @@ impl Node {
         &self.place.pod_cidr
     }
 
+    /// Returns the podCIDRs, in the order of [`Node::addresses`].
+    pub fn pod_cidrs(&self) -> Vec<&str> {
+        self.families.of(&self.place.pod_cidr, &self.place.pod_cidr6)
+    }
+
     /// Returns the name of the link to the underlay.
     pub fn uplink(&self) -> &'static str {
         UPLINK

@@ -1,6 +1,9 @@
 //! The network that Podwire replaces: the reference plugins `bridge`, `host-local` and `portmap`,
 //! and flannel's set-up around them.
+//!
+//! Its pods have addresses of one family: the first one of the lab.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,12 +15,61 @@ use crate::lab::{CniCall, CniOutput, Lab, Node};
 /// The folder of Debian's containernetworking-plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 const BRIDGE: &str = "cni0";
-/// The network that contains all podCIDRs.
-const CLUSTER: &str = "10.244.0.0/16";
 /// The name of flannel's device. The lab makes it with flannel's defaults: VNI 1 and port 8472.
 pub const VXLAN: &str = "flannel.1";
-/// The bytes that VXLAN over IPv4 adds to a packet.
-const VXLAN_OVERHEAD: u32 = 50;
+
+/// The differences between the families.
+#[derive(Debug)]
+struct Family {
+    /// The network that contains all podCIDRs.
+    cluster: &'static str,
+    /// The length of an address, bits.
+    bits: u8,
+    any: &'static str,
+    multicast: &'static str,
+    iptables: &'static str,
+    /// The family's word in nftables, and the name of flannel's table.
+    nft: &'static str,
+    table: &'static str,
+    /// Flannel's device. Flannel has one for each family, with outer headers of the same family.
+    device: &'static str,
+    /// The bytes that VXLAN adds to a packet.
+    overhead: u32,
+    /// Kubernetes requires these settings on a node with a bridge.
+    sysctls: &'static [&'static str],
+}
+
+const IPV4: Family = Family {
+    cluster: "10.244.0.0/16",
+    bits: 32,
+    any: "0.0.0.0/0",
+    multicast: "224.0.0.0/4",
+    iptables: "iptables",
+    nft: "ip",
+    table: "flannel-ipv4",
+    device: VXLAN,
+    overhead: 50,
+    sysctls: &["net/bridge/bridge-nf-call-iptables"],
+};
+
+const IPV6: Family = Family {
+    cluster: "fd00:10:244::/48",
+    bits: 128,
+    any: "::/0",
+    multicast: "ff00::/8",
+    iptables: "ip6tables",
+    nft: "ip6",
+    table: "flannel-ipv6",
+    device: "flannel-v6.1",
+    overhead: 70,
+    sysctls: &["net/bridge/bridge-nf-call-ip6tables", "net/ipv6/conf/all/forwarding"],
+};
+
+impl Family {
+    fn of(node: &Node) -> &'static Self {
+        if address(node).is_ipv4() { &IPV4 } else { &IPV6 }
+    }
+}
 
 /// The connection between the nodes' bridges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +104,9 @@ pub fn set_up(lab: &Lab, join: Join, masquerade: Masquerade) -> Result<()> {
         for other in lab.nodes().iter().filter(|other| other.name() != node.name()) {
             match join {
                 Join::Routes => {
-                    node.ip(&format!("route add {} via {}\n", other.pod_cidr(), other.address()))?;
+                    node.ip(&format!("route add {} via {}\n", pod_cidr(other), address(other)))?;
                 }
-                Join::Vxlan => add_peer(node, other, other.mac(VXLAN)?)?,
+                Join::Vxlan => add_peer(node, other, other.mac(Family::of(other).device)?)?,
             }
         }
     }
@@ -66,8 +118,8 @@ pub fn set_up(lab: &Lab, join: Join, masquerade: Masquerade) -> Result<()> {
 /// # Errors
 /// When the kernel or a tool refuses.
 pub fn set_up_node(node: &Node, join: Join, masquerade: Masquerade) -> Result<()> {
-    // Kubernetes requires this setting on a node with a bridge.
-    node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
+    let Family { device, bits, sysctls, .. } = Family::of(node);
+    sysctls.iter().try_for_each(|sysctl| node.sysctl(sysctl, "1"))?;
     match masquerade {
         Masquerade::Bridge => {}
         Masquerade::Iptables => iptables_rules(node)?,
@@ -75,8 +127,8 @@ pub fn set_up_node(node: &Node, join: Join, masquerade: Masquerade) -> Result<()
     }
     if join == Join::Vxlan {
         node.ip(&format!(
-            "link add name {VXLAN} type vxlan id 1 dstport 8472 local {} dev {} nolearning\naddress add {}/32 dev {VXLAN}\nlink set dev {VXLAN} up\n",
-            node.address(),
+            "link add name {device} type vxlan id 1 dstport 8472 local {} dev {} nolearning\naddress add {}/{bits} dev {device}\nlink set dev {device} up\n",
+            address(node),
             node.uplink(),
             network_address(node)
         ))?;
@@ -90,13 +142,13 @@ pub fn set_up_node(node: &Node, join: Join, masquerade: Masquerade) -> Result<()
 /// # Errors
 /// When the kernel refuses.
 pub fn add_peer(node: &Node, other: &Node, mac: [u8; 6]) -> Result<()> {
-    let (mac, gateway) = (format_mac(mac), network_address(other));
+    let (mac, gateway, device) = (format_mac(mac), network_address(other), Family::of(node).device);
     node.ip(&format!(
-        "neighbour add {gateway} lladdr {mac} dev {VXLAN} nud permanent\nroute add {} via {gateway} dev {VXLAN} onlink\n",
-        other.pod_cidr()
+        "neighbour add {gateway} lladdr {mac} dev {device} nud permanent\nroute add {} via {gateway} dev {device} onlink\n",
+        pod_cidr(other)
     ))?;
-    let address = other.address().to_string();
-    let entry = ["bridge", "fdb", "add", &mac, "dev", VXLAN, "dst", &address, "self", "permanent"];
+    let address = address(other).to_string();
+    let entry = ["bridge", "fdb", "add", &mac, "dev", device, "dst", &address, "self", "permanent"];
     node.exec(&entry)?;
     Ok(())
 }
@@ -128,18 +180,19 @@ pub fn calls(
 ) -> Vec<CniCall> {
     let ours = node.cni_call("ADD", pod, runtime_config);
     let addresses = node.cni_state_dir().join("networks");
+    let family = Family::of(node);
     let bridge = json!({
         "type": "bridge",
         "bridge": BRIDGE,
         "isGateway": true,
         "ipMasq": masquerade == Masquerade::Bridge,
         "hairpinMode": true,
-        "mtu": if join == Join::Vxlan { 1500 - VXLAN_OVERHEAD } else { 1500 },
+        "mtu": if join == Join::Vxlan { 1500 - family.overhead } else { 1500 },
         "ipam": {
             "type": "host-local",
             "dataDir": addresses,
-            "ranges": [[{ "subnet": node.pod_cidr() }]],
-            "routes": [{ "dst": "0.0.0.0/0" }],
+            "ranges": [[{ "subnet": pod_cidr(node) }]],
+            "routes": [{ "dst": family.any }],
         },
     });
     let portmap = json!({
@@ -196,28 +249,38 @@ pub fn delete(calls: &[CniCall]) -> Result<()> {
     Ok(())
 }
 
+/// Returns the node's address of the reference's family.
+fn address(node: &Node) -> IpAddr {
+    node.addresses()[0]
+}
+
+/// Returns the node's podCIDR of the reference's family.
+fn pod_cidr(node: &Node) -> &str {
+    node.pod_cidrs()[0]
+}
+
 /// Returns the address of flannel's device: the first one of the podCIDR.
 fn network_address(node: &Node) -> &str {
-    node.pod_cidr().split('/').next().unwrap_or_default()
+    pod_cidr(node).split('/').next().unwrap_or_default()
 }
 
 /// Writes flanneld's rules for `--ip-masq`, which its manifest sets. They masquerade packets from
 /// pods to the world, and packets from outside the pod network to pods of other nodes. They also
 /// accept all forwarded packets from and to pods.
 fn iptables_rules(node: &Node) -> Result<()> {
-    let own = node.pod_cidr();
+    let (own, Family { cluster, multicast, iptables, .. }) = (pod_cidr(node), Family::of(node));
     for rule in [
         "-t nat -N FLANNEL-POSTRTG".to_owned(),
         "-t nat -A POSTROUTING -j FLANNEL-POSTRTG".to_owned(),
-        format!("-t nat -A FLANNEL-POSTRTG -s {own} -d {CLUSTER} -j RETURN"),
-        format!("-t nat -A FLANNEL-POSTRTG -s {CLUSTER} -d {own} -j RETURN"),
-        format!("-t nat -A FLANNEL-POSTRTG ! -s {CLUSTER} -d {own} -j RETURN"),
-        format!("-t nat -A FLANNEL-POSTRTG -s {CLUSTER} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully"),
-        format!("-t nat -A FLANNEL-POSTRTG ! -s {CLUSTER} -d {CLUSTER} -j MASQUERADE --random-fully"),
-        format!("-A FORWARD -s {CLUSTER} -j ACCEPT"),
-        format!("-A FORWARD -d {CLUSTER} -j ACCEPT"),
+        format!("-t nat -A FLANNEL-POSTRTG -s {own} -d {cluster} -j RETURN"),
+        format!("-t nat -A FLANNEL-POSTRTG -s {cluster} -d {own} -j RETURN"),
+        format!("-t nat -A FLANNEL-POSTRTG ! -s {cluster} -d {own} -j RETURN"),
+        format!("-t nat -A FLANNEL-POSTRTG -s {cluster} ! -d {multicast} -j MASQUERADE --random-fully"),
+        format!("-t nat -A FLANNEL-POSTRTG ! -s {cluster} -d {cluster} -j MASQUERADE --random-fully"),
+        format!("-A FORWARD -s {cluster} -j ACCEPT"),
+        format!("-A FORWARD -d {cluster} -j ACCEPT"),
     ] {
-        let command: Vec<&str> = ["iptables", "-w"].into_iter().chain(rule.split(' ')).collect();
+        let command: Vec<&str> = [*iptables, "-w"].into_iter().chain(rule.split(' ')).collect();
         node.exec(&command)?;
     }
     Ok(())
@@ -225,23 +288,23 @@ fn iptables_rules(node: &Node) -> Result<()> {
 
 /// Writes the same rules in one nftables table.
 fn nftables_rules(node: &Node) -> Result<()> {
-    let own = node.pod_cidr();
+    let (own, Family { cluster, multicast, nft, table, .. }) = (pod_cidr(node), Family::of(node));
     node.exec(&[
         "nft",
         &format!(
-            "table ip flannel-ipv4 {{
+            "table {nft} {table} {{
                 chain postrtg {{
                     type nat hook postrouting priority srcnat;
-                    ip saddr {own} ip daddr {CLUSTER} return
-                    ip saddr {CLUSTER} ip daddr {own} return
-                    ip saddr != {CLUSTER} ip daddr {own} return
-                    ip saddr {CLUSTER} ip daddr != 224.0.0.0/4 masquerade fully-random
-                    ip saddr != {CLUSTER} ip daddr {CLUSTER} masquerade fully-random
+                    {nft} saddr {own} {nft} daddr {cluster} return
+                    {nft} saddr {cluster} {nft} daddr {own} return
+                    {nft} saddr != {cluster} {nft} daddr {own} return
+                    {nft} saddr {cluster} {nft} daddr != {multicast} masquerade fully-random
+                    {nft} saddr != {cluster} {nft} daddr {cluster} masquerade fully-random
                 }}
                 chain forward {{
                     type filter hook forward priority filter;
-                    ip saddr {CLUSTER} accept
-                    ip daddr {CLUSTER} accept
+                    {nft} saddr {cluster} accept
+                    {nft} daddr {cluster} accept
                 }}
             }}"
         ),
