@@ -10,7 +10,7 @@ use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use podwire_common::names::maps;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use xtask::lab::{Lab, Node};
+use xtask::lab::{Families, Lab, Node};
 
 use crate::bench::Effort;
 use crate::bench::crowd::{Crowd, NODES};
@@ -40,7 +40,7 @@ const CORE: usize = 1;
 /// Measures the time from the rename of the Node list to complete maps, with the agent on one core.
 /// 4,999 nodes are new to the agent.
 pub(crate) fn apply(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-    let lab = on_one_core(|| site::podwire(programs, Way::VXLAN, Place::World))?;
+    let lab = on_one_core(|| site::podwire(programs, Way::VXLAN, Place::World, Families::V4))?;
     let node = lab.node(0);
     let (small, large) = (lab.node_list_with(0)?, lab.node_list_with(NODES - 1)?);
     let mut delays = Vec::new();

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use serde_json::json;
-use xtask::lab::{Lab, Mode, Ns};
+use xtask::lab::{Families, Lab, Mode, Ns};
 
 use crate::bench::Effort;
 use crate::bench::client::{Direction, Stream};
@@ -41,7 +41,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     let mut labs = Vec::new();
     let mut cases = Vec::new();
     for (name, mode, place) in PLACES {
-        let lab = podwire(programs, Way { mode, ..Way::VXLAN }, place)?;
+        let lab = podwire(programs, Way { mode, ..Way::VXLAN }, place, Families::V4)?;
         cases.extend(cases_at(name, &lab, place)?);
         labs.push(lab);
     }

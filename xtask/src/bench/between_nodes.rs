@@ -7,25 +7,33 @@ use crate::bench::client::Transport;
 use crate::bench::comparison::Ratio;
 use crate::bench::record::{Report, Target};
 use crate::bench::site::{
-    DIRECT, FLANNEL, FLANNEL_NFTABLES, HOST_GW, LIMIT, OTHER, PEERS, Place, Programs, Site, VXLAN, Way, XDP,
+    DIRECT, FLANNEL, FLANNEL_NFTABLES, Family, HOST_GW, LIMIT, OTHER, PEERS, Place, Programs, Site, VXLAN,
+    Way, XDP,
 };
 use crate::bench::{Effort, contest};
 
-pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
+pub(crate) fn measure(
+    programs: &Programs,
+    family: Family,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
     let place = Place::CrossNode;
     let object = Some(programs.through_device.as_path());
+    let podwire = |name, way| Site::podwire(name, programs, way, place, family);
+    let reference = |name, join, masquerade| Site::reference(name, join, masquerade, place, family);
     let mut sites = vec![
-        Site::limit(LIMIT, place)?,
-        Site::podwire(VXLAN, programs, Way::VXLAN, place)?,
-        Site::podwire(XDP, programs, Way { arguments: &["--uplink-xdp", "generic"], ..Way::VXLAN }, place)?,
-        Site::podwire(DIRECT, programs, Way::DIRECT, place)?,
-        Site::podwire(PEERS, programs, Way { object, ..Way::VXLAN }, place)?,
-        Site::reference(FLANNEL, Join::Vxlan, Masquerade::Iptables, place)?,
-        Site::reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables, place)?,
-        Site::reference(HOST_GW, Join::Routes, Masquerade::Iptables, place)?,
+        Site::limit(LIMIT, place, family)?,
+        podwire(VXLAN, Way::VXLAN)?,
+        podwire(XDP, Way { arguments: &["--uplink-xdp", "generic"], ..Way::VXLAN })?,
+        podwire(DIRECT, Way::DIRECT)?,
+        podwire(PEERS, Way { object, ..Way::VXLAN })?,
+        reference(FLANNEL, Join::Vxlan, Masquerade::Iptables)?,
+        reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables)?,
+        reference(HOST_GW, Join::Routes, Masquerade::Iptables)?,
     ];
     if let Some(object) = &programs.other {
-        sites.push(Site::podwire(OTHER, programs, Way { object: Some(object), ..Way::VXLAN }, place)?);
+        sites.push(podwire(OTHER, Way { object: Some(object), ..Way::VXLAN })?);
     }
     let added = Ratio::AddedTo(LIMIT);
     for (transport, name) in [(Transport::Tcp, "tcp-rr"), (Transport::Udp, "udp-rr")] {

@@ -11,7 +11,7 @@ use podwire_common::helper::Helper;
 use podwire_common::reason::Path as TrafficPath;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
-use xtask::lab::{Lab, Node, Ns};
+use xtask::lab::{Families, Lab, Node, Ns};
 
 use crate::bench::Effort;
 use crate::bench::client::{RoundTrips, Transport};
@@ -50,7 +50,8 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
 
 /// Makes two nodes with agents that ask an API server.
 fn cluster(programs: &Programs, object: Option<&Path>) -> Result<Lab> {
-    let mut builder = Lab::builder().cable(true).nodes(2).agents(false).binaries(&programs.binaries);
+    let mut builder =
+        Lab::builder().families(Families::V4).cable(true).nodes(2).agents(false).binaries(&programs.binaries);
     if let Some(object) = object {
         builder = builder.agent_arguments(&["--bpf-object", &object.to_string_lossy()]);
     }

@@ -9,7 +9,7 @@ use std::sync::Barrier;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use xtask::lab::reference::{self, Join, Masquerade};
-use xtask::lab::{CniCall, CniOutput, Node, Ns};
+use xtask::lab::{CniCall, CniOutput, Families, Node, Ns};
 
 use crate::bench::Effort;
 use crate::bench::comparison::{Comparison, Ratio};
@@ -25,8 +25,8 @@ const AT_ONCE: usize = 8;
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
     let place = Place::CrossNode;
     let (join, masquerade) = (Join::Vxlan, Masquerade::Iptables);
-    let ours = site::podwire(programs, Way::VXLAN, place)?;
-    let theirs = site::reference(join, masquerade, place)?;
+    let ours = site::podwire(programs, Way::VXLAN, place, Families::V4)?;
+    let theirs = site::reference(join, masquerade, place, Families::V4)?;
     let mut ours = attachments(ours.node(0), |node, pod| Attachment::Podwire(Box::new(call(node, pod))))?;
     let mut theirs = attachments(theirs.node(0), |node, pod| {
         Attachment::Chain(reference::calls(node, pod, join, masquerade, &serde_json::json!({})))

@@ -33,6 +33,8 @@ pub(crate) struct Comparison {
 pub(crate) enum Ratio<'a> {
     /// The cost that each contestant adds to the limit.
     AddedTo(&'a str),
+    /// The cost that each contestant adds to its own limit.
+    EachAddedTo { ours: &'a str, reference: &'a str },
     /// The values themselves.
     Plain,
 }
@@ -90,32 +92,38 @@ impl Comparison {
         target: Option<Target>,
         report: &mut Report,
     ) -> Result<()> {
-        let limit = match ratio {
-            Ratio::AddedTo(limit) => Some(self.of(limit)?),
+        let limits = match ratio {
+            Ratio::AddedTo(limit) => Some([limit, limit]),
+            Ratio::EachAddedTo { ours, reference } => Some([ours, reference]),
             Ratio::Plain => None,
+        };
+        let limit_values = match limits {
+            Some([ours, reference]) => Some([self.of(ours)?, self.of(reference)?]),
+            None => None,
         };
         let (ours_values, reference_values) = (self.of(ours)?, self.of(reference)?);
         let ratios: Vec<f64> = (0..ours_values.len())
             .map(|round| {
-                let base = limit.map_or(0.0, |limit| limit[round]);
-                (ours_values[round] - base) / (reference_values[round] - base)
+                let [ours, reference] = limit_values.map_or([0.0; 2], |both| both.map(|limit| limit[round]));
+                (ours_values[round] - ours) / (reference_values[round] - reference)
             })
             .collect();
         let median_ratio = median(&ratios);
         report.records.push(Record {
             figure: figure.to_owned(),
+            family: None,
             ours: median(ours_values),
             reference: Some(median(reference_values)),
-            limit: limit.map(median),
+            limit: limit_values.map(|[limit, _]| median(limit)),
             ratio: median_ratio,
             target,
             met: target.map(|target| target.is_met(median_ratio)),
             unit: self.unit,
             rounds: ratios.len(),
             spread: interquartile_range(&ratios),
-            ratio_of: match ratio {
-                Ratio::AddedTo(limit) => format!("({ours} − {limit}) ÷ ({reference} − {limit})"),
-                Ratio::Plain => format!("{ours} ÷ {reference}"),
+            ratio_of: match limits {
+                Some([limit, other]) => format!("({ours} − {limit}) ÷ ({reference} − {other})"),
+                None => format!("{ours} ÷ {reference}"),
             },
         });
         Ok(())

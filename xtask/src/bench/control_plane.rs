@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::api_server::ApiServer;
-use xtask::lab::{Lab, Node};
+use xtask::lab::{Families, Lab, Node};
 
 use crate::bench::Effort;
 use crate::bench::agent_cost::{map_memory, megabytes, on_one_core, process_time};
@@ -32,7 +32,13 @@ const APPLIED: &str = "node list applied";
 
 /// Runs all measurements. The agent has one core for itself, and the API server the other.
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-    let lab = Lab::builder().cable(true).nodes(1).agents(false).binaries(&programs.binaries).build()?;
+    let lab = Lab::builder()
+        .families(Families::V4)
+        .cable(true)
+        .nodes(1)
+        .agents(false)
+        .binaries(&programs.binaries)
+        .build()?;
     let (node, api) = (lab.node(0), lab.api_server()?);
     on_one_core(|| node.start_agent())?;
     let all: Value = serde_json::from_str(&lab.node_list_with(NODES - 1)?)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg};
-use xtask::lab::{Lab, Node, Ns, Pod};
+use xtask::lab::{Families, Lab, Node, Ns, Pod};
 
 use crate::bench::site::{self, Place, Programs, Way};
 
@@ -52,7 +52,7 @@ pub(crate) struct Crowd {
 impl Crowd {
     /// Makes everything except the flows.
     pub(crate) fn assemble(programs: &Programs) -> Result<Self> {
-        let lab = site::podwire(programs, WAY, Place::CrossNode)?;
+        let lab = site::podwire(programs, WAY, Place::CrossNode, Families::V4)?;
         lab.write_node_list(&lab.node_list_with(NODES - 2)?)?;
         lab.nodes().iter().try_for_each(|node| wait_for(node, "podwire_nodes", NODES.into(), APPLIED))?;
         let pods: Result<Vec<Pod>> =

@@ -15,6 +15,7 @@ mod comparison;
 mod contest;
 mod control_plane;
 mod crowd;
+mod families;
 mod programs;
 mod record;
 mod restart;
@@ -35,7 +36,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
 
 use crate::bench::record::Report;
-use crate::bench::site::Programs;
+use crate::bench::site::{Family, Programs};
 use crate::{build, packages, run, setup};
 
 /// The fewest rounds with a meaningful median.
@@ -47,6 +48,12 @@ pub(crate) struct Options {
     /// Groups of figures to measure; all but `programs` by default.
     #[arg(value_enum)]
     groups: Vec<Group>,
+    /// Families of the pods' addresses.
+    ///
+    /// `same-node`, `cross-node`, `snat` and `connect` measure each of them. Names of IPv6 figures
+    /// begin with `ipv6-`. The other groups measure IPv4 only, and `families` always measures both.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "ipv4")]
+    family: Vec<Family>,
     /// Write results and a chart for each figure to this folder.
     ///
     /// The results are `results.json` and `results.md`. `programs` writes `programs.json` and
@@ -79,6 +86,8 @@ enum Group {
     Snat,
     /// New connections of pods to the world.
     Connect,
+    /// IPv6 beside IPv4, between the same pods.
+    Families,
     /// ADD, from the start of the plugin to its end.
     Cni,
     /// A node with 250 pods in a cluster of 5,000 nodes.
@@ -96,7 +105,15 @@ enum Group {
 }
 
 /// A measurement that adds its figures to the report.
-type Contest = fn(&Programs, Effort, &mut Report) -> Result<()>;
+#[derive(Clone, Copy)]
+enum Contest {
+    /// Measures addresses of the given family.
+    OneFamily(fn(&Programs, Family, Effort, &mut Report) -> Result<()>),
+    /// Measures IPv4 addresses.
+    Ipv4(fn(&Programs, Effort, &mut Report) -> Result<()>),
+    /// Compares the families.
+    BothFamilies(fn(&Programs, Effort, &mut Report) -> Result<()>),
+}
 
 /// Rounds and length of a turn, for all measurements.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +132,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if wanted.contains(&Group::Programs) {
         programs::measure(options.packets, options.out.as_deref())?;
     }
-    let contests: Vec<_> = wanted.iter().filter_map(|group| Some((group, group.contest()?))).collect();
+    let contests: Vec<_> = wanted.iter().filter_map(|group| Some((*group, group.contest()?))).collect();
+    if !options.groups.is_empty() {
+        for (group, contest) in &contests {
+            ensure!(
+                !contest.families(options).is_empty(),
+                "{group:?} measures IPv4 only: add ipv4 to --family"
+            );
+        }
+    }
     if !contests.is_empty() {
         compare(options, &contests)?;
     }
@@ -123,7 +148,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Measures Podwire beside the other contestants.
-fn compare(options: &Options, contests: &[(&Group, Contest)]) -> Result<()> {
+fn compare(options: &Options, contests: &[(Group, Contest)]) -> Result<()> {
     let toolchain = setup::everything()?;
     packages::ensure(&packages::MEASUREMENTS)?;
     let programs = Programs {
@@ -135,7 +160,13 @@ fn compare(options: &Options, contests: &[(&Group, Contest)]) -> Result<()> {
     let effort = Effort { rounds: options.rounds, turn: Duration::from_millis(options.turn) };
     let mut report = Report::default();
     for (group, contest) in contests {
-        run::step(&format!("measure {group:?}"), || contest(&programs, effort, &mut report))?;
+        for family in contest.families(options) {
+            let what = family.map_or_else(String::new, |family| format!(", {family:?}"));
+            let measured = run::step(&format!("measure {group:?}{what}"), || {
+                contest.measure(&programs, family.unwrap_or(Family::Ipv4), effort)
+            })?;
+            report.add(measured, family);
+        }
     }
     println!("{}", report.table());
     println!("{}", what_it_cannot_show()?);
@@ -160,17 +191,41 @@ impl Group {
     /// Returns the group's measurement, or `None` if the group compares nothing.
     fn contest(self) -> Option<Contest> {
         Some(match self {
-            Self::SameNode => same_node::measure,
-            Self::CrossNode => between_nodes::measure,
-            Self::Snat => world::round_trips,
-            Self::Connect => world::connections,
-            Self::Cni => cni::measure,
-            Self::Scale => scale::measure,
-            Self::ControlPlane => control_plane::measure,
-            Self::Restart => restart::measure,
-            Self::Churn => churn::measure,
-            Self::Bandwidth => bandwidth::measure,
+            Self::SameNode => Contest::OneFamily(same_node::measure),
+            Self::CrossNode => Contest::OneFamily(between_nodes::measure),
+            Self::Snat => Contest::OneFamily(world::round_trips),
+            Self::Connect => Contest::OneFamily(world::connections),
+            Self::Families => Contest::BothFamilies(families::measure),
+            Self::Cni => Contest::Ipv4(cni::measure),
+            Self::Scale => Contest::Ipv4(scale::measure),
+            Self::ControlPlane => Contest::Ipv4(control_plane::measure),
+            Self::Restart => Contest::Ipv4(restart::measure),
+            Self::Churn => Contest::Ipv4(churn::measure),
+            Self::Bandwidth => Contest::Ipv4(bandwidth::measure),
             Self::Programs => return None,
         })
+    }
+}
+
+impl Contest {
+    /// Returns the families for which the contest runs, once for each. `None` is the comparison of
+    /// both.
+    fn families(self, options: &Options) -> Vec<Option<Family>> {
+        let wanted = |family: &Family| options.family.contains(family);
+        let all = match self {
+            Self::OneFamily(_) => Family::value_variants(),
+            Self::Ipv4(_) => &[Family::Ipv4],
+            Self::BothFamilies(_) => return vec![None],
+        };
+        all.iter().copied().filter(wanted).map(Some).collect()
+    }
+
+    fn measure(self, programs: &Programs, family: Family, effort: Effort) -> Result<Report> {
+        let mut report = Report::default();
+        match self {
+            Self::OneFamily(measure) => measure(programs, family, effort, &mut report),
+            Self::Ipv4(measure) | Self::BothFamilies(measure) => measure(programs, effort, &mut report),
+        }?;
+        Ok(report)
     }
 }

@@ -9,14 +9,17 @@ use tabled::settings::Style;
 use tabled::{Table, Tabled};
 
 use crate::bench::chart::Chart;
+use crate::bench::site::Family;
 use crate::bench::statistics::short;
 use crate::bench::statistics::{interquartile_range, median};
 
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Record {
-    /// The figure's name in the list of targets.
+    /// The figure's name in the list of targets; with `ipv6-` before it for IPv6.
     pub(crate) figure: String,
+    /// The family of the pods' addresses. `None` if the figure compares both.
+    pub(crate) family: Option<Family>,
     /// Median of Podwire.
     pub(crate) ours: f64,
     /// Median of the contestant that Podwire is compared with. `None` if there is only a target.
@@ -45,6 +48,7 @@ impl Record {
         let (ratio, target) = (median(&ratios), most.map(|_| Target::AtMost(1.0)));
         Self {
             figure: figure.to_owned(),
+            family: None,
             ours: median(values),
             reference: None,
             limit: None,
@@ -75,6 +79,7 @@ impl Record {
         let ratio = median(&ratios);
         Self {
             figure: figure.to_owned(),
+            family: None,
             ours: median(values),
             reference: Some(asked),
             limit: None,
@@ -116,6 +121,21 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// Adds the results of a measurement with addresses of this family, or with both families.
+    pub(crate) fn add(&mut self, mut measured: Self, family: Option<Family>) {
+        for record in &mut measured.records {
+            record.family = family;
+        }
+        if family == Some(Family::Ipv6) {
+            let records = measured.records.iter_mut().map(|record| &mut record.figure);
+            for figure in records.chain(measured.charts.iter_mut().map(|chart| &mut chart.figure)) {
+                figure.insert_str(0, "ipv6-");
+            }
+        }
+        self.records.append(&mut measured.records);
+        self.charts.append(&mut measured.charts);
+    }
+
     /// Returns the results as a table for people.
     pub(crate) fn table(&self) -> String {
         self.rows().with(Style::sharp()).to_string()
@@ -185,6 +205,8 @@ pub(crate) fn markdown(mut table: Table) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -193,6 +215,23 @@ mod tests {
         assert_eq!((record.ours, record.ratio, record.met), (20.0, 0.5, Some(true)));
         assert_eq!(Record::alone("agent-rss", "MB", &[44.0], Some(40.0)).met, Some(false));
         assert_eq!(Record::alone("agent-maps", "MB", &[44.0], None).met, None);
+    }
+
+    #[test]
+    fn ipv4_figures_keep_their_names_and_ipv6_figures_are_apart() {
+        let mut report = Report::default();
+        for family in [Some(Family::Ipv4), Some(Family::Ipv6), None] {
+            let chart = Chart { figure: "rr".to_owned(), unit: "µs", bars: Vec::new() };
+            let records = vec![Record::alone("rr", "µs", &[1.0], None)];
+            report.add(Report { records, charts: vec![chart] }, family);
+        }
+        let written = serde_json::to_value(&report.records).unwrap();
+        let written = written.as_array().unwrap().iter();
+        let written: Vec<_> =
+            written.map(|record| (record["figure"].as_str().unwrap(), &record["family"])).collect();
+        let expected = [("rr", json!("ipv4")), ("ipv6-rr", json!("ipv6")), ("rr", json!(null))];
+        assert_eq!(written, expected.each_ref().map(|(figure, family)| (*figure, family)));
+        assert!(report.charts.iter().map(|chart| &*chart.figure).eq(["rr", "ipv6-rr", "rr"]));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use xtask::lab::{CniCall, Ns};
+use xtask::lab::{CniCall, Families, Ns};
 
 use crate::bench::Effort;
 use crate::bench::cni::{call, delete};
@@ -20,7 +20,7 @@ const TRY_AGAIN_LATER: u64 = 11;
 /// Measures from the agent's start to the end of the first ADD that the agent serves. The bench
 /// repeats the ADD without a pause; a kubelet would ask less often.
 pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-    let lab = site::podwire(programs, Way::VXLAN, Place::CrossNode)?;
+    let lab = site::podwire(programs, Way::VXLAN, Place::CrossNode, Families::V4)?;
     let node = lab.node(0);
     for number in 0..PODS {
         node.add_pod(&format!("pod{number}"))?;

@@ -5,11 +5,18 @@ use anyhow::Result;
 use crate::bench::client::Transport;
 use crate::bench::comparison::Ratio;
 use crate::bench::record::{Report, Target};
-use crate::bench::site::{DIRECT, FLANNEL, FLANNEL_NFTABLES, LIMIT, OTHER, Place, Programs, Site, VXLAN};
+use crate::bench::site::{
+    DIRECT, FLANNEL, FLANNEL_NFTABLES, Family, LIMIT, OTHER, Place, Programs, Site, VXLAN,
+};
 use crate::bench::{Effort, contest};
 
-pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-    let sites = Site::usual(programs, Place::SameNode)?;
+pub(crate) fn measure(
+    programs: &Programs,
+    family: Family,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
+    let sites = Site::usual(programs, Place::SameNode, family)?;
     for (transport, figure) in [(Transport::Tcp, "same-node-tcp-rr"), (Transport::Udp, "same-node-udp-rr")] {
         let latencies = contest::round_trips(figure, transport, &sites, effort)?;
         let target = Some(Target::AtMost(0.18));

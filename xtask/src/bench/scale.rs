@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use xtask::lab::{CniCall, Node, Ns};
+use xtask::lab::{CniCall, Families, Node, Ns};
 
 use crate::bench::client::Transport;
 use crate::bench::cni::{call, delete, milliseconds};
@@ -31,7 +31,7 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     let crowd = Crowd::assemble(programs)?;
     agent_cost::at_rest(&crowd, report)?;
     agent_cost::with_flows(&crowd, report)?;
-    let empty = site::podwire(programs, WAY, Place::CrossNode)?;
+    let empty = site::podwire(programs, WAY, Place::CrossNode, Families::V4)?;
     adds(&crowd, empty.node(0), effort, report)?;
     let (client, server, elsewhere) = (
         empty.node(0).add_pod("client")?,

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
 use xtask::lab::reference::{self, Join, Masquerade};
-use xtask::lab::{Builder, KubeProxy, Lab, Mode, Node, Ns, Pod, connect};
+use xtask::lab::{Builder, Families, KubeProxy, Lab, Mode, Node, Ns, Pod, connect};
 
 /// The shipped binaries, and other builds of the BPF object.
 pub(crate) struct Programs {
@@ -28,6 +29,23 @@ pub(crate) struct Site {
     /// The site's name in tables and charts.
     pub(crate) name: String,
     _lab: Option<Lab>,
+}
+
+/// The family of a measurement's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    fn families(self) -> Families {
+        match self {
+            Self::Ipv4 => Families::V4,
+            Self::Ipv6 => Families::V6,
+        }
+    }
 }
 
 /// The places of client and server.
@@ -70,56 +88,106 @@ impl Way<'_> {
 impl Site {
     /// Makes the contestants for measurements with one node: the limit, Podwire in both modes, the
     /// reference with both kinds of rules, and the user's object if there is one.
-    pub(crate) fn usual(programs: &Programs, place: Place) -> Result<Vec<Self>> {
+    pub(crate) fn usual(programs: &Programs, place: Place, family: Family) -> Result<Vec<Self>> {
+        let podwire = |name, way| Self::podwire(name, programs, way, place, family);
+        let reference = |name, masquerade| Self::reference(name, Join::Vxlan, masquerade, place, family);
         let mut sites = vec![
-            Self::limit(LIMIT, place)?,
-            Self::podwire(VXLAN, programs, Way::VXLAN, place)?,
-            Self::podwire(DIRECT, programs, Way::DIRECT, place)?,
-            Self::reference(FLANNEL, Join::Vxlan, Masquerade::Iptables, place)?,
-            Self::reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables, place)?,
+            Self::limit(LIMIT, place, family)?,
+            podwire(VXLAN, Way::VXLAN)?,
+            podwire(DIRECT, Way::DIRECT)?,
+            reference(FLANNEL, Masquerade::Iptables)?,
+            reference(FLANNEL_NFTABLES, Masquerade::Nftables)?,
         ];
         if let Some(object) = &programs.other {
-            sites.push(Self::podwire(OTHER, programs, Way { object: Some(object), ..Way::VXLAN }, place)?);
+            sites.push(podwire(OTHER, Way { object: Some(object), ..Way::VXLAN })?);
         }
         Ok(sites)
     }
 
     /// Makes a site of one veth pair only: between two namespaces, or between two nodes without
     /// rules.
-    pub(crate) fn limit(name: &str, place: Place) -> Result<Self> {
-        let lab = Lab::builder().node_file().agents(false).cable(true).build()?;
+    pub(crate) fn limit(name: &str, place: Place, family: Family) -> Result<Self> {
+        let families = family.families();
+        let lab = Lab::builder().node_file().agents(false).cable(true).families(families).build()?;
         if place != Place::SameNode {
             let (client, server) = (lab.node(0), lab.node(1));
             return Ok(Self {
                 client: (**client).clone(),
                 server: (**server).clone(),
-                address: server.address(),
+                address: server.addresses()[0],
                 name: name.to_owned(),
                 _lab: Some(lab),
             });
         }
         let (client, server) = (lab.add_namespace("client")?, lab.add_namespace("server")?);
         connect(&client, "eth0", &server, "eth0")?;
-        let (near, far): (IpAddr, IpAddr) = ([10, 244, 1, 2].into(), [10, 244, 1, 3].into());
-        client.add_address("eth0", near, 24)?;
-        server.add_address("eth0", far, 24)?;
-        Ok(Self { client, server, address: far, name: name.to_owned(), _lab: Some(lab) })
+        let addresses = match family {
+            Family::Ipv4 => ["10.244.1.2", "10.244.1.3"],
+            Family::Ipv6 => ["fd00:10:244:1::2", "fd00:10:244:1::3"],
+        };
+        for (ns, address) in [&client, &server].into_iter().zip(addresses) {
+            match family {
+                Family::Ipv4 => ns.ip(&format!("address add {address}/24 dev eth0\n"))?,
+                Family::Ipv6 => {
+                    ns.sysctl("net/ipv6/conf/eth0/disable_ipv6", "0")?;
+                    ns.ip(&format!("address add {address}/64 dev eth0 nodad\n"))?;
+                }
+            }
+        }
+        Ok(Self { client, server, address: addresses[1].parse()?, name: name.to_owned(), _lab: Some(lab) })
     }
 
     /// Makes a site of Podwire, on nodes with kube-proxy's rules. The agents are release builds in
     /// their default configuration, except for `way`.
-    pub(crate) fn podwire(name: &str, programs: &Programs, way: Way<'_>, place: Place) -> Result<Self> {
-        Self::between(name, podwire(programs, way, place)?, place, |node, pod| {
+    pub(crate) fn podwire(
+        name: &str,
+        programs: &Programs,
+        way: Way<'_>,
+        place: Place,
+        family: Family,
+    ) -> Result<Self> {
+        Self::between(name, podwire(programs, way, place, family.families())?, place, |node, pod| {
             let pod = node.add_pod(pod)?;
             Ok(((*pod).clone(), pod.address()))
         })
     }
 
+    /// Makes two sites of Podwire between the same ends, for IPv4 and for IPv6. Both are measured
+    /// with the same programs at the same place in memory.
+    pub(crate) fn both_families(
+        names: [&str; 2],
+        programs: &Programs,
+        way: Way<'_>,
+        place: Place,
+    ) -> Result<[Self; 2]> {
+        let lab = podwire(programs, way, place, Families::Dual)?;
+        let client = lab.node(0).add_pod("client")?;
+        let (server, addresses): (Ns, _) = match place {
+            Place::World => (lab.world().clone(), lab.world_addresses()),
+            Place::SameNode | Place::CrossNode => {
+                let pod = lab.nodes()[lab.nodes().len() - 1].add_pod("server")?;
+                ((*pod).clone(), pod.addresses().to_vec())
+            }
+        };
+        let [ipv4, ipv6] =
+            [0, 1].map(|family| Self::of_namespaces(names[family], &client, &server, addresses[family]));
+        Ok([Self { _lab: Some(lab), ..ipv4 }, ipv6])
+    }
+
     /// Makes a site of the reference, on nodes with kube-proxy's rules.
-    pub(crate) fn reference(name: &str, join: Join, masquerade: Masquerade, place: Place) -> Result<Self> {
-        Self::between(name, reference(join, masquerade, place)?, place, |node, pod| {
+    pub(crate) fn reference(
+        name: &str,
+        join: Join,
+        masquerade: Masquerade,
+        place: Place,
+        family: Family,
+    ) -> Result<Self> {
+        Self::between(name, reference(join, masquerade, place, family.families())?, place, |node, pod| {
             let mut calls = reference::calls(node, pod, join, masquerade, &serde_json::json!({}));
-            let ns = Ns::create(&calls[0].container_id)?;
+            let ns = match family {
+                Family::Ipv4 => Ns::create(&calls[0].container_id)?,
+                Family::Ipv6 => Ns::create_as_the_kernel_does(&calls[0].container_id)?,
+            };
             let output = reference::add(&mut calls)?;
             ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
             let address = output.answer["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
@@ -148,16 +216,16 @@ impl Site {
         let (server, address) = match place {
             Place::SameNode => add_pod(lab.node(0), "server")?,
             Place::CrossNode => add_pod(lab.node(1), "server")?,
-            Place::World => (lab.world().clone(), lab.world_address()),
+            Place::World => (lab.world().clone(), lab.world_addresses()[0]),
         };
         Ok(Self { client, server, address, name: name.to_owned(), _lab: Some(lab) })
     }
 }
 
 /// Makes a lab with agents and with kube-proxy's rules, but without pods.
-pub(crate) fn podwire(programs: &Programs, way: Way<'_>, place: Place) -> Result<Lab> {
-    let mut builder =
-        builder(place).mode(way.mode).binaries(&programs.binaries).agent_arguments(way.arguments);
+pub(crate) fn podwire(programs: &Programs, way: Way<'_>, place: Place, families: Families) -> Result<Lab> {
+    let builder = builder(place, families).mode(way.mode);
+    let mut builder = builder.binaries(&programs.binaries).agent_arguments(way.arguments);
     if let Some(object) = way.object {
         builder = builder.agent_arguments(&["--bpf-object", &object.to_string_lossy()]);
     }
@@ -170,8 +238,8 @@ pub(crate) fn podwire(programs: &Programs, way: Way<'_>, place: Place) -> Result
 }
 
 /// Makes a lab with flannel's and kube-proxy's rules, but without pods.
-pub(crate) fn reference(join: Join, masquerade: Masquerade, place: Place) -> Result<Lab> {
-    let lab = builder(place).agents(false).build()?;
+pub(crate) fn reference(join: Join, masquerade: Masquerade, place: Place, families: Families) -> Result<Lab> {
+    let lab = builder(place, families).agents(false).build()?;
     let kube_proxy = match masquerade {
         Masquerade::Nftables => KubeProxy::Nftables,
         Masquerade::Bridge | Masquerade::Iptables => KubeProxy::Iptables,
@@ -183,6 +251,7 @@ pub(crate) fn reference(join: Join, masquerade: Masquerade, place: Place) -> Res
     Ok(lab)
 }
 
-fn builder(place: Place) -> Builder {
-    Lab::builder().node_file().cable(true).nodes(if place == Place::CrossNode { 2 } else { 1 })
+fn builder(place: Place, families: Families) -> Builder {
+    let nodes = if place == Place::CrossNode { 2 } else { 1 };
+    Lab::builder().node_file().cable(true).nodes(nodes).families(families)
 }

@@ -5,11 +5,18 @@ use anyhow::Result;
 use crate::bench::client::{Connections, Transport};
 use crate::bench::comparison::{Comparison, Contestant, Ratio};
 use crate::bench::record::{Report, Target};
-use crate::bench::site::{DIRECT, FLANNEL, FLANNEL_NFTABLES, LIMIT, OTHER, Place, Programs, Site, VXLAN};
+use crate::bench::site::{
+    DIRECT, FLANNEL, FLANNEL_NFTABLES, Family, LIMIT, OTHER, Place, Programs, Site, VXLAN,
+};
 use crate::bench::{Effort, contest};
 
-pub(crate) fn round_trips(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-    let sites = Site::usual(programs, Place::World)?;
+pub(crate) fn round_trips(
+    programs: &Programs,
+    family: Family,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
+    let sites = Site::usual(programs, Place::World, family)?;
     for (transport, name) in [(Transport::Tcp, "tcp-rr"), (Transport::Udp, "udp-rr")] {
         let figure = format!("world-snat-{name}");
         let latencies = contest::round_trips(&figure, transport, &sites, effort)?;
@@ -29,8 +36,13 @@ pub(crate) fn round_trips(programs: &Programs, effort: Effort, report: &mut Repo
     Ok(())
 }
 
-pub(crate) fn connections(programs: &Programs, effort: Effort, report: &mut Report) -> Result<()> {
-    let sites = Site::usual(programs, Place::World)?;
+pub(crate) fn connections(
+    programs: &Programs,
+    family: Family,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
+    let sites = Site::usual(programs, Place::World, family)?;
     let contestants = sites.iter().map(|site| {
         let mut connections = Connections::new(site);
         Contestant::new(&site.name, move || Ok([connections.measure(effort.turn)?]))

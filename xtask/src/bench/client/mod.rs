@@ -12,6 +12,7 @@ pub(crate) use round_trips::{RoundTrips, Transport};
 pub(crate) use stream::{Direction, Stream};
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -39,6 +40,17 @@ fn pinned<T: Send + 'static>(
         sched_setaffinity(None, &cores).with_context(|| format!("stay on core {core}"))?;
         action()
     })
+}
+
+/// Returns a UDP socket of a namespace that is connected to a peer.
+fn udp_towards(ns: &Ns, peer: SocketAddr) -> Result<UdpSocket> {
+    let any: IpAddr = match peer {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = ns.enter(|| UdpSocket::bind((any, 0)))?.context("bind the client")?;
+    socket.connect(peer).with_context(|| format!("connect to {peer}"))?;
+    Ok(socket)
 }
 
 /// Waits for a thread and returns its result.

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg, setsockopt, sockopt};
 
-use super::{CORE, OTHER_CORE, PATIENCE, joined, pinned};
+use super::{CORE, OTHER_CORE, PATIENCE, joined, pinned, udp_towards};
 use crate::bench::site::Site;
 
-/// Payload of a frame of 64 bytes: Ethernet 14, IPv4 20, UDP 8.
+/// Payload of a frame of 64 bytes: Ethernet 14, IPv4 20, UDP 8. IPv6 has the same payload, so its
+/// frames are 20 bytes longer.
 const PAYLOAD: usize = 22;
 /// Datagrams in one system call. In a batch, the cost of the call itself hardly counts.
 const BATCH: usize = 32;
@@ -28,12 +29,7 @@ pub(crate) fn packets_per_second(site: &Site, turn: Duration) -> Result<f64> {
     let receiver = site.server.enter(|| UdpSocket::bind(peer))?.context("bind the receiver")?;
     setsockopt(&receiver, sockopt::RcvBufForce, &BUFFER)?;
     receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
-    let sender = site.client.enter(|| {
-        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-        socket.connect(peer)?;
-        std::io::Result::Ok(socket)
-    })?;
-    let sender = sender.context("bind the sender")?;
+    let sender = udp_towards(&site.client, peer)?;
     sender.set_write_timeout(Some(PATIENCE))?;
 
     let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-use super::{CORE, PATIENCE, busy_time, joined, pinned};
+use super::{CORE, PATIENCE, busy_time, joined, pinned, udp_towards};
 use crate::bench::site::Site;
 use crate::bench::statistics::median;
 
@@ -70,12 +70,7 @@ impl<'a> RoundTrips<'a> {
                     socket.connect(client)?;
                     answer(&socket.into())
                 });
-                let client = site.client.enter(|| {
-                    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-                    socket.connect(peer)?;
-                    std::io::Result::Ok(socket)
-                })?;
-                (server, OwnedFd::from(client.context("bind the client")?))
+                (server, OwnedFd::from(udp_towards(&site.client, peer)?))
             }
         };
         set_socket_timeout(&client, Timeout::Recv, Some(PATIENCE))?;
