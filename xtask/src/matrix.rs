@@ -18,9 +18,10 @@ const UDP_BYTES: usize = 1200;
 struct Place<'a> {
     name: String,
     ns: &'a Ns,
-    address: IpAddr,
-    /// The address that the world must see as the source.
-    seen_by_world: IpAddr,
+    /// An address of each family of the lab.
+    addresses: Vec<IpAddr>,
+    /// The addresses that the world must see as the source, in the same order.
+    seen_by_world: Vec<IpAddr>,
     is_world: bool,
 }
 
@@ -31,19 +32,24 @@ enum Cell {
     Failed(String),
 }
 
-/// Probes every pair of places. Returns the table of the results, and a line for each wrong cell.
+/// Probes every pair of places, in each family of the lab. Returns the table of the results, and a
+/// line for each wrong cell.
 pub fn table(lab: &Lab, pods: &[Pod]) -> (String, Vec<String>) {
     let places = places(lab, pods);
     let mut table = Builder::default();
     table.push_record([String::new()].into_iter().chain(places.iter().map(|to| to.name.clone())));
     let mut wrong = Vec::new();
     for from in places.iter().filter(|place| !place.is_world) {
-        let cells: Vec<Cell> = places.iter().map(|to| probe(from, to)).collect();
-        table.push_record([from.name.clone()].into_iter().chain(cells.iter().map(Cell::text)));
-        for (cell, to) in cells.iter().zip(&places) {
-            wrong.extend(
-                cell.complaint().map(|complaint| format!("{} → {}: {complaint}", from.name, to.name)),
-            );
+        for (family, address) in from.addresses.iter().enumerate() {
+            let row = match from.addresses.len() {
+                1 => from.name.clone(),
+                _ => format!("{}, {}", from.name, if address.is_ipv4() { "IPv4" } else { "IPv6" }),
+            };
+            let cells: Vec<Cell> = places.iter().map(|to| probe(from, to, family)).collect();
+            table.push_record([row.clone()].into_iter().chain(cells.iter().map(Cell::text)));
+            for (cell, to) in cells.iter().zip(&places) {
+                wrong.extend(cell.complaint().map(|complaint| format!("{row} → {}: {complaint}", to.name)));
+            }
         }
     }
     (format!("{}\n", table.build().with(Style::rounded())), wrong)
@@ -57,48 +63,50 @@ fn places<'a>(lab: &'a Lab, pods: &'a [Pod]) -> Vec<Place<'a>> {
         Place {
             name: format!("pod {letter} ({})", node.name()),
             ns: pod,
-            address: pod.address(),
-            seen_by_world: node.address(),
+            addresses: pod.addresses().to_vec(),
+            seen_by_world: node.addresses(),
             is_world: false,
         }
     });
     let nodes = lab.nodes().iter().map(|node| Place {
         name: node.name().to_owned(),
         ns: node,
-        address: node.address(),
-        seen_by_world: node.address(),
+        addresses: node.addresses(),
+        seen_by_world: node.addresses(),
         is_world: false,
     });
     let world = Place {
         name: "world".to_owned(),
         ns: lab.world(),
-        address: lab.world_address(),
-        seen_by_world: lab.world_address(),
+        addresses: lab.world_addresses(),
+        seen_by_world: lab.world_addresses(),
         is_world: true,
     };
     pods.chain(nodes).chain([world]).collect()
 }
 
-fn probe(from: &Place<'_>, to: &Place<'_>) -> Cell {
-    if from.address == to.address {
+/// Probes a pair of places. `family` is the place in the order of the lab's families.
+fn probe(from: &Place<'_>, to: &Place<'_>, family: usize) -> Cell {
+    if from.addresses == to.addresses {
         return Cell::Itself;
     }
-    match exchange(from, to) {
+    match exchange(from, to, family) {
         Ok(cell) => cell,
         Err(error) => Cell::Failed(format!("{error:#}")),
     }
 }
 
-fn exchange(from: &Place<'_>, to: &Place<'_>) -> Result<Cell> {
+fn exchange(from: &Place<'_>, to: &Place<'_>, family: usize) -> Result<Cell> {
+    let (own, address) = (from.addresses[family], to.addresses[family]);
     // The first ping only resolves the neighbours on the way.
-    traffic::ping(from.ns, to.address, 56)?;
-    let rtt = traffic::ping(from.ns, to.address, 56)?.rtt;
-    let tcp = traffic::tcp_exchange(from.ns, to.ns, to.address, PORT, TCP_BYTES)?;
-    let udp = traffic::udp_exchange(from.ns, to.ns, to.address, PORT, UDP_BYTES)?;
-    let expected = if to.is_world { from.seen_by_world } else { from.address };
+    traffic::ping(from.ns, address, 56)?;
+    let rtt = traffic::ping(from.ns, address, 56)?.rtt;
+    let tcp = traffic::tcp_exchange(from.ns, to.ns, address, PORT, TCP_BYTES)?;
+    let udp = traffic::udp_exchange(from.ns, to.ns, address, PORT, UDP_BYTES)?;
+    let expected = if to.is_world { from.seen_by_world[family] } else { own };
     let seen = [tcp, udp].map(|exchange| exchange.peer_seen_by_server.ip());
     let seen = seen.into_iter().find(|seen| *seen != expected).unwrap_or(expected);
-    Ok(Cell::Reached { rtt, seen, expected, translated: seen != from.address })
+    Ok(Cell::Reached { rtt, seen, expected, translated: seen != own })
 }
 
 impl Cell {

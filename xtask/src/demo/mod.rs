@@ -5,7 +5,7 @@ mod throughput;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use xtask::lab::{self, Lab, Mode, Node, Pod};
+use xtask::lab::{self, Families, Lab, Mode, Node, Pod};
 use xtask::matrix;
 
 use crate::{build, run};
@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ModeOption::Direct => Mode::Direct,
     };
     let stage = run::step("two nodes, two agents, a world, four pods", || {
-        let mut builder = Lab::builder().node_file().mode(mode).binaries(&binaries);
+        let mut builder = Lab::builder().node_file().families(Families::Dual).mode(mode).binaries(&binaries);
         if options.keep {
             builder = builder.name(KEPT);
         }
@@ -124,7 +124,8 @@ impl Stage {
     fn say_how_to_enter(&self) {
         println!("\nEverything is left running. A shell in a pod:");
         for pod in &self.pods {
-            println!("    nsenter --net={}    # {}", pod.path().display(), pod.address());
+            let addresses: Vec<String> = pod.addresses().iter().map(ToString::to_string).collect();
+            println!("    nsenter --net={}    # {}", pod.path().display(), addresses.join(", "));
         }
         println!("Remove it:\n    cargo xtask demo --remove");
     }
