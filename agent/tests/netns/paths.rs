@@ -94,8 +94,10 @@ fn tunnelled<'a>(places: &'a Places, family: usize, is_ipv6_tunnel: bool) -> [Ro
 
 #[test]
 fn direct_every_path_between_pods_and_nodes_is_untranslated() {
-    for families in Families::ALL {
-        check_direct(&Places::new(Lab::builder().mode(Mode::Direct).families(families)));
+    // The order of the families is checked in the tunnel; here it is only more of the same.
+    let once = [Families::V4, Families::V6, Families::Dual];
+    for families in if crate::soak() { &Families::ALL[..] } else { &once } {
+        check_direct(&Places::new(Lab::builder().mode(Mode::Direct).families(*families)));
     }
 }
 

@@ -85,7 +85,7 @@ fn pods_without_a_written_file_are_undone_while_others_come() {
     assert_eq!(Footprint::of(node, &[]).differences(&before), [] as [String; 0]);
 }
 
-/// The calls of a storm, ADD and DEL together.
+/// The calls of a round, ADD and DEL together.
 const CALLS: usize = 500;
 
 /// Agents and plugins are killed at random while pods come and go. Afterwards the added pods are as
@@ -99,7 +99,7 @@ fn five_hundred_calls_among_random_kills_leave_nothing() {
     reference.delete().unwrap();
     let before = Footprint::of(node, &[]);
     let mut told = Told::default();
-    for round in 0..if crate::soak() { 20 } else { 5 } {
+    for round in 0..if crate::soak() { 20 } else { 1 } {
         let (calls, over) = (AtomicUsize::new(0), AtomicBool::new(false));
         let pods = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -155,7 +155,7 @@ fn an_agent_starts_while_pods_go() {
     let node = lab.node(0);
     node.add_pod("first").unwrap().delete().unwrap();
     let before = Footprint::of(node, &[]);
-    for round in 0..3 {
+    for round in 0..if crate::soak() { 10 } else { 1 } {
         let pods = (0..40).map(|number| node.add_pod(&format!("going{round}x{number}")));
         let pods: Vec<Pod> = pods.collect::<Result<_, _>>().unwrap();
         node.kill_agent().unwrap();
