@@ -1,6 +1,7 @@
 //! `cargo xtask …`: set-up, builds, checks, tests, demonstration, measurements and releases.
 
 mod bench;
+mod budget;
 mod build;
 mod check;
 mod demo;

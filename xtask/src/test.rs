@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use xtask::envtest::{ASSETS, Binaries};
 
+use crate::budget::{Group, Spent};
 use crate::kernels::{Guest, Kernel, Report};
 use crate::{build, check, run};
 
@@ -16,13 +17,15 @@ use crate::{build, check, run};
 /// [`xtask::lab::is_soak`].
 const SOAK: &str = "PODWIRE_SOAK";
 /// Layers with tests that have a longer version.
-const SOAK_LAYERS: [&str; 3] = ["netns", "plugin", "runtime"];
+const SOAK_LAYERS: [&str; 3] = [NAMESPACE_LAYER, "plugin", "runtime"];
 
+/// The layer of network namespaces.
+const NAMESPACE_LAYER: &str = "netns";
 /// The layer that also tests against a cluster's own API server, if its binaries are found.
 const KUBE_LAYER: &str = "kube";
 /// Layers that also run on other kernels, and a filter: only tests with this text in their name run
 /// there. An empty filter means all tests.
-const KERNEL_LAYERS: [(&str, &str); 2] = [("prog", ""), ("netns", "every_path_between")];
+const KERNEL_LAYERS: [(&str, &str); 2] = [("prog", ""), (NAMESPACE_LAYER, "every_path_between")];
 /// The variable that makes tests write a new record instead of comparing with the old one.
 const RECORD_ANEW: &str = "PODWIRE_RECORD";
 
@@ -44,19 +47,25 @@ pub(crate) struct Options {
 /// Runs `check`, then every layer. With an option or a filter, runs only the tests that it selects.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_root()?;
-    let start = Instant::now();
-    build::for_tests()?;
+    let (start, mut spent) = (Instant::now(), Spent::default());
     let is_whole = options.only.is_none() && options.kernel.is_none() && options.filter.is_none();
-    if is_whole {
-        check::run()?;
-    }
-    let mut layers = layers(options)?;
+    let mut layers = spent.timed(Group::Checks, || {
+        build::for_tests()?;
+        if is_whole {
+            check::run()?;
+        }
+        layers(options)
+    })?;
     let kernels = if is_whole { Kernel::ALL.to_vec() } else { options.kernel.into_iter().collect() };
-    add_kernels(&mut layers, &kernels)?;
+    if !kernels.is_empty() {
+        spent.timed(Group::Kernels, || add_kernels(&mut layers, &kernels))?;
+    }
     if options.kernel.is_some() {
         layers.retain(|layer| layer.guest.is_some());
     }
-    report(&layers, options, &[], start)
+    let outcome = report(&layers, options, &[], start, &mut spent);
+    println!("\n{}", spent.lines().join("\n"));
+    outcome
 }
 
 /// Runs the longer version of the tests in the layers that have one.
@@ -66,7 +75,7 @@ pub(crate) fn soak(options: &Options) -> Result<()> {
     build::for_tests()?;
     let mut layers = layers(options)?;
     layers.retain(|layer| options.only.is_some() || SOAK_LAYERS.contains(&layer.name.as_str()));
-    report(&layers, options, &[(SOAK, "1")], start)
+    report(&layers, options, &[(SOAK, "1")], start, &mut Spent::default())
 }
 
 /// Tests that run as one group.
@@ -144,10 +153,6 @@ fn layers(options: &Options) -> Result<Vec<Layer>> {
 
 /// Adds one layer for each kernel.
 fn add_kernels(layers: &mut Vec<Layer>, kernels: &[Kernel]) -> Result<()> {
-    if kernels.is_empty() {
-        // The user may have asked for another layer only.
-        return Ok(());
-    }
     let mut programs = Vec::new();
     for (name, filter) in KERNEL_LAYERS {
         let layer = layers.iter().find(|layer| layer.name == name);
@@ -162,15 +167,22 @@ fn add_kernels(layers: &mut Vec<Layer>, kernels: &[Kernel]) -> Result<()> {
 }
 
 /// Runs all layers, even after one has failed, and prints a line for each at the end.
-fn report(layers: &[Layer], options: &Options, environment: &[(&str, &str)], start: Instant) -> Result<()> {
+fn report(
+    layers: &[Layer],
+    options: &Options,
+    environment: &[(&str, &str)],
+    start: Instant,
+    spent: &mut Spent,
+) -> Result<()> {
     let cluster = Binaries::from_environment()?;
     let mut lines = Vec::new();
     let mut failed = Vec::new();
     for layer in layers {
         let layer_start = Instant::now();
         let mut tally = Tally::default();
-        let outcome =
-            run::step(&format!("tests: {}", layer.name), || layer.run(options, environment, &mut tally));
+        let outcome = spent.timed(layer.group(), || {
+            run::step(&format!("tests: {}", layer.name), || layer.run(options, environment, &mut tally))
+        });
         let seconds = layer_start.elapsed().as_secs_f64();
         let word = if outcome.is_ok() { "ok" } else { "FAILED" };
         lines.push(format!(
@@ -203,6 +215,14 @@ fn did_not_run() -> String {
 }
 
 impl Layer {
+    fn group(&self) -> Group {
+        match &self.guest {
+            Some(_) => Group::Kernels,
+            None if self.name == NAMESPACE_LAYER => Group::Namespaces,
+            None => Group::Rest,
+        }
+    }
+
     fn run(&self, options: &Options, environment: &[(&str, &str)], tally: &mut Tally) -> Result<()> {
         if self.name == "doc" {
             return run_tests(&mut run::cargo(&["test", "--quiet", "--doc"]), tally, None);
