@@ -6,6 +6,7 @@
 pub mod api_server;
 pub mod archive;
 pub mod envtest;
+pub mod family_table;
 pub mod image;
 pub mod lab;
 pub mod licences;

@@ -1,5 +1,6 @@
 //! `cargo xtask test` and `soak`: builds every test once, then runs one layer after the other.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use xtask::envtest::{ASSETS, Binaries};
+use xtask::family_table::{self, Table};
 
 use crate::budget::{Group, Spent};
 use crate::kernels::{Guest, Kernel, Report};
@@ -19,7 +21,7 @@ const SOAK: &str = "PODWIRE_SOAK";
 /// Layers with tests that have a longer version.
 const SOAK_LAYERS: [&str; 3] = [NAMESPACE_LAYER, "plugin", "runtime"];
 
-/// The layer of network namespaces.
+/// The layer of network namespaces, whose tests record the family of each path.
 const NAMESPACE_LAYER: &str = "netns";
 /// The layer that also tests against a cluster's own API server, if its binaries are found.
 const KUBE_LAYER: &str = "kube";
@@ -224,6 +226,26 @@ impl Layer {
     }
 
     fn run(&self, options: &Options, environment: &[(&str, &str)], tally: &mut Tally) -> Result<()> {
+        if self.group() != Group::Namespaces {
+            return self.run_programs(options, environment, tally);
+        }
+        let file = run::target_dir().join("family-table.txt");
+        fs::write(&file, "").with_context(|| format!("empty {}", file.display()))?;
+        let path = file.to_string_lossy();
+        let outcome =
+            self.run_programs(options, &[environment, &[(family_table::FILE, &*path)]].concat(), tally);
+        let records = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let table = Table::parse(&records);
+        if !table.is_empty() {
+            println!("Paths that were checked, by family:\n{table}");
+        }
+        outcome?;
+        let faults = if options.filter.is_none() { table.faults() } else { Vec::new() };
+        ensure!(faults.is_empty(), "a path has one family only:\n{}", faults.join("\n"));
+        Ok(())
+    }
+
+    fn run_programs(&self, options: &Options, environment: &[(&str, &str)], tally: &mut Tally) -> Result<()> {
         if self.name == "doc" {
             return run_tests(&mut run::cargo(&["test", "--quiet", "--doc"]), tally, None);
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use podwire_common::reason::{Drop as Reason, Path};
+use xtask::family_table;
 use xtask::lab::traffic::{self, Exchange, Route};
 use xtask::lab::{Lab, Ns};
 
@@ -84,9 +85,11 @@ impl<'a> Row<'a> {
 
 /// Asserts that every protocol of every row behaves as the row says. Fails with a list of those
 /// that do not, each with the counts of its exchange.
+#[track_caller]
 pub fn check(lab: &Lab, rows: &[Row<'_>]) {
     let mut failures = String::new();
     for row in rows {
+        family_table::record(lab, row.name, row.destination).unwrap();
         let route = Route::translated(SocketAddr::new(row.destination, PORT), PORT);
         let udp = |size| traffic::udp_exchange_on(row.client, row.server, route, size);
         let mut protocol = |protocol: &str, exchange: &dyn Fn() -> Result<IpAddr>| {

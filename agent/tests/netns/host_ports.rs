@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use podwire_common::names::maps;
 use podwire_common::reason::Path::{self, FromStack, Hairpin, HostPortIn, HostPortOut, SnatOut};
 use serde_json::{Value, json};
+use xtask::family_table;
 use xtask::lab::traffic::{self, Exchange, Route};
 use xtask::lab::{Lab, Mode, Node, Ns, Pod};
 
@@ -72,12 +73,14 @@ fn everybody_reaches_a_host_port(mode: Mode) {
     let mut failures = String::new();
     for client in places.clients() {
         for host_port in [ANYWHERE, HERE] {
+            let path = format!("{} to {host_port}", client.name);
+            family_table::record(&places.lab, &path, places.node().address()).unwrap();
             let route = Route::translated(SocketAddr::new(places.node().address(), host_port), PORT);
             let pod = &places.pod;
             let datagram = |size| traffic::udp_exchange_on(client.ns, pod, route, size);
             let mut protocol = |protocol: &str, exchange: &dyn Fn() -> Result<Exchange>| {
                 if let Err(error) = client.check(&places.lab, exchange) {
-                    writeln!(failures, "{} to {host_port}, {protocol}: {error:#}", client.name).unwrap();
+                    writeln!(failures, "{path}, {protocol}: {error:#}").unwrap();
                 }
             };
             protocol("TCP", &|| traffic::tcp_exchange_on(client.ns, pod, route, STREAM));

@@ -174,6 +174,11 @@ impl Lab {
         &self.nodes
     }
 
+    /// Returns how pod packets travel between nodes.
+    pub fn mode(&self) -> Mode {
+        self.topology.mode
+    }
+
     /// Returns the namespace that joins the nodes and the world: a bridge or a router.
     pub fn underlay(&self) -> &Ns {
         &self.topology.underlay

@@ -33,7 +33,7 @@ pub(crate) struct Topology {
     cable: bool,
     docker: bool,
     mtu: u32,
-    mode: Mode,
+    pub(crate) mode: Mode,
 }
 
 /// A node's namespace and addresses.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use podwire_common::reason::Path::{FromStack, ToStack};
+use xtask::family_table;
 use xtask::lab::{Mode, Ns};
 
 use super::backends::{Answer, Connection, ask_by_udp};
@@ -96,10 +97,12 @@ impl<'a> Row<'a> {
 
 /// Asserts that in each row all connections and datagrams succeed, all backends answer, they see
 /// the right client, and no packet is dropped. Fails with a list of the other rows.
+#[track_caller]
 pub fn check(cluster: &Cluster, rows: &[Row<'_>]) {
     let _backends = cluster.serve();
     let mut failures = String::new();
     for row in rows {
+        family_table::record(&cluster.lab, row.name, row.service.ip()).unwrap();
         let before = Counted::quiet(&cluster.lab);
         let outcome = row.ask_until_all_answered(cluster);
         let grown = Counted::quiet(&cluster.lab).since(&before);
