@@ -40,7 +40,6 @@ const ONE_FAMILY: &[(&str, &str)] = &[
     ("mtu, ", NOT_YET),
     ("service, ", NOT_YET),
     ("through_another_node, ", NOT_YET),
-    ("world, ", NOT_YET),
 ];
 
 /// Records that a path is checked with a destination of this family. The path's name begins with
