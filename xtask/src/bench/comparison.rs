@@ -182,4 +182,17 @@ mod tests {
         assert_eq!((record.ours, record.limit), (15.0, Some(10.0)));
         assert_eq!(record.met, Some(true));
     }
+
+    #[test]
+    fn each_cost_can_be_taken_above_a_limit_of_its_own() {
+        let values = [("limit 4", 2.0), ("limit 6", 3.0), ("ipv4", 4.0), ("ipv6", 8.0)];
+        let rounds = values.map(|(name, value)| (name, vec![value; 7])).to_vec();
+        let comparison = Comparison::of_rounds("figure", "µs", rounds);
+        let mut report = Report::default();
+        let each = Ratio::EachAddedTo { ours: "limit 6", reference: "limit 4" };
+        comparison.record("figure", "ipv6", "ipv4", each, None, &mut report).unwrap();
+        let record = &report.records[0];
+        assert_eq!((record.ratio, record.limit), (2.5, Some(3.0)));
+        assert_eq!(record.ratio_of, "(ipv6 − limit 6) ÷ (ipv4 − limit 4)");
+    }
 }
