@@ -123,9 +123,18 @@ impl Executor {
                     Ok(())
                 }
                 Op::Flows(change) if change.is_removal() => {
+                    // One walk purges all of a pod's addresses: the release waits for all of them.
                     self.to_purge.insert(change.key);
+                    let mut rest: Vec<_> = rest.collect();
+                    rest.retain(|op| match op {
+                        Op::Flows(change) if change.is_removal() => {
+                            self.to_purge.insert(change.key);
+                            false
+                        }
+                        _ => true,
+                    });
                     self.purge();
-                    return Started { waits: true, rest: rest.collect(), done: Ok(()) };
+                    return Started { waits: true, rest, done: Ok(()) };
                 }
                 other => self.apply(other).await,
             };
