@@ -94,6 +94,19 @@ fn remote_nodes_are_reached_through_the_tunnel() {
 }
 
 #[test]
+fn gateway_of_pods_from_an_earlier_pod_cidr_is_this_nodes() {
+    let mut moved = model(Mode::Vxlan);
+    moved.own = Some(node("node1", "10.244.9.0/24", "10.200.0.1"));
+    let slice = desired(&moved, Scope::All);
+    let overlay = abi::NODE_LOCAL | abi::NODE_ADDRESS | abi::NODE_OVERLAY;
+    assert_eq!(flags(&slice, ip("10.244.1.1")), overlay);
+    assert_eq!(flags(&slice, ip("10.244.9.1")), overlay | abi::NODE_NAMED);
+    moved.remote.insert("node4".into(), node("node4", "10.244.1.0/24", "10.200.0.4"));
+    let nodes = desired(&moved, Scope::All).tables.nodes;
+    assert!(!nodes.contains_key(&ip("10.244.1.1").into()), "another node has the podCIDR now");
+}
+
+#[test]
 fn node_of_flannel_is_sent_to_at_its_device() {
     let mac = Mac { bytes: [6; 6] };
     let mut moving = model(Mode::Vxlan);

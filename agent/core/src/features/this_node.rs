@@ -76,6 +76,11 @@ fn add_own(slice: &mut Slice, model: &Model, own: &Node) {
         nodes.insert(address.into(), entry(abi::NODE_ADDRESS | named));
     }
     let overlay = entry(abi::NODE_ADDRESS | abi::NODE_OVERLAY | abi::NODE_NAMED);
+    // The tunnel's device also has the gateways of pods from an earlier podCIDR, and the kernel may
+    // send to these pods with such an address.
+    let gateways = model.endpoints.values().flat_map(|pod| &pod.pod_addresses).map(|pod| pod.gateway);
+    let earlier = gateways.filter(|gateway| model.vxlan.is_some() && !is_of_cluster(model, own, *gateway));
+    nodes.extend(earlier.map(|gateway| (gateway.into(), entry(abi::NODE_ADDRESS | abi::NODE_OVERLAY))));
     nodes.extend(own.overlay_addresses().map(|address| (address.into(), overlay)));
     for network in &own.pod_networks {
         nodes.insert((*network).into(), entry(abi::NODE_POD_NETWORK));
