@@ -181,13 +181,17 @@ impl Daemon {
     }
 
     async fn take(&mut self, event: Event) {
-        let Self { state, pods, cluster, host, .. } = self;
+        let Self { state, pods, cluster, host, health, .. } = self;
         match event {
             // The plugin has given up, or is dead. It has removed its link, or the next ADD or the
             // sweep will.
             Event::Call { call, reply } if reply.is_closed() => debug!(?call, "dropped: plugin has given up"),
             Event::Call { call, reply } => self.serve(&call, reply).await,
-            Event::Nodes(list) => cluster.take(state, host, pods, list).await,
+            Event::Nodes(list) => {
+                cluster.take(state, host, pods, list).await;
+                // With the first list, the agent has switched forwarding of its families on.
+                health.state_folder.remember(state);
+            }
             Event::NodeListUnusable(reason) => cluster.do_without(state, reason),
             Event::NodeListConfirmed => cluster.confirm(state),
             Event::NonMasquerade(networks) => {

@@ -64,14 +64,23 @@ impl StateFolder {
             true => outcome.map_err(Error::from),
             false => self.restore(state),
         };
-        if let (Ok(()), Ok(before)) = (&outcome, Before::load(&state.config.places.state_dir)) {
-            self.before = before;
+        if outcome.is_ok() {
+            self.remember(state);
         }
         let problem = outcome.err();
         state.conditions.update(
             ConditionName::StateFolder,
             problem.map(|error| format!("the agent cannot write to the state folder or add pods: {error}")),
         );
+    }
+
+    /// Reads what the agent has written about the node's earlier state, so that a removed folder gets
+    /// it again.
+    pub(in crate::daemon) fn remember(&mut self, state: &State) {
+        let before = Before::load(&state.config.places.state_dir);
+        if let Some(before) = before.ok().filter(|_| state.executor.store.is_there()) {
+            self.before = before;
+        }
     }
 
     fn restore(&self, state: &mut State) -> Result<(), Error> {
