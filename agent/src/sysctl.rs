@@ -45,6 +45,8 @@ const fn names(family: Family) -> Names {
     }
 }
 
+/// The end of the name of the switch by which a device accepts router advertisements.
+const ACCEPT_RA: &str = "/accept_ra";
 /// Value of `accept_ra` with which a device accepts router advertisements although it forwards.
 const ACCEPTS_AS_ROUTER: &str = "2";
 
@@ -161,7 +163,8 @@ impl Switches {
     ///
     /// `learning`: links that may learn their routes from router advertisements (IPv6). A node that
     /// forwards does not accept them, and the kernel removes the routes that it has learned, unless
-    /// `accept_ra` is 2.
+    /// `accept_ra` is 2. If the agent has switched forwarding on, it also sets `accept_ra` of links
+    /// that come later, and sets it again.
     ///
     /// # Errors
     /// [`SwitchError::File`], [`SwitchError::ReadOnly`].
@@ -172,18 +175,29 @@ impl Switches {
         state_dir: &Path,
     ) -> Result<bool, SwitchError> {
         let node = names(family).node;
-        if self.read(node)? == "1" {
+        let is_on = self.read(node)? == "1";
+        let accepts = |link: &str| format!("{}/{link}{ACCEPT_RA}", names(Family::V6).devices);
+        let learning: Vec<_> = learning.iter().filter(|link| self.has(&accepts(link), "1")).collect();
+        if is_on && learning.is_empty() {
             return Ok(false);
         }
         let before = Before::load(state_dir)?;
+        if is_on && !before.switches.contains_key(node) {
+            // Forwarding was on before the first agent, so no link has learned anything.
+            return Ok(false);
+        }
         let mut with_these = before.clone();
         let mut accepting = Vec::new();
         for link in learning {
-            let accepts = format!("{}/{link}/accept_ra", names(Family::V6).devices);
             let forwards = Switch::forwarding(Family::V6, link).name;
-            if self.has(&accepts, "1") && self.has(&forwards, "0") {
-                with_these.switches.entry(accepts.clone()).or_insert_with(|| "1".into());
-                accepting.push(accepts);
+            let was_learning = match before.switches.get(&forwards) {
+                Some(before) => before == "0",
+                // A link that came after the agent had switched forwarding on.
+                None => is_on || self.has(&forwards, "0"),
+            };
+            if was_learning {
+                with_these.switches.entry(accepts(link)).or_insert_with(|| "1".into());
+                accepting.push(accepts(link));
             }
         }
         if !before.switches.contains_key(node) {
@@ -195,7 +209,7 @@ impl Switches {
             self.set(node, "1")
         };
         self.or_as_before(set(), &before, state_dir)?;
-        Ok(true)
+        Ok(!is_on)
     }
 
     /// Like [`Self::enable_forwarding`], for one of the node's links.
@@ -271,12 +285,18 @@ impl Switches {
             return Ok(Forwarding::NotChanged);
         }
         if self.read(node)? != "1" {
+            // No other program has changed `accept_ra` together with forwarding.
+            for (name, value) in before {
+                if name.ends_with(ACCEPT_RA) && self.has(name, ACCEPTS_AS_ROUTER) {
+                    self.set(name, value)?;
+                }
+            }
             return Ok(Forwarding::ChangedSince);
         }
         let is_node_wide = before.keys().any(|name| *name == node);
         let left_at = |name: &str| match name {
             _ if Some(name) == opposite => "0",
-            _ if name.ends_with("/accept_ra") => ACCEPTS_AS_ROUTER,
+            _ if name.ends_with(ACCEPT_RA) => ACCEPTS_AS_ROUTER,
             _ => "1",
         };
         let mut wanted = BTreeMap::new();
