@@ -1,6 +1,8 @@
 //! The pod's side: sets up the agent's answer inside the pod's namespace, and compares it later.
 
 use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -27,6 +29,11 @@ use crate::veth;
 /// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK_INDEX: u32 = 1;
 const LOOPBACK: &str = "lo";
+/// Pause between two looks at an address that the kernel does not serve yet.
+const POLL: Duration = Duration::from_micros(200);
+/// Time after which a pod is used although the kernel does not serve its address yet. The kernel
+/// takes less than 1 ms, unless the node is overloaded.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a pod's link must look.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,7 +183,19 @@ pub(crate) fn configure(
         add_address(pod, interface, link.index, address.address)?;
         add_neighbour(pod, link.index, address.gateway, network.host_mac)?;
     }
-    routes.iter().try_for_each(|route| routes::add(pod, link.index, route))
+    routes.iter().try_for_each(|route| routes::add(pod, link.index, route))?;
+    network.ipv6().map_or(Ok(()), |address| await_delivery(pod, address))
+}
+
+/// Waits until the kernel delivers packets for an IPv6 address. A worker of the kernel adds the
+/// address's local route later, even without duplicate address detection (`addrconf_dad_work`,
+/// net/ipv6/addrconf.c). Until then the pod drops what it receives.
+fn await_delivery(pod: &mut Netlink, address: IpAddr) -> Result<(), NetlinkError> {
+    let begun = Instant::now();
+    while !routes::is_local(pod, address)? && begun.elapsed() < DELIVERY_PATIENCE {
+        thread::sleep(POLL);
+    }
+    Ok(())
 }
 
 /// Returns each difference from the state that [`configure`] and [`switch_ipv6_on`] made. Other

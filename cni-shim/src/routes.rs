@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-pub(crate) use kernel::{add, faults};
+pub(crate) use kernel::{add, faults, is_local};
 
 use crate::config_error::ConfigError;
 use crate::fields::Fields;

@@ -43,6 +43,18 @@ pub(crate) fn add(pod: &mut Netlink, index: u32, route: &Route) -> Result<(), Ne
     pod.change(&operation, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
+/// Returns whether the pod delivers packets for this address to itself. The pod must have a default
+/// route of the address's family: the kernel refuses to look up an address without any route.
+pub(crate) fn is_local(pod: &mut Netlink, address: IpAddr) -> Result<bool, NetlinkError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(address.is_ipv4());
+    message.header.destination_prefix_length = IpNet::from(address).prefix_len();
+    message.attributes = vec![RouteAttribute::Destination(address.into())];
+    let operation = format!("look up the route to {address} in the pod");
+    let answer = pod.get(&operation, RouteNetlinkMessage::GetRoute(message))?;
+    Ok(matches!(answer, Some(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Local))
+}
+
 /// Returns a fault for each route of `wanted` that is missing or different.
 pub(crate) fn faults<'a>(
     pod: &mut Netlink,
