@@ -215,7 +215,7 @@ fn who_goes_around_the_pods_queue_is_stopped_on_the_node() {
             lab.node(0).add_pod_with("pod", &json!({ "bandwidth": { "egressRate": 10_000_000 } })).unwrap();
         let [near, far] = [(0, "near"), (1, "far")].map(|(node, name)| lab.node(node).add_pod(name).unwrap());
         let others = [(&*near, near.address()), (&*far, far.address()), (lab.world(), lab.world_address())];
-        let dropped = || lab.node(0).drops().unwrap();
+        let dropped = || check::drops(lab.node(0));
         for (other, address) in others {
             traffic::tcp_exchange(&pod, other, address, PORT, STREAM).unwrap();
         }

@@ -1,5 +1,7 @@
 //! The pinned maps as an operator sees them.
 
+use std::net::IpAddr;
+
 use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, traffic};
@@ -63,15 +65,19 @@ fn every_pinned_map_dumps_with_field_names() {
 fn addresses_and_link_addresses_are_byte_arrays() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let pod = lab.node(0).add_pod("pod").unwrap();
-    let entry = first(lab.node(0), maps::ENDPOINTS);
-    let mut mapped = vec![0; 10];
-    mapped.extend([0xff, 0xff]);
-    mapped.extend(crate::v4(pod.address()).octets());
-    assert_eq!(numbers(&entry["key"]["bytes"]), mapped);
-    assert_eq!(numbers(&entry["value"]["pod_mac"]["bytes"]), pod.eth0_mac());
-    assert_eq!(numbers(&entry["value"]["host_mac"]["bytes"]), pod.host_mac());
+    let dump = lab.node(0).map_dump(maps::ENDPOINTS).unwrap();
     let ifindex = lab.node(0).ifindex(pod.host_interface()).unwrap();
-    assert_eq!(entry["value"]["ifindex"], json!(ifindex));
+    for address in pod.addresses() {
+        let bytes = match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        let mut entries = dump.as_array().unwrap().iter().map(|entry| &entry["formatted"]);
+        let entry = entries.find(|entry| numbers(&entry["key"]["bytes"]) == bytes).unwrap();
+        assert_eq!(numbers(&entry["value"]["pod_mac"]["bytes"]), pod.eth0_mac());
+        assert_eq!(numbers(&entry["value"]["host_mac"]["bytes"]), pod.host_mac());
+        assert_eq!(entry["value"]["ifindex"], json!(ifindex));
+    }
 }
 
 #[test]
@@ -118,7 +124,7 @@ fn metrics_show_how_full_each_table_is() {
     let node = lab.node(0);
     let _pods = ["one", "two"].map(|name| node.add_pod(name).unwrap());
     let lines = [
-        "podwire_table_entries{table=\"ENDPOINTS\"} 2",
+        "podwire_table_entries{table=\"ENDPOINTS\"} 4",
         "podwire_table_max_entries{table=\"ENDPOINTS\"} 1024",
         "podwire_table_entries{table=\"FRONTENDS\"} 0",
     ];

@@ -72,7 +72,7 @@ fn whole_life(mode: Mode) {
     talk(&lab, &pod, &near, &far);
     check(&pod);
     near.delete().unwrap();
-    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(), 1);
+    assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(), 2);
 
     node.stop_agent().unwrap();
     let done = node.uninstall().unwrap();

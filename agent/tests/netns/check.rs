@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use podwire_common::reason::{Drop as Reason, Path};
 use xtask::family_table;
 use xtask::lab::traffic::{self, Exchange, Route};
-use xtask::lab::{Lab, Ns};
+use xtask::lab::{Lab, Node, Ns};
 
 const PORT: u16 = 8080;
 const STREAM: u64 = 1 << 20;
@@ -131,6 +131,14 @@ fn echo(row: &Row<'_>, size: usize) -> Result<IpAddr> {
     seen
 }
 
+/// Returns a node's drops, by reason, without the group reports that every IPv6 stack sends at times
+/// of its own.
+pub fn drops(node: &Node) -> BTreeMap<&'static str, u64> {
+    let mut drops = node.drops().unwrap();
+    drops.remove(Reason::NeighbourChatter.name());
+    drops
+}
+
 /// The counts of all nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
@@ -141,13 +149,8 @@ pub struct Counted {
 impl Counted {
     /// Reads the counts now. A node that never had an agent has counted nothing.
     pub fn now(lab: &Lab) -> Self {
-        let read = |node: &xtask::lab::Node| match node.bpf_dir().exists() {
-            true => {
-                let mut drops = node.drops().unwrap();
-                // Every IPv6 stack sends group reports at times of its own.
-                drops.remove(Reason::NeighbourChatter.name());
-                (node.traffic().unwrap(), drops)
-            }
+        let read = |node: &Node| match node.bpf_dir().exists() {
+            true => (node.traffic().unwrap(), drops(node)),
             false => Default::default(),
         };
         let (traffic, drops) = lab.nodes().iter().map(read).unzip();

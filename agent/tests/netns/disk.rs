@@ -15,6 +15,7 @@ use xtask::lab::{Lab, Node, Pod, traffic};
 
 use crate::cni::{UNAVAILABLE, failed, status, succeeded};
 use crate::footprint::Footprint;
+use crate::reach;
 use crate::sockets::wait_until;
 use crate::sweep::{comes, conditions, goes, metric, readyz, told};
 
@@ -39,11 +40,11 @@ fn a_full_disk_refuses_new_pods_and_deletes_old_ones() {
         with_filler.iter().all(|line| line.starts_with(&format!("file {}", filler.display()))),
         "{with_filler:?}"
     );
-    traffic::tcp_exchange(&staying, &going, going.address(), 8080, KIBIBYTE).unwrap();
+    reach(&staying, &going);
     going.delete().unwrap();
     fs::remove_file(filler).unwrap();
     let new = node.add_pod("later").unwrap();
-    traffic::tcp_exchange(&staying, &new, new.address(), 8080, KIBIBYTE).unwrap();
+    reach(&staying, &new);
 }
 
 #[test]
@@ -61,7 +62,7 @@ fn read_only_folder_refuses_new_pods_and_an_agent() {
     node.kill_agent().unwrap();
     let error = format!("{:#}", node.start_agent().unwrap_err());
     assert!(error.contains("Read-only file system") && error.contains("agent.lock"), "{error}");
-    traffic::udp_exchange(&staying, node, node.address(), 8080, 100).unwrap();
+    reach(&staying, node);
     set_read_only(node.state_dir(), false);
     node.start_agent().unwrap();
     let again = node.add_pod_with("again", &wanted).unwrap();
@@ -213,8 +214,8 @@ fn pods_whose_files_are_spoilt_or_gone_keep_network_and_address() {
         assert_eq!(sorted(&node.map_dump(maps::FRONTENDS).unwrap()), frontends);
         let [sound, others @ ..] = &pods;
         for pod in others {
-            traffic::tcp_exchange(sound, pod, pod.address(), 8080, KIBIBYTE).unwrap();
-            traffic::udp_exchange(node, pod, pod.address(), 8080, 100).unwrap();
+            reach(sound, pod);
+            reach(node, pod);
         }
         let route = traffic::Route::translated((node.address(), 9088).into(), 8080);
         traffic::tcp_exchange_on(lab.world(), &pods[1], route, KIBIBYTE).unwrap();
@@ -302,13 +303,13 @@ fn state_or_maps_of_a_later_release_are_refused_untouched() {
         assert_eq!(Footprint::of(node, &[&pod]), before);
         assert_eq!(node.exec(&["cat", "/proc/sys/net/ipv4/ip_forward"]).unwrap().trim(), "0");
         node.sysctl("net/ipv4/ip_forward", "1").unwrap();
-        traffic::tcp_exchange(&pod, &far, far.address(), 8080, KIBIBYTE).unwrap();
+        reach(&pod, &far);
         fs::write(&file, &ours).unwrap();
     }
     fs::remove_file(&version).unwrap();
     std::os::unix::fs::symlink(schema, &version).unwrap();
     node.start_agent().unwrap();
-    traffic::tcp_exchange(&pod, &far, far.address(), 8080, KIBIBYTE).unwrap();
+    reach(&pod, &far);
 }
 
 /// A pod that the agent cannot remove completely keeps its address. Otherwise two files could name
@@ -360,7 +361,7 @@ fn an_agent_serves_though_it_cannot_remove_a_file() {
     comes(node, "not-released", &link);
     let staying = node.add_pod("staying").unwrap();
     assert_ne!(staying.address(), going.address());
-    traffic::udp_exchange(&staying, node, node.address(), 8080, 100).unwrap();
+    reach(&staying, node);
     unmount(&file, UnmountFlags::empty()).unwrap();
     goes(node, "not-released");
     assert!(!file.exists(), "{}", node.agent_log_tail(20));
@@ -389,7 +390,7 @@ fn file_with_anothers_address_and_no_device_costs_it_nothing() {
     assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), endpoints);
     let sent = stream.finish().unwrap().bytes;
     assert!(sent > 0);
-    traffic::udp_exchange(node, &pod, pod.address(), 8080, 100).unwrap();
+    reach(node, &pod);
     lab.write_node_list(&list.to_string()).unwrap();
     node.wait_ready().unwrap();
 }
@@ -406,7 +407,7 @@ fn second_agent_on_a_state_folder_is_told_the_firsts_number() {
     let log = node.agent_log();
     assert!(log.contains(&format!("(process {pid}; the number")), "{log}");
     assert_eq!(Footprint::of(node, &[&pod]), before);
-    traffic::udp_exchange(node, &pod, pod.address(), 8080, 100).unwrap();
+    reach(node, &pod);
     node.add_pod("served").unwrap();
 }
 

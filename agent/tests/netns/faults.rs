@@ -11,7 +11,7 @@ use std::thread;
 
 use podwire_cni::fault::{Fault, Process, Step, VARIABLE};
 use serde_json::{Value, json};
-use xtask::lab::{CniOutput, Lab, Node, Pod, traffic};
+use xtask::lab::{CniOutput, Families, Lab, Node, Pod, traffic};
 
 use crate::footprint::Footprint;
 
@@ -26,6 +26,7 @@ enum Retry {
 
 /// A line of the matrix.
 struct Row {
+    families: Families,
     step: Step,
     fault: Fault,
     retry: Retry,
@@ -37,6 +38,7 @@ struct Row {
 
 /// A node, and its footprint with and without one pod.
 struct Scene {
+    families: Families,
     lab: Lab,
     with_pod: Footprint,
     without: Footprint,
@@ -46,8 +48,14 @@ struct Scene {
 fn retry_ends_the_same_whatever_stops_at_any_step() {
     let kinds =
         [Fault::Kill, Fault::Fail].map(|fault| [Retry::Same, Retry::Anew].map(|retry| (fault, retry)));
-    let workers: Vec<_> =
-        kinds.concat().into_iter().map(|(fault, retry)| thread::spawn(move || rows(fault, retry))).collect();
+    let kinds = kinds.concat().into_iter().map(|(fault, retry)| (Families::Dual, fault, retry));
+    // A pod of one family passes the same steps: one kind of fault shows that each family alone
+    // does.
+    let alone = [Families::V4, Families::V6].map(|families| (families, Fault::Kill, Retry::Same));
+    let workers: Vec<_> = kinds
+        .chain(alone)
+        .map(|(families, fault, retry)| thread::spawn(move || rows(families, fault, retry)))
+        .collect();
     let mut rows: Vec<Row> = workers
         .into_iter()
         .flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -56,11 +64,12 @@ fn retry_ends_the_same_whatever_stops_at_any_step() {
     rows.sort_by_key(|row| order.iter().position(|step| *step == row.step));
     // Print past the test harness, which shows only the output of failed tests.
     std::io::stdout().write_all(table(&rows).as_bytes()).unwrap();
-    assert_eq!(rows.len(), 4 * order.len() - 2);
+    assert_eq!(rows.len(), 6 * order.len() - 2);
     for row in rows {
         assert!(
             row.differences.is_empty(),
-            "{} {}: {:#?}",
+            "{:?} {} {}: {:#?}",
+            row.families,
             row.step.name(),
             row.fault.name(),
             row.differences
@@ -68,8 +77,8 @@ fn retry_ends_the_same_whatever_stops_at_any_step() {
     }
 }
 
-fn rows(fault: Fault, retry: Retry) -> Vec<Row> {
-    let scene = Scene::new();
+fn rows(families: Families, fault: Fault, retry: Retry) -> Vec<Row> {
+    let scene = Scene::new(families);
     // A printed result cannot fail any more.
     let adds = Step::ADD.into_iter().filter(|step| (*step, fault) != (Step::ResultPrinted, Fault::Fail));
     let adds = adds.map(|step| scene.interrupted_add(step, fault, retry));
@@ -78,14 +87,14 @@ fn rows(fault: Fault, retry: Retry) -> Vec<Row> {
 }
 
 impl Scene {
-    fn new() -> Self {
-        let lab = Lab::builder().nodes(1).build().unwrap();
+    fn new(families: Families) -> Self {
+        let lab = Lab::builder().nodes(1).families(families).build().unwrap();
         let node = lab.node(0);
         let pod = node.add_pod_with("reference", &wanted()).unwrap();
         let with_pod = Footprint::of(node, &[&pod]);
         pod.delete().unwrap();
         let without = Footprint::of(node, &[]);
-        Self { lab, with_pod, without }
+        Self { families, lab, with_pod, without }
     }
 
     fn node(&self) -> &Node {
@@ -112,7 +121,7 @@ impl Scene {
         self.use_it(&pod);
         pod.delete().unwrap();
         differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
-        Row { step, fault, retry, answer: shown(&answer), differences }
+        Row { families: self.families, step, fault, retry, answer: shown(&answer), differences }
     }
 
     fn interrupted_del(&self, step: Step, fault: Fault, retry: Retry) -> Row {
@@ -132,7 +141,7 @@ impl Scene {
         next.delete().unwrap();
         self.delete(&name);
         differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
-        Row { step, fault, retry, answer: shown(&answer), differences }
+        Row { families: self.families, step, fault, retry, answer: shown(&answer), differences }
     }
 
     /// Makes a call. The process of the step dies after the step, or sees the step fail. Afterwards
@@ -164,13 +173,19 @@ impl Scene {
     /// hostPort.
     fn use_it(&self, pod: &Pod) {
         self.use_it_without_ports(pod);
-        let route = traffic::Route::translated((self.node().address(), 9088).into(), 8080);
-        traffic::tcp_exchange_on(self.lab.world(), pod, route, 1000).unwrap();
+        if self.families != Families::V6 {
+            let route = traffic::Route::translated((self.node().address(), 9088).into(), 8080);
+            traffic::tcp_exchange_on(self.lab.world(), pod, route, 1000).unwrap();
+        }
     }
 
     fn use_it_without_ports(&self, pod: &Pod) {
-        traffic::udp_exchange(self.node(), pod, pod.address(), 8080, 100).unwrap();
-        traffic::udp_exchange(pod, self.lab.world(), self.lab.world_address(), 8080, 100).unwrap();
+        for address in pod.addresses() {
+            traffic::udp_exchange(self.node(), pod, *address, 8080, 100).unwrap();
+        }
+        if self.families != Families::V6 {
+            traffic::udp_exchange(pod, self.lab.world(), self.lab.world_address(), 8080, 100).unwrap();
+        }
     }
 }
 
@@ -196,8 +211,8 @@ fn shown(output: &CniOutput) -> String {
 
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "\n| {:<7} | {:<6} | {:<30} | {:<5} | {:<11} | {:<14} | {:<13} |\n",
-        "step", "of", "stops when", "fault", "runtime told", "then", "in the end"
+        "\n| {:<8} | {:<7} | {:<6} | {:<30} | {:<5} | {:<11} | {:<14} | {:<13} |\n",
+        "families", "step", "of", "stops when", "fault", "runtime told", "then", "in the end"
     );
     for row in rows {
         let process = match row.step.process() {
@@ -210,9 +225,10 @@ fn table(rows: &[Row]) -> String {
         };
         let end = if row.differences.is_empty() { "as without it" } else { "DIFFERS" };
         let (step, what, fault) = (row.step.name(), row.step.what(), row.fault.name());
+        let families = format!("{:?}", row.families);
         writeln!(
             text,
-            "| {step:<7} | {process:<6} | {what:<30} | {fault:<5} | {:<12} | {retry:<14} | {end:<13} |",
+            "| {families:<8} | {step:<7} | {process:<6} | {what:<30} | {fault:<5} | {:<12} | {retry:<14} | {end:<13} |",
             row.answer
         )
         .unwrap();

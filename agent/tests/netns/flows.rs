@@ -3,8 +3,9 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use podwire_core::model::Family;
 use serde_json::json;
 use xtask::lab::traffic::{Datagrams, Route, Stream};
 use xtask::lab::{Lab, Mode, Pod, traffic};
@@ -22,12 +23,16 @@ const FAR_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 21);
 
 /// A TCP stream, and 1,000 UDP datagrams a second each way, on every kind of path.
 pub struct Flows {
-    paths: Vec<(&'static str, Stream, Datagrams)>,
+    paths: Vec<(String, Option<Stream>, Datagrams)>,
+    has_ipv4: bool,
     pods: [Pod; 4],
 }
 
 impl Flows {
     /// Starts the traffic of pods of the first node of two.
+    ///
+    /// Between pods and from a node to a pod, there is a path of each family of the lab. The others
+    /// are IPv4, and only in labs with IPv4.
     pub fn start(lab: &Lab) -> Self {
         let [client, near] = ["client", "near"].map(|name| lab.node(0).add_pod(name).unwrap());
         let far = lab.node(1).add_pod("far").unwrap();
@@ -38,63 +43,62 @@ impl Flows {
             port(OTHER_HOST_PORT, OTHER_PORT, "tcp"),
         ];
         let hosted = lab.node(0).add_pod_with("hosted", &json!({ "portMappings": ports })).unwrap();
-        let host_port = Route::translated(SocketAddr::new(lab.node(0).address(), HOST_PORT), PORT);
-        // A service in front of a pod of each node, and the rule that drops packets of connections
-        // that connection tracking does not know.
-        drop_invalid(lab);
-        for (address, pod) in [(NEAR_SERVICE, &near), (FAR_SERVICE, &far)] {
-            for protocol in ["tcp", "udp"] {
-                let to = pod.address();
-                iptables(
-                    lab.node(0),
-                    &format!(
-                        "-t nat -A PREROUTING -d {address}/32 -p {protocol} --dport 80 -j DNAT --to-destination {to}:{SERVED}"
-                    ),
-                );
-            }
+        let mut paths = Vec::new();
+        for (number, (to_near, to_far)) in (0..).zip(near.addresses().iter().zip(far.addresses())) {
+            let family = Family::of(*to_near);
+            // Servers listen for both families, so each needs ports of its own.
+            let port = PORT + 100 * number;
+            paths.extend([
+                (format!("pod → pod of this node, {family}"), &*client, &*near, Route::to(*to_near, port)),
+                (format!("pod → pod of another node, {family}"), &*client, &*far, Route::to(*to_far, port)),
+                (format!("node → pod, {family}"), lab.node(0), &*near, Route::to(*to_near, port + 1)),
+            ]);
         }
-        let paths = [
-            ("pod → pod of this node", &*client, &*near, Route::to(near.address(), PORT)),
-            ("pod → pod of another node", &*client, &*far, Route::to(far.address(), PORT)),
-            ("pod → world", &*client, lab.world(), Route::to(lab.world_address(), PORT)),
-            ("world → hostPort", lab.world(), &*hosted, host_port),
-            (
-                "pod → service, pod of this node",
-                &*client,
-                &*near,
-                Route::translated((NEAR_SERVICE, 80).into(), SERVED),
-            ),
-            (
-                "pod → service, another node's",
-                &*client,
-                &*far,
-                Route::translated((FAR_SERVICE, 80).into(), SERVED),
-            ),
-            ("node → pod", lab.node(0), &*near, Route::to(near.address(), PORT + 1)),
-        ];
-        let paths = paths.map(|(name, from, to, route)| {
-            let stream = traffic::tcp_stream_on(from, to, route).unwrap();
+        let by_device = format!("pod → pod of another node, {}", Family::V6);
+        let has_ipv4 = client.addresses().iter().any(IpAddr::is_ipv4);
+        if has_ipv4 {
+            serve(lab, [(NEAR_SERVICE, &near), (FAR_SERVICE, &far)]);
+            let service = |address: Ipv4Addr| Route::translated((address, 80).into(), SERVED);
+            let of_ipv4 = [
+                ("pod → world", &*client, lab.world(), Route::to(lab.world_address(), PORT)),
+                ("world → hostPort", lab.world(), &*hosted, host_port(lab, HOST_PORT, PORT)),
+                ("pod → service, pod of this node", &*client, &*near, service(NEAR_SERVICE)),
+                ("pod → service, another node's", &*client, &*far, service(FAR_SERVICE)),
+            ];
+            paths.extend(of_ipv4.map(|(name, from, to, route)| (name.to_owned(), from, to, route)));
+        }
+        let started = paths.into_iter().map(|(name, from, to, route)| {
+            // What comes out of the VXLAN device shares a queue: a stream at full rate would cost
+            // datagrams.
+            let is_by_device = name == by_device;
+            let stream = (!is_by_device).then(|| traffic::tcp_stream_on(from, to, route).unwrap());
             (name, stream, Datagrams::start(from, to, route).unwrap())
         });
-        Self { paths: paths.into(), pods: [client, near, far, hosted] }
+        Self { paths: started.collect(), has_ipv4, pods: [client, near, far, hosted] }
     }
 
     /// Waits until a fair amount of traffic has arrived on every path.
     pub fn go_on(&self) {
         for (name, stream, datagrams) in &self.paths {
-            stream.wait_for(1 << 20).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            if let Some(stream) = stream {
+                stream.wait_for(1 << 20).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            }
             datagrams.wait_for(300).unwrap_or_else(|error| panic!("{name}: {error:#}"));
         }
     }
 
-    /// Makes new connections, to the world and to a hostPort.
+    /// Makes new connections: to a pod of the other node, to the world and to a hostPort.
     pub fn begin_anew(&self, lab: &Lab) {
-        let [client, _, _, hosted] = &self.pods;
-        let world = Route::to(lab.world_address(), PORT + 3);
-        traffic::tcp_exchange_on(client, lab.world(), world, 1000).unwrap();
-        let host_port =
-            Route::translated(SocketAddr::new(lab.node(0).address(), OTHER_HOST_PORT), OTHER_PORT);
-        traffic::tcp_exchange_on(lab.world(), hosted, host_port, 1000).unwrap();
+        let [client, _, far, hosted] = &self.pods;
+        for address in far.addresses() {
+            traffic::tcp_exchange(client, far, *address, PORT + 3, 1000).unwrap();
+        }
+        if self.has_ipv4 {
+            let world = Route::to(lab.world_address(), PORT + 3);
+            traffic::tcp_exchange_on(client, lab.world(), world, 1000).unwrap();
+            let route = host_port(lab, OTHER_HOST_PORT, OTHER_PORT);
+            traffic::tcp_exchange_on(lab.world(), hosted, route, 1000).unwrap();
+        }
     }
 
     /// Ends all traffic and prints what was sent and received. Asserts that no datagram is missing
@@ -103,7 +107,7 @@ impl Flows {
         let mut text = format!("\n{title}, {mode:?}\n");
         writeln!(
             text,
-            "| {:<31} | {:<9} | {:>12} | {:>12} | {:>5} |",
+            "| {:<32} | {:<9} | {:>12} | {:>12} | {:>5} |",
             "path", "", "sent", "received", "lost"
         )
         .unwrap();
@@ -113,7 +117,7 @@ impl Flows {
                 let (sent, received) = (count.sent, count.received);
                 writeln!(
                     text,
-                    "| {name:<31} | {direction:<9} | {sent:>12} | {received:>12} | {:>5} |",
+                    "| {name:<32} | {direction:<9} | {sent:>12} | {received:>12} | {:>5} |",
                     count.lost()
                 )
                 .unwrap();
@@ -121,13 +125,35 @@ impl Flows {
                     lost.push(format!("{name}, {direction}: {count:?}"));
                 }
             }
+            let Some(stream) = stream else { continue };
             // This fails if a byte is missing or wrong, or if the connection was reset.
             let bytes = stream.finish().unwrap_or_else(|error| panic!("{name}: {error:#}")).bytes;
-            writeln!(text, "| {name:<31} | {:<9} | {bytes:>12} | {bytes:>12} | {:>5} |", "TCP bytes", 0)
+            writeln!(text, "| {name:<32} | {:<9} | {bytes:>12} | {bytes:>12} | {:>5} |", "TCP bytes", 0)
                 .unwrap();
         }
         // Print past the test harness, which shows only the output of failed tests.
         std::io::stdout().write_all(text.as_bytes()).unwrap();
         assert_eq!(lost, [] as [String; 0]);
+    }
+}
+
+fn host_port(lab: &Lab, host: u16, pod: u16) -> Route {
+    Route::translated(SocketAddr::new(lab.node(0).address(), host), pod)
+}
+
+/// Puts a service in front of each pod, and adds the rule that drops packets of connections that
+/// connection tracking does not know.
+fn serve(lab: &Lab, services: [(Ipv4Addr, &Pod); 2]) {
+    drop_invalid(lab);
+    for (address, pod) in services {
+        for protocol in ["tcp", "udp"] {
+            let to = pod.addresses().iter().find(|address| address.is_ipv4()).unwrap();
+            iptables(
+                lab.node(0),
+                &format!(
+                    "-t nat -A PREROUTING -d {address}/32 -p {protocol} --dport 80 -j DNAT --to-destination {to}:{SERVED}"
+                ),
+            );
+        }
     }
 }

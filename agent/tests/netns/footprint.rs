@@ -111,12 +111,21 @@ impl Footprint {
             }
         }
         for pod in pods {
-            let link = &json_of(pod, &["ip", "-json", "-4", "address", "show", "dev", "eth0"])[0];
+            let link = &json_of(pod, &["ip", "-json", "address", "show", "dev", "eth0"])[0];
             let addresses = link["addr_info"].as_array().unwrap().iter();
-            let addresses =
-                addresses.map(|entry| json!([entry["local"], entry["prefixlen"], entry["scope"]]));
+            let addresses = addresses.map(|entry| {
+                json!([
+                    entry["local"],
+                    entry["prefixlen"],
+                    entry["scope"],
+                    entry["nodad"],
+                    entry["tentative"]
+                ])
+            });
             add("pod", "addresses", json!([link["mtu"], addresses.collect::<Vec<_>>()]).to_string());
-            add("pod", "routes", pod.exec(&["ip", "route"]).unwrap());
+            for family in ["-4", "-6"] {
+                add("pod routes", family, pod.exec(&["ip", family, "route"]).unwrap());
+            }
             add("pod", "neighbours", pod.exec(&["ip", "neighbour"]).unwrap());
         }
         let names: Vec<_> =
@@ -140,9 +149,8 @@ impl Footprint {
 fn names_of(node: &Node, pod: &Pod, number: usize) -> Vec<(String, String)> {
     let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
     let list = |bytes: &[u8]| bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
-    let IpAddr::V4(address) = pod.address() else { panic!("{} is not IPv4", pod.address()) };
     let ifindex = node.ifindex(pod.host_interface()).unwrap();
-    [
+    let of_pod = [
         (pod.host_interface().to_owned(), "LINK"),
         (pod.call().container_id.clone(), "CONTAINER"),
         (mac(pod.eth0_mac()), "MAC"),
@@ -150,13 +158,22 @@ fn names_of(node: &Node, pod: &Pod, number: usize) -> Vec<(String, String)> {
         (list(&pod.eth0_mac()), "MAC"),
         (list(&pod.host_mac()), "HOST-MAC"),
         (format!("\"ifindex\":{ifindex},"), "IFINDEX"),
-        (format!("{}]", list(&address.octets())), "ADDRESS]"),
-        (format!("{address}/32"), "ADDRESS"),
-        (format!("{address} "), "ADDRESS "),
-        (format!("\"{address}\""), "\"ADDRESS\""),
-    ]
-    .map(|(value, name)| (value, format!("{name}-{number}")))
-    .to_vec()
+    ];
+    let of_pod = of_pod.map(|(value, name)| (value, name.to_owned()));
+    let of_addresses = pod.addresses().iter().flat_map(|address| {
+        let (bytes, name) = match address {
+            IpAddr::V4(address) => (list(&address.octets()), "IPV4"),
+            IpAddr::V6(address) => (list(&address.octets()), "IPV6"),
+        };
+        [
+            (format!("{bytes}]"), format!("{name}]")),
+            (format!("{address}/"), format!("{name}/")),
+            (format!("{address} "), format!("{name} ")),
+            (format!("\"{address}\""), format!("\"{name}\"")),
+        ]
+    });
+    let all = of_pod.into_iter().chain(of_addresses);
+    all.map(|(value, name)| (value, format!("{name}-{number}"))).collect()
 }
 
 fn json_of(ns: &Ns, command: &[&str]) -> Vec<Value> {

@@ -11,6 +11,7 @@ use serde_json::json;
 use xtask::lab::frames::Capture;
 use xtask::lab::{Lab, Mode, Ns, traffic};
 
+use crate::check::drops;
 use crate::headers::Ip;
 use crate::packets::{Packet, Transport, behind_ethernet, tcp, udp};
 use crate::refused::{Row, refused};
@@ -119,7 +120,7 @@ fn a_pods_closed_port_is_told_by_every_way() {
             assert!(is_refused(ns, to), "{mode:?}, {who}: no error about the closed port came");
         }
         for node in lab.nodes() {
-            assert!(node.drops().unwrap().is_empty(), "{mode:?}: {:?}", node.drops().unwrap());
+            assert!(drops(node).is_empty(), "{mode:?}: {:?}", drops(node));
         }
     }
 }

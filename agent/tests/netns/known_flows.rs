@@ -13,7 +13,7 @@ use serde_json::json;
 use xtask::lab::frames::{self, Capture};
 use xtask::lab::{Lab, Mode, Node, Ns, Pod, traffic};
 
-use crate::check::Counted;
+use crate::check::{Counted, drops};
 use crate::headers::Ip;
 use crate::host_ports::mappings;
 use crate::packets::{self, Packet, Vxlan, inner};
@@ -62,7 +62,9 @@ fn node_that_leaves_returns_or_moves_takes_its_flows_along() {
         let entries = |node: &Node| node.map_dump(maps::NODES).unwrap().as_array().unwrap().len();
         let complete = entries(here);
         pair.lab.write_node_list(&without.to_string()).unwrap();
-        assert!(wait_until(|| (entries(here) < complete).then_some(())).is_some(), "node2 never left");
+        // Its podCIDR and its address, of each family.
+        let is_gone = || (entries(here) == complete - 4).then_some(());
+        assert!(wait_until(is_gone).is_some(), "node2 never left");
         let before = Counted::quiet(&pair.lab);
         pair.client.send_to(b"into the dark", pair.to).unwrap();
         let grown = Counted::quiet(&pair.lab).since(&before);
@@ -281,7 +283,7 @@ fn datagrams_are_not_lost_while_agents_are_killed_and_come_back() {
             }
             assert!(count > 0);
         });
-        let drops: Vec<BTreeMap<_, _>> = pair.lab.nodes().iter().map(|node| node.drops().unwrap()).collect();
+        let drops: Vec<BTreeMap<_, _>> = pair.lab.nodes().iter().map(drops).collect();
         assert!(drops.iter().all(BTreeMap::is_empty), "{mode:?}: {drops:?}");
     }
 }

@@ -71,6 +71,9 @@ mod wiped;
 mod world;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Deref;
+
+use xtask::lab::{Node, Ns, Pod, traffic};
 
 /// Returns whether there is time for long tests.
 fn soak() -> bool {
@@ -81,5 +84,33 @@ fn v4(address: IpAddr) -> Ipv4Addr {
     match address {
         IpAddr::V4(address) => address,
         IpAddr::V6(address) => panic!("{address} is not IPv4"),
+    }
+}
+
+/// A pod or a node, which has an address of each family.
+trait Place: Deref<Target = Ns> {
+    fn all_addresses(&self) -> Vec<IpAddr>;
+}
+
+impl Place for Pod {
+    fn all_addresses(&self) -> Vec<IpAddr> {
+        self.addresses().to_vec()
+    }
+}
+
+impl Place for Node {
+    fn all_addresses(&self) -> Vec<IpAddr> {
+        self.addresses()
+    }
+}
+
+/// Exchanges a stream with a pod or a node by each of its addresses. Asserts that the client's
+/// address is not translated.
+#[track_caller]
+fn reach(client: &Ns, server: &impl Place) {
+    for address in server.all_addresses() {
+        let exchange = traffic::tcp_exchange(client, server, address, 8080, 1 << 20);
+        let exchange = exchange.unwrap_or_else(|error| panic!("{} by {address}: {error:#}", server.name()));
+        assert_eq!(exchange.peer_seen_by_server, exchange.client, "{} by {address}", server.name());
     }
 }

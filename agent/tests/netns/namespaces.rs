@@ -5,12 +5,11 @@ use std::path::PathBuf;
 
 use podwire_common::names::maps;
 use serde_json::{Value, json};
-use xtask::lab::{Lab, Node, traffic};
+use xtask::lab::{Lab, Node};
 
 use crate::footprint::Footprint;
+use crate::reach;
 use crate::sockets::wait_until;
-
-const MEBIBYTE: u64 = 1 << 20;
 
 #[test]
 fn an_agent_in_another_namespace_touches_nothing() {
@@ -37,8 +36,8 @@ fn an_agent_in_another_namespace_touches_nothing() {
     // The agent in the right namespace finds everything as it was.
     node.start_agent().unwrap();
     for pod in &pods {
-        traffic::tcp_exchange(pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
-        traffic::tcp_exchange(&far, pod, pod.address(), 8080, MEBIBYTE).unwrap();
+        reach(pod, &far);
+        reach(&far, pod);
     }
     assert_eq!(Footprint::of(node, &[&pods[0], &pods[1]]).differences(&before), [""; 0]);
 }
@@ -63,7 +62,7 @@ fn pods_of_a_restarted_node_container_are_released() {
     node.start_agent().unwrap();
     assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), json!([]));
     let again = node.add_pod_with("again", &wanted).unwrap();
-    traffic::udp_exchange(node, &again, again.address(), 8080, 100).unwrap();
+    reach(node, &again);
 }
 
 #[test]

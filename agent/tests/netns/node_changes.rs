@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use podwire_common::names::maps;
 use serde_json::{Value, json};
-use xtask::lab::{Lab, Node, Pod, traffic};
+use xtask::lab::{Lab, Node, traffic};
 
+use crate::reach;
 use crate::sockets::wait_until;
 use crate::sweep::{comes, conditions, goes, metric};
 
@@ -23,7 +24,7 @@ fn node_made_anew_with_another_pod_cidr_is_reached_there() {
     let (one, two) = (lab.node(0), lab.node(1));
     let client = one.add_pod("client").unwrap();
     let old = two.add_pod("old").unwrap();
-    exchange(&client, &old);
+    reach(&client, &old);
     let api = lab.api_server().unwrap();
     let mut node = api.node("node2").unwrap();
     two.kill_agent().unwrap();
@@ -36,8 +37,8 @@ fn node_made_anew_with_another_pod_cidr_is_reached_there() {
     two.start_agent().unwrap();
     let new = two.add_pod("new").unwrap();
     assert!(new.address().to_string().starts_with("10.244.7."), "{}", new.address());
-    exchange(&client, &new);
-    exchange(&new, &client);
+    reach(&client, &new);
+    reach(&new, &client);
     let known = dump(one, maps::NODES);
     assert!(!known.to_string().contains("10,244,2,0"), "the earlier podCIDR is still known: {known}");
 }
@@ -59,7 +60,7 @@ fn a_node_is_followed_to_another_address() {
     let lab = Lab::builder().build().unwrap();
     let (one, two) = (lab.node(0), lab.node(1));
     let (client, server) = (one.add_pod("client").unwrap(), two.add_pod("server").unwrap());
-    exchange(&client, &server);
+    reach(&client, &server);
     let stream = traffic::tcp_stream(&client, &server, server.address(), 8081).unwrap();
     stream.wait_for(MEBIBYTE).unwrap();
     two.ip("address del 10.200.0.2/24 dev eth0\naddress add 10.200.0.22/24 dev eth0\nroute replace default via 10.200.0.254\n").unwrap();
@@ -73,7 +74,7 @@ fn a_node_is_followed_to_another_address() {
     assert!(wait_until(again).is_some(), "{}", two.agent_log_tail(20));
     stream.wait_for(MEBIBYTE).unwrap();
     assert!(stream.finish().unwrap().bytes > 0);
-    exchange(&server, &client);
+    reach(&server, &client);
     traffic::tcp_exchange(one, &server, server.address(), 8080, MEBIBYTE).unwrap();
     assert!(
         !dump(one, maps::TUNNEL_PEERS).to_string().contains("10,200,0,2]"),
@@ -92,7 +93,7 @@ fn a_pod_cidr_that_is_assigned_late_is_waited_for_quietly() {
     api.put(early);
     one.start_agent().unwrap();
     two.spawn_agent().unwrap();
-    comes(two, OWN_MISSING, "this node, node2, has no IPv4 network in spec.podCIDR: waiting for it");
+    comes(two, OWN_MISSING, "this node, node2, has no network in spec.podCIDRs: waiting for it");
     let client = one.add_pod("client").unwrap();
     let refused = two.add_pod("early").unwrap_err().to_string();
     assert!(refused.contains("spec.podCIDR"), "{refused}");
@@ -103,7 +104,7 @@ fn a_pod_cidr_that_is_assigned_late_is_waited_for_quietly() {
     routes_with(one, "10.244.2.0/24");
     two.wait_ready().unwrap();
     assert_eq!(metric(one, "podwire_nodes_skipped{reason=\"no-pod-cidr\"}"), "0");
-    exchange(&client, &two.add_pod("server").unwrap());
+    reach(&client, &two.add_pod("server").unwrap());
 }
 
 #[test]
@@ -119,13 +120,13 @@ fn of_two_nodes_with_one_pod_cidr_the_first_by_name_keeps_it() {
     api.put(wrong);
     let expected = "node node3 is skipped: its podCIDR 10.244.2.0/24 overlaps 10.244.2.0/24 of node node2";
     comes(lab.node(0), PROBLEM, expected);
-    exchange(&client, &server);
+    reach(&client, &server);
     api.put(right);
     routes_with(lab.node(0), "10.244.3.0/24");
     goes(lab.node(0), PROBLEM);
     lab.node(2).start_agent().unwrap();
-    exchange(&client, &lab.node(2).add_pod("third").unwrap());
-    exchange(&client, &server);
+    reach(&client, &lab.node(2).add_pod("third").unwrap());
+    reach(&client, &server);
 }
 
 #[test]
@@ -149,7 +150,7 @@ fn pod_cidr_that_changes_its_node_always_has_one() {
     assert!(wait_until(moved).is_some(), "{}", successor.agent_log_tail(20));
     let server = successor.add_pod("server").unwrap();
     assert!(server.address().to_string().starts_with("10.244.2."), "{}", server.address());
-    exchange(&client, &server);
+    reach(&client, &server);
 }
 
 #[test]
@@ -163,7 +164,7 @@ fn a_cordoned_node_changes_nothing_for_its_pods() {
     node["spec"]["unschedulable"] = json!(true);
     api.put(node);
     said(one, "INFO", "node node2 is cordoned: its pods keep their network");
-    exchange(&client, &server);
+    reach(&client, &server);
     assert_eq!(
         (dump(one, maps::NODES), dump(one, maps::TUNNEL_PEERS), one.exec(&["ip", "route"]).unwrap()),
         before
@@ -194,7 +195,7 @@ fn deleted_nodes_pods_are_dropped_and_counted_until_it_is_back() {
     routes_with(one, "10.244.2.0/24");
     stream.wait_for(MEBIBYTE).unwrap();
     assert!(stream.finish().unwrap().bytes > 0);
-    exchange(&near, &far);
+    reach(&near, &far);
 }
 
 #[test]
@@ -209,14 +210,14 @@ fn a_list_without_this_node_takes_nothing_away() {
     for node in [one, two] {
         comes(node, OWN_MISSING, "is not in the node list");
     }
-    exchange(&client, &server);
+    reach(&client, &server);
     assert_eq!(dump(one, maps::NODES), before);
     api.set(&all);
     // Both nodes come back, one after the other.
     let is_whole = || dump(one, maps::NODES) == before;
     let serves = || (metric(one, "podwire_ready") == "1" && is_whole()).then_some(());
     assert!(wait_until(serves).is_some(), "{}", one.agent_log_tail(20));
-    exchange(&one.add_pod("late").unwrap(), &server);
+    reach(&one.add_pod("late").unwrap(), &server);
 }
 
 #[test]
@@ -226,7 +227,7 @@ fn a_pod_cidr_that_is_the_nodes_own_network_takes_nobody_off_it() {
     let api = lab.api_server().unwrap();
     let mut wrong = api.node("node2").unwrap();
     wrong["metadata"] = json!({ "name": "wrong" });
-    wrong["status"]["addresses"][0]["address"] = json!("10.200.0.9");
+    set_addresses(&mut wrong, 9);
     for network in ["10.200.0.0/24", "10.200.0.0/16"] {
         let before = one.exec(&["ip", "route"]).unwrap();
         set_pod_cidr(&mut wrong, network);
@@ -248,7 +249,7 @@ fn nodes_of_another_operating_system_are_counted_and_no_more() {
     windows["metadata"] = json!({ "name": "win1", "labels": { "kubernetes.io/os": "windows" } });
     set_pod_cidr(&mut windows, "10.244.40.0/24");
     windows["status"]["nodeInfo"]["operatingSystem"] = json!("windows");
-    windows["status"]["addresses"][0]["address"] = json!("10.200.0.40");
+    set_addresses(&mut windows, 40);
     api.put(windows);
     let skipped = || metric(one, "podwire_nodes_skipped{reason=\"other-operating-system\"}");
     assert!(wait_until(|| (skipped() == "1").then_some(())).is_some());
@@ -269,7 +270,7 @@ fn without_the_api_server_all_goes_on_across_a_restart() {
     assert_eq!(metric(one, "podwire_node_list_age_seconds"), "0");
     api.stop();
     comes(one, STALE, "the last good state stays");
-    exchange(&client, &server);
+    reach(&client, &server);
     one.add_pod("late").unwrap();
 
     let before = dump(one, maps::NODES);
@@ -281,8 +282,8 @@ fn without_the_api_server_all_goes_on_across_a_restart() {
     one.start_agent().unwrap();
     comes(one, STALE, "the last good node list is used");
     let later = one.add_pod("later").unwrap();
-    exchange(&later, &server);
-    exchange(&client, &server);
+    reach(&later, &server);
+    reach(&client, &server);
     assert_eq!(dump(one, maps::NODES), before, "the agent removed an entry before it had the current list");
     let age = || metric(one, "podwire_node_list_age_seconds").parse::<u64>().unwrap();
     assert!(age() >= hour.as_secs(), "{}", age());
@@ -292,7 +293,7 @@ fn without_the_api_server_all_goes_on_across_a_restart() {
     let gone = || !dump(one, maps::NODES).to_string().contains("10,244,3,0");
     assert!(wait_until(|| gone().then_some(())).is_some(), "{}", one.agent_log_tail(20));
     assert_eq!(age(), 0);
-    exchange(&later, &server);
+    reach(&later, &server);
 }
 
 #[test]
@@ -325,25 +326,29 @@ fn a_list_that_comes_again_and_changes_nothing_writes_no_map() {
     api.start().unwrap();
     // The agents of both nodes list again.
     assert!(wait_until(|| (lists() >= listed + 2).then_some(())).is_some(), "{:#?}", api.requests());
-    // The agent sees the next change, and does nothing but this: a podCIDR, an address, a peer and
-    // a route.
+    // The agent sees the next change, and does nothing but this: a podCIDR, an address and a route
+    // of each family, and a peer.
     let mut third = api.node("node2").unwrap();
     third["metadata"] = json!({ "name": "node3" });
     set_pod_cidr(&mut third, "10.244.3.0/24");
-    third["status"]["addresses"][0]["address"] = json!("10.200.0.3");
+    set_addresses(&mut third, 3);
     api.put(third);
     routes_with(one, "10.244.3.0/24");
-    assert!(wait_until(|| (changes() >= before + 4).then_some(())).is_some(), "{}", one.agent_log());
-    assert_eq!(changes(), before + 4, "{}", one.agent_log());
+    assert!(wait_until(|| (changes() >= before + 7).then_some(())).is_some(), "{}", one.agent_log());
+    assert_eq!(changes(), before + 7, "{}", one.agent_log());
 }
 
-fn exchange(from: &Pod, to: &Pod) {
-    let exchange = traffic::tcp_exchange(from, to, to.address(), 8080, MEBIBYTE).unwrap();
-    assert_eq!(exchange.peer_seen_by_server, exchange.client);
-}
-
+/// Sets the podCIDRs: `network`, which is IPv4, and the IPv6 network with the same numbers.
 fn set_pod_cidr(node: &mut Value, network: &str) {
-    node["spec"] = json!({ "podCIDR": network, "podCIDRs": [network] });
+    let numbers: Vec<_> = network.split('.').collect();
+    let ipv6 = format!("fd00:{}:{}:{}::/64", numbers[0], numbers[1], numbers[2]);
+    node["spec"] = json!({ "podCIDR": network, "podCIDRs": [network, ipv6] });
+}
+
+/// Sets the InternalIPs, which end in this number.
+fn set_addresses(node: &mut Value, number: u8) {
+    node["status"]["addresses"][0]["address"] = json!(format!("10.200.0.{number}"));
+    node["status"]["addresses"][1]["address"] = json!(format!("fd00:10:200::{number}"));
 }
 
 fn dump(node: &Node, map: &str) -> Value {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, traffic};
 
 use crate::idle_clients::get;
+use crate::reach;
 use crate::sweep::{comes, goes};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,7 +47,7 @@ fn a_malformed_entry_is_named_and_the_rest_works() {
     }
     // The nodes serve pods as before.
     let (client, server) = (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap());
-    traffic::tcp_exchange(&client, &server, server.address(), 8080, MEBIBYTE).unwrap();
+    reach(&client, &server);
 }
 
 #[test]
@@ -60,7 +61,7 @@ fn a_list_that_does_not_decode_keeps_the_last_good_state() {
         lab.write_node_list(broken).unwrap();
         comes(lab.node(0), STALE, "the last good state stays");
         assert_eq!(lab.node(0).map_dump(maps::NODES).unwrap(), before);
-        traffic::tcp_exchange(&client, &server, server.address(), 8080, MEBIBYTE).unwrap();
+        reach(&client, &server);
         lab.write_node_list(&good).unwrap();
     }
     lab.node(0).add_pod("late").unwrap();
@@ -122,13 +123,12 @@ fn joining_node_is_reached_and_leaving_one_is_forgotten() {
     let before = nodes();
 
     lab.write_node_list(&all.to_string()).unwrap();
-    // node3 has two entries: its podCIDR and its address.
-    eventually("node3 is in NODES", || entries(&nodes()) == entries(&before) + 2, lab.node(0));
+    // node3 has two entries of each family: its podCIDR and its address.
+    eventually("node3 is in NODES", || entries(&nodes()) == entries(&before) + 4, lab.node(0));
     lab.node(2).start_agent().unwrap();
     let server = lab.node(2).add_pod("server").unwrap();
-    let exchange = traffic::tcp_exchange(&client, &server, server.address(), 8080, MEBIBYTE).unwrap();
-    assert_eq!(exchange.peer_seen_by_server, exchange.client);
-    traffic::tcp_exchange(lab.node(0), &server, server.address(), 8080, MEBIBYTE).unwrap();
+    reach(&client, &server);
+    reach(lab.node(0), &server);
 
     lab.write_node_list(&two.to_string()).unwrap();
     eventually("node3 has left NODES", || nodes() == before, lab.node(0));
@@ -142,18 +142,19 @@ fn pods_go_on_when_their_nodes_network_changes_and_it_is_said() {
     let node = lab.node(0);
     let old = node.add_pod("old").unwrap();
     let mut list = lab.node_list().unwrap();
-    list["items"][0]["spec"] = json!({ "podCIDR": "10.244.9.0/24", "podCIDRs": ["10.244.9.0/24"] });
+    list["items"][0]["spec"] =
+        json!({ "podCIDR": "10.244.9.0/24", "podCIDRs": ["10.244.9.0/24", "fd00:10:244:9::/64"] });
     lab.write_node_list(&list.to_string()).unwrap();
     let told = comes(node, "pods-outside-pod-cidr", "10.244.9.0/24");
     assert!(told.contains(&old.address().to_string()), "{told}");
 
-    traffic::tcp_exchange(&old, node, node.address(), 8080, MEBIBYTE).unwrap();
+    reach(&old, node);
     traffic::tcp_exchange(&old, lab.world(), lab.world_address(), 8080, MEBIBYTE).unwrap();
     let new = node.add_pod("new").unwrap();
     assert!(new.address().to_string().starts_with("10.244.9."), "{}", new.address());
-    traffic::tcp_exchange(&old, &new, new.address(), 8080, MEBIBYTE).unwrap();
+    reach(&old, &new);
     let far = lab.node(1).add_pod("far").unwrap();
-    traffic::tcp_exchange(&new, &far, far.address(), 8080, MEBIBYTE).unwrap();
+    reach(&new, &far);
     old.delete().unwrap();
     goes(node, "pods-outside-pod-cidr");
 }

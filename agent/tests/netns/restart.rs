@@ -3,15 +3,20 @@
 use std::fs;
 
 use podwire_cni::fault::{Fault, Step, VARIABLE};
-use xtask::lab::{Lab, Mode, Node};
+use xtask::lab::{Families, Lab, Mode, Node};
 
 use crate::flows::Flows;
 use crate::sockets::wait_until;
 
 #[test]
 fn restart_under_traffic_loses_no_datagram_and_no_connection() {
-    for mode in [Mode::Vxlan, Mode::Direct] {
-        let lab = Lab::builder().mode(mode).build().unwrap();
+    for (mode, families) in [
+        (Mode::Vxlan, Families::Dual),
+        (Mode::Direct, Families::Dual),
+        (Mode::Vxlan, Families::V6),
+        (Mode::Direct, Families::V4),
+    ] {
+        let lab = Lab::builder().mode(mode).families(families).build().unwrap();
         let flows = Flows::start(&lab);
         for round in 0..if crate::soak() { 50 } else { 2 } {
             for node in lab.nodes() {
@@ -24,7 +29,7 @@ fn restart_under_traffic_loses_no_datagram_and_no_connection() {
             flows.go_on();
             flows.begin_anew(&lab);
         }
-        flows.finish("agents restarted under traffic", mode);
+        flows.finish(&format!("agents restarted under traffic, {families:?}"), mode);
     }
 }
 

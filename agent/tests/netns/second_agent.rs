@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use xtask::lab::{Lab, Node, traffic};
+use xtask::lab::{Lab, Node};
 
 use crate::footprint::Footprint;
+use crate::reach;
 use crate::sockets::wait_until;
 
 /// A port of its own: the first agent has the lab's.
@@ -32,7 +33,7 @@ fn a_second_agent_on_one_folder_of_pins_is_refused() {
         assert!(!ended.success() && node.agent_log().contains(&said), "{}", node.agent_log_tail(5));
         assert_eq!(Footprint::of(node, &[&pod]).differences(&before), [""; 0]);
         assert_eq!(overlay_programs(node), programs);
-        traffic::udp_exchange(&pod, &far, far.address(), 8080, 100).unwrap();
+        reach(&pod, &far);
     };
     refused();
     // The first agent also holds the folder that it makes again.
@@ -72,7 +73,7 @@ fn a_second_agent_on_one_socket_replaces_no_program() {
         assert!(!ended.success() && node.agent_log().contains(&said), "{}", node.agent_log_tail(5));
         assert_eq!(overlay_programs(node), programs);
         assert!(!Path::new(&pins).exists());
-        traffic::udp_exchange(&pod, &far, far.address(), 8080, 100).unwrap();
+        reach(&pod, &far);
     };
     refused();
     let lock = format!("{}.lock", node.socket().display());

@@ -2,6 +2,8 @@
 
 use xtask::lab::{Lab, traffic};
 
+use crate::reach;
+
 const MEBIBYTE: u64 = 1 << 20;
 const FORWARDING: &str = "net/ipv4/ip_forward";
 /// A script that runs a command with `/proc/sys` read-only. The network's part of it is writable
@@ -38,7 +40,7 @@ fn switches_are_set_or_the_way_to_set_them_is_told() {
     assert_eq!(forwarding(&with), "1\n");
     let node = with.node(0);
     for (switch, value) in
-        [("ipv4/conf/podwire-vxlan/rp_filter", "2"), ("ipv6/conf/podwire-vxlan/disable_ipv6", "1")]
+        [("ipv4/conf/podwire-vxlan/rp_filter", "2"), ("ipv6/conf/podwire-vxlan/disable_ipv6", "0")]
     {
         assert_eq!(
             node.exec(&["cat", &format!("/proc/sys/net/{switch}")]).unwrap().trim(),
@@ -47,7 +49,7 @@ fn switches_are_set_or_the_way_to_set_them_is_told() {
         );
     }
     let (pod, far) = (node.add_pod("pod").unwrap(), with.node(1).add_pod("far").unwrap());
-    traffic::tcp_exchange(&pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
+    reach(&pod, &far);
     traffic::tcp_exchange(&pod, with.world(), with.world_address(), 8080, MEBIBYTE).unwrap();
 
     node.stop_agent().unwrap();

@@ -14,10 +14,14 @@ use podwire_core::slice::Hooks;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Mode, Node, traffic};
 
+use crate::reach;
 use crate::sockets::wait_until;
 
 const MEBIBYTE: u64 = 1 << 20;
 const FORWARDING: &str = "net/ipv4/ip_forward";
+const ACCEPT_RA: &str = "net/ipv6/conf/eth0/accept_ra";
+/// Forwarding of each family.
+const FORWARDING_OF_BOTH: [&str; 2] = [FORWARDING, "net/ipv6/conf/all/forwarding"];
 
 #[test]
 fn a_node_is_left_as_it_was_before_its_first_agent() {
@@ -34,6 +38,7 @@ fn a_node_is_left_as_it_was_before_its_first_agent() {
             (FORWARDING, "0"),
             ("net/ipv4/conf/all/accept_redirects", "0"),
             ("net/ipv4/conf/eth0/forwarding", "1"),
+            ("net/ipv6/conf/default/forwarding", "1"),
         ] {
             node.sysctl(name, value).unwrap();
         }
@@ -73,7 +78,7 @@ fn a_node_is_left_as_it_was_before_its_first_agent() {
         assert_eq!(Snapshot::of(node), before);
         node.start_agent().unwrap();
         let pod = node.add_pod("anew").unwrap();
-        traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+        reach(node, &pod);
     }
 }
 
@@ -105,6 +110,8 @@ fn uninstall_removes_the_rest_whatever_is_gone_already() {
     for (what, damage) in damages {
         let lab = Lab::builder().agents(false).build().unwrap();
         let node = lab.node(0);
+        // If the file with the earlier values is gone, they stay as they are.
+        FORWARDING_OF_BOTH.iter().for_each(|name| node.sysctl(name, "1").unwrap());
         let before = Snapshot::of(node);
         lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
         traffic_of_all_kinds(&lab);
@@ -152,47 +159,59 @@ fn what_cannot_be_removed_is_named_and_all_else_goes() {
 
 #[test]
 fn forwarding_that_others_rely_on_or_have_changed_stays() {
-    let forwarding = |node: &Node| node.exec(&["cat", &format!("/proc/sys/{FORWARDING}")]).unwrap();
+    let shown = |node: &Node, name: &str| node.exec(&["cat", &format!("/proc/sys/{name}")]).unwrap();
+    let forwarding = |node: &Node| FORWARDING_OF_BOTH.map(|name| shown(node, name)).concat();
+    let set = |node: &Node, value: &str| {
+        FORWARDING_OF_BOTH.iter().for_each(|name| node.sysctl(name, value).unwrap());
+    };
     let life = |docker: bool, before: &str, since: Option<&str>| {
         let lab = Lab::builder().nodes(1).docker(docker).agents(false).build().unwrap();
         let node = lab.node(0);
-        node.sysctl(FORWARDING, before).unwrap();
+        set(node, before);
+        let accepted = shown(node, ACCEPT_RA);
         node.start_agent().unwrap();
-        assert_eq!(forwarding(node), "1\n");
+        assert_eq!(forwarding(node), "1\n1\n");
         // The value that the first agent found counts, not the one that the first agent has set.
         node.restart_agent().unwrap();
         node.stop_agent().unwrap();
         if let Some(since) = since {
-            node.sysctl(FORWARDING, since).unwrap();
+            set(node, since);
         }
         let done = node.uninstall().unwrap();
         assert!(done.status.success(), "{}", text(&done));
-        (forwarding(node).trim().to_owned(), text(&done))
+        // While a node forwards, its uplink needs the agent's value.
+        if forwarding(node) == "0\n0\n" {
+            assert_eq!(shown(node, ACCEPT_RA), accepted, "{}", text(&done));
+        }
+        (forwarding(node), text(&done))
     };
-    assert_eq!(life(false, "0", None).0, "0");
-    assert_eq!(life(false, "1", None).0, "1", "it was on before");
-    assert_eq!(life(false, "0", Some("0")).0, "0");
+    assert_eq!(life(false, "0", None).0, "0\n0\n");
+    assert_eq!(life(false, "1", None).0, "1\n1\n", "it was on before");
+    assert_eq!(life(false, "0", Some("0")).0, "0\n0\n");
     // Another tool switches forwarding off while the agent runs, and the agent puts it back. After
     // the removal it is off, even if it was on before the agent. If it was on, eth0 gets back the
     // value that the kernel set when the other tool switched forwarding off.
     for (before, uplink) in [("0", "1\n"), ("1", "0\n")] {
         let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
         let node = lab.node(0);
-        node.sysctl(FORWARDING, before).unwrap();
-        node.sysctl("net/ipv4/conf/eth0/forwarding", "1").unwrap();
+        set(node, before);
+        let of_uplink = ["ipv4", "ipv6"].map(|family| format!("net/{family}/conf/eth0/forwarding"));
+        of_uplink.iter().for_each(|name| node.sysctl(name, "1").unwrap());
         node.start_agent().unwrap();
-        node.sysctl(FORWARDING, "0").unwrap();
-        assert!(wait_until(|| (forwarding(node) == "1\n").then_some(())).is_some(), "{}", node.agent_log());
+        set(node, "0");
+        let is_on = || (forwarding(node) == "1\n1\n").then_some(());
+        assert!(wait_until(is_on).is_some(), "{}", node.agent_log());
         node.stop_agent().unwrap();
         let done = node.uninstall().unwrap();
-        assert!(done.status.success() && forwarding(node) == "0\n", "{before}: {}", text(&done));
-        let shown = node.exec(&["cat", "/proc/sys/net/ipv4/conf/eth0/forwarding"]).unwrap();
-        assert_eq!(shown, uplink, "{before}: eth0's forwarding after the removal");
+        assert!(done.status.success() && forwarding(node) == "0\n0\n", "{before}: {}", text(&done));
+        for name in of_uplink {
+            assert_eq!(shown(node, &name), uplink, "{before}: {name} after the removal");
+        }
     }
     let (value, said) = life(true, "0", None);
-    assert!(value == "1" && said.contains("devices=\"docker0\""), "{said}");
+    assert!(value == "1\n1\n" && said.contains("devices=\"docker0\""), "{said}");
     let (value, said) = life(true, "1", None);
-    assert!(value == "1" && !said.contains("docker0"), "the agent has not switched it: {said}");
+    assert!(value == "1\n1\n" && !said.contains("docker0"), "the agent has not switched it: {said}");
 }
 
 #[test]
@@ -327,6 +346,9 @@ struct Snapshot {
 
 impl Snapshot {
     fn of(node: &Node) -> Self {
+        // The kernel looks for duplicates of a link's own address before it uses the address.
+        let tentative = || node.exec(&["ip", "-6", "address", "show", "tentative"]).unwrap();
+        assert!(wait_until(|| tentative().is_empty().then_some(())).is_some(), "{}", tentative());
         let commands = [
             "ip -d -o link",
             "ip -o address",

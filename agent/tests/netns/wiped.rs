@@ -2,6 +2,7 @@
 //! removes.
 
 use std::io::Read as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 
@@ -9,6 +10,7 @@ use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, traffic};
 
+use crate::reach;
 use crate::sockets::wait_until;
 use crate::sweep::{comes, goes, repairs};
 
@@ -24,7 +26,7 @@ fn a_run_folder_that_is_removed_comes_back_with_the_socket() {
     assert!(!refused.success && refused.answer["code"] == 11, "{refused:?}");
     assert!(wait_until(|| node.socket().exists().then_some(())).is_some());
     let pod = node.add_pod("pod").unwrap();
-    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    reach(node, &pod);
 }
 
 /// The case of a container: the folder is removed on the node, but its mount stays.
@@ -50,7 +52,7 @@ fn agent_without_its_run_folder_ends_and_the_next_serves() {
     mount(&["--bind", source.to_str().unwrap()], &run_dir);
     node.start_agent().unwrap();
     node.add_pod("next").unwrap();
-    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    reach(node, &pod);
     node.stop_agent().unwrap();
     unmount(&run_dir);
 }
@@ -84,7 +86,9 @@ fn pins_removed_under_traffic_come_back_and_nothing_ends() {
     // Only pinned objects outlive an agent. A new flow needs a second program, from the pinned
     // array of programs.
     node.kill_agent().unwrap();
-    traffic::tcp_exchange(&client, &near, near.address(), 8090, MEBIBYTE).unwrap();
+    for address in near.addresses() {
+        traffic::tcp_exchange(&client, &near, *address, 8090, MEBIBYTE).unwrap();
+    }
     // A new agent finds all that the first one had, and has an array of its own.
     node.start_agent().unwrap();
     go_on();
@@ -112,7 +116,7 @@ fn a_bpf_file_system_that_is_unmounted_is_done_without_or_said() {
     assert_eq!(pins(node), Vec::<String>::new());
     // The folder under the mount is itself on a BPF file system.
     come_back(node, &before);
-    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    reach(node, &pod);
     // Mount a file system of another kind over it.
     mount(&["-t", "tmpfs", "tmpfs"], node.bpf_dir());
     comes(node, "pins-missing", "not on a BPF file system");
@@ -120,7 +124,7 @@ fn a_bpf_file_system_that_is_unmounted_is_done_without_or_said() {
     let refused = node.cni_call("ADD", "late", &json!({})).run().unwrap();
     assert!(!refused.success && refused.answer["code"] == 11, "{refused:?}");
     assert!(refused.answer["msg"].as_str().unwrap().contains("not on a BPF file system"), "{refused:?}");
-    traffic::tcp_exchange(node, &pod, pod.address(), 8080, MEBIBYTE).unwrap();
+    reach(node, &pod);
     unmount(node.bpf_dir());
     assert!(
         wait_until(|| node.cni_call("ADD", "late", &json!({})).run().unwrap().success.then_some(()))
@@ -172,12 +176,15 @@ fn after_a_reboot_no_address_is_lost_and_none_is_taken_twice() {
     let far = lab.node(1).add_pod("far").unwrap();
     let names = ["one", "two", "three"];
     let before = names.map(|name| node.add_pod_with(name, &json!({})).unwrap());
-    let addresses: Vec<_> = before.iter().map(|pod| crate::v4(pod.address())).collect();
+    let addresses: Vec<_> = before.iter().map(|pod| pod.addresses().to_vec()).collect();
     node.kill_agent().unwrap();
     for pod in &before {
         node.ip(&format!("link del {}", pod.host_interface())).unwrap();
     }
-    node.ip("link del podwire-vxlan\nroute flush table main proto 112").unwrap();
+    node.ip("link del podwire-vxlan\n").unwrap();
+    for family in ["-4", "-6"] {
+        node.exec(&["ip", family, "route", "flush", "table", "main", "proto", "112"]).unwrap();
+    }
     std::fs::remove_dir_all(node.bpf_dir()).unwrap();
     std::fs::remove_dir_all(node.socket().parent().unwrap()).unwrap();
     std::fs::create_dir_all(node.socket().parent().unwrap()).unwrap();
@@ -188,15 +195,23 @@ fn after_a_reboot_no_address_is_lost_and_none_is_taken_twice() {
     assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap(), json!([]));
     // The runtime makes each pod again, in a new sandbox.
     let after = ["four", "five", "six", "seven"].map(|name| node.add_pod(name).unwrap());
-    let anew: Vec<_> = after.iter().map(|pod| crate::v4(pod.address())).collect();
-    let next = |address: &std::net::Ipv4Addr, by: u32| std::net::Ipv4Addr::from(u32::from(*address) + by);
-    let expected: Vec<_> = (1..=4).map(|by| next(addresses.last().unwrap(), by)).collect();
-    assert_eq!(anew, expected, "the agent did not go on after the last address");
+    let anew: Vec<_> = after.iter().map(|pod| pod.addresses().to_vec()).collect();
+    let next = |by| addresses[2].iter().map(|last| after_it(*last, by)).collect::<Vec<_>>();
+    let expected: Vec<_> = (1..=4).map(next).collect();
+    assert_eq!(anew, expected, "the agent did not go on after the last addresses");
     // The addresses from before the reboot are free.
-    let again = node.add_pod_with("again", &json!({ "ips": [format!("{}/24", addresses[0])] })).unwrap();
+    let again = node.add_pod_with("again", &json!({ "ips": addresses[0] })).unwrap();
+    assert_eq!(again.addresses(), addresses[0]);
     for pod in after.iter().chain([&again]) {
-        traffic::tcp_exchange(pod, &far, far.address(), 8080, MEBIBYTE).unwrap();
-        traffic::tcp_exchange(&far, pod, pod.address(), 8080, MEBIBYTE).unwrap();
+        reach(pod, &far);
+        reach(&far, pod);
+    }
+}
+
+fn after_it(address: IpAddr, by: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from(u32::from(address) + u32::from(by)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) + u128::from(by)).into(),
     }
 }
 

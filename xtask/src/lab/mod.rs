@@ -81,13 +81,13 @@ impl Mode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Families {
     /// IPv4 alone. IPv6 is off everywhere.
-    #[default]
     V4,
     /// IPv6 pods alone. Nodes have both families, and the tunnel is IPv4.
     V6,
     /// IPv6 alone: nodes have no IPv4 address.
     V6Only,
     /// Both, IPv4 first.
+    #[default]
     Dual,
     /// Both, IPv6 first.
     DualV6First,
@@ -131,10 +131,10 @@ pub fn is_soak() -> bool {
 /// | underlay | unless a cable joins the nodes: a bridge with 10.200.0.254/24; with a router 10.200.N.254/24 towards node N |
 /// | world | `eth0` 198.51.100.10/24 behind the underlay, which routes between all |
 ///
-/// With IPv6 ([`Builder::families`]), the same namespaces also have these addresses: node N
+/// With IPv6, as by default, the same namespaces also have these addresses: node N
 /// fd00:10:200::N/64, with a router fd00:10:200:N::1/64; pods fd00:10:244:N::/64; the underlay
-/// fd00:10:200::254, with a router fd00:10:200:N::254; the world 2001:db8::10/64. Otherwise IPv6 is
-/// off everywhere.
+/// fd00:10:200::254, with a router fd00:10:200:N::254; the world 2001:db8::10/64. Without it
+/// ([`Builder::families`]), IPv6 is off everywhere.
 #[derive(Debug)]
 pub struct Lab {
     nodes: Vec<Node>,
@@ -145,7 +145,8 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Returns the builder of a lab. By default the lab has two nodes in VXLAN mode.
+    /// Returns the builder of a lab. By default the lab has two nodes with both families of
+    /// addresses, IPv4 first, in VXLAN mode.
     pub fn builder() -> Builder {
         Builder {
             name: None,

@@ -6,7 +6,7 @@ use podwire_common::names::maps;
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node};
 
-use super::{CHECK_FAILED, Container, UNKNOWN_CONTAINER, address, failed, host_side};
+use super::{CHECK_FAILED, Container, UNKNOWN_CONTAINER, addresses, failed, host_side};
 
 #[test]
 fn every_fault_of_the_nodes_and_the_pods_side_is_named_at_once() {
@@ -21,19 +21,25 @@ fn every_fault_of_the_nodes_and_the_pods_side_is_named_at_once() {
     let mut pod = Container::new(node, "pod");
     pod.call.config["runtimeConfig"] = runtime;
     let result = pod.add();
-    let (host, address) = (host_side(&pod), address(&result));
-    let faults = [
+    let (host, addresses) = (host_side(&pod), addresses(&result));
+    let of_addresses = addresses.iter().flat_map(|address| {
+        [
+            format!("ENDPOINTS has mtu 9999 for {address}, not 1450"),
+            format!("the host's route to {address} is missing"),
+        ]
+    });
+    let of_pod = [
         format!("{host} has the MAC address 02:00:00:00:00:09, not"),
         format!("{host} is down on the node"),
         format!("{host} has MTU 1300, not 1450"),
         format!("the ingress of {host} has program "),
         format!("to_pod is not attached to the egress of {host}"),
-        format!("ENDPOINTS has mtu 9999 for {address}, not 1450"),
         "the hostPort *:9001/udp to port 81 is missing in FRONTENDS".to_owned(),
-        format!("the host's route to {address} is missing"),
         "eth0 has MTU 1300, not 1450".to_owned(),
         format!("route default via {} dev eth0 is missing", node.gateway()),
+        "route default via fe80::1 dev eth0 is missing".to_owned(),
     ];
+    let faults: Vec<_> = of_pod.into_iter().chain(of_addresses).collect();
     let mut said = String::new();
     // The agent notices a change within ten seconds, and repairs some of these faults. Then the
     // test breaks everything again.
@@ -58,7 +64,9 @@ fn every_fault_of_the_nodes_and_the_pods_side_is_named_at_once() {
         set_mtu(node, 9999);
         delete_frontend(node, 9001);
         pod.ns.ip("link set eth0 mtu 1300").unwrap();
-        let _ = pod.ns.ip("route del default");
+        for family in ["-4", "-6"] {
+            let _ = pod.ns.exec(&["ip", family, "route", "delete", "default"]);
+        }
         node.ip(&format!("link set {host} down address 02:00:00:00:00:09 mtu 1300")).unwrap();
         let output = pod.run("CHECK", Some(&result));
         assert!(!output.success && output.answer["code"] == CHECK_FAILED, "{output:?}");
@@ -100,15 +108,16 @@ fn foreign_program(node: &Node, lab: &Lab) -> PathBuf {
     path
 }
 
-/// Writes another MTU into the only entry of ENDPOINTS.
+/// Writes another MTU into all entries of ENDPOINTS.
 fn set_mtu(node: &Node, mtu: u32) {
-    let entry = node.map_dump(maps::ENDPOINTS).unwrap()[0].clone();
-    let mut value = bytes(&entry["value"]);
-    value[12..16].clone_from_slice(&mtu.to_ne_bytes().map(|byte| byte.to_string()));
     let map = node.bpf_dir().join(maps::ENDPOINTS);
     let update = ["bpftool", "map", "update", "pinned", map.to_str().unwrap(), "key"].map(str::to_owned);
-    let command = [&update[..], &bytes(&entry["key"]), &["value".to_owned()], &value].concat();
-    node.exec(&command.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    for entry in node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap() {
+        let mut value = bytes(&entry["value"]);
+        value[12..16].clone_from_slice(&mtu.to_ne_bytes().map(|byte| byte.to_string()));
+        let command = [&update[..], &bytes(&entry["key"]), &["value".to_owned()], &value].concat();
+        node.exec(&command.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    }
 }
 
 fn delete_frontend(node: &Node, port: u16) {

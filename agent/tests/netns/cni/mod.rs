@@ -121,6 +121,12 @@ fn address(result: &Value) -> String {
     text.trim_end_matches("/32").to_owned()
 }
 
+/// Returns all of the pod's addresses in a result of 0.3.0 or later.
+fn addresses(result: &Value) -> Vec<String> {
+    let texts = result["ips"].as_array().unwrap().iter().map(|ip| ip["address"].as_str().unwrap());
+    texts.map(|text| text.split('/').next().unwrap().to_owned()).collect()
+}
+
 /// Returns the name of the container's link on the node.
 fn host_side(container: &Container) -> String {
     let call = &container.call;

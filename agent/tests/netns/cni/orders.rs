@@ -1,14 +1,15 @@
 //! Every verb, in every order that a runtime may use.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 
 use podwire_common::names::{VETH_PREFIX, maps};
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Node};
 
 use super::{
-    Container, INCOMPATIBLE_VERSION, UNKNOWN_CONTAINER, VERSIONS, address, failed, gc, host_side, status,
-    succeeded,
+    Container, INCOMPATIBLE_VERSION, UNKNOWN_CONTAINER, VERSIONS, address, addresses, failed, gc, host_side,
+    status, succeeded,
 };
 use crate::footprint::Footprint;
 use crate::sockets::wait_until;
@@ -47,7 +48,8 @@ struct Model<'a> {
     attached: [Option<Value>; 2],
     /// The last results of ADD, whether or not the containers are still attached.
     last: [Value; 2],
-    stays: (String, String),
+    /// The link of the container that stays, and its addresses.
+    stays: (String, Vec<String>),
 }
 
 #[test]
@@ -57,7 +59,7 @@ fn any_three_verbs_in_a_row_leave_what_the_cni_spec_says() {
     let mut staying = Container::after_another(node, "stays");
     let before = Footprint::of(node, &[]);
     staying.call.config["name"] = json!("another-network");
-    let stays = (host_side(&staying), address(&staying.add()));
+    let stays = (host_side(&staying), addresses(&staying.add()));
     let containers = ["one", "other"].map(|name| Container::new(node, name));
     let last = [json!({}), json!({})];
     let mut model = Model { node, containers, attached: [None, None], last, stays };
@@ -97,7 +99,8 @@ impl Model<'_> {
     fn add(&mut self, index: usize) {
         let result = self.containers[index].add();
         if let Some(before) = &self.attached[index] {
-            assert_eq!(address(&result), address(before), "an ADD that is repeated answers the same address");
+            let (now, before) = (addresses(&result), addresses(before));
+            assert_eq!(now, before, "an ADD that is repeated answers the same addresses");
         }
         self.attached[index] = Some(result.clone());
         self.last[index] = result;
@@ -116,14 +119,14 @@ impl Model<'_> {
         let mut wanted = BTreeMap::from([self.stays.clone()]);
         for (container, attached) in self.containers.iter().zip(&self.attached) {
             if let Some(result) = attached {
-                wanted.insert(host_side(container), address(result));
+                wanted.insert(host_side(container), addresses(result));
             }
             let links = container.ns.exec(&["ip", "-brief", "link"]).unwrap();
             assert_eq!(links.contains("eth0"), attached.is_some(), "{when}: the pod has {links}");
         }
-        assert_eq!(wanted.values().collect::<BTreeSet<_>>().len(), wanted.len(), "{when}: {wanted:?}");
         let devices: BTreeSet<_> = wanted.keys().cloned().collect();
-        let addresses: BTreeSet<_> = wanted.values().cloned().collect();
+        let addresses: BTreeSet<_> = wanted.values().flatten().cloned().collect();
+        assert_eq!(addresses.len(), 2 * wanted.len(), "{when}: {wanted:?}");
         assert_eq!(devices_of(self.node), devices, "{when}: devices");
         assert_eq!(files_of(self.node), devices, "{when}: files");
         assert_eq!(routed_by(self.node), addresses, "{when}: routes");
@@ -227,9 +230,9 @@ fn files_of(node: &Node) -> BTreeSet<String> {
 }
 
 fn routed_by(node: &Node) -> BTreeSet<String> {
-    let routes = node.exec(&["ip", "route", "show", "proto", "112"]).unwrap();
+    let routes = node.exec(&["ip", "route", "show", "table", "all", "proto", "112"]).unwrap();
     let destinations = routes.lines().filter_map(|line| line.split_whitespace().next());
-    destinations.filter(|text| text.parse::<std::net::Ipv4Addr>().is_ok()).map(str::to_owned).collect()
+    destinations.filter(|text| text.parse::<IpAddr>().is_ok()).map(str::to_owned).collect()
 }
 
 fn endpoints_of(node: &Node) -> BTreeSet<String> {
@@ -241,7 +244,7 @@ fn endpoints_of(node: &Node) -> BTreeSet<String> {
             .iter()
             .map(|byte| u8::from_str_radix(byte.as_str().unwrap().trim_start_matches("0x"), 16).unwrap())
             .collect();
-        std::net::Ipv4Addr::from(<[u8; 4]>::try_from(&bytes[12..]).unwrap()).to_string()
+        Ipv6Addr::from(<[u8; 16]>::try_from(bytes).unwrap()).to_canonical().to_string()
     };
     dump.as_array().unwrap().iter().map(address).collect()
 }

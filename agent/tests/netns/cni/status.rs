@@ -39,6 +39,8 @@ fn a_node_without_an_uplink_says_that_its_pods_may_be_cut_off() {
     let (address, uplink) = (node.address(), node.uplink());
     let pod = node.add_pod("pod").unwrap();
     node.ip(&format!("address flush dev {uplink}")).unwrap();
+    // The kernel leaves routes of IPv6 when the address is gone.
+    node.exec(&["ip", "-6", "route", "flush", "dev", uplink]).unwrap();
     let output = until(node, |output| !output.success);
     failed(&output, UNAVAILABLE_AND_LIMITED, "no link has this node's InternalIP");
     pod.delete().unwrap();
