@@ -15,6 +15,7 @@ mod cni;
 mod config_file;
 mod disciplines;
 mod disk;
+mod families;
 mod faults;
 mod flannel;
 mod floods;
