@@ -65,7 +65,7 @@ impl Spent {
         let over: Vec<&str> = over.map(|(group, _)| group.name()).collect();
         if !over.is_empty() {
             lines.push(format!(
-                "warning: over the budget for two cores: {}. Shorten the longest tests, or move repetitions to `cargo xtask soak`",
+                "warning: over the budget for two cores: {}. docs/design/tests.md says what to do",
                 over.join(", ")
             ));
         }
