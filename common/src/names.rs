@@ -143,8 +143,16 @@ pub mod programs {
     /// A TC program that does nothing. Only the build that counts helper calls has it.
     pub const EMPTY: &str = "empty";
     /// Programs at the root of cgroup2, for this node's own processes.
-    pub const CGROUP: [&str; 7] =
-        ["connect4", "connect6", "sendmsg4", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+    pub const CGROUP: [&str; 8] = [
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+        "recvmsg4",
+        "recvmsg6",
+        "getpeername4",
+        "getpeername6",
+    ];
 }
 
 /// Name of the object's read-only [`crate::abi::Config`].

@@ -10,14 +10,16 @@ use podwire::cgroup2;
 use podwire_common::names::{maps, programs};
 use serde_json::Value;
 use xtask::lab::traffic::{self, Route};
-use xtask::lab::{Lab, Node, Ns, Pod};
+use xtask::lab::{Families, Lab, Node, Ns, Pod};
 
 use crate::host_ports;
-use crate::sockets::{PATIENCE, connect_from, listen, udp};
+use crate::sockets::{PATIENCE, connect_from, listen, udp, unspecified};
 use crate::sweep::comes;
 
 const MEBIBYTE: u64 = 1 << 20;
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// Of each family, in the order of the lab.
+const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(LOOPBACK), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 const ALIAS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// The pods' own port and their hostPort.
 const PORT: u16 = 8080;
@@ -27,39 +29,47 @@ const HOST_PORT: u16 = 18080;
 fn connection_to_any_own_address_reaches_the_pod_and_names_it() {
     let (lab, pod) = lab_with_pod();
     let node = lab.node(0);
-    for address in [LOOPBACK.into(), ALIAS.into(), node.address(), node.gateway()] {
-        let to = SocketAddr::new(address, HOST_PORT);
+    for to in own_addresses(node).concat().into_iter().map(|address| SocketAddr::new(address, HOST_PORT)) {
         let exchange = traffic::tcp_exchange_on(node, &pod, Route::translated(to, PORT), MEBIBYTE).unwrap();
         assert_eq!(exchange.peer_seen_by_client, to);
         // The pod sees the node's own address, and can answer it like any other client.
-        assert_eq!(exchange.peer_seen_by_server.ip(), node.address(), "{to}");
+        let seen = exchange.peer_seen_by_server.ip();
+        assert!(node.addresses().contains(&seen) && seen.is_ipv4() == to.is_ipv4(), "{to}: {seen}");
     }
-    // Linux treats 0.0.0.0 as 127.0.0.1.
-    let _listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
-    let client = connect(node, (Ipv4Addr::UNSPECIFIED, HOST_PORT)).unwrap();
-    assert_eq!(client.peer_addr().unwrap(), (LOOPBACK, HOST_PORT).into());
-    // The programs change nothing for a port without a pod behind it, or for the pod's own address.
-    assert_eq!(connect(node, (LOOPBACK, HOST_PORT + 1)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    let direct = connect(node, (pod.address(), PORT)).unwrap();
-    assert_eq!(direct.peer_addr().unwrap(), (pod.address(), PORT).into());
+    for (loopback, address) in LOOPBACKS.into_iter().zip(pod.addresses()) {
+        let any = unspecified(loopback);
+        // Linux treats 0.0.0.0 as 127.0.0.1, and :: as ::1.
+        let _listener = listen(&pod, (any, PORT));
+        let client = connect(node, (any, HOST_PORT)).unwrap();
+        assert_eq!(client.peer_addr().unwrap(), (loopback, HOST_PORT).into());
+        // The programs change nothing for a port without a pod behind it, or for the pod's own
+        // address.
+        let refused = connect(node, (loopback, HOST_PORT + 1)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        let direct = connect(node, (*address, PORT)).unwrap();
+        assert_eq!(direct.peer_addr().unwrap(), (*address, PORT).into());
+    }
 }
 
 #[test]
 fn a_connected_udp_socket_hears_the_address_that_it_asked_for() {
     let (lab, pod) = lab_with_pod();
     let node = lab.node(0);
-    let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
-    for address in [LOOPBACK.into(), ALIAS.into(), node.address()] {
-        let to = SocketAddr::new(address, HOST_PORT);
-        let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
-        client.connect(to).unwrap();
-        assert_eq!(client.peer_addr().unwrap(), to);
-        client.send(b"question").unwrap();
-        assert_eq!(answered(&client, &server), to);
-        // On a connected socket, a process may name an address for one datagram too. The program
-        // then redirects that datagram.
-        client.send_to(b"question", to).unwrap();
-        assert_eq!(answered(&client, &server), to);
+    for (addresses, pods) in own_addresses(node).into_iter().zip(pod.addresses()) {
+        let any = unspecified(*pods);
+        let server = udp(&pod, (any, PORT));
+        for address in addresses {
+            let to = SocketAddr::new(address, HOST_PORT);
+            let client = udp(node, (any, 0));
+            client.connect(to).unwrap();
+            assert_eq!(client.peer_addr().unwrap(), to);
+            client.send(b"question").unwrap();
+            assert_eq!(answered(&client, &server), to);
+            // On a connected socket, a process may name an address for one datagram too. The program
+            // then redirects that datagram.
+            client.send_to(b"question", to).unwrap();
+            assert_eq!(answered(&client, &server), to);
+        }
     }
 }
 
@@ -68,29 +78,33 @@ fn a_datagram_is_answered_by_the_address_that_it_was_sent_to() {
     let (lab, pod) = lab_with_pod();
     let node = lab.node(0);
     let other = pod_with_host_ports(node, "other", &[HostPort { port: HOST_PORT + 1, ..HostPort::udp() }]);
-    let servers = [udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT)), udp(&other, (Ipv4Addr::UNSPECIFIED, PORT))];
-    let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
-    // One socket asks them by turns. Each answer comes from the address that the socket asked, a
-    // pod's own address included.
-    for _ in 0..2 {
-        for (to, server) in [
-            (SocketAddr::new(LOOPBACK.into(), HOST_PORT), 0),
-            (SocketAddr::new(node.address(), HOST_PORT + 1), 1),
-            (SocketAddr::new(pod.address(), PORT), 0),
-            (SocketAddr::new(node.address(), HOST_PORT), 0),
-            (SocketAddr::new(other.address(), PORT), 1),
-        ] {
-            client.send_to(b"question", to).unwrap();
-            assert_eq!(answered(&client, &servers[server]), to);
+    for (family, loopback) in LOOPBACKS.into_iter().enumerate() {
+        let (any, address) = (unspecified(loopback), node.addresses()[family]);
+        let [of_pod, of_other] = [&pod, &other].map(|pod| pod.addresses()[family]);
+        let servers = [udp(&pod, (any, PORT)), udp(&other, (any, PORT))];
+        let client = udp(node, (any, 0));
+        // One socket asks them by turns. Each answer comes from the address that the socket asked, a
+        // pod's own address included.
+        for _ in 0..2 {
+            for (to, server) in [
+                (SocketAddr::new(loopback, HOST_PORT), 0),
+                (SocketAddr::new(address, HOST_PORT + 1), 1),
+                (SocketAddr::new(of_pod, PORT), 0),
+                (SocketAddr::new(address, HOST_PORT), 0),
+                (SocketAddr::new(of_other, PORT), 1),
+            ] {
+                client.send_to(b"question", to).unwrap();
+                assert_eq!(answered(&client, &servers[server]), to);
+            }
         }
+        // Two questions are open at the same time.
+        let first = SocketAddr::new(loopback, HOST_PORT);
+        let second = SocketAddr::new(loopback, HOST_PORT + 1);
+        client.send_to(b"first", first).unwrap();
+        client.send_to(b"second", second).unwrap();
+        assert_eq!(answered(&client, &servers[1]), second);
+        assert_eq!(answered(&client, &servers[0]), first);
     }
-    // Two questions are open at the same time.
-    let first = SocketAddr::new(LOOPBACK.into(), HOST_PORT);
-    let second = SocketAddr::new(LOOPBACK.into(), HOST_PORT + 1);
-    client.send_to(b"first", first).unwrap();
-    client.send_to(b"second", second).unwrap();
-    assert_eq!(answered(&client, &servers[1]), second);
-    assert_eq!(answered(&client, &servers[0]), first);
 }
 
 #[test]
@@ -120,89 +134,127 @@ fn a_socket_of_both_families_is_served_as_well() {
 fn socket_bound_to_the_nodes_address_reaches_it_by_loopback() {
     let (lab, pod) = lab_with_pod();
     let node = lab.node(0);
-    let listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
-    let client = connect_from(node, (node.address(), 0), (LOOPBACK, HOST_PORT)).unwrap();
-    assert_eq!(client.peer_addr().unwrap(), (LOOPBACK, HOST_PORT).into());
-    assert_eq!(listener.accept().unwrap().1.ip(), node.address());
-    let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
-    let client = udp(node, (node.address(), 0));
-    client.send_to(b"question", (LOOPBACK, HOST_PORT)).unwrap();
-    assert_eq!(answered(&client, &server), (LOOPBACK, HOST_PORT).into());
-    // A limit: a socket that is bound to 127.0.0.0/8 stays on this host, and reaches only listeners
-    // there.
-    let refused = connect_from(node, (LOOPBACK, 0), (LOOPBACK, HOST_PORT)).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    let _own = listen(node, (LOOPBACK, HOST_PORT));
-    connect_from(node, (LOOPBACK, 0), (LOOPBACK, HOST_PORT)).unwrap();
+    for (loopback, address) in LOOPBACKS.into_iter().zip(node.addresses()) {
+        let any = unspecified(loopback);
+        let listener = listen(&pod, (any, PORT));
+        let client = connect_from(node, (address, 0), (loopback, HOST_PORT)).unwrap();
+        assert_eq!(client.peer_addr().unwrap(), (loopback, HOST_PORT).into());
+        assert_eq!(listener.accept().unwrap().1.ip(), address);
+        let server = udp(&pod, (any, PORT));
+        let client = udp(node, (address, 0));
+        client.send_to(b"question", (loopback, HOST_PORT)).unwrap();
+        assert_eq!(answered(&client, &server), (loopback, HOST_PORT).into());
+        // A limit: a socket that is bound to a loopback address stays on this host, and reaches only
+        // listeners there.
+        let refused = connect_from(node, (loopback, 0), (loopback, HOST_PORT)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        let _own = listen(node, (loopback, HOST_PORT));
+        connect_from(node, (loopback, 0), (loopback, HOST_PORT)).unwrap();
+        let (own, client) = (udp(node, (loopback, HOST_PORT)), udp(node, (loopback, 0)));
+        client.send_to(b"question", (loopback, HOST_PORT)).unwrap();
+        assert_eq!(answered(&client, &own), (loopback, HOST_PORT).into());
+    }
+}
+
+#[test]
+fn a_socket_of_the_other_family_stays_what_it_is() {
+    let lab = Lab::builder().nodes(1).families(Families::Dual).build().unwrap();
+    let node = lab.node(0);
+    let only_in = |address: IpAddr, port| HostPort { address: Some(address), port, ..HostPort::tcp() };
+    let [v4, v6] = LOOPBACKS.map(unspecified);
+    let pod = pod_with_host_ports(node, "pod", &[only_in(v4, HOST_PORT), only_in(v6, HOST_PORT + 1)]);
+    // This socket takes IPv4 as well.
+    let _listener = listen(&pod, (v6, PORT));
+    for (number, loopback) in LOOPBACKS.into_iter().enumerate() {
+        connect(node, (loopback, HOST_PORT + number as u16)).unwrap();
+        let refused = connect(node, (loopback, HOST_PORT + 1 - number as u16)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    }
+    // To a socket that is bound to an IPv4 address, `::` is 127.0.0.1.
+    let mapped = crate::v4(node.address()).to_ipv6_mapped();
+    let client = connect_from(node, (mapped, 0), (v6, HOST_PORT)).unwrap();
+    assert_eq!(client.peer_addr().unwrap(), (Ipv4Addr::LOCALHOST.to_ipv6_mapped(), HOST_PORT).into());
 }
 
 #[test]
 fn a_host_ip_is_the_only_address_that_leads_to_its_pod() {
-    let lab = Lab::builder().nodes(1).build().unwrap();
+    let lab = Lab::builder().nodes(1).families(Families::Dual).build().unwrap();
     let node = lab.node(0);
-    let inner = HostPort { address: Some(LOOPBACK), ..HostPort::tcp() };
-    let outer = HostPort { address: Some(crate::v4(node.address())), port: HOST_PORT + 1, ..HostPort::tcp() };
-    let pod = pod_with_host_ports(node, "pod", &[inner, outer]);
-    let _listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
+    let at = |address, port| HostPort { address: Some(address), port, ..HostPort::tcp() };
+    let inner = LOOPBACKS.map(|loopback| at(loopback, HOST_PORT));
+    let outer = node.addresses().into_iter().map(|address| at(address, HOST_PORT + 1));
+    let pod = pod_with_host_ports(node, "pod", &inner.into_iter().chain(outer).collect::<Vec<_>>());
     let refused = |address: IpAddr, port| {
         assert_eq!(connect(node, (address, port)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     };
-    connect(node, (LOOPBACK, HOST_PORT)).unwrap();
-    refused(node.address(), HOST_PORT);
+    for (loopback, address) in LOOPBACKS.into_iter().zip(node.addresses()) {
+        let any = unspecified(loopback);
+        let _listener = listen(&pod, (any, PORT));
+        connect(node, (loopback, HOST_PORT)).unwrap();
+        refused(address, HOST_PORT);
+        connect(node, (address, HOST_PORT + 1)).unwrap();
+        refused(loopback, HOST_PORT + 1);
+        // The same port of the other protocol is another port.
+        let server = udp(&pod, (any, PORT));
+        let client = udp(node, (any, 0));
+        client.connect((loopback, HOST_PORT)).unwrap();
+        client.send(b"question").unwrap();
+        assert_eq!(client.recv(&mut [0; 64]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        server.set_nonblocking(true).unwrap();
+        assert_eq!(server.recv(&mut [0; 64]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
     refused(ALIAS.into(), HOST_PORT);
-    connect(node, (node.address(), HOST_PORT + 1)).unwrap();
-    refused(LOOPBACK.into(), HOST_PORT + 1);
-    // The same port of the other protocol is another port.
-    let server = udp(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
-    let client = udp(node, (Ipv4Addr::UNSPECIFIED, 0));
-    client.connect((LOOPBACK, HOST_PORT)).unwrap();
-    client.send(b"question").unwrap();
-    assert_eq!(client.recv(&mut [0; 64]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    server.set_nonblocking(true).unwrap();
-    assert_eq!(server.recv(&mut [0; 64]).unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
 #[test]
 fn foreign_host_ip_takes_nothing_from_the_nodes_processes() {
-    let lab = Lab::builder().build().unwrap();
+    let lab = Lab::builder().families(Families::Dual).build().unwrap();
     let node = lab.node(0);
-    let others = [crate::v4(lab.world_address()), crate::v4(lab.node(1).address())];
-    let ports = others.map(|address| HostPort { address: Some(address), port: PORT, ..HostPort::tcp() });
+    let of_others = [(lab.world(), lab.world_addresses()), (&**lab.node(1), lab.node(1).addresses())];
+    let all = of_others.iter().flat_map(|(_, addresses)| addresses);
+    let ports: Vec<_> =
+        all.map(|address| HostPort { address: Some(*address), port: PORT, ..HostPort::tcp() }).collect();
     let pod = pod_with_host_ports(node, "greedy", &ports);
-    let _thief = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
-    for (ns, address) in [(lab.world(), others[0]), (&**lab.node(1), others[1])] {
-        let owner = listen(ns, (Ipv4Addr::UNSPECIFIED, PORT));
-        owner.set_nonblocking(true).unwrap();
-        let client = connect(node, (address, PORT)).unwrap();
-        let accepted = owner.accept().map(|(_, peer)| peer);
-        assert_eq!(accepted.unwrap(), client.local_addr().unwrap(), "{address}");
+    for family in [0, 1] {
+        let any = unspecified(LOOPBACKS[family]);
+        let _thief = listen(&pod, (any, PORT));
+        for (ns, addresses) in &of_others {
+            let owner = listen(ns, (any, PORT));
+            owner.set_nonblocking(true).unwrap();
+            let client = connect(node, (addresses[family], PORT)).unwrap();
+            let accepted = owner.accept().map(|(_, peer)| peer);
+            assert_eq!(accepted.unwrap(), client.local_addr().unwrap(), "{addresses:?}");
+        }
     }
 }
 
 #[test]
-fn processes_of_pods_and_of_other_nodes_keep_their_127_0_0_1() {
-    let lab = Lab::builder().build().unwrap();
+fn processes_of_pods_and_of_other_nodes_keep_their_loopback() {
+    let lab = Lab::builder().families(Families::Dual).build().unwrap();
     let (node, other) = (lab.node(0), lab.node(1));
     let pod = pod_with_host_ports(node, "pod", &[HostPort::tcp(), HostPort::udp()]);
-    let listener = listen(&pod, (Ipv4Addr::UNSPECIFIED, PORT));
     let neighbour = node.add_pod("neighbour").unwrap();
-    for ns in [&*neighbour, &*pod, &**other] {
-        let outcome = connect(ns, (LOOPBACK, HOST_PORT));
-        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{}", ns.name());
-        let own = listen(ns, (LOOPBACK, HOST_PORT));
-        let client = connect(ns, (LOOPBACK, HOST_PORT)).unwrap();
-        assert_eq!(own.accept().unwrap().1, client.local_addr().unwrap());
-        let (server, client) = (udp(ns, (LOOPBACK, HOST_PORT)), udp(ns, (LOOPBACK, 0)));
-        client.send_to(b"question", (LOOPBACK, HOST_PORT)).unwrap();
-        assert_eq!(answered(&client, &server), (LOOPBACK, HOST_PORT).into());
+    for loopback in LOOPBACKS {
+        for ns in [&*neighbour, &*pod, &**other] {
+            let outcome = connect(ns, (loopback, HOST_PORT));
+            assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{}", ns.name());
+            let own = listen(ns, (loopback, HOST_PORT));
+            let client = connect(ns, (loopback, HOST_PORT)).unwrap();
+            assert_eq!(own.accept().unwrap().1, client.local_addr().unwrap());
+            let (server, client) = (udp(ns, (loopback, HOST_PORT)), udp(ns, (loopback, 0)));
+            client.send_to(b"question", (loopback, HOST_PORT)).unwrap();
+            assert_eq!(answered(&client, &server), (loopback, HOST_PORT).into());
+        }
     }
     // The same port leads to a different pod on each node.
     let far = pod_with_host_ports(other, "far", &[HostPort::tcp()]);
-    let far_listener = listen(&far, (Ipv4Addr::UNSPECIFIED, PORT));
-    let client = connect(other, (LOOPBACK, HOST_PORT)).unwrap();
-    assert_eq!(far_listener.accept().unwrap().1, client.local_addr().unwrap());
-    let client = connect(node, (LOOPBACK, HOST_PORT)).unwrap();
-    assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+    for loopback in LOOPBACKS {
+        let [listener, far_listener] = [&pod, &far].map(|pod| listen(pod, (unspecified(loopback), PORT)));
+        let client = connect(other, (loopback, HOST_PORT)).unwrap();
+        assert_eq!(far_listener.accept().unwrap().1, client.local_addr().unwrap());
+        let client = connect(node, (loopback, HOST_PORT)).unwrap();
+        assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+    }
 }
 
 #[test]
@@ -283,7 +335,7 @@ fn without_a_cgroup_the_agent_serves_and_says_what_is_missing() {
 #[derive(Clone, Copy, Debug)]
 struct HostPort {
     /// The node's address; `None`: every address of the node.
-    address: Option<Ipv4Addr>,
+    address: Option<IpAddr>,
     port: u16,
     protocol: &'static str,
 }
@@ -298,17 +350,24 @@ impl HostPort {
     }
 }
 
+/// Returns the addresses of each family by which a node's processes reach its hostPorts.
+fn own_addresses(node: &Node) -> [Vec<IpAddr>; 2] {
+    [0, 1].map(|family| {
+        let alias = Some(ALIAS.into()).filter(|_| family == 0);
+        let others = [LOOPBACKS[family], node.addresses()[family], node.overlay_addresses()[family]];
+        others.into_iter().chain(alias).collect()
+    })
+}
+
 fn lab_with_pod() -> (Lab, Pod) {
-    let lab = Lab::builder().nodes(1).build().unwrap();
+    let lab = Lab::builder().nodes(1).families(Families::Dual).build().unwrap();
     let pod = pod_with_host_ports(lab.node(0), "pod", &[HostPort::tcp(), HostPort::udp()]);
     (lab, pod)
 }
 
 fn pod_with_host_ports(node: &Node, name: &str, ports: &[HostPort]) -> Pod {
-    let mappings: Vec<_> = ports
-        .iter()
-        .map(|HostPort { address, port, protocol }| (*port, PORT, *protocol, address.map(IpAddr::from)))
-        .collect();
+    let mappings: Vec<_> =
+        ports.iter().map(|HostPort { address, port, protocol }| (*port, PORT, *protocol, *address)).collect();
     node.add_pod_with(name, &host_ports::mappings(&mappings)).unwrap()
 }
 

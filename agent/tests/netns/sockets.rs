@@ -1,7 +1,7 @@
 //! Sockets in a namespace, for tests that need more control than an exchange gives.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
@@ -43,7 +43,8 @@ pub fn connect_by(
 ) -> io::Result<TcpStream> {
     let (from, to) = (one(from), one(to));
     let socket = ns.enter(|| -> io::Result<_> {
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = socket(family, SocketType::STREAM, None)?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
         if let Some(device) = device {
@@ -68,6 +69,14 @@ pub fn wait_until<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
             return answer;
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Returns the unspecified address of the family of an address.
+pub fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! cgroup hook for IPv6: a process asks for the peer of its socket, which takes IPv4 as well.
+//! cgroup hook for IPv6: a process asks for the peer of its socket. The address may be v4-mapped.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

@@ -13,6 +13,7 @@ mod getpeername6;
 mod recvmsg4;
 mod recvmsg6;
 mod sendmsg4;
+mod sendmsg6;
 mod to_overlay;
 mod to_pod;
 mod to_uplink;

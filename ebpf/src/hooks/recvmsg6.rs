@@ -1,5 +1,5 @@
-//! cgroup hook for IPv6: the kernel tells a process where a datagram comes from. The socket takes
-//! IPv4 as well.
+//! cgroup hook for IPv6: the kernel tells a process where a datagram comes from. The address may be
+//! v4-mapped.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 

@@ -13,8 +13,8 @@ const STREAM: u32 = 1;
 const DATAGRAM: u32 = 2;
 /// First byte of 127.0.0.0/8 (RFC 1122 section 3.2.1.3).
 const LOOPBACK: u8 = 127;
-/// The first three words of `::ffff:0:0/96`.
-const V4_MAPPED: [u32; 3] = [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff])];
+/// `::1` (RFC 4291 section 2.5.3).
+pub const LOOPBACK6: Addr = Addr::from_words([0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])]);
 
 /// A call with an address: the process has passed it, or the kernel is about to return it.
 pub trait SocketCall {
@@ -24,8 +24,14 @@ pub trait SocketCall {
     /// Returns the address in the call.
     fn address(&self) -> Addr;
 
-    /// Replaces the address in the call by another IPv4 address.
+    /// Replaces the address in the call by another one of its family.
     fn set_address(&self, address: &Addr);
+
+    /// Returns the address to which the socket is bound, or the unspecified one.
+    fn bound_address(&self) -> Addr;
+
+    /// Returns the address to which the socket is connected, or the unspecified one.
+    fn peer_address(&self) -> Addr;
 
     /// Returns the port in the call.
     #[inline(always)]
@@ -71,23 +77,12 @@ pub trait SocketCall {
         unsafe { bpf_get_netns_cookie(self.context().cast()) }
     }
 
-    /// Returns whether the process has bound the socket to an address of 127.0.0.0/8.
-    #[inline(always)]
-    fn is_bound_to_loopback(&self) -> bool {
-        // SAFETY: the context is valid; the verifier knows that the pointer is a socket's.
-        let own = unsafe { (*(*self.context()).__bindgen_anon_1.sk).src_ip4 };
-        own.to_ne_bytes()[0] == LOOPBACK
-    }
-
-    /// Returns whether the socket is connected to an IPv4 address and port.
+    /// Returns whether the socket is connected to an address and port.
     #[inline(always)]
     fn is_connected_with(&self, address: &Addr, port: Be16) -> bool {
         // SAFETY: the context is valid; the verifier knows that the pointer is a socket's.
-        let (peer, peer_port) = unsafe {
-            let socket = (*self.context()).__bindgen_anon_1.sk;
-            ((*socket).dst_ip4, (*socket).dst_port)
-        };
-        peer == address.v4_be32() && peer_port == port.be16()
+        let peer_port = unsafe { (*(*self.context()).__bindgen_anon_1.sk).dst_port };
+        peer_port == port.be16() && self.peer_address() == *address
     }
 }
 
@@ -111,6 +106,18 @@ impl SocketCall for Ipv4Call {
         // SAFETY: the context is valid.
         unsafe { (*self.context()).user_ip4 = address.v4_be32() };
     }
+
+    #[inline(always)]
+    fn bound_address(&self) -> Addr {
+        // SAFETY: the context is valid; the verifier knows that the pointer is a socket's.
+        Addr::from_v4(unsafe { (*(*self.context()).__bindgen_anon_1.sk).src_ip4 }.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn peer_address(&self) -> Addr {
+        // SAFETY: the context is valid; the verifier knows that the pointer is a socket's.
+        Addr::from_v4(unsafe { (*(*self.context()).__bindgen_anon_1.sk).dst_ip4 }.to_ne_bytes())
+    }
 }
 
 /// A call that an IPv6 program sees. On a socket that takes IPv4 as well, an IPv4 address is
@@ -127,25 +134,33 @@ impl SocketCall for Ipv6Call {
     fn address(&self) -> Addr {
         // SAFETY: the context is valid. Word by word: the verifier allows no larger read.
         let [a, b, c, d] = unsafe { (*self.context()).user_ip6 };
-        let mut bytes = [0; 16];
-        for (index, word) in [a, b, c, d].into_iter().enumerate() {
-            let [w, x, y, z] = word.to_ne_bytes();
-            (bytes[4 * index], bytes[4 * index + 1]) = (w, x);
-            (bytes[4 * index + 2], bytes[4 * index + 3]) = (y, z);
-        }
-        Addr { bytes }
+        Addr::from_words([a, b, c, d])
     }
 
     #[inline(always)]
     fn set_address(&self, address: &Addr) {
-        let [a, b, c] = V4_MAPPED;
+        let [a, b, c, d] = address.words();
         // SAFETY: the context is valid.
-        unsafe { (*self.context()).user_ip6 = [a, b, c, address.v4_be32()] };
+        unsafe { (*self.context()).user_ip6 = [a, b, c, d] };
+    }
+
+    #[inline(always)]
+    fn bound_address(&self) -> Addr {
+        // SAFETY: the context is valid; the verifier knows that the pointer is a socket's.
+        let [a, b, c, d] = unsafe { (*(*self.context()).__bindgen_anon_1.sk).src_ip6 };
+        Addr::from_words([a, b, c, d])
+    }
+
+    #[inline(always)]
+    fn peer_address(&self) -> Addr {
+        // SAFETY: the context is valid; the verifier knows that the pointer is a socket's.
+        let [a, b, c, d] = unsafe { (*(*self.context()).__bindgen_anon_1.sk).dst_ip6 };
+        Addr::from_words([a, b, c, d])
     }
 }
 
-/// Returns whether an address is one of 127.0.0.0/8.
+/// Returns whether an address is one of 127.0.0.0/8, or `::1`.
 #[inline(always)]
 pub fn is_loopback(address: &Addr) -> bool {
-    address.is_v4() && address.v4()[0] == LOOPBACK
+    address.is_v4() && address.v4()[0] == LOOPBACK || *address == LOOPBACK6
 }

@@ -12,10 +12,10 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{SocketCall, is_loopback},
+    packet::{LOOPBACK6, SocketCall, is_loopback},
 };
 
-/// The address that Linux uses for the destination 0.0.0.0.
+/// The address that Linux uses for the destination 0.0.0.0. For `::` it uses [`LOOPBACK6`].
 const LOOPBACK: Addr = Addr::from_v4([127, 0, 0, 1]);
 
 /// Handles the address to which a process connects its socket.
@@ -29,8 +29,8 @@ pub fn connect(call: &impl SocketCall) {
 /// Handles the address to which a process sends one datagram.
 #[inline(always)]
 pub fn send(call: &impl SocketCall) {
-    // With a connected IPv6 socket, the kernel itself calls this program, with the address to which
-    // the socket was redirected.
+    // With a connected IPv6 socket that has a v4-mapped peer, the kernel itself calls this program,
+    // with the address to which the socket was redirected.
     if is_of_this_node(call) && !call.is_connected_with(&call.address(), call.port()) {
         point_at_pod(call);
     }
@@ -43,8 +43,8 @@ fn point_at_pod(call: &impl SocketCall) {
     };
     let asked = asked_for(call);
     // The kernel sends packets from 127.0.0.0/8 only by the loopback link, so a redirected call
-    // would fail (EINVAL).
-    let backend = if call.is_bound_to_loopback() { None } else { backend_of(&asked, protocol) };
+    // would fail (EINVAL). Receivers drop packets from ::1.
+    let backend = if is_loopback(&call.bound_address()) { None } else { backend_of(&asked, protocol) };
     match backend {
         Some(backend) => {
             let socket = redirected(call, backend.address, backend.port);
@@ -86,6 +86,9 @@ fn asked_for(call: &impl SocketCall) -> SocketAddress {
     let mut address = call.address();
     if address == Addr::from_v4([0; 4]) {
         address = LOOPBACK;
+    } else if address == Addr::UNSPECIFIED {
+        // To a socket that is bound to a v4-mapped address, `::` means 127.0.0.1.
+        address = if call.bound_address().is_v4() { LOOPBACK } else { LOOPBACK6 };
     }
     SocketAddress { address, port: call.port(), reserved: [0; 2] }
 }
@@ -95,11 +98,11 @@ fn redirected(call: &impl SocketCall, address: Addr, port: Be16) -> RedirectedSo
     RedirectedSocket { cookie: call.socket_cookie(), address, port, reserved: [0; 6] }
 }
 
-/// Returns the backend of an address of this node, 127.0.0.0/8 included. As for packets, other
+/// Returns the backend of an address of this node, loopback addresses included. As for packets, other
 /// addresses do not count, because a hostIP may be any address.
 #[inline(always)]
 fn backend_of(asked: &SocketAddress, protocol: u8) -> Option<&'static Backend> {
-    // A pod's IPv4 address is no destination for an IPv6 socket that does not name an IPv4 address.
+    // The socket reaches no address of the other family than that which it names.
     let any = if asked.address.is_v4() { Addr::from_v4([0; 4]) } else { Addr::UNSPECIFIED };
     let backend = maps::backend(&asked.address, &any, asked.port, protocol)?;
     (is_loopback(&asked.address) || maps::is_own_address(&asked.address)).then_some(backend)

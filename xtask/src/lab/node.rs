@@ -1,7 +1,7 @@
 //! A node: a namespace with an uplink, a podCIDR and an agent.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output};
@@ -103,6 +103,13 @@ impl Node {
     pub fn gateway(&self) -> IpAddr {
         let number = self.place.name.trim_start_matches("node").parse().unwrap_or_default();
         Ipv4Addr::new(10, 244, number, 1).into()
+    }
+
+    /// Returns the node's addresses among its pods, the first of each podCIDR, in the order of its
+    /// podCIDRs.
+    pub fn overlay_addresses(&self) -> Vec<IpAddr> {
+        let number = self.place.name.trim_start_matches("node").parse().unwrap_or_default();
+        self.families.of(self.gateway(), Ipv6Addr::new(0xfd00, 0x10, 0x244, number, 0, 0, 0, 1).into())
     }
 
     /// Returns the podCIDR.
