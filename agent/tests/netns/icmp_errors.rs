@@ -163,7 +163,7 @@ fn is_refused(from: &Ns, to: SocketAddr) -> bool {
 }
 
 /// Returns the path MTU that a namespace has learnt.
-fn path_mtu(from: &Ns, to: IpAddr) -> Option<u32> {
+pub fn path_mtu(from: &Ns, to: IpAddr) -> Option<u32> {
     let route = from.exec(&["ip", "route", "get", &to.to_string()]).unwrap();
     let mtu = route.split(" mtu ").nth(1).and_then(|rest| rest.split_whitespace().next());
     mtu.map(|mtu| mtu.parse().unwrap())

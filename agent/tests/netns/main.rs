@@ -42,6 +42,7 @@ mod link_addresses;
 mod links;
 mod loopback;
 mod mtu;
+mod mtu_table;
 mod namespaces;
 mod node_changes;
 mod node_list;
@@ -50,6 +51,9 @@ mod other_pods;
 #[path = "../prog/packets.rs"]
 #[allow(dead_code, reason = "the packet tables use more of it")]
 mod packets;
+#[path = "../prog/packets6.rs"]
+#[allow(dead_code, reason = "the packet tables use more of it")]
+mod packets6;
 mod paths;
 mod plugin;
 mod reference;

@@ -112,11 +112,7 @@ fn too_large_packets_are_answered_with_the_mtu() {
     let fits = of_length(1450);
     assert_eq!(node.run(FROM_POD, link, &fits.build(), 0).frame.len(), 14 + 1450 + 50);
     let large = of_length(1451);
-    let answer =
-        Packet6::new(OVERLAY, POD, Transport::Icmp { kind: 2, code: 0, word: 1450_u32.to_be_bytes() })
-            .macs(POD_A_MAC, HOST_A_MAC)
-            .with(|packet| packet.payload = behind_ethernet(&large.build())[..48].to_vec());
-    let expect = Expect::Redirect(Path::TooBigAnswered, answer.build());
+    let expect = Expect::Redirect(Path::TooBigAnswered, too_big(1450, &large));
     node.check("one byte more", FROM_POD, link, &large.build(), expect);
 }
 
@@ -320,11 +316,31 @@ fn no_error_names_less_than_the_least_mtu() {
         path.mtu = 1300;
     }
     node.fill();
+    node.namespace.ip("link set up0 mtu 1300");
     // The VXLAN device sends such packets in outer fragments.
-    let packet = to(REMOTE, udp(40000, 80)).with(|packet| packet.payload = vec![7; 1260 - 48]);
+    let of_length = |length: usize| to(REMOTE, udp(40000, 80)).with(|p| p.payload = vec![7; length - 48]);
+    let packet = of_length(1280);
     let inner = packet.forwarded(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
     let expect = Expect::Redirect(Path::TunnelOutDevice, inner);
-    node.check("larger than the path, smaller than 1280", FROM_POD, link, &packet.build(), expect);
+    node.check("larger than the path, of 1280 bytes", FROM_POD, link, &packet.build(), expect);
+    let large = of_length(1281);
+    let expect = Expect::Redirect(Path::TooBigAnswered, too_big(1280, &large));
+    node.check("one byte more", FROM_POD, link, &large.build(), expect);
+    // An error about a fragment would lose its datagram.
+    let fragment = large.with(|packet| packet.extensions = vec![Extension::fragment(0, true, 7)]);
+    let inner = fragment.forwarded(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
+    let expect = Expect::Redirect(Path::TunnelOutDevice, inner);
+    node.check("a fragment", FROM_POD, link, &fragment.build(), expect);
+}
+
+/// Returns the error that a pod gets about its packet.
+fn too_big(mtu: u32, packet: &Packet6) -> Vec<u8> {
+    /// Bytes of the packet that the error quotes.
+    const QUOTE: usize = 64;
+    Packet6::new(OVERLAY, POD, Transport::Icmp { kind: 2, code: 0, word: mtu.to_be_bytes() })
+        .macs(POD_A_MAC, HOST_A_MAC)
+        .with(|error| error.payload = behind_ethernet(&packet.build())[..QUOTE].to_vec())
+        .build()
 }
 
 #[test]
@@ -480,11 +496,7 @@ fn by_direct_routing_the_hosts_route_decides() {
     let expect = Expect::Redirect(Path::DirectOut, packet.forwarded(HOST_A_MAC, POD_A_MAC));
     node.check("by the route", FROM_POD, link, &packet.build(), expect);
     let large = packet.with(|packet| packet.payload = vec![7; 1401 - 48]);
-    let answer =
-        Packet6::new(OVERLAY, POD, Transport::Icmp { kind: 2, code: 0, word: 1400_u32.to_be_bytes() })
-            .macs(POD_A_MAC, HOST_A_MAC)
-            .with(|packet| packet.payload = behind_ethernet(&large.build())[..48].to_vec());
-    let expect = Expect::Redirect(Path::TooBigAnswered, answer.build());
+    let expect = Expect::Redirect(Path::TooBigAnswered, too_big(1400, &large));
     node.check("larger than the route's MTU", FROM_POD, link, &large.build(), expect);
 }
 

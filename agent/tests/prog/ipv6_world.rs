@@ -393,7 +393,7 @@ fn too_large_packets_past_the_stack_are_answered() {
     let expected = fits.clone().with(|packet| packet.source = NODE1_6).forwarded(HOST_A_MAC, POD_A_MAC);
     node.check("fits", FROM_POD, pod_link, &fits.build(), Expect::Redirect(Path::SnatOut, expected));
     let large = of_length(1401);
-    let (transport, quote) = about(2, &large, 48);
+    let (transport, quote) = about(2, &large, 64);
     let answer = Packet6::new(OVERLAY, POD, transport)
         .macs(POD_A_MAC, HOST_A_MAC)
         .with(|packet| packet.payload = quote);

@@ -134,12 +134,14 @@ pub trait Ip: Copy {
     fn datagram_protocol(&self) -> u8;
     /// Returns whether nothing stands between this part of the header and the transport header.
     fn is_bare(&self, walk: &Self::Walk) -> bool;
+    /// Returns whether the quote of [`Ip::too_big`] has what receivers read of the transport header.
+    fn is_quotable(&self, walk: &Self::Walk) -> bool;
     /// Returns whether the packet has an authentication header, which covers the addresses. Only
     /// IPv6 has it in front of the transport; in IPv4 it is the transport.
     fn is_authenticated(&self, walk: &Self::Walk) -> bool;
     /// Returns the kind of an ICMP message by its type.
     fn icmp_kind(kind: u8) -> IcmpKind;
-    /// Turns a packet without options and extension headers into the error that answers it in a
+    /// Turns a packet that [is quotable](Ip::is_quotable) into the error that answers it in a
     /// router's name: it does not fit a link of `mtu` bytes.
     ///
     /// # Errors

@@ -18,8 +18,11 @@ use crate::helpers::bpf_skb_change_tail;
 
 /// Bytes in front of a message.
 const HEADERS: u32 = ETHERNET_LENGTH + 40;
-/// Bytes of the quoted packet: its header and 8 bytes more, which have the ports.
-const QUOTE: usize = 48;
+/// Bytes of the quoted packet: its header, a fragment header and one more extension header of 8
+/// bytes, and the 8 bytes that receivers read of the transport header, with the ports.
+const QUOTE: usize = 64;
+/// The most bytes in front of the transport header with which the quote has all that receivers read.
+pub const LONGEST_QUOTED_HEADERS: u16 = QUOTE as u16 - 8;
 const HOP_LIMIT: u8 = 64;
 const PACKET_TOO_BIG: u8 = 2;
 /// Neighbour discovery has this hop limit, so that no router can forward it (RFC 4861 section 3.1).
@@ -38,8 +41,7 @@ struct Message {
     sum: u32,
 }
 
-/// Turns the packet into the "packet too big" error that answers it in a router's name. The packet
-/// has no extension headers.
+/// Turns the packet into the "packet too big" error that answers it in a router's name.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`], [`Drop::Truncated`].
@@ -163,5 +165,5 @@ struct Advertisement {
     mac: Mac,
 }
 
-const _: () = assert!(size_of::<TooBig>() == 56);
+const _: () = assert!(size_of::<TooBig>() == 72);
 const _: () = assert!(size_of::<Advertisement>() == 32);

@@ -224,6 +224,12 @@ impl Ip for Ipv4 {
         self.version_length == 0x45
     }
 
+    // IP options would change the length of the quote.
+    #[inline(always)]
+    fn is_quotable(&self, walk: &()) -> bool {
+        self.is_bare(walk)
+    }
+
     #[inline(always)]
     fn is_authenticated(&self, _: &()) -> bool {
         false

@@ -259,6 +259,11 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
+    fn is_quotable(&self, walk: &Walk6) -> bool {
+        walk.length <= icmp6::LONGEST_QUOTED_HEADERS
+    }
+
+    #[inline(always)]
     fn is_authenticated(&self, walk: &Walk6) -> bool {
         walk.flags & AUTHENTICATION_HEADER != 0
     }

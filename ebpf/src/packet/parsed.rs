@@ -226,6 +226,12 @@ impl<I: Ip> Parsed<I> {
         self.headers.ip.is_bare(&self.walk)
     }
 
+    /// Returns whether the error about a packet that is too big can quote this one.
+    #[inline(always)]
+    pub fn is_quotable(&self) -> bool {
+        self.headers.ip.is_quotable(&self.walk)
+    }
+
     // Works in place and is not inlined, as all functions that need much stack: the stack has only
     // 512 bytes, and functions that are called one after the other share it.
     #[inline(never)]

@@ -112,10 +112,10 @@ fn refuse_past_policies(client: &Addr) -> Result<(), Drop> {
 }
 
 /// Returns whether a packet is too large for an uplink itself, not only for a link further on. Only
-/// a packet with ports and without IP options counts.
+/// a packet that has ports and can be quoted counts.
 #[inline(always)]
 pub fn exceeds_link<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, ifindex: u32) -> bool {
-    packet.has_bare_header()
+    packet.is_quotable()
         && !matches!(packet.fragment_part(), Fragment::Later)
         && maps::link(ifindex).is_some_and(|link| packet.wire_length(ctx) > link.mtu)
 }

@@ -9,12 +9,11 @@ use crate::{
     verdict::{Outcome, Verdict},
 };
 
-/// Returns whether [`answer`] can report the packet: it forbids fragmentation, and has no IP
-/// options, which would change the length of the quote. The MTU is one that hosts believe. All
-/// other packets are left to the kernel.
+/// Returns whether [`answer`] can report the packet: it forbids fragmentation, and its headers fit
+/// the quote. The MTU is one that hosts believe. All other packets are left to the kernel.
 #[inline(always)]
 pub fn can_answer<I: Ip>(packet: &Parsed<I>, mtu: u32) -> bool {
-    mtu >= I::LEAST_MTU && packet.headers.ip.dont_fragment() && packet.has_bare_header()
+    mtu >= I::LEAST_MTU && packet.headers.ip.dont_fragment() && packet.is_quotable()
 }
 
 /// Tells the pod, in its gateway's name, the largest packet that the path takes.

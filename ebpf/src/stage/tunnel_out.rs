@@ -13,8 +13,8 @@ use super::{fastpath, outer::outer_of, too_big};
 use crate::{
     maps,
     packet::{
-        Ip, Ipv4, Lookup, Parsed, TunnelEnds, Way, decrement_ttl, encapsulate, fixed_part, redirect,
-        set_fixed_part, set_macs, set_tunnel_key, translate,
+        Fragment, Ip, Ipv4, Lookup, Parsed, TunnelEnds, Way, decrement_ttl, encapsulate, fixed_part,
+        redirect, set_fixed_part, set_macs, set_tunnel_key, translate,
     },
     verdict::{Outcome, Verdict},
 };
@@ -29,8 +29,10 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint,
         return Ok(Verdict::stack(Path::ToStack));
     }
     let (way, lookup) = way_to(ctx, packet, node);
-    if lookup == Lookup::TooBig && too_big::can_answer(packet, way.length.saturating_sub(VXLAN_OVERHEAD)) {
-        return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
+    if lookup == Lookup::TooBig
+        && let Some(mtu) = mtu_to_answer(ctx, packet, &way)
+    {
+        return too_big::answer(ctx, packet, endpoint, mtu);
     }
     if lookup == Lookup::Found && !goes_through_device(node) {
         fastpath::learn_tunnel_out(
@@ -54,8 +56,10 @@ pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to
     let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
     let (way, lookup) = way_to(ctx, packet, node);
     // Answer before the translation: the pod knows only its own packet.
-    if lookup == Lookup::TooBig && too_big::can_answer(packet, way.length.saturating_sub(VXLAN_OVERHEAD)) {
-        return too_big::answer(ctx, packet, endpoint, way.length.saturating_sub(VXLAN_OVERHEAD));
+    if lookup == Lookup::TooBig
+        && let Some(mtu) = mtu_to_answer(ctx, packet, &way)
+    {
+        return too_big::answer(ctx, packet, endpoint, mtu);
     }
     decrement_ttl(ctx, &packet.headers, 0)?;
     translate(ctx, packet, to)?;
@@ -107,6 +111,17 @@ fn way_to<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> (Way, Look
     (way, lookup)
 }
 
+/// Returns the MTU to report about a packet that is larger than the path takes. `None`: the VXLAN
+/// device sends the packet in outer fragments. The packet is a fragment itself, so an error would
+/// lose its datagram; or it is no larger than what every path must take (RFC 8200 section 5); or no
+/// error can report it.
+#[inline(always)]
+fn mtu_to_answer<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, way: &Way) -> Option<u32> {
+    let mtu = way.length.saturating_sub(VXLAN_OVERHEAD).max(I::LEAST_MTU);
+    let is_whole = matches!(packet.fragment_part(), Fragment::Whole);
+    (is_whole && packet.wire_length(ctx) > mtu && too_big::can_answer(packet, mtu)).then_some(mtu)
+}
+
 #[inline(always)]
 fn send<I: Ip>(
     ctx: &TcContext,
@@ -118,7 +133,7 @@ fn send<I: Ip>(
 ) -> Outcome {
     if goes_through_device(node) || lookup == Lookup::TooBig {
         // The VXLAN device sends large packets in outer fragments. A pod's large packet comes here
-        // only if `too_big` cannot answer it. A large packet of the stack always comes here,
+        // only if `mtu_to_answer` has no answer. A large packet of the stack always comes here,
         // because this hook has no way back to its sender.
         return through_device(ctx, packet, node, header);
     }

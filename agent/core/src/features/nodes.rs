@@ -61,7 +61,7 @@ fn add_family(
         tunnel_endpoint: there.into(),
         source: model.present_address(here).into(),
         uplink: path.device,
-        mtu: model.mode.payload(path.mtu, Family::of(there)),
+        mtu: model.mode.payload(path.mtu, Family::of(there), family),
         node_id: node.id(),
         flags: flags | common,
     };

@@ -87,10 +87,13 @@ impl Model {
         self.fitting_mtu().map(|fitting| self.mtu_override.unwrap_or(fitting))
     }
 
-    /// Returns the largest IP packet, in bytes, that fits every link towards a node, together with
-    /// the tunnel's headers. `None` while no uplink is known.
+    /// Returns the largest IP packet of pods, in bytes, that every link towards a node takes
+    /// together with the tunnel's headers. It is the largest of the pods' families. `None` while no
+    /// uplink is known.
     pub fn fitting_mtu(&self) -> Option<u32> {
-        let payload = |family, mtu| self.mode.payload(mtu, family);
+        // In a pod with both families, the larger minimum counts for both.
+        let pods = self.pod_families().max_by_key(|family| family.least_mtu()).unwrap_or(Family::V4);
+        let payload = |tunnel, mtu| self.mode.payload(mtu, tunnel, pods);
         let towards_nodes = self.paths.iter().map(|(to, path)| payload(Family::of(*to), path.mtu));
         let family = self.own.as_ref().map_or(self.tunnel_family, |own| self.tunnel_family_of(own));
         let own = self.uplinks().next().map(|uplink| payload(family, uplink.mtu));
@@ -214,6 +217,15 @@ impl Family {
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
+
+    /// Returns the smallest MTU that the kernel accepts on a link with addresses of this family,
+    /// bytes: `IPV4_MIN_MTU`; RFC 8200 section 5.
+    pub const fn least_mtu(self) -> u32 {
+        match self {
+            Self::V4 => 68,
+            Self::V6 => 1280,
+        }
+    }
 }
 
 impl fmt::Display for Family {
@@ -235,14 +247,16 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Returns the largest IP packet, in bytes, that fits a link with an MTU of `mtu` bytes.
-    /// `family`: of the tunnel.
-    pub fn payload(self, mtu: u32, family: Family) -> u32 {
-        match (self, family) {
-            (Self::Direct, _) => mtu,
-            (Self::Vxlan, Family::V4) => mtu.saturating_sub(VXLAN_OVERHEAD),
-            (Self::Vxlan, Family::V6) => mtu.saturating_sub(VXLAN_OVERHEAD_IPV6),
-        }
+    /// Returns the largest IP packet, in bytes, that a link with an MTU of `mtu` bytes takes.
+    /// `tunnel`: the family of the tunnel. `pods`: the family of the packet. In a tunnel over a
+    /// smaller link, the VXLAN device sends packets of IPv6's minimum MTU in outer fragments.
+    pub fn payload(self, mtu: u32, tunnel: Family, pods: Family) -> u32 {
+        let overhead = match (self, tunnel) {
+            (Self::Direct, _) => return mtu,
+            (Self::Vxlan, Family::V4) => VXLAN_OVERHEAD,
+            (Self::Vxlan, Family::V6) => VXLAN_OVERHEAD_IPV6,
+        };
+        mtu.saturating_sub(overhead).max(pods.least_mtu())
     }
 }
 
@@ -459,5 +473,16 @@ mod tests {
         let path = Path { device: 2, mtu: 1500, gateway: None };
         model.paths.insert("fd00::2".parse().unwrap(), path);
         assert_eq!(model.pod_mtu(), Some(1430), "a node without IPv4");
+    }
+
+    #[test]
+    fn a_small_underlay_leaves_ipv6_its_minimum() {
+        let [v4, v6] = [Family::V4, Family::V6];
+        for (underlay, family, payload) in
+            [(1500, v6, 1450), (1330, v6, 1280), (1329, v6, 1280), (600, v6, 1280), (1329, v4, 1279)]
+        {
+            assert_eq!(Mode::Vxlan.payload(underlay, Family::V4, family), payload, "{underlay} {family}");
+        }
+        assert_eq!(Mode::Direct.payload(1300, v6, v6), 1300);
     }
 }

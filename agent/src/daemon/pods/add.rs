@@ -25,11 +25,6 @@ use crate::files::FileError;
 use crate::links::LinkError;
 use crate::wire;
 
-/// The smallest MTU of IPv4 (RFC 791).
-const LEAST_MTU: u32 = 68;
-/// The smallest MTU of IPv6 (RFC 8200 section 5). The kernel switches IPv6 off on a smaller link.
-const LEAST_MTU_OF_IPV6: u32 = 1280;
-
 /// An ADD that waits for its endpoint's file to be written.
 pub(super) struct Adding {
     endpoint: Endpoint,
@@ -304,7 +299,8 @@ fn sorted(mappings: &[PortMapping]) -> Vec<PortMapping> {
 }
 
 fn wanted_mtu(configured: Option<u32>, fitting: u32, has_ipv6: bool) -> Result<u32, Failure> {
-    let (least, family) = if has_ipv6 { (LEAST_MTU_OF_IPV6, Family::V6) } else { (LEAST_MTU, Family::V4) };
+    let family = if has_ipv6 { Family::V6 } else { Family::V4 };
+    let least = family.least_mtu();
     match configured {
         None => Ok(fitting),
         Some(mtu) if mtu > fitting => {
