@@ -1,18 +1,19 @@
 //! Both ends of a service's flows: backends that send their name and the client's address, and
 //! clients that read them.
 
-use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{BufRead as _, BufReader, Error, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use xtask::lab::Ns;
 
-use crate::sockets::{listen, udp};
+use crate::sockets::{listen, udp, unspecified};
 
 /// The longest time that a client waits.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,16 +24,22 @@ const POLL: Duration = Duration::from_millis(50);
 const PIECE: usize = 32 * 1024;
 
 /// Servers that run until this is dropped.
-#[derive(Default)]
 pub struct Backends {
+    /// The address on which they listen.
+    address: IpAddr,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Backends {
+    /// Returns a place for servers that listen on an address.
+    pub fn at(address: IpAddr) -> Self {
+        Self { address, stop: Arc::default(), threads: Vec::new() }
+    }
+
     /// Sends `name peer` to every client, then sends back what it receives.
     pub fn tcp(&mut self, ns: &Ns, name: &str, port: u16) {
-        let listener = listen(ns, (Ipv4Addr::UNSPECIFIED, port));
+        let listener = listen(ns, (self.address, port));
         // The receive timeout ends `accept` as well (socket(7)).
         set_socket_timeout(&listener, Timeout::Recv, Some(POLL)).unwrap();
         let (name, stop) = (name.to_owned(), Arc::clone(&self.stop));
@@ -51,7 +58,7 @@ impl Backends {
 
     /// Sends every datagram back, with `name peer` in place of its beginning.
     pub fn udp(&mut self, ns: &Ns, name: &str, port: u16) {
-        let socket = udp(ns, (Ipv4Addr::UNSPECIFIED, port));
+        let socket = udp(ns, (self.address, port));
         socket.set_read_timeout(Some(POLL)).unwrap();
         let (name, stop) = (name.to_owned(), Arc::clone(&self.stop));
         self.threads.push(std::thread::spawn(move || {
@@ -160,13 +167,18 @@ impl Connection {
 /// When no answer comes within `PATIENCE`, or one with another length or payload.
 pub fn ask_by_udp(from: &Ns, destination: SocketAddr, size: usize) -> Result<Answer> {
     let what = || format!("UDP from {} to {destination} ({size} bytes)", from.name());
-    let socket = from.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    let socket = from.enter(|| UdpSocket::bind((unspecified(destination.ip()), 0)))??;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(destination).with_context(what)?;
     let payload = payload(size);
-    socket.send(&payload).with_context(what)?;
     let mut answer = vec![0; usize::from(u16::MAX)];
-    let length = socket.recv(&mut answer).with_context(what)?;
+    let mut ask = || socket.send(&payload).and_then(|_| socket.recv(&mut answer));
+    let outcome = ask();
+    // In IPv6 only the sender fragments. If a link on the way takes less than the sender's, the first
+    // datagram is lost, and the sender is told.
+    let is_told = |error: &Error| Errno::from_io_error(error) == Some(Errno::MSGSIZE);
+    let told = destination.is_ipv6() && outcome.as_ref().is_err_and(is_told);
+    let length = if told { ask() } else { outcome }.with_context(what)?;
     ensure!(length == size, "{}: the answer has {length} bytes", what());
     let end = answer.iter().position(|byte| *byte == b'\n').with_context(what)?;
     ensure!(answer[end + 1..length] == payload[end + 1..], "{}: other bytes came back", what());

@@ -14,7 +14,7 @@ use super::backends::{Answer, Connection, ask_by_udp};
 use super::{Cluster, DOCKER};
 use crate::check::{Counted, Counter};
 
-/// The maximum number of attempts. kube-proxy picks one of three backends at random each time. So
+/// The maximum number of attempts. kube-proxy picks one of two or three backends at random each time. So
 /// fewer than one in 10^30 rows misses a backend.
 const ATTEMPTS: usize = 200;
 /// The minimum number of attempts, for a service with one backend too: the second connection meets
@@ -67,7 +67,7 @@ impl<'a> Row<'a> {
         let (pod, node) = (cluster.pod(client), cluster.node_of(client));
         Self {
             name,
-            client: (pod, pod.address()),
+            client: (pod, cluster.address(client)),
             protocol,
             service,
             backends,
@@ -145,8 +145,10 @@ impl Row<'_> {
     }
 
     fn expect_seen(&self, cluster: &Cluster, answer: &Answer) -> Result<()> {
-        let is_itself =
-            cluster.pods.get(answer.backend.as_str()).is_some_and(|pod| pod.address() == self.client.1);
+        let is_itself = cluster
+            .pods
+            .get(answer.backend.as_str())
+            .is_some_and(|pod| pod.addresses().contains(&self.client.1));
         let node = match self.seen {
             Seen::Node(node) => node,
             Seen::Client if is_itself => self.node,
@@ -166,14 +168,18 @@ impl Cluster {
     /// backend. Answers of its own pods reach the node under any of its addresses. The kernel takes
     /// the node's first address, since a pod's device has none.
     fn masquerade_addresses(&self, node: usize, backend: &str) -> Vec<IpAddr> {
-        let lab_node = self.lab.node(node);
         let is_pod = self.pods.contains_key(backend);
         if self.node_of(backend) == node {
-            vec![lab_node.address(), lab_node.gateway(), DOCKER, Self::second_address(node)]
+            vec![
+                self.node_address(node),
+                self.lab.node(node).overlay_addresses()[self.family],
+                DOCKER,
+                self.second_address(node),
+            ]
         } else if is_pod && self.mode == Mode::Vxlan {
-            vec![lab_node.gateway()]
+            vec![self.lab.node(node).overlay_addresses()[self.family]]
         } else {
-            vec![lab_node.address()]
+            vec![self.node_address(node)]
         }
     }
 }
