@@ -1,22 +1,25 @@
 //! A pod can leave a checksum to the kernel, which writes it after all checks of the programs. That
 //! must not change what the programs have checked.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use etherparse::{IpNumber, Ipv4HeaderSlice, ip_number};
+use etherparse::{IpNumber, LaxNetSlice, LaxSlicedPacket, ip_number};
+use podwire_common::flow::protocol;
 use podwire_common::reason::Drop;
 use xtask::lab::frames::Capture;
-use xtask::lab::{Lab, Mode, Ns, Pod};
+use xtask::lab::{Families, Lab, Mode, Ns, Pod};
 
 use crate::check::Counted;
 use crate::offload::{Offload, Sender};
 use crate::packets::{ETHERNET, Packet, Transport, udp};
-use crate::{sockets, v4};
+use crate::packets6::{Extension, Packet6};
+use crate::sockets::{self, unspecified};
 
 const PORTS: (u16, u16) = (4000, 5000);
-/// The offset of the transport header in a frame without IP options.
+/// The offset of the transport header in an IPv4 frame without IP options.
 const TRANSPORT: u16 = 34;
-const STARTS: std::ops::RangeInclusive<u16> = 0..=60;
+const PAYLOAD: usize = 120;
+const STARTS: std::ops::RangeInclusive<u16> = 0..=80;
 const OFFSETS: std::ops::RangeInclusive<u16> = 0..=30;
 
 #[test]
@@ -26,10 +29,10 @@ fn a_source_is_not_written_over_by_a_checksum() {
         for on in [true, false] {
             scene.offload(on);
             for receiver in scene.receivers() {
-                // The attack: the kernel would write the sum over the lower half of the source.
-                let frame = scene.frame(&receiver, datagram());
+                // The attack: the kernel would write the sum over the last bytes of the source.
+                let frame = scene.frame(&receiver, datagram(), PAYLOAD);
                 let case = format!("{mode:?}, offload {on}, {}", receiver.name);
-                scene.check_own(&case, &receiver, &frame, &[(26, 2)], None);
+                scene.check_own(&case, &receiver, &frame, &[receiver.end_of_source()], None);
             }
         }
     }
@@ -47,10 +50,9 @@ fn only_its_own_checksum_is_left_to_the_kernel() {
                 let tcp = (receiver.name != "the world").then_some((segment(), 16));
                 for (transport, offset) in [Some((datagram(), 6)), tcp].into_iter().flatten() {
                     let case = format!("{mode:?}, offload {on}, {}, {transport:?}", receiver.name);
-                    let frame = scene.frame(&receiver, transport);
-                    let all: Vec<_> =
-                        STARTS.flat_map(|start| OFFSETS.map(move |offset| (start, offset))).collect();
-                    scene.check_own(&case, &receiver, &frame, &all, Some((TRANSPORT, offset)));
+                    let frame = scene.frame(&receiver, transport, PAYLOAD);
+                    let own = Some((receiver.transport(), offset));
+                    scene.check_own(&case, &receiver, &frame, &all(), own);
                 }
             }
         }
@@ -58,13 +60,18 @@ fn only_its_own_checksum_is_left_to_the_kernel() {
 }
 
 #[test]
-fn ip_options_move_the_own_checksum() {
+fn options_and_extension_headers_move_the_own_checksum() {
     let scene = Scene::new(Mode::Vxlan);
     scene.offload(false);
-    let receiver = &scene.receivers()[0];
+    let receivers = scene.receivers();
+    let receiver = &receivers[0];
     let packet = scene.packet(receiver, datagram()).with(|packet| packet.options = vec![1; 8]);
-    let all: Vec<_> = STARTS.flat_map(|start| OFFSETS.map(move |offset| (start, offset))).collect();
-    scene.check_own("IP options", receiver, &packet.build(), &all, Some((TRANSPORT + 8, 6)));
+    scene.check_own("IP options", receiver, &packet.build(), &all(), Some((TRANSPORT + 8, 6)));
+    let receiver = &receivers[3];
+    let packet = scene.packet6(receiver, datagram());
+    let packet = packet.with(|packet| packet.extensions = vec![Extension::of(protocol::DESTINATION_OPTIONS)]);
+    let own = (receiver.transport() + 8, 6);
+    scene.check_own("an extension header", receiver, &packet.build(), &all(), Some(own));
 }
 
 #[test]
@@ -100,11 +107,12 @@ fn no_kind_of_segments_changes_who_sent_them() {
                 let senders = senders.map(|protocol| Sender::open_for(&scene.pod, "eth0", protocol));
                 let capture = Capture::start(receiver.ns, "eth0").unwrap();
                 for (transport, offset) in [(datagram(), 6), (segment(), 16)] {
-                    let packet = scene.packet(&receiver, transport);
-                    let frame = packet.with(|packet| packet.payload = vec![0xab; 1200]).build();
+                    let frame = scene.frame(&receiver, transport, 1200);
                     for kind in KINDS {
                         for header_length in [0, 20, 42, 54, 300] {
-                            for checksum in [None, Some((TRANSPORT, offset)), Some((26, 2)), Some((14, 10))] {
+                            let own = (receiver.transport(), offset);
+                            for checksum in [None, Some(own), Some(receiver.end_of_source()), Some((14, 10))]
+                            {
                                 let offload =
                                     Offload { checksum, segments: Some((kind, 500)), header_length };
                                 for sender in &senders {
@@ -136,6 +144,11 @@ fn no_agent_starts_where_the_kernel_tells_no_types() {
     assert!(told.contains("/sys/kernel/btf/vmlinux") && told.contains("CONFIG_DEBUG_INFO_BTF"), "{told}");
 }
 
+/// Returns every place of a checksum.
+fn all() -> Vec<(u16, u16)> {
+    STARTS.flat_map(|start| OFFSETS.map(move |offset| (start, offset))).collect()
+}
+
 fn datagram() -> Transport {
     udp(PORTS.0, PORTS.1)
 }
@@ -158,13 +171,13 @@ struct Receiver<'a> {
     name: &'static str,
     ns: &'a Ns,
     mac: [u8; 6],
-    address: Ipv4Addr,
-    sees: Ipv4Addr,
+    address: IpAddr,
+    sees: IpAddr,
 }
 
 impl Scene {
     fn new(mode: Mode) -> Self {
-        let lab = Lab::builder().mode(mode).build().unwrap();
+        let lab = Lab::builder().mode(mode).families(Families::Dual).build().unwrap();
         Self {
             pod: lab.node(0).add_pod("pod").unwrap(),
             near: lab.node(0).add_pod("near").unwrap(),
@@ -180,27 +193,50 @@ impl Scene {
         node.exec(&["ethtool", "-K", "eth0", "tx", on, "tso", on, "gso", on]).unwrap();
     }
 
-    fn receivers(&self) -> [Receiver<'_>; 3] {
-        let receiver = |name, ns, address: IpAddr, sees: IpAddr| {
-            let mac = Ns::mac(ns, "eth0").unwrap();
-            Receiver { name, ns, mac, address: v4(address), sees: v4(sees) }
+    /// Returns three receivers by IPv4, then the same by IPv6.
+    fn receivers(&self) -> Vec<Receiver<'_>> {
+        let (node, world) = (self.lab.node(0).addresses(), self.lab.world_addresses());
+        let of_family = |family: usize| {
+            let [own, near, far] = [&self.pod, &self.near, &self.far].map(|pod| pod.addresses()[family]);
+            [
+                ("a pod of this node", &*self.near, near, own),
+                ("a pod of the other node", &*self.far, far, own),
+                ("the world", self.lab.world(), world[family], node[family]),
+            ]
         };
-        let own = self.pod.address();
-        [
-            receiver("a pod of this node", &self.near, self.near.address(), own),
-            receiver("a pod of the other node", &self.far, self.far.address(), own),
-            receiver("the world", self.lab.world(), self.lab.world_address(), self.lab.node(0).address()),
-        ]
+        let receiver = |(name, ns, address, sees)| {
+            let mac = Ns::mac(ns, "eth0").unwrap();
+            Receiver { name, ns, mac, address, sees }
+        };
+        [0, 1].into_iter().flat_map(of_family).map(receiver).collect()
     }
 
     fn packet(&self, receiver: &Receiver<'_>, transport: Transport) -> Packet {
-        Packet::new(v4(self.pod.address()), receiver.address, transport)
+        let (IpAddr::V4(own), IpAddr::V4(to)) = (self.pod.addresses()[0], receiver.address) else {
+            panic!("{} is not IPv4", receiver.address);
+        };
+        Packet::new(own, to, transport)
             .macs(self.pod.host_mac(), self.pod.eth0_mac())
-            .with(|packet| (packet.payload, packet.dont_fragment) = (vec![0x5a; 120], false))
+            .with(|packet| (packet.payload, packet.dont_fragment) = (vec![0x5a; PAYLOAD], false))
     }
 
-    fn frame(&self, receiver: &Receiver<'_>, transport: Transport) -> Vec<u8> {
-        self.packet(receiver, transport).build()
+    fn packet6(&self, receiver: &Receiver<'_>, transport: Transport) -> Packet6 {
+        let (IpAddr::V6(own), IpAddr::V6(to)) = (self.pod.addresses()[1], receiver.address) else {
+            panic!("{} is not IPv6", receiver.address);
+        };
+        Packet6::new(own, to, transport)
+            .macs(self.pod.host_mac(), self.pod.eth0_mac())
+            .with(|packet| packet.payload = vec![0x5a; PAYLOAD])
+    }
+
+    fn frame(&self, receiver: &Receiver<'_>, transport: Transport, payload: usize) -> Vec<u8> {
+        let payload = vec![0x5a; payload];
+        match receiver.address {
+            IpAddr::V4(_) => self.packet(receiver, transport).with(|packet| packet.payload = payload).build(),
+            IpAddr::V6(_) => {
+                self.packet6(receiver, transport).with(|packet| packet.payload = payload).build()
+            }
+        }
     }
 
     /// Sends the frame with each checksum in `left`, and ordinary frames between them, so that the
@@ -216,8 +252,8 @@ impl Scene {
     ) {
         /// The number of frames after which an ordinary one comes.
         const ORDINARY: usize = 20;
-        let _socket = sockets::udp(receiver.ns, (Ipv4Addr::UNSPECIFIED, PORTS.1));
-        let sender = Sender::open(&self.pod, "eth0");
+        let _socket = sockets::udp(receiver.ns, (unspecified(receiver.address), PORTS.1));
+        let sender = Sender::open_for(&self.pod, "eth0", i32::from(receiver.ethertype()));
         let capture = Capture::start(receiver.ns, "eth0").unwrap();
         let before = Counted::quiet(&self.lab);
         let (mut ordinary, mut refused, mut owned) = (0, 0, 0);
@@ -235,8 +271,8 @@ impl Scene {
         let grown = Counted::quiet(&self.lab).since(&before);
         let received = receiver.received(capture);
         for frame in &received {
-            receiver.assert_is_from_sender(frame, &[IpNumber(frame[ETHERNET + 9])]);
-            assert_eq!(frame[frame.len() - 120..], [0x5a; 120], "{case}: {frame:02x?}");
+            receiver.assert_is_from_sender(frame, &[ip_number::UDP, ip_number::TCP]);
+            assert_eq!(frame[frame.len() - PAYLOAD..], [0x5a; PAYLOAD], "{case}: {frame:02x?}");
         }
         assert_eq!(received.len(), ordinary + owned, "{case}: {grown}");
         assert_eq!(owned, usize::from(own.is_some()), "{case}");
@@ -246,23 +282,49 @@ impl Scene {
 }
 
 impl Receiver<'_> {
-    /// Returns the IPv4 frames to this receiver.
+    fn ethertype(&self) -> u16 {
+        if self.address.is_ipv4() { 0x0800 } else { 0x86dd }
+    }
+
+    /// Returns the offset of the transport header in a frame without options and extension headers.
+    fn transport(&self) -> u16 {
+        if self.address.is_ipv4() { TRANSPORT } else { TRANSPORT + 20 }
+    }
+
+    /// Returns the place of a checksum over the last two bytes of the source.
+    fn end_of_source(&self) -> (u16, u16) {
+        if self.address.is_ipv4() { (26, 2) } else { (22, 14) }
+    }
+
+    /// Returns the frames to this receiver, without those by which neighbours find each other.
     fn received(&self, capture: Capture) -> Vec<Vec<u8>> {
+        const ICMP6: usize = ETHERNET + 6;
         let frames = capture.finish().unwrap().into_iter();
-        frames.filter(|frame| frame[..6] == self.mac && frame[12..14] == [8, 0]).collect()
+        let is_own = |frame: &Vec<u8>| {
+            let of_family = frame[..6] == self.mac && frame[12..14] == self.ethertype().to_be_bytes();
+            of_family && (self.address.is_ipv4() || frame[ICMP6] != protocol::ICMPV6)
+        };
+        frames.filter(is_own).collect()
     }
 
     /// Asserts that addresses and ports are those of the pod and of this receiver.
     fn assert_is_from_sender(&self, frame: &[u8], protocols: &[IpNumber]) {
-        let header = Ipv4HeaderSlice::from_slice(&frame[ETHERNET..]).unwrap();
         let said = format!("{}: {frame:02x?}", self.name);
-        assert_eq!(header.source_addr(), self.sees, "{said}");
-        assert_eq!(header.destination_addr(), self.address, "{said}");
-        assert!(protocols.contains(&header.protocol()), "{said}");
-        if header.fragments_offset().value() == 0 {
-            let ports = &frame[ETHERNET + header.slice().len()..][..4];
+        let packet = LaxSlicedPacket::from_ethernet(frame).unwrap();
+        let (source, destination, payload): (IpAddr, IpAddr, _) = match packet.net.as_ref().unwrap() {
+            LaxNetSlice::Ipv4(ip) => {
+                (ip.header().source_addr().into(), ip.header().destination_addr().into(), ip.payload())
+            }
+            LaxNetSlice::Ipv6(ip) => {
+                (ip.header().source_addr().into(), ip.header().destination_addr().into(), ip.payload())
+            }
+            LaxNetSlice::Arp(_) => panic!("{said}"),
+        };
+        assert_eq!((source, destination), (self.sees, self.address), "{said}");
+        assert!(protocols.contains(&payload.ip_number), "{said}");
+        if !payload.fragmented || packet.transport.is_some() {
             let [from, to] = [PORTS.0, PORTS.1].map(u16::to_be_bytes);
-            assert_eq!(*ports, [from, to].concat(), "{said}");
+            assert_eq!(payload.payload[..4], [from, to].concat(), "{said}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use podwire_common::reason::Path::{TunnelIn, TunnelInDevice, TunnelOut};
 use serde_json::json;
 use xtask::lab::traffic::{self, Route};
-use xtask::lab::{Lab, Mode, Ns};
+use xtask::lab::{Families, Lab, Mode, Ns};
 
 use crate::check::{Counted, Row, check};
 
@@ -25,28 +25,33 @@ const USUAL: &str =
     "tx on rx on tso on gso on gro on rx-gro-list off rx-udp-gro-forwarding off tx-udp-segmentation on";
 const HOST_PORT: u16 = 8090;
 const STREAM: u64 = 20 << 20;
+/// A datagram of many fragments.
+const LARGE: usize = 60_000;
 /// The most timeouts that a stream may have. A stream that loses many packets has dozens.
 const MOST_TIMEOUTS: u64 = 10;
 
 #[test]
 fn a_gibibyte_crosses_the_tunnel_unchanged() {
-    let lab = Lab::builder().build().unwrap();
+    let lab = Lab::builder().families(Families::Dual).build().unwrap();
     let client = lab.node(0).add_pod("client").unwrap();
     let server = lab.node(1).add_pod("server").unwrap();
-    let before = Counted::quiet(&lab);
-    let rounds = if crate::soak() { 20 } else { 1 };
-    for _ in 0..rounds {
-        // Every byte is compared on arrival.
-        let exchange = traffic::tcp_exchange(&client, &server, server.address(), 8080, GIBIBYTE).unwrap();
-        assert_eq!(exchange.bytes, GIBIBYTE);
-        assert_eq!(exchange.peer_seen_by_server, exchange.client);
+    // Inner IPv6 comes out of the VXLAN device.
+    for (address, way_in) in server.addresses().iter().zip([TunnelIn, TunnelInDevice]) {
+        let before = Counted::quiet(&lab);
+        let rounds = if crate::soak() { 20 } else { 1 };
+        for _ in 0..rounds {
+            // Every byte is compared on arrival.
+            let exchange = traffic::tcp_exchange(&client, &server, *address, 8080, GIBIBYTE).unwrap();
+            assert_eq!(exchange.bytes, GIBIBYTE);
+            assert_eq!(exchange.peer_seen_by_server, exchange.client);
+        }
+        let grown = Counted::quiet(&lab).since(&before);
+        grown.expect(&[(0, TunnelOut), (1, way_in)], &[]).unwrap();
+        // With segments of 1410 bytes there would be many more packets: the stream keeps its large
+        // segments.
+        let whole = GIBIBYTE / 1410 / 4 * rounds;
+        assert!(grown.packets((0, TunnelOut)) < whole && grown.packets((1, way_in)) < whole, "{grown}");
     }
-    let grown = Counted::quiet(&lab).since(&before);
-    grown.expect(&[(0, TunnelOut), (1, TunnelIn)], &[]).unwrap();
-    // With segments of 1410 bytes there would be many more packets: the stream keeps its large
-    // segments.
-    let whole = GIBIBYTE / 1410 / 4 * rounds;
-    assert!(grown.packets((0, TunnelOut)) < whole && grown.packets((1, TunnelIn)) < whole, "{grown}");
 }
 
 #[test]
@@ -61,7 +66,7 @@ fn every_path_works_with_every_offload_setting_in_direct_mode() {
 
 #[test]
 fn packets_that_arrive_in_a_list_are_left_to_the_vxlan_device() {
-    let lab = Lab::builder().build().unwrap();
+    let lab = Lab::builder().families(Families::Dual).build().unwrap();
     let (sending, receiving) = (lab.node(0), lab.node(1));
     let (client, server) = (sending.add_pod("client").unwrap(), receiving.add_pod("server").unwrap());
     let set = |ns: &Ns, link: &str, settings: &str| {
@@ -77,16 +82,18 @@ fn packets_that_arrive_in_a_list_are_left_to_the_vxlan_device() {
         set(ns, link, "tso off gso off gro off");
     }
     set(receiving, receiving.uplink(), "gro on rx-gro-list on");
-    let (before, waited) = (Counted::quiet(&lab), timeouts(&[&client, &server]));
-    traffic::tcp_exchange(&client, &server, server.address(), 8080, STREAM).unwrap();
-    let grown = Counted::quiet(&lab).since(&before);
-    grown.expect(&[(1, TunnelInDevice)], &[]).unwrap();
-    let waited = timeouts(&[&client, &server]) - waited;
-    assert!(waited < MOST_TIMEOUTS, "{waited} timeouts; {grown}");
+    for address in server.addresses() {
+        let (before, waited) = (Counted::quiet(&lab), timeouts(&[&client, &server]));
+        traffic::tcp_exchange(&client, &server, *address, 8080, STREAM).unwrap();
+        let grown = Counted::quiet(&lab).since(&before);
+        grown.expect(&[(1, TunnelInDevice)], &[]).unwrap();
+        let waited = timeouts(&[&client, &server]) - waited;
+        assert!(waited < MOST_TIMEOUTS, "{address}: {waited} timeouts; {grown}");
+    }
 }
 
 fn offloads(mode: Mode) {
-    let lab = Lab::builder().mode(mode).build().unwrap();
+    let lab = Lab::builder().mode(mode).families(Families::Dual).build().unwrap();
     let mapping =
         json!({"portMappings": [{"hostPort": HOST_PORT, "containerPort": HOST_PORT, "protocol": "tcp"}]});
     let client = lab.node(0).add_pod("client").unwrap();
@@ -97,6 +104,10 @@ fn offloads(mode: Mode) {
     for (node, pod) in [(0, &client), (0, &near), (1, &far)] {
         links.extend([(&**pod, "eth0"), (&**lab.node(node), pod.host_interface())]);
     }
+    // In IPv6 no router fragments. So the world loses its first answer that is larger than the pod's
+    // link, and learns how large an answer may be.
+    let [_, world] = lab.world_addresses()[..] else { panic!("the world has two addresses") };
+    drop(traffic::udp_exchange(&client, lab.world(), world, 8080, LARGE));
     for settings in OFFLOADS {
         for (ns, link) in links.iter().filter(|_| !settings.is_empty()) {
             let mut command = vec!["ethtool", "-K", link];
@@ -106,34 +117,37 @@ fn offloads(mode: Mode) {
             command.extend(settings.split(' '));
             ns.exec(&command).unwrap();
         }
-        let name = |what: &str| format!("{what} with {settings:?}");
-        let (near_row, far_row, world_row) = (name("near pod"), name("far pod"), name("world"));
-        let from = (&*client, client.address());
-        check(
-            &lab,
-            &[
-                Row::new(&near_row, from, (&near, near.address())),
-                Row::new(&far_row, from, (&far, far.address())),
-                Row::new(&world_row, from, (lab.world(), lab.world_address())).seen_as(lab.node(0).address()),
-            ],
-        );
-        let host_port = Route::to(lab.node(0).address(), HOST_PORT);
-        let ends: [&Ns; 4] = [&client, &near, &far, lab.world()];
-        for (what, client, server, route) in [
-            ("near pod", &*client, &*near, Route::to(near.address(), 8080)),
-            ("far pod", &*client, &*far, Route::to(far.address(), 8080)),
-            ("world", &*client, lab.world(), Route::to(lab.world_address(), 8080)),
-            ("hostPort", lab.world(), &*near, host_port),
-        ] {
-            let before = timeouts(&ends);
-            traffic::tcp_exchange_on(client, server, route, STREAM)
-                .unwrap_or_else(|error| panic!("{what} with {settings:?}: {error:#}"));
-            let waited = timeouts(&ends) - before;
-            assert!(waited < MOST_TIMEOUTS, "{what} with {settings:?}: {waited} timeouts");
-        }
-        for (server, address) in [(&near, near.address()), (&far, far.address())] {
-            traffic::udp_segments(&client, server, address, 8080, 1200, 40)
-                .unwrap_or_else(|error| panic!("UDP segments to {address} with {settings:?}: {error:#}"));
+        for (family, world) in lab.world_addresses().into_iter().enumerate() {
+            let name = |what: &str| format!("{what} by IPv{} with {settings:?}", [4, 6][family]);
+            let (near_row, far_row, world_row) = (name("near pod"), name("far pod"), name("world"));
+            let [from, near_address, far_address] =
+                [&client, &near, &far].map(|pod| (&**pod, pod.addresses()[family]));
+            let node = lab.node(0).addresses()[family];
+            check(
+                &lab,
+                &[
+                    Row::new(&near_row, from, near_address),
+                    Row::new(&far_row, from, far_address),
+                    Row::new(&world_row, from, (lab.world(), world)).seen_as(node),
+                ],
+            );
+            let ends: [&Ns; 4] = [&client, &near, &far, lab.world()];
+            for (what, client, server, route) in [
+                ("near pod", &*client, &*near, Route::to(near_address.1, 8080)),
+                ("far pod", &*client, &*far, Route::to(far_address.1, 8080)),
+                ("world", &*client, lab.world(), Route::to(world, 8080)),
+                ("hostPort", lab.world(), &*near, Route::to(node, HOST_PORT)),
+            ] {
+                let before = timeouts(&ends);
+                traffic::tcp_exchange_on(client, server, route, STREAM)
+                    .unwrap_or_else(|error| panic!("{}: {error:#}", name(what)));
+                let waited = timeouts(&ends) - before;
+                assert!(waited < MOST_TIMEOUTS, "{}: {waited} timeouts", name(what));
+            }
+            for (server, address) in [near_address, far_address] {
+                traffic::udp_segments(&client, server, address, 8080, 1200, 40)
+                    .unwrap_or_else(|error| panic!("UDP segments, {}: {error:#}", name(server.name())));
+            }
         }
     }
 }
