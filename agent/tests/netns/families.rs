@@ -198,7 +198,7 @@ fn pod_cidrs_of_every_usual_size_serve_pods() {
 }
 
 #[test]
-fn addresses_that_are_asked_for_are_given_or_their_fault_is_named() {
+fn addresses_asked_for_are_given_or_their_fault_is_named() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     let asking = |name: &str, addresses: &[&str]| node.add_pod_with(name, &json!({ "ips": addresses }));

@@ -21,7 +21,7 @@ const WORLD: u32 = 1500;
 const WIDER: u32 = 200;
 
 #[test]
-fn largest_packet_passes_and_one_byte_more_is_told_in_vxlan_mode() {
+fn largest_packet_passes_and_one_byte_more_is_told_in_vxlan() {
     let mut failures = String::new();
     // 1330 bytes are the least that take a packet of IPv6's minimum MTU whole.
     for underlay in [1280, 1329, 1330, 1400, 1500, 9000] {
@@ -31,7 +31,7 @@ fn largest_packet_passes_and_one_byte_more_is_told_in_vxlan_mode() {
 }
 
 #[test]
-fn largest_packet_passes_and_one_byte_more_is_told_in_direct_mode() {
+fn largest_packet_passes_and_one_byte_more_is_told_in_direct() {
     let mut failures = String::new();
     for underlay in [1280, 1400, 1500, 9000] {
         check(Layer { mode: Mode::Direct, tunnel: None, underlay }, &mut failures);

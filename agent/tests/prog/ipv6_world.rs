@@ -419,7 +419,7 @@ fn a_route_by_a_link_without_programs_is_refused() {
 }
 
 #[test]
-fn sources_that_other_nodes_do_not_know_are_masqueraded_into_the_tunnel() {
+fn sources_unknown_elsewhere_are_masqueraded_into_the_tunnel() {
     let mut node = node(Mode::Vxlan);
     let link = node.uplink;
     let packet = Packet6::new(ROUTER, REMOTE, udp(OWN, 53));
