@@ -287,7 +287,7 @@ fn state_or_maps_of_a_later_release_are_refused_untouched() {
     let version = node.bpf_dir().join("schema-version");
     let schema = fs::read_link(&version).unwrap();
     let later_state: &dyn Fn() =
-        &|| fs::write(&file, ours.replace("\"format\": 1", "\"format\": 99")).unwrap();
+        &|| fs::write(&file, ours.replace("\"format\": 2", "\"format\": 99")).unwrap();
     let later_maps: &dyn Fn() = &|| {
         fs::remove_file(&version).unwrap();
         std::os::unix::fs::symlink("99", &version).unwrap();
