@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use thiserror::Error;
 
-use crate::model::{Endpoint, PortMapping, Transport};
+use crate::features::frontends;
+use crate::model::{Endpoint, Family, PortMapping, Transport};
 
 /// Reason why a pod does not get its hostPorts.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -29,14 +30,14 @@ pub enum Unavailable {
     Tunnel(PortMapping),
     /// The node's table cannot hold so many hostPorts.
     #[error(
-        "portMappings asks for {wanted} hostPorts, but pods of this node already have {used} of the {capacity} that it can have: raise --max-host-ports and restart the node, or delete pods that have hostPorts"
+        "portMappings takes {wanted} entries of the table of hostPorts, but pods of this node already have {used} of the {capacity} entries (a hostPort without hostIP takes one for each family of its pod): raise --max-host-ports and restart the node, or delete pods that have hostPorts"
     )]
     Full {
-        /// Number of hostPorts that the pod asks for.
+        /// Number of entries that the pod's hostPorts take.
         wanted: usize,
-        /// Number of hostPorts that other pods have.
+        /// Number of entries that other pods' hostPorts have.
         used: usize,
-        /// Number of hostPorts that the node can have.
+        /// Number of entries of the table.
         capacity: usize,
     },
     /// The pod asks for the same hostPort twice, with different ports of its own.
@@ -47,20 +48,28 @@ pub enum Unavailable {
 /// Checks whether a pod can get its hostPorts.
 ///
 /// - `others`: endpoints of other attachments.
+/// - `families`: those of the pod's addresses.
 /// - `tunnel_port`: UDP port of the tunnel, if there is one.
-/// - `capacity`: number of hostPorts that the node can have.
+/// - `capacity`: number of entries of the table of hostPorts.
 ///
 /// # Errors
 /// The first obstacle that is found.
 pub fn check<'a>(
     wanted: &[PortMapping],
+    families: &[Family],
     others: impl Iterator<Item = &'a Endpoint> + Clone,
     tunnel_port: Option<u16>,
     capacity: usize,
 ) -> Result<(), Unavailable> {
-    let used = others.clone().map(|endpoint| endpoint.port_mappings.len()).sum();
-    if !wanted.is_empty() && wanted.len() + used > capacity {
-        return Err(Unavailable::Full { wanted: wanted.len(), used, capacity });
+    let used = others.clone().map(|endpoint| frontends(endpoint).count()).sum();
+    let leads_to = |mapping: &PortMapping, family| {
+        mapping.host_address.is_none_or(|address| Family::of(address) == family)
+    };
+    let entries =
+        |mapping: &PortMapping| families.iter().filter(|family| leads_to(mapping, **family)).count();
+    let taken = wanted.iter().map(entries).sum();
+    if !wanted.is_empty() && taken + used > capacity {
+        return Err(Unavailable::Full { wanted: taken, used, capacity });
     }
     for (index, mapping) in wanted.iter().enumerate() {
         if mapping.protocol == Transport::Udp && tunnel_port == Some(mapping.host_port.get()) {
@@ -122,7 +131,7 @@ mod tests {
         others: impl Iterator<Item = &'a Endpoint> + Clone,
         tunnel_port: Option<u16>,
     ) -> Result<(), Unavailable> {
-        super::check(wanted, others, tunnel_port, 4096)
+        super::check(wanted, &Family::ALL, others, tunnel_port, 4096)
     }
 
     fn mapping(address: Option<IpAddr>, protocol: Transport, host: u16, container: u16) -> PortMapping {
@@ -199,12 +208,16 @@ mod tests {
     fn no_more_are_given_than_the_node_can_have() {
         let other = endpoint(mapping(None, Transport::Tcp, 80, 8080));
         let wanted = [81, 82].map(|port| mapping(None, Transport::Tcp, port, 8080));
-        let check = |capacity| super::check(&wanted, [&other].into_iter(), None, capacity);
-        assert_eq!(check(3), Ok(()));
-        assert_eq!(check(2), Err(Unavailable::Full { wanted: 2, used: 1, capacity: 2 }));
+        let check =
+            |families, capacity| super::check(&wanted, families, [&other].into_iter(), None, capacity);
+        assert_eq!(check(&[Family::V4], 3), Ok(()));
+        let full = |wanted, capacity| Err(Unavailable::Full { wanted, used: 1, capacity });
+        assert_eq!(check(&[Family::V4], 2), full(2, 2));
+        assert_eq!(check(&Family::ALL, 5), Ok(()));
+        assert_eq!(check(&Family::ALL, 4), full(4, 4));
         // After a restart with a smaller table, other pods may already have more hostPorts than it
         // holds. A pod without hostPorts must start nevertheless.
-        assert_eq!(super::check(&[], [&other].into_iter(), None, 0), Ok(()));
+        assert_eq!(super::check(&[], &[], [&other].into_iter(), None, 0), Ok(()));
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn del_frees_host_ports_even_with_an_unusable_configuration() {
     let before = Left::by(node);
     let wanted = mappings(&[(HOST_PORT, PORT, "tcp", None), (HOST_PORT, PORT, "udp", None)]);
     let pod = node.add_pod_with("pod", &wanted).unwrap();
-    assert_eq!(frontends(node).len(), 2);
+    assert_eq!(frontends(node).len(), 4, "one for each protocol and family");
     pod.delete().unwrap();
     assert_eq!(Left::by(node), before);
     let refused = mappings(&[(HOST_PORT, PORT, "sctp", None)]);

@@ -58,13 +58,15 @@ fn host_ports_beyond_what_the_node_can_have_are_refused() {
         let lab = Lab::builder().nodes(1).agent_arguments(arguments).build().unwrap();
         let node = lab.node(0);
         let has = node.add_pod_with("has", &many(10_000, 100)).unwrap();
-        let refused = node.add_pod_with("refused", &many(20_000, capacity - 99)).unwrap_err().to_string();
-        for part in ["100 of the", &capacity.to_string(), "--max-host-ports"] {
+        // Each hostPort has an entry for each family.
+        let fitting = capacity / 2;
+        let refused = node.add_pod_with("refused", &many(20_000, fitting - 99)).unwrap_err().to_string();
+        for part in ["200 of the", &capacity.to_string(), "--max-host-ports"] {
             assert!(refused.contains(part), "{part}: {refused:.2000}");
         }
         has.delete().unwrap();
-        let pod = node.add_pod_again("refused", &many(20_000, capacity)).unwrap();
-        let last = SocketAddr::new(node.address(), 20_000 + capacity - 1);
+        let pod = node.add_pod_again("refused", &many(20_000, fitting)).unwrap();
+        let last = SocketAddr::new(node.address(), 20_000 + fitting - 1);
         traffic::tcp_exchange_on(lab.world(), &pod, Route::translated(last, PORT), STREAM).unwrap();
     }
 }

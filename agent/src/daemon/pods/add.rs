@@ -255,7 +255,11 @@ fn check_host_ports(
     let tunnel_port = (state.config.mode == Mode::Vxlan).then_some(state.config.vxlan_port);
     let others = state.model.endpoints.values().filter(|other| other.host_interface != host_interface);
     let capacity = state.executor.dataplane.maps.capacity(Table::Frontends);
-    host_ports::check(wanted, others, tunnel_port, capacity).map_err(|unavailable| {
+    let families: Vec<_> = match known {
+        Some(known) => known.addresses().map(Family::of).collect(),
+        None => state.model.pod_families().collect(),
+    };
+    host_ports::check(wanted, &families, others, tunnel_port, capacity).map_err(|unavailable| {
         let code = match unavailable {
             Unavailable::Contradiction(..) => codes::INVALID_CONFIGURATION,
             _ => codes::HOST_PORT_UNAVAILABLE,
