@@ -326,16 +326,16 @@ fn a_list_that_comes_again_and_changes_nothing_writes_no_map() {
     api.start().unwrap();
     // The agents of both nodes list again.
     assert!(wait_until(|| (lists() >= listed + 2).then_some(())).is_some(), "{:#?}", api.requests());
-    // The agent sees the next change, and does nothing but this: a podCIDR, an address and a route
-    // of each family, and a peer.
+    // The agent sees the next change, and does nothing but this: a podCIDR, an address, a peer and
+    // a route of each family.
     let mut third = api.node("node2").unwrap();
     third["metadata"] = json!({ "name": "node3" });
     set_pod_cidr(&mut third, "10.244.3.0/24");
     set_addresses(&mut third, 3);
     api.put(third);
     routes_with(one, "10.244.3.0/24");
-    assert!(wait_until(|| (changes() >= before + 7).then_some(())).is_some(), "{}", one.agent_log());
-    assert_eq!(changes(), before + 7, "{}", one.agent_log());
+    assert!(wait_until(|| (changes() >= before + 8).then_some(())).is_some(), "{}", one.agent_log());
+    assert_eq!(changes(), before + 8, "{}", one.agent_log());
 }
 
 /// Sets the podCIDRs: `network`, which is IPv4, and the IPv6 network with the same numbers.
