@@ -153,7 +153,8 @@ fn before_the_first_node_list_only_gone_pods_are_released() {
     for to in [&STRAYS[..], &["10.244.2.0/24", "fd00:10:244:2::/64"]].concat() {
         assert!(routes().contains(to), "{to}: {}", routes());
     }
-    assert_eq!(node.map_dump(maps::TUNNEL_PEERS).unwrap().as_array().unwrap().len(), 1);
+    let peers = node.map_dump(maps::TUNNEL_PEERS).unwrap().as_array().unwrap().len();
+    assert_eq!(peers, 2, "an address of each family of node 2");
     lab.write_node_list(&list.to_string()).unwrap();
     node.wait_ready().unwrap();
     let has_strays = || STRAYS.iter().any(|address| routes().contains(address));
