@@ -167,7 +167,8 @@ impl MapPin {
             Some((name, number)) => (name, number.parse().ok()?),
             None => (name, FIRST_LAYOUT),
         };
-        let is_like_ours = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        let is_like_ours =
+            name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
         is_like_ours.then(|| Self { name: name.into(), layout })
     }
 
