@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
 
+use etherparse::EtherType;
 use podwire_common::reason::{Drop, Path};
 use xtask::lab::frames::{self, Capture};
 use xtask::lab::{Lab, Mode, Ns, Pod, traffic};
@@ -22,7 +23,9 @@ fn nobody_but_a_node_sends_into_the_tunnel() {
     let scene = Scene::new(Mode::Vxlan, &[]);
     let (before, capture) = (Counted::quiet(&scene.lab), Capture::start(&scene.pod, "eth0").unwrap());
     refused(&scene.lab, 0, (&scene.stranger, "eth0"), &scene.tunnel_rows());
-    assert!(capture.finish().unwrap().is_empty(), "the pod received something");
+    // The kernels at both ends of the pod's link report groups of IPv6.
+    let is_ipv4 = |frame: &Vec<u8>| frame[12..14] == EtherType::IPV4.0.to_be_bytes();
+    assert!(!capture.finish().unwrap().iter().any(is_ipv4), "the pod received something");
     // The node accepts the frame from which the rows were made: its source claims to be the other
     // node.
     let admitted = scene.outer().around(&scene.inner());
