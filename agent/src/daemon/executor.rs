@@ -229,8 +229,7 @@ impl Executor {
             self.pools.release(change.key);
             return Ok(());
         }
-        let family = Family::of(change.key);
-        let last = self.pools.last().find(|last| Family::of(*last) == family);
+        let last = Family::of(change.key).first_of(self.pools.last());
         last.map_or(Ok(()), |last| Ok(self.store.save_last_address(last)?))
     }
 

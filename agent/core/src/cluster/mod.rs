@@ -499,7 +499,7 @@ fn complete(record: &NodeRecord) -> Result<Node, Skipped> {
 
 /// Returns what this node lacks to serve every family of the cluster.
 fn families_missing(own: &Node, remote: &BTreeMap<String, Node>) -> Vec<NodeProblem> {
-    let has = |node: &Node, family| node.overlay_address(family).is_some();
+    let has = |node: &Node, family| node.pod_network(family).is_some();
     let missing = Family::ALL.into_iter().filter(|family| !has(own, *family));
     missing
         .filter_map(|family| {

@@ -22,14 +22,12 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 
 fn add_remote(slice: &mut Slice, model: &Model, own: &Node, node: &Node) {
     for family in Family::ALL {
-        let tunnel = match model.mode {
-            // Unless the node runs flannel, both families travel between the same addresses.
-            Mode::Vxlan => model.tunnel_between(own, node, family),
-            Mode::Direct => None,
+        // Unless the node runs flannel, both families travel between the same addresses.
+        let tunnel = match (model.mode, model.tunnel_between(own, node, family)) {
+            (Mode::Direct, _) => None,
+            (Mode::Vxlan, None) => return,
+            (Mode::Vxlan, tunnel) => tunnel,
         };
-        if model.mode == Mode::Vxlan && tunnel.is_none() {
-            return;
-        }
         add_family(slice, model, own, node, family, tunnel);
     }
     // The other node may prefer another family.
@@ -65,13 +63,12 @@ fn add_family(
         node_id: node.id(),
         flags: flags | common,
     };
-    let networks = node.pod_networks.iter().filter(|network| Family::of(network.addr()) == family);
-    for network in networks {
-        slice.tables.nodes.insert((*network).into(), entry(abi::NODE_POD_NETWORK));
+    if let Some(network) = node.pod_network(family) {
+        slice.tables.nodes.insert(network.into(), entry(abi::NODE_POD_NETWORK));
         // Without a podCIDR of its own, this node takes no part in the pod network of the family.
-        if own.overlay_address(family).is_some() {
+        if own.pod_network(family).is_some() {
             let route = route(model, own, vtep, family, next_hop, path);
-            slice.routes.extend(route.map(|route| (*network, route)));
+            slice.routes.extend(route.map(|route| (network, route)));
         }
     }
     for address in node.addresses().filter(|address| Family::of(*address) == family) {

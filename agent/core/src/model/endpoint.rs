@@ -63,7 +63,7 @@ impl Endpoint {
 
     /// Returns the pod's address of a family.
     pub fn address_of(&self, family: Family) -> Option<IpAddr> {
-        self.addresses().find(|address| Family::of(*address) == family)
+        family.first_of(self.addresses())
     }
 
     /// Returns whether one of the two endpoints has an address of the other.

@@ -122,7 +122,7 @@ impl Model {
     /// Returns the addresses of another node to which this node needs a path: the tunnel's other
     /// end, or by direct routing the next hop to its pods of each family.
     pub fn next_hops(&self, own: &Node, node: &Node) -> BTreeSet<IpAddr> {
-        let families = Family::ALL.into_iter().filter(|family| node.overlay_address(*family).is_some());
+        let families = Family::ALL.into_iter().filter(|family| node.pod_network(*family).is_some());
         let next_hop = |family| match self.mode {
             Mode::Vxlan => self.tunnel_between(own, node, family).map(|(_, there)| there),
             Mode::Direct => node.address_of(family),
@@ -218,6 +218,11 @@ impl Family {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
+    /// Returns the first of some addresses that is of this family.
+    pub fn first_of(self, addresses: impl IntoIterator<Item = IpAddr>) -> Option<IpAddr> {
+        addresses.into_iter().find(|address| Self::of(*address) == self)
+    }
+
     /// Returns the smallest MTU that the kernel accepts on a link with addresses of this family,
     /// bytes: `IPV4_MIN_MTU`; RFC 8200 section 5.
     pub const fn least_mtu(self) -> u32 {
@@ -307,7 +312,7 @@ impl Node {
 
     /// Returns the first InternalIP of a family.
     pub fn address_of(&self, family: Family) -> Option<IpAddr> {
-        self.addresses().find(|address| Family::of(*address) == family)
+        family.first_of(self.addresses())
     }
 
     /// Returns the first InternalIP of each family: those by which other nodes know it.
@@ -320,6 +325,11 @@ impl Node {
         self.pod_networks.iter().any(|network| network.contains(&address))
     }
 
+    /// Returns the podCIDR of a family.
+    pub fn pod_network(&self, family: Family) -> Option<IpNet> {
+        self.pod_networks.iter().copied().find(|network| Family::of(network.addr()) == family)
+    }
+
     /// Returns the first address of each podCIDR: the node's overlay addresses. The one of IPv4 is
     /// also its pods' gateway.
     pub fn overlay_addresses(&self) -> impl Iterator<Item = IpAddr> {
@@ -328,7 +338,7 @@ impl Node {
 
     /// Returns the overlay address of a family.
     pub fn overlay_address(&self, family: Family) -> Option<IpAddr> {
-        self.overlay_addresses().find(|address| Family::of(*address) == family)
+        self.pod_network(family).map(overlay_address)
     }
 }
 
@@ -381,7 +391,7 @@ pub struct NodeLink {
 impl NodeLink {
     /// Returns the first address of a family.
     pub fn address_of(&self, family: Family) -> Option<IpAddr> {
-        self.addresses.iter().copied().find(|address| Family::of(*address) == family)
+        family.first_of(self.addresses.iter().copied())
     }
 }
 
@@ -404,14 +414,7 @@ mod tests {
     fn the_pod_mtu_follows_the_smallest_link_towards_a_node() {
         let mut model = Model::new(Mode::Vxlan, None);
         assert_eq!(model.pod_mtu(), None);
-        model.links.push(NodeLink {
-            index: 2,
-            name: "eth0".into(),
-            mtu: 1500,
-            addresses: Vec::new(),
-            role: Role::Uplink,
-            is_bare: false,
-        });
+        model.links.push(uplink());
         assert_eq!(model.pod_mtu(), Some(1450));
         let path = Path { device: 3, mtu: 1400, gateway: None };
         model.paths.insert(IpAddr::from([10, 200, 0, 2]), path);
@@ -420,6 +423,17 @@ mod tests {
         assert_eq!(model.pod_mtu(), Some(1400));
         model.mtu_override = Some(1280);
         assert_eq!(model.pod_mtu(), Some(1280));
+    }
+
+    fn uplink() -> NodeLink {
+        NodeLink {
+            index: 2,
+            name: "eth0".into(),
+            mtu: 1500,
+            addresses: Vec::new(),
+            role: Role::Uplink,
+            is_bare: false,
+        }
     }
 
     fn node(addresses: &[&str]) -> Node {
@@ -458,14 +472,7 @@ mod tests {
     #[test]
     fn headers_of_the_tunnel_count_by_its_family() {
         let mut model = Model::new(Mode::Vxlan, None);
-        model.links.push(NodeLink {
-            index: 2,
-            name: "eth0".into(),
-            mtu: 1500,
-            addresses: Vec::new(),
-            role: Role::Uplink,
-            is_bare: false,
-        });
+        model.links.push(uplink());
         model.own = Some(node(&["fd00::1"]));
         assert_eq!(model.pod_mtu(), Some(1430));
         model.own = Some(node(&["fd00::1", "10.200.0.1"]));
