@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use podwire_core::model::Family;
 use serde_json::{Value, json};
-use xtask::lab::{Families, Lab, Mode, Node, Ns, Pod, traffic};
+use xtask::lab::{Families, Lab, Mode, Node, Ns, Pod, is_soak, traffic};
 
 use crate::reach;
 use crate::sockets::wait_until;
@@ -258,7 +258,7 @@ fn no_address_of_pods_and_of_the_tunnel_is_tentative() {
 #[test]
 fn the_first_packet_to_a_new_pod_arrives() {
     let lab = Lab::builder().nodes(1).build().unwrap();
-    for number in 0..if crate::soak() { 1000 } else { 40 } {
+    for number in 0..if is_soak() { 1000 } else { 40 } {
         let pod = lab.node(0).add_pod(&format!("pod{number}")).unwrap();
         let shown = pod.exec(&["ip", "-6", "route", "show", "table", "local", "type", "local"]).unwrap();
         assert!(shown.contains(&pod.addresses()[1].to_string()), "{number}: {shown}");

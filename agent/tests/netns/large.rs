@@ -3,7 +3,7 @@
 use podwire_common::reason::Path::{TunnelIn, TunnelInDevice, TunnelOut};
 use serde_json::json;
 use xtask::lab::traffic::{self, Route};
-use xtask::lab::{Families, Lab, Mode, Ns};
+use xtask::lab::{Families, Lab, Mode, Ns, is_soak};
 
 use crate::check::{Counted, Row, check};
 
@@ -38,7 +38,7 @@ fn a_gibibyte_crosses_the_tunnel_unchanged() {
     // Inner IPv6 comes out of the VXLAN device.
     for (address, way_in) in server.addresses().iter().zip([TunnelIn, TunnelInDevice]) {
         let before = Counted::quiet(&lab);
-        let rounds = if crate::soak() { 20 } else { 1 };
+        let rounds = if is_soak() { 20 } else { 1 };
         for _ in 0..rounds {
             // Every byte is compared on arrival.
             let exchange = traffic::tcp_exchange(&client, &server, *address, 8080, GIBIBYTE).unwrap();

@@ -2,7 +2,7 @@
 
 use podwire_common::names::maps;
 use serde_json::Value;
-use xtask::lab::{CniCall, Lab, Mode, Node, traffic};
+use xtask::lab::{CniCall, Lab, Mode, Node, is_soak, traffic};
 
 use crate::reach;
 
@@ -24,7 +24,7 @@ fn a_transfer_goes_on_while_the_agents_are_killed_and_come_back() {
             traffic::tcp_stream(lab.node(0), &far, far.address(), 8081).unwrap(),
         ];
         let go_on = || streams.iter().for_each(|stream| stream.wait_for(4 * MEBIBYTE).unwrap());
-        let rounds = if crate::soak() { 50 } else { 2 };
+        let rounds = if is_soak() { 50 } else { 2 };
         for _ in 0..rounds {
             lab.nodes().iter().for_each(|node| node.kill_agent().unwrap());
             go_on();

@@ -80,11 +80,6 @@ use std::ops::Deref;
 
 use xtask::lab::{Node, Ns, Pod, traffic};
 
-/// Returns whether there is time for long tests.
-fn soak() -> bool {
-    std::env::var_os("PODWIRE_SOAK").is_some_and(|value| value == "1")
-}
-
 fn v4(address: IpAddr) -> Ipv4Addr {
     match address {
         IpAddr::V4(address) => address,

@@ -3,7 +3,7 @@
 use std::fs;
 
 use podwire_cni::fault::{Fault, Step, VARIABLE};
-use xtask::lab::{Families, Lab, Mode, Node};
+use xtask::lab::{Families, Lab, Mode, Node, is_soak};
 
 use crate::flows::Flows;
 use crate::sockets::wait_until;
@@ -18,7 +18,7 @@ fn restart_under_traffic_loses_no_datagram_and_no_connection() {
     ] {
         let lab = Lab::builder().mode(mode).families(families).build().unwrap();
         let flows = Flows::start(&lab);
-        for round in 0..if crate::soak() { 50 } else { 2 } {
+        for round in 0..if is_soak() { 50 } else { 2 } {
             for node in lab.nodes() {
                 // An operator stops it, or the kernel kills it when memory is short.
                 let end = if round % 2 == 0 { node.stop_agent() } else { node.kill_agent() };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use podwire_cni::protocol::Attachment;
 use podwire_common::names::maps;
-use xtask::lab::{Lab, Node, Ns, Pod};
+use xtask::lab::{Lab, Node, Ns, Pod, is_soak};
 
 use crate::footprint::Footprint;
 use crate::sockets::udp;
@@ -28,7 +28,7 @@ fn two_hundred_pods_come_and_go_and_leave_nothing() {
     // The first pod leaves a file for good: `last-address`.
     node.add_pod("first").unwrap().delete().unwrap();
     let before = Footprint::of(node, &[]);
-    for round in 0..if crate::soak() { 10 } else { ROUNDS } {
+    for round in 0..if is_soak() { 10 } else { ROUNDS } {
         let pods = Mutex::new(Vec::new());
         at_once(PODS, |number| {
             let pod = node.add_pod(&format!("pod{round}x{number}")).unwrap();
@@ -99,7 +99,7 @@ fn five_hundred_calls_among_random_kills_leave_nothing() {
     reference.delete().unwrap();
     let before = Footprint::of(node, &[]);
     let mut told = Told::default();
-    for round in 0..if crate::soak() { 20 } else { 1 } {
+    for round in 0..if is_soak() { 20 } else { 1 } {
         let (calls, over) = (AtomicUsize::new(0), AtomicBool::new(false));
         let pods = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -155,7 +155,7 @@ fn an_agent_starts_while_pods_go() {
     let node = lab.node(0);
     node.add_pod("first").unwrap().delete().unwrap();
     let before = Footprint::of(node, &[]);
-    for round in 0..if crate::soak() { 10 } else { 1 } {
+    for round in 0..if is_soak() { 10 } else { 1 } {
         let pods = (0..40).map(|number| node.add_pod(&format!("going{round}x{number}")));
         let pods: Vec<Pod> = pods.collect::<Result<_, _>>().unwrap();
         node.kill_agent().unwrap();
