@@ -118,7 +118,8 @@ pub struct Config {
     pub max_inbound_flows: u32,
     /// Number of hostPorts that all pods of this node together may have at once.
     ///
-    /// In a dual-stack cluster, a hostPort without hostIP counts twice. A new number takes effect when the node restarts.
+    /// In a dual-stack cluster, a hostPort without hostIP counts twice. A new number takes effect
+    /// when the node restarts.
     #[arg(long, env = "PODWIRE_MAX_HOST_PORTS", default_value_t = Table::Frontends.row().entries, value_parser = clap::value_parser!(u32).range(16..=262_144), value_name = "ENTRIES")]
     pub max_host_ports: u32,
     /// Links to use as uplinks, besides those that the agent finds. * and ? are wildcards; may be

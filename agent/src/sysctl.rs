@@ -208,7 +208,7 @@ impl Switches {
             accepting.iter().try_for_each(|accepts| self.set(accepts, ACCEPTS_AS_ROUTER))?;
             self.set(node, "1")
         };
-        self.or_as_before(set(), &before, state_dir)?;
+        or_as_before(set(), &before, state_dir)?;
         Ok(!is_on)
     }
 
@@ -230,22 +230,8 @@ impl Switches {
         let mut with_this = before.clone();
         with_this.switches.entry(switch.name.clone()).or_insert(found);
         with_this.save(state_dir)?;
-        self.or_as_before(self.set(&switch.name, "1"), &before, state_dir)?;
+        or_as_before(self.set(&switch.name, "1"), &before, state_dir)?;
         Ok(true)
-    }
-
-    /// If forwarding could not be switched on, saves the previous record again: when another
-    /// program switches it on later, uninstall must not undo that.
-    fn or_as_before(
-        &self,
-        set: Result<(), SwitchError>,
-        before: &Before,
-        state_dir: &Path,
-    ) -> Result<(), SwitchError> {
-        if set.is_err() {
-            before.save(state_dir)?;
-        }
-        set
     }
 
     /// Sets a switch of a device that the agent or the plugin has made. Returns whether it had
@@ -361,4 +347,13 @@ impl Switches {
         info!(sysctl = name, from = before, to = value, "kernel switch set");
         Ok(())
     }
+}
+
+/// If forwarding could not be switched on, saves the previous record again: when another program
+/// switches it on later, uninstall must not undo that.
+fn or_as_before(set: Result<(), SwitchError>, before: &Before, state_dir: &Path) -> Result<(), SwitchError> {
+    if set.is_err() {
+        before.save(state_dir)?;
+    }
+    set
 }
