@@ -7,6 +7,7 @@
 
 use crate::addr::{Addr, Be16, LpmAddr, Mac, Quad};
 use crate::epoch::FLOW_SLOTS;
+use crate::flow::FlowAddr;
 
 /// The layout of all pinned maps together. Its number lies beside the pins. An agent takes over the
 /// maps of an earlier layout and refuses those of a later one.
@@ -370,7 +371,7 @@ pub const TABLE_STACK_FLOWS: u8 = 1;
 pub const TABLES: usize = 2;
 
 /// A 5-tuple of IPv4 in 16 bytes: the key of `FLOWS`, in which every packet of a pod is looked up.
-/// The kernel's hash takes two rounds for it, but four for a [`Flow`].
+/// The kernel's hash takes two rounds for it, but four for a [`Flow`], the key of `FLOWS6`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -417,20 +418,24 @@ pub struct Macs {
     pub source: Mac,
 }
 
-/// `FLOWS`: what the programs have found out about a flow that goes past the host stack, so that
+/// `FLOWS`, `FLOWS6`: what the programs have found out about a flow that goes past the host stack, so that
 /// its next packets need no other lookups. The programs use an entry only for
 /// [`KNOWN_FLOW_JIFFIES`], and only while [`Self::epochs`] is the sum of `EPOCHS` over
 /// [`Self::slots`]. After that they find all of it out again.
 ///
 /// An entry says three things: how its packets come, what is rewritten, and which way they leave.
 /// The three are independent: the type allows every combination.
-#[repr(C)]
+///
+/// `A` is the form of the flow's addresses: [`Quad`] in `FLOWS`, for IPv4; [`Addr`] in `FLOWS6`, for
+/// IPv6.
+// Aligned, because a reader compares keys by words of eight bytes.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
-pub struct KnownFlow {
+pub struct KnownFlow<A: FlowAddr = Quad> {
     /// A copy of the key. The kernel may reuse an element of an LRU at once. A reader compares this
     /// copy last, to see that the element was still the same entry.
-    pub key: FlowKey,
+    pub key: A::Key,
     /// The wrapping sum of the numbers in [`Self::slots`] when the flow was learnt.
     pub epochs: u32,
     /// When the programs asked the kernel; in an entry for many flows, when they asked the host's
@@ -453,9 +458,9 @@ pub struct KnownFlow {
     /// Link addresses of a frame into a pod: the pod's own and its gateway's. Otherwise zeros.
     pub macs: Macs,
     /// Source address after rewriting.
-    pub source: Quad,
+    pub source: A,
     /// Destination address after rewriting.
-    pub destination: Quad,
+    pub destination: A,
     /// Source port after rewriting, network order. 0 in an entry for many flows
     /// ([`Flow::destination_key`]): each flow has its own.
     pub source_port: Be16,
@@ -737,6 +742,7 @@ plain! {
     InboundFlow: 8,
     Translation: 64 + EARLIER,
     KnownFlow: 144,
+    KnownFlow<Addr>: 192,
     FlowKey: 16,
     NextHop: 20,
     Tunnel: 40,

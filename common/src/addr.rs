@@ -173,26 +173,6 @@ impl core::fmt::Debug for Quad {
     }
 }
 
-/// An address as the tables of known flows have it: [`Quad`] for IPv4, [`Addr`] for IPv6.
-pub trait FlowAddr: Copy {
-    /// Returns the form of an address of the family.
-    fn of(address: &Addr) -> Self;
-}
-
-impl FlowAddr for Quad {
-    #[inline(always)]
-    fn of(address: &Addr) -> Self {
-        Self::of(address)
-    }
-}
-
-impl FlowAddr for Addr {
-    #[inline(always)]
-    fn of(address: &Addr) -> Self {
-        *address
-    }
-}
-
 /// An [`Addr`] in the key of an LPM trie. That key is packed, so its parts cannot be aligned.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! 5-tuples and what follows from them.
 
+use core::borrow::Borrow;
+
 use crate::abi::{Flow, FlowKey, NODE_LOCAL};
 use crate::addr::{Addr, Be16, Quad};
 
@@ -31,6 +33,79 @@ pub mod protocol {
 
 /// A flag in [`FlowKey::protocol`], above every protocol number.
 const ANY_SOURCE_PORT: u32 = 0x100;
+
+/// An address as in the tables of known flows: [`Quad`] for IPv4 in `FLOWS`, [`Addr`] for IPv6 in
+/// `FLOWS6`.
+pub trait FlowAddr: Copy {
+    /// Whether the family is IPv4.
+    const IS_IPV4: bool;
+    /// The 5-tuple as a key of the table.
+    type Key: Copy;
+    /// The key, or a reference to a flow that is its own key: a copy would take stack.
+    type KeyOf<'a>: Borrow<Self::Key>;
+
+    /// Returns the form of an address of the family.
+    fn of(address: &Addr) -> Self;
+    /// Returns the address.
+    fn address(&self) -> Addr;
+    /// Returns the key of a flow of the family.
+    fn key(flow: &Flow) -> Self::KeyOf<'_>;
+    /// Returns the key of the entry for all of a pod's connections to one address and port. No
+    /// single flow has this key.
+    fn destination_key(flow: &Flow) -> Self::Key;
+}
+
+impl FlowAddr for Quad {
+    const IS_IPV4: bool = true;
+    type Key = FlowKey;
+    type KeyOf<'a> = FlowKey;
+
+    #[inline(always)]
+    fn of(address: &Addr) -> Self {
+        Self::of(address)
+    }
+
+    #[inline(always)]
+    fn address(&self) -> Addr {
+        Addr::from_v4(self.bytes)
+    }
+
+    #[inline(always)]
+    fn key(flow: &Flow) -> FlowKey {
+        flow.key()
+    }
+
+    #[inline(always)]
+    fn destination_key(flow: &Flow) -> FlowKey {
+        flow.destination_key()
+    }
+}
+
+impl FlowAddr for Addr {
+    const IS_IPV4: bool = false;
+    type Key = Flow;
+    type KeyOf<'a> = &'a Flow;
+
+    #[inline(always)]
+    fn of(address: &Addr) -> Self {
+        *address
+    }
+
+    #[inline(always)]
+    fn address(&self) -> Addr {
+        *self
+    }
+
+    #[inline(always)]
+    fn key(flow: &Flow) -> &Flow {
+        flow
+    }
+
+    #[inline(always)]
+    fn destination_key(flow: &Flow) -> Flow {
+        Flow { source_port: Be16::ZERO, reserved: [1, 0, 0], ..*flow }
+    }
+}
 
 /// Returns whether packets to an address may go past the host stack: the address belongs to a pod
 /// of this node or to another node.
@@ -71,16 +146,15 @@ impl Flow {
     #[inline(always)]
     pub const fn key(&self) -> FlowKey {
         FlowKey {
-            source: Quad::from_be32(self.source.v4_be32()),
-            destination: Quad::from_be32(self.destination.v4_be32()),
+            source: Quad::of(&self.source),
+            destination: Quad::of(&self.destination),
             source_port: self.source_port,
             destination_port: self.destination_port,
             protocol: self.protocol as u32,
         }
     }
 
-    /// Returns the key of the entry for all of a pod's connections to one address and port. No
-    /// single flow has this key.
+    /// Returns the compact form of [`FlowAddr::destination_key`].
     #[inline(always)]
     pub const fn destination_key(&self) -> FlowKey {
         let key = self.key();

@@ -107,11 +107,15 @@ pub mod programs {
         ToBareUplink6,
         /// From [`TO_OVERLAY`], for IPv6.
         ToOverlay6,
+        /// From the program for IPv6 behind [`FROM_POD`], if nothing is known of a packet's flow.
+        FromPod6New,
+        /// From [`FROM_UPLINK`], for IPv6 inside the tunnel.
+        FromTunnel6,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 8] = [
+        pub const ALL: [Self; 10] = [
             Self::FromPodNew,
             Self::FromUplink,
             Self::FromPod6,
@@ -120,6 +124,8 @@ pub mod programs {
             Self::ToUplink6,
             Self::ToBareUplink6,
             Self::ToOverlay6,
+            Self::FromPod6New,
+            Self::FromTunnel6,
         ];
 
         /// Returns the program's name.
@@ -133,6 +139,8 @@ pub mod programs {
                 Self::ToUplink6 => "to_uplink6",
                 Self::ToBareUplink6 => "to_bare_uplink6",
                 Self::ToOverlay6 => "to_overlay6",
+                Self::FromPod6New => "from_pod6_new",
+                Self::FromTunnel6 => "from_tunnel6",
             }
         }
     }

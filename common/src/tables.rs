@@ -175,14 +175,20 @@ macro_rules! tables {
             entries 16384, option none, rank none, share $crate::tables::Share::Unlimited
         }
         Programs {
-            /// 5-tuple → what the programs know of a flow past the host stack.
+            /// 5-tuple of IPv4 → what the programs know of a flow past the host stack.
             // LRU without a share: the programs can find out everything again.
             FLOWS, flows, Flows: LruHash<$crate::abi::FlowKey, $crate::abi::KnownFlow>,
             entries 65536, option none, rank none, share $crate::tables::Share::Unlimited
         }
+        Programs {
+            /// 5-tuple of IPv6 → as in `FLOWS`.
+            // A table of its own: every packet is looked up, and short keys are faster.
+            FLOWS6, flows6, Flows6: LruHash<$crate::abi::Flow, $crate::abi::KnownFlow<$crate::addr::Addr>>,
+            entries 65536, option none, rank none, share $crate::tables::Share::Unlimited
+        }
         Both {
             /// 0 → one number for each kind of writer. It changes when a table changes that
-            /// entries of `FLOWS` depend on.
+            /// known flows depend on.
             GENERATION, generation, Generation: MappedArray<u32, [u32; $crate::epoch::GENERATIONS]>,
             entries 1, option none, rank none, share $crate::tables::Share::Unlimited
         }
@@ -419,10 +425,10 @@ impl Table {
     }
 
     /// Returns whether an upgrade carries the entries over when the layout changes. Arrays begin
-    /// with zeros, and their numbers are counted again. The programs learn the contents of `FLOWS`
-    /// again, and the collector counts `HOLDERS` again.
+    /// with zeros, and their numbers are counted again. The programs learn known flows again,
+    /// and the collector counts `HOLDERS` again.
     pub const fn is_carried_over(self) -> bool {
-        self.row().kind.fills() && !matches!(self, Self::Flows | Self::Holders)
+        self.row().kind.fills() && !matches!(self, Self::Flows | Self::Flows6 | Self::Holders)
     }
 }
 

@@ -398,7 +398,7 @@ fn packets_of_the_stack_leave_in_the_device() {
 }
 
 #[test]
-fn tunnel_packets_go_to_the_device_and_from_there_to_a_pod() {
+fn tunnel_packets_reach_a_pod_or_the_device() {
     let mut node = node(Mode::Vxlan);
     let link = node.uplink;
     let macs = |outer: &mut Vxlan| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC);
@@ -408,20 +408,52 @@ fn tunnel_packets_go_to_the_device_and_from_there_to_a_pod() {
         packet.macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build()
     };
     let good = inner(REMOTE, POD);
-    node.check("from a node", FROM_UPLINK, link, &tunnel(NODE2).around(&good), Expect::Pass);
+    let arrives = Packet6::new(REMOTE, POD, udp(40000, 80)).forwarded(POD_A_MAC, HOST_A_MAC);
+    let to_pod = if takes_off_other_families() {
+        Expect::Redirect(Path::TunnelIn, arrives)
+    } else {
+        Expect::Pass
+    };
+    node.check("from a node", FROM_UPLINK, link, &tunnel(NODE2).around(&good), to_pod);
+    let own = tunnel(NODE2).around(&inner(REMOTE, OVERLAY));
+    node.check("to the node", FROM_UPLINK, link, &own, Expect::Pass);
     let stranger = tunnel(STRANGER).around(&good);
     node.check("from a stranger", FROM_UPLINK, link, &stranger, Expect::Drop(Reason::TunnelPeerUnknown));
     let wrong = tunnel(NODE2).with(|outer| outer.vni = VNI + 1).around(&good);
     node.check("another network", FROM_UPLINK, link, &wrong, Expect::Drop(Reason::TunnelVniUnknown));
+    let mapped = |address: std::net::Ipv4Addr| address.to_ipv6_mapped();
+    let refused = [
+        ("from this node's pod", inner(NEIGHBOUR, POD), Reason::InnerSourceNotOwned),
+        ("from the world", inner(WORLD6, POD), Reason::InnerSourceNotOwned),
+        ("from a mapped address", inner(mapped(REMOTE_POD), POD), Reason::InnerSourceNotOwned),
+        ("to a mapped address", inner(REMOTE, mapped(POD_A)), Reason::AddressNeverOnWire),
+        ("to a link-local address", inner(REMOTE, LINK_LOCAL), Reason::LinkLocalAddress),
+    ];
+    for (what, frame, reason) in &refused {
+        let frame = tunnel(NODE2).around(frame);
+        node.check(what, FROM_UPLINK, link, &frame, Expect::Drop(*reason));
+    }
+    // The device takes a packet with outer IP options, and `from_overlay6` checks the rest.
+    let options = |outer: &mut Vxlan| outer.options = vec![1; 4];
     for (what, frame, counted) in [
         ("to a pod", good, Path::TunnelInDevice.name()),
         ("to the node", inner(REMOTE, OVERLAY), Path::TunnelToStack.name()),
-        ("from this node's pod", inner(NEIGHBOUR, POD), Reason::InnerSourceNotOwned.name()),
-        ("from the world", inner(WORLD6, POD), Reason::InnerSourceNotOwned.name()),
-        ("to a link-local address", inner(REMOTE, LINK_LOCAL), Reason::LinkLocalAddress.name()),
     ] {
-        node.check_on_wire(what, "up0-p", &tunnel(NODE2).around(&frame), Some(counted));
+        let frame = tunnel(NODE2).with(options).around(&frame);
+        node.check_on_wire(what, "up0-p", &frame, Some(counted));
     }
+    for (what, frame, reason) in refused {
+        let frame = tunnel(NODE2).with(options).around(&frame);
+        node.check_on_wire(what, "up0-p", &frame, Some(reason.name()));
+    }
+}
+
+/// Returns whether the kernel lets a program remove outer headers of another family than the inner
+/// packet's.
+fn takes_off_other_families() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(3))
 }
 
 #[test]

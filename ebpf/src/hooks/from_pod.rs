@@ -16,8 +16,8 @@ use crate::{
     maps,
     packet::{Headers, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{
-        arp, checksum, direct, ends, fastpath, flow, frontend, icmp_error, local, neighbour, snat, source,
-        stack_flow, tunnel_out,
+        arp, checksum, direct, ends, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local,
+        neighbour, snat, source, stack_flow, tunnel_out,
     },
     verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
 };
@@ -27,12 +27,18 @@ pub fn from_pod(ctx: TcContext) -> i32 {
     if ctx.ethertype() == ethertype::IPV6 {
         return finish_or_jump(&ctx, Ok(Decision::NONE), Jump::FromPod6);
     }
-    finish_or_jump(&ctx, known(&ctx), Jump::FromPodNew)
+    finish_or_jump(&ctx, known::<Ipv4>(&ctx), Jump::FromPodNew)
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn from_pod6(ctx: TcContext) -> i32 {
+    finish_or_jump(&ctx, known::<Ipv6>(&ctx), Jump::FromPod6New)
+}
+
+/// The second program for IPv6.
+#[classifier]
+pub fn from_pod6_new(ctx: TcContext) -> i32 {
     finish(&ctx, verdict6(&ctx))
 }
 
@@ -43,16 +49,16 @@ pub fn from_pod_new(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn known(ctx: &TcContext) -> Attempt {
+fn known<I: KnownIp>(ctx: &TcContext) -> Attempt {
     ctx.clear_ready_to_leave();
-    checksum::of_pod::<Ipv4>(ctx)?;
-    let Some((plain, known)) = fastpath::of_pod(ctx) else {
+    checksum::of_pod::<I>(ctx)?;
+    let Some((plain, known)) = fastpath::of_pod::<I>(ctx) else {
         return Ok(Decision::NONE);
     };
     if fastpath::is_to_neighbour(known) {
         return fastpath::to_neighbour(ctx, plain, known);
     }
-    let mut place = Place::<Ipv4>::new();
+    let mut place = Place::<I>::new();
     match place.load(ctx)?.parse(ctx) {
         Ok(packet) => fastpath::from_pod(ctx, packet, known),
         // The second program names the fault.
@@ -78,20 +84,11 @@ fn verdict(ctx: &TcContext) -> Outcome {
         Ok(packet) => packet,
         Err(faulty) => return Err(source::of_faulty(ctx, &faulty)),
     };
-    // These packets skip all checks below. A check that may refuse them needs its condition in
-    // `fastpath::destination_of` too.
-    if packet.flow.protocol == protocol::TCP
-        && let Some(verdict) = snat::to_known_destination(ctx, packet)?.verdict()
-    {
-        return Ok(verdict);
-    }
     judge(ctx, packet)
 }
 
 #[inline(always)]
 fn verdict6(ctx: &TcContext) -> Outcome {
-    ctx.clear_ready_to_leave();
-    checksum::of_pod::<Ipv6>(ctx)?;
     let mut place = Place::<Ipv6>::new();
     let loaded = place.load(ctx)?;
     if ctx.has_vlan_tag() {
@@ -114,7 +111,14 @@ fn verdict6(ctx: &TcContext) -> Outcome {
 
 /// Sends a packet to wherever its addresses lead.
 #[inline(always)]
-fn judge<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+    // These packets skip all checks below. A check that may refuse them needs its condition in
+    // `fastpath::destination_of` too.
+    if packet.flow.protocol == protocol::TCP
+        && let Some(verdict) = snat::to_known_destination(ctx, packet)?.verdict()
+    {
+        return Ok(verdict);
+    }
     // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     let endpoint = source::of_headers(ctx, &packet.headers)?;

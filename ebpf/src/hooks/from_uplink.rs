@@ -11,8 +11,11 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Fragment, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
-    stage::{direct, ends, fastpath, icmp_error, inbound, source, stack_flow, translation, tunnel_in},
-    verdict::{Decision, Outcome, Verdict, finish, finish_or_jump},
+    stage::{
+        direct, ends, fastpath, fastpath::KnownIp, icmp_error, inbound, source, stack_flow, translation,
+        tunnel_in,
+    },
+    verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
 };
 
 #[classifier]
@@ -20,7 +23,13 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     if ctx.ethertype() == ethertype::IPV6 {
         return finish_or_jump(&ctx, Ok(Decision::NONE), Jump::FromUplink6);
     }
-    finish(&ctx, verdict(&ctx))
+    finish_or_jump(&ctx, verdict(&ctx), Jump::FromTunnel6)
+}
+
+/// The program for IPv6 inside the tunnel.
+#[classifier]
+pub fn from_tunnel6(ctx: TcContext) -> i32 {
+    finish(&ctx, tunnel_in::on_uplink6(&ctx))
 }
 
 /// The program for IPv6.
@@ -30,43 +39,37 @@ pub fn from_uplink6(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn verdict(ctx: &TcContext) -> Outcome {
+fn verdict(ctx: &TcContext) -> Attempt {
     // If the underlay consists of veth pairs, another node's program may have set the
     // ready-to-leave mark.
     ctx.clear_ready_to_leave();
     let mut place = Place::<Ipv4>::new();
     // A frame with a VLAN tag belongs to another link. The stack drops frames for another host.
     if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() {
-        return Ok(Verdict::PASS);
+        return Ok(Verdict::PASS.into());
     }
     let Ok(loaded) = place.load(ctx) else {
-        return Ok(Verdict::PASS);
+        return Ok(Verdict::PASS.into());
     };
     match loaded.headers().ethertype.get() {
         ethertype::IPV4 => {}
         // The kernel would take off the second tag too, unseen by this program.
         ethertype::VLAN | ethertype::SERVICE_VLAN if ctx.has_vlan_tag() => return Err(Drop::VlanTagged),
-        _ => return Ok(Verdict::PASS),
+        _ => return Ok(Verdict::PASS.into()),
     }
     source::refuse_loopback(loaded.headers())?;
     if !ctx.is_for_this_host() {
         source::of_group_frame(loaded.headers())?;
-        return Ok(Verdict::PASS);
+        return Ok(Verdict::PASS.into());
     }
     let packet = match loaded.parse(ctx) {
         Ok(packet) => packet,
-        Err(faulty) => return source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS),
+        Err(faulty) => return source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS.into()),
     };
     if !maps::is_direct() && source::is_tunnel(packet) && is_for_tunnel(ctx, packet)? {
         return tunnel_in::on_uplink(ctx, packet);
     }
-    if packet.is_error {
-        icmp_error::forget(ctx, packet);
-    }
-    if let Some(verdict) = fastpath::from_uplink(ctx, packet)?.verdict() {
-        return Ok(verdict);
-    }
-    judge(ctx, packet)
+    follow_or_judge(ctx, packet).map(Decision::from)
 }
 
 #[inline(always)]
@@ -93,12 +96,24 @@ fn verdict6(ctx: &TcContext) -> Outcome {
     if !maps::is_direct() && source::is_tunnel(packet) && is_for_tunnel(ctx, packet)? {
         return Ok(Verdict::PASS);
     }
+    follow_or_judge(ctx, packet)
+}
+
+/// Handles a packet that does not belong to the tunnel.
+#[inline(always)]
+fn follow_or_judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+    if packet.is_error {
+        icmp_error::forget(ctx, packet);
+    }
+    if let Some(verdict) = fastpath::from_uplink(ctx, packet)?.verdict() {
+        return Ok(verdict);
+    }
     judge(ctx, packet)
 }
 
 /// Judges a packet that belongs neither to the tunnel nor to a known flow.
 #[inline(always)]
-fn judge<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
     // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     let translation = if packet.is_whole() { translation::of(packet) } else { None };
@@ -132,7 +147,7 @@ fn judge<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
 
 /// Delivers a packet for a pod of this node. By direct routing it may bypass the stack.
 #[inline(always)]
-fn to_pod<I: Ip>(
+fn to_pod<I: KnownIp>(
     ctx: &TcContext,
     packet: &mut Parsed<I>,
     endpoint: &Endpoint,

@@ -24,7 +24,7 @@ use aya_ebpf::btf_maps::Array;
 use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
 #[cfg(feature = "count-helpers")]
 use podwire_common::helper::{MOMENTS, Moment};
-use podwire_common::{abi::KnownFlow, names::programs::Jump};
+use podwire_common::{abi::KnownFlow, addr::Addr, names::programs::Jump};
 
 use crate::helpers;
 
@@ -38,7 +38,8 @@ pub use counters::{count_drop, count_path, count_traffic};
 pub use endpoints::{endpoint, may_send, set_stack_only};
 pub use epochs::{forget_flows_of, generation};
 pub use flows::{
-    forget_flow, forget_known, forget_reverse, is_still, is_still_in_place, known_flow, learn_flow, new_flow,
+    Known, forget_flow, forget_known, forget_reverse, is_still, is_still_in_place, known_flow, learn_flow,
+    new_flow,
 };
 pub use fragments::{fragment_ports, remember_fragment};
 pub use host_ports::{backend, forget_redirected_socket, redirected_socket, remember_redirected_socket};
@@ -53,9 +54,11 @@ pub use translations::{TranslationEntry, add_translation, remove_translation, tr
 podwire_common::tables!(helpers::tables);
 
 helpers::maps! {
-    // The place where a CPU assembles a flow before the flow is in `FLOWS`: the stack has no room
-    // for it. Each load of the programs has its own map, so the map has no row in `tables!`.
+    // The place where a CPU assembles a flow before the flow is in `FLOWS` or `FLOWS6`: the
+    // stack has no room for it. Each load of the programs has its own maps, so they have no row in
+    // `tables!`.
     static NEW_FLOW: PerCpuArray<KnownFlow, 1> = PerCpuArray::new();
+    static NEW_FLOW6: PerCpuArray<KnownFlow<Addr>, 1> = PerCpuArray::new();
     // Targets of jumps, by `Jump`. Each load of the programs has its own map: the loader fills it
     // before it attaches one of these programs.
     static JUMPS: ProgramArray<{ Jump::ALL.len() }> = ProgramArray::new();

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::BPF_ANY;
 use podwire_common::{abi::StackFlow, epoch::GENERATION_AGENT, helper::Moment};
 
 #[cfg(feature = "count-helpers")]
-use super::{EPOCHS, FLOWS, GENERATION, LEARNING, STACK_FLOWS, TRANSLATIONS, epochs::at};
+use super::{EPOCHS, FLOWS, FLOWS6, GENERATION, LEARNING, STACK_FLOWS, TRANSLATIONS, epochs::at};
 
 /// Does nothing. With `count-helpers`, it writes what a test has chosen for this moment.
 #[cfg(not(feature = "count-helpers"))]
@@ -39,5 +39,8 @@ pub(super) fn moment(index: u32) {
         Moment::TRANSLATION_GONE => TRANSLATIONS.0.remove(flow),
         _ => return,
     };
-    let _ = FLOWS.0.remove(flow.key());
+    let _ = match flow.source.is_v4() {
+        true => FLOWS.0.remove(flow.key()),
+        false => FLOWS6.0.remove(flow),
+    };
 }

@@ -1,8 +1,11 @@
 //! Flows that must go through the host stack: `STACK_FLOWS`.
 
 use aya_ebpf::bindings::BPF_ANY;
-use podwire_common::abi::{Flow, Holder, StackFlow};
-use podwire_common::addr::Addr;
+use podwire_common::{
+    abi::{Flow, Holder, StackFlow},
+    addr::Addr,
+    flow::FlowAddr,
+};
 
 use super::clock::{now, refresh};
 use super::flows::{forget_flow, forget_reverse};
@@ -27,7 +30,7 @@ pub fn is_stack_flow(flow: &Flow) -> bool {
 /// [`E2BIG`] when the pod has its share of the map. Otherwise the helper's error code: the map is
 /// full, or memory is short.
 #[inline(always)]
-pub fn record_stack_flow(flow: &Flow, local_pod: &Addr) -> Result<(), i32> {
+pub fn record_stack_flow<A: FlowAddr>(flow: &Flow, local_pod: &Addr) -> Result<(), i32> {
     if is_stack_flow(flow) {
         return Ok(());
     }
@@ -40,8 +43,8 @@ pub fn record_stack_flow(flow: &Flow, local_pod: &Addr) -> Result<(), i32> {
     }
     // Forget only after the insert. A program that learns the flow at this moment first adds it and
     // then looks for this entry (`check_again`). So one of the two removes the known flow.
-    forget_flow(flow);
-    forget_reverse(flow);
+    forget_flow::<A>(flow);
+    forget_reverse::<A>(flow);
     Ok(())
 }
 

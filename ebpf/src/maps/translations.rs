@@ -3,11 +3,14 @@
 use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use podwire_common::abi::{Flow, Translation};
+use podwire_common::{
+    abi::{Flow, Translation},
+    flow::FlowAddr,
+};
 
+use super::TRANSLATIONS;
 use super::clock::{REFRESH_NS, jiffies, now};
-use super::flows::forget_flow;
-use super::{FLOWS, TRANSLATIONS};
+use super::flows::{forget, forget_flow};
 
 /// One half of a translation, in the map.
 // Not a plain pointer: `None` is then a null pointer, and no second value that may be uninitialized.
@@ -51,9 +54,9 @@ impl TranslationEntry {
     /// Sets in both halves whether the flow bypasses the host stack from now on. Forgets what is
     /// known of both directions.
     #[inline(always)]
-    pub fn set_past_stack(&self, flow: &Flow, past_stack: bool) {
+    pub fn set_past_stack<A: FlowAddr>(&self, flow: &Flow, past_stack: bool) {
         if (self.get().past_stack != 0) != past_stack {
-            set_both_past_stack(self.0.as_ptr(), flow, past_stack.into());
+            set_both_past_stack::<A>(self.0.as_ptr(), flow, past_stack.into());
         }
     }
 
@@ -75,7 +78,7 @@ impl TranslationEntry {
 }
 
 #[inline(never)]
-fn set_both_past_stack(half: *mut Translation, flow: &Flow, past_stack: u8) {
+fn set_both_past_stack<A: FlowAddr>(half: *mut Translation, flow: &Flow, past_stack: u8) {
     // SAFETY: a map element; see `endpoint`. A byte is written whole.
     unsafe { (*half).past_stack = past_stack };
     // SAFETY: a map element; see `endpoint`.
@@ -84,8 +87,8 @@ fn set_both_past_stack(half: *mut Translation, flow: &Flow, past_stack: u8) {
         // SAFETY: a map element; see `endpoint`. A byte is written whole.
         unsafe { (*other.0.as_ptr()).past_stack = past_stack };
     }
-    forget_flow(flow);
-    forget_flow(&other_flow);
+    forget_flow::<A>(flow);
+    forget_flow::<A>(&other_flow);
 }
 
 // Not inlined: the key would take stack in every caller.
@@ -107,17 +110,17 @@ pub fn translation(flow: &Flow) -> Option<TranslationEntry> {
 /// # Errors
 /// [`EEXIST`] when there is one; otherwise the map is full or memory is short.
 #[inline(always)]
-pub fn add_translation(flow: &Flow, translation: &Translation) -> Result<(), i32> {
+pub fn add_translation<A: FlowAddr>(flow: &Flow, translation: &Translation) -> Result<(), i32> {
     TRANSLATIONS.insert(flow, translation, BPF_NOEXIST.into())?;
     // Do not call `forget_flow`: this is the deepest point of the call chain, and before Linux 6.8
     // a call takes at least 32 bytes of stack.
-    let _ = FLOWS.remove(flow.key());
+    forget::<A>(flow);
     Ok(())
 }
 
 /// Removes one half of a translation.
 #[inline(always)]
-pub fn remove_translation(flow: &Flow) {
+pub fn remove_translation<A: FlowAddr>(flow: &Flow) {
     let _ = TRANSLATIONS.remove(flow);
-    forget_flow(flow);
+    forget_flow::<A>(flow);
 }

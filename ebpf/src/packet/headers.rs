@@ -3,7 +3,8 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{Macs, Translation},
-    addr::{Addr, Be16, FlowAddr, Mac},
+    addr::{Addr, Be16, Mac},
+    flow::FlowAddr,
     reason::Drop,
 };
 

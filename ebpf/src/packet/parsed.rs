@@ -45,6 +45,15 @@ impl<I: Ip> Place<I> {
         Ok(Loaded { packet: &mut self.0 })
     }
 
+    /// Loads the headers of the inner frame that starts at `base`.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`] when there is no IP header over Ethernet.
+    #[inline(always)]
+    pub fn load_inner(&mut self, ctx: &TcContext, base: u32) -> Result<Loaded<'_, I>, Drop> {
+        self.0.load_inner(ctx, base)
+    }
+
     /// Loads the headers of a packet that starts with its IP header. The link addresses are
     /// unspecified.
     ///

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use podwire_common::{
     abi::{Macs, Translation},
-    addr::{Be16, Quad},
+    addr::{Be16, Mac, Quad},
     flow::protocol,
     reason::Drop,
 };
@@ -18,6 +18,14 @@ const IP: u32 = 14;
 const TTL: u32 = IP + 8;
 /// Offset of the identifier in an ICMP echo, from the start of the ICMP header.
 const IDENTIFIER: u32 = 4;
+
+/// A frame's link header, as on the wire.
+#[repr(C)]
+struct LinkHeader {
+    destination_mac: Mac,
+    source_mac: Mac,
+    ethertype: Be16,
+}
 
 /// Sets both link addresses.
 ///
@@ -110,15 +118,16 @@ pub(super) fn readdress_transport(
     }
 }
 
-/// Stores the headers of a frame that starts at 0: link addresses and IP header apart. A NIC's sum
-/// over the packet begins behind the link header: see `store_in_header`.
+/// Stores the headers of a frame that starts at 0: link header and IP header apart. A NIC's sum over
+/// the packet begins behind the link header: see `store_in_header`.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].
 // Not inlined: it is called for IPv6 only, and must not change the code for IPv4.
 #[inline(never)]
 pub fn store_in_parts<I: Ip>(ctx: &TcContext, headers: &Headers<I>) -> Result<(), Drop> {
-    set_macs(ctx, Macs { destination: headers.destination_mac, source: headers.source_mac })?;
+    let &Headers { destination_mac, source_mac, ethertype, .. } = headers;
+    ctx.store_at(0, &LinkHeader { destination_mac, source_mac, ethertype })?;
     store_in_header::<I, _>(ctx, IP, &headers.ip)
 }
 

@@ -3,13 +3,15 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
-        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
+        BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
     },
     programs::TcContext,
 };
 use podwire_common::{
+    abi::FAMILY_IPV4,
     addr::{Addr, Be16, Mac},
     flow::protocol,
     names::{INNER_SOURCE_MAC, VXLAN_OVERHEAD},
@@ -116,14 +118,17 @@ fn store_outer<I: Ip>(ctx: &TcContext, way: &Way, outer: &Outer, inner: &I::Fixe
     ctx.store_at(0, &headers)
 }
 
-/// Removes the outer headers. The Ethernet header in front stays, with the outer addresses.
+/// Removes the outer headers of a packet of family `I`. The Ethernet header in front stays, with the
+/// outer addresses and the outer EtherType.
 ///
 /// # Errors
-/// [`Refused`] when the kernel does not let the frame shrink.
+/// [`Refused`] when the kernel does not let the frame shrink. Before Linux 6.3 it refuses if the
+/// inner family is not the outer one.
 #[inline(always)]
-pub fn decapsulate(ctx: &TcContext) -> Result<(), Refused> {
-    helpers::adjust_room(ctx, -(OUTER_LENGTH as i32), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into())
-        .map_err(|_| Refused)
+pub fn decapsulate<I: Ip>(ctx: &TcContext) -> Result<(), Refused> {
+    let family = if I::FAMILY == FAMILY_IPV4 { 0 } else { BPF_F_ADJ_ROOM_DECAP_L3_IPV6 };
+    let flags = BPF_F_ADJ_ROOM_FIXED_GSO | family;
+    helpers::adjust_room(ctx, -(OUTER_LENGTH as i32), BPF_ADJ_ROOM_MAC, flags.into()).map_err(|_| Refused)
 }
 
 /// Returns the network identifier of the VXLAN header at an offset, or `None` if its flags are not

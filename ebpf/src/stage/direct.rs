@@ -7,7 +7,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{fastpath, flow, local, stack_flow, too_big};
+use super::{fastpath, fastpath::KnownIp, flow, local, stack_flow, too_big};
 use crate::{
     maps,
     packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, decrement_ttl, translate},
@@ -19,7 +19,12 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, node: &Node) -> Outcome {
+pub fn from_pod<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    endpoint: &Endpoint,
+    node: &Node,
+) -> Outcome {
     if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
@@ -48,7 +53,7 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint,
 /// # Errors
 /// [`Drop::FragmentWithoutFirst`], [`Drop::RewriteFailed`].
 #[inline(always)]
-pub fn to_pod<I: Ip>(
+pub fn to_pod<I: KnownIp>(
     ctx: &TcContext,
     packet: &mut Parsed<I>,
     endpoint: &Endpoint,

@@ -44,7 +44,7 @@ pub fn goes_to_sender<I: Ip>(packet: &Parsed<I>) -> bool {
 /// Errors from this node's pods, and errors in the tunnel, do not come here: they say nothing of a
 /// path that the programs have looked up.
 #[inline(never)]
-pub fn forget(ctx: &TcContext, packet: &Parsed) {
+pub fn forget<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) {
     if !goes_to_sender(packet) {
         return;
     }
@@ -53,14 +53,14 @@ pub fn forget(ctx: &TcContext, packet: &Parsed) {
     }
     match maps::translation(&packet.flow) {
         // The node sent the translated flow, but the known flow is the pod's own.
-        Some(entry) => maps::forget_flow(&entry.get().other_half(packet.flow.protocol)),
-        None => maps::forget_reverse(&packet.flow),
+        Some(entry) => maps::forget_flow::<I::FlowAddr>(&entry.get().other_half(packet.flow.protocol)),
+        None => maps::forget_reverse::<I::FlowAddr>(&packet.flow),
     }
 }
 
 /// Returns whether an error is about a tunnel packet of this node.
 #[inline(always)]
-fn is_about_tunnel(ctx: &TcContext, packet: &Parsed) -> bool {
+fn is_about_tunnel<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> bool {
     packet.flow.protocol == protocol::UDP
         && packet.flow.source_port == maps::vxlan_port()
         && !maps::is_direct()

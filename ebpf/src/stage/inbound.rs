@@ -7,7 +7,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{flow, frontend, snat, translation};
+use super::{fastpath::KnownIp, flow, frontend, snat, translation};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{Ip, Parsed},
@@ -20,7 +20,7 @@ use crate::{
 /// # Errors
 /// The reason to drop a packet of a translated flow.
 #[inline(never)]
-pub fn from_network<I: Ip>(
+pub fn from_network<I: KnownIp>(
     ctx: &TcContext,
     packet: &mut Parsed<I>,
     translation: Option<TranslationEntry>,
@@ -43,7 +43,7 @@ pub fn from_network<I: Ip>(
 /// # Errors
 /// [`Drop::BackendGone`], [`Drop::FragmentBeforeFirst`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn follow<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
+pub fn follow<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let half = entry.get();
     let is_ours = match half.kind {
         TRANSLATION_SNAT | TRANSLATION_HOST | TRANSLATION_RESERVATION => half.reply != 0,

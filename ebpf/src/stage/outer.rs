@@ -9,7 +9,7 @@ use podwire_common::{
 
 use crate::{
     maps,
-    packet::{Ip, Ipv4, Outer, Parsed, Way, encapsulate},
+    packet::{Ip, Outer, Parsed, Way, encapsulate},
     verdict::{Attempt, Decision, Verdict},
 };
 
@@ -19,9 +19,15 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(always)]
-pub fn send_known(ctx: &TcContext, packet: &mut Parsed, way: &Way, source_port: Be16, inner: Mac) -> Attempt {
+pub fn send_known<I: Ip>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    way: &Way,
+    source_port: Be16,
+    inner: Mac,
+) -> Attempt {
     let outer = outer_of(packet, source_port, inner);
-    let Ok(stored) = encapsulate::<Ipv4>(ctx, way, &outer, &packet.headers.ip.decremented()) else {
+    let Ok(stored) = encapsulate::<I>(ctx, way, &outer, &packet.headers.ip.decremented()) else {
         return Ok(Decision::NONE);
     };
     stored?;

@@ -33,7 +33,7 @@ pub fn needs_stack<I: Ip>(endpoint: &Endpoint, packet: &Parsed<I>) -> bool {
     if !maps::is_stack_flow(&packet.flow.reversed()) {
         return false;
     }
-    if is_tcp && maps::record_stack_flow(&packet.flow, &packet.flow.source).is_err() {
+    if is_tcp && maps::record_stack_flow::<I::FlowAddr>(&packet.flow, &packet.flow.source).is_err() {
         maps::count_path(Path::StackFlowsFull, 0);
     }
     true
@@ -49,7 +49,7 @@ pub fn record<I: Ip>(packet: &Parsed<I>, local_pod: &Addr, other: &Addr) {
     if packet.is_error || matches!(packet.fragment_part(), Fragment::Later) || !leads_past_stack(other) {
         return;
     }
-    if maps::record_stack_flow(&packet.flow.reversed(), local_pod).is_err() {
+    if maps::record_stack_flow::<I::FlowAddr>(&packet.flow.reversed(), local_pod).is_err() {
         // All flows of the pod are slower now, but never wrong.
         maps::set_stack_only(local_pod);
         maps::count_path(Path::StackFlowsFull, 0);

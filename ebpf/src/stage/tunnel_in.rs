@@ -9,56 +9,105 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{ends, fastpath, flow, frontend, icmp_error, local, source, stack_flow};
+use super::{ends, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local, source, stack_flow};
 use crate::{
     maps,
     packet::{
-        Ip, Ipv4, Ipv6, Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, ethertype, get_tunnel_key,
-        is_list, vni_of,
+        ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, ethertype,
+        get_tunnel_key, is_list, vni_of,
     },
-    verdict::{Outcome, Verdict},
+    verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
 /// Handles a VXLAN packet for this node that arrives on an uplink: delivers it, or leaves it to the
-/// VXLAN device.
+/// VXLAN device. Returns [`Decision::NONE`] for [`on_uplink6`].
 ///
 /// # Errors
 /// The reason why the tunnel refuses the packet.
 #[inline(never)]
-pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
-    let vni = vni_of(ctx, packet.transport_offset() + 8)?;
-    let (sender, outer_class) = (packet.headers.source_address(), packet.headers.ip.traffic_class());
+pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
+    let envelope = Envelope {
+        vni: vni_of(ctx, packet.transport_offset() + 8)?,
+        sender: packet.headers.source_address(),
+        class: packet.headers.ip.traffic_class(),
+    };
     if !packet.has_bare_header() {
         // The outer headers are not where the fast path expects them. `from_overlay` checks the
         // rest.
-        check_outer(vni, &sender)?;
-        return Ok(Verdict::PASS);
+        envelope.check()?;
+        return Ok(Verdict::PASS.into());
     }
     // Load in place of the outer packet: the stack has no room for both.
     let loaded = packet.load_inner(ctx, OUTER_LENGTH);
-    // The VXLAN device decapsulates IPv6, and `from_overlay` checks the rest.
     if loaded.as_ref().is_ok_and(|loaded| loaded.headers().ethertype.get() == ethertype::IPV6) {
-        check_outer(vni, &sender)?;
-        return Ok(Verdict::PASS);
+        return Ok(Decision::NONE);
     }
+    open(ctx, &envelope, loaded, |_| Ok(())).map(Decision::from)
+}
+
+/// Does the same for an IPv6 packet, whose outer header [`on_uplink`] has checked.
+///
+/// # Errors
+/// The reason why the tunnel refuses the packet.
+#[inline(always)]
+pub fn on_uplink6(ctx: &TcContext) -> Outcome {
+    let outer: Ipv4 = ctx.load_at(ETHERNET_LENGTH)?;
+    let envelope = Envelope {
+        vni: vni_of(ctx, OUTER_LENGTH - 8)?,
+        sender: outer.source(),
+        class: outer.traffic_class(),
+    };
+    let mut place = Place::<Ipv6>::new();
+    let loaded = place.load_inner(ctx, OUTER_LENGTH);
+    open(ctx, &envelope, loaded, |packet| source::refuse_unroutable(&packet.headers))
+}
+
+/// What the outer headers say.
+struct Envelope {
+    /// Network identifier, host order.
+    vni: Option<u32>,
+    /// The sending node.
+    sender: Addr,
+    /// DSCP and ECN.
+    class: u8,
+}
+
+impl Envelope {
+    /// Checks the outer headers, before the programs believe anything in the inner packet.
+    #[inline(always)]
+    fn check(&self) -> Result<(), Drop> {
+        check_outer(self.vni, &self.sender)
+    }
+}
+
+/// Delivers the inner packet of an envelope. `refuse` refuses addresses.
+#[inline(always)]
+fn open<I: KnownIp>(
+    ctx: &TcContext,
+    envelope: &Envelope,
+    loaded: Result<Loaded<'_, I>, Drop>,
+    refuse: impl FnOnce(&Parsed<I>) -> Result<(), Drop>,
+) -> Outcome {
+    let sender = &envelope.sender;
     let packet = match loaded.and_then(|loaded| inner(ctx, loaded)) {
         Ok(packet) => packet,
         // A false sender is reported before a fault.
-        Err(reason) => return Err(check_outer(vni, &sender).err().unwrap_or(reason)),
+        Err(reason) => return Err(envelope.check().err().unwrap_or(reason)),
     };
-    if vni == Some(maps::vni())
+    if envelope.vni == Some(maps::vni())
         && !is_other_segments(ctx, packet)
-        && let Some((link, macs)) = fastpath::from_tunnel(ctx, packet, &sender)
+        && let Some((link, macs)) = fastpath::from_tunnel(ctx, packet, sender)
     {
-        return match unwrap(ctx, outer_class, packet)? {
+        return match unwrap(ctx, envelope.class, packet)? {
             true => local::send(ctx, &mut packet.headers, macs, link, Path::TunnelIn),
             false => Ok(Verdict::PASS),
         };
     }
     // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
-    check_outer(vni, &sender)?;
-    let node = check_owner(packet, &sender)?;
+    envelope.check()?;
+    let node = check_owner(packet, sender)?;
+    refuse(packet)?;
     let Some(endpoint) = maps::endpoint(&packet.headers.destination_address()) else {
         return Ok(Verdict::PASS);
     };
@@ -76,8 +125,8 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
     if flow::complete(packet).is_err() || stack_flow::needs_stack(endpoint, packet) {
         return Ok(Verdict::PASS);
     }
-    fastpath::learn_tunnel_in(ctx, packet, endpoint, &sender);
-    match unwrap(ctx, outer_class, packet)? {
+    fastpath::learn_tunnel_in(ctx, packet, endpoint, sender);
+    match unwrap(ctx, envelope.class, packet)? {
         true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
         false => Ok(Verdict::PASS),
     }
@@ -87,18 +136,17 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Outcome {
 /// packet after the decapsulation. In a list, only the first packet would lose its outer headers.
 /// The VXLAN device handles both.
 #[inline(always)]
-fn is_other_segments(ctx: &TcContext, packet: &Parsed) -> bool {
-    ctx.segment_payload() != 0
-        && (packet.headers.ip.protocol != protocol::TCP || is_list(ctx, maps::skb_layout()))
+fn is_other_segments<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> bool {
+    ctx.segment_payload() != 0 && (packet.protocol() != protocol::TCP || is_list(ctx, maps::skb_layout()))
 }
 
 /// Decapsulates a packet. Returns `false` if the kernel refuses; the packet is left to the VXLAN
 /// device.
 #[inline(always)]
-fn unwrap(ctx: &TcContext, outer_class: u8, packet: &mut Parsed) -> Result<bool, Drop> {
+fn unwrap<I: Ip>(ctx: &TcContext, outer_class: u8, packet: &mut Parsed<I>) -> Result<bool, Drop> {
     let class =
         ecn::decapsulate(outer_class, packet.headers.ip.traffic_class()).ok_or(Drop::EcnNotCapable)?;
-    if decapsulate(ctx).is_err() {
+    if decapsulate::<I>(ctx).is_err() {
         return Ok(false);
     }
     packet.headers.ip.set_traffic_class(class);
@@ -168,7 +216,7 @@ fn decapsulated<I: Ip>(
     local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelInDevice)
 }
 
-/// Checks the outer headers, before the programs believe anything in the inner packet.
+/// See [`Envelope::check`].
 #[inline(always)]
 fn check_outer(vni: Option<u32>, sender: &Addr) -> Result<(), Drop> {
     if !maps::is_tunnel_peer(sender) {

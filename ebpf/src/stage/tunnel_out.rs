@@ -9,7 +9,7 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{fastpath, outer::outer_of, too_big};
+use super::{fastpath, fastpath::KnownIp, outer::outer_of, too_big};
 use crate::{
     maps,
     packet::{
@@ -24,7 +24,12 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, node: &Node) -> Outcome {
+pub fn from_pod<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    endpoint: &Endpoint,
+    node: &Node,
+) -> Outcome {
     if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }

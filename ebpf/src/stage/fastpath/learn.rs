@@ -1,5 +1,7 @@
 //! Learning: a flow that the stages have judged becomes a known flow.
 
+use core::borrow::Borrow as _;
+
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
@@ -7,13 +9,13 @@ use podwire_common::{
         FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL,
         LEAVES_INTO_POD, Macs, NextHop, Node, Translation, Tunnel,
     },
-    addr::{Addr, Be16, Mac, Quad},
+    addr::{Addr, Be16, Mac},
     epoch::{self, FLOW_SLOTS},
-    flow::protocol,
+    flow::{FlowAddr, protocol},
     reason::Path,
 };
 
-use super::lookup::is_plain;
+use super::{Entry, KnownIp, lookup::is_plain};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{Ip, Parsed, Skb, Way},
@@ -35,7 +37,7 @@ fn is_guarded(from: &Endpoint) -> bool {
 
 /// Learns a flow from a pod to another pod of this node.
 #[inline(always)]
-pub fn learn_local<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, to: &Endpoint) {
+pub fn learn_local<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, to: &Endpoint) {
     if !is_guarded(from) && is_learnable_in(packet, to) {
         add_local(ctx, packet, from, to);
         check_again(packet);
@@ -43,7 +45,7 @@ pub fn learn_local<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, 
 }
 
 #[inline(never)]
-fn add_local<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, to: &Endpoint) {
+fn add_local<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, to: &Endpoint) {
     let slots = epoch::of_neighbours(from.id, to.id);
     let Some(known) = entry(ctx, packet, slots, Path::Local) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -53,7 +55,7 @@ fn add_local<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, to: &E
 
 /// Learns a flow from a node to a pod by direct routing.
 #[inline(always)]
-pub fn learn_direct_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, from: &Node) {
+pub fn learn_direct_in<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, from: &Node) {
     if is_learnable_in(packet, to) {
         add_direct_in(ctx, packet, to, from);
         check_again(packet);
@@ -61,7 +63,7 @@ pub fn learn_direct_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint
 }
 
 #[inline(never)]
-fn add_direct_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, from: &Node) {
+fn add_direct_in<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, from: &Node) {
     let slots = epoch::with_node(to.id, &from.tunnel_endpoint, &packet.flow.source);
     let Some(known) = entry(ctx, packet, slots, Path::DirectIn) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -71,7 +73,7 @@ fn add_direct_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, from
 
 /// Learns a flow that comes out of the tunnel to a pod. `sender`: the outer source.
 #[inline(always)]
-pub fn learn_tunnel_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, sender: &Addr) {
+pub fn learn_tunnel_in<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, sender: &Addr) {
     if is_learnable_in(packet, to) {
         add_tunnel_in(ctx, packet, to, sender);
         check_again(packet);
@@ -79,7 +81,7 @@ pub fn learn_tunnel_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint
 }
 
 #[inline(never)]
-fn add_tunnel_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, sender: &Addr) {
+fn add_tunnel_in<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, sender: &Addr) {
     let slots = epoch::with_node(to.id, sender, &packet.flow.source);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelIn) else { return };
     known.flags = FLOW_IN_TUNNEL;
@@ -96,7 +98,13 @@ fn is_learnable_in<I: Ip>(packet: &Parsed<I>, to: &Endpoint) -> bool {
 /// Learns the route of a pod's flow to a node by direct routing. The caller has checked that
 /// packets of this size fit the route.
 #[inline(always)]
-pub fn learn_direct_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, node: &Node, way: &Way) {
+pub fn learn_direct_out<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    from: &Endpoint,
+    node: &Node,
+    way: &Way,
+) {
     if is_plain(packet) && !is_guarded(from) {
         add_direct_out(ctx, packet, from, node, way);
         check_again(packet);
@@ -104,7 +112,7 @@ pub fn learn_direct_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpo
 }
 
 #[inline(never)]
-fn add_direct_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, node: &Node, way: &Way) {
+fn add_direct_out<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, node: &Node, way: &Way) {
     let slots = epoch::with_node(from.id, &node.tunnel_endpoint, &way.destination);
     let Some(known) = entry(ctx, packet, slots, Path::DirectOut) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -115,7 +123,7 @@ fn add_direct_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, n
 /// Learns the route of a pod's flow through the tunnel. `inner`: the destination of inner frames.
 /// `mtu`: the largest inner packet, bytes.
 #[inline(always)]
-pub fn learn_tunnel_out<I: Ip>(
+pub fn learn_tunnel_out<I: KnownIp>(
     ctx: &TcContext,
     packet: &Parsed<I>,
     from: &Endpoint,
@@ -136,7 +144,13 @@ struct Inner {
 }
 
 #[inline(never)]
-fn add_tunnel_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, way: &Way, inner: &Inner) {
+fn add_tunnel_out<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    from: &Endpoint,
+    way: &Way,
+    inner: &Inner,
+) {
     let slots = epoch::with_node(from.id, &way.destination, &packet.flow.destination);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
     known.flags = FLOW_OF_SENDER;
@@ -152,7 +166,7 @@ fn add_tunnel_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, w
 /// Learns the route of a pod's flow to the world, and its source address. From a flow's first plain
 /// packet it learns only the destination.
 #[inline(always)]
-pub fn learn_world_out<I: Ip>(
+pub fn learn_world_out<I: KnownIp>(
     ctx: &TcContext,
     packet: &Parsed<I>,
     from: &Endpoint,
@@ -181,16 +195,28 @@ fn tells_of_destination<I: Ip>(packet: &Parsed<I>, half: &Translation) -> bool {
 }
 
 #[inline(never)]
-fn add_world_out<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, way: &Way, to: &Translation) {
+fn add_world_out<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    from: &Endpoint,
+    way: &Way,
+    to: &Translation,
+) {
     let Some(known) = to_world(ctx, packet, from, way, to) else { return };
     known.source_port = to.source_port;
     learn_world(packet, known);
 }
 
 #[inline(never)]
-fn add_destination<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, way: &Way, to: &Translation) {
+fn add_destination<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    from: &Endpoint,
+    way: &Way,
+    to: &Translation,
+) {
     let Some(known) = to_world(ctx, packet, from, way, to) else { return };
-    known.key = packet.flow.destination_key();
+    known.key = I::FlowAddr::destination_key(&packet.flow);
     known.asked = to.asked;
     known.source_port = Be16::ZERO;
     maps::learn_flow(known, packet.generation);
@@ -198,17 +224,17 @@ fn add_destination<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, 
 
 /// Returns an entry for a flow that leaves for the world under another address.
 #[inline(always)]
-fn to_world<I: Ip>(
+fn to_world<I: KnownIp>(
     ctx: &TcContext,
     packet: &Parsed<I>,
     from: &Endpoint,
     way: &Way,
     to: &Translation,
-) -> Option<&'static mut KnownFlow> {
+) -> Option<&'static mut Entry<I>> {
     let slots = epoch::with_world(from.id, way.ifindex, &packet.flow.destination);
     let known = entry(ctx, packet, slots, Path::SnatOut)?;
     known.flags = FLOW_OF_SENDER | FLOW_REWRITES_SOURCE;
-    known.source = Quad::of(&to.source);
+    known.source = I::FlowAddr::of(&to.source);
     out_by(known, way, way.length);
     Some(known)
 }
@@ -217,7 +243,7 @@ fn to_world<I: Ip>(
 /// program that did so also deleted this entry, maybe before it was inserted. So check again after
 /// the insert.
 #[inline(always)]
-fn learn_world<I: Ip>(packet: &Parsed<I>, known: &mut KnownFlow) {
+fn learn_world<I: KnownIp>(packet: &Parsed<I>, known: &mut Entry<I>) {
     maps::learn_flow(known, packet.generation);
     if maps::translation(&packet.flow).is_none_or(|half| half.get().past_stack == 0) {
         maps::forget_known(known);
@@ -226,18 +252,23 @@ fn learn_world<I: Ip>(packet: &Parsed<I>, known: &mut KnownFlow) {
 
 /// Learns the pod to which replies from the world go.
 #[inline(always)]
-pub fn learn_world_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, half: &TranslationEntry) {
+pub fn learn_world_in<I: KnownIp>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    to: &Endpoint,
+    half: &TranslationEntry,
+) {
     if is_learnable_in(packet, to) && half.mark_long() {
         add_world_in(ctx, packet, to, half.get());
     }
 }
 
 #[inline(never)]
-fn add_world_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, half: &Translation) {
+fn add_world_in<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, half: &Translation) {
     let slots = epoch::with_world(to.id, ctx.ifindex(), &packet.flow.source);
     let Some(known) = entry(ctx, packet, slots, Path::SnatIn) else { return };
     known.flags = FLOW_REWRITES_DESTINATION;
-    known.destination = Quad::of(&half.destination);
+    known.destination = I::FlowAddr::of(&half.destination);
     known.destination_port = half.destination_port;
     known.mtu = to.mtu;
     into_endpoint(known, to);
@@ -245,7 +276,7 @@ fn add_world_in<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, to: &Endpoint, half:
 }
 
 #[inline(always)]
-fn out_by(known: &mut KnownFlow, way: &Way, mtu: u32) {
+fn out_by<A: FlowAddr>(known: &mut KnownFlow<A>, way: &Way, mtu: u32) {
     known.leaves = LEAVES_BY_UPLINK;
     known.to = way.ifindex;
     known.next_hop = way.next_hop;
@@ -253,7 +284,7 @@ fn out_by(known: &mut KnownFlow, way: &Way, mtu: u32) {
 }
 
 #[inline(always)]
-fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
+fn into_endpoint<A: FlowAddr>(known: &mut KnownFlow<A>, endpoint: &Endpoint) {
     known.leaves = LEAVES_INTO_POD;
     known.to = endpoint.ifindex;
     known.macs = endpoint.macs();
@@ -261,16 +292,16 @@ fn into_endpoint(known: &mut KnownFlow, endpoint: &Endpoint) {
 
 /// Returns an entry for a packet's flow, which does not yet say where its packets go.
 #[inline(always)]
-fn entry<I: Ip>(
+fn entry<I: KnownIp>(
     ctx: &TcContext,
     packet: &Parsed<I>,
     slots: [u16; FLOW_SLOTS],
     path: Path,
-) -> Option<&'static mut KnownFlow> {
+) -> Option<&'static mut Entry<I>> {
     let known = maps::new_flow()?;
-    let key = packet.flow.key();
+    let flow = &packet.flow;
     *known = KnownFlow {
-        key,
+        key: *I::FlowAddr::key(flow).borrow(),
         epochs: 0,
         asked: maps::jiffies(),
         slots,
@@ -281,10 +312,10 @@ fn entry<I: Ip>(
         flags: 0,
         leaves: 0,
         macs: Macs::default(),
-        source: key.source,
-        destination: key.destination,
-        source_port: key.source_port,
-        destination_port: key.destination_port,
+        source: I::FlowAddr::of(&flow.source),
+        destination: I::FlowAddr::of(&flow.destination),
+        source_port: flow.source_port,
+        destination_port: flow.destination_port,
         path: path as u16,
         reserved: [0; 2],
         next_hop: NextHop::UNKNOWN,
@@ -304,6 +335,6 @@ fn check_again<I: Ip>(packet: &Parsed<I>) {
         || maps::translation(flow).is_some()
         || (flow.protocol != protocol::TCP && maps::is_stack_flow(&flow.reversed()))
     {
-        maps::forget_flow(flow);
+        maps::forget_flow::<I::FlowAddr>(flow);
     }
 }

@@ -9,9 +9,26 @@ mod learn;
 mod lookup;
 mod send;
 
+use podwire_common::{abi::KnownFlow, flow::FlowAddr};
+
+use crate::{
+    maps::Known,
+    packet::{Ip, PlainIp},
+};
+
 pub use learn::{
     learn_direct_in, learn_direct_out, learn_local, learn_tunnel_in, learn_tunnel_out, learn_world_in,
     learn_world_out,
 };
 pub use lookup::{destination_of, from_tunnel, of_pod};
 pub use send::{from_pod, from_uplink, is_to_neighbour, to_neighbour};
+
+/// A family of IP with a table of known flows.
+pub trait KnownIp: PlainIp<FlowAddr: Known> {}
+
+impl<I: PlainIp<FlowAddr: Known>> KnownIp for I {}
+
+/// What is known of a flow of a family.
+pub type Entry<I> = KnownFlow<<I as Ip>::FlowAddr>;
+/// The key of a flow of a family.
+pub type Key<I> = <<I as Ip>::FlowAddr as FlowAddr>::Key;

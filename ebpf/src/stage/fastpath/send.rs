@@ -1,29 +1,32 @@
 //! Sending packets of known flows.
 
+use core::borrow::Borrow as _;
+
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
         FLOW_IN_TUNNEL, FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow,
         LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL, LEAVES_INTO_POD,
     },
-    addr::Quad,
+    flow::FlowAddr,
     reason::Path,
 };
 
 use super::{
     super::{local, outer},
+    Entry, KnownIp,
     lookup::of,
 };
 use crate::{
     maps,
-    packet::{Parsed, Plain, Way, decrement_ttl, leave, readdress_destination, readdress_source},
+    packet::{Parsed, Plain, Way, decrement_ttl, leave},
     verdict::{Attempt, Decision, Verdict},
 };
 
 /// Returns whether a pod's flow leads to another pod of this node, and only TTL and link addresses
 /// change.
 #[inline(always)]
-pub fn is_to_neighbour(known: &KnownFlow) -> bool {
+pub fn is_to_neighbour<A: FlowAddr>(known: &KnownFlow<A>) -> bool {
     known.leaves == LEAVES_INTO_POD && known.flags & (FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION) == 0
 }
 
@@ -33,7 +36,7 @@ pub fn is_to_neighbour(known: &KnownFlow) -> bool {
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(always)]
-pub fn to_neighbour(ctx: &TcContext, plain: Plain, known: &KnownFlow) -> Attempt {
+pub fn to_neighbour<I: KnownIp>(ctx: &TcContext, plain: Plain<I>, known: &Entry<I>) -> Attempt {
     let (to, macs) = (known.to, known.macs);
     if !maps::is_still(known, &plain.key()) {
         return Ok(Decision::NONE);
@@ -48,7 +51,7 @@ pub fn to_neighbour(ctx: &TcContext, plain: Plain, known: &KnownFlow) -> Attempt
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(never)]
-pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, known: &KnownFlow) -> Attempt {
+pub fn from_pod<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Entry<I>) -> Attempt {
     if packet.wire_length(ctx) > known.mtu {
         return Ok(Decision::NONE);
     }
@@ -60,26 +63,26 @@ pub fn from_pod(ctx: &TcContext, packet: &mut Parsed, known: &KnownFlow) -> Atte
 }
 
 #[inline(always)]
-fn into_tunnel(ctx: &TcContext, packet: &mut Parsed, known: &KnownFlow) -> Attempt {
+fn into_tunnel<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Entry<I>) -> Attempt {
     let tunnel = &known.tunnel;
     let way = Way::known(known.to, known.next_hop, tunnel.here, tunnel.there);
     let (source_port, inner) = (tunnel.source_port, tunnel.inner_mac);
-    if !maps::is_still(known, &packet.flow.key()) {
+    if !maps::is_still(known, I::FlowAddr::key(&packet.flow).borrow()) {
         return Ok(Decision::NONE);
     }
     outer::send_known(ctx, packet, &way, source_port, inner)
 }
 
 #[inline(always)]
-fn by_uplink(ctx: &TcContext, packet: &mut Parsed, known: &KnownFlow) -> Attempt {
+fn by_uplink<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Entry<I>) -> Attempt {
     let (to, next_hop, path) = (known.to, known.next_hop, known.path);
-    let (flags, source, port) = (known.flags, known.source.be32(), known.source_port);
-    if !maps::is_still(known, &packet.flow.key()) {
+    let (flags, source, port) = (known.flags, known.source, known.source_port);
+    if !maps::is_still(known, I::FlowAddr::key(&packet.flow).borrow()) {
         return Ok(Decision::NONE);
     }
     match flags & FLOW_REWRITES_SOURCE {
         0 => decrement_ttl(ctx, &packet.headers, 0)?,
-        _ => readdress_source(ctx, packet, Quad::from_be32(source), port)?,
+        _ => I::readdress_source(ctx, packet, source, port)?,
     }
     Ok(Verdict::counted(path, leave(ctx, to, &next_hop)).into())
 }
@@ -90,9 +93,9 @@ fn by_uplink(ctx: &TcContext, packet: &mut Parsed, known: &KnownFlow) -> Attempt
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(never)]
-pub fn from_uplink(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
-    let key = packet.flow.key();
-    let Some(known) = of(ctx, packet, &key) else {
+pub fn from_uplink<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Attempt {
+    let key = I::FlowAddr::key(&packet.flow);
+    let Some(known) = of(ctx, packet, key.borrow()) else {
         return Ok(Decision::NONE);
     };
     let flags = known.flags;
@@ -104,15 +107,17 @@ pub fn from_uplink(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
         return Ok(Decision::NONE);
     }
     let (to, macs, path) = (known.to, known.macs, known.path);
-    let (destination, port) = (known.destination.be32(), known.destination_port);
-    if !maps::is_still_in_place(known, &key) {
+    let (destination, port) = (known.destination, known.destination_port);
+    if !maps::is_still_in_place(known, key.borrow()) {
         return Ok(Decision::NONE);
     }
+    // It may be a part of the packet, which changes now.
+    drop(key);
     match flags & FLOW_REWRITES_DESTINATION {
         0 => local::pass_on(ctx, &mut packet.headers, macs)?,
         _ => {
             packet.headers.set_macs(macs);
-            readdress_destination(ctx, packet, Quad::from_be32(destination), port)?;
+            I::readdress_destination(ctx, packet, destination, port)?;
         }
     }
     Ok(Verdict::counted(path, local::into(ctx, to)).into())

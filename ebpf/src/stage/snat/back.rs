@@ -1,12 +1,12 @@
 //! Replies from the network to translated flows.
 
 use aya_ebpf::programs::TcContext;
-use podwire_common::{abi::TRANSLATION_RESERVATION, addr::FlowAddr as _, reason::Path};
+use podwire_common::{abi::TRANSLATION_RESERVATION, flow::FlowAddr as _, reason::Path};
 
-use super::super::{fastpath, local};
+use super::super::{fastpath, fastpath::KnownIp, local};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Ip, Parsed, decrement_ttl, translate},
+    packet::{Parsed, decrement_ttl, translate},
     verdict::{Outcome, Verdict},
 };
 
@@ -16,7 +16,7 @@ use crate::{
 /// # Errors
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn back<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
+pub fn back<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, entry: &TranslationEntry) -> Outcome {
     let to = entry.get();
     if to.kind == TRANSLATION_RESERVATION {
         return Ok(Verdict::PASS);

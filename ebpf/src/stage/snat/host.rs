@@ -63,7 +63,7 @@ pub fn host_out<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
                     }
                     // Only one of the two flows fits, and this node's flow wins.
                     Err(_) if entry.get().kind == TRANSLATION_SNAT => {
-                        translation::remove(&reply, entry.get());
+                        translation::remove::<I>(&reply, entry.get());
                         Ok(Verdict::PASS)
                     }
                     Err(reason) => Err(reason),
@@ -103,7 +103,7 @@ fn reserve<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, reply: &Flow) {
     }
     let mut reservation = translation::begin(TRANSLATION_RESERVATION, ctx.ifindex(), reply);
     reservation.reply = 1;
-    if !translation::reserve(reply, &reservation) {
+    if !translation::reserve::<I>(reply, &reservation) {
         maps::count_path(Path::ReservationsFull, 0);
     }
 }

@@ -40,7 +40,7 @@ pub fn out<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
         // its receiver knows.
         if half.kind == TRANSLATION_SNAT && (half.ifindex == ctx.ifindex() || packet.is_error) {
             if ctx.is_beginning() {
-                entry.set_past_stack(&packet.flow, is_untouched(ctx, packet));
+                entry.set_past_stack::<I::FlowAddr>(&packet.flow, is_untouched(ctx, packet));
                 entry.set_asked();
             }
             translation::touch(&entry, packet);
@@ -48,7 +48,7 @@ pub fn out<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
             return Ok(Verdict::stack(Path::SnatOut));
         }
         if half.kind == TRANSLATION_SNAT {
-            translation::remove(&packet.flow, half);
+            translation::remove::<I>(&packet.flow, half);
         }
     }
     let idle = nat::idle_timeout(STATE_ESTABLISHED, packet.flow.protocol) * 1_000_000_000;

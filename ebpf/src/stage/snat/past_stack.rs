@@ -7,15 +7,15 @@ use podwire_common::{
         Beginning, Endpoint, LINK_WITHOUT_PROGRAMS, NETWORK_REFUSED, NETWORK_THROUGH_STACK, STATE_REPLIED,
         TRANSLATION_SNAT,
     },
-    addr::{Be16, FlowAddr as _, Mac, Quad},
-    flow::protocol,
+    addr::{Be16, Mac},
+    flow::{FlowAddr as _, protocol},
     reason::{Drop, Path},
 };
 
-use super::super::{direct, fastpath, too_big, translation};
+use super::super::{direct, fastpath, fastpath::KnownIp, too_big, translation};
 use crate::{
     maps::{self, TranslationEntry},
-    packet::{Fragment, Ip, Ipv4, Lookup, Parsed, Skb, Way, decrement_ttl, imprint, leave, translate},
+    packet::{Fragment, Ip, Lookup, Parsed, Skb, Way, decrement_ttl, imprint, leave, translate},
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
@@ -26,7 +26,7 @@ use crate::{
 /// # Errors
 /// [`Drop::LinkWithoutPrograms`], [`Drop::RewriteFailed`].
 #[inline(never)]
-pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint: &Endpoint) -> Outcome {
+pub fn from_pod<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint: &Endpoint) -> Outcome {
     let begins = packet.begins_connection();
     // An unanswered flow begins again with each packet. Other programs may write the host's rules
     // later, as kube-proxy does while a node starts. They then make conntrack forget such UDP
@@ -54,7 +54,7 @@ pub fn from_pod<I: Ip>(ctx: &TcContext, packet: &mut Parsed<I>, endpoint: &Endpo
 /// [`Drop::RewriteFailed`], [`Drop::SnatPortsExhausted`], [`Drop::TranslationShareUsed`],
 /// [`Drop::TranslationsFull`].
 #[inline(never)]
-pub fn to_known_destination(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
+pub fn to_known_destination<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Attempt {
     let Some(destination) = fastpath::destination_of(ctx, packet) else {
         return Ok(Decision::NONE);
     };
@@ -65,27 +65,27 @@ pub fn to_known_destination(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
             return Ok(Decision::NONE);
         }
         translation::touch(&entry, packet);
-        (Quad::of(&half.source), half.source_port)
+        (I::FlowAddr::of(&half.source), half.source_port)
     } else {
         if !packet.begins_connection() {
             return Ok(Decision::NONE);
         }
         let mut to = translation::begin(TRANSLATION_SNAT, uplink, &packet.flow);
-        to.source = destination.source;
+        to.source = destination.source.address();
         (to.past_stack, to.asked) = (1, destination.asked);
-        translation::establish::<Ipv4>(ctx, &packet.flow, &mut to)?;
+        translation::establish::<I>(ctx, &packet.flow, &mut to)?;
         // Another CPU was first with the same flow, and has asked the host's rules.
         if to.past_stack == 0 || to.ifindex != uplink {
             return Ok(Decision::NONE);
         }
-        (Quad::of(&to.source), to.source_port)
+        (I::FlowAddr::of(&to.source), to.source_port)
     };
     readdress(ctx, packet, source, port)?;
     Ok(Verdict::redirect(Path::SnatOut, leave(ctx, uplink, &destination.next_hop)).into())
 }
 
 #[inline(always)]
-fn past_stack<I: Ip>(
+fn past_stack<I: KnownIp>(
     ctx: &TcContext,
     packet: &mut Parsed<I>,
     endpoint: &Endpoint,
@@ -93,7 +93,7 @@ fn past_stack<I: Ip>(
 ) -> Outcome {
     if asks_policies(packet) {
         // IPsec policies have been added: from now on the stack asks them.
-        entry.set_past_stack(&packet.flow, false);
+        entry.set_past_stack::<I::FlowAddr>(&packet.flow, false);
         return Ok(Verdict::stack(Path::ToStack));
     }
     let to = entry.get();

@@ -4,7 +4,7 @@ use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{FAMILY_IPV4, Flow, TRANSLATION_HOST_PORT, TRANSLATION_RESERVATION, Translation},
     addr::{Addr, Be16},
-    flow::protocol,
+    flow::{FlowAddr, protocol},
     nat,
 };
 
@@ -18,9 +18,9 @@ use crate::{
 /// Does the same as [`maps::add_translation`], for arguments of a global function.
 // Not inlined: both copies would take stack in the caller.
 #[inline(never)]
-fn add(original: &Flow, to: &Translation) -> Result<(), i32> {
+fn add<A: FlowAddr>(original: &Flow, to: &Translation) -> Result<(), i32> {
     let (key, value) = (*original, *to);
-    maps::add_translation(&key, &value)
+    maps::add_translation::<A>(&key, &value)
 }
 
 /// The result of an attempt.
@@ -98,7 +98,7 @@ fn attempt<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &m
     if is_node_address && is_kept_free::<I>(&to.source, to.source_port, original.protocol) {
         return Try::Taken;
     }
-    let reply = add_reply(original, to, oldest);
+    let reply = add_reply::<I::FlowAddr>(original, to, oldest);
     match reply {
         Reply::Added | Reply::OfTheSameFlow => {}
         Reply::Taken => return Try::Taken,
@@ -107,20 +107,20 @@ fn attempt<I: Ip>(ctx: &TcContext, original: &Flow, to: &Translation, oldest: &m
     // A pod's own port behind a hostPort is in the pod's namespace: no socket here can have it.
     if is_node_address && has_socket::<I>(ctx, to, original.protocol) {
         if reply == Reply::Added {
-            remove_reply(to, original.protocol);
+            remove_reply::<I::FlowAddr>(to, original.protocol);
         }
         return Try::Taken;
     }
     // Add this half even if another CPU has added the replies' half of this very flow. That CPU is
     // about to add this half too, and one of the two succeeds.
-    let Err(error) = add(original, to) else {
+    let Err(error) = add::<I::FlowAddr>(original, to) else {
         return Try::Done;
     };
     if error == EEXIST && leads_to(original, to) {
         return Try::Done;
     }
     if reply == Reply::Added {
-        remove_reply(to, original.protocol);
+        remove_reply::<I::FlowAddr>(to, original.protocol);
     }
     match error {
         EEXIST => Try::There,
@@ -151,7 +151,7 @@ enum Reply {
 
 // Not inlined and called one after the other: their keys and values share the stack.
 #[inline(never)]
-fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Reply {
+fn add_reply<A: FlowAddr>(original: &Flow, to: &Translation, oldest: &mut Closed) -> Reply {
     let reply = to.other_half(original.protocol);
     let back = Translation {
         source: original.destination,
@@ -161,7 +161,7 @@ fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Reply {
         reply: 1,
         ..*to
     };
-    match maps::add_translation(&reply, &back) {
+    match maps::add_translation::<A>(&reply, &back) {
         Ok(()) => Reply::Added,
         Err(EEXIST) => meet(&reply, &back, oldest),
         Err(EBUSY) => Reply::Taken,
@@ -170,8 +170,8 @@ fn add_reply(original: &Flow, to: &Translation, oldest: &mut Closed) -> Reply {
 }
 
 #[inline(never)]
-fn remove_reply(to: &Translation, protocol_number: u8) {
-    maps::remove_translation(&to.other_half(protocol_number));
+fn remove_reply<A: FlowAddr>(to: &Translation, protocol_number: u8) {
+    maps::remove_translation::<A>(&to.other_half(protocol_number));
 }
 
 /// Returns whether the existing half belongs to this flow or to another. Writes a closed connection

@@ -3,7 +3,7 @@
 use podwire_common::{
     abi::{Flow, Translation},
     addr::Be16,
-    flow::protocol,
+    flow::{FlowAddr, protocol},
     nat,
     reason::Drop,
 };
@@ -113,26 +113,26 @@ pub fn is_node_port(port: Be16) -> bool {
 // Calls the two functions one after the other, not nested: before Linux 6.8 each nested function
 // takes stack in steps of 32 bytes.
 #[inline(always)]
-pub fn remove(flow: &Flow, half: &Translation) {
-    remove_halves(flow, half);
+pub fn remove<I: Ip>(flow: &Flow, half: &Translation) {
+    remove_halves::<I::FlowAddr>(flow, half);
     give_back(flow, half);
 }
 
 #[inline(never)]
-fn remove_halves(flow: &Flow, half: &Translation) {
+fn remove_halves<A: FlowAddr>(flow: &Flow, half: &Translation) {
     let other = half.other_half(flow.protocol);
-    maps::remove_translation(flow);
-    maps::remove_translation(&other);
+    maps::remove_translation::<A>(flow);
+    maps::remove_translation::<A>(&other);
 }
 
 /// Reserves the 5-tuple of a flow's replies. Returns `false` if there is no room for it.
 #[inline(always)]
-pub fn reserve(reply: &Flow, reservation: &Translation) -> bool {
+pub fn reserve<I: Ip>(reply: &Flow, reservation: &Translation) -> bool {
     let holder = nat::holder(reply, reservation);
     if !maps::take_share(&holder, 1) {
         return false;
     }
-    let outcome = maps::add_translation(reply, reservation);
+    let outcome = maps::add_translation::<I::FlowAddr>(reply, reservation);
     if outcome.is_err() {
         maps::give_back(&holder, 1);
     }

@@ -4,6 +4,7 @@ use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{FAMILY_IPV4, Flow, Translation},
     addr::Be16,
+    flow::FlowAddr,
     nat,
     reason::Drop,
 };
@@ -118,7 +119,7 @@ fn establish_pair<I: Ip>(ctx: &TcContext, original: &Flow, to: &mut Translation)
     // found. The server may still remember the connection, and would take another pod's timestamps
     // for old ones (RFC 7323 section 5).
     to.source_port = oldest.port;
-    remove_closed(to, original.protocol);
+    remove_closed::<I::FlowAddr>(to, original.protocol);
     match try_port::<I>(ctx, original, to, &mut oldest) {
         Try::Done => Ok(Made::Here),
         Try::There => adopt(original, to),
@@ -135,14 +136,14 @@ fn adopt(original: &Flow, to: &mut Translation) -> Result<Made, Drop> {
 
 // Both keys have one place on the stack: this is near the deepest point of the call chain.
 #[inline(never)]
-fn remove_closed(to: &Translation, protocol_number: u8) {
+fn remove_closed<A: FlowAddr>(to: &Translation, protocol_number: u8) {
     let mut key = to.other_half(protocol_number);
     let Some(entry) = maps::translation(&key) else {
         return;
     };
     let half = entry.get();
     give_back(&key, half);
-    maps::remove_translation(&key);
+    maps::remove_translation::<A>(&key);
     key = half.other_half(protocol_number);
-    maps::remove_translation(&key);
+    maps::remove_translation::<A>(&key);
 }
