@@ -170,6 +170,17 @@ pub struct Link {
     pub reserved: u32,
 }
 
+/// `LINKS6`: ifindex → the IPv6 addresses of a link that has programs.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct Link6 {
+    /// As [`Link::ipv4`].
+    pub source: Addr,
+    /// As [`Link::tunnel_address`].
+    pub tunnel_address: Addr,
+}
+
 /// [`Link::kind`]: leads to the other nodes or to the world. The programs accept tunnel packets
 /// there.
 pub const LINK_UPLINK: u32 = 1;
@@ -562,8 +573,11 @@ pub const FLOW_REWRITES_DESTINATION: u8 = 8;
 pub const LEAVES_INTO_POD: u8 = 1;
 /// [`KnownFlow::leaves`]: by an uplink, to [`KnownFlow::next_hop`].
 pub const LEAVES_BY_UPLINK: u8 = 2;
-/// [`KnownFlow::leaves`]: by an uplink, to [`KnownFlow::next_hop`], inside [`KnownFlow::tunnel`].
+/// [`KnownFlow::leaves`]: by an uplink, to [`KnownFlow::next_hop`], inside [`KnownFlow::tunnel`] of
+/// IPv4.
 pub const LEAVES_IN_TUNNEL: u8 = 3;
+/// [`KnownFlow::leaves`]: the same, inside a tunnel of IPv6.
+pub const LEAVES_IN_TUNNEL6: u8 = 4;
 
 /// `FRONTENDS`: address and port of a hostPort.
 #[repr(C)]
@@ -735,6 +749,7 @@ plain! {
     Node: 48,
     Vtep: 8,
     Link: 48,
+    Link6: 32,
     Flow: 40,
     StackFlow: 8,
     FragmentKey: 40,

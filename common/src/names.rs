@@ -109,7 +109,7 @@ pub mod programs {
         ToOverlay6,
         /// From the program for IPv6 behind [`FROM_POD`], if nothing is known of a packet's flow.
         FromPod6New,
-        /// From [`FROM_UPLINK`], for IPv6 inside the tunnel.
+        /// From [`FROM_UPLINK`] and its program for IPv6, for IPv6 inside the tunnel.
         FromTunnel6,
     }
 

@@ -99,9 +99,10 @@ macro_rules! tables {
             entries 4096, option none, rank 2, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Link of the host → IPv6 address for SNAT. Links without one have no entry.
-            // Not a field of `LINKS`: a larger value there would be another layout.
-            SOURCES6, sources6, Sources6: LazyHash<u32, $crate::addr::Addr>,
+            /// Link of the host → IPv6 address for SNAT, IPv6 tunnel address. Links with neither have no
+            /// entry.
+            // Not fields of `LINKS`: a larger value there would be another layout.
+            LINKS6, links6, Links6: LazyHash<u32, $crate::abi::Link6>,
             entries 4096, option none, rank 3, share $crate::tables::Share::Unlimited
         }
         Agent {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use podwire_common::abi;
-use podwire_common::addr::Addr;
 
 /// A change of one entry. `before` and `now` are never both `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +79,7 @@ impl Value for abi::Backend {}
 impl Value for abi::Node {}
 impl Value for abi::Vtep {}
 impl Value for u32 {}
-impl Value for Addr {}
+impl Value for abi::Link6 {}
 
 /// Returns the differences: entries to write, then entries to remove, each in the order of the
 /// keys.

@@ -209,9 +209,10 @@ mod tests {
             frontends in prop::collection::btree_map((0u8..3, 80u16..83), 0u8..3, 0..6),
             routes in prop::collection::btree_map(0u8..6, prop::option::of(0u32..3), 0..6),
             excluded in prop::collection::btree_map((0u8..6, 120u32..=128), Just(1u32), 0..4),
-            sources6 in prop::collection::btree_map(0u32..6, 0u8..3, 0..4),
+            links6 in prop::collection::btree_map(0u32..6, 0u8..3, 0..4),
         ) -> Slice {
             let link = |mtu| abi::Link { ipv4: address(1), tunnel_address: address(1), mtu, kind: abi::LINK_UPLINK, refused: 0, reserved: 0 };
+            let link6 = |last| abi::Link6 { source: address(last), tunnel_address: address(1) };
             let node = |flags| abi::Node {
                 tunnel_endpoint: address(1), source: address(2), uplink: 1, mtu: 1450, node_id: 1, flags,
             };
@@ -227,7 +228,7 @@ mod tests {
             let prefix = |(last, bits)| Prefix { address: address(last), bits };
             let tables = Tables {
                 links: links.into_iter().map(|(key, mtu)| (key, link(mtu))).collect(),
-                sources6: sources6.into_iter().map(|(key, last)| (key, address(last))).collect(),
+                links6: links6.into_iter().map(|(key, last)| (key, link6(last))).collect(),
                 networks: excluded.into_iter().map(|(key, one)| (prefix(key), one)).collect(),
                 tunnel_peers: tunnel_peers.into_iter().map(|(key, id)| (address(key), id)).collect(),
                 vteps: vteps.into_iter().map(|(key, last)| (address(key), vtep(last))).collect(),

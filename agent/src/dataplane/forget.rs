@@ -18,7 +18,7 @@ use super::maps::Maps;
 /// | | by an address that no pod here had | new: the address's region |
 /// | `NODES` | by the other end's prefix | the regions that the prefix covers |
 /// | `NETWORKS` | a known destination depends on its network's entry | new or replaced: the regions that the prefix covers |
-/// | `LINKS`, `SOURCES6` | a known destination has its address | the link |
+/// | `LINKS`, `LINKS6` | a known destination has its address | the link |
 /// | `VTEPS` | a flow into the tunnel has its link address | the node |
 /// | `TUNNEL_PEERS` | the sender of a flow out of the tunnel is in it | removed: the node |
 /// | `FRONTENDS` | never: for a node's own address the programs learn only replies, which depend on their translations | |
@@ -34,7 +34,7 @@ fn forgets(change: &TableChange) -> BTreeSet<u16> {
         TableChange::Networks(Change { key, now: Some(_), .. }) => {
             epoch::regions(&key.address, key.bits).collect()
         }
-        TableChange::Links(Change { key, .. }) | TableChange::Sources6(Change { key, .. }) => {
+        TableChange::Links(Change { key, .. }) | TableChange::Links6(Change { key, .. }) => {
             [epoch::uplink(*key)].into()
         }
         TableChange::Vteps(Change { key, .. }) | TableChange::TunnelPeers(Change { key, now: None, .. }) => {

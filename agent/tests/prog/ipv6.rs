@@ -6,7 +6,7 @@ use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
-use podwire_common::names::{GATEWAY6, INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VNI};
+use podwire_common::names::{GATEWAY6, INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Mode, PodAddress};
 
@@ -44,7 +44,7 @@ pub fn node(mode: Mode) -> Fixture {
     fixture
 }
 
-fn to(destination: Ipv6Addr, transport: Transport) -> Packet6 {
+pub fn to(destination: Ipv6Addr, transport: Transport) -> Packet6 {
     Packet6::new(POD, destination, transport).macs(HOST_A_MAC, POD_A_MAC)
 }
 
@@ -334,7 +334,7 @@ fn no_error_names_less_than_the_least_mtu() {
 }
 
 /// Returns the error that a pod gets about its packet.
-fn too_big(mtu: u32, packet: &Packet6) -> Vec<u8> {
+pub fn too_big(mtu: u32, packet: &Packet6) -> Vec<u8> {
     /// Bytes of the packet that the error quotes.
     const QUOTE: usize = 64;
     Packet6::new(OVERLAY, POD, Transport::Icmp { kind: 2, code: 0, word: mtu.to_be_bytes() })
@@ -395,65 +395,6 @@ fn packets_of_the_stack_leave_in_the_device() {
         let packet = Packet6::new(source, destination, tcp(40000, 80)).build();
         node.check(what, TO_OVERLAY, link, &packet, Expect::Drop(reason));
     }
-}
-
-#[test]
-fn tunnel_packets_reach_a_pod_or_the_device() {
-    let mut node = node(Mode::Vxlan);
-    let link = node.uplink;
-    let macs = |outer: &mut Vxlan| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC);
-    let tunnel = |source| Vxlan::new(source, NODE1).with(macs);
-    let inner = |source, destination| {
-        let packet = Packet6::new(source, destination, udp(40000, 80));
-        packet.macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build()
-    };
-    let good = inner(REMOTE, POD);
-    let arrives = Packet6::new(REMOTE, POD, udp(40000, 80)).forwarded(POD_A_MAC, HOST_A_MAC);
-    let to_pod = if takes_off_other_families() {
-        Expect::Redirect(Path::TunnelIn, arrives)
-    } else {
-        Expect::Pass
-    };
-    node.check("from a node", FROM_UPLINK, link, &tunnel(NODE2).around(&good), to_pod);
-    let own = tunnel(NODE2).around(&inner(REMOTE, OVERLAY));
-    node.check("to the node", FROM_UPLINK, link, &own, Expect::Pass);
-    let stranger = tunnel(STRANGER).around(&good);
-    node.check("from a stranger", FROM_UPLINK, link, &stranger, Expect::Drop(Reason::TunnelPeerUnknown));
-    let wrong = tunnel(NODE2).with(|outer| outer.vni = VNI + 1).around(&good);
-    node.check("another network", FROM_UPLINK, link, &wrong, Expect::Drop(Reason::TunnelVniUnknown));
-    let mapped = |address: std::net::Ipv4Addr| address.to_ipv6_mapped();
-    let refused = [
-        ("from this node's pod", inner(NEIGHBOUR, POD), Reason::InnerSourceNotOwned),
-        ("from the world", inner(WORLD6, POD), Reason::InnerSourceNotOwned),
-        ("from a mapped address", inner(mapped(REMOTE_POD), POD), Reason::InnerSourceNotOwned),
-        ("to a mapped address", inner(REMOTE, mapped(POD_A)), Reason::AddressNeverOnWire),
-        ("to a link-local address", inner(REMOTE, LINK_LOCAL), Reason::LinkLocalAddress),
-    ];
-    for (what, frame, reason) in &refused {
-        let frame = tunnel(NODE2).around(frame);
-        node.check(what, FROM_UPLINK, link, &frame, Expect::Drop(*reason));
-    }
-    // The device takes a packet with outer IP options, and `from_overlay6` checks the rest.
-    let options = |outer: &mut Vxlan| outer.options = vec![1; 4];
-    for (what, frame, counted) in [
-        ("to a pod", good, Path::TunnelInDevice.name()),
-        ("to the node", inner(REMOTE, OVERLAY), Path::TunnelToStack.name()),
-    ] {
-        let frame = tunnel(NODE2).with(options).around(&frame);
-        node.check_on_wire(what, "up0-p", &frame, Some(counted));
-    }
-    for (what, frame, reason) in refused {
-        let frame = tunnel(NODE2).with(options).around(&frame);
-        node.check_on_wire(what, "up0-p", &frame, Some(reason.name()));
-    }
-}
-
-/// Returns whether the kernel lets a program remove outer headers of another family than the inner
-/// packet's.
-fn takes_off_other_families() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(3))
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod host_ports;
 mod ipv6;
 mod ipv6_host_ports;
 mod ipv6_traffic;
+mod ipv6_tunnel;
 mod ipv6_world;
 mod kernels;
 mod kind;

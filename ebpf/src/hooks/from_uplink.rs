@@ -29,13 +29,13 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 /// The program for IPv6 inside the tunnel.
 #[classifier]
 pub fn from_tunnel6(ctx: TcContext) -> i32 {
-    finish(&ctx, tunnel_in::on_uplink6(&ctx))
+    finish(&ctx, tunnel_in::inner6(&ctx))
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn from_uplink6(ctx: TcContext) -> i32 {
-    finish(&ctx, verdict6(&ctx))
+    finish_or_jump(&ctx, verdict6(&ctx), Jump::FromTunnel6)
 }
 
 #[inline(always)]
@@ -73,30 +73,29 @@ fn verdict(ctx: &TcContext) -> Attempt {
 }
 
 #[inline(always)]
-fn verdict6(ctx: &TcContext) -> Outcome {
+fn verdict6(ctx: &TcContext) -> Attempt {
     ctx.clear_ready_to_leave();
     let mut place = Place::<Ipv6>::new();
     if ctx.has_foreign_vlan_tag() || ctx.is_for_another_host() {
-        return Ok(Verdict::PASS);
+        return Ok(Verdict::PASS.into());
     }
     let loaded = match place.load(ctx) {
         Ok(loaded) if loaded.headers().is_ip() => loaded,
-        _ => return Ok(Verdict::PASS),
+        _ => return Ok(Verdict::PASS.into()),
     };
     source::refuse_mapped(loaded.headers())?;
     if !ctx.is_for_this_host() {
         source::of_group_frame(loaded.headers())?;
-        return Ok(Verdict::PASS);
+        return Ok(Verdict::PASS.into());
     }
     let packet = match loaded.parse(ctx) {
         Ok(packet) => packet,
-        Err(faulty) => return source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS),
+        Err(faulty) => return source::of_bare_faulty(ctx, &faulty).map(|()| Verdict::PASS.into()),
     };
-    // The VXLAN device takes an IPv6 tunnel's packets.
     if !maps::is_direct() && source::is_tunnel(packet) && is_for_tunnel(ctx, packet)? {
-        return Ok(Verdict::PASS);
+        return tunnel_in::on_uplink_over_ipv6(ctx, packet);
     }
-    follow_or_judge(ctx, packet)
+    follow_or_judge(ctx, packet).map(Decision::from)
 }
 
 /// Handles a packet that does not belong to the tunnel.
@@ -183,7 +182,7 @@ fn is_for_tunnel<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Dro
     let destination = packet.headers.destination_address();
     match maps::link(ctx.ifindex()) {
         Some(link) if link.kind == LINK_UPLINK => Ok(!cfg!(feature = "through-device")
-            && link.tunnel_address == destination
+            && source::is_tunnel_address::<I>(ctx, link, &destination)
             && matches!(packet.fragment_part(), Fragment::Whole)),
         Some(_) if maps::is_own_address(&destination) => Err(Drop::TunnelNotByUplink),
         _ => Ok(false),

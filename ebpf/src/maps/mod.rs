@@ -45,7 +45,7 @@ pub use fragments::{fragment_ports, remember_fragment};
 pub use host_ports::{backend, forget_redirected_socket, redirected_socket, remember_redirected_socket};
 pub use jumps::jump;
 pub use nodes::{
-    is_not_masqueraded, is_own_address, is_tunnel_peer, link, network, node, note_refused, source6, vtep,
+    is_not_masqueraded, is_own_address, is_tunnel_peer, link, link6, network, node, note_refused, vtep,
 };
 pub use shares::{give_back, take_share};
 pub use stack_flows::{is_stack_flow, record_stack_flow};

@@ -1,13 +1,13 @@
 //! Nodes, their links and the networks around them: `NODES`, `VTEPS`, `TUNNEL_PEERS`, `LINKS`,
-//! `SOURCES6`, `NETWORKS`.
+//! `LINKS6`, `NETWORKS`.
 
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use podwire_common::abi::{Link, NETWORK_KEEPS_ADDRESS, NODE_ADDRESS, NODE_LOCAL, Node, Vtep};
+use podwire_common::abi::{Link, Link6, NETWORK_KEEPS_ADDRESS, NODE_ADDRESS, NODE_LOCAL, Node, Vtep};
 use podwire_common::addr::Addr;
 
-use super::{LINKS, NETWORKS, NODES, SOURCES6, TUNNEL_PEERS, VTEPS};
+use super::{LINKS, LINKS6, NETWORKS, NODES, TUNNEL_PEERS, VTEPS};
 
 /// Returns the node that owns an address: by its podCIDR, or as one of the node's own addresses.
 // Not inlined: the key would take stack in every caller.
@@ -37,11 +37,11 @@ pub fn link(ifindex: u32) -> Option<&'static Link> {
     unsafe { LINKS.get(ifindex) }
 }
 
-/// Returns the IPv6 source of packets that SNAT sends by a link, if the link has one.
+/// Returns the IPv6 addresses of a link of the host, if it has any.
 #[inline(always)]
-pub fn source6(ifindex: u32) -> Option<&'static Addr> {
+pub fn link6(ifindex: u32) -> Option<&'static Link6> {
     // SAFETY: a map element; see `endpoint`.
-    unsafe { SOURCES6.get(ifindex) }
+    unsafe { LINKS6.get(ifindex) }
 }
 
 /// Counts a packet that the programs dropped because its route leads out by this link.

@@ -44,6 +44,7 @@ pub use skb::Skb;
 pub use socket::{belongs_to_socket, has_socket};
 pub use socket_call::{Ipv4Call, Ipv6Call, LOOPBACK6, SocketCall, is_loopback};
 pub use tunnel::{
-    OUTER_LENGTH, Outer, TunnelEnds, decapsulate, encapsulate, get_tunnel_key, set_tunnel_key, vni_of,
+    OUTER_LENGTH, OUTER_LENGTH6, Outer, TunnelEnds, decapsulate, encapsulate, get_tunnel_key, set_tunnel_key,
+    vni_of,
 };
 pub use xdp::load as load_xdp;

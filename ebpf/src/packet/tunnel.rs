@@ -1,42 +1,43 @@
-//! VXLAN: the outer headers (RFC 7348). Those over IPv4 are written and removed here or by the VXLAN
-//! device, those over IPv6 by the device.
+//! VXLAN: the outer headers (RFC 7348). They are written and removed here or by the VXLAN device.
 
 use aya_ebpf::{
     bindings::{
         BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
-        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
     },
     programs::TcContext,
 };
 use podwire_common::{
-    abi::FAMILY_IPV4,
+    abi::FAMILY_IPV6,
     addr::{Addr, Be16, Mac},
     flow::protocol,
-    names::{INNER_SOURCE_MAC, VXLAN_OVERHEAD},
+    names::{INNER_SOURCE_MAC, VXLAN_OVERHEAD, VXLAN_OVERHEAD_IPV6},
     reason::Drop,
 };
 
-use super::{FixedPart, Headers, Ip, Ipv4, Skb, Way, checksum, ethertype};
+use super::{FixedPart, Headers, Ip, Ipv4, Ipv6, Skb, Way, checksum, ethertype};
 use crate::helpers::{self, bpf_get_prandom_u32, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
 
-/// Bytes from the start of the outer Ethernet header to the start of the inner one. Encapsulation
-/// adds as many bytes to a frame.
+/// Bytes from the start of the outer Ethernet header to the start of the inner one, over IPv4.
+/// Encapsulation adds as many bytes to a frame.
 pub const OUTER_LENGTH: u32 = VXLAN_OVERHEAD;
+/// The same over IPv6.
+pub const OUTER_LENGTH6: u32 = VXLAN_OVERHEAD_IPV6;
 const TTL: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000;
 /// The flag "the VNI is valid".
 const VXLAN_FLAGS: u8 = 0x08;
 const INNER_ETHERNET: u64 = 14;
-const ENCAPSULATE: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
-    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
-    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH
-    | BPF_F_ADJ_ROOM_FIXED_GSO) as u64
-    | ((INNER_ETHERNET & BPF_ADJ_ROOM_ENCAP_L2_MASK as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT);
+const ENCAPSULATE: u64 =
+    (BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_FIXED_GSO) as u64
+        | ((INNER_ETHERNET & BPF_ADJ_ROOM_ENCAP_L2_MASK as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT);
 
 /// The fields in which outer headers differ.
 pub struct Outer {
+    /// Whether they are of IPv6.
+    pub is_ipv6: bool,
     /// Source port, derived from the inner flow.
     pub source_port: Be16,
     /// The tunnel's port.
@@ -65,8 +66,18 @@ pub fn encapsulate<I: Ip>(
     outer: &Outer,
     inner: &I::FixedPart,
 ) -> Result<Result<(), Drop>, Refused> {
-    helpers::adjust_room(ctx, OUTER_LENGTH as i32, BPF_ADJ_ROOM_MAC, ENCAPSULATE).map_err(|_| Refused)?;
-    Ok(store_outer::<I>(ctx, way, outer, inner))
+    // IPv4 takes the VXLAN device into a tunnel of IPv6: its programs stay small.
+    let is_ipv6 = I::FAMILY == FAMILY_IPV6 && outer.is_ipv6;
+    let (length, family) = match is_ipv6 {
+        false => (OUTER_LENGTH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4),
+        true => (OUTER_LENGTH6, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6),
+    };
+    let flags = ENCAPSULATE | u64::from(family);
+    helpers::adjust_room(ctx, length as i32, BPF_ADJ_ROOM_MAC, flags).map_err(|_| Refused)?;
+    Ok(match is_ipv6 {
+        false => store_outer::<I>(ctx, way, outer, inner),
+        true => store_outer6::<I>(ctx, way, outer, inner),
+    })
 }
 
 /// The kernel refused to change the room for headers; nothing happened to the frame.
@@ -118,17 +129,61 @@ fn store_outer<I: Ip>(ctx: &TcContext, way: &Way, outer: &Outer, inner: &I::Fixe
     ctx.store_at(0, &headers)
 }
 
-/// Removes the outer headers of a packet of family `I`. The Ethernet header in front stays, with the
-/// outer addresses and the outer EtherType.
+// In two parts, because the stack has no room for the whole.
+#[inline(never)]
+fn store_outer6<I: Ip>(ctx: &TcContext, way: &Way, outer: &Outer, inner: &I::FixedPart) -> Result<(), Drop> {
+    // The kernel rewrites both lengths of a large segment when it cuts the segment.
+    let length = Be16::new((ctx.bytes() as u16).wrapping_sub(14 + 40));
+    let class = outer.traffic_class;
+    // The flow label spreads flows, as the source port does (RFC 6438).
+    let [label, label2] = outer.source_port.bytes;
+    ctx.store_at(
+        0,
+        &OuterHeaders6 {
+            outer: Headers {
+                // The kernel writes the link addresses when it has resolved the next hop.
+                destination_mac: Mac::default(),
+                source_mac: Mac::default(),
+                ethertype: Be16::new(ethertype::IPV6),
+                ip: Ipv6 {
+                    version_class_label: [0x60 | class >> 4, class << 4, label, label2],
+                    payload_length: length,
+                    next_header: protocol::UDP,
+                    hop_limit: TTL,
+                    source: way.source.bytes,
+                    destination: way.destination.bytes,
+                },
+            },
+            source_port: outer.source_port,
+            destination_port: outer.destination_port,
+            udp_length: length,
+            // None: see `store_outer`.
+            udp_checksum: Be16::ZERO,
+        },
+    )?;
+    let [_, a, b, c] = outer.vni.to_be_bytes();
+    let inner_headers = InnerHeaders {
+        vxlan: [VXLAN_FLAGS, 0, 0, 0, a, b, c, 0],
+        destination_mac: outer.inner_destination_mac,
+        source_mac: Mac { bytes: INNER_SOURCE_MAC },
+        ethertype: Be16::new(I::ETHERTYPE),
+        ip: *inner,
+    };
+    ctx.store_at(size_of::<OuterHeaders6>() as u32, &inner_headers)
+}
+
+/// Removes the outer headers of a packet of family `I`, `length` bytes. The Ethernet header in front
+/// stays, with the outer addresses and the outer EtherType.
 ///
 /// # Errors
 /// [`Refused`] when the kernel does not let the frame shrink. Before Linux 6.3 it refuses if the
 /// inner family is not the outer one.
 #[inline(always)]
-pub fn decapsulate<I: Ip>(ctx: &TcContext) -> Result<(), Refused> {
-    let family = if I::FAMILY == FAMILY_IPV4 { 0 } else { BPF_F_ADJ_ROOM_DECAP_L3_IPV6 };
+pub fn decapsulate<I: Ip>(ctx: &TcContext, length: u32) -> Result<(), Refused> {
+    let changes_family = I::FAMILY == FAMILY_IPV6 && length == OUTER_LENGTH;
+    let family = if changes_family { BPF_F_ADJ_ROOM_DECAP_L3_IPV6 } else { 0 };
     let flags = BPF_F_ADJ_ROOM_FIXED_GSO | family;
-    helpers::adjust_room(ctx, -(OUTER_LENGTH as i32), BPF_ADJ_ROOM_MAC, flags.into()).map_err(|_| Refused)
+    helpers::adjust_room(ctx, -(length as i32), BPF_ADJ_ROOM_MAC, flags.into()).map_err(|_| Refused)
 }
 
 /// Returns the network identifier of the VXLAN header at an offset, or `None` if its flags are not
@@ -239,3 +294,24 @@ struct OuterHeaders<F> {
 }
 
 const _: () = assert!(size_of::<OuterHeaders<FixedPart>>() == 76);
+
+#[repr(C)]
+struct OuterHeaders6 {
+    outer: Headers<Ipv6>,
+    source_port: Be16,
+    destination_port: Be16,
+    udp_length: Be16,
+    udp_checksum: Be16,
+}
+
+const _: () = assert!(size_of::<OuterHeaders6>() == 62);
+
+/// The VXLAN header, and the beginning of the inner frame.
+#[repr(C)]
+struct InnerHeaders<F> {
+    vxlan: [u8; 8],
+    destination_mac: Mac,
+    source_mac: Mac,
+    ethertype: Be16,
+    ip: F,
+}

@@ -7,6 +7,7 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{epoch, flow::protocol, reason::Drop};
 
+use super::source;
 use crate::{
     maps,
     packet::{Ip, Parsed, Skb},
@@ -64,6 +65,7 @@ fn is_about_tunnel<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> bool {
     packet.flow.protocol == protocol::UDP
         && packet.flow.source_port == maps::vxlan_port()
         && !maps::is_direct()
-        && maps::link(ctx.ifindex()).is_some_and(|link| link.tunnel_address == packet.flow.destination)
+        && maps::link(ctx.ifindex())
+            .is_some_and(|link| source::is_tunnel_address::<I>(ctx, link, &packet.flow.destination))
         && maps::is_tunnel_peer(&packet.flow.source)
 }

@@ -13,7 +13,7 @@ use crate::{
     verdict::{Attempt, Decision, Verdict},
 };
 
-/// Encapsulates and sends a pod's packet by a known route. Returns [`Decision::NONE`], with the
+/// Encapsulates and sends a pod's packet by a known route. `is_ipv6`: the tunnel's family. Returns [`Decision::NONE`], with the
 /// packet unchanged, if the kernel refuses.
 ///
 /// # Errors
@@ -23,10 +23,11 @@ pub fn send_known<I: Ip>(
     ctx: &TcContext,
     packet: &Parsed<I>,
     way: &Way,
+    is_ipv6: bool,
     source_port: Be16,
     inner: Mac,
 ) -> Attempt {
-    let outer = outer_of(packet, source_port, inner);
+    let outer = outer_of(packet, is_ipv6, source_port, inner);
     let Ok(stored) = encapsulate::<I>(ctx, way, &outer, &packet.headers.ip.decremented()) else {
         return Ok(Decision::NONE);
     };
@@ -36,8 +37,14 @@ pub fn send_known<I: Ip>(
 
 /// Returns the fields of a packet's outer headers that differ from packet to packet.
 #[inline(always)]
-pub fn outer_of<I: Ip>(packet: &Parsed<I>, source_port: Be16, inner_destination_mac: Mac) -> Outer {
+pub fn outer_of<I: Ip>(
+    packet: &Parsed<I>,
+    is_ipv6: bool,
+    source_port: Be16,
+    inner_destination_mac: Mac,
+) -> Outer {
     Outer {
+        is_ipv6,
         source_port,
         destination_port: maps::vxlan_port(),
         vni: maps::vni(),

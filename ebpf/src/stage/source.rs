@@ -3,8 +3,8 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        ENDPOINT_EGRESS_LIMITED, Endpoint, LINK_SIDE, LINK_UPLINK, Link, NODE_LOCAL, NODE_ON_LINK,
-        NODE_POD_NETWORK, Node,
+        ENDPOINT_EGRESS_LIMITED, Endpoint, FAMILY_IPV4, LINK_SIDE, LINK_UPLINK, Link, NODE_LOCAL,
+        NODE_ON_LINK, NODE_POD_NETWORK, Node,
     },
     addr::{Addr, Mac},
     flow::protocol,
@@ -98,6 +98,16 @@ pub fn is_tunnel<I: Ip>(packet: &Parsed<I>) -> bool {
     packet.flow.protocol == protocol::UDP
         && packet.flow.destination_port == maps::vxlan_port()
         && !packet.is_error
+}
+
+/// Returns whether other nodes send their tunnel packets to this address. `link`: the entry of the
+/// uplink by which the packet came.
+#[inline(always)]
+pub fn is_tunnel_address<I: Ip>(ctx: &TcContext, link: &Link, address: &Addr) -> bool {
+    match I::FAMILY {
+        FAMILY_IPV4 => link.tunnel_address == *address,
+        _ => maps::link6(ctx.ifindex()).is_some_and(|link| link.tunnel_address == *address),
+    }
 }
 
 /// Refuses tunnel packets that a pod made itself and sends to a node, even to this one. The node

@@ -2,8 +2,8 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{NODE_IPSEC_PODS, NODE_IPSEC_TUNNEL, NODE_POD_NETWORK, Node},
-    addr::Addr,
+    abi::{FAMILY_IPV4, NODE_IPSEC_PODS, NODE_IPSEC_TUNNEL, NODE_POD_NETWORK, Node},
+    addr::{Addr, Be16},
     ecn,
     flow::protocol,
     reason::{Drop, Path},
@@ -13,29 +13,27 @@ use super::{ends, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local
 use crate::{
     maps,
     packet::{
-        ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Loaded, OUTER_LENGTH, Parsed, Place, Skb, decapsulate, ethertype,
-        get_tunnel_key, is_list, vni_of,
+        ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Loaded, OUTER_LENGTH, OUTER_LENGTH6, Parsed, Place, Skb,
+        decapsulate, ethertype, get_tunnel_key, is_list, vni_of,
     },
     verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
+/// Bytes of a UDP header.
+const UDP_LENGTH: u32 = 8;
+/// Bytes of a VXLAN header.
+const VXLAN_LENGTH: u32 = 8;
+
 /// Handles a VXLAN packet for this node that arrives on an uplink: delivers it, or leaves it to the
-/// VXLAN device. Returns [`Decision::NONE`] for [`on_uplink6`].
+/// VXLAN device. Returns [`Decision::NONE`] for [`inner6`].
 ///
 /// # Errors
 /// The reason why the tunnel refuses the packet.
 #[inline(never)]
 pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
-    let envelope = Envelope {
-        vni: vni_of(ctx, packet.transport_offset() + 8)?,
-        sender: packet.headers.source_address(),
-        class: packet.headers.ip.traffic_class(),
-    };
+    let envelope = Envelope::of(ctx, packet)?;
     if !packet.has_bare_header() {
-        // The outer headers are not where the fast path expects them. `from_overlay` checks the
-        // rest.
-        envelope.check()?;
-        return Ok(Verdict::PASS.into());
+        return envelope.for_device().map(Decision::from);
     }
     // Load in place of the outer packet: the stack has no room for both.
     let loaded = packet.load_inner(ctx, OUTER_LENGTH);
@@ -45,20 +43,33 @@ pub fn on_uplink(ctx: &TcContext, packet: &mut Parsed) -> Attempt {
     open(ctx, &envelope, loaded, |_| Ok(())).map(Decision::from)
 }
 
-/// Does the same for an IPv6 packet, whose outer header [`on_uplink`] has checked.
+/// Does the same for a VXLAN packet over IPv6.
+///
+/// # Errors
+/// The reason why the tunnel refuses the packet.
+#[inline(never)]
+pub fn on_uplink_over_ipv6(ctx: &TcContext, packet: &Parsed<Ipv6>) -> Attempt {
+    let inner_type = OUTER_LENGTH6 + ETHERNET_LENGTH - size_of::<Be16>() as u32;
+    let is_ipv6 = ctx.load_at::<Be16>(inner_type).is_ok_and(|found| found.get() == ethertype::IPV6);
+    if packet.has_bare_header() && is_ipv6 {
+        return Ok(Decision::NONE);
+    }
+    Envelope::of(ctx, packet)?.for_device().map(Decision::from)
+}
+
+/// Handles the inner packet of IPv6. The functions for the outer packet have checked that nothing
+/// stands between the outer IP header and UDP.
 ///
 /// # Errors
 /// The reason why the tunnel refuses the packet.
 #[inline(always)]
-pub fn on_uplink6(ctx: &TcContext) -> Outcome {
-    let outer: Ipv4 = ctx.load_at(ETHERNET_LENGTH)?;
-    let envelope = Envelope {
-        vni: vni_of(ctx, OUTER_LENGTH - 8)?,
-        sender: outer.source(),
-        class: outer.traffic_class(),
+pub fn inner6(ctx: &TcContext) -> Outcome {
+    let envelope = match ctx.ethertype() {
+        ethertype::IPV4 => Envelope::at::<Ipv4>(ctx, OUTER_LENGTH)?,
+        _ => Envelope::at::<Ipv6>(ctx, OUTER_LENGTH6)?,
     };
     let mut place = Place::<Ipv6>::new();
-    let loaded = place.load_inner(ctx, OUTER_LENGTH);
+    let loaded = place.load_inner(ctx, envelope.length);
     open(ctx, &envelope, loaded, |packet| source::refuse_unroutable(&packet.headers))
 }
 
@@ -70,9 +81,39 @@ struct Envelope {
     sender: Addr,
     /// DSCP and ECN.
     class: u8,
+    /// Bytes of the outer headers.
+    length: u32,
 }
 
 impl Envelope {
+    /// Reads the outer headers of a parsed packet. [`Self::length`] is that of headers without
+    /// options.
+    #[inline(always)]
+    fn of<O: Ip>(ctx: &TcContext, packet: &Parsed<O>) -> Result<Self, Drop> {
+        Ok(Self {
+            vni: vni_of(ctx, packet.transport_offset() + UDP_LENGTH)?,
+            sender: packet.headers.source_address(),
+            class: packet.headers.ip.traffic_class(),
+            length: OUTER_LENGTH,
+        })
+    }
+
+    /// Reads the outer headers of a packet that has no options, `length` bytes.
+    #[inline(always)]
+    fn at<O: Ip>(ctx: &TcContext, length: u32) -> Result<Self, Drop> {
+        let outer: O = ctx.load_at(ETHERNET_LENGTH)?;
+        let vni = vni_of(ctx, length - VXLAN_LENGTH)?;
+        Ok(Self { vni, sender: outer.source(), class: outer.traffic_class(), length })
+    }
+
+    /// Leaves a packet to the VXLAN device: its headers are not where the fast path expects them,
+    /// or the families do not fit. `from_overlay` checks the rest.
+    #[inline(always)]
+    fn for_device(&self) -> Outcome {
+        self.check()?;
+        Ok(Verdict::PASS)
+    }
+
     /// Checks the outer headers, before the programs believe anything in the inner packet.
     #[inline(always)]
     fn check(&self) -> Result<(), Drop> {
@@ -98,7 +139,7 @@ fn open<I: KnownIp>(
         && !is_other_segments(ctx, packet)
         && let Some((link, macs)) = fastpath::from_tunnel(ctx, packet, sender)
     {
-        return match unwrap(ctx, envelope.class, packet)? {
+        return match unwrap(ctx, envelope, packet)? {
             true => local::send(ctx, &mut packet.headers, macs, link, Path::TunnelIn),
             false => Ok(Verdict::PASS),
         };
@@ -126,7 +167,7 @@ fn open<I: KnownIp>(
         return Ok(Verdict::PASS);
     }
     fastpath::learn_tunnel_in(ctx, packet, endpoint, sender);
-    match unwrap(ctx, envelope.class, packet)? {
+    match unwrap(ctx, envelope, packet)? {
         true => local::deliver(ctx, &mut packet.headers, endpoint, Path::TunnelIn),
         false => Ok(Verdict::PASS),
     }
@@ -143,10 +184,11 @@ fn is_other_segments<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> bool {
 /// Decapsulates a packet. Returns `false` if the kernel refuses; the packet is left to the VXLAN
 /// device.
 #[inline(always)]
-fn unwrap<I: Ip>(ctx: &TcContext, outer_class: u8, packet: &mut Parsed<I>) -> Result<bool, Drop> {
+fn unwrap<I: Ip>(ctx: &TcContext, envelope: &Envelope, packet: &mut Parsed<I>) -> Result<bool, Drop> {
     let class =
-        ecn::decapsulate(outer_class, packet.headers.ip.traffic_class()).ok_or(Drop::EcnNotCapable)?;
-    if decapsulate::<I>(ctx).is_err() {
+        ecn::decapsulate(envelope.class, packet.headers.ip.traffic_class()).ok_or(Drop::EcnNotCapable)?;
+    let length = if I::FAMILY == FAMILY_IPV4 { OUTER_LENGTH } else { envelope.length };
+    if decapsulate::<I>(ctx, length).is_err() {
         return Ok(false);
     }
     packet.headers.ip.set_traffic_class(class);

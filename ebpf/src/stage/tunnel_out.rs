@@ -2,10 +2,13 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, Macs, NODE_IPSEC_TUNNEL, NODE_TUNNEL_IPV6, NODE_VTEP, Node, Translation},
+    abi::{
+        Endpoint, FAMILY_IPV4, FAMILY_IPV6, LEAVES_IN_TUNNEL, LEAVES_IN_TUNNEL6, Macs, NODE_IPSEC_TUNNEL,
+        NODE_TUNNEL_IPV6, NODE_VTEP, Node, Translation,
+    },
     addr::Mac,
     ecn,
-    names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD},
+    names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD, VXLAN_OVERHEAD_IPV6},
     reason::{Drop, Path},
 };
 
@@ -13,7 +16,7 @@ use super::{fastpath, fastpath::KnownIp, outer::outer_of, too_big};
 use crate::{
     maps,
     packet::{
-        Fragment, Ip, Ipv4, Lookup, Parsed, TunnelEnds, Way, decrement_ttl, encapsulate, fixed_part,
+        Fragment, Ip, Ipv4, Ipv6, Lookup, Parsed, TunnelEnds, Way, decrement_ttl, encapsulate, fixed_part,
         redirect, set_fixed_part, set_macs, set_tunnel_key, translate,
     },
     verdict::{Outcome, Verdict},
@@ -35,18 +38,19 @@ pub fn from_pod<I: KnownIp>(
     }
     let (way, lookup) = way_to(ctx, packet, node);
     if lookup == Lookup::TooBig
-        && let Some(mtu) = mtu_to_answer(ctx, packet, &way)
+        && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)
     {
         return too_big::answer(ctx, packet, endpoint, mtu);
     }
-    if lookup == Lookup::Found && !goes_through_device(node) {
+    if lookup == Lookup::Found && !goes_through_device::<I>(node) {
         fastpath::learn_tunnel_out(
             ctx,
             packet,
             endpoint,
             &way,
             inner_destination(node),
-            (way.length - VXLAN_OVERHEAD).min(node.mtu),
+            (way.length - overhead::<I>(node)).min(node.mtu),
+            if is_over_ipv6::<I>(node) { LEAVES_IN_TUNNEL6 } else { LEAVES_IN_TUNNEL },
         );
     }
     send(ctx, packet, node, (&way, lookup), &packet.headers.ip.decremented(), Path::TunnelOut)
@@ -62,7 +66,7 @@ pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to
     let (way, lookup) = way_to(ctx, packet, node);
     // Answer before the translation: the pod knows only its own packet.
     if lookup == Lookup::TooBig
-        && let Some(mtu) = mtu_to_answer(ctx, packet, &way)
+        && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)
     {
         return too_big::answer(ctx, packet, endpoint, mtu);
     }
@@ -104,15 +108,16 @@ pub fn address_to_node<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) 
 #[inline(always)]
 fn way_to<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> (Way, Lookup) {
     let length = packet.wire_length(ctx);
-    let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, length + VXLAN_OVERHEAD);
+    let overhead = overhead::<I>(node);
+    let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, length + overhead);
     if length > node.mtu {
-        way.length = node.mtu + VXLAN_OVERHEAD;
+        way.length = node.mtu + overhead;
         return (way, Lookup::TooBig);
     }
-    if goes_through_device(node) {
+    if goes_through_device::<I>(node) {
         return (way, Lookup::Found);
     }
-    let lookup = way.look_up::<Ipv4>(ctx);
+    let lookup = if is_over_ipv6::<I>(node) { way.look_up::<Ipv6>(ctx) } else { way.look_up::<Ipv4>(ctx) };
     (way, lookup)
 }
 
@@ -121,8 +126,8 @@ fn way_to<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> (Way, Look
 /// lose its datagram; or it is no larger than what every path must take (RFC 8200 section 5); or no
 /// error can report it.
 #[inline(always)]
-fn mtu_to_answer<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, way: &Way) -> Option<u32> {
-    let mtu = way.length.saturating_sub(VXLAN_OVERHEAD).max(I::LEAST_MTU);
+fn mtu_to_answer<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, way: &Way, node: &Node) -> Option<u32> {
+    let mtu = way.length.saturating_sub(overhead::<I>(node)).max(I::LEAST_MTU);
     let is_whole = matches!(packet.fragment_part(), Fragment::Whole);
     (is_whole && packet.wire_length(ctx) > mtu && too_big::can_answer(packet, mtu)).then_some(mtu)
 }
@@ -136,13 +141,14 @@ fn send<I: Ip>(
     header: &I::FixedPart,
     path: Path,
 ) -> Outcome {
-    if goes_through_device(node) || lookup == Lookup::TooBig {
+    if goes_through_device::<I>(node) || lookup == Lookup::TooBig {
         // The VXLAN device sends large packets in outer fragments. A pod's large packet comes here
         // only if `mtu_to_answer` has no answer. A large packet of the stack always comes here,
         // because this hook has no way back to its sender.
         return through_device(ctx, packet, node, header);
     }
-    let outer = outer_of(packet, packet.flow.tunnel_source_port(), inner_macs(node).destination);
+    let (port, mac) = (packet.flow.tunnel_source_port(), inner_macs(node).destination);
+    let outer = outer_of(packet, is_over_ipv6::<I>(node), port, mac);
     match encapsulate::<I>(ctx, way, &outer, header) {
         Err(_) => through_device(ctx, packet, node, header),
         Ok(stored) => {
@@ -152,11 +158,24 @@ fn send<I: Ip>(
     }
 }
 
-/// Returns whether the VXLAN device makes the outer headers: those of IPv6, and those of packets for
-/// which the kernel has to ask its IPsec policies.
+/// Returns whether the VXLAN device makes the outer headers: those of IPv6 around IPv4, and those of
+/// packets for which the kernel has to ask its IPsec policies.
 #[inline(always)]
-fn goes_through_device(node: &Node) -> bool {
-    cfg!(feature = "through-device") || node.flags & (NODE_IPSEC_TUNNEL | NODE_TUNNEL_IPV6) != 0
+fn goes_through_device<I: Ip>(node: &Node) -> bool {
+    let flags = if I::FAMILY == FAMILY_IPV4 { NODE_TUNNEL_IPV6 } else { 0 };
+    cfg!(feature = "through-device") || node.flags & (NODE_IPSEC_TUNNEL | flags) != 0
+}
+
+/// Returns whether a program writes outer headers of IPv6 around a packet.
+#[inline(always)]
+fn is_over_ipv6<I: Ip>(node: &Node) -> bool {
+    I::FAMILY == FAMILY_IPV6 && node.flags & NODE_TUNNEL_IPV6 != 0
+}
+
+/// Returns the bytes that a program's outer headers add to an IP packet.
+#[inline(always)]
+fn overhead<I: Ip>(node: &Node) -> u32 {
+    if is_over_ipv6::<I>(node) { VXLAN_OVERHEAD_IPV6 } else { VXLAN_OVERHEAD }
 }
 
 /// Returns the link addresses of inner frames to a node.

@@ -221,17 +221,24 @@ fn this_nodes_own_addresses_are_local() {
 }
 
 #[test]
-fn links_have_a_source_for_each_family() {
+fn links_have_addresses_of_each_family() {
     let mut model = model(Mode::Vxlan);
     model.own.as_mut().unwrap().pod_networks = vec![net("fd00:10:244:1::/64")];
     let addresses = ["fd00:10:200::1", "10.200.0.1", "fd00:10:200::2", "10.200.0.2"];
     model.links[0].addresses = addresses.map(ip).into();
     let tables = desired(&model, Scope::All).tables;
     assert_eq!((tables.links[&2].ipv4, tables.links[&9].ipv4), (ip("10.200.0.1").into(), Addr::UNSPECIFIED));
-    let expected = [(2, ip("fd00:10:200::1").into()), (9, ip("fd00:10:244:1::1").into())];
-    assert_eq!(tables.sources6, BTreeMap::from(expected));
+    let link6 = |source: &str, tunnel: &str| abi::Link6 {
+        source: ip(source).into(),
+        tunnel_address: ip(tunnel).into(),
+    };
+    let expected = [(2, link6("fd00:10:200::1", "::")), (9, link6("fd00:10:244:1::1", "::"))];
+    assert_eq!(tables.links6, BTreeMap::from(expected));
+    model.own.as_mut().unwrap().internal_addresses.push(ip("fd00:10:200::2"));
+    let tables = desired(&model, Scope::All).tables;
+    assert_eq!(tables.links6[&2], link6("fd00:10:200::1", "fd00:10:200::2"));
     model.without_programs.insert(2);
-    assert!(!desired(&model, Scope::All).tables.sources6.contains_key(&2), "no packet leaves by it");
+    assert!(!desired(&model, Scope::All).tables.links6.contains_key(&2), "no packet leaves by it");
 }
 
 #[test]

@@ -27,25 +27,26 @@ pub(super) fn desired(model: &Model, scope: Scope<'_>) -> Slice {
 
 fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
     let none = Addr::UNSPECIFIED;
-    let (links, sources6) = (&mut slice.tables.links, &mut slice.tables.sources6);
-    // The programs decapsulate IPv4 alone. The VXLAN device takes IPv6 tunnel packets.
-    let internal = own.address_of(Family::V4);
-    let underlay = internal.map_or(none, |internal| model.present_address(internal).into());
+    let (links, links6) = (&mut slice.tables.links, &mut slice.tables.links6);
+    let underlay =
+        |family| own.address_of(family).map_or(none, |internal| model.present_address(internal).into());
     let entry =
         |kind, ipv4, mtu| abi::Link { ipv4, tunnel_address: none, mtu, kind, refused: 0, reserved: 0 };
     for link in &model.links {
-        let ipv4 = link.address_of(Family::V4).map_or(none, Addr::from);
-        let (kind, tunnel_address) = match link.role {
-            Role::Uplink => (abi::LINK_UPLINK, underlay),
-            Role::Side => (abi::LINK_SIDE, none),
-            Role::Inner => (abi::LINK_INNER, none),
+        let address_of = |family| link.address_of(family).map_or(none, Addr::from);
+        let ipv4 = address_of(Family::V4);
+        let (kind, [tunnel_address, tunnel_address6]) = match link.role {
+            Role::Uplink => (abi::LINK_UPLINK, Family::ALL.map(underlay)),
+            Role::Side => (abi::LINK_SIDE, [none; 2]),
+            Role::Inner => (abi::LINK_INNER, [none; 2]),
         };
         let of_role = abi::Link { tunnel_address, ..entry(kind, ipv4, link.mtu) };
         let has_programs = !model.without_programs.contains(&link.index);
         let bare = entry(abi::LINK_WITHOUT_PROGRAMS, none, link.mtu);
         links.insert(link.index, if has_programs { of_role } else { bare });
-        if has_programs && let Some(address) = link.address_of(Family::V6) {
-            sources6.insert(link.index, address.into());
+        let ipv6 = abi::Link6 { source: address_of(Family::V6), tunnel_address: tunnel_address6 };
+        if has_programs && ipv6 != (abi::Link6 { source: none, tunnel_address: none }) {
+            links6.insert(link.index, ipv6);
         }
     }
     for (index, link) in &model.links_without_role {
@@ -55,7 +56,8 @@ fn add_links(slice: &mut Slice, model: &Model, own: &Node) {
     if let (Some(device), Some(mtu)) = (model.vxlan, model.fitting_mtu()) {
         let ipv4 = own.overlay_address(Family::V4).map_or(none, Addr::from);
         links.insert(device, entry(abi::LINK_OVERLAY, ipv4, mtu));
-        sources6.extend(own.overlay_address(Family::V6).map(|address| (device, address.into())));
+        let ipv6 = |address: IpAddr| abi::Link6 { source: address.into(), tunnel_address: none };
+        links6.extend(own.overlay_address(Family::V6).map(|address| (device, ipv6(address))));
     }
 }
 

@@ -5,9 +5,9 @@ use core::borrow::Borrow as _;
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, FLOW_IN_TUNNEL, FLOW_OF_SENDER,
-        FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL,
-        LEAVES_INTO_POD, Macs, NextHop, Node, Translation, Tunnel,
+        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, FAMILY_IPV6, FLOW_IN_TUNNEL,
+        FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK,
+        LEAVES_IN_TUNNEL, LEAVES_INTO_POD, Macs, NextHop, Node, Translation, Tunnel,
     },
     addr::{Addr, Be16, Mac},
     epoch::{self, FLOW_SLOTS},
@@ -121,7 +121,7 @@ fn add_direct_out<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoi
 }
 
 /// Learns the route of a pod's flow through the tunnel. `inner`: the destination of inner frames.
-/// `mtu`: the largest inner packet, bytes.
+/// `mtu`: the largest inner packet, bytes. `leaves`: `LEAVES_*`.
 #[inline(always)]
 pub fn learn_tunnel_out<I: KnownIp>(
     ctx: &TcContext,
@@ -130,9 +130,10 @@ pub fn learn_tunnel_out<I: KnownIp>(
     way: &Way,
     inner: Mac,
     mtu: u32,
+    leaves: u8,
 ) {
     if is_plain(packet) && !is_guarded(from) {
-        add_tunnel_out(ctx, packet, from, way, &Inner { mac: inner, mtu });
+        add_tunnel_out(ctx, packet, from, way, &Inner { mac: inner, mtu, leaves });
         check_again(packet);
     }
 }
@@ -141,6 +142,7 @@ pub fn learn_tunnel_out<I: KnownIp>(
 struct Inner {
     mac: Mac,
     mtu: u32,
+    leaves: u8,
 }
 
 #[inline(never)]
@@ -155,7 +157,7 @@ fn add_tunnel_out<I: KnownIp>(
     let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
     known.flags = FLOW_OF_SENDER;
     out_by(known, way, inner.mtu);
-    known.leaves = LEAVES_IN_TUNNEL;
+    known.leaves = if I::FAMILY == FAMILY_IPV6 { inner.leaves } else { LEAVES_IN_TUNNEL };
     known.tunnel.here = way.source;
     known.tunnel.there = way.destination;
     known.tunnel.source_port = packet.flow.tunnel_source_port();

@@ -5,8 +5,8 @@ use core::borrow::Borrow as _;
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        FLOW_IN_TUNNEL, FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow,
-        LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL, LEAVES_INTO_POD,
+        FAMILY_IPV6, FLOW_IN_TUNNEL, FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE,
+        KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL, LEAVES_IN_TUNNEL6, LEAVES_INTO_POD,
     },
     flow::FlowAddr,
     reason::Path,
@@ -57,6 +57,7 @@ pub fn from_pod<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Ent
     }
     match known.leaves {
         LEAVES_IN_TUNNEL => into_tunnel(ctx, packet, known),
+        LEAVES_IN_TUNNEL6 if I::FAMILY == FAMILY_IPV6 => into_tunnel(ctx, packet, known),
         LEAVES_BY_UPLINK => by_uplink(ctx, packet, known),
         _ => Ok(Decision::NONE),
     }
@@ -64,13 +65,13 @@ pub fn from_pod<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Ent
 
 #[inline(always)]
 fn into_tunnel<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>, known: &Entry<I>) -> Attempt {
-    let tunnel = &known.tunnel;
+    let (tunnel, is_ipv6) = (&known.tunnel, known.leaves == LEAVES_IN_TUNNEL6);
     let way = Way::known(known.to, known.next_hop, tunnel.here, tunnel.there);
     let (source_port, inner) = (tunnel.source_port, tunnel.inner_mac);
     if !maps::is_still(known, I::FlowAddr::key(&packet.flow).borrow()) {
         return Ok(Decision::NONE);
     }
-    outer::send_known(ctx, packet, &way, source_port, inner)
+    outer::send_known(ctx, packet, &way, is_ipv6, source_port, inner)
 }
 
 #[inline(always)]

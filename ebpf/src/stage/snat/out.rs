@@ -97,7 +97,10 @@ fn address_towards<I: Ip>(ctx: &TcContext, destination: &Addr) -> Result<Addr, D
 #[inline(always)]
 pub(super) fn address_of<I: Ip>(ifindex: u32) -> Result<Addr, Drop> {
     if I::FAMILY == FAMILY_IPV6 {
-        return maps::source6(ifindex).copied().ok_or(Drop::SnatNoAddress);
+        return match maps::link6(ifindex) {
+            Some(link) if link.source != Addr::UNSPECIFIED => Ok(link.source),
+            _ => Err(Drop::SnatNoAddress),
+        };
     }
     match maps::link(ifindex) {
         Some(link) if link.ipv4 != Addr::UNSPECIFIED => Ok(link.ipv4),

@@ -1,0 +1,199 @@
+//! IPv6 packets in the tunnel, over IPv4 and over IPv6.
+
+use std::net::Ipv6Addr;
+
+use podwire_common::abi;
+use podwire_common::addr::Be16;
+use podwire_common::flow::protocol;
+use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_UPLINK};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VNI, VXLAN_OVERHEAD_IPV6, VXLAN_PORT};
+use podwire_common::reason::{Drop as Reason, Path};
+use podwire_core::model::{Family, Mode, Path as Way};
+
+use crate::fixture::*;
+use crate::ipv6::{LINK_LOCAL, NEIGHBOUR, NODE1_6, NODE2_6, OVERLAY, POD, REMOTE, WORLD6, node, to, too_big};
+use crate::kinds::ack;
+use crate::packets::{Packet, Vxlan, inner, udp};
+use crate::packets6::{Extension, Packet6};
+
+/// Offset of the UDP checksum in a frame over IPv6.
+const CHECKSUM: usize = 14 + 40 + 6;
+
+/// Returns a node whose tunnel to node 2 goes over IPv6.
+fn node_over_ipv6() -> Fixture {
+    let mut node = node(Mode::Vxlan);
+    node.model.tunnel_family = Family::V6;
+    node.model.own.as_mut().unwrap().internal_addresses.push(NODE1_6.into());
+    node.model.remote.get_mut("node2").unwrap().internal_addresses.push(NODE2_6.into());
+    node.model.paths.insert(NODE2_6.into(), Way { device: node.uplink, mtu: 1500, gateway: None });
+    node.fill();
+    for (switch, value) in [("disable_ipv6", "0"), ("forwarding", "1"), ("accept_dad", "0")] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/up0/{switch}"), value).unwrap();
+    }
+    node.namespace.ip(&format!("-6 addr add {NODE1_6}/64 dev up0 nodad"));
+    node.namespace.ip(&format!("-6 neigh add {NODE2_6} lladdr 02:00:00:00:0c:02 dev up0 nud permanent"));
+    node
+}
+
+/// Returns a tunnel packet over IPv6 around a frame, with a zero UDP checksum (RFC 6935).
+fn over_ipv6(source: Ipv6Addr, destination: Ipv6Addr, port: u16, frame: &[u8]) -> Packet6 {
+    let vni = VNI.to_be_bytes();
+    Packet6::new(source, destination, udp(port, VXLAN_PORT))
+        .with(|packet| packet.payload = [&[8, 0, 0, 0, vni[1], vni[2], vni[3], 0], frame].concat())
+}
+
+fn without_checksum(packet: &Packet6) -> Vec<u8> {
+    let mut frame = packet.build();
+    frame[CHECKSUM..CHECKSUM + 2].fill(0);
+    frame
+}
+
+/// Returns what node 1 sends to node 2 around an inner frame. `flow`: the inner packet's.
+fn sent_to_node2(flow: &abi::Flow, class: u8, frame: &[u8]) -> Vec<u8> {
+    let port = flow.tunnel_source_port();
+    let outer = over_ipv6(NODE1_6, NODE2_6, port.get(), frame).with(|outer| outer.traffic_class = class);
+    let mut frame = without_checksum(&outer);
+    // The flow label.
+    frame[16..18].copy_from_slice(&port.bytes);
+    frame
+}
+
+fn flow(protocol: u8) -> abi::Flow {
+    abi::Flow::new(POD.into(), REMOTE.into(), Be16::new(40000), Be16::new(80), protocol)
+}
+
+#[test]
+fn packets_to_another_node_leave_in_a_tunnel_of_ipv6() {
+    let mut node = node_over_ipv6();
+    let link = node.pod_a;
+    for (transport, protocol) in [(ack(40000, 80), protocol::TCP), (udp(40000, 80), protocol::UDP)] {
+        let packet = to(REMOTE, transport).with(|packet| packet.traffic_class = 0xb9);
+        let inner = packet.forwarded(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
+        let outer = sent_to_node2(&flow(protocol), 0xb9, &inner);
+        // The second packet follows the known flow.
+        for what in ["judged", "known"] {
+            let expect = Expect::Redirect(Path::TunnelOut, outer.clone());
+            node.check(&format!("protocol {protocol}, {what}"), FROM_POD, link, &packet.build(), expect);
+        }
+        let known = node.loaded.maps.flows6.get(&flow(protocol), 0).expect("it is learnt");
+        assert_eq!((known.leaves, known.mtu), (abi::LEAVES_IN_TUNNEL6, 1500 - VXLAN_OVERHEAD_IPV6));
+    }
+    let of_stack = Packet6::new(POD, REMOTE, udp(40000, 80)).macs(NODE2_MAC, UPLINK_MAC);
+    let inner = of_stack.clone().macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build();
+    let expect = Expect::Redirect(Path::StackEncapsulated, sent_to_node2(&flow(protocol::UDP), 0, &inner));
+    let link = node.uplink;
+    node.check("of the host stack", TO_UPLINK, link, &of_stack.build(), expect);
+}
+
+#[test]
+fn too_large_packets_for_a_tunnel_of_ipv6_are_answered() {
+    let mut node = node_over_ipv6();
+    let link = node.pod_a;
+    let of_length = |length: usize| to(REMOTE, udp(40000, 80)).with(|p| p.payload = vec![7; length - 48]);
+    let fits = of_length(1430);
+    for what in ["judged", "known"] {
+        assert_eq!(node.run(FROM_POD, link, &fits.build(), 0).frame.len(), 14 + 1430 + 70, "{what}");
+    }
+    let large = of_length(1431);
+    let expect = Expect::Redirect(Path::TooBigAnswered, too_big(1430, &large));
+    node.check("one byte more", FROM_POD, link, &large.build(), expect);
+}
+
+#[test]
+fn packets_of_a_tunnel_of_ipv6_reach_a_pod_or_the_device() {
+    let mut node = node_over_ipv6();
+    let link = node.uplink;
+    let framed = |packet: Packet6| packet.macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build();
+    let tunnel = |frame: &[u8]| over_ipv6(NODE2_6, NODE1_6, 50000, frame).macs(UPLINK_MAC, NODE2_MAC);
+    for transport in [ack(40000, 80), udp(40000, 80)] {
+        let packet = Packet6::new(REMOTE, POD, transport);
+        let expect = packet.forwarded(POD_A_MAC, HOST_A_MAC);
+        for what in ["judged", "known"] {
+            let frame = without_checksum(&tunnel(&framed(packet.clone())));
+            node.check(what, FROM_UPLINK, link, &frame, Expect::Redirect(Path::TunnelIn, expect.clone()));
+        }
+    }
+    let good = framed(Packet6::new(REMOTE, POD, udp(40000, 80)));
+    let of_node = framed(Packet6::new(REMOTE, OVERLAY, udp(40000, 80)));
+    let options = Extension::of(protocol::DESTINATION_OPTIONS);
+    for (what, packet) in [
+        ("IPv4", tunnel(&inner(&Packet::new(REMOTE_POD, POD_A, udp(40000, 80))))),
+        ("to the node", tunnel(&of_node)),
+        ("an extension header", tunnel(&good).with(|packet| packet.extensions.push(options))),
+    ] {
+        node.check(what, FROM_UPLINK, link, &packet.build(), Expect::Pass);
+    }
+    let stranger = tunnel(&good).with(|packet| packet.source = WORLD6);
+    let mut other_network = tunnel(&good);
+    other_network.payload[6] ^= 1;
+    let congested = tunnel(&good).with(|packet| packet.traffic_class = 3);
+    for (what, packet, reason) in [
+        ("from a stranger", stranger, Reason::TunnelPeerUnknown),
+        ("another network", other_network, Reason::TunnelVniUnknown),
+        ("congestion that the sender does not know", congested, Reason::EcnNotCapable),
+        ("IPv4 from a stranger", from_stranger(), Reason::TunnelPeerUnknown),
+    ] {
+        node.check(what, FROM_UPLINK, link, &packet.build(), Expect::Drop(reason));
+    }
+}
+
+fn from_stranger() -> Packet6 {
+    let frame = inner(&Packet::new(REMOTE_POD, POD_A, udp(40000, 80)));
+    over_ipv6(WORLD6, NODE1_6, 50000, &frame).macs(UPLINK_MAC, NODE2_MAC)
+}
+
+#[test]
+fn tunnel_packets_reach_a_pod_or_the_device() {
+    let mut node = node(Mode::Vxlan);
+    let link = node.uplink;
+    let macs = |outer: &mut Vxlan| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC);
+    let tunnel = |source| Vxlan::new(source, NODE1).with(macs);
+    let inner = |source, destination| {
+        let packet = Packet6::new(source, destination, udp(40000, 80));
+        packet.macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build()
+    };
+    let good = inner(REMOTE, POD);
+    let arrives = Packet6::new(REMOTE, POD, udp(40000, 80)).forwarded(POD_A_MAC, HOST_A_MAC);
+    let to_pod =
+        if takes_off_other_families() { Expect::Redirect(Path::TunnelIn, arrives) } else { Expect::Pass };
+    node.check("from a node", FROM_UPLINK, link, &tunnel(NODE2).around(&good), to_pod);
+    let own = tunnel(NODE2).around(&inner(REMOTE, OVERLAY));
+    node.check("to the node", FROM_UPLINK, link, &own, Expect::Pass);
+    let stranger = tunnel(STRANGER).around(&good);
+    node.check("from a stranger", FROM_UPLINK, link, &stranger, Expect::Drop(Reason::TunnelPeerUnknown));
+    let wrong = tunnel(NODE2).with(|outer| outer.vni = VNI + 1).around(&good);
+    node.check("another network", FROM_UPLINK, link, &wrong, Expect::Drop(Reason::TunnelVniUnknown));
+    let mapped = |address: std::net::Ipv4Addr| address.to_ipv6_mapped();
+    let refused = [
+        ("from this node's pod", inner(NEIGHBOUR, POD), Reason::InnerSourceNotOwned),
+        ("from the world", inner(WORLD6, POD), Reason::InnerSourceNotOwned),
+        ("from a mapped address", inner(mapped(REMOTE_POD), POD), Reason::InnerSourceNotOwned),
+        ("to a mapped address", inner(REMOTE, mapped(POD_A)), Reason::AddressNeverOnWire),
+        ("to a link-local address", inner(REMOTE, LINK_LOCAL), Reason::LinkLocalAddress),
+    ];
+    for (what, frame, reason) in &refused {
+        let frame = tunnel(NODE2).around(frame);
+        node.check(what, FROM_UPLINK, link, &frame, Expect::Drop(*reason));
+    }
+    // The device takes a packet with outer IP options, and `from_overlay6` checks the rest.
+    let options = |outer: &mut Vxlan| outer.options = vec![1; 4];
+    for (what, frame, counted) in [
+        ("to a pod", good, Path::TunnelInDevice.name()),
+        ("to the node", inner(REMOTE, OVERLAY), Path::TunnelToStack.name()),
+    ] {
+        let frame = tunnel(NODE2).with(options).around(&frame);
+        node.check_on_wire(what, "up0-p", &frame, Some(counted));
+    }
+    for (what, frame, reason) in refused {
+        let frame = tunnel(NODE2).with(options).around(&frame);
+        node.check_on_wire(what, "up0-p", &frame, Some(reason.name()));
+    }
+}
+
+/// Returns whether the kernel lets a program remove outer headers of another family than the inner
+/// packet's.
+fn takes_off_other_families() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(3))
+}
