@@ -52,11 +52,11 @@ pub fn from_pod_new(ctx: TcContext) -> i32 {
 fn known<I: KnownIp>(ctx: &TcContext) -> Attempt {
     ctx.clear_ready_to_leave();
     checksum::of_pod::<I>(ctx)?;
-    let Some((plain, known)) = fastpath::of_pod::<I>(ctx) else {
+    let Some((plain, key, known)) = fastpath::of_pod::<I>(ctx) else {
         return Ok(Decision::NONE);
     };
     if fastpath::is_to_neighbour(known) {
-        return fastpath::to_neighbour(ctx, plain, known);
+        return fastpath::to_neighbour(ctx, plain, &key, known);
     }
     let mut place = Place::<I>::new();
     match place.load(ctx)?.parse(ctx) {

@@ -11,10 +11,9 @@ use podwire_common::{
     csum,
     flow::{FlowAddr, protocol},
     nat::{TCP_FIN, TCP_RST, TCP_SYN},
-    reason::Drop,
 };
 
-use super::{ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Skb, ethertype, rewrite};
+use super::{ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Skb, ethertype};
 
 /// Offset of the IP header in a frame.
 const IP: usize = ETHERNET_LENGTH as usize;
@@ -52,6 +51,8 @@ pub trait PlainIp: Ip {
     const TTL: usize;
     /// Offset of the transport's protocol number in the header.
     const PROTOCOL: usize;
+    /// The front of a frame, as on the wire. A hop changes only fields in it.
+    type Front;
 
     /// Returns whether the header has neither options nor extensions and is of no fragment.
     fn is_usual(plain: Plain<Self>) -> bool;
@@ -59,11 +60,9 @@ pub trait PlainIp: Ip {
     fn length_of(plain: Plain<Self>) -> usize;
     /// Returns the key of the packet's flow.
     fn key(plain: Plain<Self>) -> <Self::FlowAddr as FlowAddr>::Key;
-    /// Decrements the TTL, as a router does, and replaces the frame's link addresses.
-    ///
-    /// # Errors
-    /// [`Drop::RewriteFailed`].
-    fn pass_on(plain: Plain<Self>, ctx: &TcContext, macs: Macs) -> Result<(), Drop>;
+    /// Returns the front of the frame with a lower TTL, as a router decrements it, and these link
+    /// addresses.
+    fn forwarded(plain: Plain<Self>, macs: Macs) -> Self::Front;
 }
 
 impl<I: PlainIp> Plain<I> {
@@ -120,13 +119,12 @@ impl<I: PlainIp> Plain<I> {
         self.u16_at(6) == word(0) && self.u16_at(8) == word(1) && self.u16_at(10) == word(2)
     }
 
-    /// Decrements the TTL, as a router does, and replaces the frame's link addresses.
-    ///
-    /// # Errors
-    /// [`Drop::RewriteFailed`].
+    /// Returns what the front of the frame becomes on its next hop, with these link addresses. It is
+    /// for [`Skb::store_at`] 0: no NIC has summed up a packet that comes from a pod, since a pod that
+    /// forwards drops such a sum (see `rewrite::store_in_header`).
     #[inline(always)]
-    pub fn pass_on(self, ctx: &TcContext, macs: Macs) -> Result<(), Drop> {
-        I::pass_on(self, ctx, macs)
+    pub fn forwarded(self, macs: Macs) -> I::Front {
+        I::forwarded(self, macs)
     }
 
     #[inline(always)]
@@ -161,10 +159,9 @@ impl<I: PlainIp> Plain<I> {
     }
 }
 
-/// The front of an IPv4 frame, up to the middle of the source address. A hop changes only fields in
-/// it.
+/// The front of an IPv4 frame, up to the middle of the source address.
 #[repr(C, align(4))]
-struct Front {
+pub struct Front {
     macs: Macs,
     ethertype: Be16,
     version_length: u8,
@@ -181,6 +178,7 @@ impl PlainIp for Ipv4 {
     const LENGTH: usize = 20;
     const TTL: usize = 8;
     const PROTOCOL: usize = 9;
+    type Front = Front;
 
     #[inline(always)]
     fn is_usual(plain: Plain<Self>) -> bool {
@@ -204,14 +202,14 @@ impl PlainIp for Ipv4 {
     }
 
     #[inline(always)]
-    fn pass_on(plain: Plain<Self>, ctx: &TcContext, macs: Macs) -> Result<(), Drop> {
+    fn forwarded(plain: Plain<Self>, macs: Macs) -> Front {
         let (ttl, protocol) = (plain.u8_at(IP + Self::TTL), plain.protocol());
         let sum = csum::replace(
             plain.u16_at(IP + 10),
             u16::from_ne_bytes([ttl, protocol]),
             u16::from_ne_bytes([ttl - 1, protocol]),
         );
-        let front = Front {
+        Front {
             macs,
             ethertype: Be16::new(ethertype::IPV4),
             version_length: IPV4_WITHOUT_OPTIONS,
@@ -222,15 +220,29 @@ impl PlainIp for Ipv4 {
             protocol,
             checksum: Be16 { bytes: sum.to_ne_bytes() },
             source: plain.u16_at(IP + 12).to_ne_bytes(),
-        };
-        ctx.store_at(0, &front)
+        }
     }
 }
+
+/// The front of an IPv6 frame, up to the addresses.
+#[repr(C, align(4))]
+pub struct Front6 {
+    macs: Macs,
+    ethertype: Be16,
+    version_class: u16,
+    label: u16,
+    payload_length: u16,
+    next_header: u8,
+    hop_limit: u8,
+}
+
+const _: () = assert!(size_of::<Front6>() == 24);
 
 impl PlainIp for Ipv6 {
     const LENGTH: usize = 40;
     const TTL: usize = 7;
     const PROTOCOL: usize = 6;
+    type Front = Front6;
 
     // Extension headers have protocol numbers of their own.
     #[inline(always)]
@@ -251,9 +263,15 @@ impl PlainIp for Ipv6 {
     }
 
     #[inline(always)]
-    fn pass_on(plain: Plain<Self>, ctx: &TcContext, macs: Macs) -> Result<(), Drop> {
-        let ttl = plain.u8_at(IP + Self::TTL) - 1;
-        rewrite::set_macs(ctx, macs)?;
-        rewrite::store_in_header::<Self, _>(ctx, (IP + Self::TTL) as u32, &ttl)
+    fn forwarded(plain: Plain<Self>, macs: Macs) -> Front6 {
+        Front6 {
+            macs,
+            ethertype: Be16::new(ethertype::IPV6),
+            version_class: plain.u16_at(IP),
+            label: plain.u16_at(IP + 2),
+            payload_length: plain.u16_at(IP + 4),
+            next_header: plain.protocol(),
+            hop_limit: plain.u8_at(IP + Self::TTL) - 1,
+        }
     }
 }

@@ -4,7 +4,7 @@ use core::borrow::Borrow as _;
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FLOW_IN_TUNNEL, Macs, NextHop},
+    abi::{FAMILY_IPV4, FLOW_IN_TUNNEL, Macs, NextHop},
     addr::Addr,
     flow::{FlowAddr, protocol},
     nat::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
@@ -16,13 +16,14 @@ use crate::{
     packet::{Ip, Parsed, Plain, Skb},
 };
 
-/// Returns a pod's packet and its known flow. Returns `None` unless the packet is plain, and comes
+/// Returns a pod's packet, its flow's key, and what is known of the flow. Returns `None` unless the packet is plain, and comes
 /// by the link and from the link address in the flow's entry.
 #[inline(always)]
-pub fn of_pod<I: KnownIp>(ctx: &TcContext) -> Option<(Plain<I>, &'static Entry<I>)> {
+pub fn of_pod<I: KnownIp>(ctx: &TcContext) -> Option<(Plain<I>, Key<I>, &'static Entry<I>)> {
     let plain = Plain::<I>::of(ctx)?;
-    let known = maps::known_flow(&plain.key())?;
-    (known.from == ctx.ifindex() && plain.is_from(&known.sender_mac)).then_some((plain, known))
+    let key = plain.key();
+    let known = maps::known_flow(&key)?;
+    (known.from == ctx.ifindex() && plain.is_from(&known.sender_mac)).then_some((plain, key, known))
 }
 
 /// Returns the link and the link addresses by which an inner packet from another node reaches its
@@ -55,6 +56,17 @@ pub struct Destination<A> {
 /// TCP, or begins or ends a connection.
 #[inline(always)]
 pub fn destination_of<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>) -> Option<Destination<I::FlowAddr>> {
+    if I::FAMILY == FAMILY_IPV4 { find_destination(ctx, packet) } else { find_apart(ctx, packet) }
+}
+
+// Not inlined: the key would take stack in the caller.
+#[inline(never)]
+fn find_apart<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>) -> Option<Destination<I::FlowAddr>> {
+    find_destination(ctx, packet)
+}
+
+#[inline(always)]
+fn find_destination<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>) -> Option<Destination<I::FlowAddr>> {
     let headers = &packet.headers;
     let is_odd = packet.tcp_flags & TCP_SYN != 0 && packet.tcp_flags & (TCP_ACK | TCP_FIN | TCP_RST) != 0;
     if packet.flow.protocol != protocol::TCP || !packet.is_whole() || headers.ttl() <= 1 || is_odd {

@@ -14,12 +14,12 @@ use podwire_common::{
 
 use super::{
     super::{local, outer},
-    Entry, KnownIp,
+    Entry, Key, KnownIp,
     lookup::of,
 };
 use crate::{
     maps,
-    packet::{Parsed, Plain, Way, decrement_ttl, leave},
+    packet::{Parsed, Plain, Skb as _, Way, decrement_ttl, leave},
     verdict::{Attempt, Decision, Verdict},
 };
 
@@ -30,18 +30,18 @@ pub fn is_to_neighbour<A: FlowAddr>(known: &KnownFlow<A>) -> bool {
     known.leaves == LEAVES_INTO_POD && known.flags & (FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION) == 0
 }
 
-/// Sends a pod's packet to another pod of this node. Returns [`Decision::NONE`] if the entry has
-/// become another flow's meanwhile.
+/// Sends a pod's packet to another pod of this node. `key`: its flow's. Returns [`Decision::NONE`] if
+/// the entry has become another flow's meanwhile.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
 #[inline(always)]
-pub fn to_neighbour<I: KnownIp>(ctx: &TcContext, plain: Plain<I>, known: &Entry<I>) -> Attempt {
-    let (to, macs) = (known.to, known.macs);
-    if !maps::is_still(known, &plain.key()) {
+pub fn to_neighbour<I: KnownIp>(ctx: &TcContext, plain: Plain<I>, key: &Key<I>, known: &Entry<I>) -> Attempt {
+    let (to, front) = (known.to, plain.forwarded(known.macs));
+    if !maps::is_still(known, key) {
         return Ok(Decision::NONE);
     }
-    plain.pass_on(ctx, macs)?;
+    ctx.store_at(0, &front)?;
     Ok(Verdict::redirect(Path::Local, local::into(ctx, to)).into())
 }
 
