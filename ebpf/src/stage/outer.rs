@@ -2,8 +2,10 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
+    abi::{FAMILY_IPV6, NODE_TUNNEL_IPV6, NODE_VTEP, Node},
     addr::{Be16, Mac},
     ecn,
+    names::{INNER_DESTINATION_MAC, VXLAN_OVERHEAD, VXLAN_OVERHEAD_IPV6},
     reason::Path,
 };
 
@@ -13,8 +15,8 @@ use crate::{
     verdict::{Attempt, Decision, Verdict},
 };
 
-/// Encapsulates and sends a pod's packet by a known route. `is_ipv6`: the tunnel's family. Returns [`Decision::NONE`], with the
-/// packet unchanged, if the kernel refuses.
+/// Encapsulates and sends a pod's packet by a known route. `is_ipv6`: the tunnel's family. Returns
+/// [`Decision::NONE`], with the packet unchanged, if the kernel refuses.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
@@ -52,4 +54,23 @@ pub fn outer_of<I: Ip>(
         dont_fragment: packet.headers.ip.dont_fragment(),
         inner_destination_mac,
     }
+}
+
+/// Returns whether a program writes outer headers of IPv6 around a packet.
+#[inline(always)]
+pub fn is_over_ipv6<I: Ip>(node: &Node) -> bool {
+    I::FAMILY == FAMILY_IPV6 && node.flags & NODE_TUNNEL_IPV6 != 0
+}
+
+/// Returns the bytes that a program's outer headers add to an IP packet.
+#[inline(always)]
+pub fn overhead<I: Ip>(node: &Node) -> u32 {
+    if is_over_ipv6::<I>(node) { VXLAN_OVERHEAD_IPV6 } else { VXLAN_OVERHEAD }
+}
+
+/// Returns the link destination of inner frames to a node.
+#[inline(never)]
+pub fn inner_destination(node: &Node) -> Mac {
+    let vtep = if node.flags & NODE_VTEP == 0 { None } else { maps::vtep(&node.tunnel_endpoint) };
+    vtep.map_or(Mac { bytes: INNER_DESTINATION_MAC }, |vtep| vtep.mac)
 }

@@ -14,7 +14,7 @@ use podwire_common::{
 use super::ends;
 use crate::{
     maps,
-    packet::{Faulty, Headers, Ip, Ipv4, Ipv6, Lookup, Parsed, Skb, Way},
+    packet::{Faulty, Headers, Ip, Ipv6, Lookup, Parsed, Skb, Way},
 };
 
 /// The first byte of 127.0.0.0/8.
@@ -232,7 +232,7 @@ pub fn of_bare_packet<I: Ip>(ctx: &TcContext, headers: &Headers<I>, node: &Node)
     // such table. If the kernel has no entry yet, the packet passes: a refusal would cut off a node
     // that never had to ask for this node's link address.
     let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, 0);
-    let known = way.look_up::<Ipv4>(ctx) == Lookup::Found && way.next_hop_mac != Mac::default();
+    let known = way.look_up::<I>(ctx) == Lookup::Found && way.next_hop_mac != Mac::default();
     if known && way.next_hop_mac != headers.source_mac {
         return Err(Drop::PodSourceNotFromNode);
     }

@@ -2,17 +2,19 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{
-        Endpoint, FAMILY_IPV4, FAMILY_IPV6, LEAVES_IN_TUNNEL, LEAVES_IN_TUNNEL6, Macs, NODE_IPSEC_TUNNEL,
-        NODE_TUNNEL_IPV6, NODE_VTEP, Node, Translation,
-    },
+    abi::{Endpoint, FAMILY_IPV4, Macs, NODE_IPSEC_TUNNEL, NODE_TUNNEL_IPV6, Node, Translation},
     addr::Mac,
     ecn,
-    names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_OVERHEAD, VXLAN_OVERHEAD_IPV6},
+    names::INNER_SOURCE_MAC,
     reason::{Drop, Path},
 };
 
-use super::{fastpath, fastpath::KnownIp, outer::outer_of, too_big};
+use super::{
+    fastpath,
+    fastpath::KnownIp,
+    outer::{inner_destination, is_over_ipv6, outer_of, overhead},
+    too_big,
+};
 use crate::{
     maps,
     packet::{
@@ -36,22 +38,15 @@ pub fn from_pod<I: KnownIp>(
     if packet.headers.ttl() <= 1 {
         return Ok(Verdict::stack(Path::ToStack));
     }
-    let (way, lookup) = way_to(ctx, packet, node);
+    let mut way = way_to(ctx, packet, node);
+    let lookup = ask::<I>(ctx, node, &mut way);
     if lookup == Lookup::TooBig
         && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)
     {
         return too_big::answer(ctx, packet, endpoint, mtu);
     }
     if lookup == Lookup::Found && !goes_through_device::<I>(node) {
-        fastpath::learn_tunnel_out(
-            ctx,
-            packet,
-            endpoint,
-            &way,
-            inner_destination(node),
-            (way.length - overhead::<I>(node)).min(node.mtu),
-            if is_over_ipv6::<I>(node) { LEAVES_IN_TUNNEL6 } else { LEAVES_IN_TUNNEL },
-        );
+        fastpath::learn_tunnel_out(ctx, packet, endpoint, &way, node);
     }
     send(ctx, packet, node, (&way, lookup), &packet.headers.ip.decremented(), Path::TunnelOut)
 }
@@ -63,7 +58,8 @@ pub fn from_pod<I: KnownIp>(
 #[inline(never)]
 pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
     let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
-    let (way, lookup) = way_to(ctx, packet, node);
+    let mut way = way_to(ctx, packet, node);
+    let lookup = ask::<I>(ctx, node, &mut way);
     // Answer before the translation: the pod knows only its own packet.
     if lookup == Lookup::TooBig
         && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)
@@ -83,7 +79,8 @@ pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to
 /// [`Drop::RewriteFailed`].
 #[inline(never)]
 pub fn from_stack<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Outcome {
-    let (way, lookup) = way_to(ctx, packet, node);
+    let mut way = way_to(ctx, packet, node);
+    let lookup = ask::<I>(ctx, node, &mut way);
     send(ctx, packet, node, (&way, lookup), &packet.headers.ip.fixed_part(), Path::StackEncapsulated)
 }
 
@@ -103,22 +100,27 @@ pub fn address_to_node<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) 
     set_tunnel_key(ctx, &ends, maps::vni(), class, packet.flow.tunnel_source_port().get())
 }
 
-/// Returns the route to a node on the underlay. If the packet is too large, [`Way::length`] is the
-/// most that the path takes, outer headers included.
+/// Prepares the question for the route to a node on the underlay.
 #[inline(always)]
-fn way_to<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> (Way, Lookup) {
-    let length = packet.wire_length(ctx);
-    let overhead = overhead::<I>(node);
-    let mut way = Way::new(node.uplink, node.source, node.tunnel_endpoint, length + overhead);
-    if length > node.mtu {
-        way.length = node.mtu + overhead;
-        return (way, Lookup::TooBig);
+fn way_to<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Way {
+    let length = packet.wire_length(ctx) + overhead::<I>(node);
+    Way::new(node.uplink, node.source, node.tunnel_endpoint, length)
+}
+
+/// Asks for the route. If the packet is too large, [`Way::length`] is the most that the path takes,
+/// outer headers included.
+// In place: a returned way would take its stack twice.
+#[inline(always)]
+fn ask<I: Ip>(ctx: &TcContext, node: &Node, way: &mut Way) -> Lookup {
+    let largest = node.mtu + overhead::<I>(node);
+    if way.length > largest {
+        way.length = largest;
+        return Lookup::TooBig;
     }
     if goes_through_device::<I>(node) {
-        return (way, Lookup::Found);
+        return Lookup::Found;
     }
-    let lookup = if is_over_ipv6::<I>(node) { way.look_up::<Ipv6>(ctx) } else { way.look_up::<Ipv4>(ctx) };
-    (way, lookup)
+    if is_over_ipv6::<I>(node) { way.look_up::<Ipv6>(ctx) } else { way.look_up::<Ipv4>(ctx) }
 }
 
 /// Returns the MTU to report about a packet that is larger than the path takes. `None`: the VXLAN
@@ -147,7 +149,7 @@ fn send<I: Ip>(
         // because this hook has no way back to its sender.
         return through_device(ctx, packet, node, header);
     }
-    let (port, mac) = (packet.flow.tunnel_source_port(), inner_macs(node).destination);
+    let (port, mac) = (packet.flow.tunnel_source_port(), inner_destination(node));
     let outer = outer_of(packet, is_over_ipv6::<I>(node), port, mac);
     match encapsulate::<I>(ctx, way, &outer, header) {
         Err(_) => through_device(ctx, packet, node, header),
@@ -166,30 +168,12 @@ fn goes_through_device<I: Ip>(node: &Node) -> bool {
     cfg!(feature = "through-device") || node.flags & (NODE_IPSEC_TUNNEL | flags) != 0
 }
 
-/// Returns whether a program writes outer headers of IPv6 around a packet.
-#[inline(always)]
-fn is_over_ipv6<I: Ip>(node: &Node) -> bool {
-    I::FAMILY == FAMILY_IPV6 && node.flags & NODE_TUNNEL_IPV6 != 0
-}
-
-/// Returns the bytes that a program's outer headers add to an IP packet.
-#[inline(always)]
-fn overhead<I: Ip>(node: &Node) -> u32 {
-    if is_over_ipv6::<I>(node) { VXLAN_OVERHEAD_IPV6 } else { VXLAN_OVERHEAD }
-}
-
 /// Returns the link addresses of inner frames to a node.
 #[inline(always)]
 fn inner_macs(node: &Node) -> Macs {
     // The source is not the device's own address but a constant: on cloned machines the receiver
     // may have the same address, and drops frames from it silently.
     Macs { destination: inner_destination(node), source: Mac { bytes: INNER_SOURCE_MAC } }
-}
-
-#[inline(never)]
-fn inner_destination(node: &Node) -> Mac {
-    let vtep = if node.flags & NODE_VTEP == 0 { None } else { maps::vtep(&node.tunnel_endpoint) };
-    vtep.map_or(Mac { bytes: INNER_DESTINATION_MAC }, |vtep| vtep.mac)
 }
 
 // Not inlined: its key would take stack in every caller.

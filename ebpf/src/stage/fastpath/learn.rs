@@ -5,17 +5,17 @@ use core::borrow::Borrow as _;
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, FAMILY_IPV6, FLOW_IN_TUNNEL,
-        FLOW_OF_SENDER, FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK,
-        LEAVES_IN_TUNNEL, LEAVES_INTO_POD, Macs, NextHop, Node, Translation, Tunnel,
+        ENDPOINT_EGRESS_LIMITED, ENDPOINT_INGRESS_LIMITED, Endpoint, FLOW_IN_TUNNEL, FLOW_OF_SENDER,
+        FLOW_REWRITES_DESTINATION, FLOW_REWRITES_SOURCE, KnownFlow, LEAVES_BY_UPLINK, LEAVES_IN_TUNNEL,
+        LEAVES_IN_TUNNEL6, LEAVES_INTO_POD, Macs, NextHop, Node, Translation, Tunnel,
     },
-    addr::{Addr, Be16, Mac},
+    addr::{Addr, Be16},
     epoch::{self, FLOW_SLOTS},
     flow::{FlowAddr, protocol},
     reason::Path,
 };
 
-use super::{Entry, KnownIp, lookup::is_plain};
+use super::{super::outer, Entry, KnownIp, lookup::is_plain};
 use crate::{
     maps::{self, TranslationEntry},
     packet::{Ip, Parsed, Skb, Way},
@@ -120,48 +120,32 @@ fn add_direct_out<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoi
     maps::learn_flow(known, packet.generation);
 }
 
-/// Learns the route of a pod's flow through the tunnel. `inner`: the destination of inner frames.
-/// `mtu`: the largest inner packet, bytes. `leaves`: `LEAVES_*`.
+/// Learns the route of a pod's flow through the tunnel to a node.
 #[inline(always)]
 pub fn learn_tunnel_out<I: KnownIp>(
     ctx: &TcContext,
     packet: &Parsed<I>,
     from: &Endpoint,
     way: &Way,
-    inner: Mac,
-    mtu: u32,
-    leaves: u8,
+    node: &Node,
 ) {
     if is_plain(packet) && !is_guarded(from) {
-        add_tunnel_out(ctx, packet, from, way, &Inner { mac: inner, mtu, leaves });
+        add_tunnel_out(ctx, packet, from, way, node);
         check_again(packet);
     }
 }
 
-/// The inner frames of a flow in the tunnel.
-struct Inner {
-    mac: Mac,
-    mtu: u32,
-    leaves: u8,
-}
-
 #[inline(never)]
-fn add_tunnel_out<I: KnownIp>(
-    ctx: &TcContext,
-    packet: &Parsed<I>,
-    from: &Endpoint,
-    way: &Way,
-    inner: &Inner,
-) {
+fn add_tunnel_out<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoint, way: &Way, node: &Node) {
     let slots = epoch::with_node(from.id, &way.destination, &packet.flow.destination);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
     known.flags = FLOW_OF_SENDER;
-    out_by(known, way, inner.mtu);
-    known.leaves = if I::FAMILY == FAMILY_IPV6 { inner.leaves } else { LEAVES_IN_TUNNEL };
+    out_by(known, way, (way.length - outer::overhead::<I>(node)).min(node.mtu));
+    known.leaves = if outer::is_over_ipv6::<I>(node) { LEAVES_IN_TUNNEL6 } else { LEAVES_IN_TUNNEL };
     known.tunnel.here = way.source;
     known.tunnel.there = way.destination;
     known.tunnel.source_port = packet.flow.tunnel_source_port();
-    known.tunnel.inner_mac = inner.mac;
+    known.tunnel.inner_mac = outer::inner_destination(node);
     maps::learn_flow(known, packet.generation);
 }
 
