@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use podwire_common::names::VXLAN_OVERHEAD;
 use podwire_core::model::Family;
 use rustix::io::Errno;
-use xtask::lab::{Families, Lab, Mode, Node, Ns, Pod, traffic};
+use xtask::lab::{Families, Lab, Mode, Ns, traffic};
 
 use crate::icmp_errors::path_mtu;
 use crate::sockets::{udp, unspecified, wait_until};
@@ -17,7 +17,8 @@ const PORT: u16 = 5000;
 const STREAM: u64 = 1 << 20;
 /// The MTU of the world's link.
 const WORLD: u32 = 1500;
-/// Bytes by which pods' links take more than what fits, so that pods learn that from errors.
+/// Bytes by which pods' links take more than what fits, so that pods learn it from errors. The
+/// agents are told this MTU: they would undo what others set on a pod's link.
 const WIDER: u32 = 200;
 
 #[test]
@@ -64,17 +65,12 @@ impl Layer {
 }
 
 fn check(layer: Layer, failures: &mut String) {
+    let of_link = WIDER + layer.takes(Family::V6).max(layer.takes(Family::V4));
     let lab = Lab::builder().mode(layer.mode).families(Families::Dual).underlay_mtu(layer.underlay);
-    let lab = lab.build().unwrap();
+    let lab = lab.agent_arguments(&["--mtu", &of_link.to_string()]).build().unwrap();
     let client = lab.node(0).add_pod("client").unwrap();
     // A path MTU belongs to a destination: each protocol has its own, to learn it by itself.
     let servers = ["tcp", "udp"].map(|name| lab.node(1).add_pod(name).unwrap());
-    let links = [(lab.node(0), &client), (lab.node(1), &servers[0]), (lab.node(1), &servers[1])];
-    let of_link = layer.takes(Family::V6).max(layer.takes(Family::V4));
-    for (node, pod) in links {
-        assert_eq!(mtu_of(pod), of_link, "an underlay of {} bytes, {:?}", layer.underlay, layer.mode);
-        widen(node, pod, of_link + WIDER);
-    }
     for (index, world) in lab.world_addresses().into_iter().enumerate() {
         let family = Family::of(world);
         let takes = layer.takes(family);
@@ -122,15 +118,4 @@ fn one_byte_more_is_told(client: (&Ns, IpAddr), server: (&Ns, IpAddr), takes: u3
     let learnt = path_mtu(client.0, server.1);
     ensure!(learnt == Some(takes), "learnt {learnt:?} and not {takes}");
     Ok(())
-}
-
-fn mtu_of(pod: &Ns) -> u32 {
-    let link = pod.exec(&["ip", "link", "show", "dev", "eth0"]).unwrap();
-    let mtu = link.split(" mtu ").nth(1).and_then(|rest| rest.split_whitespace().next());
-    mtu.unwrap_or_else(|| panic!("no MTU: {link}")).parse().unwrap()
-}
-
-fn widen(node: &Node, pod: &Pod, mtu: u32) {
-    node.ip(&format!("link set {} mtu {mtu}", pod.host_interface())).unwrap();
-    pod.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
 }
