@@ -57,11 +57,14 @@ fn large_segments_and_datagrams_cross_between_the_two_kinds() {
         assert!(packets < whole / 4, "a stream keeps its large segments on the way: {grown}");
         traffic::udp_segments(from.0, to.0, to.1, PORT, 1200, 40).unwrap();
     }
+}
+
+#[test]
+fn packets_larger_than_the_tunnel_are_cut_or_refused() {
+    let scene = Scene::new(Lab::builder().agent_arguments(&["--mtu", "9000"]));
     // The VXLAN device encapsulates packets that were decapsulated here before. It also
     // encapsulates packets that are too large and may be cut, like this one.
     let before = Counted::quiet(&scene.lab);
-    scene.pod.ip("link set eth0 mtu 9000").unwrap();
-    scene.ours().ip(&format!("link set {} mtu 9000", scene.pod.host_interface())).unwrap();
     scene
         .pod
         .exec(&["ping", "-n", "-c1", "-W5", "-M", "dont", "-s", "4000", &scene.far.address.to_string()])
