@@ -19,7 +19,7 @@ use crate::{build, check, run};
 /// [`xtask::lab::is_soak`].
 const SOAK: &str = "PODWIRE_SOAK";
 /// Layers with tests that have a longer version.
-const SOAK_LAYERS: [&str; 3] = [NAMESPACE_LAYER, "plugin", "runtime"];
+const SOAK_LAYERS: [&str; 4] = [NAMESPACE_LAYER, "plugin", "release", "runtime"];
 
 /// The layer of network namespaces, whose tests record the family of each path.
 const NAMESPACE_LAYER: &str = "netns";
