@@ -12,6 +12,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -29,8 +30,11 @@ const LOOPBACK: &str = "/usr/lib/cni/loopback";
 const PROGRAMS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The namespace that separates kubelet's containers from others.
 const NAMESPACE: &str = "k8s.io";
-/// First part of the name of a test process's control group. The process id follows.
+/// First part of the name of a runtime's control group. The id of the test's process follows, and
+/// the number of the runtime in it.
 const CGROUP: &str = "podwire-runtime-test-";
+/// The number of the next runtime: tests of one process run at the same time.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
 /// Where runtimes look for plugins by default.
 pub const PLUGINS: &str = "/opt/cni/bin";
 /// Where runtimes look for network configurations by default.
@@ -41,7 +45,7 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// its own changes to `/etc`.
 ///
 /// - The runtime's `/run` holds only the node's folder, with the agent's socket.
-/// - The script unmounts other labs' namespaces: they come and go, and the test compares mounts.
+/// - The script unmounts what labs have mounted: it comes and goes, and the test compares mounts.
 /// - The runtime shares its mounts with its containers, as on a machine with systemd.
 /// - The shell is the first process of its namespace. It stays, to reap processes that lose their
 ///   parent.
@@ -49,6 +53,9 @@ const PRIVATE_FOLDERS: &str = r#"
 node_folder=$1 folder=$2 loopback=$3
 run=$folder/run
 umount --lazy /run/netns
+for mount in $(awk '$5 ~ "^/run/pwlab" { print $5 }' /proc/self/mountinfo); do
+    umount --lazy "$mount" || echo "$mount has gone"
+done
 mkdir -p "$run/${node_folder#/run/}" "$folder/etc" "$folder/etc-work"
 mount -t overlay -o "lowerdir=/etc,upperdir=$folder/etc,workdir=$folder/etc-work" overlay /etc
 mount --bind "$node_folder" "$run/${node_folder#/run/}"
@@ -105,7 +112,8 @@ impl Containerd {
             // Ctrl-C must not reach the runtime: the test ends the runtime with all its processes.
             .process_group(0);
         let unshare = node.enter(|| command.spawn())?.context("start unshare (Debian package util-linux)")?;
-        let cgroup = format!("{CGROUP}{}", std::process::id());
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("{CGROUP}{}-{number}", std::process::id());
         let runtime = Self { unshare, folder, cgroup };
         eventually("containerd serves", START_DEADLINE, || {
             runtime.ctr(&["version"]).with_context(|| runtime.log_tail())
@@ -338,7 +346,7 @@ fn remove_cgroups(is_meant: impl Fn(&str) -> bool) -> Result<()> {
 /// Returns whether the process of a control group is gone. A process that was killed could not
 /// remove its group.
 fn is_orphan(cgroup: &str) -> bool {
-    let owner = cgroup.strip_prefix(CGROUP);
+    let owner = cgroup.strip_prefix(CGROUP).and_then(|rest| rest.split('-').next());
     owner.is_some_and(|process| !Path::new("/proc").join(process).exists())
 }
 
