@@ -60,12 +60,14 @@ impl Cri {
         Ok(answer.pod_sandbox_id)
     }
 
-    /// Returns the sandbox's address, as the runtime took it from the plugin's result.
-    pub fn sandbox_address(&self, sandbox: &str) -> Result<String> {
+    /// Returns the sandbox's addresses, as the runtime took them from the plugin's result.
+    pub fn sandbox_addresses(&self, sandbox: &str) -> Result<Vec<String>> {
         let answer: PodSandboxStatusResponse = self
             .call("RuntimeService/PodSandboxStatus", PodSandboxId { pod_sandbox_id: sandbox.to_owned() })?;
         let network = answer.status.and_then(|status| status.network);
-        Ok(network.with_context(|| format!("the sandbox {sandbox} has no network"))?.ip)
+        let network = network.with_context(|| format!("the sandbox {sandbox} has no network"))?;
+        let more = network.additional_ips.into_iter().map(|address| address.ip);
+        Ok([network.ip].into_iter().chain(more).collect())
     }
 
     /// Makes a container in a sandbox, starts it, and returns its id.

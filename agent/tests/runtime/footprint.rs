@@ -18,7 +18,8 @@ pub type Footprint = BTreeMap<&'static str, Vec<String>>;
 pub fn of_network(node: &Node) -> Result<Footprint> {
     Ok(sorted(Footprint::from([
         ("link", shown(node, &["link", "show"], "ifname")?),
-        ("host route", shown(node, &["route", "show", "table", "all"], "dst")?),
+        ("IPv4 route", shown(node, &["-4", "route", "show", "table", "all"], "dst")?),
+        ("IPv6 route", shown(node, &["-6", "route", "show", "table", "all"], "dst")?),
         ("endpoint in the map", texts(&node.map_dump(maps::ENDPOINTS)?)?),
         ("endpoint on disk", names(&node.state_dir().join("endpoints"))?),
     ])))

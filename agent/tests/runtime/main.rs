@@ -30,8 +30,8 @@ use crate::cri::{
 use crate::image::BUSYBOX;
 
 const WEB_PORT: u16 = 8080;
-/// An IPv4 address: a server on the unspecified IPv6 address shows clients' addresses v4-mapped.
-const WEB_LISTEN: &str = "0.0.0.0:8080";
+/// The unspecified address of both families.
+const WEB_LISTEN: &str = "[::]:8080";
 /// How long a program may need to serve. Its container counts as started before that.
 const SERVE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a container's last process may need to end after the runtime has answered the removal.
@@ -53,23 +53,31 @@ fn two_containerd_pods_reach_each_other_and_leave_nothing() -> Result<()> {
     let during = (footprint::of_network(node)?, footprint::of_runtime(&runtime)?);
 
     for pod in [&first, &second] {
-        let network: IpNet = node.pod_cidr().parse()?;
-        assert!(network.contains(&pod.address), "{} is not of {network}", pod.address);
         let shown = pod.exec(&[BUSYBOX, "ip", "address", "show", "dev", "eth0"])?;
-        assert!(shown.contains(&format!("inet {}/32 ", pod.address)), "{shown}");
+        let networks = node.pod_cidrs();
+        assert_eq!(pod.addresses.len(), networks.len(), "{:?}", pod.addresses);
+        for (address, network) in pod.addresses.iter().zip(networks) {
+            assert!(network.parse::<IpNet>()?.contains(address), "{address} is not of {network}");
+            let host = IpNet::from(*address);
+            assert!(shown.contains(&format!(" {host} ")), "{host} is not in {shown}");
+        }
     }
-    assert_ne!(first.address, second.address);
 
-    // Each server sees the client's own address.
-    assert_eq!(peer_seen(second.address, |command| first.exec(command))?, first.address);
-    assert_eq!(peer_seen(first.address, |command| second.exec(command))?, second.address);
-    // Kubelet's probes come from the node's address.
-    assert_eq!(peer_seen(first.address, |command| node.exec(command))?, node.address());
     let elsewhere = lab.node(1).add_pod("elsewhere")?;
-    assert_eq!(peer_seen(second.address, |command| elsewhere.exec(command))?, elsewhere.address());
-    // The world sees only nodes' addresses.
-    for pod in [&first, &second] {
-        assert_eq!(peer_seen(lab.world_address(), |command| pod.exec(command))?, node.address());
+    for (index, world) in lab.world_addresses().into_iter().enumerate() {
+        let [first_address, second_address] = [&first, &second].map(|pod| pod.addresses[index]);
+        let (node_address, elsewhere_address) = (node.addresses()[index], elsewhere.addresses()[index]);
+        assert_ne!(first_address, second_address);
+        // Each server sees the client's own address.
+        assert_eq!(peer_seen(second_address, |command| first.exec(command))?, first_address);
+        assert_eq!(peer_seen(first_address, |command| second.exec(command))?, second_address);
+        assert_eq!(peer_seen(second_address, |command| elsewhere.exec(command))?, elsewhere_address);
+        // Kubelet's probes come from the node's address.
+        assert_eq!(peer_seen(first_address, |command| node.exec(command))?, node_address);
+        // The world sees only nodes' addresses.
+        for pod in [&first, &second] {
+            assert_eq!(peer_seen(world, |command| pod.exec(command))?, node_address);
+        }
     }
 
     // While the pods ran, each kind of object had at least one more for each pod. So the comparison
@@ -96,14 +104,15 @@ struct Pod<'a> {
     cri: &'a Cri,
     sandbox: String,
     container: String,
-    address: IpAddr,
+    addresses: Vec<IpAddr>,
 }
 
 impl<'a> Pod<'a> {
     fn start(cri: &'a Cri, config: PodSandboxConfig) -> Result<Self> {
         let sandbox = cri.run_sandbox(&config)?;
-        let address = cri.sandbox_address(&sandbox)?;
-        let address = address.parse().with_context(|| format!("the sandbox's address is {address:?}"))?;
+        let addresses = cri.sandbox_addresses(&sandbox)?;
+        let addresses: Result<_, _> = addresses.iter().map(|address| address.parse()).collect();
+        let addresses = addresses.context("read the sandbox's addresses")?;
         let serve = [BUSYBOX, "httpd", "-f", "-p", WEB_LISTEN, "-h", image::WEB_FOLDER];
         let container = ContainerConfig {
             metadata: Some(ContainerMetadata { name: "server".into() }),
@@ -113,7 +122,7 @@ impl<'a> Pod<'a> {
             ..ContainerConfig::default()
         };
         let container = cri.start_container(&sandbox, &config, container)?;
-        Ok(Self { cri, sandbox, container, address })
+        Ok(Self { cri, sandbox, container, addresses })
     }
 
     fn exec(&self, command: &[&str]) -> Result<String> {
@@ -169,8 +178,11 @@ fn peer_seen(server: IpAddr, execute: impl Fn(&[&str]) -> Result<String>) -> Res
     let command = format!("{request} | {BUSYBOX} nc -w 5 {server} {WEB_PORT}");
     eventually("the web server answers", SERVE_DEADLINE, || {
         let answer = execute(&[BUSYBOX, "sh", "-c", &command])?;
-        let peer = answer.lines().last().unwrap_or_default();
-        peer.parse().with_context(|| format!("the web server at {server} answered {answer:?}"))
+        // Busybox writes an IPv6 address in brackets, and a client of IPv4 v4-mapped.
+        let peer = answer.lines().last().unwrap_or_default().trim_matches(['[', ']']);
+        let peer: Result<IpAddr, _> = peer.parse();
+        let peer = peer.with_context(|| format!("the web server at {server} answered {answer:?}"))?;
+        Ok(peer.to_canonical())
     })
 }
 

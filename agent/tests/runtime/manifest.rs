@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -80,28 +80,34 @@ fn manifests_install_roll_and_uninstall_and_leave_nothing() -> Result<()> {
     let first_namespace = only_namespace(&runtime)?;
     let second = Pod::start(&cri, sandbox("second", &runtime))?;
     let reach_all = || -> Result<()> {
-        for address in [second.address, elsewhere.address(), neighbour.address(), lab.world_address()] {
-            ping(&first_namespace, address, 56).with_context(|| format!("the first pod to {address}"))?;
+        let (nodes, world) = (neighbour.addresses(), lab.world_addresses());
+        for address in [&second.addresses, elsewhere.addresses(), &nodes, &world].into_iter().flatten() {
+            ping(&first_namespace, *address, 56).with_context(|| format!("the first pod to {address}"))?;
         }
         for from in [node as &Ns, neighbour, &elsewhere] {
-            ping(from, first.address, 56)?;
+            first.addresses.iter().try_for_each(|address| ping(from, *address, 56).map(drop))?;
         }
         Ok(())
     };
     reach_all()?;
 
-    let datagrams = Datagrams::start(&elsewhere, &first_namespace, Route::to(first.address, 7000))?;
+    let start = |(port, address): (u16, &IpAddr)| {
+        Datagrams::start(&elsewhere, &first_namespace, Route::to(*address, port))
+    };
+    let datagrams = (7000..).zip(&first.addresses).map(start).collect::<Result<Vec<_>>>()?;
     kubelet.stop(&first_agent)?;
     ensure!(cri.is_ready()?, "the network configuration went with the agent");
     reach_all()?;
-    datagrams.wait_for(200)?;
+    datagrams.iter().try_for_each(|datagrams| datagrams.wait_for(200))?;
     // The API server behaves like one that cannot begin a watch with a list, so the agent asks for
     // the list.
     lab.api_server()?.stream_lists(false);
     let second_agent = kubelet.start(&agent)?;
-    datagrams.wait_for(200)?;
-    for count in datagrams.finish()? {
-        ensure!(count.lost() == 0, "{} of {} datagrams were lost", count.lost(), count.sent);
+    datagrams.iter().try_for_each(|datagrams| datagrams.wait_for(200))?;
+    for datagrams in datagrams {
+        for count in datagrams.finish()? {
+            ensure!(count.lost() == 0, "{} of {} datagrams were lost", count.lost(), count.sent);
+        }
     }
     reach_all()?;
     Pod::start(&cri, sandbox("third", &runtime))?.remove()?;

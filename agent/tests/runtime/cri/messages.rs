@@ -153,6 +153,15 @@ pub struct PodSandboxStatus {
 pub struct PodSandboxNetworkStatus {
     #[prost(string, tag = "1")]
     pub ip: String,
+    /// The addresses after the first.
+    #[prost(message, repeated, tag = "2")]
+    pub additional_ips: Vec<PodIp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct PodIp {
+    #[prost(string, tag = "1")]
+    pub ip: String,
 }
 
 /// A container.
