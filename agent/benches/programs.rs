@@ -33,6 +33,7 @@ mod namespace;
 #[expect(dead_code, reason = "the packet tables use the rest")]
 mod packets;
 #[path = "../tests/prog/pool.rs"]
+#[expect(dead_code, reason = "the packet tables use the rest")]
 mod pool;
 
 use anyhow::{Context as _, Result, ensure};
@@ -100,14 +101,14 @@ fn main() -> Result<()> {
     let _statistics =
         enable_stats(Stats::RunTime).context("enable the kernel's statistics (are we root?)")?;
     let nothing = Kind::new(EMPTY, "nothing: the statistics alone", Link::Uplink, vec![0; 64], None);
-    let mut costs = vec![measure(&nothing, &mut nothing.setting.node(counting::load), &options, None)?];
+    let mut costs = vec![measure(&nothing, &mut nothing.setting.node(counting::take), &options, None)?];
     for (setting, kinds) in kinds::by_setting() {
         let is_wanted = |kind: &Kind| format!("{}: {}", kind.program, kind.name).contains(&options.only);
         let kinds: Vec<_> = kinds.into_iter().filter(is_wanted).collect();
         if kinds.is_empty() {
             continue;
         }
-        let mut node = setting.node(counting::load);
+        let mut node = setting.node(counting::take);
         let counts: Vec<_> = kinds.iter().map(|kind| Counts::of(kind, &mut node)).collect();
         drop(node);
         let mut node = setting.node(|config| load::load(config, &[], None).expect("the programs load"));

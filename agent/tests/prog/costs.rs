@@ -77,7 +77,7 @@ fn a_packet_costs_what_is_recorded() {
 fn helper_calls() -> BTreeMap<String, BTreeMap<String, Calls>> {
     let mut all: BTreeMap<String, BTreeMap<String, Calls>> = BTreeMap::new();
     for (setting, kinds) in by_setting() {
-        let mut node = setting.node(counting::load);
+        let mut node = setting.node(counting::take);
         for kind in kinds {
             let calls = Counts::of(&kind, &mut node).by_name();
             let other = all.entry(kind.program.into()).or_default().insert(kind.name.clone(), calls);

@@ -9,6 +9,7 @@ use podwire_common::helper::{HELPER_CALLS, HELPER_SLOTS, Helper};
 
 use crate::fixture::Fixture;
 use crate::kind::Kind;
+use crate::pool::{Build, Loaded};
 
 /// The object that `cargo xtask test` builds.
 const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire-ebpf-count-helpers");
@@ -16,11 +17,13 @@ const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/podwire
 /// Calls by the helper's name.
 pub type Calls = BTreeMap<String, u64>;
 
-/// Loads the object as the agent loads its own.
-pub fn load(config: &abi::Config) -> Dataplane {
-    let object = std::fs::read(OBJECT)
-        .unwrap_or_else(|error| panic!("read {OBJECT}: {error}: `cargo xtask test` builds it"));
-    load::load_object(&object, config, &[], None).unwrap()
+/// Takes idle programs of this build, or loads the object as the agent loads its own.
+pub fn take(config: &abi::Config) -> Loaded {
+    Loaded::take_or(Build::Counting, config, || {
+        let object = std::fs::read(OBJECT)
+            .unwrap_or_else(|error| panic!("read {OBJECT}: {error}: `cargo xtask test` builds it"));
+        load::load_object(&object, config, &[], None).unwrap()
+    })
 }
 
 /// Calls by [`Helper`].

@@ -70,7 +70,8 @@ pub struct Fixture {
     pub pod_a: u32,
     pub pod_b: u32,
     pub namespace: Namespace,
-    attached: bool,
+    /// Whether programs are attached to links of the namespace.
+    pub is_attached: bool,
 }
 
 /// The expected verdict of a hook.
@@ -94,6 +95,15 @@ pub fn flow_of(source: Ipv4Addr, destination: Ipv4Addr, ports: (u16, u16), proto
 pub struct Ran {
     pub code: u32,
     pub frame: Vec<u8>,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // Without their links no packet runs the programs, so the next test can take them.
+        if self.is_attached && !std::thread::panicking() {
+            self.namespace.remove_links();
+        }
+    }
 }
 
 impl Fixture {
@@ -175,7 +185,7 @@ impl Fixture {
             };
             model.endpoints.insert(attachment, endpoint);
         }
-        let mut fixture = Self { loaded, model, uplink, pod_a, pod_b, namespace, attached: false };
+        let mut fixture = Self { loaded, model, uplink, pod_a, pod_b, namespace, is_attached: false };
         fixture.fill();
         fixture
     }
@@ -315,7 +325,7 @@ impl Fixture {
     /// with a cut IPv4 header or a tunnel key. `None`: the frame passes uncounted.
     #[track_caller]
     pub fn check_on_wire(&mut self, what: &str, link: &str, frame: &[u8], counted: Option<&str>) {
-        if !self.attached {
+        if !self.is_attached {
             self.attach();
         }
         let namespace = Ns::open(&self.namespace.name).unwrap();
@@ -354,7 +364,6 @@ impl Fixture {
 
     /// Attaches every program to its link and makes the VXLAN device.
     pub fn attach(&mut self) {
-        self.loaded.keep();
         self.namespace
             .ip(&format!("link add {VXLAN_DEVICE} type vxlan external dstport {VXLAN_PORT} nolearning"));
         self.namespace.ip(&format!("link set {VXLAN_DEVICE} up"));
@@ -363,7 +372,7 @@ impl Fixture {
         self.loaded
             .attach_link(self.uplink, "up0", Hooks::Uplink, UplinkAttachment::Clsact, Some(UplinkXdp::Off))
             .unwrap();
-        self.attached = true;
+        self.is_attached = true;
     }
 
     /// Runs the XDP program on a frame of the loopback link, which has ifindex 1. For a link of a

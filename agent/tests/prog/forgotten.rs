@@ -154,7 +154,7 @@ impl IntoV4 for [u8; 4] {
 /// The agent writes a table while the program judges a packet, so the program's verdict is stale.
 #[test]
 fn what_changes_while_a_flow_is_learnt_ends_it() {
-    Trial::each_with(counting::load, |trial| {
+    Trial::each_with(counting::take, |trial| {
         let plain = trial.sent(&trial.plain);
         let generation = Moment { generation: 1, ..Moment::QUIET };
         for slot in trial.slots() {
@@ -178,7 +178,7 @@ fn what_changes_while_a_flow_is_learnt_ends_it() {
 
 #[test]
 fn a_record_made_while_a_flow_is_learnt_ends_it() {
-    Trial::each_with(counting::load, |trial| {
+    Trial::each_with(counting::take, |trial| {
         let is_world = matches!(trial.way.kind, Kind::WorldOut | Kind::WorldIn);
         let event = if is_world { Moment::TRANSLATION_GONE } else { Moment::STACK_FLOW };
         let write = Moment { event, flow: trial.flow, ..Moment::QUIET };

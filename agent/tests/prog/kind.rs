@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use podwire::dataplane::Dataplane;
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire_common::abi::{self, Flow, FlowKey};
 use podwire_common::names::{VXLAN_DEVICE, VXLAN_PORT};
@@ -15,7 +14,7 @@ use podwire_core::slice::Hooks;
 use xtask::lab::{Ns, frames};
 
 use crate::fixture::{Fixture, NODE1, WORLD};
-use crate::pool::empty_shares;
+use crate::pool::{Loaded, empty_shares};
 
 /// How long a prepared node stays usable. A known flow is valid for
 /// [`KNOWN_FLOW_JIFFIES`](abi::KNOWN_FLOW_JIFFIES), a quarter of a second where the kernel has 1000
@@ -218,12 +217,13 @@ impl Kind {
 
 impl Setting {
     /// Returns a node with these programs. The calling thread moves into its namespace.
-    pub fn node(self, load: impl FnOnce(&abi::Config) -> Dataplane) -> Fixture {
+    pub fn node<L: Into<Loaded>>(self, load: impl FnOnce(&abi::Config) -> L) -> Fixture {
         let mut node = Fixture::with_programs(self.mode, load);
         node.namespace.ip("route add default via 10.200.0.2 dev up0");
         if self.has_host_port {
             crate::kinds::add_host_port(&mut node);
         }
+        node.is_attached = matches!(self.wire, Wire::Overlay | Wire::Uplink);
         match self.wire {
             Wire::Nothing => {}
             Wire::Loopback => node.use_loopback_as_uplink(),

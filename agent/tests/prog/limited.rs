@@ -37,10 +37,10 @@ fn nothing_gets_into_a_limited_pod_past_the_queue_of_its_link() {
     let mut delivered = 0;
     for (setting, kinds) in by_setting() {
         // Use one node at a time: the thread is in its namespace.
-        let mut node = setting.node(counting::load);
+        let mut node = setting.node(counting::take);
         let free: Vec<_> = kinds.iter().map(|kind| (kind, sent(kind, &mut node))).collect();
         drop(node);
-        let mut node = setting.node(counting::load);
+        let mut node = setting.node(counting::take);
         limit(&mut node, Bandwidth { ingress: megabit(), egress: None });
         for (kind, [peer, link]) in free.into_iter().filter(|(_, [peer, _])| *peer > 0) {
             let limited = sent(kind, &mut node);

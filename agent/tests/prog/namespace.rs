@@ -34,6 +34,15 @@ impl Namespace {
         run("ip", &arguments);
     }
 
+    /// Removes all links but the loopback link, with the programs on them.
+    pub fn remove_links(&self) {
+        for link in links(&self.name) {
+            // The link goes with the other end of its veth pair.
+            let _ = Command::new("ip").args(["-n", &self.name, "link", "del", &link]).output();
+        }
+        assert_eq!(links(&self.name), [""; 0]);
+    }
+
     /// Adds one end of a veth pair; returns its ifindex.
     pub fn add_link(&self, name: &str, mac: [u8; 6]) -> u32 {
         let mac = Mac { bytes: mac };
@@ -43,6 +52,13 @@ impl Namespace {
         let index = run("ip", &["-n", &self.name, "-o", "link", "show", name]);
         index.split(':').next().unwrap().trim().parse().unwrap()
     }
+}
+
+/// Returns the names of the namespace's links, without the loopback link.
+fn links(name: &str) -> Vec<String> {
+    let shown = run("ip", &["-n", name, "-o", "link", "show"]);
+    let names = shown.lines().filter_map(|line| line.split([' ', '@', ':']).nth(2).map(str::to_owned));
+    names.filter(|name| name != "lo").collect()
 }
 
 impl Drop for Namespace {

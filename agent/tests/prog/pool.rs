@@ -11,39 +11,56 @@ use podwire::dataplane::{Dataplane, load};
 use podwire_common::abi::Config;
 use podwire_common::tables::{Share, Table};
 
-/// Idle programs, each with its configuration.
-static IDLE: Mutex<Vec<(Config, Dataplane)>> = Mutex::new(Vec::new());
+/// Idle programs.
+static IDLE: Mutex<Vec<(Kind, Dataplane)>> = Mutex::new(Vec::new());
 
-/// Loaded programs with empty maps. When dropped, they wait for the next test with the same
-/// configuration.
+/// A build of the programs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Build {
+    /// The object in the agent.
+    Embedded,
+    /// The build that counts helper calls.
+    Counting,
+}
+
+/// What a test asks for.
+type Kind = (Build, Config);
+
+/// Loaded programs with empty maps. When dropped, they wait for the next test that asks for the
+/// same.
 pub struct Loaded {
     /// `None` only during the drop.
     dataplane: Option<Dataplane>,
-    /// The configuration for which another test may take them; `None`: no other test may.
-    config: Option<Config>,
+    /// `None`: no other test may take them.
+    kind: Option<Kind>,
 }
 
 impl Loaded {
-    /// Takes idle programs with this configuration, or loads the embedded object.
+    /// Takes idle programs of the embedded object with this configuration, or loads them.
     pub fn take(config: &Config) -> Self {
-        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = idle.iter().position(|(other, _)| other == config);
-        let found = found.map(|index| idle.swap_remove(index).1);
-        drop(idle);
-        let dataplane = found.unwrap_or_else(|| load::load(config, &[], None).unwrap());
-        Self { dataplane: Some(dataplane), config: Some(*config) }
+        Self::take_or(Build::Embedded, config, || load::load(config, &[], None).unwrap())
     }
 
-    /// Keeps other tests from using these programs, because they are attached. They end with this
-    /// value.
+    /// Takes idle programs of this kind, or loads them.
+    pub fn take_or(build: Build, config: &Config, load: impl FnOnce() -> Dataplane) -> Self {
+        let kind = (build, *config);
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = idle.iter().position(|(other, _)| *other == kind);
+        let found = found.map(|index| idle.swap_remove(index).1);
+        drop(idle);
+        let dataplane = found.unwrap_or_else(load);
+        Self { dataplane: Some(dataplane), kind: Some(kind) }
+    }
+
+    /// Keeps other tests from using these programs. They end with this value.
     pub fn keep(&mut self) {
-        self.config = None;
+        self.kind = None;
     }
 }
 
 impl From<Dataplane> for Loaded {
     fn from(dataplane: Dataplane) -> Self {
-        Self { dataplane: Some(dataplane), config: None }
+        Self { dataplane: Some(dataplane), kind: None }
     }
 }
 
@@ -63,11 +80,11 @@ impl DerefMut for Loaded {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        if let (Some(mut dataplane), Some(config)) = (self.dataplane.take(), self.config)
+        if let (Some(mut dataplane), Some(kind)) = (self.dataplane.take(), self.kind)
             && !std::thread::panicking()
         {
             empty(&mut dataplane);
-            IDLE.lock().unwrap_or_else(PoisonError::into_inner).push((config, dataplane));
+            IDLE.lock().unwrap_or_else(PoisonError::into_inner).push((kind, dataplane));
         }
     }
 }
