@@ -200,19 +200,21 @@ fn deleted_nodes_pods_are_dropped_and_counted_until_it_is_back() {
 
 #[test]
 fn a_list_without_this_node_takes_nothing_away() {
-    let lab = Lab::builder().build().unwrap();
+    // A file changes in one step. Watchers of an API server see nodes go one by one.
+    let lab = Lab::builder().node_file().build().unwrap();
     let (one, two) = (lab.node(0), lab.node(1));
     let (client, server) = (one.add_pod("client").unwrap(), two.add_pod("server").unwrap());
     let before = dump(one, maps::NODES);
-    let api = lab.api_server().unwrap();
-    let all = api.list();
-    api.set(&json!({ "items": [] }));
+    let all = lab.node_list().unwrap();
+    let mut none = all.clone();
+    none["items"] = json!([]);
+    lab.write_node_list(&none.to_string()).unwrap();
     for node in [one, two] {
         comes(node, OWN_MISSING, "is not in the node list");
     }
     reach(&client, &server);
     assert_eq!(dump(one, maps::NODES), before);
-    api.set(&all);
+    lab.write_node_list(&all.to_string()).unwrap();
     // Both nodes come back, one after the other.
     let is_whole = || dump(one, maps::NODES) == before;
     let serves = || (metric(one, "podwire_ready") == "1" && is_whole()).then_some(());
