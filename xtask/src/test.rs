@@ -23,6 +23,10 @@ const SOAK_LAYERS: [&str; 4] = [NAMESPACE_LAYER, "plugin", "release", "runtime"]
 
 /// The layer of network namespaces, whose tests record the family of each path.
 const NAMESPACE_LAYER: &str = "netns";
+/// Tests of that layer that run at the same time, for each core: they wait most of their time.
+const NAMESPACE_TESTS_PER_CORE: usize = 2;
+/// The variable with which the user chooses how many tests run at the same time.
+const TEST_THREADS: &str = "RUST_TEST_THREADS";
 /// The layer that also tests against a cluster's own API server, if its binaries are found.
 const KUBE_LAYER: &str = "kube";
 /// Layers that also run on other kernels, and a filter: only tests with this text in their name run
@@ -232,8 +236,9 @@ impl Layer {
         let file = run::target_dir().join("family-table.txt");
         fs::write(&file, "").with_context(|| format!("empty {}", file.display()))?;
         let path = file.to_string_lossy();
-        let outcome =
-            self.run_programs(options, &[environment, &[(family_table::FILE, &*path)]].concat(), tally);
+        let threads = namespace_threads()?;
+        let own = [(family_table::FILE, &*path), (TEST_THREADS, &*threads)];
+        let outcome = self.run_programs(options, &[environment, &own].concat(), tally);
         let records = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
         let table = Table::parse(&records);
         if !table.is_empty() {
@@ -356,6 +361,15 @@ impl Tally {
             }
         }
     }
+}
+
+/// Returns how many tests of the namespace layer run at the same time.
+fn namespace_threads() -> Result<String> {
+    if let Ok(wanted) = std::env::var(TEST_THREADS) {
+        return Ok(wanted);
+    }
+    let cores = std::thread::available_parallelism().context("count the cores")?;
+    Ok((NAMESPACE_TESTS_PER_CORE * cores.get()).to_string())
 }
 
 fn name_of(executable: &Path) -> String {
