@@ -200,22 +200,22 @@ impl Lab {
         self.topology.families.of(topology::WORLD, topology::WORLD6)
     }
 
-    /// Makes an empty namespace with loopback up, for example one for which a pod forwards. It is
-    /// removed with the lab.
+    /// Makes an empty namespace with loopback up, for example one for which a pod forwards. It has
+    /// IPv6 if the lab has. It is removed with the lab.
     ///
     /// # Errors
     /// When a namespace with this name exists, or when the kernel refuses.
     pub fn add_namespace(&self, name: &str) -> Result<Ns> {
-        Ns::create(&format!("{}-{name}", self.name()))
+        topology::create(&format!("{}-{name}", self.name()), self.topology.families)
     }
 
     /// Makes a host on the underlay that is not a node. It has `eth0` and an unused address of
-    /// 10.200.0.0/24.
+    /// 10.200.0.0/24, and no IPv6: its stack sends no packets of its own.
     ///
     /// # Errors
     /// When the lab has a router or a cable in place of the bridge, or when the kernel refuses.
     pub fn add_host(&self, name: &str, address: IpAddr) -> Result<Ns> {
-        let host = self.add_namespace(name)?;
+        let host = Ns::create(&format!("{}-{name}", self.name()))?;
         self.topology.join_bridge(&host, name, address)?;
         Ok(host)
     }

@@ -181,12 +181,13 @@ impl Ns {
         parse_mac(text)
     }
 
-    /// Adds an address with its prefix length to a link.
+    /// Adds an address with its prefix length to a link. An IPv6 address can be used at once.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn add_address(&self, link: &str, address: IpAddr, prefix: u8) -> Result<()> {
-        self.ip(&format!("address add {address}/{prefix} dev {link}"))
+        let at_once = if address.is_ipv6() { "nodad" } else { "" };
+        self.ip(&format!("address add {address}/{prefix} dev {link} {at_once}"))
     }
 
     fn move_this_thread(&self) -> Result<()> {

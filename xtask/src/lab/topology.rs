@@ -235,7 +235,8 @@ impl NodePlace {
     }
 }
 
-fn create(name: &str, families: Families) -> Result<Ns> {
+/// Makes a namespace, with the kernel's settings of IPv6 or with IPv6 off.
+pub(crate) fn create(name: &str, families: Families) -> Result<Ns> {
     if families.has_ipv6() { Ns::create_as_the_kernel_does(name) } else { Ns::create(name) }
 }
 
