@@ -14,6 +14,8 @@ use xtask::family_table;
 use xtask::lab::traffic::{self, Exchange, Route};
 use xtask::lab::{Lab, Node, Ns};
 
+use crate::icmp_errors::path_mtu;
+
 const PORT: u16 = 8080;
 const STREAM: u64 = 1 << 20;
 const DATAGRAM: usize = 1000;
@@ -39,8 +41,8 @@ pub struct Row<'a> {
     pub takes: &'a [Counter],
     /// Paths that must not grow.
     pub avoids: &'a [Counter],
-    /// Whether the server learns only from an error how large its answers may be. In IPv6 no router
-    /// fragments them.
+    /// Whether the server learns only from an error how large its IPv6 answers may be. IPv4 answers
+    /// are fragmented on the way.
     pub learns_mtu: bool,
 }
 
@@ -69,7 +71,7 @@ impl<'a> Row<'a> {
         Self { seen_as, ..self }
     }
 
-    /// Says that the first answer that is larger than the path takes is lost.
+    /// Says that with IPv6 the first answer that is larger than the path takes is lost.
     pub fn learns_mtu(self) -> Self {
         Self { learns_mtu: true, ..self }
     }
@@ -94,14 +96,17 @@ pub fn check(lab: &Lab, rows: &[Row<'_>]) {
         let udp = |size| traffic::udp_exchange_on(row.client, row.server, route, size);
         let mut protocol = |protocol: &str, exchange: &dyn Fn() -> Result<IpAddr>| {
             if let Err(error) = watched(lab, row, exchange) {
-                writeln!(failures, "{}, {protocol}: {error:#}", row.name).unwrap();
+                writeln!(failures, "{} at {}, {protocol}: {error:#}", row.name, row.destination).unwrap();
             }
         };
         protocol("TCP", &|| peer(traffic::tcp_exchange_on(row.client, row.server, route, STREAM)));
         protocol("UDP", &|| peer(udp(DATAGRAM)));
-        if row.learns_mtu {
-            let lost = udp(LARGEST_DATAGRAM).is_err();
-            assert!(lost, "{}: the answer was no larger than the path takes", row.name);
+        if row.learns_mtu && row.destination.is_ipv6() {
+            // Ping asks again when the first answer is lost.
+            let learnt = || path_mtu(row.server, row.seen_as);
+            assert_eq!(learnt(), None, "{}", row.name);
+            traffic::ping(row.client, row.destination, ECHO_IN_FRAGMENTS).unwrap();
+            assert!(learnt().is_some(), "{}: the answer was no larger than the path takes", row.name);
         }
         protocol("UDP in fragments", &|| peer(udp(LARGEST_DATAGRAM)));
         protocol("ICMP", &|| echo(row, ECHO));

@@ -1,9 +1,12 @@
 //! Fields of captured frames, and the content of the tunnel's outer headers.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use etherparse::{EtherType, Ethernet2Slice, Ipv4HeaderSlice, UdpSlice, ip_number};
+use etherparse::{
+    EtherType, Ethernet2Slice, Ipv4HeaderSlice, LaxNetSlice, LaxSlicedPacket, UdpSlice, ip_number,
+};
+use ipnet::IpNet;
 use podwire_common::names::{VNI, VXLAN_PORT};
 use xtask::lab::frames::Capture;
 use xtask::lab::{Lab, Mode, Pod, traffic};
@@ -55,6 +58,29 @@ impl<'a> Ip<'a> {
         let udp = self.udp().filter(|udp| udp.destination_port() == VXLAN_PORT)?;
         Self::of_frame(udp.payload().get(8..)?)
     }
+}
+
+/// Returns source and destination of the IP packet in a frame.
+pub fn ends(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match LaxSlicedPacket::from_ethernet(frame).ok()?.net? {
+        LaxNetSlice::Ipv4(packet) => {
+            let header = packet.header();
+            Some((header.source_addr().into(), header.destination_addr().into()))
+        }
+        LaxNetSlice::Ipv6(packet) => {
+            let header = packet.header();
+            Some((header.source_addr().into(), header.destination_addr().into()))
+        }
+        LaxNetSlice::Arp(_) => None,
+    }
+}
+
+/// Returns the ends of the first packet in these frames that has a pod at one of its ends.
+pub fn of_pods(frames: &[Vec<u8>]) -> Option<(IpAddr, IpAddr)> {
+    let networks: [IpNet; 2] = ["10.244.0.0/16", "fd00:10:244::/48"].map(|network| network.parse().unwrap());
+    let is_pods = |address: &IpAddr| networks.iter().any(|network| network.contains(address));
+    let mut ends = frames.iter().filter_map(|frame| ends(frame));
+    ends.find(|(source, destination)| is_pods(source) || is_pods(destination))
 }
 
 #[test]

@@ -1,15 +1,12 @@
 //! Pods and the world outside the cluster.
 
-use std::net::IpAddr;
-
-use etherparse::{LaxNetSlice, LaxSlicedPacket};
-use ipnet::IpNet;
 use podwire_common::names::maps;
 use podwire_common::reason::Path::{SnatIn, SnatOut};
 use xtask::lab::frames::Capture;
 use xtask::lab::{Families, Lab, Mode};
 
 use crate::check::{Counted, Row, check};
+use crate::headers::{ends, of_pods};
 use crate::sockets::udp;
 
 #[test]
@@ -62,8 +59,7 @@ fn the_world_sees_a_pod_as_its_node(mode: Mode) {
                 let row = Row::new("pod to the world", pod, (lab.world(), address))
                     .seen_as(lab.node(node).addresses()[family]);
                 // The world's link takes more than the pods' links in VXLAN mode.
-                let learns = mode == Mode::Vxlan && address.is_ipv6();
-                if learns { row.learns_mtu() } else { row }
+                Row { learns_mtu: mode == Mode::Vxlan, ..row }
             };
             let rows =
                 [row(0).takes(&[(0, SnatOut), (0, SnatIn)]), row(1).takes(&[(1, SnatOut), (1, SnatIn)])];
@@ -74,24 +70,6 @@ fn the_world_sees_a_pod_as_its_node(mode: Mode) {
         for address in lab.world_addresses() {
             assert!(ends.iter().any(|(_, destination)| *destination == address), "{ends:?}");
         }
-        let of_pods: [IpNet; 2] = ["10.244.0.0/16", "fd00:10:244::/48"].map(|net| net.parse().unwrap());
-        let is_pods = |address: &IpAddr| of_pods.iter().any(|network| network.contains(address));
-        let bare = ends.iter().find(|(source, destination)| is_pods(source) || is_pods(destination));
-        assert!(bare.is_none(), "a pod's address reached the world: {bare:?}");
-    }
-}
-
-/// Returns source and destination of the IP packet in a frame.
-fn ends(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
-    match LaxSlicedPacket::from_ethernet(frame).ok()?.net? {
-        LaxNetSlice::Ipv4(packet) => {
-            let header = packet.header();
-            Some((header.source_addr().into(), header.destination_addr().into()))
-        }
-        LaxNetSlice::Ipv6(packet) => {
-            let header = packet.header();
-            Some((header.source_addr().into(), header.destination_addr().into()))
-        }
-        LaxNetSlice::Arp(_) => None,
+        assert_eq!(of_pods(&frames), None, "a pod's address reached the world");
     }
 }
