@@ -34,7 +34,6 @@ const ONE_FAMILY: &[(&str, &str)] = &[
     ("kube_proxy/cluster_ip, ", NOT_YET),
     ("large, ", NOT_YET),
     ("link_addresses, ", NOT_YET),
-    ("links, ", NOT_YET),
     ("mtu, ", NOT_YET),
     ("service, ", NOT_YET),
     ("through_another_node, ", NOT_YET),

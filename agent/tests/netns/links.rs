@@ -1,30 +1,34 @@
 //! Nodes with several links: the role of each link, and what happens to a pod's packet there.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use podwire_common::abi::{LINK_INNER, LINK_SIDE, LINK_UPLINK, LINK_WITHOUT_PROGRAMS};
-use podwire_common::names::maps;
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, maps};
 use podwire_common::reason::{Drop, Path};
 use serde_json::json;
 use xtask::lab::frames::{self, Capture};
 use xtask::lab::traffic::Route;
-use xtask::lab::{Lab, Mode, Node, Ns, connect, traffic};
+use xtask::lab::{Lab, Mode, Node, Ns, Pod, connect, traffic};
 
 use crate::check::{Counted, Row, check};
 use crate::disciplines::{has, without_tcx};
-use crate::headers::Ip;
+use crate::headers::of_pods;
 use crate::packets::{Packet, Vxlan, inner, udp};
+use crate::packets6::Packet6;
 use crate::refused::grown;
 use crate::snat::ask;
-use crate::sockets::{self, wait_until};
+use crate::sockets::{self, unspecified, wait_until};
 use crate::sweep::{comes, goes};
-use crate::v4;
+use crate::{FAMILIES, Place as _, v4, v6, world_end};
 
 /// The node's end of a link to a storage host, and the storage host's end.
-const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 50, 1));
-const STORAGE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 50, 2));
-const BRIDGE: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1));
-const CONTAINER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2));
+const HERE: [IpAddr; 2] = side(50, 1);
+const STORAGE: [IpAddr; 2] = side(50, 2);
+/// The node's end of another link, and the end of the host behind it.
+const OTHER_HERE: [IpAddr; 2] = side(60, 1);
+const OTHER_THERE: [IpAddr; 2] = side(60, 2);
+const BRIDGE: [IpAddr; 2] = docker_network(1);
+const CONTAINER: [IpAddr; 2] = docker_network(2);
 
 #[test]
 fn a_side_link_translates_pods_and_answers_host_ports() {
@@ -36,25 +40,27 @@ fn a_side_link_translates_pods_and_answers_host_ports() {
         let pod = node.add_pod_with("pod", &host_port()).unwrap();
         let far = lab.node(1).add_pod("far").unwrap();
         let capture = Capture::start(node, "eth1").unwrap();
-        check(
-            &lab,
-            &[
-                Row::new("a pod to the storage host", (&pod, pod.address()), (&storage, STORAGE))
-                    .seen_as(HERE)
-                    .takes(&[(0, Path::SnatOut), (0, Path::SnatIn)]),
-                Row::new("the node itself", (node, HERE), (&storage, STORAGE)),
-                Row::new("pods elsewhere", (&pod, pod.address()), (&far, far.address())),
-            ],
-        );
-        let before = Counted::quiet(&lab);
-        let route = Route::translated((HERE, 8080).into(), 80);
-        let exchange = traffic::tcp_exchange_on(&storage, &pod, route, 1 << 20).unwrap();
-        assert_eq!(exchange.peer_seen_by_server.ip(), STORAGE, "{mode:?}");
-        let ways = [(0, Path::HostPortIn), (0, Path::HostPortOut)];
-        Counted::quiet(&lab).since(&before).expect(&ways, &[]).unwrap();
-        let frames = capture.finish().unwrap();
-        let bare = frames.iter().filter_map(|frame| Ip::of_frame(frame)).find(Ip::is_of_pod_network);
-        assert!(bare.is_none(), "{mode:?}: {bare:?}");
+        for family in FAMILIES {
+            let there = (&storage, STORAGE[family]);
+            let to_storage = Row::new("a pod to the storage host", pod.end(family), there)
+                .seen_as(HERE[family])
+                .takes(&[(0, Path::SnatOut), (0, Path::SnatIn)]);
+            check(
+                &lab,
+                &[
+                    Row { learns_mtu: mode == Mode::Vxlan, ..to_storage },
+                    Row::new("the node itself", (node, HERE[family]), there),
+                    Row::new("pods elsewhere", pod.end(family), far.end(family)),
+                ],
+            );
+            let before = Counted::quiet(&lab);
+            let route = Route::translated((HERE[family], 8080).into(), 80);
+            let exchange = traffic::tcp_exchange_on(&storage, &pod, route, 1 << 20).unwrap();
+            assert_eq!(exchange.peer_seen_by_server.ip(), STORAGE[family], "{mode:?}");
+            let ways = [(0, Path::HostPortIn), (0, Path::HostPortOut)];
+            Counted::quiet(&lab).since(&before).expect(&ways, &[]).unwrap();
+        }
+        assert_eq!(of_pods(&capture.finish().unwrap()), None, "{mode:?}");
     }
 }
 
@@ -68,22 +74,26 @@ fn tunnel_packets_are_taken_by_uplinks_only() {
     let_be(node, "docker0", LINK_INNER);
     let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
     let capture = Capture::start(&pod, "eth0").unwrap();
-    let forged = inner(&Packet::new(v4(far.address()), v4(pod.address()), udp(4000, 5000)));
-    for (host, link, address) in [(&storage, "eth1", HERE), (&container, "docker0", BRIDGE)] {
-        // The outer source is the other node. The destination is any address of this node.
-        for destination in [address, node.address()] {
-            let tunnel = Vxlan::new(v4(lab.node(1).address()), v4(destination)).with(|outer| {
-                outer.source_mac = host.mac("eth0").unwrap();
-                outer.destination_mac = node.mac(link).unwrap();
-            });
-            let before = Counted::quiet(&lab);
-            frames::send(host, "eth0", &tunnel.around(&forged)).unwrap();
-            let grown = grown(&lab, &before);
-            assert_eq!(
-                grown.drops(0).get(Drop::TunnelNotByUplink.name()),
-                Some(&1),
-                "{link} to {destination}: {grown}"
-            );
+    let forged = Packet::new(v4(far.address()), v4(pod.address()), udp(4000, 5000));
+    let forged6 = Packet6::new(v6(far.end(1).1), v6(pod.end(1).1), udp(4000, 5000));
+    let forged6 = forged6.macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
+    for forged in [inner(&forged), forged6.build()] {
+        for (host, link, address) in [(&storage, "eth1", HERE[0]), (&container, "docker0", BRIDGE[0])] {
+            // The outer source is the other node. The destination is any address of this node.
+            for destination in [address, node.address()] {
+                let tunnel = Vxlan::new(v4(lab.node(1).address()), v4(destination)).with(|outer| {
+                    outer.source_mac = host.mac("eth0").unwrap();
+                    outer.destination_mac = node.mac(link).unwrap();
+                });
+                let before = Counted::quiet(&lab);
+                frames::send(host, "eth0", &tunnel.around(&forged)).unwrap();
+                let grown = grown(&lab, &before);
+                assert_eq!(
+                    grown.drops(0).get(Drop::TunnelNotByUplink.name()),
+                    Some(&1),
+                    "{link} to {destination}: {grown}"
+                );
+            }
         }
     }
     let received = capture.finish().unwrap();
@@ -97,20 +107,23 @@ fn containers_reach_host_ports_and_see_pods_as_they_are() {
     let container = docker(&lab);
     let_be(node, "docker0", LINK_INNER);
     let pod = node.add_pod_with("pod", &host_port()).unwrap();
-    check(
-        &lab,
-        &[
-            Row::new("a pod to a container", (&pod, pod.address()), (&container, CONTAINER)),
-            Row::new("a container to a pod", (&container, CONTAINER), (&pod, pod.address())),
-        ],
-    );
-    for address in [BRIDGE, node.address()] {
-        let before = Counted::quiet(&lab);
-        let route = Route::translated((address, 8080).into(), 80);
-        let exchange = traffic::tcp_exchange_on(&container, &pod, route, 1 << 20).unwrap();
-        assert_eq!(exchange.peer_seen_by_server.ip(), CONTAINER, "{address}");
-        let ways = [(0, Path::HostPortIn), (0, Path::HostPortOut)];
-        Counted::quiet(&lab).since(&before).expect(&ways, &[]).unwrap();
+    for family in FAMILIES {
+        let there = (&container, CONTAINER[family]);
+        check(
+            &lab,
+            &[
+                Row::new("a pod to a container", pod.end(family), there).learns_mtu(),
+                Row::new("a container to a pod", there, pod.end(family)),
+            ],
+        );
+        for address in [BRIDGE[family], node.end(family).1] {
+            let before = Counted::quiet(&lab);
+            let route = Route::translated((address, 8080).into(), 80);
+            let exchange = traffic::tcp_exchange_on(&container, &pod, route, 1 << 20).unwrap();
+            assert_eq!(exchange.peer_seen_by_server.ip(), CONTAINER[family], "{address}");
+            let ways = [(0, Path::HostPortIn), (0, Path::HostPortOut)];
+            Counted::quiet(&lab).since(&before).expect(&ways, &[]).unwrap();
+        }
     }
 }
 
@@ -124,61 +137,66 @@ fn a_link_by_which_a_node_is_reached_is_an_uplink() {
     lab.nodes().iter().try_for_each(Node::start_agent).unwrap();
     let_be(one, "eth1", LINK_SIDE);
     let (near, far) = (one.add_pod("near").unwrap(), two.add_pod("far").unwrap());
-    let row = Row::new("before", (&near, near.address()), (&far, far.address()))
-        .takes(&[(0, Path::TunnelOut), (1, Path::TunnelIn)]);
-    check(&lab, &[row]);
+    // Both families travel in the IPv4 tunnel. Inner IPv6 comes out of the VXLAN device.
+    let takes = [Path::TunnelIn, Path::TunnelInDevice].map(|into| [(0, Path::TunnelOut), (1, into)]);
+    let rows = |name| FAMILIES.map(|of| Row::new(name, near.end(of), far.end(of)).takes(&takes[of]));
+    check(&lab, &rows("before"));
     one.ip(&format!("route add {} via 192.168.50.2 src {}\n", two.address(), one.address())).unwrap();
     two.ip(&format!("route add {} via 192.168.50.1 src {}\n", one.address(), two.address())).unwrap();
     let_be(one, "eth1", LINK_UPLINK);
     let_be(two, "eth1", LINK_UPLINK);
     let capture = Capture::start(one, "eth1").unwrap();
-    check(&lab, &[Row { name: "by the other link", ..row }]);
+    check(&lab, &rows("by the other link"));
     let frames = capture.finish().unwrap();
     assert!(frames.len() > 100, "{} frames", frames.len());
     one.ip(&format!("route delete {}\n", two.address())).unwrap();
     two.ip(&format!("route delete {}\n", one.address())).unwrap();
     let_be(one, "eth1", LINK_SIDE);
     let_be(two, "eth1", LINK_SIDE);
-    check(&lab, &[Row { name: "and back", ..row }]);
+    check(&lab, &rows("and back"));
 }
 
 #[test]
 fn no_pods_address_leaves_by_a_link_without_programs() {
     let lab = Lab::builder().nodes(1).agent_arguments(&["--exclude-uplink", "eth*1"]).build().unwrap();
     let node = lab.node(0);
-    let storage = storage_host(&lab, "eth1");
+    let _storage = storage_host(&lab, "eth1");
     let_be(node, "eth1", LINK_WITHOUT_PROGRAMS);
     let pod = node.add_pod("pod").unwrap();
     let capture = Capture::start(node, "eth1").unwrap();
-    let before = Counted::quiet(&lab);
-    let server = sockets::udp(&storage, (STORAGE, 53));
-    let client = sockets::udp(&pod, ("0.0.0.0", 0));
-    client.send_to(b"bare", (STORAGE, 53)).unwrap();
-    assert!(traffic::ping(&pod, STORAGE, 56).is_err());
-    let grown = grown(&lab, &before);
-    assert!(grown.drops(0).get(Drop::LinkWithoutPrograms.name()) >= Some(&2), "{grown}");
+    for address in STORAGE {
+        let before = Counted::quiet(&lab);
+        send(&pod, address);
+        assert!(traffic::ping(&pod, address, 56).is_err());
+        let grown = grown(&lab, &before);
+        assert!(grown.drops(0).get(Drop::LinkWithoutPrograms.name()) >= Some(&2), "{address}: {grown}");
+    }
     comes(node, "link-without-programs", "eth1");
-    let frames = capture.finish().unwrap();
-    let bare = frames.iter().filter_map(|frame| Ip::of_frame(frame)).find(Ip::is_of_pod_network);
-    assert!(bare.is_none(), "{bare:?}");
+    assert_eq!(of_pods(&capture.finish().unwrap()), None);
     // The world and the node itself are reached as before. The condition ends when no more packets
     // are dropped.
-    traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), 8080, 1 << 16).unwrap();
-    traffic::ping(node, STORAGE, 56).unwrap();
+    for (family, address) in STORAGE.into_iter().enumerate() {
+        let (world, of_world) = world_end(&lab, family);
+        traffic::tcp_exchange(&pod, world, of_world, 8080, 1 << 16).unwrap();
+        traffic::ping(node, address, 56).unwrap();
+    }
     goes(node, "link-without-programs");
-    drop(server);
 }
 
 #[test]
 fn pods_keep_their_address_by_any_link_where_asked_for() {
-    let arguments = ["--exclude-uplink", "eth1", "--non-masquerade-cidrs", "192.168.50.0/24"];
+    let networks = "192.168.50.0/24,fd00:192:168::/48";
+    let arguments = ["--exclude-uplink", "eth1", "--non-masquerade-cidrs", networks];
     let lab = Lab::builder().nodes(1).agent_arguments(&arguments).build().unwrap();
     let node = lab.node(0);
     let storage = storage_host(&lab, "eth1");
-    storage.ip(&format!("route add {} via {HERE}\n", node.pod_cidr())).unwrap();
+    for (network, here) in node.pod_cidrs().into_iter().zip(HERE) {
+        storage.ip(&format!("route add {network} via {here}\n")).unwrap();
+    }
     let_be(node, "eth1", LINK_WITHOUT_PROGRAMS);
     let pod = node.add_pod("pod").unwrap();
-    check(&lab, &[Row::new("the storage host", (&pod, pod.address()), (&storage, STORAGE))]);
+    let row = |of: usize| Row::new("the storage host", pod.end(of), (&storage, STORAGE[of])).learns_mtu();
+    check(&lab, &FAMILIES.map(row));
 }
 
 #[test]
@@ -190,17 +208,19 @@ fn seventy_links_come_and_go() {
     let pod = node.add_pod("pod").unwrap();
     let range = 100..170u8;
     for number in range.clone() {
-        connect(node, &format!("side{number}"), &others, &format!("side{number}")).unwrap();
-        node.ip(&format!("address add 192.168.{number}.1/24 dev side{number}\n")).unwrap();
-        others.ip(&format!("address add 192.168.{number}.2/24 dev side{number}\n")).unwrap();
+        let link = format!("side{number}");
+        connect(node, &link, &others, &link).unwrap();
+        add_addresses(node, &link, side(number, 1));
+        add_addresses(&others, &link, side(number, 2));
     }
     for number in [100, 169] {
         let_be(node, &format!("side{number}"), LINK_SIDE);
-        let there = IpAddr::from([192, 168, number, 2]);
-        let server = sockets::udp(&others, (there, 53));
-        let client = sockets::udp(&pod, ("0.0.0.0", 0));
-        let seen = ask(&client, &server, (there, 53).into(), "one of seventy");
-        assert_eq!(seen.ip(), IpAddr::from([192, 168, number, 1]));
+        for (here, there) in side(number, 1).into_iter().zip(side(number, 2)) {
+            let server = sockets::udp(&others, (there, 53));
+            let client = sockets::udp(&pod, (unspecified(there), 0));
+            let seen = ask(&client, &server, (there, 53).into(), "one of seventy");
+            assert_eq!(seen.ip(), here);
+        }
     }
     for number in range {
         node.ip(&format!("link delete side{number}\n")).unwrap();
@@ -210,8 +230,7 @@ fn seventy_links_come_and_go() {
     let links = std::fs::read_dir(node.bpf_dir().join("links")).unwrap();
     let of_side = links.filter(|link| link.as_ref().unwrap().file_name().to_string_lossy().contains("side"));
     assert_eq!(of_side.count(), 0);
-    let row = Row::new("still", (&pod, pod.address()), (&storage, STORAGE)).seen_as(HERE);
-    check(&lab, &[row]);
+    check(&lab, &FAMILIES.map(|family| to_storage("still", &pod, &storage, family).learns_mtu()));
 }
 
 #[test]
@@ -221,28 +240,29 @@ fn links_that_change_names_have_their_programs() {
     let storage = storage_host(&lab, "eth1");
     let_be(node, "eth1", LINK_SIDE);
     let pod = node.add_pod("pod").unwrap();
-    let row = Row::new("renamed", (&pod, pod.address()), (&storage, STORAGE)).seen_as(HERE);
+    // Otherwise a link that goes down loses its IPv6 addresses.
+    node.sysctl("net/ipv6/conf/all/keep_addr_on_down", "1").unwrap();
     node.ip("link set dev eth1 down\nlink set dev eth1 name store1\nlink set dev store1 up\n").unwrap();
     has_pins(node, "store1", "eth1");
-    check(&lab, &[row]);
+    check(&lab, &FAMILIES.map(|family| to_storage("renamed", &pod, &storage, family).learns_mtu()));
     // A second link gets the name that the first has just had. Both have their programs.
     let other = lab.add_namespace("other").unwrap();
     connect(node, "eth2", &other, "eth0").unwrap();
-    other.ip("address add 192.168.60.2/24 dev eth0\n").unwrap();
+    add_addresses(&other, "eth0", OTHER_THERE);
     node.ip("link set dev store1 down\nlink set dev store1 name store0\nlink set dev store0 up\n\
-         link set dev eth2 down\nlink set dev eth2 name store1\nlink set dev store1 up\n\
-         address add 192.168.60.1/24 dev store1\n")
+         link set dev eth2 down\nlink set dev eth2 name store1\nlink set dev store1 up\n")
         .unwrap();
+    add_addresses(node, "store1", OTHER_HERE);
     has_pins(node, "store0", "eth1");
     has_pins(node, "store1", "eth2");
-    let there = IpAddr::from([192, 168, 60, 2]);
-    let here = IpAddr::from([192, 168, 60, 1]);
-    let second = Row::new("the other link", (&pod, pod.address()), (&other, there)).seen_as(here);
-    check(&lab, &[Row { name: "renamed again", ..row }, second]);
+    let second = FAMILIES.map(|family| to_other(&pod, &other, family));
+    check(&lab, &FAMILIES.map(|family| to_storage("renamed again", &pod, &storage, family)));
+    check(&lab, &second.map(Row::learns_mtu));
     assert_eq!(crate::sweep::conditions(node), [""; 0]);
     // An agent that starts finds both links, too.
     node.restart_agent().unwrap();
-    check(&lab, &[Row { name: "after a restart", ..row }, second]);
+    check(&lab, &FAMILIES.map(|family| to_storage("after a restart", &pod, &storage, family)));
+    check(&lab, &second);
 }
 
 /// Waits until a device has pins with its name, and none with another name.
@@ -267,19 +287,22 @@ fn without_tcx_a_link_loses_its_programs_with_its_role() {
     };
     assert!(wait_until(has_role).is_some(), "{}", node.agent_log_tail(20));
     let pod = node.add_pod("pod").unwrap();
-    check(&lab, &[Row::new("a side link", (&pod, pod.address()), (&storage, STORAGE)).seen_as(HERE)]);
+    check(&lab, &FAMILIES.map(|family| to_storage("a side link", &pod, &storage, family).learns_mtu()));
     let inner = wait_until(|| {
         let show = |direction| node.exec(&["tc", "filter", "show", "dev", "docker0", direction]).unwrap();
         (show("ingress").contains("from_uplink") && !show("egress").contains("uplink")).then_some(())
     });
     assert!(inner.is_some(), "{}", node.agent_log_tail(20));
-    node.ip("address delete 192.168.50.1/24 dev eth1\n").unwrap();
-    assert!(wait_until(is_bare).is_some(), "{}", node.agent_log_tail(20));
-    node.ip("address add 192.168.50.1/24 dev eth1\n").unwrap();
-    assert!(wait_until(has_role).is_some(), "{}", node.agent_log_tail(20));
+    // An address of either family gives the link its role.
+    for address in HERE {
+        node.exec(&["ip", "address", "flush", "dev", "eth1", "scope", "global"]).unwrap();
+        assert!(wait_until(is_bare).is_some(), "{}", node.agent_log_tail(20));
+        node.add_address("eth1", address, prefix(address)).unwrap();
+        assert!(wait_until(has_role).is_some(), "{address}: {}", node.agent_log_tail(20));
+    }
     // The same while no agent runs.
     node.stop_agent().unwrap();
-    node.ip("address delete 192.168.50.1/24 dev eth1\n").unwrap();
+    node.exec(&["ip", "address", "flush", "dev", "eth1", "scope", "global"]).unwrap();
     node.start_agent().unwrap();
     assert!(wait_until(is_bare).is_some(), "{}", node.agent_log_tail(20));
 }
@@ -291,8 +314,8 @@ fn a_link_that_cannot_have_programs_keeps_no_other_from_them() {
     let storage = storage_host(&lab, "eth1");
     let other = lab.add_namespace("other").unwrap();
     connect(node, "eth2", &other, "eth0").unwrap();
-    node.ip("address add 192.168.60.1/24 dev eth2\n").unwrap();
-    other.ip("address add 192.168.60.2/24 dev eth0\n").unwrap();
+    add_addresses(node, "eth2", OTHER_HERE);
+    add_addresses(&other, "eth0", OTHER_THERE);
     // Another tool's filter is where clsact belongs.
     node.exec(&["tc", "qdisc", "add", "dev", "eth1", "ingress"]).unwrap();
     let filter = ["tc", "filter", "add", "dev", "eth1", "ingress", "pref", "5", "protocol", "ip"];
@@ -303,17 +326,17 @@ fn a_link_that_cannot_have_programs_keeps_no_other_from_them() {
     let_be(node, "eth2", LINK_SIDE);
     let_be(node, "eth1", LINK_WITHOUT_PROGRAMS);
     let pod = node.add_pod("pod").unwrap();
-    let there = IpAddr::from([192, 168, 60, 2]);
-    let here = IpAddr::from([192, 168, 60, 1]);
-    check(&lab, &[Row::new("the other link", (&pod, pod.address()), (&other, there)).seen_as(here)]);
-    let before = Counted::quiet(&lab);
-    sockets::udp(&pod, ("0.0.0.0", 0)).send_to(b"bare", (STORAGE, 53)).unwrap();
-    let grown = grown(&lab, &before);
-    assert_eq!(grown.drops(0).get(Drop::LinkWithoutPrograms.name()), Some(&1), "{grown}");
+    check(&lab, &FAMILIES.map(|family| to_other(&pod, &other, family).learns_mtu()));
+    for address in STORAGE {
+        let before = Counted::quiet(&lab);
+        send(&pod, address);
+        let grown = grown(&lab, &before);
+        assert_eq!(grown.drops(0).get(Drop::LinkWithoutPrograms.name()), Some(&1), "{address}: {grown}");
+    }
     node.exec(&["tc", "qdisc", "delete", "dev", "eth1", "ingress"]).unwrap();
     goes(node, "link-obstructed");
     let_be(node, "eth1", LINK_SIDE);
-    check(&lab, &[Row::new("free again", (&pod, pod.address()), (&storage, STORAGE)).seen_as(HERE)]);
+    check(&lab, &FAMILIES.map(|family| to_storage("free again", &pod, &storage, family).learns_mtu()));
 }
 
 #[test]
@@ -322,25 +345,34 @@ fn a_bridge_becomes_the_uplink_under_traffic() {
         let lab = Lab::builder().mode(mode).build().unwrap();
         let node = lab.node(0);
         let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
-        let stream = traffic::tcp_stream(&near, &far, far.address(), 7000).unwrap();
-        stream.wait_for(1 << 20).unwrap();
-        let address = node.address();
+        let streams = FAMILIES.map(|family| {
+            traffic::tcp_stream(&near, &far, far.addresses()[family], 7000 + family as u16).unwrap()
+        });
+        streams.iter().for_each(|stream| stream.wait_for(1 << 20).unwrap());
+        let [address, address6] = FAMILIES.map(|family| node.addresses()[family]);
         node.ip(&format!(
             "link add br0 type bridge\nlink set dev br0 up\nlink set dev eth0 master br0\n\
              address delete {address}/24 dev eth0\naddress add {address}/24 dev br0\n\
-             route add default via 10.200.0.254 dev br0\n"
+             route add default via 10.200.0.254 dev br0\n\
+             address delete {address6}/64 dev eth0\naddress add {address6}/64 dev br0 nodad\n\
+             route replace default via fd00:10:200::254 dev br0\n"
         ))
         .unwrap();
         let_be(node, "br0", LINK_UPLINK);
         let gone = wait_until(|| kind(node, "eth0").is_none().then_some(()));
         assert!(gone.is_some(), "{:?}", kinds(node));
-        if let Err(error) = stream.wait_for(1 << 20) {
-            panic!("{mode:?}: {error}: {:?}", stream.finish());
+        for stream in streams {
+            if let Err(error) = stream.wait_for(1 << 20) {
+                panic!("{mode:?}: {error}: {:?}", stream.finish());
+            }
+            stream.finish().unwrap();
         }
-        stream.finish().unwrap();
-        let row = Row::new("pods", (&near, near.address()), (&far, far.address()));
-        let world = Row::new("the world", (&near, near.address()), (lab.world(), lab.world_address()));
-        check(&lab, &[row, world.seen_as(address)]);
+        for family in FAMILIES {
+            let pods = Row::new("pods", near.end(family), far.end(family));
+            let world = Row::new("the world", near.end(family), world_end(&lab, family));
+            let world = Row { learns_mtu: mode == Mode::Vxlan, ..world.seen_as(node.end(family).1) };
+            check(&lab, &[pods, world]);
+        }
     }
 }
 
@@ -349,8 +381,8 @@ fn an_uplink_that_is_not_there_keeps_nothing_from_serving() {
     let lab = Lab::builder().nodes(1).agent_arguments(&["--uplink", "ens*,wlan0"]).build().unwrap();
     let node = lab.node(0);
     let pod = node.add_pod("pod").unwrap();
-    let row = Row::new("the world", (&pod, pod.address()), (lab.world(), lab.world_address()));
-    check(&lab, &[row.seen_as(node.address())]);
+    let row = |family| Row::new("the world", pod.end(family), world_end(&lab, family));
+    check(&lab, &FAMILIES.map(|family| row(family).seen_as(node.end(family).1).learns_mtu()));
     assert_eq!(crate::sweep::conditions(node), [""; 0]);
 }
 
@@ -359,8 +391,11 @@ fn an_earlier_plugins_bridge_is_left_alone() {
     let lab = Lab::builder().nodes(1).build().unwrap();
     let node = lab.node(0);
     node.ip("link add cni0 type bridge\naddress add 10.244.1.1/24 dev cni0\nlink set dev cni0 up\n").unwrap();
+    node.ip("link add cni6 type bridge\naddress add fd00:10:244:1::1/64 dev cni6\nlink set dev cni6 up\n")
+        .unwrap();
     node.ip("link add vxlan42 type vxlan id 42 dstport 4790 dev eth0\naddress add 10.9.0.1/24 dev vxlan42\nlink set dev vxlan42 up\n").unwrap();
     let_be(node, "cni0", LINK_WITHOUT_PROGRAMS);
+    let_be(node, "cni6", LINK_WITHOUT_PROGRAMS);
     let_be(node, "vxlan42", LINK_WITHOUT_PROGRAMS);
 }
 
@@ -368,21 +403,60 @@ fn an_earlier_plugins_bridge_is_left_alone() {
 fn storage_host(lab: &Lab, link: &str) -> Ns {
     let storage = lab.add_namespace("storage").unwrap();
     connect(lab.node(0), link, &storage, "eth0").unwrap();
-    lab.node(0).add_address(link, HERE, 24).unwrap();
-    storage.add_address("eth0", STORAGE, 24).unwrap();
+    add_addresses(lab.node(0), link, HERE);
+    add_addresses(&storage, "eth0", STORAGE);
     storage
+}
+
+/// Returns a host's addresses in the network of a link: 192.168.`network`.0/24 and the like of IPv6.
+const fn side(network: u8, host: u8) -> [IpAddr; 2] {
+    [
+        IpAddr::V4(Ipv4Addr::new(192, 168, network, host)),
+        IpAddr::V6(Ipv6Addr::new(0xfd00, 0x192, 0x168, network as u16, 0, 0, 0, host as u16)),
+    ]
+}
+
+/// Returns a host's addresses in the network of Docker's bridge.
+const fn docker_network(host: u8) -> [IpAddr; 2] {
+    [
+        IpAddr::V4(Ipv4Addr::new(172, 17, 0, host)),
+        IpAddr::V6(Ipv6Addr::new(0xfd00, 0x172, 0x17, 0, 0, 0, 0, host as u16)),
+    ]
+}
+
+/// Returns the prefix length of a link's network.
+fn prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 24 } else { 64 }
+}
+
+fn add_addresses(ns: &Ns, link: &str, addresses: [IpAddr; 2]) {
+    addresses.into_iter().for_each(|address| ns.add_address(link, address, prefix(address)).unwrap());
+}
+
+fn to_storage<'a>(name: &'a str, pod: &'a Pod, storage: &'a Ns, family: usize) -> Row<'a> {
+    Row::new(name, pod.end(family), (storage, STORAGE[family])).seen_as(HERE[family])
+}
+
+fn to_other<'a>(pod: &'a Pod, other: &'a Ns, family: usize) -> Row<'a> {
+    Row::new("the other link", pod.end(family), (other, OTHER_THERE[family])).seen_as(OTHER_HERE[family])
+}
+
+/// Sends a datagram and expects no answer.
+fn send(from: &Ns, to: IpAddr) {
+    sockets::udp(from, (unspecified(to), 0)).send_to(b"bare", (to, 53)).unwrap();
 }
 
 /// Returns a container as Docker sets it up: behind a bridge of node 1.
 fn docker(lab: &Lab) -> Ns {
     let (node, container) = (lab.node(0), lab.add_namespace("container").unwrap());
     connect(node, "veth1", &container, "eth0").unwrap();
-    node.ip(&format!(
-        "link add docker0 type bridge\nlink set dev veth1 master docker0\n\
-         address add {BRIDGE}/16 dev docker0\nlink set dev docker0 up\n"
-    ))
-    .unwrap();
-    container.ip(&format!("address add {CONTAINER}/16 dev eth0\nroute add default via {BRIDGE}\n")).unwrap();
+    node.ip("link add docker0 type bridge\nlink set dev veth1 master docker0\nlink set dev docker0 up\n")
+        .unwrap();
+    add_addresses(node, "docker0", BRIDGE);
+    add_addresses(&container, "eth0", CONTAINER);
+    for bridge in BRIDGE {
+        container.ip(&format!("route add default via {bridge}\n")).unwrap();
+    }
     container
 }
 

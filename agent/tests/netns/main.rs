@@ -75,10 +75,10 @@ mod upgrade;
 mod wiped;
 mod world;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
-use xtask::lab::{Node, Ns, Pod, traffic};
+use xtask::lab::{Lab, Node, Ns, Pod, traffic};
 
 fn v4(address: IpAddr) -> Ipv4Addr {
     match address {
@@ -87,9 +87,24 @@ fn v4(address: IpAddr) -> Ipv4Addr {
     }
 }
 
+fn v6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V6(address) => address,
+        IpAddr::V4(address) => panic!("{address} is not IPv6"),
+    }
+}
+
+/// The places of both families in the order of a lab that has both.
+const FAMILIES: [usize; 2] = [0, 1];
+
 /// A pod or a node, which has an address of each family.
 trait Place: Deref<Target = Ns> {
     fn all_addresses(&self) -> Vec<IpAddr>;
+
+    /// Returns the namespace and its address of a family.
+    fn end(&self, family: usize) -> (&Ns, IpAddr) {
+        (self, self.all_addresses()[family])
+    }
 }
 
 impl Place for Pod {
@@ -102,6 +117,11 @@ impl Place for Node {
     fn all_addresses(&self) -> Vec<IpAddr> {
         self.addresses()
     }
+}
+
+/// Returns the world and its address of a family.
+fn world_end(lab: &Lab, family: usize) -> (&Ns, IpAddr) {
+    (lab.world(), lab.world_addresses()[family])
 }
 
 /// Exchanges a stream with a pod or a node by each of its addresses. Asserts that the client's
