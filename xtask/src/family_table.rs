@@ -24,7 +24,6 @@ const NOT_YET: &str = "the test has IPv4 only, until now";
 /// Paths that have one family only: the beginning of their names, and the reason.
 const ONE_FAMILY: &[(&str, &str)] = &[
     ("bandwidth, ", NOT_YET),
-    ("bare_links, ", NOT_YET),
     ("flannel/leftovers, ", NOT_YET),
     ("flannel/paths, ", NOT_YET),
     ("flannel/stale, ", NOT_YET),
