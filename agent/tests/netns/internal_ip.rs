@@ -3,38 +3,53 @@
 
 use std::net::IpAddr;
 
-use podwire_common::reason::Path::{TunnelIn, TunnelOut};
+use podwire_common::reason::Path::{TunnelIn, TunnelInDevice, TunnelOut, TunnelOutDevice};
 use xtask::lab::{Lab, Mode, Node, traffic};
 
 use crate::check::{Row, check};
 use crate::sweep::{comes, conditions, goes};
+use crate::{FAMILIES, Place as _, reach, world_end};
 
 #[test]
 fn a_node_behind_one_to_one_nat_reaches_and_is_reached() {
-    let lab = Lab::builder().router(true).agents(false).build().unwrap();
-    let node = lab.node(0);
-    // The node has 10.200.1.9. The network knows it by its InternalIP, 10.200.1.1.
-    let (internal, own) = (node.address(), IpAddr::from([10, 200, 1, 9]));
-    node.ip(&format!(
-        "address delete {internal}/24 dev eth0\naddress add {own}/24 dev eth0\nroute replace default via 10.200.1.254\n"
-    ))
-    .unwrap();
-    let rules = format!(
-        "table ip cloud {{ chain in {{ type nat hook prerouting priority dstnat; ip daddr {internal} dnat to {own}; }}; \
-         chain out {{ type nat hook postrouting priority srcnat; ip saddr {own} snat to {internal}; }}; }}"
-    );
-    lab.underlay().exec(&["nft", &rules]).unwrap();
-    lab.nodes().iter().try_for_each(Node::start_agent).unwrap();
-    comes(node, "internal-ip-absent", &own.to_string());
-    let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
-    let ways = [(0, TunnelOut), (1, TunnelIn), (1, TunnelOut)];
-    check(
-        &lab,
-        &[
-            Row::new("out", (&near, near.address()), (&far, far.address())).takes(&ways),
-            Row::new("in", (&far, far.address()), (&near, near.address())).takes(&ways),
-        ],
-    );
+    for tunnel in FAMILIES {
+        let arguments = ["--tunnel-family", ["ipv4", "ipv6"][tunnel]];
+        let lab = Lab::builder().router(true).agents(false).agent_arguments(&arguments).build().unwrap();
+        let node = lab.node(0);
+        // The node has the addresses that end in 9. The network knows it by its InternalIPs.
+        let own = ["10.200.1.9", "fd00:10:200:1::9"].map(|own| own.parse::<IpAddr>().unwrap());
+        for (own, internal) in own.into_iter().zip(node.addresses()) {
+            let (length, gateway, name) = match own {
+                IpAddr::V4(_) => (24, "10.200.1.254", "ip"),
+                IpAddr::V6(_) => (64, "fd00:10:200:1::254", "ip6"),
+            };
+            node.ip(&format!("address delete {internal}/{length} dev eth0\n")).unwrap();
+            node.add_address("eth0", own, length).unwrap();
+            node.ip(&format!("route replace default via {gateway} dev eth0\n")).unwrap();
+            let rules = format!(
+                "table {name} cloud {{ chain in {{ type nat hook prerouting priority dstnat; {name} daddr {internal} dnat to {own}; }}; \
+                 chain out {{ type nat hook postrouting priority srcnat; {name} saddr {own} snat to {internal}; }}; }}"
+            );
+            lab.underlay().exec(&["nft", &rules]).unwrap();
+        }
+        lab.nodes().iter().try_for_each(Node::start_agent).unwrap();
+        own.iter().for_each(|own| drop(comes(node, "internal-ip-absent", &own.to_string())));
+        let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
+        for family in FAMILIES {
+            let ways = match (tunnel, family) {
+                (0, 0) => [(0, TunnelOut), (1, TunnelIn), (1, TunnelOut)],
+                (0, _) => [(0, TunnelOut), (1, TunnelInDevice), (1, TunnelOut)],
+                _ => [(0, TunnelOutDevice), (1, TunnelInDevice), (1, TunnelOutDevice)],
+            };
+            check(
+                &lab,
+                &[
+                    Row::new("out", near.end(family), far.end(family)).takes(&ways),
+                    Row::new("in", far.end(family), near.end(family)).takes(&ways),
+                ],
+            );
+        }
+    }
 }
 
 #[test]
@@ -44,20 +59,30 @@ fn an_internal_address_that_goes_and_comes_is_told() {
         let node = lab.node(0);
         let (one, two) = (node.add_pod("one").unwrap(), node.add_pod("two").unwrap());
         let far = lab.node(1).add_pod("far").unwrap();
-        let internal = node.address();
-        node.ip(&format!(
-            "address delete {internal}/24 dev eth0\naddress add 10.200.0.51/24 dev eth0\nroute replace default via 10.200.0.254\n"
-        ))
-        .unwrap();
-        comes(node, "internal-ip-absent", "10.200.0.51");
-        // No other condition is reported, and the node's pods keep their network.
-        assert_eq!(conditions(node).len(), 1, "{mode:?}: {:?}", conditions(node));
-        traffic::tcp_exchange(&one, &two, two.address(), 8080, 1 << 20).unwrap();
-        let three = node.add_pod("three").unwrap();
-        traffic::tcp_exchange(&one, &three, three.address(), 8080, 1 << 20).unwrap();
-        traffic::tcp_exchange(&one, lab.world(), lab.world_address(), 8080, 1 << 20).unwrap();
-        node.ip(&format!("address delete 10.200.0.51/24 dev eth0\naddress add {internal}/24 dev eth0\nroute replace default via 10.200.0.254\n")).unwrap();
-        goes(node, "internal-ip-absent");
-        traffic::tcp_exchange(&one, &far, far.address(), 8080, 1 << 20).unwrap();
+        for family in FAMILIES {
+            let internal = node.addresses()[family];
+            let (other, length, gateway) =
+                [("10.200.0.51", 24, "10.200.0.254"), ("fd00:10:200::51", 64, "fd00:10:200::254")][family];
+            let replace = |gone: IpAddr, comes: IpAddr| {
+                node.ip(&format!("address delete {gone}/{length} dev eth0\n")).unwrap();
+                node.add_address("eth0", comes, length).unwrap();
+                node.ip(&format!("route replace default via {gateway} dev eth0\n")).unwrap();
+            };
+            let other = other.parse().unwrap();
+            replace(internal, other);
+            comes(node, "internal-ip-absent", &other.to_string());
+            // No other condition is reported, and the node's pods keep their network.
+            assert_eq!(conditions(node).len(), 1, "{mode:?}: {:?}", conditions(node));
+            reach(&one, &two);
+            let three = node.add_pod(&format!("three{family}")).unwrap();
+            reach(&one, &three);
+            for family in FAMILIES {
+                let (world, address) = world_end(&lab, family);
+                traffic::tcp_exchange(&one, world, address, 8080, 1 << 20).unwrap();
+            }
+            replace(other, internal);
+            goes(node, "internal-ip-absent");
+            reach(&one, &far);
+        }
     }
 }
