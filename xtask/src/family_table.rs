@@ -23,7 +23,6 @@ const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 const NOT_YET: &str = "the test has IPv4 only, until now";
 /// Paths that have one family only: the beginning of their names, and the reason.
 const ONE_FAMILY: &[(&str, &str)] = &[
-    ("bandwidth, ", NOT_YET),
     ("flannel/leftovers, ", NOT_YET),
     ("flannel/paths, ", NOT_YET),
     ("flannel/stale, ", NOT_YET),

@@ -10,8 +10,9 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{CniOutput, Lab, Mode, Ns, Pod};
 
 use crate::check::{self, Counted, Row};
-use crate::sockets::{udp, wait_until};
+use crate::sockets::{udp, unspecified, wait_until};
 use crate::sweep::repairs;
+use crate::{FAMILIES, Place as _, reach, world_end};
 
 const MODES: [Mode; 2] = [Mode::Vxlan, Mode::Direct];
 /// Bits per second, for both directions: fast enough for tests.
@@ -27,27 +28,28 @@ fn everything_to_and_from_a_limited_pod_passes_its_queues() {
     for mode in MODES {
         let places = Places::new(mode);
         let lab = &places.lab;
-        let pod = (&*places.pod, places.pod.address());
-        let others = [
-            ("a pod of the node", &*places.near, places.near.address()),
-            ("a pod of another node", &*places.far, places.far.address()),
-        ];
         let stack = [(0, Path::FromStack), (1, Path::FromStack)];
-        for (name, other, address) in others {
-            for (client, server, payload) in
-                [((other, address), pod, [STREAM, ANSWER]), (pod, (other, address), [ANSWER, STREAM])]
-            {
-                let what = format!("{mode:?}, {name}, from {}", client.0.name());
-                let before = places.passed();
-                check::check(lab, &[Row::new(&what, client, server).avoids(&stack)]);
-                places.expect_passed(&before, payload, &what);
+        for family in FAMILIES {
+            let pod = places.pod.end(family);
+            let others = [
+                ("a pod of the node", places.near.end(family)),
+                ("a pod of another node", places.far.end(family)),
+            ];
+            for (name, other) in others {
+                for (client, server, payload) in
+                    [(other, pod, [STREAM, ANSWER]), (pod, other, [ANSWER, STREAM])]
+                {
+                    let what = format!("{mode:?}, {name}, from {}", client.0.name());
+                    let before = places.passed();
+                    check::check(lab, &[Row::new(&what, client, server).avoids(&stack)]);
+                    places.expect_passed(&before, payload, &format!("{what} to {}", server.1));
+                }
             }
+            let before = places.passed();
+            let row = Row::new("the world", pod, world_end(lab, family)).seen_as(lab.node(0).end(family).1);
+            check::check(lab, &[Row { learns_mtu: mode == Mode::Vxlan, ..row }]);
+            places.expect_passed(&before, [ANSWER, STREAM], &format!("{mode:?}, to {}", row.destination));
         }
-        let world = (lab.world(), lab.world_address());
-        let before = places.passed();
-        let seen_as = lab.node(0).address();
-        check::check(lab, &[Row::new("the world", pod, world).seen_as(seen_as)]);
-        places.expect_passed(&before, [ANSWER, STREAM], &format!("{mode:?}, to the world"));
         assert_eq!(lab.node(0).map_dump(maps::STACK_FLOWS).unwrap(), json!([]), "{mode:?}");
     }
 }
@@ -60,7 +62,9 @@ fn smallest_limit_lets_packets_pass_and_less_is_refused() {
         let node = lab.node(0);
         let limits = |rate: u64| json!({ "bandwidth": { "ingressRate": rate, "egressRate": rate } });
         let pod = node.add_pod_with("pod", &limits(LEAST)).unwrap();
-        traffic::udp_exchange(&pod, node, node.address(), PORT, 100).unwrap();
+        for address in node.addresses() {
+            traffic::udp_exchange(&pod, node, address, PORT, 100).unwrap();
+        }
         let refused = node.add_pod_with("refused", &limits(LEAST - 1)).unwrap_err().to_string();
         assert!(refused.contains("11999") && refused.contains("12000 at least"), "{refused}");
     }
@@ -71,7 +75,6 @@ fn what_comes_by_a_host_port_passes_the_queues_too() {
     for mode in MODES {
         let places = Places::new(mode);
         let node = places.lab.node(0);
-        let route = Route::translated(SocketAddr::new(node.address(), HOST_PORT), PORT);
         let clients: [(&str, &Ns); 5] = [
             ("the world", places.lab.world()),
             ("another node", places.lab.node(1)),
@@ -79,14 +82,19 @@ fn what_comes_by_a_host_port_passes_the_queues_too() {
             ("a pod of another node", &places.far),
             ("itself", &places.pod),
         ];
-        for (name, client) in clients {
-            let before = places.passed();
-            let counted = Counted::quiet(&places.lab);
-            let exchange = traffic::tcp_exchange_on(client, &places.pod, route, STREAM);
-            exchange.unwrap_or_else(|error| panic!("{mode:?}, {name}: {error:#}"));
-            places.expect_passed(&before, [STREAM, ANSWER], &format!("{mode:?}, {name}"));
-            let grown = Counted::quiet(&places.lab).since(&counted);
-            grown.expect(&[], &[(0, Path::FromStack)]).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        for address in node.addresses() {
+            let route = Route::translated(SocketAddr::new(address, HOST_PORT), PORT);
+            for (name, client) in clients {
+                let what = format!("{mode:?}, {name} to {address}");
+                let before = places.passed();
+                let counted = Counted::quiet(&places.lab);
+                let exchange = traffic::tcp_exchange_on(client, &places.pod, route, STREAM);
+                exchange.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+                places.expect_passed(&before, [STREAM, ANSWER], &what);
+                let grown = Counted::quiet(&places.lab).since(&counted);
+                let past_stack = grown.expect(&[], &[(0, Path::FromStack)]);
+                past_stack.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+            }
         }
     }
 }
@@ -99,14 +107,18 @@ fn segments_that_a_queue_has_cut_arrive_as_they_were_sent() {
         let slow = json!({ "bandwidth": { "ingressRate": 10_000_000, "egressRate": 10_000_000 } });
         let pod = lab.node(0).add_pod_with("pod", &slow).unwrap();
         let [near, far] = [(0, "near"), (1, "far")].map(|(node, name)| lab.node(node).add_pod(name).unwrap());
-        for (other, address) in [(&*near, near.address()), (&*far, far.address())] {
-            for (client, server, to) in [(other, &*pod, pod.address()), (&*pod, other, address)] {
-                let what = |error| panic!("{mode:?}, from {}: {error:#}", client.name());
-                traffic::tcp_exchange(client, server, to, PORT, STREAM).unwrap_or_else(what);
-                traffic::udp_segments(client, server, to, PORT, 1000, 40).unwrap_or_else(what);
+        for family in FAMILIES {
+            for other in [near.end(family), far.end(family)] {
+                let pod = pod.end(family);
+                for ((client, _), (server, to)) in [(other, pod), (pod, other)] {
+                    let what = |error| panic!("{mode:?}, from {} to {to}: {error:#}", client.name());
+                    traffic::tcp_exchange(client, server, to, PORT, STREAM).unwrap_or_else(what);
+                    traffic::udp_segments(client, server, to, PORT, 1000, 40).unwrap_or_else(what);
+                }
             }
+            let (world, address) = world_end(&lab, family);
+            traffic::tcp_exchange(&pod, world, address, PORT, STREAM).unwrap();
         }
-        traffic::tcp_exchange(&pod, lab.world(), lab.world_address(), PORT, STREAM).unwrap();
     }
 }
 
@@ -118,10 +130,12 @@ fn host_port_datagram_larger_than_the_pods_link_arrives() {
         let mut wanted = both();
         wanted["portMappings"] = json!([{ "hostPort": 9089, "containerPort": PORT, "protocol": "udp" }]);
         let pod = lab.node(0).add_pod_with("pod", &wanted).unwrap();
-        let route = traffic::Route::translated((lab.node(0).address(), 9089).into(), PORT);
-        for size in [1400, 1430, 1472, 3000] {
-            let exchange = traffic::udp_exchange_on(lab.world(), &pod, route, size);
-            exchange.unwrap_or_else(|error| panic!("{mode:?}, {size} bytes: {error:#}"));
+        for address in lab.node(0).addresses() {
+            let route = Route::translated((address, 9089).into(), PORT);
+            for size in [1400, 1430, 1472, 3000] {
+                let exchange = traffic::udp_exchange_on(lab.world(), &pod, route, size);
+                exchange.unwrap_or_else(|error| panic!("{mode:?}, {size} bytes to {address}: {error:#}"));
+            }
         }
     }
 }
@@ -138,8 +152,8 @@ fn a_limit_of_one_direction_leaves_the_other_alone() {
     assert!(here(&receives).is_some() && queue(&receives, "eth0").is_none());
     assert!(here(&sends).is_none() && queue(&sends, "eth0").is_some());
     assert!(here(&free).is_none() && queue(&free, "eth0").is_none());
-    traffic::tcp_exchange(&sends, &receives, receives.address(), PORT, STREAM).unwrap();
-    traffic::tcp_exchange(&free, &sends, sends.address(), PORT, STREAM).unwrap();
+    reach(&sends, &receives);
+    reach(&free, &sends);
 }
 
 #[test]
@@ -151,13 +165,17 @@ fn a_limit_outlives_the_agent_and_goes_with_its_pod() {
     let configured = || (queue(node, pod.host_interface()).unwrap(), node.map_dump(maps::ENDPOINTS).unwrap());
     let before = configured();
     node.kill_agent().unwrap();
-    traffic::tcp_exchange(other, pod, pod.address(), PORT, STREAM).unwrap();
+    reach(other, pod);
     node.start_agent().unwrap();
     let after = configured();
     assert_eq!((&before.0["options"], &before.1), (&after.0["options"], &after.1));
-    assert!(after.0["bytes"].as_u64().unwrap() > before.0["bytes"].as_u64().unwrap() + STREAM, "{after:?}");
-    traffic::tcp_exchange(other, pod, pod.address(), PORT, STREAM).unwrap();
+    assert!(
+        after.0["bytes"].as_u64().unwrap() > before.0["bytes"].as_u64().unwrap() + 2 * STREAM,
+        "{after:?}"
+    );
+    reach(other, pod);
     checked(pod, &both()).unwrap();
+    let addresses = pod.addresses().to_vec();
     for pod in places {
         pod.delete().unwrap();
     }
@@ -166,8 +184,9 @@ fn a_limit_outlives_the_agent_and_goes_with_its_pod() {
     for map in [maps::ENDPOINTS, maps::EGRESS_GUARDS] {
         assert_eq!(node.map_dump(map).unwrap(), json!([]), "{map}");
     }
-    // The next pod with the same address has no limit.
-    let free = node.add_pod_with("free", &json!({ "ips": ["10.244.1.2/24"] })).unwrap();
+    // The next pod with the same addresses has no limit.
+    let free = node.add_pod_with("free", &json!({ "ips": addresses })).unwrap();
+    assert_eq!(free.addresses(), addresses);
     assert!(queue(node, free.host_interface()).is_none());
 }
 
@@ -214,27 +233,29 @@ fn who_goes_around_the_pods_queue_is_stopped_on_the_node() {
         let pod =
             lab.node(0).add_pod_with("pod", &json!({ "bandwidth": { "egressRate": 10_000_000 } })).unwrap();
         let [near, far] = [(0, "near"), (1, "far")].map(|(node, name)| lab.node(node).add_pod(name).unwrap());
-        let others = [(&*near, near.address()), (&*far, far.address()), (lab.world(), lab.world_address())];
+        let others = FAMILIES.map(|family| [near.end(family), far.end(family), world_end(&lab, family)]);
+        let others = others.as_flattened();
         let dropped = || check::drops(lab.node(0));
         for (other, address) in others {
-            traffic::tcp_exchange(&pod, other, address, PORT, STREAM).unwrap();
+            traffic::tcp_exchange(&pod, other, *address, PORT, STREAM).unwrap();
         }
         assert!(dropped().is_empty(), "{mode:?}: packets through the queue were dropped: {:?}", dropped());
         pod.exec(&["tc", "qdisc", "del", "dev", "eth0", "root"]).unwrap();
         let name = Drop::EgressLimitExceeded.name();
         for (other, address) in others {
             let before = dropped().get(name).copied().unwrap_or_default();
-            let (_server, socket) = (udp(other, ("0.0.0.0", PORT)), udp(&pod, ("0.0.0.0", 0)));
+            let unspecified = unspecified(*address);
+            let (_server, socket) = (udp(other, (unspecified, PORT)), udp(&pod, (unspecified, 0)));
             let stopped = wait_until(|| {
                 // Two seconds' worth of traffic.
                 for _ in 0..2500 {
-                    socket.send_to(&[0; 1000], (address, PORT)).unwrap();
+                    socket.send_to(&[0; 1000], (*address, PORT)).unwrap();
                 }
                 (dropped().get(name).copied().unwrap_or_default() > before).then_some(())
             });
             assert!(stopped.is_some(), "{mode:?}: no packet to {address} was dropped: {:?}", dropped());
             // TCP gets through with the rest of the rate.
-            traffic::tcp_exchange(&pod, other, address, PORT + 1, STREAM / 4).unwrap();
+            traffic::tcp_exchange(&pod, other, *address, PORT + 1, STREAM / 4).unwrap();
         }
     }
 }
