@@ -26,7 +26,6 @@ const ONE_FAMILY: &[(&str, &str)] = &[
     ("flannel/leftovers, ", NOT_YET),
     ("flannel/paths, ", NOT_YET),
     ("flannel/stale, ", NOT_YET),
-    ("forwarding_pod, ", NOT_YET),
     ("ipv6_router, ", "the path is that of IPv4 by an IPv6 router"),
     ("kube_proxy/cluster_ip, ", NOT_YET),
     ("large, ", NOT_YET),

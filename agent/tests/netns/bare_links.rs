@@ -13,7 +13,7 @@ use xtask::lab::{Lab, Mode, Node, Ns, traffic};
 use crate::check::{Counted, Row, check};
 use crate::icmp_errors::path_mtu;
 use crate::sockets::{udp, unspecified, wait_until};
-use crate::{FAMILIES, Place as _};
+use crate::{FAMILIES, Place as _, ip_tables};
 
 const HERE: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(192, 168, 7, 1)),
@@ -114,7 +114,8 @@ fn an_error_of_the_world_reaches_the_pod_by_tun() {
     let (lab, world, _cable) = world_by_tun(Mode::Vxlan);
     let pod = lab.node(0).add_pod("pod").unwrap();
     for address in WORLD {
-        // No socket listens there: the world answers "port unreachable" about the translated packet.
+        // No socket listens there: the world answers "port unreachable" about the translated
+        // packet.
         let refused = udp(&pod, (unspecified(address), 0));
         refused.connect((address, 9)).unwrap();
         refused.send(b"?").unwrap();
@@ -143,12 +144,11 @@ fn what_the_stack_sends_by_tun_is_encapsulated() {
     let (lab, _cable) = nodes_by_tun();
     let [one, two] = [lab.node(0), lab.node(1)];
     let near = one.add_pod("near").unwrap();
-    for (family, (service, tool)) in SERVICE.into_iter().zip(["iptables", "ip6tables"]).enumerate() {
+    for (family, service) in SERVICE.into_iter().enumerate() {
         let backend = SocketAddr::new(two.addresses()[family], 6443);
-        let rule = format!(
-            "{tool} -w -t nat -A PREROUTING -d {service} -p tcp --dport 80 -j DNAT --to-destination {backend}"
-        );
-        one.exec(&rule.split(' ').collect::<Vec<_>>()).unwrap();
+        let rule =
+            format!("-t nat -A PREROUTING -d {service} -p tcp --dport 80 -j DNAT --to-destination {backend}");
+        ip_tables(one, family, &rule);
         let before = Counted::quiet(&lab);
         let route = traffic::Route::translated((service, 80).into(), backend.port());
         let exchange = traffic::tcp_exchange_on(&near, two, route, 1 << 20).unwrap();

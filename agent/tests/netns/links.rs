@@ -408,7 +408,8 @@ fn storage_host(lab: &Lab, link: &str) -> Ns {
     storage
 }
 
-/// Returns a host's addresses in the network of a link: 192.168.`network`.0/24 and the like of IPv6.
+/// Returns a host's addresses in the network of a link: 192.168.`network`.0/24 and
+/// fd00:192:168:`network`::/64.
 const fn side(network: u8, host: u8) -> [IpAddr; 2] {
     [
         IpAddr::V4(Ipv4Addr::new(192, 168, network, host)),

@@ -124,6 +124,12 @@ fn world_end(lab: &Lab, family: usize) -> (&Ns, IpAddr) {
     (lab.world(), lab.world_addresses()[family])
 }
 
+/// Runs `iptables` or `ip6tables` in a namespace.
+fn ip_tables(ns: &Ns, family: usize, rule: &str) {
+    let tool = ["iptables", "ip6tables"][family];
+    ns.exec(&[&[tool, "-w"], &rule.split_whitespace().collect::<Vec<_>>()[..]].concat()).unwrap();
+}
+
 /// Exchanges a stream with a pod or a node by each of its addresses. Asserts that the client's
 /// address is not translated.
 #[track_caller]
