@@ -118,7 +118,7 @@ fn offloads(mode: Mode) {
             ns.exec(&command).unwrap();
         }
         for (family, world) in lab.world_addresses().into_iter().enumerate() {
-            let name = |what: &str| format!("{what} by IPv{} with {settings:?}", [4, 6][family]);
+            let name = |what: &str| format!("{what} with {settings:?}");
             let (near_row, far_row, world_row) = (name("near pod"), name("far pod"), name("world"));
             let [from, near_address, far_address] =
                 [&client, &near, &far].map(|pod| (&**pod, pod.addresses()[family]));
@@ -140,13 +140,14 @@ fn offloads(mode: Mode) {
             ] {
                 let before = timeouts(&ends);
                 traffic::tcp_exchange_on(client, server, route, STREAM)
-                    .unwrap_or_else(|error| panic!("{}: {error:#}", name(what)));
+                    .unwrap_or_else(|error| panic!("{} at {route:?}: {error:#}", name(what)));
                 let waited = timeouts(&ends) - before;
-                assert!(waited < MOST_TIMEOUTS, "{}: {waited} timeouts", name(what));
+                assert!(waited < MOST_TIMEOUTS, "{} at {route:?}: {waited} timeouts", name(what));
             }
             for (server, address) in [near_address, far_address] {
-                traffic::udp_segments(&client, server, address, 8080, 1200, 40)
-                    .unwrap_or_else(|error| panic!("UDP segments, {}: {error:#}", name(server.name())));
+                traffic::udp_segments(&client, server, address, 8080, 1200, 40).unwrap_or_else(|error| {
+                    panic!("UDP segments to {address}, {}: {error:#}", name(server.name()))
+                });
             }
         }
     }
