@@ -6,6 +6,8 @@ use xtask::lab::frames::Capture;
 use xtask::lab::{Lab, Mode, traffic};
 
 use crate::check::{Counted, Row, check};
+use crate::headers::ends;
+use crate::{FAMILIES, Place as _, reach};
 
 /// The address that replaces node2's.
 const ANOTHER: [u8; 6] = [2, 0, 0, 0, 0xab, 1];
@@ -16,15 +18,21 @@ fn a_node_may_send_from_several_link_addresses() {
     let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
     let capture = Capture::start(lab.node(0), lab.node(0).uplink()).unwrap();
     let ways = [(0, DirectOut), (0, DirectIn), (1, DirectOut), (1, DirectIn)];
-    check(
-        &lab,
-        &[
-            Row::new("to the node that does", (&pod, pod.address()), (&far, far.address())).takes(&ways),
-            Row::new("from the node that does", (&far, far.address()), (&pod, pod.address())).takes(&ways),
-        ],
-    );
+    for family in FAMILIES {
+        let (pod, far) = (pod.end(family), far.end(family));
+        check(
+            &lab,
+            &[
+                Row::new("to the node that does", pod, far).takes(&ways),
+                Row::new("from the node that does", far, pod).takes(&ways),
+            ],
+        );
+    }
     let frames = capture.finish().unwrap();
-    assert!(frames.iter().any(|frame| frame[6..12] == ANOTHER), "no frame came from the other link address");
+    for (_, far) in FAMILIES.map(|family| far.end(family)) {
+        let is_so = |frame: &[u8]| frame[6..12] == ANOTHER && ends(frame).is_some_and(|ends| ends.0 == far);
+        assert!(frames.iter().any(|frame| is_so(frame)), "{far} has not sent from the other link address");
+    }
 }
 
 #[test]
@@ -32,7 +40,7 @@ fn such_a_nodes_pods_are_cut_off_where_asked_for() {
     let lab = lab(&["--link-addresses", "checked"]);
     let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
     // Let the nodes resolve each other: the nodes of a real cluster have done so before.
-    traffic::tcp_exchange(lab.node(0), lab.node(1), lab.node(1).address(), 8080, 1000).unwrap();
+    reach(lab.node(0), lab.node(1));
     let before = Counted::quiet(&lab);
     let refused = traffic::udp_exchange(&pod, &far, far.address(), 8080, 100);
     assert!(refused.is_err(), "{refused:?}");
@@ -40,13 +48,13 @@ fn such_a_nodes_pods_are_cut_off_where_asked_for() {
     assert!(grown.drops(0).contains_key(Drop::PodSourceNotFromNode.name()), "{grown}");
 }
 
-/// Returns a lab with a bridge that replaces the link address of node2's IPv4 frames. ARP keeps the
-/// true address.
+/// Returns a lab with a bridge that replaces the link address of node2's IP frames. ARP and the
+/// options of neighbour discovery keep the true address.
 fn lab(arguments: &[&str]) -> Lab {
     let lab = Lab::builder().mode(Mode::Direct).agent_arguments(arguments).build().unwrap();
     let another = ANOTHER.map(|byte| format!("{byte:02x}")).join(":");
     let rules = format!(
-        "table bridge several {{ chain sent {{ type filter hook prerouting priority 0; iifname \"node2\" ether type ip ether saddr set {another}; }}; }}"
+        "table bridge several {{ chain sent {{ type filter hook prerouting priority 0; iifname \"node2\" ether type {{ ip, ip6 }} ether saddr set {another}; }}; }}"
     );
     lab.underlay().exec(&["nft", &rules]).unwrap();
     lab
