@@ -11,6 +11,7 @@ use xtask::lab::{Lab, Mode, Ns, Pod};
 
 use crate::check::{Counted, Row, check};
 use crate::headers::Ip;
+use crate::{FAMILIES, ip_tables};
 
 /// The API server's ClusterIP in clusters of kubeadm and kind.
 const API_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
@@ -166,8 +167,10 @@ impl Services {
 /// Adds kube-proxy's rule on every node. It drops packets in conntrack's state INVALID, for example
 /// if conntrack has seen only one direction of their connection.
 pub fn drop_invalid(lab: &Lab) {
-    for node in lab.nodes() {
-        iptables(node, "-A FORWARD -m conntrack --ctstate INVALID -j DROP");
+    for family in FAMILIES {
+        for node in lab.nodes() {
+            ip_tables(node, family, "-A FORWARD -m conntrack --ctstate INVALID -j DROP");
+        }
     }
 }
 
