@@ -335,19 +335,29 @@ impl Places {
     }
 
     /// Returns the packets that went into the pod and out of it, and those that passed the queues.
+    /// Reads both again if a packet has passed in the meantime, for example one that looks for a
+    /// neighbour.
     fn passed(&self) -> [Passed; 2] {
-        let stats = self.pod.exec(&["ip", "-s", "-j", "link", "show", "dev", "eth0"]).unwrap();
-        let stats: Value = serde_json::from_str(&stats).unwrap();
-        let count = |ns: &Ns, device: &str, direction: &str| {
-            let (queue, link) = (queue(ns, device).unwrap(), &stats[0]["stats64"][direction]);
+        let link = || {
+            let shown = self.pod.exec(&["ip", "-s", "-j", "link", "show", "dev", "eth0"]).unwrap();
+            serde_json::from_str::<Value>(&shown).unwrap()[0]["stats64"].clone()
+        };
+        let settled = wait_until(|| {
+            let before = link();
+            let queues = [(&**self.lab.node(0), self.pod.host_interface()), (&*self.pod, "eth0")];
+            let queues = queues.map(|(ns, device)| queue(ns, device).unwrap());
+            (link() == before).then_some((before, queues))
+        });
+        let (stats, [received, sent]) = settled.expect("packets pass all the time");
+        let count = |queue: &Value, direction: &str| {
             let number = |from: &Value, key: &str| from[key].as_u64().unwrap();
             Passed {
-                queue: number(&queue, "packets"),
-                link: number(link, "packets"),
-                bytes: number(&queue, "bytes"),
+                queue: number(queue, "packets"),
+                link: number(&stats[direction], "packets"),
+                bytes: number(queue, "bytes"),
             }
         };
-        [count(self.lab.node(0), self.pod.host_interface(), "rx"), count(&self.pod, "eth0", "tx")]
+        [count(&received, "rx"), count(&sent, "tx")]
     }
 
     /// Asserts that every packet since `before` passed a queue, and that the pod received and sent
