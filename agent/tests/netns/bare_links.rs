@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use podwire_common::reason::Path::{
-    DirectIn, DirectOut, HostPortIn, HostPortOut, SnatIn, SnatOut, StackEncapsulated, TunnelIn,
-    TunnelInDevice, TunnelOut, TunnelToStack,
+    DirectIn, DirectOut, HostPortIn, HostPortOut, SnatIn, SnatOut, StackEncapsulated, TunnelIn, TunnelOut,
+    TunnelToStack,
 };
 use serde_json::json;
 use xtask::lab::tun::TunCable;
@@ -57,13 +57,12 @@ fn the_tunnel_goes_by_tun_where_the_route_to_a_node_does() {
 fn pods_and_nodes(lab: &Lab, mode: Mode) {
     let [one, two] = [lab.node(0), lab.node(1)];
     let (near, far) = (one.add_pod("near").unwrap(), two.add_pod("far").unwrap());
+    let (out, into) = match mode {
+        Mode::Vxlan => (TunnelOut, TunnelIn),
+        Mode::Direct => (DirectOut, DirectIn),
+    };
+    let ways = [(0, out), (1, into), (1, out), (0, into)];
     for family in FAMILIES {
-        let (out, into) = match mode {
-            // Inner IPv6 comes out of the VXLAN device.
-            Mode::Vxlan => (TunnelOut, [TunnelIn, TunnelInDevice][family]),
-            Mode::Direct => (DirectOut, DirectIn),
-        };
-        let ways = [(0, out), (1, into), (1, out), (0, into)];
         check(
             lab,
             &[

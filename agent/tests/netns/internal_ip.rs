@@ -36,10 +36,10 @@ fn a_node_behind_one_to_one_nat_reaches_and_is_reached() {
         own.iter().for_each(|own| drop(comes(node, "internal-ip-absent", &own.to_string())));
         let (near, far) = (node.add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
         for family in FAMILIES {
+            // The programs leave IPv4 in a tunnel of IPv6 to the VXLAN device.
             let ways = match (tunnel, family) {
-                (0, 0) => [(0, TunnelOut), (1, TunnelIn), (1, TunnelOut)],
-                (0, _) => [(0, TunnelOut), (1, TunnelInDevice), (1, TunnelOut)],
-                _ => [(0, TunnelOutDevice), (1, TunnelInDevice), (1, TunnelOutDevice)],
+                (1, 0) => [(0, TunnelOutDevice), (1, TunnelInDevice), (1, TunnelOutDevice)],
+                _ => [(0, TunnelOut), (1, TunnelIn), (1, TunnelOut)],
             };
             check(
                 &lab,

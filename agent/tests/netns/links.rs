@@ -137,9 +137,9 @@ fn a_link_by_which_a_node_is_reached_is_an_uplink() {
     lab.nodes().iter().try_for_each(Node::start_agent).unwrap();
     let_be(one, "eth1", LINK_SIDE);
     let (near, far) = (one.add_pod("near").unwrap(), two.add_pod("far").unwrap());
-    // Both families travel in the IPv4 tunnel. Inner IPv6 comes out of the VXLAN device.
-    let takes = [Path::TunnelIn, Path::TunnelInDevice].map(|into| [(0, Path::TunnelOut), (1, into)]);
-    let rows = |name| FAMILIES.map(|of| Row::new(name, near.end(of), far.end(of)).takes(&takes[of]));
+    // Both families travel in the IPv4 tunnel.
+    let takes = [(0, Path::TunnelOut), (1, Path::TunnelIn)];
+    let rows = |name| FAMILIES.map(|of| Row::new(name, near.end(of), far.end(of)).takes(&takes));
     check(&lab, &rows("before"));
     one.ip(&format!("route add {} via 192.168.50.2 src {}\n", two.address(), one.address())).unwrap();
     two.ip(&format!("route add {} via 192.168.50.1 src {}\n", one.address(), two.address())).unwrap();
