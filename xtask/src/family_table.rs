@@ -28,8 +28,6 @@ const ONE_FAMILY: &[(&str, &str)] = &[
     ("flannel/stale, ", NOT_YET),
     ("ipv6_router, ", "the path is that of IPv4 by an IPv6 router"),
     ("kube_proxy/cluster_ip, ", NOT_YET),
-    ("service, ", NOT_YET),
-    ("through_another_node, ", NOT_YET),
 ];
 
 /// Records that a path is checked with a destination of this family. The path's name begins with

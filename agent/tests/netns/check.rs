@@ -41,8 +41,8 @@ pub struct Row<'a> {
     pub takes: &'a [Counter],
     /// Paths that must not grow.
     pub avoids: &'a [Counter],
-    /// Whether the server learns only from an error how large its IPv6 answers may be. IPv4 answers
-    /// are fragmented on the way.
+    /// Whether an end learns only from an error how large its IPv6 packets may be. IPv4 packets are
+    /// fragmented on the way.
     pub learns_mtu: bool,
 }
 
@@ -71,7 +71,8 @@ impl<'a> Row<'a> {
         Self { seen_as, ..self }
     }
 
-    /// Says that with IPv6 the first answer that is larger than the path takes is lost.
+    /// Says that with IPv6 the first packet, or its answer, that is larger than the path takes is
+    /// lost.
     pub fn learns_mtu(self) -> Self {
         Self { learns_mtu: true, ..self }
     }
@@ -102,11 +103,11 @@ pub fn check(lab: &Lab, rows: &[Row<'_>]) {
         protocol("TCP", &|| peer(traffic::tcp_exchange_on(row.client, row.server, route, STREAM)));
         protocol("UDP", &|| peer(udp(DATAGRAM)));
         if row.learns_mtu && row.destination.is_ipv6() {
-            // Ping asks again when the first answer is lost.
-            let learnt = || path_mtu(row.server, row.seen_as);
+            // Ping asks again when a packet is lost.
+            let learnt = || path_mtu(row.server, row.seen_as).or(path_mtu(row.client, row.destination));
             assert_eq!(learnt(), None, "{}", row.name);
             traffic::ping(row.client, row.destination, ECHO_IN_FRAGMENTS).unwrap();
-            assert!(learnt().is_some(), "{}: the answer was no larger than the path takes", row.name);
+            assert!(learnt().is_some(), "{}: the packets were no larger than the path takes", row.name);
         }
         protocol("UDP in fragments", &|| peer(udp(LARGEST_DATAGRAM)));
         protocol("ICMP", &|| echo(row, ECHO));

@@ -1,6 +1,6 @@
 //! ClusterIPs, translated by iptables rules as kube-proxy writes them: path symmetry (invariant 1).
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use podwire_common::reason::Path::{
     DirectIn, DirectOut, FromStack, Local, StackEncapsulated, ToStack, TunnelIn, TunnelOut, TunnelToStack,
@@ -10,98 +10,114 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Mode, Ns, Pod};
 
 use crate::check::{Counted, Row, check};
-use crate::headers::Ip;
+use crate::headers::of_pods;
 use crate::{FAMILIES, ip_tables};
 
-/// The API server's ClusterIP in clusters of kubeadm and kind.
-const API_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
+/// The API server's ClusterIP in clusters of kubeadm and kind, and the same in IPv6.
+const API_SERVER: [IpAddr; 2] = service(1);
 /// A service with pods behind it on the client's node.
-const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 20));
+const NEAR: [IpAddr; 2] = service(0x20);
 /// A service with pods behind it on the other node.
-const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 21));
+const FAR: [IpAddr; 2] = service(0x21);
+const fn service(last: u8) -> [IpAddr; 2] {
+    [
+        IpAddr::V4(Ipv4Addr::new(10, 96, 0, last)),
+        IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, last as u16)),
+    ]
+}
 
 #[test]
 fn pod_reaches_the_api_server_of_another_node_by_cluster_ip() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder().mode(mode).build().unwrap();
         drop_invalid(&lab);
-        let rule =
-            "-A PREROUTING -d 10.96.0.1/32 -p tcp --dport 443 -j DNAT --to-destination 10.200.0.2:6443";
-        iptables(lab.node(0), &format!("-t nat {rule}"));
         let client = lab.node(0).add_pod("client").unwrap();
-        let capture = Capture::start(lab.underlay(), "node1").unwrap();
-        let route = Route::translated(SocketAddr::new(API_SERVER, 443), 6443);
-        let exchange = traffic::tcp_exchange_on(&client, lab.node(1), route, 1 << 20).unwrap();
-        assert_eq!(exchange.peer_seen_by_server, exchange.client);
-        assert_eq!(exchange.peer_seen_by_client, route.destination);
-        assert_bare_pod_addresses(mode, &capture.finish().unwrap());
+        for (service, server) in API_SERVER.into_iter().zip(lab.node(1).addresses()) {
+            let server = SocketAddr::new(server, 6443);
+            let rule =
+                format!("-A PREROUTING -d {service} -p tcp --dport 443 -j DNAT --to-destination {server}");
+            iptables_of(service, lab.node(0), &format!("-t nat {rule}"));
+            let capture = Capture::start(lab.underlay(), "node1").unwrap();
+            let route = Route::translated(SocketAddr::new(service, 443), 6443);
+            let exchange = traffic::tcp_exchange_on(&client, lab.node(1), route, 1 << 20).unwrap();
+            assert_eq!(exchange.peer_seen_by_server, exchange.client);
+            assert_eq!(exchange.peer_seen_by_client, route.destination);
+            assert_bare_pod_addresses(mode, &capture.finish().unwrap());
+        }
     }
 }
 
 #[test]
 fn a_cluster_ip_answers_in_vxlan_mode_wherever_its_backend_is() {
     let services = Services::new(Mode::Vxlan);
-    let capture = Capture::start(services.lab.underlay(), "node1").unwrap();
-    check(
-        &services.lab,
-        &[
-            services.host_backend().takes(&[
-                (0, ToStack),
-                (0, StackEncapsulated),
-                (1, TunnelToStack),
-                (0, FromStack),
-            ]),
-            services.near_backend().takes(&[(0, ToStack), (0, FromStack)]).avoids(&[(0, Local)]),
-            services
-                .far_backend()
-                .takes(&[(0, ToStack), (0, FromStack), (1, TunnelIn), (1, TunnelOut), (0, TunnelToStack)])
-                .avoids(&[(0, TunnelIn), (0, TunnelOut)]),
-            services.node_to_far_backend().takes(&[(1, TunnelIn), (1, TunnelOut), (0, TunnelToStack)]),
-        ],
-    );
-    assert_bare_pod_addresses(Mode::Vxlan, &capture.finish().unwrap());
+    for family in FAMILIES {
+        let capture = Capture::start(services.lab.underlay(), "node1").unwrap();
+        check(
+            &services.lab,
+            &[
+                services.host_backend(family).takes(&[
+                    (0, ToStack),
+                    (0, StackEncapsulated),
+                    (1, TunnelToStack),
+                    (0, FromStack),
+                ]),
+                services.near_backend(family).takes(&[(0, ToStack), (0, FromStack)]).avoids(&[(0, Local)]),
+                services
+                    .far_backend(family)
+                    .takes(&[(0, ToStack), (0, FromStack), (1, TunnelIn), (1, TunnelOut), (0, TunnelToStack)])
+                    .avoids(&[(0, TunnelIn), (0, TunnelOut)]),
+                services.node_to_far_backend(family).takes(&[
+                    (1, TunnelIn),
+                    (1, TunnelOut),
+                    (0, TunnelToStack),
+                ]),
+            ],
+        );
+        assert_bare_pod_addresses(Mode::Vxlan, &capture.finish().unwrap());
+    }
 }
 
 #[test]
 fn cluster_ip_answers_in_direct_routing_wherever_it_leads() {
     let services = Services::new(Mode::Direct);
-    check(
-        &services.lab,
-        &[
-            services
-                .host_backend()
-                .takes(&[(0, ToStack), (0, FromStack)])
-                .avoids(&[(0, DirectOut), (0, DirectIn)]),
-            services.near_backend().takes(&[(0, ToStack), (0, FromStack)]).avoids(&[(0, Local)]),
-            services
-                .far_backend()
-                .takes(&[(0, ToStack), (0, FromStack), (1, DirectIn), (1, DirectOut)])
-                .avoids(&[(0, DirectOut), (0, DirectIn)]),
-            services.node_to_far_backend().takes(&[(1, DirectIn), (1, DirectOut)]),
-        ],
-    );
+    for family in FAMILIES {
+        check(
+            &services.lab,
+            &[
+                services
+                    .host_backend(family)
+                    .takes(&[(0, ToStack), (0, FromStack)])
+                    .avoids(&[(0, DirectOut), (0, DirectIn)]),
+                services.near_backend(family).takes(&[(0, ToStack), (0, FromStack)]).avoids(&[(0, Local)]),
+                services
+                    .far_backend(family)
+                    .takes(&[(0, ToStack), (0, FromStack), (1, DirectIn), (1, DirectOut)])
+                    .avoids(&[(0, DirectOut), (0, DirectIn)]),
+                services.node_to_far_backend(family).takes(&[(1, DirectIn), (1, DirectOut)]),
+            ],
+        );
+    }
 }
 
 #[test]
 fn backend_that_is_also_reached_directly_keeps_ways_apart() {
     let services = Services::new(Mode::Vxlan);
-    let through_service = traffic::tcp_stream_on(
-        &services.client,
-        &services.far,
-        Route::translated(SocketAddr::new(FAR, 8081), 8081),
-    )
-    .unwrap();
-    let before = Counted::now(&services.lab);
     let (client, far) = (&services.client, &services.far);
-    let direct = traffic::tcp_exchange(client, far, far.address(), 8080, 1 << 20).unwrap();
-    assert_eq!(direct.peer_seen_by_server, direct.client);
-    traffic::udp_exchange(client, far, far.address(), 8081, 1000).unwrap();
-    through_service.wait_for(1 << 20).unwrap();
-    // The flow through the service takes neither path on this node. So the direct flows made these
-    // counts grow.
-    Counted::now(&services.lab).since(&before).expect(&[(0, TunnelOut), (0, TunnelIn)], &[]).unwrap();
-    let exchange = through_service.finish().unwrap();
-    assert_eq!(exchange.peer_seen_by_server, exchange.client);
+    for (family, address) in far.addresses().iter().enumerate() {
+        let by_service = Route::translated(SocketAddr::new(FAR[family], 8081), 8081);
+        let through_service = traffic::tcp_stream_on(client, far, by_service).unwrap();
+        let before = Counted::now(&services.lab);
+        let direct = traffic::tcp_exchange(client, far, *address, 8080, 1 << 20).unwrap();
+        assert_eq!(direct.peer_seen_by_server, direct.client);
+        traffic::udp_exchange(client, far, *address, 8081, 1000).unwrap();
+        through_service.wait_for(1 << 20).unwrap();
+        // The flow through the service takes neither path on this node. So the direct flows made
+        // these counts grow.
+        let grown = Counted::now(&services.lab).since(&before);
+        grown.expect(&[(0, TunnelOut), (0, TunnelIn)], &[]).unwrap();
+        let exchange = through_service.finish().unwrap();
+        assert_eq!(exchange.peer_seen_by_server, exchange.client);
+    }
 }
 
 /// A client on the first node, and a service for each place where its backend can be.
@@ -112,6 +128,7 @@ struct Services {
     lab: Lab,
 }
 
+/// The ends have an address for each family of the lab: `family` is the place in its order.
 impl Services {
     fn new(mode: Mode) -> Self {
         let lab = Lab::builder().mode(mode).build().unwrap();
@@ -121,51 +138,65 @@ impl Services {
             far: lab.node(1).add_pod("far").unwrap(),
             lab,
         };
-        let Self { near, far, lab, .. } = &services;
-        drop_invalid(lab);
-        let backends = [(API_SERVER, lab.node(1).address()), (NEAR, near.address()), (FAR, far.address())];
-        for (service, backend) in backends {
-            // The rules are for every protocol: the rows ping a ClusterIP as well.
-            for chain in ["PREROUTING", "OUTPUT"] {
-                let rule = format!("-t nat -A {chain} -d {service}/32 -j DNAT --to-destination {backend}");
-                iptables(lab.node(0), &rule);
+        drop_invalid(&services.lab);
+        for family in FAMILIES {
+            let backends = [
+                (API_SERVER, services.node(1, family).1),
+                (NEAR, services.near.addresses()[family]),
+                (FAR, services.far.addresses()[family]),
+            ];
+            for (service, backend) in backends {
+                // The rules are for every protocol: the rows ping a ClusterIP as well.
+                for chain in ["PREROUTING", "OUTPUT"] {
+                    let service = service[family];
+                    let rule = format!("-t nat -A {chain} -d {service} -j DNAT --to-destination {backend}");
+                    iptables_of(service, services.lab.node(0), &rule);
+                }
             }
         }
         services
     }
 
-    fn client(&self) -> (&Ns, IpAddr) {
-        (&self.client, self.client.address())
+    fn node(&self, node: usize, family: usize) -> (&Ns, IpAddr) {
+        (self.lab.node(node), self.lab.node(node).addresses()[family])
     }
 
-    fn host_backend(&self) -> Row<'_> {
-        let server = (&**self.lab.node(1), self.lab.node(1).address());
-        Row::new("ClusterIP of a process of the other node", self.client(), server).by_way_of(API_SERVER)
+    /// Returns a row from the client to a ClusterIP.
+    fn row<'a>(
+        &'a self,
+        name: &'a str,
+        family: usize,
+        service: [IpAddr; 2],
+        server: (&'a Ns, IpAddr),
+    ) -> Row<'a> {
+        let client = (&*self.client, self.client.addresses()[family]);
+        Row::new(name, client, server).by_way_of(service[family])
     }
 
-    fn near_backend(&self) -> Row<'_> {
-        Row::new("ClusterIP of a pod of the same node", self.client(), (&self.near, self.near.address()))
-            .by_way_of(NEAR)
+    fn host_backend(&self, family: usize) -> Row<'_> {
+        let name = "ClusterIP of a process of the other node";
+        self.row(name, family, API_SERVER, self.node(1, family))
     }
 
-    fn far_backend(&self) -> Row<'_> {
-        Row::new("ClusterIP of a pod of the other node", self.client(), (&self.far, self.far.address()))
-            .by_way_of(FAR)
+    fn near_backend(&self, family: usize) -> Row<'_> {
+        let near = (&*self.near, self.near.addresses()[family]);
+        self.row("ClusterIP of a pod of the same node", family, NEAR, near)
     }
 
-    fn node_to_far_backend(&self) -> Row<'_> {
-        let node = self.lab.node(0);
-        Row::new(
-            "node to ClusterIP of a pod of the other node",
-            (node, node.address()),
-            (&self.far, self.far.address()),
-        )
-        .by_way_of(FAR)
+    fn far_backend(&self, family: usize) -> Row<'_> {
+        let far = (&*self.far, self.far.addresses()[family]);
+        self.row("ClusterIP of a pod of the other node", family, FAR, far)
+    }
+
+    fn node_to_far_backend(&self, family: usize) -> Row<'_> {
+        let far = (&*self.far, self.far.addresses()[family]);
+        let name = "node to ClusterIP of a pod of the other node";
+        Row::new(name, self.node(0, family), far).by_way_of(FAR[family])
     }
 }
 
-/// Adds kube-proxy's rule on every node. It drops packets in conntrack's state INVALID, for example
-/// if conntrack has seen only one direction of their connection.
+/// Adds kube-proxy's rule on every node, for both families. It drops packets in conntrack's state
+/// INVALID, for example if conntrack has seen only one direction of their connection.
 pub fn drop_invalid(lab: &Lab) {
     for family in FAMILIES {
         for node in lab.nodes() {
@@ -174,15 +205,19 @@ pub fn drop_invalid(lab: &Lab) {
     }
 }
 
+/// Adds a rule for IPv4.
 pub fn iptables(ns: &Ns, rule: &str) {
-    let mut command = vec!["iptables", "-w"];
-    command.extend(rule.split_whitespace());
-    ns.exec(&command).unwrap();
+    ip_tables(ns, 0, rule);
+}
+
+/// Adds a rule for the family of an address.
+pub fn iptables_of(address: IpAddr, ns: &Ns, rule: &str) {
+    ip_tables(ns, usize::from(address.is_ipv6()), rule);
 }
 
 /// Asserts that in VXLAN mode no frame between nodes has a bare pod address, and that in direct
 /// routing some have.
 fn assert_bare_pod_addresses(mode: Mode, frames: &[Vec<u8>]) {
-    let bare = frames.iter().filter_map(|frame| Ip::of_frame(frame)).find(Ip::is_of_pod_network);
+    let bare = of_pods(frames);
     assert_eq!(bare.is_some(), mode == Mode::Direct, "{bare:?}");
 }

@@ -1,7 +1,7 @@
 //! Sources that the other nodes do not know: outside clients routed through a node, and a node's
 //! VIPs.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use podwire_common::names::maps;
 use podwire_common::reason::Path::{SnatIn, StackToTunnel};
@@ -10,25 +10,36 @@ use xtask::lab::{Lab, Node, Pod};
 
 use crate::check::{Row, check};
 use crate::snat::ask;
-use crate::sockets::{udp, wait_until};
+use crate::sockets::{udp, unspecified, wait_until};
 
-const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 200, 0, 100));
+/// One of each family, with its bytes as a map's dump has them.
+const VIPS: [(IpAddr, &str); 2] = [
+    (IpAddr::V4(Ipv4Addr::new(10, 200, 0, 100)), "10,200,0,100"),
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 0x100)), "253,0,0,16,2,0,0,0,0,0,0,0,0,0,1,0"),
+];
 
 #[test]
 fn the_world_reaches_a_pod_by_way_of_another_node() {
     let lab = Lab::builder().build().unwrap();
     let (near, far) = (lab.node(0).add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
-    lab.underlay().ip(&format!("route add 10.244.0.0/16 via {}\n", lab.node(0).address())).unwrap();
-    let world = (lab.world(), lab.world_address());
-    check(
-        &lab,
-        &[
-            Row::new("a pod of another node", world, (&far, far.address()))
-                .seen_as(lab.node(0).gateway())
-                .takes(&[(0, StackToTunnel), (0, SnatIn)]),
-            Row::new("a pod of the node itself", world, (&near, near.address())),
-        ],
-    );
+    for (family, pods) in ["10.244.0.0/16", "fd00:10:244::/48"].into_iter().enumerate() {
+        lab.underlay().ip(&format!("route add {pods} via {}\n", lab.node(0).addresses()[family])).unwrap();
+        let world = (lab.world(), lab.world_addresses()[family]);
+        // No router fragments IPv6.
+        let row = |name, server| match (Row::new(name, world, server), family) {
+            (row, 0) => row,
+            (row, _) => row.learns_mtu(),
+        };
+        check(
+            &lab,
+            &[
+                row("a pod of another node", (&far, far.addresses()[family]))
+                    .seen_as(lab.node(0).overlay_addresses()[family])
+                    .takes(&[(0, StackToTunnel), (0, SnatIn)]),
+                row("a pod of the node itself", (&near, near.addresses()[family])),
+            ],
+        );
+    }
 }
 
 #[test]
@@ -36,24 +47,29 @@ fn a_node_talks_to_remote_pods_from_all_its_addresses() {
     let lab = Lab::builder().node_file().build().unwrap();
     let node = lab.node(0);
     let far = lab.node(1).add_pod("far").unwrap();
-    node.add_address("eth0", VIP, 32).unwrap();
-    assert_eq!(seen_as(node, &far, 7001), node.gateway(), "a VIP");
+    add_vips(node);
+    assert_eq!(seen_as(node, &far, 7001), node.overlay_addresses(), "VIPs");
 
-    // Make the VIP an InternalIP, which the other nodes know.
+    // Make the VIPs InternalIPs, which the other nodes know.
     let mut list = lab.node_list().unwrap();
-    let addresses = list["items"][0]["status"]["addresses"].as_array_mut().unwrap();
-    addresses.push(json!({ "type": "InternalIP", "address": VIP }));
+    add_internal(&mut list["items"][0]);
     lab.write_node_list(&list.to_string()).unwrap();
-    let named = |node: &Node| node.map_dump(maps::NODES).unwrap().to_string().contains("10,200,0,100");
+    let named = |node: &Node| {
+        let nodes = node.map_dump(maps::NODES).unwrap().to_string();
+        VIPS.iter().all(|(_, bytes)| nodes.contains(bytes))
+    };
     assert!(wait_until(|| named(lab.node(1)).then_some(())).is_some(), "{}", lab.node(1).agent_log_tail(20));
-    let seen = wait_until(|| (seen_as(node, &far, 7002) == VIP).then_some(()));
-    assert!(seen.is_some(), "an InternalIP: {}", seen_as(node, &far, 7003));
+    let vips = VIPS.map(|(vip, _)| vip);
+    let seen = wait_until(|| (seen_as(node, &far, 7002) == vips).then_some(()));
+    assert!(seen.is_some(), "InternalIPs: {:?}", seen_as(node, &far, 7003));
 
-    // Pods reach the node by this address, too.
-    let server = udp(node, (VIP, 7004));
-    let client = udp(&far, ("0.0.0.0", 0));
-    let seen = ask(&client, &server, (VIP, 7004).into(), "a second InternalIP");
-    assert_eq!(seen.ip(), far.address());
+    // Pods reach the node by these addresses, too.
+    for (vip, address) in vips.into_iter().zip(far.addresses()) {
+        let server = udp(node, (vip, 7004));
+        let client = udp(&far, (unspecified(vip), 0));
+        let seen = ask(&client, &server, (vip, 7004).into(), "a second InternalIP");
+        assert_eq!(seen.ip(), *address);
+    }
 }
 
 #[test]
@@ -61,21 +77,34 @@ fn an_internal_address_of_two_nodes_is_nobodys() {
     let lab = Lab::builder().node_file().build().unwrap();
     let far = lab.node(1).add_pod("far").unwrap();
     let mut list = lab.node_list().unwrap();
-    for node in 0..2 {
-        let addresses: &mut Value = &mut list["items"][node]["status"]["addresses"];
-        addresses.as_array_mut().unwrap().push(json!({ "type": "InternalIP", "address": VIP }));
-    }
+    list["items"].as_array_mut().unwrap().iter_mut().for_each(add_internal);
     lab.write_node_list(&list.to_string()).unwrap();
-    lab.node(0).add_address("eth0", VIP, 32).unwrap();
+    add_vips(lab.node(0));
     for node in lab.nodes() {
-        crate::sweep::comes(node, "node-problem", "10.200.0.100");
+        for (vip, _) in VIPS {
+            crate::sweep::comes(node, "node-problem", &vip.to_string());
+        }
     }
-    assert_eq!(seen_as(lab.node(0), &far, 7001), lab.node(0).gateway());
+    assert_eq!(seen_as(lab.node(0), &far, 7001), lab.node(0).overlay_addresses());
 }
 
-/// Returns the source that a pod sees when a node's process sends from the VIP and this port.
-fn seen_as(node: &Node, pod: &Pod, port: u16) -> IpAddr {
-    let server = udp(pod, ("0.0.0.0", port));
-    let client = udp(node, (VIP, port));
-    ask(&client, &server, (pod.address(), port).into(), "from the VIP").ip()
+fn add_vips(node: &Node) {
+    node.ip(&VIPS.map(|(vip, _)| format!("address add {vip} dev eth0 nodad\n")).concat()).unwrap();
+}
+
+/// Gives a Node object the VIPs as further InternalIPs.
+fn add_internal(node: &mut Value) {
+    let addresses = node["status"]["addresses"].as_array_mut().unwrap();
+    addresses.extend(VIPS.map(|(vip, _)| json!({ "type": "InternalIP", "address": vip })));
+}
+
+/// Returns the sources, one of each family, that a pod sees when a node's process sends from the
+/// VIPs and this port.
+fn seen_as(node: &Node, pod: &Pod, port: u16) -> Vec<IpAddr> {
+    let ask_from = |((vip, _), address): ((IpAddr, &str), &IpAddr)| {
+        let server = udp(pod, (unspecified(vip), port));
+        let client = udp(node, (vip, port));
+        ask(&client, &server, SocketAddr::new(*address, port), "from the VIP").ip()
+    };
+    VIPS.into_iter().zip(pod.addresses()).map(ask_from).collect()
 }
