@@ -14,12 +14,13 @@ use xtask::lab::{Node, Ns, Pod};
 /// - maps that change with every packet and belong to no pod in particular
 /// - the map about sockets of the node's own processes
 /// - counts that an agent leaves wrong when it is killed, until it counts again
-const NOT_COMPARED: [&str; 9] = [
+const NOT_COMPARED: [&str; 10] = [
     maps::DROPS,
     maps::TRAFFIC,
     maps::GENERATION,
     maps::EPOCHS,
     maps::FLOWS,
+    maps::FLOWS6,
     maps::BEGINNINGS,
     maps::REDIRECTED_SOCKETS,
     maps::HOLDERS,
