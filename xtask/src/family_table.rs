@@ -27,7 +27,10 @@ const ONE_FAMILY: &[(&str, &str)] = &[
     ("flannel/paths, ", NOT_YET),
     ("flannel/stale, ", NOT_YET),
     ("ipv6_router, ", "the path is that of IPv4 by an IPv6 router"),
-    ("kube_proxy/cluster_ip, ", NOT_YET),
+    (
+        "kube_proxy/first_family, ",
+        "Kubernetes gives the services of API server and DNS the cluster's first family only",
+    ),
 ];
 
 /// Records that a path is checked with a destination of this family. The path's name begins with

@@ -21,7 +21,7 @@ fn pod_reaches_services_with_backends_here_there_and_itself() {
         let pod = |name, client, protocol, service, backends| {
             Row::pod(cluster, name, client, protocol, service, backends)
         };
-        let mut rows = vec![
+        let rows = [
             pod("pod to all backends", "client-1", Tcp, tcp, web),
             pod("pod to all backends", "client-1", Udp, udp, web),
             pod("pod to all backends, from the other node", "client-2", Tcp, tcp, web),
@@ -32,33 +32,7 @@ fn pod_reaches_services_with_backends_here_there_and_itself() {
             pod("pod to a backend on the other node", "client-1", Tcp, services.solo(), &["solo"]),
             pod("pod to itself", "solo", Tcp, services.solo(), &["solo"]),
         ];
-        if let Some((address, pods)) = services.dns {
-            let dns = SocketAddr::new(address, 53);
-            rows.extend([
-                pod("pod to DNS on its node", "client-1", Udp, dns, pods),
-                pod("pod to DNS on the other node", "client-2", Udp, dns, pods),
-                pod("pod to DNS on the other node", "client-2", Tcp, dns, pods),
-                pod("DNS to itself", "dns", Udp, dns, pods),
-            ]);
-        }
         check(cluster, &rows);
-    });
-}
-
-#[test]
-fn pods_and_processes_of_nodes_reach_the_api_server() {
-    Cluster::each(|cluster| {
-        let Some(address) = cluster.services().kubernetes else { return };
-        let kubernetes = SocketAddr::new(address, 443);
-        check(
-            cluster,
-            &[
-                Row::pod(cluster, "pod of the API server's node", "client-1", Tcp, kubernetes, &["node1"]),
-                Row::pod(cluster, "pod of the other node", "client-2", Tcp, kubernetes, &["node1"]),
-                process(cluster, "the API server's node", 0, Tcp, kubernetes, &["node1"]),
-                process(cluster, "the other node", 1, Tcp, kubernetes, &["node1"]),
-            ],
-        );
     });
 }
 
@@ -125,7 +99,8 @@ fn a_client_of_a_service_with_affinity_stays_with_one_backend() {
     });
 }
 
-fn process<'a>(
+/// Returns a row with a process of a node (from 0) as the client.
+pub fn process<'a>(
     cluster: &'a Cluster,
     name: &'static str,
     node: usize,

@@ -5,6 +5,7 @@
 mod backends;
 mod cluster_ip;
 mod connections;
+mod first_family;
 mod icmp_errors;
 mod node_port;
 mod table;
