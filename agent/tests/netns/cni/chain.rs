@@ -1,11 +1,12 @@
 //! Lists of plugins with ours first or later, and with the reference plugins that Debian has.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use xtask::lab::{CniCall, Lab, reference, traffic};
+use xtask::lab::{CniCall, Lab, Ns, reference, traffic};
 
-use super::{Container, INVALID_CONFIGURATION, address, failed, succeeded};
+use super::{Container, INVALID_CONFIGURATION, addresses, failed, succeeded};
 use crate::footprint::Footprint;
 use crate::sockets::wait_until;
 
@@ -31,13 +32,14 @@ fn plugins_after_ours_build_on_its_result() {
     let result = succeeded(reference::add(&mut calls).unwrap());
     assert_eq!(result["interfaces"].as_array().unwrap().len(), 2, "{result}");
     assert_eq!(container.ns.exec(&["cat", "/proc/sys/net/core/somaxconn"]).unwrap().trim(), "500");
-    // Leave out portmap itself: Debian's also looks for its IPv6 rules, and an IPv4 pod has none.
+    // Leave out portmap itself: Debian's also looks for its IPv4 rules among those of IPv6.
     check(&calls[..2], &result);
-    let to = address(&result).parse().unwrap();
-    traffic::tcp_exchange(&far, &container.ns, to, 8080, 100_000).unwrap();
-    // The packets pass the rules of portmap, which took the pod's address from our result.
-    let route = traffic::Route::translated((node.address(), 9080).into(), 8080);
-    traffic::tcp_exchange_on(lab.world(), &container.ns, route, 100_000).unwrap();
+    reach_in_both_families(&far, &container, &addresses(&result));
+    // The packets pass the rules of portmap, which took the pod's addresses from our result.
+    for address in node.addresses() {
+        let route = traffic::Route::translated((address, 9080).into(), 8080);
+        traffic::tcp_exchange_on(lab.world(), &container.ns, route, 100_000).unwrap();
+    }
     reference::delete(&calls).unwrap();
     assert_eq!(Footprint::of(node, &[]), before);
 }
@@ -55,10 +57,11 @@ fn ours_may_come_later_where_nobody_has_made_the_pods_interface() {
     let result = succeeded(reference::add(&mut calls).unwrap());
     let names: Vec<_> = result["interfaces"].as_array().unwrap().iter().map(|link| &link["name"]).collect();
     assert_eq!((names[0], names[2]), (&json!("lo"), &json!("eth0")), "{result}");
-    let ours = result["ips"].as_array().unwrap().iter().find(|ip| ip["interface"] == 2).unwrap();
-    assert_eq!(ours["gateway"], json!(node.gateway()));
+    let mut ours = result.clone();
+    ours["ips"].as_array_mut().unwrap().retain(|ip| ip["interface"] == 2);
+    assert_eq!(ours["ips"][0]["gateway"], json!(node.gateway()));
     check(&calls, &result);
-    traffic::tcp_exchange(&far, &container.ns, address(&result).parse().unwrap(), 8080, 100_000).unwrap();
+    reach_in_both_families(&far, &container, &addresses(&ours));
     reference::delete(&calls).unwrap();
     assert_eq!(Footprint::of(node, &[]), before);
 }
@@ -86,6 +89,16 @@ fn after_another_main_plugin_ours_refuses_and_leaves_nothing() {
     // and an entry of `LINKS` for it until the next comparison.
     let left = wait_until(|| (Footprint::of(node, &[]) == before).then_some(()));
     assert!(left.is_some(), "{:?}", Footprint::of(node, &[]));
+}
+
+/// Exchanges a stream with the container by each of its addresses.
+#[track_caller]
+fn reach_in_both_families(client: &Ns, container: &Container, addresses: &[String]) {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    assert!(addresses.len() == 2 && addresses[0].is_ipv4() && addresses[1].is_ipv6(), "{addresses:?}");
+    for address in addresses {
+        traffic::tcp_exchange(client, &container.ns, address, 8080, 100_000).unwrap();
+    }
 }
 
 fn ours(container: &Container) -> CniCall {
