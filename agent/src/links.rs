@@ -369,22 +369,29 @@ impl Links {
         }
     }
 
-    /// Finds the holder of the VXLAN device's port, and returns an error that says what to do.
+    /// Finds the holders of the VXLAN device's port, and returns an error that says what to do. There
+    /// may be a device for each family of the tunnel.
     async fn port_is_taken(&self, port: u16) -> Result<LinkError, LinkError> {
-        let mut holder = None;
+        let mut holders = Vec::new();
         let mut links = self.handle.link().get().execute();
         while let Some(message) = links.try_next().await.map_err(netlink("list devices"))? {
             let device = device(&message);
             if device.name != VXLAN_DEVICE && vxlan_data(&message).is_some_and(|data| has_port(data, port)) {
-                holder = Some(device.name);
+                holders.push(device.name);
             }
         }
-        let problem = match holder {
-            Some(holder) => format!(
-                "its UDP port {port} belongs to the VXLAN device {holder}: stop the program that made that device (flannel?) on this node, then remove the device: `ip link delete {holder}`"
-            ),
-            None => format!(
+        let delete = holders.iter().map(|holder| format!("`ip link delete {holder}`"));
+        let delete = delete.collect::<Vec<_>>().join(" and ");
+        let problem = match &holders[..] {
+            [] => format!(
                 "its UDP port {port} belongs to a socket: `ss -lunp sport = {port}` shows its process; stop that process, or set another --vxlan-port, the same on all nodes"
+            ),
+            [holder] => format!(
+                "its UDP port {port} belongs to the VXLAN device {holder}: stop the program that made that device (flannel?) on this node, then remove the device: {delete}"
+            ),
+            holders => format!(
+                "its UDP port {port} belongs to the VXLAN devices {}: stop the program that made them (flannel?) on this node, then remove them: {delete}",
+                holders.join(" and ")
             ),
         };
         Ok(LinkError::Device { name: VXLAN_DEVICE.into(), problem })
