@@ -242,6 +242,9 @@ pub struct TunnelEnds<'a> {
     pub destination: &'a Addr,
     /// Whether they are IPv6 addresses.
     pub are_ipv6: bool,
+    /// Whether the other end takes only packets with the outer UDP checksum, as a VXLAN device does
+    /// in IPv6 unless it is told otherwise (RFC 6936).
+    pub need_checksum: bool,
 }
 
 /// Tells the VXLAN device where to send a packet. `label`: the flow label of an IPv6 tunnel (RFC
@@ -262,7 +265,7 @@ pub fn set_tunnel_key(
     key.tunnel_id = vni;
     key.tunnel_tos = class;
     key.tunnel_ttl = TTL;
-    let mut flags = BPF_F_ZERO_CSUM_TX;
+    let mut flags = if ends.need_checksum { 0 } else { BPF_F_ZERO_CSUM_TX };
     if ends.are_ipv6 {
         flags |= BPF_F_TUNINFO_IPV6;
         key.tunnel_label = label.into();

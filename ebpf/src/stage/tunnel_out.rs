@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{Endpoint, FAMILY_IPV4, Macs, NODE_IPSEC_TUNNEL, NODE_TUNNEL_IPV6, Node, Translation},
+    abi::{Endpoint, FAMILY_IPV4, Macs, NODE_IPSEC_TUNNEL, NODE_TUNNEL_IPV6, NODE_VTEP, Node, Translation},
     addr::Mac,
     ecn,
     names::INNER_SOURCE_MAC,
@@ -96,6 +96,7 @@ pub fn address_to_node<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) 
         source: &node.source,
         destination: &node.tunnel_endpoint,
         are_ipv6: node.flags & NODE_TUNNEL_IPV6 != 0,
+        need_checksum: needs_checksum(node),
     };
     set_tunnel_key(ctx, &ends, maps::vni(), class, packet.flow.tunnel_source_port().get())
 }
@@ -117,7 +118,9 @@ fn ask<I: Ip>(ctx: &TcContext, node: &Node, way: &mut Way) -> Lookup {
         way.length = largest;
         return Lookup::TooBig;
     }
-    if goes_through_device::<I>(node) {
+    // Ask for the path to flannel's IPv6 device, too: the kernel does not fragment what it sends over
+    // IPv6.
+    if goes_through_device::<I>(node) && !(is_over_ipv6::<I>(node) && needs_checksum(node)) {
         return Lookup::Found;
     }
     if is_over_ipv6::<I>(node) { way.look_up::<Ipv6>(ctx) } else { way.look_up::<Ipv4>(ctx) }
@@ -160,12 +163,20 @@ fn send<I: Ip>(
     }
 }
 
-/// Returns whether the VXLAN device makes the outer headers: those of IPv6 around IPv4, and those of
-/// packets for which the kernel has to ask its IPsec policies.
+/// Returns whether the VXLAN device makes the outer headers: those of IPv6 around IPv4, those with a
+/// UDP checksum, and those of packets for which the kernel has to ask its IPsec policies.
 #[inline(always)]
 fn goes_through_device<I: Ip>(node: &Node) -> bool {
     let flags = if I::FAMILY == FAMILY_IPV4 { NODE_TUNNEL_IPV6 } else { 0 };
-    cfg!(feature = "through-device") || node.flags & (NODE_IPSEC_TUNNEL | flags) != 0
+    cfg!(feature = "through-device") || node.flags & (NODE_IPSEC_TUNNEL | flags) != 0 || needs_checksum(node)
+}
+
+/// Returns whether a node takes tunnel packets only with the outer UDP checksum: flannel's device for
+/// IPv6.
+#[inline(always)]
+fn needs_checksum(node: &Node) -> bool {
+    const BOTH: u32 = NODE_VTEP | NODE_TUNNEL_IPV6;
+    node.flags & BOTH == BOTH
 }
 
 /// Returns the link addresses of inner frames to a node.
