@@ -23,9 +23,6 @@ const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 const NOT_YET: &str = "the test has IPv4 only, until now";
 /// Paths that have one family only: the beginning of their names, and the reason.
 const ONE_FAMILY: &[(&str, &str)] = &[
-    ("flannel/leftovers, ", NOT_YET),
-    ("flannel/paths, ", NOT_YET),
-    ("flannel/stale, ", NOT_YET),
     ("ipv6_router, ", "the path is that of IPv4 by an IPv6 router"),
     (
         "kube_proxy/first_family, ",

@@ -43,21 +43,29 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
         .unwrap();
 
     lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
-    let held = "(host-local's network reference: 2, device other: 1, a route to device other: 1)";
+    // Each pod has an address of each family.
+    let held = "(host-local's network reference: 4, device other: 1, a route to device other: 1)";
     let told = comes(node, OF_OTHERS, held);
-    assert!(told.contains(": 4 addresses"), "{told}");
+    assert!(told.contains(": 6 addresses"), "{told}");
     traffic::tcp_exchange(node, &old, address, 8080, MEBIBYTE).unwrap();
     let pods = ["one", "two", "three"].map(|name| node.add_pod(name).unwrap());
     assert_eq!(
-        pods.each_ref().map(|pod| pod.address().to_string()),
-        ["10.244.1.4", "10.244.1.7", "10.244.1.8"]
+        pods.each_ref().map(|pod| [0, 1].map(|family| pod.addresses()[family].to_string())),
+        [
+            ["10.244.1.4", "fd00:10:244:1::4"],
+            ["10.244.1.7", "fd00:10:244:1::5"],
+            ["10.244.1.8", "fd00:10:244:1::6"]
+        ]
     );
     // This file appears between two looks of the agent. ADD sees it nevertheless.
     let networks = node.cni_state_dir().join("networks/reference");
     fs::write(networks.join("10.244.1.9"), "another\neth0").unwrap();
     assert_eq!(node.add_pod("four").unwrap().address().to_string(), "10.244.1.10");
-    for (asked, holder) in [("10.244.1.2", "host-local's network reference"), ("10.244.1.5", "device other")]
-    {
+    for (asked, holder) in [
+        ("10.244.1.2", "host-local's network reference"),
+        ("fd00:10:244:1::2", "host-local's network reference"),
+        ("10.244.1.5", "device other"),
+    ] {
         let refused = ask_for(node, asked);
         assert_eq!(refused["code"], codes::ADDRESS_UNAVAILABLE, "{refused}");
         let message = refused["msg"].as_str().unwrap();
@@ -77,7 +85,7 @@ fn addresses_of_others_are_not_given_out_until_they_are_free() {
     comes(
         node,
         OF_OTHERS,
-        ": 1 addresses of the podCIDR are not given to pods, as others have them (host-local's network reference: 1)",
+        ": 2 addresses of the podCIDR are not given to pods, as others have them (host-local's network reference: 2)",
     );
     let pod = node.add_pod_with("five", &json!({ "ips": ["10.244.1.2/24"] })).unwrap();
     traffic::tcp_exchange(node, &pod, address, 8080, MEBIBYTE).unwrap();
@@ -130,7 +138,7 @@ fn on_links<T: Send>(ns: &Ns, act: impl AsyncFnOnce(Links) -> T + Send) -> T {
 
 /// Returns the answer to an ADD that asks for an address.
 fn ask_for(node: &Node, address: &str) -> Value {
-    let call = node.cni_call("ADD", "asking", &json!({ "ips": [format!("{address}/24")] }));
+    let call = node.cni_call("ADD", "asking", &json!({ "ips": [address] }));
     let ns = Ns::create(&call.container_id).unwrap();
     let output = call.run().unwrap();
     ns.remove().unwrap();

@@ -1,9 +1,9 @@
 //! What flannel leaves on a node that Podwire takes over.
 
-use xtask::lab::reference::{self, Join, Masquerade, VXLAN};
+use xtask::lab::reference::{self, Join, Masquerade, VXLAN, VXLAN6};
 use xtask::lab::{Lab, traffic};
 
-use super::{add_pod, answers};
+use super::{add_pod, announce, answers, macs};
 use crate::check::{Row, check};
 use crate::sweep::comes;
 
@@ -14,21 +14,26 @@ fn flannels_device_in_the_way_is_named_and_its_end_noticed() {
         reference::set_up_node(node, Join::Vxlan, Masquerade::Iptables).unwrap();
     }
     let (node, other) = (lab.node(0), lab.node(1));
-    reference::add_peer(node, other, other.mac(VXLAN).unwrap()).unwrap();
-    reference::add_peer(other, node, node.mac(VXLAN).unwrap()).unwrap();
+    reference::add_peer(node, other, &macs(other)).unwrap();
+    reference::add_peer(other, node, &macs(node)).unwrap();
+    announce(&lab, [node, other].map(|node| Some(macs(node)))).unwrap();
     let none = serde_json::json!({});
-    let [one, far] = [node, other].map(|node| add_pod(node, "before", &none).unwrap());
+    let [one, far] = [node, other].map(|node| add_pod(node, "before", Join::Vxlan, &none).unwrap());
     node.spawn_agent().unwrap();
-    let failed = comes(node, "reconcile-failed", "belongs to the VXLAN device flannel.1");
-    assert!(failed.contains("`ip link delete flannel.1`"), "{failed}");
+    let failed = comes(node, "reconcile-failed", "belongs to the VXLAN devices flannel.1 and flannel-v6.1");
+    assert!(failed.contains("`ip link delete flannel.1` and `ip link delete flannel-v6.1`"), "{failed}");
     let refused = node.add_pod("early").unwrap_err().to_string();
     assert!(refused.contains("flannel.1"), "the runtime is told as well: {refused}");
-    traffic::tcp_exchange(&one, &far, far.address, 8080, 1 << 20)
-        .expect("flannel's own pods go on meanwhile");
+    for address in &far.addresses {
+        traffic::tcp_exchange(&one, &far, *address, 8080, 1 << 20)
+            .expect("flannel's own pods go on meanwhile");
+    }
     node.ip(&format!("link delete {VXLAN}\n")).unwrap();
+    comes(node, "reconcile-failed", "belongs to the VXLAN device flannel-v6.1:");
+    node.ip(&format!("link delete {VXLAN6}\n")).unwrap();
     node.wait_ready().unwrap();
     let pod = node.add_pod("late").unwrap();
-    traffic::tcp_exchange(&pod, node, node.address(), 8080, 1 << 20).unwrap();
+    crate::reach(&pod, node);
 }
 
 #[test]
@@ -37,28 +42,36 @@ fn flannels_bridge_and_rules_on_the_node_break_nothing() {
     for node in lab.nodes() {
         reference::set_up_node(node, Join::Routes, Masquerade::Iptables).unwrap();
         // The bridge has a carrier only with a pod.
-        let before = add_pod(node, "before", &serde_json::json!({})).unwrap();
-        assert!(answers(node, before.address));
+        let before = add_pod(node, "before", Join::Routes, &serde_json::json!({})).unwrap();
+        let all_answer = || before.addresses.iter().all(|address| answers(node, *address));
+        assert!(all_answer());
         node.start_agent().unwrap();
-        assert!(answers(node, before.address), "a pod from before the agent does not answer");
+        assert!(all_answer(), "a pod from before the agent does not answer");
     }
-    let runtime_config = serde_json::json!({ "ips": ["10.244.1.77/24"] });
-    let pod = lab.node(0).add_pod_with("pod", &runtime_config).unwrap();
-    let far = lab.node(1).add_pod_with("far", &serde_json::json!({ "ips": ["10.244.2.77/24"] })).unwrap();
-    let near = lab.node(0).add_pod_with("near", &serde_json::json!({ "ips": ["10.244.1.78/24"] })).unwrap();
-    let (ours, other) = (lab.node(0), lab.node(1));
-    let from = (&*pod, pod.address());
-    check(
-        &lab,
-        &[
-            Row::new("pod to a pod of its node", from, (&near, near.address())),
-            Row::new("pod to a pod of another node", from, (&far, far.address())),
-            Row::new("pod to its node", from, (ours, ours.address())),
-            Row::new("node to its pod", (ours, ours.address()), from),
-            Row::new("pod to another node", from, (other, other.address())),
-            Row::new("pod to the world", from, (lab.world(), lab.world_address())).seen_as(ours.address()),
-        ],
-    );
+    let add_pod = |node: usize, name: &str, last: u8| {
+        let number = node + 1;
+        let ips = [format!("10.244.{number}.{last}/24"), format!("fd00:10:244:{number}::{last}/64")];
+        lab.node(node).add_pod_with(name, &serde_json::json!({ "ips": ips })).unwrap()
+    };
+    let (pod, near, far) = (add_pod(0, "pod", 77), add_pod(0, "near", 78), add_pod(1, "far", 77));
+    for family in [0, 1] {
+        let [from, near, far] = [&pod, &near, &far].map(|pod| (&**pod, pod.addresses()[family]));
+        let [ours, other] = [0, 1].map(|node| (&**lab.node(node), lab.node(node).addresses()[family]));
+        let world = (lab.world(), lab.world_addresses()[family]);
+        check(
+            &lab,
+            &[
+                Row::new("pod to a pod of its node", from, near),
+                Row::new("pod to a pod of another node", from, far),
+                Row::new("pod to its node", from, ours),
+                Row::new("node to its pod", ours, from),
+                Row::new("pod to another node", from, other),
+            ],
+        );
+        let to_world = Row::new("pod to the world", from, world).seen_as(ours.1);
+        // The world's link takes more than the pods' links.
+        check(&lab, &[if family == 0 { to_world } else { to_world.learns_mtu() }]);
+    }
 }
 
 #[test]
@@ -67,16 +80,8 @@ fn printed_steps_remove_all_that_flannel_has_left_on_a_node() {
         let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
         let node = lab.node(0);
         reference::set_up_node(node, Join::Vxlan, masquerade).unwrap();
-        add_pod(node, "before", &serde_json::json!({})).unwrap();
+        add_pod(node, "before", Join::Vxlan, &serde_json::json!({})).unwrap();
         let shown = |command: &str| node.exec(&["sh", "-c", command]).unwrap();
-        // Flannel's device and rules for IPv6.
-        shown("ip link add flannel-v6.1 type vxlan id 1 dstport 8473");
-        shown(match nftables {
-            true => {
-                "nft 'table ip6 flannel-ipv6 { chain forward { type filter hook forward priority 0; }; }'"
-            }
-            false => "ip6tables -N FLANNEL-FWD && ip6tables -A FORWARD -j FLANNEL-FWD",
-        });
         let left = || {
             let all = shown("ip link; iptables-save; ip6tables-save; nft list ruleset");
             ["flannel.1", "flannel-v6", "flannel-ipv", "FLANNEL", "cni0"]

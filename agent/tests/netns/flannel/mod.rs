@@ -1,5 +1,6 @@
 //! A cluster in the middle of its migration. `node1` is ours. `node2` is still flannel's: it has a
-//! kernel VXLAN device, a bridge and the reference plugins, set up as flannel does it.
+//! kernel VXLAN device for each family, a bridge and the reference plugins, set up as flannel does
+//! it.
 
 mod leftovers;
 mod paths;
@@ -9,19 +10,26 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 
 use anyhow::{Context as _, Result, ensure};
+use podwire_core::model::Family;
 use serde_json::{Value, json};
 use xtask::lab::reference::{self, Join, Masquerade};
 use xtask::lab::{Builder, Lab, Node, Ns, Pod, traffic};
 
 use crate::host_ports::mappings;
 
-/// The link address that flannel's device on `node1` had before the node was ours. Its annotation
-/// stays.
-const OLD_MAC: [u8; 6] = [0x6a, 0x0f, 0x33, 0xb2, 0x71, 0x5c];
+/// Link addresses of a node's two devices, with IPv4 and with IPv6 outside.
+type Macs = [[u8; 6]; 2];
+
+/// The link addresses that flannel's devices on `node1` had before the node was ours. Their
+/// annotations stay.
+const OLD_MACS: Macs = [[0x6a, 0x0f, 0x33, 0xb2, 0x71, 0x5c], [0x6a, 0x0f, 0x33, 0xb2, 0x71, 0x6c]];
 /// The pod's own port, behind the hostPorts.
 const PORT: u16 = 8080;
 /// The hostPort of each of the two pods.
 const HOST_PORT: u16 = 9088;
+
+/// A namespace, and its address of a family.
+type End<'a> = (&'a Ns, IpAddr);
 
 /// The two nodes, and a pod with hostPorts on each.
 struct Scene {
@@ -35,7 +43,8 @@ struct Scene {
 /// A pod that the reference plugins have made.
 struct FlannelPod {
     ns: Ns,
-    address: IpAddr,
+    /// One of each family, IPv4 first.
+    addresses: Vec<IpAddr>,
 }
 
 impl Deref for FlannelPod {
@@ -55,11 +64,25 @@ impl Scene {
         let lab = builder.agents(false).build()?;
         let (ours, flannels) = (lab.node(0), lab.node(1));
         reference::set_up_node(flannels, Join::Vxlan, Masquerade::Iptables)?;
-        reference::add_peer(flannels, ours, OLD_MAC)?;
-        announce(&lab, [Some(OLD_MAC), Some(flannels.mac(reference::VXLAN)?)])?;
+        reference::add_peer(flannels, ours, &OLD_MACS)?;
+        announce(&lab, [Some(OLD_MACS), Some(macs(flannels))])?;
         ours.start_agent()?;
         let wanted = mappings(&[(HOST_PORT, PORT, "tcp", None), (HOST_PORT, PORT, "udp", None)]);
-        Ok(Self { pod: ours.add_pod_with("pod", &wanted)?, far: add_pod(flannels, "far", &wanted)?, lab })
+        Ok(Self {
+            pod: ours.add_pod_with("pod", &wanted)?,
+            far: add_pod(flannels, "far", Join::Vxlan, &wanted)?,
+            lab,
+        })
+    }
+
+    /// Returns our pod with its address of a family (0: IPv4).
+    fn pod(&self, family: usize) -> End<'_> {
+        (&self.pod, self.pod.addresses()[family])
+    }
+
+    /// Returns flannel's pod with its address of a family (0: IPv4).
+    fn far(&self, family: usize) -> End<'_> {
+        (&self.far, self.far.addresses[family])
     }
 
     fn ours(&self) -> &Node {
@@ -70,30 +93,37 @@ impl Scene {
         self.lab.node(1)
     }
 
-    /// Returns the source of packets that flannel's node itself sends to pods.
-    fn flannels_device(&self) -> IpAddr {
-        "10.244.2.0".parse().unwrap()
+    /// Returns the sources, one of each family, of packets that flannel's node itself sends to pods.
+    fn flannels_devices(&self) -> [IpAddr; 2] {
+        ["10.244.2.0", "fd00:10:244:2::"].map(|address| address.parse().unwrap())
     }
 }
 
+/// Returns the link addresses of flannel's devices on a node.
+fn macs(node: &Node) -> Macs {
+    reference::macs(node).unwrap().try_into().unwrap()
+}
+
 /// Writes flannel's annotations for each node into the Node list; `None`: no annotation.
-fn announce(lab: &Lab, macs: [Option<[u8; 6]>; 2]) -> Result<()> {
+fn announce(lab: &Lab, macs: [Option<Macs>; 2]) -> Result<()> {
     let mut list = lab.node_list()?;
-    for (index, mac) in macs.into_iter().enumerate() {
-        let annotations = mac.map_or_else(|| json!({}), |mac| reference::annotations(lab.node(index), mac));
+    for (index, macs) in macs.into_iter().enumerate() {
+        let annotations =
+            macs.map_or_else(|| json!({}), |macs| reference::annotations(lab.node(index), &macs));
         list["items"][index]["metadata"]["annotations"] = annotations;
     }
     lab.write_node_list(&list.to_string())
 }
 
-fn add_pod(node: &Node, name: &str, runtime_config: &Value) -> Result<FlannelPod> {
-    let mut calls = reference::calls(node, name, Join::Vxlan, Masquerade::Iptables, runtime_config);
+fn add_pod(node: &Node, name: &str, join: Join, runtime_config: &Value) -> Result<FlannelPod> {
+    let mut calls = reference::calls(node, name, join, Masquerade::Iptables, runtime_config);
     let ns = Ns::create(&calls[0].container_id)?;
     let output = reference::add(&mut calls)?;
     ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
-    let address = output.answer["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
-    let address = address.with_context(|| format!("no address in {}", output.answer))?.parse()?;
-    Ok(FlannelPod { ns, address })
+    let ips = output.answer["ips"].as_array().with_context(|| format!("no ips in {}", output.answer))?;
+    let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+    let addresses: Option<Vec<IpAddr>> = ips.iter().map(address).collect();
+    Ok(FlannelPod { addresses: addresses.with_context(|| output.answer.to_string())?, ns })
 }
 
 /// Returns whether a ping is answered within a second.
@@ -104,13 +134,14 @@ fn answers(from: &Ns, to: IpAddr) -> bool {
 /// Checks that a namespace reaches a node, and with which source the node sees it. The datagram
 /// server is bound to the node's address. Otherwise the kernel would take the answer's source from
 /// the route. Flannel's routes have another source, and so have our routes to a node that was
-/// flannel's.
+/// flannel's. The family is that of the source.
 fn reach_node(from: &Ns, seen_as: IpAddr, node: &Node) -> Result<()> {
-    let destination = SocketAddr::new(node.address(), PORT);
+    let address = Family::of(seen_as).first_of(node.addresses()).context("the node lacks the family")?;
+    let destination = SocketAddr::new(address, PORT);
     let route = traffic::Route { destination, listen: destination };
     let stream = traffic::tcp_exchange_on(from, node, route, 1 << 20).context("TCP")?;
     let datagram = traffic::udp_exchange_on(from, node, route, 60_000).context("UDP")?;
-    traffic::ping(from, node.address(), 20_000)?;
+    traffic::ping(from, address, 20_000)?;
     for exchange in [stream, datagram] {
         let seen = exchange.peer_seen_by_server.ip();
         ensure!(seen == seen_as, "it is seen as {seen}");
