@@ -19,8 +19,6 @@ pub const FILE: &str = "PODWIRE_FAMILY_TABLE";
 
 const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 
-/// The reason of tests that still have to get the other family.
-const NOT_YET: &str = "the test has IPv4 only, until now";
 /// Paths that have one family only: the beginning of their names, and the reason.
 const ONE_FAMILY: &[(&str, &str)] = &[
     ("ipv6_router, ", "the path is that of IPv4 by an IPv6 router"),
