@@ -35,6 +35,9 @@ mod packets;
 #[path = "../tests/prog/pool.rs"]
 #[expect(dead_code, reason = "the packet tables use the rest")]
 mod pool;
+#[path = "../tests/prog/records.rs"]
+#[expect(dead_code, reason = "the packet tables use the rest")]
+mod records;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::sys::{Stats, enable_stats};

@@ -10,7 +10,9 @@ use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Mode, PortMapping, Transport as Protocol};
 
 use crate::fixture::*;
-use crate::ipv6::{LINK_LOCAL, NEIGHBOUR, NODE1_6, NODE2_6, OVERLAY, POD, REMOTE, WORLD6, node, route_ipv6};
+use crate::fixture6::{
+    LINK_LOCAL, NEIGHBOUR, NODE1_6, NODE2_6, OVERLAY, POD, REMOTE, WORLD6, node, route_ipv6,
+};
 use crate::packets::{Transport, Vxlan, behind_ethernet, tcp, udp};
 use crate::packets6::{Extension, Packet6};
 

@@ -10,7 +10,7 @@ use podwire_core::model::{Mode, PortMapping, Transport as Protocol};
 use xtask::lab::Ns;
 
 use crate::fixture::*;
-use crate::ipv6::{NODE1_6, POD, node};
+use crate::fixture6::{NODE1_6, POD, node};
 
 /// A host of the world, on the node's link.
 const WORLD_HOST: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 0x99);

@@ -11,7 +11,8 @@ use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Family, Mode, Path as Way};
 
 use crate::fixture::*;
-use crate::ipv6::{LINK_LOCAL, NEIGHBOUR, NODE1_6, NODE2_6, OVERLAY, POD, REMOTE, WORLD6, node, to, too_big};
+use crate::fixture6::*;
+use crate::ipv6::{to, too_big};
 use crate::kinds::ack;
 use crate::packets::{Packet, Vxlan, inner, udp};
 use crate::packets6::{Extension, Packet6};

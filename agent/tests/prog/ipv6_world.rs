@@ -12,7 +12,9 @@ use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::Mode;
 
 use crate::fixture::*;
-use crate::ipv6::{ALL_NODES, LINK_LOCAL, NEIGHBOUR, NODE1_6, NODE2_6, OVERLAY, POD, REMOTE, WORLD6, node};
+use crate::fixture6::{
+    ALL_NODES, LINK_LOCAL, NEIGHBOUR, NODE1_6, NODE2_6, OVERLAY, POD, REMOTE, WORLD6, node,
+};
 use crate::packets::{Transport, Vxlan, behind_ethernet, tcp, udp};
 use crate::packets6::{Extension, Packet6};
 
