@@ -18,9 +18,15 @@
 
 #[path = "../tests/prog/counting.rs"]
 mod counting;
+#[path = "../tests/prog/family.rs"]
+#[expect(dead_code, reason = "the packet tables use the rest")]
+mod family;
 #[path = "../tests/prog/fixture.rs"]
 #[expect(dead_code, reason = "the packet tables use the rest")]
 mod fixture;
+#[path = "../tests/prog/fixture6.rs"]
+#[expect(dead_code, reason = "the packet tables use the rest")]
+mod fixture6;
 #[path = "../tests/prog/kind.rs"]
 mod kind;
 #[path = "../tests/prog/kinds.rs"]
@@ -32,6 +38,9 @@ mod namespace;
 #[path = "../tests/prog/packets.rs"]
 #[expect(dead_code, reason = "the packet tables use the rest")]
 mod packets;
+#[path = "../tests/prog/packets6.rs"]
+#[expect(dead_code, reason = "the packet tables use the rest")]
+mod packets6;
 #[path = "../tests/prog/pool.rs"]
 #[expect(dead_code, reason = "the packet tables use the rest")]
 mod pool;

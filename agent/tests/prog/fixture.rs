@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire_common::abi;
-use podwire_common::addr::{Be16, Mac};
+use podwire_common::addr::{Addr, Be16, Mac};
 use podwire_common::names::programs::UPLINK_XDP;
 use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
@@ -84,7 +84,7 @@ pub enum Expect {
 }
 
 /// Returns the flow between two addresses.
-pub fn flow_of(source: Ipv4Addr, destination: Ipv4Addr, ports: (u16, u16), protocol: u8) -> abi::Flow {
+pub fn flow_of<A: Into<Addr>>(source: A, destination: A, ports: (u16, u16), protocol: u8) -> abi::Flow {
     abi::Flow::new(source.into(), destination.into(), Be16::new(ports.0), Be16::new(ports.1), protocol)
 }
 

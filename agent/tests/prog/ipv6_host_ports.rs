@@ -10,9 +10,7 @@ use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Mode, PortMapping, Transport as Protocol};
 
 use crate::fixture::*;
-use crate::fixture6::{
-    LINK_LOCAL, NEIGHBOUR, NODE1_6, NODE2_6, OVERLAY, POD, REMOTE, WORLD6, node, route_ipv6,
-};
+use crate::fixture6::*;
 use crate::packets::{Transport, Vxlan, behind_ethernet, tcp, udp};
 use crate::packets6::{Extension, Packet6};
 
@@ -28,8 +26,6 @@ const HOST_PORT_ANY4: u16 = 9091;
 const HOST_PORT_V4: u16 = 9092;
 const POD_PORT: u16 = 8080;
 const CLIENT_PORT: u16 = 40000;
-/// A host on the node's link.
-const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 0x99);
 
 fn fixture(mode: Mode) -> Fixture {
     let mut fixture = node(mode);
@@ -85,7 +81,7 @@ fn a_request_reaches_the_pod_and_its_reply_the_client() {
                 let mut node = fixture(mode);
                 let (link, pod_link) = (node.uplink, node.pod_a);
                 route_ipv6(&node);
-                let packet = request(CLIENT6, asked(CLIENT_PORT, host_port));
+                let packet = request(STRANGER6, asked(CLIENT_PORT, host_port));
                 // The client takes the node for the pod, so the hop limit stays.
                 let arrives =
                     Packet6 { destination: POD, transport: asked(CLIENT_PORT, POD_PORT), ..packet.clone() };
@@ -94,7 +90,7 @@ fn a_request_reaches_the_pod_and_its_reply_the_client() {
                     let expect = Expect::Redirect(Path::HostPortIn, arrives.clone());
                     node.check(&what, FROM_UPLINK, link, &packet.build(), expect);
                 }
-                let answered = reply(CLIENT6, answer(POD_PORT, CLIENT_PORT));
+                let answered = reply(STRANGER6, answer(POD_PORT, CLIENT_PORT));
                 let expected = Packet6 {
                     source: NODE1_6,
                     transport: answer(host_port, CLIENT_PORT),
@@ -116,20 +112,20 @@ fn a_request_reaches_the_pod_and_its_reply_the_client() {
 fn what_is_for_no_host_port_is_the_hosts() {
     let mut node = fixture(Mode::Vxlan);
     let link = node.uplink;
-    let authenticated = request(CLIENT6, udp(CLIENT_PORT, HOST_PORT))
+    let authenticated = request(STRANGER6, udp(CLIENT_PORT, HOST_PORT))
         .with(|packet| packet.extensions.push(Extension::of(protocol::AH)));
     for (what, packet) in [
-        ("another port", request(CLIENT6, tcp(CLIENT_PORT, HOST_PORT + 100))),
-        ("the middle of a connection", request(CLIENT6, syn_ack(CLIENT_PORT, HOST_PORT))),
-        ("0.0.0.0's port", request(CLIENT6, udp(CLIENT_PORT, HOST_PORT_ANY4))),
-        ("an IPv4 address's port", request(CLIENT6, udp(CLIENT_PORT, HOST_PORT_V4))),
+        ("another port", request(STRANGER6, tcp(CLIENT_PORT, HOST_PORT + 100))),
+        ("the middle of a connection", request(STRANGER6, syn_ack(CLIENT_PORT, HOST_PORT))),
+        ("0.0.0.0's port", request(STRANGER6, udp(CLIENT_PORT, HOST_PORT_ANY4))),
+        ("an IPv4 address's port", request(STRANGER6, udp(CLIENT_PORT, HOST_PORT_V4))),
         (
             "another address",
-            request(CLIENT6, udp(CLIENT_PORT, HOST_PORT)).with(|packet| packet.destination = NODE2_6),
+            request(STRANGER6, udp(CLIENT_PORT, HOST_PORT)).with(|packet| packet.destination = NODE2_6),
         ),
         (
             "another hostIP",
-            request(CLIENT6, udp(CLIENT_PORT, HOST_PORT_HERE)).with(|packet| packet.destination = OVERLAY),
+            request(STRANGER6, udp(CLIENT_PORT, HOST_PORT_HERE)).with(|packet| packet.destination = OVERLAY),
         ),
         ("AH in front of UDP", authenticated),
         ("a client that the pod cannot answer", request(LINK_LOCAL, udp(CLIENT_PORT, HOST_PORT))),
@@ -151,8 +147,8 @@ fn an_error_about_a_reply_reaches_the_pod_in_its_own_terms() {
     for (what, asked, answer) in [("TCP", tcp as Ports, syn_ack as Ports), ("UDP", udp, udp)] {
         let mut node = fixture(Mode::Vxlan);
         let link = node.uplink;
-        node.run(FROM_UPLINK, link, &request(CLIENT6, asked(CLIENT_PORT, HOST_PORT)).build(), 0);
-        let quote = |source, transport| behind_ethernet(&Packet6::new(source, CLIENT6, transport).build());
+        node.run(FROM_UPLINK, link, &request(STRANGER6, asked(CLIENT_PORT, HOST_PORT)).build(), 0);
+        let quote = |source, transport| behind_ethernet(&Packet6::new(source, STRANGER6, transport).build());
         let too_big = Transport::Icmp { kind: 2, code: 0, word: 1280_u32.to_be_bytes() };
         let error = request(NODE2_6, too_big)
             .with(|packet| packet.payload = quote(NODE1_6, answer(HOST_PORT, CLIENT_PORT)));

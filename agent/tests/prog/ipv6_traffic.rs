@@ -10,10 +10,8 @@ use podwire_core::model::{Mode, PortMapping, Transport as Protocol};
 use xtask::lab::Ns;
 
 use crate::fixture::*;
-use crate::fixture6::{NODE1_6, POD, node};
+use crate::fixture6::{NODE1_6, POD, STRANGER6, node};
 
-/// A host of the world, on the node's link.
-const WORLD_HOST: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 0x99);
 /// The world's server, the hostPort and the pod's server have the same port.
 const PORT: u16 = 8080;
 const STREAM: usize = 4 << 20;
@@ -127,7 +125,7 @@ fn streams_to_world_and_host_port_arrive_whatever_the_offloads() {
             mac(HOST_A_MAC)
         ))
         .unwrap();
-    world.0.ip(&format!("link set eth0 up\naddress add {WORLD_HOST}/64 dev eth0 nodad\n")).unwrap();
+    world.0.ip(&format!("link set eth0 up\naddress add {STRANGER6}/64 dev eth0 nodad\n")).unwrap();
     node.attach();
     for settings in ["tx on rx on tso on gso on gro on", "tx off rx off tso off gso off gro off"] {
         let here = Ns::open(&node.namespace.name).unwrap();
@@ -136,18 +134,18 @@ fn streams_to_world_and_host_port_arrive_whatever_the_offloads() {
             ns.exec(&command).unwrap();
         }
         let before = node.counters();
-        for seen in exchange(&pod.0, &world.0, WORLD_HOST) {
+        for seen in exchange(&pod.0, &world.0, STRANGER6) {
             assert_eq!(seen.ip(), NODE1_6, "{settings}");
         }
         for seen in exchange(&world.0, &pod.0, NODE1_6) {
-            assert_eq!(seen.ip(), WORLD_HOST, "{settings}");
+            assert_eq!(seen.ip(), STRANGER6, "{settings}");
         }
         let after = node.counters();
         for path in [Path::SnatOut, Path::SnatIn, Path::HostPortIn, Path::HostPortOut] {
             assert_ne!(before.get(path.name()), after.get(path.name()), "{settings}: {}", path.name());
         }
         let to_world =
-            node.translations().into_iter().filter(|(flow, _)| flow.destination == WORLD_HOST.into());
+            node.translations().into_iter().filter(|(flow, _)| flow.destination == STRANGER6.into());
         let past: Vec<_> =
             to_world.filter(|(_, half)| half.reply == 0).map(|(_, half)| half.past_stack).collect();
         assert!(past.contains(&1), "{settings}: no flow goes past the stack: {past:?}");

@@ -2,7 +2,7 @@
 //! send it as often as needed.
 
 use std::collections::BTreeSet;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
@@ -14,6 +14,7 @@ use podwire_core::slice::Hooks;
 use xtask::lab::{Ns, frames};
 
 use crate::fixture::{Fixture, NODE1, WORLD};
+use crate::fixture6::make_dual;
 use crate::pool::{Loaded, empty_shares};
 
 /// How long a prepared node stays usable. A known flow is valid for
@@ -62,9 +63,9 @@ enum Way {
     Socket,
 }
 
-/// The entry of `FLOWS` for a packet's flow.
+/// The entry of `FLOWS` or `FLOWS6` for a packet's flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
+pub enum Known {
     /// No entry.
     Nothing,
     /// An entry of an older generation.
@@ -87,7 +88,7 @@ pub struct Kind {
     way: Way,
     before: Vec<(&'static str, Link, Vec<u8>)>,
     pub is_first: bool,
-    known: Known,
+    pub known: Known,
     is_past_stack: bool,
     /// The flow to a destination that counts as known: the host's rules have just let another
     /// connection to it pass.
@@ -219,7 +220,13 @@ impl Setting {
     /// Returns a node with these programs. The calling thread moves into its namespace.
     pub fn node<L: Into<Loaded>>(self, load: impl FnOnce(&abi::Config) -> L) -> Fixture {
         let mut node = Fixture::with_programs(self.mode, load);
-        node.namespace.ip("route add default via 10.200.0.2 dev up0");
+        match self.wire {
+            // The kernel's own IPv6 packets would be counted on a link with an attached program.
+            Wire::Loopback | Wire::Overlay | Wire::Uplink => {
+                node.namespace.ip("route add default via 10.200.0.2 dev up0");
+            }
+            Wire::Nothing => make_dual(&mut node),
+        }
         if self.has_host_port {
             crate::kinds::add_host_port(&mut node);
         }
@@ -256,6 +263,7 @@ enum Entry {
     Translation(Flow),
     InboundFlow(Flow),
     Known(FlowKey),
+    Known6(Flow),
 }
 
 /// A node that is prepared for packets of a kind.
@@ -350,7 +358,10 @@ impl Ready<'_> {
     fn know_destination(&mut self) {
         let Some(flow) = &self.kind.destination else { return };
         if self.destination_known.is_none_or(|since| since.elapsed() > FRESH) {
-            self.node.know_destination(flow);
+            match flow.source.is_v4() {
+                true => drop(self.node.know_destination::<Ipv4Addr>(flow)),
+                false => drop(self.node.know_destination::<Ipv6Addr>(flow)),
+            }
             self.destination_known = Some(Instant::now());
         }
     }
@@ -368,7 +379,8 @@ impl Ready<'_> {
         let translations = maps.translations.keys().map(|flow| Entry::Translation(flow.unwrap()));
         let inbound = maps.inbound_flows.keys().map(|flow| Entry::InboundFlow(flow.unwrap()));
         let known = maps.flows.keys().map(|key| Entry::Known(key.unwrap()));
-        stack_flows.chain(translations).chain(inbound).chain(known).collect()
+        let known6 = maps.flows6.keys().map(|flow| Entry::Known6(flow.unwrap()));
+        stack_flows.chain(translations).chain(inbound).chain(known).chain(known6).collect()
     }
 
     fn forget(&mut self) {
@@ -379,6 +391,7 @@ impl Ready<'_> {
                 Entry::Translation(flow) => maps.translations.remove(flow),
                 Entry::InboundFlow(flow) => maps.inbound_flows.remove(flow),
                 Entry::Known(key) => maps.flows.remove(key),
+                Entry::Known6(flow) => maps.flows6.remove(flow),
             }
             .unwrap();
         }

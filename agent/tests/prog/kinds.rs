@@ -7,9 +7,11 @@ use podwire_common::flow::protocol;
 use podwire_common::names::programs::{
     FROM_OVERLAY, FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK, UPLINK_XDP,
 };
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 use podwire_common::reason::Path;
 use podwire_core::model::{PortMapping, Transport as Protocol};
 
+use crate::family::{Address, IpPacket};
 use crate::fixture::{
     Fixture, GATEWAY, HOST_A_MAC, NODE1, NODE2, NODE2_MAC, POD_A, POD_A_MAC, POD_B, REMOTE_POD, STRANGER,
     UPLINK_MAC, WORLD,
@@ -94,25 +96,26 @@ pub fn ack(source: u16, destination: u16) -> Transport {
 }
 
 /// Returns a packet that pod A sends.
-pub fn from_a(destination: Ipv4Addr, transport: Transport) -> Packet {
-    Packet::new(POD_A, destination, transport).macs(HOST_A_MAC, POD_A_MAC)
+pub fn from_a<A: Address>(destination: A, transport: Transport) -> A::Packet {
+    A::Packet::new(A::POD_A, destination, transport).on_link(HOST_A_MAC, POD_A_MAC)
 }
 
 /// Returns a packet that leaves by the uplink.
-pub fn out(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Packet {
-    Packet::new(source, destination, transport).macs(NODE2_MAC, UPLINK_MAC)
+pub fn out<A: Address>(source: A, destination: A, transport: Transport) -> A::Packet {
+    A::Packet::new(source, destination, transport).on_link(NODE2_MAC, UPLINK_MAC)
 }
 
 /// Returns a packet that arrives on the uplink.
-pub fn arriving(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Packet {
-    Packet::new(source, destination, transport).macs(UPLINK_MAC, NODE2_MAC)
+pub fn arriving<A: Address>(source: A, destination: A, transport: Transport) -> A::Packet {
+    A::Packet::new(source, destination, transport).on_link(UPLINK_MAC, NODE2_MAC)
 }
 
 /// Returns node 2's packet for pod A, in the tunnel.
-pub fn tunnelled(packet: &Packet) -> Vec<u8> {
+pub fn tunnelled(packet: &impl IpPacket) -> Vec<u8> {
+    let inner = packet.clone().on_link(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build();
     Vxlan::new(NODE2, NODE1)
         .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC))
-        .around(&inner(packet))
+        .around(&inner)
 }
 
 /// Returns the first and the last fragment of a datagram.
@@ -125,7 +128,7 @@ fn fragments(first: Packet) -> [Packet; 2] {
 }
 
 /// Returns a kind of packet for `from_pod`.
-pub fn from_pod(name: impl Into<String>, packet: &Packet, path: Path) -> Kind {
+pub fn from_pod(name: impl Into<String>, packet: &impl IpPacket, path: Path) -> Kind {
     Kind::new(FROM_POD, name, Link::PodA, packet.build(), Some(path))
 }
 

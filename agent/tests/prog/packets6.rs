@@ -138,6 +138,9 @@ impl Packet6 {
             _ => return self.payload.clone(),
         };
         let mut bytes = [&header[..], &self.payload].concat();
+        if matches!(self.transport, Transport::Udp { checksum: false, .. }) {
+            return bytes;
+        }
         let checksum = self.checksum(&bytes).to_be_bytes();
         bytes[checksum_at..checksum_at + 2].copy_from_slice(&checksum);
         bytes

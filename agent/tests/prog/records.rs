@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use aya::maps::{HashMap, MapData};
 use podwire_common::abi;
-use podwire_common::addr::{Be16, Mac, Quad};
+use podwire_common::addr::{Be16, Mac};
 use podwire_common::epoch;
-use podwire_common::flow::protocol;
+use podwire_common::flow::{FlowAddr as _, protocol};
 use podwire_common::names::programs::FROM_UPLINK;
 use podwire_common::reason::Path;
 use podwire_core::model::Mode;
 
-use crate::fixture::*;
+use crate::family::{Address, Known, next_hop};
+use crate::fixture::{
+    Fixture, NODE1, NODE2_MAC, POD_A, POD_A_MAC, POD_B, REMOTE_POD, TRANSLATED, UPLINK_MAC, WORLD, flow_of,
+};
 use crate::kinds::{CLIENT, SERVER, ack, tunnelled};
 use crate::packets;
 
@@ -75,13 +79,12 @@ impl Fixture {
         known.asked
     }
 
-    /// Returns the entry of `FLOWS` for the destination of a flow of pod A. `asked` is the time, in
+    /// Returns the known flow for the destination of a flow of pod A. `asked` is the time, in
     /// jiffies, when the host's rules were asked.
-    pub fn destination(&self, flow: &abi::Flow, asked: u32) -> abi::KnownFlow {
+    pub fn destination<A: Address>(&self, flow: &abi::Flow, asked: u32) -> Known<A> {
         let slots = epoch::with_world(1, self.uplink, &flow.destination);
-        let key = flow.key();
         abi::KnownFlow {
-            key: flow.destination_key(),
+            key: A::Stored::destination_key(flow),
             epochs: self.loaded.maps.sum_of_epochs(&slots),
             asked,
             slots,
@@ -92,37 +95,37 @@ impl Fixture {
             flags: abi::FLOW_OF_SENDER | abi::FLOW_REWRITES_SOURCE,
             leaves: abi::LEAVES_BY_UPLINK,
             macs: abi::Macs::default(),
-            source: Quad::of(&NODE1.into()),
-            destination: key.destination,
+            source: A::Stored::of(&A::NODE1.into()),
+            destination: A::Stored::of(&flow.destination),
             source_port: Be16::ZERO,
-            destination_port: key.destination_port,
+            destination_port: flow.destination_port,
             path: Path::SnatOut as u16,
             reserved: [0; 2],
-            next_hop: abi::NextHop::v4(NODE2.octets()),
+            next_hop: next_hop(A::NODE2),
             tunnel: abi::Tunnel::NONE,
             reserved2: [0; 4],
         }
     }
 
-    /// Adds the entry for a flow's destination, as if the host's rules had just let a connection of
-    /// pod A to it pass unchanged.
-    pub fn know_destination(&mut self, flow: &abi::Flow) -> abi::KnownFlow {
+    /// Adds the known flow for a flow's destination, as if the host's rules had just let a
+    /// connection of pod A to it pass unchanged.
+    pub fn know_destination<A: Address>(&mut self, flow: &abi::Flow) -> Known<A> {
         let now = self.jiffies();
-        let known = self.destination(flow, now);
-        self.loaded.maps.flows.insert(known.key, known, 0).unwrap();
+        let known = self.destination::<A>(flow, now);
+        A::insert_known(&mut self.loaded.maps, &known.key, known);
         known
     }
 
-    /// Empties `FLOWS`.
+    /// Empties `FLOWS` and `FLOWS6`.
     pub fn forget_known(&mut self) {
-        let flows: Vec<_> = self.loaded.maps.flows.keys().map(Result::unwrap).collect();
-        flows.iter().for_each(|flow| self.loaded.maps.flows.remove(flow).unwrap());
+        empty(&mut self.loaded.maps.flows);
+        empty(&mut self.loaded.maps.flows6);
     }
 
     /// Empties `STACK_FLOWS` and `TRANSLATIONS`.
     pub fn forget_recorded(&mut self) {
-        self.stack_flows().iter().for_each(|flow| self.loaded.maps.stack_flows.remove(flow).unwrap());
-        self.translations().keys().for_each(|flow| self.loaded.maps.translations.remove(flow).unwrap());
+        empty(&mut self.loaded.maps.stack_flows);
+        empty(&mut self.loaded.maps.translations);
     }
 
     /// Adds a connection of a pod to the world that both sides closed long ago. SNAT kept its port.
@@ -158,13 +161,13 @@ impl Fixture {
     }
 
     /// Adds both halves of a flow of pod A to the world that goes past the host stack.
-    pub fn translate(&mut self, protocol: u8) {
-        let original = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol);
+    pub fn translate<A: Address>(&mut self, protocol: u8) {
+        let original = flow_of(A::POD_A, A::WORLD, (CLIENT, SERVER), protocol);
         let half = abi::Translation {
             asked: 0,
             last_seen: u64::MAX / 2,
-            source: NODE1.into(),
-            destination: WORLD.into(),
+            source: A::NODE1.into(),
+            destination: A::WORLD.into(),
             source_port: Be16::new(TRANSLATED),
             destination_port: Be16::new(SERVER),
             ifindex: self.uplink,
@@ -177,8 +180,8 @@ impl Fixture {
             reserved: [0; 6],
         };
         let back = abi::Translation {
-            source: WORLD.into(),
-            destination: POD_A.into(),
+            source: A::WORLD.into(),
+            destination: A::POD_A.into(),
             source_port: Be16::new(SERVER),
             destination_port: Be16::new(CLIENT),
             reply: 1,
@@ -225,6 +228,11 @@ impl Fixture {
     pub fn translations(&self) -> BTreeMap<abi::Flow, abi::Translation> {
         self.loaded.maps.translations.iter().map(Result::unwrap).collect()
     }
+}
+
+fn empty<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<_> = map.keys().map(Result::unwrap).collect();
+    keys.iter().for_each(|key| map.remove(key).unwrap());
 }
 
 /// Returns the reply's half of another pod's translation.

@@ -1,15 +1,19 @@
 //! Packets of one flow that goes past the host stack: what the stages make of a packet, and what a
-//! known flow makes of it.
+//! known flow makes of it. A trial has a family: the type of its addresses.
 
-use podwire_common::abi::{self, Flow, KnownFlow};
-use podwire_common::addr::{Mac, Quad};
+use std::borrow::Borrow as _;
+
+use podwire_common::abi::{self, Flow};
+use podwire_common::addr::Mac;
 use podwire_common::epoch::{self, FLOW_SLOTS};
-use podwire_common::flow::protocol;
+use podwire_common::flow::{FlowAddr as _, protocol};
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 use podwire_core::model::{Mode, NodeLink, Role};
 
+use crate::family::{Address, Fields, IpPacket as _, Known};
 use crate::fixture::*;
+use crate::fixture6::{NODE1_6, make_dual};
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, tunnelled};
 use crate::packets::*;
 use crate::pool::Loaded;
@@ -34,21 +38,20 @@ pub enum Kind {
 }
 
 /// A way past the host stack.
-#[derive(Clone, Copy)]
-pub struct Way {
+pub struct Way<A: Address> {
     what: &'static str,
     mode: Mode,
     pub program: &'static str,
     pub kind: Kind,
     /// Makes a packet on this way. [`Fixture::translate`] uses the same server port.
-    packet: fn(Transport) -> Packet,
+    packet: fn(Transport) -> A::Packet,
     /// The ports of that packet.
     pub ports: (u16, u16),
 }
 
 /// Returns one way of each kind.
-fn ways() -> [Way; 7] {
-    let way = |what, mode, program, kind, packet: fn(Transport) -> Packet| Way {
+fn ways<A: Address>() -> [Way<A>; 7] {
+    let way = |what, mode, program, kind, packet: fn(Transport) -> A::Packet| Way {
         what,
         mode,
         program,
@@ -56,22 +59,23 @@ fn ways() -> [Way; 7] {
         packet,
         ports: (CLIENT, SERVER),
     };
-    let in_tunnel =
-        |transport| Packet::new(REMOTE_POD, POD_A, transport).macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
-    let vxlan = Mode::Vxlan;
+    let (vxlan, direct) = (Mode::Vxlan, Mode::Direct);
     [
-        way("same node", vxlan, FROM_POD, Kind::Local, |transport| from_a(POD_B, transport)),
-        way("tunnel out", vxlan, FROM_POD, Kind::TunnelOut, |transport| from_a(REMOTE_POD, transport)),
-        way("direct out", Mode::Direct, FROM_POD, Kind::DirectOut, |transport| from_a(REMOTE_POD, transport)),
-        way("to the world", vxlan, FROM_POD, Kind::WorldOut, |transport| from_a(WORLD, transport)),
-        way("tunnel in", vxlan, FROM_UPLINK, Kind::TunnelIn, in_tunnel),
-        way("direct in", Mode::Direct, FROM_UPLINK, Kind::DirectIn, |transport| {
-            arriving(REMOTE_POD, POD_A, transport)
+        way("same node", vxlan, FROM_POD, Kind::Local, |transport| from_a(A::POD_B, transport)),
+        way("tunnel out", vxlan, FROM_POD, Kind::TunnelOut, |transport| from_a(A::REMOTE_POD, transport)),
+        way("direct out", direct, FROM_POD, Kind::DirectOut, |transport| from_a(A::REMOTE_POD, transport)),
+        way("to the world", vxlan, FROM_POD, Kind::WorldOut, |transport| from_a(A::WORLD, transport)),
+        way("tunnel in", vxlan, FROM_UPLINK, Kind::TunnelIn, |transport| {
+            A::Packet::new(A::REMOTE_POD, A::POD_A, transport)
+                .on_link(INNER_DESTINATION_MAC, INNER_SOURCE_MAC)
+        }),
+        way("direct in", direct, FROM_UPLINK, Kind::DirectIn, |transport| {
+            arriving(A::REMOTE_POD, A::POD_A, transport)
         }),
         Way {
             ports: (SERVER, TRANSLATED),
             ..way("from the world", vxlan, FROM_UPLINK, Kind::WorldIn, |transport| {
-                arriving(WORLD, NODE1, transport)
+                arriving(A::WORLD, A::NODE1, transport)
             })
         },
     ]
@@ -89,17 +93,17 @@ pub struct Sent {
 }
 
 /// A node, and one flow with a way past its host stack.
-pub struct Trial {
-    pub way: Way,
+pub struct Trial<A: Address> {
+    pub way: Way<A>,
     pub node: Fixture,
     /// The flow as the program finds it in its packets.
     pub flow: Flow,
     /// A packet from which the program learns the flow. Once the flow is known, the packet follows
     /// the entry.
-    pub plain: Packet,
+    pub plain: A::Packet,
 }
 
-impl Trial {
+impl<A: Address> Trial<A> {
     /// Runs an action with each way, for TCP and for UDP.
     pub fn each(action: impl Fn(&mut Self)) {
         Self::each_with(Loaded::take, action);
@@ -109,8 +113,8 @@ impl Trial {
     pub fn each_with<L: Into<Loaded>>(load: impl Fn(&abi::Config) -> L, action: impl Fn(&mut Self)) {
         for mode in [Mode::Vxlan, Mode::Direct] {
             let mut node = Fixture::with_programs(mode, &load);
-            node.namespace.ip("route add default via 10.200.0.2 dev up0");
-            let addresses = vec![NODE1.into()];
+            make_dual(&mut node);
+            let addresses = vec![NODE1.into(), NODE1_6.into()];
             node.model.links.push(NodeLink {
                 index: node.pod_b,
                 name: "pwb".into(),
@@ -120,9 +124,9 @@ impl Trial {
                 is_bare: false,
             });
             node.fill();
-            for way in ways().into_iter().filter(|way| way.mode == mode) {
-                for transport in [ack, udp] {
-                    let mut trial = Self::new(node, way, transport(way.ports.0, way.ports.1));
+            for transport in [ack, udp] {
+                for way in ways().into_iter().filter(|way| way.mode == mode) {
+                    let mut trial = Self::new(node, way, transport);
                     action(&mut trial);
                     node = trial.node;
                 }
@@ -130,9 +134,15 @@ impl Trial {
         }
     }
 
-    fn new(node: Fixture, way: Way, transport: Transport) -> Self {
-        let plain = (way.packet)(transport);
-        let flow = flow_of(plain.source, plain.destination, way.ports, protocol_of(&plain));
+    fn new(node: Fixture, way: Way<A>, transport: fn(u16, u16) -> Transport) -> Self {
+        let transport = transport(way.ports.0, way.ports.1);
+        let protocol = match transport {
+            Transport::Tcp { .. } => protocol::TCP,
+            _ => protocol::UDP,
+        };
+        let mut plain = (way.packet)(transport);
+        let fields = plain.fields();
+        let flow = flow_of(*fields.source, *fields.destination, way.ports, protocol);
         Self { way, node, flow, plain }
     }
 
@@ -141,26 +151,32 @@ impl Trial {
         self.flow.protocol == protocol::TCP
     }
 
+    /// Returns the bytes of the plain packet's IP and transport headers.
+    pub fn headers(&self) -> usize {
+        A::Packet::HEADER + if self.is_tcp() { 20 } else { 8 }
+    }
+
     /// Returns the name for messages.
     pub fn what(&self) -> String {
-        format!("{}, {}", self.way.what, if self.is_tcp() { "TCP" } else { "UDP" })
+        let transport = if self.is_tcp() { "TCP" } else { "UDP" };
+        format!("{}, {transport}, {}", self.way.what, A::either("IPv4", "IPv6"))
     }
 
     /// Returns a packet as it arrives at the program.
-    pub fn sent(&self, packet: &Packet) -> Sent {
+    pub fn sent(&self, packet: &A::Packet) -> Sent {
         let link = if self.way.program == FROM_POD { self.node.pod_a } else { self.node.uplink };
         let is_tunnelled = self.way.kind == Kind::TunnelIn;
         Sent { link, frame: if is_tunnelled { tunnelled(packet) } else { packet.build() }, segment: 0 }
     }
 
     /// Returns a variation of the plain packet.
-    pub fn varied(&self, change: impl FnOnce(&mut Packet)) -> Sent {
-        self.sent(&self.plain.clone().with(change))
+    pub fn varied(&self, change: impl FnOnce(Fields<'_, A>)) -> Sent {
+        self.sent(&self.plain.clone().set(change))
     }
 
     /// Returns a large segment.
     pub fn large_segment(&self) -> Sent {
-        Sent { segment: 1000, ..self.varied(|packet| packet.payload = vec![0x55; 3000]) }
+        Sent { segment: 1000, ..self.varied(|fields| *fields.payload = vec![0x55; 3000]) }
     }
 
     /// Returns what the program makes of a packet now.
@@ -176,14 +192,14 @@ impl Trial {
     pub fn judged(&mut self, sent: &Sent) -> Seen {
         self.node.forget_known();
         if matches!(self.way.kind, Kind::WorldOut | Kind::WorldIn) {
-            self.node.translate(self.flow.protocol);
+            self.node.translate::<A>(self.flow.protocol);
         }
         self.see(sent)
     }
 
     /// Returns what the program makes of a packet after a change of the known flow. The entry still
     /// has the test's mark afterwards: the program used it and learnt no other.
-    pub fn known(&mut self, sent: &Sent, change: impl Fn(&mut KnownFlow)) -> Seen {
+    pub fn known(&mut self, sent: &Sent, change: impl Fn(&mut Known<A>)) -> Seen {
         for _ in 0..ATTEMPTS {
             let plain = self.sent(&self.plain);
             self.judged(&plain);
@@ -203,7 +219,7 @@ impl Trial {
     pub fn mislead(&mut self) -> Seen {
         let plain = self.sent(&self.plain);
         let truth = self.judged(&plain);
-        let misled = self.known(&plain, falsify);
+        let misled = self.known(&plain, falsify::<A>);
         assert_ne!(misled, truth, "{}: the falsified entry has no effect", self.what());
         misled
     }
@@ -213,35 +229,29 @@ impl Trial {
     pub fn slots(&self) -> [u16; FLOW_SLOTS] {
         match self.way.kind {
             Kind::Local => epoch::of_neighbours(1, 2),
-            Kind::WorldOut | Kind::WorldIn => epoch::with_world(1, self.node.uplink, &WORLD.into()),
-            _ => epoch::with_node(1, &NODE2.into(), &REMOTE_POD.into()),
+            Kind::WorldOut | Kind::WorldIn => epoch::with_world(1, self.node.uplink, &A::WORLD.into()),
+            Kind::DirectOut | Kind::DirectIn => epoch::with_node(1, &A::NODE2.into(), &A::REMOTE_POD.into()),
+            Kind::TunnelOut | Kind::TunnelIn => epoch::with_node(1, &NODE2.into(), &A::REMOTE_POD.into()),
         }
     }
 
     /// Returns the flow's entry, whether it counts or not.
-    pub fn entry(&self) -> Option<KnownFlow> {
-        self.node.loaded.maps.flows.get(&self.flow.key(), 0).ok()
+    pub fn entry(&self) -> Option<Known<A>> {
+        A::known(&self.node.loaded.maps, A::Stored::key(&self.flow).borrow())
     }
 
     /// Changes the flow's entry.
-    pub fn change(&mut self, change: impl Fn(&mut KnownFlow)) {
+    pub fn change(&mut self, change: impl Fn(&mut Known<A>)) {
         let mut known = self.entry().unwrap_or_else(|| panic!("{}: nothing is remembered", self.what()));
         change(&mut known);
-        self.node.loaded.maps.flows.insert(self.flow.key(), known, 0).unwrap();
-    }
-}
-
-fn protocol_of(packet: &Packet) -> u8 {
-    match packet.transport {
-        Transport::Tcp { .. } => protocol::TCP,
-        _ => protocol::UDP,
+        A::insert_known(&mut self.node.loaded.maps, A::Stored::key(&self.flow).borrow(), known);
     }
 }
 
 /// Falsifies an entry, so that a program that follows it writes what it would never write
 /// otherwise.
-pub fn falsify(known: &mut KnownFlow) {
-    let stranger = Quad::of(&STRANGER.into());
+pub fn falsify<A: Address>(known: &mut Known<A>) {
+    let stranger = A::Stored::of(&A::STRANGER.into());
     match known.leaves {
         abi::LEAVES_IN_TUNNEL => known.tunnel.here = STRANGER.into(),
         abi::LEAVES_BY_UPLINK => {
