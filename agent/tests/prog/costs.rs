@@ -8,11 +8,14 @@ use std::io::Write as _;
 use std::{env, fs};
 
 use podwire_common::abi;
+use podwire_common::helper::Helper;
+use podwire_common::reason::Path;
 use podwire_core::model::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::counting::{self, Calls, Counts};
 use crate::fixture::Fixture;
+use crate::kind::Known;
 use crate::kinds::by_setting;
 
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/prog/costs.json");
@@ -79,8 +82,15 @@ fn helper_calls() -> BTreeMap<String, BTreeMap<String, Calls>> {
     for (setting, kinds) in by_setting() {
         let mut node = setting.node(counting::take);
         for kind in kinds {
-            let calls = Counts::of(&kind, &mut node).by_name();
-            let other = all.entry(kind.program.into()).or_default().insert(kind.name.clone(), calls);
+            let counts = Counts::of(&kind, &mut node);
+            if kind.known == Known::Now {
+                // A tunnel packet's destination is compared with the uplink's entry.
+                let expected = if kind.path == Some(Path::TunnelIn) { 2 } else { 1 };
+                let lookups = counts.sum(Helper::is_map_lookup);
+                assert_eq!(lookups, expected, "{}: {}: lookups of a known flow", kind.program, kind.name);
+            }
+            let other =
+                all.entry(kind.program.into()).or_default().insert(kind.name.clone(), counts.by_name());
             assert!(other.is_none(), "two kinds are called {}: {}", kind.program, kind.name);
         }
     }

@@ -1,45 +1,62 @@
-//! Packets of flows that can have an entry in `FLOWS`, of three kinds:
+//! Packets of flows that can have an entry in `FLOWS` or `FLOWS6`, of three kinds:
 //!
 //! - the first packet of a flow
 //! - a later one that a program judges again
 //! - one of a known flow
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::Path;
 
-use crate::fixture::{NODE1, POD_A, POD_B, REMOTE_POD, WORLD, flow_of};
+use crate::family::{Address, IpPacket as _};
+use crate::fixture::flow_of;
 use crate::kind::{Kind, Link};
 use crate::kinds::{
     CLIENT, SERVER, ack, arriving, from_a, from_pod, from_uplink, out, syn, syn_ack, tunnelled,
 };
-use crate::packets::{Packet, Transport, udp};
+use crate::packets::{Transport, udp};
 
 /// Returns all of them.
 pub fn kinds() -> Vec<Kind> {
+    [of_family::<Ipv4Addr>(), of_family::<Ipv6Addr>()].concat()
+}
+
+fn of_family<A: Address>() -> Vec<Kind> {
     [
-        flows("same node", |name, transport| from_pod(name, &from_a(POD_B, transport), Path::Local)),
-        flows("same node, with hostPorts", |name, transport| {
-            from_pod(name, &from_a(POD_B, transport), Path::Local).with_host_port()
+        flows::<A>("same node", |name, transport| from_pod(name, &from_a(A::POD_B, transport), Path::Local)),
+        flows::<A>("same node, with hostPorts", |name, transport| {
+            from_pod(name, &from_a(A::POD_B, transport), Path::Local).with_host_port()
         }),
-        flows("VXLAN", |name, transport| from_pod(name, &from_a(REMOTE_POD, transport), Path::TunnelOut)),
-        flows("direct", |name, transport| {
-            from_pod(name, &from_a(REMOTE_POD, transport), Path::DirectOut).direct()
+        flows::<A>("VXLAN", |name, transport| {
+            from_pod(name, &from_a(A::REMOTE_POD, transport), Path::TunnelOut)
         }),
-        flows("VXLAN", |name, transport| {
-            from_uplink(name, tunnelled(&Packet::new(REMOTE_POD, POD_A, transport)), Some(Path::TunnelIn))
+        flows::<A>("direct", |name, transport| {
+            from_pod(name, &from_a(A::REMOTE_POD, transport), Path::DirectOut).direct()
         }),
-        flows("direct", |name, transport| {
-            from_uplink(name, arriving(REMOTE_POD, POD_A, transport).build(), Some(Path::DirectIn)).direct()
+        flows::<A>("VXLAN", |name, transport| {
+            let packet = A::Packet::new(A::REMOTE_POD, A::POD_A, transport);
+            from_uplink(name, tunnelled(&packet), Some(Path::TunnelIn))
         }),
-        to_world(),
-        from_world(),
+        flows::<A>("direct", |name, transport| {
+            let packet = arriving(A::REMOTE_POD, A::POD_A, transport);
+            from_uplink(name, packet.build(), Some(Path::DirectIn)).direct()
+        }),
+        to_world::<A>(),
+        from_world::<A>(),
     ]
     .concat()
 }
 
+/// Returns the name of a way, with the family if it is IPv6.
+fn named<A: Address>(way: &str) -> String {
+    A::either(way.to_owned(), format!("{way}, IPv6"))
+}
+
 /// Returns the kinds of a TCP flow and of a UDP flow.
-fn flows(way: &str, kind: impl Fn(String, Transport) -> Kind) -> Vec<Kind> {
+fn flows<A: Address>(way: &str, kind: impl Fn(String, Transport) -> Kind) -> Vec<Kind> {
+    let way = named::<A>(way);
     let (tcp, udp) = (|| ack(CLIENT, SERVER), || udp(CLIENT, SERVER));
     [
         vec![kind(format!("{way}, TCP, first packet"), syn(CLIENT, SERVER)).first()],
@@ -59,29 +76,30 @@ fn later(flow: &str, kind: impl Fn(String) -> Kind) -> Vec<Kind> {
 
 /// Puts three packets before this one: pod A's request to the world, the answer, and the packet
 /// that establishes the flow.
-fn answered(kind: Kind, request: Transport, answer: Transport, third: Transport) -> Kind {
-    kind.after(TO_UPLINK, Link::Uplink, out(POD_A, WORLD, request).build())
-        .after(FROM_UPLINK, Link::Uplink, arriving(WORLD, NODE1, answer).build())
-        .after(TO_UPLINK, Link::Uplink, out(POD_A, WORLD, third).build())
+fn answered<A: Address>(kind: Kind, request: Transport, answer: Transport, third: Transport) -> Kind {
+    kind.after(TO_UPLINK, Link::Uplink, out(A::POD_A, A::WORLD, request).build())
+        .after(FROM_UPLINK, Link::Uplink, arriving(A::WORLD, A::NODE1, answer).build())
+        .after(TO_UPLINK, Link::Uplink, out(A::POD_A, A::WORLD, third).build())
 }
 
-fn answered_tcp(kind: Kind) -> Kind {
-    answered(kind, syn(CLIENT, SERVER), syn_ack(SERVER, CLIENT), ack(CLIENT, SERVER))
+fn answered_tcp<A: Address>(kind: Kind) -> Kind {
+    answered::<A>(kind, syn(CLIENT, SERVER), syn_ack(SERVER, CLIENT), ack(CLIENT, SERVER))
 }
 
-fn answered_udp(kind: Kind) -> Kind {
-    answered(kind, udp(CLIENT, SERVER), udp(SERVER, CLIENT), udp(CLIENT, SERVER))
+fn answered_udp<A: Address>(kind: Kind) -> Kind {
+    answered::<A>(kind, udp(CLIENT, SERVER), udp(SERVER, CLIENT), udp(CLIENT, SERVER))
 }
 
 /// Returns packets to the world. The first packet of a flow takes the stack, and so do all packets
 /// of a flow that the host's rules change.
-fn to_world() -> Vec<Kind> {
-    let kind = |name: String, transport, path| from_pod(name, &from_a(WORLD, transport), path);
-    let to_stack = |name: &str, transport| kind(format!("to the world, {name}"), transport, Path::ToStack);
+fn to_world<A: Address>() -> Vec<Kind> {
+    let way = named::<A>("to the world");
+    let kind = |name: String, transport, path| from_pod(name, &from_a(A::WORLD, transport), path);
+    let to_stack = |name: &str, transport| kind(format!("{way}, {name}"), transport, Path::ToStack);
     let past = |name, transport| kind(name, transport, Path::SnatOut).past_stack();
-    let flow = flow_of(POD_A, WORLD, (CLIENT, SERVER), protocol::TCP);
+    let flow = flow_of(A::POD_A, A::WORLD, (CLIENT, SERVER), protocol::TCP);
     let known = |packet, transport| {
-        let name = format!("to the world, to a known destination, TCP, {packet} packet");
+        let name = format!("{way}, to a known destination, TCP, {packet} packet");
         kind(name, transport, Path::SnatOut).destination_known(flow)
     };
     [
@@ -89,33 +107,41 @@ fn to_world() -> Vec<Kind> {
             to_stack("TCP, first packet", syn(CLIENT, SERVER)),
             to_stack("UDP, first packet", udp(CLIENT, SERVER)),
             to_stack("TCP, later packet of no translated flow", ack(CLIENT, SERVER)),
-            answered_tcp(to_stack("through the stack, TCP, later packet", ack(CLIENT, SERVER))),
-            answered_udp(to_stack("through the stack, UDP, later packet", udp(CLIENT, SERVER))),
+            answered_tcp::<A>(to_stack("through the stack, TCP, later packet", ack(CLIENT, SERVER))),
+            answered_udp::<A>(to_stack("through the stack, UDP, later packet", udp(CLIENT, SERVER))),
         ],
         vec![
             known("first", syn(CLIENT, SERVER)).first(),
-            answered_tcp(known("later", ack(CLIENT, SERVER))).past_stack(),
+            answered_tcp::<A>(known("later", ack(CLIENT, SERVER))).past_stack(),
         ],
-        later("to the world, past the stack, TCP", |name| answered_tcp(past(name, ack(CLIENT, SERVER)))),
-        later("to the world, past the stack, UDP", |name| answered_udp(past(name, udp(CLIENT, SERVER)))),
+        later(&format!("{way}, past the stack, TCP"), |name| {
+            answered_tcp::<A>(past(name, ack(CLIENT, SERVER)))
+        }),
+        later(&format!("{way}, past the stack, UDP"), |name| {
+            answered_udp::<A>(past(name, udp(CLIENT, SERVER)))
+        }),
     ]
     .concat()
 }
 
-fn from_world() -> Vec<Kind> {
+fn from_world<A: Address>() -> Vec<Kind> {
+    let way = named::<A>("from the world");
     let kind = |name: String, transport| {
-        from_uplink(name, arriving(WORLD, NODE1, transport).build(), Some(Path::SnatIn))
+        from_uplink(name, arriving(A::WORLD, A::NODE1, transport).build(), Some(Path::SnatIn))
     };
-    let to_stack =
-        |name: &str, transport| kind(format!("from the world, through the stack, {name}"), transport);
+    let to_stack = |name: &str, transport| kind(format!("{way}, through the stack, {name}"), transport);
     let past = |name, transport| kind(name, transport).past_stack();
     [
         vec![
-            answered_tcp(to_stack("TCP, later packet", ack(SERVER, CLIENT))),
-            answered_udp(to_stack("UDP, later packet", udp(SERVER, CLIENT))),
+            answered_tcp::<A>(to_stack("TCP, later packet", ack(SERVER, CLIENT))),
+            answered_udp::<A>(to_stack("UDP, later packet", udp(SERVER, CLIENT))),
         ],
-        later("from the world, past the stack, TCP", |name| answered_tcp(past(name, ack(SERVER, CLIENT)))),
-        later("from the world, past the stack, UDP", |name| answered_udp(past(name, udp(SERVER, CLIENT)))),
+        later(&format!("{way}, past the stack, TCP"), |name| {
+            answered_tcp::<A>(past(name, ack(SERVER, CLIENT)))
+        }),
+        later(&format!("{way}, past the stack, UDP"), |name| {
+            answered_udp::<A>(past(name, udp(SERVER, CLIENT)))
+        }),
     ]
     .concat()
 }
