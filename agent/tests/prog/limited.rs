@@ -1,6 +1,7 @@
 //! Pods with a bandwidth limit. Packets that go past the host stack to such a pod still go through
 //! the queue of the pod's link. The guard accounts for each packet that such a pod sends.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
 
 use podwire_common::abi;
@@ -11,7 +12,9 @@ use podwire_core::model::Mode;
 use podwire_core::model::{Bandwidth, Limit};
 
 use crate::counting::{self, Counts};
-use crate::fixture::{Expect, Fixture, NODE1, POD_A, POD_B, REMOTE_POD, WORLD};
+use crate::family::{Address, IpPacket as _};
+use crate::fixture::{Expect, Fixture};
+use crate::fixture6::dual;
 use crate::kind::Kind;
 use crate::kinds::{CLIENT, SERVER, arriving, by_setting, from_a, out};
 use crate::packets::udp;
@@ -53,26 +56,34 @@ fn nothing_gets_into_a_limited_pod_past_the_queue_of_its_link() {
             );
             delivered += 1;
         }
-        for flow in node.loaded.maps.flows.iter() {
-            let (_, known) = flow.unwrap();
-            assert!(![node.pod_a, node.pod_b].contains(&known.to), "{known:?} leads past the queue");
-        }
+        assert_none_leads_into_pods::<Ipv4Addr>(&node);
+        assert_none_leads_into_pods::<Ipv6Addr>(&node);
     }
-    assert!(delivered > 30, "only {delivered} kinds of packets are delivered past the host stack");
+    assert!(delivered > 60, "only {delivered} kinds of packets are delivered past the host stack");
+}
+
+fn assert_none_leads_into_pods<A: Address>(node: &Fixture) {
+    for (_, known) in A::all_known(&node.loaded.maps) {
+        assert!(![node.pod_a, node.pod_b].contains(&known.to), "{known:?} leads past the queue");
+    }
 }
 
 #[test]
 fn each_packet_of_a_limited_pod_meets_the_guard() {
+    check_guard::<Ipv4Addr>();
+    check_guard::<Ipv6Addr>();
+}
+
+fn check_guard<A: Address>() {
     for mode in [Mode::Vxlan, Mode::Direct] {
-        let mut node = Fixture::new(mode);
-        node.namespace.ip("route add default via 10.200.0.2 dev up0");
+        let mut node = dual(mode);
         limit(&mut node, Bandwidth { ingress: None, egress: megabit() });
         let answered = |node: &mut Fixture| {
-            node.run(TO_UPLINK, node.uplink, &out(POD_A, WORLD, udp(CLIENT, SERVER)).build(), 0);
-            node.run(FROM_UPLINK, node.uplink, &arriving(WORLD, NODE1, udp(SERVER, CLIENT)).build(), 0);
+            node.run(TO_UPLINK, node.uplink, &out(A::POD_A, A::WORLD, udp(CLIENT, SERVER)).build(), 0);
+            node.run(FROM_UPLINK, node.uplink, &arriving(A::WORLD, A::NODE1, udp(SERVER, CLIENT)).build(), 0);
             node.set_past_stack();
         };
-        for to in [POD_B, REMOTE_POD, WORLD] {
+        for to in [A::POD_B, A::REMOTE_POD, A::WORLD] {
             let link = node.pod_a;
             let guard = node.loaded.maps.guards.get(&link, 0).unwrap();
             answered(&mut node);
@@ -84,10 +95,11 @@ fn each_packet_of_a_limited_pod_meets_the_guard() {
                 let cost = frame.len() as u64 * guard.cost / 1000;
                 assert!(
                     after >= before + cost,
-                    "{mode:?}, to {to}, packet {packet}: it was not accounted for"
+                    "{mode:?}, to {to:?}, packet {packet}: it was not accounted for"
                 );
-                let mut known = node.loaded.maps.flows.iter().map(|flow| flow.unwrap().1);
-                assert!(known.all(|known| known.from != link), "{mode:?}, to {to}: FLOWS has its flow");
+                let known = A::all_known(&node.loaded.maps);
+                let is_known = known.iter().any(|(_, known)| known.from == link);
+                assert!(!is_known, "{mode:?}, to {to:?}: its flow is known");
             }
             // A large segment costs as much as its frames. So a sender of small payloads pays for
             // all headers.
@@ -95,7 +107,7 @@ fn each_packet_of_a_limited_pod_meets_the_guard() {
             let paid = || node.loaded.maps.guards.get(&link, 0).unwrap().paid;
             let (before, frames) = (paid(), large.len() as u64 + 18 * 42);
             node.run(FROM_POD, link, &large, 100);
-            assert!(paid() >= before + frames * guard.cost / 1000, "{mode:?}, to {to}: headers are free");
+            assert!(paid() >= before + frames * guard.cost / 1000, "{mode:?}, to {to:?}: headers are free");
             // `paid` is far ahead of now, as after a pod has bypassed its queue.
             let spent = abi::Guard { paid: u64::MAX / 2, ..guard };
             node.loaded.maps.guards.insert(link, spent, 0).unwrap();
