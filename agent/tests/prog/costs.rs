@@ -52,8 +52,14 @@ fn a_packet_costs_what_is_recorded() {
         return;
     }
     let text = fs::read_to_string(RECORD).unwrap_or_else(|error| panic!("read {RECORD}: {error}"));
-    let recorded: Costs =
+    let mut recorded: Costs =
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("decode {RECORD}: {error}"));
+    if recorded.built_by.kernel != now.built_by.kernel {
+        // The programs of an older kernel leave some kinds of packets to a device.
+        for (program, kinds) in &mut recorded.helper_calls {
+            kinds.retain(|kind, _| now.helper_calls[program].contains_key(kind));
+        }
+    }
     let mut differences = Vec::new();
     for (program, [recorded, now]) in both(&recorded.helper_calls, &now.helper_calls) {
         for (kind, [recorded, now]) in both(&recorded, &now) {

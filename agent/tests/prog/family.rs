@@ -216,6 +216,12 @@ impl IpPacket for Packet6 {
     }
 }
 
+/// Returns whether a program can take a packet of the family out of the tunnel, which is of IPv4.
+/// Otherwise the VXLAN device does it.
+pub fn can_leave_tunnel<A: Address>() -> bool {
+    A::either(true, fixture6::takes_off_other_families())
+}
+
 /// Returns the neighbour that the kernel sends packets to, in the kernel's form.
 pub fn next_hop(address: impl Into<Addr>) -> NextHop {
     let address = address.into();

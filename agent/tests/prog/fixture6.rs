@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use podwire_common::addr::Mac;
 use podwire_core::model::{Mode, Model, Node, Path as Way, PodAddress};
 
-use crate::fixture::{Fixture, NODE2_MAC};
+use crate::fixture::{Fixture, NODE2_MAC, is_kernel_since};
 
 pub const POD: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 2);
 pub const NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 3);
@@ -77,14 +77,14 @@ pub fn make_dual(fixture: &mut Fixture) {
 }
 
 /// Turns IPv6 on for a link of the calling thread's namespace.
-fn forward(link: &str) {
+pub fn forward(link: &str) {
     for (switch, value) in [("disable_ipv6", "0"), ("forwarding", "1")] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/{switch}"), value).unwrap();
     }
 }
 
 /// Gives the uplink its address, and node 2 its link address.
-fn add_addresses(node: &Fixture) {
+pub fn add_addresses(node: &Fixture) {
     let mac = Mac { bytes: NODE2_MAC };
     node.namespace.ip(&format!("-6 addr add {NODE1_6}/64 dev up0 nodad"));
     node.namespace.ip(&format!("-6 neigh add {NODE2_6} lladdr {mac:?} dev up0 nud permanent"));
@@ -96,4 +96,10 @@ pub fn route_ipv6(node: &Fixture) {
     forward("up0");
     add_addresses(node);
     node.namespace.ip(&format!("-6 route add fd00:10:244:2::/64 via {NODE2_6} dev up0 mtu lock 1400"));
+}
+
+/// Returns whether the kernel lets a program remove outer headers of another family than the inner
+/// packet's.
+pub fn takes_off_other_families() -> bool {
+    is_kernel_since(6, 3)
 }

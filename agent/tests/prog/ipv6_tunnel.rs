@@ -28,11 +28,8 @@ fn node_over_ipv6() -> Fixture {
     node.model.remote.get_mut("node2").unwrap().internal_addresses.push(NODE2_6.into());
     node.model.paths.insert(NODE2_6.into(), Way { device: node.uplink, mtu: 1500, gateway: None });
     node.fill();
-    for (switch, value) in [("disable_ipv6", "0"), ("forwarding", "1"), ("accept_dad", "0")] {
-        std::fs::write(format!("/proc/sys/net/ipv6/conf/up0/{switch}"), value).unwrap();
-    }
-    node.namespace.ip(&format!("-6 addr add {NODE1_6}/64 dev up0 nodad"));
-    node.namespace.ip(&format!("-6 neigh add {NODE2_6} lladdr 02:00:00:00:0c:02 dev up0 nud permanent"));
+    forward("up0");
+    add_addresses(&node);
     node
 }
 
@@ -189,12 +186,4 @@ fn tunnel_packets_reach_a_pod_or_the_device() {
         let frame = tunnel(NODE2).with(options).around(&frame);
         node.check_on_wire(what, "up0-p", &frame, Some(reason.name()));
     }
-}
-
-/// Returns whether the kernel lets a program remove outer headers of another family than the inner
-/// packet's.
-fn takes_off_other_families() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(3))
 }

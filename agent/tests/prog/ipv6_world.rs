@@ -325,19 +325,12 @@ fn the_routes_source_is_used_unless_the_agent_does_not_know_it() {
         let ran = node.run(TO_UPLINK, link, &packet.build(), 0);
         let from = |source| hex(&packet.clone().with(|packet| packet.source = source).build());
         let mut sources = if is_known { vec![from(SECOND)] } else { vec![from(NODE1_6)] };
-        if !gives_sources() {
-            // Older kernels may give it too, by a later point release.
+        if !is_kernel_since(6, 7) {
+            // Older kernels may give the route's source too, by a later point release.
             sources.push(from(NODE1_6));
         }
         assert!(sources.contains(&hex(&ran.frame)), "known: {is_known}: {}", hex(&ran.frame));
     }
-}
-
-/// Returns whether the kernel's lookups give a source (Linux 6.7).
-fn gives_sources() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(7))
 }
 
 #[test]

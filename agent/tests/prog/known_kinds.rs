@@ -10,7 +10,7 @@ use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
 use podwire_common::reason::Path;
 
-use crate::family::{Address, IpPacket as _};
+use crate::family::{Address, IpPacket as _, can_leave_tunnel};
 use crate::fixture::flow_of;
 use crate::kind::{Kind, Link};
 use crate::kinds::{
@@ -35,10 +35,7 @@ fn of_family<A: Address>() -> Vec<Kind> {
         flows::<A>("direct", |name, transport| {
             from_pod(name, &from_a(A::REMOTE_POD, transport), Path::DirectOut).direct()
         }),
-        flows::<A>("VXLAN", |name, transport| {
-            let packet = A::Packet::new(A::REMOTE_POD, A::POD_A, transport);
-            from_uplink(name, tunnelled(&packet), Some(Path::TunnelIn))
-        }),
+        from_tunnel::<A>(),
         flows::<A>("direct", |name, transport| {
             let packet = arriving(A::REMOTE_POD, A::POD_A, transport);
             from_uplink(name, packet.build(), Some(Path::DirectIn)).direct()
@@ -47,6 +44,16 @@ fn of_family<A: Address>() -> Vec<Kind> {
         from_world::<A>(),
     ]
     .concat()
+}
+
+fn from_tunnel<A: Address>() -> Vec<Kind> {
+    if !can_leave_tunnel::<A>() {
+        return Vec::new();
+    }
+    flows::<A>("VXLAN", |name, transport| {
+        let packet = A::Packet::new(A::REMOTE_POD, A::POD_A, transport);
+        from_uplink(name, tunnelled(&packet), Some(Path::TunnelIn))
+    })
 }
 
 /// Returns the name of a way, with the family if it is IPv6.

@@ -59,7 +59,7 @@ fn nothing_gets_into_a_limited_pod_past_the_queue_of_its_link() {
         assert_none_leads_into_pods::<Ipv4Addr>(&node);
         assert_none_leads_into_pods::<Ipv6Addr>(&node);
     }
-    assert!(delivered > 60, "only {delivered} kinds of packets are delivered past the host stack");
+    assert!(delivered > 50, "only {delivered} kinds of packets are delivered past the host stack");
 }
 
 fn assert_none_leads_into_pods<A: Address>(node: &Fixture) {
