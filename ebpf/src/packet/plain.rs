@@ -224,7 +224,7 @@ impl PlainIp for Ipv4 {
     }
 }
 
-/// The front of an IPv6 frame, up to the addresses.
+/// The front of an IPv6 frame, up to the first two bytes of the source address.
 #[repr(C, align(4))]
 pub struct Front6 {
     macs: Macs,
@@ -234,9 +234,11 @@ pub struct Front6 {
     payload_length: u16,
     next_header: u8,
     hop_limit: u8,
+    source: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Front6>() == 24);
+// No padding: it would be stored too.
+const _: () = assert!(size_of::<Front>() == 28 && size_of::<Front6>() == 24);
 
 impl PlainIp for Ipv6 {
     const LENGTH: usize = 40;
@@ -272,6 +274,7 @@ impl PlainIp for Ipv6 {
             payload_length: plain.u16_at(IP + 4),
             next_header: plain.protocol(),
             hop_limit: plain.u8_at(IP + Self::TTL) - 1,
+            source: plain.u16_at(IP + 8).to_ne_bytes(),
         }
     }
 }
