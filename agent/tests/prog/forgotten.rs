@@ -12,15 +12,16 @@ use podwire_common::names::VXLAN_PORT;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_core::change::Change;
 use podwire_core::features::{Scope, desired};
-use podwire_core::model::Mode;
+use podwire_core::model::{Family, Mode};
 use podwire_core::slice::{Prefix, TableChange};
 
 use crate::counting;
 use crate::family::{Address, IpPacket, Known};
 use crate::fixture::*;
-use crate::fixture6::dual;
+use crate::fixture6::{NODE1_6, NODE2_6, dual};
 use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a};
 use crate::packets::*;
+use crate::packets6::Packet6;
 use crate::trial::{ATTEMPTS, Kind, OURS, Seen, Trial, falsify};
 
 /// The flows of [`Trial`] that a change concerns.
@@ -311,18 +312,25 @@ fn check_errors<A: Address>() {
     let of_a = |destination, transport| from_a::<A>(destination, transport).build();
     let flow = |destination, port| flow_of(A::POD_A, destination, (port, SERVER), protocol::TCP);
     let tunnel = error_about(&Packet::new(NODE1, NODE2, udp(50000, VXLAN_PORT)));
+    let tunnel6 = error_about(&Packet6::new(NODE1_6, NODE2_6, udp(50000, VXLAN_PORT)));
     let translated = error_about(&A::Packet::new(A::NODE1, A::WORLD, tcp(TRANSLATED, SERVER)));
     let direct = error_about(&A::Packet::new(A::POD_A, A::REMOTE_POD, tcp(CLIENT, SERVER)));
     let (to_world, local) = (flow(A::WORLD, CLIENT), flow(A::POD_B, CLIENT));
     let (to_node2, also_to_node2) = (flow(A::REMOTE_POD, CLIENT), flow(A::REMOTE_POD, CLIENT + 1));
-    let table = [
-        ("the tunnel", Mode::Vxlan, tunnel, vec![to_node2, also_to_node2]),
-        ("a translated flow", Mode::Vxlan, translated.clone(), vec![to_world]),
-        ("a translated flow", Mode::Direct, translated, vec![to_world]),
-        ("a pod's flow", Mode::Direct, direct, vec![to_node2]),
+    let of_node2 = vec![to_node2, also_to_node2];
+    let (v4, v6) = (Family::V4, Family::V6);
+    let mut table = vec![
+        ("the tunnel", (Mode::Vxlan, v4), tunnel, of_node2.clone()),
+        ("a translated flow", (Mode::Vxlan, v4), translated.clone(), vec![to_world]),
+        ("a translated flow", (Mode::Direct, v4), translated, vec![to_world]),
+        ("a pod's flow", (Mode::Direct, v4), direct, vec![to_node2]),
     ];
-    for (what, mode, error, ends) in table {
+    // A tunnel of IPv6 has no known flows of IPv4.
+    table.extend(A::either(None, Some(("the tunnel of IPv6", (Mode::Vxlan, v6), tunnel6, of_node2))));
+    for (what, (mode, over), error, ends) in table {
         let mut node = dual(mode);
+        node.model.tunnel_family = over;
+        node.fill();
         node.translate::<A>(protocol::TCP);
         let pod = node.pod_a;
         let sent = [

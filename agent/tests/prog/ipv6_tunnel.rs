@@ -1,12 +1,10 @@
 //! IPv6 packets in the tunnel, over IPv4 and over IPv6.
 
-use std::net::Ipv6Addr;
-
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_UPLINK};
-use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VNI, VXLAN_OVERHEAD_IPV6, VXLAN_PORT};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VNI, VXLAN_OVERHEAD_IPV6};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Family, Mode, Path as Way};
 
@@ -15,10 +13,7 @@ use crate::fixture6::*;
 use crate::ipv6::{to, too_big};
 use crate::kinds::ack;
 use crate::packets::{Packet, Vxlan, inner, udp};
-use crate::packets6::{Extension, Packet6};
-
-/// Offset of the UDP checksum in a frame over IPv6.
-const CHECKSUM: usize = 14 + 40 + 6;
+use crate::packets6::{Extension, Packet6, over_ipv6};
 
 /// Returns a node whose tunnel to node 2 goes over IPv6.
 fn node_over_ipv6() -> Fixture {
@@ -33,24 +28,11 @@ fn node_over_ipv6() -> Fixture {
     node
 }
 
-/// Returns a tunnel packet over IPv6 around a frame, with a zero UDP checksum (RFC 6935).
-fn over_ipv6(source: Ipv6Addr, destination: Ipv6Addr, port: u16, frame: &[u8]) -> Packet6 {
-    let vni = VNI.to_be_bytes();
-    Packet6::new(source, destination, udp(port, VXLAN_PORT))
-        .with(|packet| packet.payload = [&[8, 0, 0, 0, vni[1], vni[2], vni[3], 0], frame].concat())
-}
-
-fn without_checksum(packet: &Packet6) -> Vec<u8> {
-    let mut frame = packet.build();
-    frame[CHECKSUM..CHECKSUM + 2].fill(0);
-    frame
-}
-
 /// Returns what node 1 sends to node 2 around an inner frame. `flow`: the inner packet's.
 fn sent_to_node2(flow: &abi::Flow, class: u8, frame: &[u8]) -> Vec<u8> {
     let port = flow.tunnel_source_port();
     let outer = over_ipv6(NODE1_6, NODE2_6, port.get(), frame).with(|outer| outer.traffic_class = class);
-    let mut frame = without_checksum(&outer);
+    let mut frame = outer.build();
     // The flow label.
     frame[16..18].copy_from_slice(&port.bytes);
     frame
@@ -107,7 +89,7 @@ fn packets_of_a_tunnel_of_ipv6_reach_a_pod_or_the_device() {
         let packet = Packet6::new(REMOTE, POD, transport);
         let expect = packet.forwarded(POD_A_MAC, HOST_A_MAC);
         for what in ["judged", "known"] {
-            let frame = without_checksum(&tunnel(&framed(packet.clone())));
+            let frame = tunnel(&framed(packet.clone())).build();
             node.check(what, FROM_UPLINK, link, &frame, Expect::Redirect(Path::TunnelIn, expect.clone()));
         }
     }

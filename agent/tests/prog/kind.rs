@@ -9,7 +9,7 @@ use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire_common::abi::{self, Flow, FlowKey};
 use podwire_common::names::{VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::Path;
-use podwire_core::model::Mode;
+use podwire_core::model::{Family, Mode};
 use podwire_core::slice::Hooks;
 use xtask::lab::{Ns, frames};
 
@@ -36,6 +36,8 @@ pub enum Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
     mode: Mode,
+    /// The family of the tunnel.
+    pub over: Family,
     has_host_port: bool,
     wire: Wire,
 }
@@ -109,7 +111,12 @@ impl Kind {
             program,
             name: name.into(),
             path,
-            setting: Setting { mode: Mode::Vxlan, has_host_port: false, wire: Wire::Nothing },
+            setting: Setting {
+                mode: Mode::Vxlan,
+                over: Family::V4,
+                has_host_port: false,
+                wire: Wire::Nothing,
+            },
             way,
             before: Vec::new(),
             is_first: false,
@@ -122,6 +129,12 @@ impl Kind {
     /// Chooses direct routing instead of the tunnel.
     pub fn direct(mut self) -> Self {
         self.setting.mode = Mode::Direct;
+        self
+    }
+
+    /// Chooses a tunnel of IPv6.
+    pub fn over_ipv6(mut self) -> Self {
+        self.setting.over = Family::V6;
         self
     }
 
@@ -227,6 +240,8 @@ impl Setting {
             }
             Wire::Nothing => make_dual(&mut node),
         }
+        node.model.tunnel_family = self.over;
+        node.fill();
         if self.has_host_port {
             crate::kinds::add_host_port(&mut node);
         }

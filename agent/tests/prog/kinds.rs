@@ -16,9 +16,11 @@ use crate::fixture::{
     Fixture, GATEWAY, HOST_A_MAC, NODE1, NODE2, NODE2_MAC, POD_A, POD_A_MAC, POD_B, REMOTE_POD, STRANGER,
     UPLINK_MAC, WORLD,
 };
+use crate::fixture6::{NODE1_6, NODE2_6};
 use crate::kind::{Kind, Link, Setting};
 use crate::known_kinds;
 use crate::packets::{Packet, Transport, Vxlan, arp, inner, udp};
+use crate::packets6::{self, Packet6};
 
 /// A client's port.
 pub const CLIENT: u16 = 40000;
@@ -116,6 +118,11 @@ pub fn tunnelled(packet: &impl IpPacket) -> Vec<u8> {
     Vxlan::new(NODE2, NODE1)
         .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC))
         .around(&inner)
+}
+
+/// Returns node 2's tunnel packet of IPv6 around a frame.
+pub fn over_ipv6(frame: &[u8]) -> Packet6 {
+    packets6::over_ipv6(NODE2_6, NODE1_6, 50000, frame).macs(UPLINK_MAC, NODE2_MAC)
 }
 
 /// Returns the first and the last fragment of a datagram.

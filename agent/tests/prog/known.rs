@@ -10,13 +10,14 @@ use podwire_common::flow::{FlowAddr as _, protocol};
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 use podwire_common::reason::Path;
-use podwire_core::model::Mode;
+use podwire_core::model::{Family, Mode};
 
 use crate::family::{Address, Fields, IpPacket as _, next_hop};
 use crate::fixture::*;
-use crate::fixture6::dual;
-use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, syn};
+use crate::fixture6::{NODE3_6, STRANGER6, dual};
+use crate::kinds::{CLIENT, HOST_PORT, SERVER, add_host_port, arriving, from_a, out, over_ipv6, syn};
 use crate::packets::*;
+use crate::packets6::{Extension, Packet6};
 use crate::trial::{Kind, Sent, Trial};
 
 #[test]
@@ -26,7 +27,7 @@ fn known_flows_packet_becomes_what_the_stages_would_make_of_it() {
 }
 
 fn check_variations<A: Address>(trial: &mut Trial<A>) {
-    let largest = 1450 - trial.headers();
+    let largest = trial.tunnel_mtu() as usize - trial.headers();
     let mut packets = vec![
         ("plain", trial.varied(|_| ())),
         ("DSCP and ECN", trial.varied(|fields| *fields.traffic_class = 0xb9)),
@@ -109,13 +110,16 @@ fn check_entry<A: Address>(trial: &mut Trial<A>) {
             ..nothing
         },
         Kind::TunnelOut => KnownFlow {
-            leaves: abi::LEAVES_IN_TUNNEL,
-            next_hop: next_hop(NODE2),
-            mtu: 1450,
+            leaves: match trial.way.over {
+                Family::V4 => abi::LEAVES_IN_TUNNEL,
+                Family::V6 => abi::LEAVES_IN_TUNNEL6,
+            },
+            next_hop: next_hop(trial.tunnel().1),
+            mtu: trial.tunnel_mtu(),
             path: path(Path::TunnelOut),
             tunnel: Tunnel {
-                here: NODE1.into(),
-                there: NODE2.into(),
+                here: trial.tunnel().0,
+                there: trial.tunnel().1,
                 source_port: flow.tunnel_source_port(),
                 inner_mac: mac(INNER_DESTINATION_MAC),
             },
@@ -133,7 +137,7 @@ fn check_entry<A: Address>(trial: &mut Trial<A>) {
             sender_mac: mac(INNER_SOURCE_MAC),
             flags: abi::FLOW_IN_TUNNEL,
             path: path(Path::TunnelIn),
-            tunnel: Tunnel { there: NODE2.into(), ..Tunnel::NONE },
+            tunnel: Tunnel { there: trial.tunnel().1, ..Tunnel::NONE },
             ..to_a
         },
         Kind::DirectIn => KnownFlow { path: path(Path::DirectIn), ..to_a },
@@ -192,8 +196,11 @@ fn check_others<A: Address>(trial: &mut Trial<A>) {
         others.push(("another link address", trial.varied(other_mac)));
     }
     if matches!(kind, Kind::TunnelOut | Kind::DirectOut | Kind::WorldOut | Kind::WorldIn) {
-        let mtu = if matches!(kind, Kind::DirectOut | Kind::WorldOut) { 1500 } else { 1450 };
-        let large = mtu - trial.headers() + 1;
+        let mtu = match kind {
+            Kind::DirectOut | Kind::WorldOut => 1500,
+            _ => trial.tunnel_mtu(),
+        };
+        let large = mtu as usize - trial.headers() + 1;
         let larger = trial.varied(|fields| *fields.payload = vec![0x55; large]);
         others.push(("larger than the path takes", larger));
         let segments = Sent { segment: large as u32, ..trial.large_segment() };
@@ -204,26 +211,46 @@ fn check_others<A: Address>(trial: &mut Trial<A>) {
     }
     if kind == Kind::TunnelIn {
         let inner = trial.plain.build();
-        let outer = Vxlan::new(NODE2, NODE1)
-            .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
-        let around = |change: &dyn Fn(&mut Vxlan)| Sent {
-            frame: outer.clone().with(|outer| change(outer)).around(&inner),
-            ..trial.varied(|_| ())
+        let outers = match trial.way.over {
+            Family::V4 => outers(&inner),
+            Family::V6 => outers_of_ipv6(&inner),
         };
-        let outers = [
-            ("another node's tunnel", around(&|outer| outer.source = NODE3)),
-            ("a stranger's tunnel", around(&|outer| outer.source = STRANGER)),
-            ("another VNI", around(&|outer| outer.vni += 1)),
-            ("no VNI", around(&|outer| outer.flags = 0)),
-            ("an outer fragment", around(&|outer| outer.fragment = (0, true))),
-        ];
-        others.extend(outers);
+        others.extend(outers.map(|(what, frame)| (what, Sent { frame, ..trial.varied(|_| ()) })));
     }
     for (what, sent) in others {
         let judged = trial.judged(&sent);
         trial.mislead();
         assert_eq!(trial.see(&sent), judged, "{}: {what}", trial.what());
     }
+}
+
+/// Returns a frame in outer headers that do not fit the known flow.
+fn outers(inner: &[u8]) -> [(&'static str, Vec<u8>); 5] {
+    let outer = Vxlan::new(NODE2, NODE1)
+        .with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC));
+    let around = |change: &dyn Fn(&mut Vxlan)| outer.clone().with(|outer| change(outer)).around(inner);
+    [
+        ("another node's tunnel", around(&|outer| outer.source = NODE3)),
+        ("a stranger's tunnel", around(&|outer| outer.source = STRANGER)),
+        ("another VNI", around(&|outer| outer.vni += 1)),
+        ("no VNI", around(&|outer| outer.flags = 0)),
+        ("an outer fragment", around(&|outer| outer.fragment = (0, true))),
+    ]
+}
+
+/// Returns the same for a tunnel of IPv6.
+fn outers_of_ipv6(inner: &[u8]) -> [(&'static str, Vec<u8>); 5] {
+    const FLAGS: usize = 0;
+    const VNI: usize = 6;
+    let outer = over_ipv6(inner);
+    let around = |change: &dyn Fn(&mut Packet6)| outer.clone().with(|outer| change(outer)).build();
+    [
+        ("another node's tunnel", around(&|outer| outer.source = NODE3_6)),
+        ("a stranger's tunnel", around(&|outer| outer.source = STRANGER6)),
+        ("another VNI", around(&|outer| outer.payload[VNI] ^= 1)),
+        ("no VNI", around(&|outer| outer.payload[FLAGS] = 0)),
+        ("an outer fragment", around(&|outer| outer.extensions = vec![Extension::fragment(0, true, 1)])),
+    ]
 }
 
 #[test]

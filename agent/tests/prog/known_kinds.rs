@@ -8,19 +8,22 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_UPLINK, TO_UPLINK};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 use podwire_common::reason::Path;
 
 use crate::family::{Address, IpPacket as _, can_leave_tunnel};
 use crate::fixture::flow_of;
+use crate::fixture6::{POD, REMOTE};
 use crate::kind::{Kind, Link};
 use crate::kinds::{
-    CLIENT, SERVER, ack, arriving, from_a, from_pod, from_uplink, out, syn, syn_ack, tunnelled,
+    CLIENT, SERVER, ack, arriving, from_a, from_pod, from_uplink, out, over_ipv6, syn, syn_ack, tunnelled,
 };
 use crate::packets::{Transport, udp};
+use crate::packets6::Packet6;
 
 /// Returns all of them.
 pub fn kinds() -> Vec<Kind> {
-    [of_family::<Ipv4Addr>(), of_family::<Ipv6Addr>()].concat()
+    [of_family::<Ipv4Addr>(), of_family::<Ipv6Addr>(), in_tunnel_of_ipv6()].concat()
 }
 
 fn of_family<A: Address>() -> Vec<Kind> {
@@ -54,6 +57,23 @@ fn from_tunnel<A: Address>() -> Vec<Kind> {
         let packet = A::Packet::new(A::REMOTE_POD, A::POD_A, transport);
         from_uplink(name, tunnelled(&packet), Some(Path::TunnelIn))
     })
+}
+
+/// Returns packets of IPv6 in a tunnel of IPv6.
+fn in_tunnel_of_ipv6() -> Vec<Kind> {
+    const WAY: &str = "VXLAN over IPv6";
+    [
+        flows::<Ipv6Addr>(WAY, |name, transport| {
+            from_pod(name, &from_a(REMOTE, transport), Path::TunnelOut).over_ipv6()
+        }),
+        flows::<Ipv6Addr>(WAY, |name, transport| {
+            let packet =
+                Packet6::new(REMOTE, POD, transport).on_link(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
+            let frame = over_ipv6(&packet.build()).build();
+            from_uplink(name, frame, Some(Path::TunnelIn)).over_ipv6()
+        }),
+    ]
+    .concat()
 }
 
 /// Returns the name of a way, with the family if it is IPv6.

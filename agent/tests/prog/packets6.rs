@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 
 use etherparse::EtherType;
 use podwire_common::flow::protocol;
+use podwire_common::names::{VNI, VXLAN_PORT};
 
 use crate::packets::{Transport, ethernet};
 
@@ -159,4 +160,12 @@ impl Packet6 {
         }
         !(sum as u16)
     }
+}
+
+/// Returns a tunnel packet over IPv6 around a frame, with a zero UDP checksum (RFC 6935).
+pub fn over_ipv6(source: Ipv6Addr, destination: Ipv6Addr, port: u16, frame: &[u8]) -> Packet6 {
+    let vni = VNI.to_be_bytes();
+    let transport = Transport::Udp { source: port, destination: VXLAN_PORT, checksum: false };
+    Packet6::new(source, destination, transport)
+        .with(|packet| packet.payload = [&[8, 0, 0, 0, vni[1], vni[2], vni[3], 0], frame].concat())
 }

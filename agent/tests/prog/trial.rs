@@ -4,17 +4,17 @@
 use std::borrow::Borrow as _;
 
 use podwire_common::abi::{self, Flow};
-use podwire_common::addr::Mac;
+use podwire_common::addr::{Addr, Mac};
 use podwire_common::epoch::{self, FLOW_SLOTS};
 use podwire_common::flow::{FlowAddr as _, protocol};
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
-use podwire_core::model::{Mode, NodeLink, Role};
+use podwire_core::model::{Family, Mode, NodeLink, Role};
 
 use crate::family::{Address, Fields, IpPacket as _, Known, can_leave_tunnel};
 use crate::fixture::*;
-use crate::fixture6::{NODE1_6, make_dual};
-use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, tunnelled};
+use crate::fixture6::{NODE1_6, NODE2_6, STRANGER6, make_dual};
+use crate::kinds::{CLIENT, SERVER, ack, arriving, from_a, over_ipv6, tunnelled};
 use crate::packets::*;
 use crate::pool::Loaded;
 
@@ -47,13 +47,25 @@ pub struct Way<A: Address> {
     packet: fn(Transport) -> A::Packet,
     /// The ports of that packet.
     pub ports: (u16, u16),
+    /// The family of the node's tunnel.
+    pub over: Family,
 }
 
-/// Returns the ways of a mode.
-fn ways<A: Address>(mode: Mode) -> impl Iterator<Item = Way<A>> {
+/// Modes with the family of the tunnel.
+const SETTINGS: [(Mode, Family); 3] =
+    [(Mode::Vxlan, Family::V4), (Mode::Vxlan, Family::V6), (Mode::Direct, Family::V4)];
+
+/// Returns the ways of a mode. A tunnel of IPv6 has known flows of IPv6 only.
+fn ways<A: Address>(mode: Mode, over: Family) -> impl Iterator<Item = Way<A>> {
+    let is_there = move |way: &Way<A>| match (way.kind, over) {
+        (Kind::TunnelIn, Family::V4) => can_leave_tunnel::<A>(),
+        (Kind::TunnelOut | Kind::TunnelIn, Family::V6) => A::either(false, true),
+        (_, over) => over == Family::V4,
+    };
     all_ways()
         .into_iter()
-        .filter(move |way| way.mode == mode && (way.kind != Kind::TunnelIn || can_leave_tunnel::<A>()))
+        .map(move |way| Way { over, ..way })
+        .filter(move |way| way.mode == mode && is_there(way))
 }
 
 /// Returns one way of each kind.
@@ -65,6 +77,7 @@ fn all_ways<A: Address>() -> [Way<A>; 7] {
         kind,
         packet,
         ports: (CLIENT, SERVER),
+        over: Family::V4,
     };
     let (vxlan, direct) = (Mode::Vxlan, Mode::Direct);
     [
@@ -118,9 +131,13 @@ impl<A: Address> Trial<A> {
 
     /// Like [`Self::each`], with another build of the programs.
     pub fn each_with<L: Into<Loaded>>(load: impl Fn(&abi::Config) -> L, action: impl Fn(&mut Self)) {
-        for mode in [Mode::Vxlan, Mode::Direct] {
+        for (mode, over) in SETTINGS {
+            if ways::<A>(mode, over).next().is_none() {
+                continue;
+            }
             let mut node = Fixture::with_programs(mode, &load);
             make_dual(&mut node);
+            node.model.tunnel_family = over;
             let addresses = vec![NODE1.into(), NODE1_6.into()];
             node.model.links.push(NodeLink {
                 index: node.pod_b,
@@ -132,7 +149,7 @@ impl<A: Address> Trial<A> {
             });
             node.fill();
             for transport in [ack, udp] {
-                for way in ways(mode) {
+                for way in ways(mode, over) {
                     let mut trial = Self::new(node, way, transport);
                     action(&mut trial);
                     node = trial.node;
@@ -163,17 +180,37 @@ impl<A: Address> Trial<A> {
         A::Packet::HEADER + if self.is_tcp() { 20 } else { 8 }
     }
 
+    /// Returns the addresses of this node and of node 2 in the tunnel.
+    pub fn tunnel(&self) -> (Addr, Addr) {
+        match self.way.over {
+            Family::V4 => (NODE1.into(), NODE2.into()),
+            Family::V6 => (NODE1_6.into(), NODE2_6.into()),
+        }
+    }
+
+    /// Returns the largest packet of the pod that leaves in the tunnel.
+    pub fn tunnel_mtu(&self) -> u32 {
+        match self.way.over {
+            Family::V4 => 1450,
+            Family::V6 => 1430,
+        }
+    }
+
     /// Returns the name for messages.
     pub fn what(&self) -> String {
         let transport = if self.is_tcp() { "TCP" } else { "UDP" };
-        format!("{}, {transport}, {}", self.way.what, A::either("IPv4", "IPv6"))
+        format!("{}, {transport}, {} over {:?}", self.way.what, A::either("IPv4", "IPv6"), self.way.over)
     }
 
     /// Returns a packet as it arrives at the program.
     pub fn sent(&self, packet: &A::Packet) -> Sent {
         let link = if self.way.program == FROM_POD { self.node.pod_a } else { self.node.uplink };
-        let is_tunnelled = self.way.kind == Kind::TunnelIn;
-        Sent { link, frame: if is_tunnelled { tunnelled(packet) } else { packet.build() }, segment: 0 }
+        let frame = match (self.way.kind, self.way.over) {
+            (Kind::TunnelIn, Family::V4) => tunnelled(packet),
+            (Kind::TunnelIn, Family::V6) => over_ipv6(&packet.build()).build(),
+            _ => packet.build(),
+        };
+        Sent { link, frame, segment: 0 }
     }
 
     /// Returns a variation of the plain packet.
@@ -238,7 +275,7 @@ impl<A: Address> Trial<A> {
             Kind::Local => epoch::of_neighbours(1, 2),
             Kind::WorldOut | Kind::WorldIn => epoch::with_world(1, self.node.uplink, &A::WORLD.into()),
             Kind::DirectOut | Kind::DirectIn => epoch::with_node(1, &A::NODE2.into(), &A::REMOTE_POD.into()),
-            Kind::TunnelOut | Kind::TunnelIn => epoch::with_node(1, &NODE2.into(), &A::REMOTE_POD.into()),
+            Kind::TunnelOut | Kind::TunnelIn => epoch::with_node(1, &self.tunnel().1, &A::REMOTE_POD.into()),
         }
     }
 
@@ -261,6 +298,7 @@ pub fn falsify<A: Address>(known: &mut Known<A>) {
     let stranger = A::Stored::of(&A::STRANGER.into());
     match known.leaves {
         abi::LEAVES_IN_TUNNEL => known.tunnel.here = STRANGER.into(),
+        abi::LEAVES_IN_TUNNEL6 => known.tunnel.here = STRANGER6.into(),
         abi::LEAVES_BY_UPLINK => {
             (known.flags, known.source) = (known.flags | abi::FLOW_REWRITES_SOURCE, stranger)
         }
