@@ -10,7 +10,7 @@ use std::{env, fs};
 use podwire_common::abi;
 use podwire_common::helper::Helper;
 use podwire_common::reason::Path;
-use podwire_core::model::{Family, Mode};
+use podwire_core::model::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::counting::{self, Calls, Counts};
@@ -90,13 +90,9 @@ fn helper_calls() -> BTreeMap<String, BTreeMap<String, Calls>> {
         for kind in kinds {
             let counts = Counts::of(&kind, &mut node);
             if kind.known == Known::Now {
-                // A tunnel packet's destination is compared with the uplink's entry in `LINKS`, and
-                // for IPv6 with that in `LINKS6`.
-                let links = match (kind.path, kind.setting.over) {
-                    (Some(Path::TunnelIn), Family::V4) => 1,
-                    (Some(Path::TunnelIn), Family::V6) => 2,
-                    _ => 0,
-                };
+                // A tunnel packet's destination is compared with the uplink's entry in `LINKS` or
+                // `LINKS6`.
+                let links = u64::from(kind.path == Some(Path::TunnelIn));
                 let lookups = counts.sum(Helper::is_map_lookup);
                 assert_eq!(lookups, 1 + links, "{}: {}: lookups of a known flow", kind.program, kind.name);
             }

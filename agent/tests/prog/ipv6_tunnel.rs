@@ -99,6 +99,7 @@ fn packets_of_a_tunnel_of_ipv6_reach_a_pod_or_the_device() {
     for (what, packet) in [
         ("IPv4", tunnel(&inner(&Packet::new(REMOTE_POD, POD_A, udp(40000, 80))))),
         ("to the node", tunnel(&of_node)),
+        ("to no address", tunnel(&good).with(|packet| packet.destination = std::net::Ipv6Addr::UNSPECIFIED)),
         ("an extension header", tunnel(&good).with(|packet| packet.extensions.push(options))),
     ] {
         node.check(what, FROM_UPLINK, link, &packet.build(), Expect::Pass);

@@ -180,10 +180,12 @@ fn to_pod<I: KnownIp>(
 #[inline(always)]
 fn is_for_tunnel<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> Result<bool, Drop> {
     let destination = packet.headers.destination_address();
+    if source::is_tunnel_address::<I>(ctx, &destination) {
+        let is_whole = matches!(packet.fragment_part(), Fragment::Whole);
+        return Ok(is_whole && !cfg!(feature = "through-device"));
+    }
     match maps::link(ctx.ifindex()) {
-        Some(link) if link.kind == LINK_UPLINK => Ok(!cfg!(feature = "through-device")
-            && source::is_tunnel_address::<I>(ctx, link, &destination)
-            && matches!(packet.fragment_part(), Fragment::Whole)),
+        Some(link) if link.kind == LINK_UPLINK => Ok(false),
         Some(_) if maps::is_own_address(&destination) => Err(Drop::TunnelNotByUplink),
         _ => Ok(false),
     }

@@ -10,7 +10,7 @@ use podwire_common::{epoch, flow::protocol, reason::Drop};
 use super::source;
 use crate::{
     maps,
-    packet::{Ip, Parsed, Skb},
+    packet::{Ip, Parsed},
 };
 
 /// Refuses a pod's error, unless the quoted packet was sent to that pod, and the error goes to the
@@ -65,7 +65,6 @@ fn is_about_tunnel<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) -> bool {
     packet.flow.protocol == protocol::UDP
         && packet.flow.source_port == maps::vxlan_port()
         && !maps::is_direct()
-        && maps::link(ctx.ifindex())
-            .is_some_and(|link| source::is_tunnel_address::<I>(ctx, link, &packet.flow.destination))
+        && source::is_tunnel_address::<I>(ctx, &packet.flow.destination)
         && maps::is_tunnel_peer(&packet.flow.source)
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
     abi::{
-        ENDPOINT_EGRESS_LIMITED, Endpoint, FAMILY_IPV4, LINK_SIDE, LINK_UPLINK, Link, NODE_LOCAL,
+        ENDPOINT_EGRESS_LIMITED, Endpoint, FAMILY_IPV4, LINK_SIDE, LINK_UPLINK, Link, Link6, NODE_LOCAL,
         NODE_ON_LINK, NODE_POD_NETWORK, Node,
     },
     addr::{Addr, Mac},
@@ -100,13 +100,17 @@ pub fn is_tunnel<I: Ip>(packet: &Parsed<I>) -> bool {
         && !packet.is_error
 }
 
-/// Returns whether other nodes send their tunnel packets to this address. `link`: the entry of the
-/// uplink by which the packet came.
+/// Returns whether other nodes send their tunnel packets to this address, and the packet came by an
+/// uplink. Links of other kinds have no tunnel address.
 #[inline(always)]
-pub fn is_tunnel_address<I: Ip>(ctx: &TcContext, link: &Link, address: &Addr) -> bool {
+pub fn is_tunnel_address<I: Ip>(ctx: &TcContext, address: &Addr) -> bool {
     match I::FAMILY {
-        FAMILY_IPV4 => link.tunnel_address == *address,
-        _ => maps::link6(ctx.ifindex()).is_some_and(|link| link.tunnel_address == *address),
+        FAMILY_IPV4 => maps::link(ctx.ifindex()).is_some_and(|link| link.tunnel_address == *address),
+        // A link without a tunnel address has `::` in its place.
+        _ => {
+            let is_of = |link: &Link6| link.tunnel_address == *address && *address != Addr::UNSPECIFIED;
+            maps::link6(ctx.ifindex()).is_some_and(is_of)
+        }
     }
 }
 
