@@ -9,7 +9,7 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{CniOutput, Lab, Mode, Node, Ns};
 
 use crate::host_ports::mappings;
-use crate::sockets::udp;
+use crate::sockets::{udp, wait_until};
 
 const PORT: u16 = 8080;
 const HOST_PORT: u16 = 9088;
@@ -142,8 +142,13 @@ fn check_finds_a_host_port_that_is_not_there() {
     // 0.0.0.0: all IPv4 addresses of the node.
     delete.extend(["0"; 10].into_iter().chain(["255"; 2]).chain(["0"; 4]));
     delete.extend([high.as_str(), &low, "6", "0"]);
-    node.exec(&delete).unwrap();
-    failed(&check.run().unwrap(), CHECK_FAILED, "the hostPort *:9088/tcp to port 8080 is missing");
+    // The agent may have compared the table between the two commands.
+    let missing = wait_until(|| {
+        node.exec(&delete).unwrap();
+        Some(check.run().unwrap()).filter(|checked| !checked.success)
+    });
+    let missing = missing.expect("CHECK does not see that the hostPort is missing");
+    failed(&missing, CHECK_FAILED, "the hostPort *:9088/tcp to port 8080 is missing");
     node.restart_agent().unwrap();
     assert!(check.run().unwrap().success);
 }

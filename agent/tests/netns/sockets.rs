@@ -20,6 +20,17 @@ pub fn udp(ns: &Ns, address: impl ToSocketAddrs) -> UdpSocket {
     socket
 }
 
+/// Receives a datagram.
+// With a timeout, the kernel does not resume a wait that it interrupts for work of its own.
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Returns a listening TCP socket, which waits no longer than other sockets.
 pub fn listen(ns: &Ns, address: impl ToSocketAddrs) -> TcpListener {
     let address = one(address);
