@@ -6,7 +6,7 @@ use std::path::Path;
 
 use xtask::lab::frames::{self, Capture};
 use xtask::lab::traffic::{self, Route};
-use xtask::lab::{Builder, Lab, Mode, connect};
+use xtask::lab::{Builder, Families, Lab, Mode, connect};
 
 /// Returns a builder without agents: these tests concern only the lab under the agents.
 fn ground() -> Builder {
@@ -92,7 +92,7 @@ fn a_stream_lives_on_while_the_router_shrinks_the_path() {
 
 #[test]
 fn a_frame_arrives_as_it_was_sent() {
-    let lab = ground().build().unwrap();
+    let lab = ground().families(Families::V4).build().unwrap();
     let (left, right) = (lab.add_namespace("left").unwrap(), lab.add_namespace("right").unwrap());
     connect(&left, "a", &right, "b").unwrap();
     // The local experimental EtherType of IEEE 802.
