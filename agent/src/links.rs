@@ -369,8 +369,8 @@ impl Links {
         }
     }
 
-    /// Finds the holders of the VXLAN device's port, and returns an error that says what to do. There
-    /// may be a device for each family of the tunnel.
+    /// Finds the holders of the VXLAN device's port, and returns an error that says what to do.
+    /// There may be a device for each family of the tunnel.
     async fn port_is_taken(&self, port: u16) -> Result<LinkError, LinkError> {
         let mut holders = Vec::new();
         let mut links = self.handle.link().get().execute();

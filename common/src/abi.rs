@@ -429,17 +429,17 @@ pub struct Macs {
     pub source: Mac,
 }
 
-/// `FLOWS`, `FLOWS6`: what the programs have found out about a flow that goes past the host stack, so that
-/// its next packets need no other lookups. The programs use an entry only for
+/// `FLOWS`, `FLOWS6`: what the programs have found out about a flow that goes past the host stack,
+/// so that its next packets need no other lookups. The programs use an entry only for
 /// [`KNOWN_FLOW_JIFFIES`], and only while [`Self::epochs`] is the sum of `EPOCHS` over
 /// [`Self::slots`]. After that they find all of it out again.
 ///
 /// An entry says three things: how its packets come, what is rewritten, and which way they leave.
 /// The three are independent: the type allows every combination.
 ///
-/// `A` is the form of the flow's addresses: [`Quad`] in `FLOWS`, for IPv4; [`Addr`] in `FLOWS6`, for
-/// IPv6.
-// Aligned, because a reader compares keys by words of eight bytes.
+/// `A` is the form of the flow's addresses: [`Quad`] in `FLOWS`, for IPv4; [`Addr`] in `FLOWS6`,
+/// for IPv6.
+// Aligned for both forms: the compiler then copies it by words of eight bytes.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]

@@ -99,8 +99,8 @@ macro_rules! tables {
             entries 4096, option none, rank 2, share $crate::tables::Share::Unlimited
         }
         Agent {
-            /// Link of the host → IPv6 address for SNAT, IPv6 tunnel address. Links with neither have no
-            /// entry.
+            /// Link of the host → IPv6 address for SNAT, IPv6 tunnel address. Links with neither
+            /// have no entry.
             // Not fields of `LINKS`: a larger value there would be another layout.
             LINKS6, links6, Links6: LazyHash<u32, $crate::abi::Link6>,
             entries 4096, option none, rank 3, share $crate::tables::Share::Unlimited

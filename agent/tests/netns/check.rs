@@ -103,7 +103,8 @@ pub fn check(lab: &Lab, rows: &[Row<'_>]) {
         protocol("TCP", &|| peer(traffic::tcp_exchange_on(row.client, row.server, route, STREAM)));
         protocol("UDP", &|| peer(udp(DATAGRAM)));
         if row.learns_mtu && row.destination.is_ipv6() {
-            // An end that is told of a request that is too large stops the ping; a lost answer does not.
+            // An end that is told of a request that is too large stops the ping; a lost answer does
+            // not.
             let learnt = || path_mtu(row.server, row.seen_as).or(path_mtu(row.client, row.destination));
             assert_eq!(learnt(), None, "{}", row.name);
             drop(traffic::ping(row.client, row.destination, ECHO_IN_FRAGMENTS));

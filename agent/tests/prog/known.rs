@@ -1,5 +1,5 @@
-//! `FLOWS` and `FLOWS6`: for a packet of a known flow, a program does what its stages would do. It follows an
-//! entry only as long as the entry is valid.
+//! `FLOWS` and `FLOWS6`: for a packet of a known flow, a program does what its stages would do. It
+//! follows an entry only as long as the entry is valid.
 
 use std::borrow::Borrow as _;
 use std::net::{Ipv4Addr, Ipv6Addr};

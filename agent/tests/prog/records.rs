@@ -1,4 +1,5 @@
-//! What the programs have recorded about flows on a node: stack flows, translations and known flows.
+//! What the programs have recorded about flows on a node: stack flows, translations and known
+//! flows.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

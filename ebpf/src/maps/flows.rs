@@ -36,8 +36,8 @@ macro_rules! operations {
     ($table:ident, $place:ident) => {
         #[inline(always)]
         fn get(key: &Self::Key) -> Option<&'static KnownFlow<Self>> {
-            // SAFETY: a map element; see `endpoint`. The key in the element shows whether the kernel
-            // has reused it: see `is_still`.
+            // SAFETY: a map element; see `endpoint`. The key in the element shows whether the
+            // kernel has reused it: see `is_still`.
             unsafe { $table.get(key) }
         }
 

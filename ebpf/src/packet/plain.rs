@@ -1,6 +1,6 @@
 //! Plain packets, the most frequent ones: TCP or UDP in the middle of a flow, without fragments, IP
-//! options, extension headers and tags, with the headers in one piece. The programs read them in place, with few
-//! instructions.
+//! options, extension headers and tags, with the headers in one piece. The programs read them in
+//! place, with few instructions.
 
 use core::marker::PhantomData;
 
@@ -119,9 +119,9 @@ impl<I: PlainIp> Plain<I> {
         self.u16_at(6) == word(0) && self.u16_at(8) == word(1) && self.u16_at(10) == word(2)
     }
 
-    /// Returns what the front of the frame becomes on its next hop, with these link addresses. It is
-    /// for [`Skb::store_at`] 0: no NIC has summed up a packet that comes from a pod, since a pod that
-    /// forwards drops such a sum (see `rewrite::store_in_header`).
+    /// Returns what the front of the frame becomes on its next hop, with these link addresses. It
+    /// is for [`Skb::store_at`] 0: no NIC has summed up a packet that comes from a pod, since a pod
+    /// that forwards drops such a sum (see `rewrite::store_in_header`).
     #[inline(always)]
     pub fn forwarded(self, macs: Macs) -> I::Front {
         I::forwarded(self, macs)

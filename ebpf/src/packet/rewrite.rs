@@ -118,8 +118,8 @@ pub(super) fn readdress_transport(
     }
 }
 
-/// Stores the headers of a frame that starts at 0: link header and IP header apart. A NIC's sum over
-/// the packet begins behind the link header: see `store_in_header`.
+/// Stores the headers of a frame that starts at 0: link header and IP header apart. A NIC's sum
+/// over the packet begins behind the link header: see `store_in_header`.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`].

@@ -172,8 +172,8 @@ fn store_outer6<I: Ip>(ctx: &TcContext, way: &Way, outer: &Outer, inner: &I::Fix
     ctx.store_at(size_of::<OuterHeaders6>() as u32, &inner_headers)
 }
 
-/// Removes the outer headers of a packet of family `I`, `length` bytes. The Ethernet header in front
-/// stays, with the outer addresses and the outer EtherType.
+/// Removes the outer headers of a packet of family `I`, `length` bytes. The Ethernet header in
+/// front stays, with the outer addresses and the outer EtherType.
 ///
 /// # Errors
 /// [`Refused`] when the kernel does not let the frame shrink. Before Linux 6.3 it refuses if the

@@ -118,8 +118,8 @@ fn ask<I: Ip>(ctx: &TcContext, node: &Node, way: &mut Way) -> Lookup {
         way.length = largest;
         return Lookup::TooBig;
     }
-    // Ask for the path to flannel's IPv6 device, too: the kernel does not fragment what it sends over
-    // IPv6.
+    // Ask for the path to flannel's IPv6 device, too: the kernel does not fragment what it sends
+    // over IPv6.
     if goes_through_device::<I>(node) && !(is_over_ipv6::<I>(node) && needs_checksum(node)) {
         return Lookup::Found;
     }
@@ -163,16 +163,16 @@ fn send<I: Ip>(
     }
 }
 
-/// Returns whether the VXLAN device makes the outer headers: those of IPv6 around IPv4, those with a
-/// UDP checksum, and those of packets for which the kernel has to ask its IPsec policies.
+/// Returns whether the VXLAN device makes the outer headers: those of IPv6 around IPv4, those with
+/// a UDP checksum, and those of packets for which the kernel has to ask its IPsec policies.
 #[inline(always)]
 fn goes_through_device<I: Ip>(node: &Node) -> bool {
     let flags = if I::FAMILY == FAMILY_IPV4 { NODE_TUNNEL_IPV6 } else { 0 };
     cfg!(feature = "through-device") || node.flags & (NODE_IPSEC_TUNNEL | flags) != 0 || needs_checksum(node)
 }
 
-/// Returns whether a node takes tunnel packets only with the outer UDP checksum: flannel's device for
-/// IPv6.
+/// Returns whether a node takes tunnel packets only with the outer UDP checksum: flannel's device
+/// for IPv6.
 #[inline(always)]
 fn needs_checksum(node: &Node) -> bool {
     const BOTH: u32 = NODE_VTEP | NODE_TUNNEL_IPV6;

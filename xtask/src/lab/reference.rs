@@ -15,8 +15,8 @@ use crate::lab::{CniCall, CniOutput, Lab, Node};
 /// The folder of Debian's containernetworking-plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 const BRIDGE: &str = "cni0";
-/// The names of flannel's devices, with IPv4 and with IPv6 outside. The lab makes them with flannel's
-/// defaults: VNI 1 and port 8472.
+/// The names of flannel's devices, with IPv4 and with IPv6 outside. The lab makes them with
+/// flannel's defaults: VNI 1 and port 8472.
 pub const VXLAN: &str = "flannel.1";
 /// See [`VXLAN`].
 pub const VXLAN6: &str = "flannel-v6.1";
@@ -224,8 +224,8 @@ pub fn format_mac(mac: [u8; 6]) -> String {
 }
 
 /// Returns the calls that add a pod, in order. Their MTU is 1500 bytes of the uplink less the
-/// overhead of `join`. Flannel's figure with both families is that of IPv4, although its IPv6 device
-/// takes 20 bytes less.
+/// overhead of `join`. Flannel's figure with both families is that of IPv4, although its IPv6
+/// device takes 20 bytes less.
 pub fn calls(
     node: &Node,
     pod: &str,

@@ -93,7 +93,8 @@ impl Scene {
         self.lab.node(1)
     }
 
-    /// Returns the sources, one of each family, of packets that flannel's node itself sends to pods.
+    /// Returns the sources, one of each family, of packets that flannel's node itself sends to
+    /// pods.
     fn flannels_devices(&self) -> [IpAddr; 2] {
         ["10.244.2.0", "fd00:10:244:2::"].map(|address| address.parse().unwrap())
     }

@@ -144,8 +144,8 @@ fn host_ports_of_either_kind_answer_clients_of_the_other() {
         let asked = ask_host_port(far.0, pod.0, our_address).unwrap();
         assert_eq!(asked, seen(flannels_address), "flannel masquerades what leaves the pod network");
         assert_eq!(ask_host_port(flannels, pod.0, our_address).unwrap(), seen(flannels_address));
-        // The client uses the address that the node has among its pods: request and reply are in the
-        // tunnel.
+        // The client uses the address that the node has among its pods: request and reply are in
+        // the tunnel.
         let before = Counted::quiet(&scene.lab);
         let asked = ask_host_port(far.0, pod.0, ours.overlay_addresses()[family]).unwrap();
         assert_eq!(asked, seen(far.1));

@@ -1,5 +1,5 @@
-//! The services of the API server and of the cluster's DNS. Kubernetes gives both the cluster's first
-//! family only.
+//! The services of the API server and of the cluster's DNS. Kubernetes gives both the cluster's
+//! first family only.
 
 use std::net::SocketAddr;
 

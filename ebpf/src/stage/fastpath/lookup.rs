@@ -16,8 +16,8 @@ use crate::{
     packet::{Ip, Parsed, Plain, Skb},
 };
 
-/// Returns a pod's packet, its flow's key, and what is known of the flow. Returns `None` unless the packet is plain, and comes
-/// by the link and from the link address in the flow's entry.
+/// Returns a pod's packet, its flow's key, and what is known of the flow. Returns `None` unless the
+/// packet is plain, and comes by the link and from the link address in the flow's entry.
 #[inline(always)]
 pub fn of_pod<I: KnownIp>(ctx: &TcContext) -> Option<(Plain<I>, Key<I>, &'static Entry<I>)> {
     let plain = Plain::<I>::of(ctx)?;

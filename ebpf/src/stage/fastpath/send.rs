@@ -30,8 +30,8 @@ pub fn is_to_neighbour<A: FlowAddr>(known: &KnownFlow<A>) -> bool {
     known.leaves == LEAVES_INTO_POD && known.flags & (FLOW_REWRITES_SOURCE | FLOW_REWRITES_DESTINATION) == 0
 }
 
-/// Sends a pod's packet to another pod of this node. `key`: its flow's. Returns [`Decision::NONE`] if
-/// the entry has become another flow's meanwhile.
+/// Sends a pod's packet to another pod of this node. `key`: its flow's. Returns [`Decision::NONE`]
+/// if the entry has become another flow's meanwhile.
 ///
 /// # Errors
 /// [`Drop::RewriteFailed`](podwire_common::reason::Drop::RewriteFailed).
