@@ -29,18 +29,10 @@ const FRAGMENT: u16 = 0x3fff;
 const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
 
 /// A plain packet, in the frame.
+#[derive(Clone, Copy)]
 pub struct Plain<I> {
     frame: *const u8,
     family: PhantomData<I>,
-}
-
-impl<I> Copy for Plain<I> {}
-
-impl<I> Clone for Plain<I> {
-    #[inline(always)]
-    fn clone(&self) -> Self {
-        *self
-    }
 }
 
 /// A family of IP with plain packets: where their fields are.
