@@ -6,7 +6,7 @@ use podwire_common::reason::Path::{
     self, DirectIn, DirectOut, FromStack, Local, SnatIn, SnatOut, StackToTunnel, ToStack, TunnelIn,
     TunnelInDevice, TunnelOut, TunnelOutDevice, TunnelToStack,
 };
-use xtask::lab::{Builder, Families, Lab, Mode, Node, Pod, traffic};
+use xtask::lab::{Builder, Families, Lab, Mode, Node, Pod, is_kernel_since, traffic};
 
 use crate::check::{Counter, Row, check};
 
@@ -67,7 +67,8 @@ fn option_chooses_the_family_of_the_tunnel() {
 
 fn tunnelled<'a>(places: &'a Places, family: usize, is_ipv6_tunnel: bool) -> [Row<'a>; 7] {
     let is_ipv6 = places.client(family).1.is_ipv6();
-    let takes_device = is_ipv6 != is_ipv6_tunnel && !decapsulates_another_family();
+    // Before Linux 6.3 no program may remove outer headers of another family than the packet's.
+    let takes_device = is_ipv6 != is_ipv6_tunnel && !is_kernel_since(6, 3);
     let [between_pods, from_node, to_node]: [&[Counter]; 3] = match takes_device {
         false => [
             &[(0, TunnelOut), (1, TunnelIn), (1, TunnelOut), (0, TunnelIn)],
@@ -98,14 +99,6 @@ fn tunnelled<'a>(places: &'a Places, family: usize, is_ipv6_tunnel: bool) -> [Ro
             .takes(to_node)
             .avoids(&TRANSLATED),
     ]
-}
-
-/// Returns whether the kernel lets a program remove outer headers of another family than the inner
-/// packet's: since Linux 6.3.
-fn decapsulates_another_family() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(3))
 }
 
 #[test]

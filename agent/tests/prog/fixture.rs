@@ -402,13 +402,6 @@ fn node(name: &str, pod_network: &str, address: Ipv4Addr) -> Node {
     }
 }
 
-/// Returns whether the kernel has this version or a later one.
-pub fn is_kernel_since(major: u32, minor: u32) -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
-}
-
 pub fn hex(bytes: &[u8]) -> String {
     bytes
         .chunks(16)

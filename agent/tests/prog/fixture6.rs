@@ -4,8 +4,9 @@ use std::net::Ipv6Addr;
 
 use podwire_common::addr::Mac;
 use podwire_core::model::{Mode, Model, Node, Path as Way, PodAddress};
+use xtask::lab::is_kernel_since;
 
-use crate::fixture::{Fixture, NODE2_MAC, is_kernel_since};
+use crate::fixture::{Fixture, NODE2_MAC};
 
 pub const POD: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 2);
 pub const NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 3);

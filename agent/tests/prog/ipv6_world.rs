@@ -10,6 +10,7 @@ use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_UPLI
 use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::Mode;
+use xtask::lab::is_kernel_since;
 
 use crate::fixture::*;
 use crate::fixture6::{

@@ -123,6 +123,16 @@ pub fn is_soak() -> bool {
     std::env::var_os("PODWIRE_SOAK").is_some()
 }
 
+/// Returns whether the kernel has this version or a later one.
+///
+/// # Panics
+/// When the kernel does not say its release.
+pub fn is_kernel_since(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
 /// Nodes with running agents, an underlay and a world.
 ///
 /// | namespace | addresses |
