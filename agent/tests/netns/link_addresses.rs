@@ -41,11 +41,13 @@ fn such_a_nodes_pods_are_cut_off_where_asked_for() {
     let (pod, far) = (lab.node(0).add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
     // Let the nodes resolve each other: the nodes of a real cluster have done so before.
     reach(lab.node(0), lab.node(1));
-    let before = Counted::quiet(&lab);
-    let refused = traffic::udp_exchange(&pod, &far, far.address(), 8080, 100);
-    assert!(refused.is_err(), "{refused:?}");
-    let grown = Counted::quiet(&lab).since(&before);
-    assert!(grown.drops(0).contains_key(Drop::PodSourceNotFromNode.name()), "{grown}");
+    for address in far.addresses() {
+        let before = Counted::quiet(&lab);
+        let refused = traffic::udp_exchange(&pod, &far, *address, 8080, 100);
+        assert!(refused.is_err(), "{refused:?}");
+        let grown = Counted::quiet(&lab).since(&before);
+        assert!(grown.drops(0).contains_key(Drop::PodSourceNotFromNode.name()), "{address}: {grown}");
+    }
 }
 
 /// Returns a lab with a bridge that replaces the link address of node2's IP frames. ARP and the
