@@ -33,12 +33,6 @@ impl<'a> Ip<'a> {
         Some(Self { payload: &packet[header.slice().len()..], header })
     }
 
-    /// Returns whether one of its ends is a pod.
-    pub fn is_of_pod_network(&self) -> bool {
-        let pod = |address: Ipv4Addr| address.octets().starts_with(&[10, 244]);
-        pod(self.header.source_addr()) || pod(self.header.destination_addr())
-    }
-
     /// Returns whether one of its ends has this address.
     pub fn has_end(&self, address: Ipv4Addr) -> bool {
         [self.header.source_addr(), self.header.destination_addr()].contains(&address)
