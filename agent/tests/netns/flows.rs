@@ -23,7 +23,7 @@ const FAR_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 21);
 
 /// A TCP stream, and 1,000 UDP datagrams a second each way, on every kind of path.
 pub struct Flows {
-    paths: Vec<(String, Option<Stream>, Datagrams)>,
+    paths: Vec<(String, Stream, Datagrams)>,
     has_ipv4: bool,
     pods: [Pod; 4],
 }
@@ -54,7 +54,6 @@ impl Flows {
                 (format!("node → pod, {family}"), lab.node(0), &*near, Route::to(*to_near, port + 1)),
             ]);
         }
-        let by_device = format!("pod → pod of another node, {}", Family::V6);
         let has_ipv4 = client.addresses().iter().any(IpAddr::is_ipv4);
         if has_ipv4 {
             serve(lab, [(NEAR_SERVICE, &near), (FAR_SERVICE, &far)]);
@@ -68,10 +67,7 @@ impl Flows {
             paths.extend(of_ipv4.map(|(name, from, to, route)| (name.to_owned(), from, to, route)));
         }
         let started = paths.into_iter().map(|(name, from, to, route)| {
-            // What comes out of the VXLAN device shares a queue: a stream at full rate would cost
-            // datagrams.
-            let is_by_device = name == by_device;
-            let stream = (!is_by_device).then(|| traffic::tcp_stream_on(from, to, route).unwrap());
+            let stream = traffic::tcp_stream_on(from, to, route).unwrap();
             (name, stream, Datagrams::start(from, to, route).unwrap())
         });
         Self { paths: started.collect(), has_ipv4, pods: [client, near, far, hosted] }
@@ -80,9 +76,7 @@ impl Flows {
     /// Waits until a fair amount of traffic has arrived on every path.
     pub fn go_on(&self) {
         for (name, stream, datagrams) in &self.paths {
-            if let Some(stream) = stream {
-                stream.wait_for(1 << 20).unwrap_or_else(|error| panic!("{name}: {error:#}"));
-            }
+            stream.wait_for(1 << 20).unwrap_or_else(|error| panic!("{name}: {error:#}"));
             datagrams.wait_for(300).unwrap_or_else(|error| panic!("{name}: {error:#}"));
         }
     }
@@ -125,7 +119,6 @@ impl Flows {
                     lost.push(format!("{name}, {direction}: {count:?}"));
                 }
             }
-            let Some(stream) = stream else { continue };
             // This fails if a byte is missing or wrong, or if the connection was reset.
             let bytes = stream.finish().unwrap_or_else(|error| panic!("{name}: {error:#}")).bytes;
             writeln!(text, "| {name:<32} | {:<9} | {bytes:>12} | {bytes:>12} | {:>5} |", "TCP bytes", 0)

@@ -106,6 +106,7 @@ fn containers_reach_host_ports_and_see_pods_as_they_are() {
     let node = lab.node(0);
     let container = docker(&lab);
     let_be(node, "docker0", LINK_INNER);
+    await_address(node, BRIDGE[1]);
     let pod = node.add_pod_with("pod", &host_port()).unwrap();
     for family in FAMILIES {
         let there = (&container, CONTAINER[family]);
@@ -469,6 +470,14 @@ fn host_port() -> serde_json::Value {
 fn let_be(node: &Node, link: &str, expected: u32) {
     let found = wait_until(|| (kind(node, link) == Some(expected)).then_some(()));
     assert!(found.is_some(), "{link}: {:?}, {}", kinds(node), node.agent_log_tail(20));
+}
+
+/// Waits until the programs know an IPv6 address of the node. A link has its role with its first
+/// address.
+fn await_address(node: &Node, address: IpAddr) {
+    let octets = v6(address).octets().map(|octet| octet.to_string()).join(",");
+    let is_known = || node.map_dump(maps::NODES).unwrap().to_string().contains(&octets);
+    assert!(wait_until(|| is_known().then_some(())).is_some(), "{address}: {}", node.agent_log_tail(20));
 }
 
 /// Returns a link's kind, as the programs see it.

@@ -94,8 +94,12 @@ fn what_nobody_owns_goes_and_a_stray_link_after_a_minute() {
     // The kernel reports changes of links, but none of maps.
     let endpoints = entries(node, maps::ENDPOINTS);
     let frontends = entries(node, maps::FRONTENDS);
-    copy_entry(node, maps::ENDPOINTS, |key| key[15] = 99);
-    assert_ne!(entries(node, maps::ENDPOINTS), endpoints);
+    // The agent may look in this moment and remove a copy at once.
+    let copied = wait_until(|| {
+        copy_entry(node, maps::ENDPOINTS, |key| key[15] = 99);
+        (entries(node, maps::ENDPOINTS) != endpoints).then_some(())
+    });
+    assert!(copied.is_some());
     copy_entry(node, maps::FRONTENDS, |key| key[17] ^= 1);
     let pin = node.bpf_dir().join("links/to_nowhere-eth9");
     let from = node.bpf_dir().join("links/to_uplink-eth0").display().to_string();

@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketType, socket, sockopt};
 
 pub use datagrams::{Count, Datagrams};
 pub use ping::{PingReply, ping, ping_unfragmented};
-pub use tcp::{Stream, tcp_exchange, tcp_exchange_on, tcp_stream, tcp_stream_on};
+pub use tcp::{Stream, tcp_exchange, tcp_exchange_on, tcp_stream, tcp_stream_on, tcp_throughput};
 pub use udp::{udp_exchange, udp_exchange_on, udp_segments};
 
 /// The longest time that a socket waits for the other end.

@@ -11,11 +11,16 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::pattern::{self, PIECE};
 use super::{Exchange, PATIENCE, Route, bound, uninterrupted};
-use crate::lab::Ns;
+use crate::lab::{Ns, is_soak};
 
 /// The largest answer, bytes. The server answers with as many bytes as it got, up to this number,
 /// so that both directions carry payload.
 const ANSWER: u64 = 64 * 1024;
+
+/// The pause of a stream's sender after each write of [`PIECE`] bytes. Streams show that
+/// connections go on. At full rate, the streams of one test would take the processors from all
+/// others.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Connects, and sends this number of bytes from client to server. The server compares them and
 /// answers.
@@ -31,10 +36,21 @@ pub fn tcp_exchange(from: &Ns, to: &Ns, address: IpAddr, port: u16, bytes: u64) 
 /// # Errors
 /// Those of [`tcp_exchange`].
 pub fn tcp_exchange_on(from: &Ns, to: &Ns, route: Route, bytes: u64) -> Result<Exchange> {
-    start(from, to, route, bytes)?.join()
+    start(from, to, route, bytes, Duration::ZERO)?.join()
 }
 
-/// Starts a transfer from `from` to `to` that goes on until [`Stream::finish`].
+/// Sends for this time, as fast as the path allows.
+///
+/// # Errors
+/// Those of [`tcp_exchange`].
+pub fn tcp_throughput(from: &Ns, to: &Ns, address: IpAddr, port: u16, length: Duration) -> Result<Exchange> {
+    let stream = start(from, to, Route::to(address, port), u64::MAX, Duration::ZERO)?;
+    std::thread::sleep(length);
+    stream.finish()
+}
+
+/// Starts a transfer from `from` to `to` that goes on until [`Stream::finish`]. Its rate is at most
+/// 26 MB/s, except in soak.
 ///
 /// # Errors
 /// When the connection cannot be made.
@@ -47,7 +63,8 @@ pub fn tcp_stream(from: &Ns, to: &Ns, address: IpAddr, port: u16) -> Result<Stre
 /// # Errors
 /// When the connection cannot be made.
 pub fn tcp_stream_on(from: &Ns, to: &Ns, route: Route) -> Result<Stream> {
-    let stream = start(from, to, route, u64::MAX)?;
+    let pause = if is_soak() { Duration::ZERO } else { PAUSE };
+    let stream = start(from, to, route, u64::MAX, pause)?;
     stream.wait_for(1)?;
     Ok(stream)
 }
@@ -146,7 +163,8 @@ struct Received {
     longest_pause: Duration,
 }
 
-fn start(from: &Ns, to: &Ns, route: Route, bytes: u64) -> Result<Stream> {
+/// `pause`: the sender's after each write.
+fn start(from: &Ns, to: &Ns, route: Route, bytes: u64, pause: Duration) -> Result<Stream> {
     let listener = to
         .enter(|| bound(|| TcpListener::bind(route.listen)))?
         .with_context(|| format!("listen on TCP {} in {}", route.listen, to.name()))?;
@@ -158,14 +176,14 @@ fn start(from: &Ns, to: &Ns, route: Route, bytes: u64) -> Result<Stream> {
     let sender = from.spawn({
         let (progress, name) = (Arc::clone(&progress), from.name().to_owned());
         move || {
-            send(route.destination, bytes, &progress)
+            send(route.destination, bytes, pause, &progress)
                 .with_context(|| format!("TCP from {name} to {}", route.destination))
         }
     });
     Ok(Stream { progress, ends: Some((sender, receiver)) })
 }
 
-fn send(destination: SocketAddr, bytes: u64, progress: &Progress) -> Result<Sent> {
+fn send(destination: SocketAddr, bytes: u64, pause: Duration, progress: &Progress) -> Result<Sent> {
     let connected = TcpStream::connect_timeout(&destination, PATIENCE);
     // Tell the server to stop listening: this client will not come.
     let mut stream =
@@ -178,6 +196,9 @@ fn send(destination: SocketAddr, bytes: u64, progress: &Progress) -> Result<Sent
         let piece = pattern::piece(sent, (bytes - sent).min(PIECE as u64) as usize);
         sent +=
             uninterrupted(|| stream.write(piece)).with_context(|| format!("send after {sent} bytes"))? as u64;
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
     }
     stream.shutdown(Shutdown::Write).context("end the stream")?;
     let mut answer = Vec::new();
