@@ -17,7 +17,7 @@ use podwire_core::model::{Attachment, Bandwidth};
 use podwire_core::model::{Endpoint, Mode, Model, Node, NodeLink, Path as Way, PodAddress, Role};
 use podwire_core::plan::{Op, Removals, plan};
 use podwire_core::slice::{Hooks, Slice};
-use xtask::lab::{Ns, frames};
+use xtask::lab::frames;
 
 use crate::namespace::Namespace;
 use crate::packets;
@@ -118,13 +118,20 @@ impl Fixture {
         let namespace = Namespace::enter();
         // The kernel's own neighbour discovery would change the counters.
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-        namespace.ip("link set lo up");
-        let uplink = namespace.add_link("up0", UPLINK_MAC);
-        let pod_a = namespace.add_link("pwa", HOST_A_MAC);
-        let pod_b = namespace.add_link("pwb", HOST_B_MAC);
-        namespace.ip("addr add 10.200.0.1/24 dev up0");
-        namespace.ip("neigh add 10.200.0.2 lladdr 02:00:00:00:0c:02 dev up0 nud permanent");
-        namespace.ip("route add 10.244.2.0/24 via 10.200.0.2 dev up0");
+        let links = [("up0", UPLINK_MAC), ("pwa", HOST_A_MAC), ("pwb", HOST_B_MAC)];
+        let add = |(name, bytes)| {
+            let mac = Mac { bytes };
+            format!(
+                "link add {name} address {mac:?} type veth peer name {name}-p\n\
+                 link set {name} up\n\
+                 link set {name}-p up\n"
+            )
+        };
+        let routes = "address add 10.200.0.1/24 dev up0\n\
+                      neigh add 10.200.0.2 lladdr 02:00:00:00:0c:02 dev up0 nud permanent\n\
+                      route add 10.244.2.0/24 via 10.200.0.2 dev up0\n";
+        namespace.ip(&(links.map(add).concat() + routes));
+        let [uplink, pod_a, pod_b] = links.map(|(name, _)| namespace.ifindex(name));
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         let vxlan = (mode == Mode::Vxlan).then_some(77);
         let config = abi::Config {
@@ -216,10 +223,12 @@ impl Fixture {
                 vec![PodAddress { address: address.into(), gateway: [10, 244, 2, 1].into() }];
         }
         let link_address = Mac { bytes: UPLINK_MAC };
-        fixture.namespace.ip("addr del 10.200.0.1/24 dev up0");
-        fixture.namespace.ip("addr add 10.200.0.2/24 dev up0");
-        fixture.namespace.ip(&format!("neigh add 10.200.0.1 lladdr {link_address:?} dev up0 nud permanent"));
-        fixture.namespace.ip("route add 10.244.1.0/24 via 10.200.0.1 dev up0");
+        fixture.namespace.ip(&format!(
+            "address del 10.200.0.1/24 dev up0\n\
+             address add 10.200.0.2/24 dev up0\n\
+             neigh add 10.200.0.1 lladdr {link_address:?} dev up0 nud permanent\n\
+             route add 10.244.1.0/24 via 10.200.0.1 dev up0\n"
+        ));
         fixture.fill();
         fixture
     }
@@ -325,16 +334,15 @@ impl Fixture {
         if !self.is_attached {
             self.attach();
         }
-        let namespace = Ns::open(&self.namespace.name).unwrap();
         let before = self.counters();
         // If a program drops the packet on its way out, the kernel returns an error to the sender.
-        let sent = frames::send(&namespace, link, frame);
+        let sent = frames::send(&self.namespace.ns, link, frame);
         assert!(sent.is_ok() || counted.is_some(), "{what}: {sent:?}");
         // The marker follows the frame. When the marker is counted, the kernel has handled the
         // frame.
         let mut marker = packets::ethernet([2; 6], POD_A_MAC, etherparse::EtherType(0x88b5));
         marker.resize(60, 0);
-        frames::send(&namespace, "pwa-p", &marker).unwrap();
+        frames::send(&self.namespace.ns, "pwa-p", &marker).unwrap();
         let is_seen = |counters: &BTreeMap<String, u64>| {
             let name = Reason::EthertypeUnknown.name();
             counters.get(name) != before.get(name)
@@ -361,9 +369,10 @@ impl Fixture {
 
     /// Attaches every program to its link and makes the VXLAN device.
     pub fn attach(&mut self) {
-        self.namespace
-            .ip(&format!("link add {VXLAN_DEVICE} type vxlan external dstport {VXLAN_PORT} nolearning"));
-        self.namespace.ip(&format!("link set {VXLAN_DEVICE} up"));
+        self.namespace.ip(&format!(
+            "link add {VXLAN_DEVICE} type vxlan external dstport {VXLAN_PORT} nolearning\n\
+             link set {VXLAN_DEVICE} up\n"
+        ));
         self.loaded.attach_pod("pwa").unwrap();
         self.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
         self.loaded

@@ -71,10 +71,11 @@ pub fn make_dual(fixture: &mut Fixture) {
         forward(link);
     }
     add_addresses(fixture);
-    fixture.namespace.ip("route add default via 10.200.0.2 dev up0");
-    for to in ["fd00:10:244:2::/64", "default"] {
-        fixture.namespace.ip(&format!("-6 route add {to} via {NODE2_6} dev up0 src {NODE1_6}"));
-    }
+    fixture.namespace.ip(&format!(
+        "route add default via 10.200.0.2 dev up0\n\
+         route add fd00:10:244:2::/64 via {NODE2_6} dev up0 src {NODE1_6}\n\
+         route add default via {NODE2_6} dev up0 src {NODE1_6}\n"
+    ));
 }
 
 /// Turns IPv6 on for a link of the calling thread's namespace.
@@ -87,8 +88,10 @@ pub fn forward(link: &str) {
 /// Gives the uplink its address, and node 2 its link address.
 pub fn add_addresses(node: &Fixture) {
     let mac = Mac { bytes: NODE2_MAC };
-    node.namespace.ip(&format!("-6 addr add {NODE1_6}/64 dev up0 nodad"));
-    node.namespace.ip(&format!("-6 neigh add {NODE2_6} lladdr {mac:?} dev up0 nud permanent"));
+    node.namespace.ip(&format!(
+        "address add {NODE1_6}/64 dev up0 nodad\n\
+         neigh add {NODE2_6} lladdr {mac:?} dev up0 nud permanent\n"
+    ));
 }
 
 /// Gives the node's uplink an IPv6 address, and a route to node 2's pods. For forwarded packets
@@ -96,7 +99,7 @@ pub fn add_addresses(node: &Fixture) {
 pub fn route_ipv6(node: &Fixture) {
     forward("up0");
     add_addresses(node);
-    node.namespace.ip(&format!("-6 route add fd00:10:244:2::/64 via {NODE2_6} dev up0 mtu lock 1400"));
+    node.namespace.ip(&format!("route add fd00:10:244:2::/64 via {NODE2_6} dev up0 mtu lock 1400"));
 }
 
 /// Returns whether the kernel lets a program remove outer headers of another family than the inner

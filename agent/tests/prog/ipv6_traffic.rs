@@ -23,7 +23,7 @@ struct Peer(Ns);
 
 impl Peer {
     fn new(node: &Fixture, link: &str, name: &str) -> Self {
-        let ns = Ns::create(&format!("{}-{name}", node.namespace.name)).unwrap();
+        let ns = Ns::create(&format!("{}-{name}", node.namespace.ns.name())).unwrap();
         node.namespace.ip(&format!("link set {link} netns {} name eth0", ns.name()));
         for (switch, value) in [("disable_ipv6", "0"), ("accept_ra", "0")] {
             ns.sysctl(&format!("net/ipv6/conf/eth0/{switch}"), value).unwrap();
@@ -106,14 +106,13 @@ fn streams_to_world_and_host_port_arrive_whatever_the_offloads() {
     }
     std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
     let mac = |bytes| format!("{:?}", podwire_common::addr::Mac { bytes });
-    for change in [
-        "link set pwa mtu 1450".to_owned(),
-        format!("-6 addr add {NODE1_6}/64 dev up0 nodad"),
-        format!("-6 route add {POD}/128 dev pwa"),
-        format!("-6 neigh add {POD} lladdr {} dev pwa nud permanent", mac(POD_A_MAC)),
-    ] {
-        node.namespace.ip(&change);
-    }
+    node.namespace.ip(&format!(
+        "link set pwa mtu 1450\n\
+         address add {NODE1_6}/64 dev up0 nodad\n\
+         route add {POD}/128 dev pwa\n\
+         neigh add {POD} lladdr {} dev pwa nud permanent\n",
+        mac(POD_A_MAC)
+    ));
     let gateway = Ipv6Addr::from(GATEWAY6);
     pod.0
         .ip(&format!(
@@ -128,7 +127,7 @@ fn streams_to_world_and_host_port_arrive_whatever_the_offloads() {
     world.0.ip(&format!("link set eth0 up\naddress add {STRANGER6}/64 dev eth0 nodad\n")).unwrap();
     node.attach();
     for settings in ["tx on rx on tso on gso on gro on", "tx off rx off tso off gso off gro off"] {
-        let here = Ns::open(&node.namespace.name).unwrap();
+        let here = node.namespace.ns.clone();
         for (ns, link) in [(&here, "up0"), (&here, "pwa"), (&pod.0, "eth0"), (&world.0, "eth0")] {
             let command: Vec<_> = ["ethtool", "-K", link].into_iter().chain(settings.split(' ')).collect();
             ns.exec(&command).unwrap();

@@ -304,11 +304,13 @@ fn route(node: &Fixture, source: Ipv6Addr) {
     }
     std::fs::write("/proc/sys/net/ipv6/conf/pwa/disable_ipv6", "0").unwrap();
     std::fs::write("/proc/sys/net/ipv6/conf/pwa/forwarding", "1").unwrap();
-    for address in BTreeSet::from([NODE1_6, source]) {
-        node.namespace.ip(&format!("-6 addr add {address}/64 dev up0 nodad"));
-    }
-    node.namespace.ip(&format!("-6 neigh add {NODE2_6} lladdr 02:00:00:00:0c:02 dev up0 nud permanent"));
-    node.namespace.ip(&format!("-6 route add default via {NODE2_6} dev up0 src {source}"));
+    let addresses = BTreeSet::from([NODE1_6, source]);
+    let add = |address: &Ipv6Addr| format!("address add {address}/64 dev up0 nodad\n");
+    node.namespace.ip(&format!(
+        "{}neigh add {NODE2_6} lladdr 02:00:00:00:0c:02 dev up0 nud permanent\n\
+         route add default via {NODE2_6} dev up0 src {source}\n",
+        addresses.iter().map(add).collect::<String>()
+    ));
 }
 
 #[test]
@@ -376,7 +378,7 @@ fn too_large_packets_past_the_stack_are_answered() {
     let mut node = node(Mode::Vxlan);
     let (link, pod_link) = (node.uplink, node.pod_a);
     route(&node, NODE1_6);
-    node.namespace.ip(&format!("-6 route add {WORLD6} via {NODE2_6} dev up0 mtu lock 1400"));
+    node.namespace.ip(&format!("route add {WORLD6} via {NODE2_6} dev up0 mtu lock 1400"));
     node.run(TO_UPLINK, link, &out(POD, udp(OWN, 53)).build(), 0);
     node.run(FROM_UPLINK, link, &back(WORLD6, udp(53, OWN)).build(), 0);
     node.set_past_stack();

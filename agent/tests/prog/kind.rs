@@ -11,7 +11,7 @@ use podwire_common::names::{VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::Path;
 use podwire_core::model::{Family, Mode};
 use podwire_core::slice::Hooks;
-use xtask::lab::{Ns, frames};
+use xtask::lab::frames;
 
 use crate::fixture::{Fixture, NODE1, WORLD};
 use crate::fixture6::make_dual;
@@ -251,8 +251,8 @@ impl Setting {
             Wire::Loopback => node.use_loopback_as_uplink(),
             Wire::Overlay => {
                 let options = format!("type vxlan external dstport {VXLAN_PORT} nolearning");
-                node.namespace.ip(&format!("link add {VXLAN_DEVICE} {options}"));
-                node.namespace.ip(&format!("link set {VXLAN_DEVICE} up"));
+                node.namespace
+                    .ip(&format!("link add {VXLAN_DEVICE} {options}\nlink set {VXLAN_DEVICE} up\n"));
                 node.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
             }
             Wire::Uplink => {
@@ -312,9 +312,8 @@ impl Ready<'_> {
                 }
             }
             Way::Device(frame) => {
-                let namespace = Ns::open(&self.node.namespace.name).unwrap();
                 let seen = self.seen() + times as u64;
-                frames::send_all(&namespace, "up0-p", &vec![frame.as_slice(); times]).unwrap();
+                frames::send_all(&self.node.namespace.ns, "up0-p", &vec![frame.as_slice(); times]).unwrap();
                 // A busy CPU handles arriving packets later, on a kernel thread.
                 let deadline = Instant::now() + PATIENCE;
                 while self.seen() < seen {
