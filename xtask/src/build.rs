@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -112,27 +113,40 @@ pub(crate) fn for_demonstration() -> Result<PathBuf> {
     lab_binaries()
 }
 
-/// Sets up and builds everything that tests and benches need.
+/// Sets up and builds what tests and benches need, except what `cargo test` and `cargo bench` build:
+/// the tests and the two binaries.
 pub(crate) fn for_tests() -> Result<()> {
     let toolchain = setup::everything()?;
-    object_with(&toolchain, COUNT_HELPERS)?;
-    object(&toolchain)?;
-    earlier_agent(&object_with(&toolchain, EARLIER_LAYOUT)?)
+    // Most of the time, the build of an object keeps one core busy.
+    std::thread::scope(|scope| {
+        let counting = scope.spawn(|| object_with(&toolchain, COUNT_HELPERS));
+        let earlier = scope.spawn(|| object_with(&toolchain, EARLIER_LAYOUT));
+        object(&toolchain)?;
+        ended(counting)?;
+        ended(earlier)
+    })
+    .and_then(|object| earlier_agent(&object))
 }
 
-/// Builds the agent with the artificial earlier layout, beside the current agent.
+fn ended<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Builds the agent with the artificial earlier layout.
 fn earlier_agent(object: &Path) -> Result<()> {
-    let mut command = run::cargo(&["build", "-p", "podwire", "--features", EARLIER_LAYOUT]);
+    // Which features the crates have depends on all that a command builds. This command also builds
+    // a test, so it uses the same crates as the build of all tests.
+    let feature = format!("podwire/{EARLIER_LAYOUT}");
+    let mut command = run::cargo(&["test", "--no-run", "--test", "kube", "--features", &feature]);
     command.env("PODWIRE_BPF_OBJECT", object);
     run::step(&format!("cargo build (podwire, {EARLIER_LAYOUT})"), || run::visibly(&mut command))?;
-    // Both builds use the same file name, so copy this agent before the next build overwrites it.
+    // The build of the tests uses the same file name, so copy this agent.
     let built = run::target_dir().join("debug/podwire");
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     let agent = run::root().join(EARLIER_AGENT);
     replace_if_changed(&bytes, &agent)?;
     fs::set_permissions(&agent, Permissions::from_mode(0o755))
-        .with_context(|| format!("make {} executable", agent.display()))?;
-    lab_binaries().map(drop)
+        .with_context(|| format!("make {} executable", agent.display()))
 }
 
 /// Writes a file only if its content differs: a rewritten object makes cargo compile the agent

@@ -178,7 +178,9 @@ fn install_linker() -> Result<PathBuf> {
     packages::ensure(&packages::LINKER_BUILD)?;
     run::step(&format!("cargo install bpf-linker {LINKER_VERSION} (about a minute)"), || {
         let version = LINKER_VERSION.to_string();
-        let mut command = run::cargo(&["install", "--locked", "bpf-linker", "--version", &version]);
+        // LLVM does the linker's work. The rest needs no optimisation, and builds faster without.
+        let mut command =
+            run::cargo(&["install", "--debug", "--locked", "bpf-linker", "--version", &version]);
         command
             .args(["--no-default-features", "--features", "llvm-22", "--root"])
             .arg(own_tools())
