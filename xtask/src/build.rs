@@ -118,14 +118,14 @@ pub(crate) fn for_demonstration() -> Result<PathBuf> {
 pub(crate) fn for_tests() -> Result<()> {
     let toolchain = setup::everything()?;
     // Most of the time, the build of an object keeps one core busy.
-    std::thread::scope(|scope| {
+    let earlier = std::thread::scope(|scope| {
         let counting = scope.spawn(|| object_with(&toolchain, COUNT_HELPERS));
         let earlier = scope.spawn(|| object_with(&toolchain, EARLIER_LAYOUT));
         object(&toolchain)?;
         ended(counting)?;
         ended(earlier)
-    })
-    .and_then(|object| earlier_agent(&object))
+    })?;
+    earlier_agent(&earlier)
 }
 
 fn ended<T>(thread: ScopedJoinHandle<'_, T>) -> T {

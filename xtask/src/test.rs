@@ -70,6 +70,11 @@ impl Options {
     fn is_whole(&self) -> bool {
         self.only.is_none() && self.kernel.is_none() && self.filter.is_none()
     }
+
+    /// Returns the kernels that they select besides this machine's.
+    fn kernels(&self) -> Vec<Kernel> {
+        if self.is_whole() { Kernel::ALL.to_vec() } else { Vec::from_iter(self.kernel) }
+    }
 }
 
 /// Runs `check`, then every layer. With an option or a filter, runs only the tests that it selects.
@@ -83,8 +88,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         layers(options)
     })?;
-    if options.is_whole() || options.kernel.is_some() {
-        spent.timed(Group::Kernels, || add_kernels(&mut layers, options))?;
+    if !options.kernels().is_empty() {
+        spent.timed(Group::Kernels, || add_kernels(&mut layers, options, &SOAK_ON_KERNELS))?;
     }
     let outcome = report(&layers, options, &[], start, &mut spent);
     println!("\n{}", spent.lines().join("\n"));
@@ -97,7 +102,9 @@ pub(crate) fn soak(options: &Options) -> Result<()> {
     let start = Instant::now();
     build::for_tests()?;
     let mut layers = layers(options)?;
-    add_kernels(&mut layers, options)?;
+    if !options.kernels().is_empty() {
+        add_kernels(&mut layers, options, &[])?;
+    }
     let is_longer = |layer: &Layer| layer.guest.is_some() || SOAK_LAYERS.contains(&layer.name.as_str());
     layers.retain(|layer| options.only.is_some() || is_longer(layer));
     report(&layers, options, &[(SOAK, "1")], start, &mut Spent::default())
@@ -118,6 +125,8 @@ struct Program {
     package: PathBuf,
     /// The default filter: only tests with this text in their name run if the user gives no filter.
     filter: &'static str,
+    /// Texts: tests with one of them in their name do not run if the user gives no filter.
+    left_out: &'static [&'static str],
 }
 
 #[derive(Default)]
@@ -157,6 +166,7 @@ fn layers(options: &Options) -> Result<Vec<Layer>> {
             executable: executable.into(),
             package: manifest.parent().context("a manifest without a folder")?.to_owned(),
             filter: "",
+            left_out: &[],
         };
         if target["kind"][0] == "test" {
             let name = target["name"].as_str().context("a test without a name")?.to_owned();
@@ -177,21 +187,22 @@ fn layers(options: &Options) -> Result<Vec<Layer>> {
 }
 
 /// Adds one layer for each kernel that the options select. If they name one, it is the only layer.
-fn add_kernels(layers: &mut Vec<Layer>, options: &Options) -> Result<()> {
-    let kernels = if options.is_whole() { Kernel::ALL.to_vec() } else { Vec::from_iter(options.kernel) };
-    if kernels.is_empty() {
-        return Ok(());
-    }
+/// `left_out`: tests that do not run there, unless the user gives a filter.
+fn add_kernels(layers: &mut Vec<Layer>, options: &Options, left_out: &'static [&'static str]) -> Result<()> {
     let mut programs = Vec::new();
     for (name, filter) in KERNEL_LAYERS {
         let layer = layers.iter().find(|layer| layer.name == name);
         let layer = layer.with_context(|| format!("there is no layer {name}"))?;
-        programs.extend(layer.programs.iter().cloned().map(|program| Program { filter, ..program }));
+        programs.extend(layer.programs.iter().cloned().map(|program| Program {
+            filter,
+            left_out,
+            ..program
+        }));
     }
     if options.kernel.is_some() {
         layers.clear();
     }
-    for kernel in kernels {
+    for kernel in options.kernels() {
         let guest = Some(Guest::prepare(kernel)?);
         layers.push(Layer { name: format!("Linux {kernel}"), programs: programs.clone(), guest });
     }
@@ -283,7 +294,7 @@ impl Layer {
         let mut failed = Vec::new();
         for program in &self.programs {
             let outcome = match &self.guest {
-                Some(guest) => program.run_on(guest, options, environment, tally),
+                Some(guest) => program.run_on(guest, options, tally),
                 None => program.run(options, environment, tally),
             };
             if let Err(error) = outcome {
@@ -307,23 +318,15 @@ impl Program {
         run_tests(&mut command, tally, None)
     }
 
-    fn run_on(
-        &self,
-        guest: &Guest,
-        options: &Options,
-        environment: &[(&str, &str)],
-        tally: &mut Tally,
-    ) -> Result<()> {
+    fn run_on(&self, guest: &Guest, options: &Options, tally: &mut Tally) -> Result<()> {
         let filter = options.filter.as_deref().unwrap_or(self.filter);
-        let mut arguments = Vec::new();
-        if !filter.is_empty() {
-            arguments.push(filter);
-        } else if !environment.iter().any(|(name, _)| *name == SOAK) {
-            arguments.extend(SOAK_ON_KERNELS.iter().flat_map(|test| ["--skip", test]));
+        let mut arguments = if filter.is_empty() { vec![] } else { vec![filter] };
+        if options.filter.is_none() {
+            arguments.extend(self.left_out.iter().flat_map(|test| ["--skip", test]));
         }
         let is_recorded = std::env::var_os(RECORD_ANEW).is_some();
-        let of_guest: &[_] = if is_recorded { &[(RECORD_ANEW, "1")] } else { &[] };
-        let mut command = guest.command(&self.executable, &self.package, &arguments, of_guest)?;
+        let environment: &[_] = if is_recorded { &[(RECORD_ANEW, "1")] } else { &[] };
+        let mut command = guest.command(&self.executable, &self.package, &arguments, environment)?;
         let mut report = Report::default();
         run_tests(&mut command, tally, Some(&mut report))?;
         guest.finish(&report)

@@ -145,7 +145,7 @@ fn echo(row: &Row<'_>, size: usize) -> Result<IpAddr> {
 /// its own. Without IPv6 in the lab, a test has sent them.
 pub fn drops(node: &Node) -> BTreeMap<&'static str, u64> {
     let counts = counts(node, maps::DROPS);
-    let mut drops = grown(Reason::ALL.iter().map(|reason| (reason.name(), counts[*reason as usize])));
+    let mut drops = occurred(Reason::ALL.iter().map(|reason| (reason.name(), counts[*reason as usize])));
     if node.addresses().iter().any(IpAddr::is_ipv6) {
         drops.remove(Reason::NeighbourChatter.name());
     }
@@ -162,7 +162,7 @@ fn counts(node: &Node, map: &str) -> Vec<u64> {
     (0..slots.len()).map(packets).collect()
 }
 
-fn grown(counts: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<&'static str, u64> {
+fn occurred(counts: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<&'static str, u64> {
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
@@ -178,7 +178,7 @@ impl Counted {
     pub fn now(lab: &Lab) -> Self {
         let traffic = |node: &Node| {
             let counts = counts(node, maps::TRAFFIC);
-            grown(Path::ALL.iter().map(|path| (path.name(), counts[*path as usize])))
+            occurred(Path::ALL.iter().map(|path| (path.name(), counts[*path as usize])))
         };
         let read = |node: &Node| match node.bpf_dir().exists() {
             true => (traffic(node), drops(node)),

@@ -367,12 +367,17 @@ impl Fixture {
         self.check_on_wire(what, "up0-p", &fragments[1], Some(counted));
     }
 
-    /// Attaches every program to its link and makes the VXLAN device.
-    pub fn attach(&mut self) {
+    /// Makes the VXLAN device.
+    pub fn add_tunnel_device(&self) {
         self.namespace.ip(&format!(
             "link add {VXLAN_DEVICE} type vxlan external dstport {VXLAN_PORT} nolearning\n\
              link set {VXLAN_DEVICE} up\n"
         ));
+    }
+
+    /// Attaches every program to its link and makes the VXLAN device.
+    pub fn attach(&mut self) {
+        self.add_tunnel_device();
         self.loaded.attach_pod("pwa").unwrap();
         self.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
         self.loaded

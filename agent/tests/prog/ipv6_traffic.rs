@@ -11,6 +11,7 @@ use xtask::lab::Ns;
 
 use crate::fixture::*;
 use crate::fixture6::{NODE1_6, POD, STRANGER6, node};
+use crate::namespace;
 
 /// The world's server, the hostPort and the pod's server have the same port.
 const PORT: u16 = 8080;
@@ -34,7 +35,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("ip").args(["netns", "del", self.0.name()]).status();
+        namespace::remove(&self.0);
     }
 }
 

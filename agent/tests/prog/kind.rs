@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire_common::abi::{self, Flow, FlowKey};
-use podwire_common::names::{VXLAN_DEVICE, VXLAN_PORT};
+use podwire_common::names::VXLAN_DEVICE;
 use podwire_common::reason::Path;
 use podwire_core::model::{Family, Mode};
 use podwire_core::slice::Hooks;
@@ -250,9 +250,7 @@ impl Setting {
             Wire::Nothing => {}
             Wire::Loopback => node.use_loopback_as_uplink(),
             Wire::Overlay => {
-                let options = format!("type vxlan external dstport {VXLAN_PORT} nolearning");
-                node.namespace
-                    .ip(&format!("link add {VXLAN_DEVICE} {options}\nlink set {VXLAN_DEVICE} up\n"));
+                node.add_tunnel_device();
                 node.loaded.attach_overlay(VXLAN_DEVICE).unwrap();
             }
             Wire::Uplink => {

@@ -1,9 +1,8 @@
 //! The network namespace of a node in these tests.
 
-use std::os::fd::AsFd as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use xtask::lab::Ns;
 
 /// A network namespace that the calling thread enters. It is removed when this value is dropped.
@@ -19,8 +18,7 @@ impl Namespace {
         let name = format!("pwprog-{}-{number}", std::process::id());
         let ns = Ns::create_as_the_kernel_does(&name).expect("make a namespace (are we root?)");
         let namespace = Self { ns };
-        let file = std::fs::File::open(namespace.ns.path()).unwrap();
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        namespace.ns.move_this_thread().unwrap();
         namespace
     }
 
@@ -62,6 +60,11 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = self.ns.clone().remove();
+        remove(&self.ns);
     }
+}
+
+/// Removes a namespace in which no process runs. [`Ns::remove`] would look for processes first.
+pub fn remove(ns: &Ns) {
+    let _ = Command::new("ip").args(["netns", "del", ns.name()]).status();
 }

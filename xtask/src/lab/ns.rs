@@ -190,7 +190,11 @@ impl Ns {
         self.ip(&format!("address add {address}/{prefix} dev {link} {at_once}"))
     }
 
-    fn move_this_thread(&self) -> Result<()> {
+    /// Moves the calling thread into the namespace, for good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn move_this_thread(&self) -> Result<()> {
         move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
             .with_context(|| format!("enter the namespace {}", self.name))
     }
