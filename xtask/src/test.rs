@@ -134,6 +134,9 @@ struct Tally {
     passed: u64,
     failed: u64,
     ignored: u64,
+    /// What the failed tests said, by test: its name and its first lines.
+    said: Vec<Vec<String>>,
+    is_told: bool,
 }
 
 /// Fails unless the user is root. No test is skipped for lack of privilege: a skipped test proves
@@ -219,7 +222,7 @@ fn report(
 ) -> Result<()> {
     let cluster = Binaries::from_environment()?;
     let mut lines = Vec::new();
-    let mut failed = Vec::new();
+    let (mut failed, mut said) = (Vec::new(), Vec::new());
     for layer in layers {
         let layer_start = Instant::now();
         let mut tally = Tally::default();
@@ -236,13 +239,14 @@ fn report(
             eprintln!("{}: {error:#}", layer.name);
             failed.push(layer.name.as_str());
         }
+        said.append(&mut tally.said);
     }
     if layers.iter().any(|layer| layer.name == KUBE_LAYER) {
         lines.push(cluster.map_or_else(did_not_run, ran));
     }
     println!("\n{}\n{:.0} s in all", lines.join("\n"), start.elapsed().as_secs_f64());
     if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
+        bail!("failed: {}\n{}", failed.join(", "), said.concat().join("\n"));
     }
     Ok(())
 }
@@ -389,8 +393,21 @@ impl Drop for Watchdog {
 }
 
 impl Tally {
+    /// The most lines to keep of what one test said.
+    const LINES: usize = 20;
+
     /// Adds the numbers of a line such as `test result: ok. 8 passed; 0 failed; 0 ignored; …`.
+    /// Keeps what follows `---- name stdout ----` until the list of names, `failures:`.
     fn add(&mut self, line: &str) {
+        if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+            self.is_told = true;
+            self.said.push(Vec::new());
+        }
+        self.is_told &= line != "failures:";
+        match self.said.last_mut() {
+            Some(said) if self.is_told && said.len() < Self::LINES => said.push(line.to_owned()),
+            _ => {}
+        }
         let Some(result) = line.strip_prefix("test result: ") else { return };
         for part in result.split([';', '.']) {
             match part.split_whitespace().collect::<Vec<_>>()[..] {
@@ -431,5 +448,18 @@ mod tests {
             tally.add(line);
         }
         assert_eq!((tally.passed, tally.failed, tally.ignored), (10, 3, 1));
+    }
+
+    #[test]
+    fn first_lines_of_what_failed_tests_said_are_kept() {
+        let mut tally = Tally::default();
+        let long = vec!["x"; Tally::LINES + 1];
+        let first = ["failures:", "", "---- one stdout ----", "left: 1"];
+        let rest = ["---- two stdout ----", "right: 2", "failures:", "    one", "test result: FAILED."];
+        for line in [&first[..], &long, &rest].concat() {
+            tally.add(line);
+        }
+        let kept = [&first[2..], &long[3..]].concat();
+        assert_eq!(tally.said, [kept, rest[..2].to_vec()]);
     }
 }

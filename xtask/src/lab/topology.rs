@@ -132,10 +132,12 @@ impl Topology {
         if !self.router {
             // Give the bridge a fixed address. A bridge without one takes the address of a port,
             // and may change it when the next port joins.
-            self.underlay.ip(&format!(
-                "link add name {BRIDGE} address 02:00:0a:c8:00:fe mtu {} type bridge\nlink set dev {BRIDGE} up\naddress add {GATEWAY}/24 dev {BRIDGE}\n",
-                self.mtu
-            ))?;
+            let mtu = self.mtu;
+            self.underlay
+                .ip(&format!("link add name {BRIDGE} address 02:00:0a:c8:00:fe mtu {mtu} type bridge\n"))?;
+            skip_duplicate_address_detection(&self.underlay, BRIDGE)?;
+            self.underlay
+                .ip(&format!("link set dev {BRIDGE} up\naddress add {GATEWAY}/24 dev {BRIDGE}\n"))?;
             self.ip6(&self.underlay, || format!("address add {GATEWAY6}/64 dev {BRIDGE} nodad\n"))?;
         }
         self.nodes.iter().try_for_each(|node| self.join_node(node))
@@ -245,9 +247,17 @@ pub(crate) fn create(name: &str, families: Families) -> Result<Ns> {
 /// # Errors
 /// When the kernel refuses.
 pub fn connect(one: &Ns, one_link: &str, other: &Ns, other_link: &str) -> Result<()> {
-    one.ip(&format!(
-        "link add name {one_link} type veth peer name {other_link} netns {}\nlink set dev {one_link} up\n",
-        other.name()
-    ))?;
-    other.ip(&format!("link set dev {other_link} up\n"))
+    one.ip(&format!("link add name {one_link} type veth peer name {other_link} netns {}\n", other.name()))?;
+    for (ns, link) in [(one, one_link), (other, other_link)] {
+        skip_duplicate_address_detection(ns, link)?;
+        ns.ip(&format!("link set dev {link} up\n"))?;
+    }
+    Ok(())
+}
+
+/// Lets a link use its link-local address at once. The links of a machine that runs pods have been
+/// up for long, and one of this lab would solicit no neighbour in its first seconds.
+fn skip_duplicate_address_detection(ns: &Ns, link: &str) -> Result<()> {
+    // A kernel without IPv6 does not have this file.
+    ns.enter(|| drop(std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/accept_dad"), "0")))
 }

@@ -9,8 +9,6 @@ use podwire_cni::fault::{Fault, Step, VARIABLE};
 use serde_json::json;
 use xtask::lab::{Lab, Node};
 
-use crate::sockets::wait_until;
-
 use super::{Container, address, host_side, lab_for_one_pod, succeeded};
 
 /// Starts the agent so that its first purge lasts until the returned file exists.
@@ -51,9 +49,6 @@ fn del_does_not_wait_for_a_long_purge_and_the_address_does() {
 fn pods_are_added_and_deleted_while_flows_are_purged() {
     let lab = Lab::builder().nodes(1).agents(false).build().unwrap();
     let node = lab.node(0);
-    // With a new address of the node, the agent compares everything, and first waits for the purge.
-    let tentative = || node.exec(&["ip", "-6", "-o", "address", "show", "tentative"]).unwrap();
-    assert!(wait_until(|| tentative().is_empty().then_some(())).is_some(), "{}", tentative());
     let over = with_a_long_purge(node);
     let [first, second, third, last] =
         ["first", "second", "third", "last"].map(|name| Container::new(node, name));
