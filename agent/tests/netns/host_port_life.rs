@@ -1,6 +1,6 @@
 //! hostPorts come and go with their pods: which pod gets one, which is refused, and what is left.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use podwire_common::names::maps;
@@ -9,7 +9,7 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{CniOutput, Lab, Mode, Node, Ns};
 
 use crate::host_ports::mappings;
-use crate::sockets::{udp, wait_until};
+use crate::sockets::{UdpSocket, udp, wait_until};
 
 const PORT: u16 = 8080;
 const HOST_PORT: u16 = 9088;

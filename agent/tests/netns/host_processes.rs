@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
 
 use podwire::cgroup2;
@@ -13,7 +13,7 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Families, Lab, Node, Ns, Pod};
 
 use crate::host_ports;
-use crate::sockets::{PATIENCE, connect_from, listen, udp, unspecified};
+use crate::sockets::{PATIENCE, UdpSocket, connect_from, listen, udp, unspecified};
 use crate::sweep::comes;
 
 const MEBIBYTE: u64 = 1 << 20;

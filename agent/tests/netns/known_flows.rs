@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::host_ports::mappings;
 use crate::packets::{self, Packet, Vxlan, inner};
 use crate::refused::{OTHER_MAC, Row, refused};
 use crate::service::iptables;
-use crate::sockets::{udp, wait_until};
+use crate::sockets::{UdpSocket, udp, wait_until};
 use crate::v4;
 
 const MODES: [Mode; 2] = [Mode::Vxlan, Mode::Direct];

@@ -1,8 +1,6 @@
 //! Paths with a smaller MTU than the sender believes: "fragmentation needed" comes back, and
 //! connections go on.
 
-use std::net::UdpSocket;
-
 use podwire_common::reason::Path::TooBigAnswered;
 use rustix::io::Errno;
 use xtask::lab::{Lab, Mode, Ns, Pod, traffic};
@@ -10,7 +8,7 @@ use xtask::lab::{Lab, Mode, Ns, Pod, traffic};
 use crate::check::{Counted, Row, check};
 use crate::icmp_errors::path_mtu;
 use crate::service::drop_invalid;
-use crate::sockets::{udp, unspecified, wait_until};
+use crate::sockets::{UdpSocket, udp, unspecified, wait_until};
 use crate::{FAMILIES, Place as _, world_end};
 
 /// The MTU to which the path shrinks.

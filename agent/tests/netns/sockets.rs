@@ -1,34 +1,58 @@
 //! Sockets in a namespace, for tests that need more control than an exchange gives.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
 use xtask::lab::Ns;
-use xtask::lab::traffic::bound;
+use xtask::lab::traffic::{bound, uninterrupted};
 
 /// The longest time that a socket waits for the other end.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A UDP socket that waits [`PATIENCE`] at most. It goes on with a wait that the kernel interrupts
+/// for work of its own: with a time limit, the kernel does not.
+#[derive(Debug)]
+pub struct UdpSocket(std::net::UdpSocket);
+
+impl UdpSocket {
+    pub fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
+        std::net::UdpSocket::bind(address)?.try_into()
+    }
+
+    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        uninterrupted(|| self.0.recv(buffer))
+    }
+
+    pub fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        uninterrupted(|| self.0.recv_from(buffer))
+    }
+}
+
+impl TryFrom<std::net::UdpSocket> for UdpSocket {
+    type Error = io::Error;
+
+    fn try_from(socket: std::net::UdpSocket) -> io::Result<Self> {
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(socket))
+    }
+}
+
+impl Deref for UdpSocket {
+    type Target = std::net::UdpSocket;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
 /// Returns a bound UDP socket.
 pub fn udp(ns: &Ns, address: impl ToSocketAddrs) -> UdpSocket {
     let address = one(address);
-    let socket = ns.enter(|| bound(|| UdpSocket::bind(address))).unwrap().unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
-}
-
-/// Receives a datagram.
-// With a timeout, the kernel does not resume a wait that it interrupts for work of its own.
-pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-    loop {
-        match socket.recv_from(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
-    }
+    ns.enter(|| bound(|| UdpSocket::bind(address))).unwrap().unwrap()
 }
 
 /// Returns a listening TCP socket, which waits no longer than other sockets.

@@ -2,7 +2,7 @@
 //! clients that read them.
 
 use std::io::{BufRead as _, BufReader, Error, ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use xtask::lab::Ns;
 
-use crate::sockets::{listen, udp, unspecified};
+use crate::sockets::{UdpSocket, listen, udp, unspecified};
 
 /// The longest time that a client waits.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -168,7 +168,6 @@ impl Connection {
 pub fn ask_by_udp(from: &Ns, destination: SocketAddr, size: usize) -> Result<Answer> {
     let what = || format!("UDP from {} to {destination} ({size} bytes)", from.name());
     let socket = from.enter(|| UdpSocket::bind((unspecified(destination.ip()), 0)))??;
-    socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(destination).with_context(what)?;
     let payload = payload(size);
     let mut answer = vec![0; usize::from(u16::MAX)];

@@ -1,7 +1,7 @@
 //! Many flows, long flows, and the flows that connection tracking knows.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -11,7 +11,7 @@ use xtask::lab::{Ns, Pod, is_soak};
 
 use super::Cluster;
 use super::backends::{Connection, ask_by_udp};
-use crate::sockets::unspecified;
+use crate::sockets::{UdpSocket, unspecified};
 
 const IN_A_ROW: usize = 1000;
 const IN_A_ROW_SOAK: usize = 20_000;
@@ -189,7 +189,5 @@ fn ask_from_each(sources: &[u16], destination: SocketAddr) -> Result<()> {
 }
 
 fn bind(address: IpAddr, port: u16) -> Result<UdpSocket> {
-    let socket = bound(|| UdpSocket::bind((address, port)))?;
-    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-    Ok(socket)
+    Ok(bound(|| UdpSocket::bind((address, port)))?)
 }

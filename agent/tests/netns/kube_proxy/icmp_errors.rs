@@ -1,15 +1,14 @@
 //! ICMP errors about flows through a service reach the right end, with the service's address.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use xtask::lab::{Lab, Mode, Ns};
 
 use super::Cluster;
 use super::backends::{Connection, ask_by_udp, expect_refusal};
 use crate::icmp_errors::path_mtu;
-use crate::sockets::unspecified;
+use crate::sockets::{UdpSocket, unspecified};
 
 /// The MTU to which the path between the nodes shrinks.
 const SHRUNK: u32 = 1280;
@@ -88,7 +87,6 @@ fn set_path_mtu(cluster: &Cluster, mtu: u32) {
 /// Returns the error that a connected socket gets about the datagram that it has sent.
 fn udp_error(from: &Ns, destination: SocketAddr) -> ErrorKind {
     let socket = from.enter(|| UdpSocket::bind((unspecified(destination.ip()), 0))).unwrap().unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     socket.connect(destination).unwrap();
     socket.send(&[0; 100]).unwrap();
     socket.recv(&mut [0; 100]).expect_err("nobody listens").kind()

@@ -1,7 +1,7 @@
 //! Two nodes, their pods and a world, with one of the networks that the test compares. A chain of
 //! plugins makes the pods, as a runtime calls them. Podwire's chain has one plugin.
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use xtask::lab::reference::{self, Join, Masquerade};
 use xtask::lab::{CniCall, CniOutput, Lab, Mode, Node, Ns, traffic};
 
 use crate::host_ports::mappings;
+use crate::sockets::UdpSocket;
 
 /// The port on which all servers listen.
 pub const PORT: u16 = 8080;

@@ -2,7 +2,7 @@
 //! failures.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
@@ -13,6 +13,7 @@ use xtask::lab::{Ns, traffic};
 
 use super::cluster::{Cluster, Place};
 use super::{Fault, Outcome, demand};
+use crate::sockets::UdpSocket;
 
 /// The source of a client that may have any address and port.
 pub const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);

@@ -2,7 +2,7 @@
 //! knows.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use xtask::lab::traffic;
@@ -10,7 +10,7 @@ use xtask::lab::{Lab, Mode, Pod};
 
 use super::ask;
 use crate::icmp_errors::path_mtu;
-use crate::sockets::{udp, unspecified, wait_until};
+use crate::sockets::{UdpSocket, udp, unspecified, wait_until};
 use crate::{FAMILIES, world_end};
 
 /// Routes of the underlay to the world, of each family, with a smaller MTU.

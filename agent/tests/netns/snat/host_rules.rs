@@ -1,7 +1,7 @@
 //! Flows to the world that the host's rules change: they stay with the rules for their whole life.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use xtask::lab::{Mode, traffic};
@@ -10,7 +10,7 @@ use super::past_stack::{Connection, Scene};
 use super::uplinks::two_uplinks;
 use super::{ask, assert_alive};
 use crate::service::{drop_invalid, iptables};
-use crate::sockets::{connect_from, listen, udp};
+use crate::sockets::{UdpSocket, connect_from, listen, udp};
 
 /// A service's address. No host has it: a rule translates it.
 const SERVICE: &str = "10.96.0.9";

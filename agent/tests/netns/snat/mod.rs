@@ -13,9 +13,9 @@ mod protocols;
 mod uplinks;
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use crate::sockets::{PATIENCE, receive};
+use crate::sockets::{PATIENCE, UdpSocket};
 
 /// Asserts that each end of a connection receives what the other end sends.
 pub fn assert_alive(client: &TcpStream, server: &TcpStream, what: &str) {
@@ -32,10 +32,10 @@ pub fn assert_alive(client: &TcpStream, server: &TcpStream, what: &str) {
 pub fn ask(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -> SocketAddr {
     client.send_to(what.as_bytes(), to).unwrap();
     let mut buffer = vec![0; 65536];
-    let (length, peer) = receive(server, &mut buffer).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let (length, peer) = server.recv_from(&mut buffer).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!(&buffer[..length], what.as_bytes());
     server.send_to(what.as_bytes(), peer).unwrap();
-    let (length, from) = receive(client, &mut buffer).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let (length, from) = client.recv_from(&mut buffer).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!((&buffer[..length], from), (what.as_bytes(), to));
     peer
 }

@@ -1,6 +1,6 @@
 //! Pods' packets to the world with other protocols than TCP, UDP and ICMP.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use podwire_common::reason::Drop;
 use rustix::net::{AddressFamily, Protocol, SocketType, bind, ipproto, socket};
@@ -8,7 +8,7 @@ use xtask::lab::{Lab, Ns};
 
 use super::ask;
 use crate::check::Counted;
-use crate::sockets::PATIENCE;
+use crate::sockets::UdpSocket;
 
 const SERVER: u16 = 5000;
 const CLIENT: u16 = 40000;
@@ -82,9 +82,7 @@ fn open(ns: &Ns, kind: SocketType, protocol: Protocol, port: u16) -> UdpSocket {
     let open = || -> std::io::Result<UdpSocket> {
         let socket = socket(AddressFamily::INET, kind, Some(protocol))?;
         bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
-        Ok(socket.into())
+        std::net::UdpSocket::from(socket).try_into()
     };
-    let socket = ns.enter(open).unwrap().unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
+    ns.enter(open).unwrap().unwrap()
 }

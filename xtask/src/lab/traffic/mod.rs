@@ -26,7 +26,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Repeats a call that a signal has interrupted. The kernel does not restart a socket's call with a
 /// time limit (signal(7)).
-pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+///
+/// # Errors
+/// Those of the call, except that it was interrupted.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
