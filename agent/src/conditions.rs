@@ -188,6 +188,9 @@ names! {
         "remove the other configuration, or rename it so that it comes after Podwire's; then recreate the pods that used it";
     /// The pods' MTU is too large for the uplinks.
     MtuTooLarge, "mtu-too-large", Degraded, "lower --mtu";
+    /// A tunnel of IPv6 does not take the packets that every IPv6 path must take.
+    UnderlayTooSmall, "underlay-too-small", Degraded,
+        "raise the MTU of the links between the nodes to 1350 or more, or set --tunnel-family ipv4 if all nodes have IPv4";
     /// The node's podCIDR is too small to have an address for a pod.
     NoRoomForPods, "no-room-for-pods", Degraded, "give the node a larger podCIDR";
     /// A pod has an address outside the node's podCIDR. Subject: the pod's link.

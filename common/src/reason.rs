@@ -135,6 +135,10 @@ numbered! {
         NeighbourChatter = 45 "neighbour-chatter",
         /// A packet from or to a link-local address: no program forwards it.
         LinkLocalAddress = 46 "link-local-address",
+        /// A pod's packet does not fit the path of a tunnel of IPv6, whose packets nobody fragments,
+        /// and no ICMP error can make it smaller: it is a later fragment, or an IPv6 packet of at
+        /// most 1280 bytes.
+        TunnelTooSmall = 47 "tunnel-too-small",
     }
 }
 

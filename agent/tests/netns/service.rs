@@ -18,7 +18,7 @@ const API_SERVER: [IpAddr; 2] = service(1);
 /// A service with pods behind it on the client's node.
 const NEAR: [IpAddr; 2] = service(0x20);
 /// A service with pods behind it on the other node.
-const FAR: [IpAddr; 2] = service(0x21);
+pub const FAR: [IpAddr; 2] = service(0x21);
 const fn service(last: u8) -> [IpAddr; 2] {
     [
         IpAddr::V4(Ipv4Addr::new(10, 96, 0, last)),

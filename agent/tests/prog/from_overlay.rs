@@ -33,6 +33,14 @@ fn what_no_tunnel_brought_is_dropped() {
     let link = node.uplink;
     let packet = to_a(REMOTE_POD, tcp(1, 2)).build();
     node.check("no key", FROM_OVERLAY, link, &packet, Expect::Drop(Reason::TunnelPeerUnknown));
+    let echo = to_a(REMOTE_POD, Transport::EchoRequest { identifier: 1 }).build();
+    node.check("an echo request", FROM_OVERLAY, link, &echo, Expect::Drop(Reason::TunnelPeerUnknown));
+    // The programs answer the host stack's packets here.
+    let sent = Packet::new(NODE1, REMOTE_POD, udp(1, 2)).build()[ETHERNET..].to_vec();
+    let error = Packet::new(REMOTE_POD, NODE1, Transport::Icmp { kind: 3, code: 4, word: [0, 0, 5, 0] })
+        .with(|packet| packet.payload = sent)
+        .build();
+    node.check("an error", FROM_OVERLAY, link, &error, Expect::Pass);
 }
 
 #[test]

@@ -65,6 +65,9 @@ fn from_stack<I: Ip>(ctx: &TcContext) -> Outcome {
     };
     let packet = loaded.parse(ctx)?;
     source::refuse_forwarded_tunnel(ctx, packet)?;
+    if let Some(answered) = tunnel_out::answer_stack(ctx, packet, node)?.verdict() {
+        return Ok(answered);
+    }
     let source = packet.headers.source_address();
     if ends::sending_pod(&packet.headers, &source).is_some() {
         stack_flow::record_from_pod(packet, &source, &packet.headers.destination_address());

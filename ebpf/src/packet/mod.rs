@@ -38,7 +38,7 @@ pub use link_header::add as add_link_header;
 pub use list::is_list;
 pub use parsed::{Faulty, Loaded, Parsed, Place};
 pub use plain::{Plain, PlainIp};
-pub use redirect::{Lookup, Way, leave, redirect, redirect_peer, source_towards};
+pub use redirect::{Lookup, Way, leave, redirect, redirect_into_stack, redirect_peer, source_towards};
 pub use rewrite::{decrement_ttl, fixed_part, set_fixed_part, set_macs, store_in_parts, translate};
 pub use skb::Skb;
 pub use socket::{belongs_to_socket, has_socket};

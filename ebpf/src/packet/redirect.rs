@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_F_INGRESS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
         BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
         bpf_redir_neigh,
     },
@@ -202,6 +202,13 @@ pub fn source_towards<I: Ip>(ctx: &TcContext, destination: &Addr) -> Option<Addr
 pub fn redirect(ifindex: u32) -> i32 {
     // SAFETY: a helper on integers.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Gives the packet to the host stack, as if it had just arrived by a link.
+#[inline(always)]
+pub fn redirect_into_stack(ifindex: u32) -> i32 {
+    // SAFETY: a helper on integers.
+    unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
 /// Sends the packet into the other end of a veth pair, as if it had just arrived there.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use podwire_common::{
-    abi::{FAMILY_IPV6, NODE_TUNNEL_IPV6, NODE_VTEP, Node},
+    abi::{NODE_TUNNEL_IPV6, NODE_VTEP, Node},
     addr::{Be16, Mac},
     ecn,
     names::{INNER_DESTINATION_MAC, VXLAN_OVERHEAD, VXLAN_OVERHEAD_IPV6},
@@ -56,16 +56,16 @@ pub fn outer_of<I: Ip>(
     }
 }
 
-/// Returns whether a program writes outer headers of IPv6 around a packet.
+/// Returns whether the tunnel to a node is one of IPv6.
 #[inline(always)]
-pub fn is_over_ipv6<I: Ip>(node: &Node) -> bool {
-    I::FAMILY == FAMILY_IPV6 && node.flags & NODE_TUNNEL_IPV6 != 0
+pub fn is_over_ipv6(node: &Node) -> bool {
+    node.flags & NODE_TUNNEL_IPV6 != 0
 }
 
-/// Returns the bytes that a program's outer headers add to an IP packet.
+/// Returns the bytes that the outer headers add to an IP packet.
 #[inline(always)]
-pub fn overhead<I: Ip>(node: &Node) -> u32 {
-    if is_over_ipv6::<I>(node) { VXLAN_OVERHEAD_IPV6 } else { VXLAN_OVERHEAD }
+pub fn overhead(node: &Node) -> u32 {
+    if is_over_ipv6(node) { VXLAN_OVERHEAD_IPV6 } else { VXLAN_OVERHEAD }
 }
 
 /// Returns the link destination of inner frames to a node.

@@ -5,7 +5,8 @@ use podwire_common::{abi::Endpoint, reason::Path};
 
 use super::local;
 use crate::{
-    packet::{Ip, Parsed},
+    maps,
+    packet::{Ip, Parsed, redirect_into_stack},
     verdict::{Outcome, Verdict},
 };
 
@@ -13,7 +14,13 @@ use crate::{
 /// the quote. The MTU is one that hosts believe. All other packets are left to the kernel.
 #[inline(always)]
 pub fn can_answer<I: Ip>(packet: &Parsed<I>, mtu: u32) -> bool {
-    mtu >= I::LEAST_MTU && packet.headers.ip.dont_fragment() && packet.is_quotable()
+    packet.headers.ip.dont_fragment() && can_quote(packet, mtu)
+}
+
+/// Returns whether [`answer`] can report the packet, even if it may be fragmented.
+#[inline(always)]
+pub fn can_quote<I: Ip>(packet: &Parsed<I>, mtu: u32) -> bool {
+    mtu >= I::LEAST_MTU && packet.is_quotable()
 }
 
 /// Tells the pod, in its gateway's name, the largest packet that the path takes.
@@ -28,4 +35,16 @@ pub fn can_answer<I: Ip>(packet: &Parsed<I>, mtu: u32) -> bool {
 pub fn answer<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, mtu: u32) -> Outcome {
     I::too_big(ctx, &packet.headers, &endpoint.gateway, &endpoint.host_mac, mtu)?;
     Ok(Verdict::redirect(Path::TooBigAnswered, local::into_endpoint(ctx, endpoint)))
+}
+
+/// Tells the host stack the same, in the name of the packet's receiver. The error arrives by the
+/// VXLAN device: the host stack believes that address only there. `from_overlay` lets it pass.
+///
+/// # Errors
+/// [`podwire_common::reason::Drop::RewriteFailed`].
+#[inline(always)]
+pub fn answer_stack<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, mtu: u32) -> Outcome {
+    let headers = &packet.headers;
+    I::too_big(ctx, headers, &headers.destination_address(), &headers.destination_mac, mtu)?;
+    Ok(Verdict::redirect(Path::TooBigAnswered, redirect_into_stack(maps::vxlan_ifindex())))
 }

@@ -228,18 +228,24 @@ fn decapsulated<I: Ip>(
     refuse: impl FnOnce(&Parsed<I>) -> Result<(), Drop>,
     to_node: impl FnOnce(&Parsed<I>) -> Outcome,
 ) -> Outcome {
-    let key = get_tunnel_key(ctx).ok_or(Drop::TunnelPeerUnknown)?;
-    check_outer(Some(key.vni), &key.remote)?;
+    let key = get_tunnel_key(ctx);
+    if let Some(key) = &key {
+        check_outer(Some(key.vni), &key.remote)?;
+    }
     // The VXLAN device has taken an inner VLAN tag out of the frame.
     if ctx.has_vlan_tag() {
         return Err(Drop::InnerProtocolUnknown);
     }
     let mut place = Place::<I>::new();
     let packet = inner(ctx, place.load(ctx)?)?;
-    let node = check_owner(packet, &key.remote)?;
-    refuse(packet)?;
     // The inner link addresses are constants that no device has.
     ctx.set_packet_host();
+    let Some(key) = key else {
+        // It did not come out of the tunnel. The programs answer packets of the host stack here.
+        return if packet.is_error { Ok(Verdict::PASS) } else { Err(Drop::TunnelPeerUnknown) };
+    };
+    let node = check_owner(packet, &key.remote)?;
+    refuse(packet)?;
     let destination = packet.headers.destination_address();
     let Some(endpoint) = ends::receiving_pod(&packet.headers, &destination) else {
         if flow::complete(packet).is_err() {

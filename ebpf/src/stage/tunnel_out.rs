@@ -21,13 +21,13 @@ use crate::{
         Fragment, Ip, Ipv4, Ipv6, Lookup, Parsed, TunnelEnds, Way, decrement_ttl, encapsulate, fixed_part,
         redirect, set_fixed_part, set_macs, set_tunnel_key, translate,
     },
-    verdict::{Outcome, Verdict},
+    verdict::{Attempt, Decision, Outcome, Verdict},
 };
 
 /// Sends a pod's packet past the host stack.
 ///
 /// # Errors
-/// [`Drop::RewriteFailed`].
+/// [`Drop::RewriteFailed`], [`Drop::TunnelTooSmall`].
 #[inline(never)]
 pub fn from_pod<I: KnownIp>(
     ctx: &TcContext,
@@ -41,7 +41,7 @@ pub fn from_pod<I: KnownIp>(
     let mut way = way_to(ctx, packet, node);
     let lookup = ask::<I>(ctx, node, &mut way);
     if lookup == Lookup::TooBig
-        && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)
+        && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)?
     {
         return too_big::answer(ctx, packet, endpoint, mtu);
     }
@@ -54,7 +54,7 @@ pub fn from_pod<I: KnownIp>(
 /// Sends a hostPort's reply to another node's pod. The caller has checked that the TTL is above 1.
 ///
 /// # Errors
-/// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`].
+/// [`Drop::NoRouteBack`], [`Drop::RewriteFailed`], [`Drop::TunnelTooSmall`].
 #[inline(never)]
 pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to: &Translation) -> Outcome {
     let node = maps::node(&to.destination).ok_or(Drop::NoRouteBack)?;
@@ -62,7 +62,7 @@ pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to
     let lookup = ask::<I>(ctx, node, &mut way);
     // Answer before the translation: the pod knows only its own packet.
     if lookup == Lookup::TooBig
-        && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)
+        && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)?
     {
         return too_big::answer(ctx, packet, endpoint, mtu);
     }
@@ -76,12 +76,38 @@ pub fn reply<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, endpoint: &Endpoint, to
 /// source is a pod's address or this node's overlay address.
 ///
 /// # Errors
-/// [`Drop::RewriteFailed`].
+/// [`Drop::RewriteFailed`], [`Drop::TunnelTooSmall`].
 #[inline(never)]
 pub fn from_stack<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Outcome {
     let mut way = way_to(ctx, packet, node);
     let lookup = ask::<I>(ctx, node, &mut way);
+    if lookup == Lookup::TooBig
+        && is_over_ipv6(node)
+        && let Some(mtu) = mtu_to_answer(ctx, packet, &way, node)?
+    {
+        return too_big::answer_stack(ctx, packet, mtu);
+    }
     send(ctx, packet, node, (&way, lookup), &packet.headers.ip.fixed_part(), Path::StackEncapsulated)
+}
+
+/// Answers a packet that the host stack sends by the VXLAN device, if it does not fit a tunnel of
+/// IPv6: nobody fragments the outer packet, and the device cannot tell the sender, whose route
+/// [`address_to_node`] replaces. Returns [`Decision::NONE`] if the device can send the packet.
+///
+/// # Errors
+/// [`Drop::RewriteFailed`], [`Drop::TunnelTooSmall`].
+#[inline(never)]
+pub fn answer_stack<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Attempt {
+    let mut way = way_to(ctx, packet, node);
+    // Every path takes so much, so most packets of the node's own processes are not asked for.
+    if !is_over_ipv6(node) || way.length <= Ipv6::LEAST_MTU || ask::<I>(ctx, node, &mut way) != Lookup::TooBig
+    {
+        return Ok(Decision::NONE);
+    }
+    match mtu_to_answer(ctx, packet, &way, node)? {
+        Some(mtu) => too_big::answer_stack(ctx, packet, mtu).map(Decision::from),
+        None => Ok(Decision::NONE),
+    }
 }
 
 /// Tells the VXLAN device which node a packet is for.
@@ -104,7 +130,7 @@ pub fn address_to_node<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) 
 /// Prepares the question for the route to a node on the underlay.
 #[inline(always)]
 fn way_to<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Way {
-    let length = packet.wire_length(ctx) + overhead::<I>(node);
+    let length = packet.wire_length(ctx) + overhead(node);
     Way::new(node.uplink, node.source, node.tunnel_endpoint, length)
 }
 
@@ -113,28 +139,45 @@ fn way_to<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, node: &Node) -> Way {
 // In place: a returned way would take its stack twice.
 #[inline(always)]
 fn ask<I: Ip>(ctx: &TcContext, node: &Node, way: &mut Way) -> Lookup {
-    let largest = node.mtu + overhead::<I>(node);
+    let largest = node.mtu + overhead(node);
     if way.length > largest {
         way.length = largest;
         return Lookup::TooBig;
     }
-    // Ask for the path to flannel's IPv6 device, too: the kernel does not fragment what it sends
-    // over IPv6.
-    if goes_through_device::<I>(node) && !(is_over_ipv6::<I>(node) && needs_checksum(node)) {
+    // The VXLAN device fragments what it sends over IPv4.
+    if goes_through_device::<I>(node) && !is_over_ipv6(node) {
         return Lookup::Found;
     }
-    if is_over_ipv6::<I>(node) { way.look_up::<Ipv6>(ctx) } else { way.look_up::<Ipv4>(ctx) }
+    if is_over_ipv6(node) { way.look_up::<Ipv6>(ctx) } else { way.look_up::<Ipv4>(ctx) }
 }
 
 /// Returns the MTU to report about a packet that is larger than the path takes. `None`: the VXLAN
 /// device sends the packet in outer fragments. The packet is a fragment itself, so an error would
 /// lose its datagram; or it is no larger than what every path must take (RFC 8200 section 5); or no
 /// error can report it.
+///
+/// # Errors
+/// [`Drop::TunnelTooSmall`]: nobody fragments the outer packets of a tunnel of IPv6. There a pod
+/// gets the error also about a packet that may be fragmented: a host fragments its next packets
+/// itself, and otherwise would lose all of them.
 #[inline(always)]
-fn mtu_to_answer<I: Ip>(ctx: &TcContext, packet: &Parsed<I>, way: &Way, node: &Node) -> Option<u32> {
-    let mtu = way.length.saturating_sub(overhead::<I>(node)).max(I::LEAST_MTU);
-    let is_whole = matches!(packet.fragment_part(), Fragment::Whole);
-    (is_whole && packet.wire_length(ctx) > mtu && too_big::can_answer(packet, mtu)).then_some(mtu)
+fn mtu_to_answer<I: Ip>(
+    ctx: &TcContext,
+    packet: &Parsed<I>,
+    way: &Way,
+    node: &Node,
+) -> Result<Option<u32>, Drop> {
+    let mtu = way.length.saturating_sub(overhead(node)).max(I::LEAST_MTU);
+    let fragment = packet.fragment_part();
+    let may_be_told = match is_over_ipv6(node) {
+        true => !matches!(fragment, Fragment::Later) && too_big::can_quote(packet, mtu),
+        false => matches!(fragment, Fragment::Whole) && too_big::can_answer(packet, mtu),
+    };
+    match may_be_told && packet.wire_length(ctx) > mtu {
+        true => Ok(Some(mtu)),
+        false if is_over_ipv6(node) => Err(Drop::TunnelTooSmall),
+        false => Ok(None),
+    }
 }
 
 #[inline(always)]
@@ -147,13 +190,14 @@ fn send<I: Ip>(
     path: Path,
 ) -> Outcome {
     if goes_through_device::<I>(node) || lookup == Lookup::TooBig {
-        // The VXLAN device sends large packets in outer fragments. A pod's large packet comes here
-        // only if `mtu_to_answer` has no answer. A large packet of the stack always comes here,
-        // because this hook has no way back to its sender.
+        // The VXLAN device sends large packets in outer fragments, over IPv4. A pod's large packet
+        // comes here only if `mtu_to_answer` has no answer. One of the stack always comes here.
         return through_device(ctx, packet, node, header);
     }
     let (port, mac) = (packet.flow.tunnel_source_port(), inner_destination(node));
-    let outer = outer_of(packet, is_over_ipv6::<I>(node), port, mac);
+    // Known for IPv4 at compile time: its programs do not have the second kind of header.
+    let is_ipv6 = I::FAMILY != FAMILY_IPV4 && is_over_ipv6(node);
+    let outer = outer_of(packet, is_ipv6, port, mac);
     match encapsulate::<I>(ctx, way, &outer, header) {
         Err(_) => through_device(ctx, packet, node, header),
         Ok(stored) => {

@@ -100,6 +100,20 @@ impl Model {
         towards_nodes.chain(own).min()
     }
 
+    /// Returns the smallest MTU, in bytes, of a link that leads to nodes in a tunnel of IPv6 and does
+    /// not take packets of IPv6's minimum MTU there. Nobody fragments the outer packets of such a
+    /// tunnel. `None`: there is no such link, or pods have no IPv6.
+    pub fn underlay_too_small(&self) -> Option<u32> {
+        const LEAST: u32 = Family::V6.least_mtu() + VXLAN_OVERHEAD_IPV6;
+        if self.mode != Mode::Vxlan || !self.pod_families().any(|family| family == Family::V6) {
+            return None;
+        }
+        let towards_nodes = self.paths.iter().filter(|(to, _)| to.is_ipv6()).map(|(_, path)| path.mtu);
+        let own = self.own.as_ref().filter(|own| self.tunnel_family_of(own) == Family::V6);
+        let own = own.and_then(|_| self.uplinks().next()).map(|uplink| uplink.mtu);
+        towards_nodes.chain(own).min().filter(|mtu| *mtu < LEAST)
+    }
+
     /// Returns the family of the tunnel to nodes that have it, too: the preferred one, if this node
     /// has an InternalIP of it.
     fn tunnel_family_of(&self, own: &Node) -> Family {
@@ -254,7 +268,8 @@ pub enum Mode {
 impl Mode {
     /// Returns the largest IP packet, in bytes, that a link with an MTU of `mtu` bytes takes.
     /// `tunnel`: the family of the tunnel. `pods`: the family of the packet. In a tunnel over a
-    /// smaller link, the VXLAN device sends packets of IPv6's minimum MTU in outer fragments.
+    /// smaller link, the VXLAN device sends packets of IPv6's minimum MTU in outer fragments, if the
+    /// tunnel is one of IPv4; see [`Model::underlay_too_small`].
     pub fn payload(self, mtu: u32, tunnel: Family, pods: Family) -> u32 {
         let overhead = match (self, tunnel) {
             (Self::Direct, _) => return mtu,
@@ -491,5 +506,31 @@ mod tests {
             assert_eq!(Mode::Vxlan.payload(underlay, Family::V4, family), payload, "{underlay} {family}");
         }
         assert_eq!(Mode::Direct.payload(1300, v6, v6), 1300);
+    }
+
+    #[test]
+    fn an_underlay_is_too_small_for_ipv6_in_a_tunnel_of_ipv6() {
+        let mut model = Model::new(Mode::Vxlan, None);
+        model.links.push(NodeLink { mtu: 1349, ..uplink() });
+        assert_eq!(model.underlay_too_small(), None, "this node is not known");
+        model.own = Some(node(&["fd00::1"]));
+        assert_eq!(model.underlay_too_small(), None, "pods have no IPv6");
+        let both = Node {
+            pod_networks: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
+            ..node(&["10.200.0.1", "fd00::1"])
+        };
+        model.own = Some(both);
+        assert_eq!(model.underlay_too_small(), None, "the tunnel is one of IPv4");
+        model.tunnel_family = Family::V6;
+        assert_eq!(model.underlay_too_small(), Some(1349));
+        model.links[0].mtu = 1350;
+        assert_eq!(model.underlay_too_small(), None);
+        let path = Path { device: 3, mtu: 1300, gateway: None };
+        model.paths.insert(IpAddr::from([10, 200, 0, 2]), path);
+        assert_eq!(model.underlay_too_small(), None, "a tunnel of IPv4 leads to that node");
+        model.paths.insert("fd00::2".parse().unwrap(), path);
+        assert_eq!(model.underlay_too_small(), Some(1300));
+        model.mode = Mode::Direct;
+        assert_eq!(model.underlay_too_small(), None);
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use podwire_common::names::VXLAN_OVERHEAD_IPV6;
 use podwire_core::host::{Device, DeviceKind, Host};
 use podwire_core::model::{Model, Node, NodeLink, Path, Role, Roleless};
 use podwire_core::node_links::node_links;
@@ -64,6 +65,11 @@ impl Upkeep {
             state.pod_mtu = mtu;
             tell_mtu(state);
         }
+        let too_small = state.model.underlay_too_small().map(|mtu| {
+            let largest = mtu.saturating_sub(VXLAN_OVERHEAD_IPV6);
+            format!("a link to other nodes has an MTU of {mtu} bytes: IPv6 packets of pods to these nodes are dropped (tunnel-too-small) if they have more than {largest} bytes, because nobody may fragment them in a tunnel of IPv6")
+        });
+        state.conditions.update(ConditionName::UnderlayTooSmall, too_small);
         true
     }
 

@@ -140,8 +140,8 @@ fn add_tunnel_out<I: KnownIp>(ctx: &TcContext, packet: &Parsed<I>, from: &Endpoi
     let slots = epoch::with_node(from.id, &way.destination, &packet.flow.destination);
     let Some(known) = entry(ctx, packet, slots, Path::TunnelOut) else { return };
     known.flags = FLOW_OF_SENDER;
-    out_by(known, way, (way.length - outer::overhead::<I>(node)).min(node.mtu));
-    known.leaves = if outer::is_over_ipv6::<I>(node) { LEAVES_IN_TUNNEL6 } else { LEAVES_IN_TUNNEL };
+    out_by(known, way, (way.length - outer::overhead(node)).min(node.mtu));
+    known.leaves = if outer::is_over_ipv6(node) { LEAVES_IN_TUNNEL6 } else { LEAVES_IN_TUNNEL };
     known.tunnel.here = way.source;
     known.tunnel.there = way.destination;
     known.tunnel.source_port = packet.flow.tunnel_source_port();
