@@ -3,14 +3,14 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use podwire_core::model::Family;
 use serde_json::json;
 use xtask::lab::traffic::{Datagrams, Route, Stream};
 use xtask::lab::{Lab, Mode, Pod, traffic};
 
-use crate::service::{drop_invalid, iptables};
+use crate::service::{FAR, NEAR, drop_invalid, iptables_of};
 
 const HOST_PORT: u16 = 9088;
 const PORT: u16 = 8080;
@@ -18,13 +18,10 @@ const OTHER_HOST_PORT: u16 = 9089;
 const OTHER_PORT: u16 = 8081;
 /// The pods' port behind services.
 const SERVED: u16 = 8090;
-const NEAR_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 20);
-const FAR_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 21);
 
 /// A TCP stream, and 1,000 UDP datagrams a second each way, on every kind of path.
 pub struct Flows {
     paths: Vec<(String, Stream, Datagrams)>,
-    has_ipv4: bool,
     pods: [Pod; 4],
 }
 
@@ -32,7 +29,7 @@ impl Flows {
     /// Starts the traffic of pods of the first node of two.
     ///
     /// Between pods and from a node to a pod, there is a path of each family of the lab. The others
-    /// are IPv4, and only in labs with IPv4.
+    /// are of the lab's first family: more would be too much for two cores.
     pub fn start(lab: &Lab) -> Self {
         let [client, near] = ["client", "near"].map(|name| lab.node(0).add_pod(name).unwrap());
         let far = lab.node(1).add_pod("far").unwrap();
@@ -54,23 +51,21 @@ impl Flows {
                 (format!("node → pod, {family}"), lab.node(0), &*near, Route::to(*to_near, port + 1)),
             ]);
         }
-        let has_ipv4 = client.addresses().iter().any(IpAddr::is_ipv4);
-        if has_ipv4 {
-            serve(lab, [(NEAR_SERVICE, &near), (FAR_SERVICE, &far)]);
-            let service = |address: Ipv4Addr| Route::translated((address, 80).into(), SERVED);
-            let of_ipv4 = [
-                ("pod → world", &*client, lab.world(), Route::to(lab.world_address(), PORT)),
-                ("world → hostPort", lab.world(), &*hosted, host_port(lab, HOST_PORT, PORT)),
-                ("pod → service, pod of this node", &*client, &*near, service(NEAR_SERVICE)),
-                ("pod → service, another node's", &*client, &*far, service(FAR_SERVICE)),
-            ];
-            paths.extend(of_ipv4.map(|(name, from, to, route)| (name.to_owned(), from, to, route)));
-        }
+        serve(lab, [(NEAR, &near), (FAR, &far)]);
+        let (world, family) = (lab.world_addresses()[0], Family::of(client.address()));
+        let service = |of: [IpAddr; 2]| Route::translated((like(client.address(), of), 80).into(), SERVED);
+        let of_first = [
+            ("pod → world", &*client, lab.world(), Route::to(world, PORT)),
+            ("world → hostPort", lab.world(), &*hosted, host_port(lab, HOST_PORT, PORT)),
+            ("pod → service, pod of this node", &*client, &*near, service(NEAR)),
+            ("pod → service, another node's", &*client, &*far, service(FAR)),
+        ];
+        paths.extend(of_first.map(|(name, from, to, route)| (format!("{name}, {family}"), from, to, route)));
         let started = paths.into_iter().map(|(name, from, to, route)| {
             let stream = traffic::tcp_stream_on(from, to, route).unwrap();
             (name, stream, Datagrams::start(from, to, route).unwrap())
         });
-        Self { paths: started.collect(), has_ipv4, pods: [client, near, far, hosted] }
+        Self { paths: started.collect(), pods: [client, near, far, hosted] }
     }
 
     /// Waits until a fair amount of traffic has arrived on every path.
@@ -87,12 +82,10 @@ impl Flows {
         for address in far.addresses() {
             traffic::tcp_exchange(client, far, *address, PORT + 3, 1000).unwrap();
         }
-        if self.has_ipv4 {
-            let world = Route::to(lab.world_address(), PORT + 3);
-            traffic::tcp_exchange_on(client, lab.world(), world, 1000).unwrap();
-            let route = host_port(lab, OTHER_HOST_PORT, OTHER_PORT);
-            traffic::tcp_exchange_on(lab.world(), hosted, route, 1000).unwrap();
-        }
+        let world = Route::to(lab.world_addresses()[0], PORT + 3);
+        traffic::tcp_exchange_on(client, lab.world(), world, 1000).unwrap();
+        let route = host_port(lab, OTHER_HOST_PORT, OTHER_PORT);
+        traffic::tcp_exchange_on(lab.world(), hosted, route, 1000).unwrap();
     }
 
     /// Ends all traffic and prints what was sent and received. Asserts that no datagram is missing
@@ -101,7 +94,7 @@ impl Flows {
         let mut text = format!("\n{title}, {mode:?}\n");
         writeln!(
             text,
-            "| {:<32} | {:<9} | {:>12} | {:>12} | {:>5} |",
+            "| {:<38} | {:<9} | {:>12} | {:>12} | {:>5} |",
             "path", "", "sent", "received", "lost"
         )
         .unwrap();
@@ -111,7 +104,7 @@ impl Flows {
                 let (sent, received) = (count.sent, count.received);
                 writeln!(
                     text,
-                    "| {name:<32} | {direction:<9} | {sent:>12} | {received:>12} | {:>5} |",
+                    "| {name:<38} | {direction:<9} | {sent:>12} | {received:>12} | {:>5} |",
                     count.lost()
                 )
                 .unwrap();
@@ -121,7 +114,7 @@ impl Flows {
             }
             // This fails if a byte is missing or wrong, or if the connection was reset.
             let bytes = stream.finish().unwrap_or_else(|error| panic!("{name}: {error:#}")).bytes;
-            writeln!(text, "| {name:<32} | {:<9} | {bytes:>12} | {bytes:>12} | {:>5} |", "TCP bytes", 0)
+            writeln!(text, "| {name:<38} | {:<9} | {bytes:>12} | {bytes:>12} | {:>5} |", "TCP bytes", 0)
                 .unwrap();
         }
         // Print past the test harness, which shows only the output of failed tests.
@@ -131,22 +124,26 @@ impl Flows {
 }
 
 fn host_port(lab: &Lab, host: u16, pod: u16) -> Route {
-    Route::translated(SocketAddr::new(lab.node(0).address(), host), pod)
+    Route::translated(SocketAddr::new(lab.node(0).addresses()[0], host), pod)
 }
 
-/// Puts a service in front of each pod, and adds the rule that drops packets of connections that
-/// connection tracking does not know.
-fn serve(lab: &Lab, services: [(Ipv4Addr, &Pod); 2]) {
+/// Puts a service of the lab's first family in front of each pod, and adds the rule that drops
+/// packets of connections that connection tracking does not know.
+fn serve(lab: &Lab, services: [([IpAddr; 2], &Pod); 2]) {
     drop_invalid(lab);
-    for (address, pod) in services {
+    for (service, pod) in services {
+        let service = like(pod.address(), service);
+        let to = SocketAddr::new(pod.address(), SERVED);
         for protocol in ["tcp", "udp"] {
-            let to = pod.addresses().iter().find(|address| address.is_ipv4()).unwrap();
-            iptables(
-                lab.node(0),
-                &format!(
-                    "-t nat -A PREROUTING -d {address}/32 -p {protocol} --dport 80 -j DNAT --to-destination {to}:{SERVED}"
-                ),
+            let rule = format!(
+                "-t nat -A PREROUTING -d {service} -p {protocol} --dport 80 -j DNAT --to-destination {to}"
             );
+            iptables_of(service, lab.node(0), &rule);
         }
     }
+}
+
+/// Returns the address of the same family as another.
+fn like(address: IpAddr, of: [IpAddr; 2]) -> IpAddr {
+    Family::of(address).first_of(of).unwrap()
 }

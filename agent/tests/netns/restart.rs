@@ -12,8 +12,8 @@ use crate::sockets::wait_until;
 fn restart_under_traffic_loses_no_datagram_and_no_connection() {
     for (mode, families) in [
         (Mode::Vxlan, Families::Dual),
-        (Mode::Direct, Families::Dual),
-        (Mode::Vxlan, Families::V6),
+        (Mode::Direct, Families::DualV6First),
+        (Mode::Vxlan, Families::V6Only),
         (Mode::Direct, Families::V4),
     ] {
         let lab = Lab::builder().mode(mode).families(families).build().unwrap();

@@ -16,7 +16,7 @@ use crate::{FAMILIES, ip_tables};
 /// The API server's ClusterIP in clusters of kubeadm and kind, and the same in IPv6.
 const API_SERVER: [IpAddr; 2] = service(1);
 /// A service with pods behind it on the client's node.
-const NEAR: [IpAddr; 2] = service(0x20);
+pub const NEAR: [IpAddr; 2] = service(0x20);
 /// A service with pods behind it on the other node.
 pub const FAR: [IpAddr; 2] = service(0x21);
 const fn service(last: u8) -> [IpAddr; 2] {
