@@ -1,6 +1,7 @@
 //! The HTTP endpoints /healthz, /readyz and /metrics.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpStream};
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -38,15 +40,31 @@ const ALIVE: Duration = Duration::from_secs(4);
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
 /// Largest number of connections open at once.
 const CONNECTIONS: usize = 64;
+/// Connections that the kernel accepts before the agent does.
+const BACKLOG: u32 = 128;
 /// Largest size of a request's head in bytes.
 const LARGEST_HEAD: usize = 16 << 10;
 
-/// Binds the listening socket.
+/// Binds the listening socket. At `::` it listens for both families, whatever
+/// `net.ipv6.bindv6only` says: kubelet's probes ask 127.0.0.1.
 ///
 /// # Errors
 /// [`FileError::Io`].
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, FileError> {
-    TcpListener::bind(address).await.map_err(FileError::of(
+pub fn bind(address: SocketAddr) -> Result<TcpListener, FileError> {
+    let listen = || -> io::Result<TcpListener> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
+        }
+        // The connections of an agent that has just ended do not keep its port.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(FileError::of(
         "serve health and metrics (--metrics-address; is another agent running?) on",
         address.to_string(),
     ))
@@ -292,6 +310,16 @@ mod tests {
         assert_eq!(healthy(State(impatient)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
         drop(queue);
         assert_eq!(healthy(State(sources)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[tokio::test]
+    async fn the_address_of_all_addresses_serves_both_families() {
+        let listener = bind("[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for address in ["127.0.0.1", "::1"] {
+            TcpStream::connect((address, port)).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+        }
+        assert!(bind(SocketAddr::from(([127, 0, 0, 1], port))).is_err(), "the port is taken");
     }
 
     #[test]

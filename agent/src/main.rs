@@ -155,7 +155,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     let bpf_lock = pins::hold(&config.places.bpf_dir)?;
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
-    let metrics = health::bind(config.metrics_address).await?;
+    let metrics = health::bind(config.metrics_address)?;
     let config_file = config.config_file.clone();
     let (socket, nodes, excluded) =
         (config.places.socket(), config.nodes.clone(), config.non_masquerade_file.clone());

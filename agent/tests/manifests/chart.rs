@@ -53,6 +53,9 @@ fn values_reach_what_they_are_for() -> Result<()> {
         }
     }
 
+    let agent = &find(&documents, "DaemonSet", "podwire")?["spec"]["template"]["spec"]["containers"][0];
+    assert!(words(&agent["args"]).contains(&"--metrics-address=[::]:9790"));
+
     let documents = documents::rendered(private)?;
     for document in documents.iter().filter(|one| !one["metadata"]["namespace"].is_null()) {
         assert_eq!(document["metadata"]["namespace"], "podwire-system");

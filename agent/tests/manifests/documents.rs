@@ -35,6 +35,7 @@ pub fn other_releases() -> Vec<Release> {
             "binDir": "/var/lib/rancher/k3s/data/cni",
             "confDir": "/var/lib/rancher/k3s/agent/etc/cni/net.d",
         },
+        "metrics": { "address": "::" },
         "config": { "mode": "direct", "uplink": ["eth0", "eth1"], "mtu": 1400, "log-level": "off" },
         "nonMasquerade": ["10.0.0.0/8", "172.16.0.0/12"],
         "maxUnavailable": 1,
