@@ -1,8 +1,11 @@
 //! Nodes that have one family of addresses, the other, or both; and a node that gains and loses one
 //! under running pods.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use podwire_common::abi::{NODE_LOCAL, NODE_TUNNEL_IPV6};
+use podwire_common::names::maps;
 use podwire_core::model::Family;
 use serde_json::{Value, json};
 use xtask::lab::{Families, Lab, Mode, Node, Ns, Pod, is_soak, traffic};
@@ -103,18 +106,21 @@ fn a_node_that_loses_ipv4_pods_gives_ipv6_addresses_only() {
 /// Without a tunnel, a node's InternalIP is the next hop to its pods.
 #[test]
 fn an_internal_ip_that_is_missing_is_named_where_it_is_needed() {
-    for mode in [Mode::Vxlan, Mode::Direct] {
+    for (mode, kept) in [(Mode::Vxlan, Family::V4), (Mode::Vxlan, Family::V6), (Mode::Direct, Family::V4)] {
         let lab = Lab::builder().mode(mode).build().unwrap();
         let (node, other, api) = (lab.node(0), lab.node(1), lab.api_server().unwrap());
         let (pod, far) = (node.add_pod("pod").unwrap(), other.add_pod("far").unwrap());
         let whole = api.node(node.name()).unwrap();
         let mut without = whole.clone();
-        keep_addresses(&mut without, Family::V4);
+        keep_addresses(&mut without, kept);
         api.put(without);
         let name = "node node1 has the podCIDR fd00:10:244:1::/64, but no IPv6 address of type InternalIP";
         if mode == Mode::Direct {
             lab.nodes().iter().for_each(|node| drop(comes(node, PROBLEM, name)));
         } else {
+            // The tunnel takes the family that is left.
+            let is_taken = || (tunnels(other) == [kept].into()).then_some(());
+            assert!(wait_until(is_taken).is_some(), "{kept}: {:?}", tunnels(other));
             reach(&far, &pod);
         }
         let new = node.add_pod("new").unwrap();
@@ -137,11 +143,11 @@ fn nodes_of_three_kinds_talk_in_the_families_they_share() {
         let lab = Lab::builder().mode(mode).nodes(3).agents(false).build().unwrap();
         let [both, only4, only6] = [0, 1, 2].map(|index| lab.node(index));
         let api = lab.api_server().unwrap();
-        api.put(with_only(&api.node(only4.name()).unwrap(), Family::V4));
-        // Its InternalIPs are of both families: the tunnel takes IPv4.
-        let mut object = api.node(only6.name()).unwrap();
-        set_pod_cidrs(&mut object, &["fd00:10:244:3::/64"]);
-        api.put(object);
+        // The links have one family, too: packets to and from these nodes can travel in no other.
+        for (node, family, other) in [(only4, Family::V4, "-6"), (only6, Family::V6, "-4")] {
+            api.put(with_only(&api.node(node.name()).unwrap(), family));
+            node.exec(&["ip", other, "address", "flush", "dev", "eth0", "scope", "global"]).unwrap();
+        }
         lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
         let pods = lab.nodes().iter().map(|node| node.add_pod("pod").unwrap()).collect::<Vec<_>>();
         let [of_both, of4, of6] = &pods[..] else { panic!("three nodes have three pods") };
@@ -162,7 +168,15 @@ fn nodes_of_three_kinds_talk_in_the_families_they_share() {
         for (node, family) in [(only4, Family::V6), (only6, Family::V4)] {
             let name = format!("this node, {}, has no {family} podCIDR, but node", node.name());
             comes(node, PROBLEM, &name);
-            assert_eq!(conditions(node).len(), 1, "{mode:?}: {:?}", conditions(node));
+        }
+        for (node, other) in [(only4, only6), (only6, only4)] {
+            // A tunnel needs both ends of one family. Direct routing has no pods to lead to.
+            let name = format!("node {} has no InternalIP of a family that this node has", other.name());
+            if mode == Mode::Vxlan {
+                comes(node, PROBLEM, &name);
+            }
+            let number = if mode == Mode::Vxlan { 2 } else { 1 };
+            assert_eq!(conditions(node).len(), number, "{mode:?}: {:?}", conditions(node));
         }
     }
 }
@@ -304,6 +318,15 @@ fn keep_addresses(node: &mut Value, family: Family) {
         let address = entry["address"].as_str().unwrap().parse::<IpAddr>();
         address.map_or(true, |address| Family::of(address) == family)
     });
+}
+
+/// Returns the families of the tunnels to other nodes.
+fn tunnels(node: &Node) -> BTreeSet<Family> {
+    let dump = node.map_dump(maps::NODES).unwrap();
+    let entries = dump.as_array().unwrap().iter();
+    let flags = entries.map(|entry| entry["formatted"]["value"]["flags"].as_u64().unwrap() as u32);
+    let others = flags.filter(|flags| flags & NODE_LOCAL == 0);
+    others.map(|flags| if flags & NODE_TUNNEL_IPV6 == 0 { Family::V4 } else { Family::V6 }).collect()
 }
 
 fn set_pod_cidrs(node: &mut Value, networks: &[&str]) {

@@ -134,9 +134,11 @@ impl Model {
     }
 
     /// Returns the addresses of another node to which this node needs a path: the tunnel's other
-    /// end, or by direct routing the next hop to its pods of each family.
+    /// end, or by direct routing the next hop to its pods, of each family of which both have a
+    /// podCIDR.
     pub fn next_hops(&self, own: &Node, node: &Node) -> BTreeSet<IpAddr> {
-        let families = Family::ALL.into_iter().filter(|family| node.pod_network(*family).is_some());
+        let has_pods = |family: &Family| [own, node].iter().all(|node| node.pod_network(*family).is_some());
+        let families = Family::ALL.into_iter().filter(has_pods);
         let next_hop = |family| match self.mode {
             Mode::Vxlan => self.tunnel_between(own, node, family).map(|(_, there)| there),
             Mode::Direct => node.address_of(family),
@@ -482,6 +484,21 @@ mod tests {
         let mac = Mac { bytes: [6; 6] };
         let flannels = Node { vtep_macs: [(Family::V4, mac), (Family::V6, mac)].into(), ..both.clone() };
         assert_eq!(ends(both, &flannels, Family::V4), "fd00::2 fd00::2", "its tunnel of IPv6 packets");
+    }
+
+    #[test]
+    fn only_families_in_which_both_nodes_have_pods_need_a_path() {
+        let networks = ["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()];
+        let both = Node { pod_networks: networks.to_vec(), ..node(&["10.200.0.1", "fd00::1"]) };
+        let only6 = Node { pod_networks: networks[1..].to_vec(), ..node(&["fd00::2"]) };
+        let mut model = Model::new(Mode::Direct, None);
+        for mode in [Mode::Direct, Mode::Vxlan] {
+            model.mode = mode;
+            assert_eq!(model.next_hops(&only6, &both), ["fd00::1".parse().unwrap()].into(), "{mode:?}");
+            assert_eq!(model.next_hops(&both, &only6), ["fd00::2".parse().unwrap()].into(), "{mode:?}");
+        }
+        model.mode = Mode::Direct;
+        assert_eq!(model.next_hops(&both, &both).len(), 2);
     }
 
     #[test]
