@@ -3,7 +3,10 @@
 
 use std::fmt;
 
-use podwire_common::names::VETH_PREFIX;
+use podwire_common::names::{VETH_PREFIX, VXLAN_DEVICE};
+
+/// The name of firewalld's table.
+pub const FIREWALLD: &str = "firewalld";
 
 /// A place of the host's firewall that drops forwarded packets unless a rule accepts them. The
 /// agent has recognised no rule there that accepts pods' packets.
@@ -25,6 +28,20 @@ pub enum Place {
     /// firewalld's forward chain. Its policy is accept, but its last rule refuses packets that no
     /// zone accepted.
     Firewalld,
+    /// A chain of nftables on the prerouting hook with a rule that drops packets which arrive by
+    /// another link than the one that leads back to their source. Answers of other nodes to pods
+    /// arrive in the tunnel, and the route to a node leads to an uplink. firewalld has such a rule
+    /// for IPv6 (`IPv6_rpfilter`); for IPv4 the kernel has a switch, which the agent sets.
+    ReversePath {
+        /// Family of the table.
+        family: Family,
+        /// The table's name.
+        table: String,
+        /// The chain's name.
+        chain: String,
+        /// The family of the packets that the rule sees.
+        sees: Family,
+    },
 }
 
 /// A family of nftables tables that sees forwarded IP packets.
@@ -41,18 +58,35 @@ pub enum Family {
 impl Place {
     /// Returns whether the place sees IPv4 packets.
     pub fn sees_ipv4(&self) -> bool {
-        !matches!(self, Self::Nftables { family: Family::Ip6, .. } | Self::LegacyIp6tables)
+        !matches!(
+            self,
+            Self::Nftables { family: Family::Ip6, .. }
+                | Self::ReversePath { sees: Family::Ip6, .. }
+                | Self::LegacyIp6tables
+        )
     }
 
     /// Returns whether the place sees IPv6 packets.
     pub fn sees_ipv6(&self) -> bool {
-        !matches!(self, Self::Nftables { family: Family::Ip, .. } | Self::LegacyIptables)
+        !matches!(
+            self,
+            Self::Nftables { family: Family::Ip, .. }
+                | Self::ReversePath { sees: Family::Ip, .. }
+                | Self::LegacyIptables
+        )
+    }
+
+    /// Returns whether the place matters only to what arrives in the tunnel.
+    pub fn sees_tunnel_only(&self) -> bool {
+        matches!(self, Self::ReversePath { .. })
     }
 
     /// Returns a short name of the place: a metric's label.
     pub fn label(&self) -> String {
         match self {
-            Self::Nftables { family, table, chain } => format!("nftables {family} {table} {chain}"),
+            Self::Nftables { family, table, chain } | Self::ReversePath { family, table, chain, .. } => {
+                format!("nftables {family} {table} {chain}")
+            }
             Self::LegacyIptables => "legacy iptables filter FORWARD".to_owned(),
             Self::LegacyIp6tables => "legacy ip6tables filter FORWARD".to_owned(),
             Self::Firewalld => "firewalld".to_owned(),
@@ -68,14 +102,26 @@ impl Place {
             Self::LegacyIptables => "the policy of chain FORWARD in legacy iptables is DROP".to_owned(),
             Self::LegacyIp6tables => "the policy of chain FORWARD in legacy ip6tables is DROP".to_owned(),
             Self::Firewalld => "firewalld refuses packets that none of its zones accepts".to_owned(),
+            Self::ReversePath { family, table, chain, .. } => {
+                format!(
+                    "a rule of chain {chain} in nftables table {family} {table} drops what arrives by another link \
+                     than the one that leads back to its source"
+                )
+            }
         };
         let remedies =
             self.remedies(vxlan_port).iter().map(|command| format!("`{command}`")).collect::<Vec<_>>();
-        format!(
-            "the host's firewall may drop pods' packets to services and the world unless a rule accepts them \
-             (traffic between pods does not pass there): {why}; let them pass with {}",
-            remedies.join(", ")
-        )
+        let what = match self {
+            Self::ReversePath { .. } => {
+                "the host's firewall drops what processes of other nodes answer to pods by a service, because it \
+                 arrives in the tunnel"
+            }
+            _ => {
+                "the host's firewall may drop pods' packets to services and the world unless a rule accepts them \
+                 (traffic between pods does not pass there)"
+            }
+        };
+        format!("{what}: {why}; let them pass with {}", remedies.join(", "))
     }
 
     /// Returns commands that let pods' packets pass in both directions. `vxlan_port`: the tunnel's
@@ -103,6 +149,16 @@ impl Place {
             }
             Self::Nftables { family, table, chain } => {
                 ["iifname", "oifname"].map(|side| nft(family, table, chain, side)).to_vec()
+            }
+            Self::ReversePath { table, .. } if table == FIREWALLD => {
+                let switch = "s/^IPv6_rpfilter=.*/IPv6_rpfilter=no/";
+                vec![
+                    format!("sed -i '{switch}' /etc/firewalld/firewalld.conf"),
+                    "systemctl restart firewalld".to_owned(),
+                ]
+            }
+            Self::ReversePath { family, table, chain, .. } => {
+                vec![format!("nft insert rule {family} {table} {chain} iifname \"{VXLAN_DEVICE}\" accept")]
             }
             Self::LegacyIptables => iptables("iptables-legacy"),
             Self::LegacyIp6tables => iptables("ip6tables-legacy"),
@@ -135,6 +191,10 @@ mod tests {
         Place::Nftables { family, table: table.into(), chain: chain.into() }
     }
 
+    fn reverse_path(table: &str, sees: Family) -> Place {
+        Place::ReversePath { family: Family::Inet, table: table.into(), chain: "pre".into(), sees }
+    }
+
     #[test]
     fn each_place_is_cured_with_its_own_tool() {
         for (place, first) in [
@@ -155,6 +215,14 @@ mod tests {
             (Place::LegacyIptables, "iptables-legacy -I FORWARD -i pw+ -j ACCEPT"),
             (Place::LegacyIp6tables, "ip6tables-legacy -I FORWARD -i pw+ -j ACCEPT"),
             (Place::Firewalld, "firewall-cmd --permanent --zone=trusted --add-interface=pw+"),
+            (
+                reverse_path("firewalld", Family::Ip6),
+                "sed -i 's/^IPv6_rpfilter=.*/IPv6_rpfilter=no/' /etc/firewalld/firewalld.conf",
+            ),
+            (
+                reverse_path("host", Family::Inet),
+                "nft insert rule inet host pre iifname \"podwire-vxlan\" accept",
+            ),
         ] {
             let (said, remedies) = (place.warning(Some(8472)), place.remedies(Some(8472)));
             assert_eq!(remedies[0], first);
@@ -179,6 +247,9 @@ mod tests {
             (Place::LegacyIptables, (true, false)),
             (Place::LegacyIp6tables, (false, true)),
             (Place::Firewalld, (true, true)),
+            (reverse_path("host", Family::Ip), (true, false)),
+            (reverse_path("host", Family::Ip6), (false, true)),
+            (reverse_path("host", Family::Inet), (true, true)),
         ] {
             assert_eq!((place.sees_ipv4(), place.sees_ipv6()), sees, "{place:?}");
         }

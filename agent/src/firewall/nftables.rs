@@ -10,8 +10,8 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessa
 use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use podwire_common::names::VETH_PREFIX;
-use podwire_core::forward_policy::{Family, Place};
+use podwire_common::names::{VETH_PREFIX, VXLAN_DEVICE};
+use podwire_core::forward_policy::{FIREWALLD, Family, Place};
 
 use super::{Side, accept_both_ways};
 
@@ -51,20 +51,27 @@ const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
+const FIB_RESULT: u16 = 2;
+const FIB_FLAGS: u16 = 3;
 
-/// `NF_INET_FORWARD`.
+/// `NF_INET_PRE_ROUTING`, `NF_INET_FORWARD`.
+const PREROUTING: u32 = 0;
 const FORWARD: u32 = 2;
 /// `NF_DROP`, `NF_ACCEPT`, `NFT_GOTO`.
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 const GOTO: u32 = (-4_i32).cast_unsigned();
-/// `NFT_META_IIFNAME`, `NFT_META_OIFNAME`.
+/// `NFT_META_IIFNAME`, `NFT_META_OIFNAME`, `NFT_META_NFPROTO`.
 const INPUT_NAME: u32 = 6;
 const OUTPUT_NAME: u32 = 7;
+const FAMILY: u32 = 15;
+/// `NFT_FIB_RESULT_OIF`.
+const ROUTES_LINK: u32 = 1;
+/// `NFTA_FIB_F_SADDR` | `NFTA_FIB_F_IIF`: the route back to the source, by the same link.
+const BACK_BY_SAME_LINK: u32 = 1 | 8;
 /// `NFT_CMP_EQ`.
 const EQUAL: u32 = 0;
 
-const FIREWALLD: &str = "firewalld";
 /// The chain that accepts everything that the zone `trusted` forwards. Until firewalld 0.9 its name
 /// had one more letter.
 const FIREWALLD_TRUSTED: [&str; 2] = ["filter_FWD_trusted", "filter_FWDI_trusted"];
@@ -75,7 +82,7 @@ pub(super) fn places() -> io::Result<Vec<Place>> {
     let mut chains = Vec::new();
     let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let listed = dump(&socket, NetfilterProtoFamily::Unspec, all, NEW_CHAIN, |payload| {
-        chains.extend(forward_chain(payload));
+        chains.extend(base_chain(payload));
     });
     match listed {
         // A kernel without nftables has no subsystem of that number.
@@ -91,19 +98,31 @@ pub(super) fn places() -> io::Result<Vec<Place>> {
 
 /// A base chain that sees forwarded packets.
 #[derive(Debug, PartialEq, Eq)]
-struct ForwardChain {
+struct BaseChain {
     family: Family,
     table: String,
     name: String,
+    /// [`PREROUTING`] or [`FORWARD`].
+    hook: u32,
     drops: bool,
 }
 
-impl ForwardChain {
+impl BaseChain {
     /// Returns the chain's place if the chain may drop pods' packets.
     fn place(self, socket: &Socket) -> io::Result<Option<Place>> {
+        if self.hook == PREROUTING {
+            let rule = self.rules(socket, true, rule_about_tunnel)?.into_iter().next();
+            let Self { family, table, name: chain, .. } = self;
+            return Ok(match rule {
+                Some(AboutTunnel::DropsByRoute(sees)) => {
+                    Some(Place::ReversePath { sees: sees.unwrap_or(family), family, table, chain })
+                }
+                Some(AboutTunnel::Accepts) | None => None,
+            });
+        }
         if self.table == FIREWALLD {
             // The chain jumps to other chains of its table, and those distinguish zones.
-            let trusted = self.rules(socket, false)?.into_iter().any(|(side, verdict)| {
+            let trusted = self.rules(socket, false, rule_about_pods)?.into_iter().any(|(side, verdict)| {
                 let chain =
                     matches!(&verdict, Verdict::Goto(chain) if FIREWALLD_TRUSTED.contains(&chain.as_str()));
                 side == Side::FromPods && chain
@@ -113,14 +132,19 @@ impl ForwardChain {
         if !self.drops {
             return Ok(None);
         }
-        let rules = self.rules(socket, true)?.into_iter();
+        let rules = self.rules(socket, true, rule_about_pods)?.into_iter();
         let accepted: Vec<_> = rules.filter(|rule| rule.1 == Verdict::Accept).map(|rule| rule.0).collect();
         let Self { family, table, name: chain, .. } = self;
         Ok((!accept_both_ways(&accepted)).then_some(Place::Nftables { family, table, chain }))
     }
 
-    /// Returns the rules about pods, of this chain or of its whole table.
-    fn rules(&self, socket: &Socket, of_chain: bool) -> io::Result<Vec<(Side, Verdict)>> {
+    /// Returns what `decode` finds in the rules of this chain or of its whole table, in order.
+    fn rules<T>(
+        &self,
+        socket: &Socket,
+        of_chain: bool,
+        decode: impl Fn(&[u8]) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
         let mut attributes = vec![RuleAttribute::Table(self.table.clone())];
         if of_chain {
             attributes.push(RuleAttribute::Chain(self.name.clone()));
@@ -132,7 +156,7 @@ impl ForwardChain {
         };
         let mut rules = Vec::new();
         let message = NfTablesMessage::GetRule(RuleMessage { attributes });
-        dump(socket, family, message, NEW_RULE, |payload| rules.extend(rule_about_pods(payload)))?;
+        dump(socket, family, message, NEW_RULE, |payload| rules.extend(decode(payload)))?;
         Ok(rules)
     }
 }
@@ -142,6 +166,15 @@ impl ForwardChain {
 enum Verdict {
     Accept,
     Goto(String),
+}
+
+/// What a rule does to everything that arrives by the VXLAN device.
+#[derive(Debug, PartialEq, Eq)]
+enum AboutTunnel {
+    Accepts,
+    /// It drops what arrives by another link than the one that leads back to its source. The family
+    /// of these packets, if the rule asks for one.
+    DropsByRoute(Option<Family>),
 }
 
 fn open() -> io::Result<Socket> {
@@ -215,8 +248,9 @@ fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find_map(|(kind, value)| (kind == wanted).then_some(value))
 }
 
-/// Returns a base chain on the forward hook of a family with IP. `None` for any other chain.
-fn forward_chain(payload: &[u8]) -> Option<ForwardChain> {
+/// Returns a base chain on the prerouting or forward hook of a family with IP. `None` for any other
+/// chain.
+fn base_chain(payload: &[u8]) -> Option<BaseChain> {
     let family = match *payload.first()? {
         INET => Family::Inet,
         IPV4 => Family::Ip,
@@ -224,11 +258,13 @@ fn forward_chain(payload: &[u8]) -> Option<ForwardChain> {
         _ => return None,
     };
     let payload = payload.get(GENERIC_HEADER..)?;
-    if number(attribute(attribute(payload, CHAIN_HOOK)?, HOOK_NUMBER)?)? != FORWARD {
+    let hook = number(attribute(attribute(payload, CHAIN_HOOK)?, HOOK_NUMBER)?)?;
+    if ![PREROUTING, FORWARD].contains(&hook) {
         return None;
     }
-    Some(ForwardChain {
+    Some(BaseChain {
         family,
+        hook,
         table: text(attribute(payload, CHAIN_TABLE)?)?,
         name: text(attribute(payload, CHAIN_NAME)?)?,
         drops: number(attribute(payload, CHAIN_POLICY)?)? == DROP,
@@ -238,34 +274,98 @@ fn forward_chain(payload: &[u8]) -> Option<ForwardChain> {
 /// Returns a rule about all packets from pods, or all packets to pods. `None` for any other rule,
 /// such as one that checks more than the name of the link.
 fn rule_about_pods(payload: &[u8]) -> Option<(Side, Verdict)> {
-    let expressions = attribute(payload.get(GENERIC_HEADER..)?, RULE_EXPRESSIONS)?;
-    let mut parts = Vec::new();
-    for (_, expression) in attributes(expressions) {
-        let name = text(attribute(expression, EXPRESSION_NAME)?)?;
-        // Rules of iptables-nft have a counter.
-        if name != "counter" {
-            parts.push((name, attribute(expression, EXPRESSION_DATA)?));
-        }
-    }
-    let [(load, key), (compare, name), (set, verdict)] = &parts[..] else { return None };
-    if load != "meta" || compare != "cmp" || set != "immediate" {
-        return None;
-    }
-    let side = match number(attribute(key, META_KEY)?)? {
+    let parts = parts(payload)?;
+    let [load, compare, verdict] = &parts[..] else { return None };
+    let (key, name) = equals(load, compare)?;
+    let side = match key {
         INPUT_NAME => Side::FromPods,
         OUTPUT_NAME => Side::ToPods,
         _ => return None,
     };
-    let is_equal = number(attribute(name, COMPARE_OPERATION)?)? == EQUAL;
-    // A prefix lacks the 0 byte that ends a whole name.
-    let is_pods = attribute(attribute(name, COMPARE_DATA)?, DATA_VALUE)? == VETH_PREFIX.as_bytes();
-    let verdict = attribute(attribute(verdict, IMMEDIATE_DATA)?, DATA_VERDICT)?;
+    let verdict = verdict_of(verdict)?;
     let verdict = match number(attribute(verdict, VERDICT_CODE)?)? {
         ACCEPT => Verdict::Accept,
         GOTO => Verdict::Goto(text(attribute(verdict, VERDICT_CHAIN)?)?),
         _ => return None,
     };
-    (is_equal && is_pods).then_some((side, verdict))
+    // A prefix lacks the 0 byte that ends a whole name.
+    (name == VETH_PREFIX.as_bytes()).then_some((side, verdict))
+}
+
+/// Returns what a rule does to everything that arrives by the VXLAN device. `None` if it checks
+/// anything else, or does something else.
+fn rule_about_tunnel(payload: &[u8]) -> Option<AboutTunnel> {
+    let parts = parts(payload)?;
+    let (verdict, conditions) = parts.split_last()?;
+    let code = number(attribute(verdict_of(verdict)?, VERDICT_CODE)?)?;
+    let (conditions, family) = match conditions {
+        [load, compare, rest @ ..] if matches!(equals(load, compare), Some((FAMILY, _))) => {
+            let family = match equals(load, compare)?.1 {
+                [IPV4] => Family::Ip,
+                [IPV6] => Family::Ip6,
+                _ => return None,
+            };
+            (rest, Some(family))
+        }
+        conditions => (conditions, None),
+    };
+    let [load, compare] = conditions else { return None };
+    match code {
+        ACCEPT if family.is_none() => {
+            let (key, name) = equals(load, compare)?;
+            let name = name.strip_prefix(VXLAN_DEVICE.as_bytes())?;
+            // A whole name ends with a 0 byte.
+            let is_whole = name.first() == Some(&0);
+            (key == INPUT_NAME && is_whole).then_some(AboutTunnel::Accepts)
+        }
+        DROP => {
+            let (kind, data) = load;
+            let is_back = kind == "fib"
+                && number(attribute(data, FIB_RESULT)?)? == ROUTES_LINK
+                && number(attribute(data, FIB_FLAGS)?)? & BACK_BY_SAME_LINK == BACK_BY_SAME_LINK;
+            // 0: there is no such route.
+            let is_missing = is_back && compared(compare)?.iter().all(|byte| *byte == 0);
+            is_missing.then_some(AboutTunnel::DropsByRoute(family))
+        }
+        _ => None,
+    }
+}
+
+/// An expression's name and data.
+type Part<'a> = (String, &'a [u8]);
+
+/// Returns the expressions of a rule, without counters: rules of iptables-nft have one.
+fn parts(payload: &[u8]) -> Option<Vec<Part<'_>>> {
+    let expressions = attribute(payload.get(GENERIC_HEADER..)?, RULE_EXPRESSIONS)?;
+    let mut parts = Vec::new();
+    for (_, expression) in attributes(expressions) {
+        let name = text(attribute(expression, EXPRESSION_NAME)?)?;
+        if name != "counter" {
+            parts.push((name, attribute(expression, EXPRESSION_DATA)?));
+        }
+    }
+    Some(parts)
+}
+
+/// Returns the key that two expressions compare, and the value that it must have.
+fn equals<'a>(load: &Part<'a>, compare: &Part<'a>) -> Option<(u32, &'a [u8])> {
+    let value = compared(compare)?;
+    (load.0 == "meta").then_some((number(attribute(load.1, META_KEY)?)?, value))
+}
+
+/// Returns the value that an expression asks for.
+fn compared<'a>((kind, data): &Part<'a>) -> Option<&'a [u8]> {
+    if kind != "cmp" || number(attribute(data, COMPARE_OPERATION)?)? != EQUAL {
+        return None;
+    }
+    attribute(attribute(data, COMPARE_DATA)?, DATA_VALUE)
+}
+
+fn verdict_of<'a>((kind, data): &Part<'a>) -> Option<&'a [u8]> {
+    if kind != "immediate" {
+        return None;
+    }
+    attribute(attribute(data, IMMEDIATE_DATA)?, DATA_VERDICT)
 }
 
 /// Decodes a number. nftables' numbers are in network byte order, unlike netlink's own.
@@ -333,13 +433,13 @@ mod tests {
     #[test]
     fn a_forward_chain_is_told_from_the_others() {
         let found = |family, drops| {
-            Some(ForwardChain { family, table: "filter".into(), name: "FORWARD".into(), drops })
+            Some(BaseChain { family, table: "filter".into(), name: "FORWARD".into(), hook: FORWARD, drops })
         };
-        assert_eq!(forward_chain(&chain(IPV4, FORWARD, DROP)), found(Family::Ip, true));
-        assert_eq!(forward_chain(&chain(INET, FORWARD, ACCEPT)), found(Family::Inet, false));
-        assert_eq!(forward_chain(&chain(IPV6, FORWARD, DROP)), found(Family::Ip6, true));
-        assert_eq!(forward_chain(&chain(7, FORWARD, DROP)), None, "a bridge");
-        assert_eq!(forward_chain(&chain(IPV4, 1, DROP)), None, "the input hook");
+        assert_eq!(base_chain(&chain(IPV4, FORWARD, DROP)), found(Family::Ip, true));
+        assert_eq!(base_chain(&chain(INET, FORWARD, ACCEPT)), found(Family::Inet, false));
+        assert_eq!(base_chain(&chain(IPV6, FORWARD, DROP)), found(Family::Ip6, true));
+        assert_eq!(base_chain(&chain(7, FORWARD, DROP)), None, "a bridge");
+        assert_eq!(base_chain(&chain(IPV4, 1, DROP)), None, "the input hook");
     }
 
     #[test]
@@ -362,10 +462,47 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_about_all_of_the_tunnel_is_told_from_the_others() {
+        let whole = rule(INPUT_NAME, EQUAL, b"podwire-vxlan\0", ACCEPT, &[]);
+        assert_eq!(rule_about_tunnel(&whole), Some(AboutTunnel::Accepts));
+        let fib = |flags: u32, value: &[u8], verdict, more: &[Vec<u8>]| {
+            let back = [encoded(FIB_RESULT, &1_u32.to_be_bytes()), encoded(FIB_FLAGS, &flags.to_be_bytes())];
+            let value = nested(COMPARE_DATA, &[encoded(DATA_VALUE, value)]);
+            let code = nested(DATA_VERDICT, &[encoded(VERDICT_CODE, &u32::to_be_bytes(verdict))]);
+            let mut expressions = more.to_vec();
+            expressions.extend([
+                expression("fib", &back),
+                expression("cmp", &[encoded(COMPARE_OPERATION, &EQUAL.to_be_bytes()), value]),
+                expression("immediate", &[nested(IMMEDIATE_DATA, &[code])]),
+            ]);
+            [vec![INET, 0, 0, 0], nested(RULE_EXPRESSIONS, &expressions)].concat()
+        };
+        let missing = fib(BACK_BY_SAME_LINK | 4, &[0; 4], DROP, &[]);
+        assert_eq!(rule_about_tunnel(&missing), Some(AboutTunnel::DropsByRoute(None)));
+        let limit = expression("limit", &[]);
+        for (other, what) in [
+            (rule(INPUT_NAME, EQUAL, b"podwire-vxlan", ACCEPT, &[]), "a prefix"),
+            (rule(INPUT_NAME, EQUAL, b"podwire-vxlan2\0", ACCEPT, &[]), "another link"),
+            (rule(OUTPUT_NAME, EQUAL, b"podwire-vxlan\0", ACCEPT, &[]), "what leaves by the link"),
+            (fib(1, &[0; 4], DROP, &[]), "a route back by any link"),
+            (fib(BACK_BY_SAME_LINK, &[0, 0, 0, 2], DROP, &[]), "one link"),
+            (fib(BACK_BY_SAME_LINK, &[0; 4], ACCEPT, &[]), "accepted"),
+            (fib(BACK_BY_SAME_LINK, &[0; 4], DROP, &[limit]), "some packets"),
+        ] {
+            assert_eq!(rule_about_tunnel(&other), None, "{what}");
+        }
+        for rule in [whole, missing] {
+            for end in 0..rule.len() {
+                assert_eq!(rule_about_tunnel(&rule[..end]), None, "rule cut at {end}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_cut_off_is_left_out() {
         let (chain, rule) = (chain(IPV4, FORWARD, DROP), rule(INPUT_NAME, EQUAL, b"pw", ACCEPT, &[]));
         for end in 0..chain.len() {
-            assert_eq!(forward_chain(&chain[..end]), None, "chain cut at {end}");
+            assert_eq!(base_chain(&chain[..end]), None, "chain cut at {end}");
         }
         for end in 0..rule.len() {
             assert_eq!(rule_about_pods(&rule[..end]), None, "rule cut at {end}");

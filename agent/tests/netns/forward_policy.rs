@@ -1,16 +1,18 @@
 //! A host with a firewall that drops forwarded packets: the agent reports it, and its advice helps.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use podwire::firewall;
 use podwire_core::forward_policy::Place;
-use xtask::lab::{Families, Lab, Node, Ns, Pod, traffic};
+use podwire_core::model::Family;
+use xtask::lab::{Families, Lab, Mode, Node, Ns, Pod, traffic};
 
+use crate::service::{API_SERVER, iptables_of};
 use crate::sweep::{condition, goes, told};
 
-const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const DROPS: &str = "firewall-drops";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// firewalld 1.3.3's rules for its default configuration, and for that configuration after the
@@ -22,7 +24,11 @@ const FIREWALLD_PODS_TRUSTED: &str = include_str!("../../../testdata/firewalld/p
 fn iptables_nft_drop_policy_is_told_with_rules_that_lift_it() {
     let scene = Scene::new();
     scene.run("iptables-nft -P FORWARD DROP");
-    let advice = scene.cut(&[SERVICE, scene.world()], "nftables ip filter FORWARD");
+    let advice = scene.cut(&scene.outside_of(Family::V4), "nftables ip filter FORWARD");
+    advice.iter().for_each(|command| scene.run(command));
+    scene.cured();
+    scene.run("ip6tables-nft -P FORWARD DROP");
+    let advice = scene.cut(&scene.outside_of(Family::V6), "nftables ip6 filter FORWARD");
     advice.iter().for_each(|command| scene.run(command));
     scene.cured();
 }
@@ -31,7 +37,7 @@ fn iptables_nft_drop_policy_is_told_with_rules_that_lift_it() {
 fn iptables_legacy_drop_policy_is_told_with_rules_that_lift_it() {
     let scene = Scene::new();
     scene.run("iptables-legacy -w -P FORWARD DROP");
-    let advice = scene.cut(&[SERVICE, scene.world()], "legacy iptables filter FORWARD");
+    let advice = scene.cut(&scene.outside_of(Family::V4), "legacy iptables filter FORWARD");
     advice.iter().for_each(|command| scene.run(command));
     scene.cured();
 }
@@ -40,7 +46,7 @@ fn iptables_legacy_drop_policy_is_told_with_rules_that_lift_it() {
 fn any_nftables_drop_policy_is_told_with_rules_that_lift_it() {
     let scene = Scene::new();
     scene.nft("table inet host { chain forwarded { type filter hook forward priority 10; policy drop; }; }");
-    let advice = scene.cut(&[SERVICE, scene.world()], "nftables inet host forwarded");
+    let advice = scene.cut(&scene.outside(), "nftables inet host forwarded");
     advice.iter().for_each(|command| scene.run(command));
     scene.cured();
 }
@@ -49,17 +55,52 @@ fn any_nftables_drop_policy_is_told_with_rules_that_lift_it() {
 fn firewalld_is_told_with_the_commands_that_let_pods_pass() {
     let scene = Scene::new();
     scene.nft(FIREWALLD);
-    let advice = scene.cut(&[SERVICE, scene.world()], "firewalld");
-    let commands = [
+    let reverse_path = "nftables inet firewalld filter_PREROUTING";
+    let advice = scene.cut_at(&scene.outside(), &["firewalld", reverse_path]);
+    let trust = [
         "firewall-cmd --permanent --zone=trusted --add-interface=pw+",
         "firewall-cmd --permanent --add-port=8472/udp",
         "firewall-cmd --reload",
     ];
-    assert_eq!(advice, commands);
+    let loosen = [
+        "sed -i 's/^IPv6_rpfilter=.*/IPv6_rpfilter=no/' /etc/firewalld/firewalld.conf",
+        "systemctl restart firewalld",
+    ];
+    assert_eq!(advice, [&trust[..], &loosen].concat());
     // There is no firewalld here that could run the commands, so load the rules that it would make.
     scene.run("nft delete table inet firewalld");
     scene.nft(FIREWALLD_PODS_TRUSTED);
+    let [service, world] = scene.outside_of(Family::V6)[..] else { panic!("a service and the world") };
+    scene.reaches(&[world]);
+    assert_eq!(scene.cut(&[service], reverse_path), loosen);
+    scene.run("nft delete table inet firewalld");
+    let is_kept = |line: &&str| !line.contains("fib saddr");
+    scene.nft(&FIREWALLD_PODS_TRUSTED.lines().filter(is_kept).collect::<Vec<_>>().join("\n"));
     scene.cured();
+}
+
+#[test]
+fn a_reverse_path_rule_is_told_with_a_rule_for_the_tunnel() {
+    let scene = Scene::new();
+    // The first rule is in nobody's way: the packets have another route back.
+    scene.nft(
+        "table inet host { chain pre { type filter hook prerouting priority 10; policy accept; \
+         fib daddr . iif type blackhole drop; fib saddr . iif oif missing drop; }; }",
+    );
+    // For IPv4, the kernel's own switch is off, and this rule takes its place.
+    let services = [Family::V4, Family::V6].map(|family| scene.outside_of(family)[0]);
+    let advice = scene.cut(&services, "nftables inet host pre");
+    assert_eq!(advice, ["nft insert rule inet host pre iifname \"podwire-vxlan\" accept"]);
+    advice.iter().for_each(|command| scene.run(command));
+    scene.cured();
+    // Without a tunnel, packets arrive by the link of the route back.
+    let scene = Scene::by(Families::Dual, Mode::Direct);
+    scene.nft(
+        "table inet host { chain pre { type filter hook prerouting priority 10; policy accept; \
+         fib saddr . iif oif missing drop; }; }",
+    );
+    assert_eq!(scene.warnings_of_new_agent(), [""; 0]);
+    scene.reaches(&scene.outside());
 }
 
 #[test]
@@ -68,8 +109,9 @@ fn rules_for_one_way_do_not_silence_the_agent() {
     scene.run("iptables-nft -P FORWARD DROP");
     scene.run("iptables-nft -I FORWARD -i pw+ -j ACCEPT");
     // The world's answers go past the host's rules.
-    scene.reaches(&[scene.world()]);
-    scene.cut(&[SERVICE], "nftables ip filter FORWARD");
+    let [service, world] = scene.outside_of(Family::V4)[..] else { panic!("a service and the world") };
+    scene.reaches(&[world]);
+    scene.cut(&[service], "nftables ip filter FORWARD");
 }
 
 #[test]
@@ -85,7 +127,7 @@ fn of_a_firewall_that_is_not_in_the_way_nothing_is_said() {
     scene.nft("table ip mine { chain in { type filter hook input priority 10; policy drop; accept; }; }");
     assert_eq!(scene.warnings_of_new_agent(), [""; 0]);
     assert!(!scene.metrics().contains("podwire_forward_policy_drop{"));
-    scene.reaches(&[SERVICE, scene.world()]);
+    scene.reaches(&scene.outside());
 }
 
 #[test]
@@ -141,18 +183,24 @@ impl Scene {
     }
 
     fn of(families: Families) -> Self {
-        let lab = Lab::builder().families(families).build().unwrap();
+        Self::by(families, Mode::Vxlan)
+    }
+
+    fn by(families: Families, mode: Mode) -> Self {
+        let lab = Lab::builder().families(families).mode(mode).build().unwrap();
         let scene = Self {
             client: lab.node(0).add_pod("client").unwrap(),
             near: lab.node(0).add_pod("near").unwrap(),
             far: lab.node(1).add_pod("far").unwrap(),
             lab,
         };
-        let backend = scene.lab.node(1).address();
-        let rule = format!("-t nat -A PREROUTING -d {SERVICE}/32 -j DNAT --to-destination {backend}");
-        crate::service::iptables(scene.node(), &rule);
+        for backend in scene.lab.node(1).addresses() {
+            let service = Family::of(backend).first_of(API_SERVER).unwrap();
+            let rule = format!("-t nat -A PREROUTING -d {service} -j DNAT --to-destination {backend}");
+            iptables_of(service, scene.node(), &rule);
+        }
         assert_eq!(condition(scene.node(), DROPS), 0);
-        scene.reaches(&[SERVICE, scene.world()]);
+        scene.reaches(&scene.outside());
         scene
     }
 
@@ -160,8 +208,14 @@ impl Scene {
         self.lab.node(0)
     }
 
-    fn world(&self) -> IpAddr {
-        self.lab.world_address()
+    /// Returns what is reached through the host's stack: a service and the world, of each family.
+    fn outside(&self) -> Vec<IpAddr> {
+        let world = self.lab.world_addresses().into_iter();
+        world.flat_map(|world| [Family::of(world).first_of(API_SERVER).unwrap(), world]).collect()
+    }
+
+    fn outside_of(&self, family: Family) -> Vec<IpAddr> {
+        self.outside().into_iter().filter(|address| Family::of(*address) == family).collect()
     }
 
     /// Runs a command as a person types it.
@@ -173,25 +227,41 @@ impl Scene {
         self.node().exec(&["nft", rules]).unwrap();
     }
 
-    /// Asserts that these addresses cannot be reached but pods can, and that a new agent reports it
-    /// with the place. Returns the commands that the agent advises.
+    /// Asserts that these addresses cannot be reached but pods and the other family can, and that a
+    /// new agent reports it with the place. Returns the commands that the agent advises.
     fn cut(&self, unreachable: &[IpAddr], place: &str) -> Vec<String> {
-        for address in unreachable {
-            assert!(traffic::ping(&self.client, *address, 56).is_err(), "{address} is reached");
-        }
-        self.reaches(&[]);
+        self.cut_at(unreachable, &[place])
+    }
+
+    /// Does the same for several places.
+    fn cut_at(&self, unreachable: &[IpAddr], places: &[&str]) -> Vec<String> {
+        thread::scope(|scope| {
+            for address in unreachable.iter().copied() {
+                scope.spawn(move || {
+                    assert!(traffic::ping(&self.client, address, 56).is_err(), "{address} is reached");
+                });
+            }
+        });
+        let is_cut = |family: Family| unreachable.iter().any(|address| Family::of(*address) == family);
+        let others = self.outside().into_iter().filter(|address| !is_cut(Family::of(*address)));
+        self.reaches(&others.collect::<Vec<_>>());
         let warnings = self.warnings_of_new_agent();
-        let [warning] = &warnings[..] else { panic!("expected exactly one warning: {warnings:?}") };
-        let metric = format!("podwire_forward_policy_drop{{where=\"{place}\"}} 1");
-        assert!(self.metrics().lines().any(|line| line == metric), "{metric} is missing");
-        let (_, advice) = warning.split_once("; let them pass with ").unwrap();
-        advice.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        assert_eq!(warnings.len(), places.len(), "{warnings:?}");
+        for place in places {
+            let metric = format!("podwire_forward_policy_drop{{where=\"{place}\"}} 1");
+            assert!(self.metrics().lines().any(|line| line == metric), "{metric} is missing");
+        }
+        let commands = warnings.iter().flat_map(|warning| {
+            let (_, advice) = warning.split_once("; let them pass with ").unwrap();
+            advice.split('`').skip(1).step_by(2)
+        });
+        commands.map(str::to_owned).collect()
     }
 
     /// Asserts that everything can be reached, that the running agent reports the end of the
     /// problem, and that a new agent reports nothing.
     fn cured(&self) {
-        self.reaches(&[SERVICE, self.world()]);
+        self.reaches(&self.outside());
         goes(self.node(), DROPS);
         assert!(!self.metrics().contains("podwire_forward_policy_drop{"));
         assert_eq!(self.warnings_of_new_agent(), [""; 0]);
@@ -200,11 +270,13 @@ impl Scene {
     /// Asserts that both pods can be reached, whatever the firewall does, and so can these
     /// addresses.
     fn reaches(&self, addresses: &[IpAddr]) {
-        for address in [self.near.address(), self.far.address()].iter().chain(addresses) {
+        for address in [&self.near, &self.far].into_iter().flat_map(|pod| pod.addresses()).chain(addresses) {
             traffic::ping(&self.client, *address, 56).unwrap();
         }
         for pod in [&self.near, &self.far] {
-            traffic::tcp_exchange(&self.client, pod, pod.address(), 8080, 1 << 20).unwrap();
+            for address in pod.addresses() {
+                traffic::tcp_exchange(&self.client, pod, *address, 8080, 1 << 20).unwrap();
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use crate::headers::of_pods;
 use crate::{FAMILIES, ip_tables};
 
 /// The API server's ClusterIP in clusters of kubeadm and kind, and the same in IPv6.
-const API_SERVER: [IpAddr; 2] = service(1);
+pub const API_SERVER: [IpAddr; 2] = service(1);
 /// A service with pods behind it on the client's node.
 pub const NEAR: [IpAddr; 2] = service(0x20);
 /// A service with pods behind it on the other node.

@@ -50,7 +50,8 @@ impl Firewall {
         self.families = Family::ALL.map(|family| model.has_pods_of(family));
         let [ipv4, ipv6] = self.families;
         let sees_pods = |place: &&Place| ipv4 && place.sees_ipv4() || ipv6 && place.sees_ipv6();
-        let in_the_way = found.iter().filter(sees_pods);
+        let matters = |place: &&Place| self.vxlan_port.is_some() || !place.sees_tunnel_only();
+        let in_the_way = found.iter().filter(sees_pods).filter(matters);
         conditions.replace(ConditionName::FirewallDrops, in_the_way.map(said));
     }
 
