@@ -83,6 +83,7 @@ mod tests {
 
     const JSON: &str = include_str!("../../../testdata/kubernetes/nodes.json");
     const YAML: &str = include_str!("../../../testdata/kubernetes/nodes.yaml");
+    const DUAL: &str = include_str!("../../../testdata/dual-stack/nodes.json");
 
     fn parsed(text: &str) -> (Vec<NodeRecord>, Vec<NodeProblem>) {
         let Entries { records, problems } = parse(Path::new("nodes"), text.as_bytes()).unwrap();
@@ -111,6 +112,16 @@ mod tests {
         assert_eq!(records[1].pod_networks, ["10.244.2.0/24".parse().unwrap()]);
         assert_eq!(records[1].internal_addresses, ["10.200.0.2".parse::<IpAddr>().unwrap()]);
         assert_eq!(parsed(YAML).0, records);
+    }
+
+    #[test]
+    fn both_families_are_read_in_the_order_of_the_object() {
+        let (records, problems) = parsed(DUAL);
+        assert_eq!(problems, []);
+        let of_second = ["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()];
+        assert_eq!(records[1].pod_networks, of_second);
+        let addresses = ["172.31.0.2", "fd00:172:31::2"].map(|address| address.parse::<IpAddr>().unwrap());
+        assert_eq!(records[1].internal_addresses, addresses);
     }
 
     #[test]

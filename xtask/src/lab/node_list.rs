@@ -11,13 +11,16 @@ use serde_json::{Value, json};
 
 use crate::lab::topology::Topology;
 
-/// The output of `kubectl get nodes -o json` in a running cluster.
+/// The output of `kubectl get nodes -o json` in a running cluster with IPv4, and in one with both
+/// families.
 const PRINTED: &str = include_str!("../../../testdata/kubernetes/nodes.json");
+const PRINTED_DUAL: &str = include_str!("../../../testdata/dual-stack/nodes.json");
 
 /// Returns a list of the lab's nodes and of this number of invented nodes. Each has all fields that
 /// a kubelet reports.
 pub(crate) fn render(topology: &Topology, others: u16) -> Result<String> {
-    let mut list: Value = serde_json::from_str(PRINTED).context("decode testdata/kubernetes/nodes.json")?;
+    let printed = if topology.families.has_ipv6() { PRINTED_DUAL } else { PRINTED };
+    let mut list: Value = serde_json::from_str(printed).context("decode the captured list of nodes")?;
     let template = list["items"][0].clone();
     let there = topology.nodes.iter().map(|place| {
         let pod_cidrs = topology.families.of(place.pod_cidr.clone(), place.pod_cidr6.clone());
