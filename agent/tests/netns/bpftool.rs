@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use podwire_common::names::maps;
 use serde_json::{Value, json};
-use xtask::lab::{Lab, Node, traffic};
+use xtask::lab::{Lab, Node, Pod, traffic};
 
 use crate::idle_clients::get;
 use crate::service::iptables;
@@ -15,7 +15,10 @@ fn every_pinned_map_dumps_with_field_names() {
     let lab = Lab::builder().build().unwrap();
     let node = lab.node(0);
     let (pod, far) = (node.add_pod("pod").unwrap(), lab.node(1).add_pod("far").unwrap());
-    fill(&lab, &pod, far.address());
+    fill(&lab, &pod, &far);
+    let tuple = &["source", "destination", "source_port", "destination_port", "protocol"][..];
+    let known =
+        &["key", "epochs", "asked", "slots", "from", "to", "mtu", "sender_mac", "flags", "leaves"][..];
 
     for (map, key, value) in [
         (maps::ENDPOINTS, &["bytes"][..], &["ifindex", "id", "flags", "pod_mac", "host_mac", "gateway"][..]),
@@ -25,11 +28,7 @@ fn every_pinned_map_dumps_with_field_names() {
             &["tunnel_endpoint", "source", "uplink", "mtu", "node_id", "flags"],
         ),
         (maps::TUNNEL_PEERS, &["bytes"], &[]),
-        (
-            maps::STACK_FLOWS,
-            &["source", "destination", "source_port", "destination_port", "protocol"],
-            &["last_seen"],
-        ),
+        (maps::STACK_FLOWS, tuple, &["last_seen"]),
         (
             maps::FRAGMENTS,
             &["source", "destination", "identification", "protocol"],
@@ -37,7 +36,7 @@ fn every_pinned_map_dumps_with_field_names() {
         ),
         (
             maps::TRANSLATIONS,
-            &["source", "destination", "source_port", "destination_port", "protocol"],
+            tuple,
             &[
                 "last_seen",
                 "source",
@@ -51,6 +50,9 @@ fn every_pinned_map_dumps_with_field_names() {
             ],
         ),
         (maps::LINKS, &[], &["ipv4", "tunnel_address", "mtu", "kind"]),
+        (maps::LINKS6, &[], &["source", "tunnel_address"]),
+        (maps::FLOWS, tuple, known),
+        (maps::FLOWS6, tuple, known),
     ] {
         let entry = first(node, map);
         assert_fields(map, &entry["key"], key);
@@ -89,8 +91,13 @@ fn every_map_is_pinned_under_its_name() {
     }
 }
 
-/// Adds something to every map: fragments, a translation, a flow through the stack.
-fn fill(lab: &Lab, pod: &xtask::lab::Pod, far: std::net::IpAddr) {
+/// Adds something to every map: fragments, a translation, a flow through the stack, known flows of
+/// both families.
+fn fill(lab: &Lab, pod: &Pod, far: &Pod) {
+    for address in far.addresses() {
+        traffic::tcp_exchange(pod, far, *address, 8080, 1 << 16).unwrap();
+    }
+    let far = far.address();
     traffic::udp_exchange(pod, lab.world(), lab.world_address(), 8080, 3000).unwrap();
     iptables(lab.node(0), &format!("-t nat -A PREROUTING -d 10.96.0.20/32 -j DNAT --to-destination {far}"));
     traffic::ping(pod, "10.96.0.20".parse().unwrap(), 56).unwrap();

@@ -25,13 +25,15 @@ fn the_captured_calls_work_as_they_are() {
         assert_eq!(result["dns"]["nameservers"][0], "10.96.0.10");
         let address: IpAddr = super::address(&result).parse().unwrap();
         traffic::ping(node, address, 56).unwrap();
-        traffic::ping(&pod, lab.world_address(), 56).unwrap();
+        lab.world_addresses().iter().for_each(|world| _ = traffic::ping(&pod, *world, 56).unwrap());
         if name != "plain" {
-            let to = |port| SocketAddr::new(node.address(), port);
-            let tcp = traffic::Route::translated(to(9088), 8080);
-            traffic::tcp_exchange_on(lab.world(), &pod, tcp, 1000).unwrap();
-            let udp = traffic::Route::translated(to(9089), 8081);
-            traffic::udp_exchange_on(lab.world(), &pod, udp, 1000).unwrap();
+            for address in node.addresses() {
+                let to = |port| SocketAddr::new(address, port);
+                let tcp = traffic::Route::translated(to(9088), 8080);
+                traffic::tcp_exchange_on(lab.world(), &pod, tcp, 1000).unwrap();
+                let udp = traffic::Route::translated(to(9089), 8081);
+                traffic::udp_exchange_on(lab.world(), &pod, udp, 1000).unwrap();
+            }
             // This hostPort is for the node's own processes only.
             let local = traffic::Route::translated(SocketAddr::new([127, 0, 0, 1].into(), 9090), 8080);
             traffic::tcp_exchange_on(node, &pod, local, 1000).unwrap();
