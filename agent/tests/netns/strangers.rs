@@ -3,19 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::EtherType;
 use podwire_common::reason::{Drop, Path};
 use xtask::lab::frames::{self, Capture};
-use xtask::lab::{Lab, Mode, Ns, Pod, traffic};
+use xtask::lab::{Lab, Mode, Node, Ns, Pod, traffic};
 
 use crate::check::Counted;
 use crate::packets::{Packet, Vxlan, arp, inner, udp};
+use crate::packets6::over_ipv6;
 use crate::refused::{OTHER_MAC, Row, grown, refused};
-use crate::{sockets, v4};
+use crate::{sockets, v4, v6};
 
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 66);
+const STRANGER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 0x66);
 const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 
 #[test]
@@ -234,6 +236,13 @@ impl Scene {
         let stranger = || outer().with(|outer| outer.source = STRANGER);
         let options = |outer: &mut Vxlan| outer.options = vec![1; 4];
         let arp = arp(1, OTHER_MAC, v4(self.far.address()), [0; 6], v4(self.pod.address()));
+        let over_ipv6 = |node: Option<&Node>| {
+            let source = node.map_or(STRANGER6, |node| v6(node.addresses()[1]));
+            over_ipv6(source, v6(self.lab.node(0).addresses()[1]), 50000, &self.inner())
+                .macs(self.node_mac, self.stranger_mac)
+        };
+        let mut other_vni = over_ipv6(Some(self.lab.node(1)));
+        other_vni.payload[6] ^= 1;
         let split = in_fragments(&stranger().with(|outer| outer.dont_fragment = false).around(&self.inner()));
         assert_eq!(split.len(), 2);
         vec![
@@ -253,6 +262,8 @@ impl Scene {
                 outer().with(|outer| outer.flags = 0).around(&self.inner()),
                 Drop::TunnelVniUnknown,
             ),
+            ("VXLAN over IPv6 from no node", over_ipv6(None).build(), Drop::TunnelPeerUnknown),
+            ("another VNI over IPv6", other_vni.build(), Drop::TunnelVniUnknown),
             self.inner_not_owned(),
             (
                 "an inner source of the world",

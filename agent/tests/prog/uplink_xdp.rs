@@ -1,11 +1,14 @@
 //! `uplink_xdp`: the early drop of tunnel packets.
 
+use podwire_common::flow::protocol;
 use podwire_common::names::programs::UPLINK_XDP;
 use podwire_common::reason::Drop as Reason;
 use podwire_core::model::Mode;
 
 use crate::fixture::*;
+use crate::fixture6::*;
 use crate::packets::*;
+use crate::packets6::{Extension, Packet6, over_ipv6};
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -77,5 +80,43 @@ fn every_reason_to_drop() {
         ),
     ] {
         check(&mut node, what, &frame, Some(reason));
+    }
+}
+
+#[test]
+fn outer_headers_of_ipv6_are_checked_too() {
+    let mut node = Fixture::new(Mode::Vxlan);
+    make_dual(&mut node);
+    node.use_loopback_as_uplink();
+    let frame = inner(&Packet::new(REMOTE_POD, POD_A, tcp(1, 2)));
+    let tunnel = || over_ipv6(NODE2_6, NODE1_6, 50000, &frame).macs(UPLINK_MAC, NODE2_MAC);
+    let stranger = || tunnel().with(|packet| packet.source = STRANGER6);
+    let mut other_network = tunnel();
+    other_network.payload[6] ^= 1;
+    let mut other_flags = tunnel();
+    other_flags.payload[0] = 0;
+    let options = Extension::of(protocol::DESTINATION_OPTIONS);
+    let dns = Packet6::new(STRANGER6, NODE1_6, udp(1, 53)).with(|packet| packet.payload = vec![0; 8]);
+    for (what, frame, drop) in [
+        ("a node's", tunnel(), None),
+        (
+            "a stranger's that only passes through",
+            stranger().with(|packet| packet.destination = WORLD6),
+            None,
+        ),
+        (
+            "an extension header: a later hook checks it",
+            stranger().with(|packet| packet.extensions.push(options)),
+            None,
+        ),
+        ("UDP to another port", dns, None),
+        ("no node's", stranger(), Some(Reason::TunnelPeerUnknown)),
+        ("another network", other_network, Some(Reason::TunnelVniUnknown)),
+        ("flags that are not VXLAN's", other_flags, Some(Reason::TunnelVniUnknown)),
+    ] {
+        check(&mut node, what, &frame.build(), drop);
+    }
+    for length in [ETHERNET + 39, ETHERNET + 47, ETHERNET + 55] {
+        check(&mut node, "cut off", &stranger().build()[..length], None);
     }
 }

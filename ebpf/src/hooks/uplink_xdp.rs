@@ -2,11 +2,15 @@
 //! their outer headers.
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
-use podwire_common::{addr::Be16, flow::protocol, reason::Drop};
+use podwire_common::{
+    addr::{Addr, Be16},
+    flow::protocol,
+    reason::Drop,
+};
 
 use crate::{
     maps,
-    packet::{Fragment, Ip as _, load_xdp},
+    packet::{Fragment, Ip, Ipv4, Ipv6, XdpHeaders, load_xdp},
     verdict::finish_xdp,
 };
 
@@ -17,23 +21,36 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn verdict(ctx: &XdpContext) -> Result<(), Drop> {
-    let Some(headers) = load_xdp(ctx) else {
-        return Ok(());
-    };
+    let link = ctx.ingress_ifindex() as u32;
+    // IP options and extension headers move the headers: `from_uplink` checks such packets.
+    match load_xdp::<Ipv4>(ctx) {
+        Some(headers) if headers.outer.is_ip() => {
+            let ip = &headers.outer.ip;
+            let is_bare = ip.version_length == 0x45
+                && ip.protocol == protocol::UDP
+                && matches!(ip.fragment_part(&()), Fragment::Whole);
+            refuse(&headers, is_bare, maps::link(link).map(|link| &link.tunnel_address))
+        }
+        Some(_) => match load_xdp::<Ipv6>(ctx) {
+            Some(headers) if headers.outer.is_ip() => {
+                let is_bare = headers.outer.ip.next_header == protocol::UDP;
+                refuse(&headers, is_bare, maps::link6(link).map(|link| &link.tunnel_address))
+            }
+            _ => Ok(()),
+        },
+        None => Ok(()),
+    }
+}
+
+/// Refuses a tunnel packet for its outer headers. `is_bare`: nothing stands between the outer IP
+/// header and UDP. `tunnel_address`: this node's end of a tunnel by the link.
+#[inline(always)]
+fn refuse<I: Ip>(headers: &XdpHeaders<I>, is_bare: bool, tunnel_address: Option<&Addr>) -> Result<(), Drop> {
     let outer = &headers.outer;
     let port = Be16 { bytes: [headers.udp[2], headers.udp[3]] };
-    // IP options move the headers: `from_uplink` checks such packets.
-    let is_tunnel = outer.is_ip()
-        && outer.ip.version_length == 0x45
-        && outer.ip.protocol == protocol::UDP
-        && matches!(outer.ip.fragment_part(&()), Fragment::Whole)
-        && port == maps::vxlan_port();
-    if !is_tunnel {
+    let is_tunnel = is_bare && port == maps::vxlan_port();
+    if !is_tunnel || tunnel_address != Some(&outer.destination_address()) {
         return Ok(());
-    }
-    match maps::link(ctx.ingress_ifindex() as u32) {
-        Some(link) if link.tunnel_address == outer.destination_address() => {}
-        _ => return Ok(()),
     }
     if !maps::is_tunnel_peer(&outer.source_address()) {
         return Err(Drop::TunnelPeerUnknown);

@@ -47,4 +47,4 @@ pub use tunnel::{
     OUTER_LENGTH, OUTER_LENGTH6, Outer, TunnelEnds, decapsulate, encapsulate, get_tunnel_key, set_tunnel_key,
     vni_of,
 };
-pub use xdp::load as load_xdp;
+pub use xdp::{XdpHeaders, load as load_xdp};
