@@ -211,6 +211,32 @@ fn pod_cidrs_of_every_usual_size_serve_pods() {
     }
 }
 
+/// The nodes have routes to each other's podCIDRs. Only others on their link would take such pods
+/// for hosts of the link.
+#[test]
+fn pod_cidrs_inside_the_network_of_the_nodes_serve_pods() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let lab = Lab::builder().mode(mode).agents(false).build().unwrap();
+        let api = lab.api_server().unwrap();
+        for (number, node) in (1..).zip(lab.nodes()) {
+            let mut object = api.node(node.name()).unwrap();
+            set_pod_cidrs(
+                &mut object,
+                &[&format!("fd00:10:200:0:{number}::/80"), &format!("10.244.{number}.0/24")],
+            );
+            api.put(object);
+            node.start_agent().unwrap();
+        }
+        let pods = lab.nodes().iter().map(|node| node.add_pod("pod").unwrap()).collect::<Vec<_>>();
+        assert!(pods[0].address().to_string().starts_with("fd00:10:200:0:1:"), "{}", pods[0].address());
+        for (one, other) in [(0, 1), (1, 0)] {
+            reach(&pods[one], &pods[other]);
+            reach(lab.node(one), &pods[other]);
+        }
+        assert_eq!(conditions(lab.node(0)), [""; 0], "{mode:?}");
+    }
+}
+
 #[test]
 fn addresses_asked_for_are_given_or_their_fault_is_named() {
     let lab = Lab::builder().nodes(1).build().unwrap();
