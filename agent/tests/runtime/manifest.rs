@@ -211,11 +211,14 @@ fn footprint(node: &Node, runtime: &Containerd) -> Result<BTreeMap<String, Vec<S
         &["ip", "-oneline", "link", "show"][..],
         &["ip", "-oneline", "address", "show"],
         &["ip", "route", "show", "table", "all"],
+        &["ip", "-6", "route", "show", "table", "all"],
         &["ip", "rule", "show"],
         &["tc", "filter", "show", "dev", "eth0", "ingress"],
         &["tc", "qdisc", "show"],
         &["bpftool", "net", "show"],
         &["sysctl", "net.ipv4.ip_forward", "net.ipv4.conf.eth0", "net.ipv4.conf.all"],
+        &["sysctl", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.forwarding"],
+        &["sysctl", "net.ipv6.conf.all.accept_ra", "net.ipv6.conf.eth0.accept_ra"],
     ] {
         found.insert(command.join(" "), node.exec(command)?.lines().map(str::to_owned).collect());
     }
