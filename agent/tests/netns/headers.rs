@@ -4,16 +4,27 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use etherparse::{
-    EtherType, Ethernet2Slice, Ipv4HeaderSlice, LaxNetSlice, LaxSlicedPacket, UdpSlice, ip_number,
+    EtherType, Ethernet2Slice, Ipv4HeaderSlice, Ipv6HeaderSlice, LaxNetSlice, LaxSlicedPacket,
+    TransportSlice, UdpSlice, ip_number,
 };
 use ipnet::IpNet;
+use podwire_common::abi::Flow;
+use podwire_common::addr::Be16;
+use podwire_common::flow::protocol;
 use podwire_common::names::{VNI, VXLAN_PORT};
+use podwire_common::reason::Path::{StackToTunnel, TunnelOut, TunnelOutDevice};
 use xtask::lab::frames::Capture;
 use xtask::lab::{Lab, Mode, Pod, traffic};
+
+use crate::check::Counted;
+use crate::{FAMILIES, Place as _};
 
 const MEBIBYTE: u64 = 1 << 20;
 /// Bytes of a full underlay frame: 1500 and the Ethernet header.
 const FULL_FRAME: usize = 1514;
+/// Expedited forwarding with ECT(1). Around "congestion experienced" the VXLAN device writes ECT(0)
+/// (RFC 3168 section 9.1.1), but the programs copy it.
+const CLASS: u8 = 0xb9;
 
 /// An IPv4 packet in a captured frame.
 #[derive(Clone, Debug)]
@@ -77,6 +88,50 @@ pub fn of_pods(frames: &[Vec<u8>]) -> Option<(IpAddr, IpAddr)> {
     ends.find(|(source, destination)| is_pods(source) || is_pods(destination))
 }
 
+/// A packet in a tunnel of IPv6.
+struct InIpv6<'a> {
+    outer: Ipv6HeaderSlice<'a>,
+    udp: UdpSlice<'a>,
+    /// The inner frame.
+    inner: &'a [u8],
+}
+
+impl<'a> InIpv6<'a> {
+    /// Returns the packet in a frame, or `None` if the frame has something else.
+    fn of_frame(frame: &'a [u8]) -> Option<Self> {
+        let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
+        match (packet.net?, packet.transport?) {
+            (LaxNetSlice::Ipv6(outer), TransportSlice::Udp(udp)) if udp.destination_port() == VXLAN_PORT => {
+                let inner = udp.payload().get(8..)?;
+                Some(Self { outer: outer.header(), udp, inner })
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the traffic class of the inner packet.
+    fn inner_class(&self) -> Option<u8> {
+        match LaxSlicedPacket::from_ethernet(self.inner).ok()?.net? {
+            LaxNetSlice::Ipv4(packet) => Some(packet.header().slice()[1]),
+            LaxNetSlice::Ipv6(packet) => Some(packet.header().traffic_class()),
+            LaxNetSlice::Arp(_) => None,
+        }
+    }
+
+    /// Returns the inner flow, if it is of UDP or TCP.
+    fn inner_flow(&self) -> Option<Flow> {
+        let (source, destination) = ends(self.inner)?;
+        let flow = |from: u16, to: u16, protocol| {
+            Flow::new(source.into(), destination.into(), Be16::new(from), Be16::new(to), protocol)
+        };
+        match LaxSlicedPacket::from_ethernet(self.inner).ok()?.transport? {
+            TransportSlice::Udp(udp) => Some(flow(udp.source_port(), udp.destination_port(), protocol::UDP)),
+            TransportSlice::Tcp(tcp) => Some(flow(tcp.source_port(), tcp.destination_port(), protocol::TCP)),
+            _ => None,
+        }
+    }
+}
+
 #[test]
 fn outer_headers_are_those_of_a_router_and_tell_flows_apart() {
     let (lab, client, server) = two_pods();
@@ -101,6 +156,47 @@ fn outer_headers_are_those_of_a_router_and_tell_flows_apart() {
     }
     let of_client = source_ports.iter().filter(|(source, _)| *source == crate::v4(client.address())).count();
     assert!(of_client > 4, "9 flows of one pod had {of_client} outer source ports");
+}
+
+#[test]
+fn outer_headers_of_ipv6_have_no_checksum_and_a_flow_label() {
+    let lab = Lab::builder().agent_arguments(&["--tunnel-family", "ipv6"]).build().unwrap();
+    let (client, server) = two_pods_in(&lab);
+    for family in FAMILIES {
+        let to = server.end(family).1;
+        // The VXLAN device writes the outer headers around a pod's IPv4, and around what the node
+        // sends.
+        let of_pod = [TunnelOutDevice, TunnelOut][family];
+        for ((from, address), path) in
+            [(client.end(family), of_pod), (lab.node(0).end(family), StackToTunnel)]
+        {
+            let before = Counted::quiet(&lab);
+            let frames = captured(&lab, || {
+                for port in 8000..8008 {
+                    traffic::udp_exchange(from, &server, to, port, 100).unwrap();
+                }
+                traffic::tcp_exchange(from, &server, to, 8080, MEBIBYTE).unwrap();
+                from.exec(&["ping", "-n", "-c1", "-W5", "-Q", &CLASS.to_string(), &to.to_string()]).unwrap();
+            });
+            Counted::quiet(&lab).since(&before).expect(&[(0, path)], &[]).unwrap();
+            let (mut labels, mut classes) = (BTreeSet::new(), BTreeSet::new());
+            for packet in frames.iter().filter_map(|frame| InIpv6::of_frame(frame)) {
+                let InIpv6 { outer, udp, .. } = &packet;
+                assert_eq!((outer.hop_limit(), udp.checksum()), (64, 0), "{path:?}, {to}");
+                assert_eq!(udp.payload()[..8], [8, 0, 0, 0, 0, 0, VNI as u8, 0]);
+                assert_eq!(Some(outer.traffic_class()), packet.inner_class(), "{path:?}, {to}");
+                classes.insert(outer.traffic_class());
+                let Some(flow) = packet.inner_flow() else { continue };
+                let label = outer.flow_label().value();
+                assert_eq!(label, u32::from(flow.tunnel_source_port().get()), "{path:?}, {flow:?}");
+                if ends(packet.inner).unwrap().0 == address {
+                    labels.insert(label);
+                }
+            }
+            assert!(labels.len() > 4, "{path:?}, {to}: 9 flows had {} labels", labels.len());
+            assert!(classes.contains(&CLASS), "{path:?}, {to}: {classes:?}");
+        }
+    }
 }
 
 #[test]
@@ -171,9 +267,12 @@ fn pods_have_the_uplinks_mtu_less_the_tunnels_headers() {
 
 fn two_pods() -> (Lab, Pod, Pod) {
     let lab = Lab::builder().build().unwrap();
-    let client = lab.node(0).add_pod("client").unwrap();
-    let server = lab.node(1).add_pod("server").unwrap();
+    let (client, server) = two_pods_in(&lab);
     (lab, client, server)
+}
+
+fn two_pods_in(lab: &Lab) -> (Pod, Pod) {
+    (lab.node(0).add_pod("client").unwrap(), lab.node(1).add_pod("server").unwrap())
 }
 
 /// Returns the frames that the first node and the underlay exchanged during an action.
