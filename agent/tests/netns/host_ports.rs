@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use podwire_common::names::maps;
-use podwire_common::reason::Path::{self, FromStack, Hairpin, HostPortIn, HostPortOut, SnatOut};
+use podwire_common::reason::Path::{
+    self, FromStack, Hairpin, HostPortIn, HostPortOut, SnatOut, TunnelOutDevice,
+};
 use serde_json::{Value, json};
 use xtask::family_table;
 use xtask::lab::traffic::{self, Exchange, Route};
-use xtask::lab::{Families, Lab, Mode, Node, Ns, Pod};
+use xtask::lab::{Builder, Families, Lab, Mode, Node, Ns, Pod};
 
 use crate::check::Counted;
 use crate::sockets::{connect_from, listen, udp, unspecified, wait_until};
@@ -36,16 +38,23 @@ const ECHOED: usize = 4 << 20;
 const DATAGRAM: usize = 1000;
 /// A datagram of three fragments.
 const LARGE_DATAGRAM: usize = 4000;
+/// What the packets of a client take in both directions.
+const BOTH_WAYS: &[Path] = &[HostPortIn, HostPortOut];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn everybody_reaches_a_host_port_in_vxlan_mode() {
-    everybody_reaches_a_host_port(Mode::Vxlan);
+    everybody_reaches_a_host_port(&Places::new(Mode::Vxlan));
+}
+
+#[test]
+fn everybody_reaches_a_host_port_in_a_tunnel_of_ipv6() {
+    everybody_reaches_a_host_port(&Places::in_a_tunnel_of_ipv6());
 }
 
 #[test]
 fn everybody_reaches_a_host_port_in_direct_routing() {
-    everybody_reaches_a_host_port(Mode::Direct);
+    everybody_reaches_a_host_port(&Places::new(Mode::Direct));
 }
 
 #[test]
@@ -71,8 +80,7 @@ fn host_ports_beyond_what_the_node_can_have_are_refused() {
     }
 }
 
-fn everybody_reaches_a_host_port(mode: Mode) {
-    let places = Places::new(mode);
+fn everybody_reaches_a_host_port(places: &Places) {
     let mut failures = String::new();
     for (family, node) in places.node().addresses().into_iter().enumerate() {
         for client in places.clients(family) {
@@ -99,7 +107,7 @@ fn everybody_reaches_a_host_port(mode: Mode) {
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{} to {of_other_family}", client.name);
         }
     }
-    assert!(failures.is_empty(), "{mode:?}\n{failures}");
+    assert!(failures.is_empty(), "{:?}\n{failures}", places.lab.mode());
     assert_eq!(places.forwarded(), 0, "packets passed the host's rules");
     // The rules do see what they should: a pod's packets to the world.
     for (address, dropped) in places.lab.world_addresses().into_iter().zip(1..) {
@@ -287,12 +295,26 @@ struct Places {
     pod: Pod,
     near: Pod,
     far: Pod,
+    /// What the packets of a pod of the other node take, by family.
+    far_takes: [&'static [Path]; 2],
     lab: Lab,
 }
 
 impl Places {
     fn new(mode: Mode) -> Self {
-        let lab = Lab::builder().mode(mode).families(Families::Dual).build().unwrap();
+        Self::of(Lab::builder().mode(mode), [BOTH_WAYS; 2])
+    }
+
+    fn in_a_tunnel_of_ipv6() -> Self {
+        // The VXLAN device writes outer headers of IPv6 around IPv4.
+        Self::of(
+            Lab::builder().agent_arguments(&["--tunnel-family", "ipv6"]),
+            [&[HostPortIn, TunnelOutDevice], BOTH_WAYS],
+        )
+    }
+
+    fn of(lab: Builder, far_takes: [&'static [Path]; 2]) -> Self {
+        let lab = lab.families(Families::Dual).build().unwrap();
         for node in lab.nodes() {
             for tool in IPTABLES {
                 node.exec(&[tool, "-w", "-P", "FORWARD", "DROP"]).unwrap();
@@ -310,6 +332,7 @@ impl Places {
             pod: lab.node(0).add_pod_with("pod", &mappings(&wanted)).unwrap(),
             near: lab.node(0).add_pod("near").unwrap(),
             far: lab.node(1).add_pod("far").unwrap(),
+            far_takes,
             lab,
         }
     }
@@ -336,7 +359,10 @@ impl Places {
             Client::new("the world", lab.world(), lab.world_addresses()[family]),
             Client::new("another node", other, other.addresses()[family]),
             Client::new("a pod of the node", &self.near, self.near.addresses()[family]),
-            Client::new("a pod of another node", &self.far, self.far.addresses()[family]),
+            Client {
+                takes: self.far_takes[family],
+                ..Client::new("a pod of another node", &self.far, self.far.addresses()[family])
+            },
             Client {
                 takes: &[Hairpin],
                 avoids: &[HostPortIn, HostPortOut, FromStack, SnatOut],
@@ -357,7 +383,7 @@ struct Client<'a> {
 
 impl<'a> Client<'a> {
     fn new(name: &'a str, ns: &'a Ns, seen_as: IpAddr) -> Self {
-        Self { name, ns, seen_as, takes: &[HostPortIn, HostPortOut], avoids: &[Hairpin, FromStack, SnatOut] }
+        Self { name, ns, seen_as, takes: BOTH_WAYS, avoids: &[Hairpin, FromStack, SnatOut] }
     }
 
     /// Checks that the exchange succeeds (its answers come from the address that was asked), that
