@@ -51,14 +51,8 @@ fn check_tunnelled(families: Families) {
 fn option_chooses_the_family_of_the_tunnel() {
     let arguments = ["--tunnel-family", "ipv6"];
     let places = Places::new(Lab::builder().families(Families::Dual).agent_arguments(&arguments));
-    // The programs leave IPv4 in a tunnel of IPv6 to the VXLAN device.
-    let ways = [
-        [(0, TunnelOutDevice), (1, TunnelInDevice), (1, TunnelOutDevice), (0, TunnelInDevice)],
-        [(0, TunnelOut), (1, TunnelIn), (1, TunnelOut), (0, TunnelIn)],
-    ];
-    for (family, both_ways) in places.families().zip(&ways) {
-        let row = Row::new("pod to pod of the other node", places.client(family), places.remote(family));
-        check(&places.lab, &[row.takes(both_ways)]);
+    for family in places.families() {
+        check(&places.lab, &tunnelled(&places, family, true));
     }
     let outer = places.lab.node(0).addresses()[1];
     let peers = places.lab.node(1).map_dump(maps::TUNNEL_PEERS).unwrap().to_string();
@@ -67,21 +61,14 @@ fn option_chooses_the_family_of_the_tunnel() {
 
 fn tunnelled<'a>(places: &'a Places, family: usize, is_ipv6_tunnel: bool) -> [Row<'a>; 7] {
     let is_ipv6 = places.client(family).1.is_ipv6();
-    // Before Linux 6.3 no program may remove outer headers of another family than the packet's.
-    let takes_device = is_ipv6 != is_ipv6_tunnel && !is_kernel_since(6, 3);
-    let [between_pods, from_node, to_node]: [&[Counter]; 3] = match takes_device {
-        false => [
-            &[(0, TunnelOut), (1, TunnelIn), (1, TunnelOut), (0, TunnelIn)],
-            &[(0, StackToTunnel), (1, TunnelIn), (1, TunnelOut), (0, TunnelToStack)],
-            &[(0, TunnelOut), (1, TunnelToStack), (1, StackToTunnel), (0, TunnelIn)],
-        ],
-        true => [
-            &[(0, TunnelOut), (1, TunnelInDevice), (1, TunnelOut), (0, TunnelInDevice)],
-            &[(0, StackToTunnel), (1, TunnelInDevice), (1, TunnelOut), (0, TunnelToStack)],
-            &[(0, TunnelOut), (1, TunnelToStack), (1, StackToTunnel), (0, TunnelInDevice)],
-        ],
+    let (ways, slow): (&[[Counter; 4]; 3], &[Counter]) = match (is_ipv6_tunnel, is_ipv6) {
+        // The programs leave IPv4 in a tunnel of IPv6 to the VXLAN device.
+        (true, false) => (const { &ways(TunnelOutDevice, TunnelInDevice) }, &[]),
+        // Before Linux 6.3 no program may remove outer headers of another family than the packet's.
+        (false, true) if !is_kernel_since(6, 3) => (const { &ways(TunnelOut, TunnelInDevice) }, &[]),
+        _ => (const { &ways(TunnelOut, TunnelIn) }, places.slow()),
     };
-    let slow = if takes_device { &[] } else { places.slow() };
+    let [between_pods, from_node, to_node] = ways;
     [
         places.local(family),
         Row::new("pod to pod of the other node", places.client(family), places.remote(family))
@@ -98,6 +85,16 @@ fn tunnelled<'a>(places: &'a Places, family: usize, is_ipv6_tunnel: bool) -> [Ro
         Row::new("pod to the other node", places.client(family), places.node(1, family))
             .takes(to_node)
             .avoids(&TRANSLATED),
+    ]
+}
+
+/// Returns what packets take between pods, from a node to a pod of the other node, and from a pod to
+/// the other node. `out`, `into`: what they take between a pod and the tunnel.
+const fn ways(out: Path, into: Path) -> [[Counter; 4]; 3] {
+    [
+        [(0, out), (1, into), (1, out), (0, into)],
+        [(0, StackToTunnel), (1, into), (1, out), (0, TunnelToStack)],
+        [(0, out), (1, TunnelToStack), (1, StackToTunnel), (0, into)],
     ]
 }
 
