@@ -2,14 +2,19 @@
 //! under running pods.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use podwire_common::abi::{NODE_LOCAL, NODE_TUNNEL_IPV6};
-use podwire_common::names::maps;
+use podwire_common::names::{GATEWAY6, maps};
+use podwire_common::reason::Drop as Reason;
+use podwire_common::reason::Path::{ArpAnswered, Local};
 use podwire_core::model::Family;
 use serde_json::{Value, json};
+use xtask::lab::frames::Capture;
 use xtask::lab::{Families, Lab, Mode, Node, Ns, Pod, is_soak, traffic};
 
+use crate::check::Counted;
+use crate::headers::ends;
 use crate::reach;
 use crate::sockets::wait_until;
 use crate::sweep::{comes, conditions, goes};
@@ -290,6 +295,42 @@ fn no_address_of_pods_and_of_the_tunnel_is_tentative() {
         let pod = node.add_pod(&format!("pod{number}")).unwrap();
         assert_eq!(tentative(&pod, "eth0"), [json!(pod.addresses()[1])]);
         assert_eq!(tentative(node, pod.host_interface()), [] as [Value; 0]);
+    }
+}
+
+/// The programs answer for the gateway alone, so a pod's kernel finds no duplicate of an address.
+#[test]
+fn no_duplicate_is_found_and_the_gateway_is_when_asked_for() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let [pod, other] = ["pod", "other"].map(|name| node.add_pod(name).unwrap());
+    let chatter = || node.drops().unwrap().get(Reason::NeighbourChatter.name()).copied().unwrap_or_default();
+    let (before, capture) = (chatter(), Capture::start(node, pod.host_interface()).unwrap());
+    pod.ip("address add fd00:10:244:1::77/64 dev eth0\n").unwrap();
+    let settled = || {
+        let shown = pod.exec(&["ip", "-6", "address", "show", "dev", "eth0"]).unwrap();
+        (!shown.contains("tentative")).then_some(shown)
+    };
+    let settled = wait_until(settled).expect("the address stays tentative");
+    assert!(settled.contains("fd00:10:244:1::77") && !settled.contains("dadfailed"), "{settled}");
+    // Only a solicitation has these ends (RFC 4862 section 5.4.2).
+    let asked = ["::", "ff02::1:ff00:77"].map(|end| end.parse::<IpAddr>().unwrap());
+    let frames = capture.finish().unwrap();
+    let solicited = frames.iter().filter(|frame| ends(frame) == Some(asked.into())).count() as u64;
+    assert!(solicited > 0 && chatter() >= before + solicited, "{before}, {solicited}, {}", chatter());
+
+    // The kernel would send from it, as the closest to the other pod's address.
+    pod.ip("address delete fd00:10:244:1::77/64 dev eth0\n").unwrap();
+    let entry = |gateway: &IpAddr| pod.exec(&["ip", "neighbour", "show", &gateway.to_string()]).unwrap();
+    for (gateway, address) in [pod.gateway(), Ipv6Addr::from(GATEWAY6).into()].iter().zip(other.addresses()) {
+        assert!(entry(gateway).contains("PERMANENT"), "{}", entry(gateway));
+        pod.ip(&format!("neighbour delete {gateway} dev eth0\n")).unwrap();
+        let before = Counted::quiet(&lab);
+        traffic::tcp_exchange(&pod, &other, *address, 8080, 1 << 20).unwrap();
+        Counted::quiet(&lab).since(&before).expect(&[(0, ArpAnswered), (0, Local)], &[]).unwrap();
+        let mac = pod.host_mac().map(|byte| format!("{byte:02x}")).join(":");
+        let learned = entry(gateway);
+        assert!(learned.contains(&mac) && !learned.contains("PERMANENT"), "{learned}");
     }
 }
 
