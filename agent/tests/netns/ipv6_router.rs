@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddrV6;
+use std::net::{IpAddr, SocketAddrV6};
 
 use podwire_common::abi::{FAMILY_IPV6, LEAVES_INTO_POD};
+use podwire_common::addr::Addr;
 use podwire_common::names::maps;
 use podwire_common::reason::Path::{
     DirectIn, DirectOut, HostPortIn, HostPortOut, SnatIn, SnatOut, TunnelIn, TunnelOut,
@@ -86,8 +87,10 @@ fn an_ipv4_route_leads_by_an_ipv6_router() {
 /// unless `accept_ra` is 2.
 #[test]
 fn a_default_route_learned_by_advertisements_stays() {
-    for mode in [Mode::Vxlan, Mode::Direct] {
-        let lab = Lab::builder().mode(mode).router(true).agents(false).build().unwrap();
+    // A tunnel of IPv6 takes the learned route as well.
+    for (mode, arguments) in [(Mode::Vxlan, &["--tunnel-family", "ipv6"][..]), (Mode::Direct, &[])] {
+        let lab = Lab::builder().mode(mode).router(true).agents(false).agent_arguments(arguments);
+        let lab = lab.build().unwrap();
         let (node, other) = (lab.node(0), lab.node(1));
         lab.underlay().ip(&format!("address add {ROUTER}/64 dev node1 nodad\n")).unwrap();
         node.exec(&["ip", "-6", "route", "delete", "default"]).unwrap();
@@ -111,6 +114,20 @@ fn a_default_route_learned_by_advertisements_stays() {
         reach(node, &far);
         let world = lab.world_addresses()[1];
         traffic::tcp_exchange(node, lab.world(), world, 8080, 1000).unwrap();
+        let to_world = Row::new("pod to the world", (&pod, pod.addresses()[1]), (lab.world(), world))
+            .seen_as(node.addresses()[1])
+            .takes(&[(0, SnatOut), (0, SnatIn)]);
+        check(&lab, &[Row { learns_mtu: mode == Mode::Vxlan, ..to_world }]);
+        // Connections past the host's rules, and the tunnel of IPv6.
+        for _ in 0..4 {
+            traffic::tcp_exchange(&pod, lab.world(), world, 8443, 1 << 20).unwrap();
+        }
+        let known = node.map_dump(maps::FLOWS6).unwrap();
+        let known = known.as_array().unwrap().iter().map(|entry| &entry["formatted"]["value"]);
+        let leaving = known.filter(|known| known["leaves"] != u64::from(LEAVES_INTO_POD));
+        let routers: BTreeSet<_> = leaving.map(|known| known["next_hop"]["address"].to_string()).collect();
+        let router = Addr::from(ROUTER.parse::<IpAddr>().unwrap()).words();
+        assert_eq!(routers, [json!(router).to_string()].into(), "{mode:?}: routers that are known");
         // The node goes on to listen.
         advertise(lab.underlay(), "node1", 0);
         becomes(false);
