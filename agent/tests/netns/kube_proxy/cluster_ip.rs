@@ -15,25 +15,27 @@ const STICKY: usize = 20;
 
 #[test]
 fn pod_reaches_services_with_backends_here_there_and_itself() {
-    Cluster::each(|cluster| {
-        let (services, web) = (cluster.services(), cluster.site.web);
-        let (tcp, udp) = (services.web_tcp(), services.web_udp());
-        let pod = |name, client, protocol, service, backends| {
-            Row::pod(cluster, name, client, protocol, service, backends)
-        };
-        let rows = [
-            pod("pod to all backends", "client-1", Tcp, tcp, web),
-            pod("pod to all backends", "client-1", Udp, udp, web),
-            pod("pod to all backends, from the other node", "client-2", Tcp, tcp, web),
-            pod("pod to all backends, from the other node", "client-2", Udp, udp, web),
-            pod("pod to all backends, itself one", "web-1", Tcp, tcp, web),
-            pod("pod to all backends, itself one", "web-2", Udp, udp, web),
-            pod("pod to a backend on its node", "client-2", Tcp, services.solo(), &["solo"]),
-            pod("pod to a backend on the other node", "client-1", Tcp, services.solo(), &["solo"]),
-            pod("pod to itself", "solo", Tcp, services.solo(), &["solo"]),
-        ];
-        check(cluster, &rows);
-    });
+    Cluster::each(pod_reaches_services);
+}
+
+pub fn pod_reaches_services(cluster: &Cluster) {
+    let (services, web) = (cluster.services(), cluster.site.web);
+    let (tcp, udp) = (services.web_tcp(), services.web_udp());
+    let pod = |name, client, protocol, service, backends| {
+        Row::pod(cluster, name, client, protocol, service, backends)
+    };
+    let rows = [
+        pod("pod to all backends", "client-1", Tcp, tcp, web),
+        pod("pod to all backends", "client-1", Udp, udp, web),
+        pod("pod to all backends, from the other node", "client-2", Tcp, tcp, web),
+        pod("pod to all backends, from the other node", "client-2", Udp, udp, web),
+        pod("pod to all backends, itself one", "web-1", Tcp, tcp, web),
+        pod("pod to all backends, itself one", "web-2", Udp, udp, web),
+        pod("pod to a backend on its node", "client-2", Tcp, services.solo(), &["solo"]),
+        pod("pod to a backend on the other node", "client-1", Tcp, services.solo(), &["solo"]),
+        pod("pod to itself", "solo", Tcp, services.solo(), &["solo"]),
+    ];
+    check(cluster, &rows);
 }
 
 #[test]

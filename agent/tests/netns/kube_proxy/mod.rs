@@ -179,16 +179,26 @@ impl Cluster {
             (Mode::Vxlan, KubeProxy::Iptables, &IPV4),
             (Mode::Direct, KubeProxy::Nftables, &IPV4),
         ] {
-            let mut cluster = Self::new(builder.clone().mode(mode), mode, proxy, site);
-            for family in 0..site.services.len() {
-                cluster.family = family;
-                // Cargo prints this when a test fails.
-                println!("{mode:?}, kube-proxy with {proxy:?}, {:?}", cluster.node_address(0));
-                test(&cluster);
-            }
-            let rules: Vec<Rules> = cluster.lab.nodes().iter().map(Rules::of).collect();
-            assert_eq!(rules, cluster.rules, "the node does not have the rules that it had before");
+            Self::once(builder.clone().mode(mode), mode, proxy, site, &test);
         }
+    }
+
+    /// Does the same in a tunnel of IPv6, with one mode of kube-proxy.
+    fn in_a_tunnel_of_ipv6(test: impl Fn(&Self)) {
+        let builder = Lab::builder().agent_arguments(&["--tunnel-family", "ipv6"]);
+        Self::once(builder, Mode::Vxlan, KubeProxy::Nftables, &DUAL_STACK, test);
+    }
+
+    fn once(builder: Builder, mode: Mode, proxy: KubeProxy, site: &'static Site, test: impl Fn(&Self)) {
+        let mut cluster = Self::new(builder, mode, proxy, site);
+        for family in 0..site.services.len() {
+            cluster.family = family;
+            // Cargo prints this when a test fails.
+            println!("{mode:?}, kube-proxy with {proxy:?}, {:?}", cluster.node_address(0));
+            test(&cluster);
+        }
+        let rules: Vec<Rules> = cluster.lab.nodes().iter().map(Rules::of).collect();
+        assert_eq!(rules, cluster.rules, "the node does not have the rules that it had before");
     }
 
     fn new(builder: Builder, mode: Mode, proxy: KubeProxy, site: &'static Site) -> Self {

@@ -2,11 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use podwire_common::reason::Path::TunnelInDevice;
 use xtask::lab::{KubeProxy, Ns};
 
 use super::Cluster;
+use super::cluster_ip::pod_reaches_services;
 use super::table::Protocol::{Tcp, Udp};
 use super::table::{Row, Seen, check};
+use crate::check::Counted;
 
 const WEB_TCP: u16 = 30080;
 const WEB_UDP: u16 = 30081;
@@ -15,32 +18,45 @@ const WEB_LOCAL: u16 = 30082;
 
 #[test]
 fn the_world_reaches_backends_here_and_there_by_a_node_port() {
-    Cluster::each(|cluster| {
-        let (world, web) = (cluster.world(), cluster.site.web);
-        let mut rows = Vec::new();
-        for node in [0, 1] {
-            let port = |port| SocketAddr::new(cluster.node_address(node), port);
-            rows.extend([
-                Row::masqueraded("world", world, Tcp, port(WEB_TCP), web, node),
-                Row::masqueraded("world", world, Udp, port(WEB_UDP), web, node),
-                Row::masqueraded("neighbour", cluster.neighbour(node), Tcp, port(WEB_TCP), web, node),
-                Row::masqueraded("neighbour", cluster.neighbour(node), Udp, port(WEB_UDP), web, node),
-            ]);
-            if cluster.proxy == KubeProxy::Iptables {
-                // In this mode every address of a node has the ports.
-                let second = SocketAddr::new(cluster.second_address(node), WEB_TCP);
-                rows.push(Row::masqueraded(
-                    "second uplink's address",
-                    cluster.neighbour(node),
-                    Tcp,
-                    second,
-                    web,
-                    node,
-                ));
-            }
-        }
-        check(cluster, &rows);
+    Cluster::each(the_world_reaches_backends);
+}
+
+#[test]
+fn pods_and_the_world_reach_services_in_a_tunnel_of_ipv6() {
+    Cluster::in_a_tunnel_of_ipv6(|cluster| {
+        pod_reaches_services(cluster);
+        the_world_reaches_backends(cluster);
+        // In such a tunnel only the VXLAN device takes IPv4.
+        let counted = Counted::now(&cluster.lab);
+        assert!([0, 1].into_iter().all(|node| counted.packets((node, TunnelInDevice)) > 0), "{counted}");
     });
+}
+
+fn the_world_reaches_backends(cluster: &Cluster) {
+    let (world, web) = (cluster.world(), cluster.site.web);
+    let mut rows = Vec::new();
+    for node in [0, 1] {
+        let port = |port| SocketAddr::new(cluster.node_address(node), port);
+        rows.extend([
+            Row::masqueraded("world", world, Tcp, port(WEB_TCP), web, node),
+            Row::masqueraded("world", world, Udp, port(WEB_UDP), web, node),
+            Row::masqueraded("neighbour", cluster.neighbour(node), Tcp, port(WEB_TCP), web, node),
+            Row::masqueraded("neighbour", cluster.neighbour(node), Udp, port(WEB_UDP), web, node),
+        ]);
+        if cluster.proxy == KubeProxy::Iptables {
+            // In this mode every address of a node has the ports.
+            let second = SocketAddr::new(cluster.second_address(node), WEB_TCP);
+            rows.push(Row::masqueraded(
+                "second uplink's address",
+                cluster.neighbour(node),
+                Tcp,
+                second,
+                web,
+                node,
+            ));
+        }
+    }
+    check(cluster, &rows);
 }
 
 #[test]
