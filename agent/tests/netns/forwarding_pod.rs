@@ -14,6 +14,9 @@ use crate::{FAMILIES, Place as _, ip_tables, world_end};
 const INSIDE: [IpAddr; 2] = network(1);
 const BEHIND: [IpAddr; 2] = network(2);
 const STREAM: u64 = 16 << 20;
+const IN_IPV6: &[&str] = &["--tunnel-family", "ipv6"];
+/// How packets travel between nodes, with the agents' arguments for it.
+const WAYS: [(Mode, &[&str]); 3] = [(Mode::Vxlan, &[]), (Mode::Vxlan, IN_IPV6), (Mode::Direct, &[])];
 
 #[test]
 fn a_pod_forwards_to_and_from_a_namespace_behind_it() {
@@ -59,8 +62,8 @@ fn a_pod_forwards_to_and_from_a_namespace_behind_it() {
 
 #[test]
 fn a_pod_forwards_to_a_pod_of_another_node() {
-    for mode in [Mode::Vxlan, Mode::Direct] {
-        let lab = Lab::builder().mode(mode).build().unwrap();
+    for (mode, arguments) in WAYS {
+        let lab = Lab::builder().mode(mode).agent_arguments(arguments).build().unwrap();
         let gateway = forwarding_pod(lab.node(0));
         let (near, far) = (lab.node(0).add_pod("near").unwrap(), lab.node(1).add_pod("far").unwrap());
         let other = lab.node(1).add_pod("other").unwrap();
@@ -130,8 +133,10 @@ fn two_pods_run_a_vxlan_of_their_own() {
 
 #[test]
 fn udp_segments_of_one_call_arrive_as_so_many_datagrams() {
-    for mode in [Mode::Vxlan, Mode::Direct] {
-        let lab = Lab::builder().mode(mode).build().unwrap();
+    for (mode, arguments) in WAYS {
+        let lab = Lab::builder().mode(mode).agent_arguments(arguments).build().unwrap();
+        // QUIC's datagram size, and a size that fills a pod's frames.
+        let sizes = if arguments == IN_IPV6 { [1200, 1380] } else { [1200, 1400] };
         let client = lab.node(0).add_pod("client").unwrap();
         let near = lab.node(0).add_pod("near").unwrap();
         let far = lab.node(1).add_pod("far").unwrap();
@@ -140,12 +145,11 @@ fn udp_segments_of_one_call_arrive_as_so_many_datagrams() {
             for (server, address) in [near.end(family), far.end(family), node, other, world_end(&lab, family)]
             {
                 let before = Counted::quiet(&lab);
-                // QUIC's datagram size, and a size that fills a pod's frames.
-                for size in [1200, 1400] {
+                for size in sizes {
                     let exchange = traffic::udp_segments(&client, server, address, 8080, size, 40);
                     exchange.unwrap_or_else(|error| {
                         let grown = Counted::quiet(&lab).since(&before);
-                        panic!("{mode:?}, {size} to {address}: {error:#}; {grown}")
+                        panic!("{mode:?} {arguments:?}, {size} to {address}: {error:#}; {grown}")
                     });
                 }
                 Counted::quiet(&lab).since(&before).expect(&[], &[]).unwrap();
