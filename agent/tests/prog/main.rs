@@ -14,6 +14,7 @@ mod from_pod;
 mod from_uplink;
 mod host_ports;
 mod ipv6;
+mod ipv6_extensions;
 mod ipv6_host_ports;
 mod ipv6_traffic;
 mod ipv6_tunnel;
