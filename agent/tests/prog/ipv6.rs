@@ -39,6 +39,16 @@ fn solicitation(target: Ipv6Addr) -> Packet6 {
     message(ALL_NODES, 135, 255, &[&target.octets()[..], &option].concat()).macs(GROUP_MAC, POD_A_MAC)
 }
 
+fn behind_options(packet: &Packet6) -> Packet6 {
+    let options = Extension::of(protocol::DESTINATION_OPTIONS);
+    packet.clone().with(|packet| packet.extensions.push(options))
+}
+
+/// Returns the packet with a fragment header in front of its transport.
+fn in_a_fragment(packet: &Packet6, has_more: bool) -> Packet6 {
+    packet.clone().with(|packet| packet.extensions.push(Extension::fragment(0, has_more, 9)))
+}
+
 #[test]
 fn packets_reach_a_pod_of_the_same_node() {
     for mode in [Mode::Vxlan, Mode::Direct] {
@@ -101,7 +111,12 @@ fn the_gateway_is_advertised_to_pods_that_ask() {
         .with(|packet| (packet.hop_limit, packet.payload) = (255, target));
     let asked = solicitation(gateway);
     let unicast = asked.clone().with(|packet| packet.destination = gateway).macs(HOST_A_MAC, POD_A_MAC);
-    for (what, asked) in [("by group", asked), ("by address", unicast)] {
+    for (what, asked) in [
+        ("by group", asked.clone()),
+        ("by address", unicast),
+        ("behind options", behind_options(&asked)),
+        ("in an atomic fragment", in_a_fragment(&asked, false)),
+    ] {
         let expect = Expect::Redirect(Path::ArpAnswered, answer.build());
         node.check(what, FROM_POD, link, &asked.build(), expect);
     }
@@ -115,19 +130,40 @@ fn neighbour_discovery_ends_at_the_link() {
     let bare = solicitation(gateway).with(|packet| packet.payload.truncate(8));
     let report = message(ALL_NODES, 143, 1, &[0; 4])
         .with(|packet| packet.extensions.push(Extension::of(protocol::HOP_BY_HOP)));
+    let of_router = message(ALL_NODES, 134, 255, &[0; 8]);
+    let redirect = message(NEIGHBOUR, 137, 255, &[0; 32]);
+    let for_another = solicitation(NEIGHBOUR);
+    for (what, packet, reason) in [
+        ("router advertisement", &of_router, Reason::RouterAdvertisement),
+        ("redirect", &redirect, Reason::RedirectFromPod),
+        ("solicitation of another pod", &for_another, Reason::SolicitationNotForGateway),
+    ] {
+        for (how, packet) in [
+            ("bare", packet.clone()),
+            ("behind options", behind_options(packet)),
+            ("in an atomic fragment", in_a_fragment(packet, false)),
+            ("in a first fragment", in_a_fragment(packet, true)),
+        ] {
+            node.check(&format!("{what}, {how}"), FROM_POD, link, &packet.build(), Expect::Drop(reason));
+        }
+    }
     for (what, packet, reason) in [
         (
             "duplicate address detection",
             solicitation(POD).with(|p| p.source = Ipv6Addr::UNSPECIFIED),
             Reason::NeighbourChatter,
         ),
+        (
+            "from nowhere, for the gateway",
+            solicitation(gateway).with(|p| p.source = Ipv6Addr::UNSPECIFIED),
+            Reason::NeighbourChatter,
+        ),
+        ("MLD query", message(ALL_NODES, 130, 1, &[0; 16]), Reason::NeighbourChatter),
+        ("MLD 1 done", message(ALL_NODES, 132, 1, &[0; 16]), Reason::NeighbourChatter),
         ("router solicitation", message(ALL_NODES, 133, 255, &[]), Reason::NeighbourChatter),
         ("neighbour advertisement", message(ALL_NODES, 136, 255, &[0; 16]), Reason::NeighbourChatter),
         ("MLD 1 report", message(ALL_NODES, 131, 1, &[0; 16]), Reason::NeighbourChatter),
         ("MLD 2 report", report, Reason::NeighbourChatter),
-        ("router advertisement", message(ALL_NODES, 134, 255, &[0; 8]), Reason::RouterAdvertisement),
-        ("redirect", message(NEIGHBOUR, 137, 255, &[0; 32]), Reason::RedirectFromPod),
-        ("for another pod", solicitation(NEIGHBOUR), Reason::SolicitationNotForGateway),
         ("for the node's address", solicitation(OVERLAY), Reason::SolicitationNotForGateway),
         (
             "through a router",

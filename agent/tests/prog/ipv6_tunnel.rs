@@ -1,10 +1,12 @@
 //! IPv6 packets in the tunnel, over IPv4 and over IPv6.
 
+use std::net::Ipv6Addr;
+
 use podwire_common::abi;
 use podwire_common::addr::Be16;
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK, TO_UPLINK};
-use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VNI, VXLAN_OVERHEAD_IPV6};
+use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC, VNI, VXLAN_OVERHEAD_IPV6, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Family, Mode, Path as Way};
 
@@ -16,7 +18,7 @@ use crate::packets::{Packet, Vxlan, inner, udp};
 use crate::packets6::{Extension, Packet6, over_ipv6};
 
 /// Returns a node whose tunnel to node 2 goes over IPv6.
-fn node_over_ipv6() -> Fixture {
+pub fn node_over_ipv6() -> Fixture {
     let mut node = node(Mode::Vxlan);
     node.model.tunnel_family = Family::V6;
     node.model.own.as_mut().unwrap().internal_addresses.push(NODE1_6.into());
@@ -36,6 +38,11 @@ fn sent_to_node2(flow: &abi::Flow, class: u8, frame: &[u8]) -> Vec<u8> {
     // The flow label.
     frame[16..18].copy_from_slice(&port.bytes);
     frame
+}
+
+/// Returns what node 2 sends to node 1 around an inner frame.
+pub fn in_tunnel_to_node1(frame: &[u8]) -> Packet6 {
+    over_ipv6(NODE2_6, NODE1_6, 50000, frame).macs(UPLINK_MAC, NODE2_MAC)
 }
 
 fn flow(protocol: u8) -> abi::Flow {
@@ -84,7 +91,7 @@ fn packets_of_a_tunnel_of_ipv6_reach_a_pod_or_the_device() {
     let mut node = node_over_ipv6();
     let link = node.uplink;
     let framed = |packet: Packet6| packet.macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build();
-    let tunnel = |frame: &[u8]| over_ipv6(NODE2_6, NODE1_6, 50000, frame).macs(UPLINK_MAC, NODE2_MAC);
+    let tunnel = in_tunnel_to_node1;
     for transport in [ack(40000, 80), udp(40000, 80)] {
         let packet = Packet6::new(REMOTE, POD, transport);
         let expect = packet.forwarded(POD_A_MAC, HOST_A_MAC);
@@ -99,7 +106,7 @@ fn packets_of_a_tunnel_of_ipv6_reach_a_pod_or_the_device() {
     for (what, packet) in [
         ("IPv4", tunnel(&inner(&Packet::new(REMOTE_POD, POD_A, udp(40000, 80))))),
         ("to the node", tunnel(&of_node)),
-        ("to no address", tunnel(&good).with(|packet| packet.destination = std::net::Ipv6Addr::UNSPECIFIED)),
+        ("to no address", tunnel(&good).with(|packet| packet.destination = Ipv6Addr::UNSPECIFIED)),
         ("an extension header", tunnel(&good).with(|packet| packet.extensions.push(options))),
     ] {
         node.check(what, FROM_UPLINK, link, &packet.build(), Expect::Pass);
@@ -115,6 +122,56 @@ fn packets_of_a_tunnel_of_ipv6_reach_a_pod_or_the_device() {
         ("IPv4 from a stranger", from_stranger(), Reason::TunnelPeerUnknown),
     ] {
         node.check(what, FROM_UPLINK, link, &packet.build(), Expect::Drop(reason));
+    }
+}
+
+/// With one header, the uplink's program refuses a stranger. It cannot walk along seven: the kernel
+/// can, and `from_overlay` refuses the packet by its tunnel key.
+#[test]
+fn extension_headers_hide_no_stranger_in_a_tunnel_of_ipv6() {
+    let mut node = node_over_ipv6();
+    let link = node.uplink;
+    let behind = |packet: &Packet6, headers| {
+        let options = Extension::of(protocol::DESTINATION_OPTIONS);
+        let packet = packet.clone().with(|packet| {
+            packet.extensions = vec![options; headers];
+            // The device requires the checksum.
+            packet.transport = udp(50000, VXLAN_PORT);
+        });
+        packet.build()
+    };
+    let good = Packet6::new(REMOTE, POD, udp(40000, 80)).macs(INNER_DESTINATION_MAC, INNER_SOURCE_MAC);
+    let good = in_tunnel_to_node1(&good.build());
+    let mut other_network = good.clone();
+    other_network.payload[6] ^= 1;
+    for (what, packet, counted) in [
+        ("a node's", good, Path::TunnelInDevice.name()),
+        ("a stranger's", from_stranger(), Reason::TunnelPeerUnknown.name()),
+        ("another network's", other_network, Reason::TunnelVniUnknown.name()),
+    ] {
+        node.check("not walked along", FROM_UPLINK, link, &behind(&packet, 7), Expect::Pass);
+        for headers in [1, 7] {
+            let what = format!("{what}, behind {headers}");
+            node.check_on_wire(&what, "up0-p", &behind(&packet, headers), Some(counted));
+        }
+    }
+}
+
+#[test]
+fn no_pod_sends_tunnel_packets_over_ipv6_to_a_node() {
+    let mut node = node_over_ipv6();
+    let link = node.pod_a;
+    let frame = inner(&Packet::new(REMOTE_POD, POD_A, udp(40000, 80)));
+    for (what, destination) in [("another node", NODE2_6), ("this node", NODE1_6)] {
+        let packet = over_ipv6(POD, destination, 50000, &frame).macs(HOST_A_MAC, POD_A_MAC);
+        let options = Extension::of(protocol::DESTINATION_OPTIONS);
+        let fragment = Extension::fragment(0, true, 7);
+        for extensions in [vec![], vec![options.clone()], vec![options, fragment]] {
+            let what = format!("to {what}, {} headers", extensions.len());
+            let packet = packet.clone().with(|packet| packet.extensions = extensions);
+            let refused = Expect::Drop(Reason::VxlanFromPod);
+            node.check(&what, FROM_POD, link, &packet.build(), refused);
+        }
     }
 }
 
@@ -151,6 +208,11 @@ fn tunnel_packets_reach_a_pod_or_the_device() {
         ("from a mapped address", inner(mapped(REMOTE_POD), POD), Reason::InnerSourceNotOwned),
         ("to a mapped address", inner(REMOTE, mapped(POD_A)), Reason::AddressNeverOnWire),
         ("to a link-local address", inner(REMOTE, LINK_LOCAL), Reason::LinkLocalAddress),
+        ("from nowhere", inner(Ipv6Addr::UNSPECIFIED, POD), Reason::InnerSourceNotOwned),
+        ("from ::1", inner(Ipv6Addr::LOCALHOST, POD), Reason::InnerSourceNotOwned),
+        ("from a group", inner(ALL_NODES, POD), Reason::InnerSourceNotOwned),
+        ("to nowhere", inner(REMOTE, Ipv6Addr::UNSPECIFIED), Reason::AddressNeverOnWire),
+        ("to ::1", inner(REMOTE, Ipv6Addr::LOCALHOST), Reason::AddressNeverOnWire),
     ];
     for (what, frame, reason) in &refused {
         let frame = tunnel(NODE2).around(frame);

@@ -57,6 +57,7 @@ fn the_tunnel_and_everything_else_passes() {
         ("TCP", ssh.clone()),
         ("UDP to another port", Packet::new(STRANGER, NODE1, udp(1, 53)).build()),
         ("a VLAN tag", tagged(&good)),
+        ("a tunnel of IPv6 by a link without IPv6", over_ipv6(STRANGER6, NODE1_6, 50000, &frame).build()),
         ("an Ethernet header alone", ssh[..ETHERNET].to_vec()),
         ("half an IPv4 header", ssh[..ETHERNET + 10].to_vec()),
         ("half a UDP header", good[..ETHERNET + 24].to_vec()),
