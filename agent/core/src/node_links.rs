@@ -361,6 +361,39 @@ mod tests {
     }
 
     #[test]
+    fn addresses_that_go_give_a_link_its_role_and_no_source() {
+        let eth0 = "2001:db8::7/64 2001:db8::8/64 2001:db8::9/64 10.200.0.1/24";
+        let rows = [
+            ("eth0", DeviceKind::Other, "", eth0, ""),
+            ("eth1", DeviceKind::Other, "", "2001:db8:1::7/64", ""),
+            ("eth2", DeviceKind::Other, "", "2001:db8:2::7/64", ""),
+        ];
+        let mut host = host(&rows);
+        let lifetimes = [
+            ("2001:db8::7", Lifetime::Deprecated),
+            ("2001:db8::8", Lifetime::Temporary),
+            ("2001:db8:1::7", Lifetime::Deprecated),
+            ("2001:db8:2::7", Lifetime::Temporary),
+        ];
+        for (address, lifetime) in lifetimes {
+            let is_it = |entry: &&mut DeviceAddress| entry.address.to_string() == address;
+            host.addresses.iter_mut().find(is_it).unwrap().lifetime = lifetime;
+        }
+        let found = |host: &Host| {
+            let links = node_links(host, &LinkRules::default(), &own(), &BTreeSet::new());
+            let texts = |link: &NodeLink| link.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+            links.iter().map(|link| (link.role, texts(link).join(" "))).collect::<Vec<_>>()
+        };
+        let side = || (Role::Side, String::new());
+        assert_eq!(found(&host), [(Role::Uplink, "10.200.0.1 2001:db8::9".into()), side(), side()]);
+        // The link with the InternalIP is an uplink for as long as it has that address.
+        for entry in &mut host.addresses {
+            entry.lifetime = Lifetime::Deprecated;
+        }
+        assert_eq!(found(&host), [(Role::Uplink, String::new()), side(), side()]);
+    }
+
+    #[test]
     fn a_link_without_link_header_is_told_apart() {
         let rows = [ETH0, ("wg0", DeviceKind::Other, "", "10.9.0.1/24", "")];
         let links = node_links(&host(&rows), &LinkRules::default(), &own(), &BTreeSet::new());

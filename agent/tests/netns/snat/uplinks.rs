@@ -10,7 +10,7 @@ use xtask::lab::{Lab, Mode, Node, Ns, connect, traffic};
 
 use super::ask;
 use crate::headers::of_pods;
-use crate::sockets::{udp, wait_until};
+use crate::sockets::{udp, unspecified, wait_until};
 
 #[test]
 fn each_uplink_gives_its_own_address_that_fits() {
@@ -194,6 +194,65 @@ fn flow_with_a_lost_node_address_gets_the_present_one() {
     // The agent updates the list of addresses before it removes the translations to one of them.
     let moved = wait_until(|| (ask(&client, &server, to, "after").ip() == node.address()).then_some(()));
     assert!(moved.is_some(), "the flow never left with the node's present address");
+}
+
+/// Each uplink has, beside an address that lasts, one of each kind that is no source: temporary (RFC
+/// 8981), deprecated (RFC 4862 section 5.5.4), tentative.
+#[test]
+fn ipv6_source_is_no_address_that_goes_or_is_tentative() {
+    let lab =
+        Lab::builder().nodes(1).agent_arguments(&["--uplink", "eth0,eth1"]).agents(false).build().unwrap();
+    let node = lab.node(0);
+    connect(node, "eth1", lab.world(), "eth1").unwrap();
+    lab.world().ip("address add 2001:db8:7::2/64 dev eth1 nodad\n").unwrap();
+    for (link, network) in [("eth0", "2001:db8:6"), ("eth1", "2001:db8:7")] {
+        let set = |name, value| node.sysctl(&format!("net/ipv6/conf/{link}/{name}"), value).unwrap();
+        let add = |address: &str| node.ip(&format!("address add {network}::{address}\n")).unwrap();
+        let shows = |kind: &str, address: &str| {
+            let command = ["ip", "-6", "address", "show", "dev", link].into_iter();
+            let command: Vec<_> = command.chain(kind.split(' ')).collect();
+            node.exec(&command).unwrap().contains(&format!("{network}:{address}")).then_some(())
+        };
+        set("use_tempaddr", "2");
+        // The kernel makes the temporary address from this one.
+        add(&format!("1/64 dev {link} nodad mngtmpaddr"));
+        wait_until(|| shows("temporary -tentative", "")).expect("the kernel makes the address");
+        set("accept_dad", "1");
+        // The kernel asks once a second.
+        set("dad_transmits", "1000");
+        add(&format!("e/64 dev {link}"));
+        shows("tentative", ":e/").expect("the address is tentative");
+        // The newest address of a link comes first in the kernel's list.
+        add(&format!("d/64 dev {link} nodad preferred_lft 0"));
+        shows("deprecated", ":d/").expect("the address is deprecated");
+    }
+    let internal = node.addresses()[1];
+    lab.underlay().ip(&format!("route add 2001:db8:6::/64 via {internal}\n")).unwrap();
+    node.start_agent().unwrap();
+    let pod = node.add_pod("client").unwrap();
+    let [of_eth0, of_eth1, there] =
+        ["2001:db8:6::1", "2001:db8:7::1", "2001:db8:7::2"].map(|text| text.parse::<IpAddr>().unwrap());
+    // A node that prefers its temporary addresses lends pods the first of the others. Otherwise
+    // pods have the node's own choice, which looks like the world's address.
+    for (preference, by_eth0, port) in [("2", internal, 8080), ("0", of_eth0, 8081)] {
+        for (link, to, expected) in [("eth0", lab.world_addresses()[1], by_eth0), ("eth1", there, of_eth1)] {
+            node.sysctl(&format!("net/ipv6/conf/{link}/use_tempaddr"), preference).unwrap();
+            assert_eq!(own_source(node, to) != expected, preference == "2", "{link}: the node's own choice");
+            let what = format!("{link} with use_tempaddr {preference}");
+            let server = udp(lab.world(), (to, 53));
+            let client = udp(&pod, "[::]:0");
+            assert_eq!(ask(&client, &server, SocketAddr::new(to, 53), &what).ip(), expected, "{what}");
+            let exchange = traffic::tcp_exchange(&pod, lab.world(), to, port, 1 << 16).unwrap();
+            assert_eq!(exchange.peer_seen_by_server.ip(), expected, "{what}");
+        }
+    }
+}
+
+/// Returns the source that the node's own sockets have towards an address.
+fn own_source(node: &Node, to: IpAddr) -> IpAddr {
+    let socket = udp(node, (unspecified(to), 0));
+    socket.connect((to, 53)).unwrap();
+    socket.local_addr().unwrap().ip()
 }
 
 /// Returns whether the agent has an address among the node's own.
