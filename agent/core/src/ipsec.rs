@@ -107,8 +107,16 @@ mod tests {
         Node {
             name: format!("node{number}"),
             uid: None,
-            pod_networks: vec![net(&format!("10.244.{number}.0/24"))],
-            internal_addresses: vec![[10, 200, 0, number].into(), [10, 201, 0, number].into()],
+            pod_networks: vec![
+                net(&format!("10.244.{number}.0/24")),
+                net(&format!("fd00:10:244:{number}::/64")),
+            ],
+            internal_addresses: vec![
+                [10, 200, 0, number].into(),
+                [10, 201, 0, number].into(),
+                [0xfd00, 0x10, 0x200, 0, 0, 0, 0, number.into()].into(),
+                [0xfd00, 0x10, 0x201, 0, 0, 0, 0, number.into()].into(),
+            ],
             cordoned: false,
             vtep_macs: std::collections::BTreeMap::new(),
         }
@@ -116,7 +124,8 @@ mod tests {
 
     fn model(direction: Direction, source: &str, destination: &str) -> Model {
         let mut model = Model::new(Mode::Vxlan, None);
-        model.other_addresses = [[10, 200, 0, 1].into(), [192, 168, 7, 1].into()].into();
+        let own = ["10.200.0.1", "192.168.7.1", "fd00:10:200::1", "2001:db8:7::1"];
+        model.other_addresses = own.map(|address| address.parse().unwrap()).into();
         model.policies = vec![Policy { direction, source: net(source), destination: net(destination) }];
         model
     }
@@ -125,7 +134,7 @@ mod tests {
     fn policy_concerns_the_tunnel_the_pods_or_both() {
         const TUNNEL: u32 = abi::NODE_IPSEC_TUNNEL;
         const PODS: u32 = abi::NODE_IPSEC_PODS;
-        let table = [
+        let ipv4 = [
             ("10.200.0.1/32", "10.200.0.2/32", TUNNEL),
             ("10.200.0.2/32", "10.200.0.1/32", TUNNEL),
             ("10.200.0.0/24", "10.200.0.0/24", TUNNEL),
@@ -138,13 +147,36 @@ mod tests {
             ("0.0.0.0/0", "0.0.0.0/0", TUNNEL | PODS),
             ("10.200.0.1/32", "0.0.0.0/0", TUNNEL),
             ("198.51.100.0/24", "203.0.113.0/24", 0),
+            ("fd00:10:200::1/128", "fd00:10:200::2/128", 0),
+            ("fd00:10:244:1::/64", "fd00:10:244:2::/64", PODS),
+            ("::/0", "::/0", PODS),
         ];
-        for (source, destination, expected) in table {
-            for direction in [Direction::In, Direction::Out, Direction::Forward] {
-                let model = model(direction, source, destination);
-                let ends = ([10, 200, 0, 1].into(), [10, 200, 0, 2].into());
-                let found = of_node(&model, &node(1), &node(2), ends);
-                assert_eq!(found, expected, "{direction:?} {source} {destination}");
+        let ipv6 = [
+            ("fd00:10:200::1/128", "fd00:10:200::2/128", TUNNEL),
+            ("fd00:10:200::2/128", "fd00:10:200::1/128", TUNNEL),
+            ("fd00:10:200::/64", "fd00:10:200::/64", TUNNEL),
+            ("fd00:10:200::1/128", "fd00:10:200::3/128", 0),
+            ("fd00:10:200::9/128", "fd00:10:200::2/128", 0),
+            ("fd00:10:244::/48", "fd00:10:244::/48", PODS),
+            ("fd00:10:244:1::7/128", "fd00:10:244:2::/64", PODS),
+            ("fd00:10:244:1::/64", "fd00:10:201::2/128", PODS),
+            ("fd00:10:244:1::/64", "fd00:10:244:3::/64", 0),
+            ("::/0", "::/0", TUNNEL | PODS),
+            ("fd00:10:200::1/128", "::/0", TUNNEL),
+            ("2001:db8::/64", "2001:db8:1::/64", 0),
+            ("10.200.0.1/32", "10.200.0.2/32", 0),
+            ("10.244.1.0/24", "10.244.2.0/24", PODS),
+            ("0.0.0.0/0", "0.0.0.0/0", PODS),
+        ];
+        let tunnels = [["10.200.0.1", "10.200.0.2"], ["fd00:10:200::1", "fd00:10:200::2"]];
+        for (table, tunnel) in [ipv4, ipv6].into_iter().zip(tunnels) {
+            let ends = tunnel.map(|end| end.parse().unwrap()).into();
+            for (source, destination, expected) in table {
+                for direction in [Direction::In, Direction::Out, Direction::Forward] {
+                    let model = model(direction, source, destination);
+                    let found = of_node(&model, &node(1), &node(2), ends);
+                    assert_eq!(found, expected, "{tunnel:?} {direction:?} {source} {destination}");
+                }
             }
         }
     }
@@ -153,8 +185,8 @@ mod tests {
     fn policy_about_the_world_concerns_pods_or_what_snat_gives() {
         const STACK: u32 = abi::NETWORK_THROUGH_STACK;
         const REFUSED: u32 = abi::NETWORK_REFUSED;
-        let far = "203.0.113.0/24";
-        let table: [(Direction, &str, &str, &[u32]); 8] = [
+        let (far, far6) = ("203.0.113.0/24", "2001:db8:9::/64");
+        let table: [(Direction, &str, &str, &[u32]); 17] = [
             (Direction::Out, "10.244.0.0/16", far, &[STACK]),
             (Direction::Forward, far, "10.244.1.0/24", &[STACK]),
             (Direction::Out, "0.0.0.0/0", far, &[STACK]),
@@ -163,9 +195,19 @@ mod tests {
             (Direction::In, far, "10.200.0.1/32", &[STACK]),
             (Direction::Out, "10.244.2.0/24", far, &[]),
             (Direction::Out, "198.51.100.1/32", far, &[]),
+            (Direction::Out, "fd00:10:244::/48", far6, &[STACK]),
+            (Direction::Forward, far6, "fd00:10:244:1::/64", &[STACK]),
+            (Direction::Out, "::/0", far6, &[STACK]),
+            (Direction::Out, "fd00:10:200::1/128", far6, &[REFUSED, STACK]),
+            (Direction::Out, "2001:db8:7::/64", far6, &[REFUSED, STACK]),
+            (Direction::In, far6, "fd00:10:200::1/128", &[STACK]),
+            (Direction::Forward, far6, "2001:db8:7::1/128", &[STACK]),
+            (Direction::Out, "fd00:10:244:2::/64", far6, &[]),
+            (Direction::Out, "2001:db8:8::1/128", far6, &[]),
         ];
         for (direction, source, destination, flags) in table {
             let found = of_world(&model(direction, source, destination), &node(1));
+            let far = if source == far6 || destination == far6 { far6 } else { far };
             let expected: Vec<_> = flags.iter().map(|flag| (net(far), *flag)).collect();
             assert_eq!(found, expected, "{direction:?} {source} {destination}");
         }
