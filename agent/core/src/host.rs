@@ -233,11 +233,22 @@ impl Host {
             let others = host.devices.values().filter(|device| !is_own_device(&device.name));
             others.filter(|device| device.port_of.is_none())
         }
+        /// Returns the routes that do not lead to the agent's or the plugin's devices. The kernel
+        /// itself adds one with the tunnel's IPv6 address.
+        fn routes(host: &Host) -> impl Iterator<Item = &ForeignRoute> {
+            let is_own = |hop: &NextHop| {
+                host.devices.get(&hop.device).is_some_and(|device| is_own_device(&device.name))
+            };
+            let leads_to_own = move |route: &&ForeignRoute| {
+                !route.next_hops.is_empty() && route.next_hops.iter().all(is_own)
+            };
+            host.foreign_routes.iter().filter(move |route| !leads_to_own(route))
+        }
         fn ports(host: &Host) -> BTreeSet<(u32, DeviceKind)> {
             host.devices.values().filter_map(|device| Some((device.port_of?, device.kind))).collect()
         }
         self.policies != before.policies
-            || self.foreign_routes != before.foreign_routes
+            || !routes(self).eq(routes(before))
             || !addresses(self).eq(addresses(before))
             || !links(self).eq(links(before))
             || ports(self) != ports(before)
@@ -360,7 +371,16 @@ mod tests {
         assert!(!after.routes_differ(&before));
         after.devices.insert(9, Device { index: 9, name: VXLAN_DEVICE.into(), ..before.devices[&2].clone() });
         after.addresses.push(DeviceAddress { device: 9, ..before.addresses[1] });
+        let mut own = before.foreign_routes[0].clone();
+        own.next_hops = vec![NextHop { device: 9, gateway: None }];
+        after.foreign_routes.push(own.clone());
         assert!(!after.routes_differ(&before), "the agent gave the tunnel its address");
+        own.next_hops[0].device = 2;
+        after.foreign_routes.push(own);
+        assert!(after.routes_differ(&before), "a route by an uplink");
+        after.foreign_routes.last_mut().unwrap().next_hops.clear();
+        assert!(after.routes_differ(&before), "a route to nowhere");
+        after.foreign_routes.pop();
         let port =
             Device { index: 7, port_of: Some(3), kind: DeviceKind::Veth, ..before.devices[&2].clone() };
         after.devices.insert(7, port.clone());

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
@@ -21,6 +22,8 @@ pub(crate) const UPLINK: &str = "eth0";
 const BRIDGE: &str = "br0";
 const DOCKER: &str = "docker0";
 const DOCKER_ADDRESS: &str = "172.17.0.1";
+/// The longest time that the kernel takes to notice a link's carrier. It looks once a second.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The fixed part of a lab.
 #[derive(Debug)]
@@ -69,7 +72,38 @@ impl Topology {
             mode: wanted.mode,
         };
         topology.join()?;
+        topology.wait_for_link_locals()?;
         Ok(topology)
+    }
+
+    /// Waits until each end of the underlay has its link-local address. The kernel adds it when the
+    /// link's carrier is noticed, and then solicits neighbours. To an agent it would be news.
+    fn wait_for_link_locals(&self) -> Result<()> {
+        if !self.families.has_ipv6() {
+            return Ok(());
+        }
+        let mut ends: Vec<(&Ns, &str)> = self.nodes.iter().map(|node| (&node.ns, UPLINK)).collect();
+        if !self.cable {
+            ends.extend([(&self.world, UPLINK), (&self.underlay, "world")]);
+            match self.router {
+                true => ends.extend(self.nodes.iter().map(|node| (&self.underlay, &*node.name))),
+                false => ends.push((&self.underlay, BRIDGE)),
+            }
+        }
+        let start = Instant::now();
+        for (ns, link) in ends {
+            let has_one = || {
+                let shown = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+                shown
+                    .lines()
+                    .any(|line| line.starts_with("fe80") && line.split_whitespace().last() == Some(link))
+            };
+            while !ns.enter(has_one)? {
+                ensure!(start.elapsed() < PATIENCE, "{link} in {} gets no link-local address", ns.name());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(())
     }
 
     /// Puts a namespace on the underlay's bridge: `eth0` in the namespace, and a port named `port`
