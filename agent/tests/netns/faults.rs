@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use podwire_cni::fault::{Fault, Process, Step, VARIABLE};
 use serde_json::{Value, json};
@@ -125,7 +126,7 @@ impl Scene {
         differences.extend(Footprint::of(self.node(), &[&pod]).differences(&self.with_pod));
         self.use_it(&pod);
         pod.delete().unwrap();
-        differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
+        differences.extend(self.left());
         Row { families: self.families, step, fault, retry, answer: shown(&answer), differences }
     }
 
@@ -137,7 +138,7 @@ impl Scene {
         let mut differences = Vec::new();
         if retry == Retry::Same {
             self.delete(&name);
-            differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
+            differences.extend(self.left());
         }
         // A runtime that gives up does not repeat DEL. The next pod must work even if the agent
         // does not know of this DEL.
@@ -145,7 +146,7 @@ impl Scene {
         self.use_it_without_ports(&next);
         next.delete().unwrap();
         self.delete(&name);
-        differences.extend(Footprint::of(self.node(), &[]).differences(&self.without));
+        differences.extend(self.left());
         Row { families: self.families, step, fault, retry, answer: shown(&answer), differences }
     }
 
@@ -167,6 +168,20 @@ impl Scene {
             node.start_agent().unwrap();
         }
         output
+    }
+
+    /// Returns what is left after a DEL. It waits two seconds at most, fewer than the ten after which
+    /// the agent looks for leftovers: DEL answers before a long purge of the pod's flows ends, and
+    /// on a busy machine every purge may be long.
+    fn left(&self) -> Vec<String> {
+        let start = Instant::now();
+        loop {
+            let left = Footprint::of(self.node(), &[]).differences(&self.without);
+            if left.is_empty() || start.elapsed() > Duration::from_secs(2) {
+                return left;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn delete(&self, name: &str) {
