@@ -222,10 +222,11 @@ impl Host {
     /// `before`. Pods' devices do not matter. One more port of a bridge does not matter if the
     /// bridge already had a port of that kind.
     pub fn routes_differ(&self, before: &Self) -> bool {
+        fn is_own(host: &Host, index: u32) -> bool {
+            host.devices.get(&index).is_some_and(|device| is_own_device(&device.name))
+        }
         fn addresses(host: &Host) -> impl Iterator<Item = &DeviceAddress> {
-            let is_own =
-                |index| host.devices.get(&index).is_some_and(|device: &Device| is_own_device(&device.name));
-            host.addresses.iter().filter(move |entry| !is_own(entry.device))
+            host.addresses.iter().filter(|entry| !is_own(host, entry.device))
         }
         /// Returns the devices that are not ports. The kernel routes to a bridge or bond and not to
         /// its ports: only the kinds of a bridge's ports matter.
@@ -236,13 +237,9 @@ impl Host {
         /// Returns the routes that do not lead to the agent's or the plugin's devices. The kernel
         /// itself adds one with the tunnel's IPv6 address.
         fn routes(host: &Host) -> impl Iterator<Item = &ForeignRoute> {
-            let is_own = |hop: &NextHop| {
-                host.devices.get(&hop.device).is_some_and(|device| is_own_device(&device.name))
-            };
-            let leads_to_own = move |route: &&ForeignRoute| {
-                !route.next_hops.is_empty() && route.next_hops.iter().all(is_own)
-            };
-            host.foreign_routes.iter().filter(move |route| !leads_to_own(route))
+            host.foreign_routes.iter().filter(|route| {
+                route.next_hops.is_empty() || route.next_hops.iter().any(|hop| !is_own(host, hop.device))
+            })
         }
         fn ports(host: &Host) -> BTreeSet<(u32, DeviceKind)> {
             host.devices.values().filter_map(|device| Some((device.port_of?, device.kind))).collect()
