@@ -34,6 +34,8 @@ pub trait Address: Copy + Debug + PartialEq + Into<Addr> + Into<IpAddr> + 'stati
     const POD_A: Self;
     const POD_B: Self;
     const REMOTE_POD: Self;
+    /// A service's address, which only the host's rules know.
+    const SERVICE: Self;
 
     /// Returns the value of the family.
     fn either<T>(v4: T, v6: T) -> T;
@@ -73,6 +75,7 @@ impl Address for Ipv4Addr {
     const POD_A: Self = fixture::POD_A;
     const POD_B: Self = fixture::POD_B;
     const REMOTE_POD: Self = fixture::REMOTE_POD;
+    const SERVICE: Self = Self::new(10, 96, 0, 1);
 
     fn either<T>(v4: T, _: T) -> T {
         v4
@@ -93,6 +96,7 @@ impl Address for Ipv6Addr {
     const POD_A: Self = fixture6::POD;
     const POD_B: Self = fixture6::NEIGHBOUR;
     const REMOTE_POD: Self = fixture6::REMOTE;
+    const SERVICE: Self = Self::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 1);
 
     fn either<T>(_: T, v6: T) -> T {
         v6
@@ -128,6 +132,8 @@ pub trait IpPacket: Clone {
     fn build(&self) -> Vec<u8>;
     /// Returns the fields, to be changed.
     fn fields(&mut self) -> Fields<'_, Self::Address>;
+    /// Returns the first and the last fragment of a datagram of UDP.
+    fn fragments(self) -> [Self; 2];
     /// Returns variations with headers that a plain packet does not have. `ports`: the packet's.
     fn odd(&self, ports: (u16, u16)) -> Vec<(&'static str, Self)>;
 
@@ -176,6 +182,14 @@ impl IpPacket for Packet {
         fields!(self, ttl)
     }
 
+    fn fragments(self) -> [Self; 2] {
+        let cut = |packet: &mut Self, fragment| {
+            (packet.dont_fragment, packet.fragment) = (false, fragment);
+        };
+        let last = self.clone().with(|packet| packet.transport = Transport::None(protocol::UDP));
+        [self.with(|packet| cut(packet, (0, true))), last.with(|packet| cut(packet, (2, false)))]
+    }
+
     fn odd(&self, (source, destination): (u16, u16)) -> Vec<(&'static str, Self)> {
         let options = |options| self.clone().with(|packet| packet.options = options);
         let ports = [source.to_be_bytes(), destination.to_be_bytes()].concat();
@@ -203,6 +217,12 @@ impl IpPacket for Packet6 {
 
     fn fields(&mut self) -> Fields<'_, Ipv6Addr> {
         fields!(self, hop_limit)
+    }
+
+    fn fragments(self) -> [Self; 2] {
+        let behind = |packet: Self, extension| packet.with(|packet| packet.extensions = vec![extension]);
+        let last = self.clone().with(|packet| packet.transport = Transport::None(protocol::UDP));
+        [behind(self, Extension::fragment(0, true, 1)), behind(last, Extension::fragment(2, false, 1))]
     }
 
     fn odd(&self, _: (u16, u16)) -> Vec<(&'static str, Self)> {

@@ -58,15 +58,7 @@ pub fn dual(mode: Mode) -> Fixture {
 /// Adds IPv6 to a node, its pods and its neighbours, and default routes of both families. The
 /// tunnel stays one of IPv4.
 pub fn make_dual(fixture: &mut Fixture) {
-    let model = &mut fixture.model;
-    add_pod_network(model);
-    for (node, address) in nodes(model).zip([NODE1_6, NODE2_6, NODE3_6]) {
-        node.internal_addresses.push(address.into());
-    }
-    for node in [NODE2_6, NODE3_6] {
-        model.paths.insert(node.into(), Way { device: fixture.uplink, mtu: 1500, gateway: None });
-    }
-    fixture.fill();
+    add_ipv6(fixture);
     for link in ["up0", "pwa", "pwb"] {
         forward(link);
     }
@@ -76,6 +68,19 @@ pub fn make_dual(fixture: &mut Fixture) {
          route add fd00:10:244:2::/64 via {NODE2_6} dev up0 src {NODE1_6}\n\
          route add default via {NODE2_6} dev up0 src {NODE1_6}\n"
     ));
+}
+
+/// Adds IPv6 to what the programs know of a node, its pods and its neighbours.
+pub fn add_ipv6(fixture: &mut Fixture) {
+    let model = &mut fixture.model;
+    add_pod_network(model);
+    for (node, address) in nodes(model).zip([NODE1_6, NODE2_6, NODE3_6]) {
+        node.internal_addresses.push(address.into());
+    }
+    for node in [NODE2_6, NODE3_6] {
+        model.paths.insert(node.into(), Way { device: fixture.uplink, mtu: 1500, gateway: None });
+    }
+    fixture.fill();
 }
 
 /// Turns IPv6 on for a link of the calling thread's namespace.

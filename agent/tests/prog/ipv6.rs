@@ -12,11 +12,9 @@ use podwire_core::model::Mode;
 
 use crate::fixture::*;
 use crate::fixture6::*;
+use crate::kinds::{GROUP_MAC, solicitation};
 use crate::packets::{Transport, Vxlan, behind_ethernet, tagged, tcp, udp};
 use crate::packets6::{Extension, Packet6};
-
-/// Group of the link addresses of IPv6 groups (RFC 2464 section 7).
-const GROUP_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
 pub fn to(destination: Ipv6Addr, transport: Transport) -> Packet6 {
     Packet6::new(POD, destination, transport).macs(HOST_A_MAC, POD_A_MAC)
@@ -32,11 +30,6 @@ fn message(destination: Ipv6Addr, kind: u8, hop_limit: u8, body: &[u8]) -> Packe
         packet.hop_limit = hop_limit;
         packet.payload = body.to_vec();
     })
-}
-
-fn solicitation(target: Ipv6Addr) -> Packet6 {
-    let option = [&[1, 1][..], &POD_A_MAC].concat();
-    message(ALL_NODES, 135, 255, &[&target.octets()[..], &option].concat()).macs(GROUP_MAC, POD_A_MAC)
 }
 
 fn behind_options(packet: &Packet6) -> Packet6 {

@@ -14,7 +14,7 @@ use podwire_core::slice::Hooks;
 use xtask::lab::frames;
 
 use crate::fixture::{Fixture, NODE1, WORLD};
-use crate::fixture6::make_dual;
+use crate::fixture6::{self, make_dual};
 use crate::pool::{Loaded, empty_shares};
 
 /// How long a prepared node stays usable. A known flow is valid for
@@ -235,7 +235,9 @@ impl Setting {
         let mut node = Fixture::with_programs(self.mode, load);
         match self.wire {
             // The kernel's own IPv6 packets would be counted on a link with an attached program.
+            // The VXLAN device gives the programs IPv6 packets also without IPv6 on the links.
             Wire::Loopback | Wire::Overlay | Wire::Uplink => {
+                fixture6::add_ipv6(&mut node);
                 node.namespace.ip("route add default via 10.200.0.2 dev up0");
             }
             Wire::Nothing => make_dual(&mut node),

@@ -1,54 +1,63 @@
 //! The kinds of packets for which tests count the cost and the benchmark measures it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
-use podwire_common::flow::protocol;
 use podwire_common::names::programs::{
     FROM_OVERLAY, FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK, UPLINK_XDP,
 };
-use podwire_common::names::{INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
+use podwire_common::names::{GATEWAY6, INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
 use podwire_common::reason::Path;
 use podwire_core::model::{PortMapping, Transport as Protocol};
 
-use crate::family::{Address, IpPacket};
+use crate::family::{Address, IpPacket, can_leave_tunnel};
 use crate::fixture::{
-    Fixture, GATEWAY, HOST_A_MAC, NODE1, NODE2, NODE2_MAC, POD_A, POD_A_MAC, POD_B, REMOTE_POD, STRANGER,
-    UPLINK_MAC, WORLD,
+    Fixture, GATEWAY, HOST_A_MAC, NODE1, NODE2, NODE2_MAC, POD_A, POD_A_MAC, UPLINK_MAC, WORLD,
 };
-use crate::fixture6::{NODE1_6, NODE2_6};
+use crate::fixture6::{ALL_NODES, NODE1_6, NODE2_6};
 use crate::kind::{Kind, Link, Setting};
 use crate::known_kinds;
-use crate::packets::{Packet, Transport, Vxlan, arp, inner, udp};
+use crate::packets::{Transport, Vxlan, arp, udp};
 use crate::packets6::{self, Packet6};
 
 /// A client's port.
 pub const CLIENT: u16 = 40000;
 /// A server's port.
 pub const SERVER: u16 = 80;
-/// A service's address, which only the host's rules know.
-const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// A hostPort of pod A on every address of the node, with [`SERVER`] behind it.
 pub const HOST_PORT: u16 = 9088;
 
 /// Returns all kinds. A later packet is a packet of an established connection.
 fn kinds() -> Vec<Kind> {
+    let [arp, solicitation] = gateway_asked_for();
     [
         known_kinds::kinds(),
-        fragments_of_pod(),
-        to_stack(),
-        host_port_replies(),
-        tunnel_in(),
-        from_world(),
-        host_port_requests(),
-        host_in(),
-        to_world(),
-        host_out(),
-        out_of_stack(),
-        on_device(),
+        of_family::<Ipv4Addr>(),
+        of_family::<Ipv6Addr>(),
+        vec![arp, solicitation, by_socket()],
     ]
     .concat()
 }
+
+fn of_family<A: Address>() -> Vec<Kind> {
+    [
+        fragments_of_pod::<A>(),
+        to_stack::<A>(),
+        host_port_replies::<A>(),
+        tunnel_in::<A>(),
+        from_world::<A>(),
+        host_port_requests::<A>(),
+        host_in::<A>(),
+        to_world::<A>(),
+        host_out::<A>(),
+        out_of_stack::<A>(),
+        on_device::<A>(),
+    ]
+    .concat()
+}
+
+/// The link address of [`ALL_NODES`] (RFC 2464 section 7).
+pub const GROUP_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
 /// Returns all kinds, grouped by their node's setting. Use one node at a time: the thread is in its
 /// namespace.
@@ -125,13 +134,9 @@ pub fn over_ipv6(frame: &[u8]) -> Packet6 {
     packets6::over_ipv6(NODE2_6, NODE1_6, 50000, frame).macs(UPLINK_MAC, NODE2_MAC)
 }
 
-/// Returns the first and the last fragment of a datagram.
-fn fragments(first: Packet) -> [Packet; 2] {
-    let cut = |packet: &mut Packet, fragment| {
-        (packet.dont_fragment, packet.fragment) = (false, fragment);
-    };
-    let last = first.clone().with(|packet| packet.transport = Transport::None(protocol::UDP));
-    [first.with(|packet| cut(packet, (0, true))), last.with(|packet| cut(packet, (2, false)))]
+/// Returns the name of a way, with the family if it is IPv6.
+pub fn named<A: Address>(way: &str) -> String {
+    A::either(way.to_owned(), format!("{way}, IPv6"))
 }
 
 /// Returns a kind of packet for `from_pod`.
@@ -144,124 +149,154 @@ pub fn from_uplink(name: impl Into<String>, frame: Vec<u8>, path: Option<Path>) 
     Kind::new(FROM_UPLINK, name, Link::Uplink, frame, path)
 }
 
-fn to_uplink(name: &'static str, packet: &Packet, path: Option<Path>) -> Kind {
+fn to_uplink(name: impl Into<String>, packet: &impl IpPacket, path: Option<Path>) -> Kind {
     Kind::new(TO_UPLINK, name, Link::Uplink, packet.build(), path)
 }
 
-fn fragments_of_pod() -> Vec<Kind> {
-    let [first, last] = fragments(from_a(POD_B, udp(CLIENT, SERVER)));
-    let [first_out, last_out] = fragments(from_a(REMOTE_POD, udp(CLIENT, SERVER)));
+fn fragments_of_pod<A: Address>() -> Vec<Kind> {
+    let (local, out) = (named::<A>("same node"), named::<A>("VXLAN"));
+    let [first, last] = from_a(A::POD_B, udp(CLIENT, SERVER)).fragments();
+    let [first_out, last_out] = from_a(A::REMOTE_POD, udp(CLIENT, SERVER)).fragments();
     vec![
-        from_pod("same node, UDP, first fragment", &first, Path::Local),
-        from_pod("same node, UDP, last fragment", &last, Path::Local).after(
+        from_pod(format!("{local}, UDP, first fragment"), &first, Path::Local),
+        from_pod(format!("{local}, UDP, last fragment"), &last, Path::Local).after(
             FROM_POD,
             Link::PodA,
             first.build(),
         ),
-        from_pod("VXLAN, UDP, first fragment", &first_out, Path::TunnelOut),
-        from_pod("VXLAN, UDP, last fragment", &last_out, Path::TunnelOut).after(
+        from_pod(format!("{out}, UDP, first fragment"), &first_out, Path::TunnelOut),
+        from_pod(format!("{out}, UDP, last fragment"), &last_out, Path::TunnelOut).after(
             FROM_POD,
             Link::PodA,
             first_out.build(),
         ),
         from_pod(
-            "VXLAN, UDP, too large and not to be cut",
-            &from_a(REMOTE_POD, udp(CLIENT, SERVER)).with(|packet| packet.payload = vec![0; 1460]),
+            format!("{out}, UDP, too large and not to be cut"),
+            &from_a(A::REMOTE_POD, udp(CLIENT, SERVER)).set(|fields| *fields.payload = vec![0; 1460]),
             Path::TooBigAnswered,
         ),
     ]
 }
 
-fn to_stack() -> Vec<Kind> {
+fn to_stack<A: Address>() -> Vec<Kind> {
     // A request comes out of the stack to pod A, and pod A answers.
-    let request = |transport| Packet::new(POD_B, POD_A, transport).macs(HOST_A_MAC, HOST_A_MAC).build();
+    let request =
+        |transport| A::Packet::new(A::POD_B, A::POD_A, transport).on_link(HOST_A_MAC, HOST_A_MAC).build();
+    let kind = |way, protocol, packet: A::Packet| {
+        from_pod(format!("{}, {protocol}", named::<A>(way)), &packet, Path::ToStack)
+    };
     vec![
-        from_pod("to a service, TCP", &from_a(SERVICE, ack(CLIENT, SERVER)), Path::ToStack),
-        from_pod("to this node, TCP", &from_a(NODE1, ack(CLIENT, SERVER)), Path::ToStack),
-        from_pod("stack flow, TCP", &from_a(POD_B, ack(SERVER, CLIENT)), Path::ToStack).after(
+        kind("to a service", "TCP", from_a(A::SERVICE, ack(CLIENT, SERVER))),
+        kind("to this node", "TCP", from_a(A::NODE1, ack(CLIENT, SERVER))),
+        kind("stack flow", "TCP", from_a(A::POD_B, ack(SERVER, CLIENT))).after(
             TO_POD,
             Link::PodA,
             request(syn(CLIENT, SERVER)),
         ),
-        from_pod("stack flow, UDP", &from_a(POD_B, udp(SERVER, CLIENT)), Path::ToStack).after(
+        kind("stack flow", "UDP", from_a(A::POD_B, udp(SERVER, CLIENT))).after(
             TO_POD,
             Link::PodA,
             request(udp(CLIENT, SERVER)),
         ),
-        Kind::new(
-            FROM_POD,
-            "ARP for the gateway",
-            Link::PodA,
-            arp(1, POD_A_MAC, POD_A, [0; 6], GATEWAY),
-            Some(Path::ArpAnswered),
-        ),
     ]
 }
 
-fn host_port_replies() -> Vec<Kind> {
-    let request = |transport| arriving(STRANGER, NODE1, transport).build();
-    let reply = |name, transport, asked| {
-        from_pod(name, &from_a(STRANGER, transport), Path::HostPortOut).with_host_port().after(
+fn gateway_asked_for() -> [Kind; 2] {
+    let arp = arp(1, POD_A_MAC, POD_A, [0; 6], GATEWAY);
+    let solicitation = solicitation(GATEWAY6.into()).build();
+    [("ARP for the gateway", arp), ("solicitation for the gateway, IPv6", solicitation)]
+        .map(|(name, frame)| Kind::new(FROM_POD, name, Link::PodA, frame, Some(Path::ArpAnswered)))
+}
+
+/// Returns pod A's neighbour solicitation for an address.
+pub fn solicitation(target: Ipv6Addr) -> Packet6 {
+    let kind = Transport::Icmp { kind: 135, code: 0, word: [0; 4] };
+    let source = [&[1, 1][..], &POD_A_MAC].concat();
+    from_a(ALL_NODES, kind).macs(GROUP_MAC, POD_A_MAC).with(|packet| {
+        (packet.hop_limit, packet.payload) = (255, [&target.octets()[..], &source].concat());
+    })
+}
+
+fn host_port_replies<A: Address>() -> Vec<Kind> {
+    let request = |transport| arriving(A::STRANGER, A::NODE1, transport).build();
+    let reply = |protocol, transport, asked| {
+        let name = format!("{}, {protocol}, later packet", named::<A>("hostPort reply"));
+        from_pod(name, &from_a(A::STRANGER, transport), Path::HostPortOut).with_host_port().after(
             FROM_UPLINK,
             Link::Uplink,
             request(asked),
         )
     };
     let established = |kind: Kind| {
-        kind.after(FROM_POD, Link::PodA, from_a(STRANGER, syn_ack(SERVER, CLIENT)).build()).after(
+        kind.after(FROM_POD, Link::PodA, from_a(A::STRANGER, syn_ack(SERVER, CLIENT)).build()).after(
             FROM_UPLINK,
             Link::Uplink,
             request(ack(CLIENT, HOST_PORT)),
         )
     };
     vec![
-        established(reply("hostPort reply, TCP, later packet", ack(SERVER, CLIENT), syn(CLIENT, HOST_PORT))),
-        reply("hostPort reply, UDP, later packet", udp(SERVER, CLIENT), udp(CLIENT, HOST_PORT)).after(
+        established(reply("TCP", ack(SERVER, CLIENT), syn(CLIENT, HOST_PORT))),
+        reply("UDP", udp(SERVER, CLIENT), udp(CLIENT, HOST_PORT)).after(
             FROM_POD,
             Link::PodA,
-            from_a(STRANGER, udp(SERVER, CLIENT)).build(),
+            from_a(A::STRANGER, udp(SERVER, CLIENT)).build(),
         ),
     ]
 }
 
-fn tunnel_in() -> Vec<Kind> {
-    let to_a = |transport| Packet::new(REMOTE_POD, POD_A, transport);
-    let [first, last] = fragments(to_a(udp(CLIENT, SERVER)));
-    let fragment = |name, packet: &Packet| from_uplink(name, tunnelled(packet), Some(Path::TunnelIn));
+fn tunnel_in<A: Address>() -> Vec<Kind> {
+    let to_a = |transport| A::Packet::new(A::REMOTE_POD, A::POD_A, transport);
+    let way = named::<A>("VXLAN");
+    let at_xdp = Kind::new(
+        UPLINK_XDP,
+        format!("{way}, TCP"),
+        Link::Uplink,
+        tunnelled(&to_a(ack(CLIENT, SERVER))),
+        None,
+    )
+    .at_xdp();
+    if !can_leave_tunnel::<A>() {
+        return vec![at_xdp];
+    }
+    let [first, last] = to_a(udp(CLIENT, SERVER)).fragments();
+    let fragment = |which, packet: &A::Packet| {
+        from_uplink(format!("{way}, UDP, {which} fragment"), tunnelled(packet), Some(Path::TunnelIn))
+    };
     // Pod A has asked a service through the stack, and the backend is on node 2. So the backend's
     // answers take the stack, too.
-    let of_stack = Packet::new(POD_A, REMOTE_POD, syn(CLIENT, SERVER)).macs([2; 6], [2; 6]).build();
+    let of_stack = A::Packet::new(A::POD_A, A::REMOTE_POD, syn(CLIENT, SERVER)).on_link([2; 6], [2; 6]);
+    let to_node = A::Packet::new(A::REMOTE_POD, A::NODE1, ack(CLIENT, SERVER));
     vec![
-        fragment("VXLAN, UDP, first fragment", &first),
-        fragment("VXLAN, UDP, last fragment", &last).after(FROM_UPLINK, Link::Uplink, tunnelled(&first)),
-        from_uplink("VXLAN, stack flow, TCP", tunnelled(&to_a(ack(SERVER, CLIENT))), None).after(
+        fragment("first", &first),
+        fragment("last", &last).after(FROM_UPLINK, Link::Uplink, tunnelled(&first)),
+        from_uplink(format!("{way}, stack flow, TCP"), tunnelled(&to_a(ack(SERVER, CLIENT))), None).after(
             TO_OVERLAY,
             Link::Uplink,
-            of_stack,
+            of_stack.build(),
         ),
-        from_uplink(
-            "VXLAN, for this node, TCP",
-            tunnelled(&Packet::new(REMOTE_POD, NODE1, ack(CLIENT, SERVER))),
-            None,
-        ),
-        Kind::new(UPLINK_XDP, "VXLAN, TCP", Link::Uplink, tunnelled(&to_a(ack(CLIENT, SERVER))), None)
-            .at_xdp(),
+        from_uplink(format!("{way}, for this node, TCP"), tunnelled(&to_node), None),
+        at_xdp,
     ]
 }
 
-fn from_world() -> Vec<Kind> {
-    let [first, last] = fragments(arriving(WORLD, NODE1, udp(SERVER, CLIENT)));
-    let fragment = |name, packet: &Packet| {
+fn from_world<A: Address>() -> Vec<Kind> {
+    let [first, last] = arriving(A::WORLD, A::NODE1, udp(SERVER, CLIENT)).fragments();
+    let fragment = |which, packet: &A::Packet| {
+        let name = format!("{}, UDP, {which} fragment", named::<A>("from the world"));
         from_uplink(name, packet.build(), Some(Path::SnatIn))
-            .after(TO_UPLINK, Link::Uplink, out(POD_A, WORLD, udp(CLIENT, SERVER)).build())
+            .after(TO_UPLINK, Link::Uplink, out(A::POD_A, A::WORLD, udp(CLIENT, SERVER)).build())
             .after(FROM_UPLINK, Link::Uplink, first.build())
     };
-    let to_own = |name, transport| from_uplink(name, own_address(transport), None);
+    let own_address = |transport| arriving(A::WORLD, A::POD_A, transport).build();
+    let to_own = |which, transport| {
+        let way = named::<A>("from the world to a pod's own address");
+        from_uplink(format!("{way}, TCP, {which} packet"), own_address(transport), None)
+    };
     vec![
-        fragment("from the world, UDP, first fragment", &first),
-        fragment("from the world, UDP, last fragment", &last),
-        to_own("from the world to a pod's own address, TCP, first packet", syn(CLIENT, SERVER)).first(),
-        to_own("from the world to a pod's own address, TCP, later packet", ack(CLIENT, SERVER)).after(
+        fragment("first", &first),
+        fragment("last", &last),
+        to_own("first", syn(CLIENT, SERVER)).first(),
+        to_own("later", ack(CLIENT, SERVER)).after(
             FROM_UPLINK,
             Link::Uplink,
             own_address(syn(CLIENT, SERVER)),
@@ -269,137 +304,141 @@ fn from_world() -> Vec<Kind> {
     ]
 }
 
-/// Returns a packet of the world for pod A's own address.
-fn own_address(transport: Transport) -> Vec<u8> {
-    arriving(WORLD, POD_A, transport).build()
-}
-
-fn host_port_requests() -> Vec<Kind> {
-    let request = |transport| arriving(STRANGER, NODE1, transport).build();
-    let kind =
-        |name, transport| from_uplink(name, request(transport), Some(Path::HostPortIn)).with_host_port();
+fn host_port_requests<A: Address>() -> Vec<Kind> {
+    let request = |transport| arriving(A::STRANGER, A::NODE1, transport).build();
+    let kind = |protocol, which, transport| {
+        let name = format!("{}, {protocol}, {which} packet", named::<A>("hostPort request"));
+        from_uplink(name, request(transport), Some(Path::HostPortIn)).with_host_port()
+    };
     let answered = |kind: Kind, asked, answer| {
         kind.after(FROM_UPLINK, Link::Uplink, request(asked)).after(
             FROM_POD,
             Link::PodA,
-            from_a(STRANGER, answer).build(),
+            from_a(A::STRANGER, answer).build(),
         )
     };
-    let later = kind("hostPort request, TCP, later packet", ack(CLIENT, HOST_PORT));
-    let later_udp = kind("hostPort request, UDP, later packet", udp(CLIENT, HOST_PORT));
+    let later = kind("TCP", "later", ack(CLIENT, HOST_PORT));
+    let later_udp = kind("UDP", "later", udp(CLIENT, HOST_PORT));
     vec![
-        kind("hostPort request, TCP, first packet", syn(CLIENT, HOST_PORT)).first(),
+        kind("TCP", "first", syn(CLIENT, HOST_PORT)).first(),
         answered(later, syn(CLIENT, HOST_PORT), syn_ack(SERVER, CLIENT)),
-        kind("hostPort request, UDP, first packet", udp(CLIENT, HOST_PORT)).first(),
+        kind("UDP", "first", udp(CLIENT, HOST_PORT)).first(),
         answered(later_udp, udp(CLIENT, HOST_PORT), udp(SERVER, CLIENT)),
     ]
 }
 
-fn host_in() -> Vec<Kind> {
-    let kind = |name, transport| from_uplink(name, arriving(STRANGER, NODE1, transport).build(), None);
-    vec![
-        kind("this node's own, TCP, first packet", syn(CLIENT, SERVER)),
-        kind("this node's own, TCP, later packet", ack(CLIENT, SERVER)),
-        kind("this node's own, UDP", udp(CLIENT, SERVER)),
-        from_uplink(
-            "this node's own, of another node, TCP",
-            arriving(NODE2, NODE1, ack(CLIENT, SERVER)).build(),
-            None,
-        ),
-    ]
-}
-
-fn to_world() -> Vec<Kind> {
-    let kind = |name, packet: &Packet| to_uplink(name, packet, Some(Path::SnatOut));
-    let of_a = |transport| out(POD_A, WORLD, transport);
-    let asked = |kind: Kind, packet: Packet| kind.after(TO_UPLINK, Link::Uplink, packet.build());
-    let answered = |kind: Kind, transport| {
-        kind.after(FROM_UPLINK, Link::Uplink, arriving(WORLD, NODE1, transport).build())
+fn host_in<A: Address>() -> Vec<Kind> {
+    let kind = |what, source, transport| {
+        let name = format!("{}, {what}", named::<A>("this node's own"));
+        from_uplink(name, arriving(source, A::NODE1, transport).build(), None)
     };
-    let later = asked(
-        kind("pod to the world, TCP, later packet", &of_a(ack(CLIENT, SERVER))),
-        of_a(syn(CLIENT, SERVER)),
-    );
-    let later_udp = asked(
-        kind("pod to the world, UDP, later packet", &of_a(udp(CLIENT, SERVER))),
-        of_a(udp(CLIENT, SERVER)),
-    );
-    let [first, last] = fragments(of_a(udp(CLIENT, SERVER)));
-    let to_node = |transport| out(POD_A, NODE2, transport);
     vec![
-        kind("pod to the world, TCP, first packet", &of_a(syn(CLIENT, SERVER))).first(),
-        answered(later, syn_ack(SERVER, CLIENT)),
-        kind("pod to the world, UDP, first packet", &of_a(udp(CLIENT, SERVER))).first(),
-        answered(later_udp, udp(SERVER, CLIENT)),
-        asked(kind("pod to the world, UDP, first fragment", &first), first.clone()),
-        asked(kind("pod to the world, UDP, last fragment", &last), first),
-        to_uplink(
-            "pod to a node by a service, TCP, first packet",
-            &to_node(syn(CLIENT, SERVER)),
-            Some(Path::StackEncapsulated),
-        )
-        .first(),
-        asked(
-            to_uplink(
-                "pod to a node by a service, TCP, later packet",
-                &to_node(ack(CLIENT, SERVER)),
-                Some(Path::StackEncapsulated),
-            ),
-            to_node(syn(CLIENT, SERVER)),
-        ),
+        kind("TCP, first packet", A::STRANGER, syn(CLIENT, SERVER)),
+        kind("TCP, later packet", A::STRANGER, ack(CLIENT, SERVER)),
+        kind("UDP", A::STRANGER, udp(CLIENT, SERVER)),
+        kind("of another node, TCP", A::NODE2, ack(CLIENT, SERVER)),
     ]
 }
 
-fn host_out() -> Vec<Kind> {
-    let own = |transport| out(NODE1, WORLD, transport);
+fn to_world<A: Address>() -> Vec<Kind> {
+    let kind = |which, packet: &A::Packet| {
+        let name = format!("{}, {which}", named::<A>("pod to the world"));
+        to_uplink(name, packet, Some(Path::SnatOut))
+    };
+    let by_service = |which, transport| {
+        let name = format!("{}, TCP, {which} packet", named::<A>("pod to a node by a service"));
+        to_uplink(name, &out(A::POD_A, A::NODE2, transport), Some(Path::StackEncapsulated))
+    };
+    let of_a = |transport| out(A::POD_A, A::WORLD, transport);
+    let asked = |kind: Kind, packet: A::Packet| kind.after(TO_UPLINK, Link::Uplink, packet.build());
+    let answered = |kind: Kind, transport| {
+        kind.after(FROM_UPLINK, Link::Uplink, arriving(A::WORLD, A::NODE1, transport).build())
+    };
+    let later = asked(kind("TCP, later packet", &of_a(ack(CLIENT, SERVER))), of_a(syn(CLIENT, SERVER)));
+    let later_udp = asked(kind("UDP, later packet", &of_a(udp(CLIENT, SERVER))), of_a(udp(CLIENT, SERVER)));
+    let [first, last] = of_a(udp(CLIENT, SERVER)).fragments();
     vec![
-        to_uplink("this node's own, TCP, first packet of no socket", &own(syn(CLIENT, SERVER)), None).first(),
-        to_uplink("this node's own, TCP, later packet", &own(ack(CLIENT, SERVER)), None),
-        to_uplink("this node's own, UDP of a socket", &own(udp(CLIENT, SERVER)), None).by_socket(),
-        to_uplink("this node's own, UDP, first packet of no socket", &own(udp(CLIENT, SERVER)), None).first(),
-        to_uplink("this node's own, UDP, later packet of no socket", &own(udp(CLIENT, SERVER)), None).after(
+        kind("TCP, first packet", &of_a(syn(CLIENT, SERVER))).first(),
+        answered(later, syn_ack(SERVER, CLIENT)),
+        kind("UDP, first packet", &of_a(udp(CLIENT, SERVER))).first(),
+        answered(later_udp, udp(SERVER, CLIENT)),
+        asked(kind("UDP, first fragment", &first), first.clone()),
+        asked(kind("UDP, last fragment", &last), first),
+        by_service("first", syn(CLIENT, SERVER)).first(),
+        asked(by_service("later", ack(CLIENT, SERVER)), out(A::POD_A, A::NODE2, syn(CLIENT, SERVER))),
+    ]
+}
+
+fn host_out<A: Address>() -> Vec<Kind> {
+    let own = |transport| out(A::NODE1, A::WORLD, transport);
+    let kind = |what, transport| {
+        to_uplink(format!("{}, {what}", named::<A>("this node's own")), &own(transport), None)
+    };
+    let of_device = A::Packet::new(A::NODE1, A::REMOTE_POD, ack(CLIENT, SERVER));
+    let of_device = of_device.on_link(INNER_DESTINATION_MAC, INNER_SOURCE_MAC).build();
+    let of_device = Kind::new(
+        TO_UPLINK,
+        format!("{}, VXLAN of the device", named::<A>("this node's own")),
+        Link::Uplink,
+        A::either(
+            Vxlan::new(NODE1, NODE2).around(&of_device),
+            packets6::over_ipv6(NODE1_6, NODE2_6, 50000, &of_device).macs(NODE2_MAC, UPLINK_MAC).build(),
+        ),
+        None,
+    );
+    vec![
+        kind("TCP, first packet of no socket", syn(CLIENT, SERVER)).first(),
+        kind("TCP, later packet", ack(CLIENT, SERVER)),
+        kind("UDP, first packet of no socket", udp(CLIENT, SERVER)).first(),
+        kind("UDP, later packet of no socket", udp(CLIENT, SERVER)).after(
             TO_UPLINK,
             Link::Uplink,
             own(udp(CLIENT, SERVER)).build(),
         ),
-        Kind::new(
-            TO_UPLINK,
-            "this node's own, VXLAN of the device",
-            Link::Uplink,
-            Vxlan::new(NODE1, NODE2).around(&inner(&Packet::new(NODE1, REMOTE_POD, ack(CLIENT, SERVER)))),
-            None,
-        ),
+        A::either(of_device.clone(), of_device.over_ipv6()),
     ]
 }
 
-fn out_of_stack() -> Vec<Kind> {
-    let to_a = |source, transport| Packet::new(source, POD_A, transport).macs(HOST_A_MAC, HOST_A_MAC).build();
-    let kind = |name, frame| Kind::new(TO_POD, name, Link::PodA, frame, Some(Path::FromStack));
-    let syn_of_b = to_a(POD_B, syn(CLIENT, SERVER));
-    let udp_of_b = to_a(POD_B, udp(CLIENT, SERVER));
+/// Returns the kind that a socket of the node sends, of IPv4 only: with IPv6 on the link, the
+/// kernel's own packets would be counted.
+fn by_socket() -> Kind {
+    let packet = out(NODE1, WORLD, udp(CLIENT, SERVER));
+    to_uplink("this node's own, UDP of a socket", &packet, None).by_socket()
+}
+
+fn out_of_stack<A: Address>() -> Vec<Kind> {
+    let to_a = |source, transport| {
+        A::Packet::new(source, A::POD_A, transport).on_link(HOST_A_MAC, HOST_A_MAC).build()
+    };
+    let kind = |way, which, frame| {
+        let name = format!("{}, {which}", named::<A>(way));
+        Kind::new(TO_POD, name, Link::PodA, frame, Some(Path::FromStack))
+    };
+    let by_service = |which, frame| kind("from a pod by a service", which, frame);
+    let syn_of_b = to_a(A::POD_B, syn(CLIENT, SERVER));
+    let udp_of_b = to_a(A::POD_B, udp(CLIENT, SERVER));
     let to_node2 =
-        |source, transport| Packet::new(source, REMOTE_POD, transport).macs([2; 6], [2; 6]).build();
-    let to_overlay =
-        |name, frame| Kind::new(TO_OVERLAY, name, Link::Uplink, frame, Some(Path::StackToTunnel));
-    let syn_of_a = to_node2(POD_A, syn(CLIENT, SERVER));
+        |source, transport| A::Packet::new(source, A::REMOTE_POD, transport).on_link([2; 6], [2; 6]).build();
+    let to_overlay = |way, which, frame| {
+        let name = format!("{}, {which}", named::<A>(way));
+        Kind::new(TO_OVERLAY, name, Link::Uplink, frame, Some(Path::StackToTunnel))
+    };
+    let syn_of_a = to_node2(A::POD_A, syn(CLIENT, SERVER));
+    let by_service_out = |which, frame| to_overlay("from a pod by a service", which, frame);
     vec![
-        kind("from the world, TCP", to_a(WORLD, ack(SERVER, CLIENT))),
-        kind("from this node, TCP", to_a(NODE1, ack(CLIENT, SERVER))),
-        kind("from a pod by a service, TCP, first packet", syn_of_b.clone()).first(),
-        kind("from a pod by a service, TCP, later packet", to_a(POD_B, ack(CLIENT, SERVER))).after(
+        kind("from the world", "TCP", to_a(A::WORLD, ack(SERVER, CLIENT))),
+        kind("from this node", "TCP", to_a(A::NODE1, ack(CLIENT, SERVER))),
+        by_service("TCP, first packet", syn_of_b.clone()).first(),
+        by_service("TCP, later packet", to_a(A::POD_B, ack(CLIENT, SERVER))).after(
             TO_POD,
             Link::PodA,
             syn_of_b,
         ),
-        kind("from a pod by a service, UDP, first packet", udp_of_b.clone()).first(),
-        kind("from a pod by a service, UDP, later packet", udp_of_b.clone()).after(
-            TO_POD,
-            Link::PodA,
-            udp_of_b,
-        ),
-        to_overlay("this node's own, TCP", to_node2(NODE1, ack(CLIENT, SERVER))),
-        to_overlay("from a pod by a service, TCP, first packet", syn_of_a.clone()).first(),
-        to_overlay("from a pod by a service, TCP, later packet", to_node2(POD_A, ack(CLIENT, SERVER))).after(
+        by_service("UDP, first packet", udp_of_b.clone()).first(),
+        by_service("UDP, later packet", udp_of_b.clone()).after(TO_POD, Link::PodA, udp_of_b),
+        to_overlay("this node's own", "TCP", to_node2(A::NODE1, ack(CLIENT, SERVER))),
+        by_service_out("TCP, first packet", syn_of_a.clone()).first(),
+        by_service_out("TCP, later packet", to_node2(A::POD_A, ack(CLIENT, SERVER))).after(
             TO_OVERLAY,
             Link::Uplink,
             syn_of_a,
@@ -407,15 +446,16 @@ fn out_of_stack() -> Vec<Kind> {
     ]
 }
 
-fn on_device() -> Vec<Kind> {
-    let kind = |name, destination, transport, path| {
-        let frame = tunnelled(&Packet::new(REMOTE_POD, destination, transport));
+fn on_device<A: Address>() -> Vec<Kind> {
+    let kind = |way, which, destination, transport, path| {
+        let frame = tunnelled(&A::Packet::new(A::REMOTE_POD, destination, transport));
+        let name = format!("{}, {which}", named::<A>(way));
         Kind::new(FROM_OVERLAY, name, Link::Uplink, frame, Some(path)).through_device()
     };
     vec![
-        kind("to a pod, TCP, first packet", POD_A, syn(CLIENT, SERVER), Path::TunnelInDevice),
-        kind("to a pod, TCP, later packet", POD_A, ack(CLIENT, SERVER), Path::TunnelInDevice),
-        kind("to a pod, UDP", POD_A, udp(CLIENT, SERVER), Path::TunnelInDevice),
-        kind("to this node, UDP", NODE1, udp(CLIENT, SERVER), Path::TunnelToStack),
+        kind("to a pod", "TCP, first packet", A::POD_A, syn(CLIENT, SERVER), Path::TunnelInDevice),
+        kind("to a pod", "TCP, later packet", A::POD_A, ack(CLIENT, SERVER), Path::TunnelInDevice),
+        kind("to a pod", "UDP", A::POD_A, udp(CLIENT, SERVER), Path::TunnelInDevice),
+        kind("to this node", "UDP", A::NODE1, udp(CLIENT, SERVER), Path::TunnelToStack),
     ]
 }

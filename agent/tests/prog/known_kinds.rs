@@ -16,7 +16,8 @@ use crate::fixture::flow_of;
 use crate::fixture6::{POD, REMOTE};
 use crate::kind::{Kind, Link};
 use crate::kinds::{
-    CLIENT, SERVER, ack, arriving, from_a, from_pod, from_uplink, out, over_ipv6, syn, syn_ack, tunnelled,
+    CLIENT, SERVER, ack, arriving, from_a, from_pod, from_uplink, named, out, over_ipv6, syn, syn_ack,
+    tunnelled,
 };
 use crate::packets::{Transport, udp};
 use crate::packets6::Packet6;
@@ -74,11 +75,6 @@ fn in_tunnel_of_ipv6() -> Vec<Kind> {
         }),
     ]
     .concat()
-}
-
-/// Returns the name of a way, with the family if it is IPv6.
-fn named<A: Address>(way: &str) -> String {
-    A::either(way.to_owned(), format!("{way}, IPv6"))
 }
 
 /// Returns the kinds of a TCP flow and of a UDP flow.
