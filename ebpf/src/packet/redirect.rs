@@ -164,7 +164,7 @@ pub fn leave(ctx: &TcContext, uplink: u32, next_hop: &NextHop) -> i32 {
 
 /// Returns the source that the kernel's routes choose for a destination by the hook's link: the
 /// route's source, or the link's address that fits the next hop. Returns `None` if the kernel
-/// cannot say (before Linux 6.7) or has no route.
+/// cannot say (before Linux 6.7) or has no route by that link.
 #[inline(never)]
 pub fn source_towards<I: Ip>(ctx: &TcContext, destination: &Addr) -> Option<Addr> {
     // SAFETY: all fields are integers or unions of them.
@@ -188,6 +188,11 @@ pub fn source_towards<I: Ip>(ctx: &TcContext, destination: &Addr) -> Option<Addr
         return None;
     }
     if I::FAMILY == FAMILY_IPV6 {
+        // The kernel prefers IPv6 routes by the link, but takes others if there are none: for a packet
+        // that a firewall mark sent out of this link, the route that others take.
+        if query.ifindex != ctx.ifindex() {
+            return None;
+        }
         // SAFETY: the helper wrote the source into this member.
         let source = Addr::from_words(unsafe { query.__bindgen_anon_3.ipv6_src });
         return (source != Addr::UNSPECIFIED).then_some(source);
