@@ -97,6 +97,9 @@ fn v6(address: IpAddr) -> Ipv6Addr {
 /// The places of both families in the order of a lab that has both.
 const FAMILIES: [usize; 2] = [0, 1];
 
+/// The unspecified address of each family.
+const ANY: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+
 /// A pod or a node, which has an address of each family.
 trait Place: Deref<Target = Ns> {
     fn all_addresses(&self) -> Vec<IpAddr>;
@@ -128,6 +131,21 @@ fn world_end(lab: &Lab, family: usize) -> (&Ns, IpAddr) {
 fn ip_tables(ns: &Ns, family: usize, rule: &str) {
     let tool = ["iptables", "ip6tables"][family];
     ns.exec(&[&[tool, "-w"], &rule.split_whitespace().collect::<Vec<_>>()[..]].concat()).unwrap();
+}
+
+/// Makes IPv6 sockets of these namespaces leave their port to IPv4 sockets, so that servers of both
+/// families listen on one port.
+fn keep_families_apart(namespaces: &[&Ns]) {
+    namespaces.iter().for_each(|ns| ns.sysctl("net/ipv6/bindv6only", "1").unwrap());
+}
+
+/// Returns an address as it ends in a dumped map.
+fn dumped(address: IpAddr) -> String {
+    let octets = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    format!("{}]", octets.iter().map(u8::to_string).collect::<Vec<_>>().join(","))
 }
 
 /// Exchanges a stream with a pod or a node by each of its addresses. Asserts that the client's

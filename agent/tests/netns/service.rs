@@ -19,7 +19,9 @@ pub const API_SERVER: [IpAddr; 2] = service(1);
 pub const NEAR: [IpAddr; 2] = service(0x20);
 /// A service with pods behind it on the other node.
 pub const FAR: [IpAddr; 2] = service(0x21);
-const fn service(last: u8) -> [IpAddr; 2] {
+
+/// Returns a ClusterIP of each family. No host has it.
+pub const fn service(last: u8) -> [IpAddr; 2] {
     [
         IpAddr::V4(Ipv4Addr::new(10, 96, 0, last)),
         IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, last as u16)),

@@ -14,7 +14,7 @@ use crate::sockets::{UdpSocket, udp, unspecified, wait_until};
 use crate::{FAMILIES, world_end};
 
 /// Routes of the underlay to the world, of each family, with a smaller MTU.
-const SHRUNK: &str = "route change 198.51.100.0/24 dev world src 198.51.100.1 proto kernel scope link mtu lock 1280\n\
+pub(super) const SHRUNK: &str = "route change 198.51.100.0/24 dev world src 198.51.100.1 proto kernel scope link mtu lock 1280\n\
     route replace 2001:db8::/64 dev world proto kernel metric 256 mtu lock 1280\n";
 
 #[test]

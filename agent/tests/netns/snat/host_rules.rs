@@ -4,18 +4,20 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use xtask::lab::{Mode, traffic};
+use podwire_common::names::maps;
+use xtask::lab::{Mode, Node, traffic};
 
 use super::past_stack::{Connection, Scene};
 use super::uplinks::two_uplinks;
-use super::{ask, assert_alive};
-use crate::service::{drop_invalid, iptables};
-use crate::sockets::{UdpSocket, connect_from, listen, udp};
+use super::{ask, assert_alive, tracked};
+use crate::service::{drop_invalid, service};
+use crate::sockets::{UdpSocket, connect_from, listen, udp, wait_until};
+use crate::{ANY, FAMILIES, dumped, ip_tables, keep_families_apart, world_end};
 
-/// A service's address. No host has it: a rule translates it.
-const SERVICE: &str = "10.96.0.9";
-/// Longer than an entry of `FLOWS` is valid (256 jiffies), on kernels with at least 250 jiffies a
-/// second.
+/// A service's address of each family. No host has it: a rule translates it.
+const SERVICE: [IpAddr; 2] = service(9);
+/// Longer than an entry of `FLOWS` or `FLOWS6` is valid (256 jiffies), on kernels with at least 250
+/// jiffies a second.
 const A_WHILE: Duration = Duration::from_millis(1200);
 
 #[test]
@@ -24,18 +26,21 @@ fn a_service_outside_answers_under_its_own_address() {
         let scene = Scene::new(mode);
         drop_invalid(&scene.lab);
         serve_outside(&scene);
-        let service: IpAddr = SERVICE.parse().unwrap();
-        let Connection { client, server } = scene.connect_to(service);
-        let datagrams = udp(scene.lab.world(), "0.0.0.0:53");
-        let asking = udp(&scene.pod, "0.0.0.0:0");
+        let flows = FAMILIES.map(|family| (scene.connect_to(SERVICE[family]), scene.datagrams(family)));
         for round in 0..2 {
-            assert_alive(&client, &server, &format!("{mode:?}, round {round}"));
-            ask(&asking, &datagrams, SocketAddr::new(service, 53), &format!("{mode:?}, round {round}"));
+            for (service, (Connection { client, server }, (datagrams, asking))) in SERVICE.iter().zip(&flows)
+            {
+                let what = format!("{mode:?}, {service}, round {round}");
+                assert_alive(client, server, &what);
+                ask(asking, datagrams, SocketAddr::new(*service, 53), &what);
+            }
             std::thread::sleep(A_WHILE);
         }
-        let tracked = scene.node().exec(&["conntrack", "-L", "--orig-dst", SERVICE]).unwrap();
-        assert!(tracked.contains("ESTABLISHED"), "connection tracking sees both directions: {tracked}");
-        assert!(!tracked.contains("UNREPLIED"), "{tracked}");
+        for family in FAMILIES {
+            let tracked = tracked(scene.node(), family, &["--orig-dst", &SERVICE[family].to_string()]);
+            assert!(tracked.contains("ESTABLISHED"), "connection tracking sees both directions: {tracked}");
+            assert!(!tracked.contains("UNREPLIED"), "{tracked}");
+        }
     }
 }
 
@@ -52,24 +57,26 @@ fn one_socket_reaches_an_outer_server_directly_and_by_service() {
             let scene = Scene::new(Mode::Vxlan);
             drop_invalid(&scene.lab);
             serve_outside(&scene);
-            let server = udp(scene.lab.world(), "0.0.0.0:53");
-            let client = udp(&scene.pod, "0.0.0.0:40000");
             let second = if matches!(first, Itself) { Service } else { Itself };
-            for (number, by) in [first, first, second, first, second, second, first].into_iter().enumerate() {
-                let to = match by {
-                    Service => SocketAddr::new(SERVICE.parse().unwrap(), 53),
-                    Itself => scene.to(53),
-                };
-                ask(
-                    &client,
-                    &server,
-                    to,
-                    &format!("{first:?} first, forgotten: {forgotten}, {number}: {by:?}"),
-                );
-                // Connection tracking does not see packets that go past it, and forgets the flow
-                // after half a minute.
-                if forgotten && number == 1 {
-                    scene.node().exec(&["conntrack", "-F"]).unwrap();
+            for family in FAMILIES {
+                let (server, client) = scene.datagrams(family);
+                let order = [first, first, second, first, second, second, first];
+                for (number, by) in order.into_iter().enumerate() {
+                    let to = match by {
+                        Service => SocketAddr::new(SERVICE[family], 53),
+                        Itself => scene.to(family, 53),
+                    };
+                    ask(
+                        &client,
+                        &server,
+                        to,
+                        &format!("{first:?} first, forgotten: {forgotten}, {number}: {by:?}, {to}"),
+                    );
+                    // Connection tracking does not see packets that go past it, and forgets the flow
+                    // after half a minute.
+                    if forgotten && number == 1 {
+                        scene.node().exec(&["conntrack", "-F"]).unwrap();
+                    }
                 }
             }
         }
@@ -81,63 +88,83 @@ fn unanswered_flow_begun_before_its_rule_is_seen_by_it() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         drop_invalid(&scene.lab);
-        let server = udp(scene.lab.world(), "0.0.0.0:53");
-        let client = udp(&scene.pod, "0.0.0.0:40000");
-        let to = SocketAddr::new(SERVICE.parse().unwrap(), 53);
+        let flows = FAMILIES.map(|family| scene.datagrams(family));
+        let to = SERVICE.map(|service| SocketAddr::new(service, 53));
         // The node's rules are not there yet: the service's address goes out into the world, where
         // no host has it.
-        for _ in 0..3 {
-            client.send_to(b"too early", to).unwrap();
+        for ((_, client), to) in flows.iter().zip(to) {
+            for _ in 0..3 {
+                client.send_to(b"too early", to).unwrap();
+            }
         }
         serve_outside(&scene);
-        // kube-proxy does this after it has written a service's rules (stale entries of UDP).
-        scene.node().exec(&["conntrack", "-D", "-p", "udp", "--orig-dst", SERVICE]).unwrap();
-        ask(&client, &server, to, &format!("{mode:?}"));
+        for (family, (server, client)) in flows.iter().enumerate() {
+            // kube-proxy does this after it has written a service's rules (stale entries of UDP).
+            let (name, service) = (["ipv4", "ipv6"][family], SERVICE[family].to_string());
+            let delete = ["conntrack", "-D", "-f", name, "-p", "udp", "--orig-dst", &service];
+            scene.node().exec(&delete).unwrap();
+            ask(client, server, to[family], &format!("{mode:?}, {service}"));
+        }
     }
 }
 
 #[test]
 fn a_flow_follows_the_hosts_routing_policy_for_its_whole_life() {
-    /// Ways to give a flow a routing table of its own: rules of iptables, and a routing rule.
-    const POLICIES: [(&str, &[&str], &str); 3] = [
-        ("a mark", &["-t mangle -A PREROUTING -i pw+ -d 203.0.113.9 -j MARK --set-mark 7"], "fwmark 7"),
+    const GATEWAY: [&str; 2] = ["10.200.0.253", "fd00:10:200::253"];
+    const SERVER: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
+    /// Ways to give a flow to the server a routing table of its own: rules of iptables, and a
+    /// routing rule.
+    const POLICIES: [(&str, &[&str], [&str; 2]); 3] = [
+        ("a mark", &["-t mangle -A PREROUTING -i pw+ -d SERVER -j MARK --set-mark 7"], ["fwmark", "7"]),
         (
             "a mark that is taken off again",
             &[
-                "-t mangle -A PREROUTING -i pw+ -d 203.0.113.9 -j MARK --set-mark 7",
-                "-t mangle -A POSTROUTING -d 203.0.113.9 -j MARK --set-mark 0",
+                "-t mangle -A PREROUTING -i pw+ -d SERVER -j MARK --set-mark 7",
+                "-t mangle -A POSTROUTING -d SERVER -j MARK --set-mark 0",
             ],
-            "fwmark 7",
+            ["fwmark", "7"],
         ),
-        ("its port", &[], "dport 5000-6000"),
+        ("its port", &[], ["dport", "5000-6000"]),
     ];
     for (policy, rules, routing) in POLICIES {
         let scene = Scene::new(Mode::Vxlan);
-        let node = scene.node();
-        // The gateway itself has 203.0.113.9, so only the route by the gateway leads there.
-        let gateway = scene.lab.add_host("gateway", "10.200.0.253".parse().unwrap()).unwrap();
-        gateway.ip("address add 203.0.113.9/32 dev eth0\n").unwrap();
-        traffic::ping(node, "10.200.0.253".parse().unwrap(), 56).unwrap();
-        rules.iter().for_each(|rule| iptables(node, rule));
-        node.ip(&format!("route add default via 10.200.0.253 table 100\nrule add {routing} lookup 100\n"))
-            .unwrap();
+        let (node, pod) = (scene.node(), &scene.pod);
+        // The gateway itself has the server's addresses, so only the route by the gateway leads
+        // there.
+        let gateway = scene.lab.add_host("gateway", GATEWAY[0].parse().unwrap()).unwrap();
+        gateway.sysctl("net/ipv6/conf/all/disable_ipv6", "0").unwrap();
+        gateway.add_address("eth0", GATEWAY[1].parse().unwrap(), 64).unwrap();
+        keep_families_apart(&[&gateway]);
+        let flows = FAMILIES.map(|family| {
+            let (server, by) = (SERVER[family].parse::<IpAddr>().unwrap(), GATEWAY[family]);
+            gateway.add_address("eth0", server, [32, 128][family]).unwrap();
+            traffic::ping(node, by.parse().unwrap(), 56).unwrap();
+            for rule in rules {
+                ip_tables(node, family, &rule.replace("SERVER", SERVER[family]));
+            }
+            follow(node, family, by, &routing);
 
-        let to = "203.0.113.9:5353".parse().unwrap();
-        let (server, listener) = (udp(&gateway, to), listen(&gateway, "203.0.113.9:5443"));
-        let client = udp(&scene.pod, "0.0.0.0:40000");
-        // The connection begins while the flow of datagrams is known.
-        let first = ask(&client, &server, to, policy);
-        let connection = connect_from(&scene.pod, "0.0.0.0:0", "203.0.113.9:5443").unwrap();
-        let (accepted, _) = listener.accept().unwrap();
+            let to = SocketAddr::new(server, 5353);
+            let server = udp(&gateway, to);
+            let client = udp(pod, (ANY[family], 40000));
+            let by_stream = SocketAddr::new(to.ip(), 5443);
+            let listener = listen(&gateway, by_stream);
+            let connect = move || {
+                let connection = connect_from(pod, (ANY[family], 0), by_stream).unwrap();
+                (connection, listener.accept().unwrap().0)
+            };
+            // The connection begins while the flow of datagrams is known.
+            let first = ask(&client, &server, to, policy);
+            (to, client, server, first, connect(), connect)
+        });
         for round in 0..4 {
-            assert_eq!(ask(&client, &server, to, &format!("{policy}, round {round}")), first);
-            assert_alive(&connection, &accepted, &format!("{policy}, round {round}"));
-            let another = connect_from(&scene.pod, "0.0.0.0:0", "203.0.113.9:5443").unwrap();
-            assert_alive(
-                &another,
-                &listener.accept().unwrap().0,
-                &format!("{policy}, round {round}, another"),
-            );
+            for (to, client, server, first, connection, connect) in &flows {
+                let what = format!("{policy}, {to}, round {round}");
+                assert_eq!(ask(client, server, *to, &what), *first);
+                assert_alive(&connection.0, &connection.1, &what);
+                let another = connect();
+                assert_alive(&another.0, &another.1, &format!("{what}, another"));
+            }
             std::thread::sleep(A_WHILE / 3);
         }
     }
@@ -148,16 +175,28 @@ fn a_marked_flow_leaves_by_its_own_uplink_for_its_whole_life() {
     let lab = two_uplinks();
     let node = lab.node(0);
     let pod = node.add_pod("client").unwrap();
-    traffic::ping(node, lab.world_address(), 56).unwrap();
-    traffic::ping(node, "192.168.7.2".parse().unwrap(), 56).unwrap();
-    iptables(node, "-t mangle -A PREROUTING -i pw+ -j MARK --set-mark 7");
-    node.ip("route add default via 192.168.7.2 table 100\nrule add fwmark 7 lookup 100\n").unwrap();
-    let server = udp(lab.world(), "198.51.100.10:53");
-    let client = udp(&pod, "0.0.0.0:40000");
-    let to = SocketAddr::new(lab.world_address(), 53);
+    let own: [IpAddr; 2] = ["192.168.7.1", "fd00:7::1"].map(|own| own.parse().unwrap());
+    node.add_address("eth1", own[1], 64).unwrap();
+    lab.world().add_address("eth1", "fd00:7::2".parse().unwrap(), 64).unwrap();
+    let is_known = || node.map_dump(maps::NODES).unwrap().to_string().contains(&dumped(own[1]));
+    assert!(wait_until(|| is_known().then_some(())).is_some(), "{}", node.agent_log_tail(20));
+    keep_families_apart(&[lab.world(), &pod]);
+    let flows = FAMILIES.map(|family| {
+        let (world, address) = world_end(&lab, family);
+        let by = ["192.168.7.2", "fd00:7::2"][family];
+        for address in [address, by.parse().unwrap()] {
+            traffic::ping(node, address, 56).unwrap();
+        }
+        ip_tables(node, family, "-t mangle -A PREROUTING -i pw+ -j MARK --set-mark 7");
+        follow(node, family, by, &["fwmark", "7"]);
+        let to = SocketAddr::new(address, 53);
+        (udp(world, to), udp(&pod, (ANY[family], 40000)), to)
+    });
     for round in 0..4 {
-        let seen = ask(&client, &server, to, &format!("round {round}"));
-        assert_eq!(seen.ip(), IpAddr::from([192, 168, 7, 1]), "round {round}");
+        for ((server, client, to), own) in flows.iter().zip(own) {
+            let seen = ask(client, server, *to, &format!("{to}, round {round}"));
+            assert_eq!(seen.ip(), own, "round {round}");
+        }
         std::thread::sleep(A_WHILE / 3);
     }
 }
@@ -165,36 +204,42 @@ fn a_marked_flow_leaves_by_its_own_uplink_for_its_whole_life() {
 #[test]
 fn rules_that_change_a_first_packet_in_any_way_see_all() {
     const CONNECTIONS: usize = 10;
+    const TTL: [&str; 2] = ["-j TTL --ttl-set 17", "-j HL --hl-set 17"];
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         let node = scene.node();
-        iptables(
-            node,
-            "-t mangle -A FORWARD -p tcp --dport 443 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000",
-        );
-        for (port, change) in [(53, "-j DSCP --set-dscp 10"), (54, "-j TTL --ttl-set 17")] {
-            iptables(node, &format!("-t mangle -A POSTROUTING -p udp --dport {port} {change}"));
-        }
-        for number in 0..CONNECTIONS {
-            let Connection { client, server } = scene.connect_to(scene.lab.world_address());
-            assert_alive(&client, &server, &format!("{mode:?}, {number}"));
-            let port = server.peer_addr().unwrap().port();
-            let filter = format!("( dport = :{port} )");
-            let shown = scene.lab.world().exec(&["ss", "-Htin", &filter]).unwrap();
-            let mss =
-                shown.split_whitespace().find_map(|word| word.strip_prefix("mss:")?.parse::<u32>().ok());
-            assert!(mss.is_some_and(|mss| mss <= 1000), "{mode:?}, {number}: {shown}");
-        }
-        for port in [53, 54] {
-            let server = udp(scene.lab.world(), ("0.0.0.0", port));
-            let client = udp(&scene.pod, "0.0.0.0:40000");
-            for number in 0..CONNECTIONS {
-                ask(&client, &server, scene.to(port), &format!("{mode:?}, {number}"));
+        for family in FAMILIES {
+            ip_tables(
+                node,
+                family,
+                "-t mangle -A FORWARD -p tcp --dport 443 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000",
+            );
+            for (port, change) in [(53, "-j DSCP --set-dscp 10"), (54, TTL[family])] {
+                ip_tables(node, family, &format!("-t mangle -A POSTROUTING -p udp --dport {port} {change}"));
             }
-            let counted = node.exec(&["iptables", "-t", "mangle", "-nvxL", "POSTROUTING"]).unwrap();
-            let rule = counted.lines().find(|line| line.contains(&format!("dpt:{port}"))).unwrap();
-            let packets = rule.split_whitespace().next().unwrap();
-            assert_eq!(packets, CONNECTIONS.to_string(), "{mode:?}, to {port}: {counted}");
+            for number in 0..CONNECTIONS {
+                let Connection { client, server } = scene.connect(family);
+                let peer = server.peer_addr().unwrap();
+                assert_alive(&client, &server, &format!("{mode:?}, {peer}, {number}"));
+                let filter = format!("( dport = :{} )", peer.port());
+                let shown = scene.lab.world().exec(&["ss", "-Htin", &filter]).unwrap();
+                let mss =
+                    shown.split_whitespace().find_map(|word| word.strip_prefix("mss:")?.parse::<u32>().ok());
+                assert!(mss.is_some_and(|mss| mss <= 1000), "{mode:?}, {peer}, {number}: {shown}");
+            }
+            for port in [53, 54] {
+                let server = udp(scene.lab.world(), (ANY[family], port));
+                let client = udp(&scene.pod, (ANY[family], 40000));
+                let to = scene.to(family, port);
+                for number in 0..CONNECTIONS {
+                    ask(&client, &server, to, &format!("{mode:?}, {to}, {number}"));
+                }
+                let tool = ["iptables", "ip6tables"][family];
+                let counted = node.exec(&[tool, "-t", "mangle", "-nvxL", "POSTROUTING"]).unwrap();
+                let rule = counted.lines().find(|line| line.contains(&format!("dpt:{port}"))).unwrap();
+                let packets = rule.split_whitespace().next().unwrap();
+                assert_eq!(packets, CONNECTIONS.to_string(), "{mode:?}, to {to}: {counted}");
+            }
         }
     }
 }
@@ -204,33 +249,37 @@ fn what_the_host_keeps_or_refuses_is_kept_and_refused() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         let scene = Scene::new(mode);
         drop_invalid(&scene.lab);
-        let node = scene.node();
-        for protocol in ["tcp", "udp"] {
-            let here = format!("{}:8081", node.address());
-            iptables(
-                node,
-                &format!(
-                    "-t nat -A PREROUTING -i pw+ -p {protocol} --dport 80 -j DNAT --to-destination {here}"
-                ),
-            );
-            iptables(node, &format!("-A FORWARD -p {protocol} --dport 81 -j REJECT"));
+        for family in FAMILIES {
+            the_host_keeps_and_refuses(&scene, family);
         }
-        let (listener, server) = (listen(node, "0.0.0.0:8081"), udp(node, "0.0.0.0:8081"));
-        let client = udp(&scene.pod, "0.0.0.0:40000");
-        let connection = connect_from(&scene.pod, "0.0.0.0:0", scene.to(80)).unwrap();
-        let (accepted, peer) = listener.accept().unwrap();
-        assert_eq!(peer.ip(), scene.pod.address(), "{mode:?}");
-        for round in 0..3 {
-            assert_alive(&connection, &accepted, &format!("{mode:?}, round {round}"));
-            ask(&client, &server, scene.to(80), &format!("{mode:?}, round {round}"));
-        }
-        let refused = udp(&scene.pod, "0.0.0.0:40001");
-        refused.connect(scene.to(81)).unwrap();
-        for round in 0..3 {
-            let error = connect_from(&scene.pod, "0.0.0.0:0", scene.to(81)).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{mode:?}, round {round}");
-            assert_eq!(refusal(&refused), ErrorKind::ConnectionRefused, "{mode:?}, round {round}");
-        }
+    }
+}
+
+fn the_host_keeps_and_refuses(scene: &Scene, family: usize) {
+    let (node, any) = (scene.node(), ANY[family]);
+    let here = SocketAddr::new(node.addresses()[family], 8081);
+    for protocol in ["tcp", "udp"] {
+        let keep = format!("-i pw+ -p {protocol} --dport 80 -j DNAT --to-destination {here}");
+        ip_tables(node, family, &format!("-t nat -A PREROUTING {keep}"));
+        ip_tables(node, family, &format!("-A FORWARD -p {protocol} --dport 81 -j REJECT"));
+    }
+    let (listener, server) = (listen(node, (any, 8081)), udp(node, (any, 8081)));
+    let client = udp(&scene.pod, (any, 40000));
+    let [kept, refused] = [80, 81].map(|port| scene.to(family, port));
+    let connection = connect_from(&scene.pod, (any, 0), kept).unwrap();
+    let (accepted, peer) = listener.accept().unwrap();
+    let what = format!("{:?}, {}", scene.lab.mode(), kept.ip());
+    assert_eq!(peer.ip(), scene.pod.addresses()[family], "{what}");
+    for round in 0..3 {
+        assert_alive(&connection, &accepted, &format!("{what}, round {round}"));
+        ask(&client, &server, kept, &format!("{what}, round {round}"));
+    }
+    let asking = udp(&scene.pod, (any, 40001));
+    asking.connect(refused).unwrap();
+    for round in 0..3 {
+        let error = connect_from(&scene.pod, (any, 0), refused).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{what}, round {round}");
+        assert_eq!(refusal(&asking), ErrorKind::ConnectionRefused, "{what}, round {round}");
     }
 }
 
@@ -239,13 +288,21 @@ fn refusal(socket: &UdpSocket) -> ErrorKind {
     socket.send(b"?").and_then(|_| socket.recv(&mut [0; 10])).unwrap_err().kind()
 }
 
-/// Adds the service's rules: for both protocols, to the world's server.
+/// Gives what a routing rule selects a default route of its own.
+fn follow(node: &Node, family: usize, gateway: &str, selector: &[&str]) {
+    let ip = ["ip", ["-4", "-6"][family]];
+    let route = ["route", "add", "default", "via", gateway, "table", "100"];
+    node.exec(&[&ip[..], &route].concat()).unwrap();
+    node.exec(&[&ip, &["rule", "add"], selector, &["lookup", "100"]].concat()).unwrap();
+}
+
+/// Adds the service's rules: for both families and protocols, to the world's server.
 fn serve_outside(scene: &Scene) {
-    let world = scene.lab.world_address();
-    for protocol in ["tcp", "udp"] {
-        iptables(
-            scene.node(),
-            &format!("-t nat -A PREROUTING -d {SERVICE} -p {protocol} -j DNAT --to-destination {world}"),
-        );
+    for (family, world) in scene.lab.world_addresses().into_iter().enumerate() {
+        for protocol in ["tcp", "udp"] {
+            let service = SERVICE[family];
+            let rule = format!("-d {service} -p {protocol} -j DNAT --to-destination {world}");
+            ip_tables(scene.node(), family, &format!("-t nat -A PREROUTING {rule}"));
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
@@ -15,35 +15,39 @@ use rustix::net::{
 use xtask::lab::{Lab, Pod, is_soak};
 
 use crate::sockets::{PATIENCE, listen};
+use crate::{FAMILIES, world_end};
 
 const PODS: usize = 8;
 const PORT: u16 = 443;
 
 #[test]
 fn thousands_of_connections_to_one_server_are_open_at_once() {
-    let connections = if is_soak() { 20_000 } else { 2_000 };
+    let connections = if is_soak() { 20_000 } else { 1_000 };
     let (lab, pods) = lab();
     lab.world().sysctl("net/core/somaxconn", "32768").unwrap();
     lab.world().sysctl("net/ipv4/tcp_max_syn_backlog", "32768").unwrap();
     // The kernel establishes the connections. The server accepts them one by one when all are
     // there.
-    let server = listen(lab.world(), format!("0.0.0.0:{PORT}"));
-    rustix::net::listen(&server, 32_768).unwrap();
-    let to = SocketAddr::new(lab.world_address(), PORT);
-    let clients = on_every_pod(&pods, |pod| {
-        let connections = pod.enter(|| {
-            (0..connections / PODS).map(|_| TcpStream::connect_timeout(&to, PATIENCE).unwrap()).collect()
-        });
-        Parked::new(connections.unwrap())
+    let servers = servers(&lab);
+    servers.iter().for_each(|(server, _)| rustix::net::listen(server, 32_768).unwrap());
+    let clients = servers.each_ref().map(|(_, to)| {
+        on_every_pod(&pods, |pod| {
+            let connections = pod.enter(|| {
+                (0..connections / PODS).map(|_| TcpStream::connect_timeout(to, PATIENCE).unwrap()).collect()
+            });
+            Parked::new(connections.unwrap())
+        })
     });
     let mut peers = BTreeSet::new();
-    for _ in 0..connections {
-        let (mut accepted, peer) = server.accept().unwrap();
-        assert_eq!(peer.ip(), lab.node(0).address());
-        assert!(peers.insert(peer), "{peer} twice");
-        accepted.write_all(b"!").unwrap();
+    for ((server, _), node) in servers.iter().zip(lab.node(0).addresses()) {
+        for _ in 0..connections {
+            let (mut accepted, peer) = server.accept().unwrap();
+            assert_eq!(peer.ip(), node);
+            assert!(peers.insert(peer), "{peer} twice");
+            accepted.write_all(b"!").unwrap();
+        }
     }
-    for mut client in clients.into_iter().flat_map(Parked::take) {
+    for mut client in clients.into_iter().flatten().flat_map(Parked::take) {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         client.read_exact(&mut [0]).unwrap();
     }
@@ -96,33 +100,41 @@ impl Parked {
 
 #[test]
 fn short_connections_in_a_row_never_run_out_of_ports() {
-    let connections = if is_soak() { 200_000 } else { 4_000 };
+    let connections = if is_soak() { 200_000 } else { 2_000 };
     let (lab, pods) = lab();
     lab.world().sysctl("net/core/somaxconn", "4096").unwrap();
-    let server = listen(lab.world(), format!("0.0.0.0:{PORT}"));
-    let to = SocketAddr::new(lab.world_address(), PORT);
-    std::thread::scope(|scope| {
-        // The server closes first, so the server is the end that remembers the connection for a
-        // minute.
-        let serving = scope.spawn(|| {
-            for _ in 0..connections {
-                drop(server.accept().unwrap());
-            }
-        });
-        on_every_pod(&pods, |pod| {
-            pod.enter(|| {
-                for number in 0..connections / PODS {
-                    let mut client = TcpStream::connect_timeout(&to, PATIENCE)
-                        .unwrap_or_else(|error| panic!("{}: connection {number}: {error}", pod.name()));
-                    client.set_read_timeout(Some(PATIENCE)).unwrap();
-                    assert_eq!(client.read(&mut [0]).unwrap(), 0, "closed by the server");
+    for (server, to) in servers(&lab) {
+        std::thread::scope(|scope| {
+            // The server closes first, so the server is the end that remembers the connection for a
+            // minute.
+            let serving = scope.spawn(|| {
+                for _ in 0..connections {
+                    drop(server.accept().unwrap());
                 }
-            })
-            .unwrap();
+            });
+            on_every_pod(&pods, |pod| {
+                pod.enter(|| {
+                    for number in 0..connections / PODS {
+                        let mut client = TcpStream::connect_timeout(&to, PATIENCE)
+                            .unwrap_or_else(|error| panic!("{}: {number} to {to}: {error}", pod.name()));
+                        client.set_read_timeout(Some(PATIENCE)).unwrap();
+                        assert_eq!(client.read(&mut [0]).unwrap(), 0, "closed by the server");
+                    }
+                })
+                .unwrap();
+            });
+            serving.join().unwrap();
         });
-        serving.join().unwrap();
-    });
+    }
     assert_nothing_refused(&lab);
+}
+
+/// Returns a server of the world of each family, and its address.
+fn servers(lab: &Lab) -> [(TcpListener, SocketAddr); 2] {
+    FAMILIES.map(|family| {
+        let to = SocketAddr::new(world_end(lab, family).1, PORT);
+        (listen(lab.world(), to), to)
+    })
 }
 
 fn lab() -> (Lab, Vec<Pod>) {

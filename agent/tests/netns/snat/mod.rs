@@ -15,6 +15,8 @@ mod uplinks;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
+use xtask::lab::Ns;
+
 use crate::sockets::{PATIENCE, UdpSocket};
 
 /// Asserts that each end of a connection receives what the other end sends.
@@ -43,4 +45,10 @@ pub fn ask(client: &UdpSocket, server: &UdpSocket, to: SocketAddr, what: &str) -
 /// Returns the source that a server sees: this address and this port of a node.
 fn of_node(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
+}
+
+/// Lists what connection tracking knows of a family's flows.
+fn tracked(ns: &Ns, family: usize, filter: &[&str]) -> String {
+    let list = ["conntrack", "-L", "-f", ["ipv4", "ipv6"][family]];
+    ns.exec(&[&list, filter].concat()).unwrap()
 }
