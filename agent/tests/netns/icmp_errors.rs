@@ -169,7 +169,7 @@ fn a_pod_tells_of_packets_too_large_for_what_it_forwards_to() {
 }
 
 /// Returns a frame with an IP packet of the addresses' family. `macs`: destination and source.
-fn frame(
+pub fn frame(
     [destination_mac, source_mac]: [[u8; 6]; 2],
     ends: (IpAddr, IpAddr),
     transport: &Transport,
