@@ -1,6 +1,7 @@
 //! Floods of new flows: the flooding holder is refused, and the flows of all others still begin.
+//! Each family's flows have a holder of their own.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use podwire_common::abi::{STATE_ESTABLISHED, TRANSLATION_HOST_PORT};
 use podwire_common::names::maps;
@@ -9,10 +10,11 @@ use serde_json::{Value, json};
 use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Mode, Node, Ns, Pod, frames};
 
-use crate::packets::{Packet, Transport, tcp, udp};
-use crate::service::{drop_invalid, iptables};
+use crate::icmp_errors::frame;
+use crate::packets::{Transport, tcp, udp};
+use crate::service::{drop_invalid, service};
 use crate::sockets::{connect_from, listen, wait_until};
-use crate::v4;
+use crate::{ANY, FAMILIES, Place as _, ip_tables, keep_families_apart, world_end};
 
 /// Entries of `TRANSLATIONS` on every node.
 const TABLE: usize = 1024;
@@ -28,14 +30,17 @@ fn flood_takes_a_share_and_others_begin_new_flows() {
     for mode in [Mode::Vxlan, Mode::Direct] {
         for name in FLOODS {
             let scene = Scene::new(mode);
-            scene.flood(name);
-            let drops = scene.node().drops().unwrap();
-            let drop = |reason: Drop| drops.get(reason.name()).copied().unwrap_or_default();
-            assert!(drop(Drop::TranslationShareUsed) > 0, "{mode:?}, {name}: {drops:?}");
-            assert_eq!(drop(Drop::TranslationsFull), 0, "{mode:?}, {name}");
-            let entries = scene.translations();
-            assert!(entries.len() <= TABLE / 2 + 2, "{mode:?}, {name}: {} entries", entries.len());
-            scene.others_begin_new_flows(name);
+            for family in FAMILIES {
+                let what = format!("{mode:?}, {name}, {}", scene.node().addresses()[family]);
+                let refused = scene.drops(Drop::TranslationShareUsed);
+                scene.flood(name, family);
+                assert!(scene.drops(Drop::TranslationShareUsed) > refused, "{what}");
+                assert_eq!(scene.drops(Drop::TranslationsFull), 0, "{what}");
+                // Before this flood, the other family's may have left half of the table.
+                let entries = scene.translations(family).len();
+                assert!((TABLE / 8..=TABLE / 2 + 2).contains(&entries), "{what}: {entries} entries");
+                scene.others_begin_new_flows(&what);
+            }
         }
     }
 }
@@ -43,99 +48,132 @@ fn flood_takes_a_share_and_others_begin_new_flows() {
 #[test]
 fn half_open_connections_to_a_host_port_expire() {
     let scene = Scene::new(Mode::Vxlan);
-    scene.flood("SYNs of invented senders to a hostPort");
-    let half_open = || {
+    let half_open = |family| {
         let of_host_port =
             |entry: &&Value| entry["formatted"]["value"]["kind"] == u64::from(TRANSLATION_HOST_PORT);
-        scene.translations().iter().filter(of_host_port).count()
+        scene.translations(family).iter().filter(of_host_port).count()
     };
-    assert!(half_open() > TABLE / 4, "{}", half_open());
     let state = |entry: &Value| entry["formatted"]["value"]["state"].as_u64().unwrap();
-    let established =
-        scene.translations().iter().filter(|entry| state(entry) & u64::from(STATE_ESTABLISHED) != 0).count();
-    assert_eq!(established, 0, "no sender has completed a handshake");
+    // The first flood leaves half of the table to the second one, which gets half of that.
+    for (family, least) in [(0, TABLE / 4), (1, TABLE / 8)] {
+        scene.flood("SYNs of invented senders to a hostPort", family);
+        assert!(half_open(family) > least, "{family}: {}", half_open(family));
+        let is_established = |entry: &&Value| state(entry) & u64::from(STATE_ESTABLISHED) != 0;
+        let established = scene.translations(family).iter().filter(is_established).count();
+        assert_eq!(established, 0, "no sender has completed a handshake");
+    }
     // The pod's kernel still answers the half-open connections in the listener's queue, so their
     // entries remain.
-    assert!(wait_until(|| (half_open() <= TABLE / 3).then_some(())).is_some(), "{} are left", half_open());
+    let left = || FAMILIES.map(half_open).iter().sum::<usize>();
+    assert!(wait_until(|| (left() <= TABLE / 3).then_some(())).is_some(), "{} are left", left());
     // The hostPort serves again after the flood.
-    let route = Route::translated(SocketAddr::new(scene.node().address(), HOST_PORT), PORT);
-    traffic::udp_exchange_on(scene.lab.world(), &scene.hosted, route, 1000).unwrap();
-    connect_from(scene.lab.world(), "0.0.0.0:0", route.destination).unwrap();
+    for node in scene.node().addresses() {
+        let route = Route::translated(SocketAddr::new(node, HOST_PORT), PORT);
+        traffic::udp_exchange_on(scene.lab.world(), &scene.hosted, route, 1000).unwrap();
+        let any = ANY[usize::from(node.is_ipv6())];
+        connect_from(scene.lab.world(), (any, 0), route.destination).unwrap();
+    }
 }
 
 #[test]
 fn established_connection_survives_the_flood_of_its_host_port() {
     let scene = Scene::new(Mode::Vxlan);
-    let route = Route::translated(SocketAddr::new(scene.node().address(), HOST_PORT + 2), PORT + 1);
-    let stream = traffic::tcp_stream_on(scene.lab.world(), &scene.hosted, route).unwrap();
-    stream.wait_for(1 << 16).unwrap();
-    scene.invented(|source| Packet::new(source, v4(scene.node().address()), tcp(1000, HOST_PORT + 2)));
-    assert!(scene.node().drops().unwrap()[Drop::TranslationShareUsed.name()] > 0);
+    keep_families_apart(&[&scene.hosted]);
+    let streams = scene.node().addresses().into_iter().map(|node| {
+        let route = Route::translated(SocketAddr::new(node, HOST_PORT + 2), PORT + 1);
+        traffic::tcp_stream_on(scene.lab.world(), &scene.hosted, route).unwrap()
+    });
+    let streams: Vec<_> = streams.collect();
+    let go_on = || streams.iter().for_each(|stream| stream.wait_for(1 << 16).unwrap());
+    go_on();
+    for family in FAMILIES {
+        let refused = scene.drops(Drop::TranslationShareUsed);
+        scene.invented(family, &tcp(1000, HOST_PORT + 2));
+        assert!(scene.drops(Drop::TranslationShareUsed) > refused, "{family}");
+    }
     // Under pressure the agent walks the table every second. Flows that are not established expire
-    // after a few seconds of silence, but the established flow stays.
-    assert!(wait_until(|| (scene.translations().len() < TABLE / 3).then_some(())).is_some());
-    stream.wait_for(1 << 16).unwrap();
-    stream.finish().unwrap();
+    // after a few seconds of silence, but the established flows stay.
+    let left = || FAMILIES.map(|family| scene.translations(family).len()).iter().sum::<usize>();
+    assert!(wait_until(|| (left() < TABLE / 3).then_some(())).is_some());
+    go_on();
+    streams.into_iter().for_each(|stream| assert!(stream.finish().unwrap().bytes > 0));
 }
 
 /// Flows get slower, but none breaks, although kube-proxy's rule drops packets in conntrack's state
 /// INVALID.
 #[test]
 fn full_table_of_stack_flows_costs_no_connection() {
+    const SERVICES: [[IpAddr; 2]; 2] = [service(11), service(12)];
     for mode in [Mode::Vxlan, Mode::Direct] {
         let lab = Lab::builder().mode(mode).agent_arguments(&["--max-stack-flows", "256"]).build().unwrap();
         drop_invalid(&lab);
         let node = lab.node(0);
         let [flooder, victim, x, y] = ["flooder", "victim", "x", "y"].map(|name| node.add_pod(name).unwrap());
         let far = lab.node(1).add_pod("far").unwrap();
-        for (service, backend) in [("10.96.0.11", &victim), ("10.96.0.12", &y)] {
-            let to = format!("{}:{PORT}", backend.address());
-            for protocol in ["tcp", "udp"] {
-                let rule = format!(
-                    "-t nat -A PREROUTING -d {service} -p {protocol} --dport 80 -j DNAT --to-destination {to}"
-                );
-                iptables(node, &rule);
+        keep_families_apart(&[&victim]);
+        for family in FAMILIES {
+            for (service, backend) in SERVICES.iter().zip([&victim, &y]) {
+                let (service, to) = (service[family], SocketAddr::new(backend.end(family).1, PORT));
+                for protocol in ["tcp", "udp"] {
+                    let rule = format!("-d {service} -p {protocol} --dport 80 -j DNAT --to-destination {to}");
+                    ip_tables(node, family, &format!("-t nat -A PREROUTING {rule}"));
+                }
             }
         }
-        let service = |last| Ipv4Addr::new(10, 96, 0, last);
-        flood_from(&flooder, |port| {
-            Packet::new(v4(flooder.address()), service(11), udp(port, 80)).with(|packet| packet.ttl = 64)
+        let full = || node.traffic().unwrap().get(Path::StackFlowsFull.name()).copied().unwrap_or_default();
+        for family in FAMILIES {
+            let before = full();
+            flood_from(&flooder, (flooder.end(family).1, SERVICES[0][family]), |port| udp(port, 80));
+            assert!(full() > before, "{mode:?}, {family}: the victim has not used up its share");
+        }
+        for family in FAMILIES {
+            // The victim's flows take the stack, no matter which side begins them. The programs still
+            // record other pods' connections by a service.
+            for (from, to) in [(&x, &victim), (&victim, &x), (&victim, &far), (&far, &victim), (&x, &y)] {
+                let address = to.end(family).1;
+                traffic::tcp_exchange(from, to, address, PORT + 1, 1 << 20)
+                    .unwrap_or_else(|error| panic!("{mode:?}: {} to {address}: {error:#}", from.name()));
+            }
+            for (service, backend) in SERVICES.iter().zip([&victim, &y]) {
+                let route = Route::translated(SocketAddr::new(service[family], 80), PORT);
+                traffic::tcp_exchange_on(&x, backend, route, 1 << 20)
+                    .unwrap_or_else(|error| panic!("{mode:?}: by {}: {error:#}", service[family]));
+            }
+            assert!(marked(node, victim.end(family).1) && !marked(node, y.end(family).1), "{mode:?}");
+        }
+        // These connections begin while the victim is marked. They must go on when the mark is gone.
+        let quiet = SERVICES[0].map(|service| {
+            let route = Route::translated(SocketAddr::new(service, 80), PORT);
+            traffic::tcp_stream_on(&x, &victim, route).unwrap()
         });
-        let full = || node.traffic().unwrap()[Path::StackFlowsFull.name()];
-        assert!(full() > 0, "{mode:?}: the victim has not used up its share");
-        // The victim's flows take the stack, no matter which side begins them. The programs still
-        // record other pods' connections by a service.
-        for (from, to) in [(&x, &victim), (&victim, &x), (&victim, &far), (&far, &victim), (&x, &y)] {
-            traffic::tcp_exchange(from, to, to.address(), PORT + 1, 1 << 20)
-                .unwrap_or_else(|error| panic!("{mode:?}: {} to {}: {error:#}", from.name(), to.name()));
+        let go_on = || quiet.iter().for_each(|stream| stream.wait_for(1 << 16).unwrap());
+        go_on();
+        for family in ["ipv4", "ipv6"] {
+            node.exec(&["conntrack", "-D", "-f", family, "-p", "udp"]).unwrap();
         }
-        for (last, backend) in [(11, &victim), (12, &y)] {
-            let route = Route::translated(SocketAddr::new(service(last).into(), 80), PORT);
-            traffic::tcp_exchange_on(&x, backend, route, 1 << 20)
-                .unwrap_or_else(|error| panic!("{mode:?}: by the service of {}: {error:#}", backend.name()));
-        }
-        let marked = |pod: &Pod| {
-            let dump = node.map_dump(maps::ENDPOINTS).unwrap();
-            let key = format!("{:?}", v4(pod.address()).octets());
-            let entries = dump.as_array().unwrap();
-            let entry = entries.iter().find(|entry| {
-                let bytes = entry["formatted"]["key"]["bytes"].as_array().unwrap();
-                format!("{:?}", bytes[12..].iter().map(|byte| byte.as_u64().unwrap()).collect::<Vec<_>>())
-                    == key
-            });
-            entry.unwrap()["formatted"]["value"]["flags"].as_u64().unwrap() & 1 != 0
-        };
-        assert!(marked(&victim) && !marked(&y), "{mode:?}");
-        // This connection begins while the victim is marked. It must go on when the mark is gone.
-        let route = Route::translated(SocketAddr::new(service(11).into(), 80), PORT);
-        let quiet = traffic::tcp_stream_on(&x, &victim, route).unwrap();
-        quiet.wait_for(1 << 16).unwrap();
-        node.exec(&["conntrack", "-D", "-p", "udp"]).unwrap();
         age_out_stack_flows(node);
-        assert!(wait_until(|| (!marked(&victim)).then_some(())).is_some(), "{mode:?}: still marked");
-        quiet.wait_for(1 << 16).unwrap();
-        quiet.finish().unwrap();
+        for address in victim.addresses() {
+            let is_free = || (!marked(node, *address)).then_some(());
+            assert!(wait_until(is_free).is_some(), "{mode:?}: {address} is still marked");
+        }
+        go_on();
+        quiet.into_iter().for_each(|stream| assert!(stream.finish().unwrap().bytes > 0));
     }
+}
+
+/// Returns whether all flows of a pod's address take the stack.
+fn marked(node: &Node, address: IpAddr) -> bool {
+    let dump = node.map_dump(maps::ENDPOINTS).unwrap();
+    let entries = dump.as_array().unwrap();
+    let entry = entries.iter().find(|entry| addressed(&entry["formatted"]["key"]) == address);
+    entry.unwrap()["formatted"]["value"]["flags"].as_u64().unwrap() & 1 != 0
+}
+
+/// Returns the address in a dumped map.
+fn addressed(dumped: &Value) -> IpAddr {
+    let bytes = dumped["bytes"].as_array().unwrap().iter().map(|byte| byte.as_u64().unwrap() as u8);
+    let octets: [u8; 16] = bytes.collect::<Vec<_>>().try_into().unwrap();
+    Ipv6Addr::from(octets).to_canonical()
 }
 
 /// Removes the flooder's entries, as the agent does when connection tracking has forgotten their
@@ -173,7 +211,7 @@ struct Scene {
     flooder: Pod,
     far: Pod,
     evil: Ns,
-    _listener: std::net::TcpListener,
+    _listener: TcpListener,
 }
 
 impl Scene {
@@ -194,8 +232,8 @@ impl Scene {
         let (pod, flooder) = (node.add_pod("pod").unwrap(), node.add_pod("flooder").unwrap());
         let far = lab.node(1).add_pod("far").unwrap();
         let evil = lab.add_host("evil", EVIL.into()).unwrap();
-        // The listener answers a SYN.
-        let listener = listen(&hosted, ("0.0.0.0", PORT));
+        // The listener answers the SYNs of both families.
+        let listener = listen(&hosted, (Ipv6Addr::UNSPECIFIED, PORT));
         Self { lab, hosted, other_hosted, pod, flooder, far, evil, _listener: listener }
     }
 
@@ -203,74 +241,79 @@ impl Scene {
         self.lab.node(0)
     }
 
-    fn flood(&self, name: &str) {
-        let node = v4(self.node().address());
-        let world = v4(self.lab.world_address());
+    fn flood(&self, name: &str, family: usize) {
+        let (node, world) = (self.node().end(family).1, world_end(&self.lab, family).1);
+        let from_pod = |pod: &Pod, to, transport: fn(u16) -> Transport| {
+            flood_from(pod, (pod.end(family).1, to), transport);
+        };
         match name {
-            "SYNs of invented senders to a hostPort" => {
-                self.invented(|source| Packet::new(source, node, tcp(1000, HOST_PORT)));
-            }
-            "datagrams of invented senders to a hostPort" => {
-                self.invented(|source| Packet::new(source, node, udp(1000, HOST_PORT)));
-            }
-            "a pod's datagrams to the world" => self.pod_floods(&self.flooder, world, |port| udp(port, 53)),
-            "a pod's SYNs to the world" => self.pod_floods(&self.flooder, world, |port| tcp(port, 443)),
+            "SYNs of invented senders to a hostPort" => self.invented(family, &tcp(1000, HOST_PORT)),
+            "datagrams of invented senders to a hostPort" => self.invented(family, &udp(1000, HOST_PORT)),
+            "a pod's datagrams to the world" => from_pod(&self.flooder, world, |port| udp(port, 53)),
+            "a pod's SYNs to the world" => from_pod(&self.flooder, world, |port| tcp(port, 443)),
             "a pod's echo requests to the world" => {
-                self.pod_floods(&self.flooder, world, |identifier| Transport::EchoRequest { identifier });
+                from_pod(&self.flooder, world, |identifier| Transport::EchoRequest { identifier });
             }
-            "another node's pod to a hostPort" => {
-                self.pod_floods(&self.far, node, |port| udp(port, HOST_PORT));
-            }
+            "another node's pod to a hostPort" => from_pod(&self.far, node, |port| udp(port, HOST_PORT)),
             _ => unreachable!("a flood without packets"),
         }
     }
 
-    /// Sends packets of a host of the underlay, each with a different invented sender.
-    fn invented(&self, packet: impl Fn(Ipv4Addr) -> Packet) {
-        let macs = (self.node().mac("eth0").unwrap(), self.evil.mac("eth0").unwrap());
-        let frames: Vec<Vec<u8>> = (1..=FLOOD)
-            .map(|number| {
-                let [high, low] = number.to_be_bytes();
-                packet(Ipv4Addr::new(198, 18, high, low)).macs(macs.0, macs.1).build()
-            })
-            .collect();
+    /// Sends packets of a host of the underlay to the node, each with a different invented sender.
+    fn invented(&self, family: usize, transport: &Transport) {
+        let macs = [self.node().mac("eth0").unwrap(), self.evil.mac("eth0").unwrap()];
+        let node = self.node().end(family).1;
+        let sender = |number: u16| match (family, number.to_be_bytes()) {
+            (0, [high, low]) => IpAddr::from([198, 18, high, low]),
+            _ => Ipv6Addr::new(0x2001, 0xdb8, 0x18, 0, 0, 0, 0, number).into(),
+        };
+        let frames: Vec<_> =
+            (1..=FLOOD).map(|number| frame(macs, (sender(number), node), transport, None)).collect();
         send(&self.evil, &frames);
     }
 
-    fn pod_floods(&self, pod: &Pod, destination: Ipv4Addr, transport: impl Fn(u16) -> Transport) {
-        flood_from(pod, |port| Packet::new(v4(pod.address()), destination, transport(port)));
+    fn drops(&self, reason: Drop) -> u64 {
+        self.node().drops().unwrap().get(reason.name()).copied().unwrap_or_default()
     }
 
-    fn translations(&self) -> Vec<Value> {
+    /// Returns the entries of a family.
+    fn translations(&self, family: usize) -> Vec<Value> {
         let dump = self.node().map_dump(maps::TRANSLATIONS).unwrap();
-        dump.as_array().unwrap().clone()
+        let is_of_family =
+            |entry: &&Value| addressed(&entry["formatted"]["key"]["source"]).is_ipv6() == (family == 1);
+        dump.as_array().unwrap().iter().filter(is_of_family).cloned().collect()
     }
 
-    fn others_begin_new_flows(&self, name: &str) {
+    /// Begins flows of both families.
+    fn others_begin_new_flows(&self, what: &str) {
         let (lab, node) = (&self.lab, self.node());
-        let world = Route::to(lab.world_address(), PORT);
-        let host_port = Route::translated(SocketAddr::new(node.address(), OTHER_HOST_PORT), PORT);
-        let ways: [(&str, &Ns, &Ns, Route); 3] = [
-            ("pod to world", &self.pod, lab.world(), world),
-            ("world to hostPort", lab.world(), &self.other_hosted, host_port),
-            ("another node's pod to hostPort", &self.far, &self.other_hosted, host_port),
-        ];
-        for (way, from, to, route) in ways {
-            traffic::tcp_exchange_on(from, to, route, 1000)
-                .unwrap_or_else(|error| panic!("{name}: {way}, TCP: {error:#}"));
-            traffic::udp_exchange_on(from, to, route, 100)
-                .unwrap_or_else(|error| panic!("{name}: {way}, UDP: {error:#}"));
+        for family in FAMILIES {
+            let world = world_end(lab, family).1;
+            let to_world = Route::to(world, PORT);
+            let host_port = Route::translated(SocketAddr::new(node.end(family).1, OTHER_HOST_PORT), PORT);
+            let ways: [(&Ns, &Ns, Route); 3] = [
+                (&self.pod, lab.world(), to_world),
+                (lab.world(), &self.other_hosted, host_port),
+                (&self.far, &self.other_hosted, host_port),
+            ];
+            for (from, to, route) in ways {
+                let way = format!("{what}: {} to {}", from.name(), route.destination);
+                traffic::tcp_exchange_on(from, to, route, 1000)
+                    .unwrap_or_else(|error| panic!("{way}, TCP: {error:#}"));
+                traffic::udp_exchange_on(from, to, route, 100)
+                    .unwrap_or_else(|error| panic!("{way}, UDP: {error:#}"));
+            }
+            let reply = traffic::ping(&self.pod, world, 56);
+            reply.unwrap_or_else(|error| panic!("{what}: echo to {world}: {error:#}"));
         }
-        let reply = traffic::ping(&self.pod, lab.world_address(), 56);
-        reply.unwrap_or_else(|error| panic!("{name}: echo: {error:#}"));
     }
 }
 
-/// Sends raw packets of a pod, each from another port.
-fn flood_from(pod: &Pod, packet: impl Fn(u16) -> Packet) {
-    let macs = (pod.host_mac(), pod.eth0_mac());
-    let frames: Vec<Vec<u8>> =
-        (1..=FLOOD).map(|number| packet(10_000 + number).macs(macs.0, macs.1).build()).collect();
+/// Sends raw packets of a pod from one address to another, each from another port.
+fn flood_from(pod: &Pod, ends: (IpAddr, IpAddr), transport: impl Fn(u16) -> Transport) {
+    let macs = [pod.host_mac(), pod.eth0_mac()];
+    let frames: Vec<_> =
+        (1..=FLOOD).map(|number| frame(macs, ends, &transport(10_000 + number), None)).collect();
     send(pod, &frames);
 }
 
