@@ -17,7 +17,7 @@ use crate::watching::{Watching, by_url, eventually, node, open, pace, server};
 /// Returns a server with three nodes, and the folder in which an earlier agent saved their list.
 async fn kept() -> (ApiServer, std::net::SocketAddr, TempDir) {
     let server = server(3);
-    let address = open(&server, None);
+    let address = open(&server);
     let mut watching = Watching::start(address);
     watching.list().await;
     let cache = watching.cache();
@@ -85,7 +85,7 @@ async fn the_age_is_that_of_the_last_time_that_the_list_was_good() {
 #[tokio::test]
 async fn while_the_server_answers_the_age_is_none_and_then_it_grows() {
     let server = server(1);
-    let mut watching = Watching::start(open(&server, None));
+    let mut watching = Watching::start(open(&server));
     watching.list().await;
     let cache = watching.cache();
     eventually("the list is kept", || cache.exists()).await;
@@ -115,7 +115,7 @@ async fn what_is_kept_is_a_node_list_that_anybody_reads() {
 #[tokio::test]
 async fn what_has_changed_since_is_kept_too() {
     let server = server(1);
-    let mut watching = Watching::start(open(&server, None));
+    let mut watching = Watching::start(open(&server));
     watching.list().await;
     let cache = watching.cache();
     eventually("the list is kept", || cache.exists()).await;

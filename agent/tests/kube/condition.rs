@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use podwire::events::Readiness;
 use serde_json::{Value, json};
-use xtask::api_server::Certificate;
 
 use crate::servers::{Server, kinds};
-use crate::watching::{OWN, Watching, by_kubeconfig, eventually, node, open, pace, server};
+use crate::watching::{
+    LOOPBACKS, OWN, Watching, by_kubeconfig, certificate_of, eventually, node, open_https, pace, server,
+};
 
-fn unavailable(number: u32) -> Value {
+/// Returns `node<number>` with the condition.
+pub fn unavailable(number: u32) -> Value {
     let mut node = node(number);
     let condition = json!({ "type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated" });
     node["status"]["conditions"].as_array_mut().unwrap().push(condition);
@@ -71,23 +73,26 @@ async fn where_it_is_not_set_nothing_is_written() {
 
 #[tokio::test]
 async fn it_is_set_with_the_token_that_there_is_now() {
-    let folder = tempfile::tempdir().unwrap();
-    let (config, token) = (folder.path().join("config"), folder.path().join("token"));
-    std::fs::write(&token, "first").unwrap();
-    let certificate = Certificate::new(&["127.0.0.1"]).unwrap();
-    let server = server(1);
-    server.only_tokens(&["first"]);
-    let address = open(&server, Some(certificate.clone()));
-    let mut watching = Watching::with(by_kubeconfig(&config, address, &certificate, &token), pace(), folder);
-    watching.list().await;
-    std::fs::write(&token, "second").unwrap();
-    server.only_tokens(&["second"]);
-    watching.readiness.send_replace(Readiness::Ready);
-    server.put(unavailable(1));
-    let server = Server::Ours(server, address);
-    eventually("the condition is written", || !writes(&server).is_empty()).await;
-    while condition(&server, OWN).await != "False" {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        assert_eq!(writes(&server).len(), 1, "the first write was refused");
+    for loopback in LOOPBACKS {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, token) = (folder.path().join("config"), folder.path().join("token"));
+        std::fs::write(&token, "first").unwrap();
+        let certificate = certificate_of(loopback);
+        let server = server(1);
+        server.only_tokens(&["first"]);
+        let address = open_https(&server, loopback, certificate.clone());
+        let access = by_kubeconfig(&config, address, &certificate, &token);
+        let mut watching = Watching::with(access.clone(), pace(), folder);
+        watching.list().await;
+        std::fs::write(&token, "second").unwrap();
+        server.only_tokens(&["second"]);
+        watching.readiness.send_replace(Readiness::Ready);
+        server.put(unavailable(1));
+        let server = Server::Ours { server, access, _folder: None };
+        eventually("the condition is written", || !writes(&server).is_empty()).await;
+        while condition(&server, OWN).await != "False" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert_eq!(writes(&server).len(), 1, "the first write was refused");
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::watching::{Watching, by_url, eventually, node, open, pace, server};
 #[tokio::test]
 async fn a_server_that_hangs_is_given_up_and_asked_again() {
     let server = server(2);
-    let mut watching = Watching::start(open(&server, None));
+    let mut watching = Watching::start(open(&server));
     watching.list().await;
     server.fail(Some(Fault::Hang));
     server.put(node(3));
@@ -24,7 +24,7 @@ async fn a_server_that_hangs_is_given_up_and_asked_again() {
 async fn server_that_hangs_from_the_start_is_given_up_and_asked_again() {
     let server = server(2);
     server.fail(Some(Fault::Hang));
-    let mut watching = Watching::start(open(&server, None));
+    let mut watching = Watching::start(open(&server));
     watching.trouble().await;
     server.fail(None);
     assert_eq!(watching.names().await, ["node1", "node2"]);
@@ -35,7 +35,7 @@ async fn a_server_that_has_nothing_to_say_is_no_trouble() {
     let server = server(2);
     // Some servers send no bookmark while no node changes.
     server.bookmark_every(Duration::from_secs(3600));
-    let mut watching = Watching::start(open(&server, None));
+    let mut watching = Watching::start(open(&server));
     watching.list().await;
     let asked = server.requests().len();
     eventually("the watch is resumed three times", || server.requests().len() >= asked + 3).await;
@@ -52,7 +52,7 @@ async fn half_a_list_is_never_told() {
             let server = server(120);
             server.stream_lists(streams);
             server.fail(Some(Fault::CutAfter(cut)));
-            let mut watching = Watching::start(open(&server, None));
+            let mut watching = Watching::start(open(&server));
             eventually("the agent asks again", || server.requests().len() > 1).await;
             while let Ok(event) = watching.events.try_recv() {
                 let is_list = matches!(event, Event::Nodes(_));
@@ -69,7 +69,7 @@ async fn half_a_list_is_never_told() {
 #[tokio::test]
 async fn a_change_whose_line_is_cut_is_not_lost() {
     let server = server(2);
-    let address = open(&server, None);
+    let address = open(&server);
     let mut watching = Watching::start(address);
     watching.list().await;
     server.stop();
@@ -91,7 +91,7 @@ async fn a_slow_server_is_waited_for_as_long_as_it_sends() {
         server.stream_lists(streams);
         // The whole answer takes longer than `Pace::silence`.
         server.fail(Some(Fault::Slow(500, Duration::from_millis(40))));
-        let mut watching = Watching::start(open(&server, None));
+        let mut watching = Watching::start(open(&server));
         assert_eq!(watching.list().await.records.len(), 40);
     }
 }
@@ -101,7 +101,7 @@ async fn pages_that_expire_begin_anew() {
     let server = server(500);
     server.stream_lists(false);
     server.fail(Some(Fault::PagesExpire));
-    let mut watching = Watching::start(open(&server, None));
+    let mut watching = Watching::start(open(&server));
     let firsts = || {
         server
             .requests()
@@ -119,7 +119,7 @@ async fn what_the_server_refuses_is_said_with_what_to_do() {
     for (code, hint) in [(403, "ClusterRole"), (500, "500"), (503, "503"), (429, "429")] {
         let server = server(1);
         server.fail(Some(Fault::Status(code)));
-        let address = open(&server, None);
+        let address = open(&server);
         let mut watching = Watching::start(address);
         let trouble = watching.trouble().await;
         assert!(trouble.contains(hint) && trouble.contains(&address.to_string()), "{code}: {trouble}");
@@ -132,7 +132,7 @@ async fn what_the_server_refuses_is_said_with_what_to_do() {
 async fn the_same_trouble_is_told_once() {
     let server = server(1);
     server.fail(Some(Fault::Status(503)));
-    let mut watching = Watching::start(open(&server, None));
+    let mut watching = Watching::start(open(&server));
     watching.trouble().await;
     let asked = server.requests().len();
     eventually("the agent asks again", || server.requests().len() > asked + 1).await;
@@ -145,7 +145,7 @@ async fn the_same_trouble_is_told_once() {
 async fn between_attempts_there_is_a_pause() {
     let server = server(1);
     server.fail(Some(Fault::Status(503)));
-    let address = open(&server, None);
+    let address = open(&server);
     let patient = Pace { pause: Duration::from_secs(30), ..pace() };
     let mut watching = Watching::with(by_url(address), patient, tempfile::tempdir().unwrap());
     watching.trouble().await;
@@ -157,7 +157,7 @@ async fn between_attempts_there_is_a_pause() {
 #[tokio::test]
 async fn changes_meanwhile_are_told_together() {
     let server = server(1);
-    let address = open(&server, None);
+    let address = open(&server);
     let slow = Pace { rest: Duration::from_secs(2), ..pace() };
     let mut watching = Watching::with(by_url(address), slow, tempfile::tempdir().unwrap());
     watching.list().await;
@@ -174,7 +174,7 @@ async fn watches_that_end_at_once_are_not_asked_for_without_end() {
     for streams in [true, false] {
         let server = server(2);
         server.stream_lists(streams);
-        let mut watching = Watching::start(open(&server, None));
+        let mut watching = Watching::start(open(&server));
         watching.list().await;
         server.fail(Some(Fault::WatchesEnd));
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -189,7 +189,7 @@ async fn watches_that_end_at_once_are_not_asked_for_without_end() {
 #[tokio::test]
 async fn an_answer_that_turns_out_an_error_confirms_nothing() {
     let server = server(2);
-    let mut watching = Watching::start(open(&server, None));
+    let mut watching = Watching::start(open(&server));
     watching.list().await;
     server.stop();
     watching.trouble().await;
@@ -209,7 +209,7 @@ async fn half_a_list_confirms_nothing() {
     for (streams, fault) in [(false, Fault::PagesExpire), (true, Fault::CutAfter(20_000))] {
         let server = server(500);
         server.stream_lists(streams);
-        let mut watching = Watching::start(open(&server, None));
+        let mut watching = Watching::start(open(&server));
         watching.list().await;
         server.stop();
         watching.trouble().await;
@@ -232,7 +232,7 @@ async fn the_beginning_of_a_list_confirms_nothing() {
         let server = server(100);
         server.stream_lists(streams);
         let calm = Pace { rest: Duration::from_millis(200), ..pace() };
-        let access = by_url(open(&server, None));
+        let access = by_url(open(&server));
         let mut watching = Watching::with(access, calm, tempfile::tempdir().unwrap());
         watching.list().await;
         server.stop();
@@ -249,7 +249,7 @@ async fn the_beginning_of_a_list_confirms_nothing() {
 async fn a_list_that_is_about_to_be_told_is_not_confirmed_before() {
     let server = server(2);
     let slow = Pace { rest: Duration::from_secs(2), ..pace() };
-    let mut watching = Watching::with(by_url(open(&server, None)), slow, tempfile::tempdir().unwrap());
+    let mut watching = Watching::with(by_url(open(&server)), slow, tempfile::tempdir().unwrap());
     watching.list().await;
     server.stop();
     watching.trouble().await;
@@ -272,7 +272,7 @@ async fn assert_news_comes_first(watching: &mut Watching) {
 #[tokio::test]
 async fn a_version_that_is_refused_is_not_asked_for_without_end() {
     let server = server(2);
-    let mut watching = Watching::start(open(&server, None));
+    let mut watching = Watching::start(open(&server));
     watching.list().await;
     server.stop();
     server.fail(Some(Fault::VersionsRefused(410)));

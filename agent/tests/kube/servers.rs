@@ -1,14 +1,18 @@
 //! The API servers against which the same tests run.
 
+use std::time::Duration;
+
 use podwire::nodes::kube::{Access, Pace};
 use serde_json::Value;
-use std::net::SocketAddr;
-use std::time::Duration;
+use tempfile::TempDir;
 use xtask::api_server::ApiServer;
 use xtask::envtest::Binaries;
+use xtask::lab::traffic::reserved_address;
 
 use crate::cluster::Cluster;
-use crate::watching::{by_url, node, open, pace, server};
+use crate::watching::{
+    LOOPBACKS, by_kubeconfig, by_url, certificate_of, node, open, open_https, pace, server,
+};
 
 /// The kind of API server that a test asks.
 #[derive(Clone, Debug)]
@@ -17,6 +21,9 @@ pub enum Kind {
     Streams,
     /// The project's own server, which sends lists page by page.
     Pages,
+    /// The project's own server at an IPv6 address, with HTTPS. `--api-server` gives the agent this
+    /// address in place of the kubeconfig's, at which no server listens.
+    Ipv6,
     /// A cluster's own API server.
     Cluster(Binaries),
 }
@@ -24,7 +31,7 @@ pub enum Kind {
 /// Returns the kinds that can run on this machine. A cluster's own server needs its binaries.
 pub fn kinds() -> Vec<Kind> {
     let cluster = Binaries::from_environment().unwrap().map(Kind::Cluster);
-    [Kind::Streams, Kind::Pages].into_iter().chain(cluster).collect()
+    [Kind::Streams, Kind::Pages, Kind::Ipv6].into_iter().chain(cluster).collect()
 }
 
 impl Kind {
@@ -41,11 +48,25 @@ impl Kind {
                 }
                 Server::Cluster(Box::new(cluster))
             }
+            Kind::Ipv6 => {
+                let (server, folder) = (server(nodes), tempfile::tempdir().unwrap());
+                let [config, token] = ["config", "token"].map(|name| folder.path().join(name));
+                std::fs::write(&token, "secret").unwrap();
+                server.only_tokens(&["secret"]);
+                let certificate = certificate_of(LOOPBACKS[1]);
+                let address = open_https(&server, LOOPBACKS[1], certificate.clone());
+                let nowhere = reserved_address(LOOPBACKS[0]).unwrap();
+                let access = Access {
+                    api_server: Some(format!("https://{address}").parse().unwrap()),
+                    ..by_kubeconfig(&config, nowhere, &certificate, &token)
+                };
+                Server::Ours { server, access, _folder: Some(folder) }
+            }
             ours => {
                 let server = server(nodes);
                 server.stream_lists(matches!(ours, Kind::Streams));
-                let address = open(&server, None);
-                Server::Ours(server, address)
+                let access = by_url(open(&server));
+                Server::Ours { server, access, _folder: None }
             }
         }
     }
@@ -53,14 +74,16 @@ impl Kind {
 
 /// An API server that is running.
 pub enum Server {
-    Ours(ApiServer, SocketAddr),
+    /// The project's own: the agent's access, and the folder of its files.
+    Ours { server: ApiServer, access: Access, _folder: Option<TempDir> },
+    /// A cluster's own.
     Cluster(Box<Cluster>),
 }
 
 impl Server {
     pub fn access(&self) -> Access {
         match self {
-            Server::Ours(_, address) => by_url(*address),
+            Server::Ours { access, .. } => access.clone(),
             Server::Cluster(cluster) => cluster.access(),
         }
     }
@@ -69,28 +92,28 @@ impl Server {
     /// `silence` is longer for that server.
     pub fn pace(&self) -> Pace {
         match self {
-            Server::Ours(..) => pace(),
+            Server::Ours { .. } => pace(),
             Server::Cluster(_) => Pace { silence: Duration::from_secs(100), ..pace() },
         }
     }
 
     pub async fn put(&self, node: Value) {
         match self {
-            Server::Ours(server, _) => server.put(node),
+            Server::Ours { server, .. } => server.put(node),
             Server::Cluster(cluster) => cluster.put(&node).await,
         }
     }
 
     pub async fn delete(&self, name: &str) {
         match self {
-            Server::Ours(server, _) => server.delete(name),
+            Server::Ours { server, .. } => server.delete(name),
             Server::Cluster(cluster) => cluster.delete(name).await,
         }
     }
 
     pub async fn node(&self, name: &str) -> Option<Value> {
         match self {
-            Server::Ours(server, _) => server.node(name),
+            Server::Ours { server, .. } => server.node(name),
             Server::Cluster(cluster) => cluster.node(name).await,
         }
     }
@@ -98,7 +121,7 @@ impl Server {
     /// Returns the agent's requests so far: method, path, query.
     pub fn requests(&self) -> Vec<String> {
         match self {
-            Server::Ours(server, _) => server.requests(),
+            Server::Ours { server, .. } => server.requests(),
             Server::Cluster(cluster) => cluster.requests(),
         }
     }
@@ -106,7 +129,7 @@ impl Server {
     /// Ends every connection of the agent and refuses new ones.
     pub async fn stop(&mut self) {
         match self {
-            Server::Ours(server, _) => server.stop(),
+            Server::Ours { server, .. } => server.stop(),
             Server::Cluster(cluster) => cluster.stop().await,
         }
     }
@@ -114,7 +137,7 @@ impl Server {
     /// Lets the agent connect again.
     pub async fn start(&mut self) {
         match self {
-            Server::Ours(server, _) => server.start().unwrap(),
+            Server::Ours { server, .. } => server.start().unwrap(),
             Server::Cluster(cluster) => cluster.start_again().await,
         }
     }
@@ -122,7 +145,7 @@ impl Server {
     /// Makes the server answer 410 to a watch from an earlier version.
     pub async fn forget_changes(&mut self) {
         match self {
-            Server::Ours(server, _) => server.forget_changes(),
+            Server::Ours { server, .. } => server.forget_changes(),
             Server::Cluster(cluster) => cluster.restart().await,
         }
     }

@@ -1,6 +1,6 @@
 //! An API server, the agent's node source, and the events that the owner of state would get.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use crate::servers::Server;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The node of the tested agent.
 pub const OWN: &str = "node1";
+/// The loopback addresses at which servers listen.
+pub const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// Returns short times for a test.
 pub fn pace() -> Pace {
@@ -60,11 +62,23 @@ pub fn node(number: u32) -> Value {
     })
 }
 
-/// Serves HTTP on a loopback port, which stays the same after a restart.
-pub fn open(server: &ApiServer, certificate: Option<Certificate>) -> SocketAddr {
-    let address = reserved_address().unwrap();
-    server.listen(move || TcpListener::bind(address), certificate).unwrap();
+/// Serves HTTP on a port of 127.0.0.1, which stays the same after a restart.
+pub fn open(server: &ApiServer) -> SocketAddr {
+    let address = reserved_address(LOOPBACKS[0]).unwrap();
+    server.listen(move || TcpListener::bind(address), None).unwrap();
     address
+}
+
+/// Serves HTTPS on a port of a loopback address, which stays the same after a restart.
+pub fn open_https(server: &ApiServer, loopback: IpAddr, certificate: Certificate) -> SocketAddr {
+    let address = reserved_address(loopback).unwrap();
+    server.listen(move || TcpListener::bind(address), Some(certificate)).unwrap();
+    address
+}
+
+/// Returns a certificate for an address, without any name.
+pub fn certificate_of(address: IpAddr) -> Certificate {
+    Certificate::new(&[&address.to_string()]).unwrap()
 }
 
 /// A running node source.

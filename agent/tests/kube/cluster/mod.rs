@@ -3,7 +3,7 @@
 mod door;
 mod processes;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
@@ -16,7 +16,7 @@ use xtask::envtest::Binaries;
 
 use self::door::Door;
 use self::processes::{Processes, free_address};
-use crate::watching::by_kubeconfig;
+use crate::watching::{LOOPBACKS, by_kubeconfig};
 
 const ADMIN_TOKEN: &str = "administrator";
 /// The manifest that installs the agent.
@@ -35,9 +35,14 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a server with the agent's account, which has no rights yet. Returns when it serves.
     pub async fn start(binaries: Binaries) -> Self {
-        let processes = Processes::start(binaries);
+        Self::start_at(binaries, LOOPBACKS[0]).await
+    }
+
+    /// Does the same at one of the loopback addresses. Services have the family of this address.
+    pub async fn start_at(binaries: Binaries, loopback: IpAddr) -> Self {
+        let processes = Processes::start(binaries, loopback);
         let admin = client(&processes, ADMIN_TOKEN).await;
-        let mut door = Door::new(free_address(), processes.address);
+        let mut door = Door::new(free_address(loopback), processes.address);
         door.open().await;
         let cluster = Self { processes, door, admin, folder: tempfile::tempdir().unwrap() };
         cluster.serves().await;

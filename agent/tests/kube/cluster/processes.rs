@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -13,6 +13,7 @@ use xtask::envtest::Binaries;
 use xtask::lab::traffic::reserved_address;
 
 use super::ADMIN_TOKEN;
+use crate::watching::certificate_of;
 
 /// Logs every request on arrival, except the administrator's.
 const AUDIT_POLICY: &str = r#"{
@@ -61,10 +62,10 @@ pub(super) struct Processes {
 
 impl Processes {
     /// Starts both processes and does not wait until they serve.
-    pub(super) fn start(binaries: Binaries) -> Self {
+    pub(super) fn start(binaries: Binaries, loopback: IpAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let [client, peer] = [(); 2].map(|()| format!("http://{}", free_address()));
+        let [client, peer] = [(); 2].map(|()| format!("http://{}", free_address(loopback)));
         let etcd = [
             option("data-dir", path("etcd")),
             option("listen-client-urls", &client),
@@ -73,7 +74,7 @@ impl Processes {
             option("initial-advertise-peer-urls", &peer),
             option("initial-cluster", format!("default={peer}")),
         ];
-        let certificate = Certificate::new(&["127.0.0.1"]).unwrap();
+        let certificate = certificate_of(loopback);
         fs::write(path("server.crt"), certificate.pem()).unwrap();
         fs::write(path("server.key"), certificate.key_pem()).unwrap();
         fs::write(path("tokens.csv"), format!("{ADMIN_TOKEN},admin,admin,system:masters\n")).unwrap();
@@ -83,7 +84,7 @@ impl Processes {
             _etcd: Process::start(&binaries.etcd, &etcd, &path("etcd.log")),
             binaries,
             etcd_url: client,
-            address: free_address(),
+            address: free_address(loopback),
             certificate,
             folder,
         };
@@ -95,20 +96,22 @@ impl Processes {
     /// keeps its data.
     pub(super) fn start_api_server(&mut self) {
         let path = |name: &str| self.folder.path().join(name);
+        // Their family must be that of the advertised address.
+        let services = if self.address.is_ipv4() { "10.0.0.0/24" } else { "fd00:10:96::/112" };
         let arguments = [
             option("etcd-servers", &self.etcd_url),
-            option("bind-address", "127.0.0.1"),
-            option("advertise-address", "127.0.0.1"),
+            option("bind-address", self.address.ip().to_string()),
+            option("advertise-address", self.address.ip().to_string()),
             option("secure-port", self.address.port().to_string()),
             option("tls-cert-file", path("server.crt")),
             option("tls-private-key-file", path("server.key")),
             option("cert-dir", path("certificates")),
             option("token-auth-file", path("tokens.csv")),
             option("authorization-mode", "RBAC"),
-            option("service-account-issuer", "https://127.0.0.1"),
+            option("service-account-issuer", format!("https://{}", self.address)),
             option("service-account-key-file", path("server.crt")),
             option("service-account-signing-key-file", path("server.key")),
-            option("service-cluster-ip-range", "10.0.0.0/24"),
+            option("service-cluster-ip-range", services),
             // Without a reconciler the API server does not write its own endpoints. Such writes
             // would increase versions, as the tests' own writes do.
             option("endpoint-reconciler-type", "none"),
@@ -136,9 +139,9 @@ impl Processes {
     }
 }
 
-/// Returns an address with a port on which no socket listens.
-pub(super) fn free_address() -> SocketAddr {
-    reserved_address().unwrap()
+/// Returns the address with a port on which no socket listens.
+pub(super) fn free_address(loopback: IpAddr) -> SocketAddr {
+    reserved_address(loopback).unwrap()
 }
 
 fn option(name: &str, value: impl AsRef<OsStr>) -> String {

@@ -56,16 +56,17 @@ pub fn bound<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// Returns a loopback address with a port that the kernel gives to no other process until this
+/// Returns this loopback address with a port that the kernel gives to no other process until this
 /// process ends. A socket that does not listen holds the port. Servers may bind it as well, one
 /// after the other (`SO_REUSEADDR`); between two servers, no other process can take it.
 ///
 /// # Errors
 /// When every port is in use.
-pub fn reserved_address() -> io::Result<SocketAddr> {
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+pub fn reserved_address(loopback: IpAddr) -> io::Result<SocketAddr> {
+    let family = if loopback.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, SocketType::STREAM, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    rustix::net::bind(&socket, &SocketAddr::new(loopback, 0))?;
     // The conversion is only for `local_addr`: this socket never listens.
     let socket = TcpListener::from(socket);
     let address = socket.local_addr()?;
@@ -151,10 +152,12 @@ mod tests {
 
     #[test]
     fn a_reserved_port_is_for_one_server_after_the_other() {
-        let address = reserved_address().unwrap();
-        for _ in 0..2 {
-            let server = bound(|| TcpListener::bind(address)).unwrap();
-            assert_eq!(server.local_addr().unwrap(), address);
+        for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let address = reserved_address(loopback).unwrap();
+            for _ in 0..2 {
+                let server = bound(|| TcpListener::bind(address)).unwrap();
+                assert_eq!(server.local_addr().unwrap(), address);
+            }
         }
     }
 }
