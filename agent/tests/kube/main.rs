@@ -8,6 +8,7 @@ mod cache;
 mod cluster;
 mod condition;
 mod faults;
+mod in_pod;
 mod lists;
 mod restarts;
 mod rights;
