@@ -1,14 +1,19 @@
 //! The agent in an unprivileged container: root with a few capabilities.
 
+use std::net::{IpAddr, SocketAddr};
+
 use podwire_common::names::maps;
 use serde_json::json;
 use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Mode, Node, Pod};
 
+use crate::host_processes::LOOPBACKS;
 use crate::sockets::wait_until;
+use crate::{Place as _, world_end};
 
 const MEBIBYTE: u64 = 1 << 20;
-const FORWARDING: &str = "net/ipv4/ip_forward";
+/// The switches of a node that forwards, of each family.
+const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
 /// The capabilities that the agent needs. The manifest grants them, and DAC_OVERRIDE for folders of
 /// another owner. Without one of them the agent fails, first at this:
@@ -42,7 +47,7 @@ fn whole_life(mode: Mode) {
         .build()
         .unwrap();
     let node = lab.node(0);
-    node.sysctl(FORWARDING, "0").unwrap();
+    FORWARDING.iter().for_each(|switch| node.sysctl(switch, "0").unwrap());
     lab.nodes().iter().for_each(|node| node.start_agent().unwrap());
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.agent_pid().unwrap())).unwrap();
     for line in [format!("CapEff:\t{MASK}"), format!("CapBnd:\t{MASK}"), "NoNewPrivs:\t1".to_owned()] {
@@ -50,7 +55,7 @@ fn whole_life(mode: Mode) {
     }
 
     let everything = json!({
-        "ips": ["10.244.1.77/24"],
+        "ips": ["10.244.1.77/24", "fd00:10:244:1::77/64"],
         "portMappings": [{ "hostPort": 9088, "containerPort": 8080, "protocol": "tcp" }],
         "bandwidth": { "ingressRate": 200_000_000, "ingressBurst": 2_000_000, "egressRate": 200_000_000, "egressBurst": 2_000_000 },
     });
@@ -78,7 +83,10 @@ fn whole_life(mode: Mode) {
     let done = node.uninstall().unwrap();
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(done.status.success(), "{said}");
-    assert_eq!(node.exec(&["cat", &format!("/proc/sys/{FORWARDING}")]).unwrap(), "0\n", "{said}");
+    for switch in FORWARDING {
+        let left = node.exec(&["cat", &format!("/proc/sys/{switch}")]).unwrap();
+        assert_eq!(left, "0\n", "{switch}: {said}");
+    }
     for text in [node.agent_log(), lab.node(1).agent_log(), said] {
         let refused = |line: &&str| {
             ["ERROR", "not permitted", "Permission denied"].iter().any(|word| line.contains(word))
@@ -92,17 +100,15 @@ fn whole_life(mode: Mode) {
 /// outside and from a process of the node.
 fn talk(lab: &Lab, pod: &Pod, near: &Pod, far: &Pod) {
     let node = lab.node(0);
-    for (server, address) in [
-        (&**near, near.address()),
-        (&**far, far.address()),
-        (&**node, node.address()),
-        (lab.world(), lab.world_address()),
-    ] {
-        traffic::tcp_exchange(pod, server, address, 8080, MEBIBYTE).unwrap();
-    }
-    for (client, address) in [(&**node, "127.0.0.1:9088"), (lab.world(), "10.200.0.1:9088")] {
-        traffic::tcp_exchange_on(client, pod, Route::translated(address.parse().unwrap(), 8080), MEBIBYTE)
-            .unwrap();
+    for (family, loopback) in LOOPBACKS.into_iter().enumerate() {
+        let ends = [near.end(family), far.end(family), node.end(family), world_end(lab, family)];
+        for (server, address) in ends {
+            traffic::tcp_exchange(pod, server, address, 8080, MEBIBYTE).unwrap();
+        }
+        for (client, address) in [(&**node, loopback), (lab.world(), node.addresses()[family])] {
+            let route = Route::translated(SocketAddr::new(address, 9088), 8080);
+            traffic::tcp_exchange_on(client, pod, route, MEBIBYTE).unwrap();
+        }
     }
 }
 
@@ -114,18 +120,20 @@ fn check(pod: &Pod) {
 }
 
 fn taken_away_and_put_back(node: &Node, pod: &Pod, mode: Mode) {
-    let route = format!("{}/32 dev {}", pod.address(), pod.host_interface());
     node.exec(&["tc", "qdisc", "del", "dev", pod.host_interface(), "clsact"]).unwrap();
-    node.ip(&format!("route del {route}")).unwrap();
+    for address in pod.addresses() {
+        node.ip(&format!("route del {address} dev {}", pod.host_interface())).unwrap();
+    }
     std::fs::remove_dir_all(node.bpf_dir()).unwrap();
     if mode == Mode::Vxlan {
         node.ip("link del podwire-vxlan").unwrap();
     }
     let back = wait_until(|| {
-        let routes = node.exec(&["ip", "route"]).unwrap();
+        let routes = ["-4", "-6"].map(|family| node.exec(&["ip", family, "route"]).unwrap()).concat();
         let filters = node.exec(&["tc", "filter", "show", "dev", pod.host_interface(), "ingress"]).unwrap();
         let tunnel = mode == Mode::Direct || node.exec(&["ip", "link", "show", "podwire-vxlan"]).is_ok();
-        let there = routes.contains(&pod.address().to_string())
+        let leads = |address: &IpAddr| routes.contains(&format!("{address} dev {}", pod.host_interface()));
+        let there = pod.addresses().iter().all(leads)
             && filters.contains("from_pod")
             && node.bpf_dir().join("links/from_uplink-eth0").exists();
         (there && tunnel).then_some(())

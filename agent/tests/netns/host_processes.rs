@@ -19,7 +19,7 @@ use crate::sweep::comes;
 const MEBIBYTE: u64 = 1 << 20;
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Of each family, in the order of the lab.
-const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(LOOPBACK), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+pub const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(LOOPBACK), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 const ALIAS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// The pods' own port and their hostPort.
 const PORT: u16 = 8080;
