@@ -66,26 +66,31 @@ const DUAL_STACK: Site = Site {
     ],
     web: &["web-1", "web-2"],
     local: [&[], &["solo"]],
-    services: &[
-        Services {
-            web: v4([10, 96, 253, 217]),
-            web_sticky: v4([10, 96, 201, 254]),
-            web_external: v4([203, 0, 113, 7]),
-            solo: v4([10, 96, 83, 94]),
-            nobody: v4([10, 96, 47, 200]),
-            dns: Some((v4([10, 96, 0, 10]), &["dns", "dns-2"])),
-            kubernetes: Some(v4([10, 96, 0, 1])),
-        },
-        Services {
-            web: v6(0xfd00, 0x10, 0x96, 0x60cf),
-            web_sticky: v6(0xfd00, 0x10, 0x96, 0xfc65),
-            web_external: v6(0x2001, 0xdb8, 0x200, 7),
-            solo: v6(0xfd00, 0x10, 0x96, 0xeb6a),
-            nobody: v6(0xfd00, 0x10, 0x96, 0x43e5),
-            dns: None,
-            kubernetes: None,
-        },
-    ],
+    services: &[DUAL_STACK_IPV4, DUAL_STACK_IPV6],
+};
+
+/// The same cluster with IPv6 as the first family of its nodes and pods.
+const IPV6_FIRST: Site =
+    Site { families: Families::DualV6First, services: &[DUAL_STACK_IPV6, DUAL_STACK_IPV4], ..DUAL_STACK };
+
+const DUAL_STACK_IPV4: Services = Services {
+    web: v4([10, 96, 253, 217]),
+    web_sticky: v4([10, 96, 201, 254]),
+    web_external: v4([203, 0, 113, 7]),
+    solo: v4([10, 96, 83, 94]),
+    nobody: v4([10, 96, 47, 200]),
+    dns: Some((v4([10, 96, 0, 10]), &["dns", "dns-2"])),
+    kubernetes: Some(v4([10, 96, 0, 1])),
+};
+
+const DUAL_STACK_IPV6: Services = Services {
+    web: v6(0xfd00, 0x10, 0x96, 0x60cf),
+    web_sticky: v6(0xfd00, 0x10, 0x96, 0xfc65),
+    web_external: v6(0x2001, 0xdb8, 0x200, 7),
+    solo: v6(0xfd00, 0x10, 0x96, 0xeb6a),
+    nobody: v6(0xfd00, 0x10, 0x96, 0x43e5),
+    dns: None,
+    kubernetes: None,
 };
 
 /// The cluster with IPv4 alone of `testdata/kube-proxy`.
@@ -187,6 +192,11 @@ impl Cluster {
     fn in_a_tunnel_of_ipv6(test: impl Fn(&Self)) {
         let builder = Lab::builder().agent_arguments(&["--tunnel-family", "ipv6"]);
         Self::once(builder, Mode::Vxlan, KubeProxy::Nftables, &DUAL_STACK, test);
+    }
+
+    /// Does the same where the first family is IPv6, with one mode of kube-proxy.
+    fn with_ipv6_first(test: impl Fn(&Self)) {
+        Self::once(Lab::builder(), Mode::Vxlan, KubeProxy::Iptables, &IPV6_FIRST, test);
     }
 
     fn once(builder: Builder, mode: Mode, proxy: KubeProxy, site: &'static Site, test: impl Fn(&Self)) {

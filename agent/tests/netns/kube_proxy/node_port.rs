@@ -32,7 +32,7 @@ fn pods_and_the_world_reach_services_in_a_tunnel_of_ipv6() {
     });
 }
 
-fn the_world_reaches_backends(cluster: &Cluster) {
+pub fn the_world_reaches_backends(cluster: &Cluster) {
     let (world, web) = (cluster.world(), cluster.site.web);
     let mut rows = Vec::new();
     for node in [0, 1] {
