@@ -1,8 +1,9 @@
 //! Two nodes, their pods and a world, with one of the networks that the test compares. A chain of
 //! plugins makes the pods, as a runtime calls them. Podwire's chain has one plugin.
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, TcpListener};
 use std::ops::Deref;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use xtask::lab::reference::{self, Join, Masquerade};
 use xtask::lab::{CniCall, CniOutput, Lab, Mode, Node, Ns, traffic};
 
+use crate::FAMILIES;
 use crate::host_ports::mappings;
 use crate::sockets::UdpSocket;
 
@@ -75,25 +77,27 @@ impl Network {
     }
 }
 
-/// The nodes, pods and world on which the cases run.
+/// The nodes, pods and world on which the cases run, with their addresses of one family.
 pub struct Cluster {
     /// The pod with the hostPorts.
-    pub pod: Pod,
+    pub pod: Place,
     /// A pod on the same node.
-    pub near: Pod,
+    pub near: Place,
     /// A pod on the other node.
-    pub far: Pod,
+    pub far: Place,
     /// The node with the hostPorts.
     pub node: Place,
     /// The other node.
     pub other: Place,
     /// A host outside the cluster.
     pub world: Place,
+    /// The place of the family among those of the lab.
+    pub family: usize,
     /// The lab of the cluster.
-    pub lab: Lab,
+    pub lab: Rc<Lab>,
     network: Network,
     next_port: AtomicU16,
-    _behind_closed: (TcpListener, UdpSocket),
+    _behind_closed: Rc<(TcpListener, UdpSocket)>,
 }
 
 /// A namespace with a server for each protocol, bound as long as the cluster exists.
@@ -118,8 +122,8 @@ pub struct Pod {
 pub type HostPort = (u16, u16, &'static str, Option<IpAddr>);
 
 impl Cluster {
-    /// Returns a cluster with its pods.
-    pub fn new(network: Network) -> Result<Self> {
+    /// Returns a cluster with its pods, as seen in each family.
+    pub fn of_each_family(network: Network) -> Result<[Self; 2]> {
         let builder = Lab::builder();
         let lab = match network {
             Network::Podwire(mode) => builder.mode(mode).build()?,
@@ -128,44 +132,53 @@ impl Cluster {
         if let Some(masquerade) = network.masquerade() {
             reference::set_up(&lab, JOIN, masquerade)?;
         }
-        let address = lab.node(0).address();
-        let wanted = [
-            (ANYWHERE, PORT, "tcp", None),
-            (ANYWHERE, PORT, "udp", None),
-            (HERE, PORT, "tcp", Some(address)),
-            (HERE, PORT, "udp", Some(address)),
-            (CLOSED, PORT + 1, "tcp", None),
-            (CLOSED, PORT + 1, "udp", None),
-        ];
-        let patience = network.patience();
+        let mut wanted = vec![(ANYWHERE, PORT, None), (CLOSED, PORT + 1, None)];
+        wanted.extend(lab.node(0).addresses().into_iter().map(|address| (HERE, PORT, Some(address))));
+        let of_protocols =
+            |(host, pod, host_ip)| ["tcp", "udp"].map(|protocol| (host, pod, protocol, host_ip));
+        let wanted: Vec<HostPort> = wanted.into_iter().flat_map(of_protocols).collect();
         let pod = |node: usize, name: &str, wanted: &[HostPort]| {
-            Pod::add(network, lab.node(node), name, wanted).with_context(|| format!("pod {name}"))
+            Made::new(network, lab.node(node), name, wanted).with_context(|| format!("pod {name}"))
         };
-        let place = |ns: &Ns, address| Place::new(ns.clone(), address, patience);
-        Ok(Self {
-            pod: pod(0, "pod", &wanted)?,
-            near: pod(0, "near", &[])?,
-            far: pod(1, "far", &[])?,
-            node: place(lab.node(0), address)?,
-            other: place(lab.node(1), lab.node(1).address())?,
-            world: place(lab.world(), lab.world_address())?,
-            _behind_closed: bound(lab.node(0), (Ipv4Addr::UNSPECIFIED.into(), CLOSED))?,
-            network,
-            next_port: AtomicU16::new(21_000),
-            lab,
-        })
+        let pods = [pod(0, "pod", &wanted)?, pod(0, "near", &[])?, pod(1, "far", &[])?];
+        // `::` stands for the addresses of both families.
+        let behind_closed = Rc::new(bound(lab.node(0), (Ipv6Addr::UNSPECIFIED.into(), CLOSED))?);
+        let (lab, patience) = (Rc::new(lab), network.patience());
+        let of_family = |family: usize| -> Result<Self> {
+            let place = |ns: &Ns, addresses: &[IpAddr]| Place::new(ns.clone(), addresses[family], patience);
+            let [pod, near, far] = pods.each_ref().map(|pod| place(&pod.ns, &pod.addresses));
+            let [node, other] = [0, 1].map(|node| place(lab.node(node), &lab.node(node).addresses()));
+            Ok(Self {
+                pod: pod?,
+                near: near?,
+                far: far?,
+                node: node?,
+                other: other?,
+                world: place(lab.world(), &lab.world_addresses())?,
+                family,
+                lab: Rc::clone(&lab),
+                network,
+                next_port: AtomicU16::new(21_000),
+                _behind_closed: Rc::clone(&behind_closed),
+            })
+        };
+        let [one, other] = FAMILIES.map(of_family);
+        Ok([one?, other?])
     }
 
     /// Adds another pod on the node with the hostPorts.
     pub fn add_pod(&self, name: &str, wanted: &[HostPort]) -> Result<Pod> {
-        Pod::add(self.network, self.lab.node(0), name, wanted).with_context(|| format!("pod {name}"))
+        let name = self.name_of(name);
+        let made = Made::new(self.network, self.lab.node(0), &name, wanted);
+        let Made { ns, addresses, chain } = made.with_context(|| format!("pod {name}"))?;
+        Ok(Pod { place: Place::new(ns, addresses[self.family], self.patience())?, chain })
     }
 
     /// Adds a pod like [`Self::add_pod`] and deletes it at once. Returns the answer to its ADD,
     /// which may be a refusal.
     pub fn try_pod(&self, name: &str, wanted: &[HostPort]) -> Result<CniOutput> {
-        let mut chain = self.network.calls(self.lab.node(0), name, wanted);
-        Ns::create(&chain[0].container_id)?;
+        let mut chain = self.network.calls(self.lab.node(0), &self.name_of(name), wanted);
+        Ns::create_as_the_kernel_does(&chain[0].container_id)?;
         let answer = reference::add(&mut chain)?;
         reference::delete(&chain)?;
         Ok(answer)
@@ -179,6 +192,12 @@ impl Cluster {
     /// Returns a port that no case has had, and that the kernel gives to no other socket by chance.
     pub fn unused_port(&self) -> u16 {
         self.next_port.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Returns the name of a pod in this family. The namespaces of deleted pods last as long as the
+    /// lab.
+    fn name_of(&self, pod: &str) -> String {
+        format!("{pod}-{}", self.family)
     }
 }
 
@@ -199,17 +218,31 @@ impl Place {
     }
 }
 
-impl Pod {
-    fn add(network: Network, node: &Node, name: &str, wanted: &[HostPort]) -> Result<Self> {
+/// A new pod without servers.
+struct Made {
+    ns: Ns,
+    /// Of each family, in the order of the lab.
+    addresses: [IpAddr; 2],
+    chain: Vec<CniCall>,
+}
+
+impl Made {
+    fn new(network: Network, node: &Node, name: &str, wanted: &[HostPort]) -> Result<Self> {
         let mut chain = network.calls(node, name, wanted);
-        let ns = Ns::create(&chain[0].container_id)?;
+        let ns = Ns::create_as_the_kernel_does(&chain[0].container_id)?;
         let output = reference::add(&mut chain)?;
         ensure!(output.success, "ADD failed: {}\n{}", output.answer, output.stderr);
-        let address = output.answer["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
-        let address = address.with_context(|| format!("no address in {}", output.answer))?.parse()?;
-        Ok(Self { place: Place::new(ns, address, network.patience())?, chain })
+        let of_family = |family: usize| -> Result<IpAddr> {
+            let address = output.answer["ips"][family]["address"].as_str();
+            let address = address.and_then(|text| text.split('/').next());
+            Ok(address.with_context(|| format!("too few addresses in {}", output.answer))?.parse()?)
+        };
+        let [one, other] = FAMILIES.map(of_family);
+        Ok(Self { ns, addresses: [one?, other?], chain })
     }
+}
 
+impl Pod {
     /// Deletes the pod as a runtime does. Its namespace goes with the lab.
     pub fn delete(self) -> Result<()> {
         reference::delete(&self.chain)

@@ -1,14 +1,16 @@
 //! Clients of a hostPort.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use super::cases::Case;
 use super::cluster::{ANYWHERE, CLOSED, Cluster, HERE, PORT, Place};
 use super::talk::{self, Protocol};
 use super::{Fault, Outcome, demand};
+use crate::host_processes::LOOPBACKS;
+use crate::icmp_errors::path_mtu;
+use crate::ip_tables;
 
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// The port that Kubernetes' conformance tests use.
 const CONFORMANCE: u16 = 54323;
 /// The hostPort of pods that come and go.
@@ -17,6 +19,11 @@ const REPLACED: u16 = 9091;
 const LARGE_DATAGRAM: usize = 4000;
 /// More bytes than all buffers on the way hold, so that most of them cross the smaller path.
 const TRANSFER: usize = 16 << 20;
+/// The underlay's routes to the world, of each family.
+const ROUTES_TO_THE_WORLD: [&str; 2] = [
+    "route change 198.51.100.0/24 dev world src 198.51.100.1 proto kernel scope link",
+    "route replace 2001:db8::/64 dev world proto kernel metric 256",
+];
 
 /// A client, and the address of the node that it uses.
 #[derive(Clone, Copy)]
@@ -31,13 +38,17 @@ const OTHER: Client = Client { name: "another node", place: |cluster| &cluster.o
 const NODE: Client =
     Client { name: "the node, by its address", place: |cluster| &cluster.node, address: node };
 const NODE_BY_LOOPBACK: Client =
-    Client { name: "the node, by 127.0.0.1", place: |cluster| &cluster.node, address: |_| LOOPBACK };
+    Client { name: "the node, by its loopback address", place: |cluster| &cluster.node, address: loopback };
 const NEAR: Client = Client { name: "a pod of the node", place: |cluster| &cluster.near, address: node };
 const FAR: Client = Client { name: "a pod of another node", place: |cluster| &cluster.far, address: node };
 const ITSELF: Client = Client { name: "the pod itself", place: |cluster| &cluster.pod, address: node };
 
 fn node(cluster: &Cluster) -> IpAddr {
     cluster.node.address
+}
+
+fn loopback(cluster: &Cluster) -> IpAddr {
+    LOOPBACKS[cluster.family]
 }
 
 impl Client {
@@ -68,14 +79,13 @@ pub fn host_ips() -> Vec<Case> {
     let mut cases = each([WORLD, FAR], "hostPort with hostIP from", |client, protocol, cluster| {
         client.ask(cluster, protocol, HERE).map(|_| ())
     });
-    cases.push(Case::new(
-        "hostPort with hostIP is closed at 127.0.0.1, TCP",
-        |cluster| match NODE_BY_LOOPBACK.ask(cluster, Protocol::Tcp, HERE) {
+    cases.push(Case::new("hostPort with hostIP is closed at the loopback address, TCP", |cluster| {
+        match NODE_BY_LOOPBACK.ask(cluster, Protocol::Tcp, HERE) {
             Ok(_) => Err(Fault::Wrong("it is open".to_owned())),
             Err(Fault::Wrong(_)) => Ok(()),
             Err(broken) => Err(broken),
-        },
-    ));
+        }
+    }));
     cases
 }
 
@@ -92,14 +102,14 @@ pub fn shared() -> Vec<Case> {
 
 /// Asks from a process of the node, like the client of the conformance test.
 fn conformance(cluster: &Cluster) -> Outcome {
-    let address = cluster.node.address;
+    let (address, loopback) = (cluster.node.address, loopback(cluster));
     let add =
         |name, protocol, host_ip| cluster.add_pod(name, &[(CONFORMANCE, PORT, protocol, Some(host_ip))]);
-    let pods = [add("local", "tcp", LOOPBACK)?, add("tcp", "tcp", address)?, add("udp", "udp", address)?];
+    let pods = [add("local", "tcp", loopback)?, add("tcp", "tcp", address)?, add("udp", "udp", address)?];
     let outcome = (|| {
         let [local, tcp, udp] = &pods;
         // The equivalent of `curl --interface` with the node's address.
-        let (from, to) = (SocketAddr::new(address, 0), SocketAddr::new(LOOPBACK, CONFORMANCE));
+        let (from, to) = (SocketAddr::new(address, 0), SocketAddr::new(loopback, CONFORMANCE));
         let client = talk::connect(cluster, &cluster.node.ns, from, to)?;
         talk::accept(cluster, &client, local)?;
         let to = SocketAddr::new(address, CONFORMANCE);
@@ -115,9 +125,9 @@ fn conformance(cluster: &Cluster) -> Outcome {
 
 pub fn policy() -> Vec<Case> {
     each([WORLD, NEAR], "with the FORWARD policy DROP, hostPort from", |client, protocol, cluster| {
-        cluster.lab.node(0).exec(&["iptables", "-w", "-P", "FORWARD", "DROP"])?;
+        ip_tables(cluster.lab.node(0), cluster.family, "-P FORWARD DROP");
         let outcome = client.ask(cluster, protocol, ANYWHERE);
-        cluster.lab.node(0).exec(&["iptables", "-w", "-P", "FORWARD", "ACCEPT"])?;
+        ip_tables(cluster.lab.node(0), cluster.family, "-P FORWARD ACCEPT");
         outcome.map(|_| ())
     })
 }
@@ -164,7 +174,7 @@ pub fn closed() -> Vec<Case> {
         |client, protocol, cluster| {
             let (from, to) = ((client.place)(cluster), SocketAddr::new((client.address)(cluster), CLOSED));
             let told = match protocol {
-                Protocol::Tcp => talk::connect(cluster, &from.ns, talk::ANY, to).map(|_| ()),
+                Protocol::Tcp => talk::connect(cluster, &from.ns, talk::any(to), to).map(|_| ()),
                 Protocol::Udp => talk::ask_nobody(cluster, &from.ns, to),
             };
             match told {
@@ -182,6 +192,12 @@ pub fn large() -> Vec<Case> {
             let place = (client.place)(cluster);
             let socket = talk::udp(cluster, &place.ns, 0)?;
             let to = SocketAddr::new(cluster.node.address, ANYWHERE);
+            if to.is_ipv6() {
+                // Only the sender fragments. It loses a first datagram that is larger than the path
+                // takes, and has learnt the path's MTU when a later one is answered.
+                talk::send(&socket, to, LARGE_DATAGRAM)?;
+                talk::ask_by(&socket, &cluster.pod, to, 100)?;
+            }
             talk::ask_by(&socket, &cluster.pod, to, LARGE_DATAGRAM).map(|_| ())
         }
     };
@@ -194,7 +210,7 @@ pub fn large() -> Vec<Case> {
 pub fn smaller_path() -> Vec<Case> {
     vec![Case::new("the path to a hostPort's client shrinks to 1280, the transfer goes on", |cluster| {
         let to = SocketAddr::new(cluster.node.address, ANYWHERE);
-        let mut client = talk::connect(cluster, &cluster.world.ns, talk::ANY, to)?;
+        let mut client = talk::connect(cluster, &cluster.world.ns, talk::any(to), to)?;
         let (mut server, _) = talk::accept(cluster, &client, &cluster.pod)?;
         std::thread::scope(|scope| {
             // This fails when the client gives up, after the network's patience.
@@ -203,13 +219,13 @@ pub fn smaller_path() -> Vec<Case> {
             let (first, rest) = buffer.split_at_mut(1 << 20);
             demand(client.read_exact(first).is_ok(), || "the transfer does not begin".to_owned())?;
             // Lower the MTU of the route, not of the link: the client would know the link's MTU.
-            let route = "route change 198.51.100.0/24 dev world src 198.51.100.1 proto kernel scope link";
+            let route = ROUTES_TO_THE_WORLD[cluster.family];
             cluster.lab.underlay().ip(&format!("{route} mtu lock 1280\n"))?;
             let outcome = client.read_exact(rest);
             cluster.lab.underlay().ip(&format!("{route}\n"))?;
             demand(outcome.is_ok(), || "the transfer stands still".to_owned())?;
-            let known = cluster.pod.ns.exec(&["ip", "route", "get", &cluster.world.address.to_string()])?;
-            demand(known.contains("mtu 1280"), || "the pod was not told".to_owned())?;
+            let known = path_mtu(&cluster.pod.ns, cluster.world.address);
+            demand(known == Some(1280), || "the pod was not told".to_owned())?;
             Ok(())
         })
     })]

@@ -1,6 +1,6 @@
 //! Pods as clients of each other, of nodes, and of the world.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use xtask::lab::traffic;
 
@@ -88,14 +88,15 @@ fn one_port(cluster: &Cluster, protocol: Protocol, first: &Place, second: &Place
 
 fn traceroute(cluster: &Cluster) -> Outcome {
     let world = cluster.world.address.to_string();
-    let traced =
-        cluster.pod.ns.exec(&["busybox", "traceroute", "-n", "-q", "1", "-w", "2", "-m", "4", &world])?;
+    let tool = ["traceroute", "traceroute6"][cluster.family];
+    let traced = cluster.pod.ns.exec(&["busybox", tool, "-n", "-q", "1", "-w", "2", "-m", "4", &world])?;
     let hops: Vec<&str> =
         traced.lines().skip(1).map(|line| line.split_whitespace().nth(1).unwrap_or_default()).collect();
-    let node: [IpAddr; 2] = [cluster.node.address, cluster.lab.node(0).gateway()];
+    let node = [cluster.node.address, cluster.lab.node(0).overlay_addresses()[cluster.family]];
+    let router = ["10.200.0.254", "fd00:10:200::254"][cluster.family];
     // The node may answer from any of its addresses.
-    let shown = matches!(hops[..], [one, "10.200.0.254", last]
-        if last == world && node.iter().any(|address| one == address.to_string()));
+    let shown = matches!(hops[..], [one, second, last]
+        if second == router && last == world && node.iter().any(|address| one == address.to_string()));
     demand(shown, || format!("shows {}", hops.join(", ")))?;
     Ok(())
 }

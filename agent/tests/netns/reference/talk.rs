@@ -2,7 +2,7 @@
 //! failures.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
@@ -13,10 +13,8 @@ use xtask::lab::{Ns, traffic};
 
 use super::cluster::{Cluster, Place};
 use super::{Fault, Outcome, demand};
-use crate::sockets::UdpSocket;
+use crate::sockets::{UdpSocket, unspecified};
 
-/// The source of a client that may have any address and port.
-pub const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 /// The end of the reason for a refusal.
 pub const REFUSED: &str = "is refused";
 
@@ -44,6 +42,11 @@ pub enum Flow {
     Udp { client: UdpSocket, to: SocketAddr },
 }
 
+/// Returns the source of a client that may have any address and port.
+pub fn any(to: SocketAddr) -> SocketAddr {
+    SocketAddr::new(unspecified(to.ip()), 0)
+}
+
 /// Asks a question from a new client with any port, and gets an answer. Returns the source that the
 /// server saw.
 pub fn ask(
@@ -65,9 +68,9 @@ pub fn start(
     server: &Place,
     to: SocketAddr,
 ) -> Outcome<(Flow, SocketAddr)> {
-    let source = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     match protocol {
         Protocol::Tcp => {
+            let source = SocketAddr::new(unspecified(to.ip()), port);
             let client = connect(cluster, from, source, to)?;
             let (accepted, seen) = accept(cluster, &client, server)?;
             let flow = Flow::Tcp { client, server: accepted };
@@ -100,11 +103,12 @@ impl Flow {
     }
 }
 
-/// Connects from `source`, which may be [`ANY`].
+/// Connects from `source`, which may be [`any`].
 pub fn connect(cluster: &Cluster, from: &Ns, source: SocketAddr, to: SocketAddr) -> Outcome<TcpStream> {
     let patience = Some(cluster.patience());
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let bound = || -> io::Result<_> {
-        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
         traffic::bound(|| Ok(rustix::net::bind(&socket, &source)?))?;
         sockopt::set_socket_timeout(&socket, Timeout::Send, patience)?;
@@ -112,7 +116,8 @@ pub fn connect(cluster: &Cluster, from: &Ns, source: SocketAddr, to: SocketAddr)
         Ok(socket)
     };
     let socket = from.enter(bound)?.with_context(|| format!("bind {source}"))?;
-    rustix::net::connect(&socket, &to).map_err(|error| wrong("the connection", &error.into()))?;
+    let connected = traffic::uninterrupted(|| Ok(rustix::net::connect(&socket, &to)?));
+    connected.map_err(|error| wrong("the connection", &error))?;
     Ok(socket.into())
 }
 
@@ -135,13 +140,19 @@ pub fn accept(cluster: &Cluster, mut client: &TcpStream, server: &Place) -> Outc
     }
 }
 
-/// Returns a client's socket. It is not connected, so it shows which address answers.
+/// Returns a client's socket of the cluster's family. It is not connected, so it shows which address answers.
 pub fn udp(cluster: &Cluster, ns: &Ns, port: u16) -> Result<UdpSocket> {
+    let any = unspecified(cluster.node.address);
     let socket = ns
-        .enter(|| traffic::bound(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))))?
+        .enter(|| traffic::bound(|| UdpSocket::bind((any, port))))?
         .with_context(|| format!("bind UDP {port} in {}", ns.name()))?;
     socket.set_read_timeout(Some(cluster.patience()))?;
     Ok(socket)
+}
+
+/// Sends a datagram of this size that no end waits for.
+pub fn send(client: &UdpSocket, to: SocketAddr, size: usize) -> Outcome {
+    client.send_to(&unique(size), to).map(|_| ()).map_err(|error| wrong("the datagram", &error))
 }
 
 /// Exchanges datagrams of this size. Returns the source that the server saw.
