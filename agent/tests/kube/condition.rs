@@ -88,7 +88,7 @@ async fn it_is_set_with_the_token_that_there_is_now() {
         server.only_tokens(&["second"]);
         watching.readiness.send_replace(Readiness::Ready);
         server.put(unavailable(1));
-        let server = Server::Ours { server, access, _folder: None };
+        let server = Server::Ours { server, access: Box::new(access), _folder: None };
         eventually("the condition is written", || !writes(&server).is_empty()).await;
         while condition(&server, OWN).await != "False" {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -60,12 +60,12 @@ impl Kind {
                     api_server: Some(format!("https://{address}").parse().unwrap()),
                     ..by_kubeconfig(&config, nowhere, &certificate, &token)
                 };
-                Server::Ours { server, access, _folder: Some(folder) }
+                Server::Ours { server, access: Box::new(access), _folder: Some(folder) }
             }
             ours => {
                 let server = server(nodes);
                 server.stream_lists(matches!(ours, Kind::Streams));
-                let access = by_url(open(&server));
+                let access = Box::new(by_url(open(&server)));
                 Server::Ours { server, access, _folder: None }
             }
         }
@@ -75,7 +75,7 @@ impl Kind {
 /// An API server that is running.
 pub enum Server {
     /// The project's own: the agent's access, and the folder of its files.
-    Ours { server: ApiServer, access: Access, _folder: Option<TempDir> },
+    Ours { server: ApiServer, access: Box<Access>, _folder: Option<TempDir> },
     /// A cluster's own.
     Cluster(Box<Cluster>),
 }
@@ -83,7 +83,7 @@ pub enum Server {
 impl Server {
     pub fn access(&self) -> Access {
         match self {
-            Server::Ours { access, .. } => access.clone(),
+            Server::Ours { access, .. } => Access::clone(access),
             Server::Cluster(cluster) => cluster.access(),
         }
     }

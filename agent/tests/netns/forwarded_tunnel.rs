@@ -36,8 +36,8 @@ fn a_pods_tunnel_packet_is_not_masqueraded() {
         }
         let received = capture.finish().unwrap();
         assert!(!received.iter().any(|frame| frame[..6] == far.eth0_mac()), "{received:02x?}");
-        // The tunnel itself still works with such a rule, and so do packets that the stack puts into
-        // the tunnel.
+        // The tunnel itself still works with such a rule, and so do packets that the stack puts
+        // into the tunnel.
         ip_tables(lab.node(0), tunnel, &format!("-t nat -A {MASQUERADE}"));
         for address in far.addresses() {
             traffic::tcp_exchange(&pod, &far, *address, 8080, 1 << 20).unwrap();
@@ -82,8 +82,8 @@ fn refuse(lab: &Lab, pod: &Pod, family: usize, frame: &[u8]) {
     }
 }
 
-/// Returns a frame for a pod of the other node, as it is in the tunnel. Its source is another pod of
-/// this node: the other node accepts that pod's packets from this node.
+/// Returns a frame for a pod of the other node, as it is in the tunnel. Its source is another pod
+/// of this node: the other node accepts that pod's packets from this node.
 fn forged(from: &Pod, to: &Pod, family: usize) -> Vec<u8> {
     match (from.addresses()[family], to.addresses()[family]) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {

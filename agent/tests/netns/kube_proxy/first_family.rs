@@ -1,4 +1,5 @@
-//! The cluster's first family. The services of the API server and of the cluster's DNS have no other.
+//! The cluster's first family. The services of the API server and of the cluster's DNS have no
+//! other.
 
 use std::net::SocketAddr;
 

@@ -17,7 +17,8 @@ impl Case {
     }
 }
 
-/// Returns all cases, which run in each family. The last ones make a path smaller, and the kernel remembers that for a while.
+/// Returns all cases, which run in each family. The last ones make a path smaller, and the kernel
+/// remembers that for a while.
 pub fn cases() -> Vec<Case> {
     [
         host_port::reached(),

@@ -1,9 +1,9 @@
 //! The same clients with Podwire and with the reference plugins: `bridge` with `host-local` and
 //! `portmap`, and plain routes between nodes.
 //!
-//! Each case runs with IPv4 and with IPv6, on the same nodes and pods. The test prints which network
-//! passes which case. Podwire must pass every case. The reference plugins may fail cases, but those
-//! with IPv6 must be those with IPv4, and [`WITHOUT_IPV6`].
+//! Each case runs with IPv4 and with IPv6, on the same nodes and pods. The test prints which
+//! network passes which case. Podwire must pass every case. The reference plugins may fail cases,
+//! but those with IPv6 must be those with IPv4, and [`WITHOUT_IPV6`].
 
 mod cases;
 mod cluster;

@@ -140,7 +140,8 @@ pub fn accept(cluster: &Cluster, mut client: &TcpStream, server: &Place) -> Outc
     }
 }
 
-/// Returns a client's socket of the cluster's family. It is not connected, so it shows which address answers.
+/// Returns a client's socket of the cluster's family. It is not connected, so it shows which
+/// address answers.
 pub fn udp(cluster: &Cluster, ns: &Ns, port: u16) -> Result<UdpSocket> {
     let any = unspecified(cluster.node.address);
     let socket = ns
