@@ -8,7 +8,7 @@ use crate::bench::comparison::Ratio;
 use crate::bench::record::{Report, Target};
 use crate::bench::site::{
     DIRECT, FLANNEL, FLANNEL_NFTABLES, Family, HOST_GW, LIMIT, OTHER, PEERS, Place, Programs, Site, VXLAN,
-    Way, XDP,
+    VXLAN_IPV6, Way, XDP,
 };
 use crate::bench::{Effort, contest};
 
@@ -32,8 +32,13 @@ pub(crate) fn measure(
         reference(FLANNEL_NFTABLES, Join::Vxlan, Masquerade::Nftables)?,
         reference(HOST_GW, Join::Routes, Masquerade::Iptables)?,
     ];
-    if let Some(object) = &programs.other {
-        sites.push(podwire(OTHER, Way { object: Some(object), ..Way::VXLAN })?);
+    // Only IPv6 pods have nodes of both families. The reference's tunnel has IPv6 outside then.
+    let ipv6_underlay = family == Family::Ipv6;
+    if ipv6_underlay {
+        sites.push(podwire(VXLAN_IPV6, Way::VXLAN_IPV6)?);
+    }
+    if let Some(way) = Way::other(programs) {
+        sites.push(podwire(OTHER, way)?);
     }
     let added = Ratio::AddedTo(LIMIT);
     for (transport, name) in [(Transport::Tcp, "tcp-rr"), (Transport::Udp, "udp-rr")] {
@@ -45,6 +50,10 @@ pub(crate) fn measure(
         one_way.record(&format!("{vxlan}-peers"), VXLAN, PEERS, added, below, report)?;
         one_way.record(&format!("{vxlan}-nftables"), VXLAN, FLANNEL_NFTABLES, added, None, report)?;
         one_way.record(&format!("{vxlan}-xdp"), XDP, FLANNEL, added, None, report)?;
+        if ipv6_underlay {
+            let (figure, target) = (format!("{vxlan}-ipv6-underlay"), Some(Target::AtMost(0.27)));
+            one_way.record(&figure, VXLAN_IPV6, FLANNEL, added, target, report)?;
+        }
         // The target concerns TCP only.
         let target = (transport == Transport::Tcp).then_some(Target::AtMost(0.3));
         one_way.record(&format!("cross-node-direct-{name}"), DIRECT, HOST_GW, added, target, report)?;
@@ -56,10 +65,18 @@ pub(crate) fn measure(
     let (least, plain) = (Some(Target::AtLeast(1.4)), Ratio::Plain);
     packets.record("cross-node-udp-pps", VXLAN, FLANNEL, plain, least, report)?;
     packets.record("cross-node-udp-pps-peers", VXLAN, PEERS, plain, None, report)?;
+    if ipv6_underlay {
+        packets.record("cross-node-udp-pps-ipv6-underlay", VXLAN_IPV6, FLANNEL, plain, least, report)?;
+    }
     packets.record("cross-node-direct-udp-pps", DIRECT, HOST_GW, plain, None, report)?;
     report.charts.push(packets.chart());
     let stream = contest::stream("cross-node-stream", &sites, effort)?;
-    stream.record("cross-node-vxlan-stream", VXLAN, FLANNEL, plain, Some(Target::AtLeast(1.15)), report)?;
+    let least = Some(Target::AtLeast(1.15));
+    stream.record("cross-node-vxlan-stream", VXLAN, FLANNEL, plain, least, report)?;
+    if ipv6_underlay {
+        let figure = "cross-node-vxlan-stream-ipv6-underlay";
+        stream.record(figure, VXLAN_IPV6, FLANNEL, plain, least, report)?;
+    }
     stream.record("cross-node-vxlan-stream-peers", VXLAN, PEERS, plain, None, report)?;
     stream.record("cross-node-direct-stream", DIRECT, HOST_GW, plain, None, report)?;
     report.charts.push(stream.chart());

@@ -10,6 +10,7 @@ use crate::bench::{Effort, contest};
 
 const LIMITS: [&str; 2] = ["limit, IPv4", "limit, IPv6"];
 const VXLAN: [&str; 2] = ["podwire, VXLAN, IPv4", "podwire, VXLAN, IPv6"];
+const VXLAN_IPV6: [&str; 2] = ["podwire, VXLAN by IPv6, IPv4", "podwire, VXLAN by IPv6, IPv6"];
 const DIRECT: [&str; 2] = ["podwire, direct, IPv4", "podwire, direct, IPv6"];
 
 /// Compares the costs that the two families add to their own limits. Without targets: the longer
@@ -22,11 +23,16 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
             vec![Site::limit(LIMITS[0], place, Family::Ipv4)?, Site::limit(LIMITS[1], place, Family::Ipv6)?];
         sites.extend(Site::both_families(VXLAN, programs, Way::VXLAN, place)?);
         sites.extend(Site::both_families(DIRECT, programs, Way::DIRECT, place)?);
+        let mut ways = vec![("vxlan", VXLAN), ("direct", DIRECT)];
+        if place == Place::CrossNode {
+            sites.extend(Site::both_families(VXLAN_IPV6, programs, Way::VXLAN_IPV6, place)?);
+            ways.push(("ipv6-underlay", VXLAN_IPV6));
+        }
         let each = Ratio::EachAddedTo { ours: LIMITS[1], reference: LIMITS[0] };
         for (transport, protocol) in [(Transport::Tcp, "tcp"), (Transport::Udp, "udp")] {
             let figure = format!("families-{name}-{protocol}-rr");
             let one_way = contest::round_trips(&figure, transport, &sites, effort)?.one_way;
-            for (way, [ipv4, ipv6]) in [("vxlan", VXLAN), ("direct", DIRECT)] {
+            for (way, [ipv4, ipv6]) in &ways {
                 let figure = format!("families-{name}-{way}-{protocol}-rr");
                 one_way.record(&figure, ipv6, ipv4, each, None, report)?;
             }

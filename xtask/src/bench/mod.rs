@@ -70,9 +70,10 @@ pub(crate) struct Options {
     /// Packets of each kind that `programs` sends.
     #[arg(long, default_value = "1000000")]
     packets: NonZeroU32,
-    /// Another build of the BPF object to compare as one more contestant.
-    #[arg(long, value_name = "FILE")]
-    object: Option<PathBuf>,
+    /// Another build to compare by VXLAN as one more contestant: a folder of the two release
+    /// binaries, or a BPF object alone. The released agent loads such an object.
+    #[arg(long, value_name = "PATH")]
+    other: Option<PathBuf>,
 }
 
 /// A group of figures.
@@ -155,7 +156,7 @@ fn compare(options: &Options, contests: &[(Group, Contest)]) -> Result<()> {
         binaries: build::release_with(&toolchain)?,
         through_device: build::object_with(&toolchain, "through-device")?,
         counting: build::object_with(&toolchain, build::COUNT_HELPERS)?,
-        other: options.object.clone(),
+        other: options.other.clone(),
     };
     let effort = Effort { rounds: options.rounds, turn: Duration::from_millis(options.turn) };
     let mut report = Report::default();

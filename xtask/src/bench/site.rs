@@ -16,7 +16,7 @@ pub(crate) struct Programs {
     pub(crate) through_device: PathBuf,
     /// The object that counts helper calls.
     pub(crate) counting: PathBuf,
-    /// Another build of the object, if the user names one.
+    /// Another build, if the user names one: a folder of binaries, or an object.
     pub(crate) other: Option<PathBuf>,
 }
 
@@ -63,8 +63,9 @@ pub(crate) enum Place {
 pub(crate) const LIMIT: &str = "limit: one veth pair";
 pub(crate) const VXLAN: &str = "podwire, VXLAN";
 pub(crate) const DIRECT: &str = "podwire, direct";
+pub(crate) const VXLAN_IPV6: &str = "podwire, VXLAN by IPv6";
 pub(crate) const XDP: &str = "podwire, VXLAN, XDP";
-pub(crate) const OTHER: &str = "podwire, other object";
+pub(crate) const OTHER: &str = "podwire, other build";
 pub(crate) const PEERS: &str = "peers' way: VXLAN device";
 pub(crate) const FLANNEL: &str = "bridge, iptables";
 pub(crate) const FLANNEL_NFTABLES: &str = "bridge, nftables";
@@ -78,16 +79,29 @@ pub(crate) struct Way<'a> {
     pub(crate) arguments: &'static [&'static str],
     /// Another build of the object, in place of the embedded one.
     pub(crate) object: Option<&'a Path>,
+    /// Another folder of binaries, in place of the released ones.
+    pub(crate) binaries: Option<&'a Path>,
 }
 
-impl Way<'_> {
-    pub(crate) const VXLAN: Self = Self { mode: Mode::Vxlan, arguments: &[], object: None };
-    pub(crate) const DIRECT: Self = Self { mode: Mode::Direct, arguments: &[], object: None };
+impl<'a> Way<'a> {
+    pub(crate) const VXLAN: Self = Self { mode: Mode::Vxlan, arguments: &[], object: None, binaries: None };
+    pub(crate) const DIRECT: Self = Self { mode: Mode::Direct, ..Self::VXLAN };
+    /// A tunnel with IPv6 headers outside, on nodes with both families.
+    pub(crate) const VXLAN_IPV6: Self = Self { arguments: &["--tunnel-family", "ipv6"], ..Self::VXLAN };
+
+    /// Returns VXLAN by the user's other build, if there is one.
+    pub(crate) fn other(programs: &'a Programs) -> Option<Self> {
+        let path = programs.other.as_deref()?;
+        Some(match path.is_dir() {
+            true => Self { binaries: Some(path), ..Self::VXLAN },
+            false => Self { object: Some(path), ..Self::VXLAN },
+        })
+    }
 }
 
 impl Site {
     /// Makes the contestants for measurements with one node: the limit, Podwire in both modes, the
-    /// reference with both kinds of rules, and the user's object if there is one.
+    /// reference with both kinds of rules, and the user's other build if there is one.
     pub(crate) fn usual(programs: &Programs, place: Place, family: Family) -> Result<Vec<Self>> {
         let podwire = |name, way| Self::podwire(name, programs, way, place, family);
         let reference = |name, masquerade| Self::reference(name, Join::Vxlan, masquerade, place, family);
@@ -98,8 +112,8 @@ impl Site {
             reference(FLANNEL, Masquerade::Iptables)?,
             reference(FLANNEL_NFTABLES, Masquerade::Nftables)?,
         ];
-        if let Some(object) = &programs.other {
-            sites.push(podwire(OTHER, Way { object: Some(object), ..Way::VXLAN })?);
+        if let Some(way) = Way::other(programs) {
+            sites.push(podwire(OTHER, way)?);
         }
         Ok(sites)
     }
@@ -225,7 +239,8 @@ impl Site {
 /// Makes a lab with agents and with kube-proxy's rules, but without pods.
 pub(crate) fn podwire(programs: &Programs, way: Way<'_>, place: Place, families: Families) -> Result<Lab> {
     let builder = builder(place, families).mode(way.mode);
-    let mut builder = builder.binaries(&programs.binaries).agent_arguments(way.arguments);
+    let binaries = way.binaries.unwrap_or(&programs.binaries);
+    let mut builder = builder.binaries(binaries).agent_arguments(way.arguments);
     if let Some(object) = way.object {
         builder = builder.agent_arguments(&["--bpf-object", &object.to_string_lossy()]);
     }
