@@ -41,5 +41,6 @@ pub mod sockopt;
 pub mod store;
 pub mod sysctl;
 pub mod uninstall;
+pub mod unix_socket;
 pub mod watched_file;
 mod wire;

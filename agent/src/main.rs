@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use podwire::claim::Claim;
-use podwire::cni_server::{self, CniServer};
+use podwire::cni_server;
 use podwire::config::{Config, LogFormat, Logging};
 use podwire::config_file::CommandLine;
 use podwire::daemon::Daemon;
@@ -21,6 +21,7 @@ use podwire::nodes::kube::{Pace, Source};
 use podwire::non_masquerade;
 use podwire::store::{NODES, Store};
 use podwire::uninstall::{self, Options};
+use podwire::unix_socket::{self, ListeningSocket};
 use podwire::{health, housekeeping, install};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -151,7 +152,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     reserve_descriptors();
     let store = Store::open(&config.places.state_dir)?;
     Claim::own(&config.places.bpf_dir)?.check(&config.places.state_dir)?;
-    let socket_lock = cni_server::hold(&config.places.socket())?;
+    let socket_lock = unix_socket::hold(&config.places.socket())?;
     let bpf_lock = pins::hold(&config.places.bpf_dir)?;
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
@@ -171,7 +172,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     }
     let mut daemon = Daemon::start(config, &capabilities, store, bpf_lock).await?;
 
-    let server = CniServer::bind(&socket, socket_lock)?;
+    let server = ListeningSocket::bind(&socket, socket_lock)?;
     let (events, queue) = mpsc::channel(QUEUE);
     collect_in_background(daemon.collector()?, events.clone());
     tokio::spawn(health::serve(metrics, events.clone(), daemon.readiness()));
@@ -190,7 +191,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     if let Some(file) = config_file {
         watching.spawn(lasting(command_line.watch(file, events.clone())));
     }
-    let mut serving = tokio::spawn(server.serve(events));
+    let mut serving = tokio::spawn(cni_server::serve(server, events));
     tokio::select! {
         () = daemon.run(queue) => {}
         // End the agent when a source fails. If the node list cannot be watched, for example, this

@@ -20,7 +20,6 @@ use tracing::{error, info, warn};
 use crate::before::Before;
 use crate::claim::Claim;
 use crate::cni_configuration;
-use crate::cni_server;
 use crate::config::{Logging, Places};
 use crate::dataplane::pins;
 use crate::error::Error;
@@ -32,6 +31,7 @@ use crate::lock::ClaimError;
 use crate::lock::Lock;
 use crate::store;
 use crate::sysctl::{Forwarding, Switches};
+use crate::unix_socket;
 
 /// The folder where runtimes look for network configurations by default.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
@@ -114,7 +114,7 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     if let Some(folder) = &options.cni_bin_dir {
         failures.note(install::remove(folder));
     }
-    for file in [&socket, &cni_server::lock_of(&socket)] {
+    for file in [&socket, &unix_socket::lock_of(&socket)] {
         failures.note(absent_is_fine(fs::remove_file(file)).map_err(FileError::of("remove", file)));
     }
     for error in store::erase(&places.state_dir, restored) {
@@ -150,7 +150,7 @@ fn refuse_beside_an_agent(socket: &Path, bpf_dir: &Path) -> Result<[Option<Lock>
         other => other,
     };
     Ok([
-        cni_server::hold_if_there(socket).map_err(agent_runs)?,
+        unix_socket::hold_if_there(socket).map_err(agent_runs)?,
         pins::hold_if_there(bpf_dir).map_err(agent_runs)?,
     ])
 }
