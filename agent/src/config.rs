@@ -20,6 +20,7 @@ use crate::cni_server::SOCKET;
 use crate::dataplane::attach::UplinkXdp;
 use crate::netns;
 use crate::nodes::kube::Access;
+use crate::operator;
 use crate::sysctl::Switches;
 
 /// Options of `podwire agent`. Each one that `--help` lists also has an environment variable.
@@ -208,6 +209,11 @@ impl Places {
     /// Returns the kernel's switches below --sysctl-dir.
     pub fn switches(&self) -> Switches {
         Switches::below(&self.sysctl_dir)
+    }
+
+    /// Returns the path of the socket through which operators ask the agent.
+    pub fn operator_socket(&self) -> PathBuf {
+        self.run_dir.join(operator::SOCKET)
     }
 
     /// Returns the path of the socket through which the plugin reaches the agent.

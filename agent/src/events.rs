@@ -2,6 +2,7 @@
 //! daemon takes them. Neither knows the other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -47,6 +48,8 @@ pub enum Event {
     Conditions(oneshot::Sender<Conditions>),
     /// `/metrics` asks for the figures.
     Figures(oneshot::Sender<Figures>),
+    /// An operator's client asks for the names of addresses and links.
+    Names(oneshot::Sender<Names>),
     /// Time to stop; the data path stays in place.
     Stop,
 }
@@ -103,6 +106,17 @@ impl Repair {
             Self::CniConfiguration => "cni-configuration",
         }
     }
+}
+
+/// Names of what packets have numbers of.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Namespace and name of this node's pods, by address.
+    pub pods: BTreeMap<IpAddr, String>,
+    /// Names of nodes, by InternalIP.
+    pub nodes: BTreeMap<IpAddr, String>,
+    /// Names of links with programs, by ifindex.
+    pub links: BTreeMap<u32, String>,
 }
 
 /// Figures for operators.

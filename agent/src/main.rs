@@ -16,9 +16,12 @@ use podwire::dataplane::probe::Capabilities;
 use podwire::events::Event;
 use podwire::link_watch;
 use podwire::migrate_flannel;
+use podwire::monitor;
 use podwire::nodes::file;
 use podwire::nodes::kube::{Pace, Source};
 use podwire::non_masquerade;
+use podwire::operator;
+use podwire::packet_events::{self, Listeners};
 use podwire::store::{NODES, Store};
 use podwire::uninstall::{self, Options};
 use podwire::unix_socket::{self, ListeningSocket};
@@ -59,6 +62,8 @@ enum Command {
     /// Do nothing until SIGTERM or SIGINT, to keep a pod running after another of its containers
     /// has done the work.
     Wait(Logging),
+    /// Print the packets that the programs drop, while they drop them.
+    Monitor(monitor::Options),
     /// Print how to move a cluster to Podwire.
     #[command(subcommand)]
     Migrate(Migrate),
@@ -84,6 +89,7 @@ fn main() -> ExitCode {
         Command::Install(options) => &options.logging,
         Command::Uninstall(options) => &options.logging,
         Command::Wait(logging) => logging,
+        Command::Monitor(options) => &options.logging,
         Command::Migrate(Migrate::Flannel(options)) => &options.logging,
     };
     if let Err(error) = start_log(logging) {
@@ -123,6 +129,7 @@ fn run(command: Command, command_line: CommandLine) -> Result<()> {
         Command::Agent(config) => runtime.block_on(serve(*config, command_line)),
         Command::Install(options) => Ok(install::run(&options)?),
         Command::Uninstall(options) => runtime.block_on(uninstall(&options)),
+        Command::Monitor(options) => Ok(monitor::run(&options)?),
         Command::Wait(_) => runtime.block_on(wait()),
         Command::Migrate(Migrate::Flannel(options)) => {
             io::stdout().write_all(migrate_flannel::run(&options)?.as_bytes())?;
@@ -153,6 +160,8 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     let store = Store::open(&config.places.state_dir)?;
     Claim::own(&config.places.bpf_dir)?.check(&config.places.state_dir)?;
     let socket_lock = unix_socket::hold(&config.places.socket())?;
+    let operator_socket = config.places.operator_socket();
+    let operator_lock = unix_socket::hold(&operator_socket)?;
     let bpf_lock = pins::hold(&config.places.bpf_dir)?;
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
@@ -174,6 +183,10 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
 
     let server = ListeningSocket::bind(&socket, socket_lock)?;
     let (events, queue) = mpsc::channel(QUEUE);
+    let listeners = packet_events::listeners();
+    tokio::spawn(packet_events::read(daemon.event_ring()?, listeners.clone()));
+    let operators = ListeningSocket::bind(&operator_socket, operator_lock)?;
+    tokio::spawn(serve_operators(operators, events.clone(), listeners));
     collect_in_background(daemon.collector()?, events.clone());
     tokio::spawn(health::serve(metrics, events.clone(), daemon.readiness()));
     tokio::spawn(ticks(events.clone()));
@@ -202,6 +215,13 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     }
     // The server ends when the queue is dropped, and removes the socket's file.
     Ok(serving.await??)
+}
+
+/// Serves operators. Pods do not need this, so the agent goes on without it.
+async fn serve_operators(socket: ListeningSocket, events: mpsc::Sender<Event>, listeners: Listeners) {
+    if let Err(error) = operator::serve(socket, events, listeners).await {
+        error!("`podwire monitor` no longer reaches the agent: {error}");
+    }
 }
 
 /// Raises the limit of open files if it is too low, so that no client can keep the agent from

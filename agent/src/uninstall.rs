@@ -114,8 +114,10 @@ pub async fn run(options: &Options) -> Result<usize, Error> {
     if let Some(folder) = &options.cni_bin_dir {
         failures.note(install::remove(folder));
     }
-    for file in [&socket, &unix_socket::lock_of(&socket)] {
-        failures.note(absent_is_fine(fs::remove_file(file)).map_err(FileError::of("remove", file)));
+    for socket in [socket, places.operator_socket()] {
+        for file in [&socket, &unix_socket::lock_of(&socket)] {
+            failures.note(absent_is_fine(fs::remove_file(file)).map_err(FileError::of("remove", file)));
+        }
     }
     for error in store::erase(&places.state_dir, restored) {
         failures.note(Err::<(), _>(error));

@@ -93,6 +93,8 @@ helpers! {
     ProbeReadKernel "probe_read_kernel",
     /// `bpf_tail_call`. The kernel replaces the call with a jump.
     TailCall "tail_call (inlined)",
+    /// `bpf_ringbuf_output`.
+    RingbufOutput "ringbuf_output",
 }
 
 impl Helper {

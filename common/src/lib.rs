@@ -11,6 +11,7 @@ pub mod checksum_left;
 pub mod csum;
 pub mod ecn;
 pub mod epoch;
+pub mod event;
 pub mod flow;
 pub mod helper;
 pub mod names;

@@ -66,6 +66,13 @@ pub mod maps {
 /// of the object has its own array, so it is not among [`maps`].
 pub const JUMPS: &str = "JUMPS";
 
+/// The ring of [events](crate::event). Each load of the object has its own.
+pub const EVENTS: &str = "EVENTS";
+
+/// The object's per-CPU array of [`Budget`](crate::event::Budget)s, by reason. Each load of the
+/// object has its own.
+pub const EVENT_BUDGETS: &str = "EVENT_BUDGETS";
+
 /// Program names: the attach point is part of the name.
 pub mod programs {
     /// TC ingress of a pod's host side.
@@ -111,11 +118,13 @@ pub mod programs {
         FromPod6New,
         /// From [`FROM_UPLINK`] and its program for IPv6, for IPv6 inside the tunnel.
         FromTunnel6,
+        /// From every TC program, for a packet that it drops.
+        Dropped,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 10] = [
+        pub const ALL: [Self; 11] = [
             Self::FromPodNew,
             Self::FromUplink,
             Self::FromPod6,
@@ -126,6 +135,7 @@ pub mod programs {
             Self::ToOverlay6,
             Self::FromPod6New,
             Self::FromTunnel6,
+            Self::Dropped,
         ];
 
         /// Returns the program's name.
@@ -141,6 +151,7 @@ pub mod programs {
                 Self::ToOverlay6 => "to_overlay6",
                 Self::FromPod6New => "from_pod6_new",
                 Self::FromTunnel6 => "from_tunnel6",
+                Self::Dropped => "dropped",
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Why a packet was dropped, and which path a packet took: the indices of `DROPS` and `TRAFFIC`.
+//! Why a packet was dropped, which path a packet took, and at which hook: the indices of `DROPS`
+//! and `TRAFFIC`, and numbers in [`Event`](crate::event::Event).
 
 macro_rules! numbered {
     ($(#[$attr:meta])* $name:ident { $($(#[$variant_attr:meta])* $variant:ident = $number:literal $text:literal),* $(,)? }) => {
@@ -139,6 +140,30 @@ numbered! {
         /// and no ICMP error can make it smaller: it is a later fragment, or an IPv6 packet of at
         /// most 1280 bytes.
         TunnelTooSmall = 47 "tunnel-too-small",
+    }
+}
+
+numbered! {
+    /// A place at which programs see packets. Numbers are never reused.
+    Hook {
+        /// TC ingress of a pod's host side.
+        FromPod = 1 "from_pod",
+        /// TC egress of a pod's host side.
+        ToPod = 2 "to_pod",
+        /// TC ingress of the VXLAN device.
+        FromOverlay = 3 "from_overlay",
+        /// TC egress of the VXLAN device.
+        ToOverlay = 4 "to_overlay",
+        /// TC ingress of an uplink.
+        FromUplink = 5 "from_uplink",
+        /// TC egress of an uplink.
+        ToUplink = 6 "to_uplink",
+        /// TC ingress of an uplink without link header.
+        FromBareUplink = 7 "from_bare_uplink",
+        /// TC egress of an uplink without link header.
+        ToBareUplink = 8 "to_bare_uplink",
+        /// XDP of an uplink.
+        UplinkXdp = 9 "uplink_xdp",
     }
 }
 

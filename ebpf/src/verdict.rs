@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use podwire_common::{
     names::programs::Jump,
-    reason::{Drop, Path},
+    reason::{Drop, Hook, Path},
 };
 
 use crate::{maps, packet::Skb};
@@ -88,10 +88,11 @@ impl From<Verdict> for Decision {
 /// The outcome of a stage that may leave the decision to later stages.
 pub type Attempt = Result<Decision, Drop>;
 
-/// Counts an outcome and returns its TC code. A packet that passes gets "unspecified" rather than
+/// Counts an outcome and returns its TC code. A dropped packet goes to the program that writes its
+/// event. A packet that passes gets "unspecified" rather than
 /// "ok", so programs that others attached after these still run.
 #[inline(always)]
-pub fn finish(ctx: &TcContext, outcome: Outcome) -> i32 {
+pub fn finish(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
     match outcome {
         Ok(Verdict { counter, code }) => {
             if counter != UNCOUNTED {
@@ -101,6 +102,8 @@ pub fn finish(ctx: &TcContext, outcome: Outcome) -> i32 {
         }
         Err(reason) => {
             maps::count_drop(reason, ctx.bytes());
+            ctx.set_note(reason, hook);
+            maps::jump(ctx, Jump::Dropped);
             TC_ACT_SHOT
         }
     }
@@ -108,14 +111,14 @@ pub fn finish(ctx: &TcContext, outcome: Outcome) -> i32 {
 
 /// Does the same as [`finish`]. Without a decision, it continues with another program.
 #[inline(always)]
-pub fn finish_or_jump(ctx: &TcContext, attempt: Attempt, to: Jump) -> i32 {
+pub fn finish_or_jump(ctx: &TcContext, hook: Hook, attempt: Attempt, to: Jump) -> i32 {
     match attempt.map(Decision::verdict) {
-        Ok(Some(verdict)) => finish(ctx, Ok(verdict)),
+        Ok(Some(verdict)) => finish(ctx, hook, Ok(verdict)),
         Ok(None) => {
             maps::jump(ctx, to);
-            finish(ctx, Err(Drop::ProgramMissing))
+            finish(ctx, hook, Err(Drop::ProgramMissing))
         }
-        Err(reason) => finish(ctx, Err(reason)),
+        Err(reason) => finish(ctx, hook, Err(reason)),
     }
 }
 

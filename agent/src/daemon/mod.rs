@@ -12,6 +12,7 @@ mod flows;
 mod found;
 mod health;
 mod host;
+mod names;
 mod pods;
 mod state;
 
@@ -31,6 +32,7 @@ use crate::config::Config;
 use crate::dataplane::conversions::CONVERSIONS;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
+use crate::dataplane::packet_events::EventRing;
 use crate::dataplane::pins;
 use crate::dataplane::probe::Capabilities;
 use crate::error::Error;
@@ -150,6 +152,14 @@ impl Daemon {
         flows::collector(&mut self.state)
     }
 
+    /// Returns the ring of the programs' events. There is one reader, so this works once.
+    ///
+    /// # Errors
+    /// [`Error::Dataplane`].
+    pub fn event_ring(&mut self) -> Result<EventRing, Error> {
+        Ok(EventRing::take(&mut self.state.executor.dataplane.ebpf)?)
+    }
+
     /// Serves events until [`Event::Stop`], or until all senders are gone.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         self.health.state_folder.try_it(&mut self.state);
@@ -211,6 +221,7 @@ impl Daemon {
             Event::Alive(reply) => drop(reply.send(())),
             Event::Conditions(reply) => drop(reply.send(state.conditions.clone())),
             Event::Figures(reply) => drop(reply.send(self.figures())),
+            Event::Names(reply) => drop(reply.send(names::of(&state.model))),
             Event::Stop => {}
         }
     }

@@ -14,6 +14,7 @@ mod jumps;
 pub mod load;
 pub mod maps;
 mod numbers;
+pub mod packet_events;
 mod pinned;
 pub mod pins;
 pub mod probe;

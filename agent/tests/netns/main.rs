@@ -41,6 +41,7 @@ mod life;
 mod link_addresses;
 mod links;
 mod loopback;
+mod monitor;
 mod mtu;
 mod mtu_table;
 mod namespaces;

@@ -6,6 +6,7 @@ use aya::maps::{Array, MapData};
 use podwire::dataplane::{Dataplane, load};
 use podwire_common::abi;
 use podwire_common::helper::{HELPER_CALLS, HELPER_SLOTS, Helper};
+use podwire_common::reason::{Drop as Reason, Path};
 
 use crate::fixture::Fixture;
 use crate::kind::Kind;
@@ -55,7 +56,8 @@ impl Counts {
         });
         let repeated = calls.0.map(|count| count * MORE);
         assert_eq!(more.0, repeated, "{}: {}: calls for {MORE} more packets", kind.program, kind.name);
-        let meant: Vec<_> = kind.path.into_iter().map(|path| path.name().to_owned()).collect();
+        let path = kind.path.map(Path::name).or(kind.drop.map(Reason::name));
+        let meant: Vec<_> = path.into_iter().map(str::to_owned).collect();
         assert_eq!(ways, meant, "{}: {}: the packet's path", kind.program, kind.name);
         calls
     }

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use aya::maps::{PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire_common::abi;
 use podwire_common::addr::{Addr, Be16, Mac};
+use podwire_common::event::{Budget, Event};
 use podwire_common::names::programs::UPLINK_XDP;
-use podwire_common::names::{VNI, VXLAN_DEVICE, VXLAN_PORT};
+use podwire_common::names::{EVENT_BUDGETS, EVENTS, VNI, VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::features::{Scope, desired};
 use podwire_core::model::{Attachment, Bandwidth};
@@ -261,8 +263,10 @@ impl Fixture {
         segment: u32,
         expect: Expect,
     ) {
-        let before = self.counters();
+        self.events();
+        let (before, lost) = (self.counters(), self.lost_events());
         let ran = self.run(program, link, frame, segment);
+        let (events, lost) = (self.events(), self.lost_events() - lost);
         let counted: Vec<String> = self
             .counters()
             .into_iter()
@@ -276,6 +280,16 @@ impl Fixture {
                 name
             })
             .collect();
+        let dropped: Vec<_> = events.iter().map(|event| (event.outcome, event.link, event.length)).collect();
+        match &expect {
+            // A reason has a budget of events.
+            Expect::Drop(_) if lost == 1 => assert_eq!(dropped, [], "{what}: events"),
+            Expect::Drop(reason) => {
+                let told = [(*reason as u16, link, frame.len() as u32)];
+                assert_eq!((&dropped[..], lost), (&told[..], 0), "{what}: events");
+            }
+            _ => assert_eq!((&dropped[..], lost), (&[][..], 0), "{what}: events"),
+        }
         let (code, bytes, count) = match expect {
             Expect::Pass => (UNSPECIFIED, Some(frame.to_vec()), vec![]),
             Expect::Stack(path, bytes) => (UNSPECIFIED, Some(bytes), vec![path.name().to_owned()]),
@@ -286,6 +300,37 @@ impl Fixture {
         assert_eq!(ran.code, code, "{what}: code");
         if let Some(bytes) = bytes {
             assert_eq!(hex(&ran.frame), hex(&bytes), "{what}: bytes");
+        }
+    }
+
+    /// Takes the events that the programs have written.
+    pub fn events(&mut self) -> Vec<Event> {
+        let map = self.loaded.ebpf.map_mut(EVENTS).unwrap();
+        let mut ring = RingBuf::try_from(map).unwrap();
+        std::iter::from_fn(|| Some(Event::of_record(&ring.next()?).expect("a record of this version")))
+            .collect()
+    }
+
+    /// Returns the number of dropped packets without an event.
+    pub fn lost_events(&self) -> u64 {
+        let map = self.loaded.ebpf.map(EVENT_BUDGETS).unwrap();
+        let budgets: PerCpuArray<_, Budget> = map.try_into().unwrap();
+        let of = |reason: &Reason| {
+            budgets.get(&(*reason as u32), 0).unwrap().iter().map(|budget| budget.lost).sum::<u64>()
+        };
+        Reason::ALL.iter().map(of).sum()
+    }
+
+    /// Gives every reason its whole budget again. An earlier test may have used these programs.
+    pub fn renew_budgets(&mut self) {
+        let map = self.loaded.ebpf.map_mut(EVENT_BUDGETS).unwrap();
+        let mut budgets: PerCpuArray<_, Budget> = map.try_into().unwrap();
+        for reason in Reason::ALL {
+            let index = *reason as u32;
+            let of_cpus = budgets.get(&index, 0).unwrap();
+            let renewed: Vec<_> =
+                of_cpus.iter().map(|budget| Budget { since: 0, written: 0, ..*budget }).collect();
+            budgets.set(index, PerCpuValues::try_from(renewed).unwrap(), 0).unwrap();
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire_common::abi::{self, Flow, FlowKey};
 use podwire_common::names::VXLAN_DEVICE;
-use podwire_common::reason::Path;
+use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{Family, Mode};
 use podwire_core::slice::Hooks;
 use xtask::lab::frames;
@@ -85,6 +85,8 @@ pub struct Kind {
     pub name: String,
     /// The path that the program counts, if it counts one.
     pub path: Option<Path>,
+    /// Why the program drops it, if it does.
+    pub drop: Option<Reason>,
     /// The node on which it is sent.
     pub setting: Setting,
     way: Way,
@@ -111,6 +113,7 @@ impl Kind {
             program,
             name: name.into(),
             path,
+            drop: None,
             setting: Setting {
                 mode: Mode::Vxlan,
                 over: Family::V4,
@@ -124,6 +127,12 @@ impl Kind {
             is_past_stack: false,
             destination: None,
         }
+    }
+
+    /// Makes it a packet that the program drops.
+    pub fn dropped(mut self, reason: Reason) -> Self {
+        self.drop = Some(reason);
+        self
     }
 
     /// Chooses direct routing instead of the tunnel.

@@ -7,7 +7,7 @@ use podwire_common::names::programs::{
     FROM_OVERLAY, FROM_POD, FROM_UPLINK, TO_OVERLAY, TO_POD, TO_UPLINK, UPLINK_XDP,
 };
 use podwire_common::names::{GATEWAY6, INNER_DESTINATION_MAC, INNER_SOURCE_MAC};
-use podwire_common::reason::Path;
+use podwire_common::reason::{Drop as Reason, Path};
 use podwire_core::model::{PortMapping, Transport as Protocol};
 
 use crate::family::{Address, IpPacket, can_leave_tunnel};
@@ -41,6 +41,7 @@ fn kinds() -> Vec<Kind> {
 
 fn of_family<A: Address>() -> Vec<Kind> {
     [
+        vec![dropped::<A>()],
         fragments_of_pod::<A>(),
         to_stack::<A>(),
         host_port_replies::<A>(),
@@ -151,6 +152,13 @@ pub fn from_uplink(name: impl Into<String>, frame: Vec<u8>, path: Option<Path>) 
 
 fn to_uplink(name: impl Into<String>, packet: &impl IpPacket, path: Option<Path>) -> Kind {
     Kind::new(TO_UPLINK, name, Link::Uplink, packet.build(), path)
+}
+
+/// Returns a packet under another pod's address, which is dropped, with its event.
+fn dropped<A: Address>() -> Kind {
+    let foreign = A::Packet::new(A::POD_B, A::WORLD, ack(CLIENT, SERVER)).on_link(HOST_A_MAC, POD_A_MAC);
+    Kind::new(FROM_POD, format!("{}, TCP", named::<A>("dropped")), Link::PodA, foreign.build(), None)
+        .dropped(Reason::SourceNotOwned)
 }
 
 fn fragments_of_pod<A: Address>() -> Vec<Kind> {

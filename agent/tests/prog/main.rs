@@ -5,6 +5,7 @@ mod chain;
 mod collector;
 mod costs;
 mod counting;
+mod events;
 mod family;
 mod fixture;
 mod fixture6;

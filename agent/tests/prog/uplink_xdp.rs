@@ -1,8 +1,11 @@
 //! `uplink_xdp`: the early drop of tunnel packets.
 
+use std::net::IpAddr;
+
 use podwire_common::flow::protocol;
+use podwire_common::names::VXLAN_PORT;
 use podwire_common::names::programs::UPLINK_XDP;
-use podwire_common::reason::Drop as Reason;
+use podwire_common::reason::{Drop as Reason, Hook};
 use podwire_core::model::Mode;
 
 use crate::fixture::*;
@@ -17,10 +20,27 @@ fn tunnel() -> Vxlan {
     Vxlan::new(NODE2, NODE1).with(|outer| (outer.destination_mac, outer.source_mac) = (UPLINK_MAC, NODE2_MAC))
 }
 
+/// Returns the outer source of a frame.
+fn source_of(frame: &[u8]) -> IpAddr {
+    match frame[ETHERNET] >> 4 {
+        4 => <[u8; 4]>::try_from(&frame[ETHERNET + 12..ETHERNET + 16]).unwrap().into(),
+        _ => <[u8; 16]>::try_from(&frame[ETHERNET + 8..ETHERNET + 24]).unwrap().into(),
+    }
+}
+
 #[track_caller]
 fn check(node: &mut Fixture, what: &str, frame: &[u8], drop: Option<Reason>) {
+    node.events();
+    node.renew_budgets();
     let before = node.counters();
     let code = node.run_xdp(frame);
+    let events = node.events();
+    let told = events.iter().map(|event| {
+        let hook = (event.hook == Hook::UplinkXdp as u8).then_some(event.outcome);
+        (hook, IpAddr::from(event.source), event.destination_port.get(), event.length as usize)
+    });
+    let expected = drop.map(|reason| (Some(reason as u16), source_of(frame), VXLAN_PORT, frame.len()));
+    assert_eq!(told.collect::<Vec<_>>(), Vec::from_iter(expected), "{what}: events");
     let after = node.counters();
     assert_eq!(code, if drop.is_some() { XDP_DROP } else { XDP_PASS }, "{what} ({UPLINK_XDP})");
     for (name, count) in after {

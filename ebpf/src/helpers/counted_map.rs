@@ -5,7 +5,7 @@ use core::borrow::Borrow;
 
 use aya_ebpf::{
     EbpfContext,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
 };
 use podwire_common::helper::Helper;
 
@@ -117,5 +117,18 @@ impl<const PROGRAMS: usize> Counted<ProgramArray<PROGRAMS>> {
         add::<{ Helper::TailCall as usize }>();
         // SAFETY: the caller keeps this function's contract.
         unsafe { self.0.tail_call(ctx, index) }
+    }
+}
+
+impl<T, const BYTES: usize> Counted<RingBuf<T, BYTES>> {
+    /// Writes a record.
+    ///
+    /// # Errors
+    /// The helper's error code.
+    #[inline(always)]
+    pub fn output(self, record: impl Borrow<T>, flags: u64) -> Result<(), i32> {
+        let result = self.0.output(record, flags);
+        add::<{ Helper::RingbufOutput as usize }>();
+        result
     }
 }

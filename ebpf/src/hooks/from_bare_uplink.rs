@@ -1,7 +1,7 @@
 //! TC ingress of an uplink without link header (tun, WireGuard, ppp): packets from the network.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use podwire_common::names::programs::Jump;
+use podwire_common::{names::programs::Jump, reason::Hook};
 
 use crate::{
     packet::{Skb, add_link_header, ethertype},
@@ -12,7 +12,12 @@ use crate::{
 pub fn from_bare_uplink(ctx: TcContext) -> i32 {
     let ethertype = ctx.ethertype();
     if !matches!(ethertype, ethertype::IPV4 | ethertype::IPV6) {
-        return finish(&ctx, Ok(Verdict::PASS));
+        return finish(&ctx, Hook::FromBareUplink, Ok(Verdict::PASS));
     }
-    finish_or_jump(&ctx, add_link_header(&ctx, ethertype).map(|()| Decision::NONE), Jump::FromUplink)
+    finish_or_jump(
+        &ctx,
+        Hook::FromBareUplink,
+        add_link_header(&ctx, ethertype).map(|()| Decision::NONE),
+        Jump::FromUplink,
+    )
 }

@@ -1,7 +1,7 @@
 //! TC ingress of the VXLAN device: packets that the device has decapsulated.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use podwire_common::names::programs::Jump;
+use podwire_common::{names::programs::Jump, reason::Hook};
 
 use crate::{
     packet::{Skb, ethertype},
@@ -12,13 +12,13 @@ use crate::{
 #[classifier]
 pub fn from_overlay(ctx: TcContext) -> i32 {
     if ctx.ethertype() == ethertype::IPV6 {
-        return finish_or_jump(&ctx, Ok(Decision::NONE), Jump::FromOverlay6);
+        return finish_or_jump(&ctx, Hook::FromOverlay, Ok(Decision::NONE), Jump::FromOverlay6);
     }
-    finish(&ctx, tunnel_in::on_device(&ctx))
+    finish(&ctx, Hook::FromOverlay, tunnel_in::on_device(&ctx))
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn from_overlay6(ctx: TcContext) -> i32 {
-    finish(&ctx, tunnel_in::on_device6(&ctx))
+    finish(&ctx, Hook::FromOverlay, tunnel_in::on_device6(&ctx))
 }

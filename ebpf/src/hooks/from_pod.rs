@@ -9,7 +9,7 @@ use podwire_common::{
     abi::{ENDPOINT_HAS_HOST_PORTS, ENDPOINT_STACK_ONLY, NODE_ADDRESS, NODE_IPSEC_PODS, NODE_LOCAL},
     flow::protocol,
     names::programs::Jump,
-    reason::{Drop, Path},
+    reason::{Drop, Hook, Path},
 };
 
 use crate::{
@@ -25,27 +25,27 @@ use crate::{
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     if ctx.ethertype() == ethertype::IPV6 {
-        return finish_or_jump(&ctx, Ok(Decision::NONE), Jump::FromPod6);
+        return finish_or_jump(&ctx, Hook::FromPod, Ok(Decision::NONE), Jump::FromPod6);
     }
-    finish_or_jump(&ctx, known::<Ipv4>(&ctx), Jump::FromPodNew)
+    finish_or_jump(&ctx, Hook::FromPod, known::<Ipv4>(&ctx), Jump::FromPodNew)
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn from_pod6(ctx: TcContext) -> i32 {
-    finish_or_jump(&ctx, known::<Ipv6>(&ctx), Jump::FromPod6New)
+    finish_or_jump(&ctx, Hook::FromPod, known::<Ipv6>(&ctx), Jump::FromPod6New)
 }
 
 /// The second program for IPv6.
 #[classifier]
 pub fn from_pod6_new(ctx: TcContext) -> i32 {
-    finish(&ctx, verdict6(&ctx))
+    finish(&ctx, Hook::FromPod, verdict6(&ctx))
 }
 
 /// The second program: packets without a known flow.
 #[classifier]
 pub fn from_pod_new(ctx: TcContext) -> i32 {
-    finish(&ctx, verdict(&ctx))
+    finish(&ctx, Hook::FromPod, verdict(&ctx))
 }
 
 #[inline(always)]

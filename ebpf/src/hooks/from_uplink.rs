@@ -5,7 +5,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
     abi::{Endpoint, LINK_UPLINK, NODE_IPSEC_PODS, NODE_LOCAL, NODE_POD_NETWORK, Node},
     names::programs::Jump,
-    reason::Drop,
+    reason::{Drop, Hook},
 };
 
 use crate::{
@@ -21,21 +21,21 @@ use crate::{
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     if ctx.ethertype() == ethertype::IPV6 {
-        return finish_or_jump(&ctx, Ok(Decision::NONE), Jump::FromUplink6);
+        return finish_or_jump(&ctx, Hook::FromUplink, Ok(Decision::NONE), Jump::FromUplink6);
     }
-    finish_or_jump(&ctx, verdict(&ctx), Jump::FromTunnel6)
+    finish_or_jump(&ctx, Hook::FromUplink, verdict(&ctx), Jump::FromTunnel6)
 }
 
 /// The program for IPv6 inside the tunnel.
 #[classifier]
 pub fn from_tunnel6(ctx: TcContext) -> i32 {
-    finish(&ctx, tunnel_in::inner6(&ctx))
+    finish(&ctx, Hook::FromUplink, tunnel_in::inner6(&ctx))
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn from_uplink6(ctx: TcContext) -> i32 {
-    finish_or_jump(&ctx, verdict6(&ctx), Jump::FromTunnel6)
+    finish_or_jump(&ctx, Hook::FromUplink, verdict6(&ctx), Jump::FromTunnel6)
 }
 
 #[inline(always)]

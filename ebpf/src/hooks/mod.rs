@@ -2,6 +2,7 @@
 
 mod connect4;
 mod connect6;
+mod dropped;
 #[cfg(feature = "count-helpers")]
 mod empty;
 mod from_bare_uplink;

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
     abi::{NODE_ADDRESS, NODE_LOCAL, NODE_NAMED, Node},
     names::programs::Jump,
-    reason::{Drop, Path},
+    reason::{Drop, Hook, Path},
 };
 
 use crate::{
@@ -20,13 +20,13 @@ const LINK_LOCAL_SCOPE: [u8; 2] = [0xff, 0x02];
 
 #[classifier]
 pub fn to_overlay(ctx: TcContext) -> i32 {
-    finish_or_jump(&ctx, verdict(&ctx), Jump::ToOverlay6)
+    finish_or_jump(&ctx, Hook::ToOverlay, verdict(&ctx), Jump::ToOverlay6)
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn to_overlay6(ctx: TcContext) -> i32 {
-    finish(&ctx, verdict6(&ctx))
+    finish(&ctx, Hook::ToOverlay, verdict6(&ctx))
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 //! send through the link's queue come here with a mark.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use podwire_common::reason::Path;
+use podwire_common::reason::{Hook, Path};
 
 use crate::{
     maps,
@@ -14,7 +14,7 @@ use crate::{
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    finish(&ctx, verdict(&ctx))
+    finish(&ctx, Hook::ToPod, verdict(&ctx))
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use podwire_common::{
     abi::{NODE_LOCAL, NODE_OVERLAY, NODE_POD_NETWORK, Node},
     names::programs::Jump,
-    reason::Drop,
+    reason::{Drop, Hook},
 };
 
 use crate::{
@@ -18,26 +18,26 @@ use crate::{
 
 #[classifier]
 pub fn to_uplink(ctx: TcContext) -> i32 {
-    finish_or_jump(&ctx, verdict::<false>(&ctx), Jump::ToUplink6)
+    finish_or_jump(&ctx, Hook::ToUplink, verdict::<false>(&ctx), Jump::ToUplink6)
 }
 
 /// Does the same for an uplink without link header (tun, WireGuard, ppp), where a packet starts
 /// with its IP header.
 #[classifier]
 pub fn to_bare_uplink(ctx: TcContext) -> i32 {
-    finish_or_jump(&ctx, verdict::<true>(&ctx), Jump::ToBareUplink6)
+    finish_or_jump(&ctx, Hook::ToBareUplink, verdict::<true>(&ctx), Jump::ToBareUplink6)
 }
 
 /// The program for IPv6.
 #[classifier]
 pub fn to_uplink6(ctx: TcContext) -> i32 {
-    finish(&ctx, judge::<Ipv6, false>(&ctx))
+    finish(&ctx, Hook::ToUplink, judge::<Ipv6, false>(&ctx))
 }
 
 /// The program for IPv6, for an uplink without link header.
 #[classifier]
 pub fn to_bare_uplink6(ctx: TcContext) -> i32 {
-    finish(&ctx, judge::<Ipv6, true>(&ctx))
+    finish(&ctx, Hook::ToBareUplink, judge::<Ipv6, true>(&ctx))
 }
 
 #[inline(always)]

@@ -11,12 +11,17 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Fragment, Ip, Ipv4, Ipv6, XdpHeaders, load_xdp},
+    stage::event,
     verdict::finish_xdp,
 };
 
 #[xdp]
 pub fn uplink_xdp(ctx: XdpContext) -> u32 {
-    finish_xdp(&ctx, verdict(&ctx))
+    let outcome = verdict(&ctx);
+    if let Err(reason) = outcome {
+        event::of_xdp_drop(&ctx, reason);
+    }
+    finish_xdp(&ctx, outcome)
 }
 
 #[inline(always)]

@@ -9,6 +9,7 @@ mod config;
 mod counters;
 mod endpoints;
 mod epochs;
+mod events;
 mod flows;
 mod fragments;
 mod host_ports;
@@ -21,10 +22,16 @@ mod translations;
 
 #[cfg(feature = "count-helpers")]
 use aya_ebpf::btf_maps::Array;
-use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
+use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray, RingBuf};
 #[cfg(feature = "count-helpers")]
 use podwire_common::helper::{MOMENTS, Moment};
-use podwire_common::{abi::KnownFlow, addr::Addr, names::programs::Jump};
+use podwire_common::{
+    abi::KnownFlow,
+    addr::Addr,
+    event::{Budget, Event, RING_BYTES},
+    names::programs::Jump,
+    reason::DROP_SLOTS,
+};
 
 use crate::helpers;
 
@@ -37,6 +44,7 @@ pub use config::{
 pub use counters::{count_drop, count_path, count_traffic};
 pub use endpoints::{endpoint, may_send, set_stack_only};
 pub use epochs::{forget_flows_of, generation};
+pub use events::{begin_event, write_event};
 pub use flows::{
     Known, forget_flow, forget_known, forget_reverse, is_still, is_still_in_place, known_flow, learn_flow,
     new_flow,
@@ -62,6 +70,10 @@ helpers::maps! {
     // Targets of jumps, by `Jump`. Each load of the programs has its own map: the loader fills it
     // before it attaches one of these programs.
     static JUMPS: ProgramArray<{ Jump::ALL.len() }> = ProgramArray::new();
+    // What user space is told of single packets. Each load of the programs has its own ring, so a
+    // release may change the record.
+    static EVENTS: RingBuf<Event, RING_BYTES> = RingBuf::new();
+    static EVENT_BUDGETS: PerCpuArray<Budget, DROP_SLOTS> = PerCpuArray::new();
 }
 
 // The writes that a test chooses for each moment of learning: see `moment`.

@@ -3,7 +3,7 @@
 use core::{mem::MaybeUninit, ptr::copy_nonoverlapping};
 
 use aya_ebpf::{cty::c_void, programs::TcContext};
-use podwire_common::reason::Drop;
+use podwire_common::reason::{Drop, Hook};
 
 use crate::helpers::{self, bpf_skb_change_type, bpf_skb_load_bytes};
 
@@ -95,6 +95,10 @@ pub trait Skb {
     /// Returns whether one of these programs has made the packet ready for the link by which it
     /// leaves.
     fn is_ready_to_leave(&self) -> bool;
+    /// Notes why and where the packet is dropped, for the program that writes its event.
+    fn set_note(&self, reason: Drop, hook: Hook);
+    /// Returns what [`Self::set_note`] has noted.
+    fn note(&self) -> (u32, u32);
     /// Marks the packet as addressed to this host, whatever its link address says.
     fn set_packet_host(&self);
 }
@@ -148,6 +152,18 @@ impl Skb for TcContext {
     fn is_for_another_host(&self) -> bool {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).pkt_type == PACKET_OTHERHOST }
+    }
+
+    #[inline(always)]
+    fn set_note(&self, reason: Drop, hook: Hook) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { ((*self.skb.skb).cb[0], (*self.skb.skb).cb[1]) = (reason as u32, hook as u32) }
+    }
+
+    #[inline(always)]
+    fn note(&self) -> (u32, u32) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { ((*self.skb.skb).cb[0], (*self.skb.skb).cb[1]) }
     }
 
     #[inline(always)]

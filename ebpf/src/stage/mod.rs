@@ -4,6 +4,7 @@ pub mod arp;
 pub mod checksum;
 pub mod direct;
 pub mod ends;
+pub mod event;
 pub mod fastpath;
 pub mod flow;
 pub mod frontend;

@@ -306,6 +306,11 @@ impl Node {
         self.podwire_in(ns, &[&["uninstall"], &folders[..], arguments].concat())
     }
 
+    /// Returns the folder of the agent's sockets.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     /// Runs `podwire` on the node, with the wrapper of its agent, for a minute at most. Any exit
     /// status is accepted.
     ///

@@ -1,0 +1,139 @@
+//! The operators' entry to the agent: a Unix socket that only root may use. A client writes its
+//! question, a line of JSON. The agent answers with lines of JSON.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use podwire_common::event::Event as PacketEvent;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::connections::Place;
+use crate::events::{Event, Names};
+use crate::lock::ClaimError;
+use crate::packet_events::Listeners;
+use crate::packet_record::{Clocks, Record};
+use crate::unix_socket::ListeningSocket;
+
+/// The socket's name in the run folder.
+pub const SOCKET: &str = "operator.sock";
+/// Largest size of a question in bytes.
+const LARGEST_QUESTION: u64 = 4096;
+/// Longest time to read a question.
+const READ_DEADLINE: Duration = Duration::from_secs(5);
+/// Largest number of clients at once.
+const CONNECTIONS: usize = 16;
+/// Names of pods and nodes may be this old.
+const NAMES_AGE: Duration = Duration::from_secs(1);
+
+/// What an operator asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Question {
+    /// The events from now on, until the client hangs up. Answers are of [`Line`].
+    Monitor,
+}
+
+/// A line of the answer to [`Question::Monitor`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// An event.
+    Event(Box<Record>),
+    /// The client was too slow: so many events are missing here.
+    Missed {
+        /// Number of events.
+        missed: u64,
+    },
+    /// The question cannot be answered.
+    Error {
+        /// Why.
+        error: String,
+    },
+}
+
+/// Serves a socket until the receiver of the agent's events is dropped.
+///
+/// # Errors
+/// [`ClaimError::File`] if the socket's folder was removed under its mount.
+pub async fn serve(
+    socket: ListeningSocket,
+    events: mpsc::Sender<Event>,
+    listeners: Listeners,
+) -> Result<(), ClaimError> {
+    let closed = events.clone();
+    let converse = |stream, place| {
+        let (events, listeners) = (events.clone(), listeners.clone());
+        async move {
+            if let Err(error) = converse(stream, &events, &listeners, &place).await {
+                debug!("the connection of an operator ended: {error}");
+            }
+        }
+    };
+    socket.serve("an operator", CONNECTIONS, async move { closed.closed().await }, converse).await
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    events: &mpsc::Sender<Event>,
+    listeners: &Listeners,
+    place: &Place,
+) -> io::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut reader = BufReader::new(reader.take(LARGEST_QUESTION));
+    let mut question = String::new();
+    timeout(READ_DEADLINE, reader.read_line(&mut question)).await??;
+    place.keep();
+    match serde_json::from_str(&question) {
+        Ok(Question::Monitor) => {
+            // A client that monitors sends nothing more: the end of its input is its end.
+            let mut rest = [0; 1];
+            tokio::select! {
+                told = monitor(&mut writer, events, listeners.subscribe()) => told,
+                _ = reader.read(&mut rest) => Ok(()),
+            }
+        }
+        Err(error) => {
+            let error = format!("the question does not decode: {error}");
+            write(&mut writer, &Line::Error { error }).await
+        }
+    }
+}
+
+async fn monitor(
+    writer: &mut (impl AsyncWrite + Unpin),
+    events: &mpsc::Sender<Event>,
+    mut told: broadcast::Receiver<PacketEvent>,
+) -> io::Result<()> {
+    let clocks = Clocks::now();
+    let (mut names, mut since) = (Names::default(), None::<Instant>);
+    loop {
+        let line = match told.recv().await {
+            Ok(event) => {
+                if since.is_none_or(|since| since.elapsed() > NAMES_AGE) {
+                    let (reply, answer) = oneshot::channel();
+                    if events.send(Event::Names(reply)).await.is_err() {
+                        return Ok(());
+                    }
+                    names = answer.await.unwrap_or_default();
+                    since = Some(Instant::now());
+                }
+                Line::Event(Box::new(Record::new(&event, &names, clocks)))
+            }
+            Err(RecvError::Lagged(missed)) => Line::Missed { missed },
+            Err(RecvError::Closed) => return Ok(()),
+        };
+        write(writer, &line).await?;
+    }
+}
+
+async fn write(writer: &mut (impl AsyncWrite + Unpin), line: &Line) -> io::Result<()> {
+    let mut text = serde_json::to_string(line)?;
+    text.push('\n');
+    writer.write_all(text.as_bytes()).await
+}

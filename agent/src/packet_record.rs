@@ -1,0 +1,182 @@
+//! An event of a packet as operators read it: with names.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use podwire_common::addr::{Addr, Be16};
+use podwire_common::event::Event;
+use podwire_common::flow::protocol;
+use podwire_common::reason::{Drop, Hook};
+use serde::{Deserialize, Serialize};
+
+use crate::events::Names;
+use crate::housekeeping;
+
+/// An event with names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// When (RFC 3339, UTC).
+    pub time: Timestamp,
+    /// What happened: `drop`.
+    pub kind: String,
+    /// Why: the reason of a drop.
+    pub reason: String,
+    /// Where: the name of the program.
+    pub hook: String,
+    /// The link that the program is on.
+    pub link: Link,
+    /// Name or number of the transport protocol; of the EtherType if the packet is not IP.
+    pub protocol: String,
+    /// The packet's source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<End>,
+    /// The packet's destination.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<End>,
+    /// Bytes of the frame.
+    pub length: u32,
+}
+
+/// A link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// ifindex.
+    pub index: u32,
+    /// Name, if the agent knows the link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// One end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Address.
+    pub address: IpAddr,
+    /// Port, or the identifier of an ICMP request or reply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Namespace and name of the pod of this node that has the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Name of the node that has the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// The time of day at a time of the clock that events have.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    day: Timestamp,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    monotonic: u64,
+}
+
+impl Clocks {
+    /// Reads both clocks.
+    #[expect(clippy::disallowed_methods, reason = "operators read the time of day")]
+    pub fn now() -> Self {
+        Self { day: Timestamp::now(), monotonic: housekeeping::now() }
+    }
+
+    fn time_of(self, event: &Event) -> Timestamp {
+        let later = Duration::from_nanos(event.time.saturating_sub(self.monotonic));
+        let earlier = Duration::from_nanos(self.monotonic.saturating_sub(event.time));
+        self.day.saturating_add(later).and_then(|time| time.saturating_sub(earlier)).unwrap_or(self.day)
+    }
+}
+
+impl Record {
+    /// Gives an event its names.
+    pub fn new(event: &Event, names: &Names, clocks: Clocks) -> Self {
+        let is_ip = event.source != Addr::UNSPECIFIED || event.destination != Addr::UNSPECIFIED;
+        let end = |address: Addr, port: Be16| {
+            is_ip.then(|| {
+                let address = IpAddr::from(address);
+                End {
+                    address,
+                    port: (port != Be16::ZERO).then(|| port.get()),
+                    pod: names.pods.get(&address).cloned(),
+                    node: names.nodes.get(&address).cloned(),
+                }
+            })
+        };
+        Self {
+            time: clocks.time_of(event),
+            kind: "drop".into(),
+            reason: name_of(Drop::ALL, event.outcome.into(), |reason| reason as u32, Drop::name),
+            hook: name_of(Hook::ALL, event.hook.into(), |hook| hook as u32, Hook::name),
+            link: Link { index: event.link, name: names.links.get(&event.link).cloned() },
+            protocol: if is_ip { protocol_name(event.protocol) } else { ethertype_name(event.ethertype) },
+            source: end(event.source, event.source_port),
+            destination: end(event.destination, event.destination_port),
+            length: event.length,
+        }
+    }
+}
+
+/// Returns the name of a number, or the number if this release does not know it.
+fn name_of<T: Copy>(
+    all: &[T],
+    number: u32,
+    number_of: impl Fn(T) -> u32,
+    name: impl Fn(T) -> &'static str,
+) -> String {
+    let found = all.iter().find(|known| number_of(**known) == number);
+    found.map_or_else(|| number.to_string(), |known| name(*known).to_owned())
+}
+
+fn protocol_name(number: u8) -> String {
+    let name = match number {
+        protocol::ICMP => "icmp",
+        protocol::TCP => "tcp",
+        protocol::UDP => "udp",
+        protocol::ICMPV6 => "icmpv6",
+        protocol::SCTP => "sctp",
+        _ => return format!("protocol {number}"),
+    };
+    name.into()
+}
+
+fn ethertype_name(ethertype: Be16) -> String {
+    match ethertype.get() {
+        0x0806 => "arp".into(),
+        other => format!("ethertype {other:#06x}"),
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { time, kind, reason, hook, link, protocol, source, destination, length } = self;
+        write!(f, "{time:.6} {kind} {reason} at {hook} of {link}: {protocol}")?;
+        if let (Some(source), Some(destination)) = (source, destination) {
+            write!(f, " {source} > {destination}")?;
+        }
+        write!(f, ", {length} bytes")
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => f.write_str(name),
+            None => write!(f, "link {}", self.index),
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address, self.port) {
+            (IpAddr::V6(address), Some(port)) => write!(f, "[{address}]:{port}")?,
+            (address, Some(port)) => write!(f, "{address}:{port}")?,
+            (address, None) => write!(f, "{address}")?,
+        }
+        match (&self.pod, &self.node) {
+            (Some(pod), _) => write!(f, " ({pod})"),
+            (None, Some(node)) => write!(f, " (node {node})"),
+            (None, None) => Ok(()),
+        }
+    }
+}
