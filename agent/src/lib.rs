@@ -32,6 +32,8 @@ pub mod link_filters;
 pub mod link_watch;
 pub mod links;
 pub mod lock;
+pub mod log;
+pub mod log_level;
 pub mod memory;
 pub mod migrate_flannel;
 pub mod monitor;

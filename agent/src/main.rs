@@ -1,13 +1,13 @@
 //! The command line: wires the agent's tasks together.
 
-use std::io::{self, IsTerminal, Write as _};
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use podwire::claim::Claim;
 use podwire::cni_server;
-use podwire::config::{Config, LogFormat, Logging};
+use podwire::config::{Config, Logging};
 use podwire::config_file::CommandLine;
 use podwire::daemon::Daemon;
 use podwire::dataplane::flows::Collector;
@@ -15,6 +15,8 @@ use podwire::dataplane::pins;
 use podwire::dataplane::probe::Capabilities;
 use podwire::events::Event;
 use podwire::link_watch;
+use podwire::log;
+use podwire::log_level;
 use podwire::migrate_flannel;
 use podwire::monitor;
 use podwire::nodes::file;
@@ -32,7 +34,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
 
 /// Enough file descriptors for all connections of socket and metrics, maps, programs, links, and
 /// files.
@@ -64,6 +65,8 @@ enum Command {
     Wait(Logging),
     /// Print the packets that the programs drop, while they drop them.
     Monitor(monitor::Options),
+    /// Change what the running agent logs, until it restarts.
+    LogLevel(log_level::Options),
     /// Print how to move a cluster to Podwire.
     #[command(subcommand)]
     Migrate(Migrate),
@@ -90,13 +93,17 @@ fn main() -> ExitCode {
         Command::Uninstall(options) => &options.logging,
         Command::Wait(logging) => logging,
         Command::Monitor(options) => &options.logging,
+        Command::LogLevel(options) => &options.logging,
         Command::Migrate(Migrate::Flannel(options)) => &options.logging,
     };
-    if let Err(error) = start_log(logging) {
-        eprintln!("podwire: {error}");
-        return ExitCode::FAILURE;
-    }
-    match run(command, command_line) {
+    let log = match log::start(logging) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("podwire: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match run(command, command_line, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Each error's message includes its sources. Logging them too would repeat them.
@@ -106,30 +113,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_log(logging: &Logging) -> Result<()> {
-    let level = &logging.log_level;
-    // Silence the library: the agent logs these events itself.
-    let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{level}"))
-        .map_err(|error| anyhow!("--log-level {level}: {error}"))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match logging.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
-    Ok(())
-}
-
-fn run(command: Command, command_line: CommandLine) -> Result<()> {
+fn run(command: Command, command_line: CommandLine, log: log::Control) -> Result<()> {
     // One thread is enough: one task owns the state, and all others wait most of the time.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
-        Command::Agent(config) => runtime.block_on(serve(*config, command_line)),
+        Command::Agent(config) => runtime.block_on(serve(*config, command_line, log)),
         Command::Install(options) => Ok(install::run(&options)?),
         Command::Uninstall(options) => runtime.block_on(uninstall(&options)),
         Command::Monitor(options) => Ok(monitor::run(&options)?),
+        Command::LogLevel(options) => Ok(log_level::run(&options)?),
         Command::Wait(_) => runtime.block_on(wait()),
         Command::Migrate(Migrate::Flannel(options)) => {
             io::stdout().write_all(migrate_flannel::run(&options)?.as_bytes())?;
@@ -150,7 +142,7 @@ async fn uninstall(options: &Options) -> Result<()> {
     }
 }
 
-async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
+async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, mode = ?config.mode, "podwire agent");
     if !rustix::process::geteuid().is_root() {
         bail!("the agent loads BPF programs and makes devices and routes: run it as root");
@@ -186,7 +178,7 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
     let listeners = packet_events::listeners();
     tokio::spawn(packet_events::read(daemon.event_ring()?, listeners.clone()));
     let operators = ListeningSocket::bind(&operator_socket, operator_lock)?;
-    tokio::spawn(serve_operators(operators, events.clone(), listeners));
+    tokio::spawn(serve_operators(operators, events.clone(), listeners, log));
     collect_in_background(daemon.collector()?, events.clone());
     tokio::spawn(health::serve(metrics, events.clone(), daemon.readiness()));
     tokio::spawn(ticks(events.clone()));
@@ -218,9 +210,14 @@ async fn serve(config: Config, command_line: CommandLine) -> Result<()> {
 }
 
 /// Serves operators. Pods do not need this, so the agent goes on without it.
-async fn serve_operators(socket: ListeningSocket, events: mpsc::Sender<Event>, listeners: Listeners) {
-    if let Err(error) = operator::serve(socket, events, listeners).await {
-        error!("`podwire monitor` no longer reaches the agent: {error}");
+async fn serve_operators(
+    socket: ListeningSocket,
+    events: mpsc::Sender<Event>,
+    listeners: Listeners,
+    log: log::Control,
+) {
+    if let Err(error) = operator::serve(socket, events, listeners, log).await {
+        error!("`podwire monitor` and others no longer reach the agent: {error}");
     }
 }
 

@@ -1,7 +1,10 @@
 //! The operators' entry to the agent: a Unix socket that only root may use. A client writes its
 //! question, a line of JSON. The agent answers with lines of JSON.
 
+pub mod client;
+
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podwire_common::event::Event as PacketEvent;
@@ -11,11 +14,12 @@ use tokio::net::UnixStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::connections::Place;
 use crate::events::{Event, Names};
 use crate::lock::ClaimError;
+use crate::log::Control;
 use crate::packet_events::Listeners;
 use crate::packet_record::{Clocks, Record};
 use crate::unix_socket::ListeningSocket;
@@ -32,14 +36,16 @@ const CONNECTIONS: usize = 16;
 const NAMES_AGE: Duration = Duration::from_secs(1);
 
 /// What an operator asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Question {
-    /// The events from now on, until the client hangs up. Answers are of [`Line`].
+    /// The events from now on, until the client hangs up.
     Monitor,
+    /// Another filter of the log.
+    LogLevel(String),
 }
 
-/// A line of the answer to [`Question::Monitor`].
+/// A line of an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
@@ -49,6 +55,11 @@ pub enum Line {
     Missed {
         /// Number of events.
         missed: u64,
+    },
+    /// What was asked for is done.
+    Done {
+        /// True.
+        done: bool,
     },
     /// The question cannot be answered.
     Error {
@@ -65,12 +76,14 @@ pub async fn serve(
     socket: ListeningSocket,
     events: mpsc::Sender<Event>,
     listeners: Listeners,
+    log: Control,
 ) -> Result<(), ClaimError> {
+    let log = Arc::new(log);
     let closed = events.clone();
     let converse = |stream, place| {
-        let (events, listeners) = (events.clone(), listeners.clone());
+        let (events, listeners, log) = (events.clone(), listeners.clone(), Arc::clone(&log));
         async move {
-            if let Err(error) = converse(stream, &events, &listeners, &place).await {
+            if let Err(error) = converse(stream, &events, &listeners, &log, &place).await {
                 debug!("the connection of an operator ended: {error}");
             }
         }
@@ -82,6 +95,7 @@ async fn converse(
     mut stream: UnixStream,
     events: &mpsc::Sender<Event>,
     listeners: &Listeners,
+    log: &Control,
     place: &Place,
 ) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
@@ -97,6 +111,16 @@ async fn converse(
                 told = monitor(&mut writer, events, listeners.subscribe()) => told,
                 _ = reader.read(&mut rest) => Ok(()),
             }
+        }
+        Ok(Question::LogLevel(level)) => {
+            let line = match log.set(&level) {
+                Ok(()) => {
+                    info!(level, "an operator has changed what is logged");
+                    Line::Done { done: true }
+                }
+                Err(error) => Line::Error { error: error.to_string() },
+            };
+            write(&mut writer, &line).await
         }
         Err(error) => {
             let error = format!("the question does not decode: {error}");

@@ -1,4 +1,4 @@
-//! `podwire monitor`: what the programs drop, with names, while they drop it.
+//! The commands that ask the running agent: `podwire monitor` and `podwire log-level`.
 
 use std::io::{BufRead as _, BufReader, Lines};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -113,4 +113,25 @@ fn without_an_agent_the_monitor_says_so() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("operator.sock") && said.contains("does it run on this node?"), "{said}");
+}
+
+#[test]
+fn what_is_logged_changes_while_the_agent_runs() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let run = node.run_dir().to_string_lossy().into_owned();
+    let set = |level: &str| node.podwire(&["log-level", level, "--run-dir", &run]).unwrap();
+    let debug_lines = || node.agent_log().lines().filter(|line| line.contains("DEBUG")).count();
+    assert_eq!(debug_lines(), 0);
+    let refused = set("podwire=loud");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("podwire=loud"), "{said}");
+    assert!(set("warn,podwire::daemon::executor=debug").status.success());
+    node.add_pod("seen").unwrap().delete().unwrap();
+    let log = node.agent_log();
+    assert!(log.contains("DEBUG podwire::daemon::executor"), "{log}");
+    assert!(set("info").status.success());
+    let before = debug_lines();
+    node.add_pod("unseen").unwrap().delete().unwrap();
+    assert_eq!(debug_lines(), before);
 }

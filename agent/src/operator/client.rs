@@ -1,0 +1,71 @@
+//! How a command asks the agent of its node.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use clap::Args;
+use thiserror::Error;
+
+use super::{Line, Question, SOCKET};
+
+/// Where the agent is.
+#[derive(Args, Clone, Debug)]
+pub struct Place {
+    /// Folder of the agent's sockets.
+    #[arg(long, env = "PODWIRE_RUN_DIR", default_value = "/run/podwire", value_name = "FOLDER")]
+    pub run_dir: PathBuf,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Nobody listens on the socket.
+    #[error("cannot ask the agent at {}: {source}: does it run on this node? (--run-dir)", path.display())]
+    NoAgent {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The agent refuses the question.
+    #[error("{0}")]
+    Refused(String),
+    /// The connection broke.
+    #[error("the connection to the agent: {0}")]
+    Connection(#[from] io::Error),
+    /// The agent answers something that this program does not understand.
+    #[error("the agent's answer does not decode, so it is of another release: {0}")]
+    Answer(#[from] serde_json::Error),
+}
+
+/// Asks the agent, and hands each line of the answer to `take`, as it came and decoded. Ends with
+/// the answer, or when the output is closed.
+///
+/// # Errors
+/// See [`Error`].
+pub fn ask(
+    place: &Place,
+    question: &Question,
+    mut take: impl FnMut(&str, Line) -> io::Result<()>,
+) -> Result<(), Error> {
+    let path = place.run_dir.join(SOCKET);
+    let connect = || {
+        let mut stream = UnixStream::connect(&path)?;
+        stream.write_all((serde_json::to_string(question)? + "\n").as_bytes())?;
+        Ok(stream)
+    };
+    let stream = connect().map_err(|source| Error::NoAgent { path: path.clone(), source })?;
+    for line in BufReader::new(stream).lines() {
+        let line = line?;
+        let taken = match serde_json::from_str(&line)? {
+            Line::Error { error } => return Err(Error::Refused(error)),
+            decoded => take(&line, decoded),
+        };
+        match taken {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            taken => taken?,
+        }
+    }
+    Ok(())
+}
