@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podwire_cni::protocol::{Call, Reply};
+use podwire_common::reason::Drop;
 use podwire_core::cluster::{NodeList, Skipped};
 use tokio::sync::oneshot;
 
@@ -124,6 +125,8 @@ pub struct Names {
 pub struct Figures {
     /// Packets and bytes that the programs counted.
     pub counters: Counters,
+    /// Number of dropped packets without an event, by reason, since the programs were loaded.
+    pub events_lost: Vec<(Drop, u64)>,
     /// Number of pods of this node.
     pub endpoints: usize,
     /// Number of nodes that can be used, this one included.

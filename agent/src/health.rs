@@ -172,6 +172,15 @@ fn text(figures: &Figures, is_ready: bool) -> Result<String, std::fmt::Error> {
     counters(&mut registry, "dropped", "dropped by the programs, by reason", drops);
     let traffic = figures.counters.traffic.iter().map(|(path, count)| ([("path", path.name())], *count));
     counters(&mut registry, "forwarded", "handled by the programs, by path", traffic);
+    let lost = Family::<Labels, Counter>::default();
+    for (reason, count) in &figures.events_lost {
+        lost.get_or_create(&[("reason", reason.name())]).inc_by(*count);
+    }
+    registry.register(
+        "events_lost",
+        "Dropped packets without an event, by reason: its budget was used, or the ring was full",
+        lost,
+    );
     gauge(&mut registry, "endpoints", "Pods of this node", figures.endpoints);
     gauge(&mut registry, "nodes", "Nodes that the agent uses, including this node", figures.nodes);
     let skipped = Family::<Labels, Gauge>::default();
@@ -332,6 +341,7 @@ mod tests {
         let fill = BTreeMap::from([(Table::Endpoints, Fill { entries: 4, capacity: 1024 })]);
         let figures = Figures {
             counters,
+            events_lost: vec![(Drop::Multicast, 2)],
             endpoints: 4,
             nodes: 2,
             addresses: 253,
@@ -347,6 +357,7 @@ mod tests {
             r#"podwire_dropped_packets_total{reason="multicast"} 3"#,
             r#"podwire_dropped_bytes_total{reason="multicast"} 300"#,
             r#"podwire_forwarded_packets_total{path="local"} 5"#,
+            r#"podwire_events_lost_total{reason="multicast"} 2"#,
             "podwire_endpoints 4",
             "podwire_programs_reattached_total 2",
             r#"podwire_repairs_total{what="pin"} 6"#,

@@ -32,7 +32,7 @@ use crate::config::Config;
 use crate::dataplane::conversions::CONVERSIONS;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
-use crate::dataplane::packet_events::EventRing;
+use crate::dataplane::packet_events::{self, EventBudgets, EventRing};
 use crate::dataplane::pins;
 use crate::dataplane::probe::Capabilities;
 use crate::error::Error;
@@ -60,6 +60,8 @@ pub struct Daemon {
     health: Health,
     /// Result of the collector's last round.
     collected: Collected,
+    /// `None`: nobody has taken the ring of the programs' events.
+    event_budgets: Option<EventBudgets>,
 }
 
 impl Daemon {
@@ -101,6 +103,7 @@ impl Daemon {
             configuration: Configuration::new(&config),
             health: Health::new(&config, before, why.clone()),
             collected: Collected::default(),
+            event_budgets: None,
             state: State {
                 model,
                 host: Arc::new(links.host().await?),
@@ -157,7 +160,9 @@ impl Daemon {
     /// # Errors
     /// [`Error::Dataplane`].
     pub fn event_ring(&mut self) -> Result<EventRing, Error> {
-        Ok(EventRing::take(&mut self.state.executor.dataplane.ebpf)?)
+        let (ring, budgets) = packet_events::take(&mut self.state.executor.dataplane.ebpf)?;
+        self.event_budgets = Some(budgets);
+        Ok(ring)
     }
 
     /// Serves events until [`Event::Stop`], or until all senders are gone.
@@ -290,6 +295,11 @@ impl Daemon {
         });
         let mut collected = self.collected.clone();
         collected.fill.extend(executor.dataplane.maps.fill());
+        let events_lost = self.event_budgets.as_ref().map(EventBudgets::lost).transpose();
+        let events_lost = events_lost.unwrap_or_else(|error| {
+            error!("could not read how many events were lost: {error}");
+            None
+        });
         let firewall_drops = conditions.of(ConditionName::FirewallDrops);
         Figures {
             counters,
@@ -304,6 +314,7 @@ impl Daemon {
             switches_set_again: self.host.switches_set_again(),
             operations: executor.operations(),
             conditions: conditions.counts(),
+            events_lost: events_lost.unwrap_or_default(),
             forward_policy_drops: firewall_drops.map(|condition| condition.subject.to_owned()).collect(),
             cni_configuration_first: self.configuration.is_cni_first(),
         }

@@ -12,42 +12,43 @@ use super::error::DataplaneError;
 use super::maps::{self, map_error};
 
 /// The ring of one load of the programs, with the only reader that a ring can have.
-pub struct EventRing {
-    ring: RingBuf<MapData>,
-    budgets: PerCpuArray<MapData, Budget>,
+pub struct EventRing(RingBuf<MapData>);
+
+/// What the programs count about their events.
+pub struct EventBudgets(PerCpuArray<MapData, Budget>);
+
+/// Takes the ring and the budgets out of the loaded object. The programs go on writing to them.
+///
+/// # Errors
+/// [`DataplaneError::Map`], also if they were taken before.
+pub fn take(ebpf: &mut Ebpf) -> Result<(EventRing, EventBudgets), DataplaneError> {
+    let mut take = |name| ebpf.take_map(name).ok_or_else(|| maps::missing(name));
+    let ring = take(EVENTS)?.try_into().map_err(map_error("open", EVENTS))?;
+    let budgets = take(EVENT_BUDGETS)?.try_into().map_err(map_error("open", EVENT_BUDGETS))?;
+    Ok((EventRing(ring), EventBudgets(budgets)))
 }
 
 impl EventRing {
-    /// Takes the ring out of the loaded object. The programs go on writing to it.
-    ///
-    /// # Errors
-    /// [`DataplaneError::Map`], also if the ring was taken before.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
-        let mut take = |name| ebpf.take_map(name).ok_or_else(|| maps::missing(name));
-        Ok(Self {
-            ring: take(EVENTS)?.try_into().map_err(map_error("open", EVENTS))?,
-            budgets: take(EVENT_BUDGETS)?.try_into().map_err(map_error("open", EVENT_BUDGETS))?,
-        })
-    }
-
     /// Returns the next event. Returns `None` if there is none now, and passes over records that
     /// are no [`Event`].
     pub fn pop(&mut self) -> Option<Event> {
         loop {
-            let record = self.ring.next()?;
+            let record = self.0.next()?;
             if let Some(event) = Event::of_record(&record) {
                 return Some(event);
             }
         }
     }
+}
 
+impl EventBudgets {
     /// Returns how many packets of each reason have no event, since the programs were loaded.
     ///
     /// # Errors
     /// [`DataplaneError::Map`].
     pub fn lost(&self) -> Result<Vec<(Drop, u64)>, DataplaneError> {
         let of = |reason: &Drop| {
-            let of_cpus = self.budgets.get(&(*reason as u32), 0).map_err(map_error("read", EVENT_BUDGETS))?;
+            let of_cpus = self.0.get(&(*reason as u32), 0).map_err(map_error("read", EVENT_BUDGETS))?;
             Ok((*reason, of_cpus.iter().map(|budget| budget.lost).sum()))
         };
         Drop::ALL.iter().map(of).collect()
@@ -57,6 +58,6 @@ impl EventRing {
 impl AsRawFd for EventRing {
     /// Returns the ring's descriptor. It is readable when there are events.
     fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
+        self.0.as_raw_fd()
     }
 }

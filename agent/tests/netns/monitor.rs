@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use xtask::lab::{Lab, Node, Pod};
 
 use crate::sockets::{PATIENCE, udp};
+use crate::sweep::metric;
 
 /// A running `podwire monitor`. It ends with this value.
 struct Monitor {
@@ -44,6 +45,14 @@ impl Monitor {
                 error => panic!("podwire monitor does not print the drop: {error:?}"),
             }
         }
+    }
+}
+
+impl Monitor {
+    /// Returns the next line with a text, if it comes in time.
+    fn line_with(&self, text: &str) -> Option<String> {
+        let mut lines = std::iter::from_fn(|| self.lines.recv_timeout(PATIENCE).ok());
+        lines.find(|line| line.contains(text))
     }
 }
 
@@ -99,6 +108,37 @@ fn drops_are_shown_with_names_while_they_happen() {
 #[expect(clippy::disallowed_methods, reason = "the monitor shows the time of day")]
 fn time_of_day() -> jiff::Timestamp {
     jiff::Timestamp::now()
+}
+
+#[test]
+fn each_drop_of_a_flood_is_shown_or_counted_as_lost() {
+    const SENT: u64 = 400;
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("flood").unwrap();
+    let monitor = Monitor::start(node, &["--output", "json"]);
+    monitor.line_about(&pod, pod.address());
+    let (before, lost) = (dropped(node), lost(node));
+    let socket = udp(&pod, SocketAddr::new(pod.address(), 40000));
+    for _ in 0..SENT {
+        socket.send_to(b"podwire!", "239.1.2.3:5001").unwrap();
+    }
+    assert_eq!(dropped(node) - before, SENT);
+    let lost = self::lost(node) - lost;
+    assert!(0 < lost && lost < SENT, "{lost} lost");
+    // The datagrams that `line_about` has sent went to another port.
+    for shown in 0..SENT - lost {
+        monitor.line_with(r#""port":5001}"#).unwrap_or_else(|| panic!("{shown} shown, {lost} lost"));
+    }
+}
+
+fn dropped(node: &Node) -> u64 {
+    node.drops().unwrap().get("multicast").copied().unwrap_or(0)
+}
+
+fn lost(node: &Node) -> u64 {
+    let name = r#"podwire_events_lost_total{reason="multicast"}"#;
+    metric(node, name).parse().unwrap()
 }
 
 fn expected_end(group: &str) -> String {
