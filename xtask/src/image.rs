@@ -48,6 +48,8 @@ pub fn image(binaries: &Path) -> Result<Image> {
     files.extend(licences.into_iter().map(|(name, text)| (format!("licenses/{name}"), File::text(text))));
     let config = json!({
         "Entrypoint": ["/podwire"],
+        // So `kubectl exec` finds the program without its folder.
+        "Env": ["PATH=/"],
         "Labels": {
             "org.opencontainers.image.title": "podwire",
             "org.opencontainers.image.description": "Kubernetes pod networking with eBPF",

@@ -38,6 +38,7 @@ fn the_image_has_the_binaries_and_every_licence() -> Result<()> {
     }
     let (config, files) = unpack(&image::image(folder.path())?.archive()?)?;
     assert_eq!(config["config"]["Entrypoint"], json!(["/podwire"]));
+    assert_eq!(config["config"]["Env"], json!(["PATH=/"]));
     assert_eq!(config["config"]["Labels"]["org.opencontainers.image.version"], image::TAG);
     let expected = [
         "licenses/LICENSE",
