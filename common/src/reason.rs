@@ -1,8 +1,10 @@
 //! Why a packet was dropped, which path a packet took, and at which hook: the indices of `DROPS`
 //! and `TRAFFIC`, and numbers in [`Event`](crate::event::Event).
 
+use crate::names::programs;
+
 macro_rules! numbered {
-    ($(#[$attr:meta])* $name:ident { $($(#[$variant_attr:meta])* $variant:ident = $number:literal $text:literal),* $(,)? }) => {
+    ($(#[$attr:meta])* $name:ident { $($(#[$variant_attr:meta])* $variant:ident = $number:literal $text:expr),* $(,)? }) => {
         $(#[$attr])*
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,23 +149,23 @@ numbered! {
     /// A place at which programs see packets. Numbers are never reused.
     Hook {
         /// TC ingress of a pod's host side.
-        FromPod = 1 "from_pod",
+        FromPod = 1 programs::FROM_POD,
         /// TC egress of a pod's host side.
-        ToPod = 2 "to_pod",
+        ToPod = 2 programs::TO_POD,
         /// TC ingress of the VXLAN device.
-        FromOverlay = 3 "from_overlay",
+        FromOverlay = 3 programs::FROM_OVERLAY,
         /// TC egress of the VXLAN device.
-        ToOverlay = 4 "to_overlay",
+        ToOverlay = 4 programs::TO_OVERLAY,
         /// TC ingress of an uplink.
-        FromUplink = 5 "from_uplink",
+        FromUplink = 5 programs::FROM_UPLINK,
         /// TC egress of an uplink.
-        ToUplink = 6 "to_uplink",
+        ToUplink = 6 programs::TO_UPLINK,
         /// TC ingress of an uplink without link header.
-        FromBareUplink = 7 "from_bare_uplink",
+        FromBareUplink = 7 programs::FROM_BARE_UPLINK,
         /// TC egress of an uplink without link header.
-        ToBareUplink = 8 "to_bare_uplink",
+        ToBareUplink = 8 programs::TO_BARE_UPLINK,
         /// XDP of an uplink.
-        UplinkXdp = 9 "uplink_xdp",
+        UplinkXdp = 9 programs::UPLINK_XDP,
     }
 }
 
