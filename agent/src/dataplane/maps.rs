@@ -280,7 +280,11 @@ impl Maps {
     }
 }
 
-fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
+/// Takes a map out of the loaded object.
+///
+/// # Errors
+/// [`DataplaneError::Load`], [`DataplaneError::Map`].
+pub(super) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T>
 where
     T: TryFrom<Map, Error = MapError>,
 {

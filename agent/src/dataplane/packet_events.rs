@@ -20,12 +20,9 @@ pub struct EventBudgets(PerCpuArray<MapData, Budget>);
 /// Takes the ring and the budgets out of the loaded object. The programs go on writing to them.
 ///
 /// # Errors
-/// [`DataplaneError::Map`], also if they were taken before.
+/// [`DataplaneError::Map`]; [`DataplaneError::Load`] if they were taken before.
 pub fn take(ebpf: &mut Ebpf) -> Result<(EventRing, EventBudgets), DataplaneError> {
-    let mut take = |name| ebpf.take_map(name).ok_or_else(|| maps::missing(name));
-    let ring = take(EVENTS)?.try_into().map_err(map_error("open", EVENTS))?;
-    let budgets = take(EVENT_BUDGETS)?.try_into().map_err(map_error("open", EVENT_BUDGETS))?;
-    Ok((EventRing(ring), EventBudgets(budgets)))
+    Ok((EventRing(maps::take(ebpf, EVENTS)?), EventBudgets(maps::take(ebpf, EVENT_BUDGETS)?)))
 }
 
 impl EventRing {
