@@ -27,7 +27,7 @@ pub struct ListeningSocket {
     /// Device and inode of the socket's file.
     file: (u64, u64),
     lock: Lock,
-    /// The last logged reason why no plugin reaches the socket.
+    /// The last logged reason why no client reaches the socket.
     unreachable: Option<String>,
 }
 
@@ -41,12 +41,12 @@ impl ListeningSocket {
         Ok(Self { listener, path: path.into(), file, lock, unreachable: None })
     }
 
-    /// Returns whether the file that plugins connect to is this socket's.
+    /// Returns whether the file that clients connect to is this socket's.
     fn has_its_file(&self) -> bool {
         identity(&self.path).is_ok_and(|file| file == self.file)
     }
 
-    /// Listens again if the socket's file was removed or replaced, because plugins then no longer
+    /// Listens again if the socket's file was removed or replaced, because clients then no longer
     /// find this socket.
     ///
     /// # Errors
@@ -66,7 +66,8 @@ impl ListeningSocket {
                 let why = Some(error.to_string());
                 if self.unreachable != why {
                     error!(
-                        "the socket's file or its lock was removed or replaced, and the agent cannot make it again, so plugins may not reach this agent: {error}"
+                        "the socket's file or its lock was removed or replaced, and the agent cannot make it again, so clients of {} may not reach this agent: {error}",
+                        self.path.display()
                     );
                     self.unreachable = why;
                 }
