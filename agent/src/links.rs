@@ -684,8 +684,14 @@ fn sort_route(host: &mut Host, message: &RouteMessage) {
             _ => Route::Unreachable,
         };
         host.own_routes.insert(destination, route);
-    } else if message.header.kind == RouteType::Unicast && !is_link_local(destination.addr()) {
-        host.foreign_routes.push(ForeignRoute { destination, next_hops: next_hops(message) });
+    } else if !is_link_local(destination.addr()) {
+        let next_hops = match message.header.kind {
+            RouteType::Unicast => next_hops(message),
+            // It leads nowhere, but it may end another route to a node.
+            RouteType::Unreachable | RouteType::BlackHole | RouteType::Prohibit => Vec::new(),
+            _ => return,
+        };
+        host.foreign_routes.push(ForeignRoute { destination, next_hops });
     }
 }
 
