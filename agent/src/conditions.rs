@@ -193,6 +193,8 @@ names! {
         "raise the MTU of the links between the nodes to 1350 or more, or set --tunnel-family ipv4 if all nodes have IPv4";
     /// The node's podCIDR is too small to have an address for a pod.
     NoRoomForPods, "no-room-for-pods", Degraded, "give the node a larger podCIDR";
+    /// No address of the node's podCIDR is free. STATUS reports it, too.
+    NoFreeAddress, "no-free-address", Degraded, "delete pods, or give the node a larger podCIDR";
     /// A pod has an address outside the node's podCIDR. Subject: the pod's link.
     PodsOutsidePodCidr, "pods-outside-pod-cidr", Degraded, "recreate these pods, so that they get new addresses";
     /// A pod's device is gone, but the agent cannot release its address yet. Subject: the pod's

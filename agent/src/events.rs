@@ -9,11 +9,14 @@ use ipnet::IpNet;
 use podwire_cni::protocol::{Call, Reply};
 use podwire_common::reason::Drop;
 use podwire_core::cluster::{NodeList, Skipped};
+use podwire_core::model::Endpoint;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::conditions::{ConditionName, Conditions};
 use crate::dataplane::flows::Collected;
 use crate::dataplane::maps::Counters;
+use crate::status::Status;
 
 /// An event from a source.
 #[derive(Debug)]
@@ -49,6 +52,8 @@ pub enum Event {
     Conditions(oneshot::Sender<Conditions>),
     /// `/metrics` asks for the figures.
     Figures(oneshot::Sender<Figures>),
+    /// `podwire status` asks for the node's state.
+    Status(oneshot::Sender<Box<Status>>),
     /// An operator's client asks for the names of addresses and links.
     Names(oneshot::Sender<Names>),
     /// Time to stop; the data path stays in place.
@@ -110,7 +115,7 @@ impl Repair {
 }
 
 /// Names of what packets have numbers of.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
     /// Namespace and name of this node's pods, by address.
     pub pods: BTreeMap<IpAddr, String>,
@@ -118,6 +123,21 @@ pub struct Names {
     pub nodes: BTreeMap<IpAddr, String>,
     /// Names of links with programs, by ifindex.
     pub links: BTreeMap<u32, String>,
+}
+
+impl Names {
+    /// Adds the names of a pod and its link.
+    pub fn add_endpoint(&mut self, endpoint: &Endpoint) {
+        self.links.insert(endpoint.ifindex, endpoint.host_interface.clone());
+        let Some(pod) = &endpoint.pod else { return };
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        self.pods.extend(endpoint.addresses().map(|address| (address, name.clone())));
+    }
+
+    /// Adds the name of a node.
+    pub fn add_node(&mut self, name: &str, internal_addresses: &[IpAddr]) {
+        self.nodes.extend(internal_addresses.iter().map(|address| (*address, name.to_owned())));
+    }
 }
 
 /// Figures for operators.

@@ -11,6 +11,7 @@
 pub mod before;
 pub mod cgroup2;
 pub mod claim;
+pub mod cmd;
 pub mod cni_configuration;
 pub mod cni_server;
 pub mod conditions;
@@ -44,6 +45,7 @@ pub mod operator;
 pub mod packet_events;
 pub mod packet_record;
 pub mod sockopt;
+pub mod status;
 pub mod store;
 pub mod sysctl;
 pub mod uninstall;

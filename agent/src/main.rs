@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use podwire::claim::Claim;
+use podwire::cmd::{self, completions, drops, endpoints, flows, host_ports, nodes, status};
 use podwire::cni_server;
 use podwire::config::{Config, Logging};
 use podwire::config_file::CommandLine;
@@ -63,10 +64,24 @@ enum Command {
     /// Do nothing until SIGTERM or SIGINT, to keep a pod running after another of its containers
     /// has done the work.
     Wait(Logging),
+    /// Print the state of this node's pod network, on one screen.
+    Status(status::Options),
+    /// Print the pods of this node that have a network.
+    Endpoints(endpoints::Options),
+    /// Print the nodes that the programs know.
+    Nodes(nodes::Options),
+    /// Print the hostPorts of this node's pods.
+    Hostports(host_ports::Options),
+    /// Print how many packets the programs have dropped, and why.
+    Drops(drops::Options),
+    /// Print what the programs remember of flows, or delete one flow.
+    Flows(flows::Options),
     /// Print the packets that the programs drop, while they drop them.
     Monitor(monitor::Options),
     /// Change what the running agent logs, until it restarts.
     LogLevel(log_level::Options),
+    /// Print a script with which a shell completes commands and options.
+    Completions(completions::Options),
     /// Print how to move a cluster to Podwire.
     #[command(subcommand)]
     Migrate(Migrate),
@@ -92,6 +107,13 @@ fn main() -> ExitCode {
         Command::Install(options) => &options.logging,
         Command::Uninstall(options) => &options.logging,
         Command::Wait(logging) => logging,
+        Command::Status(options) => &options.logging,
+        Command::Endpoints(options) => &options.logging,
+        Command::Nodes(options) => &options.logging,
+        Command::Hostports(options) => &options.logging,
+        Command::Drops(options) => &options.logging,
+        Command::Flows(options) => &options.logging,
+        Command::Completions(options) => &options.logging,
         Command::Monitor(options) => &options.logging,
         Command::LogLevel(options) => &options.logging,
         Command::Migrate(Migrate::Flannel(options)) => &options.logging,
@@ -104,7 +126,8 @@ fn main() -> ExitCode {
         }
     };
     match run(command, command_line, log) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
+        Err(error) if error.downcast_ref().is_some_and(cmd::Error::is_closed_output) => ExitCode::SUCCESS,
         Err(error) => {
             // Each error's message includes its sources. Logging them too would repeat them.
             error!("{error}");
@@ -113,21 +136,28 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, command_line: CommandLine, log: log::Control) -> Result<()> {
+fn run(command: Command, command_line: CommandLine, log: log::Control) -> Result<ExitCode> {
     // One thread is enough: one task owns the state, and all others wait most of the time.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
-        Command::Agent(config) => runtime.block_on(serve(*config, command_line, log)),
-        Command::Install(options) => Ok(install::run(&options)?),
-        Command::Uninstall(options) => runtime.block_on(uninstall(&options)),
-        Command::Monitor(options) => Ok(monitor::run(&options)?),
-        Command::LogLevel(options) => Ok(log_level::run(&options)?),
-        Command::Wait(_) => runtime.block_on(wait()),
+        Command::Agent(config) => runtime.block_on(serve(*config, command_line, log))?,
+        Command::Install(options) => install::run(&options)?,
+        Command::Uninstall(options) => runtime.block_on(uninstall(&options))?,
+        Command::Status(options) => return Ok(status::run(&options)?),
+        Command::Endpoints(options) => endpoints::run(&options)?,
+        Command::Nodes(options) => nodes::run(&options)?,
+        Command::Hostports(options) => host_ports::run(&options)?,
+        Command::Drops(options) => drops::run(&options)?,
+        Command::Flows(options) => flows::run(&options)?,
+        Command::Completions(options) => completions::run(&options, &mut Cli::command()),
+        Command::Monitor(options) => monitor::run(&options)?,
+        Command::LogLevel(options) => log_level::run(&options)?,
+        Command::Wait(_) => runtime.block_on(wait())?,
         Command::Migrate(Migrate::Flannel(options)) => {
             io::stdout().write_all(migrate_flannel::run(&options)?.as_bytes())?;
-            Ok(())
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn uninstall(options: &Options) -> Result<()> {

@@ -22,6 +22,7 @@ use crate::lock::ClaimError;
 use crate::log::Control;
 use crate::packet_events::Listeners;
 use crate::packet_record::{Clocks, Record};
+use crate::status::Status;
 use crate::unix_socket::ListeningSocket;
 
 /// The socket's name in the run folder.
@@ -41,6 +42,10 @@ const NAMES_AGE: Duration = Duration::from_secs(1);
 pub enum Question {
     /// The events from now on, until the client hangs up.
     Monitor,
+    /// The names of addresses and links.
+    Names,
+    /// The state of the node's pod network.
+    Status,
     /// Another filter of the log.
     LogLevel(String),
 }
@@ -55,6 +60,16 @@ pub enum Line {
     Missed {
         /// Number of events.
         missed: u64,
+    },
+    /// The names.
+    Names {
+        /// The names.
+        names: Names,
+    },
+    /// The state of the node's pod network.
+    Status {
+        /// The state.
+        status: Box<Status>,
     },
     /// What was asked for is done.
     Done {
@@ -112,6 +127,14 @@ async fn converse(
                 _ = reader.read(&mut rest) => Ok(()),
             }
         }
+        Ok(Question::Names) => match ask(events, Event::Names).await {
+            Some(names) => write(&mut writer, &Line::Names { names }).await,
+            None => Ok(()),
+        },
+        Ok(Question::Status) => match ask(events, Event::Status).await {
+            Some(status) => write(&mut writer, &Line::Status { status }).await,
+            None => Ok(()),
+        },
         Ok(Question::LogLevel(level)) => {
             let line = match log.set(&level) {
                 Ok(()) => {
@@ -140,11 +163,8 @@ async fn monitor(
         let line = match told.recv().await {
             Ok(event) => {
                 if since.is_none_or(|since| since.elapsed() > NAMES_AGE) {
-                    let (reply, answer) = oneshot::channel();
-                    if events.send(Event::Names(reply)).await.is_err() {
-                        return Ok(());
-                    }
-                    names = answer.await.unwrap_or_default();
+                    let Some(told) = ask(events, Event::Names).await else { return Ok(()) };
+                    names = told;
                     since = Some(Instant::now());
                 }
                 Line::Event(Box::new(Record::new(&event, &names, clocks)))
@@ -154,6 +174,16 @@ async fn monitor(
         };
         write(writer, &line).await?;
     }
+}
+
+/// Asks the owner of state. `None`: the agent is stopping.
+async fn ask<T>(
+    events: &mpsc::Sender<Event>,
+    question: impl FnOnce(oneshot::Sender<T>) -> Event,
+) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    events.send(question(reply)).await.ok()?;
+    answer.await.ok()
 }
 
 async fn write(writer: &mut (impl AsyncWrite + Unpin), line: &Line) -> io::Result<()> {

@@ -117,7 +117,7 @@ impl Record {
 }
 
 /// Returns the name of a number, or the number if this release does not know it.
-fn name_of<T: Copy>(
+pub fn name_of<T: Copy>(
     all: &[T],
     number: u32,
     number_of: impl Fn(T) -> u32,
@@ -127,7 +127,8 @@ fn name_of<T: Copy>(
     found.map_or_else(|| number.to_string(), |known| name(*known).to_owned())
 }
 
-fn protocol_name(number: u8) -> String {
+/// Returns the name of a transport protocol, or its number as text.
+pub fn protocol_name(number: u8) -> String {
     let name = match number {
         protocol::ICMP => "icmp",
         protocol::TCP => "tcp",

@@ -161,6 +161,12 @@ impl Flow {
         FlowKey { source_port: Be16::ZERO, protocol: key.protocol | ANY_SOURCE_PORT, ..key }
     }
 
+    /// Returns whether this is the key of an entry for all of a pod's connections to one address
+    /// and port ([`FlowAddr::destination_key`]).
+    pub const fn is_destination_key(&self) -> bool {
+        self.reserved[0] != 0
+    }
+
     /// Returns a source port for the tunnel's outer header, so that underlay routers and NICs
     /// spread flows (RFC 7348 section 5). It lies in the dynamic range and is the same for every
     /// packet of one direction.
@@ -181,6 +187,17 @@ impl Flow {
         hash = hash.wrapping_mul(0xc2b2_ae35);
         hash ^= hash >> 16;
         Be16::new(0xc000 | (hash & 0x3fff) as u16)
+    }
+}
+
+impl FlowKey {
+    /// Returns the same key in the form of `FLOWS6`.
+    pub const fn flow(&self) -> Flow {
+        let (source, destination) = (self.source.address(), self.destination.address());
+        let protocol = self.protocol as u8;
+        let flow = Flow::new(source, destination, self.source_port, self.destination_port, protocol);
+        let is_any = self.protocol & ANY_SOURCE_PORT != 0;
+        Flow { reserved: [is_any as u8, 0, 0], ..flow }
     }
 }
 

@@ -141,9 +141,14 @@ impl Pool {
     /// # Errors
     /// [`IpamError::Exhausted`], [`IpamError::NoRoom`].
     pub fn has_free(&self) -> Result<(), IpamError> {
+        if self.used() < self.size() { Ok(()) } else { Err(self.exhausted()) }
+    }
+
+    /// Returns the number of addresses that [`Self::allocate`] cannot give because a pod or another
+    /// holder has them.
+    pub fn used(&self) -> u32 {
         let taken = self.taken.iter().filter(|address| self.can_give(**address)).count();
-        let used = taken + self.held_alone().count();
-        if used < self.size() as usize { Ok(()) } else { Err(self.exhausted()) }
+        u32::try_from(taken + self.held_alone().count()).unwrap_or(u32::MAX)
     }
 
     /// Takes the address that the caller asks for. The next [`Self::allocate`] continues the round
@@ -242,6 +247,11 @@ impl Pools {
     /// Returns whether no podCIDR is known yet.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Returns the pools.
+    pub fn iter(&self) -> impl Iterator<Item = &Pool> {
+        self.0.iter()
     }
 
     /// Returns the podCIDRs.

@@ -15,12 +15,14 @@ mod host;
 mod names;
 mod pods;
 mod state;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use podwire_cni::fault::Step;
 use podwire_cni::protocol::{Call, Reply};
+use podwire_core::ipam::IpamError;
 use podwire_core::model::{Endpoint, Family, Model};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info};
@@ -40,6 +42,7 @@ use crate::events::{Event, Figures, Readiness};
 use crate::links::{Changes, Links};
 use crate::lock::Lock;
 use crate::memory;
+use crate::status::{Nodes, Status, Table};
 use crate::store::{Corrupt, Store};
 use crate::wire;
 use cluster::NodeLists;
@@ -62,6 +65,7 @@ pub struct Daemon {
     collected: Collected,
     /// `None`: nobody has taken the ring of the programs' events.
     event_budgets: Option<EventBudgets>,
+    memory: status::Memory,
 }
 
 impl Daemon {
@@ -104,6 +108,7 @@ impl Daemon {
             health: Health::new(&config, before, why.clone()),
             collected: Collected::default(),
             event_budgets: None,
+            memory: status::Memory::new(capabilities),
             state: State {
                 model,
                 host: Arc::new(links.host().await?),
@@ -226,6 +231,7 @@ impl Daemon {
             Event::Alive(reply) => drop(reply.send(())),
             Event::Conditions(reply) => drop(reply.send(state.conditions.clone())),
             Event::Figures(reply) => drop(reply.send(self.figures())),
+            Event::Status(reply) => drop(reply.send(Box::new(self.status()))),
             Event::Names(reply) => drop(reply.send(names::of(&state.model))),
             Event::Stop => {}
         }
@@ -253,6 +259,7 @@ impl Daemon {
     }
 
     async fn tick(&mut self) {
+        self.memory.tick(&self.counters());
         let Self { state, pods, host, configuration, health, .. } = self;
         configuration.tick(state);
         health.tick(state);
@@ -281,20 +288,66 @@ impl Daemon {
         if self.pods.take_disk_failure() {
             self.health.state_folder.try_it(&mut self.state);
         }
+        let exhausted = match self.state.executor.pools.has_free() {
+            Err(error @ IpamError::Exhausted { .. }) => Some(error.to_string()),
+            _ => None,
+        };
+        self.state.conditions.update(ConditionName::NoFreeAddress, exhausted);
         if self.state.conditions.refusal().is_some() {
             self.host.note_refusal();
         }
         self.health.tell(&mut self.state.conditions, &mut self.configuration);
     }
 
-    fn figures(&self) -> Figures {
-        let State { model, executor, conditions, .. } = &self.state;
-        let counters = executor.dataplane.maps.counters().unwrap_or_else(|error| {
+    fn counters(&self) -> Counters {
+        self.state.executor.dataplane.maps.counters().unwrap_or_else(|error| {
             error!("could not read the counters: {error}");
             Counters::default()
-        });
+        })
+    }
+
+    /// Returns what the last round of the collector found, and the fill of the agent's own tables.
+    fn collected(&self) -> Collected {
         let mut collected = self.collected.clone();
-        collected.fill.extend(executor.dataplane.maps.fill());
+        collected.fill.extend(self.state.executor.dataplane.maps.fill());
+        collected
+    }
+
+    /// Returns the number of nodes in the pod network, this one included.
+    fn nodes(&self) -> usize {
+        self.state.model.remote.len() + usize::from(self.state.model.own.is_some())
+    }
+
+    fn status(&self) -> Status {
+        let state = &self.state;
+        let skipped = self.cluster.skipped().into_iter();
+        let tables = self.collected().fill.into_iter().map(|(table, fill)| Table {
+            table: table.name().into(),
+            entries: fill.entries,
+            max_entries: fill.capacity,
+        });
+        Status {
+            agent: Some(self.memory.agent(state)),
+            kernel: Some(self.memory.kernel()),
+            modes: Some(status::modes(state)),
+            links: status::links(&state.model),
+            nodes: Nodes {
+                used: self.nodes(),
+                skipped: skipped.map(|(reason, count)| (reason.name().into(), count)).collect(),
+                source: Some(state.config.node_source()),
+                age_seconds: Some(self.cluster.age().as_secs()),
+            },
+            endpoints: state.model.endpoints.len(),
+            addresses: status::pools(state),
+            tables: tables.collect(),
+            shares: Vec::new(),
+            drops: self.memory.drops(&self.counters()),
+            conditions: status::conditions(&state.conditions),
+        }
+    }
+
+    fn figures(&self) -> Figures {
+        let State { model, executor, conditions, .. } = &self.state;
         let events_lost = self.event_budgets.as_ref().map(EventBudgets::lost).transpose();
         let events_lost = events_lost.unwrap_or_else(|error| {
             error!("could not read how many events were lost: {error}");
@@ -302,13 +355,13 @@ impl Daemon {
         });
         let firewall_drops = conditions.of(ConditionName::FirewallDrops);
         Figures {
-            counters,
+            counters: self.counters(),
             endpoints: model.endpoints.len(),
-            nodes: model.remote.len() + usize::from(model.own.is_some()),
+            nodes: self.nodes(),
             skipped: self.cluster.skipped(),
             node_list_age: self.cluster.age(),
             addresses: executor.pools.size(),
-            collected,
+            collected: self.collected(),
             reattached: self.host.reattached(),
             repairs: self.state.repairs.clone(),
             switches_set_again: self.host.switches_set_again(),

@@ -9,13 +9,10 @@ use crate::events::Names;
 pub(super) fn of(model: &Model) -> Names {
     let mut names = Names::default();
     for endpoint in model.endpoints.values() {
-        names.links.insert(endpoint.ifindex, endpoint.host_interface.clone());
-        let Some(pod) = &endpoint.pod else { continue };
-        let name = format!("{}/{}", pod.namespace, pod.name);
-        names.pods.extend(endpoint.addresses().map(|address| (address, name.clone())));
+        names.add_endpoint(endpoint);
     }
     for node in model.own.iter().chain(model.remote.values()) {
-        names.nodes.extend(node.internal_addresses.iter().map(|address| (*address, node.name.clone())));
+        names.add_node(&node.name, &node.internal_addresses);
     }
     names.links.extend(model.links.iter().map(|link| (link.index, link.name.clone())));
     names.links.extend(model.vxlan.map(|index| (index, VXLAN_DEVICE.to_owned())));

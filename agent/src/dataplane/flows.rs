@@ -36,7 +36,7 @@ impl Maps {
         let concerns =
             |flow: &Flow| addresses.contains(&flow.source) || addresses.contains(&flow.destination);
         let flows = matching(&self.stack_flows, names::STACK_FLOWS, |flow, _| concerns(flow))?;
-        let pods = self.endpoints.keys().filter_map(Result::ok).chain(addresses.iter().copied()).collect();
+        let pods = pods(self).into_iter().chain(addresses.iter().copied()).collect();
         let mut removed = Tally::default();
         for (flow, _) in &flows {
             remove(self.stack_flows.remove(flow), names::STACK_FLOWS)?;
@@ -102,6 +102,18 @@ impl Maps {
             info!(pod = ?address, "the pod has room again in its share of the table of stack flows: its flows may take the fast path again");
         }
         Ok(())
+    }
+
+    /// Counts the entries of all tables that fill. Walks through each of them.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn count_entries(&self) -> Result<BTreeMap<Table, Fill>, DataplaneError> {
+        let fill = Table::ALL.into_iter().filter(|table| table.row().kind.fills()).map(|table| {
+            let entries = batch::count(self.map(table)).map_err(map_error("count", table.name()))?;
+            Ok((table, Fill { entries, capacity: self.capacity(table) }))
+        });
+        fill.collect()
     }
 
     /// Returns the collector, with handles of its own. It runs beside the owner of state, which
@@ -285,7 +297,7 @@ impl Collector {
     }
 
     fn collect_stack_flows(&mut self, now: u64, collected: &mut Collected) -> Result<Tally, DataplaneError> {
-        let pods: BTreeSet<Addr> = self.maps.endpoints.keys().filter_map(Result::ok).collect();
+        let pods = pods(&self.maps);
         let holder = |flow: &Flow| holder_of(flow, &pods);
         let mut tally = Tally::default();
         let mut silent = matching(&self.maps.stack_flows, names::STACK_FLOWS, |flow, entry| {
@@ -392,8 +404,13 @@ impl Collector {
 
 /// Returns the holder of an entry of `STACK_FLOWS`, as the programs count: a pod of this node holds
 /// the flows that it sends, and those that it receives from elsewhere.
-fn holder_of(flow: &Flow, pods: &BTreeSet<Addr>) -> Holder {
+pub(super) fn holder_of(flow: &Flow, pods: &BTreeSet<Addr>) -> Holder {
     Holder::of_stack_flows(if pods.contains(&flow.source) { flow.source } else { flow.destination })
+}
+
+/// Returns the addresses of this node's pods.
+pub(super) fn pods(maps: &Maps) -> BTreeSet<Addr> {
+    maps.endpoints.keys().filter_map(Result::ok).collect()
 }
 
 /// Returns how many packets the programs have refused for each link, by ifindex.
@@ -403,7 +420,7 @@ fn refused(maps: &Maps) -> Result<BTreeMap<u32, u32>, DataplaneError> {
 }
 
 /// Returns the matching entries.
-fn matching<K: Pod, V: Pod>(
+pub(super) fn matching<K: Pod, V: Pod>(
     map: &HashMap<MapData, K, V>,
     name: &'static str,
     mut matches: impl FnMut(&K, &V) -> bool,

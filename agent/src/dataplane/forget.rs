@@ -65,6 +65,11 @@ impl Maps {
         self.change_epochs(&[ALL_FLOWS].into());
     }
 
+    /// Makes a program that is learning a flow at this moment not learn it.
+    pub(super) fn stop_learning(&self) {
+        self.change_epochs(&BTreeSet::new());
+    }
+
     /// Changes `GENERATION` first, then the epochs. A program may be learning a flow by the old
     /// entry of a table at this moment. It either sees the new generation and does not learn, or
     /// the new epochs make its entry stale. In the opposite order it could learn the stale flow

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aya::Ebpf;
@@ -10,7 +11,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray};
 use podwire_common::abi::{self, Count};
 use podwire_common::names::maps as names;
-use podwire_common::reason::{Drop, Path};
+use podwire_common::reason::{self, Drop};
 use podwire_common::tables::{Owner, Share, Table};
 use podwire_core::change::Change;
 use podwire_core::slice::{Prefix, TableChange, Tables};
@@ -19,6 +20,7 @@ use super::batch;
 use super::error::DataplaneError;
 use super::flows::Fill;
 use super::numbers::Numbers;
+use super::pins;
 use crate::files::FileError;
 
 type Result<T, E = DataplaneError> = std::result::Result<T, E>;
@@ -101,6 +103,22 @@ macro_rules! handles {
                 Ok(Self { $($field,)* capacities, entries: Default::default() })
             }
 
+            /// Opens the maps that an agent has pinned in a folder. The caller has checked their
+            /// layout ([`pins::are_readable`]).
+            ///
+            /// # Errors
+            /// [`DataplaneError::Map`].
+            pub fn of_pins(folder: &Path) -> Result<Self> {
+                $(
+                    let $field = MapData::from_pin(pins::map(folder, Table::$variant));
+                    let $field = map_of_kind!($kind)($field.map_err(map_error("open", names::$name))?);
+                    let $field: handle!($kind, $key, $value) =
+                        $field.try_into().map_err(map_error("open", names::$name))?;
+                )*
+                let capacities = [$(capacity($field.map(), names::$name)?),*];
+                Ok(Self { $($field,)* capacities, entries: Default::default() })
+            }
+
             /// Opens further handles of the same maps.
             ///
             /// # Errors
@@ -131,7 +149,7 @@ pub struct Counters {
     /// By reason.
     pub drops: Vec<(Drop, Count)>,
     /// By path.
-    pub traffic: Vec<(Path, Count)>,
+    pub traffic: Vec<(reason::Path, Count)>,
 }
 
 impl Maps {
@@ -260,11 +278,7 @@ impl Maps {
     /// # Errors
     /// [`DataplaneError::Map`].
     pub fn endpoint(&self, address: IpAddr) -> Result<Option<abi::Endpoint>> {
-        match self.endpoints.get(&address.into(), 0) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(source) => Err(map_error("read", names::ENDPOINTS)(source)),
-        }
+        found(self.endpoints.get(&address.into(), 0), names::ENDPOINTS)
     }
 
     /// Returns the programs' counters.
@@ -274,8 +288,9 @@ impl Maps {
     pub fn counters(&self) -> Result<Counters> {
         let drops =
             Drop::ALL.iter().map(|reason| Ok((*reason, sum(&self.drops, *reason as u32, names::DROPS)?)));
-        let traffic =
-            Path::ALL.iter().map(|path| Ok((*path, sum(&self.traffic, *path as u32, names::TRAFFIC)?)));
+        let traffic = reason::Path::ALL
+            .iter()
+            .map(|path| Ok((*path, sum(&self.traffic, *path as u32, names::TRAFFIC)?)));
         Ok(Counters { drops: drops.collect::<Result<_>>()?, traffic: traffic.collect::<Result<_>>()? })
     }
 }
@@ -323,6 +338,15 @@ pub(super) fn map_error(
 
 fn write(result: Result<(), MapError>, map: &'static str) -> Result<()> {
     result.map_err(map_error("write", map))
+}
+
+/// Returns the entry that a lookup found. `None`: there is no such entry.
+pub(super) fn found<V>(looked_up: Result<V, MapError>, map: &'static str) -> Result<Option<V>> {
+    match looked_up {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(source) => Err(map_error("read", map)(source)),
+    }
 }
 
 /// Accepts a removal that found no entry: a program may have removed it first.

@@ -7,6 +7,7 @@ mod batch;
 mod btf;
 pub mod conversions;
 mod error;
+pub mod flow_list;
 pub mod flows;
 pub mod forget;
 pub mod held;

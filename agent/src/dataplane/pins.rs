@@ -131,6 +131,21 @@ pub fn check(folder: &Path, conversions: &[Conversion]) -> Result<(), DataplaneE
     }
 }
 
+/// Checks whether this release can read the pinned maps. Returns whether there are any.
+///
+/// # Errors
+/// [`DataplaneError::Schema`], [`DataplaneError::File`].
+pub fn are_readable(folder: &Path) -> Result<bool, DataplaneError> {
+    match layout(folder)? {
+        None => Ok(false),
+        Some(SCHEMA_VERSION) => Ok(true),
+        Some(found) => {
+            let found = found.to_string();
+            Err(DataplaneError::Schema { path: folder.into(), found, expected: SCHEMA_VERSION })
+        }
+    }
+}
+
 /// Returns the layout that counts. `None`: there is none yet.
 fn layout(folder: &Path) -> Result<Option<u32>, DataplaneError> {
     let Some(text) = read_link(&folder.join(SCHEMA))? else {

@@ -7,6 +7,7 @@ use podwire_common::abi::Holder;
 use podwire_common::names::maps as names;
 
 use super::error::DataplaneError;
+use super::flows::matching;
 use super::maps::{Maps, map_error, remove};
 use crate::housekeeping;
 
@@ -78,9 +79,25 @@ impl Maps {
                 remove(self.holders.remove(holder), names::HOLDERS)?;
             }
         }
-        let room = self.room.get(&table.into(), 0).map_err(map_error("read", names::ROOM))?;
+        let room = self.room_of(table)?;
         let more = u32::try_from(removed.total()).unwrap_or(u32::MAX);
         self.room.set(table.into(), room.saturating_add(more), 0).map_err(map_error("write", names::ROOM))
+    }
+
+    /// Returns the holders of a table, and how many entries each has.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn holders_of(&self, table: u8) -> Result<Vec<(Holder, u32)>, DataplaneError> {
+        matching(&self.holders, names::HOLDERS, |holder, _| holder.table == table)
+    }
+
+    /// Returns the number of free entries of a table, as the programs count them.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn room_of(&self, table: u8) -> Result<u32, DataplaneError> {
+        self.room.get(&table.into(), 0).map_err(map_error("read", names::ROOM))
     }
 
     /// Returns whether a holder has much of its share left.
@@ -89,7 +106,7 @@ impl Maps {
     /// [`DataplaneError::Map`].
     pub(super) fn has_share_left(&self, holder: &Holder) -> Result<bool, DataplaneError> {
         let held = self.holders.get(holder, 0).unwrap_or_default();
-        let room = self.room.get(&holder.table.into(), 0).map_err(map_error("read", names::ROOM))?;
+        let room = self.room_of(holder.table)?;
         Ok(housekeeping::has_room(held as usize, room as usize))
     }
 
@@ -98,7 +115,7 @@ impl Maps {
     /// # Errors
     /// [`DataplaneError::Map`].
     pub(super) fn begin_shares(&mut self, table: u8, capacity: usize) -> Result<(), DataplaneError> {
-        let room = self.room.get(&table.into(), 0).map_err(map_error("read", names::ROOM))?;
+        let room = self.room_of(table)?;
         // A full table also has 0 here. The next count corrects the value that is written for it.
         if room > 0 {
             return Ok(());

@@ -4,3 +4,5 @@ pub mod file;
 mod json;
 pub mod kube;
 mod objects;
+
+pub use self::kube::kept;

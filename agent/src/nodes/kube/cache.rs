@@ -126,7 +126,7 @@ fn encode<'a>(records: impl Iterator<Item = &'a NodeRecord>) -> Vec<u8> {
 /// Reads the list, if it is from this boot. After a reboot, kubelet gets the agent's pod from the
 /// API server before it starts the agent, so the agent does not need the file. And the node may
 /// have another object by then.
-fn read(path: &Path) -> Result<Option<NodeList>, String> {
+pub(super) fn read(path: &Path) -> Result<Option<NodeList>, String> {
     #[derive(Deserialize)]
     struct Boot {
         #[serde(rename = "bootID")]

@@ -6,7 +6,7 @@ mod condition;
 mod object;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -27,6 +27,11 @@ use crate::events::{Event, Readiness};
 /// Nodes of a page, where the API server does not stream the list. The agent holds a whole page at
 /// a time.
 const PAGE: u32 = 200;
+
+/// Returns the nodes of the list that the last agent has kept, or none if it cannot be used.
+pub fn kept(path: &Path) -> Vec<NodeRecord> {
+    cache::read(path).ok().flatten().map(|list| list.records).unwrap_or_default()
+}
 
 /// The time between two confirmations of the cache, as a multiple of the time between two writes.
 const CONFIRMING: u32 = 6;

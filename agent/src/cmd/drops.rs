@@ -1,0 +1,94 @@
+//! `podwire drops`: how many packets the programs have dropped, and why.
+
+use clap::Args;
+use podwire_common::reason::Drop;
+
+use super::Error;
+use super::output::{self, Printing, Row};
+use super::view::{Folders, open_tables};
+use crate::config::Logging;
+use crate::dataplane::maps::Maps;
+use crate::operator::client;
+use crate::operator::{Line, Question};
+use crate::status::Drops;
+
+/// Options of `podwire drops`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "The counters have no addresses: `podwire monitor` shows single packets.\n\nExample: podwire drops --watch"
+)]
+pub struct Options {
+    /// Show only these reasons. Separate reasons by commas.
+    #[arg(long, value_delimiter = ',', value_name = "REASON", value_parser = reason)]
+    pub reason: Vec<&'static str>,
+    /// How to print.
+    #[command(flatten)]
+    pub printing: Printing,
+    /// Where the agent has its files.
+    #[command(flatten)]
+    pub folders: Folders,
+    /// Options of every command.
+    #[command(flatten)]
+    pub logging: Logging,
+}
+
+impl Row for Drops {
+    const HEADINGS: &'static [&'static str] = &["REASON", "PACKETS", "BYTES", "LAST MINUTE"];
+
+    fn cells(&self) -> Vec<String> {
+        let lately = self.last_minute.map(|count| count.to_string()).unwrap_or_default();
+        vec![self.reason.clone(), self.packets.to_string(), self.bytes.to_string(), lately]
+    }
+}
+
+/// Prints the counters.
+///
+/// # Errors
+/// See [`Error`].
+pub fn run(options: &Options) -> Result<(), Error> {
+    options.printing.repeat(|printing| {
+        let drops = match ask(options) {
+            Ok(drops) => drops,
+            Err(_) => of_tables(&open_tables(&options.folders)?)?,
+        };
+        let is_wanted =
+            |drops: &Drops| options.reason.is_empty() || options.reason.contains(&drops.reason.as_str());
+        let rows: Vec<_> = drops.into_iter().filter(is_wanted).collect();
+        Ok(output::print(&rows, printing.output)?)
+    })
+}
+
+/// Returns the reasons that a table has counted packets for.
+///
+/// # Errors
+/// [`Error::Dataplane`].
+pub(super) fn of_tables(maps: &Maps) -> Result<Vec<Drops>, Error> {
+    let drops = maps.counters()?.drops.into_iter().filter(|(_, count)| count.packets > 0);
+    let drops = drops.map(|(reason, count)| Drops {
+        reason: reason.name().into(),
+        packets: count.packets,
+        bytes: count.bytes,
+        last_minute: None,
+    });
+    Ok(drops.collect())
+}
+
+fn ask(options: &Options) -> Result<Vec<Drops>, client::Error> {
+    let mut told = Vec::new();
+    client::ask(&options.folders.place, &Question::Status, |_, line| {
+        if let Line::Status { status } = line {
+            told = status.drops;
+        }
+        Ok(())
+    })?;
+    Ok(told)
+}
+
+/// Parses the name of a reason.
+fn reason(text: &str) -> Result<&'static str, String> {
+    let named = Drop::ALL.iter().find(|reason| reason.name() == text);
+    let names = || Drop::ALL.iter().map(|reason| reason.name()).collect::<Vec<_>>().join(", ");
+    named
+        .map(|reason| reason.name())
+        .ok_or_else(|| format!("there is no such reason; the reasons are {}", names()))
+}
