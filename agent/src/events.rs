@@ -121,7 +121,8 @@ pub struct Names {
     pub pods: BTreeMap<IpAddr, String>,
     /// Names of nodes, by InternalIP.
     pub nodes: BTreeMap<IpAddr, String>,
-    /// Names of links with programs, by ifindex.
+    /// Names of links with programs, by ifindex. Clients ask the kernel.
+    #[serde(skip)]
     pub links: BTreeMap<u32, String>,
 }
 

@@ -30,9 +30,11 @@ pub struct Status {
     pub endpoints: usize,
     /// The podCIDRs of this node.
     pub addresses: Vec<Pool>,
-    /// The tables of the programs.
+    /// The tables of the programs. The command counts them.
+    #[serde(default)]
     pub tables: Vec<Table>,
-    /// The holders that have the most entries in a table with shares.
+    /// The holders that have the most entries in a table with shares. The command reads them.
+    #[serde(default)]
     pub shares: Vec<Share>,
     /// Packets that the programs have dropped, by reason.
     pub drops: Vec<Drops>,
@@ -127,7 +129,7 @@ pub struct Pool {
 pub struct Table {
     /// Name of the map.
     pub table: String,
-    /// Its entries at the last count.
+    /// Its entries.
     pub entries: usize,
     /// The most that fit.
     pub max_entries: usize,

@@ -63,6 +63,9 @@ fn packed(binaries: &Path) -> Result<BTreeMap<String, File>> {
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         files.insert(name.to_owned(), File::text(text));
     }
+    let script = run::root().join("manifests/kubectl-podwire");
+    let text = fs::read(&script).with_context(|| format!("read {}", script.display()))?;
+    files.insert("kubectl-podwire".to_owned(), File::program(text));
     files.insert(format!("podwire-{TAG}.tgz"), File::text(chart()?));
     for (name, text) in image::licence_texts()? {
         files.insert(name.to_owned(), File::text(text));

@@ -48,10 +48,26 @@ pub fn record() -> Result<Vec<Transcript>> {
     });
     let pods =
         [node.add_pod_with("a", &ports)?, node.add_pod("b")?, other.add_pod("c")?, other.add_pod("d")?];
-    make_traffic(node, &pods)?;
+    make_traffic(&lab, node, &pods)?;
 
     let inspect = |name, command: &[&str]| -> Result<Transcript> {
         Ok(Transcript { document: "docs/inspect.md", name, text: run(node, command)? })
+    };
+    let show = |name, arguments: &[&str]| -> Result<Transcript> {
+        let folders =
+            [("--run-dir", node.run_dir()), ("--bpf-dir", node.bpf_dir()), ("--state-dir", node.state_dir())];
+        let folders =
+            folders.map(|(option, folder)| [option.to_owned(), folder.display().to_string()]).concat();
+        let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
+        let printed = node.podwire(&[arguments, &folders].concat())?;
+        ensure!(printed.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&printed.stderr));
+        let shown = format!("# podwire {}\n{}", arguments.join(" "), String::from_utf8(printed.stdout)?);
+        // The lab's name is in the names of its pods.
+        let text = shown.replace(&format!("{}-{}-", lab.name(), node.name()), "").replace("lab/", "default/");
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
+        let text = text.replace(kernel.trim(), "6.18.0");
+        let text = if name == "status" { text } else { aligned(&text) };
+        Ok(Transcript { document: "docs/commands.md", name, text })
     };
     let pin = |map: &str| node.bpf_dir().join(map).to_string_lossy().into_owned();
     let dump = |map| inspect(map, &["bpftool", "map", "dump", "pinned", &pin(map)]);
@@ -68,6 +84,12 @@ pub fn record() -> Result<Vec<Transcript>> {
         dump(maps::FRONTENDS)?,
         dump(maps::STACK_FLOWS)?,
         lookup(maps::DROPS, "7 0 0 0")?,
+        show("status", &["status"])?,
+        show("endpoints", &["endpoints"])?,
+        show("nodes", &["nodes"])?,
+        show("hostports", &["hostports"])?,
+        show("drops", &["drops"])?,
+        show("flows", &["flows", "--pod", &name(&pods[0]), "--kind", "translation,stack"])?,
         inspect("qdisc", &["tc", "-s", "qdisc", "show", "dev", pods[0].host_interface()])?,
     ])
 }
@@ -125,7 +147,7 @@ pub fn fault(transcript: &Transcript) -> Result<Option<String>> {
     }))
 }
 
-fn make_traffic(node: &Node, pods: &[Pod; 4]) -> Result<()> {
+fn make_traffic(lab: &Lab, node: &Node, pods: &[Pod; 4]) -> Result<()> {
     let [first, _, far, _] = pods;
     let (address, port) = SERVICE;
     let port_text = port.to_string();
@@ -138,6 +160,7 @@ fn make_traffic(node: &Node, pods: &[Pod; 4]) -> Result<()> {
         listen: (far.address(), SERVER_PORT).into(),
     };
     traffic::tcp_exchange_on(first, far, route, 4096)?;
+    traffic::tcp_exchange(first, lab.world(), lab.world_address(), SERVER_PORT, 4096)?;
     // Its answer never comes: the programs drop broadcasts.
     first.output(&["ping", "-b", "-c2", "-i0.2", "-W1", "255.255.255.255"])?;
     ensure!(node.drops()?.contains_key(Drop::Broadcast.name()), "the broadcast was not counted");
@@ -149,6 +172,25 @@ fn run(node: &Node, command: &[&str]) -> Result<String> {
     let printed = node.exec(command)?;
     let shown = command.join(" ").replace(&node.bpf_dir().to_string_lossy().into_owned(), PINS);
     Ok(format!("# {shown}\n{printed}"))
+}
+
+/// Aligns the columns of a table again, after names in it have changed. Two spaces end a column.
+fn aligned(text: &str) -> String {
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    // The first line is the command.
+    let width =
+        |column: usize| rows[1..].iter().filter_map(|row| row.get(column)).map(|cell| cell.len()).max();
+    let pad = |(column, cell): (usize, &&str)| format!("{cell:<0$}", width(column).unwrap_or_default() + 2);
+    let lines = rows.iter().map(|row| row.iter().enumerate().map(pad).collect::<String>());
+    lines.map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// Returns a pod's namespace and name.
+fn name(pod: &Pod) -> String {
+    format!("lab/{}", pod.call().container_id)
 }
 
 fn spaced(node: &Node) -> String {

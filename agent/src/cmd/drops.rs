@@ -48,8 +48,8 @@ impl Row for Drops {
 pub fn run(options: &Options) -> Result<(), Error> {
     options.printing.repeat(|printing| {
         let drops = match ask(options) {
-            Ok(drops) => drops,
-            Err(_) => of_tables(&open_tables(&options.folders)?)?,
+            Err(client::Error::NoAgent { .. }) => of_tables(&open_tables(&options.folders)?)?,
+            told => told?,
         };
         let is_wanted =
             |drops: &Drops| options.reason.is_empty() || options.reason.contains(&drops.reason.as_str());

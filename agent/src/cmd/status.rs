@@ -14,6 +14,7 @@ use super::output::{self, Printing, list, write_aligned};
 use super::view::{Folders, View};
 use super::{Error, drops};
 use crate::config::Logging;
+use crate::housekeeping;
 use crate::operator::client;
 use crate::operator::{Line, Question};
 use crate::packet_record::protocol_name;
@@ -51,8 +52,8 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
     let mut code = ExitCode::SUCCESS;
     options.printing.repeat(|printing| {
         let (status, no_agent) = match ask(options) {
-            Ok(status) => (status, None),
-            Err(error) => (Status::default(), Some(error.to_string())),
+            Err(error @ client::Error::NoAgent { .. }) => (Status::default(), Some(error.to_string())),
+            told => (told?, None),
         };
         let status = with_tables(status, options, no_agent.is_some())?;
         code = match (&no_agent, status.conditions.is_empty()) {
@@ -86,11 +87,10 @@ fn with_tables(mut status: Status, options: &Options, is_alone: bool) -> Result<
         Err(_) if !is_alone => return Ok(status),
         Err(error) => return Err(error),
     };
-    status.shares = shares(&view)?;
+    (status.tables, status.shares) = (view.fill()?, shares(&view)?);
     if is_alone {
         status.endpoints = view.endpoints();
         status.nodes.used = view.nodes();
-        status.tables = view.fill()?;
         status.drops = drops::of_tables(&view.maps)?;
     }
     Ok(status)
@@ -185,10 +185,12 @@ fn write_text(status: &Status, no_agent: Option<&str>, out: &mut dyn Write) -> i
     for pool in &status.addresses {
         line(out, "addresses", &format!("{}: {} used, {} free", pool.network, pool.used, pool.free))?;
     }
-    let mut tables: Vec<_> = status.tables.iter().filter(|table| table.entries > 0).collect();
-    tables.sort_by_key(|table| std::cmp::Reverse(table.entries * 10_000 / table.max_entries.max(1)));
-    let fill = tables.iter().map(|table| format!("{} {}/{}", table.table, table.entries, table.max_entries));
-    line(out, "tables", &list(fill))?;
+    let tables = status.tables.iter().filter(|table| table.entries > 0).map(|table| {
+        let text = format!("{} {}/{}", table.table, table.entries, table.max_entries);
+        let has_room = housekeeping::has_room(table.entries, table.max_entries);
+        if has_room { text } else { format!("{WARNING}{text}{WARNING:#}") }
+    });
+    line(out, "tables", &list(tables))?;
     for share in &status.shares {
         let Share { table, holder, entries, free } = share;
         line(out, "share", &format!("{table}: {holder} has {entries} entries, {free} are free"))?;

@@ -55,7 +55,10 @@ impl View {
     pub fn open(folders: &Folders) -> Result<Self, Error> {
         let maps = open_tables(folders)?;
         let tables = maps.contents()?;
-        let names = ask_names(&folders.place).unwrap_or_else(|_| kept_names(folders));
+        let names = match ask_names(&folders.place) {
+            Err(client::Error::NoAgent { .. }) => kept_names(folders),
+            told => told?,
+        };
         let nodes = tables.nodes.iter().filter_map(|(prefix, node)| {
             let name = names.nodes.get(&IpAddr::from(node.tunnel_endpoint))?;
             Some((*prefix, name.clone()))

@@ -42,7 +42,7 @@ use crate::events::{Event, Figures, Readiness};
 use crate::links::{Changes, Links};
 use crate::lock::Lock;
 use crate::memory;
-use crate::status::{Nodes, Status, Table};
+use crate::status::{Nodes, Status};
 use crate::store::{Corrupt, Store};
 use crate::wire;
 use cluster::NodeLists;
@@ -306,13 +306,6 @@ impl Daemon {
         })
     }
 
-    /// Returns what the last round of the collector found, and the fill of the agent's own tables.
-    fn collected(&self) -> Collected {
-        let mut collected = self.collected.clone();
-        collected.fill.extend(self.state.executor.dataplane.maps.fill());
-        collected
-    }
-
     /// Returns the number of nodes in the pod network, this one included.
     fn nodes(&self) -> usize {
         self.state.model.remote.len() + usize::from(self.state.model.own.is_some())
@@ -321,11 +314,6 @@ impl Daemon {
     fn status(&self) -> Status {
         let state = &self.state;
         let skipped = self.cluster.skipped().into_iter();
-        let tables = self.collected().fill.into_iter().map(|(table, fill)| Table {
-            table: table.name().into(),
-            entries: fill.entries,
-            max_entries: fill.capacity,
-        });
         Status {
             agent: Some(self.memory.agent(state)),
             kernel: Some(self.memory.kernel()),
@@ -339,15 +327,17 @@ impl Daemon {
             },
             endpoints: state.model.endpoints.len(),
             addresses: status::pools(state),
-            tables: tables.collect(),
-            shares: Vec::new(),
             drops: self.memory.drops(&self.counters()),
             conditions: status::conditions(&state.conditions),
+            // The command reads them.
+            ..Status::default()
         }
     }
 
     fn figures(&self) -> Figures {
         let State { model, executor, conditions, .. } = &self.state;
+        let mut collected = self.collected.clone();
+        collected.fill.extend(executor.dataplane.maps.fill());
         let events_lost = self.event_budgets.as_ref().map(EventBudgets::lost).transpose();
         let events_lost = events_lost.unwrap_or_else(|error| {
             error!("could not read how many events were lost: {error}");
@@ -361,7 +351,7 @@ impl Daemon {
             skipped: self.cluster.skipped(),
             node_list_age: self.cluster.age(),
             addresses: executor.pools.size(),
-            collected: self.collected(),
+            collected,
             reattached: self.host.reattached(),
             repairs: self.state.repairs.clone(),
             switches_set_again: self.host.switches_set_again(),

@@ -5,5 +5,6 @@
 mod chart;
 mod documents;
 mod images;
+mod kubectl;
 mod program;
 mod types;

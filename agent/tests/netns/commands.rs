@@ -48,7 +48,8 @@ fn web(node: &Node) -> Pod {
 
 #[test]
 fn endpoints_nodes_and_host_ports_are_shown_with_names() {
-    let lab = Lab::builder().build().unwrap();
+    // With a file of nodes, only the running agent knows their names.
+    let lab = Lab::builder().node_file().build().unwrap();
     let (node, other) = (lab.node(0), lab.node(1));
     let (web, plain) = (web(node), node.add_pod("plain").unwrap());
 
