@@ -207,15 +207,19 @@ fn place<'a>(document: &'a str, name: &str) -> Option<(&'a str, &'a str, &'a str
     Some((&document[..begin], &rest[..block], &rest[block..]))
 }
 
-/// Returns the different lines of a text, without what differs between two runs: numbers, the names
-/// of links, the widths of columns. Lines that come again do not count, as there is a block of them
+/// Returns the different lines of a text, without what differs between two runs: numbers, names and
+/// addresses of links, the widths of columns. Lines that come again do not count, as there is a block of them
 /// for each processor or pod.
 fn shape(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for line in text.lines() {
         let words = line.split([' ', ',', '─']).map(|word| {
             let is_link = word.len() == 14 && word.starts_with("pw");
-            if is_link { "pw…".to_owned() } else { without_numbers(word) }
+            match is_link {
+                true => "pw…".to_owned(),
+                false if is_mac(word) => "…:…".to_owned(),
+                false => without_numbers(word),
+            }
         });
         let shape = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
         if !shape.is_empty() && !lines.contains(&shape) {
@@ -223,6 +227,12 @@ fn shape(text: &str) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Returns whether a word is a link address.
+fn is_mac(word: &str) -> bool {
+    let is_byte = |part: &str| part.len() == 2 && part.chars().all(|letter| letter.is_ascii_hexdigit());
+    word.split(':').count() == 6 && word.split(':').all(is_byte)
 }
 
 /// Returns the word with one `0` for each number, also for one with a decimal point, and for the
@@ -258,8 +268,8 @@ mod tests {
 
     #[test]
     fn numbers_make_no_output_stale_but_words_do() {
-        let shown = "│ pod a │ 0.039 ms NAT │\n├──────┤\n\"bytes\": [1,22,255\n]\npw44ac1a02f855 sent 7\ntbf 8089: lat 30ms";
-        let same = "│ pod a   │ 12.4 ms NAT │\n├─┤\n\"bytes\": [3,4,5\n]\n]\npw0123456789ab sent 70\ntbf a9e2: lat 30.9ms";
+        let shown = "│ pod a │ 0.039 ms NAT │\n├──────┤\n\"bytes\": [1,22,255\n]\npw44ac1a02f855 sent 7\ntbf 8089: lat 30ms\n8a:ae:48:23:3a:72";
+        let same = "│ pod a   │ 12.4 ms NAT │\n├─┤\n\"bytes\": [3,4,5\n]\n]\npw0123456789ab sent 70\ntbf a9e2: lat 30.9ms\n96:11:af:c5:38:4c";
         assert_eq!(shape(shown), shape(same));
         assert_ne!(shape(shown), shape(&same.replace("sent", "dropped")));
         assert_ne!(shape(shown), shape(&same.replace(" NAT", "")));
