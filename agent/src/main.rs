@@ -54,15 +54,19 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve this node's pods, in the foreground.
+    #[command(after_help = "Example: podwire agent --node-name node1 --mode direct")]
     Agent(Box<Config>),
     /// Copy the plugin to where the runtime looks for it, in one step, even while an earlier one
     /// runs.
+    #[command(after_help = "Example: podwire install --cni-bin-dir /opt/cni/bin")]
     Install(install::Options),
     /// Remove everything that agents and the plugin have made on this node, and cut its pods off.
     /// Stop the agent first.
+    #[command(after_help = "Example: podwire uninstall --cni-conf-dir /etc/cni/net.d")]
     Uninstall(Options),
     /// Do nothing until SIGTERM or SIGINT, to keep a pod running after another of its containers
     /// has done the work.
+    #[command(after_help = "Example: podwire wait --log-level warn")]
     Wait(Logging),
     /// Print the state of this node's pod network, on one screen.
     Status(status::Options),
@@ -90,6 +94,9 @@ enum Command {
 #[derive(Subcommand)]
 enum Migrate {
     /// Print the configuration that replaces flannel's, followed by the steps as comments.
+    #[command(
+        after_help = "Example: kubectl get configmap -n kube-flannel kube-flannel-cfg -o jsonpath='{.data.net-conf\\.json}' | podwire migrate flannel --net-conf -"
+    )]
     Flannel(migrate_flannel::Options),
 }
 

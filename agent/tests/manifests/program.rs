@@ -42,6 +42,26 @@ fn every_default_in_the_list_can_be_had_by_taking_its_mark_away() -> Result<()> 
     Ok(())
 }
 
+#[test]
+fn the_help_of_each_command_has_an_example() -> Result<()> {
+    let text = |arguments: &[&str]| -> Result<String> {
+        let output = Command::new(env!("CARGO_BIN_EXE_podwire")).args(arguments).arg("--help").output()?;
+        ensure!(output.status.success(), "{arguments:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let overview = text(&[])?;
+    let listed = overview.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let listed = listed.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    let commands: Vec<_> = listed.filter(|name| !["help", "migrate"].contains(name)).collect();
+    assert!(commands.contains(&"agent") && commands.contains(&"flows"), "{overview}");
+    let all = commands.iter().map(|name| vec![*name]).chain([vec!["migrate", "flannel"]]);
+    for command in all {
+        let help = text(&command)?;
+        assert!(help.contains("Example"), "{command:?}: {help}");
+    }
+    Ok(())
+}
+
 /// An option without a value could be in no configuration.
 #[test]
 fn every_option_has_a_value() -> Result<()> {
