@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::Error;
 use super::output::{self, Printing, Row, list};
 use super::selection::{Addresses, Pods};
-use super::view::{self, Folders, View};
+use super::view::{Folders, View};
 use crate::config::Logging;
 use crate::packet_record::Link;
 
@@ -101,7 +101,7 @@ fn rows(view: &View) -> Vec<EndpointRow> {
         Some(EndpointRow {
             pod: addresses.iter().find_map(|address| view.pod(*address)).map(Into::into),
             addresses,
-            link: view::link(index),
+            link: view.link(index),
             mac: format_mac(endpoint.pod_mac),
             mtu: endpoint.mtu,
             id: endpoint.id,

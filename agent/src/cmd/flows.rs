@@ -19,7 +19,7 @@ use serde::Serialize;
 use super::Error;
 use super::output::{Output, Printing, Row, Rows};
 use super::selection;
-use super::view::{self, Folders, View};
+use super::view::{Folders, View};
 use crate::config::Logging;
 use crate::dataplane::flow_list::{Entry, Known};
 use crate::housekeeping;
@@ -262,7 +262,7 @@ fn row(view: &View, flow: &Flow, entry: Entry, now: u64) -> Option<FlowRow> {
                 way: way_of(&half).into(),
                 state: state_of(half.state, flow.protocol),
                 through_stack: half.past_stack == 0 && half.kind != TRANSLATION_HOST_PORT,
-                link: (half.ifindex != 0).then(|| view::link(half.ifindex)),
+                link: (half.ifindex != 0).then(|| view.link(half.ifindex)),
                 idle_seconds: idle(half.last_seen),
                 timeout_seconds: Some(idle_timeout(half.state, flow.protocol)),
                 ..base
@@ -290,7 +290,7 @@ fn row(view: &View, flow: &Flow, entry: Entry, now: u64) -> Option<FlowRow> {
                 translated_destination,
                 way: name_of(Path::ALL, path.into(), |path| path as u32, Path::name),
                 state: if is_current { "current" } else { "stale" },
-                link: Some(view::link(to)),
+                link: Some(view.link(to)),
                 ..base
             }
         }

@@ -108,7 +108,7 @@ fn rows(view: &View) -> Vec<NodeRow> {
         row.node = row.node.take().or_else(|| view.node_with(entry.tunnel_endpoint).map(Into::into));
         row.endpoints.insert(entry.tunnel_endpoint.into());
         if entry.uplink != 0 {
-            row.uplink = Some(view::link(entry.uplink));
+            row.uplink = Some(view.link(entry.uplink));
         }
         row.flags.extend(names_of(entry.flags));
         if entry.flags & NODE_POD_NETWORK != 0 {

@@ -1,5 +1,6 @@
 //! What commands look at: the pinned tables, and the names of what is in them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -43,8 +44,12 @@ pub struct View {
     /// The contents of the agent's tables.
     pub tables: Tables,
     names: Names,
-    /// Node networks and addresses: the node's name.
+    /// Names of nodes by address.
     nodes: BTreeMap<Prefix, String>,
+    /// Names of nodes by podCIDR.
+    networks: BTreeMap<Prefix, String>,
+    /// Names of links that the kernel was asked for: a table has the same few links many times.
+    links: RefCell<BTreeMap<u32, Link>>,
 }
 
 impl View {
@@ -63,8 +68,8 @@ impl View {
             let name = names.nodes.get(&IpAddr::from(node.tunnel_endpoint))?;
             Some((*prefix, name.clone()))
         });
-        let nodes = nodes.collect();
-        Ok(Self { maps, tables, names, nodes })
+        let (networks, nodes) = nodes.partition(|(prefix, _)| prefix.bits < 128);
+        Ok(Self { maps, tables, names, nodes, networks, links: RefCell::default() })
     }
 
     /// Returns the number of pods.
@@ -114,14 +119,26 @@ impl View {
         }
     }
 
+    /// Returns a link with its name, which the kernel knows.
+    pub fn link(&self, index: u32) -> Link {
+        let ask = || {
+            let socket = socket(AddressFamily::UNIX, SocketType::DGRAM, None);
+            let name = socket.and_then(|socket| index_to_name(socket, index)).ok();
+            Link { index, name }
+        };
+        self.links.borrow_mut().entry(index).or_insert_with(ask).clone()
+    }
+
     fn node_of(&self, address: IpAddr) -> Option<String> {
         let whole = Prefix::from(address);
+        let exact = || self.nodes.get(&whole);
+        // Nodes' networks do not overlap, so only the last one that begins before the address can
+        // have it.
         let of_network = || {
-            let networks = self.nodes.iter().rev();
-            networks.filter(|(prefix, _)| prefix.bits < 128).find(|(prefix, _)| contains(prefix, address))
+            let (network, node) = self.networks.range(..whole).next_back()?;
+            contains(network, address).then_some(node)
         };
-        let exact = self.nodes.get(&whole);
-        exact.or_else(|| of_network().map(|(_, name)| name)).cloned()
+        exact().or_else(of_network).cloned()
     }
 }
 
@@ -137,14 +154,6 @@ pub fn open_tables(folders: &Folders) -> Result<Maps, Error> {
         return Err(Error::NoTables { folder: folders.bpf_dir.display().to_string() });
     }
     Ok(Maps::of_pins(&folders.bpf_dir)?)
-}
-
-/// Returns a link with its name, which the kernel knows.
-pub fn link(index: u32) -> Link {
-    let name = socket(AddressFamily::UNIX, SocketType::DGRAM, None)
-        .and_then(|socket| index_to_name(socket, index))
-        .ok();
-    Link { index, name }
 }
 
 /// Returns the network that a prefix of a table stands for.
