@@ -43,6 +43,7 @@ pub mod nodes;
 pub mod non_masquerade;
 pub mod operator;
 pub mod packet_events;
+pub mod packet_filter;
 pub mod packet_record;
 pub mod sockopt;
 pub mod status;

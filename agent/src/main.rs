@@ -80,7 +80,7 @@ enum Command {
     Drops(drops::Options),
     /// Print what the programs remember of flows, or delete one flow.
     Flows(flows::Options),
-    /// Print the packets that the programs drop, while they drop them.
+    /// Print what the programs do with packets, while they do it: drops, new flows, translations.
     Monitor(monitor::Options),
     /// Change what the running agent logs, until it restarts.
     LogLevel(log_level::Options),
@@ -212,8 +212,9 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
 
     let server = ListeningSocket::bind(&socket, socket_lock)?;
     let (events, queue) = mpsc::channel(QUEUE);
-    let listeners = packet_events::listeners();
-    tokio::spawn(packet_events::read(daemon.event_ring()?, listeners.clone()));
+    let (ring, switch) = daemon.event_ring()?;
+    let listeners = Listeners::new(switch);
+    tokio::spawn(packet_events::read(ring, listeners.clone()));
     let operators = ListeningSocket::bind(&operator_socket, operator_lock)?;
     tokio::spawn(serve_operators(operators, events.clone(), listeners, log));
     collect_in_background(daemon.collector()?, events.clone());

@@ -1,28 +1,89 @@
 //! `podwire monitor`: prints the programs' events while they happen.
 
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
+use podwire_common::addr::Addr;
+use podwire_common::event::{self, FAMILY_BIT_IPV4, FAMILY_BIT_IPV6};
+use podwire_common::flow::protocol;
+use podwire_common::reason::Drop;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Logging;
+use crate::events::Names;
 use crate::operator::client::{self, Error, Place};
 use crate::operator::{Line, Question};
+use crate::packet_filter::Filter;
 
 /// Options of `podwire monitor`.
 #[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Example: podwire monitor --output json | jq 'select(.reason == \"source-not-owned\")'"
-)]
+#[command(after_help = "Examples:\n  \
+    podwire monitor --kind drop --pod default/web\n  \
+    podwire monitor --output json --port 53 | jq 'select(.kind == \"translation\")'")]
 pub struct Options {
     /// Where the agent is.
     #[command(flatten)]
     pub place: Place,
+    /// Which events.
+    #[command(flatten)]
+    pub selection: Selection,
     /// Format of the events: a line of text, or a JSON object on a line.
     #[arg(long, short, default_value = "text")]
     pub output: Output,
     /// Options of every command.
     #[command(flatten)]
     pub logging: Logging,
+}
+
+/// The events that are wanted. An event must match each of the options that are given. An option
+/// with several values matches with one of them.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// Kinds of events.
+    #[arg(long = "kind", value_delimiter = ',')]
+    pub kinds: Vec<Kind>,
+    /// Pods of this node at either end: NAMESPACE/NAME, or NAME in any namespace.
+    ///
+    /// A pod may come later, and its addresses may change.
+    #[arg(long = "pod", value_delimiter = ',', value_name = "POD")]
+    pub pods: Vec<String>,
+    /// Addresses of either end, before or after a translation.
+    #[arg(long = "address", value_delimiter = ',', value_name = "ADDRESS")]
+    pub addresses: Vec<IpAddr>,
+    /// Ports of either end, before or after a translation.
+    #[arg(long = "port", value_delimiter = ',', value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
+    /// Transport protocols: tcp, udp, sctp, icmp, icmpv6, or numbers.
+    #[arg(long = "protocol", value_delimiter = ',', value_name = "PROTOCOL", value_parser = protocol_number)]
+    pub protocols: Vec<u8>,
+    /// Family of the packet.
+    #[arg(long)]
+    pub family: Option<Family>,
+    /// Reasons for drops, as podwire_dropped_packets_total names them. Only drops match.
+    #[arg(long = "reason", value_delimiter = ',', value_name = "REASON", value_parser = reasons(), hide_possible_values = true)]
+    pub reasons: Vec<u16>,
+}
+
+/// A kind of event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub enum Kind {
+    /// A dropped packet.
+    Drop,
+    /// The first packet of a flow, with its path.
+    Flow,
+    /// The first packet of a flow that the programs translate, with the new addresses and ports.
+    Translation,
+}
+
+/// A family of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
 }
 
 /// A format of events.
@@ -34,20 +95,112 @@ pub enum Output {
     Json,
 }
 
+fn protocol_number(text: &str) -> Result<u8, String> {
+    match text {
+        "icmp" => Ok(protocol::ICMP),
+        "tcp" => Ok(protocol::TCP),
+        "udp" => Ok(protocol::UDP),
+        "icmpv6" => Ok(protocol::ICMPV6),
+        "sctp" => Ok(protocol::SCTP),
+        _ => text.parse().map_err(|_| "neither a known protocol nor a number up to 255".to_owned()),
+    }
+}
+
+fn reasons() -> impl clap::builder::TypedValueParser<Value = u16> {
+    let names = Drop::ALL.iter().map(|reason| reason.name());
+    PossibleValuesParser::new(names).map(|name| {
+        let found = Drop::ALL.iter().find(|reason| reason.name() == name);
+        found.map_or(0, |reason| *reason as u16)
+    })
+}
+
+impl Selection {
+    /// Returns the filter for the pods that have these names now.
+    pub fn filter(&self, names: &Names) -> Filter {
+        let is_selected = |pod: &str| {
+            self.pods
+                .iter()
+                .any(|wanted| pod == wanted || pod.split_once('/').is_some_and(|(_, name)| name == wanted))
+        };
+        let pods = || {
+            let selected = names.pods.iter().filter(|(_, pod)| is_selected(pod));
+            selected.map(|(address, _)| Addr::from(*address)).collect()
+        };
+        let kinds = self.kinds.iter().map(|kind| match kind {
+            Kind::Drop => event::Kind::Drop,
+            Kind::Flow => event::Kind::Flow,
+            Kind::Translation => event::Kind::Translation,
+        });
+        Filter {
+            kinds: kinds.collect(),
+            reasons: self.reasons.iter().copied().collect(),
+            families: match self.family {
+                None => 0,
+                Some(Family::Ipv4) => FAMILY_BIT_IPV4,
+                Some(Family::Ipv6) => FAMILY_BIT_IPV6,
+            },
+            protocols: self.protocols.iter().copied().collect(),
+            ports: self.ports.iter().copied().collect(),
+            addresses: self.addresses.iter().map(|address| Addr::from(*address)).collect(),
+            pods: (!self.pods.is_empty()).then(pods),
+        }
+    }
+}
+
 /// Prints events until the agent stops or the output is closed.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<(), Error> {
     let mut out = io::stdout().lock();
-    client::ask(&options.place, &Question::Monitor, |line, decoded| {
+    let question = Question::Monitor(Box::new(options.selection.clone()));
+    client::ask(&options.place, &question, |line, decoded| {
         match decoded {
             Line::Event(record) if options.output == Output::Text => writeln!(out, "{record}"),
             Line::Missed { missed } if options.output == Output::Text => {
                 writeln!(out, "{missed} events are missing here: this reader is too slow")
             }
+            Line::Lost { lost, of } if options.output == Output::Text => {
+                writeln!(out, "{lost} events of {of} are missing here: there were too many")
+            }
             _ => writeln!(out, "{line}"),
         }?;
         out.flush()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_found_by_its_name() {
+        let names = Names {
+            pods: [("10.244.1.2", "a/web"), ("10.244.1.3", "b/web"), ("10.244.1.4", "a/webs")]
+                .map(|(address, pod)| (address.parse().unwrap(), pod.to_owned()))
+                .into(),
+            ..Names::default()
+        };
+        let found = |pod: &str| {
+            let selection = Selection { pods: vec![pod.to_owned()], ..Selection::default() };
+            selection
+                .filter(&names)
+                .pods
+                .unwrap()
+                .into_iter()
+                .map(|address| address.v4()[3])
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(found("web"), [2, 3]);
+        assert_eq!(found("a/web"), [2]);
+        assert_eq!(found("c/web"), [0; 0]);
+        assert_eq!(Selection::default().filter(&names), Filter::default());
+    }
+
+    #[test]
+    fn protocols_have_names_and_numbers() {
+        assert_eq!(protocol_number("tcp"), Ok(6));
+        assert_eq!(protocol_number("89"), Ok(89));
+        assert!(protocol_number("256").is_err() && protocol_number("tcpp").is_err());
+    }
 }

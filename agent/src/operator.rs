@@ -2,17 +2,16 @@
 //! question, a line of JSON. The agent answers with lines of JSON.
 
 pub mod client;
+mod monitor;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use podwire_common::event::Event as PacketEvent;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, info};
 
@@ -20,8 +19,9 @@ use crate::connections::Place;
 use crate::events::{Event, Names};
 use crate::lock::ClaimError;
 use crate::log::Control;
+use crate::monitor::Selection;
 use crate::packet_events::Listeners;
-use crate::packet_record::{Clocks, Record};
+use crate::packet_record::Record;
 use crate::status::Status;
 use crate::unix_socket::ListeningSocket;
 
@@ -33,15 +33,13 @@ const LARGEST_QUESTION: u64 = 4096;
 const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// Largest number of clients at once.
 const CONNECTIONS: usize = 16;
-/// Names of pods and nodes may be this old.
-const NAMES_AGE: Duration = Duration::from_secs(1);
 
 /// What an operator asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Question {
-    /// The events from now on, until the client hangs up.
-    Monitor,
+    /// The selected events from now on, until the client hangs up.
+    Monitor(Box<Selection>),
     /// The names of addresses and links.
     Names,
     /// The state of the node's pod network.
@@ -60,6 +58,14 @@ pub enum Line {
     Missed {
         /// Number of events.
         missed: u64,
+    },
+    /// The programs could not write so many of the selected events: the ring was full, or a reason's
+    /// budget was used. Events that another listener wanted may be among them.
+    Lost {
+        /// Number of events.
+        lost: u64,
+        /// `drops` or `flows`.
+        of: String,
     },
     /// The names.
     Names {
@@ -119,11 +125,11 @@ async fn converse(
     timeout(READ_DEADLINE, reader.read_line(&mut question)).await??;
     place.keep();
     match serde_json::from_str(&question) {
-        Ok(Question::Monitor) => {
+        Ok(Question::Monitor(selection)) => {
             // A client that monitors sends nothing more: the end of its input is its end.
             let mut rest = [0; 1];
             tokio::select! {
-                told = monitor(&mut writer, events, listeners.subscribe()) => told,
+                told = monitor::answer(&mut writer, events, listeners, &selection) => told,
                 _ = reader.read(&mut rest) => Ok(()),
             }
         }
@@ -149,30 +155,6 @@ async fn converse(
             let error = format!("the question does not decode: {error}");
             write(&mut writer, &Line::Error { error }).await
         }
-    }
-}
-
-async fn monitor(
-    writer: &mut (impl AsyncWrite + Unpin),
-    events: &mpsc::Sender<Event>,
-    mut told: broadcast::Receiver<PacketEvent>,
-) -> io::Result<()> {
-    let clocks = Clocks::now();
-    let (mut names, mut since) = (Names::default(), None::<Instant>);
-    loop {
-        let line = match told.recv().await {
-            Ok(event) => {
-                if since.is_none_or(|since| since.elapsed() > NAMES_AGE) {
-                    let Some(told) = ask(events, Event::Names).await else { return Ok(()) };
-                    names = told;
-                    since = Some(Instant::now());
-                }
-                Line::Event(Box::new(Record::new(&event, &names, clocks)))
-            }
-            Err(RecvError::Lagged(missed)) => Line::Missed { missed },
-            Err(RecvError::Closed) => return Ok(()),
-        };
-        write(writer, &line).await?;
     }
 }
 

@@ -1,24 +1,184 @@
-//! The events that the programs write about single packets, from the ring to all who listen.
+//! The events that the programs write about single packets, from the ring to all who listen. The
+//! programs write what the listeners together want.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use podwire_common::event::Event;
+use podwire_common::event::{Event, Kind, Listening, VERDICTS};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep};
 use tracing::error;
 
-use crate::dataplane::packet_events::EventRing;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::packet_events::{EventRing, EventSwitch};
+use crate::packet_filter::{self, Filter};
 
 /// Events that a slow listener may be behind. It misses older ones, and learns how many.
 const BEHIND: usize = 4096;
+/// Events that the reader takes before listeners run.
+const AT_ONCE: usize = BEHIND / 2;
+/// How often the reader looks for events of new flows: the programs do not wake it for them.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How often a listener looks for lost events of drops.
+const DROPS_PAUSE: Duration = Duration::from_secs(1);
+
+/// Events that the programs could not write although a listener wanted them: the ring was full, or
+/// a reason's budget was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Drops.
+    pub drops: u64,
+    /// New flows.
+    pub flows: u64,
+}
 
 /// The place where listeners subscribe.
-pub type Listeners = broadcast::Sender<Event>;
+#[derive(Clone)]
+pub struct Listeners(Arc<Shared>);
 
-/// Returns a place without listeners.
-pub fn listeners() -> Listeners {
-    broadcast::Sender::new(BEHIND)
+struct Shared {
+    told: broadcast::Sender<Event>,
+    wanted: Mutex<Wanted>,
+    /// What is wanted has changed.
+    changed: Notify,
+}
+
+struct Wanted {
+    switch: EventSwitch,
+    next: u64,
+    filters: BTreeMap<u64, Filter>,
+}
+
+/// One listener. The programs write what it wants until it is dropped.
+pub struct Listener {
+    shared: Arc<Shared>,
+    number: u64,
+    filter: Filter,
+    told: broadcast::Receiver<Event>,
+    lost: Lost,
+    drops_read: Instant,
+}
+
+impl Listeners {
+    /// Returns a place without listeners.
+    pub fn new(switch: EventSwitch) -> Self {
+        let wanted = Mutex::new(Wanted { switch, next: 0, filters: BTreeMap::new() });
+        Self(Arc::new(Shared { told: broadcast::Sender::new(BEHIND), wanted, changed: Notify::new() }))
+    }
+
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn listen(&self, filter: Filter) -> Result<Listener, DataplaneError> {
+        let told = self.0.told.subscribe();
+        let mut wanted = self.0.wanted();
+        let number = wanted.next;
+        wanted.next += 1;
+        let lost = Lost { drops: wanted.switch.lost_drops()?, flows: wanted.switch.lost_flows()? };
+        drop(wanted);
+        self.0.set(number, Some(filter.clone()))?;
+        Ok(Listener { shared: Arc::clone(&self.0), number, filter, told, lost, drops_read: Instant::now() })
+    }
+
+    fn listening(&self) -> Listening {
+        packet_filter::of_all(self.0.wanted().filters.values())
+    }
+}
+
+impl Shared {
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, number: u64, filter: Option<Filter>) -> Result<(), DataplaneError> {
+        let mut wanted = self.wanted();
+        match filter {
+            Some(filter) => wanted.filters.insert(number, filter),
+            None => wanted.filters.remove(&number),
+        };
+        let Wanted { switch, filters, .. } = &mut *wanted;
+        switch.set(&packet_filter::of_all(filters.values()))?;
+        drop(wanted);
+        self.changed.notify_one();
+        Ok(())
+    }
+}
+
+impl Listener {
+    /// Returns the next event that the listener wants, or the number of events that it has missed.
+    /// `None`: there are no more.
+    pub async fn next(&mut self) -> Option<Result<Event, u64>> {
+        use broadcast::error::RecvError;
+        loop {
+            match self.told.recv().await {
+                Ok(event) if self.filter.matches(&event) => return Some(Ok(event)),
+                Ok(_) => {}
+                Err(RecvError::Lagged(missed)) => return Some(Err(missed)),
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// Does the same as [`Self::next`] without waiting. `None`: there is nothing now.
+    pub fn next_now(&mut self) -> Option<Result<Event, u64>> {
+        use broadcast::error::TryRecvError;
+        loop {
+            match self.told.try_recv() {
+                Ok(event) if self.filter.matches(&event) => return Some(Ok(event)),
+                Ok(_) => {}
+                Err(TryRecvError::Lagged(missed)) => return Some(Err(missed)),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// Wants something else from now on.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn set_filter(&mut self, filter: Filter) -> Result<(), DataplaneError> {
+        if self.filter == filter {
+            return Ok(());
+        }
+        self.shared.set(self.number, Some(filter.clone()))?;
+        self.filter = filter;
+        Ok(())
+    }
+
+    /// Returns how many events of the kinds that the listener wants were lost since the last call.
+    /// Events that another listener wanted may be among them. Of drops the answer is a second old at
+    /// most: they have a counter for each reason.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn lost(&mut self) -> Result<Lost, DataplaneError> {
+        let mut now = self.lost;
+        let wanted = self.shared.wanted();
+        if self.filter.wants_kind(Kind::Flow) || self.filter.wants_kind(Kind::Translation) {
+            now.flows = wanted.switch.lost_flows()?;
+        }
+        if self.filter.wants_kind(Kind::Drop) && self.drops_read.elapsed() >= DROPS_PAUSE {
+            now.drops = wanted.switch.lost_drops()?;
+            self.drops_read = Instant::now();
+        }
+        drop(wanted);
+        let before = std::mem::replace(&mut self.lost, now);
+        Ok(Lost { drops: now.drops - before.drops, flows: now.flows - before.flows })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Err(error) = self.shared.set(self.number, None) {
+            error!("the programs go on writing events for a listener that is gone: {error}");
+        }
+    }
 }
 
 /// Reads the ring until the process ends. Without listeners, events are forgotten: the ring must
@@ -34,11 +194,20 @@ async fn try_read(ring: EventRing, listeners: &Listeners) -> io::Result<()> {
     // SAFETY: the ring owns its descriptor, never changes it, and lives as long as the waiter.
     let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
     loop {
-        let mut guard = ring.readable_mut().await?;
-        while let Some(event) = guard.get_inner_mut().pop() {
-            // An error only says that nobody listens.
-            let _ = listeners.send(event);
+        let kinds = listeners.listening().kinds;
+        tokio::select! {
+            guard = ring.readable_mut() => guard?.clear_ready(),
+            () = listeners.0.changed.notified() => {}
+            () = sleep(PAUSE), if kinds & VERDICTS != 0 => {}
         }
-        guard.clear_ready();
+        let mut taken = 0;
+        while let Some(event) = ring.get_mut().pop() {
+            // An error only says that nobody listens.
+            let _ = listeners.0.told.send(event);
+            taken += 1;
+            if taken % AT_ONCE == 0 {
+                yield_now().await;
+            }
+        }
     }
 }

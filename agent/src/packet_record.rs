@@ -5,10 +5,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use podwire_common::abi::{
+    Flow, TRANSLATION_HOST, TRANSLATION_HOST_PORT, TRANSLATION_SNAT, TRANSLATION_TUNNEL,
+};
 use podwire_common::addr::{Addr, Be16};
-use podwire_common::event::Event;
+use podwire_common::event::{Event, Kind};
 use podwire_common::flow::protocol;
-use podwire_common::reason::{Drop, Hook};
+use podwire_common::reason::{Drop, Hook, Path};
 use serde::{Deserialize, Serialize};
 
 use crate::events::Names;
@@ -19,10 +22,18 @@ use crate::housekeeping;
 pub struct Record {
     /// When (RFC 3339, UTC).
     pub time: Timestamp,
-    /// What happened: `drop`.
+    /// What happened: `drop`, `flow` (the first packet of a flow) or `translation` (the same, of a
+    /// flow that the programs translate).
     pub kind: String,
     /// Why: the reason of a drop.
-    pub reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The path of a packet that was not dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// What kind of translation it is: `snat`, `host`, `host-port` or `tunnel`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub translation: Option<String>,
     /// Where: the name of the program.
     pub hook: String,
     /// The link that the program is on.
@@ -35,8 +46,25 @@ pub struct Record {
     /// The packet's destination.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<End>,
+    /// The ends after the translation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub translated: Option<Ends>,
+    /// The packet inside a tunnel packet that was dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inner: Option<Ends>,
     /// Bytes of the frame.
     pub length: u32,
+}
+
+/// Both ends of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    /// Name or number of the transport protocol.
+    pub protocol: String,
+    /// Where packets come from.
+    pub source: End,
+    /// Where they go.
+    pub destination: End,
 }
 
 /// A link.
@@ -90,30 +118,50 @@ impl Clocks {
 impl Record {
     /// Gives an event its names.
     pub fn new(event: &Event, names: &Names, clocks: Clocks) -> Self {
-        let is_ip = event.source != Addr::UNSPECIFIED || event.destination != Addr::UNSPECIFIED;
-        let end = |address: Addr, port: Be16| {
-            is_ip.then(|| {
-                let address = IpAddr::from(address);
-                End {
-                    address,
-                    port: (port != Be16::ZERO).then(|| port.get()),
-                    pod: names.pods.get(&address).cloned(),
-                    node: names.nodes.get(&address).cloned(),
-                }
-            })
+        let ends = ends_of(&event.flow, names);
+        let protocol = match &ends {
+            Some(ends) => ends.protocol.clone(),
+            None => ethertype_name(event.ethertype),
         };
+        let (source, destination) = ends.map(|ends| (ends.source, ends.destination)).unzip();
+        let is_drop = event.kind == Kind::Drop as u8;
+        let outcome = event.outcome.into();
+        let reason = is_drop.then(|| name_of(Drop::ALL, outcome, |reason| reason as u32, Drop::name));
+        let path = (!is_drop).then(|| name_of(Path::ALL, outcome, |path| path as u32, Path::name));
         Self {
             time: clocks.time_of(event),
-            kind: "drop".into(),
-            reason: name_of(Drop::ALL, event.outcome.into(), |reason| reason as u32, Drop::name),
+            kind: name_of(&Kind::ALL, event.kind.into(), |kind| kind as u32, Kind::name),
+            reason,
+            path,
+            translation: (event.translation != 0).then(|| translation_name(event.translation)),
             hook: name_of(Hook::ALL, event.hook.into(), |hook| hook as u32, Hook::name),
             link: Link { index: event.link, name: names.links.get(&event.link).cloned() },
-            protocol: if is_ip { protocol_name(event.protocol) } else { ethertype_name(event.ethertype) },
-            source: end(event.source, event.source_port),
-            destination: end(event.destination, event.destination_port),
+            protocol,
+            source,
+            destination,
+            translated: ends_of(&event.translated, names),
+            inner: ends_of(&event.inner, names),
             length: event.length,
         }
     }
+}
+
+fn ends_of(flow: &Flow, names: &Names) -> Option<Ends> {
+    let end = |address: Addr, port: Be16| {
+        let address = IpAddr::from(address);
+        End {
+            address,
+            port: (port != Be16::ZERO).then(|| port.get()),
+            pod: names.pods.get(&address).cloned(),
+            node: names.nodes.get(&address).cloned(),
+        }
+    };
+    let is_ip = flow.source != Addr::UNSPECIFIED || flow.destination != Addr::UNSPECIFIED;
+    is_ip.then(|| Ends {
+        protocol: protocol_name(flow.protocol),
+        source: end(flow.source, flow.source_port),
+        destination: end(flow.destination, flow.destination_port),
+    })
 }
 
 /// Returns the name of a number, or the number if this release does not know it.
@@ -147,12 +195,33 @@ fn ethertype_name(ethertype: Be16) -> String {
     }
 }
 
+fn translation_name(kind: u8) -> String {
+    let name = match kind {
+        TRANSLATION_SNAT => "snat",
+        TRANSLATION_HOST => "host",
+        TRANSLATION_HOST_PORT => "host-port",
+        TRANSLATION_TUNNEL => "tunnel",
+        _ => return kind.to_string(),
+    };
+    name.into()
+}
+
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { time, kind, reason, hook, link, protocol, source, destination, length } = self;
-        write!(f, "{time:.6} {kind} {reason} at {hook} of {link}: {protocol}")?;
-        if let (Some(source), Some(destination)) = (source, destination) {
+        let Self { time, kind, hook, link, protocol, length, .. } = self;
+        write!(f, "{time:.6} {kind}")?;
+        for outcome in self.reason.iter().chain(&self.path) {
+            write!(f, " {outcome}")?;
+        }
+        write!(f, " at {hook} of {link}: {protocol}")?;
+        if let (Some(source), Some(destination)) = (&self.source, &self.destination) {
             write!(f, " {source} > {destination}")?;
+        }
+        if let Some(Ends { source, destination, .. }) = &self.translated {
+            write!(f, " becomes {source} > {destination}")?;
+        }
+        if let Some(Ends { protocol, source, destination }) = &self.inner {
+            write!(f, " around {protocol} {source} > {destination}")?;
         }
         write!(f, ", {length} bytes")
     }

@@ -73,6 +73,13 @@ pub const EVENTS: &str = "EVENTS";
 /// object has its own.
 pub const EVENT_BUDGETS: &str = "EVENT_BUDGETS";
 
+/// The object's per-CPU array of events of new flows that did not fit the ring, by
+/// [`Kind`](crate::event::Kind). Each load of the object has its own.
+pub const VERDICTS_LOST: &str = "VERDICTS_LOST";
+
+/// The section of the object that holds [`Listening`](crate::event::Listening) and nothing else.
+pub const LISTENING: &str = ".data";
+
 /// Program names: the attach point is part of the name.
 pub mod programs {
     /// TC ingress of a pod's host side.
@@ -120,11 +127,14 @@ pub mod programs {
         FromTunnel6,
         /// From every TC program, for a packet that it drops.
         Dropped,
+        /// From every TC program, for a packet that may be the first of its flow while somebody
+        /// listens.
+        Begun,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 11] = [
+        pub const ALL: [Self; 12] = [
             Self::FromPodNew,
             Self::FromUplink,
             Self::FromPod6,
@@ -136,6 +146,7 @@ pub mod programs {
             Self::FromPod6New,
             Self::FromTunnel6,
             Self::Dropped,
+            Self::Begun,
         ];
 
         /// Returns the program's name.
@@ -152,6 +163,7 @@ pub mod programs {
                 Self::FromPod6New => "from_pod6_new",
                 Self::FromTunnel6 => "from_tunnel6",
                 Self::Dropped => "dropped",
+                Self::Begun => "begun",
             }
         }
     }

@@ -89,14 +89,19 @@ impl From<Verdict> for Decision {
 pub type Attempt = Result<Decision, Drop>;
 
 /// Counts an outcome and returns its TC code. A dropped packet goes to the program that writes its
-/// event. A packet that passes gets "unspecified" rather than
-/// "ok", so programs that others attached after these still run.
+/// event, as does a packet that may be the first of its flow, while somebody listens. A packet that
+/// passes gets "unspecified" rather than "ok", so programs that others attached after these still
+/// run.
 #[inline(always)]
 pub fn finish(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
     match outcome {
         Ok(Verdict { counter, code }) => {
             if counter != UNCOUNTED {
                 maps::count_traffic(counter.into(), ctx.bytes());
+                if ctx.has_begun() {
+                    ctx.set_verdict(counter.into(), hook, code.into());
+                    maps::jump(ctx, Jump::Begun);
+                }
             }
             i32::from(code)
         }

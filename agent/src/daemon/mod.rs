@@ -34,7 +34,7 @@ use crate::config::Config;
 use crate::dataplane::conversions::CONVERSIONS;
 use crate::dataplane::flows::{Collected, Collector};
 use crate::dataplane::maps::Counters;
-use crate::dataplane::packet_events::{self, EventBudgets, EventRing};
+use crate::dataplane::packet_events::{self, EventBudgets, EventRing, EventSwitch};
 use crate::dataplane::pins;
 use crate::dataplane::probe::Capabilities;
 use crate::error::Error;
@@ -64,7 +64,7 @@ pub struct Daemon {
     /// Result of the collector's last round.
     collected: Collected,
     /// `None`: nobody has taken the ring of the programs' events.
-    event_budgets: Option<EventBudgets>,
+    event_budgets: Option<Arc<EventBudgets>>,
     memory: status::Memory,
 }
 
@@ -160,14 +160,15 @@ impl Daemon {
         flows::collector(&mut self.state)
     }
 
-    /// Returns the ring of the programs' events. There is one reader, so this works once.
+    /// Returns the ring of the programs' events, and the switch for what they write. There is one
+    /// reader, so this works once.
     ///
     /// # Errors
     /// [`Error::Dataplane`].
-    pub fn event_ring(&mut self) -> Result<EventRing, Error> {
-        let (ring, budgets) = packet_events::take(&mut self.state.executor.dataplane.ebpf)?;
+    pub fn event_ring(&mut self) -> Result<(EventRing, EventSwitch), Error> {
+        let (ring, budgets, switch) = packet_events::take(&mut self.state.executor.dataplane.ebpf)?;
         self.event_budgets = Some(budgets);
-        Ok(ring)
+        Ok((ring, switch))
     }
 
     /// Serves events until [`Event::Stop`], or until all senders are gone.
@@ -338,7 +339,7 @@ impl Daemon {
         let State { model, executor, conditions, .. } = &self.state;
         let mut collected = self.collected.clone();
         collected.fill.extend(executor.dataplane.maps.fill());
-        let events_lost = self.event_budgets.as_ref().map(EventBudgets::lost).transpose();
+        let events_lost = self.event_budgets.as_deref().map(EventBudgets::lost).transpose();
         let events_lost = events_lost.unwrap_or_else(|error| {
             error!("could not read how many events were lost: {error}");
             None

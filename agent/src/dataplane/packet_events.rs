@@ -1,11 +1,13 @@
-//! The ring of what the programs tell of single packets: `EVENTS`, and `EVENT_BUDGETS`.
+//! The ring of what the programs tell of single packets, and which of that somebody wants:
+//! `EVENTS`, `EVENT_BUDGETS`, `VERDICTS_LOST`, and the section with [`Listening`].
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{MapData, PerCpuArray, RingBuf};
-use podwire_common::event::{Budget, Event};
-use podwire_common::names::{EVENT_BUDGETS, EVENTS};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use podwire_common::event::{Budget, Event, Kind, Listening};
+use podwire_common::names::{EVENT_BUDGETS, EVENTS, LISTENING, VERDICTS_LOST};
 use podwire_common::reason::Drop;
 
 use super::error::DataplaneError;
@@ -14,15 +16,31 @@ use super::maps::{self, map_error};
 /// The ring of one load of the programs, with the only reader that a ring can have.
 pub struct EventRing(RingBuf<MapData>);
 
-/// What the programs count about their events.
+/// What the programs count about their events of drops.
 pub struct EventBudgets(PerCpuArray<MapData, Budget>);
 
-/// Takes the ring and the budgets out of the loaded object. The programs go on writing to them.
+/// What the programs of one load write, and how much of it they could not write.
+pub struct EventSwitch {
+    budgets: Arc<EventBudgets>,
+    verdicts_lost: PerCpuArray<MapData, u64>,
+    section: Array<MapData, Listening>,
+    now: Listening,
+}
+
+/// Takes the ring, the budgets and the switch out of the loaded object. The programs go on writing
+/// to the ring.
 ///
 /// # Errors
 /// [`DataplaneError::Map`]; [`DataplaneError::Load`] if they were taken before.
-pub fn take(ebpf: &mut Ebpf) -> Result<(EventRing, EventBudgets), DataplaneError> {
-    Ok((EventRing(maps::take(ebpf, EVENTS)?), EventBudgets(maps::take(ebpf, EVENT_BUDGETS)?)))
+pub fn take(ebpf: &mut Ebpf) -> Result<(EventRing, Arc<EventBudgets>, EventSwitch), DataplaneError> {
+    let budgets = Arc::new(EventBudgets(maps::take(ebpf, EVENT_BUDGETS)?));
+    let switch = EventSwitch {
+        budgets: Arc::clone(&budgets),
+        verdicts_lost: maps::take(ebpf, VERDICTS_LOST)?,
+        section: maps::take(ebpf, LISTENING)?,
+        now: Listening::NOBODY,
+    };
+    Ok((EventRing(maps::take(ebpf, EVENTS)?), budgets, switch))
 }
 
 impl EventRing {
@@ -52,8 +70,55 @@ impl EventBudgets {
     }
 }
 
+impl EventSwitch {
+    /// Returns how many events of new flows did not fit the ring, since the programs were loaded.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn lost_flows(&self) -> Result<u64, DataplaneError> {
+        [Kind::Flow, Kind::Translation].into_iter().map(|kind| self.lost_of(kind)).sum()
+    }
+
+    fn lost_of(&self, kind: Kind) -> Result<u64, DataplaneError> {
+        let of_cpus = self.verdicts_lost.get(&(kind as u32), 0);
+        Ok(of_cpus.map_err(map_error("read", VERDICTS_LOST))?.iter().sum())
+    }
+
+    /// Returns how many wanted drops have no event, since the programs were loaded.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn lost_drops(&self) -> Result<u64, DataplaneError> {
+        Ok(self.budgets.lost()?.iter().map(|(_, lost)| lost).sum())
+    }
+
+    /// Sets what the programs write from now on.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn set(&mut self, wanted: &Listening) -> Result<(), DataplaneError> {
+        if self.now == *wanted {
+            return Ok(());
+        }
+        if self.now.kinds != 0 && wanted.kinds != 0 {
+            // A program may read the value while it changes. So the programs write too much for a
+            // moment: what one listener wanted before and wants still is never missing.
+            let open = Listening { kinds: self.now.kinds | wanted.kinds, ..Listening::EVERYTHING };
+            self.write(&open)?;
+            self.write(&Listening { ports: wanted.ports, addresses: wanted.addresses, ..open })?;
+        }
+        self.write(wanted)
+    }
+
+    fn write(&mut self, wanted: &Listening) -> Result<(), DataplaneError> {
+        self.section.set(0, wanted, 0).map_err(map_error("write", LISTENING))?;
+        self.now = *wanted;
+        Ok(())
+    }
+}
+
 impl AsRawFd for EventRing {
-    /// Returns the ring's descriptor. It is readable when there are events.
+    /// Returns the ring's descriptor. It is readable when there are events of drops.
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }

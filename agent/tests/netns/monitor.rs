@@ -1,15 +1,17 @@
 //! The commands that ask the running agent: `podwire monitor` and `podwire log-level`.
 
-use std::io::{BufRead as _, BufReader, Lines};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
 use serde_json::{Value, json};
-use xtask::lab::{Lab, Node, Pod};
+use xtask::lab::traffic::uninterrupted;
+use xtask::lab::{Families, Lab, Node, Pod};
 
-use crate::sockets::{PATIENCE, udp};
+use crate::sockets::{PATIENCE, connect_from, listen, udp, wait_until};
 use crate::sweep::metric;
 
 /// A running `podwire monitor`. It ends with this value.
@@ -143,6 +145,215 @@ fn lost(node: &Node) -> u64 {
 
 fn expected_end(group: &str) -> String {
     SocketAddr::new(group.parse().unwrap(), 5000).to_string()
+}
+
+/// Returns the next line of JSON with a text, if it comes in time.
+fn shown(monitor: &Monitor, text: &str) -> Value {
+    let line = monitor.line_with(text).unwrap_or_else(|| panic!("no line with {text}"));
+    serde_json::from_str(&line).unwrap()
+}
+
+#[test]
+fn new_flows_are_shown_with_names_and_known_ones_are_not() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
+    let [client_name, server_name] = [&client, &server].map(|pod| format!("lab/{}", pod.call().container_id));
+    let json =
+        Monitor::start(node, &["--output", "json", "--kind", "flow,translation", "--pod", &client_name]);
+    let text = Monitor::start(node, &["--kind", "flow,translation", "--protocol", "tcp", "--port", "5002"]);
+    // The monitors listen when they show something.
+    let link = client.host_interface();
+    for (own, other) in client.addresses().iter().zip(server.addresses()) {
+        let listener = listen(&server, SocketAddr::new(*other, 5002));
+        let connect = || {
+            let connected = connect_from(&client, SocketAddr::new(*own, 0), listener.local_addr().unwrap());
+            connected.unwrap()
+        };
+        while text.lines.recv_timeout(Duration::from_millis(200)).is_ok() {}
+        let line = wait_until(|| {
+            drop(connect());
+            text.lines.recv_timeout(Duration::from_millis(100)).ok()
+        });
+        let (line, ends) = (line.unwrap(), format!("{} ({server_name}), ", SocketAddr::new(*other, 5002)));
+        assert!(line.contains(&format!(" flow local at from_pod of {link}: tcp ")), "{line}");
+        assert!(line.contains(&format!(" ({client_name}) > {ends}")), "{line}");
+        // One connection, with data and its end, is one line.
+        while json.lines.recv_timeout(Duration::from_millis(200)).is_ok() {}
+        let mut stream = connect();
+        let (mut accepted, from) = accept_from(&listener, stream.local_addr().unwrap());
+        for _ in 0..3 {
+            stream.write_all(b"podwire!").unwrap();
+            accepted.read_exact(&mut [0; 8]).unwrap();
+            accepted.write_all(b"podwire!").unwrap();
+            stream.read_exact(&mut [0; 8]).unwrap();
+        }
+        drop((stream, accepted));
+        let mut line: Value = shown(&json, &format!(r#""port":{}"#, from.port()));
+        line["time"].take();
+        line["length"].take();
+        let expected = json!({
+            "time": null, "kind": "flow", "path": "local", "hook": "from_pod",
+            "link": { "index": node.ifindex(link).unwrap(), "name": link }, "protocol": "tcp",
+            "source": { "address": own, "port": from.port(), "pod": client_name },
+            "destination": { "address": other, "port": 5002, "pod": server_name }, "length": null,
+        });
+        assert_eq!(line, expected);
+        assert_eq!(json.lines.recv_timeout(Duration::from_millis(300)).ok(), None);
+    }
+}
+
+/// Accepts connections until one comes from an address.
+fn accept_from(listener: &TcpListener, from: SocketAddr) -> (TcpStream, SocketAddr) {
+    loop {
+        let (stream, address) = uninterrupted(|| listener.accept()).unwrap();
+        if address == from {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            return (stream, address);
+        }
+    }
+}
+
+#[test]
+fn translations_are_shown_with_what_they_make_of_a_flow() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let pod = node.add_pod("client").unwrap();
+    let name = format!("lab/{}", pod.call().container_id);
+    let monitor = Monitor::start(node, &["--output", "json", "--kind", "translation", "--pod", &name]);
+    let nobody = Monitor::start(node, &["--output", "json", "--pod", "nobody"]);
+    for (own, world) in pod.addresses().iter().zip(lab.world_addresses()) {
+        let family = if own.is_ipv4() { "." } else { ":" };
+        let socket = udp(&pod, SocketAddr::new(*own, 0));
+        let line = wait_until(|| {
+            let socket = udp(&pod, SocketAddr::new(*own, 0));
+            socket.send_to(b"podwire!", SocketAddr::new(world, 5003)).unwrap();
+            let line = monitor.lines.recv_timeout(Duration::from_millis(100)).ok()?;
+            line.contains(&format!(r#""address":"{own}""#)).then_some(line)
+        });
+        drop(socket);
+        let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let of_node =
+            node.addresses().into_iter().find(|address| address.to_string().contains(family)).unwrap();
+        assert_eq!(
+            [&line["kind"], &line["path"], &line["translation"], &line["hook"], &line["source"]["pod"]],
+            ["translation", "snat-out", "snat", "to_uplink", &name]
+        );
+        let translated = &line["translated"];
+        let node_end = [&translated["source"]["address"], &translated["source"]["node"]];
+        assert_eq!(node_end, [&of_node.to_string(), node.name()]);
+        assert_eq!(translated["destination"], line["destination"]);
+        assert_eq!(line["destination"], json!({ "address": world, "port": 5003 }));
+    }
+    assert_eq!(nobody.lines.try_recv().ok(), None);
+}
+
+#[test]
+fn a_selected_pod_is_followed_when_it_comes_again() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(0);
+    let name = node.cni_call("ADD", "again", &Value::Null).container_id;
+    let monitor =
+        Monitor::start(node, &["--output", "json", "--kind", "drop", "--protocol", "udp", "--pod", &name]);
+    let other = node.add_pod("other").unwrap();
+    let mut addresses = Vec::new();
+    for _ in 0..2 {
+        let pod = node.add_pod("again").unwrap();
+        let line = wait_until(|| {
+            to_a_group(&other, other.address());
+            to_a_group(&pod, pod.address());
+            monitor.lines.recv_timeout(Duration::from_millis(100)).ok()
+        });
+        let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        assert_eq!(line["source"]["address"], json!(pod.address()));
+        addresses.push(pod.address());
+        pod.delete().unwrap();
+        while monitor.lines.recv_timeout(Duration::from_millis(300)).is_ok() {}
+    }
+    assert_ne!(addresses[0], addresses[1]);
+}
+
+#[test]
+fn of_100_000_connections_each_is_shown_or_counted() {
+    const CONNECTIONS: u64 = 100_000;
+    const PORT: u16 = 5004;
+    let lab = Lab::builder().nodes(1).families(Families::V4).build().unwrap();
+    let node = lab.node(0);
+    let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
+    let name = format!("lab/{}", client.call().container_id);
+    let arguments = ["--output", "json", "--kind", "flow", "--protocol", "tcp", "--pod", &name];
+    let monitor = Monitor::start(node, &arguments);
+    let address = SocketAddr::new(server.address(), PORT);
+    let marker = listen(&server, SocketAddr::new(server.address(), PORT + 1));
+    let mark = || {
+        // A closed port would do: the first packet counts.
+        drop(
+            connect_from(&client, SocketAddr::new(client.address(), 0), marker.local_addr().unwrap())
+                .unwrap(),
+        );
+        drop(uninterrupted(|| marker.accept()).unwrap());
+    };
+    let is_marker = |line: &str| line.contains(&format!(r#""port":{},"#, PORT + 1));
+    let first = wait_until(|| {
+        mark();
+        monitor.lines.recv_timeout(Duration::from_millis(100)).ok()
+    });
+    assert!(is_marker(&first.unwrap()));
+    while monitor.lines.recv_timeout(Duration::from_millis(300)).is_ok() {}
+    let (memory, again) = (memory_of(node), retransmissions(&client));
+    let listener = listen(&server, address);
+    // Otherwise the client would often wait a second to send its first packet again.
+    rustix::net::listen(&listener, 4096).unwrap();
+    let accepting = std::thread::spawn(move || {
+        (0..CONNECTIONS).for_each(|_| drop(uninterrupted(|| listener.accept()).unwrap()));
+    });
+    let connecting = client.enter(|| {
+        for _ in 0..CONNECTIONS {
+            let stream = TcpStream::connect(address).unwrap();
+            // Without a time in which the port cannot be used again.
+            sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+        }
+    });
+    connecting.unwrap();
+    accepting.join().unwrap();
+    let sent = CONNECTIONS + retransmissions(&client) - again;
+    let grown = memory_of(node).saturating_sub(memory);
+    let (mut shown, mut missing, mut last) = (0, 0, jiff::Timestamp::UNIX_EPOCH);
+    let counted = wait_until(|| {
+        while let Ok(line) = monitor.lines.recv_timeout(Duration::from_millis(100)) {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            let number = |name: &str| line[name].as_u64().unwrap_or(0);
+            missing += number("lost") + number("missed");
+            if let Some(time) = line["time"].as_str() {
+                let time: jiff::Timestamp = time.parse().unwrap();
+                assert!(last < time, "{last} is shown before {time}");
+                assert_eq!([&line["source"]["pod"], &line["path"]], [&*name, "local"], "{line}");
+                last = time;
+                shown += 1;
+            }
+        }
+        (shown + missing >= sent).then_some(())
+    });
+    println!("{shown} shown, {missing} lost or missed, {grown} KiB more memory of the agent");
+    assert_eq!(counted.map(|()| shown + missing), Some(sent), "{shown} shown, {missing} lost or missed");
+    assert!(shown > 0 && grown < 8 << 10, "the agent has grown by {grown} KiB");
+}
+
+/// Returns the memory of the agent that is in use, KiB.
+fn memory_of(node: &Node) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.agent_pid().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Returns how many times a pod has sent the first packet of a connection again.
+fn retransmissions(pod: &Pod) -> u64 {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
+    let text = pod.enter(read).unwrap();
+    let mut rows = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = (rows.next().unwrap(), rows.next().unwrap());
+    let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "TCPSynRetrans");
+    found.unwrap().1.parse().unwrap()
 }
 
 #[test]

@@ -3,7 +3,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use podwire_common::addr::{Addr, Be16};
+use podwire_common::abi::Flow;
+use podwire_common::addr::Be16;
 use podwire_common::event::{EVENTS_PER_SECOND, Event, Kind, RING_BYTES, VERSION};
 use podwire_common::flow::protocol;
 use podwire_common::names::programs::{FROM_POD, FROM_UPLINK};
@@ -12,7 +13,7 @@ use podwire_core::model::Mode;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::family::{Address, IpPacket};
-use crate::fixture::{Fixture, HOST_A_MAC, POD_A_MAC, POD_B, STRANGER_MAC, UPLINK_MAC, WORLD};
+use crate::fixture::{Fixture, HOST_A_MAC, POD_A_MAC, POD_B, STRANGER_MAC, UPLINK_MAC, WORLD, flow_of};
 use crate::fixture6::dual;
 use crate::kinds::{CLIENT, SERVER, ack, from_a};
 use crate::packets::{Packet, Transport, ethernet};
@@ -55,19 +56,17 @@ fn says_where_and_why<A: Address>(node: &mut Fixture) {
         let destination = if program == FROM_POD { A::WORLD } else { A::NODE1 };
         let expected = Event {
             time: event.time,
-            source: A::POD_B.into(),
-            destination: destination.into(),
+            flow: flow_of(A::POD_B, destination, ports, protocol),
             link,
             length: frame.len() as u32,
-            source_port: Be16::new(ports.0),
-            destination_port: Be16::new(ports.1),
+            // Pod B has the address.
+            endpoint: 2,
             ethertype: Be16::new(A::either(0x0800, 0x86dd)),
             outcome: reason as u16,
             version: VERSION,
             kind: Kind::Drop as u8,
             hook: hook as u8,
-            protocol,
-            reserved: [0; 4],
+            ..Event::default()
         };
         assert_eq!(event, expected, "{program}");
     }
@@ -87,8 +86,7 @@ fn a_frame_that_is_not_ip_has_its_ethertype() {
     let frame = [&ethernet(HOST_A_MAC, POD_A_MAC, 0x88cc.into())[..], &[0; 46]].concat();
     let event = event_of(&mut node, FROM_POD, link, &frame);
     assert_eq!(event.outcome, Reason::EthertypeUnknown as u16);
-    assert_eq!((event.ethertype, event.protocol), (Be16::new(0x88cc), 0));
-    assert_eq!((event.source, event.destination), (Addr::UNSPECIFIED, Addr::UNSPECIFIED));
+    assert_eq!((event.ethertype, event.flow), (Be16::new(0x88cc), Flow::default()));
 }
 
 /// Returns a frame that `from_pod` drops as `source-not-owned`.

@@ -10,7 +10,7 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use podwire::dataplane::attach::{UplinkAttachment, UplinkXdp};
 use podwire_common::abi;
 use podwire_common::addr::{Addr, Be16, Mac};
-use podwire_common::event::{Budget, Event};
+use podwire_common::event::{Budget, Event, Listening};
 use podwire_common::names::programs::UPLINK_XDP;
 use podwire_common::names::{EVENT_BUDGETS, EVENTS, VNI, VXLAN_DEVICE, VXLAN_PORT};
 use podwire_common::reason::{Drop as Reason, Path};
@@ -23,7 +23,7 @@ use xtask::lab::frames;
 
 use crate::namespace::Namespace;
 use crate::packets;
-use crate::pool::Loaded;
+use crate::pool::{Loaded, set_listening};
 
 pub const NODE1: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
 pub const NODE2: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
@@ -309,6 +309,11 @@ impl Fixture {
         let mut ring = RingBuf::try_from(map).unwrap();
         std::iter::from_fn(|| Some(Event::of_record(&ring.next()?).expect("a record of this version")))
             .collect()
+    }
+
+    /// Sets which events somebody wants.
+    pub fn listen(&mut self, wanted: &Listening) {
+        set_listening(&mut self.loaded.ebpf, wanted);
     }
 
     /// Returns the number of dropped packets without an event.

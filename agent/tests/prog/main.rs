@@ -40,4 +40,5 @@ mod to_uplink;
 mod trial;
 mod upgrade;
 mod uplink_xdp;
+mod verdicts;
 mod vtep;

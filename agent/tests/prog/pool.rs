@@ -4,11 +4,14 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-use aya::maps::PerCpuValues;
+use aya::Ebpf;
+use aya::maps::{Array, PerCpuValues};
 use aya::util::nr_cpus;
 use podwire::dataplane::maps::Maps;
 use podwire::dataplane::{Dataplane, load};
 use podwire_common::abi::Config;
+use podwire_common::event::Listening;
+use podwire_common::names::LISTENING;
 use podwire_common::tables::{Share, Table};
 
 /// Idle programs.
@@ -120,9 +123,17 @@ macro_rules! empty_all {
 /// Brings maps to the state of a new load. Only `GENERATION` and `EPOCHS` keep their numbers, as
 /// they do on a node.
 fn empty(dataplane: &mut Dataplane) {
+    set_listening(&mut dataplane.ebpf, &Listening::NOBODY);
     let maps = &mut dataplane.maps;
     podwire_common::tables!(empty_all, maps);
     empty_shares(maps);
+}
+
+/// Sets which events of loaded programs somebody wants.
+pub fn set_listening(ebpf: &mut Ebpf, wanted: &Listening) {
+    let section = ebpf.map_mut(LISTENING).unwrap();
+    let mut section: Array<_, Listening> = section.try_into().unwrap();
+    section.set(0, wanted, 0).unwrap();
 }
 
 /// Resets the programs' counts of entries by holder and of free entries.

@@ -37,7 +37,7 @@ fn check(node: &mut Fixture, what: &str, frame: &[u8], drop: Option<Reason>) {
     let events = node.events();
     let told = events.iter().map(|event| {
         let hook = (event.hook == Hook::UplinkXdp as u8).then_some(event.outcome);
-        (hook, IpAddr::from(event.source), event.destination_port.get(), event.length as usize)
+        (hook, IpAddr::from(event.flow.source), event.flow.destination_port.get(), event.length as usize)
     });
     let expected = drop.map(|reason| (Some(reason as u16), source_of(frame), VXLAN_PORT, frame.len()));
     assert_eq!(told.collect::<Vec<_>>(), Vec::from_iter(expected), "{what}: events");

@@ -16,7 +16,7 @@ use crate::{
     maps,
     packet::{Headers, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{
-        arp, checksum, direct, ends, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local,
+        arp, checksum, direct, ends, event, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local,
         neighbour, snat, source, stack_flow, tunnel_out,
     },
     verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
@@ -112,6 +112,7 @@ fn verdict6(ctx: &TcContext) -> Outcome {
 /// Sends a packet to wherever its addresses lead.
 #[inline(always)]
 fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+    event::begin(ctx, packet);
     // These packets skip all checks below. A check that may refuse them needs its condition in
     // `fastpath::destination_of` too.
     if packet.flow.protocol == protocol::TCP

@@ -12,8 +12,8 @@ use crate::{
     maps,
     packet::{Fragment, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{
-        direct, ends, fastpath, fastpath::KnownIp, icmp_error, inbound, source, stack_flow, translation,
-        tunnel_in,
+        direct, ends, event, fastpath, fastpath::KnownIp, icmp_error, inbound, source, stack_flow,
+        translation, tunnel_in,
     },
     verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
 };
@@ -113,6 +113,7 @@ fn follow_or_judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outco
 /// Judges a packet that belongs neither to the tunnel nor to a known flow.
 #[inline(always)]
 fn judge<I: KnownIp>(ctx: &TcContext, packet: &mut Parsed<I>) -> Outcome {
+    event::begin(ctx, packet);
     // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     let translation = if packet.is_whole() { translation::of(packet) } else { None };

@@ -1,5 +1,6 @@
 //! One file per attach point: the order of its stages, and nothing else.
 
+mod begun;
 mod connect4;
 mod connect6;
 mod dropped;

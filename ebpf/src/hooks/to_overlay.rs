@@ -9,7 +9,7 @@ use podwire_common::{
 
 use crate::{
     packet::{ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Place, Skb, ethertype, get_tunnel_key},
-    stage::{ends, snat, source, stack_flow, tunnel_out},
+    stage::{ends, event, snat, source, stack_flow, tunnel_out},
     verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
 };
 
@@ -68,6 +68,7 @@ fn from_stack<I: Ip>(ctx: &TcContext) -> Outcome {
     if let Some(answered) = tunnel_out::answer_stack(ctx, packet, node)?.verdict() {
         return Ok(answered);
     }
+    event::begin(ctx, packet);
     let source = packet.headers.source_address();
     if ends::sending_pod(&packet.headers, &source).is_some() {
         stack_flow::record_from_pod(packet, &source, &packet.headers.destination_address());

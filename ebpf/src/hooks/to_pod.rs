@@ -8,7 +8,7 @@ use podwire_common::reason::{Hook, Path};
 use crate::{
     maps,
     packet::{Ip, Ipv4, Ipv6, Place, Skb, ethertype},
-    stage::{local, stack_flow},
+    stage::{event, local, stack_flow},
     verdict::{Outcome, Verdict, finish},
 };
 
@@ -49,6 +49,7 @@ fn from_stack<I: Ip>(ctx: &TcContext) -> Outcome {
         _ => return Ok(Verdict::PASS),
     };
     let packet = loaded.parse(ctx)?;
+    event::begin(ctx, packet);
     stack_flow::record(packet, &destination, &packet.headers.source_address());
     // The link has no neighbour entries, so the stack wrote the link's own address where the pod's
     // belongs.

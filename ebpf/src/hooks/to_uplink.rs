@@ -12,7 +12,7 @@ use podwire_common::{
 use crate::{
     maps,
     packet::{Headers, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
-    stage::{ends, snat, source, stack_flow, tunnel_out},
+    stage::{ends, event, snat, source, stack_flow, tunnel_out},
     verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
 };
 
@@ -70,6 +70,7 @@ fn judge<I: Ip, const BARE: bool>(ctx: &TcContext) -> Outcome {
             return Ok(Verdict::PASS);
         }
         let is_overlay_address = sender?;
+        event::begin(ctx, packet);
         source::refuse_forwarded_tunnel(ctx, packet)?;
         // This node answers from its overlay address if the request went to that address. The other
         // end accepts that address only from the tunnel.
@@ -83,6 +84,7 @@ fn judge<I: Ip, const BARE: bool>(ctx: &TcContext) -> Outcome {
         return snat::host_out(ctx, packet);
     }
     let packet = loaded.parse(ctx)?;
+    event::begin(ctx, packet);
     let destination = packet.headers.destination_address();
     match ends::receiving_node(&packet.headers, &destination) {
         None => snat::out(ctx, packet),

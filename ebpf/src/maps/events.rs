@@ -1,20 +1,71 @@
-//! Events for user space, and how many may be written: `EVENTS`, `EVENT_BUDGETS`.
+//! Events for user space, who wants them, and how many may be written: `EVENTS`, `LISTENING`,
+//! `EVENT_BUDGETS`, `VERDICTS_LOST`.
 
-use podwire_common::event::{EVENTS_PER_SECOND, Event};
+use core::hint::black_box;
+use core::ptr::{read_volatile, write_bytes};
 
-use super::{EVENT_BUDGETS, EVENTS, clock::now};
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use podwire_common::{
+    abi::Flow,
+    addr::{Addr, Quad},
+    event::{EVENTS_PER_SECOND, Event, Listening, VERDICTS},
+    flow::FlowAddr,
+};
+
+use super::flows::Known;
+use super::{EVENT_BUDGETS, EVENTS, NEW_EVENT, STACK_FLOWS, TRANSLATIONS, VERDICTS_LOST, clock::now};
 
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
 
+// The agent writes it while the programs run. A variable and not a map of its own: reading it takes
+// neither a lookup nor stack.
+// SAFETY: no other symbol has the name.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data")]
+static mut LISTENING: Listening = Listening::NOBODY;
+
+/// Returns whether somebody wants events of new flows.
+#[inline(always)]
+pub fn is_listened_to() -> bool {
+    // SAFETY: an aligned word. Volatile: the agent replaces the value that the compiler sees.
+    unsafe { read_volatile(&raw const LISTENING.kinds) & VERDICTS != 0 }
+}
+
+/// Returns what listeners want.
+#[inline(always)]
+pub fn listening() -> &'static Listening {
+    // The box keeps the compiler from computing with the initial value.
+    // SAFETY: the agent writes one part of the value at a time. It lets the programs write too many
+    // events rather than too few while it does so.
+    unsafe { &*black_box(&raw const LISTENING) }
+}
+
+/// Returns the event that this CPU has begun last.
+#[inline(always)]
+pub fn begun_event() -> Option<&'static mut Event> {
+    // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these
+    // hooks.
+    NEW_EVENT.get_ptr_mut(0).map(|event| unsafe { &mut *event })
+}
+
+/// Begins an event of zeros.
+#[inline(always)]
+pub fn new_event() -> Option<&'static mut Event> {
+    let event = begun_event()?;
+    // In place: the compiler would make a value on the stack first.
+    // SAFETY: zeros are a valid event.
+    unsafe { write_bytes(&raw mut *event, 0, 1) };
+    Some(event)
+}
+
 /// Returns the time, if this CPU may write one more event of a reason in this second, and counts
 /// the event. An event that may not be written counts as lost.
 #[inline(always)]
-pub fn begin_event(reason: u32) -> Option<u64> {
+pub fn take_from_budget(reason: u32) -> Option<u64> {
     let budget = EVENT_BUDGETS.get_ptr_mut(reason)?;
     let time = now();
-    // SAFETY: this CPU's own element; programs of one CPU do not interrupt each other at these
-    // hooks.
+    // SAFETY: this CPU's own element; see `begun_event`.
     unsafe {
         if time.wrapping_sub((*budget).since) >= SECOND {
             ((*budget).since, (*budget).written) = (time, 0);
@@ -28,13 +79,37 @@ pub fn begin_event(reason: u32) -> Option<u64> {
     Some(time)
 }
 
-/// Writes an event. If the ring is full, the event counts as lost.
+/// Writes the event of a drop. If the ring is full, the event counts as lost.
 #[inline(always)]
 pub fn write_event(event: &Event, reason: u32) {
-    if EVENTS.output(*event, 0).is_err()
+    if EVENTS.output(event, 0).is_err()
         && let Some(budget) = EVENT_BUDGETS.get_ptr_mut(reason)
     {
-        // SAFETY: this CPU's own element; see `begin_event`.
+        // SAFETY: this CPU's own element; see `begun_event`.
         unsafe { (*budget).lost += 1 };
     }
+}
+
+/// Writes the event of a new flow. If the ring is full, the event counts as lost. The agent looks
+/// after these events by itself: waking it for each of them would cost more than the event.
+#[inline(always)]
+pub fn write_verdict(event: &Event) {
+    if EVENTS.output(event, BPF_RB_NO_WAKEUP.into()).is_err()
+        && let Some(lost) = VERDICTS_LOST.get_ptr_mut(event.kind.into())
+    {
+        // SAFETY: this CPU's own element; see `begun_event`.
+        unsafe { *lost += 1 };
+    }
+}
+
+/// Returns whether a table has an entry for a flow, valid or not, or for its replies.
+#[inline(always)]
+pub fn is_noted<A: FlowAddr>(flow: &Flow) -> bool {
+    TRANSLATIONS.get_ptr(flow).is_some() || is_of_one_way::<A>(flow) || is_of_one_way::<A>(&flow.reversed())
+}
+
+#[inline(always)]
+fn is_of_one_way<A: FlowAddr>(flow: &Flow) -> bool {
+    STACK_FLOWS.get_ptr(flow).is_some()
+        || if A::IS_IPV4 { Quad::get(&Quad::key(flow)).is_some() } else { Addr::get(flow).is_some() }
 }

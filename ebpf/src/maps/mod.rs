@@ -28,7 +28,7 @@ use podwire_common::helper::{MOMENTS, Moment};
 use podwire_common::{
     abi::KnownFlow,
     addr::Addr,
-    event::{Budget, Event, RING_BYTES},
+    event::{Budget, Event, Kind, RING_BYTES},
     names::programs::Jump,
     reason::DROP_SLOTS,
 };
@@ -44,7 +44,9 @@ pub use config::{
 pub use counters::{count_drop, count_path, count_traffic};
 pub use endpoints::{endpoint, may_send, set_stack_only};
 pub use epochs::{forget_flows_of, generation};
-pub use events::{begin_event, write_event};
+pub use events::{
+    begun_event, is_listened_to, is_noted, listening, new_event, take_from_budget, write_event, write_verdict,
+};
 pub use flows::{
     Known, forget_flow, forget_known, forget_reverse, is_still, is_still_in_place, known_flow, learn_flow,
     new_flow,
@@ -74,6 +76,9 @@ helpers::maps! {
     // release may change the record.
     static EVENTS: RingBuf<Event, RING_BYTES> = RingBuf::new();
     static EVENT_BUDGETS: PerCpuArray<Budget, DROP_SLOTS> = PerCpuArray::new();
+    static VERDICTS_LOST: PerCpuArray<u64, { Kind::ALL.len() + 1 }> = PerCpuArray::new();
+    // The place where a CPU assembles an event: it is too large for the stack.
+    static NEW_EVENT: PerCpuArray<Event, 1> = PerCpuArray::new();
 }
 
 // The writes that a test chooses for each moment of learning: see `moment`.

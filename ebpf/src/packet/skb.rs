@@ -22,6 +22,9 @@ const READY: u32 = 0x7077;
 /// The mark of a flow's first packet, in the same field.
 const BEGINS: u32 = 0x7078;
 
+/// The mark of a packet with a begun event, in the control block.
+const BEGUN: u32 = 0x7079_0001;
+
 /// Mask that shows the verifier a small offset. All headers are within it, whatever options they
 /// have.
 const NEAR: u32 = 0xff;
@@ -97,8 +100,20 @@ pub trait Skb {
     fn is_ready_to_leave(&self) -> bool;
     /// Notes why and where the packet is dropped, for the program that writes its event.
     fn set_note(&self, reason: Drop, hook: Hook);
-    /// Returns what [`Self::set_note`] has noted.
+    /// Returns what [`Self::set_note`] has noted: the reason and the hook.
     fn note(&self) -> (u32, u32);
+    /// Marks the packet as one with a begun event. `number` tells this event from others.
+    fn set_begun(&self, number: u32);
+    /// Returns whether the packet may have the mark of [`Self::set_begun`]. Other users of the
+    /// control block may have left the same bytes there.
+    fn has_begun(&self) -> bool;
+    /// Returns the number of [`Self::set_begun`].
+    fn begun(&self) -> u32;
+    /// Notes the path that a packet takes, the hook and the code that the program would return, for
+    /// the program that writes the packet's event.
+    fn set_verdict(&self, path: u32, hook: Hook, code: i32);
+    /// Returns the code that [`Self::set_verdict`] has noted. [`Self::note`] returns the rest.
+    fn noted_code(&self) -> i32;
     /// Marks the packet as addressed to this host, whatever its link address says.
     fn set_packet_host(&self);
 }
@@ -164,6 +179,39 @@ impl Skb for TcContext {
     fn note(&self) -> (u32, u32) {
         // SAFETY: the context is valid while the program runs.
         unsafe { ((*self.skb.skb).cb[0], (*self.skb.skb).cb[1]) }
+    }
+
+    #[inline(always)]
+    fn set_begun(&self, number: u32) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { ((*self.skb.skb).cb[3], (*self.skb.skb).cb[4]) = (BEGUN, number) }
+    }
+
+    #[inline(always)]
+    fn has_begun(&self) -> bool {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb.skb).cb[3] == BEGUN }
+    }
+
+    #[inline(always)]
+    fn begun(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb.skb).cb[4] }
+    }
+
+    #[inline(always)]
+    fn set_verdict(&self, path: u32, hook: Hook, code: i32) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe {
+            ((*self.skb.skb).cb[0], (*self.skb.skb).cb[1], (*self.skb.skb).cb[2]) =
+                (path, hook as u32, code as u32);
+        }
+    }
+
+    #[inline(always)]
+    fn noted_code(&self) -> i32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb.skb).cb[2] as i32 }
     }
 
     #[inline(always)]

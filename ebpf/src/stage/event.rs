@@ -2,104 +2,277 @@
 
 use aya_ebpf::programs::{TcContext, XdpContext};
 use podwire_common::{
-    addr::{Addr, Be16},
+    abi::{Flow, TRANSLATION_RESERVATION},
+    addr::{Addr, Be16, Quad},
     event::{Event, Kind, VERSION},
     flow::protocol,
-    reason::{Drop, Hook},
+    reason::{Drop, Hook, Path},
 };
 
 use crate::{
     maps,
-    packet::{Ip, Ipv4, Ipv6, Place, Skb, XdpHeaders, ethertype, load_xdp},
+    packet::{
+        ETHERNET_LENGTH, Fragment, Ip, Ipv4, Ipv6, Parsed, Place, Skb, XdpHeaders, ethertype, load_xdp,
+    },
 };
 
-/// Writes the event of a dropped packet, unless the reason's budget is used.
+/// The time of a drop of which the budget has not been asked yet.
+const LATER: u64 = 0;
+/// Bytes of the headers of UDP and VXLAN.
+const TUNNEL_HEADERS: u32 = 16;
+/// The place of the inner frame of a packet that is no tunnel packet.
+const NO_TUNNEL: u32 = 0;
+
+/// Begins the event of a packet, if somebody listens and the packet may be the first of its flow.
+/// Call it before the packet leaves traces in the tables. The decision's code
+/// ([`finish`](crate::verdict::finish)) ends the event.
+#[inline(always)]
+pub fn begin<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) {
+    if maps::is_listened_to() {
+        begin_apart(ctx, packet);
+    }
+}
+
+// Not inlined: its key would take stack in the caller.
+#[inline(never)]
+fn begin_apart<I: Ip>(ctx: &TcContext, packet: &Parsed<I>) {
+    let flow = &packet.flow;
+    let is_first = match flow.protocol {
+        _ if packet.is_error || matches!(packet.fragment_part(), Fragment::Later) => false,
+        protocol::TCP => packet.begins_connection(),
+        // Only a request has an identifier as its source port.
+        icmp if icmp == I::ICMP && flow.source_port == Be16::ZERO => false,
+        _ => !maps::is_noted::<I::FlowAddr>(flow),
+    };
+    if !is_first {
+        return;
+    }
+    let Some(event) = maps::new_event() else { return };
+    event.time = maps::now();
+    (event.link, event.length, event.version) = (ctx.ifindex(), ctx.bytes(), VERSION);
+    event.flow = *flow;
+    event.ethertype = Be16::new(I::ETHERTYPE);
+    ctx.set_begun(event.time as u32);
+}
+
+/// Writes the event that [`begin`] began for a packet, if the packet was the first of its flow.
+#[inline(always)]
+pub fn of_verdict(ctx: &TcContext) {
+    let Some(event) = maps::begun_event() else { return };
+    // A packet may carry a mark that it got at another hook.
+    if event.time as u32 != ctx.begun() || event.version != VERSION {
+        return;
+    }
+    // It has an end, whatever comes.
+    event.version = 0;
+    let (path, hook) = ctx.note();
+    let is_noted = match event.flow.protocol {
+        // Nothing else is the first packet of these.
+        protocol::TCP | protocol::ICMP | protocol::ICMPV6 => true,
+        _ if event.flow.source.is_v4() => maps::is_noted::<Quad>(&event.flow),
+        _ => maps::is_noted::<Addr>(&event.flow),
+    };
+    if !is_noted {
+        return;
+    }
+    (event.outcome, event.hook, event.kind) = (path as u16, hook as u8, Kind::Flow as u8);
+    // On its way to the stack a packet is as the pod has sent it.
+    if path != Path::ToStack as u32 {
+        set_translation(event);
+    }
+    event.endpoint = endpoint_of(&event.flow, &event.translated);
+    let listening = maps::listening();
+    if listening.kinds >> (event.kind & 31) & 1 != 0 && is_wanted(event) {
+        event.version = VERSION;
+        maps::write_verdict(event);
+        event.version = 0;
+    }
+}
+
+#[inline(always)]
+fn set_translation(event: &mut Event) {
+    let Some(entry) = maps::translation(&event.flow) else { return };
+    let half = entry.get();
+    if half.reply != 0 || half.kind == TRANSLATION_RESERVATION {
+        return;
+    }
+    event.translation = half.kind;
+    event.kind = Kind::Translation as u8;
+    event.translated = Flow {
+        source: half.source,
+        destination: half.destination,
+        source_port: half.source_port,
+        destination_port: half.destination_port,
+        ..event.flow
+    };
+}
+
+/// Returns the number of the pod of this node that sends a flow, or else of the pod that gets it.
+#[inline(always)]
+fn endpoint_of(flow: &Flow, translated: &Flow) -> u32 {
+    let of = |address| maps::endpoint(address).map(|endpoint| endpoint.id);
+    if let Some(id) = of(&flow.source) {
+        return id;
+    }
+    of(if translated.protocol == 0 { &flow.destination } else { &translated.destination }).unwrap_or(0)
+}
+
+/// Writes the event of a dropped packet, unless no listener wants it or the reason's budget is
+/// used.
 #[inline(always)]
 pub fn of_drop(ctx: &TcContext, reason: u32, hook: u32) {
-    let Some(time) = maps::begin_event(reason) else { return };
-    let mut event = drop_at(time, hook, reason, ctx.ifindex(), ctx.bytes());
-    event.ethertype = Be16::new(ctx.ethertype());
-    match ctx.ethertype() {
-        ethertype::IPV4 => describe::<Ipv4>(ctx, &mut event),
-        ethertype::IPV6 => describe6(ctx, &mut event),
-        _ => {}
+    let listening = maps::listening();
+    if !listening.wants_drop(reason) {
+        return;
     }
-    maps::write_event(&event, reason);
+    // A filter comes first: what nobody wants must not use the budget. Without one the budget comes
+    // first, because it is cheaper than reading the packet.
+    let time = match listening.is_filter() {
+        true => LATER,
+        false => match maps::take_from_budget(reason) {
+            Some(time) => time,
+            None => return,
+        },
+    };
+    let Some(event) = new_drop(hook, reason, ctx.ifindex(), ctx.bytes()) else { return };
+    event.ethertype = Be16::new(ctx.ethertype());
+    let inner = match ctx.ethertype() {
+        ethertype::IPV4 => describe::<Ipv4>(ctx, event),
+        ethertype::IPV6 => describe::<Ipv6>(ctx, event),
+        _ => NO_TUNNEL,
+    };
+    if inner != NO_TUNNEL {
+        describe_inner(ctx, inner, &mut event.inner);
+    }
+    write(event, reason, time);
 }
 
 /// Does the same for a tunnel packet that an XDP program drops.
 #[inline(always)]
 pub fn of_xdp_drop(ctx: &XdpContext, reason: Drop) {
     let reason = reason as u32;
-    let Some(time) = maps::begin_event(reason) else { return };
-    let bytes = (ctx.data_end() - ctx.data()) as u32;
-    let mut event = drop_at(time, Hook::UplinkXdp as u32, reason, ctx.ingress_ifindex() as u32, bytes);
+    let listening = maps::listening();
+    if !listening.wants_drop(reason) {
+        return;
+    }
+    let time = match listening.is_filter() {
+        true => LATER,
+        false => match maps::take_from_budget(reason) {
+            Some(time) => time,
+            None => return,
+        },
+    };
+    let (link, bytes) = (ctx.ingress_ifindex() as u32, (ctx.data_end() - ctx.data()) as u32);
+    let Some(event) = new_drop(Hook::UplinkXdp as u32, reason, link, bytes) else { return };
     match load_xdp::<Ipv4>(ctx) {
-        Some(headers) if headers.outer.is_ip() => describe_xdp(&headers, &mut event),
+        Some(headers) if headers.outer.is_ip() => describe_xdp(&headers, event),
         _ => {
             if let Some(headers) = load_xdp::<Ipv6>(ctx) {
-                describe_xdp(&headers, &mut event);
+                describe_xdp(&headers, event);
             }
         }
     }
-    maps::write_event(&event, reason);
+    write(event, reason, time);
 }
 
-/// Returns an event without addresses.
+/// Writes the event of a drop. `time`: [`LATER`], if a filter has to decide first.
 #[inline(always)]
-fn drop_at(time: u64, hook: u32, reason: u32, link: u32, bytes: u32) -> Event {
-    Event {
-        time,
-        source: Addr::UNSPECIFIED,
-        destination: Addr::UNSPECIFIED,
-        link,
-        length: bytes,
-        source_port: Be16::ZERO,
-        destination_port: Be16::ZERO,
-        ethertype: Be16::ZERO,
-        outcome: reason as u16,
-        version: VERSION,
-        kind: Kind::Drop as u8,
-        hook: hook as u8,
-        protocol: 0,
-        reserved: [0; 4],
+fn write(event: &mut Event, reason: u32, mut time: u64) {
+    event.endpoint = endpoint_of(&event.flow, &event.translated);
+    if time == LATER {
+        if !is_wanted(event) {
+            return;
+        }
+        match maps::take_from_budget(reason) {
+            Some(now) => time = now,
+            None => return,
+        }
     }
+    event.time = time;
+    maps::write_event(event, reason);
+}
+
+// Not inlined: the compiler keeps much of the filter on the stack.
+#[inline(never)]
+fn is_wanted(event: &Event) -> bool {
+    maps::listening().wants_packet(event)
+}
+
+/// Begins the event of a drop, without addresses.
+#[inline(always)]
+fn new_drop(hook: u32, reason: u32, link: u32, length: u32) -> Option<&'static mut Event> {
+    let event = maps::new_event()?;
+    (event.link, event.length) = (link, length);
+    (event.outcome, event.version) = (reason as u16, VERSION);
+    (event.kind, event.hook) = (Kind::Drop as u8, hook as u8);
+    Some(event)
 }
 
 /// Sets the addresses and ports of a packet that an XDP program has found to be UDP.
 #[inline(always)]
 fn describe_xdp<I: Ip>(headers: &XdpHeaders<I>, event: &mut Event) {
     let udp = &headers.udp;
-    event.source = headers.outer.source_address();
-    event.destination = headers.outer.destination_address();
-    event.source_port = Be16 { bytes: [udp[0], udp[1]] };
-    event.destination_port = Be16 { bytes: [udp[2], udp[3]] };
+    event.flow = Flow::new(
+        headers.outer.source_address(),
+        headers.outer.destination_address(),
+        Be16 { bytes: [udp[0], udp[1]] },
+        Be16 { bytes: [udp[2], udp[3]] },
+        protocol::UDP,
+    );
     event.ethertype = Be16::new(I::ETHERTYPE);
-    event.protocol = protocol::UDP;
 }
 
-// Not inlined: the packet would take stack beside the one of IPv4.
+/// Sets the packet's addresses and ports, as far as its headers show them. Returns where the frame
+/// inside a tunnel packet begins, or [`NO_TUNNEL`].
+// Not inlined, as `describe_inner_of`: called one after the other, their packets share the stack.
 #[inline(never)]
-fn describe6(ctx: &TcContext, event: &mut Event) {
-    describe::<Ipv6>(ctx, event);
-}
-
-/// Sets the packet's addresses and ports, as far as its headers show them.
-#[inline(always)]
-fn describe<I: Ip>(ctx: &TcContext, event: &mut Event) {
+fn describe<I: Ip>(ctx: &TcContext, event: &mut Event) -> u32 {
     let mut place = Place::<I>::new();
     let is_bare = event.hook == Hook::ToBareUplink as u8;
     let loaded = match if is_bare { place.load_bare(ctx) } else { place.load(ctx) } {
         Ok(loaded) if loaded.headers().is_ip() => loaded,
+        _ => return NO_TUNNEL,
+    };
+    event.flow.source = loaded.headers().source_address();
+    event.flow.destination = loaded.headers().destination_address();
+    let Ok(packet) = loaded.parse(ctx) else { return NO_TUNNEL };
+    set_transport(packet, &mut event.flow);
+    let is_tunnel = !maps::is_direct()
+        && event.flow.protocol == protocol::UDP
+        && event.flow.destination_port == maps::vxlan_port();
+    if is_tunnel { packet.transport_offset() + TUNNEL_HEADERS } else { NO_TUNNEL }
+}
+
+/// Sets the addresses and ports of the frame inside a tunnel packet, which begins at `base`.
+#[inline(always)]
+fn describe_inner(ctx: &TcContext, base: u32, inner: &mut Flow) {
+    let ethertype = base + ETHERNET_LENGTH - size_of::<Be16>() as u32;
+    match ctx.load_at::<Be16>(ethertype).map(Be16::get) {
+        Ok(ethertype::IPV4) => describe_inner_of::<Ipv4>(ctx, base, inner),
+        Ok(ethertype::IPV6) => describe_inner_of::<Ipv6>(ctx, base, inner),
+        _ => {}
+    }
+}
+
+#[inline(never)]
+fn describe_inner_of<I: Ip>(ctx: &TcContext, base: u32, inner: &mut Flow) {
+    let mut place = Place::<I>::new();
+    let loaded = match place.load_inner(ctx, base) {
+        Ok(loaded) if loaded.headers().is_ip() => loaded,
         _ => return,
     };
-    event.source = loaded.headers().source_address();
-    event.destination = loaded.headers().destination_address();
+    inner.source = loaded.headers().source_address();
+    inner.destination = loaded.headers().destination_address();
     let Ok(packet) = loaded.parse(ctx) else { return };
-    event.protocol = packet.protocol();
+    set_transport(packet, inner);
+}
+
+#[inline(always)]
+fn set_transport<I: Ip>(packet: &Parsed<I>, flow: &mut Flow) {
+    flow.protocol = packet.protocol();
     // The 5-tuple of an ICMP error is that of the packet which it quotes.
     if !packet.is_error {
-        event.source_port = packet.flow.source_port;
-        event.destination_port = packet.flow.destination_port;
+        flow.source_port = packet.flow.source_port;
+        flow.destination_port = packet.flow.destination_port;
     }
 }

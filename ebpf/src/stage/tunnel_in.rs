@@ -9,7 +9,9 @@ use podwire_common::{
     reason::{Drop, Path},
 };
 
-use super::{ends, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local, source, stack_flow};
+use super::{
+    ends, event, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local, source, stack_flow,
+};
 use crate::{
     maps,
     packet::{
@@ -144,6 +146,7 @@ fn open<I: KnownIp>(
             false => Ok(Verdict::PASS),
         };
     }
+    event::begin(ctx, packet);
     // Read the generation before the first lookup from which a flow may be learnt.
     packet.generation = maps::generation();
     envelope.check()?;
@@ -246,6 +249,7 @@ fn decapsulated<I: Ip>(
     };
     let node = check_owner(packet, &key.remote)?;
     refuse(packet)?;
+    event::begin(ctx, packet);
     let destination = packet.headers.destination_address();
     let Some(endpoint) = ends::receiving_pod(&packet.headers, &destination) else {
         if flow::complete(packet).is_err() {
