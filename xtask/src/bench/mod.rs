@@ -16,6 +16,7 @@ mod contest;
 mod control_plane;
 mod crowd;
 mod families;
+mod listener;
 mod programs;
 mod record;
 mod restart;
@@ -87,6 +88,8 @@ enum Group {
     Snat,
     /// New connections of pods to the world.
     Connect,
+    /// New connections of a pod to the world while `podwire monitor` shows them.
+    Listener,
     /// IPv6 beside IPv4, between the same pods.
     Families,
     /// ADD, from the start of the plugin to its end.
@@ -201,6 +204,7 @@ impl Group {
             Self::Scale => Contest::Ipv4(scale::measure),
             Self::ControlPlane => Contest::Ipv4(control_plane::measure),
             Self::Restart => Contest::Ipv4(restart::measure),
+            Self::Listener => Contest::Ipv4(listener::measure),
             Self::Churn => Contest::Ipv4(churn::measure),
             Self::Bandwidth => Contest::Ipv4(bandwidth::measure),
             Self::Programs => return None,
