@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use podwire_common::event::{Event, Kind, Listening, VERDICTS};
+use podwire_common::event::{Event, Kind, VERDICTS};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, broadcast};
@@ -76,18 +76,19 @@ impl Listeners {
     /// # Errors
     /// [`DataplaneError::Map`].
     pub fn listen(&self, filter: Filter) -> Result<Listener, DataplaneError> {
-        let told = self.0.told.subscribe();
+        let (shared, told) = (Arc::clone(&self.0), self.0.told.subscribe());
         let mut wanted = self.0.wanted();
         let number = wanted.next;
         wanted.next += 1;
         let lost = Lost { drops: wanted.switch.lost_drops()?, flows: wanted.switch.lost_flows()? };
         drop(wanted);
-        self.0.set(number, Some(filter.clone()))?;
-        Ok(Listener { shared: Arc::clone(&self.0), number, filter, told, lost, drops_read: Instant::now() })
+        let listener = Listener { shared, number, filter, told, lost, drops_read: Instant::now() };
+        self.0.set(number, Some(listener.filter.clone()))?;
+        Ok(listener)
     }
 
-    fn listening(&self) -> Listening {
-        packet_filter::of_all(self.0.wanted().filters.values())
+    fn wants_flows(&self) -> bool {
+        self.0.wanted().switch.wanted().kinds & VERDICTS != 0
     }
 }
 
@@ -194,11 +195,11 @@ async fn try_read(ring: EventRing, listeners: &Listeners) -> io::Result<()> {
     // SAFETY: the ring owns its descriptor, never changes it, and lives as long as the waiter.
     let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
     loop {
-        let kinds = listeners.listening().kinds;
+        let wants_flows = listeners.wants_flows();
         tokio::select! {
             guard = ring.readable_mut() => guard?.clear_ready(),
             () = listeners.0.changed.notified() => {}
-            () = sleep(PAUSE), if kinds & VERDICTS != 0 => {}
+            () = sleep(PAUSE), if wants_flows => {}
         }
         let mut taken = 0;
         while let Some(event) = ring.get_mut().pop() {

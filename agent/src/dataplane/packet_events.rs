@@ -92,6 +92,11 @@ impl EventSwitch {
         Ok(self.budgets.lost()?.iter().map(|(_, lost)| lost).sum())
     }
 
+    /// Returns what the programs write.
+    pub const fn wanted(&self) -> &Listening {
+        &self.now
+    }
+
     /// Sets what the programs write from now on.
     ///
     /// # Errors

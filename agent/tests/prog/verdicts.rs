@@ -2,6 +2,9 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use podwire::dataplane::packet_events;
+use podwire::packet_events::Listeners;
+use podwire::packet_filter::Filter;
 use podwire_common::abi::{Flow, TRANSLATION_HOST_PORT, TRANSLATION_SNAT};
 use podwire_common::addr::Be16;
 use podwire_common::event::{
@@ -256,6 +259,40 @@ fn what_no_filter_wants_uses_no_budget_of_drops() {
         assert_eq!(node.events().len(), told, "{}", reason.name());
     }
     assert_eq!(node.lost_events(), lost);
+}
+
+#[test]
+fn programs_write_what_the_agents_listeners_want() {
+    let mut node = dual(Mode::Vxlan);
+    // The agent takes maps out of the object that other tests would miss.
+    node.loaded.keep();
+    let (mut ring, _, switch) = packet_events::take(&mut node.loaded.ebpf).unwrap();
+    let listeners = Listeners::new(switch);
+    let link = node.pod_a;
+    let mut port = CLIENT;
+    let mut told = || {
+        port += 1;
+        let frames = [syn(port, SERVER), syn(port, SERVER + 1), udp(port, 53)]
+            .map(|transport| from_a(Ipv4Addr::POD_B, transport).build());
+        frames.map(|frame| {
+            node.run(FROM_POD, link, &frame, 0);
+            std::iter::from_fn(|| ring.pop()).count()
+        })
+    };
+    assert_eq!(told(), [0, 0, 0]);
+    let of_port = Filter { ports: [SERVER].into(), ..Filter::default() };
+    let tcp = listeners.listen(of_port.clone()).unwrap();
+    assert_eq!(told(), [1, 0, 0]);
+    // Together they want every protocol and port.
+    let of_udp = Filter { protocols: [protocol::UDP].into(), ..Filter::default() };
+    let mut other = listeners.listen(of_udp).unwrap();
+    assert_eq!(told(), [1, 1, 1]);
+    drop(tcp);
+    assert_eq!(told(), [0, 0, 1]);
+    other.set_filter(of_port).unwrap();
+    assert_eq!(told(), [1, 0, 0]);
+    drop(other);
+    assert_eq!(told(), [0, 0, 0]);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use core::hint::black_box;
 use core::ptr::{read_volatile, write_bytes};
 
-use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use podwire_common::{
     abi::Flow,
     addr::{Addr, Quad},
@@ -79,10 +79,11 @@ pub fn take_from_budget(reason: u32) -> Option<u64> {
     Some(time)
 }
 
-/// Writes the event of a drop. If the ring is full, the event counts as lost.
+/// Writes the event of a drop. If the ring is full, the event counts as lost. The kernel would not
+/// wake the agent by itself while an event of a new flow waits: see [`write_verdict`].
 #[inline(always)]
 pub fn write_event(event: &Event, reason: u32) {
-    if EVENTS.output(event, 0).is_err()
+    if EVENTS.output(event, BPF_RB_FORCE_WAKEUP.into()).is_err()
         && let Some(budget) = EVENT_BUDGETS.get_ptr_mut(reason)
     {
         // SAFETY: this CPU's own element; see `begun_event`.

@@ -80,9 +80,8 @@ pub fn of_verdict(ctx: &TcContext) {
     if path != Path::ToStack as u32 {
         set_translation(event);
     }
-    event.endpoint = endpoint_of(&event.flow, &event.translated);
-    let listening = maps::listening();
-    if listening.kinds >> (event.kind & 31) & 1 != 0 && is_wanted(event) {
+    if maps::listening().kinds >> (event.kind & 31) & 1 != 0 && is_wanted(event) {
+        event.endpoint = endpoint_of(&event.flow, &event.translated);
         event.version = VERSION;
         maps::write_verdict(event);
         event.version = 0;
@@ -121,19 +120,7 @@ fn endpoint_of(flow: &Flow, translated: &Flow) -> u32 {
 /// used.
 #[inline(always)]
 pub fn of_drop(ctx: &TcContext, reason: u32, hook: u32) {
-    let listening = maps::listening();
-    if !listening.wants_drop(reason) {
-        return;
-    }
-    // A filter comes first: what nobody wants must not use the budget. Without one the budget comes
-    // first, because it is cheaper than reading the packet.
-    let time = match listening.is_filter() {
-        true => LATER,
-        false => match maps::take_from_budget(reason) {
-            Some(time) => time,
-            None => return,
-        },
-    };
+    let Some(time) = begin_drop(reason) else { return };
     let Some(event) = new_drop(hook, reason, ctx.ifindex(), ctx.bytes()) else { return };
     event.ethertype = Be16::new(ctx.ethertype());
     let inner = match ctx.ethertype() {
@@ -151,17 +138,7 @@ pub fn of_drop(ctx: &TcContext, reason: u32, hook: u32) {
 #[inline(always)]
 pub fn of_xdp_drop(ctx: &XdpContext, reason: Drop) {
     let reason = reason as u32;
-    let listening = maps::listening();
-    if !listening.wants_drop(reason) {
-        return;
-    }
-    let time = match listening.is_filter() {
-        true => LATER,
-        false => match maps::take_from_budget(reason) {
-            Some(time) => time,
-            None => return,
-        },
-    };
+    let Some(time) = begin_drop(reason) else { return };
     let (link, bytes) = (ctx.ingress_ifindex() as u32, (ctx.data_end() - ctx.data()) as u32);
     let Some(event) = new_drop(Hook::UplinkXdp as u32, reason, link, bytes) else { return };
     match load_xdp::<Ipv4>(ctx) {
@@ -175,10 +152,21 @@ pub fn of_xdp_drop(ctx: &XdpContext, reason: Drop) {
     write(event, reason, time);
 }
 
+/// Returns the time of a drop's event, or [`LATER`]. `None`: the drop has no event.
+#[inline(always)]
+fn begin_drop(reason: u32) -> Option<u64> {
+    let listening = maps::listening();
+    if !listening.wants_drop(reason) {
+        return None;
+    }
+    // A filter comes first: what nobody wants must not use the budget. Without one the budget comes
+    // first, because it is cheaper than reading the packet.
+    if listening.is_filter() { Some(LATER) } else { maps::take_from_budget(reason) }
+}
+
 /// Writes the event of a drop. `time`: [`LATER`], if a filter has to decide first.
 #[inline(always)]
 fn write(event: &mut Event, reason: u32, mut time: u64) {
-    event.endpoint = endpoint_of(&event.flow, &event.translated);
     if time == LATER {
         if !is_wanted(event) {
             return;
@@ -189,6 +177,7 @@ fn write(event: &mut Event, reason: u32, mut time: u64) {
         }
     }
     event.time = time;
+    event.endpoint = endpoint_of(&event.flow, &event.translated);
     maps::write_event(event, reason);
 }
 
