@@ -45,6 +45,7 @@ pub mod operator;
 pub mod packet_events;
 pub mod packet_filter;
 pub mod packet_record;
+pub mod pcapng;
 pub mod sockopt;
 pub mod status;
 pub mod store;

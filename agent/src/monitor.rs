@@ -1,27 +1,34 @@
 //! `podwire monitor`: prints the programs' events while they happen.
 
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use podwire_common::addr::Addr;
 use podwire_common::event::{self, FAMILY_BIT_IPV4, FAMILY_BIT_IPV6};
 use podwire_common::flow::protocol;
+use podwire_common::names::programs;
 use podwire_common::reason::Drop;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::config::Logging;
 use crate::events::Names;
 use crate::operator::client::{self, Error, Place};
 use crate::operator::{Line, Question};
 use crate::packet_filter::Filter;
+use crate::packet_record::Record;
+use crate::pcapng::{Direction, Packet, Writer};
 
 /// Options of `podwire monitor`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:\n  \
     podwire monitor --kind drop --pod default/web\n  \
-    podwire monitor --output json --port 53 | jq 'select(.kind == \"translation\")'")]
+    podwire monitor --output json --port 53 | jq 'select(.kind == \"translation\")'\n  \
+    podwire monitor --pcap - --pod default/web | tcpdump -r -")]
 pub struct Options {
     /// Where the agent is.
     #[command(flatten)]
@@ -29,6 +36,14 @@ pub struct Options {
     /// Which events.
     #[command(flatten)]
     pub selection: Selection,
+    /// Write the packets that come to the programs to this file, in the format pcapng; `-` is the
+    /// standard output.
+    ///
+    /// The file has the first 192 bytes of each packet as it came to a program, before the program
+    /// changed it. Its comment names the program, the pods and the nodes. The other options select
+    /// packets.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kinds", "reasons", "output"])]
+    pub pcap: Option<PathBuf>,
     /// Format of the events: a line of text, or a JSON object on a line.
     #[arg(long, short, default_value = "text")]
     pub output: Output,
@@ -61,6 +76,10 @@ pub struct Selection {
     /// Family of the packet.
     #[arg(long)]
     pub family: Option<Family>,
+    /// Packets instead of events.
+    #[arg(skip)]
+    #[serde(default)]
+    pub packets: bool,
     /// Reasons for drops, as podwire_dropped_packets_total names them. Only drops match.
     #[arg(long = "reason", value_delimiter = ',', value_name = "REASON", value_parser = reasons(), hide_possible_values = true)]
     pub reasons: Vec<u16>,
@@ -131,8 +150,9 @@ impl Selection {
             Kind::Flow => event::Kind::Flow,
             Kind::Translation => event::Kind::Translation,
         });
+        let packets = self.packets.then_some(event::Kind::Packet);
         Filter {
-            kinds: kinds.collect(),
+            kinds: kinds.chain(packets).collect(),
             reasons: self.reasons.iter().copied().collect(),
             families: match self.family {
                 None => 0,
@@ -152,6 +172,13 @@ impl Selection {
 /// # Errors
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<(), Error> {
+    match &options.pcap {
+        Some(file) => capture(options, file),
+        None => print(options),
+    }
+}
+
+fn print(options: &Options) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     let question = Question::Monitor(Box::new(options.selection.clone()));
     client::ask(&options.place, &question, |line, decoded| {
@@ -166,6 +193,47 @@ pub fn run(options: &Options) -> Result<(), Error> {
             _ => writeln!(out, "{line}"),
         }?;
         out.flush()
+    })
+}
+
+/// Writes packets to a file.
+fn capture(options: &Options, path: &Path) -> Result<(), Error> {
+    let out: Box<dyn io::Write> = match path == Path::new("-") {
+        true => Box::new(io::stdout().lock()),
+        false => {
+            let named = |error| io::Error::other(format!("create {}: {error}", path.display()));
+            Box::new(File::create(path).map_err(named)?)
+        }
+    };
+    let mut file = Writer::new(out)?;
+    let selection = Selection { packets: true, ..options.selection.clone() };
+    client::ask(&options.place, &Question::Monitor(Box::new(selection)), |_, line| {
+        match line {
+            Line::Packet { packet, data } => return write_packet(&mut file, &packet, &data),
+            Line::Missed { missed } => warn!(missed, "packets are missing: this reader is too slow"),
+            Line::Lost { lost, .. } => warn!(lost, "packets are missing: there were too many"),
+            _ => {}
+        }
+        Ok(())
+    })
+}
+
+fn write_packet(file: &mut Writer<impl io::Write>, packet: &Record, data: &str) -> io::Result<()> {
+    let byte = |at: usize| data.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    let bytes: Option<Vec<u8>> = (0..data.len()).step_by(2).map(byte).collect();
+    let data = bytes.ok_or_else(|| io::Error::other("the agent's packet does not decode"))?;
+    let nanoseconds = packet.time.as_nanosecond();
+    file.packet(&Packet {
+        link: &packet.link.to_string(),
+        has_link_header: packet.hook != programs::TO_BARE_UPLINK,
+        time: u64::try_from(nanoseconds).unwrap_or_default(),
+        direction: match packet.hook.starts_with("from_") {
+            true => Direction::Inbound,
+            false => Direction::Outbound,
+        },
+        comment: &packet.description(),
+        length: packet.length,
+        data: &data,
     })
 }
 

@@ -59,12 +59,19 @@ pub enum Line {
         /// Number of events.
         missed: u64,
     },
+    /// A packet.
+    Packet {
+        /// Its ends and the hook.
+        packet: Box<Record>,
+        /// Its first bytes, in hexadecimal digits.
+        data: String,
+    },
     /// The programs could not write so many of the selected events: the ring was full, or a reason's
     /// budget was used. Events that another listener wanted may be among them.
     Lost {
         /// Number of events.
         lost: u64,
-        /// `drops` or `flows`.
+        /// `drops`, `flows` or `packets`.
         of: String,
     },
     /// The names.

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use podwire_common::event::{Event, Kind, VERDICTS};
+use podwire_common::event::{Kind, VERDICTS};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, broadcast};
@@ -15,14 +15,16 @@ use tokio::time::{Instant, sleep};
 use tracing::error;
 
 use crate::dataplane::DataplaneError;
-use crate::dataplane::packet_events::{EventRing, EventSwitch};
+use crate::dataplane::packet_events::{EventRing, EventSwitch, Record};
 use crate::packet_filter::{self, Filter};
 
 /// Events that a slow listener may be behind. It misses older ones, and learns how many.
 const BEHIND: usize = 4096;
 /// Events that the reader takes before listeners run.
 const AT_ONCE: usize = BEHIND / 2;
-/// How often the reader looks for events of new flows: the programs do not wake it for them.
+/// Kinds for which the programs do not wake the reader.
+const NOT_WOKEN_FOR: u32 = VERDICTS | Kind::Packet.bit();
+/// How often the reader looks for events for which it is not woken.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How often a listener looks for lost events of drops.
 const DROPS_PAUSE: Duration = Duration::from_secs(1);
@@ -35,6 +37,8 @@ pub struct Lost {
     pub drops: u64,
     /// New flows.
     pub flows: u64,
+    /// Packets.
+    pub packets: u64,
 }
 
 /// The place where listeners subscribe.
@@ -42,7 +46,7 @@ pub struct Lost {
 pub struct Listeners(Arc<Shared>);
 
 struct Shared {
-    told: broadcast::Sender<Event>,
+    told: broadcast::Sender<Record>,
     wanted: Mutex<Wanted>,
     /// What is wanted has changed.
     changed: Notify,
@@ -59,7 +63,7 @@ pub struct Listener {
     shared: Arc<Shared>,
     number: u64,
     filter: Filter,
-    told: broadcast::Receiver<Event>,
+    told: broadcast::Receiver<Record>,
     lost: Lost,
     drops_read: Instant,
 }
@@ -80,15 +84,20 @@ impl Listeners {
         let mut wanted = self.0.wanted();
         let number = wanted.next;
         wanted.next += 1;
-        let lost = Lost { drops: wanted.switch.lost_drops()?, flows: wanted.switch.lost_flows()? };
+        let switch = &wanted.switch;
+        let lost = Lost {
+            drops: switch.lost_drops()?,
+            flows: switch.lost_flows()?,
+            packets: switch.lost_packets()?,
+        };
         drop(wanted);
         let listener = Listener { shared, number, filter, told, lost, drops_read: Instant::now() };
         self.0.set(number, Some(listener.filter.clone()))?;
         Ok(listener)
     }
 
-    fn wants_flows(&self) -> bool {
-        self.0.wanted().switch.wanted().kinds & VERDICTS != 0
+    fn is_to_look(&self) -> bool {
+        self.0.wanted().switch.wanted().kinds & NOT_WOKEN_FOR != 0
     }
 }
 
@@ -114,11 +123,11 @@ impl Shared {
 impl Listener {
     /// Returns the next event that the listener wants, or the number of events that it has missed.
     /// `None`: there are no more.
-    pub async fn next(&mut self) -> Option<Result<Event, u64>> {
+    pub async fn next(&mut self) -> Option<Result<Record, u64>> {
         use broadcast::error::RecvError;
         loop {
             match self.told.recv().await {
-                Ok(event) if self.filter.matches(&event) => return Some(Ok(event)),
+                Ok(record) if self.filter.matches(&record.event) => return Some(Ok(record)),
                 Ok(_) => {}
                 Err(RecvError::Lagged(missed)) => return Some(Err(missed)),
                 Err(RecvError::Closed) => return None,
@@ -127,11 +136,11 @@ impl Listener {
     }
 
     /// Does the same as [`Self::next`] without waiting. `None`: there is nothing now.
-    pub fn next_now(&mut self) -> Option<Result<Event, u64>> {
+    pub fn next_now(&mut self) -> Option<Result<Record, u64>> {
         use broadcast::error::TryRecvError;
         loop {
             match self.told.try_recv() {
-                Ok(event) if self.filter.matches(&event) => return Some(Ok(event)),
+                Ok(record) if self.filter.matches(&record.event) => return Some(Ok(record)),
                 Ok(_) => {}
                 Err(TryRecvError::Lagged(missed)) => return Some(Err(missed)),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
@@ -164,13 +173,20 @@ impl Listener {
         if self.filter.wants_kind(Kind::Flow) || self.filter.wants_kind(Kind::Translation) {
             now.flows = wanted.switch.lost_flows()?;
         }
+        if self.filter.wants_kind(Kind::Packet) {
+            now.packets = wanted.switch.lost_packets()?;
+        }
         if self.filter.wants_kind(Kind::Drop) && self.drops_read.elapsed() >= DROPS_PAUSE {
             now.drops = wanted.switch.lost_drops()?;
             self.drops_read = Instant::now();
         }
         drop(wanted);
         let before = std::mem::replace(&mut self.lost, now);
-        Ok(Lost { drops: now.drops - before.drops, flows: now.flows - before.flows })
+        Ok(Lost {
+            drops: now.drops - before.drops,
+            flows: now.flows - before.flows,
+            packets: now.packets - before.packets,
+        })
     }
 }
 
@@ -195,16 +211,16 @@ async fn try_read(ring: EventRing, listeners: &Listeners) -> io::Result<()> {
     // SAFETY: the ring owns its descriptor, never changes it, and lives as long as the waiter.
     let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
     loop {
-        let wants_flows = listeners.wants_flows();
+        let is_to_look = listeners.is_to_look();
         tokio::select! {
             guard = ring.readable_mut() => guard?.clear_ready(),
             () = listeners.0.changed.notified() => {}
-            () = sleep(PAUSE), if wants_flows => {}
+            () = sleep(PAUSE), if is_to_look => {}
         }
         let mut taken = 0;
-        while let Some(event) = ring.get_mut().pop() {
+        while let Some(record) = ring.get_mut().pop() {
             // An error only says that nobody listens.
-            let _ = listeners.0.told.send(event);
+            let _ = listeners.0.told.send(record);
             taken += 1;
             if taken % AT_ONCE == 0 {
                 yield_now().await;

@@ -51,7 +51,11 @@ impl Filter {
 
     fn kinds(&self) -> BTreeSet<Kind> {
         let of_reasons = |kind: &Kind| self.reasons.is_empty() || *kind == Kind::Drop;
-        let wanted = |kind: &Kind| self.kinds.is_empty() || self.kinds.contains(kind);
+        // Packets come only when they are asked for: there may be a million of them in a second.
+        let wanted = |kind: &Kind| match self.kinds.is_empty() {
+            true => *kind != Kind::Packet,
+            false => self.kinds.contains(kind),
+        };
         Kind::ALL.into_iter().filter(|kind| of_reasons(kind) && wanted(kind)).collect()
     }
 

@@ -22,8 +22,8 @@ use crate::housekeeping;
 pub struct Record {
     /// When (RFC 3339, UTC).
     pub time: Timestamp,
-    /// What happened: `drop`, `flow` (the first packet of a flow) or `translation` (the same, of a
-    /// flow that the programs translate).
+    /// What happened: `drop`, `flow` (the first packet of a flow), `translation` (the same, of a
+    /// flow that the programs translate), or `packet` (any packet, if it is captured).
     pub kind: String,
     /// Why: the reason of a drop.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,7 +127,8 @@ impl Record {
         let is_drop = event.kind == Kind::Drop as u8;
         let outcome = event.outcome.into();
         let reason = is_drop.then(|| name_of(Drop::ALL, outcome, |reason| reason as u32, Drop::name));
-        let path = (!is_drop).then(|| name_of(Path::ALL, outcome, |path| path as u32, Path::name));
+        let has_path = !is_drop && event.kind != Kind::Packet as u8;
+        let path = has_path.then(|| name_of(Path::ALL, outcome, |path| path as u32, Path::name));
         Self {
             time: clocks.time_of(event),
             kind: name_of(&Kind::ALL, event.kind.into(), |kind| kind as u32, Kind::name),
@@ -206,24 +207,31 @@ fn translation_name(kind: u8) -> String {
     name.into()
 }
 
+impl Record {
+    /// Returns where the event happened and to which packet, as a text for people.
+    pub fn description(&self) -> String {
+        let ends = |source: &End, destination: &End| format!("{source} > {destination}");
+        let mut text = format!("{} of {}: {}", self.hook, self.link, self.protocol);
+        if let (Some(source), Some(destination)) = (&self.source, &self.destination) {
+            text += &format!(" {}", ends(source, destination));
+        }
+        if let Some(Ends { source, destination, .. }) = &self.translated {
+            text += &format!(" becomes {}", ends(source, destination));
+        }
+        if let Some(Ends { protocol, source, destination }) = &self.inner {
+            text += &format!(" around {protocol} {}", ends(source, destination));
+        }
+        text + &format!(", {} bytes", self.length)
+    }
+}
+
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { time, kind, hook, link, protocol, length, .. } = self;
-        write!(f, "{time:.6} {kind}")?;
+        write!(f, "{:.6} {}", self.time, self.kind)?;
         for outcome in self.reason.iter().chain(&self.path) {
             write!(f, " {outcome}")?;
         }
-        write!(f, " at {hook} of {link}: {protocol}")?;
-        if let (Some(source), Some(destination)) = (&self.source, &self.destination) {
-            write!(f, " {source} > {destination}")?;
-        }
-        if let Some(Ends { source, destination, .. }) = &self.translated {
-            write!(f, " becomes {source} > {destination}")?;
-        }
-        if let Some(Ends { protocol, source, destination }) = &self.inner {
-            write!(f, " around {protocol} {source} > {destination}")?;
-        }
-        write!(f, ", {length} bytes")
+        write!(f, " at {}", self.description())
     }
 }
 

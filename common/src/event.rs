@@ -84,11 +84,13 @@ pub enum Kind {
     Flow = 2,
     /// The same, of a flow that the programs translate.
     Translation = 3,
+    /// A packet that comes to a hook: a [`Packet`].
+    Packet = 4,
 }
 
 impl Kind {
     /// All variants, in order of number.
-    pub const ALL: [Self; 3] = [Self::Drop, Self::Flow, Self::Translation];
+    pub const ALL: [Self; 4] = [Self::Drop, Self::Flow, Self::Translation, Self::Packet];
 
     /// Returns the bit of [`Listening::kinds`].
     #[inline(always)]
@@ -102,7 +104,47 @@ impl Kind {
             Self::Drop => "drop",
             Self::Flow => "flow",
             Self::Translation => "translation",
+            Self::Packet => "packet",
         }
+    }
+}
+
+/// The most bytes of a packet in a [`Packet`]: all headers of TCP inside a tunnel, of IPv6 in both,
+/// fit.
+pub const SNAP_LENGTH: usize = 192;
+
+/// A packet as it came to a hook.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct Packet {
+    /// Its 5-tuple and the hook: [`Kind::Packet`].
+    pub event: Event,
+    /// How many bytes of [`Self::data`] count.
+    pub captured: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The first bytes of the frame.
+    pub data: [u8; SNAP_LENGTH],
+}
+
+impl Packet {
+    /// Does the same as [`Event::of_record`] for a packet.
+    #[cfg(any(test, feature = "std"))]
+    pub fn of_record(record: &[u8]) -> Option<Self> {
+        if record.len() != size_of::<Self>() {
+            return None;
+        }
+        #[expect(unsafe_code, reason = "any bytes are a valid packet")]
+        // SAFETY: the record is as long as the type, which consists of integers and byte arrays.
+        let packet = unsafe { record.as_ptr().cast::<Self>().read_unaligned() };
+        (packet.event.version == VERSION).then_some(packet)
+    }
+
+    /// Returns the bytes that the program has copied.
+    #[cfg(any(test, feature = "std"))]
+    pub fn data(&self) -> &[u8] {
+        &self.data[..SNAP_LENGTH.min(self.captured as usize)]
     }
 }
 
@@ -250,6 +292,7 @@ pub const RING_BYTES: usize = 256 << 10;
 
 plain! {
     Event: 160,
+    Packet: 360,
     Listening: 128,
     Budget: 24,
 }

@@ -107,7 +107,7 @@ pub mod programs {
     pub enum Jump {
         /// From [`FROM_POD`], if nothing is known of a packet's flow.
         FromPodNew,
-        /// From [`FROM_BARE_UPLINK`], after it has added the link header.
+        /// From [`FROM_BARE_UPLINK`], after it has added the link header. And as [`Self::FromPod`].
         FromUplink,
         /// From [`FROM_POD`], for IPv6.
         FromPod6,
@@ -130,11 +130,25 @@ pub mod programs {
         /// From every TC program, for a packet that may be the first of its flow while somebody
         /// listens.
         Begun,
+        /// From the first TC program of each hook, while somebody captures packets.
+        Captured,
+        /// From [`Self::Captured`], back to the hook.
+        FromPod,
+        /// As [`Self::FromPod`].
+        ToPod,
+        /// As [`Self::FromPod`].
+        FromOverlay,
+        /// As [`Self::FromPod`].
+        ToOverlay,
+        /// As [`Self::FromPod`].
+        ToUplink,
+        /// As [`Self::FromPod`].
+        ToBareUplink,
     }
 
     impl Jump {
         /// All variants, in order of number.
-        pub const ALL: [Self; 12] = [
+        pub const ALL: [Self; 19] = [
             Self::FromPodNew,
             Self::FromUplink,
             Self::FromPod6,
@@ -147,6 +161,13 @@ pub mod programs {
             Self::FromTunnel6,
             Self::Dropped,
             Self::Begun,
+            Self::Captured,
+            Self::FromPod,
+            Self::ToPod,
+            Self::FromOverlay,
+            Self::ToOverlay,
+            Self::ToUplink,
+            Self::ToBareUplink,
         ];
 
         /// Returns the program's name.
@@ -164,6 +185,13 @@ pub mod programs {
                 Self::FromTunnel6 => "from_tunnel6",
                 Self::Dropped => "dropped",
                 Self::Begun => "begun",
+                Self::Captured => "captured",
+                Self::FromPod => FROM_POD,
+                Self::ToPod => TO_POD,
+                Self::FromOverlay => FROM_OVERLAY,
+                Self::ToOverlay => TO_OVERLAY,
+                Self::ToUplink => TO_UPLINK,
+                Self::ToBareUplink => TO_BARE_UPLINK,
             }
         }
     }

@@ -88,6 +88,16 @@ impl From<Verdict> for Decision {
 /// The outcome of a stage that may leave the decision to later stages.
 pub type Attempt = Result<Decision, Drop>;
 
+/// Lets a packet be captured, if somebody captures packets. Call it first in the first program of a
+/// hook. The packet comes back to that program.
+#[inline(always)]
+pub fn capture(ctx: &TcContext, hook: Hook) {
+    if maps::is_captured() && !ctx.take_captured(hook) {
+        ctx.set_captured(hook);
+        maps::jump(ctx, Jump::Captured);
+    }
+}
+
 /// Counts an outcome and returns its TC code. A dropped packet goes to the program that writes its
 /// event, as does a packet that may be the first of its flow, while somebody listens. A packet that
 /// passes gets "unspecified" rather than "ok", so programs that others attached after these still

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
-use podwire_common::event::{Budget, Event, Kind, Listening};
+use podwire_common::event::{Budget, Event, Kind, Listening, Packet};
 use podwire_common::names::{EVENT_BUDGETS, EVENTS, LISTENING, VERDICTS_LOST};
 use podwire_common::reason::Drop;
 
@@ -43,14 +43,26 @@ pub fn take(ebpf: &mut Ebpf) -> Result<(EventRing, Arc<EventBudgets>, EventSwitc
     Ok((EventRing(maps::take(ebpf, EVENTS)?), budgets, switch))
 }
 
+/// A record of the ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What happened.
+    pub event: Event,
+    /// Of a captured packet the first bytes, else nothing.
+    pub data: Arc<[u8]>,
+}
+
 impl EventRing {
-    /// Returns the next event. Returns `None` if there is none now, and passes over records that
-    /// are no [`Event`].
-    pub fn pop(&mut self) -> Option<Event> {
+    /// Returns the next record. Returns `None` if there is none now, and passes over records of
+    /// other releases.
+    pub fn pop(&mut self) -> Option<Record> {
         loop {
             let record = self.0.next()?;
             if let Some(event) = Event::of_record(&record) {
-                return Some(event);
+                return Some(Record { event, data: Arc::default() });
+            }
+            if let Some(packet) = Packet::of_record(&record) {
+                return Some(Record { event: packet.event, data: packet.data().into() });
             }
         }
     }
@@ -77,6 +89,14 @@ impl EventSwitch {
     /// [`DataplaneError::Map`].
     pub fn lost_flows(&self) -> Result<u64, DataplaneError> {
         [Kind::Flow, Kind::Translation].into_iter().map(|kind| self.lost_of(kind)).sum()
+    }
+
+    /// Returns how many packets did not fit the ring, since the programs were loaded.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn lost_packets(&self) -> Result<u64, DataplaneError> {
+        self.lost_of(Kind::Packet)
     }
 
     fn lost_of(&self, kind: Kind) -> Result<u64, DataplaneError> {

@@ -52,14 +52,20 @@ pub(super) async fn answer(
         };
         while let Some(one) = told {
             let line = match one {
-                Ok(event) => Line::Event(Box::new(Record::new(&event, &names, clocks))),
+                Ok(record) => {
+                    let named = Box::new(Record::new(&record.event, &names, clocks));
+                    match record.data.is_empty() {
+                        true => Line::Event(named),
+                        false => Line::Packet { packet: named, data: digits(&record.data) },
+                    }
+                }
                 Err(missed) => Line::Missed { missed },
             };
             push(&mut lines, &line)?;
             told = if lines.len() < TOGETHER { listener.next_now() } else { None };
         }
-        let Lost { drops, flows } = listener.lost().map_err(io::Error::other)?;
-        for (lost, of) in [(drops, "drops"), (flows, "flows")] {
+        let Lost { drops, flows, packets } = listener.lost().map_err(io::Error::other)?;
+        for (lost, of) in [(drops, "drops"), (flows, "flows"), (packets, "packets")] {
             if lost != 0 {
                 push(&mut lines, &Line::Lost { lost, of: of.into() })?;
             }
@@ -67,6 +73,10 @@ pub(super) async fn answer(
         writer.write_all(&lines).await?;
         lines.clear();
     }
+}
+
+fn digits(data: &[u8]) -> String {
+    data.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn push(lines: &mut Vec<u8>, line: &Line) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! The commands that ask the running agent: `podwire monitor` and `podwire log-level`.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 use serde_json::{Value, json};
-use xtask::lab::traffic::uninterrupted;
+use xtask::lab::traffic::{self, uninterrupted};
 use xtask::lab::{Families, Lab, Node, Pod};
 
 use crate::sockets::{PATIENCE, connect_from, listen, udp, wait_until};
@@ -385,4 +386,58 @@ fn what_is_logged_changes_while_the_agent_runs() {
     let before = debug_lines();
     node.add_pod("unseen").unwrap().delete().unwrap();
     assert_eq!(debug_lines(), before);
+}
+
+#[test]
+fn packets_are_captured_at_each_hook_where_tcpdump_sees_none() {
+    let lab = Lab::builder().build().unwrap();
+    let node = lab.node(0);
+    let (client, server) = (node.add_pod("client").unwrap(), node.add_pod("server").unwrap());
+    let far = lab.node(1).add_pod("far").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for family in 0..2 {
+        let [here, near, there] = [&client, &server, &far].map(|pod| pod.addresses()[family]);
+        let path = folder.path().join(format!("{family}.pcapng"));
+        let name = format!("lab/{}", client.call().container_id);
+        let arguments =
+            ["--pcap", path.to_str().unwrap(), "--pod", &name, "--port", "8080", "--protocol", "tcp"];
+        let monitor = Monitor::start(node, &arguments);
+        // The agent answers a listener only when it has something to tell.
+        let listens = || {
+            traffic::tcp_exchange(&client, &server, near, 8080, 1000).unwrap();
+            fs::metadata(&path).is_ok_and(|file| file.len() > 1000).then_some(())
+        };
+        assert!(wait_until(listens).is_some());
+        traffic::tcp_exchange(&client, &far, there, 8080, 1 << 16).unwrap();
+        traffic::tcp_exchange(&server, &far, there, 8080, 1 << 16).unwrap();
+        let shown = || {
+            let output = Command::new("tcpdump").args(["-nn", "-r"]).arg(&path).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let end = |address: IpAddr, port: &str| format!("{address}.{port}");
+        // Deliveries by `bpf_redirect_peer` pass no hook of the receiver's link: the sender's hook
+        // sees them, in both directions.
+        let all = wait_until(|| {
+            let shown = shown();
+            let has = |from: String, to: String| {
+                shown.lines().any(|line| line.contains(&from) && line.contains(&to))
+            };
+            let is_complete = has(end(here, ""), end(near, "8080"))
+                && has(end(near, "8080"), end(here, ""))
+                && has(end(here, ""), end(there, "8080"))
+                && has(end(there, "8080"), end(here, ""));
+            is_complete.then_some(shown)
+        });
+        let all = all.unwrap_or_else(|| panic!("{}", shown()));
+        let other = format!("{}.", server.addresses()[family]);
+        let strange = |line: &&str| line.contains(&other) && !line.contains(&format!("{here}."));
+        assert_eq!(all.lines().find(strange), None, "a packet of another pod");
+        let file = fs::read(&path).unwrap();
+        let has = |text: &str| file.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+        assert!(has(&format!("from_pod of {}: tcp", client.host_interface())));
+        assert!(has("from_uplink of eth0: udp") && has(" around tcp ") && has(&name));
+        drop(monitor);
+    }
+    // With nobody listening, the programs write nothing more: see `costs.json`.
+    traffic::tcp_exchange(&client, &far, far.address(), 8080, 1 << 16).unwrap();
 }

@@ -305,10 +305,15 @@ impl Fixture {
 
     /// Takes the events that the programs have written.
     pub fn events(&mut self) -> Vec<Event> {
+        let records = self.records();
+        records.iter().map(|record| Event::of_record(record).expect("a record of this version")).collect()
+    }
+
+    /// Returns the records that the programs have written since the last call.
+    pub fn records(&mut self) -> Vec<Vec<u8>> {
         let map = self.loaded.ebpf.map_mut(EVENTS).unwrap();
         let mut ring = RingBuf::try_from(map).unwrap();
-        std::iter::from_fn(|| Some(Event::of_record(&ring.next()?).expect("a record of this version")))
-            .collect()
+        std::iter::from_fn(|| Some(ring.next()?.to_vec())).collect()
     }
 
     /// Sets which events somebody wants.

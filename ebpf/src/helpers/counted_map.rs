@@ -127,7 +127,16 @@ impl<T, const BYTES: usize> Counted<RingBuf<T, BYTES>> {
     /// The helper's error code.
     #[inline(always)]
     pub fn output(self, record: impl Borrow<T>, flags: u64) -> Result<(), i32> {
-        let result = self.0.output(record, flags);
+        self.output_untyped::<T>(record, flags)
+    }
+
+    /// Writes a record of another type.
+    ///
+    /// # Errors
+    /// The helper's error code.
+    #[inline(always)]
+    pub fn output_untyped<U>(self, record: impl Borrow<U>, flags: u64) -> Result<(), i32> {
+        let result = self.0.output_untyped::<U>(record, flags);
         add::<{ Helper::RingbufOutput as usize }>();
         result
     }

@@ -6,11 +6,12 @@ use podwire_common::{names::programs::Jump, reason::Hook};
 use crate::{
     packet::{Skb, ethertype},
     stage::tunnel_in,
-    verdict::{Decision, finish, finish_or_jump},
+    verdict::{Decision, capture, finish, finish_or_jump},
 };
 
 #[classifier]
 pub fn from_overlay(ctx: TcContext) -> i32 {
+    capture(&ctx, Hook::FromOverlay);
     if ctx.ethertype() == ethertype::IPV6 {
         return finish_or_jump(&ctx, Hook::FromOverlay, Ok(Decision::NONE), Jump::FromOverlay6);
     }

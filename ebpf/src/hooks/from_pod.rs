@@ -19,11 +19,12 @@ use crate::{
         arp, checksum, direct, ends, event, fastpath, fastpath::KnownIp, flow, frontend, icmp_error, local,
         neighbour, snat, source, stack_flow, tunnel_out,
     },
-    verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
+    verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump},
 };
 
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
+    capture(&ctx, Hook::FromPod);
     if ctx.ethertype() == ethertype::IPV6 {
         return finish_or_jump(&ctx, Hook::FromPod, Ok(Decision::NONE), Jump::FromPod6);
     }

@@ -15,11 +15,12 @@ use crate::{
         direct, ends, event, fastpath, fastpath::KnownIp, icmp_error, inbound, source, stack_flow,
         translation, tunnel_in,
     },
-    verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
+    verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump},
 };
 
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
+    capture(&ctx, Hook::FromUplink);
     if ctx.ethertype() == ethertype::IPV6 {
         return finish_or_jump(&ctx, Hook::FromUplink, Ok(Decision::NONE), Jump::FromUplink6);
     }

@@ -1,6 +1,7 @@
 //! One file per attach point: the order of its stages, and nothing else.
 
 mod begun;
+mod captured;
 mod connect4;
 mod connect6;
 mod dropped;

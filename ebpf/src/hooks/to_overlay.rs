@@ -10,7 +10,7 @@ use podwire_common::{
 use crate::{
     packet::{ETHERNET_LENGTH, Ip, Ipv4, Ipv6, Place, Skb, ethertype, get_tunnel_key},
     stage::{ends, event, snat, source, stack_flow, tunnel_out},
-    verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
+    verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump},
 };
 
 /// Offset of the destination from the start of the IPv6 header (RFC 8200 section 3).
@@ -20,6 +20,7 @@ const LINK_LOCAL_SCOPE: [u8; 2] = [0xff, 0x02];
 
 #[classifier]
 pub fn to_overlay(ctx: TcContext) -> i32 {
+    capture(&ctx, Hook::ToOverlay);
     finish_or_jump(&ctx, Hook::ToOverlay, verdict(&ctx), Jump::ToOverlay6)
 }
 

@@ -9,11 +9,12 @@ use crate::{
     maps,
     packet::{Ip, Ipv4, Ipv6, Place, Skb, ethertype},
     stage::{event, local, stack_flow},
-    verdict::{Outcome, Verdict, finish},
+    verdict::{Outcome, Verdict, capture, finish},
 };
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
+    capture(&ctx, Hook::ToPod);
     finish(&ctx, Hook::ToPod, verdict(&ctx))
 }
 

@@ -13,11 +13,12 @@ use crate::{
     maps,
     packet::{Headers, Ip, Ipv4, Ipv6, Parsed, Place, Skb, ethertype},
     stage::{ends, event, snat, source, stack_flow, tunnel_out},
-    verdict::{Attempt, Decision, Outcome, Verdict, finish, finish_or_jump},
+    verdict::{Attempt, Decision, Outcome, Verdict, capture, finish, finish_or_jump},
 };
 
 #[classifier]
 pub fn to_uplink(ctx: TcContext) -> i32 {
+    capture(&ctx, Hook::ToUplink);
     finish_or_jump(&ctx, Hook::ToUplink, verdict::<false>(&ctx), Jump::ToUplink6)
 }
 
@@ -25,6 +26,7 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
 /// with its IP header.
 #[classifier]
 pub fn to_bare_uplink(ctx: TcContext) -> i32 {
+    capture(&ctx, Hook::ToBareUplink);
     finish_or_jump(&ctx, Hook::ToBareUplink, verdict::<true>(&ctx), Jump::ToBareUplink6)
 }
 

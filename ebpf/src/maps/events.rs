@@ -8,12 +8,14 @@ use aya_ebpf::bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use podwire_common::{
     abi::Flow,
     addr::{Addr, Quad},
-    event::{EVENTS_PER_SECOND, Event, Listening, VERDICTS},
+    event::{EVENTS_PER_SECOND, Event, Kind, Listening, Packet, VERDICTS},
     flow::FlowAddr,
 };
 
 use super::flows::Known;
-use super::{EVENT_BUDGETS, EVENTS, NEW_EVENT, STACK_FLOWS, TRANSLATIONS, VERDICTS_LOST, clock::now};
+use super::{
+    EVENT_BUDGETS, EVENTS, NEW_EVENT, NEW_PACKET, STACK_FLOWS, TRANSLATIONS, VERDICTS_LOST, clock::now,
+};
 
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
@@ -30,6 +32,13 @@ static mut LISTENING: Listening = Listening::NOBODY;
 pub fn is_listened_to() -> bool {
     // SAFETY: an aligned word. Volatile: the agent replaces the value that the compiler sees.
     unsafe { read_volatile(&raw const LISTENING.kinds) & VERDICTS != 0 }
+}
+
+/// Returns whether somebody wants packets.
+#[inline(always)]
+pub fn is_captured() -> bool {
+    // SAFETY: see `is_listened_to`.
+    unsafe { read_volatile(&raw const LISTENING.kinds) & Kind::Packet.bit() != 0 }
 }
 
 /// Returns what listeners want.
@@ -57,6 +66,17 @@ pub fn new_event() -> Option<&'static mut Event> {
     // SAFETY: zeros are a valid event.
     unsafe { write_bytes(&raw mut *event, 0, 1) };
     Some(event)
+}
+
+/// Begins a packet with an event of zeros.
+#[inline(always)]
+pub fn new_packet() -> Option<&'static mut Packet> {
+    let packet = NEW_PACKET.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own element; see `begun_event`. Zeros are a valid event.
+    unsafe {
+        write_bytes(&raw mut (*packet).event, 0, 1);
+        Some(&mut *packet)
+    }
 }
 
 /// Returns the time, if this CPU may write one more event of a reason in this second, and counts
@@ -95,9 +115,22 @@ pub fn write_event(event: &Event, reason: u32) {
 /// after these events by itself: waking it for each of them would cost more than the event.
 #[inline(always)]
 pub fn write_verdict(event: &Event) {
-    if EVENTS.output(event, BPF_RB_NO_WAKEUP.into()).is_err()
-        && let Some(lost) = VERDICTS_LOST.get_ptr_mut(event.kind.into())
-    {
+    if EVENTS.output(event, BPF_RB_NO_WAKEUP.into()).is_err() {
+        count_lost(event.kind);
+    }
+}
+
+/// Writes a packet, as [`write_verdict`] does an event.
+#[inline(always)]
+pub fn write_packet(packet: &Packet) {
+    if EVENTS.output_untyped::<Packet>(packet, BPF_RB_NO_WAKEUP.into()).is_err() {
+        count_lost(Kind::Packet as u8);
+    }
+}
+
+#[inline(always)]
+fn count_lost(kind: u8) {
+    if let Some(lost) = VERDICTS_LOST.get_ptr_mut(kind.into()) {
         // SAFETY: this CPU's own element; see `begun_event`.
         unsafe { *lost += 1 };
     }

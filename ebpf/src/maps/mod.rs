@@ -28,7 +28,7 @@ use podwire_common::helper::{MOMENTS, Moment};
 use podwire_common::{
     abi::KnownFlow,
     addr::Addr,
-    event::{Budget, Event, Kind, RING_BYTES},
+    event::{Budget, Event, Kind, Packet, RING_BYTES},
     names::programs::Jump,
     reason::DROP_SLOTS,
 };
@@ -45,7 +45,8 @@ pub use counters::{count_drop, count_path, count_traffic};
 pub use endpoints::{endpoint, may_send, set_stack_only};
 pub use epochs::{forget_flows_of, generation};
 pub use events::{
-    begun_event, is_listened_to, is_noted, listening, new_event, take_from_budget, write_event, write_verdict,
+    begun_event, is_captured, is_listened_to, is_noted, listening, new_event, new_packet, take_from_budget,
+    write_event, write_packet, write_verdict,
 };
 pub use flows::{
     Known, forget_flow, forget_known, forget_reverse, is_still, is_still_in_place, known_flow, learn_flow,
@@ -79,6 +80,7 @@ helpers::maps! {
     static VERDICTS_LOST: PerCpuArray<u64, { Kind::ALL.len() + 1 }> = PerCpuArray::new();
     // The place where a CPU assembles an event: it is too large for the stack.
     static NEW_EVENT: PerCpuArray<Event, 1> = PerCpuArray::new();
+    static NEW_PACKET: PerCpuArray<Packet, 1> = PerCpuArray::new();
 }
 
 // The writes that a test chooses for each moment of learning: see `moment`.

@@ -25,6 +25,9 @@ const BEGINS: u32 = 0x7078;
 /// The mark of a packet with a begun event, in the control block.
 const BEGUN: u32 = 0x7079_0001;
 
+/// The mark of a packet that has been captured at a hook, in the control block.
+const CAPTURED: u32 = 0x707a_0001;
+
 /// Mask that shows the verifier a small offset. All headers are within it, whatever options they
 /// have.
 const NEAR: u32 = 0xff;
@@ -114,6 +117,18 @@ pub trait Skb {
     fn set_verdict(&self, path: u32, hook: Hook, code: i32);
     /// Returns the code that [`Self::set_verdict`] has noted. [`Self::note`] returns the rest.
     fn noted_code(&self) -> i32;
+    /// Marks the packet as captured at a hook.
+    fn set_captured(&self, hook: Hook);
+    /// Returns whether the packet has the mark of [`Self::set_captured`] of this hook, and clears
+    /// the mark.
+    fn take_captured(&self, hook: Hook) -> bool;
+    /// Returns the number of the hook of [`Self::set_captured`].
+    fn captured_at(&self) -> u32;
+    /// Loads the first bytes of the frame, as many as it has and at most `N`. Returns their number.
+    ///
+    /// # Errors
+    /// [`Drop::Truncated`] when the frame is empty.
+    fn load_start<const N: usize>(&self, bytes: &mut [u8; N]) -> Result<u32, Drop>;
     /// Marks the packet as addressed to this host, whatever its link address says.
     fn set_packet_host(&self);
 }
@@ -212,6 +227,41 @@ impl Skb for TcContext {
     fn noted_code(&self) -> i32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb.skb).cb[2] as i32 }
+    }
+
+    #[inline(always)]
+    fn set_captured(&self, hook: Hook) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { ((*self.skb.skb).cb[0], (*self.skb.skb).cb[1]) = (CAPTURED, hook as u32) }
+    }
+
+    #[inline(always)]
+    fn take_captured(&self, hook: Hook) -> bool {
+        // SAFETY: the context is valid while the program runs.
+        unsafe {
+            let is_captured = (*self.skb.skb).cb[0] == CAPTURED && (*self.skb.skb).cb[1] == hook as u32;
+            (*self.skb.skb).cb[0] = 0;
+            is_captured
+        }
+    }
+
+    #[inline(always)]
+    fn captured_at(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb.skb).cb[1] }
+    }
+
+    #[inline(always)]
+    fn load_start<const N: usize>(&self, bytes: &mut [u8; N]) -> Result<u32, Drop> {
+        let length = self.len();
+        let length = if length > N as u32 { N as u32 } else { length };
+        // The verifier must see in the same register that the length is not zero.
+        if length == 0 {
+            return Err(Drop::Truncated);
+        }
+        // SAFETY: the context is valid, and the length is at most that of the array.
+        let code = unsafe { bpf_skb_load_bytes(self.skb.skb.cast(), 0, bytes.as_mut_ptr().cast(), length) };
+        if code == 0 { Ok(length) } else { Err(Drop::Truncated) }
     }
 
     #[inline(always)]

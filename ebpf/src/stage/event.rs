@@ -122,6 +122,31 @@ fn endpoint_of(flow: &Flow, translated: &Flow) -> u32 {
 pub fn of_drop(ctx: &TcContext, reason: u32, hook: u32) {
     let Some(time) = begin_drop(reason) else { return };
     let Some(event) = new_drop(hook, reason, ctx.ifindex(), ctx.bytes()) else { return };
+    describe_all(ctx, event);
+    write(event, reason, time);
+}
+
+/// Writes a packet that comes to a hook, if somebody wants it.
+#[inline(always)]
+pub fn of_packet(ctx: &TcContext, hook: u32) {
+    let Some(packet) = maps::new_packet() else { return };
+    let event = &mut packet.event;
+    event.time = maps::now();
+    (event.link, event.length) = (ctx.ifindex(), ctx.bytes());
+    (event.version, event.kind, event.hook) = (VERSION, Kind::Packet as u8, hook as u8);
+    describe_all(ctx, event);
+    if !is_wanted(event) {
+        return;
+    }
+    if let Ok(captured) = ctx.load_start(&mut packet.data) {
+        packet.captured = captured;
+        maps::write_packet(packet);
+    }
+}
+
+/// Sets the 5-tuples of an event, as far as the packet has them.
+#[inline(always)]
+fn describe_all(ctx: &TcContext, event: &mut Event) {
     event.ethertype = Be16::new(ctx.ethertype());
     let inner = match ctx.ethertype() {
         ethertype::IPV4 => describe::<Ipv4>(ctx, event),
@@ -131,7 +156,6 @@ pub fn of_drop(ctx: &TcContext, reason: u32, hook: u32) {
     if inner != NO_TUNNEL {
         describe_inner(ctx, inner, &mut event.inner);
     }
-    write(event, reason, time);
 }
 
 /// Does the same for a tunnel packet that an XDP program drops.
