@@ -36,6 +36,7 @@ pub mod lock;
 pub mod log;
 pub mod log_level;
 pub mod memory;
+pub mod metrics;
 pub mod migrate_flannel;
 pub mod monitor;
 pub mod netns;
