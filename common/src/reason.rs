@@ -4,12 +4,12 @@
 use crate::names::programs;
 
 macro_rules! numbered {
-    ($(#[$attr:meta])* $name:ident { $($(#[$variant_attr:meta])* $variant:ident = $number:literal $text:expr),* $(,)? }) => {
+    ($(#[$attr:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $number:literal $text:expr),* $(,)? }) => {
         $(#[$attr])*
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         #[cfg_attr(any(test, feature = "std"), derive(Debug))]
-        pub enum $name { $($(#[$variant_attr])* $variant = $number),* }
+        pub enum $name { $($(#[doc = $doc])+ $variant = $number),* }
 
         impl $name {
             /// All variants, in order of number.
@@ -18,6 +18,11 @@ macro_rules! numbered {
             /// Returns the name that operators read in counters and metrics.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),* }
+            }
+
+            /// Returns the lines of the documentation, each with a space before it.
+            pub const fn documentation(self) -> &'static [&'static str] {
+                match self { $(Self::$variant => &[$($doc),+]),* }
             }
         }
     };
@@ -28,7 +33,7 @@ numbered! {
     Drop {
         /// The frame ends before a header, or before the length that its IP header states.
         Truncated = 1 "truncated",
-        /// The IPv4 version, header length or total length is impossible.
+        /// The version, header length or total length of an IP header is impossible.
         BadIpHeader = 2 "bad-ip-header",
         /// A pod sent from a link address that is not its own.
         SourceMacNotOwned = 3 "source-mac-not-owned",
@@ -55,15 +60,15 @@ numbered! {
         TunnelVniUnknown = 13 "tunnel-vni-unknown",
         /// VXLAN from a node that does not own the inner source address.
         InnerSourceNotOwned = 14 "inner-source-not-owned",
-        /// VXLAN that does not carry IPv4.
+        /// VXLAN that carries neither IPv4 nor IPv6, or a VLAN tag.
         InnerProtocolUnknown = 15 "inner-protocol-unknown",
         /// A packet from an uplink has a pod's source address, but does not come from that pod's
         /// node. Or its source is an address of this node.
         PodSourceNotFromNode = 16 "pod-source-not-from-node",
         /// A later fragment, but the programs have not seen the first fragment of its datagram.
         FragmentWithoutFirst = 17 "fragment-without-first",
-        /// The host stack sent a packet into the VXLAN device, but the packet is not IPv4 or no
-        /// other node owns its destination. Or a pod's packet on an uplink is for an address of
+        /// The host stack sent a packet into the VXLAN device, but the packet is not IP or no other
+        /// node owns its destination. Or a pod's packet on an uplink is for an address of
         /// this node or of its podCIDR.
         NoNodeForDestination = 18 "no-node-for-destination",
         /// A kernel helper refused to change the packet.
@@ -142,6 +147,48 @@ numbered! {
         /// and no ICMP error can make it smaller: it is a later fragment, or an IPv6 packet of at
         /// most 1280 bytes.
         TunnelTooSmall = 47 "tunnel-too-small",
+    }
+}
+
+impl Drop {
+    /// Returns what an operator can do about drops for this reason. `None`: the sender is at fault,
+    /// or `docs/limits.md` says that it does not work.
+    pub const fn remedy(self) -> Option<&'static str> {
+        Some(match self {
+            Self::FamilyNotEnabled => "Nothing, or give the node a podCIDR of IPv6 if pods should have IPv6.",
+            Self::TunnelPeerUnknown => {
+                "If no traffic passes between two nodes, look at the receiver's node list: it lacks the sender."
+            }
+            Self::TunnelVniUnknown => "Give all nodes the same `--vni`.",
+            Self::InnerSourceNotOwned => "Give all nodes the same `--tunnel-family`.",
+            Self::FragmentWithoutFirst => {
+                "If pods use many fragmented datagrams at once, raise `--max-fragments`."
+            }
+            Self::SnatPortsExhausted => {
+                "Too many flows go to one server at once: widen `--snat-ports`. This does not help protocols without ports."
+            }
+            Self::SnatNoAddress => "Give the uplink an address of the packet's family.",
+            Self::TranslationsFull => "Raise `--max-translations`. Each flow takes two entries.",
+            Self::EgressLimitExceeded => {
+                "Nothing: the pod's other packets keep to the limit. Look at the pod, which avoids its queue."
+            }
+            Self::TranslationShareUsed => {
+                "Look for a flood: the log names the holder. If the flows are wanted, raise `--max-translations`."
+            }
+            Self::ProgramMissing => {
+                "Start the agent again: `programs/` was removed from the folder of pins, and the agent ended."
+            }
+            Self::LinkWithoutPrograms => {
+                "Name the link with `--uplink`, or the destination with `--non-masquerade-cidrs`."
+            }
+            Self::TunnelNotByUplink => "If other nodes are reached by this link, name it with `--uplink`.",
+            Self::IpsecPolicy => "Write the policy for the pods' network.",
+            Self::NeighbourChatter => "Nothing: pods with IPv6 send these packets by themselves.",
+            Self::TunnelTooSmall => {
+                "Raise the MTU between the nodes to 1350 or more, or set `--tunnel-family ipv4` on all nodes."
+            }
+            _ => return None,
+        })
     }
 }
 

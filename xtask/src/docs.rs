@@ -1,12 +1,12 @@
 //! `cargo xtask docs`: writes what the documents show but no one types: the picture, the table of
-//! maps, and what commands print.
+//! maps, reasons, and what commands print.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 use xtask::{picture, transcripts};
 
-use crate::{build, run, setup, tables};
+use crate::{build, reasons, run, setup, tables};
 
 /// Writes everything.
 pub(crate) fn write() -> Result<()> {
@@ -14,6 +14,7 @@ pub(crate) fn write() -> Result<()> {
         save(palette.path, &picture::draw(palette))?;
     }
     replace(tables::DOCUMENT, tables::renewed)?;
+    save(reasons::DOCUMENT, &reasons::page())?;
     build::object(&setup::everything()?)?;
     build::lab_binaries()?;
     let recorded = run::step("what commands print, on two nodes", transcripts::record)?;

@@ -10,6 +10,7 @@ mod documents;
 mod kernels;
 mod layers;
 mod packages;
+mod reasons;
 mod release;
 mod run;
 mod setup;
@@ -60,7 +61,8 @@ enum Command {
     /// The manifests, `manifests/podwire.yaml` and `manifests/uninstall.yaml`, come from the chart;
     /// the list comes from the agent's help.
     Manifests,
-    /// Write the documents' picture, table of maps and output of commands. Needs root.
+    /// Write the documents' picture, tables of maps and reasons, and output of commands. Needs
+    /// root.
     Docs,
     /// Show who reaches whom, how fast, and from which address. Needs root.
     ///
