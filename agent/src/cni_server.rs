@@ -2,7 +2,7 @@
 //! connection.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podwire_cni::protocol::{self, Failure, Reply, Request, codes};
 use serde::Deserialize;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::connections::Place;
+use crate::durations::{Durations, GIVEN_UP, outcome, verb};
 use crate::events::Event;
 use crate::lock::ClaimError;
 use crate::unix_socket::ListeningSocket;
@@ -29,16 +30,20 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// client that has sent no request loses its connection to a new one.
 const CONNECTIONS: usize = 128;
 
-/// Serves a socket until the receiver of the events is dropped.
+/// Serves a socket until the receiver of the events is dropped. Notes how long each call takes.
 ///
 /// # Errors
 /// [`ClaimError::File`] if the socket's folder was removed under its mount.
-pub async fn serve(socket: ListeningSocket, events: mpsc::Sender<Event>) -> Result<(), ClaimError> {
+pub async fn serve(
+    socket: ListeningSocket,
+    events: mpsc::Sender<Event>,
+    durations: Durations,
+) -> Result<(), ClaimError> {
     let closed = events.clone();
     let converse = |stream, place| {
-        let events = events.clone();
+        let (events, durations) = (events.clone(), durations.clone());
         async move {
-            if let Err(error) = converse(stream, &events, &place).await {
+            if let Err(error) = converse(stream, &events, &durations, &place).await {
                 debug!("the connection of a plugin failed: {error}");
             }
         }
@@ -46,18 +51,30 @@ pub async fn serve(socket: ListeningSocket, events: mpsc::Sender<Event>) -> Resu
     socket.serve("a plugin", CONNECTIONS, async move { closed.closed().await }, converse).await
 }
 
-async fn converse(mut stream: UnixStream, events: &mpsc::Sender<Event>, place: &Place) -> io::Result<()> {
+async fn converse(
+    mut stream: UnixStream,
+    events: &mpsc::Sender<Event>,
+    durations: &Durations,
+    place: &Place,
+) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     let reply = match authorize(peer) {
         Err(failure) => Reply::Failed(failure),
         Ok(()) => match timeout(READ_DEADLINE, read_request(&mut stream)).await {
             Ok(Ok(request)) => {
                 place.keep();
+                let (verb, begun) = (verb(&request.call), Instant::now());
                 tokio::select! {
                     // Checked first: do not begin a request if the plugin no longer waits for it.
                     biased;
-                    () = hung_up(&mut stream) => return Ok(()),
-                    reply = ask(request, events) => reply,
+                    () = hung_up(&mut stream) => {
+                        durations.note_call(verb, GIVEN_UP, begun.elapsed());
+                        return Ok(());
+                    }
+                    reply = ask(request, events) => {
+                        durations.note_call(verb, outcome(&reply), begun.elapsed());
+                        reply
+                    }
                 }
             }
             Ok(Err(failure)) => Reply::Failed(failure),
@@ -147,6 +164,8 @@ mod tests {
     use std::os::unix::net::UnixStream as BlockingStream;
     use std::path::Path;
 
+    use crate::events::Figures;
+    use crate::metrics;
     use crate::unix_socket::hold;
 
     fn served(path: &Path) -> ListeningSocket {
@@ -174,7 +193,7 @@ mod tests {
         runtime.block_on(async {
             let server = served(&path);
             let (sender, mut events) = mpsc::channel(8);
-            tokio::spawn(serve(server, sender));
+            tokio::spawn(serve(server, sender, Durations::default()));
             tokio::spawn(async move {
                 while let Some(event) = events.recv().await {
                     if let Event::Call { reply, .. } = event {
@@ -248,13 +267,18 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (sender, mut events) = mpsc::channel(8);
-            tokio::spawn(serve(served(&path), sender));
+            let durations = Durations::default();
+            tokio::spawn(serve(served(&path), sender, durations.clone()));
             let mut stream = UnixStream::connect(&path).await.unwrap();
             stream.write_all(&protocol::encode(&request()).unwrap()).await.unwrap();
             let Some(Event::Call { mut reply, .. }) = events.recv().await else { panic!("no call") };
             assert!(!reply.is_closed());
             drop(stream);
             timeout(READ_DEADLINE, reply.closed()).await.unwrap();
+            let figures = Figures { durations, ..Figures::default() };
+            let text = metrics::text(&figures, None, true).unwrap();
+            let counted = r#"cni_call_duration_seconds_count{verb="del",outcome="given-up"} 1"#;
+            assert!(text.contains(counted), "{text}");
         });
     }
 

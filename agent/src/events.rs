@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use podwire_cni::protocol::{Call, Reply};
 use podwire_common::reason::Drop;
+use podwire_common::tables::Table;
 use podwire_core::cluster::{NodeList, Skipped};
 use podwire_core::model::Endpoint;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::conditions::{ConditionName, Conditions};
 use crate::dataplane::flows::Collected;
 use crate::dataplane::maps::Counters;
+use crate::durations::Durations;
 use crate::status::Status;
 
 /// An event from a source.
@@ -160,6 +162,8 @@ pub struct Figures {
     pub addresses: u32,
     /// What the collector found in the tables in its last round.
     pub collected: Collected,
+    /// Kernel memory of each table, bytes.
+    pub memory: BTreeMap<Table, u64>,
     /// Number of programs that something else had removed or replaced, and that the agent attached
     /// again.
     pub reattached: u64,
@@ -169,6 +173,8 @@ pub struct Figures {
     pub switches_set_again: u64,
     /// Number of operations that changed maps and routes.
     pub operations: u64,
+    /// How long calls, node lists and comparisons with the kernel took.
+    pub durations: Durations,
     /// The conditions that hold, and the number of subjects of each.
     pub conditions: Vec<(ConditionName, usize)>,
     /// Places where the host's firewall may drop pods' packets.

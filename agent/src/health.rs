@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use crate::connections::{Connections, Place};
 use crate::events::{Event, Readiness};
 use crate::files::FileError;
-use crate::metrics::text;
+use crate::metrics::{CONTENT_TYPE, Process, text};
 
 /// An owner of state that does not answer within this time is not alive. The slowest thing that it
 /// does itself is a disk access.
@@ -145,11 +145,9 @@ async fn metrics(State(sources): State<Sources>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n").into_response();
     };
     let is_ready = *sources.readiness.borrow() == Readiness::Ready;
-    match text(&figures, is_ready) {
-        Ok(text) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
+    let process = Process::read().inspect_err(|error| warn!("could not read what the agent uses: {error}"));
+    match text(&figures, process.as_ref().ok(), is_ready) {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

@@ -21,6 +21,7 @@ mod connections;
 pub mod conntrack;
 pub mod daemon;
 pub mod dataplane;
+pub mod durations;
 pub mod error;
 pub mod events;
 pub mod files;

@@ -234,7 +234,7 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     if let Some(file) = config_file {
         watching.spawn(lasting(command_line.watch(file, events.clone())));
     }
-    let mut serving = tokio::spawn(cni_server::serve(server, events));
+    let mut serving = tokio::spawn(cni_server::serve(server, events, daemon.durations()));
     tokio::select! {
         () = daemon.run(queue) => {}
         // End the agent when a source fails. If the node list cannot be watched, for example, this

@@ -1,5 +1,5 @@
 //! `cargo xtask docs`: writes what the documents show but no one types: the picture, the table of
-//! maps, reasons, and what commands print.
+//! maps, reasons, metrics, and what commands print.
 
 use std::fs;
 
@@ -16,12 +16,19 @@ pub(crate) fn write() -> Result<()> {
     replace(tables::DOCUMENT, tables::renewed)?;
     save(reasons::DOCUMENT, &reasons::page())?;
     build::object(&setup::everything()?)?;
+    write_metrics()?;
     build::lab_binaries()?;
     let recorded = run::step("what commands print, on two nodes", transcripts::record)?;
     for transcript in &recorded {
         replace(transcript.document, |text| transcripts::renewed(text, transcript))?;
     }
     Ok(())
+}
+
+/// Writes `docs/metrics.md`. The agent's registry has the metrics, so a test of the agent writes them.
+fn write_metrics() -> Result<()> {
+    let mut command = run::cargo(&["test", "--quiet", "--package", "podwire", "--lib", "documented"]);
+    run::step("the agent's metrics", || run::visibly(command.env("PODWIRE_WRITE_DOCS", "1")))
 }
 
 /// Replaces a document by what `new` makes of its text.

@@ -61,7 +61,7 @@ enum Command {
     /// The manifests, `manifests/podwire.yaml` and `manifests/uninstall.yaml`, come from the chart;
     /// the list comes from the agent's help.
     Manifests,
-    /// Write the documents' picture, tables of maps and reasons, and output of commands. Needs
+    /// Write the documents' picture, tables of maps, reasons and metrics, and output of commands. Needs
     /// root.
     Docs,
     /// Show who reaches whom, how fast, and from which address. Needs root.

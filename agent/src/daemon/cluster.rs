@@ -82,14 +82,15 @@ impl NodeLists {
         state.conditions.clear(ConditionName::NodeListUnread);
     }
 
-    /// Takes a whole list, and makes the kernel hold what follows from it.
+    /// Takes a whole list, and makes the kernel hold what follows from it. Returns whether the kernel
+    /// now holds all of it.
     pub(super) async fn take(
         &mut self,
         state: &mut State,
         upkeep: &mut Upkeep,
         pods: &mut Pods,
         list: NodeList,
-    ) {
+    ) -> bool {
         let own_name = state.config.node_name.clone();
         let own_record = list.records.iter().find(|record| record.name == own_name);
         let underlay = state.host.underlay(own_record.map_or(&[][..], |own| &own.internal_addresses));
@@ -155,7 +156,7 @@ impl NodeLists {
             }
             (None, None) => {
                 state.model.remote = remote;
-                return;
+                return false;
             }
         }
         let is_first = !state.is_complete;
@@ -181,6 +182,7 @@ impl NodeLists {
         if is_applied {
             info!(nodes = state.model.remote.len() + 1, "node list applied");
         }
+        is_applied
     }
 
     fn tell(&self, changes: &[Change<'_>]) {

@@ -19,6 +19,7 @@ mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use podwire_cni::fault::Step;
 use podwire_cni::protocol::{Call, Reply};
@@ -37,6 +38,7 @@ use crate::dataplane::maps::Counters;
 use crate::dataplane::packet_events::{self, EventBudgets, EventRing, EventSwitch};
 use crate::dataplane::pins;
 use crate::dataplane::probe::Capabilities;
+use crate::durations::Durations;
 use crate::error::Error;
 use crate::events::{Event, Figures, Readiness};
 use crate::links::{Changes, Links};
@@ -116,6 +118,7 @@ impl Daemon {
                 conditions: Conditions::at_start(why),
                 pod_mtu: None,
                 repairs: BTreeMap::new(),
+                durations: Durations::default(),
                 is_complete: false,
                 config,
             },
@@ -149,6 +152,11 @@ impl Daemon {
     /// Returns a receiver that gets the readiness now and after every change.
     pub fn readiness(&self) -> watch::Receiver<Readiness> {
         self.health.readiness()
+    }
+
+    /// Returns the histograms of durations. The server of the plugin's socket measures its calls.
+    pub fn durations(&self) -> Durations {
+        self.state.durations.clone()
     }
 
     /// Returns the collector, which removes stale entries from the tables. It runs in a thread of
@@ -209,7 +217,9 @@ impl Daemon {
             Event::Call { call, reply } if reply.is_closed() => debug!(?call, "dropped: plugin has given up"),
             Event::Call { call, reply } => self.serve(&call, reply).await,
             Event::Nodes(list) => {
-                cluster.take(state, host, pods, list).await;
+                let begun = Instant::now();
+                let is_applied = cluster.take(state, host, pods, list).await;
+                state.durations.note_node_list(is_applied, begun.elapsed());
                 // With the first list, the agent has switched forwarding of its families on.
                 health.state_folder.remember(state);
             }
@@ -337,6 +347,10 @@ impl Daemon {
 
     fn figures(&self) -> Figures {
         let State { model, executor, conditions, .. } = &self.state;
+        let memory = executor.dataplane.maps.memory().unwrap_or_else(|error| {
+            error!("could not read how much memory the maps take: {error}");
+            BTreeMap::new()
+        });
         let mut collected = self.collected.clone();
         collected.fill.extend(executor.dataplane.maps.fill());
         let events_lost = self.event_budgets.as_deref().map(EventBudgets::lost).transpose();
@@ -353,6 +367,8 @@ impl Daemon {
             node_list_age: self.cluster.age(),
             addresses: executor.pools.size(),
             collected,
+            memory,
+            durations: self.durations(),
             reattached: self.host.reattached(),
             repairs: self.state.repairs.clone(),
             switches_set_again: self.host.switches_set_again(),

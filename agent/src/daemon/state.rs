@@ -9,6 +9,7 @@ use podwire_core::model::Model;
 use super::executor::Executor;
 use crate::conditions::Conditions;
 use crate::config::Config;
+use crate::durations::Durations;
 use crate::events::Repair;
 
 /// The shared state, lent to a component while it works. Plain data: the components and
@@ -25,6 +26,8 @@ pub(super) struct State {
     pub(super) pod_mtu: Option<u32>,
     /// Numbers of repairs: what others had changed and the agent put back.
     pub(super) repairs: BTreeMap<Repair, u64>,
+    /// How long the agent's work took.
+    pub(super) durations: Durations,
     /// Whether a complete and current node list was seen. Before that, unwanted routes, map entries
     /// and pods' devices without an owner stay.
     pub(super) is_complete: bool,

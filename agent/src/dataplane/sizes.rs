@@ -1,10 +1,16 @@
 //! The sizes of the maps, and the memory that they need.
 
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::{fs, io};
+
+use aya::maps::MapData;
 use podwire_common::tables::{Owner, Table};
 use tracing::{info, warn};
 
 use super::error::DataplaneError;
 use super::maps::{Maps, map_error};
+use crate::files::FileError;
 
 /// Bytes of a hash element beside key and value: links, hash, reference (`struct htab_elem`,
 /// kernel/bpf/hashtab.c), and a pointer of the allocator (kernel/bpf/memalloc.c).
@@ -38,6 +44,23 @@ impl Maps {
         }
         Ok(())
     }
+
+    /// Returns the memory of each table in bytes, as the kernel counts it.
+    ///
+    /// # Errors
+    /// [`DataplaneError::File`].
+    pub fn memory(&self) -> Result<BTreeMap<Table, u64>, DataplaneError> {
+        Table::ALL.into_iter().map(|table| Ok((table, memory_of(self.map(table))?))).collect()
+    }
+}
+
+/// Returns `memlock` of a map's descriptor. Since Linux 6.4 these are the bytes that the map has
+/// now, before that an estimate from its size.
+fn memory_of(map: &MapData) -> Result<u64, FileError> {
+    let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+    let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
+    let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+    bytes.ok_or_else(|| FileError::of("find memlock in", path)(io::ErrorKind::InvalidData.into()))
 }
 
 /// Returns whether an option sizes a table, or traffic fills it.

@@ -8,6 +8,7 @@ use xtask::lab::traffic::{self, Route};
 use xtask::lab::{Lab, Mode, Node, Pod};
 
 use crate::host_processes::LOOPBACKS;
+use crate::idle_clients::get;
 use crate::sockets::wait_until;
 use crate::{Place as _, world_end};
 
@@ -76,6 +77,10 @@ fn whole_life(mode: Mode) {
     lab.nodes().iter().for_each(|node| node.restart_agent().unwrap());
     talk(&lab, &pod, &near, &far);
     check(&pod);
+    let shown = get(node, "/metrics");
+    for metric in ["process_open_fds ", "podwire_table_memory_bytes{", "podwire_dropped_packets_total{"] {
+        assert!(shown.contains(metric), "no {metric} in {shown}");
+    }
     near.delete().unwrap();
     assert_eq!(node.map_dump(maps::ENDPOINTS).unwrap().as_array().unwrap().len(), 2);
 

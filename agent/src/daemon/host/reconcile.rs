@@ -63,7 +63,9 @@ impl Upkeep {
     /// Does one round. Failures are logged, and the next round tries again. Returns whether nothing
     /// failed and ADD can be served.
     pub(in crate::daemon) async fn reconcile(&mut self, state: &mut State, pods: &mut Pods) -> bool {
+        let begun = Instant::now();
         let failed = self.try_reconcile(state, pods).await.err().map(|error| error.to_string());
+        state.durations.note_reconcile(failed.is_none(), begun.elapsed());
         match &failed {
             None => state.conditions.clear(ConditionName::NotSetUp),
             // Nothing was served before, so this failure is the reason why nothing is served now.
