@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -158,6 +158,12 @@ pub struct Config {
         value_name = "ADDRESS:PORT"
     )]
     pub metrics_address: SocketAddr,
+    /// Addresses of this node that serve /metrics too, at the port of --metrics-address.
+    ///
+    /// Everyone who reaches these addresses can read the metrics. They serve neither /healthz nor
+    /// /readyz. Separate addresses by commas; may be repeated.
+    #[arg(long, env = "PODWIRE_METRICS_NODE_ADDRESSES", value_delimiter = ',', value_name = "ADDRESS")]
+    pub metrics_node_addresses: Vec<IpAddr>,
     /// XDP program on uplinks that drops foreign VXLAN packets early.
     #[arg(long, env = "PODWIRE_UPLINK_XDP", default_value = "off")]
     pub uplink_xdp: UplinkXdp,
@@ -305,6 +311,13 @@ impl Config {
                 "--snat-ports {snat} leaves no port, because all of them are NodePorts (--node-ports {kept}): give --snat-ports a range that also has other ports"
             ));
         }
+        let own = self.metrics_address;
+        let served = |address: &&IpAddr| own.ip().is_unspecified() || own.ip() == **address;
+        if let Some(address) = self.metrics_node_addresses.iter().find(served) {
+            return Err(format!(
+                "--metrics-address {own} already serves {address}: leave {address} out of --metrics-node-addresses"
+            ));
+        }
         Ok(())
     }
 
@@ -432,6 +445,18 @@ mod tests {
         assert_eq!(check("32000-33000"), Ok(()));
         let refusal = check("30500-31000").unwrap_err();
         assert!(refusal.contains("30500-31000") && refusal.contains("30000-32767"), "{refusal}");
+    }
+
+    #[test]
+    fn metrics_addresses_that_are_served_already_are_refused() {
+        let check = |own: &str, others: &str| {
+            parse(&["--metrics-address", own, "--metrics-node-addresses", others]).check()
+        };
+        assert_eq!(check("127.0.0.1:9790", "10.0.0.1,fd00::1"), Ok(()));
+        for (own, others) in [("[::]:9790", "10.0.0.1"), ("10.0.0.1:9790", "fd00::1,10.0.0.1")] {
+            let refusal = check(own, others).unwrap_err();
+            assert!(refusal.contains("leave 10.0.0.1 out"), "{refusal}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The HTTP endpoints /healthz, /readyz and /metrics.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use axum::Router;
@@ -29,50 +29,88 @@ use crate::metrics::{CONTENT_TYPE, Process, text};
 const ALIVE: Duration = Duration::from_secs(4);
 /// Longest duration of a connection, which has one request and one answer.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
-/// Largest number of connections open at once.
+/// Largest number of connections open at once at --metrics-address.
 const CONNECTIONS: usize = 64;
+/// Largest number of connections open at once at each address of the node. Every host and pod may
+/// ask there, and each answer takes the main task's time.
+const NODE_CONNECTIONS: usize = 8;
 /// Connections that the kernel accepts before the agent does.
 const BACKLOG: u32 = 128;
 /// Largest size of a request's head in bytes.
 const LARGEST_HEAD: usize = 16 << 10;
 
-/// Binds the listening socket. At `::` it listens for both families, whatever
-/// `net.ipv6.bindv6only` says: kubelet's probes ask 127.0.0.1.
-///
-/// # Errors
-/// [`FileError::Io`].
-pub fn bind(address: SocketAddr) -> Result<TcpListener, FileError> {
-    let listen = || -> io::Result<TcpListener> {
-        let socket = match address {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        if address.is_ipv6() {
-            sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
-        }
-        // The connections of an agent that has just ended do not keep its port.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    listen().map_err(FileError::of(
-        "serve health and metrics (--metrics-address; is another agent running?) on",
-        address.to_string(),
-    ))
+/// The listening sockets.
+#[derive(Debug)]
+pub struct Listeners {
+    own: TcpListener,
+    /// Sockets that serve /metrics alone.
+    of_node: Vec<TcpListener>,
 }
 
-/// Serves until the process ends.
-pub async fn serve(
-    listener: TcpListener,
-    events: mpsc::Sender<Event>,
-    readiness: watch::Receiver<Readiness>,
-) {
-    let router = Router::new()
-        .route("/healthz", get(healthy))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(Sources { events, readiness, patience: ALIVE });
-    let connections = Connections::new(CONNECTIONS);
+impl Listeners {
+    /// Listens at an address for all questions, and at addresses of the node for /metrics, with the
+    /// same port.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn bind(address: SocketAddr, node_addresses: &[IpAddr]) -> Result<Self, FileError> {
+        let of_node = node_addresses.iter().map(|node| SocketAddr::new(*node, address.port()));
+        let of_node = of_node.map(|address| {
+            listen(address, Present::Perhaps)
+                .map_err(FileError::of("serve metrics (--metrics-node-addresses) on", address.to_string()))
+        });
+        let own = listen(address, Present::Yes).map_err(FileError::of(
+            "serve health and metrics (--metrics-address; is another agent running?) on",
+            address.to_string(),
+        ))?;
+        Ok(Self { own, of_node: of_node.collect::<Result<_, _>>()? })
+    }
+
+    /// Serves until the process ends.
+    pub async fn serve(self, events: mpsc::Sender<Event>, readiness: watch::Receiver<Readiness>) {
+        let sources = Sources { events, readiness, patience: ALIVE };
+        let of_node = Router::new().route("/metrics", get(metrics));
+        let own = of_node.clone().route("/healthz", get(healthy)).route("/readyz", get(ready));
+        for listener in self.of_node {
+            let router = of_node.clone().with_state(sources.clone());
+            tokio::spawn(accept(listener, router, NODE_CONNECTIONS));
+        }
+        accept(self.own, own.with_state(sources), CONNECTIONS).await;
+    }
+}
+
+/// Whether the node has an address when the agent starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Present {
+    /// The address is there, or it is a mistake.
+    Yes,
+    /// A link may get the address later. A cloud may also translate it, so that no link ever has it.
+    Perhaps,
+}
+
+/// Listens at an address. At `::` it listens for both families, whatever `net.ipv6.bindv6only`
+/// says: kubelet's probes ask 127.0.0.1.
+fn listen(address: SocketAddr, present: Present) -> io::Result<TcpListener> {
+    let may_be_absent = present == Present::Perhaps;
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
+        sockopt::set_ipv6_freebind(&socket, may_be_absent)?;
+    } else {
+        sockopt::set_ip_freebind(&socket, may_be_absent)?;
+    }
+    // The connections of an agent that has just ended do not keep its port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves a socket until the process ends, with at most `most` connections open at once.
+async fn accept(listener: TcpListener, router: Router, most: usize) {
+    let connections = Connections::new(most);
     loop {
         connections.room().await;
         match listener.accept().await {
@@ -174,11 +212,22 @@ mod tests {
 
     #[tokio::test]
     async fn the_address_of_all_addresses_serves_both_families() {
-        let listener = bind("[::]:0".parse().unwrap()).unwrap();
+        let listener = listen("[::]:0".parse().unwrap(), Present::Yes).unwrap();
         let port = listener.local_addr().unwrap().port();
         for address in ["127.0.0.1", "::1"] {
             TcpStream::connect((address, port)).await.unwrap_or_else(|error| panic!("{address}: {error}"));
         }
-        assert!(bind(SocketAddr::from(([127, 0, 0, 1], port))).is_err(), "the port is taken");
+        let taken = listen(SocketAddr::from(([127, 0, 0, 1], port)), Present::Yes);
+        assert!(taken.is_err(), "the port is taken");
+    }
+
+    #[tokio::test]
+    async fn an_address_of_the_node_may_come_later() {
+        // Addresses of documentation, which no host has (RFC 5737, RFC 3849).
+        for address in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+            let address = address.parse().unwrap();
+            assert!(listen(address, Present::Yes).is_err(), "{address}");
+            listen(address, Present::Perhaps).unwrap_or_else(|error| panic!("{address}: {error}"));
+        }
     }
 }

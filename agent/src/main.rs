@@ -194,7 +194,7 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     let bpf_lock = pins::hold(&config.places.bpf_dir)?;
     let capabilities = Capabilities::probe(config.cgroup_dir.as_deref());
     capabilities.print();
-    let metrics = health::bind(config.metrics_address)?;
+    let metrics = health::Listeners::bind(config.metrics_address, &config.metrics_node_addresses)?;
     let config_file = config.config_file.clone();
     let (socket, nodes, excluded) =
         (config.places.socket(), config.nodes.clone(), config.non_masquerade_file.clone());
@@ -218,7 +218,7 @@ async fn serve(config: Config, command_line: CommandLine, log: log::Control) -> 
     let operators = ListeningSocket::bind(&operator_socket, operator_lock)?;
     tokio::spawn(serve_operators(operators, events.clone(), listeners, log));
     collect_in_background(daemon.collector()?, events.clone());
-    tokio::spawn(health::serve(metrics, events.clone(), daemon.readiness()));
+    tokio::spawn(metrics.serve(events.clone(), daemon.readiness()));
     tokio::spawn(ticks(events.clone()));
     tokio::spawn(stop_on(SignalKind::terminate(), events.clone()));
     tokio::spawn(stop_on(SignalKind::interrupt(), events.clone()));

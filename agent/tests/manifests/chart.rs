@@ -31,7 +31,7 @@ fn a_hook_and_only_a_hook_is_left_to_the_manifest_of_its_own() -> Result<()> {
 
 #[test]
 fn values_reach_what_they_are_for() -> Result<()> {
-    let [_, of_k3s, private] = &documents::other_releases()[..] else { panic!("three releases") };
+    let [_, of_k3s, private, _] = &documents::other_releases()[..] else { panic!("four releases") };
     let documents = documents::rendered(of_k3s)?;
     let data = &find(&documents, "ConfigMap", "podwire")?["data"];
     let config: Value = serde_saphyr::from_str(data["config.yaml"].as_str().context("no config.yaml")?)?;
@@ -78,6 +78,58 @@ fn values_reach_what_they_are_for() -> Result<()> {
     assert!(words(&agent["args"]).contains(&"--metrics-address=0.0.0.0:19790"));
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         assert_eq!(agent[probe]["httpGet"]["port"], 19790, "{probe}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_prometheus_of_the_cluster_finds_the_agents() -> Result<()> {
+    let releases = documents::other_releases();
+    let documents = documents::rendered(releases.last().context("no release")?)?;
+    let pod = &find(&documents, "DaemonSet", "podwire")?["spec"]["template"];
+    let agent = &pod["spec"]["containers"][0];
+    // kubelet's probes ask 127.0.0.1.
+    assert!(words(&agent["args"]).contains(&"--metrics-address=127.0.0.1:9790"));
+    let variables = agent["env"].as_array().context("no variables")?;
+    let addresses = variables.iter().find(|one| one["name"] == "PODWIRE_METRICS_NODE_ADDRESSES");
+    assert_eq!(
+        addresses.context("no addresses")?["valueFrom"],
+        json!({ "fieldRef": { "fieldPath": "status.hostIPs" } })
+    );
+    assert_eq!(agent["ports"], json!([{ "name": "metrics", "containerPort": 9790, "hostPort": 9790 }]));
+
+    let monitor = find(&documents, "PodMonitor", "podwire")?;
+    let service = find(&documents, "Service", "podwire-metrics")?;
+    for selector in [&monitor["spec"]["selector"]["matchLabels"], &service["spec"]["selector"]] {
+        let labels = selector.as_object().context("no labels")?;
+        assert!(labels.iter().all(|(name, value)| pod["metadata"]["labels"][name] == *value), "{labels:?}");
+        let uninstall = &find(&documents, "DaemonSet", "podwire-uninstall")?["spec"]["template"];
+        let is_another = labels.iter().any(|(name, value)| uninstall["metadata"]["labels"][name] != *value);
+        assert!(is_another, "{labels:?}");
+    }
+    assert_eq!(monitor["spec"]["podMetricsEndpoints"][0]["port"], "metrics");
+    assert_eq!(monitor["metadata"]["labels"]["release"], "monitoring");
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], "metrics");
+    assert_eq!(service["metadata"]["annotations"], json!({ "prometheus.io/scrape": "true" }));
+    Ok(())
+}
+
+#[test]
+fn nothing_of_prometheus_is_made_unless_asked_for() -> Result<()> {
+    for release in &documents::other_releases()[..3] {
+        let documents = documents::rendered(release)?;
+        for kind in ["PodMonitor", "Service"] {
+            assert!(documents.iter().all(|one| one["kind"] != kind), "{kind}: {release:?}");
+        }
+    }
+    let documents = rendered_with(json!({}))?;
+    let daemon_set = find(&documents, "DaemonSet", "podwire")?;
+    let agent = &daemon_set["spec"]["template"]["spec"]["containers"][0];
+    assert!(agent["ports"].is_null() && !agent.to_string().contains("NODE_ADDRESSES"), "{agent}");
+    for one in ["podMonitor", "service"] {
+        let values = json!({ "metrics": { (one): { "enabled": true } } });
+        let refusal = Release { values, ..Release::default() }.render().unwrap_err().to_string();
+        assert!(refusal.contains("metrics.address=node"), "{one}: {refusal}");
     }
     Ok(())
 }

@@ -27,8 +27,8 @@ pub fn rendered(release: &Release) -> Result<Vec<Value>> {
     Ok(documents)
 }
 
-/// Returns the default release and two others: one for k3s, one with a private registry. Each of
-/// the two sets many values at once.
+/// Returns the default release and three others: one for k3s, one with a private registry, one with
+/// a Prometheus. Each of the three sets many values at once.
 pub fn other_releases() -> Vec<Release> {
     let of_k3s = json!({
         "cni": {
@@ -48,10 +48,18 @@ pub fn other_releases() -> Vec<Release> {
         "resources": { "limits": { "memory": "1Gi" } },
         "seccompProfile": "Unconfined",
     });
+    let scraped = json!({
+        "metrics": {
+            "address": "node",
+            "podMonitor": { "enabled": true, "labels": { "release": "monitoring" } },
+            "service": { "enabled": true, "annotations": { "prometheus.io/scrape": "true" } },
+        },
+    });
     vec![
         Release::default(),
         Release { values: of_k3s, ..Release::default() },
         Release { values: private, namespace: "podwire-system".to_owned() },
+        Release { values: scraped, ..Release::default() },
     ]
 }
 

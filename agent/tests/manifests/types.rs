@@ -6,14 +6,45 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use serde::Serialize;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use xtask::manifests;
 
 use crate::documents;
+
+/// The fields of Prometheus Operator's PodMonitor that the chart uses, by the operator's definition.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodMonitor {
+    api_version: String,
+    kind: String,
+    metadata: ObjectMeta,
+    spec: PodMonitorSpec,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodMonitorSpec {
+    selector: LabelSelector,
+    pod_metrics_endpoints: Vec<PodMetricsEndpoint>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PodMetricsEndpoint {
+    port: String,
+    relabelings: Vec<RelabelConfig>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RelabelConfig {
+    source_labels: Vec<String>,
+    target_label: String,
+}
 
 #[test]
 fn every_document_comes_through_kubernetes_types_without_a_loss() -> Result<()> {
@@ -46,6 +77,8 @@ fn check(document: &Value) -> Result<()> {
     match (document["apiVersion"].as_str(), document["kind"].as_str()) {
         (Some("v1"), Some("ServiceAccount")) => round_trip::<ServiceAccount>(document),
         (Some("v1"), Some("ConfigMap")) => round_trip::<ConfigMap>(document),
+        (Some("v1"), Some("Service")) => round_trip::<Service>(document),
+        (Some("monitoring.coreos.com/v1"), Some("PodMonitor")) => round_trip::<PodMonitor>(document),
         (Some("apps/v1"), Some("DaemonSet")) => round_trip::<DaemonSet>(document),
         (Some("rbac.authorization.k8s.io/v1"), Some("ClusterRole")) => round_trip::<ClusterRole>(document),
         (Some("rbac.authorization.k8s.io/v1"), Some("ClusterRoleBinding")) => {

@@ -13,3 +13,9 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
+
+{{- define "podwire.metricsAreReachable" -}}
+{{- if eq .Values.metrics.address "127.0.0.1" }}
+{{- fail "metrics.podMonitor and metrics.service need metrics.address=node: no Prometheus in the cluster reaches 127.0.0.1 of the nodes" }}
+{{- end }}
+{{- end }}

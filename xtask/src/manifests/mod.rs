@@ -83,7 +83,9 @@ pub fn for_kubectl() -> Result<BTreeMap<PathBuf, String>> {
             documents.trim_end()
         )
     };
-    let install: Vec<&str> = rendered.values().map(|text| text.trim()).collect();
+    let texts = rendered.values().map(|text| text.trim());
+    // A template that a value switches on may have no document.
+    let install: Vec<&str> = texts.filter(|text| !text.is_empty()).collect();
     Ok(BTreeMap::from([
         ("manifests/podwire.yaml".into(), written(&install.join("\n---\n"))),
         ("manifests/uninstall.yaml".into(), written(&uninstall)),

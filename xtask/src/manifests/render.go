@@ -7,6 +7,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -97,6 +98,7 @@ func functions(templates *template.Template) template.FuncMap {
 			}
 			return given
 		},
+		"fail":  func(reason string) (string, error) { return "", errors.New(reason) },
 		"quote": func(value string) string { return fmt.Sprintf("%q", value) },
 		"sha256sum": func(text string) string {
 			return fmt.Sprintf("%x", sha256.Sum256([]byte(text)))
