@@ -14,4 +14,5 @@ pub mod manifests;
 pub mod matrix;
 pub mod oci;
 pub mod picture;
+pub mod prometheus;
 pub mod transcripts;

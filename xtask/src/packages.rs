@@ -1,10 +1,11 @@
 //! Debian packages: their names, the files that prove they are installed, and their purpose.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::run;
 
@@ -131,6 +132,34 @@ pub(crate) fn can_install() -> bool {
 pub(crate) fn install(names: &[&str]) -> Result<()> {
     update()?;
     run::visibly(apt().args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(names))
+}
+
+/// Fetches a package and unpacks it into a folder that does not exist. Nothing is installed, so no
+/// service of the package starts.
+pub(crate) fn unpack(package: &str, to: &Path) -> Result<()> {
+    let unfinished = to.with_extension("unfinished");
+    let _ = fs::remove_dir_all(&unfinished);
+    fs::create_dir_all(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
+    let mut download = Command::new("apt-get");
+    // Run as root: apt's own user may not write to this folder.
+    download.args(["download", "--quiet", "--quiet", "-o", "APT::Sandbox::User=root", package]);
+    run::visibly(download.current_dir(&unfinished))?;
+    let archive = only(&unfinished, package)?;
+    run::visibly(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&unfinished))?;
+    fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
+    fs::rename(&unfinished, to).with_context(|| format!("rename {}", unfinished.display()))
+}
+
+/// Returns the one file or folder in `folder` with a name that starts with `beginning`.
+pub(crate) fn only(folder: &Path, beginning: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(beginning) {
+            return Ok(entry.path());
+        }
+    }
+    bail!("{} has no {beginning}*: remove {0}, and the next run fetches it again", folder.display())
 }
 
 /// Fetches the package lists, once in a run of this program.

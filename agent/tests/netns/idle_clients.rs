@@ -1,13 +1,13 @@
 //! Clients that connect and send nothing. All other clients are still served.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
-use xtask::lab::{Lab, Node};
+use xtask::lab::{Lab, Node, Ns};
 
 /// A low soft limit, which the agent raises by itself.
 const DESCRIPTORS: &str = "prlimit --nofile=64:1024";
@@ -90,11 +90,17 @@ fn raise_descriptors(clients: usize) {
 
 /// Returns the agent's answer by HTTP, with its head.
 pub fn get(node: &Node, path: &str) -> String {
-    let Ok(mut stream) = node.enter(|| TcpStream::connect(METRICS)).unwrap() else {
+    get_at(node, METRICS.parse().unwrap(), path)
+}
+
+/// Returns the answer by HTTP of a server that a namespace reaches, with its head.
+pub fn get_at(ns: &Ns, server: SocketAddr, path: &str) -> String {
+    let Ok(mut stream) = ns.enter(|| TcpStream::connect(server)).unwrap() else {
         return "nobody listens".into();
     };
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").as_bytes()).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text

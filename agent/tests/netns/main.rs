@@ -58,6 +58,7 @@ mod packets;
 mod packets6;
 mod paths;
 mod plugin;
+mod prometheus;
 mod reference;
 mod refused;
 mod restart;

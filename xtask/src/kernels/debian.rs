@@ -1,13 +1,13 @@
 //! Debian's kernels, unpacked below `target`. None is installed: this machine keeps its kernel.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::{Files, Kernel};
-use crate::{packages, run};
+use crate::packages::{self, only};
+use crate::run;
 
 /// Fetches the newest kernel of a line, unless one has been fetched before.
 pub(super) fn fetch(kernel: Kernel) -> Result<Files> {
@@ -33,17 +33,7 @@ fn unpack(kernel: Kernel, to: &Path) -> Result<()> {
     let package = newest(kernel, &names).with_context(|| {
         format!("apt knows no linux-image-{kernel}.*-cloud-amd64 (Debian 12 has it in bookworm-security)")
     })?;
-    let unfinished = to.with_extension("unfinished");
-    let _ = fs::remove_dir_all(&unfinished);
-    fs::create_dir_all(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
-    let mut download = Command::new("apt-get");
-    // Run as root: apt's own user may not write to this folder.
-    download.args(["download", "--quiet", "--quiet", "-o", "APT::Sandbox::User=root", package]);
-    run::visibly(download.current_dir(&unfinished))?;
-    let archive = only(&unfinished, package)?;
-    run::visibly(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&unfinished))?;
-    fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
-    fs::rename(&unfinished, to).with_context(|| format!("rename {}", unfinished.display()))
+    packages::unpack(package, to)
 }
 
 fn prefix(kernel: Kernel) -> String {
@@ -59,18 +49,6 @@ fn newest(kernel: Kernel, names: &str) -> Option<&str> {
             .collect()
     };
     names.lines().filter(|name| name.ends_with("-cloud-amd64")).max_by_key(version)
-}
-
-/// Returns the one file or folder in `folder` with a name that starts with `beginning`.
-fn only(folder: &Path, beginning: &str) -> Result<PathBuf> {
-    let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(beginning) {
-            return Ok(entry.path());
-        }
-    }
-    bail!("{} has no {beginning}*: remove {0}, and the next run fetches it again", folder.display())
 }
 
 #[cfg(test)]
