@@ -15,11 +15,25 @@ const METRICS: &str = "127.0.0.1:9790";
 
 #[test]
 fn idle_clients_of_the_metrics_keep_nobody_from_being_served() {
+    nobody_waits_for_idle_clients_at(METRICS);
+}
+
+#[test]
+fn idle_clients_at_the_nodes_address_keep_nobody_waiting() {
+    nobody_waits_for_idle_clients_at("[fd00:10:200::1]:9790");
+}
+
+fn nobody_waits_for_idle_clients_at(server: &str) {
     const CLIENTS: usize = 1100;
-    raise_descriptors(CLIENTS);
-    let lab = Lab::builder().nodes(1).agent_wrapper(&words(DESCRIPTORS)).build().unwrap();
+    raise_descriptors(2 * CLIENTS);
+    let lab = Lab::builder()
+        .nodes(1)
+        .agent_wrapper(&words(DESCRIPTORS))
+        .agent_arguments(&["--metrics-node-addresses", "10.200.0.1,fd00:10:200::1"])
+        .build()
+        .unwrap();
     let node = lab.node(0);
-    let connect = || TcpStream::connect(METRICS).unwrap();
+    let connect = || TcpStream::connect(server).unwrap();
     let mut clients = node.enter(|| (0..CLIENTS).map(|_| connect()).collect::<Vec<_>>()).unwrap();
     // These clients begin a request that does not end.
     for client in clients.iter_mut().rev().take(32) {
