@@ -31,28 +31,47 @@ pub(crate) fn measure(programs: &Programs, effort: Effort, report: &mut Report) 
     // Both contestants share the ports: each turn has its own.
     let connections = RefCell::new(Connections::new(&site));
     let connect = || connections.borrow_mut().measure(effort.turn);
-    let (made, shown) = (Cell::new(0.0), Cell::new(0));
+    let counts = Cell::new(Counts::default());
     let quiet = Contestant::new(QUIET, || Ok([connect()?]));
     let listener = Contestant::new(LISTENER, || {
         let monitor = Monitor::start(&programs.binaries, node)?;
         let rate = connect()?;
-        made.set(made.get() + rate * effort.turn.as_secs_f64());
-        shown.set(shown.get() + monitor.stop()?);
+        let (before, turn) = (counts.get(), monitor.stop()?);
+        counts.set(Counts { shown: before.shown + turn.shown, missing: before.missing + turn.missing });
         Ok([rate])
     });
     let figure = "listener-connect";
     let [comparison] = Comparison::run_all([(figure, "connections/s")], effort, vec![quiet, listener])?;
     comparison.record(figure, LISTENER, QUIET, Ratio::Plain, Some(Target::AtLeast(0.97)), report)?;
     report.charts.push(comparison.chart());
-    let share = shown.get() as f64 / made.get() * 100.0;
+    let Counts { shown, missing } = counts.get();
+    let share = shown as f64 / (shown + missing) as f64 * 100.0;
     report.records.push(Record::alone("listener-shown", "%", &[share], None));
     Ok(())
+}
+
+/// Events that a monitor has shown, and events that it has only counted.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    shown: u64,
+    missing: u64,
+}
+
+impl Counts {
+    fn with(self, line: &str) -> Self {
+        match line.split_once(" events ") {
+            Some((missing, _)) => {
+                Self { missing: self.missing + missing.parse::<u64>().unwrap_or(0), ..self }
+            }
+            None => Self { shown: self.shown + 1, ..self },
+        }
+    }
 }
 
 /// A running `podwire monitor`, and the reader of what it prints.
 struct Monitor {
     child: Child,
-    lines: Option<JoinHandle<usize>>,
+    lines: Option<JoinHandle<Counts>>,
 }
 
 impl Monitor {
@@ -65,15 +84,14 @@ impl Monitor {
             .context("start podwire monitor")?;
         let out = BufReader::new(child.stdout.take().context("no output of podwire monitor")?);
         let lines = thread::spawn(move || {
-            let lines = out.split(b'\n').map_while(Result::ok);
-            lines.filter(|line| !line.windows(11).any(|text| text == b"are missing")).count()
+            out.lines().map_while(Result::ok).fold(Counts::default(), |counts, line| counts.with(&line))
         });
         thread::sleep(SETTLING);
         Ok(Self { child, lines: Some(lines) })
     }
 
-    /// Returns how many events the monitor has shown.
-    fn stop(mut self) -> Result<usize> {
+    /// Returns what the monitor has shown.
+    fn stop(mut self) -> Result<Counts> {
         thread::sleep(SETTLING);
         self.end();
         let lines = self.lines.take().context("a monitor stops once")?;
