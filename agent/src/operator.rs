@@ -21,7 +21,7 @@ use crate::lock::ClaimError;
 use crate::log::Control;
 use crate::monitor::Selection;
 use crate::packet_events::Listeners;
-use crate::packet_record::Record;
+use crate::packet_record::{Clocks, Record};
 use crate::status::Status;
 use crate::unix_socket::ListeningSocket;
 
@@ -40,6 +40,8 @@ const CONNECTIONS: usize = 16;
 pub enum Question {
     /// The selected events from now on, until the client hangs up.
     Monitor(Box<Selection>),
+    /// The last drops that had an event.
+    LastDrops,
     /// The names of addresses and links.
     Names,
     /// The state of the node's pod network.
@@ -140,6 +142,17 @@ async fn converse(
                 _ = reader.read(&mut rest) => Ok(()),
             }
         }
+        Ok(Question::LastDrops) => match ask(events, Event::Names).await {
+            Some(names) => {
+                let clocks = Clocks::now();
+                for event in listeners.last_drops() {
+                    let record = Record::new(&event, &names, clocks);
+                    write(&mut writer, &Line::Event(Box::new(record))).await?;
+                }
+                Ok(())
+            }
+            None => Ok(()),
+        },
         Ok(Question::Names) => match ask(events, Event::Names).await {
             Some(names) => write(&mut writer, &Line::Names { names }).await,
             None => Ok(()),

@@ -1,12 +1,12 @@
 //! The events that the programs write about single packets, from the ring to all who listen. The
 //! programs write what the listeners together want.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use podwire_common::event::{Kind, VERDICTS};
+use podwire_common::event::{Event, Kind, VERDICTS};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, broadcast};
@@ -20,6 +20,8 @@ use crate::packet_filter::{self, Filter};
 
 /// Events that a slow listener may be behind. It misses older ones, and learns how many.
 const BEHIND: usize = 4096;
+/// Drops that the agent keeps for `podwire drops`.
+const LAST: usize = 1024;
 /// Events that the reader takes before listeners run.
 const AT_ONCE: usize = BEHIND / 2;
 /// Kinds for which the programs do not wake the reader.
@@ -46,6 +48,8 @@ pub struct Lost {
 pub struct Listeners(Arc<Shared>);
 
 struct Shared {
+    /// The last drops, the oldest first.
+    drops: Mutex<VecDeque<Event>>,
     told: broadcast::Sender<Record>,
     wanted: Mutex<Wanted>,
     /// What is wanted has changed.
@@ -72,7 +76,14 @@ impl Listeners {
     /// Returns a place without listeners.
     pub fn new(switch: EventSwitch) -> Self {
         let wanted = Mutex::new(Wanted { switch, next: 0, filters: BTreeMap::new() });
-        Self(Arc::new(Shared { told: broadcast::Sender::new(BEHIND), wanted, changed: Notify::new() }))
+        let drops = Mutex::new(VecDeque::with_capacity(LAST));
+        let told = broadcast::Sender::new(BEHIND);
+        Self(Arc::new(Shared { drops, told, wanted, changed: Notify::new() }))
+    }
+
+    /// Returns the last drops that had an event, the oldest first.
+    pub fn last_drops(&self) -> Vec<Event> {
+        self.0.drops().iter().copied().collect()
     }
 
     /// Listens from now on.
@@ -102,6 +113,23 @@ impl Listeners {
 }
 
 impl Shared {
+    fn drops(&self) -> MutexGuard<'_, VecDeque<Event>> {
+        self.drops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a record on, and keeps it if it is a drop.
+    fn tell(&self, record: Record) {
+        if record.event.kind == Kind::Drop as u8 {
+            let mut drops = self.drops();
+            if drops.len() == LAST {
+                drops.pop_front();
+            }
+            drops.push_back(record.event);
+        }
+        // An error only says that nobody listens.
+        let _ = self.told.send(record);
+    }
+
     fn wanted(&self) -> MutexGuard<'_, Wanted> {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,8 +226,8 @@ impl Drop for Listener {
     }
 }
 
-/// Reads the ring until the process ends. Without listeners, events are forgotten: the ring must
-/// not be full of old ones when somebody begins to listen.
+/// Reads the ring until the process ends. Without listeners, only the last drops are kept: the
+/// ring must not be full of old events when somebody begins to listen.
 pub async fn read(ring: EventRing, listeners: Listeners) {
     if let Err(error) = try_read(ring, &listeners).await {
         error!("cannot read the programs' events, so `podwire monitor` shows none: {error}");
@@ -219,8 +247,7 @@ async fn try_read(ring: EventRing, listeners: &Listeners) -> io::Result<()> {
         }
         let mut taken = 0;
         while let Some(record) = ring.get_mut().pop() {
-            // An error only says that nobody listens.
-            let _ = listeners.0.told.send(record);
+            listeners.0.tell(record);
             taken += 1;
             if taken % AT_ONCE == 0 {
                 yield_now().await;

@@ -66,7 +66,7 @@ pub fn record() -> Result<Vec<Transcript>> {
         let text = shown.replace(&format!("{}-{}-", lab.name(), node.name()), "").replace("lab/", "default/");
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
         let text = text.replace(kernel.trim(), "6.18.0");
-        let text = if name == "status" { text } else { aligned(&text) };
+        let text = if ["status", "packets"].contains(&name) { text } else { aligned(&text) };
         Ok(Transcript { document: "docs/commands.md", name, text })
     };
     let pin = |map: &str| node.bpf_dir().join(map).to_string_lossy().into_owned();
@@ -89,6 +89,7 @@ pub fn record() -> Result<Vec<Transcript>> {
         show("nodes", &["nodes"])?,
         show("hostports", &["hostports"])?,
         show("drops", &["drops"])?,
+        show("packets", &["drops", "--pod", &name(&pods[0])])?,
         show("flows", &["flows", "--pod", &name(&pods[0]), "--kind", "translation,stack"])?,
         inspect("qdisc", &["tc", "-s", "qdisc", "show", "dev", pods[0].host_interface()])?,
     ])

@@ -5,22 +5,30 @@ use podwire_common::reason::Drop;
 
 use super::Error;
 use super::output::{self, Printing, Row};
+use super::selection;
 use super::view::{Folders, open_tables};
 use crate::config::Logging;
 use crate::dataplane::maps::Maps;
 use crate::operator::client;
 use crate::operator::{Line, Question};
+use crate::packet_record::Record;
 use crate::status::Drops;
 
 /// Options of `podwire drops`.
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "The counters have no addresses: `podwire monitor` shows single packets.\n\nExample: podwire drops --watch"
+    after_help = "The counters have no addresses. With --packets, or with a filter by pod, node, address, port, protocol or family, the command prints single packets: those of the last 1,024 events of drops that the running agent has read. Each reason has at most 32 events a second on each CPU. `podwire monitor` shows packets from now on.\n\nExamples:\n  podwire drops --watch\n  podwire drops --pod shop/web"
 )]
 pub struct Options {
     /// Show only these reasons. Separate reasons by commas.
     #[arg(long, value_delimiter = ',', value_name = "REASON", value_parser = reason)]
     pub reason: Vec<&'static str>,
+    /// Show the packets that were dropped last, and not the counters.
+    #[arg(long)]
+    pub packets: bool,
+    /// Filters of packets.
+    #[command(flatten)]
+    pub filters: selection::Flows,
     /// How to print.
     #[command(flatten)]
     pub printing: Printing,
@@ -41,11 +49,23 @@ impl Row for Drops {
     }
 }
 
-/// Prints the counters.
+impl Row for Record {
+    const HEADINGS: &'static [&'static str] = &["TIME", "REASON", "PACKET"];
+
+    fn cells(&self) -> Vec<String> {
+        let reason = self.reason.clone().unwrap_or_default();
+        vec![format!("{:.6}", self.time), reason, self.description()]
+    }
+}
+
+/// Prints the counters, or the last packets.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn run(options: &Options) -> Result<(), Error> {
+    if options.packets || options.filters.are_set() {
+        return options.printing.repeat(|printing| Ok(output::print(&last(options)?, printing.output)?));
+    }
     options.printing.repeat(|printing| {
         let drops = match ask(options) {
             Err(client::Error::NoAgent { .. }) => of_tables(&open_tables(&options.folders)?)?,
@@ -82,6 +102,28 @@ fn ask(options: &Options) -> Result<Vec<Drops>, client::Error> {
         Ok(())
     })?;
     Ok(told)
+}
+
+/// Returns the last packets that the filters admit.
+fn last(options: &Options) -> Result<Vec<Record>, Error> {
+    let mut last = Vec::new();
+    client::ask(&options.folders.place, &Question::LastDrops, |_, line| {
+        if let Line::Event(record) = line
+            && is_wanted(options, &record)
+        {
+            last.push(*record);
+        }
+        Ok(())
+    })?;
+    Ok(last)
+}
+
+fn is_wanted(options: &Options, record: &Record) -> bool {
+    let reason = record.reason.as_deref().unwrap_or_default();
+    let inner = record.inner.iter().flat_map(|inner| [&inner.source, &inner.destination]);
+    let ends: Vec<_> = record.source.iter().chain(&record.destination).chain(inner).collect();
+    (options.reason.is_empty() || options.reason.contains(&reason))
+        && options.filters.admit(&record.protocol, &ends)
 }
 
 /// Parses the name of a reason.

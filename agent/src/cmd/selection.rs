@@ -44,6 +44,10 @@ pub struct Addresses {
 }
 
 impl Addresses {
+    fn are_set(&self) -> bool {
+        self.address.is_some() || self.family.is_some()
+    }
+
     /// Returns whether an address passes.
     pub fn admit(&self, address: IpAddr) -> bool {
         self.address.is_none_or(|network| network.contains(&address)) && self.admit_family(address)
@@ -85,6 +89,15 @@ pub struct Flows {
 }
 
 impl Flows {
+    /// Returns whether there is any filter.
+    pub fn are_set(&self) -> bool {
+        self.pods.is_set()
+            || self.node.is_some()
+            || self.addresses.are_set()
+            || self.port.is_some()
+            || self.protocol.is_some()
+    }
+
     /// Returns whether a flow passes. `protocol`: the name or number that the flow is shown with.
     pub fn admit(&self, protocol: &str, ends: &[&End]) -> bool {
         let any = |admits: &dyn Fn(&End) -> bool| ends.iter().any(|end| admits(end));
@@ -95,7 +108,7 @@ impl Flows {
         self.protocol.as_ref().is_none_or(is_protocol)
             && (!self.pods.is_set() || any(&|end| self.pods.admit(end.pod.as_deref())))
             && self.node.as_ref().is_none_or(|node| any(&|end| end.node.as_ref() == Some(node)))
-            && any(&|end| self.addresses.admit(end.address))
+            && (!self.addresses.are_set() || any(&|end| self.addresses.admit(end.address)))
             && self.port.is_none_or(|port| any(&|end| end.port == Some(port)))
     }
 }

@@ -108,6 +108,15 @@ fn drops_of_the_last_minute_are_told_apart_from_earlier_ones() {
     assert_eq!(wait_until(lately), Some(json!(3)));
     let drops = crate::commands::rows(node, &["drops", "--reason", "multicast"]);
     assert_eq!(drops.iter().map(|drops| &drops["packets"]).collect::<Vec<_>>(), [3]);
+    // The restarted agent keeps no packets of the one before.
+    let packets = |of: &str| crate::commands::rows(node, &["drops", "--reason", "multicast", "--pod", of]);
+    let name = format!("lab/{}", pod.call().container_id);
+    assert_eq!(packets(&name), [] as [Value; 0]);
+    socket.send_to(b"podwire!", "239.1.2.3:5000").unwrap();
+    let last = wait_until(|| packets(&name).pop()).unwrap();
+    assert_eq!((&last["reason"], &last["destination"]["port"]), (&json!("multicast"), &json!(5000)));
+    assert_eq!(last["source"]["pod"], name);
+    assert_eq!(packets("lab/another"), [] as [Value; 0]);
     let unknown = run(node, &["drops", "--reason", "bad-luck"]);
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("source-not-owned"));
 }
