@@ -1,6 +1,6 @@
 //! The socket buffer of a TC program.
 
-use core::{mem::MaybeUninit, ptr::copy_nonoverlapping};
+use core::{hint::black_box, mem::MaybeUninit, ptr::copy_nonoverlapping};
 
 use aya_ebpf::{cty::c_void, programs::TcContext};
 use podwire_common::reason::{Drop, Hook};
@@ -253,12 +253,13 @@ impl Skb for TcContext {
 
     #[inline(always)]
     fn load_start<const N: usize>(&self, bytes: &mut [u8; N]) -> Result<u32, Drop> {
-        let length = self.len();
-        let length = if length > N as u32 { N as u32 } else { length };
-        // The verifier must see in the same register that the length is not zero.
-        if length == 0 {
+        // One less, in a box: the verifier of Linux 6.1 learns no lower bound from a comparison with
+        // zero, but from an addition.
+        let last = black_box(self.len().min(N as u32).wrapping_sub(1));
+        if last >= N as u32 {
             return Err(Drop::Truncated);
         }
+        let length = last + 1;
         // SAFETY: the context is valid, and the length is at most that of the array.
         let code = unsafe { bpf_skb_load_bytes(self.skb.skb.cast(), 0, bytes.as_mut_ptr().cast(), length) };
         if code == 0 { Ok(length) } else { Err(Drop::Truncated) }
