@@ -21,6 +21,8 @@ pub enum Fault {
     WatchesFail(u16),
     /// Every new watch from a version is refused with this status.
     VersionsRefused(u16),
+    /// Every write of an Event is refused with this status.
+    EventsRefused(u16),
     /// Every page after the first is refused as too old: 410.
     PagesExpire,
 }

@@ -1,11 +1,12 @@
 //! A Kubernetes API server, as far as a node agent sees one. It lists and watches Node objects over
-//! HTTP, with versions, bookmarks, pages, streamed lists and the errors of the real server. It
-//! makes faults on demand.
+//! HTTP, with versions, bookmarks, pages, streamed lists and the errors of the real server. It takes
+//! Events. It makes faults on demand.
 //!
 //! The server keeps its objects in memory. If `crate::envtest` finds etcd and kube-apiserver, tests
 //! also run against them.
 
 mod faults;
+mod node_events;
 mod requests;
 mod store;
 mod tls;
@@ -24,6 +25,7 @@ pub use tls::Certificate;
 
 use crate::lab::traffic::bound;
 
+use node_events::NodeEvents;
 use store::Store;
 
 /// Makes the listening socket, and makes it again after a stop.
@@ -39,6 +41,7 @@ pub struct ApiServer {
 /// The state that all requests share.
 struct Shared {
     store: Store,
+    events: Mutex<NodeEvents>,
     settings: Mutex<Settings>,
     requests: Mutex<Vec<String>>,
     listed: Mutex<Option<Instant>>,
@@ -70,6 +73,7 @@ impl ApiServer {
         };
         let shared = Shared {
             store: Store::default(),
+            events: Mutex::default(),
             settings: Mutex::new(settings),
             requests: Mutex::default(),
             listed: Mutex::default(),
@@ -138,6 +142,16 @@ impl ApiServer {
     /// Returns the current Node object.
     pub fn node(&self, name: &str) -> Option<Value> {
         self.shared.store.node(name)
+    }
+
+    /// Returns all Event objects of the group `events.k8s.io`, the oldest first.
+    pub fn events(&self) -> Vec<Value> {
+        lock(&self.shared.events).list()
+    }
+
+    /// Removes all Event objects, as a real server does when they are an hour old.
+    pub fn expire_events(&self) {
+        lock(&self.shared.events).clear();
     }
 
     /// Forgets all changes so far. A client that watches from an earlier version gets 410 and has

@@ -10,14 +10,14 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, patch};
+use axum::routing::{get, patch, post};
 use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
 use super::store::{Change, Kind};
-use super::{Fault, Shared, lock};
+use super::{Fault, Shared, lock, node_events};
 
 /// The time within which a connection has sent the bytes that it was given.
 const SENDING: Duration = Duration::from_millis(20);
@@ -27,6 +27,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/api/v1/nodes", get(nodes))
         .route("/api/v1/nodes/{name}/status", patch(patch_status))
+        .route(node_events::ALL, post(node_events::create))
+        .route(node_events::ONE, patch(node_events::add_to_series))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), guard))
         .with_state(shared)
 }
@@ -48,7 +50,13 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
         Some(Fault::CutAfter(bytes)) => next.run(request).await.map(|body| cut(body, bytes)),
         Some(Fault::Slow(piece, pause)) => next.run(request).await.map(|body| slow(body, piece, pause)),
         // These faults concern some requests only. Their handlers apply them.
-        Some(Fault::WatchesEnd | Fault::WatchesFail(_) | Fault::VersionsRefused(_) | Fault::PagesExpire)
+        Some(
+            Fault::WatchesEnd
+            | Fault::WatchesFail(_)
+            | Fault::VersionsRefused(_)
+            | Fault::EventsRefused(_)
+            | Fault::PagesExpire,
+        )
         | None => next.run(request).await,
     }
 }
@@ -248,7 +256,7 @@ fn status_object(code: u16, reason: &str, message: &str) -> Value {
             "reason": reason, "message": message, "code": code })
 }
 
-fn status(code: u16, reason: &str, message: &str) -> Response {
+pub(super) fn status(code: u16, reason: &str, message: &str) -> Response {
     let code_of_http = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (code_of_http, axum::Json(status_object(code, reason, message))).into_response()
 }
