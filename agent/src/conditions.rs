@@ -98,6 +98,13 @@ macro_rules! names {
                 }
             }
 
+            /// Returns the name as the reason of a Kubernetes Event.
+            pub fn reason(self) -> &'static str {
+                match self {
+                    $(Self::$variant => stringify!($variant),)+
+                }
+            }
+
             /// Returns what does not work while the condition holds.
             pub fn severity(self) -> Severity {
                 match self {

@@ -25,7 +25,8 @@ async fn condition(server: &Server, name: &str) -> String {
     found.map_or("absent".into(), |condition| condition["status"].as_str().unwrap().to_owned())
 }
 
-fn writes(server: &Server) -> Vec<String> {
+/// Returns the requests that write.
+pub fn writes(server: &Server) -> Vec<String> {
     server.requests().into_iter().filter(|request| !request.starts_with("GET ")).collect()
 }
 

@@ -10,6 +10,7 @@ mod condition;
 mod faults;
 mod in_pod;
 mod lists;
+mod node_events;
 mod restarts;
 mod rights;
 mod servers;

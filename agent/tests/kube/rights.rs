@@ -35,7 +35,9 @@ async fn a_nodes_spec_cannot_be_written_and_no_other_object() {
     let cordon = json!({ "spec": { "unschedulable": true } });
     let condition =
         json!({ "status": { "conditions": [{ "type": "NetworkUnavailable", "status": "False" }] } });
-    let attempts: [(Method, &str, &str, &Value, StatusCode); 9] = [
+    let [events, elsewhere] = ["default", "kube-system"]
+        .map(|namespace| format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"));
+    let attempts: [(Method, &str, &str, &Value, StatusCode); 13] = [
         (Method::PATCH, &path, MERGE, &labels, StatusCode::FORBIDDEN),
         (Method::PATCH, &path, MERGE, &cordon, StatusCode::FORBIDDEN),
         (Method::PATCH, &path, STRATEGIC, &condition, StatusCode::FORBIDDEN),
@@ -44,6 +46,11 @@ async fn a_nodes_spec_cannot_be_written_and_no_other_object() {
         (Method::DELETE, &path, MERGE, &json!({}), StatusCode::FORBIDDEN),
         (Method::POST, "/api/v1/nodes", "application/json", &node(2), StatusCode::FORBIDDEN),
         (Method::GET, "/api/v1/pods", "application/json", &json!({}), StatusCode::FORBIDDEN),
+        (Method::GET, &events, "application/json", &json!({}), StatusCode::FORBIDDEN),
+        (Method::DELETE, &events, "application/json", &json!({}), StatusCode::FORBIDDEN),
+        (Method::POST, &elsewhere, "application/json", &json!({}), StatusCode::FORBIDDEN),
+        // The right is there, and the API server refuses what is no Event.
+        (Method::POST, &events, "application/json", &json!({}), StatusCode::UNPROCESSABLE_ENTITY),
         (Method::PATCH, &status, STRATEGIC, &condition, StatusCode::OK),
     ];
     for (method, path, kind, body, expected) in attempts {

@@ -118,6 +118,14 @@ impl Server {
         }
     }
 
+    /// Returns the Event objects, the oldest first.
+    pub async fn events(&self) -> Vec<Value> {
+        match self {
+            Server::Ours { server, .. } => server.events(),
+            Server::Cluster(cluster) => cluster.events().await,
+        }
+    }
+
     /// Returns the agent's requests so far: method, path, query.
     pub fn requests(&self) -> Vec<String> {
         match self {

@@ -32,6 +32,8 @@ pub fn pace() -> Pace {
         rest: Duration::from_millis(20),
         saving: Duration::from_millis(50),
         pause: Duration::from_millis(300),
+        // Only the tests of Events look.
+        looks: Duration::from_secs(3600),
     }
 }
 

@@ -58,12 +58,15 @@ fn values_reach_what_they_are_for() -> Result<()> {
 
     let documents = documents::rendered(private)?;
     for document in documents.iter().filter(|one| !one["metadata"]["namespace"].is_null()) {
-        assert_eq!(document["metadata"]["namespace"], "podwire-system");
+        // Events about nodes are in the namespace `default`.
+        let is_for_events = matches!(document["kind"].as_str(), Some("Role" | "RoleBinding"));
+        let namespace = if is_for_events { "default" } else { "podwire-system" };
+        assert_eq!(document["metadata"]["namespace"], namespace, "{}", document["kind"]);
     }
-    assert_eq!(
-        find(&documents, "ClusterRoleBinding", "podwire")?["subjects"][0]["namespace"],
-        "podwire-system"
-    );
+    for binding in ["ClusterRoleBinding", "RoleBinding"] {
+        let subject = &find(&documents, binding, "podwire")?["subjects"][0];
+        assert_eq!(subject["namespace"], "podwire-system", "{binding}");
+    }
     for name in ["podwire", "podwire-uninstall"] {
         let daemon_set = find(&documents, "DaemonSet", name)?;
         assert_eq!(daemon_set["spec"]["template"]["spec"]["imagePullSecrets"], json!([{ "name": "own" }]));

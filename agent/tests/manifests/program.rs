@@ -152,10 +152,17 @@ fn only_who_reads_a_node_list_has_a_token_and_rights() -> Result<()> {
         assert_eq!(pod["automountServiceAccountToken"], has_token, "{name}");
     }
     assert_eq!(find(&documents, "ServiceAccount", "podwire")?["automountServiceAccountToken"], false);
-    let rules = find(&documents, "ClusterRole", "podwire")?["rules"].as_array().context("no rules")?;
-    let rights: Vec<(Vec<&str>, Vec<&str>)> =
-        rules.iter().map(|rule| (words(&rule["resources"]), words(&rule["verbs"]))).collect();
-    assert_eq!(rights, [(vec!["nodes"], vec!["list", "watch"]), (vec!["nodes/status"], vec!["patch"])]);
+    for (kind, expected) in [
+        ("ClusterRole", &[("nodes", &["list", "watch"][..]), ("nodes/status", &["patch"])][..]),
+        ("Role", &[("events", &["create", "patch"])]),
+    ] {
+        let rules = find(&documents, kind, "podwire")?["rules"].as_array().context("no rules")?;
+        let rights: Vec<(Vec<&str>, Vec<&str>)> =
+            rules.iter().map(|rule| (words(&rule["resources"]), words(&rule["verbs"]))).collect();
+        let expected: Vec<_> =
+            expected.iter().map(|(resource, verbs)| (vec![*resource], verbs.to_vec())).collect();
+        assert_eq!(rights, expected, "{kind}");
+    }
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,8 @@ fn check(document: &Value) -> Result<()> {
         (Some("rbac.authorization.k8s.io/v1"), Some("ClusterRoleBinding")) => {
             round_trip::<ClusterRoleBinding>(document)
         }
+        (Some("rbac.authorization.k8s.io/v1"), Some("Role")) => round_trip::<Role>(document),
+        (Some("rbac.authorization.k8s.io/v1"), Some("RoleBinding")) => round_trip::<RoleBinding>(document),
         (Some("admissionregistration.k8s.io/v1"), Some("ValidatingAdmissionPolicy")) => {
             round_trip::<ValidatingAdmissionPolicy>(document)
         }

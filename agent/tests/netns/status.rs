@@ -125,15 +125,22 @@ fn drops_of_the_last_minute_are_told_apart_from_earlier_ones() {
 fn faults_of_the_cluster_are_named_with_what_to_do() {
     let lab = Lab::builder().build().unwrap();
     let (node, other) = (lab.node(0), lab.node(1));
+    let api = lab.api_server().unwrap();
+    let event = |reason: &str| {
+        let is_told = |event: &Value| event["reason"] == reason && event["regarding"]["name"] == node.name();
+        wait_until(|| api.events().into_iter().find(is_told)).unwrap_or_else(|| panic!("{:#?}", api.events()))
+    };
     is_well(node, "at first");
 
     let unreachable = format!("unreachable {}", other.address());
     node.ip(&format!("route add {unreachable}\n")).unwrap();
     is_named(node, "no-route-to-node", other.name(), || {
-        node.ip(&format!("route delete {unreachable}\n")).unwrap()
+        let event = event("NoRouteToNode");
+        assert!(event["note"].as_str().unwrap().contains(other.name()), "{event}");
+        node.ip(&format!("route delete {unreachable}\n")).unwrap();
     });
+    event("NoRouteToNodeOver");
 
-    let api = lab.api_server().unwrap();
     api.stop();
     is_named(node, "node-list-stale", "the last good state stays", || api.start().unwrap());
 

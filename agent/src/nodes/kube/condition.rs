@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::super::objects::NETWORK_UNAVAILABLE;
 use super::Source;
-use super::client::{self, whole};
+use super::client::whole;
 use super::object::WatchedNode;
 use crate::events::Readiness;
 
@@ -51,14 +51,10 @@ pub(super) async fn see_to(
     }
 }
 
-/// Sets the condition with a new client: this happens rarely, and tokens and certificates change in
-/// the meantime.
+/// Sets the condition with a new client: this happens rarely.
 async fn set_to_false(source: &Source) -> Result<(), String> {
-    let config = source.server.config(source.pace.silence).await.map_err(|error| whole(&error))?;
-    let (answered, _) = watch::channel(());
-    let client = client::client(config, answered).map_err(|error| whole(&error))?;
     let patch = Patch::Strategic(false_now());
-    let nodes = Api::<WatchedNode>::all(client);
+    let nodes = Api::<WatchedNode>::all(source.client().await?);
     let patched = nodes.patch_status(&source.node_name, &PatchParams::default(), &patch).await;
     patched.map(|_| ()).map_err(|error| whole(&error))
 }

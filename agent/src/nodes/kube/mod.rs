@@ -3,6 +3,7 @@
 mod cache;
 mod client;
 mod condition;
+mod node_events;
 mod object;
 
 use std::collections::BTreeMap;
@@ -11,9 +12,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
-use kube::Api;
 use kube::runtime::watcher::{self, DefaultBackoff, Error as WatchError, InitialListStrategy, watcher};
+use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -41,7 +43,7 @@ const CONFIRMING: u32 = 6;
 pub struct Source {
     /// The access to the server.
     pub server: Access,
-    /// This node's name: the agent also sets this node's condition.
+    /// This node's name: the agent also sets this node's condition, and writes Events about it.
     pub node_name: String,
     /// The path of the cache with the last good list.
     pub cache: PathBuf,
@@ -63,6 +65,8 @@ pub struct Pace {
     /// The longest pause after a failed attempt. The first pause is less than two seconds, and it
     /// doubles.
     pub pause: Duration,
+    /// Time between two looks for conditions that have no Event yet.
+    pub looks: Duration,
 }
 
 impl Default for Pace {
@@ -73,11 +77,18 @@ impl Default for Pace {
             rest: Duration::from_secs(1),
             saving: Duration::from_secs(10),
             pause: Duration::from_secs(30),
+            looks: Duration::from_secs(10),
         }
     }
 }
 
 impl Source {
+    /// Returns a client for a write, with the token and the certificates of now.
+    async fn client(&self) -> Result<Client, String> {
+        let config = self.server.config(self.pace.silence).await.map_err(|error| client::whole(&error))?;
+        client::client(config, watch::channel(()).0).map_err(|error| client::whole(&error))
+    }
+
     /// Sends the nodes as an event when the first list is complete and after every change. Ends
     /// when the receiver is closed. Reports an error, and tries again after a pause.
     ///
@@ -115,7 +126,10 @@ impl Source {
         // The client sets up TLS: an unusable certificate shows here.
         let mut client = client::client(config, answered.clone())?;
         info!(url = follower.url, "Node objects come from the API server");
-        let seeing_to = tokio::spawn(condition::see_to(self.clone(), is_unavailable, readiness));
+        // Both end with this function.
+        let mut writers = JoinSet::new();
+        writers.spawn(condition::see_to(self.clone(), is_unavailable, readiness));
+        writers.spawn(node_events::tell(self.clone(), follower.events.clone()));
         loop {
             let config = watcher::Config {
                 initial_list_strategy: follower.strategy.clone(),
@@ -123,7 +137,6 @@ impl Source {
             };
             let nodes = watcher(Api::<WatchedNode>::all(client.clone()), config.page_size(PAGE));
             if follower.follow(Box::pin(nodes)).await == Next::Stop {
-                seeing_to.abort();
                 return Ok(());
             }
             // The files may be half written at this moment. Then the old client goes on, and the

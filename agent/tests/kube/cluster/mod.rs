@@ -21,7 +21,11 @@ use crate::watching::{LOOPBACKS, by_kubeconfig};
 const ADMIN_TOKEN: &str = "administrator";
 /// The manifest that installs the agent.
 const MANIFEST: &str = include_str!("../../../../manifests/podwire.yaml");
+/// The agent's account, as the API server names it.
+const AGENT: &str = "system:serviceaccount:kube-system:podwire";
 const NODES: &str = "/api/v1/nodes";
+const RIGHTS: &str = "/apis/rbac.authorization.k8s.io/v1";
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
 
 /// etcd and kube-apiserver, and the agent's account with the rights that the manifest gives.
 pub struct Cluster {
@@ -46,18 +50,41 @@ impl Cluster {
         door.open().await;
         let cluster = Self { processes, door, admin, folder: tempfile::tempdir().unwrap() };
         cluster.serves().await;
-        // The API server creates this namespace as well, but perhaps later than the test needs it.
-        let namespace = json!({ "metadata": { "name": "kube-system" } });
-        let _ = cluster.ask(Method::POST, "/api/v1/namespaces", Some(&namespace)).await;
+        // The API server creates these namespaces as well, but perhaps later than the test needs
+        // them.
+        for name in ["kube-system", "default"] {
+            let namespace = json!({ "metadata": { "name": name } });
+            let _ = cluster.ask(Method::POST, "/api/v1/namespaces", Some(&namespace)).await;
+        }
         cluster.make("ServiceAccount", "/api/v1/namespaces/kube-system/serviceaccounts").await;
-        cluster.make("ClusterRole", "/apis/rbac.authorization.k8s.io/v1/clusterroles").await;
+        cluster.make("ClusterRole", &format!("{RIGHTS}/clusterroles")).await;
+        cluster.make("Role", &format!("{RIGHTS}/namespaces/default/roles")).await;
         cluster.write_token(&cluster.new_token().await);
         cluster
     }
 
-    /// Binds the agent's account to its role.
+    /// Binds the agent's account to its roles.
     pub async fn bind_role(&self) {
-        self.make("ClusterRoleBinding", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings").await;
+        self.make("ClusterRoleBinding", &format!("{RIGHTS}/clusterrolebindings")).await;
+        self.make("RoleBinding", &format!("{RIGHTS}/namespaces/default/rolebindings")).await;
+        // The API server learns of a binding by a watch of its own.
+        while !self.may_write_events().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn may_write_events(&self) -> bool {
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+            "spec": {
+                "user": AGENT,
+                "resourceAttributes": {
+                    "group": "events.k8s.io", "resource": "events", "verb": "create", "namespace": "default",
+                },
+            },
+        });
+        let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        self.ask(Method::POST, path, Some(&review)).await.unwrap()["status"]["allowed"] == true
     }
 
     /// Returns the agent's access through the door.
@@ -101,12 +128,29 @@ impl Cluster {
         self.ask(Method::GET, &format!("{NODES}/{name}"), None).await.ok()
     }
 
+    /// Returns the agent's Events, the oldest first.
+    pub async fn events(&self) -> Vec<Value> {
+        let list = self.ask(Method::GET, EVENTS, None).await.unwrap();
+        let mut events = list["items"].as_array().unwrap().clone();
+        events.retain(|event| event["reportingController"] == "podwire");
+        events.sort_by_key(|event| event["eventTime"].as_str().map(str::to_owned));
+        events
+    }
+
+    /// Returns the number of Events that `kubectl describe node` shows. It asks for these fields.
+    pub async fn described(&self, node: &str) -> usize {
+        let fields = ["name", "kind", "namespace", "uid"].map(|field| format!("involvedObject.{field}"));
+        let fields = [(&fields[0], node), (&fields[1], "Node"), (&fields[2], ""), (&fields[3], node)];
+        let selector = fields.map(|(field, value)| format!("{field}%3D{value}")).join("%2C");
+        let list = self.ask(Method::GET, &format!("/api/v1/events?fieldSelector={selector}"), None).await;
+        list.unwrap()["items"].as_array().unwrap().len()
+    }
+
     /// Returns the agent's requests so far: method, path, query. The administrator's are left out.
     pub fn requests(&self) -> Vec<String> {
         let log = self.processes.audit_log();
         let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let agents =
-            lines.filter(|line| line["user"]["username"] == "system:serviceaccount:kube-system:podwire");
+        let agents = lines.filter(|line| line["user"]["username"] == AGENT);
         agents
             .map(|line| format!("{} {}", method(&line["verb"]), line["requestURI"].as_str().unwrap()))
             .collect()
@@ -227,6 +271,7 @@ fn method(verb: &Value) -> &'static str {
     match verb.as_str() {
         Some("get" | "list" | "watch") => "GET",
         Some("patch") => "PATCH",
+        Some("create") => "POST",
         _ => "another method",
     }
 }
